@@ -1,0 +1,166 @@
+//! Random access to the bytes of a disk, and cursors over a part of it.
+//!
+//! [`BlockRead`] has no way to write: what is given only that cannot change the disk.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Read-only access to a disk of fixed size.
+pub trait BlockRead: Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+    /// Fills `buf` from `offset`; reading past the end is an error.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+}
+
+/// Write access to a disk of fixed size.
+pub trait BlockWrite: BlockRead {
+    /// Writes all of `data` at `offset`.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Makes a range read as zeroes, deallocating it where the format can.
+    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes all completed writes durable.
+    fn flush(&self) -> io::Result<()>;
+}
+
+/// A raw image file or block device, opened directly.
+pub struct FileDisk {
+    file: File,
+    size: u64,
+}
+
+impl FileDisk {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::from_file(File::open(path)?)
+    }
+
+    pub fn open_rw(path: &Path) -> io::Result<Self> {
+        Self::from_file(File::options().read(true).write(true).open(path)?)
+    }
+
+    fn from_file(mut file: File) -> io::Result<Self> {
+        // Seeking works for block devices too, where metadata().len() is 0.
+        let size = file.seek(SeekFrom::End(0))?;
+        Ok(Self { file, size })
+    }
+}
+
+impl BlockRead for FileDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+impl BlockWrite for FileDisk {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len() as u64, self.size)?;
+        self.file.write_all_at(data, offset)
+    }
+
+    fn zero_at(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
+        check_range(offset, len, self.size)?;
+        let zeroes = vec![0u8; len.min(1 << 20) as usize];
+        while len > 0 {
+            let n = len.min(zeroes.len() as u64);
+            self.file.write_all_at(&zeroes[..n as usize], offset)?;
+            offset += n;
+            len -= n;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Refuses a range that does not lie inside `size` bytes.
+pub fn check_range(offset: u64, len: u64, size: u64) -> io::Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("range {offset}+{len} is outside the disk of {size} bytes"),
+        )),
+    }
+}
+
+/// A `Read + Seek` (and `Write`, over a [`BlockWrite`]) cursor over `start..start + len` of a disk.
+pub struct Window<D: ?Sized> {
+    disk: Arc<D>,
+    start: u64,
+    len: u64,
+    pos: u64,
+}
+
+impl<D: BlockRead + ?Sized> Window<D> {
+    /// The part of the window that lies outside the disk is cut off.
+    pub fn new(disk: Arc<D>, start: u64, len: u64) -> Self {
+        let len = len.min(disk.size().saturating_sub(start));
+        Self {
+            disk,
+            start,
+            len,
+            pos: 0,
+        }
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn available(&self, want: usize) -> usize {
+        (want as u64).min(self.len.saturating_sub(self.pos)) as usize
+    }
+}
+
+impl<D: BlockRead + ?Sized> Read for Window<D> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.available(buf.len());
+        if n > 0 {
+            self.disk.read_at(self.start + self.pos, &mut buf[..n])?;
+            self.pos += n as u64;
+        }
+        Ok(n)
+    }
+}
+
+impl<D: BlockRead + ?Sized> Seek for Window<D> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(n) => Some(n),
+            SeekFrom::End(d) => self.len.checked_add_signed(d),
+            SeekFrom::Current(d) => self.pos.checked_add_signed(d),
+        };
+        self.pos = target.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "seek to a negative position")
+        })?;
+        Ok(self.pos)
+    }
+}
+
+impl<D: BlockWrite + ?Sized> Write for Window<D> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let n = self.available(data.len());
+        if n > 0 {
+            self.disk.write_at(self.start + self.pos, &data[..n])?;
+            self.pos += n as u64;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.disk.flush()
+    }
+}

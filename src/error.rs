@@ -1,0 +1,135 @@
+//! One error type for the edge of the program: what kind (hence which exit code), why, and what to do.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+/// The exit codes of the program, as documented in `--help`, the man page and the README.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ErrorKind {
+    Failed = 1,
+    Usage = 2,
+    Refused = 3,
+    NotReady = 4,
+    MissingTool = 5,
+    RolledBack = 6,
+    NotRolledBack = 7,
+    Internal = 70,
+    Interrupted = 130,
+}
+
+impl ErrorKind {
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+/// Why a guest cannot be converted as it is, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Blocker {
+    /// Stable identifier, e.g. `volume-hibernated`.
+    pub code: String,
+    pub reason: String,
+    pub remedy: String,
+}
+
+impl Blocker {
+    pub fn new(
+        code: impl Into<String>,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            code: code.into(),
+            reason: reason.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Error {
+    pub kind: ErrorKind,
+    pub message: String,
+    pub source: Option<Box<dyn StdError + Send + Sync>>,
+    pub hints: Vec<String>,
+    pub blockers: Vec<Blocker>,
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+            hints: Vec::new(),
+            blockers: Vec::new(),
+        }
+    }
+
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Failed, message)
+    }
+
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, message)
+    }
+
+    pub fn missing_tool(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::MissingTool, message)
+    }
+
+    pub fn refused(message: impl Into<String>, blockers: Vec<Blocker>) -> Self {
+        Self {
+            blockers,
+            ..Self::new(ErrorKind::Refused, message)
+        }
+    }
+
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// The messages below the first, outermost first.
+    pub fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut next: Option<&(dyn StdError + 'static)> = self
+            .source
+            .as_deref()
+            .map(|e| e as &(dyn StdError + 'static));
+        while let Some(error) = next {
+            causes.push(error.to_string());
+            next = error.source();
+        }
+        causes
+    }
+
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.kind.code())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|e| e as _)
+    }
+}

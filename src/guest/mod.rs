@@ -1,0 +1,169 @@
+//! Access to the file systems inside a disk: [`GuestRead`] to look, [`GuestWrite`] to change.
+//!
+//! The rest of the program does not know which engine stands behind these traits.
+
+pub mod path;
+
+pub use path::{GuestPath, PathError};
+
+use serde::Serialize;
+
+use crate::disk::layout::Partition;
+
+/// Names a volume of the disk by its partition index (0 for a disk without a partition table).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct VolumeId(pub u32);
+
+/// What a partition holds, told from its first sectors and not from its partition type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FsKind {
+    Ntfs,
+    Fat,
+    Exfat,
+    Refs,
+    Bitlocker,
+    Ldm,
+    StorageSpaces,
+    Ext,
+    Xfs,
+    Btrfs,
+    Lvm,
+    Luks,
+    Swap,
+    Unknown,
+}
+
+/// Whether a volume may be written, as far as its own metadata says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct VolumeState {
+    /// `$Volume` dirty flag, or a `$LogFile` that was not closed.
+    pub dirty: bool,
+    /// `hiberfil.sys` holds a hibernated session (Fast Startup included).
+    pub hibernated: bool,
+    /// `\System Volume Information` holds shadow-copy stores.
+    pub vss_snapshots: bool,
+    /// The cluster size in bytes, 0 when unknown.
+    pub cluster_size: u32,
+    /// Bytes free according to the file system's own allocation map, when known.
+    pub free_bytes: Option<u64>,
+    /// Why the volume could not be opened although its kind is known.
+    pub unreadable: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Volume {
+    pub id: VolumeId,
+    pub partition: Partition,
+    pub kind: FsKind,
+    pub label: Option<String>,
+    pub state: VolumeState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileKind {
+    File,
+    Dir,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileInfo {
+    /// The name as stored, in the guest's own case.
+    pub name: String,
+    pub kind: FileKind,
+    pub size: u64,
+    /// Reparse tag (`IO_REPARSE_TAG_*`) when the file is a reparse point.
+    pub reparse_tag: Option<u32>,
+    /// LZNT1-compressed data attribute.
+    pub compressed: bool,
+    /// EFS-encrypted data attribute.
+    pub encrypted: bool,
+}
+
+pub const IO_REPARSE_TAG_WOF: u32 = 0x8000_0017;
+
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    #[error("volume {0:?} does not exist or has no file system we can open")]
+    NoVolume(VolumeId),
+    #[error("{path} does not exist")]
+    NotFound { path: String },
+    #[error("{path} is not a {expected}")]
+    WrongKind {
+        path: String,
+        expected: &'static str,
+    },
+    #[error("{path} is {size} bytes, more than the {limit} bytes allowed here")]
+    TooLarge { path: String, size: u64, limit: u64 },
+    #[error("{path} cannot be read: {reason}")]
+    Unreadable { path: String, reason: String },
+    #[error("the volume is not safe to write: {reason}")]
+    Unsafe { reason: String },
+    #[error("no space left on the guest's volume: writing {path}")]
+    NoSpace { path: String },
+    #[error("{op} {path}: {reason}")]
+    Op {
+        op: &'static str,
+        path: String,
+        reason: String,
+    },
+    #[error("reading the disk")]
+    Io(#[from] std::io::Error),
+    #[error("{what} is not available on this host")]
+    MissingTool { what: String, hint: String },
+}
+
+pub type Result<T, E = GuestError> = std::result::Result<T, E>;
+
+/// Read access to the volumes of a disk. Lookups are case-insensitive, by index, never by scanning.
+pub trait GuestRead {
+    /// Which engine this is, for the report: `embedded` or `guestfish`.
+    fn engine(&self) -> &'static str;
+    fn volumes(&self) -> &[Volume];
+    /// `None` when the file or one of its parents does not exist. Does not follow reparse points.
+    fn stat(&self, volume: VolumeId, path: &GuestPath) -> Result<Option<FileInfo>>;
+    /// Entries of a directory without `.`, `..`, NTFS metafiles and 8.3 duplicates.
+    fn list(&self, volume: VolumeId, path: &GuestPath) -> Result<Vec<FileInfo>>;
+    /// Up to `len` bytes from `offset`; shorter only at the end of the file.
+    fn read_at(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>>;
+    /// The whole file, or [`GuestError::TooLarge`].
+    fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>>;
+}
+
+/// A run of bytes to write inside an existing file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    pub offset: u64,
+    pub data: Vec<u8>,
+}
+
+/// Write access to the volumes of a disk: plain requests and replies, so that an engine may run in
+/// another process. Nothing is durable before [`GuestWrite::close`] returns `Ok`.
+pub trait GuestWrite {
+    /// The parent must exist. Fails when the name is taken. The security descriptor is that of a
+    /// sibling directory, or of the parent when there is none.
+    fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
+    /// Creates the file (security descriptor of a sibling file) or replaces the contents of the
+    /// existing one, which keeps its MFT record, security descriptor, short name and attributes.
+    fn write_file(&mut self, volume: VolumeId, path: &GuestPath, contents: &[u8]) -> Result<()>;
+    /// Changes parts of an existing file and sets its size.
+    fn patch_file(
+        &mut self,
+        volume: VolumeId,
+        path: &GuestPath,
+        size: u64,
+        extents: &[Extent],
+    ) -> Result<()>;
+    fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
+    /// The directory must be empty.
+    fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
+    /// Unmounts every volume and flushes the disk.
+    fn close(self: Box<Self>) -> Result<()>;
+}

@@ -1,0 +1,35 @@
+//! hyper2kvm: makes a Windows VM disk boot on KVM with VirtIO.
+//!
+//! The pipeline is a chain of types, and the folders follow it:
+//!
+//! ```text
+//!  SOURCE --disk--> BlockRead --guest--> GuestRead --inspect--> Inspection
+//!                                                       |          |
+//!                                  boot_path (ready?) <-+          v
+//!  virtio-win ----drivers----> DriverSet ----------------------> plan --> Plan
+//!                                                                          |
+//!  overlay <---------- GuestWrite <---------- fix (journal, backup) <------+
+//!     |                                        |
+//!     +--disk::copy--> target                  +--> Receipt
+//!                                              domain --> bootstrap.xml, final.xml
+//!                                              report --> report.json, report.html
+//! ```
+//!
+//! Dependencies point one way: cli -> inspect, plan, fix, domain, report -> boot_path, drivers
+//! -> guest, registry, disk -> tool -> std. Nothing below `cli` prints or exits.
+
+pub mod boot_path;
+pub mod cli;
+pub mod demo;
+pub mod disk;
+pub mod domain;
+pub mod drivers;
+pub mod error;
+pub mod fix;
+pub mod guest;
+pub mod inspect;
+pub mod plan;
+pub mod registry;
+pub mod report;
+pub mod tool;
+pub mod ui;

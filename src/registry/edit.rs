@@ -1,0 +1,231 @@
+//! Registry edits as data, and as the `.reg` text that `hivexregedit --merge` and
+//! `virt-win-reg --merge` read.
+//!
+//! Text values that are plain printable ASCII are written as strings, everything else as `hex(type):`
+//! bytes, so no tool's idea of an encoding can change them.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::hive::{
+    Key, REG_BINARY, REG_DWORD, REG_EXPAND_SZ, REG_MULTI_SZ, REG_NONE, REG_SZ, Result, Value,
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "kebab-case")]
+pub enum RegData {
+    None(Vec<u8>),
+    Sz(String),
+    ExpandSz(String),
+    Binary(Vec<u8>),
+    Dword(u32),
+    MultiSz(Vec<String>),
+}
+
+impl RegData {
+    pub fn to_value(&self) -> Value {
+        let (ty, data) = match self {
+            RegData::None(data) => (REG_NONE, data.clone()),
+            RegData::Sz(text) => (REG_SZ, utf16z(text)),
+            RegData::ExpandSz(text) => (REG_EXPAND_SZ, utf16z(text)),
+            RegData::Binary(data) => (REG_BINARY, data.clone()),
+            RegData::Dword(n) => (REG_DWORD, n.to_le_bytes().to_vec()),
+            RegData::MultiSz(items) => {
+                let mut data: Vec<u8> = items.iter().flat_map(|s| utf16z(s)).collect();
+                data.extend([0, 0]);
+                (REG_MULTI_SZ, data)
+            }
+        };
+        Value { ty, data }
+    }
+
+    fn to_reg(&self) -> String {
+        match self {
+            RegData::Sz(text) if is_plain(text) => format!("\"{}\"", escape(text)),
+            RegData::Dword(n) => format!("dword:{n:08x}"),
+            RegData::Binary(data) => format!("hex:{}", hex(data)),
+            _ => {
+                let value = self.to_value();
+                format!("hex({:x}):{}", value.ty, hex(&value.data))
+            }
+        }
+    }
+}
+
+fn utf16z(text: &str) -> Vec<u8> {
+    text.encode_utf16()
+        .chain([0])
+        .flat_map(u16::to_le_bytes)
+        .collect()
+}
+
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|b| (0x20..0x7f).contains(&b))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+fn hex(data: &[u8]) -> String {
+    let mut text = String::with_capacity(data.len() * 3);
+    for (i, byte) in data.iter().enumerate() {
+        let _ = write!(text, "{}{byte:02x}", if i == 0 { "" } else { "," });
+    }
+    text
+}
+
+/// One change. Keys are `\`-separated paths below the hive's root; parents are created as needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum RegOp {
+    CreateKey {
+        key: String,
+    },
+    /// `name` `""` is the default value.
+    Set {
+        key: String,
+        name: String,
+        data: RegData,
+    },
+    DeleteValue {
+        key: String,
+        name: String,
+    },
+    /// With everything below it.
+    DeleteKey {
+        key: String,
+    },
+}
+
+impl RegOp {
+    pub fn set(key: impl Into<String>, name: impl Into<String>, data: RegData) -> Self {
+        RegOp::Set {
+            key: key.into(),
+            name: name.into(),
+            data,
+        }
+    }
+
+    pub fn key(&self) -> &str {
+        match self {
+            RegOp::CreateKey { key }
+            | RegOp::Set { key, .. }
+            | RegOp::DeleteValue { key, .. }
+            | RegOp::DeleteKey { key } => key,
+        }
+    }
+
+    /// Whether the hive below `root` already is as this operation would leave it.
+    pub fn is_done(&self, root: &Key<'_>) -> Result<bool> {
+        let key = root.key(self.key())?;
+        Ok(match (self, key) {
+            (RegOp::CreateKey { .. }, key) => key.is_some(),
+            (RegOp::DeleteKey { .. } | RegOp::DeleteValue { .. }, None) => true,
+            (RegOp::DeleteKey { .. }, Some(_)) => false,
+            (RegOp::DeleteValue { name, .. }, Some(key)) => key.value(name)?.is_none(),
+            (RegOp::Set { .. }, None) => false,
+            (RegOp::Set { name, data, .. }, Some(key)) => {
+                key.value(name)?.is_some_and(|v| v == data.to_value())
+            }
+        })
+    }
+}
+
+/// The edits of one hive, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegEdits {
+    /// Where the hive is mounted in a running Windows, e.g. `HKEY_LOCAL_MACHINE\SYSTEM`.
+    pub prefix: String,
+    pub ops: Vec<RegOp>,
+}
+
+impl RegEdits {
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self {
+            prefix: prefix.into(),
+            ops: Vec::new(),
+        }
+    }
+
+    /// Drops what is already so.
+    pub fn pending(&self, root: &Key<'_>) -> Result<RegEdits> {
+        let mut pending = RegEdits::new(self.prefix.clone());
+        for op in &self.ops {
+            if !op.is_done(root)? {
+                pending.ops.push(op.clone());
+            }
+        }
+        Ok(pending)
+    }
+
+    pub fn to_reg_text(&self) -> String {
+        let mut text = String::from("Windows Registry Editor Version 5.00\n");
+        let mut open: Option<&str> = None;
+        for op in &self.ops {
+            if let RegOp::DeleteKey { key } = op {
+                let _ = write!(text, "\n[-{}\\{key}]\n", self.prefix);
+                open = None;
+                continue;
+            }
+            if open != Some(op.key()) {
+                let _ = write!(text, "\n[{}\\{}]\n", self.prefix, op.key());
+                open = Some(op.key());
+            }
+            match op {
+                RegOp::Set { name, data, .. } => {
+                    let _ = writeln!(text, "{}={}", value_name(name), data.to_reg());
+                }
+                RegOp::DeleteValue { name, .. } => {
+                    let _ = writeln!(text, "{}=-", value_name(name));
+                }
+                RegOp::CreateKey { .. } | RegOp::DeleteKey { .. } => {}
+            }
+        }
+        text
+    }
+}
+
+fn value_name(name: &str) -> String {
+    if name.is_empty() {
+        "@".to_string()
+    } else {
+        format!("\"{}\"", escape(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reg_text() {
+        let mut edits = RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM");
+        edits.ops = vec![
+            RegOp::DeleteKey { key: "A\\B".into() },
+            RegOp::set("A", "x\"y", RegData::Sz("C:\\a \"b\"".into())),
+            RegOp::set("A", "", RegData::Sz("ü".into())),
+            RegOp::set("A", "d", RegData::Dword(10)),
+            RegOp::set("C", "m", RegData::MultiSz(vec!["a".into()])),
+            RegOp::DeleteValue {
+                key: "C".into(),
+                name: "gone".into(),
+            },
+        ];
+        insta::assert_snapshot!(edits.to_reg_text(), @r#"
+        Windows Registry Editor Version 5.00
+
+        [-HKEY_LOCAL_MACHINE\SYSTEM\A\B]
+
+        [HKEY_LOCAL_MACHINE\SYSTEM\A]
+        "x\"y"="C:\\a \"b\""
+        @=hex(1):fc,00,00,00
+        "d"=dword:0000000a
+
+        [HKEY_LOCAL_MACHINE\SYSTEM\C]
+        "m"=hex(7):61,00,00,00,00,00
+        "gone"=-
+        "#);
+    }
+}
