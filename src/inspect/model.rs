@@ -3,7 +3,7 @@
 //! [`Inspection`] serialises to the keys of `inspect --json`. What plan needs beyond the JSON is in
 //! [`WindowsFacts`] (typed, not serialised), and the bytes of the hives are in [`Hives`], so that
 //! they are read from the disk once. Text that comes from the guest is stripped of control
-//! characters and bounded ([`guest_text`]) before it gets here.
+//! characters and bounded ([`crate::text::guest_text`]) before it gets here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -319,44 +319,4 @@ pub struct Finding {
     pub remedy: String,
     /// The key, file or partition it was read from.
     pub evidence: String,
-}
-
-const MAX_TEXT: usize = 256;
-
-/// Text from the guest made fit for people: no control or invisible formatting characters, trimmed,
-/// at most 256 characters; `None` when nothing is left.
-pub fn guest_text(raw: &str) -> Option<String> {
-    let clean: String = raw
-        .chars()
-        .filter(|c| !c.is_control() && !is_format(*c))
-        .take(MAX_TEXT)
-        .collect();
-    let clean = clean.trim();
-    (!clean.is_empty()).then(|| clean.to_string())
-}
-
-/// Characters that change how the text around them is shown: bidirectional overrides, zero-width
-/// characters, line and paragraph separators.
-fn is_format(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn guest_text_is_harmless() {
-        let long = "x".repeat(1000);
-        let cases = [
-            ("Windows 10 Pro", Some("Windows 10 Pro")),
-            ("\u{1b}[31mred\u{7}\n", Some("[31mred")),
-            ("a\u{202e}b\u{feff}", Some("ab")),
-            (" \0 ", None),
-            (long.as_str(), Some(&long[..256])),
-        ];
-        for (raw, clean) in cases {
-            assert_eq!(guest_text(raw).as_deref(), clean, "{raw:?}");
-        }
-    }
 }
