@@ -1,1 +1,1 @@
-//! In progress.
+//! The command line (in progress).
