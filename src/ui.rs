@@ -63,7 +63,11 @@ impl Ui {
     /// What is being done now, on stderr.
     pub fn status(&self, verb: &str, what: &str) {
         if self.verbosity > 0 && self.progress != ProgressMode::Json {
-            eprintln!("{} {}", self.paint("1;32", &format!("{verb:>12}")), clean(what));
+            eprintln!(
+                "{} {}",
+                self.paint("1;32", &format!("{verb:>12}")),
+                clean(what)
+            );
         }
     }
 
@@ -91,6 +95,12 @@ impl Ui {
     }
 
     pub fn error(&self, error: &Error) {
+        self.error_document(error);
+        self.error_text(error);
+    }
+
+    /// The error as JSON on stdout, when JSON was asked for.
+    pub fn error_document(&self, error: &Error) {
         if self.json {
             let body = json!({
                 "error": {
@@ -103,12 +113,19 @@ impl Ui {
             });
             out(&pretty(&document("error", body)));
         }
+    }
+
+    fn error_text(&self, error: &Error) {
         eprintln!("{} {}", self.paint("1;31", "error:"), clean(&error.message));
         for cause in error.causes() {
             eprintln!("  caused by: {}", clean(&cause));
         }
         for blocker in &error.blockers {
-            eprintln!("  blocker [{}]: {}", clean(&blocker.code), clean(&blocker.reason));
+            eprintln!(
+                "  blocker [{}]: {}",
+                clean(&blocker.code),
+                clean(&blocker.reason)
+            );
             eprintln!("      remedy: {}", clean(&blocker.remedy));
         }
         for hint in &error.hints {
@@ -230,7 +247,8 @@ fn clean_keep_newlines(text: &str) -> String {
 }
 
 fn steers_terminal(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// `1536` as `1.5 KiB`.
@@ -269,6 +287,9 @@ mod tests {
     #[test]
     fn documents_start_with_schema_and_version() {
         let text = document("inspect", json!({"a": 1})).to_string();
-        assert!(text.starts_with("{\"schema\":\"hyper2kvm/inspect/1\",\"version\":"), "{text}");
+        assert!(
+            text.starts_with("{\"schema\":\"hyper2kvm/inspect/1\",\"version\":"),
+            "{text}"
+        );
     }
 }

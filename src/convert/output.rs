@@ -60,8 +60,9 @@ impl OutputFolder {
 
     /// Renames the partial folder to its final name.
     pub fn complete(mut self) -> Result<PathBuf> {
-        let failed =
-            |e: io::Error| Error::failed(format!("completing {}", self.target.display())).because(e);
+        let failed = |e: io::Error| {
+            Error::failed(format!("completing {}", self.target.display())).because(e)
+        };
         fs::remove_file(self.partial.join(LOCK)).map_err(failed)?;
         sync_folder(&self.partial).map_err(failed)?;
         let parent = self.target.parent().unwrap_or(Path::new("/"));
@@ -95,9 +96,7 @@ impl Drop for OutputFolder {
 
 /// Whether an existing target may be replaced; an empty folder counts as free.
 fn check_target(target: &Path, force: bool) -> Result<bool> {
-    let exists = target
-        .try_exists()
-        .map_err(|e| cannot_write(target, e))?;
+    let exists = target.try_exists().map_err(|e| cannot_write(target, e))?;
     if !exists {
         return Ok(false);
     }

@@ -230,8 +230,7 @@ struct Sink {
 
 impl Sink {
     fn create(path: PathBuf) -> Result<Self> {
-        let file =
-            File::create(&path).map_err(io_error(format!("creating {}", path.display())))?;
+        let file = File::create(&path).map_err(io_error(format!("creating {}", path.display())))?;
         Ok(Self { file, path })
     }
 
@@ -306,7 +305,10 @@ mod tests {
         disk.write_at(6000, b"somebody else").unwrap();
         let now = fs::read(dir.path().join("disk")).unwrap();
         let error = rollback(&mut journal, &disk, false).unwrap_err();
-        assert!(matches!(error, CommitError::DiskChanged { count: 1, .. }), "{error}");
+        assert!(
+            matches!(error, CommitError::DiskChanged { count: 1, .. }),
+            "{error}"
+        );
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
         rollback(&mut journal, &disk, true).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
