@@ -20,6 +20,7 @@
 
 pub mod boot_path;
 pub mod cli;
+pub mod convert;
 pub mod demo;
 pub mod disk;
 pub mod domain;
