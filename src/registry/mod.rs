@@ -1,7 +1,12 @@
-//! Registry hives: reading, edits as `.reg` text.
+//! Registry hives: reading, checking, building, edits as `.reg` text.
 
+pub mod base;
+pub mod build;
 pub mod edit;
 pub mod hive;
+pub mod walk;
 
+pub use base::BaseBlock;
+pub use build::KeyTree;
 pub use edit::{RegData, RegEdits, RegOp};
 pub use hive::{HiveError, HiveView, Key, Value};
