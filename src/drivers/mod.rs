@@ -1,1 +1,15 @@
-//! In progress.
+//! The virtio-win drivers: where they lie, which of them a Windows needs, what installing one means.
+//!
+//! ```text
+//!  ISO / folder --media--> Media --select--> DriverSet --package--> files + registry edits
+//!                                   ^   ^
+//!        drivers/*.yaml --catalogue-+   +--inf (which models of an INF are for this Windows)
+//! ```
+//!
+//! Nothing here touches a guest: the result is data, for `plan` to decide on and `fix` to carry out.
+
+pub mod inf;
+pub mod target;
+
+pub use inf::DriverInf;
+pub use target::{Arch, WindowsTarget};
