@@ -1,4 +1,4 @@
-//! The base block of a hive and the transaction logs that lie beside it (`.LOG`, `.LOG1`, `.LOG2`).
+//! The transaction logs that lie beside a hive (`.LOG`, `.LOG1`, `.LOG2`).
 //!
 //! Parsing and checking only; which log applies to which hive is decided in [`super::recover`].
 //! Follows the "Windows registry file format specification" (msuhanov/regf). Two formats:
@@ -11,9 +11,10 @@
 //! What surprised: remnants of earlier cycles follow the live entries in the same file and their
 //! hashes are good; only the sequence number tells them apart.
 
+use super::base::{BaseBlock, FileType};
 use super::marvin::marvin32;
 
-/// The part of a base block that is checksummed, and that a log holds a copy of.
+/// The part of a base block that a log holds a copy of.
 pub const HEADER_SIZE: usize = 512;
 /// Unit of everything in a log.
 const SECTOR: usize = 512;
@@ -24,11 +25,6 @@ pub const MAX_BINS_SIZE: u32 = 0x7fff_f000;
 
 const ENTRY_HEADER: usize = 40;
 const PAGE_REF: usize = 8;
-
-const TYPE_PRIMARY: u32 = 0;
-const TYPE_PAGES: u32 = 1;
-const TYPE_PAGES_NT5: u32 = 2;
-const TYPE_ENTRIES: u32 = 6;
 
 pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     let field = bytes.get(offset..)?.first_chunk()?;
@@ -43,67 +39,6 @@ pub(super) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
 /// Sequence numbers wrap: how far `a` is ahead of `b`, negative when it is behind.
 pub fn seq_ahead(a: u32, b: u32) -> i32 {
     a.wrapping_sub(b) as i32
-}
-
-/// The checked fields of a base block, of a hive or of a log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BaseBlock {
-    pub primary_seq: u32,
-    pub secondary_seq: u32,
-    /// FILETIME; no longer updated by Windows 8.1 and later.
-    pub last_written: u64,
-    pub major: u32,
-    pub minor: u32,
-    pub file_type: u32,
-    pub root: u32,
-    pub bins_size: u32,
-    pub clustering: u32,
-    pub checksum_ok: bool,
-}
-
-impl BaseBlock {
-    /// `None` when the bytes are too short or do not start with `regf`.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let header = bytes.get(..HEADER_SIZE)?;
-        if !header.starts_with(b"regf") {
-            return None;
-        }
-        Some(Self {
-            primary_seq: u32_at(header, 4)?,
-            secondary_seq: u32_at(header, 8)?,
-            last_written: u64_at(header, 12)?,
-            major: u32_at(header, 20)?,
-            minor: u32_at(header, 24)?,
-            file_type: u32_at(header, 28)?,
-            root: u32_at(header, 36)?,
-            bins_size: u32_at(header, 40)?,
-            clustering: u32_at(header, 44)?,
-            checksum_ok: u32_at(header, 508)? == checksum(header),
-        })
-    }
-
-    /// The base block of a hive file, provided that it is intact.
-    pub fn of_hive(bytes: &[u8]) -> Option<Self> {
-        Self::parse(bytes).filter(|b| b.checksum_ok && b.file_type == TYPE_PRIMARY)
-    }
-
-    /// A write had begun and was not finished.
-    pub fn is_dirty(&self) -> bool {
-        self.primary_seq != self.secondary_seq
-    }
-}
-
-/// XOR of the first 127 words; 0 and -1 are not used as results.
-pub fn checksum(header: &[u8]) -> u32 {
-    let (words, _) = header[..header.len().min(508)].as_chunks::<4>();
-    match words
-        .iter()
-        .fold(0, |sum, word| sum ^ u32::from_le_bytes(*word))
-    {
-        0 => 1,
-        u32::MAX => u32::MAX - 1,
-        sum => sum,
-    }
 }
 
 /// Why a log file cannot be used, whatever the hive.
@@ -148,17 +83,19 @@ impl<'b> Log<'b> {
         if bytes.iter().take(HEADER_SIZE).all(|b| *b == 0) {
             return Err(LogError::Empty);
         }
-        let base = BaseBlock::parse(bytes).ok_or(LogError::NoBaseBlock)?;
-        if !base.checksum_ok {
+        let base = BaseBlock::parse(bytes).map_err(|_| LogError::NoBaseBlock)?;
+        if !base.checksum_ok() {
             return Err(LogError::Checksum);
         }
-        if !matches!(base.file_type, TYPE_PAGES | TYPE_PAGES_NT5 | TYPE_ENTRIES) {
-            return Err(LogError::FileType(base.file_type));
+        match base.file_type {
+            FileType::OldLog(_) | FileType::NewLog => {}
+            FileType::Primary => return Err(LogError::FileType(0)),
+            FileType::Unknown(n) => return Err(LogError::FileType(n)),
         }
         if base.is_dirty() {
             return Err(LogError::MidUpdate {
-                primary: base.primary_seq,
-                secondary: base.secondary_seq,
+                primary: base.primary_sequence,
+                secondary: base.secondary_sequence,
             });
         }
         if !bins_size_ok(base.bins_size) {
@@ -168,7 +105,7 @@ impl<'b> Log<'b> {
     }
 
     pub fn has_entries(&self) -> bool {
-        self.base.file_type == TYPE_ENTRIES
+        self.base.file_type == FileType::NewLog
     }
 
     /// The first 512 bytes.
@@ -181,7 +118,7 @@ impl<'b> Log<'b> {
     pub fn entries(&self, limit: usize) -> (Vec<Entry<'b>>, Stop) {
         let mut entries = Vec::new();
         let mut offset = SECTOR;
-        let mut seq = self.base.primary_seq;
+        let mut seq = self.base.primary_sequence;
         loop {
             match Entry::parse(self.bytes, offset, seq, limit) {
                 // An entry is at least a sector long, so this ends.

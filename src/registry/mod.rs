@@ -1,10 +1,16 @@
-//! Registry hives: reading, edits as `.reg` text, transaction logs.
+//! Registry hives: reading, checking, building, edits as `.reg` text, transaction logs, BCD.
 
+pub mod base;
+pub mod build;
 pub mod edit;
 pub mod hive;
 pub mod log;
 pub mod marvin;
 pub mod recover;
+pub mod walk;
 
+pub use base::BaseBlock;
+pub use build::KeyTree;
 pub use edit::{RegData, RegEdits, RegOp};
 pub use hive::{HiveError, HiveView, Key, Value};
+pub use recover::{Recovery, recover};

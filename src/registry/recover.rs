@@ -21,10 +21,10 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 
+use super::base::{self, BaseBlock, FileType};
 use super::hive::BASE_BLOCK_SIZE;
 use super::log::{
-    BIN_ALIGN, BaseBlock, Entry, HEADER_SIZE, Log, LogError, Page, Stop, checksum, seq_ahead,
-    u32_at, u64_at,
+    BIN_ALIGN, Entry, HEADER_SIZE, Log, LogError, Page, Stop, seq_ahead, u32_at, u64_at,
 };
 
 /// The only bit of the base block's flags that a log entry carries.
@@ -190,6 +190,11 @@ enum Changes<'b> {
 
 type Named<'b, 'n> = (&'n str, Log<'b>);
 
+fn intact_base(hive: &[u8]) -> Option<BaseBlock> {
+    let base = BaseBlock::parse(hive).ok()?;
+    (base.checksum_ok() && base.file_type == FileType::Primary).then_some(base)
+}
+
 /// The logs that hold entries newer than a clean hive.
 fn logs_ahead(hive: u32, logs: &[Named]) -> Vec<ReplayWarning> {
     let mut warnings = Vec::new();
@@ -212,7 +217,7 @@ impl<'b, 'n> Plan<'b, 'n> {
     fn new(primary: &'b [u8], logs: &[(&'n str, &'b [u8])]) -> Self {
         let sizes = logs.iter().map(|(_, log)| log.len());
         let mut plan = Plan {
-            base: BaseBlock::of_hive(primary),
+            base: intact_base(primary),
             bin_time: u64_at(primary, BASE_BLOCK_SIZE + 20),
             limit: sizes.fold(primary.len(), usize::saturating_add),
             steps: Vec::new(),
@@ -232,7 +237,7 @@ impl<'b, 'n> Plan<'b, 'n> {
         if let Some(base) = &plan.base
             && !base.is_dirty()
         {
-            plan.warnings = logs_ahead(base.primary_seq, &entry_logs);
+            plan.warnings = logs_ahead(base.primary_sequence, &entry_logs);
             return plan;
         }
         for (name, error) in broken {
@@ -284,10 +289,10 @@ impl<'b, 'n> Plan<'b, 'n> {
 
     /// Whether the log is behind the hive; then it is noted as such.
     fn is_stale(&mut self, name: &str, log: &Log) -> bool {
-        let Some(hive) = self.base.as_ref().map(|b| b.secondary_seq) else {
+        let Some(hive) = self.base.as_ref().map(|b| b.secondary_sequence) else {
             return false;
         };
-        let log = log.base.primary_seq;
+        let log = log.base.primary_sequence;
         let stale = seq_ahead(log, hive) < 0;
         if stale {
             self.skip(name, SkipReason::Stale { log, hive });
@@ -297,18 +302,18 @@ impl<'b, 'n> Plan<'b, 'n> {
 
     fn add_entry_logs(&mut self, mut logs: Vec<Named<'b, 'n>>) {
         logs.retain(|(name, log)| !self.is_stale(name, log));
-        let Some(origin) = logs.first().map(|(_, log)| log.base.primary_seq) else {
+        let Some(origin) = logs.first().map(|(_, log)| log.base.primary_sequence) else {
             return;
         };
         // Relative to one of them, so that it is an order even where the numbers wrap.
-        logs.sort_by_key(|(_, log)| seq_ahead(log.base.primary_seq, origin));
+        logs.sort_by_key(|(_, log)| seq_ahead(log.base.primary_sequence, origin));
         if self.base.is_none() {
             let latest = logs.len() - 1;
             self.skip_all(logs.drain(..latest), SkipReason::Superseded);
         }
         let mut next = None;
         for (name, log) in logs {
-            let found = log.base.primary_seq;
+            let found = log.base.primary_sequence;
             if let Some(expected) = next
                 && expected != found
             {
@@ -366,7 +371,7 @@ impl<'b, 'n> Plan<'b, 'n> {
     /// The hive after all steps. There is at least one.
     fn apply(&self, primary: &[u8]) -> Vec<u8> {
         let mut bytes = primary.to_vec();
-        let mut seq = self.base.as_ref().map_or(0, |b| b.primary_seq);
+        let mut seq = self.base.as_ref().map_or(0, |b| b.primary_sequence);
         for step in &self.steps {
             put_header(&mut bytes, &step.log, self.base.is_some());
             seq = step.summary().last_seq;
@@ -384,7 +389,7 @@ impl<'b, 'n> Plan<'b, 'n> {
         let seq = seq.wrapping_add(1);
         put_u32(&mut bytes, 4, seq);
         put_u32(&mut bytes, 8, seq);
-        let sum = checksum(&bytes[..HEADER_SIZE]);
+        let sum = base::checksum(&bytes);
         put_u32(&mut bytes, 508, sum);
         bytes
     }
@@ -392,7 +397,7 @@ impl<'b, 'n> Plan<'b, 'n> {
 
 impl Step<'_, '_> {
     fn summary(&self) -> AppliedLog {
-        let first_seq = self.log.base.primary_seq;
+        let first_seq = self.log.base.primary_sequence;
         let entries = match &self.changes {
             Changes::Entries(entries) => entries.len() as u32,
             Changes::Pages(_) => 1,

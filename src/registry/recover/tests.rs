@@ -36,7 +36,7 @@ fn header(seq: (u32, u32), file_type: u32, pages: u32, time: u64) -> Vec<u8> {
     for (offset, value) in fields {
         put_u32(&mut header, offset, value);
     }
-    let sum = checksum(&header);
+    let sum = base::checksum(&header);
     put_u32(&mut header, 508, sum);
     header
 }
@@ -126,9 +126,12 @@ fn replay(hive: &[u8], logs: &[&[u8]]) -> String {
         text += &format!("\nwarning: {warning}");
     }
     if !result.applied.is_empty() {
-        let base = BaseBlock::of_hive(&result.bytes).unwrap();
+        let base = BaseBlock::parse(&result.bytes).unwrap();
         let last = result.applied.last().unwrap().last_seq.wrapping_add(1);
-        assert_eq!((base.primary_seq, base.secondary_seq), (last, last));
+        assert_eq!(
+            (base.primary_sequence, base.secondary_sequence),
+            (last, last)
+        );
         let again = recover(&result.bytes, &named).unwrap();
         assert!(!again.was_dirty && again.bytes == result.bytes);
     }

@@ -1,12 +1,11 @@
-//! Replay of real logs, judged by what Windows itself made of the same hives and by msuhanov/yarp,
+//! Real hives, logs and boot stores. Replay is judged by what Windows itself made of the same hives and by msuhanov/yarp,
 //! an independent implementation (run by hand on the same files; its numbers are asserted here).
 
 use std::path::PathBuf;
 use std::process::Command;
 
-use hyper2kvm::registry::log::BaseBlock;
 use hyper2kvm::registry::recover::{Recovery, pending, recover};
-use hyper2kvm::registry::{HiveView, Key};
+use hyper2kvm::registry::{BaseBlock, HiveView, Key};
 use sha2::{Digest, Sha256};
 
 /// A file of the corpus, or `None` when there is no corpus.
@@ -82,7 +81,7 @@ fn sha256(bytes: &[u8]) -> String {
 
 /// The hive bins, which hold everything there is, key timestamps included.
 fn bins(hive: &[u8]) -> &[u8] {
-    let size = BaseBlock::of_hive(hive).unwrap().bins_size as usize;
+    let size = BaseBlock::parse(hive).unwrap().bins_size as usize;
     &hive[4096..4096 + size]
 }
 
@@ -185,8 +184,8 @@ fn equals_yarp_on_a_user_hive() {
     let result = replay(&files);
     assert_eq!(applied(&result), [("LOG1".into(), 23, 566, 588)]);
     assert_eq!(result.skipped.len(), 1, "LOG2 is stale");
-    let base = BaseBlock::of_hive(&result.bytes).unwrap();
-    assert_eq!((base.bins_size, base.primary_seq), (925_696, 589));
+    let base = BaseBlock::parse(&result.bytes).unwrap();
+    assert_eq!((base.bins_size, base.primary_sequence), (925_696, 589));
     assert_eq!(
         content(&result.bytes),
         (

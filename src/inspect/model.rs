@@ -1,0 +1,362 @@
+//! What inspection finds: the data that plan, report and `inspect --json` are built on.
+//!
+//! [`Inspection`] serialises to the keys of `inspect --json`. What plan needs beyond the JSON is in
+//! [`WindowsFacts`] (typed, not serialised), and the bytes of the hives are in [`Hives`], so that
+//! they are read from the disk once. Text that comes from the guest is stripped of control
+//! characters and bounded ([`guest_text`]) before it gets here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Serialize, Serializer};
+
+use crate::boot_path::{BootPath, Controller};
+use crate::disk::layout::Scheme;
+use crate::error::Blocker;
+use crate::guest::{FsKind, GuestPath, VolumeId, VolumeState};
+
+/// The result of `inspect()`: the facts, and the hives they were read from.
+#[derive(Debug)]
+pub struct Survey {
+    pub inspection: Inspection,
+    /// Present when a Windows was found and its hives could be loaded.
+    pub hives: Option<Hives>,
+}
+
+/// The hives as Windows would see them, log files replayed.
+#[derive(Debug)]
+pub struct Hives {
+    pub system: LoadedBytes,
+    pub software: LoadedBytes,
+    /// `System32\config\DRIVERS`, Windows 8.1 and later.
+    pub drivers: Option<LoadedBytes>,
+}
+
+/// One hive file in memory.
+#[derive(Debug)]
+pub struct LoadedBytes {
+    pub path: GuestPath,
+    /// The recovered image: what Windows would work with.
+    pub bytes: Vec<u8>,
+    /// Whether `bytes` differ from the file because log entries were applied.
+    pub replayed: bool,
+    /// The transaction logs beside it that are not empty (`.LOG1`, `.LOG2`, `.LOG`).
+    pub logs: Vec<GuestPath>,
+}
+
+/// Where the bytes came from, told by the caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceFacts {
+    pub path: String,
+    pub format: String,
+    pub virtual_size_bytes: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    pub source: SourceFacts,
+    pub disks: Vec<DiskFacts>,
+    /// `None` when neither a UEFI nor a BIOS boot set-up was found.
+    pub firmware: Option<Firmware>,
+    pub os: OsFacts,
+    pub hives: HiveFacts,
+    /// Empty when no Windows could be examined.
+    pub controllers: BTreeMap<Controller, BootPath>,
+    pub drivers: DriverFacts,
+    pub network: NetworkFacts,
+    pub hypervisor_tools: Vec<String>,
+    pub bitlocker: bool,
+    pub hibernated: bool,
+    pub volume_dirty: bool,
+    pub vss_snapshots: bool,
+    pub dynamic_disk: bool,
+    pub compact_os: bool,
+    pub pending_updates: bool,
+    pub antivirus: Vec<String>,
+    pub group_policy_device_restrictions: bool,
+    pub findings: Vec<Finding>,
+    /// What plan needs and scripts do not; `Some` when the hives could be read.
+    #[serde(skip)]
+    pub windows: Option<WindowsFacts>,
+}
+
+impl Inspection {
+    /// The findings that stop a conversion.
+    pub fn blockers(&self) -> Vec<Blocker> {
+        self.findings
+            .iter()
+            .filter(|f| f.severity == Severity::Blocker)
+            .map(|f| Blocker::new(f.id, f.message.clone(), f.remedy.clone()))
+            .collect()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskFacts {
+    pub scheme: Scheme,
+    pub sector_size: u32,
+    pub disk_id: Option<String>,
+    pub partitions: Vec<PartitionFacts>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PartitionFacts {
+    pub index: u32,
+    #[serde(rename = "type")]
+    pub type_id: String,
+    pub start_bytes: u64,
+    pub size_bytes: u64,
+    pub filesystem: FsKind,
+    pub label: Option<String>,
+    pub name: Option<String>,
+    pub active: bool,
+    /// `None` for a partition without a file system we know.
+    pub state: Option<VolumeState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    Uefi,
+    Bios,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OsFamily {
+    Windows,
+    Linux,
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OsFacts {
+    pub family: OsFamily,
+    pub product_name: Option<String>,
+    /// `22H2`, `1809`, `SP1`.
+    pub display_version: Option<String>,
+    pub build: Option<u32>,
+    /// The update build revision (UBR).
+    pub revision: Option<u32>,
+    /// `EditionID`: `Professional`, `ServerStandard`, ...
+    pub edition: Option<String>,
+    /// `Client`, `Server`, `Server Core`, ...
+    pub installation_type: Option<String>,
+    pub arch: Option<Arch>,
+    pub control_set: Option<String>,
+    pub windows_root: Option<GuestPath>,
+    pub hostname: Option<String>,
+    /// Folders of the virtio-win ISO that fit this Windows, best first.
+    pub driver_folders: Vec<String>,
+}
+
+impl OsFacts {
+    pub fn unknown() -> Self {
+        Self {
+            family: OsFamily::Unknown,
+            product_name: None,
+            display_version: None,
+            build: None,
+            revision: None,
+            edition: None,
+            installation_type: None,
+            arch: None,
+            control_set: None,
+            windows_root: None,
+            hostname: None,
+            driver_folders: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub enum Arch {
+    #[serde(rename = "x86")]
+    X86,
+    #[serde(rename = "x86_64")]
+    X86_64,
+    #[serde(rename = "arm64")]
+    Arm64,
+}
+
+/// What decides which drivers fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowsTarget {
+    pub major: u32,
+    pub minor: u32,
+    pub build: u32,
+    pub arch: Arch,
+    pub server: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WindowsFacts {
+    pub target: WindowsTarget,
+    /// The volume Windows itself is on.
+    pub system_volume: VolumeId,
+    /// E.g. `\Windows`, in the guest's own case.
+    pub root: GuestPath,
+    /// The control set the boot loader takes, e.g. `ControlSet001`.
+    pub control_set: String,
+    /// Every control set of the hive, the one above included.
+    pub control_sets: Vec<String>,
+    /// The EFI system partition that boots this disk.
+    pub esp: Option<VolumeId>,
+    /// The BIOS boot volume: the active partition.
+    pub boot_volume: Option<VolumeId>,
+    pub sector_size: u32,
+    /// `RealTimeIsUniversal`: the hardware clock runs in UTC.
+    pub clock_is_utc: bool,
+    /// The letter of the system volume in the running Windows, e.g. `C`.
+    pub drive_letter: Option<char>,
+    pub tools: Vec<Tool>,
+}
+
+/// Guest software of a hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tool {
+    /// Stable identifier: `vmware-tools`, `virtualbox-additions`, `hyper-v`, ...
+    pub id: &'static str,
+    pub name: &'static str,
+    pub version: Option<String>,
+    /// The services it has, for a first-boot script to stop or disable.
+    pub services: Vec<String>,
+    /// `UninstallString` of an MSI product, as its product code `{...}`.
+    pub product_code: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct HiveFacts {
+    pub system: Option<HiveState>,
+    pub software: Option<HiveState>,
+    pub drivers: Option<HiveState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HiveState {
+    pub path: GuestPath,
+    /// The file alone is not what Windows would see.
+    pub dirty: bool,
+    /// How many entries of the logs beside it apply.
+    pub log_entries_replayable: u32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DriverFacts {
+    pub virtio: Vec<VirtioService>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VirtioService {
+    pub service: String,
+    pub start: Option<u32>,
+    /// The first non-zero value below `StartOverride`.
+    pub start_override: Option<u32>,
+    pub image_present: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NetworkFacts {
+    pub adapters: Vec<Adapter>,
+    /// `destination,mask,gateway,metric`, as Windows keeps them.
+    pub persistent_routes: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Adapter {
+    /// Lower case, with braces.
+    pub guid: String,
+    /// Lower case, with colons.
+    pub mac: Option<String>,
+    /// The connection name: `Ethernet0`.
+    pub name: Option<String>,
+    pub dhcp: bool,
+    /// The configured addresses (not a DHCP lease).
+    pub addresses: Vec<Cidr>,
+    pub gateways: Vec<IpAddr>,
+    /// The configured DNS servers (not those of a DHCP lease).
+    pub dns: Vec<IpAddr>,
+    /// The Plug and Play instance the adapter belongs to: `PCI\VEN_15AD&DEV_07B0&...`.
+    pub device: Option<String>,
+}
+
+/// An address with its prefix length, shown as `192.0.2.7/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    pub ip: IpAddr,
+    pub prefix: u8,
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
+}
+
+impl Serialize for Cidr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Info,
+    Warning,
+    Blocker,
+}
+
+/// Something worth telling: what it means, what to do, and how we know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Stable identifier, e.g. `volume-hibernated`.
+    pub id: &'static str,
+    pub severity: Severity,
+    /// Names the consequence.
+    pub message: String,
+    pub remedy: String,
+    /// The key, file or partition it was read from.
+    pub evidence: String,
+}
+
+const MAX_TEXT: usize = 256;
+
+/// Text from the guest made fit for people: no control or invisible formatting characters, trimmed,
+/// at most 256 characters; `None` when nothing is left.
+pub fn guest_text(raw: &str) -> Option<String> {
+    let clean: String = raw
+        .chars()
+        .filter(|c| !c.is_control() && !is_format(*c))
+        .take(MAX_TEXT)
+        .collect();
+    let clean = clean.trim();
+    (!clean.is_empty()).then(|| clean.to_string())
+}
+
+/// Characters that change how the text around them is shown: bidirectional overrides, zero-width
+/// characters, line and paragraph separators.
+fn is_format(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_text_is_harmless() {
+        let long = "x".repeat(1000);
+        let cases = [
+            ("Windows 10 Pro", Some("Windows 10 Pro")),
+            ("\u{1b}[31mred\u{7}\n", Some("[31mred")),
+            ("a\u{202e}b\u{feff}", Some("ab")),
+            (" \0 ", None),
+            (long.as_str(), Some(&long[..256])),
+        ];
+        for (raw, clean) in cases {
+            assert_eq!(guest_text(raw).as_deref(), clean, "{raw:?}");
+        }
+    }
+}

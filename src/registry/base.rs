@@ -1,0 +1,177 @@
+//! The base block of a hive or of one of its logs: the first 512 bytes that matter.
+//!
+//! Specification: msuhanov/regf, "Base block". What surprises: a hive is *dirty* when its two sequence
+//! numbers differ **or** its checksum is wrong; and a tool that writes equal numbers makes Windows
+//! forget what the logs still held, so [`set_clean`] belongs at the very end of replay and edit only.
+
+use super::hive::{HiveError, Result};
+
+/// The bytes the checksum covers, and itself.
+const CHECKED: usize = 508;
+const MIN_SIZE: usize = 512;
+const NAME: std::ops::Range<usize> = 48..112;
+
+/// What kind of file carries this base block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileType {
+    Primary,
+    /// A log of up to Windows 8: `DIRT` bitmap and pages. The value is 1 or 2.
+    OldLog(u32),
+    /// A log of Windows 8.1 and later: `HvLE` entries.
+    NewLog,
+    Unknown(u32),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseBlock {
+    pub primary_sequence: u32,
+    pub secondary_sequence: u32,
+    /// FILETIME.
+    pub last_written: u64,
+    pub major: u32,
+    pub minor: u32,
+    pub file_type: FileType,
+    pub format: u32,
+    /// Offset of the root key's cell from the first hive bin.
+    pub root_cell: u32,
+    pub bins_size: u32,
+    pub clustering: u32,
+    /// The tail of the path Windows last knew the hive under; control characters removed.
+    pub file_name: String,
+    pub checksum_stored: u32,
+    pub checksum_computed: u32,
+}
+
+impl BaseBlock {
+    /// Reads the fields; only the signature and the length are checked.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let base = bytes
+            .get(..MIN_SIZE)
+            .ok_or(HiveError::NotAHive("shorter than its base block"))?;
+        if !base.starts_with(b"regf") {
+            return Err(HiveError::NotAHive("no regf signature"));
+        }
+        let at = |offset: usize| u32_at(base, offset);
+        Ok(Self {
+            primary_sequence: at(4),
+            secondary_sequence: at(8),
+            last_written: u64::from(at(12)) | u64::from(at(16)) << 32,
+            major: at(20),
+            minor: at(24),
+            file_type: match at(28) {
+                0 => FileType::Primary,
+                n @ (1 | 2) => FileType::OldLog(n),
+                6 => FileType::NewLog,
+                n => FileType::Unknown(n),
+            },
+            format: at(32),
+            root_cell: at(36),
+            bins_size: at(40),
+            clustering: at(44),
+            file_name: file_name(&base[NAME]),
+            checksum_stored: at(CHECKED),
+            checksum_computed: checksum(base),
+        })
+    }
+
+    pub fn checksum_ok(&self) -> bool {
+        self.checksum_stored == self.checksum_computed
+    }
+
+    /// Whether the last write was not completed: what is missing is in the logs.
+    pub fn is_dirty(&self) -> bool {
+        self.primary_sequence != self.secondary_sequence || !self.checksum_ok()
+    }
+}
+
+/// The XOR of the first 508 bytes as little-endian words, with the two values that are never stored
+/// replaced as Windows does. A short slice counts as zero-filled.
+pub fn checksum(base: &[u8]) -> u32 {
+    let sum = (0..CHECKED)
+        .step_by(4)
+        .fold(0, |sum, offset| sum ^ u32_at(base, offset));
+    match sum {
+        0 => 1,
+        u32::MAX => u32::MAX - 1,
+        sum => sum,
+    }
+}
+
+/// Sets both sequence numbers and the checksum, so that Windows takes the hive as it is.
+pub fn set_clean(bytes: &mut [u8], sequence: u32) -> Result<()> {
+    BaseBlock::parse(bytes)?;
+    bytes[4..8].copy_from_slice(&sequence.to_le_bytes());
+    bytes[8..12].copy_from_slice(&sequence.to_le_bytes());
+    update_checksum(bytes)
+}
+
+/// Recomputes the checksum after a change in the base block.
+pub fn update_checksum(bytes: &mut [u8]) -> Result<()> {
+    let sum = BaseBlock::parse(bytes)?.checksum_computed;
+    bytes[CHECKED..MIN_SIZE].copy_from_slice(&sum.to_le_bytes());
+    Ok(())
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    bytes
+        .get(offset..offset + 4)
+        .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn file_name(field: &[u8]) -> String {
+    let units = field
+        .chunks_exact(2)
+        .map(|b| u16::from_le_bytes([b[0], b[1]]))
+        .take_while(|&unit| unit != 0);
+    char::decode_utf16(units)
+        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .filter(|c| !c.is_control())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::build::KeyTree;
+
+    #[test]
+    fn a_fresh_hive_is_clean() {
+        let mut hive = KeyTree::new("R").to_bytes("\\SystemRoot\\System32\\Config\\SYSTEM");
+        let base = BaseBlock::parse(&hive).unwrap();
+        assert!(!base.is_dirty());
+        assert_eq!(base.file_type, FileType::Primary);
+        assert_eq!((base.major, base.minor, base.root_cell), (1, 5, 32));
+        // The field holds 31 characters; Windows keeps the end of the path.
+        assert_eq!(base.file_name, "stemRoot\\System32\\Config\\SYSTEM");
+
+        hive[4] ^= 1;
+        assert!(BaseBlock::parse(&hive).unwrap().is_dirty());
+        set_clean(&mut hive, 77).unwrap();
+        let base = BaseBlock::parse(&hive).unwrap();
+        assert!(!base.is_dirty());
+        assert_eq!((base.primary_sequence, base.secondary_sequence), (77, 77));
+
+        hive[100] ^= 1;
+        let base = BaseBlock::parse(&hive).unwrap();
+        assert!(base.is_dirty() && !base.checksum_ok());
+        assert_eq!(base.primary_sequence, base.secondary_sequence);
+    }
+
+    #[test]
+    fn checksum_never_is_zero_or_all_ones() {
+        assert_eq!(checksum(&[0; 512]), 1);
+        let mut base = [0u8; 512];
+        base[..4].fill(0xff);
+        assert_eq!(checksum(&base), 0xffff_fffe);
+        base[..4].copy_from_slice(b"regf");
+        assert_eq!(checksum(&base), u32::from_le_bytes(*b"regf"));
+    }
+
+    #[test]
+    fn what_is_not_a_hive_is_refused() {
+        for bad in [&b""[..], b"regf", &[0; 4096]] {
+            assert!(BaseBlock::parse(bad).is_err());
+            assert!(set_clean(&mut bad.to_vec(), 1).is_err());
+        }
+    }
+}

@@ -1,0 +1,679 @@
+//! Builds a hive from a tree of keys, by our own code: used by the demo and the tests, and to write a
+//! hive anew. It is not how a guest's hive is changed: that is `hivexregedit --merge`.
+//!
+//! Specification: msuhanov/regf. Output is deterministic: the timestamps are constant. Surprises:
+//! subkey lists are sorted by upper-case UTF-16 (Windows finds keys by binary search), a list holds
+//! about 500 keys before an index root is needed, and data above 16344 bytes is cut in segments from
+//! format 1.4 on. Formats written are 1.5 (system hives) and 1.3 (BCD).
+
+use std::collections::BTreeMap;
+
+use super::base;
+use super::edit::RegData;
+use super::hive::{BASE_BLOCK_SIZE, HiveError, HiveView, Key, Result, Value};
+
+/// 2024-01-01 00:00 UTC as FILETIME.
+const TIMESTAMP: u64 = 133_485_408_000_000_000;
+pub(super) const NONE: u32 = u32::MAX;
+pub(super) const BIN_HEADER: usize = 32;
+pub(super) const PAGE: usize = 4096;
+/// Data bytes in one segment of big data.
+pub(super) const SEGMENT: usize = 16344;
+/// Entries of one `lh` list; Windows stops at 506, what a one-page bin can hold.
+const MAX_LEAF: usize = 500;
+/// Deeper trees are refused by Windows.
+pub(super) const MAX_DEPTH: usize = 512;
+const MAX_KEY_NAME: usize = 255;
+const MAX_VALUE_NAME: usize = 16383;
+
+/// The minor version of the format to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// BCD stores: `lf` lists, no big data.
+    V1_3,
+    /// System hives since XP.
+    V1_5,
+}
+
+/// A key with all that is below it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyTree {
+    pub name: String,
+    /// In the order of the hive's value list; the default value has the name `""`.
+    pub values: Vec<(String, Value)>,
+    /// By the name as [`fold`] gives it.
+    pub keys: BTreeMap<String, KeyTree>,
+}
+
+impl KeyTree {
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
+
+    /// The whole of a hive. Class names and security descriptors are not carried over.
+    pub fn from_view(view: &HiveView<'_>) -> Result<Self> {
+        Self::from_key(&view.root()?)
+    }
+
+    pub fn from_key(key: &Key<'_>) -> Result<Self> {
+        Self::load(key, 0)
+    }
+
+    fn load(key: &Key<'_>, depth: usize) -> Result<Self> {
+        if depth > MAX_DEPTH {
+            return Err(HiveError::NotAHive("keys are nested too deeply"));
+        }
+        let mut tree = Self::new(key.name()?);
+        tree.values = key.values()?;
+        for child in key.keys()? {
+            let child = Self::load(&child, depth + 1)?;
+            tree.keys.insert(fold(&child.name), child);
+        }
+        Ok(tree)
+    }
+
+    /// The key at a `\`-separated path below this one, created when it is not there.
+    pub fn key_mut(&mut self, path: &str) -> &mut KeyTree {
+        path.split('\\')
+            .filter(|part| !part.is_empty())
+            .fold(self, |key, part| {
+                key.keys
+                    .entry(fold(part))
+                    .or_insert_with(|| KeyTree::new(part))
+            })
+    }
+
+    pub fn get(&self, path: &str) -> Option<&KeyTree> {
+        path.split('\\')
+            .filter(|part| !part.is_empty())
+            .try_fold(self, |key, part| key.keys.get(&fold(part)))
+    }
+
+    /// Removes a key with everything below it.
+    pub fn remove(&mut self, path: &str) -> Option<KeyTree> {
+        let (parent, name) = path.rsplit_once('\\').unwrap_or(("", path));
+        self.get(parent)?;
+        self.key_mut(parent).keys.remove(&fold(name))
+    }
+
+    pub fn value(&self, path: &str, name: &str) -> Option<&Value> {
+        let values = &self.get(path)?.values;
+        let found = values.iter().find(|(n, _)| fold(n) == fold(name))?;
+        Some(&found.1)
+    }
+
+    pub fn set(&mut self, path: &str, name: &str, data: RegData) -> &mut Self {
+        self.set_value(path, name, data.to_value())
+    }
+
+    pub fn set_value(&mut self, path: &str, name: &str, value: Value) -> &mut Self {
+        let values = &mut self.key_mut(path).values;
+        match values.iter_mut().find(|(n, _)| fold(n) == fold(name)) {
+            Some(slot) => slot.1 = value,
+            None => values.push((name.to_string(), value)),
+        }
+        self
+    }
+
+    pub fn sz(&mut self, path: &str, name: &str, text: &str) -> &mut Self {
+        self.set(path, name, RegData::Sz(text.to_string()))
+    }
+
+    pub fn dword(&mut self, path: &str, name: &str, number: u32) -> &mut Self {
+        self.set(path, name, RegData::Dword(number))
+    }
+
+    /// The bytes of a clean hive of format 1.5 with this key as its root.
+    pub fn to_bytes(&self, file_name: &str) -> Vec<u8> {
+        self.to_bytes_as(file_name, Format::V1_5)
+    }
+
+    /// Names longer than Windows allows (255 characters for a key, 16383 for a value) are cut.
+    pub fn to_bytes_as(&self, file_name: &str, format: Format) -> Vec<u8> {
+        let mut writer = Writer::new(format);
+        let root = writer.key(self, NONE, NONE);
+        writer.finish(root, file_name)
+    }
+}
+
+/// A name as Windows compares it: one upper-case character for each, where there is one.
+pub fn fold(name: &str) -> String {
+    name.chars()
+        .map(|c| {
+            let mut upper = c.to_uppercase();
+            match (upper.next(), upper.next()) {
+                (Some(upper), None) => upper,
+                _ => c,
+            }
+        })
+        .collect()
+}
+
+/// The hash of an `lh` list.
+pub fn name_hash(name: &str) -> u32 {
+    fold(name).encode_utf16().fold(0u32, |hash, unit| {
+        hash.wrapping_mul(37).wrapping_add(u32::from(unit))
+    })
+}
+
+/// A name as it is stored: one byte per character when all fit in Latin-1.
+struct StoredName {
+    bytes: Vec<u8>,
+    compressed: bool,
+    units: usize,
+}
+
+impl StoredName {
+    fn new(name: &str, limit: usize) -> Self {
+        let units: Vec<u16> = name.encode_utf16().take(limit).collect();
+        let compressed = units.iter().all(|&unit| unit <= 0xff);
+        let bytes = if compressed {
+            units.iter().map(|&unit| unit as u8).collect()
+        } else {
+            units.iter().flat_map(|unit| unit.to_le_bytes()).collect()
+        };
+        Self {
+            bytes,
+            compressed,
+            units: units.len(),
+        }
+    }
+}
+
+/// Lays cells out in bins.
+struct Writer {
+    format: Format,
+    bins: Vec<u8>,
+    /// The free part of the last bin.
+    free: std::ops::Range<usize>,
+    security: u32,
+    keys: u32,
+}
+
+impl Writer {
+    fn new(format: Format) -> Self {
+        Self {
+            format,
+            bins: Vec::new(),
+            free: 0..0,
+            security: NONE,
+            keys: 0,
+        }
+    }
+
+    /// Writes a cell and returns its offset from the first bin.
+    fn cell(&mut self, data: &[u8]) -> u32 {
+        let size = (data.len() + 4).next_multiple_of(8);
+        if self.free.len() < size {
+            self.close_bin();
+            self.open_bin(size);
+        }
+        let start = self.free.start;
+        self.free.start += size;
+        self.bins[start..start + 4].copy_from_slice(&(-(size as i32)).to_le_bytes());
+        self.bins[start + 4..start + 4 + data.len()].copy_from_slice(data);
+        start as u32
+    }
+
+    fn open_bin(&mut self, cell_size: usize) {
+        let start = self.bins.len();
+        let size = (BIN_HEADER + cell_size).next_multiple_of(PAGE);
+        self.bins.resize(start + size, 0);
+        let header = &mut self.bins[start..start + BIN_HEADER];
+        header[..4].copy_from_slice(b"hbin");
+        header[4..8].copy_from_slice(&(start as u32).to_le_bytes());
+        header[8..12].copy_from_slice(&(size as u32).to_le_bytes());
+        if start == 0 {
+            header[20..28].copy_from_slice(&TIMESTAMP.to_le_bytes());
+        }
+        self.free = start + BIN_HEADER..start + size;
+    }
+
+    /// Turns what is left of the last bin into a free cell.
+    fn close_bin(&mut self) {
+        let rest = self.free.clone();
+        if !rest.is_empty() {
+            let size = rest.len() as u32;
+            self.bins[rest.start..rest.start + 4].copy_from_slice(&size.to_le_bytes());
+        }
+        self.free = self.bins.len()..self.bins.len();
+    }
+
+    fn patch(&mut self, cell: u32, field: usize, value: u32) {
+        let at = cell as usize + 4 + field;
+        self.bins[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn key(&mut self, tree: &KeyTree, parent: u32, security: u32) -> u32 {
+        let name = StoredName::new(&tree.name, MAX_KEY_NAME);
+        let is_root = parent == NONE;
+        let mut flags: u16 = if is_root { 0x0c } else { 0 };
+        if name.compressed {
+            flags |= 0x20;
+        }
+        let children: Vec<&KeyTree> = {
+            let mut children: Vec<_> = tree.keys.values().collect();
+            children.sort_by_cached_key(|c| fold(&c.name).encode_utf16().collect::<Vec<u16>>());
+            children
+        };
+        let longest = |names: &mut dyn Iterator<Item = &str>, limit: usize| {
+            let units = names.map(|name| name.encode_utf16().count()).max();
+            (units.unwrap_or(0).min(limit) * 2) as u32
+        };
+        let longest_data = tree.values.iter().map(|(_, v)| v.data.len()).max();
+
+        let mut nk = Cell::default();
+        nk.bytes(b"nk").u16(flags).u64(TIMESTAMP).u32(0);
+        nk.u32(if is_root { 0 } else { parent });
+        nk.u32(children.len() as u32).u32(0).u32(NONE).u32(NONE);
+        nk.u32(tree.values.len() as u32).u32(NONE);
+        nk.u32(security).u32(NONE);
+        nk.u32(longest(
+            &mut children.iter().map(|c| c.name.as_str()),
+            MAX_KEY_NAME,
+        ));
+        nk.u32(0);
+        nk.u32(longest(
+            &mut tree.values.iter().map(|(n, _)| n.as_str()),
+            MAX_VALUE_NAME,
+        ));
+        nk.u32(longest_data.unwrap_or(0) as u32).u32(0);
+        nk.u16(name.bytes.len() as u16).u16(0).bytes(&name.bytes);
+        let cell = self.cell(&nk.0);
+        self.keys += 1;
+
+        let security = if is_root {
+            self.security = self.security_cell();
+            self.patch(cell, 44, self.security);
+            self.security
+        } else {
+            security
+        };
+        if !tree.values.is_empty() {
+            let mut list = Cell::default();
+            for (name, value) in &tree.values {
+                list.u32(self.value(name, value));
+            }
+            let list = self.cell(&list.0);
+            self.patch(cell, 40, list);
+        }
+        if !children.is_empty() {
+            let offsets: Vec<(u32, &str)> = children
+                .iter()
+                .map(|child| (self.key(child, cell, security), child.name.as_str()))
+                .collect();
+            let list = self.key_list(&offsets);
+            self.patch(cell, 28, list);
+        }
+        cell
+    }
+
+    fn key_list(&mut self, entries: &[(u32, &str)]) -> u32 {
+        let leaves: Vec<u32> = entries
+            .chunks(MAX_LEAF)
+            .map(|chunk| {
+                let mut leaf = Cell::default();
+                leaf.bytes(match self.format {
+                    Format::V1_3 => b"lf",
+                    Format::V1_5 => b"lh",
+                });
+                leaf.u16(chunk.len() as u16);
+                for &(offset, name) in chunk {
+                    leaf.u32(offset);
+                    leaf.u32(match self.format {
+                        Format::V1_3 => name_hint(name),
+                        Format::V1_5 => name_hash(name),
+                    });
+                }
+                self.cell(&leaf.0)
+            })
+            .collect();
+        match leaves.as_slice() {
+            &[leaf] => leaf,
+            leaves => {
+                let mut root = Cell::default();
+                root.bytes(b"ri").u16(leaves.len() as u16);
+                for &leaf in leaves {
+                    root.u32(leaf);
+                }
+                self.cell(&root.0)
+            }
+        }
+    }
+
+    fn value(&mut self, name: &str, value: &Value) -> u32 {
+        const INLINE: u32 = 1 << 31;
+        let name = StoredName::new(name, MAX_VALUE_NAME);
+        let data = value.data.as_slice();
+        let size = data.len() as u32;
+        let (size, data) = match data.len() {
+            0..=4 => {
+                let mut word = [0; 4];
+                word[..data.len()].copy_from_slice(data);
+                (size | INLINE, u32::from_le_bytes(word))
+            }
+            n if n > SEGMENT && self.format == Format::V1_5 => (size, self.big_data(data)),
+            _ => (size, self.cell(data)),
+        };
+        let mut vk = Cell::default();
+        vk.bytes(b"vk").u16(name.bytes.len() as u16);
+        vk.u32(size).u32(data).u32(value.ty);
+        // The default value has no name, and no flag.
+        vk.u16(u16::from(name.compressed && name.units > 0)).u16(0);
+        vk.bytes(&name.bytes);
+        self.cell(&vk.0)
+    }
+
+    fn big_data(&mut self, data: &[u8]) -> u32 {
+        let mut list = Cell::default();
+        for segment in data.chunks(SEGMENT) {
+            // libhivex takes the last four bytes of a segment's cell for padding, always.
+            let mut cell = segment.to_vec();
+            cell.extend([0; 4]);
+            list.u32(self.cell(&cell));
+        }
+        let count = data.len().div_ceil(SEGMENT) as u16;
+        let list = self.cell(&list.0);
+        let mut header = Cell::default();
+        header.bytes(b"db").u16(count).u32(list);
+        self.cell(&header.0)
+    }
+
+    /// The one security descriptor, shared by all keys: a ring of one.
+    fn security_cell(&mut self) -> u32 {
+        let descriptor = security_descriptor();
+        let mut sk = Cell::default();
+        sk.bytes(b"sk").u16(0).u32(0).u32(0).u32(0);
+        sk.u32(descriptor.len() as u32).bytes(&descriptor);
+        let cell = self.cell(&sk.0);
+        self.patch(cell, 4, cell);
+        self.patch(cell, 8, cell);
+        cell
+    }
+
+    fn finish(mut self, root: u32, file_name: &str) -> Vec<u8> {
+        self.patch(self.security, 12, self.keys);
+        self.close_bin();
+        let minor = match self.format {
+            Format::V1_3 => 3,
+            Format::V1_5 => 5,
+        };
+        let mut block = Cell::default();
+        block.bytes(b"regf").u32(1).u32(1).u64(TIMESTAMP);
+        block.u32(1).u32(minor).u32(0).u32(1);
+        block.u32(root).u32(self.bins.len() as u32).u32(1);
+        let name: Vec<u16> = file_name.encode_utf16().collect();
+        for unit in &name[name.len().saturating_sub(31)..] {
+            block.u16(*unit);
+        }
+        let mut bytes = block.0;
+        bytes.resize(BASE_BLOCK_SIZE, 0);
+        let sum = base::checksum(&bytes);
+        bytes[508..512].copy_from_slice(&sum.to_le_bytes());
+        bytes.extend(self.bins);
+        bytes
+    }
+}
+
+/// The first four characters, as `lf` lists hold them.
+fn name_hint(name: &str) -> u32 {
+    let stored = StoredName::new(name, 4);
+    let mut hint = [0; 4];
+    if stored.compressed {
+        hint[..stored.bytes.len()].copy_from_slice(&stored.bytes);
+    }
+    u32::from_le_bytes(hint)
+}
+
+/// The bytes of a cell under construction.
+#[derive(Default)]
+struct Cell(Vec<u8>);
+
+impl Cell {
+    fn bytes(&mut self, data: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(data);
+        self
+    }
+
+    fn u16(&mut self, n: u16) -> &mut Self {
+        self.bytes(&n.to_le_bytes())
+    }
+
+    fn u32(&mut self, n: u32) -> &mut Self {
+        self.bytes(&n.to_le_bytes())
+    }
+
+    fn u64(&mut self, n: u64) -> &mut Self {
+        self.bytes(&n.to_le_bytes())
+    }
+}
+
+/// Administrators own it; SYSTEM and Administrators have full access, Users may read; inherited.
+fn security_descriptor() -> Vec<u8> {
+    const SYSTEM: &[u32] = &[18];
+    const ADMINISTRATORS: &[u32] = &[32, 544];
+    const USERS: &[u32] = &[32, 545];
+    const KEY_ALL_ACCESS: u32 = 0x000f_003f;
+    const KEY_READ: u32 = 0x0002_0019;
+
+    let sid = |authorities: &[u32]| {
+        let mut sid = Cell::default();
+        sid.bytes(&[1, authorities.len() as u8, 0, 0, 0, 0, 0, 5]);
+        for &authority in authorities {
+            sid.u32(authority);
+        }
+        sid.0
+    };
+    let mut entries = Cell::default();
+    for (authorities, access) in [
+        (SYSTEM, KEY_ALL_ACCESS),
+        (ADMINISTRATORS, KEY_ALL_ACCESS),
+        (USERS, KEY_READ),
+    ] {
+        let sid = sid(authorities);
+        // ACCESS_ALLOWED_ACE, inherited by the keys below.
+        entries.bytes(&[0, 2]).u16(8 + sid.len() as u16);
+        entries.u32(access).bytes(&sid);
+    }
+    let (owner, group) = (sid(ADMINISTRATORS), sid(SYSTEM));
+    let acl_size = 8 + entries.0.len();
+    let mut descriptor = Cell::default();
+    // Self-relative, with a DACL.
+    descriptor.bytes(&[1, 0]).u16(0x8004);
+    let owner_at = 20 + acl_size as u32;
+    descriptor.u32(owner_at).u32(owner_at + owner.len() as u32);
+    descriptor.u32(0).u32(20);
+    descriptor.bytes(&[2, 0]).u16(acl_size as u16).u16(3).u16(0);
+    descriptor.bytes(&entries.0).bytes(&owner).bytes(&group);
+    descriptor.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::super::edit::{RegEdits, RegOp};
+    use super::super::walk::{deep_eq, walk};
+    use super::*;
+
+    /// Everything the format treats in its own way.
+    fn sample() -> KeyTree {
+        let mut tree = KeyTree::new("SAMPLE");
+        tree.sz("", "", "default of the root");
+        for size in [
+            0, 1, 3, 4, 5, 8, 16343, 16344, 16345, 32688, 32689, 50_000, 300_000,
+        ] {
+            let data = (0..size).map(|i| (i % 251) as u8).collect();
+            tree.set("Data", &format!("b{size}"), RegData::Binary(data));
+        }
+        tree.set_value(
+            "Data",
+            "odd type",
+            Value {
+                ty: 0xffff_0012,
+                data: vec![1, 2, 3, 4, 5],
+            },
+        );
+        for i in 0..1203 {
+            tree.dword(&format!("Many\\sub{i:05}"), "", i);
+        }
+        // Upper case sorts `_` after `Z`; lower case would put it before `a`.
+        for name in [
+            "a_b",
+            "aZb",
+            "AAB",
+            "a^b",
+            "a",
+            "a~",
+            "Gr\u{fc}n",
+            "\u{65e5}\u{672c}",
+        ] {
+            tree.sz(&format!("Order\\{name}"), name, name);
+        }
+        tree.set("Deep", "m", RegData::MultiSz(vec!["x".into(), "y".into()]));
+        tree.key_mut(&vec!["d"; 100].join("\\"));
+        tree.key_mut(&"n".repeat(255));
+        tree.key_mut("Empty");
+        tree
+    }
+
+    #[test]
+    fn the_own_reader_and_nt_hive_read_it_back() {
+        for format in [Format::V1_3, Format::V1_5] {
+            let mut tree = sample();
+            if format == Format::V1_3 {
+                // Before 1.4 there is no big data; nt-hive looks for it in every format.
+                tree.remove("Data");
+            }
+            let bytes = tree.to_bytes_as("SAMPLE", format);
+            walk(&bytes).unwrap();
+            nt_hive::Hive::new(bytes.as_slice()).unwrap();
+            let view = HiveView::new(&bytes).unwrap();
+            assert!(KeyTree::from_view(&view).unwrap() == tree);
+            // nt-hive searches by halving, so a wrong order would lose keys.
+            for key in tree.get("Order").unwrap().keys.values() {
+                let found = view.key(&format!("ORDER\\{}", key.name)).unwrap();
+                assert!(found.is_some(), "{}", key.name);
+            }
+            assert!(bytes == tree.to_bytes_as("SAMPLE", format), "deterministic");
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(fold("stra\u{df}e\u{fc}"), "STRA\u{df}E\u{dc}");
+        // As stored for this key in a Windows 10 SYSTEM hive.
+        assert_eq!(name_hash("Select"), 0x5f00_24a0);
+        let mut tree = sample();
+        assert!(tree.get("mAnY\\SUB00007").is_some());
+        assert!(tree.value("data", "B5").is_some());
+        assert!(tree.remove("many\\sub00007").is_some());
+        assert!(tree.get("Many\\sub00007").is_none());
+        assert!(tree.remove("no\\such").is_none() && tree.get("no").is_none());
+    }
+
+    #[test]
+    fn hivexregedit_reads_it_and_merges_into_it() {
+        if !have_hivexregedit() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let hive = dir.path().join("SYSTEM");
+        let mut tree = sample();
+        std::fs::write(&hive, tree.to_bytes("SYSTEM")).unwrap();
+        assert_exported(&hive, &tree);
+
+        let mut edits = RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM");
+        for i in 0..300 {
+            let key = format!("Many\\sub{i:05}x");
+            tree.dword(&key, "v", i);
+            edits.ops.push(RegOp::set(key, "v", RegData::Dword(i)));
+        }
+        let text = RegData::ExpandSz("%SystemRoot%\\x".into());
+        tree.set("Order\\a_b", "e", text.clone());
+        edits.ops.push(RegOp::set("Order\\a_b", "e", text));
+        tree.remove("Data");
+        edits.ops.push(RegOp::DeleteKey { key: "Data".into() });
+        let reg = dir.path().join("edits.reg");
+        std::fs::write(&reg, edits.to_reg_text()).unwrap();
+        run(hivexregedit()
+            .args(["--merge", "--prefix", &edits.prefix])
+            .args([&hive, &reg]));
+
+        let merged = std::fs::read(&hive).unwrap();
+        walk(&merged).unwrap();
+        let expected = tree.to_bytes("SYSTEM");
+        let differences = deep_eq(
+            &HiveView::new(&expected).unwrap(),
+            &HiveView::new(&merged).unwrap(),
+        );
+        assert_eq!(differences.unwrap(), []);
+    }
+
+    #[allow(clippy::disallowed_methods)] // A judge, run by tests only.
+    fn hivexregedit() -> Command {
+        Command::new("hivexregedit")
+    }
+
+    #[allow(clippy::print_stderr)] // A skip must be seen.
+    fn have_hivexregedit() -> bool {
+        let there = hivexregedit().arg("--help").output().is_ok();
+        if !there {
+            let required = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
+            assert!(!required, "hivexregedit is not installed");
+            eprintln!("SKIP: hivexregedit is not installed");
+        }
+        there
+    }
+
+    fn run(command: &mut Command) -> String {
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command:?}: {errors}");
+        // Names in Latin-1 come out as they are stored, other names as UTF-8.
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The export must hold exactly the keys and values of the tree.
+    fn assert_exported(hive: &Path, tree: &KeyTree) {
+        let text = run(hivexregedit()
+            .args(["--export", "--prefix", "P"])
+            .arg(hive)
+            .arg("\\"));
+        let mut exported: Vec<&str> = text.lines().skip(1).filter(|l| !l.is_empty()).collect();
+        exported.sort_unstable();
+        let mut expected = Vec::new();
+        expect_lines(tree, "P", &mut expected);
+        // The root key has a trailing backslash in this tool's output.
+        expected.retain(|line| line != "[P]");
+        expected.push("[P\\]".into());
+        expected.sort();
+        assert_eq!(exported.len(), expected.len());
+        for (exported, expected) in exported.iter().zip(&expected) {
+            assert_eq!(exported, expected);
+        }
+    }
+
+    fn expect_lines(tree: &KeyTree, path: &str, lines: &mut Vec<String>) {
+        lines.push(format!("[{path}]"));
+        for (name, value) in &tree.values {
+            let name = match name.as_str() {
+                "" => "@".to_string(),
+                name => format!("\"{}\"", name.replace('\u{fc}', "\u{fffd}")),
+            };
+            let data: Vec<String> = value.data.iter().map(|b| format!("{b:02x}")).collect();
+            lines.push(match value.as_dword() {
+                Some(n) => format!("{name}=dword:{n:08x}"),
+                None => format!("{name}=hex({:x}):{}", value.ty, data.join(",")),
+            });
+        }
+        for key in tree.keys.values() {
+            let name = key.name.replace('\u{fc}', "\u{fffd}");
+            expect_lines(key, &format!("{path}\\{name}"), lines);
+        }
+    }
+}

@@ -1,0 +1,728 @@
+//! Is this hive whole? Checks every bin, every cell and everything the root key reaches.
+//!
+//! Specification: msuhanov/regf. Own reader, so that it judges what other readers take on trust. It
+//! does not look at the sequence numbers or the checksum (see [`super::base`]), nor at the order and
+//! the hashes of subkey lists, and takes bytes that no key reaches for free space.
+//! Surprises: the key that a bin chain ends early is the bins size of the base block, for real files
+//! carry a tail beyond it; volatile subkey fields hold what was in memory; security cells are shared
+//! and form a ring; big data exists from format 1.4 on only.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use super::base::{BaseBlock, FileType};
+use super::build::{BIN_HEADER, MAX_DEPTH, NONE, PAGE, SEGMENT, fold};
+use super::hive::{BASE_BLOCK_SIZE, HiveView, Key, Result as HiveResult, Value};
+
+/// What a sound hive holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub keys: u32,
+    pub values: u32,
+    pub security_descriptors: u32,
+    pub bins: u32,
+    /// In cells that the root key reaches.
+    pub bytes: u64,
+}
+
+/// The first thing found wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("hive is damaged at byte {offset}: {what}")]
+pub struct Fault {
+    /// From the start of the file.
+    pub offset: u64,
+    pub what: String,
+}
+
+/// Checks the whole hive. Time and memory are bounded by its size, whatever it holds.
+pub fn walk(bytes: &[u8]) -> Result<Stats, Fault> {
+    let base = BaseBlock::parse(bytes).map_err(|e| fault_at(0, e.to_string()))?;
+    if base.file_type != FileType::Primary {
+        return Err(fault_at(28, "this is a log, not a hive"));
+    }
+    if base.major != 1 || !(3..=6).contains(&base.minor) {
+        let what = format!("format {}.{} is not known", base.major, base.minor);
+        return Err(fault_at(20, what));
+    }
+    let size = base.bins_size as usize;
+    if size == 0 || !size.is_multiple_of(PAGE) {
+        return Err(fault_at(40, format!("hive bins size {size}")));
+    }
+    let bins = bytes
+        .get(BASE_BLOCK_SIZE..)
+        .and_then(|rest| rest.get(..size))
+        .ok_or_else(|| {
+            let there = bytes.len().saturating_sub(BASE_BLOCK_SIZE);
+            fault_at(40, format!("{size} bytes of bins, only {there} are there"))
+        })?;
+    let mut walker = Walker::new(bins, base.minor);
+    walker.scan_bins()?;
+    walker.visit_keys(base.root_cell)?;
+    walker.check_security_counts()?;
+    Ok(walker.stats)
+}
+
+fn fault_at(offset: u64, what: impl Into<String>) -> Fault {
+    Fault {
+        offset,
+        what: what.into(),
+    }
+}
+
+/// A fault in the bins, where `offset` counts from the first bin.
+fn fault(offset: impl TryInto<u64>, what: impl Into<String>) -> Fault {
+    let offset = offset.try_into().unwrap_or(u64::MAX);
+    fault_at(offset.saturating_add(BASE_BLOCK_SIZE as u64), what)
+}
+
+/// One bit for every place a cell can start at.
+struct Marks(Vec<u64>);
+
+impl Marks {
+    fn new(bins_size: usize) -> Self {
+        Self(vec![0; bins_size.div_ceil(8 * 64)])
+    }
+
+    fn has(&self, offset: u32) -> bool {
+        let n = offset as usize / 8;
+        offset.is_multiple_of(8) && self.0.get(n / 64).is_some_and(|w| w >> (n % 64) & 1 == 1)
+    }
+
+    /// Whether the mark is new.
+    fn set(&mut self, offset: u32) -> bool {
+        let n = offset as usize / 8;
+        match self.0.get_mut(n / 64) {
+            Some(word) => {
+                let old = *word;
+                *word |= 1 << (n % 64);
+                old != *word
+            }
+            None => false,
+        }
+    }
+}
+
+/// The contents of an allocated cell; reading outside them is a fault.
+#[derive(Clone, Copy)]
+struct Cell<'b> {
+    offset: u32,
+    data: &'b [u8],
+}
+
+impl<'b> Cell<'b> {
+    fn slice(&self, at: usize, len: usize) -> Result<&'b [u8], Fault> {
+        at.checked_add(len)
+            .and_then(|end| self.data.get(at..end))
+            .ok_or_else(|| fault(self.offset, "cell is too short for what it holds"))
+    }
+
+    fn u16(&self, at: usize) -> Result<u16, Fault> {
+        let b = self.slice(at, 2)?;
+        Ok(u16::from_le_bytes([b[0], b[1]]))
+    }
+
+    fn u32(&self, at: usize) -> Result<u32, Fault> {
+        let b = self.slice(at, 4)?;
+        Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    fn expect(self, signature: &[u8; 2]) -> Result<Self, Fault> {
+        if self.data.starts_with(signature) {
+            Ok(self)
+        } else {
+            let name = String::from_utf8_lossy(signature);
+            Err(fault(self.offset, format!("no {name} signature")))
+        }
+    }
+}
+
+struct PendingKey {
+    cell: u32,
+    parent: u32,
+    depth: usize,
+}
+
+struct Walker<'b> {
+    bins: &'b [u8],
+    minor: u32,
+    allocated: Marks,
+    visited: Marks,
+    /// Keys that refer to each security cell.
+    security: HashMap<u32, u32>,
+    stats: Stats,
+}
+
+impl<'b> Walker<'b> {
+    fn new(bins: &'b [u8], minor: u32) -> Self {
+        Self {
+            bins,
+            minor,
+            allocated: Marks::new(bins.len()),
+            visited: Marks::new(bins.len()),
+            security: HashMap::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    fn raw_u32(&self, at: usize) -> Option<u32> {
+        let b = self.bins.get(at..at.checked_add(4)?)?;
+        Some(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    /// The bins follow one another to the end, and so do the cells in each.
+    fn scan_bins(&mut self) -> Result<(), Fault> {
+        let mut bin = 0usize;
+        while bin < self.bins.len() {
+            if self.bins.get(bin..bin + 4) != Some(b"hbin") {
+                return Err(fault(bin as u64, "no hbin signature: the bin chain breaks"));
+            }
+            let own_offset = self.raw_u32(bin + 4).unwrap_or(NONE) as usize;
+            if own_offset != bin {
+                let what = format!("bin says it is at {own_offset}, it is at {bin}");
+                return Err(fault(bin as u64, what));
+            }
+            let size = self.raw_u32(bin + 8).unwrap_or(0) as usize;
+            let end = bin.saturating_add(size);
+            if size == 0 || !size.is_multiple_of(PAGE) || end > self.bins.len() {
+                return Err(fault(bin as u64, format!("bin size {size}")));
+            }
+            let mut cell = bin + BIN_HEADER;
+            while cell < end {
+                let raw = self.raw_u32(cell).unwrap_or(0).cast_signed();
+                let size = raw.unsigned_abs() as usize;
+                if size < 8 || !size.is_multiple_of(8) || size > end - cell {
+                    return Err(fault(cell as u64, format!("cell size {raw}")));
+                }
+                if raw < 0 {
+                    self.allocated.set(cell as u32);
+                }
+                cell += size;
+            }
+            self.stats.bins += 1;
+            bin = end;
+        }
+        Ok(())
+    }
+
+    fn peek(&self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
+        if !self.allocated.has(offset) {
+            let what = format!("points to {offset:#x}, where no allocated cell starts");
+            return Err(fault(from, what));
+        }
+        let at = offset as usize;
+        // Checked by scan_bins, as the mark says.
+        let size = self.raw_u32(at).unwrap_or(0).cast_signed().unsigned_abs() as usize;
+        let data = self.bins.get(at + 4..at.saturating_add(size));
+        let data = data.ok_or_else(|| fault(offset, "cell is not inside its bin"))?;
+        Ok(Cell { offset, data })
+    }
+
+    /// A cell that only one place may refer to; this also rules out cycles.
+    fn take(&mut self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
+        let cell = self.peek(offset, from)?;
+        if !self.visited.set(offset) {
+            let what = format!("points to {offset:#x}, which is in use elsewhere");
+            return Err(fault(from, what));
+        }
+        self.stats.bytes += cell.data.len() as u64 + 4;
+        Ok(cell)
+    }
+
+    fn visit_keys(&mut self, root: u32) -> Result<(), Fault> {
+        let mut pending = vec![PendingKey {
+            cell: root,
+            parent: NONE,
+            depth: 0,
+        }];
+        while let Some(key) = pending.pop() {
+            self.visit_key(&key, &mut pending)?;
+        }
+        Ok(())
+    }
+
+    fn visit_key(&mut self, key: &PendingKey, pending: &mut Vec<PendingKey>) -> Result<(), Fault> {
+        let nk = self.take(key.cell, key.parent)?.expect(b"nk")?;
+        if key.depth > MAX_DEPTH {
+            return Err(fault(key.cell, "keys are nested too deeply"));
+        }
+        if key.parent != NONE && nk.u32(16)? != key.parent {
+            return Err(fault(key.cell, "key names another key as its parent"));
+        }
+        let name_len = usize::from(nk.u16(72)?);
+        nk.slice(76, name_len)?;
+        if name_len == 0 && key.parent != NONE {
+            return Err(fault(key.cell, "key has no name"));
+        }
+        let class = nk.u32(48)?;
+        let class_len = usize::from(nk.u16(74)?);
+        if class != NONE && class_len > 0 {
+            self.take(class, key.cell)?.slice(0, class_len)?;
+        }
+        self.visit_security(nk.u32(44)?, key.cell)?;
+        self.visit_values(nk.u32(36)?, nk.u32(40)?, key.cell)?;
+
+        let count = nk.u32(20)?;
+        if count > 0 {
+            let first = pending.len();
+            self.visit_list(nk.u32(28)?, key, pending, true)?;
+            let found = pending.len() - first;
+            if found != count as usize {
+                let what = format!("key says it has {count} subkeys, its list has {found}");
+                return Err(fault(key.cell, what));
+            }
+        }
+        self.stats.keys += 1;
+        Ok(())
+    }
+
+    fn visit_list(
+        &mut self,
+        list: u32,
+        key: &PendingKey,
+        pending: &mut Vec<PendingKey>,
+        may_be_root: bool,
+    ) -> Result<(), Fault> {
+        let cell = self.take(list, key.cell)?;
+        let count = usize::from(cell.u16(2)?);
+        let step = match cell.slice(0, 2)? {
+            b"lf" | b"lh" => 8,
+            b"li" => 4,
+            b"ri" if may_be_root => {
+                for i in 0..count {
+                    self.visit_list(cell.u32(4 + i * 4)?, key, pending, false)?;
+                }
+                return Ok(());
+            }
+            _ => return Err(fault(list, "not a list of subkeys")),
+        };
+        for i in 0..count {
+            pending.push(PendingKey {
+                cell: cell.u32(4 + i * step)?,
+                parent: key.cell,
+                depth: key.depth + 1,
+            });
+        }
+        Ok(())
+    }
+
+    fn visit_values(&mut self, count: u32, list: u32, key: u32) -> Result<(), Fault> {
+        if count == 0 {
+            return Ok(());
+        }
+        let list = self.take(list, key)?;
+        for i in 0..count as usize {
+            let offset = list.u32(i.saturating_mul(4))?;
+            let vk = self.take(offset, list.offset)?.expect(b"vk")?;
+            vk.slice(20, usize::from(vk.u16(2)?))?;
+            self.visit_data(vk.u32(4)?, vk.u32(8)?, offset)?;
+            self.stats.values += 1;
+        }
+        Ok(())
+    }
+
+    fn visit_data(&mut self, size: u32, data: u32, vk: u32) -> Result<(), Fault> {
+        const INLINE: u32 = 1 << 31;
+        if size & INLINE != 0 {
+            return match size ^ INLINE {
+                0..=4 => Ok(()),
+                n => Err(fault(vk, format!("{n} bytes of data in the value itself"))),
+            };
+        }
+        let size = size as usize;
+        if size == 0 {
+            return Ok(());
+        }
+        let cell = self.take(data, vk)?;
+        if size <= SEGMENT || self.minor < 4 {
+            return cell.slice(0, size).map(drop);
+        }
+        let cell = cell.expect(b"db")?;
+        let count = usize::from(cell.u16(2)?);
+        if count != size.div_ceil(SEGMENT) {
+            let what = format!("{size} bytes of data in {count} segments");
+            return Err(fault(cell.offset, what));
+        }
+        let list = self.take(cell.u32(4)?, cell.offset)?;
+        let mut left = size;
+        for i in 0..count {
+            let segment = self.take(list.u32(i * 4)?, list.offset)?;
+            let len = left.min(SEGMENT);
+            segment.slice(0, len)?;
+            left -= len;
+        }
+        Ok(())
+    }
+
+    /// Security cells are checked once; their neighbours in the ring are too, reached or not.
+    fn visit_security(&mut self, first: u32, key: u32) -> Result<(), Fault> {
+        if let Some(count) = self.security.get_mut(&first) {
+            *count += 1;
+            return Ok(());
+        }
+        let mut from = key;
+        let mut offset = first;
+        let mut users = 1;
+        while !self.security.contains_key(&offset) {
+            let sk = self.take(offset, from)?.expect(b"sk")?;
+            sk.slice(20, sk.u32(16)? as usize)?;
+            let next = sk.u32(4)?;
+            if self.peek(next, offset)?.expect(b"sk")?.u32(8)? != offset {
+                return Err(fault(offset, "the ring of security cells breaks"));
+            }
+            self.security.insert(offset, users);
+            self.stats.security_descriptors += 1;
+            users = 0;
+            from = offset;
+            offset = next;
+        }
+        if offset != first {
+            return Err(fault(from, "the ring of security cells does not close"));
+        }
+        Ok(())
+    }
+
+    fn check_security_counts(&self) -> Result<(), Fault> {
+        for (&offset, &users) in &self.security {
+            let stored = self.peek(offset, offset)?.u32(12)?;
+            if stored < users {
+                let what = format!("security cell says {stored} keys use it, {users} do");
+                return Err(fault(offset, what));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How two hives differ at one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Path below the root; empty for the root itself.
+    pub key: String,
+    pub what: Change,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    OnlyInA,
+    OnlyInB,
+    /// A value, by name, with what either side has.
+    Value {
+        name: String,
+        a: Option<Value>,
+        b: Option<Value>,
+    },
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.key.escape_debug();
+        match &self.what {
+            Change::OnlyInA => write!(f, "[{key}] only in the first"),
+            Change::OnlyInB => write!(f, "[{key}] only in the second"),
+            Change::Value { name, a, b } => {
+                let name = name.escape_debug();
+                write!(f, "[{key}] \"{name}\": {a:?} / {b:?}")
+            }
+        }
+    }
+}
+
+/// Compares two hives key by key and value by value; names without regard to case, order not at all.
+/// A key that one side lacks is one difference, whatever is below it.
+pub fn deep_eq(a: &HiveView<'_>, b: &HiveView<'_>) -> HiveResult<Vec<Difference>> {
+    let mut differences = Vec::new();
+    let mut pending = vec![(String::new(), a.root()?, b.root()?, 0)];
+    while let Some((path, a, b, depth)) = pending.pop() {
+        compare_values(&path, &a, &b, &mut differences)?;
+        let b_keys = keys_by_name(&b)?;
+        let mut b_left: HashMap<String, Key<'_>> = b_keys.into_iter().collect();
+        for (name, key) in keys_by_name(&a)? {
+            let path = match path.as_str() {
+                "" => key.name()?,
+                path => format!("{path}\\{}", key.name()?),
+            };
+            match b_left.remove(&name) {
+                // The guard matters only for cycles in hives that were not walked.
+                Some(other) if depth < MAX_DEPTH => pending.push((path, key, other, depth + 1)),
+                Some(_) => {}
+                None => differences.push(Difference {
+                    key: path,
+                    what: Change::OnlyInA,
+                }),
+            }
+        }
+        for key in b_left.values() {
+            let name = key.name()?;
+            differences.push(Difference {
+                key: if path.is_empty() {
+                    name
+                } else {
+                    format!("{path}\\{name}")
+                },
+                what: Change::OnlyInB,
+            });
+        }
+    }
+    differences.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(differences)
+}
+
+fn keys_by_name<'h>(key: &Key<'h>) -> HiveResult<Vec<(String, Key<'h>)>> {
+    key.keys()?
+        .into_iter()
+        .map(|key| Ok((fold(&key.name()?), key)))
+        .collect()
+}
+
+fn compare_values(
+    path: &str,
+    a: &Key<'_>,
+    b: &Key<'_>,
+    differences: &mut Vec<Difference>,
+) -> HiveResult<()> {
+    let mut left: HashMap<String, (String, Value)> = b
+        .values()?
+        .into_iter()
+        .map(|(name, value)| (fold(&name), (name, value)))
+        .collect();
+    let mut differ = |name, a, b| {
+        differences.push(Difference {
+            key: path.to_string(),
+            what: Change::Value { name, a, b },
+        });
+    };
+    for (name, value) in a.values()? {
+        match left.remove(&fold(&name)) {
+            Some((_, other)) if other == value => {}
+            other => differ(name, Some(value), other.map(|(_, value)| value)),
+        }
+    }
+    for (name, value) in left.into_values() {
+        differ(name, None, Some(value));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::KeyTree;
+    use crate::registry::edit::RegData;
+
+    fn sample() -> KeyTree {
+        let mut tree = KeyTree::new("ROOT");
+        for i in 0..40 {
+            tree.dword(&format!("A\\k{i}"), "n", i);
+        }
+        tree.sz("B\\C", "text", "some text");
+        tree.set("B", "big", RegData::Binary(vec![7; 40_000]));
+        tree
+    }
+
+    fn find(bytes: &[u8], what: &[u8]) -> usize {
+        let found = bytes.windows(what.len()).position(|w| w == what);
+        found.expect("the sample holds it")
+    }
+
+    #[test]
+    fn counts() {
+        let stats = walk(&sample().to_bytes("SAMPLE")).unwrap();
+        assert_eq!((stats.keys, stats.values), (44, 42));
+        assert_eq!(stats.security_descriptors, 1);
+        assert!(stats.bytes > 40_000);
+    }
+
+    #[test]
+    fn a_tail_beyond_the_bins_is_ignored() {
+        let mut bytes = sample().to_bytes("SAMPLE");
+        let stats = walk(&bytes).unwrap();
+        bytes.extend([0xaa; 5000]);
+        assert_eq!(walk(&bytes).unwrap(), stats);
+    }
+
+    /// Each change breaks one thing; the fault must be found, and be the one expected.
+    #[test]
+    fn faults() {
+        type Breakage = fn(&mut Vec<u8>);
+        let cases: [(&str, Breakage); 15] = [
+            ("shorter than", |b| b.truncate(100)),
+            ("only", |b| b.truncate(b.len() - 1)),
+            ("log", |b| b[28] = 6),
+            ("format 1.2", |b| b[24] = 2),
+            ("bin chain breaks", |b| {
+                // Not the first bin: a chain that breaks in the middle.
+                let second = 4096 + u32::from_le_bytes(b[4104..4108].try_into().unwrap());
+                b[second as usize] = b'x';
+            }),
+            ("bin says", |b| b[4096 + 4] = 1),
+            ("bin size", |b| b[4096 + 8] = 1),
+            ("cell size", |b| b[4096 + 32] = 0xfd),
+            ("no allocated cell", |b| b[36] = 40),
+            ("no allocated cell", |b| {
+                let list = find(b, b"lh");
+                b[list + 4..list + 8].fill(0xff);
+            }),
+            ("in use elsewhere", |b| {
+                let list = find(b, b"lh");
+                let first: [u8; 4] = b[list + 4..list + 8].try_into().unwrap();
+                b[list + 12..list + 16].copy_from_slice(&first);
+            }),
+            ("subkeys", |b| {
+                let list = find(b, b"lh");
+                b[list + 2] -= 1;
+            }),
+            ("too short", |b| {
+                let key = find(b, b"nk");
+                b[key + 72..key + 74].fill(0xff);
+            }),
+            ("segments", |b| {
+                let header = find(b, b"db");
+                b[header + 2] += 1;
+            }),
+            ("keys use it", |b| {
+                let security = find(b, b"sk");
+                b[security + 12] = 1;
+            }),
+        ];
+        for (expected, break_it) in cases {
+            let mut bytes = sample().to_bytes("SAMPLE");
+            break_it(&mut bytes);
+            let fault = walk(&bytes).expect_err(expected).to_string();
+            assert!(fault.contains(expected), "{expected}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_key_below_itself_is_a_fault() {
+        let mut tree = KeyTree::new("R");
+        tree.key_mut("a\\b");
+        let mut bytes = tree.to_bytes("R");
+        // Make the list of `a` hold `a` instead of `b`: the first list written belongs to `a`.
+        let lists: Vec<usize> = (0..bytes.len() - 1)
+            .filter(|&i| &bytes[i..i + 2] == b"lh")
+            .collect();
+        let [of_a, of_root] = lists[..] else {
+            panic!("{lists:?}")
+        };
+        let a = bytes[of_root + 4..of_root + 8].to_vec();
+        bytes[of_a + 4..of_a + 8].copy_from_slice(&a);
+        let fault = walk(&bytes).unwrap_err().to_string();
+        assert!(fault.contains("in use elsewhere"), "{fault}");
+    }
+
+    #[test]
+    fn differences() {
+        let a = sample();
+        let mut b = sample();
+        b.name = "OTHER".into();
+        b.remove("A\\k7");
+        b.dword("A\\k8", "N", 99).dword("new\\key", "x", 1);
+        b.sz("B\\C", "more", "x");
+        let (a, b) = (a.to_bytes("A"), b.to_bytes("B"));
+        let (a, b) = (HiveView::new(&a).unwrap(), HiveView::new(&b).unwrap());
+        assert_eq!(deep_eq(&a, &a).unwrap(), []);
+        let lines: Vec<String> = deep_eq(&a, &b)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        insta::assert_snapshot!(lines.join("\n"), @r#"
+        [A\\k7] only in the first
+        [A\\k8] "n": Some(Value { ty: 4, data: [8, 0, 0, 0] }) / Some(Value { ty: 4, data: [99, 0, 0, 0] })
+        [B\\C] "more": None / Some(Value { ty: 1, data: [120, 0, 0, 0] })
+        [new] only in the second
+        "#);
+        assert_eq!(deep_eq(&b, &a).unwrap().len(), lines.len());
+    }
+
+    /// A file of the corpus, unpacked; `None`, and a word about it, when it is not there.
+    #[allow(clippy::print_stderr, clippy::disallowed_methods)] // Test support.
+    fn corpus(name: &str) -> Option<Vec<u8>> {
+        let root = std::env::var_os("HYPER2KVM_CORPUS")
+            .map(std::path::PathBuf::from)
+            .or_else(|| {
+                let parent = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+                Some(parent.join("shared/corpus"))
+            })?;
+        let path = root.join(format!("{name}.xz"));
+        if !path.is_file() {
+            eprintln!("SKIP: {} is not there", path.display());
+            return None;
+        }
+        let xz = std::process::Command::new("xz")
+            .arg("-dc")
+            .arg(&path)
+            .output();
+        let output = xz.expect("xz is installed");
+        assert!(output.status.success(), "{}", path.display());
+        Some(output.stdout)
+    }
+
+    /// All real hives are sound, the dirty ones too: what those lack is in their logs.
+    #[test]
+    fn real_hives() {
+        let cases = [
+            ("bcd/BCD", 132, 103, false),
+            ("bcd/BCD-winpe", 66, 46, false),
+            ("logs-NewDirtyHive1/NewDirtyHive", 5, 2, true),
+            ("logs-NewDirtyHive1/RecoveredHive_Windows10", 5, 1, false),
+            ("logs-OldDirtyHive/OldDirtyHive", 5003, 0, true),
+            ("logs-ntuser/transactions_NTUSER.DAT", 2590, 4119, true),
+            ("win10-vmware/SYSTEM", 43211, 90307, true),
+            ("win7-x86-vmware/SYSTEM", 30756, 73456, false),
+        ];
+        for (name, keys, values, dirty) in cases {
+            let Some(mut bytes) = corpus(name) else {
+                continue;
+            };
+            let stats = walk(&bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!((stats.keys, stats.values), (keys, values), "{name}");
+            assert_eq!(
+                BaseBlock::parse(&bytes).unwrap().is_dirty(),
+                dirty,
+                "{name}"
+            );
+
+            // A bin chain that breaks in the middle.
+            let middle = (bytes.len() / 2) & !(PAGE - 1);
+            let bin = (0..=middle)
+                .rev()
+                .step_by(PAGE)
+                .find(|&at| bytes.get(at..at + 4) == Some(b"hbin"));
+            bytes[bin.expect("a bin")] = 0;
+            let fault = walk(&bytes).expect_err(name).to_string();
+            assert!(fault.contains("bin chain"), "{name}: {fault}");
+        }
+    }
+
+    /// A large hive rebuilt by our own code holds the same.
+    #[test]
+    fn a_real_hive_rebuilt_is_equal() {
+        let Some(bytes) = corpus("logs-ntuser/transactions_NTUSER.DAT") else {
+            return;
+        };
+        let view = HiveView::new(&bytes).unwrap();
+        let rebuilt = KeyTree::from_view(&view).unwrap().to_bytes("NTUSER.DAT");
+        walk(&rebuilt).unwrap();
+        let differences = deep_eq(&view, &HiveView::new(&rebuilt).unwrap());
+        assert_eq!(differences.unwrap(), []);
+    }
+
+    proptest::proptest! {
+        /// Whatever is broken, the walk comes back; and what it passes can be read in full.
+        #[test]
+        fn damage_never_panics(
+            changes in proptest::collection::vec((0usize..80_000, proptest::num::u8::ANY), 1..6)
+        ) {
+            let mut bytes = sample().to_bytes("SAMPLE");
+            for (at, byte) in changes {
+                let at = at % bytes.len();
+                bytes[at] = byte;
+            }
+            if walk(&bytes).is_ok() {
+                let view = HiveView::new(&bytes).unwrap();
+                let _ = KeyTree::from_view(&view);
+            }
+        }
+    }
+}

@@ -1,0 +1,601 @@
+//! [`Cmd`], the one way to run another program, and [`Child`], the guard of a running one.
+//!
+//! stdin is empty unless asked otherwise, the locale is fixed, stdout is bounded or handed on in
+//! chunks, and the tail of stderr ends up in the error. A child runs in a process group of its own,
+//! which is killed as a whole when the guard goes, at the time limit, and when [`stop`] is
+//! requested.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::{Result, ToolError, host, launcher, stop};
+
+const STDOUT_LIMIT: usize = 64 << 20;
+const STDERR_TAIL: usize = 8 << 10;
+/// How often the stop flag and the time limit are looked at while a child is silent.
+const TICK: Duration = Duration::from_millis(20);
+/// How long output may still arrive after the child itself has ended: a grandchild may have
+/// inherited the pipe and keep it open for ever.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// A program with its arguments, not yet running.
+#[derive(Debug)]
+pub struct Cmd {
+    program: OsString,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    folder: Option<PathBuf>,
+    stdin: Option<OwnedFd>,
+    timeout: Option<Duration>,
+    stdout_limit: usize,
+    accept: Vec<i32>,
+    keep_privileges: bool,
+    stop: fn() -> bool,
+}
+
+/// What a program that ended as it should left behind.
+#[derive(Debug)]
+pub struct Output {
+    /// 0, or one of the codes given to [`Cmd::accept`].
+    pub code: i32,
+    pub stdout: Vec<u8>,
+    /// The tail of stderr, control characters removed.
+    pub stderr: String,
+}
+
+impl Cmd {
+    /// A name is looked up as [`super::find`] does; a path is taken as it is.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            env: Vec::new(),
+            folder: None,
+            stdin: None,
+            timeout: None,
+            stdout_limit: STDOUT_LIMIT,
+            accept: Vec::new(),
+            keep_privileges: false,
+            stop: stop::requested,
+        }
+    }
+
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env
+            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The folder the program starts in.
+    #[must_use]
+    pub fn folder(mut self, folder: impl AsRef<Path>) -> Self {
+        self.folder = Some(folder.as_ref().to_owned());
+        self
+    }
+
+    /// What the program gets as stdin, instead of nothing: a file, a pipe, a listening socket.
+    #[must_use]
+    pub fn stdin(mut self, fd: impl Into<OwnedFd>) -> Self {
+        self.stdin = Some(fd.into());
+        self
+    }
+
+    #[must_use]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
+        self
+    }
+
+    /// How many bytes [`Cmd::run`] collects before it gives up.
+    #[must_use]
+    pub fn stdout_limit(mut self, bytes: usize) -> Self {
+        self.stdout_limit = bytes;
+        self
+    }
+
+    /// Exit codes besides 0 that are not a failure.
+    #[must_use]
+    pub fn accept(mut self, codes: &[i32]) -> Self {
+        self.accept.extend(codes);
+        self
+    }
+
+    /// Lets set-user-ID helpers of the program work (`sudo`, a bridge helper).
+    #[must_use]
+    pub fn keep_privileges(mut self) -> Self {
+        self.keep_privileges = true;
+        self
+    }
+
+    /// Goes on when [`stop`] was requested: for clean-up that must still happen.
+    #[must_use]
+    pub fn ignore_stop(mut self) -> Self {
+        self.stop = || false;
+        self
+    }
+
+    /// Runs the program to its end and collects its output.
+    pub fn run(self) -> Result<Output> {
+        let limit = self.stdout_limit;
+        let mut stdout = Vec::new();
+        let mut full = false;
+        let (code, stderr, tool) = self.run_until(&mut |chunk| {
+            full = stdout.len() + chunk.len() > limit;
+            if !full {
+                stdout.extend_from_slice(chunk);
+            }
+            !full
+        })?;
+        if full {
+            return Err(ToolError::TooMuchOutput { tool, limit });
+        }
+        Ok(Output {
+            code,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Runs the program to its end and hands on its stdout as it comes.
+    pub fn run_with(self, on_stdout: &mut dyn FnMut(&[u8])) -> Result<Output> {
+        let (code, stderr, _) = self.run_until(&mut |chunk| {
+            on_stdout(chunk);
+            true
+        })?;
+        Ok(Output {
+            code,
+            stdout: Vec::new(),
+            stderr,
+        })
+    }
+
+    /// Like [`Cmd::run_with`], but kills the child when `on_stdout` returns false.
+    fn run_until(self, on_stdout: &mut dyn FnMut(&[u8]) -> bool) -> Result<(i32, String, String)> {
+        let started = Instant::now();
+        let (timeout, stop, accept) = (self.timeout, self.stop, self.accept.clone());
+        let mut child = self.start(true)?;
+        let tool = child.tool.clone();
+        let mut ended: Option<(ExitStatus, Instant)> = None;
+        loop {
+            match child.events.recv_timeout(TICK) {
+                Ok(chunk) => {
+                    if !on_stdout(&chunk) {
+                        child.kill();
+                        return Ok((-1, String::new(), tool));
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    // Both pipes are at their end, so the program is about to go.
+                    if ended.is_some() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if stop() {
+                return Err(ToolError::Interrupted);
+            }
+            if let Some(after) = timeout
+                && started.elapsed() > after
+            {
+                return Err(ToolError::TimedOut { tool, after });
+            }
+            match ended {
+                None => ended = child.try_wait()?.map(|status| (status, Instant::now())),
+                Some((_, when)) if when.elapsed() > DRAIN => break,
+                Some(_) => {}
+            }
+        }
+        let Some((status, _)) = ended else {
+            return Err(ToolError::output(&tool, "no exit status"));
+        };
+        let stderr = child.stderr_tail();
+        match status.code() {
+            Some(code) if code == 0 || accept.contains(&code) => Ok((code, stderr, tool)),
+            _ => Err(ToolError::Failed {
+                tool,
+                status,
+                stderr,
+            }),
+        }
+    }
+
+    /// Starts the program and leaves it running, its stdout thrown away. The limits and the stop
+    /// flag are not looked at.
+    pub fn spawn(self) -> Result<Child> {
+        self.start(false)
+    }
+
+    /// Runs the program on our own terminal, in our own process group, so that it can ask
+    /// questions (`sudo`), and waits for it. `Ok(false)` when it fails.
+    pub fn run_on_terminal(self) -> Result<bool> {
+        let (mut command, tool) = self.keep_privileges().command()?;
+        let status = launcher::spawn({
+            command
+                .stdin(Stdio::inherit())
+                .stdout(Stdio::inherit())
+                .stderr(Stdio::inherit());
+            command
+        })
+        .and_then(|mut child| child.wait())
+        .map_err(|source| ToolError::Io { tool, source })?;
+        Ok(status.success())
+    }
+
+    fn command(&self) -> Result<(std::process::Command, String)> {
+        let tool = Path::new(&self.program)
+            .file_name()
+            .unwrap_or(&self.program)
+            .to_string_lossy()
+            .into_owned();
+        let program = super::find(&self.program).ok_or_else(|| ToolError::NotFound {
+            hint: host::hint(&tool),
+            tool: tool.clone(),
+        })?;
+        let mut command = launcher::command(&program, self.keep_privileges);
+        command
+            .args(&self.args)
+            .env("LC_ALL", "C")
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        Ok((command, tool))
+    }
+
+    fn start(mut self, want_stdout: bool) -> Result<Child> {
+        let (mut command, tool) = self.command()?;
+        command
+            .stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from))
+            .stdout(if want_stdout {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
+            .stderr(Stdio::piped())
+            .process_group(0);
+        tracing::debug!(?command, "starting");
+        let fail = |source| ToolError::Io {
+            tool: tool.clone(),
+            source,
+        };
+        let mut child = launcher::spawn(command).map_err(fail)?;
+        let (sender, events) = mpsc::channel();
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let pipes = (child.stdout.take(), child.stderr.take());
+        // The guard exists before anything below can fail.
+        let guard = Child {
+            child,
+            tool: tool.clone(),
+            events,
+            stderr: stderr.clone(),
+            status: None,
+        };
+        if let Some(pipe) = pipes.0 {
+            let sender = sender.clone();
+            reader(move || forward(pipe, &sender)).map_err(fail)?;
+        }
+        if let Some(pipe) = pipes.1 {
+            reader(move || {
+                keep_tail(pipe, &stderr);
+                // The channel ends when both pipes have ended.
+                drop(sender);
+            })
+            .map_err(fail)?;
+        }
+        Ok(guard)
+    }
+}
+
+fn reader(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("pipe".into())
+        .spawn(work)
+        .map(drop)
+}
+
+fn forward(mut pipe: impl Read, sender: &Sender<Vec<u8>>) {
+    let mut buf = vec![0; 64 << 10];
+    loop {
+        match pipe.read(&mut buf) {
+            Ok(0) => break,
+            Ok(n) => {
+                if sender.send(buf[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+}
+
+fn keep_tail(mut pipe: impl Read, tail: &Mutex<Vec<u8>>) {
+    let mut buf = [0; 4096];
+    loop {
+        match pipe.read(&mut buf) {
+            Ok(0) => break,
+            Ok(n) => {
+                let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+                tail.extend_from_slice(&buf[..n]);
+                let excess = tail.len().saturating_sub(STDERR_TAIL);
+                tail.drain(..excess);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+}
+
+/// Text of a program made safe to show: control characters removed but for line ends, trimmed.
+pub fn clean(text: &[u8]) -> String {
+    String::from_utf8_lossy(text)
+        .replace('\r', "\n")
+        .chars()
+        .filter(|&c| c == '\n' || !c.is_control())
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+/// A running program. Dropping it kills the program's whole process group.
+#[derive(Debug)]
+pub struct Child {
+    child: std::process::Child,
+    tool: String,
+    /// Chunks of stdout; disconnected when stdout and stderr are both at their end.
+    events: Receiver<Vec<u8>>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+    status: Option<ExitStatus>,
+}
+
+impl Child {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The exit status when the program has ended.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().map_err(|source| ToolError::Io {
+                tool: self.tool.clone(),
+                source,
+            })?;
+        }
+        Ok(self.status)
+    }
+
+    /// What the program has written to stderr last, control characters removed.
+    pub fn stderr_tail(&self) -> String {
+        clean(&self.stderr.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits for the program to end by itself; the error says how it ended when not with 0.
+    pub fn wait(&mut self, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > limit {
+                return Err(ToolError::TimedOut {
+                    tool: self.tool.clone(),
+                    after: limit,
+                });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        // All of stderr has arrived when the channel is disconnected.
+        while start.elapsed() < limit
+            && !matches!(
+                self.events.recv_timeout(DRAIN),
+                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout)
+            )
+        {}
+        if status.success() {
+            return Ok(());
+        }
+        Err(ToolError::Failed {
+            tool: self.tool.clone(),
+            status,
+            stderr: self.stderr_tail(),
+        })
+    }
+
+    /// Asks the program to end (SIGTERM) and waits; kills it at the limit. Fails when the program
+    /// had already ended, had to be killed, or ended with a failure.
+    pub fn close(mut self, limit: Duration) -> Result<()> {
+        if self.try_wait()?.is_none() {
+            self.signal(Signal::TERM);
+        }
+        self.wait(limit)
+    }
+
+    /// Kills the program and everything it started, and reaps it.
+    pub fn kill(&mut self) {
+        if matches!(self.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        self.signal(Signal::KILL);
+        let _ = self.child.kill();
+        self.status = self.child.wait().ok();
+    }
+
+    fn signal(&self, signal: Signal) {
+        // The child is not reaped yet, so its id cannot name another process.
+        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Cmd {
+        Cmd::new("sh").args(["-c", script])
+    }
+
+    #[test]
+    fn collects_output() {
+        let out = sh("echo out; echo err >&2; cat; echo $LC_ALL")
+            .run()
+            .unwrap();
+        assert_eq!(
+            (out.code, &*out.stdout, &*out.stderr),
+            (0, &b"out\nC\n"[..], "err")
+        );
+        let out = Cmd::new("printf")
+            .args(["%s|", "a b", "$HOME", "", "*"])
+            .run()
+            .unwrap();
+        assert_eq!(out.stdout, b"a b|$HOME||*|");
+        let out = sh("pwd; echo $X").folder("/").env("X", "y").run().unwrap();
+        assert_eq!(out.stdout, b"/\ny\n");
+    }
+
+    #[test]
+    fn failure_has_the_tail_of_stderr() {
+        let script = "i=0; while [ $i -lt 3000 ]; do echo \"line $i\" >&2; i=$((i+1)); done; \
+                      printf '\\033[31mred\\r\\n' >&2; exit 3";
+        match sh(script).run().unwrap_err() {
+            ToolError::Failed {
+                tool,
+                status,
+                stderr,
+            } => {
+                assert_eq!((&*tool, status.code()), ("sh", Some(3)));
+                assert!(stderr.len() <= STDERR_TAIL && stderr.len() > STDERR_TAIL / 2);
+                assert!(stderr.ends_with("line 2999\n[31mred"), "{stderr}");
+            }
+            other => panic!("{other}"),
+        }
+        assert_eq!(sh("exit 3").accept(&[2, 3]).run().unwrap().code, 3);
+        assert!(matches!(
+            sh("kill -9 $$").run(),
+            Err(ToolError::Failed { .. })
+        ));
+    }
+
+    #[test]
+    fn missing_program() {
+        assert!(matches!(
+            Cmd::new("no-such-program-here").run(),
+            Err(ToolError::NotFound { .. })
+        ));
+        assert!(matches!(
+            Cmd::new("/no/such/program").spawn(),
+            Err(ToolError::NotFound { .. })
+        ));
+    }
+
+    #[test]
+    fn limits() {
+        let start = Instant::now();
+        assert!(matches!(
+            sh("sleep 60 & sleep 60")
+                .timeout(Duration::from_millis(60))
+                .run(),
+            Err(ToolError::TimedOut { .. })
+        ));
+        assert!(matches!(
+            sh("yes").stdout_limit(1 << 20).run(),
+            Err(ToolError::TooMuchOutput { limit, .. }) if limit == 1 << 20
+        ));
+        let mut cmd = sh("sleep 60");
+        cmd.stop = || true;
+        assert!(matches!(cmd.run(), Err(ToolError::Interrupted)));
+        // A grandchild that keeps the pipes open does not hold us up.
+        assert_eq!(sh("sleep 60 & echo x").run().unwrap().stdout, b"x\n");
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn streams() {
+        let mut got = Vec::new();
+        let out = sh("printf 'a\\rb\\rc'")
+            .run_with(&mut |chunk| got.extend_from_slice(chunk))
+            .unwrap();
+        assert_eq!((&*got, &*out.stdout), (&b"a\rb\rc"[..], &b""[..]));
+    }
+
+    #[test]
+    fn guard_kills_and_close_checks() {
+        let alive = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
+        let child = sh("sleep 60; true").spawn().unwrap();
+        let pid = child.id();
+        assert!(alive(pid));
+        drop(child);
+        assert!(!alive(pid));
+
+        let second = Duration::from_secs(5);
+        let child = sh("trap 'exit 0' TERM; echo ready >&2; while :; do sleep 0.01; done")
+            .spawn()
+            .unwrap();
+        while child.stderr_tail().is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.close(second).unwrap();
+        assert!(matches!(
+            sh("exec sleep 60").spawn().unwrap().close(second),
+            Err(ToolError::Failed { .. })
+        ));
+        let mut child = sh("echo why >&2; exit 4").spawn().unwrap();
+        match child.wait(second).unwrap_err() {
+            ToolError::Failed { stderr, status, .. } => {
+                assert_eq!((&*stderr, status.code()), ("why", Some(4)));
+            }
+            other => panic!("{other}"),
+        }
+        let child = sh("trap '' TERM; echo ready >&2; while :; do sleep 0.01; done")
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        while child.stderr_tail().is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(matches!(
+            child.close(Duration::from_millis(50)),
+            Err(ToolError::TimedOut { .. })
+        ));
+        assert!(!alive(pid));
+    }
+
+    #[test]
+    fn stdin_is_what_was_given() {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"hello", 0).unwrap();
+        assert_eq!(Cmd::new("cat").stdin(file).run().unwrap().stdout, b"hello");
+    }
+}

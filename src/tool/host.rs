@@ -1,0 +1,358 @@
+//! The tools hyper2kvm uses on this host: what each is for, whether it is there, and which package
+//! has it. Data and questions only; nothing is installed here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Cmd, clean};
+
+/// A program or library we use.
+#[derive(Debug)]
+pub struct Tool {
+    pub name: &'static str,
+    pub purpose: &'static str,
+    /// Without it nothing can be converted.
+    pub required: bool,
+    kind: Kind,
+    apt: &'static str,
+    dnf: &'static str,
+    zypper: &'static str,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// A program, with the arguments that make it print its version.
+    Program(&'static [&'static str]),
+    /// A shared library, by the start of its file name.
+    Library,
+}
+
+const VERSION: Kind = Kind::Program(&["--version"]);
+
+/// The library the embedded engine writes NTFS with.
+pub const LIBNTFS: &str = "libntfs-3g.so";
+
+pub const TOOLS: [Tool; 11] = [
+    Tool {
+        name: "qemu-img",
+        purpose: "reading image formats, copying disks",
+        required: true,
+        kind: VERSION,
+        apt: "qemu-utils",
+        dnf: "qemu-img",
+        zypper: "qemu-img",
+    },
+    Tool {
+        name: "qemu-storage-daemon",
+        purpose: "access to the blocks of an image",
+        required: true,
+        kind: VERSION,
+        apt: "qemu-utils",
+        dnf: "qemu-img",
+        zypper: "qemu-tools",
+    },
+    Tool {
+        name: "hivexregedit",
+        purpose: "registry edits",
+        required: true,
+        // It has no version option.
+        kind: Kind::Program(&[]),
+        apt: "libwin-hivex-perl",
+        dnf: "hivex",
+        zypper: "hivex",
+    },
+    Tool {
+        name: LIBNTFS,
+        purpose: "writing NTFS",
+        required: true,
+        kind: Kind::Library,
+        // The library's own package carries its version in its name; this one depends on it.
+        apt: "ntfs-3g",
+        dnf: "ntfs-3g-libs",
+        zypper: "ntfs-3g",
+    },
+    Tool {
+        name: "virsh",
+        purpose: "booting the converted machine (`boot`)",
+        required: false,
+        kind: VERSION,
+        apt: "libvirt-clients",
+        dnf: "libvirt-client",
+        zypper: "libvirt-client",
+    },
+    Tool {
+        name: "virt-xml-validate",
+        purpose: "checking the domain XML",
+        required: false,
+        kind: VERSION,
+        apt: "libvirt-clients",
+        dnf: "libvirt-client",
+        zypper: "libvirt-client",
+    },
+    Tool {
+        name: "qemu-system-x86_64",
+        purpose: "booting the converted machine (`boot`)",
+        required: false,
+        kind: VERSION,
+        apt: "qemu-system-x86",
+        dnf: "qemu-kvm",
+        zypper: "qemu-x86",
+    },
+    Tool {
+        name: "guestfish",
+        purpose: "the guestfish engine (`--engine guestfish`)",
+        required: false,
+        kind: VERSION,
+        apt: "libguestfs-tools",
+        dnf: "guestfs-tools",
+        zypper: "guestfs-tools",
+    },
+    Tool {
+        name: "virt-win-reg",
+        purpose: "registry edits with the guestfish engine",
+        required: false,
+        kind: VERSION,
+        apt: "libguestfs-tools",
+        dnf: "virt-win-reg",
+        zypper: "guestfs-tools",
+    },
+    Tool {
+        name: "mkntfs",
+        purpose: "the demonstration guest (`demo`)",
+        required: false,
+        kind: VERSION,
+        apt: "ntfs-3g",
+        dnf: "ntfsprogs",
+        zypper: "ntfsprogs",
+    },
+    Tool {
+        name: "virt-v2v",
+        purpose: "comparing results",
+        required: false,
+        kind: VERSION,
+        apt: "virt-v2v",
+        dnf: "virt-v2v",
+        zypper: "virt-v2v",
+    },
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PackageManager {
+    Apt,
+    Dnf,
+    Zypper,
+}
+
+impl PackageManager {
+    /// The command that installs packages, without the `sudo` an ordinary user needs.
+    pub fn install_command(self, packages: &[&str]) -> Vec<String> {
+        let head: &[&str] = match self {
+            Self::Apt => &["apt-get", "install", "-y", "--no-install-recommends"],
+            Self::Dnf => &["dnf", "install", "-y"],
+            Self::Zypper => &["zypper", "--non-interactive", "install"],
+        };
+        head.iter()
+            .chain(packages)
+            .map(|s| (*s).to_owned())
+            .collect()
+    }
+}
+
+impl Tool {
+    pub fn package(&self, manager: PackageManager) -> &'static str {
+        match manager {
+            PackageManager::Apt => self.apt,
+            PackageManager::Dnf => self.dnf,
+            PackageManager::Zypper => self.zypper,
+        }
+    }
+
+    pub fn find(&self) -> Option<PathBuf> {
+        match self.kind {
+            Kind::Program(_) => super::find(self.name),
+            Kind::Library => find_library(self.name),
+        }
+    }
+
+    /// Where it is and which version it says it is.
+    pub fn probe(&'static self) -> Found {
+        let path = self.find();
+        let version = match (&self.kind, &path) {
+            (Kind::Program(args), Some(path)) if !args.is_empty() => version_line(path, args),
+            (Kind::Library, Some(path)) => path
+                .canonicalize()
+                .ok()
+                .and_then(|p| Some(clean(p.file_name()?.as_encoded_bytes()))),
+            _ => None,
+        };
+        Found {
+            tool: self,
+            path,
+            version,
+        }
+    }
+}
+
+/// What [`Tool::probe`] saw.
+#[derive(Debug)]
+pub struct Found {
+    pub tool: &'static Tool,
+    /// `None` when it is not installed.
+    pub path: Option<PathBuf>,
+    pub version: Option<String>,
+}
+
+fn version_line(path: &std::path::Path, args: &[&str]) -> Option<String> {
+    let out = Cmd::new(path)
+        .args(args)
+        .timeout(Duration::from_secs(10))
+        .run()
+        .ok()?;
+    [clean(&out.stdout), out.stderr]
+        .iter()
+        .flat_map(|text| text.lines())
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .map(str::to_owned)
+}
+
+/// The newest file of the library (`libntfs-3g.so.89`) in the places the loader looks at.
+pub fn find_library(name: &str) -> Option<PathBuf> {
+    let arch = std::env::consts::ARCH;
+    let multiarch = format!("{arch}-linux-gnu");
+    let folders = ["/usr/lib", "/lib", "/usr/local/lib"];
+    let mut found: Vec<(u32, PathBuf)> = folders
+        .iter()
+        .flat_map(|f| {
+            [
+                format!("{f}/{multiarch}"),
+                format!("{f}64"),
+                (*f).to_owned(),
+            ]
+        })
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let file = entry.file_name();
+            // Exactly `.so.N`: the full version is the same file.
+            let major = file.to_str()?.strip_prefix(name)?.strip_prefix('.')?;
+            Some((major.parse().ok()?, entry.path()))
+        })
+        .collect();
+    found.sort();
+    found.pop().map(|(_, path)| path)
+}
+
+/// The distribution's package manager, told from `/etc/os-release`.
+pub fn package_manager() -> Option<PackageManager> {
+    let text = ["/etc/os-release", "/usr/lib/os-release"]
+        .iter()
+        .find_map(|file| std::fs::read_to_string(file).ok())?;
+    manager_for(&text)
+}
+
+fn manager_for(os_release: &str) -> Option<PackageManager> {
+    let field = |name: &str| {
+        os_release
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+            .map(|value| value.trim().trim_matches(['"', '\'']).to_lowercase())
+            .unwrap_or_default()
+    };
+    // What the distribution is comes before what it is like.
+    let ids = format!("{} {}", field("ID"), field("ID_LIKE"));
+    ids.split_whitespace().find_map(|id| match id {
+        "debian" | "ubuntu" => Some(PackageManager::Apt),
+        "fedora" | "rhel" | "centos" | "rocky" | "almalinux" => Some(PackageManager::Dnf),
+        "suse" | "opensuse" | "sles" => Some(PackageManager::Zypper),
+        id if id.starts_with("opensuse") || id.starts_with("sle") => Some(PackageManager::Zypper),
+        _ => None,
+    })
+}
+
+/// The command that installs what is missing, or `None` when we know no command for this
+/// distribution or nothing is missing.
+pub fn install_command<'a>(missing: impl IntoIterator<Item = &'a Tool>) -> Option<Vec<String>> {
+    let manager = package_manager()?;
+    let mut packages: Vec<&str> = missing.into_iter().map(|t| t.package(manager)).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    (!packages.is_empty()).then(|| manager.install_command(&packages))
+}
+
+/// What to do about a missing tool, in one line.
+pub fn hint(name: &str) -> String {
+    let Some(tool) = TOOLS.iter().find(|t| t.name == name) else {
+        return format!("install {name}");
+    };
+    match install_command([tool]) {
+        Some(command) => format!("install it: {}", command.join(" ")),
+        None => format!(
+            "install {name} (packages: {} on Debian, {} on Fedora, {} on openSUSE)",
+            tool.apt, tool.dnf, tool.zypper
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distributions() {
+        for (text, want) in [
+            ("NAME=x\nID=debian\n", Some(PackageManager::Apt)),
+            (
+                "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n",
+                Some(PackageManager::Apt),
+            ),
+            ("ID=fedora\n", Some(PackageManager::Dnf)),
+            (
+                "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n",
+                Some(PackageManager::Dnf),
+            ),
+            (
+                "ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n",
+                Some(PackageManager::Zypper),
+            ),
+            ("ID=\"sles\"\n", Some(PackageManager::Zypper)),
+            ("ID=arch\nVERSION_ID=debian\n", None),
+            ("", None),
+        ] {
+            assert_eq!(manager_for(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn commands_and_hints() {
+        assert_eq!(
+            PackageManager::Dnf
+                .install_command(&["hivex", "qemu-img"])
+                .join(" "),
+            "dnf install -y hivex qemu-img"
+        );
+        assert!(hint("qemu-img").contains("qemu"));
+        assert_eq!(hint("other"), "install other");
+        assert_eq!(install_command([]), None);
+    }
+
+    #[test]
+    fn probes() {
+        for tool in &TOOLS {
+            let found = tool.probe();
+            if found.path.is_none() {
+                eprintln!("SKIP {}: not installed", tool.name);
+            } else if tool.name != "hivexregedit" {
+                assert!(
+                    found
+                        .version
+                        .is_some_and(|v| v.contains(|c: char| c.is_ascii_digit()))
+                );
+            }
+        }
+    }
+}

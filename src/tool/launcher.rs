@@ -1,0 +1,152 @@
+//! Starts children so that none outlives this process, not even when it is killed by SIGKILL.
+//!
+//! The kernel can send a child a signal when its parent dies, but only the child can ask for it,
+//! between fork and exec; doing that in `pre_exec` is unsafe code. So the child is this program
+//! again, as `hyper2kvm __exec PARENT_PID FLAGS -- PROGRAM ARGS...`, which asks for the signal,
+//! gives up gaining privileges, and becomes the program.
+//!
+//! The "parent" the kernel means is the *thread* that forked. Children are therefore all started
+//! from one thread that lives as long as the process.
+//!
+//! Where [`enable`] was not called (unit tests, examples) children are started directly and are
+//! only killed by their guards.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode};
+use std::sync::OnceLock;
+use std::sync::mpsc::{self, Sender};
+
+use rustix::process::{Pid, Signal};
+
+const VERB: &str = "__exec";
+/// In the child this names the same program, even when its file was replaced meanwhile.
+const SELF: &str = "/proc/self/exe";
+/// Exit code of the launcher when it could not become the program, as shells use it.
+const CANNOT_EXEC: u8 = 127;
+
+static ENABLED: OnceLock<()> = OnceLock::new();
+
+/// From now on children go through the launcher. Only for a program whose `main` calls
+/// [`run_if_asked`] first.
+pub fn enable() {
+    if Path::new(SELF).exists() {
+        ENABLED.get_or_init(|| ());
+    }
+}
+
+/// To be called first in `main`, with all arguments: `Some` when this process was started as a
+/// launcher and could not become the program.
+pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let mut args = args.into_iter().skip(1);
+    if args.next()? != VERB {
+        return None;
+    }
+    let error = become_program(args);
+    // Straight to stderr: our parent collects it, and there is no user interface here.
+    let _ = writeln!(io::stderr(), "launcher: {error}");
+    Some(ExitCode::from(CANNOT_EXEC))
+}
+
+fn become_program(mut args: impl Iterator<Item = OsString>) -> io::Error {
+    let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+    let Some(parent) = args
+        .next()
+        .and_then(|a| a.to_str()?.parse().ok())
+        .and_then(Pid::from_raw)
+    else {
+        return invalid("no parent process id");
+    };
+    let keep_privileges = match args.next().as_deref().and_then(OsStr::to_str) {
+        Some("privileges") => true,
+        Some("no-privileges") => false,
+        _ => return invalid("unknown flag"),
+    };
+    if args.next().as_deref() != Some(OsStr::new("--")) {
+        return invalid("no --");
+    }
+    let Some(program) = args.next() else {
+        return invalid("no program");
+    };
+    if let Err(e) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
+        return e.into();
+    }
+    // The parent may have died before the request: then the signal never comes.
+    if rustix::process::getppid() != Some(parent) {
+        return io::Error::other("the parent is gone");
+    }
+    if !keep_privileges && let Err(e) = rustix::thread::set_no_new_privs(true) {
+        return e.into();
+    }
+    #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
+    Command::new(program).args(args).exec()
+}
+
+/// The command that runs `program`, to be given its arguments and then to [`spawn`].
+pub(super) fn command(program: &Path, keep_privileges: bool) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
+    let new = |program: &Path| Command::new(program);
+    if ENABLED.get().is_none() {
+        return new(program);
+    }
+    let mut command = new(Path::new(SELF));
+    command
+        .arg(VERB)
+        .arg(std::process::id().to_string())
+        .arg(if keep_privileges {
+            "privileges"
+        } else {
+            "no-privileges"
+        })
+        .arg("--")
+        .arg(program);
+    command
+}
+
+type Request = (Command, Sender<io::Result<Child>>);
+
+/// Starts the command from the thread that lives as long as the process.
+pub(super) fn spawn(command: Command) -> io::Result<Child> {
+    static SPAWNER: OnceLock<Sender<Request>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (requests, queue) = mpsc::channel::<Request>();
+        // If the thread cannot be started the queue is dropped, and the send below fails.
+        let _ = std::thread::Builder::new()
+            .name("spawner".into())
+            .spawn(move || {
+                for (mut command, reply) in queue {
+                    let _ = reply.send(command.spawn());
+                }
+            });
+        requests
+    });
+    let gone = || io::Error::other("the thread that starts programs is gone");
+    let (reply, answer) = mpsc::channel();
+    spawner.send((command, reply)).map_err(|_| gone())?;
+    answer.recv().map_err(|_| gone())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_verb() {
+        let args = |a: &[&str]| a.iter().map(OsString::from).collect::<Vec<_>>();
+        assert!(run_if_asked(args(&["hyper2kvm"])).is_none());
+        assert!(run_if_asked(args(&["hyper2kvm", "inspect", "__exec"])).is_none());
+        // Malformed requests never get as far as changing this process.
+        for bad in [
+            &["h", "__exec"] as &[&str],
+            &["h", "__exec", "x"],
+            &["h", "__exec", "0", "privileges", "--", "true"],
+            &["h", "__exec", "1", "other", "--", "true"],
+            &["h", "__exec", "1", "privileges", "true"],
+            &["h", "__exec", "1", "privileges", "--"],
+        ] {
+            assert!(run_if_asked(args(bad)).is_some(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! `qemu-img`: facts of an image, overlays, copies, checks.
+//!
+//! Images are always named by a `json:` specification with the driver written out, so that QEMU
+//! neither probes the format nor reads a colon in a file name as a protocol.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Cmd, Result, ToolError};
+
+pub const TOOL: &str = "qemu-img";
+
+/// What `qemu-img info` says of one level of a chain. Unknown fields are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Info {
+    pub format: String,
+    pub virtual_size: u64,
+    pub actual_size: Option<u64>,
+    pub backing_filename: Option<String>,
+    pub full_backing_filename: Option<String>,
+    pub backing_filename_format: Option<String>,
+    #[serde(default)]
+    pub encrypted: bool,
+    pub format_specific: Option<FormatSpecific>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct FormatSpecific {
+    #[serde(default)]
+    pub data: FormatData,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FormatData {
+    /// vmdk: `monolithicSparse`, `twoGbMaxExtentSparse`, ...
+    pub create_type: Option<String>,
+    #[serde(default)]
+    pub extents: Vec<ExtentInfo>,
+    /// qcow2: the external data file.
+    pub data_file: Option<String>,
+    /// qcow2: the image was not closed and its reference counts are not to be trusted.
+    pub corrupt: Option<bool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ExtentInfo {
+    pub filename: String,
+}
+
+pub fn parse_info(json: &[u8]) -> Result<Info> {
+    serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))
+}
+
+/// The `json:` file name for a block device description.
+pub fn json_name(spec: &Value) -> OsString {
+    format!("json:{spec}").into()
+}
+
+/// Facts of the image alone: its backing file is not opened.
+pub fn info(spec: &Value) -> Result<Info> {
+    let out = Cmd::new(TOOL)
+        .args(["info", "--output=json", "--"])
+        .arg(json_name(spec))
+        .run()?;
+    parse_info(&out.stdout)
+}
+
+/// Creates a qcow2 overlay of `size` bytes over the image `backing`, which is not opened.
+pub fn create_overlay(overlay: &Path, size: u64) -> Result<()> {
+    create(overlay, "qcow2", size)
+}
+
+/// Creates an empty image.
+pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
+    Cmd::new(TOOL)
+        .args(["create", "-q", "-f", format, "--"])
+        .arg(protocol(file))
+        .arg(size.to_string())
+        .run()?;
+    Ok(())
+}
+
+/// A file name that cannot be read as a protocol; `create` and `convert` take no JSON for a file
+/// that does not exist yet.
+fn protocol(file: &Path) -> OsString {
+    let mut name = OsString::from("file:");
+    name.push(file);
+    name
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvertOptions {
+    pub format: &'static str,
+    /// `-o` options of the target, e.g. `compression_type=zstd`.
+    pub options: Option<&'static str>,
+    pub compress: bool,
+}
+
+/// Copies the image to a new file, telling the fraction done (0 to 1) as it goes.
+pub fn convert(
+    source: &Value,
+    target: &Path,
+    how: ConvertOptions,
+    progress: &mut dyn FnMut(f64),
+) -> Result<()> {
+    let mut cmd = Cmd::new(TOOL).args(["convert", "-p", "-m", "8", "-O", how.format]);
+    // Compressed clusters are appended: writing them out of order would only cost.
+    if how.compress {
+        cmd = cmd.arg("-c");
+    } else {
+        cmd = cmd.arg("-W");
+    }
+    if let Some(options) = how.options {
+        cmd = cmd.args(["-o", options]);
+    }
+    let mut parser = Progress::default();
+    cmd.arg("--")
+        .arg(json_name(source))
+        .arg(protocol(target))
+        .run_with(&mut |chunk| {
+            if let Some(fraction) = parser.push(chunk) {
+                progress(fraction);
+            }
+        })?;
+    Ok(())
+}
+
+/// Reads `    (12.34/100%)\r` out of a stream that is cut anywhere.
+#[derive(Debug, Default)]
+pub struct Progress {
+    rest: Vec<u8>,
+}
+
+impl Progress {
+    /// The last fraction that is complete now.
+    pub fn push(&mut self, chunk: &[u8]) -> Option<f64> {
+        self.rest.extend_from_slice(chunk);
+        let end = self.rest.iter().rposition(|&b| b == b'\r' || b == b'\n');
+        let fraction = end.and_then(|end| {
+            let done: Vec<u8> = self.rest.drain(..=end).collect();
+            let text = String::from_utf8_lossy(&done);
+            text.split(['\r', '\n']).rev().find_map(fraction)
+        });
+        // Whatever this is, it is no progress line.
+        if self.rest.len() > 4096 {
+            self.rest.clear();
+        }
+        fraction
+    }
+}
+
+fn fraction(line: &str) -> Option<f64> {
+    let percent: f64 = line
+        .trim()
+        .strip_prefix('(')?
+        .split('/')
+        .next()?
+        .parse()
+        .ok()?;
+    (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
+}
+
+/// What `qemu-img check` found.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CheckResult {
+    #[serde(default)]
+    pub corruptions: u64,
+    #[serde(default)]
+    pub leaks: u64,
+    #[serde(default)]
+    pub check_errors: u64,
+}
+
+impl CheckResult {
+    /// Leaks only waste space.
+    pub fn is_sound(&self) -> bool {
+        self.corruptions == 0 && self.check_errors == 0
+    }
+}
+
+pub fn parse_check(json: &[u8]) -> Result<CheckResult> {
+    serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))
+}
+
+/// Checks the metadata of an image; `None` for a format that has none to check.
+pub fn check(spec: &Value) -> Result<Option<CheckResult>> {
+    // 2: corruptions, 3: leaks, 63: the format has no check.
+    let out = Cmd::new(TOOL)
+        .args(["check", "--output=json", "--"])
+        .arg(json_name(spec))
+        .accept(&[2, 3, 63])
+        .run()?;
+    if out.code == 63 {
+        return Ok(None);
+    }
+    parse_check(&out.stdout).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_in_pieces() {
+        let mut p = Progress::default();
+        assert_eq!(p.push(b"    (0.00/100%)\r"), Some(0.0));
+        assert_eq!(p.push(b"    (12."), None);
+        assert_eq!(p.push(b"50/100%)\r    (13.00/100%)\r   "), Some(0.13));
+        assert_eq!(p.push(b" (100.00/100%)\r\n"), Some(1.0));
+        assert_eq!(p.push(b"nonsense\n(nan/100%)\r(999/100%)\r"), None);
+        assert_eq!(p.push(&[b'x'; 9000]), None);
+        assert!(p.rest.is_empty());
+    }
+
+    #[test]
+    fn info_fields() {
+        let info = parse_info(
+            br#"{"children": [], "virtual-size": 10485760, "filename": "d.vmdk", "format": "vmdk",
+                "actual-size": 12288, "dirty-flag": false, "backing-filename": "m.vmdk",
+                "full-backing-filename": "/x/m.vmdk", "backing-filename-format": "vmdk",
+                "format-specific": {"type": "vmdk", "data": {"cid": 1, "parent-cid": 2,
+                "create-type": "monolithicSparse", "extents": [{"virtual-size": 10485760,
+                "filename": "d.vmdk", "cluster-size": 65536, "format": ""}]}}}"#,
+        )
+        .unwrap();
+        assert_eq!((info.virtual_size, &*info.format), (10_485_760, "vmdk"));
+        assert_eq!(info.full_backing_filename.as_deref(), Some("/x/m.vmdk"));
+        assert_eq!(info.format_specific.unwrap().data.extents.len(), 1);
+        for bad in [&b""[..], b"[]", b"{}", b"{\"format\": 1}"] {
+            assert!(matches!(parse_info(bad), Err(ToolError::Output { .. })));
+        }
+    }
+
+    #[test]
+    fn check_results() {
+        let sound = parse_check(br#"{"check-errors": 0, "format": "qcow2", "leaks": 3}"#).unwrap();
+        assert!(sound.is_sound() && sound.leaks == 3);
+        assert!(
+            !parse_check(br#"{"check-errors": 0, "corruptions": 1}"#)
+                .unwrap()
+                .is_sound()
+        );
+    }
+}

@@ -1,0 +1,29 @@
+//! `qemu-storage-daemon`: serves one image over NBD on a Unix socket of ours.
+//!
+//! The daemon inherits the listening socket as its stdin, so a client may connect before the
+//! daemon is ready: nothing is polled, and no other process can put itself in between. There is no
+//! monitor and no network.
+
+use std::os::fd::OwnedFd;
+
+use serde_json::{Value, json};
+
+use super::{Child, Cmd, Result};
+
+pub const TOOL: &str = "qemu-storage-daemon";
+
+/// The node name the exported block device must have.
+pub const NODE: &str = "disk";
+
+/// Starts the daemon on a listening Unix socket. `blockdev` describes the node [`NODE`].
+pub fn serve(listener: OwnedFd, blockdev: &Value, export: &str, writable: bool) -> Result<Child> {
+    let export = json!({
+        "type": "nbd", "id": "export", "node-name": NODE, "name": export, "writable": writable,
+    });
+    Cmd::new(TOOL)
+        .args(["--blockdev", &blockdev.to_string()])
+        .args(["--nbd-server", "addr.type=fd,addr.str=0"])
+        .args(["--export", &export.to_string()])
+        .stdin(listener)
+        .spawn()
+}
