@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use hyper2kvm::registry::recover::{Recovery, pending, recover};
-use hyper2kvm::registry::{BaseBlock, HiveView, Key};
+use hyper2kvm::registry::{BaseBlock, Bcd, BcdDevice, HiveView, Key};
 use sha2::{Digest, Sha256};
 
 /// A file of the corpus, or `None` when there is no corpus.
@@ -231,4 +231,63 @@ fn every_truncation_replays_a_prefix() {
             assert_eq!(counts.last().copied().unwrap_or(all), all);
         }
     }
+}
+
+/// Expected values decoded by hand from what `hivexregedit --export` prints.
+#[test]
+fn boot_store_of_an_installed_windows() {
+    let Some(bytes) = corpus("bcd/BCD") else {
+        return;
+    };
+    let bcd = Bcd::parse(&HiveView::new(&bytes).unwrap()).unwrap();
+    assert_eq!(bcd.objects.len(), 17);
+    let disk = "0b2394a9-095e-487d-8d48-719ecd4d78ca";
+    let esp = BcdDevice::Gpt {
+        disk: disk.into(),
+        partition: "36be3955-63bf-4068-a6ab-00195cca3a22".into(),
+    };
+    assert_eq!(bcd.boot_device, Some(esp));
+    assert!(bcd.graphics_mode_disabled.is_empty());
+
+    let windows = BcdDevice::Gpt {
+        disk: disk.into(),
+        partition: "8e0f2c38-e4ea-47ba-b7fc-9d8c74dccf0b".into(),
+    };
+    let loader = bcd.default_loader().unwrap();
+    assert_eq!(loader.id, "{733b62e5-f608-11eb-825c-c112f60133ab}");
+    assert_eq!(loader.description.as_deref(), Some("Windows 10"));
+    assert_eq!(
+        loader.path.as_deref(),
+        Some("\\Windows\\system32\\winload.efi")
+    );
+    assert_eq!(loader.system_root.as_deref(), Some("\\Windows"));
+    assert_eq!(loader.device, Some(windows.clone()));
+    assert_eq!(loader.os_device, Some(windows));
+    assert!(!loader.is_transient());
+
+    let others: Vec<_> = bcd.loaders.iter().filter(|l| l.id != loader.id).collect();
+    assert_eq!(others.len(), 1);
+    assert_eq!(
+        others[0].description.as_deref(),
+        Some("Windows Recovery Environment")
+    );
+    assert_eq!(others[0].os_device, Some(BcdDevice::Ramdisk));
+    assert!(others[0].is_transient());
+}
+
+#[test]
+fn boot_store_of_setup_media() {
+    let Some(bytes) = corpus("bcd/BCD-winpe") else {
+        return;
+    };
+    let bcd = Bcd::parse(&HiveView::new(&bytes).unwrap()).unwrap();
+    assert_eq!((bcd.objects.len(), bcd.loaders.len()), (9, 1));
+    assert_eq!(bcd.boot_device, None);
+    let loader = bcd.default_loader().unwrap();
+    assert_eq!(loader.description.as_deref(), Some("Windows Setup"));
+    assert_eq!(
+        loader.path.as_deref(),
+        Some("\\windows\\system32\\boot\\winload.efi")
+    );
+    assert!(loader.win_pe && loader.is_transient());
 }

@@ -1,6 +1,7 @@
 //! Registry hives: reading, checking, building, edits as `.reg` text, transaction logs, BCD.
 
 pub mod base;
+pub mod bcd;
 pub mod build;
 pub mod edit;
 pub mod hive;
@@ -10,6 +11,7 @@ pub mod recover;
 pub mod walk;
 
 pub use base::BaseBlock;
+pub use bcd::{Bcd, BcdDevice};
 pub use build::KeyTree;
 pub use edit::{RegData, RegEdits, RegOp};
 pub use hive::{HiveError, HiveView, Key, Value};
