@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use hyper2kvm::registry::load::load;
 use hyper2kvm::registry::recover::{Recovery, pending, recover};
 use hyper2kvm::registry::{BaseBlock, Bcd, BcdDevice, HiveView, Key};
 use sha2::{Digest, Sha256};
@@ -201,6 +202,21 @@ fn equals_yarp_on_a_user_hive() {
     // What an editor that ignores the logs works on.
     let (keys, values, _) = content(&files[0]);
     assert_eq!((keys, values), (2590, 4119));
+}
+
+#[test]
+fn all_dirty_hives_load() {
+    for files in [new_1(), new_2(), ntuser(), old()].into_iter().flatten() {
+        let logs = [("LOG1", &files[1][..]), ("LOG2", &files[2][..])];
+        let hive = load("HIVE", files[0].clone(), &logs).unwrap();
+        assert!(hive.dirty && hive.replayed.is_some() && hive.warnings.is_empty());
+    }
+    let Some(stale) = corpus("win10-vmware/SYSTEM") else {
+        return;
+    };
+    let hive = load("SYSTEM", stale.clone(), &[]).unwrap();
+    assert!(hive.dirty && hive.replayed.is_none() && hive.bytes == stale);
+    assert_eq!(hive.warnings.len(), 1);
 }
 
 /// Cut a log anywhere: exactly the entries that are whole are replayed.

@@ -470,4 +470,4 @@ pub fn broken_bin(hive: &[u8]) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -72,6 +72,14 @@ fn entry(seq: u32, flags: u32, pages: u32, at: &[u32], letter: u8) -> Vec<u8> {
     sealed(seq, flags, pages * PAGE, at.len() as u32, body)
 }
 
+/// An entry that brings all of a hive's bins.
+pub fn entry_of(seq: u32, pages: u32, bins: &[u8]) -> Vec<u8> {
+    let mut body = 0u32.to_le_bytes().to_vec();
+    body.extend((bins.len() as u32).to_le_bytes());
+    body.extend(bins);
+    sealed(seq, 0, pages * PAGE, 1, body)
+}
+
 fn sealed(seq: u32, flags: u32, bins_size: u32, count: u32, mut body: Vec<u8>) -> Vec<u8> {
     body.resize((40 + body.len()).next_multiple_of(512) - 40, 0);
     let mut entry = b"HvLE".to_vec();
@@ -84,7 +92,7 @@ fn sealed(seq: u32, flags: u32, bins_size: u32, count: u32, mut body: Vec<u8>) -
     entry
 }
 
-fn log(seq: u32, pages: u32, entries: &[Vec<u8>]) -> Vec<u8> {
+pub fn log(seq: u32, pages: u32, entries: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = header((seq, seq), 6, pages, TIME);
     bytes.extend(entries.concat());
     bytes
