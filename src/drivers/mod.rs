@@ -9,7 +9,10 @@
 //! Nothing here touches a guest: the result is data, for `plan` to decide on and `fix` to carry out.
 
 pub mod inf;
+pub mod iso;
+pub mod media;
 pub mod target;
 
 pub use inf::DriverInf;
+pub use media::{Media, MediaError, MediaFile};
 pub use target::{Arch, WindowsTarget};
