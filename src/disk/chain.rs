@@ -12,9 +12,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use super::detect::{self, Detected, Format};
@@ -287,6 +289,23 @@ impl Image {
         node
     }
 
+    /// Refuses an image another process writes to; for writing, also one that others read.
+    ///
+    /// QEMU checks its locks itself, but an NBD export allows others whatever they like, so that
+    /// for raw images there would never be a conflict.
+    pub(super) fn refuse_if_in_use(&self, writable: bool) -> Result<()> {
+        for (i, level) in self.levels.iter().enumerate() {
+            let own = std::iter::once(&level.path)
+                .chain(&level.extents)
+                .chain(&level.data_file);
+            for path in own {
+                let file = File::open(path).map_err(|e| ImageError::from_io(path, e))?;
+                refuse_if_locked(&file, path, writable && i == 0)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the metadata of every level: finds files that were cut short, which QEMU would
     /// otherwise read as zeroes.
     pub fn check(&self) -> Result<()> {
@@ -334,6 +353,54 @@ impl Level {
     }
 }
 
+/// Looks for the locks by which QEMU says what it does with an image: read locks on single bytes
+/// of the file (`block/file-posix.c`, `RAW_LOCK_PERM_BASE`).
+fn refuse_if_locked(file: &File, path: &Path, to_write: bool) -> Result<()> {
+    const READS: u64 = 100;
+    const WRITES: u64 = 101;
+    // A lock of our own shows by which device number the kernel lists the file; `stat` gives
+    // another one on btrfs. Where there are no locks there is nothing to find.
+    if flock(file, FlockOperation::NonBlockingLockShared).is_err() {
+        return Ok(());
+    }
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let _ = flock(file, FlockOperation::Unlock);
+    let inode = file
+        .metadata()
+        .map_err(|e| ImageError::from_io(path, e))?
+        .ino();
+    let ranges = locked_ranges(&locks, std::process::id(), inode);
+    let locked = |byte: u64| ranges.iter().any(|range| range.contains(&byte));
+    if locked(WRITES) || to_write && locked(READS) {
+        return Err(ImageError::InUse { path: path.into() });
+    }
+    Ok(())
+}
+
+/// The ranges locked in the file with this inode on which process `pid` holds an flock.
+fn locked_ranges(locks: &str, pid: u32, inode: u64) -> Vec<RangeInclusive<u64>> {
+    // Locks side by side are listed as one.
+    // `1: OFDLCK ADVISORY READ -1 fe:00:1234 101 101`; waiting locks have `->` after the number.
+    let entries: Vec<Vec<&str>> = locks
+        .lines()
+        .map(|line| line.split_whitespace().skip(1).collect())
+        .collect();
+    let (pid, inode) = (pid.to_string(), format!(":{inode}"));
+    let own = entries.iter().find_map(|e| match e[..] {
+        ["FLOCK", _, _, holder, file, ..] if holder == pid && file.ends_with(&inode) => Some(file),
+        _ => None,
+    });
+    entries
+        .iter()
+        .filter_map(|e| match e[..] {
+            ["OFDLCK", _, _, _, file, start, end] if Some(file) == own => {
+                Some(start.parse().ok()?..=end.parse().unwrap_or(u64::MAX))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 type Backing = Option<(PathBuf, Option<Format>)>;
 
 fn open_level(
@@ -357,10 +424,19 @@ fn open_level(
     if size == 0 {
         return Err(ImageError::Empty { path: path.into() });
     }
+    refuse_if_locked(&file, path, false)?;
     let format = match format {
         Some(format) => format,
         None => match detect::detect(&file, size).map_err(io_error)? {
-            Detected::Image(format) => format,
+            Detected::Image(format) => {
+                if format == Format::RAW && !block_device && claims_a_format(path) {
+                    return Err(ImageError::Damaged {
+                        path: path.into(),
+                        reason: "it does not hold the format its name says".into(),
+                    });
+                }
+                format
+            }
             Detected::Packed(what) => {
                 return Err(ImageError::Packed {
                     path: path.into(),
@@ -374,13 +450,19 @@ fn open_level(
         format,
         subformat: None,
         virtual_size: 0,
-        allocated: std::os::unix::fs::MetadataExt::blocks(&meta).saturating_mul(512),
+        allocated: meta.blocks().saturating_mul(512),
         extents: Vec::new(),
         data_file: None,
         block_device,
     };
     if format == Format::VMDK {
         level.extents = vmdk_extents(&file, size, path, references)?;
+    }
+    if let Some(reason) = detect::cut_short(&file, size, format).map_err(io_error)? {
+        return Err(ImageError::Damaged {
+            path: path.into(),
+            reason: reason.into(),
+        });
     }
     if format == Format::VPC {
         refuse_differencing_vhd(&file, size, path)?;
@@ -422,6 +504,26 @@ fn open_level(
         _ => None,
     };
     Ok((level, backing))
+}
+
+/// Whether a raw disk of that name is rather a damaged image, or no image at all.
+fn claims_a_format(path: &Path) -> bool {
+    let stem = path
+        .file_stem()
+        .and_then(|s| s.to_str())
+        .unwrap_or_default();
+    match path
+        .extension()
+        .and_then(|s| s.to_str())
+        .map(str::to_ascii_lowercase)
+    {
+        // The extents of a flat vmdk are raw: `vm-flat.vmdk`, `vm-f001.vmdk`.
+        Some(ext) if ext == "vmdk" => !stem
+            .rsplit_once('-')
+            .is_some_and(|(_, part)| part == "flat" || part.starts_with('f')),
+        Some(ext) => matches!(&*ext, "qcow2" | "vhd" | "vhdx" | "vdi"),
+        None => false,
+    }
 }
 
 fn utf8(path: &Path) -> Result<&str> {
@@ -566,4 +668,59 @@ impl References {
 
 fn shown(name: &str) -> String {
     crate::tool::clean(name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_of_one_file() {
+        let locks = "1: OFDLCK ADVISORY  READ -1 fe:00:77 101 101\n\
+                     2: FLOCK  ADVISORY  READ 5 00:2a:77 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 6 00:2a:77 0 EOF\n\
+                     3: OFDLCK ADVISORY  READ -1 00:2a:77 100 101\n\
+                     4: OFDLCK ADVISORY  READ -1 00:2a:77 201 EOF\n\
+                     5: POSIX  ADVISORY  WRITE 9 00:2a:177 101 101\nnonsense\n\n";
+        assert_eq!(locked_ranges(locks, 5, 77), [100..=101, 201..=u64::MAX]);
+        assert!(locked_ranges(locks, 6, 77).is_empty());
+        assert!(locked_ranges("", 5, 77).is_empty());
+    }
+
+    #[test]
+    fn names_that_claim_a_format() {
+        for (name, want) in [
+            ("a.vmdk", true),
+            ("a-flat.vmdk", false),
+            ("a-f001.vmdk", false),
+            ("a.b-c.VMDK", true),
+            ("a.vhdx", true),
+            ("a.img", false),
+            ("disk", false),
+        ] {
+            assert_eq!(claims_a_format(Path::new(name)), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn reasons_without_specification() {
+        let fail = |stderr: &str| {
+            use std::os::unix::process::ExitStatusExt;
+            let error = ToolError::Failed {
+                tool: "qemu-img".into(),
+                status: std::process::ExitStatus::from_raw(256),
+                stderr: stderr.into(),
+            };
+            ImageError::from_tool(Path::new("/d/x"), error)
+        };
+        let text = "qemu-img: Could not open 'json:{\"a\":{}}': File truncated";
+        assert!(
+            matches!(fail(text), ImageError::Damaged { reason, .. } if reason == "File truncated")
+        );
+        let text = "x: Failed to get shared \"write\" lock\nIs another process using it?";
+        assert!(matches!(fail(text), ImageError::InUse { .. }));
+        let text = "qemu-img: Could not open '/d/x': Permission denied";
+        assert!(matches!(fail(text), ImageError::Permission { .. }));
+        assert!(matches!(fail("qemu-img: odd"), ImageError::Tool(_)));
+    }
 }

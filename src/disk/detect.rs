@@ -148,6 +148,33 @@ pub fn vhd_type(footer: &[u8]) -> Option<u32> {
         .flatten()
 }
 
+/// Why a file is shorter than its header says, where QEMU does not notice and would read zeroes.
+pub fn cut_short(file: &File, size: u64, format: Format) -> io::Result<Option<&'static str>> {
+    let head = read_up_to(file, 0, 512, size)?;
+    let u32_at = |at: usize| {
+        head.get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, |b| u64::from(u32::from_le_bytes(b)))
+    };
+    if format == Format::VDI {
+        let (data, block, extra, allocated) = (u32_at(344), u32_at(376), u32_at(380), u32_at(388));
+        let end = (block + extra)
+            .saturating_mul(allocated)
+            .saturating_add(data);
+        if size < end.max(512) {
+            return Ok(Some("the file is shorter than its header says"));
+        }
+    }
+    // A dynamic VHD has the footer at the start, too.
+    if format == Format::VPC && vhd_type(&head).is_some() {
+        let tail = read_up_to(file, size.saturating_sub(512), 512, size)?;
+        if vhd_type(&tail).is_none() {
+            return Ok(Some("the footer at its end is missing"));
+        }
+    }
+    Ok(None)
+}
+
 /// What QEMU would open besides the vmdk file itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmdkExtent {

@@ -155,6 +155,7 @@ impl<D: ?Sized> Export<D> {
 }
 
 fn start(image: &Image, writable: bool) -> Result<(Arc<Disk>, Child)> {
+    image.refuse_if_in_use(writable)?;
     let (listener, stream) = private_socket().map_err(ExportError::Setup)?;
     let mut daemon = qsd::serve(listener.into(), &image.blockdev(writable), EXPORT, writable)
         .map_err(ImageError::from)?;
