@@ -299,7 +299,7 @@ fn package(
             placeholder(&format!("symbols of {what}")),
         ),
     ];
-    if stem == "netkvm" {
+    if has_tool(driver, os) {
         files.push((
             "netkvmp.exe".into(),
             placeholder(&format!("tool of {what}")),
@@ -321,6 +321,11 @@ fn encode(driver: &Driver, os: &Os, text: String) -> Vec<u8> {
     }
 }
 
+/// The network driver's failover helper, which came with Windows 10.
+fn has_tool(driver: &Driver, os: &Os) -> bool {
+    driver.stem == "netkvm" && os.decoration.starts_with(".10")
+}
+
 fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
     let Driver {
         stem,
@@ -339,6 +344,7 @@ fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
         format!("NT{}{}", arch.inf_name(), os.decoration)
     };
     let dirid = os.dirid;
+    let tool = has_tool(driver, os);
     let mut t = String::new();
     let mut line = |text: std::fmt::Arguments<'_>| {
         let _ = write!(t, "{text}\r\n");
@@ -358,12 +364,12 @@ fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
     line(format_args!("1 = %Media%,,,\"\""));
     line(format_args!("[SourceDisksFiles]"));
     line(format_args!("{stem}.sys = 1,,"));
-    if *stem == "netkvm" {
+    if tool {
         line(format_args!("netkvmp.exe = 1,,"));
     }
     line(format_args!("[DestinationDirs]"));
     line(format_args!("DefaultDestDir = {dirid}"));
-    if *stem == "netkvm" {
+    if tool {
         line(format_args!("tool_files = 11"));
     }
     line(format_args!("[Manufacturer]"));
@@ -398,15 +404,20 @@ fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
     if *stem == "netkvm" {
         line(format_args!("Characteristics = 0x84"));
         line(format_args!("AddReg = ndi_reg"));
-        line(format_args!("CopyFiles = driver_files, tool_files"));
+        line(format_args!(
+            "CopyFiles = driver_files{}",
+            if tool { ", tool_files" } else { "" }
+        ));
     } else {
         line(format_args!("CopyFiles = driver_files"));
     }
     line(format_args!("[driver_files]"));
     line(format_args!("{stem}.sys,,,2"));
-    if *stem == "netkvm" {
+    if tool {
         line(format_args!("[tool_files]"));
         line(format_args!("netkvmp.exe,,,2"));
+    }
+    if *stem == "netkvm" {
         line(format_args!("[ndi_reg]"));
         line(format_args!("HKR, Ndi, Service, 0, \"netkvm\""));
         line(format_args!(

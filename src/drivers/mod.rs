@@ -8,8 +8,15 @@
 //!
 //! Nothing here touches a guest: the result is data, for `plan` to decide on and `fix` to carry out.
 
+pub mod catalogue;
 pub mod inf;
+pub mod iso;
+pub mod media;
+pub mod select;
 pub mod target;
 
+pub use catalogue::{Catalogue, CatalogueError, Role};
 pub use inf::DriverInf;
+pub use media::{Media, MediaError, MediaFile};
+pub use select::{DriverError, DriverPackage, DriverSet, PackageFile, select};
 pub use target::{Arch, WindowsTarget};
