@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 
 use crate::boot_path::{BootPath, Controller};
 use crate::disk::layout::Scheme;
+use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
 use crate::guest::{FsKind, GuestPath, VolumeId, VolumeState};
 
@@ -170,26 +171,6 @@ impl OsFacts {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-pub enum Arch {
-    #[serde(rename = "x86")]
-    X86,
-    #[serde(rename = "x86_64")]
-    X86_64,
-    #[serde(rename = "arm64")]
-    Arm64,
-}
-
-/// What decides which drivers fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowsTarget {
-    pub major: u32,
-    pub minor: u32,
-    pub build: u32,
-    pub arch: Arch,
-    pub server: bool,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowsFacts {
     pub target: WindowsTarget,
@@ -211,6 +192,9 @@ pub struct WindowsFacts {
     /// The letter of the system volume in the running Windows, e.g. `C`.
     pub drive_letter: Option<char>,
     pub tools: Vec<Tool>,
+    /// What Windows does with disks that are new to it (`partmgr\Parameters\SanPolicy`): 1 brings all
+    /// online, 2 and 4 leave those on a shared bus offline.
+    pub san_policy: Option<u32>,
 }
 
 /// Guest software of a hypervisor.
@@ -319,4 +303,51 @@ pub struct Finding {
     pub remedy: String,
     /// The key, file or partition it was read from.
     pub evidence: String,
+}
+
+impl Finding {
+    fn new(
+        severity: Severity,
+        id: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        evidence: impl Into<String>,
+    ) -> Self {
+        Self {
+            id,
+            severity,
+            message: message.into(),
+            remedy: remedy.into(),
+            evidence: evidence.into(),
+        }
+    }
+
+    /// What cannot be converted safely.
+    pub fn blocker(
+        id: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        evidence: impl Into<String>,
+    ) -> Self {
+        Self::new(Severity::Blocker, id, message, remedy, evidence)
+    }
+
+    /// What may go wrong after the conversion.
+    pub fn warning(
+        id: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        evidence: impl Into<String>,
+    ) -> Self {
+        Self::new(Severity::Warning, id, message, remedy, evidence)
+    }
+
+    pub fn info(
+        id: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        evidence: impl Into<String>,
+    ) -> Self {
+        Self::new(Severity::Info, id, message, remedy, evidence)
+    }
 }
