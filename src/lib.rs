@@ -31,5 +31,6 @@ pub mod inspect;
 pub mod plan;
 pub mod registry;
 pub mod report;
+pub mod source;
 pub mod tool;
 pub mod ui;
