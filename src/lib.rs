@@ -33,5 +33,6 @@ pub mod plan;
 pub mod registry;
 pub mod report;
 pub mod text;
+pub mod source;
 pub mod tool;
 pub mod ui;
