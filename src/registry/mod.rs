@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod build;
+mod cell;
 pub mod edit;
 pub mod hive;
 pub mod walk;
