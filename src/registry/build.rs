@@ -9,20 +9,14 @@
 use std::collections::BTreeMap;
 
 use super::base;
+use super::cell::{BASE_BLOCK_SIZE, BIN_HEADER, INLINE, MAX_DEPTH, NONE, PAGE, SEGMENT};
 use super::edit::RegData;
-use super::hive::{BASE_BLOCK_SIZE, HiveError, HiveView, Key, Result, Value};
+use super::hive::{HiveError, HiveView, Key, Result, Value};
 
 /// 2024-01-01 00:00 UTC as FILETIME.
 const TIMESTAMP: u64 = 133_485_408_000_000_000;
-pub(super) const NONE: u32 = u32::MAX;
-pub(super) const BIN_HEADER: usize = 32;
-pub(super) const PAGE: usize = 4096;
-/// Data bytes in one segment of big data.
-pub(super) const SEGMENT: usize = 16344;
 /// Entries of one `lh` list; Windows stops at 506, what a one-page bin can hold.
 const MAX_LEAF: usize = 500;
-/// Deeper trees are refused by Windows.
-pub(super) const MAX_DEPTH: usize = 512;
 const MAX_KEY_NAME: usize = 255;
 const MAX_VALUE_NAME: usize = 16383;
 
@@ -345,7 +339,6 @@ impl Writer {
     }
 
     fn value(&mut self, name: &str, value: &Value) -> u32 {
-        const INLINE: u32 = 1 << 31;
         let name = StoredName::new(name, MAX_VALUE_NAME);
         let data = value.data.as_slice();
         let size = data.len() as u32;
@@ -551,16 +544,38 @@ mod tests {
             }
             let bytes = tree.to_bytes_as("SAMPLE", format);
             walk(&bytes).unwrap();
-            nt_hive::Hive::new(bytes.as_slice()).unwrap();
             let view = HiveView::new(&bytes).unwrap();
             assert!(KeyTree::from_view(&view).unwrap() == tree);
+            let judge = nt_hive::Hive::new(bytes.as_slice()).unwrap();
+            assert_same(&judge.root_key_node().unwrap(), &tree);
             // nt-hive searches by halving, so a wrong order would lose keys.
+            let order = judge.root_key_node().unwrap().subkey("ORDER").unwrap();
             for key in tree.get("Order").unwrap().keys.values() {
-                let found = view.key(&format!("ORDER\\{}", key.name)).unwrap();
+                let found = order.as_ref().unwrap().subkey(&key.name);
                 assert!(found.is_some(), "{}", key.name);
             }
             assert!(bytes == tree.to_bytes_as("SAMPLE", format), "deterministic");
         }
+    }
+
+    fn assert_same(node: &nt_hive::KeyNode<'_, &[u8]>, tree: &KeyTree) {
+        assert_eq!(node.name().unwrap().to_string_lossy(), tree.name);
+        let mut values = Vec::new();
+        for value in node.values().into_iter().flat_map(Result::unwrap) {
+            let value = value.unwrap();
+            let data = value.data().unwrap().into_vec().unwrap();
+            values.push((value.name().unwrap().to_string_lossy(), data));
+        }
+        let expected = tree.values.iter().map(|(n, v)| (n.clone(), v.data.clone()));
+        assert!(values == expected.collect::<Vec<_>>(), "{}", tree.name);
+        let mut count = 0;
+        for child in node.subkeys().into_iter().flat_map(Result::unwrap) {
+            let child = child.unwrap();
+            let name = child.name().unwrap().to_string_lossy();
+            assert_same(&child, tree.get(&name).unwrap());
+            count += 1;
+        }
+        assert_eq!(count, tree.keys.len());
     }
 
     #[test]

@@ -1,116 +1,252 @@
-//! Read access to a hive in memory, over the `nt-hive` crate.
+//! Read access to a hive in memory.
 //!
 //! The view looks only at the hive bins the base block announces, so the tail that real files carry
-//! beyond them is ignored. Whether the hive is *dirty* is not decided here: the view shows the bytes
-//! it is given.
+//! beyond them is ignored. Whether the hive is *dirty* is not decided here (see [`super::base`]), and
+//! only what is looked at is checked (see [`super::walk`] for the rest): the view shows the bytes it
+//! is given. It never panics, whatever they are, and no call does more work than their size allows; who
+//! goes through a whole tree must [`super::walk::walk`] it first, for keys may form a ring.
+//! Surprise: libhivex sorts the keys it adds by lower-case names and Windows by upper-case ones, so a
+//! search by halving could miss a key; lists are searched in full, which their hashes make quick.
 
-use nt_hive::{Hive, KeyNode, NtHiveError};
+use super::base::BaseBlock;
+use super::build::{fold, name_hash};
+use super::cell::{Cell, Fault, INLINE, NONE, SEGMENT, utf16};
+
+pub use super::cell::BASE_BLOCK_SIZE;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HiveError {
     #[error("not a registry hive: {0}")]
     NotAHive(&'static str),
-    #[error("registry hive is damaged")]
-    Damaged(#[source] NtHiveError),
+    #[error(transparent)]
+    Damaged(#[from] Fault),
     #[error("registry key {0} is not there")]
     NoKey(String),
 }
 
-impl From<NtHiveError> for HiveError {
-    fn from(error: NtHiveError) -> Self {
-        HiveError::Damaged(error)
-    }
-}
-
 pub type Result<T, E = HiveError> = std::result::Result<T, E>;
 
-pub const BASE_BLOCK_SIZE: usize = 4096;
-
 /// A hive's bytes with the structure on top. Cheap to make; borrows the bytes.
+#[derive(Clone, Copy)]
 pub struct HiveView<'b> {
-    hive: Hive<&'b [u8]>,
+    bins: &'b [u8],
+    root: u32,
+    minor: u32,
 }
 
 impl<'b> HiveView<'b> {
     pub fn new(bytes: &'b [u8]) -> Result<Self> {
-        let base = bytes
-            .get(..BASE_BLOCK_SIZE)
-            .ok_or(HiveError::NotAHive("shorter than its base block"))?;
-        if &base[..4] != b"regf" {
-            return Err(HiveError::NotAHive("no regf signature"));
-        }
-        let size = u32::from_le_bytes([base[40], base[41], base[42], base[43]]) as usize;
-        let end = BASE_BLOCK_SIZE
-            .checked_add(size)
-            .ok_or(HiveError::NotAHive("hive bins size overflows"))?;
-        let used = bytes
-            .get(..end)
+        let base = BaseBlock::parse(bytes)?;
+        let bins = bytes
+            .get(BASE_BLOCK_SIZE..)
+            .and_then(|rest| rest.get(..base.bins_size as usize))
             .ok_or(HiveError::NotAHive("shorter than its hive bins size says"))?;
         Ok(Self {
-            hive: Hive::without_validation(used)?,
+            bins,
+            root: base.root_cell,
+            minor: base.minor,
         })
     }
 
-    pub fn root(&self) -> Result<Key<'_>> {
-        Ok(Key {
-            node: self.hive.root_key_node()?,
-        })
+    pub fn root(&self) -> Result<Key<'b>> {
+        Key::at(*self, self.root)
     }
 
     /// The key at a `\`-separated path below the root.
-    pub fn key(&self, path: &str) -> Result<Option<Key<'_>>> {
+    pub fn key(&self, path: &str) -> Result<Option<Key<'b>>> {
         self.root()?.key(path)
+    }
+
+    fn cell(&self, offset: u32) -> Result<Cell<'b>, Fault> {
+        Cell::at(self.bins, offset)
+    }
+
+    fn value_at(&self, offset: u32) -> Result<Cell<'b>, Fault> {
+        self.cell(offset)?.expect(b"vk")
+    }
+
+    fn value_data(&self, vk: &Cell<'b>) -> Result<Value, Fault> {
+        let (size, offset, ty) = (vk.u32(4)?, vk.u32(8)?, vk.u32(12)?);
+        let len = (size & !INLINE) as usize;
+        let data = if size & INLINE != 0 {
+            let word = vk.slice(8, 4)?;
+            let what = "too much data in the value itself";
+            word.get(..len)
+                .ok_or_else(|| Fault::in_bins(vk.offset, what))?
+                .to_vec()
+        } else if len == 0 {
+            Vec::new()
+        } else if len <= SEGMENT || self.minor < 4 {
+            self.cell(offset)?.slice(0, len)?.to_vec()
+        } else {
+            self.big_data(offset, len)?
+        };
+        Ok(Value { ty, data })
+    }
+
+    fn big_data(&self, offset: u32, len: usize) -> Result<Vec<u8>, Fault> {
+        if len > self.bins.len() {
+            return Err(Fault::in_bins(
+                offset,
+                "more data than the hive has room for",
+            ));
+        }
+        let header = self.cell(offset)?.expect(b"db")?;
+        let list = self.cell(header.u32(4)?)?;
+        let mut data = Vec::new();
+        for i in 0..usize::from(header.u16(2)?) {
+            let left = (len - data.len()).min(SEGMENT);
+            let segment = self.cell(list.u32(i * 4)?)?;
+            data.extend_from_slice(segment.slice(0, left)?);
+        }
+        if data.len() < len {
+            return Err(Fault::in_bins(offset, "big data ends early"));
+        }
+        Ok(data)
     }
 }
 
 /// A registry key. Names compare case-insensitively.
 #[derive(Clone)]
 pub struct Key<'h> {
-    node: KeyNode<'h, &'h [u8]>,
+    hive: HiveView<'h>,
+    cell: Cell<'h>,
+}
+
+/// An entry of a subkey list: where the key is, and the hash of its name where the list has one.
+struct Entry {
+    key: u32,
+    hash: Option<u32>,
 }
 
 impl<'h> Key<'h> {
+    fn at(hive: HiveView<'h>, offset: u32) -> Result<Self> {
+        let cell = hive.cell(offset)?.expect(b"nk")?;
+        Ok(Self { hive, cell })
+    }
+
     pub fn name(&self) -> Result<String> {
-        Ok(self.node.name()?.to_string_lossy())
+        Ok(self.cell.key_name()?.to_text())
     }
 
     /// The key at a `\`-separated path below this one; an empty path is the key itself.
     pub fn key(&self, path: &str) -> Result<Option<Key<'h>>> {
-        let mut node = self.node.clone();
+        let mut key = self.clone();
         for part in path.split('\\').filter(|p| !p.is_empty()) {
-            match node.subkey(part) {
+            match key.subkey(part)? {
                 None => return Ok(None),
-                Some(next) => node = next?,
+                Some(next) => key = next,
             }
         }
-        Ok(Some(Key { node }))
+        Ok(Some(key))
+    }
+
+    fn subkey(&self, name: &str) -> Result<Option<Key<'h>>> {
+        // Upper-casing other characters is a matter of Windows' own tables: trust no hash of them.
+        let hash = name.is_ascii().then(|| name_hash(name));
+        let folded = fold(name);
+        for entry in self.entries()? {
+            if entry.hash.is_some() && hash.is_some() && entry.hash != hash {
+                continue;
+            }
+            let key = Key::at(self.hive, entry.key)?;
+            if key.cell.key_name()?.matches(&folded) {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
     }
 
     pub fn keys(&self) -> Result<Vec<Key<'h>>> {
-        let mut keys = Vec::new();
-        if let Some(nodes) = self.node.subkeys() {
-            for node in nodes? {
-                keys.push(Key { node: node? });
-            }
+        self.entries()?
+            .iter()
+            .map(|entry| Key::at(self.hive, entry.key))
+            .collect()
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>> {
+        let list = self.cell.u32(28)?;
+        let mut entries = Vec::new();
+        if list == NONE || self.cell.u32(20)? == 0 {
+            return Ok(entries);
         }
-        Ok(keys)
+        let cell = self.hive.cell(list)?;
+        if cell.slice(0, 2)? == b"ri" {
+            for i in 0..usize::from(cell.u16(2)?) {
+                let leaf = self.hive.cell(cell.u32(4 + i * 4)?)?;
+                self.add_leaf(&leaf, &mut entries)?;
+            }
+        } else {
+            self.add_leaf(&cell, &mut entries)?;
+        }
+        Ok(entries)
+    }
+
+    fn add_leaf(&self, leaf: &Cell<'_>, entries: &mut Vec<Entry>) -> Result<(), Fault> {
+        // An index root may name one leaf many times; the hive cannot hold more keys than this.
+        let most = self.hive.bins.len() / 80;
+        let count = usize::from(leaf.u16(2)?);
+        if entries.len() + count > most {
+            return Err(Fault::in_bins(
+                leaf.offset,
+                "more subkeys than there is room for",
+            ));
+        }
+        let (step, hashed) = match leaf.slice(0, 2)? {
+            b"lh" => (8, true),
+            b"lf" => (8, false),
+            b"li" => (4, false),
+            _ => return Err(Fault::in_bins(leaf.offset, "not a list of subkeys")),
+        };
+        for i in 0..count {
+            let at = 4 + i * step;
+            entries.push(Entry {
+                key: leaf.u32(at)?,
+                hash: if hashed {
+                    Some(leaf.u32(at + 4)?)
+                } else {
+                    None
+                },
+            });
+        }
+        Ok(())
+    }
+
+    fn value_cells(&self) -> Result<Vec<Cell<'h>>> {
+        let count = self.cell.u32(36)? as usize;
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let list = self.hive.cell(self.cell.u32(40)?)?;
+        let offsets = list.slice(0, count.saturating_mul(4))?;
+        offsets
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .map(|offset| Ok(self.hive.value_at(offset)?))
+            .collect()
     }
 
     /// The value of that name; `""` is the default value.
     pub fn value(&self, name: &str) -> Result<Option<Value>> {
-        match self.node.value(name) {
-            None => Ok(None),
-            Some(value) => Ok(Some(read_value(&value?)?)),
+        let folded = fold(name);
+        for vk in self.value_cells()? {
+            if vk.value_name()?.matches(&folded) {
+                return Ok(Some(self.hive.value_data(&vk)?));
+            }
         }
+        Ok(None)
     }
 
     pub fn values(&self) -> Result<Vec<(String, Value)>> {
         let mut values = Vec::new();
-        if let Some(list) = self.node.values() {
-            for value in list? {
-                let value = value?;
-                values.push((value.name()?.to_string_lossy(), read_value(&value)?));
-            }
+        let mut room = self.hive.bins.len();
+        for vk in self.value_cells()? {
+            let value = self.hive.value_data(&vk)?;
+            // Many values may name one and the same cell.
+            room = room
+                .checked_sub(value.data.len())
+                .ok_or_else(|| Fault::in_bins(vk.offset, "more data than there is room for"))?;
+            values.push((vk.value_name()?.to_text(), value));
         }
         Ok(values)
     }
@@ -128,19 +264,6 @@ impl<'h> Key<'h> {
     pub fn multi(&self, name: &str) -> Result<Option<Vec<String>>> {
         Ok(self.value(name)?.and_then(|v| v.as_multi()))
     }
-}
-
-fn read_value(value: &nt_hive::KeyValue<'_, &[u8]>) -> Result<Value> {
-    let ty = match value.data_type() {
-        Ok(ty) => ty as u32,
-        // Device properties use types such as 0xffff0012: legal, only unknown to nt-hive.
-        Err(NtHiveError::UnsupportedKeyValueDataType { actual, .. }) => actual,
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Value {
-        ty,
-        data: value.data()?.into_vec()?,
-    })
 }
 
 pub const REG_NONE: u32 = 0;
@@ -185,12 +308,4 @@ impl Value {
             _ => self.as_string().map(|s| vec![s]),
         }
     }
-}
-
-fn utf16(data: &[u8]) -> String {
-    let units: Vec<u16> = data
-        .chunks_exact(2)
-        .map(|b| u16::from_le_bytes([b[0], b[1]]))
-        .collect();
-    String::from_utf16_lossy(&units)
 }

@@ -3,6 +3,7 @@
 pub mod base;
 pub mod bcd;
 pub mod build;
+mod cell;
 pub mod edit;
 pub mod hive;
 pub mod load;

@@ -1,8 +1,8 @@
 //! Is this hive whole? Checks every bin, every cell and everything the root key reaches.
 //!
 //! Specification: msuhanov/regf. Own reader, so that it judges what other readers take on trust. It
-//! does not look at the sequence numbers or the checksum (see [`super::base`]), nor at the order and
-//! the hashes of subkey lists, and takes bytes that no key reaches for free space.
+//! does not look at the sequence numbers or the checksum (see [`super::base`]), and takes cells that no
+//! key reaches for free space.
 //! Surprises: the key that a bin chain ends early is the bins size of the base block, for real files
 //! carry a tail beyond it; volatile subkey fields hold what was in memory; security cells are shared
 //! and form a ring; big data exists from format 1.4 on only.
@@ -11,8 +11,11 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::base::{BaseBlock, FileType};
-use super::build::{BIN_HEADER, MAX_DEPTH, NONE, PAGE, SEGMENT, fold};
-use super::hive::{BASE_BLOCK_SIZE, HiveView, Key, Result as HiveResult, Value};
+use super::build::fold;
+use super::cell::{BASE_BLOCK_SIZE, BIN_HEADER, Cell, INLINE, MAX_DEPTH, NONE, PAGE, SEGMENT};
+use super::hive::{HiveView, Key, Result as HiveResult, Value};
+
+pub use super::cell::Fault;
 
 /// What a sound hive holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,15 +26,6 @@ pub struct Stats {
     pub bins: u32,
     /// In cells that the root key reaches.
     pub bytes: u64,
-}
-
-/// The first thing found wrong.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("hive is damaged at byte {offset}: {what}")]
-pub struct Fault {
-    /// From the start of the file.
-    pub offset: u64,
-    pub what: String,
 }
 
 /// Checks the whole hive. Time and memory are bounded by its size, whatever it holds.
@@ -69,12 +63,6 @@ fn fault_at(offset: u64, what: impl Into<String>) -> Fault {
     }
 }
 
-/// A fault in the bins, where `offset` counts from the first bin.
-fn fault(offset: impl TryInto<u64>, what: impl Into<String>) -> Fault {
-    let offset = offset.try_into().unwrap_or(u64::MAX);
-    fault_at(offset.saturating_add(BASE_BLOCK_SIZE as u64), what)
-}
-
 /// One bit for every place a cell can start at.
 struct Marks(Vec<u64>);
 
@@ -102,44 +90,19 @@ impl Marks {
     }
 }
 
-/// The contents of an allocated cell; reading outside them is a fault.
-#[derive(Clone, Copy)]
-struct Cell<'b> {
-    offset: u32,
-    data: &'b [u8],
-}
-
-impl<'b> Cell<'b> {
-    fn slice(&self, at: usize, len: usize) -> Result<&'b [u8], Fault> {
-        at.checked_add(len)
-            .and_then(|end| self.data.get(at..end))
-            .ok_or_else(|| fault(self.offset, "cell is too short for what it holds"))
-    }
-
-    fn u16(&self, at: usize) -> Result<u16, Fault> {
-        let b = self.slice(at, 2)?;
-        Ok(u16::from_le_bytes([b[0], b[1]]))
-    }
-
-    fn u32(&self, at: usize) -> Result<u32, Fault> {
-        let b = self.slice(at, 4)?;
-        Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-    }
-
-    fn expect(self, signature: &[u8; 2]) -> Result<Self, Fault> {
-        if self.data.starts_with(signature) {
-            Ok(self)
-        } else {
-            let name = String::from_utf8_lossy(signature);
-            Err(fault(self.offset, format!("no {name} signature")))
-        }
-    }
-}
-
 struct PendingKey {
     cell: u32,
     parent: u32,
     depth: usize,
+    hash: Option<u32>,
+}
+
+/// As [`super::build::name_hash`], without decoding the name.
+fn ascii_hash(name: &[u8]) -> u32 {
+    name.iter().fold(0, |hash: u32, byte| {
+        hash.wrapping_mul(37)
+            .wrapping_add(u32::from(byte.to_ascii_uppercase()))
+    })
 }
 
 struct Walker<'b> {
@@ -174,24 +137,27 @@ impl<'b> Walker<'b> {
         let mut bin = 0usize;
         while bin < self.bins.len() {
             if self.bins.get(bin..bin + 4) != Some(b"hbin") {
-                return Err(fault(bin as u64, "no hbin signature: the bin chain breaks"));
+                return Err(Fault::in_bins(
+                    bin as u64,
+                    "no hbin signature: the bin chain breaks",
+                ));
             }
             let own_offset = self.raw_u32(bin + 4).unwrap_or(NONE) as usize;
             if own_offset != bin {
                 let what = format!("bin says it is at {own_offset}, it is at {bin}");
-                return Err(fault(bin as u64, what));
+                return Err(Fault::in_bins(bin as u64, what));
             }
             let size = self.raw_u32(bin + 8).unwrap_or(0) as usize;
             let end = bin.saturating_add(size);
             if size == 0 || !size.is_multiple_of(PAGE) || end > self.bins.len() {
-                return Err(fault(bin as u64, format!("bin size {size}")));
+                return Err(Fault::in_bins(bin as u64, format!("bin size {size}")));
             }
             let mut cell = bin + BIN_HEADER;
             while cell < end {
                 let raw = self.raw_u32(cell).unwrap_or(0).cast_signed();
                 let size = raw.unsigned_abs() as usize;
                 if size < 8 || !size.is_multiple_of(8) || size > end - cell {
-                    return Err(fault(cell as u64, format!("cell size {raw}")));
+                    return Err(Fault::in_bins(cell as u64, format!("cell size {raw}")));
                 }
                 if raw < 0 {
                     self.allocated.set(cell as u32);
@@ -207,13 +173,13 @@ impl<'b> Walker<'b> {
     fn peek(&self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
         if !self.allocated.has(offset) {
             let what = format!("points to {offset:#x}, where no allocated cell starts");
-            return Err(fault(from, what));
+            return Err(Fault::in_bins(from, what));
         }
         let at = offset as usize;
         // Checked by scan_bins, as the mark says.
         let size = self.raw_u32(at).unwrap_or(0).cast_signed().unsigned_abs() as usize;
         let data = self.bins.get(at + 4..at.saturating_add(size));
-        let data = data.ok_or_else(|| fault(offset, "cell is not inside its bin"))?;
+        let data = data.ok_or_else(|| Fault::in_bins(offset, "cell is not inside its bin"))?;
         Ok(Cell { offset, data })
     }
 
@@ -222,7 +188,7 @@ impl<'b> Walker<'b> {
         let cell = self.peek(offset, from)?;
         if !self.visited.set(offset) {
             let what = format!("points to {offset:#x}, which is in use elsewhere");
-            return Err(fault(from, what));
+            return Err(Fault::in_bins(from, what));
         }
         self.stats.bytes += cell.data.len() as u64 + 4;
         Ok(cell)
@@ -233,6 +199,7 @@ impl<'b> Walker<'b> {
             cell: root,
             parent: NONE,
             depth: 0,
+            hash: None,
         }];
         while let Some(key) = pending.pop() {
             self.visit_key(&key, &mut pending)?;
@@ -243,15 +210,18 @@ impl<'b> Walker<'b> {
     fn visit_key(&mut self, key: &PendingKey, pending: &mut Vec<PendingKey>) -> Result<(), Fault> {
         let nk = self.take(key.cell, key.parent)?.expect(b"nk")?;
         if key.depth > MAX_DEPTH {
-            return Err(fault(key.cell, "keys are nested too deeply"));
+            return Err(Fault::in_bins(key.cell, "keys are nested too deeply"));
         }
         if key.parent != NONE && nk.u32(16)? != key.parent {
-            return Err(fault(key.cell, "key names another key as its parent"));
+            return Err(Fault::in_bins(
+                key.cell,
+                "key names another key as its parent",
+            ));
         }
         let name_len = usize::from(nk.u16(72)?);
         nk.slice(76, name_len)?;
         if name_len == 0 && key.parent != NONE {
-            return Err(fault(key.cell, "key has no name"));
+            return Err(Fault::in_bins(key.cell, "key has no name"));
         }
         let class = nk.u32(48)?;
         let class_len = usize::from(nk.u16(74)?);
@@ -265,10 +235,11 @@ impl<'b> Walker<'b> {
         if count > 0 {
             let first = pending.len();
             self.visit_list(nk.u32(28)?, key, pending, true)?;
+            self.check_order(&pending[first..])?;
             let found = pending.len() - first;
             if found != count as usize {
                 let what = format!("key says it has {count} subkeys, its list has {found}");
-                return Err(fault(key.cell, what));
+                return Err(Fault::in_bins(key.cell, what));
             }
         }
         self.stats.keys += 1;
@@ -284,23 +255,55 @@ impl<'b> Walker<'b> {
     ) -> Result<(), Fault> {
         let cell = self.take(list, key.cell)?;
         let count = usize::from(cell.u16(2)?);
-        let step = match cell.slice(0, 2)? {
-            b"lf" | b"lh" => 8,
-            b"li" => 4,
+        let (step, hashed) = match cell.slice(0, 2)? {
+            b"lh" => (8, true),
+            b"lf" => (8, false),
+            b"li" => (4, false),
             b"ri" if may_be_root => {
                 for i in 0..count {
                     self.visit_list(cell.u32(4 + i * 4)?, key, pending, false)?;
                 }
                 return Ok(());
             }
-            _ => return Err(fault(list, "not a list of subkeys")),
+            _ => return Err(Fault::in_bins(list, "not a list of subkeys")),
         };
         for i in 0..count {
+            let at = 4 + i * step;
             pending.push(PendingKey {
-                cell: cell.u32(4 + i * step)?,
+                cell: cell.u32(at)?,
                 parent: key.cell,
                 depth: key.depth + 1,
+                hash: if hashed {
+                    Some(cell.u32(at + 4)?)
+                } else {
+                    None
+                },
             });
+        }
+        Ok(())
+    }
+
+    /// Windows finds a key by halving and by hash, so a key in the wrong place is not there for it.
+    /// Names that are not ASCII are let through: their upper case is a matter of Windows' tables.
+    fn check_order(&self, keys: &[PendingKey]) -> Result<(), Fault> {
+        let mut previous: Option<&'b [u8]> = None;
+        for key in keys {
+            let nk = self.peek(key.cell, key.parent)?.expect(b"nk")?;
+            let name = nk.key_name()?.as_ascii();
+            if let (Some(name), Some(hash)) = (name, key.hash)
+                && ascii_hash(name) != hash
+            {
+                let what = "the hash of the key's name in its list is wrong";
+                return Err(Fault::in_bins(key.cell, what));
+            }
+            if let (Some(name), Some(previous)) = (name, previous) {
+                let upper = |name: &'b [u8]| name.iter().map(u8::to_ascii_uppercase);
+                if upper(name).le(upper(previous)) {
+                    let what = "key is not where its name belongs in the list";
+                    return Err(Fault::in_bins(key.cell, what));
+                }
+            }
+            previous = name;
         }
         Ok(())
     }
@@ -321,11 +324,13 @@ impl<'b> Walker<'b> {
     }
 
     fn visit_data(&mut self, size: u32, data: u32, vk: u32) -> Result<(), Fault> {
-        const INLINE: u32 = 1 << 31;
         if size & INLINE != 0 {
             return match size ^ INLINE {
                 0..=4 => Ok(()),
-                n => Err(fault(vk, format!("{n} bytes of data in the value itself"))),
+                n => Err(Fault::in_bins(
+                    vk,
+                    format!("{n} bytes of data in the value itself"),
+                )),
             };
         }
         let size = size as usize;
@@ -340,7 +345,7 @@ impl<'b> Walker<'b> {
         let count = usize::from(cell.u16(2)?);
         if count != size.div_ceil(SEGMENT) {
             let what = format!("{size} bytes of data in {count} segments");
-            return Err(fault(cell.offset, what));
+            return Err(Fault::in_bins(cell.offset, what));
         }
         let list = self.take(cell.u32(4)?, cell.offset)?;
         let mut left = size;
@@ -367,7 +372,7 @@ impl<'b> Walker<'b> {
             sk.slice(20, sk.u32(16)? as usize)?;
             let next = sk.u32(4)?;
             if self.peek(next, offset)?.expect(b"sk")?.u32(8)? != offset {
-                return Err(fault(offset, "the ring of security cells breaks"));
+                return Err(Fault::in_bins(offset, "the ring of security cells breaks"));
             }
             self.security.insert(offset, users);
             self.stats.security_descriptors += 1;
@@ -376,7 +381,10 @@ impl<'b> Walker<'b> {
             offset = next;
         }
         if offset != first {
-            return Err(fault(from, "the ring of security cells does not close"));
+            return Err(Fault::in_bins(
+                from,
+                "the ring of security cells does not close",
+            ));
         }
         Ok(())
     }
@@ -386,7 +394,7 @@ impl<'b> Walker<'b> {
             let stored = self.peek(offset, offset)?.u32(12)?;
             if stored < users {
                 let what = format!("security cell says {stored} keys use it, {users} do");
-                return Err(fault(offset, what));
+                return Err(Fault::in_bins(offset, what));
             }
         }
         Ok(())
@@ -505,8 +513,11 @@ fn compare_values(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::registry::KeyTree;
+    use crate::registry::build::name_hash;
     use crate::registry::edit::RegData;
 
     fn sample() -> KeyTree {
@@ -544,7 +555,8 @@ mod tests {
     #[test]
     fn faults() {
         type Breakage = fn(&mut Vec<u8>);
-        let cases: [(&str, Breakage); 15] = [
+        assert_eq!(ascii_hash(b"Select"), name_hash("sELECT"));
+        let cases: [(&str, Breakage); 17] = [
             ("shorter than", |b| b.truncate(100)),
             ("only", |b| b.truncate(b.len() - 1)),
             ("log", |b| b[28] = 6),
@@ -562,10 +574,10 @@ mod tests {
                 let list = find(b, b"lh");
                 b[list + 4..list + 8].fill(0xff);
             }),
-            ("in use elsewhere", |b| {
+            ("where its name belongs", |b| {
+                // The same key twice.
                 let list = find(b, b"lh");
-                let first: [u8; 4] = b[list + 4..list + 8].try_into().unwrap();
-                b[list + 12..list + 16].copy_from_slice(&first);
+                b.copy_within(list + 4..list + 12, list + 12);
             }),
             ("subkeys", |b| {
                 let list = find(b, b"lh");
@@ -578,6 +590,17 @@ mod tests {
             ("segments", |b| {
                 let header = find(b, b"db");
                 b[header + 2] += 1;
+            }),
+            ("hash", |b| {
+                let list = find(b, b"lh");
+                b[list + 8] ^= 1;
+            }),
+            ("where its name belongs", |b| {
+                // Swap the first two entries of a list.
+                let list = find(b, b"lh");
+                let first = b[list + 4..list + 12].to_vec();
+                b.copy_within(list + 12..list + 20, list + 4);
+                b[list + 12..list + 20].copy_from_slice(&first);
             }),
             ("keys use it", |b| {
                 let security = find(b, b"sk");
@@ -604,8 +627,7 @@ mod tests {
         let [of_a, of_root] = lists[..] else {
             panic!("{lists:?}")
         };
-        let a = bytes[of_root + 4..of_root + 8].to_vec();
-        bytes[of_a + 4..of_a + 8].copy_from_slice(&a);
+        bytes.copy_within(of_root + 4..of_root + 12, of_a + 4);
         let fault = walk(&bytes).unwrap_err().to_string();
         assert!(fault.contains("in use elsewhere"), "{fault}");
     }
@@ -714,14 +736,20 @@ mod tests {
         fn damage_never_panics(
             changes in proptest::collection::vec((0usize..80_000, proptest::num::u8::ANY), 1..6)
         ) {
-            let mut bytes = sample().to_bytes("SAMPLE");
+            static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| sample().to_bytes("SAMPLE"));
+            let mut bytes = SOUND.clone();
             for (at, byte) in changes {
                 let at = at % bytes.len();
                 bytes[at] = byte;
             }
+            let view = HiveView::new(&bytes);
+            if let Some(root) = view.as_ref().ok().and_then(|view| view.root().ok()) {
+                for key in root.keys().unwrap_or_default() {
+                    let _ = (key.name(), key.values(), key.keys(), key.key("k7"));
+                }
+            }
             if walk(&bytes).is_ok() {
-                let view = HiveView::new(&bytes).unwrap();
-                let _ = KeyTree::from_view(&view);
+                KeyTree::from_view(&view.unwrap()).unwrap();
             }
         }
     }

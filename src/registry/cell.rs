@@ -1,0 +1,142 @@
+//! Cells of a hive: bounded access to the bytes that keys, values and lists are made of.
+//!
+//! Specification: msuhanov/regf. An offset counts from the first hive bin; a cell's size is negative
+//! when it is in use.
+
+pub const PAGE: usize = 4096;
+pub const BASE_BLOCK_SIZE: usize = 4096;
+pub const BIN_HEADER: usize = 32;
+/// Data bytes in one segment of big data.
+pub const SEGMENT: usize = 16344;
+/// Deeper trees are refused by Windows.
+pub const MAX_DEPTH: usize = 512;
+/// The offset that points nowhere.
+pub const NONE: u32 = u32::MAX;
+/// In the size field of a value: the data is in the offset field.
+pub const INLINE: u32 = 1 << 31;
+
+/// Something that is not as the format says, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("hive is damaged at byte {offset}: {what}")]
+pub struct Fault {
+    /// From the start of the file.
+    pub offset: u64,
+    pub what: String,
+}
+
+impl Fault {
+    /// A fault at `offset` from the first bin.
+    pub fn in_bins(offset: impl TryInto<u64>, what: impl Into<String>) -> Self {
+        let offset = offset.try_into().unwrap_or(u64::MAX);
+        Self {
+            offset: offset.saturating_add(BASE_BLOCK_SIZE as u64),
+            what: what.into(),
+        }
+    }
+}
+
+/// The contents of a cell in use; reading outside them is a fault.
+#[derive(Debug, Clone, Copy)]
+pub struct Cell<'b> {
+    pub offset: u32,
+    pub data: &'b [u8],
+}
+
+impl<'b> Cell<'b> {
+    /// The cell at `offset`, for a reader that did not go through the bins from their start.
+    pub fn at(bins: &'b [u8], offset: u32) -> Result<Self, Fault> {
+        let fault = || Fault::in_bins(offset, "no cell in use starts here");
+        if !offset.is_multiple_of(8) {
+            return Err(fault());
+        }
+        let rest = bins.get(offset as usize..).ok_or_else(fault)?;
+        let (size, rest) = rest.split_first_chunk::<4>().ok_or_else(fault)?;
+        let size = i32::from_le_bytes(*size);
+        let len = size.unsigned_abs() as usize;
+        if size >= 0 || !len.is_multiple_of(8) {
+            return Err(fault());
+        }
+        let data = rest.get(..len - 4).ok_or_else(fault)?;
+        Ok(Self { offset, data })
+    }
+
+    pub fn slice(&self, at: usize, len: usize) -> Result<&'b [u8], Fault> {
+        at.checked_add(len)
+            .and_then(|end| self.data.get(at..end))
+            .ok_or_else(|| Fault::in_bins(self.offset, "cell is too short for what it holds"))
+    }
+
+    pub fn u16(&self, at: usize) -> Result<u16, Fault> {
+        let b = self.slice(at, 2)?;
+        Ok(u16::from_le_bytes([b[0], b[1]]))
+    }
+
+    pub fn u32(&self, at: usize) -> Result<u32, Fault> {
+        let b = self.slice(at, 4)?;
+        Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    }
+
+    pub fn expect(self, signature: &[u8; 2]) -> Result<Self, Fault> {
+        if self.data.starts_with(signature) {
+            Ok(self)
+        } else {
+            let name = String::from_utf8_lossy(signature);
+            Err(Fault::in_bins(self.offset, format!("no {name} signature")))
+        }
+    }
+
+    /// The name of a key (`nk`).
+    pub fn key_name(&self) -> Result<Name<'b>, Fault> {
+        Ok(Name {
+            bytes: self.slice(76, usize::from(self.u16(72)?))?,
+            compressed: self.u16(2)? & 0x20 != 0,
+        })
+    }
+
+    /// The name of a value (`vk`).
+    pub fn value_name(&self) -> Result<Name<'b>, Fault> {
+        Ok(Name {
+            bytes: self.slice(20, usize::from(self.u16(2)?))?,
+            compressed: self.u16(16)? & 1 != 0,
+        })
+    }
+}
+
+/// A name as it is stored: Latin-1 or UTF-16.
+#[derive(Debug, Clone, Copy)]
+pub struct Name<'b> {
+    bytes: &'b [u8],
+    compressed: bool,
+}
+
+impl<'b> Name<'b> {
+    /// The bytes of a name that is plain ASCII and stored as such, as nearly all are.
+    pub fn as_ascii(&self) -> Option<&'b [u8]> {
+        (self.compressed && self.bytes.is_ascii()).then_some(self.bytes)
+    }
+
+    /// Compares with a name that [`super::build::fold`] made upper-case.
+    pub fn matches(&self, folded: &str) -> bool {
+        match self.as_ascii() {
+            Some(ascii) => ascii.eq_ignore_ascii_case(folded.as_bytes()),
+            None => super::build::fold(&self.to_text()) == folded,
+        }
+    }
+
+    pub fn to_text(self) -> String {
+        if self.compressed {
+            return self.bytes.iter().copied().map(char::from).collect();
+        }
+        utf16(self.bytes)
+    }
+}
+
+/// UTF-16 text, with a replacement character for what is not; a last odd byte is ignored.
+pub fn utf16(data: &[u8]) -> String {
+    let units = data
+        .chunks_exact(2)
+        .map(|b| u16::from_le_bytes([b[0], b[1]]));
+    char::decode_utf16(units)
+        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
+}
