@@ -261,7 +261,10 @@ impl NtfsVolume {
         let size = u64::from(self.facts.record_size);
         let at = number
             .checked_mul(size)
-            .filter(|at| at + size <= self.mft.size())
+            .filter(|at| {
+                at.checked_add(size)
+                    .is_some_and(|end| end <= self.mft.size())
+            })
             .ok_or("a file reference lies outside the MFT")?;
         let chunk_size = MFT_CHUNK.max(size);
         let chunk = at / chunk_size;

@@ -42,7 +42,7 @@ fn walk(bytes: Vec<u8>) {
     }
 }
 
-fn survive(image: &Image, metadata: &[(u64, usize)]) {
+fn survive(image: &Image, rounds: u64, metadata: &[(u64, usize)]) {
     let mut writer = image.writer();
     writer.create_dir(VOLUME, &path("Windows")).unwrap();
     writer
@@ -59,7 +59,7 @@ fn survive(image: &Image, metadata: &[(u64, usize)]) {
     let sound = std::fs::read(&image.file).unwrap();
     walk(sound.clone());
     let start = Instant::now();
-    for seed in 0..120 {
+    for seed in 0..rounds {
         let mut bytes = sound.clone();
         let dice = noise(400, seed + 1);
         for roll in dice.chunks_exact(8).take(1 + seed as usize % 40) {
@@ -82,7 +82,7 @@ fn damaged_ntfs() {
     let image = Image::ntfs(8, 512, 1024);
     let boot = crate::guest::fs::ntfs(&image.bytes(0, 512)).unwrap();
     let mft = boot.mft_lcn * u64::from(boot.cluster_size);
-    survive(&image, &[(11, 70), (mft, 100 << 10), (mft, 12 << 10)]);
+    survive(&image, 120, &[(11, 70), (mft, 100 << 10), (mft, 12 << 10)]);
 }
 
 #[test]
@@ -92,5 +92,5 @@ fn damaged_fat() {
     }
     let image = Image::empty(8 << 20);
     run("mkfs.fat", &["-F", "16", "-s", "2", image.name()]);
-    survive(&image, &[(11, 50), (512, 4096), (34 << 10, 40 << 10)]);
+    survive(&image, 25, &[(11, 50), (512, 4096), (34 << 10, 40 << 10)]);
 }
