@@ -530,12 +530,9 @@ mod tests {
     #[test]
     fn the_documented_example() {
         let docs = include_str!("../../docs/drivers.md");
-        let mut examples = docs
-            .split("```yaml\n")
-            .skip(1)
-            .filter_map(|rest| rest.split("```").next());
+        let (_, rest) = docs.split_once("```yaml\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
         let mut catalogue = Catalogue::builtin();
-        let example = examples.next().unwrap();
         catalogue.merge_text("example.yaml", example).unwrap();
         let netkvm = catalogue.driver("NETKVM").unwrap();
         assert_eq!(netkvm.start, Some(Start::System));
