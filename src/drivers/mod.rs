@@ -20,5 +20,5 @@ pub use catalogue::{Catalogue, CatalogueError, Role};
 pub use inf::DriverInf;
 pub use media::{Media, MediaError, MediaFile};
 pub use package::{Installation, Placement};
-pub use select::{DriverError, DriverPackage, DriverSet, PackageFile, select};
+pub use select::{DriverError, DriverPackage, DriverSet, Offer, PackageFile, select, survey};
 pub use target::{Arch, WindowsTarget};

@@ -302,6 +302,36 @@ pub fn select(
     Ok(set)
 }
 
+/// What a medium has for one Windows of the catalogue.
+#[derive(Debug)]
+pub struct Offer {
+    /// The catalogue's id and name.
+    pub id: String,
+    pub windows: String,
+    pub target: WindowsTarget,
+    pub drivers: Result<DriverSet, DriverError>,
+}
+
+/// Goes through the whole catalogue, every Windows in every architecture it knows.
+pub fn survey(media: &dyn Media, catalogue: &Catalogue) -> Vec<Offer> {
+    let mut offers = Vec::new();
+    for windows in &catalogue.windows {
+        for &arch in catalogue.architectures.keys() {
+            if !windows.archs.is_empty() && !windows.archs.contains(&arch) {
+                continue;
+            }
+            let target = windows.example(arch);
+            offers.push(Offer {
+                id: windows.id.clone(),
+                windows: windows.name.clone(),
+                drivers: select(media, catalogue, &target),
+                target,
+            });
+        }
+    }
+    offers
+}
+
 struct Folder<'m> {
     path: &'m str,
     /// Lower-case components.

@@ -110,6 +110,12 @@ fn corpus() -> Option<PathBuf> {
 
 /// The paths of a real medium, with INFs of the right kind made up for them.
 fn listed(paths: &str) -> Memory {
+    let catalogue = Catalogue::builtin();
+    let names: Vec<(String, Vec<String>)> = catalogue
+        .folders
+        .keys()
+        .map(|os| (os.clone(), catalogue.folder_names(os)))
+        .collect();
     let contents = paths.lines().filter(|l| !l.is_empty()).map(|path| {
         let parts: Vec<String> = path.to_lowercase().split('/').map(str::to_string).collect();
         let has = |names: &[&str]| parts.iter().any(|p| names.contains(&p.as_str()));
@@ -124,11 +130,9 @@ fn listed(paths: &str) -> Memory {
             Some(stem) => stem,
             None => return (path.to_string(), Vec::new()),
         };
-        let catalogue = Catalogue::builtin();
-        let os = catalogue
-            .folders
-            .keys()
-            .find(|os| catalogue.folder_names(os).iter().any(|n| parts.contains(n)))
+        let (os, _) = names
+            .iter()
+            .find(|(_, names)| names.iter().any(|n| parts.contains(n)))
             .unwrap();
         // What the demo does not have gets the text of the RNG, under its own file names.
         let bytes = virtio_win::inf(driver, os, arch).unwrap_or_else(|| {
@@ -208,6 +212,26 @@ fn the_real_file_lists() {
             }
         }
     }
+}
+
+#[test]
+fn a_survey_of_the_demo() {
+    let catalogue = Catalogue::builtin();
+    let offers = survey(&demo(Layout::Iso), &catalogue);
+    assert_eq!(offers.iter().filter(|o| o.id == "windows-10").count(), 3);
+    for offer in &offers {
+        // Each example is one of the Windows it stands for.
+        assert_eq!(catalogue.windows_for(&offer.target).unwrap().id, offer.id);
+    }
+    let there: Vec<(&str, Arch)> = offers
+        .iter()
+        .filter(|o| o.drivers.is_ok())
+        .map(|o| (o.id.as_str(), o.target.arch))
+        .collect();
+    assert!(there.contains(&("windows-11", Arch::Arm64)));
+    assert!(there.contains(&("windows-7", Arch::X86)));
+    assert!(!there.contains(&("server-2008r2", Arch::Arm64)));
+    assert!(!there.iter().any(|(id, _)| *id == "windows-xp"));
 }
 
 #[test]
