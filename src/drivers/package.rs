@@ -464,6 +464,20 @@ impl Builder<'_> {
                 }
             }
         }
+        // The service's image goes where the service looks for it, whatever CopyFiles says.
+        for binary in self.services().map(|s| &s.binary) {
+            let name = binary.path.rsplit('\\').next().unwrap_or_default();
+            let source = self
+                .pkg
+                .files
+                .iter()
+                .find(|f| f.name.eq_ignore_ascii_case(name));
+            if let (Some(to), Some(from)) = (self.guest_path(binary)?, source)
+                && !files.iter().any(|(known, _)| *known == to)
+            {
+                files.push((to, from.media_path.clone()));
+            }
+        }
         Ok(files)
     }
 

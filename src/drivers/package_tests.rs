@@ -284,6 +284,18 @@ fn start_types_of_the_catalogue() {
     )));
 }
 
+/// A package whose CopyFiles forgets the image still gets it where the service looks.
+#[test]
+fn the_image_is_always_copied() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (set, _) = demo_set(&w10);
+    let mut pkg = set.packages[0].clone();
+    let whole = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
+    pkg.inf.installs[0].copy_files.clear();
+    let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
+    assert_eq!(result.files, whole.files);
+}
+
 #[test]
 fn digests_and_names() {
     let file = |name: &str, bytes: &[u8]| (name.to_string(), bytes.to_vec());

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::catalogue::{Catalogue, DriverSpec, Role, Windows};
-use super::inf::{DriverInf, InfError};
+use super::inf::{DriverInf, InfError, ServiceInstall};
 use super::media::{Media, MediaError, MediaFile};
 use super::target::{Arch, WindowsTarget};
 use crate::error::Blocker;
@@ -289,6 +289,17 @@ pub fn select(
             }
         }
     }
+    let mut legacy = Vec::new();
+    for package in set.boot_storage() {
+        let forms = package.forms();
+        if forms.transitional && !forms.modern {
+            legacy.push(format!(
+                "{} in {} lists no modern VirtIO device: behind a PCIe root port (q35) it finds no disk",
+                package.driver, package.folder
+            ));
+        }
+    }
+    set.notes.extend(legacy);
     let other = set
         .boot_storage()
         .find(|p| p.os_folder != set.os_folder)
@@ -473,7 +484,9 @@ impl Search<'_> {
                 }
             })?;
         self.check_signing(spec, folder, &inf, notes)?;
-        if spec.required && inf.device_service().is_none() {
+        let start = |s: &ServiceInstall| spec.start.map_or(s.start_type, |start| start as u32);
+        let boots = inf.device_service().is_some_and(|s| start(s) == 0);
+        if spec.required && spec.role == Role::Storage && !boots {
             return Err(DriverError::NoService {
                 folder: folder.path.to_string(),
                 inf: inf_name,

@@ -300,6 +300,23 @@ fn drivers_this_windows_would_not_load() {
     let set = select(&newer, &catalogue, &target(6, 1, 7601, false, Arch::Amd64)).unwrap();
     assert!(set.notes[0].contains("KB4474419"), "{:?}", set.notes);
 
+    let old = change("PCI\\VEN_1AF4&DEV_1042", "PCI\\VEN_1AF4&DEV_1001");
+    let set = select(&old, &catalogue, &target(6, 1, 7601, false, Arch::Amd64)).unwrap();
+    assert!(set.notes[0].contains("viostor in viostor/w7/amd64 lists no modern"));
+
+    let demand = change("StartType      = 0", "StartType      = 3");
+    let w7 = target(6, 1, 7601, false, Arch::Amd64);
+    let error = select(&demand, &catalogue, &w7).unwrap_err();
+    assert!(matches!(error, DriverError::NoService { .. }), "{error}");
+    let mut boot = Catalogue::builtin();
+    boot.merge_text(
+        "c.yaml",
+        "drivers: [{name: viostor, start: boot}, {name: vioscsi, start: boot}]",
+    )
+    .unwrap();
+    let set = select(&demand, &boot, &w7).unwrap();
+    assert_eq!(set.packages[0].start_override, Some(0));
+
     let wrong = change("NTamd64.6.3", "NTamd64.10.0");
     let error = select(&wrong, &catalogue, &target(6, 3, 9600, true, Arch::Amd64)).unwrap_err();
     assert_eq!(error.code(), "driver-inf-unusable");
