@@ -156,6 +156,28 @@ pub struct Windows {
 }
 
 impl Windows {
+    /// A Windows this entry is meant for: its first build, or the last one of that NT version.
+    pub fn example(&self, arch: Arch) -> WindowsTarget {
+        let NtVersion { major, minor } = self.nt;
+        let usual = match (major, minor, self.product) {
+            (10, 0, Some(Product::Server)) => 14393,
+            (10, 0, _) => 19045,
+            (6, 3, _) => 9600,
+            (6, 2, _) => 9200,
+            (6, 1, _) => 7601,
+            (6, 0, _) => 6003,
+            (5, 2, _) => 3790,
+            _ => 2600,
+        };
+        WindowsTarget {
+            major,
+            minor,
+            build: self.builds.from.or(self.builds.to).unwrap_or(usual),
+            arch,
+            server: self.product == Some(Product::Server),
+        }
+    }
+
     fn fits(&self, target: &WindowsTarget) -> bool {
         let product = if target.server {
             Product::Server
@@ -530,12 +552,9 @@ mod tests {
     #[test]
     fn the_documented_example() {
         let docs = include_str!("../../docs/drivers.md");
-        let mut examples = docs
-            .split("```yaml\n")
-            .skip(1)
-            .filter_map(|rest| rest.split("```").next());
+        let (_, rest) = docs.split_once("```yaml\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
         let mut catalogue = Catalogue::builtin();
-        let example = examples.next().unwrap();
         catalogue.merge_text("example.yaml", example).unwrap();
         let netkvm = catalogue.driver("NETKVM").unwrap();
         assert_eq!(netkvm.start, Some(Start::System));

@@ -90,6 +90,50 @@ fn index(files: &[MediaFile]) -> HashMap<String, usize> {
         .collect()
 }
 
+/// A medium made of bytes at hand, for tests and for the demo.
+pub struct Memory {
+    files: Vec<MediaFile>,
+    contents: Vec<Vec<u8>>,
+    index: HashMap<String, usize>,
+}
+
+impl Memory {
+    pub fn new(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        let mut files: Vec<(String, Vec<u8>)> = files.into_iter().collect();
+        files.sort();
+        let (files, contents): (Vec<_>, Vec<_>) = files
+            .into_iter()
+            .map(|(path, bytes)| {
+                let size = bytes.len() as u64;
+                (MediaFile { path, size }, bytes)
+            })
+            .unzip();
+        Self {
+            index: index(&files),
+            files,
+            contents,
+        }
+    }
+}
+
+impl Media for Memory {
+    fn describe(&self) -> String {
+        "driver files in memory".to_string()
+    }
+
+    fn files(&self) -> &[MediaFile] {
+        &self.files
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+        self.index
+            .get(&path.to_lowercase())
+            .and_then(|&i| self.contents.get(i))
+            .cloned()
+            .ok_or_else(|| MediaError::NotFound { path: path.into() })
+    }
+}
+
 struct Folder {
     root: String,
     files: Vec<MediaFile>,

@@ -12,11 +12,13 @@ pub mod catalogue;
 pub mod inf;
 pub mod iso;
 pub mod media;
+pub mod package;
 pub mod select;
 pub mod target;
 
 pub use catalogue::{Catalogue, CatalogueError, Role};
 pub use inf::DriverInf;
 pub use media::{Media, MediaError, MediaFile};
-pub use select::{DriverError, DriverPackage, DriverSet, PackageFile, select};
+pub use package::{Installation, Placement};
+pub use select::{DriverError, DriverPackage, DriverSet, Offer, PackageFile, select, survey};
 pub use target::{Arch, WindowsTarget};

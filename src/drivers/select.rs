@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::catalogue::{Catalogue, DriverSpec, Role, Windows};
-use super::inf::{DriverInf, InfError};
+use super::inf::{DriverInf, InfError, ServiceInstall};
 use super::media::{Media, MediaError, MediaFile};
 use super::target::{Arch, WindowsTarget};
 use crate::error::Blocker;
@@ -289,6 +289,17 @@ pub fn select(
             }
         }
     }
+    let mut legacy = Vec::new();
+    for package in set.boot_storage() {
+        let forms = package.forms();
+        if forms.transitional && !forms.modern {
+            legacy.push(format!(
+                "{} in {} lists no modern VirtIO device: behind a PCIe root port (q35) it finds no disk",
+                package.driver, package.folder
+            ));
+        }
+    }
+    set.notes.extend(legacy);
     let other = set
         .boot_storage()
         .find(|p| p.os_folder != set.os_folder)
@@ -300,6 +311,36 @@ pub fn select(
         });
     set.notes.extend(other);
     Ok(set)
+}
+
+/// What a medium has for one Windows of the catalogue.
+#[derive(Debug)]
+pub struct Offer {
+    /// The catalogue's id and name.
+    pub id: String,
+    pub windows: String,
+    pub target: WindowsTarget,
+    pub drivers: Result<DriverSet, DriverError>,
+}
+
+/// Goes through the whole catalogue, every Windows in every architecture it knows.
+pub fn survey(media: &dyn Media, catalogue: &Catalogue) -> Vec<Offer> {
+    let mut offers = Vec::new();
+    for windows in &catalogue.windows {
+        for &arch in catalogue.architectures.keys() {
+            if !windows.archs.is_empty() && !windows.archs.contains(&arch) {
+                continue;
+            }
+            let target = windows.example(arch);
+            offers.push(Offer {
+                id: windows.id.clone(),
+                windows: windows.name.clone(),
+                drivers: select(media, catalogue, &target),
+                target,
+            });
+        }
+    }
+    offers
 }
 
 struct Folder<'m> {
@@ -443,7 +484,9 @@ impl Search<'_> {
                 }
             })?;
         self.check_signing(spec, folder, &inf, notes)?;
-        if spec.required && inf.device_service().is_none() {
+        let start = |s: &ServiceInstall| spec.start.map_or(s.start_type, |start| start as u32);
+        let boots = inf.device_service().is_some_and(|s| start(s) == 0);
+        if spec.required && spec.role == Role::Storage && !boots {
             return Err(DriverError::NoService {
                 folder: folder.path.to_string(),
                 inf: inf_name,

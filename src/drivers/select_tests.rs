@@ -2,48 +2,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::demo::virtio_win::{self, Layout};
-
-/// A medium in memory.
-struct Fake {
-    files: Vec<MediaFile>,
-    contents: BTreeMap<String, Vec<u8>>,
-}
-
-impl Fake {
-    fn new(contents: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
-        let contents: BTreeMap<String, Vec<u8>> = contents.into_iter().collect();
-        let files = contents
-            .iter()
-            .map(|(path, bytes)| MediaFile {
-                path: path.clone(),
-                size: bytes.len() as u64,
-            })
-            .collect();
-        Self { files, contents }
-    }
-
-    fn without(mut self, gone: impl Fn(&str) -> bool) -> Self {
-        self.files.retain(|f| !gone(&f.path));
-        self
-    }
-}
-
-impl Media for Fake {
-    fn describe(&self) -> String {
-        "fake medium".to_string()
-    }
-
-    fn files(&self) -> &[MediaFile] {
-        &self.files
-    }
-
-    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
-        self.contents
-            .get(path)
-            .cloned()
-            .ok_or_else(|| MediaError::NotFound { path: path.into() })
-    }
-}
+use crate::drivers::media::Memory;
 
 fn image(arch: Arch) -> Vec<u8> {
     let mut bytes = vec![0; 0x100];
@@ -54,8 +13,14 @@ fn image(arch: Arch) -> Vec<u8> {
     bytes
 }
 
-fn demo(layout: Layout) -> Fake {
-    Fake::new(virtio_win::files(layout, &image))
+fn demo(layout: Layout) -> Memory {
+    Memory::new(virtio_win::files(layout, &image))
+}
+
+/// The demo's ISO without some of its files.
+fn demo_without(gone: impl Fn(&str) -> bool) -> Memory {
+    let files = virtio_win::files(Layout::Iso, &image);
+    Memory::new(files.into_iter().filter(|(path, _)| !gone(path)))
 }
 
 fn target(major: u32, minor: u32, build: u32, server: bool, arch: Arch) -> WindowsTarget {
@@ -144,7 +109,13 @@ fn corpus() -> Option<PathBuf> {
 }
 
 /// The paths of a real medium, with INFs of the right kind made up for them.
-fn listed(paths: &str) -> Fake {
+fn listed(paths: &str) -> Memory {
+    let catalogue = Catalogue::builtin();
+    let names: Vec<(String, Vec<String>)> = catalogue
+        .folders
+        .keys()
+        .map(|os| (os.clone(), catalogue.folder_names(os)))
+        .collect();
     let contents = paths.lines().filter(|l| !l.is_empty()).map(|path| {
         let parts: Vec<String> = path.to_lowercase().split('/').map(str::to_string).collect();
         let has = |names: &[&str]| parts.iter().any(|p| names.contains(&p.as_str()));
@@ -159,11 +130,9 @@ fn listed(paths: &str) -> Fake {
             Some(stem) => stem,
             None => return (path.to_string(), Vec::new()),
         };
-        let catalogue = Catalogue::builtin();
-        let os = catalogue
-            .folders
-            .keys()
-            .find(|os| catalogue.folder_names(os).iter().any(|n| parts.contains(n)))
+        let (os, _) = names
+            .iter()
+            .find(|(_, names)| names.iter().any(|n| parts.contains(n)))
             .unwrap();
         // What the demo does not have gets the text of the RNG, under its own file names.
         let bytes = virtio_win::inf(driver, os, arch).unwrap_or_else(|| {
@@ -176,7 +145,7 @@ fn listed(paths: &str) -> Fake {
         });
         (path.to_string(), bytes)
     });
-    Fake::new(contents)
+    Memory::new(contents)
 }
 
 #[test]
@@ -246,15 +215,35 @@ fn the_real_file_lists() {
 }
 
 #[test]
+fn a_survey_of_the_demo() {
+    let catalogue = Catalogue::builtin();
+    let offers = survey(&demo(Layout::Iso), &catalogue);
+    assert_eq!(offers.iter().filter(|o| o.id == "windows-10").count(), 3);
+    for offer in &offers {
+        // Each example is one of the Windows it stands for.
+        assert_eq!(catalogue.windows_for(&offer.target).unwrap().id, offer.id);
+    }
+    let there: Vec<(&str, Arch)> = offers
+        .iter()
+        .filter(|o| o.drivers.is_ok())
+        .map(|o| (o.id.as_str(), o.target.arch))
+        .collect();
+    assert!(there.contains(&("windows-11", Arch::Arm64)));
+    assert!(there.contains(&("windows-7", Arch::X86)));
+    assert!(!there.contains(&("server-2008r2", Arch::Arm64)));
+    assert!(!there.iter().any(|(id, _)| *id == "windows-xp"));
+}
+
+#[test]
 fn a_missing_required_driver_is_an_error_with_a_remedy() {
     let w7 = target(6, 1, 7601, false, Arch::Amd64);
-    let media = demo(Layout::Iso).without(|p| p.contains("/w7/") || p.contains("/2k8R2/"));
+    let media = demo_without(|p| p.contains("/w7/") || p.contains("/2k8R2/"));
     let error = select(&media, &Catalogue::builtin(), &w7).unwrap_err();
     let blocker = error.blocker();
     assert_eq!(blocker.code, "driver-missing");
     assert_eq!(
         blocker.reason,
-        "fake medium has no viostor driver for Windows 7 (x86_64): looked for w7, 2k8R2, found \
+        "driver files in memory has no viostor driver for Windows 7 (x86_64): looked for w7, 2k8R2, found \
          2k12, 2k12R2, 2k16, 2k19, 2k22, 2k25, w10, w11, w8, w8.1"
     );
     assert_eq!(
@@ -262,8 +251,7 @@ fn a_missing_required_driver_is_an_error_with_a_remedy() {
         "use virtio-win 0.1.173 or older and pass it with --virtio-iso"
     );
 
-    let media =
-        demo(Layout::Iso).without(|p| p.starts_with("vioscsi/w10/") || p.starts_with("amd64/"));
+    let media = demo_without(|p| p.starts_with("vioscsi/w10/") || p.starts_with("amd64/"));
     let w10 = target(10, 0, 19045, false, Arch::Amd64);
     let error = select(&media, &Catalogue::builtin(), &w10).unwrap_err();
     assert!(matches!(error, DriverError::NoDriver(e) if e.driver == "vioscsi"));
@@ -276,7 +264,7 @@ fn a_missing_required_driver_is_an_error_with_a_remedy() {
 #[test]
 fn an_accepted_substitute_is_noted() {
     let s25 = target(10, 0, 26100, true, Arch::Amd64);
-    let media = demo(Layout::Iso).without(|p| p.contains("2k25"));
+    let media = demo_without(|p| p.contains("2k25"));
     let set = select(&media, &Catalogue::builtin(), &s25).unwrap();
     assert_eq!(set.os_folder, "w11");
     assert!(
@@ -298,7 +286,7 @@ fn drivers_this_windows_would_not_load() {
                 };
                 (path, bytes)
             });
-        Fake::new(contents)
+        Memory::new(contents)
     };
     let catalogue = Catalogue::builtin();
     let newer = change("63.90.104.21500", "63.94.104.24000");
@@ -312,6 +300,23 @@ fn drivers_this_windows_would_not_load() {
     let set = select(&newer, &catalogue, &target(6, 1, 7601, false, Arch::Amd64)).unwrap();
     assert!(set.notes[0].contains("KB4474419"), "{:?}", set.notes);
 
+    let old = change("PCI\\VEN_1AF4&DEV_1042", "PCI\\VEN_1AF4&DEV_1001");
+    let set = select(&old, &catalogue, &target(6, 1, 7601, false, Arch::Amd64)).unwrap();
+    assert!(set.notes[0].contains("viostor in viostor/w7/amd64 lists no modern"));
+
+    let demand = change("StartType      = 0", "StartType      = 3");
+    let w7 = target(6, 1, 7601, false, Arch::Amd64);
+    let error = select(&demand, &catalogue, &w7).unwrap_err();
+    assert!(matches!(error, DriverError::NoService { .. }), "{error}");
+    let mut boot = Catalogue::builtin();
+    boot.merge_text(
+        "c.yaml",
+        "drivers: [{name: viostor, start: boot}, {name: vioscsi, start: boot}]",
+    )
+    .unwrap();
+    let set = select(&demand, &boot, &w7).unwrap();
+    assert_eq!(set.packages[0].start_override, Some(0));
+
     let wrong = change("NTamd64.6.3", "NTamd64.10.0");
     let error = select(&wrong, &catalogue, &target(6, 3, 9600, true, Arch::Amd64)).unwrap_err();
     assert_eq!(error.code(), "driver-inf-unusable");
@@ -322,7 +327,7 @@ fn broken_packages() {
     let catalogue = Catalogue::builtin();
     let w10 = target(10, 0, 19045, false, Arch::Amd64);
     // Of an optional driver: a note. Of a required one: an error.
-    let media = demo(Layout::Iso).without(|p| p == "Balloon/w10/amd64/balloon.sys");
+    let media = demo_without(|p| p == "Balloon/w10/amd64/balloon.sys");
     let set = select(&media, &catalogue, &w10).unwrap();
     assert!(set.package("balloon").is_none());
     assert_eq!(
@@ -332,11 +337,11 @@ fn broken_packages() {
           balloon.sys is missing"
         ]
     );
-    let media = demo(Layout::Iso).without(|p| p == "viostor/w10/amd64/viostor.cat");
+    let media = demo_without(|p| p == "viostor/w10/amd64/viostor.cat");
     let error = select(&media, &catalogue, &w10).unwrap_err();
     assert!(matches!(&error, DriverError::MissingFile { file, .. } if file == "viostor.cat"));
 
-    let media = Fake::new(virtio_win::files(Layout::Iso, &|_| image(Arch::X86)));
+    let media = Memory::new(virtio_win::files(Layout::Iso, &|_| image(Arch::X86)));
     let set = select(&media, &catalogue, &w10).unwrap();
     let error = set.packages[0].read_files(&media, Arch::Amd64).unwrap_err();
     assert!(matches!(error, DriverError::WrongImage { .. }));

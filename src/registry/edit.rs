@@ -4,6 +4,7 @@
 //! Text values that are plain printable ASCII are written as strings, everything else as `hex(type):`
 //! bytes, so no tool's idea of an encoding can change them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -174,16 +175,28 @@ impl RegEdits {
         Ok(pending)
     }
 
+    /// Names the parents of every key too: regedit makes them, hivexregedit refuses without.
     pub fn to_reg_text(&self) -> String {
         let mut text = String::from("Windows Registry Editor Version 5.00\n");
         let mut open: Option<&str> = None;
+        let mut made = BTreeSet::new();
         for op in &self.ops {
             if let RegOp::DeleteKey { key } = op {
                 let _ = write!(text, "\n[-{}\\{key}]\n", self.prefix);
                 open = None;
+                let gone = key.to_lowercase();
+                let below = format!("{gone}\\");
+                made.retain(|k: &String| *k != gone && !k.starts_with(&below));
                 continue;
             }
             if open != Some(op.key()) {
+                for (end, _) in op.key().match_indices('\\') {
+                    let parent = &op.key()[..end];
+                    if made.insert(parent.to_lowercase()) {
+                        let _ = write!(text, "\n[{}\\{parent}]\n", self.prefix);
+                    }
+                }
+                made.insert(op.key().to_lowercase());
                 let _ = write!(text, "\n[{}\\{}]\n", self.prefix, op.key());
                 open = Some(op.key());
             }
@@ -221,6 +234,11 @@ mod tests {
             RegOp::set("A", "x\"y", RegData::Sz("C:\\a \"b\"".into())),
             RegOp::set("A", "", RegData::Sz("ü".into())),
             RegOp::set("A", "d", RegData::Dword(10)),
+            RegOp::set("A\\B\\D", "e", RegData::Dword(1)),
+            RegOp::DeleteKey { key: "a\\b".into() },
+            RegOp::CreateKey {
+                key: "A\\B\\E".into(),
+            },
             RegOp::set("C", "m", RegData::MultiSz(vec!["a".into()])),
             RegOp::DeleteValue {
                 key: "C".into(),
@@ -236,6 +254,17 @@ mod tests {
         "x\"y"="C:\\a \"b\""
         @=hex(1):fc,00,00,00
         "d"=dword:0000000a
+
+        [HKEY_LOCAL_MACHINE\SYSTEM\A\B]
+
+        [HKEY_LOCAL_MACHINE\SYSTEM\A\B\D]
+        "e"=dword:00000001
+
+        [-HKEY_LOCAL_MACHINE\SYSTEM\a\b]
+
+        [HKEY_LOCAL_MACHINE\SYSTEM\A\B]
+
+        [HKEY_LOCAL_MACHINE\SYSTEM\A\B\E]
 
         [HKEY_LOCAL_MACHINE\SYSTEM\C]
         "m"=hex(7):61,00,00,00,00,00

@@ -29,7 +29,7 @@ pub enum InfError {
     NoSection { line: usize },
     #[error("INF line {line} has a section header without its closing bracket")]
     Header { line: usize },
-    #[error("INF is not text: it holds a NUL character")]
+    #[error("INF is not text: it holds control characters")]
     NotText,
     #[error("INF strings add up to more than {MAX_EXPANDED} bytes")]
     TooExpanded,
@@ -112,8 +112,12 @@ impl InfText {
         if bytes.len() > MAX_BYTES {
             return Err(InfError::TooLarge { size: bytes.len() });
         }
-        let text = decode(bytes);
-        if text.contains('\0') {
+        // DOS editors end a file with Ctrl-Z. A return alone must not survive inside quotes.
+        let text = decode(bytes)
+            .replace("\r\n", "\n")
+            .replace('\r', "\n")
+            .replace('\u{1a}', "");
+        if text.contains(|c: char| c.is_ascii_control() && !matches!(c, '\n' | '\t' | '\u{c}')) {
             return Err(InfError::NotText);
         }
         let mut inf = Self::default();
@@ -457,6 +461,7 @@ mod tests {
             (b"x=1".to_vec(), InfError::NoSection { line: 1 }),
             (b"\n[x".to_vec(), InfError::Header { line: 2 }),
             (b"[x]\n\0\0".to_vec(), InfError::NotText),
+            (b"[x]\na=\x1b[31m".to_vec(), InfError::NotText),
             (
                 [b"[x]\n".to_vec(), vec![b','; MAX_FIELDS + 1]].concat(),
                 InfError::LineTooLong { line: 2 },

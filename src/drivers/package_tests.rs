@@ -1,0 +1,463 @@
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::demo::virtio_win::{self, Layout};
+use crate::drivers::catalogue::Catalogue;
+use crate::drivers::media::Memory;
+use crate::drivers::select::select;
+use crate::drivers::target::Arch;
+use crate::registry::{HiveView, RegEdits};
+
+fn image(arch: Arch) -> Vec<u8> {
+    let mut bytes = vec![0; 0x100];
+    bytes[..2].copy_from_slice(b"MZ");
+    bytes[0x3c] = 0x80;
+    bytes[0x80..0x84].copy_from_slice(b"PE\0\0");
+    bytes[0x84..0x86].copy_from_slice(&arch.pe_machine().to_le_bytes());
+    bytes
+}
+
+fn target(major: u32, minor: u32, build: u32, arch: Arch) -> WindowsTarget {
+    WindowsTarget {
+        major,
+        minor,
+        build,
+        arch,
+        server: false,
+    }
+}
+
+fn demo_set(target: &WindowsTarget) -> (DriverSet, Memory) {
+    let media = Memory::new(virtio_win::files(Layout::Iso, &image));
+    let set = select(&media, &Catalogue::builtin(), target).unwrap();
+    (set, media)
+}
+
+fn placement(oem: u32) -> Placement {
+    let windows = GuestPath::parse(r"\Windows").unwrap();
+    Placement::new("ControlSet001", windows, oem).unwrap()
+}
+
+const DIGEST: &str = "0123456789abcdef";
+
+fn installed(driver: &str, target: &WindowsTarget) -> Installation {
+    let (set, _) = demo_set(target);
+    install(set.package(driver).unwrap(), DIGEST, target, &placement(5)).unwrap()
+}
+
+/// The edits of all hives and the files, as text.
+fn text(installation: &Installation) -> String {
+    let mut text = String::new();
+    for (to, from) in &installation.files {
+        text.push_str(&format!("; {to} <- {from}\n"));
+    }
+    for (prefix, ops) in [
+        ("HKEY_LOCAL_MACHINE\\SYSTEM", &installation.system),
+        ("HKEY_LOCAL_MACHINE\\SOFTWARE", &installation.software),
+        ("HKEY_LOCAL_MACHINE\\DRIVERS", &installation.drivers),
+    ] {
+        if !ops.is_empty() {
+            let mut edits = RegEdits::new(prefix);
+            edits.ops = ops.clone();
+            text.push_str(&edits.to_reg_text());
+        }
+    }
+    text
+}
+
+#[test]
+fn golden() {
+    let w7 = target(6, 1, 7601, Arch::X86);
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let w11 = target(10, 0, 26100, Arch::Amd64);
+    for (name, target) in [("w7", &w7), ("w10", &w10), ("w11", &w11)] {
+        for driver in ["viostor", "vioscsi"] {
+            let text = text(&installed(driver, target));
+            insta::assert_snapshot!(format!("{driver}-{name}"), text);
+        }
+    }
+    insta::assert_snapshot!("netkvm-w10", text(&installed("netkvm", &w10)));
+}
+
+#[test]
+fn values_in_the_clear() {
+    let w11 = target(10, 0, 26100, Arch::Amd64);
+    let result = installed("vioscsi", &w11);
+    let find = |key: &str, name: &str| {
+        let found = result.system.iter().find_map(|op| match op {
+            RegOp::Set {
+                key: k,
+                name: n,
+                data,
+            } if k == key && n == name => Some(data.clone()),
+            _ => None,
+        });
+        found.unwrap_or_else(|| panic!("{key} {name}"))
+    };
+    let sz = |s: &str| RegData::Sz(s.to_string());
+    let service = r"ControlSet001\Services\vioscsi";
+    let package = r"DriverDatabase\DriverPackages\vioscsi.inf_amd64_0123456789abcdef";
+    let cases = [
+        (service.to_string(), "Start", RegData::Dword(0)),
+        (service.to_string(), "Group", sz("SCSI miniport")),
+        (
+            service.to_string(),
+            "ImagePath",
+            RegData::ExpandSz(
+                r"\SystemRoot\System32\DriverStore\FileRepository\vioscsi.inf_amd64_0123456789abcdef\vioscsi.sys"
+                    .to_string(),
+            ),
+        ),
+        (service.to_string(), "Owners", RegData::MultiSz(vec!["oem5.inf".into()])),
+        (
+            service.to_string(),
+            "DisplayName",
+            sz("@oem5.inf,%Service.Desc%;Demo VirtIO SCSI pass-through controller Service"),
+        ),
+        (format!(r"{service}\Parameters"), "BusType", RegData::Dword(10)),
+        (format!(r"{service}\Parameters\PnpInterface"), "5", RegData::Dword(1)),
+        (
+            r"DriverDatabase\DeviceIds\PCI\VEN_1AF4&DEV_1048&SUBSYS_11001AF4&REV_01".to_string(),
+            "oem5.inf",
+            RegData::Binary(vec![1, 0xff, 0, 0]),
+        ),
+        (
+            r"DriverDatabase\DeviceIds\PCI\VEN_1AF4&DEV_1048".to_string(),
+            "oem5.inf",
+            RegData::Binary(vec![2, 0xff, 0, 0]),
+        ),
+        (package.to_string(), "", sz("oem5.inf")),
+        (package.to_string(), "OemPath", sz(r"C:\Windows\hyper2kvm\drivers")),
+        (package.to_string(), "SignerScore", RegData::Dword(0x0d00_0005)),
+        (format!(r"{package}\Configurations\scsi_inst"), "Service", sz("vioscsi")),
+        (
+            format!(r"{package}\Descriptors\PCI\VEN_1AF4&DEV_1004"),
+            "Description",
+            sz("%device.desc%"),
+        ),
+        (format!(r"{package}\Strings"), "vendor", sz("hyper2kvm demo, not signed")),
+    ];
+    for (key, name, data) in cases {
+        assert_eq!(find(&key, name), data, "{key} {name}");
+    }
+    assert_eq!(
+        result.system[0],
+        RegOp::DeleteKey {
+            key: format!(r"{service}\StartOverride")
+        }
+    );
+    assert_eq!(
+        result.store_name.as_deref(),
+        Some("vioscsi.inf_amd64_0123456789abcdef")
+    );
+    let paths: Vec<String> = result.files.iter().map(|(to, _)| to.to_string()).collect();
+    let store = r"\Windows\System32\DriverStore\FileRepository\vioscsi.inf_amd64_0123456789abcdef";
+    assert_eq!(
+        paths,
+        [
+            r"\Windows\System32\drivers\vioscsi.sys".to_string(),
+            format!(r"{store}\vioscsi.cat"),
+            format!(r"{store}\vioscsi.inf"),
+            r"\Windows\INF\oem5.inf".to_string(),
+            format!(r"{store}\vioscsi.sys"),
+        ]
+    );
+}
+
+/// Blobs that a real Windows 10 wrote for packages whose DriverVer is known.
+#[test]
+fn version_blobs() {
+    let cases = [
+        (
+            "{4d36e97b-e325-11ce-bfc1-08002be10318}",
+            "08/02/2019,1.3.15.0",
+            "00ff0900000000007be9364d25e3ce11bfc108002be1031800003b3ac548d50100000f00030001000000000000000000",
+        ),
+        (
+            "{4D36E97D-E325-11CE-BFC1-08002BE10318}",
+            "07/11/2019,9.8.16.0",
+            "00ff0900000000007de9364d25e3ce11bfc108002be10318008024957b37d50100001000080009000000000000000000",
+        ),
+        (
+            "{f2e7dd72-6468-4e36-b6f1-6488f42c1b52}",
+            "04/24/2017,1.0.0.0",
+            "00ff09000000000072dde7f26864364eb6f16488f42c1b5200805eb78dbcd20100000000000001000000000000000000",
+        ),
+    ];
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (set, _) = demo_set(&w10);
+    for (guid, ver, blob) in cases {
+        let mut pkg = set.packages[0].clone();
+        let inf = virtio_win::inf("viostor", "w10", Arch::Amd64).unwrap();
+        let inf = String::from_utf8(inf)
+            .unwrap()
+            .replace("01/20/2025,100.101.104.27100", ver)
+            .replace("{4D36E97B-E325-11CE-BFC1-08002BE10318}", guid);
+        pkg.inf = super::super::DriverInf::parse(inf.as_bytes(), &w10).unwrap();
+        let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
+        let version = result.system.iter().find_map(|op| match op {
+            RegOp::Set {
+                name,
+                data: RegData::Binary(data),
+                ..
+            } if name == "Version" => Some(data),
+            _ => None,
+        });
+        let hex: String = version
+            .unwrap()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        assert_eq!(hex, blob, "{ver}");
+    }
+}
+
+#[test]
+fn ids_beyond_the_inf() {
+    let w7 = target(6, 1, 7601, Arch::Amd64);
+    let (set, _) = demo_set(&w7);
+    let mut pkg = set.package("vioscsi").unwrap().clone();
+    pkg.pnp_ids = vec![r"PCI\VEN_1AE0&DEV_1004".to_string()];
+    let ids: Vec<(String, u8)> = pkg
+        .bound_ids()
+        .into_iter()
+        .map(|b| (b.id, b.kind))
+        .collect();
+    // The INF for 7 lists the long ids only.
+    assert_eq!(
+        ids,
+        [
+            (
+                r"PCI\VEN_1AF4&DEV_1004&SUBSYS_00081AF4&REV_00".to_string(),
+                1
+            ),
+            (
+                r"PCI\VEN_1AF4&DEV_1048&SUBSYS_11001AF4&REV_01".to_string(),
+                1
+            ),
+            (r"PCI\VEN_1AF4&DEV_1004".to_string(), 2),
+            (r"PCI\VEN_1AF4&DEV_1048".to_string(), 2),
+            (r"PCI\VEN_1AE0&DEV_1004".to_string(), 1),
+        ]
+    );
+    assert_eq!(
+        pkg.forms(),
+        Forms {
+            transitional: true,
+            modern: true
+        }
+    );
+    // A driver of old times does not get a modern device it cannot drive.
+    pkg.inf.models.truncate(1);
+    assert_eq!(
+        pkg.forms(),
+        Forms {
+            transitional: true,
+            modern: false
+        }
+    );
+    for (id, short) in [
+        (
+            r"PCI\VEN_1AF4&DEV_1001&SUBSYS_00021AF4",
+            Some(r"PCI\VEN_1AF4&DEV_1001"),
+        ),
+        (r"PCI\VEN_1AF4&DEV_1001", None),
+        (r"PCI\VEN_1AF4&CC_0100", None),
+        (r"ACPI\QEMU0001", None),
+        ("", None),
+    ] {
+        assert_eq!(short_id(id).as_deref(), short, "{id}");
+    }
+}
+
+#[test]
+fn start_types_of_the_catalogue() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (set, _) = demo_set(&w10);
+    let mut pkg = set.packages[0].clone();
+    pkg.start_override = Some(3);
+    let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
+    assert!(result.system.contains(&RegOp::set(
+        r"ControlSet001\Services\viostor",
+        "Start",
+        RegData::Dword(3)
+    )));
+}
+
+/// A package whose CopyFiles forgets the image still gets it where the service looks.
+#[test]
+fn the_image_is_always_copied() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (set, _) = demo_set(&w10);
+    let mut pkg = set.packages[0].clone();
+    let whole = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
+    pkg.inf.installs[0].copy_files.clear();
+    let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
+    assert_eq!(result.files, whole.files);
+}
+
+#[test]
+fn digests_and_names() {
+    let file = |name: &str, bytes: &[u8]| (name.to_string(), bytes.to_vec());
+    let a = digest(&[file("a.inf", b"1"), file("b.sys", b"2")]);
+    assert_eq!(a.len(), 16);
+    assert_eq!(a, digest(&[file("B.SYS", b"2"), file("a.inf", b"1")]));
+    assert_ne!(a, digest(&[file("a.inf", b"12"), file("b.sys", b"")]));
+    assert_ne!(a, digest(&[file("a.inf", b"1"), file("c.sys", b"2")]));
+}
+
+#[test]
+fn oem_map() {
+    let set = |bytes: &[u8]| oem_numbers(bytes).into_iter().collect::<Vec<_>>();
+    assert_eq!(set(&[0xe0]), [0, 1, 2]);
+    assert_eq!(set(&[0xff, 0xf0]).len(), 12);
+    assert_eq!(free_oem_numbers(&[&[0xff, 0xf0]], [], 2), [12, 13]);
+    assert_eq!(
+        free_oem_numbers(&[&[0xa0]], ["OEM1.inf", "oem3.PNF", "oem.inf", "x"], 3),
+        [4, 5, 6]
+    );
+    let edit = |current: Option<&[u8]>, n: &[u32]| match oem_map_edit(current, n) {
+        Some(RegOp::Set {
+            data: RegData::Binary(map),
+            ..
+        }) => Some(map),
+        None => None,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(edit(Some(&[0xff, 0xf0]), &[12, 13]), Some(vec![0xff, 0xfc]));
+    assert_eq!(edit(Some(&[0xe0]), &[9]), Some(vec![0xe0, 0x40]));
+    assert_eq!(edit(None, &[0]), Some(vec![0x80]));
+    assert_eq!(edit(Some(&[0xff]), &[7]), None);
+}
+
+#[test]
+fn device_path() {
+    let at = placement(0);
+    let value = |current| match device_path_edit(current, &at) {
+        Some(RegOp::Set {
+            data: RegData::ExpandSz(text),
+            ..
+        }) => Some(text),
+        None => None,
+        other => panic!("{other:?}"),
+    };
+    let ours = r"%SystemRoot%\hyper2kvm\drivers";
+    let default = format!(r"%SystemRoot%\inf;{ours}");
+    assert_eq!(value(None), Some(default.clone()));
+    assert_eq!(value(Some(r"%SystemRoot%\inf;")), Some(default.clone()));
+    assert_eq!(value(Some(&default)), None);
+    assert_eq!(value(Some(r"C:\x; %systemroot%\HYPER2KVM\drivers")), None);
+}
+
+#[test]
+fn staging() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (mut set, _) = demo_set(&w10);
+    let Staged {
+        files: staged,
+        notes,
+    } = stage_all(&set, &placement(0)).unwrap();
+    assert!(notes.is_empty());
+    assert_eq!(staged.len(), 6 * 3 + 1);
+    assert!(staged.iter().any(|(to, from)| {
+        to.to_string() == r"\Windows\hyper2kvm\drivers\netkvm.inf"
+            && from == "NetKVM/w10/amd64/netkvm.inf"
+    }));
+    // The same file name twice: shared when it is the same size, else kept apart.
+    let shared = super::super::PackageFile {
+        name: "WdfCoInstaller01011.dll".into(),
+        media_path: "a/WdfCoInstaller01011.dll".into(),
+        size: 10,
+    };
+    for pkg in &mut set.packages[2..5] {
+        pkg.files.push(shared.clone());
+    }
+    set.packages[4].files.last_mut().unwrap().size = 11;
+    let Staged {
+        files: staged,
+        notes,
+    } = stage_all(&set, &placement(0)).unwrap();
+    assert_eq!(notes.len(), 1);
+    let dlls: Vec<String> = staged
+        .iter()
+        .map(|(to, _)| to.to_string())
+        .filter(|to| to.ends_with(".dll"))
+        .collect();
+    assert_eq!(
+        dlls,
+        [
+            r"\Windows\hyper2kvm\drivers\WdfCoInstaller01011.dll",
+            r"\Windows\hyper2kvm\drivers\vioserial\WdfCoInstaller01011.dll",
+        ]
+    );
+}
+
+fn run(program: &str, args: &[&std::ffi::OsStr]) -> Option<Vec<u8>> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test judges with the real tool"
+    )]
+    let output = std::process::Command::new(program).args(args).output();
+    match output {
+        Ok(output) => {
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{program}: {stderr}");
+            Some(output.stdout)
+        }
+        Err(error) => {
+            let required = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
+            assert!(!required, "{program}: {error}");
+            None
+        }
+    }
+}
+
+fn corpus_hive(name: &str) -> Option<Vec<u8>> {
+    let corpus = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
+        PathBuf::from,
+    );
+    let path = corpus.join(name);
+    path.is_file()
+        .then(|| run("xz", &["-dc".as_ref(), path.as_os_str()]))?
+}
+
+/// hivexregedit puts the edits into real hives, and every one of them is then found there.
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
+fn merged_into_real_hives() {
+    for (hive, target) in [
+        ("win10-vmware/SYSTEM.xz", target(10, 0, 18363, Arch::Amd64)),
+        ("win7-x86-vmware/SYSTEM.xz", target(6, 1, 7601, Arch::X86)),
+    ] {
+        let Some(bytes) = corpus_hive(hive) else {
+            eprintln!("SKIP merged_into_real_hives: no corpus or no xz");
+            return;
+        };
+        let (set, media) = demo_set(&target);
+        let dir = tempfile::tempdir().unwrap();
+        let mut edits = RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM");
+        for (oem, pkg) in (12..).zip(set.boot_storage()) {
+            let digest = digest(&pkg.read_files(&media, target.arch).unwrap());
+            let result = install(pkg, &digest, &target, &placement(oem)).unwrap();
+            edits.ops.extend(result.system);
+        }
+        let (system, reg) = (dir.path().join("SYSTEM"), dir.path().join("edits.reg"));
+        std::fs::write(&system, bytes).unwrap();
+        std::fs::write(&reg, edits.to_reg_text()).unwrap();
+        let args: [&Path; 5] = [
+            Path::new("--merge"),
+            Path::new("--prefix"),
+            Path::new("HKEY_LOCAL_MACHINE\\SYSTEM"),
+            &system,
+            &reg,
+        ];
+        if run("hivexregedit", &args.map(Path::as_os_str)).is_none() {
+            eprintln!("SKIP merged_into_real_hives: no hivexregedit");
+            return;
+        }
+        let bytes = std::fs::read(&system).unwrap();
+        let view = HiveView::new(&bytes).unwrap();
+        assert_eq!(edits.pending(&view.root().unwrap()).unwrap().ops, []);
+    }
+}
