@@ -218,11 +218,13 @@ impl Builder<'_> {
             FirmwareChoice::Portable { secure_boot } => {
                 let enabled = if *secure_boot { "yes" } else { "no" };
                 let feature = |name| el("feature").with("enabled", enabled).with("name", name);
-                os = os.with("firmware", "efi").child(kind).child(
-                    el("firmware")
-                        .child(feature("secure-boot"))
-                        .child(feature("enrolled-keys")),
-                );
+                let mut features = el("firmware").child(feature("enrolled-keys"));
+                // Not ruled out otherwise: RHEL has builds with Secure Boot only, and without
+                // keys it stays off.
+                if *secure_boot {
+                    features.push(feature("secure-boot"));
+                }
+                os = os.with("firmware", "efi").child(kind).child(features);
                 if let Some(nvram) = nvram {
                     os.push(value("nvram", nvram));
                 }
@@ -260,7 +262,6 @@ impl Builder<'_> {
         if self.enlightened() {
             features.push(
                 el("hyperv")
-                    .with("mode", "custom")
                     .child(on("relaxed"))
                     .child(on("vapic"))
                     .child(on("spinlocks").with("retries", "8191"))

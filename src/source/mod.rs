@@ -235,7 +235,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
         return open_folder(path);
     }
     let mut vm = match extension(path).as_str() {
-        "vmx" => vmx::open(path)?,
+        "vmx" | "vmtx" => vmx::open(path)?,
         "ovf" => ovf::open(path)?,
         "ova" => ova::open(path)?,
         "xml" => libvirt::open(path)?,

@@ -36,6 +36,8 @@ pub struct VmxDisk {
     pub bus: u32,
     pub unit: u32,
     pub file: String,
+    /// `present = "TRUE"`; old files leave it out, for disks and for leftovers alike.
+    pub declared: bool,
 }
 
 impl VmxDisk {
@@ -72,6 +74,13 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             path: path.into(),
             reference: disk.file.clone(),
         })?;
+        if !file.exists() && !disk.declared {
+            vm.note(format!(
+                "{} is not marked as present and its file is not there: left out",
+                disk.label()
+            ));
+            continue;
+        }
         if !file.exists() {
             return Err(SourceError::MissingDisk {
                 path: path.into(),
@@ -202,7 +211,8 @@ impl Vmx {
             };
             let Some(file) = self.get(key) else { continue };
             let label = key.trim_end_matches(".filename");
-            if self.flag(&format!("{label}.present")) == Some(false) {
+            let present = self.flag(&format!("{label}.present"));
+            if present == Some(false) {
                 continue;
             }
             let kind = self.get(&format!("{label}.deviceType")).unwrap_or("disk");
@@ -217,6 +227,7 @@ impl Vmx {
                     bus,
                     unit,
                     file: file.to_owned(),
+                    declared: present == Some(true),
                 });
             }
         }

@@ -219,9 +219,12 @@ fn vmx_that_cannot_be_used() {
         ("\nnonsense\n", "line 2: no `=`"),
         ("ключ = \"x\"\n", "line 1: the key"),
         ("displayName = \"x\"\n", "describes no disk"),
-        ("scsi0:1.fileName = \"gone.vmdk\"\n", "disk scsi0:1 of "),
         (
-            "scsi0:1.fileName = \"gone.vmdk\"\n",
+            "scsi0:1.present = \"TRUE\"\nscsi0:1.fileName = \"gone.vmdk\"\n",
+            "disk scsi0:1 of ",
+        ),
+        (
+            "scsi0:1.present = \"TRUE\"\nscsi0:1.fileName = \"gone.vmdk\"\n",
             "gone.vmdk does not exist",
         ),
         ("scsi0:0.fileName = \"../v.vmdk\"\n", "outside its folder"),
@@ -236,10 +239,22 @@ fn vmx_that_cannot_be_used() {
         assert!(error.contains(want), "{text}: {error}");
     }
     // An absolute path means the file of that name here, never the file there.
-    folder.file("v.vmx", "scsi0:0.fileName = \"/etc/passwd\"\n");
+    folder.file(
+        "v.vmx",
+        "scsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"/etc/passwd\"\n",
+    );
     assert!(folder.error("v.vmx").contains("passwd does not exist"));
-    folder.file("v.vmx", "scsi0:0.fileName = \"C:\\VMs\\v.vmdk\"\n");
-    assert_eq!(names(&folder.open("v.vmx").unwrap()), ["v.vmdk"]);
+    folder.file(
+        "v.vmx",
+        "scsi0:0.fileName = \"C:\\VMs\\v.vmdk\"\nscsi0:1.fileName = \"old.vmdk\"\n",
+    );
+    let vm = folder.open("v.vmx").unwrap();
+    assert_eq!(names(&vm), ["v.vmdk"]);
+    assert!(
+        vm.notes[0].starts_with("scsi0:1 is not marked"),
+        "{:?}",
+        vm.notes
+    );
 }
 
 #[test]
