@@ -32,7 +32,7 @@ pub mod inspect;
 pub mod plan;
 pub mod registry;
 pub mod report;
-pub mod text;
 pub mod source;
+pub mod text;
 pub mod tool;
 pub mod ui;

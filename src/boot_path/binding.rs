@@ -109,7 +109,7 @@ pub fn driver_database(system: &HiveView<'_>, device: &PciDevice) -> Result<Look
             continue;
         };
         let mut best: Option<(Rank, Binding)> = None;
-        for (inf, _) in entry.values()? {
+        for (inf, _) in entry.values()?.into_iter().take(MAX_INFS) {
             if inf.is_empty() {
                 continue;
             }
@@ -134,6 +134,9 @@ pub fn driver_database(system: &HiveView<'_>, device: &PciDevice) -> Result<Look
     }
     Ok(Lookup::Unbound { staged })
 }
+
+/// Real ids are in a handful of INFs.
+const MAX_INFS: usize = 256;
 
 /// DriverVer date (FILETIME), then version.
 type Rank = (u64, u64);

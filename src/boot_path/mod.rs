@@ -20,6 +20,8 @@ mod pe;
 mod service;
 
 pub use binding::PciDevice;
+#[cfg(test)]
+pub(crate) use pe::fake_pe;
 pub use pe::{ImageState, Machine, image_state, machine};
 pub use service::Service;
 
@@ -243,6 +245,9 @@ const IDE_CHANNELS: [&str; 4] = [
     "*PNP0600",
 ];
 
+/// Real lists hold a handful.
+const MAX_FILTERS: usize = 64;
+
 struct Walk<'w, 'a> {
     ctx: &'w BootContext<'a>,
     service: Option<String>,
@@ -446,7 +451,8 @@ impl Walk<'_, '_> {
                 continue;
             };
             for list in ["UpperFilters", "LowerFilters"] {
-                for name in key.multi(list)?.unwrap_or_default() {
+                let names = key.multi(list)?.unwrap_or_default();
+                for name in names.into_iter().take(MAX_FILTERS) {
                     self.filter(class, list, name)?;
                 }
             }
@@ -485,4 +491,4 @@ fn bound_text(device: &PciDevice, found: &Binding) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

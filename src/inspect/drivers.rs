@@ -6,7 +6,7 @@ use crate::registry::hive::Result;
 use super::model::VirtioService;
 
 /// The services of the virtio-win drivers, as their INFs name them.
-const VIRTIO_SERVICES: [&str; 17] = [
+const VIRTIO_SERVICES: [&str; 21] = [
     "viostor",
     "vioscsi",
     "netkvm",
@@ -17,11 +17,15 @@ const VIRTIO_SERVICES: [&str; 17] = [
     "viorng",
     "virtrng",
     "vioinput",
+    "virtioinput",
+    "viohidkmdf",
     "viofs",
     "virtiofsdrv",
     "viogpudo",
+    "viogpudod",
     "viomem",
     "viosock",
+    "virtiosocket",
     "fwcfg",
     "pvpanic",
 ];

@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::boot_path::{self, BootContext, ImageState, image_state};
 use crate::disk::layout::{DiskLayout, Scheme};
 use crate::drivers::Catalogue;
+use crate::error::{Error, ErrorKind};
 use crate::guest::{FsKind, GuestError, GuestPath, GuestRead, PathError, VolumeId};
 use crate::registry::{HiveError, HiveView};
 use crate::text::guest_text;
@@ -44,6 +45,26 @@ pub enum InspectError {
     Path(#[from] PathError),
     #[error("the guest cannot be read")]
     Guest(#[from] GuestError),
+}
+
+impl From<InspectError> for Error {
+    fn from(error: InspectError) -> Self {
+        let plain = |kind, error: &InspectError| Error::new(kind, error.to_string());
+        match error {
+            InspectError::SeveralRoots { .. } => plain(ErrorKind::Refused, &error)
+                .hint("pick one with --root, e.g. --root 2:\\Windows for partition 2"),
+            InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => {
+                plain(ErrorKind::Usage, &error)
+            }
+            InspectError::Path(source) => Error::usage("--root is not a path").because(source),
+            InspectError::Guest(GuestError::MissingTool { what, hint }) => {
+                Error::missing_tool(format!("{what} is not available on this host")).hint(hint)
+            }
+            InspectError::Guest(source) => {
+                Error::failed("the guest cannot be read").because(source)
+            }
+        }
+    }
 }
 
 fn listed(found: &[String]) -> String {

@@ -1,12 +1,11 @@
 //! Whole guests in memory: generated ones of every shape, and ones around real hives.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::json;
 
 use super::fake::FakeGuest;
 use super::*;
-use crate::boot_path::Controller;
+use crate::boot_path::tests::corpus_file;
+use crate::boot_path::{Controller, fake_pe};
 use crate::disk::layout::{GPT_BASIC_DATA, GPT_ESP, GPT_LDM_DATA, Partition};
 use crate::drivers::Arch;
 use crate::guest::IO_REPARSE_TAG_WOF;
@@ -53,15 +52,6 @@ fn run(guest: &FakeGuest, scheme: Scheme) -> Result<Survey, InspectError> {
         source(),
         &InspectOptions::default(),
     )
-}
-
-fn pe(machine: u16) -> Vec<u8> {
-    let mut bytes = vec![0u8; 512];
-    bytes[..2].copy_from_slice(b"MZ");
-    bytes[0x3c] = 0x80;
-    bytes[0x80..0x84].copy_from_slice(b"PE\0\0");
-    bytes[0x84..0x86].copy_from_slice(&machine.to_le_bytes());
-    bytes
 }
 
 fn software(version: &str, build: u32, product: &str, kind: &str) -> KeyTree {
@@ -163,13 +153,13 @@ impl Shape {
         guest.volume(partition(2, GPT_BASIC_DATA, false), FsKind::Ntfs);
         guest.file(1, "EFI/Microsoft/Boot/bootmgfw.efi", vec![]);
         guest.file(1, "EFI/Microsoft/Boot/BCD", vec![]);
-        guest.file(2, "Win/System32/ntoskrnl.exe", pe(0x8664));
+        guest.file(2, "Win/System32/ntoskrnl.exe", fake_pe(0x8664));
         for driver in [
             "pci", "acpi", "partmgr", "volmgr", "volmgrx", "mountmgr", "disk", "volsnap", "volume",
             "storahci",
         ] {
             let path = format!("Win/System32/drivers/{driver}.sys");
-            guest.file(2, &path, pe(0x8664));
+            guest.file(2, &path, fake_pe(0x8664));
         }
         guest.file(2, "Windows.old/Windows/System32/config/SYSTEM", vec![]);
         Self {
@@ -571,25 +561,6 @@ fn several_installations() {
     }
 }
 
-fn corpus_file(name: &str) -> Option<Vec<u8>> {
-    let folder = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
-        PathBuf::from,
-    );
-    let path = folder.join(name);
-    if !path.exists() {
-        eprintln!("SKIP {} is not there", path.display());
-        return None;
-    }
-    let out = crate::tool::Cmd::new("xz")
-        .arg("-dc")
-        .arg(&path)
-        .stdout_limit(1 << 30)
-        .run()
-        .unwrap();
-    Some(out.stdout)
-}
-
 /// Real hives on a BIOS disk; every driver file the hive names is there.
 fn real_windows_7() -> Option<FakeGuest> {
     let mut guest = FakeGuest::default();
@@ -599,13 +570,13 @@ fn real_windows_7() -> Option<FakeGuest> {
     let software = corpus_file("win7-x86-vmware/SOFTWARE.xz")?;
     guest.file(1, &format!("{config}/SYSTEM"), system);
     guest.file(1, &format!("{config}/SOFTWARE"), software);
-    guest.file(1, "Windows/System32/ntoskrnl.exe", pe(0x014c));
+    guest.file(1, "Windows/System32/ntoskrnl.exe", fake_pe(0x014c));
     for driver in [
         "pci", "acpi", "partmgr", "volmgr", "volmgrx", "mountmgr", "disk", "volsnap", "intelide",
         "atapi", "msahci",
     ] {
         let path = format!("Windows/System32/drivers/{driver}.sys");
-        guest.file(1, &path, pe(0x014c));
+        guest.file(1, &path, fake_pe(0x014c));
     }
     guest.file(1, "bootmgr", vec![]);
     guest.file(1, "Boot/BCD", vec![]);
@@ -668,7 +639,7 @@ fn real_windows_10_on_vmware() {
     guest.file(2, "Win/System32/config/SYSTEM", system);
     for driver in ["intelide", "atapi"] {
         let path = format!("Win/System32/drivers/{driver}.sys");
-        guest.file(2, &path, pe(0x8664));
+        guest.file(2, &path, fake_pe(0x8664));
     }
     let inspection = run(&guest, Scheme::Gpt).unwrap().inspection;
     let ready: Vec<_> = inspection.controllers.values().map(|c| c.ready).collect();
@@ -690,4 +661,34 @@ fn real_windows_10_on_vmware() {
     );
     // Its logs are not in the corpus.
     assert_eq!(ids(&inspection), ["hive-stale", "pending-renames"]);
+}
+
+/// Hives come from outside: whatever is in them, inspection ends, and says so.
+#[test]
+fn mutated_hives_do_not_panic() {
+    let shape = Shape::windows_11();
+    let system = shape.system.to_bytes("SYSTEM");
+    let software = shape.software.to_bytes("SOFTWARE");
+    let mut guest = shape.place();
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % below as u64) as usize
+    };
+    let mut finished = 0;
+    for _ in 0..200 {
+        for (name, clean) in [("SYSTEM", &system), ("SOFTWARE", &software)] {
+            let mut bytes = clean.clone();
+            for _ in 0..1 + random(8) {
+                let at = 4096 + random(bytes.len() - 4096);
+                bytes[at] = [0, 0xff, 0x80, random(256) as u8][random(4)];
+            }
+            guest.file(2, &format!("Win/System32/config/{name}"), bytes);
+        }
+        let survey = run(&guest, Scheme::Gpt).unwrap();
+        finished += usize::from(survey.hives.is_some());
+    }
+    assert!(finished > 0 && finished < 200, "{finished}");
 }
