@@ -75,7 +75,10 @@ pub struct SkippedLog {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayWarning {
-    #[error("the base block of the hive was damaged; the copy in {log} was used")]
+    #[error(
+        "the base block of the hive was damaged; as Windows does, the copy in {log} was used and no \
+         other log replayed"
+    )]
     BaseBlockFromLog { log: String },
     #[error("{log}: {stop}; changes from there on are lost")]
     Torn { log: String, stop: Stop },
