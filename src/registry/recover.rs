@@ -34,7 +34,7 @@ const FLAG_KTM_LOCKED: u32 = 1;
 pub enum ReplayError {
     #[error("the hive is {0} bytes, too short for a base block")]
     TooShort(usize),
-    #[error("the base block of the hive is damaged and no log holds a copy of it")]
+    #[error("the base block of the hive is damaged and no log can replace it")]
     NoBaseBlock,
 }
 
@@ -138,6 +138,7 @@ pub fn recover<'b>(
                 recovery.applied = plan.steps.iter().map(Step::summary).collect();
                 recovery.usable = true;
             }
+            Some(_) if plan.base.is_none() => return Err(ReplayError::NoBaseBlock),
             Some(offset) => {
                 let reason = SkipReason::BrokenBin { offset };
                 for step in &plan.steps {
