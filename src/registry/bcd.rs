@@ -176,6 +176,10 @@ impl Bcd {
         let objects = hive.key("Objects")?.ok_or(BcdError::NoBootManager)?;
         for key in objects.keys()? {
             let id = key.name()?.to_lowercase();
+            // Nothing can refer to an object with another kind of name.
+            if Uuid::try_parse(&id).is_err() {
+                continue;
+            }
             let type_code = match key.key("Description")? {
                 Some(description) => description.dword("Type")?.unwrap_or(0),
                 None => 0,
@@ -386,9 +390,15 @@ mod tests {
     #[test]
     fn a_bios_store_without_default() {
         let mut store = bios_store();
+        store.dword(
+            "Objects\\{not a guid\u{1b}}\\Description",
+            "Type",
+            TYPE_OS_LOADER,
+        );
         let order = RegData::MultiSz(vec![LOADER.to_uppercase(), "{other}".into()]);
         element(&mut store, BOOTMGR, DISPLAY_ORDER, order);
         let bcd = parse(&store).unwrap();
+        assert_eq!((bcd.objects.len(), bcd.loaders.len()), (2, 1));
         let found = bcd.default_loader().unwrap();
         assert_eq!(found.device, BcdDevice::parse(&mbr()));
         assert_eq!(found.description.as_deref(), Some("Windows 7"));

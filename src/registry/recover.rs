@@ -34,7 +34,7 @@ const FLAG_KTM_LOCKED: u32 = 1;
 pub enum ReplayError {
     #[error("the hive is {0} bytes, too short for a base block")]
     TooShort(usize),
-    #[error("the base block of the hive is damaged and no log holds a copy of it")]
+    #[error("the base block of the hive is damaged and no log can replace it")]
     NoBaseBlock,
 }
 
@@ -75,7 +75,10 @@ pub struct SkippedLog {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayWarning {
-    #[error("the base block of the hive was damaged; the copy in {log} was used")]
+    #[error(
+        "the base block of the hive was damaged; as Windows does, the copy in {log} was used and no \
+         other log replayed"
+    )]
     BaseBlockFromLog { log: String },
     #[error("{log}: {stop}; changes from there on are lost")]
     Torn { log: String, stop: Stop },
@@ -135,6 +138,7 @@ pub fn recover<'b>(
                 recovery.applied = plan.steps.iter().map(Step::summary).collect();
                 recovery.usable = true;
             }
+            Some(_) if plan.base.is_none() => return Err(ReplayError::NoBaseBlock),
             Some(offset) => {
                 let reason = SkipReason::BrokenBin { offset };
                 for step in &plan.steps {

@@ -322,18 +322,18 @@ fn damaged_base_block() {
     ac
     LOG1: 2..=2
     LOG2 skipped: a later log is used instead
-    warning: the base block of the hive was damaged; the copy in LOG1 was used
+    warning: the base block of the hive was damaged; as Windows does, the copy in LOG1 was used and no other log replayed
     ");
-    insta::assert_snapshot!(replay(&dirty, &[]), @"the base block of the hive is damaged and no log holds a copy of it");
+    insta::assert_snapshot!(replay(&dirty, &[]), @"the base block of the hive is damaged and no log can replace it");
     insta::assert_snapshot!(replay(&dirty[..100], &[]), @"the hive is 100 bytes, too short for a base block");
     let old = page_log(1, TIME, 2, &[1], b'd');
     insta::assert_snapshot!(replay(&dirty, &[&old]), @r"
     ad
     LOG1: 1..=1
-    warning: the base block of the hive was damaged; the copy in LOG1 was used
+    warning: the base block of the hive was damaged; as Windows does, the copy in LOG1 was used and no other log replayed
     ");
     let older = page_log(1, TIME - 1, 2, &[1], b'd');
-    insta::assert_snapshot!(replay(&dirty, &[&older]), @"the base block of the hive is damaged and no log holds a copy of it");
+    insta::assert_snapshot!(replay(&dirty, &[&older]), @"the base block of the hive is damaged and no log can replace it");
 }
 
 #[test]
@@ -388,6 +388,12 @@ fn broken_bins_are_not_accepted() {
     assert_eq!(
         result.skipped[0].reason,
         SkipReason::BrokenBin { offset: PAGE }
+    );
+    let mut headless = dirty;
+    headless[508] ^= 1;
+    assert_eq!(
+        recover(&headless, &[("LOG1", &log)]),
+        Err(ReplayError::NoBaseBlock)
     );
 }
 
