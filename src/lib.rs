@@ -20,6 +20,7 @@
 
 pub mod boot_path;
 pub mod cli;
+pub mod convert;
 pub mod demo;
 pub mod disk;
 pub mod domain;
@@ -31,5 +32,7 @@ pub mod inspect;
 pub mod plan;
 pub mod registry;
 pub mod report;
+pub mod text;
+pub mod source;
 pub mod tool;
 pub mod ui;

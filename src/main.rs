@@ -1,3 +1,11 @@
-fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use std::process::ExitCode;
+
+use hyper2kvm::{cli, tool};
+
+fn main() -> ExitCode {
+    if let Some(code) = tool::launcher::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    tool::launcher::enable();
+    cli::main()
 }

@@ -1,1 +1,295 @@
 //! The only module that prints.
+//!
+//! stdout carries the result (text, or one JSON document with `--json`); everything else goes to
+//! stderr. Text that may come from a guest is cleaned of control characters here, whatever the
+//! caller did before.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::error::Error;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ProgressMode {
+    /// A bar on a terminal, plain lines otherwise.
+    #[default]
+    Auto,
+    /// A line every few seconds.
+    Plain,
+    /// One JSON object per line on stderr.
+    Json,
+    None,
+}
+
+#[derive(Debug, Clone)]
+pub struct Ui {
+    pub json: bool,
+    /// 0 quiet, 1 normal, 2 and more verbose.
+    pub verbosity: u8,
+    progress: ProgressMode,
+    colour: bool,
+}
+
+impl Ui {
+    pub fn new(json: bool, verbosity: u8, progress: ProgressMode) -> Self {
+        let terminal = io::stderr().is_terminal();
+        let progress = match progress {
+            ProgressMode::Auto if verbosity == 0 => ProgressMode::None,
+            ProgressMode::Auto if !terminal => ProgressMode::Plain,
+            other => other,
+        };
+        Self {
+            json,
+            verbosity,
+            progress,
+            colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        }
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_string()
+        }
+    }
+
+    /// What is being done now, on stderr.
+    pub fn status(&self, verb: &str, what: &str) {
+        if self.verbosity > 0 && self.progress != ProgressMode::Json {
+            eprintln!(
+                "{} {}",
+                self.paint("1;32", &format!("{verb:>12}")),
+                clean(what)
+            );
+        }
+    }
+
+    pub fn warn(&self, text: &str) {
+        eprintln!("{} {}", self.paint("1;33", "warning:"), clean(text));
+    }
+
+    /// The human result, on stdout; swallowed when a JSON document will be printed instead.
+    pub fn line(&self, text: &str) {
+        if !self.json {
+            out(&clean_keep_newlines(text));
+        }
+    }
+
+    /// Text that is the result whatever the mode (completions, XML).
+    pub fn raw(&self, text: &str) {
+        out(text.trim_end_matches('\n'));
+    }
+
+    /// The JSON result: `schema` and `version` first, then the keys of `body`.
+    pub fn document(&self, command: &str, body: Value) {
+        if self.json {
+            out(&pretty(&document(command, body)));
+        }
+    }
+
+    pub fn error(&self, error: &Error) {
+        self.error_document(error);
+        self.error_text(error);
+    }
+
+    /// The error as JSON on stdout, when JSON was asked for.
+    pub fn error_document(&self, error: &Error) {
+        if self.json {
+            let body = json!({
+                "error": {
+                    "code": error.kind.code(),
+                    "message": clean(&error.message),
+                    "causes": error.causes().iter().map(|c| clean(c)).collect::<Vec<_>>(),
+                    "hints": error.hints.iter().map(|h| clean(h)).collect::<Vec<_>>(),
+                    "blockers": error.blockers,
+                }
+            });
+            out(&pretty(&document("error", body)));
+        }
+    }
+
+    fn error_text(&self, error: &Error) {
+        eprintln!("{} {}", self.paint("1;31", "error:"), clean(&error.message));
+        for cause in error.causes() {
+            eprintln!("  caused by: {}", clean(&cause));
+        }
+        for blocker in &error.blockers {
+            eprintln!(
+                "  blocker [{}]: {}",
+                clean(&blocker.code),
+                clean(&blocker.reason)
+            );
+            eprintln!("      remedy: {}", clean(&blocker.remedy));
+        }
+        for hint in &error.hints {
+            eprintln!("  {} {}", self.paint("1;36", "hint:"), clean(hint));
+        }
+    }
+
+    /// Starts showing the progress of one long step of `total` bytes.
+    pub fn progress(&self, label: &str, total: u64) -> Progress {
+        let bar = (self.progress == ProgressMode::Auto).then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template(
+                "{msg:>12} [{bar:40}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
+            );
+            if let Ok(style) = style {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.set_message(label.to_string());
+            bar
+        });
+        Progress {
+            mode: self.progress,
+            label: label.to_string(),
+            total,
+            start: Instant::now(),
+            last: Mutex::new(None),
+            bar,
+        }
+    }
+}
+
+/// The envelope every JSON document has.
+pub fn document(command: &str, body: Value) -> Value {
+    let mut document = json!({
+        "schema": format!("hyper2kvm/{command}/1"),
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    if let (Value::Object(document), Value::Object(body)) = (&mut document, body) {
+        document.extend(body);
+    }
+    document
+}
+
+pub struct Progress {
+    mode: ProgressMode,
+    label: String,
+    total: u64,
+    start: Instant,
+    last: Mutex<Option<Instant>>,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Shows that `done` bytes of the total are done.
+    pub fn set(&self, done: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            return;
+        }
+        let interval = match self.mode {
+            ProgressMode::Plain => Duration::from_secs(5),
+            ProgressMode::Json => Duration::from_millis(200),
+            _ => return,
+        };
+        let now = Instant::now();
+        if let Ok(mut last) = self.last.lock() {
+            if last.is_some_and(|t| now - t < interval) {
+                return;
+            }
+            *last = Some(now);
+        }
+        let elapsed = self.start.elapsed().as_secs_f64();
+        let rate = done as f64 / elapsed.max(0.001);
+        let left = (done > 0).then(|| (self.total.saturating_sub(done)) as f64 / rate);
+        if self.mode == ProgressMode::Json {
+            let line = document(
+                "progress",
+                json!({"step": self.label, "done_bytes": done, "total_bytes": self.total,
+                    "bytes_per_second": rate as u64, "seconds_left": left.map(|s| s as u64)}),
+            );
+            eprintln!("{line}");
+        } else {
+            eprintln!(
+                "{:>12} {} of {}, {}/s, {} left",
+                self.label,
+                bytes(done),
+                bytes(self.total),
+                bytes(rate as u64),
+                left.map_or("?".to_string(), |s| format!("{s:.0} s")),
+            );
+        }
+    }
+
+    pub fn finish(self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}")
+}
+
+/// A closed pipe on stdout (`| head`) is the reader's choice, not an error.
+fn out(text: &str) {
+    let _ = writeln!(io::stdout().lock(), "{text}");
+}
+
+/// Removes what could steer a terminal: control characters and bidirectional overrides.
+pub fn clean(text: &str) -> String {
+    text.chars().filter(|c| !steers_terminal(*c)).collect()
+}
+
+fn clean_keep_newlines(text: &str) -> String {
+    text.chars()
+        .filter(|c| *c == '\n' || !steers_terminal(*c))
+        .collect()
+}
+
+fn steers_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `1536` as `1.5 KiB`.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_text_cannot_steer_the_terminal() {
+        assert_eq!(clean("a\x1b[31mb\r\nc\u{202e}d"), "a[31mbcd");
+        assert_eq!(clean_keep_newlines("a\nb\x07"), "a\nb");
+    }
+
+    #[test]
+    fn byte_units() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3 << 40), "3.0 TiB");
+    }
+
+    #[test]
+    fn documents_start_with_schema_and_version() {
+        let text = document("inspect", json!({"a": 1})).to_string();
+        assert!(
+            text.starts_with("{\"schema\":\"hyper2kvm/inspect/1\",\"version\":"),
+            "{text}"
+        );
+    }
+}

@@ -1,1 +1,137 @@
-//! In progress.
+//! The command line: one file per verb, each with its arguments and a short `run()`.
+
+pub mod completions;
+pub mod doctor;
+pub mod man;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::tool::stop;
+use crate::ui::{ProgressMode, Ui};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    ok
+  1    failed, nothing changed
+  2    usage
+  3    refused: this guest cannot be converted as it is (each blocker has a remedy)
+  4    not boot-ready
+  5    a host tool or permission is missing
+  6    failed and rolled back
+  7    failed and NOT rolled back
+  70   internal error
+  130  interrupted";
+
+/// Makes a Windows VM disk boot on KVM with VirtIO.
+#[derive(Debug, Parser)]
+#[command(name = "hyper2kvm", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Print one JSON document on stdout and nothing else there
+    #[arg(long, global = true)]
+    json: bool,
+    /// How progress is shown on stderr
+    #[arg(long, global = true, value_enum, default_value_t)]
+    progress: ProgressMode,
+    /// Say more; twice for the log of every step
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Say nothing but warnings and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show which host tools are there and how to install the missing ones
+    Doctor(doctor::DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+    /// Write the man pages
+    Man(man::ManArgs),
+}
+
+/// Parses, runs, and turns the outcome into the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage_error(&error),
+    };
+    let verbosity = if cli.global.quiet {
+        0
+    } else {
+        1 + cli.global.verbose
+    };
+    let ui = Ui::new(cli.global.json, verbosity, cli.global.progress);
+    log_to_stderr(verbosity);
+    if let Err(error) = stop::install() {
+        ui.error(&Error::new(ErrorKind::Internal, "watching for signals").because(error));
+        return ExitCode::from(ErrorKind::Internal.code());
+    }
+    // A panic is a bug of ours, but it must still run the guards and end in a documented exit code.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli.command, &ui)))
+        .unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                "internal error: the source is untouched; please report this with the message above",
+            ))
+        });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui.error(&error);
+            error.exit_code()
+        }
+    }
+}
+
+fn run(command: Command, ui: &Ui) -> Result<()> {
+    match command {
+        Command::Doctor(args) => doctor::run(&args, ui),
+        Command::Completions(args) => completions::run(&args, ui),
+        Command::Man(args) => man::run(&args, ui),
+    }
+}
+
+/// clap's own text for people; with `--json` also the error document.
+fn usage_error(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind as Clap;
+    let _ = error.print();
+    match error.kind() {
+        Clap::DisplayHelp | Clap::DisplayVersion => ExitCode::SUCCESS,
+        _ => {
+            if std::env::args_os().any(|a| a == "--json") {
+                let text = error.to_string();
+                let message = text.lines().next().unwrap_or("usage").to_string();
+                Ui::new(true, 0, ProgressMode::None).error_document(&Error::usage(message));
+            }
+            ExitCode::from(ErrorKind::Usage.code())
+        }
+    }
+}
+
+fn log_to_stderr(verbosity: u8) {
+    let level = match verbosity {
+        0 | 1 => "warn",
+        2 => "hyper2kvm=info",
+        _ => "hyper2kvm=debug",
+    };
+    let filter = EnvFilter::try_from_env("HYPER2KVM_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    // Only fails when a logger is there already.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .try_init();
+}

@@ -310,7 +310,7 @@ fn header(spec: &GuestSpec, root: &mut KeyTree) {
     let (major, minor) = spec.version.facts().nt;
     let architecture = match spec.arch {
         Arch::X86 => 0,
-        Arch::X86_64 => 9,
+        Arch::Amd64 => 9,
         Arch::Arm64 => 12,
     };
     // oem0, oem1, oem3 are in use; the bit of the removed oem2 stays set.
@@ -338,7 +338,7 @@ fn header(spec: &GuestSpec, root: &mut KeyTree) {
 fn folder(spec: &GuestSpec, inf: &str) -> String {
     let arch = match spec.arch {
         Arch::X86 => "x86",
-        Arch::X86_64 => "amd64",
+        Arch::Amd64 => "amd64",
         Arch::Arm64 => "arm64",
     };
     // FNV-1a of what tells one package from another.

@@ -428,7 +428,7 @@ impl FileList<'_> {
                 let manager = pe::image(spec.arch, Subsystem::EfiApplication);
                 let fallback = match spec.arch {
                     Arch::X86 => "bootia32.efi",
-                    Arch::X86_64 => "bootx64.efi",
+                    Arch::Amd64 => "bootx64.efi",
                     Arch::Arm64 => "bootaa64.efi",
                 };
                 self.add(boot, &format!("EFI\\Boot\\{fallback}"), manager.clone())?;

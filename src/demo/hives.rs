@@ -187,7 +187,7 @@ fn control(spec: &GuestSpec, set: &mut KeyTree) {
     let environment = format!("{manager}\\Environment");
     let arch = match spec.arch {
         Arch::X86 => "x86",
-        Arch::X86_64 => "AMD64",
+        Arch::Amd64 => "AMD64",
         Arch::Arm64 => "ARM64",
     };
     set.sz(&environment, "OS", "Windows_NT");
@@ -452,7 +452,7 @@ pub fn software_tree(spec: &GuestSpec) -> KeyTree {
         root.sz(nt, "InstallationType", kind);
         let arch = match spec.arch {
             Arch::X86 => "x86fre",
-            Arch::X86_64 => "amd64fre",
+            Arch::Amd64 => "amd64fre",
             Arch::Arm64 => "arm64fre",
         };
         let lab = format!("{build}.1.{arch}.demo_release.231201-0000");
@@ -513,7 +513,7 @@ pub fn software_tree(spec: &GuestSpec) -> KeyTree {
     for key in ["Classes", "Clients", "ODBC", "Policies\\Microsoft\\Windows"] {
         root.key_mut(key);
     }
-    if spec.arch == Arch::X86_64 {
+    if spec.arch == Arch::Amd64 {
         root.key_mut("Wow6432Node\\Microsoft\\Windows\\CurrentVersion\\Uninstall");
     }
     root

@@ -11,12 +11,14 @@ pub mod guest;
 pub mod hives;
 pub mod pe;
 mod services;
+pub mod virtio_win;
 
 use std::path::PathBuf;
 
 use uuid::{Uuid, uuid};
 
-pub use crate::inspect::{Arch, Firmware};
+pub use crate::drivers::Arch;
+pub use crate::inspect::Firmware;
 use crate::tool::ToolError;
 
 /// The Windows versions that can be made.
@@ -309,7 +311,7 @@ impl GuestSpec {
         Self {
             version,
             arch: if version.nt_at_least(6, 0) {
-                Arch::X86_64
+                Arch::Amd64
             } else {
                 Arch::X86
             },

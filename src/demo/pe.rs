@@ -24,7 +24,7 @@ const CHECKSUM_OFFSET: usize = OPTIONAL_OFFSET + 64;
 pub fn image(arch: Arch, subsystem: Subsystem) -> Vec<u8> {
     let (machine, code): (u16, &[u8]) = match arch {
         Arch::X86 => (0x014c, &[0x31, 0xc0, 0xc2, 0x08, 0x00]),
-        Arch::X86_64 => (0x8664, &[0x31, 0xc0, 0xc3]),
+        Arch::Amd64 => (0x8664, &[0x31, 0xc0, 0xc3]),
         Arch::Arm64 => (0xaa64, &[0x00, 0x00, 0x80, 0x52, 0xc0, 0x03, 0x5f, 0xd6]),
     };
     let wide = arch != Arch::X86;
@@ -119,7 +119,7 @@ mod tests {
     fn headers() {
         for (arch, machine, magic, optional) in [
             (Arch::X86, 0x014c, 0x10b, 224),
-            (Arch::X86_64, 0x8664, 0x20b, 240),
+            (Arch::Amd64, 0x8664, 0x20b, 240),
             (Arch::Arm64, 0xaa64, 0x20b, 240),
         ] {
             let image = image(arch, Subsystem::Native);

@@ -1,4 +1,27 @@
 //! Disk images: block access, partition tables, overlays and copies.
+//!
+//! ```text
+//!  Image (chain.rs)  --Export::open_readonly-->  Arc<dyn BlockRead>
+//!    |   format and backing chain, all explicit
+//!    |               --Export::open_overlay--->  Arc<dyn BlockWrite>, the source untouched
+//!    |
+//!    +-- with_overlay --copy.rs--> target
+//! ```
 
 pub mod block;
+pub mod cache;
+pub mod chain;
+pub mod copy;
+pub mod detect;
+pub mod export;
 pub mod layout;
+pub mod nbd;
+pub mod partition;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use block::{BlockRead, BlockWrite};
+pub use chain::{Image, ImageError};
+pub use export::Export;

@@ -1,1 +1,29 @@
-//! In progress.
+//! The machine on the other side: a model of it, and the libvirt domain XML written from it.
+//!
+//! - [`model`]: what a converted machine is made of; no libvirt words in it.
+//! - [`firmware`]: which UEFI images this host has, told by QEMU's firmware descriptors.
+//! - [`slots`]: fixed PCI addresses, so that both stages show Windows the same hardware.
+//! - [`check`]: what must hold before anything is written.
+//! - [`xml`]: model + stage + firmware choice -> domain XML.
+//! - [`element`]: a small XML tree, read with limits and written with escaping.
+//!
+//! Nothing here talks to libvirt and nothing here decides about the guest: the caller brings the
+//! facts (`inspect`), the plan (`plan`) and the paths.
+
+pub mod check;
+pub mod element;
+pub mod firmware;
+pub mod model;
+pub mod slots;
+pub mod xml;
+
+pub use check::DomainError;
+pub use firmware::{Descriptors, FirmwareChoice, FirmwareError};
+pub use model::{
+    Bootstrap, Chipset, Disk, DiskFormat, DomainType, Drivers, Firmware, Graphics, MacAddr,
+    Machine, Nic, NicSource, Stage, StorageBus, Topology, Video, WindowsFacts,
+};
+pub use xml::{HYPER2KVM_NS, to_xml};
+
+#[cfg(test)]
+mod tests;

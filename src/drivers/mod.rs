@@ -1,1 +1,22 @@
-//! In progress.
+//! The virtio-win drivers: where they lie, which of them a Windows needs, what installing one means.
+//!
+//! ```text
+//!  ISO / folder --media--> Media --select--> DriverSet --package--> files + registry edits
+//!                                   ^   ^
+//!        drivers/*.yaml --catalogue-+   +--inf (which models of an INF are for this Windows)
+//! ```
+//!
+//! Nothing here touches a guest: the result is data, for `plan` to decide on and `fix` to carry out.
+
+pub mod catalogue;
+pub mod inf;
+pub mod iso;
+pub mod media;
+pub mod select;
+pub mod target;
+
+pub use catalogue::{Catalogue, CatalogueError, Role};
+pub use inf::DriverInf;
+pub use media::{Media, MediaError, MediaFile};
+pub use select::{DriverError, DriverPackage, DriverSet, PackageFile, select};
+pub use target::{Arch, WindowsTarget};

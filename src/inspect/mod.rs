@@ -1,5 +1,416 @@
-//! Facts about the guest. Takes a [`crate::guest::GuestRead`], so it cannot write.
+//! Facts about the guest. Takes a [`GuestRead`], so it cannot write.
+//!
+//! [`inspect`] looks at the partition table, the volumes, the boot files, finds Windows, loads its
+//! hives once and reads them by direct lookups. What is not a Windows, or not one that can be
+//! converted, is no error here: the result says so in a blocker. Errors are what the caller can
+//! mend (which of several installations) or what keeps the disk from being read.
 
+mod drivers;
+#[cfg(test)]
+pub(crate) mod fake;
+mod firmware;
+mod hives;
+mod locate;
 pub mod model;
+mod network;
+mod os;
+mod state;
+mod tools;
 
 pub use model::*;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+
+use crate::boot_path::{self, BootContext, ImageState, image_state};
+use crate::disk::layout::{DiskLayout, Scheme};
+use crate::drivers::Catalogue;
+use crate::guest::{FsKind, GuestError, GuestPath, GuestRead, PathError, VolumeId};
+use crate::registry::{HiveError, HiveView};
+use crate::text::guest_text;
+use firmware::BootFiles;
+use locate::Candidate;
+
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// `--root` picks one.
+    #[error("several Windows installations on this disk: {}", found.join(", "))]
+    SeveralRoots { found: Vec<String> },
+    #[error("no Windows installation at {wanted}; found: {}", listed(found))]
+    NoSuchRoot { wanted: String, found: Vec<String> },
+    #[error("{0} is not a Windows root: \\Windows or 2:\\Windows is expected")]
+    BadRoot(String),
+    #[error("not a path inside the guest")]
+    Path(#[from] PathError),
+    #[error("the guest cannot be read")]
+    Guest(#[from] GuestError),
+}
+
+fn listed(found: &[String]) -> String {
+    if found.is_empty() {
+        "none".to_string()
+    } else {
+        found.join(", ")
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InspectOptions {
+    /// Which Windows, when there are several: `\Windows`, or `2:\Windows` with the partition's number.
+    pub root: Option<String>,
+}
+
+/// Looks at the disk and, when there is one, at the Windows on it.
+pub fn inspect(
+    guest: &dyn GuestRead,
+    layout: &DiskLayout,
+    source: SourceFacts,
+    options: &InspectOptions,
+) -> Result<Survey, InspectError> {
+    let mut out = empty(guest, layout, source);
+    let found = locate::find(guest, &mut out.findings)?;
+    let without_hive = found.without_hive;
+    let chosen = locate::choose(guest, found.installations, options.root.as_deref())?;
+    let boot = firmware::detect(guest, layout);
+    let system = chosen.as_ref().or(without_hive.first()).map(|c| c.volume);
+    state::volumes(guest, layout, system, &mut out);
+    out.firmware = boot.firmware;
+    let hives = match chosen {
+        Some(chosen) => {
+            firmware::findings(guest, layout, &boot, &mut out.findings);
+            windows(guest, layout, &boot, &chosen, &mut out)?
+        }
+        None => {
+            not_windows(guest, layout, &boot, &without_hive, &mut out);
+            None
+        }
+    };
+    out.findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    Ok(Survey {
+        inspection: out,
+        hives,
+    })
+}
+
+fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Inspection {
+    let partitions = layout.partitions.iter().map(|p| {
+        let volume = guest.volumes().iter().find(|v| v.id == VolumeId(p.index));
+        PartitionFacts {
+            index: p.index,
+            type_id: p.type_id.clone(),
+            start_bytes: p.start_bytes,
+            size_bytes: p.size_bytes,
+            filesystem: volume.map_or(FsKind::Unknown, |v| v.kind),
+            label: volume.and_then(|v| guest_text(v.label.as_deref()?)),
+            name: p.name.as_deref().and_then(guest_text),
+            active: p.active,
+            state: volume
+                .filter(|v| v.kind != FsKind::Unknown)
+                .map(|v| v.state.clone()),
+        }
+    });
+    Inspection {
+        source,
+        disks: vec![DiskFacts {
+            scheme: layout.scheme,
+            sector_size: layout.sector_size,
+            disk_id: layout.disk_id.clone(),
+            partitions: partitions.collect(),
+        }],
+        firmware: None,
+        os: OsFacts::unknown(),
+        hives: HiveFacts::default(),
+        controllers: BTreeMap::new(),
+        drivers: DriverFacts::default(),
+        network: NetworkFacts::default(),
+        hypervisor_tools: Vec::new(),
+        bitlocker: false,
+        hibernated: false,
+        volume_dirty: false,
+        vss_snapshots: false,
+        dynamic_disk: false,
+        compact_os: false,
+        pending_updates: false,
+        antivirus: Vec::new(),
+        group_policy_device_restrictions: false,
+        findings: Vec::new(),
+        windows: None,
+    }
+}
+
+/// Loads the hives and reads them. `None` when they cannot be used; a blocker then says why.
+fn windows(
+    guest: &dyn GuestRead,
+    layout: &DiskLayout,
+    boot: &BootFiles,
+    chosen: &Candidate,
+    out: &mut Inspection,
+) -> Result<Option<Hives>, InspectError> {
+    out.os.family = OsFamily::Windows;
+    out.os.windows_root = Some(chosen.root.clone());
+    state::files(guest, chosen.volume, &chosen.root, out);
+    let mut load = |name: &str| -> Result<(Option<HiveState>, Option<LoadedBytes>), InspectError> {
+        let path = chosen.config(name)?;
+        Ok(
+            match hives::load(guest, chosen.volume, &path, &mut out.findings)? {
+                Some(loaded) => (Some(loaded.state), loaded.hive),
+                None => (None, None),
+            },
+        )
+    };
+    let (system_state, system) = load("SYSTEM")?;
+    let (software_state, software) = load("SOFTWARE")?;
+    let (drivers_state, drivers) = load("DRIVERS")?;
+    if software_state.is_none() {
+        out.findings.push(missing_hive(&chosen.config("SOFTWARE")?));
+    }
+    out.hives = HiveFacts {
+        system: system_state,
+        software: software_state,
+        drivers: drivers_state,
+    };
+    let (Some(system), Some(software)) = (system, software) else {
+        return Ok(None);
+    };
+    let hives = Hives {
+        system,
+        software,
+        drivers,
+    };
+    let place = Place {
+        guest,
+        layout,
+        boot,
+        chosen,
+    };
+    match read_hives(&place, &hives, out) {
+        Ok(true) => Ok(Some(hives)),
+        Ok(false) => Ok(None),
+        Err(error) => {
+            out.windows = None;
+            out.findings.push(Finding::blocker(
+                "hive-damaged",
+                "a registry hive is damaged: Windows could not be made ready to boot from it",
+                "repair the guest with chkdsk, or restore the hive from a backup, before converting",
+                chain(&error),
+            ));
+            Ok(None)
+        }
+    }
+}
+
+fn chain(error: &HiveError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn missing_hive(path: &GuestPath) -> Finding {
+    Finding::blocker(
+        "hive-missing",
+        format!("{path} is missing: this Windows does not start anywhere"),
+        "repair the guest before converting it",
+        path.to_string(),
+    )
+}
+
+/// Where the chosen Windows is.
+struct Place<'p> {
+    guest: &'p dyn GuestRead,
+    layout: &'p DiskLayout,
+    boot: &'p BootFiles,
+    chosen: &'p Candidate,
+}
+
+/// Everything that is in the hives. `false` when they do not describe a Windows; a blocker then
+/// says so.
+fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<bool, HiveError> {
+    let (root, volume) = (&place.chosen.root, place.chosen.volume);
+    let system = HiveView::new(&hives.system.bytes)?;
+    let software = HiveView::new(&hives.software.bytes)?;
+    let Some(set) = os::control_set(&system)? else {
+        out.findings.push(Finding::blocker(
+            "no-control-set",
+            "the SYSTEM hive names no control set that exists: this Windows does not start anywhere",
+            "repair the guest, or restore its SYSTEM hive from a backup",
+            "SYSTEM\\Select",
+        ));
+        return Ok(false);
+    };
+    let cache = RefCell::new(HashMap::new());
+    let image = |path: &GuestPath| -> ImageState {
+        *cache
+            .borrow_mut()
+            .entry(path.key())
+            .or_insert_with(|| image_state(place.guest, volume, path))
+    };
+    let version = os::version(&software, &system, &set)?;
+    let kernel = match root.join("System32\\ntoskrnl.exe") {
+        Ok(path) => image(&path),
+        Err(_) => ImageState::Missing,
+    };
+    let arch = os::arch(kernel, &system, &set)?;
+    out.os.control_set = Some(set.clone());
+    out.os.hostname = os::hostname(&system, &set)?;
+    out.os.arch = arch;
+    let Some(version) = version else {
+        out.findings.push(unknown_windows(
+            "no version and build number in SOFTWARE\\Microsoft\\Windows NT\\CurrentVersion",
+        ));
+        return Ok(false);
+    };
+    out.os.product_name.clone_from(&version.product_name);
+    out.os.display_version.clone_from(&version.display_version);
+    out.os.edition.clone_from(&version.edition);
+    out.os
+        .installation_type
+        .clone_from(&version.installation_type);
+    out.os.build = Some(version.build);
+    out.os.revision = version.revision;
+    let Some(arch) = arch else {
+        out.findings.push(unknown_windows(
+            "neither ntoskrnl.exe nor PROCESSOR_ARCHITECTURE names a processor we know",
+        ));
+        return Ok(false);
+    };
+
+    let target = version.target(arch);
+    out.os.driver_folders = Catalogue::builtin().driver_folders(&target);
+    let ctx = BootContext {
+        system: &system,
+        control_set: &set,
+        windows_root: root,
+        nt: (version.major, version.minor),
+        arch: os::machine(arch),
+        image: &image,
+    };
+    out.controllers = boot_path::evaluate_all(&ctx);
+    out.drivers.virtio = drivers::virtio(&ctx)?;
+    out.network = network::network(&system, &set)?;
+    out.antivirus = tools::antivirus(&system, &set)?;
+    let tools = tools::tools(&system, &software, &set)?;
+    out.hypervisor_tools = tools.iter().map(|t| t.name.to_string()).collect();
+    state::hives(&system, &software, &set, out)?;
+    out.windows = Some(WindowsFacts {
+        target,
+        system_volume: volume,
+        root: root.clone(),
+        control_sets: os::control_sets(&system)?,
+        esp: place.boot.esp,
+        boot_volume: place.boot.boot_volume,
+        sector_size: place.layout.sector_size,
+        clock_is_utc: os::clock_is_utc(&system, &set)?,
+        drive_letter: os::drive_letter(&system, place.layout, volume)?,
+        san_policy: os::san_policy(&system, &set)?,
+        control_set: set,
+        tools,
+    });
+    Ok(true)
+}
+
+fn unknown_windows(evidence: &str) -> Finding {
+    Finding::blocker(
+        "unknown-windows",
+        "the hives do not say which Windows this is: no driver can be chosen for it",
+        "check that the guest starts, and that its hives are whole",
+        evidence,
+    )
+}
+
+/// Says what the disk is instead.
+fn not_windows(
+    guest: &dyn GuestRead,
+    layout: &DiskLayout,
+    boot: &BootFiles,
+    without_hive: &[Candidate],
+    out: &mut Inspection,
+) {
+    if let Some(candidate) = without_hive.first() {
+        out.os.family = OsFamily::Windows;
+        out.os.windows_root = Some(candidate.root.clone());
+        let path = format!("{}\\System32\\config\\SYSTEM", candidate.root);
+        out.findings.push(Finding::blocker(
+            "hive-missing",
+            format!("{path} is missing: this Windows does not start anywhere"),
+            "repair the guest before converting it",
+            format!("partition {}", candidate.volume.0),
+        ));
+        return;
+    }
+    let kinds = |wanted: &[FsKind]| -> Vec<FsKind> {
+        let mut kinds: Vec<FsKind> = Vec::new();
+        for volume in guest.volumes() {
+            if wanted.contains(&volume.kind) && !kinds.contains(&volume.kind) {
+                kinds.push(volume.kind);
+            }
+        }
+        kinds
+    };
+    let linux = kinds(&[
+        FsKind::Ext,
+        FsKind::Xfs,
+        FsKind::Btrfs,
+        FsKind::Lvm,
+        FsKind::Luks,
+        FsKind::Swap,
+    ]);
+    let data = kinds(&[FsKind::Ntfs, FsKind::Fat, FsKind::Exfat]);
+    // A Windows behind BitLocker, LDM or ReFS has been named already.
+    let hidden = !out.blockers().is_empty();
+    if hidden && boot.found() {
+        out.os.family = OsFamily::Windows;
+    } else if !linux.is_empty() {
+        out.os.family = OsFamily::Linux;
+        out.findings.push(Finding::blocker(
+            "linux",
+            format!("this is a Linux disk ({}), not a Windows one", names(&linux)),
+            "use virt-v2v, or attach the disk to a KVM machine as it is: Linux brings its virtio drivers",
+            "no Windows folder with a SYSTEM hive on any volume",
+        ));
+    } else if hidden {
+        // Nothing to add.
+    } else if !data.is_empty() {
+        out.findings.push(Finding::blocker(
+            "no-windows",
+            format!(
+                "there is no Windows on this disk, only data ({})",
+                names(&data)
+            ),
+            "convert the disk Windows starts from; attach a data disk as it is",
+            "no folder with System32\\config\\SYSTEM on any NTFS volume",
+        ));
+    } else if layout.scheme == Scheme::None {
+        out.findings.push(Finding::blocker(
+            "no-partition-table",
+            "the disk has neither a partition table nor a file system: it is empty, encrypted as a whole, or not a disk image",
+            "check that this is the right file, and its format",
+            "no GPT, MBR or known file system at the start of the disk",
+        ));
+    } else if layout.partitions.is_empty() {
+        out.findings.push(Finding::blocker(
+            "empty-disk",
+            "the partition table is empty: there is nothing to convert",
+            "convert the disk Windows starts from",
+            format!("partition table {:?} without partitions", layout.scheme),
+        ));
+    } else {
+        out.findings.push(Finding::blocker(
+            "no-file-system",
+            "no partition holds a file system we know: the disk is not formatted, or encrypted",
+            "check that this is the right disk; decrypt it in the guest if it is encrypted",
+            format!("{} partitions", layout.partitions.len()),
+        ));
+    }
+}
+
+fn names(kinds: &[FsKind]) -> String {
+    let names: Vec<String> = kinds
+        .iter()
+        .map(|k| format!("{k:?}").to_lowercase())
+        .collect();
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 //! [`Inspection`] serialises to the keys of `inspect --json`. What plan needs beyond the JSON is in
 //! [`WindowsFacts`] (typed, not serialised), and the bytes of the hives are in [`Hives`], so that
 //! they are read from the disk once. Text that comes from the guest is stripped of control
-//! characters and bounded ([`guest_text`]) before it gets here.
+//! characters and bounded ([`crate::text::guest_text`]) before it gets here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 
 use crate::boot_path::{BootPath, Controller};
 use crate::disk::layout::Scheme;
+use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
 use crate::guest::{FsKind, GuestPath, VolumeId, VolumeState};
 
@@ -170,26 +171,6 @@ impl OsFacts {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-pub enum Arch {
-    #[serde(rename = "x86")]
-    X86,
-    #[serde(rename = "x86_64")]
-    X86_64,
-    #[serde(rename = "arm64")]
-    Arm64,
-}
-
-/// What decides which drivers fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowsTarget {
-    pub major: u32,
-    pub minor: u32,
-    pub build: u32,
-    pub arch: Arch,
-    pub server: bool,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowsFacts {
     pub target: WindowsTarget,
@@ -211,6 +192,9 @@ pub struct WindowsFacts {
     /// The letter of the system volume in the running Windows, e.g. `C`.
     pub drive_letter: Option<char>,
     pub tools: Vec<Tool>,
+    /// What Windows does with disks that are new to it (`partmgr\Parameters\SanPolicy`): 1 brings all
+    /// online, 2 and 4 leave those on a shared bus offline.
+    pub san_policy: Option<u32>,
 }
 
 /// Guest software of a hypervisor.
@@ -321,42 +305,49 @@ pub struct Finding {
     pub evidence: String,
 }
 
-const MAX_TEXT: usize = 256;
-
-/// Text from the guest made fit for people: no control or invisible formatting characters, trimmed,
-/// at most 256 characters; `None` when nothing is left.
-pub fn guest_text(raw: &str) -> Option<String> {
-    let clean: String = raw
-        .chars()
-        .filter(|c| !c.is_control() && !is_format(*c))
-        .take(MAX_TEXT)
-        .collect();
-    let clean = clean.trim();
-    (!clean.is_empty()).then(|| clean.to_string())
-}
-
-/// Characters that change how the text around them is shown: bidirectional overrides, zero-width
-/// characters, line and paragraph separators.
-fn is_format(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn guest_text_is_harmless() {
-        let long = "x".repeat(1000);
-        let cases = [
-            ("Windows 10 Pro", Some("Windows 10 Pro")),
-            ("\u{1b}[31mred\u{7}\n", Some("[31mred")),
-            ("a\u{202e}b\u{feff}", Some("ab")),
-            (" \0 ", None),
-            (long.as_str(), Some(&long[..256])),
-        ];
-        for (raw, clean) in cases {
-            assert_eq!(guest_text(raw).as_deref(), clean, "{raw:?}");
+impl Finding {
+    fn new(
+        severity: Severity,
+        id: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        evidence: impl Into<String>,
+    ) -> Self {
+        Self {
+            id,
+            severity,
+            message: message.into(),
+            remedy: remedy.into(),
+            evidence: evidence.into(),
         }
+    }
+
+    /// What cannot be converted safely.
+    pub fn blocker(
+        id: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        evidence: impl Into<String>,
+    ) -> Self {
+        Self::new(Severity::Blocker, id, message, remedy, evidence)
+    }
+
+    /// What may go wrong after the conversion.
+    pub fn warning(
+        id: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        evidence: impl Into<String>,
+    ) -> Self {
+        Self::new(Severity::Warning, id, message, remedy, evidence)
+    }
+
+    pub fn info(
+        id: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+        evidence: impl Into<String>,
+    ) -> Self {
+        Self::new(Severity::Info, id, message, remedy, evidence)
     }
 }

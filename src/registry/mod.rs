@@ -1,13 +1,21 @@
-//! Registry hives: reading, checking, building, edits as `.reg` text.
+//! Registry hives: reading, checking, building, edits as `.reg` text, transaction logs, BCD.
 
 pub mod base;
+pub mod bcd;
 pub mod build;
 mod cell;
 pub mod edit;
 pub mod hive;
+pub mod load;
+pub mod log;
+pub mod marvin;
+pub mod recover;
 pub mod walk;
 
 pub use base::BaseBlock;
+pub use bcd::{Bcd, BcdDevice};
 pub use build::KeyTree;
 pub use edit::{RegData, RegEdits, RegOp};
 pub use hive::{HiveError, HiveView, Key, Value};
+pub use load::{LoadError, LoadWarning, LoadedHive, load_hive, log_reset};
+pub use recover::{Recovery, recover};

@@ -1,1 +1,105 @@
-//! In progress.
+//! What happened, for people and for machines: `report.json`, `report.html`, and text.
+
+pub mod html;
+pub mod text;
+
+use serde::Serialize;
+
+use crate::boot_path::{BootPath, Controller};
+use crate::inspect::Inspection;
+use crate::plan::model::Plan;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The verdict of a check that looked at the finished disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    pub id: &'static str,
+    pub severity: crate::inspect::Severity,
+    pub ok: bool,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Timings {
+    pub inspect_s: f64,
+    pub fix_s: f64,
+    pub copy_s: f64,
+    pub total_s: f64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Bytes {
+    #[serde(rename = "virtual")]
+    pub virtual_size: u64,
+    pub read: u64,
+    pub written: u64,
+    pub skipped: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Outputs {
+    pub disks: Vec<PathBuf>,
+    pub bootstrap_xml: Option<PathBuf>,
+    pub final_xml: Option<PathBuf>,
+    pub report: Option<PathBuf>,
+}
+
+/// Everything one conversion has to tell. Serialises to `report.json` and to `convert --json`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub name: String,
+    pub engine: &'static str,
+    /// Proved by reading the result back: the controllers asked for are ready.
+    pub ready: bool,
+    pub outputs: Outputs,
+    /// In the order they were carried out, what was already so at the end.
+    pub actions: Vec<ActionLine>,
+    /// After the fix.
+    pub controllers: BTreeMap<Controller, BootPath>,
+    /// Before it.
+    pub controllers_before: BTreeMap<Controller, BootPath>,
+    pub checks: Vec<Check>,
+    pub warnings: Vec<String>,
+    pub timings: Timings,
+    pub bytes: Bytes,
+    pub next_commands: Vec<String>,
+    pub inspection: Inspection,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ActionLine {
+    pub id: String,
+    pub state: crate::fix::journal::ActionState,
+    pub description: String,
+}
+
+/// `plan --json` and `plan.json`.
+pub fn plan_document(plan: &Plan, inspection: &Inspection) -> serde_json::Value {
+    let mut body = serde_json::json!(plan);
+    if let (Some(body), serde_json::Value::Array(list)) =
+        (body.as_object_mut(), serde_json::json!(plan.actions))
+    {
+        // Scripts read the same three keys of an action in every document.
+        let actions = plan
+            .actions
+            .iter()
+            .zip(list)
+            .map(|(action, mut json)| {
+                if let Some(json) = json.as_object_mut() {
+                    json.insert("state".into(), "planned".into());
+                    json.insert("description".into(), action.describe().into());
+                }
+                json
+            })
+            .collect::<Vec<_>>();
+        body.insert("actions".into(), actions.into());
+        body.insert("source".into(), serde_json::json!(inspection.source));
+        body.insert("os".into(), serde_json::json!(inspection.os));
+        body.insert(
+            "controllers".into(),
+            serde_json::json!(inspection.controllers),
+        );
+    }
+    body
+}

@@ -70,11 +70,6 @@ pub fn info(spec: &Value) -> Result<Info> {
     parse_info(&out.stdout)
 }
 
-/// Creates a qcow2 overlay of `size` bytes over the image `backing`, which is not opened.
-pub fn create_overlay(overlay: &Path, size: u64) -> Result<()> {
-    create(overlay, "qcow2", size)
-}
-
 /// Creates an empty image.
 pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
     Cmd::new(TOOL)
@@ -130,6 +125,33 @@ pub fn convert(
     Ok(())
 }
 
+/// How many bytes the image will take as a qcow2; about what its data takes in any format.
+pub fn measure(spec: &Value) -> Result<u64> {
+    #[derive(Deserialize)]
+    struct Measure {
+        required: u64,
+    }
+    let out = Cmd::new(TOOL)
+        .args(["measure", "--output=json", "-O", "qcow2"])
+        .arg(json_name(spec))
+        .run()?;
+    let measure: Measure =
+        serde_json::from_slice(&out.stdout).map_err(|e| ToolError::output(TOOL, e))?;
+    Ok(measure.required)
+}
+
+/// Whether this QEMU was built with zstd. Only creating an image tells: the help lists the option,
+/// and `measure` accepts any value.
+pub fn has_zstd() -> bool {
+    tempfile::NamedTempFile::new().is_ok_and(|file| {
+        Cmd::new(TOOL)
+            .args(["create", "-q", "-f", "qcow2", "-o", "compression_type=zstd"])
+            .args(["--".as_ref(), &*protocol(file.path()), "1M".as_ref()])
+            .run()
+            .is_ok()
+    })
+}
+
 /// Reads `    (12.34/100%)\r` out of a stream that is cut anywhere.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -180,7 +202,11 @@ pub struct CheckResult {
 impl CheckResult {
     /// Leaks only waste space.
     pub fn is_sound(&self) -> bool {
-        self.corruptions == 0 && self.check_errors == 0
+        self.errors() == 0
+    }
+
+    pub fn errors(&self) -> u64 {
+        self.corruptions.saturating_add(self.check_errors)
     }
 }
 

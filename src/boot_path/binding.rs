@@ -1,0 +1,225 @@
+//! Which service Windows gives a PCI device at boot: the CriticalDeviceDatabase up to NT 6.1, the
+//! DriverDatabase of the SYSTEM hive from NT 6.2 on.
+
+use crate::registry::HiveView;
+use crate::registry::hive::{Key, Result};
+
+/// A PCI function as QEMU shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PciDevice {
+    pub vendor: u16,
+    pub device: u16,
+    /// Subsystem device in the high half, subsystem vendor in the low one: `SUBSYS_00021AF4`.
+    pub subsystem: u32,
+    pub revision: u8,
+    /// Class, subclass and programming interface: `0x010601`.
+    pub class: u32,
+}
+
+impl PciDevice {
+    /// The ids Windows looks for, most specific first (Microsoft, "Identifiers for PCI Devices").
+    pub fn ids(&self) -> Vec<String> {
+        let short = format!("VEN_{:04X}&DEV_{:04X}", self.vendor, self.device);
+        let full = format!("{short}&SUBSYS_{:08X}", self.subsystem);
+        let class = format!("CC_{:06X}", self.class);
+        let base_class = format!("CC_{:04X}", self.class >> 8);
+        vec![
+            format!("{full}&REV_{:02X}", self.revision),
+            full,
+            format!("{short}&{class}"),
+            format!("{short}&{base_class}"),
+            format!("{short}&REV_{:02X}", self.revision),
+            short,
+            format!("VEN_{:04X}&{class}", self.vendor),
+            format!("VEN_{:04X}&{base_class}", self.vendor),
+            format!("VEN_{:04X}", self.vendor),
+            class,
+            base_class,
+        ]
+    }
+}
+
+/// The answer of the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    pub service: String,
+    /// The id that decided.
+    pub id: String,
+    /// Where it says so, for people: the INF, or the name of the database.
+    pub origin: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    Bound(Binding),
+    /// Nothing drives the device; `staged` are the INFs that name it without being bound to it.
+    Unbound {
+        staged: Vec<String>,
+    },
+}
+
+/// Looks in `<ControlSet>\Control\CriticalDeviceDatabase`.
+pub fn critical_device(
+    system: &HiveView<'_>,
+    control_set: &str,
+    device: &PciDevice,
+) -> Result<Lookup> {
+    let names = device.ids().into_iter().map(|id| (format!("PCI#{id}"), id));
+    critical_service(system, control_set, names)
+}
+
+/// The same for any list of (key name, id).
+pub fn critical_service(
+    system: &HiveView<'_>,
+    control_set: &str,
+    names: impl IntoIterator<Item = (String, String)>,
+) -> Result<Lookup> {
+    if let Some(database) =
+        system.key(&format!("{control_set}\\Control\\CriticalDeviceDatabase"))?
+    {
+        for (name, id) in names {
+            let Some(entry) = database.key(&name)? else {
+                continue;
+            };
+            if let Some(service) = entry.string("Service")?.filter(|s| !s.is_empty()) {
+                return Ok(Lookup::Bound(Binding {
+                    service,
+                    id,
+                    origin: "CriticalDeviceDatabase".into(),
+                }));
+            }
+        }
+    }
+    Ok(Lookup::Unbound { staged: Vec::new() })
+}
+
+/// Looks in `DriverDatabase`. The first id that any bound package knows decides; of several
+/// packages for one id the newest does.
+pub fn driver_database(system: &HiveView<'_>, device: &PciDevice) -> Result<Lookup> {
+    let mut staged = Vec::new();
+    let Some(database) = system.key("DriverDatabase")? else {
+        return Ok(Lookup::Unbound { staged });
+    };
+    let ids = device.ids();
+    let Some(device_ids) = database.key("DeviceIds\\PCI")? else {
+        return Ok(Lookup::Unbound { staged });
+    };
+    for id in &ids {
+        let Some(entry) = device_ids.key(id)? else {
+            continue;
+        };
+        let mut best: Option<(Rank, Binding)> = None;
+        for (inf, _) in entry.values()? {
+            if inf.is_empty() {
+                continue;
+            }
+            let Some((rank, service)) = bound_service(&database, &inf, id, &ids)? else {
+                if !staged.contains(&inf) {
+                    staged.push(inf);
+                }
+                continue;
+            };
+            if best.as_ref().is_none_or(|(other, _)| rank > *other) {
+                let binding = Binding {
+                    service,
+                    id: id.clone(),
+                    origin: inf,
+                };
+                best = Some((rank, binding));
+            }
+        }
+        if let Some((_, binding)) = best {
+            return Ok(Lookup::Bound(binding));
+        }
+    }
+    Ok(Lookup::Unbound { staged })
+}
+
+/// DriverVer date (FILETIME), then version.
+type Rank = (u64, u64);
+
+fn bound_service(
+    database: &Key<'_>,
+    inf: &str,
+    id: &str,
+    ids: &[String],
+) -> Result<Option<(Rank, String)>> {
+    let Some(file) = child(database, "DriverInfFiles", inf)? else {
+        return Ok(None);
+    };
+    let Some(active) = file.string("Active")? else {
+        return Ok(None);
+    };
+    let Some(package) = child(database, "DriverPackages", &active)? else {
+        return Ok(None);
+    };
+    let Some(descriptor) = package.key(&format!("Descriptors\\PCI\\{id}"))? else {
+        return Ok(None);
+    };
+    let Some(name) = descriptor.string("Configuration")? else {
+        return Ok(None);
+    };
+    let Some(configuration) = child(&package, "Configurations", &name)? else {
+        return Ok(None);
+    };
+    let excluded = configuration.multi("ExcludeIds")?.unwrap_or_default();
+    let is_excluded = excluded.iter().any(|e| {
+        ids.iter()
+            .any(|id| e.eq_ignore_ascii_case(&format!("PCI\\{id}")))
+    });
+    if is_excluded {
+        return Ok(None);
+    }
+    let service = configuration.string("Service")?.filter(|s| !s.is_empty());
+    let rank = match package.value("Version")? {
+        Some(version) => (le64(&version.data, 24), le64(&version.data, 32)),
+        None => (0, 0),
+    };
+    Ok(service.map(|service| (rank, service)))
+}
+
+/// The subkey whose name came out of the hive: one key, never a path.
+fn child<'h>(parent: &Key<'h>, folder: &str, name: &str) -> Result<Option<Key<'h>>> {
+    if name.is_empty() || name.contains('\\') {
+        return Ok(None);
+    }
+    parent.key(&format!("{folder}\\{name}"))
+}
+
+fn le64(data: &[u8], at: usize) -> u64 {
+    data.get(at..at + 8)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_most_specific_first() {
+        let virtio = PciDevice {
+            vendor: 0x1af4,
+            device: 0x1042,
+            subsystem: 0x1100_1af4,
+            revision: 1,
+            class: 0x01_0000,
+        };
+        assert_eq!(
+            virtio.ids(),
+            [
+                "VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01",
+                "VEN_1AF4&DEV_1042&SUBSYS_11001AF4",
+                "VEN_1AF4&DEV_1042&CC_010000",
+                "VEN_1AF4&DEV_1042&CC_0100",
+                "VEN_1AF4&DEV_1042&REV_01",
+                "VEN_1AF4&DEV_1042",
+                "VEN_1AF4&CC_010000",
+                "VEN_1AF4&CC_0100",
+                "VEN_1AF4",
+                "CC_010000",
+                "CC_0100",
+            ]
+        );
+    }
+}

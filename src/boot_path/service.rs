@@ -1,0 +1,174 @@
+//! A kernel driver's service key: is it installed, when does it start, which file does it load.
+
+use crate::guest::{GuestPath, PathError};
+use crate::registry::HiveView;
+use crate::registry::hive::Result;
+
+pub const BOOT_START: u32 = 0;
+pub const DISABLED: u32 = 4;
+
+/// A service key of the control set that boots.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Service {
+    pub name: String,
+    pub start: Option<u32>,
+    /// `Type`: 1 is a kernel driver, 2 a file system driver.
+    pub kind: Option<u32>,
+    /// The values below `StartOverride`, one per hardware configuration.
+    pub overrides: Vec<u32>,
+    /// The file it loads; an error when `ImagePath` is not a path.
+    pub image: std::result::Result<GuestPath, PathError>,
+}
+
+impl Service {
+    /// `None` when there is no such key. A key may be there without the service being
+    /// [installed](Self::is_installed).
+    pub fn read(
+        system: &HiveView<'_>,
+        control_set: &str,
+        windows_root: &GuestPath,
+        name: &str,
+    ) -> Result<Option<Self>> {
+        // A name from a Configuration or a filter list is one key, never a path.
+        if name.is_empty() || name.contains('\\') {
+            return Ok(None);
+        }
+        let Some(key) = system.key(&format!("{control_set}\\Services\\{name}"))? else {
+            return Ok(None);
+        };
+        let mut overrides = Vec::new();
+        if let Some(list) = key.key("StartOverride")? {
+            overrides.extend(list.values()?.iter().filter_map(|(_, v)| v.as_dword()));
+        }
+        let image_path = key.string("ImagePath")?;
+        Ok(Some(Self {
+            name: name.to_string(),
+            start: key.dword("Start")?,
+            kind: key.dword("Type")?,
+            overrides,
+            image: image_file(image_path.as_deref(), name, windows_root),
+        }))
+    }
+
+    /// Some installers leave keys behind that hold one private value, or none.
+    pub fn is_installed(&self) -> bool {
+        self.start.is_some() && self.kind.is_some()
+    }
+
+    /// Which override is in force depends on the machine Windows finds itself on, and that is a new
+    /// one: any that is not zero counts.
+    pub fn start_override(&self) -> Option<u32> {
+        self.overrides.iter().copied().find(|v| *v != BOOT_START)
+    }
+
+    /// When Windows will start it, as far as can be known before it runs on the new machine.
+    pub fn effective_start(&self) -> Option<u32> {
+        match self.start? {
+            BOOT_START => Some(self.start_override().unwrap_or(BOOT_START)),
+            // An override of 0 may lift it, or belong to a machine that is gone: do not count on it.
+            start => Some(start),
+        }
+    }
+
+    pub fn is_disabled(&self) -> bool {
+        self.effective_start() == Some(DISABLED)
+    }
+}
+
+/// The file an `ImagePath` names, on the system volume. Drive letters are dropped: a boot driver
+/// is on the volume Windows is on.
+fn image_file(
+    image_path: Option<&str>,
+    service: &str,
+    windows_root: &GuestPath,
+) -> std::result::Result<GuestPath, PathError> {
+    let path = image_path
+        .unwrap_or_default()
+        .trim()
+        .trim_matches('"')
+        .replace('/', "\\");
+    if path.is_empty() {
+        return windows_root.join(&format!("System32\\drivers\\{service}.sys"));
+    }
+    for prefix in ["\\SystemRoot\\", "%SystemRoot%\\", "%windir%\\"] {
+        if let Some(rest) = strip_prefix(&path, prefix) {
+            return windows_root.join(rest);
+        }
+    }
+    let dos = strip_prefix(&path, "\\??\\").unwrap_or(&path);
+    match dos.as_bytes() {
+        [letter, b':', b'\\', ..] if letter.is_ascii_alphabetic() => GuestPath::parse(&dos[3..]),
+        [b'\\', ..] => GuestPath::parse(dos),
+        _ => windows_root.join(dos),
+    }
+}
+
+fn strip_prefix<'t>(text: &'t str, prefix: &str) -> Option<&'t str> {
+    let (head, rest) = text.split_at_checked(prefix.len())?;
+    head.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_paths() {
+        let root = GuestPath::parse("\\WINNT").unwrap();
+        let cases = [
+            (None, r"\WINNT\System32\drivers\disk.sys"),
+            (Some(""), r"\WINNT\System32\drivers\disk.sys"),
+            (
+                Some(r"system32\DRIVERS\disk.sys"),
+                r"\WINNT\system32\drivers\disk.sys",
+            ),
+            (
+                Some(r"\SystemRoot\System32\a.sys"),
+                r"\WINNT\System32\a.sys",
+            ),
+            (
+                Some(r"\SYSTEMROOT\System32\a.sys"),
+                r"\WINNT\System32\a.sys",
+            ),
+            (
+                Some(r"%systemroot%\System32\a.sys"),
+                r"\WINNT\System32\a.sys",
+            ),
+            (Some(r"\??\C:\Windows\x\a.sys"), r"\Windows\x\a.sys"),
+            (Some(r#""C:\Windows\x\a.sys""#), r"\Windows\x\a.sys"),
+            (Some(r"\Windows\a.sys"), r"\Windows\a.sys"),
+        ];
+        for (image_path, file) in cases {
+            let expected = GuestPath::parse(file).unwrap();
+            assert_eq!(
+                image_file(image_path, "disk", &root),
+                Ok(expected),
+                "{image_path:?}"
+            );
+        }
+        for bad in [r"..\a.sys", r"\??\Volume{x}\a?.sys", "system32\\a\u{7}.sys"] {
+            assert!(image_file(Some(bad), "disk", &root).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn effective_start() {
+        let service = |start, overrides: &[u32]| Service {
+            name: "x".into(),
+            start,
+            kind: Some(1),
+            overrides: overrides.to_vec(),
+            image: Ok(GuestPath::root()),
+        };
+        for (start, overrides, effective) in [
+            (Some(0), &[][..], Some(0)),
+            (Some(0), &[0, 0], Some(0)),
+            (Some(0), &[0, 3], Some(3)),
+            (Some(0), &[4], Some(4)),
+            (Some(3), &[0], Some(3)),
+            (None, &[0], None),
+        ] {
+            assert_eq!(service(start, overrides).effective_start(), effective);
+        }
+    }
+}

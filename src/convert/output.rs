@@ -1,0 +1,237 @@
+//! The output folder: complete, or not there.
+//!
+//! Work happens in `.<folder>.partial` beside the final place, under a lock, and is renamed at the end.
+//! A partial folder whose lock is free was left by a run that was killed: the next run removes it.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::fix::journal::sync_folder;
+
+const LOCK: &str = ".lock";
+/// Present in every complete folder of ours.
+const MARK: &str = "report.json";
+
+/// The partial folder; removed when dropped before [`OutputFolder::complete`].
+pub struct OutputFolder {
+    target: PathBuf,
+    partial: PathBuf,
+    replace: bool,
+    _lock: File,
+    done: bool,
+}
+
+impl OutputFolder {
+    /// Checks that `target` may be made (`force`: may replace a folder of ours) and starts the
+    /// partial folder.
+    pub fn create(target: &Path, force: bool) -> Result<Self> {
+        let target = std::path::absolute(target)
+            .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+            return Err(Error::usage(format!(
+                "{} cannot be an output folder",
+                target.display()
+            )));
+        };
+        let replace = check_target(&target, force)?;
+        fs::create_dir_all(parent).map_err(|e| cannot_write(parent, e))?;
+        let partial = parent.join(format!(".{}.partial", name.to_string_lossy()));
+        let lock = claim(&partial)?;
+        Ok(Self {
+            target,
+            partial,
+            replace,
+            _lock: lock,
+            done: false,
+        })
+    }
+
+    /// Where the work happens.
+    pub fn path(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Where the result will be.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Renames the partial folder to its final name.
+    pub fn complete(mut self) -> Result<PathBuf> {
+        let failed = |e: io::Error| {
+            Error::failed(format!("completing {}", self.target.display())).because(e)
+        };
+        fs::remove_file(self.partial.join(LOCK)).map_err(failed)?;
+        sync_folder(&self.partial).map_err(failed)?;
+        let parent = self.target.parent().unwrap_or(Path::new("/"));
+        if self.replace {
+            let old = self.partial.with_extension("replaced");
+            fs::rename(&self.target, &old).map_err(failed)?;
+            if let Err(error) = fs::rename(&self.partial, &self.target) {
+                // Put back what was there; the first error is the one to report.
+                let _ = fs::rename(&old, &self.target);
+                return Err(failed(error));
+            }
+            fs::remove_dir_all(&old).map_err(failed)?;
+        } else {
+            fs::rename(&self.partial, &self.target).map_err(failed)?;
+        }
+        sync_folder(parent).map_err(failed)?;
+        self.done = true;
+        Ok(self.target.clone())
+    }
+}
+
+impl Drop for OutputFolder {
+    fn drop(&mut self) {
+        if !self.done
+            && let Err(error) = fs::remove_dir_all(&self.partial)
+        {
+            tracing::warn!("removing {}: {error}", self.partial.display());
+        }
+    }
+}
+
+/// Whether an existing target may be replaced; an empty folder counts as free.
+fn check_target(target: &Path, force: bool) -> Result<bool> {
+    let exists = target.try_exists().map_err(|e| cannot_write(target, e))?;
+    if !exists {
+        return Ok(false);
+    }
+    let empty = fs::read_dir(target)
+        .map_err(|e| cannot_write(target, e))?
+        .next()
+        .is_none();
+    if empty {
+        return Ok(true);
+    }
+    let shown = target.display();
+    if !target.join(MARK).is_file() {
+        return Err(Error::failed(format!(
+            "{shown} exists and is not an output folder of this program"
+        ))
+        .hint("choose another folder with --output-dir"));
+    }
+    if !force {
+        return Err(Error::failed(format!("{shown} exists"))
+            .hint("--force replaces it; --output-dir chooses another folder"));
+    }
+    Ok(true)
+}
+
+fn claim(partial: &Path) -> Result<File> {
+    if partial.exists() {
+        // Opening the lock of another run must not create one.
+        if let Ok(lock) = File::open(partial.join(LOCK))
+            && let Err(TryLockError::WouldBlock) = lock.try_lock()
+        {
+            return Err(Error::failed(format!(
+                "another conversion is writing {}",
+                partial.display()
+            ))
+            .hint("wait for it, or choose another folder with --output-dir"));
+        }
+        tracing::info!("removing {}, left by a killed run", partial.display());
+        fs::remove_dir_all(partial).map_err(|e| cannot_write(partial, e))?;
+    }
+    fs::create_dir(partial).map_err(|e| cannot_write(partial, e))?;
+    let lock = File::create(partial.join(LOCK)).map_err(|e| cannot_write(partial, e))?;
+    lock.try_lock().map_err(|e| {
+        Error::failed(format!("locking {}", partial.display())).because(e.to_string())
+    })?;
+    Ok(lock)
+}
+
+fn cannot_write(path: &Path, error: io::Error) -> Error {
+    let shown = path.display();
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return Error::missing_tool(format!("no permission to write {shown}"))
+            .because(error)
+            .hint("choose a folder you may write with --output-dir");
+    }
+    Error::failed(format!("cannot write {shown}")).because(error)
+}
+
+/// A name fit for files and libvirt: letters, digits, `.`, `_`, `-`; never empty or hidden.
+pub fn safe_name(name: &str) -> String {
+    let mapped: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(64)
+        .collect();
+    let trimmed = mapped.trim_matches(['-', '.']);
+    if trimmed.is_empty() {
+        "vm".to_string()
+    } else {
+        trimmed.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("vm-kvm");
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(dir.path())
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        let folder = OutputFolder::create(&target, false).unwrap();
+        fs::write(folder.path().join("x"), "1").unwrap();
+        assert_eq!(names(), [".vm-kvm.partial"]);
+        let second = OutputFolder::create(&target, false).err().unwrap();
+        assert!(second.message.contains("another conversion"), "{second}");
+        drop(folder);
+        assert!(names().is_empty());
+
+        // What a killed run leaves is removed by the next.
+        fs::create_dir(dir.path().join(".vm-kvm.partial")).unwrap();
+        fs::write(dir.path().join(".vm-kvm.partial/.lock"), "").unwrap();
+        fs::write(dir.path().join(".vm-kvm.partial/half"), "").unwrap();
+        let folder = OutputFolder::create(&target, false).unwrap();
+        assert!(!folder.path().join("half").exists());
+        fs::write(folder.path().join(MARK), "{}").unwrap();
+        folder.complete().unwrap();
+        assert_eq!(names(), ["vm-kvm"]);
+
+        let again = OutputFolder::create(&target, false).err().unwrap();
+        assert_eq!(again.kind, ErrorKind::Failed);
+        let folder = OutputFolder::create(&target, true).unwrap();
+        fs::write(folder.path().join("new"), "").unwrap();
+        folder.complete().unwrap();
+        assert_eq!(names(), ["vm-kvm"]);
+        assert!(target.join("new").exists() && !target.join(MARK).exists());
+
+        // A folder that is not ours is never replaced.
+        assert!(OutputFolder::create(&target, true).is_err());
+    }
+
+    #[test]
+    fn names() {
+        for (name, safe) in [
+            ("vm", "vm"),
+            ("my vm/../x", "my-vm-..-x"),
+            ("...", "vm"),
+            ("äö", "vm"),
+            ("-rf", "rf"),
+        ] {
+            assert_eq!(safe_name(name), safe);
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! A folder shaped like the virtio-win ISO, or like the RPM's driver tree, for the demo and the tests.
+//!
+//! The INFs are our own text with the structure of the real ones: decorations, directory ids 12 and
+//! 13, long and short hardware ids, UTF-16 here and there. Images come from the caller, catalogues
+//! and installers are placeholders: nothing in the folder is signed, so no Windows would load it.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+
+use crate::drivers::target::Arch;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `viostor/w11/amd64/viostor.inf`, `amd64/w11/viostor.inf`
+    Iso,
+    /// `drivers/by-driver/...`, `drivers/by-os/...`, `drivers/amd64/Win11/...`
+    Rpm,
+}
+
+struct Os {
+    folder: &'static str,
+    rpm: &'static str,
+    /// What the INF's models section is decorated with after the architecture.
+    decoration: &'static str,
+    driver_ver: &'static str,
+    archs: &'static [Arch],
+    /// Where the driver image goes: 12 `System32\drivers`, 13 the driver store.
+    dirid: u32,
+}
+
+const fn os(
+    folder: &'static str,
+    rpm: &'static str,
+    decoration: &'static str,
+    driver_ver: &'static str,
+    archs: &'static [Arch],
+    dirid: u32,
+) -> Os {
+    Os {
+        folder,
+        rpm,
+        decoration,
+        driver_ver,
+        archs,
+        dirid,
+    }
+}
+
+const X64: &[Arch] = &[Arch::Amd64];
+const BOTH: &[Arch] = &[Arch::X86, Arch::Amd64];
+const WITH_ARM: &[Arch] = &[Arch::Amd64, Arch::Arm64];
+const W7: &str = "09/09/2019,61.77.104.17300";
+const W8: &str = "11/15/2021,62.90.104.21500";
+const W81: &str = "11/15/2021,63.90.104.21500";
+const W10: &str = "01/20/2025,100.101.104.27100";
+
+const SYSTEMS: [Os; 12] = [
+    os("w7", "Win7", ".6.1", W7, BOTH, 12),
+    os("2k8R2", "Win2008R2", ".6.1", W7, X64, 12),
+    os("w8", "Win8", ".6.2", W8, BOTH, 12),
+    os("2k12", "Win2012", ".6.2", W8, X64, 12),
+    os("w8.1", "Win8.1", ".6.3", W81, BOTH, 12),
+    os("2k12R2", "Win2012R2", ".6.3", W81, X64, 12),
+    os("w10", "Win10", ".10.0", W10, BOTH, 12),
+    os("2k16", "Win2016", ".10.0", W10, X64, 12),
+    os("2k19", "Win2019", ".10.0", W10, X64, 12),
+    os("2k22", "Win2022", ".10.0", W10, X64, 12),
+    os("w11", "Win11", ".10.0...16299", W10, WITH_ARM, 13),
+    os("2k25", "Win2025", ".10.0...16299", W10, X64, 13),
+];
+
+struct Driver {
+    folder: &'static str,
+    /// Stem of the .inf, .cat and .sys.
+    stem: &'static str,
+    service: &'static str,
+    class: &'static str,
+    guid: &'static str,
+    section: &'static str,
+    start: u32,
+    group: &'static str,
+    name: &'static str,
+    /// Transitional device and its subsystem, modern device.
+    devices: (&'static str, &'static str, &'static str),
+    /// `BusType` of a storage driver.
+    bus: Option<u32>,
+}
+
+const SCSI: (&str, &str) = ("SCSIAdapter", "{4D36E97B-E325-11CE-BFC1-08002BE10318}");
+const SYSTEM: (&str, &str) = ("System", "{4d36e97d-e325-11ce-bfc1-08002be10318}");
+const NET: (&str, &str) = ("Net", "{4d36e972-e325-11ce-bfc1-08002be10318}");
+
+const DRIVERS: [Driver; 6] = [
+    Driver {
+        folder: "viostor",
+        stem: "viostor",
+        service: "viostor",
+        class: SCSI.0,
+        guid: SCSI.1,
+        section: "scsi_inst",
+        start: 0,
+        group: "SCSI miniport",
+        name: "VirtIO SCSI controller",
+        devices: ("1001", "0002", "1042"),
+        bus: Some(1),
+    },
+    Driver {
+        folder: "vioscsi",
+        stem: "vioscsi",
+        service: "vioscsi",
+        class: SCSI.0,
+        guid: SCSI.1,
+        section: "scsi_inst",
+        start: 0,
+        group: "SCSI miniport",
+        name: "VirtIO SCSI pass-through controller",
+        devices: ("1004", "0008", "1048"),
+        bus: Some(10),
+    },
+    Driver {
+        folder: "NetKVM",
+        stem: "netkvm",
+        service: "netkvm",
+        class: NET.0,
+        guid: NET.1,
+        section: "kvmnet6.ndi",
+        start: 3,
+        group: "NDIS",
+        name: "VirtIO Ethernet Adapter",
+        devices: ("1000", "0001", "1041"),
+        bus: None,
+    },
+    Driver {
+        folder: "Balloon",
+        stem: "balloon",
+        service: "BALLOON",
+        class: SYSTEM.0,
+        guid: SYSTEM.1,
+        section: "BALLOON_Device",
+        start: 3,
+        group: "",
+        name: "VirtIO Balloon Driver",
+        devices: ("1002", "0005", "1045"),
+        bus: None,
+    },
+    Driver {
+        folder: "vioserial",
+        stem: "vioser",
+        service: "VirtioSerial",
+        class: SYSTEM.0,
+        guid: SYSTEM.1,
+        section: "VirtioSerial_Device",
+        start: 3,
+        group: "",
+        name: "VirtIO Serial Driver",
+        devices: ("1003", "0003", "1043"),
+        bus: None,
+    },
+    Driver {
+        folder: "viorng",
+        stem: "viorng",
+        service: "VirtRng",
+        class: SYSTEM.0,
+        guid: SYSTEM.1,
+        section: "VirtRng_Device",
+        start: 3,
+        group: "Extended Base",
+        name: "VirtIO RNG Device",
+        devices: ("1005", "0004", "1044"),
+        bus: None,
+    },
+];
+
+/// Every file of the folder: path with `/`, contents. `image` makes the bytes of a driver image.
+pub fn files(layout: Layout, image: &dyn Fn(Arch) -> Vec<u8>) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for os in &SYSTEMS {
+        for &arch in os.archs {
+            for driver in &DRIVERS {
+                let storage = driver.bus.is_some();
+                let package = package(driver, os, arch, image);
+                let folders = match layout {
+                    Layout::Iso => {
+                        let mut folders =
+                            vec![format!("{}/{}/{}", driver.folder, os.folder, folder(arch))];
+                        if storage && os.decoration.contains(".10") && arch != Arch::Arm64 {
+                            folders.push(format!("{}/{}", flat_folder(arch), os.folder));
+                        }
+                        folders
+                    }
+                    Layout::Rpm => {
+                        let mut folders = vec![
+                            format!(
+                                "drivers/by-driver/{}/{}/{}",
+                                driver.folder,
+                                os.folder,
+                                folder(arch)
+                            ),
+                            format!("drivers/by-os/{}/{}", flat_folder(arch), os.folder),
+                        ];
+                        if storage || driver.stem == "netkvm" {
+                            folders.push(format!("drivers/{}/{}", flat_folder(arch), os.rpm));
+                        }
+                        folders
+                    }
+                };
+                for folder in folders {
+                    let by_os = folder.contains("by-os") || folder.contains("/Win");
+                    for (name, bytes) in &package {
+                        // The RPM's flat folders come without symbols.
+                        if !(by_os && name.ends_with(".pdb")) {
+                            files.push((format!("{folder}/{name}"), bytes.clone()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    if layout == Layout::Iso {
+        for arch in ["i386", "x86_64"] {
+            files.push((
+                format!("guest-agent/qemu-ga-{arch}.msi"),
+                placeholder(&format!("guest agent {arch}")),
+            ));
+        }
+        files.push(("virtio-win_license.txt".into(), placeholder("licence")));
+    }
+    files.sort();
+    files
+}
+
+/// Writes the folder and returns the paths in it.
+pub fn write(
+    root: &Path,
+    layout: Layout,
+    image: &dyn Fn(Arch) -> Vec<u8>,
+) -> io::Result<Vec<String>> {
+    let mut paths = Vec::new();
+    for (path, bytes) in files(layout, image) {
+        let file = root.join(&path);
+        if let Some(parent) = file.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(&file, bytes)?;
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+/// The INF of a driver for an OS folder, as in [`files`]; `None` for names that are not there.
+pub fn inf(driver: &str, os: &str, arch: Arch) -> Option<Vec<u8>> {
+    let driver = DRIVERS
+        .iter()
+        .find(|d| d.folder.eq_ignore_ascii_case(driver))?;
+    let os = SYSTEMS.iter().find(|o| o.folder.eq_ignore_ascii_case(os))?;
+    Some(encode(driver, os, inf_text(driver, os, arch)))
+}
+
+fn folder(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86 => "x86",
+        Arch::Amd64 => "amd64",
+        Arch::Arm64 => "ARM64",
+    }
+}
+
+fn flat_folder(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86 => "i386",
+        _ => folder(arch),
+    }
+}
+
+fn placeholder(what: &str) -> Vec<u8> {
+    format!("hyper2kvm demo: stands for the {what}\n").into_bytes()
+}
+
+fn package(
+    driver: &Driver,
+    os: &Os,
+    arch: Arch,
+    image: &dyn Fn(Arch) -> Vec<u8>,
+) -> Vec<(String, Vec<u8>)> {
+    let stem = driver.stem;
+    let what = format!("{stem} {} {arch}", os.folder);
+    let mut files = vec![
+        (
+            format!("{stem}.inf"),
+            encode(driver, os, inf_text(driver, os, arch)),
+        ),
+        (
+            format!("{stem}.cat"),
+            placeholder(&format!("catalogue of {what}")),
+        ),
+        (format!("{stem}.sys"), image(arch)),
+        (
+            format!("{stem}.pdb"),
+            placeholder(&format!("symbols of {what}")),
+        ),
+    ];
+    if has_tool(driver, os) {
+        files.push((
+            "netkvmp.exe".into(),
+            placeholder(&format!("tool of {what}")),
+        ));
+    }
+    files
+}
+
+/// UTF-16 for the NIC and for the newest storage driver, 8-bit text for the rest.
+fn encode(driver: &Driver, os: &Os, text: String) -> Vec<u8> {
+    if driver.stem == "netkvm" || (driver.stem == "viostor" && os.dirid == 13) {
+        [0xfeff]
+            .into_iter()
+            .chain(text.encode_utf16())
+            .flat_map(u16::to_le_bytes)
+            .collect()
+    } else {
+        text.into_bytes()
+    }
+}
+
+/// The network driver's failover helper, which came with Windows 10.
+fn has_tool(driver: &Driver, os: &Os) -> bool {
+    driver.stem == "netkvm" && os.decoration.starts_with(".10")
+}
+
+fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
+    let Driver {
+        stem,
+        service,
+        class,
+        guid,
+        section,
+        start,
+        group,
+        ..
+    } = driver;
+    // The x86 build for 7 has a plain architecture, as old packages do.
+    let decoration = if os.folder == "w7" && arch == Arch::X86 {
+        "NTx86".to_string()
+    } else {
+        format!("NT{}{}", arch.inf_name(), os.decoration)
+    };
+    let dirid = os.dirid;
+    let tool = has_tool(driver, os);
+    let mut t = String::new();
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        let _ = write!(t, "{text}\r\n");
+    };
+    line(format_args!(
+        "; Made by hyper2kvm for demonstration: not a real driver"
+    ));
+    line(format_args!("[Version]"));
+    line(format_args!("Signature   = \"$Windows NT$\""));
+    line(format_args!("Class       = {class}"));
+    line(format_args!("ClassGUID   = {guid}"));
+    line(format_args!("Provider    = %VENDOR%"));
+    line(format_args!("DriverVer   = {} ; stamped", os.driver_ver));
+    line(format_args!("CatalogFile = {stem}.cat"));
+    line(format_args!("PnpLockdown = 1"));
+    line(format_args!("[SourceDisksNames]"));
+    line(format_args!("1 = %Media%,,,\"\""));
+    line(format_args!("[SourceDisksFiles]"));
+    line(format_args!("{stem}.sys = 1,,"));
+    if tool {
+        line(format_args!("netkvmp.exe = 1,,"));
+    }
+    line(format_args!("[DestinationDirs]"));
+    line(format_args!("DefaultDestDir = {dirid}"));
+    if tool {
+        line(format_args!("tool_files = 11"));
+    }
+    line(format_args!("[Manufacturer]"));
+    line(format_args!("%VENDOR% = Models,{decoration}"));
+    line(format_args!("[Models.{decoration}]"));
+    let (old, subsystem, new) = driver.devices;
+    let old_id = format!("PCI\\VEN_1AF4&DEV_{old}");
+    let new_id = format!("PCI\\VEN_1AF4&DEV_{new}");
+    // vioscsi for 7 lists only the long ids.
+    let short = |id: &str| {
+        if *stem == "vioscsi" && os.decoration == ".6.1" {
+            String::new()
+        } else {
+            format!(", {id}")
+        }
+    };
+    line(format_args!(
+        "%Device.Desc% = {section}, {old_id}&SUBSYS_{subsystem}1AF4&REV_00{}",
+        short(&old_id)
+    ));
+    line(format_args!(
+        "%Device.Desc% = {section}, \\\r\n    {new_id}&SUBSYS_11001AF4&REV_01{}",
+        short(&new_id)
+    ));
+    // System-class drivers decorate their install section, the others do not.
+    let section = if *class == "System" {
+        format!("{section}.NT")
+    } else {
+        section.to_string()
+    };
+    line(format_args!("[{section}]"));
+    if *stem == "netkvm" {
+        line(format_args!("Characteristics = 0x84"));
+        line(format_args!("AddReg = ndi_reg"));
+        line(format_args!(
+            "CopyFiles = driver_files{}",
+            if tool { ", tool_files" } else { "" }
+        ));
+    } else {
+        line(format_args!("CopyFiles = driver_files"));
+    }
+    line(format_args!("[driver_files]"));
+    line(format_args!("{stem}.sys,,,2"));
+    if tool {
+        line(format_args!("[tool_files]"));
+        line(format_args!("netkvmp.exe,,,2"));
+    }
+    if *stem == "netkvm" {
+        line(format_args!("[ndi_reg]"));
+        line(format_args!("HKR, Ndi, Service, 0, \"netkvm\""));
+        line(format_args!(
+            "HKR, Ndi\\Interfaces, UpperRange, 0, \"ndis5\""
+        ));
+    }
+    line(format_args!("[{section}.Services]"));
+    line(format_args!(
+        "AddService = {service}, %ASSOC%, service_inst, event_log"
+    ));
+    line(format_args!("[service_inst]"));
+    if *stem != "viostor" {
+        line(format_args!("DisplayName    = %Service.Desc%"));
+    }
+    line(format_args!("ServiceType    = %KERNEL_DRIVER%"));
+    line(format_args!("StartType      = {start}"));
+    line(format_args!("ErrorControl   = 1"));
+    line(format_args!("ServiceBinary  = %{dirid}%\\{stem}.sys"));
+    if !group.is_empty() {
+        line(format_args!("LoadOrderGroup = {group}"));
+    }
+    line(format_args!("AddReg         = service_reg"));
+    line(format_args!("[service_reg]"));
+    if let Some(bus) = driver.bus {
+        line(format_args!(
+            "HKR, \"Parameters\\PnpInterface\", \"5\", %REG_DWORD%, 0x00000001"
+        ));
+        line(format_args!(
+            "HKR, \"Parameters\", \"BusType\", %REG_DWORD%, {bus:#010x}"
+        ));
+    }
+    if os.dirid == 13 {
+        line(format_args!(
+            "HKR, \"Parameters\", DmaRemappingCompatible,0x00010001,0"
+        ));
+    }
+    line(format_args!("[event_log]"));
+    line(format_args!("AddReg = event_log_reg"));
+    line(format_args!("[event_log_reg]"));
+    let message_file = if *stem == "netkvm" {
+        "netevent.dll"
+    } else {
+        "IoLogMsg.dll"
+    };
+    line(format_args!(
+        "HKR,,EventMessageFile,%REG_EXPAND_SZ%,\"%%SystemRoot%%\\System32\\{message_file}\""
+    ));
+    line(format_args!("HKR,,TypesSupported,%REG_DWORD%,7"));
+    line(format_args!("[{section}.HW]"));
+    line(format_args!("AddReg = msi_reg"));
+    line(format_args!("[msi_reg]"));
+    let msi = "Interrupt Management\\MessageSignaledInterruptProperties";
+    line(format_args!("HKR, \"Interrupt Management\",, 0x00000010"));
+    line(format_args!("HKR, \"{msi}\",, 0x00000010"));
+    line(format_args!("HKR, \"{msi}\", MSISupported, 0x00010001, 1"));
+    line(format_args!(
+        "HKR, \"{msi}\", MessageNumberLimit, 0x00010001, 256"
+    ));
+    if driver.bus.is_some() {
+        let policy = "Interrupt Management\\Affinity Policy";
+        line(format_args!("HKR, \"{policy}\",, 0x00000010"));
+        line(format_args!(
+            "HKR, \"{policy}\", DevicePolicy, 0x00010001, 5"
+        ));
+    }
+    line(format_args!("[Strings]"));
+    line(format_args!("VENDOR = \"hyper2kvm demo, not signed\""));
+    line(format_args!(
+        "Media = \"Demo {} installation disk\"",
+        driver.name
+    ));
+    line(format_args!("Device.Desc = \"Demo {}\"", driver.name));
+    line(format_args!(
+        "Service.Desc = \"Demo {} Service\"",
+        driver.name
+    ));
+    line(format_args!("REG_EXPAND_SZ = 0x00020000"));
+    line(format_args!("REG_DWORD = 0x00010001"));
+    line(format_args!("KERNEL_DRIVER = 1"));
+    line(format_args!("ASSOC = 0x00000002"));
+    t
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_every_time_and_written_as_listed() {
+        let image = |arch: Arch| arch.name().as_bytes().to_vec();
+        let dir = tempfile::tempdir().unwrap();
+        for layout in [Layout::Iso, Layout::Rpm] {
+            let files = files(layout, &image);
+            assert_eq!(files, super::files(layout, &image));
+            let paths = write(dir.path(), layout, &image).unwrap();
+            assert_eq!(paths.len(), files.len());
+            for (path, bytes) in &files {
+                assert_eq!(&std::fs::read(dir.path().join(path)).unwrap(), bytes);
+            }
+            let mut names = paths.clone();
+            names.dedup();
+            assert_eq!(names.len(), paths.len());
+        }
+    }
+}

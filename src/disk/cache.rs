@@ -1,0 +1,284 @@
+//! A read cache in front of a disk: file systems and hives are read in sectors and clusters, and a
+//! round trip to the storage daemon for each would cost more than the data.
+//!
+//! Blocks of 64 KiB, least recently used out first. Writes go through to the disk at once and
+//! update the blocks they touch; large reads go past the cache so that they do not flush it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::block::{BlockRead, BlockWrite, check_range};
+
+const BLOCK: u64 = 64 << 10;
+const BLOCKS: usize = 256;
+/// Reads of this size and more are not cached.
+const LARGE: usize = 256 << 10;
+
+#[derive(Debug)]
+pub struct Cached<D> {
+    disk: D,
+    size: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blocks: HashMap<u64, Block>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Block {
+    data: Vec<u8>,
+    used: u64,
+}
+
+impl<D: BlockRead> Cached<D> {
+    pub fn new(disk: D) -> Self {
+        Self {
+            size: disk.size(),
+            disk,
+            state: Mutex::default(),
+        }
+    }
+
+    pub fn inner(&self) -> &D {
+        &self.disk
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The block, from the cache or from the disk.
+    fn block<'a>(&self, state: &'a mut State, index: u64) -> io::Result<&'a [u8]> {
+        state.clock += 1;
+        let used = state.clock;
+        if !state.blocks.contains_key(&index) {
+            let start = index * BLOCK;
+            let mut data = if state.blocks.len() >= BLOCKS {
+                state.evict()
+            } else {
+                Vec::new()
+            };
+            // The last block of a disk is shorter.
+            data.resize((self.size - start).min(BLOCK) as usize, 0);
+            self.disk.read_at(start, &mut data)?;
+            state.blocks.insert(index, Block { data, used });
+        }
+        let block = state
+            .blocks
+            .get_mut(&index)
+            .ok_or_else(|| io::Error::other("a block vanished from the cache"))?;
+        block.used = used;
+        Ok(&block.data)
+    }
+}
+
+impl State {
+    /// Removes the block used least recently and returns its buffer.
+    fn evict(&mut self) -> Vec<u8> {
+        let oldest = self.blocks.iter().min_by_key(|(_, b)| b.used);
+        match oldest.map(|(&index, _)| index) {
+            Some(index) => self
+                .blocks
+                .remove(&index)
+                .map(|b| b.data)
+                .unwrap_or_default(),
+            None => Vec::new(),
+        }
+    }
+
+    fn forget(&mut self, offset: u64, len: u64) {
+        let range = offset / BLOCK..(offset + len).div_ceil(BLOCK);
+        self.blocks.retain(|index, _| !range.contains(index));
+    }
+}
+
+/// Cuts a range at block borders: index of the block, offset in it, offset in the range, length.
+fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        if done == len {
+            return None;
+        }
+        let at = offset + done as u64;
+        let inside = (at % BLOCK) as usize;
+        let n = (BLOCK as usize - inside).min(len - done);
+        let part = (at / BLOCK, inside, done, n);
+        done += n;
+        Some(part)
+    })
+}
+
+impl<D: BlockRead> BlockRead for Cached<D> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_range(offset, buf.len() as u64, self.size)?;
+        if buf.len() >= LARGE {
+            return self.disk.read_at(offset, buf);
+        }
+        let mut state = self.lock();
+        for (index, inside, done, n) in parts(offset, buf.len()) {
+            let block = self.block(&mut state, index)?;
+            buf[done..done + n].copy_from_slice(&block[inside..inside + n]);
+        }
+        Ok(())
+    }
+}
+
+impl<D: BlockWrite> BlockWrite for Cached<D> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len() as u64, self.size)?;
+        // Held during the write: no reader may fill a block with what was there before.
+        let mut state = self.lock();
+        if let Err(e) = self.disk.write_at(offset, data) {
+            state.forget(offset, data.len() as u64);
+            return Err(e);
+        }
+        for (index, inside, done, n) in parts(offset, data.len()) {
+            if let Some(block) = state.blocks.get_mut(&index) {
+                block.data[inside..inside + n].copy_from_slice(&data[done..done + n]);
+            }
+        }
+        Ok(())
+    }
+
+    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        check_range(offset, len, self.size)?;
+        let mut state = self.lock();
+        state.forget(offset, len);
+        self.disk.zero_at(offset, len)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.disk.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A disk in memory that counts reads and can be told to fail.
+    struct Memory {
+        data: Mutex<Vec<u8>>,
+        reads: AtomicUsize,
+        fail: Mutex<bool>,
+    }
+
+    impl Memory {
+        fn new(size: usize) -> Self {
+            Self {
+                data: Mutex::new((0..size).map(|i| (i / 251) as u8).collect()),
+                reads: AtomicUsize::new(0),
+                fail: Mutex::new(false),
+            }
+        }
+
+        fn check(&self) -> io::Result<()> {
+            if *self.fail.lock().unwrap() {
+                return Err(io::Error::other("told to fail"));
+            }
+            Ok(())
+        }
+    }
+
+    impl BlockRead for Memory {
+        fn size(&self) -> u64 {
+            self.data.lock().unwrap().len() as u64
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            self.check()?;
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            let at = offset as usize;
+            buf.copy_from_slice(&self.data.lock().unwrap()[at..at + buf.len()]);
+            Ok(())
+        }
+    }
+
+    impl BlockWrite for Memory {
+        fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            let at = offset as usize;
+            self.data.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
+            self.check()
+        }
+        fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+            self.write_at(offset, &vec![0; len as usize])
+        }
+        fn flush(&self) -> io::Result<()> {
+            self.check()
+        }
+    }
+
+    #[test]
+    fn small_reads_share_blocks() {
+        let disk = Cached::new(Memory::new(300_000));
+        let mut buf = [0; 512];
+        for sector in 0..128 {
+            disk.read_at(sector * 512, &mut buf).unwrap();
+        }
+        assert_eq!(disk.inner().reads.load(Ordering::Relaxed), 1);
+        // Across a border, and at the short end.
+        let mut buf = [0; 100_000];
+        disk.read_at(200_000, &mut buf).unwrap();
+        assert_eq!(buf[..], disk.inner().data.lock().unwrap()[200_000..]);
+        assert!(disk.read_at(299_999, &mut [0; 2]).is_err());
+        disk.read_at(300_000, &mut []).unwrap();
+    }
+
+    #[test]
+    fn same_as_the_disk_whatever_is_done() {
+        let size = (BLOCKS as u64 + 40) * BLOCK + 777;
+        let disk = Cached::new(Memory::new(size as usize));
+        let mut random = 12345u64;
+        let mut next = |limit: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (random >> 33) % limit
+        };
+        for round in 0..3000 {
+            let offset = next(size);
+            let len = next(200_000).min(size - offset);
+            match next(4) {
+                0 => disk
+                    .write_at(offset, &vec![round as u8; len as usize])
+                    .unwrap(),
+                1 if round % 10 == 0 => disk.zero_at(offset, len).unwrap(),
+                _ => {
+                    let mut buf = vec![0; len as usize];
+                    disk.read_at(offset, &mut buf).unwrap();
+                    let want = disk.inner().data.lock().unwrap();
+                    assert!(
+                        buf == want[offset as usize..(offset + len) as usize],
+                        "{round}"
+                    );
+                }
+            }
+            assert!(disk.lock().blocks.len() <= BLOCKS);
+        }
+    }
+
+    #[test]
+    fn a_failed_write_is_not_remembered() {
+        let disk = Cached::new(Memory::new(200_000));
+        let mut buf = [0; 10];
+        disk.read_at(70_000, &mut buf).unwrap();
+        *disk.inner().fail.lock().unwrap() = true;
+        assert!(disk.write_at(70_000, b"xxxxxxxxxx").is_err());
+        assert!(
+            disk.read_at(70_000, &mut buf).is_err(),
+            "not from the cache"
+        );
+        *disk.inner().fail.lock().unwrap() = false;
+        // What the disk has, in whatever state the failure left it.
+        disk.read_at(70_000, &mut buf).unwrap();
+        assert_eq!(&buf, b"xxxxxxxxxx");
+    }
+}

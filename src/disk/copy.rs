@@ -1,0 +1,227 @@
+//! Copies an image with its whole chain into one new file, and checks the copy.
+//!
+//! `qemu-img convert` does the work: it skips what the source does not allocate and what is zero.
+//! The target never exists before and is removed again when anything goes wrong.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::chain::{Image, ImageError};
+use super::detect::Format;
+use crate::tool::{ToolError, qemu_img};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TargetFormat {
+    #[default]
+    Qcow2,
+    Raw,
+}
+
+impl TargetFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qcow2 => Format::QCOW2.driver(),
+            Self::Raw => Format::RAW.driver(),
+        }
+    }
+}
+
+/// What a copy amounted to, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Copied {
+    pub virtual_size: u64,
+    /// What the target takes on the host.
+    pub written: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    #[error("{} exists already", path.display())]
+    Exists { path: PathBuf },
+    #[error("not enough space in {}: {free} bytes free, {needed} bytes needed", folder.display())]
+    NoSpace {
+        folder: PathBuf,
+        free: u64,
+        needed: u64,
+    },
+    #[error("the file system of {} ran full while writing it", path.display())]
+    Full { path: PathBuf },
+    #[error("the copy {} is not sound: qemu-img check found {errors} errors", path.display())]
+    Unsound { path: PathBuf, errors: u64 },
+    #[error("raw images cannot be compressed")]
+    RawCompressed,
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    #[error("writing {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<CopyError> for crate::error::Error {
+    fn from(e: CopyError) -> Self {
+        match e {
+            CopyError::Image(e) => e.into(),
+            CopyError::Tool(e) => e.into(),
+            e => {
+                let mut error = Self::failed(e.to_string());
+                match e {
+                    CopyError::NoSpace { .. } | CopyError::Full { .. } => {
+                        error = error.hint("free some space or choose another output folder");
+                    }
+                    CopyError::RawCompressed => {
+                        error.kind = crate::error::ErrorKind::Usage;
+                        error = error.hint("use qcow2 with compression");
+                    }
+                    CopyError::Io { source, .. } => error = error.because(source),
+                    _ => {}
+                }
+                error
+            }
+        }
+    }
+}
+
+pub type Result<T, E = CopyError> = std::result::Result<T, E>;
+
+/// Copies `source` to the new file `target`, telling the fraction done (0 to 1).
+pub fn copy(
+    source: &Image,
+    target: &Path,
+    format: TargetFormat,
+    compress: bool,
+    progress: &mut dyn FnMut(f64),
+) -> Result<Copied> {
+    if compress && format == TargetFormat::Raw {
+        return Err(CopyError::RawCompressed);
+    }
+    let target = &std::path::absolute(target).map_err(|source| CopyError::Io {
+        path: target.into(),
+        source,
+    })?;
+    check_space(source, target, compress)?;
+    let io_error = |source| CopyError::Io {
+        path: target.clone(),
+        source,
+    };
+    // Creating the file ourselves makes sure that it is new, and that it is ours to remove.
+    match File::create_new(target) {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(CopyError::Exists {
+                path: target.clone(),
+            });
+        }
+        Err(e) => return Err(io_error(e)),
+    }
+    let unfinished = Unfinished(Some(target));
+    let options = (compress && qemu_img::has_zstd()).then_some("compression_type=zstd");
+    qemu_img::convert(
+        &source.spec(),
+        target,
+        qemu_img::ConvertOptions {
+            format: format.name(),
+            options,
+            compress,
+        },
+        progress,
+    )
+    .map_err(|e| convert_error(source, target, e))?;
+    check_target(target, format)?;
+    // qemu-img leaves the data in the page cache.
+    let file = File::open(target).map_err(io_error)?;
+    file.sync_all().map_err(|e| match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CopyError::Full {
+            path: target.clone(),
+        },
+        _ => io_error(e),
+    })?;
+    let written = file
+        .metadata()
+        .map_err(io_error)?
+        .blocks()
+        .saturating_mul(512);
+    unfinished.keep();
+    Ok(Copied {
+        virtual_size: source.virtual_size(),
+        written,
+    })
+}
+
+/// Compares what the copy will take with what is free, before anything is written.
+fn check_space(source: &Image, target: &Path, compress: bool) -> Result<()> {
+    let folder = target.parent().unwrap_or(Path::new("/"));
+    let needed =
+        qemu_img::measure(&source.spec()).map_err(|e| ImageError::from_tool(source.path(), e))?;
+    // How far it can be compressed nobody knows: refuse only what cannot work.
+    let needed = if compress { needed / 8 } else { needed };
+    let stat = rustix::fs::statvfs(folder).map_err(|e| CopyError::Io {
+        path: folder.into(),
+        source: e.into(),
+    })?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free < needed {
+        return Err(CopyError::NoSpace {
+            folder: folder.into(),
+            free,
+            needed,
+        });
+    }
+    Ok(())
+}
+
+fn convert_error(source: &Image, target: &Path, error: ToolError) -> CopyError {
+    match error.stderr() {
+        Some(text)
+            if text.contains("No space left on device") || text.contains("Disk quota exceeded") =>
+        {
+            CopyError::Full {
+                path: target.into(),
+            }
+        }
+        Some(text) if text.contains("lock") => ImageError::from_tool(source.path(), error).into(),
+        _ => error.into(),
+    }
+}
+
+fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
+    let spec = json!({
+        "driver": format.name(),
+        "file": {"driver": "file", "filename": target.to_string_lossy()},
+    });
+    match qemu_img::check(&spec)? {
+        Some(result) if !result.is_sound() => Err(CopyError::Unsound {
+            path: target.into(),
+            errors: result.errors(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the file unless it is kept.
+struct Unfinished<'a>(Option<&'a Path>);
+
+impl Unfinished<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "the unfinished copy stays behind");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Which format an image file has, told from its first and last bytes by us and not by QEMU.
+//!
+//! QEMU is then always told the driver. Deciding here also keeps a hostile image from making QEMU
+//! open anything: the names a vmdk descriptor refers to are read out before QEMU sees it.
+//!
+//! Specifications: QEMU `docs/interop/qcow2.rst`, VMware "Virtual Disk Format 5.0", Microsoft "VHD
+//! image format" and [MS-VHDX], VirtualBox `VDICore.h`.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// The QEMU driver of an image format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Format(&'static str);
+
+impl Format {
+    pub const RAW: Self = Self("raw");
+    pub const QCOW2: Self = Self("qcow2");
+    pub const VMDK: Self = Self("vmdk");
+    pub const VPC: Self = Self("vpc");
+    pub const VHDX: Self = Self("vhdx");
+    pub const VDI: Self = Self("vdi");
+
+    /// By the name a user or an image header gives it; `None` for one we do not read.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "raw" | "img" | "file" | "host_device" => Self::RAW,
+            "qcow2" => Self::QCOW2,
+            "qcow" => Self("qcow"),
+            "vmdk" => Self::VMDK,
+            "vpc" | "vhd" => Self::VPC,
+            "vhdx" => Self::VHDX,
+            "vdi" => Self::VDI,
+            "qed" => Self("qed"),
+            "parallels" => Self("parallels"),
+            _ => return None,
+        })
+    }
+
+    pub const NAMES: &'static str = "raw, qcow2, vmdk, vpc (vhd), vhdx, vdi, qcow, qed, parallels";
+
+    /// The name of the QEMU driver.
+    pub fn driver(self) -> &'static str {
+        self.0
+    }
+
+    /// Whether QEMU's driver has a `backing` node.
+    pub fn has_backing(self) -> bool {
+        matches!(self.0, "qcow2" | "qcow" | "qed" | "vmdk")
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// A file is what its first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detected {
+    Image(Format),
+    /// An archive or a compressed file that may hold an image.
+    Packed(&'static str),
+}
+
+const VHD_COOKIE: &[u8] = b"conectix";
+const VHD_FOOTER: usize = 512;
+
+/// Looks at the start and the end of the file.
+pub fn detect(file: &File, size: u64) -> io::Result<Detected> {
+    let head = read_up_to(file, 0, 512, size)?;
+    let tail = read_up_to(
+        file,
+        size.saturating_sub(VHD_FOOTER as u64),
+        VHD_FOOTER,
+        size,
+    )?;
+    Ok(detect_bytes(&head, &tail))
+}
+
+pub fn detect_bytes(head: &[u8], tail: &[u8]) -> Detected {
+    const PACKED: [(&[u8], &str); 6] = [
+        (b"\x1f\x8b", "gzip file"),
+        (b"\xfd7zXZ\0", "xz file"),
+        (b"\x28\xb5\x2f\xfd", "zstd file"),
+        (b"PK\x03\x04", "zip archive"),
+        (b"7z\xbc\xaf\x27\x1c", "7-zip archive"),
+        (b"BZh", "bzip2 file"),
+    ];
+    let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|h| h.starts_with(magic));
+    let format = if at(0, b"QFI\xfb") {
+        if at(4, &[0, 0, 0, 1]) {
+            Format("qcow")
+        } else {
+            Format::QCOW2
+        }
+    } else if at(0, b"KDMV") || at(0, b"COWD") || is_descriptor(head) {
+        Format::VMDK
+    } else if at(0, VHD_COOKIE) || is_fixed_vhd(tail) {
+        Format::VPC
+    } else if at(0, b"vhdxfile") {
+        Format::VHDX
+    } else if at(64, &[0x7f, 0x10, 0xda, 0xbe]) {
+        Format::VDI
+    } else if at(0, b"QED\0") {
+        Format("qed")
+    } else if at(0, b"WithoutFreeSpace") || at(0, b"WithouFreSpacExt") {
+        Format("parallels")
+    } else if at(257, b"ustar") {
+        return Detected::Packed("tar archive");
+    } else if let Some((_, what)) = PACKED.iter().find(|(magic, _)| at(0, magic)) {
+        return Detected::Packed(what);
+    } else {
+        Format::RAW
+    };
+    Detected::Image(format)
+}
+
+/// As QEMU decides it: comments and blank lines, then `version=1`, 2 or 3.
+fn is_descriptor(head: &[u8]) -> bool {
+    head.starts_with(b"#")
+        && head
+            .split(|&b| b == b'\n')
+            .map(<[u8]>::trim_ascii)
+            .find(|line| !line.is_empty() && !line.starts_with(b"#"))
+            .is_some_and(|line| matches!(line, b"version=1" | b"version=2" | b"version=3"))
+}
+
+/// A fixed VHD is a raw disk with a footer. QEMU's own probe looks only at the first bytes and
+/// takes it for a raw disk.
+fn is_fixed_vhd(tail: &[u8]) -> bool {
+    vhd_type(tail) == Some(2)
+}
+
+/// The disk type of a VHD footer (2 fixed, 3 dynamic, 4 differencing) when its checksum is right.
+pub fn vhd_type(footer: &[u8]) -> Option<u32> {
+    let footer = footer.get(..VHD_FOOTER)?;
+    let u32_at = |at: usize| Some(u32::from_be_bytes(footer.get(at..at + 4)?.try_into().ok()?));
+    let sum = footer
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| !(64..68).contains(i))
+        .fold(0u32, |sum, (_, &b)| sum.wrapping_add(u32::from(b)));
+    (footer.starts_with(VHD_COOKIE) && u32_at(64)? == !sum)
+        .then(|| u32_at(60))
+        .flatten()
+}
+
+/// Why a file is shorter than its header says, where QEMU does not notice and would read zeroes.
+pub fn cut_short(file: &File, size: u64, format: Format) -> io::Result<Option<&'static str>> {
+    let head = read_up_to(file, 0, 512, size)?;
+    let u32_at = |at: usize| {
+        head.get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, |b| u64::from(u32::from_le_bytes(b)))
+    };
+    if format == Format::VDI {
+        let (data, block, extra, allocated) = (u32_at(344), u32_at(376), u32_at(380), u32_at(388));
+        let end = (block + extra)
+            .saturating_mul(allocated)
+            .saturating_add(data);
+        if size < end.max(512) {
+            return Ok(Some("the file is shorter than its header says"));
+        }
+    }
+    // A dynamic VHD has the footer at the start, too.
+    if format == Format::VPC && vhd_type(&head).is_some() {
+        let tail = read_up_to(file, size.saturating_sub(512), 512, size)?;
+        if vhd_type(&tail).is_none() {
+            return Ok(Some("the footer at its end is missing"));
+        }
+    }
+    Ok(None)
+}
+
+/// What QEMU would open besides the vmdk file itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmdkExtent {
+    /// `SPARSE`, `FLAT`, `VMFS`, ...
+    pub kind: String,
+    pub name: String,
+}
+
+/// Extent names of the descriptor QEMU would act on: the file itself when it is text, or the
+/// embedded one when the sparse header has capacity 0. Empty for a self-contained vmdk.
+pub fn vmdk_extents(file: &File, size: u64) -> io::Result<Vec<VmdkExtent>> {
+    const LIMIT: usize = 1 << 20;
+    let head = read_up_to(file, 0, 512, size)?;
+    let u64_at = |at: usize| {
+        head.get(at..at + 8)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u64::from_le_bytes)
+    };
+    let text = if is_descriptor(&head) {
+        read_up_to(file, 0, LIMIT, size)?
+    } else if head.starts_with(b"KDMV") && u64_at(12) == 0 {
+        read_up_to(file, u64_at(28).saturating_mul(512), LIMIT, size)?
+    } else {
+        return Ok(Vec::new());
+    };
+    Ok(parse_extents(&text))
+}
+
+/// Every line of the form `ACCESS SECTORS TYPE "NAME" [OFFSET]`.
+pub fn parse_extents(descriptor: &[u8]) -> Vec<VmdkExtent> {
+    let end = descriptor.iter().position(|&b| b == 0);
+    let text = String::from_utf8_lossy(&descriptor[..end.unwrap_or(descriptor.len())]);
+    text.lines()
+        .filter_map(|line| {
+            let (before, rest) = line.split_once('"')?;
+            let mut words = before.split_whitespace();
+            let (access, sectors, kind) = (words.next()?, words.next()?, words.next()?);
+            if !matches!(access, "RW" | "RDONLY" | "NOACCESS") || sectors.parse::<i64>().is_err() {
+                return None;
+            }
+            Some(VmdkExtent {
+                kind: kind.to_owned(),
+                name: rest.split('"').next()?.to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// Up to `len` bytes, less at the end of the file.
+pub fn read_up_to(file: &File, offset: u64, len: usize, size: u64) -> io::Result<Vec<u8>> {
+    let len = (len as u64).min(size.saturating_sub(offset));
+    let mut buf = vec![0; len as usize];
+    file.read_exact_at(&mut buf, offset)?;
+    Ok(buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(offset: usize, magic: &[u8]) -> Vec<u8> {
+        let mut head = vec![0; 512];
+        head[offset..offset + magic.len()].copy_from_slice(magic);
+        head
+    }
+
+    #[test]
+    fn magics() {
+        for (head, want) in [
+            (head(0, b"QFI\xfb\0\0\0\x03"), "qcow2"),
+            (head(0, b"QFI\xfb\0\0\0\x01"), "qcow"),
+            (head(0, b"KDMV"), "vmdk"),
+            (
+                head(0, b"# Disk DescriptorFile\r\n\r\nversion=1\r\nCID=1"),
+                "vmdk",
+            ),
+            (head(0, b"# notes\nversion=9\n"), "raw"),
+            (head(0, b"#!/bin/sh\n"), "raw"),
+            (head(0, b"conectix"), "vpc"),
+            (head(0, b"vhdxfile"), "vhdx"),
+            (head(64, &[0x7f, 0x10, 0xda, 0xbe]), "vdi"),
+            (head(0, b"QED\0"), "qed"),
+            (head(510, &[0x55, 0xaa]), "raw"),
+            (b"short".to_vec(), "raw"),
+            (Vec::new(), "raw"),
+        ] {
+            let got = detect_bytes(&head, &[]);
+            assert_eq!(
+                got,
+                Detected::Image(Format::by_name(want).unwrap()),
+                "{want}"
+            );
+        }
+        for (head, want) in [
+            (head(0, b"\x1f\x8b\x08"), "gzip file"),
+            (head(0, b"PK\x03\x04"), "zip archive"),
+            (head(257, b"ustar\0"), "tar archive"),
+        ] {
+            assert_eq!(detect_bytes(&head, &[]), Detected::Packed(want));
+        }
+    }
+
+    #[test]
+    fn vhd_footers() {
+        let mut footer = head(0, b"conectix");
+        footer[63] = 2;
+        assert_eq!(vhd_type(&footer), None, "no checksum");
+        let sum: u32 = footer.iter().map(|&b| u32::from(b)).sum();
+        footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+        assert_eq!(vhd_type(&footer), Some(2));
+        assert_eq!(
+            detect_bytes(&[0; 512], &footer),
+            Detected::Image(Format::VPC)
+        );
+        assert_eq!(vhd_type(&footer[..511]), None);
+    }
+
+    #[test]
+    fn descriptors() {
+        let text = b"# Disk DescriptorFile\nversion=1\nRW 20480 SPARSE \"a b-s001.vmdk\"\r\n\
+            RW 1 FLAT \"/etc/shadow\" 0\nRW 5 ZERO\nNOACCESS 1 FLAT \"nbd://x\"\n\
+            ddb.uuid = \"60 00\"\nparentFileNameHint=\"p.vmdk\"\nRW x FLAT \"no\"\n\0RW 1 FLAT \"z\"";
+        let names: Vec<_> = parse_extents(text).into_iter().map(|e| e.name).collect();
+        assert_eq!(names, ["a b-s001.vmdk", "/etc/shadow", "nbd://x"]);
+        assert!(parse_extents(b"").is_empty());
+        assert!(parse_extents(&[0xff; 100]).is_empty());
+    }
+}

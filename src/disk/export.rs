@@ -1,0 +1,187 @@
+//! [`Export`]: an image opened by a storage daemon of our own, as a block device to read or write.
+//!
+//! What may be done is in the type: `Export<dyn BlockRead>` has no way to write, and QEMU opened
+//! the image read-only. The daemon gets the listening socket and our connection is already waiting
+//! in it; the socket's folder is removed before the daemon starts, so nobody else can connect and
+//! nothing is left behind, however we end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::block::{BlockRead, BlockWrite};
+use super::cache::Cached;
+use super::chain::{Image, ImageError};
+use super::nbd::Nbd;
+use crate::tool::{Child, ToolError, qemu_img, qsd};
+
+const EXPORT: &str = "disk";
+/// How long the daemon may take to write out and close the image.
+const CLOSE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a daemon that hung up may take to end.
+const FAIL_LIMIT: Duration = Duration::from_secs(5);
+
+type Disk = Cached<Nbd>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("{} exists already", path.display())]
+    Exists { path: std::path::PathBuf },
+    #[error("setting up the storage daemon")]
+    Setup(#[source] io::Error),
+    #[error("flushing {}", path.display())]
+    Flush {
+        path: std::path::PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("closing {}", path.display())]
+    Close {
+        path: std::path::PathBuf,
+        #[source]
+        source: ToolError,
+    },
+}
+
+impl From<ExportError> for crate::error::Error {
+    fn from(e: ExportError) -> Self {
+        use std::error::Error as _;
+        match e {
+            ExportError::Image(e) => e.into(),
+            e => {
+                let cause = e.source().map(ToString::to_string);
+                let error = Self::failed(e.to_string());
+                match cause {
+                    Some(cause) => error.because(cause),
+                    None => error,
+                }
+            }
+        }
+    }
+}
+
+pub type Result<T, E = ExportError> = std::result::Result<T, E>;
+
+/// A running storage daemon and our connection to it. To be closed with [`Export::close`];
+/// dropping it kills the daemon, and then only what was flushed is sure to be there.
+pub struct Export<D: ?Sized> {
+    disk: Arc<D>,
+    connection: Arc<Disk>,
+    daemon: Child,
+    image: Image,
+    writable: bool,
+}
+
+impl Export<dyn BlockRead> {
+    pub fn open_readonly(image: &Image) -> Result<Self> {
+        let (connection, daemon) = start(image, false)?;
+        Ok(Self {
+            disk: connection.clone(),
+            connection,
+            daemon,
+            image: image.clone(),
+            writable: false,
+        })
+    }
+}
+
+impl Export<dyn BlockWrite> {
+    /// Creates a qcow2 at `overlay` that takes all writes; the image itself is only read. The
+    /// overlay does not name its backing file: it is of use only with [`Export::image`].
+    pub fn open_overlay(image: &Image, overlay: &Path) -> Result<Self> {
+        if overlay.symlink_metadata().is_ok() {
+            return Err(ExportError::Exists {
+                path: overlay.into(),
+            });
+        }
+        let image = image.with_overlay(overlay)?;
+        qemu_img::create(image.path(), "qcow2", image.virtual_size())
+            .map_err(|e| ImageError::from_tool(overlay, e))?;
+        Self::open_writable(&image)
+    }
+
+    /// Opens the image itself for writing.
+    pub fn open_writable(image: &Image) -> Result<Self> {
+        let (connection, daemon) = start(image, true)?;
+        Ok(Self {
+            disk: connection.clone(),
+            connection,
+            daemon,
+            image: image.clone(),
+            writable: true,
+        })
+    }
+}
+
+impl<D: ?Sized> Export<D> {
+    /// The disk. All clones share one connection and one cache; none works after `close`.
+    pub fn disk(&self) -> Arc<D> {
+        self.disk.clone()
+    }
+
+    /// What is exported: with [`Export::open_overlay`] the overlay over its source.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// The daemon's process id.
+    pub fn daemon_id(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// Makes all writes durable, ends the daemon and reports whatever went wrong with that.
+    pub fn close(self) -> Result<()> {
+        let path = self.image.path().to_owned();
+        let flushed = if self.writable {
+            self.connection.flush()
+        } else {
+            Ok(())
+        };
+        self.connection.inner().disconnect();
+        let closed = self.daemon.close(CLOSE_LIMIT);
+        // A daemon that is gone is why the flush failed, and says more.
+        closed.map_err(|source| ExportError::Close {
+            path: path.clone(),
+            source,
+        })?;
+        flushed.map_err(|source| ExportError::Flush { path, source })
+    }
+}
+
+fn start(image: &Image, writable: bool) -> Result<(Arc<Disk>, Child)> {
+    image.refuse_if_in_use(writable)?;
+    let (listener, stream) = private_socket().map_err(ExportError::Setup)?;
+    let mut daemon = qsd::serve(listener.into(), &image.blockdev(writable), EXPORT, writable)
+        .map_err(ImageError::from)?;
+    match Nbd::handshake(stream, EXPORT) {
+        Ok(nbd) if writable && nbd.is_read_only() => Err(ExportError::Setup(io::Error::other(
+            "the storage daemon exports the image read-only",
+        ))),
+        Ok(nbd) => Ok((Arc::new(Cached::new(nbd)), daemon)),
+        // It hangs up when it cannot open the image, and then says why.
+        Err(e) => match daemon.wait(FAIL_LIMIT) {
+            Err(error @ ToolError::Failed { .. }) => {
+                Err(ImageError::from_tool(image.path(), error).into())
+            }
+            _ => Err(ExportError::Setup(e)),
+        },
+    }
+}
+
+/// A listening socket with one connection waiting in it, and no name any more.
+fn private_socket() -> io::Result<(UnixListener, UnixStream)> {
+    let folder = tempfile::Builder::new().prefix("hyper2kvm-").tempdir()?;
+    // The path of a socket may have 107 bytes; this one is short wherever the folder is.
+    let handle = File::open(folder.path())?;
+    let path = format!("/proc/self/fd/{}/nbd", handle.as_raw_fd());
+    let listener = UnixListener::bind(&path)?;
+    let stream = UnixStream::connect(&path)?;
+    folder.close()?;
+    Ok((listener, stream))
+}

@@ -1,0 +1,774 @@
+//! Reads GPT and MBR partition tables into a [`DiskLayout`].
+//!
+//! The tables come from a stranger's disk. Entries that start outside the disk are dropped, those
+//! that end outside are cut, overlaps are left alone, chains and tables are bounded. The crates
+//! `gpt` and `mbrman` are not used for reading: the one asserts the entry size and allocates what
+//! the header asks for, the other gives up the whole table for one odd entry and follows a chain
+//! for as long as it goes on. They judge the result in the tests.
+//!
+//! The sector size is not recorded anywhere. A GPT header is found at LBA 1 of the right one; with
+//! an MBR the size under which more partitions start with a boot sector is taken, 512 in doubt.
+//!
+//! Specifications: UEFI 2.10 chapter 5; for MBR and extended partitions what Linux does
+//! (`block/partitions/msdos.c`). The extended partition itself is not listed.
+
+use std::io;
+
+use uuid::Uuid;
+
+use super::block::BlockRead;
+use super::layout::{DiskLayout, Partition, Scheme};
+
+const SECTOR_SIZES: [u32; 2] = [512, 4096];
+/// Largest partition entry array read; the usual one has 16 KiB.
+const MAX_TABLE: u64 = 1 << 20;
+/// More logical partitions than Windows has drive letters.
+const MAX_LOGICAL: u32 = 128;
+const TYPE_PROTECTIVE: u8 = 0xee;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    #[error("reading the partition table")]
+    Io(#[from] io::Error),
+    /// The MBR says there is a GPT, but neither the primary nor the backup is usable.
+    #[error("the GPT is damaged, and so is its backup")]
+    DamagedGpt,
+}
+
+/// Reads the partition table. No table and no file system gives [`Scheme::None`] and an empty
+/// list; a file system that starts at byte 0 gives one partition with index 0.
+pub fn read_layout(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
+    let sector = read_up_to(disk, 0, 512)?;
+    let mbr = Mbr::parse(&sector);
+    // A boot sector has the MBR's signature too, and text where the table would be.
+    let protective = mbr.as_ref().is_some_and(Mbr::is_protective);
+    if !protective && is_file_system(disk, &sector)? {
+        return Ok(bare_file_system(disk, &sector));
+    }
+    let partitions_in_mbr = mbr.as_ref().is_some_and(|m| m.used().next().is_some());
+    // Without the protective entry a GPT header is what is left of an older table.
+    if protective || !partitions_in_mbr {
+        for sector_size in SECTOR_SIZES {
+            if let Some(layout) = read_gpt(disk, sector_size)? {
+                return Ok(layout);
+            }
+        }
+        if protective {
+            return Err(LayoutError::DamagedGpt);
+        }
+    }
+    match mbr {
+        Some(mbr) => Ok(read_mbr(disk, &mbr)?),
+        None => Ok(DiskLayout {
+            scheme: Scheme::None,
+            sector_size: 512,
+            disk_id: None,
+            partitions: Vec::new(),
+        }),
+    }
+}
+
+/// Up to `len` bytes, less at the end of the disk.
+fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let len = (len as u64).min(disk.size().saturating_sub(offset));
+    let mut buf = vec![0; len as usize];
+    disk.read_at(offset, &mut buf)?;
+    Ok(buf)
+}
+
+fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*data.get(at..)?.first_chunk()?))
+}
+
+fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*data.get(at..)?.first_chunk()?))
+}
+
+fn u64_at(data: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*data.get(at..)?.first_chunk()?))
+}
+
+fn guid_at(data: &[u8], at: usize) -> Option<Uuid> {
+    Some(Uuid::from_bytes_le(*data.get(at..)?.first_chunk()?))
+}
+
+/// Cuts a range to the disk; `None` when nothing of it is left.
+fn clip(start: u64, size: u64, disk: u64) -> Option<(u64, u64)> {
+    let size = size.min(disk.checked_sub(start)?);
+    (size > 0).then_some((start, size))
+}
+
+// ---- File systems at byte 0 ----
+
+/// The boot sector of a Windows file system, or of BitLocker.
+pub fn is_boot_sector(sector: &[u8]) -> bool {
+    let at =
+        |offset: usize, magic: &[u8]| sector.get(offset..).is_some_and(|s| s.starts_with(magic));
+    if [&b"NTFS    "[..], b"EXFAT   ", b"-FVE-FS-", b"ReFS\0\0\0\0"]
+        .iter()
+        .any(|magic| at(3, magic))
+    {
+        return true;
+    }
+    let sane_bpb = u16_at(sector, 11).is_some_and(|n| matches!(n, 512 | 1024 | 2048 | 4096))
+        && sector.get(13).is_some_and(|n| n.is_power_of_two());
+    (at(0, b"\xeb") || at(0, b"\xe9"))
+        && sane_bpb
+        && (at(54, b"FAT12   ") || at(54, b"FAT16   ") || at(82, b"FAT32   "))
+}
+
+fn is_file_system(disk: &dyn BlockRead, sector: &[u8]) -> io::Result<bool> {
+    /// What other systems put on whole disks.
+    const OTHERS: [(u64, &[u8]); 6] = [
+        (0, b"XFSB"),
+        (0, b"LUKS\xba\xbe"),
+        (512, b"LABELONE"),
+        (1080, b"\x53\xef"),
+        (4086, b"SWAPSPACE2"),
+        (0x1_0040, b"_BHRfS_M"),
+    ];
+    if is_boot_sector(sector) {
+        return Ok(true);
+    }
+    // Those that leave the first sector alone do so for an MBR, which then counts.
+    let has_mbr = sector.get(510..) == Some(&[0x55, 0xaa]);
+    for (offset, magic) in OTHERS {
+        if (offset == 0 || !has_mbr) && read_up_to(disk, offset, magic.len())? == magic {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn bare_file_system(disk: &dyn BlockRead, sector: &[u8]) -> DiskLayout {
+    let sector_size = match u16_at(sector, 11) {
+        Some(4096) if is_boot_sector(sector) => 4096,
+        _ => 512,
+    };
+    DiskLayout {
+        scheme: Scheme::None,
+        sector_size,
+        disk_id: None,
+        partitions: vec![Partition {
+            index: 0,
+            type_id: "0x00".into(),
+            start_bytes: 0,
+            size_bytes: disk.size(),
+            guid: None,
+            name: None,
+            active: false,
+        }],
+    }
+}
+
+// ---- GPT ----
+
+/// Where a table is and what it must look like.
+struct GptHeader {
+    disk_id: Uuid,
+    backup: u64,
+    table: u64,
+    entries: u32,
+    entry_size: u32,
+    table_crc: u32,
+}
+
+/// The primary table, or the backup when the primary is damaged.
+fn read_gpt(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<DiskLayout>> {
+    let last = (disk.size() / u64::from(sector_size)).saturating_sub(1);
+    let mut places = vec![1, last];
+    // On a disk that was enlarged the backup is not at its end.
+    let head = read_up_to(disk, u64::from(sector_size), 92)?;
+    if head.starts_with(b"EFI PART") {
+        places.extend(u64_at(&head, 32));
+    }
+    for lba in places {
+        let Some(header) = read_gpt_header(disk, lba, sector_size)? else {
+            continue;
+        };
+        // Of two sector sizes only the right one has the other header where it says.
+        if lba == 1 && header.backup <= 1 {
+            continue;
+        }
+        if let Some(partitions) = read_gpt_table(disk, &header, sector_size)? {
+            return Ok(Some(DiskLayout {
+                scheme: Scheme::Gpt,
+                sector_size,
+                disk_id: Some(header.disk_id.to_string()),
+                partitions,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+fn read_gpt_header(
+    disk: &dyn BlockRead,
+    lba: u64,
+    sector_size: u32,
+) -> io::Result<Option<GptHeader>> {
+    let Some(offset) = lba.checked_mul(u64::from(sector_size)) else {
+        return Ok(None);
+    };
+    let sector = read_up_to(disk, offset, sector_size as usize)?;
+    Ok(parse_gpt_header(&sector, lba))
+}
+
+fn parse_gpt_header(sector: &[u8], lba: u64) -> Option<GptHeader> {
+    let size = u32_at(sector, 12)? as usize;
+    if !sector.starts_with(b"EFI PART") || size < 92 {
+        return None;
+    }
+    let mut header = sector.get(..size)?.to_vec();
+    header.get_mut(16..20)?.fill(0);
+    if crc32(&header) != u32_at(sector, 16)? || u64_at(sector, 24)? != lba {
+        return None;
+    }
+    Some(GptHeader {
+        disk_id: guid_at(sector, 56)?,
+        backup: u64_at(sector, 32)?,
+        table: u64_at(sector, 72)?,
+        entries: u32_at(sector, 80)?,
+        entry_size: u32_at(sector, 84)?,
+        table_crc: u32_at(sector, 88)?,
+    })
+}
+
+fn read_gpt_table(
+    disk: &dyn BlockRead,
+    header: &GptHeader,
+    sector_size: u32,
+) -> io::Result<Option<Vec<Partition>>> {
+    let sector_size = u64::from(sector_size);
+    let len = u64::from(header.entries) * u64::from(header.entry_size);
+    let Some(offset) = header.table.checked_mul(sector_size) else {
+        return Ok(None);
+    };
+    if header.entry_size < 128 || len > MAX_TABLE || offset >= disk.size() {
+        return Ok(None);
+    }
+    let table = read_up_to(disk, offset, len as usize)?;
+    if crc32(&table) != header.table_crc {
+        return Ok(None);
+    }
+    let partitions = table
+        .chunks_exact(header.entry_size as usize)
+        .zip(1..)
+        .filter_map(|(entry, index)| gpt_partition(entry, index, sector_size, disk.size()))
+        .collect();
+    Ok(Some(partitions))
+}
+
+fn gpt_partition(entry: &[u8], index: u32, sector_size: u64, disk: u64) -> Option<Partition> {
+    const LEGACY_BOOT: u64 = 1 << 2;
+    let kind = guid_at(entry, 0)?;
+    if kind.is_nil() {
+        return None;
+    }
+    let (first, last) = (u64_at(entry, 32)?, u64_at(entry, 40)?);
+    let sectors = last.checked_sub(first)?.checked_add(1)?;
+    let (start_bytes, size_bytes) = clip(
+        first.checked_mul(sector_size)?,
+        sectors.saturating_mul(sector_size),
+        disk,
+    )?;
+    let name: Vec<u16> = entry
+        .get(56..128)?
+        .chunks_exact(2)
+        .filter_map(|c| u16_at(c, 0))
+        .take_while(|&c| c != 0)
+        .collect();
+    let name = crate::tool::clean(String::from_utf16_lossy(&name).as_bytes()).replace('\n', " ");
+    Some(Partition {
+        index,
+        type_id: kind.to_string(),
+        start_bytes,
+        size_bytes,
+        guid: Some(guid_at(entry, 16)?.to_string()),
+        name: (!name.is_empty()).then_some(name),
+        active: u64_at(entry, 48)? & LEGACY_BOOT != 0,
+    })
+}
+
+/// CRC-32 as in zip and Ethernet. Tables are small: no lookup table needed.
+fn crc32(data: &[u8]) -> u32 {
+    !data.iter().fold(!0, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+// ---- MBR ----
+
+struct Entry {
+    active: bool,
+    kind: u8,
+    start: u32,
+    sectors: u32,
+}
+
+/// The four entries of an MBR, or of the EBR in front of a logical partition.
+struct Mbr {
+    signature: u32,
+    entries: [Entry; 4],
+}
+
+impl Mbr {
+    fn parse(sector: &[u8]) -> Option<Self> {
+        if sector.get(510..512)? != [0x55, 0xaa] {
+            return None;
+        }
+        let entry = |i: usize| {
+            let raw = sector.get(446 + 16 * i..462 + 16 * i)?;
+            // Anything else in the flag means this is no partition entry.
+            let valid = matches!(raw[0], 0 | 0x80);
+            Some(Entry {
+                active: raw[0] == 0x80,
+                kind: if valid { raw[4] } else { 0 },
+                start: u32_at(raw, 8)?,
+                sectors: u32_at(raw, 12)?,
+            })
+        };
+        Some(Self {
+            signature: u32_at(sector, 440)?,
+            entries: [entry(0)?, entry(1)?, entry(2)?, entry(3)?],
+        })
+    }
+
+    fn is_protective(&self) -> bool {
+        self.entries.iter().any(|e| e.kind == TYPE_PROTECTIVE)
+    }
+
+    fn used(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        (1..)
+            .zip(&self.entries)
+            .filter(|(_, e)| e.kind != 0 && e.sectors != 0)
+    }
+}
+
+fn is_extended(kind: u8) -> bool {
+    matches!(kind, 0x05 | 0x0f | 0x85)
+}
+
+fn read_mbr(disk: &dyn BlockRead, mbr: &Mbr) -> io::Result<DiskLayout> {
+    let mut best: Option<(usize, u32, Vec<Partition>)> = None;
+    for sector_size in SECTOR_SIZES {
+        let partitions = mbr_partitions(disk, mbr, u64::from(sector_size))?;
+        let mut plausible = 0;
+        for partition in &partitions {
+            let sector = read_up_to(disk, partition.start_bytes, 512)?;
+            plausible += usize::from(is_boot_sector(&sector));
+        }
+        if best.as_ref().is_none_or(|(most, ..)| plausible > *most) {
+            best = Some((plausible, sector_size, partitions));
+        }
+    }
+    let (sector_size, partitions) = best.map_or((512, Vec::new()), |(_, size, p)| (size, p));
+    Ok(DiskLayout {
+        scheme: Scheme::Mbr,
+        sector_size,
+        disk_id: Some(format!("0x{:08x}", mbr.signature)),
+        partitions,
+    })
+}
+
+fn mbr_partitions(disk: &dyn BlockRead, mbr: &Mbr, sector_size: u64) -> io::Result<Vec<Partition>> {
+    let partition = |index: u32, entry: &Entry, start: u64| {
+        let (start_bytes, size_bytes) = clip(
+            start * sector_size,
+            u64::from(entry.sectors) * sector_size,
+            disk.size(),
+        )?;
+        Some(Partition {
+            index,
+            type_id: format!("0x{:02x}", entry.kind),
+            start_bytes,
+            size_bytes,
+            guid: None,
+            name: None,
+            active: entry.active,
+        })
+    };
+    let mut partitions = Vec::new();
+    let mut logical = Vec::new();
+    for (index, entry) in mbr.used() {
+        // A partition at sector 0 would contain the table.
+        if entry.start == 0 {
+            continue;
+        }
+        if !is_extended(entry.kind) {
+            partitions.extend(partition(index, entry, u64::from(entry.start)));
+            continue;
+        }
+        let base = u64::from(entry.start);
+        let mut seen = Vec::new();
+        let mut next = Some(base);
+        while let Some(ebr_at) = next.take() {
+            if seen.contains(&ebr_at) || seen.len() as u32 >= MAX_LOGICAL {
+                break;
+            }
+            seen.push(ebr_at);
+            let sector = read_up_to(disk, ebr_at * sector_size, 512)?;
+            let Some(ebr) = Mbr::parse(&sector) else {
+                break;
+            };
+            for (_, entry) in ebr.used() {
+                if is_extended(entry.kind) {
+                    next = next.or(Some(base + u64::from(entry.start)));
+                } else if (logical.len() as u32) < MAX_LOGICAL && entry.start != 0 {
+                    let index = 5 + logical.len() as u32;
+                    logical.push(partition(index, entry, ebr_at + u64::from(entry.start)));
+                }
+            }
+        }
+    }
+    partitions.extend(logical.into_iter().flatten());
+    Ok(partitions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{have, run_input, text};
+    use super::*;
+    use crate::disk::block::FileDisk;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::path::{Path, PathBuf};
+
+    const MIB: u64 = 1 << 20;
+
+    fn disk_file(folder: &Path, size: u64) -> PathBuf {
+        let path = folder.join("disk.raw");
+        File::create(&path).unwrap().set_len(size).unwrap();
+        path
+    }
+
+    fn layout(path: &Path) -> Result<DiskLayout, LayoutError> {
+        read_layout(&FileDisk::open(path).unwrap())
+    }
+
+    fn patch(path: &Path, offset: u64, data: &[u8]) {
+        let file = File::options().write(true).open(path).unwrap();
+        file.write_all_at(data, offset).unwrap();
+    }
+
+    fn brief(layout: &DiskLayout) -> Vec<(u32, u64, u64)> {
+        let p = layout.partitions.iter();
+        p.map(|p| (p.index, p.start_bytes, p.size_bytes)).collect()
+    }
+
+    fn write_gpt(path: &Path, sector_size: u64) {
+        let block = gpt::disk::LogicalBlockSize::try_from(sector_size).unwrap();
+        let size = path.metadata().unwrap().len();
+        let mut file = File::options().read(true).write(true).open(path).unwrap();
+        let lbas = u32::try_from(size / sector_size - 1).unwrap();
+        gpt::mbr::ProtectiveMBR::with_lb_size(lbas)
+            .overwrite_lba0(&mut file)
+            .unwrap();
+        let mut disk = gpt::GptConfig::new()
+            .writable(true)
+            .logical_block_size(block)
+            .create_from_device(file, None)
+            .unwrap();
+        disk.update_partitions(Default::default()).unwrap();
+        disk.add_partition("EFI system", 8 * MIB, gpt::partition_types::EFI, 0, None)
+            .unwrap();
+        disk.add_partition(
+            "Bäsic\u{7} data",
+            16 * MIB,
+            gpt::partition_types::BASIC,
+            4,
+            None,
+        )
+        .unwrap();
+        disk.write().unwrap();
+    }
+
+    #[test]
+    fn gpt_of_both_sector_sizes_and_its_backup() {
+        let folder = tempfile::tempdir().unwrap();
+        for sector_size in [512, 4096] {
+            let path = disk_file(folder.path(), 64 * MIB);
+            write_gpt(&path, sector_size);
+            let good = layout(&path).unwrap();
+            assert_eq!(
+                (good.scheme, u64::from(good.sector_size)),
+                (Scheme::Gpt, sector_size)
+            );
+            assert_eq!(good.partitions.len(), 2);
+            let (esp, data) = (&good.partitions[0], &good.partitions[1]);
+            assert_eq!(esp.type_id, super::super::layout::GPT_ESP);
+            assert_eq!((esp.index, esp.size_bytes, esp.active), (1, 8 * MIB, false));
+            assert_eq!(data.type_id, super::super::layout::GPT_BASIC_DATA);
+            assert_eq!(
+                (data.index, data.size_bytes, data.active),
+                (2, 16 * MIB, true)
+            );
+            assert_eq!(data.name.as_deref(), Some("Bäsic data"));
+            assert!(data.guid.as_ref().is_some_and(|g| g.len() == 36));
+            assert_eq!(good.disk_id.as_ref().map(String::len), Some(36));
+
+            // Header, entries, or the whole primary table gone: the backup says the same.
+            for (offset, len) in [
+                (sector_size + 40, 1),
+                (2 * sector_size + 32, 1),
+                (sector_size, 20_480),
+            ] {
+                let path = disk_file(folder.path(), 64 * MIB);
+                write_gpt(&path, sector_size);
+                let before = layout(&path).unwrap();
+                patch(&path, offset, &vec![0xaa; len]);
+                assert_eq!(layout(&path).unwrap(), before, "{offset}");
+            }
+            // Both gone.
+            let path = disk_file(folder.path(), 64 * MIB);
+            write_gpt(&path, sector_size);
+            patch(&path, sector_size, &[0xaa; 512]);
+            patch(&path, 64 * MIB - sector_size, &[0xaa; 512]);
+            assert!(matches!(layout(&path), Err(LayoutError::DamagedGpt)));
+            // Enlarged, and the primary entries damaged: the backup is where the header says.
+            let path = disk_file(folder.path(), 64 * MIB);
+            write_gpt(&path, sector_size);
+            let before = layout(&path).unwrap();
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(96 * MIB)
+                .unwrap();
+            patch(&path, 2 * sector_size + 32, &[0xaa]);
+            assert_eq!(layout(&path).unwrap(), before);
+        }
+    }
+
+    /// Rewrites the primary header with a right checksum.
+    fn forge(path: &Path, change: impl Fn(&mut [u8])) {
+        let mut header = vec![0; 512];
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        file.read_exact_at(&mut header, 512).unwrap();
+        change(&mut header);
+        header[16..20].fill(0);
+        let crc = crc32(&header[..92]);
+        header[16..20].copy_from_slice(&crc.to_le_bytes());
+        file.write_all_at(&header, 512).unwrap();
+        // The backup must not help.
+        file.write_all_at(&[0; 512], 64 * MIB - 512).unwrap();
+    }
+
+    #[test]
+    fn hostile_gpt() {
+        let folder = tempfile::tempdir().unwrap();
+        type Change = fn(&mut [u8]);
+        let changes: [Change; 6] = [
+            |h| h[80..84].fill(0xff),
+            |h| h[84..88].fill(0xff),
+            |h| h[84..88].fill(0),
+            |h| h[72..80].fill(0xff),
+            |h| h[12..16].fill(0xff),
+            |h| h[32..40].fill(0),
+        ];
+        for (i, change) in changes.iter().enumerate() {
+            let path = disk_file(folder.path(), 64 * MIB);
+            write_gpt(&path, 512);
+            forge(&path, change);
+            assert!(matches!(layout(&path), Err(LayoutError::DamagedGpt)), "{i}");
+        }
+        let mut entry = vec![0; 128];
+        entry[0] = 1;
+        for (first, last, want) in [
+            (100, 200, Some((51_200, 101 * 512))),
+            (200, 100, None),
+            (u64::MAX, u64::MAX, None),
+            (0, u64::MAX, None),
+            (100, u64::MAX - 1, Some((51_200, MIB - 51_200))),
+            (2048, 2049, None),
+        ] {
+            entry[32..40].copy_from_slice(&u64::to_le_bytes(first));
+            entry[40..48].copy_from_slice(&u64::to_le_bytes(last));
+            let got = gpt_partition(&entry, 1, 512, MIB).map(|p| (p.start_bytes, p.size_bytes));
+            assert_eq!(got, want, "{first}-{last}");
+        }
+    }
+
+    fn entry(kind: u8, start: u32, sectors: u32) -> [u8; 16] {
+        let mut e = [0; 16];
+        e[4] = kind;
+        e[8..12].copy_from_slice(&start.to_le_bytes());
+        e[12..].copy_from_slice(&sectors.to_le_bytes());
+        e
+    }
+
+    fn table(path: &Path, offset: u64, entries: &[[u8; 16]]) {
+        let mut data = entries.concat();
+        data.resize(64, 0);
+        data.extend([0x55, 0xaa]);
+        patch(path, offset + 446, &data);
+    }
+
+    #[test]
+    fn mbr_with_logical_partitions() {
+        if !have(&["sfdisk"]) {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = disk_file(folder.path(), 256 * MIB);
+        run_input(
+            "sfdisk",
+            &["-q", text(&path)],
+            b"label: dos\nlabel-id: 0xdeadbeef\nsize=20M,type=7,bootable\nsize=10M,type=27\n\
+              type=f\nsize=30M,type=7\nsize=40M,type=c\nsize=50M,type=83\n",
+        );
+        let got = layout(&path).unwrap();
+        assert_eq!((got.scheme, got.sector_size), (Scheme::Mbr, 512));
+        assert_eq!(got.disk_id.as_deref(), Some("0xdeadbeef"));
+        // The judge.
+        let judge = mbrman::MBR::read_from(&mut File::open(&path).unwrap(), 512).unwrap();
+        let want: Vec<_> = judge
+            .iter()
+            .filter(|(_, p)| p.is_used() && !p.is_extended())
+            .map(|(i, p)| {
+                (
+                    i as u32,
+                    u64::from(p.starting_lba) * 512,
+                    u64::from(p.sectors) * 512,
+                )
+            })
+            .collect();
+        assert_eq!(brief(&got), want);
+        assert_eq!(got.partitions.len(), 5);
+        let types: Vec<_> = got.partitions.iter().map(|p| &*p.type_id).collect();
+        assert_eq!(types, ["0x07", "0x27", "0x07", "0x0c", "0x83"]);
+        assert!(got.partitions[0].active && !got.partitions[1].active);
+    }
+
+    #[test]
+    fn mbr_sector_size_follows_the_boot_sectors() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = disk_file(folder.path(), 64 * MIB);
+        table(&path, 0, &[entry(7, 256, 1024), entry(7, 2560, 4096)]);
+        let got = layout(&path).unwrap();
+        assert_eq!(
+            (got.sector_size, got.partitions[0].start_bytes),
+            (512, 256 * 512)
+        );
+        patch(&path, 256 * 4096, b"\xeb\x52\x90NTFS    ");
+        let got = layout(&path).unwrap();
+        assert_eq!(got.sector_size, 4096);
+        assert_eq!(brief(&got), [(1, MIB, 4 * MIB), (2, 10 * MIB, 16 * MIB)]);
+    }
+
+    #[test]
+    fn hostile_mbr() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = disk_file(folder.path(), 8 * MIB);
+        // A chain that goes back to its start, one that refers to itself, entries outside.
+        table(
+            &path,
+            0,
+            &[
+                entry(5, 64, 1000),
+                entry(7, u32::MAX, u32::MAX),
+                entry(7, 16_000, u32::MAX),
+            ],
+        );
+        table(&path, 64 * 512, &[entry(7, 2, 10), entry(5, 100, 10)]);
+        table(&path, 164 * 512, &[entry(7, 2, 10), entry(5, 0, 10)]);
+        let got = layout(&path).unwrap();
+        assert_eq!(
+            brief(&got),
+            [
+                (3, 16_000 * 512, 384 * 512),
+                (5, 66 * 512, 5120),
+                (6, 166 * 512, 5120)
+            ]
+        );
+        // A long chain is cut.
+        table(&path, 0, &[entry(5, 64, 16_000)]);
+        for i in 0..1000 {
+            table(
+                &path,
+                (64 + i) * 512,
+                &[entry(7, 1, 1), entry(5, i as u32 + 1, 1)],
+            );
+        }
+        assert_eq!(
+            layout(&path).unwrap().partitions.len(),
+            MAX_LOGICAL as usize
+        );
+        // A protective entry and no GPT.
+        table(&path, 0, &[entry(0xee, 1, 1000)]);
+        assert!(matches!(layout(&path), Err(LayoutError::DamagedGpt)));
+        // Real partitions beside the remains of a GPT.
+        let path = disk_file(folder.path(), 64 * MIB);
+        write_gpt(&path, 512);
+        table(&path, 0, &[entry(7, 2048, 2048)]);
+        assert_eq!(layout(&path).unwrap().scheme, Scheme::Mbr);
+        // A GPT whose MBR was wiped.
+        patch(&path, 0, &[0; 512]);
+        assert_eq!(layout(&path).unwrap().scheme, Scheme::Gpt);
+    }
+
+    #[test]
+    fn no_table() {
+        let folder = tempfile::tempdir().unwrap();
+        for size in [100, 512, 4 * MIB] {
+            let path = disk_file(folder.path(), size);
+            let got = layout(&path).unwrap();
+            assert_eq!((got.scheme, got.partitions.len()), (Scheme::None, 0));
+        }
+        let fat = {
+            let mut s = vec![0u8; 512];
+            s[..3].copy_from_slice(b"\xeb\x58\x90");
+            s[11..14].copy_from_slice(&[0, 2, 8]);
+            s[82..90].copy_from_slice(b"FAT32   ");
+            s[446..510].fill(b'x');
+            s[510..].copy_from_slice(&[0x55, 0xaa]);
+            s
+        };
+        for (offset, magic) in [
+            (0, &b"\xeb\x52\x90NTFS    "[..]),
+            (0, b"\xeb\x58\x90-FVE-FS-"),
+            (0, &fat),
+            (0, b"XFSB"),
+            (1080, b"\x53\xef"),
+        ] {
+            let path = disk_file(folder.path(), 4 * MIB);
+            patch(&path, offset, magic);
+            let got = layout(&path).unwrap();
+            assert_eq!(
+                (got.scheme, brief(&got)),
+                (Scheme::None, vec![(0, 0, 4 * MIB)])
+            );
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_survived(mut data in proptest::collection::vec(0u8.., 0..20_000), ext: bool) {
+            struct Bytes(Vec<u8>);
+            impl BlockRead for Bytes {
+                fn size(&self) -> u64 {
+                    self.0.len() as u64
+                }
+                fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+                    let at = offset as usize;
+                    buf.copy_from_slice(self.0.get(at..at + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+                    Ok(())
+                }
+            }
+            if let Some(end) = data.get_mut(510..512) {
+                end.copy_from_slice(&[0x55, 0xaa]);
+            }
+            if ext && let Some(kind) = data.get_mut(446..451) {
+                (kind[0], kind[4]) = (0, 5);
+            }
+            let size = data.len() as u64;
+            if let Ok(layout) = read_layout(&Bytes(data)) {
+                for p in layout.partitions {
+                    proptest::prop_assert!(p.start_bytes + p.size_bytes <= size);
+                }
+            }
+        }
+    }
+}

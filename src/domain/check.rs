@@ -1,0 +1,169 @@
+//! What a machine must fulfil before XML is written from it.
+//!
+//! libvirt would refuse most of this too, but only on the host that defines the domain, and in
+//! words that do not name the cause. Nothing here looks at files.
+
+use std::path::{Path, PathBuf};
+
+use super::firmware::FirmwareChoice;
+use super::model::{Bootstrap, Disk, Firmware, Machine, Stage};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DomainError {
+    #[error("this machine has no bootstrap stage")]
+    NoBootstrap,
+    #[error("{count} disks are marked as the boot disk, and it must be exactly one")]
+    BootDisk { count: usize },
+    #[error(
+        "{path} has {sector_size}-byte sectors, and QEMU's {bus} disks have 512: this disk cannot \
+         do its first boot there"
+    )]
+    SectorSize {
+        path: PathBuf,
+        sector_size: u32,
+        bus: &'static str,
+    },
+    #[error("{path} has {sector_size}-byte sectors, and only UEFI firmware boots from such a disk")]
+    BiosSectorSize { path: PathBuf, sector_size: u32 },
+    #[error("{path}: a sector size of {sector_size} bytes is not 512 or 4096")]
+    BadSectorSize { path: PathBuf, sector_size: u32 },
+    #[error("{path} is not an absolute path, as libvirt wants it")]
+    RelativePath { path: PathBuf },
+    #[error("{path:?} has characters that XML cannot hold; rename it")]
+    UnwritablePath { path: PathBuf },
+    #[error("disk serial {serial:?} is not 1 to 20 of letters, digits, blank and _ . + -")]
+    Serial { serial: String },
+    #[error("{disks} disks on {bus} in the first boot, at most {max} fit beside the driver ISO")]
+    TooManyDisks {
+        bus: &'static str,
+        disks: usize,
+        max: usize,
+    },
+    #[error("the machine needs {needed} PCI slots, and {chipset} has {max}")]
+    TooManyDevices {
+        chipset: &'static str,
+        needed: usize,
+        max: usize,
+    },
+    #[error("{vcpus} vCPUs do not match {sockets} sockets x {cores} cores x {threads} threads")]
+    Topology {
+        vcpus: u32,
+        sockets: u32,
+        cores: u32,
+        threads: u32,
+    },
+    #[error("the machine has no {0}")]
+    Nothing(&'static str),
+    #[error("Windows for {arch} does not run on an x86_64 machine")]
+    Arch { arch: String },
+    #[error("the firmware chosen does not fit a {guest} guest")]
+    Firmware { guest: &'static str },
+}
+
+pub(super) fn check(
+    machine: &Machine,
+    stage: Stage,
+    firmware: &FirmwareChoice,
+) -> Result<(), DomainError> {
+    if stage == Stage::Bootstrap && machine.bootstrap == Bootstrap::None {
+        return Err(DomainError::NoBootstrap);
+    }
+    if !matches!(machine.windows.arch.as_str(), "x86_64" | "x86") {
+        return Err(DomainError::Arch {
+            arch: machine.windows.arch.clone(),
+        });
+    }
+    let count = machine.disks.iter().filter(|d| d.boot).count();
+    if count != 1 {
+        return Err(DomainError::BootDisk { count });
+    }
+    if machine.memory_mib == 0 {
+        return Err(DomainError::Nothing("memory"));
+    }
+    if machine.vcpus == 0 {
+        return Err(DomainError::Nothing("vCPUs"));
+    }
+    if let Some(t) = machine.topology {
+        let product = [t.cores, t.threads]
+            .iter()
+            .try_fold(t.sockets, |product, n| product.checked_mul(*n));
+        if product != Some(machine.vcpus) {
+            return Err(DomainError::Topology {
+                vcpus: machine.vcpus,
+                sockets: t.sockets,
+                cores: t.cores,
+                threads: t.threads,
+            });
+        }
+    }
+    match (machine.firmware, firmware) {
+        (Firmware::Bios, FirmwareChoice::Bios) => {}
+        (Firmware::Uefi { secure_boot: want }, FirmwareChoice::Portable { secure_boot })
+            if want == *secure_boot => {}
+        (Firmware::Uefi { secure_boot: want }, FirmwareChoice::Images(images))
+            if want == images.secure_boot => {}
+        (Firmware::Bios, _) => return Err(DomainError::Firmware { guest: "BIOS" }),
+        (Firmware::Uefi { secure_boot }, _) => {
+            return Err(DomainError::Firmware {
+                guest: if secure_boot {
+                    "UEFI Secure Boot"
+                } else {
+                    "UEFI"
+                },
+            });
+        }
+    }
+    machine
+        .disks
+        .iter()
+        .try_for_each(|disk| check_disk(machine, stage, disk))
+}
+
+fn check_disk(machine: &Machine, stage: Stage, disk: &Disk) -> Result<(), DomainError> {
+    let (path, sector_size) = (disk.path.clone(), disk.sector_size);
+    if let Some(serial) = &disk.serial {
+        let safe = |b: u8| b.is_ascii_alphanumeric() || b"-_.+ ".contains(&b);
+        if serial.is_empty() || serial.len() > 20 || !serial.bytes().all(safe) {
+            return Err(DomainError::Serial {
+                serial: serial.clone(),
+            });
+        }
+    }
+    match sector_size {
+        512 => return Ok(()),
+        4096 => {}
+        _ => return Err(DomainError::BadSectorSize { path, sector_size }),
+    }
+    if stage == Stage::Bootstrap {
+        let bus = bootstrap_bus(machine.bootstrap);
+        return Err(DomainError::SectorSize {
+            path,
+            sector_size,
+            bus,
+        });
+    }
+    if disk.boot && machine.firmware == Firmware::Bios {
+        return Err(DomainError::BiosSectorSize { path, sector_size });
+    }
+    Ok(())
+}
+
+pub(super) fn bootstrap_bus(bootstrap: Bootstrap) -> &'static str {
+    match bootstrap {
+        Bootstrap::Ide => "ide",
+        Bootstrap::Sata | Bootstrap::None => "sata",
+    }
+}
+
+pub(super) fn path_text(path: &Path) -> Result<&str, DomainError> {
+    if !path.is_absolute() {
+        return Err(DomainError::RelativePath { path: path.into() });
+    }
+    path.to_str()
+        .filter(|text| {
+            !text
+                .chars()
+                .any(|c| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'))
+        })
+        .ok_or_else(|| DomainError::UnwritablePath { path: path.into() })
+}

@@ -1,0 +1,340 @@
+//! A small XML tree: enough to write domain XML and to read descriptors others wrote.
+//!
+//! Reading is for hostile input. A document type declaration is an error (so there is no entity
+//! expansion), only the five predefined entities and character references are known, and size,
+//! depth and node count are limited. Namespaces are not resolved: [`Element::is`] and
+//! [`Element::attr`] compare local names, which is what OVF readers do in practice because
+//! producers pick their own prefixes. Mixed content is not kept in order: an element has one text.
+
+use std::borrow::Cow;
+
+use quick_xml::Writer;
+use quick_xml::events::{BytesEnd, BytesStart, BytesText, Event};
+use quick_xml::reader::Reader;
+
+pub const MAX_BYTES: usize = 16 << 20;
+pub const MAX_DEPTH: usize = 64;
+pub const MAX_NODES: usize = 200_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum XmlError {
+    #[error("the document is {size} bytes, more than the {MAX_BYTES} bytes allowed")]
+    TooLarge { size: usize },
+    #[error("elements are nested more than {MAX_DEPTH} deep")]
+    TooDeep,
+    #[error("the document has more than {MAX_NODES} elements and attributes")]
+    TooManyNodes,
+    #[error("the document has a DOCTYPE, which is not accepted")]
+    Doctype,
+    #[error("unknown entity &{name}; at byte {offset}")]
+    Entity { name: String, offset: u64 },
+    #[error("not well-formed at byte {offset}: {reason}")]
+    Syntax { offset: u64, reason: String },
+    #[error("the document has no root element")]
+    Empty,
+    #[error("the document is neither UTF-8 nor UTF-16")]
+    Encoding,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Element {
+    /// As written, with its prefix.
+    pub name: String,
+    pub attrs: Vec<(String, String)>,
+    pub children: Vec<Element>,
+    /// All character data of this element, concatenated and trimmed.
+    pub text: String,
+}
+
+fn local(name: &str) -> &str {
+    name.rsplit_once(':').map_or(name, |(_, local)| local)
+}
+
+impl Element {
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    #[must_use]
+    pub fn with(mut self, attr: &str, value: impl AsRef<str>) -> Self {
+        self.attrs.push((attr.into(), value.as_ref().into()));
+        self
+    }
+
+    #[must_use]
+    pub fn text(mut self, text: impl AsRef<str>) -> Self {
+        self.text = text.as_ref().to_owned();
+        self
+    }
+
+    #[must_use]
+    pub fn child(mut self, child: Element) -> Self {
+        self.children.push(child);
+        self
+    }
+
+    pub fn push(&mut self, child: Element) {
+        self.children.push(child);
+    }
+
+    /// Whether the local name is `name`.
+    pub fn is(&self, name: &str) -> bool {
+        local(&self.name) == name
+    }
+
+    /// The attribute whose local name is `name`; `xmlns` declarations do not count.
+    pub fn attr(&self, name: &str) -> Option<&str> {
+        self.attrs
+            .iter()
+            .find(|(key, _)| local(key) == name && !key.starts_with("xmlns"))
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// The children with this local name.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Element> {
+        self.children.iter().filter(move |child| child.is(name))
+    }
+
+    pub fn first(&self, name: &str) -> Option<&Element> {
+        self.children.iter().find(|child| child.is(name))
+    }
+
+    /// Follows first children: `path("os/loader")`.
+    pub fn path(&self, path: &str) -> Option<&Element> {
+        path.split('/')
+            .try_fold(self, |element, name| element.first(name))
+    }
+
+    /// Text of the first child with this local name.
+    pub fn text_of(&self, name: &str) -> Option<&str> {
+        self.first(name).map(|child| child.text.as_str())
+    }
+
+    /// Every element below this one (itself excluded) with this local name, in document order.
+    pub fn descendants<'a>(&'a self, name: &str) -> Vec<&'a Element> {
+        let mut found = Vec::new();
+        let mut stack: Vec<&Element> = self.children.iter().rev().collect();
+        while let Some(element) = stack.pop() {
+            if element.is(name) {
+                found.push(element);
+            }
+            stack.extend(element.children.iter().rev());
+        }
+        found
+    }
+
+    /// The document as text, indented, with a final newline. Characters that XML 1.0 cannot hold
+    /// are left out.
+    pub fn to_document(&self) -> String {
+        let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
+        // Writing into a Vec has no way to fail.
+        let written = self.write(&mut writer);
+        debug_assert!(written.is_ok());
+        let mut text = String::from_utf8_lossy(&writer.into_inner()).into_owned();
+        text.push('\n');
+        text
+    }
+
+    fn write(&self, writer: &mut Writer<Vec<u8>>) -> std::io::Result<()> {
+        let mut start = BytesStart::new(self.name.as_str());
+        for (key, value) in &self.attrs {
+            start.push_attribute((key.as_str(), xml_chars(value).as_ref()));
+        }
+        if self.text.is_empty() && self.children.is_empty() {
+            return writer.write_event(Event::Empty(start));
+        }
+        writer.write_event(Event::Start(start))?;
+        if !self.text.is_empty() {
+            writer.write_event(Event::Text(BytesText::new(&xml_chars(&self.text))))?;
+        }
+        for child in &self.children {
+            child.write(writer)?;
+        }
+        writer.write_event(Event::End(BytesEnd::new(self.name.as_str())))
+    }
+
+    /// Reads a document. UTF-16 with a byte order mark is accepted.
+    pub fn parse(bytes: &[u8]) -> Result<Element, XmlError> {
+        if bytes.len() > MAX_BYTES {
+            return Err(XmlError::TooLarge { size: bytes.len() });
+        }
+        parse_text(&decode(bytes)?)
+    }
+}
+
+/// `text` without the characters that XML 1.0 forbids.
+fn xml_chars(text: &str) -> Cow<'_, str> {
+    let allowed = |c: char| {
+        matches!(c, '\t' | '\n' | '\r') || (c >= ' ' && !matches!(c, '\u{fffe}' | '\u{ffff}'))
+    };
+    if text.chars().all(allowed) {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(text.chars().filter(|c| allowed(*c)).collect())
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, XmlError> {
+    let utf16 = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
+        if !rest.len().is_multiple_of(2) {
+            return Err(XmlError::Encoding);
+        }
+        let units: Vec<u16> = rest.chunks_exact(2).map(|c| unit([c[0], c[1]])).collect();
+        String::from_utf16(&units).map_err(|_| XmlError::Encoding)
+    };
+    match bytes {
+        [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes).map(Cow::Owned),
+        [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes).map(Cow::Owned),
+        [0xef, 0xbb, 0xbf, rest @ ..] | rest => std::str::from_utf8(rest)
+            .map(Cow::Borrowed)
+            .map_err(|_| XmlError::Encoding),
+    }
+}
+
+fn parse_text(text: &str) -> Result<Element, XmlError> {
+    let mut reader = Reader::from_str(text);
+    reader.config_mut().expand_empty_elements = true;
+    let mut open: Vec<Element> = Vec::new();
+    let mut root: Option<Element> = None;
+    let mut nodes = 0usize;
+    loop {
+        let offset = reader.buffer_position();
+        let syntax = |reason: &dyn std::fmt::Display| XmlError::Syntax {
+            offset,
+            reason: reason.to_string(),
+        };
+        match reader.read_event().map_err(|e| syntax(&e))? {
+            Event::Start(start) => {
+                if root.is_some() {
+                    return Err(syntax(&"a second root element"));
+                }
+                if open.len() >= MAX_DEPTH {
+                    return Err(XmlError::TooDeep);
+                }
+                let mut element = Element::new(start.name().as_ref());
+                nodes += 1;
+                for attr in start.attributes() {
+                    let attr = attr.map_err(|e| syntax(&e))?;
+                    nodes += 1;
+                    if nodes > MAX_NODES {
+                        return Err(XmlError::TooManyNodes);
+                    }
+                    let value = quick_xml::escape::unescape(&attr.value).map_err(|e| syntax(&e))?;
+                    element
+                        .attrs
+                        .push((attr.key.as_ref().to_owned(), value.into_owned()));
+                }
+                if nodes > MAX_NODES {
+                    return Err(XmlError::TooManyNodes);
+                }
+                open.push(element);
+            }
+            Event::End(_) => {
+                // The reader has checked that the name matches an open element.
+                let Some(mut element) = open.pop() else {
+                    return Err(syntax(&"an end tag without its start"));
+                };
+                element.text = element.text.trim().to_owned();
+                match open.last_mut() {
+                    Some(parent) => parent.push(element),
+                    None => root = Some(element),
+                }
+            }
+            Event::Text(text) => {
+                if let Some(element) = open.last_mut() {
+                    element.text.push_str(&text.xml10_content());
+                }
+            }
+            Event::CData(data) => {
+                if let Some(element) = open.last_mut() {
+                    element.text.push_str(&data.xml10_content());
+                }
+            }
+            Event::GeneralRef(reference) => {
+                let name = reference.xml10_content();
+                let text = match reference.resolve_char_ref().map_err(|e| syntax(&e))? {
+                    Some(c) => Some(Cow::Owned(c.to_string())),
+                    None => quick_xml::escape::resolve_predefined_entity(&name).map(Cow::Borrowed),
+                };
+                let Some(text) = text else {
+                    return Err(XmlError::Entity {
+                        name: name.chars().take(40).collect(),
+                        offset,
+                    });
+                };
+                if let Some(element) = open.last_mut() {
+                    element.text.push_str(&text);
+                }
+            }
+            Event::DocType(_) => return Err(XmlError::Doctype),
+            Event::Eof if !open.is_empty() => return Err(syntax(&"the document ends too early")),
+            Event::Eof => return root.ok_or(XmlError::Empty),
+            Event::Empty(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip_keeps_hostile_text() {
+        let nasty = "a&b<c>\"d'e\u{1}\u{fffe}]]>";
+        let document = Element::new("x")
+            .with("a", nasty)
+            .child(Element::new("y").text(nasty))
+            .to_document();
+        let read = Element::parse(document.as_bytes()).unwrap();
+        let clean = "a&b<c>\"d'e]]>";
+        assert_eq!(read.attr("a"), Some(clean));
+        assert_eq!(read.text_of("y"), Some(clean));
+    }
+
+    #[test]
+    fn reads_utf16_prefixes_cdata_and_references() {
+        let text = "<?xml version='1.0'?><o:a xmlns:o='u' o:b='&#65;&amp;'><!-- no --><o:c> x<![CDATA[<y>]]>&lt; </o:c></o:a>";
+        let mut bytes = vec![0xff, 0xfe];
+        bytes.extend(text.encode_utf16().flat_map(u16::to_le_bytes));
+        for bytes in [text.as_bytes(), &bytes] {
+            let root = Element::parse(bytes).unwrap();
+            assert!(root.is("a"));
+            assert_eq!(root.attr("b"), Some("A&"));
+            assert_eq!(root.text_of("c"), Some("x<y><"));
+        }
+    }
+
+    #[test]
+    fn refuses_what_it_should() {
+        let deep = "<a>".repeat(MAX_DEPTH + 1);
+        for (text, want) in [
+            ("", "no root"),
+            ("<a>", "too early"),
+            ("<a></b>", "not well-formed"),
+            ("<a/><b/>", "second root"),
+            ("<a>&boom;</a>", "unknown entity &boom;"),
+            ("<a b='&boom;'/>", "not well-formed"),
+            ("<!DOCTYPE a [<!ENTITY boom 'x'>]><a>&boom;</a>", "DOCTYPE"),
+            (&deep, "nested"),
+        ] {
+            let error = Element::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(want), "{text}: {error}");
+        }
+        let wide = format!("<a>{}</a>", "<b/>".repeat(MAX_NODES + 1));
+        assert!(matches!(
+            Element::parse(wide.as_bytes()),
+            Err(XmlError::TooManyNodes)
+        ));
+        assert!(matches!(
+            Element::parse(&vec![b' '; MAX_BYTES + 1]),
+            Err(XmlError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            Element::parse(b"\xff\xfea"),
+            Err(XmlError::Encoding)
+        ));
+    }
+}

@@ -1,0 +1,390 @@
+//! What a converted machine is made of.
+//!
+//! One [`Machine`] describes both stages: the first boot on an emulated controller with a virtio
+//! probe beside it ([`Stage::Bootstrap`]) and production on virtio ([`Stage::Final`]). Everything
+//! that Windows could notice between the two (identity, slots, firmware, CPU) is the same by
+//! construction, because it is stored once.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// Free text; [`crate::domain::xml::domain_name`] makes a libvirt name of it.
+    pub name: String,
+    pub uuid: Uuid,
+    /// SMBIOS system serial number, where the source had one (licences are bound to it).
+    pub serial: Option<String>,
+    /// VM generation id, where the source had one.
+    pub genid: Option<Uuid>,
+    pub memory_mib: u64,
+    pub vcpus: u32,
+    /// `None`: one socket with all vCPUs as cores, since client Windows limits sockets.
+    pub topology: Option<Topology>,
+    pub firmware: Firmware,
+    /// A TPM 2.0; only written for UEFI guests.
+    pub tpm: bool,
+    pub windows: WindowsFacts,
+    /// `RealTimeIsUniversal` is set, so the RTC runs in UTC.
+    pub clock_utc: bool,
+    /// In the order of the source. Exactly one is the boot disk.
+    pub disks: Vec<Disk>,
+    pub nics: Vec<Nic>,
+    /// The controller of the final stage.
+    pub bus: StorageBus,
+    pub bootstrap: Bootstrap,
+    /// The blank qcow2 disk of the first boot; it makes Windows bind the virtio storage driver.
+    pub probe: Option<PathBuf>,
+    pub driver_iso: Option<PathBuf>,
+    pub domain_type: DomainType,
+    /// Per-VM copy of the UEFI variables; libvirt picks its default path when absent.
+    pub nvram: Option<PathBuf>,
+    pub drivers: Drivers,
+    /// Overrides what libvirt would pick.
+    pub emulator: Option<PathBuf>,
+    /// COM1 goes to this file, which is emptied at each start; a pty when absent.
+    pub serial_log: Option<PathBuf>,
+    pub graphics: Graphics,
+    pub video: Video,
+}
+
+impl Machine {
+    /// The machine type both stages use: i440fx for NT 5 (no AHCI driver, no PCIe) and where the
+    /// bootstrap disk needs its IDE controller, else q35.
+    pub fn chipset(&self) -> Chipset {
+        if self.windows.nt5() || self.bootstrap == Bootstrap::Ide {
+            Chipset::Pc
+        } else {
+            Chipset::Q35
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Topology {
+    pub sockets: u32,
+    pub cores: u32,
+    pub threads: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    Bios,
+    Uefi { secure_boot: bool },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Chipset {
+    #[serde(rename = "pc")]
+    Pc,
+    #[serde(rename = "q35")]
+    Q35,
+}
+
+impl Chipset {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pc => "pc",
+            Self::Q35 => "q35",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WindowsFacts {
+    pub major: u32,
+    pub minor: u32,
+    pub build: u32,
+    /// `x86_64`, `x86` or `arm64`, as in `inspect --json`.
+    pub arch: String,
+    pub server: bool,
+}
+
+impl WindowsFacts {
+    /// XP, Server 2003 and older.
+    pub fn nt5(&self) -> bool {
+        self.major < 6
+    }
+
+    /// 8 / Server 2012 and later: USB 3 and the Intel 82574L work out of the box.
+    pub fn at_least_8(&self) -> bool {
+        (self.major, self.minor) >= (6, 2)
+    }
+
+    /// The libosinfo id of this Windows.
+    pub fn osinfo_id(&self) -> String {
+        let short = match (self.major, self.minor, self.server) {
+            (10.., _, false) if self.build >= 22000 => "11",
+            (10.., _, false) => "10",
+            (10.., _, true) => match self.build {
+                26100.. => "2k25",
+                20348.. => "2k22",
+                17763.. => "2k19",
+                _ => "2k16",
+            },
+            (6, 3, false) => "8.1",
+            (6, 3, true) => "2k12r2",
+            (6, 2, false) => "8",
+            (6, 2, true) => "2k12",
+            (6, 1, false) => "7",
+            (6, 1, true) => "2k8r2",
+            (6.., _, false) => "vista",
+            (6.., _, true) => "2k8",
+            // XP x64 is NT 5.2 like Server 2003, but not a server.
+            (5, 1.., false) => "xp",
+            (5, 1.., true) => "2k3",
+            _ => "2k",
+        };
+        format!("http://microsoft.com/win/{short}")
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    Qcow2,
+    Raw,
+}
+
+impl DiskFormat {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Disk {
+    /// Absolute; below `/dev` it is taken for a block device.
+    pub path: PathBuf,
+    pub format: DiskFormat,
+    /// At most 20 of `[A-Za-z0-9_.+ -]`: what virtio-blk and ATA can carry.
+    pub serial: Option<String>,
+    /// Logical sector size: 512 or 4096.
+    pub sector_size: u32,
+    /// The Windows system disk.
+    pub boot: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Nic {
+    pub mac: MacAddr,
+    pub source: NicSource,
+    pub link_up: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NicSource {
+    Network(String),
+    Bridge(String),
+}
+
+/// The controller of the final stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StorageBus {
+    VirtioBlk,
+    VirtioScsi,
+}
+
+/// The controller of the boot disk in the first boot; `None` when there is no such stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bootstrap {
+    Sata,
+    Ide,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DomainType {
+    Kvm,
+    /// Software emulation; no Hyper-V enlightenments there.
+    Qemu,
+}
+
+/// The virtio drivers Windows will have, beyond storage. A device without a driver is left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Drivers {
+    /// vioserial, and so a guest agent channel.
+    pub agent: bool,
+    pub balloon: bool,
+    pub rng: bool,
+    pub netkvm: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Graphics {
+    #[default]
+    Vnc,
+    Spice,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Video {
+    #[default]
+    Vga,
+    Qxl,
+    Virtio,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    Bootstrap,
+    Final,
+}
+
+impl Stage {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Final => "final",
+        }
+    }
+}
+
+/// A unicast MAC address; written in lower case with colons.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddr([u8; 6]);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MacError {
+    #[error("{0:?} is not a MAC address like 52:54:00:12:34:56")]
+    Syntax(String),
+    #[error("{0} is a multicast or all-zero address, which a network card cannot have")]
+    NotUnicast(String),
+}
+
+impl MacAddr {
+    pub fn new(octets: [u8; 6]) -> Result<Self, MacError> {
+        let mac = Self(octets);
+        if octets[0] & 1 != 0 || octets == [0; 6] {
+            return Err(MacError::NotUnicast(mac.to_string()));
+        }
+        Ok(mac)
+    }
+
+    pub fn octets(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = MacError;
+
+    /// Colons, dashes (as Windows prints it) or nothing between the octets.
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let error = || MacError::Syntax(text.chars().take(40).collect());
+        let digits: String = match text.len() {
+            12 => text.to_owned(),
+            17 => {
+                let separator = text.as_bytes()[2];
+                let placed = text.bytes().skip(2).step_by(3).all(|b| b == separator);
+                if !placed || !matches!(separator, b':' | b'-') {
+                    return Err(error());
+                }
+                text.chars().filter(|c| *c != separator as char).collect()
+            }
+            _ => return Err(error()),
+        };
+        if digits.len() != 12 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(error());
+        }
+        let value = u64::from_str_radix(&digits, 16).map_err(|_| error())?;
+        let [_, _, octets @ ..] = value.to_be_bytes();
+        Self::new(octets)
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for MacAddr {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses() {
+        for (text, want) in [
+            ("00:0C:29:aa:BB:01", Some("00:0c:29:aa:bb:01")),
+            ("00-50-56-00-00-01", Some("00:50:56:00:00:01")),
+            ("005056000001", Some("00:50:56:00:00:01")),
+            ("01:00:5e:00:00:01", None),
+            ("00:00:00:00:00:00", None),
+            ("00:50-56:00-00:01", None),
+            ("00:50:56:00:00", None),
+            ("0:050:56:00:00:01", None),
+            ("+05056000001", None),
+            ("é:50:56:00:00:01", None),
+            ("éééééé", None),
+            ("", None),
+        ] {
+            let got = text.parse::<MacAddr>().ok().map(|m| m.to_string());
+            assert_eq!(got.as_deref(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn osinfo_ids() {
+        for (major, minor, build, server, want) in [
+            (5, 0, 2195, false, "2k"),
+            (5, 1, 2600, false, "xp"),
+            (5, 2, 3790, false, "xp"),
+            (5, 2, 3790, true, "2k3"),
+            (6, 0, 6002, false, "vista"),
+            (6, 0, 6002, true, "2k8"),
+            (6, 1, 7601, false, "7"),
+            (6, 1, 7601, true, "2k8r2"),
+            (6, 2, 9200, false, "8"),
+            (6, 2, 9200, true, "2k12"),
+            (6, 3, 9600, false, "8.1"),
+            (6, 3, 9600, true, "2k12r2"),
+            (10, 0, 14393, true, "2k16"),
+            (10, 0, 17763, true, "2k19"),
+            (10, 0, 20348, true, "2k22"),
+            (10, 0, 26100, true, "2k25"),
+            (10, 0, 19045, false, "10"),
+            (10, 0, 22000, false, "11"),
+            (10, 0, 26100, false, "11"),
+        ] {
+            let windows = WindowsFacts {
+                major,
+                minor,
+                build,
+                arch: "x86_64".into(),
+                server,
+            };
+            let want = format!("http://microsoft.com/win/{want}");
+            assert_eq!(windows.osinfo_id(), want);
+        }
+    }
+}

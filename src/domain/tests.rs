@@ -1,0 +1,792 @@
+//! The matrix: every machine we may write, read back as XML and judged by libvirt's own tools.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::element::Element;
+use super::firmware::FirmwareImages;
+use super::xml::{domain_name, target_name};
+use super::*;
+
+const BIOS: Firmware = Firmware::Bios;
+const UEFI: Firmware = Firmware::Uefi { secure_boot: false };
+const SECURE: Firmware = Firmware::Uefi { secure_boot: true };
+
+/// Major, minor, build, server, name.
+const WINDOWS: [(u32, u32, u32, bool, &str); 10] = [
+    (5, 1, 2600, false, "xp"),
+    (6, 1, 7601, false, "7"),
+    (6, 1, 7601, true, "2k8r2"),
+    (6, 3, 9600, true, "2k12r2"),
+    (10, 0, 14393, true, "2k16"),
+    (10, 0, 17763, true, "2k19"),
+    (10, 0, 19045, false, "10"),
+    (10, 0, 20348, true, "2k22"),
+    (10, 0, 22631, false, "11"),
+    (10, 0, 26100, true, "2k25"),
+];
+
+fn disk(path: &str, boot: bool) -> Disk {
+    Disk {
+        path: path.into(),
+        format: DiskFormat::Qcow2,
+        serial: Some("h2k-0".into()),
+        sector_size: 512,
+        boot,
+    }
+}
+
+fn machine() -> Machine {
+    Machine {
+        name: "win10".into(),
+        uuid: Uuid::from_u128(0x564d_1234_5678_9abc_def0_1234_5678_9abc),
+        serial: None,
+        genid: None,
+        memory_mib: 4096,
+        vcpus: 4,
+        topology: None,
+        firmware: UEFI,
+        tpm: false,
+        windows: WindowsFacts {
+            major: 10,
+            minor: 0,
+            build: 19045,
+            arch: "x86_64".into(),
+            server: false,
+        },
+        clock_utc: false,
+        disks: vec![disk("/vm/win10.qcow2", true)],
+        nics: vec![Nic {
+            mac: "00:0C:29:AA:BB:01".parse().unwrap(),
+            source: NicSource::Network("default".into()),
+            link_up: true,
+        }],
+        bus: StorageBus::VirtioBlk,
+        bootstrap: Bootstrap::Sata,
+        probe: Some("/vm/win10-probe.qcow2".into()),
+        driver_iso: Some("/vm/virtio-win.iso".into()),
+        domain_type: DomainType::Kvm,
+        nvram: Some("/vm/win10_VARS.fd".into()),
+        drivers: Drivers::default(),
+        emulator: None,
+        serial_log: None,
+        graphics: Graphics::Vnc,
+        video: Video::Vga,
+    }
+}
+
+fn images(firmware: Firmware) -> FirmwareChoice {
+    match firmware {
+        Firmware::Bios => FirmwareChoice::Bios,
+        Firmware::Uefi { secure_boot } => FirmwareChoice::Images(FirmwareImages {
+            code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+            code_format: "raw".into(),
+            vars: "/usr/share/OVMF/OVMF_VARS_4M.fd".into(),
+            vars_format: "raw".into(),
+            secure_boot,
+            smm: secure_boot,
+        }),
+    }
+}
+
+struct Case {
+    label: String,
+    machine: Machine,
+    stage: Stage,
+    xml: String,
+    root: Element,
+}
+
+fn matrix() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (major, minor, build, server, os) in WINDOWS {
+        for firmware in [BIOS, UEFI, SECURE] {
+            if (major < 6 && firmware != BIOS) || (major == 6 && firmware == SECURE) {
+                continue;
+            }
+            for bus in [StorageBus::VirtioBlk, StorageBus::VirtioScsi] {
+                for disks in 1..=2 {
+                    let mut m = machine();
+                    let n = cases.len();
+                    m.name = format!("m{n}");
+                    m.uuid = Uuid::from_u128(n as u128 + 1);
+                    m.windows = WindowsFacts {
+                        major,
+                        minor,
+                        build,
+                        arch: "x86_64".into(),
+                        server,
+                    };
+                    (m.firmware, m.bus) = (firmware, bus);
+                    m.nvram = (firmware != BIOS).then(|| format!("/vm/{n}.fd").into());
+                    m.tpm = build >= 22000;
+                    m.bootstrap = if major < 6 {
+                        Bootstrap::Ide
+                    } else {
+                        Bootstrap::Sata
+                    };
+                    m.domain_type = if n % 3 == 0 {
+                        DomainType::Qemu
+                    } else {
+                        DomainType::Kvm
+                    };
+                    let all = disks == 2;
+                    m.drivers = Drivers {
+                        agent: all,
+                        balloon: all,
+                        rng: all,
+                        netkvm: all,
+                    };
+                    if all {
+                        // The system disk need not be the first one.
+                        m.disks.insert(0, disk("/vm/data.qcow2", false));
+                        m.nics.push(Nic {
+                            mac: "00:0C:29:AA:BB:02".parse().unwrap(),
+                            source: NicSource::Bridge("br0".into()),
+                            link_up: false,
+                        });
+                        m.serial = Some("VMware-56 4d".into());
+                        m.genid = Some(Uuid::from_u128(7));
+                    }
+                    for stage in [Stage::Bootstrap, Stage::Final] {
+                        let xml = to_xml(&m, stage, &images(firmware)).unwrap();
+                        cases.push(Case {
+                            label: format!("{os} {firmware:?} {bus:?} {disks} {stage:?}"),
+                            root: Element::parse(xml.as_bytes()).unwrap(),
+                            machine: m.clone(),
+                            stage,
+                            xml,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn disks_of(root: &Element) -> Vec<&Element> {
+    root.path("devices").unwrap().all("disk").collect()
+}
+
+fn address(element: &Element) -> Vec<(String, String)> {
+    element
+        .first("address")
+        .map(|a| a.attrs.clone())
+        .unwrap_or_default()
+}
+
+/// What Windows tells machines apart by: everything but the disks and what depends on the stage.
+fn identity(root: &Element) -> Vec<String> {
+    let mut facts = vec![];
+    for path in [
+        "uuid", "genid", "sysinfo", "os", "cpu", "clock", "features", "memory", "vcpu",
+    ] {
+        facts.push(format!("{path}: {:?}", root.first(path)));
+    }
+    let devices = root.path("devices").unwrap();
+    for kind in [
+        "tpm",
+        "video",
+        "memballoon",
+        "rng",
+        "channel",
+        "panic",
+        "controller",
+    ] {
+        facts.extend(devices.all(kind).map(|e| format!("{e:?}")));
+    }
+    for nic in devices.all("interface") {
+        facts.push(format!("{:?} {:?}", nic.first("mac"), address(nic)));
+    }
+    facts
+}
+
+#[test]
+fn both_stages_show_the_same_machine() {
+    for pair in matrix().chunks(2) {
+        let [first, last] = pair else { unreachable!() };
+        assert_eq!((first.stage, last.stage), (Stage::Bootstrap, Stage::Final));
+        assert_eq!(
+            identity(&first.root),
+            identity(&last.root),
+            "{}",
+            first.label
+        );
+        let mut serials: Vec<_> = disks_of(&first.root)
+            .iter()
+            .filter(|d| d.attr("device") == Some("disk"))
+            .filter_map(|d| {
+                Some((
+                    d.first("source")?.attrs.clone(),
+                    d.text_of("serial")?.to_owned(),
+                ))
+            })
+            .filter(|(_, serial)| serial != "h2k-probe")
+            .collect();
+        serials.sort();
+        let mut finals: Vec<_> = disks_of(&last.root)
+            .iter()
+            .filter_map(|d| {
+                Some((
+                    d.first("source")?.attrs.clone(),
+                    d.text_of("serial")?.to_owned(),
+                ))
+            })
+            .collect();
+        finals.sort();
+        assert_eq!(serials, finals, "{}", first.label);
+    }
+}
+
+#[test]
+fn disks_are_where_they_belong() {
+    for case in matrix() {
+        let (m, label) = (&case.machine, &case.label);
+        let disks = disks_of(&case.root);
+        let bus = |d: &Element| d.first("target").unwrap().attr("bus").unwrap().to_owned();
+        let boot: Vec<_> = disks.iter().filter(|d| d.first("boot").is_some()).collect();
+        assert_eq!(boot.len(), 1, "{label}");
+        let source = boot[0].first("source").unwrap().attr("file");
+        assert_eq!(source, Some("/vm/win10.qcow2"), "{label}");
+        let final_bus = match m.bus {
+            StorageBus::VirtioBlk => "virtio",
+            StorageBus::VirtioScsi => "scsi",
+        };
+        let extra = match case.stage {
+            Stage::Final => {
+                assert!(disks.iter().all(|d| bus(d) == final_bus), "{label}");
+                0
+            }
+            Stage::Bootstrap => {
+                let early = if m.windows.nt5() { "ide" } else { "sata" };
+                let on_final: Vec<_> = disks.iter().filter(|d| bus(d) == final_bus).collect();
+                assert_eq!(on_final.len(), 1, "{label}");
+                let probe = on_final[0].first("source").unwrap().attr("file");
+                assert_eq!(probe, Some("/vm/win10-probe.qcow2"), "{label}");
+                let cdroms = disks.iter().filter(|d| d.attr("device") == Some("cdrom"));
+                assert_eq!(cdroms.map(|d| bus(d)).collect::<Vec<_>>(), [early]);
+                assert_eq!(
+                    disks.iter().filter(|d| bus(d) == early).count(),
+                    m.disks.len() + 1
+                );
+                2
+            }
+        };
+        assert_eq!(disks.len(), m.disks.len() + extra, "{label}");
+        // No two disks share a target name or an address.
+        for fact in [
+            disks
+                .iter()
+                .map(|d| format!("{:?}", d.first("target").unwrap().attr("dev")))
+                .collect::<Vec<_>>(),
+            disks
+                .iter()
+                .map(|d| format!("{} {:?}", bus(d), address(d)))
+                .collect(),
+        ] {
+            let mut unique = fact.clone();
+            unique.sort();
+            unique.dedup();
+            assert_eq!(unique.len(), fact.len(), "{label}: {fact:?}");
+        }
+    }
+}
+
+#[test]
+fn the_probe_sits_where_the_boot_disk_will_be() {
+    for pair in matrix().chunks(2) {
+        let find = |case: &Case, file: &str| {
+            disks_of(&case.root)
+                .iter()
+                .find(|d| d.first("source").and_then(|s| s.attr("file")) == Some(file))
+                .map(|d| address(d))
+                .unwrap()
+        };
+        let probe = find(&pair[0], "/vm/win10-probe.qcow2");
+        let boot = find(&pair[1], "/vm/win10.qcow2");
+        match pair[0].machine.bus {
+            StorageBus::VirtioBlk => assert_eq!(probe, boot),
+            StorageBus::VirtioScsi => assert_ne!(probe, boot),
+        }
+    }
+}
+
+#[test]
+fn values_by_windows_version() {
+    for case in matrix() {
+        let (m, root, label) = (&case.machine, &case.root, &case.label);
+        let w = &m.windows;
+        let uefi = m.firmware != BIOS;
+        let has = |path: &str| root.path(path).is_some();
+        let kvm = m.domain_type == DomainType::Kvm;
+        let hyperv = kvm && !w.nt5() && (w.at_least_8() || !uefi);
+        assert_eq!(has("features/hyperv"), hyperv, "{label}");
+        let timers = root.path("clock").unwrap();
+        let hv_timer = timers
+            .all("timer")
+            .any(|t| t.attr("name") == Some("hypervclock"));
+        assert_eq!(hv_timer, hyperv, "{label}");
+        let panic = root.path("devices/panic").map(|p| p.attr("model").unwrap());
+        let want = if hyperv {
+            Some("hyperv")
+        } else if kvm {
+            None
+        } else {
+            Some("isa")
+        };
+        assert_eq!(panic, want, "{label}");
+        let machine_type = root.path("os/type").unwrap().attr("machine");
+        assert_eq!(
+            machine_type,
+            Some(if w.nt5() { "pc" } else { "q35" }),
+            "{label}"
+        );
+        assert_eq!(has("os/loader"), uefi, "{label}");
+        assert_eq!(has("features/smm"), m.firmware == SECURE, "{label}");
+        assert_eq!(has("devices/tpm"), m.tpm && uefi, "{label}");
+        let cpu = root.path("cpu").unwrap().attr("mode");
+        assert_eq!(
+            cpu,
+            Some(if kvm { "host-passthrough" } else { "maximum" }),
+            "{label}"
+        );
+        let topology = root.path("cpu/topology").unwrap();
+        assert_eq!(
+            (topology.attr("sockets"), topology.attr("cores")),
+            (Some("1"), Some("4"))
+        );
+        let nic = root
+            .path("devices/interface/model")
+            .unwrap()
+            .attr("type")
+            .unwrap();
+        let want = match case.stage {
+            Stage::Final => "virtio",
+            Stage::Bootstrap if m.drivers.netkvm => "virtio",
+            Stage::Bootstrap if w.nt5() => "rtl8139",
+            Stage::Bootstrap if !w.at_least_8() => "e1000",
+            Stage::Bootstrap => "e1000e",
+        };
+        assert_eq!(nic, want, "{label}");
+        let links: Vec<_> = root
+            .path("devices")
+            .unwrap()
+            .all("interface")
+            .map(|i| i.first("link").is_some())
+            .collect();
+        assert_eq!(
+            links,
+            m.nics.iter().map(|n| !n.link_up).collect::<Vec<_>>(),
+            "{label}"
+        );
+        assert_eq!(has("devices/channel"), m.drivers.agent, "{label}");
+        assert_eq!(has("devices/rng"), m.drivers.rng, "{label}");
+        let balloon = root.path("devices/memballoon").unwrap().attr("model");
+        assert_eq!(
+            balloon,
+            Some(if m.drivers.balloon { "virtio" } else { "none" }),
+            "{label}"
+        );
+    }
+}
+
+#[test]
+fn snapshots() {
+    let mut m = machine();
+    insta::assert_snapshot!(
+        "w10-uefi-blk-bootstrap",
+        to_xml(&m, Stage::Bootstrap, &images(UEFI)).unwrap()
+    );
+    m.drivers = Drivers {
+        agent: true,
+        balloon: true,
+        rng: true,
+        netkvm: true,
+    };
+    insta::assert_snapshot!(
+        "w10-uefi-blk-final",
+        to_xml(&m, Stage::Final, &images(UEFI)).unwrap()
+    );
+    let mut m = machine();
+    (m.windows.minor, m.windows.major, m.windows.build) = (1, 6, 7601);
+    (m.firmware, m.bus, m.nvram) = (BIOS, StorageBus::VirtioScsi, None);
+    m.disks.push(disk("/dev/vg/data", false));
+    insta::assert_snapshot!(
+        "w7-bios-scsi-bootstrap",
+        to_xml(&m, Stage::Bootstrap, &FirmwareChoice::Bios).unwrap()
+    );
+    insta::assert_snapshot!(
+        "w7-bios-scsi-final",
+        to_xml(&m, Stage::Final, &FirmwareChoice::Bios).unwrap()
+    );
+}
+
+#[test]
+fn four_k_sectors() {
+    let mut m = machine();
+    m.disks[0].sector_size = 4096;
+    assert_eq!(
+        to_xml(&m, Stage::Bootstrap, &images(UEFI)),
+        Err(DomainError::SectorSize {
+            path: "/vm/win10.qcow2".into(),
+            sector_size: 4096,
+            bus: "sata"
+        })
+    );
+    m.bootstrap = Bootstrap::None;
+    let xml = to_xml(&m, Stage::Final, &images(UEFI)).unwrap();
+    let root = Element::parse(xml.as_bytes()).unwrap();
+    let blockio = root.path("devices/disk/blockio").unwrap();
+    assert_eq!(blockio.attr("logical_block_size"), Some("4096"));
+    m.firmware = BIOS;
+    let error = to_xml(&m, Stage::Final, &FirmwareChoice::Bios).unwrap_err();
+    assert!(
+        matches!(error, DomainError::BiosSectorSize { .. }),
+        "{error}"
+    );
+    m.disks[0].sector_size = 520;
+    let error = to_xml(&m, Stage::Final, &FirmwareChoice::Bios).unwrap_err();
+    assert!(
+        matches!(error, DomainError::BadSectorSize { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn refusals() {
+    type Change = fn(&mut Machine);
+    let cases: [(Change, &str); 15] = [
+        (|m| m.bootstrap = Bootstrap::None, "no bootstrap stage"),
+        (|m| m.disks.clear(), "0 disks are marked"),
+        (|m| m.disks.push(disk("/b", true)), "2 disks are marked"),
+        (
+            |m| m.disks[0].path = "a.qcow2".into(),
+            "not an absolute path",
+        ),
+        (|m| m.disks[0].path = "/a\nb".into(), "XML cannot hold"),
+        (|m| m.probe = Some("probe".into()), "not an absolute path"),
+        (|m| m.disks[0].serial = Some("a,b".into()), "disk serial"),
+        (|m| m.disks[0].serial = Some("x".repeat(21)), "disk serial"),
+        (|m| m.memory_mib = 0, "no memory"),
+        (|m| m.vcpus = 0, "no vCPUs"),
+        (
+            |m| {
+                m.topology = Some(Topology {
+                    sockets: 2,
+                    cores: 4,
+                    threads: 1,
+                })
+            },
+            "4 vCPUs do not match 2",
+        ),
+        (
+            |m| {
+                m.topology = Some(Topology {
+                    sockets: u32::MAX,
+                    cores: u32::MAX,
+                    threads: 4,
+                })
+            },
+            "do not match",
+        ),
+        (|m| m.windows.arch = "arm64".into(), "Windows for arm64"),
+        (
+            |m| m.firmware = SECURE,
+            "does not fit a UEFI Secure Boot guest",
+        ),
+        (
+            |m| {
+                m.disks
+                    .extend((0..17).map(|n| disk(&format!("/d{n}"), false)))
+            },
+            "18 disks on sata in the first boot, at most 17",
+        ),
+    ];
+    for (change, want) in cases {
+        let mut m = machine();
+        change(&mut m);
+        let error = to_xml(&m, Stage::Bootstrap, &images(UEFI))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(want), "{want}: {error}");
+    }
+    let mut m = machine();
+    m.disks
+        .extend((0..16).map(|n| disk(&format!("/d{n}"), false)));
+    let xml = to_xml(&m, Stage::Bootstrap, &images(UEFI)).unwrap();
+    let root = Element::parse(xml.as_bytes()).unwrap();
+    let sata = root
+        .path("devices")
+        .unwrap()
+        .all("controller")
+        .filter(|c| c.attr("type") == Some("sata"));
+    assert_eq!(sata.count(), 3);
+    m.bootstrap = Bootstrap::Ide;
+    let error = to_xml(&m, Stage::Bootstrap, &images(UEFI))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("on ide in the first boot, at most 3"),
+        "{error}"
+    );
+}
+
+#[test]
+fn hostile_names_and_paths() {
+    let nasty = "a&b<c>\"d'e\u{1}\u{7f}/../\nf]]>\u{ffff}";
+    let mut m = machine();
+    m.name = nasty.into();
+    m.disks[0].path = "/vm/a&b<c>\"d'e/ü.qcow2".into();
+    m.nics[0].source = NicSource::Network(nasty.into());
+    m.serial = Some(nasty.into());
+    let xml = to_xml(&m, Stage::Final, &images(UEFI)).unwrap();
+    assert!(
+        xml.chars()
+            .all(|c| c == '\n' || !c.is_control() || c == '\u{7f}')
+    );
+    let root = Element::parse(xml.as_bytes()).unwrap();
+    assert_eq!(root.text_of("name"), Some("a&b<c>\"d'e-..-f]]>"));
+    let source = root.path("devices/disk/source").unwrap();
+    assert_eq!(source.attr("file"), Some("/vm/a&b<c>\"d'e/ü.qcow2"));
+    for (name, want) in [
+        ("", "vm"),
+        ("..", "vm"),
+        (" \t ", "vm"),
+        ("  x ", "x"),
+        ("a/b", "a-b"),
+    ] {
+        assert_eq!(domain_name(name), want);
+    }
+    assert_eq!(domain_name(&"é".repeat(300)).len(), 200);
+}
+
+#[test]
+fn target_names() {
+    for (n, want) in [
+        (0, "vda"),
+        (25, "vdz"),
+        (26, "vdaa"),
+        (51, "vdaz"),
+        (52, "vdba"),
+        (702, "vdaaa"),
+    ] {
+        assert_eq!(target_name("vd", n), want);
+    }
+}
+
+/// Runs a judge, or says that it is not there (an error where tools are required).
+fn judge(program: &str, args: &[&str]) -> Option<(bool, String)> {
+    #[allow(clippy::disallowed_methods)]
+    let output = std::process::Command::new(program)
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(std::process::Stdio::null())
+        .output();
+    match output {
+        Ok(output) => {
+            let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.push_str(&String::from_utf8_lossy(&output.stderr));
+            Some((output.status.success(), text))
+        }
+        Err(error) if std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some() => {
+            panic!("{program}: {error}")
+        }
+        Err(error) => {
+            skip(&format!("{program}: {error}"));
+            None
+        }
+    }
+}
+
+#[allow(clippy::print_stderr)]
+fn skip(why: &str) {
+    eprintln!("SKIP {why}");
+}
+
+fn write_all(dir: &Path, cases: &[Case]) -> Vec<PathBuf> {
+    cases
+        .iter()
+        .enumerate()
+        .map(|(n, case)| {
+            let path = dir.join(format!("{n}.xml"));
+            std::fs::write(&path, &case.xml).unwrap();
+            path
+        })
+        .collect()
+}
+
+/// Portable and unusual machines, on top of the matrix.
+fn oddities() -> Vec<Case> {
+    let mut list = Vec::new();
+    let mut uuid = 0x1000;
+    let mut add = |label: &str, m: Machine, choice: FirmwareChoice| {
+        uuid += 1;
+        for stage in [Stage::Bootstrap, Stage::Final] {
+            if stage == Stage::Bootstrap && m.bootstrap == Bootstrap::None {
+                continue;
+            }
+            let mut m = m.clone();
+            m.name = label.into();
+            m.uuid = Uuid::from_u128(uuid);
+            let xml = to_xml(&m, stage, &choice).unwrap();
+            list.push(Case {
+                label: format!("{label} {stage:?}"),
+                root: Element::parse(xml.as_bytes()).unwrap(),
+                machine: m,
+                stage,
+                xml,
+            });
+        }
+    };
+    let mut m = machine();
+    m.firmware = SECURE;
+    m.tpm = true;
+    add(
+        "portable",
+        m.clone(),
+        FirmwareChoice::Portable { secure_boot: true },
+    );
+    m.nvram = None;
+    m.firmware = UEFI;
+    add(
+        "portable-no-nvram",
+        m,
+        FirmwareChoice::Portable { secure_boot: false },
+    );
+    let mut m = machine();
+    m.bootstrap = Bootstrap::Ide;
+    (m.firmware, m.nvram) = (BIOS, None);
+    m.serial_log = Some("/vm/com1.log".into());
+    m.graphics = Graphics::None;
+    add("ide", m.clone(), FirmwareChoice::Bios);
+    m.graphics = Graphics::Spice;
+    m.video = Video::Qxl;
+    add("spice", m, FirmwareChoice::Bios);
+    let mut m = machine();
+    m.graphics = Graphics::Spice;
+    m.video = Video::Virtio;
+    m.disks
+        .extend((0..16).map(|n| disk(&format!("/d{n}"), false)));
+    add("many-blk", m.clone(), images(UEFI));
+    m.bus = StorageBus::VirtioScsi;
+    add("many-scsi", m, images(UEFI));
+    let mut m = machine();
+    m.bootstrap = Bootstrap::None;
+    m.disks[0].sector_size = 4096;
+    m.name = "4kn".into();
+    add("4kn", m.clone(), images(UEFI));
+    m.disks[0].sector_size = 512;
+    m.windows.major = 5;
+    m.bootstrap = Bootstrap::Sata;
+    (m.firmware, m.nvram) = (BIOS, None);
+    add("nt5-on-sata", m, FirmwareChoice::Bios);
+    list
+}
+
+/// The schema of this host's libvirt accepts every document.
+#[test]
+fn schema_accepts_every_domain() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: Vec<Case> = matrix().into_iter().chain(oddities()).collect();
+    let files = write_all(dir.path(), &cases);
+    let names: Vec<&str> = files.iter().map(|f| f.to_str().unwrap()).collect();
+    // virt-xml-validate takes one file per run, so a few go through it and all through xmllint.
+    for index in [0, 5, cases.len() - 1] {
+        let Some((ok, text)) = judge("virt-xml-validate", &[names[index], "domain"]) else {
+            return;
+        };
+        assert!(ok, "{}\n{text}", cases[index].label);
+    }
+    let schema = "/usr/share/libvirt/schemas/domain.rng";
+    let args: Vec<&str> = ["--noout", "--relaxng", schema]
+        .into_iter()
+        .chain(names)
+        .collect();
+    if let Some((ok, text)) = judge("xmllint", &args) {
+        let bad: Vec<&str> = text
+            .lines()
+            .filter(|l| !l.ends_with(" validates"))
+            .collect();
+        assert!(ok, "{}", bad.join("\n"));
+    }
+}
+
+/// A real libvirt with its QEMU driver defines every document, adds no PCI device and moves none,
+/// and takes the final stage over the bootstrap of the same name and UUID.
+#[test]
+fn libvirt_defines_every_domain() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cases: Vec<Case> = matrix()
+        .into_iter()
+        .chain(oddities())
+        // Debian's QEMU, for one, is built without Spice in its main package.
+        .filter(|case| case.machine.graphics != Graphics::Spice)
+        .collect();
+    if std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none() {
+        // A third will do while working: one pair of stages in three.
+        let mut n = 0;
+        cases.retain(|case| {
+            n += u32::from(case.stage == Stage::Bootstrap);
+            n % 3 == 1 || !case.machine.name.starts_with('m')
+        });
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let tpm = std::env::split_paths(&path).any(|dir| dir.join("swtpm_setup").exists());
+    if !tpm {
+        skip("swtpm_setup is missing, so machines are defined without their TPM");
+    }
+    for case in &mut cases {
+        // KVM is missing on build machines, and libvirt checks the domain type against the host.
+        case.xml = case
+            .xml
+            .replace("<domain type=\"kvm\">", "<domain type=\"qemu\">")
+            .replace(
+                "mode=\"host-passthrough\" check=\"none\" migratable=\"on\"",
+                "mode=\"maximum\"",
+            );
+        if let (false, Some((before, after))) = (tpm, case.xml.split_once("    <tpm ")) {
+            let (_, after) = after.split_once("</tpm>\n").unwrap();
+            case.xml = format!("{before}{after}");
+        }
+    }
+    let files = write_all(dir.path(), &cases);
+    let uri = format!("qemu:///embed?root={}", dir.path().join("root").display());
+    let script: Vec<String> = files
+        .iter()
+        .zip(&cases)
+        .map(|(file, case)| format!("define {}; dumpxml {}", file.display(), case.machine.name))
+        .collect();
+    let Some((ok, text)) = judge("virsh", &["-q", "-c", &uri, &script.join("; ")]) else {
+        return;
+    };
+    let errors: Vec<&str> = text.lines().filter(|l| l.starts_with("error:")).collect();
+    assert!(ok && errors.is_empty(), "{}", errors.join("\n"));
+    let (documents, mut defined) = (text.split_inclusive("</domain>"), 0);
+    let pci = |root: &Element| {
+        let mut all: Vec<_> = root
+            .descendants("address")
+            .into_iter()
+            .filter(|a| a.attr("type") == Some("pci") && a.attr("multifunction").is_none())
+            .map(|a| a.attrs.clone())
+            .collect();
+        all.sort();
+        all
+    };
+    for (case, document) in cases.iter().zip(documents) {
+        let root = Element::parse(document.trim().as_bytes()).unwrap();
+        assert_eq!(pci(&root), pci(&case.root), "{}", case.label);
+        let want = case.machine.uuid.to_string();
+        assert_eq!(root.text_of("uuid"), Some(want.as_str()), "{}", case.label);
+        let mark = root.path("metadata/conversion").unwrap();
+        assert_eq!(
+            mark.attr("stage"),
+            Some(case.stage.as_str()),
+            "{}",
+            case.label
+        );
+        defined += 1;
+    }
+    assert_eq!(defined, cases.len());
+}

@@ -1,0 +1,686 @@
+//! Writes libvirt domain XML from a [`Machine`].
+//!
+//! Follows <https://libvirt.org/formatdomain.html>. Both stages come from the same code: what
+//! differs is the controller of the disks, the model of the NIC while netkvm is missing, and the
+//! probe disk and driver ISO of the first boot.
+//!
+//! Choices that are not obvious:
+//! - The probe of a virtio-blk machine sits at the PCI address of the later boot disk, and a
+//!   virtio-scsi controller is the same device in both stages: the driver that Windows binds in
+//!   the first boot is bound for exactly the device it boots from next.
+//! - On the virtio-scsi bus the probe has a target number of its own, so that nothing Windows
+//!   notes about the probe (offline policy, for one) is applied to a real disk.
+//! - Windows before 8 has no xHCI and no 82574L driver: it gets EHCI and `e1000`; NT 5 UHCI and
+//!   `rtl8139`.
+//! - No Hyper-V enlightenments on NT 5, under software emulation, or on UEFI before Windows 8
+//!   (they hang there). The panic device needs them: Windows reports a crash through Hyper-V
+//!   registers, and has no driver for the ISA one, which is used under emulation only.
+//! - A domain carries an element in [`HYPER2KVM_NS`], so that we never touch one we did not define.
+
+use std::path::Path;
+
+use super::check::{DomainError, bootstrap_bus, check, path_text};
+use super::element::Element;
+use super::firmware::FirmwareChoice;
+use super::model::{
+    Bootstrap, Chipset, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
+    StorageBus, Video,
+};
+use super::slots::{PciAddress, Role, Slots};
+
+/// Namespace of the metadata element that marks a domain as ours: `<conversion stage='...'/>`.
+pub const HYPER2KVM_NS: &str = "urn:hyper2kvm:domain:1";
+
+const OSINFO_NS: &str = "http://libosinfo.org/xmlns/libvirt/domain/1.0";
+const SATA_PORTS: usize = 6;
+const MAX_SATA_CONTROLLERS: usize = 3;
+const IDE_UNITS: usize = 4;
+
+/// The domain XML of one stage.
+pub fn to_xml(
+    machine: &Machine,
+    stage: Stage,
+    firmware: &FirmwareChoice,
+) -> Result<String, DomainError> {
+    Ok(to_element(machine, stage, firmware)?.to_document())
+}
+
+/// The same as a tree, for callers that patch it before writing.
+pub fn to_element(
+    machine: &Machine,
+    stage: Stage,
+    firmware: &FirmwareChoice,
+) -> Result<Element, DomainError> {
+    check(machine, stage, firmware)?;
+    let data_disks = machine.disks.len() - 1;
+    let chipset = machine.chipset();
+    let slots = Slots::new(chipset, machine.nics.len(), data_disks).map_err(|(needed, max)| {
+        DomainError::TooManyDevices {
+            chipset: chipset.as_str(),
+            needed,
+            max,
+        }
+    })?;
+    Builder {
+        machine,
+        stage,
+        firmware,
+        slots,
+    }
+    .domain()
+}
+
+/// A name libvirt accepts, from free text: no `/`, no control characters, not empty, not too long
+/// for the file names libvirt derives from it.
+pub fn domain_name(name: &str) -> String {
+    let mut clean: String = name
+        .chars()
+        .filter(|c| !c.is_control() && !matches!(c, '\u{fffe}' | '\u{ffff}'))
+        .map(|c| if c == '/' { '-' } else { c })
+        .collect();
+    let mut end = clean.len().min(200);
+    while !clean.is_char_boundary(end) {
+        end -= 1;
+    }
+    clean.truncate(end);
+    match clean.trim() {
+        "" | "." | ".." => "vm".to_owned(),
+        trimmed => trimmed.to_owned(),
+    }
+}
+
+/// `vda`, ... `vdz`, `vdaa`, ...
+pub(crate) fn target_name(prefix: &str, index: usize) -> String {
+    let mut letters = Vec::new();
+    let mut n = index;
+    loop {
+        letters.push(b'a' + (n % 26) as u8);
+        n /= 26;
+        if n == 0 {
+            break;
+        }
+        n -= 1;
+    }
+    let letters: String = letters.iter().rev().map(|b| *b as char).collect();
+    format!("{prefix}{letters}")
+}
+
+fn el(name: &str) -> Element {
+    Element::new(name)
+}
+
+fn value(name: &str, text: impl AsRef<str>) -> Element {
+    el(name).text(text)
+}
+
+fn on(name: &str) -> Element {
+    el(name).with("state", "on")
+}
+
+fn drive_address(controller: usize, bus: usize, target: usize, unit: usize) -> Element {
+    el("address")
+        .with("type", "drive")
+        .with("controller", controller.to_string())
+        .with("bus", bus.to_string())
+        .with("target", target.to_string())
+        .with("unit", unit.to_string())
+}
+
+struct Builder<'a> {
+    machine: &'a Machine,
+    stage: Stage,
+    firmware: &'a FirmwareChoice,
+    slots: Slots,
+}
+
+impl Builder<'_> {
+    fn uefi(&self) -> bool {
+        matches!(self.machine.firmware, Firmware::Uefi { .. })
+    }
+
+    fn enlightened(&self) -> bool {
+        let windows = &self.machine.windows;
+        self.machine.domain_type == DomainType::Kvm
+            && !windows.nt5()
+            && (windows.at_least_8() || !self.uefi())
+    }
+
+    fn domain(&self) -> Result<Element, DomainError> {
+        let m = self.machine;
+        let kind = match m.domain_type {
+            DomainType::Kvm => "kvm",
+            DomainType::Qemu => "qemu",
+        };
+        let mut domain = el("domain")
+            .with("type", kind)
+            .child(value("name", domain_name(&m.name)))
+            .child(value("uuid", m.uuid.to_string()));
+        if let Some(genid) = m.genid {
+            domain.push(value("genid", genid.to_string()));
+        }
+        domain.push(self.metadata());
+        domain.push(value("memory", m.memory_mib.to_string()).with("unit", "MiB"));
+        domain.push(value("currentMemory", m.memory_mib.to_string()).with("unit", "MiB"));
+        domain.push(value("vcpu", m.vcpus.to_string()).with("placement", "static"));
+        if let Some(serial) = &m.serial {
+            domain.push(
+                el("sysinfo")
+                    .with("type", "smbios")
+                    .child(el("system").child(value("entry", serial).with("name", "serial"))),
+            );
+        }
+        domain.push(self.os()?);
+        domain.push(self.features());
+        domain.push(self.cpu());
+        domain.push(self.clock());
+        domain.push(value("on_poweroff", "destroy"));
+        domain.push(value("on_reboot", "restart"));
+        // The first boot keeps a crashed machine, with its stop screen, for whoever looks.
+        domain.push(value(
+            "on_crash",
+            match self.stage {
+                Stage::Bootstrap => "preserve",
+                Stage::Final => "restart",
+            },
+        ));
+        domain.push(
+            el("pm")
+                .child(el("suspend-to-mem").with("enabled", "no"))
+                .child(el("suspend-to-disk").with("enabled", "no")),
+        );
+        domain.push(self.devices()?);
+        Ok(domain)
+    }
+
+    fn metadata(&self) -> Element {
+        el("metadata")
+            .child(
+                el("libosinfo:libosinfo")
+                    .with("xmlns:libosinfo", OSINFO_NS)
+                    .child(el("libosinfo:os").with("id", self.machine.windows.osinfo_id())),
+            )
+            .child(
+                el("hyper2kvm:conversion")
+                    .with("xmlns:hyper2kvm", HYPER2KVM_NS)
+                    .with("stage", self.stage.as_str()),
+            )
+    }
+
+    fn os(&self) -> Result<Element, DomainError> {
+        let m = self.machine;
+        let kind = value("type", "hvm")
+            .with("arch", "x86_64")
+            .with("machine", m.chipset().as_str());
+        let mut os = el("os");
+        let nvram = m.nvram.as_deref().map(path_text).transpose()?;
+        match self.firmware {
+            FirmwareChoice::Bios => os.push(kind),
+            FirmwareChoice::Portable { secure_boot } => {
+                let enabled = if *secure_boot { "yes" } else { "no" };
+                let feature = |name| el("feature").with("enabled", enabled).with("name", name);
+                os = os.with("firmware", "efi").child(kind).child(
+                    el("firmware")
+                        .child(feature("secure-boot"))
+                        .child(feature("enrolled-keys")),
+                );
+                if let Some(nvram) = nvram {
+                    os.push(value("nvram", nvram));
+                }
+            }
+            FirmwareChoice::Images(images) => {
+                let mut loader = value("loader", path_text(&images.code)?)
+                    .with("readonly", "yes")
+                    .with("type", "pflash");
+                let mut vars = el("nvram").with("template", path_text(&images.vars)?);
+                if images.smm {
+                    loader = loader.with("secure", "yes");
+                }
+                // Older libvirt knows no format here, and needs none for raw images.
+                if images.code_format != "raw" {
+                    loader = loader.with("format", &images.code_format);
+                }
+                if images.vars_format != "raw" {
+                    vars = vars
+                        .with("templateFormat", &images.vars_format)
+                        .with("format", &images.vars_format);
+                }
+                os.push(kind);
+                os.push(loader);
+                os.push(vars.text(nvram.unwrap_or_default()));
+            }
+        }
+        if m.serial.is_some() {
+            os.push(el("smbios").with("mode", "sysinfo"));
+        }
+        Ok(os)
+    }
+
+    fn features(&self) -> Element {
+        let mut features = el("features").child(el("acpi")).child(el("apic"));
+        if self.enlightened() {
+            features.push(
+                el("hyperv")
+                    .with("mode", "custom")
+                    .child(on("relaxed"))
+                    .child(on("vapic"))
+                    .child(on("spinlocks").with("retries", "8191"))
+                    .child(on("vpindex"))
+                    .child(on("runtime"))
+                    .child(on("synic"))
+                    .child(on("stimer").child(on("direct")))
+                    .child(on("frequencies"))
+                    .child(on("tlbflush"))
+                    .child(on("ipi")),
+            );
+        }
+        features.push(el("vmport").with("state", "off"));
+        let smm = match self.firmware {
+            FirmwareChoice::Images(images) => images.smm,
+            FirmwareChoice::Portable { secure_boot } => *secure_boot,
+            FirmwareChoice::Bios => false,
+        };
+        if smm {
+            features.push(on("smm"));
+        }
+        features
+    }
+
+    fn cpu(&self) -> Element {
+        let m = self.machine;
+        let cpu = match m.domain_type {
+            DomainType::Kvm => el("cpu")
+                .with("mode", "host-passthrough")
+                .with("check", "none")
+                .with("migratable", "on"),
+            // qemu64 has no SSE4.2, which Windows 11 24H2 wants.
+            DomainType::Qemu => el("cpu").with("mode", "maximum").with("check", "none"),
+        };
+        let (sockets, cores, threads) = m
+            .topology
+            .map_or((1, m.vcpus, 1), |t| (t.sockets, t.cores, t.threads));
+        cpu.child(
+            el("topology")
+                .with("sockets", sockets.to_string())
+                .with("cores", cores.to_string())
+                .with("threads", threads.to_string()),
+        )
+    }
+
+    fn clock(&self) -> Element {
+        let timer = |name: &str| el("timer").with("name", name);
+        let offset = if self.machine.clock_utc {
+            "utc"
+        } else {
+            "localtime"
+        };
+        let mut clock = el("clock")
+            .with("offset", offset)
+            .child(timer("rtc").with("tickpolicy", "catchup"))
+            .child(timer("pit").with("tickpolicy", "delay"))
+            .child(timer("hpet").with("present", "no"));
+        if self.enlightened() {
+            clock.push(timer("hypervclock").with("present", "yes"));
+        }
+        clock
+    }
+
+    fn devices(&self) -> Result<Element, DomainError> {
+        let m = self.machine;
+        let mut devices = el("devices");
+        if let Some(emulator) = &m.emulator {
+            devices.push(value("emulator", path_text(emulator)?));
+        }
+        match self.stage {
+            Stage::Bootstrap => self.bootstrap_disks(&mut devices)?,
+            Stage::Final => self.final_disks(&mut devices)?,
+        }
+        self.controllers(&mut devices);
+        for (n, nic) in m.nics.iter().enumerate() {
+            let (kind, name) = match &nic.source {
+                NicSource::Network(name) => ("network", name),
+                NicSource::Bridge(name) => ("bridge", name),
+            };
+            let mut interface = el("interface")
+                .with("type", kind)
+                .child(el("mac").with("address", nic.mac.to_string()))
+                .child(el("source").with(kind, name))
+                .child(el("model").with("type", self.nic_model()));
+            if !nic.link_up {
+                interface.push(el("link").with("state", "down"));
+            }
+            interface.push(self.slots.of(Role::Nic(n)).element());
+            devices.push(interface);
+        }
+        devices.push(self.serial()?);
+        if m.drivers.agent {
+            devices.push(
+                el("channel")
+                    .with("type", "unix")
+                    .child(
+                        el("target")
+                            .with("type", "virtio")
+                            .with("name", "org.qemu.guest_agent.0"),
+                    )
+                    .child(
+                        el("address")
+                            .with("type", "virtio-serial")
+                            .with("controller", "0")
+                            .with("bus", "0")
+                            .with("port", "1"),
+                    ),
+            );
+        }
+        // An absolute pointer keeps the mouse in place over VNC.
+        devices.push(el("input").with("type", "tablet").with("bus", "usb"));
+        if m.tpm && self.uefi() {
+            devices.push(
+                el("tpm").with("model", "tpm-crb").child(
+                    el("backend")
+                        .with("type", "emulator")
+                        .with("version", "2.0"),
+                ),
+            );
+        }
+        self.display(&mut devices);
+        devices.push(if m.drivers.balloon {
+            el("memballoon")
+                .with("model", "virtio")
+                .child(self.slots.of(Role::Balloon).element())
+        } else {
+            el("memballoon").with("model", "none")
+        });
+        if m.drivers.rng {
+            devices.push(
+                el("rng")
+                    .with("model", "virtio")
+                    .child(value("backend", "/dev/urandom").with("model", "random"))
+                    .child(self.slots.of(Role::Rng).element()),
+            );
+        }
+        if self.enlightened() {
+            devices.push(el("panic").with("model", "hyperv"));
+        } else if m.domain_type == DomainType::Qemu {
+            devices.push(el("panic").with("model", "isa"));
+        }
+        Ok(devices)
+    }
+
+    fn nic_model(&self) -> &'static str {
+        let windows = &self.machine.windows;
+        if self.stage == Stage::Final || self.machine.drivers.netkvm {
+            "virtio"
+        } else if windows.at_least_8() {
+            "e1000e"
+        } else if windows.nt5() {
+            "rtl8139"
+        } else {
+            "e1000"
+        }
+    }
+
+    fn serial(&self) -> Result<Element, DomainError> {
+        let serial = match &self.machine.serial_log {
+            Some(path) => el("serial").with("type", "file").child(
+                el("source")
+                    .with("path", path_text(path)?)
+                    .with("append", "off"),
+            ),
+            None => el("serial").with("type", "pty"),
+        };
+        Ok(serial.child(
+            el("target")
+                .with("type", "isa-serial")
+                .with("port", "0")
+                .child(el("model").with("name", "isa-serial")),
+        ))
+    }
+
+    fn display(&self, devices: &mut Element) {
+        let kind = match self.machine.graphics {
+            Graphics::Vnc => "vnc",
+            Graphics::Spice => "spice",
+            Graphics::None => "",
+        };
+        if !kind.is_empty() {
+            devices.push(
+                el("graphics")
+                    .with("type", kind)
+                    .with("autoport", "yes")
+                    .with("listen", "127.0.0.1"),
+            );
+        }
+        let model = match self.machine.video {
+            Video::Vga => el("model").with("type", "vga").with("vram", "16384"),
+            Video::Qxl => el("model").with("type", "qxl"),
+            Video::Virtio => el("model").with("type", "virtio"),
+        };
+        devices.push(
+            el("video")
+                .child(model.with("heads", "1").with("primary", "yes"))
+                .child(self.slots.video().element()),
+        );
+    }
+
+    fn controllers(&self, devices: &mut Element) {
+        let m = self.machine;
+        let controller = |kind: &str, index: u8| {
+            el("controller")
+                .with("type", kind)
+                .with("index", index.to_string())
+        };
+        for pci in self.slots.controllers() {
+            devices.push(pci);
+        }
+        let usb = |model: &str| controller("usb", 0).with("model", model);
+        match m.chipset() {
+            Chipset::Pc => {
+                devices.push(usb("piix3-uhci").child(PciAddress::new(0, 1, 2).element()));
+                devices.push(controller("ide", 0).child(PciAddress::new(0, 1, 1).element()));
+            }
+            Chipset::Q35 if m.windows.at_least_8() => {
+                devices.push(usb("qemu-xhci").child(self.slots.of(Role::Usb).element()))
+            }
+            Chipset::Q35 => {
+                devices.push(usb("ich9-ehci1").child(PciAddress::new(0, 0x1d, 7).element()));
+                for n in 0..3u8 {
+                    let address = PciAddress::new(0, 0x1d, n).element();
+                    devices.push(
+                        usb(&format!("ich9-uhci{}", n + 1))
+                            .child(el("master").with("startport", (2 * n).to_string()))
+                            .child(if n == 0 {
+                                address.with("multifunction", "on")
+                            } else {
+                                address
+                            }),
+                    );
+                }
+            }
+        }
+        for index in 0..self.sata_controllers() {
+            devices.push(controller("sata", index).child(self.slots.sata(index).element()));
+        }
+        if m.bus == StorageBus::VirtioScsi {
+            devices.push(
+                controller("scsi", 0)
+                    .with("model", "virtio-scsi")
+                    .child(self.slots.of(Role::Storage).element()),
+            );
+        }
+        if m.drivers.agent {
+            devices
+                .push(controller("virtio-serial", 0).child(self.slots.of(Role::Serial).element()));
+        }
+    }
+
+    /// Disks and the ISO on the bootstrap controller.
+    fn bootstrap_units(&self) -> usize {
+        self.machine.disks.len() + usize::from(self.machine.driver_iso.is_some())
+    }
+
+    fn sata_controllers(&self) -> u8 {
+        let m = self.machine;
+        let wanted = match (self.stage, m.bootstrap) {
+            (Stage::Bootstrap, Bootstrap::Sata) => self.bootstrap_units().div_ceil(SATA_PORTS),
+            _ => 0,
+        };
+        let least = usize::from(m.chipset() == Chipset::Q35 || m.bootstrap == Bootstrap::Sata);
+        u8::try_from(wanted.max(least).min(MAX_SATA_CONTROLLERS)).unwrap_or(u8::MAX)
+    }
+
+    /// The boot disk first, the others as they come.
+    fn disks(&self) -> impl Iterator<Item = (usize, &Disk)> {
+        let disks = &self.machine.disks;
+        let boot = disks.iter().filter(|d| d.boot);
+        boot.chain(disks.iter().filter(|d| !d.boot)).enumerate()
+    }
+
+    fn bootstrap_disks(&self, devices: &mut Element) -> Result<(), DomainError> {
+        let m = self.machine;
+        let bus = bootstrap_bus(m.bootstrap);
+        let (prefix, units) = match m.bootstrap {
+            Bootstrap::Ide => ("hd", IDE_UNITS),
+            _ => ("sd", SATA_PORTS * MAX_SATA_CONTROLLERS),
+        };
+        let (disks, used) = (m.disks.len(), self.bootstrap_units());
+        if used > units {
+            let max = units - usize::from(m.driver_iso.is_some());
+            return Err(DomainError::TooManyDisks { bus, disks, max });
+        }
+        let unit = |n: usize| match m.bootstrap {
+            Bootstrap::Ide => drive_address(0, n / 2, 0, n % 2),
+            _ => drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS),
+        };
+        for (n, disk) in self.disks() {
+            devices.push(disk_element(
+                disk,
+                bus,
+                &target_name(prefix, n),
+                unit(n),
+                None,
+            )?);
+        }
+        if let Some(iso) = &m.driver_iso {
+            let n = m.disks.len();
+            devices.push(
+                source_element(iso, "cdrom")?
+                    .child(
+                        el("target")
+                            .with("dev", target_name(prefix, n))
+                            .with("bus", bus),
+                    )
+                    .child(el("readonly"))
+                    .child(unit(n)),
+            );
+        }
+        if let Some(probe) = &m.probe {
+            let disk = Disk {
+                path: probe.clone(),
+                format: super::model::DiskFormat::Qcow2,
+                serial: Some("h2k-probe".to_owned()),
+                sector_size: 512,
+                boot: false,
+            };
+            let (bus, target, address) = match m.bus {
+                StorageBus::VirtioBlk => (
+                    "virtio",
+                    target_name("vd", 0),
+                    self.slots.of(Role::Storage).element(),
+                ),
+                StorageBus::VirtioScsi => (
+                    "scsi",
+                    // SATA and SCSI targets share the name space; the address is what counts.
+                    target_name("sd", used),
+                    drive_address(0, 0, disks, 0),
+                ),
+            };
+            devices.push(disk_element(&disk, bus, &target, address, None)?);
+        }
+        Ok(())
+    }
+
+    fn final_disks(&self, devices: &mut Element) -> Result<(), DomainError> {
+        for (n, disk) in self.disks() {
+            let (bus, prefix, address) = match (self.machine.bus, n) {
+                (StorageBus::VirtioBlk, 0) => {
+                    ("virtio", "vd", self.slots.of(Role::Storage).element())
+                }
+                (StorageBus::VirtioBlk, n) => {
+                    ("virtio", "vd", self.slots.of(Role::Data(n - 1)).element())
+                }
+                (StorageBus::VirtioScsi, n) => ("scsi", "sd", drive_address(0, 0, n, 0)),
+            };
+            let blockio = (disk.sector_size == 4096).then(|| {
+                el("blockio")
+                    .with("logical_block_size", "4096")
+                    .with("physical_block_size", "4096")
+            });
+            devices.push(disk_element(
+                disk,
+                bus,
+                &target_name(prefix, n),
+                address,
+                blockio,
+            )?);
+        }
+        Ok(())
+    }
+}
+
+/// `<disk>` with its source, by what the path looks like.
+fn source_element(path: &Path, device: &str) -> Result<Element, DomainError> {
+    let text = path_text(path)?;
+    let block = path.starts_with("/dev");
+    let (kind, attr) = if block {
+        ("block", "dev")
+    } else {
+        ("file", "file")
+    };
+    let driver = el("driver").with("name", "qemu");
+    let driver = match device {
+        "cdrom" => driver.with("type", "raw"),
+        _ => driver,
+    };
+    Ok(el("disk")
+        .with("type", kind)
+        .with("device", device)
+        .child(driver)
+        .child(el("source").with(attr, text)))
+}
+
+fn disk_element(
+    disk: &Disk,
+    bus: &str,
+    target: &str,
+    address: Element,
+    blockio: Option<Element>,
+) -> Result<Element, DomainError> {
+    let mut element = source_element(&disk.path, "disk")?;
+    if let Some(driver) = element.children.first_mut() {
+        // Linux AIO pays off on block devices; on files it blocks where they are sparse.
+        let io = if disk.path.starts_with("/dev") {
+            "native"
+        } else {
+            "threads"
+        };
+        for (key, value) in [
+            ("type", disk.format.as_str()),
+            ("cache", "none"),
+            ("io", io),
+            ("discard", "unmap"),
+        ] {
+            driver.attrs.push((key.to_owned(), value.to_owned()));
+        }
+    }
+    element.push(el("target").with("dev", target).with("bus", bus));
+    if let Some(blockio) = blockio {
+        element.push(blockio);
+    }
+    if let Some(serial) = &disk.serial {
+        element.push(value("serial", serial));
+    }
+    if disk.boot {
+        element.push(el("boot").with("order", "1"));
+    }
+    element.push(address);
+    Ok(element)
+}

@@ -1,0 +1,660 @@
+//! The catalogue: which Windows takes which folders, which driver plays which role.
+//!
+//! The data is in `drivers/*.yaml`, compiled in; `--driver-config` files of the same schema (YAML or
+//! JSON) are merged over it. The schema is described in `docs/drivers.md`. Everything an INF says
+//! itself (ids, services, start types) is not here.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::target::{Arch, WindowsTarget};
+
+const WINDOWS: &str = include_str!("../../drivers/windows.yaml");
+const VIRTIO: &str = include_str!("../../drivers/virtio.yaml");
+const MAX_CONFIG: u64 = 1024 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    #[error("reading {file}")]
+    Io {
+        file: String,
+        source: std::io::Error,
+    },
+    #[error("{file} is more than {MAX_CONFIG} bytes")]
+    TooLarge { file: String },
+    #[error("{file}, line {line}: {message}")]
+    Schema {
+        file: String,
+        line: usize,
+        message: String,
+    },
+}
+
+/// What a driver is for, in the order drivers are worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Storage,
+    Network,
+    Memory,
+    Serial,
+    Rng,
+    Input,
+    Display,
+    Panic,
+    Fwcfg,
+    Filesystem,
+    Socket,
+    Other,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Product {
+    Client,
+    Server,
+}
+
+/// An NT version such as `10.0`, quoted in the file because it is no decimal number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct NtVersion {
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl TryFrom<String> for NtVersion {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parse = || {
+            let (major, minor) = text.split_once('.')?;
+            Some(Self {
+                major: major.parse().ok()?,
+                minor: minor.parse().ok()?,
+            })
+        };
+        parse().ok_or_else(|| format!("{text:?} is not an NT version such as \"10.0\""))
+    }
+}
+
+/// A hardware id, `PCI\VEN_1AF4&DEV_1001`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PnpId(String);
+
+impl PnpId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for PnpId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let good = |part: &str| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'&' | b'-' | b'.'))
+        };
+        match text.split_once('\\') {
+            Some((bus, id)) if text.len() <= 200 && good(bus) && good(id) => Ok(Self(text)),
+            _ => Err(format!(
+                "{text:?} is not a hardware id such as PCI\\VEN_1AF4&DEV_1001"
+            )),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Builds {
+    pub from: Option<u32>,
+    pub to: Option<u32>,
+}
+
+/// The last virtio-win release whose drivers this Windows loads without more ado.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LastSigned {
+    /// 173 for 0.1.173, as it stands in the last part of `DriverVer` times 100.
+    pub build: u16,
+    /// The architectures that enforce it; empty means all.
+    #[serde(default)]
+    pub archs: Vec<Arch>,
+    /// Refuse later drivers, or only say so.
+    pub refuse: bool,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Windows {
+    pub id: String,
+    pub name: String,
+    pub nt: NtVersion,
+    #[serde(default)]
+    pub builds: Builds,
+    #[serde(default)]
+    pub product: Option<Product>,
+    /// Empty means any.
+    #[serde(default)]
+    pub archs: Vec<Arch>,
+    /// OS folders, the best first.
+    pub folders: Vec<String>,
+    /// Which release to get when a medium has no driver, as the end of "use ...".
+    pub media: String,
+    #[serde(default)]
+    pub last_signed: Option<LastSigned>,
+    /// Required drivers that do not exist for this Windows.
+    #[serde(default)]
+    pub without: Vec<String>,
+}
+
+impl Windows {
+    fn fits(&self, target: &WindowsTarget) -> bool {
+        let product = if target.server {
+            Product::Server
+        } else {
+            Product::Client
+        };
+        (self.nt.major, self.nt.minor) == (target.major, target.minor)
+            && self.builds.from.is_none_or(|from| target.build >= from)
+            && self.builds.to.is_none_or(|to| target.build <= to)
+            && self.product.is_none_or(|p| p == product)
+            && (self.archs.is_empty() || self.archs.contains(&target.arch))
+    }
+}
+
+/// A driver as a file describes it: in a `--driver-config` all but the name may be left out.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DriverEntry {
+    name: String,
+    role: Option<Role>,
+    folders: Option<Vec<String>>,
+    inf: Option<Vec<String>>,
+    required: Option<bool>,
+    start: Option<Start>,
+    unless: Option<String>,
+    #[serde(default)]
+    pnp_ids: Vec<PnpId>,
+}
+
+/// A service start type, as a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    Boot = 0,
+    System = 1,
+    Auto = 2,
+    Demand = 3,
+    Disabled = 4,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DriverSpec {
+    pub name: String,
+    pub role: Role,
+    /// Folder names on the medium, the best first.
+    pub folders: Vec<String>,
+    pub inf: Vec<String>,
+    /// The guest cannot be converted without it.
+    pub required: bool,
+    /// Instead of the INF's start type.
+    pub start: Option<Start>,
+    /// Left out when that driver was found.
+    pub unless: Option<String>,
+    /// Hardware ids bound to the driver beyond those of its INF.
+    pub pnp_ids: Vec<PnpId>,
+}
+
+/// Hardware ids of a vendor's own devices, per driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Vendor {
+    name: String,
+    pnp_ids: BTreeMap<String, Vec<PnpId>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Document {
+    architectures: BTreeMap<Arch, Vec<String>>,
+    folders: BTreeMap<String, Vec<String>>,
+    windows: Vec<Windows>,
+    drivers: Vec<DriverEntry>,
+    vendors: Vec<Vendor>,
+    skip: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Catalogue {
+    pub architectures: BTreeMap<Arch, Vec<String>>,
+    /// Other names of an OS folder, by its first name.
+    pub folders: BTreeMap<String, Vec<String>>,
+    pub windows: Vec<Windows>,
+    /// By role, then in the order of the files.
+    pub drivers: Vec<DriverSpec>,
+    /// File names never taken along; `*` at either end stands for anything.
+    pub skip: Vec<String>,
+}
+
+impl Catalogue {
+    /// The catalogue compiled into the program.
+    ///
+    /// # Panics
+    /// Never: a test parses the same text.
+    pub fn builtin() -> Self {
+        let mut catalogue = Self::default();
+        for (name, text) in [("virtio.yaml", VIRTIO), ("windows.yaml", WINDOWS)] {
+            catalogue
+                .merge_text(name, text)
+                .expect("the built-in catalogue is valid");
+        }
+        catalogue
+    }
+
+    /// Merges a YAML or (by its extension) JSON file over what is there.
+    pub fn merge_file(&mut self, path: &Path) -> Result<(), CatalogueError> {
+        let file = path.display().to_string();
+        let io = |source| CatalogueError::Io {
+            file: file.clone(),
+            source,
+        };
+        let size = std::fs::metadata(path).map_err(io)?.len();
+        if size > MAX_CONFIG {
+            return Err(CatalogueError::TooLarge { file });
+        }
+        let text = std::fs::read_to_string(path).map_err(io)?;
+        self.merge_text(&file, &text)
+    }
+
+    /// Merges text; a `file` that ends in `.json` is read as JSON. On an error nothing is changed.
+    pub fn merge_text(&mut self, file: &str, text: &str) -> Result<(), CatalogueError> {
+        let schema = |line: usize, message: String| CatalogueError::Schema {
+            file: file.to_string(),
+            line: line.max(1),
+            message,
+        };
+        let document: Document = if file.to_lowercase().ends_with(".json") {
+            serde_json::from_str(text).map_err(|e| schema(e.line(), e.to_string()))?
+        } else if text.trim().is_empty() {
+            Document::default()
+        } else {
+            serde_yaml::from_str(text).map_err(|e| {
+                let line = e.location().map_or(1, |l| l.line());
+                schema(line, e.to_string())
+            })?
+        };
+        let mut merged = self.clone();
+        merged
+            .merge(document)
+            .map_err(|(name, message)| schema(line_of(text, &name), message))?;
+        *self = merged;
+        Ok(())
+    }
+
+    /// An error names the word it is about, so that its line can be found.
+    fn merge(&mut self, document: Document) -> Result<(), (String, String)> {
+        for (arch, names) in document.architectures {
+            extend(self.architectures.entry(arch).or_default(), names);
+        }
+        for (folder, names) in document.folders {
+            let key = self
+                .folders
+                .keys()
+                .find(|k| k.eq_ignore_ascii_case(&folder))
+                .cloned()
+                .unwrap_or(folder);
+            extend(self.folders.entry(key).or_default(), names);
+        }
+        // New entries go before the old ones, so that they win; known ones keep their place.
+        let mut new = Vec::new();
+        for windows in document.windows {
+            if windows.folders.is_empty() {
+                let message = format!("windows {:?} names no folders", windows.id);
+                return Err((windows.id, message));
+            }
+            match self.windows.iter_mut().find(|w| w.id == windows.id) {
+                Some(old) => *old = windows,
+                None => new.push(windows),
+            }
+        }
+        self.windows.splice(0..0, new);
+        for entry in document.drivers {
+            self.merge_driver(entry)?;
+        }
+        for vendor in document.vendors {
+            for (name, ids) in vendor.pnp_ids {
+                match self.driver_mut(&name) {
+                    Some(driver) => extend(&mut driver.pnp_ids, ids),
+                    None => {
+                        let message =
+                            format!("vendor {:?} names the unknown driver {name:?}", vendor.name);
+                        return Err((name, message));
+                    }
+                }
+            }
+        }
+        extend(&mut self.skip, document.skip);
+        self.drivers.sort_by_key(|d| d.role);
+        self.check_names()
+    }
+
+    fn check_names(&self) -> Result<(), (String, String)> {
+        let known = |name: &String| self.driver(name).is_some();
+        let unless = self.drivers.iter().filter_map(|d| d.unless.as_ref());
+        let without = self.windows.iter().flat_map(|w| &w.without);
+        match unless.chain(without).find(|name| !known(name)) {
+            Some(name) => Err((name.clone(), format!("there is no driver {name:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn merge_driver(&mut self, entry: DriverEntry) -> Result<(), (String, String)> {
+        let Some(driver) = self.driver_mut(&entry.name) else {
+            let missing = |what: &str| {
+                let message = format!("the new driver {:?} has no {what}", entry.name);
+                (entry.name.clone(), message)
+            };
+            self.drivers.push(DriverSpec {
+                role: entry.role.ok_or_else(|| missing("role"))?,
+                folders: entry.folders.unwrap_or_else(|| vec![entry.name.clone()]),
+                inf: entry
+                    .inf
+                    .unwrap_or_else(|| vec![format!("{}.inf", entry.name)]),
+                required: entry.required.unwrap_or(false),
+                start: entry.start,
+                unless: entry.unless,
+                pnp_ids: entry.pnp_ids,
+                name: entry.name,
+            });
+            return Ok(());
+        };
+        if let Some(role) = entry.role {
+            driver.role = role;
+        }
+        if let Some(folders) = entry.folders {
+            driver.folders = folders;
+        }
+        if let Some(inf) = entry.inf {
+            driver.inf = inf;
+        }
+        if let Some(required) = entry.required {
+            driver.required = required;
+        }
+        driver.start = entry.start.or(driver.start);
+        driver.unless = entry.unless.or(driver.unless.take());
+        extend(&mut driver.pnp_ids, entry.pnp_ids);
+        Ok(())
+    }
+
+    pub fn driver(&self, name: &str) -> Option<&DriverSpec> {
+        self.drivers
+            .iter()
+            .find(|d| d.name.eq_ignore_ascii_case(name))
+    }
+
+    fn driver_mut(&mut self, name: &str) -> Option<&mut DriverSpec> {
+        self.drivers
+            .iter_mut()
+            .find(|d| d.name.eq_ignore_ascii_case(name))
+    }
+
+    /// The entry for a Windows; the first that fits.
+    pub fn windows_for(&self, target: &WindowsTarget) -> Option<&Windows> {
+        self.windows.iter().find(|w| w.fits(target))
+    }
+
+    /// The OS folders a Windows takes, the best first, under their first names.
+    pub fn driver_folders(&self, target: &WindowsTarget) -> Vec<String> {
+        self.windows_for(target)
+            .map(|w| w.folders.clone())
+            .unwrap_or_default()
+    }
+
+    /// An OS folder's first name and all others, lower case.
+    pub fn folder_names(&self, folder: &str) -> Vec<String> {
+        let aliases = self
+            .folders
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(folder))
+            .map(|(_, aliases)| aliases.as_slice())
+            .unwrap_or_default();
+        std::iter::once(folder)
+            .chain(aliases.iter().map(String::as_str))
+            .map(str::to_lowercase)
+            .collect()
+    }
+
+    pub fn skips(&self, name: &str) -> bool {
+        let name = name.to_lowercase();
+        self.skip.iter().any(|pattern| {
+            let pattern = pattern.to_lowercase();
+            match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+                (Some(end), _) => name.ends_with(end),
+                (None, Some(start)) => name.starts_with(start),
+                (None, None) => name == pattern,
+            }
+        })
+    }
+}
+
+fn extend<T: PartialEq>(list: &mut Vec<T>, more: Vec<T>) {
+    for item in more {
+        if !list.contains(&item) {
+            list.push(item);
+        }
+    }
+}
+
+/// The line a word first stands in, as a good guess where an error is.
+fn line_of(text: &str, word: &str) -> usize {
+    text.lines()
+        .position(|line| line.contains(word))
+        .map_or(1, |i| i + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(nt: (u32, u32), build: u32, server: bool) -> WindowsTarget {
+        WindowsTarget {
+            major: nt.0,
+            minor: nt.1,
+            build,
+            arch: Arch::Amd64,
+            server,
+        }
+    }
+
+    #[test]
+    fn every_windows_has_its_folder() {
+        let catalogue = Catalogue::builtin();
+        let cases = [
+            ((5, 1), 2600, false, "windows-xp", "xp"),
+            ((5, 2), 3790, true, "server-2003", "2k3"),
+            ((6, 0), 6002, true, "server-2008", "2k8"),
+            ((6, 0), 6002, false, "server-2008", "2k8"),
+            ((6, 1), 7601, false, "windows-7", "w7"),
+            ((6, 1), 7601, true, "server-2008r2", "2k8R2"),
+            ((6, 2), 9200, false, "windows-8", "w8"),
+            ((6, 2), 9200, true, "server-2012", "2k12"),
+            ((6, 3), 9600, false, "windows-8.1", "w8.1"),
+            ((6, 3), 9600, true, "server-2012r2", "2k12R2"),
+            ((10, 0), 10240, false, "windows-10", "w10"),
+            ((10, 0), 19045, false, "windows-10", "w10"),
+            ((10, 0), 22000, false, "windows-11", "w11"),
+            ((10, 0), 26100, false, "windows-11", "w11"),
+            ((10, 0), 14393, true, "server-2016", "2k16"),
+            ((10, 0), 17763, true, "server-2019", "2k19"),
+            ((10, 0), 20348, true, "server-2022", "2k22"),
+            ((10, 0), 25398, true, "server-2022", "2k22"),
+            ((10, 0), 26100, true, "server-2025", "2k25"),
+        ];
+        for (nt, build, server, id, folder) in cases {
+            let target = target(nt, build, server);
+            let windows = catalogue.windows_for(&target).unwrap();
+            assert_eq!(
+                (windows.id.as_str(), windows.folders[0].as_str()),
+                (id, folder),
+                "{target}"
+            );
+            for folder in &windows.folders {
+                assert!(catalogue.folders.contains_key(folder), "{folder} has names");
+            }
+        }
+        assert!(
+            catalogue
+                .windows_for(&target((4, 0), 1381, false))
+                .is_none()
+        );
+        assert_eq!(
+            catalogue.driver_folders(&target((10, 0), 22631, false)),
+            ["w11", "w10"]
+        );
+        assert_eq!(catalogue.drivers[0].name, "viostor");
+        assert_eq!(catalogue.drivers[1].name, "vioscsi");
+        assert_eq!(catalogue.drivers[2].role, Role::Network);
+        assert!(catalogue.skips("VioStor.PDB") && catalogue.skips("vioprot.inf"));
+        assert!(!catalogue.skips("viostor.inf"));
+    }
+
+    /// The example in the documentation is what the program accepts, and does what is said there.
+    #[test]
+    fn the_documented_example() {
+        let docs = include_str!("../../docs/drivers.md");
+        let mut examples = docs
+            .split("```yaml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next());
+        let mut catalogue = Catalogue::builtin();
+        let example = examples.next().unwrap();
+        catalogue.merge_text("example.yaml", example).unwrap();
+        let netkvm = catalogue.driver("NETKVM").unwrap();
+        assert_eq!(netkvm.start, Some(Start::System));
+        assert_eq!(netkvm.inf, ["netkvm.inf"]);
+        let viostor = catalogue.driver("viostor").unwrap();
+        assert_eq!(viostor.pnp_ids[0].as_str(), r"PCI\VEN_1AE0&DEV_1001");
+        assert!(catalogue.driver("acmestor").unwrap().required);
+        let next = target((10, 0), 30000, true);
+        assert_eq!(catalogue.windows_for(&next).unwrap().id, "server-next");
+        assert_eq!(
+            catalogue
+                .windows_for(&target((10, 0), 26100, true))
+                .unwrap()
+                .id,
+            "server-2025"
+        );
+        // Merging once more changes nothing.
+        let before = serde_json::to_string(&catalogue).unwrap();
+        catalogue.merge_text("example.yaml", example).unwrap();
+        assert_eq!(serde_json::to_string(&catalogue).unwrap(), before);
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        let cases = [
+            (
+                "c.yaml",
+                "drivers:\n  - name: netkvm\n    strat: 1\n",
+                3,
+                "strat",
+            ),
+            (
+                "c.yaml",
+                "drivers:\n  - name: netkvm\n    start: soon\n",
+                3,
+                "soon",
+            ),
+            (
+                "c.yaml",
+                "drivers:\n  - name: new\n    inf: [x.inf]\n",
+                2,
+                "no role",
+            ),
+            (
+                "c.yaml",
+                "drivers:\n  - name: netkvm\n    pnp_ids:\n    - VEN_1\n",
+                4,
+                "hardware id",
+            ),
+            (
+                "c.yaml",
+                "vendors:\n- name: V\n  pnp_ids:\n    gone: ['PCI\\X']\n",
+                4,
+                "unknown driver",
+            ),
+            (
+                "c.yaml",
+                "windows:\n- {id: x, name: X, nt: '10', folders: [a], media: m}\n",
+                2,
+                "NT version",
+            ),
+            (
+                "c.yaml",
+                "windows:\n- {id: x, name: X, nt: '10.0', folders: [], media: m}\n",
+                2,
+                "no folders",
+            ),
+            ("c.yaml", "\n\nskip: 5\n", 3, "sequence"),
+            ("c.yaml", "skip: [\n", 2, ""),
+            ("c.json", "{\n\"drivers\": [\n{\"nam\": 1}]}", 3, "nam"),
+            (
+                "c.yaml",
+                "drivers:\n- {name: x, role: other,\n   unless: nosuch}\n",
+                3,
+                "nosuch",
+            ),
+        ];
+        for (file, text, line, word) in cases {
+            let mut catalogue = Catalogue::builtin();
+            let before = serde_json::to_string(&catalogue).unwrap();
+            let error = catalogue.merge_text(file, text).unwrap_err();
+            match &error {
+                CatalogueError::Schema {
+                    line: got, message, ..
+                } => {
+                    assert_eq!(*got, line, "{text:?}: {message}");
+                    assert!(message.contains(word), "{text:?}: {message}");
+                }
+                other => panic!("{other}"),
+            }
+            assert!(
+                error
+                    .to_string()
+                    .starts_with(&format!("{file}, line {line}: "))
+            );
+            assert_eq!(
+                serde_json::to_string(&catalogue).unwrap(),
+                before,
+                "nothing changed"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_from_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.json");
+        std::fs::write(
+            &path,
+            r#"{"drivers": [{"name": "viostor", "start": "demand"}]}"#,
+        )
+        .unwrap();
+        let mut catalogue = Catalogue::builtin();
+        catalogue.merge_file(&path).unwrap();
+        assert_eq!(
+            catalogue.driver("viostor").unwrap().start,
+            Some(Start::Demand)
+        );
+        let missing = catalogue.merge_file(&dir.path().join("no")).unwrap_err();
+        assert!(missing.to_string().contains("/no"));
+    }
+}

@@ -1,0 +1,319 @@
+//! Where driver files come from: a folder, or an ISO image.
+//!
+//! Paths are relative, with `/`, in the medium's own case; lookups ignore case, because images made by
+//! different tools differ in it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::Serialize;
+
+use super::iso::{Iso, IsoError, IsoFile};
+
+/// The largest file read whole: driver packages and installers are far below.
+pub const MAX_FILE: u64 = 256 * 1024 * 1024;
+const MAX_DEPTH: usize = 16;
+const MAX_ENTRIES: usize = 100_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum MediaError {
+    #[error("{path} does not exist")]
+    NotFound { path: String },
+    #[error("{path} is neither a folder nor an ISO image")]
+    NotIso { path: String },
+    #[error("{path} is empty")]
+    Empty { path: String },
+    #[error("{path} has more than {limit}")]
+    Limit { path: String, limit: &'static str },
+    #[error("{path} is {size} bytes, more than the {MAX_FILE} bytes read from driver media")]
+    TooLarge { path: String, size: u64 },
+    #[error("reading {path}")]
+    Io { path: String, source: io::Error },
+    #[error("reading {path}")]
+    Iso { path: String, source: IsoError },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MediaFile {
+    pub path: String,
+    pub size: u64,
+}
+
+pub trait Media {
+    /// For people: what it is and where.
+    fn describe(&self) -> String;
+    /// Sorted by path.
+    fn files(&self) -> &[MediaFile];
+    /// The whole file; the path may differ in case.
+    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError>;
+}
+
+/// Opens a folder or an ISO image and lists what is in it.
+pub fn open(path: &Path) -> Result<Box<dyn Media>, MediaError> {
+    let name = path.display().to_string();
+    let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => MediaError::NotFound { path: name.clone() },
+        _ => MediaError::Io {
+            path: name.clone(),
+            source,
+        },
+    })?;
+    let media: Box<dyn Media> = if meta.is_dir() {
+        Box::new(Folder::open(path)?)
+    } else if meta.is_file() {
+        Box::new(IsoImage::open(path)?)
+    } else {
+        return Err(MediaError::NotIso { path: name });
+    };
+    if media.files().is_empty() {
+        return Err(MediaError::Empty { path: name });
+    }
+    Ok(media)
+}
+
+/// A single path component that means the same everywhere and nothing special anywhere.
+pub fn is_clean_name(name: &str) -> bool {
+    !name.is_empty()
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c.is_control() || matches!(c, '/' | '\\'))
+}
+
+fn index(files: &[MediaFile]) -> HashMap<String, usize> {
+    files
+        .iter()
+        .enumerate()
+        .map(|(i, f)| (f.path.to_lowercase(), i))
+        .collect()
+}
+
+struct Folder {
+    root: String,
+    files: Vec<MediaFile>,
+    real: Vec<PathBuf>,
+    index: HashMap<String, usize>,
+}
+
+impl Folder {
+    fn open(path: &Path) -> Result<Self, MediaError> {
+        let io = |at: &Path, source| MediaError::Io {
+            path: at.display().to_string(),
+            source,
+        };
+        let root = path.canonicalize().map_err(|e| io(path, e))?;
+        let mut found = Vec::new();
+        let mut open = vec![(String::new(), root.clone(), 0usize)];
+        let mut entries = 0usize;
+        let limit = |limit| MediaError::Limit {
+            path: path.display().to_string(),
+            limit,
+        };
+        while let Some((prefix, dir, depth)) = open.pop() {
+            for entry in std::fs::read_dir(&dir).map_err(|e| io(&dir, e))? {
+                let entry = entry.map_err(|e| io(&dir, e))?;
+                entries += 1;
+                if entries > MAX_ENTRIES {
+                    return Err(limit("100000 entries"));
+                }
+                let name = entry.file_name();
+                let Some(name) = name.to_str().filter(|n| is_clean_name(n)) else {
+                    continue;
+                };
+                // A link may point elsewhere in the folder, but neither out of it nor back up.
+                let Ok(real) = entry.path().canonicalize() else {
+                    continue;
+                };
+                if !real.starts_with(&root) || dir.starts_with(&real) {
+                    continue;
+                }
+                let meta = std::fs::metadata(&real).map_err(|e| io(&real, e))?;
+                let relative = if prefix.is_empty() {
+                    name.to_string()
+                } else {
+                    format!("{prefix}/{name}")
+                };
+                if meta.is_dir() {
+                    if depth + 1 > MAX_DEPTH {
+                        return Err(limit("16 levels of folders"));
+                    }
+                    open.push((relative, real, depth + 1));
+                } else if meta.is_file() {
+                    let file = MediaFile {
+                        path: relative,
+                        size: meta.len(),
+                    };
+                    found.push((file, real));
+                }
+            }
+        }
+        found.sort_by(|a, b| a.0.path.cmp(&b.0.path));
+        let (files, real): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        Ok(Self {
+            root: path.display().to_string(),
+            index: index(&files),
+            files,
+            real,
+        })
+    }
+}
+
+impl Media for Folder {
+    fn describe(&self) -> String {
+        format!("folder {}", self.root)
+    }
+
+    fn files(&self) -> &[MediaFile] {
+        &self.files
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+        let (file, real) = self
+            .index
+            .get(&path.to_lowercase())
+            .and_then(|&i| self.files.get(i).zip(self.real.get(i)))
+            .ok_or_else(|| MediaError::NotFound { path: path.into() })?;
+        check_size(file)?;
+        let io = |source| MediaError::Io {
+            path: real.display().to_string(),
+            source,
+        };
+        let mut bytes = Vec::new();
+        File::open(real)
+            .map_err(io)?
+            .take(MAX_FILE + 1)
+            .read_to_end(&mut bytes)
+            .map_err(io)?;
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(MediaError::TooLarge {
+                path: path.into(),
+                size: bytes.len() as u64,
+            });
+        }
+        Ok(bytes)
+    }
+}
+
+fn check_size(file: &MediaFile) -> Result<(), MediaError> {
+    if file.size > MAX_FILE {
+        return Err(MediaError::TooLarge {
+            path: file.path.clone(),
+            size: file.size,
+        });
+    }
+    Ok(())
+}
+
+struct IsoImage {
+    path: String,
+    label: String,
+    image: Mutex<Iso<BufReader<File>>>,
+    files: Vec<MediaFile>,
+    iso_files: Vec<IsoFile>,
+    index: HashMap<String, usize>,
+}
+
+impl IsoImage {
+    fn open(path: &Path) -> Result<Self, MediaError> {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|source| MediaError::Io {
+            path: name.clone(),
+            source,
+        })?;
+        let mut iso = Iso::open(BufReader::new(file)).map_err(|source| match source {
+            IsoError::NotIso => MediaError::NotIso { path: name.clone() },
+            source => MediaError::Iso {
+                path: name.clone(),
+                source,
+            },
+        })?;
+        let iso_files = std::mem::take(&mut iso.files);
+        let files: Vec<MediaFile> = iso_files
+            .iter()
+            .map(|f| MediaFile {
+                path: f.path.clone(),
+                size: f.size,
+            })
+            .collect();
+        Ok(Self {
+            path: name,
+            label: iso.label.clone(),
+            image: Mutex::new(iso),
+            index: index(&files),
+            files,
+            iso_files,
+        })
+    }
+}
+
+impl Media for IsoImage {
+    fn describe(&self) -> String {
+        format!("ISO image {} ({})", self.path, self.label)
+    }
+
+    fn files(&self) -> &[MediaFile] {
+        &self.files
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+        let (file, iso_file) = self
+            .index
+            .get(&path.to_lowercase())
+            .and_then(|&i| self.files.get(i).zip(self.iso_files.get(i)))
+            .ok_or_else(|| MediaError::NotFound { path: path.into() })?;
+        check_size(file)?;
+        // A reader that panicked left nothing behind that the next one would trust: it seeks first.
+        let mut image = self.image.lock().unwrap_or_else(|e| e.into_inner());
+        image.read(iso_file).map_err(|source| MediaError::Iso {
+            path: format!("{} in {}", path, self.path),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_folder_with_links() {
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), b"s").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        std::fs::create_dir_all(root.join("Viostor/w10")).unwrap();
+        std::fs::write(root.join("Viostor/w10/a.inf"), b"inf").unwrap();
+        symlink("w10", root.join("Viostor/2k22")).unwrap();
+        symlink(outside.path(), root.join("out")).unwrap();
+        symlink(outside.path().join("secret"), root.join("secret")).unwrap();
+        symlink("..", root.join("Viostor/loop")).unwrap();
+        symlink("nowhere", root.join("dangling")).unwrap();
+        let media = open(root).unwrap();
+        let paths: Vec<&str> = media.files().iter().map(|f| f.path.as_str()).collect();
+        assert_eq!(paths, ["Viostor/2k22/a.inf", "Viostor/w10/a.inf"]);
+        assert_eq!(media.read("VIOSTOR/W10/A.INF").unwrap(), b"inf");
+        for path in ["secret", "out/secret", "../secret", "/etc/passwd", ""] {
+            assert!(
+                matches!(media.read(path), Err(MediaError::NotFound { .. })),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("text.iso");
+        std::fs::write(&text, b"not an image").unwrap();
+        let empty = dir.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        let error = |path: &Path| open(path).err().unwrap().to_string();
+        assert!(error(&text).contains("neither a folder nor an ISO"));
+        assert!(error(&empty).contains("is empty"));
+        assert!(error(&dir.path().join("gone")).contains("does not exist"));
+        assert!(error(Path::new("/dev/null")).contains("neither"));
+    }
+}

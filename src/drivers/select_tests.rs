@@ -1,0 +1,350 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::demo::virtio_win::{self, Layout};
+
+/// A medium in memory.
+struct Fake {
+    files: Vec<MediaFile>,
+    contents: BTreeMap<String, Vec<u8>>,
+}
+
+impl Fake {
+    fn new(contents: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        let contents: BTreeMap<String, Vec<u8>> = contents.into_iter().collect();
+        let files = contents
+            .iter()
+            .map(|(path, bytes)| MediaFile {
+                path: path.clone(),
+                size: bytes.len() as u64,
+            })
+            .collect();
+        Self { files, contents }
+    }
+
+    fn without(mut self, gone: impl Fn(&str) -> bool) -> Self {
+        self.files.retain(|f| !gone(&f.path));
+        self
+    }
+}
+
+impl Media for Fake {
+    fn describe(&self) -> String {
+        "fake medium".to_string()
+    }
+
+    fn files(&self) -> &[MediaFile] {
+        &self.files
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+        self.contents
+            .get(path)
+            .cloned()
+            .ok_or_else(|| MediaError::NotFound { path: path.into() })
+    }
+}
+
+fn image(arch: Arch) -> Vec<u8> {
+    let mut bytes = vec![0; 0x100];
+    bytes[..2].copy_from_slice(b"MZ");
+    bytes[0x3c] = 0x80;
+    bytes[0x80..0x84].copy_from_slice(b"PE\0\0");
+    bytes[0x84..0x86].copy_from_slice(&arch.pe_machine().to_le_bytes());
+    bytes
+}
+
+fn demo(layout: Layout) -> Fake {
+    Fake::new(virtio_win::files(layout, &image))
+}
+
+fn target(major: u32, minor: u32, build: u32, server: bool, arch: Arch) -> WindowsTarget {
+    WindowsTarget {
+        major,
+        minor,
+        build,
+        arch,
+        server,
+    }
+}
+
+fn targets() -> Vec<(WindowsTarget, &'static str)> {
+    use Arch::{Amd64, X86};
+    vec![
+        (target(6, 1, 7601, false, X86), "w7"),
+        (target(6, 1, 7601, false, Amd64), "w7"),
+        (target(6, 1, 7601, true, Amd64), "2k8R2"),
+        (target(6, 2, 9200, false, X86), "w8"),
+        (target(6, 2, 9200, false, Amd64), "w8"),
+        (target(6, 2, 9200, true, Amd64), "2k12"),
+        (target(6, 3, 9600, false, X86), "w8.1"),
+        (target(6, 3, 9600, false, Amd64), "w8.1"),
+        (target(6, 3, 9600, true, Amd64), "2k12R2"),
+        (target(10, 0, 10240, false, X86), "w10"),
+        (target(10, 0, 19045, false, Amd64), "w10"),
+        (target(10, 0, 14393, true, Amd64), "2k16"),
+        (target(10, 0, 17763, true, Amd64), "2k19"),
+        (target(10, 0, 20348, true, Amd64), "2k22"),
+        (target(10, 0, 22631, false, Amd64), "w11"),
+        (target(10, 0, 26100, false, Amd64), "w11"),
+        (target(10, 0, 26100, true, Amd64), "2k25"),
+    ]
+}
+
+#[test]
+fn the_demo_folder_in_both_layouts() {
+    let catalogue = Catalogue::builtin();
+    for layout in [Layout::Iso, Layout::Rpm] {
+        let media = demo(layout);
+        for (target, folder) in targets() {
+            let set = select(&media, &catalogue, &target).unwrap();
+            assert_eq!(set.os_folder, folder, "{target}");
+            assert_eq!(set.notes, Vec::<String>::new(), "{target}");
+            let names: Vec<&str> = set.packages.iter().map(|p| p.driver.as_str()).collect();
+            assert_eq!(
+                names,
+                [
+                    "viostor",
+                    "vioscsi",
+                    "netkvm",
+                    "balloon",
+                    "vioserial",
+                    "viorng"
+                ]
+            );
+            let boot: Vec<&str> = set.boot_storage().map(|p| p.driver.as_str()).collect();
+            assert_eq!(boot, ["viostor", "vioscsi"]);
+            assert_eq!(set.others().count(), 4);
+            for package in &set.packages {
+                let contents = package.read_files(&media, target.arch).unwrap();
+                assert_eq!(contents.len(), package.files.len());
+                assert!(package.files.iter().all(|f| !f.name.ends_with(".pdb")));
+                assert!(package.files.iter().any(|f| f.name == package.inf_name));
+            }
+            assert_eq!(set.packages[0].store_files().len(), 3);
+            let agent = set.guest_agent_msi.as_deref();
+            match (layout, target.arch) {
+                (Layout::Rpm, _) => assert_eq!(agent, None),
+                (_, Arch::X86) => assert_eq!(agent, Some("guest-agent/qemu-ga-i386.msi")),
+                _ => assert_eq!(agent, Some("guest-agent/qemu-ga-x86_64.msi")),
+            }
+        }
+    }
+    let arm = target(10, 0, 26100, false, Arch::Arm64);
+    let set = select(&demo(Layout::Iso), &catalogue, &arm).unwrap();
+    assert_eq!(set.packages[0].folder, "viostor/w11/ARM64");
+}
+
+fn corpus() -> Option<PathBuf> {
+    let dir = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
+        PathBuf::from,
+    );
+    dir.is_dir().then_some(dir)
+}
+
+/// The paths of a real medium, with INFs of the right kind made up for them.
+fn listed(paths: &str) -> Fake {
+    let contents = paths.lines().filter(|l| !l.is_empty()).map(|path| {
+        let parts: Vec<String> = path.to_lowercase().split('/').map(str::to_string).collect();
+        let has = |names: &[&str]| parts.iter().any(|p| names.contains(&p.as_str()));
+        let arch = if has(&["x86", "i386"]) {
+            Arch::X86
+        } else {
+            Arch::Amd64
+        };
+        let stem = parts.last().and_then(|n| n.strip_suffix(".inf"));
+        let driver = match stem {
+            Some("vioser") => "vioserial",
+            Some(stem) => stem,
+            None => return (path.to_string(), Vec::new()),
+        };
+        let catalogue = Catalogue::builtin();
+        let os = catalogue
+            .folders
+            .keys()
+            .find(|os| catalogue.folder_names(os).iter().any(|n| parts.contains(n)))
+            .unwrap();
+        // What the demo does not have gets the text of the RNG, under its own file names.
+        let bytes = virtio_win::inf(driver, os, arch).unwrap_or_else(|| {
+            let text = virtio_win::inf("viorng", os, arch).unwrap();
+            String::from_utf8(text)
+                .unwrap()
+                .replace("viorng", driver)
+                .replace(&format!("{driver}.sys"), &format!("{driver}.cat"))
+                .into_bytes()
+        });
+        (path.to_string(), bytes)
+    });
+    Fake::new(contents)
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
+fn the_real_file_lists() {
+    let Some(corpus) = corpus() else {
+        eprintln!("SKIP the_real_file_lists: no corpus");
+        return;
+    };
+    let catalogue = Catalogue::builtin();
+    for list in ["virtio-win-iso-files.txt", "virtio-win-rpm-files.txt"] {
+        let media = listed(&std::fs::read_to_string(corpus.join(list)).unwrap());
+        for (target, folder) in targets() {
+            let set = select(&media, &catalogue, &target)
+                .unwrap_or_else(|e| panic!("{list} {target}: {}", e.blocker().reason));
+            assert_eq!(set.os_folder, folder, "{list} {target}");
+            // Substitutes only for optional drivers (there is no viogpudo for w8, only for 2k12).
+            let of_boot = |n: &&String| n.contains("viostor") || n.contains("vioscsi");
+            assert_eq!(set.notes.iter().find(of_boot), None, "{list} {target}");
+            for driver in [
+                "netkvm",
+                "balloon",
+                "vioserial",
+                "viorng",
+                "vioinput",
+                "pvpanic",
+            ] {
+                assert!(set.package(driver).is_some(), "{list} {target} {driver}");
+            }
+            for package in &set.packages {
+                let os = format!("/{}", package.os_folder.to_lowercase());
+                assert!(
+                    package.folder.to_lowercase().contains(&os),
+                    "{}",
+                    package.folder
+                );
+                assert!(!package.folder.contains("sriov"), "{}", package.folder);
+                for file in &package.files {
+                    let name = file.name.to_lowercase();
+                    assert!(
+                        !name.ends_with(".pdb") && !name.starts_with("vioprot"),
+                        "{name}"
+                    );
+                }
+            }
+            // One of the two drivers for the firmware configuration device.
+            assert!(set.package("qemufwcfg").is_none() || set.package("fwcfg").is_none());
+            if set.os_folder == "w11" && list.contains("rpm") {
+                assert!(set.package("smbus").is_some(), "only in the flat folder");
+            }
+        }
+        // Nothing for these on a recent medium.
+        for target in [
+            target(5, 1, 2600, false, Arch::X86),
+            target(6, 0, 6002, true, Arch::Amd64),
+            target(10, 0, 22631, false, Arch::Arm64),
+        ] {
+            match select(&media, &catalogue, &target).unwrap_err() {
+                DriverError::NoDriver(missing) => {
+                    assert_eq!(missing.driver, "viostor");
+                    assert!(missing.remedy.starts_with("use "), "{missing}");
+                }
+                other => panic!("{other}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_missing_required_driver_is_an_error_with_a_remedy() {
+    let w7 = target(6, 1, 7601, false, Arch::Amd64);
+    let media = demo(Layout::Iso).without(|p| p.contains("/w7/") || p.contains("/2k8R2/"));
+    let error = select(&media, &Catalogue::builtin(), &w7).unwrap_err();
+    let blocker = error.blocker();
+    assert_eq!(blocker.code, "driver-missing");
+    assert_eq!(
+        blocker.reason,
+        "fake medium has no viostor driver for Windows 7 (x86_64): looked for w7, 2k8R2, found \
+         2k12, 2k12R2, 2k16, 2k19, 2k22, 2k25, w10, w11, w8, w8.1"
+    );
+    assert_eq!(
+        blocker.remedy,
+        "use virtio-win 0.1.173 or older and pass it with --virtio-iso"
+    );
+
+    let media =
+        demo(Layout::Iso).without(|p| p.starts_with("vioscsi/w10/") || p.starts_with("amd64/"));
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    let error = select(&media, &Catalogue::builtin(), &w10).unwrap_err();
+    assert!(matches!(error, DriverError::NoDriver(e) if e.driver == "vioscsi"));
+
+    let nt4 = target(4, 0, 1381, true, Arch::X86);
+    let error = select(&media, &Catalogue::builtin(), &nt4).unwrap_err();
+    assert!(error.remedy().contains("--driver-config"));
+}
+
+#[test]
+fn an_accepted_substitute_is_noted() {
+    let s25 = target(10, 0, 26100, true, Arch::Amd64);
+    let media = demo(Layout::Iso).without(|p| p.contains("2k25"));
+    let set = select(&media, &Catalogue::builtin(), &s25).unwrap();
+    assert_eq!(set.os_folder, "w11");
+    assert!(
+        set.notes[0].contains("has no 2k25 folder with viostor"),
+        "{:?}",
+        set.notes
+    );
+}
+
+#[test]
+fn drivers_this_windows_would_not_load() {
+    let change = |from: &str, to: &str| {
+        let contents = virtio_win::files(Layout::Iso, &image)
+            .into_iter()
+            .map(|(path, bytes)| {
+                let bytes = match String::from_utf8(bytes.clone()) {
+                    Ok(text) => text.replace(from, to).into_bytes(),
+                    Err(_) => bytes,
+                };
+                (path, bytes)
+            });
+        Fake::new(contents)
+    };
+    let catalogue = Catalogue::builtin();
+    let newer = change("63.90.104.21500", "63.94.104.24000");
+    let error = select(&newer, &catalogue, &target(6, 3, 9600, true, Arch::Amd64)).unwrap_err();
+    assert_eq!(error.code(), "driver-not-signed");
+    assert!(error.remedy().contains("0.1.215"));
+    // 32-bit Windows does not check.
+    select(&newer, &catalogue, &target(6, 3, 9600, false, Arch::X86)).unwrap();
+
+    let newer = change("61.77.104.17300", "61.80.104.20000");
+    let set = select(&newer, &catalogue, &target(6, 1, 7601, false, Arch::Amd64)).unwrap();
+    assert!(set.notes[0].contains("KB4474419"), "{:?}", set.notes);
+
+    let wrong = change("NTamd64.6.3", "NTamd64.10.0");
+    let error = select(&wrong, &catalogue, &target(6, 3, 9600, true, Arch::Amd64)).unwrap_err();
+    assert_eq!(error.code(), "driver-inf-unusable");
+}
+
+#[test]
+fn broken_packages() {
+    let catalogue = Catalogue::builtin();
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    // Of an optional driver: a note. Of a required one: an error.
+    let media = demo(Layout::Iso).without(|p| p == "Balloon/w10/amd64/balloon.sys");
+    let set = select(&media, &catalogue, &w10).unwrap();
+    assert!(set.package("balloon").is_none());
+    assert_eq!(
+        set.notes,
+        [
+            "balloon is left out: the driver package in Balloon/w10/amd64 is incomplete: \
+          balloon.sys is missing"
+        ]
+    );
+    let media = demo(Layout::Iso).without(|p| p == "viostor/w10/amd64/viostor.cat");
+    let error = select(&media, &catalogue, &w10).unwrap_err();
+    assert!(matches!(&error, DriverError::MissingFile { file, .. } if file == "viostor.cat"));
+
+    let media = Fake::new(virtio_win::files(Layout::Iso, &|_| image(Arch::X86)));
+    let set = select(&media, &catalogue, &w10).unwrap();
+    let error = set.packages[0].read_files(&media, Arch::Amd64).unwrap_err();
+    assert!(matches!(error, DriverError::WrongImage { .. }));
+    for bytes in [vec![], b"MZ".to_vec(), vec![b'M'; 0x40], {
+        let mut bytes = image(Arch::Amd64);
+        bytes[0x3c..0x40].fill(0xff);
+        bytes
+    }] {
+        assert_eq!(pe_machine(&bytes), None);
+    }
+}

@@ -1,0 +1,127 @@
+//! The Windows a driver is chosen for: version numbers, architecture and product type, never a name.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A processor architecture, with the names the different worlds give it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Arch {
+    #[serde(rename = "x86")]
+    X86,
+    #[serde(rename = "x86_64")]
+    Amd64,
+    #[serde(rename = "arm64")]
+    Arm64,
+}
+
+impl Arch {
+    pub const ALL: [Arch; 3] = [Arch::X86, Arch::Amd64, Arch::Arm64];
+
+    /// As in INF decorations (`NTamd64`) and driver store folder names, lower case.
+    pub fn inf_name(self) -> &'static str {
+        match self {
+            Arch::X86 => "x86",
+            Arch::Amd64 => "amd64",
+            Arch::Arm64 => "arm64",
+        }
+    }
+
+    /// As in our JSON documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::X86 => "x86",
+            Arch::Amd64 => "x86_64",
+            Arch::Arm64 => "arm64",
+        }
+    }
+
+    /// `PROCESSOR_ARCHITECTURE_*`, as in the `Version` value of a driver package.
+    pub fn processor(self) -> u16 {
+        match self {
+            Arch::X86 => 0,
+            Arch::Amd64 => 9,
+            Arch::Arm64 => 12,
+        }
+    }
+
+    /// `IMAGE_FILE_MACHINE_*` of the architecture's PE images.
+    pub fn pe_machine(self) -> u16 {
+        match self {
+            Arch::X86 => 0x014c,
+            Arch::Amd64 => 0x8664,
+            Arch::Arm64 => 0xaa64,
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowsTarget {
+    /// The NT version: 10.0 for 10, 11 and Server 2016 and later, 6.1 for 7 and 2008 R2, ...
+    pub major: u32,
+    pub minor: u32,
+    pub build: u32,
+    pub arch: Arch,
+    /// Server or domain controller, from `InstallationType` or `ProductOptions`.
+    pub server: bool,
+}
+
+impl WindowsTarget {
+    /// The kernel finds boot drivers through `SYSTEM\DriverDatabase` (8 and later), not through
+    /// `CriticalDeviceDatabase`.
+    pub fn has_driver_database(&self) -> bool {
+        (self.major, self.minor) >= (6, 2)
+    }
+
+    /// There is a separate `DRIVERS` hive for drivers that are not needed to boot (8.1 and later).
+    pub fn has_drivers_hive(&self) -> bool {
+        (self.major, self.minor) >= (6, 3)
+    }
+}
+
+impl fmt::Display for WindowsTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Windows NT {}.{}.{} {} {}",
+            self.major,
+            self.minor,
+            self.build,
+            if self.server { "server" } else { "client" },
+            self.arch
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_version_has() {
+        let cases = [
+            ((5, 1), false, false),
+            ((6, 1), false, false),
+            ((6, 2), true, false),
+            ((6, 3), true, true),
+            ((10, 0), true, true),
+        ];
+        for ((major, minor), database, hive) in cases {
+            let target = WindowsTarget {
+                major,
+                minor,
+                build: 1,
+                arch: Arch::Amd64,
+                server: false,
+            };
+            assert_eq!(target.has_driver_database(), database, "{target}");
+            assert_eq!(target.has_drivers_hive(), hive, "{target}");
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! Carries out the actions of a plan on the overlay.
+//!
+//! Order: every hive edit is prepared first, outside the guest (original to `backup/`, a working copy
+//! merged by `hivexregedit`, the result read back with `nt-hive`), so that a failing merge changes
+//! nothing. Then files are written, then hives - SYSTEM last, because it is what makes the drivers
+//! active. Only blocks of a hive that differ are written.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use crate::drivers::media::Media;
+use crate::guest::{Extent, GuestError, GuestPath, GuestRead, GuestWrite, VolumeId};
+use crate::inspect::model::{Hives, LoadedBytes};
+use crate::plan::model::{Action, FileCopy, HiveName, Plan};
+use crate::registry::{HiveError, HiveView, RegEdits};
+use crate::tool::{ToolError, hivexregedit};
+
+use super::journal::{
+    ActionRecord, ActionState, Change, ChangeKind, FileFacts, Journal, JournalError, State,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum FixError {
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("changing the guest")]
+    Guest(#[from] GuestError),
+    #[error("merging the registry edits into {hive}")]
+    Merge {
+        hive: &'static str,
+        #[source]
+        source: ToolError,
+    },
+    #[error("reading back the {hive} hive")]
+    Hive {
+        hive: &'static str,
+        #[source]
+        source: HiveError,
+    },
+    #[error("{hive}: {count} registry edits did not arrive, the first in {key}")]
+    NotMerged {
+        hive: &'static str,
+        count: usize,
+        key: String,
+    },
+    #[error("reading {path} from the virtio-win media")]
+    Media {
+        path: String,
+        #[source]
+        source: crate::drivers::media::MediaError,
+    },
+    #[error("{doing}")]
+    Io {
+        doing: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the hive {0} is needed by the plan but was not read")]
+    NoHive(&'static str),
+}
+
+type Result<T, E = FixError> = std::result::Result<T, E>;
+
+fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> FixError {
+    let doing = doing.into();
+    |source| FixError::Io { doing, source }
+}
+
+/// The journal's records of a plan, before anything is done.
+pub fn records(plan: &Plan) -> Vec<ActionRecord> {
+    let record = |id: &str, description: String, state| ActionRecord {
+        id: id.to_string(),
+        description,
+        state,
+        changes: Vec::new(),
+    };
+    plan.actions
+        .iter()
+        .map(|a| record(a.id(), a.describe(), ActionState::Planned))
+        .chain(
+            plan.skipped
+                .iter()
+                .map(|s| record(&s.id, s.title.clone(), ActionState::Skipped)),
+        )
+        .collect()
+}
+
+/// What the fix works on.
+pub struct Fix<'a> {
+    pub plan: &'a Plan,
+    pub volume: VolumeId,
+    pub media: &'a dyn Media,
+    /// Reads the guest as it is before the fix.
+    pub before: &'a dyn GuestRead,
+    pub journal: &'a mut Journal,
+}
+
+impl Fix<'_> {
+    /// Applies every action through `writer` and closes it. The journal ends in [`State::Fixing`]: that
+    /// the result is right is for `verify` to say.
+    pub fn apply(
+        mut self,
+        hives: Hives,
+        open_writer: impl FnOnce() -> Result<Box<dyn GuestWrite>>,
+    ) -> Result<()> {
+        self.journal.set_state(State::Fixing)?;
+        let mut prepared = self.prepare_hives(hives)?;
+        let mut writer = open_writer()?;
+        for action in &self.plan.actions {
+            if let Action::CopyFiles {
+                id, folders, files, ..
+            } = action
+            {
+                self.begin(id)?;
+                let changes = self.copy_files(writer.as_mut(), folders, files)?;
+                self.finish(id, changes)?;
+            }
+        }
+        for action in &self.plan.actions {
+            if let Action::EditHive { id, hive, path, .. } = action {
+                let hive = prepared
+                    .remove(hive)
+                    .ok_or(FixError::NoHive(hive.file_name()))?;
+                self.begin(id)?;
+                let changes = self.write_hive(writer.as_mut(), path, hive)?;
+                self.finish(id, changes)?;
+            }
+        }
+        writer.close()?;
+        Ok(())
+    }
+
+    fn begin(&mut self, id: &str) -> Result<()> {
+        Ok(self.journal.mark(id, ActionState::InProgress)?)
+    }
+
+    fn finish(&mut self, id: &str, changes: Vec<Change>) -> Result<()> {
+        for action in self.journal.doc.actions.iter_mut().filter(|a| a.id == id) {
+            action.changes.clone_from(&changes);
+        }
+        Ok(self.journal.mark(id, ActionState::Done)?)
+    }
+
+    fn copy_files(
+        &self,
+        writer: &mut dyn GuestWrite,
+        folders: &[GuestPath],
+        files: &[FileCopy],
+    ) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        for folder in folders {
+            writer.create_dir(self.volume, folder)?;
+            changes.push(Change {
+                path: folder.to_string(),
+                kind: ChangeKind::Folder,
+                before: None,
+                after: None,
+                backup: None,
+            });
+        }
+        for file in files {
+            let contents = self
+                .media
+                .read(&file.from)
+                .map_err(|source| FixError::Media {
+                    path: file.from.clone(),
+                    source,
+                })?;
+            let (before, backup) = if file.replaces {
+                let original = self.before.read(self.volume, &file.to, MAX_REPLACED)?;
+                let backup = format!("backup/files/{}", file.to.to_slashes());
+                self.save(&backup, &original)?;
+                (Some(FileFacts::of(&original)), Some(backup))
+            } else {
+                (None, None)
+            };
+            writer.write_file(self.volume, &file.to, &contents)?;
+            changes.push(Change {
+                path: file.to.to_string(),
+                kind: ChangeKind::File,
+                before,
+                after: Some(FileFacts::of(&contents)),
+                backup,
+            });
+        }
+        Ok(changes)
+    }
+
+    /// Writes a file below the journal's folder and makes it durable.
+    fn save(&self, relative: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let path = self.journal.folder().join(relative);
+        let doing = || format!("writing {}", path.display());
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(io_error(doing()))?;
+        }
+        let mut file = File::create(&path).map_err(io_error(doing()))?;
+        io::Write::write_all(&mut file, bytes).map_err(io_error(doing()))?;
+        if self.journal.doc.disk.in_place {
+            file.sync_all().map_err(io_error(doing()))?;
+        }
+        Ok(path)
+    }
+
+    /// Backs up and merges every hive the plan edits, the hives side by side.
+    fn prepare_hives(&self, hives: Hives) -> Result<BTreeMap<HiveName, PreparedHive>> {
+        let Hives {
+            system,
+            software,
+            drivers,
+        } = hives;
+        let mut loaded = BTreeMap::from([
+            (HiveName::System, system),
+            (HiveName::Software, software),
+        ]);
+        loaded.extend(drivers.map(|d| (HiveName::Drivers, d)));
+        let mut jobs = Vec::new();
+        for action in &self.plan.actions {
+            if let Action::EditHive {
+                hive,
+                path,
+                edits,
+                reset_logs,
+                ..
+            } = action
+            {
+                let bytes = loaded
+                    .remove(hive)
+                    .ok_or(FixError::NoHive(hive.file_name()))?;
+                jobs.push(self.back_up_hive(*hive, path, bytes, edits, reset_logs)?);
+            }
+        }
+        // Whatever is not edited need not stay in memory while others are merged.
+        drop(loaded);
+        thread::scope(|scope| {
+            let threads: Vec<_> = jobs
+                .into_iter()
+                .map(|job| scope.spawn(move || merge(job)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| match t.join() {
+                    Ok(result) => result.map(|hive| (hive.name, hive)),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+                .collect()
+        })
+    }
+
+    fn back_up_hive(
+        &self,
+        name: HiveName,
+        path: &GuestPath,
+        loaded: LoadedBytes,
+        edits: &RegEdits,
+        reset_logs: &[GuestPath],
+    ) -> Result<MergeJob> {
+        let file_name = name.file_name();
+        // The file as it is on the disk: for a replayed hive that is not what is in memory.
+        let original = if loaded.replayed {
+            Some(self.before.read(self.volume, path, MAX_HIVE)?)
+        } else {
+            None
+        };
+        let backup = format!("backup/{file_name}");
+        let backup_path = self.save(&backup, original.as_ref().unwrap_or(&loaded.bytes))?;
+        let mut logs = Vec::new();
+        for log in reset_logs {
+            let bytes = self.before.read(self.volume, log, MAX_HIVE)?;
+            let saved = format!("backup/{}", log.name().unwrap_or_default());
+            self.save(&saved, &bytes)?;
+            logs.push(LogReset {
+                path: log.clone(),
+                backup: saved,
+                original: bytes,
+            });
+        }
+        let work_path = self.save(&format!(".work/{file_name}"), &loaded.bytes)?;
+        let reg_path = self.save(
+            &format!("registry/{file_name}.reg"),
+            edits.to_reg_text().as_bytes(),
+        )?;
+        Ok(MergeJob {
+            name,
+            backup,
+            backup_path,
+            work_path,
+            reg_path,
+            edits: edits.clone(),
+            logs,
+        })
+    }
+
+    fn write_hive(
+        &self,
+        writer: &mut dyn GuestWrite,
+        path: &GuestPath,
+        hive: PreparedHive,
+    ) -> Result<Vec<Change>> {
+        writer.patch_file(self.volume, path, hive.size, &hive.extents)?;
+        let mut changes = vec![Change {
+            path: path.to_string(),
+            kind: ChangeKind::File,
+            before: Some(hive.before),
+            after: Some(hive.after),
+            backup: Some(hive.backup),
+        }];
+        for log in &hive.logs {
+            let reset = crate::registry::load::log_reset_bytes(&log.original);
+            writer.write_file(self.volume, &log.path, &reset)?;
+            changes.push(Change {
+                path: log.path.to_string(),
+                kind: ChangeKind::File,
+                before: Some(FileFacts::of(&log.original)),
+                after: Some(FileFacts::of(&reset)),
+                backup: Some(log.backup.clone()),
+            });
+        }
+        Ok(changes)
+    }
+}
+
+const MAX_HIVE: u64 = 1 << 30;
+/// Files of ours are drivers; nothing near this size is replaced.
+const MAX_REPLACED: u64 = 256 << 20;
+
+struct MergeJob {
+    name: HiveName,
+    backup: String,
+    backup_path: PathBuf,
+    work_path: PathBuf,
+    reg_path: PathBuf,
+    edits: RegEdits,
+    logs: Vec<LogReset>,
+}
+
+struct LogReset {
+    path: GuestPath,
+    backup: String,
+    original: Vec<u8>,
+}
+
+struct PreparedHive {
+    name: HiveName,
+    backup: String,
+    size: u64,
+    extents: Vec<Extent>,
+    before: FileFacts,
+    after: FileFacts,
+    logs: Vec<LogReset>,
+}
+
+fn merge(job: MergeJob) -> Result<PreparedHive> {
+    let hive = job.name.file_name();
+    // hivexregedit takes longer than the digest of the backup: do both at once.
+    let (merged, before) = thread::scope(|scope| {
+        let digest = scope.spawn(|| file_facts(&job.backup_path));
+        let merged = hivexregedit::merge(&job.work_path, &job.edits.prefix, &job.reg_path);
+        match digest.join() {
+            Ok(facts) => (merged, facts),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    });
+    merged.map_err(|source| FixError::Merge { hive, source })?;
+    let before = before?;
+    let merged = fs::read(&job.work_path)
+        .map_err(io_error(format!("reading {}", job.work_path.display())))?;
+    let hive_error = |source| FixError::Hive { hive, source };
+    let view = HiveView::new(&merged).map_err(hive_error)?;
+    let root = view.root().map_err(hive_error)?;
+    let missing = job.edits.pending(&root).map_err(hive_error)?.ops;
+    if let Some(first) = missing.first() {
+        return Err(FixError::NotMerged {
+            hive,
+            count: missing.len(),
+            key: first.key().to_string(),
+        });
+    }
+    let extents = changed_blocks(&job.backup_path, &merged)?;
+    let after = FileFacts::of(&merged);
+    // A tail beyond the hive bins stays as it is, so the file never shrinks.
+    let size = before.size.max(merged.len() as u64);
+    fs::remove_file(&job.work_path)
+        .map_err(io_error(format!("removing {}", job.work_path.display())))?;
+    Ok(PreparedHive {
+        name: job.name,
+        backup: job.backup,
+        size,
+        extents,
+        before,
+        after,
+        logs: job.logs,
+    })
+}
+
+fn file_facts(path: &Path) -> Result<FileFacts> {
+    let doing = || format!("reading {}", path.display());
+    let mut file = File::open(path).map_err(io_error(doing()))?;
+    let mut digest = <sha2::Sha256 as sha2::Digest>::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut size = 0;
+    loop {
+        let n = file.read(&mut buffer).map_err(io_error(doing()))?;
+        if n == 0 {
+            break;
+        }
+        size += n as u64;
+        sha2::Digest::update(&mut digest, &buffer[..n]);
+    }
+    Ok(FileFacts {
+        size,
+        sha256: super::journal::hex(&sha2::Digest::finalize(digest)),
+    })
+}
+
+/// The 4 KiB blocks of `new` that differ from the file, neighbours joined.
+fn changed_blocks(old: &Path, new: &[u8]) -> Result<Vec<Extent>> {
+    const BLOCK: usize = 4096;
+    let doing = || format!("reading {}", old.display());
+    let mut file = io::BufReader::with_capacity(
+        1 << 20,
+        File::open(old).map_err(io_error(doing()))?,
+    );
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut buffer = Vec::with_capacity(BLOCK);
+    for (i, block) in new.chunks(BLOCK).enumerate() {
+        buffer.clear();
+        file.by_ref()
+            .take(block.len() as u64)
+            .read_to_end(&mut buffer)
+            .map_err(io_error(doing()))?;
+        if buffer == block {
+            continue;
+        }
+        let offset = (i * BLOCK) as u64;
+        match extents.last_mut() {
+            Some(last) if last.offset + last.data.len() as u64 == offset => {
+                last.data.extend_from_slice(block);
+            }
+            _ => extents.push(Extent {
+                offset,
+                data: block.to_vec(),
+            }),
+        }
+    }
+    Ok(extents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_changed_blocks_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("old");
+        let old = vec![1u8; 5 * 4096 + 100];
+        fs::write(&path, &old).unwrap();
+        let mut new = old.clone();
+        new[4096] = 2;
+        new[3 * 4096 - 1] = 2;
+        new[4 * 4096 + 5] = 2;
+        new.resize(6 * 4096 + 10, 3);
+        let extents = changed_blocks(&path, &new).unwrap();
+        let ranges: Vec<_> = extents
+            .iter()
+            .map(|e| (e.offset, e.data.len()))
+            .collect();
+        assert_eq!(ranges, [(4096, 8192), (4 * 4096, 2 * 4096 + 10)]);
+        assert!(changed_blocks(&path, &old).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,278 @@
+//! The journal of a fix: what was to be done, how far it got, and what is needed to undo it.
+//!
+//! `journal.json` is replaced as a whole (temporary file, fsync, rename, fsync of the folder), so a
+//! reader sees either the old or the new state. It is written before the thing it announces.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub const FILE_NAME: &str = "journal.json";
+pub const SCHEMA: &str = "hyper2kvm/journal/1";
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("writing {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("reading {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} is not a journal of this program: {reason}")]
+    Invalid { path: PathBuf, reason: String },
+}
+
+/// Where the whole fix stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Nothing has been written, neither to the overlay nor to the disk.
+    Planned,
+    /// The overlay is being changed; the disk is untouched.
+    Fixing,
+    /// The overlay has been read back and proved; the disk is untouched.
+    Verified,
+    /// The disk is being changed (`--in-place`); the undo log is complete.
+    Committing,
+    Committed,
+    RollingBack,
+    RolledBack,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActionState {
+    Planned,
+    InProgress,
+    Done,
+    /// It was already so.
+    Skipped,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Document {
+    pub schema: String,
+    pub version: String,
+    pub state: State,
+    pub disk: DiskRef,
+    pub actions: Vec<ActionRecord>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub undo: Option<UndoLog>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRef {
+    pub path: PathBuf,
+    pub format: String,
+    pub size_bytes: u64,
+    /// Whether the disk itself is (to be) changed, or only a copy of it.
+    pub in_place: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ActionRecord {
+    pub id: String,
+    pub description: String,
+    pub state: ActionState,
+    #[serde(default)]
+    pub changes: Vec<Change>,
+}
+
+/// One guest file or folder before and after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub path: String,
+    pub kind: ChangeKind,
+    /// `None`: it did not exist.
+    pub before: Option<FileFacts>,
+    pub after: Option<FileFacts>,
+    /// The original, relative to the journal's folder.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub backup: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangeKind {
+    File,
+    Folder,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFacts {
+    pub size: u64,
+    pub sha256: String,
+}
+
+impl FileFacts {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self {
+            size: bytes.len() as u64,
+            sha256: sha256_hex(bytes),
+        }
+    }
+}
+
+/// The original bytes of every range of the disk that a commit changes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UndoLog {
+    /// Relative to the journal's folder; the ranges' bytes one after the other.
+    pub before: String,
+    pub after: String,
+    pub ranges: Vec<UndoRange>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UndoRange {
+    pub offset: u64,
+    pub len: u64,
+    pub before_sha256: String,
+    pub after_sha256: String,
+}
+
+/// A journal on disk, saved at every step.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    pub doc: Document,
+}
+
+impl Journal {
+    pub fn create(
+        folder: &Path,
+        disk: DiskRef,
+        actions: Vec<ActionRecord>,
+    ) -> Result<Self, JournalError> {
+        let journal = Self {
+            path: folder.join(FILE_NAME),
+            doc: Document {
+                schema: SCHEMA.to_string(),
+                version: env!("CARGO_PKG_VERSION").to_string(),
+                state: State::Planned,
+                disk,
+                actions,
+                undo: None,
+            },
+        };
+        journal.save()?;
+        Ok(journal)
+    }
+
+    pub fn load(path: &Path) -> Result<Self, JournalError> {
+        let text = fs::read_to_string(path).map_err(|source| JournalError::Read {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        let doc: Document = serde_json::from_str(&text).map_err(|e| JournalError::Invalid {
+            path: path.to_path_buf(),
+            reason: e.to_string(),
+        })?;
+        if doc.schema != SCHEMA {
+            return Err(JournalError::Invalid {
+                path: path.to_path_buf(),
+                reason: format!("schema is {:?}, expected {SCHEMA:?}", doc.schema),
+            });
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            doc,
+        })
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn set_state(&mut self, state: State) -> Result<(), JournalError> {
+        self.doc.state = state;
+        self.save()
+    }
+
+    /// Marks an action; the caller does the thing only after this returned.
+    pub fn mark(&mut self, id: &str, state: ActionState) -> Result<(), JournalError> {
+        for action in self.doc.actions.iter_mut().filter(|a| a.id == id) {
+            action.state = state;
+        }
+        self.save()
+    }
+
+    pub fn save(&self) -> Result<(), JournalError> {
+        let text = format!("{:#}\n", serde_json::json!(self.doc));
+        write_durably(&self.path, text.as_bytes()).map_err(|source| JournalError::Write {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+/// Replaces a file so that a crash leaves the old or the new contents, never a mixture.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    temporary.write_all(bytes)?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    sync_folder(folder)
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_a_round_trip_and_refuses_other_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DiskRef {
+            path: "/x".into(),
+            format: "raw".into(),
+            size_bytes: 1,
+            in_place: true,
+        };
+        let actions = vec![ActionRecord {
+            id: "hive-system".into(),
+            description: "d".into(),
+            state: ActionState::Planned,
+            changes: vec![],
+        }];
+        let mut journal = Journal::create(dir.path(), disk.clone(), actions).unwrap();
+        journal.mark("hive-system", ActionState::Done).unwrap();
+        journal.set_state(State::Committed).unwrap();
+        let read = Journal::load(&dir.path().join(FILE_NAME)).unwrap();
+        assert_eq!(read.doc.disk, disk);
+        assert_eq!(read.doc.state, State::Committed);
+        assert_eq!(read.doc.actions[0].state, ActionState::Done);
+
+        let other = dir.path().join("other.json");
+        fs::write(&other, "{\"schema\": \"hyper2kvm/plan/1\"}").unwrap();
+        assert!(matches!(
+            Journal::load(&other),
+            Err(JournalError::Invalid { .. })
+        ));
+    }
+}

@@ -1,0 +1,47 @@
+//! VirtIO driver services the guest already has.
+
+use crate::boot_path::{BootContext, ImageState};
+use crate::registry::hive::Result;
+
+use super::model::VirtioService;
+
+/// The services of the virtio-win drivers, as their INFs name them.
+const VIRTIO_SERVICES: [&str; 17] = [
+    "viostor",
+    "vioscsi",
+    "netkvm",
+    "balloon",
+    "vioserial",
+    "virtioserial",
+    "vioser",
+    "viorng",
+    "virtrng",
+    "vioinput",
+    "viofs",
+    "virtiofsdrv",
+    "viogpudo",
+    "viomem",
+    "viosock",
+    "fwcfg",
+    "pvpanic",
+];
+
+pub fn virtio(ctx: &BootContext<'_>) -> Result<Vec<VirtioService>> {
+    let mut found = Vec::new();
+    for name in VIRTIO_SERVICES {
+        let Some(service) = ctx.service(name)? else {
+            continue;
+        };
+        let image_present = service
+            .image
+            .as_ref()
+            .is_ok_and(|path| (ctx.image)(path) != ImageState::Missing);
+        found.push(VirtioService {
+            service: name.to_string(),
+            start: service.start,
+            start_override: service.start_override(),
+            image_present,
+        });
+    }
+    Ok(found)
+}

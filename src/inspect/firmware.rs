@@ -1,0 +1,102 @@
+//! Whether the disk boots by UEFI or BIOS, from what is on it and not from a VM's settings.
+//!
+//! UEFI: a FAT volume with `\EFI\Microsoft\Boot\bootmgfw.efi`. BIOS: an active MBR partition with
+//! `\bootmgr` or `\ntldr`. When both or neither is there the partition table decides.
+
+use crate::disk::layout::{DiskLayout, GPT_ESP, Scheme};
+use crate::guest::{FsKind, GuestPath, GuestRead, Volume, VolumeId};
+
+use super::model::{Finding, Firmware};
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct BootFiles {
+    pub firmware: Option<Firmware>,
+    pub esp: Option<VolumeId>,
+    /// The active partition with the BIOS boot manager.
+    pub boot_volume: Option<VolumeId>,
+}
+
+impl BootFiles {
+    /// A Windows boot manager is on the disk.
+    pub fn found(&self) -> bool {
+        self.esp.is_some() || self.boot_volume.is_some()
+    }
+}
+
+pub fn detect(guest: &dyn GuestRead, layout: &DiskLayout) -> BootFiles {
+    let has = |volume: &Volume, path: &str| {
+        GuestPath::parse(path).is_ok_and(|p| matches!(guest.stat(volume.id, &p), Ok(Some(_))))
+    };
+    let volumes = guest.volumes();
+    let esp = volumes
+        .iter()
+        .filter(|v| v.kind == FsKind::Fat)
+        .filter(|v| has(v, "EFI\\Microsoft\\Boot\\bootmgfw.efi"))
+        // A recovery stick's loader on a data partition must not win over the real one.
+        .max_by_key(|v| is_esp(&v.partition.type_id))
+        .map(|v| v.id);
+    let boot_volume = volumes
+        .iter()
+        .filter(|v| v.partition.active && matches!(v.kind, FsKind::Ntfs | FsKind::Fat))
+        .find(|v| has(v, "bootmgr") || has(v, "ntldr"))
+        .filter(|_| layout.scheme == Scheme::Mbr)
+        .map(|v| v.id);
+    let firmware = match (esp, boot_volume, layout.scheme) {
+        (Some(_), None, _) => Some(Firmware::Uefi),
+        (None, Some(_), _) => Some(Firmware::Bios),
+        (_, _, Scheme::Gpt) => Some(Firmware::Uefi),
+        (_, _, Scheme::Mbr) => Some(Firmware::Bios),
+        (_, _, Scheme::None) => None,
+    };
+    BootFiles {
+        firmware,
+        esp,
+        boot_volume,
+    }
+}
+
+fn is_esp(type_id: &str) -> bool {
+    type_id.eq_ignore_ascii_case(GPT_ESP) || type_id.eq_ignore_ascii_case("0xef")
+}
+
+/// What is odd about the boot files of a disk that holds Windows.
+pub fn findings(
+    guest: &dyn GuestRead,
+    layout: &DiskLayout,
+    boot: &BootFiles,
+    findings: &mut Vec<Finding>,
+) {
+    if boot.esp.is_some() && boot.boot_volume.is_some() {
+        findings.push(Finding::info(
+            "firmware-both",
+            "boot managers for UEFI and for BIOS are on the disk; the partition table decided",
+            "none needed; if the guest does not start, set the firmware in the domain XML",
+            format!("partition table {:?}", layout.scheme),
+        ));
+    }
+    if !boot.found() {
+        findings.push(Finding::warning(
+            "no-boot-manager",
+            "no Windows boot manager was found on this disk: it will not start by itself",
+            "convert the disk that holds the system partition too, or rebuild the boot files with bcdboot",
+            "no \\EFI\\Microsoft\\Boot\\bootmgfw.efi on a FAT volume, no \\bootmgr or \\ntldr on an active partition",
+        ));
+        return;
+    }
+    let (volume, stores): (_, &[&str]) = match (boot.firmware, boot.esp, boot.boot_volume) {
+        (Some(Firmware::Uefi), Some(esp), _) => (esp, &["EFI\\Microsoft\\Boot\\BCD"]),
+        (Some(Firmware::Bios), _, Some(boot)) => (boot, &["Boot\\BCD", "boot.ini"]),
+        _ => return,
+    };
+    let there = stores.iter().any(|path| {
+        GuestPath::parse(path).is_ok_and(|p| matches!(guest.stat(volume, &p), Ok(Some(_))))
+    });
+    if !there {
+        findings.push(Finding::warning(
+            "no-bcd",
+            "the boot configuration is missing: the boot manager will not find Windows",
+            "rebuild it with bcdboot from a Windows recovery disk",
+            format!("no \\{} on partition {}", stores[0], volume.0),
+        ));
+    }
+}

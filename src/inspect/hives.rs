@@ -1,0 +1,181 @@
+//! Reads a hive and the logs beside it, once, and says whether what it has is what Windows would see.
+//!
+//! A hive whose bin chain is broken is refused. A dirty one is replayed from its logs; a dirty one
+//! without logs is checked cell by cell and goes on with a warning.
+
+use crate::guest::{GuestError, GuestPath, GuestRead, VolumeId};
+use crate::registry::hive::BASE_BLOCK_SIZE;
+use crate::registry::{BaseBlock, LoadError, LoadWarning, load_hive};
+
+use super::model::{Finding, HiveState, LoadedBytes};
+
+/// SOFTWARE hives of 150 MB are real; Windows itself stops near 2 GB.
+const HIVE_LIMIT: u64 = 512 << 20;
+
+/// A hive file that is there.
+pub struct Loaded {
+    pub state: HiveState,
+    /// `None` when it cannot be used; then a finding says why.
+    pub hive: Option<LoadedBytes>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// Loads a hive; `None` when there is no such file.
+pub fn load(
+    guest: &dyn GuestRead,
+    volume: VolumeId,
+    path: &GuestPath,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<Loaded>, GuestError> {
+    let (Some(folder), Some(name)) = (path.parent(), path.name()) else {
+        return Ok(None);
+    };
+    let mut logs = Vec::new();
+    let loaded = load_hive(name, |file| -> Result<_, ReadError> {
+        let Ok(file) = folder.join(file) else {
+            return Ok(None);
+        };
+        match guest.read(volume, &file, HIVE_LIMIT) {
+            Ok(bytes) => {
+                if file != *path && !bytes.is_empty() {
+                    logs.push(file);
+                }
+                Ok(Some(bytes))
+            }
+            Err(GuestError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    });
+    let loaded = match loaded {
+        Ok(None) => return Ok(None),
+        Ok(Some(loaded)) => loaded,
+        Err(ReadError::Load(error)) => {
+            findings.push(damaged(path, chain(&error)));
+            return Ok(Some(unusable(path, true)));
+        }
+        Err(ReadError::Guest(
+            error @ (GuestError::TooLarge { .. } | GuestError::Unreadable { .. }),
+        )) => {
+            findings.push(damaged(path, error.to_string()));
+            return Ok(Some(unusable(path, false)));
+        }
+        Err(ReadError::Guest(error)) => return Err(error),
+    };
+    // A dirty hive was walked cell by cell by load_hive.
+    let whole = match BaseBlock::parse(&loaded.bytes) {
+        Ok(_) if loaded.dirty => Ok(()),
+        Ok(base) => bins_whole(&loaded.bytes, base.bins_size),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(fault) = whole {
+        findings.push(damaged(path, fault));
+        return Ok(Some(unusable(path, loaded.dirty)));
+    }
+    for warning in &loaded.warnings {
+        findings.push(warn(path, warning));
+    }
+    if loaded.replayed.is_some() {
+        findings.push(Finding::info(
+            "hive-replayed",
+            format!(
+                "{path} was not saved completely: {} entries of its logs were replayed, as Windows would do",
+                loaded.log_entries_replayable
+            ),
+            "none needed",
+            path.to_string(),
+        ));
+    }
+    Ok(Some(Loaded {
+        state: HiveState {
+            path: path.clone(),
+            dirty: loaded.dirty,
+            log_entries_replayable: loaded.log_entries_replayable,
+        },
+        hive: Some(LoadedBytes {
+            path: path.clone(),
+            bytes: loaded.bytes,
+            replayed: loaded.replayed.is_some(),
+            logs,
+        }),
+    }))
+}
+
+fn warn(path: &GuestPath, warning: &LoadWarning) -> Finding {
+    let id = match warning {
+        LoadWarning::Stale { .. } => "hive-stale",
+        LoadWarning::Replay { .. } => "hive-log-lost",
+    };
+    Finding::warning(
+        id,
+        warning.to_string(),
+        "if the guest still runs elsewhere, shut it down from inside and convert again",
+        path.to_string(),
+    )
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn unusable(path: &GuestPath, dirty: bool) -> Loaded {
+    Loaded {
+        state: HiveState {
+            path: path.clone(),
+            dirty,
+            log_entries_replayable: 0,
+        },
+        hive: None,
+    }
+}
+
+fn damaged(path: &GuestPath, reason: String) -> Finding {
+    Finding::blocker(
+        "hive-damaged",
+        format!("{path} is damaged: Windows could not be made ready to boot from it"),
+        "repair the guest with chkdsk, or restore the hive from a backup, before converting",
+        reason,
+    )
+}
+
+/// Whether the chain of hive bins is unbroken: each starts where the one before ends.
+fn bins_whole(bytes: &[u8], bins_size: u32) -> Result<(), String> {
+    let bins = bytes
+        .get(BASE_BLOCK_SIZE..)
+        .and_then(|rest| rest.get(..bins_size as usize))
+        .ok_or_else(|| {
+            format!(
+                "{bins_size} bytes of hive bins announced, {} bytes in the file",
+                bytes.len()
+            )
+        })?;
+    if bins.is_empty() {
+        return Err("no hive bins".into());
+    }
+    let mut at = 0;
+    while at < bins.len() {
+        let field = |i: usize| {
+            let word = bins.get(at + i..at + i + 4)?;
+            Some(u32::from_le_bytes(word.try_into().ok()?) as usize)
+        };
+        let good = bins[at..].starts_with(b"hbin") && field(4) == Some(at);
+        match field(8) {
+            Some(size) if good && size >= 4096 && size % 4096 == 0 => at += size,
+            _ => return Err(format!("no hive bin at byte {}", at + BASE_BLOCK_SIZE)),
+        }
+    }
+    if at == bins.len() {
+        Ok(())
+    } else {
+        Err("the last hive bin ends outside the hive".into())
+    }
+}

@@ -1,0 +1,169 @@
+//! Finds the Windows installations of a disk: a top-level folder of an NTFS volume, of any name, with
+//! `System32\config\SYSTEM` in it.
+//!
+//! `Windows.old` holds a whole former disk one level deeper and so is none; an expanded WinPE is
+//! known by `Control\MiniNT` in its SYSTEM hive. Nothing is decided from the contents of program
+//! files: on a CompactOS guest they cannot be read.
+
+use crate::guest::{FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId};
+use crate::registry::HiveView;
+
+use super::InspectError;
+use super::model::Finding;
+
+/// A folder that has a SYSTEM hive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    pub volume: VolumeId,
+    /// In the guest's own case.
+    pub root: GuestPath,
+}
+
+impl Candidate {
+    /// As `--root` takes it when the path alone is not enough.
+    fn name(&self) -> String {
+        format!("{}:{}", self.volume.0, self.root)
+    }
+
+    pub fn config(&self, hive: &str) -> Result<GuestPath, InspectError> {
+        Ok(self.root.join(&format!("System32\\config\\{hive}"))?)
+    }
+}
+
+/// What was found on all volumes.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub installations: Vec<Candidate>,
+    /// Folders with `System32\ntoskrnl.exe` and no SYSTEM hive.
+    pub without_hive: Vec<Candidate>,
+}
+
+/// Folders with more entries than this are no volume roots of a Windows.
+const MAX_TOP_LEVEL: usize = 4096;
+/// Expanded WinPE hives are a few MB.
+const PE_HIVE_LIMIT: u64 = 64 << 20;
+
+pub fn find(guest: &dyn GuestRead, findings: &mut Vec<Finding>) -> Result<Found, InspectError> {
+    let mut found = Found::default();
+    for volume in guest.volumes() {
+        if volume.kind != FsKind::Ntfs {
+            continue;
+        }
+        let top = match &volume.state.unreadable {
+            Some(reason) => Err(reason.clone()),
+            None => match guest.list(volume.id, &GuestPath::root()) {
+                Ok(top) => Ok(top),
+                Err(GuestError::Io(error)) => return Err(GuestError::Io(error).into()),
+                Err(error) => Err(error.to_string()),
+            },
+        };
+        let top = match top {
+            Ok(top) => top,
+            Err(reason) => {
+                findings.push(Finding::warning(
+                    "volume-unreadable",
+                    format!(
+                        "the NTFS volume of partition {} cannot be opened: what is on it was not looked at",
+                        volume.id.0
+                    ),
+                    "run chkdsk on it inside the guest",
+                    reason,
+                ));
+                continue;
+            }
+        };
+        for entry in top.iter().take(MAX_TOP_LEVEL) {
+            if entry.kind != FileKind::Dir || entry.reparse_tag.is_some() {
+                continue;
+            }
+            let Ok(root) = GuestPath::root().join(&entry.name) else {
+                continue;
+            };
+            let candidate = Candidate {
+                volume: volume.id,
+                root,
+            };
+            let has = |path: &str| -> Result<bool, InspectError> {
+                let info = guest.stat(volume.id, &candidate.root.join(path)?)?;
+                Ok(info.is_some_and(|i| i.kind == FileKind::File))
+            };
+            if has("System32\\config\\SYSTEM")? {
+                found.installations.push(candidate);
+            } else if has("System32\\ntoskrnl.exe")? {
+                found.without_hive.push(candidate);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The installation to work on; `None` when there is none.
+pub fn choose(
+    guest: &dyn GuestRead,
+    mut found: Vec<Candidate>,
+    wanted: Option<&str>,
+) -> Result<Option<Candidate>, InspectError> {
+    found.retain(|c| !is_windows_pe(guest, c));
+    let names = |list: &[Candidate]| list.iter().map(Candidate::name).collect();
+    if let Some(wanted) = wanted {
+        let (volume, path) = parse_wanted(wanted)?;
+        let mut matching = found.clone();
+        matching.retain(|c| c.root == path && volume.is_none_or(|v| v == c.volume));
+        return match matching.len() {
+            0 => Err(InspectError::NoSuchRoot {
+                wanted: wanted.to_string(),
+                found: names(&found),
+            }),
+            1 => Ok(matching.pop()),
+            _ => Err(InspectError::SeveralRoots {
+                found: names(&matching),
+            }),
+        };
+    }
+    if found.len() > 1 {
+        return Err(InspectError::SeveralRoots {
+            found: names(&found),
+        });
+    }
+    Ok(found.pop())
+}
+
+/// `\Windows`, or `2:\Windows` with the partition's number.
+fn parse_wanted(text: &str) -> Result<(Option<VolumeId>, GuestPath), InspectError> {
+    let (volume, path) = match text.split_once(':') {
+        Some((number, path)) => match number.parse() {
+            Ok(number) => (Some(VolumeId(number)), path),
+            Err(_) => return Err(InspectError::BadRoot(text.to_string())),
+        },
+        None => (None, text),
+    };
+    let path = GuestPath::parse(path)?;
+    if path.is_root() {
+        return Err(InspectError::BadRoot(text.to_string()));
+    }
+    Ok((volume, path))
+}
+
+/// An unreadable hive is not one of WinPE's: it is reported when it is loaded.
+fn is_windows_pe(guest: &dyn GuestRead, candidate: &Candidate) -> bool {
+    let Ok(path) = candidate.config("SYSTEM") else {
+        return false;
+    };
+    // The tell-tale files spare reading the hive of every ordinary Windows.
+    let marked = ["startnet.cmd", "winpeshl.exe", "winpeshl.ini"]
+        .iter()
+        .filter_map(|name| candidate.root.join(&format!("System32\\{name}")).ok())
+        .any(|path| matches!(guest.stat(candidate.volume, &path), Ok(Some(_))));
+    if !marked {
+        return false;
+    }
+    let Ok(bytes) = guest.read(candidate.volume, &path, PE_HIVE_LIMIT) else {
+        return false;
+    };
+    let Ok(view) = HiveView::new(&bytes) else {
+        return false;
+    };
+    ["ControlSet001", "ControlSet002"]
+        .iter()
+        .any(|set| matches!(view.key(&format!("{set}\\Control\\MiniNT")), Ok(Some(_))))
+}

@@ -1,0 +1,255 @@
+//! Which Windows this is, from numbers and not from names: `ProductName` still says "Windows 10" on
+//! Windows 11, and marketing names of servers differ by language.
+
+use crate::boot_path::{ImageState, Machine};
+use crate::disk::layout::{DiskLayout, Scheme};
+use crate::drivers::{Arch, WindowsTarget};
+use crate::guest::VolumeId;
+use crate::registry::HiveView;
+use crate::registry::hive::Result;
+use crate::text::guest_text;
+
+/// The control set the boot loader takes.
+pub fn control_set(system: &HiveView<'_>) -> Result<Option<String>> {
+    let Some(select) = system.key("Select")? else {
+        return Ok(None);
+    };
+    for name in ["Default", "Current"] {
+        if let Some(number) = select.dword(name)? {
+            let set = format!("ControlSet{number:03}");
+            if system.key(&set)?.is_some() {
+                return Ok(Some(set));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Every control set of the hive.
+pub fn control_sets(system: &HiveView<'_>) -> Result<Vec<String>> {
+    let mut sets = Vec::new();
+    for key in system.root()?.keys()? {
+        let name = key.name()?;
+        let number = name
+            .get(..10)
+            .filter(|head| head.eq_ignore_ascii_case("ControlSet"))
+            .map(|_| &name[10..]);
+        if number.is_some_and(|n| n.len() == 3 && n.bytes().all(|b| b.is_ascii_digit())) {
+            sets.push(format!("ControlSet{}", &name[10..]));
+        }
+    }
+    Ok(sets)
+}
+
+/// The `Windows NT\CurrentVersion` key and its neighbours.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Version {
+    pub product_name: Option<String>,
+    pub display_version: Option<String>,
+    pub major: u32,
+    pub minor: u32,
+    pub build: u32,
+    pub revision: Option<u32>,
+    pub edition: Option<String>,
+    pub installation_type: Option<String>,
+    pub server: bool,
+}
+
+/// First build that is Windows 11.
+const WINDOWS_11: u32 = 22_000;
+
+pub fn version(
+    software: &HiveView<'_>,
+    system: &HiveView<'_>,
+    control_set: &str,
+) -> Result<Option<Version>> {
+    let Some(key) = software.key("Microsoft\\Windows NT\\CurrentVersion")? else {
+        return Ok(None);
+    };
+    let text = |name: &str| -> Result<Option<String>> {
+        Ok(key.string(name)?.as_deref().and_then(guest_text))
+    };
+    let number =
+        |name: &str| -> Result<Option<u32>> { Ok(text(name)?.and_then(|t| t.parse().ok())) };
+    let (major, minor) = match key.dword("CurrentMajorVersionNumber")? {
+        Some(major) => (
+            major,
+            key.dword("CurrentMinorVersionNumber")?.unwrap_or_default(),
+        ),
+        None => match text("CurrentVersion")?.as_deref().and_then(parse_version) {
+            Some(version) => version,
+            None => return Ok(None),
+        },
+    };
+    let Some(build) = number("CurrentBuildNumber")?.or(number("CurrentBuild")?) else {
+        return Ok(None);
+    };
+    let product_type = system
+        .key(&format!("{control_set}\\Control\\ProductOptions"))?
+        .map(|k| k.string("ProductType"))
+        .transpose()?
+        .flatten();
+    let installation_type = text("InstallationType")?;
+    let server = match &product_type {
+        Some(t) => !t.eq_ignore_ascii_case("WinNT"),
+        None => installation_type
+            .as_deref()
+            .is_some_and(|t| t.starts_with("Server")),
+    };
+    let mut product_name = text("ProductName")?;
+    if build >= WINDOWS_11 && !server {
+        product_name = product_name.map(|n| n.replacen("Windows 10", "Windows 11", 1));
+    }
+    let service_pack = text("CSDVersion")?.map(|t| t.replacen("Service Pack ", "SP", 1));
+    Ok(Some(Version {
+        product_name,
+        display_version: text("DisplayVersion")?
+            .or(text("ReleaseId")?)
+            .or(service_pack),
+        major,
+        minor,
+        build,
+        revision: key.dword("UBR")?,
+        edition: text("EditionID")?,
+        installation_type,
+        server,
+    }))
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The architecture: from the kernel's file, or from the environment when that is compressed.
+pub fn arch(kernel: ImageState, system: &HiveView<'_>, control_set: &str) -> Result<Option<Arch>> {
+    if let ImageState::Present {
+        machine: Some(machine),
+    } = kernel
+    {
+        return Ok(match machine {
+            Machine::I386 => Some(Arch::X86),
+            Machine::Amd64 => Some(Arch::Amd64),
+            Machine::Arm64 => Some(Arch::Arm64),
+            Machine::Other(_) => None,
+        });
+    }
+    let key = format!("{control_set}\\Control\\Session Manager\\Environment");
+    let name = match system.key(&key)? {
+        Some(key) => key.string("PROCESSOR_ARCHITECTURE")?,
+        None => None,
+    };
+    Ok(
+        match name.unwrap_or_default().to_ascii_lowercase().as_str() {
+            "x86" => Some(Arch::X86),
+            "amd64" => Some(Arch::Amd64),
+            "arm64" => Some(Arch::Arm64),
+            _ => None,
+        },
+    )
+}
+
+pub fn machine(arch: Arch) -> Machine {
+    match arch {
+        Arch::X86 => Machine::I386,
+        Arch::Amd64 => Machine::Amd64,
+        Arch::Arm64 => Machine::Arm64,
+    }
+}
+
+impl Version {
+    pub fn target(&self, arch: Arch) -> WindowsTarget {
+        WindowsTarget {
+            major: self.major,
+            minor: self.minor,
+            build: self.build,
+            arch,
+            server: self.server,
+        }
+    }
+}
+
+/// The DNS name, which is not cut at 15 characters, or the NetBIOS name.
+pub fn hostname(system: &HiveView<'_>, control_set: &str) -> Result<Option<String>> {
+    let places = [
+        ("Services\\Tcpip\\Parameters", "NV Hostname"),
+        ("Services\\Tcpip\\Parameters", "Hostname"),
+        ("Control\\ComputerName\\ComputerName", "ComputerName"),
+    ];
+    for (path, name) in places {
+        if let Some(key) = system.key(&format!("{control_set}\\{path}"))?
+            && let Some(found) = key.string(name)?.as_deref().and_then(guest_text)
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// The hardware clock runs in UTC (set by hand on machines that share it with Linux).
+pub fn clock_is_utc(system: &HiveView<'_>, control_set: &str) -> Result<bool> {
+    let key = format!("{control_set}\\Control\\TimeZoneInformation");
+    let Some(key) = system.key(&key)? else {
+        return Ok(false);
+    };
+    // A QWORD on some, by people who followed old advice; Windows takes both.
+    Ok(key
+        .value("RealTimeIsUniversal")?
+        .is_some_and(|v| v.data.first().is_some_and(|b| *b != 0)))
+}
+
+/// How Windows treats disks that are new to it.
+pub fn san_policy(system: &HiveView<'_>, control_set: &str) -> Result<Option<u32>> {
+    let key = format!("{control_set}\\Services\\partmgr\\Parameters");
+    match system.key(&key)? {
+        Some(key) => key.dword("SanPolicy"),
+        None => Ok(None),
+    }
+}
+
+/// The letter the running Windows gives a partition, from `MountedDevices`: MBR disks by signature and
+/// start, GPT partitions as `DMIO:ID:` and their GUID.
+pub fn drive_letter(
+    system: &HiveView<'_>,
+    layout: &DiskLayout,
+    volume: VolumeId,
+) -> Result<Option<char>> {
+    let Some(partition) = layout.partitions.iter().find(|p| p.index == volume.0) else {
+        return Ok(None);
+    };
+    let Some(mounted) = system.key("MountedDevices")? else {
+        return Ok(None);
+    };
+    let wanted = match layout.scheme {
+        Scheme::Gpt => {
+            let guid = partition.guid.as_deref().map(uuid::Uuid::try_parse);
+            let Some(Ok(guid)) = guid else {
+                return Ok(None);
+            };
+            [b"DMIO:ID:", &guid.to_bytes_le()[..]].concat()
+        }
+        Scheme::Mbr => {
+            let signature = layout
+                .disk_id
+                .as_deref()
+                .and_then(|id| id.strip_prefix("0x"));
+            let Some(signature) = signature.and_then(|s| u32::from_str_radix(s, 16).ok()) else {
+                return Ok(None);
+            };
+            [
+                &signature.to_le_bytes()[..],
+                &partition.start_bytes.to_le_bytes()[..],
+            ]
+            .concat()
+        }
+        Scheme::None => return Ok(None),
+    };
+    for letter in 'A'..='Z' {
+        if let Some(value) = mounted.value(&format!("\\DosDevices\\{letter}:"))?
+            && value.data == wanted
+        {
+            return Ok(Some(letter));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,331 @@
+//! The state the disk and Windows were left in: what makes a conversion unsafe, and what makes its
+//! result surprising.
+
+use crate::disk::layout::{DiskLayout, GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES};
+use crate::guest::{FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId};
+use crate::registry::HiveView;
+use crate::registry::hive::{Key, Result};
+
+use super::model::{Finding, Inspection};
+use super::tools::MICROSOFT_DEFENDER;
+
+const MBR_LDM: &str = "0x42";
+
+/// What the volumes and the partition table say. `system` is the volume Windows is on.
+pub fn volumes(
+    guest: &dyn GuestRead,
+    layout: &DiskLayout,
+    system: Option<VolumeId>,
+    out: &mut Inspection,
+) {
+    let volumes = guest.volumes();
+    let partitions = &layout.partitions;
+    let of_kind = |kind: FsKind| -> Vec<VolumeId> {
+        let of_kind = volumes.iter().filter(|v| v.kind == kind);
+        of_kind.map(|v| v.id).collect()
+    };
+    let of_type = |types: &[&str]| -> Vec<VolumeId> {
+        let of_type = partitions
+            .iter()
+            .filter(|p| types.iter().any(|t| t.eq_ignore_ascii_case(&p.type_id)));
+        of_type.map(|p| VolumeId(p.index)).collect()
+    };
+
+    let bitlocker = of_kind(FsKind::Bitlocker);
+    out.bitlocker = !bitlocker.is_empty();
+    match (out.bitlocker, system) {
+        (false, _) => {}
+        (true, None) => out.findings.push(Finding::blocker(
+            "bitlocker",
+            "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed",
+            "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down",
+            list(&bitlocker),
+        )),
+        (true, Some(_)) => out.findings.push(Finding::warning(
+            "bitlocker-data",
+            "a data volume is encrypted with BitLocker: Windows may ask for its recovery key on the new machine",
+            "keep the recovery key at hand, or suspend BitLocker before the conversion",
+            list(&bitlocker),
+        )),
+    }
+
+    let mut ldm = of_kind(FsKind::Ldm);
+    ldm.extend(of_type(&[MBR_LDM, GPT_LDM_METADATA, GPT_LDM_DATA]));
+    ldm.sort_unstable();
+    ldm.dedup();
+    out.dynamic_disk = !ldm.is_empty();
+    if out.dynamic_disk {
+        out.findings.push(Finding::blocker(
+            "dynamic-disk",
+            "this is a dynamic disk (LDM): its volumes may span disks and are not read here",
+            "convert it to a basic disk in the guest, or image the volumes to one",
+            list(&ldm),
+        ));
+    }
+
+    let mut spaces = of_kind(FsKind::StorageSpaces);
+    spaces.extend(of_type(&[GPT_STORAGE_SPACES]));
+    if !spaces.is_empty() {
+        spaces.sort_unstable();
+        spaces.dedup();
+        out.findings.push(Finding::blocker(
+            "storage-spaces",
+            "the disk is part of a Storage Spaces pool, which is not read here",
+            "move the data to an ordinary disk in the guest",
+            list(&spaces),
+        ));
+    }
+
+    let refs = of_kind(FsKind::Refs);
+    if !refs.is_empty() {
+        let evidence = list(&refs);
+        out.findings.push(if system.is_some() {
+            Finding::info(
+                "refs-data",
+                "a data volume is ReFS: it is copied as it is and not looked at",
+                "none needed",
+                evidence,
+            )
+        } else {
+            Finding::blocker(
+                "refs",
+                "a volume is ReFS, which is not read here: a Windows on it cannot be converted",
+                "move Windows to NTFS",
+                evidence,
+            )
+        });
+    }
+
+    if let Some(volume) = system.and_then(|id| volumes.iter().find(|v| v.id == id)) {
+        system_volume(volume, out);
+    }
+    for volume in volumes.iter().filter(|v| Some(v.id) != system) {
+        if volume.kind == FsKind::Ntfs && volume.state.hibernated {
+            out.findings.push(Finding::warning(
+                "data-volume-hibernated",
+                "another volume holds a hibernated session: what that Windows had open is lost when this one starts",
+                "shut that Windows down completely (shutdown /s /t 0)",
+                list(&[volume.id]),
+            ));
+        }
+        if volume.kind == FsKind::Ntfs && volume.state.dirty {
+            out.findings.push(Finding::info(
+                "data-volume-dirty",
+                "another NTFS volume was not unmounted cleanly: Windows checks it at the next start",
+                "none needed; a clean shutdown before the conversion avoids it",
+                list(&[volume.id]),
+            ));
+        }
+    }
+    let snapshots: Vec<_> = volumes
+        .iter()
+        .filter(|v| v.state.vss_snapshots)
+        .map(|v| v.id)
+        .collect();
+    out.vss_snapshots = !snapshots.is_empty();
+    if out.vss_snapshots {
+        out.findings.push(Finding::info(
+            "vss-snapshots",
+            "shadow copies are on the disk: the free space of their volume is copied too, because they use it",
+            "delete them first if they are not needed (vssadmin delete shadows /all)",
+            list(&snapshots),
+        ));
+    }
+}
+
+fn system_volume(volume: &Volume, out: &mut Inspection) {
+    out.hibernated = volume.state.hibernated;
+    out.volume_dirty = volume.state.dirty;
+    if out.hibernated {
+        out.findings.push(Finding::blocker(
+            "volume-hibernated",
+            "Windows is hibernated (Fast Startup counts): changing its disk now would damage it",
+            "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0",
+            format!("hiberfil.sys on partition {}", volume.id.0),
+        ));
+    } else if out.volume_dirty {
+        out.findings.push(Finding::blocker(
+            "volume-dirty",
+            "the NTFS volume of Windows was not unmounted cleanly: writing to it could damage it",
+            "start the guest, let it check the disk (chkdsk C: /f), and shut it down with shutdown /s /t 0",
+            format!("dirty flag or open $LogFile on partition {}", volume.id.0),
+        ));
+    }
+}
+
+fn list(volumes: &[VolumeId]) -> String {
+    let numbers: Vec<_> = volumes.iter().map(|v| v.0.to_string()).collect();
+    format!("partition {}", numbers.join(", "))
+}
+
+/// System files of a CompactOS installation are WOF reparse points.
+const COMPACT_PROBES: [&str; 4] = [
+    "System32\\ntoskrnl.exe",
+    "System32\\kernel32.dll",
+    "System32\\shell32.dll",
+    "explorer.exe",
+];
+
+/// What the files of Windows say.
+pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mut Inspection) {
+    let stat = |path: &str| {
+        let path = root.join(path).ok()?;
+        guest.stat(volume, &path).ok()?
+    };
+    out.compact_os = COMPACT_PROBES
+        .iter()
+        .any(|p| stat(p).is_some_and(|i| i.reparse_tag == Some(IO_REPARSE_TAG_WOF)));
+    if out.compact_os {
+        out.findings.push(Finding::info(
+            "compact-os",
+            "system files are compressed (CompactOS): the processor type of driver files is not checked",
+            "none needed",
+            "WOF reparse points on system files",
+        ));
+    }
+    if stat("WinSxS\\pending.xml").is_some() {
+        out.pending_updates = true;
+        out.findings.push(Finding::warning(
+            "pending-updates",
+            "updates wait for the next start: they run on the new machine, and may replace driver files",
+            "restart the guest until no update is pending, then shut it down",
+            format!("{root}\\WinSxS\\pending.xml"),
+        ));
+    }
+}
+
+/// What the hives say.
+pub fn hives(
+    system: &HiveView<'_>,
+    software: &HiveView<'_>,
+    control_set: &str,
+    out: &mut Inspection,
+) -> Result<()> {
+    let Some(set) = system.key(control_set)? else {
+        return Ok(());
+    };
+    pending(&set, software, out)?;
+    policies(software, out)?;
+    roles(&set, out)?;
+    setup(system, out)?;
+    let scanners: Vec<&str> = out
+        .antivirus
+        .iter()
+        .map(String::as_str)
+        .filter(|a| *a != MICROSOFT_DEFENDER)
+        .collect();
+    if !scanners.is_empty() {
+        let evidence = scanners.join(", ");
+        out.findings.push(Finding::warning(
+            "antivirus",
+            "a virus scanner with boot drivers of its own is installed: it may block the first start of new drivers",
+            "if the first boot fails, convert again after pausing its self-protection",
+            evidence,
+        ));
+    }
+    Ok(())
+}
+
+fn pending(set: &Key<'_>, software: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
+    let current = "Microsoft\\Windows\\CurrentVersion";
+    for key in [
+        "Component Based Servicing\\RebootPending",
+        "WindowsUpdate\\Auto Update\\RebootRequired",
+    ] {
+        let path = format!("{current}\\{key}");
+        if software.key(&path)?.is_some() {
+            out.pending_updates = true;
+            out.findings.push(Finding::warning(
+                "pending-reboot",
+                "Windows waits for a restart to finish an update: it finishes on the new machine, with restarts of its own",
+                "restart the guest once more before the conversion",
+                format!("SOFTWARE\\{path}"),
+            ));
+        }
+    }
+    let renames = match set.key("Control\\Session Manager")? {
+        Some(key) => key.value("PendingFileRenameOperations")?,
+        None => None,
+    };
+    // Beyond the terminators there is at least one operation.
+    if renames.is_some_and(|v| v.data.iter().any(|b| *b != 0)) {
+        out.pending_updates = true;
+        out.findings.push(Finding::info(
+            "pending-renames",
+            "files wait to be renamed or deleted at the next start",
+            "none needed",
+            "Session Manager\\PendingFileRenameOperations",
+        ));
+    }
+    Ok(())
+}
+
+fn policies(software: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
+    let path = "Policies\\Microsoft\\Windows\\DeviceInstall\\Restrictions";
+    let Some(key) = software.key(path)? else {
+        return Ok(());
+    };
+    let mut active = Vec::new();
+    for name in [
+        "DenyUnspecified",
+        "DenyDeviceIDs",
+        "DenyDeviceClasses",
+        "DenyInstanceIDs",
+    ] {
+        if key.dword(name)?.is_some_and(|v| v != 0) {
+            active.push(name);
+        }
+    }
+    if !active.is_empty() {
+        out.group_policy_device_restrictions = true;
+        out.findings.push(Finding::warning(
+            "device-install-policy",
+            "a group policy restricts device installation: Windows may refuse the new disk and network devices",
+            "exempt the virtio devices (PCI\\VEN_1AF4) from the policy before the conversion",
+            format!("SOFTWARE\\{path}: {}", active.join(", ")),
+        ));
+    }
+    Ok(())
+}
+
+fn roles(set: &Key<'_>, out: &mut Inspection) -> Result<()> {
+    if let Some(cluster) = set.key("Services\\ClusSvc")?
+        && cluster.dword("Start")?.is_some_and(|s| s < 4)
+    {
+        out.findings.push(Finding::warning(
+            "cluster-node",
+            "this is a failover cluster node: shared disks are not part of this image",
+            "evict the node first, or attach the shared disks to the new machine by hand",
+            "Services\\ClusSvc",
+        ));
+    }
+    let product = match set.key("Control\\ProductOptions")? {
+        Some(key) => key.string("ProductType")?,
+        None => None,
+    };
+    if product.is_some_and(|p| p.eq_ignore_ascii_case("LanmanNT")) {
+        out.findings.push(Finding::warning(
+            "domain-controller",
+            "this is a domain controller: never run the old and the new machine at the same time",
+            "keep the old machine off for good; other domain controllers must be reachable at first boot",
+            "ProductOptions\\ProductType is LanmanNT",
+        ));
+    }
+    Ok(())
+}
+
+/// `SYSTEM\Setup`: a setup, upgrade or sysprep that is not finished.
+fn setup(system: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
+    let Some(key) = system.key("Setup")? else {
+        return Ok(());
+    };
+    if key.dword("SystemSetupInProgress")?.unwrap_or(0) != 0 {
+        out.findings.push(Finding::warning(
+            "setup-in-progress",
+            "Windows setup is not finished (a sysprepped image looks like this too): the first boot continues it",
+            "expected for a template; otherwise let setup finish before the conversion",
+            "SYSTEM\\Setup\\SystemSetupInProgress",
+        ));
+    }
+    Ok(())
+}

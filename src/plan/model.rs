@@ -1,0 +1,153 @@
+//! What a conversion will do, as data: shown by `plan`, carried out by `fix`, kept as `plan.json`.
+
+use serde::Serialize;
+
+use crate::error::Blocker;
+use crate::guest::GuestPath;
+use crate::registry::RegEdits;
+
+/// One unit of reversion: done wholly or not at all.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Action {
+    /// Copies files from the virtio-win media into the guest, making the folders first.
+    CopyFiles {
+        id: String,
+        title: String,
+        folders: Vec<GuestPath>,
+        files: Vec<FileCopy>,
+    },
+    /// Merges registry edits into one hive. A hive whose transaction logs were replayed in memory is
+    /// written as recovered, and `reset_logs` are emptied so that Windows cannot replay old pages over it.
+    EditHive {
+        id: String,
+        title: String,
+        hive: HiveName,
+        path: GuestPath,
+        edits: RegEdits,
+        reset_logs: Vec<GuestPath>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileCopy {
+    pub to: GuestPath,
+    /// Path on the virtio-win media.
+    pub from: String,
+    pub size: u64,
+    /// Whether a different file of that name is there now.
+    pub replaces: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HiveName {
+    System,
+    Software,
+    Drivers,
+}
+
+impl HiveName {
+    /// The file name, in the backup and registry folders too.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            HiveName::System => "SYSTEM",
+            HiveName::Software => "SOFTWARE",
+            HiveName::Drivers => "DRIVERS",
+        }
+    }
+
+    /// Where a running Windows mounts it. DRIVERS is loaded by PnP only while needed; the name is the
+    /// one its own tools show.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            HiveName::System => r"HKEY_LOCAL_MACHINE\SYSTEM",
+            HiveName::Software => r"HKEY_LOCAL_MACHINE\SOFTWARE",
+            HiveName::Drivers => r"HKEY_LOCAL_MACHINE\DRIVERS",
+        }
+    }
+}
+
+impl Action {
+    pub fn id(&self) -> &str {
+        match self {
+            Action::CopyFiles { id, .. } | Action::EditHive { id, .. } => id,
+        }
+    }
+
+    /// One line for people.
+    pub fn describe(&self) -> String {
+        match self {
+            Action::CopyFiles {
+                title,
+                folders,
+                files,
+                ..
+            } => {
+                let bytes: u64 = files.iter().map(|f| f.size).sum();
+                format!(
+                    "{title}: {} files ({} bytes), {} new folders",
+                    files.len(),
+                    bytes,
+                    folders.len()
+                )
+            }
+            Action::EditHive {
+                title,
+                path,
+                edits,
+                reset_logs,
+                ..
+            } => format!(
+                "{title}: {} edits in {path}{}",
+                edits.ops.len(),
+                if reset_logs.is_empty() {
+                    ""
+                } else {
+                    ", transaction logs replayed and reset"
+                }
+            ),
+        }
+    }
+}
+
+/// Something that needs no doing because it is already so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    pub id: String,
+    pub title: String,
+}
+
+/// A driver the plan makes available to the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedDriver {
+    pub driver: String,
+    pub role: String,
+    /// Folder of the media it comes from, e.g. `w10`.
+    pub folder: String,
+    pub version: String,
+    /// `boot` (complete package, starts with the system) or `staged` (found by PnP at first boot).
+    pub placement: &'static str,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    pub skipped: Vec<Skipped>,
+    pub drivers: Vec<PlannedDriver>,
+    pub blockers: Vec<Blocker>,
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// Bytes the actions add to the guest's system volume, at least.
+    pub fn bytes_to_write(&self) -> u64 {
+        self.actions
+            .iter()
+            .map(|action| match action {
+                Action::CopyFiles { files, .. } => files.iter().map(|f| f.size).sum(),
+                Action::EditHive { .. } => 0,
+            })
+            .sum()
+    }
+}

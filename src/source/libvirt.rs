@@ -1,0 +1,199 @@
+//! libvirt domain XML as a source: a machine that is moved, or was converted by other means.
+//!
+//! Follows <https://libvirt.org/formatdomain.html>. Paths are this host's; a relative one, or an
+//! absolute one that does not exist here, is looked for beside the XML.
+
+use std::path::{Path, PathBuf};
+
+use crate::domain::element::Element;
+
+use super::{
+    Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
+    clean, folder_of, read_description,
+};
+
+/// A disk as the XML names it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct XmlDisk {
+    pub path: PathBuf,
+    pub format: Option<String>,
+    pub controller: Controller,
+    pub order: (u32, u32),
+    pub target: String,
+}
+
+pub fn open(path: &Path) -> Result<SourceVm> {
+    let (mut vm, disks) = parse(path, &read_description(path)?)?;
+    for disk in disks {
+        let dir = folder_of(path);
+        let beside = match disk.path.file_name() {
+            Some(name) if disk.path.is_absolute() => dir.join(name),
+            _ => dir.join(&disk.path),
+        };
+        let file = if disk.path.is_absolute() && disk.path.exists() {
+            disk.path
+        } else if beside.exists() {
+            beside
+        } else {
+            return Err(SourceError::MissingDisk {
+                path: path.into(),
+                disk: disk.target,
+                missing: disk.path,
+            });
+        };
+        vm.disks.push(SourceDisk {
+            path: file,
+            format: disk.format,
+            controller: disk.controller,
+            order: disk.order,
+            packed: None,
+        });
+    }
+    Ok(vm)
+}
+
+/// The machine, without looking at any file. `path` is for errors.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
+    let root = Element::parse(bytes).map_err(|source| SourceError::Xml {
+        path: path.into(),
+        source,
+    })?;
+    // `virsh dumpxml` of a snapshot or save image wraps the domain.
+    let domain = if root.is("domain") {
+        Some(&root)
+    } else {
+        root.first("domain")
+    };
+    let domain = domain.ok_or_else(|| SourceError::Invalid {
+        path: path.into(),
+        reason: format!("it is <{}>, not libvirt's <domain>", clean(&root.name)),
+    })?;
+    let name = domain.text_of("name").unwrap_or_default();
+    let mut vm = SourceVm::new(SourceKind::Libvirt, name);
+    vm.uuid = domain.text_of("uuid").and_then(|t| t.parse().ok());
+    vm.genid = domain.text_of("genid").and_then(|t| t.parse().ok());
+    vm.memory_mib = domain.first("memory").and_then(memory_mib);
+    vm.vcpus = domain.text_of("vcpu").and_then(|t| t.parse().ok());
+    let topology = domain.path("cpu/topology");
+    vm.cores_per_socket = topology.and_then(|t| t.attr("cores")?.parse().ok());
+    vm.serial = domain.path("sysinfo/system").and_then(|system| {
+        let mut entries = system.all("entry");
+        let entry = entries.find(|e| e.attr("name") == Some("serial"))?;
+        Some(clean(&entry.text)).filter(|t| !t.is_empty())
+    });
+    firmware(domain, &mut vm);
+    let mut disks = Vec::new();
+    if let Some(devices) = domain.first("devices") {
+        vm.tpm = devices.first("tpm").is_some();
+        for disk in devices.all("disk") {
+            disks.extend(parse_disk(disk, &mut vm));
+        }
+        vm.nics = devices.all("interface").map(nic).collect();
+        let passed = devices.all("hostdev").count();
+        if passed > 0 {
+            vm.note(format!("{passed} host devices passed through are left out"));
+        }
+    }
+    // A boot order decides over the bus and the target name.
+    disks.sort_by_key(|(order, disk)| (*order, disk.controller, disk.order));
+    Ok((vm, disks.into_iter().map(|(_, disk)| disk).collect()))
+}
+
+fn firmware(domain: &Element, vm: &mut SourceVm) {
+    let Some(os) = domain.first("os") else { return };
+    let loader = os.first("loader");
+    let flash = loader.is_some_and(|l| l.attr("type") == Some("pflash"));
+    let uefi = flash || os.attr("firmware") == Some("efi");
+    vm.firmware = Some(if uefi {
+        SourceFirmware::Uefi
+    } else {
+        SourceFirmware::Bios
+    });
+    let feature = |name: &str| {
+        let mut features = os.first("firmware")?.all("feature");
+        let feature = features.find(|f| f.attr("name") == Some(name))?;
+        Some(feature.attr("enabled") == Some("yes"))
+    };
+    let secure = loader.is_some_and(|l| l.attr("secure") == Some("yes"));
+    // A secure loader with an empty variable store does not enforce anything.
+    vm.secure_boot = uefi
+        && feature("secure-boot").unwrap_or(secure)
+        && feature("enrolled-keys").unwrap_or(true);
+}
+
+fn parse_disk(disk: &Element, vm: &mut SourceVm) -> Option<(u32, XmlDisk)> {
+    let target = disk.first("target");
+    let dev = clean(target.and_then(|t| t.attr("dev")).unwrap_or("?"));
+    let device = disk.attr("device").unwrap_or("disk");
+    if device != "disk" && device != "lun" {
+        vm.note(format!("{} {dev} is left out", clean(device)));
+        return None;
+    }
+    let source = disk.first("source");
+    let path = source.and_then(|s| s.attr("file").or(s.attr("dev")));
+    let Some(path) = path.filter(|p| !p.is_empty()) else {
+        let kind = clean(disk.attr("type").unwrap_or("file"));
+        vm.note(format!(
+            "disk {dev} is of type {kind}, which is not read: left out"
+        ));
+        return None;
+    };
+    let controller = match target.and_then(|t| t.attr("bus")).unwrap_or_default() {
+        "scsi" => Controller::Scsi,
+        "virtio" => Controller::Virtio,
+        "sata" => Controller::Sata,
+        "ide" => Controller::Ide,
+        "usb" => Controller::Usb,
+        _ => Controller::Unknown,
+    };
+    let boot = disk
+        .first("boot")
+        .and_then(|b| b.attr("order")?.parse().ok());
+    let format = disk.first("driver").and_then(|d| d.attr("type"));
+    let disk = XmlDisk {
+        path: path.into(),
+        format: format.map(clean),
+        controller,
+        order: (0, target_index(&dev)),
+        target: dev,
+    };
+    Some((boot.unwrap_or(u32::MAX), disk))
+}
+
+/// `vdb` is 1, `vdaa` is 26.
+fn target_index(dev: &str) -> u32 {
+    let letters = dev.as_bytes().get(2..).unwrap_or_default();
+    let index = letters.iter().try_fold(0u32, |n, byte| {
+        let digit = byte.is_ascii_lowercase().then(|| byte - b'a' + 1)?;
+        n.checked_mul(26)?.checked_add(u32::from(digit))
+    });
+    index.and_then(|n| n.checked_sub(1)).unwrap_or(u32::MAX)
+}
+
+fn nic(interface: &Element) -> SourceNic {
+    let attr = |element: &str, name: &str| interface.first(element).and_then(|e| e.attr(name));
+    let source = interface.first("source");
+    let network = source.and_then(|s| s.attr("network").or(s.attr("bridge")).or(s.attr("dev")));
+    SourceNic {
+        mac: attr("mac", "address").and_then(|t| t.parse().ok()),
+        model: attr("model", "type").map(clean),
+        network: network.map(clean),
+        connected: attr("link", "state") != Some("down"),
+    }
+}
+
+fn memory_mib(memory: &Element) -> Option<u64> {
+    let value: u64 = memory.text.parse().ok()?;
+    let unit = match memory.attr("unit").unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "KB" => 1000,
+        "k" | "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "M" | "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1u64 << 40,
+        _ => return None,
+    };
+    Some(value.checked_mul(unit)? >> 20).filter(|mib| *mib > 0)
+}

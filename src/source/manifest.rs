@@ -1,0 +1,126 @@
+//! OVF manifests (`.mf`): a digest for each file of the package.
+//!
+//! DSP0243 section 6: lines `SHA256(file.vmdk)= 64 hex digits`. SHA-1 is what older tools write;
+//! it guards against damage here, not against people. A signature (`.cert`) is not checked.
+
+use sha2::Digest as _;
+
+const MAX_LINES: usize = 10_000;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifest {
+    pub entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub algorithm: Algorithm,
+    pub file: String,
+    /// Lower case hexadecimal.
+    pub digest: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    Sha1,
+    Sha256,
+    Sha512,
+}
+
+impl Algorithm {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "SHA1",
+            Self::Sha256 => "SHA256",
+            Self::Sha512 => "SHA512",
+        }
+    }
+
+    fn digits(self) -> usize {
+        match self {
+            Self::Sha1 => 40,
+            Self::Sha256 => 64,
+            Self::Sha512 => 128,
+        }
+    }
+}
+
+impl Manifest {
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = String::from_utf8_lossy(bytes);
+        let mut entries = Vec::new();
+        for (n, line) in text.lines().map(str::trim).enumerate() {
+            if line.is_empty() {
+                continue;
+            }
+            if n > MAX_LINES {
+                return Err(format!("more than {MAX_LINES} lines"));
+            }
+            let entry = parse_line(line);
+            entries.push(entry.ok_or_else(|| format!("line {}: not a digest", n + 1))?);
+        }
+        Ok(Self { entries })
+    }
+
+    /// The entry for a file of the package.
+    pub fn of(&self, file: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.file == file)
+    }
+}
+
+fn parse_line(line: &str) -> Option<Entry> {
+    let (name, rest) = line.split_once('(')?;
+    // A file name may hold parentheses; the last one closes.
+    let (file, digest) = rest.rsplit_once(')')?;
+    let digest = digest.trim().strip_prefix('=')?.trim().to_ascii_lowercase();
+    let algorithm = match name.trim().to_ascii_uppercase().replace('-', "").as_str() {
+        "SHA1" => Algorithm::Sha1,
+        "SHA256" => Algorithm::Sha256,
+        "SHA512" => Algorithm::Sha512,
+        _ => return None,
+    };
+    let valid = digest.len() == algorithm.digits() && digest.bytes().all(|b| b.is_ascii_hexdigit());
+    valid.then(|| Entry {
+        algorithm,
+        file: file.to_owned(),
+        digest,
+    })
+}
+
+/// A digest being computed.
+pub enum Hasher {
+    Sha1(sha1_smol::Sha1),
+    Sha256(sha2::Sha256),
+    Sha512(sha2::Sha512),
+}
+
+impl Hasher {
+    pub fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Sha1 => Self::Sha1(sha1_smol::Sha1::new()),
+            Algorithm::Sha256 => Self::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha512 => Self::Sha512(sha2::Sha512::new()),
+        }
+    }
+
+    pub fn update(&mut self, data: &[u8]) {
+        match self {
+            Self::Sha1(hasher) => hasher.update(data),
+            Self::Sha256(hasher) => hasher.update(data),
+            Self::Sha512(hasher) => hasher.update(data),
+        }
+    }
+
+    /// In lower case hexadecimal.
+    pub fn finish(self) -> String {
+        match self {
+            Self::Sha1(hasher) => hasher.digest().to_string(),
+            Self::Sha256(hasher) => hex(&hasher.finalize()),
+            Self::Sha512(hasher) => hex(&hasher.finalize()),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

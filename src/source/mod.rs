@@ -1,0 +1,412 @@
+//! What comes in: a disk image, or a machine with its disks and what it says about itself.
+//!
+//! [`open`] takes the SOURCE of the command line and tells machine from disk: `.vmx`, `.ovf`,
+//! `.ova`, libvirt domain XML, the folder one of these or a Hyper-V export lies in, and anything
+//! else as a plain disk image. It reads descriptions, never disk contents, so it is quick; what is
+//! not usable in place (members of an OVA, gzip'd disks) and the checksums of a manifest are dealt
+//! with by [`SourceVm::prepare`], which works in a folder of the caller's.
+//!
+//! These files come from elsewhere and are not trusted: the parsers ([`vmx`], [`ovf`], [`libvirt`],
+//! [`tar`], [`vmdk`]) are pure functions with limits, and a reference that leads out of the folder
+//! of the description is refused, because a converted guest could otherwise be made to contain any
+//! file of the host. The exception is libvirt XML, whose paths are this host's by definition.
+//!
+//! What a source says is a hint. Facts found inside the guest win over it.
+
+pub mod libvirt;
+pub mod manifest;
+pub mod ova;
+pub mod ovf;
+pub mod tar;
+pub mod vmdk;
+pub mod vmx;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::domain::MacAddr;
+use crate::domain::element::XmlError;
+
+pub use manifest::Manifest;
+
+/// Descriptions are small; a larger file is not one.
+const MAX_DESCRIPTION: u64 = 16 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    Disk,
+    Vmx,
+    Ovf,
+    Ova,
+    Libvirt,
+    HyperV,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceVm {
+    pub kind: SourceKind,
+    /// Control characters removed; not yet a libvirt name.
+    pub name: String,
+    /// In the order the firmware of the source would look at them.
+    pub disks: Vec<SourceDisk>,
+    pub memory_mib: Option<u64>,
+    pub vcpus: Option<u32>,
+    pub cores_per_socket: Option<u32>,
+    pub firmware: Option<SourceFirmware>,
+    pub secure_boot: bool,
+    pub tpm: bool,
+    pub nics: Vec<SourceNic>,
+    pub uuid: Option<Uuid>,
+    pub serial: Option<String>,
+    pub genid: Option<Uuid>,
+    /// What the user should know: devices left out, values not understood.
+    pub notes: Vec<String>,
+    #[serde(skip)]
+    pub manifest: Manifest,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceFirmware {
+    Bios,
+    Uefi,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceDisk {
+    /// The image, or the archive it is packed in.
+    pub path: PathBuf,
+    /// What the description says, in QEMU's words (`vmdk`, `raw`, ...); absent when it is silent.
+    pub format: Option<String>,
+    pub controller: Controller,
+    /// Controller number and position on it.
+    pub order: (u32, u32),
+    /// Not readable in place until [`SourceVm::prepare`] has run.
+    pub packed: Option<Packed>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Packed {
+    /// The name in the archive or folder, as the manifest has it.
+    pub name: String,
+    /// Where an uncompressed tar member lies.
+    pub member: Option<(u64, u64)>,
+    pub gzip: bool,
+}
+
+/// Declared in the order in which disks are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Controller {
+    Scsi,
+    Virtio,
+    Sata,
+    Ide,
+    Nvme,
+    Usb,
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceNic {
+    pub mac: Option<MacAddr>,
+    pub model: Option<String>,
+    pub network: Option<String>,
+    /// Connected at power-on.
+    pub connected: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("{path} does not exist")]
+    NotFound { path: PathBuf },
+    #[error("{what} {path}")]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} is {size} bytes, more than the {limit} bytes allowed for a description")]
+    TooLarge {
+        path: PathBuf,
+        size: u64,
+        limit: u64,
+    },
+    #[error("{path} is not understood: {reason}")]
+    Invalid { path: PathBuf, reason: String },
+    #[error("{path} is not understood")]
+    Xml {
+        path: PathBuf,
+        #[source]
+        source: XmlError,
+    },
+    #[error("disk {disk} of {path} is missing: {missing} does not exist")]
+    MissingDisk {
+        path: PathBuf,
+        disk: String,
+        missing: PathBuf,
+    },
+    #[error("{path} refers to {reference:?}, outside its folder: not followed")]
+    Outside { path: PathBuf, reference: String },
+    #[error("{path} describes no disk")]
+    NoDisk { path: PathBuf },
+    #[error("{path} describes {count} machines, and one is converted at a time")]
+    SeveralMachines { path: PathBuf, count: usize },
+    #[error("{path}: {what} is not supported: {remedy}")]
+    Unsupported {
+        path: PathBuf,
+        what: String,
+        remedy: &'static str,
+    },
+    #[error(
+        "{file} of {path} is damaged: its manifest says {algorithm} {expected}, it is {actual}"
+    )]
+    Checksum {
+        path: PathBuf,
+        file: String,
+        algorithm: &'static str,
+        expected: String,
+        actual: String,
+    },
+}
+
+pub type Result<T, E = SourceError> = std::result::Result<T, E>;
+
+impl SourceVm {
+    fn new(kind: SourceKind, name: &str) -> Self {
+        Self {
+            kind,
+            name: clean(name),
+            disks: Vec::new(),
+            memory_mib: None,
+            vcpus: None,
+            cores_per_socket: None,
+            firmware: None,
+            secure_boot: false,
+            tpm: false,
+            nics: Vec::new(),
+            uuid: None,
+            serial: None,
+            genid: None,
+            notes: Vec::new(),
+            manifest: Manifest::default(),
+        }
+    }
+
+    fn note(&mut self, note: impl AsRef<str>) {
+        // A hostile description must not flood the report.
+        if self.notes.len() < 100 {
+            self.notes.push(clean(note.as_ref()));
+        }
+    }
+
+    /// Whether [`SourceVm::prepare`] must copy something.
+    pub fn is_packed(&self) -> bool {
+        self.disks.iter().any(|disk| disk.packed.is_some())
+    }
+
+    /// Unpacks into `work` what cannot be read in place, and verifies the manifest, reading each
+    /// disk once. Afterwards every disk is a file of its own.
+    pub fn prepare(&mut self, work: &Path) -> Result<()> {
+        ova::prepare(self, work)
+    }
+}
+
+/// Reads what SOURCE is.
+pub fn open(path: &Path) -> Result<SourceVm> {
+    let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => SourceError::NotFound { path: path.into() },
+        _ => SourceError::Io {
+            what: "looking at",
+            path: path.into(),
+            source,
+        },
+    })?;
+    if meta.is_dir() {
+        return open_folder(path);
+    }
+    let mut vm = match extension(path).as_str() {
+        "vmx" => vmx::open(path)?,
+        "ovf" => ovf::open(path)?,
+        "ova" => ova::open(path)?,
+        "xml" => libvirt::open(path)?,
+        _ => open_disk(path),
+    };
+    if vm.name.is_empty() {
+        vm.name = stem(path);
+    }
+    if vm.disks.is_empty() {
+        return Err(SourceError::NoDisk { path: path.into() });
+    }
+    for disk in &vm.disks {
+        if disk.packed.is_none() {
+            vmdk::check_files(&disk.path)?;
+        }
+    }
+    Ok(vm)
+}
+
+fn open_disk(path: &Path) -> SourceVm {
+    let mut vm = SourceVm::new(SourceKind::Disk, &stem(path));
+    vm.disks.push(SourceDisk {
+        path: path.into(),
+        format: None,
+        controller: Controller::Unknown,
+        order: (0, 0),
+        packed: None,
+    });
+    vm
+}
+
+/// A folder with one description in it, or a Hyper-V export.
+fn open_folder(dir: &Path) -> Result<SourceVm> {
+    let files = files_below(dir, 3)?;
+    for kind in ["vmx", "ovf"] {
+        let found: Vec<&PathBuf> = files
+            .iter()
+            .filter(|f| f.parent() == Some(dir) && extension(f) == kind)
+            .collect();
+        match found.as_slice() {
+            [] => {}
+            [one] => return open(one),
+            several => {
+                return Err(SourceError::SeveralMachines {
+                    path: dir.into(),
+                    count: several.len(),
+                });
+            }
+        }
+    }
+    let with = |ext: &'static str| files.iter().filter(move |f| extension(f) == ext);
+    if let Some(file) = with("avhdx").chain(with("avhd")).next() {
+        return Err(SourceError::Unsupported {
+            path: file.clone(),
+            what: "a Hyper-V checkpoint disk".into(),
+            remedy: "delete the checkpoints in Hyper-V, wait for the merge and export again",
+        });
+    }
+    let machines = with("vmcx").count();
+    if machines > 1 {
+        return Err(SourceError::SeveralMachines {
+            path: dir.into(),
+            count: machines,
+        });
+    }
+    let mut vm = SourceVm::new(SourceKind::HyperV, &stem(dir));
+    for (n, file) in with("vhdx").chain(with("vhd")).enumerate() {
+        vm.disks.push(SourceDisk {
+            path: file.clone(),
+            format: Some(
+                if extension(file) == "vhd" {
+                    "vpc"
+                } else {
+                    "vhdx"
+                }
+                .into(),
+            ),
+            controller: Controller::Unknown,
+            order: (0, u32::try_from(n).unwrap_or(u32::MAX)),
+            packed: None,
+        });
+    }
+    if vm.disks.is_empty() {
+        return Err(SourceError::NoDisk { path: dir.into() });
+    }
+    vm.note(
+        "a Hyper-V export keeps its settings in a binary file of undocumented format: memory, \
+         processors, network cards and the order of disks are not taken from it",
+    );
+    Ok(vm)
+}
+
+fn files_below(dir: &Path, depth: u32) -> Result<Vec<PathBuf>> {
+    let error = |source| SourceError::Io {
+        what: "listing",
+        path: dir.into(),
+        source,
+    };
+    let (mut files, mut dirs) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(dir).map_err(error)?.take(10_000) {
+        let entry = entry.map_err(error)?;
+        match entry.file_type().map_err(error)? {
+            kind if kind.is_dir() => dirs.push(entry.path()),
+            _ => files.push(entry.path()),
+        }
+    }
+    files.sort();
+    dirs.sort();
+    if depth > 1 {
+        for dir in dirs {
+            files.extend(files_below(&dir, depth - 1)?);
+        }
+    }
+    Ok(files)
+}
+
+fn extension(path: &Path) -> String {
+    let extension = path.extension().unwrap_or_default();
+    extension.to_string_lossy().to_ascii_lowercase()
+}
+
+fn stem(path: &Path) -> String {
+    clean(&path.file_stem().unwrap_or_default().to_string_lossy())
+}
+
+/// Text of a description, fit for people: no control characters, bounded.
+fn clean(text: &str) -> String {
+    let text: String = text.chars().filter(|c| !c.is_control()).take(400).collect();
+    text.trim().to_owned()
+}
+
+/// The whole description file, within limits.
+fn read_description(path: &Path) -> Result<Vec<u8>> {
+    let error = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::NotFound => SourceError::NotFound { path: path.into() },
+        _ => SourceError::Io {
+            what: "reading",
+            path: path.into(),
+            source,
+        },
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(error)?;
+    file.take(MAX_DESCRIPTION + 1)
+        .read_to_end(&mut bytes)
+        .map_err(error)?;
+    if bytes.len() as u64 > MAX_DESCRIPTION {
+        let size = std::fs::metadata(path).map_or(bytes.len() as u64, |m| m.len());
+        return Err(SourceError::TooLarge {
+            path: path.into(),
+            size,
+            limit: MAX_DESCRIPTION,
+        });
+    }
+    Ok(bytes)
+}
+
+/// `reference` as a path below `dir`, or `None` when it would lead out of it.
+fn inside(dir: &Path, reference: &str) -> Option<PathBuf> {
+    let reference = reference.replace('\\', "/");
+    if reference.is_empty() || reference.contains('\0') {
+        return None;
+    }
+    let path = Path::new(&reference);
+    let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
+    path.components().all(plain).then(|| dir.join(path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}

@@ -1,0 +1,285 @@
+//! `.ova` archives, and unpacking what cannot be read in place.
+//!
+//! An OVA is a tar of an OVF package. Opening reads the descriptor and the manifest and only
+//! locates the disks; [`prepare`] then reads each disk once, writing it out, gunzipping it if need
+//! be and comparing its digest. A disk that fails its digest is removed again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use super::manifest::Hasher;
+use super::tar::{Member, TarError};
+use super::{
+    MAX_DESCRIPTION, Manifest, Packed, Result, SourceDisk, SourceError, SourceKind, SourceVm, ovf,
+    stem, tar, vmdk,
+};
+
+const COPY_BUFFER: usize = 1 << 20;
+
+pub fn open(path: &Path) -> Result<SourceVm> {
+    let mut file = File::open(path).map_err(|e| io_error("opening", path, e))?;
+    let mut magic = [0; 2];
+    if file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b] {
+        return Err(SourceError::Unsupported {
+            path: path.into(),
+            what: "a gzip'd archive".into(),
+            remedy: "an OVA is a plain tar; unpack it and name the .ovf in it",
+        });
+    }
+    let members = tar::members(&file).map_err(|error| match error {
+        TarError::Io(source) => io_error("reading", path, source),
+        other => invalid(path, other.to_string()),
+    })?;
+    let with = |extension: &str| {
+        let dotted = format!(".{extension}");
+        members
+            .iter()
+            .filter(move |m| m.name.to_ascii_lowercase().ends_with(&dotted))
+    };
+    let descriptor = match with("ovf").collect::<Vec<_>>().as_slice() {
+        [] => return Err(invalid(path, "it has no .ovf".into())),
+        [one] => *one,
+        several => {
+            return Err(SourceError::SeveralMachines {
+                path: path.into(),
+                count: several.len(),
+            });
+        }
+    };
+    let text = read_member(path, &mut file, descriptor)?;
+    let (mut vm, disks) = ovf::parse(path, &text)?;
+    vm.kind = SourceKind::Ova;
+    if vm.name.is_empty() {
+        vm.name = stem(path);
+    }
+    if let Some(member) = with("mf").next() {
+        let bytes = read_member(path, &mut file, member)?;
+        vm.manifest = Manifest::parse(&bytes)
+            .map_err(|reason| invalid(path, format!("{}: {reason}", super::clean(&member.name))))?;
+        check_bytes(path, &vm.manifest, base(&descriptor.name), &text)?;
+    }
+    for disk in disks {
+        // Hrefs are relative to the descriptor, which may sit in a folder of the archive.
+        let folder = descriptor.name.strip_suffix(base(&descriptor.name));
+        let wanted = format!("{}{}", folder.unwrap_or_default(), disk.href);
+        let Some(member) = members.iter().find(|m| same_name(&m.name, &wanted)) else {
+            return Err(SourceError::MissingDisk {
+                path: path.into(),
+                missing: path.join(super::clean(&wanted)),
+                disk: super::clean(&disk.href),
+            });
+        };
+        vm.disks.push(SourceDisk {
+            path: path.into(),
+            format: disk.format,
+            controller: disk.controller,
+            order: disk.order,
+            packed: Some(Packed {
+                name: disk.href,
+                member: Some((member.offset, member.size)),
+                gzip: disk.gzip,
+            }),
+        });
+    }
+    Ok(vm)
+}
+
+/// See [`SourceVm::prepare`].
+pub(super) fn prepare(vm: &mut SourceVm, work: &Path) -> Result<()> {
+    for (n, disk) in vm.disks.iter_mut().enumerate() {
+        let entry = match &disk.packed {
+            Some(packed) => vm.manifest.of(&packed.name),
+            None => vm
+                .manifest
+                .entries
+                .iter()
+                .find(|e| disk.path.ends_with(&e.file)),
+        };
+        let mut hasher = entry.map(|e| Hasher::new(e.algorithm));
+        let target = disk.packed.as_ref().map(|packed| {
+            let base = base(&packed.name);
+            let base = if packed.gzip {
+                base.strip_suffix(".gz").unwrap_or(base)
+            } else {
+                base
+            };
+            // Numbered, since a package may use one name in two folders.
+            work.join(format!("{n}-{}", super::clean(base)))
+        });
+        match (&disk.packed, &target) {
+            (Some(packed), Some(target)) => {
+                unpack(&disk.path, packed, target, hasher.as_mut())?;
+            }
+            _ => {
+                let Some(hasher) = hasher.as_mut() else {
+                    continue;
+                };
+                let file =
+                    File::open(&disk.path).map_err(|e| io_error("opening", &disk.path, e))?;
+                copy(file, &mut io::sink(), Some(hasher))
+                    .map_err(|e| io_error("reading", &disk.path, e))?;
+            }
+        }
+        if let (Some(entry), Some(hasher)) = (entry, hasher) {
+            let actual = hasher.finish();
+            if actual != entry.digest {
+                if let Some(target) = &target {
+                    // Best effort: the damage is what must be reported.
+                    let _ = std::fs::remove_file(target);
+                }
+                return Err(SourceError::Checksum {
+                    path: disk.path.clone(),
+                    file: super::clean(&entry.file),
+                    algorithm: entry.algorithm.name(),
+                    expected: entry.digest.clone(),
+                    actual,
+                });
+            }
+        }
+        if let Some(target) = target {
+            disk.path = target;
+            disk.packed = None;
+            // Now QEMU could follow what the image names.
+            vmdk::check_files(&disk.path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compares a small file of the package that is in memory already.
+pub(super) fn check_bytes(
+    path: &Path,
+    manifest: &Manifest,
+    file: &str,
+    bytes: &[u8],
+) -> Result<()> {
+    let Some(entry) = manifest.of(file) else {
+        return Ok(());
+    };
+    let mut hasher = Hasher::new(entry.algorithm);
+    hasher.update(bytes);
+    let actual = hasher.finish();
+    if actual == entry.digest {
+        return Ok(());
+    }
+    Err(SourceError::Checksum {
+        path: path.into(),
+        file: super::clean(file),
+        algorithm: entry.algorithm.name(),
+        expected: entry.digest.clone(),
+        actual,
+    })
+}
+
+fn unpack(
+    source: &Path,
+    packed: &Packed,
+    target: &Path,
+    hasher: Option<&mut Hasher>,
+) -> Result<()> {
+    let mut file = File::open(source).map_err(|e| io_error("opening", source, e))?;
+    let (offset, size) = packed.member.unwrap_or((0, u64::MAX));
+    file.seek(SeekFrom::Start(offset))
+        .map_err(|e| io_error("reading", source, e))?;
+    // Not over a file that is there: the folder is the caller's.
+    let mut out = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(target)
+        .map_err(|e| io_error("creating", target, e))?;
+    let input = file.take(size);
+    let copied = if packed.gzip {
+        // The digest is of the file as it is in the package, so it is taken below the inflater.
+        let mut tee = Tee { input, hasher };
+        copy(flate2::read::MultiGzDecoder::new(&mut tee), &mut out, None)
+            .and_then(|_| io::copy(&mut tee, &mut io::sink()))
+    } else {
+        copy(input, &mut out, hasher)
+    };
+    let done = copied.and_then(|n| out.sync_all().map(|()| n));
+    match done {
+        Ok(n) if packed.gzip || packed.member.is_none_or(|(_, size)| n == size) => Ok(()),
+        Ok(_) => Err(io_error(
+            "reading",
+            source,
+            io::ErrorKind::UnexpectedEof.into(),
+        )),
+        Err(error) => Err(io_error("unpacking", target, error)),
+    }
+    .inspect_err(|_| {
+        // Best effort: a half-written disk must not be taken for a whole one.
+        let _ = std::fs::remove_file(target);
+    })
+}
+
+struct Tee<'a, R> {
+    input: R,
+    hasher: Option<&'a mut Hasher>,
+}
+
+impl<R: Read> Read for Tee<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buffer)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..n]);
+        }
+        Ok(n)
+    }
+}
+
+fn copy(input: impl Read, out: &mut impl Write, hasher: Option<&mut Hasher>) -> io::Result<u64> {
+    let mut tee = Tee { input, hasher };
+    let mut buffer = vec![0; COPY_BUFFER];
+    let mut total = 0;
+    loop {
+        match tee.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(n) => {
+                out.write_all(&buffer[..n])?;
+                total += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn read_member(path: &Path, file: &mut File, member: &Member) -> Result<Vec<u8>> {
+    if member.size > MAX_DESCRIPTION {
+        return Err(SourceError::TooLarge {
+            path: path.join(super::clean(&member.name)),
+            size: member.size,
+            limit: MAX_DESCRIPTION,
+        });
+    }
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(member.offset))
+        .and_then(|_| file.take(member.size).read_to_end(&mut bytes))
+        .map_err(|e| io_error("reading", path, e))?;
+    Ok(bytes)
+}
+
+fn base(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+fn same_name(member: &str, wanted: &str) -> bool {
+    let plain = |name: &str| name.trim_start_matches("./").to_owned();
+    plain(member) == plain(wanted)
+}
+
+fn invalid(path: &Path, reason: String) -> SourceError {
+    SourceError::Invalid {
+        path: path.into(),
+        reason,
+    }
+}
+
+fn io_error(what: &'static str, path: &Path, source: io::Error) -> SourceError {
+    SourceError::Io {
+        what,
+        path: path.into(),
+        source,
+    }
+}

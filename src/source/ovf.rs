@@ -1,0 +1,355 @@
+//! OVF descriptors (DMTF DSP0243, versions 1 and 2), as VMware, VirtualBox and others write them.
+//!
+//! Elements are told by local name, since producers choose their own prefixes. Taken: the files,
+//! the disks, the hardware items (RASD and its 2.x forms), and the firmware settings of VMware
+//! (`Config`) and VirtualBox (`Firmware`).
+//!
+//! Surprises: a disk item points at a disk or straight at a file; the order of the items is not
+//! the order of the disks, which is by controller and `AddressOnParent`; `AllocationUnits` is a
+//! formula (`byte * 2^20`) or an old-fashioned word.
+
+use std::path::Path;
+
+use crate::domain::element::Element;
+
+use super::{
+    Controller, Manifest, Packed, Result, SourceDisk, SourceError, SourceFirmware, SourceKind,
+    SourceNic, SourceVm, clean, folder_of, inside, read_description,
+};
+
+/// A file of the package that backs a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OvfDisk {
+    /// Relative, percent-decoded.
+    pub href: String,
+    pub gzip: bool,
+    pub format: Option<String>,
+    pub controller: Controller,
+    pub order: (u32, u32),
+}
+
+pub fn open(path: &Path) -> Result<SourceVm> {
+    let bytes = read_description(path)?;
+    let (mut vm, disks) = parse(path, &bytes)?;
+    let dir = folder_of(path);
+    for disk in disks {
+        let file = inside(dir, &disk.href).ok_or_else(|| SourceError::Outside {
+            path: path.into(),
+            reference: disk.href.clone(),
+        })?;
+        if !file.exists() {
+            return Err(SourceError::MissingDisk {
+                path: path.into(),
+                disk: disk.href,
+                missing: file,
+            });
+        }
+        vm.disks.push(SourceDisk {
+            path: file,
+            format: disk.format,
+            controller: disk.controller,
+            order: disk.order,
+            packed: disk.gzip.then(|| Packed {
+                name: disk.href.clone(),
+                member: None,
+                gzip: true,
+            }),
+        });
+    }
+    let manifest = path.with_extension("mf");
+    if manifest.exists() {
+        let text = read_description(&manifest)?;
+        vm.manifest = Manifest::parse(&text).map_err(|reason| SourceError::Invalid {
+            path: manifest,
+            reason,
+        })?;
+        let own = path.file_name().map(|n| n.to_string_lossy().into_owned());
+        super::ova::check_bytes(path, &vm.manifest, &own.unwrap_or_default(), &bytes)?;
+    }
+    Ok(vm)
+}
+
+/// The machine an envelope describes, without looking at any file. `path` is for errors.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<OvfDisk>)> {
+    let root = Element::parse(bytes).map_err(|source| SourceError::Xml {
+        path: path.into(),
+        source,
+    })?;
+    let invalid = |reason: String| SourceError::Invalid {
+        path: path.into(),
+        reason,
+    };
+    if !root.is("Envelope") {
+        return Err(invalid("it is no OVF envelope".into()));
+    }
+    let systems = root.descendants("VirtualSystem");
+    let system = match systems.as_slice() {
+        [] => return Err(invalid("it has no VirtualSystem".into())),
+        [one] => *one,
+        several => {
+            return Err(SourceError::SeveralMachines {
+                path: path.into(),
+                count: several.len(),
+            });
+        }
+    };
+    let name = system.text_of("Name").filter(|n| !n.is_empty());
+    let mut vm = SourceVm::new(
+        SourceKind::Ovf,
+        name.or(system.attr("id")).unwrap_or_default(),
+    );
+    firmware(system, &mut vm);
+    let hardware: Vec<Item> = system
+        .first("VirtualHardwareSection")
+        .map(|section| section.children.iter().filter_map(Item::new).collect())
+        .unwrap_or_default();
+    let mut disks = Vec::new();
+    for item in &hardware {
+        match item.kind {
+            3 => {
+                vm.vcpus = item.quantity().and_then(|n| u32::try_from(n).ok());
+                vm.cores_per_socket = item.text("CoresPerSocket").and_then(|t| t.parse().ok());
+            }
+            4 => vm.memory_mib = memory_mib(item),
+            10 => vm.nics.push(nic(item, &mut vm.notes)),
+            14..=16 => vm.note(format!("{} is left out", item.label())),
+            17 => {
+                let (controller, bus) = item.controller(&hardware);
+                let unit = item.number("AddressOnParent").unwrap_or(u32::MAX);
+                let resource = item.text("HostResource").unwrap_or_default();
+                match backing(&root, resource).map_err(invalid)? {
+                    Some(file) => disks.push(OvfDisk {
+                        controller,
+                        order: (bus, unit),
+                        ..file
+                    }),
+                    None => vm.note(format!("{} has no disk file: left out", item.label())),
+                }
+            }
+            _ => {}
+        }
+        if item
+            .text("ResourceSubType")
+            .is_some_and(|t| t.to_ascii_lowercase().contains("vtpm"))
+        {
+            vm.tpm = true;
+        }
+    }
+    disks.sort_by_key(|d| (d.controller, d.order));
+    Ok((vm, disks))
+}
+
+fn firmware(system: &Element, vm: &mut SourceVm) {
+    vm.firmware = Some(SourceFirmware::Bios);
+    for config in system.descendants("Config") {
+        let value = config.attr("value").unwrap_or_default();
+        match config.attr("key").unwrap_or_default() {
+            "firmware" if value.eq_ignore_ascii_case("efi") => {
+                vm.firmware = Some(SourceFirmware::Uefi);
+            }
+            "bootOptions.efiSecureBootEnabled" => {
+                vm.secure_boot = value.eq_ignore_ascii_case("true");
+            }
+            _ => {}
+        }
+    }
+    for firmware in system.descendants("Firmware") {
+        // VirtualBox: EFI, EFI32, EFI64, EFIDUAL.
+        if firmware.attr("type").is_some_and(|t| t.starts_with("EFI")) {
+            vm.firmware = Some(SourceFirmware::Uefi);
+        }
+    }
+    if vm.firmware == Some(SourceFirmware::Bios) {
+        vm.secure_boot = false;
+    }
+    let machine = system.first("Machine").and_then(|m| m.attr("uuid"));
+    vm.uuid = machine.and_then(|id| id.parse().ok());
+}
+
+struct Item<'a> {
+    element: &'a Element,
+    kind: u32,
+}
+
+impl<'a> Item<'a> {
+    fn new(element: &'a Element) -> Option<Self> {
+        let names = ["Item", "StorageItem", "EthernetPortItem"];
+        let item = names.iter().any(|name| element.is(name));
+        let kind = element.text_of("ResourceType")?.parse().ok()?;
+        item.then_some(Self { element, kind })
+    }
+
+    fn text(&self, name: &str) -> Option<&'a str> {
+        self.element.text_of(name).filter(|t| !t.is_empty())
+    }
+
+    fn number(&self, name: &str) -> Option<u32> {
+        self.text(name)?.parse().ok()
+    }
+
+    fn quantity(&self) -> Option<u64> {
+        self.text("VirtualQuantity")?.parse().ok()
+    }
+
+    fn label(&self) -> String {
+        let name = self.text("ElementName").or(self.text("Caption"));
+        clean(name.unwrap_or("an unnamed device"))
+    }
+
+    /// The controller this disk hangs on, and its number.
+    fn controller(&self, hardware: &[Item]) -> (Controller, u32) {
+        let parent = self.text("Parent").and_then(|id| {
+            let same = |item: &&Item| item.text("InstanceID") == Some(id);
+            hardware.iter().find(same)
+        });
+        let Some(parent) = parent else {
+            return (Controller::Unknown, 0);
+        };
+        let subtype = parent.text("ResourceSubType").unwrap_or_default();
+        let subtype = subtype.to_ascii_lowercase();
+        let kind = match parent.kind {
+            5 => Controller::Ide,
+            6 if subtype.contains("virtio") => Controller::Virtio,
+            6 => Controller::Scsi,
+            _ if subtype.contains("nvme") => Controller::Nvme,
+            _ if subtype.contains("ahci") || subtype.contains("sata") => Controller::Sata,
+            23 => Controller::Usb,
+            _ => Controller::Unknown,
+        };
+        (kind, parent.number("Address").unwrap_or(0))
+    }
+}
+
+fn nic(item: &Item, notes: &mut Vec<String>) -> SourceNic {
+    let address = item.text("Address");
+    let mac = address.and_then(|a| a.parse().ok());
+    if let (Some(address), None) = (address, mac) {
+        notes.push(format!(
+            "{} has no usable MAC address: {}",
+            item.label(),
+            clean(address)
+        ));
+    }
+    SourceNic {
+        mac,
+        model: item.text("ResourceSubType").map(clean),
+        network: item.text("Connection").map(clean),
+        connected: item.text("AutomaticAllocation") != Some("false"),
+    }
+}
+
+/// `ovf:/disk/ID` or `ovf:/file/ID`, in the spellings seen.
+fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
+    let place = resource
+        .trim_start_matches("ovf:")
+        .trim_start_matches('/')
+        .split_once('/');
+    let (file_id, format) = match place {
+        Some(("disk", id)) => {
+            let disks = root.descendants("Disk");
+            let same = |d: &&&Element| d.attr("diskId") == Some(id);
+            let Some(disk) = disks.iter().find(same) else {
+                return Err(format!("disk {} is not declared", clean(id)));
+            };
+            if disk.attr("parentRef").is_some() {
+                return Err(format!(
+                    "disk {} is a delta of another disk, which is not supported",
+                    clean(id)
+                ));
+            }
+            (disk.attr("fileRef"), disk.attr("format").and_then(format))
+        }
+        Some(("file", id)) => (Some(id), None),
+        _ => (None, None),
+    };
+    // A disk without a file is an empty one to be made at deployment.
+    let Some(file_id) = file_id else {
+        return Ok(None);
+    };
+    let files = root.first("References").into_iter();
+    let file = files
+        .flat_map(|r| r.all("File"))
+        .find(|f| f.attr("id") == Some(file_id))
+        .ok_or_else(|| format!("file {} is not declared", clean(file_id)))?;
+    if file.attr("chunkSize").is_some() {
+        return Err("its disk is split into chunks, which is not supported".into());
+    }
+    let href = file.attr("href").and_then(percent_decode);
+    let href = href.ok_or_else(|| format!("file {} has no usable href", clean(file_id)))?;
+    if href.contains("://") {
+        return Err(format!(
+            "its disk is at {}, and disks are not fetched from the network",
+            clean(&href)
+        ));
+    }
+    let gzip = match file.attr("compression").unwrap_or_default() {
+        "" | "identity" => false,
+        "gzip" => true,
+        other => return Err(format!("compression {} is not supported", clean(other))),
+    };
+    Ok(Some(OvfDisk {
+        href,
+        gzip,
+        format,
+        controller: Controller::Unknown,
+        order: (0, 0),
+    }))
+}
+
+fn format(uri: &str) -> Option<String> {
+    let uri = uri.to_ascii_lowercase();
+    let known = [
+        ("vmdk", "vmdk"),
+        ("vhdx", "vhdx"),
+        ("vhd", "vpc"),
+        ("virtual-pc", "vpc"),
+        ("qcow2", "qcow2"),
+        ("qcow", "qcow2"),
+        ("vdi", "vdi"),
+        ("raw", "raw"),
+    ];
+    let found = known.iter().find(|(part, _)| uri.contains(part))?;
+    Some(found.1.to_owned())
+}
+
+fn memory_mib(item: &Item) -> Option<u64> {
+    let quantity = item.quantity()?;
+    let units = item.text("AllocationUnits").unwrap_or("byte * 2^20");
+    let bytes = quantity.checked_mul(unit_bytes(units)?)?;
+    Some(bytes >> 20).filter(|mib| *mib > 0)
+}
+
+/// `byte * 2^20`, `MegaBytes`, `GB`, ...
+fn unit_bytes(units: &str) -> Option<u64> {
+    let units: String = units.chars().filter(|c| !c.is_whitespace()).collect();
+    let units = units.to_ascii_lowercase();
+    if let Some(power) = units.strip_prefix("byte*2^") {
+        return 1u64.checked_shl(power.parse().ok()?);
+    }
+    match units.trim_end_matches("bytes").trim_end_matches('b') {
+        "" | "byte" => Some(1),
+        "kilo" | "k" => Some(1 << 10),
+        "mega" | "m" => Some(1 << 20),
+        "giga" | "g" => Some(1 << 30),
+        _ => None,
+    }
+}
+
+fn percent_decode(href: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(href.len());
+    let mut rest = href.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first == b'%' {
+            let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
+            if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return None;
+            }
+            out.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(out).ok().filter(|s| !s.is_empty())
+}

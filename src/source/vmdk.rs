@@ -1,0 +1,146 @@
+//! The files behind a VMDK, before QEMU opens them.
+//!
+//! A VMDK descriptor names further files: its extents and, for a snapshot or linked clone, its
+//! parent. QEMU follows these names. So they are checked first: each must exist (the error names
+//! the one that does not) and lie in the folder of the descriptor, because a made-up extent or
+//! parent could name any file of the host. Contents are not looked at.
+//!
+//! Format: VMware "Virtual Disk Format 5.0". The descriptor is a text file, or is embedded in a
+//! sparse image (`KDMV`) at a sector its header gives.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::{Result, SourceError, folder_of, inside};
+
+/// QEMU's own limit for a descriptor file.
+const MAX_DESCRIPTOR: u64 = 2 << 20;
+/// VMware allows 32 snapshots.
+const MAX_CHAIN: usize = 64;
+const MAX_EXTENTS: usize = 4096;
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    pub extents: Vec<String>,
+    pub parent: Option<String>,
+}
+
+impl Descriptor {
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = String::from_utf8_lossy(bytes);
+        let mut descriptor = Self::default();
+        for line in text.lines() {
+            let access = line.split_whitespace().next().unwrap_or_default();
+            if matches!(access, "RW" | "RDONLY" | "NOACCESS") {
+                // `RW 4192256 SPARSE "disk-s001.vmdk" 0`; a ZERO extent has no file.
+                let name = line.split('"').nth(1);
+                descriptor.extents.extend(name.map(str::to_owned));
+                if descriptor.extents.len() > MAX_EXTENTS {
+                    return Err(format!("more than {MAX_EXTENTS} extents"));
+                }
+            }
+        }
+        // As QEMU looks for it: anywhere, be it a comment, and whatever parentCID says.
+        descriptor.parent = text
+            .split_once("parentFileNameHint")
+            .and_then(|(_, rest)| rest.split('"').nth(1))
+            .map(str::to_owned);
+        Ok(descriptor)
+    }
+}
+
+/// Checks the image and all it builds on.
+pub fn check_files(path: &Path) -> Result<()> {
+    let mut at = path.to_owned();
+    for _ in 0..MAX_CHAIN {
+        let Some(descriptor) = read(&at)? else {
+            return Ok(());
+        };
+        for name in &descriptor.extents {
+            existing(&at, name)?;
+        }
+        match &descriptor.parent {
+            Some(parent) => at = existing(&at, parent)?,
+            None => return Ok(()),
+        }
+    }
+    Err(SourceError::Unsupported {
+        path: path.into(),
+        what: format!("a chain of more than {MAX_CHAIN} snapshots"),
+        remedy: "consolidate the snapshots of the machine first",
+    })
+}
+
+fn existing(at: &Path, name: &str) -> Result<PathBuf> {
+    let file = inside(folder_of(at), name).ok_or_else(|| SourceError::Outside {
+        path: at.into(),
+        reference: name.into(),
+    })?;
+    if file.exists() {
+        Ok(file)
+    } else {
+        Err(SourceError::MissingDisk {
+            path: at.into(),
+            disk: name.into(),
+            missing: file,
+        })
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| SourceError::Io {
+        what: "opening",
+        path: path.into(),
+        source,
+    })
+}
+
+/// The descriptor of the image; `None` for an image without one, such as a flat extent.
+fn read(path: &Path) -> Result<Option<Descriptor>> {
+    let error = |source| SourceError::Io {
+        what: "reading",
+        path: path.into(),
+        source,
+    };
+    let mut file = open(path)?;
+    let mut head = Vec::new();
+    Read::by_ref(&mut file)
+        .take(512)
+        .read_to_end(&mut head)
+        .map_err(error)?;
+    let sparse = head.starts_with(b"KDMV");
+    let field = |at: usize| {
+        let bytes = head.get(at..at + 8)?.try_into().ok()?;
+        Some(u64::from_le_bytes(bytes))
+    };
+    let offset = match field(28).and_then(|sector| sector.checked_mul(512)) {
+        Some(offset) if sparse => offset,
+        _ => 0,
+    };
+    if sparse && offset == 0 {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(offset)).map_err(error)?;
+    file.take(MAX_DESCRIPTOR)
+        .read_to_end(&mut bytes)
+        .map_err(error)?;
+    // QEMU takes the text up to the first zero byte, whatever size the header gives.
+    bytes.truncate(bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len()));
+    // And when it is told that a file is VMDK, the signature line is not needed either.
+    let named = |text: &[u8]| bytes.windows(text.len()).any(|w| w == text);
+    if !sparse && !named(b"# Disk DescriptorFile") && !named(b"createType") {
+        return Ok(None);
+    }
+    let mut descriptor = Descriptor::parse(&bytes).map_err(|reason| SourceError::Invalid {
+        path: path.into(),
+        reason,
+    })?;
+    // With a capacity of its own a sparse image holds the data, and its descriptor's one extent is
+    // itself, often by a name it has lost since.
+    if sparse && field(12) != Some(0) {
+        descriptor.extents.clear();
+    }
+    Ok(Some(descriptor))
+}

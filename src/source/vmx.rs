@@ -1,0 +1,332 @@
+//! VMware `.vmx` files.
+//!
+//! Lines of `key = "value"`. Keys compare without case; `|XX` in a value is a byte in hexadecimal
+//! (a quote is `|22`); `.encoding` names the character set of the values. There is no published
+//! grammar; this follows what VMware writes and what libvirt's and virt-v2v's readers accept.
+//!
+//! Surprises: a device is there only with `present = "TRUE"`, but old files leave it out for
+//! disks; a disk path may be absolute on the ESXi host (`/vmfs/volumes/...`), then the file of
+//! that name beside the `.vmx` is meant; after a snapshot `fileName` is the newest `-00000N.vmdk`,
+//! which names its parent itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::{
+    Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
+    folder_of, inside, read_description, stem,
+};
+
+const MAX_KEYS: usize = 20_000;
+
+/// Keys in lower case.
+#[derive(Debug, Default)]
+pub struct Vmx {
+    keys: BTreeMap<String, String>,
+    /// A value was not valid in the declared encoding.
+    pub lossy: bool,
+}
+
+/// A disk as the file names it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct VmxDisk {
+    pub controller: Controller,
+    pub bus: u32,
+    pub unit: u32,
+    pub file: String,
+}
+
+impl VmxDisk {
+    fn label(&self) -> String {
+        let kind = match self.controller {
+            Controller::Scsi => "scsi",
+            Controller::Sata => "sata",
+            Controller::Nvme => "nvme",
+            _ => "ide",
+        };
+        format!("{kind}{}:{}", self.bus, self.unit)
+    }
+}
+
+pub fn open(path: &Path) -> Result<SourceVm> {
+    let bytes = read_description(path)?;
+    let vmx = Vmx::parse(&bytes).map_err(|reason| SourceError::Invalid {
+        path: path.into(),
+        reason,
+    })?;
+    let (mut vm, disks) = vmx.machine();
+    if vm.name.is_empty() {
+        vm.name = stem(path);
+    }
+    let dir = folder_of(path);
+    for disk in disks {
+        // The name counts where the path is one of the ESXi host.
+        let local = if disk.file.starts_with('/') || disk.file.contains(":\\") {
+            disk.file.rsplit(['/', '\\']).next().unwrap_or_default()
+        } else {
+            &disk.file
+        };
+        let file = inside(dir, local).ok_or_else(|| SourceError::Outside {
+            path: path.into(),
+            reference: disk.file.clone(),
+        })?;
+        if !file.exists() {
+            return Err(SourceError::MissingDisk {
+                path: path.into(),
+                disk: disk.label(),
+                missing: file,
+            });
+        }
+        vm.disks.push(SourceDisk {
+            path: file,
+            format: Some("vmdk".into()),
+            controller: disk.controller,
+            order: (disk.bus, disk.unit),
+            packed: None,
+        });
+    }
+    Ok(vm)
+}
+
+impl Vmx {
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let mut raw: Vec<(String, Vec<u8>)> = Vec::new();
+        for (n, line) in bytes.split(|b| *b == b'\n').enumerate() {
+            let line = line.trim_ascii();
+            // `#!/usr/bin/vmware` is the first line of hosted products' files.
+            if line.is_empty() || line.starts_with(b"#") {
+                continue;
+            }
+            if raw.len() >= MAX_KEYS {
+                return Err(format!("more than {MAX_KEYS} lines"));
+            }
+            let error = |why: &str| format!("line {}: {why}", n + 1);
+            let at = line.iter().position(|b| *b == b'=');
+            let (key, value) = line.split_at(at.ok_or_else(|| error("no `=`"))?);
+            let key = std::str::from_utf8(key.trim_ascii())
+                .ok()
+                .filter(|k| !k.is_empty() && k.is_ascii())
+                .ok_or_else(|| error("the key is not plain text"))?;
+            let value = value[1..].trim_ascii();
+            let value = match value {
+                [b'"', rest @ ..] => {
+                    let end = rest.iter().position(|b| *b == b'"');
+                    &rest[..end.ok_or_else(|| error("a quote is not closed"))?]
+                }
+                bare => bare,
+            };
+            raw.push((key.to_ascii_lowercase(), unescape(value)));
+        }
+        if raw.is_empty() {
+            return Err("it has no settings".into());
+        }
+        let encoding = raw
+            .iter()
+            .find(|(key, _)| key == ".encoding")
+            .map(|(_, value)| String::from_utf8_lossy(value).to_ascii_lowercase())
+            .unwrap_or_default();
+        let mut vmx = Self::default();
+        for (key, value) in raw {
+            let (value, lossy) = decode(value, &encoding);
+            vmx.lossy |= lossy;
+            vmx.keys.insert(key, value);
+        }
+        Ok(vmx)
+    }
+
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let value = self.keys.get(&key.to_ascii_lowercase())?;
+        Some(value.as_str()).filter(|v| !v.is_empty())
+    }
+
+    fn flag(&self, key: &str) -> Option<bool> {
+        match self.get(key)?.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "1" => Some(true),
+            "false" | "no" | "0" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
+        self.get(key)?.trim().parse().ok()
+    }
+
+    /// Everything but the files, which are left to the caller.
+    pub fn machine(&self) -> (SourceVm, Vec<VmxDisk>) {
+        let name = self.get("displayName").unwrap_or_default();
+        let mut vm = SourceVm::new(SourceKind::Vmx, name);
+        if self.lossy {
+            vm.note("some text of the .vmx is not in the encoding it declares");
+        }
+        vm.memory_mib = self.number("memsize");
+        // VMware writes neither of the two for one processor.
+        vm.vcpus = Some(self.number("numvcpus").unwrap_or(1));
+        vm.cores_per_socket = self.number("cpuid.coresPerSocket").filter(|n| *n > 0);
+        vm.firmware = Some(match self.get("firmware") {
+            Some(f) if f.eq_ignore_ascii_case("efi") => SourceFirmware::Uefi,
+            _ => SourceFirmware::Bios,
+        });
+        vm.secure_boot = vm.firmware == Some(SourceFirmware::Uefi)
+            && self.flag("uefi.secureBoot.enabled") == Some(true);
+        vm.tpm = self.flag("vtpm.present") == Some(true);
+        if self.get("encryption.keySafe").is_some() {
+            vm.note("the machine is encrypted by VMware: its disks may be unreadable");
+        }
+        if let Some(text) = self.get("uuid.bios") {
+            vm.uuid = bios_uuid(text);
+            match vm.uuid {
+                Some(_) => vm.serial = Some(format!("VMware-{}", text.trim())),
+                None => vm.note(format!("uuid.bios is not understood: {text}")),
+            }
+        }
+        vm.genid = match (self.number("vm.genid"), self.number("vm.genidX")) {
+            (Some(low), Some(high)) => Some(genid(low, high)),
+            _ => None,
+        };
+        let disks = self.disks(&mut vm);
+        self.nics(&mut vm);
+        if self.flag("floppy0.present") == Some(true) {
+            vm.note("the floppy drive is left out");
+        }
+        (vm, disks)
+    }
+
+    fn disks(&self, vm: &mut SourceVm) -> Vec<VmxDisk> {
+        let mut disks = Vec::new();
+        for key in self.keys.keys() {
+            let Some((controller, bus, unit)) = device(key) else {
+                continue;
+            };
+            let Some(file) = self.get(key) else { continue };
+            let label = key.trim_end_matches(".filename");
+            if self.flag(&format!("{label}.present")) == Some(false) {
+                continue;
+            }
+            let kind = self.get(&format!("{label}.deviceType")).unwrap_or("disk");
+            let kind = kind.to_ascii_lowercase();
+            if kind.contains("cdrom") || file.to_ascii_lowercase().ends_with(".iso") {
+                vm.note(format!("CD-ROM {label} ({file}) is left out"));
+            } else if !kind.contains("disk") {
+                vm.note(format!("device {label} of type {kind} is left out"));
+            } else {
+                disks.push(VmxDisk {
+                    controller,
+                    bus,
+                    unit,
+                    file: file.to_owned(),
+                });
+            }
+        }
+        disks.sort_by_key(|d| (d.controller, d.bus, d.unit));
+        disks
+    }
+
+    fn nics(&self, vm: &mut SourceVm) {
+        let mut numbers: Vec<u32> = self
+            .keys
+            .keys()
+            .filter_map(|k| k.strip_prefix("ethernet")?.strip_suffix(".present"))
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        numbers.sort_unstable();
+        for n in numbers {
+            let get = |key: &str| self.get(&format!("ethernet{n}.{key}"));
+            if self.flag(&format!("ethernet{n}.present")) != Some(true) {
+                continue;
+            }
+            let fixed = get("addressType").is_some_and(|t| t.eq_ignore_ascii_case("static"));
+            let (address, generated) = (get("address"), get("generatedAddress"));
+            let text = if fixed {
+                address.or(generated)
+            } else {
+                generated.or(address)
+            };
+            let mac = text.and_then(|t| t.parse().ok());
+            if let (Some(text), None) = (text, mac) {
+                vm.note(format!("ethernet{n} has no usable MAC address: {text}"));
+            }
+            vm.nics.push(SourceNic {
+                mac,
+                model: get("virtualDev").map(super::clean),
+                network: get("networkName")
+                    .or(get("vnet"))
+                    .or(get("connectionType"))
+                    .map(super::clean),
+                connected: self.flag(&format!("ethernet{n}.startConnected")) != Some(false),
+            });
+        }
+    }
+}
+
+/// `scsi0:1.filename` and its kin; the key is in lower case.
+fn device(key: &str) -> Option<(Controller, u32, u32)> {
+    let place = key.strip_suffix(".filename")?;
+    let (controller, place) = [
+        ("scsi", Controller::Scsi),
+        ("sata", Controller::Sata),
+        ("ide", Controller::Ide),
+        ("nvme", Controller::Nvme),
+    ]
+    .iter()
+    .find_map(|(prefix, kind)| Some((*kind, place.strip_prefix(prefix)?)))?;
+    let (bus, unit) = place.split_once(':')?;
+    Some((controller, bus.parse().ok()?, unit.parse().ok()?))
+}
+
+fn unescape(value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let [first, tail @ ..] = rest {
+        let byte = match (first, tail) {
+            (b'|', [high, low, ..]) => std::str::from_utf8(&[*high, *low])
+                .ok()
+                .filter(|s| s.bytes().all(|b| b.is_ascii_hexdigit()))
+                .and_then(|s| u8::from_str_radix(s, 16).ok()),
+            _ => None,
+        };
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &tail[2..] } else { tail };
+    }
+    out
+}
+
+/// UTF-8 is tried first whatever is declared: newer products write it under any label.
+fn decode(value: Vec<u8>, encoding: &str) -> (String, bool) {
+    let value = match String::from_utf8(value) {
+        Ok(text) => return (text, false),
+        Err(error) => error.into_bytes(),
+    };
+    match encoding {
+        "windows-1252" | "iso-8859-1" | "latin1" => {
+            (value.iter().map(|b| windows_1252(*b)).collect(), false)
+        }
+        _ => (String::from_utf8_lossy(&value).into_owned(), true),
+    }
+}
+
+fn windows_1252(byte: u8) -> char {
+    const HIGH: [char; 32] = [
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
+        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
+        'ž', 'Ÿ',
+    ];
+    match byte {
+        0x80..=0x9f => HIGH[usize::from(byte - 0x80)],
+        _ => char::from(byte),
+    }
+}
+
+/// `56 4d ... -.. ...`: 16 bytes in the order SMBIOS tools print them.
+fn bios_uuid(text: &str) -> Option<Uuid> {
+    let digits: String = text.chars().filter(|c| !matches!(c, ' ' | '-')).collect();
+    let plain = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    Uuid::parse_str(&digits).ok().filter(|_| plain)
+}
+
+/// Two signed 64-bit numbers, the parts as libvirt's VMX reader joins them.
+fn genid(low: i64, high: i64) -> Uuid {
+    Uuid::from_u64_pair(low.cast_unsigned(), high.cast_unsigned())
+}

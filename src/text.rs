@@ -1,0 +1,41 @@
+//! Text that comes from a guest, made fit for people. Guests are hostile: a name may carry terminal
+//! escapes or characters that reorder what is shown around it.
+
+const MAX_CHARS: usize = 256;
+
+/// Without control and invisible formatting characters, trimmed, at most 256 characters; `None` when
+/// nothing is left.
+pub fn guest_text(raw: &str) -> Option<String> {
+    let clean: String = raw
+        .chars()
+        .filter(|c| !c.is_control() && !is_format(*c))
+        .take(MAX_CHARS)
+        .collect();
+    let clean = clean.trim();
+    (!clean.is_empty()).then(|| clean.to_string())
+}
+
+/// Zero-width characters, bidirectional overrides, line and paragraph separators.
+fn is_format(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_text_is_harmless() {
+        let long = "x".repeat(1000);
+        let cases = [
+            ("Windows 10 Pro", Some("Windows 10 Pro")),
+            ("\u{1b}[31mred\u{7}\n", Some("[31mred")),
+            ("a\u{202e}b\u{feff}", Some("ab")),
+            (" \0 ", None),
+            (long.as_str(), Some(&long[..256])),
+        ];
+        for (raw, clean) in cases {
+            assert_eq!(guest_text(raw).as_deref(), clean, "{raw:?}");
+        }
+    }
+}
