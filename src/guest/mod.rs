@@ -2,9 +2,24 @@
 //!
 //! The rest of the program does not know which engine stands behind these traits.
 
+pub mod embedded;
+mod fat_read;
+mod fat_write;
+pub mod fs;
+pub mod logfile;
+pub mod ntfs3g;
+mod ntfs_read;
+mod ntfs_record;
+mod ntfs_state;
 pub mod path;
+mod writer;
 
+#[cfg(test)]
+mod tests;
+
+pub use embedded::EmbeddedReader;
 pub use path::{GuestPath, PathError};
+pub use writer::EmbeddedWriter;
 
 use serde::Serialize;
 
@@ -166,4 +181,22 @@ pub trait GuestWrite {
     fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
     /// Unmounts every volume and flushes the disk.
     fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// Refuses extents that reach past the size the file is to have.
+fn check_extents(op: &'static str, path: &GuestPath, size: u64, extents: &[Extent]) -> Result<()> {
+    let fits = |extent: &Extent| {
+        extent
+            .offset
+            .checked_add(extent.data.len() as u64)
+            .is_some_and(|end| end <= size)
+    };
+    if extents.iter().all(fits) {
+        return Ok(());
+    }
+    Err(GuestError::Op {
+        op,
+        path: path.to_string(),
+        reason: format!("an extent reaches past the new size of {size} bytes"),
+    })
 }

@@ -1,0 +1,186 @@
+//! The embedded reading engine: NTFS and FAT inside this process, no root, no mount, no appliance.
+//!
+//! Every volume is opened once to learn its state; one that cannot be opened is still listed, with
+//! the reason in its state. Opening reads a few dozen blocks per volume.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::fat_read::FatVolume;
+use super::fs::{IDENTIFY_BYTES, identify, kind_of_type};
+use super::ntfs_read::NtfsVolume;
+use super::{
+    FileInfo, FsKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId, VolumeState,
+};
+use crate::disk::block::BlockRead;
+use crate::disk::layout::{DiskLayout, Partition, Scheme};
+
+enum Engine {
+    Ntfs(NtfsVolume),
+    Fat(FatVolume<dyn BlockRead>),
+}
+
+/// A disk whose volumes can be read.
+pub struct EmbeddedReader {
+    volumes: Vec<Volume>,
+    engines: BTreeMap<VolumeId, Engine>,
+}
+
+/// Opens the volumes of a disk. A damaged volume does not fail the disk.
+pub fn open(disk: Arc<dyn BlockRead>, layout: &DiskLayout) -> Result<EmbeddedReader> {
+    let mut reader = EmbeddedReader {
+        volumes: Vec::new(),
+        engines: BTreeMap::new(),
+    };
+    for partition in partitions(disk.as_ref(), layout) {
+        let id = VolumeId(partition.index);
+        let kind = kind(disk.as_ref(), &partition)?;
+        let (engine, label, state) = match open_volume(&disk, &partition, kind) {
+            Ok((engine, label, state)) => (engine, label, state),
+            Err(error) => {
+                let state = VolumeState {
+                    unreadable: Some(reason(error)),
+                    ..VolumeState::default()
+                };
+                (None, None, state)
+            }
+        };
+        if let Some(engine) = engine {
+            reader.engines.insert(id, engine);
+        }
+        reader.volumes.push(Volume {
+            id,
+            partition,
+            kind,
+            label,
+            state,
+        });
+    }
+    Ok(reader)
+}
+
+/// The partitions of a disk; for one without a table, the whole disk as partition 0.
+pub(super) fn partitions(disk: &dyn BlockRead, layout: &DiskLayout) -> Vec<Partition> {
+    if layout.scheme != Scheme::None || !layout.partitions.is_empty() {
+        return layout.partitions.clone();
+    }
+    vec![Partition {
+        index: 0,
+        type_id: String::new(),
+        start_bytes: 0,
+        size_bytes: disk.size(),
+        guid: None,
+        name: None,
+        active: false,
+    }]
+}
+
+/// What a partition holds: its type where that decides, else its content.
+pub(super) fn kind(disk: &dyn BlockRead, partition: &Partition) -> Result<FsKind> {
+    if let Some(kind) = kind_of_type(partition) {
+        return Ok(kind);
+    }
+    let available = disk.size().saturating_sub(partition.start_bytes);
+    let len = (IDENTIFY_BYTES as u64)
+        .min(partition.size_bytes)
+        .min(available);
+    let mut head = vec![0; len as usize];
+    if !head.is_empty() {
+        disk.read_at(partition.start_bytes, &mut head)?;
+    }
+    Ok(identify(&head))
+}
+
+type Opened = (Option<Engine>, Option<String>, VolumeState);
+
+fn open_volume(disk: &Arc<dyn BlockRead>, partition: &Partition, kind: FsKind) -> Result<Opened> {
+    let (start, len) = (partition.start_bytes, partition.size_bytes);
+    let root = GuestPath::root();
+    match kind {
+        FsKind::Ntfs => {
+            let volume =
+                NtfsVolume::open(disk.clone(), start, len).map_err(|error| error.at(&root))?;
+            let label = volume.label().map_err(|error| error.at(&root))?;
+            let state = volume.state().map_err(|error| error.at(&root))?;
+            Ok((Some(Engine::Ntfs(volume)), label, state))
+        }
+        FsKind::Fat => {
+            let volume = FatVolume::open(disk.clone(), start, len)?;
+            let state = VolumeState {
+                cluster_size: volume.cluster_size(),
+                ..VolumeState::default()
+            };
+            let label = volume.label();
+            Ok((Some(Engine::Fat(volume)), label, state))
+        }
+        _ => Ok((None, None, VolumeState::default())),
+    }
+}
+
+fn reason(error: GuestError) -> String {
+    match error {
+        GuestError::Unreadable { reason, .. } => reason,
+        GuestError::Io(error) => error.to_string(),
+        error => error.to_string(),
+    }
+}
+
+impl EmbeddedReader {
+    fn engine_of(&self, volume: VolumeId) -> Result<&Engine> {
+        self.engines
+            .get(&volume)
+            .ok_or(GuestError::NoVolume(volume))
+    }
+
+    /// Bytes free on a volume. Reads its whole allocation map, so it is not done when opening.
+    pub fn free_bytes(&self, volume: VolumeId) -> Result<u64> {
+        match self.engine_of(volume)? {
+            Engine::Ntfs(v) => v.free_bytes().map_err(|e| e.at(&GuestPath::root())),
+            Engine::Fat(v) => v.free_bytes(),
+        }
+    }
+}
+
+impl GuestRead for EmbeddedReader {
+    fn engine(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn volumes(&self) -> &[Volume] {
+        &self.volumes
+    }
+
+    fn stat(&self, volume: VolumeId, path: &GuestPath) -> Result<Option<FileInfo>> {
+        match self.engine_of(volume)? {
+            Engine::Ntfs(v) => v.stat(path).map_err(|e| e.at(path)),
+            Engine::Fat(v) => v.stat(path),
+        }
+    }
+
+    fn list(&self, volume: VolumeId, path: &GuestPath) -> Result<Vec<FileInfo>> {
+        match self.engine_of(volume)? {
+            Engine::Ntfs(v) => v.list(path),
+            Engine::Fat(v) => v.list(path),
+        }
+    }
+
+    fn read_at(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>> {
+        match self.engine_of(volume)? {
+            Engine::Ntfs(v) => v.read_at(path, offset, len),
+            Engine::Fat(v) => v.read_at(path, offset, len),
+        }
+    }
+
+    fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>> {
+        match self.engine_of(volume)? {
+            Engine::Ntfs(v) => v.read(path, limit),
+            Engine::Fat(v) => v.read(path, limit),
+        }
+    }
+}

@@ -1,0 +1,634 @@
+//! Writes NTFS through libntfs-3g, loaded at run time, over a byte range of any [`BlockWrite`].
+//!
+//! The only module with `unsafe`. Its interface is plain: paths and bytes in, `Result` out, so that
+//! it can later run in a confined child process. Declarations follow ntfs-3g's `device.h`, `dir.h`,
+//! `attrib.h`, `inode.h` and `volume.h` (2022.10.3; the same since 2010): only functions are called
+//! and only `struct ntfs_device` is looked into, because that one is meant to be filled in by others.
+//!
+//! What surprised:
+//! - the library must never hold one inode twice, so a file is opened after its directory is closed,
+//!   or closed "in" the directory that is still open;
+//! - `ntfs_delete` and `ntfs_set_ntfs_dos_name` close both inodes they are given, on error too;
+//! - a null attribute name means "any name"; "no name" is the address of the symbol `AT_UNNAMED`;
+//! - new names get the POSIX namespace. Windows takes them, but a name that fits 8.3 is turned into
+//!   `WIN32_AND_DOS`, as Windows itself would have made it; there is no call for Win32 alone;
+//! - growing a file makes a sparse one, unless `ntfs_attr_truncate_solid` is used;
+//! - the `$Volume` dirty flag does not stop a mount, so the caller has to look at it.
+#![allow(unsafe_code)]
+
+mod device;
+mod ffi;
+mod handle;
+
+use std::ffi::{CString, c_int, c_uint, c_void};
+use std::io;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use device::{Backing, OPS};
+pub use ffi::is_available;
+use ffi::*;
+use handle::OpenInode;
+
+use super::{Extent, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF, Result};
+use crate::disk::block::BlockWrite;
+
+/// How to mount.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MountOptions {
+    /// Throw an unclean log away. Loses what Windows had not finished: only on explicit request.
+    pub force_dirty: bool,
+}
+
+/// A mounted volume. [`Ntfs3g::unmount`] reports errors, dropping it logs them.
+pub struct Ntfs3g {
+    api: &'static Api,
+    volume: NonNull<Volume>,
+    backing: NonNull<Backing>,
+}
+
+/// The security of a file that a new one takes over.
+enum Security {
+    /// An entry of `$Secure`.
+    Id(u32),
+    /// An attribute of its own, as NTFS 1.2 and mkntfs make them.
+    Descriptor(Vec<u8>),
+}
+
+struct Siblings {
+    kind: c_uint,
+    dir: u64,
+    found: Vec<u64>,
+}
+
+unsafe extern "C" fn collect_sibling(
+    siblings: *mut c_void,
+    name: *const u16,
+    name_len: c_int,
+    _namespace: c_int,
+    _pos: i64,
+    reference: u64,
+    kind: c_uint,
+) -> c_int {
+    // SAFETY: the pointer is the Siblings given to ntfs_readdir, which is not used meanwhile, and
+    // the name is valid for its length.
+    let (siblings, name) = unsafe {
+        let len = usize::try_from(name_len).unwrap_or(0);
+        let name = if name.is_null() {
+            &[]
+        } else {
+            std::slice::from_raw_parts(name, len)
+        };
+        (&mut *siblings.cast::<Siblings>(), name)
+    };
+    let dots = matches!(name, [0x2e] | [0x2e, 0x2e]);
+    let record = reference & RECORD_MASK;
+    if !dots && kind == siblings.kind && record >= FIRST_USER_RECORD && record != siblings.dir {
+        siblings.found.push(reference);
+    }
+    c_int::from(siblings.found.len() >= MAX_SIBLINGS)
+}
+
+impl Ntfs3g {
+    /// Mounts the volume at `start..start + len` of the disk for writing.
+    pub fn mount(
+        disk: Arc<dyn BlockWrite>,
+        start: u64,
+        len: u64,
+        options: MountOptions,
+    ) -> Result<Self> {
+        let api = api()?;
+        let backing = Box::new(Backing::new(disk, start, len));
+        let backing = NonNull::from(Box::leak(backing));
+        // SAFETY: the name is a C string, the library never writes to the operations, and the
+        // backing lives until `release`.
+        let device = unsafe {
+            (api.ntfs_device_alloc)(
+                c"guest".as_ptr(),
+                0,
+                ptr::from_ref(&OPS).cast_mut(),
+                backing.as_ptr().cast(),
+            )
+        };
+        let flags = if options.force_dirty {
+            NTFS_MNT_RECOVER
+        } else {
+            0
+        };
+        let volume = if device.is_null() {
+            ptr::null_mut()
+        } else {
+            // SAFETY: the device is valid and not mounted.
+            unsafe { (api.ntfs_device_mount)(device, flags) }
+        };
+        let Some(volume) = NonNull::new(volume) else {
+            let errno = errno();
+            if !device.is_null() {
+                // SAFETY: the mount failed, so the device is still ours and closed.
+                unsafe { (api.ntfs_device_free)(device) };
+            }
+            // SAFETY: no device refers to the backing any more.
+            let backing = unsafe { Box::from_raw(backing.as_ptr()) };
+            return Err(mount_error(errno, &backing));
+        };
+        let mounted = Self {
+            api,
+            volume,
+            backing,
+        };
+        // SAFETY: the volume is mounted.
+        check(unsafe { (api.ntfs_set_ignore_case)(volume.as_ptr()) })
+            .map_err(|errno| mounted.error("mounting", &GuestPath::root(), errno))?;
+        Ok(mounted)
+    }
+
+    /// Writes everything back and gives the volume up.
+    pub fn unmount(self) -> Result<()> {
+        let result = self.release();
+        std::mem::forget(self);
+        result
+    }
+
+    fn release(&self) -> Result<()> {
+        // SAFETY: the volume is mounted, nothing of it is open (all inodes borrow `self`), and it
+        // is not used again: `unmount` forgets `self`, the other caller is `drop`.
+        let unmounted = check(unsafe { (self.api.ntfs_umount)(self.volume.as_ptr(), 0) });
+        // SAFETY: ntfs_umount has freed the device, even when it reports an error.
+        let backing = unsafe { Box::from_raw(self.backing.as_ptr()) };
+        let fault = backing.fault();
+        match (unmounted, fault) {
+            (Ok(()), None) => Ok(()),
+            (Ok(()), Some(fault)) => Err(failed("unmounting", &GuestPath::root(), fault)),
+            (Err(errno), fault) => {
+                let reason = fault.unwrap_or_else(|| text(errno));
+                Err(failed("unmounting", &GuestPath::root(), reason))
+            }
+        }
+    }
+
+    fn error(&self, op: &'static str, path: &GuestPath, errno: c_int) -> GuestError {
+        // SAFETY: the backing lives as long as the volume.
+        let fault = unsafe { self.backing.as_ref() }.fault();
+        match (errno, fault) {
+            (_, Some(fault)) => failed(op, path, fault),
+            (ENOSPC, None) => GuestError::NoSpace {
+                path: path.to_string(),
+            },
+            (ENOENT, None) => GuestError::NotFound {
+                path: path.to_string(),
+            },
+            (errno, None) => failed(op, path, text(errno)),
+        }
+    }
+
+    fn open(&self, reference: u64) -> Result<OpenInode<'_>, c_int> {
+        // SAFETY: the volume is mounted, and the inode is new.
+        unsafe {
+            let inode = (self.api.ntfs_inode_open)(self.volume.as_ptr(), reference);
+            OpenInode::from_raw(self.api, inode)
+        }
+    }
+
+    fn child(&self, dir: &OpenInode<'_>, name: &str) -> Result<u64, c_int> {
+        let name: Vec<u16> = name.encode_utf16().collect();
+        set_errno(ENOENT);
+        // SAFETY: the inode is open and the name is valid for its length (255 at most).
+        let reference = unsafe {
+            (self.api.ntfs_inode_lookup_by_name)(dir.ptr(), name.as_ptr(), name.len() as c_int)
+        };
+        match reference {
+            u64::MAX => Err(errno()),
+            reference => Ok(reference),
+        }
+    }
+
+    fn lookup(&self, path: &GuestPath) -> Result<u64, c_int> {
+        let mut reference = FILE_ROOT;
+        for part in path.parts() {
+            let dir = self.open(reference)?;
+            if !dir.is_dir() {
+                return Err(ENOENT);
+            }
+            reference = self.child(&dir, part)?;
+            dir.close()?;
+        }
+        Ok(reference)
+    }
+
+    /// Opens the parent directory; gives its number and the name in it too.
+    fn parent<'p>(
+        &self,
+        op: &'static str,
+        path: &'p GuestPath,
+    ) -> Result<(OpenInode<'_>, u64, &'p str)> {
+        let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
+            return Err(failed(op, path, "it is the root directory".into()));
+        };
+        let (number, dir) = self
+            .lookup(&parent)
+            .and_then(|reference| Ok((reference & RECORD_MASK, self.open(reference)?)))
+            .map_err(|errno| self.error(op, &parent, errno))?;
+        if !dir.is_dir() {
+            return Err(wrong_kind(&parent, FileKind::Dir));
+        }
+        Ok((dir, number, name))
+    }
+
+    fn security(&self, inode: &OpenInode<'_>) -> Result<Option<Security>, c_int> {
+        let info = inode
+            .unnamed(AT_STANDARD_INFORMATION)?
+            .read(STANDARD_INFORMATION_V3)?;
+        if info.len() == STANDARD_INFORMATION_V3 {
+            match super::fs::le32(&info, 0x34) {
+                0 => {}
+                id => return Ok(Some(Security::Id(id))),
+            }
+        }
+        match inode.unnamed(AT_SECURITY_DESCRIPTOR) {
+            Ok(descriptor) => Ok(Some(Security::Descriptor(descriptor.read(MAX_DESCRIPTOR)?))),
+            Err(ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The security of the first ordinary entry of this kind in the directory, else the directory's.
+    fn model(&self, dir: &OpenInode<'_>, number: u64, kind: FileKind) -> Result<Security, c_int> {
+        let mut siblings = Siblings {
+            kind: match kind {
+                FileKind::Dir => NTFS_DT_DIR,
+                FileKind::File => NTFS_DT_REG,
+            },
+            dir: number,
+            found: Vec::new(),
+        };
+        let mut pos = 0;
+        // SAFETY: the directory is open, and the callback gets the Siblings it expects.
+        let listed = unsafe {
+            (self.api.ntfs_readdir)(
+                dir.ptr(),
+                &mut pos,
+                ptr::from_mut(&mut siblings).cast(),
+                collect_sibling,
+            )
+        };
+        // Ending the walk early is reported as an error too.
+        if listed != 0 && siblings.found.is_empty() {
+            return Err(errno());
+        }
+        let unusual = FILE_ATTR_HIDDEN_OR_SYSTEM | FILE_ATTR_REPARSE_POINT;
+        for reference in siblings.found {
+            let sibling = self.open(reference)?;
+            if sibling.attributes() & unusual == 0
+                && let Some(security) = self.security(&sibling)?
+            {
+                return Ok(security);
+            }
+        }
+        self.security(dir)?.ok_or(EOPNOTSUPP)
+    }
+
+    fn create(&self, op: &'static str, path: &GuestPath, kind: FileKind) -> Result<()> {
+        let (dir, number, name) = self.parent(op, path)?;
+        match self.child(&dir, name) {
+            Ok(_) => return Err(self.error(op, path, EEXIST)),
+            Err(ENOENT) => {}
+            Err(errno) => return Err(self.error(op, path, errno)),
+        }
+        self.create_in(dir, number, name, kind)
+            .map_err(|errno| self.error(op, path, errno))
+    }
+
+    fn create_in(
+        &self,
+        dir: OpenInode<'_>,
+        number: u64,
+        name: &str,
+        kind: FileKind,
+    ) -> Result<(), c_int> {
+        let security = self.model(&dir, number, kind)?;
+        let id = match &security {
+            Security::Id(id) => *id,
+            Security::Descriptor(_) => 0,
+        };
+        let mode = match kind {
+            FileKind::Dir => S_IFDIR,
+            FileKind::File => S_IFREG,
+        };
+        let units: Vec<u16> = name.encode_utf16().collect();
+        let len = u8::try_from(units.len()).map_err(|_| EINVAL)?;
+        // SAFETY: the directory is open and the name is valid for its length; the inode is new. The
+        // id is little endian, as are all numbers of the library.
+        let inode = unsafe {
+            let inode = (self.api.ntfs_create)(dir.ptr(), id.to_le(), units.as_ptr(), len, mode);
+            OpenInode::from_raw(self.api, inode)?
+        };
+        dir.touch();
+        if let Err(errno) = self.finish(&inode, kind, security) {
+            // Best effort: the first error is the one to report.
+            if let Err(undo) = self.delete(inode, dir, &units) {
+                tracing::warn!("removing the half-made {name:?}: {}", text(undo));
+            }
+            return Err(errno);
+        }
+        let Some(short) = short_name(name) else {
+            inode.close_in(&dir)?;
+            return dir.close();
+        };
+        let (inode, dir) = (inode.into_ptr(), dir.into_ptr());
+        // SAFETY: both inodes are open; the call closes them. The short name is a live C string.
+        let named = unsafe {
+            let len = short.as_bytes().len();
+            (self.api.ntfs_set_ntfs_dos_name)(inode, dir, short.as_ptr(), len, 0)
+        };
+        check(named)
+    }
+
+    fn finish(
+        &self,
+        inode: &OpenInode<'_>,
+        kind: FileKind,
+        security: Security,
+    ) -> Result<(), c_int> {
+        if let Security::Descriptor(descriptor) = security {
+            inode.remove_attr(AT_SECURITY_DESCRIPTOR, &[])?;
+            inode.add_attr(AT_SECURITY_DESCRIPTOR, &descriptor)?;
+        }
+        if kind == FileKind::Dir {
+            // The library marks directories as "to archive", Windows does not.
+            let none = 0u32.to_le_bytes();
+            // SAFETY: the inode is open and the buffer is as long as said.
+            check(unsafe {
+                (self.api.ntfs_set_ntfs_attrib)(inode.ptr(), none.as_ptr().cast(), none.len(), 0)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn delete(&self, inode: OpenInode<'_>, dir: OpenInode<'_>, name: &[u16]) -> Result<(), c_int> {
+        let len = u8::try_from(name.len()).map_err(|_| EINVAL)?;
+        let (inode, dir) = (inode.into_ptr(), dir.into_ptr());
+        // SAFETY: both inodes are open; the call closes them. The name is valid for its length.
+        check(unsafe {
+            (self.api.ntfs_delete)(
+                self.volume.as_ptr(),
+                ptr::null(),
+                inode,
+                dir,
+                name.as_ptr(),
+                len,
+            )
+        })
+    }
+
+    pub fn create_dir(&mut self, path: &GuestPath) -> Result<()> {
+        self.create("creating the folder", path, FileKind::Dir)
+    }
+
+    /// Opens an existing file whose data may be changed.
+    fn open_file(&self, op: &'static str, path: &GuestPath) -> Result<OpenInode<'_>> {
+        let inode = self
+            .lookup(path)
+            .and_then(|reference| self.open(reference))
+            .map_err(|errno| self.error(op, path, errno))?;
+        let attributes = inode.attributes();
+        if attributes & FILE_ATTR_DIRECTORY != 0 {
+            return Err(wrong_kind(path, FileKind::File));
+        }
+        for (bit, what) in [
+            (FILE_ATTR_COMPRESSED, "it is compressed by NTFS (LZNT1)"),
+            (FILE_ATTR_ENCRYPTED, "it is encrypted (EFS)"),
+        ] {
+            if attributes & bit != 0 {
+                return Err(failed(op, path, what.into()));
+            }
+        }
+        Ok(inode)
+    }
+
+    fn reparse_tag(&self, inode: &OpenInode<'_>) -> Result<u32, c_int> {
+        // The largest reparse point there can be.
+        let mut value = vec![0u8; 16 << 10];
+        // SAFETY: the inode is open and the buffer is as long as said.
+        let n = unsafe {
+            (self.api.ntfs_get_ntfs_reparse_data)(
+                inode.ptr(),
+                value.as_mut_ptr().cast(),
+                value.len(),
+            )
+        };
+        if n < 4 {
+            return Err(EIO);
+        }
+        Ok(super::fs::le32(&value, 0))
+    }
+
+    /// Turns a CompactOS-compressed file into an empty plain one.
+    fn strip_wof(&self, op: &'static str, path: &GuestPath, inode: &OpenInode<'_>) -> Result<()> {
+        let tag = self
+            .reparse_tag(inode)
+            .map_err(|errno| self.error(op, path, errno))?;
+        if tag != IO_REPARSE_TAG_WOF {
+            let reason = format!("it is a reparse point (tag {tag:#010x})");
+            return Err(failed(op, path, reason));
+        }
+        let stream: Vec<u16> = WOF_STREAM.encode_utf16().collect();
+        let strip = || {
+            // The unnamed stream is a hole of the full size; a new one is not sparse. First, so that
+            // no error leaves a plain file of zeroes behind: without the reparse point it is empty.
+            inode.remove_attr(AT_DATA, &[])?;
+            inode.add_attr(AT_DATA, &[])?;
+            // SAFETY: the inode is open.
+            check(unsafe { (self.api.ntfs_remove_ntfs_reparse_data)(inode.ptr()) })?;
+            if inode.has_attr(AT_DATA, &stream) {
+                inode.remove_attr(AT_DATA, &stream)?;
+            }
+            Ok(())
+        };
+        strip().map_err(|errno| self.error(op, path, errno))
+    }
+
+    /// Creates a file or replaces the contents of the one that is there.
+    pub fn write_file(&mut self, path: &GuestPath, contents: &[u8]) -> Result<()> {
+        const OP: &str = "writing";
+        match self.lookup(path) {
+            Ok(_) => self.replace(OP, path, contents),
+            Err(ENOENT) => {
+                self.create(OP, path, FileKind::File)?;
+                self.replace(OP, path, contents).inspect_err(|_| {
+                    if let Err(undo) = self.remove(OP, path, FileKind::File) {
+                        tracing::warn!("removing a half-written {path}: {undo}");
+                    }
+                })
+            }
+            Err(errno) => Err(self.error(OP, path, errno)),
+        }
+    }
+
+    fn replace(&self, op: &'static str, path: &GuestPath, contents: &[u8]) -> Result<()> {
+        let inode = self.open_file(op, path)?;
+        if inode.attributes() & FILE_ATTR_REPARSE_POINT != 0 {
+            self.strip_wof(op, path, &inode)?;
+        }
+        // The size first: a full volume is noticed before any byte of the old contents is gone.
+        self.change(&inode, contents.len() as u64, [(0, contents)])
+            .and_then(|()| inode.close())
+            .map_err(|errno| self.error(op, path, errno))
+    }
+
+    fn change<'d>(
+        &self,
+        inode: &OpenInode<'_>,
+        size: u64,
+        extents: impl IntoIterator<Item = (u64, &'d [u8])>,
+    ) -> Result<(), c_int> {
+        let data = match inode.unnamed(AT_DATA) {
+            Err(ENOENT) => {
+                inode.add_attr(AT_DATA, &[])?;
+                inode.unnamed(AT_DATA)?
+            }
+            data => data?,
+        };
+        data.set_size(size)?;
+        for (offset, bytes) in extents {
+            data.write(offset, bytes)?;
+        }
+        inode.touch();
+        Ok(())
+    }
+
+    /// Changes parts of an existing file and sets its size.
+    pub fn patch_file(&mut self, path: &GuestPath, size: u64, extents: &[Extent]) -> Result<()> {
+        const OP: &str = "changing";
+        let inode = self.open_file(OP, path)?;
+        if inode.attributes() & FILE_ATTR_REPARSE_POINT != 0 {
+            return Err(failed(OP, path, "it is a reparse point".into()));
+        }
+        super::check_extents(OP, path, size, extents)?;
+        let extents = extents.iter().map(|e| (e.offset, e.data.as_slice()));
+        self.change(&inode, size, extents)
+            .and_then(|()| inode.close())
+            .map_err(|errno| self.error(OP, path, errno))
+    }
+
+    fn remove(&self, op: &'static str, path: &GuestPath, kind: FileKind) -> Result<()> {
+        let (dir, _, name) = self.parent(op, path)?;
+        let inode = self
+            .child(&dir, name)
+            .and_then(|reference| self.open(reference))
+            .map_err(|errno| self.error(op, path, errno))?;
+        if inode.is_dir() != (kind == FileKind::Dir) {
+            // The directory must not be open when the library closes the file.
+            let closed = inode.close_in(&dir);
+            closed.map_err(|errno| self.error(op, path, errno))?;
+            return Err(wrong_kind(path, kind));
+        }
+        let name: Vec<u16> = name.encode_utf16().collect();
+        self.delete(inode, dir, &name)
+            .map_err(|errno| self.error(op, path, errno))
+    }
+
+    pub fn remove_file(&mut self, path: &GuestPath) -> Result<()> {
+        self.remove("removing", path, FileKind::File)
+    }
+
+    pub fn remove_dir(&mut self, path: &GuestPath) -> Result<()> {
+        self.remove("removing the folder", path, FileKind::Dir)
+    }
+}
+
+impl Drop for Ntfs3g {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// The 8.3 form of a name that fits it, upper case; `None` for a longer or unusual one.
+fn short_name(name: &str) -> Option<CString> {
+    let (base, ext) = name.split_once('.').unwrap_or((name, ""));
+    let plain = |part: &str| {
+        part.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-$~!#%&{}()@^'`".contains(&b))
+    };
+    let fits = matches!(base.len(), 1..=8)
+        && ext.len() <= 3
+        && (ext.is_empty() != name.contains('.'))
+        && plain(base)
+        && plain(ext);
+    fits.then(|| CString::new(name.to_ascii_uppercase()).ok())?
+}
+
+fn text(errno: c_int) -> String {
+    io::Error::from_raw_os_error(errno).to_string()
+}
+
+fn failed(op: &'static str, path: &GuestPath, reason: String) -> GuestError {
+    GuestError::Op {
+        op,
+        path: path.to_string(),
+        reason,
+    }
+}
+
+fn wrong_kind(path: &GuestPath, expected: FileKind) -> GuestError {
+    GuestError::WrongKind {
+        path: path.to_string(),
+        expected: match expected {
+            FileKind::File => "file",
+            FileKind::Dir => "directory",
+        },
+    }
+}
+
+fn mount_error(errno: c_int, backing: &Backing) -> GuestError {
+    let fault = backing.fault();
+    match (errno, fault) {
+        (_, Some(fault)) => failed("mounting", &GuestPath::root(), fault),
+        (EOPNOTSUPP, None) => GuestError::Unsafe {
+            reason: "its log file is not clean: Windows was not shut down properly".into(),
+        },
+        (EPERM, None) => GuestError::Unsafe {
+            reason: "Windows is hibernated, or Fast Startup keeps parts of the volume in memory"
+                .into(),
+        },
+        (errno, None) => failed("mounting", &GuestPath::root(), text(errno)),
+    }
+}
+
+#[cfg(test)]
+impl Ntfs3g {
+    /// Makes a file look as CompactOS leaves it: its bytes in a stream, a reparse point in front.
+    pub(super) fn make_wof(&mut self, path: &GuestPath, packed: &[u8], size: u64, tag: u32) {
+        type SetReparse =
+            unsafe extern "C" fn(*mut Inode, *const std::ffi::c_char, usize, c_int) -> c_int;
+        let inode = self.open(self.lookup(path).unwrap()).unwrap();
+        let mut name: Vec<u16> = WOF_STREAM.encode_utf16().collect();
+        let mut reparse = tag.to_le_bytes().to_vec();
+        reparse.extend([16, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        let data = inode.unnamed(AT_DATA).unwrap();
+        data.set_size(size).unwrap();
+        drop(data);
+        // SAFETY: the inode is open, the buffers are live and as long as said, and the signature is
+        // that of reparse.h.
+        unsafe {
+            let set: SetReparse = *self
+                .api
+                ._library
+                .get(b"ntfs_set_ntfs_reparse_data\0")
+                .unwrap();
+            let added = (self.api.ntfs_attr_add)(
+                inode.ptr(),
+                AT_DATA,
+                name.as_mut_ptr(),
+                name.len() as u8,
+                packed.as_ptr(),
+                packed.len() as i64,
+            );
+            assert_eq!(added, 0, "{}", io::Error::last_os_error());
+            let set = set(inode.ptr(), reparse.as_ptr().cast(), reparse.len(), 0);
+            assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        }
+        inode.close().unwrap();
+    }
+}

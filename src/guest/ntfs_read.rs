@@ -1,0 +1,742 @@
+//! Reads an NTFS volume: index lookups, directories, file data by runs, volume state
+//! (`ntfs_state`).
+//!
+//! Why not the crate `ntfs` (0.4): it takes the first extent of a fragmented attribute for all of it
+//! when that extent stays in the base record or the extents differ in their instance numbers (both
+//! usual on Windows), gives out stale clusters behind the initialized size, cannot go past the first
+//! extent of a fragmented `$MFT`, reads record 0 again for every record, follows cyclic indexes and
+//! allocates index blocks of any size. The tests use it as a second opinion.
+//!
+//! Does not decompress (LZNT1, WOF), decrypt or follow reparse points: reading such a file is an
+//! error, never its raw clusters. Lookups compare with the volume's own `$UpCase` table.
+
+use std::cell::{OnceCell, RefCell};
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use super::fs::{self, NtfsFacts, le16, le32};
+use super::ntfs_record::{self as rec, Body, Fault, FileName, Record, Run, index_entries};
+use super::{FileInfo, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF};
+use crate::disk::block::BlockRead;
+
+const FILE_ROOT: u64 = 5;
+const FILE_UPCASE: u64 = 10;
+/// Records below this one belong to NTFS itself.
+const FIRST_USER_RECORD: u64 = 16;
+
+const UPCASE_BYTES: usize = 128 << 10;
+/// The MFT is read in pieces of this size, since neighbours are often wanted together.
+const MFT_CHUNK: u64 = 16 << 10;
+const MFT_CHUNKS_KEPT: usize = 128;
+const PATHS_KEPT: usize = 4096;
+const MAX_INDEX_DEPTH: usize = 32;
+const MAX_INDEX_BLOCK: u32 = 64 << 10;
+const MAX_INDEX_BYTES: u64 = 256 << 20;
+const MAX_LIST_BYTES: u64 = 1 << 20;
+pub(super) const BULK: usize = 1 << 20;
+
+const I30: &[u16] = &[b'$' as u16, b'I' as u16, b'3' as u16, b'0' as u16];
+
+/// What went wrong, before a path is put to it.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadFault {
+    #[error("{0}")]
+    Fault(Fault),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Fault> for ReadFault {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl ReadFault {
+    pub fn at(self, path: &GuestPath) -> GuestError {
+        match self {
+            Self::Fault(reason) => unreadable(path, reason),
+            Self::Io(error) => GuestError::Io(error),
+        }
+    }
+}
+
+fn unreadable(path: &GuestPath, reason: impl Into<String>) -> GuestError {
+    GuestError::Unreadable {
+        path: path.to_string(),
+        reason: reason.into(),
+    }
+}
+
+pub(super) type Fallible<T> = Result<T, ReadFault>;
+
+/// An attribute put together from all the records it is spread over.
+pub(super) struct Stream {
+    flags: u16,
+    data: StreamData,
+}
+
+enum StreamData {
+    Resident(Vec<u8>),
+    Runs {
+        size: u64,
+        initialized: u64,
+        runs: Vec<Run>,
+    },
+}
+
+impl Stream {
+    pub fn size(&self) -> u64 {
+        match &self.data {
+            StreamData::Resident(value) => value.len() as u64,
+            StreamData::Runs { size, .. } => *size,
+        }
+    }
+}
+
+/// A file found by its path.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub record: u64,
+    name: String,
+}
+
+/// An NTFS volume at `start` of a disk.
+pub struct NtfsVolume {
+    disk: Arc<dyn BlockRead>,
+    start: u64,
+    len: u64,
+    pub(super) facts: NtfsFacts,
+    mft: Stream,
+    upcase: OnceCell<Vec<u16>>,
+    chunks: RefCell<HashMap<u64, Vec<u8>>>,
+    paths: RefCell<HashMap<String, Found>>,
+}
+
+impl NtfsVolume {
+    pub fn open(disk: Arc<dyn BlockRead>, start: u64, len: u64) -> Fallible<Self> {
+        let mut boot = vec![0; 512];
+        disk.read_at(start, &mut boot)?;
+        let facts = fs::ntfs(&boot)?;
+        let mut volume = Self {
+            disk,
+            start,
+            len,
+            facts,
+            mft: Stream {
+                flags: 0,
+                data: StreamData::Resident(Vec::new()),
+            },
+            upcase: OnceCell::new(),
+            chunks: RefCell::default(),
+            paths: RefCell::default(),
+        };
+        volume.open_mft()?;
+        Ok(volume)
+    }
+
+    pub(super) fn clusters(&self) -> u64 {
+        let bytes = self.facts.total_sectors * u64::from(self.facts.bytes_per_sector);
+        bytes / u64::from(self.facts.cluster_size)
+    }
+
+    /// The map of the MFT is in the MFT: its later parts are found through the earlier ones.
+    fn open_mft(&mut self) -> Fallible<()> {
+        let at = self
+            .facts
+            .mft_lcn
+            .checked_mul(u64::from(self.facts.cluster_size))
+            .ok_or("the MFT lies outside the volume")?;
+        let mut bytes = vec![0; self.facts.record_size as usize];
+        self.read_volume(at, &mut bytes)?;
+        let base = Record::parse(bytes)?;
+        self.mft = match base.find(rec::AT_DATA, &[])? {
+            Some(first) => Stream {
+                flags: first.flags,
+                data: self.extent(&first.body, None)?,
+            },
+            None => return Err("the MFT has no data".into()),
+        };
+        let Some(list) = self.attribute_list(&base)? else {
+            return Ok(());
+        };
+        for entry in rec::list_entries(&list, rec::AT_DATA, &[])? {
+            if entry.lowest_vcn == 0 {
+                continue;
+            }
+            let record = self.record(entry.record)?;
+            let part = self.list_part(&record, 0, &entry, rec::AT_DATA, &[])?;
+            let so_far = std::mem::replace(&mut self.mft.data, StreamData::Resident(Vec::new()));
+            self.mft.data = self.extent(&part.body, Some(so_far))?;
+        }
+        Ok(())
+    }
+
+    /// Reads bytes of the volume; `at` is relative to its start.
+    fn read_volume(&self, at: u64, buf: &mut [u8]) -> Fallible<()> {
+        at.checked_add(buf.len() as u64)
+            .filter(|end| *end <= self.len)
+            .ok_or("the data lies outside the partition")?;
+        Ok(self.disk.read_at(self.start + at, buf)?)
+    }
+
+    /// Appends a part of an attribute to those before it.
+    fn extent(&self, body: &Body<'_>, before: Option<StreamData>) -> Fallible<StreamData> {
+        match (*body, before) {
+            (Body::Resident(value), None) => Ok(StreamData::Resident(value.to_vec())),
+            (
+                Body::NonResident {
+                    lowest_vcn,
+                    size,
+                    initialized,
+                    mapping,
+                },
+                before,
+            ) => {
+                let (size, initialized, mut runs) = match before {
+                    None => (size, initialized.min(size), Vec::new()),
+                    Some(StreamData::Runs {
+                        size,
+                        initialized,
+                        runs,
+                    }) => (size, initialized, runs),
+                    Some(StreamData::Resident(_)) => {
+                        return Err("a resident attribute is continued".into());
+                    }
+                };
+                rec::decode_runs(mapping, lowest_vcn, self.clusters(), &mut runs)?;
+                Ok(StreamData::Runs {
+                    size,
+                    initialized,
+                    runs,
+                })
+            }
+            (Body::Resident(_), Some(_)) => Err("an attribute is continued in a record".into()),
+        }
+    }
+
+    fn attribute_list(&self, base: &Record) -> Fallible<Option<Vec<u8>>> {
+        let Some(list) = base.find(rec::AT_ATTRIBUTE_LIST, &[])? else {
+            return Ok(None);
+        };
+        let stream = Stream {
+            flags: list.flags,
+            data: self.extent(&list.body, None)?,
+        };
+        Ok(Some(self.read_all(
+            &stream,
+            MAX_LIST_BYTES,
+            "the attribute list is too large",
+        )?))
+    }
+
+    /// The part of an attribute that a list entry names, in the record it names.
+    fn list_part<'r>(
+        &self,
+        record: &'r Record,
+        base: u64,
+        entry: &rec::ListEntry,
+        kind: u32,
+        name: &[u16],
+    ) -> Fallible<rec::Attribute<'r>> {
+        if entry.record != base && (record.base() != base || !record.in_use()) {
+            return Err("an attribute list leads to a record of another file".into());
+        }
+        for attribute in record.attributes() {
+            let attribute = attribute?;
+            if attribute.kind == kind
+                && attribute.instance == entry.instance
+                && attribute.name_is(name)
+            {
+                return Ok(attribute);
+            }
+        }
+        Err("a part of an attribute is missing".into())
+    }
+
+    /// The record of a file, from the cache when it is there.
+    fn record(&self, number: u64) -> Fallible<Record> {
+        let size = u64::from(self.facts.record_size);
+        let at = number
+            .checked_mul(size)
+            .filter(|at| at + size <= self.mft.size())
+            .ok_or("a file reference lies outside the MFT")?;
+        let chunk_size = MFT_CHUNK.max(size);
+        let chunk = at / chunk_size;
+        let mut chunks = self.chunks.borrow_mut();
+        if !chunks.contains_key(&chunk) {
+            if chunks.len() >= MFT_CHUNKS_KEPT {
+                chunks.clear();
+            }
+            let first = chunk * chunk_size;
+            let mut bytes = vec![0; chunk_size.min(self.mft.size() - first) as usize];
+            match self.read_stream(&self.mft, first, &mut bytes) {
+                Ok(()) => {}
+                // While the map of the MFT is still growing a piece may not be known to its end.
+                Err(ReadFault::Fault(_)) => {
+                    bytes.truncate(size as usize);
+                    self.read_stream(&self.mft, at, &mut bytes)?;
+                    return Ok(Record::parse(bytes)?);
+                }
+                Err(error) => return Err(error),
+            }
+            chunks.insert(chunk, bytes);
+        }
+        let from = (at % chunk_size) as usize;
+        let bytes = chunks
+            .get(&chunk)
+            .and_then(|bytes| bytes.get(from..from + size as usize))
+            .ok_or("a file reference lies outside the MFT")?;
+        Ok(Record::parse(bytes.to_vec())?)
+    }
+
+    /// The base record a directory entry or a path leads to.
+    pub(super) fn file_record(&self, number: u64) -> Fallible<Record> {
+        let record = self.record(number)?;
+        if !record.in_use() || record.base() != 0 {
+            return Err("the directory entry leads to a record that is not in use".into());
+        }
+        Ok(record)
+    }
+
+    /// An attribute of a file with all its parts.
+    pub(super) fn stream(
+        &self,
+        number: u64,
+        base: &Record,
+        kind: u32,
+        name: &[u16],
+    ) -> Fallible<Option<Stream>> {
+        let Some(list) = self.attribute_list(base)? else {
+            return match base.find(kind, name)? {
+                Some(attribute) => Ok(Some(Stream {
+                    flags: attribute.flags,
+                    data: self.extent(&attribute.body, None)?,
+                })),
+                None => Ok(None),
+            };
+        };
+        let mut stream: Option<Stream> = None;
+        for entry in rec::list_entries(&list, kind, name)? {
+            let elsewhere;
+            let record = if entry.record == number {
+                base
+            } else {
+                elsewhere = self.record(entry.record)?;
+                &elsewhere
+            };
+            let part = self.list_part(record, number, &entry, kind, name)?;
+            let flags = stream.as_ref().map_or(part.flags, |s| s.flags);
+            let data = self.extent(&part.body, stream.map(|s| s.data))?;
+            stream = Some(Stream { flags, data });
+        }
+        Ok(stream)
+    }
+
+    /// Fills `buf` from `offset`, which must lie inside the stream. One request per run.
+    pub(super) fn read_stream(&self, stream: &Stream, offset: u64, buf: &mut [u8]) -> Fallible<()> {
+        let (initialized, runs) = match &stream.data {
+            StreamData::Resident(value) => {
+                let part = usize::try_from(offset)
+                    .ok()
+                    .and_then(|at| value.get(at..at.checked_add(buf.len())?))
+                    .ok_or("reading past the end of a file")?;
+                buf.copy_from_slice(part);
+                return Ok(());
+            }
+            StreamData::Runs {
+                initialized, runs, ..
+            } => (*initialized, runs),
+        };
+        // What was never written reads as zeroes, whatever its clusters hold.
+        let valid = initialized.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let (mut buf, tail) = buf.split_at_mut(valid);
+        tail.fill(0);
+        let cluster = u64::from(self.facts.cluster_size);
+        let mut at = offset;
+        let mut next = runs.partition_point(|run| run.end() <= at / cluster);
+        while !buf.is_empty() {
+            let run = runs
+                .get(next)
+                .ok_or("the file has fewer clusters than bytes")?;
+            let end = run.end().saturating_mul(cluster);
+            let n = (end - at).min(buf.len() as u64) as usize;
+            let (part, rest) = buf.split_at_mut(n);
+            match run.lcn {
+                Some(lcn) => {
+                    self.read_volume(lcn * cluster + (at - run.vcn * cluster), part)?;
+                }
+                None => part.fill(0),
+            }
+            buf = rest;
+            at += n as u64;
+            next += 1;
+        }
+        Ok(())
+    }
+
+    fn read_all(&self, stream: &Stream, limit: u64, too_large: Fault) -> Fallible<Vec<u8>> {
+        if stream.size() > limit {
+            return Err(too_large.into());
+        }
+        let mut bytes = vec![0; stream.size() as usize];
+        self.read_stream(stream, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn upcase(&self) -> Fallible<&[u16]> {
+        if let Some(table) = self.upcase.get() {
+            return Ok(table);
+        }
+        let record = self.file_record(FILE_UPCASE)?;
+        let stream = self
+            .stream(FILE_UPCASE, &record, rec::AT_DATA, &[])?
+            .ok_or("$UpCase has no data")?;
+        let bytes = self.read_all(&stream, UPCASE_BYTES as u64, "$UpCase is too large")?;
+        let mut table: Vec<u16> = (0..=u16::MAX).collect();
+        for (upper, unit) in table.iter_mut().zip(bytes.chunks_exact(2)) {
+            *upper = le16(unit, 0);
+        }
+        Ok(self.upcase.get_or_init(|| table))
+    }
+
+    fn compare(&self, a: &[u16], b: &FileName<'_>) -> Fallible<Ordering> {
+        let table = self.upcase()?;
+        let upper = |unit: u16| table.get(usize::from(unit)).copied().unwrap_or(unit);
+        let a = a.iter().map(|unit| upper(*unit));
+        Ok(a.cmp(b.units().map(upper)))
+    }
+
+    /// Looks a name up in a directory by walking down its B-tree.
+    fn lookup(&self, number: u64, dir: &Record, name: &str) -> Fallible<Option<Found>> {
+        let wanted: Vec<u16> = name.encode_utf16().collect();
+        let root = self
+            .stream(number, dir, rec::AT_INDEX_ROOT, I30)?
+            .ok_or("a directory has no index")?;
+        let StreamData::Resident(root) = &root.data else {
+            return Err("a directory has an invalid index".into());
+        };
+        let block_size = self.index_block_size(root)?;
+        let mut node = root.get(16..).unwrap_or_default().to_vec();
+        let mut blocks: Option<Stream> = None;
+        for _ in 0..MAX_INDEX_DEPTH {
+            let subnode = match self.search_node(&node, &wanted)? {
+                Search::Found(found) => return Ok(Some(found)),
+                Search::Absent => return Ok(None),
+                Search::Below(subnode) => subnode,
+            };
+            let stream = match &blocks {
+                Some(stream) => stream,
+                None => {
+                    let stream = self.stream(number, dir, rec::AT_INDEX_ALLOCATION, I30)?;
+                    blocks.insert(stream.ok_or("a directory lacks a part of its index")?)
+                }
+            };
+            let unit = self.index_vcn_unit(block_size);
+            let at = subnode
+                .checked_mul(unit)
+                .filter(|at| *at <= stream.size().saturating_sub(u64::from(block_size)))
+                .ok_or("an index block lies outside its directory")?;
+            let mut block = vec![0; block_size as usize];
+            self.read_stream(stream, at, &mut block)?;
+            node = rec::index_block(&mut block, subnode)?.to_vec();
+        }
+        Err("the directory index is too deep".into())
+    }
+
+    fn search_node(&self, node: &[u8], wanted: &[u16]) -> Fallible<Search> {
+        for entry in index_entries(node)? {
+            let entry = entry?;
+            let order = match &entry.key {
+                Some(key) => self.compare(wanted, key)?,
+                None => Ordering::Less,
+            };
+            match (order, entry.key) {
+                (Ordering::Greater, _) => {}
+                (Ordering::Equal, Some(key)) => {
+                    let record = rec::record_number(entry.reference);
+                    let units: Vec<u16> = key.units().collect();
+                    self.check_sequence(entry.reference)?;
+                    return Ok(Search::Found(Found {
+                        record,
+                        name: String::from_utf16_lossy(&units),
+                    }));
+                }
+                _ => return Ok(entry.subnode.map_or(Search::Absent, Search::Below)),
+            }
+        }
+        Err("an index node has no end".into())
+    }
+
+    /// A directory entry carries the sequence number of the file it was made for.
+    fn check_sequence(&self, reference: u64) -> Fallible<()> {
+        let sequence = (reference >> 48) as u16;
+        let record = self.file_record(rec::record_number(reference))?;
+        if sequence != 0 && record.sequence() != sequence {
+            return Err("the directory entry leads to a file that was deleted".into());
+        }
+        Ok(())
+    }
+
+    fn index_block_size(&self, root: &[u8]) -> Fallible<u32> {
+        let size = le32(root, 8);
+        if le32(root, 0) != rec::AT_FILE_NAME
+            || !size.is_power_of_two()
+            || !(512..=MAX_INDEX_BLOCK).contains(&size)
+        {
+            return Err("a directory has an invalid index".into());
+        }
+        Ok(size)
+    }
+
+    /// Index blocks are counted in clusters, or in 512-byte units where clusters are larger.
+    fn index_vcn_unit(&self, block_size: u32) -> u64 {
+        if self.facts.cluster_size <= block_size {
+            u64::from(self.facts.cluster_size)
+        } else {
+            512
+        }
+    }
+
+    /// Finds a file; `None` when it or one of its parents does not exist.
+    pub(super) fn find(&self, path: &GuestPath) -> Fallible<Option<Found>> {
+        if path.is_root() {
+            return Ok(Some(Found {
+                record: FILE_ROOT,
+                name: String::new(),
+            }));
+        }
+        let key = path.to_string();
+        if let Some(found) = self.paths.borrow().get(&key) {
+            return Ok(Some(found.clone()));
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
+            return Ok(None);
+        };
+        // As deep as GuestPath allows, which is 64.
+        let Some(dir) = self.find(&parent)? else {
+            return Ok(None);
+        };
+        let record = self.file_record(dir.record)?;
+        if !record.is_dir() {
+            return Ok(None);
+        }
+        let found = self.lookup(dir.record, &record, name)?;
+        if let Some(found) = &found {
+            let mut paths = self.paths.borrow_mut();
+            if paths.len() >= PATHS_KEPT {
+                paths.clear();
+            }
+            paths.insert(key, found.clone());
+        }
+        Ok(found)
+    }
+
+    pub fn stat(&self, path: &GuestPath) -> Fallible<Option<FileInfo>> {
+        let Some(found) = self.find(path)? else {
+            return Ok(None);
+        };
+        let record = self.file_record(found.record)?;
+        let data = if record.is_dir() {
+            None
+        } else {
+            self.stream(found.record, &record, rec::AT_DATA, &[])?
+        };
+        let flags = data.as_ref().map_or(0, |data| data.flags);
+        Ok(Some(FileInfo {
+            kind: if record.is_dir() {
+                FileKind::Dir
+            } else {
+                FileKind::File
+            },
+            size: data.as_ref().map_or(0, Stream::size),
+            reparse_tag: self.reparse_tag(found.record, &record)?,
+            compressed: flags & rec::COMPRESSED != 0,
+            encrypted: flags & rec::ENCRYPTED != 0,
+            name: found.name,
+        }))
+    }
+
+    fn reparse_tag(&self, number: u64, record: &Record) -> Fallible<Option<u32>> {
+        let Some(stream) = self.stream(number, record, rec::AT_REPARSE_POINT, &[])? else {
+            return Ok(None);
+        };
+        let mut tag = [0; 4];
+        if stream.size() < 4 {
+            return Err("a reparse point is too short".into());
+        }
+        self.read_stream(&stream, 0, &mut tag)?;
+        Ok(Some(u32::from_le_bytes(tag)))
+    }
+
+    /// The data of a file that can be given out as it is.
+    fn plain_data(&self, path: &GuestPath) -> Result<Stream, GuestError> {
+        let found =
+            self.find(path)
+                .map_err(|e| e.at(path))?
+                .ok_or_else(|| GuestError::NotFound {
+                    path: path.to_string(),
+                })?;
+        let record = self.file_record(found.record).map_err(|e| e.at(path))?;
+        if record.is_dir() {
+            return Err(GuestError::WrongKind {
+                path: path.to_string(),
+                expected: "file",
+            });
+        }
+        let tag = self
+            .reparse_tag(found.record, &record)
+            .map_err(|e| e.at(path))?;
+        match tag {
+            None => {}
+            Some(IO_REPARSE_TAG_WOF) => {
+                return Err(unreadable(path, "it is compressed by CompactOS (WOF)"));
+            }
+            Some(tag) => {
+                let reason = format!("it is a reparse point (tag {tag:#010x})");
+                return Err(unreadable(path, reason));
+            }
+        }
+        let stream = self
+            .stream(found.record, &record, rec::AT_DATA, &[])
+            .map_err(|e| e.at(path))?
+            .unwrap_or(Stream {
+                flags: 0,
+                data: StreamData::Resident(Vec::new()),
+            });
+        if stream.flags & rec::ENCRYPTED != 0 {
+            return Err(unreadable(path, "it is encrypted (EFS)"));
+        }
+        if stream.flags & rec::COMPRESSED != 0 {
+            return Err(unreadable(path, "it is compressed by NTFS (LZNT1)"));
+        }
+        Ok(stream)
+    }
+
+    pub fn read_at(
+        &self,
+        path: &GuestPath,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, GuestError> {
+        let stream = self.plain_data(path)?;
+        let len = stream.size().saturating_sub(offset).min(len as u64) as usize;
+        let mut bytes = vec![0; len];
+        if len > 0 {
+            self.read_stream(&stream, offset, &mut bytes)
+                .map_err(|e| e.at(path))?;
+        }
+        Ok(bytes)
+    }
+
+    pub fn read(&self, path: &GuestPath, limit: u64) -> Result<Vec<u8>, GuestError> {
+        let stream = self.plain_data(path)?;
+        let size = stream.size();
+        let too_large = || GuestError::TooLarge {
+            path: path.to_string(),
+            size,
+            limit,
+        };
+        if size > limit {
+            return Err(too_large());
+        }
+        let mut bytes = vec![0; usize::try_from(size).map_err(|_| too_large())?];
+        self.read_stream(&stream, 0, &mut bytes)
+            .map_err(|e| e.at(path))?;
+        Ok(bytes)
+    }
+
+    /// Entries of a directory, sorted by name. Sizes and flags are those in the directory index,
+    /// which Windows refreshes when a file is closed through this name; `stat` looks at the file.
+    pub fn list(&self, path: &GuestPath) -> Result<Vec<FileInfo>, GuestError> {
+        let found =
+            self.find(path)
+                .map_err(|e| e.at(path))?
+                .ok_or_else(|| GuestError::NotFound {
+                    path: path.to_string(),
+                })?;
+        let record = self.file_record(found.record).map_err(|e| e.at(path))?;
+        if !record.is_dir() {
+            return Err(GuestError::WrongKind {
+                path: path.to_string(),
+                expected: "directory",
+            });
+        }
+        let mut entries = self
+            .entries(found.record, &record)
+            .map_err(|e| e.at(path))?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// Goes through the blocks in disk order and not down the tree: large reads, and no loops.
+    pub(super) fn entries(&self, number: u64, dir: &Record) -> Fallible<Vec<FileInfo>> {
+        let root = self
+            .stream(number, dir, rec::AT_INDEX_ROOT, I30)?
+            .ok_or("a directory has no index")?;
+        let StreamData::Resident(root) = &root.data else {
+            return Err("a directory has an invalid index".into());
+        };
+        let block_size = self.index_block_size(root)?;
+        let mut entries = Vec::new();
+        collect_entries(root.get(16..).unwrap_or_default(), &mut entries)?;
+        let Some(blocks) = self.stream(number, dir, rec::AT_INDEX_ALLOCATION, I30)? else {
+            return Ok(entries);
+        };
+        let bitmap = self
+            .stream(number, dir, rec::AT_BITMAP, I30)?
+            .ok_or("a directory lacks a part of its index")?;
+        let bitmap = self.read_all(&bitmap, MAX_INDEX_BYTES / 512, "a directory is too large")?;
+        if blocks.size() > MAX_INDEX_BYTES {
+            return Err("a directory is too large".into());
+        }
+        let unit = self.index_vcn_unit(block_size);
+        let step = BULK.max(block_size as usize);
+        let mut chunk = Vec::new();
+        for at in (0..blocks.size()).step_by(step) {
+            chunk.resize((blocks.size() - at).min(step as u64) as usize, 0);
+            self.read_stream(&blocks, at, &mut chunk)?;
+            let first = at / u64::from(block_size);
+            for (i, block) in chunk.chunks_exact_mut(block_size as usize).enumerate() {
+                let index = first + i as u64;
+                let byte = bitmap.get((index / 8) as usize).copied().unwrap_or(0);
+                if byte >> (index % 8) & 1 == 1 {
+                    let vcn = index * u64::from(block_size) / unit;
+                    collect_entries(rec::index_block(block, vcn)?, &mut entries)?;
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+enum Search {
+    Found(Found),
+    Absent,
+    Below(u64),
+}
+
+/// Adds the entries of a node to a listing, without what is not a file of the user.
+fn collect_entries(node: &[u8], entries: &mut Vec<FileInfo>) -> Fallible<()> {
+    for entry in index_entries(node)? {
+        let entry = entry?;
+        let Some(key) = entry.key else { continue };
+        if key.is_dos() || rec::record_number(entry.reference) < FIRST_USER_RECORD {
+            continue;
+        }
+        let units: Vec<u16> = key.units().collect();
+        let attributes = key.attributes();
+        let dir = attributes & rec::FILE_ATTR_DIRECTORY != 0;
+        entries.push(FileInfo {
+            name: String::from_utf16_lossy(&units),
+            kind: if dir { FileKind::Dir } else { FileKind::File },
+            size: if dir { 0 } else { key.size() },
+            reparse_tag: key.reparse_tag(),
+            compressed: !dir && attributes & rec::FILE_ATTR_COMPRESSED != 0,
+            encrypted: !dir && attributes & rec::FILE_ATTR_ENCRYPTED != 0,
+        });
+    }
+    Ok(())
+}

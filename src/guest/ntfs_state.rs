@@ -1,0 +1,124 @@
+//! What an NTFS volume says about itself: label, dirty, hibernated, shadow copies, free space.
+
+use super::fs::le16;
+use super::logfile::{self, LogState};
+use super::ntfs_read::{BULK, Fallible, NtfsVolume};
+use super::ntfs_record as rec;
+use super::{GuestPath, VolumeState};
+
+const FILE_LOGFILE: u64 = 2;
+const FILE_VOLUME: u64 = 3;
+const FILE_BITMAP: u64 = 6;
+const VOLUME_IS_DIRTY: u16 = 0x0001;
+/// The store of shadow copies: `{GUID}{3808876b-c176-4e48-b7ae-04046e6cc752}`.
+const VSS_STORE: &str = "}{3808876b-c176-4e48-b7ae-04046e6cc752}";
+
+impl NtfsVolume {
+    pub fn label(&self) -> Fallible<Option<String>> {
+        let record = self.file_record(FILE_VOLUME)?;
+        let name = record
+            .find(rec::AT_VOLUME_NAME, &[])?
+            .and_then(|a| a.resident())
+            .unwrap_or_default();
+        let units: Vec<u16> = name.chunks_exact(2).map(|b| le16(b, 0)).collect();
+        let label: String = String::from_utf16_lossy(&units)
+            .chars()
+            .filter(|c| !c.is_control())
+            .collect();
+        Ok((!label.is_empty()).then_some(label))
+    }
+
+    /// The `$Volume` flag that asks for a chkdsk.
+    pub fn dirty_flag(&self) -> Fallible<bool> {
+        let record = self.file_record(FILE_VOLUME)?;
+        let info = record
+            .find(rec::AT_VOLUME_INFORMATION, &[])?
+            .and_then(|a| a.resident())
+            .filter(|info| info.len() >= 12)
+            .ok_or("$Volume has no volume information")?;
+        Ok(le16(info, 10) & VOLUME_IS_DIRTY != 0)
+    }
+
+    pub fn log_state(&self) -> Fallible<LogState> {
+        let record = self.file_record(FILE_LOGFILE)?;
+        let stream = self
+            .stream(FILE_LOGFILE, &record, rec::AT_DATA, &[])?
+            .ok_or("$LogFile has no data")?;
+        let mut head = vec![0; stream.size().min(logfile::HEAD_BYTES as u64) as usize];
+        self.read_stream(&stream, 0, &mut head)?;
+        Ok(logfile::state(&head))
+    }
+
+    /// Whether `\hiberfil.sys` holds a session. One too short to tell belongs to a volume that was
+    /// mounted when Windows hibernated (the rule of ntfs-3g).
+    pub fn hibernated(&self) -> Fallible<bool> {
+        let path = GuestPath::parse("hiberfil.sys").unwrap_or_default();
+        let Some(found) = self.find(&path)? else {
+            return Ok(false);
+        };
+        let record = self.file_record(found.record)?;
+        let Some(stream) = self.stream(found.record, &record, rec::AT_DATA, &[])? else {
+            return Ok(false);
+        };
+        if stream.size() < 4096 {
+            return Ok(true);
+        }
+        let mut magic = [0; 4];
+        self.read_stream(&stream, 0, &mut magic)?;
+        Ok(matches!(&magic, b"hibr" | b"HIBR"))
+    }
+
+    fn has_shadow_copies(&self) -> Fallible<bool> {
+        let path = GuestPath::parse("System Volume Information").unwrap_or_default();
+        let Some(found) = self.find(&path)? else {
+            return Ok(false);
+        };
+        let record = self.file_record(found.record)?;
+        if !record.is_dir() {
+            return Ok(false);
+        }
+        let entries = self.entries(found.record, &record)?;
+        Ok(entries
+            .iter()
+            .any(|e| e.name.to_ascii_lowercase().ends_with(VSS_STORE)))
+    }
+
+    /// What decides whether the volume may be written. `free_bytes` is left out: it costs a read of
+    /// the whole `$Bitmap`, see [`Self::free_bytes`].
+    pub fn state(&self) -> Fallible<VolumeState> {
+        Ok(VolumeState {
+            dirty: self.dirty_flag()? || !self.log_state()?.is_clean(),
+            hibernated: self.hibernated()?,
+            vss_snapshots: self.has_shadow_copies()?,
+            cluster_size: self.facts.cluster_size,
+            free_bytes: None,
+            unreadable: None,
+        })
+    }
+
+    /// Counts the free clusters in `$Bitmap`.
+    pub fn free_bytes(&self) -> Fallible<u64> {
+        let record = self.file_record(FILE_BITMAP)?;
+        let stream = self
+            .stream(FILE_BITMAP, &record, rec::AT_DATA, &[])?
+            .ok_or("$Bitmap has no data")?;
+        let clusters = self.clusters();
+        let bytes = clusters.div_ceil(8);
+        if stream.size() < bytes {
+            return Err("$Bitmap is too short".into());
+        }
+        let mut used = 0u64;
+        let mut chunk = Vec::new();
+        for at in (0..bytes).step_by(BULK) {
+            chunk.resize((bytes - at).min(BULK as u64) as usize, 0);
+            self.read_stream(&stream, at, &mut chunk)?;
+            used += chunk.iter().map(|b| u64::from(b.count_ones())).sum::<u64>();
+            // Bits past the last cluster are set by some tools and clear by others.
+            if at + chunk.len() as u64 == bytes && !clusters.is_multiple_of(8) {
+                let past = chunk.last().map_or(0, |b| b >> (clusters % 8));
+                used -= u64::from(past.count_ones());
+            }
+        }
+        Ok(clusters.saturating_sub(used) * u64::from(self.facts.cluster_size))
+    }
+}

@@ -1,0 +1,192 @@
+//! The engines on real volumes, with the tools of ntfs-3g, dosfstools and mtools as judges.
+
+mod fat;
+mod hostile;
+mod ntfs;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::ntfs3g::MountOptions;
+use super::{EmbeddedReader, EmbeddedWriter, GuestPath, VolumeId, embedded};
+use crate::disk::block::FileDisk;
+use crate::disk::layout::{DiskLayout, Partition, Scheme};
+
+const VOLUME: VolumeId = VolumeId(1);
+
+fn path(text: &str) -> GuestPath {
+    GuestPath::parse(text).unwrap()
+}
+
+/// Whether the tools are there; says so when not, and fails where they are required.
+fn have(tools: &[&str]) -> bool {
+    for tool in tools {
+        let found = ["/usr/sbin", "/sbin"]
+            .iter()
+            .map(PathBuf::from)
+            .chain(std::env::split_paths(
+                &std::env::var_os("PATH").unwrap_or_default(),
+            ))
+            .any(|dir| dir.join(tool).is_file());
+        if !found {
+            let required = std::env::var("HYPER2KVM_REQUIRE_TOOLS").is_ok_and(|v| v == "1");
+            assert!(!required, "{tool} is required and missing");
+            skip(tool);
+            return false;
+        }
+    }
+    true
+}
+
+#[allow(clippy::print_stderr)]
+fn skip(tool: &str) {
+    eprintln!("SKIP: {tool} is not installed");
+}
+
+/// Runs a tool and gives its output; panics when it fails.
+#[allow(clippy::disallowed_methods)]
+fn run(tool: &str, args: &[&str]) -> Vec<u8> {
+    let path = format!(
+        "{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let output = Command::new(tool)
+        .args(args)
+        .env("PATH", path)
+        .env("LC_ALL", "C.UTF-8")
+        .env("MTOOLS_SKIP_CHECK", "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{tool} {args:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+/// A volume in a raw file, by itself so that the tools can look at it.
+struct Image {
+    dir: tempfile::TempDir,
+    file: PathBuf,
+    size: u64,
+}
+
+impl Image {
+    fn empty(size: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("volume.img");
+        File::create(&file).unwrap().set_len(size).unwrap();
+        Self { dir, file, size }
+    }
+
+    /// An NTFS volume of `mib` MiB.
+    fn ntfs(mib: u64, sector: u32, cluster: u32) -> Self {
+        let image = Self::empty(mib << 20);
+        run(
+            "mkntfs",
+            &[
+                "-F",
+                "-Q",
+                "-q",
+                "-L",
+                "Windows",
+                "-s",
+                &sector.to_string(),
+                "-c",
+                &cluster.to_string(),
+                "-p",
+                "2048",
+                "-H",
+                "255",
+                "-S",
+                "63",
+                image.name(),
+            ],
+        );
+        image
+    }
+
+    fn name(&self) -> &str {
+        self.file.to_str().unwrap()
+    }
+
+    fn layout(&self) -> DiskLayout {
+        layout(0, self.size)
+    }
+
+    fn reader(&self) -> EmbeddedReader {
+        let disk = Arc::new(FileDisk::open(&self.file).unwrap());
+        embedded::open(disk, &self.layout()).unwrap()
+    }
+
+    fn writer(&self) -> Box<EmbeddedWriter> {
+        let disk = Arc::new(FileDisk::open_rw(&self.file).unwrap());
+        Box::new(EmbeddedWriter::new(
+            disk,
+            &self.layout(),
+            MountOptions::default(),
+        ))
+    }
+
+    fn digest(&self) -> Vec<u8> {
+        Sha256::digest(std::fs::read(&self.file).unwrap()).to_vec()
+    }
+
+    fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let file = File::open(&self.file).unwrap();
+        file.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    }
+
+    fn poke(&self, at: u64, bytes: &[u8]) {
+        let file = File::options().write(true).open(&self.file).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    }
+
+    /// Writes `contents` to a file beside the image, for tools that copy into it.
+    fn host_file(&self, name: &str, contents: &[u8]) -> String {
+        let path: &Path = self.dir.path();
+        let path = path.join(name);
+        std::fs::write(&path, contents).unwrap();
+        path.to_str().unwrap().to_string()
+    }
+}
+
+fn layout(start_bytes: u64, size_bytes: u64) -> DiskLayout {
+    DiskLayout {
+        scheme: Scheme::Mbr,
+        sector_size: 512,
+        disk_id: None,
+        partitions: vec![Partition {
+            index: VOLUME.0,
+            type_id: "0x07".into(),
+            start_bytes,
+            size_bytes,
+            guid: None,
+            name: None,
+            active: false,
+        }],
+    }
+}
+
+/// Bytes that do not repeat and are the same in every run.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}

@@ -1,0 +1,753 @@
+//! NTFS: written by libntfs-3g, read by our reader, judged by ntfs-3g's tools and the crate `ntfs`.
+
+use std::sync::Arc;
+
+use ::ntfs::NtfsReadSeek;
+use ::ntfs::indexes::NtfsFileNameIndex;
+
+use super::*;
+use crate::disk::block::Window;
+use crate::guest::ntfs3g::Ntfs3g;
+use crate::guest::{
+    Extent, FileKind, FsKind, GuestError, GuestRead, GuestWrite, IO_REPARSE_TAG_WOF, fs, logfile,
+};
+
+const TOOLS: &[&str] = &[
+    "mkntfs",
+    "ntfscat",
+    "ntfsls",
+    "ntfsinfo",
+    "ntfscp",
+    "ntfsfix",
+    "ntfssecaudit",
+];
+
+fn ready() -> bool {
+    have(TOOLS) && {
+        let there = crate::guest::ntfs3g::is_available();
+        if !there {
+            assert!(std::env::var("HYPER2KVM_REQUIRE_TOOLS").is_err());
+            skip("libntfs-3g");
+        }
+        there
+    }
+}
+
+fn ntfscat(image: &Image, path: &str) -> Vec<u8> {
+    run("ntfscat", &["-f", image.name(), path])
+}
+
+/// `ntfsfix` without writing: it compares the MFT with its mirror and reads the log.
+fn assert_sound(image: &Image) {
+    let said = run("ntfsfix", &["--no-action", image.name()]);
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("processed successfully"), "{said}");
+}
+
+/// What the crate `ntfs` reads.
+fn crate_read(image: &Image, path: &GuestPath) -> Vec<u8> {
+    let disk = Arc::new(FileDisk::open(&image.file).unwrap());
+    let mut disk = Window::new(disk, 0, image.size);
+    let mut fs = ::ntfs::Ntfs::new(&mut disk).unwrap();
+    fs.read_upcase_table(&mut disk).unwrap();
+    let mut file = fs.root_directory(&mut disk).unwrap();
+    for part in path.parts() {
+        let index = file.directory_index(&mut disk).unwrap();
+        let mut finder = index.finder();
+        let entry = NtfsFileNameIndex::find(&mut finder, &fs, &mut disk, part)
+            .unwrap()
+            .unwrap();
+        let next = entry.to_file(&fs, &mut disk).unwrap();
+        file = next;
+    }
+    let item = file.data(&mut disk, "").unwrap().unwrap();
+    let attribute = item.to_attribute().unwrap();
+    let mut value = attribute.value(&mut disk).unwrap();
+    let mut bytes = vec![0; value.len() as usize];
+    value.read_exact(&mut disk, &mut bytes).unwrap();
+    bytes
+}
+
+/// The value of a line `key: value` of `ntfsinfo`, the first one.
+fn info(image: &Image, path: &str, key: &str) -> Option<String> {
+    let text = run("ntfsinfo", &["-F", path, image.name()]);
+    String::from_utf8_lossy(&text).lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        (name.trim() == key).then(|| value.trim().to_string())
+    })
+}
+
+#[test]
+fn every_sector_and_cluster_size() {
+    if !ready() {
+        return;
+    }
+    let mut cases: Vec<(u64, u32, u32)> = (9..=16).map(|bits| (48, 512, 1 << bits)).collect();
+    cases.extend((12..=16).map(|bits| (64, 4096, 1 << bits)));
+    cases.extend([(512, 512, 128 << 10), (2048, 512, 2 << 20)]);
+    for (mib, sector, cluster) in cases {
+        let what = format!("{sector}/{cluster}");
+        let image = Image::ntfs(mib, sector, cluster);
+        let driver = noise(300_000, 7);
+        let mut writer = image.writer();
+        writer.create_dir(VOLUME, &path("Windows")).unwrap();
+        writer
+            .create_dir(VOLUME, &path("Windows/System32"))
+            .unwrap();
+        let file = path("Windows/System32/viostor.sys");
+        writer.write_file(VOLUME, &file, &driver).unwrap();
+        writer
+            .write_file(VOLUME, &path("Windows/a small file.txt"), b"resident")
+            .unwrap();
+        writer.close().unwrap();
+        assert_sound(&image);
+
+        // Large volumes take long to hash.
+        let digest = || (mib < 100).then(|| image.digest());
+        let before = digest();
+        let reader = image.reader();
+        let volume = &reader.volumes()[0];
+        assert_eq!(volume.kind, FsKind::Ntfs, "{what}");
+        assert_eq!(volume.label.as_deref(), Some("Windows"), "{what}");
+        assert_eq!(volume.state.cluster_size, cluster, "{what}");
+        assert_eq!(volume.state.unreadable, None, "{what}");
+        assert!(!volume.state.dirty && !volume.state.hibernated, "{what}");
+        let free = reader.free_bytes(VOLUME).unwrap();
+        assert!(free > 0 && free < mib << 20, "{what}");
+        let got = reader.read(VOLUME, &file, 1 << 20).unwrap();
+        assert!(got == driver, "{what}");
+        assert!(ntfscat(&image, "Windows/System32/viostor.sys") == driver);
+        assert!(crate_read(&image, &file) == driver, "{what}");
+        let loud = path("WINDOWS/system32/VIOSTOR.SYS");
+        let stat = reader.stat(VOLUME, &loud).unwrap().unwrap();
+        assert_eq!(stat.name, "viostor.sys");
+        assert_eq!((stat.kind, stat.size), (FileKind::File, 300_000));
+        let part = reader.read_at(VOLUME, &file, 299_000, 5000).unwrap();
+        assert!(part == driver[299_000..], "{what}");
+        let small = path("windows/A SMALL FILE.TXT");
+        assert_eq!(reader.read(VOLUME, &small, 8).unwrap(), b"resident");
+        let names: Vec<_> = reader
+            .list(VOLUME, &path("Windows"))
+            .unwrap()
+            .into_iter()
+            .map(|e| (e.name, e.kind))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("System32".to_string(), FileKind::Dir),
+                ("a small file.txt".to_string(), FileKind::File)
+            ],
+            "{what}"
+        );
+        drop(reader);
+        assert!(digest() == before, "{what}: reading changed the image");
+
+        let boot = fs::ntfs(&image.bytes(0, 512)).unwrap();
+        assert_eq!((boot.bytes_per_sector, boot.hidden_sectors), (sector, 2048));
+    }
+}
+
+#[test]
+fn free_bytes_agree_with_ntfsinfo() {
+    if !ready() {
+        return;
+    }
+    for cluster in [512, 4096] {
+        let image = Image::ntfs(33, 512, cluster);
+        let text = run("ntfsinfo", &["-m", image.name()]);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let line = text.lines().find(|l| l.contains("Free Clusters")).unwrap();
+        let free: u64 = line
+            .split_whitespace()
+            .find_map(|word| word.parse().ok())
+            .unwrap();
+        let got = image.reader().free_bytes(VOLUME).unwrap();
+        assert_eq!(got, free * u64::from(cluster));
+    }
+}
+
+#[test]
+fn partition_at_an_offset() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(32, 512, 4096);
+    let volume = image.bytes(0, 32 << 20);
+    let disk_file = image.dir.path().join("disk.img");
+    let mut disk = vec![0xa5; 1 << 20];
+    disk.extend(&volume);
+    disk.extend([0xa5; 4096]);
+    std::fs::write(&disk_file, &disk).unwrap();
+    let layout = layout(1 << 20, 32 << 20);
+    let rw = Arc::new(FileDisk::open_rw(&disk_file).unwrap());
+    let mut writer = Box::new(EmbeddedWriter::new(rw, &layout, MountOptions::default()));
+    writer
+        .write_file(VOLUME, &path("a.txt"), &[1; 100_000])
+        .unwrap();
+    writer.close().unwrap();
+    let reader = embedded::open(Arc::new(FileDisk::open(&disk_file).unwrap()), &layout).unwrap();
+    assert_eq!(
+        reader.read(VOLUME, &path("A.TXT"), 1 << 20).unwrap(),
+        [1; 100_000]
+    );
+    let after = std::fs::read(&disk_file).unwrap();
+    assert!(after[..1 << 20].iter().all(|b| *b == 0xa5));
+    assert!(after[33 << 20..].iter().all(|b| *b == 0xa5));
+}
+
+#[test]
+fn five_thousand_files() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(64, 512, 4096);
+    let mut writer = image.writer();
+    let dir = path("Windows");
+    writer.create_dir(VOLUME, &dir).unwrap();
+    let name = |i: usize| format!("a driver file with a long name {i:05}.inf");
+    for i in 0..5000 {
+        let file = dir.join(&name(i * 7919 % 5000)).unwrap();
+        writer.write_file(VOLUME, &file, b"x").unwrap();
+    }
+    writer.close().unwrap();
+    assert_sound(&image);
+    let reader = image.reader();
+    let entries = reader.list(VOLUME, &dir).unwrap();
+    assert_eq!(entries.len(), 5000);
+    assert!(entries.iter().enumerate().all(|(i, e)| e.name == name(i)));
+    for i in (0..5000).step_by(97) {
+        let file = dir.join(&name(i).to_uppercase()).unwrap();
+        let stat = reader.stat(VOLUME, &file).unwrap().unwrap();
+        assert_eq!((stat.name, stat.size), (name(i), 1));
+    }
+    for absent in ["a", "a driver file with a long name 05000.inf", "zzz", "00"] {
+        let file = dir.join(absent).unwrap();
+        assert_eq!(reader.stat(VOLUME, &file).unwrap(), None);
+    }
+    let listed = run("ntfsls", &["-f", "-p", "/Windows", image.name()]);
+    let listed = String::from_utf8_lossy(&listed).into_owned();
+    let listed = listed.lines().filter(|l| l.contains("a driver file"));
+    assert_eq!(listed.count(), 5000);
+}
+
+#[test]
+fn a_hive_is_replaced_in_place_and_patched() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(96, 512, 4096);
+    let hive = noise(15 << 20, 1);
+    let source = image.host_file("hive", &hive);
+    run("ntfscp", &["-f", image.name(), &source, "SYSTEM"]);
+    let record = |image: &Image| {
+        let text = run("ntfsinfo", &["-F", "SYSTEM", image.name()]);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.lines()
+            .find(|l| l.contains("Inode"))
+            .map(str::to_string)
+    };
+    let inode = record(&image);
+
+    let mut changed = noise(14 << 20, 2);
+    let mut writer = image.writer();
+    let file = path("system");
+    writer.write_file(VOLUME, &file, &changed).unwrap();
+    let extents = [
+        (4096, vec![0x11; 512]),
+        (1 << 20, noise(70_000, 3)),
+        ((14 << 20) - 5, vec![0x22; 10]),
+    ]
+    .map(|(offset, data)| Extent { offset, data });
+    let size = (14 << 20) + 20_000;
+    writer.patch_file(VOLUME, &file, size, &extents).unwrap();
+    writer.close().unwrap();
+
+    changed.resize(size as usize, 0);
+    for extent in &extents {
+        let at = extent.offset as usize;
+        changed[at..at + extent.data.len()].copy_from_slice(&extent.data);
+    }
+    assert!(ntfscat(&image, "SYSTEM") == changed);
+    assert!(image.reader().read(VOLUME, &file, size).unwrap() == changed);
+    assert!(crate_read(&image, &file)[..14 << 20] == changed[..14 << 20]);
+    assert_eq!(record(&image), inode);
+    assert!(inode.is_some());
+    assert_sound(&image);
+
+    let mut writer = image.writer();
+    writer.patch_file(VOLUME, &file, 4096, &[]).unwrap();
+    let past = Extent {
+        offset: 4090,
+        data: vec![0; 7],
+    };
+    assert!(writer.patch_file(VOLUME, &file, 4096, &[past]).is_err());
+    writer.close().unwrap();
+    assert!(ntfscat(&image, "SYSTEM") == changed[..4096]);
+    let limit = image.reader().read(VOLUME, &file, 4095);
+    assert!(matches!(
+        limit,
+        Err(GuestError::TooLarge { size: 4096, .. })
+    ));
+}
+
+#[test]
+fn new_entries_take_the_security_of_a_sibling() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(32, 512, 4096);
+    let mut writer = image.writer();
+    writer.create_dir(VOLUME, &path("drivers")).unwrap();
+    writer.create_dir(VOLUME, &path("drivers/etc")).unwrap();
+    writer
+        .write_file(VOLUME, &path("drivers/disk.sys"), b"sibling")
+        .unwrap();
+    writer.close().unwrap();
+    // mkntfs makes descriptors of the old kind; this moves them to $Secure.
+    run("ntfssecaudit", &[image.name(), "751", "drivers"]);
+    run("ntfssecaudit", &[image.name(), "750", "drivers/etc"]);
+    run("ntfssecaudit", &[image.name(), "640", "drivers/disk.sys"]);
+    let id = |path: &str| info(&image, path, "Security ID");
+    let (dir, file) = (id("drivers/etc"), id("drivers/disk.sys"));
+    assert!(dir.is_some() && file.is_some() && dir != file);
+
+    let mut writer = image.writer();
+    for name in ["viostor.sys", "a much longer driver name.sys", "UPPER.SYS"] {
+        let file = path("drivers").join(name).unwrap();
+        writer.write_file(VOLUME, &file, b"new").unwrap();
+    }
+    writer.create_dir(VOLUME, &path("drivers/new")).unwrap();
+    writer
+        .create_dir(VOLUME, &path("drivers/new/below"))
+        .unwrap();
+    writer.close().unwrap();
+    assert_eq!(id("drivers/viostor.sys"), file);
+    assert_eq!(id("drivers/a much longer driver name.sys"), file);
+    assert_eq!(id("drivers/new"), dir);
+    // Nothing beside it: as its parent.
+    assert_eq!(id("drivers/new/below"), dir);
+    let space = |path: &str| info(&image, path, "Namespace");
+    assert_eq!(space("drivers/viostor.sys").as_deref(), Some("Win32 & DOS"));
+    assert_eq!(space("drivers/UPPER.SYS").as_deref(), Some("Win32 & DOS"));
+    assert_eq!(
+        space("drivers/a much longer driver name.sys").as_deref(),
+        Some("POSIX")
+    );
+    let attributes = |path: &str| info(&image, path, "File attributes");
+    assert_eq!(
+        attributes("drivers/viostor.sys").as_deref(),
+        Some("ARCHIVE (0x00000020)")
+    );
+    assert!(attributes("drivers/new").unwrap().ends_with("(0x00000000)"));
+    assert_sound(&image);
+}
+
+#[test]
+fn old_descriptors_are_copied() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(32, 512, 4096);
+    let source = image.host_file("f", b"old");
+    run("ntfscp", &["-f", image.name(), &source, "old.txt"]);
+    let mut writer = image.writer();
+    writer.write_file(VOLUME, &path("new.txt"), b"new").unwrap();
+    writer.close().unwrap();
+    let descriptor = |path: &str| {
+        let text = run("ntfsinfo", &["-F", path, "-v", image.name()]);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let from = text.find("$SECURITY_DESCRIPTOR").unwrap();
+        let to = text[from..].find("$DATA").unwrap();
+        text[from..from + to]
+            .lines()
+            .filter(|l| !l.contains("instance") && !l.contains("mft record"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    let new = descriptor("new.txt");
+    assert!(new.contains("SID"), "{new}");
+    assert_eq!(
+        new.lines().skip(1).collect::<Vec<_>>(),
+        descriptor("old.txt").lines().skip(1).collect::<Vec<_>>()
+    );
+}
+
+/// Two files growing by turns: every cluster of each is a fragment.
+#[test]
+fn fragments_in_an_attribute_list() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(32, 512, 512);
+    let (a, b) = (path("fragmented"), path("other"));
+    let contents = noise(1500 * 512, 5);
+    let mut writer = image.writer();
+    writer.write_file(VOLUME, &a, &contents[..2048]).unwrap();
+    writer.write_file(VOLUME, &b, &[0; 2048]).unwrap();
+    for at in (2048..contents.len()).step_by(512) {
+        let size = at as u64 + 512;
+        let extent = |data: &[u8]| Extent {
+            offset: at as u64,
+            data: data.to_vec(),
+        };
+        let part = [extent(&contents[at..at + 512])];
+        writer.patch_file(VOLUME, &a, size, &part).unwrap();
+        writer
+            .patch_file(VOLUME, &b, size, &[extent(&[0xee; 512])])
+            .unwrap();
+    }
+    writer.close().unwrap();
+    let text = run("ntfsinfo", &["-F", "fragmented", image.name()]);
+    assert!(String::from_utf8_lossy(&text).contains("$ATTRIBUTE_LIST"));
+    assert!(ntfscat(&image, "fragmented") == contents);
+    let reader = image.reader();
+    assert!(reader.read(VOLUME, &a, 1 << 20).unwrap() == contents);
+    for at in [0, 511, 2047, 100_000, contents.len() as u64 - 7] {
+        let got = reader.read_at(VOLUME, &a, at, 9000).unwrap();
+        let end = contents.len().min(at as usize + 9000);
+        assert!(got == contents[at as usize..end], "{at}");
+    }
+
+    // Written back in one piece it keeps its record, and nothing is lost.
+    let mut writer = image.writer();
+    writer.write_file(VOLUME, &a, &contents[7..]).unwrap();
+    writer.close().unwrap();
+    assert!(ntfscat(&image, "fragmented") == contents[7..]);
+    assert!(image.reader().read(VOLUME, &a, 1 << 20).unwrap() == contents[7..]);
+    assert_sound(&image);
+}
+
+/// The offset of a resident attribute or of its header in an MFT record on the volume.
+fn attribute_at(image: &Image, record: u64, kind: u32) -> u64 {
+    let boot = fs::ntfs(&image.bytes(0, 512)).unwrap();
+    let size = u64::from(boot.record_size);
+    let start = boot.mft_lcn * u64::from(boot.cluster_size) + record * size;
+    let bytes = image.bytes(start, size as usize);
+    let mut at = usize::from(fs::le16(&bytes, 20));
+    loop {
+        let (found, len) = (fs::le32(&bytes, at), fs::le32(&bytes, at + 4));
+        assert!(found <= kind && len > 0, "no such attribute");
+        if found == kind {
+            return start + at as u64;
+        }
+        at += len as usize;
+    }
+}
+
+fn record_of(image: &Image, path: &str) -> u64 {
+    let text = run("ntfsinfo", &["-F", path, image.name()]);
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let line = text.lines().find(|l| l.contains("mft record")).unwrap();
+    let word = line.split("mft record ").nth(1).unwrap();
+    word.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn unsafe_reason(image: &Image) -> String {
+    let before = image.digest();
+    let mut writer = image.writer();
+    let result = writer.write_file(VOLUME, &path("x"), b"x");
+    writer.close().unwrap();
+    assert!(image.digest() == before, "a refusal changed the volume");
+    match result {
+        Err(GuestError::Unsafe { reason }) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn dirty_volumes_are_refused() {
+    if !ready() {
+        return;
+    }
+    // The flag in $Volume.
+    let image = Image::ntfs(32, 512, 4096);
+    let flags = attribute_at(&image, 3, 0x70) + 24 + 10;
+    image.poke(flags, &[1]);
+    assert!(image.reader().volumes()[0].state.dirty);
+    assert!(unsafe_reason(&image).contains("marked dirty"));
+
+    // The log, by its restart pages.
+    for (version, flags, reason) in [
+        ((1, 1), 0, "not clean"),
+        ((2, 0), 2, "Fast Startup"),
+        ((9, 9), 2, "damaged"),
+    ] {
+        let image = Image::ntfs(32, 512, 4096);
+        let mut log = logfile::restart_page(5, version, 0, flags);
+        log.extend(logfile::restart_page(5, version, 0, flags));
+        let mut writer = image.writer();
+        let data = Extent {
+            offset: 0,
+            data: log,
+        };
+        let size = image.reader();
+        let size = size.stat(VOLUME, &path("$LogFile")).unwrap().unwrap().size;
+        writer
+            .patch_file(VOLUME, &path("$LogFile"), size, &[data])
+            .unwrap();
+        writer.close().unwrap();
+        assert!(image.reader().volumes()[0].state.dirty, "{reason}");
+        let got = unsafe_reason(&image);
+        assert!(got.contains(reason), "{got}");
+        // The library agrees.
+        let disk = Arc::new(FileDisk::open_rw(&image.file).unwrap());
+        let mounted = Ntfs3g::mount(disk.clone(), 0, image.size, MountOptions::default());
+        assert!(matches!(mounted, Err(GuestError::Unsafe { .. })));
+        let force = MountOptions { force_dirty: true };
+        let mut writer = Box::new(EmbeddedWriter::new(disk, &image.layout(), force));
+        let forced = writer.write_file(VOLUME, &path("x"), b"x");
+        writer.close().unwrap();
+        // Metadata that Windows keeps in memory cannot be thrown away.
+        assert_eq!(forced.is_ok(), version != (2, 0), "{reason}: {forced:?}");
+    }
+}
+
+#[test]
+fn hibernation_and_shadow_copies() {
+    if !ready() {
+        return;
+    }
+    for (magic, hibernated) in [
+        (b"hibr", true),
+        (b"HIBR", true),
+        (b"wake", false),
+        (b"\0\0\0\0", false),
+    ] {
+        let image = Image::ntfs(32, 512, 4096);
+        let mut contents = vec![0; 8192];
+        contents[..4].copy_from_slice(magic);
+        let mut writer = image.writer();
+        writer
+            .write_file(VOLUME, &path("hiberfil.sys"), &contents)
+            .unwrap();
+        writer.close().unwrap();
+        let state = image.reader().volumes()[0].state.clone();
+        assert_eq!(state.hibernated, hibernated, "{magic:?}");
+        assert!(!state.dirty && !state.vss_snapshots);
+        if hibernated {
+            assert!(unsafe_reason(&image).contains("hibernated"));
+        } else {
+            let mut writer = image.writer();
+            writer.write_file(VOLUME, &path("x"), b"x").unwrap();
+            writer.close().unwrap();
+        }
+    }
+    let image = Image::ntfs(32, 512, 4096);
+    let mut writer = image.writer();
+    let dir = path("System Volume Information");
+    writer.create_dir(VOLUME, &dir).unwrap();
+    let only = dir.join("{3808876b-c176-4e48-b7ae-04046e6cc752}").unwrap();
+    writer.write_file(VOLUME, &only, b"").unwrap();
+    writer.close().unwrap();
+    assert!(!image.reader().volumes()[0].state.vss_snapshots);
+    let mut writer = image.writer();
+    let store = dir
+        .join("{5de50b2c-0000-0000-0000-000000000000}{3808876B-C176-4e48-b7ae-04046e6cc752}")
+        .unwrap();
+    writer.write_file(VOLUME, &store, b"").unwrap();
+    writer.close().unwrap();
+    assert!(image.reader().volumes()[0].state.vss_snapshots);
+}
+
+#[test]
+fn wof_files_are_named_and_replaced_whole() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(32, 512, 4096);
+    let mut writer = image.writer();
+    for name in ["wof.dll", "link"] {
+        writer.write_file(VOLUME, &path(name), &[7; 5000]).unwrap();
+    }
+    writer.close().unwrap();
+    let disk = Arc::new(FileDisk::open_rw(&image.file).unwrap());
+    let mut volume = Ntfs3g::mount(disk, 0, image.size, MountOptions::default()).unwrap();
+    volume.make_wof(
+        &path("wof.dll"),
+        &noise(9000, 4),
+        70_000,
+        IO_REPARSE_TAG_WOF,
+    );
+    volume.make_wof(&path("link"), b"", 5000, 0xa000_000c);
+    volume.unmount().unwrap();
+
+    let reader = image.reader();
+    let stat = reader.stat(VOLUME, &path("wof.dll")).unwrap().unwrap();
+    assert_eq!(stat.reparse_tag, Some(IO_REPARSE_TAG_WOF));
+    assert_eq!(stat.size, 70_000);
+    let listed = reader.list(VOLUME, &GuestPath::root()).unwrap();
+    let listed = listed.iter().find(|e| e.name == "wof.dll").unwrap();
+    assert_eq!(listed.reparse_tag, Some(IO_REPARSE_TAG_WOF));
+    match reader.read(VOLUME, &path("wof.dll"), 1 << 20) {
+        Err(GuestError::Unreadable { reason, .. }) => assert!(reason.contains("WOF"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(reader.read_at(VOLUME, &path("link"), 0, 10).is_err());
+
+    let mut writer = image.writer();
+    let extents = [Extent {
+        offset: 0,
+        data: vec![1],
+    }];
+    let patched = writer.patch_file(VOLUME, &path("wof.dll"), 70_000, &extents);
+    assert!(patched.is_err(), "a patch of a WOF file");
+    assert!(writer.write_file(VOLUME, &path("link"), b"no").is_err());
+    let plain = noise(66_000, 9);
+    writer.write_file(VOLUME, &path("wof.dll"), &plain).unwrap();
+    writer.close().unwrap();
+    let reader = image.reader();
+    let stat = reader.stat(VOLUME, &path("wof.dll")).unwrap().unwrap();
+    assert_eq!((stat.reparse_tag, stat.size), (None, 66_000));
+    assert!(reader.read(VOLUME, &path("wof.dll"), 1 << 20).unwrap() == plain);
+    assert!(ntfscat(&image, "wof.dll") == plain);
+    let text = run("ntfsinfo", &["-F", "wof.dll", image.name()]);
+    let text = String::from_utf8_lossy(&text).into_owned();
+    for gone in ["REPARSE", "WofCompressedData", "SPARSE"] {
+        assert!(!text.contains(gone), "{gone}: {text}");
+    }
+    assert_sound(&image);
+}
+
+#[test]
+fn compressed_encrypted_sparse_and_uninitialized_data() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(32, 512, 4096);
+    let mut writer = image.writer();
+    for name in ["lzx", "efs", "valid"] {
+        let file = path(name);
+        writer.write_file(VOLUME, &file, &[0x5a; 40_000]).unwrap();
+    }
+    writer.close().unwrap();
+    for (name, flag) in [("lzx", 0x0001u16), ("efs", 0x4000)] {
+        let at = attribute_at(&image, record_of(&image, name), 0x80);
+        image.poke(at + 12, &flag.to_le_bytes());
+    }
+    // Windows leaves clusters behind the valid length as they were.
+    let at = attribute_at(&image, record_of(&image, "valid"), 0x80);
+    image.poke(at + 56, &10_000u64.to_le_bytes());
+
+    let reader = image.reader();
+    for (name, what) in [("lzx", "LZNT1"), ("efs", "EFS")] {
+        let stat = reader.stat(VOLUME, &path(name)).unwrap().unwrap();
+        assert_eq!(stat.compressed, name == "lzx");
+        assert_eq!(stat.encrypted, name == "efs");
+        match reader.read(VOLUME, &path(name), 1 << 20) {
+            Err(GuestError::Unreadable { reason, .. }) => assert!(reason.contains(what)),
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut expected = vec![0x5a; 10_000];
+    expected.resize(40_000, 0);
+    assert!(reader.read(VOLUME, &path("valid"), 1 << 20).unwrap() == expected);
+    let tail = reader.read_at(VOLUME, &path("valid"), 9_990, 20).unwrap();
+    assert_eq!(tail, expected[9_990..10_010]);
+    assert!(ntfscat(&image, "valid") == expected);
+}
+
+#[test]
+fn names_kinds_and_errors() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(32, 512, 4096);
+    let mut writer = image.writer();
+    writer.create_dir(VOLUME, &path("dir")).unwrap();
+    writer
+        .write_file(VOLUME, &path("dir/Ünïcode äöü.txt"), b"1")
+        .unwrap();
+    writer.write_file(VOLUME, &path("file"), b"2").unwrap();
+    assert!(writer.create_dir(VOLUME, &path("DIR")).is_err());
+    assert!(matches!(
+        writer.create_dir(VOLUME, &path("none/x")),
+        Err(GuestError::NotFound { .. })
+    ));
+    assert!(matches!(
+        writer.write_file(VOLUME, &path("dir"), b""),
+        Err(GuestError::WrongKind { .. })
+    ));
+    assert!(matches!(
+        writer.remove_file(VOLUME, &path("dir")),
+        Err(GuestError::WrongKind { .. })
+    ));
+    assert!(matches!(
+        writer.remove_dir(VOLUME, &path("file")),
+        Err(GuestError::WrongKind { .. })
+    ));
+    assert!(
+        writer.remove_dir(VOLUME, &path("dir")).is_err(),
+        "not empty"
+    );
+    assert!(matches!(
+        writer.remove_file(VOLUME, &path("nothing")),
+        Err(GuestError::NotFound { .. })
+    ));
+    let full = writer.write_file(VOLUME, &path("huge"), &vec![1; 40 << 20]);
+    assert!(matches!(full, Err(GuestError::NoSpace { .. })), "{full:?}");
+    let full = writer.write_file(VOLUME, &path("FILE"), &vec![1; 40 << 20]);
+    assert!(matches!(full, Err(GuestError::NoSpace { .. })), "{full:?}");
+    assert!(matches!(
+        writer.write_file(VolumeId(9), &path("x"), b""),
+        Err(GuestError::NoVolume(_))
+    ));
+    writer.close().unwrap();
+    assert_sound(&image);
+
+    let reader = image.reader();
+    let root: Vec<String> = reader
+        .list(VOLUME, &GuestPath::root())
+        .unwrap()
+        .into_iter()
+        .map(|e| e.name)
+        .collect();
+    assert_eq!(root, ["dir", "file"]);
+    assert_eq!(reader.read(VOLUME, &path("file"), 10).unwrap(), b"2");
+    assert_eq!(
+        reader
+            .read(VOLUME, &path("DIR/üNÏCODE ÄÖÜ.TXT"), 10)
+            .unwrap(),
+        b"1"
+    );
+    assert!(matches!(
+        reader.list(VOLUME, &path("file")),
+        Err(GuestError::WrongKind { .. })
+    ));
+    assert!(matches!(
+        reader.read(VOLUME, &path("dir"), 1),
+        Err(GuestError::WrongKind { .. })
+    ));
+    assert!(matches!(
+        reader.read(VOLUME, &path("no"), 1),
+        Err(GuestError::NotFound { .. })
+    ));
+    assert_eq!(reader.stat(VOLUME, &path("file/x")).unwrap(), None);
+    assert_eq!(reader.read_at(VOLUME, &path("file"), 5, 5).unwrap(), b"");
+
+    // Everything can be taken away again.
+    let mut writer = image.writer();
+    writer
+        .remove_file(VOLUME, &path("dir/ünïcode äöü.TXT"))
+        .unwrap();
+    writer.remove_dir(VOLUME, &path("dir")).unwrap();
+    writer.remove_file(VOLUME, &path("FILE")).unwrap();
+    writer.close().unwrap();
+    let left = image.reader().list(VOLUME, &GuestPath::root()).unwrap();
+    assert_eq!(left, []);
+    assert_sound(&image);
+}
+
+/// Not closing is logged, but what was written is there.
+#[test]
+fn dropping_the_writer_unmounts() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(32, 512, 4096);
+    let mut writer = image.writer();
+    writer.write_file(VOLUME, &path("x"), b"kept").unwrap();
+    drop(writer);
+    assert_eq!(ntfscat(&image, "x"), b"kept");
+    assert_sound(&image);
+}

@@ -1,0 +1,168 @@
+//! The embedded writing engine: libntfs-3g for NTFS, `fatfs` for the EFI system partition.
+//!
+//! A volume is mounted at its first change, after its own metadata has said that it may be.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::embedded::{kind, partitions};
+use super::fat_write::FatWriter;
+use super::logfile::LogState;
+use super::ntfs_read::NtfsVolume;
+use super::ntfs3g::{MountOptions, Ntfs3g};
+use super::{Extent, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId};
+use crate::disk::block::{BlockRead, BlockWrite};
+use crate::disk::layout::{DiskLayout, Partition};
+
+enum Engine {
+    Ntfs(Ntfs3g),
+    Fat(Box<FatWriter>),
+}
+
+/// Writes to the volumes of a disk. Nothing else may write to the disk meanwhile.
+pub struct EmbeddedWriter {
+    disk: Arc<dyn BlockWrite>,
+    partitions: Vec<Partition>,
+    options: MountOptions,
+    engines: BTreeMap<VolumeId, Engine>,
+}
+
+impl EmbeddedWriter {
+    pub fn new(disk: Arc<dyn BlockWrite>, layout: &DiskLayout, options: MountOptions) -> Self {
+        let partitions = partitions(disk.as_ref(), layout);
+        Self {
+            disk,
+            partitions,
+            options,
+            engines: BTreeMap::new(),
+        }
+    }
+
+    fn engine(&mut self, volume: VolumeId) -> Result<&mut Engine> {
+        if !self.engines.contains_key(&volume) {
+            let engine = self.mount(volume)?;
+            self.engines.insert(volume, engine);
+        }
+        self.engines
+            .get_mut(&volume)
+            .ok_or(GuestError::NoVolume(volume))
+    }
+
+    fn mount(&self, volume: VolumeId) -> Result<Engine> {
+        let partition = self
+            .partitions
+            .iter()
+            .find(|p| p.index == volume.0)
+            .ok_or(GuestError::NoVolume(volume))?;
+        let (start, len) = (partition.start_bytes, partition.size_bytes);
+        match kind(self.disk.as_ref(), partition)? {
+            FsKind::Ntfs => {
+                check_ntfs(self.disk.clone(), start, len, self.options)?;
+                Ntfs3g::mount(self.disk.clone(), start, len, self.options).map(Engine::Ntfs)
+            }
+            FsKind::Fat => FatWriter::mount(self.disk.clone(), start, len)
+                .map(Box::new)
+                .map(Engine::Fat),
+            _ => Err(GuestError::NoVolume(volume)),
+        }
+    }
+}
+
+/// Refuses a volume that Windows has not let go of. libntfs-3g checks the log and the hibernation
+/// file too, but not the dirty flag, and gives only a number for a reason.
+fn check_ntfs(disk: Arc<dyn BlockRead>, start: u64, len: u64, options: MountOptions) -> Result<()> {
+    let root = GuestPath::root();
+    let volume = NtfsVolume::open(disk, start, len).map_err(|e| e.at(&root))?;
+    let refuse = |reason: &str| {
+        Err(GuestError::Unsafe {
+            reason: reason.to_string(),
+        })
+    };
+    if volume.hibernated().map_err(|e| e.at(&root))? {
+        return refuse("hiberfil.sys holds a hibernated session of Windows");
+    }
+    let log = volume.log_state().map_err(|e| e.at(&root))?;
+    if log == LogState::Cached {
+        return refuse("Fast Startup keeps parts of the volume in memory (log version 2.0)");
+    }
+    if options.force_dirty {
+        return Ok(());
+    }
+    match log {
+        LogState::Dirty => refuse("its log file is not clean: Windows was not shut down properly"),
+        LogState::Damaged => refuse("its log file is damaged"),
+        _ if volume.dirty_flag().map_err(|e| e.at(&root))? => {
+            refuse("it is marked dirty: Windows wants to check it at the next start")
+        }
+        _ => Ok(()),
+    }
+}
+
+impl GuestWrite for EmbeddedWriter {
+    fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
+        match self.engine(volume)? {
+            Engine::Ntfs(v) => v.create_dir(path),
+            Engine::Fat(v) => v.create_dir(path),
+        }
+    }
+
+    fn write_file(&mut self, volume: VolumeId, path: &GuestPath, contents: &[u8]) -> Result<()> {
+        match self.engine(volume)? {
+            Engine::Ntfs(v) => v.write_file(path, contents),
+            Engine::Fat(v) => v.write_file(path, contents),
+        }
+    }
+
+    fn patch_file(
+        &mut self,
+        volume: VolumeId,
+        path: &GuestPath,
+        size: u64,
+        extents: &[Extent],
+    ) -> Result<()> {
+        match self.engine(volume)? {
+            Engine::Ntfs(v) => v.patch_file(path, size, extents),
+            Engine::Fat(v) => v.patch_file(path, size, extents),
+        }
+    }
+
+    fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
+        match self.engine(volume)? {
+            Engine::Ntfs(v) => v.remove_file(path),
+            Engine::Fat(v) => v.remove_file(path),
+        }
+    }
+
+    fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
+        match self.engine(volume)? {
+            Engine::Ntfs(v) => v.remove_dir(path),
+            Engine::Fat(v) => v.remove_dir(path),
+        }
+    }
+
+    /// Unmounts every volume even when one of them fails, then reports the first failure.
+    fn close(mut self: Box<Self>) -> Result<()> {
+        let mut result = Ok(());
+        for (_, engine) in std::mem::take(&mut self.engines) {
+            let closed = match engine {
+                Engine::Ntfs(v) => v.unmount(),
+                Engine::Fat(v) => v.close(),
+            };
+            match (&result, closed) {
+                (_, Ok(())) => {}
+                (Ok(()), Err(error)) => result = Err(error),
+                (Err(_), Err(error)) => tracing::error!("{error}"),
+            }
+        }
+        result.and(self.disk.flush().map_err(GuestError::Io))
+    }
+}
+
+impl Drop for EmbeddedWriter {
+    fn drop(&mut self) {
+        if !self.engines.is_empty() {
+            // The engines unmount themselves when they are dropped, and log what fails.
+            tracing::warn!("a guest volume was not closed: unmounting it now");
+        }
+    }
+}
