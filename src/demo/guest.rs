@@ -17,11 +17,27 @@ use super::{
 };
 use crate::disk::block::{FileDisk, Window};
 use crate::disk::layout::{self, DiskLayout, Partition, Scheme};
-use crate::guest::{GuestPath, GuestWrite, VolumeId};
+use crate::guest::ntfs3g::MountOptions;
+use crate::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId};
 use crate::tool::Cmd;
 use gpt::partition_types as types;
 
 const MIB: u64 = 1 << 20;
+
+/// Writes the whole guest to a new file.
+pub fn build(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
+    create_disk(spec, path)?;
+    let disk = FileDisk::open_rw(path).map_err(|source| DemoError::Io {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let options = MountOptions::default();
+    let mut writer = Box::new(EmbeddedWriter::new(Arc::new(disk), &layout(spec), options));
+    let written = write_files(spec, writer.as_mut());
+    let closed = writer.close();
+    written?;
+    Ok(closed?)
+}
 
 /// The image with its partition table and empty file systems.
 pub fn create_disk(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
@@ -484,7 +500,8 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::demo::WinVersion;
+    use crate::demo::{ExtraFile, WinVersion};
+    use crate::guest::GuestRead;
 
     #[test]
     fn specifications_that_cannot_be() {
@@ -562,6 +579,94 @@ mod tests {
             eprintln!("SKIP: {tool} is not installed");
         }
         there
+    }
+
+    /// Every file comes back as it went in, through the reader that shares nothing with the writer.
+    #[test]
+    fn a_guest_reads_back() {
+        if !have_mkntfs() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let eleven = GuestSpec::new(WinVersion::Win11);
+        let cases = [
+            GuestSpec {
+                extra_files: vec![ExtraFile {
+                    place: Place::Boot,
+                    path: "EFI\\extra\\note.txt".into(),
+                    contents: b"note".to_vec(),
+                }],
+                ..eleven.clone()
+            },
+            GuestSpec {
+                sector_size: 4096,
+                cluster_size: 65536,
+                ..eleven
+            },
+            GuestSpec {
+                arch: Arch::X86,
+                cluster_size: 512,
+                ..GuestSpec::new(WinVersion::Win7)
+            },
+            GuestSpec::new(WinVersion::Xp),
+        ];
+        for (n, spec) in cases.iter().enumerate() {
+            let path = dir.path().join(format!("{n}.img"));
+            build(spec, &path).unwrap();
+            let disk = FileDisk::open(&path).unwrap();
+            let reader = crate::guest::embedded::open(Arc::new(disk), &layout(spec)).unwrap();
+            for volume in reader.volumes() {
+                let state = &volume.state;
+                assert!(state.unreadable.is_none() && !state.dirty, "{volume:?}");
+            }
+            for file in files(spec).unwrap() {
+                let volume = VolumeId(spec.partition(file.role).unwrap().index);
+                let read = reader.read(volume, &file.path, 64 * MIB).unwrap();
+                assert!(read == file.contents, "{:?} {}", spec.version, file.path);
+            }
+        }
+    }
+
+    /// ntfs-3g's and dosfstools' own programs find nothing wrong.
+    #[test]
+    fn other_programs_accept_the_file_systems() {
+        if !["mkntfs", "ntfsfix", "ntfscat", "fsck.fat"]
+            .into_iter()
+            .all(require)
+        {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let spec = GuestSpec {
+            disk_size: 512 * MIB,
+            ..GuestSpec::new(WinVersion::Server2022)
+        };
+        let path = dir.path().join("guest.img");
+        build(&spec, &path).unwrap();
+        let extract = |role: Role| {
+            let partition = spec.partition(role).unwrap();
+            let to = dir.path().join(format!("{role:?}"));
+            let mut image = File::open(&path).unwrap();
+            image.seek(SeekFrom::Start(partition.start)).unwrap();
+            let mut file = File::create(&to).unwrap();
+            io::copy(&mut image.take(partition.size), &mut file).unwrap();
+            to
+        };
+        let windows = extract(Role::Windows);
+        Cmd::new("ntfsfix")
+            .arg("--no-action")
+            .arg(&windows)
+            .run()
+            .unwrap();
+        let hive = Cmd::new("ntfscat")
+            .arg("--force")
+            .arg(&windows)
+            .arg("Windows/System32/config/SYSTEM")
+            .run()
+            .unwrap();
+        assert!(hive.stdout == hives::system(&spec));
+        let esp = extract(Role::Esp);
+        Cmd::new("fsck.fat").arg("-n").arg(&esp).run().unwrap();
     }
 
     #[test]

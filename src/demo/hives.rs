@@ -522,7 +522,12 @@ pub fn software_tree(spec: &GuestSpec) -> KeyTree {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::WinVersion;
+    use crate::boot_path::Controller;
+    use crate::demo::{WinVersion, guest};
+    use crate::disk::layout::{GPT_ESP, GPT_MSR};
+    use crate::guest::FsKind;
+    use crate::inspect::fake::FakeGuest;
+    use crate::inspect::{InspectOptions, SourceFacts, inspect};
     use crate::registry::HiveView;
     use crate::registry::walk::walk;
 
@@ -667,5 +672,61 @@ mod tests {
         assert_eq!(text("CurrentBuild"), "22631");
         assert_eq!(text("DisplayVersion"), "23H2");
         assert_eq!(text("InstallationType"), "Client");
+    }
+
+    /// Every guest in memory, seen by the program's own inspection.
+    #[test]
+    fn inspection_sees_what_the_specification_says() {
+        for spec in every_spec() {
+            let layout = guest::layout(&spec);
+            let mut fake = FakeGuest::default();
+            for partition in &layout.partitions {
+                let kind = match partition.type_id.as_str() {
+                    GPT_ESP => FsKind::Fat,
+                    GPT_MSR => FsKind::Unknown,
+                    _ => FsKind::Ntfs,
+                };
+                fake.volume(partition.clone(), kind);
+            }
+            for file in guest::files(&spec).unwrap() {
+                let index = spec.partition(file.role).unwrap().index;
+                fake.file(index, &file.path.to_string(), file.contents);
+            }
+            let source = SourceFacts {
+                path: "demo".into(),
+                format: "raw".into(),
+                virtual_size_bytes: spec.disk_size,
+            };
+            let options = InspectOptions::default();
+            let survey = inspect(&fake, &layout, source, &options).unwrap();
+            let seen = survey.inspection;
+            let what = format!("{:?} {:?}", spec.version, spec.leftovers);
+            let facts = spec.version.facts();
+            assert_eq!(seen.blockers(), [], "{what}");
+            assert_eq!(seen.firmware, Some(spec.firmware), "{what}");
+            assert_eq!(seen.os.build, Some(facts.build), "{what}");
+            assert_eq!(seen.os.arch, Some(spec.arch), "{what}");
+            assert_eq!(seen.os.hostname.as_deref(), Some("DEMO-GUEST"), "{what}");
+            assert_eq!(seen.os.control_set.as_deref(), Some("ControlSet001"));
+
+            // Bootstrap controllers as the hardware left them; virtio never.
+            let ready = |controller| seen.controllers[&controller].ready;
+            let reason = |controller| seen.controllers[&controller].reason.clone();
+            let eight = spec.version.has_driver_database();
+            let sata = eight && spec.leftovers == Leftovers::None;
+            let ide = spec.firmware == Firmware::Bios;
+            let sata_reason = reason(Controller::Sata);
+            assert_eq!(ready(Controller::Sata), sata, "{what}: {sata_reason}");
+            let ide_reason = reason(Controller::Ide);
+            assert_eq!(ready(Controller::Ide), ide, "{what}: {ide_reason}");
+            assert!(!ready(Controller::VirtioBlk) && !ready(Controller::VirtioScsi));
+            let vmware = seen.hypervisor_tools.iter().any(|t| t.contains("VMware"));
+            assert_eq!(vmware, spec.leftovers == Leftovers::Vmware, "{what}");
+            if spec.version.nt_at_least(10, 0) {
+                let mac = seen.network.adapters.iter().map(|a| a.mac.clone());
+                let expected = Some("00:0c:29:f3:ff:de".to_string());
+                assert_eq!(mac.collect::<Vec<_>>(), [expected], "{what}");
+            }
+        }
     }
 }

@@ -629,6 +629,38 @@ mod tests {
         assert_eq!(differences.unwrap(), []);
     }
 
+    /// Windows sorts by upper case, where `_` is behind the letters. It would miss a key that an editor
+    /// put elsewhere; the walk tells.
+    #[test]
+    fn hivexregedit_keeps_the_order_windows_needs() {
+        if !have_hivexregedit() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let hive = dir.path().join("SYSTEM");
+        let reg = dir.path().join("edits.reg");
+        let names = ["aZb", "a_b", "aab", "A^c", "a&b", "aZ_", "azz", "a", "b_"];
+        // Every name is the one added once.
+        for added in names {
+            let mut tree = KeyTree::new("R");
+            for name in names.iter().filter(|name| **name != added) {
+                tree.dword(&format!("S\\{name}"), "x", 1);
+            }
+            std::fs::write(&hive, tree.to_bytes("SYSTEM")).unwrap();
+            let mut edits = RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM");
+            let key = format!("S\\{added}");
+            edits.ops.push(RegOp::set(&key, "x", RegData::Dword(1)));
+            std::fs::write(&reg, edits.to_reg_text()).unwrap();
+            run(hivexregedit()
+                .args(["--merge", "--prefix", &edits.prefix])
+                .args([&hive, &reg]));
+            let merged = std::fs::read(&hive).unwrap();
+            walk(&merged).unwrap_or_else(|e| panic!("{added}: {e}"));
+            let view = HiveView::new(&merged).unwrap();
+            assert!(view.key(&key).unwrap().is_some());
+        }
+    }
+
     #[allow(clippy::disallowed_methods)] // A judge, run by tests only.
     fn hivexregedit() -> Command {
         Command::new("hivexregedit")

@@ -5,8 +5,8 @@
 //! only what is looked at is checked (see [`super::walk`] for the rest): the view shows the bytes it
 //! is given. It never panics, whatever they are, and no call does more work than their size allows; who
 //! goes through a whole tree must [`super::walk::walk`] it first, for keys may form a ring.
-//! Surprise: libhivex sorts the keys it adds by lower-case names and Windows by upper-case ones, so a
-//! search by halving could miss a key; lists are searched in full, which their hashes make quick.
+//! Lists are searched in full, which their hashes make quick, and not by halving: a list in a wrong
+//! order hides no key here. It does from Windows, which is why the walk checks the order.
 
 use super::base::BaseBlock;
 use super::build::{fold, name_hash};
