@@ -12,6 +12,8 @@ use super::block::{BlockRead, BlockWrite, check_range};
 
 const BLOCK: u64 = 64 << 10;
 const BLOCKS: usize = 256;
+/// Blocks read at once when a file is read from front to back.
+const AHEAD: u64 = 4;
 /// Reads of this size and more are not cached.
 const LARGE: usize = 256 << 10;
 
@@ -53,20 +55,11 @@ impl<D: BlockRead> Cached<D> {
 
     /// The block, from the cache or from the disk.
     fn block<'a>(&self, state: &'a mut State, index: u64) -> io::Result<&'a [u8]> {
+        if !state.blocks.contains_key(&index) {
+            self.fill(state, index)?;
+        }
         state.clock += 1;
         let used = state.clock;
-        if !state.blocks.contains_key(&index) {
-            let start = index * BLOCK;
-            let mut data = if state.blocks.len() >= BLOCKS {
-                state.evict()
-            } else {
-                Vec::new()
-            };
-            // The last block of a disk is shorter.
-            data.resize((self.size - start).min(BLOCK) as usize, 0);
-            self.disk.read_at(start, &mut data)?;
-            state.blocks.insert(index, Block { data, used });
-        }
         let block = state
             .blocks
             .get_mut(&index)
@@ -74,20 +67,41 @@ impl<D: BlockRead> Cached<D> {
         block.used = used;
         Ok(&block.data)
     }
+
+    /// Reads the block, and some more when the one before it was read, too.
+    fn fill(&self, state: &mut State, index: u64) -> io::Result<()> {
+        let sequential = index > 0 && state.blocks.contains_key(&(index - 1));
+        let wanted = if sequential { AHEAD } else { 1 };
+        let start = index * BLOCK;
+        // The last block of a disk is shorter.
+        let mut data = vec![0; (self.size - start).min(wanted * BLOCK) as usize];
+        self.disk.read_at(start, &mut data)?;
+        // The wanted one last: it must not be what the others push out.
+        for (i, data) in data.chunks(BLOCK as usize).enumerate().rev() {
+            state.insert(index + i as u64, data);
+        }
+        Ok(())
+    }
 }
 
 impl State {
-    /// Removes the block used least recently and returns its buffer.
-    fn evict(&mut self) -> Vec<u8> {
-        let oldest = self.blocks.iter().min_by_key(|(_, b)| b.used);
-        match oldest.map(|(&index, _)| index) {
-            Some(index) => self
-                .blocks
-                .remove(&index)
-                .map(|b| b.data)
-                .unwrap_or_default(),
-            None => Vec::new(),
+    /// Adds a block unless it is there, in the place of the one used least recently.
+    fn insert(&mut self, index: u64, data: &[u8]) {
+        if self.blocks.contains_key(&index) {
+            return;
         }
+        if self.blocks.len() >= BLOCKS {
+            let oldest = self.blocks.iter().min_by_key(|(_, b)| b.used);
+            if let Some(oldest) = oldest.map(|(&index, _)| index) {
+                self.blocks.remove(&oldest);
+            }
+        }
+        self.clock += 1;
+        let block = Block {
+            data: data.to_vec(),
+            used: self.clock,
+        };
+        self.blocks.insert(index, block);
     }
 
     fn forget(&mut self, offset: u64, len: u64) {
@@ -224,6 +238,11 @@ mod tests {
             disk.read_at(sector * 512, &mut buf).unwrap();
         }
         assert_eq!(disk.inner().reads.load(Ordering::Relaxed), 1);
+        // The next ones come together.
+        for sector in 128..4 * 128 {
+            disk.read_at(sector * 512, &mut buf).unwrap();
+        }
+        assert_eq!(disk.inner().reads.load(Ordering::Relaxed), 2);
         // Across a border, and at the short end.
         let mut buf = [0; 100_000];
         disk.read_at(200_000, &mut buf).unwrap();

@@ -163,7 +163,10 @@ fn check_space(source: &Image, target: &Path, compress: bool) -> Result<()> {
     let needed =
         qemu_img::measure(&source.spec()).map_err(|e| ImageError::from_tool(source.path(), e))?;
     // How far it can be compressed nobody knows: refuse only what cannot work.
-    let needed = if compress { needed / 8 } else { needed };
+    enough_space(folder, if compress { needed / 8 } else { needed })
+}
+
+fn enough_space(folder: &Path, needed: u64) -> Result<()> {
     let stat = rustix::fs::statvfs(folder).map_err(|e| CopyError::Io {
         path: folder.into(),
         source: e.into(),
@@ -223,5 +226,63 @@ impl Drop for Unfinished<'_> {
         {
             tracing::warn!(path = %path.display(), %error, "the unfinished copy stays behind");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn space_is_compared() {
+        let folder = tempfile::tempdir().unwrap();
+        enough_space(folder.path(), 1).unwrap();
+        let e = enough_space(folder.path(), u64::MAX).unwrap_err();
+        let CopyError::NoSpace { free, needed, .. } = e else {
+            panic!("{e}");
+        };
+        assert!(free > 0 && needed == u64::MAX);
+        let text = e.to_string();
+        assert!(text.contains(&free.to_string()) && text.contains(&needed.to_string()));
+        assert!(Error::from(e).hints[0].contains("space"));
+    }
+
+    #[test]
+    fn what_went_wrong() {
+        use std::os::unix::process::ExitStatusExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.raw");
+        std::fs::write(&path, [0; 512]).unwrap();
+        if crate::tool::find("qemu-img").is_none() {
+            eprintln!("SKIP: qemu-img is not installed");
+            return;
+        }
+        let image = Image::open_info(&path, None, &[]).unwrap();
+        let fail = |stderr: &str| {
+            let error = ToolError::Failed {
+                tool: "qemu-img".into(),
+                status: std::process::ExitStatus::from_raw(256),
+                stderr: stderr.into(),
+            };
+            convert_error(&image, Path::new("/out/y"), error)
+        };
+        assert!(matches!(
+            fail("qemu-img: error while writing at byte 0: No space left on device"),
+            CopyError::Full { .. }
+        ));
+        assert!(matches!(
+            fail("qemu-img: x: Failed to get \"write\" lock"),
+            CopyError::Image(ImageError::InUse { .. })
+        ));
+        assert!(matches!(
+            fail("qemu-img: error while reading at byte 0: Input/output error"),
+            CopyError::Tool(_)
+        ));
+        // The unfinished file goes unless it is kept.
+        Unfinished(Some(&path)).keep();
+        assert!(path.exists());
+        drop(Unfinished(Some(&path)));
+        assert!(!path.exists());
     }
 }

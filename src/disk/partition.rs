@@ -35,6 +35,16 @@ pub enum LayoutError {
     DamagedGpt,
 }
 
+impl From<LayoutError> for crate::error::Error {
+    fn from(e: LayoutError) -> Self {
+        let error = Self::failed(e.to_string());
+        match e {
+            LayoutError::Io(e) => error.because(e),
+            LayoutError::DamagedGpt => error.hint("repair the table on a copy, e.g. with gdisk"),
+        }
+    }
+}
+
 /// Reads the partition table. No table and no file system gives [`Scheme::None`] and an empty
 /// list; a file system that starts at byte 0 gives one partition with index 0.
 pub fn read_layout(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
