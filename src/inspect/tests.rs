@@ -6,7 +6,8 @@ use super::fake::FakeGuest;
 use super::*;
 use crate::boot_path::tests::corpus_file;
 use crate::boot_path::{Controller, fake_pe};
-use crate::disk::layout::{GPT_BASIC_DATA, GPT_ESP, GPT_LDM_DATA, Partition};
+use crate::demo::{self, GuestSpec, Leftovers, WinVersion};
+use crate::disk::layout::{GPT_BASIC_DATA, GPT_ESP, GPT_LDM_DATA, GPT_MSR, Partition};
 use crate::drivers::Arch;
 use crate::guest::IO_REPARSE_TAG_WOF;
 use crate::registry::{KeyTree, RegData, base};
@@ -691,4 +692,102 @@ fn mutated_hives_do_not_panic() {
         finished += usize::from(survey.hives.is_some());
     }
     assert!(finished > 0 && finished < 200, "{finished}");
+}
+
+/// Guests of every version, made by the demo: another hand than the one that wrote the readers.
+#[test]
+fn demo_guests_of_every_version() {
+    use WinVersion::*;
+    // version, name shown, first driver folder, what boots before the conversion
+    let cases = [
+        (Xp, "Microsoft Windows XP", "xp", "ide"),
+        (Server2003, "Microsoft Windows Server 2003", "2k3", "ide"),
+        (Vista, "Windows Vista (TM) Business", "2k8", "ide"),
+        (Win7, "Windows 7 Professional", "w7", "ide"),
+        (
+            Server2008R2,
+            "Windows Server 2008 R2 Standard",
+            "2k8R2",
+            "ide",
+        ),
+        (Win81, "Windows 8.1 Pro", "w8.1", "ide"),
+        (
+            Server2012R2,
+            "Windows Server 2012 R2 Standard",
+            "2k12R2",
+            "ide",
+        ),
+        (Win10, "Windows 10 Pro", "w10", ""),
+        (Server2016, "Windows Server 2016 Standard", "2k16", ""),
+        (Server2019, "Windows Server 2019 Standard", "2k19", ""),
+        (Win11, "Windows 11 Pro", "w11", ""),
+        (Server2022, "Windows Server 2022 Standard", "2k22", ""),
+        (Server2025, "Windows Server 2025 Standard", "2k25", ""),
+    ];
+    for (version, name, folder, boots) in cases {
+        let spec = GuestSpec::new(version);
+        let i = survey_demo(&spec).inspection;
+        assert_eq!(i.os.product_name.as_deref(), Some(name));
+        assert_eq!(ids(&i), [""; 0], "{name}");
+        assert_eq!(i.os.driver_folders[0], folder, "{name}");
+        let ready = i.controllers.iter().filter(|(_, path)| path.ready);
+        let ready: Vec<_> = ready.map(|(c, _)| c.name()).collect();
+        assert_eq!(ready.join(" "), boots, "{name}");
+        let facts = i.windows.unwrap();
+        let (wanted, target) = (version.facts(), facts.target);
+        assert_eq!((target.major, target.minor), wanted.nt, "{name}");
+        assert_eq!(target.build, wanted.build, "{name}");
+        assert_eq!(target.server, version.is_server(), "{name}");
+        assert_eq!(target.arch, spec.arch, "{name}");
+        assert_eq!(i.firmware, Some(spec.firmware), "{name}");
+        assert_eq!(facts.drive_letter, Some('C'), "{name}");
+        assert_eq!(i.hypervisor_tools, ["VMware Tools"], "{name}");
+        let adapter = &i.network.adapters[0];
+        assert_eq!(adapter.mac.as_deref(), Some("00:0c:29:f3:ff:de"), "{name}");
+        assert_eq!(adapter.dns.len(), 3, "{name}");
+    }
+}
+
+#[test]
+fn demo_guest_from_hyper_v() {
+    let spec = GuestSpec {
+        leftovers: Leftovers::HyperV,
+        control_set: 2,
+        pci_overridden: true,
+        windows_dir: "WINNT".into(),
+        sector_size: 4096,
+        ..GuestSpec::new(WinVersion::Server2022)
+    };
+    let i = survey_demo(&spec).inspection;
+    assert_eq!(i.hypervisor_tools, ["Hyper-V integration services"]);
+    assert_eq!(i.os.control_set.as_deref(), Some("ControlSet002"));
+    assert_eq!(
+        i.os.windows_root,
+        Some(GuestPath::parse("\\WINNT").unwrap())
+    );
+    let sata = &i.controllers[&Controller::Sata];
+    assert!(
+        sata.faults.iter().any(
+            |f| matches!(f, boot_path::Fault::NotBootStart { service, .. } if service == "pci")
+        )
+    );
+    assert_eq!(i.windows.unwrap().sector_size, 4096);
+}
+
+fn survey_demo(spec: &GuestSpec) -> Survey {
+    let layout = demo::guest::layout(spec);
+    let mut guest = FakeGuest::default();
+    for partition in &layout.partitions {
+        let kind = match partition.type_id.as_str() {
+            GPT_ESP => FsKind::Fat,
+            GPT_MSR => FsKind::Unknown,
+            _ => FsKind::Ntfs,
+        };
+        guest.volume(partition.clone(), kind);
+    }
+    for file in demo::guest::files(spec).unwrap() {
+        let volume = spec.partition(file.role).unwrap().index;
+        guest.file(volume, &file.path.to_string(), file.contents);
+    }
+    inspect(&guest, &layout, source(), &InspectOptions::default()).unwrap()
 }
