@@ -18,6 +18,8 @@ use std::path::PathBuf;
 use uuid::{Uuid, uuid};
 
 pub use crate::drivers::Arch;
+use crate::error::Error;
+use crate::guest::{GuestError, PathError};
 pub use crate::inspect::Firmware;
 use crate::tool::ToolError;
 
@@ -464,7 +466,21 @@ pub enum DemoError {
     #[error("formatting with NTFS")]
     Tool(#[from] ToolError),
     #[error("filling the guest's volumes")]
-    Guest(#[from] crate::guest::GuestError),
+    Guest(#[from] GuestError),
     #[error("a path inside the guest")]
-    Path(#[from] crate::guest::PathError),
+    Path(#[from] PathError),
+}
+
+impl From<DemoError> for Error {
+    fn from(error: DemoError) -> Self {
+        let what = "building the demo guest";
+        match error {
+            DemoError::Tool(tool) => tool.into(),
+            DemoError::Guest(GuestError::MissingTool { what, hint }) => {
+                Error::missing_tool(format!("{what} is not available on this host")).hint(hint)
+            }
+            DemoError::Spec(problem) => Error::usage(format!("{what}: {problem}")),
+            error => Error::failed(what).because(error),
+        }
+    }
 }

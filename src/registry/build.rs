@@ -578,6 +578,41 @@ mod tests {
         assert_eq!(count, tree.keys.len());
     }
 
+    proptest::proptest! {
+        /// Any tree comes back, and is sound.
+        #[test]
+        fn any_tree_comes_back(
+            keys in proptest::collection::vec("[ -\\[\\]-~\u{a1}-\u{17f}]{1,40}", 0..40),
+            values in proptest::collection::vec(
+                (
+                    0usize..40,
+                    "[ -~\u{a1}-\u{3ff}]{0,20}",
+                    proptest::num::u32::ANY,
+                    proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+                ),
+                0..60
+            ),
+        ) {
+            let mut tree = KeyTree::new("R");
+            for (i, key) in keys.iter().enumerate() {
+                // Some of them below an earlier one.
+                let parent = if i % 3 == 0 { "" } else { keys[i / 2].as_str() };
+                tree.key_mut(&format!("{parent}\\{key}"));
+            }
+            for (key, name, ty, data) in values {
+                let key = keys.get(key).map_or("", String::as_str);
+                tree.set_value(key, &name, Value { ty, data });
+            }
+            let bytes = tree.to_bytes("R");
+            walk(&bytes).unwrap();
+            let view = HiveView::new(&bytes).unwrap();
+            assert!(KeyTree::from_view(&view).unwrap() == tree);
+            for key in keys.iter().step_by(3) {
+                assert!(view.key(key).unwrap().is_some(), "{key}");
+            }
+        }
+    }
+
     #[test]
     fn names() {
         assert_eq!(fold("stra\u{df}e\u{fc}"), "STRA\u{df}E\u{dc}");
