@@ -358,6 +358,17 @@ fn bad_input() {
     let e = Error::from(kind("missing"));
     assert_eq!(e.kind, ErrorKind::Failed);
 
+    let secret = write(f.folder.path(), "secret.img", &f.data);
+    let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+    std::fs::set_permissions(&secret, nobody).unwrap();
+    if std::fs::File::open(&secret).is_ok() {
+        eprintln!("SKIP: permissions, as root");
+    } else {
+        let e = kind("secret.img");
+        assert!(matches!(e, ImageError::Permission { .. }), "{e}");
+        assert_eq!(Error::from(e).kind, ErrorKind::MissingTool);
+    }
+
     // Cut short at several places: told at once, or by the check.
     for (name, format, options) in [
         ("m.vmdk", "vmdk", &[][..]),
