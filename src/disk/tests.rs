@@ -359,7 +359,7 @@ fn bad_input() {
     assert_eq!(e.kind, ErrorKind::Failed);
 
     let secret = write(f.folder.path(), "secret.img", &f.data);
-    let nobody = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     std::fs::set_permissions(&secret, nobody).unwrap();
     if std::fs::File::open(&secret).is_ok() {
         eprintln!("SKIP: permissions, as root");
