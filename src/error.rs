@@ -57,6 +57,8 @@ pub struct Error {
     pub source: Option<Box<dyn StdError + Send + Sync>>,
     pub hints: Vec<String>,
     pub blockers: Vec<Blocker>,
+    /// The JSON document of the command says it already: none for the error.
+    pub reported: bool,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -69,6 +71,7 @@ impl Error {
             source: None,
             hints: Vec::new(),
             blockers: Vec::new(),
+            reported: false,
         }
     }
 

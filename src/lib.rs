@@ -36,3 +36,4 @@ pub mod source;
 pub mod text;
 pub mod tool;
 pub mod ui;
+pub mod verify;

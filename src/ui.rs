@@ -101,7 +101,7 @@ impl Ui {
 
     /// The error as JSON on stdout, when JSON was asked for.
     pub fn error_document(&self, error: &Error) {
-        if self.json {
+        if self.json && !error.reported {
             let body = json!({
                 "error": {
                     "code": error.kind.code(),

@@ -214,6 +214,14 @@ const CLASSES: [(&str, &str); 4] = [
     (VOLUME, "Volume"),
 ];
 
+/// The key below `Control\\Class` of a class that [`Fault::DeadFilter`] names.
+pub fn class_guid(class: &str) -> Option<&'static str> {
+    CLASSES
+        .iter()
+        .find(|(_, name)| *name == class)
+        .map(|(guid, _)| *guid)
+}
+
 /// (service, known to be in every Windows since NT 6.0)
 const SYSTEM_DRIVERS_NT6: [(&str, bool); 9] = [
     ("pci", true),

@@ -19,7 +19,7 @@ pub struct DoctorArgs {
 
 pub fn run(args: &DoctorArgs, ui: &Ui) -> Result<()> {
     if args.install {
-        install(ui, args.all)?;
+        install(ui, &|tool| tool.required || args.all)?;
     }
     let found: Vec<Found> = TOOLS.iter().map(host::Tool::probe).collect();
     report(&found, ui);
@@ -75,10 +75,10 @@ fn report(found: &[Found], ui: &Ui) {
 }
 
 /// Installs the missing tools; nothing happens when none is missing.
-pub fn install(ui: &Ui, optional_too: bool) -> Result<()> {
+pub fn install(ui: &Ui, wanted: &dyn Fn(&host::Tool) -> bool) -> Result<()> {
     let missing: Vec<_> = TOOLS
         .iter()
-        .filter(|t| (t.required || optional_too) && t.find().is_none())
+        .filter(|t| wanted(t) && t.find().is_none())
         .collect();
     if missing.is_empty() {
         return Ok(());

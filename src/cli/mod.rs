@@ -1,8 +1,16 @@
 //! The command line: one file per verb, each with its arguments and a short `run()`.
 
 pub mod completions;
+pub mod convert;
+pub mod demo;
 pub mod doctor;
+pub mod drivers;
+pub mod inspect;
 pub mod man;
+pub mod plan;
+pub mod rollback;
+pub mod source;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -54,6 +62,20 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what is on a disk, and from which controllers Windows would boot
+    Inspect(inspect::InspectArgs),
+    /// Show what `convert` would do, and what blocks it; writes nothing
+    Plan(Box<plan::PlanArgs>),
+    /// Make a Windows disk boot on KVM: inspect, plan, fix, copy, domain XML, report
+    Convert(Box<convert::ConvertArgs>),
+    /// Say whether a disk would boot; writes nothing
+    Verify(verify::VerifyArgs),
+    /// Undo a fix made with `convert --in-place`
+    Rollback(rollback::RollbackArgs),
+    /// Show which drivers the catalogue and a virtio-win medium offer, per Windows
+    Drivers(drivers::DriversArgs),
+    /// Build a small Windows-shaped disk and a virtio-win folder, and convert them
+    Demo(demo::DemoArgs),
     /// Show which host tools are there and how to install the missing ones
     Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
@@ -98,6 +120,13 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, ui: &Ui) -> Result<()> {
     match command {
+        Command::Inspect(args) => inspect::run(&args, ui),
+        Command::Plan(args) => plan::run(&args, ui),
+        Command::Convert(args) => convert::run(&args, ui),
+        Command::Verify(args) => verify::run(&args, ui),
+        Command::Rollback(args) => rollback::run(&args, ui),
+        Command::Drivers(args) => drivers::run(&args, ui),
+        Command::Demo(args) => demo::run(&args, ui),
         Command::Doctor(args) => doctor::run(&args, ui),
         Command::Completions(args) => completions::run(&args, ui),
         Command::Man(args) => man::run(&args, ui),

@@ -1,3 +1,7 @@
 //! The main job: from a source machine to an output folder.
 
+pub mod machine;
 pub mod output;
+pub mod prepare;
+pub mod run;
+pub mod session;

@@ -7,8 +7,8 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
-use crate::fix::journal::sync_folder;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fix::journal::{self, Journal, State, sync_folder};
 
 const LOCK: &str = ".lock";
 /// Present in every complete folder of ours.
@@ -86,9 +86,14 @@ impl OutputFolder {
 
 impl Drop for OutputFolder {
     fn drop(&mut self) {
-        if !self.done
-            && let Err(error) = fs::remove_dir_all(&self.partial)
-        {
+        if self.done {
+            return;
+        }
+        if let Some(journal) = undo_journal(&self.partial) {
+            tracing::warn!("keeping {}: it can undo the fix", journal.display());
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.partial) {
             tracing::warn!("removing {}: {error}", self.partial.display());
         }
     }
@@ -133,6 +138,16 @@ fn claim(partial: &Path) -> Result<File> {
             ))
             .hint("wait for it, or choose another folder with --output-dir"));
         }
+        if let Some(journal) = undo_journal(partial) {
+            return Err(Error::new(
+                ErrorKind::NotRolledBack,
+                "an earlier fix in place was interrupted while it wrote the disk",
+            )
+            .hint(format!(
+                "undo it first: hyper2kvm rollback --journal {}",
+                journal.display()
+            )));
+        }
         tracing::info!("removing {}, left by a killed run", partial.display());
         fs::remove_dir_all(partial).map_err(|e| cannot_write(partial, e))?;
     }
@@ -142,6 +157,17 @@ fn claim(partial: &Path) -> Result<File> {
         Error::failed(format!("locking {}", partial.display())).because(e.to_string())
     })?;
     Ok(lock)
+}
+
+/// The journal in a folder that is needed to undo what was done to a disk.
+fn undo_journal(folder: &Path) -> Option<PathBuf> {
+    let path = folder.join(journal::FILE_NAME);
+    let doc = Journal::load(&path).ok()?.doc;
+    let written = matches!(
+        doc.state,
+        State::Committing | State::Committed | State::RollingBack
+    );
+    (doc.disk.in_place && written).then_some(path)
 }
 
 fn cannot_write(path: &Path, error: io::Error) -> Error {
@@ -178,7 +204,6 @@ pub fn safe_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
 
     #[test]
     fn appears_whole_or_not_at_all() {
@@ -220,6 +245,32 @@ mod tests {
 
         // A folder that is not ours is never replaced.
         assert!(OutputFolder::create(&target, true).is_err());
+    }
+
+    #[test]
+    fn an_undo_log_is_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("vm-kvm");
+        let disk = journal::DiskRef {
+            path: "/disk".into(),
+            format: "raw".into(),
+            size_bytes: 1,
+            in_place: true,
+        };
+        for (state, kept) in [
+            (State::Verified, false),
+            (State::RolledBack, false),
+            (State::Committing, true),
+        ] {
+            let folder = OutputFolder::create(&target, false).unwrap();
+            let partial = folder.path().to_path_buf();
+            let mut journal = Journal::create(&partial, disk.clone(), vec![]).unwrap();
+            journal.set_state(state).unwrap();
+            drop(folder);
+            assert_eq!(partial.exists(), kept, "{state:?}");
+        }
+        let error = OutputFolder::create(&target, true).err().unwrap();
+        assert_eq!(error.kind, ErrorKind::NotRolledBack);
     }
 
     #[test]

@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use crate::drivers::media::Media;
+use crate::error::{Blocker, Error, ErrorKind};
 use crate::guest::{Extent, GuestError, GuestPath, GuestRead, GuestWrite, VolumeId};
 use crate::inspect::model::{Hives, LoadedBytes};
 use crate::plan::model::{Action, FileCopy, HiveName, Plan};
+use crate::registry::load::log_reset;
 use crate::registry::{HiveError, HiveView, RegEdits};
 use crate::tool::{ToolError, hivexregedit};
 
@@ -60,6 +62,37 @@ pub enum FixError {
     },
     #[error("the hive {0} is needed by the plan but was not read")]
     NoHive(&'static str),
+}
+
+impl From<FixError> for Error {
+    fn from(error: FixError) -> Self {
+        let failed = || Error::failed("fixing the guest failed; the disk itself was not changed");
+        match error {
+            FixError::Guest(GuestError::MissingTool { what, hint }) => {
+                Error::missing_tool(format!("{what} is not available on this host")).hint(hint)
+            }
+            FixError::Guest(e @ GuestError::Unsafe { .. }) => {
+                let blocker = Blocker::new(
+                    "volume-unsafe",
+                    e.to_string(),
+                    "start the guest on its old host, run `powercfg /h off`, shut it down completely",
+                );
+                Error::refused("the guest's volume cannot be written", vec![blocker])
+            }
+            FixError::Merge {
+                source: ToolError::NotFound { tool, hint },
+                ..
+            } => Error::missing_tool(format!("{tool} is not installed")).hint(hint),
+            FixError::Merge {
+                source: ToolError::Interrupted,
+                ..
+            } => Error::new(
+                ErrorKind::Interrupted,
+                "interrupted; the source is untouched",
+            ),
+            other => failed().because(other),
+        }
+    }
 }
 
 type Result<T, E = FixError> = std::result::Result<T, E>;
@@ -211,10 +244,8 @@ impl Fix<'_> {
             software,
             drivers,
         } = hives;
-        let mut loaded = BTreeMap::from([
-            (HiveName::System, system),
-            (HiveName::Software, software),
-        ]);
+        let mut loaded =
+            BTreeMap::from([(HiveName::System, system), (HiveName::Software, software)]);
         loaded.extend(drivers.map(|d| (HiveName::Drivers, d)));
         let mut jobs = Vec::new();
         for action in &self.plan.actions {
@@ -308,7 +339,9 @@ impl Fix<'_> {
             backup: Some(hive.backup),
         }];
         for log in &hive.logs {
-            let reset = crate::registry::load::log_reset_bytes(&log.original);
+            let Some(reset) = log_reset(&log.original) else {
+                continue;
+            };
             writer.write_file(self.volume, &log.path, &reset)?;
             changes.push(Change {
                 path: log.path.to_string(),
@@ -365,7 +398,7 @@ fn merge(job: MergeJob) -> Result<PreparedHive> {
     });
     merged.map_err(|source| FixError::Merge { hive, source })?;
     let before = before?;
-    let merged = fs::read(&job.work_path)
+    let mut merged = fs::read(&job.work_path)
         .map_err(io_error(format!("reading {}", job.work_path.display())))?;
     let hive_error = |source| FixError::Hive { hive, source };
     let view = HiveView::new(&merged).map_err(hive_error)?;
@@ -378,10 +411,11 @@ fn merge(job: MergeJob) -> Result<PreparedHive> {
             key: first.key().to_string(),
         });
     }
+    // A tail beyond the hive bins stays as it is, so the file never shrinks.
+    append_tail(&job.backup_path, &mut merged)?;
     let extents = changed_blocks(&job.backup_path, &merged)?;
     let after = FileFacts::of(&merged);
-    // A tail beyond the hive bins stays as it is, so the file never shrinks.
-    let size = before.size.max(merged.len() as u64);
+    let size = merged.len() as u64;
     fs::remove_file(&job.work_path)
         .map_err(io_error(format!("removing {}", job.work_path.display())))?;
     Ok(PreparedHive {
@@ -415,14 +449,22 @@ fn file_facts(path: &Path) -> Result<FileFacts> {
     })
 }
 
+/// What the file holds beyond the length of `bytes`.
+fn append_tail(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
+    let doing = || format!("reading {}", path.display());
+    let mut file = File::open(path).map_err(io_error(doing()))?;
+    io::Seek::seek(&mut file, io::SeekFrom::Start(bytes.len() as u64))
+        .map_err(io_error(doing()))?;
+    file.read_to_end(bytes).map_err(io_error(doing()))?;
+    Ok(())
+}
+
 /// The 4 KiB blocks of `new` that differ from the file, neighbours joined.
 fn changed_blocks(old: &Path, new: &[u8]) -> Result<Vec<Extent>> {
     const BLOCK: usize = 4096;
     let doing = || format!("reading {}", old.display());
-    let mut file = io::BufReader::with_capacity(
-        1 << 20,
-        File::open(old).map_err(io_error(doing()))?,
-    );
+    let mut file =
+        io::BufReader::with_capacity(1 << 20, File::open(old).map_err(io_error(doing()))?);
     let mut extents: Vec<Extent> = Vec::new();
     let mut buffer = Vec::with_capacity(BLOCK);
     for (i, block) in new.chunks(BLOCK).enumerate() {
@@ -464,10 +506,7 @@ mod tests {
         new[4 * 4096 + 5] = 2;
         new.resize(6 * 4096 + 10, 3);
         let extents = changed_blocks(&path, &new).unwrap();
-        let ranges: Vec<_> = extents
-            .iter()
-            .map(|e| (e.offset, e.data.len()))
-            .collect();
+        let ranges: Vec<_> = extents.iter().map(|e| (e.offset, e.data.len())).collect();
         assert_eq!(ranges, [(4096, 8192), (4 * 4096, 2 * 4096 + 10)]);
         assert!(changed_blocks(&path, &old).unwrap().is_empty());
     }

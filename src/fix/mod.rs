@@ -1,8 +1,9 @@
 //! Carries out a plan on a writable copy of the disk, and can take it back.
 //!
-//! The fix never touches the user's disk: it works on an overlay. `--in-place` then commits the
-//! overlay's changed blocks to the disk ([`commit`]), after saving what was there to an undo log, so
-//! that a rollback restores the disk to the byte whatever happened in between.
+//! The fix never touches the user's disk: it works on an overlay ([`apply`]). `--in-place` then
+//! commits the overlay's changed blocks to the disk ([`commit`]), after saving what was there to an
+//! undo log, so that a rollback restores the disk to the byte whatever happened in between.
 
+pub mod apply;
 pub mod commit;
 pub mod journal;

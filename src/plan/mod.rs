@@ -1,3 +1,391 @@
 //! Decides what to do: a pure function from what was found to a list of actions.
+//!
+//! Two steps, both without I/O. [`layout`] says what the guest is to hold: which files, which registry
+//! contents. The caller looks which of those files are there already ([`Present`]), and [`plan`] turns
+//! the difference into actions. What is already right becomes `skipped`, so that a second run plans
+//! nothing.
 
 pub mod model;
+mod repair;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+pub use model::{Action, FileCopy, HiveName, Plan, PlannedDriver, Skipped};
+
+use crate::boot_path::Controller;
+use crate::drivers::package::{self, Installation, Placement};
+use crate::drivers::select::{DriverPackage, DriverSet};
+use crate::error::Blocker;
+use crate::guest::{GuestPath, PathError};
+use crate::inspect::{Hives, Inspection, LoadedBytes, WindowsFacts};
+use crate::registry::{HiveError, HiveView, RegEdits, RegOp};
+
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("reading the registry hives")]
+    Hive(#[from] HiveError),
+    #[error("a file of the drivers has a name that Windows does not allow")]
+    Path(#[from] PathError),
+}
+
+type Result<T, E = PlanError> = std::result::Result<T, E>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The controller of the first boot; `None`: straight to virtio.
+    pub bootstrap: Option<Controller>,
+}
+
+/// Everything the plan is made from.
+pub struct Inputs<'a> {
+    pub inspection: &'a Inspection,
+    pub windows: &'a WindowsFacts,
+    pub hives: &'a Hives,
+    pub drivers: &'a DriverSet,
+    /// Digest of the contents, by driver, of the packages that are installed completely.
+    pub digests: &'a BTreeMap<String, String>,
+    /// Numbers N for which `\Windows\INF\oemN.inf` exists.
+    pub used_oem: &'a BTreeSet<u32>,
+    pub options: Options,
+}
+
+/// What is at a path the plan wants to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    Folder,
+    /// The file the plan wants, byte for byte.
+    SameFile,
+    OtherFile,
+}
+
+/// What exists already, by path; a path that is not listed does not exist.
+pub type Present = BTreeMap<GuestPath, At>;
+
+/// Files that go into the guest together: where to, where from on the medium, size.
+pub struct Part {
+    pub id: String,
+    pub title: String,
+    pub files: Vec<(GuestPath, String, u64)>,
+}
+
+/// What the guest is to hold after the fix.
+pub struct Layout {
+    pub parts: Vec<Part>,
+    pub drivers: Vec<PlannedDriver>,
+    pub edits: BTreeMap<HiveName, Vec<RegOp>>,
+    pub blockers: Vec<Blocker>,
+    pub warnings: Vec<String>,
+}
+
+impl Layout {
+    /// Every path the fix may write, with the media path of its contents and its size.
+    pub fn files(&self) -> impl Iterator<Item = &(GuestPath, String, u64)> {
+        self.parts.iter().flat_map(|p| &p.files)
+    }
+}
+
+/// The control sets to write: the one that boots, and the one Windows last ran with when that is
+/// another one.
+fn control_sets(windows: &WindowsFacts, system: &HiveView<'_>) -> Result<Vec<String>> {
+    let mut sets = vec![windows.control_set.clone()];
+    if let Some(select) = system.key("Select")?
+        && let Some(current) = select.dword("Current")?
+    {
+        let name = format!("ControlSet{current:03}");
+        if !sets.contains(&name) && system.key(&name)?.is_some() {
+            sets.push(name);
+        }
+    }
+    Ok(sets)
+}
+
+pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
+    let system = HiveView::new(&inputs.hives.system.bytes)?;
+    let software = HiveView::new(&inputs.hives.software.bytes)?;
+    let sets = control_sets(inputs.windows, &system)?;
+    let target = &inputs.windows.target;
+    let mut layout = Layout {
+        parts: Vec::new(),
+        drivers: Vec::new(),
+        edits: BTreeMap::new(),
+        blockers: inputs.inspection.blockers(),
+        warnings: inputs.drivers.notes.clone(),
+    };
+    let mut numbers = OemNumbers::new(inputs.used_oem, &system)?;
+    let place = |set: &str, oem| {
+        let mut placement = Placement::new(set, inputs.windows.root.clone(), oem)?;
+        if let Some(letter) = inputs.windows.drive_letter {
+            placement.system_drive = format!("{letter}:");
+        }
+        Ok::<_, PathError>(placement)
+    };
+    for package in &inputs.drivers.packages {
+        let digest = inputs.digests.get(&package.driver);
+        layout.drivers.push(planned(package, digest.is_some()));
+        let Some(digest) = digest else {
+            continue;
+        };
+        let store = package::store_name(package, target, digest);
+        let oem = numbers.number_for(&store)?;
+        let mut files = Vec::new();
+        for set in &sets {
+            let installation = package::install(package, digest, target, &place(set, oem)?)?;
+            files.extend(installation.files.clone());
+            add_edits(&mut layout.edits, installation);
+        }
+        layout.parts.push(Part {
+            id: format!("files-{}", package.driver),
+            title: format!("install the driver package {}", package.driver),
+            files: with_sizes(inputs.drivers, files),
+        });
+        if !package.forms().modern {
+            layout.warnings.push(format!(
+                "{} {} does not list the modern virtio device, which is what q35 machines show",
+                package.driver,
+                package.inf.driver_ver.version_text()
+            ));
+        }
+    }
+    let placement = place(&inputs.windows.control_set, 0)?;
+    let staged = package::stage_all(inputs.drivers, &placement)?;
+    layout.warnings.extend(staged.notes);
+    layout.parts.push(Part {
+        id: "files-staged".to_string(),
+        title: "stage all virtio drivers for the first boot".to_string(),
+        files: with_sizes(inputs.drivers, staged.files),
+    });
+    repair::bootable(inputs, &sets, &mut layout);
+    if target.has_driver_database() {
+        let map = match system.key("DriverDatabase")? {
+            Some(key) => key.value("OemInfMap")?.map(|v| v.data),
+            None => None,
+        };
+        let given: Vec<u32> = numbers.given.iter().copied().collect();
+        let edit = package::oem_map_edit(map.as_deref(), &given);
+        layout
+            .edits
+            .entry(HiveName::System)
+            .or_default()
+            .extend(edit);
+    }
+    let device_path = match software.key("Microsoft\\Windows\\CurrentVersion")? {
+        Some(key) => key.string("DevicePath")?,
+        None => None,
+    };
+    let edit = package::device_path_edit(device_path.as_deref(), &placement);
+    layout
+        .edits
+        .entry(HiveName::Software)
+        .or_default()
+        .extend(edit);
+    for ops in layout.edits.values_mut() {
+        let mut seen = HashSet::new();
+        ops.retain(|op| seen.insert(format!("{op:?}")));
+    }
+    Ok(layout)
+}
+
+fn planned(package: &DriverPackage, boot: bool) -> PlannedDriver {
+    PlannedDriver {
+        driver: package.driver.clone(),
+        role: package.role,
+        folder: package.folder.clone(),
+        version: package.inf.driver_ver.version_text(),
+        placement: if boot { "boot" } else { "staged" },
+    }
+}
+
+/// Each target once, with the size the medium gives.
+fn with_sizes(
+    drivers: &DriverSet,
+    files: Vec<(GuestPath, String)>,
+) -> Vec<(GuestPath, String, u64)> {
+    let sizes: BTreeMap<&str, u64> = drivers
+        .packages
+        .iter()
+        .flat_map(|p| &p.files)
+        .map(|f| (f.media_path.as_str(), f.size))
+        .collect();
+    let mut seen = BTreeSet::new();
+    files
+        .into_iter()
+        .filter(|(to, _)| seen.insert(to.clone()))
+        .map(|(to, from)| {
+            let size = sizes.get(from.as_str()).copied().unwrap_or(0);
+            (to, from, size)
+        })
+        .collect()
+}
+
+fn add_edits(edits: &mut BTreeMap<HiveName, Vec<RegOp>>, installation: Installation) {
+    for (hive, ops) in [
+        (HiveName::System, installation.system),
+        (HiveName::Software, installation.software),
+        (HiveName::Drivers, installation.drivers),
+    ] {
+        if !ops.is_empty() {
+            edits.entry(hive).or_default().extend(ops);
+        }
+    }
+}
+
+/// The difference between the layout and what is there.
+pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Plan> {
+    let mut plan = Plan {
+        blockers: layout.blockers,
+        warnings: layout.warnings,
+        drivers: layout.drivers,
+        ..Plan::default()
+    };
+    let mut made = BTreeSet::new();
+    for part in layout.parts {
+        let Part {
+            id,
+            title,
+            files: wanted,
+        } = part;
+        let mut files = Vec::new();
+        let mut folders = Vec::new();
+        for (to, from, size) in wanted {
+            match present.get(&to) {
+                Some(At::SameFile) => continue,
+                Some(At::Folder) => plan.blockers.push(Blocker::new(
+                    "path-taken",
+                    format!("{to} is a folder in the guest, a driver file belongs there"),
+                    "move it away inside the guest, then convert again",
+                )),
+                at => {
+                    folders.extend(missing_folders(&to, present, &mut made));
+                    files.push(FileCopy {
+                        replaces: at.is_some(),
+                        to,
+                        from,
+                        size,
+                    });
+                }
+            }
+        }
+        if files.is_empty() {
+            plan.skipped.push(Skipped { id, title });
+        } else {
+            plan.actions.push(Action::CopyFiles {
+                id,
+                title,
+                folders,
+                files,
+            });
+        }
+    }
+    // SYSTEM last: its services are what makes Windows load the files.
+    for hive in [HiveName::Software, HiveName::Drivers, HiveName::System] {
+        let Some(ops) = layout.edits.get(&hive) else {
+            continue;
+        };
+        let Some(loaded) = hive_bytes(inputs.hives, hive) else {
+            continue;
+        };
+        edit_hive(&mut plan, hive, loaded, ops)?;
+    }
+    Ok(plan)
+}
+
+fn hive_bytes(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
+    match hive {
+        HiveName::System => Some(&hives.system),
+        HiveName::Software => Some(&hives.software),
+        HiveName::Drivers => hives.drivers.as_ref(),
+    }
+}
+
+fn edit_hive(plan: &mut Plan, hive: HiveName, loaded: &LoadedBytes, ops: &[RegOp]) -> Result<()> {
+    let id = format!("hive-{}", hive.file_name().to_lowercase());
+    let title = format!("edit the {} hive", hive.file_name());
+    let all = RegEdits {
+        prefix: hive.prefix().to_string(),
+        ops: ops.to_vec(),
+    };
+    let view = HiveView::new(&loaded.bytes)?;
+    let edits = all.pending(&view.root()?)?;
+    if edits.ops.is_empty() && !loaded.replayed {
+        plan.skipped.push(Skipped { id, title });
+    } else {
+        plan.actions.push(Action::EditHive {
+            id,
+            title,
+            hive,
+            path: loaded.path.clone(),
+            edits,
+            // Old pages must not be replayed over the edit, whether or not they applied before it.
+            reset_logs: loaded.logs.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// The folders above `path` that are neither there nor planned yet, outermost first.
+fn missing_folders(
+    path: &GuestPath,
+    present: &Present,
+    made: &mut BTreeSet<GuestPath>,
+) -> Vec<GuestPath> {
+    let mut missing = Vec::new();
+    let mut next = path.parent();
+    while let Some(folder) = next {
+        if folder.is_root() || present.contains_key(&folder) || !made.insert(folder.clone()) {
+            break;
+        }
+        next = folder.parent();
+        missing.push(folder);
+    }
+    missing.reverse();
+    missing
+}
+
+/// Gives out free `oemN.inf` numbers, and the old one to a package that is there already.
+struct OemNumbers<'a> {
+    used: BTreeSet<u32>,
+    given: BTreeSet<u32>,
+    system: &'a HiveView<'a>,
+}
+
+impl<'a> OemNumbers<'a> {
+    fn new(on_disk: &BTreeSet<u32>, system: &'a HiveView<'a>) -> Result<Self> {
+        let mut used = on_disk.clone();
+        if let Some(infs) = system.key("DriverDatabase\\DriverInfFiles")? {
+            for key in infs.keys()? {
+                used.extend(oem_number(&key.name()?));
+            }
+        }
+        if let Some(database) = system.key("DriverDatabase")?
+            && let Some(map) = database.value("OemInfMap")?
+        {
+            used.extend(package::oem_numbers(&map.data));
+        }
+        Ok(Self {
+            used,
+            given: BTreeSet::new(),
+            system,
+        })
+    }
+
+    fn number_for(&mut self, store_name: &str) -> Result<u32> {
+        let path = format!("DriverDatabase\\DriverPackages\\{store_name}");
+        if let Some(key) = self.system.key(&path)?
+            && let Some(inf) = key.string("")?
+            && let Some(number) = oem_number(&inf)
+        {
+            self.given.insert(number);
+            return Ok(number);
+        }
+        let free = (0..).find(|n| !self.used.contains(n)).unwrap_or(0);
+        self.used.insert(free);
+        self.given.insert(free);
+        Ok(free)
+    }
+}
+
+/// The N of `oemN.inf`.
+pub fn oem_number(name: &str) -> Option<u32> {
+    let name = name.to_ascii_lowercase();
+    name.strip_prefix("oem")?.strip_suffix(".inf")?.parse().ok()
+}

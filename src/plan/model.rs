@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::drivers::catalogue::Role;
 use crate::error::Blocker;
 use crate::guest::GuestPath;
 use crate::registry::RegEdits;
@@ -122,7 +123,7 @@ pub struct Skipped {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedDriver {
     pub driver: String,
-    pub role: String,
+    pub role: Role,
     /// Folder of the media it comes from, e.g. `w10`.
     pub folder: String,
     pub version: String,

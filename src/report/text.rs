@@ -179,7 +179,11 @@ pub fn plan(plan: &Plan) -> String {
             let _ = writeln!(
                 text,
                 "  {:<12} {:<10} {:<8} {:<18} {}",
-                d.driver, d.role, d.folder, d.version, d.placement
+                d.driver,
+                lower(&d.role),
+                d.folder,
+                d.version,
+                d.placement
             );
         }
     }

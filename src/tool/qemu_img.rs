@@ -70,6 +70,32 @@ pub fn info(spec: &Value) -> Result<Info> {
     parse_info(&out.stdout)
 }
 
+/// The ranges (offset, length) that the top image of the chain holds itself, zeroes included.
+pub fn allocated_ranges(spec: &Value) -> Result<Vec<(u64, u64)>> {
+    let out = Cmd::new(TOOL)
+        .args(["map", "--output=json", "--"])
+        .arg(json_name(spec))
+        .run()?;
+    parse_map(&out.stdout)
+}
+
+#[derive(Debug, Deserialize)]
+struct MapEntry {
+    start: u64,
+    length: u64,
+    depth: u64,
+}
+
+fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
+    let entries: Vec<MapEntry> =
+        serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))?;
+    Ok(entries
+        .iter()
+        .filter(|e| e.depth == 0)
+        .map(|e| (e.start, e.length))
+        .collect())
+}
+
 /// Creates an empty image.
 pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
     Cmd::new(TOOL)

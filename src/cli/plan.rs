@@ -1,0 +1,34 @@
+//! `hyper2kvm plan SOURCE --virtio-iso PATH`
+
+use crate::convert::prepare;
+use crate::convert::run::{self, Job};
+use crate::error::Result;
+use crate::report::{self, text};
+use crate::ui::Ui;
+
+use super::source::FixArgs;
+
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    fix: FixArgs,
+}
+
+pub fn run(args: &PlanArgs, ui: &Ui) -> Result<()> {
+    show(&args.fix.job()?, ui)
+}
+
+/// Prints the plan; blockers make it an error with exit code 3, after the plan was shown.
+pub fn show(job: &Job, ui: &Ui) -> Result<()> {
+    let (survey, prepared) = run::plan_only(job, ui)?;
+    ui.line(&text::plan(&prepared.plan));
+    let blockers = prepared.plan.blockers.clone();
+    if !blockers.is_empty() {
+        return Err(prepare::refused(&survey.inspection, blockers));
+    }
+    ui.document(
+        "plan",
+        report::plan_document(&prepared.plan, &survey.inspection),
+    );
+    Ok(())
+}

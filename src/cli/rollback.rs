@@ -1,0 +1,79 @@
+//! `hyper2kvm rollback OUTDIR` or `rollback --journal FILE`
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::disk::block::BlockWrite;
+use crate::disk::chain::Image;
+use crate::disk::export::Export;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fix::commit::{self, CommitError};
+use crate::fix::journal::{self, Journal, JournalError};
+use crate::ui::{Ui, bytes};
+
+#[derive(Debug, clap::Args)]
+pub struct RollbackArgs {
+    /// Output folder of the conversion
+    #[arg(required_unless_present = "journal", conflicts_with = "journal")]
+    folder: Option<PathBuf>,
+    /// The journal itself, also that of an interrupted fix
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
+    /// Restore even blocks that were changed after the fix (what was written there is lost)
+    #[arg(long)]
+    force: bool,
+}
+
+pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
+    let path = match (&args.journal, &args.folder) {
+        (Some(journal), _) => journal.clone(),
+        (None, Some(folder)) => folder.join(journal::FILE_NAME),
+        (None, None) => return Err(Error::usage("name an output folder or a journal")),
+    };
+    let path = std::path::absolute(&path)
+        .map_err(|e| Error::usage(format!("{} is not a path", path.display())).because(e))?;
+    let mut journal = Journal::load(&path).map_err(|e| match e {
+        JournalError::Invalid { .. } => Error::usage(e.to_string()),
+        other => Error::failed("opening the journal").because(other),
+    })?;
+    let disk = journal.doc.disk.clone();
+    if !disk.in_place {
+        return Err(
+            Error::failed("there is nothing to undo: the source was never changed").hint(format!(
+                "delete {} to discard the conversion",
+                journal.folder().display()
+            )),
+        );
+    }
+    ui.status("Restoring", &disk.path.display().to_string());
+    let image = Image::open_info(&disk.path, Some(&disk.format), &[])?;
+    let export = Export::<dyn BlockWrite>::open_writable(&image)?;
+    let restored = commit::rollback(&mut journal, export.disk().as_ref(), args.force);
+    let closed = export.close();
+    let restored = restored.map_err(|e| not_restored(e, &disk.path))?;
+    closed?;
+    ui.line(&format!(
+        "{} restored to what it was before the fix ({} of blocks)",
+        disk.path.display(),
+        bytes(restored)
+    ));
+    ui.document(
+        "rollback",
+        json!({"disk": disk.path, "restored_bytes": restored, "state": journal.doc.state}),
+    );
+    Ok(())
+}
+
+fn not_restored(error: CommitError, disk: &std::path::Path) -> Error {
+    let message = format!("{} was not restored", disk.display());
+    match error {
+        CommitError::NothingToUndo => {
+            Error::failed("there is nothing to undo: the disk was never changed")
+        }
+        CommitError::DiskChanged { .. } => Error::new(ErrorKind::NotRolledBack, message)
+            .because(error)
+            .hint("Windows or a tool has written to it since; --force restores the old blocks all the same and loses what was written there"),
+        other => Error::new(ErrorKind::NotRolledBack, message).because(other),
+    }
+}

@@ -1,0 +1,272 @@
+//! Arguments that several verbs share: which disk, which drivers, what to make of it.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::boot_path::Controller;
+use crate::convert::machine::MachineOptions;
+use crate::convert::run::Job;
+use crate::convert::session::SourceMachine;
+use crate::domain::{DiskFormat, DomainType, Drivers, MacAddr, NicSource, StorageBus};
+use crate::error::{Error, Result};
+use crate::source;
+
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or machine (.vmx, .ovf, .ova, libvirt XML)
+    pub source: PathBuf,
+    /// Format of the image; default: what qemu-img finds
+    #[arg(long, value_name = "FORMAT")]
+    pub source_format: Option<String>,
+    /// Folder in which backing files and extents may lie besides the image's own (repeatable)
+    #[arg(long, value_name = "DIR")]
+    pub allow_backing: Vec<PathBuf>,
+    /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
+    #[arg(long)]
+    pub root: Option<String>,
+}
+
+pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
+
+#[derive(Debug, Args)]
+pub struct FixArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// virtio-win ISO, or a folder in ISO or RPM layout [default: /usr/share/virtio-win/virtio-win.iso]
+    #[arg(long, value_name = "PATH", env = "HYPER2KVM_VIRTIO_ISO")]
+    pub virtio_iso: Option<PathBuf>,
+    /// Driver catalogue merged over the built-in one (YAML or JSON, repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub driver_config: Vec<PathBuf>,
+    /// Disk controller of the production machine; both drivers are always made ready
+    #[arg(long, value_enum, default_value_t = StorageArg::VirtioBlk)]
+    pub storage: StorageArg,
+    /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
+    #[arg(long, value_enum)]
+    pub bootstrap: Option<BootstrapArg>,
+    /// How the guest's file systems are accessed
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: EngineArg,
+    /// Output folder [default: ./<name>-kvm]
+    #[arg(short, long, value_name = "DIR")]
+    pub output_dir: Option<PathBuf>,
+    /// Name of the machine [default: from the source]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Format of the converted disk
+    #[arg(long, value_enum, default_value_t = FormatArg::Qcow2)]
+    pub format: FormatArg,
+    /// Compress the converted disk (qcow2 only)
+    #[arg(long)]
+    pub compress: bool,
+    /// Fix the source disk itself instead of a copy; undo with `rollback`
+    #[arg(long, conflicts_with_all = ["compress", "format"])]
+    pub in_place: bool,
+    /// What to do with the guest's IP configuration
+    #[arg(long, value_enum, default_value_t)]
+    pub network: NetworkArg,
+    /// Memory of the machine in MiB [default: from the source, else 4096]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216))]
+    pub memory: Option<u64>,
+    /// Virtual CPUs [default: from the source, else 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub vcpus: Option<u32>,
+    /// MAC address of a network card, in order (repeatable) [default: those the guest knows]
+    #[arg(long)]
+    pub mac: Vec<MacAddr>,
+    /// Host bridge to connect network cards to
+    #[arg(long, conflicts_with = "libvirt_network")]
+    pub bridge: Option<String>,
+    /// libvirt network to connect network cards to [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub libvirt_network: Option<String>,
+    /// libvirt domain type
+    #[arg(long, value_enum, default_value_t = DomainTypeArg::Kvm)]
+    pub domain_type: DomainTypeArg,
+    /// Replace an output folder of ours
+    #[arg(long)]
+    pub force: bool,
+    /// Only show the plan
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StorageArg {
+    VirtioBlk,
+    VirtioScsi,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BootstrapArg {
+    Sata,
+    Ide,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum EngineArg {
+    /// Embedded
+    #[default]
+    Auto,
+    /// In this process: no appliance, no root, no mount
+    Embedded,
+    /// Through libguestfs
+    Guestfish,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    Qcow2,
+    Raw,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum NetworkArg {
+    /// Keep the addresses on the new card
+    #[default]
+    Preserve,
+    /// Take addresses from DHCP
+    Dhcp,
+    /// Change nothing
+    Leave,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DomainTypeArg {
+    Kvm,
+    Qemu,
+}
+
+impl SourceArgs {
+    pub fn open(&self) -> Result<SourceMachine> {
+        let vm = source::open(&self.source)
+            .map_err(|e| Error::failed(format!("opening {}", self.source.display())).because(e))?;
+        Ok(SourceMachine {
+            vm,
+            path: self.source.clone(),
+            format: self.source_format.clone(),
+            allow_backing: self.allow_backing.clone(),
+            root: self.root.clone(),
+        })
+    }
+}
+
+impl FixArgs {
+    /// What the arguments and the source machine say together; arguments win.
+    pub fn job(&self) -> Result<Job> {
+        if self.engine == EngineArg::Guestfish {
+            return Err(
+                Error::usage("the guestfish engine is not part of this version")
+                    .hint("leave --engine out: the embedded engine needs no appliance"),
+            );
+        }
+        if self.compress && self.format == FormatArg::Raw {
+            return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
+        }
+        let media_path = self.virtio_path()?;
+        let source = self.source.open()?;
+        let vm = &source.vm;
+        let known_macs = vm.nics.iter().filter_map(|n| n.mac);
+        let machine = MachineOptions {
+            name: self.name.clone().unwrap_or_else(|| vm.name.clone()),
+            memory_mib: self.memory.or(vm.memory_mib).unwrap_or(4096),
+            vcpus: self.vcpus.or(vm.vcpus).unwrap_or(2),
+            cores_per_socket: self
+                .vcpus
+                .is_none()
+                .then_some(vm.cores_per_socket)
+                .flatten(),
+            storage: self.storage.into(),
+            domain_type: self.domain_type.into(),
+            macs: if self.mac.is_empty() {
+                known_macs.collect()
+            } else {
+                self.mac.clone()
+            },
+            network: self.nic_source(),
+            probe: PathBuf::new(),
+            driver_iso: None,
+            drivers: Drivers::default(),
+            uuid: vm.uuid,
+            serial: vm.serial.clone(),
+            genid: vm.genid,
+            tpm: vm.tpm,
+            secure_boot: vm.secure_boot,
+            nvram: PathBuf::new(),
+        };
+        Ok(Job {
+            source,
+            media_path,
+            driver_config: self.driver_config.clone(),
+            bootstrap: self.bootstrap.map(BootstrapArg::controller),
+            output: self.output_dir.clone(),
+            format: self.format.into(),
+            compress: self.compress,
+            in_place: self.in_place,
+            force: self.force,
+            keep_static_addresses: self.network == NetworkArg::Preserve,
+            machine,
+        })
+    }
+
+    /// Where the drivers are; an error that says where they may be named.
+    pub fn virtio_path(&self) -> Result<PathBuf> {
+        let default = PathBuf::from(DEFAULT_ISO);
+        match &self.virtio_iso {
+            Some(path) => Ok(path.clone()),
+            None if default.exists() => Ok(default),
+            None => Err(Error::usage("no virtio-win drivers were named")
+                .hint(format!(
+                    "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names an ISO or folder; {DEFAULT_ISO} is the default when it exists"
+                ))
+                .hint("the ISO is published by the virtio-win project (package virtio-win on Fedora)")),
+        }
+    }
+
+    pub fn nic_source(&self) -> NicSource {
+        match (&self.bridge, &self.libvirt_network) {
+            (Some(bridge), _) => NicSource::Bridge(bridge.clone()),
+            (None, Some(network)) => NicSource::Network(network.clone()),
+            (None, None) => NicSource::Network("default".to_string()),
+        }
+    }
+}
+
+impl From<StorageArg> for StorageBus {
+    fn from(arg: StorageArg) -> Self {
+        match arg {
+            StorageArg::VirtioBlk => StorageBus::VirtioBlk,
+            StorageArg::VirtioScsi => StorageBus::VirtioScsi,
+        }
+    }
+}
+
+impl From<FormatArg> for DiskFormat {
+    fn from(arg: FormatArg) -> Self {
+        match arg {
+            FormatArg::Qcow2 => DiskFormat::Qcow2,
+            FormatArg::Raw => DiskFormat::Raw,
+        }
+    }
+}
+
+impl From<DomainTypeArg> for DomainType {
+    fn from(arg: DomainTypeArg) -> Self {
+        match arg {
+            DomainTypeArg::Kvm => DomainType::Kvm,
+            DomainTypeArg::Qemu => DomainType::Qemu,
+        }
+    }
+}
+
+impl BootstrapArg {
+    pub fn controller(self) -> Option<Controller> {
+        match self {
+            BootstrapArg::Sata => Some(Controller::Sata),
+            BootstrapArg::Ide => Some(Controller::Ide),
+            BootstrapArg::None => None,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! `hyper2kvm verify DISK`
+
+use clap::ValueEnum;
+use serde_json::json;
+
+use crate::boot_path::Controller;
+use crate::convert::run;
+use crate::convert::session::Session;
+use crate::error::{Error, ErrorKind, Result};
+use crate::report::text;
+use crate::ui::Ui;
+use crate::verify;
+
+use super::source::SourceArgs;
+
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Controller the disk must boot from (repeatable) [default: virtio-blk and virtio-scsi]
+    #[arg(long, value_enum)]
+    controller: Vec<ControllerArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ControllerArg {
+    Sata,
+    Ide,
+    VirtioBlk,
+    VirtioScsi,
+}
+
+impl From<ControllerArg> for Controller {
+    fn from(arg: ControllerArg) -> Self {
+        match arg {
+            ControllerArg::Sata => Controller::Sata,
+            ControllerArg::Ide => Controller::Ide,
+            ControllerArg::VirtioBlk => Controller::VirtioBlk,
+            ControllerArg::VirtioScsi => Controller::VirtioScsi,
+        }
+    }
+}
+
+pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
+    let work =
+        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
+    let disks = args.source.open()?.disks(work.path())?;
+    let source = run::first(&disks)?;
+    let session = Session::read(source, &source.image()?)?;
+    let survey = session.inspect()?;
+    session.close()?;
+    let mut wanted: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
+    if wanted.is_empty() {
+        wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
+    }
+    let checks = verify::verify(&survey, &wanted);
+    let ready = verify::is_ready(&checks);
+    for check in &checks {
+        let mark = if check.ok { "ok" } else { "FAULT" };
+        ui.line(&format!("{mark:>6}  {:<20} {}", check.id, check.message));
+    }
+    ui.line(&text::controllers(&survey.inspection.controllers));
+    ui.line(if ready { "READY" } else { "NOT READY" });
+    ui.document(
+        "verify",
+        json!({"ready": ready, "controllers": survey.inspection.controllers, "checks": checks}),
+    );
+    if ready {
+        return Ok(());
+    }
+    let mut error = Error::new(
+        ErrorKind::NotReady,
+        format!("{} is not boot-ready", source.path.display()),
+    );
+    error.reported = true;
+    Err(error.hint("hyper2kvm convert makes it ready"))
+}

@@ -1,0 +1,676 @@
+//! `convert`: inspect -> plan -> fix on an overlay -> verify -> copy -> domain XML -> report.
+//!
+//! Nothing is copied before the fix has been read back and proved. The source is only read; with
+//! `--in-place` the overlay's blocks are committed to it at the end, after an undo log is on disk.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::boot_path::Controller;
+use crate::disk::block::{BlockRead, BlockWrite};
+use crate::disk::chain::Image;
+use crate::disk::copy::{self, TargetFormat};
+use crate::disk::export::Export;
+use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
+use crate::drivers::catalogue::Catalogue;
+use crate::drivers::media::{self, Media};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fix::apply::{self, Fix};
+use crate::fix::commit;
+use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
+use crate::guest::EmbeddedWriter;
+use crate::guest::ntfs3g::MountOptions;
+use crate::inspect::{Inspection, Survey};
+use crate::report::{self, ActionLine, Bytes, Check, Outputs, Report, Timings};
+use crate::tool::{qemu_img, stop};
+use crate::ui::{Ui, document};
+use crate::verify;
+
+use super::machine::{self, MachineOptions, TargetDisk};
+use super::output::{OutputFolder, safe_name};
+use super::prepare::{self, Prepared};
+use super::session::{Session, Source, SourceMachine};
+
+/// What is only needed while working, below the partial folder.
+const WORK: &str = ".work";
+
+/// Everything the user decided.
+pub struct Job {
+    pub source: SourceMachine,
+    pub media_path: PathBuf,
+    pub driver_config: Vec<PathBuf>,
+    /// `None`: not asked for.
+    pub bootstrap: Option<Option<Controller>>,
+    pub output: Option<PathBuf>,
+    pub format: DiskFormat,
+    pub compress: bool,
+    pub in_place: bool,
+    pub force: bool,
+    /// `--network preserve`.
+    pub keep_static_addresses: bool,
+    /// Paths in it are filled in by the conversion.
+    pub machine: MachineOptions,
+}
+
+impl Job {
+    fn name(&self) -> String {
+        safe_name(&self.machine.name)
+    }
+
+    fn target_folder(&self) -> PathBuf {
+        self.output
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(format!("{}-kvm", self.name())))
+    }
+
+    pub fn catalogue(&self) -> Result<Catalogue> {
+        let mut catalogue = Catalogue::builtin();
+        for file in &self.driver_config {
+            catalogue.merge_file(file).map_err(|e| {
+                Error::usage(format!("reading the driver catalogue {}", file.display())).because(e)
+            })?;
+        }
+        Ok(catalogue)
+    }
+
+    pub fn media(&self) -> Result<Box<dyn Media>> {
+        media::open(&self.media_path).map_err(|e| {
+            Error::failed(format!(
+                "opening the virtio-win drivers at {}",
+                self.media_path.display()
+            ))
+            .because(e)
+        })
+    }
+}
+
+/// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
+pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Survey, Prepared)> {
+    let catalogue = job.catalogue()?;
+    let media = job.media()?;
+    ui.status("Inspecting", &job.source.path.display().to_string());
+    let work =
+        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
+    let disks = job.source.disks(work.path())?;
+    let source = first(&disks)?;
+    let session = Session::read(source, &source.image()?)?;
+    let survey = session.inspect()?;
+    let prepared = plan_for(job, &survey, &session.guest, media.as_ref(), &catalogue)?;
+    session.close()?;
+    Ok((survey, prepared))
+}
+
+fn plan_for(
+    job: &Job,
+    survey: &Survey,
+    guest: &dyn crate::guest::GuestRead,
+    media: &dyn Media,
+    catalogue: &Catalogue,
+) -> Result<Prepared> {
+    let (windows, _) = prepare::windows_or_refuse(survey)?;
+    let bootstrap = prepare::bootstrap(job.bootstrap, windows);
+    let mut prepared = prepare::prepare(survey, guest, media, catalogue, bootstrap)?;
+    prepared.plan.warnings.extend(job.source.vm.notes.clone());
+    if job.keep_static_addresses {
+        prepared
+            .plan
+            .warnings
+            .extend(static_addresses(&survey.inspection));
+    }
+    Ok(prepared)
+}
+
+/// The disk Windows is on.
+pub fn first(disks: &[Source]) -> Result<&Source> {
+    disks
+        .first()
+        .ok_or_else(|| Error::failed("the source names no disk"))
+}
+
+/// Windows keeps addresses with the adapter, and the VirtIO one is new to it.
+fn static_addresses(inspection: &Inspection) -> Vec<String> {
+    let adapters = inspection.network.adapters.iter();
+    adapters
+        .filter(|a| a.device.is_some() && !a.dhcp && !a.addresses.is_empty())
+        .map(|a| {
+            let addresses: Vec<_> = a.addresses.iter().map(ToString::to_string).collect();
+            format!(
+                "adapter {:?} has the static address {}: this version does not carry it over to the VirtIO card, set it again after the first boot",
+                a.name.as_deref().unwrap_or(&a.guid),
+                addresses.join(", ")
+            )
+        })
+        .collect()
+}
+
+pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
+    let start = Instant::now();
+    let catalogue = job.catalogue()?;
+    let media = job.media()?;
+    let folder = OutputFolder::create(&job.target_folder(), job.force)?;
+    let disks = job.source.disks(&folder.path().join(WORK))?;
+    let source = first(&disks)?;
+    let image = source.image()?;
+    if job.in_place {
+        in_place_format(&image)?;
+    }
+    let overlay = folder.path().join(".overlay.qcow2");
+
+    ui.status("Inspecting", &source.path.display().to_string());
+    let session = Session::overlay(source, &image, &overlay)?;
+    let survey = session.inspect()?;
+    let prepared = plan_for(job, &survey, &session.guest, media.as_ref(), &catalogue)?;
+    if !prepared.plan.blockers.is_empty() {
+        return Err(prepare::refused(
+            &survey.inspection,
+            prepared.plan.blockers.clone(),
+        ));
+    }
+    save_json(
+        &folder.path().join("plan.json"),
+        document(
+            "plan",
+            report::plan_document(&prepared.plan, &survey.inspection),
+        ),
+    )?;
+    let inspect_s = start.elapsed().as_secs_f64();
+
+    let fix_start = Instant::now();
+    let fixed = fix(
+        job,
+        ui,
+        &folder,
+        source,
+        session,
+        survey,
+        &prepared,
+        media.as_ref(),
+    )?;
+    let fix_s = fix_start.elapsed().as_secs_f64();
+
+    let copy_start = Instant::now();
+    let disks = if job.in_place {
+        in_place(ui, &image, fixed, &prepared)?
+    } else {
+        copy_disks(job, ui, &folder, &disks, fixed, &prepared)?
+    };
+    let copy_s = copy_start.elapsed().as_secs_f64();
+
+    let mut report = finish(job, &folder, &prepared, disks)?;
+    report.timings = Timings {
+        inspect_s,
+        fix_s,
+        copy_s,
+        total_s: start.elapsed().as_secs_f64(),
+    };
+    save_json(
+        &folder.path().join("report.json"),
+        document("report", serde_json::json!(report)),
+    )?;
+    let page = report::html::page(&report);
+    let path = folder.path().join("report.html");
+    std::fs::write(&path, page)
+        .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
+    remove_work_files(folder.path())?;
+    stopped()?;
+    folder.complete()?;
+    Ok(report)
+}
+
+/// The proved overlay and what is known of it.
+struct Fixed {
+    image: Image,
+    journal: Journal,
+    before: Inspection,
+    after: Inspection,
+    checks: Vec<Check>,
+}
+
+#[expect(clippy::too_many_arguments)]
+fn fix(
+    job: &Job,
+    ui: &Ui,
+    folder: &OutputFolder,
+    source: &Source,
+    session: Session<dyn BlockWrite>,
+    survey: Survey,
+    prepared: &Prepared,
+    media: &dyn Media,
+) -> Result<Fixed> {
+    stopped()?;
+    let plan = &prepared.plan;
+    let volume = prepared.windows.system_volume;
+    // The overlay is on top, the source below it.
+    let levels = session.export.image().levels();
+    let below = levels.get(1).unwrap_or(session.export.image().top());
+    let disk = DiskRef {
+        path: below.path.clone(),
+        format: below.format.driver().to_string(),
+        size_bytes: session.export.image().virtual_size(),
+        in_place: job.in_place,
+    };
+    let failed = |e: journal::JournalError| Error::failed("keeping the journal").because(e);
+    let mut journal = Journal::create(folder.path(), disk, apply::records(plan)).map_err(failed)?;
+    let Survey { inspection, hives } = survey;
+    if let Some(hives) = hives
+        && !plan.actions.is_empty()
+    {
+        ui.status(
+            "Fixing",
+            &format!("{} actions on an overlay", plan.actions.len()),
+        );
+        let Session {
+            export,
+            layout,
+            guest,
+            ..
+        } = session;
+        let disk = export.disk();
+        let fix = Fix {
+            plan,
+            volume,
+            media,
+            before: &guest,
+            journal: &mut journal,
+        };
+        fix.apply(hives, || {
+            Ok(Box::new(EmbeddedWriter::new(
+                disk,
+                &layout,
+                MountOptions::default(),
+            )))
+        })
+        .map_err(Error::from)?;
+        drop(guest);
+        let image = export.image().clone();
+        export.close()?;
+        prove(ui, source, &image, journal, prepared, media, inspection)
+    } else {
+        let image = session.export.image().clone();
+        session.close()?;
+        prove(ui, source, &image, journal, prepared, media, inspection)
+    }
+}
+
+/// Opens the overlay again, read-only and with the other reader, and checks everything.
+fn prove(
+    ui: &Ui,
+    source: &Source,
+    overlay: &Image,
+    mut journal: Journal,
+    prepared: &Prepared,
+    media: &dyn Media,
+    before: Inspection,
+) -> Result<Fixed> {
+    stopped()?;
+    ui.status("Verifying", "reading the result back");
+    let session = Session::read(source, overlay)?;
+    let survey = session.inspect()?;
+    let wanted = wanted(prepared.bootstrap);
+    let mut checks = verify::verify(&survey, &wanted);
+    checks.extend(verify::planned(
+        &prepared.plan,
+        &survey,
+        &session.guest,
+        prepared.windows.system_volume,
+        media,
+    ));
+    session.close()?;
+    if !verify::is_ready(&checks) {
+        let mut error = Error::failed(
+            "the fix did not make this disk boot-ready; the disk itself was not changed",
+        );
+        for check in checks.iter().filter(|c| !c.ok) {
+            error = error.hint(format!("[{}] {}", check.id, check.message));
+        }
+        return Err(error);
+    }
+    journal
+        .set_state(State::Verified)
+        .map_err(|e| Error::failed("keeping the journal").because(e))?;
+    let mut after = survey.inspection;
+    after.source = before.source.clone();
+    Ok(Fixed {
+        image: overlay.clone(),
+        journal,
+        before,
+        after,
+        checks,
+    })
+}
+
+/// What a converted disk must boot from: the bootstrap controller and both virtio ones.
+fn wanted(bootstrap: Option<Controller>) -> Vec<Controller> {
+    bootstrap
+        .into_iter()
+        .chain([Controller::VirtioBlk, Controller::VirtioScsi])
+        .collect()
+}
+
+/// The disks in their final state, and what it took.
+struct Disks {
+    targets: Vec<TargetDisk>,
+    bytes: Bytes,
+    fixed: Fixed,
+}
+
+fn copy_disks(
+    job: &Job,
+    ui: &Ui,
+    folder: &OutputFolder,
+    disks: &[Source],
+    fixed: Fixed,
+    prepared: &Prepared,
+) -> Result<Disks> {
+    let format = match job.format {
+        DiskFormat::Qcow2 => TargetFormat::Qcow2,
+        DiskFormat::Raw => TargetFormat::Raw,
+    };
+    let mut images = vec![fixed.image.clone()];
+    for disk in disks.iter().skip(1) {
+        images.push(disk.image()?);
+    }
+    let mut targets = Vec::new();
+    let mut bytes = Bytes::default();
+    for (i, image) in images.iter().enumerate() {
+        stopped()?;
+        let suffix = if i == 0 {
+            String::new()
+        } else {
+            format!("-{i}")
+        };
+        let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        ui.status("Copying", &file);
+        let size = image.virtual_size();
+        let progress = ui.progress("Copying", size);
+        let copied = copy::copy(
+            image,
+            &folder.path().join(&file),
+            format,
+            job.compress,
+            &mut |fraction| progress.set((fraction * size as f64) as u64),
+        )?;
+        progress.finish();
+        bytes.virtual_size += copied.virtual_size;
+        bytes.written += copied.written;
+        bytes.read += image.allocated().min(copied.virtual_size);
+        targets.push(TargetDisk {
+            path: folder.target().join(&file),
+            format: job.format,
+            sector_size: if i == 0 {
+                prepared.windows.sector_size
+            } else {
+                512
+            },
+            boot: i == 0,
+        });
+    }
+    bytes.skipped = bytes.virtual_size.saturating_sub(bytes.read);
+    Ok(Disks {
+        targets,
+        bytes,
+        fixed,
+    })
+}
+
+/// Commits the proved overlay to the source disk.
+fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Result<Disks> {
+    let format = in_place_format(image)?;
+    let ranges = qemu_img::allocated_ranges(&fixed.image.spec())
+        .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
+    let failed = |doing: &str| {
+        let doing = doing.to_string();
+        move |e: commit::CommitError| Error::failed(doing).because(e)
+    };
+    let before = Export::<dyn BlockRead>::open_readonly(image)?;
+    let after = Export::<dyn BlockRead>::open_readonly(&fixed.image)?;
+    let changed = commit::prepare(
+        &mut fixed.journal,
+        before.disk().as_ref(),
+        after.disk().as_ref(),
+        &ranges,
+    )
+    .map_err(failed(
+        "saving the blocks to be changed; the disk was not changed",
+    ))?;
+    after.close()?;
+    before.close()?;
+    stopped()?;
+    ui.status(
+        "Committing",
+        &format!(
+            "{} to {}",
+            crate::ui::bytes(changed),
+            image.path().display()
+        ),
+    );
+    if let Err(error) = write_to_source(image, &mut fixed.journal) {
+        return Err(roll_back_after(image, &mut fixed.journal, error));
+    }
+    Ok(Disks {
+        targets: vec![TargetDisk {
+            path: image.path().to_path_buf(),
+            format,
+            sector_size: prepared.windows.sector_size,
+            boot: true,
+        }],
+        bytes: Bytes {
+            virtual_size: image.virtual_size(),
+            read: 0,
+            written: changed,
+            skipped: image.virtual_size().saturating_sub(changed),
+        },
+        fixed,
+    })
+}
+
+/// The formats KVM runs a machine from; others have to be converted.
+fn in_place_format(image: &Image) -> Result<DiskFormat> {
+    match image.format().driver() {
+        "qcow2" => Ok(DiskFormat::Qcow2),
+        "raw" => Ok(DiskFormat::Raw),
+        other => Err(Error::usage(format!(
+            "--in-place works on qcow2 and raw disks, and this is {other}"
+        ))
+        .hint("convert without --in-place: the source is not changed then")),
+    }
+}
+
+fn write_to_source(image: &Image, journal: &mut Journal) -> Result<()> {
+    let export = Export::<dyn BlockWrite>::open_writable(image)?;
+    commit::commit(journal, export.disk().as_ref())
+        .map_err(|e| Error::failed("writing the disk").because(e))?;
+    Ok(export.close()?)
+}
+
+/// After a failed commit: restores the disk and says which of the two it is.
+fn roll_back_after(image: &Image, journal: &mut Journal, error: Error) -> Error {
+    if journal.doc.state == State::Verified {
+        // The commit failed before it wrote.
+        return error;
+    }
+    let restored = Export::<dyn BlockWrite>::open_writable(image)
+        .map_err(Error::from)
+        .and_then(|export| {
+            commit::rollback(journal, export.disk().as_ref(), true)
+                .map_err(|e| Error::failed("rolling back").because(e))?;
+            Ok(export.close()?)
+        });
+    match restored {
+        Ok(()) => Error::new(
+            ErrorKind::RolledBack,
+            "the fix failed and the disk was restored",
+        )
+        .because(error),
+        Err(second) => Error::new(
+            ErrorKind::NotRolledBack,
+            format!("the fix failed and the disk could NOT be restored: {second}"),
+        )
+        .because(error)
+        .hint(format!(
+            "keep {} and run: hyper2kvm rollback --journal {}",
+            journal.folder().display(),
+            journal.path().display()
+        )),
+    }
+}
+
+/// Domain XML, probe disk and the report.
+fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -> Result<Report> {
+    let name = job.name();
+    let Disks {
+        targets,
+        bytes,
+        fixed,
+    } = disks;
+    let in_target = |file: String| folder.target().join(file);
+    let options = MachineOptions {
+        name: name.clone(),
+        probe: in_target(format!("{name}-probe.qcow2")),
+        nvram: in_target(format!("{name}-nvram.fd")),
+        driver_iso: iso(&job.media_path),
+        drivers: optional_drivers(prepared),
+        ..job.machine.clone()
+    };
+    let machine = machine::machine(
+        &fixed.after,
+        &prepared.windows,
+        prepared.bootstrap,
+        &targets,
+        &options,
+    );
+    let (firmware, warning) = machine::firmware(&machine)?;
+    let mut warnings = prepared.plan.warnings.clone();
+    warnings.extend(warning);
+    let final_xml = format!("{name}-final.xml");
+    machine::write_xml(
+        &machine,
+        Stage::Final,
+        &firmware,
+        &folder.path().join(&final_xml),
+    )?;
+    let bootstrap_xml = if machine.bootstrap == Bootstrap::None {
+        None
+    } else {
+        let file = format!("{name}-bootstrap.xml");
+        machine::write_xml(
+            &machine,
+            Stage::Bootstrap,
+            &firmware,
+            &folder.path().join(&file),
+        )?;
+        let probe = folder.path().join(format!("{name}-probe.qcow2"));
+        qemu_img::create(&probe, "qcow2", PROBE_SIZE)
+            .map_err(|e| Error::failed("creating the probe disk").because(e))?;
+        Some(in_target(file))
+    };
+    let outputs = Outputs {
+        disks: targets.iter().map(|t| t.path.clone()).collect(),
+        bootstrap_xml,
+        final_xml: Some(in_target(final_xml)),
+        report: Some(folder.target().join("report.json")),
+    };
+    let actions = fixed
+        .journal
+        .doc
+        .actions
+        .iter()
+        .map(|a| ActionLine {
+            id: a.id.clone(),
+            state: a.state,
+            description: a.description.clone(),
+        })
+        .collect::<Vec<_>>();
+    debug_assert!(actions.iter().all(|a| a.state != ActionState::InProgress));
+    Ok(Report {
+        name: name.clone(),
+        engine: "embedded",
+        ready: verify::is_ready(&fixed.checks),
+        next_commands: next_commands(&name, &outputs),
+        outputs,
+        actions,
+        controllers: fixed.after.controllers.clone(),
+        controllers_before: fixed.before.controllers.clone(),
+        checks: fixed.checks,
+        warnings,
+        timings: Timings::default(),
+        bytes,
+        inspection: fixed.before,
+    })
+}
+
+/// Small, blank, and large enough for Windows to take it for a disk.
+const PROBE_SIZE: u64 = 64 << 20;
+
+fn iso(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    path.is_file().then_some(path)
+}
+
+/// A driver that is only staged is installed by Windows at the first boot, so its device may be there
+/// in the final stage.
+fn optional_drivers(prepared: &Prepared) -> Drivers {
+    let has = |name: &str| {
+        prepared
+            .plan
+            .drivers
+            .iter()
+            .any(|d| d.driver.eq_ignore_ascii_case(name))
+    };
+    Drivers {
+        agent: has("vioser") || has("vioserial"),
+        balloon: has("balloon"),
+        rng: has("viorng"),
+        netkvm: has("netkvm"),
+    }
+}
+
+fn next_commands(name: &str, outputs: &Outputs) -> Vec<String> {
+    let quote = |path: &Path| {
+        let text = path.display().to_string();
+        if text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"/._-+".contains(&b))
+        {
+            text
+        } else {
+            format!("'{}'", text.replace('\'', r"'\''"))
+        }
+    };
+    let mut commands = Vec::new();
+    if let Some(xml) = &outputs.bootstrap_xml {
+        commands.push(format!("virsh define {}", quote(xml)));
+        commands.push(format!("virsh start {name}"));
+        commands.push("# let Windows start once, shut it down, then switch to VirtIO:".to_string());
+    }
+    if let Some(xml) = &outputs.final_xml {
+        commands.push(format!("virsh define {}", quote(xml)));
+        commands.push(format!("virsh start {name}"));
+    }
+    commands
+}
+
+fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
+    std::fs::write(path, format!("{value:#}\n"))
+        .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
+}
+
+fn remove_work_files(folder: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::failed("removing work files").because(e);
+    std::fs::remove_file(folder.join(".overlay.qcow2")).map_err(failed)?;
+    match std::fs::remove_dir_all(folder.join(WORK)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
+        _ => Ok(()),
+    }
+}
+
+/// SIGINT and SIGTERM are honoured between steps; children are killed by the tool wrapper.
+fn stopped() -> Result<()> {
+    if stop::requested() {
+        return Err(Error::new(
+            ErrorKind::Interrupted,
+            "interrupted; the source is untouched",
+        ));
+    }
+    Ok(())
+}

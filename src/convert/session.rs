@@ -1,0 +1,166 @@
+//! A source disk opened for looking at or for fixing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::block::{BlockRead, BlockWrite};
+use crate::disk::chain::Image;
+use crate::disk::export::Export;
+use crate::disk::layout::DiskLayout;
+use crate::disk::partition;
+use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::guest::embedded::{self, EmbeddedReader};
+use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
+use crate::source::SourceVm;
+
+/// How a source image is named.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub path: PathBuf,
+    pub format: Option<String>,
+    pub allow_backing: Vec<PathBuf>,
+    pub root: Option<String>,
+}
+
+impl Source {
+    pub fn image(&self) -> Result<Image> {
+        Ok(Image::open_info(
+            &self.path,
+            self.format.as_deref(),
+            &self.allow_backing,
+        )?)
+    }
+
+    fn has_windows(&self) -> Result<bool> {
+        let session = Session::read(self, &self.image()?)?;
+        let found = match session.inspect() {
+            Ok(survey) => survey.inspection.os.family == OsFamily::Windows,
+            // Several of them: there is one at least.
+            Err(error) => error.kind == ErrorKind::Refused,
+        };
+        session.close()?;
+        Ok(found)
+    }
+}
+
+/// What the command line names: a disk, or a machine with its disks.
+#[derive(Debug, Clone)]
+pub struct SourceMachine {
+    pub vm: SourceVm,
+    pub path: PathBuf,
+    pub format: Option<String>,
+    pub allow_backing: Vec<PathBuf>,
+    pub root: Option<String>,
+}
+
+impl SourceMachine {
+    /// Unpacks into `work` what cannot be read in place, and lists the disks, the one Windows is on
+    /// first.
+    pub fn disks(&self, work: &Path) -> Result<Vec<Source>> {
+        let mut vm = self.vm.clone();
+        vm.prepare(work)
+            .map_err(|e| Error::failed(format!("unpacking {}", self.path.display())).because(e))?;
+        let mut disks: Vec<Source> = vm
+            .disks
+            .iter()
+            .map(|disk| Source {
+                path: disk.path.clone(),
+                format: self.format.clone().or_else(|| disk.format.clone()),
+                allow_backing: self.allow_backing.clone(),
+                root: self.root.clone(),
+            })
+            .collect();
+        if disks.len() > 1 {
+            for i in 0..disks.len() {
+                if disks[i].has_windows()? {
+                    disks[..=i].rotate_right(1);
+                    break;
+                }
+            }
+        }
+        Ok(disks)
+    }
+}
+
+/// One disk behind a storage daemon of ours, with its volumes.
+pub struct Session<D: BlockRead + ?Sized> {
+    pub export: Export<D>,
+    pub layout: DiskLayout,
+    pub guest: EmbeddedReader,
+    pub facts: SourceFacts,
+    root: Option<String>,
+}
+
+impl Session<dyn BlockRead> {
+    pub fn read(source: &Source, image: &Image) -> Result<Self> {
+        let export = Export::open_readonly(image)?;
+        let disk = export.disk();
+        Self::over(export, disk, source, image)
+    }
+}
+
+impl Session<dyn BlockWrite> {
+    /// Reads and writes go to a new overlay; `image` stays as it is.
+    pub fn overlay(source: &Source, image: &Image, overlay: &Path) -> Result<Self> {
+        let export = Export::open_overlay(image, overlay)?;
+        let disk: Arc<dyn BlockRead> = export.disk();
+        Self::over(export, disk, source, image)
+    }
+}
+
+impl<D: BlockRead + ?Sized> Session<D> {
+    fn over(
+        export: Export<D>,
+        disk: Arc<dyn BlockRead>,
+        source: &Source,
+        image: &Image,
+    ) -> Result<Self> {
+        let shown = source.path.display();
+        let layout = partition::read_layout(disk.as_ref())
+            .map_err(|e| Error::failed(format!("reading the partitions of {shown}")).because(e))?;
+        let guest = embedded::open(disk, &layout)
+            .map_err(|e| Error::failed(format!("opening the volumes of {shown}")).because(e))?;
+        Ok(Self {
+            export,
+            layout,
+            guest,
+            facts: SourceFacts {
+                path: source.path.display().to_string(),
+                format: image.format().driver().to_string(),
+                virtual_size_bytes: image.virtual_size(),
+            },
+            root: source.root.clone(),
+        })
+    }
+
+    /// Ends the storage daemon and reports what went wrong with that.
+    pub fn close(self) -> Result<()> {
+        drop(self.guest);
+        Ok(self.export.close()?)
+    }
+
+    pub fn inspect(&self) -> Result<Survey> {
+        let options = InspectOptions {
+            root: self.root.clone(),
+        };
+        inspect::inspect(&self.guest, &self.layout, self.facts.clone(), &options)
+            .map_err(|e| refusal(e, &self.facts.path))
+    }
+}
+
+fn refusal(error: InspectError, path: &str) -> Error {
+    match error {
+        InspectError::SeveralRoots { .. } => Error::refused(
+            format!("{path} has more than one Windows"),
+            vec![Blocker::new(
+                "several-windows",
+                error.to_string(),
+                "name one with --root",
+            )],
+        ),
+        InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => {
+            Error::usage(error.to_string())
+        }
+        other => Error::failed(format!("inspecting {path}")).because(other),
+    }
+}

@@ -1,0 +1,218 @@
+//! What must change besides the virtio drivers so that Windows boots: the bootstrap controller, the
+//! bus and volume drivers every boot needs, and class filters that name dead services.
+//!
+//! Driven by the faults the boot path found; nothing is assumed. A fault that no edit can mend is a
+//! blocker, named before anything is written.
+
+use std::collections::BTreeSet;
+
+use crate::boot_path::{Controller, Fault, ImageState, class_guid};
+use crate::error::Blocker;
+use crate::registry::hive::HiveError;
+use crate::registry::{HiveView, RegData, RegOp};
+
+use super::{HiveName, Inputs, Layout};
+
+const HDC_CLASS: &str = "{4d36e96a-e325-11ce-bfc1-08002be10318}";
+
+/// Adds the edits and blockers to `layout`.
+pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
+    let virtio: BTreeSet<String> = inputs
+        .digests
+        .keys()
+        .map(|name| name.to_lowercase())
+        .collect();
+    let mut faults: Vec<(Controller, &Fault)> = Vec::new();
+    for (controller, path) in &inputs.inspection.controllers {
+        let is_virtio = matches!(controller, Controller::VirtioBlk | Controller::VirtioScsi);
+        if !is_virtio && Some(*controller) != inputs.options.bootstrap {
+            continue;
+        }
+        for fault in &path.faults {
+            // The driver packages bring these.
+            let ours = match fault {
+                Fault::NotBound { .. } => is_virtio,
+                Fault::NotInstalled { service }
+                | Fault::NotBootStart { service, .. }
+                | Fault::NotADriver { service, .. }
+                | Fault::Image { service, .. } => virtio.contains(&service.to_lowercase()),
+                _ => false,
+            };
+            if !ours && !faults.iter().any(|(_, known)| *known == fault) {
+                faults.push((*controller, fault));
+            }
+        }
+    }
+    for (controller, fault) in faults {
+        match repair(inputs, sets, controller, fault) {
+            Ok(Repair::Edits(ops)) => {
+                layout
+                    .edits
+                    .entry(HiveName::System)
+                    .or_default()
+                    .extend(ops);
+            }
+            Ok(Repair::Nothing) => {}
+            Ok(Repair::Impossible(blocker)) => layout.blockers.push(blocker),
+            Err(error) => layout.blockers.push(Blocker::new(
+                "hive-damaged",
+                format!("the SYSTEM hive cannot be read: {error}"),
+                "start the guest once on its old hypervisor and shut it down cleanly",
+            )),
+        }
+    }
+}
+
+enum Repair {
+    Edits(Vec<RegOp>),
+    Nothing,
+    Impossible(Blocker),
+}
+
+fn repair(
+    inputs: &Inputs<'_>,
+    sets: &[String],
+    controller: Controller,
+    fault: &Fault,
+) -> Result<Repair, HiveError> {
+    let bus = controller.name();
+    Ok(match fault {
+        Fault::NotBootStart { service, .. } => Repair::Edits(
+            sets.iter()
+                .flat_map(|set| boot_start(set, service))
+                .collect(),
+        ),
+        Fault::NotBound { ids } => match bind_ahci(inputs, sets, controller) {
+            Some(ops) => Repair::Edits(ops),
+            None => not_bound(inputs, bus, ids),
+        },
+        Fault::DeadFilter { class, list, .. } => {
+            Repair::Edits(without_dead_filters(inputs, sets, class, list)?)
+        }
+        Fault::NotInstalled { service } => Repair::Impossible(Blocker::new(
+            "boot-driver-missing",
+            format!("the driver {service}, which booting from {bus} needs, is not installed"),
+            "repair Windows first (sfc /scannow, or a repair install), or choose another --bootstrap",
+        )),
+        Fault::NotADriver { service, kind } => Repair::Impossible(Blocker::new(
+            "boot-driver-damaged",
+            format!("the service {service} is not a kernel driver (Type={kind})"),
+            "repair Windows first, or choose another --bootstrap",
+        )),
+        Fault::Image {
+            service,
+            path,
+            state,
+        } => {
+            let path = path
+                .as_ref()
+                .map_or("its file".to_string(), ToString::to_string);
+            let what = match state {
+                ImageState::Missing => "is missing",
+                ImageState::Unreadable => "is not a usable driver file",
+                ImageState::Present { .. } => "is for another processor",
+            };
+            Repair::Impossible(Blocker::new(
+                "boot-driver-file",
+                format!("{service}: {path} {what}"),
+                "repair Windows first (sfc /scannow), or choose another --bootstrap",
+            ))
+        }
+        Fault::Damaged(text) => Repair::Impossible(Blocker::new(
+            "hive-damaged",
+            format!("the SYSTEM hive cannot be read: {text}"),
+            "start the guest once on its old hypervisor and shut it down cleanly",
+        )),
+    })
+}
+
+/// Only advice on NT 5, where Windows knows its IDE channels without the database.
+fn not_bound(inputs: &Inputs<'_>, bus: &str, ids: &[String]) -> Repair {
+    if inputs.windows.target.major < 6 && bus == "ide" {
+        return Repair::Nothing;
+    }
+    let id = ids.first().map_or("", String::as_str);
+    Repair::Impossible(Blocker::new(
+        "bootstrap-unbound",
+        format!("no driver of this Windows is bound to the {bus} controller ({id})"),
+        "choose another --bootstrap (sata, ide, none)",
+    ))
+}
+
+fn boot_start(set: &str, service: &str) -> Vec<RegOp> {
+    let key = format!("{set}\\Services\\{service}");
+    vec![
+        RegOp::set(key.clone(), "Start", RegData::Dword(0)),
+        RegOp::DeleteKey {
+            key: format!("{key}\\StartOverride"),
+        },
+    ]
+}
+
+/// Vista and 7 keep AHCI in the CriticalDeviceDatabase, where an entry can be added. The driver was
+/// not looked at while nothing led to it, so it is made boot-start too.
+fn bind_ahci(inputs: &Inputs<'_>, sets: &[String], controller: Controller) -> Option<Vec<RegOp>> {
+    let target = &inputs.windows.target;
+    if controller != Controller::Sata || target.major != 6 || target.minor > 1 {
+        return None;
+    }
+    let ops = sets.iter().flat_map(|set| {
+        let key = format!("{set}\\Control\\CriticalDeviceDatabase\\PCI#CC_0106");
+        [
+            RegOp::set(key.clone(), "Service", RegData::Sz("msahci".into())),
+            RegOp::set(key, "ClassGUID", RegData::Sz(HDC_CLASS.into())),
+        ]
+        .into_iter()
+        .chain(boot_start(set, "msahci"))
+    });
+    Some(ops.collect())
+}
+
+/// The filter list of the class without its dead services; the value goes when nothing is left.
+fn without_dead_filters(
+    inputs: &Inputs<'_>,
+    sets: &[String],
+    class: &str,
+    list: &str,
+) -> Result<Vec<RegOp>, HiveError> {
+    let dead: Vec<&String> = inputs
+        .inspection
+        .controllers
+        .values()
+        .flat_map(|path| &path.faults)
+        .filter_map(|fault| match fault {
+            Fault::DeadFilter {
+                class: c,
+                list: l,
+                service,
+            } if (*c, *l) == (class, list) => Some(service),
+            _ => None,
+        })
+        .collect();
+    let is_dead = |name: &String| dead.iter().any(|d| d.eq_ignore_ascii_case(name));
+    let system = HiveView::new(&inputs.hives.system.bytes)?;
+    let mut ops = Vec::new();
+    for set in sets {
+        let Some(guid) = class_guid(class) else {
+            continue;
+        };
+        let path = format!("{set}\\Control\\Class\\{guid}");
+        let Some(key) = system.key(&path)? else {
+            continue;
+        };
+        let names = key.multi(list)?.unwrap_or_default();
+        let alive: Vec<String> = names.iter().filter(|n| !is_dead(n)).cloned().collect();
+        if alive.len() == names.len() {
+            continue;
+        }
+        ops.push(if alive.is_empty() {
+            RegOp::DeleteValue {
+                key: path,
+                name: list.to_string(),
+            }
+        } else {
+            RegOp::set(path, list, RegData::MultiSz(alive))
+        });
+    }
+    Ok(ops)
+}

@@ -1,0 +1,296 @@
+//! `convert` end to end, on every format, firmware and Windows generation, with other programs as
+//! judges of the result.
+
+#![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
+#![allow(clippy::print_stderr)] // which case is running
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use hyper2kvm::demo::{Arch, Firmware, GuestSpec, WinVersion};
+use serde_json::Value;
+use support::{Lab, TOOLS, corpus, export, h2k, have, sha256, tool, virtio_win};
+
+/// Everything that must hold after a conversion of `source`, checked without our own readers.
+fn judge(lab: &Lab, source: &Path, bootstrap: &str, more: &[&str]) -> Value {
+    let digest = sha256(source);
+    let before = h2k(["inspect", source.to_str().unwrap(), "--json"])
+        .expect(0)
+        .json();
+    for bus in ["virtio-blk", "virtio-scsi"] {
+        assert_eq!(before["controllers"][bus]["ready"], false, "{bus} before");
+    }
+
+    let report = lab.convert(source, more).expect(0).json();
+    assert_eq!(report["schema"], "hyper2kvm/convert/1");
+    assert_eq!(sha256(source), digest, "the source was changed");
+    for bus in [bootstrap, "virtio-blk", "virtio-scsi"] {
+        assert_eq!(
+            report["controllers"][bus]["ready"], true,
+            "{bus}: {}",
+            report["controllers"][bus]["reason"]
+        );
+    }
+    let disk = report["outputs"]["disks"][0].as_str().unwrap();
+    let verify = h2k(["verify", disk, "--controller", bootstrap, "--json"])
+        .expect(0)
+        .json();
+    assert_eq!(verify["ready"], true);
+    if disk.ends_with(".qcow2") {
+        tool("qemu-img", &["check", "-q", disk]);
+    }
+    no_leftovers(lab.dir.path());
+
+    let out = lab.path("out");
+    let plan: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("plan.json")).unwrap()).unwrap();
+    let raw = lab.raw_result(Path::new(disk));
+    let volume = lab.volume(&raw);
+    tool("ntfsfix", &["--no-action", volume.to_str().unwrap()]);
+    files_are_those_of_the_media(lab, &volume, &plan);
+    hives_are_the_old_ones_plus_the_reg_files(lab, &volume, &out, &plan);
+
+    // A converted disk needs nothing.
+    let again = h2k([
+        "plan",
+        disk,
+        "--virtio-iso",
+        virtio_win().to_str().unwrap(),
+        "--json",
+    ])
+    .expect(0)
+    .json();
+    assert_eq!(
+        again["actions"],
+        serde_json::json!([]),
+        "a second run plans something"
+    );
+    report
+}
+
+fn no_leftovers(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.ends_with(".partial"), "left behind: {name}");
+    }
+}
+
+fn actions<'p>(plan: &'p Value, kind: &str) -> Vec<&'p Value> {
+    let list = plan["actions"].as_array().unwrap();
+    list.iter().filter(|a| a["kind"] == kind).collect()
+}
+
+fn files_are_those_of_the_media(lab: &Lab, volume: &Path, plan: &Value) {
+    let mut count = 0;
+    for action in actions(plan, "copy-files") {
+        for file in action["files"].as_array().unwrap() {
+            let to = file["to"].as_str().unwrap().replace('\\', "/");
+            let from = virtio_win().join(file["from"].as_str().unwrap());
+            assert_eq!(lab.ntfscat(volume, &to), fs::read(from).unwrap(), "{to}");
+            count += 1;
+        }
+    }
+    assert!(count >= 10, "only {count} files were copied");
+}
+
+/// The judge: `hivexregedit` applies our `.reg` files to the original hives by hand, and what it then
+/// exports must be what it exports from the converted guest, line by line.
+fn hives_are_the_old_ones_plus_the_reg_files(lab: &Lab, volume: &Path, out: &Path, plan: &Value) {
+    for action in actions(plan, "edit-hive") {
+        let hive = action["hive"].as_str().unwrap();
+        let prefix = action["edits"]["prefix"].as_str().unwrap();
+        let guest_path = action["path"].as_str().unwrap().replace('\\', "/");
+        let expected = lab.path("expected.hive");
+        let found = lab.path("found.hive");
+        fs::copy(out.join("backup").join(hive), &expected).unwrap();
+        let reg = out.join("registry").join(format!("{hive}.reg"));
+        tool(
+            "hivexregedit",
+            &[
+                "--merge",
+                "--prefix",
+                prefix,
+                expected.to_str().unwrap(),
+                reg.to_str().unwrap(),
+            ],
+        );
+        fs::write(&found, lab.ntfscat(volume, &guest_path)).unwrap();
+        let (expected, found) = (
+            export(&expected, prefix, "\\"),
+            export(&found, prefix, "\\"),
+        );
+        for (line, (a, b)) in expected.lines().zip(found.lines()).enumerate() {
+            assert_eq!(a, b, "{hive} line {line}");
+        }
+        assert_eq!(expected.lines().count(), found.lines().count(), "{hive}");
+    }
+}
+
+fn spec(version: WinVersion, change: impl FnOnce(&mut GuestSpec)) -> GuestSpec {
+    let mut spec = GuestSpec::new(version);
+    spec.disk_size = 1 << 30;
+    change(&mut spec);
+    spec
+}
+
+#[test]
+fn every_format() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let formats = [
+        ("vmdk", "subformat=monolithicSparse", "guest.vmdk"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse", "split.vmdk"),
+        ("vmdk", "subformat=streamOptimized", "stream.vmdk"),
+        ("vpc", "force_size=on", "guest.vhd"),
+        ("vhdx", "", "guest.vhdx"),
+        ("vdi", "", "guest.vdi"),
+        ("qcow2", "", "guest.qcow2"),
+    ];
+    let lab = Lab::new(spec(WinVersion::Win10, |_| {}));
+    for (format, options, name) in formats {
+        let source = lab.in_format(format, options, name);
+        eprintln!("{name}");
+        judge(&lab, &source, "sata", &["--force"]);
+    }
+    eprintln!("backing file");
+    let top = lab.path("top.qcow2");
+    let base = lab.path("guest.qcow2");
+    tool(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            base.to_str().unwrap(),
+            top.to_str().unwrap(),
+        ],
+    );
+    let digest = sha256(&base);
+    judge(&lab, &top, "sata", &["--force"]);
+    assert_eq!(sha256(&base), digest);
+    eprintln!("raw");
+    judge(&lab, &lab.raw, "sata", &["--force", "--format", "raw"]);
+}
+
+#[test]
+fn every_windows() {
+    if !have(&TOOLS) {
+        return;
+    }
+    type Case = (WinVersion, Arch, Firmware);
+    let cases: [Case; 11] = [
+        (WinVersion::Win7, Arch::X86, Firmware::Bios),
+        (WinVersion::Win7, Arch::Amd64, Firmware::Bios),
+        (WinVersion::Server2008R2, Arch::Amd64, Firmware::Bios),
+        (WinVersion::Win81, Arch::Amd64, Firmware::Bios),
+        (WinVersion::Server2012R2, Arch::Amd64, Firmware::Uefi),
+        (WinVersion::Win10, Arch::X86, Firmware::Bios),
+        (WinVersion::Server2016, Arch::Amd64, Firmware::Bios),
+        (WinVersion::Server2019, Arch::Amd64, Firmware::Uefi),
+        (WinVersion::Win11, Arch::Amd64, Firmware::Uefi),
+        (WinVersion::Server2022, Arch::Amd64, Firmware::Uefi),
+        (WinVersion::Server2025, Arch::Amd64, Firmware::Uefi),
+    ];
+    for (version, arch, firmware) in cases {
+        eprintln!("{version:?} {arch:?} {firmware:?}");
+        let lab = Lab::new(spec(version, |s| {
+            s.arch = arch;
+            s.firmware = firmware;
+        }));
+        let report = judge(&lab, &lab.raw, "sata", &[]);
+        for xml in ["bootstrap_xml", "final_xml"] {
+            let path = report["outputs"][xml].as_str().unwrap();
+            if have(&["virt-xml-validate"]) {
+                tool("virt-xml-validate", &[path, "domain"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn clusters_and_sectors() {
+    if !have(&TOOLS) {
+        return;
+    }
+    for (sector, cluster) in [(512, 512), (512, 65536), (4096, 4096)] {
+        eprintln!("sectors of {sector}, clusters of {cluster}");
+        let lab = Lab::new(spec(WinVersion::Win10, |s| {
+            s.sector_size = sector;
+            s.cluster_size = cluster;
+        }));
+        // QEMU has no SATA disk with 4096-byte sectors: such a guest goes to virtio at once.
+        let bootstrap = if sector == 4096 { "virtio-blk" } else { "sata" };
+        let report = judge(&lab, &lab.raw, bootstrap, &[]);
+        assert_eq!(report["outputs"]["bootstrap_xml"].is_null(), sector == 4096);
+    }
+}
+
+#[test]
+fn traps_of_real_hives() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new(spec(WinVersion::Server2022, |s| {
+        s.control_set = 2;
+        s.pci_overridden = true;
+        s.windows_dir = "WINNT".into();
+    }));
+    judge(&lab, &lab.raw, "sata", &["--storage", "virtio-scsi"]);
+}
+
+#[test]
+fn real_hives() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let (Some(system), Some(software)) = (
+        corpus("win7-x86-vmware/SYSTEM"),
+        corpus("win7-x86-vmware/SOFTWARE"),
+    ) else {
+        return;
+    };
+    let lab = Lab::new(spec(WinVersion::Win7, |s| {
+        s.arch = Arch::X86;
+        s.system_hive = Some(system);
+        s.software_hive = Some(software);
+    }));
+    judge(&lab, &lab.raw, "sata", &[]);
+
+    let system = corpus("win10-vmware/SYSTEM").unwrap();
+    let lab = Lab::new(spec(WinVersion::Win10, |s| s.system_hive = Some(system)));
+    let report = judge(&lab, &lab.raw, "sata", &[]);
+    // Its logs are lost: converted all the same, and said.
+    let findings = report["inspection"]["findings"].to_string();
+    assert!(findings.contains("hive-stale"), "{findings}");
+}
+
+#[test]
+fn an_ordinary_user_can() {
+    if !have(&TOOLS) || !have(&["setpriv"]) || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let lab = Lab::new(spec(WinVersion::Win10, |_| {}));
+    let open = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    };
+    open(lab.dir.path());
+    open(virtio_win().parent().unwrap());
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(support::binary())
+        .args(["convert", "guest.raw", "-o", "out", "--virtio-iso"])
+        .arg(virtio_win())
+        .env("HOME", "/nonexistent")
+        .current_dir(lab.dir.path());
+    support::finish(command).expect(0);
+}
