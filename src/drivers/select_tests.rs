@@ -149,7 +149,6 @@ fn listed(paths: &str) -> Memory {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
 fn the_real_file_lists() {
     let Some(corpus) = corpus() else {
         eprintln!("SKIP the_real_file_lists: no corpus");
