@@ -23,12 +23,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// The image with its chain, checked: QEMU reads the missing end of a file as zeroes.
     pub fn image(&self) -> Result<Image> {
-        Ok(Image::open_info(
-            &self.path,
-            self.format.as_deref(),
-            &self.allow_backing,
-        )?)
+        let image = Image::open_info(&self.path, self.format.as_deref(), &self.allow_backing)?;
+        image.check()?;
+        Ok(image)
     }
 
     fn has_windows(&self) -> Result<bool> {
