@@ -7,7 +7,8 @@ use crate::boot_path::Controller;
 use crate::convert::run;
 use crate::convert::session::Session;
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::text;
+use crate::inspect::Severity;
+use crate::report::{CheckState, text};
 use crate::ui::Ui;
 use crate::verify;
 
@@ -47,17 +48,22 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     let disks = args.source.open()?.disks(work.path())?;
     let source = run::first(&disks)?;
     let session = Session::read(source, &source.image()?)?;
-    let survey = session.inspect()?;
-    session.close()?;
     let mut wanted: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     if wanted.is_empty() {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
     }
-    let checks = verify::verify(&survey, &wanted);
+    let survey = session.inspect()?;
+    let checks = verify::verify(&survey, &session.guest, &wanted);
+    session.close()?;
     let ready = verify::is_ready(&checks);
     for check in &checks {
-        let mark = if check.ok { "ok" } else { "FAULT" };
-        ui.line(&format!("{mark:>6}  {:<20} {}", check.id, check.message));
+        let mark = match (check.state, check.severity) {
+            (CheckState::Ok, _) => "ok",
+            (CheckState::CouldNotRun, _) => "?",
+            (CheckState::Fault, Severity::Blocker) => "FAULT",
+            (CheckState::Fault, _) => "warn",
+        };
+        ui.line(&format!("{mark:>6}  {:<24} {}", check.id, check.message));
     }
     ui.line(&text::controllers(&survey.inspection.controllers));
     ui.line(if ready { "READY" } else { "NOT READY" });

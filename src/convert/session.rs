@@ -20,6 +20,8 @@ pub struct Source {
     pub format: Option<String>,
     pub allow_backing: Vec<PathBuf>,
     pub root: Option<String>,
+    /// Take a volume that was not unmounted cleanly.
+    pub force_dirty: bool,
 }
 
 impl Source {
@@ -51,6 +53,7 @@ pub struct SourceMachine {
     pub format: Option<String>,
     pub allow_backing: Vec<PathBuf>,
     pub root: Option<String>,
+    pub force_dirty: bool,
 }
 
 impl SourceMachine {
@@ -68,6 +71,7 @@ impl SourceMachine {
                 format: self.format.clone().or_else(|| disk.format.clone()),
                 allow_backing: self.allow_backing.clone(),
                 root: self.root.clone(),
+                force_dirty: self.force_dirty,
             })
             .collect();
         if disks.len() > 1 {
@@ -89,6 +93,7 @@ pub struct Session<D: BlockRead + ?Sized> {
     pub guest: EmbeddedReader,
     pub facts: SourceFacts,
     root: Option<String>,
+    force_dirty: bool,
 }
 
 impl Session<dyn BlockRead> {
@@ -130,6 +135,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
                 virtual_size_bytes: image.virtual_size(),
             },
             root: source.root.clone(),
+            force_dirty: source.force_dirty,
         })
     }
 
@@ -142,6 +148,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
     pub fn inspect(&self) -> Result<Survey> {
         let options = InspectOptions {
             root: self.root.clone(),
+            force_dirty: self.force_dirty,
         };
         inspect::inspect(&self.guest, &self.layout, self.facts.clone(), &options)
             .map_err(|e| refusal(e, &self.facts.path))

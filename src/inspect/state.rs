@@ -2,7 +2,7 @@
 //! result surprising.
 
 use crate::disk::layout::{DiskLayout, GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES};
-use crate::guest::{FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId};
+use crate::guest::{FileInfo, FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId};
 use crate::registry::HiveView;
 use crate::registry::hive::{Key, Result};
 
@@ -16,6 +16,7 @@ pub fn volumes(
     guest: &dyn GuestRead,
     layout: &DiskLayout,
     system: Option<VolumeId>,
+    force_dirty: bool,
     out: &mut Inspection,
 ) {
     let volumes = guest.volumes();
@@ -97,7 +98,7 @@ pub fn volumes(
     }
 
     if let Some(volume) = system.and_then(|id| volumes.iter().find(|v| v.id == id)) {
-        system_volume(volume, out);
+        system_volume(volume, force_dirty, out);
     }
     for volume in volumes.iter().filter(|v| Some(v.id) != system) {
         if volume.kind == FsKind::Ntfs && volume.state.hibernated {
@@ -133,7 +134,7 @@ pub fn volumes(
     }
 }
 
-fn system_volume(volume: &Volume, out: &mut Inspection) {
+fn system_volume(volume: &Volume, force_dirty: bool, out: &mut Inspection) {
     out.hibernated = volume.state.hibernated;
     out.volume_dirty = volume.state.dirty;
     if out.hibernated {
@@ -143,11 +144,18 @@ fn system_volume(volume: &Volume, out: &mut Inspection) {
             "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0",
             format!("hiberfil.sys on partition {}", volume.id.0),
         ));
+    } else if out.volume_dirty && force_dirty {
+        out.findings.push(Finding::warning(
+            "volume-dirty-forced",
+            "the NTFS volume of Windows was not unmounted cleanly and is written all the same: its log is thrown away, and what Windows had not finished writing is lost",
+            "let Windows check the disk at the first boot, and compare what matters with a backup",
+            format!("dirty flag or open $LogFile on partition {}", volume.id.0),
+        ));
     } else if out.volume_dirty {
         out.findings.push(Finding::blocker(
             "volume-dirty",
             "the NTFS volume of Windows was not unmounted cleanly: writing to it could damage it",
-            "start the guest, let it check the disk (chkdsk C: /f), and shut it down with shutdown /s /t 0",
+            "start the guest, let it check the disk (chkdsk C: /f), and shut it down with shutdown /s /t 0; --force-dirty-volume writes anyway and loses what was not finished",
             format!("dirty flag or open $LogFile on partition {}", volume.id.0),
         ));
     }
@@ -181,6 +189,28 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
             "system files are compressed (CompactOS): the processor type of driver files is not checked",
             "none needed",
             "WOF reparse points on system files",
+        ));
+    }
+    let probed = |what: fn(&FileInfo) -> bool| {
+        let mut found = COMPACT_PROBES
+            .iter()
+            .filter(|p| stat(p).is_some_and(|i| what(&i)));
+        found.next().map(|p| format!("{root}\\{p}"))
+    };
+    if let Some(file) = probed(|i| i.encrypted) {
+        out.findings.push(Finding::blocker(
+            "efs",
+            "files of Windows are encrypted (EFS): drivers added beside them could not be read at boot",
+            "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
+            file,
+        ));
+    }
+    if let Some(file) = probed(|i| i.compressed) {
+        out.findings.push(Finding::info(
+            "compressed-volume",
+            "files of Windows are compressed by NTFS: they are read as they are, and what is written may be compressed too",
+            "none needed",
+            file,
         ));
     }
     if stat("WinSxS\\pending.xml").is_some() {
