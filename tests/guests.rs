@@ -191,6 +191,15 @@ impl Guest {
         let info = self.attribute("$Volume", 0x70);
         let content = u64::from(self.bytes(info + 20, 1)[0]);
         self.patch(info + content + 10, &[1]);
+        // The first records are kept twice, and ntfs-3g compares them.
+        let start = self.start(Role::Windows);
+        let boot = self.bytes(start, 512);
+        let cluster = u64::from(boot[13]) * 512;
+        let at = |i: usize| {
+            let field = boot[i..i + 8].try_into().unwrap();
+            start + u64::from_le_bytes(field) * cluster
+        };
+        self.patch(at(56) + (info - at(48)) + content + 10, &[1]);
     }
 
     fn inspect(&self) -> Value {
@@ -321,6 +330,25 @@ fn volumes_that_must_not_be_written() {
     let guest = Guest::new(WinVersion::Win10);
     guest.patch(guest.start(Role::Windows) + 3, b"-FVE-FS-");
     guest.refused("bitlocker");
+    // One metadata block with one key, protected as given.
+    let start = guest.start(Role::Windows);
+    let mut block = b"-FVE-FS-".to_vec();
+    block.resize(112, 0);
+    block.extend([80, 0, 2, 0, 8, 0]);
+    block.resize(112 + 80, 0);
+    guest.patch(start + 176, &0x10_0000u64.to_le_bytes());
+    for (protection, named, suspended) in [
+        (0x800u16, "recovery password", false),
+        (0, "clear key", true),
+    ] {
+        block[112 + 34..112 + 36].copy_from_slice(&protection.to_le_bytes());
+        guest.patch(start + 0x10_0000, &block);
+        let found = guest.finding("bitlocker", "blocker");
+        let text = |part: &str| found[part].as_str().unwrap().to_string();
+        assert!(text("evidence").contains(named), "{found}");
+        assert_eq!(text("message").contains("suspended"), suspended, "{found}");
+    }
+    guest.refused("bitlocker");
     guest.check("windows-found", "fault", 4);
     let verdict = guest.verify(4);
     let hive = find(&verdict["checks"], "id", "system-hive-sound").unwrap();
@@ -401,8 +429,8 @@ fn states_of_windows_are_told() {
                 RegData::MultiSz(vec![r"\??\C:\x".into()]),
             )
             .dword(&format!("{SET}\\Services\\ClusSvc"), "Start", 2)
-            .dword(&format!("{SET}\\Services\\SymELAM"), "Start", 0)
-            .dword(&format!("{SET}\\Services\\SymELAM"), "Type", 1)
+            .dword(&format!("{SET}\\Services\\SymEFASI"), "Start", 0)
+            .dword(&format!("{SET}\\Services\\SymEFASI"), "Type", 1)
             .dword("Setup", "SystemSetupInProgress", 1);
     });
     guest.edit_hive("SOFTWARE", |software| {
@@ -427,6 +455,7 @@ fn states_of_windows_are_told() {
         ("cluster-node", "warning"),
         ("domain-controller", "warning"),
         ("setup-in-progress", "warning"),
+        ("antivirus", "warning"),
         ("compressed-volume", "info"),
     ] {
         guest.finding(id, severity);
@@ -512,6 +541,15 @@ fn hives_without_usable_logs() {
     bad[at..at + 2].copy_from_slice(b"xx");
     guest.write(Place::Windows, &config("SYSTEM"), &bad);
     guest.refused("hive-damaged");
+
+    eprintln!("logs ahead of a clean hive");
+    let guest = Guest::new(WinVersion::Win10);
+    let mut hive = guest.hive("SYSTEM");
+    let log = entry_log(&hive);
+    set_clean(&mut hive, 5).unwrap();
+    guest.write(Place::Windows, &config("SYSTEM"), &hive);
+    guest.write(Place::Windows, &config("SYSTEM.LOG2"), &log);
+    guest.accepted("hive-log-lost", "warning");
 
     eprintln!("missing");
     let guest = Guest::new(WinVersion::Win10);
@@ -620,6 +658,21 @@ fn boot_configuration() {
     });
     guest.accepted("bcd-loader-firmware", "warning");
     guest.accepted("bcd-loader", "warning");
+    guest.edit_bcd(|bcd| {
+        bcd.set(
+            &format!("{LOADER}\\26000022"),
+            "Element",
+            RegData::Binary(vec![1]),
+        );
+    });
+    guest.accepted("bcd-transient", "warning");
+    guest.edit_bcd(|bcd| {
+        let manager = "Objects\\{9dea862c-5cdd-4e70-acc1-f32b344d4795}\\Elements";
+        for code in ["23000003", "24000001"] {
+            bcd.remove(&format!("{manager}\\{code}")).unwrap();
+        }
+    });
+    guest.accepted("bcd-no-default", "warning");
 
     eprintln!("damaged, missing");
     let guest = Guest::new(WinVersion::Win10);
@@ -688,7 +741,7 @@ fn verify_tells_faults_apart() {
     let services = format!("{SET}\\Services");
     let class = format!("{SET}\\Control\\Class\\{{4d36e967-e325-11ce-bfc1-08002be10318}}");
     type Edit<'e> = (&'e str, i32, &'e dyn Fn(&mut KeyTree));
-    let edits: [Edit<'_>; 10] = [
+    let edits: [Edit<'_>; 11] = [
         ("controller-service", 4, &|s| {
             s.dword(&format!("{services}\\storahci\\StartOverride"), "1", 3);
         }),
@@ -726,6 +779,26 @@ fn verify_tells_faults_apart() {
             s.dword(&key, "Start", 0)
                 .dword(&key, "Type", 1)
                 .dword(&key, "ErrorControl", 1);
+        }),
+        ("storage-rivals", 0, &|s| {
+            let package = "DriverDatabase\\DriverPackages\\rival.inf_amd64_1";
+            let bound = RegData::Binary(vec![1, 0xff, 0, 0]);
+            s.set(
+                "DriverDatabase\\DeviceIds\\PCI\\CC_010601",
+                "rival.inf",
+                bound,
+            )
+            .sz(
+                "DriverDatabase\\DriverInfFiles\\rival.inf",
+                "Active",
+                "rival.inf_amd64_1",
+            )
+            .sz(
+                &format!("{package}\\Descriptors\\PCI\\CC_010601"),
+                "Configuration",
+                "c",
+            )
+            .sz(&format!("{package}\\Configurations\\c"), "Service", "disk");
         }),
         ("control-sets", 4, &|s| {
             s.dword("Select", "Current", 9);

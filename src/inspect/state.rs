@@ -2,6 +2,7 @@
 //! result surprising.
 
 use crate::disk::layout::{DiskLayout, GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES};
+use crate::guest::bitlocker::CLEAR_KEY;
 use crate::guest::{FileInfo, FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId};
 use crate::registry::HiveView;
 use crate::registry::hive::{Key, Result};
@@ -34,19 +35,29 @@ pub fn volumes(
 
     let bitlocker = of_kind(FsKind::Bitlocker);
     out.bitlocker = !bitlocker.is_empty();
+    let mut protectors: Vec<String> = Vec::new();
+    for protector in volumes.iter().flat_map(|v| &v.state.protectors) {
+        if !protectors.contains(protector) {
+            protectors.push(protector.clone());
+        }
+    }
     match (out.bitlocker, system) {
         (false, _) => {}
         (true, None) => out.findings.push(Finding::blocker(
             "bitlocker",
-            "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed",
+            if protectors.iter().any(|p| p == CLEAR_KEY) {
+                "BitLocker is suspended (the key lies open on the volume), but the volume is still encrypted: Windows cannot be changed here"
+            } else {
+                "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed"
+            },
             "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down",
-            list(&bitlocker),
+            unlocked_by(&bitlocker, &protectors),
         )),
         (true, Some(_)) => out.findings.push(Finding::warning(
             "bitlocker-data",
             "a data volume is encrypted with BitLocker: Windows may ask for its recovery key on the new machine",
             "keep the recovery key at hand, or suspend BitLocker before the conversion",
-            list(&bitlocker),
+            unlocked_by(&bitlocker, &protectors),
         )),
     }
 
@@ -158,6 +169,14 @@ fn system_volume(volume: &Volume, force_dirty: bool, out: &mut Inspection) {
             "start the guest, let it check the disk (chkdsk C: /f), and shut it down with shutdown /s /t 0; --force-dirty-volume writes anyway and loses what was not finished",
             format!("dirty flag or open $LogFile on partition {}", volume.id.0),
         ));
+    }
+}
+
+fn unlocked_by(volumes: &[VolumeId], protectors: &[String]) -> String {
+    let volumes = list(volumes);
+    match protectors.is_empty() {
+        true => volumes,
+        false => format!("{volumes}, protected by: {}", protectors.join(", ")),
     }
 }
 
