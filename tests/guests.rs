@@ -768,7 +768,7 @@ fn verify_tells_faults_apart() {
             let key = format!("{SET}\\Enum\\STORAGE\\Volume\\1");
             s.set(&key, "UpperFilters", dead);
         }),
-        ("critical-boot-services", 4, &|s| {
+        ("critical-boot-services", 0, &|s| {
             let key = format!("{services}\\fatal");
             s.dword(&key, "Start", 0)
                 .dword(&key, "Type", 1)

@@ -4,8 +4,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use crate::boot_path::Controller;
-use crate::convert::run;
-use crate::convert::session::Session;
+use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::Severity;
 use crate::report::{CheckState, text};
@@ -43,18 +42,13 @@ impl From<ControllerArg> for Controller {
 }
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
-    let work =
-        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
-    let disks = args.source.open()?.disks(work.path())?;
-    let source = run::first(&disks)?;
-    let session = Session::read(source, &source.image()?)?;
     let mut wanted: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     if wanted.is_empty() {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
     }
-    let survey = session.inspect()?;
-    let checks = verify::verify(&survey, &session.guest, &wanted);
-    session.close()?;
+    let (survey, checks) = look(&args.source.open()?, |survey, guest| {
+        verify::verify(survey, guest, &wanted)
+    })?;
     let ready = verify::is_ready(&checks);
     for check in &checks {
         let mark = match (check.state, check.severity) {
@@ -76,7 +70,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     }
     let mut error = Error::new(
         ErrorKind::NotReady,
-        format!("{} is not boot-ready", source.path.display()),
+        format!("{} is not boot-ready", survey.inspection.source.path),
     );
     error.reported = true;
     Err(error.hint("hyper2kvm convert makes it ready"))

@@ -9,6 +9,7 @@ use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::guest::GuestRead;
 use crate::guest::embedded::{self, EmbeddedReader};
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
 use crate::source::SourceVm;
@@ -25,12 +26,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// The image with its chain, checked: QEMU reads the missing end of a file as zeroes.
     pub fn image(&self) -> Result<Image> {
-        Ok(Image::open_info(
-            &self.path,
-            self.format.as_deref(),
-            &self.allow_backing,
-        )?)
+        let image = Image::open_info(&self.path, self.format.as_deref(), &self.allow_backing)?;
+        image.check()?;
+        Ok(image)
     }
 
     fn has_windows(&self) -> Result<bool> {
@@ -84,6 +84,34 @@ impl SourceMachine {
         }
         Ok(disks)
     }
+}
+
+/// Looks at the disk Windows is on and is done with it.
+pub fn survey(machine: &SourceMachine) -> Result<Survey> {
+    Ok(look(machine, |_, _| ())?.0)
+}
+
+/// The same, with something to look at besides while the disk is open.
+pub fn look<T>(
+    machine: &SourceMachine,
+    also: impl FnOnce(&Survey, &dyn GuestRead) -> T,
+) -> Result<(Survey, T)> {
+    let work =
+        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
+    let disks = machine.disks(work.path())?;
+    let source = first(&disks)?;
+    let session = Session::read(source, &source.image()?)?;
+    let survey = session.inspect()?;
+    let seen = also(&survey, &session.guest);
+    session.close()?;
+    Ok((survey, seen))
+}
+
+/// The disk Windows is on.
+pub fn first(disks: &[Source]) -> Result<&Source> {
+    disks
+        .first()
+        .ok_or_else(|| Error::failed("the source names no disk"))
 }
 
 /// One disk behind a storage daemon of ours, with its volumes.

@@ -214,7 +214,8 @@ fn is_dead(
 }
 
 /// The boot loader loads every boot-start driver; one that cannot be loaded stops it when its
-/// `ErrorControl` is "critical", and is passed over otherwise.
+/// `ErrorControl` is "critical", and is passed over otherwise. No blocker: a guest that started on its
+/// old host with such a driver has a way to find it that we do not know.
 pub fn critical_services(c: &Context<'_>) -> Outcome {
     services(c, true, "the boot loader stops at drivers it cannot load")
 }

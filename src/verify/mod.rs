@@ -87,7 +87,7 @@ const CHECKS: [CheckDef; 28] = [
     check("device-filters", WARNING, drivers::device_filters),
     check(
         "critical-boot-services",
-        BLOCKER,
+        WARNING,
         drivers::critical_services,
     ),
     check("boot-services", WARNING, drivers::other_services),
