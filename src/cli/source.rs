@@ -84,6 +84,12 @@ pub struct FixArgs {
     /// libvirt domain type
     #[arg(long, value_enum, default_value_t = DomainTypeArg::Kvm)]
     pub domain_type: DomainTypeArg,
+    /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
+    #[arg(long)]
+    pub force_dirty_volume: bool,
+    /// Make the default boot entry name the partition Windows is on when it names one that does not exist
+    #[arg(long)]
+    pub repair_bcd: bool,
     /// Replace an output folder of ours
     #[arg(long)]
     pub force: bool,
@@ -155,6 +161,7 @@ impl SourceArgs {
             format: self.source_format.clone(),
             allow_backing: self.allow_backing.clone(),
             root: self.root.clone(),
+            force_dirty: false,
         })
     }
 }
@@ -172,7 +179,8 @@ impl FixArgs {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
         let media_path = self.virtio_path()?;
-        let source = self.source.open()?;
+        let mut source = self.source.open()?;
+        source.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
         let known_macs = vm.nics.iter().filter_map(|n| n.mac);
         let machine = MachineOptions {
@@ -214,6 +222,7 @@ impl FixArgs {
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
             force: self.force,
+            repair_bcd: self.repair_bcd,
             keep_static_addresses: self.network == NetworkArg::Preserve,
             machine,
         })

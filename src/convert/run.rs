@@ -12,10 +12,10 @@ use crate::disk::chain::Image;
 use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
-use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
+use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage, StorageBus};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
@@ -24,7 +24,10 @@ use crate::fix::trim::DataMap;
 use crate::guest::EmbeddedWriter;
 use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, Severity, Survey};
-use crate::report::{self, ActionLine, Bytes, Check, DiskTrim, Outputs, Report, Timings};
+use crate::plan;
+use crate::report::{
+    self, ActionLine, Bytes, Check, CheckState, DiskTrim, Outputs, Report, Timings,
+};
 use crate::tool::{qemu_img, stop};
 use crate::ui::{Ui, document};
 use crate::verify;
@@ -54,6 +57,8 @@ pub struct Job {
     /// Compare source and copy after the copy.
     pub verify_copy: bool,
     pub force: bool,
+    /// `--repair-bcd`.
+    pub repair_bcd: bool,
     /// `--network preserve`.
     pub keep_static_addresses: bool,
     /// Paths in it are filled in by the conversion.
@@ -116,8 +121,22 @@ fn plan_for(
     catalogue: &Catalogue,
 ) -> Result<Prepared> {
     let (windows, _) = prepare::windows_or_refuse(survey)?;
-    let bootstrap = prepare::bootstrap(job.bootstrap, windows);
-    let mut prepared = prepare::prepare(survey, guest, media, catalogue, bootstrap)?;
+    let options = plan::Options {
+        bootstrap: prepare::bootstrap(job.bootstrap, windows),
+        repair_bcd: job.repair_bcd,
+    };
+    let mut prepared = prepare::prepare(survey, guest, media, catalogue, options)?;
+    let bus = match job.machine.storage {
+        StorageBus::VirtioBlk => Controller::VirtioBlk,
+        StorageBus::VirtioScsi => Controller::VirtioScsi,
+    };
+    if !wanted(&prepared).contains(&bus) {
+        prepared.plan.blockers.push(Blocker::new(
+            "storage-driver",
+            format!("there is no {} driver for this Windows", bus.name()),
+            "leave --storage out, or name the other one",
+        ));
+    }
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
     if job.keep_static_addresses {
         prepared
@@ -305,7 +324,9 @@ fn fix(
             Ok(Box::new(EmbeddedWriter::new(
                 disk,
                 &layout,
-                MountOptions::default(),
+                MountOptions {
+                    force_dirty: source.force_dirty,
+                },
             )))
         })
         .map_err(Error::from)?;
@@ -365,8 +386,8 @@ fn prove(
     ui.status("Verifying", "reading the result back");
     let session = Session::read(source, overlay)?;
     let survey = session.inspect()?;
-    let wanted = wanted(prepared.bootstrap);
-    let mut checks = verify::verify(&survey, &wanted);
+    let wanted = wanted(prepared);
+    let mut checks = verify::verify(&survey, &session.guest, &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,
@@ -399,12 +420,17 @@ fn prove(
     })
 }
 
-/// What a converted disk must boot from: the bootstrap controller and both virtio ones.
-fn wanted(bootstrap: Option<Controller>) -> Vec<Controller> {
-    bootstrap
-        .into_iter()
-        .chain([Controller::VirtioBlk, Controller::VirtioScsi])
-        .collect()
+/// What a converted disk must boot from: the bootstrap controller and the virtio ones there is a driver
+/// for (NT 5 has none for virtio-scsi).
+fn wanted(prepared: &Prepared) -> Vec<Controller> {
+    let virtio = prepared.drivers.boot_storage().filter_map(|package| {
+        match package.driver.to_ascii_lowercase().as_str() {
+            "viostor" => Some(Controller::VirtioBlk),
+            "vioscsi" => Some(Controller::VirtioScsi),
+            _ => None,
+        }
+    });
+    prepared.bootstrap.into_iter().chain(virtio).collect()
 }
 
 /// The disks in their final state, and what it took.
@@ -485,7 +511,9 @@ fn copy_disks(
             id: "copy-identical",
             severity: Severity::Blocker,
             ok: true,
+            state: CheckState::Ok,
             message: format!("{} copies compared with their sources", copied.len()),
+            evidence: String::new(),
         });
     }
     Ok(Disks {
