@@ -115,11 +115,10 @@ pub fn rivals(system: &HiveView<'_>, device: &PciDevice) -> Result<Vec<Binding>>
     Ok(bound.into_iter().map(|(_, binding)| binding).collect())
 }
 
+type Ranked = Vec<(Rank, Binding)>;
+
 /// The packages bound to the first id any of them knows, and the INFs that are only staged.
-fn candidates(
-    system: &HiveView<'_>,
-    device: &PciDevice,
-) -> Result<(Vec<(Rank, Binding)>, Vec<String>)> {
+fn candidates(system: &HiveView<'_>, device: &PciDevice) -> Result<(Ranked, Vec<String>)> {
     let (mut bound, mut staged) = (Vec::new(), Vec::new());
     let Some(database) = system.key("DriverDatabase")? else {
         return Ok((bound, staged));

@@ -33,11 +33,11 @@ pub fn findings(
     else {
         return;
     };
-    let sector = GuestPath::parse("$Boot").and_then(|path| {
-        Ok(guest
+    let sector = GuestPath::parse("$Boot").map(|path| {
+        guest
             .read_at(volume, &path, 0, 512)
             .ok()
-            .filter(|s| s.len() == 512))
+            .filter(|s| s.len() == 512)
     });
     let Ok(Some(sector)) = sector else {
         return;
