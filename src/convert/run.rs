@@ -30,7 +30,7 @@ use crate::verify;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine};
+use super::session::{Session, Source, SourceMachine, first};
 
 /// What is only needed while working, below the partial folder.
 const WORK: &str = ".work";
@@ -124,13 +124,6 @@ fn plan_for(
             .extend(static_addresses(&survey.inspection));
     }
     Ok(prepared)
-}
-
-/// The disk Windows is on.
-pub fn first(disks: &[Source]) -> Result<&Source> {
-    disks
-        .first()
-        .ok_or_else(|| Error::failed("the source names no disk"))
 }
 
 /// Windows keeps addresses with the adapter, and the VirtIO one is new to it.

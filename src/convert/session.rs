@@ -84,6 +84,25 @@ impl SourceMachine {
     }
 }
 
+/// Looks at the disk Windows is on and is done with it: what `inspect` and `verify` need.
+pub fn survey(machine: &SourceMachine) -> Result<Survey> {
+    let work =
+        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
+    let disks = machine.disks(work.path())?;
+    let source = first(&disks)?;
+    let session = Session::read(source, &source.image()?)?;
+    let survey = session.inspect()?;
+    session.close()?;
+    Ok(survey)
+}
+
+/// The disk Windows is on.
+pub fn first(disks: &[Source]) -> Result<&Source> {
+    disks
+        .first()
+        .ok_or_else(|| Error::failed("the source names no disk"))
+}
+
 /// One disk behind a storage daemon of ours, with its volumes.
 pub struct Session<D: BlockRead + ?Sized> {
     pub export: Export<D>,
