@@ -153,8 +153,11 @@ pub enum DomainTypeArg {
 
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
-        let vm = source::open(&self.source)
-            .map_err(|e| Error::failed(format!("opening {}", self.source.display())).because(e))?;
+        let vm = source::open(&self.source).map_err(|e| {
+            let hint = e.hint();
+            let error = Error::failed(format!("opening {}", self.source.display())).because(e);
+            hint.into_iter().fold(error, Error::hint)
+        })?;
         Ok(SourceMachine {
             vm,
             path: self.source.clone(),

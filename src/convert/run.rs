@@ -80,7 +80,9 @@ impl Job {
         let mut catalogue = Catalogue::builtin();
         for file in &self.driver_config {
             catalogue.merge_file(file).map_err(|e| {
-                Error::usage(format!("reading the driver catalogue {}", file.display())).because(e)
+                Error::usage(format!("reading the driver catalogue {}", file.display()))
+                    .because(e)
+                    .hint("docs/drivers.md describes the format")
             })?;
         }
         Ok(catalogue)
@@ -93,6 +95,9 @@ impl Job {
                 self.media_path.display()
             ))
             .because(e)
+            .hint(
+                "--virtio-iso takes a virtio-win ISO, or a folder laid out like it or like its RPM",
+            )
         })
     }
 }
@@ -632,8 +637,8 @@ fn roll_back_after(image: &Image, journal: &mut Journal, error: Error) -> Error 
             Ok(export.close()?)
         });
     match restored {
-        Ok(()) if error.kind == ErrorKind::Interrupted => {
-            Error::new(error.kind, "interrupted; the disk was restored")
+        Ok(()) if error.is_interrupted() => {
+            Error::new(ErrorKind::Interrupted, "interrupted; the disk was restored")
         }
         Ok(()) => Error::new(
             ErrorKind::RolledBack,

@@ -61,8 +61,11 @@ impl SourceMachine {
     /// first.
     pub fn disks(&self, work: &Path) -> Result<Vec<Source>> {
         let mut vm = self.vm.clone();
-        vm.prepare(work)
-            .map_err(|e| Error::failed(format!("unpacking {}", self.path.display())).because(e))?;
+        vm.prepare(work).map_err(|e| {
+            let hint = e.hint();
+            let error = Error::failed(format!("unpacking {}", self.path.display())).because(e);
+            hint.into_iter().fold(error, Error::hint)
+        })?;
         let mut disks: Vec<Source> = vm
             .disks
             .iter()
@@ -193,9 +196,13 @@ fn refusal(error: InspectError, path: &str) -> Error {
                 "name one with --root",
             )],
         ),
-        InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => {
-            Error::usage(error.to_string())
-        }
+        InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => Error::usage(
+            error.to_string(),
+        )
+        .hint("--root takes a folder of the guest as found, e.g. '2:\\Windows' for partition 2"),
+        InspectError::Path(source) => Error::usage("--root is not a path in a guest")
+            .because(source)
+            .hint("--root takes a folder like '2:\\Windows'"),
         other => Error::failed(format!("inspecting {path}")).because(other),
     }
 }
