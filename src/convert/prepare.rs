@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::boot_path::Controller;
+use crate::domain::StorageBus;
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::Media;
 use crate::drivers::package;
@@ -96,6 +97,35 @@ pub fn prepare(
         bootstrap: options.bootstrap,
         drivers,
     })
+}
+
+/// What a converted disk must boot from: the bootstrap controller and the virtio ones there is a driver
+/// for (NT 5 has none for virtio-scsi).
+pub fn wanted(prepared: &Prepared) -> Vec<Controller> {
+    let virtio = prepared.drivers.boot_storage().filter_map(|package| {
+        match package.driver.to_ascii_lowercase().as_str() {
+            "viostor" => Some(Controller::VirtioBlk),
+            "vioscsi" => Some(Controller::VirtioScsi),
+            _ => None,
+        }
+    });
+    prepared.bootstrap.into_iter().chain(virtio).collect()
+}
+
+/// The blocker for a production bus this Windows has no driver for.
+pub fn without_driver(prepared: &Prepared, storage: StorageBus) -> Option<Blocker> {
+    let bus = match storage {
+        StorageBus::VirtioBlk => Controller::VirtioBlk,
+        StorageBus::VirtioScsi => Controller::VirtioScsi,
+    };
+    let blocker = || {
+        Blocker::new(
+            "storage-driver",
+            format!("there is no {} driver for this Windows", bus.name()),
+            "leave --storage out, or name the other one",
+        )
+    };
+    (!wanted(prepared).contains(&bus)).then(blocker)
 }
 
 /// The digest of each package that is installed completely; its files are checked on the way.

@@ -12,10 +12,10 @@ use crate::disk::chain::Image;
 use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
-use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage, StorageBus};
+use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
-use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
@@ -131,17 +131,8 @@ fn plan_for(
         repair_bcd: job.repair_bcd,
     };
     let mut prepared = prepare::prepare(survey, guest, media, catalogue, options)?;
-    let bus = match job.machine.storage {
-        StorageBus::VirtioBlk => Controller::VirtioBlk,
-        StorageBus::VirtioScsi => Controller::VirtioScsi,
-    };
-    if !wanted(&prepared).contains(&bus) {
-        prepared.plan.blockers.push(Blocker::new(
-            "storage-driver",
-            format!("there is no {} driver for this Windows", bus.name()),
-            "leave --storage out, or name the other one",
-        ));
-    }
+    let missing = prepare::without_driver(&prepared, job.machine.storage);
+    prepared.plan.blockers.extend(missing);
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
     if job.keep_static_addresses {
         prepared
@@ -391,7 +382,7 @@ fn prove(
     ui.status("Verifying", "reading the result back");
     let session = Session::read(source, overlay)?;
     let survey = session.inspect()?;
-    let wanted = wanted(prepared);
+    let wanted = prepare::wanted(prepared);
     let mut checks = verify::verify(&survey, &session.guest, &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
@@ -423,19 +414,6 @@ fn prove(
         checks,
         trim,
     })
-}
-
-/// What a converted disk must boot from: the bootstrap controller and the virtio ones there is a driver
-/// for (NT 5 has none for virtio-scsi).
-fn wanted(prepared: &Prepared) -> Vec<Controller> {
-    let virtio = prepared.drivers.boot_storage().filter_map(|package| {
-        match package.driver.to_ascii_lowercase().as_str() {
-            "viostor" => Some(Controller::VirtioBlk),
-            "vioscsi" => Some(Controller::VirtioScsi),
-            _ => None,
-        }
-    });
-    prepared.bootstrap.into_iter().chain(virtio).collect()
 }
 
 /// The disks in their final state, and what it took.

@@ -6,11 +6,13 @@
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
 
+mod old;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use hyper2kvm::demo::guest::layout;
@@ -810,132 +812,4 @@ fn verify_tells_faults_apart() {
         guest.edit_hive("SYSTEM", edit);
         guest.check(id, "fault", code);
     }
-}
-
-#[test]
-fn old_windows() {
-    if !have(&TOOLS) {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let media = dir.path().join("virtio-win");
-    drivers_for_old_windows(&media);
-    let media = media.to_str().unwrap();
-    for version in [WinVersion::Xp, WinVersion::Server2003, WinVersion::Vista] {
-        eprintln!("{version:?}");
-        let lab = Lab::new(spec(version));
-        let convert = |more: &[&str]| {
-            let (disk, out) = (lab.raw.to_str().unwrap(), lab.path("out"));
-            let fixed = ["convert", disk, "--json", "--virtio-iso", media, "-o"];
-            let out = [out.to_str().unwrap()];
-            h2k([&fixed[..], &out[..], more].concat())
-        };
-        // Current media have nothing for them.
-        let error = lab.convert(&lab.raw, &[]).expect(3).json();
-        let text = error.to_string();
-        assert!(
-            text.contains("driver-missing") && text.contains("0.1.173"),
-            "{text}"
-        );
-        let report = convert(&[]).expect(0).json();
-        let nt5 = version != WinVersion::Vista;
-        let first = if nt5 { "ide" } else { "sata" };
-        for (bus, ready) in [(first, true), ("virtio-blk", true), ("virtio-scsi", !nt5)] {
-            assert_eq!(report["controllers"][bus]["ready"], ready, "{bus}");
-        }
-        let xml = fs::read_to_string(report["outputs"]["bootstrap_xml"].as_str().unwrap()).unwrap();
-        assert_eq!(xml.contains("q35"), !nt5, "{xml}");
-        if nt5 {
-            let more = ["--force", "--storage", "virtio-scsi"];
-            let error = convert(&more).expect(3).json();
-            let blockers = &error["error"]["blockers"];
-            assert!(
-                find(blockers, "code", "storage-driver").is_some(),
-                "{blockers}"
-            );
-            let seen = h2k(["inspect", lab.raw.to_str().unwrap(), "--json"]);
-            let seen = seen.expect(0).json();
-            assert!(find(&seen["findings"], "id", "boot-sector-heads").is_some());
-        }
-    }
-}
-
-/// Folders as old virtio-win releases have them: for NT 5 one storage driver that knows the
-/// transitional device only.
-fn drivers_for_old_windows(folder: &Path) {
-    let (from, to) = (virtio_win().to_str().unwrap(), folder.to_str().unwrap());
-    tool("cp", &["-r", from, to]);
-    let put = |driver: &str, arch: &str, os: &str, edit: &dyn Fn(String) -> String| {
-        let from = folder.join(format!("{driver}/w7/{arch}"));
-        let to = folder.join(format!("{driver}/{os}/{arch}"));
-        fs::create_dir_all(&to).unwrap();
-        for file in fs::read_dir(from).unwrap().map(|f| f.unwrap().path()) {
-            let name = file.file_name().unwrap();
-            match file.extension().is_some_and(|e| e == "inf") {
-                true => {
-                    let text = fs::read_to_string(&file).unwrap();
-                    fs::write(to.join(name), edit(text)).unwrap();
-                }
-                false => drop(fs::copy(&file, to.join(name)).unwrap()),
-            }
-        }
-    };
-    let legacy = |text: String| {
-        let lines: Vec<&str> = text.lines().collect();
-        let modern = |i: usize| lines[i].contains("DEV_1042") || lines[i].ends_with('\\');
-        let kept = (0..lines.len()).filter(|i| !modern(*i)).map(|i| lines[i]);
-        kept.collect::<Vec<_>>().join("\r\n")
-    };
-    put("viostor", "x86", "xp", &legacy);
-    put("viostor", "x86", "2k3", &legacy);
-    for driver in ["viostor", "vioscsi"] {
-        put(driver, "amd64", "2k8", &|text| text.replace(".6.1", ".6.0"));
-    }
-}
-
-/// The demo's drivers with a release number of their own.
-fn drivers_of(release: u32, folder: &Path) {
-    tool(
-        "cp",
-        &[
-            "-r",
-            virtio_win().to_str().unwrap(),
-            folder.to_str().unwrap(),
-        ],
-    );
-    for os in ["w7", "w8.1", "2k12R2"] {
-        for driver in ["viostor", "vioscsi"] {
-            let inf = folder.join(format!("{driver}/{os}/amd64/{driver}.inf"));
-            let text = fs::read_to_string(&inf).unwrap();
-            let line = text.lines().find(|l| l.trim().starts_with("DriverVer"));
-            let date = line.unwrap().split(['=', ',']).nth(1).unwrap().trim();
-            let nt = if os == "w7" { 61 } else { 63 };
-            let new = format!("DriverVer = {date},{nt}.{release}.104.{release}00");
-            fs::write(&inf, text.replace(line.unwrap(), &new)).unwrap();
-        }
-    }
-}
-
-#[test]
-fn signatures_that_old_windows_refuses() {
-    if !have(&TOOLS) {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let media = dir.path().join("virtio-win");
-    drivers_of(266, &media);
-    let plan = |disk: &Path| {
-        let args = ["plan", disk.to_str().unwrap(), "--virtio-iso"];
-        h2k(args.into_iter().chain([media.to_str().unwrap(), "--json"]))
-    };
-    let seven = plan(&base(WinVersion::Win7).raw).expect(0).json();
-    let warnings = seven["warnings"].to_string();
-    assert!(warnings.contains("KB4474419"), "{warnings}");
-    let lab = Lab::new(spec(WinVersion::Win81));
-    let error = plan(&lab.raw).expect(3).json();
-    let text = error.to_string();
-    assert!(
-        text.contains("0xC0000428") && text.contains("0.1.215"),
-        "{text}"
-    );
 }
