@@ -8,10 +8,13 @@ mod fat_write;
 pub mod fs;
 pub mod logfile;
 pub mod ntfs3g;
+mod ntfs_data;
 mod ntfs_read;
 mod ntfs_record;
 mod ntfs_state;
 pub mod path;
+pub mod unpack;
+pub mod wof;
 mod writer;
 
 #[cfg(test)]
