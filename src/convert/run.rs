@@ -14,6 +14,7 @@ use crate::disk::export::Export;
 use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
+use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
@@ -45,6 +46,8 @@ pub struct Job {
     pub format: DiskFormat,
     pub compress: bool,
     pub in_place: bool,
+    /// Refuse drivers whose catalogue is not in order, instead of warning.
+    pub require_signed: bool,
     pub force: bool,
     /// `--network preserve`.
     pub keep_static_addresses: bool,
@@ -110,6 +113,16 @@ fn plan_for(
     let (windows, _) = prepare::windows_or_refuse(survey)?;
     let bootstrap = prepare::bootstrap(job.bootstrap, windows);
     let mut prepared = prepare::prepare(survey, guest, media, catalogue, bootstrap)?;
+    let review = signature::review(&prepared.drivers, media)
+        .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
+    if job.require_signed {
+        prepared.plan.blockers.extend(review.blockers());
+    } else {
+        prepared.plan.warnings.extend(review.warnings());
+    }
+    for driver in &mut prepared.plan.drivers {
+        driver.signer = review.signers.get(&driver.driver).cloned();
+    }
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
     if job.keep_static_addresses {
         prepared
