@@ -29,7 +29,10 @@ fn run_in(lab: &Lab, args: &[&str], env: &[(&str, &OsStr)]) -> Run {
     command.envs(env.iter().copied());
     let run = support::finish(command);
     let left: Vec<_> = fs::read_dir(&tmp).unwrap().collect();
-    assert!(left.is_empty(), "temporary files left by {args:?}: {left:?}");
+    assert!(
+        left.is_empty(),
+        "temporary files left by {args:?}: {left:?}"
+    );
     run
 }
 
@@ -75,8 +78,17 @@ fn fails_with(lab: &Lab, args: &[&str], env: &[(&str, &OsStr)], code: i32, says:
 #[track_caller]
 fn assert_plain(text: &str) {
     for debug in [
-        "Some(", "None", "Err(", "Ok(", "Os {", "kind:", "panicked", "RUST_BACKTRACE", "Error {",
-        "\\\\?\\", "\\u{",
+        "Some(",
+        "None",
+        "Err(",
+        "Ok(",
+        "Os {",
+        "kind:",
+        "panicked",
+        "RUST_BACKTRACE",
+        "Error {",
+        "\\\\?\\",
+        "\\u{",
     ] {
         assert!(!text.contains(debug), "{debug:?} in:\n{text}");
     }
@@ -102,7 +114,9 @@ fn not_convertible(lab: &Lab, name: &str, says: &[&str], shows: &[&str]) {
         assert!(shown.contains(word), "no {word:?} in:\n{shown}");
     }
     assert_plain(&shown);
-    let json = run_in(lab, &["inspect", name, "--json"], &[]).expect(0).json();
+    let json = run_in(lab, &["inspect", name, "--json"], &[])
+        .expect(0)
+        .json();
     assert_eq!(json["schema"], "hyper2kvm/inspect/1");
     let media = virtio_win().to_str().unwrap();
     for verb in ["convert", "plan"] {
@@ -159,12 +173,25 @@ fn files_that_are_no_disks() {
     let media = virtio_win().to_str().unwrap();
     fails_with(
         &lab,
-        &["convert", "notes.txt", "--source-format", "vmdk9", "--virtio-iso", media],
+        &[
+            "convert",
+            "notes.txt",
+            "--source-format",
+            "vmdk9",
+            "--virtio-iso",
+            media,
+        ],
         &[],
         2,
         &["unknown image format", "qcow2"],
     );
-    fails_with(&lab, &["inspect", "notes.txt", "--source-format", "qcow2"], &[], 1, &["notes.txt"]);
+    fails_with(
+        &lab,
+        &["inspect", "notes.txt", "--source-format", "qcow2"],
+        &[],
+        1,
+        &["notes.txt"],
+    );
 }
 
 #[test]
@@ -215,7 +242,10 @@ fn partitioned(lab: &Lab, name: &str, kind: u8, mkfs: Option<&[&str]>) {
     let disk = fs::File::create(lab.path(name)).unwrap();
     disk.set_len(64 << 20).unwrap();
     let mut contents = Vec::new();
-    fs::File::open(&volume).unwrap().read_to_end(&mut contents).unwrap();
+    fs::File::open(&volume)
+        .unwrap()
+        .read_to_end(&mut contents)
+        .unwrap();
     disk.write_all_at(&contents, 1 << 20).unwrap();
     let mut mbr = [0u8; 512];
     mbr[446] = 0x80;
@@ -236,7 +266,10 @@ fn disks_without_windows() {
     partitioned(&lab, "linux.raw", 0x83, Some(&["mkfs.ext4", "-q", "-F"]));
     partitioned(&lab, "data.raw", 7, Some(&["mkntfs", "-Q", "-q", "-F"]));
     partitioned(&lab, "unformatted.raw", 7, None);
-    fs::File::create(lab.path("blank.raw")).unwrap().set_len(64 << 20).unwrap();
+    fs::File::create(lab.path("blank.raw"))
+        .unwrap()
+        .set_len(64 << 20)
+        .unwrap();
     not_convertible(&lab, "linux.raw", &["Linux"], &["Linux"]);
     not_convertible(&lab, "data.raw", &["no Windows"], &[]);
     not_convertible(&lab, "unformatted.raw", &["no Windows"], &[]);
@@ -273,7 +306,7 @@ fn damaged_windows() {
         *byte ^= 0xa5;
     }
     let mut cut = good.clone();
-    cut.truncate(good.len() / 2 & !4095);
+    cut.truncate((good.len() / 2) & !4095);
     let mut header = good.clone();
     header[40..44].copy_from_slice(&u32::MAX.to_le_bytes());
     for (name, hive) in [("flipped", flipped), ("cut", cut), ("length", header)] {
@@ -356,10 +389,29 @@ fn several_windows_and_none_complete() {
             &["more than one Windows", "Win2", "--root"],
         );
     }
-    let plan = ["plan", "guest.raw", "--virtio-iso", media, "--root", "\\Windows"];
+    let plan = [
+        "plan",
+        "guest.raw",
+        "--virtio-iso",
+        media,
+        "--root",
+        "\\Windows",
+    ];
     run_in(&lab, &plan, &[]).expect(0);
-    fails_with(&lab, &["inspect", "guest.raw", "--root", "\\Nowhere"], &[], 2, &["Nowhere"]);
-    fails_with(&lab, &["inspect", "guest.raw", "--root", "::"], &[], 2, &["root"]);
+    fails_with(
+        &lab,
+        &["inspect", "guest.raw", "--root", "\\Nowhere"],
+        &[],
+        2,
+        &["Nowhere"],
+    );
+    fails_with(
+        &lab,
+        &["inspect", "guest.raw", "--root", "::"],
+        &[],
+        2,
+        &["root"],
+    );
 }
 
 #[test]
@@ -374,16 +426,28 @@ fn driver_media() {
     fs::write(lab.path("empty.iso"), "").unwrap();
     // Drivers for other Windows versions only.
     let only = lab.path("only-xp");
-    tool("cp", &["-r", virtio_win().to_str().unwrap(), only.to_str().unwrap()]);
+    tool(
+        "cp",
+        &["-r", virtio_win().to_str().unwrap(), only.to_str().unwrap()],
+    );
     for driver in fs::read_dir(&only).unwrap() {
         let driver = driver.unwrap().path();
-        for folder in ["w10", "w11", "2k16", "2k19", "2k22", "2k25", "w8.1", "w8", "2k12R2", "2k12"] {
+        for folder in [
+            "w10", "w11", "2k16", "2k19", "2k22", "2k25", "w8.1", "w8", "2k12R2", "2k12",
+        ] {
             let _ = fs::remove_dir_all(driver.join(folder));
         }
     }
     // Storage drivers whose file is not there.
     let holes = lab.path("holes");
-    tool("cp", &["-r", virtio_win().to_str().unwrap(), holes.to_str().unwrap()]);
+    tool(
+        "cp",
+        &[
+            "-r",
+            virtio_win().to_str().unwrap(),
+            holes.to_str().unwrap(),
+        ],
+    );
     fs::remove_file(holes.join("viostor/w10/amd64/viostor.sys")).unwrap();
     for (media, code, says) in [
         ("nowhere.iso", 1, "nowhere.iso"),
@@ -404,9 +468,16 @@ fn driver_media() {
         fails_with(&lab, &["convert", "guest.raw"], &[], 2, &["--virtio-iso"]);
     }
     let closed = lab.path("closed");
-    tool("cp", &["-r", virtio_win().to_str().unwrap(), closed.to_str().unwrap()]);
+    tool(
+        "cp",
+        &[
+            "-r",
+            virtio_win().to_str().unwrap(),
+            closed.to_str().unwrap(),
+        ],
+    );
     if as_nobody(&lab).is_some() {
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
         let run = as_nobody(&lab).unwrap()(&["convert", "guest.raw", "--virtio-iso", "closed"]);
         let run = run.expect(5);
         assert!(run.stderr.contains("closed"), "{}", run.stderr);
@@ -421,12 +492,26 @@ fn driver_media() {
         ("nonsense: true\n", "bad.yaml:"),
     ] {
         fs::write(lab.path("bad.yaml"), text).unwrap();
-        let args = ["convert", "guest.raw", "--virtio-iso", media, "--driver-config", "bad.yaml"];
+        let args = [
+            "convert",
+            "guest.raw",
+            "--virtio-iso",
+            media,
+            "--driver-config",
+            "bad.yaml",
+        ];
         fails_with(&lab, &args, &[], 2, &[says]);
     }
     fails_with(
         &lab,
-        &["convert", "guest.raw", "--virtio-iso", media, "--driver-config", "none.yaml"],
+        &[
+            "convert",
+            "guest.raw",
+            "--virtio-iso",
+            media,
+            "--driver-config",
+            "none.yaml",
+        ],
         &[],
         2,
         &["none.yaml"],
@@ -468,15 +553,39 @@ fn output_folders() {
     fs::create_dir(lab.path("theirs")).unwrap();
     fs::write(lab.path("theirs/thesis.odt"), "years of work").unwrap();
     fs::write(lab.path("file"), "x").unwrap();
-    fails_with(&lab, &convert("theirs", &[]), &[], 1, &["theirs exists and is not"]);
-    fails_with(&lab, &convert("theirs", &["--force"]), &[], 1, &["theirs exists and is not"]);
+    fails_with(
+        &lab,
+        &convert("theirs", &[]),
+        &[],
+        1,
+        &["theirs exists and is not"],
+    );
+    fails_with(
+        &lab,
+        &convert("theirs", &["--force"]),
+        &[],
+        1,
+        &["theirs exists and is not"],
+    );
     fails_with(&lab, &convert("file", &["--force"]), &[], 1, &["file"]);
     fails_with(&lab, &convert("file/below", &[]), &[], 1, &["file"]);
     assert!(lab.path("theirs/thesis.odt").exists());
-    fails_with(&lab, &convert("out", &["--compress", "--format", "raw"]), &[], 2, &["compress"]);
+    fails_with(
+        &lab,
+        &convert("out", &["--compress", "--format", "raw"]),
+        &[],
+        2,
+        &["compress"],
+    );
 
     run_in(&lab, &convert("out", &[]), &[]).expect(0);
-    fails_with(&lab, &convert("out", &[]), &[], 1, &["out exists", "--force"]);
+    fails_with(
+        &lab,
+        &convert("out", &[]),
+        &[],
+        1,
+        &["out exists", "--force"],
+    );
     fs::write(lab.path("out/extra"), "").unwrap();
     run_in(&lab, &convert("out", &["--force"]), &[]).expect(0);
     assert!(!lab.path("out/extra").exists());
@@ -487,14 +596,25 @@ fn output_folders() {
 
     if let Some(run) = as_nobody(&lab) {
         fs::set_permissions(lab.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::set_permissions(virtio_win().parent().unwrap(), fs::Permissions::from_mode(0o755))
-            .unwrap();
+        fs::set_permissions(
+            virtio_win().parent().unwrap(),
+            fs::Permissions::from_mode(0o755),
+        )
+        .unwrap();
         let denied = run(&convert("denied", &[])).expect(5);
-        assert!(denied.stderr.contains("no permission to write"), "{}", denied.stderr);
+        assert!(
+            denied.stderr.contains("no permission to write"),
+            "{}",
+            denied.stderr
+        );
         assert!(!lab.path("denied").exists());
         fs::set_permissions(&lab.raw, fs::Permissions::from_mode(0o600)).unwrap();
         let denied = run(&["inspect", "guest.raw"]).expect(5);
-        assert!(denied.stderr.contains("no permission to open"), "{}", denied.stderr);
+        assert!(
+            denied.stderr.contains("no permission to open"),
+            "{}",
+            denied.stderr
+        );
     }
 }
 
@@ -526,7 +646,14 @@ fn a_full_disk() {
     let _mounted = Mounted(small_disk.clone());
     let digest = sha256(&lab.raw);
     let media = virtio_win().to_str().unwrap();
-    let args = ["convert", "guest.raw", "--virtio-iso", media, "-o", "small/out"];
+    let args = [
+        "convert",
+        "guest.raw",
+        "--virtio-iso",
+        media,
+        "-o",
+        "small/out",
+    ];
     // From nearly full, where the overlay does not fit, to too small for the copy.
     for filler in [23_900, 22_000, 18_000, 12_000, 0u64] {
         eprintln!("== {filler} KiB taken");
@@ -563,8 +690,18 @@ fn images_others_write_to() {
             .unwrap();
         // Its prompt comes after it has opened and locked the image.
         let mut prompt = [0];
-        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
-        child.stdout.as_mut().unwrap().read_exact(&mut prompt).unwrap();
+        child
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"length\n")
+            .unwrap();
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut prompt)
+            .unwrap();
         let holder = Holder(child);
         let name = image.file_name().unwrap().to_str().unwrap();
         let media = virtio_win().to_str().unwrap();
@@ -574,8 +711,16 @@ fn images_others_write_to() {
             vec!["convert", name, "--virtio-iso", media, "--in-place"],
         ] {
             let run = run_in(&lab, &args, &[]).expect(1);
-            assert!(run.stderr.contains("in use by another process"), "{}", run.stderr);
-            assert!(run.stderr.contains("shut the virtual machine down"), "{}", run.stderr);
+            assert!(
+                run.stderr.contains("in use by another process"),
+                "{}",
+                run.stderr
+            );
+            assert!(
+                run.stderr.contains("shut the virtual machine down"),
+                "{}",
+                run.stderr
+            );
         }
         assert_eq!(listing(lab.dir.path()), ["guest.qcow2", "guest.raw"]);
         drop(holder);
@@ -595,14 +740,19 @@ fn images_that_point_elsewhere() {
     let secret = secret.to_str().unwrap();
     let create = |name: &str, backing: &str| {
         let image = path(&lab, name);
-        let args = ["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, &image, "64M"];
+        let args = [
+            "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, &image, "64M",
+        ];
         tool("qemu-img", &args);
     };
     create("shadow.qcow2", "/etc/shadow");
     create("secret.qcow2", secret);
     create("up.qcow2", "../../../../../../../../../../etc/passwd");
     create("url.qcow2", "nbd://127.0.0.1:1/x");
-    create("json.qcow2", "json:{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}");
+    create(
+        "json.qcow2",
+        "json:{\"driver\":\"file\",\"filename\":\"/etc/shadow\"}",
+    );
     create("self.qcow2", "self.qcow2");
     create("gone.qcow2", "gone-too.raw");
     for (name, says) in [
@@ -666,12 +816,20 @@ fn missing_tools() {
 fn exit_codes_are_documented() {
     use hyper2kvm::error::ErrorKind::*;
     let kinds = [
-        Failed, Usage, Refused, NotReady, MissingTool, RolledBack, NotRolledBack, Internal,
+        Failed,
+        Usage,
+        Refused,
+        NotReady,
+        MissingTool,
+        RolledBack,
+        NotRolledBack,
+        Internal,
         Interrupted,
     ];
     let mut codes: Vec<u8> = kinds.iter().map(|k| k.code()).collect();
     codes.insert(0, 0);
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let readme: Vec<u8> = readme
         .lines()
         .filter_map(|l| l.strip_prefix("| ")?.split(' ').next()?.parse().ok())
@@ -679,7 +837,9 @@ fn exit_codes_are_documented() {
     assert_eq!(readme, codes, "README");
     for args in [["--help"], ["man"]] {
         let text = h2k(args).expect(0).stdout;
-        let (_, list) = text.split_once("Exit codes:").expect("a list of exit codes");
+        let (_, list) = text
+            .split_once("Exit codes:")
+            .expect("a list of exit codes");
         let found: Vec<u8> = list
             .lines()
             .filter_map(|l| l.split_whitespace().next()?.parse().ok())
@@ -719,16 +879,29 @@ fn usage_errors() {
 #[test]
 fn verbs_that_need_no_disk() {
     let drivers = h2k(["drivers"]).expect(0).stdout;
-    assert!(drivers.contains("Windows 11") && drivers.contains("w11"), "{drivers}");
-    let json = h2k(["drivers", virtio_win().to_str().unwrap(), "--json"]).expect(0).json();
+    assert!(
+        drivers.contains("Windows 11") && drivers.contains("w11"),
+        "{drivers}"
+    );
+    let json = h2k(["drivers", virtio_win().to_str().unwrap(), "--json"])
+        .expect(0)
+        .json();
     let rows = json["windows"].as_array().unwrap();
     let usable = |row: &&Value| row["usable"] == true;
     assert!(rows.iter().filter(usable).count() > 10, "{json}");
 
     let script = h2k(["completions", "bash"]).expect(0).stdout;
     assert!(script.contains("rollback"), "{script}");
-    let mut bash = Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
-    bash.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let mut bash = Command::new("bash")
+        .arg("-n")
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    bash.stdin
+        .take()
+        .unwrap()
+        .write_all(script.as_bytes())
+        .unwrap();
     assert!(bash.wait().unwrap().success());
 
     let dir = tempfile::tempdir().unwrap();
@@ -741,7 +914,11 @@ fn verbs_that_need_no_disk() {
         let doctor = h2k(["doctor", "--json"]).expect(0).json();
         assert_eq!(doctor["schema"], "hyper2kvm/doctor/1");
         let tools = doctor["tools"].as_array().unwrap();
-        assert!(tools.iter().any(|t| t["name"] == "qemu-img" && t["path"].is_string()));
+        assert!(
+            tools
+                .iter()
+                .any(|t| t["name"] == "qemu-img" && t["path"].is_string())
+        );
     }
 }
 
@@ -761,7 +938,9 @@ fn the_demo() {
         let disk = format!("{folder}/demo-kvm/demo.qcow2");
         run_in(&lab, &["verify", &disk], &[]).expect(0);
         let disk = format!("{folder}/demo.raw");
-        let json = run_in(&lab, &["verify", &disk, "--json"], &[]).expect(4).json();
+        let json = run_in(&lab, &["verify", &disk, "--json"], &[])
+            .expect(4)
+            .json();
         assert_eq!(json["ready"], false);
     }
 }

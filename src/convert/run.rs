@@ -9,8 +9,9 @@ use std::time::Instant;
 use crate::boot_path::Controller;
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
-use crate::disk::copy::{self, TargetFormat};
+use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
+use crate::disk::layout::DiskLayout;
 use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
@@ -20,14 +21,16 @@ use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
 use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
+use crate::fix::trim::DataMap;
 use crate::guest::EmbeddedWriter;
 use crate::guest::ntfs3g::MountOptions;
-use crate::inspect::{Inspection, Survey};
-use crate::report::{self, ActionLine, Bytes, Check, Outputs, Report, Timings};
+use crate::inspect::{Inspection, Severity, Survey};
+use crate::report::{self, ActionLine, Bytes, Check, DiskTrim, Outputs, Report, Timings};
 use crate::tool::{qemu_img, stop};
 use crate::ui::{Ui, document};
 use crate::verify;
 
+use super::copy::{self, DiskCopy};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
@@ -49,6 +52,10 @@ pub struct Job {
     pub in_place: bool,
     /// Refuse drivers whose catalogue is not in order, instead of warning.
     pub require_signed: bool,
+    /// Leave out what nobody needs: free space, page files.
+    pub trim: bool,
+    /// Compare source and copy after the copy.
+    pub verify_copy: bool,
     pub force: bool,
     /// `--network preserve`.
     pub keep_static_addresses: bool,
@@ -257,6 +264,7 @@ struct Fixed {
     before: Inspection,
     after: Inspection,
     checks: Vec<Check>,
+    trim: Vec<DiskTrim>,
 }
 
 #[expect(clippy::too_many_arguments)]
@@ -315,17 +323,46 @@ fn fix(
         })
         .map_err(Error::from)?;
         drop(guest);
+        let trimmed = trimmed(job, ui, &export, &layout, source)?;
         let image = export.image().clone();
         export.close()?;
-        prove(ui, source, &image, journal, prepared, media, inspection)
+        prove(
+            ui, source, &image, journal, prepared, media, inspection, trimmed,
+        )
     } else {
+        let trimmed = trimmed(job, ui, &session.export, &session.layout, source)?;
         let image = session.export.image().clone();
         session.close()?;
-        prove(ui, source, &image, journal, prepared, media, inspection)
+        prove(
+            ui, source, &image, journal, prepared, media, inspection, trimmed,
+        )
     }
 }
 
+/// Takes out of the overlay what nobody needs. Not in place: there is no copy it could make shorter.
+fn trimmed(
+    job: &Job,
+    ui: &Ui,
+    export: &Export<dyn BlockWrite>,
+    layout: &DiskLayout,
+    source: &Source,
+) -> Result<Vec<DiskTrim>> {
+    if !job.trim || job.in_place {
+        return Ok(Vec::new());
+    }
+    stopped()?;
+    ui.status("Trimming", "free space and page files, on the overlay");
+    let image = source.image()?;
+    Ok(vec![copy::trim_session(
+        &export.disk(),
+        layout,
+        source,
+        &image,
+    )?])
+}
+
 /// Opens the overlay again, read-only and with the other reader, and checks everything.
+#[expect(clippy::too_many_arguments)]
 fn prove(
     ui: &Ui,
     source: &Source,
@@ -334,6 +371,7 @@ fn prove(
     prepared: &Prepared,
     media: &dyn Media,
     before: Inspection,
+    trim: Vec<DiskTrim>,
 ) -> Result<Fixed> {
     point("fixed")?;
     stopped()?;
@@ -370,6 +408,7 @@ fn prove(
         before,
         after,
         checks,
+        trim,
     })
 }
 
@@ -393,45 +432,35 @@ fn copy_disks(
     ui: &Ui,
     folder: &OutputFolder,
     disks: &[Source],
-    fixed: Fixed,
+    mut fixed: Fixed,
     prepared: &Prepared,
 ) -> Result<Disks> {
-    let format = match job.format {
-        DiskFormat::Qcow2 => TargetFormat::Qcow2,
-        DiskFormat::Raw => TargetFormat::Raw,
-    };
-    let mut images = vec![fixed.image.clone()];
-    for disk in disks.iter().skip(1) {
-        images.push(disk.image()?);
-    }
+    let mut copies = Vec::new();
     let mut targets = Vec::new();
-    let mut bytes = Bytes::default();
-    for (i, image) in images.iter().enumerate() {
+    for (i, disk) in disks.iter().enumerate() {
         stopped()?;
+        let image = if i == 0 {
+            fixed.image.clone()
+        } else if job.trim {
+            let overlay = folder.path().join(WORK).join(format!("overlay-{i}.qcow2"));
+            create_work_folder(folder)?;
+            let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
+            fixed.trim.push(trimmed);
+            image
+        } else {
+            disk.image()?
+        };
         let suffix = if i == 0 {
             String::new()
         } else {
             format!("-{i}")
         };
         let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
-        ui.status("Copying", &file);
-        let size = image.virtual_size();
-        let progress = ui.progress("Copying", size);
-        let copied = copy::copy(
+        copies.push(DiskCopy {
+            live: DataMap::of(&image)?.bytes,
             image,
-            &folder.path().join(&file),
-            format,
-            job.compress,
-            &mut |fraction| {
-                progress.set((fraction * size as f64) as u64);
-                // Nothing to return an error to: here one can only wait or die.
-                let _ = failpoint::hit("copying");
-            },
-        )?;
-        progress.finish();
-        bytes.virtual_size += copied.virtual_size;
-        bytes.written += copied.written;
-        bytes.read += image.allocated().min(copied.virtual_size);
+            target: folder.path().join(&file),
+        });
         targets.push(TargetDisk {
             path: folder.target().join(&file),
             format: job.format,
@@ -443,12 +472,51 @@ fn copy_disks(
             boot: i == 0,
         });
     }
-    bytes.skipped = bytes.virtual_size.saturating_sub(bytes.read);
+    let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
+    let virtual_size = total(|c| c.image.virtual_size());
+    let live = total(|c| c.live);
+    ui.status(
+        "Copying",
+        &format!(
+            "{} of {}",
+            crate::ui::bytes(live),
+            crate::ui::bytes(virtual_size)
+        ),
+    );
+    let options = CopyOptions {
+        format: match job.format {
+            DiskFormat::Qcow2 => TargetFormat::Qcow2,
+            DiskFormat::Raw => TargetFormat::Raw,
+        },
+        compress: job.compress,
+        compare: job.verify_copy,
+        cancel: None,
+    };
+    let copied = copy::copy_all(ui, &copies, &options)?;
+    if job.verify_copy {
+        fixed.checks.push(Check {
+            id: "copy-identical",
+            severity: Severity::Blocker,
+            ok: true,
+            message: format!("{} copies compared with their sources", copied.len()),
+        });
+    }
     Ok(Disks {
         targets,
-        bytes,
+        bytes: Bytes {
+            virtual_size,
+            read: live,
+            written: copied.iter().map(|c| c.written).sum(),
+            skipped: virtual_size.saturating_sub(live),
+        },
         fixed,
     })
+}
+
+fn create_work_folder(folder: &OutputFolder) -> Result<()> {
+    let path = folder.path().join(WORK);
+    std::fs::create_dir_all(&path)
+        .map_err(|e| Error::failed(format!("creating {}", path.display())).because(e))
 }
 
 /// Commits the proved overlay to the source disk.
@@ -650,6 +718,7 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
         warnings,
         timings: Timings::default(),
         bytes,
+        trim: fixed.trim,
         inspection: fixed.before,
     })
 }

@@ -13,6 +13,7 @@ mod ntfs_read;
 mod ntfs_record;
 mod ntfs_state;
 pub mod path;
+pub mod spare;
 pub mod unpack;
 pub mod wof;
 mod writer;

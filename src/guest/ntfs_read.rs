@@ -95,6 +95,19 @@ impl Stream {
             StreamData::Runs { size, .. } => *size,
         }
     }
+
+    /// The clusters it lies in; none when it lies in its MFT record.
+    pub fn runs(&self) -> &[Run] {
+        match &self.data {
+            StreamData::Resident(_) => &[],
+            StreamData::Runs { runs, .. } => runs,
+        }
+    }
+
+    /// Neither compressed nor encrypted nor sparse.
+    pub fn is_plain(&self) -> bool {
+        self.flags == 0
+    }
 }
 
 /// A file found by its path.
@@ -136,6 +149,11 @@ impl NtfsVolume {
         };
         volume.open_mft()?;
         Ok(volume)
+    }
+
+    /// Where on the disk the volume starts.
+    pub(super) fn start(&self) -> u64 {
+        self.start
     }
 
     pub(super) fn clusters(&self) -> u64 {
