@@ -9,8 +9,13 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
-use hyper2kvm::demo::{Arch, Firmware, GuestSpec, WinVersion};
+use hyper2kvm::demo::pe::{self, Subsystem};
+use hyper2kvm::demo::{Arch, ExtraFile, Firmware, GuestSpec, Place, Role, WinVersion, pack};
+use hyper2kvm::disk::block::FileDisk;
+use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};
+use hyper2kvm::guest::{GuestPath, wof};
 use serde_json::Value;
 use support::{Lab, TOOLS, corpus, export, h2k, have, sha256, tool, virtio_win};
 
@@ -293,4 +298,106 @@ fn an_ordinary_user_can() {
         .env("HOME", "/nonexistent")
         .current_dir(lab.dir.path());
     support::finish(command).expect(0);
+}
+
+/// Programs compressed by CompactOS are read: the processor of a driver counts, and what is replaced
+/// is kept.
+#[test]
+fn compact_os() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let old = pe::image(Arch::Amd64, Subsystem::Gui);
+    let lab = Lab::new(spec(WinVersion::Win10, |s| {
+        s.compact_os = true;
+        s.extra_files.push(ExtraFile {
+            place: Place::Windows,
+            path: r"Windows\System32\drivers\viostor.sys".into(),
+            contents: old.clone(),
+        });
+    }));
+    let report = judge(&lab, &lab.raw, "sata", &["--force"]);
+    assert_eq!(report["inspection"]["compact_os"], true);
+    let backup = lab.path("out/backup/files/Windows/System32/drivers/viostor.sys");
+    assert_eq!(fs::read(backup).unwrap(), old);
+
+    let wrong = pe::image(Arch::X86, Subsystem::Native);
+    let part = lab.spec.partition(Role::Windows).unwrap();
+    let disk = Arc::new(FileDisk::open_rw(&lab.raw).unwrap());
+    let mut volume = Ntfs3g::mount(disk, part.start, part.size, MountOptions::default()).unwrap();
+    let driver = GuestPath::parse(r"Windows\System32\drivers\storahci.sys").unwrap();
+    let point = wof::reparse_point(pack::ALGORITHM);
+    volume.write_file(&driver, &wrong).unwrap();
+    volume
+        .make_wof(&driver, &pack::stream(&wrong), wrong.len() as u64, &point)
+        .unwrap();
+    volume.unmount().unwrap();
+    let inspected = h2k(["inspect", lab.raw.to_str().unwrap(), "--json"])
+        .expect(0)
+        .json();
+    let sata = &inspected["controllers"]["sata"];
+    assert_eq!(sata["ready"], false, "{sata}");
+    assert!(
+        sata["steps"]
+            .to_string()
+            .contains("storahci.sys is for x86, Windows"),
+        "{sata}"
+    );
+}
+
+/// The demo's catalogues list their files and are not signed.
+#[test]
+fn signatures() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new(spec(WinVersion::Win10, |_| {}));
+    let raw = lab.raw.to_str().unwrap();
+    let iso = lab.path("virtio-win");
+    tool(
+        "cp",
+        &["-r", virtio_win().to_str().unwrap(), iso.to_str().unwrap()],
+    );
+    let plan = |more: &[&str]| {
+        let mut args = vec!["plan", raw, "--json", "--virtio-iso", iso.to_str().unwrap()];
+        args.extend(more);
+        h2k(args)
+    };
+    let about = |run: support::Run| {
+        let warnings = run.expect(0).json()["warnings"].clone();
+        let list: Vec<String> = serde_json::from_value(warnings).unwrap();
+        list.into_iter()
+            .filter(|w| w.contains("(.cat)"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        about(plan(&[])),
+        [
+            "viostor, vioscsi, netkvm, balloon, vioserial, viorng: the catalogue (.cat) is not signed; \
+          Windows loads such drivers only in test mode (stop 0x7B otherwise)"
+        ]
+    );
+    let refused = plan(&["--require-signed"]).expect(3).json();
+    assert!(
+        refused.to_string().contains("driver-signature"),
+        "{refused}"
+    );
+
+    let driver = iso.join("viostor/w10/amd64/viostor.sys");
+    let mut bytes = fs::read(&driver).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&driver, bytes).unwrap();
+    fs::write(iso.join("vioscsi/w10/amd64/vioscsi.cat"), "no catalogue").unwrap();
+    let lines = about(plan(&[]));
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(
+        lines
+            .iter()
+            .any(|l| l.starts_with("viostor: viostor.sys is not what"))
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|l| l.starts_with("vioscsi: the catalogue (.cat) cannot be read"))
+    );
 }

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::guest::{GuestPath, GuestRead, IO_REPARSE_TAG_WOF, VolumeId};
+use crate::guest::{GuestError, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, VolumeId};
 
 /// `IMAGE_FILE_MACHINE_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -50,8 +50,7 @@ pub fn machine(head: &[u8]) -> Option<Machine> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageState {
     Missing,
-    /// `machine` is `None` when the file is there but its contents are compressed in a way we do
-    /// not read (WOF, LZNT1). Windows reads both.
+    /// `machine` is `None` when the file is there but compressed in a way that only Windows reads.
     Present {
         machine: Option<Machine>,
     },
@@ -71,9 +70,7 @@ pub fn image_state(guest: &dyn GuestRead, volume: VolumeId, path: &GuestPath) ->
     if info.encrypted {
         return ImageState::Unreadable;
     }
-    if info.reparse_tag == Some(IO_REPARSE_TAG_WOF) || info.compressed {
-        return ImageState::Present { machine: None };
-    }
+    let compressed = info.reparse_tag == Some(IO_REPARSE_TAG_WOF) || info.compressed;
     match guest.read_at(volume, path, 0, HEAD) {
         Ok(head) => match machine(&head) {
             Some(machine) => ImageState::Present {
@@ -81,6 +78,7 @@ pub fn image_state(guest: &dyn GuestRead, volume: VolumeId, path: &GuestPath) ->
             },
             None => ImageState::Unreadable,
         },
+        Err(GuestError::Unreadable { .. }) if compressed => ImageState::Present { machine: None },
         Err(_) => ImageState::Unreadable,
     }
 }

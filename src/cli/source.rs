@@ -63,6 +63,9 @@ pub struct FixArgs {
     /// Fix the source disk itself instead of a copy; undo with `rollback`
     #[arg(long, conflicts_with_all = ["compress", "format"])]
     pub in_place: bool,
+    /// Refuse drivers that are unsigned, test-signed or changed after signing, instead of warning
+    #[arg(long)]
+    pub require_signed: bool,
     /// What to do with the guest's IP configuration
     #[arg(long, value_enum, default_value_t)]
     pub network: NetworkArg,
@@ -222,6 +225,7 @@ impl FixArgs {
             format: self.format.into(),
             compress: self.compress,
             in_place: self.in_place,
+            require_signed: self.require_signed,
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
             force: self.force,

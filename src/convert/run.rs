@@ -15,6 +15,7 @@ use crate::disk::layout::DiskLayout;
 use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
+use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix};
@@ -52,6 +53,8 @@ pub struct Job {
     pub format: DiskFormat,
     pub compress: bool,
     pub in_place: bool,
+    /// Refuse drivers whose catalogue is not in order, instead of warning.
+    pub require_signed: bool,
     /// Leave out what nobody needs: free space, page files.
     pub trim: bool,
     /// Compare source and copy after the copy.
@@ -133,6 +136,16 @@ fn plan_for(
     let mut prepared = prepare::prepare(survey, guest, media, catalogue, options)?;
     let missing = prepare::without_driver(&prepared, job.machine.storage);
     prepared.plan.blockers.extend(missing);
+    let review = signature::review(&prepared.drivers, media)
+        .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
+    if job.require_signed {
+        prepared.plan.blockers.extend(review.blockers());
+    } else {
+        prepared.plan.warnings.extend(review.warnings());
+    }
+    for driver in &mut prepared.plan.drivers {
+        driver.signer = review.signers.get(&driver.driver).cloned();
+    }
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
     if job.keep_static_addresses {
         prepared

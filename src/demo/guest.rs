@@ -13,12 +13,12 @@ use std::sync::Arc;
 use super::pe::{self, Subsystem};
 use super::{
     Arch, DISK_GUID, DemoError, Firmware, GuestSpec, Leftovers, MBR_SIGNATURE, PartitionSpec,
-    Place, Role, bcd, driver_database, hives, services,
+    Place, Role, bcd, driver_database, hives, pack, services,
 };
 use crate::disk::block::{FileDisk, Window};
 use crate::disk::layout::{self, DiskLayout, Partition, Scheme};
-use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId};
+use crate::guest::ntfs3g::{MountOptions, Ntfs3g};
+use crate::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId, wof};
 use crate::tool::Cmd;
 use gpt::partition_types as types;
 
@@ -36,7 +36,35 @@ pub fn build(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
     let written = write_files(spec, writer.as_mut());
     let closed = writer.close();
     written?;
-    Ok(closed?)
+    closed?;
+    if spec.compact_os {
+        compact(spec, path)?;
+    }
+    Ok(())
+}
+
+/// Compresses the programs, as `compact /compactos:always` does.
+fn compact(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
+    let partition = spec
+        .partition(Role::Windows)
+        .ok_or(DemoError::Spec("there is no Windows partition"))?;
+    let disk = FileDisk::open_rw(path).map_err(|source| DemoError::Io {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let (start, len) = (partition.start, partition.size);
+    let mut volume = Ntfs3g::mount(Arc::new(disk), start, len, MountOptions::default())?;
+    let point = wof::reparse_point(pack::ALGORITHM);
+    for file in files(spec)? {
+        let name = file.path.name().unwrap_or_default().to_lowercase();
+        let program = [".sys", ".exe", ".dll"].iter().any(|e| name.ends_with(e));
+        if file.role == Role::Windows && program && name != "pagefile.sys" {
+            let packed = pack::stream(&file.contents);
+            let size = file.contents.len() as u64;
+            volume.make_wof(&file.path, &packed, size, &point)?;
+        }
+    }
+    Ok(volume.unmount()?)
 }
 
 /// The image with its partition table and empty file systems.

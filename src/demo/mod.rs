@@ -6,9 +6,11 @@
 //! bytes for the same specification; the file systems are not (their tools pick serial numbers).
 
 pub mod bcd;
+pub mod cat;
 pub mod driver_database;
 pub mod guest;
 pub mod hives;
+pub mod pack;
 pub mod pe;
 mod services;
 pub mod virtio_win;
@@ -300,6 +302,8 @@ pub struct GuestSpec {
     /// The folder Windows is in, `Windows` as a rule.
     pub windows_dir: String,
     pub pagefile_size: u64,
+    /// Programs and drivers are compressed as by CompactOS.
+    pub compact_os: bool,
     /// Bytes to use instead of the hive made here.
     pub system_hive: Option<Vec<u8>>,
     pub software_hive: Option<Vec<u8>>,
@@ -351,6 +355,7 @@ impl GuestSpec {
                 "Windows".into()
             },
             pagefile_size: 4 << 20,
+            compact_os: false,
             system_hive: None,
             software_hive: None,
             extra_files: Vec::new(),

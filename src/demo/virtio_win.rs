@@ -2,12 +2,13 @@
 //!
 //! The INFs are our own text with the structure of the real ones: decorations, directory ids 12 and
 //! 13, long and short hardware ids, UTF-16 here and there. Images come from the caller, catalogues
-//! and installers are placeholders: nothing in the folder is signed, so no Windows would load it.
+//! list them but are not signed, installers are placeholders: no Windows would load any of it.
 
 use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
+use super::cat;
 use crate::drivers::target::Arch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -284,16 +285,12 @@ fn package(
 ) -> Vec<(String, Vec<u8>)> {
     let stem = driver.stem;
     let what = format!("{stem} {} {arch}", os.folder);
+    let inf = encode(driver, os, inf_text(driver, os, arch));
+    let image = image(arch);
     let mut files = vec![
-        (
-            format!("{stem}.inf"),
-            encode(driver, os, inf_text(driver, os, arch)),
-        ),
-        (
-            format!("{stem}.cat"),
-            placeholder(&format!("catalogue of {what}")),
-        ),
-        (format!("{stem}.sys"), image(arch)),
+        (format!("{stem}.cat"), cat::unsigned(&[&inf, &image])),
+        (format!("{stem}.inf"), inf),
+        (format!("{stem}.sys"), image),
         (
             format!("{stem}.pdb"),
             placeholder(&format!("symbols of {what}")),

@@ -8,12 +8,14 @@
 //!
 //! Nothing here touches a guest: the result is data, for `plan` to decide on and `fix` to carry out.
 
+pub mod authenticode;
 pub mod catalogue;
 pub mod inf;
 pub mod iso;
 pub mod media;
 pub mod package;
 pub mod select;
+pub mod signature;
 pub mod target;
 
 pub use catalogue::{Catalogue, CatalogueError, Role};

@@ -9,11 +9,14 @@ mod fat_write;
 pub mod fs;
 pub mod logfile;
 pub mod ntfs3g;
+mod ntfs_data;
 mod ntfs_read;
 mod ntfs_record;
 mod ntfs_state;
 pub mod path;
 pub mod spare;
+pub mod unpack;
+pub mod wof;
 mod writer;
 
 #[cfg(test)]

@@ -7,8 +7,7 @@
 //! extent of a fragmented `$MFT`, reads record 0 again for every record, follows cyclic indexes and
 //! allocates index blocks of any size. The tests use it as a second opinion.
 //!
-//! Does not decompress (LZNT1, WOF), decrypt or follow reparse points: reading such a file is an
-//! error, never its raw clusters. Lookups compare with the volume's own `$UpCase` table.
+//! What a file holds, compressed or not, is read by `ntfs_data`. Lookups compare with the volume's own `$UpCase` table.
 
 use std::cell::{OnceCell, RefCell};
 use std::cmp::Ordering;
@@ -18,7 +17,7 @@ use std::sync::Arc;
 
 use super::fs::{self, NtfsFacts, le16, le32};
 use super::ntfs_record::{self as rec, Body, Fault, FileName, Record, Run, index_entries};
-use super::{FileInfo, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF};
+use super::{FileInfo, FileKind, GuestError, GuestPath};
 use crate::disk::block::BlockRead;
 
 const FILE_ROOT: u64 = 5;
@@ -63,7 +62,7 @@ impl ReadFault {
     }
 }
 
-fn unreadable(path: &GuestPath, reason: impl Into<String>) -> GuestError {
+pub(super) fn unreadable(path: &GuestPath, reason: impl Into<String>) -> GuestError {
     GuestError::Unreadable {
         path: path.to_string(),
         reason: reason.into(),
@@ -74,15 +73,17 @@ pub(super) type Fallible<T> = Result<T, ReadFault>;
 
 /// An attribute put together from all the records it is spread over.
 pub(super) struct Stream {
-    flags: u16,
-    data: StreamData,
+    pub flags: u16,
+    pub data: StreamData,
 }
 
-enum StreamData {
+pub(super) enum StreamData {
     Resident(Vec<u8>),
     Runs {
         size: u64,
         initialized: u64,
+        /// As in [`Body::NonResident`].
+        unit: u8,
         runs: Vec<Run>,
     },
 }
@@ -209,17 +210,19 @@ impl NtfsVolume {
                     lowest_vcn,
                     size,
                     initialized,
+                    unit,
                     mapping,
                 },
                 before,
             ) => {
-                let (size, initialized, mut runs) = match before {
-                    None => (size, initialized.min(size), Vec::new()),
+                let (size, initialized, unit, mut runs) = match before {
+                    None => (size, initialized.min(size), unit, Vec::new()),
                     Some(StreamData::Runs {
                         size,
                         initialized,
+                        unit,
                         runs,
-                    }) => (size, initialized, runs),
+                    }) => (size, initialized, unit, runs),
                     Some(StreamData::Resident(_)) => {
                         return Err("a resident attribute is continued".into());
                     }
@@ -228,6 +231,7 @@ impl NtfsVolume {
                 Ok(StreamData::Runs {
                     size,
                     initialized,
+                    unit,
                     runs,
                 })
             }
@@ -398,7 +402,12 @@ impl NtfsVolume {
         Ok(())
     }
 
-    fn read_all(&self, stream: &Stream, limit: u64, too_large: Fault) -> Fallible<Vec<u8>> {
+    pub(super) fn read_all(
+        &self,
+        stream: &Stream,
+        limit: u64,
+        too_large: Fault,
+    ) -> Fallible<Vec<u8>> {
         if stream.size() > limit {
             return Err(too_large.into());
         }
@@ -580,7 +589,7 @@ impl NtfsVolume {
         }))
     }
 
-    fn reparse_tag(&self, number: u64, record: &Record) -> Fallible<Option<u32>> {
+    pub(super) fn reparse_tag(&self, number: u64, record: &Record) -> Fallible<Option<u32>> {
         let Some(stream) = self.stream(number, record, rec::AT_REPARSE_POINT, &[])? else {
             return Ok(None);
         };
@@ -590,83 +599,6 @@ impl NtfsVolume {
         }
         self.read_stream(&stream, 0, &mut tag)?;
         Ok(Some(u32::from_le_bytes(tag)))
-    }
-
-    /// The data of a file that can be given out as it is.
-    fn plain_data(&self, path: &GuestPath) -> Result<Stream, GuestError> {
-        let found =
-            self.find(path)
-                .map_err(|e| e.at(path))?
-                .ok_or_else(|| GuestError::NotFound {
-                    path: path.to_string(),
-                })?;
-        let record = self.file_record(found.record).map_err(|e| e.at(path))?;
-        if record.is_dir() {
-            return Err(GuestError::WrongKind {
-                path: path.to_string(),
-                expected: "file",
-            });
-        }
-        let tag = self
-            .reparse_tag(found.record, &record)
-            .map_err(|e| e.at(path))?;
-        match tag {
-            None => {}
-            Some(IO_REPARSE_TAG_WOF) => {
-                return Err(unreadable(path, "it is compressed by CompactOS (WOF)"));
-            }
-            Some(tag) => {
-                let reason = format!("it is a reparse point (tag {tag:#010x})");
-                return Err(unreadable(path, reason));
-            }
-        }
-        let stream = self
-            .stream(found.record, &record, rec::AT_DATA, &[])
-            .map_err(|e| e.at(path))?
-            .unwrap_or(Stream {
-                flags: 0,
-                data: StreamData::Resident(Vec::new()),
-            });
-        if stream.flags & rec::ENCRYPTED != 0 {
-            return Err(unreadable(path, "it is encrypted (EFS)"));
-        }
-        if stream.flags & rec::COMPRESSED != 0 {
-            return Err(unreadable(path, "it is compressed by NTFS (LZNT1)"));
-        }
-        Ok(stream)
-    }
-
-    pub fn read_at(
-        &self,
-        path: &GuestPath,
-        offset: u64,
-        len: usize,
-    ) -> Result<Vec<u8>, GuestError> {
-        let stream = self.plain_data(path)?;
-        let len = stream.size().saturating_sub(offset).min(len as u64) as usize;
-        let mut bytes = vec![0; len];
-        if len > 0 {
-            self.read_stream(&stream, offset, &mut bytes)
-                .map_err(|e| e.at(path))?;
-        }
-        Ok(bytes)
-    }
-
-    pub fn read(&self, path: &GuestPath, limit: u64) -> Result<Vec<u8>, GuestError> {
-        let stream = self.plain_data(path)?;
-        let size = stream.size();
-        let too_large = || GuestError::TooLarge {
-            path: path.to_string(),
-            size,
-            limit,
-        };
-        if size > limit {
-            return Err(too_large());
-        }
-        let mut bytes = vec![0; usize::try_from(size).map_err(|_| too_large())?];
-        self.read_stream(&stream, 0, &mut bytes)
-            .map_err(|e| e.at(path))?;
-        Ok(bytes)
     }
 
     /// Entries of a directory, sorted by name. Sizes and flags are those in the directory index,

@@ -158,6 +158,8 @@ pub enum Body<'r> {
         /// Sizes in bytes; they count only where `lowest_vcn` is 0.
         size: u64,
         initialized: u64,
+        /// Clusters of a compression unit, as a power of two; 0 where nothing is compressed.
+        unit: u8,
         mapping: &'r [u8],
     },
 }
@@ -187,6 +189,7 @@ impl<'r> Attribute<'r> {
                 lowest_vcn: le64(bytes, 16),
                 size: le64(bytes, 48),
                 initialized: le64(bytes, 56),
+                unit: bytes[34],
                 mapping,
             }
         };

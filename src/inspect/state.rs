@@ -205,7 +205,7 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
     if out.compact_os {
         out.findings.push(Finding::info(
             "compact-os",
-            "system files are compressed (CompactOS): the processor type of driver files is not checked",
+            "system files are compressed (CompactOS): driver files that are added or replaced are not",
             "none needed",
             "WOF reparse points on system files",
         ));

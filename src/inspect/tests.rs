@@ -330,7 +330,7 @@ fn compact_os_takes_the_processor_from_the_registry() {
         .reparse_tag = Some(IO_REPARSE_TAG_WOF);
     shape
         .guest
-        .file(2, "Win/System32/drivers/storahci.sys", vec![])
+        .file(2, "Win/System32/drivers/storahci.sys", fake_pe(0x8664))
         .reparse_tag = Some(IO_REPARSE_TAG_WOF);
     let inspection = shape.inspect();
     assert!(inspection.compact_os);

@@ -195,6 +195,7 @@ fn planned(package: &DriverPackage, boot: bool) -> PlannedDriver {
         folder: package.folder.clone(),
         version: package.inf.driver_ver.version_text(),
         placement: if boot { "boot" } else { "staged" },
+        signer: None,
     }
 }
 

@@ -159,6 +159,9 @@ pub struct PlannedDriver {
     pub version: String,
     /// `boot` (complete package, starts with the system) or `staged` (found by PnP at first boot).
     pub placement: &'static str,
+    /// Who signed its catalogue, when that is in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signer: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -46,7 +46,6 @@ pub const STANDARD_INFORMATION_V3: usize = 72;
 pub const MAX_DESCRIPTOR: usize = 64 << 10;
 /// How many entries of a directory are considered as the model of a new one.
 pub const MAX_SIBLINGS: usize = 64;
-pub const WOF_STREAM: &str = "WofCompressedData";
 
 /// Sonames seen in distributions, the present one first.
 const SONAMES: &[&str] = &[
@@ -150,6 +149,7 @@ api! {
     ntfs_get_ntfs_attrib: fn(*mut Inode, *mut c_char, usize) -> c_int;
     ntfs_set_ntfs_attrib: fn(*mut Inode, *const c_char, usize, c_int) -> c_int;
     ntfs_get_ntfs_reparse_data: fn(*mut Inode, *mut c_char, usize) -> c_int;
+    ntfs_set_ntfs_reparse_data: fn(*mut Inode, *const c_char, usize, c_int) -> c_int;
     ntfs_remove_ntfs_reparse_data: fn(*mut Inode) -> c_int;
     ntfs_attr_open: fn(*mut Inode, u32, *mut u16, u32) -> *mut Attr;
     ntfs_attr_close: fn(*mut Attr);

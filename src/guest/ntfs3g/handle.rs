@@ -126,6 +126,11 @@ pub struct OpenAttr<'i> {
 }
 
 impl OpenAttr<'_> {
+    #[cfg(test)]
+    pub fn raw(&self) -> *mut Attr {
+        self.attr.as_ptr()
+    }
+
     pub fn read(&self, max: usize) -> Result<Vec<u8>, c_int> {
         let mut buf = vec![0u8; max];
         // SAFETY: the attribute is open and the buffer is `max` bytes long.

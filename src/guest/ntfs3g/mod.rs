@@ -30,7 +30,7 @@ pub use ffi::is_available;
 use ffi::*;
 use handle::OpenInode;
 
-use super::{Extent, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF, Result};
+use super::{Extent, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF, Result, wof};
 use crate::disk::block::BlockWrite;
 
 /// How to mount.
@@ -431,7 +431,7 @@ impl Ntfs3g {
             let reason = format!("it is a reparse point (tag {tag:#010x})");
             return Err(failed(op, path, reason));
         }
-        let stream: Vec<u16> = WOF_STREAM.encode_utf16().collect();
+        let stream: Vec<u16> = wof::STREAM.encode_utf16().collect();
         let strip = || {
             // The unnamed stream is a hole of the full size; a new one is not sparse. First, so that
             // no error leaves a plain file of zeroes behind: without the reparse point it is empty.
@@ -462,6 +462,44 @@ impl Ntfs3g {
             }
             Err(errno) => Err(self.error(OP, path, errno)),
         }
+    }
+
+    /// Puts what a file holds behind a reparse point, as CompactOS does: for guests of our own making.
+    pub fn make_wof(
+        &mut self,
+        path: &GuestPath,
+        packed: &[u8],
+        size: u64,
+        reparse: &[u8],
+    ) -> Result<()> {
+        const OP: &str = "compressing";
+        let inode = self.open_file(OP, path)?;
+        let mut name: Vec<u16> = wof::STREAM.encode_utf16().collect();
+        let mut change = || {
+            inode.remove_attr(AT_DATA, &[])?;
+            self.change(&inode, size, [])?;
+            // SAFETY: the inode is open and the buffers are live and as long as said.
+            unsafe {
+                check((self.api.ntfs_attr_add)(
+                    inode.ptr(),
+                    AT_DATA,
+                    name.as_mut_ptr(),
+                    name.len() as u8,
+                    packed.as_ptr(),
+                    packed.len() as i64,
+                ))?;
+                check((self.api.ntfs_set_ntfs_reparse_data)(
+                    inode.ptr(),
+                    reparse.as_ptr().cast(),
+                    reparse.len(),
+                    0,
+                ))
+            }
+        };
+        let changed = change();
+        changed
+            .and_then(|()| inode.close())
+            .map_err(|errno| self.error(OP, path, errno))
     }
 
     fn replace(&self, op: &'static str, path: &GuestPath, contents: &[u8]) -> Result<()> {
@@ -598,37 +636,30 @@ fn mount_error(errno: c_int, backing: &Backing) -> GuestError {
 
 #[cfg(test)]
 impl Ntfs3g {
-    /// Makes a file look as CompactOS leaves it: its bytes in a stream, a reparse point in front.
-    pub(super) fn make_wof(&mut self, path: &GuestPath, packed: &[u8], size: u64, tag: u32) {
-        type SetReparse =
-            unsafe extern "C" fn(*mut Inode, *const std::ffi::c_char, usize, c_int) -> c_int;
-        let inode = self.open(self.lookup(path).unwrap()).unwrap();
-        let mut name: Vec<u16> = WOF_STREAM.encode_utf16().collect();
-        let mut reparse = tag.to_le_bytes().to_vec();
-        reparse.extend([16, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-        let data = inode.unnamed(AT_DATA).unwrap();
-        data.set_size(size).unwrap();
-        drop(data);
-        // SAFETY: the inode is open, the buffers are live and as long as said, and the signature is
-        // that of reparse.h.
+    /// A file that the library compresses with LZNT1, which it does in a folder that is marked so.
+    pub(super) fn write_lznt1(&mut self, path: &GuestPath, contents: &[u8]) {
+        type PClose = unsafe extern "C" fn(*mut Attr) -> c_int;
+        let attributes = FILE_ATTR_COMPRESSED.to_le_bytes();
+        let folder = self.lookup(&path.parent().unwrap()).unwrap();
+        let folder = self.open(folder).unwrap();
+        // SAFETY: the inode is open and the buffer as long as said. The mount option "compression" is
+        // bit 6 of `state`, the third word of `struct _ntfs_volume`.
         unsafe {
-            let set: SetReparse = *self
-                .api
-                ._library
-                .get(b"ntfs_set_ntfs_reparse_data\0")
-                .unwrap();
-            let added = (self.api.ntfs_attr_add)(
-                inode.ptr(),
-                AT_DATA,
-                name.as_mut_ptr(),
-                name.len() as u8,
-                packed.as_ptr(),
-                packed.len() as i64,
-            );
-            assert_eq!(added, 0, "{}", io::Error::last_os_error());
-            let set = set(inode.ptr(), reparse.as_ptr().cast(), reparse.len(), 0);
-            assert_eq!(set, 0, "{}", io::Error::last_os_error());
+            let set = self.api.ntfs_set_ntfs_attrib;
+            assert_eq!(set(folder.ptr(), attributes.as_ptr().cast(), 4, 0), 0);
+            *self.volume.as_ptr().cast::<std::ffi::c_ulong>().add(2) |= 1 << 6;
         }
+        folder.close().unwrap();
+        self.create("creating", path, FileKind::File).unwrap();
+        let inode = self.open(self.lookup(path).unwrap()).unwrap();
+        let data = inode.unnamed(AT_DATA).unwrap();
+        data.write(0, contents).unwrap();
+        // SAFETY: the attribute is open, and the signature is that of attrib.h.
+        unsafe {
+            let finish: PClose = *self.api._library.get(b"ntfs_attr_pclose\0").unwrap();
+            assert_eq!(finish(data.raw()), 0);
+        }
+        drop(data);
         inode.close().unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! The engines on real volumes, with the tools of ntfs-3g, dosfstools and mtools as judges.
 
+mod compressed;
 mod fat;
 mod hostile;
 mod ntfs;

@@ -9,6 +9,7 @@ use super::*;
 use crate::disk::block::Window;
 use crate::guest::ntfs_record::{Body, Record, decode_runs};
 use crate::guest::ntfs3g::Ntfs3g;
+use crate::guest::wof::{self, Algorithm};
 use crate::guest::{
     Extent, FileKind, FsKind, GuestError, GuestRead, GuestWrite, IO_REPARSE_TAG_WOF, fs, logfile,
 };
@@ -23,7 +24,7 @@ const TOOLS: &[&str] = &[
     "ntfssecaudit",
 ];
 
-fn ready() -> bool {
+pub(super) fn ready() -> bool {
     have(TOOLS) && {
         let there = crate::guest::ntfs3g::is_available();
         if !there {
@@ -34,12 +35,12 @@ fn ready() -> bool {
     }
 }
 
-fn ntfscat(image: &Image, path: &str) -> Vec<u8> {
+pub(super) fn ntfscat(image: &Image, path: &str) -> Vec<u8> {
     run("ntfscat", &["-f", image.name(), path])
 }
 
 /// `ntfsfix` without writing: it compares the MFT with its mirror and reads the log.
-fn assert_sound(image: &Image) {
+pub(super) fn assert_sound(image: &Image) {
     let said = run("ntfsfix", &["--no-action", image.name()]);
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(said.contains("processed successfully"), "{said}");
@@ -564,13 +565,14 @@ fn wof_files_are_named_and_replaced_whole() {
     writer.close().unwrap();
     let disk = Arc::new(FileDisk::open_rw(&image.file).unwrap());
     let mut volume = Ntfs3g::mount(disk, 0, image.size, MountOptions::default()).unwrap();
-    volume.make_wof(
-        &path("wof.dll"),
-        &noise(9000, 4),
-        70_000,
-        IO_REPARSE_TAG_WOF,
-    );
-    volume.make_wof(&path("link"), b"", 5000, 0xa000_000c);
+    let point = wof::reparse_point(Algorithm::Xpress4K);
+    volume
+        .make_wof(&path("wof.dll"), &noise(9000, 4), 70_000, &point)
+        .unwrap();
+    let mut point = 0xa000_000cu32.to_le_bytes().to_vec();
+    point.extend([0; 20]);
+    point[4] = 16;
+    volume.make_wof(&path("link"), b"", 5000, &point).unwrap();
     volume.unmount().unwrap();
 
     let reader = image.reader();
@@ -581,7 +583,9 @@ fn wof_files_are_named_and_replaced_whole() {
     let listed = listed.iter().find(|e| e.name == "wof.dll").unwrap();
     assert_eq!(listed.reparse_tag, Some(IO_REPARSE_TAG_WOF));
     match reader.read(VOLUME, &path("wof.dll"), 1 << 20) {
-        Err(GuestError::Unreadable { reason, .. }) => assert!(reason.contains("WOF"), "{reason}"),
+        Err(GuestError::Unreadable { reason, .. }) => {
+            assert!(reason.contains("CompactOS"), "{reason}");
+        }
         other => panic!("{other:?}"),
     }
     assert!(reader.read_at(VOLUME, &path("link"), 0, 10).is_err());

@@ -1,0 +1,147 @@
+//! The hashes under which a driver catalogue knows a file.
+//!
+//! A PE image is hashed without what signing changes: its checksum, the directory entry of the
+//! certificates and the certificates themselves. Every other file is hashed as it is. Specification:
+//! Microsoft, "Windows Authenticode Portable Executable Signature Format", "Calculating the PE image
+//! hash".
+
+use sha2::{Digest, Sha256};
+
+/// Every hash a catalogue may list for a file: SHA-1 and SHA-256, as an image and as plain bytes.
+pub fn hashes(file: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = both(&[file]);
+    if let Some(parts) = signed_parts(file) {
+        all.extend(both(&parts));
+        // The tools that sign pad the image to 8 bytes first.
+        let pad = file.len().next_multiple_of(8) - file.len();
+        if pad > 0 {
+            let mut padded = parts;
+            padded.push(&[0; 8][..pad]);
+            all.extend(both(&padded));
+        }
+    }
+    all
+}
+
+/// The SHA-256 by which a catalogue of today lists the file.
+pub fn member_hash(file: &[u8]) -> Vec<u8> {
+    let parts = signed_parts(file).unwrap_or_else(|| vec![file]);
+    both(&parts).pop().unwrap_or_default()
+}
+
+fn both(parts: &[&[u8]]) -> Vec<Vec<u8>> {
+    let mut sha1 = sha1_smol::Sha1::new();
+    let mut sha256 = Sha256::new();
+    for part in parts {
+        sha1.update(part);
+        sha256.update(part);
+    }
+    vec![sha1.digest().bytes().to_vec(), sha256.finalize().to_vec()]
+}
+
+/// The parts of a PE image that its hash covers; `None` for what is no image.
+fn signed_parts(file: &[u8]) -> Option<Vec<&[u8]>> {
+    let u16_at = |at: usize| Some(u16::from_le_bytes(*file.get(at..)?.first_chunk()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?) as usize);
+    if !file.starts_with(b"MZ") {
+        return None;
+    }
+    let pe = u32_at(0x3c)?;
+    if file.get(pe..pe.checked_add(4)?)? != b"PE\0\0" {
+        return None;
+    }
+    let optional = pe + 24;
+    let directories = match u16_at(optional)? {
+        0x10b => optional + 96,
+        0x20b => optional + 112,
+        _ => return None,
+    };
+    let checksum = optional + 64;
+    // Number 4 of the data directories; its count stands before them.
+    let (certificates, mut end) = match u32_at(directories - 4)? {
+        5.. => {
+            let entry = directories + 4 * 8;
+            let (at, size) = (u32_at(entry)?, u32_at(entry + 4)?);
+            let end = match size {
+                0 => file.len(),
+                _ => at
+                    .checked_add(size)
+                    .filter(|end| *end <= file.len())
+                    .map(|_| at)?,
+            };
+            (Some(entry), end)
+        }
+        _ => (None, file.len()),
+    };
+    let mut parts = vec![file.get(..checksum)?];
+    let mut from = checksum + 4;
+    if let Some(entry) = certificates {
+        parts.push(file.get(from..entry)?);
+        from = entry + 8;
+    }
+    // Headers, sections and what follows them lie one after the other in every image a linker makes.
+    end = end.max(from).min(file.len());
+    parts.push(file.get(from..end)?);
+    if let Some(entry) = certificates {
+        let (at, size) = (u32_at(entry)?, u32_at(entry + 4)?);
+        if size > 0 {
+            parts.push(file.get(at + size..)?);
+        }
+    }
+    Some(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::{Arch, pe};
+
+    fn image(arch: Arch) -> Vec<u8> {
+        pe::image(arch, pe::Subsystem::Native)
+    }
+
+    #[test]
+    fn what_signing_changes_does_not_count() {
+        for arch in [Arch::X86, Arch::Amd64] {
+            let bare = image(arch);
+            let before = hashes(&bare)[3].clone();
+            let directory = 0x80 + 24 + if arch == Arch::X86 { 96 } else { 112 } + 32;
+            let mut signed = bare.clone();
+            signed[directory..directory + 4].copy_from_slice(&(bare.len() as u32).to_le_bytes());
+            signed[directory + 4] = 16;
+            signed[0x80 + 24 + 64] ^= 0xff;
+            signed.extend([7; 16]);
+            assert_eq!(hashes(&signed)[3], before, "{arch:?}");
+            for at in [0x84, directory - 1, directory + 8, 600] {
+                let mut changed = bare.clone();
+                changed[at] ^= 1;
+                assert_ne!(hashes(&changed)[3], before, "{arch:?} {at:#x}");
+            }
+        }
+    }
+
+    /// The digest that `osslsigncode` calculates for the same image.
+    #[test]
+    fn as_osslsigncode_has_it() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02X}")).collect::<String>();
+        let all = hashes(&image(Arch::Amd64));
+        assert_eq!(hex(&all[2]), "DB9987DF09085F2A6A80764B077E9144B238D8C7");
+        assert_eq!(
+            hex(&all[3]),
+            "1DCFEB35F37E22DEE239DFF4E3DD0E024F1A5EB3F77254BD54A87E36C1F90242"
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_survived(
+            at in 0usize..600,
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+        ) {
+            let mut file = image(Arch::Amd64);
+            file.splice(at..at + bytes.len(), bytes);
+            hashes(&file);
+            hashes(&file[..at]);
+        }
+    }
+}

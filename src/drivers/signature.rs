@@ -1,0 +1,474 @@
+//! Who signed a driver package, and does its catalogue list the files?
+//!
+//! A catalogue (`.cat`) is PKCS#7 signed data around a Microsoft certificate trust list, whose members
+//! carry the hashes of the files. Specifications: RFC 2315, RFC 5652; [MS-OSHARED] 2.3.2 for the
+//! indirect data. DER is taken apart by hand over the crate `der`: `cms` wants sets in DER order and
+//! every certificate valid, and catalogues in the field are neither.
+//!
+//! What is checked: that the catalogue lists each file, that the signer vouches for this list (its
+//! message digest) and that the certificate is not a test certificate. What is not: the signature
+//! itself and the chain up to a root. That is for Windows, which knows its roots; here the concern is
+//! a driver that was changed, or built for tests, and then stops the guest from starting.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use der::asn1::{AnyRef, ObjectIdentifier};
+use der::{Decode, Reader, SliceReader, Tag, Tagged};
+use sha2::{Digest, Sha256};
+
+use super::authenticode;
+use super::media::{Media, MediaError};
+use super::select::{DriverPackage, DriverSet};
+use crate::error::Blocker;
+use crate::text::guest_text;
+
+const SIGNED_DATA: &str = "1.2.840.113549.1.7.2";
+const TRUST_LIST: &str = "1.3.6.1.4.1.311.10.1";
+const INDIRECT_DATA: &str = "1.3.6.1.4.1.311.2.1.4";
+const MESSAGE_DIGEST: &str = "1.2.840.113549.1.9.4";
+const COMMON_NAME: &str = "2.5.4.3";
+const ORGANIZATION: &str = "2.5.4.10";
+
+/// Catalogues have some ten kilobytes.
+const MAX_CATALOGUE: usize = 16 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signer {
+    pub name: String,
+    pub issuer: String,
+    self_signed: bool,
+}
+
+impl Signer {
+    /// Made for development: a certificate that vouches for itself, or says that it is a test.
+    pub fn is_test(&self) -> bool {
+        let says_test = |name: &str| name.to_lowercase().replace("attest", "").contains("test");
+        self.self_signed || says_test(&self.name) || says_test(&self.issuer)
+    }
+}
+
+/// What a catalogue says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    hashes: BTreeSet<Vec<u8>>,
+    pub signer: Option<Signer>,
+}
+
+impl Listing {
+    pub fn lists(&self, file: &[u8]) -> bool {
+        authenticode::hashes(file)
+            .iter()
+            .any(|hash| self.hashes.contains(hash))
+    }
+}
+
+fn items(bytes: &[u8]) -> Option<Vec<AnyRef<'_>>> {
+    let mut reader = SliceReader::new(bytes).ok()?;
+    let mut items = Vec::new();
+    while !reader.is_finished() {
+        items.push(AnyRef::decode(&mut reader).ok()?);
+    }
+    Some(items)
+}
+
+fn first(bytes: &[u8]) -> Option<AnyRef<'_>> {
+    AnyRef::decode(&mut SliceReader::new(bytes).ok()?).ok()
+}
+
+/// The items of a constructed one.
+fn inside<'a>(item: &AnyRef<'a>) -> Option<Vec<AnyRef<'a>>> {
+    items(item.value())
+}
+
+fn is(item: Option<&AnyRef<'_>>, oid: &str) -> bool {
+    item.filter(|item| item.tag() == Tag::ObjectIdentifier)
+        .and_then(|item| ObjectIdentifier::from_bytes(item.value()).ok())
+        .is_some_and(|found| found.to_string() == oid)
+}
+
+/// The value of an attribute: `SEQUENCE { OID, SET { value } }`.
+fn attribute<'a>(attributes: &AnyRef<'a>, oid: &str) -> Option<AnyRef<'a>> {
+    inside(attributes)?.iter().find_map(|attribute| {
+        let parts = inside(attribute)?;
+        is(parts.first(), oid).then(|| first(parts.get(1)?.value()))?
+    })
+}
+
+/// Reads a catalogue; `None` when it is none or damaged.
+pub fn listing(catalogue: &[u8]) -> Option<Listing> {
+    if catalogue.len() > MAX_CATALOGUE {
+        return None;
+    }
+    let outer = inside(&first(catalogue)?)?;
+    if !is(outer.first(), SIGNED_DATA) {
+        return None;
+    }
+    let data = inside(&first(outer.get(1)?.value())?)?;
+    let content = inside(data.get(2)?)?;
+    if !is(content.first(), TRUST_LIST) {
+        return None;
+    }
+    // PKCS#7 has the list itself here, CMS has it in an octet string.
+    let signed = first(content.get(1)?.value())?;
+    let list = match signed.tag() {
+        Tag::OctetString => first(signed.value())?,
+        _ => signed,
+    };
+    let hashes = members(&list)?;
+    let signers = data.iter().skip(3).rfind(|item| item.tag() == Tag::Set)?;
+    let signer = match inside(signers)?.first() {
+        None => None,
+        Some(info) => {
+            let certificates = data.iter().skip(3).find(|item| is_context(item, 0));
+            Some(signer(info, certificates, signed.value())?)
+        }
+    };
+    Some(Listing { hashes, signer })
+}
+
+fn is_context(item: &AnyRef<'_>, number: u32) -> bool {
+    match item.tag() {
+        Tag::ContextSpecific { number: found, .. } => found.value() == number,
+        _ => false,
+    }
+}
+
+/// The hashes of a trust list: in the identifier of a member (raw, or as UTF-16 digits) and in its
+/// indirect data.
+fn members(list: &AnyRef<'_>) -> Option<BTreeSet<Vec<u8>>> {
+    let mut hashes = BTreeSet::new();
+    // Usage, identifier, time, algorithm, members.
+    let fields = inside(list)?;
+    let Some(members) = fields.iter().filter(|f| f.tag() == Tag::Sequence).nth(2) else {
+        return Some(hashes);
+    };
+    for member in inside(members)? {
+        let fields = inside(&member)?;
+        let id = fields.first()?.value();
+        match id.len() {
+            20 | 32 => {
+                hashes.insert(id.to_vec());
+            }
+            _ => hashes.extend(from_digits(id)),
+        }
+        let Some(attributes) = fields.get(1) else {
+            continue;
+        };
+        if let Some(data) = attribute(attributes, INDIRECT_DATA)
+            && let Some(digest) = inside(&data)?.get(1)
+            && let Some(hash) = inside(digest)?.get(1)
+        {
+            hashes.insert(hash.value().to_vec());
+        }
+    }
+    Some(hashes)
+}
+
+fn from_digits(utf16: &[u8]) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = utf16
+        .chunks_exact(2)
+        .filter(|unit| *unit != [0, 0])
+        .map(|unit| u8::try_from(u16::from_le_bytes([unit[0], unit[1]])).ok())
+        .collect::<Option<_>>()?;
+    if !matches!(digits.len(), 40 | 64) {
+        return None;
+    }
+    digits
+        .chunks_exact(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
+}
+
+/// Who made a signer info. `None` when it vouches for something else than `signed`.
+fn signer(info: &AnyRef<'_>, certificates: Option<&AnyRef<'_>>, signed: &[u8]) -> Option<Signer> {
+    let fields = inside(info)?;
+    if let Some(attributes) = fields.iter().skip(2).find(|f| is_context(f, 0))
+        && let Some(digest) = attribute(attributes, MESSAGE_DIGEST)
+    {
+        let calculated = match digest.value().len() {
+            20 => sha1_smol::Sha1::from(signed).digest().bytes().to_vec(),
+            32 => Sha256::digest(signed).to_vec(),
+            48 => sha2::Sha384::digest(signed).to_vec(),
+            _ => sha2::Sha512::digest(signed).to_vec(),
+        };
+        if calculated != digest.value() {
+            return None;
+        }
+    }
+    let unknown = || Signer {
+        name: "an unknown certificate".to_string(),
+        issuer: String::new(),
+        self_signed: false,
+    };
+    let id = inside(fields.get(1)?)?;
+    let certificates = match certificates {
+        Some(certificates) => inside(certificates)?,
+        None => Vec::new(),
+    };
+    let found = certificates
+        .iter()
+        .find_map(|certificate| certificate_of(certificate, &id));
+    Some(found.unwrap_or_else(unknown))
+}
+
+/// The names in a certificate, when it is the one with this issuer and serial number.
+fn certificate_of(certificate: &AnyRef<'_>, id: &[AnyRef<'_>]) -> Option<Signer> {
+    let body = inside(inside(certificate)?.first()?)?;
+    let skip = usize::from(is_context(body.first()?, 0));
+    let (serial, issuer, subject) = (body.get(skip)?, body.get(skip + 2)?, body.get(skip + 4)?);
+    let [id_issuer, id_serial] = id else {
+        return None;
+    };
+    (id_issuer == issuer && id_serial == serial).then(|| Signer {
+        name: name(subject).unwrap_or_else(|| "a certificate without a name".to_string()),
+        issuer: name(issuer).unwrap_or_default(),
+        self_signed: subject == issuer,
+    })
+}
+
+/// The common name of a distinguished name, or its organisation.
+fn name(name: &AnyRef<'_>) -> Option<String> {
+    let parts = inside(name)?;
+    let of = |oid: &str| {
+        parts.iter().find_map(|part| {
+            let pair = inside(&first(part.value())?)?;
+            is(pair.first(), oid).then(|| pair.get(1).copied())?
+        })
+    };
+    let value = of(COMMON_NAME).or_else(|| of(ORGANIZATION))?;
+    let text = match value.tag() {
+        Tag::BmpString => {
+            let units: Vec<u16> = value
+                .value()
+                .chunks_exact(2)
+                .map(|b| u16::from_be_bytes([b[0], b[1]]))
+                .collect();
+            String::from_utf16_lossy(&units)
+        }
+        _ => String::from_utf8_lossy(value.value()).into_owned(),
+    };
+    guest_text(&text)
+}
+
+/// Why Windows may not load a driver.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    NoCatalogue,
+    Damaged,
+    Unsigned,
+    NotListed { file: String },
+    TestSigned { signer: String },
+}
+
+impl Fault {
+    fn text(&self) -> String {
+        match self {
+            Fault::NoCatalogue => "no catalogue (.cat) in the driver package".to_string(),
+            Fault::Damaged => "the catalogue (.cat) cannot be read".to_string(),
+            Fault::Unsigned => "the catalogue (.cat) is not signed".to_string(),
+            Fault::NotListed { file } => {
+                format!(
+                    "{file} is not what the catalogue (.cat) lists: it was changed after signing"
+                )
+            }
+            Fault::TestSigned { signer } => format!("test-signed by {signer}"),
+        }
+    }
+}
+
+/// The signatures of the chosen packages.
+#[derive(Debug, Default)]
+pub struct Review {
+    /// By driver, who signed it.
+    pub signers: BTreeMap<String, String>,
+    /// By fault, the drivers that have it: one line each.
+    pub faults: BTreeMap<Fault, Vec<String>>,
+}
+
+impl Review {
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        self.faults.iter().map(|(fault, drivers)| {
+            format!(
+                "{}: {}; Windows loads such drivers only in test mode (stop 0x7B otherwise)",
+                drivers.join(", "),
+                fault.text()
+            )
+        })
+    }
+
+    pub fn blockers(&self) -> impl Iterator<Item = Blocker> {
+        self.faults.iter().map(|(fault, drivers)| {
+            Blocker::new(
+                "driver-signature",
+                format!("{}: {}", drivers.join(", "), fault.text()),
+                "use the signed virtio-win ISO, or leave out --require-signed",
+            )
+        })
+    }
+}
+
+/// Checks every package of the set.
+pub fn review(drivers: &DriverSet, media: &dyn Media) -> Result<Review, MediaError> {
+    let mut review = Review::default();
+    for package in &drivers.packages {
+        match check(package, media)? {
+            Ok(signer) => {
+                review.signers.insert(package.driver.clone(), signer);
+            }
+            Err(fault) => review
+                .faults
+                .entry(fault)
+                .or_default()
+                .push(package.driver.clone()),
+        }
+    }
+    Ok(review)
+}
+
+fn check(package: &DriverPackage, media: &dyn Media) -> Result<Result<String, Fault>, MediaError> {
+    let files = package.store_files();
+    let catalogue = package.inf.catalog.as_deref().and_then(|name| {
+        package
+            .files
+            .iter()
+            .find(|f| f.name.eq_ignore_ascii_case(name))
+    });
+    let Some(catalogue) = catalogue else {
+        return Ok(Err(Fault::NoCatalogue));
+    };
+    let Some(listing) = listing(&media.read(&catalogue.media_path)?) else {
+        return Ok(Err(Fault::Damaged));
+    };
+    // What Windows checks before it loads a driver: the INF and the images.
+    for file in files {
+        let lower = file.name.to_lowercase();
+        if (lower.ends_with(".sys") || lower.ends_with(".inf"))
+            && !listing.lists(&media.read(&file.media_path)?)
+        {
+            let file = file.name.clone();
+            return Ok(Err(Fault::NotListed { file }));
+        }
+    }
+    Ok(match listing.signer {
+        None => Err(Fault::Unsigned),
+        Some(signer) if signer.is_test() => Err(Fault::TestSigned {
+            signer: signer.name,
+        }),
+        Some(signer) => Ok(signer.name),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::demo::{Arch, cat, pe};
+    use crate::tool::Cmd;
+
+    const INF: &[u8] = b"[Version]\r\n";
+
+    fn image() -> Vec<u8> {
+        pe::image(Arch::Amd64, pe::Subsystem::Native)
+    }
+
+    #[test]
+    fn unsigned_listing() {
+        let image = image();
+        let bytes = cat::unsigned(&[INF, &image]);
+        let found = listing(&bytes).unwrap();
+        assert_eq!(found.signer, None);
+        assert!(found.lists(INF) && found.lists(&image));
+        assert!(!found.lists(b"[version]\r\n"));
+        for end in 0..bytes.len() {
+            assert_eq!(listing(&bytes[..end]), None, "cut off at {end}");
+        }
+        assert_eq!(listing(b"stands for a catalogue"), None);
+    }
+
+    #[test]
+    fn identifiers_of_old_catalogues() {
+        let digits: String = "0a".repeat(20) + "\0";
+        let utf16: Vec<u8> = digits.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(from_digits(&utf16), Some(vec![10; 20]));
+        assert_eq!(from_digits(&utf16[..60]), None);
+        assert_eq!(from_digits(&[b'x', 0].repeat(40)), None);
+    }
+
+    /// A catalogue signed by OpenSSL with a certificate of this name, by an authority or by itself.
+    fn signed(dir: &Path, name: &str, authority: Option<&str>) -> Vec<u8> {
+        let file = |name: &str| dir.join(name).to_str().unwrap().to_string();
+        let new = |name: &str, stem: &str, ca: &[&str]| {
+            let (key, certificate) = (file(&format!("{stem}.key")), file(&format!("{stem}.pem")));
+            let subject = format!("/O=Demo/CN={name}");
+            let mut args = vec!["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj"];
+            args.extend([&subject, "-keyout", &key, "-out", &certificate]);
+            args.extend(ca);
+            Cmd::new("openssl").args(args).run().unwrap();
+        };
+        let mut ca = Vec::new();
+        let (ca_key, ca_file) = (file("ca.key"), file("ca.pem"));
+        if let Some(authority) = authority {
+            new(authority, "ca", &[]);
+            ca = vec!["-CA", &ca_file, "-CAkey", &ca_key];
+        }
+        new(name, "leaf", &ca);
+        fs::write(file("list"), cat::trust_list(&[INF, &image()])).unwrap();
+        Cmd::new("openssl")
+            .args(["cms", "-sign", "-binary", "-nodetach", "-outform", "DER"])
+            .args(["-econtent_type", TRUST_LIST, "-md", "sha256"])
+            .args(["-in", &file("list"), "-out", &file("cat")])
+            .args(["-signer", &file("leaf.pem"), "-inkey", &file("leaf.key")])
+            .run()
+            .unwrap();
+        fs::read(file("cat")).unwrap()
+    }
+
+    #[test]
+    #[allow(clippy::print_stderr)] // skips must be seen
+    fn signers() {
+        if crate::tool::find("openssl").is_none() {
+            assert!(std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none());
+            eprintln!("SKIP: openssl is not installed");
+            return;
+        }
+        let cases = [
+            ("Red Hat, Inc.", Some("DigiCert Code Signing"), false),
+            ("Attestation Publisher", Some("Root"), false),
+            ("Someone", None, true),
+            ("WDKTestCert user", Some("Root"), true),
+            ("Publisher", Some("Testing Root"), true),
+        ];
+        for (name, authority, test) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let bytes = signed(dir.path(), name, authority);
+            let found = listing(&bytes).unwrap();
+            assert!(found.lists(&image()) && found.lists(INF));
+            let signer = found.signer.unwrap();
+            assert_eq!(signer.name, name);
+            assert_eq!(signer.issuer, authority.unwrap_or(name));
+            assert_eq!(signer.is_test(), test, "{name}");
+            // A hash that was put in afterwards is not vouched for.
+            let hash = authenticode::member_hash(INF);
+            let at = bytes.windows(32).position(|w| w == hash).unwrap();
+            let mut changed = bytes;
+            changed[at] ^= 1;
+            assert_eq!(listing(&changed), None);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_survived(
+            at in 0usize..300,
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..30),
+        ) {
+            let mut catalogue = cat::unsigned(&[INF, &image()]);
+            let end = (at + bytes.len()).min(catalogue.len());
+            catalogue.splice(at.min(end)..end, bytes.clone());
+            let _ = listing(&catalogue);
+            let _ = listing(&bytes);
+        }
+    }
+}
