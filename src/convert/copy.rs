@@ -47,14 +47,13 @@ pub fn trim_session(
     disk: &Arc<dyn crate::disk::BlockWrite>,
     layout: &crate::disk::layout::DiskLayout,
     source: &Source,
-    image: &Image,
+    data: &DataMap,
 ) -> Result<DiskTrim> {
-    let data = DataMap::of(image)?;
     let guest = embedded::open(disk.clone(), layout)
         .map_err(|e| Error::failed("opening the volumes for the trim").because(e))?;
     Ok(DiskTrim {
         disk: source.path.clone(),
-        volumes: trim::trim(disk.as_ref(), &guest, &data)?,
+        volumes: trim::trim(disk.as_ref(), &guest, data)?,
     })
 }
 

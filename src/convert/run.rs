@@ -188,6 +188,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
         ui,
         &folder,
         source,
+        &image,
         session,
         survey,
         &prepared,
@@ -240,6 +241,7 @@ fn fix(
     ui: &Ui,
     folder: &OutputFolder,
     source: &Source,
+    image: &Image,
     session: Session<dyn BlockWrite>,
     survey: Survey,
     prepared: &Prepared,
@@ -248,6 +250,11 @@ fn fix(
     stopped()?;
     let plan = &prepared.plan;
     let volume = prepared.windows.system_volume;
+    // Not in place: there is no copy it could make shorter.
+    let data = (job.trim && !job.in_place).then(|| {
+        let image = image.clone();
+        std::thread::spawn(move || DataMap::of(&image))
+    });
     // The overlay is on top, the source below it.
     let levels = session.export.image().levels();
     let below = levels.get(1).unwrap_or(session.export.image().top());
@@ -290,14 +297,14 @@ fn fix(
         })
         .map_err(Error::from)?;
         drop(guest);
-        let trimmed = trimmed(job, ui, &export, &layout, source)?;
+        let trimmed = trimmed(ui, data, &export, &layout, source)?;
         let image = export.image().clone();
         export.close()?;
         prove(
             ui, source, &image, journal, prepared, media, inspection, trimmed,
         )
     } else {
-        let trimmed = trimmed(job, ui, &session.export, &session.layout, source)?;
+        let trimmed = trimmed(ui, data, &session.export, &session.layout, source)?;
         let image = session.export.image().clone();
         session.close()?;
         prove(
@@ -306,27 +313,28 @@ fn fix(
     }
 }
 
-/// Takes out of the overlay what nobody needs. Not in place: there is no copy it could make shorter.
+/// Takes out of the overlay what nobody needs.
 fn trimmed(
-    job: &Job,
     ui: &Ui,
+    data: Option<MapThread>,
     export: &Export<dyn BlockWrite>,
     layout: &DiskLayout,
     source: &Source,
 ) -> Result<Vec<DiskTrim>> {
-    if !job.trim || job.in_place {
+    let Some(data) = data else {
         return Ok(Vec::new());
-    }
+    };
     stopped()?;
     ui.status("Trimming", "free space and page files, on the overlay");
-    let image = source.image()?;
-    Ok(vec![copy::trim_session(
-        &export.disk(),
-        layout,
-        source,
-        &image,
-    )?])
+    let data = data
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let disk = export.disk();
+    Ok(vec![copy::trim_session(&disk, layout, source, &data)?])
 }
+
+/// The map of the source is read while the fix is made.
+type MapThread = std::thread::JoinHandle<Result<DataMap>>;
 
 /// Opens the overlay again, read-only and with the other reader, and checks everything.
 #[expect(clippy::too_many_arguments)]
@@ -345,14 +353,21 @@ fn prove(
     let session = Session::read(source, overlay)?;
     let survey = session.inspect()?;
     let wanted = wanted(prepared.bootstrap);
-    let mut checks = verify::verify(&survey, &wanted);
-    checks.extend(verify::planned(
-        &prepared.plan,
-        &survey,
-        &session.guest,
-        prepared.windows.system_volume,
-        media,
-    ));
+    let checks = std::thread::scope(|scope| {
+        let checks = scope.spawn(|| verify::verify(&survey, &wanted));
+        let planned = verify::planned(
+            &prepared.plan,
+            &survey,
+            &session.guest,
+            prepared.windows.system_volume,
+            media,
+        );
+        let mut checks = checks
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        checks.extend(planned);
+        checks
+    });
     session.close()?;
     if !verify::is_ready(&checks) {
         let mut error = Error::failed(

@@ -78,10 +78,22 @@ pub fn verify(survey: &Survey, wanted: &[Controller]) -> Vec<Check> {
         hives: survey.hives.as_ref(),
         wanted,
     };
+    // Side by side: walking a large SOFTWARE hive takes longer than all the rest.
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let threads: Vec<_> = CHECKS
+            .iter()
+            .map(|def| scope.spawn(|| (def.run)(&context)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+            .collect()
+    });
     CHECKS
         .iter()
-        .map(|def| {
-            let (ok, message) = match (def.run)(&context) {
+        .zip(outcomes)
+        .map(|(def, outcome)| {
+            let (ok, message) = match outcome {
                 Outcome::Ok(message) => (true, message),
                 Outcome::Fault(message) => (false, message),
                 Outcome::CouldNotRun(why) => (false, format!("could not be checked: {why}")),
