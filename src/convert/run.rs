@@ -16,6 +16,7 @@ use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
 use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
@@ -32,7 +33,7 @@ use super::copy::{self, DiskCopy};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine};
+use super::session::{Session, Source, SourceMachine, first};
 
 /// What is only needed while working, below the partial folder.
 const WORK: &str = ".work";
@@ -127,13 +128,6 @@ fn plan_for(
     Ok(prepared)
 }
 
-/// The disk Windows is on.
-pub fn first(disks: &[Source]) -> Result<&Source> {
-    disks
-        .first()
-        .ok_or_else(|| Error::failed("the source names no disk"))
-}
-
 /// Windows keeps addresses with the adapter, and the VirtIO one is new to it.
 fn static_addresses(inspection: &Inspection) -> Vec<String> {
     let adapters = inspection.network.adapters.iter();
@@ -154,7 +148,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     let start = Instant::now();
     let catalogue = job.catalogue()?;
     let media = job.media()?;
-    let folder = OutputFolder::create(&job.target_folder(), job.force)?;
+    let mut folder = OutputFolder::create(&job.target_folder(), job.force)?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
     let image = source.image()?;
@@ -180,6 +174,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
             report::plan_document(&prepared.plan, &survey.inspection),
         ),
     )?;
+    point("inspected")?;
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
@@ -204,13 +199,37 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
-    let mut report = finish(job, &folder, &prepared, disks)?;
-    report.timings = Timings {
+    let timings = Timings {
         inspect_s,
         fix_s,
         copy_s,
         total_s: start.elapsed().as_secs_f64(),
     };
+    match complete(job, &mut folder, &prepared, disks, timings) {
+        // The disk is written already: it must not stay so without a folder that can undo it.
+        Err(error) if job.in_place => Err(match folder.journal() {
+            Ok(mut journal) => roll_back_after(&image, &mut journal, error),
+            Err(lost) => Error::new(
+                ErrorKind::NotRolledBack,
+                format!("the fix failed and the disk could NOT be restored: {lost}"),
+            )
+            .because(error),
+        }),
+        outcome => outcome,
+    }
+}
+
+/// The last steps: domain XML, report, and the folder under its final name.
+fn complete(
+    job: &Job,
+    folder: &mut OutputFolder,
+    prepared: &Prepared,
+    disks: Disks,
+    timings: Timings,
+) -> Result<Report> {
+    point("copied")?;
+    let mut report = finish(job, folder, prepared, disks)?;
+    report.timings = timings;
     save_json(
         &folder.path().join("report.json"),
         document("report", serde_json::json!(report)),
@@ -220,6 +239,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
     remove_work_files(folder.path())?;
+    point("before-rename")?;
     stopped()?;
     folder.complete()?;
     Ok(report)
@@ -348,6 +368,7 @@ fn prove(
     before: Inspection,
     trim: Vec<DiskTrim>,
 ) -> Result<Fixed> {
+    point("fixed")?;
     stopped()?;
     ui.status("Verifying", "reading the result back");
     let session = Session::read(source, overlay)?;
@@ -424,7 +445,6 @@ fn copy_disks(
             fixed.image.clone()
         } else if job.trim {
             let overlay = folder.path().join(WORK).join(format!("overlay-{i}.qcow2"));
-            create_work_folder(folder)?;
             let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
             fixed.trim.push(trimmed);
             image
@@ -494,12 +514,6 @@ fn copy_disks(
     })
 }
 
-fn create_work_folder(folder: &OutputFolder) -> Result<()> {
-    let path = folder.path().join(WORK);
-    std::fs::create_dir_all(&path)
-        .map_err(|e| Error::failed(format!("creating {}", path.display())).because(e))
-}
-
 /// Commits the proved overlay to the source disk.
 fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Result<Disks> {
     let format = in_place_format(image)?;
@@ -531,10 +545,24 @@ fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Re
             image.path().display()
         ),
     );
+    if changed == 0 {
+        // Not even opened for writing: QEMU would touch the header of a qcow2.
+        return Ok(disks_in_place(image, format, 0, fixed, prepared));
+    }
     if let Err(error) = write_to_source(image, &mut fixed.journal) {
         return Err(roll_back_after(image, &mut fixed.journal, error));
     }
-    Ok(Disks {
+    Ok(disks_in_place(image, format, changed, fixed, prepared))
+}
+
+fn disks_in_place(
+    image: &Image,
+    format: DiskFormat,
+    changed: u64,
+    fixed: Fixed,
+    prepared: &Prepared,
+) -> Disks {
+    Disks {
         targets: vec![TargetDisk {
             path: image.path().to_path_buf(),
             format,
@@ -548,7 +576,7 @@ fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Re
             skipped: image.virtual_size().saturating_sub(changed),
         },
         fixed,
-    })
+    }
 }
 
 /// The formats KVM runs a machine from; others have to be converted.
@@ -584,6 +612,9 @@ fn roll_back_after(image: &Image, journal: &mut Journal, error: Error) -> Error 
             Ok(export.close()?)
         });
     match restored {
+        Ok(()) if error.kind == ErrorKind::Interrupted => {
+            Error::new(error.kind, "interrupted; the disk was restored")
+        }
         Ok(()) => Error::new(
             ErrorKind::RolledBack,
             "the fix failed and the disk was restored",
@@ -750,6 +781,10 @@ fn remove_work_files(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
         _ => Ok(()),
     }
+}
+
+fn point(name: &str) -> Result<()> {
+    failpoint::hit(name).map_err(|e| Error::failed("converting").because(e))
 }
 
 /// SIGINT and SIGTERM are honoured between steps; children are killed by the tool wrapper.
