@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::disk::chain::Image;
 use crate::disk::copy::{self, Copied, CopyOptions};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
 use crate::report::DiskTrim;
@@ -29,6 +30,10 @@ pub struct DiskCopy {
 
 /// A disk without Windows, behind an overlay of its own in which its free space is zeroed.
 pub fn trimmed_overlay(source: &Source, overlay: &Path) -> Result<(Image, DiskTrim)> {
+    if let Some(folder) = overlay.parent() {
+        std::fs::create_dir_all(folder)
+            .map_err(|e| Error::failed(format!("creating {}", folder.display())).because(e))?;
+    }
     let image = source.image()?;
     let data = DataMap::of(&image)?;
     let session = Session::overlay(source, &image, overlay)?;
@@ -47,14 +52,13 @@ pub fn trim_session(
     disk: &Arc<dyn crate::disk::BlockWrite>,
     layout: &crate::disk::layout::DiskLayout,
     source: &Source,
-    image: &Image,
+    data: &DataMap,
 ) -> Result<DiskTrim> {
-    let data = DataMap::of(image)?;
     let guest = embedded::open(disk.clone(), layout)
         .map_err(|e| Error::failed("opening the volumes for the trim").because(e))?;
     Ok(DiskTrim {
         disk: source.path.clone(),
-        volumes: trim::trim(disk.as_ref(), &guest, &data)?,
+        volumes: trim::trim(disk.as_ref(), &guest, data)?,
     })
 }
 
@@ -88,6 +92,8 @@ pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Ve
                 // Nothing to return an error to: here one can only wait or die.
                 let _ = crate::failpoint::hit("copying");
                 progress.set(done.iter().map(|d| d.load(Ordering::Relaxed)).sum());
+                // Nothing to return an error to: here one can only wait or die.
+                let _ = failpoint::hit("copying");
             });
             if result.is_err() {
                 cancel.store(true, Ordering::SeqCst);

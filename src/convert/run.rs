@@ -211,6 +211,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
         ui,
         &folder,
         source,
+        &image,
         session,
         survey,
         &prepared,
@@ -288,6 +289,7 @@ fn fix(
     ui: &Ui,
     folder: &OutputFolder,
     source: &Source,
+    image: &Image,
     session: Session<dyn BlockWrite>,
     survey: Survey,
     prepared: &Prepared,
@@ -296,6 +298,11 @@ fn fix(
     stopped()?;
     let plan = &prepared.plan;
     let volume = prepared.windows.system_volume;
+    // Not in place: there is no copy it could make shorter.
+    let data = (job.trim && !job.in_place).then(|| {
+        let image = image.clone();
+        std::thread::spawn(move || DataMap::of(&image))
+    });
     // The overlay is on top, the source below it.
     let levels = session.export.image().levels();
     let below = levels.get(1).unwrap_or(session.export.image().top());
@@ -340,14 +347,14 @@ fn fix(
         })
         .map_err(Error::from)?;
         drop(guest);
-        let trimmed = trimmed(job, ui, &export, &layout, source)?;
+        let trimmed = trimmed(ui, data, &export, &layout, source)?;
         let image = export.image().clone();
         export.close()?;
         prove(
             ui, source, &image, journal, prepared, media, inspection, trimmed,
         )
     } else {
-        let trimmed = trimmed(job, ui, &session.export, &session.layout, source)?;
+        let trimmed = trimmed(ui, data, &session.export, &session.layout, source)?;
         let image = session.export.image().clone();
         session.close()?;
         prove(
@@ -356,27 +363,28 @@ fn fix(
     }
 }
 
-/// Takes out of the overlay what nobody needs. Not in place: there is no copy it could make shorter.
+/// Takes out of the overlay what nobody needs.
 fn trimmed(
-    job: &Job,
     ui: &Ui,
+    data: Option<MapThread>,
     export: &Export<dyn BlockWrite>,
     layout: &DiskLayout,
     source: &Source,
 ) -> Result<Vec<DiskTrim>> {
-    if !job.trim || job.in_place {
+    let Some(data) = data else {
         return Ok(Vec::new());
-    }
+    };
     stopped()?;
     ui.status("Trimming", "free space and page files, on the overlay");
-    let image = source.image()?;
-    Ok(vec![copy::trim_session(
-        &export.disk(),
-        layout,
-        source,
-        &image,
-    )?])
+    let data = data
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let disk = export.disk();
+    Ok(vec![copy::trim_session(&disk, layout, source, &data)?])
 }
+
+/// The map of the source is read while the fix is made.
+type MapThread = std::thread::JoinHandle<Result<DataMap>>;
 
 /// Opens the overlay again, read-only and with the other reader, and checks everything.
 #[expect(clippy::too_many_arguments)]
@@ -452,7 +460,6 @@ fn copy_disks(
             fixed.image.clone()
         } else if job.trim {
             let overlay = folder.path().join(WORK).join(format!("overlay-{i}.qcow2"));
-            create_work_folder(folder)?;
             let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
             fixed.trim.push(trimmed);
             image
@@ -522,12 +529,6 @@ fn copy_disks(
         },
         fixed,
     })
-}
-
-fn create_work_folder(folder: &OutputFolder) -> Result<()> {
-    let path = folder.path().join(WORK);
-    std::fs::create_dir_all(&path)
-        .map_err(|e| Error::failed(format!("creating {}", path.display())).because(e))
 }
 
 /// Commits the proved overlay to the source disk.

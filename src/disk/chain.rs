@@ -179,6 +179,8 @@ pub struct Level {
     /// External data file of a qcow2.
     pub data_file: Option<PathBuf>,
     pub block_device: bool,
+    /// An overlay of ours: worth nothing once this process is gone.
+    pub scratch: bool,
 }
 
 /// A disk image with its backing chain.
@@ -228,6 +230,7 @@ impl Image {
             extents: Vec::new(),
             data_file: None,
             block_device: false,
+            scratch: true,
         }];
         levels.extend_from_slice(&self.levels);
         Ok(Self { levels })
@@ -345,6 +348,9 @@ impl Level {
             "detect-zeroes": if writable { "unmap" } else { "off" },
             "file": file(&self.path, self.block_device),
         });
+        if writable && self.scratch {
+            node["cache"] = json!({"no-flush": true});
+        }
         if let Some(data) = &self.data_file {
             node["data-file"] = file(data, false);
         }
@@ -457,6 +463,7 @@ fn open_level(
         extents: Vec::new(),
         data_file: None,
         block_device,
+        scratch: false,
     };
     if format == Format::VMDK {
         level.extents = vmdk_extents(&file, size, path, references)?;

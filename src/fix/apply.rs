@@ -391,11 +391,15 @@ impl Fix<'_> {
         hive: PreparedHive,
     ) -> Result<Vec<Change>> {
         writer.patch_file(volume, path, hive.size, &hive.extents)?;
+        let after = hive
+            .after
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let mut changes = vec![Change {
             path: path.to_string(),
             kind: ChangeKind::File,
             before: Some(hive.before),
-            after: Some(hive.after),
+            after: Some(after),
             backup: Some(hive.backup),
         }];
         for log in &hive.logs {
@@ -441,7 +445,8 @@ struct PreparedHive {
     size: u64,
     extents: Vec<Extent>,
     before: FileFacts,
-    after: FileFacts,
+    /// Still being computed while files are written.
+    after: thread::JoinHandle<FileFacts>,
     logs: Vec<LogReset>,
 }
 
@@ -464,8 +469,8 @@ fn merge(job: MergeJob) -> Result<PreparedHive> {
     // A tail beyond the hive bins stays as it is, so the file never shrinks.
     append_tail(&job.backup_path, &mut merged)?;
     let extents = changed_blocks(&job.backup_path, &merged)?;
-    let after = FileFacts::of(&merged);
     let size = merged.len() as u64;
+    let after = thread::spawn(move || FileFacts::of(&merged));
     fs::remove_file(&job.work_path)
         .map_err(io_error(format!("removing {}", job.work_path.display())))?;
     Ok(PreparedHive {

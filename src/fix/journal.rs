@@ -211,7 +211,14 @@ impl Journal {
 
     pub fn save(&self) -> Result<(), JournalError> {
         let text = format!("{:#}\n", serde_json::json!(self.doc));
-        write_durably(&self.path, text.as_bytes()).map_err(|source| JournalError::Write {
+        // A fix on an overlay that nobody finished is thrown away: only one in place has to survive a
+        // loss of power.
+        let write = if self.doc.disk.in_place {
+            write_durably
+        } else {
+            replace
+        };
+        write(&self.path, text.as_bytes()).map_err(|source| JournalError::Write {
             path: self.path.clone(),
             source,
         })
@@ -226,6 +233,15 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|e| e.error)?;
     sync_folder(folder)
+}
+
+/// Like [`write_durably`], as far as the death of this process goes.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    temporary.write_all(bytes)?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    Ok(())
 }
 
 /// Makes the names in a folder durable.
