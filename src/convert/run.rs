@@ -11,6 +11,7 @@ use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::copy::{self, TargetFormat};
 use crate::disk::export::Export;
+use crate::disk::partition;
 use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
@@ -111,6 +112,12 @@ fn plan_for(
     let bootstrap = prepare::bootstrap(job.bootstrap, windows);
     let mut prepared = prepare::prepare(survey, guest, media, catalogue, bootstrap)?;
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
+    prepared.plan.warnings.extend(machine::disagreements(
+        &survey.inspection,
+        &prepared.windows,
+        &job.source.vm,
+        &job.machine,
+    ));
     if job.keep_static_addresses {
         prepared
             .plan
@@ -152,7 +159,9 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     let source = first(&disks)?;
     let image = source.image()?;
     if job.in_place {
-        in_place_format(&image)?;
+        for disk in &disks {
+            in_place_format(&disk.image()?)?;
+        }
     }
     let overlay = folder.path().join(".overlay.qcow2");
 
@@ -190,7 +199,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
 
     let copy_start = Instant::now();
     let disks = if job.in_place {
-        in_place(ui, &image, fixed, &prepared)?
+        in_place(ui, &image, &disks, fixed, &prepared)?
     } else {
         copy_disks(job, ui, &folder, &disks, fixed, &prepared)?
     };
@@ -400,7 +409,7 @@ fn copy_disks(
             sector_size: if i == 0 {
                 prepared.windows.sector_size
             } else {
-                512
+                data_sector_size(image)?
             },
             boot: i == 0,
         });
@@ -414,8 +423,29 @@ fn copy_disks(
 }
 
 /// Commits the proved overlay to the source disk.
-fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Result<Disks> {
-    let format = in_place_format(image)?;
+fn in_place(
+    ui: &Ui,
+    image: &Image,
+    disks: &[Source],
+    mut fixed: Fixed,
+    prepared: &Prepared,
+) -> Result<Disks> {
+    let mut targets = vec![TargetDisk {
+        path: absolute(image.path())?,
+        format: in_place_format(image)?,
+        sector_size: prepared.windows.sector_size,
+        boot: true,
+    }];
+    // The others stay as they are, and belong to the machine all the same.
+    for disk in disks.iter().skip(1) {
+        let data = disk.image()?;
+        targets.push(TargetDisk {
+            path: absolute(data.path())?,
+            format: in_place_format(&data)?,
+            sector_size: data_sector_size(&data)?,
+            boot: false,
+        });
+    }
     let ranges = qemu_img::allocated_ranges(&fixed.image.spec())
         .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
     let failed = |doing: &str| {
@@ -448,12 +478,7 @@ fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Re
         return Err(roll_back_after(image, &mut fixed.journal, error));
     }
     Ok(Disks {
-        targets: vec![TargetDisk {
-            path: image.path().to_path_buf(),
-            format,
-            sector_size: prepared.windows.sector_size,
-            boot: true,
-        }],
+        targets,
         bytes: Bytes {
             virtual_size: image.virtual_size(),
             read: 0,
@@ -462,6 +487,19 @@ fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Re
         },
         fixed,
     })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|e| Error::failed(format!("{} has no absolute path", path.display())).because(e))
+}
+
+/// What the partition table of a disk without Windows was written for; 512 where there is none.
+fn data_sector_size(image: &Image) -> Result<u32> {
+    let export = Export::<dyn BlockRead>::open_readonly(image)?;
+    let layout = partition::read_layout(export.disk().as_ref());
+    export.close()?;
+    Ok(layout.map_or(512, |layout| layout.sector_size))
 }
 
 /// The formats KVM runs a machine from; others have to be converted.
@@ -539,7 +577,7 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
         &targets,
         &options,
     );
-    let (firmware, warning) = machine::firmware(&machine)?;
+    let (firmware, warning) = machine::firmware(&machine, options.portable);
     let mut warnings = prepared.plan.warnings.clone();
     warnings.extend(warning);
     let final_xml = format!("{name}-final.xml");
