@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::boot::quote;
 use crate::boot_path::Controller;
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
@@ -624,7 +625,7 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
         name: name.clone(),
         engine: "embedded",
         ready: verify::is_ready(&fixed.checks),
-        next_commands: next_commands(&name, &outputs),
+        next_commands: next_commands(&name, folder.target(), &outputs),
         outputs,
         actions,
         controllers: fixed.after.controllers.clone(),
@@ -663,19 +664,11 @@ fn optional_drivers(prepared: &Prepared) -> Drivers {
     }
 }
 
-fn next_commands(name: &str, outputs: &Outputs) -> Vec<String> {
-    let quote = |path: &Path| {
-        let text = path.display().to_string();
-        if text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"/._-+".contains(&b))
-        {
-            text
-        } else {
-            format!("'{}'", text.replace('\'', r"'\''"))
-        }
-    };
-    let mut commands = Vec::new();
+fn next_commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
+    let mut commands = vec![
+        format!("hyper2kvm boot {}", quote(folder)),
+        "# or step by step:".to_string(),
+    ];
     if let Some(xml) = &outputs.bootstrap_xml {
         commands.push(format!("virsh define {}", quote(xml)));
         commands.push(format!("virsh start {name}"));
