@@ -17,6 +17,7 @@ use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
 use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
@@ -31,7 +32,7 @@ use crate::verify;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine};
+use super::session::{Session, Source, SourceMachine, first};
 
 /// What is only needed while working, below the partial folder.
 const WORK: &str = ".work";
@@ -128,13 +129,6 @@ fn plan_for(
     Ok(prepared)
 }
 
-/// The disk Windows is on.
-pub fn first(disks: &[Source]) -> Result<&Source> {
-    disks
-        .first()
-        .ok_or_else(|| Error::failed("the source names no disk"))
-}
-
 /// Windows keeps addresses with the adapter, and the VirtIO one is new to it.
 fn static_addresses(inspection: &Inspection) -> Vec<String> {
     let adapters = inspection.network.adapters.iter();
@@ -155,7 +149,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     let start = Instant::now();
     let catalogue = job.catalogue()?;
     let media = job.media()?;
-    let folder = OutputFolder::create(&job.target_folder(), job.force)?;
+    let mut folder = OutputFolder::create(&job.target_folder(), job.force)?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
     let image = source.image()?;
@@ -183,6 +177,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
             report::plan_document(&prepared.plan, &survey.inspection),
         ),
     )?;
+    point("inspected")?;
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
@@ -206,13 +201,37 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
-    let mut report = finish(job, &folder, &prepared, disks)?;
-    report.timings = Timings {
+    let timings = Timings {
         inspect_s,
         fix_s,
         copy_s,
         total_s: start.elapsed().as_secs_f64(),
     };
+    match complete(job, &mut folder, &prepared, disks, timings) {
+        // The disk is written already: it must not stay so without a folder that can undo it.
+        Err(error) if job.in_place => Err(match folder.journal() {
+            Ok(mut journal) => roll_back_after(&image, &mut journal, error),
+            Err(lost) => Error::new(
+                ErrorKind::NotRolledBack,
+                format!("the fix failed and the disk could NOT be restored: {lost}"),
+            )
+            .because(error),
+        }),
+        outcome => outcome,
+    }
+}
+
+/// The last steps: domain XML, report, and the folder under its final name.
+fn complete(
+    job: &Job,
+    folder: &mut OutputFolder,
+    prepared: &Prepared,
+    disks: Disks,
+    timings: Timings,
+) -> Result<Report> {
+    point("copied")?;
+    let mut report = finish(job, folder, prepared, disks)?;
+    report.timings = timings;
     save_json(
         &folder.path().join("report.json"),
         document("report", serde_json::json!(report)),
@@ -222,6 +241,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
     remove_work_files(folder.path())?;
+    point("before-rename")?;
     stopped()?;
     folder.complete()?;
     Ok(report)
@@ -312,6 +332,7 @@ fn prove(
     media: &dyn Media,
     before: Inspection,
 ) -> Result<Fixed> {
+    point("fixed")?;
     stopped()?;
     ui.status("Verifying", "reading the result back");
     let session = Session::read(source, overlay)?;
@@ -398,7 +419,11 @@ fn copy_disks(
             &folder.path().join(&file),
             format,
             job.compress,
-            &mut |fraction| progress.set((fraction * size as f64) as u64),
+            &mut |fraction| {
+                progress.set((fraction * size as f64) as u64);
+                // Nothing to return an error to: here one can only wait or die.
+                let _ = failpoint::hit("copying");
+            },
         )?;
         progress.finish();
         bytes.virtual_size += copied.virtual_size;
@@ -475,7 +500,10 @@ fn in_place(
             image.path().display()
         ),
     );
-    if let Err(error) = write_to_source(image, &mut fixed.journal) {
+    // Else not even opened for writing: QEMU would touch the header of a qcow2.
+    if changed != 0
+        && let Err(error) = write_to_source(image, &mut fixed.journal)
+    {
         return Err(roll_back_after(image, &mut fixed.journal, error));
     }
     Ok(Disks {
@@ -536,6 +564,9 @@ fn roll_back_after(image: &Image, journal: &mut Journal, error: Error) -> Error 
             Ok(export.close()?)
         });
     match restored {
+        Ok(()) if error.kind == ErrorKind::Interrupted => {
+            Error::new(error.kind, "interrupted; the disk was restored")
+        }
         Ok(()) => Error::new(
             ErrorKind::RolledBack,
             "the fix failed and the disk was restored",
@@ -693,6 +724,10 @@ fn remove_work_files(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
         _ => Ok(()),
     }
+}
+
+fn point(name: &str) -> Result<()> {
+    failpoint::hit(name).map_err(|e| Error::failed("converting").because(e))
 }
 
 /// SIGINT and SIGTERM are honoured between steps; children are killed by the tool wrapper.
