@@ -306,7 +306,7 @@ fn damaged_windows() {
         *byte ^= 0xa5;
     }
     let mut cut = good.clone();
-    cut.truncate(good.len() / 2 & !4095);
+    cut.truncate((good.len() / 2) & !4095);
     let mut header = good.clone();
     header[40..44].copy_from_slice(&u32::MAX.to_le_bytes());
     for (name, hive) in [("flipped", flipped), ("cut", cut), ("length", header)] {
@@ -477,7 +477,7 @@ fn driver_media() {
         ],
     );
     if as_nobody(&lab).is_some() {
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
         let run = as_nobody(&lab).unwrap()(&["convert", "guest.raw", "--virtio-iso", "closed"]);
         let run = run.expect(5);
         assert!(run.stderr.contains("closed"), "{}", run.stderr);

@@ -75,6 +75,7 @@ pub fn with_disk<T>(
         format: Some(format.to_owned()),
         allow_backing: Vec::new(),
         root: None,
+        force_dirty: false,
     };
     let session = Session::read(&source, &source.image()?)?;
     let result = session

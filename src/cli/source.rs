@@ -101,9 +101,21 @@ pub struct FixArgs {
     /// Write domain XML that lets the host that defines it pick the UEFI firmware
     #[arg(long)]
     pub portable: bool,
+    /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
+    #[arg(long)]
+    pub force_dirty_volume: bool,
+    /// Make the default boot entry name the partition Windows is on when it names one that does not exist
+    #[arg(long)]
+    pub repair_bcd: bool,
     /// Replace an output folder of ours
     #[arg(long)]
     pub force: bool,
+    /// Copy free space, page files and hibernation files too
+    #[arg(long)]
+    pub no_trim: bool,
+    /// Read source and copy again after the copy and compare them
+    #[arg(long, conflicts_with = "in_place")]
+    pub verify_copy: bool,
     /// Only show the plan
     #[arg(long)]
     pub dry_run: bool,
@@ -186,6 +198,7 @@ impl SourceArgs {
             format: self.source_format.clone(),
             allow_backing: self.allow_backing.clone(),
             root: self.root.clone(),
+            force_dirty: false,
         })
     }
 }
@@ -203,7 +216,8 @@ impl FixArgs {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
         let media_path = self.virtio_path()?;
-        let source = self.source.open()?;
+        let mut source = self.source.open()?;
+        source.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
         let machine = MachineOptions {
             name: self.name.clone().unwrap_or_else(|| vm.name.clone()),
@@ -242,7 +256,10 @@ impl FixArgs {
             format: self.format.into(),
             compress: self.compress,
             in_place: self.in_place,
+            trim: !self.no_trim,
+            verify_copy: self.verify_copy,
             force: self.force,
+            repair_bcd: self.repair_bcd,
             keep_static_addresses: self.network == NetworkArg::Preserve,
             machine,
         })

@@ -10,25 +10,31 @@ use crate::boot::quote;
 use crate::boot_path::Controller;
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
-use crate::disk::copy::{self, TargetFormat};
+use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
+use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
-use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
+use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage, StorageBus};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
 use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
+use crate::fix::trim::DataMap;
 use crate::guest::EmbeddedWriter;
 use crate::guest::ntfs3g::MountOptions;
-use crate::inspect::{Inspection, Survey};
-use crate::report::{self, ActionLine, Bytes, Check, Outputs, Report, Timings};
+use crate::inspect::{Inspection, Severity, Survey};
+use crate::plan;
+use crate::report::{
+    self, ActionLine, Bytes, Check, CheckState, DiskTrim, Outputs, Report, Timings,
+};
 use crate::tool::{qemu_img, stop};
 use crate::ui::{Ui, document};
 use crate::verify;
 
+use super::copy::{self, DiskCopy};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
@@ -48,7 +54,13 @@ pub struct Job {
     pub format: DiskFormat,
     pub compress: bool,
     pub in_place: bool,
+    /// Leave out what nobody needs: free space, page files.
+    pub trim: bool,
+    /// Compare source and copy after the copy.
+    pub verify_copy: bool,
     pub force: bool,
+    /// `--repair-bcd`.
+    pub repair_bcd: bool,
     /// `--network preserve`.
     pub keep_static_addresses: bool,
     /// Paths in it are filled in by the conversion.
@@ -111,8 +123,22 @@ fn plan_for(
     catalogue: &Catalogue,
 ) -> Result<Prepared> {
     let (windows, _) = prepare::windows_or_refuse(survey)?;
-    let bootstrap = prepare::bootstrap(job.bootstrap, windows);
-    let mut prepared = prepare::prepare(survey, guest, media, catalogue, bootstrap)?;
+    let options = plan::Options {
+        bootstrap: prepare::bootstrap(job.bootstrap, windows),
+        repair_bcd: job.repair_bcd,
+    };
+    let mut prepared = prepare::prepare(survey, guest, media, catalogue, options)?;
+    let bus = match job.machine.storage {
+        StorageBus::VirtioBlk => Controller::VirtioBlk,
+        StorageBus::VirtioScsi => Controller::VirtioScsi,
+    };
+    if !wanted(&prepared).contains(&bus) {
+        prepared.plan.blockers.push(Blocker::new(
+            "storage-driver",
+            format!("there is no {} driver for this Windows", bus.name()),
+            "leave --storage out, or name the other one",
+        ));
+    }
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
     prepared.plan.warnings.extend(machine::disagreements(
         &survey.inspection,
@@ -254,6 +280,7 @@ struct Fixed {
     before: Inspection,
     after: Inspection,
     checks: Vec<Check>,
+    trim: Vec<DiskTrim>,
 }
 
 #[expect(clippy::too_many_arguments)]
@@ -307,22 +334,53 @@ fn fix(
             Ok(Box::new(EmbeddedWriter::new(
                 disk,
                 &layout,
-                MountOptions::default(),
+                MountOptions {
+                    force_dirty: source.force_dirty,
+                },
             )))
         })
         .map_err(Error::from)?;
         drop(guest);
+        let trimmed = trimmed(job, ui, &export, &layout, source)?;
         let image = export.image().clone();
         export.close()?;
-        prove(ui, source, &image, journal, prepared, media, inspection)
+        prove(
+            ui, source, &image, journal, prepared, media, inspection, trimmed,
+        )
     } else {
+        let trimmed = trimmed(job, ui, &session.export, &session.layout, source)?;
         let image = session.export.image().clone();
         session.close()?;
-        prove(ui, source, &image, journal, prepared, media, inspection)
+        prove(
+            ui, source, &image, journal, prepared, media, inspection, trimmed,
+        )
     }
 }
 
+/// Takes out of the overlay what nobody needs. Not in place: there is no copy it could make shorter.
+fn trimmed(
+    job: &Job,
+    ui: &Ui,
+    export: &Export<dyn BlockWrite>,
+    layout: &DiskLayout,
+    source: &Source,
+) -> Result<Vec<DiskTrim>> {
+    if !job.trim || job.in_place {
+        return Ok(Vec::new());
+    }
+    stopped()?;
+    ui.status("Trimming", "free space and page files, on the overlay");
+    let image = source.image()?;
+    Ok(vec![copy::trim_session(
+        &export.disk(),
+        layout,
+        source,
+        &image,
+    )?])
+}
+
 /// Opens the overlay again, read-only and with the other reader, and checks everything.
+#[expect(clippy::too_many_arguments)]
 fn prove(
     ui: &Ui,
     source: &Source,
@@ -331,14 +389,15 @@ fn prove(
     prepared: &Prepared,
     media: &dyn Media,
     before: Inspection,
+    trim: Vec<DiskTrim>,
 ) -> Result<Fixed> {
     point("fixed")?;
     stopped()?;
     ui.status("Verifying", "reading the result back");
     let session = Session::read(source, overlay)?;
     let survey = session.inspect()?;
-    let wanted = wanted(prepared.bootstrap);
-    let mut checks = verify::verify(&survey, &wanted);
+    let wanted = wanted(prepared);
+    let mut checks = verify::verify(&survey, &session.guest, &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,
@@ -367,15 +426,21 @@ fn prove(
         before,
         after,
         checks,
+        trim,
     })
 }
 
-/// What a converted disk must boot from: the bootstrap controller and both virtio ones.
-fn wanted(bootstrap: Option<Controller>) -> Vec<Controller> {
-    bootstrap
-        .into_iter()
-        .chain([Controller::VirtioBlk, Controller::VirtioScsi])
-        .collect()
+/// What a converted disk must boot from: the bootstrap controller and the virtio ones there is a driver
+/// for (NT 5 has none for virtio-scsi).
+fn wanted(prepared: &Prepared) -> Vec<Controller> {
+    let virtio = prepared.drivers.boot_storage().filter_map(|package| {
+        match package.driver.to_ascii_lowercase().as_str() {
+            "viostor" => Some(Controller::VirtioBlk),
+            "vioscsi" => Some(Controller::VirtioScsi),
+            _ => None,
+        }
+    });
+    prepared.bootstrap.into_iter().chain(virtio).collect()
 }
 
 /// The disks in their final state, and what it took.
@@ -390,62 +455,93 @@ fn copy_disks(
     ui: &Ui,
     folder: &OutputFolder,
     disks: &[Source],
-    fixed: Fixed,
+    mut fixed: Fixed,
     prepared: &Prepared,
 ) -> Result<Disks> {
-    let format = match job.format {
-        DiskFormat::Qcow2 => TargetFormat::Qcow2,
-        DiskFormat::Raw => TargetFormat::Raw,
-    };
-    let mut images = vec![fixed.image.clone()];
-    for disk in disks.iter().skip(1) {
-        images.push(disk.image()?);
-    }
+    let mut copies = Vec::new();
     let mut targets = Vec::new();
-    let mut bytes = Bytes::default();
-    for (i, image) in images.iter().enumerate() {
+    for (i, disk) in disks.iter().enumerate() {
         stopped()?;
+        let image = if i == 0 {
+            fixed.image.clone()
+        } else if job.trim {
+            let overlay = folder.path().join(WORK).join(format!("overlay-{i}.qcow2"));
+            create_work_folder(folder)?;
+            let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
+            fixed.trim.push(trimmed);
+            image
+        } else {
+            disk.image()?
+        };
         let suffix = if i == 0 {
             String::new()
         } else {
             format!("-{i}")
         };
         let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
-        ui.status("Copying", &file);
-        let size = image.virtual_size();
-        let progress = ui.progress("Copying", size);
-        let copied = copy::copy(
+        copies.push(DiskCopy {
+            live: DataMap::of(&image)?.bytes,
             image,
-            &folder.path().join(&file),
-            format,
-            job.compress,
-            &mut |fraction| {
-                progress.set((fraction * size as f64) as u64);
-                // Nothing to return an error to: here one can only wait or die.
-                let _ = failpoint::hit("copying");
-            },
-        )?;
-        progress.finish();
-        bytes.virtual_size += copied.virtual_size;
-        bytes.written += copied.written;
-        bytes.read += image.allocated().min(copied.virtual_size);
+            target: folder.path().join(&file),
+        });
         targets.push(TargetDisk {
             path: folder.target().join(&file),
             format: job.format,
             sector_size: if i == 0 {
                 prepared.windows.sector_size
             } else {
-                data_sector_size(image)?
+                data_sector_size(&disk.image()?)?
             },
             boot: i == 0,
         });
     }
-    bytes.skipped = bytes.virtual_size.saturating_sub(bytes.read);
+    let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
+    let virtual_size = total(|c| c.image.virtual_size());
+    let live = total(|c| c.live);
+    ui.status(
+        "Copying",
+        &format!(
+            "{} of {}",
+            crate::ui::bytes(live),
+            crate::ui::bytes(virtual_size)
+        ),
+    );
+    let options = CopyOptions {
+        format: match job.format {
+            DiskFormat::Qcow2 => TargetFormat::Qcow2,
+            DiskFormat::Raw => TargetFormat::Raw,
+        },
+        compress: job.compress,
+        compare: job.verify_copy,
+        cancel: None,
+    };
+    let copied = copy::copy_all(ui, &copies, &options)?;
+    if job.verify_copy {
+        fixed.checks.push(Check {
+            id: "copy-identical",
+            severity: Severity::Blocker,
+            ok: true,
+            state: CheckState::Ok,
+            message: format!("{} copies compared with their sources", copied.len()),
+            evidence: String::new(),
+        });
+    }
     Ok(Disks {
         targets,
-        bytes,
+        bytes: Bytes {
+            virtual_size,
+            read: live,
+            written: copied.iter().map(|c| c.written).sum(),
+            skipped: virtual_size.saturating_sub(live),
+        },
         fixed,
     })
+}
+
+fn create_work_folder(folder: &OutputFolder) -> Result<()> {
+    let path = folder.path().join(WORK);
+    std::fs::create_dir_all(&path)
+        .map_err(|e| Error::failed(format!("creating {}", path.display())).because(e))
 }
 
 /// Commits the proved overlay to the source disk.
@@ -665,6 +761,7 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
         warnings,
         timings: Timings::default(),
         bytes,
+        trim: fixed.trim,
         inspection: fixed.before,
     })
 }

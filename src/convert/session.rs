@@ -9,6 +9,7 @@ use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::guest::GuestRead;
 use crate::guest::embedded::{self, EmbeddedReader};
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
 use crate::source::SourceVm;
@@ -20,6 +21,8 @@ pub struct Source {
     pub format: Option<String>,
     pub allow_backing: Vec<PathBuf>,
     pub root: Option<String>,
+    /// Take a volume that was not unmounted cleanly.
+    pub force_dirty: bool,
 }
 
 impl Source {
@@ -50,6 +53,7 @@ pub struct SourceMachine {
     pub format: Option<String>,
     pub allow_backing: Vec<PathBuf>,
     pub root: Option<String>,
+    pub force_dirty: bool,
 }
 
 impl SourceMachine {
@@ -71,6 +75,7 @@ impl SourceMachine {
                 format: self.format.clone().or_else(|| disk.format.clone()),
                 allow_backing: self.allow_backing.clone(),
                 root: self.root.clone(),
+                force_dirty: self.force_dirty,
             })
             .collect();
         if disks.len() > 1 {
@@ -85,16 +90,25 @@ impl SourceMachine {
     }
 }
 
-/// Looks at the disk Windows is on and is done with it: what `inspect` and `verify` need.
+/// Looks at the disk Windows is on and is done with it.
 pub fn survey(machine: &SourceMachine) -> Result<Survey> {
+    Ok(look(machine, |_, _| ())?.0)
+}
+
+/// The same, with something to look at besides while the disk is open.
+pub fn look<T>(
+    machine: &SourceMachine,
+    also: impl FnOnce(&Survey, &dyn GuestRead) -> T,
+) -> Result<(Survey, T)> {
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
     let source = first(&disks)?;
     let session = Session::read(source, &source.image()?)?;
     let survey = session.inspect()?;
+    let seen = also(&survey, &session.guest);
     session.close()?;
-    Ok(survey)
+    Ok((survey, seen))
 }
 
 /// The disk Windows is on.
@@ -111,6 +125,7 @@ pub struct Session<D: BlockRead + ?Sized> {
     pub guest: EmbeddedReader,
     pub facts: SourceFacts,
     root: Option<String>,
+    force_dirty: bool,
 }
 
 impl Session<dyn BlockRead> {
@@ -152,6 +167,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
                 virtual_size_bytes: image.virtual_size(),
             },
             root: source.root.clone(),
+            force_dirty: source.force_dirty,
         })
     }
 
@@ -164,6 +180,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
     pub fn inspect(&self) -> Result<Survey> {
         let options = InspectOptions {
             root: self.root.clone(),
+            force_dirty: self.force_dirty,
         };
         inspect::inspect(&self.guest, &self.layout, self.facts.clone(), &options)
             .map_err(|e| refusal(e, &self.facts.path))

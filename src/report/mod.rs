@@ -6,6 +6,7 @@ pub mod text;
 use serde::Serialize;
 
 use crate::boot_path::{BootPath, Controller};
+use crate::fix::trim::VolumeTrim;
 use crate::inspect::Inspection;
 use crate::plan::model::Plan;
 use std::collections::BTreeMap;
@@ -17,7 +18,20 @@ pub struct Check {
     pub id: &'static str,
     pub severity: crate::inspect::Severity,
     pub ok: bool,
+    /// `ok` is the same as `state` being [`CheckState::Ok`].
+    pub state: CheckState,
     pub message: String,
+    /// Where it was read: a hive, a key, a file; empty when the message says it all.
+    pub evidence: String,
+}
+
+/// A check that could not run says nothing about the disk, so it does not count as passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckState {
+    Ok,
+    Fault,
+    CouldNotRun,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -32,9 +46,19 @@ pub struct Timings {
 pub struct Bytes {
     #[serde(rename = "virtual")]
     pub virtual_size: u64,
+    /// What the disks have data for once what nobody needs is out.
     pub read: u64,
+    /// What the copies take on this host.
     pub written: u64,
+    /// The rest: free, or never written.
     pub skipped: u64,
+}
+
+/// The trim of one disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskTrim {
+    pub disk: PathBuf,
+    pub volumes: Vec<VolumeTrim>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -63,6 +87,8 @@ pub struct Report {
     pub warnings: Vec<String>,
     pub timings: Timings,
     pub bytes: Bytes,
+    /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
+    pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,
     pub inspection: Inspection,
 }
