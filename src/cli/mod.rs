@@ -1,5 +1,6 @@
 //! The command line: one file per verb, each with its arguments and a short `run()`.
 
+pub mod boot;
 pub mod completions;
 pub mod convert;
 pub mod demo;
@@ -27,7 +28,7 @@ Exit codes:
   1    failed, nothing changed
   2    usage
   3    refused: this guest cannot be converted as it is (each blocker has a remedy)
-  4    not boot-ready
+  4    not boot-ready (verify), or Windows did not come up (boot)
   5    a host tool or permission is missing
   6    failed and rolled back
   7    failed and NOT rolled back
@@ -70,6 +71,8 @@ enum Command {
     Convert(Box<convert::ConvertArgs>),
     /// Say whether a disk would boot; writes nothing
     Verify(verify::VerifyArgs),
+    /// Boot a converted machine twice on libvirt: bootstrap, then VirtIO
+    Boot(boot::BootArgs),
     /// Undo a fix made with `convert --in-place`
     Rollback(rollback::RollbackArgs),
     /// Show which drivers the catalogue and a virtio-win medium offer, per Windows
@@ -170,6 +173,7 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         Command::Plan(args) => plan::run(&args, ui),
         Command::Convert(args) => convert::run(&args, ui),
         Command::Verify(args) => verify::run(&args, ui),
+        Command::Boot(args) => boot::run(&args, ui),
         Command::Rollback(args) => rollback::run(&args, ui),
         Command::Drivers(args) => drivers::run(&args, ui),
         Command::Demo(args) => demo::run(&args, ui),

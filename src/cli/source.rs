@@ -8,7 +8,9 @@ use crate::boot_path::Controller;
 use crate::convert::machine::MachineOptions;
 use crate::convert::run::Job;
 use crate::convert::session::SourceMachine;
-use crate::domain::{DiskFormat, DomainType, Drivers, MacAddr, NicSource, StorageBus};
+use crate::domain::{
+    CpuMode, DiskFormat, DomainType, Drivers, Graphics, MacAddr, NicSource, StorageBus, Video,
+};
 use crate::error::{Error, Result};
 use crate::source;
 
@@ -84,9 +86,24 @@ pub struct FixArgs {
     /// libvirt network to connect network cards to [default: default]
     #[arg(long, value_name = "NAME")]
     pub libvirt_network: Option<String>,
+    /// Connect network cards through QEMU's own NAT: for qemu:///session, without privileges
+    #[arg(long, conflicts_with_all = ["bridge", "libvirt_network"])]
+    pub user_network: bool,
     /// libvirt domain type
     #[arg(long, value_enum, default_value_t = DomainTypeArg::Kvm)]
     pub domain_type: DomainTypeArg,
+    /// CPU the guest sees under KVM
+    #[arg(long, value_enum, default_value_t = CpuArg::HostPassthrough)]
+    pub cpu_mode: CpuArg,
+    /// Graphics server
+    #[arg(long, value_enum, default_value_t = GraphicsArg::Vnc)]
+    pub graphics: GraphicsArg,
+    /// Graphics card
+    #[arg(long, value_enum, default_value_t = VideoArg::Vga)]
+    pub video: VideoArg,
+    /// Write domain XML that lets the host that defines it pick the UEFI firmware
+    #[arg(long)]
+    pub portable: bool,
     /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
     #[arg(long)]
     pub force_dirty_volume: bool,
@@ -154,6 +171,26 @@ pub enum DomainTypeArg {
     Qemu,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CpuArg {
+    HostPassthrough,
+    HostModel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GraphicsArg {
+    Vnc,
+    Spice,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VideoArg {
+    Vga,
+    Qxl,
+    Virtio,
+}
+
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let vm = source::open(&self.source).map_err(|e| {
@@ -188,7 +225,6 @@ impl FixArgs {
         let mut source = self.source.open()?;
         source.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
-        let known_macs = vm.nics.iter().filter_map(|n| n.mac);
         let machine = MachineOptions {
             name: self.name.clone().unwrap_or_else(|| vm.name.clone()),
             memory_mib: self.memory.or(vm.memory_mib).unwrap_or(4096),
@@ -200,11 +236,11 @@ impl FixArgs {
                 .flatten(),
             storage: self.storage.into(),
             domain_type: self.domain_type.into(),
-            macs: if self.mac.is_empty() {
-                known_macs.collect()
-            } else {
-                self.mac.clone()
-            },
+            cpu: self.cpu_mode.into(),
+            graphics: self.graphics.into(),
+            video: self.video.into(),
+            macs: self.mac.clone(),
+            nics: vm.nics.clone(),
             network: self.nic_source(),
             probe: PathBuf::new(),
             driver_iso: None,
@@ -215,6 +251,7 @@ impl FixArgs {
             tpm: vm.tpm,
             secure_boot: vm.secure_boot,
             nvram: PathBuf::new(),
+            portable: self.portable,
         };
         Ok(Job {
             source,
@@ -250,6 +287,9 @@ impl FixArgs {
     }
 
     pub fn nic_source(&self) -> NicSource {
+        if self.user_network {
+            return NicSource::User;
+        }
         match (&self.bridge, &self.libvirt_network) {
             (Some(bridge), _) => NicSource::Bridge(bridge.clone()),
             (None, Some(network)) => NicSource::Network(network.clone()),
@@ -281,6 +321,35 @@ impl From<DomainTypeArg> for DomainType {
         match arg {
             DomainTypeArg::Kvm => DomainType::Kvm,
             DomainTypeArg::Qemu => DomainType::Qemu,
+        }
+    }
+}
+
+impl From<CpuArg> for CpuMode {
+    fn from(arg: CpuArg) -> Self {
+        match arg {
+            CpuArg::HostPassthrough => CpuMode::HostPassthrough,
+            CpuArg::HostModel => CpuMode::HostModel,
+        }
+    }
+}
+
+impl From<GraphicsArg> for Graphics {
+    fn from(arg: GraphicsArg) -> Self {
+        match arg {
+            GraphicsArg::Vnc => Graphics::Vnc,
+            GraphicsArg::Spice => Graphics::Spice,
+            GraphicsArg::None => Graphics::None,
+        }
+    }
+}
+
+impl From<VideoArg> for Video {
+    fn from(arg: VideoArg) -> Self {
+        match arg {
+            VideoArg::Vga => Video::Vga,
+            VideoArg::Qxl => Video::Qxl,
+            VideoArg::Virtio => Video::Virtio,
         }
     }
 }

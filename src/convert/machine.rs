@@ -6,11 +6,12 @@ use uuid::Uuid;
 
 use crate::boot_path::Controller;
 use crate::domain::{
-    self, Bootstrap, Descriptors, Disk, DiskFormat, DomainType, Drivers, Firmware, FirmwareChoice,
-    Graphics, MacAddr, Machine, Nic, NicSource, Stage, StorageBus, Topology, Video,
+    self, Bootstrap, CpuMode, Descriptors, Disk, DiskFormat, DomainType, Drivers, Firmware,
+    FirmwareChoice, Graphics, MacAddr, Machine, Nic, NicSource, Stage, StorageBus, Topology, Video,
 };
 use crate::error::{Error, Result};
 use crate::inspect::{self, Inspection, WindowsFacts};
+use crate::source::{SourceFirmware, SourceNic, SourceVm};
 
 /// Everything about the machine that is not read from the guest.
 #[derive(Debug, Clone)]
@@ -20,8 +21,13 @@ pub struct MachineOptions {
     pub vcpus: u32,
     pub storage: StorageBus,
     pub domain_type: DomainType,
-    /// For the first network cards, in order.
+    pub cpu: CpuMode,
+    pub graphics: Graphics,
+    pub video: Video,
+    /// Asked for: for the first network cards, in order.
     pub macs: Vec<MacAddr>,
+    /// The cards of the source machine.
+    pub nics: Vec<SourceNic>,
     pub network: NicSource,
     /// The blank disk of the first boot.
     pub probe: PathBuf,
@@ -38,6 +44,8 @@ pub struct MachineOptions {
     pub secure_boot: bool,
     pub cores_per_socket: Option<u32>,
     pub nvram: PathBuf,
+    /// The host that defines the domain picks the firmware.
+    pub portable: bool,
 }
 
 /// A converted disk.
@@ -103,12 +111,13 @@ pub fn machine(
         probe: bootstrap.map(|_| options.probe.clone()),
         driver_iso: options.driver_iso.clone(),
         domain_type: options.domain_type,
+        cpu: options.cpu,
         nvram: (firmware != Firmware::Bios).then(|| options.nvram.clone()),
         drivers: options.drivers,
         emulator: None,
         serial_log: None,
-        graphics: Graphics::default(),
-        video: Video::default(),
+        graphics: options.graphics,
+        video: options.video,
     }
 }
 
@@ -122,50 +131,137 @@ fn topology(options: &MachineOptions) -> Option<Topology> {
     })
 }
 
-/// The cards Windows knows, with their MACs, so that licences and DHCP leases stay; `--mac` wins; one
-/// card when nothing is known.
-fn nics(inspection: &Inspection, options: &MachineOptions) -> Vec<Nic> {
-    let known = inspection
-        .network
-        .adapters
-        .iter()
-        .filter(|a| a.device.is_some())
-        .filter_map(|a| a.mac.as_deref()?.parse::<MacAddr>().ok());
-    let mut macs: Vec<MacAddr> = if options.macs.is_empty() {
-        known.collect()
-    } else {
-        options.macs.clone()
-    };
-    let mut seen = std::collections::BTreeSet::new();
-    macs.retain(|mac| seen.insert(*mac));
-    macs.truncate(8);
-    if macs.is_empty() {
-        let random = Uuid::new_v4();
-        let [a, b, c, ..] = *random.as_bytes();
-        // QEMU's own prefix.
-        macs.extend(MacAddr::new([0x52, 0x54, 0x00, a, b, c]));
+/// Where the description of the source and the guest itself say different things; the guest is right,
+/// because it is what has to start.
+pub fn disagreements(
+    inspection: &Inspection,
+    windows: &WindowsFacts,
+    vm: &SourceVm,
+    options: &MachineOptions,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let uefi = inspection.firmware == Some(inspect::Firmware::Uefi);
+    match vm.firmware {
+        Some(SourceFirmware::Bios) if uefi => warnings.push(
+            "the source machine says BIOS, but Windows is installed for UEFI: the new machine has UEFI"
+                .to_string(),
+        ),
+        Some(SourceFirmware::Uefi) if !uefi => warnings.push(
+            "the source machine says UEFI, but Windows is installed for BIOS: the new machine has BIOS"
+                .to_string(),
+        ),
+        _ => {}
     }
-    macs.into_iter()
-        .map(|mac| Nic {
+    if vm.secure_boot && !uefi {
+        warnings.push(
+            "Secure Boot is left out: Windows is installed for BIOS and starts without it"
+                .to_string(),
+        );
+    }
+    if vm.tpm && !uefi {
+        warnings.push(
+            "the TPM is left out: a machine with BIOS gets none, and what was sealed in it asks for a \
+             recovery key"
+                .to_string(),
+        );
+    } else if vm.tpm {
+        warnings.push(
+            "the TPM of the new machine is empty: have the BitLocker recovery key and other ways to \
+             sign in than a PIN at hand"
+                .to_string(),
+        );
+    }
+    if windows.target.major < 6 && options.vcpus > 2 && !windows.target.server {
+        warnings.push(format!(
+            "this Windows uses 2 processors at most, and the machine has {}",
+            options.vcpus
+        ));
+    }
+    for (i, nic) in vm.nics.iter().enumerate() {
+        if !nic.connected {
+            warnings.push(format!(
+                "network card {} was not connected: its link stays down",
+                i + 1
+            ));
+        } else if let Some(network) = &nic.network {
+            let to = match &options.network {
+                NicSource::Network(name) => format!("the libvirt network {name:?}"),
+                NicSource::Bridge(name) => format!("the bridge {name:?}"),
+                NicSource::User => "user-mode networking".to_string(),
+            };
+            warnings.push(format!(
+                "network card {} was on {network:?}: it is connected to {to}",
+                i + 1
+            ));
+        }
+    }
+    warnings
+}
+
+/// QEMU's machines have slots for more, but Windows with more cards than this is a mistake of ours.
+const MAX_NICS: usize = 8;
+
+/// The cards of the source, else those Windows knows, with their MACs, so that licences and DHCP leases
+/// stay; `--mac` wins; one card when nothing is known.
+fn nics(inspection: &Inspection, options: &MachineOptions) -> Vec<Nic> {
+    let mut cards: Vec<(Option<MacAddr>, bool)> = if options.nics.is_empty() {
+        let adapters = inspection.network.adapters.iter();
+        adapters
+            .filter(|a| a.device.is_some())
+            .filter_map(|a| a.mac.as_deref()?.parse().ok())
+            .map(|mac| (Some(mac), true))
+            .collect()
+    } else {
+        let nics = options.nics.iter();
+        nics.map(|nic| (nic.mac, nic.connected)).collect()
+    };
+    for (i, mac) in options.macs.iter().enumerate() {
+        match cards.get_mut(i) {
+            Some(card) => card.0 = Some(*mac),
+            None => cards.push((Some(*mac), true)),
+        }
+    }
+    if cards.is_empty() {
+        cards.push((None, true));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    cards
+        .into_iter()
+        .map(|(mac, link_up)| (mac.unwrap_or_else(random_mac), link_up))
+        .filter(|(mac, _)| seen.insert(*mac))
+        .take(MAX_NICS)
+        .map(|(mac, link_up)| Nic {
             mac,
             source: options.network.clone(),
-            link_up: true,
+            link_up,
         })
         .collect()
 }
 
+/// With QEMU's own prefix.
+fn random_mac() -> MacAddr {
+    let random = Uuid::new_v4();
+    let [a, b, c, ..] = *random.as_bytes();
+    MacAddr::qemu([a, b, c])
+}
+
 /// The firmware of this host; when it has none that fits, portable XML and a warning.
-pub fn firmware(machine: &Machine) -> Result<(FirmwareChoice, Option<String>)> {
-    let picked = Descriptors::of_host().and_then(|d| d.pick(machine.firmware, machine.chipset()));
-    match picked {
-        Ok(choice) => Ok((choice, None)),
-        Err(error) => Ok((
-            FirmwareChoice::Portable { secure_boot: false },
+pub fn firmware(machine: &Machine, portable: bool) -> (FirmwareChoice, Option<String>) {
+    let Firmware::Uefi { secure_boot } = machine.firmware else {
+        return (FirmwareChoice::Bios, None);
+    };
+    if portable {
+        return (FirmwareChoice::Portable { secure_boot }, None);
+    }
+    match Descriptors::of_host().and_then(|d| d.pick(machine.firmware, machine.chipset())) {
+        Ok(choice) => (choice, None),
+        Err(error) => (
+            FirmwareChoice::Portable { secure_boot },
             Some(format!(
                 "{error}; the domain XML leaves the choice to the host that defines it ({})",
                 error.hint()
             )),
-        )),
+        ),
     }
 }
 
@@ -180,4 +276,21 @@ pub fn write_xml(
         .map_err(|e| Error::failed(format!("writing the {} domain", stage.as_str())).because(e))?;
     std::fs::write(path, xml)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portable_firmware_keeps_secure_boot() {
+        for secure_boot in [false, true] {
+            let mut machine = crate::domain::tests::machine();
+            machine.firmware = Firmware::Uefi { secure_boot };
+            let (choice, warning) = firmware(&machine, true);
+            assert_eq!(choice, FirmwareChoice::Portable { secure_boot });
+            assert_eq!(warning, None);
+            domain::to_xml(&machine, Stage::Final, &choice).unwrap();
+        }
+    }
 }

@@ -6,12 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::boot::quote;
 use crate::boot_path::Controller;
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
+use crate::disk::partition;
 use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
@@ -147,6 +149,12 @@ fn plan_for(
         driver.signer = review.signers.get(&driver.driver).cloned();
     }
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
+    prepared.plan.warnings.extend(machine::disagreements(
+        &survey.inspection,
+        &prepared.windows,
+        &job.source.vm,
+        &job.machine,
+    ));
     if job.keep_static_addresses {
         prepared
             .plan
@@ -181,7 +189,9 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     let source = first(&disks)?;
     let image = source.image()?;
     if job.in_place {
-        in_place_format(&image)?;
+        for disk in &disks {
+            in_place_format(&disk.image()?)?;
+        }
     }
     let overlay = folder.path().join(".overlay.qcow2");
 
@@ -221,7 +231,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
 
     let copy_start = Instant::now();
     let disks = if job.in_place {
-        in_place(ui, &image, fixed, &prepared)?
+        in_place(ui, &image, &disks, fixed, &prepared)?
     } else {
         copy_disks(job, ui, &folder, &disks, fixed, &prepared)?
     };
@@ -483,7 +493,7 @@ fn copy_disks(
             sector_size: if i == 0 {
                 prepared.windows.sector_size
             } else {
-                512
+                data_sector_size(&disk.image()?)?
             },
             boot: i == 0,
         });
@@ -532,8 +542,29 @@ fn copy_disks(
 }
 
 /// Commits the proved overlay to the source disk.
-fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Result<Disks> {
-    let format = in_place_format(image)?;
+fn in_place(
+    ui: &Ui,
+    image: &Image,
+    disks: &[Source],
+    mut fixed: Fixed,
+    prepared: &Prepared,
+) -> Result<Disks> {
+    let mut targets = vec![TargetDisk {
+        path: absolute(image.path())?,
+        format: in_place_format(image)?,
+        sector_size: prepared.windows.sector_size,
+        boot: true,
+    }];
+    // The others stay as they are, and belong to the machine all the same.
+    for disk in disks.iter().skip(1) {
+        let data = disk.image()?;
+        targets.push(TargetDisk {
+            path: absolute(data.path())?,
+            format: in_place_format(&data)?,
+            sector_size: data_sector_size(&data)?,
+            boot: false,
+        });
+    }
     let ranges = qemu_img::allocated_ranges(&fixed.image.spec())
         .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
     let failed = |doing: &str| {
@@ -562,30 +593,14 @@ fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Re
             image.path().display()
         ),
     );
-    if changed == 0 {
-        // Not even opened for writing: QEMU would touch the header of a qcow2.
-        return Ok(disks_in_place(image, format, 0, fixed, prepared));
-    }
-    if let Err(error) = write_to_source(image, &mut fixed.journal) {
+    // Else not even opened for writing: QEMU would touch the header of a qcow2.
+    if changed != 0
+        && let Err(error) = write_to_source(image, &mut fixed.journal)
+    {
         return Err(roll_back_after(image, &mut fixed.journal, error));
     }
-    Ok(disks_in_place(image, format, changed, fixed, prepared))
-}
-
-fn disks_in_place(
-    image: &Image,
-    format: DiskFormat,
-    changed: u64,
-    fixed: Fixed,
-    prepared: &Prepared,
-) -> Disks {
-    Disks {
-        targets: vec![TargetDisk {
-            path: image.path().to_path_buf(),
-            format,
-            sector_size: prepared.windows.sector_size,
-            boot: true,
-        }],
+    Ok(Disks {
+        targets,
         bytes: Bytes {
             virtual_size: image.virtual_size(),
             read: 0,
@@ -593,7 +608,20 @@ fn disks_in_place(
             skipped: image.virtual_size().saturating_sub(changed),
         },
         fixed,
-    }
+    })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|e| Error::failed(format!("{} has no absolute path", path.display())).because(e))
+}
+
+/// What the partition table of a disk without Windows was written for; 512 where there is none.
+fn data_sector_size(image: &Image) -> Result<u32> {
+    let export = Export::<dyn BlockRead>::open_readonly(image)?;
+    let layout = partition::read_layout(export.disk().as_ref());
+    export.close()?;
+    Ok(layout.map_or(512, |layout| layout.sector_size))
 }
 
 /// The formats KVM runs a machine from; others have to be converted.
@@ -674,7 +702,7 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
         &targets,
         &options,
     );
-    let (firmware, warning) = machine::firmware(&machine)?;
+    let (firmware, warning) = machine::firmware(&machine, options.portable);
     let mut warnings = prepared.plan.warnings.clone();
     warnings.extend(warning);
     let final_xml = format!("{name}-final.xml");
@@ -721,7 +749,7 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
         name: name.clone(),
         engine: "embedded",
         ready: verify::is_ready(&fixed.checks),
-        next_commands: next_commands(&name, &outputs),
+        next_commands: next_commands(&name, folder.target(), &outputs),
         outputs,
         actions,
         controllers: fixed.after.controllers.clone(),
@@ -761,19 +789,11 @@ fn optional_drivers(prepared: &Prepared) -> Drivers {
     }
 }
 
-fn next_commands(name: &str, outputs: &Outputs) -> Vec<String> {
-    let quote = |path: &Path| {
-        let text = path.display().to_string();
-        if text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"/._-+".contains(&b))
-        {
-            text
-        } else {
-            format!("'{}'", text.replace('\'', r"'\''"))
-        }
-    };
-    let mut commands = Vec::new();
+fn next_commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
+    let mut commands = vec![
+        format!("hyper2kvm boot {}", quote(folder)),
+        "# or step by step:".to_string(),
+    ];
     if let Some(xml) = &outputs.bootstrap_xml {
         commands.push(format!("virsh define {}", quote(xml)));
         commands.push(format!("virsh start {name}"));

@@ -61,6 +61,10 @@ impl SourceMachine {
     /// first.
     pub fn disks(&self, work: &Path) -> Result<Vec<Source>> {
         let mut vm = self.vm.clone();
+        if vm.is_packed() {
+            std::fs::create_dir_all(work)
+                .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
+        }
         vm.prepare(work).map_err(|e| {
             let hint = e.hint();
             let error = Error::failed(format!("unpacking {}", self.path.display())).because(e);

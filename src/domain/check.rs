@@ -135,6 +135,10 @@ fn check_disk(machine: &Machine, stage: Stage, disk: &Disk) -> Result<(), Domain
         _ => return Err(DomainError::BadSectorSize { path, sector_size }),
     }
     if stage == Stage::Bootstrap {
+        if !disk.boot {
+            // Left out of the first boot, which does without it.
+            return Ok(());
+        }
         let bus = bootstrap_bus(machine.bootstrap);
         return Err(DomainError::SectorSize {
             path,

@@ -20,10 +20,10 @@ pub mod xml;
 pub use check::DomainError;
 pub use firmware::{Descriptors, FirmwareChoice, FirmwareError};
 pub use model::{
-    Bootstrap, Chipset, Disk, DiskFormat, DomainType, Drivers, Firmware, Graphics, MacAddr,
-    Machine, Nic, NicSource, Stage, StorageBus, Topology, Video, WindowsFacts,
+    Bootstrap, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware, Graphics,
+    MacAddr, Machine, Nic, NicSource, Stage, StorageBus, Topology, Video, WindowsFacts,
 };
 pub use xml::{HYPER2KVM_NS, to_xml};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -41,6 +41,7 @@ pub struct Machine {
     pub probe: Option<PathBuf>,
     pub driver_iso: Option<PathBuf>,
     pub domain_type: DomainType,
+    pub cpu: CpuMode,
     /// Per-VM copy of the UEFI variables; libvirt picks its default path when absent.
     pub nvram: Option<PathBuf>,
     pub drivers: Drivers,
@@ -185,6 +186,8 @@ pub struct Nic {
 pub enum NicSource {
     Network(String),
     Bridge(String),
+    /// QEMU's own NAT: works without privileges, and nothing reaches the guest from outside.
+    User,
 }
 
 /// The controller of the final stage.
@@ -210,6 +213,16 @@ pub enum DomainType {
     Kvm,
     /// Software emulation; no Hyper-V enlightenments there.
     Qemu,
+}
+
+/// The CPU under KVM; software emulation always has all that QEMU can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuMode {
+    #[default]
+    HostPassthrough,
+    /// Named by libvirt, so that the machine can move to a host with another CPU.
+    HostModel,
 }
 
 /// The virtio drivers Windows will have, beyond storage. A device without a driver is left out.
@@ -275,6 +288,11 @@ impl MacAddr {
             return Err(MacError::NotUnicast(mac.to_string()));
         }
         Ok(mac)
+    }
+
+    /// An address with QEMU's own prefix.
+    pub fn qemu([a, b, c]: [u8; 3]) -> Self {
+        Self([0x52, 0x54, 0, a, b, c])
     }
 
     pub fn octets(self) -> [u8; 6] {

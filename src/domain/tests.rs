@@ -37,7 +37,7 @@ fn disk(path: &str, boot: bool) -> Disk {
     }
 }
 
-fn machine() -> Machine {
+pub(crate) fn machine() -> Machine {
     Machine {
         name: "win10".into(),
         uuid: Uuid::from_u128(0x564d_1234_5678_9abc_def0_1234_5678_9abc),
@@ -66,6 +66,7 @@ fn machine() -> Machine {
         bootstrap: Bootstrap::Sata,
         probe: Some("/vm/win10-probe.qcow2".into()),
         driver_iso: Some("/vm/virtio-win.iso".into()),
+        cpu: CpuMode::default(),
         domain_type: DomainType::Kvm,
         nvram: Some("/vm/win10_VARS.fd".into()),
         drivers: Drivers::default(),

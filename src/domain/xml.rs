@@ -15,6 +15,7 @@
 //! - No Hyper-V enlightenments on NT 5, under software emulation, or on UEFI before Windows 8
 //!   (they hang there). The panic device needs them: Windows reports a crash through Hyper-V
 //!   registers, and has no driver for the ISA one, which is used under emulation only.
+//! - QEMU's SATA and IDE disks have 512-byte sectors: a data disk of 4096 stays out of the first boot.
 //! - A domain carries an element in [`HYPER2KVM_NS`], so that we never touch one we did not define.
 
 use std::path::Path;
@@ -23,7 +24,7 @@ use super::check::{DomainError, bootstrap_bus, check, path_text};
 use super::element::Element;
 use super::firmware::FirmwareChoice;
 use super::model::{
-    Bootstrap, Chipset, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
+    Bootstrap, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
     StorageBus, Video,
 };
 use super::slots::{PciAddress, Role, Slots};
@@ -288,13 +289,16 @@ impl Builder<'_> {
 
     fn cpu(&self) -> Element {
         let m = self.machine;
-        let cpu = match m.domain_type {
-            DomainType::Kvm => el("cpu")
+        let cpu = match (m.domain_type, m.cpu) {
+            (DomainType::Kvm, CpuMode::HostPassthrough) => el("cpu")
                 .with("mode", "host-passthrough")
                 .with("check", "none")
                 .with("migratable", "on"),
+            (DomainType::Kvm, CpuMode::HostModel) => el("cpu")
+                .with("mode", "host-model")
+                .with("check", "partial"),
             // qemu64 has no SSE4.2, which Windows 11 24H2 wants.
-            DomainType::Qemu => el("cpu").with("mode", "maximum").with("check", "none"),
+            (DomainType::Qemu, _) => el("cpu").with("mode", "maximum").with("check", "none"),
         };
         let (sockets, cores, threads) = m
             .topology
@@ -338,14 +342,17 @@ impl Builder<'_> {
         self.controllers(&mut devices);
         for (n, nic) in m.nics.iter().enumerate() {
             let (kind, name) = match &nic.source {
-                NicSource::Network(name) => ("network", name),
-                NicSource::Bridge(name) => ("bridge", name),
+                NicSource::Network(name) => ("network", Some(name)),
+                NicSource::Bridge(name) => ("bridge", Some(name)),
+                NicSource::User => ("user", None),
             };
             let mut interface = el("interface")
                 .with("type", kind)
-                .child(el("mac").with("address", nic.mac.to_string()))
-                .child(el("source").with(kind, name))
-                .child(el("model").with("type", self.nic_model()));
+                .child(el("mac").with("address", nic.mac.to_string()));
+            if let Some(name) = name {
+                interface.push(el("source").with(kind, name));
+            }
+            interface.push(el("model").with("type", self.nic_model()));
             if !nic.link_up {
                 interface.push(el("link").with("state", "down"));
             }
@@ -551,7 +558,7 @@ impl Builder<'_> {
             Bootstrap::Ide => drive_address(0, n / 2, 0, n % 2),
             _ => drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS),
         };
-        for (n, disk) in self.disks() {
+        for (n, disk) in self.disks().filter(|(_, d)| d.sector_size == 512) {
             devices.push(disk_element(
                 disk,
                 bus,

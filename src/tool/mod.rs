@@ -13,6 +13,7 @@ pub mod launcher;
 pub mod qemu_img;
 pub mod qsd;
 pub mod stop;
+pub mod virsh;
 
 pub use cmd::{Child, Cmd, Output, clean};
 

@@ -1,0 +1,260 @@
+//! The output folder of a conversion as `boot` needs it: the two domains, and copies of them for a
+//! watched start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::domain::element::Element;
+use crate::domain::{HYPER2KVM_NS, Stage, StorageBus};
+use crate::error::{Error, Result};
+
+#[derive(Debug)]
+pub struct Files {
+    pub folder: PathBuf,
+    pub name: String,
+    pub uuid: Uuid,
+    /// `None` where Windows goes to virtio at once.
+    pub bootstrap: Option<Domain>,
+    pub production: Domain,
+}
+
+/// The XML file of one stage.
+#[derive(Debug)]
+pub struct Domain {
+    pub path: PathBuf,
+    root: Element,
+}
+
+/// A disk of a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainDisk {
+    pub path: PathBuf,
+    pub format: String,
+    pub boot: bool,
+}
+
+impl Files {
+    pub fn open(folder: &Path) -> Result<Self> {
+        let folder = std::path::absolute(folder)
+            .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
+        let report = folder.join("report.json");
+        let not_ours = || {
+            Error::usage(format!(
+                "{} is not the output folder of a conversion",
+                folder.display()
+            ))
+            .hint("name the folder that `hyper2kvm convert` wrote")
+        };
+        let text = fs::read(&report).map_err(|e| not_ours().because(e))?;
+        let json: Value = serde_json::from_slice(&text).map_err(|e| not_ours().because(e))?;
+        let outputs = json.get("outputs").ok_or_else(not_ours)?;
+        // The folder may have been renamed since: the files are in it, whatever it was called.
+        let domain = |key: &str| -> Result<Option<Domain>> {
+            let Some(path) = outputs.get(key).and_then(Value::as_str) else {
+                return Ok(None);
+            };
+            let name = Path::new(path).file_name().ok_or_else(not_ours)?;
+            Domain::open(&folder.join(name)).map(Some)
+        };
+        let production = domain("final_xml")?.ok_or_else(not_ours)?;
+        let files = Self {
+            name: production.text("name")?,
+            uuid: production.uuid()?,
+            bootstrap: domain("bootstrap_xml")?,
+            production,
+            folder,
+        };
+        files.check()?;
+        Ok(files)
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(bootstrap) = &self.bootstrap
+            && (bootstrap.uuid()? != self.uuid || bootstrap.text("name")? != self.name)
+        {
+            return Err(Error::failed(
+                "the two domain XML files are not of the same machine: UUID or name differ",
+            )
+            .hint("Windows has to see one machine in both boots; convert again"));
+        }
+        for disk in self.production.disks() {
+            if !disk.path.exists() {
+                return Err(Error::failed(format!("{} does not exist", disk.path.display()))
+                    .hint("the domain XML has absolute paths: when files were moved, change them there"));
+            }
+        }
+        self.boot_disk().map(drop)
+    }
+
+    pub fn domain(&self, stage: Stage) -> Option<&Domain> {
+        match stage {
+            Stage::Bootstrap => self.bootstrap.as_ref(),
+            Stage::Final => Some(&self.production),
+        }
+    }
+
+    /// The disk Windows is on.
+    pub fn boot_disk(&self) -> Result<DomainDisk> {
+        self.production
+            .disks()
+            .into_iter()
+            .find(|d| d.boot)
+            .ok_or_else(|| Error::failed("the final domain has no disk to boot from"))
+    }
+
+    /// COM1 of one stage.
+    pub fn serial_log(&self, stage: Stage) -> PathBuf {
+        self.folder.join(format!("com1-{}.log", stage.as_str()))
+    }
+}
+
+impl Domain {
+    fn open(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path)
+            .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
+        let root = Element::parse(&bytes)
+            .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
+        let domain = Self {
+            path: path.to_path_buf(),
+            root,
+        };
+        if stage_of(&domain.root).is_none() {
+            return Err(Error::failed(format!(
+                "{} is not a domain of this program: its mark is missing",
+                path.display()
+            )));
+        }
+        Ok(domain)
+    }
+
+    fn text(&self, element: &str) -> Result<String> {
+        let text = self.root.text_of(element).map(str::to_owned);
+        text.ok_or_else(|| Error::failed(format!("{} has no <{element}>", self.path.display())))
+    }
+
+    fn uuid(&self) -> Result<Uuid> {
+        self.text("uuid")?
+            .parse()
+            .map_err(|e| Error::failed(format!("{}: bad UUID", self.path.display())).because(e))
+    }
+
+    pub fn disks(&self) -> Vec<DomainDisk> {
+        disks(&self.root)
+    }
+
+    pub fn nvram(&self) -> Option<PathBuf> {
+        let text = &self.root.path("os/nvram")?.text;
+        (!text.is_empty()).then(|| text.into())
+    }
+
+    pub fn bus(&self) -> StorageBus {
+        let scsi = self.root.descendants("target");
+        if scsi.iter().any(|t| t.attr("bus") == Some("scsi")) {
+            StorageBus::VirtioScsi
+        } else {
+            StorageBus::VirtioBlk
+        }
+    }
+
+    pub fn has_agent_channel(&self) -> bool {
+        let targets = self.root.descendants("target");
+        targets
+            .iter()
+            .any(|t| t.attr("name") == Some("org.qemu.guest_agent.0"))
+    }
+
+    /// The domain with COM1 logged to a file, and with a crash kept to be looked at.
+    pub fn watched(&self, log: &Path) -> String {
+        let mut root = self.root.clone();
+        for element in &mut root.children {
+            if element.is("on_crash") {
+                element.text = "preserve".to_owned();
+            }
+            if !element.is("devices") {
+                continue;
+            }
+            if let Some(serial) = element.children.iter_mut().find(|e| e.is("serial")) {
+                serial.children.retain(|e| !e.is("log"));
+                serial.push(
+                    Element::new("log")
+                        .with("file", log.to_string_lossy())
+                        .with("append", "off"),
+                );
+            }
+        }
+        root.to_document()
+    }
+}
+
+fn disks(root: &Element) -> Vec<DomainDisk> {
+    let disks = root.first("devices").into_iter();
+    disks
+        .flat_map(|devices| devices.all("disk"))
+        .filter(|disk| disk.attr("device") == Some("disk"))
+        .filter_map(|disk| {
+            let source = disk.first("source")?;
+            Some(DomainDisk {
+                path: source.attr("file").or(source.attr("dev"))?.into(),
+                format: disk.first("driver")?.attr("type")?.to_owned(),
+                boot: disk.first("boot").is_some(),
+            })
+        })
+        .collect()
+}
+
+/// The stage a domain of ours is in.
+fn stage_of(root: &Element) -> Option<Stage> {
+    let marks = root.path("metadata")?.all("conversion");
+    let mark = marks.into_iter().find(|mark| {
+        let prefix = mark.name.split_once(':').map(|(prefix, _)| prefix);
+        let declaration = prefix.map_or("xmlns".to_owned(), |p| format!("xmlns:{p}"));
+        mark.attrs
+            .iter()
+            .any(|(key, value)| *key == declaration && value == HYPER2KVM_NS)
+    })?;
+    match mark.attr("stage")? {
+        "bootstrap" => Some(Stage::Bootstrap),
+        "final" => Some(Stage::Final),
+        _ => None,
+    }
+}
+
+/// What libvirt says a domain is: the stage if it is one of ours, and its disks.
+pub fn identify(xml: &str) -> Result<(Option<Stage>, Vec<DomainDisk>)> {
+    let root = Element::parse(xml.as_bytes())
+        .map_err(|e| Error::failed("reading the domain XML of libvirt").because(e))?;
+    Ok((stage_of(&root), disks(&root)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{FirmwareChoice, to_xml};
+
+    #[test]
+    fn our_domains_are_known_and_watched() {
+        let mut machine = crate::domain::tests::machine();
+        machine.drivers.agent = true;
+        let portable = FirmwareChoice::Portable { secure_boot: false };
+        for stage in [Stage::Bootstrap, Stage::Final] {
+            let xml = to_xml(&machine, stage, &portable).unwrap();
+            let (found, disks) = identify(&xml).unwrap();
+            assert_eq!(found, Some(stage));
+            assert_eq!(disks[0].path, Path::new("/vm/win10.qcow2"));
+            assert!(disks[0].boot);
+            let domain = Domain {
+                path: "x".into(),
+                root: Element::parse(xml.as_bytes()).unwrap(),
+            };
+            assert!(domain.has_agent_channel());
+            let watched = domain.watched(Path::new("/vm/com1.log"));
+            assert!(watched.contains("<log file=\"/vm/com1.log\" append=\"off\"/>"));
+            assert!(watched.contains("<on_crash>preserve</on_crash>"));
+            let other = xml.replace(HYPER2KVM_NS, "urn:other");
+            assert_eq!(identify(&other).unwrap().0, None);
+        }
+    }
+}

@@ -1,0 +1,823 @@
+//! `boot`: both boots of a converted machine on libvirt, watched, with a way back.
+//!
+//! ```text
+//!  new -> bootstrap -> bootstrap-up -> bootstrap-done -> protecting -> final -> done
+//!                                            ^                          |
+//!                                            +---- final-failed <- restoring
+//! ```
+//!
+//! The phase is written to `boot.json` before the step it names begins ([`record`]), so a run that was
+//! killed goes on where it was, and a run after the end changes nothing. Windows is up when its
+//! first-boot script has written [`MARKER`] to COM1, or when the guest agent answers. Between the boots
+//! the disk is read ([`proof`]) and saved ([`protect`]): when the final boot fails, it is put back and
+//! the bootstrap domain is defined and started again. A domain this program has not defined is never
+//! touched ([`files::identify`]).
+
+pub mod files;
+pub mod proof;
+pub mod protect;
+pub mod record;
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::domain::{Stage, StorageBus};
+use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::tool::stop;
+use crate::tool::virsh::{State, Tick, Virsh};
+use crate::ui::Ui;
+
+use files::Files;
+use record::{Phase, Record, StageRecord};
+
+/// What the first-boot script writes to COM1 when it is done.
+pub const MARKER: &str = "hyper2kvm: first boot finished";
+/// How long the script may still run once the agent answers.
+const AGENT_GRACE: Duration = Duration::from_secs(120);
+const AGENT_INTERVAL: Duration = Duration::from_secs(5);
+/// Windows overlooks the power button now and then.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+const MAX_SERIAL_LOG: u64 = 64 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// The marker, or else the agent.
+    Auto,
+    Marker,
+    Agent,
+    /// The user looks at the machine and shuts Windows down when it is up.
+    Manual,
+}
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub folder: PathBuf,
+    pub uri: String,
+    pub wait: Wait,
+    pub timeout: Duration,
+    pub shutdown_timeout: Duration,
+    /// More resets than this in one boot are a loop.
+    pub max_reboots: u32,
+    pub stop_after_bootstrap: bool,
+    pub snapshot: bool,
+}
+
+/// Why a boot did not end with Windows up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failure {
+    code: &'static str,
+    message: String,
+}
+
+enum Outcome {
+    Up(&'static str),
+    Failed(Failure),
+}
+
+/// Runs what is left to do. The record is on disk whatever the result.
+pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
+    local(&options.uri)?;
+    let files = Files::open(&options.folder)?;
+    let _lock = lock(&files.folder)?;
+    let virsh = Virsh::new(&options.uri);
+    let record = match Record::load(&files.folder)? {
+        Some(record) if record.uuid == files.uuid && record.uri == options.uri => record,
+        Some(record) if record.uuid == files.uuid => {
+            return Err(Error::usage(format!(
+                "this machine was booted on {}, not on {}",
+                record.uri, options.uri
+            ))
+            .hint(format!("--connect {}", record.uri)));
+        }
+        _ => Record::new(&options.uri, &files.name, files.uuid),
+    };
+    let mut run = Run {
+        options,
+        ui,
+        virsh,
+        files,
+        record,
+    };
+    run.refuse_foreign_domains()?;
+    run.phases()?;
+    Ok(run.record)
+}
+
+/// COM1 and the disks are files of this host.
+fn local(uri: &str) -> Result<()> {
+    let rest = uri.split_once("://").map(|(_, rest)| rest);
+    if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{uri} is not a libvirt of this host"))
+        .hint("run hyper2kvm boot on the host the machine is to run on"))
+}
+
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(".boot.lock");
+    let failed =
+        |e: std::io::Error| Error::failed(format!("locking {}", path.display())).because(e);
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::failed(format!(
+            "another hyper2kvm boot is at work in {}",
+            folder.display()
+        ))),
+        Err(TryLockError::Error(e)) => Err(failed(e)),
+    }
+}
+
+struct Run<'a> {
+    options: &'a Options,
+    ui: &'a Ui,
+    virsh: Virsh,
+    files: Files,
+    record: Record,
+}
+
+impl Run<'_> {
+    fn phases(&mut self) -> Result<()> {
+        if self.record.phase == Phase::FinalFailed {
+            // Asked for again: the bootstrap machine may be running.
+            self.shut_down()?;
+            self.enter(Phase::BootstrapDone)?;
+        }
+        loop {
+            match self.record.phase {
+                Phase::New if self.files.bootstrap.is_none() => self.enter(Phase::BootstrapDone)?,
+                Phase::New => self.enter(Phase::Bootstrap)?,
+                Phase::Bootstrap => match self.start_and_watch(Stage::Bootstrap)? {
+                    Outcome::Up(_) => self.enter(Phase::BootstrapUp)?,
+                    Outcome::Failed(failure) => return Err(self.bootstrap_failed(&failure)?),
+                },
+                Phase::BootstrapUp => {
+                    self.shut_down()?;
+                    self.prove();
+                    self.enter(Phase::BootstrapDone)?;
+                }
+                Phase::BootstrapDone if self.options.stop_after_bootstrap => return Ok(()),
+                Phase::BootstrapDone => {
+                    self.record.production = None;
+                    self.enter(Phase::Protecting)?;
+                }
+                Phase::Protecting => {
+                    self.protect()?;
+                    self.enter(Phase::Final)?;
+                }
+                Phase::Final => match self.start_and_watch(Stage::Final)? {
+                    Outcome::Up(_) => self.finish()?,
+                    Outcome::Failed(failure) => {
+                        self.give_up_final(&failure)?;
+                        self.enter(Phase::Restoring)?;
+                    }
+                },
+                Phase::Restoring => return Err(self.restore()?),
+                Phase::FinalFailed | Phase::Done => return Ok(()),
+            }
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) -> Result<()> {
+        self.record.phase = phase;
+        self.record.save(&self.files.folder)
+    }
+
+    /// A domain of that UUID or name must be ours and of this folder.
+    fn refuse_foreign_domains(&self) -> Result<()> {
+        let connecting = |e: crate::tool::ToolError| {
+            let error = Error::from(e);
+            if error.kind != ErrorKind::Failed {
+                return error;
+            }
+            Error::missing_tool(format!("cannot use libvirt at {}", self.options.uri))
+                .because(error)
+                .hint("is libvirtd running, and may this user connect (group libvirt)? --connect names another URI")
+        };
+        let refuse = |reason: String, remedy: &str| {
+            Err(Error::refused(
+                format!("the domain {} is not touched", self.files.name),
+                vec![Blocker::new("foreign-domain", reason, remedy)],
+            ))
+        };
+        let uuids = self.virsh.uuids().map_err(connecting)?;
+        if !uuids.contains(&self.files.uuid) {
+            if self
+                .virsh
+                .names()
+                .map_err(connecting)?
+                .contains(&self.files.name)
+            {
+                return refuse(
+                    format!(
+                        "libvirt has another machine of the name {:?}",
+                        self.files.name
+                    ),
+                    "convert with another --name",
+                );
+            }
+            return Ok(());
+        }
+        let (stage, disks) = files::identify(&self.virsh.xml(self.files.uuid, false)?)?;
+        if stage.is_none() {
+            return refuse(
+                format!(
+                    "libvirt has a machine of the UUID {} that this program did not define",
+                    self.files.uuid
+                ),
+                "undefine it, or change <uuid> in both XML files of the output folder",
+            );
+        }
+        let ours = self.files.boot_disk()?.path;
+        if !disks.iter().any(|d| d.path == ours) {
+            return refuse(
+                format!(
+                    "the machine libvirt has runs from another disk than {}",
+                    ours.display()
+                ),
+                "it comes from another conversion: undefine it, or go on with that one",
+            );
+        }
+        Ok(())
+    }
+
+    fn tick(&self, seconds: u32) -> Result<Tick> {
+        Ok(self.virsh.tick(self.files.uuid, seconds)?)
+    }
+
+    fn defined(&self) -> Result<bool> {
+        Ok(self.virsh.uuids()?.contains(&self.files.uuid))
+    }
+
+    fn stage_record(&mut self, stage: Stage) -> &mut StageRecord {
+        let slot = match stage {
+            Stage::Bootstrap => &mut self.record.bootstrap,
+            Stage::Final => &mut self.record.production,
+        };
+        slot.get_or_insert_default()
+    }
+
+    fn bus(&self, stage: Stage) -> &'static str {
+        match (stage, self.files.production.bus()) {
+            (Stage::Bootstrap, _) => "the emulated controller",
+            (Stage::Final, StorageBus::VirtioBlk) => "virtio-blk",
+            (Stage::Final, StorageBus::VirtioScsi) => "virtio-scsi",
+        }
+    }
+
+    /// Starts the domain of a stage, unless it runs already, and waits until Windows is up or has failed.
+    fn start_and_watch(&mut self, stage: Stage) -> Result<Outcome> {
+        let log = self.files.serial_log(stage);
+        if self.defined()? {
+            let tick = self.tick(1)?;
+            let running = matches!(tick.state, State::Running | State::Paused);
+            let (live, _) = files::identify(&self.virsh.xml(self.files.uuid, running)?)?;
+            if running && live == Some(stage) && !tick.panicked {
+                self.ui.status(
+                    "Watching",
+                    &format!("{}, which runs already", self.files.name),
+                );
+                return self.watch(stage, &log);
+            }
+            if tick.state == State::Off
+                && live == Some(stage)
+                && self.stage_record(stage).started
+                && marked(&log)
+            {
+                // It came up and went down while nobody watched.
+                self.stage_record(stage).up_by = Some("marker".into());
+                return Ok(Outcome::Up("marker"));
+            }
+            match tick.state {
+                State::Off => {}
+                State::Crashed => self.virsh.destroy(self.files.uuid)?,
+                _ if tick.panicked => self.virsh.destroy(self.files.uuid)?,
+                _ => self.shut_down()?,
+            }
+        }
+        if let Err(error) = fs::remove_file(&log)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(Error::failed(format!("removing the old {}", log.display())).because(error));
+        }
+        self.define(stage, Some(&log))?;
+        *self.stage_record(stage) = StageRecord {
+            started: true,
+            ..StageRecord::default()
+        };
+        self.record.save(&self.files.folder)?;
+        self.ui.status(
+            "Starting",
+            &format!("{} on {}", self.files.name, self.bus(stage)),
+        );
+        self.virsh.start(self.files.uuid).map_err(|e| {
+            Error::from(e).hint(format!(
+                "QEMU's user must be able to reach the disks and firmware: {} and every folder above it",
+                self.files.folder.display()
+            ))
+        })?;
+        self.watch(stage, &log)
+    }
+
+    /// Defines the domain of a stage as it is in the folder, or with COM1 logged to a file.
+    fn define(&self, stage: Stage, log: Option<&Path>) -> Result<()> {
+        let domain = self
+            .files
+            .domain(stage)
+            .ok_or_else(|| Error::failed("this machine has no bootstrap domain"))?;
+        let Some(log) = log else {
+            return Ok(self.virsh.define(&domain.path)?);
+        };
+        let path = self.files.folder.join(".boot-domain.xml");
+        fs::write(&path, domain.watched(log))
+            .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
+        let defined = self.virsh.define(&path);
+        // It is only a copy; libvirt has it now.
+        let _ = fs::remove_file(&path);
+        Ok(defined?)
+    }
+
+    fn watch(&mut self, stage: Stage, log: &Path) -> Result<Outcome> {
+        let begin = Instant::now();
+        let agent_channel = self
+            .files
+            .domain(stage)
+            .is_some_and(files::Domain::has_agent_channel);
+        let ask_agent = agent_channel && matches!(self.options.wait, Wait::Auto | Wait::Agent);
+        if self.options.wait == Wait::Manual {
+            self.ui.status(
+                "Waiting",
+                "for you: shut Windows down from inside when you have seen it come up",
+            );
+        } else if let Err(error) = File::open(log)
+            && error.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            self.record.warnings.push(format!(
+                "{} cannot be read by this user: only the guest agent can tell that Windows is up",
+                log.display()
+            ));
+        }
+        let mut reboots = 0;
+        let mut answered: Option<Instant> = None;
+        let mut asked = Instant::now();
+        let outcome = loop {
+            if stop::requested() {
+                return Err(
+                    Error::new(ErrorKind::Interrupted, "interrupted; the machine goes on")
+                        .hint("run the same command again to go on watching it"),
+                );
+            }
+            let tick = self.tick(2)?;
+            reboots += tick.reboots;
+            // Read after the state: of a machine that is off, the log is complete.
+            if matches!(self.options.wait, Wait::Auto | Wait::Marker) && marked(log) {
+                break Outcome::Up("marker");
+            }
+            if let Some(failure) = self.failure(&tick, reboots, begin.elapsed()) {
+                break failure;
+            }
+            if ask_agent && asked.elapsed() > AGENT_INTERVAL {
+                if self.virsh.agent_answers(self.files.uuid)? {
+                    answered.get_or_insert_with(Instant::now);
+                }
+                asked = Instant::now();
+            }
+            if answered
+                .is_some_and(|t| self.options.wait == Wait::Agent || t.elapsed() > AGENT_GRACE)
+            {
+                break Outcome::Up("agent");
+            }
+        };
+        let entry = self.stage_record(stage);
+        entry.seconds = begin.elapsed().as_secs_f64();
+        entry.reboots = reboots;
+        match &outcome {
+            Outcome::Up(by) => {
+                entry.up_by = Some((*by).to_owned());
+                let text = format!(
+                    "on {} after {:.0} s ({by})",
+                    self.bus(stage),
+                    begin.elapsed().as_secs_f64()
+                );
+                self.ui.status("Up", &text);
+            }
+            Outcome::Failed(failure) => {
+                entry.failure = Some(failure.code.to_owned());
+                entry.message = Some(failure.message.clone());
+            }
+        }
+        self.record.save(&self.files.folder)?;
+        Ok(outcome)
+    }
+
+    /// What ends the wait without the marker.
+    fn failure(&self, tick: &Tick, reboots: u32, elapsed: Duration) -> Option<Outcome> {
+        let failed = |code, message: String| Some(Outcome::Failed(Failure { code, message }));
+        if tick.panicked {
+            return failed(
+                "panic",
+                "Windows stopped with a stop screen (guest panic)".into(),
+            );
+        }
+        match tick.state {
+            State::Off if self.options.wait == Wait::Manual && tick.reason == "shutdown" => {
+                return Some(Outcome::Up("manual"));
+            }
+            State::Off => {
+                return failed(
+                    "stopped",
+                    format!(
+                        "the machine went off without a sign of Windows ({})",
+                        tick.reason
+                    ),
+                );
+            }
+            // A user may pause it; a disk that cannot be written to does not mend.
+            State::Paused if tick.reason == "I/O error" => {
+                return failed(
+                    "paused",
+                    "QEMU paused the machine: a disk gave an I/O error".into(),
+                );
+            }
+            _ => {}
+        }
+        if reboots > self.options.max_reboots {
+            return failed(
+                "reboot-loop",
+                format!("the machine restarted {reboots} times without Windows coming up"),
+            );
+        }
+        (elapsed > self.options.timeout).then(|| {
+            Outcome::Failed(Failure {
+                code: "timeout",
+                message: format!("no sign of Windows in {} s", self.options.timeout.as_secs()),
+            })
+        })
+    }
+
+    /// Asks Windows to shut down, and waits until it has. Never pulls the plug.
+    fn shut_down(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        let mut asked: Option<Instant> = None;
+        while self.defined()? {
+            let tick = self.tick(1)?;
+            if tick.state == State::Off {
+                return Ok(());
+            }
+            if asked.is_none_or(|t| t.elapsed() > ASK_AGAIN) {
+                self.ui.status("Stopping", &self.files.name);
+                // It may go off by itself at this very moment.
+                if let Err(error) = self.virsh.shutdown(self.files.uuid) {
+                    tracing::info!("asking for a shutdown: {error}");
+                }
+                asked = Some(Instant::now());
+            }
+            if begin.elapsed() > self.options.shutdown_timeout {
+                return Err(Error::new(
+                    ErrorKind::NotReady,
+                    format!("Windows has not shut down in {} s", self.options.shutdown_timeout.as_secs()),
+                )
+                .hint(format!("shut it down from inside (virt-viewer -c {} {}), then run the same command again", self.options.uri, self.files.name)));
+            }
+            if stop::requested() {
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "interrupted; the machine goes on",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn prove(&mut self) {
+        let bus = self.files.production.bus();
+        let proof = self
+            .files
+            .boot_disk()
+            .and_then(|disk| proof::read(&disk.path, &disk.format, bus));
+        match proof {
+            Ok(proof) => {
+                self.record.warnings.extend(proof.doubts(bus));
+                self.record.proof = Some(proof);
+            }
+            Err(error) => {
+                let causes = error.causes().join(": ");
+                self.record.warnings.push(format!(
+                    "the disk could not be read between the boots: {error}{}{causes}",
+                    if causes.is_empty() { "" } else { ": " }
+                ));
+            }
+        }
+        for warning in &self.record.warnings {
+            self.ui.warn(warning);
+        }
+    }
+
+    fn protect(&mut self) -> Result<()> {
+        if self.defined()? && self.tick(1)?.state != State::Off {
+            self.shut_down()?;
+        }
+        if !self.options.snapshot {
+            self.record.protected.clear();
+            return Ok(());
+        }
+        let mut list = Vec::new();
+        for disk in self.files.production.disks() {
+            list.push(protect::plan(&disk.path, &disk.format).ok_or_else(|| {
+                Error::failed(format!(
+                    "{} cannot be saved before the switch",
+                    disk.path.display()
+                ))
+                .hint("take a snapshot of it by other means, then go on with --no-snapshot")
+            })?);
+        }
+        if let Some(file) = self.files.production.nvram().filter(|f| f.exists()) {
+            let copy = self.files.folder.join("nvram.before-final");
+            list.push(protect::Protected::Nvram { file, copy });
+        }
+        self.record.protected = list;
+        self.record.save(&self.files.folder)?;
+        for kept in &self.record.protected {
+            self.ui
+                .status("Saving", "the machine as it is, before the switch");
+            kept.save()?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        // From the next start on it is the domain of the output folder, without our log.
+        self.define(Stage::Final, None)?;
+        let off = self.tick(1)?.state == State::Off;
+        let mut left = Vec::new();
+        for kept in std::mem::take(&mut self.record.protected) {
+            if !off || kept.forget().is_err() {
+                left.push(kept);
+            }
+        }
+        self.record.next_commands = if left.is_empty() {
+            Vec::new()
+        } else {
+            let when =
+                "# when the machine is off and you are content, give up the way back:".to_owned();
+            std::iter::once(when)
+                .chain(left.iter().map(protect::Protected::forget_command))
+                .collect()
+        };
+        self.record.protected = left;
+        self.enter(Phase::Done)
+    }
+
+    fn bootstrap_failed(&mut self, failure: &Failure) -> Result<Error> {
+        let folder = self.evidence(Stage::Bootstrap);
+        if failure.code == "reboot-loop" {
+            self.virsh.destroy(self.files.uuid)?;
+        }
+        if self.tick(1)?.state == State::Off {
+            self.guest_evidence(&folder);
+        }
+        self.record.save(&self.files.folder)?;
+        let error = Error::new(
+            ErrorKind::NotReady,
+            format!(
+                "Windows did not come up in the first boot: {}",
+                failure.message
+            ),
+        )
+        .hint(format!("evidence is in {}", folder.display()));
+        Ok(if failure.code == "timeout" {
+            error.hint(format!(
+                "the machine is left running: look at it (virt-viewer -c {} {}), or run the same command again to wait longer",
+                self.options.uri, self.files.name
+            ))
+        } else {
+            error
+        })
+    }
+
+    /// Evidence while the machine is still there; then off with it.
+    fn give_up_final(&mut self, failure: &Failure) -> Result<()> {
+        self.ui.warn(&format!(
+            "{} on {}: going back",
+            failure.message,
+            self.bus(Stage::Final)
+        ));
+        let folder = self.evidence(Stage::Final);
+        if self.tick(1)?.state != State::Off {
+            self.virsh.destroy(self.files.uuid)?;
+        }
+        self.guest_evidence(&folder);
+        Ok(())
+    }
+
+    /// Puts everything back, and the bootstrap machine to work. Returns the error to end with.
+    fn restore(&mut self) -> Result<Error> {
+        if self.tick(1)?.state != State::Off {
+            // Only a run that was killed in here leaves it on.
+            self.virsh.destroy(self.files.uuid)?;
+        }
+        for kept in &self.record.protected {
+            kept.restore().map_err(|e| {
+                Error::new(ErrorKind::NotRolledBack, "the final boot failed, and the disk could not be put back")
+                    .because(e)
+                    .hint("run the same command again; boot.json lists what the disks can be put back from")
+            })?;
+        }
+        let bootstrap = self.files.bootstrap.is_some();
+        if bootstrap {
+            self.define(Stage::Bootstrap, None)?;
+        }
+        let protected = !self.record.protected.is_empty();
+        let message = self
+            .record
+            .production
+            .as_ref()
+            .and_then(|p| p.message.clone());
+        self.enter(Phase::FinalFailed)?;
+        for kept in std::mem::take(&mut self.record.protected) {
+            if let Err(error) = kept.forget() {
+                self.record
+                    .warnings
+                    .push(format!("{error}; remove it: {}", kept.forget_command()));
+            }
+        }
+        self.record.save(&self.files.folder)?;
+        let mut error = Error::new(
+            ErrorKind::NotReady,
+            format!(
+                "Windows did not come up on {}: {}",
+                self.bus(Stage::Final),
+                message.unwrap_or_else(|| "the boot failed".into())
+            ),
+        );
+        error = error.hint(if protected {
+            "the disk is as it was before the switch"
+        } else {
+            "the disk was not saved before the switch (--no-snapshot)"
+        });
+        if bootstrap {
+            match self.virsh.start(self.files.uuid) {
+                Ok(()) => {
+                    error = error.hint("the machine of the first boot is defined and runs again")
+                }
+                Err(e) => {
+                    error = error.hint(format!(
+                        "the machine of the first boot is defined again, but does not start: {e}"
+                    ))
+                }
+            }
+        }
+        if let Some(folder) = self.record.evidence.last() {
+            error = error.hint(format!("evidence is in {}", folder.display()));
+        }
+        Ok(error)
+    }
+
+    /// Screen, domain and logs of a boot that failed. What cannot be had is a warning: the failure itself
+    /// matters more.
+    fn evidence(&mut self, stage: Stage) -> PathBuf {
+        let folder = self
+            .files
+            .folder
+            .join(format!("evidence-{}", stage.as_str()));
+        let mut missing = Vec::new();
+        if let Err(error) = fs::create_dir_all(&folder) {
+            missing.push(format!("{}: {error}", folder.display()));
+        }
+        match self.screenshot(&folder) {
+            Ok(shot) => self.stage_record(stage).screenshot = shot,
+            Err(error) => missing.push(format!("screenshot: {error}")),
+        }
+        match self.virsh.xml(self.files.uuid, true) {
+            Ok(xml) => missing.extend(keep(&folder, "domain.xml", xml.as_bytes())),
+            Err(error) => missing.push(format!("domain XML: {error}")),
+        }
+        let mut logs = vec![("com1.log", self.files.serial_log(stage))];
+        logs.extend(qemu_log(&self.files.name).map(|path| ("qemu.log", path)));
+        for (name, path) in logs {
+            if let Err(error) = fs::copy(&path, folder.join(name)) {
+                missing.push(format!("{}: {error}", path.display()));
+            }
+        }
+        self.record
+            .warnings
+            .extend(missing.iter().map(|m| format!("evidence missing: {m}")));
+        if !self.record.evidence.contains(&folder) {
+            self.record.evidence.push(folder.clone());
+        }
+        folder
+    }
+
+    fn screenshot(&self, folder: &Path) -> Result<Option<PathBuf>> {
+        if self.tick(1)?.state == State::Off {
+            return Ok(None);
+        }
+        let raw = folder.join("screen");
+        self.virsh.screenshot(self.files.uuid, &raw)?;
+        let failed = |e: std::io::Error| Error::failed("keeping the screenshot").because(e);
+        let start = fs::read(&raw).map_err(failed)?;
+        let png = start.starts_with(b"\x89PNG");
+        let shot = folder.join(if png { "screen.png" } else { "screen.ppm" });
+        fs::rename(&raw, &shot).map_err(failed)?;
+        Ok(Some(shot))
+    }
+
+    /// The SYSTEM hive and the log of driver installations, from the disk of a machine that is off.
+    fn guest_evidence(&mut self, folder: &Path) {
+        let read = self.files.boot_disk().and_then(|disk| {
+            proof::with_disk(&disk.path, &disk.format, |survey, guest| {
+                let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows)
+                else {
+                    return Ok(vec!["no Windows on the disk".to_owned()]);
+                };
+                let mut missing = Vec::new();
+                missing.extend(keep(folder, "SYSTEM", &hives.system.bytes));
+                // A guest that never installed a driver has none.
+                if let Some(path) = proof::setup_log_path(windows)
+                    && let Ok(log) = guest.read(windows.system_volume, &path, MAX_SERIAL_LOG)
+                {
+                    missing.extend(keep(folder, "setupapi.dev.log", &log));
+                }
+                Ok(missing)
+            })
+        });
+        let missing = read.unwrap_or_else(|e| vec![format!("the guest's disk: {e}")]);
+        let lines = missing.iter().map(|m| format!("evidence missing: {m}"));
+        self.record.warnings.extend(lines);
+    }
+}
+
+/// Writes a file of the evidence; what went wrong, if something did.
+fn keep(folder: &Path, name: &str, bytes: &[u8]) -> Option<String> {
+    fs::write(folder.join(name), bytes)
+        .err()
+        .map(|e| format!("{name}: {e}"))
+}
+
+/// Where libvirt lets QEMU write its messages: of the system's libvirt, or of this user's.
+fn qemu_log(name: &str) -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    let user = cache.map(|c| c.join("libvirt/qemu/log"));
+    let system = PathBuf::from("/var/log/libvirt/qemu");
+    user.into_iter()
+        .chain([system])
+        .map(|folder| folder.join(format!("{name}.log")))
+        .find(|path| path.exists())
+}
+
+/// Whether the marker is in the log, as a line of its own.
+fn marked(log: &Path) -> bool {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let read = File::open(log).and_then(|f| f.take(MAX_SERIAL_LOG).read_to_end(&mut bytes));
+    read.is_ok() && has_marker(&bytes)
+}
+
+fn has_marker(log: &[u8]) -> bool {
+    log.split(|b| matches!(b, b'\n' | b'\r'))
+        .any(|line| line.trim_ascii() == MARKER.as_bytes())
+}
+
+/// A path as a shell word.
+pub(crate) fn quote(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+".contains(&b);
+    if text.bytes().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn markers() {
+        for (log, want) in [
+            ("hyper2kvm: first boot finished\r\n", true),
+            ("BdsDxe: starting\r\n hyper2kvm: first boot finished", true),
+            ("echo hyper2kvm: first boot finished\n", false),
+            ("hyper2kvm: first boot fin", false),
+            ("", false),
+        ] {
+            assert_eq!(has_marker(log.as_bytes()), want, "{log}");
+        }
+    }
+
+    #[test]
+    fn only_this_host() {
+        for (uri, want) in [
+            ("qemu:///system", true),
+            ("qemu+unix:///system?socket=/run/x", true),
+            ("qemu+ssh://host/system", false),
+            ("qemu", false),
+        ] {
+            assert_eq!(local(uri).is_ok(), want, "{uri}");
+        }
+    }
+}

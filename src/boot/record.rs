@@ -1,0 +1,144 @@
+//! `boot.json`: how far the two boots have come. Written before each step, so that an interrupted run
+//! goes on where it was.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::proof::Proof;
+use super::protect::Protected;
+use crate::error::{Error, Result};
+
+pub const FILE_NAME: &str = "boot.json";
+const SCHEMA: &str = "hyper2kvm/boot/1";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    New,
+    /// The bootstrap domain is defined, perhaps running.
+    Bootstrap,
+    /// Windows has come up there and is to be shut down.
+    BootstrapUp,
+    /// It is off, and the disk can be switched over.
+    BootstrapDone,
+    /// The disk is being saved.
+    Protecting,
+    /// The disk is saved; the final domain is defined, perhaps running.
+    Final,
+    /// The final boot failed and the disk is being put back.
+    Restoring,
+    /// It is put back, and the bootstrap domain is there again.
+    FinalFailed,
+    Done,
+}
+
+/// How one boot went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageRecord {
+    pub started: bool,
+    /// How Windows was seen to be up: `marker`, `agent` or `manual`.
+    pub up_by: Option<String>,
+    /// Why it failed: `timeout`, `stopped`, `panic`, `reboot-loop`, `paused`.
+    pub failure: Option<String>,
+    pub message: Option<String>,
+    pub seconds: f64,
+    pub reboots: u32,
+    pub screenshot: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub schema: String,
+    pub version: String,
+    pub phase: Phase,
+    pub uri: String,
+    pub name: String,
+    pub uuid: Uuid,
+    pub bootstrap: Option<StageRecord>,
+    /// What the disk said between the boots.
+    pub proof: Option<Proof>,
+    #[serde(rename = "final")]
+    pub production: Option<StageRecord>,
+    /// What the disk can be put back from.
+    pub protected: Vec<Protected>,
+    pub evidence: Vec<PathBuf>,
+    pub warnings: Vec<String>,
+    pub next_commands: Vec<String>,
+}
+
+impl Record {
+    pub fn new(uri: &str, name: &str, uuid: Uuid) -> Self {
+        Self {
+            schema: SCHEMA.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            phase: Phase::New,
+            uri: uri.to_owned(),
+            name: name.to_owned(),
+            uuid,
+            bootstrap: None,
+            proof: None,
+            production: None,
+            protected: Vec::new(),
+            evidence: Vec::new(),
+            warnings: Vec::new(),
+            next_commands: Vec::new(),
+        }
+    }
+
+    /// What an earlier run left, if there was one.
+    pub fn load(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(FILE_NAME);
+        let text = match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => {
+                text.map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?
+            }
+        };
+        let record: Self = serde_json::from_slice(&text).map_err(|e| {
+            Error::failed(format!("{} is not understood", path.display()))
+                .because(e)
+                .hint("move it away to start over: the bootstrap domain is defined again then")
+        })?;
+        Ok(Some(record))
+    }
+
+    /// Durable before it returns.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(FILE_NAME);
+        let temporary = folder.join(".boot.json.new");
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            serde_json::to_writer_pretty(&mut file, self)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comes_back_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Record::load(dir.path()).unwrap(), None);
+        let mut record = Record::new("qemu:///system", "vm", Uuid::from_u128(7));
+        record.phase = Phase::Final;
+        record.bootstrap = Some(StageRecord {
+            up_by: Some("marker".into()),
+            ..StageRecord::default()
+        });
+        record.save(dir.path()).unwrap();
+        assert_eq!(Record::load(dir.path()).unwrap(), Some(record));
+        fs::write(dir.path().join(FILE_NAME), "{}").unwrap();
+        assert!(Record::load(dir.path()).is_err());
+    }
+}

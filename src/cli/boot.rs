@@ -1,0 +1,104 @@
+//! `hyper2kvm boot OUTDIR`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde_json::json;
+
+use crate::boot::record::{Phase, Record, StageRecord};
+use crate::boot::{self, Options, Wait};
+use crate::error::Result;
+use crate::ui::Ui;
+
+#[derive(Debug, clap::Args)]
+pub struct BootArgs {
+    /// Output folder of a conversion
+    folder: PathBuf,
+    /// libvirt of this host
+    #[arg(
+        long,
+        value_name = "URI",
+        env = "LIBVIRT_DEFAULT_URI",
+        default_value = "qemu:///system"
+    )]
+    connect: String,
+    /// How to know that Windows is up
+    #[arg(long, value_enum, default_value_t = WaitArg::Auto)]
+    wait: WaitArg,
+    /// Seconds each boot may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    timeout: u64,
+    /// Seconds Windows may take to shut down
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    shutdown_timeout: u64,
+    /// More restarts than this in one boot are a loop
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    max_reboots: u32,
+    /// Stop when this stage is done; the same command without it goes on
+    #[arg(long, value_enum)]
+    stop_after: Option<StageArg>,
+    /// Do not save the disk before the switch
+    #[arg(long)]
+    no_snapshot: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WaitArg {
+    /// The line of the first-boot script on COM1, or else the guest agent
+    Auto,
+    Marker,
+    Agent,
+    /// You: shut Windows down from inside when it is up
+    Manual,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StageArg {
+    Bootstrap,
+}
+
+pub fn run(args: &BootArgs, ui: &Ui) -> Result<()> {
+    let options = Options {
+        folder: args.folder.clone(),
+        uri: args.connect.clone(),
+        wait: match args.wait {
+            WaitArg::Auto => Wait::Auto,
+            WaitArg::Marker => Wait::Marker,
+            WaitArg::Agent => Wait::Agent,
+            WaitArg::Manual => Wait::Manual,
+        },
+        timeout: Duration::from_secs(args.timeout),
+        shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
+        max_reboots: args.max_reboots,
+        stop_after_bootstrap: args.stop_after.is_some(),
+        snapshot: !args.no_snapshot,
+    };
+    let record = boot::boot(&options, ui)?;
+    ui.line(&text(&record));
+    ui.document("boot", json!(record));
+    Ok(())
+}
+
+fn text(record: &Record) -> String {
+    let stage = |name: &str, entry: &Option<StageRecord>| {
+        let up = entry.as_ref().and_then(|e| Some((e, e.up_by.as_ref()?)));
+        match up {
+            Some((e, by)) => format!(
+                "{name}: up after {:.0} s ({by}, {} restarts)",
+                e.seconds, e.reboots
+            ),
+            None => format!("{name}: not done"),
+        }
+    };
+    let mut lines = vec![
+        stage("first boot", &record.bootstrap),
+        stage("final boot", &record.production),
+    ];
+    if record.phase == Phase::Done {
+        lines.push(format!("{} is on VirtIO", record.name));
+    }
+    lines.extend(record.warnings.iter().map(|w| format!("warning: {w}")));
+    lines.extend(record.next_commands.iter().cloned());
+    lines.join("\n")
+}

@@ -1,0 +1,205 @@
+//! `virsh`: domains of one libvirt connection, by UUID, and the parsers of what it prints.
+//!
+//! Each call is a process of its own, so nothing has to be kept alive and an interrupted run leaves
+//! nothing behind. Waiting is `virsh event` with a short limit, and the state right after it in the same
+//! process: an event that comes between two calls may be missed, the state it led to is not.
+
+use std::path::Path;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{Cmd, Result, ToolError};
+
+const TOOL: &str = "virsh";
+/// No call of ours takes longer on a libvirt that is alive.
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[derive(Debug, Clone)]
+pub struct Virsh {
+    uri: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Also while it is shutting down.
+    Running,
+    Off,
+    Crashed,
+    Paused,
+}
+
+/// What happened during one wait, and how things are after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tick {
+    /// Resets by the guest.
+    pub reboots: u32,
+    pub panicked: bool,
+    pub state: State,
+    /// libvirt's word for why, e.g. `shutdown` or `I/O error`.
+    pub reason: String,
+}
+
+impl Virsh {
+    pub fn new(uri: &str) -> Self {
+        Self {
+            uri: uri.to_owned(),
+        }
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    fn cmd(&self) -> Cmd {
+        Cmd::new(TOOL).args(["-q", "-c", &self.uri]).timeout(LIMIT)
+    }
+
+    fn text(&self, args: &[&str]) -> Result<String> {
+        let out = self.cmd().args(args).run()?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    fn lines(&self, args: &[&str]) -> Result<Vec<String>> {
+        let text = self.text(args)?;
+        let lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
+        Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// The UUIDs of all domains, running or not.
+    pub fn uuids(&self) -> Result<Vec<Uuid>> {
+        let lines = self.lines(&["list", "--all", "--uuid"])?;
+        Ok(lines.iter().filter_map(|l| l.parse().ok()).collect())
+    }
+
+    pub fn names(&self) -> Result<Vec<String>> {
+        self.lines(&["list", "--all", "--name"])
+    }
+
+    /// The XML the domain has at its next start, or that of the running one.
+    pub fn xml(&self, domain: Uuid, live: bool) -> Result<String> {
+        let id = domain.to_string();
+        let mut args = vec!["dumpxml", &id];
+        if !live {
+            args.push("--inactive");
+        }
+        self.text(&args)
+    }
+
+    pub fn define(&self, xml: &Path) -> Result<()> {
+        self.cmd().arg("define").arg(xml).run().map(drop)
+    }
+
+    pub fn start(&self, domain: Uuid) -> Result<()> {
+        self.text(&["start", &domain.to_string()]).map(drop)
+    }
+
+    /// Asks the guest to shut down; it may take its time, or not hear.
+    pub fn shutdown(&self, domain: Uuid) -> Result<()> {
+        self.text(&["shutdown", &domain.to_string()]).map(drop)
+    }
+
+    /// Pulls the plug.
+    pub fn destroy(&self, domain: Uuid) -> Result<()> {
+        self.text(&["destroy", &domain.to_string()]).map(drop)
+    }
+
+    /// Whether the guest agent answers.
+    pub fn agent_answers(&self, domain: Uuid) -> Result<bool> {
+        let asked = self.text(&[
+            "qemu-agent-command",
+            &domain.to_string(),
+            r#"{"execute":"guest-ping"}"#,
+            "--timeout",
+            "3",
+        ]);
+        match asked {
+            Ok(_) => Ok(true),
+            Err(ToolError::Failed { .. }) => Ok(false),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Saves what the screen shows; the format is QEMU's choice (PNG, PPM on old versions).
+    pub fn screenshot(&self, domain: Uuid, file: &Path) -> Result<()> {
+        self.cmd()
+            .args(["screenshot", &domain.to_string()])
+            .arg(file)
+            .run()
+            .map(drop)
+    }
+
+    /// Waits for an event, `seconds` at most, and looks at the state.
+    pub fn tick(&self, domain: Uuid, seconds: u32) -> Result<Tick> {
+        let script =
+            format!("event {domain} --all --timeout {seconds}; domstate {domain} --reason");
+        parse_tick(&self.text(&[&script])?)
+    }
+}
+
+fn parse_tick(text: &str) -> Result<Tick> {
+    let mut tick = Tick {
+        reboots: 0,
+        panicked: false,
+        state: State::Off,
+        reason: String::new(),
+    };
+    let mut state = None;
+    for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        if line.starts_with("event 'reboot'") {
+            tick.reboots += 1;
+        } else if line.starts_with("event 'lifecycle'") {
+            tick.panicked |= line.ends_with("Crashed Panicked");
+        } else if let Some((word, reason)) = line.split_once(" (") {
+            state = Some(match word {
+                "shut off" => State::Off,
+                "crashed" => State::Crashed,
+                "paused" | "pmsuspended" => State::Paused,
+                "running" | "in shutdown" | "idle" | "no state" => State::Running,
+                _ => continue,
+            });
+            tick.reason = reason.trim_end_matches(')').to_owned();
+        }
+    }
+    tick.state = state.ok_or_else(|| ToolError::output(TOOL, "no domain state"))?;
+    tick.panicked |= tick.state == State::Crashed || tick.reason == "panicked";
+    Ok(tick)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks() {
+        let loop_of_one =
+            "event 'reboot' for domain 'a (b'\nevents received: 1\n\nrunning (booted)\n";
+        for (text, want) in [
+            (
+                "event loop timed out\nevents received: 0\n\nshut off (destroyed)\n",
+                Some((0, false, State::Off, "destroyed")),
+            ),
+            (loop_of_one, Some((1, false, State::Running, "booted"))),
+            (
+                "event 'lifecycle' for domain 'x': Crashed Panicked\nrunning (booted)",
+                Some((0, true, State::Running, "booted")),
+            ),
+            (
+                "crashed (panicked)",
+                Some((0, true, State::Crashed, "panicked")),
+            ),
+            (
+                "paused (I/O error)",
+                Some((0, false, State::Paused, "I/O error")),
+            ),
+            ("event loop timed out\n", None),
+            ("", None),
+        ] {
+            let got = parse_tick(text).ok();
+            let got = got
+                .as_ref()
+                .map(|t| (t.reboots, t.panicked, t.state, t.reason.as_str()));
+            assert_eq!(got, want, "{text}");
+        }
+    }
+}
