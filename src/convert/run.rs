@@ -21,6 +21,8 @@ use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
 use crate::guest::EmbeddedWriter;
 use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, Survey};
+use crate::plan::Options;
+use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{self, ActionLine, Bytes, Check, Outputs, Report, Timings};
 use crate::tool::{qemu_img, stop};
 use crate::ui::{Ui, document};
@@ -46,8 +48,9 @@ pub struct Job {
     pub compress: bool,
     pub in_place: bool,
     pub force: bool,
-    /// `--network preserve`.
-    pub keep_static_addresses: bool,
+    /// Leave the old hypervisor's services as they are.
+    pub keep_tools: bool,
+    pub firstboot: Wishes,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
 }
@@ -109,14 +112,12 @@ fn plan_for(
 ) -> Result<Prepared> {
     let (windows, _) = prepare::windows_or_refuse(survey)?;
     let bootstrap = prepare::bootstrap(job.bootstrap, windows);
-    let mut prepared = prepare::prepare(survey, guest, media, catalogue, bootstrap)?;
+    let options = Options {
+        bootstrap,
+        keep_tools: job.keep_tools,
+    };
+    let mut prepared = prepare::prepare(survey, guest, media, catalogue, options, &job.firstboot)?;
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
-    if job.keep_static_addresses {
-        prepared
-            .plan
-            .warnings
-            .extend(static_addresses(&survey.inspection));
-    }
     Ok(prepared)
 }
 
@@ -125,22 +126,6 @@ pub fn first(disks: &[Source]) -> Result<&Source> {
     disks
         .first()
         .ok_or_else(|| Error::failed("the source names no disk"))
-}
-
-/// Windows keeps addresses with the adapter, and the VirtIO one is new to it.
-fn static_addresses(inspection: &Inspection) -> Vec<String> {
-    let adapters = inspection.network.adapters.iter();
-    adapters
-        .filter(|a| a.device.is_some() && !a.dhcp && !a.addresses.is_empty())
-        .map(|a| {
-            let addresses: Vec<_> = a.addresses.iter().map(ToString::to_string).collect();
-            format!(
-                "adapter {:?} has the static address {}: this version does not carry it over to the VirtIO card, set it again after the first boot",
-                a.name.as_deref().unwrap_or(&a.guid),
-                addresses.join(", ")
-            )
-        })
-        .collect()
 }
 
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
@@ -173,6 +158,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
             report::plan_document(&prepared.plan, &survey.inspection),
         ),
     )?;
+    save_generated(folder.path(), &prepared)?;
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
@@ -184,7 +170,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
         session,
         survey,
         &prepared,
-        media.as_ref(),
+        &prepared.media(media.as_ref()),
     )?;
     let fix_s = fix_start.elapsed().as_secs_f64();
 
@@ -648,6 +634,17 @@ fn next_commands(name: &str, outputs: &Outputs) -> Vec<String> {
         commands.push(format!("virsh start {name}"));
     }
     commands
+}
+
+/// The generated files, to be read and kept by people.
+fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
+    let folder = folder.join(GENERATED);
+    let failed = |e: std::io::Error| Error::failed("writing the first-boot files").because(e);
+    for (name, bytes) in &prepared.generated {
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        std::fs::write(folder.join(name), bytes).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
