@@ -255,10 +255,6 @@ fn besides_storage() {
             system.contains("Services\\hyper2kvm-firstboot\\Parameters]"),
             "{system}"
         );
-        assert!(
-            system.contains("Services\\VMTools]\n\"Start\"=dword:00000004"),
-            "{system}"
-        );
         let script = read(&lab, "generated/firstboot.cmd");
         for text in ["WANT=", "address=192.0.2.10", "203.0.113.53 index=3"] {
             assert!(script.contains(text), "{text}");

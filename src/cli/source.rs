@@ -98,6 +98,12 @@ pub struct FixArgs {
     /// Replace an output folder of ours
     #[arg(long)]
     pub force: bool,
+    /// Copy free space, page files and hibernation files too
+    #[arg(long)]
+    pub no_trim: bool,
+    /// Read source and copy again after the copy and compare them
+    #[arg(long, conflicts_with = "in_place")]
+    pub verify_copy: bool,
     /// Only show the plan
     #[arg(long)]
     pub dry_run: bool,
@@ -222,6 +228,8 @@ impl FixArgs {
             format: self.format.into(),
             compress: self.compress,
             in_place: self.in_place,
+            trim: !self.no_trim,
+            verify_copy: self.verify_copy,
             force: self.force,
             keep_tools: self.keep_tools,
             firstboot,

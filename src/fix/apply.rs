@@ -13,11 +13,13 @@ use std::thread;
 
 use crate::drivers::media::Media;
 use crate::error::{Blocker, Error, ErrorKind};
+use crate::failpoint;
 use crate::guest::{Extent, GuestError, GuestPath, GuestRead, GuestWrite, VolumeId};
 use crate::inspect::model::{Hives, LoadedBytes};
 use crate::plan::model::{Action, FileCopy, HiveName, Plan};
+use crate::registry::RegEdits;
+use crate::registry::judge::{self, JudgeError};
 use crate::registry::load::log_reset;
-use crate::registry::{HiveError, HiveView, RegEdits};
 use crate::tool::{ToolError, hivexregedit};
 
 use super::journal::{
@@ -36,17 +38,11 @@ pub enum FixError {
         #[source]
         source: ToolError,
     },
-    #[error("reading back the {hive} hive")]
+    #[error("the {hive} hive is not as it should be after the merge")]
     Hive {
         hive: &'static str,
         #[source]
-        source: HiveError,
-    },
-    #[error("{hive}: {count} registry edits did not arrive, the first in {key}")]
-    NotMerged {
-        hive: &'static str,
-        count: usize,
-        key: String,
+        source: JudgeError,
     },
     #[error("reading {path} from the virtio-win media")]
     Media {
@@ -102,6 +98,10 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> FixError {
     |source| FixError::Io { doing, source }
 }
 
+fn point(name: &str) -> Result<()> {
+    failpoint::hit(name).map_err(io_error("fixing"))
+}
+
 /// The journal's records of a plan, before anything is done.
 pub fn records(plan: &Plan) -> Vec<ActionRecord> {
     let record = |id: &str, description: String, state| ActionRecord {
@@ -141,6 +141,7 @@ impl Fix<'_> {
     ) -> Result<()> {
         self.journal.set_state(State::Fixing)?;
         let mut prepared = self.prepare_hives(hives)?;
+        point("backed-up")?;
         let mut writer = open_writer()?;
         for action in &self.plan.actions {
             if let Action::CopyFiles {
@@ -150,6 +151,7 @@ impl Fix<'_> {
                 self.begin(id)?;
                 let changes = self.copy_files(writer.as_mut(), folders, files)?;
                 self.finish(id, changes)?;
+                point("file-written")?;
             }
         }
         for action in &self.plan.actions {
@@ -160,6 +162,7 @@ impl Fix<'_> {
                 self.begin(id)?;
                 let changes = self.write_hive(writer.as_mut(), path, hive)?;
                 self.finish(id, changes)?;
+                point("hive-written")?;
             }
         }
         writer.close()?;
@@ -400,17 +403,7 @@ fn merge(job: MergeJob) -> Result<PreparedHive> {
     let before = before?;
     let mut merged = fs::read(&job.work_path)
         .map_err(io_error(format!("reading {}", job.work_path.display())))?;
-    let hive_error = |source| FixError::Hive { hive, source };
-    let view = HiveView::new(&merged).map_err(hive_error)?;
-    let root = view.root().map_err(hive_error)?;
-    let missing = job.edits.pending(&root).map_err(hive_error)?.ops;
-    if let Some(first) = missing.first() {
-        return Err(FixError::NotMerged {
-            hive,
-            count: missing.len(),
-            key: first.key().to_string(),
-        });
-    }
+    judge::holds(&merged, &job.edits).map_err(|source| FixError::Hive { hive, source })?;
     // A tail beyond the hive bins stays as it is, so the file never shrinks.
     append_tail(&job.backup_path, &mut merged)?;
     let extents = changed_blocks(&job.backup_path, &merged)?;

@@ -37,6 +37,8 @@ const DEFAULT_OBJECT: &str = "23000003";
 const DISPLAY_ORDER: &str = "24000001";
 const WIN_PE: &str = "26000022";
 
+/// Most objects looked at; real stores have about twenty.
+const MAX_OBJECTS: usize = 4096;
 /// Longest text taken over from the store.
 const MAX_TEXT: usize = 512;
 
@@ -174,7 +176,7 @@ impl Bcd {
         };
         let mut found_bootmgr = false;
         let objects = hive.key("Objects")?.ok_or(BcdError::NoBootManager)?;
-        for key in objects.keys()? {
+        for key in objects.keys()?.into_iter().take(MAX_OBJECTS) {
             let id = key.name()?.to_lowercase();
             // Nothing can refer to an object with another kind of name.
             if Uuid::try_parse(&id).is_err() {
@@ -424,5 +426,27 @@ mod tests {
 
         let empty = parse(&KeyTree::new("NewStoreRoot"));
         assert!(matches!(empty, Err(BcdError::NoBootManager)));
+    }
+
+    /// A cell size of zero and a root cell outside the bins once brought the reader down.
+    #[test]
+    fn damaged_stores_are_errors_at_worst() {
+        let mut store = bios_store();
+        element(
+            &mut store,
+            BOOTMGR,
+            DEFAULT_OBJECT,
+            RegData::Sz(LOADER.into()),
+        );
+        let good = store.to_bytes_as("\\Boot\\BCD", Format::V1_3);
+        for at in (0..good.len()).filter(|at| good[*at] != 0) {
+            for value in [0, 0xff, good[at] ^ 1] {
+                let mut bad = good.clone();
+                bad[at] = value;
+                if let Ok(hive) = HiveView::new(&bad) {
+                    let _ = Bcd::parse(&hive);
+                }
+            }
+        }
     }
 }

@@ -150,27 +150,13 @@ impl RegEdits {
         }
     }
 
-    /// Drops what is already so, and adds the parent keys that are missing: `hivexregedit` creates
-    /// a key only below one that is there.
+    /// Drops what is already so.
     pub fn pending(&self, root: &Key<'_>) -> Result<RegEdits> {
         let mut pending = RegEdits::new(self.prefix.clone());
-        let mut made = std::collections::HashSet::new();
         for op in &self.ops {
-            if op.is_done(root)? {
-                continue;
+            if !op.is_done(root)? {
+                pending.ops.push(op.clone());
             }
-            if matches!(op, RegOp::Set { .. } | RegOp::CreateKey { .. }) {
-                for (at, _) in op.key().match_indices('\\') {
-                    let parent = &op.key()[..at];
-                    if made.insert(parent.to_lowercase()) && root.key(parent)?.is_none() {
-                        pending.ops.push(RegOp::CreateKey {
-                            key: parent.to_string(),
-                        });
-                    }
-                }
-                made.insert(op.key().to_lowercase());
-            }
-            pending.ops.push(op.clone());
         }
         Ok(pending)
     }

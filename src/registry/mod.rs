@@ -6,6 +6,7 @@ pub mod build;
 mod cell;
 pub mod edit;
 pub mod hive;
+pub mod judge;
 pub mod load;
 pub mod log;
 pub mod marvin;
