@@ -28,6 +28,7 @@ pub mod domain;
 pub mod drivers;
 pub mod error;
 pub mod failpoint;
+pub mod firstboot;
 pub mod fix;
 pub mod guest;
 pub mod inspect;

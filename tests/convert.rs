@@ -93,7 +93,12 @@ fn files_are_those_of_the_media(lab: &Lab, volume: &Path, plan: &Value) {
     for action in actions(plan, "copy-files") {
         for file in action["files"].as_array().unwrap() {
             let to = file["to"].as_str().unwrap().replace('\\', "/");
-            let from = virtio_win().join(file["from"].as_str().unwrap());
+            let from = file["from"].as_str().unwrap();
+            let from = if from.starts_with("generated/") {
+                lab.path("out").join(from)
+            } else {
+                virtio_win().join(from)
+            };
             assert_eq!(lab.ntfscat(volume, &to), fs::read(from).unwrap(), "{to}");
             count += 1;
         }
@@ -218,6 +223,65 @@ fn every_windows() {
             }
         }
     }
+}
+
+/// Where the drivers that are not needed to boot end up, and what the first boot gets.
+#[test]
+fn besides_storage() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let read = |lab: &Lab, file: &str| fs::read_to_string(lab.path("out").join(file)).unwrap();
+    for (version, hive, placement) in [
+        (WinVersion::Win7, None, "staged"),
+        (WinVersion::Win81, Some("SYSTEM"), "installed"),
+        (WinVersion::Server2022, Some("DRIVERS"), "installed"),
+    ] {
+        eprintln!("{version:?}");
+        let lab = Lab::new(spec(version, |_| {}));
+        judge(&lab, &lab.raw, "sata", &[]);
+        let plan: Value = serde_json::from_str(&read(&lab, "plan.json")).unwrap();
+        for driver in plan["drivers"].as_array().unwrap() {
+            let boot = driver["role"] == "storage";
+            let wanted = if boot { "boot" } else { placement };
+            assert_eq!(driver["placement"], wanted, "{driver}");
+        }
+        assert_eq!(
+            lab.path("out/registry/DRIVERS.reg").exists(),
+            hive == Some("DRIVERS")
+        );
+        if let Some(hive) = hive {
+            let edits = read(&lab, &format!("registry/{hive}.reg"));
+            assert!(edits.contains(r"\DriverPackages\netkvm.inf_amd64_"));
+            assert!(edits.contains("OemInfMap"));
+        }
+        let system = read(&lab, "registry/SYSTEM.reg");
+        assert!(
+            system.contains("Services\\hyper2kvm-firstboot\\Parameters]"),
+            "{system}"
+        );
+        let script = read(&lab, "generated/firstboot.cmd");
+        for text in ["WANT=", "address=192.0.2.10", "203.0.113.53 index=3"] {
+            assert!(script.contains(text), "{text}");
+        }
+    }
+    let lab = Lab::new(spec(WinVersion::Win10, |_| {}));
+    let report = lab
+        .convert(&lab.raw, &["--network", "dhcp"])
+        .expect(0)
+        .json();
+    assert!(!report["warnings"].to_string().contains("static"));
+    assert!(!read(&lab, "generated/firstboot.cmd").contains("netsh"));
+    let off = ["--no-firstboot", "--keep-tools", "--force"];
+    let report = lab.convert(&lab.raw, &off).expect(0).json();
+    assert!(report["warnings"].to_string().contains("static addresses"));
+    let system = read(&lab, "registry/SYSTEM.reg");
+    assert!(
+        !system.contains("firstboot")
+            && !system.contains("VMTools")
+            && !system.contains("CrashControl")
+    );
+    assert!(!lab.path("out/generated").exists());
 }
 
 #[test]

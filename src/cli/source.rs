@@ -12,6 +12,8 @@ use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Graphics, MacAddr, NicSource, StorageBus, Video,
 };
 use crate::error::{Error, Result};
+use crate::firstboot::network::Policy;
+use crate::plan::firstboot::Wishes;
 use crate::source;
 
 #[derive(Debug, Args)]
@@ -71,6 +73,15 @@ pub struct FixArgs {
     /// What to do with the guest's IP configuration
     #[arg(long, value_enum, default_value_t)]
     pub network: NetworkArg,
+    /// Script (.cmd, .bat) that Windows runs as SYSTEM at the first boot, after ours (repeatable)
+    #[arg(long, value_name = "FILE", conflicts_with = "no_firstboot")]
+    pub firstboot: Vec<PathBuf>,
+    /// Add no first-boot script: addresses, guest agent and staged drivers are then up to you
+    #[arg(long)]
+    pub no_firstboot: bool,
+    /// Leave the services of the old hypervisor's guest tools enabled
+    #[arg(long)]
+    pub keep_tools: bool,
     /// Memory of the machine in MiB [default: from the source, else 4096]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216))]
     pub memory: Option<u64>,
@@ -253,6 +264,12 @@ impl FixArgs {
             nvram: PathBuf::new(),
             portable: self.portable,
         };
+        let firstboot = Wishes {
+            none: self.no_firstboot,
+            network: self.network.into(),
+            macs: machine.macs.clone(),
+            user_scripts: self.user_scripts()?,
+        };
         Ok(Job {
             source,
             media_path,
@@ -267,9 +284,26 @@ impl FixArgs {
             verify_copy: self.verify_copy,
             force: self.force,
             repair_bcd: self.repair_bcd,
-            keep_static_addresses: self.network == NetworkArg::Preserve,
+            keep_tools: self.keep_tools,
+            firstboot,
             machine,
         })
+    }
+
+    fn user_scripts(&self) -> Result<Vec<Vec<u8>>> {
+        let read = |path: &PathBuf| {
+            let shown = path.display();
+            let kind = path.extension().unwrap_or_default().to_ascii_lowercase();
+            if kind != "cmd" && kind != "bat" {
+                return Err(
+                    Error::usage(format!("{shown} is neither a .cmd nor a .bat file"))
+                        .hint("start other programs from a .cmd file"),
+                );
+            }
+            std::fs::read(path)
+                .map_err(|e| Error::usage(format!("reading the script {shown}")).because(e))
+        };
+        self.firstboot.iter().map(read).collect()
     }
 
     /// Where the drivers are; an error that says where they may be named.
@@ -294,6 +328,16 @@ impl FixArgs {
             (Some(bridge), _) => NicSource::Bridge(bridge.clone()),
             (None, Some(network)) => NicSource::Network(network.clone()),
             (None, None) => NicSource::Network("default".to_string()),
+        }
+    }
+}
+
+impl From<NetworkArg> for Policy {
+    fn from(arg: NetworkArg) -> Self {
+        match arg {
+            NetworkArg::Preserve => Policy::Preserve,
+            NetworkArg::Dhcp => Policy::Dhcp,
+            NetworkArg::Leave => Policy::Leave,
         }
     }
 }

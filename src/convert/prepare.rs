@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::boot_path::Controller;
 use crate::domain::StorageBus;
 use crate::drivers::catalogue::Catalogue;
-use crate::drivers::media::Media;
+use crate::drivers::media::{Media, WithGenerated};
 use crate::drivers::package;
 use crate::drivers::select::{self, DriverSet};
 use crate::error::{Blocker, Error, Result};
 use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
+use crate::plan::firstboot::{GENERATED, Generated, Wishes};
 use crate::plan::{self, At, Inputs, Layout, Options, Plan, Present};
 
 /// A plan and what it was made from.
@@ -20,6 +21,23 @@ pub struct Prepared {
     pub windows: WindowsFacts,
     pub bootstrap: Option<Controller>,
     pub drivers: DriverSet,
+    /// Files of the plan that come from no medium.
+    pub generated: Vec<Generated>,
+}
+
+impl Prepared {
+    /// Everything the plan's files are read from.
+    pub fn media<'a>(&'a self, medium: &'a dyn Media) -> WithGenerated<'a> {
+        with_generated(medium, &self.generated)
+    }
+}
+
+fn with_generated<'a>(medium: &'a dyn Media, generated: &'a [Generated]) -> WithGenerated<'a> {
+    WithGenerated {
+        medium,
+        folder: GENERATED,
+        generated,
+    }
 }
 
 /// The first boot's controller: as asked, or what this guest can have.
@@ -68,15 +86,16 @@ pub fn prepare(
     media: &dyn Media,
     catalogue: &Catalogue,
     options: Options,
+    wishes: &Wishes,
 ) -> Result<Prepared> {
     let inspection = &survey.inspection;
     let (windows, hives) = windows_or_refuse(survey)?;
-    let drivers = select::select(media, catalogue, &windows.target).map_err(|e| {
+    let mut drivers = select::select(media, catalogue, &windows.target).map_err(|e| {
         let mut blockers = inspection.blockers();
         blockers.push(e.blocker());
         refused(inspection, blockers)
     })?;
-    let digests = digests(&drivers, media, inspection, windows)?;
+    let digests = digests(&mut drivers, media, inspection, windows)?;
     let used_oem = used_oem(guest, windows)?;
     let inputs = Inputs {
         inspection,
@@ -86,16 +105,24 @@ pub fn prepare(
         digests: &digests,
         used_oem: &used_oem,
         options,
+        wishes,
+        agent_size: drivers
+            .guest_agent_msi
+            .as_ref()
+            .map_or(0, |path| size(media, path)),
     };
     let unreadable = |e| Error::failed("planning").because(e);
     let layout = plan::layout(&inputs).map_err(unreadable)?;
-    let present = present(guest, windows.system_volume, &layout, media)?;
+    let generated = layout.generated.clone();
+    let media = with_generated(media, &generated);
+    let present = present(guest, windows.system_volume, &layout, &media)?;
     let plan = plan::plan(&inputs, layout, &present).map_err(unreadable)?;
     Ok(Prepared {
         plan,
         windows: windows.clone(),
         bootstrap: options.bootstrap,
         drivers,
+        generated,
     })
 }
 
@@ -128,21 +155,38 @@ pub fn without_driver(prepared: &Prepared, storage: StorageBus) -> Option<Blocke
     (!wanted(prepared).contains(&bus)).then(blocker)
 }
 
-/// The digest of each package that is installed completely; its files are checked on the way.
+/// The digest of each package whose files can be read and fit; what is not boot storage is left out of
+/// the set when its files do not, with a note.
 fn digests(
-    drivers: &DriverSet,
+    drivers: &mut DriverSet,
     media: &dyn Media,
     inspection: &Inspection,
     windows: &WindowsFacts,
 ) -> Result<BTreeMap<String, String>> {
     let mut digests = BTreeMap::new();
-    for package in drivers.boot_storage() {
-        let contents = package
-            .read_files(media, windows.target.arch)
-            .map_err(|e| refused(inspection, vec![e.blocker()]))?;
-        digests.insert(package.driver.clone(), package::digest(&contents));
+    let mut unusable = Vec::new();
+    for package in &drivers.packages {
+        match package.read_files(media, windows.target.arch) {
+            Ok(contents) => {
+                digests.insert(package.driver.clone(), package::digest(&contents));
+            }
+            Err(e) if plan::is_boot(package) => return Err(refused(inspection, vec![e.blocker()])),
+            Err(e) => unusable.push((package.driver.clone(), e.to_string())),
+        }
+    }
+    for (driver, fault) in unusable {
+        drivers.packages.retain(|p| p.driver != driver);
+        drivers.notes.push(format!("{driver} is left out: {fault}"));
     }
     Ok(digests)
+}
+
+fn size(media: &dyn Media, path: &str) -> u64 {
+    media
+        .files()
+        .iter()
+        .find(|f| f.path == path)
+        .map_or(0, |f| f.size)
 }
 
 fn used_oem(guest: &dyn GuestRead, windows: &WindowsFacts) -> Result<BTreeSet<u32>> {

@@ -28,6 +28,7 @@ use crate::guest::EmbeddedWriter;
 use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, Severity, Survey};
 use crate::plan;
+use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{
     self, ActionLine, Bytes, Check, CheckState, DiskTrim, Outputs, Report, Timings,
 };
@@ -64,8 +65,9 @@ pub struct Job {
     pub force: bool,
     /// `--repair-bcd`.
     pub repair_bcd: bool,
-    /// `--network preserve`.
-    pub keep_static_addresses: bool,
+    /// Leave the old hypervisor's services as they are.
+    pub keep_tools: bool,
+    pub firstboot: Wishes,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
 }
@@ -134,8 +136,9 @@ fn plan_for(
     let options = plan::Options {
         bootstrap: prepare::bootstrap(job.bootstrap, windows),
         repair_bcd: job.repair_bcd,
+        keep_tools: job.keep_tools,
     };
-    let mut prepared = prepare::prepare(survey, guest, media, catalogue, options)?;
+    let mut prepared = prepare::prepare(survey, guest, media, catalogue, options, &job.firstboot)?;
     let missing = prepare::without_driver(&prepared, job.machine.storage);
     prepared.plan.blockers.extend(missing);
     let review = signature::review(&prepared.drivers, media)
@@ -155,29 +158,7 @@ fn plan_for(
         &job.source.vm,
         &job.machine,
     ));
-    if job.keep_static_addresses {
-        prepared
-            .plan
-            .warnings
-            .extend(static_addresses(&survey.inspection));
-    }
     Ok(prepared)
-}
-
-/// Windows keeps addresses with the adapter, and the VirtIO one is new to it.
-fn static_addresses(inspection: &Inspection) -> Vec<String> {
-    let adapters = inspection.network.adapters.iter();
-    adapters
-        .filter(|a| a.device.is_some() && !a.dhcp && !a.addresses.is_empty())
-        .map(|a| {
-            let addresses: Vec<_> = a.addresses.iter().map(ToString::to_string).collect();
-            format!(
-                "adapter {:?} has the static address {}: this version does not carry it over to the VirtIO card, set it again after the first boot",
-                a.name.as_deref().unwrap_or(&a.guid),
-                addresses.join(", ")
-            )
-        })
-        .collect()
 }
 
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
@@ -212,6 +193,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
             report::plan_document(&prepared.plan, &survey.inspection),
         ),
     )?;
+    save_generated(folder.path(), &prepared)?;
     point("inspected")?;
     let inspect_s = start.elapsed().as_secs_f64();
 
@@ -225,7 +207,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
         session,
         survey,
         &prepared,
-        media.as_ref(),
+        &prepared.media(media.as_ref()),
     )?;
     let fix_s = fix_start.elapsed().as_secs_f64();
 
@@ -804,6 +786,17 @@ fn next_commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
         commands.push(format!("virsh start {name}"));
     }
     commands
+}
+
+/// The generated files, to be read and kept by people.
+fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
+    let folder = folder.join(GENERATED);
+    let failed = |e: std::io::Error| Error::failed("writing the first-boot files").because(e);
+    for (name, bytes) in &prepared.generated {
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        std::fs::write(folder.join(name), bytes).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {

@@ -51,6 +51,34 @@ pub trait Media {
     fn read(&self, path: &str) -> Result<Vec<u8>, MediaError>;
 }
 
+/// A medium with files of our own making added under a folder.
+pub struct WithGenerated<'a> {
+    pub medium: &'a dyn Media,
+    pub folder: &'a str,
+    pub generated: &'a [(String, Vec<u8>)],
+}
+
+impl Media for WithGenerated<'_> {
+    fn describe(&self) -> String {
+        self.medium.describe()
+    }
+
+    fn files(&self) -> &[MediaFile] {
+        self.medium.files()
+    }
+
+    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+        let own = path
+            .strip_prefix(self.folder)
+            .and_then(|rest| rest.strip_prefix('/'))
+            .and_then(|name| self.generated.iter().find(|(known, _)| known == name));
+        match own {
+            Some((_, bytes)) => Ok(bytes.clone()),
+            None => self.medium.read(path),
+        }
+    }
+}
+
 /// Opens a folder or an ISO image and lists what is in it.
 pub fn open(path: &Path) -> Result<Box<dyn Media>, MediaError> {
     let name = path.display().to_string();

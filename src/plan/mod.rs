@@ -5,6 +5,8 @@
 //! the difference into actions. What is already right becomes `skipped`, so that a second run plans
 //! nothing.
 
+mod cleanup;
+pub mod firstboot;
 pub mod model;
 mod repair;
 
@@ -13,12 +15,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 pub use model::{Action, FileCopy, HiveName, Plan, PlannedDriver, Skipped};
 
 use crate::boot_path::Controller;
+use crate::drivers::catalogue::Role;
 use crate::drivers::package::{self, Installation, Placement};
 use crate::drivers::select::{DriverPackage, DriverSet};
 use crate::error::Blocker;
 use crate::guest::{GuestPath, PathError, VolumeId};
 use crate::inspect::{Hives, Inspection, LoadedBytes, WindowsFacts};
-use crate::registry::{HiveError, HiveView, RegEdits, RegOp};
+use crate::registry::{HiveError, HiveView, RegEdits, RegOp, walk};
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -36,6 +39,8 @@ pub struct Options {
     pub bootstrap: Option<Controller>,
     /// Mend the default boot entry where it names a partition that is not there.
     pub repair_bcd: bool,
+    /// Leave the old hypervisor's services as they are.
+    pub keep_tools: bool,
 }
 
 /// Everything the plan is made from.
@@ -49,6 +54,9 @@ pub struct Inputs<'a> {
     /// Numbers N for which `\Windows\INF\oemN.inf` exists.
     pub used_oem: &'a BTreeSet<u32>,
     pub options: Options,
+    pub wishes: &'a firstboot::Wishes,
+    /// Size of the guest agent's installer, when the medium has one.
+    pub agent_size: u64,
 }
 
 /// What is at a path the plan wants to write.
@@ -77,6 +85,8 @@ pub struct Layout {
     pub edits: BTreeMap<HiveName, Vec<RegOp>>,
     pub blockers: Vec<Blocker>,
     pub warnings: Vec<String>,
+    /// Files of the parts that come from no medium.
+    pub generated: Vec<firstboot::Generated>,
 }
 
 impl Layout {
@@ -112,8 +122,10 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
         edits: BTreeMap::new(),
         blockers: inputs.inspection.blockers(),
         warnings: inputs.drivers.notes.clone(),
+        generated: Vec::new(),
     };
-    let mut numbers = OemNumbers::new(inputs.used_oem, &system)?;
+    let database = DriversHive::of(inputs, &mut layout.warnings);
+    let mut numbers = OemNumbers::new(inputs.used_oem, &system, database.view())?;
     let place = |set: &str, oem| {
         let mut placement = Placement::new(set, inputs.windows.root.clone(), oem)?;
         if let Some(letter) = inputs.windows.drive_letter {
@@ -122,8 +134,17 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
         Ok::<_, PathError>(placement)
     };
     for package in &inputs.drivers.packages {
-        let digest = inputs.digests.get(&package.driver);
-        layout.drivers.push(planned(package, digest.is_some()));
+        let boot = is_boot(package);
+        let digest = inputs
+            .digests
+            .get(&package.driver)
+            .filter(|_| boot || database.takes_packages());
+        let placement = match digest {
+            Some(_) if boot => "boot",
+            Some(_) => "installed",
+            None => "staged",
+        };
+        layout.drivers.push(planned(package, placement));
         let Some(digest) = digest else {
             continue;
         };
@@ -140,7 +161,7 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
             title: format!("install the driver package {}", package.driver),
             files: with_sizes(inputs.drivers, files),
         });
-        if !package.forms().modern {
+        if boot && !package.forms().modern {
             layout.warnings.push(format!(
                 "{} {} does not list the modern virtio device, which is what q35 machines show",
                 package.driver,
@@ -151,6 +172,7 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     let placement = place(&inputs.windows.control_set, 0)?;
     let staged = package::stage_all(inputs.drivers, &placement)?;
     layout.warnings.extend(staged.notes);
+    let staged_paths: Vec<GuestPath> = staged.files.iter().map(|(to, _)| to.clone()).collect();
     layout.parts.push(Part {
         id: "files-staged".to_string(),
         title: "stage all virtio drivers for the first boot".to_string(),
@@ -158,18 +180,26 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     });
     repair::bootable(inputs, &sets, &mut layout);
     repair::boot_store(inputs, &mut layout);
+    if !inputs.options.keep_tools {
+        cleanup::old_hypervisor(inputs, &sets, &mut layout)?;
+    }
+    firstboot::add(inputs, &sets, &staged_paths, &mut layout)?;
     if target.has_driver_database() {
-        let map = match system.key("DriverDatabase")? {
-            Some(key) => key.value("OemInfMap")?.map(|v| v.data),
-            None => None,
-        };
+        // A real SYSTEM marks the numbers of the packages in DRIVERS too; that DRIVERS does the same
+        // is not known, but a number too many there only stays unused.
         let given: Vec<u32> = numbers.given.iter().copied().collect();
-        let edit = package::oem_map_edit(map.as_deref(), &given);
-        layout
-            .edits
-            .entry(HiveName::System)
-            .or_default()
-            .extend(edit);
+        let mut maps = vec![(HiveName::System, &system)];
+        if layout.edits.contains_key(&HiveName::Drivers) {
+            maps.extend(database.view().map(|view| (HiveName::Drivers, view)));
+        }
+        for (hive, view) in maps {
+            let map = match view.key("DriverDatabase")? {
+                Some(key) => key.value("OemInfMap")?.map(|v| v.data),
+                None => None,
+            };
+            let edit = package::oem_map_edit(map.as_deref(), &given);
+            layout.edits.entry(hive).or_default().extend(edit);
+        }
     }
     let device_path = match software.key("Microsoft\\Windows\\CurrentVersion")? {
         Some(key) => key.string("DevicePath")?,
@@ -188,13 +218,64 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     Ok(layout)
 }
 
-fn planned(package: &DriverPackage, boot: bool) -> PlannedDriver {
+/// Boot storage is installed completely and must be; nothing else may stand in its way.
+pub fn is_boot(package: &DriverPackage) -> bool {
+    package.role == Role::Storage && package.required
+}
+
+/// Where packages that are not needed to boot are recorded.
+enum DriversHive<'h> {
+    /// No driver database (up to Windows 7), or none that can be used.
+    None,
+    /// Windows 8 and 8.1 keep all packages in SYSTEM.
+    System,
+    Own(HiveView<'h>),
+}
+
+impl<'h> DriversHive<'h> {
+    fn of(inputs: &Inputs<'h>, warnings: &mut Vec<String>) -> Self {
+        let target = &inputs.windows.target;
+        if !target.has_driver_database() {
+            return Self::None;
+        }
+        if target.major < 10 {
+            return Self::System;
+        }
+        let fault = match &inputs.hives.drivers {
+            None => "was not found or cannot be read".to_string(),
+            Some(loaded) => {
+                let usable = walk::walk(&loaded.bytes).map_err(|e| e.to_string());
+                match usable.and_then(|_| HiveView::new(&loaded.bytes).map_err(|e| e.to_string())) {
+                    Ok(view) => return Self::Own(view),
+                    Err(fault) => format!("is damaged ({fault})"),
+                }
+            }
+        };
+        warnings.push(format!(
+            "the DRIVERS hive {fault}: the drivers that are not needed to boot are only staged, for the first boot to install"
+        ));
+        Self::None
+    }
+
+    fn view(&self) -> Option<&HiveView<'h>> {
+        match self {
+            Self::Own(view) => Some(view),
+            _ => None,
+        }
+    }
+
+    fn takes_packages(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+}
+
+fn planned(package: &DriverPackage, placement: &'static str) -> PlannedDriver {
     PlannedDriver {
         driver: package.driver.clone(),
         role: package.role,
         folder: package.folder.clone(),
         version: package.inf.driver_ver.version_text(),
-        placement: if boot { "boot" } else { "staged" },
+        placement,
         signer: None,
     }
 }
@@ -393,37 +474,47 @@ fn missing_folders(
 struct OemNumbers<'a> {
     used: BTreeSet<u32>,
     given: BTreeSet<u32>,
-    system: &'a HiveView<'a>,
+    /// The hives with a driver database.
+    hives: Vec<&'a HiveView<'a>>,
 }
 
 impl<'a> OemNumbers<'a> {
-    fn new(on_disk: &BTreeSet<u32>, system: &'a HiveView<'a>) -> Result<Self> {
+    fn new(
+        on_disk: &BTreeSet<u32>,
+        system: &'a HiveView<'a>,
+        drivers: Option<&'a HiveView<'a>>,
+    ) -> Result<Self> {
         let mut used = on_disk.clone();
-        if let Some(infs) = system.key("DriverDatabase\\DriverInfFiles")? {
-            for key in infs.keys()? {
-                used.extend(oem_number(&key.name()?));
+        let hives: Vec<_> = std::iter::once(system).chain(drivers).collect();
+        for hive in &hives {
+            if let Some(infs) = hive.key("DriverDatabase\\DriverInfFiles")? {
+                for key in infs.keys()? {
+                    used.extend(oem_number(&key.name()?));
+                }
             }
-        }
-        if let Some(database) = system.key("DriverDatabase")?
-            && let Some(map) = database.value("OemInfMap")?
-        {
-            used.extend(package::oem_numbers(&map.data));
+            if let Some(database) = hive.key("DriverDatabase")?
+                && let Some(map) = database.value("OemInfMap")?
+            {
+                used.extend(package::oem_numbers(&map.data));
+            }
         }
         Ok(Self {
             used,
             given: BTreeSet::new(),
-            system,
+            hives,
         })
     }
 
     fn number_for(&mut self, store_name: &str) -> Result<u32> {
         let path = format!("DriverDatabase\\DriverPackages\\{store_name}");
-        if let Some(key) = self.system.key(&path)?
-            && let Some(inf) = key.string("")?
-            && let Some(number) = oem_number(&inf)
-        {
-            self.given.insert(number);
-            return Ok(number);
+        for hive in &self.hives {
+            if let Some(key) = hive.key(&path)?
+                && let Some(inf) = key.string("")?
+                && let Some(number) = oem_number(&inf)
+            {
+                self.given.insert(number);
+                return Ok(number);
+            }
         }
         let free = (0..).find(|n| !self.used.contains(n)).unwrap_or(0);
         self.used.insert(free);

@@ -157,7 +157,8 @@ pub struct PlannedDriver {
     /// Folder of the media it comes from, e.g. `w10`.
     pub folder: String,
     pub version: String,
-    /// `boot` (complete package, starts with the system) or `staged` (found by PnP at first boot).
+    /// `boot` (complete package, starts with the system), `installed` (in the driver store: Windows
+    /// configures it when it meets the device) or `staged` (installed by the first-boot script).
     pub placement: &'static str,
     /// Who signed its catalogue, when that is in order.
     #[serde(skip_serializing_if = "Option::is_none")]
