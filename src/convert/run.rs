@@ -18,14 +18,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
 use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
-use crate::guest::EmbeddedWriter;
-use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, Survey};
 use crate::report::{self, ActionLine, Bytes, Check, Outputs, Report, Timings};
 use crate::tool::{qemu_img, stop};
 use crate::ui::{Ui, document};
 use crate::verify;
 
+use super::engine::Engine;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
@@ -37,6 +36,7 @@ const WORK: &str = ".work";
 /// Everything the user decided.
 pub struct Job {
     pub source: SourceMachine,
+    pub engine: Engine,
     pub media_path: PathBuf,
     pub driver_config: Vec<PathBuf>,
     /// `None`: not asked for.
@@ -93,9 +93,16 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Survey, Prepared)> {
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = job.source.disks(work.path())?;
     let source = first(&disks)?;
-    let session = Session::read(source, &source.image()?)?;
+    starting(job, ui);
+    let session = Session::read_by(job.engine, source, &source.image()?)?;
     let survey = session.inspect()?;
-    let prepared = plan_for(job, &survey, &session.guest, media.as_ref(), &catalogue)?;
+    let prepared = plan_for(
+        job,
+        &survey,
+        session.guest.reader.as_ref(),
+        media.as_ref(),
+        &catalogue,
+    )?;
     session.close()?;
     Ok((survey, prepared))
 }
@@ -118,6 +125,16 @@ fn plan_for(
             .extend(static_addresses(&survey.inspection));
     }
     Ok(prepared)
+}
+
+/// Booting an appliance takes a while.
+fn starting(job: &Job, ui: &Ui) {
+    if job.engine.starts_slowly() {
+        ui.status(
+            "Starting",
+            &format!("the libguestfs appliance ({})", job.engine.why),
+        );
+    }
 }
 
 /// The disk Windows is on.
@@ -144,6 +161,17 @@ fn static_addresses(inspection: &Inspection) -> Vec<String> {
 }
 
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
+    convert_job(job, ui).map_err(|error| match error.kind {
+        // What fails because of a signal fails in many ways.
+        ErrorKind::Failed if stop::requested() => Error::new(
+            ErrorKind::Interrupted,
+            "interrupted; the source is untouched",
+        ),
+        _ => error,
+    })
+}
+
+fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let start = Instant::now();
     let catalogue = job.catalogue()?;
     let media = job.media()?;
@@ -157,9 +185,16 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     let overlay = folder.path().join(".overlay.qcow2");
 
     ui.status("Inspecting", &source.path.display().to_string());
-    let session = Session::overlay(source, &image, &overlay)?;
+    starting(job, ui);
+    let session = Session::overlay(job.engine, source, &image, &overlay)?;
     let survey = session.inspect()?;
-    let prepared = plan_for(job, &survey, &session.guest, media.as_ref(), &catalogue)?;
+    let prepared = plan_for(
+        job,
+        &survey,
+        session.guest.reader.as_ref(),
+        media.as_ref(),
+        &catalogue,
+    )?;
     if !prepared.plan.blockers.is_empty() {
         return Err(prepare::refused(
             &survey.inspection,
@@ -270,17 +305,11 @@ fn fix(
             plan,
             volume,
             media,
-            before: &guest,
+            before: guest.reader.as_ref(),
             journal: &mut journal,
         };
-        fix.apply(hives, || {
-            Ok(Box::new(EmbeddedWriter::new(
-                disk,
-                &layout,
-                MountOptions::default(),
-            )))
-        })
-        .map_err(Error::from)?;
+        fix.apply(hives, || Ok(guest.writer(disk, &layout)))
+            .map_err(Error::from)?;
         drop(guest);
         let image = export.image().clone();
         export.close()?;
@@ -311,7 +340,7 @@ fn prove(
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,
-        &session.guest,
+        session.guest.reader.as_ref(),
         prepared.windows.system_volume,
         media,
     ));
@@ -584,7 +613,8 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
     debug_assert!(actions.iter().all(|a| a.state != ActionState::InProgress));
     Ok(Report {
         name: name.clone(),
-        engine: "embedded",
+        engine: job.engine.name(),
+        engine_why: job.engine.why,
         ready: verify::is_ready(&fixed.checks),
         next_commands: next_commands(&name, &outputs),
         outputs,

@@ -9,9 +9,10 @@ use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, ErrorKind, Result};
-use crate::guest::embedded::{self, EmbeddedReader};
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
 use crate::source::SourceVm;
+
+use super::engine::{Engine, Guest};
 
 /// How a source image is named.
 #[derive(Debug, Clone)]
@@ -86,30 +87,36 @@ impl SourceMachine {
 pub struct Session<D: BlockRead + ?Sized> {
     pub export: Export<D>,
     pub layout: DiskLayout,
-    pub guest: EmbeddedReader,
+    pub guest: Guest,
     pub facts: SourceFacts,
     root: Option<String>,
 }
 
 impl Session<dyn BlockRead> {
+    /// Reads inside this process.
     pub fn read(source: &Source, image: &Image) -> Result<Self> {
-        let export = Export::open_readonly(image)?;
+        Self::read_by(Engine::EMBEDDED, source, image)
+    }
+
+    pub fn read_by(engine: Engine, source: &Source, image: &Image) -> Result<Self> {
+        let export = Export::open_readonly_for(image, engine.reach())?;
         let disk = export.disk();
-        Self::over(export, disk, source, image)
+        Self::over(engine, export, disk, source, image)
     }
 }
 
 impl Session<dyn BlockWrite> {
     /// Reads and writes go to a new overlay; `image` stays as it is.
-    pub fn overlay(source: &Source, image: &Image, overlay: &Path) -> Result<Self> {
-        let export = Export::open_overlay(image, overlay)?;
+    pub fn overlay(engine: Engine, source: &Source, image: &Image, overlay: &Path) -> Result<Self> {
+        let export = Export::open_overlay_for(image, overlay, engine.reach())?;
         let disk: Arc<dyn BlockRead> = export.disk();
-        Self::over(export, disk, source, image)
+        Self::over(engine, export, disk, source, image)
     }
 }
 
 impl<D: BlockRead + ?Sized> Session<D> {
     fn over(
+        engine: Engine,
         export: Export<D>,
         disk: Arc<dyn BlockRead>,
         source: &Source,
@@ -118,8 +125,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
         let shown = source.path.display();
         let layout = partition::read_layout(disk.as_ref())
             .map_err(|e| Error::failed(format!("reading the partitions of {shown}")).because(e))?;
-        let guest = embedded::open(disk, &layout)
-            .map_err(|e| Error::failed(format!("opening the volumes of {shown}")).because(e))?;
+        let guest = engine.open(&export, disk, &layout, &shown.to_string())?;
         Ok(Self {
             export,
             layout,
@@ -143,8 +149,13 @@ impl<D: BlockRead + ?Sized> Session<D> {
         let options = InspectOptions {
             root: self.root.clone(),
         };
-        inspect::inspect(&self.guest, &self.layout, self.facts.clone(), &options)
-            .map_err(|e| refusal(e, &self.facts.path))
+        inspect::inspect(
+            self.guest.reader.as_ref(),
+            &self.layout,
+            self.facts.clone(),
+            &options,
+        )
+        .map_err(|e| refusal(e, &self.facts.path))
     }
 }
 
