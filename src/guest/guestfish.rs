@@ -129,13 +129,22 @@ impl Inner {
             Line::new("set-verbose").arg("true"),
             Line::new("run"),
             Line::new("set-verbose").arg("false"),
-            Line::new("is-ready"),
+            // What the start was for.
+            Line::new("list-devices"),
         ];
         let mut log = Vec::new();
+        let mut failure = None;
+        let mut ready = false;
         for line in lines {
             match shell.one(line, LAUNCH_LIMIT) {
-                Ok(Ok(output)) => log.extend(output),
-                Ok(Err(reason)) => log.extend(reason.into_bytes()),
+                Ok(Ok(output)) => {
+                    ready = output.starts_with(b"/dev/sda\n");
+                    log.extend(output);
+                }
+                Ok(Err(reason)) => {
+                    log.extend_from_slice(shell.last_failure());
+                    failure.get_or_insert(reason);
+                }
                 Err(error) => {
                     log.extend_from_slice(shell.unanswered());
                     return Err(match error {
@@ -145,8 +154,9 @@ impl Inner {
                 }
             }
         }
-        if !log.ends_with(b"true\n") {
-            return Err(not_started(&log, "the appliance did not get ready"));
+        if !ready {
+            let reason = failure.unwrap_or_else(|| "it does not see the disk".to_string());
+            return Err(not_started(&log, &reason));
         }
         Ok(Self {
             shell: Some(shell),

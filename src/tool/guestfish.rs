@@ -75,6 +75,8 @@ pub struct Shell {
     received: Vec<u8>,
     /// How far `received` was searched for the token.
     searched: usize,
+    /// All that the last command printed, when it failed.
+    failed: Vec<u8>,
 }
 
 impl Shell {
@@ -111,6 +113,7 @@ impl Shell {
             token: format!("end-{:016x}{:016x}", random(), random()),
             received: Vec::new(),
             searched: 0,
+            failed: Vec::new(),
         })
     }
 
@@ -136,7 +139,13 @@ impl Shell {
             }
             for _ in 0..count {
                 let output = self.reply(limit)?;
-                replies.push(failure(&output).map_or(Ok(output), Err));
+                replies.push(match failure(&output) {
+                    None => Ok(output),
+                    Some(reason) => {
+                        self.failed = output;
+                        Err(reason)
+                    }
+                });
             }
             rest = &rest[count..];
         }
@@ -194,6 +203,11 @@ impl Shell {
     /// What came since the last reply; for the log of a start that never ended.
     pub fn unanswered(&self) -> &[u8] {
         &self.received
+    }
+
+    /// All that the last command that failed printed, the reason included.
+    pub fn last_failure(&self) -> &[u8] {
+        &self.failed
     }
 
     fn gone(&mut self) -> ToolError {
