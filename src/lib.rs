@@ -26,6 +26,7 @@ pub mod disk;
 pub mod domain;
 pub mod drivers;
 pub mod error;
+pub mod failpoint;
 pub mod fix;
 pub mod guest;
 pub mod inspect;

@@ -150,6 +150,7 @@ impl Ui {
             mode: self.progress,
             label: label.to_string(),
             total,
+            skipped: 0,
             start: Instant::now(),
             last: Mutex::new(None),
             bar,
@@ -169,16 +170,27 @@ pub fn document(command: &str, body: Value) -> Value {
     document
 }
 
+/// Lines per second in JSON mode are at most five.
+const JSON_INTERVAL: Duration = Duration::from_millis(200);
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
 pub struct Progress {
     mode: ProgressMode,
     label: String,
     total: u64,
+    skipped: u64,
     start: Instant,
     last: Mutex<Option<Instant>>,
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
+    /// Tells how many bytes there are besides that need no work.
+    pub fn skipping(mut self, bytes: u64) -> Self {
+        self.skipped = bytes;
+        self
+    }
+
     /// Shows that `done` bytes of the total are done.
     pub fn set(&self, done: u64) {
         if let Some(bar) = &self.bar {
@@ -186,8 +198,8 @@ impl Progress {
             return;
         }
         let interval = match self.mode {
-            ProgressMode::Plain => Duration::from_secs(5),
-            ProgressMode::Json => Duration::from_millis(200),
+            ProgressMode::Plain => PLAIN_INTERVAL,
+            ProgressMode::Json => JSON_INTERVAL,
             _ => return,
         };
         let now = Instant::now();
@@ -197,31 +209,50 @@ impl Progress {
             }
             *last = Some(now);
         }
+        self.show(done);
+    }
+
+    fn show(&self, done: u64) {
         let elapsed = self.start.elapsed().as_secs_f64();
         let rate = done as f64 / elapsed.max(0.001);
         let left = (done > 0).then(|| (self.total.saturating_sub(done)) as f64 / rate);
         if self.mode == ProgressMode::Json {
-            let line = document(
-                "progress",
-                json!({"step": self.label, "done_bytes": done, "total_bytes": self.total,
-                    "bytes_per_second": rate as u64, "seconds_left": left.map(|s| s as u64)}),
-            );
-            eprintln!("{line}");
+            eprintln!("{}", self.json(done, rate, left));
         } else {
             eprintln!(
-                "{:>12} {} of {}, {}/s, {} left",
+                "{:>12} {} of {} ({} skipped), {}/s, {} left",
                 self.label,
                 bytes(done),
                 bytes(self.total),
+                bytes(self.skipped),
                 bytes(rate as u64),
                 left.map_or("?".to_string(), |s| format!("{s:.0} s")),
             );
         }
     }
 
-    pub fn finish(self) {
+    /// One line for a wrapper, which may want to look at the version before anything else.
+    fn json(&self, done: u64, rate: f64, left: Option<f64>) -> Value {
+        json!({
+            "version": env!("CARGO_PKG_VERSION"), "schema": "hyper2kvm/progress/1",
+            "step": self.label, "done_bytes": done, "total_bytes": self.total,
+            "skipped_bytes": self.skipped, "bytes_per_second": rate as u64,
+            "seconds_left": left.map(|s| s as u64),
+        })
+    }
+
+    /// `done` is what there was to do, and all of it is done.
+    pub fn finish(self, done: u64) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+            return;
+        }
+        if self.mode == ProgressMode::Json {
+            let last = self.last.lock().ok().and_then(|l| *l);
+            if let Some(wait) = last.and_then(|l| JSON_INTERVAL.checked_sub(l.elapsed())) {
+                std::thread::sleep(wait);
+            }
+            self.show(done);
         }
     }
 }
@@ -282,6 +313,22 @@ mod tests {
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(3 << 40), "3.0 TiB");
+    }
+
+    #[test]
+    fn progress_lines() {
+        let progress = Ui::new(false, 1, ProgressMode::Json)
+            .progress("Copying", 100)
+            .skipping(900);
+        let line = progress.json(25, 50.0, Some(1.5)).to_string();
+        assert!(line.starts_with("{\"version\":\""), "{line}");
+        assert!(
+            line.ends_with(
+                "\"step\":\"Copying\",\"done_bytes\":25,\"total_bytes\":100,\
+                 \"skipped_bytes\":900,\"bytes_per_second\":50,\"seconds_left\":1}"
+            ),
+            "{line}"
+        );
     }
 
     #[test]

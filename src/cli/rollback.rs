@@ -20,6 +20,9 @@ pub struct RollbackArgs {
     /// The journal itself, also that of an interrupted fix
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
+    /// Folder in which backing files may lie besides the disk's own (repeatable)
+    #[arg(long, value_name = "DIR")]
+    allow_backing: Vec<PathBuf>,
     /// Restore even blocks that were changed after the fix (what was written there is lost)
     #[arg(long)]
     force: bool,
@@ -47,7 +50,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
         );
     }
     ui.status("Restoring", &disk.path.display().to_string());
-    let image = Image::open_info(&disk.path, Some(&disk.format), &[])?;
+    let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
     let export = Export::<dyn BlockWrite>::open_writable(&image)?;
     let restored = commit::rollback(&mut journal, export.disk().as_ref(), args.force);
     let closed = export.close();

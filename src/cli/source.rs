@@ -88,6 +88,12 @@ pub struct FixArgs {
     /// Replace an output folder of ours
     #[arg(long)]
     pub force: bool,
+    /// Copy free space, page files and hibernation files too
+    #[arg(long)]
+    pub no_trim: bool,
+    /// Read source and copy again after the copy and compare them
+    #[arg(long, conflicts_with = "in_place")]
+    pub verify_copy: bool,
     /// Only show the plan
     #[arg(long)]
     pub dry_run: bool,
@@ -201,6 +207,8 @@ impl FixArgs {
             format: self.format.into(),
             compress: self.compress,
             in_place: self.in_place,
+            trim: !self.no_trim,
+            verify_copy: self.verify_copy,
             force: self.force,
             keep_static_addresses: self.network == NetworkArg::Preserve,
             machine,

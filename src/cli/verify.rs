@@ -4,8 +4,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use crate::boot_path::Controller;
-use crate::convert::run;
-use crate::convert::session::Session;
+use crate::convert::session::survey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::text;
 use crate::ui::Ui;
@@ -42,13 +41,7 @@ impl From<ControllerArg> for Controller {
 }
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
-    let work =
-        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
-    let disks = args.source.open()?.disks(work.path())?;
-    let source = run::first(&disks)?;
-    let session = Session::read(source, &source.image()?)?;
-    let survey = session.inspect()?;
-    session.close()?;
+    let survey = survey(&args.source.open()?)?;
     let mut wanted: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     if wanted.is_empty() {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
@@ -70,7 +63,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     }
     let mut error = Error::new(
         ErrorKind::NotReady,
-        format!("{} is not boot-ready", source.path.display()),
+        format!("{} is not boot-ready", survey.inspection.source.path),
     );
     error.reported = true;
     Err(error.hint("hyper2kvm convert makes it ready"))

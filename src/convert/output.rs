@@ -7,8 +7,11 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
 use crate::error::{Error, ErrorKind, Result};
-use crate::fix::journal::{self, Journal, State, sync_folder};
+use crate::fix::journal::{self, Journal, JournalError, State, sync_folder};
 
 const LOCK: &str = ".lock";
 /// Present in every complete folder of ours.
@@ -58,8 +61,14 @@ impl OutputFolder {
         &self.target
     }
 
+    /// The journal of the work, wherever the folder is by now.
+    pub fn journal(&self) -> Result<Journal, JournalError> {
+        Journal::load(&self.partial.join(journal::FILE_NAME))
+            .or_else(|_| Journal::load(&self.target.join(journal::FILE_NAME)))
+    }
+
     /// Renames the partial folder to its final name.
-    pub fn complete(mut self) -> Result<PathBuf> {
+    pub fn complete(&mut self) -> Result<()> {
         let failed = |e: io::Error| {
             Error::failed(format!("completing {}", self.target.display())).because(e)
         };
@@ -67,20 +76,17 @@ impl OutputFolder {
         sync_folder(&self.partial).map_err(failed)?;
         let parent = self.target.parent().unwrap_or(Path::new("/"));
         if self.replace {
-            let old = self.partial.with_extension("replaced");
-            fs::rename(&self.target, &old).map_err(failed)?;
-            if let Err(error) = fs::rename(&self.partial, &self.target) {
-                // Put back what was there; the first error is the one to report.
-                let _ = fs::rename(&old, &self.target);
-                return Err(failed(error));
+            exchange(&self.partial, &self.target).map_err(failed)?;
+            self.done = true;
+            // The result is in place: what it replaced may be in the way, but is no failure.
+            if let Err(error) = fs::remove_dir_all(&self.partial) {
+                tracing::warn!("removing {}: {error}", self.partial.display());
             }
-            fs::remove_dir_all(&old).map_err(failed)?;
         } else {
             fs::rename(&self.partial, &self.target).map_err(failed)?;
+            self.done = true;
         }
-        sync_folder(parent).map_err(failed)?;
-        self.done = true;
-        Ok(self.target.clone())
+        sync_folder(parent).map_err(failed)
     }
 }
 
@@ -90,13 +96,33 @@ impl Drop for OutputFolder {
             return;
         }
         if let Some(journal) = undo_journal(&self.partial) {
-            tracing::warn!("keeping {}: it can undo the fix", journal.display());
+            tracing::warn!(
+                "the disk was changed; undo that with: hyper2kvm rollback --journal {}",
+                journal.path().display()
+            );
             return;
         }
         if let Err(error) = fs::remove_dir_all(&self.partial) {
             tracing::warn!("removing {}: {error}", self.partial.display());
         }
     }
+}
+
+/// Swaps two folders, so that there is always a whole one at either name; where the file system cannot
+/// do that, one after the other.
+fn exchange(new: &Path, target: &Path) -> io::Result<()> {
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        done => return Ok(done?),
+    }
+    let old = new.with_extension("replaced");
+    fs::rename(target, &old)?;
+    if let Err(error) = fs::rename(new, target) {
+        // Put back what was there; the first error is the one to report.
+        let _ = fs::rename(&old, target);
+        return Err(error);
+    }
+    fs::rename(&old, new)
 }
 
 /// Whether an existing target may be replaced; an empty folder counts as free.
@@ -123,6 +149,15 @@ fn check_target(target: &Path, force: bool) -> Result<bool> {
         return Err(Error::failed(format!("{shown} exists"))
             .hint("--force replaces it; --output-dir chooses another folder"));
     }
+    if let Some(journal) = undo_journal(target) {
+        return Err(Error::failed(format!(
+            "{shown} holds what undoes a fix in place of {}",
+            journal.doc.disk.path.display()
+        ))
+        .hint(format!(
+            "choose another folder with --output-dir, or undo it first: hyper2kvm rollback {shown}"
+        )));
+    }
     Ok(true)
 }
 
@@ -145,7 +180,7 @@ fn claim(partial: &Path) -> Result<File> {
             )
             .hint(format!(
                 "undo it first: hyper2kvm rollback --journal {}",
-                journal.display()
+                journal.path().display()
             )));
         }
         tracing::info!("removing {}, left by a killed run", partial.display());
@@ -160,14 +195,13 @@ fn claim(partial: &Path) -> Result<File> {
 }
 
 /// The journal in a folder that is needed to undo what was done to a disk.
-fn undo_journal(folder: &Path) -> Option<PathBuf> {
-    let path = folder.join(journal::FILE_NAME);
-    let doc = Journal::load(&path).ok()?.doc;
+fn undo_journal(folder: &Path) -> Option<Journal> {
+    let journal = Journal::load(&folder.join(journal::FILE_NAME)).ok()?;
     let written = matches!(
-        doc.state,
+        journal.doc.state,
         State::Committing | State::Committed | State::RollingBack
     );
-    (doc.disk.in_place && written).then_some(path)
+    (journal.doc.disk.in_place && written).then_some(journal)
 }
 
 fn cannot_write(path: &Path, error: io::Error) -> Error {
@@ -229,7 +263,7 @@ mod tests {
         fs::create_dir(dir.path().join(".vm-kvm.partial")).unwrap();
         fs::write(dir.path().join(".vm-kvm.partial/.lock"), "").unwrap();
         fs::write(dir.path().join(".vm-kvm.partial/half"), "").unwrap();
-        let folder = OutputFolder::create(&target, false).unwrap();
+        let mut folder = OutputFolder::create(&target, false).unwrap();
         assert!(!folder.path().join("half").exists());
         fs::write(folder.path().join(MARK), "{}").unwrap();
         folder.complete().unwrap();
@@ -237,7 +271,7 @@ mod tests {
 
         let again = OutputFolder::create(&target, false).err().unwrap();
         assert_eq!(again.kind, ErrorKind::Failed);
-        let folder = OutputFolder::create(&target, true).unwrap();
+        let mut folder = OutputFolder::create(&target, true).unwrap();
         fs::write(folder.path().join("new"), "").unwrap();
         folder.complete().unwrap();
         assert_eq!(names(), ["vm-kvm"]);

@@ -9,26 +9,30 @@ use std::time::Instant;
 use crate::boot_path::Controller;
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
-use crate::disk::copy::{self, TargetFormat};
+use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
+use crate::disk::layout::DiskLayout;
 use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
 use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
-use crate::inspect::{Inspection, Survey};
-use crate::report::{self, ActionLine, Bytes, Check, Outputs, Report, Timings};
+use crate::fix::trim::DataMap;
+use crate::inspect::{Inspection, Severity, Survey};
+use crate::report::{self, ActionLine, Bytes, Check, DiskTrim, Outputs, Report, Timings};
 use crate::tool::{qemu_img, stop};
 use crate::ui::{Ui, document};
 use crate::verify;
 
+use super::copy::{self, DiskCopy};
 use super::engine::Engine;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine};
+use super::session::{Session, Source, SourceMachine, first};
 
 /// What is only needed while working, below the partial folder.
 const WORK: &str = ".work";
@@ -45,6 +49,10 @@ pub struct Job {
     pub format: DiskFormat,
     pub compress: bool,
     pub in_place: bool,
+    /// Leave out what nobody needs: free space, page files.
+    pub trim: bool,
+    /// Compare source and copy after the copy.
+    pub verify_copy: bool,
     pub force: bool,
     /// `--network preserve`.
     pub keep_static_addresses: bool,
@@ -137,13 +145,6 @@ fn starting(job: &Job, ui: &Ui) {
     }
 }
 
-/// The disk Windows is on.
-pub fn first(disks: &[Source]) -> Result<&Source> {
-    disks
-        .first()
-        .ok_or_else(|| Error::failed("the source names no disk"))
-}
-
 /// Windows keeps addresses with the adapter, and the VirtIO one is new to it.
 fn static_addresses(inspection: &Inspection) -> Vec<String> {
     let adapters = inspection.network.adapters.iter();
@@ -175,7 +176,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let start = Instant::now();
     let catalogue = job.catalogue()?;
     let media = job.media()?;
-    let folder = OutputFolder::create(&job.target_folder(), job.force)?;
+    let mut folder = OutputFolder::create(&job.target_folder(), job.force)?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
     let image = source.image()?;
@@ -208,6 +209,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
             report::plan_document(&prepared.plan, &survey.inspection),
         ),
     )?;
+    point("inspected")?;
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
@@ -231,13 +233,37 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
-    let mut report = finish(job, &folder, &prepared, disks)?;
-    report.timings = Timings {
+    let timings = Timings {
         inspect_s,
         fix_s,
         copy_s,
         total_s: start.elapsed().as_secs_f64(),
     };
+    match complete(job, &mut folder, &prepared, disks, timings) {
+        // The disk is written already: it must not stay so without a folder that can undo it.
+        Err(error) if job.in_place => Err(match folder.journal() {
+            Ok(mut journal) => roll_back_after(&image, &mut journal, error),
+            Err(lost) => Error::new(
+                ErrorKind::NotRolledBack,
+                format!("the fix failed and the disk could NOT be restored: {lost}"),
+            )
+            .because(error),
+        }),
+        outcome => outcome,
+    }
+}
+
+/// The last steps: domain XML, report, and the folder under its final name.
+fn complete(
+    job: &Job,
+    folder: &mut OutputFolder,
+    prepared: &Prepared,
+    disks: Disks,
+    timings: Timings,
+) -> Result<Report> {
+    point("copied")?;
+    let mut report = finish(job, folder, prepared, disks)?;
+    report.timings = timings;
     save_json(
         &folder.path().join("report.json"),
         document("report", serde_json::json!(report)),
@@ -247,6 +273,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
     remove_work_files(folder.path())?;
+    point("before-rename")?;
     stopped()?;
     folder.complete()?;
     Ok(report)
@@ -259,6 +286,7 @@ struct Fixed {
     before: Inspection,
     after: Inspection,
     checks: Vec<Check>,
+    trim: Vec<DiskTrim>,
 }
 
 #[expect(clippy::too_many_arguments)]
@@ -311,17 +339,49 @@ fn fix(
         fix.apply(hives, || Ok(guest.writer(disk, &layout)))
             .map_err(Error::from)?;
         drop(guest);
+        // An engine may have written past the cache of our connection.
         let image = export.image().clone();
         export.close()?;
-        prove(ui, source, &image, journal, prepared, media, inspection)
+        let export = Export::<dyn BlockWrite>::open_writable(&image)?;
+        let trimmed = trimmed(job, ui, &export, &layout, source)?;
+        export.close()?;
+        prove(
+            ui, source, &image, journal, prepared, media, inspection, trimmed,
+        )
     } else {
+        let trimmed = trimmed(job, ui, &session.export, &session.layout, source)?;
         let image = session.export.image().clone();
         session.close()?;
-        prove(ui, source, &image, journal, prepared, media, inspection)
+        prove(
+            ui, source, &image, journal, prepared, media, inspection, trimmed,
+        )
     }
 }
 
+/// Takes out of the overlay what nobody needs. Not in place: there is no copy it could make shorter.
+fn trimmed(
+    job: &Job,
+    ui: &Ui,
+    export: &Export<dyn BlockWrite>,
+    layout: &DiskLayout,
+    source: &Source,
+) -> Result<Vec<DiskTrim>> {
+    if !job.trim || job.in_place {
+        return Ok(Vec::new());
+    }
+    stopped()?;
+    ui.status("Trimming", "free space and page files, on the overlay");
+    let image = source.image()?;
+    Ok(vec![copy::trim_session(
+        &export.disk(),
+        layout,
+        source,
+        &image,
+    )?])
+}
+
 /// Opens the overlay again, read-only and with the other reader, and checks everything.
+#[expect(clippy::too_many_arguments)]
 fn prove(
     ui: &Ui,
     source: &Source,
@@ -330,7 +390,9 @@ fn prove(
     prepared: &Prepared,
     media: &dyn Media,
     before: Inspection,
+    trim: Vec<DiskTrim>,
 ) -> Result<Fixed> {
+    point("fixed")?;
     stopped()?;
     ui.status("Verifying", "reading the result back");
     let session = Session::read(source, overlay)?;
@@ -365,6 +427,7 @@ fn prove(
         before,
         after,
         checks,
+        trim,
     })
 }
 
@@ -388,41 +451,35 @@ fn copy_disks(
     ui: &Ui,
     folder: &OutputFolder,
     disks: &[Source],
-    fixed: Fixed,
+    mut fixed: Fixed,
     prepared: &Prepared,
 ) -> Result<Disks> {
-    let format = match job.format {
-        DiskFormat::Qcow2 => TargetFormat::Qcow2,
-        DiskFormat::Raw => TargetFormat::Raw,
-    };
-    let mut images = vec![fixed.image.clone()];
-    for disk in disks.iter().skip(1) {
-        images.push(disk.image()?);
-    }
+    let mut copies = Vec::new();
     let mut targets = Vec::new();
-    let mut bytes = Bytes::default();
-    for (i, image) in images.iter().enumerate() {
+    for (i, disk) in disks.iter().enumerate() {
         stopped()?;
+        let image = if i == 0 {
+            fixed.image.clone()
+        } else if job.trim {
+            let overlay = folder.path().join(WORK).join(format!("overlay-{i}.qcow2"));
+            create_work_folder(folder)?;
+            let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
+            fixed.trim.push(trimmed);
+            image
+        } else {
+            disk.image()?
+        };
         let suffix = if i == 0 {
             String::new()
         } else {
             format!("-{i}")
         };
         let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
-        ui.status("Copying", &file);
-        let size = image.virtual_size();
-        let progress = ui.progress("Copying", size);
-        let copied = copy::copy(
+        copies.push(DiskCopy {
+            live: DataMap::of(&image)?.bytes,
             image,
-            &folder.path().join(&file),
-            format,
-            job.compress,
-            &mut |fraction| progress.set((fraction * size as f64) as u64),
-        )?;
-        progress.finish();
-        bytes.virtual_size += copied.virtual_size;
-        bytes.written += copied.written;
-        bytes.read += image.allocated().min(copied.virtual_size);
+            target: folder.path().join(&file),
+        });
         targets.push(TargetDisk {
             path: folder.target().join(&file),
             format: job.format,
@@ -434,12 +491,51 @@ fn copy_disks(
             boot: i == 0,
         });
     }
-    bytes.skipped = bytes.virtual_size.saturating_sub(bytes.read);
+    let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
+    let virtual_size = total(|c| c.image.virtual_size());
+    let live = total(|c| c.live);
+    ui.status(
+        "Copying",
+        &format!(
+            "{} of {}",
+            crate::ui::bytes(live),
+            crate::ui::bytes(virtual_size)
+        ),
+    );
+    let options = CopyOptions {
+        format: match job.format {
+            DiskFormat::Qcow2 => TargetFormat::Qcow2,
+            DiskFormat::Raw => TargetFormat::Raw,
+        },
+        compress: job.compress,
+        compare: job.verify_copy,
+        cancel: None,
+    };
+    let copied = copy::copy_all(ui, &copies, &options)?;
+    if job.verify_copy {
+        fixed.checks.push(Check {
+            id: "copy-identical",
+            severity: Severity::Blocker,
+            ok: true,
+            message: format!("{} copies compared with their sources", copied.len()),
+        });
+    }
     Ok(Disks {
         targets,
-        bytes,
+        bytes: Bytes {
+            virtual_size,
+            read: live,
+            written: copied.iter().map(|c| c.written).sum(),
+            skipped: virtual_size.saturating_sub(live),
+        },
         fixed,
     })
+}
+
+fn create_work_folder(folder: &OutputFolder) -> Result<()> {
+    let path = folder.path().join(WORK);
+    std::fs::create_dir_all(&path)
+        .map_err(|e| Error::failed(format!("creating {}", path.display())).because(e))
 }
 
 /// Commits the proved overlay to the source disk.
@@ -473,10 +569,24 @@ fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Re
             image.path().display()
         ),
     );
+    if changed == 0 {
+        // Not even opened for writing: QEMU would touch the header of a qcow2.
+        return Ok(disks_in_place(image, format, 0, fixed, prepared));
+    }
     if let Err(error) = write_to_source(image, &mut fixed.journal) {
         return Err(roll_back_after(image, &mut fixed.journal, error));
     }
-    Ok(Disks {
+    Ok(disks_in_place(image, format, changed, fixed, prepared))
+}
+
+fn disks_in_place(
+    image: &Image,
+    format: DiskFormat,
+    changed: u64,
+    fixed: Fixed,
+    prepared: &Prepared,
+) -> Disks {
+    Disks {
         targets: vec![TargetDisk {
             path: image.path().to_path_buf(),
             format,
@@ -490,7 +600,7 @@ fn in_place(ui: &Ui, image: &Image, mut fixed: Fixed, prepared: &Prepared) -> Re
             skipped: image.virtual_size().saturating_sub(changed),
         },
         fixed,
-    })
+    }
 }
 
 /// The formats KVM runs a machine from; others have to be converted.
@@ -526,6 +636,9 @@ fn roll_back_after(image: &Image, journal: &mut Journal, error: Error) -> Error 
             Ok(export.close()?)
         });
     match restored {
+        Ok(()) if error.kind == ErrorKind::Interrupted => {
+            Error::new(error.kind, "interrupted; the disk was restored")
+        }
         Ok(()) => Error::new(
             ErrorKind::RolledBack,
             "the fix failed and the disk was restored",
@@ -625,6 +738,7 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
         warnings,
         timings: Timings::default(),
         bytes,
+        trim: fixed.trim,
         inspection: fixed.before,
     })
 }
@@ -692,6 +806,10 @@ fn remove_work_files(folder: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
         _ => Ok(()),
     }
+}
+
+fn point(name: &str) -> Result<()> {
+    failpoint::hit(name).map_err(|e| Error::failed("converting").because(e))
 }
 
 /// SIGINT and SIGTERM are honoured between steps; children are killed by the tool wrapper.

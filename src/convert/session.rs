@@ -24,12 +24,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// The image with its chain, checked: QEMU reads the missing end of a file as zeroes.
     pub fn image(&self) -> Result<Image> {
-        Ok(Image::open_info(
-            &self.path,
-            self.format.as_deref(),
-            &self.allow_backing,
-        )?)
+        let image = Image::open_info(&self.path, self.format.as_deref(), &self.allow_backing)?;
+        image.check()?;
+        Ok(image)
     }
 
     fn has_windows(&self) -> Result<bool> {
@@ -81,6 +80,25 @@ impl SourceMachine {
         }
         Ok(disks)
     }
+}
+
+/// Looks at the disk Windows is on and is done with it: what `inspect` and `verify` need.
+pub fn survey(machine: &SourceMachine) -> Result<Survey> {
+    let work =
+        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
+    let disks = machine.disks(work.path())?;
+    let source = first(&disks)?;
+    let session = Session::read(source, &source.image()?)?;
+    let survey = session.inspect()?;
+    session.close()?;
+    Ok(survey)
+}
+
+/// The disk Windows is on.
+pub fn first(disks: &[Source]) -> Result<&Source> {
+    disks
+        .first()
+        .ok_or_else(|| Error::failed("the source names no disk"))
 }
 
 /// One disk behind a storage daemon of ours, with its volumes.

@@ -309,7 +309,7 @@ impl Image {
     /// Checks the metadata of every level: finds files that were cut short, which QEMU would
     /// otherwise read as zeroes.
     pub fn check(&self) -> Result<()> {
-        for level in &self.levels {
+        for level in self.levels.iter().filter(|l| l.format.has_check()) {
             let result = qemu_img::check(&level.node(false, Value::Null))
                 .map_err(|e| ImageError::from_tool(&level.path, e))?;
             if let Some(result) = result

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 use serde_json::json;
@@ -31,6 +33,16 @@ impl TargetFormat {
     }
 }
 
+#[derive(Debug, Clone, Default)]
+pub struct CopyOptions {
+    pub format: TargetFormat,
+    pub compress: bool,
+    /// Reads source and copy again and compares them.
+    pub compare: bool,
+    /// Stops the copy when raised.
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
 /// What a copy amounted to, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Copied {
@@ -53,6 +65,8 @@ pub enum CopyError {
     Full { path: PathBuf },
     #[error("the copy {} is not sound: qemu-img check found {errors} errors", path.display())]
     Unsound { path: PathBuf, errors: u64 },
+    #[error("the copy {} differs from its source: {what}", path.display())]
+    Differs { path: PathBuf, what: String },
     #[error("raw images cannot be compressed")]
     RawCompressed,
     #[error(transparent)]
@@ -93,14 +107,15 @@ impl From<CopyError> for crate::error::Error {
 
 pub type Result<T, E = CopyError> = std::result::Result<T, E>;
 
-/// Copies `source` to the new file `target`, telling the fraction done (0 to 1).
+/// Copies `source` to the new file `target`, telling the fraction done (0 to 1). Whether there is room
+/// is for [`check_space`] to say.
 pub fn copy(
     source: &Image,
     target: &Path,
-    format: TargetFormat,
-    compress: bool,
+    how: &CopyOptions,
     progress: &mut dyn FnMut(f64),
 ) -> Result<Copied> {
+    let (format, compress) = (how.format, how.compress);
     if compress && format == TargetFormat::Raw {
         return Err(CopyError::RawCompressed);
     }
@@ -108,7 +123,6 @@ pub fn copy(
         path: target.into(),
         source,
     })?;
-    check_space(source, target, compress)?;
     let io_error = |source| CopyError::Io {
         path: target.clone(),
         source,
@@ -133,10 +147,21 @@ pub fn copy(
             options,
             compress,
         },
+        how.cancel.clone(),
         progress,
     )
     .map_err(|e| convert_error(source, target, e))?;
     check_target(target, format)?;
+    if how.compare {
+        let differs = qemu_img::compare(&source.spec(), &spec(target, format), how.cancel.clone())
+            .map_err(|e| convert_error(source, target, e))?;
+        if let Some(what) = differs {
+            return Err(CopyError::Differs {
+                path: target.clone(),
+                what,
+            });
+        }
+    }
     // qemu-img leaves the data in the page cache.
     let file = File::open(target).map_err(io_error)?;
     file.sync_all().map_err(|e| match e.kind() {
@@ -157,11 +182,15 @@ pub fn copy(
     })
 }
 
-/// Compares what the copy will take with what is free, before anything is written.
-fn check_space(source: &Image, target: &Path, compress: bool) -> Result<()> {
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    let needed =
-        qemu_img::measure(&source.spec()).map_err(|e| ImageError::from_tool(source.path(), e))?;
+/// Compares what copies of the images will take with what is free in `folder`, before anything is
+/// written. It is their data that counts, not their virtual size.
+pub fn check_space(images: &[&Image], folder: &Path, compress: bool) -> Result<()> {
+    let mut needed = 0u64;
+    for image in images {
+        let bytes =
+            qemu_img::measure(&image.spec()).map_err(|e| ImageError::from_tool(image.path(), e))?;
+        needed = needed.saturating_add(bytes);
+    }
     // How far it can be compressed nobody knows: refuse only what cannot work.
     enough_space(folder, if compress { needed / 8 } else { needed })
 }
@@ -196,12 +225,15 @@ fn convert_error(source: &Image, target: &Path, error: ToolError) -> CopyError {
     }
 }
 
-fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
-    let spec = json!({
+fn spec(target: &Path, format: TargetFormat) -> serde_json::Value {
+    json!({
         "driver": format.name(),
         "file": {"driver": "file", "filename": target.to_string_lossy()},
-    });
-    match qemu_img::check(&spec)? {
+    })
+}
+
+fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
+    match qemu_img::check(&spec(target, format))? {
         Some(result) if !result.is_sound() => Err(CopyError::Unsound {
             path: target.into(),
             errors: result.errors(),

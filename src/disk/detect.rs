@@ -49,6 +49,11 @@ impl Format {
     pub fn has_backing(self) -> bool {
         matches!(self.0, "qcow2" | "qcow" | "qed" | "vmdk")
     }
+
+    /// Whether `qemu-img check` has something to look at.
+    pub fn has_check(self) -> bool {
+        !matches!(self.0, "raw" | "vpc" | "qcow")
+    }
 }
 
 impl std::fmt::Display for Format {

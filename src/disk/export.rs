@@ -5,9 +5,10 @@
 //! in it; the socket's folder is removed before the daemon starts, so nobody else can connect and
 //! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -219,7 +220,10 @@ const SOCKET: &str = "nbd";
 /// A listening socket with one connection waiting in it. Its name is gone, unless others are to
 /// connect; then it is in a folder that only this user can enter.
 fn socket(reach: Reach) -> io::Result<(UnixListener, UnixStream, Option<TempDir>)> {
-    let folder = tempfile::Builder::new().prefix("hyper2kvm-").tempdir()?;
+    let folder = tempfile::Builder::new()
+        .prefix("hyper2kvm-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()?;
     // The path of a socket may have 107 bytes; this one is short wherever the folder is.
     let handle = File::open(folder.path())?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::chain::ImageError;
-use super::copy::{CopyError, TargetFormat, copy};
+use super::copy::{CopyError, CopyOptions, TargetFormat, copy};
 use super::export::ExportError;
 use super::testing::{have, pattern, run, sha256, text, write};
 use super::{BlockRead, BlockWrite, Export, Image};
@@ -140,7 +140,7 @@ fn every_format_reads_and_converts() {
         assert!(disk.read_at(1 << 20, &mut [0; 1 << 19]).is_err(), "closed");
 
         let target = f.path("target.raw");
-        copy(&image, &target, TargetFormat::Raw, false, &mut |_| {}).unwrap();
+        copy(&image, &target, &how(TargetFormat::Raw, false), &mut |_| {}).unwrap();
         assert!(
             std::fs::read(&target).unwrap()[..SIZE] == f.data[..],
             "{name}: copy"
@@ -153,6 +153,15 @@ fn every_format_reads_and_converts() {
     let export = Export::open_readonly(&raw).unwrap();
     assert_reads(&*export.disk(), &f.data, "raw");
     export.close().unwrap();
+}
+
+fn how(format: TargetFormat, compress: bool) -> CopyOptions {
+    CopyOptions {
+        format,
+        compress,
+        compare: true,
+        cancel: None,
+    }
 }
 
 #[test]
@@ -230,7 +239,10 @@ fn chains_overlays_and_copies() {
     ] {
         let target = f.path(name);
         let mut seen = Vec::new();
-        let copied = copy(&fixed, &target, format, compress, &mut |x| seen.push(x)).unwrap();
+        let copied = copy(&fixed, &target, &how(format, compress), &mut |x| {
+            seen.push(x)
+        })
+        .unwrap();
         assert_eq!(copied.virtual_size, SIZE as u64);
         assert!(
             copied.written > 0 && copied.written < SIZE as u64,
@@ -246,7 +258,7 @@ fn chains_overlays_and_copies() {
         assert_reads(&*export.disk(), &want, name);
         export.close().unwrap();
         assert!(matches!(
-            copy(&fixed, &target, format, compress, &mut |_| {}),
+            copy(&fixed, &target, &how(format, compress), &mut |_| {}),
             Err(CopyError::Exists { .. })
         ));
     }
@@ -254,8 +266,7 @@ fn chains_overlays_and_copies() {
         copy(
             &fixed,
             &f.path("c.raw"),
-            TargetFormat::Raw,
-            true,
+            &how(TargetFormat::Raw, true),
             &mut |_| {}
         ),
         Err(CopyError::RawCompressed)

@@ -13,6 +13,7 @@ use std::thread;
 
 use crate::drivers::media::Media;
 use crate::error::{Blocker, Error, ErrorKind};
+use crate::failpoint;
 use crate::guest::{Extent, GuestError, GuestPath, GuestRead, GuestWrite, VolumeId};
 use crate::inspect::model::{Hives, LoadedBytes};
 use crate::plan::model::{Action, FileCopy, HiveName, Plan};
@@ -97,6 +98,10 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> FixError {
     |source| FixError::Io { doing, source }
 }
 
+fn point(name: &str) -> Result<()> {
+    failpoint::hit(name).map_err(io_error("fixing"))
+}
+
 /// The journal's records of a plan, before anything is done.
 pub fn records(plan: &Plan) -> Vec<ActionRecord> {
     let record = |id: &str, description: String, state| ActionRecord {
@@ -136,6 +141,7 @@ impl Fix<'_> {
     ) -> Result<()> {
         self.journal.set_state(State::Fixing)?;
         let mut prepared = self.prepare_hives(hives)?;
+        point("backed-up")?;
         let mut writer = open_writer()?;
         for action in &self.plan.actions {
             if let Action::CopyFiles {
@@ -145,6 +151,7 @@ impl Fix<'_> {
                 self.begin(id)?;
                 let changes = self.copy_files(writer.as_mut(), folders, files)?;
                 self.finish(id, changes)?;
+                point("file-written")?;
             }
         }
         for action in &self.plan.actions {
@@ -155,6 +162,7 @@ impl Fix<'_> {
                 self.begin(id)?;
                 let changes = self.write_hive(writer.as_mut(), path, hive)?;
                 self.finish(id, changes)?;
+                point("hive-written")?;
             }
         }
         writer.close()?;

@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::disk::block::{BlockRead, BlockWrite};
+use crate::failpoint;
 
 use super::journal::{Journal, JournalError, State, UndoLog, UndoRange, sha256_hex, sync_folder};
 
@@ -106,6 +107,7 @@ pub fn prepare(
         ranges: log,
     });
     journal.save()?;
+    failpoint::hit("undo-log").map_err(io_error("saving the undo log"))?;
     Ok(total)
 }
 
@@ -113,9 +115,16 @@ pub fn prepare(
 pub fn commit(journal: &mut Journal, disk: &dyn BlockWrite) -> Result<()> {
     let undo = undo_log(journal, disk)?;
     journal.set_state(State::Committing)?;
-    write_ranges(journal.folder(), &undo.after, &undo.ranges, disk, |r| {
-        &r.after_sha256
-    })?;
+    let point = "committing";
+    write_ranges(
+        journal.folder(),
+        &undo.after,
+        &undo.ranges,
+        disk,
+        point,
+        |r| &r.after_sha256,
+    )?;
+    failpoint::hit("written").map_err(io_error("writing the disk"))?;
     Ok(journal.set_state(State::Committed)?)
 }
 
@@ -126,9 +135,15 @@ pub fn rollback(journal: &mut Journal, disk: &dyn BlockWrite, force: bool) -> Re
         check_unchanged(&undo, disk)?;
     }
     journal.set_state(State::RollingBack)?;
-    write_ranges(journal.folder(), &undo.before, &undo.ranges, disk, |r| {
-        &r.before_sha256
-    })?;
+    let point = "rolling-back";
+    write_ranges(
+        journal.folder(),
+        &undo.before,
+        &undo.ranges,
+        disk,
+        point,
+        |r| &r.before_sha256,
+    )?;
     journal.set_state(State::RolledBack)?;
     Ok(undo.ranges.iter().map(|r| r.len).sum())
 }
@@ -176,6 +191,7 @@ fn write_ranges(
     file: &str,
     ranges: &[UndoRange],
     disk: &dyn BlockWrite,
+    point: &str,
     digest: impl Fn(&UndoRange) -> &String,
 ) -> Result<()> {
     let path = folder.join(file);
@@ -190,6 +206,7 @@ fn write_ranges(
     })?;
     for_each_saved(&path, ranges, |range, bytes| {
         disk.write_at(range.offset, bytes)
+            .and_then(|()| failpoint::hit(point))
             .map_err(io_error(format!("writing the disk at {}", range.offset)))
     })?;
     disk.flush().map_err(io_error("flushing the disk"))?;

@@ -7,3 +7,4 @@
 pub mod apply;
 pub mod commit;
 pub mod journal;
+pub mod trim;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::fat_read::FatVolume;
 use super::fs::{IDENTIFY_BYTES, identify, kind_of_type};
 use super::ntfs_read::NtfsVolume;
+use super::spare::{self, Found, Scratch, Wanted};
 use super::{
     FileInfo, FsKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId, VolumeState,
 };
@@ -22,6 +23,7 @@ enum Engine {
 
 /// A disk whose volumes can be read.
 pub struct EmbeddedReader {
+    disk: Arc<dyn BlockRead>,
     volumes: Vec<Volume>,
     engines: BTreeMap<VolumeId, Engine>,
 }
@@ -29,6 +31,7 @@ pub struct EmbeddedReader {
 /// Opens the volumes of a disk. A damaged volume does not fail the disk.
 pub fn open(disk: Arc<dyn BlockRead>, layout: &DiskLayout) -> Result<EmbeddedReader> {
     let mut reader = EmbeddedReader {
+        disk: disk.clone(),
         volumes: Vec::new(),
         engines: BTreeMap::new(),
     };
@@ -137,6 +140,37 @@ impl EmbeddedReader {
         match self.engine_of(volume)? {
             Engine::Ntfs(v) => v.free_bytes().map_err(|e| e.at(&GuestPath::root())),
             Engine::Fat(v) => v.free_bytes(),
+        }
+    }
+
+    /// Tells the free ranges of a volume, in bytes of the disk. `Ok(false)`: its kind has a map that
+    /// is not looked at.
+    pub fn free_ranges(
+        &self,
+        volume: VolumeId,
+        wanted: Wanted<'_>,
+        found: Found<'_>,
+    ) -> Result<bool> {
+        match self.engine_of(volume)? {
+            Engine::Ntfs(v) => {
+                v.free_ranges(wanted, found)
+                    .map_err(|e| e.at(&GuestPath::root()))?;
+                Ok(true)
+            }
+            Engine::Fat(_) => {
+                let known = self.volumes.iter().find(|v| v.id == volume);
+                let partition = &known.ok_or(GuestError::NoVolume(volume))?.partition;
+                let (start, len) = (partition.start_bytes, partition.size_bytes);
+                spare::fat_free_ranges(self.disk.as_ref(), start, len, wanted, found)
+            }
+        }
+    }
+
+    /// The clusters of a file whose contents Windows makes anew at every start.
+    pub fn scratch(&self, volume: VolumeId, path: &GuestPath) -> Result<Scratch> {
+        match self.engine_of(volume)? {
+            Engine::Ntfs(v) => v.scratch(path).map_err(|e| e.at(path)),
+            Engine::Fat(_) => Ok(Scratch::Absent),
         }
     }
 }

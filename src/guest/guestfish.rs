@@ -13,6 +13,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,8 +28,8 @@ use crate::disk::layout::DiskLayout;
 use crate::tool::ToolError;
 use crate::tool::guestfish::{Line, MAX_LINE, Reply, Shell, TOOL};
 
-/// Without KVM, on a busy machine, a start takes more than a minute.
-const LAUNCH_LIMIT: Duration = Duration::from_secs(600);
+/// Without KVM, on a busy machine, a start takes minutes.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(1200);
 /// For one command; the longest ones move a hive.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Entries of a folder; Windows has folders of some ten thousand.
@@ -112,52 +113,12 @@ pub(super) fn device(volume: VolumeId) -> String {
 
 impl Inner {
     fn start(attach: &Attach<'_>) -> Result<Self> {
-        let work = tempfile::Builder::new().prefix("hyper2kvm-").tempdir()?;
-        let mut shell = Shell::start().map_err(tool_error)?;
-        let mut add = Line::new("add")
-            .arg(attach.export)
-            .arg("format:raw")
-            .arg("protocol:nbd")
-            .arg(format!("server:unix:{}", attach.socket.display()))
-            .arg(format!("readonly:{}", attach.read_only));
-        if attach.sector_size != 512 {
-            add = add.arg(format!("blocksize:{}", attach.sector_size));
-        }
-        // Only the start is logged: a failing one says nothing else of use.
-        let lines = [
-            add,
-            Line::new("set-verbose").arg("true"),
-            Line::new("run"),
-            Line::new("set-verbose").arg("false"),
-            // What the start was for.
-            Line::new("list-devices"),
-        ];
-        let mut log = Vec::new();
-        let mut failure = None;
-        let mut ready = false;
-        for line in lines {
-            match shell.one(line, LAUNCH_LIMIT) {
-                Ok(Ok(output)) => {
-                    ready = output.starts_with(b"/dev/sda\n");
-                    log.extend(output);
-                }
-                Ok(Err(reason)) => {
-                    log.extend_from_slice(shell.last_failure());
-                    failure.get_or_insert(reason);
-                }
-                Err(error) => {
-                    log.extend_from_slice(shell.unanswered());
-                    return Err(match error {
-                        ToolError::NotFound { .. } | ToolError::Interrupted => tool_error(error),
-                        error => not_started(&log, &error.to_string()),
-                    });
-                }
-            }
-        }
-        if !ready {
-            let reason = failure.unwrap_or_else(|| "it does not see the disk".to_string());
-            return Err(not_started(&log, &reason));
-        }
+        let work = private_folder()?;
+        let shell = match boot(attach, false)? {
+            Ok(shell) => shell,
+            // Again for a full log: writing one doubles the time of a start, so a good one has none.
+            Err(_) => boot(attach, true)?.map_err(|(log, reason)| not_started(&log, &reason))?,
+        };
         Ok(Self {
             shell: Some(shell),
             work,
@@ -441,6 +402,69 @@ impl Inner {
         }
         Ok(bytes)
     }
+}
+
+/// A folder that only this user can enter.
+fn private_folder() -> std::io::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("hyper2kvm-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir()
+}
+
+/// What an appliance that did not start printed, and the reason it gave.
+type BootFailure = (Vec<u8>, String);
+
+fn boot(attach: &Attach<'_>, verbose: bool) -> Result<std::result::Result<Shell, BootFailure>> {
+    let mut shell = Shell::start().map_err(tool_error)?;
+    let mut add = Line::new("add")
+        .arg(attach.export)
+        .arg("format:raw")
+        .arg("protocol:nbd")
+        .arg(format!("server:unix:{}", attach.socket.display()))
+        .arg(format!("readonly:{}", attach.read_only));
+    if attach.sector_size != 512 {
+        add = add.arg(format!("blocksize:{}", attach.sector_size));
+    }
+    let lines = [
+        add,
+        Line::new("set-verbose").arg(verbose.to_string()),
+        Line::new("run"),
+        Line::new("set-verbose").arg("false"),
+        // What the start was for.
+        Line::new("list-devices"),
+    ];
+    let mut log = Vec::new();
+    let mut failure = None;
+    let mut ready = false;
+    for line in lines {
+        match shell.one(line, LAUNCH_LIMIT) {
+            Ok(Ok(output)) => {
+                ready = output.starts_with(b"/dev/sda\n");
+                log.extend(output);
+            }
+            Ok(Err(reason)) => {
+                log.extend_from_slice(shell.last_failure());
+                failure.get_or_insert(reason);
+            }
+            Err(error @ (ToolError::NotFound { .. } | ToolError::Interrupted)) => {
+                return Err(tool_error(error));
+            }
+            Err(error @ ToolError::TimedOut { .. }) => {
+                log.extend_from_slice(shell.unanswered());
+                return Err(not_started(&log, &error.to_string()));
+            }
+            Err(error) => {
+                log.extend_from_slice(shell.unanswered());
+                return Ok(Err((log, error.to_string())));
+            }
+        }
+    }
+    if ready {
+        return Ok(Ok(shell));
+    }
+    let reason = failure.unwrap_or_else(|| "it does not see the disk".to_string());
+    Ok(Err((log, reason)))
 }
 
 impl Drop for Inner {

@@ -15,6 +15,7 @@ mod ntfs_read;
 mod ntfs_record;
 mod ntfs_state;
 pub mod path;
+pub mod spare;
 mod writer;
 
 #[cfg(test)]

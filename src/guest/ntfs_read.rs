@@ -94,6 +94,19 @@ impl Stream {
             StreamData::Runs { size, .. } => *size,
         }
     }
+
+    /// The clusters it lies in; none when it lies in its MFT record.
+    pub fn runs(&self) -> &[Run] {
+        match &self.data {
+            StreamData::Resident(_) => &[],
+            StreamData::Runs { runs, .. } => runs,
+        }
+    }
+
+    /// Neither compressed nor encrypted nor sparse.
+    pub fn is_plain(&self) -> bool {
+        self.flags == 0
+    }
 }
 
 /// A file found by its path.
@@ -137,6 +150,11 @@ impl NtfsVolume {
         Ok(volume)
     }
 
+    /// Where on the disk the volume starts.
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
     pub(super) fn clusters(&self) -> u64 {
         let bytes = self.facts.total_sectors * u64::from(self.facts.bytes_per_sector);
         bytes / u64::from(self.facts.cluster_size)
@@ -175,7 +193,7 @@ impl NtfsVolume {
     }
 
     /// Reads bytes of the volume; `at` is relative to its start.
-    fn read_volume(&self, at: u64, buf: &mut [u8]) -> Fallible<()> {
+    pub(super) fn read_volume(&self, at: u64, buf: &mut [u8]) -> Fallible<()> {
         at.checked_add(buf.len() as u64)
             .filter(|end| *end <= self.len)
             .ok_or("the data lies outside the partition")?;

@@ -6,6 +6,7 @@ pub mod text;
 use serde::Serialize;
 
 use crate::boot_path::{BootPath, Controller};
+use crate::fix::trim::VolumeTrim;
 use crate::inspect::Inspection;
 use crate::plan::model::Plan;
 use std::collections::BTreeMap;
@@ -32,9 +33,19 @@ pub struct Timings {
 pub struct Bytes {
     #[serde(rename = "virtual")]
     pub virtual_size: u64,
+    /// What the disks have data for once what nobody needs is out.
     pub read: u64,
+    /// What the copies take on this host.
     pub written: u64,
+    /// The rest: free, or never written.
     pub skipped: u64,
+}
+
+/// The trim of one disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskTrim {
+    pub disk: PathBuf,
+    pub volumes: Vec<VolumeTrim>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -64,6 +75,8 @@ pub struct Report {
     pub warnings: Vec<String>,
     pub timings: Timings,
     pub bytes: Bytes,
+    /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
+    pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,
     pub inspection: Inspection,
 }

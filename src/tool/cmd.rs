@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ pub struct Cmd {
     accept: Vec<i32>,
     keep_privileges: bool,
     stop: fn() -> bool,
+    cancel: Option<Arc<AtomicBool>>,
 }
 
 /// What a program that ended as it should left behind.
@@ -68,6 +70,7 @@ impl Cmd {
             accept: Vec::new(),
             keep_privileges: false,
             stop: stop::requested,
+            cancel: None,
         }
     }
 
@@ -147,6 +150,13 @@ impl Cmd {
         self
     }
 
+    /// Kills the program when the flag is raised; that is [`ToolError::Interrupted`], as with the
+    /// stop flag of the whole process.
+    pub fn cancel_with(mut self, flag: Option<Arc<AtomicBool>>) -> Self {
+        self.cancel = flag;
+        self
+    }
+
     /// Runs the program to its end and collects its output.
     pub fn run(self) -> Result<Output> {
         let limit = self.stdout_limit;
@@ -186,6 +196,8 @@ impl Cmd {
     fn run_until(self, on_stdout: &mut dyn FnMut(&[u8]) -> bool) -> Result<(i32, String, String)> {
         let started = Instant::now();
         let (timeout, stop, accept) = (self.timeout, self.stop, self.accept.clone());
+        let cancel = self.cancel.clone();
+        let cancelled = || cancel.as_ref().is_some_and(|c| c.load(Ordering::SeqCst));
         let mut child = self.start(true)?;
         let tool = child.tool.clone();
         let mut ended: Option<(ExitStatus, Instant)> = None;
@@ -206,7 +218,7 @@ impl Cmd {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if stop() {
+            if stop() || cancelled() {
                 return Err(ToolError::Interrupted);
             }
             if let Some(after) = timeout

@@ -5,6 +5,8 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -84,6 +86,63 @@ struct MapEntry {
     start: u64,
     length: u64,
     depth: u64,
+    #[serde(default)]
+    data: bool,
+    #[serde(default)]
+    zero: bool,
+}
+
+/// Tells every range of the image that has data, in order. Zeroes that are known as such are none.
+pub fn data_ranges(spec: &Value, found: &mut dyn FnMut(std::ops::Range<u64>)) -> Result<()> {
+    let mut map = MapLines::default();
+    let mut damaged = None;
+    Cmd::new(TOOL)
+        .args(["map", "--output=json", "--"])
+        .arg(json_name(spec))
+        .run_with(&mut |chunk| {
+            if let Err(e) = map.push(chunk, found) {
+                damaged.get_or_insert(e);
+            }
+        })?;
+    match damaged.or_else(|| map.push(b"\n", found).err()) {
+        Some(e) => Err(ToolError::output(TOOL, e)),
+        None => Ok(()),
+    }
+}
+
+/// Reads the output of `qemu-img map` as it comes, one object a line: for a fragmented image it is
+/// larger than what we want to keep in memory.
+#[derive(Debug, Default)]
+struct MapLines {
+    rest: Vec<u8>,
+}
+
+impl MapLines {
+    fn push(
+        &mut self,
+        chunk: &[u8],
+        found: &mut dyn FnMut(std::ops::Range<u64>),
+    ) -> serde_json::Result<()> {
+        self.rest.extend_from_slice(chunk);
+        let Some(end) = self.rest.iter().rposition(|&b| b == b'\n') else {
+            return Ok(());
+        };
+        let done: Vec<u8> = self.rest.drain(..=end).collect();
+        for line in done.split(|&b| b == b'\n') {
+            let line = line.trim_ascii();
+            let line = line.strip_prefix(b"[").unwrap_or(line);
+            let line = line.strip_suffix(b"]").unwrap_or(line);
+            let line = line.strip_suffix(b",").unwrap_or(line);
+            if line.is_empty() {
+                continue;
+            }
+            let entry: MapEntry = serde_json::from_slice(line)?;
+            if entry.data && !entry.zero {
+                found(entry.start..entry.start.saturating_add(entry.length));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
@@ -127,6 +186,7 @@ pub fn convert(
     source: &Value,
     target: &Path,
     how: ConvertOptions,
+    cancel: Option<Arc<AtomicBool>>,
     progress: &mut dyn FnMut(f64),
 ) -> Result<()> {
     let mut cmd = Cmd::new(TOOL).args(["convert", "-p", "-m", "8", "-O", how.format]);
@@ -140,7 +200,8 @@ pub fn convert(
         cmd = cmd.args(["-o", options]);
     }
     let mut parser = Progress::default();
-    cmd.arg("--")
+    cmd.cancel_with(cancel)
+        .arg("--")
         .arg(json_name(source))
         .arg(protocol(target))
         .run_with(&mut |chunk| {
@@ -149,6 +210,18 @@ pub fn convert(
             }
         })?;
     Ok(())
+}
+
+/// Compares what two images read as; the difference, when there is one.
+pub fn compare(a: &Value, b: &Value, cancel: Option<Arc<AtomicBool>>) -> Result<Option<String>> {
+    let out = Cmd::new(TOOL)
+        .args(["compare", "--"])
+        .args([json_name(a), json_name(b)])
+        .cancel_with(cancel)
+        .accept(&[1])
+        .run()?;
+    let text = super::clean(&out.stdout);
+    Ok((out.code == 1).then(|| text.trim().to_string()))
 }
 
 /// How many bytes the image will take as a qcow2; about what its data takes in any format.
@@ -268,6 +341,25 @@ mod tests {
         assert_eq!(p.push(b"nonsense\n(nan/100%)\r(999/100%)\r"), None);
         assert_eq!(p.push(&[b'x'; 9000]), None);
         assert!(p.rest.is_empty());
+    }
+
+    #[test]
+    fn maps_in_pieces() {
+        let text = br#"[{ "start": 0, "length": 10, "depth": 0, "present": true, "zero": false, "data": true, "offset": 0},
+{ "start": 10, "length": 5, "depth": 0, "present": true, "zero": true, "data": false},
+{ "start": 15, "length": 5, "depth": 0, "zero": true, "data": true},
+{ "start": 20, "length": 7, "depth": 1, "zero": false, "data": true}]
+"#;
+        for size in [1, 7, 100, 10_000] {
+            let mut map = MapLines::default();
+            let mut ranges = Vec::new();
+            for chunk in text.chunks(size) {
+                map.push(chunk, &mut |r| ranges.push(r)).unwrap();
+            }
+            assert_eq!(ranges, [0..10, 20..27], "{size}");
+        }
+        let bad = MapLines::default().push(b"[{]\n", &mut |_| {});
+        assert!(bad.is_err());
     }
 
     #[test]

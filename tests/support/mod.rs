@@ -258,3 +258,21 @@ pub fn export(hive: &Path, prefix: &str, key: &str) -> String {
     ))
     .unwrap()
 }
+
+/// The command lines of running programs that name `path`, but for this test itself.
+pub fn processes_naming(path: &Path) -> Vec<String> {
+    let wanted = path.to_str().unwrap();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        if name.parse::<u32>().is_err() || name == std::process::id().to_string() {
+            continue;
+        }
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(wanted) {
+            found.push(line);
+        }
+    }
+    found
+}

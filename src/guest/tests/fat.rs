@@ -159,3 +159,60 @@ fn a_cyclic_chain_ends() {
     assert!(matches!(listed, Err(GuestError::Unreadable { .. })));
     assert!(reader.stat(VOLUME, &path("EFI/none")).is_err());
 }
+
+#[test]
+fn free_ranges() {
+    if !have(TOOLS) {
+        return;
+    }
+    let cases: &[(u64, &[&str])] = &[
+        (32, &["-F", "16", "-s", "2"]),
+        (100, &["-F", "32", "-s", "1"]),
+        (33, &["-F", "16", "-S", "4096", "-s", "1"]),
+    ];
+    for (mib, args) in cases {
+        let image = fat(*mib, args);
+        let mut writer = image.writer();
+        for i in 0..9 {
+            let file = path(&format!("f{i}"));
+            writer.write_file(VOLUME, &file, &noise(70_001, i)).unwrap();
+        }
+        for i in (0..9).step_by(3) {
+            writer.remove_file(VOLUME, &path(&format!("f{i}"))).unwrap();
+        }
+        writer.close().unwrap();
+        let reader = image.reader();
+        let mut ranges = Vec::new();
+        let mut find = |r| {
+            ranges.push(r);
+            Ok(())
+        };
+        assert!(reader.free_ranges(VOLUME, &|_| true, &mut find).unwrap());
+        let total: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+        assert_eq!(total, reader.free_bytes(VOLUME).unwrap(), "{args:?}");
+        assert!(ranges.len() > 2 && ranges.windows(2).all(|w| w[0].end < w[1].start));
+        // Nothing of what is left is in them.
+        for r in &ranges {
+            image.poke(r.start, &vec![0; (r.end - r.start) as usize]);
+        }
+        assert_sound(&image);
+        for i in (0..9).filter(|i| i % 3 != 0) {
+            let name = format!("f{i}");
+            assert_eq!(mcopy(&image, &name), noise(70_001, i), "{args:?} {name}");
+        }
+    }
+    let mut none = |r| panic!("{r:?}");
+    let tiny = fat(8, &["-F", "12"]);
+    assert!(
+        !tiny
+            .reader()
+            .free_ranges(VOLUME, &|_| true, &mut none)
+            .unwrap()
+    );
+    // The "was unmounted cleanly" bit of entry 1.
+    let dirty = fat(32, &["-F", "16", "-s", "2"]);
+    let table = u64::from(fs::le16(&dirty.bytes(0, 512), 14)) * 512;
+    dirty.poke(table + 3, &[0x7f]);
+    let result = dirty.reader().free_ranges(VOLUME, &|_| true, &mut none);
+    assert!(result.is_err(), "{result:?}");
+}

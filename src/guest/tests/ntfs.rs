@@ -857,3 +857,101 @@ fn mft_with_an_attribute_list() {
         assert!(got == noise(i, 8), "{i}");
     }
 }
+
+#[test]
+fn free_ranges_and_scratch_files() {
+    if !ready() {
+        return;
+    }
+    use crate::guest::spare::Scratch;
+    for cluster in [512, 4096, 65536] {
+        let image = Image::ntfs(40, 512, cluster);
+        let mut writer = image.writer();
+        for i in 0..30 {
+            let path = GuestPath::parse(&format!("f{i}")).unwrap();
+            writer.write_file(VOLUME, &path, &noise(70_001, i)).unwrap();
+        }
+        for i in (0..30).step_by(3) {
+            let path = GuestPath::parse(&format!("f{i}")).unwrap();
+            writer.remove_file(VOLUME, &path).unwrap();
+        }
+        let page = GuestPath::parse("pagefile.sys").unwrap();
+        writer
+            .write_file(VOLUME, &page, &noise(300_000, 99))
+            .unwrap();
+        writer.close().unwrap();
+
+        let reader = image.reader();
+        let mut ranges = Vec::new();
+        let looked = reader
+            .free_ranges(VOLUME, &|_| true, &mut |r| {
+                ranges.push(r);
+                Ok(())
+            })
+            .unwrap();
+        assert!(looked && ranges.len() > 5, "{ranges:?}");
+        let total: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+        assert_eq!(
+            total,
+            reader.free_bytes(VOLUME).unwrap(),
+            "clusters of {cluster}"
+        );
+        assert!(ranges.windows(2).all(|w| w[0].end < w[1].start));
+        // What is not wanted is not told.
+        reader
+            .free_ranges(VOLUME, &|_| false, &mut |r| panic!("{r:?}"))
+            .unwrap();
+
+        let Scratch::Clusters(clusters) = reader.scratch(VOLUME, &page).unwrap() else {
+            panic!("the page file has clusters");
+        };
+        let contents: Vec<u8> = clusters
+            .iter()
+            .flat_map(|r| image.bytes(r.start, (r.end - r.start) as usize))
+            .collect();
+        assert!(contents.starts_with(&noise(300_000, 99)));
+        let none = GuestPath::parse("swapfile.sys").unwrap();
+        assert_eq!(reader.scratch(VOLUME, &none).unwrap(), Scratch::Absent);
+        // A crash dump is written to the clusters, past the file system.
+        for (magic, kept) in [
+            (b"PAGEDU64", true),
+            (b"PAGEDUMP", true),
+            (b"PAGEFILE", false),
+        ] {
+            image.poke(clusters[0].start, magic);
+            let found = image.reader().scratch(VOLUME, &page).unwrap();
+            assert_eq!(matches!(found, Scratch::Kept(_)), kept, "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bitmap_that_calls_metadata_free_is_not_believed() {
+    if !ready() {
+        return;
+    }
+    let image = Image::ntfs(16, 512, 4096);
+    // Where the map itself is, found by what it holds: the last free range ends with the volume.
+    let volume = crate::guest::ntfs_read::NtfsVolume::open(
+        Arc::new(FileDisk::open(&image.file).unwrap()),
+        0,
+        image.size,
+    )
+    .unwrap();
+    let record = volume.file_record(6).unwrap();
+    let stream = volume
+        .stream(6, &record, crate::guest::ntfs_record::AT_DATA, &[])
+        .unwrap()
+        .unwrap();
+    let at = stream.runs()[0].lcn.unwrap() * 4096;
+    let first = image.bytes(at, 1);
+    assert_ne!(first, [0], "the boot sector is in use");
+    image.poke(at, &[0]);
+    let result = image
+        .reader()
+        .free_ranges(VOLUME, &|_| true, &mut |r| panic!("{r:?}"));
+    assert!(
+        matches!(result, Err(GuestError::Unreadable { .. })),
+        "{result:?}"
+    );
+}

@@ -1,0 +1,152 @@
+//! The copy of all disks of a machine: what they hold is measured first, space is checked for all of
+//! them together, then they are copied side by side with one progress. One failing stops the others.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::disk::chain::Image;
+use crate::disk::copy::{self, Copied, CopyOptions};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fix::trim::{self, DataMap};
+use crate::guest::embedded;
+use crate::report::DiskTrim;
+use crate::ui::Ui;
+
+use super::engine::Engine;
+use super::session::{Session, Source};
+
+/// Disks copied at a time. More only make the heads of one spinning disk jump; two keep a link busy
+/// while one of them waits.
+const AT_ONCE: usize = 2;
+
+/// One disk to copy.
+pub struct DiskCopy {
+    pub image: Image,
+    pub target: PathBuf,
+    /// Bytes the image has data for.
+    pub live: u64,
+}
+
+/// A disk without Windows, behind an overlay of its own in which its free space is zeroed.
+pub fn trimmed_overlay(source: &Source, overlay: &Path) -> Result<(Image, DiskTrim)> {
+    let image = source.image()?;
+    let session = Session::overlay(Engine::EMBEDDED, source, &image, overlay)?;
+    let trimmed = trim_session(&session.export.disk(), &session.layout, source, &image)?;
+    let overlay = session.export.image().clone();
+    session.close()?;
+    Ok((overlay, trimmed))
+}
+
+/// Trims the disk behind an open session whose guest was changed since it was opened.
+pub fn trim_session(
+    disk: &Arc<dyn crate::disk::BlockWrite>,
+    layout: &crate::disk::layout::DiskLayout,
+    source: &Source,
+    image: &Image,
+) -> Result<DiskTrim> {
+    let data = DataMap::of(image)?;
+    let guest = embedded::open(disk.clone(), layout)
+        .map_err(|e| Error::failed("opening the volumes for the trim").because(e))?;
+    Ok(DiskTrim {
+        disk: source.path.clone(),
+        volumes: trim::trim(disk.as_ref(), &guest, &data)?,
+    })
+}
+
+/// Copies every disk, or none: the first failure stops the rest.
+pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Copied>> {
+    if let Some(folder) = disks.first().and_then(|d| d.target.parent()) {
+        let images: Vec<&Image> = disks.iter().map(|d| &d.image).collect();
+        copy::check_space(&images, folder, options.compress)?;
+    }
+    let sum = |of: &dyn Fn(&DiskCopy) -> u64| disks.iter().map(of).fold(0, u64::saturating_add);
+    let live = sum(&|d| d.live);
+    let skipped = sum(&|d| d.image.virtual_size().saturating_sub(d.live));
+    let progress = ui.progress("Copying", live).skipping(skipped);
+    let done: Vec<AtomicU64> = disks.iter().map(|_| AtomicU64::new(0)).collect();
+    let cancel = Arc::new(AtomicBool::new(false));
+    let next = AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<Result<Copied>>>> =
+        Mutex::new(disks.iter().map(|_| None).collect());
+
+    let work = || {
+        while !cancel.load(Ordering::SeqCst) {
+            let i = next.fetch_add(1, Ordering::SeqCst);
+            let Some(disk) = disks.get(i) else { break };
+            let options = CopyOptions {
+                cancel: Some(cancel.clone()),
+                ..options.clone()
+            };
+            let result = copy::copy(&disk.image, &disk.target, &options, &mut |fraction| {
+                let bytes = (fraction * disk.live as f64) as u64;
+                done[i].store(bytes, Ordering::Relaxed);
+                // Nothing to return an error to: here one can only wait or die.
+                let _ = crate::failpoint::hit("copying");
+                progress.set(done.iter().map(|d| d.load(Ordering::Relaxed)).sum());
+            });
+            if result.is_err() {
+                cancel.store(true, Ordering::SeqCst);
+            }
+            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+            results[i] = Some(result.map_err(Error::from));
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE.min(disks.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+    outcome(results.into_inner().unwrap_or_else(PoisonError::into_inner)).inspect(|_| {
+        progress.finish(live);
+    })
+}
+
+/// All copies, or the error that is the cause of it all: those that were stopped because another one
+/// failed are not it.
+fn outcome(results: Vec<Option<Result<Copied>>>) -> Result<Vec<Copied>> {
+    let mut copies = Vec::new();
+    let mut first: Option<Error> = None;
+    for result in results.into_iter().flatten() {
+        match result {
+            Ok(copied) => copies.push(copied),
+            Err(error) => {
+                let better = first.as_ref().is_none_or(|f| {
+                    f.kind == ErrorKind::Interrupted && error.kind != ErrorKind::Interrupted
+                });
+                if better {
+                    first = Some(error);
+                }
+            }
+        }
+    }
+    first.map_or(Ok(copies), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_reported_and_not_what_it_stopped() {
+        let copied = Copied {
+            virtual_size: 1,
+            written: 1,
+        };
+        let stopped = || Some(Err(Error::new(ErrorKind::Interrupted, "stopped")));
+        let full = || Some(Err(Error::failed("full")));
+        assert_eq!(outcome(vec![Some(Ok(copied))]).unwrap(), [copied]);
+        for results in [
+            vec![stopped(), full(), None],
+            vec![full(), stopped()],
+            vec![Some(Ok(copied)), full()],
+        ] {
+            assert_eq!(outcome(results).unwrap_err().message, "full");
+        }
+    }
+}

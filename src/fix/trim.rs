@@ -1,0 +1,283 @@
+//! Makes what a disk holds for nobody read as zeroes, so that the copy need not move it: free
+//! clusters, and the contents of page files and of a hibernation file nobody will resume from.
+//!
+//! Works on the overlay, after the fix and **before** the verification: what is verified is then what
+//! is copied, trim included, and a trim that hit something needed shows before a byte is copied.
+//!
+//! Only volumes whose own map can be believed: NTFS and FAT that were closed cleanly. A volume with
+//! shadow copies stays as it is (the copies live in what its bitmap calls free), as do encrypted and
+//! unknown ones and everything outside of volumes. Nothing smaller than a cluster of the overlay is
+//! zeroed: that would make the overlay grow and the copy no smaller.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+use crate::disk::block::BlockWrite;
+use crate::disk::chain::Image;
+use crate::error::{Error, Result};
+use crate::guest::spare::Scratch;
+use crate::guest::{EmbeddedReader, FsKind, GuestPath, GuestRead, Volume};
+use crate::tool::qemu_img;
+
+/// The cluster size of a qcow2 that was created without saying otherwise.
+const GRAIN: u64 = 64 << 10;
+/// Holes smaller than this are not told from data: bounds the memory the map of an image takes.
+const SMALL_HOLE: u64 = 1 << 20;
+
+/// Files at the root of an NTFS volume that Windows fills anew.
+const SCRATCH: [&str; 3] = ["pagefile.sys", "swapfile.sys", "hiberfil.sys"];
+
+/// What was done to one volume, for the report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VolumeTrim {
+    pub partition: u32,
+    pub filesystem: FsKind,
+    /// Data that is not copied now.
+    pub freed_bytes: u64,
+    /// Why the volume is copied as it is.
+    pub kept: Option<String>,
+    pub files: Vec<FileTrim>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileTrim {
+    pub path: GuestPath,
+    pub freed_bytes: u64,
+    pub kept: Option<String>,
+}
+
+/// Where an image has data.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DataMap {
+    /// In order, at least [`SMALL_HOLE`] apart, on borders of [`GRAIN`].
+    ranges: Vec<Range<u64>>,
+    /// Exactly, without rounding.
+    pub bytes: u64,
+}
+
+impl DataMap {
+    pub fn of(image: &Image) -> Result<Self> {
+        let mut map = Self::default();
+        qemu_img::data_ranges(&image.spec(), &mut |range| map.add(&range)).map_err(|e| {
+            Error::failed(format!("reading the map of {}", image.path().display())).because(e)
+        })?;
+        Ok(map)
+    }
+
+    fn add(&mut self, range: &Range<u64>) {
+        self.bytes += range.end.saturating_sub(range.start);
+        let start = range.start / GRAIN * GRAIN;
+        let end = range.end.next_multiple_of(GRAIN);
+        match self.ranges.last_mut() {
+            Some(last) if start < last.end.saturating_add(SMALL_HOLE) => {
+                last.end = last.end.max(end);
+            }
+            _ => self.ranges.push(start..end),
+        }
+    }
+
+    fn touches(&self, range: &Range<u64>) -> bool {
+        self.within(range.clone()).next().is_some()
+    }
+
+    /// The parts of a range that have data.
+    fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let first = self.ranges.partition_point(|r| r.end <= range.start);
+        self.ranges[first..]
+            .iter()
+            .take_while({
+                let end = range.end;
+                move |r| r.start < end
+            })
+            .map(move |r| r.start.max(range.start)..r.end.min(range.end))
+    }
+}
+
+/// Trims every volume that allows it. `guest` must read `disk` as it is now.
+pub fn trim(
+    disk: &dyn BlockWrite,
+    guest: &EmbeddedReader,
+    data: &DataMap,
+) -> Result<Vec<VolumeTrim>> {
+    let mut done = Vec::new();
+    for volume in guest.volumes() {
+        done.push(trim_volume(disk, guest, data, volume)?);
+    }
+    Ok(done)
+}
+
+/// Why a volume must stay as it is.
+fn untouchable(volume: &Volume) -> Option<String> {
+    let state = &volume.state;
+    let reason = match volume.kind {
+        FsKind::Bitlocker | FsKind::Luks => "it is encrypted",
+        FsKind::Ntfs | FsKind::Fat => match () {
+            () if state.unreadable.is_some() => "its file system cannot be read",
+            () if state.dirty => "it was not unmounted cleanly",
+            () if state.hibernated => "it is hibernated",
+            () if state.vss_snapshots => "it has shadow copies, whose data lies in its free space",
+            () => return None,
+        },
+        _ => "its file system is not one whose free space is known",
+    };
+    Some(reason.to_string())
+}
+
+fn trim_volume(
+    disk: &dyn BlockWrite,
+    guest: &EmbeddedReader,
+    data: &DataMap,
+    volume: &Volume,
+) -> Result<VolumeTrim> {
+    let mut result = VolumeTrim {
+        partition: volume.id.0,
+        filesystem: volume.kind,
+        freed_bytes: 0,
+        kept: untouchable(volume),
+        files: Vec::new(),
+    };
+    if result.kept.is_some() {
+        return Ok(result);
+    }
+    let doing = || format!("trimming partition {}", volume.id.0);
+    let mut write_error = None;
+    let mut freed = 0;
+    let looked = guest.free_ranges(volume.id, &|range| data.touches(&range), &mut |range| {
+        zero(disk, data, &range)
+            .map(|n| freed += n)
+            .inspect_err(|e| write_error = Some(e.kind()))
+    });
+    result.freed_bytes = freed;
+    match looked {
+        Ok(true) => {}
+        Ok(false) => result.kept = Some("it is too small".to_string()),
+        // A map that cannot be believed costs time and nothing else.
+        Err(e @ crate::guest::GuestError::Unreadable { .. }) if write_error.is_none() => {
+            result.kept = Some(e.to_string());
+            return Ok(result);
+        }
+        Err(e) => return Err(Error::failed(doing()).because(e)),
+    }
+    if volume.kind != FsKind::Ntfs {
+        return Ok(result);
+    }
+    for name in SCRATCH {
+        let path =
+            GuestPath::parse(name).map_err(|e| Error::failed("naming a page file").because(e))?;
+        let mut file = FileTrim {
+            path,
+            freed_bytes: 0,
+            kept: None,
+        };
+        match guest.scratch(volume.id, &file.path) {
+            Ok(Scratch::Absent) => continue,
+            Ok(Scratch::Kept(why)) => file.kept = Some(why.to_string()),
+            Ok(Scratch::Clusters(clusters)) => {
+                for range in clusters {
+                    file.freed_bytes +=
+                        zero(disk, data, &range).map_err(|e| Error::failed(doing()).because(e))?;
+                }
+            }
+            Err(e) => file.kept = Some(e.to_string()),
+        }
+        result.freed_bytes += file.freed_bytes;
+        result.files.push(file);
+    }
+    Ok(result)
+}
+
+/// Zeroes the whole grains of a range that have data, and tells how much that was.
+fn zero(disk: &dyn BlockWrite, data: &DataMap, range: &Range<u64>) -> std::io::Result<u64> {
+    let whole = range.start.next_multiple_of(GRAIN)..range.end / GRAIN * GRAIN;
+    let mut freed = 0;
+    if whole.is_empty() {
+        return Ok(freed);
+    }
+    for part in data.within(whole) {
+        let len = part.end - part.start;
+        disk.zero_at(part.start, len)?;
+        freed += len;
+    }
+    Ok(freed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(ranges: &[Range<u64>]) -> DataMap {
+        let mut map = DataMap::default();
+        for range in ranges {
+            map.add(range);
+        }
+        map
+    }
+
+    #[test]
+    #[expect(clippy::single_range_in_vec_init)]
+    fn maps_are_rounded_and_joined() {
+        let m = map(&[
+            100..200,
+            GRAIN + 1..GRAIN + 2,
+            8 << 20..9 << 20,
+            (9 << 20) + SMALL_HOLE..(11 << 20),
+        ]);
+        assert_eq!(m.bytes, 101 + (2 << 20));
+        assert_eq!(
+            m.ranges,
+            [0..2 * GRAIN, 8 << 20..9 << 20, 10 << 20..11 << 20]
+        );
+        let parts = |r: Range<u64>| m.within(r).collect::<Vec<_>>();
+        assert_eq!(parts(GRAIN..8 << 20), [GRAIN..2 * GRAIN]);
+        assert_eq!(
+            parts(GRAIN..(8 << 20) + 1),
+            [GRAIN..2 * GRAIN, 8 << 20..(8 << 20) + 1]
+        );
+        assert!(!m.touches(&(2 * GRAIN..8 << 20)));
+        assert!(!m.touches(&(11 << 20..u64::MAX)));
+    }
+
+    #[test]
+    fn volumes_that_stay_as_they_are() {
+        use crate::disk::layout::Partition;
+        use crate::guest::{VolumeId, VolumeState};
+        let volume = |kind, change: fn(&mut VolumeState)| {
+            let mut state = VolumeState::default();
+            change(&mut state);
+            Volume {
+                id: VolumeId(1),
+                partition: Partition {
+                    index: 1,
+                    type_id: "0x07".into(),
+                    start_bytes: 0,
+                    size_bytes: 0,
+                    guid: None,
+                    name: None,
+                    active: false,
+                },
+                kind,
+                label: None,
+                state,
+            }
+        };
+        type Change = fn(&mut VolumeState);
+        let nothing: Change = |_| {};
+        let cases: [(FsKind, Change, bool); 10] = [
+            (FsKind::Ntfs, nothing, true),
+            (FsKind::Fat, nothing, true),
+            (FsKind::Ntfs, |s| s.dirty = true, false),
+            (FsKind::Ntfs, |s| s.hibernated = true, false),
+            (FsKind::Ntfs, |s| s.vss_snapshots = true, false),
+            (FsKind::Ntfs, |s| s.unreadable = Some("x".into()), false),
+            (FsKind::Bitlocker, nothing, false),
+            (FsKind::Ext, nothing, false),
+            (FsKind::Refs, nothing, false),
+            (FsKind::Unknown, nothing, false),
+        ];
+        for (kind, change, trimmed) in cases {
+            let volume = volume(kind, change);
+            assert_eq!(untouchable(&volume).is_none(), trimmed, "{volume:?}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Which bytes of a volume Windows does not need: free clusters, and the clusters of files that it
+//! fills anew at every start.
+//!
+//! Ranges are in bytes of the disk. Free is what the file system's own map calls free (NTFS
+//! `$Bitmap`, the FAT of FAT16 and FAT32), so nothing outside the clusters of the volume - boot
+//! sectors, their copies, the end of the partition - is ever in a range. A map that calls clusters of
+//! NTFS's own metadata free is not believed at all. Whether the volume as a whole may be trusted
+//! (dirty, shadow copies) is for the caller to ask.
+
+use std::io;
+use std::ops::Range;
+
+use super::fs::{FatWidth, fat, le16, le32};
+use super::ntfs_read::{Fallible, NtfsVolume, Stream};
+use super::ntfs_record as rec;
+use super::{GuestError, GuestPath};
+use crate::disk::block::BlockRead;
+
+/// Records of NTFS's own files that have clusters: $MFT, $MFTMirr, $LogFile, $AttrDef, $Bitmap,
+/// $Boot, $Secure, $UpCase.
+const METADATA: [u64; 8] = [0, 1, 2, 4, 6, 7, 9, 10];
+const FILE_BITMAP: u64 = 6;
+/// Bytes of a map looked at in one go.
+const PIECE: u64 = 64 << 10;
+
+/// Takes ranges as they are found.
+pub type Found<'a> = &'a mut dyn FnMut(Range<u64>) -> io::Result<()>;
+/// Whether anything in a range is of interest; pieces of the map that are not are not read.
+pub type Wanted<'a> = &'a dyn Fn(Range<u64>) -> bool;
+
+/// A file whose contents are worth nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Scratch {
+    Absent,
+    /// It has to stay, and why.
+    Kept(&'static str),
+    Clusters(Vec<Range<u64>>),
+}
+
+/// Joins free clusters to ranges.
+struct Joiner<'a> {
+    open: Range<u64>,
+    found: Found<'a>,
+}
+
+impl Joiner<'_> {
+    fn add(&mut self, range: Range<u64>) -> io::Result<()> {
+        if self.open.end == range.start {
+            self.open.end = range.end;
+            return Ok(());
+        }
+        self.flush()?;
+        self.open = range;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let range = std::mem::take(&mut self.open);
+        if range.is_empty() {
+            return Ok(());
+        }
+        (self.found)(range)
+    }
+}
+
+impl NtfsVolume {
+    pub(super) fn free_ranges(&self, wanted: Wanted<'_>, found: Found<'_>) -> Fallible<()> {
+        let bitmap = self.bitmap()?;
+        self.check_metadata(&bitmap)?;
+        let clusters = self.clusters();
+        let cluster = u64::from(self.facts.cluster_size);
+        let start = self.start();
+        let at = |n: u64| start + n * cluster;
+        let mut free = Joiner { open: 0..0, found };
+        let mut piece = Vec::new();
+        for first_byte in (0..clusters.div_ceil(8)).step_by(PIECE as usize) {
+            let len = (clusters.div_ceil(8) - first_byte).min(PIECE);
+            let end = ((first_byte + len) * 8).min(clusters);
+            if !wanted(at(first_byte * 8)..at(end)) {
+                continue;
+            }
+            piece.resize(len as usize, 0);
+            self.read_stream(&bitmap, first_byte, &mut piece)?;
+            for (i, byte) in piece.iter().enumerate() {
+                let first = (first_byte + i as u64) * 8;
+                match byte {
+                    0xff => {}
+                    0 if first + 8 <= end => free.add(at(first)..at(first + 8))?,
+                    _ => {
+                        for bit in (0..8).filter(|bit| byte >> bit & 1 == 0) {
+                            if first + bit < end {
+                                free.add(at(first + bit)..at(first + bit + 1))?;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(free.flush()?)
+    }
+
+    fn bitmap(&self) -> Fallible<Stream> {
+        let record = self.file_record(FILE_BITMAP)?;
+        let bitmap = self
+            .stream(FILE_BITMAP, &record, rec::AT_DATA, &[])?
+            .ok_or("$Bitmap has no data")?;
+        if bitmap.size() < self.clusters().div_ceil(8) {
+            return Err("$Bitmap is too short".into());
+        }
+        Ok(bitmap)
+    }
+
+    /// A map that calls the MFT free is damaged, whatever the dirty flag says.
+    fn check_metadata(&self, bitmap: &Stream) -> Fallible<()> {
+        for number in METADATA {
+            let record = self.file_record(number)?;
+            let Some(stream) = self.stream(number, &record, rec::AT_DATA, &[])? else {
+                continue;
+            };
+            for run in stream.runs() {
+                let Some(lcn) = run.lcn else { continue };
+                let (first, last) = (lcn / 8, (lcn + run.clusters - 1) / 8);
+                let mut bytes = Vec::new();
+                for at in (first..=last).step_by(PIECE as usize) {
+                    bytes.resize((last + 1 - at).min(PIECE) as usize, 0);
+                    self.read_stream(bitmap, at, &mut bytes)?;
+                    let used =
+                        (at * 8..).zip(bytes.iter().flat_map(|b| (0..8).map(move |i| b >> i & 1)));
+                    let mut inside = used.filter(|(n, _)| (lcn..lcn + run.clusters).contains(n));
+                    if inside.any(|(_, bit)| bit == 0) {
+                        return Err("$Bitmap calls clusters of the file system itself free".into());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The clusters of a file whose contents Windows makes anew. One that holds a crash dump has to
+    /// stay: the next start of Windows saves it from there.
+    pub(super) fn scratch(&self, path: &GuestPath) -> Fallible<Scratch> {
+        let Some(found) = self.find(path)? else {
+            return Ok(Scratch::Absent);
+        };
+        let record = self.file_record(found.record)?;
+        if record.is_dir() || record.find(rec::AT_REPARSE_POINT, &[])?.is_some() {
+            return Ok(Scratch::Kept("it is not a plain file"));
+        }
+        let Some(stream) = self.stream(found.record, &record, rec::AT_DATA, &[])? else {
+            return Ok(Scratch::Absent);
+        };
+        if !stream.is_plain() {
+            return Ok(Scratch::Kept("it is compressed, encrypted or sparse"));
+        }
+        let cluster = u64::from(self.facts.cluster_size);
+        let start = self.start();
+        let clusters: Vec<_> = stream
+            .runs()
+            .iter()
+            .filter_map(|run| {
+                let at = start + run.lcn? * cluster;
+                Some(at..at + run.clusters * cluster)
+            })
+            .collect();
+        if let Some(first) = clusters.first() {
+            // From the disk and not through the file: dumps are written below the file system, which
+            // then may not know that the file was ever written.
+            let mut magic = [0; 8];
+            self.read_volume(first.start - start, &mut magic)?;
+            if matches!(&magic, b"PAGEDUMP" | b"PAGEDU64") {
+                return Ok(Scratch::Kept(
+                    "it holds a crash dump that Windows has not saved yet",
+                ));
+            }
+        }
+        Ok(Scratch::Clusters(clusters))
+    }
+}
+
+/// The free clusters of a FAT16 or FAT32 volume. `Ok(false)`: FAT12, too small to be worth it.
+pub(super) fn fat_free_ranges(
+    disk: &dyn BlockRead,
+    start: u64,
+    len: u64,
+    wanted: Wanted<'_>,
+    found: Found<'_>,
+) -> Result<bool, GuestError> {
+    let damaged = |reason: &str| GuestError::Unreadable {
+        path: GuestPath::root().to_string(),
+        reason: reason.to_string(),
+    };
+    let mut boot = vec![0; 512];
+    disk.read_at(start, &mut boot)?;
+    let facts = fat(&boot).ok_or_else(|| damaged("the boot sector is not one of FAT"))?;
+    let (entry, clean) = match facts.width {
+        FatWidth::Fat12 => return Ok(false),
+        FatWidth::Fat16 => (2, 0x8000),
+        FatWidth::Fat32 => (4, 0x0800_0000),
+    };
+    let sector = u64::from(facts.bytes_per_sector);
+    let or_wide = |narrow: u16, wide: u32| match narrow {
+        0 => u64::from(wide),
+        n => u64::from(n),
+    };
+    let table = u64::from(le16(&boot, 14)) * sector;
+    let table_len = or_wide(le16(&boot, 22), le32(&boot, 36)) * sector;
+    let root = (u64::from(le16(&boot, 17)) * 32).div_ceil(sector) * sector;
+    let data = table + u64::from(boot[16]) * table_len + root;
+    let total = or_wide(le16(&boot, 19), le32(&boot, 32)) * sector;
+    let cluster = u64::from(facts.cluster_size);
+    // Entries 0 and 1 are no clusters.
+    let end = 2 + total
+        .checked_sub(data)
+        .ok_or_else(|| damaged("its sizes do not fit"))?
+        / cluster;
+    if end * entry > table_len || total > len {
+        return Err(damaged("its sizes do not fit"));
+    }
+    let at = |n: u64| start + data + (n - 2) * cluster;
+    let mut free = Joiner { open: 0..0, found };
+    let mut piece = Vec::new();
+    for offset in (0..end * entry).step_by(PIECE as usize) {
+        let first = offset / entry;
+        let count = (end - first).min(PIECE / entry);
+        if offset > 0 && !wanted(at(first)..at(first + count)) {
+            continue;
+        }
+        piece.resize((count * entry) as usize, 0);
+        disk.read_at(start + table + offset, &mut piece)?;
+        let value = |n: u64| match entry {
+            2 => u32::from(le16(&piece, ((n - first) * 2) as usize)),
+            // The upper four bits are reserved.
+            _ => le32(&piece, ((n - first) * 4) as usize) & 0x0fff_ffff,
+        };
+        if offset == 0 && value(1) & clean == 0 {
+            return Err(damaged("it was not unmounted cleanly"));
+        }
+        for n in first.max(2)..first + count {
+            if value(n) == 0 {
+                free.add(at(n)..at(n + 1))?;
+            }
+        }
+    }
+    free.flush()?;
+    Ok(true)
+}
