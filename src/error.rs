@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use crate::tool::stop;
+
 /// The exit codes of the program, as documented in `--help`, the man page and the README.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -118,6 +120,14 @@ impl Error {
             next = error.source();
         }
         causes
+    }
+
+    /// A step that was stopped half-way reports it as its cause.
+    pub fn is_interrupted(&self) -> bool {
+        self.kind == ErrorKind::Interrupted
+            || (self.kind == ErrorKind::Failed
+                && stop::requested()
+                && self.causes().last().is_some_and(|c| c == "interrupted"))
     }
 
     pub fn exit_code(&self) -> ExitCode {

@@ -96,19 +96,41 @@ pub fn critical_service(
 /// Looks in `DriverDatabase`. The first id that any bound package knows decides; of several
 /// packages for one id the newest does.
 pub fn driver_database(system: &HiveView<'_>, device: &PciDevice) -> Result<Lookup> {
-    let mut staged = Vec::new();
+    let (bound, staged) = candidates(system, device)?;
+    let mut best: Option<(Rank, Binding)> = None;
+    for (rank, binding) in bound {
+        if best.as_ref().is_none_or(|(other, _)| rank > *other) {
+            best = Some((rank, binding));
+        }
+    }
+    Ok(match best {
+        Some((_, binding)) => Lookup::Bound(binding),
+        None => Lookup::Unbound { staged },
+    })
+}
+
+/// Every driver that is bound to the id that decides, in stored order.
+pub fn rivals(system: &HiveView<'_>, device: &PciDevice) -> Result<Vec<Binding>> {
+    let (bound, _) = candidates(system, device)?;
+    Ok(bound.into_iter().map(|(_, binding)| binding).collect())
+}
+
+type Ranked = Vec<(Rank, Binding)>;
+
+/// The packages bound to the first id any of them knows, and the INFs that are only staged.
+fn candidates(system: &HiveView<'_>, device: &PciDevice) -> Result<(Ranked, Vec<String>)> {
+    let (mut bound, mut staged) = (Vec::new(), Vec::new());
     let Some(database) = system.key("DriverDatabase")? else {
-        return Ok(Lookup::Unbound { staged });
+        return Ok((bound, staged));
     };
     let ids = device.ids();
     let Some(device_ids) = database.key("DeviceIds\\PCI")? else {
-        return Ok(Lookup::Unbound { staged });
+        return Ok((bound, staged));
     };
     for id in &ids {
         let Some(entry) = device_ids.key(id)? else {
             continue;
         };
-        let mut best: Option<(Rank, Binding)> = None;
         for (inf, _) in entry.values()?.into_iter().take(MAX_INFS) {
             if inf.is_empty() {
                 continue;
@@ -119,20 +141,18 @@ pub fn driver_database(system: &HiveView<'_>, device: &PciDevice) -> Result<Look
                 }
                 continue;
             };
-            if best.as_ref().is_none_or(|(other, _)| rank > *other) {
-                let binding = Binding {
-                    service,
-                    id: id.clone(),
-                    origin: inf,
-                };
-                best = Some((rank, binding));
-            }
+            let binding = Binding {
+                service,
+                id: id.clone(),
+                origin: inf,
+            };
+            bound.push((rank, binding));
         }
-        if let Some((_, binding)) = best {
-            return Ok(Lookup::Bound(binding));
+        if !bound.is_empty() {
+            break;
         }
     }
-    Ok(Lookup::Unbound { staged })
+    Ok((bound, staged))
 }
 
 /// Real ids are in a handful of INFs.

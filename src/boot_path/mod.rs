@@ -19,11 +19,11 @@ mod binding;
 mod pe;
 mod service;
 
-pub use binding::PciDevice;
+pub use binding::{Binding, PciDevice, rivals};
 #[cfg(test)]
 pub(crate) use pe::fake_pe;
 pub use pe::{ImageState, Machine, image_state, machine};
-pub use service::Service;
+pub use service::{BOOT_START, Service};
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ use crate::guest::GuestPath;
 use crate::registry::HiveView;
 use crate::registry::hive::Result;
 use crate::text::guest_text;
-use binding::{Binding, Lookup};
+use binding::Lookup;
 
 /// A disk controller QEMU can show the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -245,6 +245,16 @@ const SYSTEM_DRIVERS_NT5: [(&str, bool); 7] = [
     ("volsnap", false),
 ];
 
+/// The bus, disk and volume drivers every boot needs, and whether each is in every Windows with that
+/// major version.
+pub fn system_drivers(nt_major: u32) -> &'static [(&'static str, bool)] {
+    if nt_major < 6 {
+        &SYSTEM_DRIVERS_NT5
+    } else {
+        &SYSTEM_DRIVERS_NT6
+    }
+}
+
 /// What an IDE controller's channels are called, most specific first.
 const IDE_CHANNELS: [&str; 4] = [
     "Intel-PIIX3",
@@ -273,12 +283,7 @@ impl Walk<'_, '_> {
                 self.ide_channels()?;
             }
         }
-        let list: &[_] = if self.ctx.nt.0 < 6 {
-            &SYSTEM_DRIVERS_NT5
-        } else {
-            &SYSTEM_DRIVERS_NT6
-        };
-        for (name, always) in list {
+        for (name, always) in system_drivers(self.ctx.nt.0) {
             if *always || self.ctx.service(name)?.is_some() {
                 self.driver(name)?;
             }

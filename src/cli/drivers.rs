@@ -24,16 +24,21 @@ pub struct DriversArgs {
 pub fn run(args: &DriversArgs, ui: &Ui) -> Result<()> {
     let mut catalogue = Catalogue::builtin();
     for file in &args.driver_config {
-        catalogue
-            .merge_file(file)
-            .map_err(|e| Error::usage("reading the driver catalogue").because(e))?;
+        catalogue.merge_file(file).map_err(|e| {
+            Error::usage(format!("reading the driver catalogue {}", file.display()))
+                .because(e)
+                .hint("docs/drivers.md describes the format")
+        })?;
     }
     let media = args
         .path
         .as_ref()
         .map(|path| {
-            media::open(path)
-                .map_err(|e| Error::failed(format!("opening {}", path.display())).because(e))
+            media::open(path).map_err(|e| {
+                Error::failed(format!("opening {}", path.display()))
+                    .because(e)
+                    .hint("a virtio-win ISO, or a folder laid out like it or like its RPM")
+            })
         })
         .transpose()?;
     let mut rows = Vec::new();

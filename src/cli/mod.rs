@@ -112,10 +112,56 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let error = with_remedy(error);
             ui.error(&error);
             error.exit_code()
         }
     }
+}
+
+/// What a signal and the host's refusals mean, wherever they came up on the way.
+fn with_remedy(mut error: Error) -> Error {
+    if error.is_interrupted() {
+        error.kind = ErrorKind::Interrupted;
+        return error;
+    }
+    const REFUSALS: [(&str, &str); 5] = [
+        (
+            "(os error 28)",
+            "the file system is full: free some space, or choose another folder with --output-dir",
+        ),
+        (
+            "(os error 122)",
+            "the disk quota is used up: free some space, or choose another folder with --output-dir",
+        ),
+        (
+            "(os error 5)",
+            "the storage of this host reports errors: look at its kernel log (dmesg)",
+        ),
+        (
+            "(os error 30)",
+            "the file system is mounted read-only: choose another folder with --output-dir",
+        ),
+        (
+            "(os error 13)",
+            "this user may not do that: change the permissions, or run as the owner of the file",
+        ),
+    ];
+    let causes = error.causes();
+    let said = |what: &str| error.message.contains(what) || causes.iter().any(|c| c.contains(what));
+    let found = REFUSALS.iter().find(|(what, _)| said(what));
+    let Some((what, remedy)) = found.copied() else {
+        return error;
+    };
+    let mut error = if error.hints.is_empty() {
+        error.hint(remedy)
+    } else {
+        error
+    };
+    if what.contains("13") && error.kind == ErrorKind::Failed {
+        error.kind = ErrorKind::MissingTool;
+    }
+    error
 }
 
 fn run(command: Command, ui: &Ui) -> Result<()> {

@@ -38,7 +38,9 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
         .map_err(|e| Error::usage(format!("{} is not a path", path.display())).because(e))?;
     let mut journal = Journal::load(&path).map_err(|e| match e {
         JournalError::Invalid { .. } => Error::usage(e.to_string()),
-        other => Error::failed("opening the journal").because(other),
+        other => Error::failed("opening the journal")
+            .because(other)
+            .hint("name the output folder of a conversion with --in-place, or --journal FILE"),
     })?;
     let disk = journal.doc.disk.clone();
     if !disk.in_place {

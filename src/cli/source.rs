@@ -85,6 +85,12 @@ pub struct FixArgs {
     /// libvirt domain type
     #[arg(long, value_enum, default_value_t = DomainTypeArg::Kvm)]
     pub domain_type: DomainTypeArg,
+    /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
+    #[arg(long)]
+    pub force_dirty_volume: bool,
+    /// Make the default boot entry name the partition Windows is on when it names one that does not exist
+    #[arg(long)]
+    pub repair_bcd: bool,
     /// Replace an output folder of ours
     #[arg(long)]
     pub force: bool,
@@ -148,14 +154,18 @@ pub enum DomainTypeArg {
 
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
-        let vm = source::open(&self.source)
-            .map_err(|e| Error::failed(format!("opening {}", self.source.display())).because(e))?;
+        let vm = source::open(&self.source).map_err(|e| {
+            let hint = e.hint();
+            let error = Error::failed(format!("opening {}", self.source.display())).because(e);
+            hint.into_iter().fold(error, Error::hint)
+        })?;
         Ok(SourceMachine {
             vm,
             path: self.source.clone(),
             format: self.source_format.clone(),
             allow_backing: self.allow_backing.clone(),
             root: self.root.clone(),
+            force_dirty: false,
         })
     }
 }
@@ -167,7 +177,8 @@ impl FixArgs {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
         let media_path = self.virtio_path()?;
-        let source = self.source.open()?;
+        let mut source = self.source.open()?;
+        source.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
         let known_macs = vm.nics.iter().filter_map(|n| n.mac);
         let machine = MachineOptions {
@@ -210,6 +221,7 @@ impl FixArgs {
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
             force: self.force,
+            repair_bcd: self.repair_bcd,
             keep_static_addresses: self.network == NetworkArg::Preserve,
             machine,
         })

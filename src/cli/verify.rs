@@ -4,9 +4,10 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use crate::boot_path::Controller;
-use crate::convert::session::survey;
+use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::text;
+use crate::inspect::Severity;
+use crate::report::{CheckState, text};
 use crate::ui::Ui;
 use crate::verify;
 
@@ -41,16 +42,22 @@ impl From<ControllerArg> for Controller {
 }
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
-    let survey = survey(&args.source.open()?)?;
     let mut wanted: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     if wanted.is_empty() {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
     }
-    let checks = verify::verify(&survey, &wanted);
+    let (survey, checks) = look(&args.source.open()?, |survey, guest| {
+        verify::verify(survey, guest, &wanted)
+    })?;
     let ready = verify::is_ready(&checks);
     for check in &checks {
-        let mark = if check.ok { "ok" } else { "FAULT" };
-        ui.line(&format!("{mark:>6}  {:<20} {}", check.id, check.message));
+        let mark = match (check.state, check.severity) {
+            (CheckState::Ok, _) => "ok",
+            (CheckState::CouldNotRun, _) => "?",
+            (CheckState::Fault, Severity::Blocker) => "FAULT",
+            (CheckState::Fault, _) => "warn",
+        };
+        ui.line(&format!("{mark:>6}  {:<24} {}", check.id, check.message));
     }
     ui.line(&text::controllers(&survey.inspection.controllers));
     ui.line(if ready { "READY" } else { "NOT READY" });

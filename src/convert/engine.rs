@@ -127,10 +127,20 @@ pub struct Guest {
 
 impl Guest {
     /// The same engine, for writing. The reader is of no use after the writer was closed.
-    pub fn writer(&self, disk: Arc<dyn BlockWrite>, layout: &DiskLayout) -> Box<dyn GuestWrite> {
+    pub fn writer(
+        &self,
+        disk: Arc<dyn BlockWrite>,
+        layout: &DiskLayout,
+        options: MountOptions,
+    ) -> Box<dyn GuestWrite> {
         match &self.appliance {
-            None => Box::new(EmbeddedWriter::new(disk, layout, MountOptions::default())),
-            Some(appliance) => Box::new(GuestfishWriter::new(appliance.clone(), disk, layout)),
+            None => Box::new(EmbeddedWriter::new(disk, layout, options)),
+            Some(appliance) => Box::new(GuestfishWriter::new(
+                appliance.clone(),
+                disk,
+                layout,
+                options,
+            )),
         }
     }
 }

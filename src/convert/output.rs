@@ -211,7 +211,9 @@ fn cannot_write(path: &Path, error: io::Error) -> Error {
             .because(error)
             .hint("choose a folder you may write with --output-dir");
     }
-    Error::failed(format!("cannot write {shown}")).because(error)
+    Error::failed(format!("cannot write {shown}"))
+        .because(error)
+        .hint("choose another folder with --output-dir")
 }
 
 /// A name fit for files and libvirt: letters, digits, `.`, `_`, `-`; never empty or hidden.

@@ -66,7 +66,7 @@ pub fn prepare(
     guest: &dyn GuestRead,
     media: &dyn Media,
     catalogue: &Catalogue,
-    bootstrap: Option<Controller>,
+    options: Options,
 ) -> Result<Prepared> {
     let inspection = &survey.inspection;
     let (windows, hives) = windows_or_refuse(survey)?;
@@ -84,7 +84,7 @@ pub fn prepare(
         drivers: &drivers,
         digests: &digests,
         used_oem: &used_oem,
-        options: Options { bootstrap },
+        options,
     };
     let unreadable = |e| Error::failed("planning").because(e);
     let layout = plan::layout(&inputs).map_err(unreadable)?;
@@ -93,7 +93,7 @@ pub fn prepare(
     Ok(Prepared {
         plan,
         windows: windows.clone(),
-        bootstrap,
+        bootstrap: options.bootstrap,
         drivers,
     })
 }

@@ -12,17 +12,21 @@ use crate::disk::chain::Image;
 use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
-use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
+use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage, StorageBus};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
 use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
 use crate::fix::trim::DataMap;
+use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, Severity, Survey};
-use crate::report::{self, ActionLine, Bytes, Check, DiskTrim, Outputs, Report, Timings};
+use crate::plan;
+use crate::report::{
+    self, ActionLine, Bytes, Check, CheckState, DiskTrim, Outputs, Report, Timings,
+};
 use crate::tool::{qemu_img, stop};
 use crate::ui::{Ui, document};
 use crate::verify;
@@ -54,6 +58,8 @@ pub struct Job {
     /// Compare source and copy after the copy.
     pub verify_copy: bool,
     pub force: bool,
+    /// `--repair-bcd`.
+    pub repair_bcd: bool,
     /// `--network preserve`.
     pub keep_static_addresses: bool,
     /// Paths in it are filled in by the conversion.
@@ -75,7 +81,9 @@ impl Job {
         let mut catalogue = Catalogue::builtin();
         for file in &self.driver_config {
             catalogue.merge_file(file).map_err(|e| {
-                Error::usage(format!("reading the driver catalogue {}", file.display())).because(e)
+                Error::usage(format!("reading the driver catalogue {}", file.display()))
+                    .because(e)
+                    .hint("docs/drivers.md describes the format")
             })?;
         }
         Ok(catalogue)
@@ -88,6 +96,9 @@ impl Job {
                 self.media_path.display()
             ))
             .because(e)
+            .hint(
+                "--virtio-iso takes a virtio-win ISO, or a folder laid out like it or like its RPM",
+            )
         })
     }
 }
@@ -123,8 +134,22 @@ fn plan_for(
     catalogue: &Catalogue,
 ) -> Result<Prepared> {
     let (windows, _) = prepare::windows_or_refuse(survey)?;
-    let bootstrap = prepare::bootstrap(job.bootstrap, windows);
-    let mut prepared = prepare::prepare(survey, guest, media, catalogue, bootstrap)?;
+    let options = plan::Options {
+        bootstrap: prepare::bootstrap(job.bootstrap, windows),
+        repair_bcd: job.repair_bcd,
+    };
+    let mut prepared = prepare::prepare(survey, guest, media, catalogue, options)?;
+    let bus = match job.machine.storage {
+        StorageBus::VirtioBlk => Controller::VirtioBlk,
+        StorageBus::VirtioScsi => Controller::VirtioScsi,
+    };
+    if !wanted(&prepared).contains(&bus) {
+        prepared.plan.blockers.push(Blocker::new(
+            "storage-driver",
+            format!("there is no {} driver for this Windows", bus.name()),
+            "leave --storage out, or name the other one",
+        ));
+    }
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
     if job.keep_static_addresses {
         prepared
@@ -336,7 +361,10 @@ fn fix(
             before: guest.reader.as_ref(),
             journal: &mut journal,
         };
-        fix.apply(hives, || Ok(guest.writer(disk, &layout)))
+        let options = MountOptions {
+            force_dirty: source.force_dirty,
+        };
+        fix.apply(hives, || Ok(guest.writer(disk, &layout, options)))
             .map_err(Error::from)?;
         drop(guest);
         // An engine may have written past the cache of our connection.
@@ -397,8 +425,8 @@ fn prove(
     ui.status("Verifying", "reading the result back");
     let session = Session::read(source, overlay)?;
     let survey = session.inspect()?;
-    let wanted = wanted(prepared.bootstrap);
-    let mut checks = verify::verify(&survey, &wanted);
+    let wanted = wanted(prepared);
+    let mut checks = verify::verify(&survey, session.guest.reader.as_ref(), &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,
@@ -431,12 +459,17 @@ fn prove(
     })
 }
 
-/// What a converted disk must boot from: the bootstrap controller and both virtio ones.
-fn wanted(bootstrap: Option<Controller>) -> Vec<Controller> {
-    bootstrap
-        .into_iter()
-        .chain([Controller::VirtioBlk, Controller::VirtioScsi])
-        .collect()
+/// What a converted disk must boot from: the bootstrap controller and the virtio ones there is a driver
+/// for (NT 5 has none for virtio-scsi).
+fn wanted(prepared: &Prepared) -> Vec<Controller> {
+    let virtio = prepared.drivers.boot_storage().filter_map(|package| {
+        match package.driver.to_ascii_lowercase().as_str() {
+            "viostor" => Some(Controller::VirtioBlk),
+            "vioscsi" => Some(Controller::VirtioScsi),
+            _ => None,
+        }
+    });
+    prepared.bootstrap.into_iter().chain(virtio).collect()
 }
 
 /// The disks in their final state, and what it took.
@@ -517,7 +550,9 @@ fn copy_disks(
             id: "copy-identical",
             severity: Severity::Blocker,
             ok: true,
+            state: CheckState::Ok,
             message: format!("{} copies compared with their sources", copied.len()),
+            evidence: String::new(),
         });
     }
     Ok(Disks {
@@ -636,8 +671,8 @@ fn roll_back_after(image: &Image, journal: &mut Journal, error: Error) -> Error 
             Ok(export.close()?)
         });
     match restored {
-        Ok(()) if error.kind == ErrorKind::Interrupted => {
-            Error::new(error.kind, "interrupted; the disk was restored")
+        Ok(()) if error.is_interrupted() => {
+            Error::new(ErrorKind::Interrupted, "interrupted; the disk was restored")
         }
         Ok(()) => Error::new(
             ErrorKind::RolledBack,

@@ -9,6 +9,7 @@ use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::guest::GuestRead;
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
 use crate::source::SourceVm;
 
@@ -21,6 +22,8 @@ pub struct Source {
     pub format: Option<String>,
     pub allow_backing: Vec<PathBuf>,
     pub root: Option<String>,
+    /// Take a volume that was not unmounted cleanly.
+    pub force_dirty: bool,
 }
 
 impl Source {
@@ -51,6 +54,7 @@ pub struct SourceMachine {
     pub format: Option<String>,
     pub allow_backing: Vec<PathBuf>,
     pub root: Option<String>,
+    pub force_dirty: bool,
 }
 
 impl SourceMachine {
@@ -58,8 +62,11 @@ impl SourceMachine {
     /// first.
     pub fn disks(&self, work: &Path) -> Result<Vec<Source>> {
         let mut vm = self.vm.clone();
-        vm.prepare(work)
-            .map_err(|e| Error::failed(format!("unpacking {}", self.path.display())).because(e))?;
+        vm.prepare(work).map_err(|e| {
+            let hint = e.hint();
+            let error = Error::failed(format!("unpacking {}", self.path.display())).because(e);
+            hint.into_iter().fold(error, Error::hint)
+        })?;
         let mut disks: Vec<Source> = vm
             .disks
             .iter()
@@ -68,6 +75,7 @@ impl SourceMachine {
                 format: self.format.clone().or_else(|| disk.format.clone()),
                 allow_backing: self.allow_backing.clone(),
                 root: self.root.clone(),
+                force_dirty: self.force_dirty,
             })
             .collect();
         if disks.len() > 1 {
@@ -82,16 +90,25 @@ impl SourceMachine {
     }
 }
 
-/// Looks at the disk Windows is on and is done with it: what `inspect` and `verify` need.
+/// Looks at the disk Windows is on and is done with it.
 pub fn survey(machine: &SourceMachine) -> Result<Survey> {
+    Ok(look(machine, |_, _| ())?.0)
+}
+
+/// The same, with something to look at besides while the disk is open.
+pub fn look<T>(
+    machine: &SourceMachine,
+    also: impl FnOnce(&Survey, &dyn GuestRead) -> T,
+) -> Result<(Survey, T)> {
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
     let source = first(&disks)?;
     let session = Session::read(source, &source.image()?)?;
     let survey = session.inspect()?;
+    let seen = also(&survey, session.guest.reader.as_ref());
     session.close()?;
-    Ok(survey)
+    Ok((survey, seen))
 }
 
 /// The disk Windows is on.
@@ -108,6 +125,7 @@ pub struct Session<D: BlockRead + ?Sized> {
     pub guest: Guest,
     pub facts: SourceFacts,
     root: Option<String>,
+    force_dirty: bool,
 }
 
 impl Session<dyn BlockRead> {
@@ -154,6 +172,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
                 virtual_size_bytes: image.virtual_size(),
             },
             root: source.root.clone(),
+            force_dirty: source.force_dirty,
         })
     }
 
@@ -166,6 +185,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
     pub fn inspect(&self) -> Result<Survey> {
         let options = InspectOptions {
             root: self.root.clone(),
+            force_dirty: self.force_dirty,
         };
         inspect::inspect(
             self.guest.reader.as_ref(),
@@ -187,9 +207,13 @@ fn refusal(error: InspectError, path: &str) -> Error {
                 "name one with --root",
             )],
         ),
-        InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => {
-            Error::usage(error.to_string())
-        }
+        InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => Error::usage(
+            error.to_string(),
+        )
+        .hint("--root takes a folder of the guest as found, e.g. '2:\\Windows' for partition 2"),
+        InspectError::Path(source) => Error::usage("--root is not a path in a guest")
+            .because(source)
+            .hint("--root takes a folder like '2:\\Windows'"),
         other => Error::failed(format!("inspecting {path}")).because(other),
     }
 }

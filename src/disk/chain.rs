@@ -87,13 +87,16 @@ impl ImageError {
             Self::Packed { .. } => "unpack it and name the disk image inside".into(),
             Self::Unsupported { remedy, .. } => (*remedy).to_owned(),
             Self::UnknownFormat { .. } => format!("known are: {}", Format::NAMES),
-            Self::Outside { target, .. } => format!(
-                "if you trust the image, allow {target} explicitly, or put its files into one folder"
-            ),
+            Self::Outside { .. } => "if you trust the image, allow that folder with --allow-backing, or put its files into one folder".into(),
             Self::NotAFileName { .. } => {
                 "make a stand-alone copy with `qemu-img convert`, if you trust the image".into()
             }
-            _ => return None,
+            Self::NotFound { .. } => "check the path".into(),
+            Self::Directory { .. } | Self::NotAFile { .. } => "name the disk image itself".into(),
+            Self::Empty { .. } => "copy or export the disk again".into(),
+            Self::NotUtf8 { .. } => "rename the file".into(),
+            Self::TooDeep { .. } => "merge the snapshots on the old host, and copy the disk again".into(),
+            Self::Tool(_) | Self::Io { .. } => return None,
         })
     }
 

@@ -82,7 +82,10 @@ pub fn read_layout(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
 fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let len = (len as u64).min(disk.size().saturating_sub(offset));
     let mut buf = vec![0; len as usize];
-    disk.read_at(offset, &mut buf)?;
+    // Past the end there is nothing to ask for, not even nothing.
+    if !buf.is_empty() {
+        disk.read_at(offset, &mut buf)?;
+    }
     Ok(buf)
 }
 

@@ -155,12 +155,38 @@ impl Fix<'_> {
             }
         }
         for action in &self.plan.actions {
-            if let Action::EditHive { id, hive, path, .. } = action {
+            if let Action::CopyInGuest {
+                id,
+                volume,
+                folder,
+                from,
+                to,
+                replaces,
+                ..
+            } = action
+            {
+                self.begin(id)?;
+                if let Some(folder) = folder {
+                    writer.create_dir(*volume, folder)?;
+                }
+                let change = self.copy_in_guest(writer.as_mut(), *volume, from, to, *replaces)?;
+                self.finish(id, vec![change])?;
+            }
+        }
+        for action in &self.plan.actions {
+            if let Action::EditHive {
+                id,
+                hive,
+                volume,
+                path,
+                ..
+            } = action
+            {
                 let hive = prepared
                     .remove(hive)
                     .ok_or(FixError::NoHive(hive.file_name()))?;
                 self.begin(id)?;
-                let changes = self.write_hive(writer.as_mut(), path, hive)?;
+                let changes = self.write_hive(writer.as_mut(), *volume, path, hive)?;
                 self.finish(id, changes)?;
                 point("hive-written")?;
             }
@@ -225,6 +251,33 @@ impl Fix<'_> {
         Ok(changes)
     }
 
+    fn copy_in_guest(
+        &self,
+        writer: &mut dyn GuestWrite,
+        volume: VolumeId,
+        from: &GuestPath,
+        to: &GuestPath,
+        replaces: bool,
+    ) -> Result<Change> {
+        let contents = self.before.read(volume, from, MAX_REPLACED)?;
+        let (before, backup) = if replaces {
+            let original = self.before.read(volume, to, MAX_REPLACED)?;
+            let backup = format!("backup/files/{}", to.to_slashes());
+            self.save(&backup, &original)?;
+            (Some(FileFacts::of(&original)), Some(backup))
+        } else {
+            (None, None)
+        };
+        writer.write_file(volume, to, &contents)?;
+        Ok(Change {
+            path: to.to_string(),
+            kind: ChangeKind::File,
+            before,
+            after: Some(FileFacts::of(&contents)),
+            backup,
+        })
+    }
+
     /// Writes a file below the journal's folder and makes it durable.
     fn save(&self, relative: &str, bytes: &[u8]) -> Result<PathBuf> {
         let path = self.journal.folder().join(relative);
@@ -246,14 +299,17 @@ impl Fix<'_> {
             system,
             software,
             drivers,
+            bcd,
         } = hives;
         let mut loaded =
             BTreeMap::from([(HiveName::System, system), (HiveName::Software, software)]);
         loaded.extend(drivers.map(|d| (HiveName::Drivers, d)));
+        loaded.extend(bcd.map(|b| (HiveName::Bcd, b)));
         let mut jobs = Vec::new();
         for action in &self.plan.actions {
             if let Action::EditHive {
                 hive,
+                volume,
                 path,
                 edits,
                 reset_logs,
@@ -263,7 +319,7 @@ impl Fix<'_> {
                 let bytes = loaded
                     .remove(hive)
                     .ok_or(FixError::NoHive(hive.file_name()))?;
-                jobs.push(self.back_up_hive(*hive, path, bytes, edits, reset_logs)?);
+                jobs.push(self.back_up_hive((*hive, *volume), path, bytes, edits, reset_logs)?);
             }
         }
         // Whatever is not edited need not stay in memory while others are merged.
@@ -285,7 +341,7 @@ impl Fix<'_> {
 
     fn back_up_hive(
         &self,
-        name: HiveName,
+        (name, volume): (HiveName, VolumeId),
         path: &GuestPath,
         loaded: LoadedBytes,
         edits: &RegEdits,
@@ -294,7 +350,7 @@ impl Fix<'_> {
         let file_name = name.file_name();
         // The file as it is on the disk: for a replayed hive that is not what is in memory.
         let original = if loaded.replayed {
-            Some(self.before.read(self.volume, path, MAX_HIVE)?)
+            Some(self.before.read(volume, path, MAX_HIVE)?)
         } else {
             None
         };
@@ -302,7 +358,7 @@ impl Fix<'_> {
         let backup_path = self.save(&backup, original.as_ref().unwrap_or(&loaded.bytes))?;
         let mut logs = Vec::new();
         for log in reset_logs {
-            let bytes = self.before.read(self.volume, log, MAX_HIVE)?;
+            let bytes = self.before.read(volume, log, MAX_HIVE)?;
             let saved = format!("backup/{}", log.name().unwrap_or_default());
             self.save(&saved, &bytes)?;
             logs.push(LogReset {
@@ -330,10 +386,11 @@ impl Fix<'_> {
     fn write_hive(
         &self,
         writer: &mut dyn GuestWrite,
+        volume: VolumeId,
         path: &GuestPath,
         hive: PreparedHive,
     ) -> Result<Vec<Change>> {
-        writer.patch_file(self.volume, path, hive.size, &hive.extents)?;
+        writer.patch_file(volume, path, hive.size, &hive.extents)?;
         let mut changes = vec![Change {
             path: path.to_string(),
             kind: ChangeKind::File,
@@ -345,7 +402,7 @@ impl Fix<'_> {
             let Some(reset) = log_reset(&log.original) else {
                 continue;
             };
-            writer.write_file(self.volume, &log.path, &reset)?;
+            writer.write_file(volume, &log.path, &reset)?;
             changes.push(Change {
                 path: log.path.to_string(),
                 kind: ChangeKind::File,

@@ -101,7 +101,7 @@ pub fn prepare(
     old_file.close()?;
     new_file.close()?;
     sync_folder(&backup).map_err(io_error(format!("syncing {}", backup.display())))?;
-    journal.doc.undo = Some(UndoLog {
+    journal.doc.undo = (!log.is_empty()).then(|| UndoLog {
         before: BEFORE_FILE.to_string(),
         after: AFTER_FILE.to_string(),
         ranges: log,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::bitlocker;
 use super::fat_read::FatVolume;
 use super::fs::{IDENTIFY_BYTES, identify, kind_of_type};
 use super::ntfs_read::NtfsVolume;
@@ -115,6 +116,13 @@ fn open_volume(disk: &Arc<dyn BlockRead>, partition: &Partition, kind: FsKind) -
             };
             let label = volume.label();
             Ok((Some(Engine::Fat(volume)), label, state))
+        }
+        FsKind::Bitlocker => {
+            let state = VolumeState {
+                protectors: bitlocker::protectors(disk.as_ref(), start, len),
+                ..VolumeState::default()
+            };
+            Ok((None, None, state))
         }
         _ => Ok((None, None, VolumeState::default())),
     }

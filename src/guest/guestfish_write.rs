@@ -27,6 +27,7 @@ use crate::tool::guestfish::Line;
 pub struct GuestfishWriter {
     appliance: Appliance,
     disk: Arc<dyn BlockWrite>,
+    options: MountOptions,
     partitions: Vec<Partition>,
     writable: BTreeSet<VolumeId>,
     models: Models,
@@ -39,11 +40,17 @@ type Models = HashMap<(String, bool), Vec<u8>>;
 const MAX_SIBLINGS: usize = 64;
 
 impl GuestfishWriter {
-    pub fn new(appliance: Appliance, disk: Arc<dyn BlockWrite>, layout: &DiskLayout) -> Self {
+    pub fn new(
+        appliance: Appliance,
+        disk: Arc<dyn BlockWrite>,
+        layout: &DiskLayout,
+        options: MountOptions,
+    ) -> Self {
         Self {
             partitions: embedded::partitions(disk.as_ref(), layout),
             appliance,
             disk,
+            options,
             writable: BTreeSet::new(),
             models: HashMap::new(),
         }
@@ -67,7 +74,7 @@ impl GuestfishWriter {
                 .ok_or(GuestError::NoVolume(volume))?;
             let options = match kind {
                 FsKind::Ntfs => {
-                    check_ntfs(self.disk.clone(), start, len, MountOptions::default())?;
+                    check_ntfs(self.disk.clone(), start, len, self.options)?;
                     ""
                 }
                 _ => "utf8",

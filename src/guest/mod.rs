@@ -2,6 +2,7 @@
 //!
 //! The rest of the program does not know which engine stands behind these traits.
 
+pub mod bitlocker;
 pub mod embedded;
 mod fat_read;
 mod fat_write;
@@ -67,6 +68,9 @@ pub struct VolumeState {
     pub cluster_size: u32,
     /// Bytes free according to the file system's own allocation map, when known.
     pub free_bytes: Option<u64>,
+    /// What unlocks a BitLocker volume, when its metadata says so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub protectors: Vec<String>,
     /// Why the volume could not be opened although its kind is known.
     pub unreadable: Option<String>,
 }

@@ -92,6 +92,7 @@ impl NtfsVolume {
             vss_snapshots: self.has_shadow_copies()?,
             cluster_size: self.facts.cluster_size,
             free_bytes: None,
+            protectors: Vec::new(),
             unreadable: None,
         })
     }

@@ -83,6 +83,18 @@ pub fn findings(
         ));
         return;
     }
+    if let Some(system) = boot.esp
+        && layout.scheme == Scheme::Gpt
+        && let Some(blank) =
+            (1..system.0).find(|slot| layout.partitions.iter().all(|p| p.index != *slot))
+    {
+        findings.push(Finding::warning(
+            "gpt-blank-entry",
+            "a blank entry precedes the EFI system partition in the GPT: some boot managers look no further and stop",
+            "sort the table (sgdisk --sort DISK on a copy of the disk); Windows does not mind",
+            format!("entry {blank} is blank, the EFI system partition is entry {}", system.0),
+        ));
+    }
     let (volume, stores): (_, &[&str]) = match (boot.firmware, boot.esp, boot.boot_volume) {
         (Some(Firmware::Uefi), Some(esp), _) => (esp, &["EFI\\Microsoft\\Boot\\BCD"]),
         (Some(Firmware::Bios), _, Some(boot)) => (boot, &["Boot\\BCD", "boot.ini"]),

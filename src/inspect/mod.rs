@@ -5,6 +5,8 @@
 //! converted, is no error here: the result says so in a blocker. Errors are what the caller can
 //! mend (which of several installations) or what keeps the disk from being read.
 
+mod bcd;
+mod boot_sector;
 mod drivers;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -79,6 +81,8 @@ fn listed(found: &[String]) -> String {
 pub struct InspectOptions {
     /// Which Windows, when there are several: `\Windows`, or `2:\Windows` with the partition's number.
     pub root: Option<String>,
+    /// An unclean volume is a warning and not a blocker.
+    pub force_dirty: bool,
 }
 
 /// Looks at the disk and, when there is one, at the Windows on it.
@@ -94,7 +98,7 @@ pub fn inspect(
     let chosen = locate::choose(guest, found.installations, options.root.as_deref())?;
     let boot = firmware::detect(guest, layout);
     let system = chosen.as_ref().or(without_hive.first()).map(|c| c.volume);
-    state::volumes(guest, layout, system, &mut out);
+    state::volumes(guest, layout, system, options.force_dirty, &mut out);
     out.firmware = boot.firmware;
     let hives = match chosen {
         Some(chosen) => {
@@ -182,6 +186,15 @@ fn windows(
     let (system_state, system) = load("SYSTEM")?;
     let (software_state, software) = load("SOFTWARE")?;
     let (drivers_state, drivers) = load("DRIVERS")?;
+    let store = bcd::look(
+        &bcd::Place {
+            guest,
+            layout,
+            boot,
+            system: chosen.volume,
+        },
+        &mut out.findings,
+    )?;
     if software_state.is_none() {
         out.findings.push(missing_hive(&chosen.config("SOFTWARE")?));
     }
@@ -189,6 +202,7 @@ fn windows(
         system: system_state,
         software: software_state,
         drivers: drivers_state,
+        bcd: store.state,
     };
     let (Some(system), Some(software)) = (system, software) else {
         return Ok(None);
@@ -197,11 +211,13 @@ fn windows(
         system,
         software,
         drivers,
+        bcd: store.hive,
     };
     let place = Place {
         guest,
         layout,
         boot,
+        boot_facts: store.facts,
         chosen,
     };
     match read_hives(&place, &hives, out) {
@@ -241,6 +257,7 @@ struct Place<'p> {
     guest: &'p dyn GuestRead,
     layout: &'p DiskLayout,
     boot: &'p BootFiles,
+    boot_facts: BootFacts,
     chosen: &'p Candidate,
 }
 
@@ -313,6 +330,13 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
     let tools = tools::tools(&system, &software, &set)?;
     out.hypervisor_tools = tools.iter().map(|t| t.name.to_string()).collect();
     state::hives(&system, &software, &set, out)?;
+    boot_sector::findings(
+        place.guest,
+        place.layout,
+        place.boot,
+        (version.major, out.source.virtual_size_bytes),
+        &mut out.findings,
+    );
     out.windows = Some(WindowsFacts {
         target,
         system_volume: volume,
@@ -320,6 +344,7 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
         control_sets: os::control_sets(&system)?,
         esp: place.boot.esp,
         boot_volume: place.boot.boot_volume,
+        boot: place.boot_facts.clone(),
         sector_size: place.layout.sector_size,
         clock_is_utc: os::clock_is_utc(&system, &set)?,
         drive_letter: os::drive_letter(&system, place.layout, volume)?,

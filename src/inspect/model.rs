@@ -16,6 +16,7 @@ use crate::disk::layout::Scheme;
 use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
 use crate::guest::{FsKind, GuestPath, VolumeId, VolumeState};
+use crate::registry::RegOp;
 
 /// The result of `inspect()`: the facts, and the hives they were read from.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Hives {
     pub software: LoadedBytes,
     /// `System32\config\DRIVERS`, Windows 8.1 and later.
     pub drivers: Option<LoadedBytes>,
+    /// The boot configuration, on the boot volume.
+    pub bcd: Option<LoadedBytes>,
 }
 
 /// One hive file in memory.
@@ -186,6 +189,7 @@ pub struct WindowsFacts {
     pub esp: Option<VolumeId>,
     /// The BIOS boot volume: the active partition.
     pub boot_volume: Option<VolumeId>,
+    pub boot: BootFacts,
     pub sector_size: u32,
     /// `RealTimeIsUniversal`: the hardware clock runs in UTC.
     pub clock_is_utc: bool,
@@ -195,6 +199,32 @@ pub struct WindowsFacts {
     /// What Windows does with disks that are new to it (`partmgr\Parameters\SanPolicy`): 1 brings all
     /// online, 2 and 4 leave those on a shared bus offline.
     pub san_policy: Option<u32>,
+}
+
+/// What of the boot files may need work.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BootFacts {
+    /// The volume the BCD store is on.
+    pub store: Option<VolumeId>,
+    pub fallback: Option<Fallback>,
+    /// Edits of the BCD that take text mode away.
+    pub text_mode: Vec<RegOp>,
+    /// Edits of the BCD after which the default entry names the partition Windows is on; empty when
+    /// it names one that exists.
+    pub device_repair: Vec<RegOp>,
+}
+
+/// A UEFI fall-back loader that is missing or not Windows' own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fallback {
+    pub volume: VolumeId,
+    /// Windows' own boot manager.
+    pub from: GuestPath,
+    pub to: GuestPath,
+    pub size: u64,
+    pub replaces: bool,
+    /// The folder to make first.
+    pub folder: Option<GuestPath>,
 }
 
 /// Guest software of a hypervisor.
@@ -215,6 +245,7 @@ pub struct HiveFacts {
     pub system: Option<HiveState>,
     pub software: Option<HiveState>,
     pub drivers: Option<HiveState>,
+    pub bcd: Option<HiveState>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -2,7 +2,8 @@
 //! result surprising.
 
 use crate::disk::layout::{DiskLayout, GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES};
-use crate::guest::{FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId};
+use crate::guest::bitlocker::CLEAR_KEY;
+use crate::guest::{FileInfo, FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId};
 use crate::registry::HiveView;
 use crate::registry::hive::{Key, Result};
 
@@ -16,6 +17,7 @@ pub fn volumes(
     guest: &dyn GuestRead,
     layout: &DiskLayout,
     system: Option<VolumeId>,
+    force_dirty: bool,
     out: &mut Inspection,
 ) {
     let volumes = guest.volumes();
@@ -33,19 +35,29 @@ pub fn volumes(
 
     let bitlocker = of_kind(FsKind::Bitlocker);
     out.bitlocker = !bitlocker.is_empty();
+    let mut protectors: Vec<String> = Vec::new();
+    for protector in volumes.iter().flat_map(|v| &v.state.protectors) {
+        if !protectors.contains(protector) {
+            protectors.push(protector.clone());
+        }
+    }
     match (out.bitlocker, system) {
         (false, _) => {}
         (true, None) => out.findings.push(Finding::blocker(
             "bitlocker",
-            "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed",
+            if protectors.iter().any(|p| p == CLEAR_KEY) {
+                "BitLocker is suspended (the key lies open on the volume), but the volume is still encrypted: Windows cannot be changed here"
+            } else {
+                "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed"
+            },
             "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down",
-            list(&bitlocker),
+            unlocked_by(&bitlocker, &protectors),
         )),
         (true, Some(_)) => out.findings.push(Finding::warning(
             "bitlocker-data",
             "a data volume is encrypted with BitLocker: Windows may ask for its recovery key on the new machine",
             "keep the recovery key at hand, or suspend BitLocker before the conversion",
-            list(&bitlocker),
+            unlocked_by(&bitlocker, &protectors),
         )),
     }
 
@@ -97,7 +109,7 @@ pub fn volumes(
     }
 
     if let Some(volume) = system.and_then(|id| volumes.iter().find(|v| v.id == id)) {
-        system_volume(volume, out);
+        system_volume(volume, force_dirty, out);
     }
     for volume in volumes.iter().filter(|v| Some(v.id) != system) {
         if volume.kind == FsKind::Ntfs && volume.state.hibernated {
@@ -133,7 +145,7 @@ pub fn volumes(
     }
 }
 
-fn system_volume(volume: &Volume, out: &mut Inspection) {
+fn system_volume(volume: &Volume, force_dirty: bool, out: &mut Inspection) {
     out.hibernated = volume.state.hibernated;
     out.volume_dirty = volume.state.dirty;
     if out.hibernated {
@@ -143,13 +155,28 @@ fn system_volume(volume: &Volume, out: &mut Inspection) {
             "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0",
             format!("hiberfil.sys on partition {}", volume.id.0),
         ));
+    } else if out.volume_dirty && force_dirty {
+        out.findings.push(Finding::warning(
+            "volume-dirty-forced",
+            "the NTFS volume of Windows was not unmounted cleanly and is written all the same: its log is thrown away, and what Windows had not finished writing is lost",
+            "let Windows check the disk at the first boot, and compare what matters with a backup",
+            format!("dirty flag or open $LogFile on partition {}", volume.id.0),
+        ));
     } else if out.volume_dirty {
         out.findings.push(Finding::blocker(
             "volume-dirty",
             "the NTFS volume of Windows was not unmounted cleanly: writing to it could damage it",
-            "start the guest, let it check the disk (chkdsk C: /f), and shut it down with shutdown /s /t 0",
+            "start the guest, let it check the disk (chkdsk C: /f), and shut it down with shutdown /s /t 0; --force-dirty-volume writes anyway and loses what was not finished",
             format!("dirty flag or open $LogFile on partition {}", volume.id.0),
         ));
+    }
+}
+
+fn unlocked_by(volumes: &[VolumeId], protectors: &[String]) -> String {
+    let volumes = list(volumes);
+    match protectors.is_empty() {
+        true => volumes,
+        false => format!("{volumes}, protected by: {}", protectors.join(", ")),
     }
 }
 
@@ -181,6 +208,28 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
             "system files are compressed (CompactOS): the processor type of driver files is not checked",
             "none needed",
             "WOF reparse points on system files",
+        ));
+    }
+    let probed = |what: fn(&FileInfo) -> bool| {
+        let mut found = COMPACT_PROBES
+            .iter()
+            .filter(|p| stat(p).is_some_and(|i| what(&i)));
+        found.next().map(|p| format!("{root}\\{p}"))
+    };
+    if let Some(file) = probed(|i| i.encrypted) {
+        out.findings.push(Finding::blocker(
+            "efs",
+            "files of Windows are encrypted (EFS): drivers added beside them could not be read at boot",
+            "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
+            file,
+        ));
+    }
+    if let Some(file) = probed(|i| i.compressed) {
+        out.findings.push(Finding::info(
+            "compressed-volume",
+            "files of Windows are compressed by NTFS: they are read as they are, and what is written may be compressed too",
+            "none needed",
+            file,
         ));
     }
     if stat("WinSxS\\pending.xml").is_some() {

@@ -152,9 +152,15 @@ impl Shape {
         let mut guest = FakeGuest::default();
         guest.volume(partition(1, GPT_ESP, false), FsKind::Fat);
         guest.volume(partition(2, GPT_BASIC_DATA, false), FsKind::Ntfs);
-        guest.file(1, "EFI/Microsoft/Boot/bootmgfw.efi", vec![]);
-        guest.file(1, "EFI/Microsoft/Boot/BCD", vec![]);
+        guest.file(1, "EFI/Microsoft/Boot/bootmgfw.efi", fake_pe(0x8664));
+        guest.file(1, "EFI/BOOT/BOOTX64.EFI", fake_pe(0x8664));
+        guest.file(
+            1,
+            "EFI/Microsoft/Boot/BCD",
+            boot_store("\\Win\\System32\\winload.efi"),
+        );
         guest.file(2, "Win/System32/ntoskrnl.exe", fake_pe(0x8664));
+        guest.file(2, "Win/System32/winload.efi", fake_pe(0x8664));
         for driver in [
             "pci", "acpi", "partmgr", "volmgr", "volmgrx", "mountmgr", "disk", "volsnap", "volume",
             "storahci",
@@ -184,6 +190,26 @@ impl Shape {
     }
 }
 
+/// A BCD whose default entry starts that loader from "where I came from".
+fn boot_store(loader: &str) -> Vec<u8> {
+    const MANAGER: &str = "Objects\\{9dea862c-5cdd-4e70-acc1-f32b344d4795}";
+    const LOADER: &str = "{733b62e5-f608-11eb-825c-c112f60133ab}";
+    let mut device = vec![0; 88];
+    device[16] = 5;
+    let entry = format!("Objects\\{LOADER}");
+    let mut store = KeyTree::new("NewStoreRoot");
+    store
+        .dword(&format!("{MANAGER}\\Description"), "Type", 0x1010_0002)
+        .sz(&format!("{MANAGER}\\Elements\\23000003"), "Element", LOADER)
+        .dword(&format!("{entry}\\Description"), "Type", 0x1020_0003)
+        .sz(&format!("{entry}\\Elements\\12000002"), "Element", loader);
+    for code in ["11000001", "21000001"] {
+        let key = format!("{entry}\\Elements\\{code}");
+        store.set(&key, "Element", RegData::Binary(device.clone()));
+    }
+    store.to_bytes("BCD")
+}
+
 fn ids(inspection: &Inspection) -> Vec<&'static str> {
     inspection.findings.iter().map(|f| f.id).collect()
 }
@@ -210,6 +236,7 @@ fn windows_11() {
             "system": {"path": "\\Win\\System32\\config\\SYSTEM", "dirty": false, "log_entries_replayable": 0},
             "software": {"path": "\\Win\\System32\\config\\SOFTWARE", "dirty": false, "log_entries_replayable": 0},
             "drivers": null,
+            "bcd": {"path": "\\EFI\\Microsoft\\Boot\\BCD", "dirty": false, "log_entries_replayable": 0},
         })
     );
     assert_eq!(json["controllers"]["sata"]["ready"], true);
@@ -528,6 +555,7 @@ fn several_installations() {
     let pick = |root: Option<&str>| {
         let options = InspectOptions {
             root: root.map(str::to_string),
+            ..InspectOptions::default()
         };
         match inspect(&guest, &layout(Scheme::Gpt, &guest), source(), &options) {
             Ok(survey) => survey.inspection.os.windows_root.unwrap().to_string(),
@@ -580,7 +608,11 @@ fn real_windows_7() -> Option<FakeGuest> {
         guest.file(1, &path, fake_pe(0x014c));
     }
     guest.file(1, "bootmgr", vec![]);
-    guest.file(1, "Boot/BCD", vec![]);
+    guest.file(
+        1,
+        "Boot/BCD",
+        boot_store("\\Windows\\System32\\winload.exe"),
+    );
     Some(guest)
 }
 

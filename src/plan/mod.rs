@@ -16,7 +16,7 @@ use crate::boot_path::Controller;
 use crate::drivers::package::{self, Installation, Placement};
 use crate::drivers::select::{DriverPackage, DriverSet};
 use crate::error::Blocker;
-use crate::guest::{GuestPath, PathError};
+use crate::guest::{GuestPath, PathError, VolumeId};
 use crate::inspect::{Hives, Inspection, LoadedBytes, WindowsFacts};
 use crate::registry::{HiveError, HiveView, RegEdits, RegOp};
 
@@ -34,6 +34,8 @@ type Result<T, E = PlanError> = std::result::Result<T, E>;
 pub struct Options {
     /// The controller of the first boot; `None`: straight to virtio.
     pub bootstrap: Option<Controller>,
+    /// Mend the default boot entry where it names a partition that is not there.
+    pub repair_bcd: bool,
 }
 
 /// Everything the plan is made from.
@@ -155,6 +157,7 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
         files: with_sizes(inputs.drivers, staged.files),
     });
     repair::bootable(inputs, &sets, &mut layout);
+    repair::boot_store(inputs, &mut layout);
     if target.has_driver_database() {
         let map = match system.key("DriverDatabase")? {
             Some(key) => key.value("OemInfMap")?.map(|v| v.data),
@@ -276,15 +279,51 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
             });
         }
     }
+    let fallback = &inputs.windows.boot.fallback;
+    let (id, title) = (
+        "uefi-fallback".to_string(),
+        "make Windows' boot manager the UEFI fall-back loader".to_string(),
+    );
+    match fallback {
+        Some(fallback) => plan.actions.push(Action::CopyInGuest {
+            id,
+            title,
+            volume: fallback.volume,
+            folder: fallback.folder.clone(),
+            from: fallback.from.clone(),
+            to: fallback.to.clone(),
+            size: fallback.size,
+            replaces: fallback.replaces,
+        }),
+        None if inputs.windows.esp.is_some() => plan.skipped.push(Skipped { id, title }),
+        None => {}
+    }
     // SYSTEM last: its services are what makes Windows load the files.
-    for hive in [HiveName::Software, HiveName::Drivers, HiveName::System] {
-        let Some(ops) = layout.edits.get(&hive) else {
-            continue;
-        };
+    for hive in [
+        HiveName::Bcd,
+        HiveName::Software,
+        HiveName::Drivers,
+        HiveName::System,
+    ] {
         let Some(loaded) = hive_bytes(inputs.hives, hive) else {
             continue;
         };
-        edit_hive(&mut plan, hive, loaded, ops)?;
+        // Recovered hives of Windows are written even without an edit, so that the guest is left in
+        // one state; the boot store is left to Windows.
+        let ops = match layout.edits.get(&hive) {
+            Some(ops) => ops.as_slice(),
+            None if loaded.replayed && hive != HiveName::Bcd => &[],
+            None => continue,
+        };
+        let volume = match hive {
+            HiveName::Bcd => inputs.windows.boot.store,
+            HiveName::System | HiveName::Software | HiveName::Drivers => {
+                Some(inputs.windows.system_volume)
+            }
+        };
+        if let Some(volume) = volume {
+            edit_hive(&mut plan, hive, volume, loaded, ops)?;
+        }
     }
     Ok(plan)
 }
@@ -294,10 +333,17 @@ fn hive_bytes(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
         HiveName::System => Some(&hives.system),
         HiveName::Software => Some(&hives.software),
         HiveName::Drivers => hives.drivers.as_ref(),
+        HiveName::Bcd => hives.bcd.as_ref(),
     }
 }
 
-fn edit_hive(plan: &mut Plan, hive: HiveName, loaded: &LoadedBytes, ops: &[RegOp]) -> Result<()> {
+fn edit_hive(
+    plan: &mut Plan,
+    hive: HiveName,
+    volume: VolumeId,
+    loaded: &LoadedBytes,
+    ops: &[RegOp],
+) -> Result<()> {
     let id = format!("hive-{}", hive.file_name().to_lowercase());
     let title = format!("edit the {} hive", hive.file_name());
     let all = RegEdits {
@@ -313,6 +359,7 @@ fn edit_hive(plan: &mut Plan, hive: HiveName, loaded: &LoadedBytes, ops: &[RegOp
             id,
             title,
             hive,
+            volume,
             path: loaded.path.clone(),
             edits,
             // Old pages must not be replayed over the edit, whether or not they applied before it.

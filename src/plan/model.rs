@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::drivers::catalogue::Role;
 use crate::error::Blocker;
-use crate::guest::GuestPath;
+use crate::guest::{GuestPath, VolumeId};
 use crate::registry::RegEdits;
 
 /// One unit of reversion: done wholly or not at all.
@@ -18,12 +18,26 @@ pub enum Action {
         folders: Vec<GuestPath>,
         files: Vec<FileCopy>,
     },
+    /// Copies a file of the guest to another place on the same volume.
+    CopyInGuest {
+        id: String,
+        title: String,
+        volume: VolumeId,
+        /// The folder to make first.
+        folder: Option<GuestPath>,
+        from: GuestPath,
+        to: GuestPath,
+        size: u64,
+        /// Whether a different file of that name is there now.
+        replaces: bool,
+    },
     /// Merges registry edits into one hive. A hive whose transaction logs were replayed in memory is
     /// written as recovered, and `reset_logs` are emptied so that Windows cannot replay old pages over it.
     EditHive {
         id: String,
         title: String,
         hive: HiveName,
+        volume: VolumeId,
         path: GuestPath,
         edits: RegEdits,
         reset_logs: Vec<GuestPath>,
@@ -46,6 +60,8 @@ pub enum HiveName {
     System,
     Software,
     Drivers,
+    /// The boot configuration store.
+    Bcd,
 }
 
 impl HiveName {
@@ -55,6 +71,7 @@ impl HiveName {
             HiveName::System => "SYSTEM",
             HiveName::Software => "SOFTWARE",
             HiveName::Drivers => "DRIVERS",
+            HiveName::Bcd => "BCD",
         }
     }
 
@@ -65,6 +82,7 @@ impl HiveName {
             HiveName::System => r"HKEY_LOCAL_MACHINE\SYSTEM",
             HiveName::Software => r"HKEY_LOCAL_MACHINE\SOFTWARE",
             HiveName::Drivers => r"HKEY_LOCAL_MACHINE\DRIVERS",
+            HiveName::Bcd => r"HKEY_LOCAL_MACHINE\BCD00000000",
         }
     }
 }
@@ -72,7 +90,9 @@ impl HiveName {
 impl Action {
     pub fn id(&self) -> &str {
         match self {
-            Action::CopyFiles { id, .. } | Action::EditHive { id, .. } => id,
+            Action::CopyFiles { id, .. }
+            | Action::CopyInGuest { id, .. }
+            | Action::EditHive { id, .. } => id,
         }
     }
 
@@ -93,6 +113,16 @@ impl Action {
                     folders.len()
                 )
             }
+            Action::CopyInGuest {
+                title,
+                from,
+                to,
+                replaces,
+                ..
+            } => format!(
+                "{title}: {from} to {to}{}",
+                if *replaces { ", which is replaced" } else { "" }
+            ),
             Action::EditHive {
                 title,
                 path,
@@ -147,7 +177,8 @@ impl Plan {
             .iter()
             .map(|action| match action {
                 Action::CopyFiles { files, .. } => files.iter().map(|f| f.size).sum(),
-                Action::EditHive { .. } => 0,
+                // On the boot volume.
+                Action::CopyInGuest { .. } | Action::EditHive { .. } => 0,
             })
             .sum()
     }

@@ -63,6 +63,18 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
     }
 }
 
+/// The edits of the BCD: text mode always goes, devices are repaired on request.
+pub fn boot_store(inputs: &Inputs<'_>, layout: &mut Layout) {
+    let boot = &inputs.windows.boot;
+    let mut ops = boot.text_mode.clone();
+    if inputs.options.repair_bcd {
+        ops.extend(boot.device_repair.iter().cloned());
+    }
+    if !ops.is_empty() {
+        layout.edits.insert(HiveName::Bcd, ops);
+    }
+}
+
 enum Repair {
     Edits(Vec<RegOp>),
     Nothing,

@@ -27,11 +27,11 @@ const BOOTMGR: &str = "{9dea862c-5cdd-4e70-acc1-f32b344d4795}";
 
 const TYPE_OS_LOADER: u32 = 0x1020_0003;
 
-const APP_DEVICE: &str = "11000001";
+pub const APP_DEVICE: &str = "11000001";
 const APP_PATH: &str = "12000002";
 const DESCRIPTION: &str = "12000004";
 const GRAPHICS_MODE_DISABLED: &str = "16000046";
-const OS_DEVICE: &str = "21000001";
+pub const OS_DEVICE: &str = "21000001";
 const SYSTEM_ROOT: &str = "22000002";
 const DEFAULT_OBJECT: &str = "23000003";
 const DISPLAY_ORDER: &str = "24000001";

@@ -18,7 +18,20 @@ pub struct Check {
     pub id: &'static str,
     pub severity: crate::inspect::Severity,
     pub ok: bool,
+    /// `ok` is the same as `state` being [`CheckState::Ok`].
+    pub state: CheckState,
     pub message: String,
+    /// Where it was read: a hive, a key, a file; empty when the message says it all.
+    pub evidence: String,
+}
+
+/// A check that could not run says nothing about the disk, so it does not count as passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckState {
+    Ok,
+    Fault,
+    CouldNotRun,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -26,6 +26,7 @@ mod tests;
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
@@ -180,6 +181,28 @@ pub enum SourceError {
 }
 
 pub type Result<T, E = SourceError> = std::result::Result<T, E>;
+
+impl SourceError {
+    /// What to do about it; `None` where the message says so, or only the host knows.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NotFound { .. } => "check the path",
+            Self::TooLarge { .. } => "name the disk image itself",
+            Self::Invalid { .. } | Self::Xml { .. } => {
+                "export the machine again, or name its disk image itself"
+            }
+            Self::MissingDisk { .. } => "copy all files of the machine into one folder",
+            Self::Outside { .. } => "put the disk beside the description, or name the disk itself",
+            Self::NoDisk { .. } => "name a disk image",
+            Self::SeveralMachines { .. } => "name the disk image of one of them",
+            Self::Checksum { .. } => "copy or export the machine again",
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::Other => {
+                "name a disk image or the description of a machine"
+            }
+            Self::Unsupported { .. } | Self::Io { .. } => return None,
+        })
+    }
+}
 
 impl SourceVm {
     fn new(kind: SourceKind, name: &str) -> Self {
@@ -368,6 +391,16 @@ fn clean(text: &str) -> String {
 }
 
 /// The whole description file, within limits.
+/// Opens what a description names, but no pipe: that would wait for ever.
+fn open_file(path: &Path) -> std::io::Result<File> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if kind.is_file() || kind.is_dir() || kind.is_block_device() {
+        File::open(path)
+    } else {
+        Err(std::io::Error::other("neither a file nor a block device"))
+    }
+}
+
 fn read_description(path: &Path) -> Result<Vec<u8>> {
     let error = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::NotFound => SourceError::NotFound { path: path.into() },
@@ -378,7 +411,7 @@ fn read_description(path: &Path) -> Result<Vec<u8>> {
         },
     };
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(error)?;
+    let file = open_file(path).map_err(error)?;
     file.take(MAX_DESCRIPTION + 1)
         .read_to_end(&mut bytes)
         .map_err(error)?;

@@ -18,7 +18,7 @@ use super::{
 const COPY_BUFFER: usize = 1 << 20;
 
 pub fn open(path: &Path) -> Result<SourceVm> {
-    let mut file = File::open(path).map_err(|e| io_error("opening", path, e))?;
+    let mut file = super::open_file(path).map_err(|e| io_error("opening", path, e))?;
     let mut magic = [0; 2];
     if file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b] {
         return Err(SourceError::Unsupported {
@@ -116,7 +116,7 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path) -> Result<()> {
                     continue;
                 };
                 let file =
-                    File::open(&disk.path).map_err(|e| io_error("opening", &disk.path, e))?;
+                    super::open_file(&disk.path).map_err(|e| io_error("opening", &disk.path, e))?;
                 copy(file, &mut io::sink(), Some(hasher))
                     .map_err(|e| io_error("reading", &disk.path, e))?;
             }
@@ -178,7 +178,7 @@ fn unpack(
     target: &Path,
     hasher: Option<&mut Hasher>,
 ) -> Result<()> {
-    let mut file = File::open(source).map_err(|e| io_error("opening", source, e))?;
+    let mut file = super::open_file(source).map_err(|e| io_error("opening", source, e))?;
     let (offset, size) = packed.member.unwrap_or((0, u64::MAX));
     file.seek(SeekFrom::Start(offset))
         .map_err(|e| io_error("reading", source, e))?;

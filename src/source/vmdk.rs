@@ -89,7 +89,7 @@ fn existing(at: &Path, name: &str) -> Result<PathBuf> {
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|source| SourceError::Io {
+    super::open_file(path).map_err(|source| SourceError::Io {
         what: "opening",
         path: path.into(),
         source,

@@ -1,22 +1,28 @@
 //! Would this disk boot? Judged from a fresh reading of it, never from what a fix believes it did.
 //!
 //! One table of checks, each of which says ok, names a fault, or says that it could not run - which is
-//! neither. What the fix planned is compared too when the caller has the plan ([`planned`]).
+//! neither, and does not pass. What is looked at is the chain of `docs/boot-path.md`: [`disk`] has what
+//! comes before Windows, [`hives`] the hives themselves, [`drivers`] what they say. What the fix planned
+//! is compared too when the caller has the plan ([`planned`]).
 
-use crate::boot_path::Controller;
-use crate::drivers::media::Media;
-use crate::guest::{GuestRead, VolumeId};
-use crate::inspect::{Hives, Inspection, LoadedBytes, Severity, Survey};
-use crate::plan::model::{Action, HiveName, Plan};
-use crate::registry::HiveView;
-use crate::registry::base::BaseBlock;
-use crate::registry::walk;
-use crate::report::Check;
+mod disk;
+mod drivers;
+mod hives;
+mod planned;
 
-/// What a check found.
+pub use planned::planned;
+
+use crate::boot_path::{Controller, Fault};
+use crate::guest::GuestRead;
+use crate::inspect::{Hives, Inspection, LoadedBytes, Severity, Survey, WindowsFacts};
+use crate::plan::model::HiveName;
+use crate::registry::{HiveError, HiveView};
+use crate::report::{Check, CheckState};
+
+/// What a check found: message, then evidence.
 enum Outcome {
     Ok(String),
-    Fault(String),
+    Fault(String, String),
     CouldNotRun(String),
 }
 
@@ -30,67 +36,91 @@ struct CheckDef {
 struct Context<'a> {
     inspection: &'a Inspection,
     hives: Option<&'a Hives>,
+    guest: &'a dyn GuestRead,
     wanted: &'a [Controller],
 }
 
-const CHECKS: [CheckDef; 7] = [
-    CheckDef {
-        id: "windows-found",
-        severity: Severity::Blocker,
-        run: windows_found,
-    },
-    CheckDef {
-        id: "system-hive-sound",
-        severity: Severity::Blocker,
-        run: |c| hive_sound(c, HiveName::System),
-    },
-    CheckDef {
-        id: "software-hive-sound",
-        severity: Severity::Blocker,
-        run: |c| hive_sound(c, HiveName::Software),
-    },
-    CheckDef {
-        id: "hives-clean",
-        severity: Severity::Warning,
-        run: hives_clean,
-    },
-    CheckDef {
-        id: "boot-path",
-        severity: Severity::Blocker,
-        run: boot_path,
-    },
-    CheckDef {
-        id: "firmware",
-        severity: Severity::Blocker,
-        run: firmware,
-    },
-    CheckDef {
-        id: "no-blockers",
-        severity: Severity::Blocker,
-        run: no_blockers,
-    },
+const BLOCKER: Severity = Severity::Blocker;
+const WARNING: Severity = Severity::Warning;
+const INFO: Severity = Severity::Info;
+
+const fn check(id: &'static str, severity: Severity, run: fn(&Context<'_>) -> Outcome) -> CheckDef {
+    CheckDef { id, severity, run }
+}
+
+const CHECKS: [CheckDef; 28] = [
+    // What comes before Windows.
+    check("firmware", BLOCKER, disk::firmware),
+    check("boot-manager", BLOCKER, disk::boot_manager),
+    check("uefi-fallback", BLOCKER, disk::uefi_fallback),
+    check("partition-table", WARNING, disk::partition_table),
+    check("boot-sector", WARNING, disk::boot_sector),
+    check("bcd", WARNING, disk::bcd),
+    check("windows-found", BLOCKER, disk::windows_found),
+    check("volume-clean", WARNING, disk::volume_clean),
+    check("no-blockers", BLOCKER, disk::no_blockers),
+    // The hives.
+    check("system-hive-sound", BLOCKER, |c| {
+        hives::sound(c, HiveName::System)
+    }),
+    check("software-hive-sound", BLOCKER, |c| {
+        hives::sound(c, HiveName::Software)
+    }),
+    check("drivers-hive-sound", WARNING, |c| {
+        hives::sound(c, HiveName::Drivers)
+    }),
+    check("bcd-hive-sound", WARNING, |c| {
+        hives::sound(c, HiveName::Bcd)
+    }),
+    check("hives-clean", WARNING, hives::clean),
+    check("logs-harmless", WARNING, hives::logs_harmless),
+    check("control-sets", BLOCKER, hives::control_sets),
+    // What they say.
+    check("boot-path", BLOCKER, drivers::boot_path),
+    check("controller-bound", BLOCKER, drivers::bound),
+    check("controller-service", BLOCKER, drivers::service),
+    check("controller-image", BLOCKER, drivers::image),
+    check("transitional-ids", INFO, drivers::transitional),
+    check("bus-drivers", BLOCKER, drivers::bus),
+    check("volume-drivers", BLOCKER, drivers::volume),
+    check("class-filters", BLOCKER, drivers::class_filters),
+    check("device-filters", WARNING, drivers::device_filters),
+    check(
+        "critical-boot-services",
+        WARNING,
+        drivers::critical_services,
+    ),
+    check("boot-services", WARNING, drivers::other_services),
+    check("storage-rivals", WARNING, drivers::rivals),
 ];
 
 /// Runs every check. `wanted` are the controllers the disk must boot from.
-pub fn verify(survey: &Survey, wanted: &[Controller]) -> Vec<Check> {
+pub fn verify(survey: &Survey, guest: &dyn GuestRead, wanted: &[Controller]) -> Vec<Check> {
     let context = Context {
         inspection: &survey.inspection,
         hives: survey.hives.as_ref(),
+        guest,
         wanted,
     };
     CHECKS
         .iter()
         .map(|def| {
-            let (ok, message) = match (def.run)(&context) {
-                Outcome::Ok(message) => (true, message),
-                Outcome::Fault(message) => (false, message),
-                Outcome::CouldNotRun(why) => (false, format!("could not be checked: {why}")),
+            let (state, message, evidence) = match (def.run)(&context) {
+                Outcome::Ok(message) => (CheckState::Ok, message, String::new()),
+                Outcome::Fault(message, evidence) => (CheckState::Fault, message, evidence),
+                Outcome::CouldNotRun(why) => (
+                    CheckState::CouldNotRun,
+                    format!("could not be checked: {why}"),
+                    String::new(),
+                ),
             };
             Check {
                 id: def.id,
                 severity: def.severity,
-                ok,
-                message,
+                ok: state == CheckState::Ok,
+                state,
+                message: crate::text::guest_text(&message).unwrap_or_default(),
+                evidence: crate::text::guest_text(&evidence).unwrap_or_default(),
             }
         })
         .collect()
@@ -103,166 +133,70 @@ pub fn is_ready(checks: &[Check]) -> bool {
         .all(|c| c.ok || c.severity != Severity::Blocker)
 }
 
-fn windows_found(c: &Context<'_>) -> Outcome {
-    match (&c.inspection.windows, &c.inspection.os.windows_root) {
-        (Some(w), Some(root)) => Outcome::Ok(format!("{root}, {}", w.control_set)),
-        _ => Outcome::Fault("no Windows installation could be examined".into()),
-    }
-}
-
 fn loaded(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
     match hive {
         HiveName::System => Some(&hives.system),
         HiveName::Software => Some(&hives.software),
         HiveName::Drivers => hives.drivers.as_ref(),
+        HiveName::Bcd => hives.bcd.as_ref(),
     }
 }
 
-fn hive_sound(c: &Context<'_>, hive: HiveName) -> Outcome {
-    let Some(loaded) = c.hives.and_then(|h| loaded(h, hive)) else {
-        return Outcome::CouldNotRun("the hive was not read".into());
-    };
-    match walk::walk(&loaded.bytes) {
-        Ok(s) => Outcome::Ok(format!(
-            "{}: {} keys, {} values",
-            loaded.path, s.keys, s.values
-        )),
-        Err(fault) => Outcome::Fault(format!("{}: {fault}", loaded.path)),
-    }
-}
-
-fn hives_clean(c: &Context<'_>) -> Outcome {
-    let Some(hives) = c.hives else {
-        return Outcome::CouldNotRun("the hives were not read".into());
-    };
-    let mut dirty = Vec::new();
-    for loaded in [
-        Some(&hives.system),
-        Some(&hives.software),
-        hives.drivers.as_ref(),
-    ]
-    .into_iter()
-    .flatten()
-    {
-        match BaseBlock::parse(&loaded.bytes) {
-            Ok(base) if !base.is_dirty() && !loaded.replayed => {}
-            _ => dirty.push(loaded.path.to_string()),
+impl<'a> Context<'a> {
+    /// What any of these findings of the inspection says, as a fault.
+    fn findings(&self, ids: &[&str], fine: &str) -> Outcome {
+        let list = &self.inspection.findings;
+        let found: Vec<_> = list.iter().filter(|f| ids.contains(&f.id)).collect();
+        if found.is_empty() {
+            return Outcome::Ok(fine.to_string());
         }
-    }
-    if dirty.is_empty() {
-        Outcome::Ok("every hive was closed cleanly".into())
-    } else {
-        Outcome::Fault(format!("not closed cleanly: {}", dirty.join(", ")))
-    }
-}
-
-fn boot_path(c: &Context<'_>) -> Outcome {
-    if c.inspection.controllers.is_empty() {
-        return Outcome::CouldNotRun("no boot path was evaluated".into());
-    }
-    let faults: Vec<String> = c
-        .wanted
-        .iter()
-        .filter_map(
-            |controller| match c.inspection.controllers.get(controller) {
-                Some(path) if path.ready => None,
-                Some(path) => Some(format!("{}: {}", controller.name(), path.reason)),
-                None => Some(format!("{}: not evaluated", controller.name())),
-            },
-        )
-        .collect();
-    if faults.is_empty() {
-        let names: Vec<_> = c.wanted.iter().map(|w| w.name()).collect();
-        Outcome::Ok(format!("ready: {}", names.join(", ")))
-    } else {
-        Outcome::Fault(faults.join("; "))
-    }
-}
-
-fn firmware(c: &Context<'_>) -> Outcome {
-    match c.inspection.firmware {
-        Some(firmware) => Outcome::Ok(format!("{firmware:?} boot files are there").to_lowercase()),
-        None => Outcome::Fault("neither a UEFI nor a BIOS boot loader was found".into()),
-    }
-}
-
-fn no_blockers(c: &Context<'_>) -> Outcome {
-    let blockers: Vec<_> = c
-        .inspection
-        .findings
-        .iter()
-        .filter(|f| f.severity == Severity::Blocker)
-        .map(|f| f.message.as_str())
-        .collect();
-    if blockers.is_empty() {
-        Outcome::Ok("nothing that stops Windows from booting was found".into())
-    } else {
-        Outcome::Fault(blockers.join("; "))
-    }
-}
-
-/// Compares the guest with what the plan promised: every file byte for byte, every registry value.
-pub fn planned(
-    plan: &Plan,
-    survey: &Survey,
-    guest: &dyn GuestRead,
-    volume: VolumeId,
-    media: &dyn Media,
-) -> Vec<Check> {
-    let check = |id, result: Result<String, String>| Check {
-        id,
-        severity: Severity::Blocker,
-        ok: result.is_ok(),
-        message: result.unwrap_or_else(|fault| fault),
-    };
-    vec![
-        check("files-as-planned", files(plan, guest, volume, media)),
-        check("registry-as-planned", edits(plan, survey)),
-    ]
-}
-
-fn files(
-    plan: &Plan,
-    guest: &dyn GuestRead,
-    volume: VolumeId,
-    media: &dyn Media,
-) -> Result<String, String> {
-    let mut count = 0;
-    for action in &plan.actions {
-        let Action::CopyFiles { files, .. } = action else {
-            continue;
+        let join = |part: fn(&crate::inspect::Finding) -> &str| {
+            let parts: Vec<_> = found.iter().map(|f| part(f)).collect();
+            parts.join("; ")
         };
-        for file in files {
-            let wanted = media
-                .read(&file.from)
-                .map_err(|e| format!("{}: {e}", file.from))?;
-            let found = guest
-                .read(volume, &file.to, wanted.len() as u64)
-                .map_err(|e| format!("{}: {e}", file.to))?;
-            if found != wanted {
-                return Err(format!("{} differs from {}", file.to, file.from));
+        Outcome::Fault(join(|f| &f.message), join(|f| &f.evidence))
+    }
+
+    /// Runs `look` on the SYSTEM hive; what cannot be read is no finding.
+    fn system(
+        &self,
+        look: impl FnOnce(&HiveView<'a>, &'a WindowsFacts) -> Result<Outcome, HiveError>,
+    ) -> Outcome {
+        let (Some(hives), Some(windows)) = (self.hives, &self.inspection.windows) else {
+            return Outcome::CouldNotRun("the SYSTEM hive was not read".into());
+        };
+        HiveView::new(&hives.system.bytes)
+            .and_then(|view| look(&view, windows))
+            .unwrap_or_else(|e| Outcome::CouldNotRun(format!("the SYSTEM hive: {e}")))
+    }
+
+    /// The faults on the way from the wanted controllers that `pick` wants, each once.
+    fn faults(&self, pick: impl Fn(Controller, &Fault) -> Option<String>, fine: &str) -> Outcome {
+        if self.inspection.controllers.is_empty() {
+            return Outcome::CouldNotRun("no boot path was evaluated".into());
+        }
+        let mut texts: Vec<String> = Vec::new();
+        let mut names: Vec<&str> = Vec::new();
+        for controller in self.wanted {
+            let Some(path) = self.inspection.controllers.get(controller) else {
+                return Outcome::CouldNotRun(format!("{} was not evaluated", controller.name()));
+            };
+            for fault in &path.faults {
+                if let Some(text) = pick(*controller, fault) {
+                    if !texts.contains(&text) {
+                        texts.push(text);
+                    }
+                    if !names.contains(&controller.name()) {
+                        names.push(controller.name());
+                    }
+                }
             }
-            count += 1;
         }
-    }
-    Ok(format!("{count} files read back identical"))
-}
-
-fn edits(plan: &Plan, survey: &Survey) -> Result<String, String> {
-    let hives = survey.hives.as_ref().ok_or("the hives were not read")?;
-    let mut count = 0;
-    for action in &plan.actions {
-        let Action::EditHive { hive, edits, .. } = action else {
-            continue;
-        };
-        let loaded = loaded(hives, *hive).ok_or("the hive was not read")?;
-        let pending = HiveView::new(&loaded.bytes)
-            .and_then(|view| edits.pending(&view.root()?))
-            .map_err(|e| format!("{}: {e}", loaded.path))?;
-        if let Some(op) = pending.ops.first() {
-            return Err(format!("{}: {} is not as planned", loaded.path, op.key()));
+        if texts.is_empty() {
+            return Outcome::Ok(fine.to_string());
         }
-        count += edits.ops.len();
+        let set = self.inspection.os.control_set.as_deref();
+        let evidence = format!("SYSTEM\\{}, {}", set.unwrap_or_default(), names.join(", "));
+        Outcome::Fault(texts.join("; "), evidence)
     }
-    Ok(format!("{count} registry edits read back"))
 }

@@ -1,0 +1,350 @@
+//! Does the boot configuration lead to the Windows that is on this disk?
+//!
+//! Looks at the entry the boot manager starts when nobody chooses: the partitions it names, the loader
+//! file it names, and whether that loader fits the firmware. On UEFI it also looks at the fall-back
+//! loader: the firmware of a new KVM machine knows no boot entries, so `\EFI\BOOT\BOOT*.EFI` is what it
+//! starts, and that has to be Windows' own boot manager.
+//!
+//! A store that cannot be read is a warning and not a blocker: what it says is not needed to convert.
+//! Entries that boot from a RAM disk, from a virtual disk or "from where I came" are left alone.
+
+use uuid::Uuid;
+
+use super::firmware::BootFiles;
+use super::hives;
+use super::model::{BootFacts, Fallback, Finding, Firmware, HiveState, LoadedBytes, Severity};
+use crate::boot_path::{Machine, machine};
+use crate::disk::layout::{DiskLayout, Partition, Scheme};
+use crate::guest::{GuestError, GuestPath, GuestRead, VolumeId};
+use crate::registry::bcd::{APP_DEVICE, BcdError, Loader, OS_DEVICE};
+use crate::registry::{Bcd, BcdDevice, HiveView, RegData, RegOp};
+
+/// Boot managers are about 2 MB.
+const MAX_LOADER: u64 = 64 << 20;
+
+/// What was found, for plan and verify.
+#[derive(Default)]
+pub struct Store {
+    pub hive: Option<LoadedBytes>,
+    pub state: Option<HiveState>,
+    pub facts: BootFacts,
+}
+
+/// Where Windows is.
+pub struct Place<'p> {
+    pub guest: &'p dyn GuestRead,
+    pub layout: &'p DiskLayout,
+    pub boot: &'p BootFiles,
+    pub system: VolumeId,
+}
+
+pub fn look(place: &Place<'_>, findings: &mut Vec<Finding>) -> Result<Store, GuestError> {
+    let mut store = Store::default();
+    let (volume, path) = match (place.boot.firmware, place.boot.esp, place.boot.boot_volume) {
+        (Some(Firmware::Uefi), Some(esp), _) => {
+            store.facts.fallback = fallback(place.guest, esp, findings)?;
+            (esp, "EFI\\Microsoft\\Boot\\BCD")
+        }
+        (Some(Firmware::Bios), _, Some(volume)) => (volume, "Boot\\BCD"),
+        _ => return Ok(store),
+    };
+    let Ok(path) = GuestPath::parse(path) else {
+        return Ok(store);
+    };
+    let mut said = Vec::new();
+    let Some(loaded) = hives::load(place.guest, volume, &path, &mut said)? else {
+        // firmware::findings has said so.
+        return Ok(store);
+    };
+    findings.extend(said.into_iter().map(|finding| match finding.severity {
+        Severity::Blocker => damaged(finding.evidence),
+        _ => finding,
+    }));
+    store.state = Some(loaded.state);
+    let Some(hive) = loaded.hive else {
+        return Ok(store);
+    };
+    store.facts.store = Some(volume);
+    if let Err(error) = entries(place, &hive, &mut store.facts, findings) {
+        findings.push(damaged(error.to_string()));
+    }
+    store.hive = Some(hive);
+    Ok(store)
+}
+
+fn damaged(evidence: String) -> Finding {
+    Finding::warning(
+        "bcd-damaged",
+        "the boot configuration (BCD) is damaged: the boot manager may not find Windows",
+        "rebuild it with bcdboot from a Windows recovery disk",
+        evidence,
+    )
+}
+
+fn entries(
+    place: &Place<'_>,
+    hive: &LoadedBytes,
+    facts: &mut BootFacts,
+    findings: &mut Vec<Finding>,
+) -> Result<(), BcdError> {
+    let view = HiveView::new(&hive.bytes)?;
+    let bcd = Bcd::parse(&view)?;
+    let Some(loader) = bcd.default_loader() else {
+        findings.push(Finding::warning(
+            "bcd-no-default",
+            "the boot configuration names no Windows to start by default",
+            "set one inside the guest: bcdedit /default {current}",
+            hive.path.to_string(),
+        ));
+        return Ok(());
+    };
+    if loader.is_transient() {
+        findings.push(Finding::warning(
+            "bcd-transient",
+            "the default boot entry starts setup or recovery, not Windows",
+            "let it finish on the old host, or set the default: bcdedit /default {current}",
+            format!("{}, {}", hive.path, loader.id),
+        ));
+        return Ok(());
+    }
+    for (code, device, name) in [
+        (APP_DEVICE, &loader.device, "device"),
+        (OS_DEVICE, &loader.os_device, "osdevice"),
+    ] {
+        match partition_of(place.layout, device.as_ref()) {
+            Target::Here(p) if code == OS_DEVICE && p.index != place.system.0 => {
+                findings.push(Finding::info(
+                    "bcd-other-windows",
+                    format!(
+                        "the default boot entry starts the Windows on partition {}, not the one converted",
+                        p.index
+                    ),
+                    "none needed if both are wanted; bcdedit /default changes it",
+                    format!("{}, {}", hive.path, loader.id),
+                ));
+            }
+            Target::Here(_) | Target::Free => {}
+            Target::Gone(what) => {
+                findings.push(Finding::warning(
+                    "bcd-device",
+                    format!(
+                        "the default boot entry's {name} names a partition that is not on this disk: the boot manager stops with 0xc000000e"
+                    ),
+                    "convert with --repair-bcd, or run bcdboot from a Windows recovery disk",
+                    format!("{}, {}: {what}", hive.path, loader.id),
+                ));
+                facts
+                    .device_repair
+                    .extend(repair(place, &view, loader, code)?);
+            }
+        }
+    }
+    loader_file(place, hive, loader, findings);
+    let text_mode = bcd
+        .graphics_mode_disabled
+        .iter()
+        .filter(|key| key.to_lowercase().contains(&loader.id));
+    if place.boot.firmware == Some(Firmware::Uefi) {
+        facts.text_mode = text_mode
+            .map(|key| RegOp::DeleteKey { key: key.clone() })
+            .collect();
+    }
+    if !facts.text_mode.is_empty() {
+        findings.push(Finding::info(
+            "bcd-text-mode",
+            "the boot entry forces text mode, which shows nothing on a KVM machine with UEFI: it is removed",
+            "none needed",
+            format!("{}, {}: graphicsmodedisabled", hive.path, loader.id),
+        ));
+    }
+    Ok(())
+}
+
+enum Target<'l> {
+    Here(&'l Partition),
+    Gone(String),
+    /// Nothing a partition table could prove wrong.
+    Free,
+}
+
+fn partition_of<'l>(layout: &'l DiskLayout, device: Option<&BcdDevice>) -> Target<'l> {
+    let Some(device) = device else {
+        return Target::Gone("no such element".into());
+    };
+    let what = match device {
+        BcdDevice::Gpt { disk, partition } => format!("partition {partition} of disk {disk}"),
+        BcdDevice::Mbr { signature, offset } => format!("offset {offset} of disk {signature}"),
+        BcdDevice::Boot | BcdDevice::Locate | BcdDevice::Ramdisk | BcdDevice::Other { .. } => {
+            return Target::Free;
+        }
+    };
+    let id = layout.disk_id.as_deref().unwrap_or_default();
+    let mut partitions = layout.partitions.iter();
+    match partitions.find(|p| device.is_partition(id, p.guid.as_deref(), p.start_bytes)) {
+        Some(partition) => Target::Here(partition),
+        None => Target::Gone(what),
+    }
+}
+
+/// The element with the identity of the partition Windows is on. `None` when there is no element to
+/// start from: options around the identity are not ours to invent.
+fn repair(
+    place: &Place<'_>,
+    view: &HiveView<'_>,
+    loader: &Loader,
+    code: &str,
+) -> Result<Option<RegOp>, BcdError> {
+    let key = format!("Objects\\{}\\Elements\\{code}", loader.id);
+    let Some(value) = view.key(&key)?.map(|k| k.value("Element")).transpose()? else {
+        return Ok(None);
+    };
+    let mut bytes = value.map(|v| v.data).unwrap_or_default();
+    let layout = place.layout;
+    let partition = layout.partitions.iter().find(|p| p.index == place.system.0);
+    Ok(partition
+        .and_then(|p| set_identity(&mut bytes, layout, p))
+        .map(|()| RegOp::set(key, "Element", RegData::Binary(bytes))))
+}
+
+/// See [`BcdDevice::parse`] for the layout.
+fn set_identity(bytes: &mut [u8], layout: &DiskLayout, partition: &Partition) -> Option<()> {
+    let disk = layout.disk_id.as_deref()?;
+    let mut identity = [0; 16];
+    let mut parent = [0; 16];
+    let scheme: u32 = match layout.scheme {
+        Scheme::Gpt => {
+            identity = Uuid::try_parse(partition.guid.as_deref()?)
+                .ok()?
+                .to_bytes_le();
+            parent = Uuid::try_parse(disk).ok()?.to_bytes_le();
+            0
+        }
+        Scheme::Mbr => {
+            let signature = u32::from_str_radix(disk.strip_prefix("0x")?, 16).ok()?;
+            identity[..8].copy_from_slice(&partition.start_bytes.to_le_bytes());
+            parent[..4].copy_from_slice(&signature.to_le_bytes());
+            1
+        }
+        Scheme::None => return None,
+    };
+    if bytes.len() < 72 {
+        return None;
+    }
+    bytes[32..48].copy_from_slice(&identity);
+    bytes[52..56].copy_from_slice(&scheme.to_le_bytes());
+    bytes[56..72].copy_from_slice(&parent);
+    Some(())
+}
+
+/// The loader must be there, and be one for this firmware.
+fn loader_file(
+    place: &Place<'_>,
+    hive: &LoadedBytes,
+    loader: &Loader,
+    findings: &mut Vec<Finding>,
+) {
+    let evidence = |what: &str| format!("{}, {}: {what}", hive.path, loader.id);
+    let Some(text) = &loader.path else {
+        findings.push(Finding::warning(
+            "bcd-loader",
+            "the default boot entry names no loader: Windows does not start",
+            "rebuild the boot files with bcdboot from a Windows recovery disk",
+            evidence("no path"),
+        ));
+        return;
+    };
+    let extension = text.rsplit('.').next().unwrap_or_default().to_lowercase();
+    let wanted = match place.boot.firmware {
+        Some(Firmware::Uefi) => "efi",
+        _ => "exe",
+    };
+    if extension != wanted {
+        findings.push(Finding::warning(
+            "bcd-loader-firmware",
+            format!(
+                "the default boot entry names {text}, but this disk boots with a .{wanted} loader"
+            ),
+            "set the firmware of the machine to the one Windows was installed with, or run bcdboot",
+            evidence(text),
+        ));
+    }
+    let volume = match partition_of(place.layout, loader.device.as_ref()) {
+        Target::Here(partition) => VolumeId(partition.index),
+        _ => place.system,
+    };
+    let there = GuestPath::parse(text)
+        .is_ok_and(|path| matches!(place.guest.stat(volume, &path), Ok(Some(_))));
+    if !there {
+        findings.push(Finding::warning(
+            "bcd-loader",
+            format!(
+                "the loader {text} of the default boot entry is missing: Windows does not start"
+            ),
+            "repair the boot files in the guest (bcdboot C:\\Windows)",
+            evidence(&format!("partition {}", volume.0)),
+        ));
+    }
+}
+
+/// The fall-back loader that has to be written, if any.
+fn fallback(
+    guest: &dyn GuestRead,
+    esp: VolumeId,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<Fallback>, GuestError> {
+    let path = |text: &str| GuestPath::parse(text).unwrap_or_default();
+    let from = path("EFI\\Microsoft\\Boot\\bootmgfw.efi");
+    let ours = match guest.read(esp, &from, MAX_LOADER) {
+        Ok(bytes) => bytes,
+        Err(error @ (GuestError::TooLarge { .. } | GuestError::Unreadable { .. })) => {
+            findings.push(Finding::warning(
+                "boot-manager-damaged",
+                "the boot manager of Windows cannot be read: a new KVM machine will not start it",
+                "rebuild the boot files with bcdboot from a Windows recovery disk",
+                error.to_string(),
+            ));
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let name = match machine(&ours) {
+        Some(Machine::Amd64) => "BOOTX64.EFI",
+        Some(Machine::I386) => "BOOTIA32.EFI",
+        Some(Machine::Arm64) => "BOOTAA64.EFI",
+        _ => {
+            findings.push(Finding::warning(
+                "boot-manager-damaged",
+                "the boot manager of Windows is not an EFI program: a new KVM machine will not start it",
+                "rebuild the boot files with bcdboot from a Windows recovery disk",
+                from.to_string(),
+            ));
+            return Ok(None);
+        }
+    };
+    let folder = path("EFI\\Boot");
+    let to = folder.join(name).unwrap_or_default();
+    let there = guest.stat(esp, &to)?;
+    if let Some(info) = &there
+        && info.size == ours.len() as u64
+        && guest.read(esp, &to, MAX_LOADER)? == ours
+    {
+        return Ok(None);
+    }
+    findings.push(Finding::info(
+        "uefi-fallback",
+        match there {
+            Some(_) => format!("{to} is not Windows' own boot manager, and a new KVM machine starts that file: convert replaces it"),
+            None => format!("{to} is missing, and a new KVM machine starts that file: convert adds it"),
+        },
+        "none needed",
+        format!("partition {}", esp.0),
+    ));
+    Ok(Some(Fallback {
+        volume: esp,
+        size: ours.len() as u64,
+        replaces: there.is_some(),
+        folder: guest.stat(esp, &folder)?.is_none().then_some(folder),
+        from,
+        to,
+    }))
+}

@@ -1,0 +1,328 @@
+//! The drivers Windows needs before it has a disk: bound, starting at boot, there, of the right
+//! processor; nothing dead in their stacks, and no two of them after the same device.
+
+use super::{Context, Outcome};
+use crate::boot_path::{self, BOOT_START, Controller, Fault, ImageState, Machine, Service};
+use crate::drivers::Arch;
+use crate::inspect::WindowsFacts;
+use crate::registry::hive::{Key, Result};
+
+pub fn boot_path(c: &Context<'_>) -> Outcome {
+    if c.inspection.controllers.is_empty() {
+        return Outcome::CouldNotRun("no boot path was evaluated".into());
+    }
+    let mut faults = Vec::new();
+    for controller in c.wanted {
+        match c.inspection.controllers.get(controller) {
+            Some(path) if path.ready => {}
+            Some(path) => faults.push(format!("{}: {}", controller.name(), path.reason)),
+            None => faults.push(format!("{}: not evaluated", controller.name())),
+        }
+    }
+    let names: Vec<_> = c.wanted.iter().map(|w| w.name()).collect();
+    if faults.is_empty() {
+        Outcome::Ok(format!("ready: {}", names.join(", ")))
+    } else {
+        Outcome::Fault(faults.join("; "), names.join(", "))
+    }
+}
+
+fn nt_major(c: &Context<'_>) -> u32 {
+    let windows = c.inspection.windows.as_ref();
+    windows.map_or(10, |w| w.target.major)
+}
+
+/// The device that decides: virtio as q35 shows it, or on NT 5 as i440fx does.
+fn decides(c: &Context<'_>, controller: Controller, ids: &[String]) -> bool {
+    let mut devices = controller.devices();
+    if nt_major(c) < 6 {
+        devices.reverse();
+    }
+    devices.first().is_some_and(|d| d.ids() == ids)
+}
+
+fn unbound(ids: &[String]) -> String {
+    let id = ids.first().map_or("", String::as_str);
+    format!("no driver is bound to PCI\\{id}")
+}
+
+pub fn bound(c: &Context<'_>) -> Outcome {
+    let pick = |controller, fault: &Fault| match fault {
+        Fault::NotBound { ids } if decides(c, controller, ids) => Some(unbound(ids)),
+        _ => None,
+    };
+    c.faults(pick, "every controller has a driver bound to it")
+}
+
+/// A machine type older than q35 shows the transitional virtio device.
+pub fn transitional(c: &Context<'_>) -> Outcome {
+    let pick = |controller, fault: &Fault| match fault {
+        Fault::NotBound { ids } if !decides(c, controller, ids) => Some(unbound(ids)),
+        _ => None,
+    };
+    c.faults(pick, "both forms of the virtio devices are known")
+}
+
+/// Bus and volume drivers have checks of their own.
+fn is_system(c: &Context<'_>, service: &str) -> bool {
+    boot_path::system_drivers(nt_major(c))
+        .iter()
+        .any(|(name, _)| name.eq_ignore_ascii_case(service))
+}
+
+/// What is wrong with a service and its file.
+fn service_fault(fault: &Fault) -> Option<(&str, String)> {
+    Some(match fault {
+        Fault::NotInstalled { service } => (service, format!("{service} is not installed")),
+        Fault::NotBootStart {
+            service,
+            start,
+            start_override,
+        } => (
+            service,
+            match start_override {
+                Some(v) => {
+                    format!("{service} does not start at boot (Start={start}, StartOverride={v})")
+                }
+                None => format!("{service} does not start at boot (Start={start})"),
+            },
+        ),
+        Fault::NotADriver { service, kind } => {
+            (service, format!("{service} is not a driver (Type={kind})"))
+        }
+        _ => return None,
+    })
+}
+
+fn image_fault(fault: &Fault) -> Option<(&str, String)> {
+    let Fault::Image {
+        service,
+        path,
+        state,
+    } = fault
+    else {
+        return None;
+    };
+    let what = match state {
+        ImageState::Missing => "is missing",
+        ImageState::Unreadable => "is not a usable driver file",
+        ImageState::Present { .. } => "is for another processor",
+    };
+    let path = path.as_ref().map_or("its file".into(), |p| p.to_string());
+    Some((service, format!("{service}: {path} {what}")))
+}
+
+pub fn service(c: &Context<'_>) -> Outcome {
+    let pick = |_, fault: &Fault| {
+        let (service, text) = service_fault(fault)?;
+        (!is_system(c, service)).then_some(text)
+    };
+    c.faults(pick, "the drivers of the controllers start at boot")
+}
+
+pub fn image(c: &Context<'_>) -> Outcome {
+    let pick = |_, fault: &Fault| {
+        let (service, text) = image_fault(fault)?;
+        (!is_system(c, service)).then_some(text)
+    };
+    c.faults(pick, "their files are there, for this processor")
+}
+
+const BUSES: [&str; 2] = ["pci", "acpi"];
+
+fn system_drivers(c: &Context<'_>, buses: bool, fine: &str) -> Outcome {
+    let pick = |_, fault: &Fault| {
+        let (service, text) = service_fault(fault).or_else(|| image_fault(fault))?;
+        let is_bus = BUSES.iter().any(|b| b.eq_ignore_ascii_case(service));
+        (is_system(c, service) && is_bus == buses).then_some(text)
+    };
+    c.faults(pick, fine)
+}
+
+pub fn bus(c: &Context<'_>) -> Outcome {
+    system_drivers(c, true, "pci and acpi start at boot")
+}
+
+pub fn volume(c: &Context<'_>) -> Outcome {
+    system_drivers(c, false, "the disk and volume drivers start at boot")
+}
+
+pub fn class_filters(c: &Context<'_>) -> Outcome {
+    let pick = |_, fault: &Fault| match fault {
+        Fault::DeadFilter {
+            class,
+            list,
+            service,
+        } => Some(format!(
+            "{list} of the class {class} names {service}, which is missing or disabled: stop 0x7B"
+        )),
+        _ => None,
+    };
+    c.faults(pick, "no class filter names a dead service")
+}
+
+/// Real machines have a few thousand device instances.
+const MAX_INSTANCES: usize = 50_000;
+
+/// Filters of single devices. Those of the old machine's controllers do no harm on the new one, but
+/// volumes and devices below `ROOT` stay.
+pub fn device_filters(c: &Context<'_>) -> Outcome {
+    c.system(|system, windows| {
+        let Some(tree) = system.key(&format!("{}\\Enum", windows.control_set))? else {
+            return Ok(Outcome::Ok("there are no devices".into()));
+        };
+        let mut dead = Vec::new();
+        let mut seen = 0usize;
+        for bus in tree.keys()? {
+            for device in bus.keys()? {
+                for instance in device.keys()? {
+                    seen += 1;
+                    if seen > MAX_INSTANCES {
+                        return Ok(Outcome::CouldNotRun("too many devices".into()));
+                    }
+                    for list in ["UpperFilters", "LowerFilters"] {
+                        for name in instance.multi(list)?.unwrap_or_default() {
+                            if is_dead(system, windows, &name)? {
+                                let path = [bus.name()?, device.name()?, instance.name()?];
+                                dead.push(format!("{} {list}: {name}", path.join("\\")));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(if dead.is_empty() {
+            Outcome::Ok("no device filter names a dead service".into())
+        } else {
+            dead.truncate(8);
+            Outcome::Fault(
+                "device filters name services that are missing or disabled: those devices do not start"
+                    .into(),
+                dead.join("; "),
+            )
+        })
+    })
+}
+
+fn is_dead(
+    system: &crate::registry::HiveView<'_>,
+    windows: &WindowsFacts,
+    name: &str,
+) -> Result<bool> {
+    let service = Service::read(system, &windows.control_set, &windows.root, name)?;
+    Ok(service.is_none_or(|s| !s.is_installed() || s.is_disabled()))
+}
+
+/// The boot loader loads every boot-start driver; one that cannot be loaded stops it when its
+/// `ErrorControl` is "critical", and is passed over otherwise. No blocker: a guest that started on its
+/// old host with such a driver has a way to find it that we do not know.
+pub fn critical_services(c: &Context<'_>) -> Outcome {
+    services(c, true, "the boot loader stops at drivers it cannot load")
+}
+
+pub fn other_services(c: &Context<'_>) -> Outcome {
+    services(
+        c,
+        false,
+        "the boot loader passes over drivers it cannot load",
+    )
+}
+
+fn services(c: &Context<'_>, critical: bool, fault: &str) -> Outcome {
+    let arch = match c.inspection.os.arch {
+        Some(Arch::X86) => Machine::I386,
+        Some(Arch::Amd64) => Machine::Amd64,
+        Some(Arch::Arm64) => Machine::Arm64,
+        None => return Outcome::CouldNotRun("the processor is not known".into()),
+    };
+    c.system(|system, windows| {
+        let path = format!("{}\\Services", windows.control_set);
+        let Some(services) = system.key(&path)? else {
+            return Ok(Outcome::CouldNotRun(format!("no {path}")));
+        };
+        let (mut bad, mut count) = (Vec::new(), 0);
+        for key in services.keys()? {
+            let name = key.name()?;
+            if is_critical(&key)? != critical {
+                continue;
+            }
+            let Some(service) = boot_start(system, windows, &name)? else {
+                continue;
+            };
+            count += 1;
+            if let Some(what) = image_problem(c, windows, &service, arch) {
+                bad.push(format!("{name} {what}"));
+            }
+        }
+        Ok(if bad.is_empty() {
+            Outcome::Ok(format!("{count} boot-start drivers are there"))
+        } else {
+            let evidence = format!("SYSTEM\\{path}");
+            Outcome::Fault(format!("{fault}: {}", bad.join(", ")), evidence)
+        })
+    })
+}
+
+fn boot_start(
+    system: &crate::registry::HiveView<'_>,
+    windows: &WindowsFacts,
+    name: &str,
+) -> Result<Option<Service>> {
+    let service = Service::read(system, &windows.control_set, &windows.root, name)?;
+    Ok(
+        service
+            .filter(|s| matches!(s.kind, Some(1 | 2)) && s.effective_start() == Some(BOOT_START)),
+    )
+}
+
+fn is_critical(key: &Key<'_>) -> Result<bool> {
+    Ok(key.dword("ErrorControl")? == Some(3))
+}
+
+fn image_problem(
+    c: &Context<'_>,
+    windows: &WindowsFacts,
+    service: &Service,
+    arch: Machine,
+) -> Option<&'static str> {
+    let Ok(path) = &service.image else {
+        return Some("(bad ImagePath)");
+    };
+    match boot_path::image_state(c.guest, windows.system_volume, path) {
+        ImageState::Missing => Some("(file missing)"),
+        ImageState::Unreadable => Some("(not a driver file)"),
+        ImageState::Present { machine: Some(m) } if m != arch => Some("(other processor)"),
+        ImageState::Present { .. } => None,
+    }
+}
+
+/// Two boot-start drivers bound to one device id: which of them gets it depends on dates and versions.
+pub fn rivals(c: &Context<'_>) -> Outcome {
+    c.system(|system, windows| {
+        let mut texts = Vec::new();
+        for device in c.wanted.iter().flat_map(|controller| controller.devices()) {
+            let mut services: Vec<String> = Vec::new();
+            let mut id = String::new();
+            for binding in boot_path::rivals(system, &device)? {
+                let known = services
+                    .iter()
+                    .any(|s| s.eq_ignore_ascii_case(&binding.service));
+                if !known && boot_start(system, windows, &binding.service)?.is_some() {
+                    services.push(binding.service);
+                    id = binding.id;
+                }
+            }
+            if services.len() > 1 {
+                texts.push(format!("PCI\\{id}: {}", services.join(", ")));
+            }
+        }
+        Ok(if texts.is_empty() {
+            Outcome::Ok("one driver for each controller".into())
+        } else {
+            Outcome::Fault(
+                "several boot-start drivers are bound to the same device".into(),
+                texts.join("; "),
+            )
+        })
+    })
+}

@@ -1,0 +1,89 @@
+//! The hives as files: sound, closed, no log that could be replayed over them; and the control set.
+
+use super::{Context, Outcome, loaded};
+use crate::plan::model::HiveName;
+use crate::registry::base::BaseBlock;
+use crate::registry::walk;
+
+/// Every cell that can be reached is what it should be. DRIVERS and BCD need not be there.
+pub fn sound(c: &Context<'_>, hive: HiveName) -> Outcome {
+    let Some(hives) = c.hives else {
+        return Outcome::CouldNotRun("the hives were not read".into());
+    };
+    let Some(loaded) = loaded(hives, hive) else {
+        return Outcome::Ok("there is none".into());
+    };
+    match walk::walk(&loaded.bytes) {
+        Ok(s) => Outcome::Ok(format!(
+            "{}: {} keys, {} values",
+            loaded.path, s.keys, s.values
+        )),
+        Err(fault) => Outcome::Fault("the hive is not sound".into(), {
+            format!("{}: {fault}", loaded.path)
+        }),
+    }
+}
+
+const HIVES: [HiveName; 4] = [
+    HiveName::System,
+    HiveName::Software,
+    HiveName::Drivers,
+    HiveName::Bcd,
+];
+
+pub fn clean(c: &Context<'_>) -> Outcome {
+    let Some(hives) = c.hives else {
+        return Outcome::CouldNotRun("the hives were not read".into());
+    };
+    let mut dirty = Vec::new();
+    for loaded in HIVES.iter().filter_map(|name| loaded(hives, *name)) {
+        match BaseBlock::parse(&loaded.bytes) {
+            Ok(base) if !base.is_dirty() && !loaded.replayed => {}
+            _ => dirty.push(loaded.path.to_string()),
+        }
+    }
+    if dirty.is_empty() {
+        return Outcome::Ok("every hive was closed cleanly".into());
+    }
+    Outcome::Fault(
+        "not closed cleanly: Windows replays the logs at the next start".into(),
+        dirty.join(", "),
+    )
+}
+
+/// An edit made over a dirty hive is lost when Windows replays its logs, and logs that are ahead of
+/// their hive belong to an edit that ignored them.
+pub fn logs_harmless(c: &Context<'_>) -> Outcome {
+    c.findings(
+        &["hive-log-lost", "hive-stale"],
+        "no log is ahead of its hive",
+    )
+}
+
+pub fn control_sets(c: &Context<'_>) -> Outcome {
+    c.system(|system, windows| {
+        let Some(select) = system.key("Select")? else {
+            return Ok(Outcome::Fault(
+                "no control set is selected".into(),
+                "SYSTEM\\Select".into(),
+            ));
+        };
+        for name in ["Default", "Current"] {
+            let Some(number) = select.dword(name)? else {
+                continue;
+            };
+            let set = format!("ControlSet{number:03}");
+            if system.key(&format!("{set}\\Services"))?.is_none() {
+                return Ok(Outcome::Fault(
+                    format!("{set} has no services: Windows does not start"),
+                    format!("SYSTEM\\Select\\{name} is {number}"),
+                ));
+            }
+        }
+        Ok(Outcome::Ok(format!(
+            "{} boots, of {}",
+            windows.control_set,
+            windows.control_sets.join(", ")
+        )))
+    })
+}

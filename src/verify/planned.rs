@@ -1,0 +1,97 @@
+//! Compares the guest with what the plan promised: every file byte for byte, every registry value.
+
+use super::loaded;
+use crate::drivers::media::Media;
+use crate::guest::{GuestRead, VolumeId};
+use crate::inspect::{Severity, Survey};
+use crate::plan::model::{Action, Plan};
+use crate::registry::HiveView;
+use crate::report::{Check, CheckState};
+
+pub fn planned(
+    plan: &Plan,
+    survey: &Survey,
+    guest: &dyn GuestRead,
+    volume: VolumeId,
+    media: &dyn Media,
+) -> Vec<Check> {
+    let check = |id, result: Result<String, String>| Check {
+        id,
+        severity: Severity::Blocker,
+        ok: result.is_ok(),
+        state: match result {
+            Ok(_) => CheckState::Ok,
+            Err(_) => CheckState::Fault,
+        },
+        message: result.unwrap_or_else(|fault| fault),
+        evidence: String::new(),
+    };
+    vec![
+        check("files-as-planned", files(plan, guest, volume, media)),
+        check("registry-as-planned", edits(plan, survey)),
+    ]
+}
+
+fn files(
+    plan: &Plan,
+    guest: &dyn GuestRead,
+    volume: VolumeId,
+    media: &dyn Media,
+) -> Result<String, String> {
+    let mut count = 0;
+    for action in &plan.actions {
+        match action {
+            Action::CopyFiles { files, .. } => {
+                for file in files {
+                    let wanted = media
+                        .read(&file.from)
+                        .map_err(|e| format!("{}: {e}", file.from))?;
+                    let found = guest
+                        .read(volume, &file.to, wanted.len() as u64)
+                        .map_err(|e| format!("{}: {e}", file.to))?;
+                    if found != wanted {
+                        return Err(format!("{} differs from {}", file.to, file.from));
+                    }
+                    count += 1;
+                }
+            }
+            Action::CopyInGuest {
+                volume,
+                from,
+                to,
+                size,
+                ..
+            } => {
+                let read = |path| {
+                    let bytes = guest.read(*volume, path, *size);
+                    bytes.map_err(|e| format!("{path}: {e}"))
+                };
+                if read(from)? != read(to)? {
+                    return Err(format!("{to} differs from {from}"));
+                }
+                count += 1;
+            }
+            Action::EditHive { .. } => {}
+        }
+    }
+    Ok(format!("{count} files read back identical"))
+}
+
+fn edits(plan: &Plan, survey: &Survey) -> Result<String, String> {
+    let hives = survey.hives.as_ref().ok_or("the hives were not read")?;
+    let mut count = 0;
+    for action in &plan.actions {
+        let Action::EditHive { hive, edits, .. } = action else {
+            continue;
+        };
+        let loaded = loaded(hives, *hive).ok_or("the hive was not read")?;
+        let pending = HiveView::new(&loaded.bytes)
+            .and_then(|view| edits.pending(&view.root()?))
+            .map_err(|e| format!("{}: {e}", loaded.path))?;
+        if let Some(op) = pending.ops.first() {
+            return Err(format!("{}: {} is not as planned", loaded.path, op.key()));
+        }
+        count += edits.ops.len();
+    }
+    Ok(format!("{count} registry edits read back"))
+}
