@@ -80,7 +80,7 @@ pub fn with_disk<T>(
     let session = Session::read(&source, &source.image()?)?;
     let result = session
         .inspect()
-        .and_then(|survey| read(&survey, &session.guest));
+        .and_then(|survey| read(&survey, session.guest.reader.as_ref()));
     session.close()?;
     result
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::boot_path::Controller;
+use crate::convert::engine::{self, Engine};
 use crate::convert::machine::MachineOptions;
 use crate::convert::run::Job;
 use crate::convert::session::SourceMachine;
@@ -150,12 +151,12 @@ pub enum BootstrapArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum EngineArg {
-    /// Embedded
+    /// Embedded where libntfs-3g is installed, else guestfish
     #[default]
     Auto,
     /// In this process: no appliance, no root, no mount
     Embedded,
-    /// Through libguestfs
+    /// Through libguestfs: in an appliance VM
     Guestfish,
 }
 
@@ -223,12 +224,6 @@ impl SourceArgs {
 impl FixArgs {
     /// What the arguments and the source machine say together; arguments win.
     pub fn job(&self) -> Result<Job> {
-        if self.engine == EngineArg::Guestfish {
-            return Err(
-                Error::usage("the guestfish engine is not part of this version")
-                    .hint("leave --engine out: the embedded engine needs no appliance"),
-            );
-        }
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
@@ -272,6 +267,7 @@ impl FixArgs {
         };
         Ok(Job {
             source,
+            engine: Engine::choose(self.engine.into())?,
             media_path,
             driver_config: self.driver_config.clone(),
             bootstrap: self.bootstrap.map(BootstrapArg::controller),
@@ -338,6 +334,16 @@ impl From<NetworkArg> for Policy {
             NetworkArg::Preserve => Policy::Preserve,
             NetworkArg::Dhcp => Policy::Dhcp,
             NetworkArg::Leave => Policy::Leave,
+        }
+    }
+}
+
+impl From<EngineArg> for Option<engine::Kind> {
+    fn from(arg: EngineArg) -> Self {
+        match arg {
+            EngineArg::Auto => None,
+            EngineArg::Embedded => Some(engine::Kind::Embedded),
+            EngineArg::Guestfish => Some(engine::Kind::Guestfish),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::guest::embedded;
 use crate::report::DiskTrim;
 use crate::ui::Ui;
 
+use super::engine::Engine;
 use super::session::{Session, Source};
 
 /// Disks copied at a time. More only make the heads of one spinning disk jump; two keep a link busy
@@ -36,14 +37,10 @@ pub fn trimmed_overlay(source: &Source, overlay: &Path) -> Result<(Image, DiskTr
     }
     let image = source.image()?;
     let data = DataMap::of(&image)?;
-    let session = Session::overlay(source, &image, overlay)?;
-    let volumes = trim::trim(session.export.disk().as_ref(), &session.guest, &data)?;
+    let session = Session::overlay(Engine::EMBEDDED, source, &image, overlay)?;
+    let trimmed = trim_session(&session.export.disk(), &session.layout, source, &data)?;
     let overlay = session.export.image().clone();
     session.close()?;
-    let trimmed = DiskTrim {
-        disk: source.path.clone(),
-        volumes,
-    };
     Ok((overlay, trimmed))
 }
 

@@ -1,6 +1,7 @@
 //! The main job: from a source machine to an output folder.
 
 pub mod copy;
+pub mod engine;
 pub mod machine;
 pub mod output;
 pub mod prepare;

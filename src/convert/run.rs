@@ -24,7 +24,6 @@ use crate::fix::apply::{self, Fix};
 use crate::fix::commit;
 use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
 use crate::fix::trim::DataMap;
-use crate::guest::EmbeddedWriter;
 use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, Severity, Survey};
 use crate::plan;
@@ -37,6 +36,7 @@ use crate::ui::{Ui, document};
 use crate::verify;
 
 use super::copy::{self, DiskCopy};
+use super::engine::Engine;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
@@ -48,6 +48,7 @@ const WORK: &str = ".work";
 /// Everything the user decided.
 pub struct Job {
     pub source: SourceMachine,
+    pub engine: Engine,
     pub media_path: PathBuf,
     pub driver_config: Vec<PathBuf>,
     /// `None`: not asked for.
@@ -118,9 +119,16 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Survey, Prepared)> {
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = job.source.disks(work.path())?;
     let source = first(&disks)?;
-    let session = Session::read(source, &source.image()?)?;
+    starting(job, ui);
+    let session = Session::read_by(job.engine, source, &source.image()?)?;
     let survey = session.inspect()?;
-    let prepared = plan_for(job, &survey, &session.guest, media.as_ref(), &catalogue)?;
+    let prepared = plan_for(
+        job,
+        &survey,
+        session.guest.reader.as_ref(),
+        media.as_ref(),
+        &catalogue,
+    )?;
     session.close()?;
     Ok((survey, prepared))
 }
@@ -161,7 +169,28 @@ fn plan_for(
     Ok(prepared)
 }
 
+/// Booting an appliance takes a while.
+fn starting(job: &Job, ui: &Ui) {
+    if job.engine.starts_slowly() {
+        ui.status(
+            "Starting",
+            &format!("the libguestfs appliance ({})", job.engine.why),
+        );
+    }
+}
+
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
+    convert_job(job, ui).map_err(|error| match error.kind {
+        // What fails because of a signal fails in many ways.
+        ErrorKind::Failed if stop::requested() => Error::new(
+            ErrorKind::Interrupted,
+            "interrupted; the source is untouched",
+        ),
+        _ => error,
+    })
+}
+
+fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let start = Instant::now();
     let catalogue = job.catalogue()?;
     let media = job.media()?;
@@ -177,9 +206,16 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     let overlay = folder.path().join(".overlay.qcow2");
 
     ui.status("Inspecting", &source.path.display().to_string());
-    let session = Session::overlay(source, &image, &overlay)?;
+    starting(job, ui);
+    let session = Session::overlay(job.engine, source, &image, &overlay)?;
     let survey = session.inspect()?;
-    let prepared = plan_for(job, &survey, &session.guest, media.as_ref(), &catalogue)?;
+    let prepared = plan_for(
+        job,
+        &survey,
+        session.guest.reader.as_ref(),
+        media.as_ref(),
+        &catalogue,
+    )?;
     if !prepared.plan.blockers.is_empty() {
         return Err(prepare::refused(
             &survey.inspection,
@@ -325,22 +361,24 @@ fn fix(
             plan,
             volume,
             media,
-            before: &guest,
+            before: guest.reader.as_ref(),
             journal: &mut journal,
         };
-        fix.apply(hives, || {
-            Ok(Box::new(EmbeddedWriter::new(
-                disk,
-                &layout,
-                MountOptions {
-                    force_dirty: source.force_dirty,
-                },
-            )))
-        })
-        .map_err(Error::from)?;
+        let options = MountOptions {
+            force_dirty: source.force_dirty,
+        };
+        fix.apply(hives, || Ok(guest.writer(disk, &layout, options)))
+            .map_err(Error::from)?;
         drop(guest);
-        let trimmed = trimmed(ui, data, &export, &layout, source)?;
         let image = export.image().clone();
+        let export = if job.engine.writes_past_us() {
+            // What our connection has cached is old now.
+            export.close()?;
+            Export::<dyn BlockWrite>::open_writable(&image)?
+        } else {
+            export
+        };
+        let trimmed = trimmed(ui, data, &export, &layout, source)?;
         export.close()?;
         prove(
             ui, source, &image, journal, prepared, media, inspection, trimmed,
@@ -396,11 +434,11 @@ fn prove(
     let session = Session::read(source, overlay)?;
     let survey = session.inspect()?;
     let wanted = prepare::wanted(prepared);
-    let mut checks = verify::verify(&survey, &session.guest, &wanted);
+    let mut checks = verify::verify(&survey, session.guest.reader.as_ref(), &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,
-        &session.guest,
+        session.guest.reader.as_ref(),
         prepared.windows.system_volume,
         media,
     ));
@@ -729,7 +767,8 @@ fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -
     debug_assert!(actions.iter().all(|a| a.state != ActionState::InProgress));
     Ok(Report {
         name: name.clone(),
-        engine: "embedded",
+        engine: job.engine.name(),
+        engine_why: job.engine.why,
         ready: verify::is_ready(&fixed.checks),
         next_commands: next_commands(&name, folder.target(), &outputs),
         outputs,

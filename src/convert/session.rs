@@ -10,9 +10,10 @@ use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::guest::GuestRead;
-use crate::guest::embedded::{self, EmbeddedReader};
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
 use crate::source::SourceVm;
+
+use super::engine::{Engine, Guest};
 
 /// How a source image is named.
 #[derive(Debug, Clone)]
@@ -109,7 +110,7 @@ pub fn look<T>(
     let source = first(&disks)?;
     let session = Session::read(source, &source.image()?)?;
     let survey = session.inspect()?;
-    let seen = also(&survey, &session.guest);
+    let seen = also(&survey, session.guest.reader.as_ref());
     session.close()?;
     Ok((survey, seen))
 }
@@ -125,31 +126,37 @@ pub fn first(disks: &[Source]) -> Result<&Source> {
 pub struct Session<D: BlockRead + ?Sized> {
     pub export: Export<D>,
     pub layout: DiskLayout,
-    pub guest: EmbeddedReader,
+    pub guest: Guest,
     pub facts: SourceFacts,
     root: Option<String>,
     force_dirty: bool,
 }
 
 impl Session<dyn BlockRead> {
+    /// Reads inside this process.
     pub fn read(source: &Source, image: &Image) -> Result<Self> {
-        let export = Export::open_readonly(image)?;
+        Self::read_by(Engine::EMBEDDED, source, image)
+    }
+
+    pub fn read_by(engine: Engine, source: &Source, image: &Image) -> Result<Self> {
+        let export = Export::open_readonly_for(image, engine.reach())?;
         let disk = export.disk();
-        Self::over(export, disk, source, image)
+        Self::over(engine, export, disk, source, image)
     }
 }
 
 impl Session<dyn BlockWrite> {
     /// Reads and writes go to a new overlay; `image` stays as it is.
-    pub fn overlay(source: &Source, image: &Image, overlay: &Path) -> Result<Self> {
-        let export = Export::open_overlay(image, overlay)?;
+    pub fn overlay(engine: Engine, source: &Source, image: &Image, overlay: &Path) -> Result<Self> {
+        let export = Export::open_overlay_for(image, overlay, engine.reach())?;
         let disk: Arc<dyn BlockRead> = export.disk();
-        Self::over(export, disk, source, image)
+        Self::over(engine, export, disk, source, image)
     }
 }
 
 impl<D: BlockRead + ?Sized> Session<D> {
     fn over(
+        engine: Engine,
         export: Export<D>,
         disk: Arc<dyn BlockRead>,
         source: &Source,
@@ -158,8 +165,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
         let shown = source.path.display();
         let layout = partition::read_layout(disk.as_ref())
             .map_err(|e| Error::failed(format!("reading the partitions of {shown}")).because(e))?;
-        let guest = embedded::open(disk, &layout)
-            .map_err(|e| Error::failed(format!("opening the volumes of {shown}")).because(e))?;
+        let guest = engine.open(&export, disk, &layout, &shown.to_string())?;
         Ok(Self {
             export,
             layout,
@@ -185,8 +191,13 @@ impl<D: BlockRead + ?Sized> Session<D> {
             root: self.root.clone(),
             force_dirty: self.force_dirty,
         };
-        inspect::inspect(&self.guest, &self.layout, self.facts.clone(), &options)
-            .map_err(|e| refusal(e, &self.facts.path))
+        inspect::inspect(
+            self.guest.reader.as_ref(),
+            &self.layout,
+            self.facts.clone(),
+            &options,
+        )
+        .map_err(|e| refusal(e, &self.facts.path))
     }
 }
 

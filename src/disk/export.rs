@@ -3,15 +3,18 @@
 //! What may be done is in the type: `Export<dyn BlockRead>` has no way to write, and QEMU opened
 //! the image read-only. The daemon gets the listening socket and our connection is already waiting
 //! in it; the socket's folder is removed before the daemon starts, so nobody else can connect and
-//! nothing is left behind, however we end.
+//! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::block::{BlockRead, BlockWrite};
 use super::cache::Cached;
@@ -19,7 +22,8 @@ use super::chain::{Image, ImageError};
 use super::nbd::Nbd;
 use crate::tool::{Child, ToolError, qemu_img, qsd};
 
-const EXPORT: &str = "disk";
+/// The name of the export on the storage daemon's socket.
+pub const EXPORT: &str = "disk";
 /// How long the daemon may take to write out and close the image.
 const CLOSE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a daemon that hung up may take to end.
@@ -76,17 +80,33 @@ pub struct Export<D: ?Sized> {
     daemon: Child,
     image: Image,
     writable: bool,
+    /// The folder of the socket, when others are to connect too.
+    folder: Option<TempDir>,
+}
+
+/// Who may connect to the storage daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// We alone.
+    Private,
+    /// Other programs of this user, through [`Export::socket`].
+    User,
 }
 
 impl Export<dyn BlockRead> {
     pub fn open_readonly(image: &Image) -> Result<Self> {
-        let (connection, daemon) = start(image, false)?;
+        Self::open_readonly_for(image, Reach::Private)
+    }
+
+    pub fn open_readonly_for(image: &Image, reach: Reach) -> Result<Self> {
+        let (connection, daemon, folder) = start(image, false, reach)?;
         Ok(Self {
             disk: connection.clone(),
             connection,
             daemon,
             image: image.clone(),
             writable: false,
+            folder,
         })
     }
 }
@@ -95,6 +115,10 @@ impl Export<dyn BlockWrite> {
     /// Creates a qcow2 at `overlay` that takes all writes; the image itself is only read. The
     /// overlay does not name its backing file: it is of use only with [`Export::image`].
     pub fn open_overlay(image: &Image, overlay: &Path) -> Result<Self> {
+        Self::open_overlay_for(image, overlay, Reach::Private)
+    }
+
+    pub fn open_overlay_for(image: &Image, overlay: &Path, reach: Reach) -> Result<Self> {
         if overlay.symlink_metadata().is_ok() {
             return Err(ExportError::Exists {
                 path: overlay.into(),
@@ -103,18 +127,23 @@ impl Export<dyn BlockWrite> {
         let image = image.with_overlay(overlay)?;
         qemu_img::create(image.path(), "qcow2", image.virtual_size())
             .map_err(|e| ImageError::from_tool(overlay, e))?;
-        Self::open_writable(&image)
+        Self::open_writable_for(&image, reach)
     }
 
     /// Opens the image itself for writing.
     pub fn open_writable(image: &Image) -> Result<Self> {
-        let (connection, daemon) = start(image, true)?;
+        Self::open_writable_for(image, Reach::Private)
+    }
+
+    fn open_writable_for(image: &Image, reach: Reach) -> Result<Self> {
+        let (connection, daemon, folder) = start(image, true, reach)?;
         Ok(Self {
             disk: connection.clone(),
             connection,
             daemon,
             image: image.clone(),
             writable: true,
+            folder,
         })
     }
 }
@@ -128,6 +157,16 @@ impl<D: ?Sized> Export<D> {
     /// What is exported: with [`Export::open_overlay`] the overlay over its source.
     pub fn image(&self) -> &Image {
         &self.image
+    }
+
+    /// Where other programs reach the daemon's export [`EXPORT`], with [`Reach::User`]. What they
+    /// write passes our cache by: [`Export::disk`] may then still give the old contents.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.folder.as_ref().map(|f| f.path().join(SOCKET))
+    }
+
+    pub fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// The daemon's process id.
@@ -154,16 +193,18 @@ impl<D: ?Sized> Export<D> {
     }
 }
 
-fn start(image: &Image, writable: bool) -> Result<(Arc<Disk>, Child)> {
+type Started = (Arc<Disk>, Child, Option<TempDir>);
+
+fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
     image.refuse_if_in_use(writable)?;
-    let (listener, stream) = private_socket().map_err(ExportError::Setup)?;
+    let (listener, stream, folder) = socket(reach).map_err(ExportError::Setup)?;
     let mut daemon = qsd::serve(listener.into(), &image.blockdev(writable), EXPORT, writable)
         .map_err(ImageError::from)?;
     match Nbd::handshake(stream, EXPORT) {
         Ok(nbd) if writable && nbd.is_read_only() => Err(ExportError::Setup(io::Error::other(
             "the storage daemon exports the image read-only",
         ))),
-        Ok(nbd) => Ok((Arc::new(Cached::new(nbd)), daemon)),
+        Ok(nbd) => Ok((Arc::new(Cached::new(nbd)), daemon, folder)),
         // It hangs up when it cannot open the image, and then says why.
         Err(e) => match daemon.wait(FAIL_LIMIT) {
             Err(error @ ToolError::Failed { .. }) => {
@@ -174,14 +215,23 @@ fn start(image: &Image, writable: bool) -> Result<(Arc<Disk>, Child)> {
     }
 }
 
-/// A listening socket with one connection waiting in it, and no name any more.
-fn private_socket() -> io::Result<(UnixListener, UnixStream)> {
-    let folder = tempfile::Builder::new().prefix("hyper2kvm-").tempdir()?;
+const SOCKET: &str = "nbd";
+
+/// A listening socket with one connection waiting in it. Its name is gone, unless others are to
+/// connect; then it is in a folder that only this user can enter.
+fn socket(reach: Reach) -> io::Result<(UnixListener, UnixStream, Option<TempDir>)> {
+    let folder = tempfile::Builder::new()
+        .prefix("hyper2kvm-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()?;
     // The path of a socket may have 107 bytes; this one is short wherever the folder is.
     let handle = File::open(folder.path())?;
-    let path = format!("/proc/self/fd/{}/nbd", handle.as_raw_fd());
+    let path = format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd());
     let listener = UnixListener::bind(&path)?;
     let stream = UnixStream::connect(&path)?;
+    if reach == Reach::User {
+        return Ok((listener, stream, Some(folder)));
+    }
     folder.close()?;
-    Ok((listener, stream))
+    Ok((listener, stream, None))
 }

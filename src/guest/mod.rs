@@ -7,6 +7,9 @@ pub mod embedded;
 mod fat_read;
 mod fat_write;
 pub mod fs;
+pub mod guestfish;
+mod guestfish_tar;
+mod guestfish_write;
 pub mod logfile;
 pub mod ntfs3g;
 mod ntfs_data;
@@ -23,6 +26,7 @@ mod writer;
 mod tests;
 
 pub use embedded::EmbeddedReader;
+pub use guestfish_write::GuestfishWriter;
 pub use path::{GuestPath, PathError};
 pub use writer::EmbeddedWriter;
 
@@ -135,6 +139,8 @@ pub enum GuestError {
     Io(#[from] std::io::Error),
     #[error("{what} is not available on this host")]
     MissingTool { what: String, hint: String },
+    #[error("the libguestfs appliance does not start: {reason}")]
+    Appliance { reason: String, hint: String },
 }
 
 pub type Result<T, E = GuestError> = std::result::Result<T, E>;

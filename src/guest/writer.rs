@@ -70,7 +70,12 @@ impl EmbeddedWriter {
 
 /// Refuses a volume that Windows has not let go of. libntfs-3g checks the log and the hibernation
 /// file too, but not the dirty flag, and gives only a number for a reason.
-fn check_ntfs(disk: Arc<dyn BlockRead>, start: u64, len: u64, options: MountOptions) -> Result<()> {
+pub(super) fn check_ntfs(
+    disk: Arc<dyn BlockRead>,
+    start: u64,
+    len: u64,
+    options: MountOptions,
+) -> Result<()> {
     let root = GuestPath::root();
     let volume = NtfsVolume::open(disk, start, len).map_err(|e| e.at(&root))?;
     let refuse = |reason: &str| {

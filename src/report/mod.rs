@@ -74,6 +74,7 @@ pub struct Outputs {
 pub struct Report {
     pub name: String,
     pub engine: &'static str,
+    pub engine_why: &'static str,
     /// Proved by reading the result back: the controllers asked for are ready.
     pub ready: bool,
     pub outputs: Outputs,

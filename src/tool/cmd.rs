@@ -36,6 +36,7 @@ pub struct Cmd {
     env: Vec<(OsString, OsString)>,
     folder: Option<PathBuf>,
     stdin: Option<OwnedFd>,
+    output: Option<(OwnedFd, OwnedFd)>,
     timeout: Option<Duration>,
     stdout_limit: usize,
     accept: Vec<i32>,
@@ -63,6 +64,7 @@ impl Cmd {
             env: Vec::new(),
             folder: None,
             stdin: None,
+            output: None,
             timeout: None,
             stdout_limit: STDOUT_LIMIT,
             accept: Vec::new(),
@@ -103,6 +105,14 @@ impl Cmd {
     #[must_use]
     pub fn stdin(mut self, fd: impl Into<OwnedFd>) -> Self {
         self.stdin = Some(fd.into());
+        self
+    }
+
+    /// Where stdout and stderr go, instead of to us: two handles of one pipe for a conversation in
+    /// which their order matters. For [`Cmd::spawn`].
+    #[must_use]
+    pub fn output(mut self, stdout: impl Into<OwnedFd>, stderr: impl Into<OwnedFd>) -> Self {
+        self.output = Some((stdout.into(), stderr.into()));
         self
     }
 
@@ -281,14 +291,15 @@ impl Cmd {
 
     fn start(mut self, want_stdout: bool) -> Result<Child> {
         let (mut command, tool) = self.command()?;
+        let (stdout, stderr) = match self.output.take() {
+            Some((stdout, stderr)) => (stdout.into(), stderr.into()),
+            None if want_stdout => (Stdio::piped(), Stdio::piped()),
+            None => (Stdio::null(), Stdio::piped()),
+        };
         command
             .stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from))
-            .stdout(if want_stdout {
-                Stdio::piped()
-            } else {
-                Stdio::null()
-            })
-            .stderr(Stdio::piped())
+            .stdout(stdout)
+            .stderr(stderr)
             .process_group(0);
         tracing::debug!(?command, "starting");
         let fail = |source| ToolError::Io {

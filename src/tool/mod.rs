@@ -7,6 +7,7 @@
 //! - [`host`]: which tools there are on this host and which packages have the missing ones.
 
 pub mod cmd;
+pub mod guestfish;
 pub mod hivexregedit;
 pub mod host;
 pub mod launcher;

@@ -1,0 +1,354 @@
+//! Writing through guestfish: the appliance that read the disk writes it too.
+//!
+//! A volume is mounted for writing at its first change, after the same check of its metadata as in
+//! the embedded engine. Contents go in with `upload`, which keeps the record, the security descriptor
+//! and the attributes of a file that exists. New files and folders go in as a tar archive of one
+//! member, because they need a security descriptor: that of a sibling, else of their folder.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::sync::Arc;
+
+use super::guestfish::{
+    ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, mount_point, text,
+};
+use super::guestfish_tar::archive;
+use super::ntfs3g::MountOptions;
+use super::writer::check_ntfs;
+use super::{
+    Extent, FileKind, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId, check_extents,
+    embedded,
+};
+use crate::disk::block::BlockWrite;
+use crate::disk::layout::{DiskLayout, Partition};
+use crate::tool::guestfish::Line;
+
+/// Writes to the volumes of a disk. The disk must be attached writable to the appliance.
+pub struct GuestfishWriter {
+    appliance: Appliance,
+    disk: Arc<dyn BlockWrite>,
+    options: MountOptions,
+    partitions: Vec<Partition>,
+    writable: BTreeSet<VolumeId>,
+    models: Models,
+}
+
+/// The security descriptor for new files (`false`) and folders (`true`), by parent.
+type Models = HashMap<(String, bool), Vec<u8>>;
+
+/// How many siblings are asked for their security descriptor.
+const MAX_SIBLINGS: usize = 64;
+
+impl GuestfishWriter {
+    pub fn new(
+        appliance: Appliance,
+        disk: Arc<dyn BlockWrite>,
+        layout: &DiskLayout,
+        options: MountOptions,
+    ) -> Self {
+        Self {
+            partitions: embedded::partitions(disk.as_ref(), layout),
+            appliance,
+            disk,
+            options,
+            writable: BTreeSet::new(),
+            models: HashMap::new(),
+        }
+    }
+
+    /// Mounts for writing what is mounted for reading.
+    fn ready(&mut self, volume: VolumeId) -> Result<()> {
+        if self.writable.contains(&volume) {
+            return Ok(());
+        }
+        let partition = self
+            .partitions
+            .iter()
+            .find(|p| p.index == volume.0)
+            .ok_or(GuestError::NoVolume(volume))?;
+        let (start, len) = (partition.start_bytes, partition.size_bytes);
+        self.appliance.with(|inner| {
+            let kind = *inner
+                .mounts
+                .get(&volume)
+                .ok_or(GuestError::NoVolume(volume))?;
+            let options = match kind {
+                FsKind::Ntfs => {
+                    check_ntfs(self.disk.clone(), start, len, self.options)?;
+                    ""
+                }
+                _ => "utf8",
+            };
+            let unmounted = inner.one(Line::new("umount").arg(mount_point(volume)))?;
+            let mounted = match unmounted {
+                Ok(_) => inner.mount(volume, kind, options)?,
+                Err(reason) => Err(reason),
+            };
+            mounted.map(drop).map_err(|reason| GuestError::Op {
+                op: "mounting for writing",
+                path: "\\".to_string(),
+                reason,
+            })
+        })?;
+        self.writable.insert(volume);
+        Ok(())
+    }
+
+    /// Finds the path on a writable volume and works there.
+    fn change<T>(
+        &mut self,
+        op: &'static str,
+        volume: VolumeId,
+        path: &GuestPath,
+        work: impl FnOnce(&mut Inner, &Place, &Failure<'_>, &mut Models) -> Result<T>,
+    ) -> Result<T> {
+        self.ready(volume)?;
+        let failure = Failure { op, path };
+        let models = &mut self.models;
+        self.appliance.with(|inner| {
+            let place = inner
+                .find(volume, path)?
+                .ok_or_else(|| failure.not_found())?;
+            if place.entry.as_ref().is_some_and(|entry| entry.link) {
+                return Err(failure.because("it is a reparse point".to_string()));
+            }
+            work(inner, &place, &failure, models)
+        })
+    }
+}
+
+struct Failure<'a> {
+    op: &'static str,
+    path: &'a GuestPath,
+}
+
+impl Failure<'_> {
+    fn because(&self, reason: String) -> GuestError {
+        let path = self.path.to_string();
+        if reason.contains("No space left on device") {
+            return GuestError::NoSpace { path };
+        }
+        let op = self.op;
+        GuestError::Op { op, path, reason }
+    }
+
+    fn not_found(&self) -> GuestError {
+        GuestError::NotFound {
+            path: self.path.to_string(),
+        }
+    }
+
+    fn wrong_kind(&self, expected: &'static str) -> GuestError {
+        GuestError::WrongKind {
+            path: self.path.to_string(),
+            expected,
+        }
+    }
+}
+
+/// Runs the commands; the first failure is the result.
+fn all(inner: &mut Inner, failure: &Failure<'_>, lines: &[Line]) -> Result<()> {
+    for reply in inner.run(lines)? {
+        reply.map_err(|reason| failure.because(reason))?;
+    }
+    Ok(())
+}
+
+/// The security descriptor a new file or folder gets; `None` on FAT, which has none.
+fn model<'m>(
+    inner: &mut Inner,
+    models: &'m mut Models,
+    volume: VolumeId,
+    place: &Place,
+    kind: FileKind,
+    failure: &Failure<'_>,
+) -> Result<Option<&'m [u8]>> {
+    if inner.mounts.get(&volume) != Some(&FsKind::Ntfs) {
+        return Ok(None);
+    }
+    let key = (place.parent.clone(), kind == FileKind::Dir);
+    if !models.contains_key(&key) {
+        let siblings: Vec<String> = inner
+            .folder(&place.parent)?
+            .values()
+            .filter(|entry| entry.kind == kind && !entry.link)
+            .map(|entry| format!("{}/{}", place.parent, entry.name))
+            .take(MAX_SIBLINGS)
+            .collect();
+        let mut from = place.parent.clone();
+        for sibling in siblings {
+            let flags = inner.one(attribute(&sibling, ATTRIBUTES))?;
+            let flags = flags.map_err(|reason| failure.because(reason))?;
+            let flags = flags.first_chunk().map_or(0, |b| u32::from_be_bytes(*b));
+            if flags & HIDDEN_OR_SYSTEM == 0 {
+                from = sibling;
+                break;
+            }
+        }
+        let security = inner.one(attribute(&from, "system.ntfs_acl"))?;
+        let security = security.map_err(|reason| failure.because(reason))?;
+        models.insert(key.clone(), security);
+    }
+    Ok(models.get(&key).map(Vec::as_slice))
+}
+
+fn create(
+    inner: &mut Inner,
+    place: &Place,
+    failure: &Failure<'_>,
+    kind: FileKind,
+    security: Option<&[u8]>,
+    contents: &[u8],
+) -> Result<()> {
+    let name = failure.path.name().unwrap_or_default();
+    let file = inner.file();
+    fs::write(&file, archive(name, kind, security, contents))?;
+    let line = Line::new("tar-in")
+        .arg(text(&file)?)
+        .arg(&place.parent)
+        .arg("xattrs:true");
+    let created = all(inner, failure, &[line]);
+    fs::remove_file(&file)?;
+    created
+}
+
+fn entry(path: &GuestPath, place: &Place, kind: FileKind, size: u64) -> Entry {
+    let name = match &place.entry {
+        Some(old) => old.name.clone(),
+        None => path.name().unwrap_or_default().to_string(),
+    };
+    Entry {
+        name,
+        kind,
+        size,
+        link: false,
+    }
+}
+
+impl GuestWrite for GuestfishWriter {
+    fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
+        self.change(
+            "creating the folder",
+            volume,
+            path,
+            |inner, place, failure, models| {
+                if place.entry.is_some() {
+                    return Err(failure.because("the name is taken".to_string()));
+                }
+                let security = model(inner, models, volume, place, FileKind::Dir, failure)?;
+                create(inner, place, failure, FileKind::Dir, security, &[])?;
+                inner.remember(place, Some(entry(path, place, FileKind::Dir, 0)));
+                Ok(())
+            },
+        )
+    }
+
+    fn write_file(&mut self, volume: VolumeId, path: &GuestPath, contents: &[u8]) -> Result<()> {
+        self.change("writing", volume, path, |inner, place, failure, models| {
+            if matches!(&place.entry, Some(e) if e.kind == FileKind::Dir) {
+                return Err(failure.wrong_kind("file"));
+            }
+            if place.entry.is_none() {
+                let security = model(inner, models, volume, place, FileKind::File, failure)?;
+                create(inner, place, failure, FileKind::File, security, contents)?;
+            } else {
+                let file = inner.file();
+                fs::write(&file, contents)?;
+                let line = Line::new("upload").arg(text(&file)?).arg(&place.real);
+                let uploaded = all(inner, failure, &[line]);
+                fs::remove_file(&file)?;
+                uploaded?;
+            }
+            let size = contents.len() as u64;
+            inner.remember(place, Some(entry(path, place, FileKind::File, size)));
+            Ok(())
+        })
+    }
+
+    fn patch_file(
+        &mut self,
+        volume: VolumeId,
+        path: &GuestPath,
+        size: u64,
+        extents: &[Extent],
+    ) -> Result<()> {
+        const OP: &str = "changing";
+        check_extents(OP, path, size, extents)?;
+        self.change(OP, volume, path, |inner, place, failure, _| {
+            let old = match &place.entry {
+                None => return Err(failure.not_found()),
+                Some(e) if e.kind == FileKind::Dir => return Err(failure.wrong_kind("file")),
+                Some(e) => e.size,
+            };
+            let resize = Line::new("truncate-size")
+                .arg(&place.real)
+                .arg(size.to_string());
+            let mut lines = Vec::new();
+            // First, so that running out of space is known before the first byte is written.
+            if size > old {
+                lines.push(resize.clone());
+            }
+            let mut files = Vec::new();
+            for extent in extents.iter().filter(|e| !e.data.is_empty()) {
+                let file = inner.file();
+                fs::write(&file, &extent.data)?;
+                lines.push(
+                    Line::new("upload-offset")
+                        .arg(text(&file)?)
+                        .arg(&place.real)
+                        .arg(extent.offset.to_string()),
+                );
+                files.push(file);
+            }
+            if size < old {
+                lines.push(resize);
+            }
+            let changed = all(inner, failure, &lines);
+            for file in files {
+                fs::remove_file(file)?;
+            }
+            changed?;
+            inner.remember(place, Some(entry(path, place, FileKind::File, size)));
+            Ok(())
+        })
+    }
+
+    fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
+        self.change("removing", volume, path, |inner, place, failure, _| {
+            match &place.entry {
+                None => return Err(failure.not_found()),
+                Some(e) if e.kind == FileKind::Dir => return Err(failure.wrong_kind("file")),
+                Some(_) => {}
+            }
+            all(inner, failure, &[Line::new("rm").arg(&place.real)])?;
+            inner.remember(place, None);
+            Ok(())
+        })
+    }
+
+    fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
+        self.change(
+            "removing the folder",
+            volume,
+            path,
+            |inner, place, failure, _| {
+                match &place.entry {
+                    None => return Err(failure.not_found()),
+                    Some(e) if e.kind == FileKind::File => {
+                        return Err(failure.wrong_kind("directory"));
+                    }
+                    Some(_) => {}
+                }
+                all(inner, failure, &[Line::new("rmdir").arg(&place.real)])?;
+                inner.remember(place, None);
+                Ok(())
+            },
+        )
+    }
+
+    /// Unmounts everything and shuts the appliance down: its reader ends with it.
+    fn close(self: Box<Self>) -> Result<()> {
+        self.appliance.with(Inner::close)?;
+        self.disk.flush().map_err(GuestError::Io)
+    }
+}

@@ -1,0 +1,318 @@
+//! `guestfish`: one process for a whole session, commands on its stdin, replies on one pipe.
+//!
+//! stdout and stderr share the pipe, because their order tells what belongs to which command:
+//! guestfish flushes stdout after each one. After every command it is told to `echo` a token that
+//! nobody can guess; what comes before the token is the reply. Not `--listen`: that server would not
+//! be our child and would outlive us. This one ends at the end of its stdin, whoever closes it.
+//!
+//! Commands are given with `-` in front, so that one that fails does not end the session. Arguments
+//! are quoted with `\xHH` for everything but the plainest characters; guestfish has no shell between
+//! the pipe and its commands unless a line has a bare `|` or begins with `!`.
+
+use std::fmt::Write as _;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::{Child, Cmd, Result, ToolError, clean, stop};
+
+pub const TOOL: &str = "guestfish";
+
+/// guestfish reads a line into a buffer of 8192 bytes.
+pub const MAX_LINE: usize = 8000;
+/// What is sent before the replies are read; well below the size of a pipe, so that it never blocks.
+const WINDOW: usize = 16 << 10;
+const MAX_REPLY: usize = 64 << 20;
+const TICK: Duration = Duration::from_millis(20);
+/// How long guestfish may take to end after its last command.
+const CLOSE_LIMIT: Duration = Duration::from_secs(60);
+/// libguestfs says so before the reason of every failure.
+const FAILURE: &str = "libguestfs: error: ";
+
+/// A command with its arguments, quoted.
+#[derive(Debug, Clone)]
+pub struct Line(String);
+
+impl Line {
+    pub fn new(command: &str) -> Self {
+        Self(command.to_string())
+    }
+
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<[u8]>) -> Self {
+        self.0.push_str(" \"");
+        for &byte in arg.as_ref() {
+            if byte.is_ascii_alphanumeric() || b"/._- =,:".contains(&byte) {
+                self.0.push(char::from(byte));
+            } else {
+                // Writing to a String cannot fail.
+                let _ = write!(self.0, "\\x{byte:02x}");
+            }
+        }
+        self.0.push('"');
+        self
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What a command printed, or why libguestfs says it failed.
+pub type Reply = std::result::Result<Vec<u8>, String>;
+
+/// A running guestfish.
+pub struct Shell {
+    child: Child,
+    stdin: PipeWriter,
+    output: Receiver<Vec<u8>>,
+    token: String,
+    received: Vec<u8>,
+    /// How far `received` was searched for the token.
+    searched: usize,
+    /// All that the last command printed, when it failed.
+    failed: Vec<u8>,
+}
+
+impl Shell {
+    pub fn start() -> Result<Self> {
+        let io = |source| ToolError::Io {
+            tool: TOOL.to_string(),
+            source,
+        };
+        let (stdin, writer) = io::pipe().map_err(io)?;
+        let (reader, stdout) = io::pipe().map_err(io)?;
+        let stderr = stdout.try_clone().map_err(io)?;
+        let mut cmd = Cmd::new(TOOL)
+            .stdin(stdin)
+            .output(stdout, stderr)
+            // Set in somebody's shell they would mix with the replies.
+            .env("LIBGUESTFS_DEBUG", "0")
+            .env("LIBGUESTFS_TRACE", "0");
+        if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
+            // The libvirt backend starts QEMU as another user, who may not use our socket.
+            cmd = cmd.env("LIBGUESTFS_BACKEND", "direct");
+        }
+        let child = cmd.spawn()?;
+        let (sender, output) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("guestfish".into())
+            .spawn(move || forward(reader, &sender))
+            .map_err(io)?;
+        // Hashers are keyed by the operating system's randomness.
+        let random = || RandomState::new().hash_one(0);
+        Ok(Self {
+            child,
+            stdin: writer,
+            output,
+            token: format!("end-{:016x}{:016x}", random(), random()),
+            received: Vec::new(),
+            searched: 0,
+            failed: Vec::new(),
+        })
+    }
+
+    /// Runs the commands in order, each within `limit`, and gives the reply of each.
+    pub fn run(&mut self, lines: &[Line], limit: Duration) -> Result<Vec<Reply>> {
+        let mut replies = Vec::with_capacity(lines.len());
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let mut text = String::new();
+            let mut count = 0;
+            for line in rest {
+                if count > 0 && text.len() + line.len() > WINDOW {
+                    break;
+                }
+                if line.len() > MAX_LINE {
+                    return Err(ToolError::output(TOOL, "a command is too long"));
+                }
+                text.push_str(&format!("-{}\n-echo {}\n", line.0, self.token));
+                count += 1;
+            }
+            if self.stdin.write_all(text.as_bytes()).is_err() {
+                return Err(self.gone());
+            }
+            for _ in 0..count {
+                let output = self.reply(limit)?;
+                replies.push(match failure(&output) {
+                    None => Ok(output),
+                    Some(reason) => {
+                        self.failed = output;
+                        Err(reason)
+                    }
+                });
+            }
+            rest = &rest[count..];
+        }
+        Ok(replies)
+    }
+
+    /// Runs one command.
+    pub fn one(&mut self, line: Line, limit: Duration) -> Result<Reply> {
+        let replies = self.run(&[line], limit)?;
+        replies
+            .into_iter()
+            .next()
+            .ok_or_else(|| ToolError::output(TOOL, "no reply"))
+    }
+
+    fn reply(&mut self, limit: Duration) -> Result<Vec<u8>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let token = self.token.as_bytes();
+            let from = self.searched.saturating_sub(token.len());
+            let found = self.received[from..]
+                .windows(token.len() + 1)
+                .position(|w| w.starts_with(token) && w.ends_with(b"\n"));
+            if let Some(at) = found {
+                let mut output = self.received.split_off(from + at + token.len() + 1);
+                std::mem::swap(&mut output, &mut self.received);
+                output.truncate(from + at);
+                self.searched = 0;
+                return Ok(output);
+            }
+            self.searched = self.received.len();
+            match self.output.recv_timeout(TICK) {
+                Ok(chunk) => self.received.extend_from_slice(&chunk),
+                Err(RecvTimeoutError::Timeout) if self.child.try_wait()?.is_none() => {}
+                Err(_) => return Err(self.gone()),
+            }
+            if self.received.len() > MAX_REPLY {
+                return Err(ToolError::TooMuchOutput {
+                    tool: TOOL.to_string(),
+                    limit: MAX_REPLY,
+                });
+            }
+            if stop::requested() {
+                return Err(ToolError::Interrupted);
+            }
+            if Instant::now() > deadline {
+                return Err(ToolError::TimedOut {
+                    tool: TOOL.to_string(),
+                    after: limit,
+                });
+            }
+        }
+    }
+
+    /// What came since the last reply; for the log of a start that never ended.
+    pub fn unanswered(&self) -> &[u8] {
+        &self.received
+    }
+
+    /// All that the last command that failed printed, the reason included.
+    pub fn last_failure(&self) -> &[u8] {
+        &self.failed
+    }
+
+    fn gone(&mut self) -> ToolError {
+        while let Ok(chunk) = self.output.recv_timeout(TICK) {
+            self.received.extend_from_slice(&chunk);
+        }
+        let said = failure(&self.received).unwrap_or_else(|| clean(&self.received));
+        match self.child.wait(CLOSE_LIMIT) {
+            Err(ToolError::Failed { tool, status, .. }) => ToolError::Failed {
+                tool,
+                status,
+                stderr: said,
+            },
+            Err(error) => error,
+            Ok(()) => ToolError::output(TOOL, format!("it ended early: {said}")),
+        }
+    }
+
+    /// Ends guestfish and with it the appliance.
+    pub fn close(mut self) -> Result<()> {
+        drop(self.stdin);
+        self.child.wait(CLOSE_LIMIT)
+    }
+}
+
+fn forward(mut pipe: PipeReader, sender: &mpsc::Sender<Vec<u8>>) {
+    let mut buf = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = pipe.read(&mut buf) {
+        if sender.send(buf[..n].to_vec()).is_err() {
+            break;
+        }
+    }
+}
+
+/// The reason when the output is that of a command that failed.
+fn failure(output: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(output);
+    let at = text.rfind(FAILURE).map(|at| at + FAILURE.len());
+    // Its own mistakes in our commands begin otherwise.
+    let ours = || text.starts_with("guestfish: ") || text.ends_with(": unknown command\n");
+    let at = at.or_else(|| ours().then_some(0))?;
+    Some(clean(text[at..].trim().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn quoting() {
+        let line = Line::new("ls0").arg("/a b'\"$\\|#\n").arg("ä");
+        assert_eq!(
+            line.0,
+            r#"ls0 "/a b\x27\x22\x24\x5c\x7c\x23\x0a" "\xc3\xa4""#
+        );
+    }
+
+    #[test]
+    fn failures() {
+        for (output, reason) in [
+            ("", None),
+            ("data", None),
+            (
+                "*stdin*:4: libguestfs: error: rm: /x: No such file\n",
+                Some("rm: /x: No such file"),
+            ),
+            ("guestfish: unterminated\n", Some("guestfish: unterminated")),
+        ] {
+            assert_eq!(failure(output.as_bytes()).as_deref(), reason, "{output}");
+        }
+    }
+
+    /// No appliance is started: these commands work without one.
+    #[test]
+    fn a_conversation() {
+        if super::super::find(TOOL).is_none() {
+            eprintln!("SKIP guestfish is not installed");
+            return;
+        }
+        let mut shell = Shell::start().unwrap();
+        let odd = "a 'b' \"c\" \\ $HOME * ~ | cat # ä";
+        let replies = shell
+            .run(
+                &[
+                    Line::new("echo").arg(odd),
+                    Line::new("ls").arg("/"),
+                    Line::new("no-such-command"),
+                    Line::new("echo").arg("on"),
+                ],
+                LIMIT,
+            )
+            .unwrap();
+        assert_eq!(replies[0], Ok(format!("{odd}\n").into_bytes()));
+        assert!(replies[1].as_ref().unwrap_err().contains("launch"));
+        assert!(replies[2].is_err(), "{:?}", replies[2]);
+        assert_eq!(replies[3], Ok(b"on\n".to_vec()));
+        // More than a pipe holds, in one go.
+        let many = vec![Line::new("echo").arg("x".repeat(500)); 400];
+        assert!(shell.run(&many, LIMIT).unwrap().iter().all(Result::is_ok));
+        shell.close().unwrap();
+
+        let mut shell = Shell::start().unwrap();
+        let ended = shell.one(Line::new("quit"), LIMIT);
+        assert!(ended.is_err(), "{ended:?}");
+    }
+}
