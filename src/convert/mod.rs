@@ -2,6 +2,8 @@
 
 pub mod copy;
 pub mod engine;
+mod finish;
+mod in_place;
 pub mod machine;
 pub mod output;
 pub mod prepare;

@@ -6,37 +6,34 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::boot::quote;
 use crate::boot_path::Controller;
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
-use crate::disk::partition;
-use crate::domain::{Bootstrap, DiskFormat, Drivers, Stage};
+use crate::domain::DiskFormat;
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix};
-use crate::fix::commit;
-use crate::fix::journal::{self, ActionState, DiskRef, Journal, State};
+use crate::fix::journal::{self, DiskRef, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, Severity, Survey};
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
-use crate::report::{
-    self, ActionLine, Bytes, Check, CheckState, DiskTrim, Outputs, Report, Timings,
-};
-use crate::tool::{qemu_img, stop};
+use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Timings};
+use crate::tool::stop;
 use crate::ui::{Ui, document};
 use crate::verify;
 
 use super::copy::{self, DiskCopy};
 use super::engine::Engine;
+use super::finish::finish;
+use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
@@ -74,7 +71,7 @@ pub struct Job {
 }
 
 impl Job {
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         safe_name(&self.machine.name)
     }
 
@@ -302,13 +299,13 @@ fn complete(
 }
 
 /// The proved overlay and what is known of it.
-struct Fixed {
-    image: Image,
-    journal: Journal,
-    before: Inspection,
-    after: Inspection,
-    checks: Vec<Check>,
-    trim: Vec<DiskTrim>,
+pub(super) struct Fixed {
+    pub(super) image: Image,
+    pub(super) journal: Journal,
+    pub(super) before: Inspection,
+    pub(super) after: Inspection,
+    pub(super) checks: Vec<Check>,
+    pub(super) trim: Vec<DiskTrim>,
 }
 
 #[expect(clippy::too_many_arguments)]
@@ -468,10 +465,10 @@ fn prove(
 }
 
 /// The disks in their final state, and what it took.
-struct Disks {
-    targets: Vec<TargetDisk>,
-    bytes: Bytes,
-    fixed: Fixed,
+pub(super) struct Disks {
+    pub(super) targets: Vec<TargetDisk>,
+    pub(super) bytes: Bytes,
+    pub(super) fixed: Fixed,
 }
 
 fn copy_disks(
@@ -561,272 +558,6 @@ fn copy_disks(
     })
 }
 
-/// Commits the proved overlay to the source disk.
-fn in_place(
-    ui: &Ui,
-    image: &Image,
-    disks: &[Source],
-    mut fixed: Fixed,
-    prepared: &Prepared,
-) -> Result<Disks> {
-    let mut targets = vec![TargetDisk {
-        path: absolute(image.path())?,
-        format: in_place_format(image)?,
-        sector_size: prepared.windows.sector_size,
-        boot: true,
-    }];
-    // The others stay as they are, and belong to the machine all the same.
-    for disk in disks.iter().skip(1) {
-        let data = disk.image()?;
-        targets.push(TargetDisk {
-            path: absolute(data.path())?,
-            format: in_place_format(&data)?,
-            sector_size: data_sector_size(&data)?,
-            boot: false,
-        });
-    }
-    let ranges = qemu_img::allocated_ranges(&fixed.image.spec())
-        .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
-    let failed = |doing: &str| {
-        let doing = doing.to_string();
-        move |e: commit::CommitError| Error::failed(doing).because(e)
-    };
-    let before = Export::<dyn BlockRead>::open_readonly(image)?;
-    let after = Export::<dyn BlockRead>::open_readonly(&fixed.image)?;
-    let changed = commit::prepare(
-        &mut fixed.journal,
-        before.disk().as_ref(),
-        after.disk().as_ref(),
-        &ranges,
-    )
-    .map_err(failed(
-        "saving the blocks to be changed; the disk was not changed",
-    ))?;
-    after.close()?;
-    before.close()?;
-    stopped()?;
-    ui.status(
-        "Committing",
-        &format!(
-            "{} to {}",
-            crate::ui::bytes(changed),
-            image.path().display()
-        ),
-    );
-    // Else not even opened for writing: QEMU would touch the header of a qcow2.
-    if changed != 0
-        && let Err(error) = write_to_source(image, &mut fixed.journal)
-    {
-        return Err(roll_back_after(image, &mut fixed.journal, error));
-    }
-    Ok(Disks {
-        targets,
-        bytes: Bytes {
-            virtual_size: image.virtual_size(),
-            read: 0,
-            written: changed,
-            skipped: image.virtual_size().saturating_sub(changed),
-        },
-        fixed,
-    })
-}
-
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path)
-        .map_err(|e| Error::failed(format!("{} has no absolute path", path.display())).because(e))
-}
-
-/// What the partition table of a disk without Windows was written for; 512 where there is none.
-fn data_sector_size(image: &Image) -> Result<u32> {
-    let export = Export::<dyn BlockRead>::open_readonly(image)?;
-    let layout = partition::read_layout(export.disk().as_ref());
-    export.close()?;
-    Ok(layout.map_or(512, |layout| layout.sector_size))
-}
-
-/// The formats KVM runs a machine from; others have to be converted.
-fn in_place_format(image: &Image) -> Result<DiskFormat> {
-    match image.format().driver() {
-        "qcow2" => Ok(DiskFormat::Qcow2),
-        "raw" => Ok(DiskFormat::Raw),
-        other => Err(Error::usage(format!(
-            "--in-place works on qcow2 and raw disks, and this is {other}"
-        ))
-        .hint("convert without --in-place: the source is not changed then")),
-    }
-}
-
-fn write_to_source(image: &Image, journal: &mut Journal) -> Result<()> {
-    let export = Export::<dyn BlockWrite>::open_writable(image)?;
-    commit::commit(journal, export.disk().as_ref())
-        .map_err(|e| Error::failed("writing the disk").because(e))?;
-    Ok(export.close()?)
-}
-
-/// After a failed commit: restores the disk and says which of the two it is.
-fn roll_back_after(image: &Image, journal: &mut Journal, error: Error) -> Error {
-    if journal.doc.state == State::Verified {
-        // The commit failed before it wrote.
-        return error;
-    }
-    let restored = Export::<dyn BlockWrite>::open_writable(image)
-        .map_err(Error::from)
-        .and_then(|export| {
-            commit::rollback(journal, export.disk().as_ref(), true)
-                .map_err(|e| Error::failed("rolling back").because(e))?;
-            Ok(export.close()?)
-        });
-    match restored {
-        Ok(()) if error.is_interrupted() => {
-            Error::new(ErrorKind::Interrupted, "interrupted; the disk was restored")
-        }
-        Ok(()) => Error::new(
-            ErrorKind::RolledBack,
-            "the fix failed and the disk was restored",
-        )
-        .because(error),
-        Err(second) => Error::new(
-            ErrorKind::NotRolledBack,
-            format!("the fix failed and the disk could NOT be restored: {second}"),
-        )
-        .because(error)
-        .hint(format!(
-            "keep {} and run: hyper2kvm rollback --journal {}",
-            journal.folder().display(),
-            journal.path().display()
-        )),
-    }
-}
-
-/// Domain XML, probe disk and the report.
-fn finish(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -> Result<Report> {
-    let name = job.name();
-    let Disks {
-        targets,
-        bytes,
-        fixed,
-    } = disks;
-    let in_target = |file: String| folder.target().join(file);
-    let options = MachineOptions {
-        name: name.clone(),
-        probe: in_target(format!("{name}-probe.qcow2")),
-        nvram: in_target(format!("{name}-nvram.fd")),
-        driver_iso: iso(&job.media_path),
-        drivers: optional_drivers(prepared),
-        ..job.machine.clone()
-    };
-    let machine = machine::machine(
-        &fixed.after,
-        &prepared.windows,
-        prepared.bootstrap,
-        &targets,
-        &options,
-    );
-    let (firmware, warning) = machine::firmware(&machine, options.portable);
-    let mut warnings = prepared.plan.warnings.clone();
-    warnings.extend(warning);
-    let final_xml = format!("{name}-final.xml");
-    machine::write_xml(
-        &machine,
-        Stage::Final,
-        &firmware,
-        &folder.path().join(&final_xml),
-    )?;
-    let bootstrap_xml = if machine.bootstrap == Bootstrap::None {
-        None
-    } else {
-        let file = format!("{name}-bootstrap.xml");
-        machine::write_xml(
-            &machine,
-            Stage::Bootstrap,
-            &firmware,
-            &folder.path().join(&file),
-        )?;
-        let probe = folder.path().join(format!("{name}-probe.qcow2"));
-        qemu_img::create(&probe, "qcow2", PROBE_SIZE)
-            .map_err(|e| Error::failed("creating the probe disk").because(e))?;
-        Some(in_target(file))
-    };
-    let outputs = Outputs {
-        disks: targets.iter().map(|t| t.path.clone()).collect(),
-        bootstrap_xml,
-        final_xml: Some(in_target(final_xml)),
-        report: Some(folder.target().join("report.json")),
-    };
-    let actions = fixed
-        .journal
-        .doc
-        .actions
-        .iter()
-        .map(|a| ActionLine {
-            id: a.id.clone(),
-            state: a.state,
-            description: a.description.clone(),
-        })
-        .collect::<Vec<_>>();
-    debug_assert!(actions.iter().all(|a| a.state != ActionState::InProgress));
-    Ok(Report {
-        name: name.clone(),
-        engine: job.engine.name(),
-        engine_why: job.engine.why,
-        ready: verify::is_ready(&fixed.checks),
-        next_commands: next_commands(&name, folder.target(), &outputs),
-        outputs,
-        actions,
-        controllers: fixed.after.controllers.clone(),
-        controllers_before: fixed.before.controllers.clone(),
-        checks: fixed.checks,
-        warnings,
-        timings: Timings::default(),
-        bytes,
-        trim: fixed.trim,
-        inspection: fixed.before,
-    })
-}
-
-/// Small, blank, and large enough for Windows to take it for a disk.
-const PROBE_SIZE: u64 = 64 << 20;
-
-fn iso(path: &Path) -> Option<PathBuf> {
-    let path = std::path::absolute(path).ok()?;
-    path.is_file().then_some(path)
-}
-
-/// A driver that is only staged is installed by Windows at the first boot, so its device may be there
-/// in the final stage.
-fn optional_drivers(prepared: &Prepared) -> Drivers {
-    let has = |name: &str| {
-        prepared
-            .plan
-            .drivers
-            .iter()
-            .any(|d| d.driver.eq_ignore_ascii_case(name))
-    };
-    Drivers {
-        agent: has("vioser") || has("vioserial"),
-        balloon: has("balloon"),
-        rng: has("viorng"),
-        netkvm: has("netkvm"),
-    }
-}
-
-fn next_commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
-    let mut commands = vec![
-        format!("hyper2kvm boot {}", quote(folder)),
-        "# or step by step:".to_string(),
-    ];
-    if let Some(xml) = &outputs.bootstrap_xml {
-        commands.push(format!("virsh define {}", quote(xml)));
-        commands.push(format!("virsh start {name}"));
-        commands.push("# let Windows start once, shut it down, then switch to VirtIO:".to_string());
-    }
-    if let Some(xml) = &outputs.final_xml {
-        commands.push(format!("virsh define {}", quote(xml)));
-        commands.push(format!("virsh start {name}"));
-    }
-    commands
-}
-
 /// The generated files, to be read and kept by people.
 fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
     let folder = folder.join(GENERATED);
@@ -852,12 +583,12 @@ fn remove_work_files(folder: &Path) -> Result<()> {
     }
 }
 
-fn point(name: &str) -> Result<()> {
+pub(super) fn point(name: &str) -> Result<()> {
     failpoint::hit(name).map_err(|e| Error::failed("converting").because(e))
 }
 
 /// SIGINT and SIGTERM are honoured between steps; children are killed by the tool wrapper.
-fn stopped() -> Result<()> {
+pub(super) fn stopped() -> Result<()> {
     if stop::requested() {
         return Err(Error::new(
             ErrorKind::Interrupted,
