@@ -1,6 +1,10 @@
 //! The hives as files: sound, closed, no log that could be replayed over them; and the control set.
 
+use std::collections::BTreeMap;
+use std::thread;
+
 use super::{Context, Outcome, loaded};
+use crate::inspect::Hives;
 use crate::plan::model::HiveName;
 use crate::registry::base::BaseBlock;
 use crate::registry::walk;
@@ -13,15 +17,36 @@ pub fn sound(c: &Context<'_>, hive: HiveName) -> Outcome {
     let Some(loaded) = loaded(hives, hive) else {
         return Outcome::Ok("there is none".into());
     };
-    match walk::walk(&loaded.bytes) {
-        Ok(s) => Outcome::Ok(format!(
+    match &c.walks.get(&hive) {
+        None => Outcome::CouldNotRun("the hive was not walked".into()),
+        Some(Ok(s)) => Outcome::Ok(format!(
             "{}: {} keys, {} values",
             loaded.path, s.keys, s.values
         )),
-        Err(fault) => Outcome::Fault("the hive is not sound".into(), {
+        Some(Err(fault)) => Outcome::Fault("the hive is not sound".into(), {
             format!("{}: {fault}", loaded.path)
         }),
     }
+}
+
+pub type Walks = BTreeMap<HiveName, Result<walk::Stats, walk::Fault>>;
+
+/// Side by side: the walk of a large SOFTWARE hive takes longer than all the other checks.
+pub fn walk_all(hives: &Hives) -> Walks {
+    thread::scope(|scope| {
+        let threads: Vec<_> = HIVES
+            .iter()
+            .filter_map(|name| Some((*name, loaded(hives, *name)?)))
+            .map(|(name, loaded)| (name, scope.spawn(|| walk::walk(&loaded.bytes))))
+            .collect();
+        threads
+            .into_iter()
+            .map(|(name, thread)| match thread.join() {
+                Ok(result) => (name, result),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect()
+    })
 }
 
 const HIVES: [HiveName; 4] = [

@@ -36,6 +36,8 @@ struct CheckDef {
 struct Context<'a> {
     inspection: &'a Inspection,
     hives: Option<&'a Hives>,
+    /// Every hive walked from end to end.
+    walks: hives::Walks,
     guest: &'a dyn GuestRead,
     wanted: &'a [Controller],
 }
@@ -99,6 +101,11 @@ pub fn verify(survey: &Survey, guest: &dyn GuestRead, wanted: &[Controller]) -> 
     let context = Context {
         inspection: &survey.inspection,
         hives: survey.hives.as_ref(),
+        walks: survey
+            .hives
+            .as_ref()
+            .map(hives::walk_all)
+            .unwrap_or_default(),
         guest,
         wanted,
     };
