@@ -2,8 +2,8 @@
 //!
 //! A catalogue (`.cat`) is PKCS#7 signed data around a Microsoft certificate trust list, whose members
 //! carry the hashes of the files. Specifications: RFC 2315, RFC 5652; [MS-OSHARED] 2.3.2 for the
-//! indirect data. DER is taken apart by hand over the crate `der`: `cms` wants sets in DER order and
-//! every certificate valid, and catalogues in the field are neither.
+//! indirect data. DER is taken apart by hand over the crate `der`, which is stricter than what is
+//! known of catalogues in the field only where that does no harm.
 //!
 //! What is checked: that the catalogue lists each file, that the signer vouches for this list (its
 //! message digest) and that the certificate is not a test certificate. What is not: the signature
