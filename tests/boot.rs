@@ -160,11 +160,16 @@ fn guest(firmware: Firmware) -> Lab {
             fs::write(&payload, efi_application()).unwrap();
             let esp = lab.spec.partition(Role::Esp).unwrap();
             let image = format!("{}@@{}", lab.raw.display(), esp.start);
-            let to = "::/EFI/Boot/bootx64.efi";
-            tool(
-                "mcopy",
-                &["-o", "-i", &image, payload.to_str().unwrap(), to],
-            );
+            // Windows' own loader and the fall-back: a fall-back that is another program is replaced.
+            for to in [
+                "::/EFI/Boot/bootx64.efi",
+                "::/EFI/Microsoft/Boot/bootmgfw.efi",
+            ] {
+                tool(
+                    "mcopy",
+                    &["-o", "-i", &image, payload.to_str().unwrap(), to],
+                );
+            }
         }
     }
     lab
