@@ -9,6 +9,7 @@
 //! that name beside the `.vmx` is meant; after a snapshot `fileName` is the newest `-00000N.vmdk`,
 //! which names its parent itself.
 
+use crate::text::windows_1252;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -315,18 +316,6 @@ fn decode(value: Vec<u8>, encoding: &str) -> (String, bool) {
             (value.iter().map(|b| windows_1252(*b)).collect(), false)
         }
         _ => (String::from_utf8_lossy(&value).into_owned(), true),
-    }
-}
-
-fn windows_1252(byte: u8) -> char {
-    const HIGH: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
-        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
-        'ž', 'Ÿ',
-    ];
-    match byte {
-        0x80..=0x9f => HIGH[usize::from(byte - 0x80)],
-        _ => char::from(byte),
     }
 }
 

@@ -8,6 +8,7 @@
 //! Surprise: SetupAPI replaces tokens inside quotes too, which is why real INFs write
 //! `"%%SystemRoot%%\System32\..."`.
 
+use crate::text::windows_1252;
 use std::collections::HashMap;
 
 pub const MAX_BYTES: usize = 1024 * 1024;
@@ -356,18 +357,6 @@ pub fn decode(bytes: &[u8]) -> String {
             Ok(text) => text.to_string(),
             Err(_) => bytes.iter().map(|&b| windows_1252(b)).collect(),
         },
-    }
-}
-
-fn windows_1252(byte: u8) -> char {
-    const HIGH: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
-        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
-        'ž', 'Ÿ',
-    ];
-    match byte {
-        0x80..=0x9f => HIGH[usize::from(byte - 0x80)],
-        _ => char::from(byte),
     }
 }
 
