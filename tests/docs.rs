@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hyper2kvm::demo::{GuestSpec, WinVersion};
+use hyper2kvm::tool::host::PackageManager;
 use support::{Lab, TOOLS, binary, have, tool, virtio_win};
 
 fn root() -> &'static Path {
@@ -432,4 +433,88 @@ fn browser(lab: &Lab, args: &[&str], page: &Path) -> String {
     let said: Vec<_> = stderr.lines().filter(|l| l.contains("CONSOLE")).collect();
     assert!(said.is_empty(), "{said:?}");
     String::from_utf8(out.stdout).unwrap()
+}
+
+/// Licences whose code may be linked into a program under GPL-2.0-or-later. Apache-2.0 alone may not
+/// (Free Software Foundation, "Various Licenses and Comments about Them").
+const COMPATIBLE: [&str; 10] = [
+    "MIT",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "0BSD",
+    "Unlicense",
+    "BSL-1.0",
+    "Unicode-3.0",
+    "GPL-2.0-or-later",
+];
+
+/// Whether an SPDX expression, or cargo's older `A/B`, can be met.
+fn compatible(expression: &str) -> bool {
+    let text = expression.replace(['(', ')'], " ").replace('/', " OR ");
+    text.split(" AND ").all(|all| {
+        all.split(" OR ")
+            .any(|one| COMPATIBLE.contains(&one.trim()))
+    })
+}
+
+#[test]
+fn every_linked_crate_has_a_compatible_licence() {
+    for (expression, verdict) in [
+        ("MIT OR Apache-2.0", true),
+        ("Apache-2.0 / MIT", true),
+        ("(MIT OR Apache-2.0) AND Unicode-3.0", true),
+        ("Apache-2.0", false),
+        ("MIT AND Apache-2.0", false),
+        ("", false),
+    ] {
+        assert_eq!(compatible(expression), verdict, "{expression}");
+    }
+    let out = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--edges", "normal"])
+        .args(["--prefix", "none", "--format", "{p}|{l}"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let text = String::from_utf8(out.stdout).unwrap();
+    let mut crates: Vec<_> = text
+        .lines()
+        .filter_map(|l| l.split_once('|'))
+        .map(|(p, l)| (p, l.trim_end_matches(" (*)")))
+        .collect();
+    crates.sort_unstable();
+    crates.dedup();
+    assert!(crates.len() > 30, "{}", crates.len());
+    for (package, licence) in crates {
+        assert!(compatible(licence), "{package}: {licence:?}");
+    }
+}
+
+/// The packages depend on what `doctor` calls required.
+#[test]
+fn packages_ask_for_the_tools() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let depends = manifest
+        .lines()
+        .find(|l| l.starts_with("depends = "))
+        .unwrap();
+    let requires = manifest
+        .split("[package.metadata.generate-rpm.requires]")
+        .nth(1)
+        .and_then(|s| s.split("\n[").next())
+        .unwrap();
+    for tool in hyper2kvm::tool::host::TOOLS.iter().filter(|t| t.required) {
+        let (apt, dnf) = (
+            tool.package(PackageManager::Apt),
+            tool.package(PackageManager::Dnf),
+        );
+        assert!(depends.contains(apt), "{}: {apt}", tool.name);
+        assert!(requires.contains(dnf), "{}: {dnf}", tool.name);
+    }
 }
