@@ -41,8 +41,18 @@ pub fn shell_word(text: &str) -> String {
     if !text.is_empty() && text.bytes().all(plain) {
         text.to_owned()
     } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
+        quoted(text)
     }
+}
+
+/// A word of a shell command, in single quotes in any case.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", in_single_quotes(text))
+}
+
+/// Text between single quotes of the shell.
+pub fn in_single_quotes(text: &str) -> String {
+    text.replace('\'', r"'\''")
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::access::{self, User};
 use crate::domain::element::Element;
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::text::in_single_quotes;
 use crate::tool::virsh::Virsh;
 use crate::tool::{self, Cmd};
 
@@ -88,6 +89,16 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
                 installed.moved.push(moved);
             }
         }
+    }
+    // A script has them in JSON, and QEMU's options, besides.
+    if let Some(path) = installed.moved.iter().map(|m| &m.to).find(|p| {
+        let text = p.to_string_lossy();
+        text.contains(['"', '\\', ',', '<', '>', '&']) || text.contains(char::is_control)
+    }) {
+        return Err(Error::usage(format!(
+            "{} has characters that scripts and options cannot hold",
+            path.display()
+        )));
     }
     // Nothing is touched before it is known that everything can go.
     for Moved { from, to } in &installed.moved {
@@ -196,7 +207,8 @@ fn rewrite(element: &mut Element, moved: &[Moved]) {
     }
 }
 
-/// The same in what else names the disks: scripts, YAML, the report to look at.
+/// The same in what else names the disks: scripts and YAML, where paths are between single quotes, and
+/// the report to look at.
 fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
     let emitted = report.pointer("/outputs/emitted").and_then(Value::as_array);
     let names = emitted.into_iter().flatten().filter_map(Value::as_str);
@@ -208,10 +220,13 @@ fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
             text => text.map_err(io_error("reading", &path))?,
         };
         for Moved { from, to } in moved {
-            text = text.replace(&from.display().to_string(), &to.display().to_string());
             // The state of a TPM lies beside the variables.
-            let (from, to) = (from.with_extension("tpm"), to.with_extension("tpm"));
-            text = text.replace(&from.display().to_string(), &to.display().to_string());
+            let tpm = [from, to].map(|path| path.with_extension("tpm"));
+            for [from, to] in [[from, to], [&tpm[0], &tpm[1]]] {
+                let [from, to] =
+                    [from, to].map(|path| in_single_quotes(&path.display().to_string()));
+                text = text.replace(&from, &to);
+            }
         }
         replace(&path, text.as_bytes())?;
     }

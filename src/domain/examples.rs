@@ -23,6 +23,7 @@ const IO: &str = "native AIO blocks on the sparse files we write; it is kept for
 const EMULATOR: &str = "libvirt picks it: its path differs between distributions";
 const PS2: &str = "libvirt gives every x86 machine a PS/2 keyboard and mouse";
 const CRASH: &str = "the first boot keeps a crashed machine, so that its screen can be looked at";
+const KIB: &str = "the same in KiB, the one unit virt-xml understands";
 const PLAIN_CUSTOM: &str = "libvirt's default";
 const ONE_NAME: &str = "both stages are one machine: Windows must not see another one";
 
@@ -131,8 +132,8 @@ const EXAMPLES: [Example; 5] = [
             QXL,
             AGENT,
             &[
-                ("memory", "8192", SAME),
-                ("currentMemory", "8192", SAME),
+                ("memory", "8192", Some(("8388608", KIB))),
+                ("currentMemory", "8192", Some(("8388608", KIB))),
                 ("os/type@machine", "q35", SAME),
                 ("on_crash", "restart", Some(("preserve", CRASH))),
                 ("devices/interface/model@type", "virtio", SAME),
@@ -157,8 +158,8 @@ const EXAMPLES: [Example; 5] = [
             SATA,
             QXL,
             &[
-                ("memory", "4096", SAME),
-                ("currentMemory", "4096", SAME),
+                ("memory", "4096", Some(("4194304", KIB))),
+                ("currentMemory", "4096", Some(("4194304", KIB))),
                 ("os/type@machine", "pc-q35-8.2", SAME),
                 (
                     "os/boot@dev",
@@ -229,7 +230,7 @@ const EXAMPLES: [Example; 5] = [
                     "11111111-2222-3333-4444-555555555555",
                     Some(("564d1234-5678-9abc-def0-123456789abc", ONE_NAME)),
                 ),
-                ("memory", "8192", SAME),
+                ("memory", "8192", Some(("8388608", KIB))),
                 ("os/type@machine", "q35", SAME),
                 ("features/hyperv@mode", "custom", Some(("", PLAIN_CUSTOM))),
                 ("cpu@check", "none", SAME),
@@ -275,7 +276,7 @@ const EXAMPLES: [Example; 5] = [
                     "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
                     Some(("564d1234-5678-9abc-def0-123456789abc", ONE_NAME)),
                 ),
-                ("memory", "8192", SAME),
+                ("memory", "8192", Some(("8388608", KIB))),
                 ("os/type@machine", "q35", SAME),
                 ("features/hyperv@mode", "custom", Some(("", PLAIN_CUSTOM))),
                 ("cpu@check", "none", SAME),
@@ -303,8 +304,8 @@ const EXAMPLES: [Example; 5] = [
             TIMERS,
             VIRTIO,
             &[
-                ("memory", "4096", SAME),
-                ("currentMemory", "4096", SAME),
+                ("memory", "4096", Some(("4194304", KIB))),
+                ("currentMemory", "4096", Some(("4194304", KIB))),
                 ("os/type@machine", "q35", SAME),
                 ("features/hyperv@mode", "custom", Some(("", PLAIN_CUSTOM))),
                 ("cpu@check", "none", SAME),

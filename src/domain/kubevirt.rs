@@ -42,7 +42,7 @@ pub fn yaml(machine: &Machine, stage: Stage) -> Result<String, EmitError> {
         text.push_str("---\n");
         text.push_str(&format!(
             "# virtctl image-upload dv {disk_name} --no-create --image-path={}\n",
-            crate::text::shell_word(&path)
+            crate::text::quoted(&path)
         ));
         text.push_str(&to_yaml(&volume)?);
     }

@@ -274,9 +274,9 @@ mod tests {
         // What the patch is, what the final domain then has, what it no longer has.
         let cases = [
             (
-                "<memory>8192</memory>",
-                "<memory unit=\"MiB\">8192<",
-                ">4096</memory",
+                "<memory>8388608</memory>",
+                "<memory unit=\"KiB\">8388608<",
+                ">4194304</memory",
             ),
             (
                 "<cpu mode='host-model'/>",
@@ -306,7 +306,7 @@ mod tests {
             (
                 "<devices><video p:op='replace'><model type='none'/></video></devices>",
                 "<model type=\"none\"/>",
-                "vram",
+                "16384",
             ),
             (
                 "<clock><timer p:where='@name=hpet' present='yes'/></clock>",

@@ -13,7 +13,7 @@ use super::model::{
     Bootstrap, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
     StorageBus, Video,
 };
-use crate::text::shell_word;
+use crate::text::{quoted, shell_word};
 
 /// What Proxmox numbers: `sata0` to `sata5` and so on.
 const SATA: usize = 6;
@@ -79,7 +79,7 @@ pub fn script(m: &Machine) -> Result<String, EmitError> {
             ];
             if let Some(iso) = &m.driver_iso {
                 let iso = format!("{},media=cdrom", iso.display());
-                options.push(format!("--{early}{} {}", disks.len(), shell_word(&iso)));
+                options.push(format!("--{early}{} {}", disks.len(), quoted(&iso)));
             }
             options.extend(nics(m, Stage::Bootstrap));
             text.push_str(&command("qm set \"$vmid\"", &options));
@@ -170,7 +170,7 @@ fn import(bus: &str, n: usize, disk: &Disk) -> String {
     let from = format!(":0,import-from={}{}", disk.path.display(), options(disk));
     format!(
         "  qm set \"$vmid\" --{bus}{n} \"$storage\"{}\n",
-        shell_word(&from)
+        quoted(&from)
     )
 }
 

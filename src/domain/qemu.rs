@@ -13,7 +13,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::element::Element;
-use crate::text::shell_word;
+use crate::text::{quoted, shell_word};
 
 /// Options of the command line: the words of each, as shell text.
 struct Line(Vec<String>);
@@ -151,7 +151,7 @@ fn basics(domain: &Element, line: &mut Line) {
         cpu.push_str(",hv-time,hv-crash");
     }
     line.add("-cpu", cpu);
-    line.add("-m", format!("size={}M", text(domain, "memory")));
+    line.add("-m", format!("size={}K", text(domain, "memory")));
     let count = |name| attr(domain, "cpu/topology", name);
     line.add(
         "-smp",
@@ -207,7 +207,7 @@ fn firmware(domain: &Element, before: &mut Vec<String>, line: &mut Line) {
     let code = image("OVMF_CODE", loader.map_or("", |l| &l.text));
     let vars = image("OVMF_VARS", attr(domain, "os/nvram", "template"));
     before.push(format!("code={code}"));
-    before.push(format!("nvram={}", shell_word(nvram)));
+    before.push(format!("nvram={}", quoted(nvram)));
     before.push(format!("vars={vars}"));
     before.push("[ -e \"$nvram\" ] || cp -- \"$vars\" \"$nvram\"".to_owned());
     line.raw(format!(
@@ -393,7 +393,7 @@ fn other_device(
 /// The state of the TPM lies beside the UEFI variables; swtpm ends with QEMU.
 fn tpm(nvram: &Path, before: &mut Vec<String>, line: &mut Line) {
     let state = nvram.with_extension("tpm").display().to_string();
-    before.push(format!("tpm={}", shell_word(&state)));
+    before.push(format!("tpm={}", quoted(&state)));
     before.push("mkdir -p -- \"$tpm\"".to_owned());
     before.push(
         "swtpm socket --tpm2 --daemon --terminate --tpmstate dir=\"$tpm\" \

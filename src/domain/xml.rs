@@ -153,8 +153,10 @@ impl Builder<'_> {
             domain.push(value("genid", genid.to_string()));
         }
         domain.push(self.metadata());
-        domain.push(value("memory", m.memory_mib.to_string()).with("unit", "MiB"));
-        domain.push(value("currentMemory", m.memory_mib.to_string()).with("unit", "MiB"));
+        // virt-xml takes every number here for KiB, whatever the unit says.
+        let memory = m.memory_mib.saturating_mul(1024).to_string();
+        domain.push(value("memory", &memory).with("unit", "KiB"));
+        domain.push(value("currentMemory", &memory).with("unit", "KiB"));
         domain.push(value("vcpu", m.vcpus.to_string()).with("placement", "static"));
         if let Some(serial) = &m.serial {
             domain.push(

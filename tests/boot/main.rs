@@ -429,7 +429,12 @@ fn disks_are_installed() {
     eprintln!("by convert");
     let folder = lab.path("images");
     fs::create_dir(&folder).unwrap();
-    let args = ["--install-to", folder.to_str().unwrap()];
+    let args = [
+        "--install-to",
+        folder.to_str().unwrap(),
+        "--connect",
+        "qemu:///session",
+    ];
     let (out, report) = convert(&lab, &lab.raw, "two", &args);
     let disk = report["outputs"]["disks"][0].as_str().unwrap();
     assert_eq!(Path::new(disk), folder.join("two.qcow2"));
@@ -447,6 +452,8 @@ fn disks_are_installed() {
         "two",
         "--install-to",
         folder.to_str().unwrap(),
+        "--connect",
+        "qemu:///session",
     ])
     .expect(1);
     assert!(run.stderr.contains("exists already"), "{}", run.stderr);
@@ -577,14 +584,14 @@ fn domains_can_be_changed() {
             let mut command = std::process::Command::new("sh");
             command.args([
                 "-c",
-                r#"virt-xml --edit --memory 320 --print-xml <"$1" >"$1.new" && mv "$1.new" "$1""#,
+                r#"virt-xml --connect test:///default --edit --memory 320 --print-xml <"$1" >"$1.new" && mv "$1.new" "$1""#,
                 "sh",
             ]);
             command.arg(path);
             let run = finish(command).expect(0);
             let xml = read(path);
             assert!(
-                xml.contains("327680") || xml.contains(">320<"),
+                xml.contains("<memory unit=\"KiB\">327680<"),
                 "{}{xml}",
                 run.stderr
             );
