@@ -2,7 +2,8 @@
 //! behind.
 //!
 //! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the process
-//! by SIGKILL, `wait` goes on when a signal asked for the end. Without the variable nothing happens. The
+//! by SIGKILL, `wait` goes on when a signal asked for the end. In the confined child `abort` crashes,
+//! `hang` never returns and `escape` tries what a child must not be able to do. Without the variable nothing happens. The
 //! names are listed in `docs/reliability.md`.
 
 use std::io;
@@ -22,6 +23,9 @@ enum Action {
     Fail,
     Kill,
     Wait,
+    Abort,
+    Hang,
+    Escape,
 }
 
 fn armed() -> Option<&'static (String, Action)> {
@@ -37,6 +41,9 @@ fn parse(setting: &str) -> Option<(String, Action)> {
         "fail" => Action::Fail,
         "kill" => Action::Kill,
         "wait" => Action::Wait,
+        "abort" => Action::Abort,
+        "hang" => Action::Hang,
+        "escape" => Action::Escape,
         _ => return None,
     };
     Some((name.to_string(), action))
@@ -53,6 +60,11 @@ pub fn hit(name: &str) -> io::Result<()> {
             kill_process(getpid(), Signal::KILL)?;
             Ok(())
         }
+        Action::Abort => std::process::abort(),
+        Action::Hang => loop {
+            std::hint::spin_loop();
+        },
+        Action::Escape => Err(io::Error::other(escape())),
         Action::Wait => {
             tracing::warn!("fail point {name}: waiting");
             let start = Instant::now();
@@ -61,6 +73,40 @@ pub fn hit(name: &str) -> io::Result<()> {
             }
             Ok(())
         }
+    }
+}
+
+/// Tries to get out of a confined process and tells what was possible.
+fn escape() -> String {
+    let tried: [(&str, bool); 6] = [
+        ("read a file", std::fs::read("/etc/passwd").is_ok()),
+        ("list a folder", std::fs::read_dir("/").is_ok()),
+        (
+            "write a file",
+            std::fs::write("/tmp/hyper2kvm-escaped", "").is_ok(),
+        ),
+        (
+            "use the network",
+            std::net::UdpSocket::bind("127.0.0.1:0").is_ok(),
+        ),
+        (
+            "start a thread",
+            std::thread::Builder::new().spawn(|| ()).is_ok(),
+        ),
+        (
+            "signal its parent",
+            rustix::process::getppid()
+                .is_some_and(|parent| rustix::process::test_kill_process(parent).is_ok()),
+        ),
+    ];
+    let out: Vec<_> = tried
+        .iter()
+        .filter(|(_, out)| *out)
+        .map(|(what, _)| *what)
+        .collect();
+    match out.is_empty() {
+        true => format!("all {} ways out are closed", tried.len()),
+        false => format!("it can {}", out.join(", ")),
     }
 }
 
@@ -75,6 +121,9 @@ mod tests {
             ("copied=wait", Some(("copied", Action::Wait))),
             ("a=fail", Some(("a", Action::Fail))),
             ("copied", None),
+            ("a=abort", Some(("a", Action::Abort))),
+            ("a=hang", Some(("a", Action::Hang))),
+            ("a=escape", Some(("a", Action::Escape))),
             ("copied=explode", None),
             ("", None),
         ] {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::confine::Confinement;
 use super::{Result, ToolError, host, launcher, stop};
 
 const STDOUT_LIMIT: usize = 64 << 20;
@@ -41,6 +42,9 @@ pub struct Cmd {
     stdout_limit: usize,
     accept: Vec<i32>,
     keep_privileges: bool,
+    confinement: Confinement,
+    /// The program is this one again, in that role.
+    own: bool,
     stop: fn() -> bool,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -69,9 +73,27 @@ impl Cmd {
             stdout_limit: STDOUT_LIMIT,
             accept: Vec::new(),
             keep_privileges: false,
+            confinement: Confinement::default(),
+            own: false,
             stop: stop::requested,
             cancel: None,
         }
+    }
+
+    /// This program itself, in the role `verb` and with our process id as its argument. Only where
+    /// the launcher is enabled.
+    pub(crate) fn own(verb: &str) -> Self {
+        Self {
+            own: true,
+            ..Self::new(verb)
+        }
+    }
+
+    /// What the program may reach, instead of all that we do.
+    #[must_use]
+    pub fn confined(mut self, confinement: Confinement) -> Self {
+        self.confinement = confinement;
+        self
     }
 
     #[must_use]
@@ -274,11 +296,15 @@ impl Cmd {
             .unwrap_or(&self.program)
             .to_string_lossy()
             .into_owned();
-        let program = super::find(&self.program).ok_or_else(|| ToolError::NotFound {
-            hint: host::hint(&tool),
-            tool: tool.clone(),
-        })?;
-        let mut command = launcher::command(&program, self.keep_privileges);
+        let mut command = if self.own {
+            launcher::own(&tool)
+        } else {
+            let program = super::find(&self.program).ok_or_else(|| ToolError::NotFound {
+                hint: host::hint(&tool),
+                tool: tool.clone(),
+            })?;
+            launcher::command(&program, self.keep_privileges, &self.confinement)
+        };
         command
             .args(&self.args)
             .env("LC_ALL", "C")
