@@ -96,7 +96,6 @@ pub fn parser() -> io::Result<()> {
     for (resource, limit) in [
         // What it parses is no business of core dumps.
         (Resource::Core, 0),
-        (Resource::Fsize, 0),
         (Resource::As, PARSER_MEMORY),
     ] {
         let limit = Some(limit);
@@ -128,6 +127,7 @@ pub fn parser() -> io::Result<()> {
         libc::SYS_gettimeofday,
         libc::SYS_getrandom,
         libc::SYS_getpid,
+        libc::SYS_getppid,
         libc::SYS_gettid,
         libc::SYS_rt_sigaction,
         libc::SYS_rt_sigprocmask,

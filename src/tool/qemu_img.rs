@@ -206,7 +206,9 @@ pub fn convert(
         cmd = cmd.args(["-o", options]);
     }
     let mut parser = Progress::default();
-    cmd.cancel_with(cancel)
+    // A line per hundredth of the disk.
+    cmd.patient(6)
+        .cancel_with(cancel)
         .arg("--")
         .arg(json_name(source))
         .arg(protocol(target))
@@ -222,6 +224,8 @@ pub fn convert(
 pub fn compare(a: &Value, b: &Value, cancel: Option<Arc<AtomicBool>>) -> Result<Option<String>> {
     let out = cmd()
         .args(["compare", "--"])
+        // It tells nothing while it works.
+        .patient(60)
         .args([json_name(a), json_name(b)])
         .cancel_with(cancel)
         .accept(&[1])

@@ -65,7 +65,9 @@ fn carry_out(
     socket: &Arc<Mutex<UnixStream>>,
     volume: &mut Option<Ntfs3g>,
 ) -> Result<(), GuestError> {
-    failpoint::hit(FAILPOINT)?;
+    failpoint::hit(FAILPOINT).map_err(|error| GuestError::Unsafe {
+        reason: error.to_string(),
+    })?;
     let missing = || GuestError::Unsafe {
         reason: "it is not mounted".into(),
     };

@@ -208,8 +208,11 @@ impl ConfinedNtfs {
                     Some(signal) => format!("crashed (signal {signal})"),
                     None => format!("ended ({status})"),
                 };
-                let last = stderr.lines().last().map(|line| format!(": {line}"));
-                format!("the confined NTFS writer {how}{}", last.unwrap_or_default())
+                let first = stderr.lines().next().map(|line| format!(": {line}"));
+                format!(
+                    "the confined NTFS writer {how}{}",
+                    first.unwrap_or_default()
+                )
             }
             _ => format!("the confined NTFS writer is gone: {error}"),
         }
