@@ -126,7 +126,7 @@ pub struct FixArgs {
     /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
     #[arg(long)]
     pub force_dirty_volume: bool,
-    /// Make the default boot entry name the partition Windows is on when it names one that does not exist
+    /// Make the default boot entry and the boot sector name partitions that exist, where they do not
     #[arg(long)]
     pub repair_bcd: bool,
     /// Replace an output folder of ours
