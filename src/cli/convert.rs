@@ -35,6 +35,10 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
             "--in-place leaves the disk where it is: it cannot be moved to libvirt's folder too",
         ));
     }
+    // A pool's folder may be anywhere.
+    if place.is_none() {
+        args.fix.confine()?;
+    }
     let job = args.fix.job()?;
     if args.fix.dry_run {
         return super::plan::show(&job, ui);
