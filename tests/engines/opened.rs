@@ -296,11 +296,16 @@ fn a_dynamic_data_disk() {
     data[6 * 512..6 * 512 + 8].copy_from_slice(b"PRIVHEAD");
     data[2 << 20..].fill(0x5a);
     fs::write(lab.path("dynamic.raw"), &data).unwrap();
+    for name in ["dynamic", "guest"] {
+        let [from, to] = ["raw", "vmdk"].map(|format| lab.path(&format!("{name}.{format}")));
+        let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
+        tool("qemu-img", &["convert", "-f", "raw", "-O", "vmdk", from, to]);
+    }
     let vmx = lab.path("vm.vmx");
     // The data disk comes first: where Windows is decides.
     let text = "displayName = \"vm\"\nmemsize = \"2048\"\nscsi0.present = \"TRUE\"\n\
-                scsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"dynamic.raw\"\n\
-                scsi0:1.present = \"TRUE\"\nscsi0:1.fileName = \"guest.raw\"\n";
+                scsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"dynamic.vmdk\"\n\
+                scsi0:1.present = \"TRUE\"\nscsi0:1.fileName = \"guest.vmdk\"\n";
     fs::write(&vmx, text).unwrap();
     let engine = ["--engine", "embedded", "--format", "raw"];
     let report = lab.convert(&vmx, &engine).expect(0).json();
