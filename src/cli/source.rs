@@ -1,6 +1,6 @@
 //! Arguments that several verbs share: which disk, which drivers, what to make of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -17,6 +17,7 @@ use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::plan::firstboot::Wishes;
 use crate::source;
+use crate::tool::confine;
 
 #[derive(Debug, Args)]
 pub struct SourceArgs {
@@ -315,6 +316,33 @@ impl FixArgs {
             firstboot,
             machine,
         })
+    }
+
+    /// From here on nothing is written but below the folder of the output and where programs keep
+    /// temporary files. Not with `--in-place`, whose disk may be anywhere, and not with guestfish, whose
+    /// appliance may be run by a libvirt daemon that outlives us.
+    pub fn confine(&self) -> Result<()> {
+        let guestfish = Engine::choose(self.source.engine.into())?.starts_slowly();
+        if self.in_place || guestfish || !self.source.key.is_empty() {
+            return Ok(());
+        }
+        let output = self.output_dir.as_deref().and_then(Path::parent);
+        let output = output.filter(|p| !p.as_os_str().is_empty());
+        let output = output.unwrap_or(Path::new("."));
+        // Parents that are yet to be made are made below one that is there.
+        let there = output
+            .ancestors()
+            .find(|p| p.is_dir())
+            .unwrap_or(Path::new("."));
+        let mut below: Vec<PathBuf> = ["/var/tmp", "/run"].map(PathBuf::from).into();
+        below.extend([there.to_owned(), std::env::temp_dir()]);
+        below.extend(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+        let enforced = confine::writes_only(&below)
+            .map_err(|e| Error::failed("limiting where is written").because(e))?;
+        if !enforced {
+            tracing::debug!("this kernel has no landlock");
+        }
+        Ok(())
     }
 
     fn user_scripts(&self) -> Result<Vec<Vec<u8>>> {

@@ -281,7 +281,7 @@ fn complete(
         &folder.path().join("report.json"),
         document("report", serde_json::json!(report)),
     )?;
-    let page = report::html::page(&report);
+    let page = report::html::page(&report, &prepared.plan);
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;

@@ -3,6 +3,7 @@
 //! The rest of the program does not know which engine stands behind these traits.
 
 pub mod bitlocker;
+pub mod confined;
 pub mod embedded;
 mod fat_read;
 mod fat_write;
