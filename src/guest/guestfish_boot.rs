@@ -17,7 +17,7 @@ const LAUNCH_SECONDS: u64 = 1200;
 /// Another limit, in seconds.
 const LIMIT_ENV: &str = "HYPER2KVM_APPLIANCE_LIMIT";
 
-fn launch_limit() -> Duration {
+pub(super) fn launch_limit() -> Duration {
     let wanted = std::env::var(LIMIT_ENV).ok().and_then(|s| s.parse().ok());
     Duration::from_secs(wanted.unwrap_or(LAUNCH_SECONDS))
 }

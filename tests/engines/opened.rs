@@ -299,7 +299,10 @@ fn a_dynamic_data_disk() {
     for name in ["dynamic", "guest"] {
         let [from, to] = ["raw", "vmdk"].map(|format| lab.path(&format!("{name}.{format}")));
         let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
-        tool("qemu-img", &["convert", "-f", "raw", "-O", "vmdk", from, to]);
+        tool(
+            "qemu-img",
+            &["convert", "-f", "raw", "-O", "vmdk", from, to],
+        );
     }
     let vmx = lab.path("vm.vmx");
     // The data disk comes first: where Windows is decides.
