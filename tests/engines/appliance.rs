@@ -125,7 +125,9 @@ fn command(lab: &Lab, bin: Option<&Path>) -> Command {
         .arg("--virtio-iso")
         .arg(virtio_win())
         .args(["--engine", "guestfish"])
-        .env("TMPDIR", &temporary);
+        .env("TMPDIR", &temporary)
+        // Else the appliance is built anew.
+        .env("LIBGUESTFS_CACHEDIR", "/var/tmp");
     if let Some(bin) = bin {
         let path = std::env::var("PATH").unwrap();
         command.env("PATH", format!("{}:{path}", bin.display()));
