@@ -376,7 +376,13 @@ impl FixArgs {
             .unwrap_or(Path::new("."));
         let mut below: Vec<PathBuf> = ["/var/tmp", "/run"].map(PathBuf::from).into();
         below.extend([there.to_owned(), std::env::temp_dir()]);
-        below.extend(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+        for name in [
+            "XDG_RUNTIME_DIR",
+            "LIBGUESTFS_CACHEDIR",
+            "LIBGUESTFS_TMPDIR",
+        ] {
+            below.extend(std::env::var_os(name).map(PathBuf::from));
+        }
         let enforced = confine::writes_only(&below)
             .map_err(|e| Error::failed("limiting where is written").because(e))?;
         if !enforced {
