@@ -88,9 +88,12 @@ pub struct FixArgs {
     /// Add no first-boot script: addresses, guest agent and staged drivers are then up to you
     #[arg(long)]
     pub no_firstboot: bool,
-    /// Leave the services of the old hypervisor's guest tools enabled
+    /// Leave the old hypervisor's guest tools as they are: services, Run entries, scheduled tasks
     #[arg(long)]
     pub keep_tools: bool,
+    /// Uninstall the old hypervisor's guest tools at the first boot on VirtIO, where they are MSI packages
+    #[arg(long, conflicts_with_all = ["keep_tools", "no_firstboot"])]
+    pub uninstall_tools: bool,
     /// Memory of the machine in MiB [default: from the source, else 4096]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216))]
     pub memory: Option<u64>,
@@ -330,6 +333,7 @@ impl FixArgs {
             network: self.network.into(),
             macs: machine.macs.clone(),
             user_scripts: self.user_scripts()?,
+            uninstall_tools: self.uninstall_tools,
         };
         Ok(Job {
             source,
@@ -372,7 +376,13 @@ impl FixArgs {
             .unwrap_or(Path::new("."));
         let mut below: Vec<PathBuf> = ["/var/tmp", "/run"].map(PathBuf::from).into();
         below.extend([there.to_owned(), std::env::temp_dir()]);
-        below.extend(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+        for name in [
+            "XDG_RUNTIME_DIR",
+            "LIBGUESTFS_CACHEDIR",
+            "LIBGUESTFS_TMPDIR",
+        ] {
+            below.extend(std::env::var_os(name).map(PathBuf::from));
+        }
         let enforced = confine::writes_only(&below)
             .map_err(|e| Error::failed("limiting where is written").because(e))?;
         if !enforced {

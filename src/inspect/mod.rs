@@ -15,6 +15,7 @@ mod hives;
 mod locate;
 pub mod model;
 mod network;
+mod nsi;
 mod os;
 mod state;
 mod tools;

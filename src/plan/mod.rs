@@ -6,6 +6,7 @@
 //! nothing.
 
 mod cleanup;
+mod disks;
 pub mod firstboot;
 pub mod model;
 mod repair;
@@ -126,11 +127,13 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     };
     let database = DriversHive::of(inputs, &mut layout.warnings);
     let mut numbers = OemNumbers::new(inputs.used_oem, &system, database.view())?;
+    let existing = existing_services(&system, &inputs.windows.control_set, inputs.drivers)?;
     let place = |set: &str, oem| {
         let mut placement = Placement::new(set, inputs.windows.root.clone(), oem)?;
         if let Some(letter) = inputs.windows.drive_letter {
             placement.system_drive = format!("{letter}:");
         }
+        placement.existing.clone_from(&existing);
         Ok::<_, PathError>(placement)
     };
     for package in &inputs.drivers.packages {
@@ -216,6 +219,24 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
         ops.retain(|op| seen.insert(format!("{op:?}")));
     }
     Ok(layout)
+}
+
+/// The services of the drivers that the guest has already.
+fn existing_services(
+    system: &HiveView<'_>,
+    set: &str,
+    drivers: &DriverSet,
+) -> Result<BTreeSet<String>> {
+    let mut existing = BTreeSet::new();
+    for service in drivers.packages.iter().flat_map(|p| p.inf.services()) {
+        if let Some(key) = system.key(&format!("{set}\\Services\\{}", service.name))?
+            && key.dword("Type")?.is_some()
+            && key.string("ImagePath")?.is_some()
+        {
+            existing.insert(service.name.to_lowercase());
+        }
+    }
+    Ok(existing)
 }
 
 /// Boot storage is installed completely and must be; nothing else may stand in its way.
