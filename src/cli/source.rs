@@ -1,6 +1,6 @@
 //! Arguments that several verbs share: which disk, which drivers, what to make of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -10,12 +10,15 @@ use crate::convert::machine::MachineOptions;
 use crate::convert::run::Job;
 use crate::convert::session::SourceMachine;
 use crate::domain::{
-    CpuMode, DiskFormat, DomainType, Drivers, Graphics, MacAddr, NicSource, StorageBus, Video,
+    CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NicSource, Patch,
+    StorageBus, Video,
 };
 use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
+use crate::guest::keys::Keys;
 use crate::plan::firstboot::Wishes;
 use crate::source;
+use crate::tool::confine;
 
 #[derive(Debug, Args)]
 pub struct SourceArgs {
@@ -30,6 +33,14 @@ pub struct SourceArgs {
     /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
     #[arg(long)]
     pub root: Option<String>,
+    /// How the guest's file systems are accessed
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: EngineArg,
+    /// Key of an encrypted volume (BitLocker, LUKS), for the guestfish engine: SELECTOR:file:PATH,
+    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition, /dev/sdaN
+    /// or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    pub key: Vec<String>,
 }
 
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
@@ -50,9 +61,6 @@ pub struct FixArgs {
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
     #[arg(long, value_enum)]
     pub bootstrap: Option<BootstrapArg>,
-    /// How the guest's file systems are accessed
-    #[arg(long, value_enum, default_value_t)]
-    pub engine: EngineArg,
     /// Output folder [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -86,9 +94,12 @@ pub struct FixArgs {
     /// Add no first-boot script: addresses, guest agent and staged drivers are then up to you
     #[arg(long)]
     pub no_firstboot: bool,
-    /// Leave the services of the old hypervisor's guest tools enabled
+    /// Leave the old hypervisor's guest tools as they are: services, Run entries, scheduled tasks
     #[arg(long)]
     pub keep_tools: bool,
+    /// Uninstall the old hypervisor's guest tools at the first boot on VirtIO, where they are MSI packages
+    #[arg(long, conflicts_with_all = ["keep_tools", "no_firstboot"])]
+    pub uninstall_tools: bool,
     /// Memory of the machine in MiB [default: from the source, else 4096]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216))]
     pub memory: Option<u64>,
@@ -119,13 +130,28 @@ pub struct FixArgs {
     /// Graphics card
     #[arg(long, value_enum, default_value_t = VideoArg::Vga)]
     pub video: VideoArg,
+    /// Machine type, e.g. q35, pc, pc-q35-8.2 [default: q35; pc for Windows XP and 2003]
+    #[arg(long, value_name = "TYPE")]
+    pub machine: Option<String>,
+    /// A TPM 2.0 [default: when the source has one, and for Windows 11]
+    #[arg(long, value_enum)]
+    pub tpm: Option<Switch>,
+    /// Secure Boot [default: when the source has it on]
+    #[arg(long, value_enum)]
+    pub secure_boot: Option<Switch>,
+    /// Write the machine for these too (repeatable, or separated by commas)
+    #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
+    pub emit: Vec<EmitArg>,
+    /// Changes to the domain XML that have no option: a <domain> with only what is to change
+    #[arg(long, value_name = "FILE")]
+    pub xml_patch: Option<PathBuf>,
     /// Write domain XML that lets the host that defines it pick the UEFI firmware
     #[arg(long)]
     pub portable: bool,
     /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
     #[arg(long)]
     pub force_dirty_volume: bool,
-    /// Make the default boot entry name the partition Windows is on when it names one that does not exist
+    /// Make the default boot entry and the boot sector name partitions that exist, where they do not
     #[arg(long)]
     pub repair_bcd: bool,
     /// Replace an output folder of ours; overwrite what is on an output device
@@ -157,7 +183,7 @@ pub enum BootstrapArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum EngineArg {
-    /// Embedded where libntfs-3g is installed, else guestfish
+    /// Embedded where that can do it; guestfish for what it cannot open, or without libntfs-3g
     #[default]
     Auto,
     /// In this process: no appliance, no root, no mount
@@ -209,8 +235,25 @@ pub enum VideoArg {
     Virtio,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EmitArg {
+    /// VirtualMachine and DataVolumes, as YAML
+    Kubevirt,
+    /// A script of qm commands for Proxmox VE
+    Proxmox,
+    /// A script with the QEMU command line
+    Qemu,
+}
+
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
+        let keys = self.keys()?;
         let vm = source::open(&self.source).map_err(|e| {
             let hint = e.hint();
             let error = Error::failed(format!("opening {}", self.source.display())).because(e);
@@ -223,7 +266,31 @@ impl SourceArgs {
             allow_backing: self.allow_backing.clone(),
             root: self.root.clone(),
             force_dirty: false,
+            keys,
         })
+    }
+
+    /// The engine for the verbs that only read.
+    pub fn reader(&self) -> Result<Engine> {
+        Engine::choose_reader(self.engine.into())
+    }
+
+    fn keys(&self) -> Result<Keys> {
+        if !self.key.is_empty() && self.engine == EngineArg::Embedded {
+            return Err(Error::usage("--key is for the guestfish engine")
+                .hint("use --engine guestfish, or leave --engine out"));
+        }
+        let (keys, in_clear) = Keys::parse(&self.key).map_err(|e| {
+            Error::usage("a key cannot be used")
+                .because(e)
+                .hint("example: --key 2:file:recovery-key.txt")
+        })?;
+        if in_clear {
+            tracing::warn!(
+                "a key on the command line can be seen by every user of this host; SELECTOR:file:PATH hides it"
+            );
+        }
+        Ok(keys)
     }
 }
 
@@ -260,8 +327,10 @@ impl FixArgs {
             uuid: vm.uuid,
             serial: vm.serial.clone(),
             genid: vm.genid,
-            tpm: vm.tpm,
-            secure_boot: vm.secure_boot,
+            tpm: self.tpm.map_or(vm.tpm, |s| s == Switch::On),
+            no_tpm: self.tpm == Some(Switch::Off),
+            secure_boot: self.secure_boot.map_or(vm.secure_boot, |s| s == Switch::On),
+            machine_type: self.machine.clone(),
             nvram: PathBuf::new(),
             portable: self.portable,
         };
@@ -270,10 +339,11 @@ impl FixArgs {
             network: self.network.into(),
             macs: machine.macs.clone(),
             user_scripts: self.user_scripts()?,
+            uninstall_tools: self.uninstall_tools,
         };
         Ok(Job {
             source,
-            engine: Engine::choose(self.engine.into())?,
+            engine: Engine::choose(self.source.engine.into())?,
             media_path,
             driver_config: self.driver_config.clone(),
             bootstrap: self.bootstrap.map(BootstrapArg::controller),
@@ -291,7 +361,65 @@ impl FixArgs {
             keep_tools: self.keep_tools,
             firstboot,
             machine,
+            emit: self.emit_kinds(),
+            xml_patch: self.patch()?,
         })
+    }
+
+    /// From here on nothing is written but below the folder of the output and where programs keep
+    /// temporary files. Not with `--in-place`, whose disk may be anywhere, and not with guestfish, whose
+    /// appliance may be run by a libvirt daemon that outlives us.
+    pub fn confine(&self) -> Result<()> {
+        let guestfish = Engine::choose(self.source.engine.into())?.starts_slowly();
+        if self.in_place || guestfish || !self.source.key.is_empty() {
+            return Ok(());
+        }
+        let output = self.output_dir.as_deref().and_then(Path::parent);
+        let output = output.filter(|p| !p.as_os_str().is_empty());
+        let output = output.unwrap_or(Path::new("."));
+        // Parents that are yet to be made are made below one that is there.
+        let there = output
+            .ancestors()
+            .find(|p| p.is_dir())
+            .unwrap_or(Path::new("."));
+        let mut below: Vec<PathBuf> = ["/var/tmp", "/run"].map(PathBuf::from).into();
+        below.extend([there.to_owned(), std::env::temp_dir()]);
+        below.extend(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+        let enforced = confine::writes_only(&below)
+            .map_err(|e| Error::failed("limiting where is written").because(e))?;
+        if !enforced {
+            tracing::debug!("this kernel has no landlock");
+        }
+        Ok(())
+    }
+
+    fn emit_kinds(&self) -> Vec<Emit> {
+        let mut kinds: Vec<Emit> = Vec::new();
+        for kind in &self.emit {
+            let kind = match kind {
+                EmitArg::Kubevirt => Emit::Kubevirt,
+                EmitArg::Proxmox => Emit::Proxmox,
+                EmitArg::Qemu => Emit::Qemu,
+            };
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        kinds
+    }
+
+    fn patch(&self) -> Result<Option<Patch>> {
+        let Some(path) = &self.xml_patch else {
+            return Ok(None);
+        };
+        let wrong = || Error::usage(format!("reading the patch {}", path.display()));
+        let bytes = std::fs::read(path).map_err(|e| wrong().because(e))?;
+        let patch = Patch::parse(&bytes).map_err(|e| {
+            wrong()
+                .because(e)
+                .hint("docs/machines.md describes what --xml-patch takes")
+        })?;
+        Ok(Some(patch))
     }
 
     fn user_scripts(&self) -> Result<Vec<Vec<u8>>> {

@@ -3,13 +3,17 @@
 //! The rest of the program does not know which engine stands behind these traits.
 
 pub mod bitlocker;
+pub mod confined;
 pub mod embedded;
 mod fat_read;
 mod fat_write;
 pub mod fs;
 pub mod guestfish;
+mod guestfish_boot;
+mod guestfish_mapped;
 mod guestfish_tar;
 mod guestfish_write;
+pub mod keys;
 pub mod logfile;
 pub mod ntfs3g;
 mod ntfs_data;
@@ -26,6 +30,7 @@ mod writer;
 mod tests;
 
 pub use embedded::EmbeddedReader;
+pub use guestfish_mapped::MappedReader;
 pub use guestfish_write::GuestfishWriter;
 pub use path::{GuestPath, PathError};
 pub use writer::EmbeddedWriter;
@@ -37,6 +42,9 @@ use crate::disk::layout::Partition;
 /// Names a volume of the disk by its partition index (0 for a disk without a partition table).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct VolumeId(pub u32);
+
+/// Volumes that are no partitions (LVM, dynamic disks) are numbered from here on.
+pub const FIRST_MAPPED: u32 = 10_001;
 
 /// What a partition holds, told from its first sectors and not from its partition type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -65,6 +73,9 @@ pub struct VolumeState {
     pub dirty: bool,
     /// `hiberfil.sys` holds a hibernated session (Fast Startup included).
     pub hibernated: bool,
+    /// `$LogFile` is of version 2.0: Windows 8 and later may hold parts of the volume in memory. So it is
+    /// after Fast Startup, and while Windows runs; a clean shutdown writes version 1.1.
+    pub cached: bool,
     /// `\System Volume Information` holds shadow-copy stores.
     pub vss_snapshots: bool,
     /// The cluster size in bytes, 0 when unknown.
@@ -76,6 +87,9 @@ pub struct VolumeState {
     pub protectors: Vec<String>,
     /// Why the volume could not be opened although its kind is known.
     pub unreadable: Option<String>,
+    /// What the file system lies in, when that was opened: BitLocker, LUKS, LVM, a dynamic disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<FsKind>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -180,7 +194,8 @@ pub trait GuestWrite {
     /// sibling directory, or of the parent when there is none.
     fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
     /// Creates the file (security descriptor of a sibling file) or replaces the contents of the
-    /// existing one, which keeps its MFT record, security descriptor, short name and attributes.
+    /// existing one, which keeps its MFT record, security descriptor, short name and attributes; one
+    /// that NTFS compresses (LZNT1) keeps its security descriptor and becomes a plain file.
     fn write_file(&mut self, volume: VolumeId, path: &GuestPath, contents: &[u8]) -> Result<()>;
     /// Changes parts of an existing file and sets its size.
     fn patch_file(
@@ -190,12 +205,17 @@ pub trait GuestWrite {
         size: u64,
         extents: &[Extent],
     ) -> Result<()>;
+    /// Changes bytes of the volume's first sector, which no file system driver writes.
+    fn patch_boot_sector(&mut self, volume: VolumeId, extents: &[Extent]) -> Result<()>;
     fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
     /// The directory must be empty.
     fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
     /// Unmounts every volume and flushes the disk.
     fn close(self: Box<Self>) -> Result<()>;
 }
+
+/// The part of a boot sector that is the same on disks of every sector size.
+const BOOT_SECTOR: u64 = 512;
 
 /// Refuses extents that reach past the size the file is to have.
 fn check_extents(op: &'static str, path: &GuestPath, size: u64, extents: &[Extent]) -> Result<()> {

@@ -15,6 +15,7 @@ mod hives;
 mod locate;
 pub mod model;
 mod network;
+mod nsi;
 mod os;
 mod state;
 mod tools;
@@ -25,10 +26,10 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::boot_path::{self, BootContext, ImageState, image_state};
-use crate::disk::layout::{DiskLayout, Scheme};
+use crate::disk::layout::{DiskLayout, Partition, Scheme};
 use crate::drivers::Catalogue;
 use crate::error::{Error, ErrorKind};
-use crate::guest::{FsKind, GuestError, GuestPath, GuestRead, PathError, VolumeId};
+use crate::guest::{FIRST_MAPPED, FsKind, GuestError, GuestPath, GuestRead, PathError, VolumeId};
 use crate::registry::{HiveError, HiveView};
 use crate::text::guest_text;
 use firmware::BootFiles;
@@ -118,7 +119,7 @@ pub fn inspect(
 }
 
 fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Inspection {
-    let partitions = layout.partitions.iter().map(|p| {
+    let facts = |p: &Partition| {
         let volume = guest.volumes().iter().find(|v| v.id == VolumeId(p.index));
         PartitionFacts {
             index: p.index,
@@ -133,14 +134,17 @@ fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Ins
                 .filter(|v| v.kind != FsKind::Unknown)
                 .map(|v| v.state.clone()),
         }
-    });
+    };
+    let mapped = guest.volumes().iter().map(|v| &v.partition);
+    let mapped = mapped.filter(|p| p.index >= FIRST_MAPPED);
     Inspection {
         source,
         disks: vec![DiskFacts {
             scheme: layout.scheme,
             sector_size: layout.sector_size,
             disk_id: layout.disk_id.clone(),
-            partitions: partitions.collect(),
+            partitions: layout.partitions.iter().map(facts).collect(),
+            volumes: mapped.map(facts).collect(),
         }],
         firmware: None,
         os: OsFacts::unknown(),
@@ -330,12 +334,13 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
     let tools = tools::tools(&system, &software, &set)?;
     out.hypervisor_tools = tools.iter().map(|t| t.name.to_string()).collect();
     state::hives(&system, &software, &set, out)?;
-    boot_sector::findings(
+    let mut boot = place.boot_facts.clone();
+    boot_sector::look(
         place.guest,
         place.layout,
         place.boot,
         (version.major, out.source.virtual_size_bytes),
-        &mut out.findings,
+        (&mut boot, &mut out.findings),
     );
     out.windows = Some(WindowsFacts {
         target,
@@ -344,7 +349,7 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
         control_sets: os::control_sets(&system)?,
         esp: place.boot.esp,
         boot_volume: place.boot.boot_volume,
-        boot: place.boot_facts.clone(),
+        boot,
         sector_size: place.layout.sector_size,
         clock_is_utc: os::clock_is_utc(&system, &set)?,
         drive_letter: os::drive_letter(&system, place.layout, volume)?,

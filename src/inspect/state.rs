@@ -33,7 +33,13 @@ pub fn volumes(
         of_type.map(|p| VolumeId(p.index)).collect()
     };
 
-    let bitlocker = of_kind(FsKind::Bitlocker);
+    let opened = |kind: FsKind| -> Vec<VolumeId> {
+        let inside = volumes.iter().filter(|v| v.state.container == Some(kind));
+        inside.map(|v| v.id).collect()
+    };
+    let closed = of_kind(FsKind::Bitlocker);
+    let mut bitlocker = [closed.clone(), opened(FsKind::Bitlocker)].concat();
+    bitlocker.sort_unstable();
     out.bitlocker = !bitlocker.is_empty();
     let mut protectors: Vec<String> = Vec::new();
     for protector in volumes.iter().flat_map(|v| &v.state.protectors) {
@@ -50,7 +56,13 @@ pub fn volumes(
             } else {
                 "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed"
             },
-            "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down",
+            "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down; or give its recovery key with --key (the guestfish engine opens it)",
+            not_opened(volumes, &closed, unlocked_by(&bitlocker, &protectors)),
+        )),
+        (true, Some(system)) if bitlocker.contains(&system) => out.findings.push(Finding::warning(
+            "bitlocker-opened",
+            "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
+            "keep the recovery key at hand, or suspend BitLocker before the conversion",
             unlocked_by(&bitlocker, &protectors),
         )),
         (true, Some(_)) => out.findings.push(Finding::warning(
@@ -61,6 +73,16 @@ pub fn volumes(
         )),
     }
 
+    let luks = of_kind(FsKind::Luks);
+    if !luks.is_empty() && system.is_none() {
+        out.findings.push(Finding::blocker(
+            "luks",
+            "a volume is encrypted with LUKS, and no Windows is outside of it",
+            "give its key with --key (the guestfish engine opens it), or decrypt it",
+            not_opened(volumes, &luks, list(&luks)),
+        ));
+    }
+
     let mut ldm = of_kind(FsKind::Ldm);
     ldm.extend(of_type(&[MBR_LDM, GPT_LDM_METADATA, GPT_LDM_DATA]));
     ldm.sort_unstable();
@@ -69,9 +91,12 @@ pub fn volumes(
     if out.dynamic_disk {
         out.findings.push(Finding::blocker(
             "dynamic-disk",
-            "this is a dynamic disk (LDM): its volumes may span disks and are not read here",
+            "this is a dynamic disk (LDM): its volumes may span disks, and half of a mirror must not be changed",
             "convert it to a basic disk in the guest, or image the volumes to one",
-            list(&ldm),
+            match opened(FsKind::Ldm).len() {
+                0 => list(&ldm),
+                n => format!("{}, {n} volumes on it can be read", list(&ldm)),
+            },
         ));
     }
 
@@ -112,7 +137,7 @@ pub fn volumes(
         system_volume(volume, force_dirty, out);
     }
     for volume in volumes.iter().filter(|v| Some(v.id) != system) {
-        if volume.kind == FsKind::Ntfs && volume.state.hibernated {
+        if volume.kind == FsKind::Ntfs && (volume.state.hibernated || volume.state.cached) {
             out.findings.push(Finding::warning(
                 "data-volume-hibernated",
                 "another volume holds a hibernated session: what that Windows had open is lost when this one starts",
@@ -120,7 +145,7 @@ pub fn volumes(
                 list(&[volume.id]),
             ));
         }
-        if volume.kind == FsKind::Ntfs && volume.state.dirty {
+        if volume.kind == FsKind::Ntfs && volume.state.dirty && !volume.state.cached {
             out.findings.push(Finding::info(
                 "data-volume-dirty",
                 "another NTFS volume was not unmounted cleanly: Windows checks it at the next start",
@@ -155,6 +180,13 @@ fn system_volume(volume: &Volume, force_dirty: bool, out: &mut Inspection) {
             "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0",
             format!("hiberfil.sys on partition {}", volume.id.0),
         ));
+    } else if volume.state.cached {
+        out.findings.push(Finding::blocker(
+            "volume-cached",
+            "Windows did not let go of its NTFS volume (log version 2.0: it ran when the disk was taken, or Fast Startup is on): parts of it may exist only in memory",
+            "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0; --force-dirty-volume does not help here",
+            format!("$LogFile on partition {}", volume.id.0),
+        ));
     } else if out.volume_dirty && force_dirty {
         out.findings.push(Finding::warning(
             "volume-dirty-forced",
@@ -180,6 +212,18 @@ fn unlocked_by(volumes: &[VolumeId], protectors: &[String]) -> String {
     }
 }
 
+/// Why a key did not open them, after the rest of the evidence.
+fn not_opened(volumes: &[Volume], closed: &[VolumeId], evidence: String) -> String {
+    let mut reasons = volumes
+        .iter()
+        .filter(|v| closed.contains(&v.id))
+        .filter_map(|v| v.state.unreadable.as_deref());
+    match reasons.next() {
+        Some(reason) => format!("{evidence}: {reason}"),
+        None => evidence,
+    }
+}
+
 fn list(volumes: &[VolumeId]) -> String {
     let numbers: Vec<_> = volumes.iter().map(|v| v.0.to_string()).collect();
     format!("partition {}", numbers.join(", "))
@@ -192,6 +236,14 @@ const COMPACT_PROBES: [&str; 4] = [
     "System32\\shell32.dll",
     "explorer.exe",
 ];
+
+fn compressed_hive(stat: &dyn Fn(&str) -> Option<FileInfo>, root: &GuestPath) -> Option<String> {
+    ["SYSTEM", "SOFTWARE"]
+        .map(|name| format!("System32\\config\\{name}"))
+        .into_iter()
+        .find(|path| stat(path).is_some_and(|info| info.compressed))
+        .map(|path| format!("{root}\\{path}"))
+}
 
 /// What the files of Windows say.
 pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mut Inspection) {
@@ -217,17 +269,12 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
         found.next().map(|p| format!("{root}\\{p}"))
     };
     if let Some(file) = probed(|i| i.encrypted) {
-        out.findings.push(Finding::blocker(
-            "efs",
-            "files of Windows are encrypted (EFS): drivers added beside them could not be read at boot",
-            "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
-            file,
-        ));
+        out.findings.push(encrypted(file));
     }
-    if let Some(file) = probed(|i| i.compressed) {
+    if let Some(file) = probed(|i| i.compressed).or_else(|| compressed_hive(&stat, root)) {
         out.findings.push(Finding::info(
             "compressed-volume",
-            "files of Windows are compressed by NTFS: they are read as they are, and what is written may be compressed too",
+            "files of Windows are compressed by NTFS: they are read as they are; what is written, hives included, is not compressed",
             "none needed",
             file,
         ));
@@ -241,6 +288,15 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
             format!("{root}\\WinSxS\\pending.xml"),
         ));
     }
+}
+
+pub fn encrypted(file: String) -> Finding {
+    Finding::blocker(
+        "efs",
+        "files of Windows are encrypted (EFS): neither this program nor the boot loader can read them",
+        "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
+        file,
+    )
 }
 
 /// What the hives say.
