@@ -265,19 +265,26 @@ impl Progress {
             bar.set_position(done);
             return;
         }
+        if self.is_due(Instant::now()) {
+            self.show(done);
+        }
+    }
+
+    /// Whether a line may be written now; it then counts as written.
+    fn is_due(&self, now: Instant) -> bool {
         let interval = match self.mode {
             ProgressMode::Plain => PLAIN_INTERVAL,
             ProgressMode::Json => JSON_INTERVAL,
-            _ => return,
+            _ => return false,
         };
-        let now = Instant::now();
-        if let Ok(mut last) = self.last.lock() {
-            if last.is_some_and(|t| now - t < interval) {
-                return;
-            }
+        let Ok(mut last) = self.last.lock() else {
+            return false;
+        };
+        let due = last.is_none_or(|t| now.saturating_duration_since(t) >= interval);
+        if due {
             *last = Some(now);
         }
-        self.show(done);
+        due
     }
 
     fn show(&self, done: u64) {
@@ -287,16 +294,20 @@ impl Progress {
         if self.mode == ProgressMode::Json {
             eprintln!("{}", self.json(done, rate, left));
         } else {
-            eprintln!(
-                "{:>12} {} of {} ({} skipped), {}/s, {} left",
-                self.label,
-                bytes(done),
-                bytes(self.total),
-                bytes(self.skipped),
-                bytes(rate as u64),
-                left.map_or("?".to_string(), |s| format!("{s:.0} s")),
-            );
+            eprintln!("{}", self.plain(done, rate, left));
         }
+    }
+
+    fn plain(&self, done: u64, rate: f64, left: Option<f64>) -> String {
+        format!(
+            "{:>12} {} of {} ({} skipped), {}/s, {} left",
+            self.label,
+            bytes(done),
+            bytes(self.total),
+            bytes(self.skipped),
+            bytes(rate as u64),
+            left.map_or("?".to_string(), |s| format!("{s:.0} s")),
+        )
     }
 
     /// One line for a wrapper, which may want to look at the version before anything else.
@@ -397,6 +408,26 @@ mod tests {
             ),
             "{line}"
         );
+        assert_eq!(
+            progress.plain(25, 50.0, Some(1.5)),
+            "     Copying 25 B of 100 B (900 B skipped), 50 B/s, 2 s left"
+        );
+        assert!(progress.plain(0, 0.0, None).ends_with(" ? left"));
+    }
+
+    #[test]
+    fn not_too_many_lines() {
+        for (mode, wanted) in [
+            (ProgressMode::Json, 50),
+            (ProgressMode::Plain, 2),
+            (ProgressMode::None, 0),
+        ] {
+            let progress = Ui::new(false, 1, mode).progress("Copying", 100);
+            let start = Instant::now();
+            let ticks = (0..10_000).map(|ms| start + Duration::from_millis(ms));
+            let lines = ticks.filter(|now| progress.is_due(*now)).count();
+            assert_eq!(lines, wanted, "{mode:?} in 10 s");
+        }
     }
 
     #[test]

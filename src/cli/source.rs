@@ -76,6 +76,12 @@ pub struct FixArgs {
     /// Fix the source disk itself instead of a copy; undo with `rollback`
     #[arg(long, conflicts_with_all = ["compress", "format"])]
     pub in_place: bool,
+    /// Copy to this block device or logical volume instead of a file; one per disk, the one with Windows first
+    #[arg(long, value_name = "DEV", conflicts_with_all = ["in_place", "compress", "format"])]
+    pub output_device: Vec<PathBuf>,
+    /// The output devices read as zeroes (a new thin volume): write no zeroes to them
+    #[arg(long, requires = "output_device")]
+    pub target_is_zero: bool,
     /// Refuse drivers that are unsigned, test-signed or changed after signing, instead of warning
     #[arg(long)]
     pub require_signed: bool,
@@ -148,7 +154,7 @@ pub struct FixArgs {
     /// Make the default boot entry and the boot sector name partitions that exist, where they do not
     #[arg(long)]
     pub repair_bcd: bool,
-    /// Replace an output folder of ours
+    /// Replace an output folder of ours; overwrite what is on an output device
     #[arg(long)]
     pub force: bool,
     /// Copy free space, page files and hibernation files too
@@ -345,6 +351,8 @@ impl FixArgs {
             format: self.format.into(),
             compress: self.compress,
             in_place: self.in_place,
+            devices: self.output_device.clone(),
+            target_is_zero: self.target_is_zero,
             require_signed: self.require_signed,
             trim: !self.no_trim,
             verify_copy: self.verify_copy,

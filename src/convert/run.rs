@@ -31,7 +31,8 @@ use crate::tool::stop;
 use crate::ui::{Ui, document};
 use crate::verify;
 
-use super::copy::{self, DiskCopy};
+use super::copy::{self, DiskCopy, Target};
+use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::{finish, rehearse};
 use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
@@ -55,6 +56,10 @@ pub struct Job {
     pub format: DiskFormat,
     pub compress: bool,
     pub in_place: bool,
+    /// Block devices to copy to instead of files, one per disk, the one Windows is on first.
+    pub devices: Vec<PathBuf>,
+    /// They read as zeroes.
+    pub target_is_zero: bool,
     /// Refuse drivers whose catalogue is not in order, instead of warning.
     pub require_signed: bool,
     /// Leave out what nobody needs: free space, page files.
@@ -120,6 +125,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Survey, Prepared)> {
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = job.source.disks(work.path())?;
     let source = first(&disks)?;
+    Devices::claim(job, &disks, false)?;
     let image = source.image()?;
     let open = |engine| Session::read_by(engine, source, &image);
     let (session, survey) = open_with(job.engine, source, ui, open)?;
@@ -194,6 +200,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
             in_place_format(&disk.image()?)?;
         }
     }
+    let devices = Devices::claim(job, &disks, true)?;
     let overlay = folder.path().join(".overlay.qcow2");
 
     ui.status("Inspecting", &source.path.display().to_string());
@@ -246,7 +253,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let disks = if job.in_place {
         in_place(ui, &image, &disks, fixed, &prepared)?
     } else {
-        copy_disks(job, ui, &folder, &disks, fixed, &prepared)?
+        copy_disks(job, ui, &folder, &disks, &devices, fixed, &prepared)?
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
@@ -256,7 +263,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         copy_s,
         total_s: start.elapsed().as_secs_f64(),
     };
-    match complete(job, &mut folder, &prepared, disks, timings) {
+    match complete(job, &mut folder, &devices, &prepared, disks, timings) {
         // The disk is written already: it must not stay so without a folder that can undo it.
         Err(error) if job.in_place => Err(match folder.journal() {
             Ok(mut journal) => roll_back_after(&image, &mut journal, error),
@@ -274,6 +281,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
 fn complete(
     job: &Job,
     folder: &mut OutputFolder,
+    devices: &Devices,
     prepared: &Prepared,
     disks: Disks,
     timings: Timings,
@@ -292,7 +300,10 @@ fn complete(
     remove_work_files(folder.path())?;
     point("before-rename")?;
     stopped()?;
-    folder.complete()?;
+    devices.finish()?;
+    point("devices-finished")
+        .and_then(|()| folder.complete())
+        .inspect_err(|_| devices.give_up())?;
     Ok(report)
 }
 
@@ -485,6 +496,7 @@ fn copy_disks(
     ui: &Ui,
     folder: &OutputFolder,
     disks: &[Source],
+    devices: &Devices,
     mut fixed: Fixed,
     prepared: &Prepared,
 ) -> Result<Disks> {
@@ -495,7 +507,7 @@ fn copy_disks(
         let image = if i == 0 {
             fixed.image.clone()
         } else if job.trim {
-            let overlay = folder.path().join(WORK).join(format!("overlay-{i}.qcow2"));
+            let overlay = work_file(folder, &format!("overlay-{i}.qcow2"))?;
             let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
             fixed.trim.push(trimmed);
             image
@@ -508,15 +520,32 @@ fn copy_disks(
             format!("-{i}")
         };
         let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        let (target, path, format) = match devices.of_disk(i) {
+            Some(device) => (
+                Target::Device {
+                    device: device.clone(),
+                    scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
+                },
+                device.path().to_path_buf(),
+                DiskFormat::Raw,
+            ),
+            None => (
+                Target::File(folder.path().join(&file)),
+                folder.target().join(&file),
+                job.format,
+            ),
+        };
+        let data = DataMap::of(&image)?;
         let size_bytes = image.virtual_size();
         copies.push(DiskCopy {
-            live: DataMap::of(&image)?.bytes,
+            live: data.bytes,
+            size: data.copy_size(image.virtual_size()),
             image,
-            target: folder.path().join(&file),
+            target,
         });
         targets.push(TargetDisk {
-            path: folder.target().join(&file),
-            format: job.format,
+            path,
+            format,
             sector_size: if i == 0 {
                 prepared.windows.sector_size
             } else {
@@ -544,6 +573,7 @@ fn copy_disks(
         },
         compress: job.compress,
         compare: job.verify_copy,
+        target_is_zero: job.target_is_zero,
         cancel: None,
     };
     let copied = copy::copy_all(ui, &copies, &options)?;
@@ -567,6 +597,14 @@ fn copy_disks(
         },
         fixed,
     })
+}
+
+/// The name of a file that is only needed while working.
+fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
+    let work = folder.path().join(WORK);
+    std::fs::create_dir_all(&work)
+        .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
+    Ok(work.join(name))
 }
 
 /// The generated files, to be read and kept by people.
