@@ -1,23 +1,196 @@
-//! `hyper2kvm inspect SOURCE`
+//! `hyper2kvm inspect SOURCE...`
 
-use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use crate::convert::session::survey;
-use crate::error::Result;
-use crate::report::text;
-use crate::ui::Ui;
+use serde_json::{Value, json};
+
+use crate::convert::output::safe_name;
+use crate::convert::session::{look, survey};
+use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::{self, Archive};
+use crate::inspect::Inspection;
+use crate::report::look::{self, Row};
+use crate::source::{self, SourceKind, find};
+use crate::tool::stop;
+use crate::ui::{Ui, bytes, document};
 
 use super::source::SourceArgs;
 
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
-    #[command(flatten)]
-    source: SourceArgs,
+    /// Disk images or machines, or folders of them; several are shown as a table
+    #[arg(required = true, value_name = "SOURCE")]
+    sources: Vec<PathBuf>,
+    /// Format of the image; default: what qemu-img finds
+    #[arg(long, value_name = "FORMAT")]
+    source_format: Option<String>,
+    /// Folder in which backing files and extents may lie besides the image's own (repeatable)
+    #[arg(long, value_name = "DIR")]
+    allow_backing: Vec<PathBuf>,
+    /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
+    #[arg(long)]
+    root: Option<String>,
+    /// Collect registry, boot configuration and logs into DIR/<name>-evidence.tar.gz, for a support
+    /// case. It holds secrets: the program says which
+    #[arg(long, value_name = "DIR")]
+    evidence: Option<PathBuf>,
 }
 
 pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
-    let survey = survey(&args.source.open()?)?;
-    ui.line(&text::inspection(&survey.inspection));
-    ui.document("inspect", json!(survey.inspection));
-    Ok(())
+    if let [source] = args.sources.as_slice()
+        && is_one(source)
+    {
+        let (name, inspection, archive) = one(args, source)?;
+        ui.styled(&look::inspection(&inspection));
+        show(ui, archive.as_ref());
+        let mut body = json!(inspection);
+        if let (Some(body), Some(archive)) = (body.as_object_mut(), &archive) {
+            body.insert("evidence".into(), json!(archive));
+        }
+        tracing::debug!("inspected {name}");
+        ui.document("inspect", body);
+        return Ok(());
+    }
+    if args.root.is_some() {
+        return Err(Error::usage("--root is for one disk").hint("inspect that one alone"));
+    }
+    several(args, ui)
+}
+
+/// A folder is one machine when a description says so.
+fn is_one(path: &Path) -> bool {
+    if !path.is_dir() {
+        return true;
+    }
+    match source::open(path) {
+        Ok(vm) if vm.kind == SourceKind::HyperV => {
+            vm.disks.len() == 1 || has_hyper_v_settings(path)
+        }
+        Ok(_) => true,
+        Err(_) => false,
+    }
+}
+
+fn has_hyper_v_settings(folder: &Path) -> bool {
+    let folders = [folder.to_path_buf(), folder.join("Virtual Machines")];
+    let entries = folders.iter().filter_map(|f| std::fs::read_dir(f).ok());
+    entries.flatten().flatten().any(|e| {
+        let path = e.path();
+        path.extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("vmcx"))
+    })
+}
+
+fn one(args: &InspectArgs, path: &Path) -> Result<(String, Inspection, Option<Archive>)> {
+    let source = SourceArgs {
+        source: path.to_path_buf(),
+        source_format: args.source_format.clone(),
+        allow_backing: args.allow_backing.clone(),
+        root: args.root.clone(),
+    };
+    let machine = source.open()?;
+    let name = machine.vm.name.clone();
+    let Some(folder) = &args.evidence else {
+        return Ok((name, survey(&machine)?.inspection, None));
+    };
+    let (survey, archive) = look(&machine, |survey, guest| {
+        let body = document("inspect", json!(survey.inspection));
+        evidence::collect(guest, survey, body, folder, &safe_name(&name))
+    })?;
+    let archive = archive.map_err(|e| {
+        Error::failed("collecting evidence")
+            .because(e)
+            .hint("--evidence takes a folder; an archive that is there already is not replaced")
+    })?;
+    Ok((name, survey.inspection, Some(archive)))
+}
+
+fn show(ui: &Ui, archive: Option<&Archive>) {
+    let Some(archive) = archive else { return };
+    let taken = archive.files.iter().filter(|f| f.taken_bytes > 0).count();
+    ui.line(&format!(
+        "\nEvidence: {} ({taken} files, {})",
+        archive.path.display(),
+        bytes(archive.size_bytes)
+    ));
+    for line in archive.warning.lines() {
+        ui.warn(line);
+    }
+}
+
+/// A table; what cannot be inspected is a line of it.
+fn several(args: &InspectArgs, ui: &Ui) -> Result<()> {
+    let mut sources = Vec::new();
+    for path in &args.sources {
+        if is_one(path) {
+            sources.push(path.clone());
+            continue;
+        }
+        let below = find::below(path)
+            .map_err(|e| Error::failed(format!("looking into {}", path.display())).because(e))?;
+        if below.is_empty() {
+            return Err(Error::failed(format!(
+                "no disk image and no machine below {}",
+                path.display()
+            ))
+            .hint("name the images themselves"));
+        }
+        sources.extend(below);
+    }
+    let mut rows = Vec::new();
+    let mut archives = Vec::new();
+    for path in &sources {
+        if stop::requested() {
+            return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
+        }
+        let shown = path.display().to_string();
+        ui.status("Inspecting", &shown);
+        rows.push(match one(args, path) {
+            Ok((name, inspection, archive)) => {
+                archives.extend(archive);
+                Row::new(name, shown, inspection)
+            }
+            Err(error) if error.is_interrupted() => return Err(error),
+            Err(error) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let mut text = error.to_string();
+                for cause in error.causes() {
+                    text.push_str(&format!(": {cause}"));
+                }
+                Row::failed(name.into_owned(), shown, text)
+            }
+        });
+    }
+    ui.styled(&look::table(&rows));
+    for archive in &archives {
+        show(ui, Some(archive));
+    }
+    let mut verdicts: BTreeMap<String, usize> = BTreeMap::new();
+    for row in &rows {
+        let verdict = json!(row.verdict);
+        *verdicts
+            .entry(verdict.as_str().unwrap_or_default().to_string())
+            .or_default() += 1;
+    }
+    let mut body = json!({"counts": verdicts, "machines": rows});
+    if args.evidence.is_some()
+        && let Some(body) = body.as_object_mut()
+    {
+        body.insert(
+            "evidence".into(),
+            Value::from_iter(archives.iter().map(|a| json!(a))),
+        );
+    }
+    ui.document("inspect-list", body);
+    let failed = rows.iter().filter(|r| r.error.is_some()).count();
+    if failed == 0 {
+        return Ok(());
+    }
+    let mut error = Error::new(
+        ErrorKind::SomeFailed(failed),
+        format!("{failed} of {} could not be inspected", rows.len()),
+    );
+    error.reported = true;
+    Err(error)
 }

@@ -15,6 +15,7 @@ use crate::domain::{
 use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
 use crate::plan::firstboot::Wishes;
+use crate::report::Request;
 use crate::source;
 
 #[derive(Debug, Args)]
@@ -283,6 +284,7 @@ impl FixArgs {
             keep_tools: self.keep_tools,
             firstboot,
             machine,
+            request: Request::default(),
         })
     }
 

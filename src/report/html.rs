@@ -115,7 +115,7 @@ fn boot_table(
 }
 
 /// For element text and quoted attributes.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     clean(text)
         .replace('&', "&amp;")
         .replace('<', "&lt;")
