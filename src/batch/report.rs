@@ -114,8 +114,11 @@ impl Line {
         }
     }
 
-    fn why(&self) -> &str {
-        self.failure.as_ref().map_or("", |f| &f.message)
+    /// The message with its causes.
+    fn why(&self) -> String {
+        let failure = self.failure.iter();
+        let parts = failure.flat_map(|f| std::iter::once(&f.message).chain(&f.causes));
+        parts.cloned().collect::<Vec<_>>().join(": ")
     }
 }
 
@@ -231,13 +234,15 @@ impl Summary {
              div{overflow-x:auto}table{border-collapse:collapse;width:100%}\
              td,th{border-bottom:1px solid #ccc;padding:.3rem .5rem;text-align:left;vertical-align:top}\
              .failed,.interrupted{color:#a40000}.converted{color:#0a6b2d}\
+             @media(max-width:40rem){table,tbody,tr,td{display:block}th{display:none}\
+             td{border:0;padding:0}tr{border-bottom:1px solid #ccc;padding:.5rem 0}}\
              @media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}\
              a{color:#8ab4f8}.failed,.interrupted{color:#ff7b72}.converted{color:#6fd08c}}\
              </style></head><body>\n",
         );
         let _ = writeln!(
             h,
-            "<h1>{}</h1>\n<p>{}: {} in {:.1} s, {} at a time</p>\n<div><table>\
+            "<h1>{}</h1>\n<p>{}: {} machines in {:.1} s, {} at a time</p>\n<div><table>\
              <tr><th>machine</th><th>state</th><th>time</th><th>written</th><th>what</th></tr>",
             escape(&self.sentence()),
             escape(&self.file.display().to_string()),
@@ -246,13 +251,9 @@ impl Summary {
             self.jobs,
         );
         for line in &self.machines {
-            let mut what = escape(line.why());
-            for text in line
-                .failure
-                .iter()
-                .flat_map(|f| f.causes.iter().chain(&f.hints))
-            {
-                let _ = write!(what, "<br>{}", escape(text));
+            let mut what = escape(&line.why());
+            for hint in line.failure.iter().flat_map(|f| &f.hints) {
+                let _ = write!(what, "<br>hint: {}", escape(hint));
             }
             for blocker in line.failure.iter().flat_map(|f| &f.blockers) {
                 let field = |name: &str| escape(blocker[name].as_str().unwrap_or_default());
@@ -323,6 +324,7 @@ mod tests {
             source: "/a b/vm.vmdk".into(),
             folder: "/out/a#b".into(),
             args: Vec::new(),
+            env: Vec::new(),
             request: Box::new(|| None),
             force: false,
         };

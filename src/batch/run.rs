@@ -51,6 +51,8 @@ pub struct Machine {
     pub folder: PathBuf,
     /// Of `convert`, without folder and source.
     pub args: Vec<OsString>,
+    /// What must not be seen on a command line.
+    pub env: Vec<(String, String)>,
     /// What it would put into its report now; `None` when the source cannot be looked at.
     pub request: Box<dyn Fn() -> Option<Request> + Send + Sync>,
     /// Make it again even if it is there.
@@ -305,6 +307,9 @@ fn child(
     if dry_run {
         command = command.arg("--dry-run");
     }
+    for (name, value) in &machine.env {
+        command = command.env(name, value);
+    }
     let mut child = command
         .arg("--")
         .arg(&machine.source)
@@ -469,6 +474,7 @@ mod tests {
             source: "/vm.vmdk".into(),
             folder: dir.path().into(),
             args: Vec::new(),
+            env: Vec::new(),
             request: Box::new(|| Some(request("qcow2", 5))),
             force: false,
         };

@@ -12,7 +12,7 @@ use crate::convert::output::safe_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ui::{Ui, document};
 
-use super::options::{self, DRY_RUN, FORCE, IN_PLACE, NAME, OUTPUT_DIR, Options, SOURCE};
+use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
 
 pub const BATCH: &str = "batch";
 
@@ -182,6 +182,11 @@ fn merge(list: &List, settings: &Settings, given: &Options, folder: &Path) -> Op
         let Some(values) = values else { continue };
         let path = options::shape(name).is_some_and(|s| s.path) && name != SOURCE;
         let value = |v: &String| {
+            if name == KEY
+                && let [selector, "file", file] = v.splitn(3, ':').collect::<Vec<_>>()[..]
+            {
+                return format!("{selector}:file:{}", folder.join(file).display());
+            }
             let full = folder.join(v);
             if path {
                 full.to_string_lossy().into_owned()
@@ -216,9 +221,12 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
             safe_name(fix.name.as_deref().unwrap_or(&stem))
         }
     };
+    let force = merged.contains_key(FORCE);
+    let env = options::hide_keys(&mut merged);
     Ok(Machine {
+        env,
         folder: folder.map_or_else(|| output.join(format!("{name}-kvm")), PathBuf::from),
-        force: merged.contains_key(FORCE),
+        force,
         args: options::arguments(&merged),
         name,
         source,

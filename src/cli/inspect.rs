@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::convert::engine::Engine;
 use crate::convert::output::safe_name;
-use crate::convert::session::{look, survey};
+use crate::convert::session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{self, Archive};
 use crate::inspect::Inspection;
@@ -19,18 +20,11 @@ use super::source::SourceArgs;
 
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
-    /// Disk images or machines, or folders of them; several are shown as a table
-    #[arg(required = true, value_name = "SOURCE")]
-    sources: Vec<PathBuf>,
-    /// Format of the image; default: what qemu-img finds
-    #[arg(long, value_name = "FORMAT")]
-    source_format: Option<String>,
-    /// Folder in which backing files and extents may lie besides the image's own (repeatable)
-    #[arg(long, value_name = "DIR")]
-    allow_backing: Vec<PathBuf>,
-    /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
-    #[arg(long)]
-    root: Option<String>,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// More of them. Several, or a folder of disks and machines, are shown as a table
+    #[arg(value_name = "SOURCE")]
+    more: Vec<PathBuf>,
     /// Collect registry, boot configuration and logs into DIR/<name>-evidence.tar.gz, for a support
     /// case. It holds secrets: the program says which
     #[arg(long, value_name = "DIR")]
@@ -38,24 +32,37 @@ pub struct InspectArgs {
 }
 
 pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
-    if let [source] = args.sources.as_slice()
-        && is_one(source)
-    {
-        let (name, inspection, archive) = one(args, source)?;
-        ui.styled(&look::inspection(&inspection));
-        show(ui, archive.as_ref());
-        let mut body = json!(inspection);
-        if let (Some(body), Some(archive)) = (body.as_object_mut(), &archive) {
-            body.insert("evidence".into(), json!(archive));
+    if args.more.is_empty() && is_one(&args.source.source) {
+        let seen = one(args, &args.source.source, ui)?;
+        ui.styled(&look::inspection(&seen.inspection));
+        show(ui, seen.archive.as_ref());
+        let mut facts = seen.facts();
+        if let Some(archive) = &seen.archive {
+            facts["evidence"] = json!(archive);
         }
-        tracing::debug!("inspected {name}");
-        ui.document("inspect", body);
+        ui.document("inspect", facts);
         return Ok(());
     }
-    if args.root.is_some() {
+    if args.source.root.is_some() {
         return Err(Error::usage("--root is for one disk").hint("inspect that one alone"));
     }
     several(args, ui)
+}
+
+/// What inspection found, and the evidence that was collected on the way.
+struct Seen {
+    name: String,
+    engine: Engine,
+    inspection: Inspection,
+    archive: Option<Archive>,
+}
+
+impl Seen {
+    fn facts(&self) -> Value {
+        let mut facts = json!(self.inspection);
+        facts["engine"] = json!(self.engine.name());
+        facts
+    }
 }
 
 /// A folder is one machine when a description says so.
@@ -82,28 +89,31 @@ fn has_hyper_v_settings(folder: &Path) -> bool {
     })
 }
 
-fn one(args: &InspectArgs, path: &Path) -> Result<(String, Inspection, Option<Archive>)> {
+fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
     let source = SourceArgs {
         source: path.to_path_buf(),
-        source_format: args.source_format.clone(),
-        allow_backing: args.allow_backing.clone(),
-        root: args.root.clone(),
+        ..args.source.clone()
     };
     let machine = source.open()?;
     let name = machine.vm.name.clone();
-    let Some(folder) = &args.evidence else {
-        return Ok((name, survey(&machine)?.inspection, None));
-    };
-    let (survey, archive) = look(&machine, |survey, guest| {
-        let body = document("inspect", json!(survey.inspection));
-        evidence::collect(guest, survey, body, folder, &safe_name(&name))
-    })?;
-    let archive = archive.map_err(|e| {
+    let (engine, survey, archive) =
+        session::look(&machine, source.reader()?, ui, |survey, guest| {
+            let folder = args.evidence.as_ref()?;
+            let body = document("inspect", json!(survey.inspection));
+            let collected = evidence::collect(guest, survey, body, folder, &safe_name(&name));
+            Some(collected)
+        })?;
+    let archive = archive.transpose().map_err(|e| {
         Error::failed("collecting evidence")
             .because(e)
             .hint("--evidence takes a folder; an archive that is there already is not replaced")
     })?;
-    Ok((name, survey.inspection, Some(archive)))
+    Ok(Seen {
+        name,
+        engine,
+        inspection: survey.inspection,
+        archive,
+    })
 }
 
 fn show(ui: &Ui, archive: Option<&Archive>) {
@@ -122,7 +132,7 @@ fn show(ui: &Ui, archive: Option<&Archive>) {
 /// A table; what cannot be inspected is a line of it.
 fn several(args: &InspectArgs, ui: &Ui) -> Result<()> {
     let mut sources = Vec::new();
-    for path in &args.sources {
+    for path in std::iter::once(&args.source.source).chain(&args.more) {
         if is_one(path) {
             sources.push(path.clone());
             continue;
@@ -146,10 +156,10 @@ fn several(args: &InspectArgs, ui: &Ui) -> Result<()> {
         }
         let shown = path.display().to_string();
         ui.status("Inspecting", &shown);
-        rows.push(match one(args, path) {
-            Ok((name, inspection, archive)) => {
-                archives.extend(archive);
-                Row::new(name, shown, inspection)
+        rows.push(match one(args, path, ui) {
+            Ok(seen) => {
+                archives.extend(seen.archive);
+                Row::new(seen.name, shown, seen.inspection)
             }
             Err(error) if error.is_interrupted() => return Err(error),
             Err(error) => {

@@ -28,6 +28,8 @@ pub const NAME: &str = "name";
 pub const FORCE: &str = "force";
 pub const DRY_RUN: &str = "dry-run";
 pub const IN_PLACE: &str = "in-place";
+/// Secrets: never on a child's command line, never in a report.
+pub const KEY: &str = "key";
 
 /// The options alone, for looking at.
 fn definitions() -> Command {
@@ -142,7 +144,15 @@ pub fn request(job: &Job, options: &Options) -> Request {
     for name in [OUTPUT_DIR, FORCE, DRY_RUN] {
         options.remove(name);
     }
+    for key in options.get_mut(KEY).into_iter().flatten() {
+        // For which volume there was a key, and no more.
+        key.truncate(key.find(':').unwrap_or(0));
+    }
     let mut files = vec![job.media_path.clone()];
+    files.extend(job.driver_config.iter().cloned());
+    // The job has the contents of scripts, and not their paths.
+    let scripts = options.get("firstboot").into_iter().flatten();
+    files.extend(scripts.map(PathBuf::from));
     if !job.in_place {
         files.push(job.source.path.clone());
         for disk in &job.source.vm.disks {
@@ -171,9 +181,47 @@ fn input(path: &Path) -> Option<Input> {
     })
 }
 
+/// Takes keys that stand in the options themselves out of them and into the environment, under the
+/// names returned with them.
+pub fn hide_keys(options: &mut Options) -> Vec<(String, String)> {
+    let mut hidden = Vec::new();
+    for key in options.get_mut(KEY).into_iter().flatten() {
+        if let [selector, "key", value] = key.splitn(3, ':').collect::<Vec<_>>()[..] {
+            let name = format!("HYPER2KVM_BATCH_KEY_{}", hidden.len());
+            let shown = format!("{selector}:env:{name}");
+            hidden.push((name, value.to_string()));
+            *key = shown;
+        }
+    }
+    hidden
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_hidden() {
+        let keys = ["all:key:123-456:x", "2:file:/k", "/dev/sda1:key:p"];
+        let mut options: Options = [(KEY.to_string(), keys.map(String::from).to_vec())].into();
+        let hidden = hide_keys(&mut options);
+        let pair = |name: &str, value: &str| (name.to_string(), value.to_string());
+        assert_eq!(
+            hidden,
+            [
+                pair("HYPER2KVM_BATCH_KEY_0", "123-456:x"),
+                pair("HYPER2KVM_BATCH_KEY_1", "p")
+            ]
+        );
+        assert_eq!(
+            options[KEY],
+            [
+                "all:env:HYPER2KVM_BATCH_KEY_0",
+                "2:file:/k",
+                "/dev/sda1:env:HYPER2KVM_BATCH_KEY_1"
+            ]
+        );
+    }
 
     #[test]
     fn options_go_round() {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::boot_path::Controller;
-use crate::inspect::{Inspection, OsFamily, Severity};
+use crate::inspect::{Inspection, OsFamily, PartitionFacts, Severity};
 use crate::ui::{Styled, Tone, bytes};
 
 use super::text::lower;
@@ -194,17 +194,26 @@ fn details(text: &mut Styled, i: &Inspection) {
     if !i.hypervisor_tools.is_empty() {
         row("tools", i.hypervisor_tools.join(", "));
     }
-    for p in i.disks.iter().flat_map(|d| &d.partitions) {
-        row(
-            &format!("partition {}", p.index),
-            format!(
-                "{:>10} at {:>12}  {:<8} {}",
-                bytes(p.size_bytes),
-                p.start_bytes,
-                lower(&p.filesystem),
-                p.label.as_deref().or(p.name.as_deref()).unwrap_or("")
-            ),
-        );
+    let label = |p: &PartitionFacts| p.label.clone().or(p.name.clone()).unwrap_or_default();
+    let kind = |p: &PartitionFacts| match p.state.as_ref().and_then(|s| s.container) {
+        Some(container) => format!("{} in {}", lower(&p.filesystem), lower(&container)),
+        None => lower(&p.filesystem),
+    };
+    for disk in &i.disks {
+        for p in &disk.partitions {
+            let (size, start) = (bytes(p.size_bytes), p.start_bytes);
+            row(
+                &format!("partition {}", p.index),
+                format!("{size:>10} at {start:>12}  {:<8} {}", kind(p), label(p)),
+            );
+        }
+        for p in &disk.volumes {
+            let size = bytes(p.size_bytes);
+            row(
+                &format!("volume {}", p.index),
+                format!("{size:>10}  {:<8} {}", kind(p), label(p)),
+            );
+        }
     }
 }
 
@@ -337,24 +346,28 @@ const HEAD: [&str; 8] = [
 
 /// One line per machine, in the order given, and what there is to say about those that need it.
 pub fn table(rows: &[Row]) -> Styled {
-    let cells: Vec<[String; 8]> = rows.iter().map(Row::cells).collect();
+    let mut cells: Vec<[String; 8]> = rows.iter().map(Row::cells).collect();
+    // Two with one name are told apart by where they are.
+    for (i, row) in rows.iter().enumerate() {
+        if rows
+            .iter()
+            .enumerate()
+            .any(|(j, r)| i != j && r.name == row.name)
+        {
+            cells[i][0].clone_from(&row.source);
+        }
+    }
     let widths: [usize; 8] = std::array::from_fn(|column| {
         let longest = cells.iter().map(|row| row[column].chars().count()).max();
         longest.unwrap_or(0).max(HEAD[column].len())
     });
     let mut text = Styled::default();
     let mut line = |cells: &[String; 8], verdict: Tone, rest: Tone| {
-        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
+        let last = cells.iter().rposition(|c| !c.is_empty()).unwrap_or(0);
+        for (column, (cell, width)) in cells.iter().zip(widths).enumerate().take(last + 1) {
             let tone = if column == 1 { verdict } else { rest };
-            let last = column + 1 == cells.len();
-            text.push(
-                tone,
-                if last {
-                    cell.clone()
-                } else {
-                    format!("{cell:<width$}  ")
-                },
-            );
+            let width = if column == last { 0 } else { width + 2 };
+            text.push(tone, format!("{cell:<width$}"));
         }
         text.push(Tone::Plain, "\n");
     };
@@ -420,7 +433,7 @@ mod tests {
         let lines: Vec<&str> = plain.lines().collect();
         for (line, column, cell) in [
             (1, "MACHINE", "a "),
-            (1, "VERDICT", "error "),
+            (1, "VERDICT", "error"),
             (2, "VERDICT", "convertible "),
             (2, "SYSTEM", "Windows 10 Pro 22H2 "),
             (2, "BUILD", "19045 "),
@@ -432,7 +445,15 @@ mod tests {
         }
         assert!(plain.contains("\na: no such disk\n"), "{plain}");
         assert!(plain.ends_with("\n1 convertible, 1 error"), "{plain}");
-        let bad = (Tone::Bad, "error        ".to_string());
+        let bad = (Tone::Bad, "error".to_string());
         assert!(text.0.contains(&bad), "{text:?}");
+        assert!(lines.iter().all(|l| l.trim_end() == *l), "{plain}");
+        let mut twice = rows.clone();
+        twice[0].name = "a-long-name".into();
+        let plain = table(&twice).plain();
+        assert!(
+            plain.contains("\n/a ") && plain.contains("\n/b "),
+            "{plain}"
+        );
     }
 }
