@@ -207,9 +207,9 @@ fn merge(list: &List, settings: &Settings, given: &Options, folder: &Path) -> Op
 fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Result<Machine> {
     merged.remove(SOURCE);
     let folder = merged.remove(OUTPUT_DIR).and_then(|v| v.into_iter().next());
-    let (fix, effective) = options::parse(&source, &merged)
+    let (one, effective) = options::parse(&source, &merged)
         .map_err(|e| Error::usage(format!("{at}: {}", options::first_line(&e))))?;
-    let name = match fix.job() {
+    let name = match one.fix.job() {
         Ok(job) => safe_name(&job.machine.name),
         Err(mut error) if error.kind == ErrorKind::Usage => {
             error.message = format!("{at}: {}", error.message);
@@ -218,7 +218,7 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
         // That is for the conversion to say; the others go on.
         Err(_) => {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-            safe_name(fix.name.as_deref().unwrap_or(&stem))
+            safe_name(one.fix.name.as_deref().unwrap_or(&stem))
         }
     };
     let force = merged.contains_key(FORCE);
@@ -230,7 +230,7 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
         args: options::arguments(&merged),
         name,
         source,
-        request: Box::new(move || Some(options::request(&fix.job().ok()?, &effective))),
+        request: Box::new(move || Some(options::request(&one.fix.job().ok()?, &effective))),
     })
 }
 

@@ -3,20 +3,40 @@
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
 
+use crate::boot::install;
 use crate::convert::run;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::text;
+use crate::tool::virsh::Virsh;
 use crate::ui::Ui;
 
 use super::batch::{self, BatchArgs};
+use super::boot::InstallArgs;
 use super::options::{self, Options, SOURCE};
 use super::source::FixArgs;
+
+/// What one machine takes.
+#[derive(Debug, clap::Args)]
+pub struct OneArgs {
+    #[command(flatten)]
+    pub fix: FixArgs,
+    #[command(flatten)]
+    install: InstallArgs,
+    /// libvirt that has the storage pool
+    #[arg(
+        long,
+        value_name = "URI",
+        env = "LIBVIRT_DEFAULT_URI",
+        default_value = "qemu:///system"
+    )]
+    connect: String,
+}
 
 /// One machine, or a list of them.
 #[derive(Debug)]
 pub enum ConvertArgs {
     One {
-        fix: Box<FixArgs>,
+        one: Box<OneArgs>,
         given: Options,
     },
     /// Options given besides the list are for all its machines.
@@ -28,7 +48,7 @@ pub enum ConvertArgs {
 
 impl Args for ConvertArgs {
     fn augment_args(command: Command) -> Command {
-        BatchArgs::augment_args(FixArgs::augment_args(command)).mut_arg(SOURCE, |source| {
+        BatchArgs::augment_args(OneArgs::augment_args(command)).mut_arg(SOURCE, |source| {
             source.required(false).required_unless_present(batch::BATCH)
         })
     }
@@ -48,7 +68,7 @@ impl FromArgMatches for ConvertArgs {
             });
         }
         Ok(Self::One {
-            fix: Box::new(FixArgs::from_arg_matches(matches)?),
+            one: Box::new(OneArgs::from_arg_matches(matches)?),
             given: options::given(matches, true),
         })
     }
@@ -60,16 +80,43 @@ impl FromArgMatches for ConvertArgs {
 }
 
 pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
-    let (fix, given) = match args {
-        ConvertArgs::One { fix, given } => (fix, given),
+    let (args, given) = match args {
+        ConvertArgs::One { one, given } => (one, given),
         ConvertArgs::Batch { batch, given } => return batch::run(batch, given, ui),
     };
-    let mut job = fix.job()?;
-    if fix.dry_run {
+    let place = args.install.place();
+    if args.fix.in_place && place.is_some() {
+        return Err(Error::usage(
+            "--in-place leaves the disk where it is: it cannot be moved to libvirt's folder too",
+        ));
+    }
+    // A pool's folder may be anywhere.
+    if place.is_none() {
+        args.fix.confine()?;
+    }
+    let mut job = args.fix.job()?;
+    if args.fix.dry_run {
         return super::plan::show(&job, ui);
     }
     job.request = options::request(&job, given);
-    let report = run::convert(&job, ui)?;
+    let mut report = run::convert(&job, ui)?;
+    if let (Some(place), Some(folder)) = (place, report.outputs.folder()) {
+        let virsh = Virsh::new(&args.connect);
+        let installed = install::install(folder, &place, &virsh).map_err(|e| {
+            let again = crate::boot::quote(folder);
+            e.hint(format!(
+                "the conversion is complete: hyper2kvm boot {again} --install-to DIR tries again"
+            ))
+        })?;
+        for moved in installed.moved {
+            for disk in &mut report.outputs.disks {
+                if *disk == moved.from {
+                    disk.clone_from(&moved.to);
+                }
+            }
+        }
+        report.warnings.extend(installed.warnings);
+    }
     ui.line(&text::conversion(&report));
     ui.document("convert", json!(report));
     Ok(())

@@ -172,6 +172,14 @@ fn with_remedy(mut error: Error) -> Error {
 }
 
 fn run(command: Command, ui: &Ui) -> Result<()> {
+    // `doctor` and `demo` may call sudo, `boot` a bridge helper: they keep what the user has.
+    if !matches!(
+        command,
+        Command::Doctor(_) | Command::Demo(_) | Command::Boot(_)
+    ) {
+        rustix::thread::set_no_new_privs(true)
+            .map_err(|e| Error::failed("giving up new privileges").because(e))?;
+    }
     match command {
         Command::Inspect(args) => inspect::run(&args, ui),
         Command::Plan(args) => plan::run(&args, ui),

@@ -17,7 +17,7 @@ use crate::disk::chain::Image;
 use crate::error::Result;
 use crate::report::{Input, Request};
 
-use super::source::FixArgs;
+use super::convert::OneArgs;
 
 /// Options by their long names, each with its values; a flag has the value `true`.
 pub type Options = BTreeMap<String, Vec<String>>;
@@ -33,7 +33,7 @@ pub const KEY: &str = "key";
 
 /// The options alone, for looking at.
 fn definitions() -> Command {
-    FixArgs::augment_args(Command::new("convert"))
+    OneArgs::augment_args(Command::new("convert"))
 }
 
 fn find<'c>(command: &'c Command, name: &str) -> Option<&'c Arg> {
@@ -130,12 +130,12 @@ pub fn arguments(options: &Options) -> Vec<OsString> {
 
 /// The options and the source as `convert` itself would take them, and the options it would say it
 /// was given.
-pub fn parse(source: &Path, options: &Options) -> Result<(FixArgs, Options), clap::Error> {
+pub fn parse(source: &Path, options: &Options) -> Result<(OneArgs, Options), clap::Error> {
     let mut line = vec![OsString::from("convert")];
     line.extend(arguments(options));
     line.extend([OsString::from("--"), source.into()]);
     let matches = definitions().try_get_matches_from(line)?;
-    Ok((FixArgs::from_arg_matches(&matches)?, given(&matches, true)))
+    Ok((OneArgs::from_arg_matches(&matches)?, given(&matches, true)))
 }
 
 /// What goes into the report.
@@ -150,9 +150,11 @@ pub fn request(job: &Job, options: &Options) -> Request {
     }
     let mut files = vec![job.media_path.clone()];
     files.extend(job.driver_config.iter().cloned());
-    // The job has the contents of scripts, and not their paths.
-    let scripts = options.get("firstboot").into_iter().flatten();
-    files.extend(scripts.map(PathBuf::from));
+    // The job has the contents of these, and not their paths.
+    for name in ["firstboot", "xml-patch"] {
+        let paths = options.get(name).into_iter().flatten();
+        files.extend(paths.map(PathBuf::from));
+    }
     if !job.in_place {
         files.push(job.source.path.clone());
         for disk in &job.source.vm.disks {
@@ -242,9 +244,9 @@ mod tests {
         assert!(!options.contains_key("storage"), "a default was not given");
         let (again, effective) = parse(Path::new("-vm.vmdk"), &options).unwrap();
         assert_eq!(effective, options);
-        assert_eq!(again.source.source, Path::new("-vm.vmdk"));
-        assert_eq!(again.name.as_deref(), Some("-x"));
-        assert!(again.force && again.mac.len() == 2);
+        assert_eq!(again.fix.source.source, Path::new("-vm.vmdk"));
+        assert_eq!(again.fix.name.as_deref(), Some("-x"));
+        assert!(again.fix.force && again.fix.mac.len() == 2);
     }
 
     #[test]

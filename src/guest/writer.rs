@@ -1,20 +1,26 @@
-//! The embedded writing engine: libntfs-3g for NTFS, `fatfs` for the EFI system partition.
+//! The embedded writing engine: libntfs-3g (in a confined child) for NTFS, `fatfs` for the EFI system partition.
 //!
 //! A volume is mounted at its first change, after its own metadata has said that it may be.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::confined::ConfinedNtfs;
 use super::embedded::{kind, partitions};
 use super::fat_write::FatWriter;
 use super::logfile::LogState;
 use super::ntfs_read::NtfsVolume;
 use super::ntfs3g::{MountOptions, Ntfs3g};
-use super::{Extent, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId};
+use super::{
+    BOOT_SECTOR, Extent, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId, check_extents,
+};
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
+use crate::tool::launcher;
 
 enum Engine {
+    Confined(Box<ConfinedNtfs>),
+    /// In our own process: only where we cannot start ourselves as a child.
     Ntfs(Ntfs3g),
     Fat(Box<FatWriter>),
 }
@@ -48,16 +54,24 @@ impl EmbeddedWriter {
             .ok_or(GuestError::NoVolume(volume))
     }
 
-    fn mount(&self, volume: VolumeId) -> Result<Engine> {
-        let partition = self
-            .partitions
+    fn partition(&self, volume: VolumeId) -> Result<&Partition> {
+        self.partitions
             .iter()
             .find(|p| p.index == volume.0)
-            .ok_or(GuestError::NoVolume(volume))?;
+            .ok_or(GuestError::NoVolume(volume))
+    }
+
+    fn mount(&self, volume: VolumeId) -> Result<Engine> {
+        let partition = self.partition(volume)?;
         let (start, len) = (partition.start_bytes, partition.size_bytes);
         match kind(self.disk.as_ref(), partition)? {
             FsKind::Ntfs => {
                 check_ntfs(self.disk.clone(), start, len, self.options)?;
+                if launcher::is_enabled() {
+                    return ConfinedNtfs::mount(self.disk.clone(), start, len, self.options)
+                        .map(Box::new)
+                        .map(Engine::Confined);
+                }
                 Ntfs3g::mount(self.disk.clone(), start, len, self.options).map(Engine::Ntfs)
             }
             FsKind::Fat => FatWriter::mount(self.disk.clone(), start, len)
@@ -106,6 +120,7 @@ pub(super) fn check_ntfs(
 impl GuestWrite for EmbeddedWriter {
     fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.create_dir(path),
             Engine::Ntfs(v) => v.create_dir(path),
             Engine::Fat(v) => v.create_dir(path),
         }
@@ -113,6 +128,7 @@ impl GuestWrite for EmbeddedWriter {
 
     fn write_file(&mut self, volume: VolumeId, path: &GuestPath, contents: &[u8]) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.write_file(path, contents),
             Engine::Ntfs(v) => v.write_file(path, contents),
             Engine::Fat(v) => v.write_file(path, contents),
         }
@@ -126,13 +142,27 @@ impl GuestWrite for EmbeddedWriter {
         extents: &[Extent],
     ) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.patch_file(path, size, extents),
             Engine::Ntfs(v) => v.patch_file(path, size, extents),
             Engine::Fat(v) => v.patch_file(path, size, extents),
         }
     }
 
+    fn patch_boot_sector(&mut self, volume: VolumeId, extents: &[Extent]) -> Result<()> {
+        check_extents("changing", &GuestPath::root(), BOOT_SECTOR, extents)?;
+        // Mounting checks that the volume may be changed.
+        self.engine(volume)?;
+        let partition = self.partition(volume)?;
+        let start = partition.start_bytes;
+        for extent in extents {
+            self.disk.write_at(start + extent.offset, &extent.data)?;
+        }
+        Ok(())
+    }
+
     fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.remove_file(path),
             Engine::Ntfs(v) => v.remove_file(path),
             Engine::Fat(v) => v.remove_file(path),
         }
@@ -140,6 +170,7 @@ impl GuestWrite for EmbeddedWriter {
 
     fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.remove_dir(path),
             Engine::Ntfs(v) => v.remove_dir(path),
             Engine::Fat(v) => v.remove_dir(path),
         }
@@ -150,6 +181,7 @@ impl GuestWrite for EmbeddedWriter {
         let mut result = Ok(());
         for (_, engine) in std::mem::take(&mut self.engines) {
             let closed = match engine {
+                Engine::Confined(v) => v.unmount(),
                 Engine::Ntfs(v) => v.unmount(),
                 Engine::Fat(v) => v.close(),
             };
