@@ -17,10 +17,11 @@ use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::plan::firstboot::Wishes;
+use crate::report::Request;
 use crate::source;
 use crate::tool::confine;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
     /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or machine (.vmx, .ovf, .ova, libvirt XML)
     pub source: PathBuf,
@@ -361,6 +362,7 @@ impl FixArgs {
             keep_tools: self.keep_tools,
             firstboot,
             machine,
+            request: Request::default(),
             emit: self.emit_kinds(),
             xml_patch: self.patch()?,
         })

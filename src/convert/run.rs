@@ -26,7 +26,7 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, Severity, Survey};
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
-use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Timings};
+use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
 use crate::tool::stop;
 use crate::ui::{Ui, document};
 use crate::verify;
@@ -74,6 +74,8 @@ pub struct Job {
     pub firstboot: Wishes,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
+    /// Goes into the report as it is.
+    pub request: Request,
     /// Besides the domain XML.
     pub emit: Vec<Emit>,
     pub xml_patch: Option<Patch>,

@@ -13,11 +13,13 @@
 //!
 //! What a source says is a hint. Facts found inside the guest win over it.
 
+pub mod find;
 pub mod libvirt;
 pub mod manifest;
 pub mod ova;
 pub mod ovf;
 pub mod tar;
+pub mod tar_write;
 pub mod vmdk;
 pub mod vmx;
 

@@ -537,6 +537,11 @@ impl Child {
         self.wait(limit)
     }
 
+    /// Asks the program to end (SIGTERM) and does not wait for that.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
     /// Kills the program and everything it started, and reaps it.
     pub fn kill(&mut self) {
         if matches!(self.try_wait(), Ok(Some(_))) {
