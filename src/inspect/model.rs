@@ -215,6 +215,19 @@ pub struct BootFacts {
     /// Edits of the BCD after which the default entry names the partition Windows is on; empty when
     /// it names one that exists.
     pub device_repair: Vec<RegOp>,
+    /// The number of heads, where Windows XP and 2003 would stop at it.
+    pub heads: Option<SectorField>,
+    /// The start of the partition, when the boot sector has another one.
+    pub hidden: Option<SectorField>,
+}
+
+/// A number in the boot sector of the BIOS boot volume that should be another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SectorField {
+    pub name: &'static str,
+    pub offset: u16,
+    pub old: Vec<u8>,
+    pub new: Vec<u8>,
 }
 
 /// A UEFI fall-back loader that is missing or not Windows' own.

@@ -37,7 +37,7 @@ type Result<T, E = PlanError> = std::result::Result<T, E>;
 pub struct Options {
     /// The controller of the first boot; `None`: straight to virtio.
     pub bootstrap: Option<Controller>,
-    /// Mend the default boot entry where it names a partition that is not there.
+    /// Mend the default boot entry and the boot sector where they name a place where no partition is.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services as they are.
     pub keep_tools: bool,
@@ -380,6 +380,7 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
         None if inputs.windows.esp.is_some() => plan.skipped.push(Skipped { id, title }),
         None => {}
     }
+    plan.actions.extend(repair::boot_sector(inputs));
     // SYSTEM last: its services are what makes Windows load the files.
     for hive in [
         HiveName::Bcd,
