@@ -165,15 +165,19 @@ impl Inner {
         }
     }
 
-    /// Mounts a volume at its place. `Err` inside: what mount said.
-    pub fn mount(&mut self, volume: VolumeId, kind: FsKind, options: &str) -> Result<Reply> {
-        let device = match self.mapped.get(&volume) {
+    /// The block device of a volume.
+    pub fn device(&self, volume: VolumeId) -> String {
+        match self.mapped.get(&volume) {
             Some(device) => device.path.clone(),
             None => device(volume),
-        };
+        }
+    }
+
+    /// Mounts a volume at its place. `Err` inside: what mount said.
+    pub fn mount(&mut self, volume: VolumeId, kind: FsKind, options: &str) -> Result<Reply> {
         let line = Line::new("mount-options")
             .arg(options)
-            .arg(device)
+            .arg(self.device(volume))
             .arg(mount_point(volume));
         let reply = self.one(line)?;
         if reply.is_ok() {
