@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::convert::session::survey;
+use crate::convert::session::look;
 use crate::error::Result;
 use crate::report::text;
 use crate::ui::Ui;
@@ -16,8 +16,11 @@ pub struct InspectArgs {
 }
 
 pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
-    let survey = survey(&args.source.open()?)?;
+    let source = args.source.open()?;
+    let (engine, survey, ()) = look(&source, args.source.reader()?, ui, |_, _| ())?;
     ui.line(&text::inspection(&survey.inspection));
-    ui.document("inspect", json!(survey.inspection));
+    let mut facts = json!(survey.inspection);
+    facts["engine"] = json!(engine.name());
+    ui.document("inspect", facts);
     Ok(())
 }

@@ -109,8 +109,9 @@ pub fn main() -> ExitCode {
         .unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Internal,
-                "internal error: the source is untouched; please report this with the message above",
-            ))
+                "internal error; please report this with the message above",
+            )
+            .hint("a source is only ever written with --in-place; then `hyper2kvm rollback` restores it"))
         });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

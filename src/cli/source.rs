@@ -14,6 +14,7 @@ use crate::domain::{
 };
 use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
+use crate::guest::keys::Keys;
 use crate::plan::firstboot::Wishes;
 use crate::source;
 
@@ -30,6 +31,14 @@ pub struct SourceArgs {
     /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
     #[arg(long)]
     pub root: Option<String>,
+    /// How the guest's file systems are accessed
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: EngineArg,
+    /// Key of an encrypted volume (BitLocker, LUKS), for the guestfish engine: SELECTOR:file:PATH,
+    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition, /dev/sdaN
+    /// or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    pub key: Vec<String>,
 }
 
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
@@ -50,9 +59,6 @@ pub struct FixArgs {
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
     #[arg(long, value_enum)]
     pub bootstrap: Option<BootstrapArg>,
-    /// How the guest's file systems are accessed
-    #[arg(long, value_enum, default_value_t)]
-    pub engine: EngineArg,
     /// Output folder [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -151,7 +157,7 @@ pub enum BootstrapArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum EngineArg {
-    /// Embedded where libntfs-3g is installed, else guestfish
+    /// Embedded where that can do it; guestfish for what it cannot open, or without libntfs-3g
     #[default]
     Auto,
     /// In this process: no appliance, no root, no mount
@@ -205,6 +211,7 @@ pub enum VideoArg {
 
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
+        let keys = self.keys()?;
         let vm = source::open(&self.source).map_err(|e| {
             let hint = e.hint();
             let error = Error::failed(format!("opening {}", self.source.display())).because(e);
@@ -217,7 +224,31 @@ impl SourceArgs {
             allow_backing: self.allow_backing.clone(),
             root: self.root.clone(),
             force_dirty: false,
+            keys,
         })
+    }
+
+    /// The engine for the verbs that only read.
+    pub fn reader(&self) -> Result<Engine> {
+        Engine::choose_reader(self.engine.into())
+    }
+
+    fn keys(&self) -> Result<Keys> {
+        if !self.key.is_empty() && self.engine == EngineArg::Embedded {
+            return Err(Error::usage("--key is for the guestfish engine")
+                .hint("use --engine guestfish, or leave --engine out"));
+        }
+        let (keys, in_clear) = Keys::parse(&self.key).map_err(|e| {
+            Error::usage("a key cannot be used")
+                .because(e)
+                .hint("example: --key 2:file:recovery-key.txt")
+        })?;
+        if in_clear {
+            tracing::warn!(
+                "a key on the command line can be seen by every user of this host; SELECTOR:file:PATH hides it"
+            );
+        }
+        Ok(keys)
     }
 }
 
@@ -267,7 +298,7 @@ impl FixArgs {
         };
         Ok(Job {
             source,
-            engine: Engine::choose(self.engine.into())?,
+            engine: Engine::choose(self.source.engine.into())?,
             media_path,
             driver_config: self.driver_config.clone(),
             bootstrap: self.bootstrap.map(BootstrapArg::controller),

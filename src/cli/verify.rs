@@ -46,7 +46,8 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     if wanted.is_empty() {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
     }
-    let (survey, checks) = look(&args.source.open()?, |survey, guest| {
+    let source = args.source.open()?;
+    let (engine, survey, checks) = look(&source, args.source.reader()?, ui, |survey, guest| {
         verify::verify(survey, guest, &wanted)
     })?;
     let ready = verify::is_ready(&checks);
@@ -63,7 +64,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     ui.line(if ready { "READY" } else { "NOT READY" });
     ui.document(
         "verify",
-        json!({"ready": ready, "controllers": survey.inspection.controllers, "checks": checks}),
+        json!({"ready": ready, "engine": engine.name(), "controllers": survey.inspection.controllers, "checks": checks}),
     );
     if ready {
         return Ok(());
