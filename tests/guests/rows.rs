@@ -91,6 +91,12 @@ const ROWS: &[Row] = &[
         "move the data to an ordinary disk in the guest",
     ),
     row(
+        "luks",
+        "blocker",
+        "a volume is encrypted with LUKS, and no Windows is outside of it",
+        "give its key with --key (the guestfish engine opens it), or decrypt it",
+    ),
+    row(
         "refs",
         "blocker",
         "a volume is ReFS, which is not read here: a Windows on it cannot be converted",
