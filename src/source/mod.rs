@@ -103,6 +103,8 @@ pub struct Packed {
     /// Where an uncompressed tar member lies.
     pub member: Option<(u64, u64)>,
     pub gzip: bool,
+    /// The size of the disk, as its description has it: what it may unpack to.
+    pub capacity: Option<u64>,
 }
 
 /// Declared in the order in which disks are listed.
@@ -144,6 +146,8 @@ pub enum SourceError {
         size: u64,
         limit: u64,
     },
+    #[error("{path} unpacks to more than the {capacity} bytes of the disk it describes")]
+    Bomb { path: PathBuf, capacity: u64 },
     #[error("{path} is not understood: {reason}")]
     Invalid { path: PathBuf, reason: String },
     #[error("{path} is not understood")]
@@ -190,7 +194,7 @@ impl SourceError {
         Some(match self {
             Self::NotFound { .. } => "check the path",
             Self::TooLarge { .. } => "name the disk image itself",
-            Self::Invalid { .. } | Self::Xml { .. } => {
+            Self::Invalid { .. } | Self::Xml { .. } | Self::Bomb { .. } => {
                 "export the machine again, or name its disk image itself"
             }
             Self::MissingDisk { .. } => "copy all files of the machine into one folder",
