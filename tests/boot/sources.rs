@@ -15,6 +15,9 @@ pub enum Input {
 
 /// The guest as a machine in a folder of its own; with two disks the empty one comes first.
 pub fn source(lab: &Lab, input: Input, disks: usize, firmware: &str) -> PathBuf {
+    if input == Input::Plain && disks == 1 {
+        return lab.raw.clone();
+    }
     let name = format!("{input:?}-{disks}").to_lowercase();
     let folder = lab.path(&name);
     if let Some(made) = made(&folder) {
@@ -29,9 +32,6 @@ pub fn source(lab: &Lab, input: Input, disks: usize, firmware: &str) -> PathBuf 
         ];
         tool("qemu-img", &args);
     };
-    if input == Input::Plain && disks == 1 {
-        return lab.raw.clone();
-    }
     if input == Input::Plain {
         // One image is one disk: two of them come in the domain XML of a libvirt.
         fs::write(file("data.raw"), vec![0; 16 << 20]).unwrap();
