@@ -12,7 +12,7 @@ use crate::disk::chain::Image;
 use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
-use crate::domain::DiskFormat;
+use crate::domain::{DiskFormat, Emit, Patch};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
@@ -33,7 +33,7 @@ use crate::verify;
 
 use super::copy::{self, DiskCopy};
 use super::engine::Engine;
-use super::finish::finish;
+use super::finish::{finish, rehearse};
 use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
@@ -69,6 +69,9 @@ pub struct Job {
     pub firstboot: Wishes,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
+    /// Besides the domain XML.
+    pub emit: Vec<Emit>,
+    pub xml_patch: Option<Patch>,
 }
 
 impl Job {
@@ -221,6 +224,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         ),
     )?;
     save_generated(folder.path(), &prepared)?;
+    rehearse(job, &folder, &prepared, &survey.inspection, &disks)?;
     point("inspected")?;
     let inspect_s = start.elapsed().as_secs_f64();
 
@@ -504,6 +508,7 @@ fn copy_disks(
             format!("-{i}")
         };
         let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        let size_bytes = image.virtual_size();
         copies.push(DiskCopy {
             live: DataMap::of(&image)?.bytes,
             image,
@@ -518,6 +523,7 @@ fn copy_disks(
                 data_sector_size(&disk.image()?)?
             },
             boot: i == 0,
+            size_bytes,
         });
     }
     let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);

@@ -49,6 +49,8 @@ pub fn volumes(
     }
     match (out.bitlocker, system) {
         (false, _) => {}
+        // Opened, and no Windows in it.
+        (true, None) if closed.is_empty() => {}
         (true, None) => out.findings.push(Finding::blocker(
             "bitlocker",
             if protectors.iter().any(|p| p == CLEAR_KEY) {
@@ -137,7 +139,7 @@ pub fn volumes(
         system_volume(volume, force_dirty, out);
     }
     for volume in volumes.iter().filter(|v| Some(v.id) != system) {
-        if volume.kind == FsKind::Ntfs && volume.state.hibernated {
+        if volume.kind == FsKind::Ntfs && (volume.state.hibernated || volume.state.cached) {
             out.findings.push(Finding::warning(
                 "data-volume-hibernated",
                 "another volume holds a hibernated session: what that Windows had open is lost when this one starts",
@@ -145,7 +147,7 @@ pub fn volumes(
                 list(&[volume.id]),
             ));
         }
-        if volume.kind == FsKind::Ntfs && volume.state.dirty {
+        if volume.kind == FsKind::Ntfs && volume.state.dirty && !volume.state.cached {
             out.findings.push(Finding::info(
                 "data-volume-dirty",
                 "another NTFS volume was not unmounted cleanly: Windows checks it at the next start",
@@ -179,6 +181,13 @@ fn system_volume(volume: &Volume, force_dirty: bool, out: &mut Inspection) {
             "Windows is hibernated (Fast Startup counts): changing its disk now would damage it",
             "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0",
             format!("hiberfil.sys on partition {}", volume.id.0),
+        ));
+    } else if volume.state.cached {
+        out.findings.push(Finding::blocker(
+            "volume-cached",
+            "Windows did not let go of its NTFS volume (log version 2.0: it ran when the disk was taken, or Fast Startup is on): parts of it may exist only in memory",
+            "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0; --force-dirty-volume does not help here",
+            format!("$LogFile on partition {}", volume.id.0),
         ));
     } else if out.volume_dirty && force_dirty {
         out.findings.push(Finding::warning(
@@ -230,6 +239,14 @@ const COMPACT_PROBES: [&str; 4] = [
     "explorer.exe",
 ];
 
+fn compressed_hive(stat: &dyn Fn(&str) -> Option<FileInfo>, root: &GuestPath) -> Option<String> {
+    ["SYSTEM", "SOFTWARE"]
+        .map(|name| format!("System32\\config\\{name}"))
+        .into_iter()
+        .find(|path| stat(path).is_some_and(|info| info.compressed))
+        .map(|path| format!("{root}\\{path}"))
+}
+
 /// What the files of Windows say.
 pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mut Inspection) {
     let stat = |path: &str| {
@@ -254,17 +271,12 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
         found.next().map(|p| format!("{root}\\{p}"))
     };
     if let Some(file) = probed(|i| i.encrypted) {
-        out.findings.push(Finding::blocker(
-            "efs",
-            "files of Windows are encrypted (EFS): drivers added beside them could not be read at boot",
-            "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
-            file,
-        ));
+        out.findings.push(encrypted(file));
     }
-    if let Some(file) = probed(|i| i.compressed) {
+    if let Some(file) = probed(|i| i.compressed).or_else(|| compressed_hive(&stat, root)) {
         out.findings.push(Finding::info(
             "compressed-volume",
-            "files of Windows are compressed by NTFS: they are read as they are, and what is written may be compressed too",
+            "files of Windows are compressed by NTFS: they are read as they are; what is written, hives included, is not compressed",
             "none needed",
             file,
         ));
@@ -278,6 +290,15 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
             format!("{root}\\WinSxS\\pending.xml"),
         ));
     }
+}
+
+pub fn encrypted(file: String) -> Finding {
+    Finding::blocker(
+        "efs",
+        "files of Windows are encrypted (EFS): neither this program nor the boot loader can read them",
+        "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
+        file,
+    )
 }
 
 /// What the hives say.
@@ -414,4 +435,87 @@ fn setup(system: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::layout::{Partition, Scheme};
+    use crate::inspect::fake::FakeGuest;
+    use crate::inspect::model::SourceFacts;
+
+    /// What is said of a disk with one volume of that kind, opened or not, with Windows on it or not.
+    fn codes(kind: FsKind, container: Option<FsKind>, system: bool) -> Vec<(&'static str, String)> {
+        let layout = DiskLayout {
+            scheme: Scheme::Mbr,
+            sector_size: 512,
+            disk_id: None,
+            partitions: Vec::new(),
+        };
+        let partition = Partition {
+            index: 2,
+            type_id: "0x07".into(),
+            start_bytes: 0,
+            size_bytes: 0,
+            guid: None,
+            name: None,
+            active: false,
+        };
+        let mut guest = FakeGuest::default();
+        let volume = guest.volume(partition, kind);
+        volume.state.container = container;
+        if container.is_none() {
+            volume.state.unreadable = Some("no key opens it".into());
+        }
+        let source = SourceFacts {
+            path: String::new(),
+            format: String::new(),
+            virtual_size_bytes: 0,
+        };
+        let mut out = super::super::empty(&guest, &layout, source);
+        let system = system.then_some(VolumeId(2));
+        volumes(&guest, &layout, system, false, &mut out);
+        assert_eq!(
+            out.bitlocker,
+            kind == FsKind::Bitlocker || container == Some(FsKind::Bitlocker)
+        );
+        let found = out.findings.into_iter();
+        found
+            .map(|f| (f.id, format!("{:?} {}", f.severity, f.evidence)))
+            .collect()
+    }
+
+    #[test]
+    fn volumes_in_containers() {
+        use FsKind::{Bitlocker, Luks, Lvm, Ntfs};
+        for (kind, container, system, id, says) in [
+            (
+                Bitlocker,
+                None,
+                false,
+                "bitlocker",
+                "Blocker partition 2: no key opens it",
+            ),
+            (
+                Luks,
+                None,
+                false,
+                "luks",
+                "Blocker partition 2: no key opens it",
+            ),
+            (
+                Ntfs,
+                Some(Bitlocker),
+                true,
+                "bitlocker-opened",
+                "Warning partition 2",
+            ),
+        ] {
+            assert_eq!(codes(kind, container, system), [(id, says.to_string())]);
+        }
+        for container in [Luks, Lvm] {
+            assert_eq!(codes(Ntfs, Some(container), true), []);
+        }
+        assert_eq!(codes(Ntfs, Some(Bitlocker), false), []);
+    }
 }
