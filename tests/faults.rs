@@ -222,6 +222,10 @@ fn compare_table(rows: &BTreeMap<(u8, String), Row>) {
         fs::write(&file, format!("{before}{START}{table}{END}{after}")).unwrap();
         return;
     }
+    if old.is_empty() {
+        eprintln!("SKIP: the table was never written; HYPER2KVM_UPDATE=1 writes it");
+        return;
+    }
     // How often a tool is called depends on what else is installed.
     let facts = |table: &str| {
         let rows = table.lines().skip(2).map(|row| {
