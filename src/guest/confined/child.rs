@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::wire::{self, Fields, Frame, Tag};
 use super::{FAILPOINT, VERB};
 use crate::disk::block::{BlockRead, BlockWrite, check_range};
+use crate::disk::cache::Cached;
 use crate::failpoint;
 use crate::guest::ntfs3g::{self, MountOptions, Ntfs3g};
 use crate::guest::{Extent, GuestError, GuestPath};
@@ -74,10 +75,11 @@ fn carry_out(
     match frame.tag {
         Tag::Mount => {
             let (size, force) = (frame.number()?, frame.number()?);
-            let disk = Arc::new(Blocks {
+            // The library asks for the same records again and again, and we are the only writer.
+            let disk = Arc::new(Cached::new(Blocks {
                 socket: socket.clone(),
                 size,
-            });
+            }));
             let options = MountOptions {
                 force_dirty: force != 0,
             };

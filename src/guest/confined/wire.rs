@@ -16,6 +16,8 @@ pub const MAX_BLOCKS: usize = 64 << 20;
 /// The longest frame a child may send: blocks to write with their place.
 pub const MAX_FROM_CHILD: usize = MAX_BLOCKS + 64;
 const MAX_TEXT: usize = 4096;
+/// What is read in one go.
+const AT_ONCE: usize = 256 << 10;
 
 /// What a frame is. Requests and block answers go down, the rest comes up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,9 +123,12 @@ pub fn receive(stream: &mut impl Read, limit: usize) -> io::Result<Frame> {
     if len > limit.min(MAX_FRAME) {
         return Err(invalid("too long"));
     }
-    // No more is allocated than arrives.
-    let mut bytes = Vec::new();
-    stream.take(len as u64).read_to_end(&mut bytes)?;
+    // Of a long frame no more is allocated than arrives.
+    let mut bytes = vec![0; len.min(AT_ONCE)];
+    stream.read_exact(&mut bytes)?;
+    stream
+        .take((len - bytes.len()) as u64)
+        .read_to_end(&mut bytes)?;
     if bytes.len() != len {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
