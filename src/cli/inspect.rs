@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::convert::linux;
 use crate::convert::session::survey;
 use crate::error::Result;
 use crate::report::text;
@@ -16,7 +17,9 @@ pub struct InspectArgs {
 }
 
 pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
-    let survey = survey(&args.source.open()?)?;
+    let machine = args.source.open()?;
+    let mut survey = survey(&machine)?;
+    linux::complete(&machine, &mut survey.inspection, ui)?;
     ui.line(&text::inspection(&survey.inspection));
     ui.document("inspect", json!(survey.inspection));
     Ok(())

@@ -6,8 +6,9 @@ use clap::{Args, ValueEnum};
 
 use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
+use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
-use crate::convert::run::Job;
+use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::SourceMachine;
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Graphics, MacAddr, NicSource, StorageBus, Video,
@@ -32,8 +33,6 @@ pub struct SourceArgs {
     pub root: Option<String>,
 }
 
-pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
-
 #[derive(Debug, Args)]
 pub struct FixArgs {
     #[command(flatten)]
@@ -53,6 +52,9 @@ pub struct FixArgs {
     /// How the guest's file systems are accessed
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineArg,
+    /// Who makes a Linux guest ready
+    #[arg(long, value_enum, default_value_t)]
+    pub linux: LinuxArg,
     /// Output folder [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -140,6 +142,19 @@ pub struct FixArgs {
 pub enum StorageArg {
     VirtioBlk,
     VirtioScsi,
+    /// For a Linux guest without VirtIO drivers
+    Sata,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LinuxArg {
+    /// virt-v2v where it is installed and knows the distribution, else as it is
+    #[default]
+    Auto,
+    /// virt-v2v-in-place or virt-v2v makes the guest ready
+    VirtV2v,
+    /// The guest is copied as it is when its kernels provably have the drivers
+    AsIs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -227,7 +242,7 @@ impl FixArgs {
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
-        let media_path = self.virtio_path()?;
+        let media_path = self.virtio_path();
         let mut source = self.source.open()?;
         source.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
@@ -282,6 +297,11 @@ impl FixArgs {
             repair_bcd: self.repair_bcd,
             keep_tools: self.keep_tools,
             firstboot,
+            linux: match self.linux {
+                LinuxArg::Auto => Wish::Auto,
+                LinuxArg::VirtV2v => Wish::VirtV2v,
+                LinuxArg::AsIs => Wish::AsIs,
+            },
             machine,
         })
     }
@@ -302,18 +322,10 @@ impl FixArgs {
         self.firstboot.iter().map(read).collect()
     }
 
-    /// Where the drivers are; an error that says where they may be named.
-    pub fn virtio_path(&self) -> Result<PathBuf> {
-        let default = PathBuf::from(DEFAULT_ISO);
-        match &self.virtio_iso {
-            Some(path) => Ok(path.clone()),
-            None if default.exists() => Ok(default),
-            None => Err(Error::usage("no virtio-win drivers were named")
-                .hint(format!(
-                    "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names an ISO or folder; {DEFAULT_ISO} is the default when it exists"
-                ))
-                .hint("the ISO is published by the virtio-win project (package virtio-win on Fedora)")),
-        }
+    /// Where the drivers are.
+    pub fn virtio_path(&self) -> Option<PathBuf> {
+        let default = || Some(PathBuf::from(DEFAULT_ISO)).filter(|path| path.exists());
+        self.virtio_iso.clone().or_else(default)
     }
 
     pub fn nic_source(&self) -> NicSource {
@@ -353,6 +365,7 @@ impl From<StorageArg> for StorageBus {
         match arg {
             StorageArg::VirtioBlk => StorageBus::VirtioBlk,
             StorageArg::VirtioScsi => StorageBus::VirtioScsi,
+            StorageArg::Sata => StorageBus::Sata,
         }
     }
 }

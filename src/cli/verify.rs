@@ -4,9 +4,10 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use crate::boot_path::Controller;
+use crate::convert::linux;
 use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inspect::Severity;
+use crate::inspect::{OsFamily, Severity};
 use crate::report::{CheckState, text};
 use crate::ui::Ui;
 use crate::verify;
@@ -46,9 +47,14 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     if wanted.is_empty() {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
     }
-    let (survey, checks) = look(&args.source.open()?, |survey, guest| {
+    let machine = args.source.open()?;
+    let (mut survey, mut checks) = look(&machine, |survey, guest| {
         verify::verify(survey, guest, &wanted)
     })?;
+    if survey.inspection.os.family == OsFamily::Linux {
+        linux::complete(&machine, &mut survey.inspection, ui)?;
+        checks = linux::checks(&survey.inspection, &wanted);
+    }
     let ready = verify::is_ready(&checks);
     for check in &checks {
         let mark = match (check.state, check.severity) {

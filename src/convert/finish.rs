@@ -33,7 +33,7 @@ pub(super) fn finish(
         name: name.clone(),
         probe: in_target(format!("{name}-probe.qcow2")),
         nvram: in_target(format!("{name}-nvram.fd")),
-        driver_iso: iso(&job.media_path),
+        driver_iso: job.media_path.as_deref().and_then(iso),
         drivers: optional_drivers(prepared),
         ..job.machine.clone()
     };

@@ -4,6 +4,7 @@ pub mod copy;
 pub mod engine;
 mod finish;
 mod in_place;
+pub mod linux;
 pub mod machine;
 pub mod output;
 pub mod prepare;

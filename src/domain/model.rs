@@ -28,7 +28,7 @@ pub struct Machine {
     pub firmware: Firmware,
     /// A TPM 2.0; only written for UEFI guests.
     pub tpm: bool,
-    pub windows: WindowsFacts,
+    pub system: System,
     /// `RealTimeIsUniversal` is set, so the RTC runs in UTC.
     pub clock_utc: bool,
     /// In the order of the source. Exactly one is the boot disk.
@@ -57,7 +57,7 @@ impl Machine {
     /// The machine type both stages use: i440fx for NT 5 (no AHCI driver, no PCIe) and where the
     /// bootstrap disk needs its IDE controller, else q35.
     pub fn chipset(&self) -> Chipset {
-        if self.windows.nt5() || self.bootstrap == Bootstrap::Ide {
+        if self.system.nt5() || self.bootstrap == Bootstrap::Ide {
             Chipset::Pc
         } else {
             Chipset::Q35
@@ -92,6 +92,48 @@ impl Chipset {
         match self {
             Self::Pc => "pc",
             Self::Q35 => "q35",
+        }
+    }
+}
+
+/// What runs on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum System {
+    Windows(WindowsFacts),
+    Linux {
+        /// As in [`WindowsFacts::arch`].
+        arch: String,
+        /// The libosinfo id, where one is known.
+        osinfo_id: Option<String>,
+    },
+}
+
+impl System {
+    pub fn arch(&self) -> &str {
+        match self {
+            Self::Windows(windows) => &windows.arch,
+            Self::Linux { arch, .. } => arch,
+        }
+    }
+
+    /// XP, Server 2003 and older.
+    pub fn nt5(&self) -> bool {
+        matches!(self, Self::Windows(windows) if windows.nt5())
+    }
+
+    /// Whether USB 3 and the Intel 82574L work out of the box.
+    pub fn is_recent(&self) -> bool {
+        match self {
+            Self::Windows(windows) => windows.at_least_8(),
+            Self::Linux { .. } => true,
+        }
+    }
+
+    pub fn osinfo_id(&self) -> Option<String> {
+        match self {
+            Self::Windows(windows) => Some(windows.osinfo_id()),
+            Self::Linux { osinfo_id, .. } => osinfo_id.clone(),
         }
     }
 }
@@ -196,6 +238,8 @@ pub enum NicSource {
 pub enum StorageBus {
     VirtioBlk,
     VirtioScsi,
+    /// For a Linux without VirtIO drivers.
+    Sata,
 }
 
 /// The controller of the boot disk in the first boot; `None` when there is no such stage.

@@ -113,15 +113,9 @@ pub(super) fn device(volume: VolumeId) -> String {
 
 impl Inner {
     fn start(attach: &Attach<'_>) -> Result<Self> {
-        let work = private_folder()?;
-        let shell = match boot(attach, false)? {
-            Ok(shell) => shell,
-            // Again for a full log: writing one doubles the time of a start, so a good one has none.
-            Err(_) => boot(attach, true)?.map_err(|(log, reason)| not_started(&log, &reason))?,
-        };
         Ok(Self {
-            shell: Some(shell),
-            work,
+            work: private_folder()?,
+            shell: Some(shell(std::slice::from_ref(attach))?),
             files: 0,
             mounts: BTreeMap::new(),
             folders: HashMap::new(),
@@ -404,8 +398,17 @@ impl Inner {
     }
 }
 
+/// An appliance with these disks as `/dev/sda`, `/dev/sdb`, ..., and nothing mounted.
+pub fn shell(disks: &[Attach<'_>]) -> Result<Shell> {
+    match boot(disks, false)? {
+        Ok(shell) => Ok(shell),
+        // Again for a full log: writing one doubles the time of a start, so a good one has none.
+        Err(_) => boot(disks, true)?.map_err(|(log, reason)| not_started(&log, &reason)),
+    }
+}
+
 /// A folder that only this user can enter.
-fn private_folder() -> std::io::Result<tempfile::TempDir> {
+pub fn private_folder() -> std::io::Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix("hyper2kvm-")
         .permissions(fs::Permissions::from_mode(0o700))
@@ -415,25 +418,16 @@ fn private_folder() -> std::io::Result<tempfile::TempDir> {
 /// What an appliance that did not start printed, and the reason it gave.
 type BootFailure = (Vec<u8>, String);
 
-fn boot(attach: &Attach<'_>, verbose: bool) -> Result<std::result::Result<Shell, BootFailure>> {
+fn boot(disks: &[Attach<'_>], verbose: bool) -> Result<std::result::Result<Shell, BootFailure>> {
     let mut shell = Shell::start().map_err(tool_error)?;
-    let mut add = Line::new("add")
-        .arg(attach.export)
-        .arg("format:raw")
-        .arg("protocol:nbd")
-        .arg(format!("server:unix:{}", attach.socket.display()))
-        .arg(format!("readonly:{}", attach.read_only));
-    if attach.sector_size != 512 {
-        add = add.arg(format!("blocksize:{}", attach.sector_size));
-    }
-    let lines = [
-        add,
+    let mut lines: Vec<Line> = disks.iter().map(add).collect();
+    lines.extend([
         Line::new("set-verbose").arg(verbose.to_string()),
         Line::new("run"),
         Line::new("set-verbose").arg("false"),
         // What the start was for.
         Line::new("list-devices"),
-    ];
+    ]);
     let mut log = Vec::new();
     let mut failure = None;
     let mut ready = false;
@@ -467,6 +461,19 @@ fn boot(attach: &Attach<'_>, verbose: bool) -> Result<std::result::Result<Shell,
     Ok(Err((log, reason)))
 }
 
+fn add(disk: &Attach<'_>) -> Line {
+    let add = Line::new("add")
+        .arg(disk.export)
+        .arg("format:raw")
+        .arg("protocol:nbd")
+        .arg(format!("server:unix:{}", disk.socket.display()))
+        .arg(format!("readonly:{}", disk.read_only));
+    if disk.sector_size == 512 {
+        return add;
+    }
+    add.arg(format!("blocksize:{}", disk.sector_size))
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         if let Some(shell) = self.shell.take()
@@ -483,7 +490,7 @@ pub(super) fn attribute(real: &str, name: &str) -> Line {
 }
 
 /// guestfish takes text; the names of our temporary files are that.
-pub(super) fn text(path: &Path) -> Result<&str> {
+pub fn text(path: &Path) -> Result<&str> {
     path.to_str()
         .ok_or_else(|| std::io::Error::other("TMPDIR is not valid text").into())
 }

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 
 use crate::boot_path::{BootPath, Controller};
 use crate::fix::journal::ActionState;
-use crate::inspect::{Inspection, Severity};
+use crate::inspect::{Inspection, OsFamily, Severity};
 use crate::plan::model::Plan;
 use crate::ui::bytes;
 
-use super::Report;
+use super::{Report, linux};
 
 /// `inspect` for people.
 pub fn inspection(i: &Inspection) -> String {
@@ -26,7 +26,17 @@ pub fn inspection(i: &Inspection) -> String {
             bytes(i.source.virtual_size_bytes)
         ),
     );
-    row("windows", os_line(i));
+    row(
+        if i.os.family == OsFamily::Linux {
+            "linux"
+        } else {
+            "windows"
+        },
+        os_line(i),
+    );
+    for (label, value) in i.linux.iter().flat_map(linux::rows) {
+        row(label, value);
+    }
     if let Some(firmware) = i.firmware {
         row("firmware", lower(&firmware));
     }
