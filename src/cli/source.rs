@@ -37,13 +37,13 @@ pub struct SourceArgs {
 pub struct FixArgs {
     #[command(flatten)]
     pub source: SourceArgs,
-    /// virtio-win ISO, or a folder in ISO or RPM layout [default: /usr/share/virtio-win/virtio-win.iso]
+    /// virtio-win ISO, or a folder in ISO or RPM layout; not needed for Linux [default: /usr/share/virtio-win/virtio-win.iso]
     #[arg(long, value_name = "PATH", env = "HYPER2KVM_VIRTIO_ISO")]
     pub virtio_iso: Option<PathBuf>,
     /// Driver catalogue merged over the built-in one (YAML or JSON, repeatable)
     #[arg(long, value_name = "FILE")]
     pub driver_config: Vec<PathBuf>,
-    /// Disk controller of the production machine; both drivers are always made ready
+    /// Disk controller of the production machine; Windows gets both VirtIO drivers
     #[arg(long, value_enum, default_value_t = StorageArg::VirtioBlk)]
     pub storage: StorageArg,
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
