@@ -2,14 +2,23 @@
 //! behind.
 //!
 //! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the process
-//! by SIGKILL, `wait` goes on when a signal asked for the end. Without the variable nothing happens. The
+//! by SIGKILL, `wait` goes on when a signal asked for the end. In the confined child `abort` crashes,
+//! `hang` never returns and `escape` tries what a child must not be able to do. `orphan` kills what this
+//! process has started and goes on.
+//!
+//! Besides the places with names of their own there are steps: before and after every action, every
+//! program that is run and every rename, e.g. `before qemu-img info #2`. `*=record:FILE` appends the
+//! names of all that a run comes by to FILE; each can be armed as any other. Without the variable nothing happens. The
 //! names are listed in `docs/reliability.md`.
 
-use std::io;
-use std::sync::OnceLock;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use crate::tool::stop;
 
@@ -17,11 +26,16 @@ pub const VARIABLE: &str = "HYPER2KVM_FAILPOINT";
 /// A test that forgets a waiting process must not block the machine.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
     Fail,
     Kill,
     Wait,
+    Abort,
+    Hang,
+    Escape,
+    Orphan,
+    Record(PathBuf),
 }
 
 fn armed() -> Option<&'static (String, Action)> {
@@ -37,9 +51,33 @@ fn parse(setting: &str) -> Option<(String, Action)> {
         "fail" => Action::Fail,
         "kill" => Action::Kill,
         "wait" => Action::Wait,
-        _ => return None,
+        "abort" => Action::Abort,
+        "hang" => Action::Hang,
+        "escape" => Action::Escape,
+        "orphan" => Action::Orphan,
+        other => Action::Record(other.strip_prefix("record:")?.into()),
     };
     Some((name.to_string(), action))
+}
+
+/// A step of the work, `when` it is `before` or `after`. It is told from others of that name by its
+/// number.
+pub fn step(when: &str, what: &str) -> io::Result<()> {
+    static SEEN: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
+    let Some((_, action)) = armed() else {
+        return Ok(());
+    };
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = format!("{when} {what}");
+    let number = seen.entry(name.clone()).or_default();
+    *number += 1;
+    let name = format!("{name} #{number}");
+    if let Action::Record(file) = action {
+        let mut file = File::options().append(true).create(true).open(file)?;
+        return writeln!(file, "{name}");
+    }
+    drop(seen);
+    hit(&name)
 }
 
 /// Does what was asked for at this place, which is nothing as a rule.
@@ -53,6 +91,23 @@ pub fn hit(name: &str) -> io::Result<()> {
             kill_process(getpid(), Signal::KILL)?;
             Ok(())
         }
+        Action::Abort => std::process::abort(),
+        Action::Hang => loop {
+            std::hint::spin_loop();
+        },
+        Action::Record(_) => Ok(()),
+        Action::Orphan => {
+            for thread in std::fs::read_dir("/proc/self/task")? {
+                let children = std::fs::read_to_string(thread?.path().join("children"))?;
+                for child in children.split_whitespace() {
+                    if let Some(pid) = child.parse().ok().and_then(Pid::from_raw) {
+                        kill_process(pid, Signal::KILL)?;
+                    }
+                }
+            }
+            Ok(())
+        }
+        Action::Escape => Err(io::Error::other(escape())),
         Action::Wait => {
             tracing::warn!("fail point {name}: waiting");
             let start = Instant::now();
@@ -61,6 +116,40 @@ pub fn hit(name: &str) -> io::Result<()> {
             }
             Ok(())
         }
+    }
+}
+
+/// Tries to get out of a confined process and tells what was possible.
+fn escape() -> String {
+    let tried: [(&str, bool); 6] = [
+        ("read a file", std::fs::read("/etc/passwd").is_ok()),
+        ("list a folder", std::fs::read_dir("/").is_ok()),
+        (
+            "write a file",
+            std::fs::write("/tmp/hyper2kvm-escaped", "").is_ok(),
+        ),
+        (
+            "use the network",
+            std::net::UdpSocket::bind("127.0.0.1:0").is_ok(),
+        ),
+        (
+            "start a thread",
+            std::thread::Builder::new().spawn(|| ()).is_ok(),
+        ),
+        (
+            "signal its parent",
+            rustix::process::getppid()
+                .is_some_and(|parent| rustix::process::test_kill_process(parent).is_ok()),
+        ),
+    ];
+    let out: Vec<_> = tried
+        .iter()
+        .filter(|(_, out)| *out)
+        .map(|(what, _)| *what)
+        .collect();
+    match out.is_empty() {
+        true => format!("all {} ways out are closed", tried.len()),
+        false => format!("it can {}", out.join(", ")),
     }
 }
 
@@ -75,6 +164,10 @@ mod tests {
             ("copied=wait", Some(("copied", Action::Wait))),
             ("a=fail", Some(("a", Action::Fail))),
             ("copied", None),
+            ("a=abort", Some(("a", Action::Abort))),
+            ("a=hang", Some(("a", Action::Hang))),
+            ("*=record:/x", Some(("*", Action::Record("/x".into())))),
+            ("a=escape", Some(("a", Action::Escape))),
             ("copied=explode", None),
             ("", None),
         ] {

@@ -1,9 +1,12 @@
 use std::process::ExitCode;
 
-use hyper2kvm::{cli, tool};
+use hyper2kvm::{cli, guest, tool};
 
 fn main() -> ExitCode {
     if let Some(code) = tool::launcher::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    if let Some(code) = guest::confined::run_if_asked(std::env::args_os()) {
         return code;
     }
     tool::launcher::enable();

@@ -158,6 +158,73 @@ impl Ui {
     }
 }
 
+/// Shows how long something takes that does not say how far it is, until it is dropped.
+pub struct Waiting {
+    spinner: Option<ProgressBar>,
+    /// Closed when the wait is over.
+    over: Option<std::sync::mpsc::Sender<()>>,
+}
+
+impl Ui {
+    pub fn waiting(&self, label: &str) -> Waiting {
+        let spinner = (self.progress == ProgressMode::Auto).then(|| {
+            let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{msg:>12} {spinner} {elapsed}") {
+                spinner.set_style(style);
+            }
+            spinner.set_message(label.to_string());
+            spinner.enable_steady_tick(Duration::from_millis(120));
+            spinner
+        });
+        let (interval, json) = match self.progress {
+            ProgressMode::Plain => (WAITING_INTERVAL, false),
+            ProgressMode::Json => (Duration::from_secs(1), true),
+            _ => {
+                return Waiting {
+                    spinner,
+                    over: None,
+                };
+            }
+        };
+        let (over, is_over) = std::sync::mpsc::channel();
+        let (label, start) = (label.to_string(), Instant::now());
+        // Without a thread the wait is silent, that is all.
+        let _ = std::thread::Builder::new()
+            .name("waiting".into())
+            .spawn(move || {
+                use std::sync::mpsc::RecvTimeoutError::Timeout;
+                while is_over.recv_timeout(interval) == Err(Timeout) {
+                    let seconds = start.elapsed().as_secs();
+                    if json {
+                        eprintln!(
+                            "{}",
+                            json!({
+                                "version": env!("CARGO_PKG_VERSION"),
+                                "schema": "hyper2kvm/progress/1",
+                                "step": label, "seconds": seconds,
+                            })
+                        );
+                    } else {
+                        eprintln!("{label:>12} {seconds} s");
+                    }
+                }
+            });
+        Waiting {
+            spinner,
+            over: Some(over),
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.over.take();
+        if let Some(spinner) = &self.spinner {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
 /// The envelope every JSON document has.
 pub fn document(command: &str, body: Value) -> Value {
     let mut document = json!({
@@ -173,6 +240,7 @@ pub fn document(command: &str, body: Value) -> Value {
 /// Lines per second in JSON mode are at most five.
 const JSON_INTERVAL: Duration = Duration::from_millis(200);
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+const WAITING_INTERVAL: Duration = Duration::from_secs(15);
 
 pub struct Progress {
     mode: ProgressMode,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::convert::session::{Session, Source};
 use crate::domain::StorageBus;
 use crate::error::{Error, Result};
+use crate::guest::keys::Keys;
 use crate::guest::{GuestPath, GuestRead};
 use crate::inspect::{Survey, WindowsFacts};
 use crate::registry::HiveView;
@@ -78,6 +79,7 @@ pub fn with_disk<T>(
         allow_backing: Vec::new(),
         root: None,
         force_dirty: false,
+        keys: Keys::default(),
     };
     let session = Session::read(&source, &source.image()?)?;
     let result = session

@@ -16,6 +16,7 @@ pub struct ConvertArgs {
 }
 
 pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
+    args.fix.confine()?;
     let job = args.fix.job()?;
     if args.fix.dry_run {
         return super::plan::show(&job, ui);

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::convert::linux;
-use crate::convert::session::survey;
+use crate::convert::session::look;
 use crate::error::Result;
 use crate::report::text;
 use crate::ui::Ui;
@@ -17,10 +17,12 @@ pub struct InspectArgs {
 }
 
 pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
-    let machine = args.source.open()?;
-    let mut survey = survey(&machine)?;
-    linux::complete(&machine, &mut survey.inspection, ui)?;
+    let source = args.source.open()?;
+    let (engine, mut survey, ()) = look(&source, args.source.reader()?, ui, |_, _| ())?;
+    linux::complete(&source, &mut survey.inspection, ui)?;
     ui.line(&text::inspection(&survey.inspection));
-    ui.document("inspect", json!(survey.inspection));
+    let mut facts = json!(survey.inspection);
+    facts["engine"] = json!(engine.name());
+    ui.document("inspect", facts);
     Ok(())
 }

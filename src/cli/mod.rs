@@ -109,8 +109,9 @@ pub fn main() -> ExitCode {
         .unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Internal,
-                "internal error: the source is untouched; please report this with the message above",
-            ))
+                "internal error; please report this with the message above",
+            )
+            .hint("a source is only ever written with --in-place; then `hyper2kvm rollback` restores it"))
         });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -168,6 +169,14 @@ fn with_remedy(mut error: Error) -> Error {
 }
 
 fn run(command: Command, ui: &Ui) -> Result<()> {
+    // `doctor` and `demo` may call sudo, `boot` a bridge helper: they keep what the user has.
+    if !matches!(
+        command,
+        Command::Doctor(_) | Command::Demo(_) | Command::Boot(_)
+    ) {
+        rustix::thread::set_no_new_privs(true)
+            .map_err(|e| Error::failed("giving up new privileges").because(e))?;
+    }
     match command {
         Command::Inspect(args) => inspect::run(&args, ui),
         Command::Plan(args) => plan::run(&args, ui),

@@ -1,6 +1,6 @@
 //! Arguments that several verbs share: which disk, which drivers, what to make of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -15,8 +15,10 @@ use crate::domain::{
 };
 use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
+use crate::guest::keys::Keys;
 use crate::plan::firstboot::Wishes;
 use crate::source;
+use crate::tool::confine;
 
 #[derive(Debug, Args)]
 pub struct SourceArgs {
@@ -31,6 +33,14 @@ pub struct SourceArgs {
     /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
     #[arg(long)]
     pub root: Option<String>,
+    /// How the guest's file systems are accessed
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: EngineArg,
+    /// Key of an encrypted volume (BitLocker, LUKS), for the guestfish engine: SELECTOR:file:PATH,
+    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition, /dev/sdaN
+    /// or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    pub key: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -49,9 +59,6 @@ pub struct FixArgs {
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
     #[arg(long, value_enum)]
     pub bootstrap: Option<BootstrapArg>,
-    /// How the guest's file systems are accessed
-    #[arg(long, value_enum, default_value_t)]
-    pub engine: EngineArg,
     /// Who makes a Linux guest ready
     #[arg(long, value_enum, default_value_t)]
     pub linux: LinuxArg,
@@ -166,7 +173,7 @@ pub enum BootstrapArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum EngineArg {
-    /// Embedded where libntfs-3g is installed, else guestfish
+    /// Embedded where that can do it; guestfish for what it cannot open, or without libntfs-3g
     #[default]
     Auto,
     /// In this process: no appliance, no root, no mount
@@ -220,6 +227,7 @@ pub enum VideoArg {
 
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
+        let keys = self.keys()?;
         let vm = source::open(&self.source).map_err(|e| {
             let hint = e.hint();
             let error = Error::failed(format!("opening {}", self.source.display())).because(e);
@@ -232,7 +240,31 @@ impl SourceArgs {
             allow_backing: self.allow_backing.clone(),
             root: self.root.clone(),
             force_dirty: false,
+            keys,
         })
+    }
+
+    /// The engine for the verbs that only read.
+    pub fn reader(&self) -> Result<Engine> {
+        Engine::choose_reader(self.engine.into())
+    }
+
+    fn keys(&self) -> Result<Keys> {
+        if !self.key.is_empty() && self.engine == EngineArg::Embedded {
+            return Err(Error::usage("--key is for the guestfish engine")
+                .hint("use --engine guestfish, or leave --engine out"));
+        }
+        let (keys, in_clear) = Keys::parse(&self.key).map_err(|e| {
+            Error::usage("a key cannot be used")
+                .because(e)
+                .hint("example: --key 2:file:recovery-key.txt")
+        })?;
+        if in_clear {
+            tracing::warn!(
+                "a key on the command line can be seen by every user of this host; SELECTOR:file:PATH hides it"
+            );
+        }
+        Ok(keys)
     }
 }
 
@@ -282,7 +314,7 @@ impl FixArgs {
         };
         Ok(Job {
             source,
-            engine: Engine::choose(self.engine.into())?,
+            engine: Engine::choose(self.source.engine.into())?,
             media_path,
             driver_config: self.driver_config.clone(),
             bootstrap: self.bootstrap.map(BootstrapArg::controller),
@@ -304,6 +336,33 @@ impl FixArgs {
             },
             machine,
         })
+    }
+
+    /// From here on nothing is written but below the folder of the output and where programs keep
+    /// temporary files. Not with `--in-place`, whose disk may be anywhere, and not with guestfish, whose
+    /// appliance may be run by a libvirt daemon that outlives us.
+    pub fn confine(&self) -> Result<()> {
+        let guestfish = Engine::choose(self.source.engine.into())?.starts_slowly();
+        if self.in_place || guestfish || !self.source.key.is_empty() {
+            return Ok(());
+        }
+        let output = self.output_dir.as_deref().and_then(Path::parent);
+        let output = output.filter(|p| !p.as_os_str().is_empty());
+        let output = output.unwrap_or(Path::new("."));
+        // Parents that are yet to be made are made below one that is there.
+        let there = output
+            .ancestors()
+            .find(|p| p.is_dir())
+            .unwrap_or(Path::new("."));
+        let mut below: Vec<PathBuf> = ["/var/tmp", "/run"].map(PathBuf::from).into();
+        below.extend([there.to_owned(), std::env::temp_dir()]);
+        below.extend(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+        let enforced = confine::writes_only(&below)
+            .map_err(|e| Error::failed("limiting where is written").because(e))?;
+        if !enforced {
+            tracing::debug!("this kernel has no landlock");
+        }
+        Ok(())
     }
 
     fn user_scripts(&self) -> Result<Vec<Vec<u8>>> {

@@ -47,12 +47,13 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     if wanted.is_empty() {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
     }
-    let machine = args.source.open()?;
-    let (mut survey, mut checks) = look(&machine, |survey, guest| {
-        verify::verify(survey, guest, &wanted)
-    })?;
+    let source = args.source.open()?;
+    let (engine, mut survey, mut checks) =
+        look(&source, args.source.reader()?, ui, |survey, guest| {
+            verify::verify(survey, guest, &wanted)
+        })?;
     if survey.inspection.os.family == OsFamily::Linux {
-        linux::complete(&machine, &mut survey.inspection, ui)?;
+        linux::complete(&source, &mut survey.inspection, ui)?;
         checks = linux::checks(&survey.inspection, &wanted);
     }
     let ready = verify::is_ready(&checks);
@@ -69,7 +70,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     ui.line(if ready { "READY" } else { "NOT READY" });
     ui.document(
         "verify",
-        json!({"ready": ready, "controllers": survey.inspection.controllers, "checks": checks}),
+        json!({"ready": ready, "engine": engine.name(), "controllers": survey.inspection.controllers, "checks": checks}),
     );
     if ready {
         return Ok(());

@@ -7,32 +7,47 @@ use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::layout::DiskLayout;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::guestfish::{self, Appliance, Attach};
+use crate::guest::keys::Keys;
 use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{EmbeddedWriter, GuestError, GuestRead, GuestWrite, GuestfishWriter, embedded};
+use crate::guest::{
+    EmbeddedWriter, FsKind, GuestError, GuestRead, GuestWrite, GuestfishWriter, MappedReader,
+    embedded,
+};
+use crate::inspect::Inspection;
 use crate::tool::{self, host, stop};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Embedded,
     Guestfish,
+    /// Our own reader, on what the appliance opened: reads back what guestfish wrote.
+    Opened,
 }
 
 /// An engine and why it is this one.
 #[derive(Debug, Clone, Copy)]
 pub struct Engine {
     kind: Kind,
+    /// Not asked for: another one may do better.
+    auto: bool,
     pub why: &'static str,
 }
 
 impl Engine {
     pub const EMBEDDED: Self = Self {
         kind: Kind::Embedded,
+        auto: false,
+        why: "only reading",
+    };
+    /// Reads a volume that is encrypted or otherwise contained, by other code than guestfish's.
+    pub const OPENED: Self = Self {
+        kind: Kind::Opened,
+        auto: false,
         why: "only reading",
     };
 
     /// The engine asked for; without one, the embedded engine where it can write.
     pub fn choose(asked: Option<Kind>) -> Result<Self> {
-        let guestfish = || tool::find(crate::tool::guestfish::TOOL).is_some();
         let (kind, why) = match asked {
             Some(Kind::Guestfish) if !guestfish() => {
                 return Err(Error::missing_tool("guestfish is not installed")
@@ -41,25 +56,65 @@ impl Engine {
             }
             Some(kind) => (kind, "asked for"),
             None if host::find_library(host::LIBNTFS).is_some() => {
-                (Kind::Embedded, "libntfs-3g is installed")
+                (Kind::Embedded, "plain volumes, and libntfs-3g is installed")
             }
             None if guestfish() => (Kind::Guestfish, "libntfs-3g is not installed, guestfish is"),
             // It says what is missing when it comes to writing.
             None => (Kind::Embedded, "guestfish is not installed"),
         };
-        Ok(Self { kind, why })
+        Ok(Self {
+            kind,
+            auto: asked.is_none(),
+            why,
+        })
+    }
+
+    /// The engine `inspect` and `verify` read with; only `guestfish` needs something installed.
+    pub fn choose_reader(asked: Option<Kind>) -> Result<Self> {
+        match asked {
+            None => Ok(Self {
+                auto: true,
+                ..Self::EMBEDDED
+            }),
+            asked => Self::choose(asked),
+        }
+    }
+
+    /// The engine that sees more of a disk this one found no system on, when there is one. Starting it
+    /// takes long, so there must be something it can open.
+    pub fn instead(self, seen: &Inspection, guest: &dyn GuestRead, keys: &Keys) -> Option<Self> {
+        if !self.auto || self.kind != Kind::Embedded || seen.windows.is_some() {
+            return None;
+        }
+        let has = |kind| guest.volumes().iter().any(|v| v.kind == kind);
+        let linux = [FsKind::Ext, FsKind::Xfs, FsKind::Btrfs, FsKind::Swap];
+        let why = if has(FsKind::Bitlocker) && !keys.is_empty() {
+            "a volume is encrypted with BitLocker, and a key was given"
+        } else if has(FsKind::Luks) && !keys.is_empty() {
+            "a volume is encrypted with LUKS, and a key was given"
+        } else if has(FsKind::Lvm) && !linux.into_iter().any(has) {
+            "the disk has logical volumes (LVM)"
+        } else {
+            // A dynamic disk is refused by either.
+            return None;
+        };
+        guestfish().then_some(Self {
+            kind: Kind::Guestfish,
+            auto: false,
+            why,
+        })
     }
 
     pub fn name(self) -> &'static str {
         match self.kind {
-            Kind::Embedded => "embedded",
+            Kind::Embedded | Kind::Opened => "embedded",
             Kind::Guestfish => "guestfish",
         }
     }
 
     /// Whether opening a guest takes so long that the user is told.
     pub fn starts_slowly(self) -> bool {
-        self.kind == Kind::Guestfish
+        self.kind != Kind::Embedded
     }
 
     /// Whether it writes through another connection than the one the disk is read by.
@@ -70,7 +125,7 @@ impl Engine {
     pub(super) fn reach(self) -> Reach {
         match self.kind {
             Kind::Embedded => Reach::Private,
-            Kind::Guestfish => Reach::User,
+            Kind::Guestfish | Kind::Opened => Reach::User,
         }
     }
 
@@ -80,6 +135,7 @@ impl Engine {
         export: &Export<D>,
         disk: Arc<dyn BlockRead>,
         layout: &DiskLayout,
+        keys: &Keys,
         shown: &str,
     ) -> Result<Guest> {
         let failed = |e| open_error(e, shown);
@@ -97,12 +153,21 @@ impl Engine {
             sector_size: layout.sector_size,
         };
         let appliance = Appliance::start(&attach).map_err(failed)?;
-        let reader = guestfish::open(appliance.clone(), disk, layout).map_err(failed)?;
+        let reader: Box<dyn GuestRead> = if self.kind == Kind::Opened {
+            Box::new(MappedReader::open(&appliance, disk, layout, keys).map_err(failed)?)
+        } else {
+            let reader = guestfish::open(appliance.clone(), disk, layout, keys);
+            Box::new(reader.map_err(failed)?)
+        };
         Ok(Guest {
-            reader: Box::new(reader),
+            reader,
             appliance: Some(appliance),
         })
     }
+}
+
+fn guestfish() -> bool {
+    tool::find(crate::tool::guestfish::TOOL).is_some()
 }
 
 fn open_error(error: GuestError, shown: &str) -> Error {

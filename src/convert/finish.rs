@@ -89,8 +89,8 @@ pub(super) fn finish(
     debug_assert!(actions.iter().all(|a| a.state != ActionState::InProgress));
     Ok(Report {
         name: name.clone(),
-        engine: job.engine.name(),
-        engine_why: job.engine.why,
+        engine: fixed.engine.name(),
+        engine_why: fixed.engine.why,
         ready: verify::is_ready(&fixed.checks),
         next_commands: next_commands(&name, folder.target(), &outputs),
         outputs,

@@ -477,7 +477,8 @@ pub(super) fn convert(
         trim: Vec::new(),
         inspection,
     };
-    save_report(&mut folder, &report)?;
+    // Windows' plan has edits to show; here the actions say it all.
+    save_report(&mut folder, &report, &crate::plan::Plan::default())?;
     Ok(report)
 }
 

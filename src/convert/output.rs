@@ -11,6 +11,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::fix::journal::{self, Journal, JournalError, State, sync_folder};
 
 const LOCK: &str = ".lock";
@@ -75,16 +76,21 @@ impl OutputFolder {
         fs::remove_file(self.partial.join(LOCK)).map_err(failed)?;
         sync_folder(&self.partial).map_err(failed)?;
         let parent = self.target.parent().unwrap_or(Path::new("/"));
+        let step = |when| failpoint::step(when, "rename of the output folder").map_err(failed);
         if self.replace {
+            step("before")?;
             exchange(&self.partial, &self.target).map_err(failed)?;
             self.done = true;
+            step("after")?;
             // The result is in place: what it replaced may be in the way, but is no failure.
             if let Err(error) = fs::remove_dir_all(&self.partial) {
                 tracing::warn!("removing {}: {error}", self.partial.display());
             }
         } else {
+            step("before")?;
             fs::rename(&self.partial, &self.target).map_err(failed)?;
             self.done = true;
+            step("after")?;
         }
         sync_folder(parent).map_err(failed)
     }

@@ -21,6 +21,7 @@ use crate::failpoint;
 use crate::fix::apply::{self, Fix};
 use crate::fix::journal::{self, DiskRef, Journal, State};
 use crate::fix::trim::DataMap;
+use crate::guest::Volume;
 use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::plan;
@@ -38,7 +39,7 @@ use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine, first};
+use super::session::{Session, Source, SourceMachine, first, open_with};
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
@@ -141,9 +142,9 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = job.source.disks(work.path())?;
     let source = first(&disks)?;
-    starting(job, ui);
-    let session = Session::read_by(job.engine, source, &source.image()?)?;
-    let survey = session.inspect()?;
+    let image = source.image()?;
+    let open = |engine| Session::read_by(engine, source, &image);
+    let (session, survey) = open_with(job.engine, source, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
@@ -199,16 +200,6 @@ fn plan_for(
     Ok(prepared)
 }
 
-/// Booting an appliance takes a while.
-fn starting(job: &Job, ui: &Ui) {
-    if job.engine.starts_slowly() {
-        ui.status(
-            "Starting",
-            &format!("the libguestfs appliance ({})", job.engine.why),
-        );
-    }
-}
-
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     convert_job(job, ui).map_err(|error| match error.kind {
         // What fails because of a signal fails in many ways.
@@ -236,9 +227,12 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let overlay = folder.path().join(".overlay.qcow2");
 
     ui.status("Inspecting", &source.path.display().to_string());
-    starting(job, ui);
-    let session = Session::overlay(job.engine, source, &image, &overlay)?;
-    let survey = session.inspect()?;
+    let open = |engine| {
+        // There when another engine had a look already.
+        let _ = std::fs::remove_file(&overlay);
+        Session::overlay(engine, source, &image, &overlay)
+    };
+    let (session, survey) = open_with(job.engine, source, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         return linux::convert(job, ui, folder, &disks, survey.inspection, start);
@@ -321,17 +315,21 @@ fn complete(
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
-    save_report(folder, &report)?;
+    save_report(folder, &report, &prepared.plan)?;
     Ok(report)
 }
 
 /// Both forms of the report, and the folder under its final name.
-pub(super) fn save_report(folder: &mut OutputFolder, report: &Report) -> Result<()> {
+pub(super) fn save_report(
+    folder: &mut OutputFolder,
+    report: &Report,
+    plan: &plan::Plan,
+) -> Result<()> {
     save_json(
         &folder.path().join("report.json"),
         document("report", serde_json::json!(report)),
     )?;
-    let page = report::html::page(report);
+    let page = report::html::page(report, plan);
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
@@ -349,6 +347,7 @@ pub(super) struct Fixed {
     pub(super) after: Inspection,
     pub(super) checks: Vec<Check>,
     pub(super) trim: Vec<DiskTrim>,
+    pub(super) engine: Engine,
 }
 
 #[expect(clippy::too_many_arguments)]
@@ -382,8 +381,15 @@ fn fix(
     };
     let failed = |e: journal::JournalError| Error::failed("keeping the journal").because(e);
     let mut journal = Journal::create(folder.path(), disk, apply::records(plan)).map_err(failed)?;
+    let engine = session.engine;
+    let contained = |v: &Volume| v.id == volume && v.state.container.is_some();
+    let check = if session.guest.reader.volumes().iter().any(contained) {
+        Engine::OPENED
+    } else {
+        Engine::EMBEDDED
+    };
     let Survey { inspection, hives } = survey;
-    if let Some(hives) = hives
+    let fixed = if let Some(hives) = hives
         && !plan.actions.is_empty()
     {
         ui.status(
@@ -411,7 +417,7 @@ fn fix(
             .map_err(Error::from)?;
         drop(guest);
         let image = export.image().clone();
-        let export = if job.engine.writes_past_us() {
+        let export = if engine.writes_past_us() {
             // What our connection has cached is old now.
             export.close()?;
             Export::<dyn BlockWrite>::open_writable(&image)?
@@ -421,16 +427,17 @@ fn fix(
         let trimmed = trimmed(ui, data, &export, &layout, source)?;
         export.close()?;
         prove(
-            ui, source, &image, journal, prepared, media, inspection, trimmed,
+            ui, check, source, &image, journal, prepared, media, inspection, trimmed,
         )
     } else {
         let trimmed = trimmed(ui, data, &session.export, &session.layout, source)?;
         let image = session.export.image().clone();
         session.close()?;
         prove(
-            ui, source, &image, journal, prepared, media, inspection, trimmed,
+            ui, check, source, &image, journal, prepared, media, inspection, trimmed,
         )
-    }
+    };
+    Ok(Fixed { engine, ..fixed? })
 }
 
 /// Takes out of the overlay what nobody needs.
@@ -460,6 +467,7 @@ type MapThread = std::thread::JoinHandle<Result<DataMap>>;
 #[expect(clippy::too_many_arguments)]
 fn prove(
     ui: &Ui,
+    engine: Engine,
     source: &Source,
     overlay: &Image,
     mut journal: Journal,
@@ -471,8 +479,8 @@ fn prove(
     point("fixed")?;
     stopped()?;
     ui.status("Verifying", "reading the result back");
-    let session = Session::read(source, overlay)?;
-    let survey = session.inspect()?;
+    let (session, survey) =
+        open_with(engine, source, ui, |e| Session::read_by(e, source, overlay))?;
     let wanted = prepare::wanted(prepared);
     let mut checks = verify::verify(&survey, session.guest.reader.as_ref(), &wanted);
     checks.extend(verify::planned(
@@ -504,6 +512,7 @@ fn prove(
         after,
         checks,
         trim,
+        engine,
     })
 }
 

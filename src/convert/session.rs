@@ -9,9 +9,11 @@ use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, ErrorKind, Result};
-use crate::guest::GuestRead;
+use crate::guest::keys::Keys;
+use crate::guest::{FsKind, GuestRead};
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
 use crate::source::SourceVm;
+use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};
 
@@ -24,6 +26,8 @@ pub struct Source {
     pub root: Option<String>,
     /// Take a volume that was not unmounted cleanly.
     pub force_dirty: bool,
+    /// For encrypted volumes.
+    pub keys: Keys,
 }
 
 impl Source {
@@ -34,16 +38,29 @@ impl Source {
         Ok(image)
     }
 
-    fn has_windows(&self) -> Result<bool> {
+    fn holds(&self) -> Result<Holds> {
         let session = Session::read(self, &self.image()?)?;
+        let closed = [FsKind::Bitlocker, FsKind::Luks, FsKind::Lvm, FsKind::Ldm];
+        let mut volumes = session.guest.reader.volumes().iter();
         let found = match session.inspect() {
-            Ok(survey) => survey.inspection.os.family == OsFamily::Windows,
+            Ok(survey) if survey.inspection.os.family == OsFamily::Windows => Holds::Windows,
             // Several of them: there is one at least.
-            Err(error) => error.kind == ErrorKind::Refused,
+            Err(error) if error.kind == ErrorKind::Refused => Holds::Windows,
+            _ if volumes.any(|v| closed.contains(&v.kind)) => Holds::Closed,
+            _ => Holds::Other,
         };
         session.close()?;
         Ok(found)
     }
+}
+
+/// What a disk of several holds, as far as can be seen without an appliance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Windows,
+    /// Volumes that only guestfish opens: Windows may be on one.
+    Closed,
+    Other,
 }
 
 /// What the command line names: a disk, or a machine with its disks.
@@ -55,6 +72,7 @@ pub struct SourceMachine {
     pub allow_backing: Vec<PathBuf>,
     pub root: Option<String>,
     pub force_dirty: bool,
+    pub keys: Keys,
 }
 
 impl SourceMachine {
@@ -80,39 +98,76 @@ impl SourceMachine {
                 allow_backing: self.allow_backing.clone(),
                 root: self.root.clone(),
                 force_dirty: self.force_dirty,
+                keys: self.keys.clone(),
             })
             .collect();
         if disks.len() > 1 {
-            for i in 0..disks.len() {
-                if disks[i].has_windows()? {
-                    disks[..=i].rotate_right(1);
-                    break;
+            let mut closed = None;
+            let mut windows = None;
+            for (i, disk) in disks.iter().enumerate() {
+                match disk.holds()? {
+                    Holds::Windows => {
+                        windows = Some(i);
+                        break;
+                    }
+                    Holds::Closed => closed = closed.or(Some(i)),
+                    Holds::Other => {}
                 }
+            }
+            if let Some(i) = windows.or(closed) {
+                disks[..=i].rotate_right(1);
             }
         }
         Ok(disks)
     }
 }
 
-/// Looks at the disk Windows is on and is done with it.
-pub fn survey(machine: &SourceMachine) -> Result<Survey> {
-    Ok(look(machine, |_, _| ())?.0)
-}
-
-/// The same, with something to look at besides while the disk is open.
+/// Looks at the disk Windows is on, with something to look at besides while it is open.
 pub fn look<T>(
     machine: &SourceMachine,
+    engine: Engine,
+    ui: &Ui,
     also: impl FnOnce(&Survey, &dyn GuestRead) -> T,
-) -> Result<(Survey, T)> {
+) -> Result<(Engine, Survey, T)> {
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
     let source = first(&disks)?;
-    let session = Session::read(source, &source.image()?)?;
-    let survey = session.inspect()?;
+    let image = source.image()?;
+    let (session, survey) = open_with(engine, source, ui, |e| Session::read_by(e, source, &image))?;
     let seen = also(&survey, session.guest.reader.as_ref());
+    let engine = session.engine;
     session.close()?;
-    Ok((survey, seen))
+    Ok((engine, survey, seen))
+}
+
+/// Opens the disk and looks at it; again with the other engine when that one sees more.
+pub fn open_with<D: BlockRead + ?Sized>(
+    engine: Engine,
+    source: &Source,
+    ui: &Ui,
+    open: impl Fn(Engine) -> Result<Session<D>>,
+) -> Result<(Session<D>, Survey)> {
+    let open = |engine: Engine| {
+        let _waiting = engine.starts_slowly().then(|| {
+            ui.status(
+                "Starting",
+                &format!("the libguestfs appliance ({})", engine.why),
+            );
+            ui.waiting("Starting")
+        });
+        open(engine)
+    };
+    let session = open(engine)?;
+    let survey = session.inspect()?;
+    let seen = &survey.inspection;
+    let Some(better) = engine.instead(seen, session.guest.reader.as_ref(), &source.keys) else {
+        return Ok((session, survey));
+    };
+    session.close()?;
+    let session = open(better)?;
+    let survey = session.inspect()?;
+    Ok((session, survey))
 }
 
 /// The disk Windows is on.
@@ -127,6 +182,7 @@ pub struct Session<D: BlockRead + ?Sized> {
     pub export: Export<D>,
     pub layout: DiskLayout,
     pub guest: Guest,
+    pub engine: Engine,
     pub facts: SourceFacts,
     root: Option<String>,
     force_dirty: bool,
@@ -165,11 +221,12 @@ impl<D: BlockRead + ?Sized> Session<D> {
         let shown = source.path.display();
         let layout = partition::read_layout(disk.as_ref())
             .map_err(|e| Error::failed(format!("reading the partitions of {shown}")).because(e))?;
-        let guest = engine.open(&export, disk, &layout, &shown.to_string())?;
+        let guest = engine.open(&export, disk, &layout, &source.keys, &shown.to_string())?;
         Ok(Self {
             export,
             layout,
             guest,
+            engine,
             facts: SourceFacts {
                 path: source.path.display().to_string(),
                 format: image.format().driver().to_string(),

@@ -275,6 +275,22 @@ impl Image {
         })
     }
 
+    /// Every file of the image, and whether it is written when the image is.
+    pub fn files_to_open(&self, writable: bool) -> Vec<(PathBuf, bool)> {
+        let own = |level: &Level, written: bool| {
+            let files = std::iter::once(&level.path)
+                .chain(&level.extents)
+                .chain(&level.data_file);
+            files
+                .map(|file| (file.clone(), written))
+                .collect::<Vec<_>>()
+        };
+        let levels = self.levels.iter().enumerate();
+        levels
+            .flat_map(|(i, level)| own(level, writable && i == 0))
+            .collect()
+    }
+
     /// The whole chain as a block device tree whose root node has the name the storage daemon
     /// exports. Only the top level is ever opened for writing.
     pub fn blockdev(&self, writable: bool) -> Value {

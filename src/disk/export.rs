@@ -198,8 +198,15 @@ type Started = (Arc<Disk>, Child, Option<TempDir>);
 fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
     image.refuse_if_in_use(writable)?;
     let (listener, stream, folder) = socket(reach).map_err(ExportError::Setup)?;
-    let mut daemon = qsd::serve(listener.into(), &image.blockdev(writable), EXPORT, writable)
+    let files = image.files_to_open(writable);
+    let blockdev = image.blockdev(writable);
+    let mut daemon = qsd::serve(listener.into(), &blockdev, files, EXPORT, writable)
         .map_err(ImageError::from)?;
+    let silence = crate::tool::cmd::silence();
+    let limited = stream
+        .set_read_timeout(Some(silence))
+        .and_then(|()| stream.set_write_timeout(Some(silence)));
+    limited.map_err(ExportError::Setup)?;
     match Nbd::handshake(stream, EXPORT) {
         Ok(nbd) if writable && nbd.is_read_only() => Err(ExportError::Setup(io::Error::other(
             "the storage daemon exports the image read-only",

@@ -102,6 +102,10 @@ fn point(name: &str) -> Result<()> {
     failpoint::hit(name).map_err(io_error("fixing"))
 }
 
+fn step(when: &str, id: &str) -> Result<()> {
+    failpoint::step(when, &format!("action {id}")).map_err(io_error("fixing"))
+}
+
 /// The journal's records of a plan, before anything is done.
 pub fn records(plan: &Plan) -> Vec<ActionRecord> {
     let record = |id: &str, description: String, state| ActionRecord {
@@ -196,6 +200,7 @@ impl Fix<'_> {
     }
 
     fn begin(&mut self, id: &str) -> Result<()> {
+        step("before", id)?;
         Ok(self.journal.mark(id, ActionState::InProgress)?)
     }
 
@@ -203,7 +208,8 @@ impl Fix<'_> {
         for action in self.journal.doc.actions.iter_mut().filter(|a| a.id == id) {
             action.changes.clone_from(&changes);
         }
-        Ok(self.journal.mark(id, ActionState::Done)?)
+        self.journal.mark(id, ActionState::Done)?;
+        step("after", id)
     }
 
     fn copy_files(

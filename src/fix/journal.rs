@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::failpoint;
+
 pub const FILE_NAME: &str = "journal.json";
 pub const SCHEMA: &str = "hyper2kvm/journal/1";
 
@@ -231,7 +233,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
     temporary.write_all(bytes)?;
     temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|e| e.error)?;
+    persist(temporary, path)?;
     sync_folder(folder)
 }
 
@@ -240,8 +242,16 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
     temporary.write_all(bytes)?;
-    temporary.persist(path).map_err(|e| e.error)?;
+    persist(temporary, path)?;
     Ok(())
+}
+
+fn persist(temporary: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let step = format!("rename of {name}");
+    failpoint::step("before", &step)?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    failpoint::step("after", &step)
 }
 
 /// Makes the names in a folder durable.

@@ -5,20 +5,23 @@
 //! daemon over NBD, so it sees the same overlay as everything else and opens no image file itself. A
 //! folder is listed once and remembered; lookups are answered from that, as is the guest's own
 //! spelling of a name, because ntfs-3g is case-sensitive. What a volume says about its state is read
-//! by the same code as in the embedded engine, from the disk itself.
+//! by the same code as in the embedded engine, from the disk itself, or from the device behind which
+//! the appliance shows what is in it ([`super::guestfish_mapped`]).
 //!
-//! ntfs-3g shows every reparse point as a symbolic link, which is never followed here. It reads
-//! LZNT1-compressed files, the embedded engine does not.
+//! ntfs-3g shows every reparse point as a symbolic link, which is never followed here. It does not show
+//! `$Boot`, which is therefore read from the disk.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+pub use super::guestfish_boot::Attach;
+pub use super::guestfish_boot::start;
+use super::guestfish_mapped::{self as mapped, Device};
+use super::keys::Keys;
 use super::{
     FileInfo, FileKind, FsKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
     embedded,
@@ -28,8 +31,6 @@ use crate::disk::layout::DiskLayout;
 use crate::tool::ToolError;
 use crate::tool::guestfish::{Line, MAX_LINE, Reply, Shell, TOOL};
 
-/// Without KVM, on a busy machine, a start takes minutes.
-const LAUNCH_LIMIT: Duration = Duration::from_secs(1200);
 /// For one command; the longest ones move a hive.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Entries of a folder; Windows has folders of some ten thousand.
@@ -45,25 +46,17 @@ const ENCRYPTED: u32 = 0x4000;
 
 /// The running appliance; clones share it.
 #[derive(Clone)]
-pub struct Appliance(Rc<RefCell<Inner>>);
-
-/// Where the disk is served over NBD.
-pub struct Attach<'a> {
-    pub socket: &'a Path,
-    pub export: &'a str,
-    pub read_only: bool,
-    pub sector_size: u32,
-}
+pub struct Appliance(Arc<Mutex<Inner>>);
 
 impl Appliance {
     /// Boots the appliance, which takes seconds with KVM and up to a minute without.
     pub fn start(attach: &Attach<'_>) -> Result<Self> {
-        Ok(Self(Rc::new(RefCell::new(Inner::start(attach)?))))
+        Ok(Self(Arc::new(Mutex::new(Inner::start(attach)?))))
     }
 
+    /// `work` must not come back here.
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut Inner) -> Result<T>) -> Result<T> {
-        // Never borrowed twice: no call below comes back here.
-        work(&mut self.0.borrow_mut())
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -97,6 +90,8 @@ pub(super) struct Inner {
     work: tempfile::TempDir,
     files: u64,
     pub mounts: BTreeMap<VolumeId, FsKind>,
+    /// Devices of volumes that are not simply a partition.
+    pub(super) mapped: BTreeMap<VolumeId, Device>,
     folders: HashMap<String, Folder>,
 }
 
@@ -104,6 +99,7 @@ pub(super) fn mount_point(volume: VolumeId) -> String {
     format!("/v{}", volume.0)
 }
 
+/// The partition of that number.
 pub(super) fn device(volume: VolumeId) -> String {
     match volume.0 {
         0 => "/dev/sda".to_string(),
@@ -115,9 +111,10 @@ impl Inner {
     fn start(attach: &Attach<'_>) -> Result<Self> {
         Ok(Self {
             work: private_folder()?,
-            shell: Some(shell(std::slice::from_ref(attach))?),
+            shell: Some(start(std::slice::from_ref(attach))?),
             files: 0,
             mounts: BTreeMap::new(),
+            mapped: BTreeMap::new(),
             folders: HashMap::new(),
         })
     }
@@ -157,9 +154,13 @@ impl Inner {
 
     /// Mounts a volume at its place. `Err` inside: what mount said.
     pub fn mount(&mut self, volume: VolumeId, kind: FsKind, options: &str) -> Result<Reply> {
+        let device = match self.mapped.get(&volume) {
+            Some(device) => device.path.clone(),
+            None => device(volume),
+        };
         let line = Line::new("mount-options")
             .arg(options)
-            .arg(device(volume))
+            .arg(device)
             .arg(mount_point(volume));
         let reply = self.one(line)?;
         if reply.is_ok() {
@@ -376,8 +377,17 @@ impl Inner {
     }
 
     fn download(&mut self, real: &str, path: &GuestPath, offset: u64, len: u64) -> Result<Vec<u8>> {
+        self.fetch(real, offset, len)?
+            .map_err(|reason| GuestError::Unreadable {
+                path: path.to_string(),
+                reason,
+            })
+    }
+
+    /// Exactly `len` bytes of a file or a device of the appliance.
+    pub fn fetch(&mut self, real: &str, offset: u64, len: u64) -> Result<Reply> {
         if len == 0 {
-            return Ok(Vec::new());
+            return Ok(Ok(Vec::new()));
         }
         let file = self.file();
         let line = Line::new("download-offset")
@@ -385,25 +395,14 @@ impl Inner {
             .arg(text(&file)?)
             .arg(offset.to_string())
             .arg(len.to_string());
-        let failed = |reason| GuestError::Unreadable {
-            path: path.to_string(),
-            reason,
-        };
-        self.one(line)?.map_err(failed)?;
+        if let Err(reason) = self.one(line)? {
+            return Ok(Err(reason));
+        }
         let bytes = Self::take_file(&file)?;
         if bytes.len() as u64 != len {
-            return Err(failed(format!("{} of {len} bytes arrived", bytes.len())));
+            return Ok(Err(format!("{} of {len} bytes arrived", bytes.len())));
         }
-        Ok(bytes)
-    }
-}
-
-/// An appliance with these disks as `/dev/sda`, `/dev/sdb`, ..., and nothing mounted.
-pub fn shell(disks: &[Attach<'_>]) -> Result<Shell> {
-    match boot(disks, false)? {
-        Ok(shell) => Ok(shell),
-        // Again for a full log: writing one doubles the time of a start, so a good one has none.
-        Err(_) => boot(disks, true)?.map_err(|(log, reason)| not_started(&log, &reason)),
+        Ok(Ok(bytes))
     }
 }
 
@@ -413,65 +412,6 @@ pub fn private_folder() -> std::io::Result<tempfile::TempDir> {
         .prefix("hyper2kvm-")
         .permissions(fs::Permissions::from_mode(0o700))
         .tempdir()
-}
-
-/// What an appliance that did not start printed, and the reason it gave.
-type BootFailure = (Vec<u8>, String);
-
-fn boot(disks: &[Attach<'_>], verbose: bool) -> Result<std::result::Result<Shell, BootFailure>> {
-    let mut shell = Shell::start().map_err(tool_error)?;
-    let mut lines: Vec<Line> = disks.iter().map(add).collect();
-    lines.extend([
-        Line::new("set-verbose").arg(verbose.to_string()),
-        Line::new("run"),
-        Line::new("set-verbose").arg("false"),
-        // What the start was for.
-        Line::new("list-devices"),
-    ]);
-    let mut log = Vec::new();
-    let mut failure = None;
-    let mut ready = false;
-    for line in lines {
-        match shell.one(line, LAUNCH_LIMIT) {
-            Ok(Ok(output)) => {
-                ready = output.starts_with(b"/dev/sda\n");
-                log.extend(output);
-            }
-            Ok(Err(reason)) => {
-                log.extend_from_slice(shell.last_failure());
-                failure.get_or_insert(reason);
-            }
-            Err(error @ (ToolError::NotFound { .. } | ToolError::Interrupted)) => {
-                return Err(tool_error(error));
-            }
-            Err(error @ ToolError::TimedOut { .. }) => {
-                log.extend_from_slice(shell.unanswered());
-                return Err(not_started(&log, &error.to_string()));
-            }
-            Err(error) => {
-                log.extend_from_slice(shell.unanswered());
-                return Ok(Err((log, error.to_string())));
-            }
-        }
-    }
-    if ready {
-        return Ok(Ok(shell));
-    }
-    let reason = failure.unwrap_or_else(|| "it does not see the disk".to_string());
-    Ok(Err((log, reason)))
-}
-
-fn add(disk: &Attach<'_>) -> Line {
-    let add = Line::new("add")
-        .arg(disk.export)
-        .arg("format:raw")
-        .arg("protocol:nbd")
-        .arg(format!("server:unix:{}", disk.socket.display()))
-        .arg(format!("readonly:{}", disk.read_only));
-    if disk.sector_size == 512 {
-        return add;
-    }
-    add.arg(format!("blocksize:{}", disk.sector_size))
 }
 
 impl Drop for Inner {
@@ -509,70 +449,6 @@ fn unreadable(real: &str, reason: String) -> GuestError {
     }
 }
 
-/// Keeps the log and says what it means.
-fn not_started(log: &[u8], error: &str) -> GuestError {
-    let said = String::from_utf8_lossy(log);
-    let (reason, mut hint) = diagnose(&said).map_or_else(
-        || (error.to_string(), String::new()),
-        |(reason, hint)| (reason.to_string(), hint.to_string()),
-    );
-    let kept = tempfile::Builder::new()
-        .prefix("hyper2kvm-appliance-")
-        .suffix(".log")
-        .tempfile()
-        .and_then(|file| {
-            fs::write(file.path(), log)?;
-            Ok(file.keep()?.1)
-        });
-    if let Ok(path) = kept {
-        if !hint.is_empty() {
-            hint.push_str("; ");
-        }
-        hint.push_str(&format!("the log is in {}", path.display()));
-    }
-    GuestError::Appliance { reason, hint }
-}
-
-/// The usual reasons why an appliance does not start, the first that fits.
-fn diagnose(log: &str) -> Option<(&'static str, &'static str)> {
-    let has = |words: &[&str]| words.iter().all(|word| log.contains(word));
-    let kernel = "the kernel of this host cannot be read";
-    [
-        (
-            has(&["supermin", "vmlinuz", "ermission denied"]),
-            kernel,
-            "Ubuntu keeps it from ordinary users: sudo chmod 0644 /boot/vmlinuz-*",
-        ),
-        (
-            has(&["supermin", "failed to find a suitable kernel"]),
-            "this host has no kernel in /boot that the appliance could boot",
-            "install the distribution's kernel package, or name one with SUPERMIN_KERNEL and SUPERMIN_MODULES",
-        ),
-        (
-            has(&["supermin", "exited with error status"]),
-            "supermin could not build the appliance",
-            "libguestfs-test-tool shows why; the package with the appliance may be missing",
-        ),
-        (
-            has(&["No space left on device"]),
-            "no space left for the appliance",
-            "LIBGUESTFS_CACHEDIR and TMPDIR say where it goes (about 500 MB)",
-        ),
-        (
-            has(&["Could not access KVM kernel module"]) || has(&["failed to initialize kvm"]),
-            "/dev/kvm cannot be used",
-            "allow it (group kvm), or do without: LIBGUESTFS_BACKEND_SETTINGS=force_tcg",
-        ),
-        (
-            has(&["Cannot allocate memory"]) || has(&["cannot set up guest memory"]),
-            "not enough memory for the appliance",
-            "it takes about 1.3 GB; LIBGUESTFS_MEMSIZE makes it smaller",
-        ),
-    ]
-    .into_iter()
-    .find_map(|(fits, reason, hint)| fits.then_some((reason, hint)))
-}
-
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Stat {
     mode: u32,
@@ -607,17 +483,20 @@ fn stats(output: &str) -> Vec<Stat> {
 /// A disk whose volumes are read in the appliance.
 pub struct GuestfishReader {
     appliance: Appliance,
+    disk: Arc<dyn BlockRead>,
     volumes: Vec<Volume>,
 }
 
-/// Mounts every NTFS and FAT volume read-only in the appliance. A volume that cannot be mounted does
-/// not fail the disk.
+/// Mounts every NTFS and FAT volume read-only in the appliance, those that a key or the appliance itself
+/// opens included. A volume that cannot be mounted does not fail the disk.
 pub fn open(
     appliance: Appliance,
     disk: Arc<dyn BlockRead>,
     layout: &DiskLayout,
+    keys: &Keys,
 ) -> Result<GuestfishReader> {
-    let mut volumes = embedded::open(disk, layout)?.volumes().to_vec();
+    let mut volumes = embedded::open(disk.clone(), layout)?.volumes().to_vec();
+    mapped::open(&appliance, &mut volumes, keys)?;
     appliance.with(|inner| {
         let feature = inner.one(Line::new("feature-available").arg("ntfs3g"))?;
         let ntfs = matches!(&feature, Ok(answer) if answer.starts_with(b"true"));
@@ -642,7 +521,30 @@ pub fn open(
         }
         Ok(())
     })?;
-    Ok(GuestfishReader { appliance, volumes })
+    Ok(GuestfishReader {
+        appliance,
+        disk,
+        volumes,
+    })
+}
+
+/// The boot sectors of an NTFS volume, as [`GuestPath::key`] spells their file.
+const BOOT: &str = "\\$boot";
+const BOOT_LEN: u64 = 8192;
+
+impl GuestfishReader {
+    /// The bytes of a volume: a disk, and where the volume starts on it.
+    fn block(&self, volume: VolumeId) -> Result<(Arc<dyn BlockRead>, u64)> {
+        if let Some(block) = mapped::block(&self.appliance, volume)? {
+            return Ok((block, 0));
+        }
+        let found = self.volumes.iter().find(|v| v.id == volume);
+        let start = found
+            .ok_or(GuestError::NoVolume(volume))?
+            .partition
+            .start_bytes;
+        Ok((self.disk.clone(), start))
+    }
 }
 
 fn no_ntfs() -> GuestError {
@@ -702,6 +604,18 @@ impl GuestRead for GuestfishReader {
         offset: u64,
         len: usize,
     ) -> Result<Vec<u8>> {
+        if path.key() == BOOT
+            && self
+                .volumes
+                .iter()
+                .any(|v| v.id == volume && v.kind == FsKind::Ntfs)
+        {
+            let (block, start) = self.block(volume)?;
+            let room = BOOT_LEN.saturating_sub(offset).min(len as u64);
+            let mut bytes = vec![0; room as usize];
+            block.read_at(start.saturating_add(offset), &mut bytes)?;
+            return Ok(bytes);
+        }
         self.appliance.with(|inner| {
             let (real, size) = inner.file_at(volume, path)?;
             let len = (len as u64).min(size.saturating_sub(offset));
@@ -745,30 +659,5 @@ mod tests {
         assert_eq!(stats(one), [dir]);
         assert_eq!(stats(&list), [dir, file]);
         assert_eq!(stats("st_mode: x\nnonsense\n"), []);
-    }
-
-    #[test]
-    fn why_it_did_not_start() {
-        for (log, hint) in [
-            (
-                "supermin: error: open: /boot/vmlinuz-6.8.0: Permission denied",
-                "chmod",
-            ),
-            (
-                "supermin: failed to find a suitable kernel (host_cpu=x86_64).",
-                "SUPERMIN_KERNEL",
-            ),
-            (
-                "libguestfs: error: /usr/bin/supermin exited with error status 1",
-                "libguestfs-test-tool",
-            ),
-            (
-                "Could not access KVM kernel module: Permission denied",
-                "force_tcg",
-            ),
-        ] {
-            assert!(diagnose(log).unwrap().1.contains(hint), "{log}");
-        }
-        assert_eq!(diagnose("some other reason"), None);
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::guestfish::{
     ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, mount_point, text,
 };
+use super::guestfish_mapped as mapped;
 use super::guestfish_tar::archive;
 use super::ntfs3g::MountOptions;
 use super::writer::check_ntfs;
@@ -19,7 +20,7 @@ use super::{
     Extent, FileKind, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId, check_extents,
     embedded,
 };
-use crate::disk::block::BlockWrite;
+use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::tool::guestfish::Line;
 
@@ -61,24 +62,19 @@ impl GuestfishWriter {
         if self.writable.contains(&volume) {
             return Ok(());
         }
-        let partition = self
-            .partitions
-            .iter()
-            .find(|p| p.index == volume.0)
-            .ok_or(GuestError::NoVolume(volume))?;
-        let (start, len) = (partition.start_bytes, partition.size_bytes);
+        let kind = self.appliance.with(|inner| {
+            let kind = inner.mounts.get(&volume).copied();
+            kind.ok_or(GuestError::NoVolume(volume))
+        })?;
+        let options = match kind {
+            FsKind::Ntfs => {
+                let (disk, start, len) = self.place(volume)?;
+                check_ntfs(disk, start, len, self.options)?;
+                ""
+            }
+            _ => "utf8",
+        };
         self.appliance.with(|inner| {
-            let kind = *inner
-                .mounts
-                .get(&volume)
-                .ok_or(GuestError::NoVolume(volume))?;
-            let options = match kind {
-                FsKind::Ntfs => {
-                    check_ntfs(self.disk.clone(), start, len, self.options)?;
-                    ""
-                }
-                _ => "utf8",
-            };
             let unmounted = inner.one(Line::new("umount").arg(mount_point(volume)))?;
             let mounted = match unmounted {
                 Ok(_) => inner.mount(volume, kind, options)?,
@@ -92,6 +88,21 @@ impl GuestfishWriter {
         })?;
         self.writable.insert(volume);
         Ok(())
+    }
+
+    /// Where the bytes of a volume are.
+    fn place(&self, volume: VolumeId) -> Result<(Arc<dyn BlockRead>, u64, u64)> {
+        if let Some(block) = mapped::block(&self.appliance, volume)? {
+            let len = block.size();
+            return Ok((block, 0, len));
+        }
+        let found = self.partitions.iter().find(|p| p.index == volume.0);
+        let partition = found.ok_or(GuestError::NoVolume(volume))?;
+        Ok((
+            self.disk.clone(),
+            partition.start_bytes,
+            partition.size_bytes,
+        ))
     }
 
     /// Finds the path on a writable volume and works there.

@@ -3,13 +3,17 @@
 //! The rest of the program does not know which engine stands behind these traits.
 
 pub mod bitlocker;
+pub mod confined;
 pub mod embedded;
 mod fat_read;
 mod fat_write;
 pub mod fs;
 pub mod guestfish;
+mod guestfish_boot;
+mod guestfish_mapped;
 mod guestfish_tar;
 mod guestfish_write;
+pub mod keys;
 pub mod logfile;
 pub mod ntfs3g;
 mod ntfs_data;
@@ -26,6 +30,7 @@ mod writer;
 mod tests;
 
 pub use embedded::EmbeddedReader;
+pub use guestfish_mapped::MappedReader;
 pub use guestfish_write::GuestfishWriter;
 pub use path::{GuestPath, PathError};
 pub use writer::EmbeddedWriter;
@@ -37,6 +42,9 @@ use crate::disk::layout::Partition;
 /// Names a volume of the disk by its partition index (0 for a disk without a partition table).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct VolumeId(pub u32);
+
+/// Volumes that are no partitions (LVM, dynamic disks) are numbered from here on.
+pub const FIRST_MAPPED: u32 = 10_001;
 
 /// What a partition holds, told from its first sectors and not from its partition type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -76,6 +84,9 @@ pub struct VolumeState {
     pub protectors: Vec<String>,
     /// Why the volume could not be opened although its kind is known.
     pub unreadable: Option<String>,
+    /// What the file system lies in, when that was opened: BitLocker, LUKS, LVM, a dynamic disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<FsKind>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -94,6 +94,7 @@ impl NtfsVolume {
             free_bytes: None,
             protectors: Vec::new(),
             unreadable: None,
+            container: None,
         })
     }
 

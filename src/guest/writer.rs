@@ -1,10 +1,11 @@
-//! The embedded writing engine: libntfs-3g for NTFS, `fatfs` for the EFI system partition.
+//! The embedded writing engine: libntfs-3g (in a confined child) for NTFS, `fatfs` for the EFI system partition.
 //!
 //! A volume is mounted at its first change, after its own metadata has said that it may be.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::confined::ConfinedNtfs;
 use super::embedded::{kind, partitions};
 use super::fat_write::FatWriter;
 use super::logfile::LogState;
@@ -13,8 +14,11 @@ use super::ntfs3g::{MountOptions, Ntfs3g};
 use super::{Extent, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId};
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
+use crate::tool::launcher;
 
 enum Engine {
+    Confined(Box<ConfinedNtfs>),
+    /// In our own process: only where we cannot start ourselves as a child.
     Ntfs(Ntfs3g),
     Fat(Box<FatWriter>),
 }
@@ -58,6 +62,11 @@ impl EmbeddedWriter {
         match kind(self.disk.as_ref(), partition)? {
             FsKind::Ntfs => {
                 check_ntfs(self.disk.clone(), start, len, self.options)?;
+                if launcher::is_enabled() {
+                    return ConfinedNtfs::mount(self.disk.clone(), start, len, self.options)
+                        .map(Box::new)
+                        .map(Engine::Confined);
+                }
                 Ntfs3g::mount(self.disk.clone(), start, len, self.options).map(Engine::Ntfs)
             }
             FsKind::Fat => FatWriter::mount(self.disk.clone(), start, len)
@@ -106,6 +115,7 @@ pub(super) fn check_ntfs(
 impl GuestWrite for EmbeddedWriter {
     fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.create_dir(path),
             Engine::Ntfs(v) => v.create_dir(path),
             Engine::Fat(v) => v.create_dir(path),
         }
@@ -113,6 +123,7 @@ impl GuestWrite for EmbeddedWriter {
 
     fn write_file(&mut self, volume: VolumeId, path: &GuestPath, contents: &[u8]) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.write_file(path, contents),
             Engine::Ntfs(v) => v.write_file(path, contents),
             Engine::Fat(v) => v.write_file(path, contents),
         }
@@ -126,6 +137,7 @@ impl GuestWrite for EmbeddedWriter {
         extents: &[Extent],
     ) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.patch_file(path, size, extents),
             Engine::Ntfs(v) => v.patch_file(path, size, extents),
             Engine::Fat(v) => v.patch_file(path, size, extents),
         }
@@ -133,6 +145,7 @@ impl GuestWrite for EmbeddedWriter {
 
     fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.remove_file(path),
             Engine::Ntfs(v) => v.remove_file(path),
             Engine::Fat(v) => v.remove_file(path),
         }
@@ -140,6 +153,7 @@ impl GuestWrite for EmbeddedWriter {
 
     fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
         match self.engine(volume)? {
+            Engine::Confined(v) => v.remove_dir(path),
             Engine::Ntfs(v) => v.remove_dir(path),
             Engine::Fat(v) => v.remove_dir(path),
         }
@@ -150,6 +164,7 @@ impl GuestWrite for EmbeddedWriter {
         let mut result = Ok(());
         for (_, engine) in std::mem::take(&mut self.engines) {
             let closed = match engine {
+                Engine::Confined(v) => v.unmount(),
                 Engine::Ntfs(v) => v.unmount(),
                 Engine::Fat(v) => v.close(),
             };

@@ -25,10 +25,10 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::boot_path::{self, BootContext, ImageState, image_state};
-use crate::disk::layout::{DiskLayout, Scheme};
+use crate::disk::layout::{DiskLayout, Partition, Scheme};
 use crate::drivers::Catalogue;
 use crate::error::{Error, ErrorKind};
-use crate::guest::{FsKind, GuestError, GuestPath, GuestRead, PathError, VolumeId};
+use crate::guest::{FIRST_MAPPED, FsKind, GuestError, GuestPath, GuestRead, PathError, VolumeId};
 use crate::registry::{HiveError, HiveView};
 use crate::text::guest_text;
 use firmware::BootFiles;
@@ -118,7 +118,7 @@ pub fn inspect(
 }
 
 fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Inspection {
-    let partitions = layout.partitions.iter().map(|p| {
+    let facts = |p: &Partition| {
         let volume = guest.volumes().iter().find(|v| v.id == VolumeId(p.index));
         PartitionFacts {
             index: p.index,
@@ -133,14 +133,17 @@ fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Ins
                 .filter(|v| v.kind != FsKind::Unknown)
                 .map(|v| v.state.clone()),
         }
-    });
+    };
+    let mapped = guest.volumes().iter().map(|v| &v.partition);
+    let mapped = mapped.filter(|p| p.index >= FIRST_MAPPED);
     Inspection {
         source,
         disks: vec![DiskFacts {
             scheme: layout.scheme,
             sector_size: layout.sector_size,
             disk_id: layout.disk_id.clone(),
-            partitions: partitions.collect(),
+            partitions: layout.partitions.iter().map(facts).collect(),
+            volumes: mapped.map(facts).collect(),
         }],
         firmware: None,
         os: OsFacts::unknown(),

@@ -106,6 +106,9 @@ pub struct DiskFacts {
     pub sector_size: u32,
     pub disk_id: Option<String>,
     pub partitions: Vec<PartitionFacts>,
+    /// Logical volumes and those of dynamic disks, when the engine opened them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<PartitionFacts>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -33,7 +33,13 @@ pub fn volumes(
         of_type.map(|p| VolumeId(p.index)).collect()
     };
 
-    let bitlocker = of_kind(FsKind::Bitlocker);
+    let opened = |kind: FsKind| -> Vec<VolumeId> {
+        let inside = volumes.iter().filter(|v| v.state.container == Some(kind));
+        inside.map(|v| v.id).collect()
+    };
+    let closed = of_kind(FsKind::Bitlocker);
+    let mut bitlocker = [closed.clone(), opened(FsKind::Bitlocker)].concat();
+    bitlocker.sort_unstable();
     out.bitlocker = !bitlocker.is_empty();
     let mut protectors: Vec<String> = Vec::new();
     for protector in volumes.iter().flat_map(|v| &v.state.protectors) {
@@ -50,7 +56,13 @@ pub fn volumes(
             } else {
                 "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed"
             },
-            "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down",
+            "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down; or give its recovery key with --key (the guestfish engine opens it)",
+            not_opened(volumes, &closed, unlocked_by(&bitlocker, &protectors)),
+        )),
+        (true, Some(system)) if bitlocker.contains(&system) => out.findings.push(Finding::warning(
+            "bitlocker-opened",
+            "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
+            "keep the recovery key at hand, or suspend BitLocker before the conversion",
             unlocked_by(&bitlocker, &protectors),
         )),
         (true, Some(_)) => out.findings.push(Finding::warning(
@@ -61,6 +73,16 @@ pub fn volumes(
         )),
     }
 
+    let luks = of_kind(FsKind::Luks);
+    if !luks.is_empty() && system.is_none() {
+        out.findings.push(Finding::blocker(
+            "luks",
+            "a volume is encrypted with LUKS, and no Windows is outside of it",
+            "give its key with --key (the guestfish engine opens it), or decrypt it",
+            not_opened(volumes, &luks, list(&luks)),
+        ));
+    }
+
     let mut ldm = of_kind(FsKind::Ldm);
     ldm.extend(of_type(&[MBR_LDM, GPT_LDM_METADATA, GPT_LDM_DATA]));
     ldm.sort_unstable();
@@ -69,9 +91,12 @@ pub fn volumes(
     if out.dynamic_disk {
         out.findings.push(Finding::blocker(
             "dynamic-disk",
-            "this is a dynamic disk (LDM): its volumes may span disks and are not read here",
+            "this is a dynamic disk (LDM): its volumes may span disks, and half of a mirror must not be changed",
             "convert it to a basic disk in the guest, or image the volumes to one",
-            list(&ldm),
+            match opened(FsKind::Ldm).len() {
+                0 => list(&ldm),
+                n => format!("{}, {n} volumes on it can be read", list(&ldm)),
+            },
         ));
     }
 
@@ -177,6 +202,18 @@ fn unlocked_by(volumes: &[VolumeId], protectors: &[String]) -> String {
     match protectors.is_empty() {
         true => volumes,
         false => format!("{volumes}, protected by: {}", protectors.join(", ")),
+    }
+}
+
+/// Why a key did not open them, after the rest of the evidence.
+fn not_opened(volumes: &[Volume], closed: &[VolumeId], evidence: String) -> String {
+    let mut reasons = volumes
+        .iter()
+        .filter(|v| closed.contains(&v.id))
+        .filter_map(|v| v.state.unreadable.as_deref());
+    match reasons.next() {
+        Some(reason) => format!("{evidence}: {reason}"),
+        None => evidence,
     }
 }
 

@@ -41,7 +41,7 @@ pub enum Found {
 
 /// Starts an appliance with the disks and mounts the Linux on them.
 pub fn open(disks: &[Attach<'_>]) -> Result<Found> {
-    let mut shell = guestfish::shell(disks)?;
+    let mut shell = guestfish::start(disks)?;
     let roots = lines(&mut shell, Line::new("inspect-os"))?;
     let linux = |shell: &mut Shell, root: &String| -> Result<bool> {
         let kind = lines(shell, Line::new("inspect-get-type").arg(root))?;

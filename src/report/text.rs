@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::boot_path::{BootPath, Controller};
 use crate::fix::journal::ActionState;
-use crate::inspect::{Inspection, OsFamily, Severity};
+use crate::inspect::{Inspection, OsFamily, PartitionFacts, Severity};
 use crate::plan::model::Plan;
 use crate::ui::bytes;
 
@@ -99,6 +99,11 @@ pub fn inspection(i: &Inspection) -> String {
         row("tools", i.hypervisor_tools.join(", "));
     }
     for disk in &i.disks {
+        let label = |p: &PartitionFacts| p.label.clone().or(p.name.clone()).unwrap_or_default();
+        let kind = |p: &PartitionFacts| match p.state.as_ref().and_then(|s| s.container) {
+            Some(container) => format!("{} in {}", lower(&p.filesystem), lower(&container)),
+            None => lower(&p.filesystem),
+        };
         for p in &disk.partitions {
             row(
                 &format!("partition {}", p.index),
@@ -106,9 +111,15 @@ pub fn inspection(i: &Inspection) -> String {
                     "{:>10} at {:>12}  {:<8} {}",
                     bytes(p.size_bytes),
                     p.start_bytes,
-                    lower(&p.filesystem),
-                    p.label.as_deref().or(p.name.as_deref()).unwrap_or("")
+                    kind(p),
+                    label(p)
                 ),
+            );
+        }
+        for p in &disk.volumes {
+            row(
+                &format!("volume {}", p.index),
+                format!("{:>10}  {:<8} {}", bytes(p.size_bytes), kind(p), label(p)),
             );
         }
     }

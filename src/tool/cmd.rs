@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::confine::Confinement;
 use super::{Result, ToolError, host, launcher, stop};
+use crate::failpoint;
 
 const STDOUT_LIMIT: usize = 64 << 20;
 const STDERR_TAIL: usize = 8 << 10;
@@ -27,6 +29,19 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long output may still arrive after the child itself has ended: a grandchild may have
 /// inherited the pipe and keep it open for ever.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// How long a program that is run to its end may say nothing before it counts as hung.
+const SILENCE: Duration = Duration::from_secs(600);
+/// Another limit, in seconds: for storage that is slower than that, and for the tests.
+const SILENCE_VARIABLE: &str = "HYPER2KVM_TOOL_SILENCE";
+
+/// How long a program, or the storage daemon's socket, may be silent.
+pub fn silence() -> Duration {
+    let seconds = std::env::var(SILENCE_VARIABLE)
+        .ok()
+        .and_then(|s| s.parse().ok());
+    seconds.map_or(SILENCE, Duration::from_secs)
+}
 
 /// A program with its arguments, not yet running.
 #[derive(Debug)]
@@ -38,9 +53,13 @@ pub struct Cmd {
     stdin: Option<OwnedFd>,
     output: Option<(OwnedFd, OwnedFd)>,
     timeout: Option<Duration>,
+    silence: Duration,
     stdout_limit: usize,
     accept: Vec<i32>,
     keep_privileges: bool,
+    confinement: Confinement,
+    /// The program is this one again, in that role.
+    own: bool,
     stop: fn() -> bool,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -66,12 +85,31 @@ impl Cmd {
             stdin: None,
             output: None,
             timeout: None,
+            silence: silence(),
             stdout_limit: STDOUT_LIMIT,
             accept: Vec::new(),
             keep_privileges: false,
+            confinement: Confinement::default(),
+            own: false,
             stop: stop::requested,
             cancel: None,
         }
+    }
+
+    /// This program itself, in the role `verb` and with our process id as its argument. Only where
+    /// the launcher is enabled.
+    pub(crate) fn own(verb: &str) -> Self {
+        Self {
+            own: true,
+            ..Self::new(verb)
+        }
+    }
+
+    /// What the program may reach, instead of all that we do.
+    #[must_use]
+    pub fn confined(mut self, confinement: Confinement) -> Self {
+        self.confinement = confinement;
+        self
     }
 
     #[must_use]
@@ -119,6 +157,14 @@ impl Cmd {
     #[must_use]
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
+        self
+    }
+
+    /// Lets the program say nothing on stdout for that many times the usual limit: it has little to
+    /// say.
+    #[must_use]
+    pub fn patient(mut self, times: u32) -> Self {
+        self.silence = self.silence.saturating_mul(times);
         self
     }
 
@@ -196,14 +242,21 @@ impl Cmd {
     fn run_until(self, on_stdout: &mut dyn FnMut(&[u8]) -> bool) -> Result<(i32, String, String)> {
         let started = Instant::now();
         let (timeout, stop, accept) = (self.timeout, self.stop, self.accept.clone());
+        let silence = self.silence;
+        let mut heard = started;
         let cancel = self.cancel.clone();
         let cancelled = || cancel.as_ref().is_some_and(|c| c.load(Ordering::SeqCst));
+        let name = Path::new(&self.program)
+            .file_name()
+            .unwrap_or(&self.program);
+        let step = self.step(&name.to_string_lossy());
         let mut child = self.start(true)?;
         let tool = child.tool.clone();
         let mut ended: Option<(ExitStatus, Instant)> = None;
         loop {
             match child.events.recv_timeout(TICK) {
                 Ok(chunk) => {
+                    heard = Instant::now();
                     if !on_stdout(&chunk) {
                         child.kill();
                         return Ok((-1, String::new(), tool));
@@ -226,6 +279,10 @@ impl Cmd {
             {
                 return Err(ToolError::TimedOut { tool, after });
             }
+            if heard.elapsed() > silence {
+                let after = silence;
+                return Err(ToolError::TimedOut { tool, after });
+            }
             match ended {
                 None => ended = child.try_wait()?.map(|status| (status, Instant::now())),
                 Some((_, when)) if when.elapsed() > DRAIN => break,
@@ -235,6 +292,10 @@ impl Cmd {
         let Some((status, _)) = ended else {
             return Err(ToolError::output(&tool, "no exit status"));
         };
+        failpoint::step("after", &step).map_err(|source| ToolError::Io {
+            tool: tool.clone(),
+            source,
+        })?;
         let stderr = child.stderr_tail();
         match status.code() {
             Some(code) if code == 0 || accept.contains(&code) => Ok((code, stderr, tool)),
@@ -274,11 +335,15 @@ impl Cmd {
             .unwrap_or(&self.program)
             .to_string_lossy()
             .into_owned();
-        let program = super::find(&self.program).ok_or_else(|| ToolError::NotFound {
-            hint: host::hint(&tool),
-            tool: tool.clone(),
-        })?;
-        let mut command = launcher::command(&program, self.keep_privileges);
+        let mut command = if self.own {
+            launcher::own(&tool)
+        } else {
+            let program = super::find(&self.program).ok_or_else(|| ToolError::NotFound {
+                hint: host::hint(&tool),
+                tool: tool.clone(),
+            })?;
+            launcher::command(&program, self.keep_privileges, &self.confinement)
+        };
         command
             .args(&self.args)
             .env("LC_ALL", "C")
@@ -289,8 +354,18 @@ impl Cmd {
         Ok((command, tool))
     }
 
+    /// The name of the call among the fail points: the program and what it is asked for.
+    fn step(&self, tool: &str) -> String {
+        let verb = self.args.first().and_then(|arg| arg.to_str());
+        match verb.filter(|verb| verb.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')) {
+            Some(verb) if !self.own => format!("{tool} {}", verb.trim_start_matches('-')),
+            _ => tool.to_owned(),
+        }
+    }
+
     fn start(mut self, want_stdout: bool) -> Result<Child> {
         let (mut command, tool) = self.command()?;
+        let step = self.step(&tool);
         let (stdout, stderr) = match self.output.take() {
             Some((stdout, stderr)) => (stdout.into(), stderr.into()),
             None if want_stdout => (Stdio::piped(), Stdio::piped()),
@@ -306,6 +381,7 @@ impl Cmd {
             tool: tool.clone(),
             source,
         };
+        failpoint::step("before", &step).map_err(fail)?;
         let mut child = launcher::spawn(command).map_err(fail)?;
         let (sender, events) = mpsc::channel();
         let stderr = Arc::new(Mutex::new(Vec::new()));
@@ -318,6 +394,9 @@ impl Cmd {
             stderr: stderr.clone(),
             status: None,
         };
+        if !want_stdout {
+            failpoint::step("after", &step).map_err(fail)?;
+        }
         if let Some(pipe) = pipes.0 {
             let sender = sender.clone();
             reader(move || forward(pipe, &sender)).map_err(fail)?;

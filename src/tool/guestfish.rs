@@ -8,8 +8,11 @@
 //! Commands are given with `-` in front, so that one that fails does not end the session. Arguments
 //! are quoted with `\xHH` for everything but the plainest characters; guestfish has no shell between
 //! the pipe and its commands unless a line has a bare `|` or begins with `!`.
+//!
+//! A command that takes a key is followed by a line with the key; guestfish prints neither. A guestfish
+//! that does not know the command would take that line for one: ask for its `help` first.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -30,36 +33,70 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(60);
 /// libguestfs says so before the reason of every failure.
 const FAILURE: &str = "libguestfs: error: ";
 
+/// Text that nothing prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
 /// A command with its arguments, quoted.
 #[derive(Debug, Clone)]
-pub struct Line(String);
+pub struct Line {
+    text: String,
+    key: Option<Secret>,
+}
 
 impl Line {
     pub fn new(command: &str) -> Self {
-        Self(command.to_string())
+        Self {
+            text: command.to_string(),
+            key: None,
+        }
+    }
+
+    /// The key the command asks for: one line of text.
+    #[must_use]
+    pub fn key(mut self, key: &Secret) -> Self {
+        self.key = Some(key.clone());
+        self
     }
 
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<[u8]>) -> Self {
-        self.0.push_str(" \"");
+        self.text.push_str(" \"");
         for &byte in arg.as_ref() {
             if byte.is_ascii_alphanumeric() || b"/._- =,:".contains(&byte) {
-                self.0.push(char::from(byte));
+                self.text.push(char::from(byte));
             } else {
                 // Writing to a String cannot fail.
-                let _ = write!(self.0, "\\x{byte:02x}");
+                let _ = write!(self.text, "\\x{byte:02x}");
             }
         }
-        self.0.push('"');
+        self.text.push('"');
         self
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        let key = self.key.as_ref().map_or(0, |key| key.0.len() + 1);
+        self.text.len() + key
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.text.is_empty()
     }
 }
 
@@ -89,6 +126,7 @@ impl Shell {
         let (reader, stdout) = io::pipe().map_err(io)?;
         let stderr = stdout.try_clone().map_err(io)?;
         let mut cmd = Cmd::new(TOOL)
+            .arg("--keys-from-stdin")
             .stdin(stdin)
             .output(stdout, stderr)
             // Set in somebody's shell they would mix with the replies.
@@ -131,7 +169,9 @@ impl Shell {
                 if line.len() > MAX_LINE {
                     return Err(ToolError::output(TOOL, "a command is too long"));
                 }
-                text.push_str(&format!("-{}\n-echo {}\n", line.0, self.token));
+                let key = line.key.as_ref().map(|key| format!("{}\n", key.expose()));
+                let key = key.unwrap_or_default();
+                text.push_str(&format!("-{}\n{key}-echo {}\n", line.text, self.token));
                 count += 1;
             }
             if self.stdin.write_all(text.as_bytes()).is_err() {
@@ -262,7 +302,7 @@ mod tests {
     fn quoting() {
         let line = Line::new("ls0").arg("/a b'\"$\\|#\n").arg("ä");
         assert_eq!(
-            line.0,
+            line.text,
             r#"ls0 "/a b\x27\x22\x24\x5c\x7c\x23\x0a" "\xc3\xa4""#
         );
     }
@@ -306,6 +346,14 @@ mod tests {
         assert!(replies[1].as_ref().unwrap_err().contains("launch"));
         assert!(replies[2].is_err(), "{:?}", replies[2]);
         assert_eq!(replies[3], Ok(b"on\n".to_vec()));
+        // The key is asked for before anything else is looked at, and is in no reply.
+        let secret = Secret::new("!echo secret words".into());
+        let open = Line::new("cryptsetup-open").arg("/dev/sda").arg("m");
+        let replies = shell.run(&[open.key(&secret), Line::new("echo")], LIMIT);
+        let replies = replies.unwrap();
+        assert!(replies[0].as_ref().unwrap_err().contains("launch"));
+        assert_eq!(replies[1], Ok(b"\n".to_vec()));
+        assert!(!format!("{replies:?}").contains("secret"), "{replies:?}");
         // More than a pipe holds, in one go.
         let many = vec![Line::new("echo").arg("x".repeat(500)); 400];
         assert!(shell.run(&many, LIMIT).unwrap().iter().all(Result::is_ok));

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use super::confine::Confinement;
 use super::{Cmd, Result, ToolError};
 
 pub const TOOL: &str = "hivexregedit";
@@ -12,6 +13,7 @@ pub const TOOL: &str = "hivexregedit";
 /// e.g. `HKEY_LOCAL_MACHINE\SYSTEM`.
 pub fn merge(hive: &Path, prefix: &str, reg: &Path) -> Result<()> {
     Cmd::new(TOOL)
+        .confined(Confinement::offline())
         .args(["--merge", "--prefix", prefix, "--"])
         .args([hive, reg])
         .run()?;
@@ -22,6 +24,7 @@ pub fn merge(hive: &Path, prefix: &str, reg: &Path) -> Result<()> {
 /// `\` for all.
 pub fn export(hive: &Path, prefix: &str, key: &str) -> Result<String> {
     let out = Cmd::new(TOOL)
+        .confined(Confinement::offline())
         .args(["--export", "--prefix", prefix, "--"])
         .arg(hive)
         .arg(key)

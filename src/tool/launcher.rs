@@ -3,7 +3,7 @@
 //! The kernel can send a child a signal when its parent dies, but only the child can ask for it,
 //! between fork and exec; doing that in `pre_exec` is unsafe code. So the child is this program
 //! again, as `hyper2kvm __exec PARENT_PID FLAGS -- PROGRAM ARGS...`, which asks for the signal,
-//! gives up gaining privileges, and becomes the program.
+//! gives up gaining privileges and whatever else its [`Confinement`] says, and becomes the program.
 //!
 //! The "parent" the kernel means is the *thread* that forked. Children are therefore all started
 //! from one thread that lives as long as the process.
@@ -20,6 +20,8 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{self, Sender};
 
 use rustix::process::{Pid, Signal};
+
+use super::confine::Confinement;
 
 const VERB: &str = "__exec";
 /// In the child this names the same program, even when its file was replaced meanwhile.
@@ -52,11 +54,7 @@ pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode
 
 fn become_program(mut args: impl Iterator<Item = OsString>) -> io::Error {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
-    let Some(parent) = args
-        .next()
-        .and_then(|a| a.to_str()?.parse().ok())
-        .and_then(Pid::from_raw)
-    else {
+    let Some(parent) = args.next().filter(|a| is_pid(a)) else {
         return invalid("no parent process id");
     };
     let keep_privileges = match args.next().as_deref().and_then(OsStr::to_str) {
@@ -64,28 +62,68 @@ fn become_program(mut args: impl Iterator<Item = OsString>) -> io::Error {
         Some("no-privileges") => false,
         _ => return invalid("unknown flag"),
     };
-    if args.next().as_deref() != Some(OsStr::new("--")) {
-        return invalid("no --");
+    let mut confinement = Confinement::default();
+    loop {
+        match args.next() {
+            Some(arg) if arg == "--" => break,
+            Some(arg) => {
+                if !confinement.add_arg(&arg) {
+                    return invalid("no --");
+                }
+            }
+            None => return invalid("no --"),
+        }
     }
     let Some(program) = args.next() else {
         return invalid("no program");
     };
-    if let Err(e) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
-        return e.into();
-    }
-    // The parent may have died before the request: then the signal never comes.
-    if rustix::process::getppid() != Some(parent) {
-        return io::Error::other("the parent is gone");
+    if let Err(e) = tie_to(Some(parent)) {
+        return e;
     }
     if !keep_privileges && let Err(e) = rustix::thread::set_no_new_privs(true) {
         return e.into();
+    }
+    if let Err(e) = confinement.apply(Path::new(&program)) {
+        return e;
     }
     #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
     Command::new(program).args(args).exec()
 }
 
+fn pid(arg: &OsStr) -> Option<Pid> {
+    Pid::from_raw(arg.to_str()?.parse().ok()?)
+}
+
+fn is_pid(arg: &OsStr) -> bool {
+    pid(arg).is_some()
+}
+
+/// Makes this process die with the parent whose id it was given.
+pub(crate) fn tie_to(parent: Option<OsString>) -> io::Result<()> {
+    let parent = parent.as_deref().and_then(pid);
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The parent may have died before the request: then the signal never comes.
+    if parent.is_none() || rustix::process::getppid() != parent {
+        return Err(io::Error::other("the parent is gone"));
+    }
+    Ok(())
+}
+
+/// Whether children go through the launcher, hence whether this program can be its own child.
+pub(crate) fn is_enabled() -> bool {
+    ENABLED.get().is_some()
+}
+
+/// This program again, in another role.
+pub(super) fn own(verb: &str) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
+    let mut command = Command::new(SELF);
+    command.arg(verb).arg(std::process::id().to_string());
+    command
+}
+
 /// The command that runs `program`, to be given its arguments and then to [`spawn`].
-pub(super) fn command(program: &Path, keep_privileges: bool) -> Command {
+pub(super) fn command(program: &Path, keep_privileges: bool, confinement: &Confinement) -> Command {
     #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
     let new = |program: &Path| Command::new(program);
     if ENABLED.get().is_none() {
@@ -100,6 +138,7 @@ pub(super) fn command(program: &Path, keep_privileges: bool) -> Command {
         } else {
             "no-privileges"
         })
+        .args(confinement.args())
         .arg("--")
         .arg(program);
     command

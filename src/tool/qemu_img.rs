@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::confine::Confinement;
 use super::{Cmd, Result, ToolError};
 
 pub const TOOL: &str = "qemu-img";
@@ -54,6 +55,11 @@ pub struct ExtentInfo {
     pub filename: String,
 }
 
+/// It reads only files of this host, whatever an image says.
+fn cmd() -> Cmd {
+    Cmd::new(TOOL).confined(Confinement::offline())
+}
+
 pub fn parse_info(json: &[u8]) -> Result<Info> {
     serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))
 }
@@ -65,7 +71,7 @@ pub fn json_name(spec: &Value) -> OsString {
 
 /// Facts of the image alone: its backing file is not opened.
 pub fn info(spec: &Value) -> Result<Info> {
-    let out = Cmd::new(TOOL)
+    let out = cmd()
         .args(["info", "--output=json", "--"])
         .arg(json_name(spec))
         .run()?;
@@ -74,7 +80,7 @@ pub fn info(spec: &Value) -> Result<Info> {
 
 /// The ranges (offset, length) that the top image of the chain holds itself, zeroes included.
 pub fn allocated_ranges(spec: &Value) -> Result<Vec<(u64, u64)>> {
-    let out = Cmd::new(TOOL)
+    let out = cmd()
         .args(["map", "--output=json", "--"])
         .arg(json_name(spec))
         .run()?;
@@ -96,7 +102,7 @@ struct MapEntry {
 pub fn data_ranges(spec: &Value, found: &mut dyn FnMut(std::ops::Range<u64>)) -> Result<()> {
     let mut map = MapLines::default();
     let mut damaged = None;
-    Cmd::new(TOOL)
+    cmd()
         .args(["map", "--output=json", "--"])
         .arg(json_name(spec))
         .run_with(&mut |chunk| {
@@ -157,7 +163,7 @@ fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
 
 /// Creates an empty image.
 pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
-    Cmd::new(TOOL)
+    cmd()
         .args(["create", "-q", "-f", format, "--"])
         .arg(protocol(file))
         .arg(size.to_string())
@@ -169,7 +175,7 @@ pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
 /// whole chain is written out, so that they probe no format either.
 pub fn create_over(file: &Path, below: &Value) -> Result<()> {
     let driver = below["driver"].as_str().unwrap_or("raw");
-    Cmd::new(TOOL)
+    cmd()
         .args(["create", "-q", "-f", "qcow2", "-F", driver, "-b"])
         .arg(json_name(below))
         .arg("--")
@@ -202,7 +208,7 @@ pub fn convert(
     cancel: Option<Arc<AtomicBool>>,
     progress: &mut dyn FnMut(f64),
 ) -> Result<()> {
-    let mut cmd = Cmd::new(TOOL).args(["convert", "-p", "-m", "8", "-O", how.format]);
+    let mut cmd = cmd().args(["convert", "-p", "-m", "8", "-O", how.format]);
     // Compressed clusters are appended: writing them out of order would only cost.
     if how.compress {
         cmd = cmd.arg("-c");
@@ -213,7 +219,9 @@ pub fn convert(
         cmd = cmd.args(["-o", options]);
     }
     let mut parser = Progress::default();
-    cmd.cancel_with(cancel)
+    // A line per hundredth of the disk.
+    cmd.patient(6)
+        .cancel_with(cancel)
         .arg("--")
         .arg(json_name(source))
         .arg(protocol(target))
@@ -227,8 +235,10 @@ pub fn convert(
 
 /// Compares what two images read as; the difference, when there is one.
 pub fn compare(a: &Value, b: &Value, cancel: Option<Arc<AtomicBool>>) -> Result<Option<String>> {
-    let out = Cmd::new(TOOL)
+    let out = cmd()
         .args(["compare", "--"])
+        // It tells nothing while it works.
+        .patient(60)
         .args([json_name(a), json_name(b)])
         .cancel_with(cancel)
         .accept(&[1])
@@ -243,7 +253,7 @@ pub fn measure(spec: &Value) -> Result<u64> {
     struct Measure {
         required: u64,
     }
-    let out = Cmd::new(TOOL)
+    let out = cmd()
         .args(["measure", "--output=json", "-O", "qcow2"])
         .arg(json_name(spec))
         .run()?;
@@ -256,7 +266,7 @@ pub fn measure(spec: &Value) -> Result<u64> {
 /// and `measure` accepts any value.
 pub fn has_zstd() -> bool {
     tempfile::NamedTempFile::new().is_ok_and(|file| {
-        Cmd::new(TOOL)
+        cmd()
             .args(["create", "-q", "-f", "qcow2", "-o", "compression_type=zstd"])
             .args(["--".as_ref(), &*protocol(file.path()), "1M".as_ref()])
             .run()
@@ -329,7 +339,7 @@ pub fn parse_check(json: &[u8]) -> Result<CheckResult> {
 /// Checks the metadata of an image; `None` for a format that has none to check.
 pub fn check(spec: &Value) -> Result<Option<CheckResult>> {
     // 2: corruptions, 3: leaks, 63: the format has no check.
-    let out = Cmd::new(TOOL)
+    let out = cmd()
         .args(["check", "--output=json", "--"])
         .arg(json_name(spec))
         .accept(&[2, 3, 63])

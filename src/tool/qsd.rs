@@ -2,12 +2,14 @@
 //!
 //! The daemon inherits the listening socket as its stdin, so a client may connect before the
 //! daemon is ready: nothing is polled, and no other process can put itself in between. There is no
-//! monitor and no network.
+//! monitor and no network, and no file in reach but those of the image ([`Confinement`]).
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::confine::Confinement;
 use super::{Child, Cmd, Result};
 
 pub const TOOL: &str = "qemu-storage-daemon";
@@ -15,8 +17,15 @@ pub const TOOL: &str = "qemu-storage-daemon";
 /// The node name the exported block device must have.
 pub const NODE: &str = "disk";
 
-/// Starts the daemon on a listening Unix socket. `blockdev` describes the node [`NODE`].
-pub fn serve(listener: OwnedFd, blockdev: &Value, export: &str, writable: bool) -> Result<Child> {
+/// Starts the daemon on a listening Unix socket. `blockdev` describes the node [`NODE`], which is made
+/// of `files`; the flag says which of them may be written.
+pub fn serve(
+    listener: OwnedFd,
+    blockdev: &Value,
+    files: Vec<(PathBuf, bool)>,
+    export: &str,
+    writable: bool,
+) -> Result<Child> {
     let export = json!({
         "type": "nbd", "id": "export", "node-name": NODE, "name": export, "writable": writable,
     });
@@ -24,6 +33,7 @@ pub fn serve(listener: OwnedFd, blockdev: &Value, export: &str, writable: bool) 
         .args(["--blockdev", &blockdev.to_string()])
         .args(["--nbd-server", "addr.type=fd,addr.str=0"])
         .args(["--export", &export.to_string()])
+        .confined(Confinement::to_files(files))
         .stdin(listener)
         .spawn()
 }

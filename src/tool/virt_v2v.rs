@@ -35,7 +35,8 @@ fn run(mut cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
         cmd = cmd.env("LIBGUESTFS_BACKEND", "direct");
     }
     let mut rest = Vec::new();
-    cmd.timeout(LIMIT).run_with(&mut |chunk| {
+    // Rebuilding an initramfs is silent, and slow under emulation.
+    cmd.patient(6).timeout(LIMIT).run_with(&mut |chunk| {
         rest.extend_from_slice(chunk);
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();

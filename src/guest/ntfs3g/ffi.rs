@@ -155,6 +155,7 @@ api! {
     ntfs_attr_close: fn(*mut Attr);
     ntfs_attr_pread: fn(*mut Attr, i64, i64, *mut c_void) -> i64;
     ntfs_attr_pwrite: fn(*mut Attr, i64, i64, *const c_void) -> i64;
+    ntfs_attr_pclose: fn(*mut Attr) -> c_int;
     ntfs_attr_truncate_solid: fn(*mut Attr, i64) -> c_int;
     ntfs_attr_exist: fn(*mut Inode, u32, *const u16, u32) -> c_int;
     ntfs_attr_add: fn(*mut Inode, u32, *mut u16, u8, *const u8, i64) -> c_int;

@@ -126,7 +126,6 @@ pub struct OpenAttr<'i> {
 }
 
 impl OpenAttr<'_> {
-    #[cfg(test)]
     pub fn raw(&self) -> *mut Attr {
         self.attr.as_ptr()
     }

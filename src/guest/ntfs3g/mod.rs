@@ -502,6 +502,39 @@ impl Ntfs3g {
             .map_err(|errno| self.error(OP, path, errno))
     }
 
+    /// A new file that the library compresses with LZNT1: for guests of our own making.
+    pub fn make_lznt1(&mut self, path: &GuestPath, contents: &[u8]) -> Result<()> {
+        const OP: &str = "compressing";
+        let (folder, _, _) = self.parent(OP, path)?;
+        let attributes = FILE_ATTR_COMPRESSED.to_le_bytes();
+        // SAFETY: the inode is open and the buffer as long as said. The mount option "compression" is
+        // bit 6 of `state`, the third word of `struct _ntfs_volume`.
+        let marked = check(unsafe {
+            *self.volume.as_ptr().cast::<std::ffi::c_ulong>().add(2) |= 1 << 6;
+            let set = self.api.ntfs_set_ntfs_attrib;
+            set(
+                folder.ptr(),
+                attributes.as_ptr().cast(),
+                attributes.len(),
+                0,
+            )
+        });
+        marked
+            .and_then(|()| folder.close())
+            .map_err(|errno| self.error(OP, path, errno))?;
+        self.create(OP, path, FileKind::File)?;
+        let write = || {
+            let inode = self.open(self.lookup(path)?)?;
+            let data = inode.unnamed(AT_DATA)?;
+            data.write(0, contents)?;
+            // SAFETY: the attribute is open.
+            check(unsafe { (self.api.ntfs_attr_pclose)(data.raw()) })?;
+            drop(data);
+            inode.close()
+        };
+        write().map_err(|errno| self.error(OP, path, errno))
+    }
+
     fn replace(&self, op: &'static str, path: &GuestPath, contents: &[u8]) -> Result<()> {
         let inode = self.open_file(op, path)?;
         if inode.attributes() & FILE_ATTR_REPARSE_POINT != 0 {
@@ -631,35 +664,5 @@ fn mount_error(errno: c_int, backing: &Backing) -> GuestError {
                 .into(),
         },
         (errno, None) => failed("mounting", &GuestPath::root(), text(errno)),
-    }
-}
-
-#[cfg(test)]
-impl Ntfs3g {
-    /// A file that the library compresses with LZNT1, which it does in a folder that is marked so.
-    pub(super) fn write_lznt1(&mut self, path: &GuestPath, contents: &[u8]) {
-        type PClose = unsafe extern "C" fn(*mut Attr) -> c_int;
-        let attributes = FILE_ATTR_COMPRESSED.to_le_bytes();
-        let folder = self.lookup(&path.parent().unwrap()).unwrap();
-        let folder = self.open(folder).unwrap();
-        // SAFETY: the inode is open and the buffer as long as said. The mount option "compression" is
-        // bit 6 of `state`, the third word of `struct _ntfs_volume`.
-        unsafe {
-            let set = self.api.ntfs_set_ntfs_attrib;
-            assert_eq!(set(folder.ptr(), attributes.as_ptr().cast(), 4, 0), 0);
-            *self.volume.as_ptr().cast::<std::ffi::c_ulong>().add(2) |= 1 << 6;
-        }
-        folder.close().unwrap();
-        self.create("creating", path, FileKind::File).unwrap();
-        let inode = self.open(self.lookup(path).unwrap()).unwrap();
-        let data = inode.unnamed(AT_DATA).unwrap();
-        data.write(0, contents).unwrap();
-        // SAFETY: the attribute is open, and the signature is that of attrib.h.
-        unsafe {
-            let finish: PClose = *self.api._library.get(b"ntfs_attr_pclose\0").unwrap();
-            assert_eq!(finish(data.raw()), 0);
-        }
-        drop(data);
-        inode.close().unwrap();
     }
 }

@@ -140,7 +140,7 @@ fn lznt1_files_compressed_by_ntfs_3g() {
         writer.close().unwrap();
         let disk = Arc::new(FileDisk::open_rw(&image.file).unwrap());
         let mut volume = Ntfs3g::mount(disk, 0, image.size, MountOptions::default()).unwrap();
-        volume.write_lznt1(&path("packed/file"), &data);
+        volume.make_lznt1(&path("packed/file"), &data).unwrap();
         volume.unmount().unwrap();
         let reader = image.reader();
         let stat = reader.stat(VOLUME, &path("packed/file")).unwrap().unwrap();

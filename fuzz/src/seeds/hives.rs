@@ -1,13 +1,11 @@
-//! Writes the seed corpora from hives and logs made by our own code.
-
-use std::error::Error;
-use std::fs;
-use std::path::Path;
+//! Hives, logs and boot stores.
 
 use hyper2kvm::registry::base::{set_clean, update_checksum};
 use hyper2kvm::registry::build::{Format, KeyTree};
 use hyper2kvm::registry::edit::RegData;
 use hyper2kvm_fuzz::{Files, SEAL, seal_entries};
+
+use crate::{Result, Seeds};
 
 fn put(bytes: &mut [u8], offset: usize, value: u32) {
     bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
@@ -93,16 +91,11 @@ fn boot_store() -> Vec<u8> {
     store.to_bytes_as("BCD", Format::V1_3)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    let write = |target: &str, name: &str, bytes: &[u8]| -> std::io::Result<()> {
-        fs::create_dir_all(corpus.join(target))?;
-        fs::write(corpus.join(target).join(format!("seed-{name}")), bytes)
-    };
+pub fn write(seeds: &Seeds) -> Result<()> {
     let stale = dirty(system(1), 7);
-    write("base_block", "clean", &system(1)[..512])?;
-    write("base_block", "dirty", &stale[..512])?;
-    write("base_block", "log", &entry_log(7, &[system(2)])[..512])?;
+    seeds.write("base_block", "clean", &system(1)[..512])?;
+    seeds.write("base_block", "dirty", &stale[..512])?;
+    seeds.write("base_block", "log", &entry_log(7, &[system(2)])[..512])?;
 
     let mut headless = stale.clone();
     put(&mut headless, 508, 0);
@@ -126,8 +119,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     ];
     for (name, flags, hive, logs) in cases {
         let files = Files { flags, hive, logs };
-        write("log_replay", name, &files.to_input())?;
+        seeds.write("log_replay", name, &files.to_input())?;
     }
-    write("bcd", "gpt", &boot_store())?;
+    seeds.write("bcd", "gpt", &boot_store())?;
     Ok(())
 }

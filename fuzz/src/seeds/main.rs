@@ -1,0 +1,43 @@
+//! Writes `images/` and the seed corpora: from files made by our own code and by the tools that make
+//! such files (mkntfs, mkfs.fat, genisoimage, tar, wimcapture).
+
+mod files;
+mod hives;
+mod volumes;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+pub struct Seeds {
+    root: PathBuf,
+}
+
+impl Seeds {
+    pub fn write(&self, target: &str, name: &str, bytes: &[u8]) -> Result<()> {
+        let folder = self.root.join("corpus").join(target);
+        fs::create_dir_all(&folder)?;
+        Ok(fs::write(folder.join(format!("seed-{name}")), bytes)?)
+    }
+
+    /// An image that targets patch, packed.
+    pub fn image(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let folder = self.root.join("images");
+        fs::create_dir_all(&folder)?;
+        let file = fs::File::create(folder.join(name))?;
+        let mut gz = flate2::write::GzEncoder::new(file, flate2::Compression::best());
+        std::io::Write::write_all(&mut gz, bytes)?;
+        gz.finish()?;
+        Ok(())
+    }
+}
+
+fn main() -> Result<()> {
+    let seeds = Seeds {
+        root: Path::new(env!("CARGO_MANIFEST_DIR")).to_owned(),
+    };
+    hives::write(&seeds)?;
+    files::write(&seeds)?;
+    volumes::write(&seeds)
+}

@@ -1,0 +1,183 @@
+//! The child's side: mounts the volume whose blocks its parent hands out, and does as it is told.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::wire::{self, Fields, Frame, Tag};
+use super::{FAILPOINT, VERB};
+use crate::disk::block::{BlockRead, BlockWrite, check_range};
+use crate::failpoint;
+use crate::guest::ntfs3g::{self, MountOptions, Ntfs3g};
+use crate::guest::{Extent, GuestError, GuestPath};
+use crate::tool::{confine, launcher};
+
+/// The longest request: a file and its name.
+const MAX_REQUEST: usize = usize::MAX;
+
+/// To be called in `main` with all arguments: `Some` when this process was started as the child.
+pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let mut args = args.into_iter().skip(1);
+    if args.next()? != VERB {
+        return None;
+    }
+    Some(match run(args.next()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The parent sees that we are gone; what was wrong with a request went over the socket.
+        Err(_) => ExitCode::FAILURE,
+    })
+}
+
+fn run(parent: Option<OsString>) -> io::Result<()> {
+    launcher::tie_to(parent)?;
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    // Loading takes files, so before they are out of reach.
+    let _ = ntfs3g::is_available();
+    // And what the formatting of an error or a panic may read.
+    let _ = std::env::current_dir();
+    confine::parser()?;
+    let socket = Arc::new(Mutex::new(UnixStream::from(socket)));
+    let mut volume = None;
+    loop {
+        let frame = {
+            let mut stream = socket.lock().unwrap_or_else(PoisonError::into_inner);
+            wire::receive(&mut *stream, MAX_REQUEST)
+        };
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let done = carry_out(frame, &socket, &mut volume);
+        let mut stream = socket.lock().unwrap_or_else(PoisonError::into_inner);
+        match done {
+            Ok(()) => wire::send(&mut *stream, Tag::Done, Fields::default())?,
+            Err(error) => wire::send(&mut *stream, Tag::Failed, wire::error_fields(&error))?,
+        }
+    }
+}
+
+fn carry_out(
+    mut frame: Frame,
+    socket: &Arc<Mutex<UnixStream>>,
+    volume: &mut Option<Ntfs3g>,
+) -> Result<(), GuestError> {
+    failpoint::hit(FAILPOINT).map_err(|error| GuestError::Unsafe {
+        reason: error.to_string(),
+    })?;
+    let missing = || GuestError::Unsafe {
+        reason: "it is not mounted".into(),
+    };
+    match frame.tag {
+        Tag::Mount => {
+            let (size, force) = (frame.number()?, frame.number()?);
+            let disk = Arc::new(Blocks {
+                socket: socket.clone(),
+                size,
+            });
+            let options = MountOptions {
+                force_dirty: force != 0,
+            };
+            *volume = Some(Ntfs3g::mount(disk, 0, size, options)?);
+            return Ok(());
+        }
+        Tag::Unmount => return volume.take().map_or(Ok(()), Ntfs3g::unmount),
+        _ => {}
+    }
+    let volume = volume.as_mut().ok_or_else(missing)?;
+    let path: GuestPath = frame.path()?;
+    match frame.tag {
+        Tag::CreateDir => volume.create_dir(&path),
+        Tag::WriteFile => volume.write_file(&path, frame.bytes()?),
+        Tag::PatchFile => {
+            let (size, count) = (frame.number()?, frame.number()?);
+            let mut extents = Vec::new();
+            for _ in 0..count {
+                extents.push(Extent {
+                    offset: frame.number()?,
+                    data: frame.bytes()?.to_vec(),
+                });
+            }
+            volume.patch_file(&path, size, &extents)
+        }
+        Tag::RemoveFile => volume.remove_file(&path),
+        Tag::RemoveDir => volume.remove_dir(&path),
+        _ => Err(wire::invalid("a request").into()),
+    }
+}
+
+/// The volume, block by block from the parent.
+struct Blocks {
+    socket: Arc<Mutex<UnixStream>>,
+    size: u64,
+}
+
+impl Blocks {
+    fn ask(&self, tag: Tag, fields: Fields) -> io::Result<Frame> {
+        let mut stream = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        wire::send(&mut *stream, tag, fields)?;
+        let mut answer = wire::receive(&mut *stream, wire::MAX_BLOCKS + 64)?;
+        match answer.tag {
+            Tag::Blocks => Ok(answer),
+            Tag::Fault => {
+                let errno = i32::try_from(answer.number()?).unwrap_or(0);
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            _ => Err(wire::invalid("an answer")),
+        }
+    }
+}
+
+impl BlockRead for Blocks {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_range(offset, buf.len() as u64, self.size)?;
+        let (mut offset, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let len = rest.len().min(wire::MAX_BLOCKS);
+            let fields = Fields::default().number(offset).number(len as u64);
+            let mut answer = self.ask(Tag::Read, fields)?;
+            let (part, more) = rest.split_at_mut(len);
+            let bytes = answer.bytes()?;
+            if bytes.len() != len {
+                return Err(wire::invalid("blocks"));
+            }
+            part.copy_from_slice(bytes);
+            (offset, rest) = (offset + len as u64, more);
+        }
+        Ok(())
+    }
+}
+
+impl BlockWrite for Blocks {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len() as u64, self.size)?;
+        let mut offset = offset;
+        for part in data.chunks(wire::MAX_BLOCKS) {
+            self.ask(Tag::Write, Fields::default().number(offset).bytes(part))?;
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut at = offset;
+        let end = offset.saturating_add(len);
+        while at < end {
+            let n = (end - at).min(1 << 20);
+            self.write_at(at, &vec![0; n as usize])?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.ask(Tag::Flush, Fields::default()).map(drop)
+    }
+}

@@ -1,0 +1,186 @@
+//! The start of libguestfs' appliance, and why it does not.
+//!
+//! The usual reasons are told from what supermin, QEMU and guestfish print; the whole log is kept in a
+//! file that the error names.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::guestfish::tool_error;
+use super::{GuestError, Result};
+use crate::tool::ToolError;
+use crate::tool::guestfish::{Line, Shell};
+
+/// Without KVM, on a busy machine, a start takes minutes.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(1200);
+
+/// Where the disk is served over NBD.
+pub struct Attach<'a> {
+    pub socket: &'a Path,
+    pub export: &'a str,
+    pub read_only: bool,
+    pub sector_size: u32,
+}
+
+/// A guestfish whose appliance is up and sees the disks, as `/dev/sda`, `/dev/sdb`, ...
+pub fn start(disks: &[Attach<'_>]) -> Result<Shell> {
+    match boot(disks, false)? {
+        Ok(shell) => Ok(shell),
+        // Again for a full log: writing one doubles the time of a start, so a good one has none.
+        Err(_) => boot(disks, true)?.map_err(|(log, reason)| not_started(&log, &reason)),
+    }
+}
+
+/// What an appliance that did not start printed, and the reason it gave.
+type BootFailure = (Vec<u8>, String);
+
+fn boot(disks: &[Attach<'_>], verbose: bool) -> Result<std::result::Result<Shell, BootFailure>> {
+    let mut shell = Shell::start().map_err(tool_error)?;
+    let mut lines: Vec<Line> = disks.iter().map(add).collect();
+    lines.extend([
+        Line::new("set-verbose").arg(verbose.to_string()),
+        Line::new("run"),
+        Line::new("set-verbose").arg("false"),
+        // What the start was for.
+        Line::new("list-devices"),
+    ]);
+    let mut log = Vec::new();
+    let mut failure = None;
+    let mut ready = false;
+    for line in lines {
+        match shell.one(line, LAUNCH_LIMIT) {
+            Ok(Ok(output)) => {
+                ready = output.starts_with(b"/dev/sda\n");
+                log.extend(output);
+            }
+            Ok(Err(reason)) => {
+                log.extend_from_slice(shell.last_failure());
+                failure.get_or_insert(reason);
+            }
+            Err(error @ (ToolError::NotFound { .. } | ToolError::Interrupted)) => {
+                return Err(tool_error(error));
+            }
+            Err(error @ ToolError::TimedOut { .. }) => {
+                log.extend_from_slice(shell.unanswered());
+                return Err(not_started(&log, &error.to_string()));
+            }
+            Err(error) => {
+                log.extend_from_slice(shell.unanswered());
+                return Ok(Err((log, error.to_string())));
+            }
+        }
+    }
+    if ready {
+        return Ok(Ok(shell));
+    }
+    let reason = failure.unwrap_or_else(|| "it does not see the disk".to_string());
+    Ok(Err((log, reason)))
+}
+
+fn add(disk: &Attach<'_>) -> Line {
+    let add = Line::new("add")
+        .arg(disk.export)
+        .arg("format:raw")
+        .arg("protocol:nbd")
+        .arg(format!("server:unix:{}", disk.socket.display()))
+        .arg(format!("readonly:{}", disk.read_only));
+    if disk.sector_size == 512 {
+        return add;
+    }
+    add.arg(format!("blocksize:{}", disk.sector_size))
+}
+
+/// Keeps the log and says what it means.
+fn not_started(log: &[u8], error: &str) -> GuestError {
+    let said = String::from_utf8_lossy(log);
+    let (reason, mut hint) = diagnose(&said).map_or_else(
+        || (error.to_string(), String::new()),
+        |(reason, hint)| (reason.to_string(), hint.to_string()),
+    );
+    let kept = tempfile::Builder::new()
+        .prefix("hyper2kvm-appliance-")
+        .suffix(".log")
+        .tempfile()
+        .and_then(|file| {
+            fs::write(file.path(), log)?;
+            Ok(file.keep()?.1)
+        });
+    if let Ok(path) = kept {
+        if !hint.is_empty() {
+            hint.push_str("; ");
+        }
+        hint.push_str(&format!("the log is in {}", path.display()));
+    }
+    GuestError::Appliance { reason, hint }
+}
+
+/// The usual reasons why an appliance does not start, the first that fits.
+fn diagnose(log: &str) -> Option<(&'static str, &'static str)> {
+    let has = |words: &[&str]| words.iter().all(|word| log.contains(word));
+    let kernel = "the kernel of this host cannot be read";
+    [
+        (
+            has(&["supermin", "vmlinuz", "ermission denied"]),
+            kernel,
+            "Ubuntu keeps it from ordinary users: sudo chmod 0644 /boot/vmlinuz-*",
+        ),
+        (
+            has(&["supermin", "failed to find a suitable kernel"]),
+            "this host has no kernel in /boot that the appliance could boot",
+            "install the distribution's kernel package, or name one with SUPERMIN_KERNEL and SUPERMIN_MODULES",
+        ),
+        (
+            has(&["supermin", "exited with error status"]),
+            "supermin could not build the appliance",
+            "libguestfs-test-tool shows why; the package with the appliance may be missing",
+        ),
+        (
+            has(&["No space left on device"]),
+            "no space left for the appliance",
+            "LIBGUESTFS_CACHEDIR and TMPDIR say where it goes (about 500 MB)",
+        ),
+        (
+            has(&["Could not access KVM kernel module"]) || has(&["failed to initialize kvm"]),
+            "/dev/kvm cannot be used",
+            "allow it (group kvm), or do without: LIBGUESTFS_BACKEND_SETTINGS=force_tcg",
+        ),
+        (
+            has(&["Cannot allocate memory"]) || has(&["cannot set up guest memory"]),
+            "not enough memory for the appliance",
+            "it takes about 1.3 GB; LIBGUESTFS_MEMSIZE makes it smaller",
+        ),
+    ]
+    .into_iter()
+    .find_map(|(fits, reason, hint)| fits.then_some((reason, hint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_it_did_not_start() {
+        for (log, hint) in [
+            (
+                "supermin: error: open: /boot/vmlinuz-6.8.0: Permission denied",
+                "chmod",
+            ),
+            (
+                "supermin: failed to find a suitable kernel (host_cpu=x86_64).",
+                "SUPERMIN_KERNEL",
+            ),
+            (
+                "libguestfs: error: /usr/bin/supermin exited with error status 1",
+                "libguestfs-test-tool",
+            ),
+            (
+                "Could not access KVM kernel module: Permission denied",
+                "force_tcg",
+            ),
+        ] {
+            assert!(diagnose(log).unwrap().1.contains(hint), "{log}");
+        }
+        assert_eq!(diagnose("some other reason"), None);
+    }
+}

@@ -1,0 +1,204 @@
+//! Keys for encrypted volumes, as `--key SELECTOR:TYPE:VALUE` names them (the syntax of virt-v2v).
+//!
+//! A key is in memory only: it goes to guestfish through a pipe, is never an argument of a program,
+//! and no `Debug` or error shows it. virt-v2v's `clevis` is not here: its server cannot be asked, the
+//! appliance has no network.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::VolumeId;
+use crate::tool::guestfish::Secret;
+
+/// LUKS takes 512 bytes, and guestfish a line.
+const MAX_KEY: usize = 512;
+
+/// All keys given. None by default.
+#[derive(Debug, Clone, Default)]
+pub struct Keys(Arc<Vec<Key>>);
+
+#[derive(Debug)]
+struct Key {
+    selector: Selector,
+    secret: Secret,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Selector {
+    All,
+    Volume(VolumeId),
+    /// Of a LUKS header, lower case.
+    Uuid(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Not with the text: it may hold a key.
+    #[error("--key is not of the form SELECTOR:key:KEY, SELECTOR:file:PATH or SELECTOR:env:NAME")]
+    Form,
+    #[error(
+        "--key {0}: all, the number of a partition, /dev/sdaN or the UUID of a LUKS volume is expected"
+    )]
+    Selector(String),
+    #[error("--key with clevis is not supported: the appliance has no network to ask its server")]
+    Clevis,
+    #[error("reading the key file {file}")]
+    File {
+        file: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the environment variable {0} with the key is not set")]
+    Env(String),
+    #[error("the key for {0} is {1}")]
+    Unusable(String, &'static str),
+}
+
+impl Keys {
+    /// The keys of the command line. The second value: whether one was given in clear.
+    pub fn parse(args: &[String]) -> Result<(Self, bool), KeyError> {
+        let mut keys = Vec::new();
+        let mut in_clear = false;
+        for arg in args {
+            let (name, rest) = arg.split_once(':').ok_or(KeyError::Form)?;
+            if rest == "clevis" {
+                return Err(KeyError::Clevis);
+            }
+            let (kind, value) = rest.split_once(':').ok_or(KeyError::Form)?;
+            let text = match kind {
+                "key" => {
+                    in_clear = true;
+                    value.to_string()
+                }
+                "file" => read_file(value)?,
+                "env" => std::env::var(value).map_err(|_| KeyError::Env(value.to_string()))?,
+                _ => return Err(KeyError::Form),
+            };
+            let problem = match &text {
+                t if t.is_empty() => Some("empty"),
+                t if t.len() > MAX_KEY => Some("longer than 512 bytes"),
+                t if t.chars().any(char::is_control) => Some("more than one line of text"),
+                _ => None,
+            };
+            if let Some(problem) = problem {
+                return Err(KeyError::Unusable(name.to_string(), problem));
+            }
+            keys.push(Key {
+                selector: selector(name)?,
+                secret: Secret::new(text),
+            });
+        }
+        Ok((Self(Arc::new(keys)), in_clear))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The keys to try on a volume, in the order given.
+    pub fn matching(&self, volume: VolumeId, uuid: Option<&str>) -> Vec<Secret> {
+        let fits = |selector: &Selector| match selector {
+            Selector::All => true,
+            Selector::Volume(wanted) => *wanted == volume,
+            Selector::Uuid(wanted) => uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(wanted)),
+        };
+        let fitting = self.0.iter().filter(|key| fits(&key.selector));
+        fitting.map(|key| key.secret.clone()).collect()
+    }
+}
+
+fn selector(name: &str) -> Result<Selector, KeyError> {
+    let number = name.strip_prefix("/dev/sda").unwrap_or(name);
+    if name == "all" {
+        Ok(Selector::All)
+    } else if name == "/dev/sda" {
+        Ok(Selector::Volume(VolumeId(0)))
+    } else if let Ok(number) = number.parse() {
+        Ok(Selector::Volume(VolumeId(number)))
+    } else if uuid::Uuid::try_parse(name).is_ok() {
+        Ok(Selector::Uuid(name.to_lowercase()))
+    } else {
+        Err(KeyError::Selector(name.to_string()))
+    }
+}
+
+/// A key file is text; the end of its line does not belong to the key. Windows saves UTF-16.
+fn read_file(name: &str) -> Result<String, KeyError> {
+    let failed = |source| KeyError::File {
+        file: name.to_string(),
+        source,
+    };
+    let bytes = std::fs::read(Path::new(name)).map_err(failed)?;
+    let text = match bytes.strip_prefix(&[0xff, 0xfe]) {
+        Some(wide) => {
+            let units = wide
+                .chunks_exact(2)
+                .map(|b| u16::from_le_bytes([b[0], b[1]]));
+            let units: Vec<u16> = units.collect();
+            String::from_utf16(&units).ok()
+        }
+        None => String::from_utf8(bytes).ok(),
+    };
+    let text = text.ok_or_else(|| KeyError::Unusable(name.to_string(), "not text"))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<(Keys, bool), KeyError> {
+        Keys::parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn which_key_for_which_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        std::fs::write(&file, "from: a file\r\n").unwrap();
+        let wide = dir.path().join("wide");
+        let utf16: Vec<u8> = "wide".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(&wide, [&[0xff, 0xfe], &utf16[..]].concat()).unwrap();
+        let uuid = "0D5bb6dd-76ca-4b96-9f5d-9a2b3fbf9d33";
+        let (keys, in_clear) = parse(&[
+            "/dev/sda2:key:a:b c",
+            &format!("3:file:{}", file.display()),
+            &format!("all:file:{}", wide.display()),
+            &format!("{uuid}:key:of uuid"),
+        ])
+        .unwrap();
+        assert!(in_clear);
+        let of = |volume, uuid| {
+            let keys = keys.matching(VolumeId(volume), uuid);
+            keys.iter()
+                .map(|k| k.expose().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(2, None), ["a:b c", "wide"]);
+        assert_eq!(of(3, None), ["from: a file", "wide"]);
+        assert_eq!(of(0, Some(uuid)), ["wide", "of uuid"]);
+        assert!(!format!("{keys:?}").contains("wide"));
+        // Set for every test by cargo.
+        let (_, in_clear) = parse(&["all:env:CARGO_PKG_NAME"]).unwrap();
+        assert!(!in_clear);
+    }
+
+    #[test]
+    fn refused_without_showing_the_key() {
+        for (arg, says) in [
+            ("123-456", "not of the form"),
+            ("all:123-456", "not of the form"),
+            ("all:password:123-456", "not of the form"),
+            ("all:key:", "empty"),
+            ("all:key:123-456\n!id", "more than one line"),
+            ("all:clevis", "no network"),
+            ("sda2:key:123-456", "number of a partition"),
+            ("all:file:/nowhere/123", "key file"),
+            ("all:env:NO_SUCH_NAME_123", "not set"),
+        ] {
+            let error = parse(&[arg]).unwrap_err().to_string();
+            assert!(error.contains(says), "{arg}: {error}");
+            assert!(!error.contains("123-456"), "{error}");
+        }
+    }
+}
