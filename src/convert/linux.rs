@@ -182,7 +182,8 @@ pub fn plan(job: &Job, inspection: &Inspection) -> Plan {
         (Way::VirtV2v, virt_v2v::V2V),
     ]
     .into_iter()
-    .find(|(_, program)| tool::find(program).is_some())
+    // Both read libvirt XML through nbdkit, also where the package does not require it.
+    .find(|(_, program)| tool::find(program).is_some() && tool::find(virt_v2v::NBDKIT).is_some())
     .map(|(way, _)| way);
     decide(
         job.linux,
@@ -232,7 +233,7 @@ fn decide(
         (Wish::VirtV2v, None) => {
             plan.blockers.push(Blocker::new(
                 "virt-v2v-missing",
-                "virt-v2v is not installed",
+                "virt-v2v, or nbdkit which it needs, is not installed",
                 host::hint(virt_v2v::V2V),
             ));
             (Way::VirtV2v, "--linux virt-v2v".to_string())
@@ -241,7 +242,10 @@ fn decide(
             (way, format!("it is installed and knows {distribution}"))
         }
         (Wish::Auto, Some(_)) => (Way::AsIs, format!("virt-v2v does not know {distribution}")),
-        (Wish::Auto, None) => (Way::AsIs, "virt-v2v is not installed".to_string()),
+        (Wish::Auto, None) => (
+            Way::AsIs,
+            "virt-v2v is not installed, or nbdkit is not".to_string(),
+        ),
     };
     if plan.way == Way::AsIs {
         let on_virt_v2v = match (wish, installed) {

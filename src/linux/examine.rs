@@ -644,6 +644,12 @@ fn findings(facts: &LinuxFacts, inspection: &mut Inspection) {
             "ELF header of /usr/bin/env",
         ));
     }
+    out.push(Finding::info(
+        "linux-free-space",
+        "free space of Linux file systems is copied as it is",
+        "none needed; fstrim -av in the guest before makes the copy smaller",
+        format!("{} on {}", facts.root.filesystem, facts.root.place),
+    ));
     let virtio = [Controller::VirtioBlk, Controller::VirtioScsi];
     let judged = |k: &&super::model::Kernel| k.default || facts.default_kernel().is_none();
     for kernel in &facts.kernels {

@@ -11,6 +11,8 @@ use super::{Cmd, Result};
 
 pub const IN_PLACE: &str = "virt-v2v-in-place";
 pub const V2V: &str = "virt-v2v";
+/// What both open disks with.
+pub const NBDKIT: &str = "nbdkit";
 /// Without KVM rebuilding an initramfs takes many minutes.
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 
