@@ -1,5 +1,7 @@
-//! Text that comes from a guest, made fit for people. Guests are hostile: a name may carry terminal
-//! escapes or characters that reorder what is shown around it.
+//! Text made fit for where it goes: names from a guest for people, paths for a shell.
+//!
+//! Guests are hostile: a name may carry terminal escapes or characters that reorder what is shown
+//! around it.
 
 const MAX_CHARS: usize = 256;
 
@@ -33,9 +35,42 @@ pub fn windows_1252(byte: u8) -> char {
     }
 }
 
+/// A word of a shell command: as it is where that is safe, else in single quotes.
+pub fn shell_word(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+=,:@%".contains(&b);
+    if !text.is_empty() && text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        quoted(text)
+    }
+}
+
+/// A word of a shell command, in single quotes in any case.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", in_single_quotes(text))
+}
+
+/// Text between single quotes of the shell.
+pub fn in_single_quotes(text: &str) -> String {
+    text.replace('\'', r"'\''")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shell_words() {
+        for (text, word) in [
+            ("/vm/a-1.qcow2", "/vm/a-1.qcow2"),
+            ("", "''"),
+            ("a b", "'a b'"),
+            ("it's $HOME", r"'it'\''s $HOME'"),
+            ("a\nb", "'a\nb'"),
+        ] {
+            assert_eq!(shell_word(text), word);
+        }
+    }
 
     #[test]
     fn guest_text_is_harmless() {

@@ -225,6 +225,12 @@ fn every_windows() {
     }
 }
 
+/// What a `.reg` file says about one key.
+fn section<'t>(reg: &'t str, key: &str) -> Option<&'t str> {
+    let (_, rest) = reg.split_once(&format!("\\{key}]"))?;
+    rest.split("\n[").next()
+}
+
 /// Where the drivers that are not needed to boot end up, and what the first boot gets.
 #[test]
 fn besides_storage() {
@@ -255,13 +261,40 @@ fn besides_storage() {
             assert!(edits.contains(r"\DriverPackages\netkvm.inf_amd64_"));
             assert!(edits.contains("OemInfMap"));
         }
+        let folder = r"Windows/System32/CatRoot/{F750E6C3-38EE-11D1-85E5-00C04FC295EE}";
+        let files = plan["actions"].to_string().replace(r"\\", "/");
+        assert!(files.contains(folder), "catalogues");
+        // The service as the INF says, only where the package is.
+        let system = read(&lab, "registry/SYSTEM.reg");
+        let netkvm = section(&system, r"ControlSet001\Services\netkvm");
+        assert_eq!(netkvm.is_some(), hive.is_some());
+        assert!(netkvm.is_none_or(|s| s.contains("\"Start\"=dword:00000003")));
+        // The old hypervisor's tools are off, its boot driver is not touched.
+        let tools = section(&system, r"ControlSet001\Services\VMTools").unwrap();
+        assert!(tools.contains("\"Start\"=dword:00000004"), "{tools}");
+        assert!(!system.to_lowercase().contains(r"services\pvscsi"));
+        let software = read(&lab, "registry/SOFTWARE.reg");
+        assert!(software.contains(r"TaskCache\Tree\VMware Tools update]"));
+        let run = section(&software, r"Microsoft\Windows\CurrentVersion\Run").unwrap();
+        assert!(run.contains("\"VMware User Process\"=-"), "{run}");
         let system = read(&lab, "registry/SYSTEM.reg");
         assert!(
             system.contains("Services\\hyper2kvm-firstboot\\Parameters]"),
             "{system}"
         );
         let script = read(&lab, "generated/firstboot.cmd");
-        for text in ["WANT=", "address=192.0.2.10", "203.0.113.53 index=3"] {
+        let removal = match version {
+            WinVersion::Server2022 => "call :ghost pnputil",
+            _ => "call :ghost registry",
+        };
+        for text in [
+            "WANT=",
+            "address=192.0.2.10",
+            "203.0.113.53 index=3",
+            removal,
+            r"SUBSYS_07D015AD&REV_00\000C29FFFFF3FFDE00",
+            "call :driver drivers\\netkvm.inf netkvm 1",
+        ] {
             assert!(script.contains(text), "{text}");
         }
     }
@@ -271,7 +304,13 @@ fn besides_storage() {
         .expect(0)
         .json();
     assert!(!report["warnings"].to_string().contains("static"));
-    assert!(!read(&lab, "generated/firstboot.cmd").contains("netsh"));
+    let script = read(&lab, "generated/firstboot.cmd");
+    assert!(!script.contains("netsh interface ip") && script.contains("call :ghost"));
+    let uninstall = ["--uninstall-tools", "--network", "leave", "--force"];
+    lab.convert(&lab.raw, &uninstall).expect(0);
+    let script = read(&lab, "generated/firstboot.cmd");
+    let product = "call :watched uninstall {fe2f6a2c-196e-4210-9c04-2b1bc21f07ef}";
+    assert!(script.contains(product) && !script.contains("call :ghost"));
     let off = ["--no-firstboot", "--keep-tools", "--force"];
     let report = lab.convert(&lab.raw, &off).expect(0).json();
     assert!(report["warnings"].to_string().contains("static addresses"));
@@ -281,6 +320,8 @@ fn besides_storage() {
             && !system.contains("VMTools")
             && !system.contains("CrashControl")
     );
+    let software = read(&lab, "registry/SOFTWARE.reg");
+    assert!(!software.contains("TaskCache") && !software.contains("VMware"));
     assert!(!lab.path("out/generated").exists());
 }
 

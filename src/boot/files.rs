@@ -115,6 +115,16 @@ impl Files {
             .ok_or_else(|| Error::failed("the final domain has no disk to boot from"))
     }
 
+    /// Every file QEMU opens, disks and CD-ROMs of both stages.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let domains = self.bootstrap.iter().chain([&self.production]);
+        domains
+            .flat_map(|domain| domain.root.descendants("source"))
+            .filter_map(|source| source.attr("file"))
+            .map(PathBuf::from)
+            .collect()
+    }
+
     /// COM1 of one stage.
     pub fn serial_log(&self, stage: Stage) -> PathBuf {
         self.folder.join(format!("com1-{}.log", stage.as_str()))

@@ -13,10 +13,14 @@
 //! the bootstrap domain is defined and started again. A domain this program has not defined is never
 //! touched ([`files::identify`]).
 
+pub mod access;
+mod evidence;
 pub mod files;
+pub mod install;
 pub mod proof;
 pub mod protect;
 pub mod record;
+mod screen;
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -24,11 +28,13 @@ use std::time::{Duration, Instant};
 
 use crate::domain::{Stage, StorageBus};
 use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::tool::stop;
 use crate::tool::virsh::{State, Tick, Virsh};
 use crate::ui::Ui;
 
 use files::Files;
+use install::Place;
 use record::{Phase, Record, StageRecord};
 
 /// What the first-boot script writes to COM1 when it is done.
@@ -61,6 +67,8 @@ pub struct Options {
     pub max_reboots: u32,
     pub stop_after_bootstrap: bool,
     pub snapshot: bool,
+    /// Where the disks go first.
+    pub install: Option<Place>,
 }
 
 /// Why a boot did not end with Windows up.
@@ -78,9 +86,13 @@ enum Outcome {
 /// Runs what is left to do. The record is on disk whatever the result.
 pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     local(&options.uri)?;
+    let virsh = Virsh::new(&options.uri);
+    let mut warnings = Vec::new();
+    if let Some(place) = &options.install {
+        warnings = install_first(options, place, &virsh, ui)?;
+    }
     let files = Files::open(&options.folder)?;
     let _lock = lock(&files.folder)?;
-    let virsh = Virsh::new(&options.uri);
     let record = match Record::load(&files.folder)? {
         Some(record) if record.uuid == files.uuid && record.uri == options.uri => record,
         Some(record) if record.uuid == files.uuid => {
@@ -92,6 +104,11 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
         }
         _ => Record::new(&options.uri, &files.name, files.uuid),
     };
+    let mut record = record;
+    record.warnings.extend(warnings);
+    if record.phase != Phase::Done {
+        access::check(&files.paths(), access::qemu_user(&options.uri).as_ref())?;
+    }
     let mut run = Run {
         options,
         ui,
@@ -102,6 +119,29 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     run.refuse_foreign_domains()?;
     run.phases()?;
     Ok(run.record)
+}
+
+/// Step 0. A machine that was started keeps its disks where they are.
+fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
+    if !options.folder.join("report.json").is_file() {
+        // `Files::open` says what is wrong.
+        return Ok(Vec::new());
+    }
+    let _lock = lock(&options.folder)?;
+    if let Some(record) = Record::load(&options.folder)?
+        && record.phase != Phase::New
+    {
+        ui.status(
+            "Staying",
+            "the machine was started: its disks are not moved",
+        );
+        return Ok(Vec::new());
+    }
+    let installed = install::install(&options.folder, place, virsh)?;
+    for moved in &installed.moved {
+        ui.status("Installed", &moved.to.display().to_string());
+    }
+    Ok(installed.warnings)
 }
 
 /// COM1 and the disks are files of this host.
@@ -181,7 +221,9 @@ impl Run<'_> {
 
     fn enter(&mut self, phase: Phase) -> Result<()> {
         self.record.phase = phase;
-        self.record.save(&self.files.folder)
+        self.record.save(&self.files.folder)?;
+        failpoint::hit(&format!("boot-{}", phase.as_str()))
+            .map_err(|e| Error::failed("booting").because(e))
     }
 
     /// A domain of that UUID or name must be ours and of this folder.
@@ -359,6 +401,7 @@ impl Run<'_> {
                 log.display()
             ));
         }
+        failpoint::hit("boot-watching").map_err(|e| Error::failed("booting").because(e))?;
         let mut reboots = 0;
         let mut answered: Option<Instant> = None;
         let mut asked = Instant::now();
@@ -674,99 +717,6 @@ impl Run<'_> {
         }
         Ok(error)
     }
-
-    /// Screen, domain and logs of a boot that failed. What cannot be had is a warning: the failure itself
-    /// matters more.
-    fn evidence(&mut self, stage: Stage) -> PathBuf {
-        let folder = self
-            .files
-            .folder
-            .join(format!("evidence-{}", stage.as_str()));
-        let mut missing = Vec::new();
-        if let Err(error) = fs::create_dir_all(&folder) {
-            missing.push(format!("{}: {error}", folder.display()));
-        }
-        match self.screenshot(&folder) {
-            Ok(shot) => self.stage_record(stage).screenshot = shot,
-            Err(error) => missing.push(format!("screenshot: {error}")),
-        }
-        match self.virsh.xml(self.files.uuid, true) {
-            Ok(xml) => missing.extend(keep(&folder, "domain.xml", xml.as_bytes())),
-            Err(error) => missing.push(format!("domain XML: {error}")),
-        }
-        let mut logs = vec![("com1.log", self.files.serial_log(stage))];
-        logs.extend(qemu_log(&self.files.name).map(|path| ("qemu.log", path)));
-        for (name, path) in logs {
-            if let Err(error) = fs::copy(&path, folder.join(name)) {
-                missing.push(format!("{}: {error}", path.display()));
-            }
-        }
-        self.record
-            .warnings
-            .extend(missing.iter().map(|m| format!("evidence missing: {m}")));
-        if !self.record.evidence.contains(&folder) {
-            self.record.evidence.push(folder.clone());
-        }
-        folder
-    }
-
-    fn screenshot(&self, folder: &Path) -> Result<Option<PathBuf>> {
-        if self.tick(1)?.state == State::Off {
-            return Ok(None);
-        }
-        let raw = folder.join("screen");
-        self.virsh.screenshot(self.files.uuid, &raw)?;
-        let failed = |e: std::io::Error| Error::failed("keeping the screenshot").because(e);
-        let start = fs::read(&raw).map_err(failed)?;
-        let png = start.starts_with(b"\x89PNG");
-        let shot = folder.join(if png { "screen.png" } else { "screen.ppm" });
-        fs::rename(&raw, &shot).map_err(failed)?;
-        Ok(Some(shot))
-    }
-
-    /// The SYSTEM hive and the log of driver installations, from the disk of a machine that is off.
-    fn guest_evidence(&mut self, folder: &Path) {
-        let read = self.files.boot_disk().and_then(|disk| {
-            proof::with_disk(&disk.path, &disk.format, |survey, guest| {
-                let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows)
-                else {
-                    return Ok(vec!["no Windows on the disk".to_owned()]);
-                };
-                let mut missing = Vec::new();
-                missing.extend(keep(folder, "SYSTEM", &hives.system.bytes));
-                // A guest that never installed a driver has none.
-                if let Some(path) = proof::setup_log_path(windows)
-                    && let Ok(log) = guest.read(windows.system_volume, &path, MAX_SERIAL_LOG)
-                {
-                    missing.extend(keep(folder, "setupapi.dev.log", &log));
-                }
-                Ok(missing)
-            })
-        });
-        let missing = read.unwrap_or_else(|e| vec![format!("the guest's disk: {e}")]);
-        let lines = missing.iter().map(|m| format!("evidence missing: {m}"));
-        self.record.warnings.extend(lines);
-    }
-}
-
-/// Writes a file of the evidence; what went wrong, if something did.
-fn keep(folder: &Path, name: &str, bytes: &[u8]) -> Option<String> {
-    fs::write(folder.join(name), bytes)
-        .err()
-        .map(|e| format!("{name}: {e}"))
-}
-
-/// Where libvirt lets QEMU write its messages: of the system's libvirt, or of this user's.
-fn qemu_log(name: &str) -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    let user = cache.map(|c| c.join("libvirt/qemu/log"));
-    let system = PathBuf::from("/var/log/libvirt/qemu");
-    user.into_iter()
-        .chain([system])
-        .map(|folder| folder.join(format!("{name}.log")))
-        .find(|path| path.exists())
 }
 
 /// Whether the marker is in the log, as a line of its own.
@@ -784,13 +734,7 @@ fn has_marker(log: &[u8]) -> bool {
 
 /// A path as a shell word.
 pub(crate) fn quote(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+".contains(&b);
-    if text.bytes().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
+    crate::text::shell_word(&path.display().to_string())
 }
 
 #[cfg(test)]

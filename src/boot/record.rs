@@ -36,6 +36,22 @@ pub enum Phase {
     Done,
 }
 
+impl Phase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Bootstrap => "bootstrap",
+            Self::BootstrapUp => "bootstrap-up",
+            Self::BootstrapDone => "bootstrap-done",
+            Self::Protecting => "protecting",
+            Self::Final => "final",
+            Self::Restoring => "restoring",
+            Self::FinalFailed => "final-failed",
+            Self::Done => "done",
+        }
+    }
+}
+
 /// How one boot went.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageRecord {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::json;
 
+use crate::boot::install::Place;
 use crate::boot::record::{Phase, Record, StageRecord};
 use crate::boot::{self, Options, Wait};
 use crate::error::Result;
@@ -41,6 +42,26 @@ pub struct BootArgs {
     /// Do not save the disk before the switch
     #[arg(long)]
     no_snapshot: bool,
+    #[command(flatten)]
+    install: InstallArgs,
+}
+
+/// Where libvirt can read the disks.
+#[derive(Debug, clap::Args)]
+pub struct InstallArgs {
+    /// Move the disks to this folder first, where libvirt can read them
+    #[arg(long, value_name = "DIR", conflicts_with = "pool")]
+    install_to: Option<PathBuf>,
+    /// Move the disks into this storage pool of libvirt first
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+}
+
+impl InstallArgs {
+    pub fn place(&self) -> Option<Place> {
+        let folder = self.install_to.clone().map(Place::Folder);
+        folder.or_else(|| self.pool.clone().map(Place::Pool))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -73,6 +94,7 @@ pub fn run(args: &BootArgs, ui: &Ui) -> Result<()> {
         max_reboots: args.max_reboots,
         stop_after_bootstrap: args.stop_after.is_some(),
         snapshot: !args.no_snapshot,
+        install: args.install.place(),
     };
     let record = boot::boot(&options, ui)?;
     ui.line(&text(&record));

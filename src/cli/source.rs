@@ -11,7 +11,8 @@ use crate::convert::machine::MachineOptions;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::SourceMachine;
 use crate::domain::{
-    CpuMode, DiskFormat, DomainType, Drivers, Graphics, MacAddr, NicSource, StorageBus, Video,
+    CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NicSource, Patch,
+    StorageBus, Video,
 };
 use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
@@ -89,9 +90,12 @@ pub struct FixArgs {
     /// Add no first-boot script: addresses, guest agent and staged drivers are then up to you
     #[arg(long)]
     pub no_firstboot: bool,
-    /// Leave the services of the old hypervisor's guest tools enabled
+    /// Leave the old hypervisor's guest tools as they are: services, Run entries, scheduled tasks
     #[arg(long)]
     pub keep_tools: bool,
+    /// Uninstall the old hypervisor's guest tools at the first boot on VirtIO, where they are MSI packages
+    #[arg(long, conflicts_with_all = ["keep_tools", "no_firstboot"])]
+    pub uninstall_tools: bool,
     /// Memory of the machine in MiB [default: from the source, else 4096]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216))]
     pub memory: Option<u64>,
@@ -122,13 +126,28 @@ pub struct FixArgs {
     /// Graphics card
     #[arg(long, value_enum, default_value_t = VideoArg::Vga)]
     pub video: VideoArg,
+    /// Machine type, e.g. q35, pc, pc-q35-8.2 [default: q35; pc for Windows XP and 2003]
+    #[arg(long, value_name = "TYPE")]
+    pub machine: Option<String>,
+    /// A TPM 2.0 [default: when the source has one, and for Windows 11]
+    #[arg(long, value_enum)]
+    pub tpm: Option<Switch>,
+    /// Secure Boot [default: when the source has it on]
+    #[arg(long, value_enum)]
+    pub secure_boot: Option<Switch>,
+    /// Write the machine for these too (repeatable, or separated by commas)
+    #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
+    pub emit: Vec<EmitArg>,
+    /// Changes to the domain XML that have no option: a <domain> with only what is to change
+    #[arg(long, value_name = "FILE")]
+    pub xml_patch: Option<PathBuf>,
     /// Write domain XML that lets the host that defines it pick the UEFI firmware
     #[arg(long)]
     pub portable: bool,
     /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
     #[arg(long)]
     pub force_dirty_volume: bool,
-    /// Make the default boot entry name the partition Windows is on when it names one that does not exist
+    /// Make the default boot entry and the boot sector name partitions that exist, where they do not
     #[arg(long)]
     pub repair_bcd: bool,
     /// Replace an output folder of ours
@@ -225,6 +244,22 @@ pub enum VideoArg {
     Virtio,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EmitArg {
+    /// VirtualMachine and DataVolumes, as YAML
+    Kubevirt,
+    /// A script of qm commands for Proxmox VE
+    Proxmox,
+    /// A script with the QEMU command line
+    Qemu,
+}
+
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let keys = self.keys()?;
@@ -301,8 +336,10 @@ impl FixArgs {
             uuid: vm.uuid,
             serial: vm.serial.clone(),
             genid: vm.genid,
-            tpm: vm.tpm,
-            secure_boot: vm.secure_boot,
+            tpm: self.tpm.map_or(vm.tpm, |s| s == Switch::On),
+            no_tpm: self.tpm == Some(Switch::Off),
+            secure_boot: self.secure_boot.map_or(vm.secure_boot, |s| s == Switch::On),
+            machine_type: self.machine.clone(),
             nvram: PathBuf::new(),
             portable: self.portable,
         };
@@ -311,6 +348,7 @@ impl FixArgs {
             network: self.network.into(),
             macs: machine.macs.clone(),
             user_scripts: self.user_scripts()?,
+            uninstall_tools: self.uninstall_tools,
         };
         Ok(Job {
             source,
@@ -335,6 +373,8 @@ impl FixArgs {
                 LinuxArg::AsIs => Wish::AsIs,
             },
             machine,
+            emit: self.emit_kinds(),
+            xml_patch: self.patch()?,
         })
     }
 
@@ -363,6 +403,35 @@ impl FixArgs {
             tracing::debug!("this kernel has no landlock");
         }
         Ok(())
+    }
+
+    fn emit_kinds(&self) -> Vec<Emit> {
+        let mut kinds: Vec<Emit> = Vec::new();
+        for kind in &self.emit {
+            let kind = match kind {
+                EmitArg::Kubevirt => Emit::Kubevirt,
+                EmitArg::Proxmox => Emit::Proxmox,
+                EmitArg::Qemu => Emit::Qemu,
+            };
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        kinds
+    }
+
+    fn patch(&self) -> Result<Option<Patch>> {
+        let Some(path) = &self.xml_patch else {
+            return Ok(None);
+        };
+        let wrong = || Error::usage(format!("reading the patch {}", path.display()));
+        let bytes = std::fs::read(path).map_err(|e| wrong().because(e))?;
+        let patch = Patch::parse(&bytes).map_err(|e| {
+            wrong()
+                .because(e)
+                .hint("docs/machines.md describes what --xml-patch takes")
+        })?;
+        Ok(Some(patch))
     }
 
     fn user_scripts(&self) -> Result<Vec<Vec<u8>>> {

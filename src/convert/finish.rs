@@ -1,19 +1,186 @@
 //! What a conversion leaves besides the disk: the domains, the probe disk, the report.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::boot::quote;
-use crate::domain::{Bootstrap, Drivers, Stage};
+use crate::domain::element::Element;
+use crate::domain::xml::to_element;
+use crate::domain::{Bootstrap, Drivers, Machine, Patch, Stage, emit};
 use crate::error::{Error, Result};
 use crate::fix::journal::ActionState;
+use crate::inspect::Inspection;
 use crate::report::{ActionLine, Outputs, Report, Timings};
-use crate::tool::qemu_img;
+use crate::tool::{self, Cmd, qemu_img};
 use crate::verify;
 
-use super::machine::{self, MachineOptions};
+use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare::Prepared;
 use super::run::{Disks, Job};
+use super::session::Source;
+
+/// A file of the output folder, not written yet.
+pub(super) struct Document {
+    pub(super) file: String,
+    text: String,
+    script: bool,
+}
+
+/// The machine as text: domain XML of each stage, and what `--emit` asked for.
+pub(super) struct Domains {
+    pub(super) documents: Vec<Document>,
+    bootstrap_xml: Option<String>,
+    pub(super) final_xml: String,
+    pub(super) emitted: Vec<String>,
+    pub(super) warning: Option<String>,
+}
+
+/// Writes everything about the machine once, to nowhere: what cannot be written is known before the
+/// disks are copied.
+pub(super) fn rehearse(
+    job: &Job,
+    folder: &OutputFolder,
+    prepared: &Prepared,
+    inspection: &Inspection,
+    disks: &[Source],
+) -> Result<()> {
+    let targets: Vec<TargetDisk> = disks
+        .iter()
+        .enumerate()
+        .map(|(i, disk)| TargetDisk {
+            path: folder
+                .target()
+                .join(disk.path.file_name().unwrap_or_default()),
+            format: job.format,
+            sector_size: prepared.windows.sector_size,
+            boot: i == 0,
+            size_bytes: 0,
+        })
+        .collect();
+    domains(job, folder, prepared, inspection, &targets).map(drop)
+}
+
+fn domains(
+    job: &Job,
+    folder: &OutputFolder,
+    prepared: &Prepared,
+    inspection: &Inspection,
+    targets: &[TargetDisk],
+) -> Result<Domains> {
+    let name = job.name();
+    let in_target = |file: String| folder.target().join(file);
+    let options = MachineOptions {
+        name: name.clone(),
+        probe: in_target(format!("{name}-probe.qcow2")),
+        nvram: in_target(format!("{name}-nvram.fd")),
+        driver_iso: job.media_path.as_deref().and_then(iso),
+        drivers: optional_drivers(prepared),
+        ..job.machine.clone()
+    };
+    let machine = machine::machine(
+        inspection,
+        &prepared.windows,
+        prepared.bootstrap,
+        targets,
+        &options,
+    );
+    written(job, &machine)
+}
+
+/// Everything about a machine, as text.
+pub(super) fn written(job: &Job, machine: &Machine) -> Result<Domains> {
+    let name = &machine.name;
+    let (firmware, warning) = machine::firmware(machine, job.machine.portable);
+    let mut stages = vec![Stage::Final];
+    if machine.bootstrap != Bootstrap::None {
+        stages.insert(0, Stage::Bootstrap);
+    }
+    let mut domains = Vec::new();
+    for stage in stages {
+        let element = to_element(machine, stage, &firmware).map_err(|e| {
+            Error::failed(format!("writing the {} domain", stage.as_str())).because(e)
+        })?;
+        let element = match &job.xml_patch {
+            Some(patch) => patched(patch, &element, stage)?,
+            None => element,
+        };
+        domains.push((stage, element));
+    }
+    let mut documents: Vec<Document> = domains
+        .iter()
+        .map(|(stage, element)| Document {
+            file: format!("{name}-{}.xml", stage.as_str()),
+            text: element.to_document(),
+            script: false,
+        })
+        .collect();
+    let mut emitted = Vec::new();
+    for emit in &job.emit {
+        let list = emit::documents(*emit, machine, &domains)
+            .map_err(|e| Error::failed("writing the machine for others than libvirt").because(e))?;
+        for document in list {
+            let file = format!("{name}{}", document.suffix);
+            emitted.push(file.clone());
+            documents.push(Document {
+                file,
+                text: document.text,
+                script: document.script,
+            });
+        }
+    }
+    let bootstrap = machine.bootstrap != Bootstrap::None;
+    Ok(Domains {
+        documents,
+        bootstrap_xml: bootstrap.then(|| format!("{name}-bootstrap.xml")),
+        final_xml: format!("{name}-final.xml"),
+        emitted,
+        warning,
+    })
+}
+
+/// The patched domain, which libvirt's schema still accepts.
+fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
+    let failed = |e: Error| {
+        Error::usage(format!("patching the {} domain", stage.as_str()))
+            .because(e)
+            .hint("docs/machines.md describes what --xml-patch takes")
+    };
+    let element = patch
+        .apply(domain, stage)
+        .map_err(|e| failed(Error::failed(e.to_string())))?;
+    if tool::find(VALIDATE).is_none() {
+        tracing::warn!("{VALIDATE} is not installed: libvirt will say whether the patch is right");
+        return Ok(element);
+    }
+    let work =
+        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
+    let file = work.path().join("domain.xml");
+    std::fs::write(&file, element.to_document())
+        .map_err(|e| Error::failed(format!("writing {}", file.display())).because(e))?;
+    Cmd::new(VALIDATE)
+        .arg(&file)
+        .arg("domain")
+        .run()
+        .map_err(|e| failed(e.into()))?;
+    Ok(element)
+}
+
+/// Of libvirt.
+const VALIDATE: &str = "virt-xml-validate";
+
+pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
+    let path = folder.join(&document.file);
+    let write = || -> std::io::Result<()> {
+        std::fs::write(&path, &document.text)?;
+        if document.script {
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    };
+    write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
+}
 
 /// Domain XML, probe disk and the report.
 pub(super) fn finish(
@@ -29,50 +196,22 @@ pub(super) fn finish(
         fixed,
     } = disks;
     let in_target = |file: String| folder.target().join(file);
-    let options = MachineOptions {
-        name: name.clone(),
-        probe: in_target(format!("{name}-probe.qcow2")),
-        nvram: in_target(format!("{name}-nvram.fd")),
-        driver_iso: job.media_path.as_deref().and_then(iso),
-        drivers: optional_drivers(prepared),
-        ..job.machine.clone()
-    };
-    let machine = machine::machine(
-        &fixed.after,
-        &prepared.windows,
-        prepared.bootstrap,
-        &targets,
-        &options,
-    );
-    let (firmware, warning) = machine::firmware(&machine, options.portable);
+    let domains = domains(job, folder, prepared, &fixed.after, &targets)?;
     let mut warnings = prepared.plan.warnings.clone();
-    warnings.extend(warning);
-    let final_xml = format!("{name}-final.xml");
-    machine::write_xml(
-        &machine,
-        Stage::Final,
-        &firmware,
-        &folder.path().join(&final_xml),
-    )?;
-    let bootstrap_xml = if machine.bootstrap == Bootstrap::None {
-        None
-    } else {
-        let file = format!("{name}-bootstrap.xml");
-        machine::write_xml(
-            &machine,
-            Stage::Bootstrap,
-            &firmware,
-            &folder.path().join(&file),
-        )?;
+    warnings.extend(domains.warning);
+    for document in &domains.documents {
+        write(folder.path(), document)?;
+    }
+    if domains.bootstrap_xml.is_some() {
         let probe = folder.path().join(format!("{name}-probe.qcow2"));
         qemu_img::create(&probe, "qcow2", PROBE_SIZE)
             .map_err(|e| Error::failed("creating the probe disk").because(e))?;
-        Some(in_target(file))
-    };
+    }
     let outputs = Outputs {
         disks: targets.iter().map(|t| t.path.clone()).collect(),
-        bootstrap_xml,
-        final_xml: Some(in_target(final_xml)),
+        bootstrap_xml: domains.bootstrap_xml.map(in_target),
+        final_xml: Some(in_target(domains.final_xml)),
+        emitted: domains.emitted.into_iter().map(in_target).collect(),
         report: Some(folder.target().join("report.json")),
     };
     let actions = fixed

@@ -32,6 +32,7 @@ pub(super) fn in_place(
         format: in_place_format(image)?,
         sector_size: prepared.windows.sector_size,
         boot: true,
+        size_bytes: image.virtual_size(),
     }];
     // The others stay as they are, and belong to the machine all the same.
     for disk in disks.iter().skip(1) {
@@ -41,6 +42,7 @@ pub(super) fn in_place(
             format: in_place_format(&data)?,
             sector_size: data_sector_size(&data)?,
             boot: false,
+            size_bytes: data.virtual_size(),
         });
     }
     let ranges = qemu_img::allocated_ranges(&fixed.image.spec())

@@ -21,7 +21,7 @@ use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::{BlockWrite, partition};
 use crate::domain::element::Element;
-use crate::domain::{DiskFormat, Stage, StorageBus};
+use crate::domain::{DiskFormat, StorageBus};
 use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::ActionState;
 use crate::fix::trim::DataMap;
@@ -34,6 +34,7 @@ use crate::tool::{self, host, qemu_img, virt_v2v};
 use crate::ui::{Ui, document};
 
 use super::copy::{self, DiskCopy};
+use super::finish;
 use super::in_place::data_sector_size;
 use super::machine::{self, TargetDisk};
 use super::output::OutputFolder;
@@ -435,19 +436,15 @@ pub(super) fn convert(
     options.name = job.name();
     options.nvram = folder.target().join(format!("{}-nvram.fd", options.name));
     let machine = machine::linux_machine(&made.after, facts, &targets, &options);
-    let (firmware, warning) = machine::firmware(&machine, options.portable);
-    let final_xml = format!("{}-final.xml", options.name);
-    machine::write_xml(
-        &machine,
-        Stage::Final,
-        &firmware,
-        &folder.path().join(&final_xml),
-    )?;
-    let final_xml = folder.target().join(final_xml);
+    let domains = finish::written(job, &machine)?;
+    for document in &domains.documents {
+        finish::write(folder.path(), document)?;
+    }
+    let final_xml = folder.target().join(&domains.final_xml);
     let mut warnings = plan.warnings.clone();
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
-    warnings.extend(warning);
+    warnings.extend(domains.warning);
     let report = Report {
         name: options.name.clone(),
         engine: facts.reader,
@@ -464,6 +461,11 @@ pub(super) fn convert(
             disks: targets.iter().map(|t| t.path.clone()).collect(),
             bootstrap_xml: None,
             final_xml: Some(final_xml),
+            emitted: domains
+                .emitted
+                .iter()
+                .map(|file| folder.target().join(file))
+                .collect(),
             report: Some(folder.target().join("report.json")),
         },
         actions: made.actions,
@@ -775,6 +777,7 @@ fn copy_disks(
             format: job.format,
             sector_size: data_sector_size(image)?,
             boot: i == 0,
+            size_bytes: image.virtual_size(),
         });
     }
     let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);

@@ -1,16 +1,15 @@
 //! The libvirt machine of a converted guest: guest facts first, then what the user asked for.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use uuid::Uuid;
 
 use crate::boot_path::Controller;
 use crate::domain::{
     self, Bootstrap, CpuMode, Descriptors, Disk, DiskFormat, DomainType, Drivers, Firmware,
-    FirmwareChoice, Graphics, MacAddr, Machine, Nic, NicSource, Stage, StorageBus, System,
-    Topology, Video,
+    FirmwareChoice, Graphics, MacAddr, Machine, Nic, NicSource, StorageBus, System, Topology,
+    Video,
 };
-use crate::error::{Error, Result};
 use crate::inspect::{self, Inspection, WindowsFacts};
 use crate::linux::LinuxFacts;
 use crate::source::{SourceFirmware, SourceNic, SourceVm};
@@ -26,6 +25,8 @@ pub struct MachineOptions {
     pub cpu: CpuMode,
     pub graphics: Graphics,
     pub video: Video,
+    /// QEMU's machine type, where one was asked for.
+    pub machine_type: Option<String>,
     /// Asked for: for the first network cards, in order.
     pub macs: Vec<MacAddr>,
     /// The cards of the source machine.
@@ -40,9 +41,11 @@ pub struct MachineOptions {
     pub uuid: Option<Uuid>,
     pub serial: Option<String>,
     pub genid: Option<Uuid>,
-    /// The source had one.
+    /// The source had one, or it was asked for.
     pub tpm: bool,
-    /// It was on in the source.
+    /// It was asked to leave it out, also where Windows wants it.
+    pub no_tpm: bool,
+    /// It was on in the source, or was asked for.
     pub secure_boot: bool,
     pub cores_per_socket: Option<u32>,
     pub nvram: PathBuf,
@@ -57,6 +60,7 @@ pub struct TargetDisk {
     pub format: DiskFormat,
     pub sector_size: u32,
     pub boot: bool,
+    pub size_bytes: u64,
 }
 
 pub fn machine(
@@ -82,7 +86,7 @@ pub fn machine(
         server: windows.target.server,
     });
     Machine {
-        tpm: (windows_11 || options.tpm) && firmware != Firmware::Bios,
+        tpm: (windows_11 || options.tpm) && !options.no_tpm && firmware != Firmware::Bios,
         clock_utc: windows.clock_is_utc,
         bootstrap: match bootstrap {
             Some(Controller::Sata) => Bootstrap::Sata,
@@ -114,7 +118,7 @@ pub fn linux_machine(
         osinfo_id: None,
     };
     Machine {
-        tpm: options.tpm && firmware != Firmware::Bios,
+        tpm: options.tpm && !options.no_tpm && firmware != Firmware::Bios,
         clock_utc: !linux.clock_is_local,
         drivers: Drivers {
             agent: true,
@@ -154,6 +158,7 @@ fn bare(
                 serial: Some(format!("h2k-{i}")),
                 sector_size: disk.sector_size,
                 boot: disk.boot,
+                size_bytes: disk.size_bytes,
             })
             .collect(),
         nics: nics(inspection, options),
@@ -169,6 +174,7 @@ fn bare(
         serial_log: None,
         graphics: options.graphics,
         video: options.video,
+        machine_type: options.machine_type.clone(),
     }
 }
 
@@ -203,19 +209,19 @@ pub fn disagreements(
         ),
         _ => {}
     }
-    if vm.secure_boot && !uefi {
+    if options.secure_boot && !uefi {
         warnings.push(
             "Secure Boot is left out: Windows is installed for BIOS and starts without it"
                 .to_string(),
         );
     }
-    if vm.tpm && !uefi {
+    if options.tpm && !uefi {
         warnings.push(
             "the TPM is left out: a machine with BIOS gets none, and what was sealed in it asks for a \
              recovery key"
                 .to_string(),
         );
-    } else if vm.tpm {
+    } else if vm.tpm && options.tpm {
         warnings.push(
             "the TPM of the new machine is empty: have the BitLocker recovery key and other ways to \
              sign in than a PIN at hand"
@@ -316,22 +322,10 @@ pub fn firmware(machine: &Machine, portable: bool) -> (FirmwareChoice, Option<St
     }
 }
 
-/// The XML of one stage, written to `path`.
-pub fn write_xml(
-    machine: &Machine,
-    stage: Stage,
-    firmware: &FirmwareChoice,
-    path: &Path,
-) -> Result<()> {
-    let xml = domain::to_xml(machine, stage, firmware)
-        .map_err(|e| Error::failed(format!("writing the {} domain", stage.as_str())).because(e))?;
-    std::fs::write(path, xml)
-        .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Stage;
 
     #[test]
     fn portable_firmware_keeps_secure_boot() {

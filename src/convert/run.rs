@@ -12,7 +12,7 @@ use crate::disk::chain::Image;
 use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
-use crate::domain::DiskFormat;
+use crate::domain::{DiskFormat, Emit, Patch};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
@@ -33,7 +33,7 @@ use crate::verify;
 
 use super::copy::{self, DiskCopy};
 use super::engine::Engine;
-use super::finish::finish;
+use super::finish::{finish, rehearse};
 use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
@@ -76,6 +76,9 @@ pub struct Job {
     pub linux: linux::Wish,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
+    /// Besides the domain XML.
+    pub emit: Vec<Emit>,
+    pub xml_patch: Option<Patch>,
 }
 
 impl Job {
@@ -259,6 +262,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         ),
     )?;
     save_generated(folder.path(), &prepared)?;
+    rehearse(job, &folder, &prepared, &survey.inspection, &disks)?;
     point("inspected")?;
     let inspect_s = start.elapsed().as_secs_f64();
 
@@ -551,6 +555,7 @@ fn copy_disks(
             format!("-{i}")
         };
         let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        let size_bytes = image.virtual_size();
         copies.push(DiskCopy {
             live: DataMap::of(&image)?.bytes,
             image,
@@ -565,6 +570,7 @@ fn copy_disks(
                 data_sector_size(&disk.image()?)?
             },
             boot: i == 0,
+            size_bytes,
         });
     }
     let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);

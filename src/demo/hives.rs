@@ -4,8 +4,7 @@ use uuid::Uuid;
 
 use super::driver_database::{self as database, DISK_DRIVE, HDC, NET, SCSI_ADAPTER, VOLUME};
 use super::{
-    AdapterSpec, Arch, DISK_GUID, Firmware, GuestSpec, IpSpec, Leftovers, MBR_SIGNATURE, Role,
-    services,
+    Arch, DISK_GUID, Firmware, GuestSpec, Leftovers, MBR_SIGNATURE, Role, network, services,
 };
 use crate::registry::KeyTree;
 use crate::registry::edit::RegData;
@@ -144,7 +143,7 @@ fn control_set(spec: &GuestSpec) -> KeyTree {
     services::write(spec, &mut set);
     control(spec, &mut set);
     classes(spec, &mut set);
-    network(spec, &mut set);
+    network::write(spec, &mut set);
     devices(spec, &mut set);
     if !spec.version.has_driver_database() {
         database::critical_devices(spec, &mut set);
@@ -251,119 +250,6 @@ fn classes(spec: &GuestSpec, set: &mut KeyTree) {
         filters(VOLUME, "LowerFilters", &["fvevol", "rdyboost"]);
     } else {
         filters(VOLUME, "UpperFilters", &["VolSnap"]);
-    }
-}
-
-/// The instance path of an adapter below `Enum`.
-fn adapter_instance(spec: &GuestSpec, n: usize, adapter: &AdapterSpec) -> String {
-    let m = adapter.mac;
-    match services::net_service(spec) {
-        Some("netvsc") => format!(
-            "VMBUS\\{{f8615163-df3e-46c5-913f-f2d2f965ed0e}}\\{{7a2d1c40-8b5e-4c8e-9d1f-00155d00000{n}}}"
-        ),
-        // The serial number of the PCIe card, made from its MAC address.
-        _ => format!(
-            "PCI\\VEN_8086&DEV_10D3&SUBSYS_07D015AD&REV_00\\{:02X}{:02X}{:02X}FFFF{:02X}{:02X}{:02X}0{n}",
-            m[0], m[1], m[2], m[3], m[4], m[5]
-        ),
-    }
-}
-
-fn network(spec: &GuestSpec, set: &mut KeyTree) {
-    let parameters = "Services\\Tcpip\\Parameters";
-    set.sz(parameters, "Hostname", &spec.hostname);
-    set.sz(parameters, "NV Hostname", &spec.hostname);
-    set.sz(parameters, "Domain", "")
-        .sz(parameters, "NameServer", "");
-    set.key_mut(&format!("{parameters}\\PersistentRoutes"));
-    set.dword("Services\\Tcpip", "Start", 0)
-        .dword("Services\\Tcpip", "Type", 1);
-
-    for (n, adapter) in spec.adapters.iter().enumerate() {
-        let lower = adapter.guid.to_lowercase();
-        let (instance, description) = match services::net_service(spec) {
-            Some("netvsc") => (
-                adapter_instance(spec, n, adapter),
-                "Microsoft Hyper-V Network Adapter",
-            ),
-            _ => (
-                adapter_instance(spec, n, adapter),
-                "Intel(R) 82574L Gigabit Network Connection",
-            ),
-        };
-        let interface = format!("{parameters}\\Interfaces\\{lower}");
-        interface_settings(set, &interface, &adapter.ip);
-
-        let class = format!("Control\\Class\\{}\\{n:04}", NET.braced());
-        set.dword(&class, "*IfType", 6)
-            .dword(&class, "*MediaType", 0);
-        set.dword(&class, "NetLuidIndex", 0x8001 + n as u32);
-        set.sz(&class, "DriverDesc", description);
-        set.sz(&class, "DeviceInstanceID", &instance);
-        set.sz(&class, "NetCfgInstanceId", &adapter.guid);
-        set.sz(&class, "ProviderName", "Microsoft");
-
-        let connection = format!(
-            "Control\\Network\\{}\\{}\\Connection",
-            NET.braced().to_string().to_uppercase(),
-            adapter.guid
-        );
-        set.sz(&connection, "Name", &adapter.name);
-        set.sz(&connection, "PnPInstanceId", &instance);
-
-        if spec.version.nt_at_least(10, 0) {
-            let kernel = format!(
-                "Control\\NetworkSetup2\\Interfaces\\{}\\Kernel",
-                adapter.guid
-            );
-            let mac = RegData::Binary(adapter.mac.to_vec());
-            set.set(&kernel, "CurrentAddress", mac.clone());
-            set.set(&kernel, "PermanentAddress", mac);
-            set.sz(&kernel, "IfAlias", &adapter.name);
-            set.sz(&kernel, "IfDescr", description);
-            set.dword(&kernel, "IfType", 6);
-        }
-
-        let device = format!("Enum\\{instance}");
-        set.sz(&device, "ClassGUID", &NET.braced().to_string());
-        set.sz(&device, "DeviceDesc", description);
-        set.sz(&device, "FriendlyName", description);
-        set.sz(&device, "Driver", &format!("{}\\{n:04}", NET.braced()));
-        set.sz(
-            &device,
-            "Service",
-            services::net_service(spec).unwrap_or_default(),
-        );
-        set.dword(&device, "ConfigFlags", 0);
-    }
-}
-
-fn interface_settings(set: &mut KeyTree, key: &str, ip: &IpSpec) {
-    set.sz(key, "Domain", "");
-    match ip {
-        IpSpec::Dhcp => {
-            set.dword(key, "EnableDHCP", 1).sz(key, "NameServer", "");
-            set.sz(key, "DhcpIPAddress", "192.0.2.128");
-            set.sz(key, "DhcpSubnetMask", "255.255.255.0");
-            set.sz(key, "DhcpServer", "192.0.2.254");
-            set.sz(key, "DhcpNameServer", "192.0.2.2");
-            let gateways = RegData::MultiSz(vec!["192.0.2.2".into()]);
-            set.set(key, "DhcpDefaultGateway", gateways);
-        }
-        IpSpec::Static {
-            addresses,
-            gateways,
-            dns,
-        } => {
-            let (address, mask) = addresses.iter().cloned().unzip();
-            set.dword(key, "EnableDHCP", 0);
-            set.set(key, "IPAddress", RegData::MultiSz(address));
-            set.set(key, "SubnetMask", RegData::MultiSz(mask));
-            let metrics = vec!["0".to_string(); gateways.len()];
-            set.set(key, "DefaultGateway", RegData::MultiSz(gateways.clone()));
-            set.set(key, "DefaultGatewayMetric", RegData::MultiSz(metrics));
-            set.sz(key, "NameServer", &dns.join(","));
-        }
     }
 }
 
@@ -505,6 +391,7 @@ pub fn software_tree(spec: &GuestSpec) -> KeyTree {
         let command = "MsiExec.exe /X{FE2F6A2C-196E-4210-9C04-2B1BC21F07EF}";
         root.set(&key, "UninstallString", RegData::ExpandSz(command.into()));
         root.dword(&key, "WindowsInstaller", 1);
+        scheduled_task(&mut root, &format!("{place}update.exe"));
         let run = format!("{current}\\Run");
         let tool = format!("\"{place}vmtoolsd.exe\" -n vmusr");
         root.sz(&run, "VMware User Process", &tool);
@@ -517,6 +404,21 @@ pub fn software_tree(spec: &GuestSpec) -> KeyTree {
         root.key_mut("Wow6432Node\\Microsoft\\Windows\\CurrentVersion\\Uninstall");
     }
     root
+}
+
+/// A task of the hypervisor's tools in the index of the task scheduler.
+fn scheduled_task(root: &mut KeyTree, program: &str) {
+    let cache = "Microsoft\\Windows NT\\CurrentVersion\\Schedule\\TaskCache";
+    let id = "{0D1C2B3A-4958-6776-8594-A3B2C1D0E0F1}";
+    let path = "\\VMware Tools update";
+    let mut actions = vec![3, 0, 0x0c, 0, 0, 0];
+    actions.extend("Author".encode_utf16().flat_map(u16::to_le_bytes));
+    actions.extend(program.encode_utf16().flat_map(u16::to_le_bytes));
+    let task = format!("{cache}\\Tasks\\{id}");
+    root.sz(&task, "Path", path);
+    root.set(&task, "Actions", RegData::Binary(actions));
+    root.sz(&format!("{cache}\\Tree{path}"), "Id", id);
+    root.key_mut(&format!("{cache}\\Logon\\{id}"));
 }
 
 #[cfg(test)]

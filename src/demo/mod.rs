@@ -10,11 +10,13 @@ pub mod cat;
 pub mod driver_database;
 pub mod guest;
 pub mod hives;
+mod network;
 pub mod pack;
 pub mod pe;
 mod services;
 pub mod virtio_win;
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use uuid::{Uuid, uuid};
@@ -239,7 +241,7 @@ pub enum Leftovers {
     HyperV,
 }
 
-/// A network adapter with its IPv4 settings.
+/// A network adapter with its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterSpec {
     /// The interface GUID, in braces and upper case.
@@ -247,6 +249,28 @@ pub struct AdapterSpec {
     pub name: String,
     pub mac: [u8; 6],
     pub ip: IpSpec,
+    pub more: MoreIp,
+}
+
+/// What few adapters have set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MoreIp {
+    /// One for each gateway; 0, or too few: Windows chooses.
+    pub gateway_metrics: Vec<u32>,
+    pub ipv6: Vec<(Ipv6Addr, u8)>,
+    /// With the metric, 0 for none.
+    pub gateways6: Vec<(Ipv6Addr, u32)>,
+    pub dns6: Vec<Ipv6Addr>,
+    pub dns_suffix: String,
+    pub wins: Vec<String>,
+    /// `NetbiosOptions`
+    pub netbios: u32,
+    pub mtu: Option<u32>,
+    pub metric: Option<u32>,
+    /// `destination,mask,gateway,metric` in the list of persistent routes.
+    pub routes: Vec<String>,
+    /// Switched off in the device manager.
+    pub disabled: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -347,6 +371,7 @@ impl GuestSpec {
                         "203.0.113.53".into(),
                     ],
                 },
+                more: MoreIp::default(),
             }],
             hostname: "DEMO-GUEST".into(),
             windows_dir: if version == WinVersion::Xp || version == WinVersion::Server2003 {

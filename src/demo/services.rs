@@ -208,6 +208,18 @@ pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
             }
         }
     }
+    if spec.leftovers == Leftovers::Vmware {
+        let place = r"C:\Program Files\VMware\VMware Tools";
+        for (name, file) in [
+            ("VMTools", "vmtoolsd.exe"),
+            ("VGAuthService", r"VMware VGAuth\VGAuthService.exe"),
+        ] {
+            let key = format!("Services\\{name}");
+            let image = RegData::ExpandSz(format!("\"{place}\\{file}\""));
+            set.set(&key, "ImagePath", image);
+            set.dword(&key, "Type", 0x10).dword(&key, "Start", 2);
+        }
+    }
     if spec.leftovers == Leftovers::Vmware && eight {
         // Keys without a driver behind them: only what the installer left, or nothing at all.
         let msi = RegData::MultiSz(vec!["MSI".into()]);

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::firmware::FirmwareChoice;
-use super::model::{Bootstrap, Disk, Firmware, Machine, Stage, StorageBus};
+use super::model::{Bootstrap, Chipset, Disk, Firmware, Machine, Stage, StorageBus};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
@@ -54,6 +54,10 @@ pub enum DomainError {
         cores: u32,
         threads: u32,
     },
+    #[error("{machine:?} is not a machine type of QEMU like q35, pc or pc-q35-8.2")]
+    MachineType { machine: String },
+    #[error("{machine} has no IDE controller for the first boot")]
+    NoIde { machine: String },
     #[error("the machine has no {0}")]
     Nothing(&'static str),
     #[error("a guest for {arch} does not run on an x86_64 machine")]
@@ -74,6 +78,22 @@ pub(super) fn check(
         return Err(DomainError::Arch {
             arch: machine.system.arch().to_owned(),
         });
+    }
+    if let Some(asked) = &machine.machine_type {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        let known = ["q35", "pc", "pc-q35-", "pc-i440fx-"]
+            .iter()
+            .any(|family| family.ends_with('-') && asked.starts_with(family) || asked == family);
+        if !known || !asked.bytes().all(plain) {
+            return Err(DomainError::MachineType {
+                machine: asked.clone(),
+            });
+        }
+        if machine.chipset() == Chipset::Q35 && machine.bootstrap == Bootstrap::Ide {
+            return Err(DomainError::NoIde {
+                machine: asked.clone(),
+            });
+        }
     }
     let count = machine.disks.iter().filter(|d| d.boot).count();
     if count != 1 {

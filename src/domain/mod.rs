@@ -5,6 +5,8 @@
 //! - [`slots`]: fixed PCI addresses, so that both stages show Windows the same hardware.
 //! - [`check`]: what must hold before anything is written.
 //! - [`xml`]: model + stage + firmware choice -> domain XML.
+//! - [`patch`]: a user's changes to that XML.
+//! - [`emit`]: the same machine for others: [`kubevirt`], [`proxmox`], [`qemu`].
 //! - [`element`]: a small XML tree, read with limits and written with escaping.
 //!
 //! Nothing here talks to libvirt and nothing here decides about the guest: the caller brings the
@@ -12,18 +14,29 @@
 
 pub mod check;
 pub mod element;
+pub mod emit;
 pub mod firmware;
+pub mod kubevirt;
 pub mod model;
+pub mod patch;
+pub mod proxmox;
+pub mod qemu;
 pub mod slots;
 pub mod xml;
 
 pub use check::DomainError;
+pub use emit::Emit;
 pub use firmware::{Descriptors, FirmwareChoice, FirmwareError};
 pub use model::{
     Bootstrap, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware, Graphics,
     MacAddr, Machine, Nic, NicSource, Stage, StorageBus, System, Topology, Video, WindowsFacts,
 };
+pub use patch::Patch;
 pub use xml::{HYPER2KVM_NS, to_xml};
 
+#[cfg(test)]
+mod emit_tests;
+#[cfg(test)]
+mod examples;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -51,16 +51,50 @@ pub struct Machine {
     pub serial_log: Option<PathBuf>,
     pub graphics: Graphics,
     pub video: Video,
+    /// QEMU's machine type as asked for, e.g. `pc-q35-8.2`; else the family the chipset names.
+    pub machine_type: Option<String>,
 }
 
 impl Machine {
-    /// The machine type both stages use: i440fx for NT 5 (no AHCI driver, no PCIe) and where the
-    /// bootstrap disk needs its IDE controller, else q35.
+    /// The chipset both stages use: as asked for, else i440fx for NT 5 (no AHCI driver, no PCIe) and
+    /// where the bootstrap disk needs its IDE controller, else q35.
     pub fn chipset(&self) -> Chipset {
-        if self.system.nt5() || self.bootstrap == Bootstrap::Ide {
-            Chipset::Pc
+        match &self.machine_type {
+            Some(asked) if asked.contains("q35") => Chipset::Q35,
+            Some(_) => Chipset::Pc,
+            None if self.system.nt5() || self.bootstrap == Bootstrap::Ide => Chipset::Pc,
+            None => Chipset::Q35,
+        }
+    }
+
+    pub fn machine_type(&self) -> &str {
+        match &self.machine_type {
+            Some(asked) => asked,
+            None => self.chipset().as_str(),
+        }
+    }
+
+    /// Whether Windows is shown a Hyper-V: it gains nothing under software emulation, and hangs with
+    /// it on UEFI before 8; NT 5 does not know it.
+    pub fn enlightened(&self) -> bool {
+        let System::Windows(windows) = &self.system else {
+            return false;
+        };
+        self.domain_type == DomainType::Kvm
+            && !windows.nt5()
+            && (windows.at_least_8() || self.firmware == Firmware::Bios)
+    }
+
+    /// The network card Windows has a driver for in that stage.
+    pub fn nic_model(&self, stage: Stage) -> &'static str {
+        if stage == Stage::Final || self.drivers.netkvm {
+            "virtio"
+        } else if self.system.is_recent() {
+            "e1000e"
+        } else if self.system.nt5() {
+            "rtl8139"
         } else {
-            Chipset::Q35
+            "e1000"
         }
     }
 }
@@ -214,6 +248,8 @@ pub struct Disk {
     pub sector_size: u32,
     /// The Windows system disk.
     pub boot: bool,
+    /// What the guest sees.
+    pub size_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

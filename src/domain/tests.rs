@@ -34,6 +34,7 @@ fn disk(path: &str, boot: bool) -> Disk {
         serial: Some("h2k-0".into()),
         sector_size: 512,
         boot,
+        size_bytes: 1 << 30,
     }
 }
 
@@ -81,6 +82,7 @@ pub(crate) fn machine() -> Machine {
         serial_log: None,
         graphics: Graphics::Vnc,
         video: Video::Vga,
+        machine_type: None,
     }
 }
 
@@ -470,7 +472,22 @@ fn four_k_sectors() {
 #[test]
 fn refusals() {
     type Change = fn(&mut Machine);
-    let cases: [(Change, &str); 15] = [
+    let cases: [(Change, &str); 18] = [
+        (
+            |m| m.machine_type = Some("virt".into()),
+            "not a machine type",
+        ),
+        (
+            |m| m.machine_type = Some("q35 ".into()),
+            "not a machine type",
+        ),
+        (
+            |m| {
+                m.machine_type = Some("pc-q35-8.2".into());
+                m.bootstrap = Bootstrap::Ide;
+            },
+            "no IDE controller",
+        ),
         (|m| m.bootstrap = Bootstrap::None, "no bootstrap stage"),
         (|m| m.disks.clear(), "0 disks are marked"),
         (|m| m.disks.push(disk("/b", true)), "2 disks are marked"),

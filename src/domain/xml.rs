@@ -139,15 +139,6 @@ impl Builder<'_> {
         matches!(self.machine.firmware, Firmware::Uefi { .. })
     }
 
-    fn enlightened(&self) -> bool {
-        let System::Windows(windows) = &self.machine.system else {
-            return false;
-        };
-        self.machine.domain_type == DomainType::Kvm
-            && !windows.nt5()
-            && (windows.at_least_8() || !self.uefi())
-    }
-
     fn domain(&self) -> Result<Element, DomainError> {
         let m = self.machine;
         let kind = match m.domain_type {
@@ -162,8 +153,10 @@ impl Builder<'_> {
             domain.push(value("genid", genid.to_string()));
         }
         domain.push(self.metadata());
-        domain.push(value("memory", m.memory_mib.to_string()).with("unit", "MiB"));
-        domain.push(value("currentMemory", m.memory_mib.to_string()).with("unit", "MiB"));
+        // virt-xml takes every number here for KiB, whatever the unit says.
+        let memory = m.memory_mib.saturating_mul(1024).to_string();
+        domain.push(value("memory", &memory).with("unit", "KiB"));
+        domain.push(value("currentMemory", &memory).with("unit", "KiB"));
         domain.push(value("vcpu", m.vcpus.to_string()).with("placement", "static"));
         if let Some(serial) = &m.serial {
             domain.push(
@@ -215,7 +208,7 @@ impl Builder<'_> {
         let m = self.machine;
         let kind = value("type", "hvm")
             .with("arch", "x86_64")
-            .with("machine", m.chipset().as_str());
+            .with("machine", m.machine_type());
         let mut os = el("os");
         let nvram = m.nvram.as_deref().map(path_text).transpose()?;
         match self.firmware {
@@ -264,7 +257,7 @@ impl Builder<'_> {
 
     fn features(&self) -> Element {
         let mut features = el("features").child(el("acpi")).child(el("apic"));
-        if self.enlightened() {
+        if self.machine.enlightened() {
             features.push(
                 el("hyperv")
                     .child(on("relaxed"))
@@ -327,7 +320,7 @@ impl Builder<'_> {
             .child(timer("rtc").with("tickpolicy", "catchup"))
             .child(timer("pit").with("tickpolicy", "delay"))
             .child(timer("hpet").with("present", "no"));
-        if self.enlightened() {
+        if self.machine.enlightened() {
             clock.push(timer("hypervclock").with("present", "yes"));
         }
         clock
@@ -356,7 +349,7 @@ impl Builder<'_> {
             if let Some(name) = name {
                 interface.push(el("source").with(kind, name));
             }
-            interface.push(el("model").with("type", self.nic_model()));
+            interface.push(el("model").with("type", m.nic_model(self.stage)));
             if !nic.link_up {
                 interface.push(el("link").with("state", "down"));
             }
@@ -409,25 +402,12 @@ impl Builder<'_> {
                     .child(self.slots.of(Role::Rng).element()),
             );
         }
-        if self.enlightened() {
+        if self.machine.enlightened() {
             devices.push(el("panic").with("model", "hyperv"));
         } else if m.domain_type == DomainType::Qemu || matches!(m.system, System::Linux { .. }) {
             devices.push(el("panic").with("model", "isa"));
         }
         Ok(devices)
-    }
-
-    fn nic_model(&self) -> &'static str {
-        let system = &self.machine.system;
-        if self.stage == Stage::Final || self.machine.drivers.netkvm {
-            "virtio"
-        } else if system.is_recent() {
-            "e1000e"
-        } else if system.nt5() {
-            "rtl8139"
-        } else {
-            "e1000"
-        }
     }
 
     fn serial(&self) -> Result<Element, DomainError> {
@@ -592,6 +572,7 @@ impl Builder<'_> {
                 serial: Some("h2k-probe".to_owned()),
                 sector_size: 512,
                 boot: false,
+                size_bytes: 0,
             };
             let (bus, target, address) = match m.bus {
                 StorageBus::VirtioBlk => (

@@ -45,6 +45,9 @@ pub struct Placement {
     pub staging: GuestPath,
     /// The letter Windows itself gives its volume, `C:`.
     pub system_drive: String,
+    /// Services the guest has, in lower case: what drives a device now, perhaps newer, is left alone
+    /// unless Windows is to boot from it.
+    pub existing: BTreeSet<String>,
 }
 
 /// Below the Windows folder.
@@ -58,6 +61,7 @@ impl Placement {
             windows,
             oem,
             system_drive: "C:".to_string(),
+            existing: BTreeSet::new(),
         })
     }
 
@@ -404,11 +408,18 @@ impl Builder<'_> {
             result.store_name = Some(self.store.clone());
         } else {
             self.critical_devices(&mut result.system);
+            let catalog = self.pkg.inf.catalog.as_deref().unwrap_or_default();
+            let files = self.pkg.store_files();
+            if let Some(file) = files.iter().find(|f| f.name.eq_ignore_ascii_case(catalog)) {
+                let to = self.catalogues()?.join(&file.name)?;
+                result.files.push((to, file.media_path.clone()));
+            }
         }
         Ok(result)
     }
 
-    /// In the driver store but bound to nothing: Windows configures it when it meets the device.
+    /// In the driver store, with its service but without configurations: Windows configures it when it
+    /// meets the device. This is how Windows records `netkvm` (lxc/distrobuilder `driver_netkvm.go`).
     fn staged_driver(&self) -> Result<Installation, PathError> {
         let mut result = Installation::default();
         if !self.target.has_driver_database() {
@@ -424,6 +435,20 @@ impl Builder<'_> {
         };
         self.device_ids(ops);
         self.package_keys(false, ops);
+        // Only what the device itself needs: helpers are for Windows to set up.
+        let services = self.services().filter(|s| {
+            s.is_device_service() && !self.at.existing.contains(&s.name.to_lowercase())
+        });
+        for service in services {
+            let name = service.binary.path.rsplit('\\').next().unwrap_or_default();
+            let files = &self.pkg.files;
+            let source = files.iter().find(|f| f.name.eq_ignore_ascii_case(name));
+            // A service without its file is worse than none.
+            if let (Some(to), Some(from)) = (self.guest_path(&service.binary)?, source) {
+                result.files.push((to, from.media_path.clone()));
+                self.service(service, &mut result.system);
+            }
+        }
         Ok(result)
     }
 
@@ -488,14 +513,25 @@ impl Builder<'_> {
             .join(r"System32\DriverStore\FileRepository")?
             .join(&self.store)?;
         let mut files = Vec::new();
+        let catalog = self.pkg.inf.catalog.as_deref().unwrap_or_default();
         for file in self.pkg.store_files() {
             files.push((folder.join(&file.name)?, file.media_path.clone()));
+            if file.name.eq_ignore_ascii_case(catalog) {
+                let name = format!("oem{}.cat", self.at.oem);
+                files.push((self.catalogues()?.join(&name)?, file.media_path.clone()));
+            }
             if file.name.eq_ignore_ascii_case(&self.pkg.inf_name) {
                 let inf = self.at.windows.join("INF")?.join(&self.oem)?;
                 files.push((inf, file.media_path.clone()));
             }
         }
         Ok(files)
+    }
+
+    /// Where code integrity looks for the signatures of files that carry none.
+    fn catalogues(&self) -> Result<GuestPath, PathError> {
+        let folder = r"System32\CatRoot\{F750E6C3-38EE-11D1-85E5-00C04FC295EE}";
+        self.at.windows.join(folder)
     }
 
     fn image_path(&self, binary: &InfPath) -> String {

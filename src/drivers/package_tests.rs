@@ -157,6 +157,8 @@ fn values_in_the_clear() {
         [
             r"\Windows\System32\drivers\vioscsi.sys".to_string(),
             format!(r"{store}\vioscsi.cat"),
+            r"\Windows\System32\CatRoot\{F750E6C3-38EE-11D1-85E5-00C04FC295EE}\oem5.cat"
+                .to_string(),
             format!(r"{store}\vioscsi.inf"),
             r"\Windows\INF\oem5.inf".to_string(),
             format!(r"{store}\vioscsi.sys"),

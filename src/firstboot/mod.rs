@@ -8,12 +8,19 @@
 //! would interpret: addresses, numbers, MAC addresses and [`FileName`]. Names of connections are
 //! found by the running script and never written by us.
 
+pub mod disks;
 pub mod network;
+mod text;
 
 use std::fmt::Write as _;
 
 use crate::domain::MacAddr;
-use network::{Binding, Settings};
+use crate::inspect::model::{Cidr, Route};
+use disks::Disks;
+use network::{Binding, Ghost, Settings};
+use text::{
+    AGENT_STEP, DISK_ROUTINES, GHOST_ROUTINES, HEAD, ONE_BOOT, PNP, ROUTINES, TAIL, TWO_BOOTS,
+};
 
 /// The service that starts the script, and the prefix of everything it leaves on disk.
 pub const SERVICE: &str = "hyper2kvm-firstboot";
@@ -48,7 +55,6 @@ impl FileName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restore {
     AutoReboot,
-    SanPolicy,
 }
 
 impl Restore {
@@ -56,7 +62,6 @@ impl Restore {
     pub fn name(self) -> &'static str {
         match self {
             Self::AutoReboot => "AutoReboot",
-            Self::SanPolicy => "SanPolicy",
         }
     }
 
@@ -64,9 +69,18 @@ impl Restore {
     pub fn key(self) -> &'static str {
         match self {
             Self::AutoReboot => r"Control\CrashControl",
-            Self::SanPolicy => r"Services\partmgr\Parameters",
         }
     }
+}
+
+/// A driver in the staging folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inf {
+    /// Relative to [`FOLDER`].
+    pub path: FileName,
+    /// The service of its device and its version: where a device has exactly this one, there is
+    /// nothing to do.
+    pub service: Option<(FileName, FileName)>,
 }
 
 /// What the script is to do.
@@ -74,11 +88,16 @@ impl Restore {
 pub struct Script {
     /// Windows 10 and later: `pnputil /add-driver`; before, `pnputil -i -a`.
     pub modern_pnputil: bool,
-    /// INFs in the staging folder, relative to [`FOLDER`].
-    pub infs: Vec<FileName>,
+    /// Windows 10 2004 and later: `pnputil /remove-device`.
+    pub removes_devices: bool,
+    pub infs: Vec<Inf>,
     pub network: Vec<Settings>,
+    pub ghosts: Vec<Ghost>,
+    pub disks: Disks,
     /// [`AGENT`] lies beside the script.
     pub agent: bool,
+    /// Product codes of the old hypervisor's tools, to be uninstalled.
+    pub uninstall: Vec<uuid::fmt::Braced>,
     /// How many user scripts (`user-1.cmd`, ...) lie beside the script.
     pub user_scripts: usize,
     pub restore: Vec<Restore>,
@@ -106,6 +125,9 @@ impl Script {
         for (i, settings) in self.network.iter().enumerate() {
             step(&format!("network-{}", i + 1), &network(settings));
         }
+        if !self.disks.is_empty() {
+            step("disks", &self.disks.to_cmd());
+        }
         if self.agent {
             step("agent", AGENT_STEP);
         }
@@ -116,8 +138,28 @@ impl Script {
             );
             step(&format!("user-{n}"), &body);
         }
+        let mut last = String::new();
+        for (i, ghost) in self.ghosts.iter().enumerate() {
+            let name = format!("ghost-{}", i + 1);
+            let _ = writeln!(last, "call :step {name}");
+            let body = self.ghost(ghost);
+            let _ = write!(routines, "\n:s_{name}\n{body}exit /b %BAD%\n");
+        }
+        for (i, product) in self.uninstall.iter().enumerate() {
+            let name = format!("uninstall-{}", i + 1);
+            let _ = writeln!(last, "call :step {name}");
+            let _ = write!(
+                routines,
+                "\n:s_{name}\ncall :watched uninstall {product}\nexit /b %BAD%\n"
+            );
+        }
+        if !self.uninstall.is_empty() {
+            routines.push_str(UNINSTALL);
+        }
         text.push_str(if self.two_boots { TWO_BOOTS } else { ONE_BOOT });
-        text.push_str("\n:finish\n");
+        text.push_str("\nrem Only on the disks and cards that stay.\n:last\n");
+        text.push_str(&last);
+        text.push_str("goto finish\n\n:finish\n");
         for value in &self.restore {
             let (name, key) = (value.name(), value.key());
             let _ = writeln!(
@@ -128,13 +170,48 @@ impl Script {
         text.push_str(TAIL);
         text.push_str(&routines);
         text.push_str(ROUTINES);
+        if !self.disks.is_empty() {
+            text.push_str(DISK_ROUTINES);
+        }
+        if !self.ghosts.is_empty() {
+            text.push_str(GHOST_ROUTINES);
+        }
         text.replace('\n', "\r\n")
+    }
+
+    /// The old adapter, unless it is there after all; then its name for the new one.
+    fn ghost(&self, ghost: &Ghost) -> String {
+        let mut body = String::new();
+        if let Some(i) = ghost.after {
+            let _ = write!(
+                body,
+                "if not exist \"%DIR%done.network-{0}\" call :log step network-{0} has not succeeded, the old adapter stays\nif not exist \"%DIR%done.network-{0}\" exit /b 21\n",
+                i + 1
+            );
+        }
+        let want = ghost.heir.map_or_else(String::new, Binding::want);
+        let how = if self.removes_devices {
+            "pnputil"
+        } else {
+            "registry"
+        };
+        let _ = write!(
+            body,
+            "set \"OLD_DEV={}\"\nset \"OLD_GUID={}\"\nset \"WANT={want}\"\ncall :ghost {how}\n",
+            ghost.device.as_str(),
+            ghost.guid
+        );
+        body
     }
 
     fn drivers(&self) -> String {
         let mut body = String::from("set \"STUCK=\"\n");
         for inf in &self.infs {
-            let _ = writeln!(body, "call :driver {}", inf.as_str());
+            let _ = write!(body, "call :driver {}", inf.path.as_str());
+            if let Some((service, version)) = &inf.service {
+                let _ = write!(body, " {} {}", service.as_str(), version.as_str());
+            }
+            body.push('\n');
         }
         let add = if self.modern_pnputil {
             "pnputil /add-driver \"%DIR%%~2\" /install"
@@ -152,276 +229,194 @@ impl Script {
 /// Settings go to the adapter that netkvm drives; the old adapter keeps its values but no longer
 /// claims the addresses.
 fn network(settings: &Settings) -> String {
-    let want = match settings.binding {
-        Binding::Mac(mac) => hex(mac),
-        Binding::Only => "ONLY".to_string(),
-    };
+    let want = settings.binding.want();
     let mut body = format!(
         "set \"WANT={want}\"\ncall :find_nic\nset \"E=%ERRORLEVEL%\"\nif not \"%E%\"==\"0\" call :log no VirtIO adapter for {want}, it stays on DHCP: %E%\nif not \"%E%\"==\"0\" exit /b %E%\n"
     );
-    let mut run = |command: String, shown: &str| {
-        let _ = write!(body, "{command} >>\"%LOG%\" 2>&1\ncall :ran {shown}\n");
-    };
-    for guid in &settings.old_guids {
-        run(
-            format!(
-                "reg add \"%CCS%\\Services\\Tcpip\\Parameters\\Interfaces\\{guid}\" /v EnableDHCP /t REG_DWORD /d 1 /f"
-            ),
-            &format!("old adapter {guid} to DHCP"),
-        );
+    let mut step = Commands(&mut body);
+    step.run(
+        format!(
+            "reg add \"%CCS%\\Services\\Tcpip\\Parameters\\Interfaces\\{}\" /v EnableDHCP /t REG_DWORD /d 1 /f",
+            settings.old_guid
+        ),
+        &format!("old adapter {} to DHCP", settings.old_guid),
+    );
+    // What an earlier try has set would be in the way.
+    if !settings.ipv4.is_empty() {
+        step.quiet("netsh interface ipv4 set address name=\"%NIC%\" source=dhcp");
     }
-    let netsh = |rest: String| format!("netsh interface {rest}");
     for (i, (ip, mask)) in settings.ipv4.iter().enumerate() {
         let (verb, source) = if i == 0 {
             ("set", " source=static")
         } else {
             ("add", "")
         };
-        run(
-            netsh(format!(
-                "ipv4 {verb} address name=\"%NIC%\"{source} address={ip} mask={mask}"
-            )),
+        step.run(
+            format!(
+                "netsh interface ipv4 {verb} address name=\"%NIC%\"{source} address={ip} mask={mask}"
+            ),
             &format!("address {ip} {mask}"),
         );
     }
-    for (i, gateway) in settings.gateways4.iter().enumerate() {
+    for (gateway, metric) in &settings.gateways4 {
         // A gateway outside every subnet is refused as a gateway, but not as a route.
-        run(
+        step.run(
             format!(
-                "netsh interface ipv4 add address name=\"%NIC%\" gateway={gateway} gwmetric={metric} >>\"%LOG%\" 2>&1 || netsh interface ipv4 add route prefix=0.0.0.0/0 interface=\"%NIC%\" nexthop={gateway} metric={metric}",
-                metric = i + 1
+                "netsh interface ipv4 add address name=\"%NIC%\" gateway={gateway}{} >>\"%LOG%\" 2>&1 || netsh interface ipv4 add route prefix=0.0.0.0/0 interface=\"%NIC%\" nexthop={gateway}{}",
+                option("gwmetric", *metric),
+                option("metric", *metric)
             ),
             &format!("gateway {gateway}"),
         );
     }
     for address in &settings.ipv6 {
-        run(
-            netsh(format!(
-                "ipv6 add address interface=\"%NIC%\" address={address}"
-            )),
+        step.quiet(&format!(
+            "netsh interface ipv6 delete address interface=\"%NIC%\" address={}",
+            address.ip
+        ));
+        step.run(
+            format!("netsh interface ipv6 add address interface=\"%NIC%\" address={address}"),
             &format!("address {address}"),
         );
     }
-    for (family, servers) in [
-        (
-            "ipv4",
-            settings
-                .dns4
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>(),
-        ),
-        (
-            "ipv6",
-            settings.dns6.iter().map(ToString::to_string).collect(),
-        ),
-    ] {
-        for (i, server) in servers.iter().enumerate() {
-            let command = if i == 0 {
-                format!(
-                    "{family} set dnsservers name=\"%NIC%\" source=static address={server} register=primary validate=no"
-                )
-            } else {
-                format!(
-                    "{family} add dnsservers name=\"%NIC%\" address={server} index={} validate=no",
-                    i + 1
-                )
-            };
-            run(netsh(command), &format!("DNS server {server}"));
+    let gateways6 = settings.gateways6.iter().map(|(gateway, metric)| Route {
+        to: Cidr {
+            ip: std::net::Ipv6Addr::UNSPECIFIED.into(),
+            prefix: 0,
+        },
+        gateway: (*gateway).into(),
+        metric: *metric,
+    });
+    for route in gateways6.chain(settings.routes.iter().copied()) {
+        let family = if route.to.ip.is_ipv6() {
+            "ipv6"
+        } else {
+            "ipv4"
+        };
+        let what = format!(
+            "prefix={} interface=\"%NIC%\" nexthop={}",
+            route.to, route.gateway
+        );
+        if let (std::net::IpAddr::V4(to), gateway) = (route.to.ip, route.gateway) {
+            // The one that Windows keeps for no adapter in particular.
+            let mask = network::mask(route.to.prefix);
+            step.quiet(&format!("route delete {to} mask {mask} {gateway}"));
         }
+        step.quiet(&format!("netsh interface {family} delete route {what}"));
+        step.run(
+            format!(
+                "netsh interface {family} add route {what}{}",
+                option("metric", route.metric)
+            ),
+            &format!("route {} by {}", route.to, route.gateway),
+        );
+    }
+    servers(&mut step, "ipv4", "dns", "DNS", &settings.dns4);
+    servers(&mut step, "ipv6", "dns", "DNS", &settings.dns6);
+    servers(&mut step, "ipv4", "wins", "WINS", &settings.wins);
+    if let Some(suffix) = &settings.suffix {
+        let suffix = suffix.as_str();
+        step.run(
+            format!(
+                "reg add \"%CCS%\\Services\\Tcpip\\Parameters\\Interfaces\\%GUID%\" /v Domain /t REG_SZ /d {suffix} /f"
+            ),
+            &format!("DNS suffix {suffix}"),
+        );
+    }
+    if let Some(option) = settings.netbios {
+        step.run(
+            format!(
+                "reg add \"%CCS%\\Services\\NetBT\\Parameters\\Interfaces\\Tcpip_%GUID%\" /v NetbiosOptions /t REG_DWORD /d {option} /f"
+            ),
+            &format!("NetBIOS {option}"),
+        );
+    }
+    if let Some(metric) = settings.metric {
+        step.run(
+            format!("netsh interface ipv4 set interface interface=\"%NIC%\" metric={metric}"),
+            &format!("interface metric {metric}"),
+        );
+    }
+    if let Some(mtu) = settings.mtu {
+        step.run(
+            format!(
+                "netsh interface ipv4 set subinterface interface=\"%NIC%\" mtu={mtu} store=persistent"
+            ),
+            &format!("MTU {mtu}"),
+        );
     }
     body
+}
+
+fn option(name: &str, metric: Option<u32>) -> String {
+    metric.map_or_else(String::new, |m| format!(" {name}={m}"))
+}
+
+fn servers(
+    step: &mut Commands<'_>,
+    family: &str,
+    kind: &str,
+    shown: &str,
+    servers: &[impl std::fmt::Display],
+) {
+    // WINS servers are not looked up.
+    let check = if kind == "dns" { " validate=no" } else { "" };
+    let register = if kind == "dns" {
+        " register=primary"
+    } else {
+        ""
+    };
+    for (i, server) in servers.iter().enumerate() {
+        let command = if i == 0 {
+            format!(
+                "set {kind}servers name=\"%NIC%\" source=static address={server}{register}{check}"
+            )
+        } else {
+            format!(
+                "add {kind}servers name=\"%NIC%\" address={server} index={}{check}",
+                i + 1
+            )
+        };
+        step.run(
+            format!("netsh interface {family} {command}"),
+            &format!("{shown} server {server}"),
+        );
+    }
+}
+
+/// Commands of a step, each with its line in the log.
+struct Commands<'b>(&'b mut String);
+
+impl Commands<'_> {
+    fn run(&mut self, command: impl std::fmt::Display, shown: &str) {
+        let _ = write!(self.0, "{command} >>\"%LOG%\" 2>&1\ncall :ran {shown}\n");
+    }
+
+    /// What may fail: there need not be anything to take away.
+    fn quiet(&mut self, command: &str) {
+        let _ = writeln!(self.0, "{command} >nul 2>&1");
+    }
+}
+
+const UNINSTALL: &str = r#"
+:uninstall
+msiexec /x %~2 /qn /norestart REBOOT=ReallySuppress >"%DIR%install.log" 2>&1
+goto installed
+"#;
+
+impl Binding {
+    /// How the running script tells the card.
+    fn want(self) -> String {
+        match self {
+            Self::Mac(mac) => hex(mac),
+            Self::Only => "ONLY".to_string(),
+        }
+    }
 }
 
 fn hex(mac: MacAddr) -> String {
     mac.to_string().replace(':', "").to_uppercase()
 }
-
-const HEAD: &str = r#"@echo off
-rem Written by hyper2kvm. What this does, and how to stop it: docs/first-boot.md of hyper2kvm.
-setlocal EnableExtensions DisableDelayedExpansion
-set "PATH=%SystemRoot%\System32;%SystemRoot%;%SystemRoot%\System32\Wbem"
-set "DIR=%~dp0"
-set "LOG=%DIR%firstboot.log"
-set "CCS=HKLM\SYSTEM\CurrentControlSet"
-set "SVC=hyper2kvm-firstboot"
-set "BAD=0"
-if "%~1"=="add-driver" goto add_driver
-if "%~1"=="add-agent" goto add_agent
-cd /d "%SystemDrive%\"
-mode COM1: BAUD=115200 PARITY=n DATA=8 STOP=1 >nul 2>&1
-set "TRY=0"
-if exist "%DIR%tries" set /p TRY=<"%DIR%tries"
-set /a TRY+=1
->"%DIR%tries" echo %TRY%
-call :say started, boot %TRY% of at most @MAX@
-if %TRY% gtr @MAX@ goto finish
-"#;
-
-/// virtio-blk disks are `Disk&Ven_Red_Hat&Prod_VirtIO`, virtio-scsi ones `Disk&Ven_QEMU&Prod_QEMU_HARDDISK`;
-/// behind AHCI and IDE it is `Disk&Ven_QEMU&Prod_HARDDISK` or `IDE\DiskQEMU_HARDDISK`.
-const TWO_BOOTS: &str = r#"set "EMULATED="
-for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Services\disk\Enum" 2^>nul') do if "%%b"=="REG_SZ" set "DISK=%%c" & call :disk
-if not defined EMULATED goto finish
-call :log the disks are not on VirtIO yet: the rest follows at the next boot
-goto end
-"#;
-
-const ONE_BOOT: &str = "goto finish\n";
-
-/// `sc delete` takes effect at once, because to the service manager the service is not running.
-const TAIL: &str = r#"sc delete %SVC% >>"%LOG%" 2>&1
-call :ran remove the service
-del /q "%DIR%done.*" "%DIR%tries" "%DIR%rc" "%DIR%install.log" "%DIR%user-*.cmd" "%DIR%qemu-ga.msi" >nul 2>&1
-call :say first boot finished
-rem The line has been read when the script goes.
-del /q "%~f0" >nul 2>&1 & exit 0
-
-:end
-call :say first boot finished
-exit /b 0
-"#;
-
-/// Windows goes on installing devices after the services have started.
-const PNP: &str = r#"set "POLL=0"
-set "IDLE=0"
-:pnp_poll
-set /a POLL+=1
-ping -n 6 127.0.0.1 >nul 2>&1
-set /a IDLE+=1
-for /f "tokens=1" %%a in ('tasklist 2^>nul') do if /i "%%a"=="drvinst.exe" set "IDLE=0"
-if %IDLE% geq 2 exit /b 0
-if %POLL% lss 60 goto pnp_poll
-call :log devices are still being installed after five minutes, going on
-set "BAD=258"
-"#;
-
-const AGENT_STEP: &str = r#"reg query "%CCS%\Services\QEMU-GA" >nul 2>&1 && exit /b 0
-call :watched add-agent
-exit /b %BAD%
-
-:add_agent
-msiexec /i "%DIR%qemu-ga.msi" /qn /norestart >"%DIR%install.log" 2>&1
-goto installed
-"#;
-
-const ROUTINES: &str = r#"
-rem Runs a step unless an earlier boot did it.
-:step
-if exist "%DIR%done.%~1" exit /b 0
-set "BAD=0"
-call :log step %~1
-call :s_%~1
-set "RC=%ERRORLEVEL%"
-if "%RC%"=="0" >"%DIR%done.%~1" echo %RC%
-call :say step %~1 rc=%RC%
-exit /b 0
-
-rem EMULATED when DISK is a disk that is not on VirtIO.
-:disk
-if not "%DISK:Ven_Red_Hat=%"=="%DISK%" exit /b 0
-if not "%DISK:Prod_QEMU_HARDDISK=%"=="%DISK%" exit /b 0
-if not "%DISK:\Disk=%"=="%DISK%" set "EMULATED=1"
-exit /b 0
-
-rem Files and COM1.
-:say
-call :log %*
-(>COM1 echo hyper2kvm: %*) 2>nul
-exit /b 0
-
-:log
->>"%LOG%" echo %DATE% %TIME% hyper2kvm: %*
-exit /b 0
-
-rem Logs how the command before it ended.
-:ran
-set "E=%ERRORLEVEL%"
-call :log %*: rc=%E%
-if not "%E%"=="0" set "BAD=%E%"
-exit /b 0
-
-:driver
-if defined STUCK exit /b 0
-call :watched add-driver %1
-exit /b 0
-
-rem Runs part of this script as a process of its own: an installer that asks somebody who is not there
-rem must not hold up everything else.
-:watched
-del /q "%DIR%rc" "%DIR%install.log" >nul 2>&1
-start "" /b cmd /d /c ""%~f0" %1 %2" >nul 2>&1
-set "WAIT=0"
-:watch
-if exist "%DIR%rc" goto watch_end
-set /a WAIT+=1
-if %WAIT% gtr 300 goto watch_stuck
-ping -n 2 127.0.0.1 >nul 2>&1
-goto watch
-:watch_stuck
-call :log %1 %2: no end after five minutes
-set "STUCK=1"
-set "BAD=258"
-taskkill /f /im pnputil.exe >nul 2>&1
-exit /b 0
-:watch_end
-set "E=1"
-set /p E=<"%DIR%rc"
-type "%DIR%install.log" >>"%LOG%" 2>nul
-call :log %1 %2: rc=%E%
-rem No device for it, or a newer driver is there; a restart is wanted.
-if "%E%"=="259" exit /b 0
-if "%E%"=="3010" exit /b 0
-if "%E%"=="1641" exit /b 0
-if not "%E%"=="0" set "BAD=%E%"
-exit /b 0
-
-:installed
-set "E=%ERRORLEVEL%"
->"%DIR%rc.tmp" echo %E%
-move /y "%DIR%rc.tmp" "%DIR%rc" >nul
-exit %E%
-
-rem The value NAME of KEY as it was before.
-:restore
-set "OLD="
-for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Services\%SVC%\Parameters" /v %NAME% 2^>nul') do if "%%b"=="REG_DWORD" set "OLD=%%c"
-if not defined OLD exit /b 0
-if /i "%OLD%"=="0xffffffff" reg delete "%CCS%\%KEY%" /v %NAME% /f >>"%LOG%" 2>&1
-if /i not "%OLD%"=="0xffffffff" reg add "%CCS%\%KEY%" /v %NAME% /t REG_DWORD /d %OLD% /f >>"%LOG%" 2>&1
-call :ran restore %NAME%
-exit /b 0
-
-rem The connection NIC: the one adapter of netkvm that is there (WANT=ONLY), or that with the MAC WANT.
-:find_nic
-set "NIC="
-set "COUNT=0"
-for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Services\netkvm\Enum" /v Count 2^>nul') do if "%%b"=="REG_DWORD" set /a COUNT=%%c
-if "%WANT%"=="ONLY" if not "%COUNT%"=="1" exit /b 11
-set "I=0"
-:next_nic
-if %I% geq %COUNT% exit /b 12
-set "DEV="
-set "DRV="
-set "GUID="
-for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Services\netkvm\Enum" /v %I% 2^>nul') do if "%%b"=="REG_SZ" set "DEV=%%c"
-if defined DEV for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Enum\%DEV%" /v Driver 2^>nul') do if "%%b"=="REG_SZ" set "DRV=%%c"
-if defined DRV for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Control\Class\%DRV%" /v NetCfgInstanceId 2^>nul') do if "%%b"=="REG_SZ" set "GUID=%%c"
-set /a I+=1
-if not defined GUID goto next_nic
-if "%WANT%"=="ONLY" goto name_nic
-set "MAC="
-for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Control\NetworkSetup2\Interfaces\%GUID%\Kernel" /v PermanentAddress 2^>nul') do if "%%b"=="REG_BINARY" set "MAC=%%c"
-rem Windows 7 and 8 do not keep it there.
-if not defined MAC for /f "tokens=1,2 delims=," %%a in ('getmac /fo csv /nh 2^>nul') do if /i "%%~b"=="\Device\Tcpip_%GUID%" set "MAC=%%~a"
-if not defined MAC goto next_nic
-set "MAC=%MAC:-=%"
-if /i not "%MAC%"=="%WANT%" goto next_nic
-:name_nic
-for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Control\Network\{4D36E972-E325-11CE-BFC1-08002BE10318}\%GUID%\Connection" /v Name 2^>nul') do if "%%b"=="REG_SZ" set "NIC=%%c"
-if not defined NIC goto next_nic
-exit /b 0
-"#;
 
 #[cfg(test)]
 mod tests;

@@ -3,13 +3,16 @@
 //! Windows keeps settings with the adapter's GUID, and the VirtIO adapter is a new one. It is the same
 //! card to everybody else because it has the same MAC address: that is what ties the two. Where
 //! that cannot be told safely, the new adapter stays on DHCP, and the reason is told.
+//!
+//! An adapter whose settings have found their new place is a ghost: Windows still lists it, hidden,
+//! and still keeps its name and addresses from others. [`Ghost`]s go once the new one has everything.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
 use crate::domain::MacAddr;
-use crate::inspect::model::{Adapter, Cidr};
+use crate::inspect::model::{Adapter, Cidr, NetworkFacts, Route};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -32,62 +35,184 @@ pub enum Binding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub binding: Binding,
-    /// Adapters that hold the same addresses now.
-    pub old_guids: Vec<uuid::fmt::Braced>,
+    /// The adapter that holds the same addresses now.
+    pub old_guid: uuid::fmt::Braced,
     pub ipv4: Vec<(Ipv4Addr, Ipv4Addr)>,
-    pub gateways4: Vec<Ipv4Addr>,
+    pub gateways4: Vec<(Ipv4Addr, Option<u32>)>,
     pub ipv6: Vec<Cidr>,
+    pub gateways6: Vec<(Ipv6Addr, Option<u32>)>,
+    pub routes: Vec<Route>,
     pub dns4: Vec<Ipv4Addr>,
     pub dns6: Vec<Ipv6Addr>,
+    pub suffix: Option<DnsName>,
+    pub wins: Vec<Ipv4Addr>,
+    pub netbios: Option<u32>,
+    pub mtu: Option<u32>,
+    pub metric: Option<u32>,
+}
+
+/// Letters, digits, `-`, `_` and dots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsName(String);
+
+impl DnsName {
+    pub fn new(name: &str) -> Option<Self> {
+        let letters = name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        (letters && !name.is_empty() && !name.starts_with('-') && name.len() <= 253)
+            .then(|| Self(name.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A device as Plug and Play names it, without anything cmd would interpret between quotes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceId(String);
+
+impl DeviceId {
+    /// Only buses whose devices belong to a machine: what hangs on USB may come back.
+    pub fn new(instance: &str) -> Option<Self> {
+        let upper = instance.to_ascii_uppercase();
+        let bus = ["PCI\\", "VMBUS\\", "XENVIF\\", "XEN\\"];
+        let fits = instance
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"\\&_{}-.#".contains(&b));
+        (fits && bus.iter().any(|b| upper.starts_with(b)) && instance.len() <= 200)
+            .then(|| Self(instance.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// An adapter of the old machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ghost {
+    pub device: DeviceId,
+    pub guid: uuid::fmt::Braced,
+    /// The card that takes its place, and so its name.
+    pub heir: Option<Binding>,
+    /// It goes only after these settings (an index) have been applied.
+    pub after: Option<usize>,
 }
 
 /// What is carried over, and what a person must know.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
     pub settings: Vec<Settings>,
+    pub ghosts: Vec<Ghost>,
     pub notes: Vec<String>,
 }
 
 /// `macs`: of the new machine's cards when they are given; otherwise it gets those of the adapters.
 pub fn decide(
     policy: Policy,
-    adapters: &[Adapter],
+    facts: &NetworkFacts,
     macs: &[MacAddr],
     has_netkvm: bool,
 ) -> Decision {
     let mut decision = Decision::default();
-    if policy != Policy::Preserve {
+    if policy == Policy::Leave {
         return decision;
     }
-    let cards: Vec<&Adapter> = adapters.iter().filter(|a| a.device.is_some()).collect();
+    let cards: Vec<&Adapter> = facts
+        .adapters
+        .iter()
+        .filter(|a| a.device.is_some())
+        .collect();
+    let mut routes = facts.routes.clone();
     for adapter in &cards {
-        let fixed = (!adapter.dhcp && !adapter.addresses.is_empty())
-            || !adapter.dns.is_empty()
-            || adapter.addresses.iter().any(|a| a.ip.is_ipv6());
-        if !fixed {
-            continue;
-        }
         let shown = adapter.name.as_deref().unwrap_or(&adapter.guid);
-        if !has_netkvm {
+        let binding = bind(adapter, &cards, macs);
+        if !adapter.enabled {
             decision.notes.push(format!(
-                "adapter {shown:?} has static settings, and the medium has no netkvm for this Windows: set them again after the first boot"
+                "adapter {shown:?} is switched off in Windows: the card that takes its place is on"
             ));
-            continue;
         }
-        match bind(adapter, &cards, macs) {
-            Ok(binding) => decision.settings.extend(settings(adapter, binding)),
-            Err(reason) => decision.notes.push(format!(
-                "adapter {shown:?} has static settings ({}) that cannot be tied to a new card: {reason}. It comes up with DHCP",
-                list(&adapter.addresses)
-            )),
+        let mut after = None;
+        if policy == Policy::Preserve && is_static(adapter) {
+            if !has_netkvm {
+                decision.notes.push(format!(
+                    "adapter {shown:?} has static settings, and the medium has no netkvm for this Windows: set them again after the first boot"
+                ));
+                continue;
+            }
+            let binding = match &binding {
+                Ok(binding) => *binding,
+                Err(reason) => {
+                    decision.notes.push(format!(
+                        "adapter {shown:?} has static settings ({}) that cannot be tied to a new card: {reason}. It comes up with DHCP",
+                        list(&adapter.addresses)
+                    ));
+                    continue;
+                }
+            };
+            let Some(mut settings) = settings(adapter, binding) else {
+                continue;
+            };
+            settings
+                .routes
+                .extend(routes.extract_if(.., |route| reaches(adapter, route.gateway)));
+            if let (Some(suffix), None) = (&adapter.dns_suffix, &settings.suffix) {
+                decision.notes.push(format!(
+                    "adapter {shown:?}: its DNS suffix {suffix:?} is not a domain name and is left out"
+                ));
+            }
+            after = Some(decision.settings.len());
+            decision.settings.push(settings);
         }
-        if adapter.addresses.iter().any(|a| a.ip.is_ipv6()) {
-            decision.notes.push(format!(
-                "adapter {shown:?}: its IPv6 addresses are carried over, a static IPv6 gateway is not; router advertisements bring one"
-            ));
+        if has_netkvm
+            && let Some(device) = adapter.device.as_deref().and_then(DeviceId::new)
+            && let Some(guid) = guid(adapter)
+        {
+            decision.ghosts.push(Ghost {
+                device,
+                guid,
+                heir: binding.ok(),
+                after,
+            });
         }
     }
+    if policy == Policy::Preserve {
+        let lost = routes.iter().map(|r| {
+            format!(
+                "the persistent route to {} by {} belongs to no static adapter: Windows keeps it, see that it still leads somewhere",
+                r.to, r.gateway
+            )
+        });
+        decision.notes.extend(lost);
+    }
     decision
+}
+
+/// Whether there is anything that DHCP would not bring.
+fn is_static(adapter: &Adapter) -> bool {
+    !adapter.addresses.is_empty()
+        || !adapter.dns.is_empty()
+        || !adapter.wins.is_empty()
+        || !adapter.routes.is_empty()
+        || adapter.gateways.iter().any(IpAddr::is_ipv6)
+        || adapter.dns_suffix.is_some()
+        || [adapter.netbios, adapter.mtu, adapter.metric]
+            .iter()
+            .any(Option::is_some)
+}
+
+/// Whether an address is in one of the adapter's subnets.
+fn reaches(adapter: &Adapter, ip: IpAddr) -> bool {
+    let bits = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => u128::from(u32::from(ip)) << 96,
+        IpAddr::V6(ip) => u128::from(ip),
+    };
+    adapter.addresses.iter().any(|own| {
+        let differ = bits(own.ip) ^ bits(ip);
+        own.ip.is_ipv4() == ip.is_ipv4() && differ.leading_zeros() >= u32::from(own.prefix)
+    })
 }
 
 fn bind(adapter: &Adapter, cards: &[&Adapter], macs: &[MacAddr]) -> Result<Binding, String> {
@@ -118,16 +243,27 @@ fn bind(adapter: &Adapter, cards: &[&Adapter], macs: &[MacAddr]) -> Result<Bindi
     ))
 }
 
+fn guid(adapter: &Adapter) -> Option<uuid::fmt::Braced> {
+    let guid = uuid::Uuid::try_parse(adapter.guid.trim_matches(['{', '}']));
+    guid.ok().map(uuid::Uuid::braced)
+}
+
 fn settings(adapter: &Adapter, binding: Binding) -> Option<Settings> {
-    let guid = uuid::Uuid::try_parse(adapter.guid.trim_matches(['{', '}'])).ok()?;
     let mut settings = Settings {
         binding,
-        old_guids: vec![guid.braced()],
+        old_guid: guid(adapter)?,
         ipv4: Vec::new(),
         gateways4: Vec::new(),
         ipv6: Vec::new(),
+        gateways6: Vec::new(),
+        routes: adapter.routes.clone(),
         dns4: Vec::new(),
         dns6: Vec::new(),
+        suffix: adapter.dns_suffix.as_deref().and_then(DnsName::new),
+        wins: adapter.wins.clone(),
+        netbios: adapter.netbios,
+        mtu: adapter.mtu,
+        metric: adapter.metric,
     };
     for cidr in &adapter.addresses {
         match cidr.ip {
@@ -135,9 +271,11 @@ fn settings(adapter: &Adapter, binding: Binding) -> Option<Settings> {
             IpAddr::V6(_) => settings.ipv6.push(*cidr),
         }
     }
-    for gateway in &adapter.gateways {
-        if let IpAddr::V4(ip) = gateway {
-            settings.gateways4.push(*ip);
+    for (i, gateway) in adapter.gateways.iter().enumerate() {
+        let metric = adapter.gateway_metrics.get(i).copied().flatten();
+        match gateway {
+            IpAddr::V4(ip) => settings.gateways4.push((*ip, metric)),
+            IpAddr::V6(ip) => settings.gateways6.push((*ip, metric)),
         }
     }
     for server in &adapter.dns {
@@ -149,7 +287,7 @@ fn settings(adapter: &Adapter, binding: Binding) -> Option<Settings> {
     Some(settings)
 }
 
-fn mask(prefix: u8) -> Ipv4Addr {
+pub(super) fn mask(prefix: u8) -> Ipv4Addr {
     let host = 32u32.saturating_sub(prefix.into());
     Ipv4Addr::from(u32::MAX.checked_shl(host).unwrap_or(0))
 }
@@ -177,8 +315,23 @@ mod tests {
                 })
                 .collect(),
             gateways: Vec::new(),
+            gateway_metrics: Vec::new(),
             dns: Vec::new(),
+            dns_suffix: None,
+            wins: Vec::new(),
+            netbios: None,
+            mtu: None,
+            metric: None,
+            routes: Vec::new(),
+            enabled: true,
             device: Some("PCI\\X\\1".into()),
+        }
+    }
+
+    fn facts(adapters: Vec<Adapter>) -> NetworkFacts {
+        NetworkFacts {
+            adapters,
+            routes: Vec::new(),
         }
     }
 
@@ -206,7 +359,7 @@ mod tests {
                 .map(|(mac, is_fixed)| adapter(*mac, if *is_fixed { fixed } else { &[] }))
                 .collect();
             let macs: Vec<MacAddr> = macs.iter().map(|m| m.parse().unwrap()).collect();
-            let decision = decide(Policy::Preserve, &adapters, &macs, true);
+            let decision = decide(Policy::Preserve, &facts(adapters.clone()), &macs, true);
             let mut found: Vec<&str> = decision
                 .settings
                 .iter()
@@ -223,19 +376,82 @@ mod tests {
 
     #[test]
     fn policies_and_missing_drivers() {
-        let adapters = [adapter(None, &[("10.0.0.5", 24), ("2001:db8::5", 64)])];
-        for policy in [Policy::Dhcp, Policy::Leave] {
-            assert_eq!(decide(policy, &adapters, &[], true), Decision::default());
-        }
-        let decision = decide(Policy::Preserve, &adapters, &[], false);
-        assert!(decision.settings.is_empty() && decision.notes[0].contains("netkvm"));
-        let decision = decide(Policy::Preserve, &adapters, &[], true);
-        assert_eq!(
-            decision.settings[0].ipv4[0].1,
-            Ipv4Addr::new(255, 255, 255, 0)
+        let mut facts = facts(vec![adapter(
+            None,
+            &[("10.0.0.5", 24), ("2001:db8::5", 64)],
+        )]);
+        let leave = decide(Policy::Leave, &facts, &[], true);
+        assert_eq!(leave, Decision::default());
+        let dhcp = decide(Policy::Dhcp, &facts, &[], true);
+        assert!(dhcp.settings.is_empty() && dhcp.notes.is_empty());
+        assert_eq!(dhcp.ghosts[0].after, None);
+        let none = decide(Policy::Preserve, &facts, &[], false);
+        assert!(none.settings.is_empty() && none.notes[0].contains("netkvm"));
+        assert!(none.ghosts.is_empty(), "its values are all there is");
+        let route = |to: &str, gateway: &str| Route {
+            to: Cidr {
+                ip: to.parse().unwrap(),
+                prefix: 16,
+            },
+            gateway: gateway.parse().unwrap(),
+            metric: None,
+        };
+        facts.routes = vec![
+            route("10.9.0.0", "10.0.0.254"),
+            route("10.8.0.0", "10.0.1.1"),
+        ];
+        let decision = decide(Policy::Preserve, &facts, &[], true);
+        let settings = &decision.settings[0];
+        assert_eq!(settings.ipv4[0].1, Ipv4Addr::new(255, 255, 255, 0));
+        assert_eq!(settings.ipv6[0].to_string(), "2001:db8::5/64");
+        assert_eq!(settings.routes, facts.routes[..1]);
+        assert!(
+            decision.notes[0].contains("10.8.0.0/16"),
+            "{:?}",
+            decision.notes
         );
-        assert_eq!(decision.settings[0].ipv6[0].to_string(), "2001:db8::5/64");
-        assert!(decision.notes[0].contains("IPv6"));
+        assert_eq!(decision.ghosts[0].after, Some(0));
+    }
+
+    /// Its values are the only record of what it was: it must stay.
+    #[test]
+    fn what_could_not_be_carried_over_stays() {
+        let fixed: &[(&str, u8)] = &[("10.0.0.5", 24)];
+        let adapters = vec![adapter(None, fixed), adapter(None, &[])];
+        let decision = decide(Policy::Preserve, &facts(adapters), &[], true);
+        assert_eq!(decision.notes.len(), 1);
+        assert_eq!(decision.ghosts.len(), 1, "only the one on DHCP");
+    }
+
+    #[test]
+    fn text_of_the_guest() {
+        for (device, fits) in [
+            (
+                r"PCI\VEN_15AD&DEV_07B0&SUBSYS_07B015AD&REV_01\FF56500000A1B2C300",
+                true,
+            ),
+            (
+                r"VMBUS\{f8615163-df3e-46c5-913f-f2d2f965ed0e}\{7a2d1c40}",
+                true,
+            ),
+            (r"USB\VID_0BDA&PID_8153\1", false),
+            (r#"PCI\X" & calc & ""#, false),
+            (r"PCI\%PATH%", false),
+            (r"PCI\^X", false),
+            (r"PCI\a b", false),
+        ] {
+            assert_eq!(DeviceId::new(device).is_some(), fits, "{device}");
+        }
+        for (name, fits) in [
+            ("corp.example", true),
+            ("", false),
+            ("a b", false),
+            ("a&b", false),
+            ("a%b%", false),
+            ("\u{fc}.example", false),
+        ] {
+            assert_eq!(DnsName::new(name).is_some(), fits, "{name}");
+        }
     }
 
     #[test]

@@ -3,14 +3,27 @@ use super::*;
 fn full() -> Script {
     let mac: MacAddr = "00:50:56:ab:cd:ef".parse().unwrap();
     let guid = uuid::Uuid::from_u128(0x1111_2222).braced();
+    let name = |n: &str| FileName::new(n).unwrap();
+    let cidr = |ip: &str, prefix| Cidr {
+        ip: ip.parse().unwrap(),
+        prefix,
+    };
     Script {
         modern_pnputil: true,
-        infs: ["drivers\\netkvm.inf", "drivers\\vioserial\\vioser.inf"]
-            .map(|n| FileName::new(n).unwrap())
-            .into(),
+        removes_devices: true,
+        infs: vec![
+            Inf {
+                path: name("drivers\\netkvm.inf"),
+                service: Some((name("netkvm"), name("100.101.104.27100"))),
+            },
+            Inf {
+                path: name("drivers\\vioserial\\vioser.inf"),
+                service: None,
+            },
+        ],
         network: vec![Settings {
             binding: Binding::Mac(mac),
-            old_guids: vec![guid],
+            old_guid: guid,
             ipv4: vec![
                 (
                     "10.0.0.5".parse().unwrap(),
@@ -21,19 +34,50 @@ fn full() -> Script {
                     "255.255.255.255".parse().unwrap(),
                 ),
             ],
-            gateways4: vec!["10.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap()],
-            ipv6: vec![crate::inspect::Cidr {
-                ip: "2001:db8::5".parse().unwrap(),
-                prefix: 64,
+            gateways4: vec![
+                ("10.0.0.1".parse().unwrap(), None),
+                ("192.0.2.1".parse().unwrap(), Some(20)),
+            ],
+            ipv6: vec![cidr("2001:db8::5", 64)],
+            gateways6: vec![("fe80::1".parse().unwrap(), Some(5))],
+            routes: vec![Route {
+                to: cidr("10.9.0.0", 16),
+                gateway: "10.0.0.254".parse().unwrap(),
+                metric: Some(1),
             }],
             dns4: ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
                 .map(|a| a.parse().unwrap())
                 .into(),
             dns6: vec!["2001:db8::53".parse().unwrap()],
+            suffix: network::DnsName::new("corp.example"),
+            wins: vec!["10.0.0.7".parse().unwrap(), "10.0.0.8".parse().unwrap()],
+            netbios: Some(2),
+            mtu: Some(1400),
+            metric: Some(15),
         }],
+        ghosts: vec![Ghost {
+            device: network::DeviceId::new(r"PCI\VEN_15AD&DEV_07B0&SUBSYS_07B015AD&REV_01\1")
+                .unwrap(),
+            guid,
+            heir: Some(Binding::Mac(mac)),
+            after: Some(0),
+        }],
+        disks: Disks(vec![
+            disks::Disk {
+                id: disks::DiskId::Mbr(0x5cbe_a03e),
+                read_only: false,
+                letters: vec![('E', guid)],
+            },
+            disks::Disk {
+                id: disks::DiskId::Gpt(uuid::Uuid::from_u128(0xabcd)),
+                read_only: true,
+                letters: Vec::new(),
+            },
+        ]),
         agent: true,
+        uninstall: vec![guid],
         user_scripts: 2,
-        restore: vec![Restore::AutoReboot, Restore::SanPolicy],
+        restore: vec![Restore::AutoReboot],
         two_boots: true,
     }
 }
@@ -48,6 +92,7 @@ fn golden() {
 fn labels() {
     let old = Script {
         modern_pnputil: false,
+        removes_devices: false,
         two_boots: false,
         ..full()
     };
@@ -72,7 +117,10 @@ fn labels() {
                 _ => continue,
             };
             // Only what the script does has its routine; entries for child processes come first.
-            let optional = ["add_driver", "add_agent", "s_%~1"].contains(&target);
+            if target == "disk_%ID%" {
+                continue;
+            }
+            let optional = ["add_driver", "add_agent", "uninstall", "s_%~1"].contains(&target);
             assert!(optional || labels.iter().any(|l| l == target), "{target}");
         }
         for step in words.windows(3).filter(|w| w[..2] == ["call", ":step"]) {

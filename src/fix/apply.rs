@@ -15,7 +15,7 @@ use crate::drivers::media::Media;
 use crate::error::{Blocker, Error, ErrorKind};
 use crate::failpoint;
 use crate::guest::{Extent, GuestError, GuestPath, GuestRead, GuestWrite, VolumeId};
-use crate::inspect::model::{Hives, LoadedBytes};
+use crate::inspect::model::{Hives, LoadedBytes, SectorField};
 use crate::plan::model::{Action, FileCopy, HiveName, Plan};
 use crate::registry::RegEdits;
 use crate::registry::judge::{self, JudgeError};
@@ -178,6 +178,16 @@ impl Fix<'_> {
             }
         }
         for action in &self.plan.actions {
+            if let Action::PatchBootSector {
+                id, volume, fields, ..
+            } = action
+            {
+                self.begin(id)?;
+                let change = self.patch_boot_sector(writer.as_mut(), *volume, fields)?;
+                self.finish(id, vec![change])?;
+            }
+        }
+        for action in &self.plan.actions {
             if let Action::EditHive {
                 id,
                 hive,
@@ -284,6 +294,39 @@ impl Fix<'_> {
         })
     }
 
+    fn patch_boot_sector(
+        &self,
+        writer: &mut dyn GuestWrite,
+        volume: VolumeId,
+        fields: &[SectorField],
+    ) -> Result<Change> {
+        let path = GuestPath::parse("$Boot").unwrap_or_default();
+        let original = self.before.read_at(volume, &path, 0, 512)?;
+        let backup = "backup/boot-sector".to_string();
+        self.save(&backup, &original)?;
+        let mut sector = original.clone();
+        let mut extents = Vec::new();
+        for field in fields {
+            let offset = usize::from(field.offset);
+            // Planned from this very sector; a shorter one is refused by the writer.
+            if let Some(bytes) = sector.get_mut(offset..offset + field.new.len()) {
+                bytes.copy_from_slice(&field.new);
+            }
+            extents.push(Extent {
+                offset: field.offset.into(),
+                data: field.new.clone(),
+            });
+        }
+        writer.patch_boot_sector(volume, &extents)?;
+        Ok(Change {
+            path: path.to_string(),
+            kind: ChangeKind::File,
+            before: Some(FileFacts::of(&original)),
+            after: Some(FileFacts::of(&sector)),
+            backup: Some(backup),
+        })
+    }
+
     /// Writes a file below the journal's folder and makes it durable.
     fn save(&self, relative: &str, bytes: &[u8]) -> Result<PathBuf> {
         let path = self.journal.folder().join(relative);
@@ -385,6 +428,10 @@ impl Fix<'_> {
             work_path,
             reg_path,
             edits: edits.clone(),
+            compressed: self
+                .before
+                .stat(volume, path)?
+                .is_some_and(|info| info.compressed),
             logs,
         })
     }
@@ -396,7 +443,10 @@ impl Fix<'_> {
         path: &GuestPath,
         hive: PreparedHive,
     ) -> Result<Vec<Change>> {
-        writer.patch_file(volume, path, hive.size, &hive.extents)?;
+        match &hive.whole {
+            Some(bytes) => writer.write_file(volume, path, bytes)?,
+            None => writer.patch_file(volume, path, hive.size, &hive.extents)?,
+        }
         let after = hive
             .after
             .join()
@@ -436,6 +486,7 @@ struct MergeJob {
     work_path: PathBuf,
     reg_path: PathBuf,
     edits: RegEdits,
+    compressed: bool,
     logs: Vec<LogReset>,
 }
 
@@ -450,6 +501,8 @@ struct PreparedHive {
     backup: String,
     size: u64,
     extents: Vec<Extent>,
+    /// Instead of the extents, for a hive that NTFS compresses: it is written as a plain file.
+    whole: Option<Vec<u8>>,
     before: FileFacts,
     /// Still being computed while files are written.
     after: thread::JoinHandle<FileFacts>,
@@ -476,6 +529,7 @@ fn merge(job: MergeJob) -> Result<PreparedHive> {
     append_tail(&job.backup_path, &mut merged)?;
     let extents = changed_blocks(&job.backup_path, &merged)?;
     let size = merged.len() as u64;
+    let whole = job.compressed.then(|| merged.clone());
     let after = thread::spawn(move || FileFacts::of(&merged));
     fs::remove_file(&job.work_path)
         .map_err(io_error(format!("removing {}", job.work_path.display())))?;
@@ -484,6 +538,7 @@ fn merge(job: MergeJob) -> Result<PreparedHive> {
         backup: job.backup,
         size,
         extents,
+        whole,
         before,
         after,
         logs: job.logs,

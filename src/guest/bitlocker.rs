@@ -2,8 +2,8 @@
 //!
 //! Reads the protectors and nothing else: no key is looked at, nothing is decrypted. Follows the layout
 //! of the libbde documentation ("BitLocker Drive Encryption format"): the volume header gives the places
-//! of three equal metadata blocks; a block is a list of entries, and each "volume master key" entry says
-//! what protects it. A volume whose key is protected by a clear key is suspended: still encrypted, but
+//! of three equal metadata blocks (that of Vista the first one, as a cluster; the block has the others); a
+//! block is a list of entries, and each "volume master key" entry says what protects it. A volume whose key is protected by a clear key is suspended: still encrypted, but
 //! open to everybody.
 
 use super::fs::{le16, le64};
@@ -12,6 +12,7 @@ use crate::disk::block::BlockRead;
 const SIGNATURE: &[u8] = b"-FVE-FS-";
 /// Where the volume header keeps the offsets of the metadata blocks: Windows 7 and later; To Go.
 const OFFSETS: [usize; 2] = [176, 440];
+const VISTA_BOOT: &[u8] = b"\xeb\x52\x90-FVE-FS-";
 const BLOCK_BYTES: usize = 64 << 10;
 const FIRST_ENTRY: usize = 64 + 48;
 const ENTRY_VMK: u16 = 2;
@@ -32,8 +33,7 @@ fn name(protection: u16) -> &'static str {
     }
 }
 
-/// The protectors of the volume at that place; empty when the metadata is not where it should be, as
-/// on Vista.
+/// The protectors of the volume at that place; empty when the metadata is not where it should be.
 pub fn protectors(disk: &dyn BlockRead, start: u64, len: u64) -> Vec<String> {
     let read = |offset: u64, wanted: usize| {
         let room = len.saturating_sub(offset).min(wanted as u64);
@@ -45,19 +45,30 @@ pub fn protectors(disk: &dyn BlockRead, start: u64, len: u64) -> Vec<String> {
     let Some(header) = read(0, 512).filter(|h| h.len() == 512) else {
         return Vec::new();
     };
-    for table in OFFSETS {
-        for copy in 0..3 {
-            let offset = le64(&header, table + copy * 8);
-            // The metadata is never in the header itself.
-            if offset < 512 || offset >= len {
-                continue;
-            }
-            if let Some(block) = read(offset, BLOCK_BYTES).filter(|b| b.starts_with(SIGNATURE)) {
-                return entries(&block);
-            }
-        }
-    }
-    Vec::new()
+    let block = |offset: u64| {
+        // The metadata is never in the header itself.
+        let inside = (512..len).contains(&offset);
+        let block = inside.then(|| read(offset, BLOCK_BYTES))??;
+        (block.starts_with(SIGNATURE) && block.len() >= FIRST_ENTRY).then_some(block)
+    };
+    let offsets = OFFSETS
+        .iter()
+        .flat_map(|table| [0, 8, 16].map(|copy| le64(&header, table + copy)));
+    let vista = header
+        .starts_with(VISTA_BOOT)
+        .then(|| vista_offset(&header));
+    offsets
+        .chain(vista.flatten())
+        .find_map(block)
+        .map(|block| entries(&block))
+        .unwrap_or_default()
+}
+
+/// The header of Vista is that of NTFS, with the first metadata block's cluster in the place of the MFT
+/// mirror's.
+fn vista_offset(header: &[u8]) -> Option<u64> {
+    let cluster = u64::from(le16(header, 11)).checked_mul(u64::from(header[13]))?;
+    le64(header, 56).checked_mul(cluster)
 }
 
 fn entries(block: &[u8]) -> Vec<String> {
@@ -127,5 +138,17 @@ mod tests {
         endless[0x4000 + FIRST_ENTRY] = 0;
         assert_eq!(read(endless), [""; 0]);
         assert_eq!(read(vec![0; 100]), [""; 0]);
+
+        let mut vista = volume(&[0x800, 0]);
+        vista[176..184].fill(0);
+        assert_eq!(read(vista.clone()), [""; 0]);
+        vista[..3].copy_from_slice(b"\xeb\x52\x90");
+        vista[11..14].copy_from_slice(&[0, 2, 8]);
+        vista[56] = 4;
+        assert_eq!(read(vista.clone()), ["recovery password", CLEAR_KEY]);
+        for cluster in [0, 5, u64::MAX, u64::MAX / 4096] {
+            vista[56..64].copy_from_slice(&cluster.to_le_bytes());
+            assert_eq!(read(vista.clone()), [""; 0], "{cluster:#x}");
+        }
     }
 }

@@ -10,15 +10,16 @@ use std::fs;
 use std::sync::Arc;
 
 use super::guestfish::{
-    ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, mount_point, text,
+    ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, device, mount_point,
+    text,
 };
 use super::guestfish_mapped as mapped;
 use super::guestfish_tar::archive;
 use super::ntfs3g::MountOptions;
 use super::writer::check_ntfs;
 use super::{
-    Extent, FileKind, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId, check_extents,
-    embedded,
+    BOOT_SECTOR, Extent, FileKind, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId,
+    check_extents, embedded,
 };
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
@@ -320,6 +321,28 @@ impl GuestWrite for GuestfishWriter {
             }
             changed?;
             inner.remember(place, Some(entry(path, place, FileKind::File, size)));
+            Ok(())
+        })
+    }
+
+    fn patch_boot_sector(&mut self, volume: VolumeId, extents: &[Extent]) -> Result<()> {
+        const OP: &str = "changing the boot sector of";
+        let path = &GuestPath::root();
+        check_extents(OP, path, BOOT_SECTOR, extents)?;
+        self.ready(volume)?;
+        let failure = Failure { op: OP, path };
+        self.appliance.with(|inner| {
+            for extent in extents {
+                let file = inner.file();
+                fs::write(&file, &extent.data)?;
+                let line = Line::new("upload-offset")
+                    .arg(text(&file)?)
+                    .arg(device(volume))
+                    .arg(extent.offset.to_string());
+                let written = all(inner, &failure, &[line]);
+                fs::remove_file(&file)?;
+                written?;
+            }
             Ok(())
         })
     }

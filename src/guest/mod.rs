@@ -73,6 +73,9 @@ pub struct VolumeState {
     pub dirty: bool,
     /// `hiberfil.sys` holds a hibernated session (Fast Startup included).
     pub hibernated: bool,
+    /// `$LogFile` is of version 2.0: Windows 8 and later may hold parts of the volume in memory. So it is
+    /// after Fast Startup, and while Windows runs; a clean shutdown writes version 1.1.
+    pub cached: bool,
     /// `\System Volume Information` holds shadow-copy stores.
     pub vss_snapshots: bool,
     /// The cluster size in bytes, 0 when unknown.
@@ -191,7 +194,8 @@ pub trait GuestWrite {
     /// sibling directory, or of the parent when there is none.
     fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
     /// Creates the file (security descriptor of a sibling file) or replaces the contents of the
-    /// existing one, which keeps its MFT record, security descriptor, short name and attributes.
+    /// existing one, which keeps its MFT record, security descriptor, short name and attributes; one
+    /// that NTFS compresses (LZNT1) keeps its security descriptor and becomes a plain file.
     fn write_file(&mut self, volume: VolumeId, path: &GuestPath, contents: &[u8]) -> Result<()>;
     /// Changes parts of an existing file and sets its size.
     fn patch_file(
@@ -201,12 +205,17 @@ pub trait GuestWrite {
         size: u64,
         extents: &[Extent],
     ) -> Result<()>;
+    /// Changes bytes of the volume's first sector, which no file system driver writes.
+    fn patch_boot_sector(&mut self, volume: VolumeId, extents: &[Extent]) -> Result<()>;
     fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
     /// The directory must be empty.
     fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
     /// Unmounts every volume and flushes the disk.
     fn close(self: Box<Self>) -> Result<()>;
 }
+
+/// The part of a boot sector that is the same on disks of every sector size.
+const BOOT_SECTOR: u64 = 512;
 
 /// Refuses extents that reach past the size the file is to have.
 fn check_extents(op: &'static str, path: &GuestPath, size: u64, extents: &[Extent]) -> Result<()> {

@@ -86,8 +86,10 @@ impl NtfsVolume {
     /// What decides whether the volume may be written. `free_bytes` is left out: it costs a read of
     /// the whole `$Bitmap`, see [`Self::free_bytes`].
     pub fn state(&self) -> Fallible<VolumeState> {
+        let log = self.log_state()?;
         Ok(VolumeState {
-            dirty: self.dirty_flag()? || !self.log_state()?.is_clean(),
+            dirty: self.dirty_flag()? || !log.is_clean(),
+            cached: log == LogState::Cached,
             hibernated: self.hibernated()?,
             vss_snapshots: self.has_shadow_copies()?,
             cluster_size: self.facts.cluster_size,

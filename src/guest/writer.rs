@@ -11,7 +11,9 @@ use super::fat_write::FatWriter;
 use super::logfile::LogState;
 use super::ntfs_read::NtfsVolume;
 use super::ntfs3g::{MountOptions, Ntfs3g};
-use super::{Extent, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId};
+use super::{
+    BOOT_SECTOR, Extent, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId, check_extents,
+};
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::tool::launcher;
@@ -52,12 +54,15 @@ impl EmbeddedWriter {
             .ok_or(GuestError::NoVolume(volume))
     }
 
-    fn mount(&self, volume: VolumeId) -> Result<Engine> {
-        let partition = self
-            .partitions
+    fn partition(&self, volume: VolumeId) -> Result<&Partition> {
+        self.partitions
             .iter()
             .find(|p| p.index == volume.0)
-            .ok_or(GuestError::NoVolume(volume))?;
+            .ok_or(GuestError::NoVolume(volume))
+    }
+
+    fn mount(&self, volume: VolumeId) -> Result<Engine> {
+        let partition = self.partition(volume)?;
         let (start, len) = (partition.start_bytes, partition.size_bytes);
         match kind(self.disk.as_ref(), partition)? {
             FsKind::Ntfs => {
@@ -141,6 +146,18 @@ impl GuestWrite for EmbeddedWriter {
             Engine::Ntfs(v) => v.patch_file(path, size, extents),
             Engine::Fat(v) => v.patch_file(path, size, extents),
         }
+    }
+
+    fn patch_boot_sector(&mut self, volume: VolumeId, extents: &[Extent]) -> Result<()> {
+        check_extents("changing", &GuestPath::root(), BOOT_SECTOR, extents)?;
+        // Mounting checks that the volume may be changed.
+        self.engine(volume)?;
+        let partition = self.partition(volume)?;
+        let start = partition.start_bytes;
+        for extent in extents {
+            self.disk.write_at(start + extent.offset, &extent.data)?;
+        }
+        Ok(())
     }
 
     fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {

@@ -2,22 +2,24 @@
 //! rest of it.
 //!
 //! The boot code of NTFS reads "hidden sectors", the start of its partition, from its own boot sector;
-//! tools that move partitions forget it. Windows 2000, XP and 2003 also trust the number of heads there,
-//! and SeaBIOS shows them a geometry that follows from the size of the disk (the same table as in
-//! virt-v2v, which writes the field).
+//! tools that move partitions forget it. That of Windows 2000, XP and 2003 also trusts the number of
+//! heads there (`docs/guests.md`, "Number of heads").
 
 use super::firmware::BootFiles;
-use super::model::{Finding, Firmware};
+use super::model::{BootFacts, Finding, Firmware, SectorField};
 use crate::disk::layout::{DiskLayout, Scheme};
+use crate::guest::fs::HIDDEN_SECTORS_OFFSET;
 use crate::guest::{FsKind, GuestPath, GuestRead};
 
+const HEADS_OFFSET: u16 = 26;
+
 /// `windows` is the major version of NT and the size of the disk in bytes.
-pub fn findings(
+pub fn look(
     guest: &dyn GuestRead,
     layout: &DiskLayout,
     boot: &BootFiles,
     windows: (u32, u64),
-    findings: &mut Vec<Finding>,
+    (facts, findings): (&mut BootFacts, &mut Vec<Finding>),
 ) {
     if boot.firmware != Some(Firmware::Bios) || layout.scheme != Scheme::Mbr {
         return;
@@ -48,31 +50,73 @@ pub fn findings(
         findings.push(Finding::warning(
             "boot-sector-hidden",
             "the boot sector does not know where its partition starts (hidden sectors): the BIOS boot code will not find bootmgr",
-            "repair it from a Windows recovery disk: bootsect /nt60 ALL (NT 6) or fixboot (XP)",
+            "convert with --repair-bcd, or run bootsect /nt60 ALL (NT 6) or fixboot (XP) from a Windows recovery disk",
             format!(
                 "partition {}: {hidden} in the boot sector, {start} in the partition table",
                 volume.0
             ),
         ));
+        facts.hidden = u32::try_from(start).ok().map(|start| SectorField {
+            name: "hidden sectors",
+            offset: HIDDEN_SECTORS_OFFSET as u16,
+            old: hidden.to_le_bytes().to_vec(),
+            new: start.to_le_bytes().to_vec(),
+        });
     }
     let heads = u16::from_le_bytes([sector[26], sector[27]]);
-    let expected = heads_for(windows.1);
-    if windows.0 < 6 && heads != expected {
-        findings.push(Finding::warning(
-            "boot-sector-heads",
-            "the boot sector has another number of heads than a KVM machine shows: Windows XP and 2003 stop with \"A disk read error occurred\"",
-            format!("write {expected:#x} to bytes 26-27 of the boot sector (virt-v2v does), or run fixboot on the new machine"),
-            format!("partition {}: {heads} heads", volume.0),
-        ));
+    if windows.0 < 6 {
+        facts.heads = heads_fix(heads, windows.1, volume.0, findings);
     }
 }
 
-/// What SeaBIOS shows a disk of that size to have.
-fn heads_for(disk_size: u64) -> u16 {
+/// A disk partitioned with so few heads is shown with them on IDE, and with others on virtio, up to the
+/// largest one that can be addressed like that.
+const UNTRANSLATED_HEADS: u16 = 16;
+const UNTRANSLATED_SIZE: u64 = 16383 * 16 * 63 * 512;
+
+fn heads_fix(
+    heads: u16,
+    disk_size: u64,
+    partition: u32,
+    findings: &mut Vec<Finding>,
+) -> Option<SectorField> {
+    let known = heads > UNTRANSLATED_HEADS || disk_size > UNTRANSLATED_SIZE;
+    let expected = heads_for(disk_size).filter(|_| known);
+    if expected == Some(heads) {
+        return None;
+    }
+    let evidence = |expected: &str| format!("partition {partition}: {heads} heads, {expected}");
+    let Some(expected) = expected else {
+        findings.push(Finding::warning(
+            "boot-sector-geometry",
+            "which number of heads a KVM machine shows for this disk is not known: Windows XP and 2003 stop with \"A disk read error occurred\" when the boot sector has another one",
+            "if that happens, start the new machine from the Windows CD and run fixboot, or enlarge the disk to 9 GiB and convert again",
+            evidence(&format!("disk of {disk_size} bytes")),
+        ));
+        return None;
+    };
+    findings.push(Finding::info(
+        "boot-sector-heads",
+        "the boot sector has another number of heads than a KVM machine shows, and Windows XP and 2003 stop at that (\"A disk read error occurred\"): convert sets it",
+        "none needed",
+        evidence(&format!("{expected} expected")),
+    ));
+    Some(SectorField {
+        name: "heads",
+        offset: HEADS_OFFSET,
+        old: heads.to_le_bytes().to_vec(),
+        new: expected.to_le_bytes().to_vec(),
+    })
+}
+
+/// What SeaBIOS shows a disk of that size to have, on IDE and on virtio. `None` between the steps, where
+/// that depends on the controller and on the last sector, and for disks too small for Windows XP.
+fn heads_for(disk_size: u64) -> Option<u16> {
     match disk_size {
-        0..2_114_445_312 => 0x40,
-        2_114_445_312..4_228_374_780 => 0x80,
-        _ => 0xff,
+        0x4400_0000..=0x7dff_ffff => Some(64),
+        0x8000_0000..=0xfbff_ffff => Some(128),
+        0x1_0000_0000.. => Some(255),
+        _ => None,
     }
 }
 
@@ -103,4 +147,34 @@ fn active_partitions(layout: &DiskLayout, findings: &mut Vec<Finding>) {
         "mark exactly the system partition active (diskpart: select partition N, active)",
         evidence,
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The steps as SeaBIOS 1.16 shows them, read with `int 13h, ah=8` under QEMU 10.0 for both controllers.
+    #[test]
+    fn heads() {
+        let cases = [
+            (1 << 29, 255, None, Some("boot-sector-geometry")),
+            (1200 << 20, 255, Some(64), Some("boot-sector-heads")),
+            (2_113_929_215, 64, None, None),
+            (2_113_929_216, 64, None, Some("boot-sector-geometry")),
+            (2 << 30, 255, Some(128), Some("boot-sector-heads")),
+            (3 << 30, 128, None, None),
+            (4_228_374_528, 128, None, Some("boot-sector-geometry")),
+            (6 << 30, 240, Some(255), Some("boot-sector-heads")),
+            (20 << 30, 255, None, None),
+            (6 << 30, 16, None, Some("boot-sector-geometry")),
+            (20 << 30, 16, Some(255), Some("boot-sector-heads")),
+        ];
+        for (size, heads, new, id) in cases {
+            let mut findings = Vec::new();
+            let field = heads_fix(heads, size, 1, &mut findings);
+            let found = field.map(|f| u16::from_le_bytes([f.new[0], f.new[1]]));
+            assert_eq!(found, new, "{size}");
+            assert_eq!(findings.first().map(|f| f.id), id, "{size}");
+        }
+    }
 }

@@ -37,6 +37,10 @@ pub fn load(
     let (Some(folder), Some(name)) = (path.parent(), path.name()) else {
         return Ok(None);
     };
+    if guest.stat(volume, path)?.is_some_and(|i| i.encrypted) {
+        findings.push(super::state::encrypted(path.to_string()));
+        return Ok(Some(unusable(path, false)));
+    }
     let mut logs = Vec::new();
     let loaded = load_hive(name, |file| -> Result<_, ReadError> {
         let Ok(file) = folder.join(file) else {

@@ -15,6 +15,7 @@ mod hives;
 mod locate;
 pub mod model;
 mod network;
+mod nsi;
 mod os;
 mod state;
 mod tools;
@@ -334,12 +335,13 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
     let tools = tools::tools(&system, &software, &set)?;
     out.hypervisor_tools = tools.iter().map(|t| t.name.to_string()).collect();
     state::hives(&system, &software, &set, out)?;
-    boot_sector::findings(
+    let mut boot = place.boot_facts.clone();
+    boot_sector::look(
         place.guest,
         place.layout,
         place.boot,
         (version.major, out.source.virtual_size_bytes),
-        &mut out.findings,
+        (&mut boot, &mut out.findings),
     );
     out.windows = Some(WindowsFacts {
         target,
@@ -348,7 +350,7 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
         control_sets: os::control_sets(&system)?,
         esp: place.boot.esp,
         boot_volume: place.boot.boot_volume,
-        boot: place.boot_facts.clone(),
+        boot,
         sector_size: place.layout.sector_size,
         clock_is_utc: os::clock_is_utc(&system, &set)?,
         drive_letter: os::drive_letter(&system, place.layout, volume)?,

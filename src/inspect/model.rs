@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Serialize, Serializer};
 
@@ -219,6 +219,19 @@ pub struct BootFacts {
     /// Edits of the BCD after which the default entry names the partition Windows is on; empty when
     /// it names one that exists.
     pub device_repair: Vec<RegOp>,
+    /// The number of heads, where Windows XP and 2003 would stop at it.
+    pub heads: Option<SectorField>,
+    /// The start of the partition, when the boot sector has another one.
+    pub hidden: Option<SectorField>,
+}
+
+/// A number in the boot sector of the BIOS boot volume that should be another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SectorField {
+    pub name: &'static str,
+    pub offset: u16,
+    pub old: Vec<u8>,
+    pub new: Vec<u8>,
 }
 
 /// A UEFI fall-back loader that is missing or not Windows' own.
@@ -281,8 +294,18 @@ pub struct VirtioService {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NetworkFacts {
     pub adapters: Vec<Adapter>,
-    /// `destination,mask,gateway,metric`, as Windows keeps them.
-    pub persistent_routes: Vec<String>,
+    /// The persistent IPv4 routes that are not a default route of an adapter. Windows keeps them for
+    /// itself, not for an adapter.
+    pub routes: Vec<Route>,
+}
+
+/// A static route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Route {
+    pub to: Cidr,
+    pub gateway: IpAddr,
+    /// `None`: Windows chooses.
+    pub metric: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -297,8 +320,23 @@ pub struct Adapter {
     /// The configured addresses (not a DHCP lease).
     pub addresses: Vec<Cidr>,
     pub gateways: Vec<IpAddr>,
+    /// The metric of each gateway; `None`: Windows chooses.
+    pub gateway_metrics: Vec<Option<u32>>,
     /// The configured DNS servers (not those of a DHCP lease).
     pub dns: Vec<IpAddr>,
+    /// The connection's own DNS suffix.
+    pub dns_suffix: Option<String>,
+    pub wins: Vec<Ipv4Addr>,
+    /// NetBIOS over TCP/IP: 1 on, 2 off; `None`: as DHCP says.
+    pub netbios: Option<u32>,
+    /// Below what the card can do.
+    pub mtu: Option<u32>,
+    /// The metric of the interface; `None`: Windows chooses.
+    pub metric: Option<u32>,
+    /// Routes that belong to this adapter alone.
+    pub routes: Vec<Route>,
+    /// Not switched off in the device manager.
+    pub enabled: bool,
     /// The Plug and Play instance the adapter belongs to: `PCI\VEN_15AD&DEV_07B0&...`.
     pub device: Option<String>,
 }

@@ -2,28 +2,35 @@
 //!
 //! Windows binds settings to the adapter's GUID, never to the MAC address. From there:
 //! `Control\Class\{4d36e972-...}\NNNN` (`NetCfgInstanceId` is the GUID, `Characteristics` says what is
-//! hardware) -> `Control\Network\...\{GUID}\Connection` (name, device) -> `Services\Tcpip` and `Tcpip6`
-//! (`Parameters\Interfaces\{GUID}`). The MAC address is in `Control\NetworkSetup2` (10 and later);
-//! before, only as an override, or in the instance id of PCIe adapters, which is their EUI-64.
+//! hardware) -> `Control\Network\...\{GUID}\Connection` (name, device) -> `Services\Tcpip`, `Tcpip6` and
+//! `NetBT` (`Parameters\Interfaces\{GUID}`, for NetBT `Tcpip_{GUID}`). The MAC address is in
+//! `Control\NetworkSetup2` (10 and later); before, only as an override, or in the instance id of PCIe
+//! adapters, which is their EUI-64. Static IPv6 addresses and gateways are somewhere else, see
+//! [`super::nsi`].
 //!
-//! Static IPv6 addresses are not beside the IPv4 ones but in `Control\Nsi`, keyed by LUID; the layout
-//! was read off the IPv4 table of a real hive, whose records have the same form.
-//! Gateways of IPv6 are not read.
+//! Whether a cable was plugged in is not on the disk; the description of the machine says it. Switched
+//! off in the device manager is (`ConfigFlags` of the device).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::registry::HiveView;
 use crate::registry::hive::{Key, Result};
 use crate::text::guest_text;
 
-use super::model::{Adapter, Cidr, NetworkFacts};
+use super::model::{Adapter, Cidr, NetworkFacts, Route};
+use super::nsi::{self, Luid};
 
 const NET_CLASS: &str = "{4d36e972-e325-11ce-bfc1-08002be10318}";
-/// The IPv6 network provider.
-const NSI_IPV6: &str = "{eb004a01-9b1a-11d4-9123-0050047759bc}";
 const NCF_PHYSICAL: u32 = 4;
+const CONFIGFLAG_DISABLED: u32 = 1;
+/// `MAX_DEVICE_ID_LEN` of Windows.
+const MAX_INSTANCE: usize = 200;
+/// Less is no MTU: IPv4 asks for 68 (RFC 791). More is Windows' way to say "what the card can do".
+const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 /// More is a damaged or hostile hive.
 const MAX_ADAPTERS: usize = 256;
+/// What can be set; 0 is Windows' choice.
+const METRIC: std::ops::RangeInclusive<u32> = 1..=9999;
 const MAX_ITEMS: usize = 64;
 
 pub fn network(system: &HiveView<'_>, control_set: &str) -> Result<NetworkFacts> {
@@ -42,13 +49,34 @@ pub fn network(system: &HiveView<'_>, control_set: &str) -> Result<NetworkFacts>
         }
     }
     if let Some(routes) = set.key("Services\\Tcpip\\Parameters\\PersistentRoutes")? {
-        let names = routes.values()?.into_iter().map(|(name, _)| name);
-        facts.persistent_routes = names
-            .filter_map(|n| guest_text(&n))
-            .take(MAX_ITEMS)
+        let routes = routes.values()?.into_iter().take(MAX_ADAPTERS);
+        let routes = routes.filter_map(|(name, _)| persistent_route(&name));
+        // Windows writes the gateways of adapters there too.
+        facts.routes = routes
+            .filter(|r| {
+                let own = |a: &Adapter| a.gateways.contains(&r.gateway);
+                r.to.prefix != 0 || !facts.adapters.iter().any(own)
+            })
             .collect();
     }
     Ok(facts)
+}
+
+/// `destination,mask,gateway,metric`, the metric -1 when Windows chooses.
+fn persistent_route(text: &str) -> Option<Route> {
+    let mut parts = text.split(',').map(str::trim);
+    let to: Ipv4Addr = parts.next()?.parse().ok()?;
+    let mask = parts.next()?.parse().ok()?;
+    let gateway: Ipv4Addr = parts.next()?.parse().ok()?;
+    let metric = parts.next().and_then(|m| m.parse().ok());
+    Some(Route {
+        to: Cidr {
+            ip: to.into(),
+            prefix: prefix_length(mask),
+        },
+        gateway: gateway.into(),
+        metric: metric.filter(|m| METRIC.contains(m)),
+    })
 }
 
 /// Hardware, or anything that has settings of its own (a team, a virtual switch).
@@ -70,40 +98,102 @@ fn adapter(set: &Key<'_>, class: &Key<'_>, guid: String) -> Result<Option<Adapte
         dhcp: true,
         addresses: Vec::new(),
         gateways: Vec::new(),
+        gateway_metrics: Vec::new(),
         dns: Vec::new(),
+        dns_suffix: None,
+        wins: Vec::new(),
+        netbios: None,
+        mtu: None,
+        metric: None,
+        routes: Vec::new(),
+        enabled: enabled(set, device.as_deref())?,
         device: device.as_deref().and_then(guest_text),
         guid,
     };
     if let Some(key) = interface(set, "Tcpip", &adapter.guid)? {
-        adapter.dhcp = key.dword("EnableDHCP")? != Some(0);
-        let ips = key.multi("IPAddress")?.unwrap_or_default();
-        let masks = key.multi("SubnetMask")?.unwrap_or_default();
-        for (ip, mask) in ips.iter().zip(&masks).take(MAX_ITEMS) {
-            // Windows keeps the last static address when DHCP is on, and 0.0.0.0 for none.
-            match (ip.trim().parse::<Ipv4Addr>(), mask.trim().parse()) {
-                (Ok(ip), Ok(mask)) if !ip.is_unspecified() && !adapter.dhcp => {
-                    adapter.addresses.push(Cidr {
-                        ip: ip.into(),
-                        prefix: prefix_length(mask),
-                    });
-                }
-                _ => {}
-            }
-        }
-        if !adapter.dhcp {
-            let gateways = key.multi("DefaultGateway")?.unwrap_or_default();
-            adapter.gateways = addresses(&gateways.join(" "));
-        }
-        adapter.dns = addresses(&key.string("NameServer")?.unwrap_or_default());
+        ipv4(&key, &mut adapter)?;
     }
     if let Some(key) = interface(set, "Tcpip6", &adapter.guid)? {
         let servers = key.string("NameServer")?.unwrap_or_default();
         adapter.dns.extend(addresses(&servers));
     }
-    adapter.addresses.extend(ipv6_addresses(set, class)?);
+    let netbt = format!("Tcpip_{}", adapter.guid);
+    if let Some(key) = interface(set, "NetBT", &netbt)? {
+        let servers = key.multi("NameServerList")?.unwrap_or_default();
+        let servers = addresses(&servers.join(" ")).into_iter();
+        adapter.wins = servers
+            .filter_map(|ip| match ip {
+                IpAddr::V4(ip) => Some(ip),
+                IpAddr::V6(_) => None,
+            })
+            .collect();
+        let option = key.dword("NetbiosOptions")?;
+        adapter.netbios = option.filter(|option| matches!(option, 1 | 2));
+    }
+    if let Some(luid) = Luid::of(class)? {
+        adapter.addresses.extend(nsi::ipv6_addresses(set, luid)?);
+        for route in nsi::routes(set, luid)? {
+            let known = adapter.gateways.contains(&route.gateway);
+            if route.to.prefix == 0 && route.gateway.is_ipv6() && !known {
+                adapter.gateways.push(route.gateway);
+                adapter.gateway_metrics.push(route.metric);
+            } else if !(route.to.prefix == 0 && (known || adapter.dhcp)) {
+                adapter.routes.push(route);
+            }
+        }
+    }
     let physical = class.dword("Characteristics")?.unwrap_or(0) & NCF_PHYSICAL != 0;
     let configured = !adapter.addresses.is_empty() || !adapter.dns.is_empty();
     Ok((physical || configured).then_some(adapter))
+}
+
+fn ipv4(key: &Key<'_>, adapter: &mut Adapter) -> Result<()> {
+    adapter.dhcp = key.dword("EnableDHCP")? != Some(0);
+    // Windows keeps the last static address when DHCP is on, and 0.0.0.0 for none.
+    if !adapter.dhcp {
+        let ips = key.multi("IPAddress")?.unwrap_or_default();
+        let masks = key.multi("SubnetMask")?.unwrap_or_default();
+        for (ip, mask) in ips.iter().zip(&masks).take(MAX_ITEMS) {
+            if let (Ok(ip), Ok(mask)) = (ip.trim().parse::<Ipv4Addr>(), mask.trim().parse())
+                && !ip.is_unspecified()
+            {
+                adapter.addresses.push(Cidr {
+                    ip: ip.into(),
+                    prefix: prefix_length(mask),
+                });
+            }
+        }
+        let gateways = key.multi("DefaultGateway")?.unwrap_or_default();
+        let metrics = key.multi("DefaultGatewayMetric")?.unwrap_or_default();
+        for (i, gateway) in gateways.iter().enumerate().take(MAX_ITEMS) {
+            if let Ok(gateway) = gateway.trim().parse::<Ipv4Addr>()
+                && !gateway.is_unspecified()
+            {
+                let metric = metrics.get(i).and_then(|m| m.trim().parse().ok());
+                adapter.gateways.push(gateway.into());
+                let metric = metric.filter(|m| METRIC.contains(m));
+                adapter.gateway_metrics.push(metric);
+            }
+        }
+    }
+    adapter.dns = addresses(&key.string("NameServer")?.unwrap_or_default());
+    adapter.dns_suffix = key.string("Domain")?.as_deref().and_then(guest_text);
+    adapter.mtu = key.dword("MTU")?.filter(|mtu| MTU.contains(mtu));
+    let metric = key.dword("InterfaceMetric")?;
+    adapter.metric = metric.filter(|m| METRIC.contains(m));
+    Ok(())
+}
+
+fn enabled(set: &Key<'_>, device: Option<&str>) -> Result<bool> {
+    let device = match device.filter(|d| d.len() <= MAX_INSTANCE) {
+        Some(device) => set.key(&format!("Enum\\{device}"))?,
+        None => None,
+    };
+    let flags = match device {
+        Some(device) => device.dword("ConfigFlags")?.unwrap_or(0),
+        None => 0,
+    };
+    Ok(flags & CONFIGFLAG_DISABLED == 0)
 }
 
 fn interface<'h>(set: &Key<'h>, service: &str, guid: &str) -> Result<Option<Key<'h>>> {
@@ -152,7 +242,7 @@ fn mac_from_instance(device: &str) -> Option<String> {
     }
 }
 
-fn parse_hex(text: &str) -> Option<Vec<u8>> {
+pub(super) fn parse_hex(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text
         .bytes()
         .filter(|b| !matches!(b, b'-' | b':'))
@@ -185,115 +275,6 @@ fn prefix_length(mask: Ipv4Addr) -> u8 {
     u32::from(mask).leading_ones() as u8
 }
 
-/// Manually set IPv6 addresses: values named `<LUID><address>` in hexadecimal, the prefix length at
-/// byte 16 of the record.
-fn ipv6_addresses(set: &Key<'_>, class: &Key<'_>) -> Result<Vec<Cidr>> {
-    let mut found = Vec::new();
-    let (Some(index), Some(kind)) = (class.dword("NetLuidIndex")?, class.dword("*IfType")?) else {
-        return Ok(found);
-    };
-    let luid =
-        (u64::from(index & 0x00ff_ffff) << 24 | u64::from(kind & 0xffff) << 48).to_le_bytes();
-    let Some(table) = set.key(&format!("Control\\Nsi\\{NSI_IPV6}\\10"))? else {
-        return Ok(found);
-    };
-    for (name, value) in table.values()?.into_iter().take(MAX_ADAPTERS) {
-        let Some(key) = parse_hex(&name) else {
-            continue;
-        };
-        let (Some(owner), Some(ip)) = (key.get(..8), key.get(8..24)) else {
-            continue;
-        };
-        let prefix = value.data.get(16).copied().filter(|p| *p <= 128);
-        if let (true, Ok(ip), Some(prefix)) = (owner == luid, <[u8; 16]>::try_from(ip), prefix) {
-            found.push(Cidr {
-                ip: Ipv6Addr::from(ip).into(),
-                prefix,
-            });
-        }
-    }
-    Ok(found)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::registry::{KeyTree, RegData};
-
-    #[test]
-    fn small_parsers() {
-        assert_eq!(
-            mac_from_instance(r"PCI\VEN_8086&DEV_10D3&SUBSYS_07D015AD&REV_00\000C29FFFFF3FFDE00"),
-            Some("00:0c:29:f3:ff:de".into())
-        );
-        assert_eq!(mac_from_instance(r"PCI\VEN_8086\4&b70f118&0&0888"), None);
-        assert_eq!(
-            addresses("10.0.0.1,10.0.0.2 0.0.0.0 junk,fe80::1"),
-            ["10.0.0.1", "10.0.0.2", "fe80::1"].map(|a| a.parse::<IpAddr>().unwrap())
-        );
-        assert_eq!(prefix_length("255.255.252.0".parse().unwrap()), 22);
-        assert_eq!(
-            guid("{6AAFC9A9-0542-4DB2-8760-CCFFA953737C}")
-                .unwrap()
-                .len(),
-            38
-        );
-        assert_eq!(guid("..\\{x}"), None);
-        assert_eq!(parse_hex("00-0C-29").as_deref(), Some(&[0, 12, 41][..]));
-        assert_eq!(parse_hex("0x"), None);
-    }
-
-    /// Three DNS servers, two addresses, a gateway outside the subnet, IPv6, an adapter without MAC.
-    #[test]
-    fn everything_that_broke_others() {
-        let guid = "{11111111-2222-3333-4444-555555555555}";
-        let mut tree = KeyTree::new("ROOT");
-        let class = format!("ControlSet001\\Control\\Class\\{NET_CLASS}\\0007");
-        let multi =
-            |items: &[&str]| RegData::MultiSz(items.iter().map(ToString::to_string).collect());
-        tree.sz(&class, "NetCfgInstanceId", &guid.to_uppercase())
-            .sz(&class, "NetworkAddress", "00-50-56-AB-CD-EF")
-            .dword(&class, "Characteristics", 0x84)
-            .dword(&class, "NetLuidIndex", 7)
-            .dword(&class, "*IfType", 6);
-        let ip = format!("ControlSet001\\Services\\Tcpip\\Parameters\\Interfaces\\{guid}");
-        tree.dword(&ip, "EnableDHCP", 0)
-            .set(&ip, "IPAddress", multi(&["10.0.0.5", "10.0.0.6"]))
-            .set(
-                &ip,
-                "SubnetMask",
-                multi(&["255.255.255.0", "255.255.255.255"]),
-            )
-            .set(&ip, "DefaultGateway", multi(&["192.0.2.1"]))
-            .sz(&ip, "NameServer", "10.0.0.1,10.0.0.2,10.0.0.3");
-        let ip6 = format!("ControlSet001\\Services\\Tcpip6\\Parameters\\Interfaces\\{guid}");
-        tree.sz(&ip6, "NameServer", "2001:db8::53");
-        let mut record = vec![0xff; 48];
-        record[16] = 64;
-        tree.set(
-            &format!("ControlSet001\\Control\\Nsi\\{NSI_IPV6}\\10"),
-            "000000070000060020010db8000000000000000000000005",
-            RegData::Binary(record),
-        );
-        tree.set(
-            "ControlSet001\\Services\\Tcpip\\Parameters\\PersistentRoutes",
-            "10.9.0.0,255.255.0.0,10.0.0.254,1",
-            RegData::Sz(String::new()),
-        );
-        let bytes = tree.to_bytes("SYSTEM");
-        let facts = network(&HiveView::new(&bytes).unwrap(), "ControlSet001").unwrap();
-        assert_eq!(
-            serde_json::to_value(&facts).unwrap(),
-            serde_json::json!({
-                "adapters": [{
-                    "guid": guid, "mac": "00:50:56:ab:cd:ef", "name": null, "dhcp": false,
-                    "addresses": ["10.0.0.5/24", "10.0.0.6/32", "2001:db8::5/64"],
-                    "gateways": ["192.0.2.1"],
-                    "dns": ["10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::53"],
-                    "device": null,
-                }],
-                "persistent_routes": ["10.9.0.0,255.255.0.0,10.0.0.254,1"],
-            })
-        );
-    }
-}
+#[path = "network_tests.rs"]
+mod tests;

@@ -137,7 +137,7 @@ pub fn volumes(
         system_volume(volume, force_dirty, out);
     }
     for volume in volumes.iter().filter(|v| Some(v.id) != system) {
-        if volume.kind == FsKind::Ntfs && volume.state.hibernated {
+        if volume.kind == FsKind::Ntfs && (volume.state.hibernated || volume.state.cached) {
             out.findings.push(Finding::warning(
                 "data-volume-hibernated",
                 "another volume holds a hibernated session: what that Windows had open is lost when this one starts",
@@ -145,7 +145,7 @@ pub fn volumes(
                 list(&[volume.id]),
             ));
         }
-        if volume.kind == FsKind::Ntfs && volume.state.dirty {
+        if volume.kind == FsKind::Ntfs && volume.state.dirty && !volume.state.cached {
             out.findings.push(Finding::info(
                 "data-volume-dirty",
                 "another NTFS volume was not unmounted cleanly: Windows checks it at the next start",
@@ -179,6 +179,13 @@ fn system_volume(volume: &Volume, force_dirty: bool, out: &mut Inspection) {
             "Windows is hibernated (Fast Startup counts): changing its disk now would damage it",
             "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0",
             format!("hiberfil.sys on partition {}", volume.id.0),
+        ));
+    } else if volume.state.cached {
+        out.findings.push(Finding::blocker(
+            "volume-cached",
+            "Windows did not let go of its NTFS volume (log version 2.0: it ran when the disk was taken, or Fast Startup is on): parts of it may exist only in memory",
+            "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0; --force-dirty-volume does not help here",
+            format!("$LogFile on partition {}", volume.id.0),
         ));
     } else if out.volume_dirty && force_dirty {
         out.findings.push(Finding::warning(
@@ -230,6 +237,14 @@ const COMPACT_PROBES: [&str; 4] = [
     "explorer.exe",
 ];
 
+fn compressed_hive(stat: &dyn Fn(&str) -> Option<FileInfo>, root: &GuestPath) -> Option<String> {
+    ["SYSTEM", "SOFTWARE"]
+        .map(|name| format!("System32\\config\\{name}"))
+        .into_iter()
+        .find(|path| stat(path).is_some_and(|info| info.compressed))
+        .map(|path| format!("{root}\\{path}"))
+}
+
 /// What the files of Windows say.
 pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mut Inspection) {
     let stat = |path: &str| {
@@ -254,17 +269,12 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
         found.next().map(|p| format!("{root}\\{p}"))
     };
     if let Some(file) = probed(|i| i.encrypted) {
-        out.findings.push(Finding::blocker(
-            "efs",
-            "files of Windows are encrypted (EFS): drivers added beside them could not be read at boot",
-            "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
-            file,
-        ));
+        out.findings.push(encrypted(file));
     }
-    if let Some(file) = probed(|i| i.compressed) {
+    if let Some(file) = probed(|i| i.compressed).or_else(|| compressed_hive(&stat, root)) {
         out.findings.push(Finding::info(
             "compressed-volume",
-            "files of Windows are compressed by NTFS: they are read as they are, and what is written may be compressed too",
+            "files of Windows are compressed by NTFS: they are read as they are; what is written, hives included, is not compressed",
             "none needed",
             file,
         ));
@@ -278,6 +288,15 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
             format!("{root}\\WinSxS\\pending.xml"),
         ));
     }
+}
+
+pub fn encrypted(file: String) -> Finding {
+    Finding::blocker(
+        "efs",
+        "files of Windows are encrypted (EFS): neither this program nor the boot loader can read them",
+        "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
+        file,
+    )
 }
 
 /// What the hives say.

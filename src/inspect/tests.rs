@@ -637,25 +637,6 @@ fn real_windows_7_x86_on_vmware() {
         json!(["McAfee / Trellix", "Microsoft Defender"])
     );
     assert_eq!(json["hypervisor_tools"], json!(["VMware Tools"]));
-    assert_eq!(
-        json["network"]["adapters"],
-        json!([
-            {
-                "guid": "{6aafc9a9-0542-4db2-8760-ccffa953737c}", "mac": null,
-                "name": "Local Area Connection", "dhcp": false,
-                "addresses": ["192.168.1.123/24"], "gateways": ["192.168.1.1"],
-                "dns": ["192.168.1.112"],
-                "device": "PCI\\VEN_8086&DEV_100F&SUBSYS_075015AD&REV_01\\4&B70F118&0&0888",
-            },
-            {
-                "guid": "{698e50a9-4f58-4d86-b61d-f42e58dcacf6}", "mac": null,
-                "name": "Local Area Connection 2", "dhcp": false,
-                "addresses": ["10.3.58.5/24"], "gateways": ["10.3.58.1"],
-                "dns": ["10.3.58.4"],
-                "device": "PCI\\VEN_8086&DEV_100F&SUBSYS_075015AD&REV_01\\4&B70F118&0&1888",
-            },
-        ])
-    );
     let facts = inspection.windows.unwrap();
     assert_eq!(facts.drive_letter, Some('C'));
     assert!(facts.tools[0].services.contains(&"VMTools".to_string()));
@@ -683,15 +664,6 @@ fn real_windows_10_on_vmware() {
         inspection.controllers
     );
     assert_eq!(inspection.hypervisor_tools, ["VMware Tools"]);
-    let json = serde_json::to_value(&inspection).unwrap();
-    assert_eq!(
-        json["network"]["adapters"],
-        json!([{
-            "guid": "{5f3f359e-9d52-4566-9bec-37efdfb25abe}", "mac": "00:0c:29:f3:ff:de",
-            "name": "Ethernet0", "dhcp": true, "addresses": [], "gateways": [], "dns": [],
-            "device": "PCI\\VEN_8086&DEV_10D3&SUBSYS_07D015AD&REV_00\\000C29FFFFF3FFDE00",
-        }])
-    );
     // Its logs are not in the corpus.
     assert_eq!(ids(&inspection), ["hive-stale", "pending-renames"]);
 }
@@ -806,7 +778,7 @@ fn demo_guest_from_hyper_v() {
     assert_eq!(i.windows.unwrap().sector_size, 4096);
 }
 
-fn survey_demo(spec: &GuestSpec) -> Survey {
+pub(super) fn survey_demo(spec: &GuestSpec) -> Survey {
     let layout = demo::guest::layout(spec);
     let mut guest = FakeGuest::default();
     for partition in &layout.partitions {

@@ -636,7 +636,7 @@ fn findings(facts: &LinuxFacts, inspection: &mut Inspection) {
         ));
         return;
     }
-    if !inspection.os.arch.is_none_or(|a| a != Arch::Arm64) {
+    if inspection.os.arch == Some(Arch::Arm64) {
         out.push(Finding::blocker(
             "linux-arch",
             "this Linux is for ARM: the machines made here are x86",

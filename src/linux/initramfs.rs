@@ -475,12 +475,8 @@ pub(super) mod tests {
             bytes[54..62].copy_from_slice(b"+0000003");
             bytes
         };
-        let huge_list = cpio(&[("lib/modules/1/modules.dep", b"")])
-            .iter()
-            .copied()
-            .collect::<Vec<u8>>();
         let huge_list = {
-            let mut bytes = huge_list;
+            let mut bytes = cpio(&[("lib/modules/1/modules.dep", b"")]);
             bytes[54..62].copy_from_slice(b"F0000000");
             bytes
         };

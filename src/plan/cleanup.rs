@@ -1,10 +1,13 @@
 //! Switches off what the old hypervisor left behind, as `drivers/tools.yaml` lists it.
 //!
 //! A service that is there gets Start=4. One that is a class filter leaves the filter lists first: a
-//! disabled filter of the disk classes stops the boot with 0x7B.
+//! disabled filter of the disk classes stops the boot with 0x7B. `Run` entries and scheduled tasks are told
+//! by the program they start. A task leaves the index of the task scheduler; its file below
+//! `System32\Tasks` stays, so that `schtasks /create /xml` can bring it back.
 
 use serde::Deserialize;
 
+use crate::inspect::model::Tool as Installed;
 use crate::registry::hive::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
@@ -18,6 +21,10 @@ const RUN: [&str; 2] = [
 const DISABLED: u32 = 4;
 /// More is a damaged or hostile hive.
 const MAX_CLASSES: usize = 1024;
+const MAX_TASKS: usize = 8192;
+const TASK_CACHE: &str = r"Microsoft\Windows NT\CurrentVersion\Schedule\TaskCache";
+/// By what starts a task.
+const TASK_LISTS: [&str; 4] = ["Plain", "Logon", "Boot", "Maintenance"];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +37,8 @@ struct Tool {
     filters: Vec<String>,
     #[serde(default)]
     run: Vec<String>,
+    #[serde(default)]
+    folders: Vec<String>,
 }
 
 /// The table is part of the program and checked by a test.
@@ -63,19 +72,105 @@ pub fn old_hypervisor(
             }
         }
     }
-    let run = layout.edits.entry(HiveName::Software).or_default();
-    for key in RUN {
-        run.extend(
-            tools
-                .iter()
-                .flat_map(|t| &t.run)
-                .map(|name| RegOp::DeleteValue {
-                    key: key.to_string(),
-                    name: name.clone(),
-                }),
-        );
+    let software = HiveView::new(&inputs.hives.software.bytes)?;
+    let ops = layout.edits.entry(HiveName::Software).or_default();
+    let folders: Vec<&String> = tools.iter().flat_map(|t| &t.folders).collect();
+    let names: Vec<&String> = tools.iter().flat_map(|t| &t.run).collect();
+    without_run_entries(&software, &names, &folders, ops)?;
+    without_tasks(&software, &folders, ops)
+}
+
+/// What `--uninstall-tools` uninstalls. Hyper-V's services are part of Windows.
+pub fn product_codes(installed: &[Installed]) -> Vec<uuid::fmt::Braced> {
+    const OURS: [&str; 4] = [
+        "vmware-tools",
+        "virtualbox-additions",
+        "xen-pv",
+        "parallels-tools",
+    ];
+    let codes = installed.iter().filter(|t| OURS.contains(&t.id));
+    codes
+        .filter_map(|t| {
+            let code = t.product_code.as_deref()?;
+            uuid::Uuid::try_parse(code.trim_matches(['{', '}'])).ok()
+        })
+        .map(uuid::Uuid::braced)
+        .collect()
+}
+
+fn without_run_entries(
+    software: &HiveView<'_>,
+    names: &[&String],
+    folders: &[&String],
+    ops: &mut Vec<RegOp>,
+) -> Result<(), HiveError> {
+    for run in RUN {
+        let Some(key) = software.key(run)? else {
+            continue;
+        };
+        for (name, value) in key.values()?.into_iter().take(MAX_TASKS) {
+            let listed = names.iter().any(|n| n.eq_ignore_ascii_case(&name));
+            if listed || holds(&value.data, folders) {
+                ops.push(RegOp::DeleteValue {
+                    key: run.to_string(),
+                    name,
+                });
+            }
+        }
     }
     Ok(())
+}
+
+/// Takes tasks whose program lies in one of the folders out of the scheduler's index.
+fn without_tasks(
+    software: &HiveView<'_>,
+    folders: &[&String],
+    ops: &mut Vec<RegOp>,
+) -> Result<(), HiveError> {
+    let Some(tasks) = software.key(&format!("{TASK_CACHE}\\Tasks"))? else {
+        return Ok(());
+    };
+    for task in tasks.keys()?.into_iter().take(MAX_TASKS) {
+        let id = task.name()?;
+        let (Some(actions), Some(path)) = (task.value("Actions")?, task.string("Path")?) else {
+            continue;
+        };
+        let is_id = uuid::Uuid::try_parse(id.trim_matches(['{', '}'])).is_ok();
+        let windows_own = path
+            .get(..11)
+            .is_some_and(|head| head.eq_ignore_ascii_case("\\Microsoft\\"));
+        if !is_id || windows_own || !holds(&actions.data, folders) {
+            continue;
+        }
+        let node = format!("{TASK_CACHE}\\Tree{path}");
+        // A folder of tasks is never taken away.
+        let leaf = match software.key(&node)? {
+            Some(key) => key.keys()?.is_empty(),
+            None => false,
+        };
+        if !path.starts_with('\\') || !leaf {
+            continue;
+        }
+        ops.push(RegOp::DeleteKey { key: node });
+        ops.extend(TASK_LISTS.iter().map(|list| RegOp::DeleteKey {
+            key: format!("{TASK_CACHE}\\{list}\\{id}"),
+        }));
+        ops.push(RegOp::DeleteKey {
+            key: format!("{TASK_CACHE}\\Tasks\\{id}"),
+        });
+    }
+    Ok(())
+}
+
+/// Whether UTF-16 text in `data` names one of the folders, at whatever offset it begins.
+fn holds(data: &[u8], folders: &[&String]) -> bool {
+    let lower = |bytes: &[u8]| -> Vec<u8> { bytes.to_ascii_lowercase() };
+    let data = lower(data);
+    folders.iter().any(|folder| {
+        let wanted: Vec<u8> = folder.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let wanted = lower(&wanted);
+        data.windows(wanted.len().max(1)).any(|w| w == wanted)
+    })
 }
 
 fn without_filters(
@@ -144,6 +239,94 @@ mod tests {
                 assert!(!name.starts_with(never), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn run_entries_and_tasks() {
+        let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let id = |n: u8| {
+            uuid::Uuid::from_bytes([n; 16])
+                .braced()
+                .to_string()
+                .to_uppercase()
+        };
+        let mut tree = KeyTree::new("ROOT");
+        let run = RUN[0];
+        tree.sz(run, "vmware user process", "x")
+            .sz(
+                run,
+                "Updater",
+                r#""C:\PROGRAM FILES\VMware\VMWARE TOOLS\up.exe" -n"#,
+            )
+            .sz(
+                run,
+                "Workstation",
+                r"C:\Program Files\VMware\VMware Workstation\vmplayer.exe",
+            );
+        for (n, path, program) in [
+            (
+                1,
+                r"\VMware\Tools update",
+                r"C:\Program Files\VMware\VMware Tools\up.exe",
+            ),
+            (
+                2,
+                r"\Microsoft\Windows\Copy",
+                r"C:\Program Files\VMware\VMware Tools\up.exe",
+            ),
+            (3, r"\Backup", r"C:\Backup\VMware Tools.cmd"),
+            (
+                4,
+                r"\Parallels",
+                r"%ProgramFiles%\Parallels\Parallels Tools\prl_up.exe",
+            ),
+            (
+                5,
+                r"\Folder",
+                r"C:\Program Files\Oracle\VirtualBox Guest Additions\x.exe",
+            ),
+        ] {
+            // The scheduler's records begin with a version and lengths: text is at odd offsets too.
+            let actions: Vec<u8> = [vec![3, 0, 9], utf16(program)].concat();
+            let key = format!("{TASK_CACHE}\\Tasks\\{}", id(n));
+            tree.sz(&key, "Path", path)
+                .set(&key, "Actions", RegData::Binary(actions));
+            tree.sz(&format!("{TASK_CACHE}\\Tree{path}"), "Id", &id(n));
+            tree.key_mut(&format!("{TASK_CACHE}\\Plain\\{}", id(n)));
+        }
+        tree.key_mut(&format!(r"{TASK_CACHE}\Tree\Folder\task of another"));
+        let bytes = tree.to_bytes("SOFTWARE");
+        let view = HiveView::new(&bytes).unwrap();
+        let tools = tools();
+        let folders: Vec<&String> = tools.iter().flat_map(|t| &t.folders).collect();
+        let names: Vec<&String> = tools.iter().flat_map(|t| &t.run).collect();
+        let mut ops = Vec::new();
+        without_run_entries(&view, &names, &folders, &mut ops).unwrap();
+        let gone: Vec<String> = ops.iter().map(|op| format!("{op:?}")).collect();
+        assert_eq!(ops.len(), 2, "{gone:?}");
+        assert!(
+            gone.iter().all(|op| !op.contains("Workstation")),
+            "{gone:?}"
+        );
+        ops.clear();
+        without_tasks(&view, &folders, &mut ops).unwrap();
+        let mut gone: Vec<&str> = ops
+            .iter()
+            .map(|op| op.key())
+            .filter(|k| k.contains("Tree") || k.contains("Tasks"))
+            .map(|k| k.strip_prefix(TASK_CACHE).unwrap())
+            .collect();
+        gone.sort_unstable();
+        let (first, fourth) = (format!(r"\Tasks\{}", id(1)), format!(r"\Tasks\{}", id(4)));
+        assert_eq!(
+            gone,
+            [
+                &first,
+                &fourth,
+                r"\Tree\Parallels",
+                r"\Tree\VMware\Tools update"
+            ]
+        );
     }
 
     #[test]

@@ -6,12 +6,12 @@
 
 use crate::domain::MacAddr;
 use crate::firstboot::network::{self, Policy};
-use crate::firstboot::{self, ABSENT, FileName, Restore, SERVICE, Script};
+use crate::firstboot::{self, ABSENT, FileName, Inf, Restore, SERVICE, Script};
 use crate::guest::GuestPath;
 use crate::registry::hive::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
-use super::{HiveName, Inputs, Layout, Part, Result};
+use super::{HiveName, Inputs, Layout, Part, Result, cleanup, disks};
 
 /// What the user decided about the first boot.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +23,8 @@ pub struct Wishes {
     pub macs: Vec<MacAddr>,
     /// The contents of `--firstboot` files.
     pub user_scripts: Vec<Vec<u8>>,
+    /// `--uninstall-tools`
+    pub uninstall_tools: bool,
 }
 
 /// Media paths of what is made here.
@@ -44,8 +46,8 @@ pub fn add(
         .drivers
         .iter()
         .any(|d| d.driver.eq_ignore_ascii_case("netkvm"));
-    let adapters = &inputs.inspection.network.adapters;
-    let mut decision = network::decide(wishes.network, adapters, &wishes.macs, has_netkvm);
+    let facts = &inputs.inspection.network;
+    let mut decision = network::decide(wishes.network, facts, &wishes.macs, has_netkvm);
     let reason = match (wishes.none, windows.target.major < 6) {
         (true, _) => Some("--no-firstboot was given"),
         (_, true) => Some("this Windows lacks the programs that the first-boot script uses"),
@@ -67,20 +69,29 @@ pub fn add(
     }
     layout.warnings.append(&mut decision.notes);
     let system = HiveView::new(&inputs.hives.system.bytes)?;
-    let mut restore = vec![Restore::AutoReboot];
-    // 1 is what lets disks come online that Windows has not seen on this bus.
-    if has_data_letters(&system)? && windows.target.server {
-        restore.push(Restore::SanPolicy);
-    }
+    let restore = vec![Restore::AutoReboot];
     for set in sets {
         service(&system, set, &restore, layout)?;
     }
     let folder = windows.root.join(firstboot::FOLDER)?;
     let mut script = Script {
         modern_pnputil: windows.target.major >= 10,
+        removes_devices: windows.target.build >= PNPUTIL_REMOVES_DEVICES,
         infs: Vec::new(),
         network: decision.settings,
+        ghosts: decision.ghosts,
+        disks: disks::with_letters(
+            &system,
+            &windows.control_set,
+            windows.drive_letter,
+            &mut layout.warnings,
+        )?,
         agent: false,
+        uninstall: if wishes.uninstall_tools {
+            cleanup::product_codes(&windows.tools)
+        } else {
+            Vec::new()
+        },
         user_scripts: wishes.user_scripts.len(),
         restore,
         two_boots: inputs.options.bootstrap.is_some(),
@@ -94,7 +105,13 @@ pub fn add(
             continue;
         }
         match FileName::new(&name) {
-            Some(name) => script.infs.push(name),
+            Some(path) => {
+                let file = below.last().map(String::as_str).unwrap_or_default();
+                script.infs.push(Inf {
+                    path,
+                    service: in_use(inputs, file),
+                });
+            }
             None => layout.warnings.push(format!(
                 "the driver {name:?} has a name the first-boot script cannot use safely: Windows may still find it by itself"
             )),
@@ -127,25 +144,19 @@ pub fn add(
     Ok(())
 }
 
-/// Whether a drive letter belongs to another disk than that of `C:`, as far as Windows remembers.
-fn has_data_letters(system: &HiveView<'_>) -> Result<bool, HiveError> {
-    let Some(mounted) = system.key("MountedDevices")? else {
-        return Ok(false);
-    };
-    let mut disks = std::collections::BTreeSet::new();
-    for (name, value) in mounted.values()?.into_iter().take(1024) {
-        if !name.to_ascii_lowercase().starts_with(r"\dosdevices\") {
-            continue;
-        }
-        match value.data.as_slice() {
-            // MBR: the disk's signature and the offset.
-            data if data.len() == 12 => disks.insert(data[..4].to_vec()),
-            // GPT: only the partition is named.
-            data if data.starts_with(b"DMIO:ID:") => disks.insert(data.to_vec()),
-            _ => false,
-        };
-    }
-    Ok(disks.len() > 1)
+/// Windows 10 2004 brought `pnputil /remove-device`.
+const PNPUTIL_REMOVES_DEVICES: u32 = 19041;
+
+/// The service of an INF's device and the INF's version.
+fn in_use(inputs: &Inputs<'_>, inf_name: &str) -> Option<(FileName, FileName)> {
+    let package = inputs
+        .drivers
+        .packages
+        .iter()
+        .find(|p| p.inf_name.eq_ignore_ascii_case(inf_name))?;
+    let service = FileName::new(&package.inf.device_service()?.name)?;
+    let version = FileName::new(&package.inf.driver_ver.version_text())?;
+    Some((service, version))
 }
 
 fn service(
@@ -166,7 +177,6 @@ fn service(
         };
         let during = match value {
             Restore::AutoReboot => 0,
-            Restore::SanPolicy => 1,
         };
         ops.push(RegOp::set(parameters.as_str(), name, RegData::Dword(old)));
         ops.push(RegOp::set(at, name, RegData::Dword(during)));
@@ -192,60 +202,5 @@ fn dword(system: &HiveView<'_>, key: &str, name: &str) -> Result<Option<u32>, Hi
     match system.key(key)? {
         Some(key) => key.dword(name),
         None => Ok(None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::registry::KeyTree;
-
-    #[test]
-    fn letters_of_other_disks() {
-        let gpt = |n: u8| [b"DMIO:ID:".as_slice(), &[n; 16]].concat();
-        let mbr = |disk: u8, offset: u8| [[disk; 4], [offset; 4], [0; 4]].concat();
-        for (values, expected) in [
-            (vec![("\\DosDevices\\C:", mbr(1, 1))], false),
-            (
-                vec![
-                    ("\\DosDevices\\C:", mbr(1, 1)),
-                    ("\\DosDevices\\D:", mbr(1, 9)),
-                ],
-                false,
-            ),
-            (
-                vec![
-                    ("\\DosDevices\\C:", mbr(1, 1)),
-                    ("\\DosDevices\\E:", mbr(2, 1)),
-                ],
-                true,
-            ),
-            (
-                vec![("\\DosDevices\\C:", gpt(1)), ("\\??\\Volume{1}", gpt(2))],
-                false,
-            ),
-            (
-                vec![("\\DosDevices\\C:", gpt(1)), ("\\DosDevices\\D:", gpt(2))],
-                true,
-            ),
-            (
-                vec![
-                    ("\\DosDevices\\C:", gpt(1)),
-                    ("\\DosDevices\\D:", b"\\??\\IDE#CdRom".to_vec()),
-                ],
-                false,
-            ),
-        ] {
-            let mut tree = KeyTree::new("ROOT");
-            for (name, data) in &values {
-                tree.set("MountedDevices", name, RegData::Binary(data.clone()));
-            }
-            let bytes = tree.to_bytes("SYSTEM");
-            assert_eq!(
-                has_data_letters(&HiveView::new(&bytes).unwrap()).unwrap(),
-                expected,
-                "{values:?}"
-            );
-        }
     }
 }

@@ -6,6 +6,7 @@
 //! nothing.
 
 mod cleanup;
+mod disks;
 pub mod firstboot;
 pub mod model;
 mod repair;
@@ -37,7 +38,7 @@ type Result<T, E = PlanError> = std::result::Result<T, E>;
 pub struct Options {
     /// The controller of the first boot; `None`: straight to virtio.
     pub bootstrap: Option<Controller>,
-    /// Mend the default boot entry where it names a partition that is not there.
+    /// Mend the default boot entry and the boot sector where they name a place where no partition is.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services as they are.
     pub keep_tools: bool,
@@ -126,11 +127,13 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     };
     let database = DriversHive::of(inputs, &mut layout.warnings);
     let mut numbers = OemNumbers::new(inputs.used_oem, &system, database.view())?;
+    let existing = existing_services(&system, &inputs.windows.control_set, inputs.drivers)?;
     let place = |set: &str, oem| {
         let mut placement = Placement::new(set, inputs.windows.root.clone(), oem)?;
         if let Some(letter) = inputs.windows.drive_letter {
             placement.system_drive = format!("{letter}:");
         }
+        placement.existing.clone_from(&existing);
         Ok::<_, PathError>(placement)
     };
     for package in &inputs.drivers.packages {
@@ -216,6 +219,24 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
         ops.retain(|op| seen.insert(format!("{op:?}")));
     }
     Ok(layout)
+}
+
+/// The services of the drivers that the guest has already.
+fn existing_services(
+    system: &HiveView<'_>,
+    set: &str,
+    drivers: &DriverSet,
+) -> Result<BTreeSet<String>> {
+    let mut existing = BTreeSet::new();
+    for service in drivers.packages.iter().flat_map(|p| p.inf.services()) {
+        if let Some(key) = system.key(&format!("{set}\\Services\\{}", service.name))?
+            && key.dword("Type")?.is_some()
+            && key.string("ImagePath")?.is_some()
+        {
+            existing.insert(service.name.to_lowercase());
+        }
+    }
+    Ok(existing)
 }
 
 /// Boot storage is installed completely and must be; nothing else may stand in its way.
@@ -380,6 +401,7 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
         None if inputs.windows.esp.is_some() => plan.skipped.push(Skipped { id, title }),
         None => {}
     }
+    plan.actions.extend(repair::boot_sector(inputs));
     // SYSTEM last: its services are what makes Windows load the files.
     for hive in [
         HiveName::Bcd,

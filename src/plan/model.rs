@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::drivers::catalogue::Role;
 use crate::error::Blocker;
 use crate::guest::{GuestPath, VolumeId};
+use crate::inspect::SectorField;
 use crate::registry::RegEdits;
 
 /// One unit of reversion: done wholly or not at all.
@@ -30,6 +31,13 @@ pub enum Action {
         size: u64,
         /// Whether a different file of that name is there now.
         replaces: bool,
+    },
+    /// Sets numbers in the boot sector of a BIOS boot volume.
+    PatchBootSector {
+        id: String,
+        title: String,
+        volume: VolumeId,
+        fields: Vec<SectorField>,
     },
     /// Merges registry edits into one hive. A hive whose transaction logs were replayed in memory is
     /// written as recovered, and `reset_logs` are emptied so that Windows cannot replay old pages over it.
@@ -92,6 +100,7 @@ impl Action {
         match self {
             Action::CopyFiles { id, .. }
             | Action::CopyInGuest { id, .. }
+            | Action::PatchBootSector { id, .. }
             | Action::EditHive { id, .. } => id,
         }
     }
@@ -123,6 +132,15 @@ impl Action {
                 "{title}: {from} to {to}{}",
                 if *replaces { ", which is replaced" } else { "" }
             ),
+            Action::PatchBootSector {
+                title,
+                volume,
+                fields,
+                ..
+            } => {
+                let names: Vec<_> = fields.iter().map(|f| f.name).collect();
+                format!("{title}: {} on partition {}", names.join(", "), volume.0)
+            }
             Action::EditHive {
                 title,
                 path,
@@ -182,7 +200,9 @@ impl Plan {
             .map(|action| match action {
                 Action::CopyFiles { files, .. } => files.iter().map(|f| f.size).sum(),
                 // On the boot volume.
-                Action::CopyInGuest { .. } | Action::EditHive { .. } => 0,
+                Action::CopyInGuest { .. }
+                | Action::PatchBootSector { .. }
+                | Action::EditHive { .. } => 0,
             })
             .sum()
     }

@@ -8,10 +8,11 @@ use std::collections::BTreeSet;
 
 use crate::boot_path::{Controller, Fault, ImageState, class_guid};
 use crate::error::Blocker;
+use crate::inspect::SectorField;
 use crate::registry::hive::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
-use super::{HiveName, Inputs, Layout};
+use super::{Action, HiveName, Inputs, Layout};
 
 const HDC_CLASS: &str = "{4d36e96a-e325-11ce-bfc1-08002be10318}";
 
@@ -73,6 +74,20 @@ pub fn boot_store(inputs: &Inputs<'_>, layout: &mut Layout) {
     if !ops.is_empty() {
         layout.edits.insert(HiveName::Bcd, ops);
     }
+}
+
+/// The boot sector of XP and 2003 is always mended; where the partition starts, on request.
+pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
+    let boot = &inputs.windows.boot;
+    let hidden = boot.hidden.iter().filter(|_| inputs.options.repair_bcd);
+    let fields: Vec<SectorField> = boot.heads.iter().chain(hidden).cloned().collect();
+    let volume = inputs.windows.boot_volume.filter(|_| !fields.is_empty())?;
+    Some(Action::PatchBootSector {
+        id: "boot-sector".to_string(),
+        title: "correct the boot sector".to_string(),
+        volume,
+        fields,
+    })
 }
 
 enum Repair {

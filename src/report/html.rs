@@ -289,6 +289,15 @@ fn action_body(h: &mut String, action: &Action) {
                 escape(&to.to_string())
             );
         }
+        Action::PatchBootSector { volume, fields, .. } => {
+            let names: Vec<_> = fields.iter().map(|f| f.name).collect();
+            let _ = writeln!(
+                h,
+                "<p>{} in the boot sector of partition {}</p>",
+                escape(&names.join(", ")),
+                volume.0
+            );
+        }
         Action::EditHive { hive, edits, .. } => {
             h.push_str("<table><tr><th>value</th><th>data</th></tr>\n");
             let mut at = None;

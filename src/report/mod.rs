@@ -11,7 +11,7 @@ use crate::fix::trim::VolumeTrim;
 use crate::inspect::Inspection;
 use crate::plan::model::Plan;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The verdict of a check that looked at the finished disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -67,7 +67,16 @@ pub struct Outputs {
     pub disks: Vec<PathBuf>,
     pub bootstrap_xml: Option<PathBuf>,
     pub final_xml: Option<PathBuf>,
+    /// The machine for others than libvirt (`--emit`).
+    pub emitted: Vec<PathBuf>,
     pub report: Option<PathBuf>,
+}
+
+impl Outputs {
+    /// The output folder.
+    pub fn folder(&self) -> Option<&Path> {
+        self.report.as_deref()?.parent()
+    }
 }
 
 /// Everything one conversion has to tell. Serialises to `report.json` and to `convert --json`.

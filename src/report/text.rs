@@ -278,6 +278,9 @@ pub fn conversion(r: &Report) -> String {
             let _ = writeln!(text, "  {label:<10} {}", xml.display());
         }
     }
+    for file in &r.outputs.emitted {
+        let _ = writeln!(text, "  other      {}", file.display());
+    }
     if !r.next_commands.is_empty() {
         text.push_str("\nNext\n");
         for command in &r.next_commands {

@@ -193,7 +193,11 @@ impl<'a> Item<'a> {
 
     fn label(&self) -> String {
         let name = self.text("ElementName").or(self.text("Caption"));
-        clean(name.unwrap_or("an unnamed device"))
+        clean(name.unwrap_or(match self.text("ResourceType") {
+            Some("14") => "a floppy drive",
+            Some("15" | "16") => "a CD-ROM drive",
+            _ => "an unnamed device",
+        }))
     }
 
     /// The controller this disk hangs on, and its number.

@@ -129,6 +129,16 @@ impl Virsh {
             .map(drop)
     }
 
+    /// The XML of a storage pool.
+    pub fn pool_xml(&self, pool: &str) -> Result<String> {
+        self.text(&["pool-dumpxml", "--", pool])
+    }
+
+    /// Makes libvirt look for what is in a storage pool.
+    pub fn pool_refresh(&self, pool: &str) -> Result<()> {
+        self.text(&["pool-refresh", "--", pool]).map(drop)
+    }
+
     /// Waits for an event, `seconds` at most, and looks at the state.
     pub fn tick(&self, domain: Uuid, seconds: u32) -> Result<Tick> {
         let script =

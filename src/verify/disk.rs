@@ -38,7 +38,11 @@ pub fn partition_table(c: &Context<'_>) -> Outcome {
 
 pub fn boot_sector(c: &Context<'_>) -> Outcome {
     c.findings(
-        &["boot-sector-hidden", "boot-sector-heads"],
+        &[
+            "boot-sector-hidden",
+            "boot-sector-heads",
+            "boot-sector-geometry",
+        ],
         "nothing wrong is known of the boot sector",
     )
 }

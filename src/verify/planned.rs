@@ -2,7 +2,7 @@
 
 use super::loaded;
 use crate::drivers::media::Media;
-use crate::guest::{GuestRead, VolumeId};
+use crate::guest::{GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Severity, Survey};
 use crate::plan::model::{Action, Plan};
 use crate::registry::HiveView;
@@ -70,6 +70,18 @@ fn files(
                     return Err(format!("{to} differs from {from}"));
                 }
                 count += 1;
+            }
+            Action::PatchBootSector { volume, fields, .. } => {
+                for field in fields {
+                    let path = GuestPath::parse("$Boot").map_err(|e| e.to_string())?;
+                    let (offset, len) = (field.offset.into(), field.new.len());
+                    let found = guest
+                        .read_at(*volume, &path, offset, len)
+                        .map_err(|e| format!("{path}: {e}"))?;
+                    if found != field.new {
+                        return Err(format!("{} of the boot sector differs", field.name));
+                    }
+                }
             }
             Action::EditHive { .. } => {}
         }

@@ -287,25 +287,67 @@ impl Ntfs3g {
         self.security(dir)?.ok_or(EOPNOTSUPP)
     }
 
-    fn create(&self, op: &'static str, path: &GuestPath, kind: FileKind) -> Result<()> {
+    /// `security`: that of the file it takes the place of.
+    fn create(
+        &self,
+        op: &'static str,
+        path: &GuestPath,
+        kind: FileKind,
+        security: Option<Security>,
+    ) -> Result<()> {
         let (dir, number, name) = self.parent(op, path)?;
         match self.child(&dir, name) {
             Ok(_) => return Err(self.error(op, path, EEXIST)),
             Err(ENOENT) => {}
             Err(errno) => return Err(self.error(op, path, errno)),
         }
-        self.create_in(dir, number, name, kind)
+        let security = match security {
+            Some(security) => Ok(security),
+            None => self.model(&dir, number, kind),
+        };
+        // The library would mark the new file as compressed and then not write it.
+        let compressed = dir.attributes() & FILE_ATTR_COMPRESSED != 0;
+        let prepared = if compressed {
+            self.mark_compressed(&dir, false)
+        } else {
+            Ok(())
+        };
+        let created = prepared
+            .and(security)
+            .and_then(|security| self.create_in(dir, name, kind, security));
+        let restored = if compressed {
+            self.open(number).and_then(|dir| {
+                self.mark_compressed(&dir, true)?;
+                dir.close()
+            })
+        } else {
+            Ok(())
+        };
+        created
+            .and(restored)
             .map_err(|errno| self.error(op, path, errno))
+    }
+
+    /// Whether what is made in the folder is to be compressed.
+    fn mark_compressed(&self, dir: &OpenInode<'_>, compressed: bool) -> Result<(), c_int> {
+        let mut attributes = dir.attributes() & !FILE_ATTR_COMPRESSED;
+        if compressed {
+            attributes |= FILE_ATTR_COMPRESSED;
+        }
+        let bytes = attributes.to_le_bytes();
+        // SAFETY: the inode is open and the buffer is as long as said.
+        check(unsafe {
+            (self.api.ntfs_set_ntfs_attrib)(dir.ptr(), bytes.as_ptr().cast(), bytes.len(), 0)
+        })
     }
 
     fn create_in(
         &self,
         dir: OpenInode<'_>,
-        number: u64,
         name: &str,
         kind: FileKind,
+        security: Security,
     ) -> Result<(), c_int> {
-        let security = self.model(&dir, number, kind)?;
         let id = match &security {
             Security::Id(id) => *id,
             Security::Descriptor(_) => 0,
@@ -381,7 +423,7 @@ impl Ntfs3g {
     }
 
     pub fn create_dir(&mut self, path: &GuestPath) -> Result<()> {
-        self.create("creating the folder", path, FileKind::Dir)
+        self.create("creating the folder", path, FileKind::Dir, None)
     }
 
     /// Opens an existing file whose data may be changed.
@@ -451,17 +493,50 @@ impl Ntfs3g {
     pub fn write_file(&mut self, path: &GuestPath, contents: &[u8]) -> Result<()> {
         const OP: &str = "writing";
         match self.lookup(path) {
-            Ok(_) => self.replace(OP, path, contents),
-            Err(ENOENT) => {
-                self.create(OP, path, FileKind::File)?;
-                self.replace(OP, path, contents).inspect_err(|_| {
-                    if let Err(undo) = self.remove(OP, path, FileKind::File) {
-                        tracing::warn!("removing a half-written {path}: {undo}");
-                    }
-                })
-            }
+            Ok(reference) => match self.remove_lznt1(path, reference)? {
+                Some(security) => self.write_new(path, Some(security), contents),
+                None => self.replace(OP, path, contents),
+            },
+            Err(ENOENT) => self.write_new(path, None, contents),
             Err(errno) => Err(self.error(OP, path, errno)),
         }
+    }
+
+    fn write_new(
+        &self,
+        path: &GuestPath,
+        security: Option<Security>,
+        contents: &[u8],
+    ) -> Result<()> {
+        const OP: &str = "writing";
+        self.create(OP, path, FileKind::File, security)?;
+        self.replace(OP, path, contents).inspect_err(|_| {
+            if let Err(undo) = self.remove(OP, path, FileKind::File) {
+                tracing::warn!("removing a half-written {path}: {undo}");
+            }
+        })
+    }
+
+    /// The library writes no LZNT1 here, and cannot take the mark off a file: a plain one, with the same
+    /// security, takes its place. `None` when the file is not compressed.
+    fn remove_lznt1(&self, path: &GuestPath, reference: u64) -> Result<Option<Security>> {
+        const OP: &str = "replacing the compressed";
+        let inode = self
+            .open(reference)
+            .map_err(|errno| self.error(OP, path, errno))?;
+        let is_file = inode.attributes() & (FILE_ATTR_DIRECTORY | FILE_ATTR_ENCRYPTED) == 0;
+        if !is_file || inode.attributes() & FILE_ATTR_COMPRESSED == 0 {
+            return Ok(None);
+        }
+        let security = self.security(&inode);
+        let security = security
+            .and_then(|security| inode.close().map(|()| security))
+            .map_err(|errno| self.error(OP, path, errno))?;
+        let Some(security) = security else {
+            return Err(failed(OP, path, "it has no security descriptor".into()));
+        };
+        self.remove(OP, path, FileKind::File)?;
+        Ok(Some(security))
     }
 
     /// Puts what a file holds behind a reparse point, as CompactOS does: for guests of our own making.
@@ -522,8 +597,11 @@ impl Ntfs3g {
         marked
             .and_then(|()| folder.close())
             .map_err(|errno| self.error(OP, path, errno))?;
-        self.create(OP, path, FileKind::File)?;
+        let (folder, number, name) = self.parent(OP, path)?;
+        // Not `create`, which keeps new files from being compressed.
         let write = || {
+            let security = self.model(&folder, number, FileKind::File)?;
+            self.create_in(folder, name, FileKind::File, security)?;
             let inode = self.open(self.lookup(path)?)?;
             let data = inode.unnamed(AT_DATA)?;
             data.write(0, contents)?;

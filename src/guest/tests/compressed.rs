@@ -148,5 +148,28 @@ fn lznt1_files_compressed_by_ntfs_3g() {
         assert_reads(&image, "packed/file", &data);
         assert!(ntfscat(&image, "packed/file") == data);
         assert_sound(&image);
+
+        // A whole new file takes its place, plain as everything that is written here.
+        let mut writer = image.writer();
+        let patch = writer.patch_file(VOLUME, &path("packed/file"), 5, &[]);
+        assert!(patch.is_err(), "a patch of a compressed file");
+        let new = noise(100_000, 3);
+        for name in ["packed/file", "packed/new"] {
+            writer.write_file(VOLUME, &path(name), &new).unwrap();
+        }
+        writer.close().unwrap();
+        for name in ["packed/file", "packed/new"] {
+            let stat = image.reader().stat(VOLUME, &path(name)).unwrap().unwrap();
+            assert!(!stat.compressed, "{name}");
+            assert!(ntfscat(&image, name) == new);
+        }
+        assert_eq!(
+            image.reader().list(VOLUME, &path("packed")).unwrap().len(),
+            2
+        );
+        let stat = run("ntfsinfo", &["-F", "packed", image.name()]);
+        let stat = String::from_utf8(stat).unwrap();
+        assert!(stat.contains("COMPRESSED"), "{stat}");
+        assert_sound(&image);
     }
 }

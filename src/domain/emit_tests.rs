@@ -1,0 +1,549 @@
+//! The writers for others than libvirt, read back or run.
+
+#![allow(clippy::disallowed_methods)] // shells and a stand-in for qm
+#![allow(clippy::print_stderr)] // skips must be seen
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::element::Element;
+use super::emit::{EmitError, documents};
+use super::firmware::FirmwareImages;
+use super::tests::machine;
+use super::xml::to_element;
+use super::*;
+
+/// A machine with two of everything, and names that a shell would take apart.
+fn full() -> Machine {
+    let mut m = machine();
+    m.name = "Büro's $(touch /tmp/oops) VM".into();
+    m.disks[0].path = "/vm/it's $HOME,x.qcow2".into();
+    m.disks.push(Disk {
+        path: "/dev/vg/data".into(),
+        format: DiskFormat::Raw,
+        serial: Some("h2k-1".into()),
+        sector_size: 512,
+        boot: false,
+        size_bytes: 5 << 30,
+    });
+    m.nics.push(Nic {
+        mac: "00:0C:29:AA:BB:02".parse().unwrap(),
+        source: NicSource::Bridge("br0".into()),
+        link_up: false,
+    });
+    m.serial = Some("VMware-56 4d".into());
+    m.genid = Some(uuid::Uuid::from_u128(7));
+    m.tpm = true;
+    m.drivers = Drivers {
+        agent: true,
+        balloon: true,
+        rng: true,
+        netkvm: false,
+    };
+    m
+}
+
+fn domains(m: &Machine) -> Vec<(Stage, Element)> {
+    let firmware = match m.firmware {
+        Firmware::Bios => FirmwareChoice::Bios,
+        Firmware::Uefi { secure_boot } => FirmwareChoice::Images(FirmwareImages {
+            code: "/fw/CODE.fd".into(),
+            code_format: "raw".into(),
+            vars: "/fw/VARS.fd".into(),
+            vars_format: "raw".into(),
+            secure_boot,
+            smm: secure_boot,
+        }),
+    };
+    let mut stages = vec![Stage::Bootstrap, Stage::Final];
+    if m.bootstrap == Bootstrap::None {
+        stages.remove(0);
+    }
+    stages
+        .into_iter()
+        .map(|stage| (stage, to_element(m, stage, &firmware).unwrap()))
+        .collect()
+}
+
+fn texts(emit: Emit, m: &Machine) -> Vec<String> {
+    let list = documents(emit, m, &domains(m)).unwrap();
+    list.into_iter().map(|d| d.text).collect()
+}
+
+fn sh(script: &str, args: &[&str], path: Option<&Path>) -> (bool, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("script.sh");
+    fs::write(&file, script).unwrap();
+    let mut command = Command::new("sh");
+    if args == ["-n"] {
+        command.arg("-n").arg(&file);
+    } else {
+        command.arg(&file).args(args);
+    }
+    if let Some(path) = path {
+        let rest = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{rest}", path.display()));
+    }
+    let out = command.output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    (
+        out.status.success(),
+        text + &String::from_utf8_lossy(&out.stderr),
+    )
+}
+
+// ---- KubeVirt ----
+
+fn yaml(text: &str) -> Vec<Value> {
+    use serde::Deserialize;
+    serde_yaml::Deserializer::from_str(text)
+        .map(|d| Value::deserialize(d).unwrap())
+        .collect()
+}
+
+#[test]
+fn kubevirt_field_by_field() {
+    let m = full();
+    let texts = texts(Emit::Kubevirt, &m);
+    let [first, last] = texts.as_slice() else {
+        panic!("{}", texts.len())
+    };
+    for text in [first, last] {
+        let documents = yaml(text);
+        assert_eq!(documents.len(), 3, "{text}");
+        for (n, (document, size)) in documents.iter().zip([1u64 << 30, 5 << 30]).enumerate() {
+            assert_eq!(
+                *document,
+                json!({
+                    "apiVersion": "cdi.kubevirt.io/v1beta1",
+                    "kind": "DataVolume",
+                    "metadata": {"name": format!("b-ro-s---touch--tmp-oops--vm-disk-{n}")},
+                    "spec": {
+                        "source": {"upload": {}},
+                        "storage": {"resources": {"requests": {"storage": size.to_string()}}},
+                    },
+                })
+            );
+        }
+        assert!(
+            text.contains(r"--image-path='/vm/it'\''s $HOME,x.qcow2'"),
+            "{text}"
+        );
+    }
+    let vm = &yaml(last)[2];
+    let domain = &vm["spec"]["template"]["spec"]["domain"];
+    for (at, want) in [
+        ("/apiVersion", json!("kubevirt.io/v1")),
+        ("/kind", json!("VirtualMachine")),
+        ("/metadata/name", json!("b-ro-s---touch--tmp-oops--vm")),
+        ("/spec/runStrategy", json!("Halted")),
+        (
+            "/spec/template/spec/networks",
+            json!([
+                {"name": "net-0", "pod": {}},
+                {"name": "net-1", "multus": {"networkName": "br0"}},
+            ]),
+        ),
+        (
+            "/spec/template/spec/volumes",
+            json!([
+                {"name": "disk-0", "dataVolume": {"name": "b-ro-s---touch--tmp-oops--vm-disk-0"}},
+                {"name": "disk-1", "dataVolume": {"name": "b-ro-s---touch--tmp-oops--vm-disk-1"}},
+            ]),
+        ),
+    ] {
+        assert_eq!(vm.pointer(at), Some(&want), "{at}");
+    }
+    for (at, want) in [
+        ("/machine/type", json!("q35")),
+        (
+            "/cpu",
+            json!({"sockets": 1, "cores": 4, "threads": 1, "model": "host-passthrough"}),
+        ),
+        ("/memory/guest", json!("4096Mi")),
+        (
+            "/firmware",
+            json!({
+                "uuid": m.uuid.to_string(),
+                "serial": "VMware-56 4d",
+                "bootloader": {"efi": {"secureBoot": false, "persistent": true}},
+            }),
+        ),
+        ("/features/hyperv/spinlocks/spinlocks", json!(8191)),
+        ("/features/hyperv/synictimer/direct", json!({})),
+        ("/features/smm", Value::Null),
+        ("/clock/timer/hpet/present", json!(false)),
+        ("/devices/tpm/persistent", json!(true)),
+        ("/devices/rng", json!({})),
+        (
+            "/devices/disks",
+            json!([
+                {"name": "disk-0", "disk": {"bus": "virtio"}, "cache": "none", "bootOrder": 1, "serial": "h2k-0"},
+                {"name": "disk-1", "disk": {"bus": "virtio"}, "cache": "none", "serial": "h2k-1"},
+            ]),
+        ),
+        (
+            "/devices/interfaces",
+            json!([
+                {"name": "net-0", "model": "virtio", "macAddress": "00:0c:29:aa:bb:01", "masquerade": {}},
+                {"name": "net-1", "model": "virtio", "macAddress": "00:0c:29:aa:bb:02", "state": "down", "bridge": {}},
+            ]),
+        ),
+    ] {
+        assert_eq!(domain.pointer(at).unwrap_or(&Value::Null), &want, "{at}");
+    }
+    // The first boot: SATA, a VirtIO probe, the drivers, a card Windows knows; else the same machine.
+    let mut boot = yaml(first).remove(2);
+    let devices = boot
+        .pointer_mut("/spec/template/spec/domain/devices")
+        .unwrap();
+    let disks: Vec<_> = devices["disks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|d| {
+            let bus = d.pointer("/disk/bus").or(d.pointer("/cdrom/bus")).unwrap();
+            format!("{} {}", d["name"].as_str().unwrap(), bus.as_str().unwrap())
+        })
+        .collect();
+    assert_eq!(
+        disks,
+        ["disk-0 sata", "disk-1 sata", "probe virtio", "drivers sata"]
+    );
+    assert_eq!(devices["interfaces"][0]["model"], "e1000e");
+    let mut vm = vm.clone();
+    for document in [&mut boot, &mut vm] {
+        *document.pointer_mut("/metadata/labels").unwrap() = Value::Null;
+        *document.pointer_mut("/spec/template/spec/volumes").unwrap() = Value::Null;
+        let devices = document
+            .pointer_mut("/spec/template/spec/domain/devices")
+            .unwrap();
+        devices["disks"] = Value::Null;
+        for nic in devices["interfaces"].as_array_mut().unwrap() {
+            nic["model"] = Value::Null;
+        }
+    }
+    assert_eq!(boot, vm);
+}
+
+#[test]
+fn kubevirt_by_kind_of_machine() {
+    let mut m = machine();
+    m.firmware = Firmware::Uefi { secure_boot: true };
+    m.bus = StorageBus::VirtioScsi;
+    m.nics[0].source = NicSource::Network("vlan7".into());
+    let vm = yaml(&texts(Emit::Kubevirt, &m)[1]).remove(1);
+    let domain = &vm["spec"]["template"]["spec"]["domain"];
+    assert_eq!(domain["features"]["smm"]["enabled"], true);
+    assert_eq!(domain["firmware"]["bootloader"]["efi"]["secureBoot"], true);
+    assert_eq!(domain["devices"]["disks"][0]["disk"]["bus"], "scsi");
+    let networks = &vm["spec"]["template"]["spec"]["networks"];
+    assert_eq!(networks[0]["multus"]["networkName"], "vlan7");
+    m.firmware = Firmware::Bios;
+    m.bootstrap = Bootstrap::Ide;
+    let error = kubevirt::yaml(&m, Stage::Final).unwrap_err();
+    assert!(matches!(error, EmitError::Missing { .. }), "{error}");
+}
+
+// ---- Proxmox ----
+
+/// A stand-in for `qm`: it keeps the options of a machine as Proxmox shows them, and records its
+/// arguments.
+const QM: &str = r#"#!/bin/sh
+state=$(dirname "$0")
+for a in "$@"; do printf '[%s]' "$a" >>"$state/calls"; done; echo >>"$state/calls"
+verb=$1; shift; vmid=$1; shift
+conf=$state/$vmid.conf
+case $verb in
+  config) cat "$conf" ;;
+  status) cat "$state/status" 2>/dev/null || echo 'status: stopped' ;;
+  unlink) sed -i "/^$2:/d" "$conf" ;;
+  create | set)
+    [ $verb = create ] && : >"$conf"
+    while [ $# -gt 0 ]; do
+      key=${1#--}; value=$2; shift 2
+      if [ "$key" = delete ]; then
+        sed -i "s/^$value: \([^,]*\).*/unused0: \1/" "$conf"; continue
+      fi
+      case $value in *:0,import-from=*) value="${value%%:*}:vm-$vmid-disk-$key,${value#*,*,}" ;; esac
+      case $value in *:vm-*) sed -i "/^unused0:/d" "$conf" ;; esac
+      sed -i "/^$key:/d" "$conf"
+      echo "$key: $value" >>"$conf"
+    done ;;
+  *) exit 9 ;;
+esac
+"#;
+
+struct FakeQm {
+    dir: tempfile::TempDir,
+    script: String,
+}
+
+impl FakeQm {
+    fn new(m: &Machine) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let qm = dir.path().join("qm");
+        fs::write(&qm, QM).unwrap();
+        fs::set_permissions(&qm, fs::Permissions::from_mode(0o755)).unwrap();
+        Self {
+            dir,
+            script: texts(Emit::Proxmox, m).remove(0),
+        }
+    }
+
+    fn run(&self, args: &[&str]) -> (bool, String) {
+        sh(&self.script, args, Some(self.dir.path()))
+    }
+
+    fn config(&self) -> BTreeSet<String> {
+        let text = fs::read_to_string(self.dir.path().join("100.conf")).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn calls(&self) -> String {
+        fs::read_to_string(self.dir.path().join("calls")).unwrap()
+    }
+}
+
+fn lines(list: &[&str]) -> BTreeSet<String> {
+    list.iter().map(|l| (*l).to_owned()).collect()
+}
+
+#[test]
+fn proxmox_script_creates_and_switches() {
+    let mut m = full();
+    m.disks[0].path = "/vm/it's $HOME.qcow2".into();
+    let qm = FakeQm::new(&m);
+    assert!(sh(&qm.script, &["-n"], None).0);
+    let (ok, text) = qm.run(&["bootstrap", "100", "zfs"]);
+    assert!(ok, "{text}");
+    // Whatever is in a name or path stays one argument.
+    assert!(
+        qm.calls()
+            .contains("[zfs:0,import-from=/vm/it's $HOME.qcow2,discard=on,serial=h2k-0]"),
+        "{}",
+        qm.calls()
+    );
+    assert!(!Path::new("/tmp/oops").exists());
+    let common = lines(&[
+        "name: B-ro-s---touch--tmp-oops--VM",
+        "ostype: win10",
+        "machine: q35",
+        "memory: 4096",
+        "sockets: 1",
+        "cores: 4",
+        "cpu: host",
+        "localtime: 1",
+        "agent: enabled=1",
+        "serial0: socket",
+        "tablet: 1",
+        "balloon: 4096",
+        "vga: std",
+        "vmgenid: 00000000-0000-0000-0000-000000000007",
+        "rng0: source=/dev/urandom",
+        "bios: ovmf",
+        "efidisk0: zfs:0,efitype=4m,pre-enrolled-keys=0",
+        "tpmstate0: zfs:0,version=v2.0",
+        "smbios1: uuid=564d1234-5678-9abc-def0-123456789abc,serial=Vk13YXJlLTU2IDRk,base64=1",
+    ]);
+    let with = |more: &[&str]| common.union(&lines(more)).cloned().collect::<BTreeSet<_>>();
+    let first = qm.config();
+    for line in with(&[
+        "sata0: zfs:vm-100-disk-sata0,discard=on,serial=h2k-0",
+        "sata1: zfs:vm-100-disk-sata1,discard=on,serial=h2k-1",
+        "sata2: /vm/virtio-win.iso,media=cdrom",
+        "virtio0: zfs:1,serial=h2k-probe",
+        "boot: order=sata0",
+        "net0: e1000e=00:0c:29:aa:bb:01,bridge=vmbr0",
+        "net1: e1000e=00:0c:29:aa:bb:02,bridge=br0,link_down=1",
+    ]) {
+        assert!(first.contains(&line), "{line}\n{first:#?}");
+    }
+    fs::write(qm.dir.path().join("status"), "status: running\n").unwrap();
+    let (ok, text) = qm.run(&["final", "100"]);
+    assert!(!ok && text.contains("shut the machine down"), "{text}");
+    fs::remove_file(qm.dir.path().join("status")).unwrap();
+    let production = with(&[
+        "virtio0: zfs:vm-100-disk-sata0,discard=on,serial=h2k-0",
+        "virtio1: zfs:vm-100-disk-sata1,discard=on,serial=h2k-1",
+        "boot: order=virtio0",
+        "net0: virtio=00:0c:29:aa:bb:01,bridge=vmbr0",
+        "net1: virtio=00:0c:29:aa:bb:02,bridge=br0,link_down=1",
+        "unused0: /vm/virtio-win.iso",
+    ]);
+    // The second time there is nothing left to move.
+    for _ in 0..2 {
+        let (ok, text) = qm.run(&["final", "100"]);
+        assert!(ok, "{text}");
+        let mut now = qm.config();
+        // A CD leaves nothing behind on Proxmox; the stand-in does not know.
+        now.insert("unused0: /vm/virtio-win.iso".into());
+        assert_eq!(now, production);
+    }
+    for args in [&[][..], &["final"], &["final", "x"], &["delete", "100"]] {
+        let (ok, text) = qm.run(args);
+        assert!(!ok && text.contains("usage:"), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn proxmox_without_a_first_boot_and_refusals() {
+    let mut m = machine();
+    m.bootstrap = Bootstrap::None;
+    m.bus = StorageBus::VirtioScsi;
+    (m.firmware, m.nvram) = (Firmware::Bios, None);
+    let qm = FakeQm::new(&m);
+    let (ok, text) = qm.run(&["bootstrap", "100"]);
+    assert!(!ok && text.contains("needs no first boot"), "{text}");
+    let (ok, text) = qm.run(&["final", "100"]);
+    assert!(ok, "{text}");
+    let config = qm.config();
+    for line in [
+        "scsi0: local-lvm:vm-100-disk-scsi0,discard=on,serial=h2k-0",
+        "scsihw: virtio-scsi-pci",
+        "boot: order=scsi0",
+    ] {
+        assert!(config.contains(line), "{line}\n{config:#?}");
+    }
+    m.bootstrap = Bootstrap::Sata;
+    for n in 0..5 {
+        let mut more = m.disks[0].clone();
+        (more.path, more.boot) = (format!("/d{n}").into(), false);
+        m.disks.push(more);
+    }
+    let error = proxmox::script(&m).unwrap_err().to_string();
+    assert!(error.contains("6 places on sata"), "{error}");
+    m.disks.truncate(1);
+    m.disks[0].sector_size = 4096;
+    assert!(proxmox::script(&m).is_err());
+    m.disks[0].sector_size = 512;
+    m.disks[0].path = "/a,b".into();
+    assert!(proxmox::script(&m).is_err());
+}
+
+// ---- QEMU ----
+
+/// Every PCI address of the XML is on the command line, and no other.
+#[test]
+fn qemu_has_the_slots_of_the_xml() {
+    for change in [
+        (|_| {}) as fn(&mut Machine),
+        |m| m.bus = StorageBus::VirtioScsi,
+        |m| {
+            let System::Windows(w) = &mut m.system else {
+                return;
+            };
+            (w.major, w.minor) = (6, 1);
+        },
+        |m| {
+            m.bootstrap = Bootstrap::Ide;
+            (m.firmware, m.nvram, m.tpm) = (Firmware::Bios, None, false);
+            m.disks.truncate(1);
+        },
+        |m| (m.graphics, m.video) = (Graphics::None, Video::Virtio),
+        |m| m.domain_type = DomainType::Qemu,
+    ] {
+        let mut m = full();
+        change(&mut m);
+        for ((stage, domain), text) in domains(&m).iter().zip(texts(Emit::Qemu, &m)) {
+            assert!(sh(&text, &["-n"], None).0, "{text}");
+            let number = |a: &Element, name: &str| {
+                u8::from_str_radix(a.attr(name).unwrap().trim_start_matches("0x"), 16).unwrap()
+            };
+            let mut wanted: Vec<String> = domain
+                .descendants("address")
+                .iter()
+                .filter(|a| a.attr("type") == Some("pci"))
+                .map(|a| {
+                    let bus = match number(a, "bus") {
+                        0 if m.chipset() == Chipset::Q35 => "pcie.0".to_owned(),
+                        n => format!("pci.{n}"),
+                    };
+                    let (slot, function) = (number(a, "slot"), number(a, "function"));
+                    format!("bus={bus},addr=0x{slot:x}.0x{function:x}")
+                })
+                // Parts of the chipset are there without being asked for.
+                .filter(|a| !a.ends_with("=0x1f.0x2") && a != "bus=pci.0,addr=0x1.0x1")
+                .collect();
+            let mut found: Vec<String> = text
+                .lines()
+                .filter_map(|line| {
+                    let (_, rest) = line.split_once(",bus=pci")?;
+                    let end = rest
+                        .match_indices([',', ' '])
+                        .nth(1)
+                        .map_or(rest.len(), |(i, _)| i);
+                    Some(format!("bus=pci{}", &rest[..end]))
+                })
+                .collect();
+            wanted.sort();
+            found.sort();
+            assert_eq!(found, wanted, "{stage:?}\n{text}");
+            let disks = domain.first("devices").unwrap().all("disk").count();
+            assert_eq!(text.matches("-blockdev").count(), disks, "{text}");
+            assert_eq!(text.matches("bootindex=1").count(), 1);
+            assert!(
+                text.contains(r#""filename":"/vm/it'\''s $HOME,x.qcow2""#),
+                "{text}"
+            );
+            assert_eq!(text.contains("hv-spinlocks"), m.enlightened(), "{text}");
+        }
+    }
+}
+
+/// Firmware and TPM are set up before QEMU starts, from where the XML or the environment says.
+#[test]
+fn qemu_script_prepares_the_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut m = full();
+    m.nvram = Some(path("my vars.fd"));
+    m.emulator = Some(path("qemu"));
+    m.firmware = Firmware::Uefi { secure_boot: true };
+    for (name, body) in [
+        (
+            "qemu",
+            "#!/bin/sh\nfor a in \"$@\"; do echo \"[$a]\"; done\n",
+        ),
+        ("swtpm", "#!/bin/sh\necho \"swtpm $*\"\n"),
+    ] {
+        fs::write(path(name), body).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::write(path("template"), "vars").unwrap();
+    let portable = FirmwareChoice::Portable { secure_boot: true };
+    let domain = to_element(&m, Stage::Final, &portable).unwrap();
+    let script = qemu::script(&domain);
+    let (ok, text) = sh(&script, &[], Some(dir.path()));
+    assert!(!ok && text.contains("OVMF_CODE"), "{text}");
+    let template = path("template");
+    let script = script.replace(
+        "set -eu\n",
+        &format!(
+            "set -eu\nOVMF_CODE=/code.fd OVMF_VARS={}\n",
+            template.display()
+        ),
+    );
+    let (ok, text) = sh(&script, &["-S"], Some(dir.path()));
+    assert!(ok, "{text}");
+    for want in [
+        "swtpm socket --tpm2 --daemon",
+        "[if=pflash,unit=0,readonly=on,format=raw,file=/code.fd]",
+        "[-S]",
+        "[guest=Büro's $(touch -tmp-oops) VM]",
+        "[type=1,serial=VMware-56 4d]",
+    ] {
+        assert!(text.contains(want), "{want}\n{text}");
+    }
+    assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "vars");
+    assert!(path("my vars.tpm").is_dir());
+    // The variables of a machine that has run are kept.
+    fs::write(path("my vars.fd"), "changed").unwrap();
+    assert!(sh(&script, &[], Some(dir.path())).0);
+    assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "changed");
+}

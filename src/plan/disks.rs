@@ -1,0 +1,278 @@
+//! Which disks besides the system's had a drive letter, from the SYSTEM hive.
+//!
+//! `MountedDevices` names the volume of a letter by disk signature and offset (MBR), or by the GUID of
+//! the partition (GPT, `DMIO:ID:`). Whose disk that partition is on, and whether the disk was offline or
+//! read-only, is below the disk's device: `Partmgr\PartitionTableCache` is a
+//! `DRIVE_LAYOUT_INFORMATION_EX` (Windows 8 and later), `Attributes` has 1 for offline and 2 for
+//! read-only. Letters of GPT disks can therefore not be told on Windows 7. What was plugged in once is
+//! remembered too: the running script looks what is there.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use crate::firstboot::disks::{Disk, DiskId, Disks};
+use crate::registry::HiveView;
+use crate::registry::hive::{HiveError, Key};
+
+const OFFLINE: u32 = 1;
+const READ_ONLY: u32 = 2;
+/// More is a damaged or hostile hive.
+const MAX_VALUES: usize = 1024;
+const MAX_DEVICES: usize = 256;
+/// Disks in the script.
+const MAX_DISKS: usize = 26;
+
+/// What Windows knows of a disk that was there.
+struct Known {
+    id: DiskId,
+    partitions: Vec<Uuid>,
+    attributes: u32,
+}
+
+/// The disks, without the one Windows itself is on, and what a person must know.
+pub fn with_letters(
+    system: &HiveView<'_>,
+    set: &str,
+    system_letter: Option<char>,
+    notes: &mut Vec<String>,
+) -> Result<Disks, HiveError> {
+    let Some(mounted) = system.key("MountedDevices")? else {
+        return Ok(Disks::default());
+    };
+    let known = known_disks(system, set)?;
+    let mut letters: Vec<(char, Vec<u8>)> = Vec::new();
+    let mut volumes: BTreeMap<Vec<u8>, Uuid> = BTreeMap::new();
+    for (name, value) in mounted.values()?.into_iter().take(MAX_VALUES) {
+        if let Some(letter) = drive_letter(&name) {
+            letters.push((letter, value.data));
+        } else if let Some(guid) = volume_guid(&name) {
+            volumes.insert(value.data, guid);
+        }
+    }
+    letters.sort();
+    let own = letters
+        .iter()
+        .find(|(letter, _)| Some(*letter) == system_letter)
+        .and_then(|(_, data)| disk_of(data, &known));
+    let mut disks: BTreeMap<DiskId, Disk> = BTreeMap::new();
+    for (letter, data) in &letters {
+        let Some(id) = disk_of(data, &known) else {
+            if data.starts_with(GPT) && Some(*letter) != system_letter && own.is_some() {
+                notes.push(format!(
+                    "the disk of drive {letter}: cannot be told from the registry: if it comes up offline, bring it online with diskpart"
+                ));
+            }
+            continue;
+        };
+        let attributes = known.iter().filter(|k| k.id == id).map(|k| k.attributes);
+        // The same disk on different controllers: it was in use if it was on any of them.
+        let attributes = attributes.reduce(|a, b| a & b).unwrap_or(0);
+        if own == Some(id) || attributes & OFFLINE != 0 {
+            continue;
+        }
+        let disk = disks.entry(id).or_insert_with(|| Disk {
+            id,
+            read_only: attributes & READ_ONLY != 0,
+            letters: Vec::new(),
+        });
+        if let Some(volume) = volumes.get(data) {
+            disk.letters.push((*letter, volume.braced()));
+        }
+    }
+    Ok(Disks(disks.into_values().take(MAX_DISKS).collect()))
+}
+
+const GPT: &[u8] = b"DMIO:ID:";
+
+fn disk_of(data: &[u8], known: &[Known]) -> Option<DiskId> {
+    match data.strip_prefix(GPT) {
+        Some(guid) => {
+            let partition = Uuid::from_bytes_le(guid.try_into().ok()?);
+            let disk = known.iter().find(|k| k.partitions.contains(&partition));
+            disk.map(|k| k.id)
+        }
+        None if data.len() == 12 => Some(DiskId::Mbr(u32_at(data, 0)?)),
+        None => None,
+    }
+}
+
+fn drive_letter(name: &str) -> Option<char> {
+    let rest = name
+        .get(..12)
+        .filter(|head| head.eq_ignore_ascii_case(r"\DosDevices\"))
+        .and(name.get(12..))?;
+    let letter = rest.strip_suffix(':')?.chars().next()?;
+    (rest.len() == 2 && letter.is_ascii_alphabetic()).then(|| letter.to_ascii_uppercase())
+}
+
+fn volume_guid(name: &str) -> Option<Uuid> {
+    let inner = name.strip_prefix(r"\??\Volume{")?.strip_suffix('}')?;
+    Uuid::try_parse(inner).ok()
+}
+
+fn known_disks(system: &HiveView<'_>, set: &str) -> Result<Vec<Known>, HiveError> {
+    let mut known = Vec::new();
+    for bus in ["SCSI", "IDE"] {
+        let Some(bus) = system.key(&format!("{set}\\Enum\\{bus}"))? else {
+            continue;
+        };
+        for model in bus.keys()?.into_iter().take(MAX_DEVICES) {
+            if !model.name()?.to_ascii_lowercase().starts_with("disk") {
+                continue;
+            }
+            for device in model.keys()?.into_iter().take(MAX_DEVICES) {
+                if let Some(partmgr) = device.key(r"Device Parameters\Partmgr")? {
+                    known.extend(known_disk(&partmgr)?);
+                }
+            }
+        }
+    }
+    Ok(known)
+}
+
+fn known_disk(partmgr: &Key<'_>) -> Result<Option<Known>, HiveError> {
+    let attributes = partmgr.dword("Attributes")?.unwrap_or(0);
+    let table = partmgr.value("PartitionTableCache")?;
+    Ok(table.and_then(|t| {
+        let (id, partitions) = drive_layout(&t.data)?;
+        Some(Known {
+            id,
+            partitions,
+            attributes,
+        })
+    }))
+}
+
+/// `DRIVE_LAYOUT_INFORMATION_EX`: style, number of partitions, what identifies the disk; from byte 48
+/// the partitions, 144 bytes each, with their GUID at 48.
+fn drive_layout(data: &[u8]) -> Option<(DiskId, Vec<Uuid>)> {
+    const ENTRIES: usize = 48;
+    const ENTRY: usize = 144;
+    match u32_at(data, 0)? {
+        0 => Some((DiskId::Mbr(u32_at(data, 8)?), Vec::new())),
+        1 => {
+            let guid = |bytes: &[u8]| Some(Uuid::from_bytes_le(bytes.try_into().ok()?));
+            let entries = data.get(ENTRIES..)?.chunks_exact(ENTRY);
+            let partitions = entries.take(u32_at(data, 4)? as usize);
+            Some((
+                DiskId::Gpt(guid(data.get(8..24)?)?),
+                partitions.filter_map(|p| guid(p.get(48..64)?)).collect(),
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    let bytes = data.get(at..at.checked_add(4)?)?;
+    Some(u32::from_le_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::{KeyTree, RegData};
+
+    const SET: &str = "ControlSet001";
+
+    fn gpt_layout(disk: u8, partitions: &[u8]) -> Vec<u8> {
+        let mut data = vec![0; 48];
+        data[0] = 1;
+        data[4] = partitions.len() as u8;
+        data[8..24].fill(disk);
+        for partition in partitions {
+            let mut entry = [0; 144];
+            entry[48..64].fill(*partition);
+            data.extend(entry);
+        }
+        data
+    }
+
+    fn seen(tree: &mut KeyTree, name: &str, attributes: u32, layout: Option<Vec<u8>>) {
+        let key = format!("{SET}\\Enum\\SCSI\\Disk&Ven_X\\{name}\\Device Parameters\\Partmgr");
+        tree.dword(&key, "Attributes", attributes);
+        if let Some(layout) = layout {
+            tree.set(&key, "PartitionTableCache", RegData::Binary(layout));
+        }
+    }
+
+    #[test]
+    fn disks_of_letters() {
+        let mbr = |disk: u8, offset: u8| [[disk; 4], [offset; 4], [0; 4]].concat();
+        let gpt = |partition: u8| [GPT, &[partition; 16]].concat();
+        let volume = |n: u8| Uuid::from_bytes([n; 16]);
+        let mut tree = KeyTree::new("ROOT");
+        let cdrom = b"\\\0?\0?\0\\\0".to_vec();
+        for (name, data) in [
+            ("\\DosDevices\\C:", gpt(1)),
+            ("\\DosDevices\\D:", cdrom),
+            ("\\DosDevices\\E:", gpt(2)),
+            ("\\DosDevices\\F:", gpt(3)),
+            ("\\dosdevices\\g:", mbr(7, 1)),
+            ("\\DosDevices\\H:", mbr(7, 9)),
+            ("\\DosDevices\\I:", gpt(5)),
+            ("\\DosDevices\\J:", mbr(8, 1)),
+            ("\\DosDevices\\K:", gpt(9)),
+            ("\\DosDevices\\\u{e9}:", mbr(9, 1)),
+        ] {
+            tree.set("MountedDevices", name, RegData::Binary(data));
+        }
+        for (n, data) in [(3u8, gpt(3)), (4, mbr(7, 1)), (5, mbr(7, 9))] {
+            let name = format!("\\??\\Volume{}", volume(n).braced());
+            tree.set("MountedDevices", &name, RegData::Binary(data));
+        }
+        seen(&mut tree, "0", 0, Some(gpt_layout(0x10, &[1, 2])));
+        seen(
+            &mut tree,
+            "1",
+            READ_ONLY,
+            Some(gpt_layout(0x20, &[0x77, 3])),
+        );
+        seen(&mut tree, "2", OFFLINE, Some(gpt_layout(0x30, &[5])));
+        seen(&mut tree, "3", 0, None);
+        let bytes = tree.to_bytes("SYSTEM");
+        let mut notes = Vec::new();
+        let view = HiveView::new(&bytes).unwrap();
+        let disks = with_letters(&view, SET, Some('C'), &mut notes).unwrap();
+        let shown: Vec<String> = disks
+            .0
+            .iter()
+            .map(|d| {
+                let letters = d.letters.iter().map(|(l, v)| format!("{l}={v}"));
+                let letters: Vec<_> = letters.collect();
+                format!("{} {} {}", d.id, d.read_only, letters.join(" "))
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                format!(
+                    "07070707 false G={} H={}",
+                    volume(4).braced(),
+                    volume(5).braced()
+                ),
+                "08080808 false ".to_string(),
+                format!(
+                    "{{20202020-2020-2020-2020-202020202020}} true F={}",
+                    volume(3).braced()
+                ),
+            ]
+        );
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(notes[0].contains("K:"));
+    }
+
+    #[test]
+    fn hostile_layouts() {
+        for data in [
+            vec![],
+            vec![1, 0, 0, 0],
+            [&[1u8, 0, 0, 0, 255, 255, 255, 255][..], &[0; 50]].concat(),
+            vec![9; 400],
+        ] {
+            let found = drive_layout(&data);
+            assert!(found.is_none_or(|(_, partitions)| partitions.is_empty()));
+        }
+    }
+}

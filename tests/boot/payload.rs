@@ -1,0 +1,158 @@
+//! Programs in the place of Windows' boot loader, and guests that have them.
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+
+use hyper2kvm::boot::MARKER;
+use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion};
+
+use crate::support::{Lab, tool};
+
+#[derive(Clone, Copy)]
+pub enum End {
+    PowerOff,
+    Hang,
+    Reset,
+    Panic,
+}
+
+/// Real mode, loaded at 7C00h with the disk in DL. `count` adds one to the first byte of sector 10.
+pub fn boot_code(message: &str, count: bool, end: End) -> Vec<u8> {
+    let mut code = vec![
+        0xfa, // cli
+        0x31, 0xc0, // xor ax, ax
+        0x8e, 0xd8, // mov ds, ax
+        0x8e, 0xc0, // mov es, ax
+        0x8e, 0xd0, // mov ss, ax
+        0xbc, 0x00, 0x7c, // mov sp, 7c00h
+        0xfc, // cld
+    ];
+    if count {
+        for (service, more) in [(0x02, &[0xfe, 0x06, 0x00, 0x7e][..]), (0x03, &[])] {
+            code.extend([
+                0xb6, 0x00, // mov dh, 0
+                0xb8, 0x01, service, // mov ax: read or write one sector
+                0xb9, 0x0b, 0x00, // mov cx, 11: cylinder 0, sector 11
+                0xbb, 0x00, 0x7e, // mov bx, 7e00h
+                0xcd, 0x13, // int 13h
+            ]);
+            code.extend(more); // inc byte [7e00h]
+        }
+    }
+    let tail: &[u8] = match end {
+        // Sleep state S5 through the PM1a control register.
+        End::PowerOff => &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd],
+        End::Hang => &[0xf4, 0xeb, 0xfd],
+        // The keyboard controller pulls the reset line.
+        End::Reset => &[0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd],
+        // pvpanic
+        End::Panic => &[0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd],
+    };
+    let print = 14;
+    let text = 0x7c00 + code.len() + print + tail.len();
+    code.push(0xbe); // mov si, text
+    code.extend(u16::try_from(text).unwrap().to_le_bytes());
+    code.extend([
+        0xba, 0xf8, 0x03, // mov dx, 3f8h
+        0xac, // next: lodsb
+        0x84, 0xc0, // test al, al
+        0x74, 0x03, // jz done
+        0xee, // out dx, al
+        0xeb, 0xf8, // jmp next
+    ]);
+    code.extend(tail);
+    code.extend(message.bytes());
+    code.extend(b"\r\n\0");
+    assert!(code.len() <= 440, "the partition table begins there");
+    code.resize(440, 0);
+    code
+}
+
+/// The same in long mode, in the smallest PE32+ file the firmware loads.
+pub fn efi_application() -> Vec<u8> {
+    let mut code = vec![
+        0xfc, // cld
+        0x48, 0x8d, 0x35, 0x19, 0x00, 0x00, 0x00, // lea rsi, [message]
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 3f8h
+        0xac, // next: lodsb
+        0x84, 0xc0, // test al, al
+        0x74, 0x03, // jz off
+        0xee, // out dx, al
+        0xeb, 0xf8, // jmp next
+        0x66, 0xba, 0x04, 0x06, // off: mov dx, 604h
+        0x66, 0xb8, 0x00, 0x20, // mov ax, 2000h
+        0x66, 0xef, // out dx, ax
+        0xf4, // halt: hlt
+        0xeb, 0xfd, // jmp halt
+    ];
+    // The firmware has written to the line already.
+    code.extend(format!("\r\n{MARKER}\r\n\0").bytes());
+    code.resize(0x200, 0);
+
+    let mut pe = vec![0u8; 0x200];
+    let mut put = |at: usize, bytes: &[u8]| pe[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"MZ");
+    put(0x3c, &0x40u32.to_le_bytes());
+    put(0x40, b"PE\0\0");
+    put(0x44, &0x8664u16.to_le_bytes()); // x86-64
+    put(0x46, &1u16.to_le_bytes()); // sections
+    put(0x54, &240u16.to_le_bytes()); // size of the optional header
+    put(0x56, &0x22u16.to_le_bytes()); // executable, large addresses
+    let optional = 0x58;
+    put(optional, &0x20bu16.to_le_bytes()); // PE32+
+    put(optional + 4, &0x200u32.to_le_bytes()); // size of code
+    put(optional + 16, &0x1000u32.to_le_bytes()); // entry point
+    put(optional + 20, &0x1000u32.to_le_bytes()); // base of code
+    put(optional + 32, &0x1000u32.to_le_bytes()); // section alignment
+    put(optional + 36, &0x200u32.to_le_bytes()); // file alignment
+    put(optional + 56, &0x2000u32.to_le_bytes()); // size of image
+    put(optional + 60, &0x200u32.to_le_bytes()); // size of headers
+    put(optional + 68, &10u16.to_le_bytes()); // EFI application
+    put(optional + 108, &16u32.to_le_bytes()); // data directories
+    let section = optional + 240;
+    put(section, b".text");
+    put(section + 8, &0x200u32.to_le_bytes()); // size in memory
+    put(section + 12, &0x1000u32.to_le_bytes()); // address
+    put(section + 16, &0x200u32.to_le_bytes()); // size in the file
+    put(section + 20, &0x200u32.to_le_bytes()); // offset in the file
+    put(section + 36, &0x6000_0020u32.to_le_bytes()); // code, execute, read
+    pe.extend(code);
+    pe
+}
+
+/// A guest with the payload in it that comes up and powers off.
+pub fn guest(firmware: Firmware) -> Lab {
+    let version = match firmware {
+        Firmware::Uefi => WinVersion::Server2022,
+        Firmware::Bios => WinVersion::Win10,
+    };
+    let mut spec = GuestSpec::new(version);
+    spec.firmware = firmware;
+    spec.disk_size = 1 << 30;
+    let lab = Lab::new(spec);
+    match firmware {
+        Firmware::Bios => {
+            let mut disk = fs::File::options().write(true).open(&lab.raw).unwrap();
+            disk.seek(SeekFrom::Start(0)).unwrap();
+            disk.write_all(&boot_code(MARKER, false, End::PowerOff))
+                .unwrap();
+        }
+        Firmware::Uefi => {
+            let payload = lab.path("payload.efi");
+            fs::write(&payload, efi_application()).unwrap();
+            let esp = lab.spec.partition(Role::Esp).unwrap();
+            let image = format!("{}@@{}", lab.raw.display(), esp.start);
+            // Windows' own loader and the fall-back: a fall-back that is another program is replaced.
+            for to in [
+                "::/EFI/Boot/bootx64.efi",
+                "::/EFI/Microsoft/Boot/bootmgfw.efi",
+            ] {
+                tool(
+                    "mcopy",
+                    &["-o", "-i", &image, payload.to_str().unwrap(), to],
+                );
+            }
+        }
+    }
+    lab
+}

@@ -1,0 +1,197 @@
+//! Volumes that must not be written, or not without a word.
+
+use hyper2kvm::demo::{Place, Role, WinVersion};
+use hyper2kvm::guest::{GuestPath, VolumeId};
+
+use crate::support::{TOOLS, have, tool};
+use crate::{Guest, config, find};
+
+const HIBERNATED: [u8; 16384] = {
+    let mut bytes = [0; 16384];
+    [bytes[0], bytes[1], bytes[2], bytes[3]] = *b"HIBR";
+    bytes
+};
+
+#[test]
+fn hibernated_and_not_closed() {
+    if !have(&TOOLS) {
+        return;
+    }
+    eprintln!("hibernated");
+    let guest = Guest::new(WinVersion::Win10);
+    guest.write(Place::Windows, "hiberfil.sys", &HIBERNATED);
+    guest.refused("volume-hibernated");
+    guest.run("convert", &["--force-dirty-volume"]).expect(3);
+    guest.check("no-blockers", "fault", 4);
+
+    eprintln!("Fast Startup, or running");
+    let guest = Guest::new(WinVersion::Win10);
+    guest.open_log(Role::Windows, (2, 0));
+    guest.refused("volume-cached");
+    guest.run("convert", &["--force-dirty-volume"]).expect(3);
+    guest.check("no-blockers", "fault", 4);
+
+    eprintln!("another volume");
+    let guest = Guest::new(WinVersion::Win10);
+    guest.open_log(Role::Recovery, (2, 0));
+    guest.accepted("data-volume-hibernated");
+    let guest = Guest::new(WinVersion::Win10);
+    guest.set_dirty_flag(Role::Recovery);
+    guest.accepted("data-volume-dirty");
+    let recovery = VolumeId(guest.spec.partition(Role::Recovery).unwrap().index);
+    let guest = Guest::new(WinVersion::Win10);
+    guest.change_volume(recovery, |writer, volume| {
+        let path = GuestPath::parse("hiberfil.sys").unwrap();
+        writer.write_file(volume, &path, &HIBERNATED).unwrap();
+    });
+    guest.accepted("data-volume-hibernated");
+}
+
+#[test]
+fn a_dirty_volume_is_refused_or_forced() {
+    if !have(&TOOLS) {
+        return;
+    }
+    for spoil in [
+        |guest: &Guest| guest.set_dirty_flag(Role::Windows),
+        |guest: &Guest| guest.open_log(Role::Windows, (1, 1)),
+    ] {
+        let guest = Guest::new(WinVersion::Win10);
+        spoil(&guest);
+        guest.refused("volume-dirty");
+        guest.check("volume-clean", "fault", 0);
+        let report = guest
+            .run("convert", &["--force-dirty-volume"])
+            .expect(0)
+            .json();
+        let findings = &report["inspection"]["findings"];
+        let found = find(findings, "id", "volume-dirty-forced").unwrap();
+        crate::rows::assert_row("volume-dirty-forced", found);
+        assert_eq!(report["ready"], true);
+    }
+}
+
+/// A metadata block with one key, protected as given.
+fn key_block(protection: u16) -> Vec<u8> {
+    let mut block = b"-FVE-FS-".to_vec();
+    block.resize(112, 0);
+    block.extend([80, 0, 2, 0, 8, 0]);
+    block.resize(112 + 80, 0);
+    block[112 + 34..112 + 36].copy_from_slice(&protection.to_le_bytes());
+    block
+}
+
+#[test]
+fn encrypted_volumes() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new(WinVersion::Win10);
+    let start = guest.start(Role::Windows);
+    guest.patch(start + 3, b"-FVE-FS-");
+    guest.refused("bitlocker");
+    let place = 0x10_0000u64;
+    let cluster = u64::from(guest.bytes(start + 13, 1)[0]) * 512;
+    for vista in [false, true] {
+        if vista {
+            guest.patch(start + 176, &[0; 8]);
+            guest.patch(start, b"\xeb\x52\x90");
+            guest.patch(start + 56, &(place / cluster).to_le_bytes());
+        } else {
+            guest.patch(start + 176, &place.to_le_bytes());
+        }
+        for (protection, named, suspended) in [
+            (0x100, "TPM", false),
+            (0x800, "recovery password", false),
+            (0, "clear key", true),
+        ] {
+            guest.patch(start + place, &key_block(protection));
+            let found = guest.finding("bitlocker");
+            let text = |part: &str| found[part].as_str().unwrap().to_string();
+            assert!(text("evidence").contains(named), "{found}");
+            assert_eq!(text("message").contains("suspended"), suspended, "{found}");
+        }
+    }
+    guest.refused("bitlocker");
+    guest.check("windows-found", "fault", 4);
+    let verdict = guest.verify(4);
+    let hive = find(&verdict["checks"], "id", "system-hive-sound").unwrap();
+    assert_eq!(hive["state"], "could-not-run");
+    let guest = Guest::new(WinVersion::Win10);
+    guest.patch(guest.start(Role::Recovery) + 3, b"-FVE-FS-");
+    guest.accepted("bitlocker-data");
+
+    for file in ["explorer.exe", "SYSTEM"] {
+        eprintln!("encrypted: {file}");
+        let guest = Guest::new(WinVersion::Win10);
+        let data = guest.attribute(Role::Windows, file, 0x80);
+        guest.patch(data + 12, &0x4000u16.to_le_bytes());
+        guest.refused("efs");
+    }
+}
+
+#[test]
+fn volumes_of_another_kind() {
+    if !have(&TOOLS) || !have(&["sgdisk"]) {
+        return;
+    }
+    eprintln!("dynamic disk");
+    let guest = Guest::new(WinVersion::Win7);
+    guest.patch(446 + 4, &[0x42]);
+    guest.patch(446 + 16 + 4, &[0x42]);
+    guest.refused("dynamic-disk");
+    let typed = |kind: &str| {
+        let guest = Guest::new(WinVersion::Win10);
+        let index = guest.volume(Place::Windows).0;
+        let arg = format!("--typecode={index}:{kind}");
+        tool("sgdisk", &[&arg, guest.disk.to_str().unwrap()]);
+        guest
+    };
+    typed("AF9B60A0-1431-4F62-BC68-3311714A69AD").refused("dynamic-disk");
+
+    eprintln!("storage spaces");
+    typed("E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D").refused("storage-spaces");
+
+    eprintln!("refs");
+    let guest = Guest::new(WinVersion::Win10);
+    guest.patch(guest.start(Role::Windows) + 3, b"ReFS\0\0\0\0");
+    guest.refused("refs");
+    let guest = Guest::new(WinVersion::Win10);
+    guest.patch(guest.start(Role::Recovery) + 3, b"ReFS\0\0\0\0");
+    guest.accepted("refs-data");
+}
+
+/// Hives, logs and drivers that NTFS compresses, in folders it compresses.
+#[test]
+fn compressed_by_ntfs() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new(WinVersion::Win10);
+    let packed = ["SYSTEM", "SOFTWARE"].map(|name| {
+        let mut hive = guest.hive(name);
+        hive.resize(hive.len().next_multiple_of(65536), 0);
+        guest.write(Place::Windows, &config(name), &hive);
+        guest.pack(name);
+        (name, hive)
+    });
+    for (name, hive) in &packed {
+        assert!(guest.hive(name) == *hive, "{name}");
+    }
+    let driver = "Windows\\System32\\drivers\\viostor.sys";
+    guest.write(Place::Windows, driver, &[7; 65536]);
+    guest.pack("viostor.sys");
+    guest.finding("compressed-volume");
+    let (report, out) = guest.converted(&[]);
+    assert_eq!(report["ready"], true);
+    for (name, hive) in &packed {
+        assert!(out.hive(name) != *hive, "{name}");
+    }
+    assert!(out.read(Place::Windows, driver) != [7; 65536]);
+    assert!(
+        out.inspect()["findings"]
+            .to_string()
+            .find("compressed-volume")
+            .is_none()
+    );
+}
