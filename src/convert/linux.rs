@@ -269,14 +269,16 @@ fn decide(
     if let Some(copies) = wanted_copies(inspection, facts) {
         plan.actions.push(line("uefi-fallback", &describe(copies)));
     }
-    plan.warnings.extend(
-        inspection
-            .findings
-            .iter()
-            .filter(|f| f.severity == Severity::Warning)
-            .map(|f| format!("{} (remedy: {})", f.message, f.remedy)),
-    );
+    plan.warnings.extend(warnings(inspection));
     plan
+}
+
+fn warnings(inspection: &Inspection) -> Vec<String> {
+    let findings = inspection.findings.iter();
+    findings
+        .filter(|f| f.severity == Severity::Warning)
+        .map(|f| format!("{} (remedy: {})", f.message, f.remedy))
+        .collect()
 }
 
 fn line(id: &str, description: &str) -> ActionLine {
@@ -441,7 +443,8 @@ pub(super) fn convert(
         finish::write(folder.path(), document)?;
     }
     let final_xml = folder.target().join(&domains.final_xml);
-    let mut warnings = plan.warnings.clone();
+    // What the conversion has mended is no warning any more.
+    let mut warnings = warnings(&made.after);
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warning);

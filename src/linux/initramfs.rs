@@ -483,7 +483,7 @@ pub(super) mod tests {
         for (bytes, says) in [
             (&b""[..], "empty"),
             (&[0; 4096], "empty"),
-            (&good[..200], "reading it"),
+            (&good[..200], "cut off"),
             (&good[..112], "reading it"),
             (&huge_name, "length of a name"),
             (&huge_file, "reading it"),
