@@ -10,22 +10,50 @@ use crate::tool::stop;
 
 /// The exit codes of the program, as documented in `--help`, the man page and the README.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum ErrorKind {
-    Failed = 1,
-    Usage = 2,
-    Refused = 3,
-    NotReady = 4,
-    MissingTool = 5,
-    RolledBack = 6,
-    NotRolledBack = 7,
-    Internal = 70,
-    Interrupted = 130,
+    Failed,
+    Usage,
+    Refused,
+    NotReady,
+    MissingTool,
+    RolledBack,
+    NotRolledBack,
+    Internal,
+    /// So many of several machines failed.
+    SomeFailed(usize),
+    Interrupted,
 }
 
 impl ErrorKind {
     pub fn code(self) -> u8 {
-        self as u8
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::NotReady => 4,
+            Self::MissingTool => 5,
+            Self::RolledBack => 6,
+            Self::NotRolledBack => 7,
+            Self::Internal => 70,
+            // Ends before 123: from there on xargs, timeout and the shell have meanings of their own.
+            Self::SomeFailed(count) => 100 + u8::try_from(count.clamp(1, 20)).unwrap_or(20),
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// What the exit code of a child of ours means.
+    pub fn from_code(code: u8) -> Self {
+        match code {
+            2 => Self::Usage,
+            3 => Self::Refused,
+            4 => Self::NotReady,
+            5 => Self::MissingTool,
+            6 => Self::RolledBack,
+            7 => Self::NotRolledBack,
+            70 => Self::Internal,
+            130 => Self::Interrupted,
+            _ => Self::Failed,
+        }
     }
 }
 

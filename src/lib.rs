@@ -18,6 +18,7 @@
 //! Dependencies point one way: cli -> inspect, plan, fix, domain, report -> boot_path, drivers
 //! -> guest, registry, disk -> tool -> std. Nothing below `cli` prints or exits.
 
+pub mod batch;
 pub mod boot;
 pub mod boot_path;
 pub mod cli;
@@ -27,6 +28,7 @@ pub mod disk;
 pub mod domain;
 pub mod drivers;
 pub mod error;
+pub mod evidence;
 pub mod failpoint;
 pub mod firstboot;
 pub mod fix;

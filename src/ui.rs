@@ -27,6 +27,51 @@ pub enum ProgressMode {
     None,
 }
 
+/// How a piece of text is meant; on a terminal that is a colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    Plain,
+    Strong,
+    Good,
+    Warn,
+    Bad,
+    Faint,
+}
+
+impl Tone {
+    fn code(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Plain => return None,
+            Self::Strong => "1",
+            Self::Good => "32",
+            Self::Warn => "33",
+            Self::Bad => "1;31",
+            Self::Faint => "2",
+        })
+    }
+}
+
+/// Text in pieces.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Styled(pub Vec<(Tone, String)>);
+
+impl Styled {
+    pub fn push(&mut self, tone: Tone, text: impl Into<String>) {
+        self.0.push((tone, text.into()));
+    }
+
+    /// Without colours.
+    pub fn plain(&self) -> String {
+        self.0.iter().map(|(_, part)| part.as_str()).collect()
+    }
+}
+
+fn takes_colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        && std::env::var_os("TERM").is_none_or(|v| v != "dumb")
+}
+
 #[derive(Debug, Clone)]
 pub struct Ui {
     pub json: bool,
@@ -48,7 +93,7 @@ impl Ui {
             json,
             verbosity,
             progress,
-            colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+            colour: takes_colour(&io::stderr()),
         }
     }
 
@@ -62,7 +107,13 @@ impl Ui {
 
     /// What is being done now, on stderr.
     pub fn status(&self, verb: &str, what: &str) {
-        if self.verbosity > 0 && self.progress != ProgressMode::Json {
+        if self.progress == ProgressMode::Json {
+            let line = json!({
+                "version": env!("CARGO_PKG_VERSION"), "schema": "hyper2kvm/step/1",
+                "step": verb, "message": clean(what),
+            });
+            eprintln!("{line}");
+        } else if self.verbosity > 0 {
             eprintln!(
                 "{} {}",
                 self.paint("1;32", &format!("{verb:>12}")),
@@ -80,6 +131,22 @@ impl Ui {
         if !self.json {
             out(&clean_keep_newlines(text));
         }
+    }
+
+    /// The same, with colours where stdout takes them.
+    pub fn styled(&self, text: &Styled) {
+        if self.json {
+            return;
+        }
+        let colour = takes_colour(&io::stdout());
+        let paint = |(tone, part): &(Tone, String)| {
+            let part = clean_keep_newlines(part);
+            match tone.code() {
+                Some(code) if colour => format!("\x1b[{code}m{part}\x1b[0m"),
+                _ => part,
+            }
+        };
+        out(text.0.iter().map(paint).collect::<String>().trim_end());
     }
 
     /// Text that is the result whatever the mode (completions, XML).
@@ -154,6 +221,71 @@ impl Ui {
             start: Instant::now(),
             last: Mutex::new(None),
             bar,
+        }
+    }
+}
+
+impl Ui {
+    /// Starts showing how many of `total` things are finished.
+    pub fn board(&self, total: u64) -> Board {
+        let bar = (self.progress == ProgressMode::Auto).then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("[{bar:20}] {elapsed} {wide_msg}") {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar
+        });
+        Board {
+            ui: self.clone(),
+            last: Mutex::new(None),
+            bar,
+        }
+    }
+}
+
+/// Progress of several things at a time.
+pub struct Board {
+    ui: Ui,
+    last: Mutex<Option<Instant>>,
+    bar: Option<ProgressBar>,
+}
+
+impl Board {
+    /// Shows where things are, when it is time to: what is shown is only made then.
+    pub fn set(&self, done: u64, text: &dyn Fn() -> String, line: &dyn Fn() -> Value) {
+        let interval = match self.ui.progress {
+            ProgressMode::Auto | ProgressMode::Json => JSON_INTERVAL,
+            ProgressMode::Plain => PLAIN_INTERVAL,
+            ProgressMode::None => return,
+        };
+        let now = Instant::now();
+        if let Ok(mut last) = self.last.lock() {
+            if last.is_some_and(|t| now - t < interval) {
+                return;
+            }
+            *last = Some(now);
+        }
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(done);
+                bar.set_message(clean(&text()));
+            }
+            None if self.ui.progress == ProgressMode::Json => eprintln!("{}", line()),
+            None => eprintln!("{:>12} {}", "Running", clean(&text())),
+        }
+    }
+
+    /// A line that stays.
+    pub fn status(&self, verb: &str, what: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.ui.status(verb, what)),
+            None => self.ui.status(verb, what),
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 }
@@ -265,19 +397,26 @@ impl Progress {
             bar.set_position(done);
             return;
         }
+        if self.is_due(Instant::now()) {
+            self.show(done);
+        }
+    }
+
+    /// Whether a line may be written now; it then counts as written.
+    fn is_due(&self, now: Instant) -> bool {
         let interval = match self.mode {
             ProgressMode::Plain => PLAIN_INTERVAL,
             ProgressMode::Json => JSON_INTERVAL,
-            _ => return,
+            _ => return false,
         };
-        let now = Instant::now();
-        if let Ok(mut last) = self.last.lock() {
-            if last.is_some_and(|t| now - t < interval) {
-                return;
-            }
+        let Ok(mut last) = self.last.lock() else {
+            return false;
+        };
+        let due = last.is_none_or(|t| now.saturating_duration_since(t) >= interval);
+        if due {
             *last = Some(now);
         }
-        self.show(done);
+        due
     }
 
     fn show(&self, done: u64) {
@@ -287,16 +426,20 @@ impl Progress {
         if self.mode == ProgressMode::Json {
             eprintln!("{}", self.json(done, rate, left));
         } else {
-            eprintln!(
-                "{:>12} {} of {} ({} skipped), {}/s, {} left",
-                self.label,
-                bytes(done),
-                bytes(self.total),
-                bytes(self.skipped),
-                bytes(rate as u64),
-                left.map_or("?".to_string(), |s| format!("{s:.0} s")),
-            );
+            eprintln!("{}", self.plain(done, rate, left));
         }
+    }
+
+    fn plain(&self, done: u64, rate: f64, left: Option<f64>) -> String {
+        format!(
+            "{:>12} {} of {} ({} skipped), {}/s, {} left",
+            self.label,
+            bytes(done),
+            bytes(self.total),
+            bytes(self.skipped),
+            bytes(rate as u64),
+            left.map_or("?".to_string(), |s| format!("{s:.0} s")),
+        )
     }
 
     /// One line for a wrapper, which may want to look at the version before anything else.
@@ -397,6 +540,26 @@ mod tests {
             ),
             "{line}"
         );
+        assert_eq!(
+            progress.plain(25, 50.0, Some(1.5)),
+            "     Copying 25 B of 100 B (900 B skipped), 50 B/s, 2 s left"
+        );
+        assert!(progress.plain(0, 0.0, None).ends_with(" ? left"));
+    }
+
+    #[test]
+    fn not_too_many_lines() {
+        for (mode, wanted) in [
+            (ProgressMode::Json, 50),
+            (ProgressMode::Plain, 2),
+            (ProgressMode::None, 0),
+        ] {
+            let progress = Ui::new(false, 1, mode).progress("Copying", 100);
+            let start = Instant::now();
+            let ticks = (0..10_000).map(|ms| start + Duration::from_millis(ms));
+            let lines = ticks.filter(|now| progress.is_due(*now)).count();
+            assert_eq!(lines, wanted, "{mode:?} in 10 s");
+        }
     }
 
     #[test]

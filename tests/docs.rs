@@ -3,7 +3,7 @@
 //! A fenced block marked `sh` in README.md or `docs/` is run by a shell, in one folder per document,
 //! with disks and machines of our own making under the names the documents use. Programs that act on other
 //! hosts are stood in for; hyper2kvm itself is real, but for the verbs that install packages or need a
-//! libvirtd (`tests/boot.rs` runs those): of these the arguments are checked.
+//! libvirtd (`tests/boot/` runs those): of these the arguments are checked.
 //!
 //! `HYPER2KVM_UPDATE=1 cargo test --test docs` writes the generated documents anew.
 

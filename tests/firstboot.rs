@@ -126,9 +126,12 @@ impl Windows {
                 .unwrap()
                 .success()
         );
-        let link = self.dir.path().join("prefix/dosdevices/com1");
-        let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        // wine makes its links anew whenever it starts.
+        let (key, path) = (r"HKLM\Software\Wine\Ports", pipe.to_str().unwrap());
+        let args = [
+            "reg", "add", key, "/v", "COM1", "/t", "REG_SZ", "/d", path, "/f",
+        ];
+        assert_eq!(self.wine(&args).0, 0);
         // Opened for both, the pipe has no end.
         let reader = Command::new("sh")
             .args(["-c", "exec cat <>com1 >com1.txt"])
@@ -283,6 +286,11 @@ impl Windows {
 
     /// As the service starts it.
     fn boot(&self) -> i32 {
+        // Started before, so that this session does not change the link.
+        self.wine(&["cmd", "/c", "rem"]);
+        let link = self.dir.path().join("prefix/dosdevices/com1");
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(self.dir.path().join("com1"), &link).unwrap();
         self.wine(&["cmd", "/d", "/c", r"C:\windows\hyper2kvm\firstboot.cmd"])
             .0
     }

@@ -861,9 +861,19 @@ fn exit_codes_are_documented() {
     for kind in kinds {
         match kind {
             Failed | Usage | Refused | NotReady | MissingTool | RolledBack | NotRolledBack
-            | Internal | Interrupted => {}
+            | Internal | Interrupted | SomeFailed(_) => {}
         }
     }
+    // A range: one code per number of machines that failed.
+    let help = h2k(["--help"]).expect(0).stdout;
+    for text in [
+        &help,
+        &fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap(),
+    ] {
+        assert!(text.contains("101-120"), "{text}");
+    }
+    let codes = [1, 19, 20, 21, 500].map(|n| SomeFailed(n).code());
+    assert_eq!(codes, [101, 119, 120, 120, 120]);
 }
 
 #[test]

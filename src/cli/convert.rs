@@ -1,5 +1,6 @@
-//! `hyper2kvm convert SOURCE --virtio-iso PATH`
+//! `hyper2kvm convert SOURCE --virtio-iso PATH`, and `hyper2kvm convert --batch FILE`
 
+use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
 
 use crate::boot::install;
@@ -9,13 +10,16 @@ use crate::report::text;
 use crate::tool::virsh::Virsh;
 use crate::ui::Ui;
 
+use super::batch::{self, BatchArgs};
 use super::boot::InstallArgs;
+use super::options::{self, Options, SOURCE};
 use super::source::FixArgs;
 
+/// What one machine takes.
 #[derive(Debug, clap::Args)]
-pub struct ConvertArgs {
+pub struct OneArgs {
     #[command(flatten)]
-    fix: FixArgs,
+    pub fix: FixArgs,
     #[command(flatten)]
     install: InstallArgs,
     /// libvirt that has the storage pool
@@ -28,7 +32,58 @@ pub struct ConvertArgs {
     connect: String,
 }
 
+/// One machine, or a list of them.
+#[derive(Debug)]
+pub enum ConvertArgs {
+    One {
+        one: Box<OneArgs>,
+        given: Options,
+    },
+    /// Options given besides the list are for all its machines.
+    Batch {
+        batch: BatchArgs,
+        given: Options,
+    },
+}
+
+impl Args for ConvertArgs {
+    fn augment_args(command: Command) -> Command {
+        BatchArgs::augment_args(OneArgs::augment_args(command)).mut_arg(SOURCE, |source| {
+            source.required(false).required_unless_present(batch::BATCH)
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ConvertArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let batch = BatchArgs::from_arg_matches(matches)?;
+        if batch.batch.is_some() {
+            return Ok(Self::Batch {
+                batch,
+                given: options::given(matches, false),
+            });
+        }
+        Ok(Self::One {
+            one: Box::new(OneArgs::from_arg_matches(matches)?),
+            given: options::given(matches, true),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
+    let (args, given) = match args {
+        ConvertArgs::One { one, given } => (one, given),
+        ConvertArgs::Batch { batch, given } => return batch::run(batch, given, ui),
+    };
     let place = args.install.place();
     if args.fix.in_place && place.is_some() {
         return Err(Error::usage(
@@ -39,10 +94,11 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     if place.is_none() {
         args.fix.confine()?;
     }
-    let job = args.fix.job()?;
+    let mut job = args.fix.job()?;
     if args.fix.dry_run {
         return super::plan::show(&job, ui);
     }
+    job.request = options::request(&job, given);
     let mut report = run::convert(&job, ui)?;
     if let (Some(place), Some(folder)) = (place, report.outputs.folder()) {
         let virsh = Virsh::new(&args.connect);

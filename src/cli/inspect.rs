@@ -1,12 +1,21 @@
-//! `hyper2kvm inspect SOURCE`
+//! `hyper2kvm inspect SOURCE...`
 
-use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
+use crate::convert::engine::Engine;
 use crate::convert::linux;
-use crate::convert::session::look;
-use crate::error::Result;
-use crate::report::text;
-use crate::ui::Ui;
+use crate::convert::output::safe_name;
+use crate::convert::session;
+use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::{self, Archive};
+use crate::inspect::Inspection;
+use crate::report::look::{self, Row};
+use crate::source::{self, SourceKind, find};
+use crate::tool::stop;
+use crate::ui::{Ui, bytes, document};
 
 use super::source::SourceArgs;
 
@@ -14,15 +23,186 @@ use super::source::SourceArgs;
 pub struct InspectArgs {
     #[command(flatten)]
     source: SourceArgs,
+    /// More of them. Several, or a folder of disks and machines, are shown as a table
+    #[arg(value_name = "SOURCE")]
+    more: Vec<PathBuf>,
+    /// Collect registry, boot configuration and logs into DIR/<name>-evidence.tar.gz, for a support
+    /// case. It holds secrets: the program says which
+    #[arg(long, value_name = "DIR")]
+    evidence: Option<PathBuf>,
 }
 
 pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
-    let source = args.source.open()?;
-    let (engine, mut survey, ()) = look(&source, args.source.reader()?, ui, |_, _| ())?;
-    linux::complete(&source, &mut survey.inspection, ui)?;
-    ui.line(&text::inspection(&survey.inspection));
-    let mut facts = json!(survey.inspection);
-    facts["engine"] = json!(engine.name());
-    ui.document("inspect", facts);
-    Ok(())
+    if args.more.is_empty() && is_one(&args.source.source) {
+        let seen = one(args, &args.source.source, ui)?;
+        ui.styled(&look::inspection(&seen.inspection));
+        show(ui, seen.archive.as_ref());
+        let mut facts = seen.facts();
+        if let Some(archive) = &seen.archive {
+            facts["evidence"] = json!(archive);
+        }
+        ui.document("inspect", facts);
+        return Ok(());
+    }
+    if args.source.root.is_some() {
+        return Err(Error::usage("--root is for one disk").hint("inspect that one alone"));
+    }
+    several(args, ui)
+}
+
+/// What inspection found, and the evidence that was collected on the way.
+struct Seen {
+    name: String,
+    engine: Engine,
+    inspection: Inspection,
+    archive: Option<Archive>,
+}
+
+impl Seen {
+    fn facts(&self) -> Value {
+        let mut facts = json!(self.inspection);
+        facts["engine"] = json!(self.engine.name());
+        facts
+    }
+}
+
+/// A folder is one machine when a description says so.
+fn is_one(path: &Path) -> bool {
+    if !path.is_dir() {
+        return true;
+    }
+    match source::open(path) {
+        Ok(vm) if vm.kind == SourceKind::HyperV => {
+            vm.disks.len() == 1 || has_hyper_v_settings(path)
+        }
+        Ok(_) => true,
+        Err(_) => false,
+    }
+}
+
+fn has_hyper_v_settings(folder: &Path) -> bool {
+    let folders = [folder.to_path_buf(), folder.join("Virtual Machines")];
+    let entries = folders.iter().filter_map(|f| std::fs::read_dir(f).ok());
+    entries.flatten().flatten().any(|e| {
+        let path = e.path();
+        path.extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("vmcx"))
+    })
+}
+
+fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
+    let source = SourceArgs {
+        source: path.to_path_buf(),
+        ..args.source.clone()
+    };
+    let machine = source.open()?;
+    let name = machine.vm.name.clone();
+    let (engine, mut survey, archive) =
+        session::look(&machine, source.reader()?, ui, |survey, guest| {
+            let folder = args.evidence.as_ref()?;
+            let body = document("inspect", json!(survey.inspection));
+            let collected = evidence::collect(guest, survey, body, folder, &safe_name(&name));
+            Some(collected)
+        })?;
+    let archive = archive.transpose().map_err(|e| {
+        Error::failed("collecting evidence")
+            .because(e)
+            .hint("--evidence takes a folder; an archive that is there already is not replaced")
+    })?;
+    linux::complete(&machine, &mut survey.inspection, ui)?;
+    Ok(Seen {
+        name,
+        engine,
+        inspection: survey.inspection,
+        archive,
+    })
+}
+
+fn show(ui: &Ui, archive: Option<&Archive>) {
+    let Some(archive) = archive else { return };
+    let taken = archive.files.iter().filter(|f| f.taken_bytes > 0).count();
+    ui.line(&format!(
+        "\nEvidence: {} ({taken} files, {})",
+        archive.path.display(),
+        bytes(archive.size_bytes)
+    ));
+    for line in archive.warning.lines() {
+        ui.warn(line);
+    }
+}
+
+/// A table; what cannot be inspected is a line of it.
+fn several(args: &InspectArgs, ui: &Ui) -> Result<()> {
+    let mut sources = Vec::new();
+    for path in std::iter::once(&args.source.source).chain(&args.more) {
+        if is_one(path) {
+            sources.push(path.clone());
+            continue;
+        }
+        let below = find::below(path)
+            .map_err(|e| Error::failed(format!("looking into {}", path.display())).because(e))?;
+        if below.is_empty() {
+            return Err(Error::failed(format!(
+                "no disk image and no machine below {}",
+                path.display()
+            ))
+            .hint("name the images themselves"));
+        }
+        sources.extend(below);
+    }
+    let mut rows = Vec::new();
+    let mut archives = Vec::new();
+    for path in &sources {
+        if stop::requested() {
+            return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
+        }
+        let shown = path.display().to_string();
+        ui.status("Inspecting", &shown);
+        rows.push(match one(args, path, ui) {
+            Ok(seen) => {
+                archives.extend(seen.archive);
+                Row::new(seen.name, shown, seen.inspection)
+            }
+            Err(error) if error.is_interrupted() => return Err(error),
+            Err(error) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let mut text = error.to_string();
+                for cause in error.causes() {
+                    text.push_str(&format!(": {cause}"));
+                }
+                Row::failed(name.into_owned(), shown, text)
+            }
+        });
+    }
+    ui.styled(&look::table(&rows));
+    for archive in &archives {
+        show(ui, Some(archive));
+    }
+    let mut verdicts: BTreeMap<String, usize> = BTreeMap::new();
+    for row in &rows {
+        let verdict = json!(row.verdict);
+        *verdicts
+            .entry(verdict.as_str().unwrap_or_default().to_string())
+            .or_default() += 1;
+    }
+    let mut body = json!({"counts": verdicts, "machines": rows});
+    if args.evidence.is_some()
+        && let Some(body) = body.as_object_mut()
+    {
+        body.insert(
+            "evidence".into(),
+            Value::from_iter(archives.iter().map(|a| json!(a))),
+        );
+    }
+    ui.document("inspect-list", body);
+    let failed = rows.iter().filter(|r| r.error.is_some()).count();
+    if failed == 0 {
+        return Ok(());
+    }
+    let mut error = Error::new(
+        ErrorKind::SomeFailed(failed),
+        format!("{failed} of {} could not be inspected", rows.len()),
+    );
+    error.reported = true;
+    Err(error)
 }

@@ -1,5 +1,6 @@
 //! The command line: one file per verb, each with its arguments and a short `run()`.
 
+pub mod batch;
 pub mod boot;
 pub mod completions;
 pub mod convert;
@@ -8,6 +9,7 @@ pub mod doctor;
 pub mod drivers;
 pub mod inspect;
 pub mod man;
+pub mod options;
 pub mod plan;
 pub mod rollback;
 pub mod source;
@@ -33,6 +35,7 @@ Exit codes:
   6    failed and rolled back
   7    failed and NOT rolled back
   70   internal error
+  101-120  of several machines, 1-20 failed (120: 20 or more); the JSON document has the number
   130  interrupted";
 
 /// Makes a Windows VM disk boot on KVM with VirtIO.

@@ -18,10 +18,11 @@ use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::plan::firstboot::Wishes;
+use crate::report::Request;
 use crate::source;
 use crate::tool::confine;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
     /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or machine (.vmx, .ovf, .ova, libvirt XML)
     pub source: PathBuf,
@@ -78,6 +79,12 @@ pub struct FixArgs {
     /// Fix the source disk itself instead of a copy; undo with `rollback`
     #[arg(long, conflicts_with_all = ["compress", "format"])]
     pub in_place: bool,
+    /// Copy to this block device or logical volume instead of a file; one per disk, the one with Windows first
+    #[arg(long, value_name = "DEV", conflicts_with_all = ["in_place", "compress", "format"])]
+    pub output_device: Vec<PathBuf>,
+    /// The output devices read as zeroes (a new thin volume): write no zeroes to them
+    #[arg(long, requires = "output_device")]
+    pub target_is_zero: bool,
     /// Refuse drivers that are unsigned, test-signed or changed after signing, instead of warning
     #[arg(long)]
     pub require_signed: bool,
@@ -150,7 +157,7 @@ pub struct FixArgs {
     /// Make the default boot entry and the boot sector name partitions that exist, where they do not
     #[arg(long)]
     pub repair_bcd: bool,
-    /// Replace an output folder of ours
+    /// Replace an output folder of ours; overwrite what is on an output device
     #[arg(long)]
     pub force: bool,
     /// Copy free space, page files and hibernation files too
@@ -360,6 +367,8 @@ impl FixArgs {
             format: self.format.into(),
             compress: self.compress,
             in_place: self.in_place,
+            devices: self.output_device.clone(),
+            target_is_zero: self.target_is_zero,
             require_signed: self.require_signed,
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
@@ -373,6 +382,7 @@ impl FixArgs {
                 LinuxArg::AsIs => Wish::AsIs,
             },
             machine,
+            request: Request::default(),
             emit: self.emit_kinds(),
             xml_patch: self.patch()?,
         })
@@ -396,7 +406,13 @@ impl FixArgs {
             .unwrap_or(Path::new("."));
         let mut below: Vec<PathBuf> = ["/var/tmp", "/run"].map(PathBuf::from).into();
         below.extend([there.to_owned(), std::env::temp_dir()]);
-        below.extend(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from));
+        for name in [
+            "XDG_RUNTIME_DIR",
+            "LIBGUESTFS_CACHEDIR",
+            "LIBGUESTFS_TMPDIR",
+        ] {
+            below.extend(std::env::var_os(name).map(PathBuf::from));
+        }
         let enforced = confine::writes_only(&below)
             .map_err(|e| Error::failed("limiting where is written").because(e))?;
         if !enforced {

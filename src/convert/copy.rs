@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disk::chain::Image;
 use crate::disk::copy::{self, Copied, CopyOptions};
+use crate::disk::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
@@ -21,20 +22,44 @@ use super::session::{Session, Source};
 /// while one of them waits.
 const AT_ONCE: usize = 2;
 
+/// Where a disk goes.
+#[derive(Clone)]
+pub enum Target {
+    File(PathBuf),
+    Device {
+        device: Arc<Device>,
+        /// A file that may be made for the time of the copy.
+        scratch: PathBuf,
+    },
+}
+
 /// One disk to copy.
 pub struct DiskCopy {
     pub image: Image,
-    pub target: PathBuf,
+    pub target: Target,
     /// Bytes the image has data for.
     pub live: u64,
+    /// What a file with them takes.
+    pub size: u64,
+}
+
+impl DiskCopy {
+    fn copy(&self, how: &CopyOptions, progress: &mut dyn FnMut(f64)) -> Result<Copied> {
+        match &self.target {
+            Target::File(path) => Ok(copy::copy(&self.image, path, how, progress)?),
+            Target::Device { device, scratch } => {
+                device.fill(&self.image, scratch, how, progress)?;
+                Ok(Copied {
+                    virtual_size: self.image.virtual_size(),
+                    written: self.live,
+                })
+            }
+        }
+    }
 }
 
 /// A disk without Windows, behind an overlay of its own in which its free space is zeroed.
 pub fn trimmed_overlay(source: &Source, overlay: &Path) -> Result<(Image, DiskTrim)> {
-    if let Some(folder) = overlay.parent() {
-        std::fs::create_dir_all(folder)
-            .map_err(|e| Error::failed(format!("creating {}", folder.display())).because(e))?;
-    }
     let image = source.image()?;
     let data = DataMap::of(&image)?;
     let session = Session::overlay(Engine::EMBEDDED, source, &image, overlay)?;
@@ -61,9 +86,13 @@ pub fn trim_session(
 
 /// Copies every disk, or none: the first failure stops the rest.
 pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Copied>> {
-    if let Some(folder) = disks.first().and_then(|d| d.target.parent()) {
-        let images: Vec<&Image> = disks.iter().map(|d| &d.image).collect();
-        copy::check_space(&images, folder, options.compress)?;
+    let files = disks.iter().filter_map(|d| match &d.target {
+        Target::File(path) => Some((path.parent()?, d.size)),
+        Target::Device { .. } => None,
+    });
+    let needed = files.clone().map(|(_, n)| n).fold(0, u64::saturating_add);
+    if let Some((folder, _)) = files.clone().next() {
+        copy::check_space(needed, folder, options.compress)?;
     }
     let sum = |of: &dyn Fn(&DiskCopy) -> u64| disks.iter().map(of).fold(0, u64::saturating_add);
     let live = sum(&|d| d.live);
@@ -83,11 +112,9 @@ pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Ve
                 cancel: Some(cancel.clone()),
                 ..options.clone()
             };
-            let result = copy::copy(&disk.image, &disk.target, &options, &mut |fraction| {
+            let result = disk.copy(&options, &mut |fraction| {
                 let bytes = (fraction * disk.live as f64) as u64;
                 done[i].store(bytes, Ordering::Relaxed);
-                // Nothing to return an error to: here one can only wait or die.
-                let _ = crate::failpoint::hit("copying");
                 progress.set(done.iter().map(|d| d.load(Ordering::Relaxed)).sum());
                 // Nothing to return an error to: here one can only wait or die.
                 let _ = failpoint::hit("copying");
@@ -96,7 +123,7 @@ pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Ve
                 cancel.store(true, Ordering::SeqCst);
             }
             let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-            results[i] = Some(result.map_err(Error::from));
+            results[i] = Some(result);
         }
     };
     std::thread::scope(|scope| {

@@ -86,18 +86,8 @@ impl Engine {
         if !self.auto || self.kind != Kind::Embedded || seen.windows.is_some() {
             return None;
         }
-        let has = |kind| guest.volumes().iter().any(|v| v.kind == kind);
-        let linux = [FsKind::Ext, FsKind::Xfs, FsKind::Btrfs, FsKind::Swap];
-        let why = if has(FsKind::Bitlocker) && !keys.is_empty() {
-            "a volume is encrypted with BitLocker, and a key was given"
-        } else if has(FsKind::Luks) && !keys.is_empty() {
-            "a volume is encrypted with LUKS, and a key was given"
-        } else if has(FsKind::Lvm) && !linux.into_iter().any(has) {
-            "the disk has logical volumes (LVM)"
-        } else {
-            // A dynamic disk is refused by either.
-            return None;
-        };
+        let kinds: Vec<FsKind> = guest.volumes().iter().map(|v| v.kind).collect();
+        let why = opened_by_guestfish(&kinds, !keys.is_empty())?;
         guestfish().then_some(Self {
             kind: Kind::Guestfish,
             auto: false,
@@ -166,6 +156,20 @@ impl Engine {
     }
 }
 
+/// Why guestfish sees more of volumes of these kinds. A dynamic disk is refused by either engine.
+fn opened_by_guestfish(kinds: &[FsKind], has_key: bool) -> Option<&'static str> {
+    let linux = [FsKind::Ext, FsKind::Xfs, FsKind::Btrfs, FsKind::Swap];
+    if has_key && kinds.contains(&FsKind::Bitlocker) {
+        Some("a volume is encrypted with BitLocker, and a key was given")
+    } else if has_key && kinds.contains(&FsKind::Luks) {
+        Some("a volume is encrypted with LUKS, and a key was given")
+    } else if kinds.contains(&FsKind::Lvm) && !linux.iter().any(|kind| kinds.contains(kind)) {
+        Some("the disk has logical volumes (LVM)")
+    } else {
+        None
+    }
+}
+
 fn guestfish() -> bool {
     tool::find(crate::tool::guestfish::TOOL).is_some()
 }
@@ -211,6 +215,31 @@ impl Guest {
                 layout,
                 options,
             )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_guestfish_is_worth_its_start() {
+        use FsKind::{Bitlocker, Ext, Fat, Ldm, Luks, Lvm, Ntfs};
+        let cases: [(&[FsKind], bool, Option<&str>); 8] = [
+            (&[Fat, Ntfs], true, None),
+            (&[Fat, Bitlocker], true, Some("BitLocker")),
+            (&[Fat, Bitlocker], false, None),
+            (&[Luks], true, Some("LUKS")),
+            (&[Luks], false, None),
+            (&[Lvm], false, Some("LVM")),
+            (&[Ext, Lvm], false, None),
+            (&[Ldm], true, None),
+        ];
+        for (kinds, has_key, says) in cases {
+            let why = opened_by_guestfish(kinds, has_key);
+            assert_eq!(why.is_some(), says.is_some(), "{kinds:?}");
+            assert!(why.unwrap_or_default().contains(says.unwrap_or_default()));
         }
     }
 }

@@ -241,6 +241,7 @@ pub(super) fn finish(
         timings: Timings::default(),
         bytes,
         trim: fixed.trim,
+        request: job.request.clone(),
         inspection: fixed.before,
     })
 }

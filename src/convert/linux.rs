@@ -33,13 +33,14 @@ use crate::report::{ActionLine, Bytes, Check, CheckState, Outputs, Report, Timin
 use crate::tool::{self, host, qemu_img, virt_v2v};
 use crate::ui::{Ui, document};
 
-use super::copy::{self, DiskCopy};
+use super::copy::{self, DiskCopy, Target};
+use super::devices::Devices;
 use super::finish;
 use super::in_place::data_sector_size;
 use super::machine::{self, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
-use super::run::{Job, WORK, point, save_json, save_report, stopped};
+use super::run::{Job, WORK, point, save_json, save_report, stopped, work_file};
 use super::session::{Source, SourceMachine};
 
 /// `--linux`.
@@ -391,6 +392,7 @@ pub(super) fn convert(
     ui: &Ui,
     mut folder: OutputFolder,
     disks: &[Source],
+    devices: &Devices,
     mut inspection: Inspection,
     start: Instant,
 ) -> Result<Report> {
@@ -422,7 +424,7 @@ pub(super) fn convert(
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
-    let (targets, bytes) = copy_disks(job, ui, &folder, &made)?;
+    let (targets, bytes) = copy_disks(job, ui, &folder, devices, &made)?;
     if job.verify_copy {
         checks.push(check(
             "copy-identical",
@@ -484,10 +486,11 @@ pub(super) fn convert(
         },
         bytes,
         trim: Vec::new(),
+        request: job.request.clone(),
         inspection,
     };
     // Windows' plan has edits to show; here the actions say it all.
-    save_report(&mut folder, &report, &crate::plan::Plan::default())?;
+    save_report(&mut folder, devices, &report, &crate::plan::Plan::default())?;
     Ok(report)
 }
 
@@ -759,6 +762,7 @@ fn copy_disks(
     job: &Job,
     ui: &Ui,
     folder: &OutputFolder,
+    devices: &Devices,
     made: &Made,
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     stopped()?;
@@ -770,14 +774,31 @@ fn copy_disks(
             format!("-{i}")
         };
         let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        let (target, path, format) = match devices.of_disk(i) {
+            Some(device) => (
+                Target::Device {
+                    device: device.clone(),
+                    scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
+                },
+                device.path().to_path_buf(),
+                DiskFormat::Raw,
+            ),
+            None => (
+                Target::File(folder.path().join(&file)),
+                folder.target().join(&file),
+                job.format,
+            ),
+        };
+        let data = DataMap::of(image)?;
         copies.push(DiskCopy {
-            live: DataMap::of(image)?.bytes,
+            live: data.bytes,
+            size: data.copy_size(image.virtual_size()),
             image: image.clone(),
-            target: folder.path().join(&file),
+            target,
         });
         targets.push(TargetDisk {
-            path: folder.target().join(&file),
-            format: job.format,
+            path,
+            format,
             sector_size: data_sector_size(image)?,
             boot: i == 0,
             size_bytes: image.virtual_size(),
@@ -800,6 +821,7 @@ fn copy_disks(
         },
         compress: job.compress,
         compare: job.verify_copy,
+        target_is_zero: job.target_is_zero,
         cancel: None,
     };
     let copied = copy::copy_all(ui, &copies, &options)?;

@@ -1,6 +1,7 @@
 //! The main job: from a source machine to an output folder.
 
 pub mod copy;
+pub mod devices;
 pub mod engine;
 mod finish;
 mod in_place;

@@ -26,12 +26,13 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
-use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Timings};
+use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
 use crate::tool::stop;
 use crate::ui::{Ui, document};
 use crate::verify;
 
-use super::copy::{self, DiskCopy};
+use super::copy::{self, DiskCopy, Target};
+use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::{finish, rehearse};
 use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
@@ -60,6 +61,10 @@ pub struct Job {
     pub format: DiskFormat,
     pub compress: bool,
     pub in_place: bool,
+    /// Block devices to copy to instead of files, one per disk, the one Windows is on first.
+    pub devices: Vec<PathBuf>,
+    /// They read as zeroes.
+    pub target_is_zero: bool,
     /// Refuse drivers whose catalogue is not in order, instead of warning.
     pub require_signed: bool,
     /// Leave out what nobody needs: free space, page files.
@@ -76,6 +81,8 @@ pub struct Job {
     pub linux: linux::Wish,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
+    /// Goes into the report as it is.
+    pub request: Request,
     /// Besides the domain XML.
     pub emit: Vec<Emit>,
     pub xml_patch: Option<Patch>,
@@ -145,6 +152,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = job.source.disks(work.path())?;
     let source = first(&disks)?;
+    Devices::claim(job, &disks, false)?;
     let image = source.image()?;
     let open = |engine| Session::read_by(engine, source, &image);
     let (session, survey) = open_with(job.engine, source, ui, open)?;
@@ -227,6 +235,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
             in_place_format(&disk.image()?)?;
         }
     }
+    let devices = Devices::claim(job, &disks, true)?;
     let overlay = folder.path().join(".overlay.qcow2");
 
     ui.status("Inspecting", &source.path.display().to_string());
@@ -238,7 +247,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let (session, survey) = open_with(job.engine, source, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
-        return linux::convert(job, ui, folder, &disks, survey.inspection, start);
+        return linux::convert(job, ui, folder, &disks, &devices, survey.inspection, start);
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let prepared = plan_for(
@@ -284,7 +293,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let disks = if job.in_place {
         in_place(ui, &image, &disks, fixed, &prepared)?
     } else {
-        copy_disks(job, ui, &folder, &disks, fixed, &prepared)?
+        copy_disks(job, ui, &folder, &disks, &devices, fixed, &prepared)?
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
@@ -294,7 +303,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         copy_s,
         total_s: start.elapsed().as_secs_f64(),
     };
-    match complete(job, &mut folder, &prepared, disks, timings) {
+    match complete(job, &mut folder, &devices, &prepared, disks, timings) {
         // The disk is written already: it must not stay so without a folder that can undo it.
         Err(error) if job.in_place => Err(match folder.journal() {
             Ok(mut journal) => roll_back_after(&image, &mut journal, error),
@@ -312,6 +321,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
 fn complete(
     job: &Job,
     folder: &mut OutputFolder,
+    devices: &Devices,
     prepared: &Prepared,
     disks: Disks,
     timings: Timings,
@@ -319,13 +329,14 @@ fn complete(
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
-    save_report(folder, &report, &prepared.plan)?;
+    save_report(folder, devices, &report, &prepared.plan)?;
     Ok(report)
 }
 
 /// Both forms of the report, and the folder under its final name.
 pub(super) fn save_report(
     folder: &mut OutputFolder,
+    devices: &Devices,
     report: &Report,
     plan: &plan::Plan,
 ) -> Result<()> {
@@ -340,7 +351,10 @@ pub(super) fn save_report(
     remove_work_files(folder.path())?;
     point("before-rename")?;
     stopped()?;
-    folder.complete()
+    devices.finish()?;
+    point("devices-finished")
+        .and_then(|()| folder.complete())
+        .inspect_err(|_| devices.give_up())
 }
 
 /// The proved overlay and what is known of it.
@@ -532,6 +546,7 @@ fn copy_disks(
     ui: &Ui,
     folder: &OutputFolder,
     disks: &[Source],
+    devices: &Devices,
     mut fixed: Fixed,
     prepared: &Prepared,
 ) -> Result<Disks> {
@@ -542,7 +557,7 @@ fn copy_disks(
         let image = if i == 0 {
             fixed.image.clone()
         } else if job.trim {
-            let overlay = folder.path().join(WORK).join(format!("overlay-{i}.qcow2"));
+            let overlay = work_file(folder, &format!("overlay-{i}.qcow2"))?;
             let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
             fixed.trim.push(trimmed);
             image
@@ -555,15 +570,32 @@ fn copy_disks(
             format!("-{i}")
         };
         let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        let (target, path, format) = match devices.of_disk(i) {
+            Some(device) => (
+                Target::Device {
+                    device: device.clone(),
+                    scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
+                },
+                device.path().to_path_buf(),
+                DiskFormat::Raw,
+            ),
+            None => (
+                Target::File(folder.path().join(&file)),
+                folder.target().join(&file),
+                job.format,
+            ),
+        };
+        let data = DataMap::of(&image)?;
         let size_bytes = image.virtual_size();
         copies.push(DiskCopy {
-            live: DataMap::of(&image)?.bytes,
+            live: data.bytes,
+            size: data.copy_size(image.virtual_size()),
             image,
-            target: folder.path().join(&file),
+            target,
         });
         targets.push(TargetDisk {
-            path: folder.target().join(&file),
-            format: job.format,
+            path,
+            format,
             sector_size: if i == 0 {
                 prepared.windows.sector_size
             } else {
@@ -591,6 +623,7 @@ fn copy_disks(
         },
         compress: job.compress,
         compare: job.verify_copy,
+        target_is_zero: job.target_is_zero,
         cancel: None,
     };
     let copied = copy::copy_all(ui, &copies, &options)?;
@@ -614,6 +647,14 @@ fn copy_disks(
         },
         fixed,
     })
+}
+
+/// The name of a file that is only needed while working.
+pub(super) fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
+    let work = folder.path().join(WORK);
+    std::fs::create_dir_all(&work)
+        .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
+    Ok(work.join(name))
 }
 
 /// The generated files, to be read and kept by people.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
-use crate::disk::export::Export;
+use crate::disk::export::{self, Export};
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, ErrorKind, Result};
@@ -205,7 +205,13 @@ impl Session<dyn BlockWrite> {
     /// Reads and writes go to a new overlay; `image` stays as it is.
     pub fn overlay(engine: Engine, source: &Source, image: &Image, overlay: &Path) -> Result<Self> {
         let export = Export::open_overlay_for(image, overlay, engine.reach())?;
-        let disk: Arc<dyn BlockRead> = export.disk();
+        // What is below the overlay is what the guest was before the fix: no need to read it through
+        // the daemon where it is a plain file.
+        let below = match engine.writes_past_us() {
+            false => export::direct(image)?,
+            true => None,
+        };
+        let disk = below.unwrap_or_else(|| export.disk());
         Self::over(engine, export, disk, source, image)
     }
 }

@@ -41,7 +41,7 @@ impl FileDisk {
         Self::from_file(File::options().read(true).write(true).open(path)?)
     }
 
-    fn from_file(mut file: File) -> io::Result<Self> {
+    pub fn from_file(mut file: File) -> io::Result<Self> {
         // Seeking works for block devices too, where metadata().len() is 0.
         let size = file.seek(SeekFrom::End(0))?;
         Ok(Self { file, size })

@@ -17,6 +17,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::detect::{self, Detected, Format};
@@ -101,7 +102,7 @@ impl ImageError {
     }
 
     /// Tells from an operating system error what is the matter with the file.
-    fn from_io(path: &Path, source: io::Error) -> Self {
+    pub(super) fn from_io(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { path },
@@ -172,6 +173,8 @@ pub struct Level {
     /// What the format calls its kind, e.g. `streamOptimized`.
     pub subformat: Option<String>,
     pub virtual_size: u64,
+    /// Length of the file.
+    pub size: u64,
     /// Bytes the file takes on the host.
     pub allocated: u64,
     /// Files of a split image besides `path`.
@@ -226,6 +229,7 @@ impl Image {
             format: Format::QCOW2,
             subformat: None,
             virtual_size: self.virtual_size(),
+            size: 0,
             allocated: 0,
             extents: Vec::new(),
             data_file: None,
@@ -316,7 +320,9 @@ impl Image {
     /// QEMU checks its locks itself, but an NBD export allows others whatever they like, so that
     /// for raw images there would never be a conflict.
     pub(super) fn refuse_if_in_use(&self, writable: bool) -> Result<()> {
-        for (i, level) in self.levels.iter().enumerate() {
+        // An overlay of ours is known to nobody else.
+        let levels = self.levels.iter().enumerate().filter(|(_, l)| !l.scratch);
+        for (i, level) in levels {
             let own = std::iter::once(&level.path)
                 .chain(&level.extents)
                 .chain(&level.data_file);
@@ -326,6 +332,15 @@ impl Image {
             }
         }
         Ok(())
+    }
+
+    /// The file to read when it is the disk byte for byte, so that nothing has to translate.
+    pub(super) fn plain_file(&self) -> Option<&Path> {
+        let [level] = &self.levels[..] else {
+            return None;
+        };
+        let whole = level.virtual_size == level.size;
+        (level.format == Format::RAW && whole).then_some(&level.path)
     }
 
     /// Checks the metadata of every level: finds files that were cut short, which QEMU would
@@ -380,13 +395,24 @@ impl Level {
 
 /// Looks for the locks by which QEMU says what it does with an image: read locks on single bytes
 /// of the file (`block/file-posix.c`, `RAW_LOCK_PERM_BASE`).
-fn refuse_if_locked(file: &File, path: &Path, to_write: bool) -> Result<()> {
+///
+/// A lock of our own shows by which device number the kernel lists the file; `stat` gives another one on
+/// btrfs. It also keeps an image that is read without QEMU ([`super::Export`]) from being written to.
+pub(super) fn refuse_if_locked(file: &File, path: &Path, to_write: bool) -> Result<()> {
     const READS: u64 = 100;
     const WRITES: u64 = 101;
-    // A lock of our own shows by which device number the kernel lists the file; `stat` gives
-    // another one on btrfs. Where there are no locks there is nothing to find.
-    if flock(file, FlockOperation::NonBlockingLockShared).is_err() {
-        return Ok(());
+    let operation = if to_write {
+        FlockOperation::NonBlockingLockExclusive
+    } else {
+        FlockOperation::NonBlockingLockShared
+    };
+    match flock(file, operation) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) if to_write => {
+            return Err(ImageError::InUse { path: path.into() });
+        }
+        // Where there are no locks there is nothing to find.
+        Err(_) => return Ok(()),
     }
     let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
     let _ = flock(file, FlockOperation::Unlock);
@@ -475,12 +501,18 @@ fn open_level(
         format,
         subformat: None,
         virtual_size: 0,
+        size,
         allocated: meta.blocks().saturating_mul(512),
         extents: Vec::new(),
         data_file: None,
         block_device,
         scratch: false,
     };
+    if format == Format::RAW {
+        // Nothing QEMU could say about it; it counts in sectors, too.
+        level.virtual_size = size.next_multiple_of(512);
+        return Ok((level, None));
+    }
     if format == Format::VMDK {
         level.extents = vmdk_extents(&file, size, path, references)?;
     }

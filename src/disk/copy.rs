@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
 use serde::Serialize;
 use serde_json::json;
@@ -39,6 +40,8 @@ pub struct CopyOptions {
     pub compress: bool,
     /// Reads source and copy again and compares them.
     pub compare: bool,
+    /// A device to copy to reads as zeroes.
+    pub target_is_zero: bool,
     /// Stops the copy when raised.
     pub cancel: Option<Arc<AtomicBool>>,
 }
@@ -139,19 +142,24 @@ pub fn copy(
     }
     let unfinished = Unfinished(Some(target));
     let options = (compress && qemu_img::has_zstd()).then_some("compression_type=zstd");
-    qemu_img::convert(
-        &source.spec(),
-        target,
-        qemu_img::ConvertOptions {
-            format: format.name(),
-            options,
-            compress,
-        },
-        how.cancel.clone(),
-        progress,
-    )
-    .map_err(|e| convert_error(source, target, e))?;
-    check_target(target, format)?;
+    let new_file = qemu_img::Target::File {
+        path: target,
+        format: format.name(),
+        options,
+        compress,
+    };
+    qemu_img::convert(&source.spec(), new_file, how.cancel.clone(), progress)
+        .map_err(|e| convert_error(source, target, e))?;
+    // qemu-img leaves the data in the page cache: it is written out while the copy is checked.
+    let file = File::open(target).map_err(io_error)?;
+    let synced = thread::scope(|scope| {
+        let sync = scope.spawn(|| file.sync_all());
+        check_target(target, format)?;
+        sync.join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            .map_err(|e| full_or(e, target))
+    });
+    synced?;
     if how.compare {
         let differs = qemu_img::compare(&source.spec(), &spec(target, format), how.cancel.clone())
             .map_err(|e| convert_error(source, target, e))?;
@@ -162,14 +170,6 @@ pub fn copy(
             });
         }
     }
-    // qemu-img leaves the data in the page cache.
-    let file = File::open(target).map_err(io_error)?;
-    file.sync_all().map_err(|e| match e.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CopyError::Full {
-            path: target.clone(),
-        },
-        _ => io_error(e),
-    })?;
     let written = file
         .metadata()
         .map_err(io_error)?
@@ -182,15 +182,8 @@ pub fn copy(
     })
 }
 
-/// Compares what copies of the images will take with what is free in `folder`, before anything is
-/// written. It is their data that counts, not their virtual size.
-pub fn check_space(images: &[&Image], folder: &Path, compress: bool) -> Result<()> {
-    let mut needed = 0u64;
-    for image in images {
-        let bytes =
-            qemu_img::measure(&image.spec()).map_err(|e| ImageError::from_tool(image.path(), e))?;
-        needed = needed.saturating_add(bytes);
-    }
+/// Refuses when copies that take `needed` bytes will not fit into `folder`, before anything is written.
+pub fn check_space(needed: u64, folder: &Path, compress: bool) -> Result<()> {
     // How far it can be compressed nobody knows: refuse only what cannot work.
     enough_space(folder, if compress { needed / 8 } else { needed })
 }
@@ -211,7 +204,18 @@ fn enough_space(folder: &Path, needed: u64) -> Result<()> {
     Ok(())
 }
 
-fn convert_error(source: &Image, target: &Path, error: ToolError) -> CopyError {
+fn full_or(error: io::Error, target: &Path) -> CopyError {
+    let path = target.into();
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CopyError::Full { path },
+        _ => CopyError::Io {
+            path,
+            source: error,
+        },
+    }
+}
+
+pub(super) fn convert_error(source: &Image, target: &Path, error: ToolError) -> CopyError {
     match error.stderr() {
         Some(text)
             if text.contains("No space left on device") || text.contains("Disk quota exceeded") =>

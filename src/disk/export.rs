@@ -4,6 +4,9 @@
 //! the image read-only. The daemon gets the listening socket and our connection is already waiting
 //! in it; the socket's folder is removed before the daemon starts, so nobody else can connect and
 //! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
+//!
+//! A raw image that we alone read needs no daemon: it is opened as the file it is, with a lock that
+//! keeps other runs of this program from writing to it.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -16,7 +19,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::block::{BlockRead, BlockWrite};
+use rustix::fs::{FlockOperation, flock};
+
+use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::cache::Cached;
 use super::chain::{Image, ImageError};
 use super::nbd::Nbd;
@@ -76,12 +81,17 @@ pub type Result<T, E = ExportError> = std::result::Result<T, E>;
 /// dropping it kills the daemon, and then only what was flushed is sure to be there.
 pub struct Export<D: ?Sized> {
     disk: Arc<D>,
-    connection: Arc<Disk>,
-    daemon: Child,
+    /// `None`: the file is read directly.
+    daemon: Option<Daemon>,
     image: Image,
     writable: bool,
     /// The folder of the socket, when others are to connect too.
     folder: Option<TempDir>,
+}
+
+struct Daemon {
+    connection: Arc<Disk>,
+    process: Child,
 }
 
 /// Who may connect to the storage daemon.
@@ -99,10 +109,15 @@ impl Export<dyn BlockRead> {
     }
 
     pub fn open_readonly_for(image: &Image, reach: Reach) -> Result<Self> {
-        let (connection, daemon, folder) = start(image, false, reach)?;
+        let (disk, daemon, folder): (Arc<dyn BlockRead>, _, _) = match direct(image)? {
+            Some(disk) if reach == Reach::Private => (disk, None, None),
+            _ => {
+                let (daemon, folder) = start(image, false, reach)?;
+                (daemon.connection.clone(), Some(daemon), folder)
+            }
+        };
         Ok(Self {
-            disk: connection.clone(),
-            connection,
+            disk,
             daemon,
             image: image.clone(),
             writable: false,
@@ -136,11 +151,10 @@ impl Export<dyn BlockWrite> {
     }
 
     fn open_writable_for(image: &Image, reach: Reach) -> Result<Self> {
-        let (connection, daemon, folder) = start(image, true, reach)?;
+        let (daemon, folder) = start(image, true, reach)?;
         Ok(Self {
-            disk: connection.clone(),
-            connection,
-            daemon,
+            disk: daemon.connection.clone(),
+            daemon: Some(daemon),
             image: image.clone(),
             writable: true,
             folder,
@@ -169,21 +183,24 @@ impl<D: ?Sized> Export<D> {
         self.writable
     }
 
-    /// The daemon's process id.
-    pub fn daemon_id(&self) -> u32 {
-        self.daemon.id()
+    /// The daemon's process id, when there is one.
+    pub fn daemon_id(&self) -> Option<u32> {
+        self.daemon.as_ref().map(|d| d.process.id())
     }
 
     /// Makes all writes durable, ends the daemon and reports whatever went wrong with that.
     pub fn close(self) -> Result<()> {
         let path = self.image.path().to_owned();
+        let Some(daemon) = self.daemon else {
+            return Ok(());
+        };
         let flushed = if self.writable {
-            self.connection.flush()
+            daemon.connection.flush()
         } else {
             Ok(())
         };
-        self.connection.inner().disconnect();
-        let closed = self.daemon.close(CLOSE_LIMIT);
+        daemon.connection.inner().disconnect();
+        let closed = daemon.process.close(CLOSE_LIMIT);
         // A daemon that is gone is why the flush failed, and says more.
         closed.map_err(|source| ExportError::Close {
             path: path.clone(),
@@ -193,7 +210,24 @@ impl<D: ?Sized> Export<D> {
     }
 }
 
-type Started = (Arc<Disk>, Child, Option<TempDir>);
+/// The image as a plain file, when it is one. The lock goes with the last clone of the disk.
+pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
+    let Some(path) = image.plain_file() else {
+        return Ok(None);
+    };
+    image.refuse_if_in_use(false)?;
+    let failed = |e| ExportError::Image(ImageError::from_io(path, e));
+    let file = File::open(path).map_err(failed)?;
+    // Best effort, like the locks of QEMU: not every file system has any.
+    let _ = flock(&file, FlockOperation::NonBlockingLockShared);
+    let disk = FileDisk::from_file(file).map_err(failed)?;
+    if disk.size() != image.virtual_size() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(disk)))
+}
+
+type Started = (Daemon, Option<TempDir>);
 
 fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
     image.refuse_if_in_use(writable)?;
@@ -211,7 +245,13 @@ fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
         Ok(nbd) if writable && nbd.is_read_only() => Err(ExportError::Setup(io::Error::other(
             "the storage daemon exports the image read-only",
         ))),
-        Ok(nbd) => Ok((Arc::new(Cached::new(nbd)), daemon, folder)),
+        Ok(nbd) => {
+            let daemon = Daemon {
+                connection: Arc::new(Cached::new(nbd)),
+                process: daemon,
+            };
+            Ok((daemon, folder))
+        }
         // It hangs up when it cannot open the image, and then says why.
         Err(e) => match daemon.wait(FAIL_LIMIT) {
             Err(error @ ToolError::Failed { .. }) => {

@@ -5,7 +5,8 @@
 //!    |   format and backing chain, all explicit
 //!    |               --Export::open_overlay--->  Arc<dyn BlockWrite>, the source untouched
 //!    |
-//!    +-- with_overlay --copy.rs--> target
+//!    +-- with_overlay --copy.rs--> a new file
+//!                     --device.rs--> a block device
 //! ```
 
 pub mod block;
@@ -13,6 +14,7 @@ pub mod cache;
 pub mod chain;
 pub mod copy;
 pub mod detect;
+pub mod device;
 pub mod export;
 pub mod layout;
 pub mod nbd;

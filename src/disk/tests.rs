@@ -160,7 +160,7 @@ fn how(format: TargetFormat, compress: bool) -> CopyOptions {
         format,
         compress,
         compare: true,
-        cancel: None,
+        ..CopyOptions::default()
     }
 }
 
@@ -332,7 +332,7 @@ fn a_dead_daemon_is_noticed() {
     }
     let f = Folder::new();
     let export = Export::open_writable(&open(&f.raw)).unwrap();
-    let id = i32::try_from(export.daemon_id()).unwrap();
+    let id = i32::try_from(export.daemon_id().unwrap()).unwrap();
     let pid = rustix::process::Pid::from_raw(id).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let disk = export.disk();

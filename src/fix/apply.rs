@@ -250,7 +250,7 @@ impl Fix<'_> {
             let (before, backup) = if file.replaces {
                 let original = self.before.read(self.volume, &file.to, MAX_REPLACED)?;
                 let backup = format!("backup/files/{}", file.to.to_slashes());
-                self.save(&backup, &original)?;
+                self.saver().save(&backup, &original)?;
                 (Some(FileFacts::of(&original)), Some(backup))
             } else {
                 (None, None)
@@ -279,7 +279,7 @@ impl Fix<'_> {
         let (before, backup) = if replaces {
             let original = self.before.read(volume, to, MAX_REPLACED)?;
             let backup = format!("backup/files/{}", to.to_slashes());
-            self.save(&backup, &original)?;
+            self.saver().save(&backup, &original)?;
             (Some(FileFacts::of(&original)), Some(backup))
         } else {
             (None, None)
@@ -303,7 +303,7 @@ impl Fix<'_> {
         let path = GuestPath::parse("$Boot").unwrap_or_default();
         let original = self.before.read_at(volume, &path, 0, 512)?;
         let backup = "backup/boot-sector".to_string();
-        self.save(&backup, &original)?;
+        self.saver().save(&backup, &original)?;
         let mut sector = original.clone();
         let mut extents = Vec::new();
         for field in fields {
@@ -327,19 +327,11 @@ impl Fix<'_> {
         })
     }
 
-    /// Writes a file below the journal's folder and makes it durable.
-    fn save(&self, relative: &str, bytes: &[u8]) -> Result<PathBuf> {
-        let path = self.journal.folder().join(relative);
-        let doing = || format!("writing {}", path.display());
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(io_error(doing()))?;
+    fn saver(&self) -> Saver {
+        Saver {
+            folder: self.journal.folder().to_path_buf(),
+            durably: self.journal.doc.disk.in_place,
         }
-        let mut file = File::create(&path).map_err(io_error(doing()))?;
-        io::Write::write_all(&mut file, bytes).map_err(io_error(doing()))?;
-        if self.journal.doc.disk.in_place {
-            file.sync_all().map_err(io_error(doing()))?;
-        }
-        Ok(path)
     }
 
     /// Backs up and merges every hive the plan edits, the hives side by side.
@@ -368,15 +360,16 @@ impl Fix<'_> {
                 let bytes = loaded
                     .remove(hive)
                     .ok_or(FixError::NoHive(hive.file_name()))?;
-                jobs.push(self.back_up_hive((*hive, *volume), path, bytes, edits, reset_logs)?);
+                jobs.push(self.merge_job((*hive, *volume), path, bytes, edits, reset_logs)?);
             }
         }
         // Whatever is not edited need not stay in memory while others are merged.
         drop(loaded);
+        let saver = self.saver();
         thread::scope(|scope| {
             let threads: Vec<_> = jobs
                 .into_iter()
-                .map(|job| scope.spawn(move || merge(job)))
+                .map(|job| scope.spawn(|| merge(job, &saver)))
                 .collect();
             threads
                 .into_iter()
@@ -388,46 +381,34 @@ impl Fix<'_> {
         })
     }
 
-    fn back_up_hive(
+    /// Reads what the guest has besides the hive in memory.
+    fn merge_job<'e>(
         &self,
         (name, volume): (HiveName, VolumeId),
         path: &GuestPath,
         loaded: LoadedBytes,
-        edits: &RegEdits,
+        edits: &'e RegEdits,
         reset_logs: &[GuestPath],
-    ) -> Result<MergeJob> {
-        let file_name = name.file_name();
+    ) -> Result<MergeJob<'e>> {
         // The file as it is on the disk: for a replayed hive that is not what is in memory.
         let original = if loaded.replayed {
             Some(self.before.read(volume, path, MAX_HIVE)?)
         } else {
             None
         };
-        let backup = format!("backup/{file_name}");
-        let backup_path = self.save(&backup, original.as_ref().unwrap_or(&loaded.bytes))?;
         let mut logs = Vec::new();
         for log in reset_logs {
-            let bytes = self.before.read(volume, log, MAX_HIVE)?;
-            let saved = format!("backup/{}", log.name().unwrap_or_default());
-            self.save(&saved, &bytes)?;
             logs.push(LogReset {
                 path: log.clone(),
-                backup: saved,
-                original: bytes,
+                backup: format!("backup/{}", log.name().unwrap_or_default()),
+                original: self.before.read(volume, log, MAX_HIVE)?,
             });
         }
-        let work_path = self.save(&format!(".work/{file_name}"), &loaded.bytes)?;
-        let reg_path = self.save(
-            &format!("registry/{file_name}.reg"),
-            edits.to_reg_text().as_bytes(),
-        )?;
         Ok(MergeJob {
             name,
-            backup,
-            backup_path,
-            work_path,
-            reg_path,
-            edits: edits.clone(),
+            bytes: loaded.bytes,
+            original,
+            edits,
             compressed: self
                 .before
                 .stat(volume, path)?
@@ -479,13 +460,34 @@ const MAX_HIVE: u64 = 1 << 30;
 /// Files of ours are drivers; nothing near this size is replaced.
 const MAX_REPLACED: u64 = 256 << 20;
 
-struct MergeJob {
+/// Writes files below the journal's folder.
+struct Saver {
+    folder: PathBuf,
+    durably: bool,
+}
+
+impl Saver {
+    fn save(&self, relative: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let path = self.folder.join(relative);
+        let doing = || format!("writing {}", path.display());
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(io_error(doing()))?;
+        }
+        let mut file = File::create(&path).map_err(io_error(doing()))?;
+        io::Write::write_all(&mut file, bytes).map_err(io_error(doing()))?;
+        if self.durably {
+            file.sync_all().map_err(io_error(doing()))?;
+        }
+        Ok(path)
+    }
+}
+
+struct MergeJob<'e> {
     name: HiveName,
-    backup: String,
-    backup_path: PathBuf,
-    work_path: PathBuf,
-    reg_path: PathBuf,
-    edits: RegEdits,
+    bytes: Vec<u8>,
+    /// What the file in the guest holds, where that is something else.
+    original: Option<Vec<u8>>,
+    edits: &'e RegEdits,
     compressed: bool,
     logs: Vec<LogReset>,
 }
@@ -509,12 +511,23 @@ struct PreparedHive {
     logs: Vec<LogReset>,
 }
 
-fn merge(job: MergeJob) -> Result<PreparedHive> {
+/// Backs up one hive and merges the edits into a copy.
+fn merge(job: MergeJob<'_>, saver: &Saver) -> Result<PreparedHive> {
     let hive = job.name.file_name();
+    let backup = format!("backup/{hive}");
+    let backup_path = saver.save(&backup, job.original.as_ref().unwrap_or(&job.bytes))?;
+    let work_path = saver.save(&format!(".work/{hive}"), &job.bytes)?;
+    let text = job.edits.to_reg_text();
+    let reg_path = saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
+    for log in &job.logs {
+        saver.save(&log.backup, &log.original)?;
+    }
+    // Not in memory twice while the merged one is read.
+    drop((job.bytes, job.original));
     // hivexregedit takes longer than the digest of the backup: do both at once.
     let (merged, before) = thread::scope(|scope| {
-        let digest = scope.spawn(|| file_facts(&job.backup_path));
-        let merged = hivexregedit::merge(&job.work_path, &job.edits.prefix, &job.reg_path);
+        let digest = scope.spawn(|| file_facts(&backup_path));
+        let merged = hivexregedit::merge(&work_path, &job.edits.prefix, &reg_path);
         match digest.join() {
             Ok(facts) => (merged, facts),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -522,20 +535,19 @@ fn merge(job: MergeJob) -> Result<PreparedHive> {
     });
     merged.map_err(|source| FixError::Merge { hive, source })?;
     let before = before?;
-    let mut merged = fs::read(&job.work_path)
-        .map_err(io_error(format!("reading {}", job.work_path.display())))?;
-    judge::holds(&merged, &job.edits).map_err(|source| FixError::Hive { hive, source })?;
+    let mut merged =
+        fs::read(&work_path).map_err(io_error(format!("reading {}", work_path.display())))?;
+    judge::holds(&merged, job.edits).map_err(|source| FixError::Hive { hive, source })?;
     // A tail beyond the hive bins stays as it is, so the file never shrinks.
-    append_tail(&job.backup_path, &mut merged)?;
-    let extents = changed_blocks(&job.backup_path, &merged)?;
+    append_tail(&backup_path, &mut merged)?;
+    let extents = changed_blocks(&backup_path, &merged)?;
     let size = merged.len() as u64;
     let whole = job.compressed.then(|| merged.clone());
     let after = thread::spawn(move || FileFacts::of(&merged));
-    fs::remove_file(&job.work_path)
-        .map_err(io_error(format!("removing {}", job.work_path.display())))?;
+    fs::remove_file(&work_path).map_err(io_error(format!("removing {}", work_path.display())))?;
     Ok(PreparedHive {
         name: job.name,
-        backup: job.backup,
+        backup,
         size,
         extents,
         whole,

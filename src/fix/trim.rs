@@ -54,6 +54,28 @@ pub struct DataMap {
     ranges: Vec<Range<u64>>,
     /// Exactly, without rounding.
     pub bytes: u64,
+    /// How many grains, and how many [`TABLE`]s, have data in them.
+    grains: Touched<GRAIN>,
+    tables: Touched<TABLE>,
+}
+
+/// What one table of a qcow2 with clusters of [`GRAIN`] covers.
+const TABLE: u64 = GRAIN / 8 * GRAIN;
+
+/// Counts the units of `SIZE` bytes that ascending ranges touch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Touched<const SIZE: u64> {
+    count: u64,
+    next: u64,
+}
+
+impl<const SIZE: u64> Touched<SIZE> {
+    fn add(&mut self, range: &Range<u64>) {
+        let first = (range.start / SIZE).max(self.next);
+        let end = range.end.div_ceil(SIZE);
+        self.count += end.saturating_sub(first);
+        self.next = self.next.max(end);
+    }
 }
 
 impl DataMap {
@@ -65,8 +87,19 @@ impl DataMap {
         Ok(map)
     }
 
+    /// The size of a copy of an image with this data, with what a qcow2 adds to it.
+    pub fn copy_size(&self, virtual_size: u64) -> u64 {
+        let data = self.grains.count.saturating_add(self.tables.count);
+        // One block of reference counts for 2 GiB, their table, the header, and 8 bytes for each table.
+        let counts = data.div_ceil(GRAIN / 2) + 2;
+        let level1 = (virtual_size.div_ceil(TABLE) * 8).div_ceil(GRAIN);
+        (data.saturating_add(counts).saturating_add(level1)).saturating_mul(GRAIN)
+    }
+
     fn add(&mut self, range: &Range<u64>) {
         self.bytes += range.end.saturating_sub(range.start);
+        self.grains.add(range);
+        self.tables.add(range);
         let start = range.start / GRAIN * GRAIN;
         let end = range.end.next_multiple_of(GRAIN);
         match self.ranges.last_mut() {
@@ -228,6 +261,9 @@ mod tests {
             m.ranges,
             [0..2 * GRAIN, 8 << 20..9 << 20, 10 << 20..11 << 20]
         );
+        // Grains: one twice touched, one of its own, 16, 16; all below one table.
+        assert_eq!((m.grains.count, m.tables.count), (34, 1));
+        assert_eq!(m.copy_size(1 << 40), (34 + 1 + 3 + 1) * GRAIN);
         let parts = |r: Range<u64>| m.within(r).collect::<Vec<_>>();
         assert_eq!(parts(GRAIN..8 << 20), [GRAIN..2 * GRAIN]);
         assert_eq!(

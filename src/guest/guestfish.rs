@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use super::guestfish_boot::Attach;
+use super::guestfish_boot::launch_limit;
 pub use super::guestfish_boot::start;
 use super::guestfish_mapped::{self as mapped, Device};
 use super::keys::Keys;
@@ -120,15 +121,28 @@ impl Inner {
     }
 
     pub fn run(&mut self, lines: &[Line]) -> Result<Vec<Reply>> {
+        self.run_within(lines, LIMIT)
+    }
+
+    fn run_within(&mut self, lines: &[Line], limit: Duration) -> Result<Vec<Reply>> {
         let shell = self
             .shell
             .as_mut()
             .ok_or_else(|| std::io::Error::other("the appliance was shut down already"))?;
-        shell.run(lines, LIMIT).map_err(tool_error)
+        shell.run(lines, limit).map_err(tool_error)
     }
 
     pub fn one(&mut self, line: Line) -> Result<Reply> {
-        let replies = self.run(&[line])?;
+        self.one_within(line, LIMIT)
+    }
+
+    /// One that may take as long as the start of the appliance: a key is stretched by a million hashes.
+    pub fn slow(&mut self, line: Line) -> Result<Reply> {
+        self.one_within(line, launch_limit())
+    }
+
+    fn one_within(&mut self, line: Line, limit: Duration) -> Result<Reply> {
+        let replies = self.run_within(&[line], limit)?;
         replies
             .into_iter()
             .next()
@@ -152,15 +166,19 @@ impl Inner {
         }
     }
 
-    /// Mounts a volume at its place. `Err` inside: what mount said.
-    pub fn mount(&mut self, volume: VolumeId, kind: FsKind, options: &str) -> Result<Reply> {
-        let device = match self.mapped.get(&volume) {
+    /// The block device of a volume.
+    pub fn device(&self, volume: VolumeId) -> String {
+        match self.mapped.get(&volume) {
             Some(device) => device.path.clone(),
             None => device(volume),
-        };
+        }
+    }
+
+    /// Mounts a volume at its place. `Err` inside: what mount said.
+    pub fn mount(&mut self, volume: VolumeId, kind: FsKind, options: &str) -> Result<Reply> {
         let line = Line::new("mount-options")
             .arg(options)
-            .arg(device)
+            .arg(self.device(volume))
             .arg(mount_point(volume));
         let reply = self.one(line)?;
         if reply.is_ok() {

@@ -187,7 +187,7 @@ fn unlock(
     let name = format!("h2k{}", volume.0);
     let mut reasons = Vec::new();
     for key in &keys {
-        match ask(appliance, open_line(&partition, &name, key))? {
+        match appliance.with(|inner| inner.slow(open_line(&partition, &name, key)))? {
             Ok(_) => return Ok(Some(Ok(sized(appliance, format!("/dev/mapper/{name}"))?))),
             Err(reason) => reasons.push(reason),
         }

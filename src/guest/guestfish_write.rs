@@ -10,8 +10,7 @@ use std::fs;
 use std::sync::Arc;
 
 use super::guestfish::{
-    ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, device, mount_point,
-    text,
+    ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, mount_point, text,
 };
 use super::guestfish_mapped as mapped;
 use super::guestfish_tar::archive;
@@ -337,7 +336,7 @@ impl GuestWrite for GuestfishWriter {
                 fs::write(&file, &extent.data)?;
                 let line = Line::new("upload-offset")
                     .arg(text(&file)?)
-                    .arg(device(volume))
+                    .arg(inner.device(volume))
                     .arg(extent.offset.to_string());
                 let written = all(inner, &failure, &[line]);
                 fs::remove_file(&file)?;

@@ -49,6 +49,8 @@ pub fn volumes(
     }
     match (out.bitlocker, system) {
         (false, _) => {}
+        // Opened, and no Windows in it.
+        (true, None) if closed.is_empty() => {}
         (true, None) => out.findings.push(Finding::blocker(
             "bitlocker",
             if protectors.iter().any(|p| p == CLEAR_KEY) {
@@ -433,4 +435,87 @@ fn setup(system: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::layout::{Partition, Scheme};
+    use crate::inspect::fake::FakeGuest;
+    use crate::inspect::model::SourceFacts;
+
+    /// What is said of a disk with one volume of that kind, opened or not, with Windows on it or not.
+    fn codes(kind: FsKind, container: Option<FsKind>, system: bool) -> Vec<(&'static str, String)> {
+        let layout = DiskLayout {
+            scheme: Scheme::Mbr,
+            sector_size: 512,
+            disk_id: None,
+            partitions: Vec::new(),
+        };
+        let partition = Partition {
+            index: 2,
+            type_id: "0x07".into(),
+            start_bytes: 0,
+            size_bytes: 0,
+            guid: None,
+            name: None,
+            active: false,
+        };
+        let mut guest = FakeGuest::default();
+        let volume = guest.volume(partition, kind);
+        volume.state.container = container;
+        if container.is_none() {
+            volume.state.unreadable = Some("no key opens it".into());
+        }
+        let source = SourceFacts {
+            path: String::new(),
+            format: String::new(),
+            virtual_size_bytes: 0,
+        };
+        let mut out = super::super::empty(&guest, &layout, source);
+        let system = system.then_some(VolumeId(2));
+        volumes(&guest, &layout, system, false, &mut out);
+        assert_eq!(
+            out.bitlocker,
+            kind == FsKind::Bitlocker || container == Some(FsKind::Bitlocker)
+        );
+        let found = out.findings.into_iter();
+        found
+            .map(|f| (f.id, format!("{:?} {}", f.severity, f.evidence)))
+            .collect()
+    }
+
+    #[test]
+    fn volumes_in_containers() {
+        use FsKind::{Bitlocker, Luks, Lvm, Ntfs};
+        for (kind, container, system, id, says) in [
+            (
+                Bitlocker,
+                None,
+                false,
+                "bitlocker",
+                "Blocker partition 2: no key opens it",
+            ),
+            (
+                Luks,
+                None,
+                false,
+                "luks",
+                "Blocker partition 2: no key opens it",
+            ),
+            (
+                Ntfs,
+                Some(Bitlocker),
+                true,
+                "bitlocker-opened",
+                "Warning partition 2",
+            ),
+        ] {
+            assert_eq!(codes(kind, container, system), [(id, says.to_string())]);
+        }
+        for container in [Luks, Lvm] {
+            assert_eq!(codes(Ntfs, Some(container), true), []);
+        }
+        assert_eq!(codes(Ntfs, Some(Bitlocker), false), []);
+    }
 }

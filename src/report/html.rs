@@ -426,7 +426,7 @@ fn timeline(h: &mut String, r: &Report) {
 }
 
 /// For element text and quoted attributes.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     clean(text)
         .replace('&', "&amp;")
         .replace('<', "&lt;")

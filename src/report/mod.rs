@@ -2,9 +2,10 @@
 
 pub mod html;
 pub mod linux;
+pub mod look;
 pub mod text;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::boot_path::{BootPath, Controller};
 use crate::fix::trim::VolumeTrim;
@@ -79,6 +80,24 @@ impl Outputs {
     }
 }
 
+/// What was asked for, so that a later run can tell whether a folder is what it would make.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Options that were given, by their long names; the output folder is not among them.
+    pub options: BTreeMap<String, Vec<String>>,
+    /// The files of the source and the drivers as they were at the start. A source that is fixed in
+    /// place is not among them: it is changed.
+    pub inputs: Vec<Input>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Input {
+    pub path: PathBuf,
+    pub size_bytes: u64,
+    /// Milliseconds since 1970.
+    pub modified_ms: u64,
+}
+
 /// Everything one conversion has to tell. Serialises to `report.json` and to `convert --json`.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -101,6 +120,7 @@ pub struct Report {
     /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
     pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,
+    pub request: Request,
     pub inspection: Inspection,
 }
 

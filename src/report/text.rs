@@ -1,160 +1,17 @@
-//! The report as text: most important first, aligned.
+//! Plan and conversion as text: most important first, aligned. Inspection: [`super::look`].
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::boot_path::{BootPath, Controller};
 use crate::fix::journal::ActionState;
-use crate::inspect::{Inspection, OsFamily, PartitionFacts, Severity};
 use crate::plan::model::Plan;
 use crate::ui::bytes;
 
-use super::{Report, linux};
-
-/// `inspect` for people.
-pub fn inspection(i: &Inspection) -> String {
-    let mut text = String::new();
-    let mut row = |label: &str, value: String| {
-        let _ = writeln!(text, "{label:<14} {value}");
-    };
-    row(
-        "source",
-        format!(
-            "{} ({}, {})",
-            i.source.path,
-            i.source.format,
-            bytes(i.source.virtual_size_bytes)
-        ),
-    );
-    row(
-        if i.os.family == OsFamily::Linux {
-            "linux"
-        } else {
-            "windows"
-        },
-        os_line(i),
-    );
-    for (label, value) in i.linux.iter().flat_map(linux::rows) {
-        row(label, value);
-    }
-    if let Some(firmware) = i.firmware {
-        row("firmware", lower(&firmware));
-    }
-    if let (Some(root), Some(set)) = (&i.os.windows_root, &i.os.control_set) {
-        row("root", format!("{root}, {set}"));
-    }
-    if !i.os.driver_folders.is_empty() {
-        row("driver folders", i.os.driver_folders.join(", "));
-    }
-    for (name, hive) in [
-        ("SYSTEM", &i.hives.system),
-        ("SOFTWARE", &i.hives.software),
-        ("DRIVERS", &i.hives.drivers),
-    ] {
-        if let Some(hive) = hive {
-            let state = if hive.dirty {
-                format!(
-                    "dirty, {} log entries replayable",
-                    hive.log_entries_replayable
-                )
-            } else {
-                "clean".to_string()
-            };
-            row(&format!("hive {name}"), state);
-        }
-    }
-    for service in &i.drivers.virtio {
-        row(
-            "driver",
-            format!(
-                "{} start={} override={} image {}",
-                service.service,
-                service.start.map_or("-".into(), |s| s.to_string()),
-                service.start_override.map_or("-".into(), |s| s.to_string()),
-                if service.image_present {
-                    "present"
-                } else {
-                    "missing"
-                }
-            ),
-        );
-    }
-    for adapter in &i.network.adapters {
-        let addresses: Vec<_> = adapter.addresses.iter().map(ToString::to_string).collect();
-        row(
-            "adapter",
-            format!(
-                "{} {} {}",
-                adapter.name.as_deref().unwrap_or("?"),
-                adapter.mac.as_deref().unwrap_or("(no MAC)"),
-                if adapter.dhcp {
-                    "dhcp".to_string()
-                } else {
-                    addresses.join(", ")
-                }
-            ),
-        );
-    }
-    if !i.hypervisor_tools.is_empty() {
-        row("tools", i.hypervisor_tools.join(", "));
-    }
-    for disk in &i.disks {
-        let label = |p: &PartitionFacts| p.label.clone().or(p.name.clone()).unwrap_or_default();
-        let kind = |p: &PartitionFacts| match p.state.as_ref().and_then(|s| s.container) {
-            Some(container) => format!("{} in {}", lower(&p.filesystem), lower(&container)),
-            None => lower(&p.filesystem),
-        };
-        for p in &disk.partitions {
-            row(
-                &format!("partition {}", p.index),
-                format!(
-                    "{:>10} at {:>12}  {:<8} {}",
-                    bytes(p.size_bytes),
-                    p.start_bytes,
-                    kind(p),
-                    label(p)
-                ),
-            );
-        }
-        for p in &disk.volumes {
-            row(
-                &format!("volume {}", p.index),
-                format!("{:>10}  {:<8} {}", bytes(p.size_bytes), kind(p), label(p)),
-            );
-        }
-    }
-    if !i.controllers.is_empty() {
-        let _ = writeln!(text, "\nWould it start as it is?");
-        text.push_str(&controllers(&i.controllers));
-    }
-    text.push_str(&findings(i));
-    text.trim_end().to_string()
-}
-
-fn os_line(i: &Inspection) -> String {
-    let os = &i.os;
-    let mut parts: Vec<String> = Vec::new();
-    parts.push(
-        os.product_name
-            .clone()
-            .unwrap_or_else(|| format!("none ({})", lower(&os.family))),
-    );
-    parts.extend(os.display_version.clone());
-    if let Some(build) = os.build {
-        let revision = os.revision.map_or(String::new(), |r| format!(".{r}"));
-        parts.push(format!("build {build}{revision}"));
-    }
-    if let Some(arch) = os.arch {
-        parts.push(lower(&arch));
-    }
-    if let Some(host) = &os.hostname {
-        parts.push(format!("\"{host}\""));
-    }
-    parts.join(" ")
-}
+use super::Report;
 
 /// The JSON name of a unit variant, so that text and JSON never differ.
-fn lower<T: serde::Serialize>(value: &T) -> String {
+pub(super) fn lower<T: serde::Serialize>(value: &T) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(name)) => name,
         _ => String::new(),
@@ -173,22 +30,6 @@ pub fn controllers(map: &BTreeMap<Controller, BootPath>) -> String {
             );
             text
         })
-}
-
-fn findings(i: &Inspection) -> String {
-    let mut sorted: Vec<_> = i.findings.iter().collect();
-    sorted.sort_by_key(|f| std::cmp::Reverse(f.severity));
-    let mut text = String::new();
-    if !sorted.is_empty() {
-        text.push_str("\nFindings\n");
-    }
-    for f in sorted {
-        let _ = writeln!(text, "  {:<8} [{}] {}", lower(&f.severity), f.id, f.message);
-        if f.severity > Severity::Info && !f.remedy.is_empty() {
-            let _ = writeln!(text, "           remedy: {}", f.remedy);
-        }
-    }
-    text
 }
 
 /// `plan` for people.

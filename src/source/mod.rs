@@ -13,11 +13,13 @@
 //!
 //! What a source says is a hint. Facts found inside the guest win over it.
 
+pub mod find;
 pub mod libvirt;
 pub mod manifest;
 pub mod ova;
 pub mod ovf;
 pub mod tar;
+pub mod tar_write;
 pub mod vmdk;
 pub mod vmx;
 
@@ -101,6 +103,8 @@ pub struct Packed {
     /// Where an uncompressed tar member lies.
     pub member: Option<(u64, u64)>,
     pub gzip: bool,
+    /// The size of the disk, as its description has it: what it may unpack to.
+    pub capacity: Option<u64>,
 }
 
 /// Declared in the order in which disks are listed.
@@ -142,6 +146,8 @@ pub enum SourceError {
         size: u64,
         limit: u64,
     },
+    #[error("{path} unpacks to more than the {capacity} bytes of the disk it describes")]
+    Bomb { path: PathBuf, capacity: u64 },
     #[error("{path} is not understood: {reason}")]
     Invalid { path: PathBuf, reason: String },
     #[error("{path} is not understood")]
@@ -188,7 +194,7 @@ impl SourceError {
         Some(match self {
             Self::NotFound { .. } => "check the path",
             Self::TooLarge { .. } => "name the disk image itself",
-            Self::Invalid { .. } | Self::Xml { .. } => {
+            Self::Invalid { .. } | Self::Xml { .. } | Self::Bomb { .. } => {
                 "export the machine again, or name its disk image itself"
             }
             Self::MissingDisk { .. } => "copy all files of the machine into one folder",

@@ -79,6 +79,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
                 name: disk.href,
                 member: Some((member.offset, member.size)),
                 gzip: disk.gzip,
+                capacity: disk.capacity,
             }),
         });
     }
@@ -189,16 +190,25 @@ fn unpack(
         .open(target)
         .map_err(|e| io_error("creating", target, e))?;
     let input = file.take(size);
+    let mut full = false;
     let copied = if packed.gzip {
         // The digest is of the file as it is in the package, so it is taken below the inflater.
         let mut tee = Tee { input, hasher };
-        copy(flate2::read::MultiGzDecoder::new(&mut tee), &mut out, None)
-            .and_then(|_| io::copy(&mut tee, &mut io::sink()))
+        let limit = unpacked_limit(packed);
+        let inflated = flate2::read::MultiGzDecoder::new(&mut tee).take(limit);
+        copy(inflated, &mut out, None).and_then(|n| {
+            full = n == limit;
+            io::copy(&mut tee, &mut io::sink())
+        })
     } else {
         copy(input, &mut out, hasher)
     };
     let done = copied.and_then(|n| out.sync_all().map(|()| n));
     match done {
+        Ok(_) if full => Err(SourceError::Bomb {
+            path: source.into(),
+            capacity: packed.capacity.unwrap_or_default(),
+        }),
         Ok(n) if packed.gzip || packed.member.is_none_or(|(_, size)| n == size) => Ok(()),
         Ok(_) => Err(io_error(
             "reading",
@@ -211,6 +221,13 @@ fn unpack(
         // Best effort: a half-written disk must not be taken for a whole one.
         let _ = std::fs::remove_file(target);
     })
+}
+
+/// No image is much larger than its disk, whatever its format adds.
+fn unpacked_limit(packed: &Packed) -> u64 {
+    const TABLES: u64 = 64 << 20;
+    let capacity = packed.capacity.unwrap_or(u64::MAX);
+    capacity.saturating_add(capacity / 8).saturating_add(TABLES)
 }
 
 struct Tee<'a, R> {

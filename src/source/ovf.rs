@@ -23,6 +23,8 @@ pub struct OvfDisk {
     /// Relative, percent-decoded.
     pub href: String,
     pub gzip: bool,
+    /// The size of the disk, in bytes.
+    pub capacity: Option<u64>,
     pub format: Option<String>,
     pub controller: Controller,
     pub order: (u32, u32),
@@ -53,6 +55,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
                 name: disk.href.clone(),
                 member: None,
                 gzip: true,
+                capacity: disk.capacity,
             }),
         });
     }
@@ -248,6 +251,7 @@ fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
         .trim_start_matches("ovf:")
         .trim_start_matches('/')
         .split_once('/');
+    let mut capacity = None;
     let (file_id, format) = match place {
         Some(("disk", id)) => {
             let disks = root.descendants("Disk");
@@ -261,6 +265,11 @@ fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
                     clean(id)
                 ));
             }
+            let units = disk.attr("capacityAllocationUnits").unwrap_or("byte");
+            let number = disk.attr("capacity").and_then(|c| c.parse::<u64>().ok());
+            capacity = number
+                .zip(unit_bytes(units))
+                .and_then(|(n, unit)| n.checked_mul(unit));
             (disk.attr("fileRef"), disk.attr("format").and_then(format))
         }
         Some(("file", id)) => (Some(id), None),
@@ -294,6 +303,7 @@ fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
     Ok(Some(OvfDisk {
         href,
         gzip,
+        capacity,
         format,
         controller: Controller::Unknown,
         order: (0, 0),

@@ -28,7 +28,7 @@ const STDERR_TAIL: usize = 8 << 10;
 const TICK: Duration = Duration::from_millis(20);
 /// How long output may still arrive after the child itself has ended: a grandchild may have
 /// inherited the pipe and keep it open for ever.
-const DRAIN: Duration = Duration::from_millis(500);
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// How long a program that is run to its end may say nothing before it counts as hung.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -535,6 +535,11 @@ impl Child {
             self.signal(Signal::TERM);
         }
         self.wait(limit)
+    }
+
+    /// Asks the program to end (SIGTERM) and does not wait for that.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
     }
 
     /// Kills the program and everything it started, and reaps it.

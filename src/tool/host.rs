@@ -111,7 +111,7 @@ pub const TOOLS: [Tool; 11] = [
     },
     Tool {
         name: "virt-win-reg",
-        purpose: "registry edits with the guestfish engine",
+        purpose: "reading and merging a guest's registry by hand",
         required: false,
         kind: VERSION,
         apt: "libguestfs-tools",

@@ -193,38 +193,60 @@ fn protocol(file: &Path) -> OsString {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConvertOptions {
-    pub format: &'static str,
-    /// `-o` options of the target, e.g. `compression_type=zstd`.
-    pub options: Option<&'static str>,
-    pub compress: bool,
+pub enum Target<'a> {
+    /// A new file of this format.
+    File {
+        path: &'a Path,
+        format: &'static str,
+        /// `-o` options, e.g. `compression_type=zstd`.
+        options: Option<&'static str>,
+        compress: bool,
+    },
+    /// Something that is there already, as a block device description.
+    Existing {
+        spec: &'a Value,
+        /// It reads as zeroes from end to end, so zeroes need not be written.
+        zero: bool,
+    },
 }
 
-/// Copies the image to a new file, telling the fraction done (0 to 1) as it goes.
+/// Copies the image, telling the fraction done (0 to 1) as it goes.
 pub fn convert(
     source: &Value,
-    target: &Path,
-    how: ConvertOptions,
+    target: Target<'_>,
     cancel: Option<Arc<AtomicBool>>,
     progress: &mut dyn FnMut(f64),
 ) -> Result<()> {
-    let mut cmd = cmd().args(["convert", "-p", "-m", "8", "-O", how.format]);
-    // Compressed clusters are appended: writing them out of order would only cost.
-    if how.compress {
-        cmd = cmd.arg("-c");
-    } else {
-        cmd = cmd.arg("-W");
-    }
-    if let Some(options) = how.options {
-        cmd = cmd.args(["-o", options]);
-    }
+    let mut cmd = cmd().args(["convert", "-p", "-m", "8"]);
+    let name = match target {
+        Target::File {
+            path,
+            format,
+            options,
+            compress,
+        } => {
+            // Compressed clusters are appended: writing them out of order would only cost.
+            cmd = cmd.args(["-O", format, if compress { "-c" } else { "-W" }]);
+            if let Some(options) = options {
+                cmd = cmd.args(["-o", options]);
+            }
+            protocol(path)
+        }
+        Target::Existing { spec, zero } => {
+            cmd = cmd.args(["-O", "raw", "-W", "-n"]);
+            if zero {
+                cmd = cmd.arg("--target-is-zero");
+            }
+            json_name(spec)
+        }
+    };
     let mut parser = Progress::default();
     // A line per hundredth of the disk.
     cmd.patient(6)
         .cancel_with(cancel)
         .arg("--")
         .arg(json_name(source))
-        .arg(protocol(target))
+        .arg(name)
         .run_with(&mut |chunk| {
             if let Some(fraction) = parser.push(chunk) {
                 progress(fraction);
@@ -245,21 +267,6 @@ pub fn compare(a: &Value, b: &Value, cancel: Option<Arc<AtomicBool>>) -> Result<
         .run()?;
     let text = super::clean(&out.stdout);
     Ok((out.code == 1).then(|| text.trim().to_string()))
-}
-
-/// How many bytes the image will take as a qcow2; about what its data takes in any format.
-pub fn measure(spec: &Value) -> Result<u64> {
-    #[derive(Deserialize)]
-    struct Measure {
-        required: u64,
-    }
-    let out = cmd()
-        .args(["measure", "--output=json", "-O", "qcow2"])
-        .arg(json_name(spec))
-        .run()?;
-    let measure: Measure =
-        serde_json::from_slice(&out.stdout).map_err(|e| ToolError::output(TOOL, e))?;
-    Ok(measure.required)
 }
 
 /// Whether this QEMU was built with zstd. Only creating an image tells: the help lists the option,

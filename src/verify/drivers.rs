@@ -214,8 +214,9 @@ fn is_dead(
 }
 
 /// The boot loader loads every boot-start driver; one that cannot be loaded stops it when its
-/// `ErrorControl` is "critical", and is passed over otherwise. No blocker: a guest that started on its
-/// old host with such a driver has a way to find it that we do not know.
+/// `ErrorControl` is "critical", and is passed over otherwise. No blocker: the drivers that a boot needs
+/// are in `boot_path`, with a verdict; about the others a wrong verdict would refuse guests that start, and
+/// what is missing here was missing on the old host too.
 pub fn critical_services(c: &Context<'_>) -> Outcome {
     services(c, true, "the boot loader stops at drivers it cannot load")
 }

@@ -112,6 +112,11 @@ fn machine(lab: &Lab, libvirt: &Libvirt, row: (Input, &str, usize)) -> PathBuf {
         .expect(0)
         .stdout;
     assert!(defined.contains("stage=\"final\"") && !defined.contains("com1-"));
+    // The next row may be the same machine by its UUID.
+    let nvram: &[&str] = if uefi { &["--nvram"] } else { &[] };
+    libvirt
+        .virsh(&[&["undefine", &name], nvram].concat())
+        .expect(0);
     out
 }
 

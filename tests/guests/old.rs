@@ -7,7 +7,7 @@ use hyper2kvm::demo::{GuestSpec, Role, WinVersion};
 use serde_json::Value;
 
 use crate::rows::assert_refusal;
-use crate::support::{Lab, TOOLS, h2k, have, tool, virtio_win};
+use crate::support::{Lab, TOOLS, drivers_for_old_windows, h2k, have, tool, virtio_win};
 use crate::{Guest, base, spec};
 
 #[test]
@@ -72,39 +72,6 @@ fn boot_sector(lab: &Lab, report: &Value) {
     // Between the steps it is not known what the machine shows.
     guest.patch(start + 26, &[16, 0]);
     guest.finding("boot-sector-geometry");
-}
-
-/// Folders as old virtio-win releases have them: for NT 5 one storage driver that knows the
-/// transitional device only.
-fn drivers_for_old_windows(folder: &Path) {
-    let (from, to) = (virtio_win().to_str().unwrap(), folder.to_str().unwrap());
-    tool("cp", &["-r", from, to]);
-    let put = |driver: &str, arch: &str, os: &str, edit: &dyn Fn(String) -> String| {
-        let from = folder.join(format!("{driver}/w7/{arch}"));
-        let to = folder.join(format!("{driver}/{os}/{arch}"));
-        fs::create_dir_all(&to).unwrap();
-        for file in fs::read_dir(from).unwrap().map(|f| f.unwrap().path()) {
-            let name = file.file_name().unwrap();
-            match file.extension().is_some_and(|e| e == "inf") {
-                true => {
-                    let text = fs::read_to_string(&file).unwrap();
-                    fs::write(to.join(name), edit(text)).unwrap();
-                }
-                false => drop(fs::copy(&file, to.join(name)).unwrap()),
-            }
-        }
-    };
-    let legacy = |text: String| {
-        let lines: Vec<&str> = text.lines().collect();
-        let modern = |i: usize| lines[i].contains("DEV_1042") || lines[i].ends_with('\\');
-        let kept = (0..lines.len()).filter(|i| !modern(*i)).map(|i| lines[i]);
-        kept.collect::<Vec<_>>().join("\r\n")
-    };
-    put("viostor", "x86", "xp", &legacy);
-    put("viostor", "x86", "2k3", &legacy);
-    for driver in ["viostor", "vioscsi"] {
-        put(driver, "amd64", "2k8", &|text| text.replace(".6.1", ".6.0"));
-    }
 }
 
 /// The demo's drivers with a release number of their own.

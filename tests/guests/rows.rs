@@ -64,13 +64,13 @@ const ROWS: &[Row] = &[
         "bitlocker",
         "blocker",
         "BitLocker is suspended (the key lies open on the volume), but the volume is still encrypted: Windows cannot be changed here",
-        "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down",
+        "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down; or give its recovery key with --key (the guestfish engine opens it)",
     ),
     row(
         "bitlocker",
         "blocker",
         "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed",
-        "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down",
+        "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down; or give its recovery key with --key (the guestfish engine opens it)",
     ),
     row(
         "bitlocker-data",
@@ -81,7 +81,7 @@ const ROWS: &[Row] = &[
     row(
         "dynamic-disk",
         "blocker",
-        "this is a dynamic disk (LDM): its volumes may span disks and are not read here",
+        "this is a dynamic disk (LDM): its volumes may span disks, and half of a mirror must not be changed",
         "convert it to a basic disk in the guest, or image the volumes to one",
     ),
     row(
@@ -89,6 +89,12 @@ const ROWS: &[Row] = &[
         "blocker",
         "the disk is part of a Storage Spaces pool, which is not read here",
         "move the data to an ordinary disk in the guest",
+    ),
+    row(
+        "luks",
+        "blocker",
+        "a volume is encrypted with LUKS, and no Windows is outside of it",
+        "give its key with --key (the guestfish engine opens it), or decrypt it",
     ),
     row(
         "refs",

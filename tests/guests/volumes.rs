@@ -152,6 +152,11 @@ fn volumes_of_another_kind() {
     eprintln!("storage spaces");
     typed("E75CAF8F-F680-4CEE-AFA3-B001E56EFC2D").refused("storage-spaces");
 
+    eprintln!("luks");
+    let guest = Guest::new(WinVersion::Win10);
+    guest.patch(guest.start(Role::Windows), b"LUKS\xba\xbe");
+    guest.refused("luks");
+
     eprintln!("refs");
     let guest = Guest::new(WinVersion::Win10);
     guest.patch(guest.start(Role::Windows) + 3, b"ReFS\0\0\0\0");

@@ -3,12 +3,18 @@
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // skips must be seen
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod devices;
+mod faults;
+mod scale;
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, guest};
@@ -62,7 +68,31 @@ fn populated() -> Lab {
     let layout = guest::layout(&lab.spec);
     let volume = VolumeId(lab.spec.partition(Role::Windows).unwrap().index);
     leave_deleted_data(&lab.raw, &layout, volume);
+    let disk = File::options().write(true).open(&lab.raw).unwrap();
+    for (i, gap) in gaps(&lab).iter().enumerate() {
+        // Away from the partition table, which lies in the first and the last 17 KiB.
+        let middle = (gap.start + gap.end) / 2 / 512 * 512;
+        disk.write_all_at(&noise(8 << 10, 77 + i as u64), middle)
+            .unwrap();
+    }
     lab
+}
+
+/// What is in no partition: in front of the first one, and behind the last.
+fn gaps(lab: &Lab) -> [Range<u64>; 2] {
+    let parts = lab.spec.partitions();
+    let start = parts.iter().map(|p| p.start).min().unwrap();
+    let end = parts.iter().map(|p| p.start + p.size).max().unwrap();
+    [0..start, end..lab.spec.disk_size]
+}
+
+fn bytes_at(disk: &Path, range: &Range<u64>) -> Vec<u8> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    File::open(disk)
+        .unwrap()
+        .read_exact_at(&mut bytes, range.start)
+        .unwrap();
+    bytes
 }
 
 fn writer(disk: &Path, layout: &DiskLayout) -> Box<EmbeddedWriter> {
@@ -124,6 +154,11 @@ fn trimmed<'r>(report: &'r Value, lab: &Lab, role: Role) -> &'r Value {
 /// Every file of the Windows volume but those the fix is there to change, by ntfs-3g's tools; the ESP
 /// by the other reader. Returns how many there were.
 fn live_files_are_identical(lab: &Lab, target: &Path) -> usize {
+    live_files_are_the_same(lab, target, DELETED / MIB)
+}
+
+/// The same for a volume with so many files that were left between deleted ones.
+fn live_files_are_the_same(lab: &Lab, target: &Path, stays: u64) -> usize {
     let old = fs::rename(lab.volume(&lab.raw), lab.path("old.ntfs")).map(|()| lab.path("old.ntfs"));
     let (old, new) = (old.unwrap(), lab.volume(target));
     let mut names: Vec<(Role, String)> = guest::files(&lab.spec)
@@ -131,7 +166,7 @@ fn live_files_are_identical(lab: &Lab, target: &Path) -> usize {
         .into_iter()
         .map(|f| (f.role, f.path.to_slashes()))
         .collect();
-    names.extend((0..DELETED / MIB).map(|i| (Role::Windows, format!("stays{i}"))));
+    names.extend((0..stays).map(|i| (Role::Windows, format!("stays{i}"))));
     let layout = partition::read_layout(&FileDisk::open(&lab.raw).unwrap()).unwrap();
     let open = |p: &Path| embedded::open(Arc::new(FileDisk::open(p).unwrap()), &layout).unwrap();
     let (source, result) = (open(&lab.raw), open(target));
@@ -185,6 +220,11 @@ fn only_live_bytes_are_copied() {
         left < 256 << 10,
         "{left} bytes of the page file were copied"
     );
+    // What lies in no partition comes along to the last byte, partition table included.
+    for gap in gaps(&lab) {
+        assert!(gap.end - gap.start > 64 << 10, "{gap:?}");
+        assert!(bytes_at(&lab.raw, &gap) == bytes_at(&disk, &gap), "{gap:?}");
+    }
     let deleted = deleted_bytes(&disk);
     assert!(deleted < DELETED / 8, "{deleted} deleted bytes were copied");
 
@@ -247,6 +287,42 @@ fn shadow_copies_are_left_alone() {
     let pagefile = lab.ntfscat(&lab.volume(&disk), "pagefile.sys");
     assert!(pagefile.iter().all(|b| *b == 0xa5));
     assert!(trimmed(&report, &lab, Role::Esp)["kept"].is_null());
+    nothing_was_zeroed(&lab, &disk);
+}
+
+/// No grain of the Windows volume that had data reads as zeroes now.
+fn nothing_was_zeroed(lab: &Lab, disk: &Path) {
+    let part = lab.spec.partition(Role::Windows).unwrap();
+    let mut had_data = 0;
+    for at in (part.start..part.start + part.size).step_by(64 << 10) {
+        let grain = at..(at + (64 << 10)).min(part.start + part.size);
+        let empty = |disk| bytes_at(disk, &grain).iter().all(|b| *b == 0);
+        if empty(&lab.raw) {
+            continue;
+        }
+        had_data += 1;
+        assert!(!empty(disk), "{grain:?}");
+    }
+    assert!(had_data * (64 << 10) > DELETED + PAGEFILE);
+}
+
+/// The description of a machine with these disks.
+fn machine(lab: &Lab, disks: &[&Path]) -> PathBuf {
+    let mut devices = String::new();
+    for (file, letter) in disks.iter().zip('a'..) {
+        devices += &format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='raw'/>\
+             <source file='{}'/><target dev='sd{letter}' bus='sata'/></disk>",
+            file.display()
+        );
+    }
+    let xml = lab.path("machine.xml");
+    let text = format!(
+        "<domain type='kvm'><name>many</name><memory unit='MiB'>2048</memory>\
+         <vcpu>2</vcpu><os><type arch='x86_64'>hvm</type></os><devices>{devices}</devices></domain>"
+    );
+    fs::write(&xml, text).unwrap();
+    xml
 }
 
 #[test]
@@ -270,25 +346,7 @@ fn several_disks_are_copied_together() {
     leave_deleted_data(&data, &layout, VolumeId(0));
     let other = lab.path("other.raw");
     fs::write(&other, noise(3 * MIB as usize, 5)).unwrap();
-    let disk = |file: &Path, device: &str| {
-        format!(
-            "<disk type='file' device='disk'><driver name='qemu' type='raw'/>\
-             <source file='{}'/><target dev='{device}' bus='sata'/></disk>",
-            file.display()
-        )
-    };
-    let xml = lab.path("machine.xml");
-    fs::write(
-        &xml,
-        format!(
-            "<domain type='kvm'><name>many</name><memory unit='MiB'>2048</memory>\
-             <vcpu>2</vcpu><os><type arch='x86_64'>hvm</type></os><devices>{}{}{}</devices></domain>",
-            disk(&data, "sda"),
-            disk(&lab.raw, "sdb"),
-            disk(&other, "sdc"),
-        ),
-    )
-    .unwrap();
+    let xml = machine(&lab, &[&data, &lab.raw, &other]);
     let digests = [&lab.raw, &data, &other].map(|p| sha256(p));
     let out = lab.path("out");
     let run = h2k([
@@ -325,9 +383,17 @@ fn several_disks_are_copied_together() {
     let lines: Vec<Value> = run
         .stderr
         .lines()
-        .filter(|l| l.starts_with("{\"version\":"))
+        .filter(|l| l.starts_with('{'))
+        .inspect(|l| assert!(l.starts_with("{\"version\":"), "{l}"))
         .map(|l| serde_json::from_str(l).unwrap())
         .collect();
+    // Five a second, and one at the end.
+    let seconds = report["timings"]["copy_s"].as_f64().unwrap();
+    assert!(lines.len() as f64 <= 2.0 + seconds * 5.0, "{}", run.stderr);
+    for line in &lines {
+        assert!(line["done_bytes"].as_u64() <= line["total_bytes"].as_u64());
+        assert!(line["bytes_per_second"].is_u64() && !line["seconds_left"].is_string());
+    }
     let last = lines.last().expect("no progress line");
     assert_eq!(last["done_bytes"], report["bytes"]["read"]);
     assert_eq!(last["total_bytes"], report["bytes"]["read"]);

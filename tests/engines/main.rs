@@ -6,6 +6,9 @@
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
 
+mod appliance;
+mod opened;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
@@ -14,14 +17,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use hyper2kvm::demo::{Arch, Firmware, GuestSpec, WinVersion};
+use hyper2kvm::demo::{Arch, Firmware, GuestSpec, Role, WinVersion};
 use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::disk::partition;
-use hyper2kvm::guest::{FileKind, FsKind, GuestPath, GuestRead, embedded};
+use hyper2kvm::guest::{
+    EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, VolumeId, embedded,
+};
 use serde_json::Value;
-use support::{Lab, TOOLS, export, h2k, have, tool};
+use support::{Lab, TOOLS, drivers_for_old_windows, export, h2k, have, tool, virtio_win};
 
-const GUESTFS_TOOLS: [&str; 3] = ["guestfish", "virt-win-reg", "virt-inspector"];
+const GUESTFS_TOOLS: [&str; 5] = [
+    "guestfish",
+    "virt-win-reg",
+    "virt-inspector",
+    "virt-ls",
+    "virt-cat",
+];
 
 fn ready() -> bool {
     have(&TOOLS) && have(&GUESTFS_TOOLS)
@@ -30,6 +41,11 @@ fn ready() -> bool {
 /// Like [`tool`], in libguestfs' own appliance without KVM and without libvirt.
 #[track_caller]
 fn guestfs(program: &str, args: &[&str]) -> String {
+    String::from_utf8(guestfs_bytes(program, args)).unwrap()
+}
+
+#[track_caller]
+fn guestfs_bytes(program: &str, args: &[&str]) -> Vec<u8> {
     let out = Command::new(program)
         .args(args)
         .env("LIBGUESTFS_BACKEND", "direct")
@@ -40,15 +56,16 @@ fn guestfs(program: &str, args: &[&str]) -> String {
         "{program} {args:?}: {}",
         String::from_utf8_lossy(&out.stderr)
     );
-    String::from_utf8(out.stdout).unwrap()
+    out.stdout
 }
 
 /// The converted disk as raw, and the report.
-fn convert(lab: &Lab, engine: &str) -> (PathBuf, Value) {
-    let report = lab
-        .convert(&lab.raw, &["--engine", engine, "--format", "raw"])
-        .expect(0)
-        .json();
+fn convert(lab: &Lab, media: &Path, engine: &str) -> (PathBuf, Value) {
+    let (raw, out) = (lab.raw.to_str().unwrap(), lab.path("out"));
+    let mut args = vec!["convert", raw, "--json", "-o", out.to_str().unwrap()];
+    args.extend(["--engine", engine, "--format", "raw", "--virtio-iso"]);
+    args.push(media.to_str().unwrap());
+    let report = h2k(args).expect(0).json();
     assert_eq!(report["engine"], engine);
     assert_eq!(report["engine_why"], "asked for");
     let disk = Path::new(report["outputs"]["disks"][0].as_str().unwrap());
@@ -65,11 +82,15 @@ fn equal_lines(what: &str, a: &str, b: &str) {
     assert_eq!(a.lines().count(), b.lines().count(), "{what}");
 }
 
-/// Every file by volume and path: its size and contents; `None` for a folder.
-fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
+fn read_disk(disk: &Path) -> EmbeddedReader {
     let disk = Arc::new(FileDisk::open(disk).unwrap());
     let layout = partition::read_layout(disk.as_ref()).unwrap();
-    let reader = embedded::open(disk, &layout).unwrap();
+    embedded::open(disk, &layout).unwrap()
+}
+
+/// Every file by volume and path: its size and contents; `None` for a folder.
+fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
+    let reader = read_disk(disk);
     let mut tree = BTreeMap::new();
     for volume in reader.volumes() {
         if !matches!(volume.kind, FsKind::Ntfs | FsKind::Fat) {
@@ -102,10 +123,12 @@ fn without(mut report: Value, keys: &[&str]) -> Value {
 }
 
 /// Converts with both engines; gives the disk guestfish made.
-fn same_result(lab: &Lab) -> PathBuf {
-    let (by_embedded, report) = convert(lab, "embedded");
-    let (by_guestfish, other) = convert(lab, "guestfish");
+fn same_result(lab: &Lab, media: &Path) -> PathBuf {
+    let (by_embedded, report) = convert(lab, media, "embedded");
+    let (by_guestfish, other) = convert(lab, media, "guestfish");
+    // `bytes` counts what the copy had to write: NTFS drivers choose other clusters.
     let differ = ["engine", "engine_why", "timings", "bytes"];
+    assert_eq!(report["bytes"]["virtual"], other["bytes"]["virtual"]);
     assert_eq!(without(report, &differ), without(other, &differ));
 
     let (expected, found) = (tree(&by_embedded), tree(&by_guestfish));
@@ -125,7 +148,21 @@ fn same_result(lab: &Lab) -> PathBuf {
             let read = |path| fs::read_to_string(path).unwrap();
             equal_lines(hive, &read(by_one), &read(by_other));
             let exported = |disk| hive_text(lab, disk, hive, prefix);
-            equal_lines(hive, &exported(&by_embedded), &exported(&by_guestfish));
+            let converted = exported(&by_guestfish);
+            equal_lines(hive, &exported(&by_embedded), &converted);
+            // By hand, with what virt-win-reg runs: it has no name for DRIVERS.
+            let untouched = lab.path("untouched");
+            fs::write(&untouched, hive_file(lab, &lab.raw, hive)).unwrap();
+            let (untouched_path, reg) = (
+                untouched.to_str().unwrap(),
+                reg_file(lab, "guestfish", hive),
+            );
+            let merge = ["--merge", "--prefix", prefix, untouched_path];
+            tool(
+                "hivexregedit",
+                &[&merge[..], &[reg.to_str().unwrap()]].concat(),
+            );
+            equal_lines(hive, &converted, &export(&untouched, prefix, "\\"));
             count += 1;
         }
     }
@@ -139,13 +176,24 @@ fn reg_file(lab: &Lab, engine: &str, hive: &str) -> PathBuf {
     lab.path(&format!("out-{engine}/registry/{hive}.reg"))
 }
 
-/// A hive of the guest as text, by ntfs-3g and hivex.
+/// A hive of the guest as text, by hivex.
 fn hive_text(lab: &Lab, disk: &Path, hive: &str, prefix: &str) -> String {
-    let volume = lab.volume(disk);
     let copy = lab.path("hive");
-    let file = format!("/Windows/System32/config/{hive}");
-    fs::write(&copy, lab.ntfscat(&volume, &file)).unwrap();
+    fs::write(&copy, hive_file(lab, disk, hive)).unwrap();
     export(&copy, prefix, "\\")
+}
+
+/// A hive of the guest, by ntfs-3g.
+fn hive_file(lab: &Lab, disk: &Path, hive: &str) -> Vec<u8> {
+    let volume = lab.volume(disk);
+    let windows = &lab.spec.windows_dir;
+    let config = if windows == "WINDOWS" {
+        "system32"
+    } else {
+        "System32"
+    };
+    let file = format!("/{windows}/{config}/config/{hive}");
+    lab.ntfscat(&volume, &file)
 }
 
 const HIVES: [(&str, &str); 3] = [
@@ -162,13 +210,56 @@ fn lab(version: WinVersion, arch: Arch, firmware: Firmware) -> Lab {
     Lab::new(spec)
 }
 
-#[test]
-fn uefi_windows_10() {
+/// What `inspect` and `verify` say through the appliance, compared with what they say without.
+fn same_reading(verb: &str, disk: &Path) {
+    let seen = |engine: &str| {
+        let report = h2k([verb, disk.to_str().unwrap(), "--json", "--engine", engine]);
+        let report = report.expect(0).json();
+        assert_eq!(report["engine"], engine);
+        without(report, &["engine"])
+    };
+    assert_eq!(seen("embedded"), seen("guestfish"), "{verb}");
+}
+
+/// One guest after the other; `cargo test` runs two such lists side by side.
+fn all_the_same(guests: &[(WinVersion, Arch, Firmware)]) {
     if !ready() {
         return;
     }
-    let lab = lab(WinVersion::Win10, Arch::Amd64, Firmware::Uefi);
-    same_result(&lab);
+    for (version, arch, firmware) in guests {
+        eprintln!("{version:?} {arch:?} {firmware:?}");
+        same_result(&lab(*version, *arch, *firmware), virtio_win());
+    }
+}
+
+#[test]
+fn clients_on_uefi() {
+    all_the_same(&[
+        (WinVersion::Win10, Arch::Amd64, Firmware::Uefi),
+        (WinVersion::Win11, Arch::Amd64, Firmware::Uefi),
+    ]);
+}
+
+#[test]
+fn servers() {
+    all_the_same(&[(WinVersion::Server2022, Arch::Amd64, Firmware::Uefi)]);
+    if ready() {
+        let lab = lab(WinVersion::Server2012R2, Arch::Amd64, Firmware::Bios);
+        same_reading("inspect", &lab.raw);
+        let converted = same_result(&lab, virtio_win());
+        same_reading("verify", &converted);
+    }
+}
+
+#[test]
+fn windows_xp() {
+    if !ready() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let media = dir.path().join("virtio-win");
+    drivers_for_old_windows(&media);
+    same_result(&lab(WinVersion::Xp, Arch::X86, Firmware::Bios), &media);
 }
 
 /// Windows 7, and by hand: our registry files merged by `virt-win-reg` into the untouched guest give
@@ -179,7 +270,7 @@ fn bios_windows_7_and_libguestfs_tools() {
         return;
     }
     let lab = lab(WinVersion::Win7, Arch::Amd64, Firmware::Bios);
-    let converted = same_result(&lab);
+    let converted = same_result(&lab, virtio_win());
 
     let by_hand = lab.path("by-hand.raw");
     fs::copy(&lab.raw, &by_hand).unwrap();
@@ -205,11 +296,53 @@ fn bios_windows_7_and_libguestfs_tools() {
         assert!(shown.contains(line), "{line} in {shown}");
     }
 
-    let seen = guestfs("virt-inspector", &["--no-icon", "--format=raw", "-a", disk]);
+    fn of_disk<'a>(disk: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+        [&["--format=raw", "-a", disk], args].concat()
+    }
+    let seen = guestfs(
+        "virt-inspector",
+        &of_disk(disk, &["--no-icon", "--no-applications"]),
+    );
     let ours = h2k(["inspect", disk, "--json"]).expect(0).json();
+    assert_eq!(ours["engine"], "embedded");
     for element in ["product_name", "arch", "hostname"] {
         let value = ours["os"][element].as_str().unwrap();
         let wanted = format!("<{element}>{value}</{element}>");
         assert!(seen.contains(&wanted), "{wanted} in {seen}");
     }
+    for (element, value) in [("major_version", 6), ("minor_version", 1)] {
+        let wanted = format!("<{element}>{value}</{element}>");
+        assert!(seen.contains(&wanted), "{wanted} in {seen}");
+    }
+    // The drivers: the same names and the same bytes as we see.
+    let folder = "/Windows/System32/drivers";
+    let listed = guestfs("virt-ls", &of_disk(disk, &[folder]));
+    let reader = read_disk(&converted);
+    let volume = VolumeId(lab.spec.partition(Role::Windows).unwrap().index);
+    let path = |text: &str| GuestPath::parse(text).unwrap();
+    let files = reader
+        .list(volume, &path(&folder.replace('/', "\\")))
+        .unwrap();
+    let mut names: Vec<_> = files.into_iter().map(|f| f.name).collect();
+    let mut theirs: Vec<_> = listed.lines().map(str::to_string).collect();
+    names.sort();
+    theirs.sort();
+    assert_eq!(theirs, names);
+    for service in ["viostor", "vioscsi"] {
+        let installed = ours["drivers"]["virtio"].as_array().unwrap();
+        assert!(
+            installed.iter().any(|d| d["service"] == service),
+            "{installed:?}"
+        );
+        assert!(names.contains(&format!("{service}.sys")), "{names:?}");
+    }
+    let mut args = of_disk(disk, &[]);
+    let files = ["viostor.sys", "vioscsi.sys"].map(|name| format!("{folder}/{name}"));
+    args.extend(files.iter().map(String::as_str));
+    let bytes = guestfs_bytes("virt-cat", &args);
+    let read = |file: &String| {
+        let file = path(&file.replace('/', "\\"));
+        reader.read(volume, &file, 1 << 30).unwrap()
+    };
+    assert!(bytes == files.iter().flat_map(read).collect::<Vec<_>>());
 }

@@ -1,0 +1,524 @@
+//! Runs the conversions: some at a time, each in a child of this same program, and listens to them.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::error::ErrorKind;
+use crate::report::Request;
+use crate::tool::{Cmd, ToolError, clean, stop};
+use crate::ui::{Board, Ui};
+
+use super::report::{Failure, Line, State};
+
+/// This program, even when its file was replaced meanwhile.
+const SELF: &str = "/proc/self/exe";
+/// How long a child that was asked to end may take: it may have to roll back a disk. What it does not
+/// get done is in its journal.
+const STOP_LIMIT: Duration = Duration::from_secs(120);
+const TICK: Duration = Duration::from_millis(50);
+/// A report lists every file of a large driver package and the whole inspection.
+const MAX_DOCUMENT: u64 = 64 << 20;
+const MAX_LINE: u64 = 64 << 10;
+/// Lines of a failed child that are kept besides its error.
+const LOG_LINES: usize = 20;
+
+/// More conversions than this keep no disk busier.
+const MOST: usize = 4;
+
+/// As many conversions at a time as this host, container or job may use well: each keeps two
+/// processors busy (our reading and `qemu-img`, or two disks).
+pub fn default_jobs() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (processors / 2).clamp(1, MOST)
+}
+
+/// One conversion to make.
+pub struct Machine {
+    pub name: String,
+    pub source: PathBuf,
+    /// Absolute.
+    pub folder: PathBuf,
+    /// Of `convert`, without folder and source.
+    pub args: Vec<OsString>,
+    /// What must not be seen on a command line.
+    pub env: Vec<(String, String)>,
+    /// What it would put into its report now; `None` when the source cannot be looked at.
+    pub request: Box<dyn Fn() -> Option<Request> + Send + Sync>,
+    /// Make it again even if it is there.
+    pub force: bool,
+}
+
+/// Whether a machine still has to be converted.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Done {
+    /// There is no folder.
+    No,
+    /// The folder is complete and what this run would make.
+    Yes,
+    /// The folder is there and is something else.
+    Differs(String),
+}
+
+impl Machine {
+    /// Looks at the output folder.
+    pub fn done(&self) -> Done {
+        let report = self.folder.join("report.json");
+        if self.force || !report.exists() {
+            return Done::No;
+        }
+        let differs = |why: &str| Done::Differs(why.to_string());
+        let read = |path: &Path| -> Option<Value> {
+            let mut bytes = Vec::new();
+            let file = File::open(path).ok()?.take(MAX_DOCUMENT);
+            BufReader::new(file).read_to_end(&mut bytes).ok()?;
+            serde_json::from_slice(&bytes).ok()
+        };
+        let Some(report) = read(&report) else {
+            return differs("its report.json cannot be read");
+        };
+        if report["ready"] != true {
+            return differs("its report does not say READY");
+        }
+        let disks = report["outputs"]["disks"].as_array();
+        let there = |disk: &Value| disk.as_str().is_some_and(|d| Path::new(d).exists());
+        if !disks.is_some_and(|disks| !disks.is_empty() && disks.iter().all(there)) {
+            return differs("a disk of it is missing");
+        }
+        let was: Option<Request> = serde_json::from_value(report["request"].clone()).ok();
+        match (was, (self.request)()) {
+            (Some(was), Some(now)) if was == now => Done::Yes,
+            (Some(was), Some(now)) => Done::Differs(difference(&was, &now)),
+            _ => differs("it does not say what it was made from"),
+        }
+    }
+}
+
+/// What changed since, in a few words.
+fn difference(was: &Request, now: &Request) -> String {
+    let value = |request: &Request, name: &str| {
+        let values = request.options.get(name);
+        values.map_or("not given".to_string(), |v| v.join(", "))
+    };
+    let options = was.options.keys().chain(now.options.keys());
+    for name in options {
+        let (was, now) = (value(was, name), value(now, name));
+        if was != now {
+            return format!("it was made with other options ({name}: {was}, now {now})");
+        }
+    }
+    for input in &now.inputs {
+        if !was.inputs.contains(input) {
+            return format!("{} has changed since", input.path.display());
+        }
+    }
+    "it was made from other files".to_string()
+}
+
+/// What a machine is doing right now.
+#[derive(Debug, Clone, Default)]
+struct Slot {
+    running: bool,
+    step: String,
+    done: u64,
+    total: u64,
+}
+
+/// The progress of all of them together.
+struct Watch<'a> {
+    machines: &'a [Machine],
+    slots: Mutex<Vec<Slot>>,
+    finished: AtomicUsize,
+    failed: AtomicUsize,
+    board: Board,
+}
+
+impl Watch<'_> {
+    fn change(&self, i: usize, change: impl FnOnce(&mut Slot)) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = slots.get_mut(i) {
+            change(slot);
+        }
+        let finished = self.finished.load(Ordering::SeqCst);
+        let failed = self.failed.load(Ordering::SeqCst);
+        let running = || (self.machines.iter().zip(slots.iter())).filter(|(_, s)| s.running);
+        let text = || {
+            let percent = |s: &Slot| (s.done.min(s.total) * 100).checked_div(s.total);
+            let list: Vec<String> = running()
+                .map(|(m, s)| match percent(s) {
+                    Some(percent) => format!("{} {} {percent} %", m.name, s.step),
+                    None => format!("{} {}", m.name, s.step),
+                })
+                .collect();
+            let failed = match failed {
+                0 => String::new(),
+                n => format!(", {n} failed"),
+            };
+            let all = self.machines.len();
+            format!("{finished} of {all} finished{failed}; {}", list.join(", "))
+        };
+        let line = || {
+            let list: Vec<Value> = running()
+                .map(|(m, s)| {
+                    json!({"name": m.name, "step": s.step, "done_bytes": s.done, "total_bytes": s.total})
+                })
+                .collect();
+            json!({
+                "version": env!("CARGO_PKG_VERSION"), "schema": "hyper2kvm/batch-progress/1",
+                "machines": self.machines.len(), "finished": finished, "failed": failed,
+                "running": list,
+            })
+        };
+        self.board.set(finished as u64, &text, &line);
+    }
+}
+
+/// Converts them all; one line per machine, in the order of the list. `dry_run`: only plans.
+pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Line> {
+    let watch = Watch {
+        machines,
+        slots: Mutex::new(vec![Slot::default(); machines.len()]),
+        finished: AtomicUsize::new(0),
+        failed: AtomicUsize::new(0),
+        board: ui.board(machines.len() as u64),
+    };
+    let next = AtomicUsize::new(0);
+    let lines: Mutex<Vec<Option<Line>>> = Mutex::new(machines.iter().map(|_| None).collect());
+    let work = || {
+        while !stop::requested() {
+            let i = next.fetch_add(1, Ordering::SeqCst);
+            let Some(machine) = machines.get(i) else {
+                break;
+            };
+            let line = one(machine, i, dry_run, &watch);
+            watch.finished.fetch_add(1, Ordering::SeqCst);
+            if line.state == State::Failed {
+                watch.failed.fetch_add(1, Ordering::SeqCst);
+            }
+            let (verb, what) = line.status();
+            watch.board.status(verb, &what);
+            watch.change(i, |slot| slot.running = false);
+            let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+            lines[i] = Some(line);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs.clamp(1, machines.len().max(1)))
+            .map(|_| scope.spawn(work))
+            .collect();
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+    watch.board.finish();
+    let lines = lines.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let not_started = |m: &Machine| Line::new(m, State::NotStarted);
+    let pairs = lines.into_iter().zip(machines);
+    pairs
+        .map(|(l, m)| l.unwrap_or_else(|| not_started(m)))
+        .collect()
+}
+
+fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
+    let start = Instant::now();
+    let mut line = match machine.done() {
+        Done::Yes => Line::new(machine, State::Skipped),
+        Done::Differs(why) => Line {
+            failure: Some(Failure {
+                code: ErrorKind::Failed.code(),
+                message: format!("{} exists, and {why}", machine.folder.display()),
+                hints: vec![
+                    "--force replaces it (`force: true` for one machine); output-dir chooses \
+                     another folder"
+                        .to_string(),
+                ],
+                ..Failure::default()
+            }),
+            ..Line::new(machine, State::Failed)
+        },
+        Done::No => {
+            watch.change(i, |slot| {
+                slot.running = true;
+                slot.step = "starting".into();
+            });
+            let ended = child(machine, dry_run, &mut |event| {
+                watch.change(i, |slot| {
+                    if let Some(step) = event["step"].as_str() {
+                        slot.step = step.to_lowercase();
+                    }
+                    slot.done = event["done_bytes"].as_u64().unwrap_or(0);
+                    slot.total = event["total_bytes"].as_u64().unwrap_or(0);
+                });
+            });
+            match ended {
+                Ok(ended) => outcome(machine, ended, dry_run),
+                Err(error) => Line {
+                    failure: Some(Failure {
+                        code: ErrorKind::Failed.code(),
+                        message: error.to_string(),
+                        ..Failure::default()
+                    }),
+                    ..Line::new(machine, State::Failed)
+                },
+            }
+        }
+    };
+    line.seconds = start.elapsed().as_secs_f64();
+    line
+}
+
+/// How a child ended and what it said.
+struct Ended {
+    status: ExitStatus,
+    document: Value,
+    log: Vec<String>,
+}
+
+/// Runs one conversion to its end. When we are asked to stop, so is the child, and it gets the time to
+/// clean up.
+fn child(
+    machine: &Machine,
+    dry_run: bool,
+    on_event: &mut dyn FnMut(&Value),
+) -> Result<Ended, ToolError> {
+    let io_error = |source| ToolError::Io {
+        tool: "hyper2kvm".into(),
+        source,
+    };
+    let stdout = tempfile::tempfile().map_err(io_error)?;
+    let (reader, writer) = io::pipe().map_err(io_error)?;
+    let mut command = Cmd::new(SELF)
+        .args(["convert", "--json", "--progress", "json"])
+        .args(&machine.args)
+        .arg("--output-dir")
+        .arg(&machine.folder);
+    if dry_run {
+        command = command.arg("--dry-run");
+    }
+    for (name, value) in &machine.env {
+        command = command.env(name, value);
+    }
+    let mut child = command
+        .arg("--")
+        .arg(&machine.source)
+        .output(stdout.try_clone().map_err(io_error)?, writer)
+        .spawn()?;
+    let (sender, lines) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("progress".into())
+        .spawn(move || forward_lines(reader, &sender))
+        .map_err(io_error)?;
+
+    let mut log = VecDeque::new();
+    let mut asked: Option<Instant> = None;
+    let status = loop {
+        match lines.recv_timeout(TICK) {
+            Ok(line) => hear(&line, &mut log, on_event),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                if let Some(status) = child.try_wait()? {
+                    break status;
+                }
+                // Nothing will come any more, but the child has not ended.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        match asked {
+            None if stop::requested() => {
+                child.terminate();
+                asked = Some(Instant::now());
+            }
+            Some(when) if when.elapsed() > STOP_LIMIT => child.kill(),
+            _ => {}
+        }
+    };
+    for line in lines.try_iter() {
+        hear(&line, &mut log, on_event);
+    }
+    Ok(Ended {
+        status,
+        document: document(stdout).unwrap_or(Value::Null),
+        log: log.into(),
+    })
+}
+
+fn forward_lines(pipe: impl Read, sender: &Sender<String>) {
+    let mut pipe = BufReader::new(pipe);
+    loop {
+        let mut line = Vec::new();
+        match Read::by_ref(&mut pipe)
+            .take(MAX_LINE)
+            .read_until(b'\n', &mut line)
+        {
+            Ok(0) | Err(_) => return,
+            Ok(_) if sender.send(clean(&line)).is_err() => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Progress is for the board, anything else for the log.
+fn hear(line: &str, log: &mut VecDeque<String>, on_event: &mut dyn FnMut(&Value)) {
+    match serde_json::from_str::<Value>(line) {
+        Ok(event) if event["schema"].is_string() => on_event(&event),
+        _ => {
+            log.push_back(line.to_string());
+            if log.len() > LOG_LINES {
+                log.pop_front();
+            }
+        }
+    }
+}
+
+fn document(mut stdout: File) -> Option<Value> {
+    let mut bytes = Vec::new();
+    stdout.seek(SeekFrom::Start(0)).ok()?;
+    stdout.take(MAX_DOCUMENT).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
+    let Ended {
+        status,
+        document,
+        log,
+    } = ended;
+    if status.success() && document.is_object() {
+        let list = |value: &Value| -> Vec<String> {
+            let items = value.as_array().into_iter().flatten();
+            items
+                .filter_map(|v| Some(v.as_str()?.to_string()))
+                .collect()
+        };
+        return Line {
+            ready: document["ready"].as_bool(),
+            bytes_written: document["bytes"]["written"].as_u64(),
+            bytes_virtual: document["bytes"]["virtual"].as_u64(),
+            disks: list(&document["outputs"]["disks"]),
+            warnings: list(&document["warnings"]),
+            ..Line::new(
+                machine,
+                if dry_run {
+                    State::Planned
+                } else {
+                    State::Converted
+                },
+            )
+        };
+    }
+    let error = &document["error"];
+    let code = status.code().and_then(|c| u8::try_from(c).ok());
+    let failure = if error.is_object() {
+        serde_json::from_value(error.clone()).unwrap_or_default()
+    } else {
+        let message = match (status.signal(), code) {
+            (Some(signal), _) => format!("the conversion was killed by signal {signal}"),
+            (None, Some(code)) => format!("the conversion ended with {code} and said nothing"),
+            (None, None) => "the conversion ended in an unknown way".to_string(),
+        };
+        Failure {
+            code: code.unwrap_or(ErrorKind::Failed.code()),
+            message,
+            hints: vec!["what it left is removed by the next run".to_string()],
+            ..Failure::default()
+        }
+    };
+    let interrupted = failure.code == ErrorKind::Interrupted.code();
+    Line {
+        failure: Some(failure),
+        log,
+        ..Line::new(
+            machine,
+            if interrupted {
+                State::Interrupted
+            } else {
+                State::Failed
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Input;
+
+    fn request(format: &str, modified_ms: u64) -> Request {
+        Request {
+            options: [("format".to_string(), vec![format.to_string()])].into(),
+            inputs: vec![Input {
+                path: "/vm.vmdk".into(),
+                size_bytes: 1,
+                modified_ms,
+            }],
+        }
+    }
+
+    #[test]
+    fn done_means_complete_and_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("vm.qcow2");
+        let mut machine = Machine {
+            name: "vm".into(),
+            source: "/vm.vmdk".into(),
+            folder: dir.path().into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            request: Box::new(|| Some(request("qcow2", 5))),
+            force: false,
+        };
+        let report = |ready: bool, request: &Request| {
+            let text = json!({"ready": ready, "outputs": {"disks": [disk]}, "request": request});
+            std::fs::write(dir.path().join("report.json"), text.to_string()).unwrap();
+        };
+        assert_eq!(machine.done(), Done::No);
+        report(true, &request("qcow2", 5));
+        let differs = |machine: &Machine, says: &str| match machine.done() {
+            Done::Differs(why) => assert!(why.contains(says), "{why}"),
+            other => panic!("{other:?}"),
+        };
+        differs(&machine, "disk of it is missing");
+        std::fs::write(&disk, "").unwrap();
+        assert_eq!(machine.done(), Done::Yes);
+        report(false, &request("qcow2", 5));
+        differs(&machine, "READY");
+        report(true, &request("raw", 5));
+        differs(&machine, "format: raw, now qcow2");
+        report(true, &request("qcow2", 4));
+        differs(&machine, "/vm.vmdk has changed since");
+        machine.force = true;
+        assert_eq!(machine.done(), Done::No);
+        machine.force = false;
+        std::fs::write(dir.path().join("report.json"), "{").unwrap();
+        differs(&machine, "cannot be read");
+    }
+
+    #[test]
+    fn events_and_log() {
+        let mut log = VecDeque::new();
+        let mut steps = Vec::new();
+        for i in 0..30 {
+            hear(&format!("warning: {i}"), &mut log, &mut |_| {
+                panic!("no event")
+            });
+        }
+        hear(
+            "{\"schema\":\"hyper2kvm/progress/1\",\"step\":\"Copying\"}",
+            &mut log,
+            &mut |event| steps.push(event["step"].to_string()),
+        );
+        assert_eq!((log.len(), log[0].as_str()), (LOG_LINES, "warning: 10"));
+        assert_eq!(steps, ["\"Copying\""]);
+    }
+}

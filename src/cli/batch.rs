@@ -1,0 +1,366 @@
+//! `hyper2kvm convert --batch FILE`: many machines, some at a time.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
+use std::time::Instant;
+
+use crate::batch::file::{self, Kind, List, Place, Rules, Settings};
+use crate::batch::report::{Summary, save};
+use crate::batch::run::{self, Machine};
+use crate::convert::output::safe_name;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ui::{Ui, document};
+
+use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
+
+pub const BATCH: &str = "batch";
+
+#[derive(Debug, clap::Args)]
+pub struct BatchArgs {
+    /// Convert every machine of a list (YAML), some at a time; other options are for all of them.
+    /// The exit code is 100 + how many failed, at most 120
+    #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"])]
+    pub batch: Option<PathBuf>,
+    /// With --batch: machines at a time [default: half the processors, at most 4]
+    #[arg(long, value_name = "N", requires = BATCH, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: Option<u16>,
+    /// With --batch: only this machine of the list: its name, or its position counted from 0, as job
+    /// schedulers do. Writes no summary; the exit code is that of the machine
+    #[arg(long, value_name = "MACHINE", requires = BATCH, conflicts_with = "jobs")]
+    pub only: Option<String>,
+}
+
+/// What a list may say: the options of `convert`.
+struct ConvertOptions;
+
+impl Rules for ConvertOptions {
+    fn shape(&self, name: &str, place: Place) -> Result<Kind, String> {
+        let shape = options::shape(name).filter(|_| name != DRY_RUN);
+        let Some(shape) = shape else {
+            return Err(format!(
+                "unknown option `{name}`: hyper2kvm convert --help lists them (without `--` here)"
+            ));
+        };
+        if place == Place::Defaults && [SOURCE, NAME, OUTPUT_DIR, "mac", "root"].contains(&name) {
+            return Err(format!("`{name}` is for one machine, not for all of them"));
+        }
+        Ok(match shape {
+            s if s.flag => Kind::Flag,
+            s if s.repeatable => Kind::Many,
+            _ => Kind::One,
+        })
+    }
+
+    fn check(&self, name: &str, value: &str) -> Result<(), String> {
+        options::check(name, value)
+    }
+}
+
+pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
+    let start = Instant::now();
+    let file = args.batch.as_deref().unwrap_or(Path::new(""));
+    let file = std::path::absolute(file)
+        .map_err(|e| Error::usage("the list of machines has no path").because(e))?;
+    let text = std::fs::read_to_string(&file)
+        .map_err(|e| Error::usage(format!("reading {}", file.display())).because(e))?;
+    let list = file::parse(&text, &ConvertOptions).map_err(|e| {
+        Error::usage(format!("{} is not understood: {e}", file.display()))
+            .hint("docs/fleet/README.md describes the format")
+    })?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let output = match (
+        given.get(OUTPUT_DIR).and_then(|v| v.first()),
+        &list.output_dir,
+    ) {
+        (Some(given), _) => PathBuf::from(given),
+        (None, Some(said)) => folder.join(said),
+        (None, None) => folder.to_path_buf(),
+    };
+    let dry_run = given.contains_key(DRY_RUN);
+    let mut machines = machines(&list, given, folder, &output)?;
+    if let Some(wanted) = &args.only {
+        machines = only(machines, wanted)?;
+    }
+    let jobs = args.jobs.map_or_else(run::default_jobs, usize::from);
+    let jobs = jobs.min(machines.len());
+    ui.status(
+        "Converting",
+        &format!("{} machines, {jobs} at a time", machines.len()),
+    );
+
+    let lines = run::run(&machines, jobs, dry_run, ui);
+    let summary = Summary::new(&file, jobs, start.elapsed().as_secs_f64(), lines);
+    ui.line(&summary.text());
+    let body = summary.document();
+    ui.document(BATCH, body.clone());
+    let reports = if dry_run || args.only.is_some() {
+        None
+    } else {
+        Some(save_reports(&output, &file, &summary, body)?)
+    };
+    let kind = if args.only.is_some() {
+        let failure = summary.machines.first().and_then(|l| l.failure.as_ref());
+        let kind = failure.map(|f| ErrorKind::from_code(f.code));
+        kind.or_else(|| summary.verdict())
+    } else {
+        summary.verdict()
+    };
+    let Some(kind) = kind else {
+        return Ok(());
+    };
+    let mut error = Error::new(kind, summary.sentence());
+    error.reported = true;
+    if kind == ErrorKind::NotRolledBack {
+        error = error.hint("the report has the command that undoes each of them");
+    }
+    if let Some(page) = reports {
+        error = error.hint(format!("the whole story: {}", page.display()));
+    }
+    Err(error.hint("the same command goes on with what is not done yet"))
+}
+
+/// One machine, by name or else by position.
+fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
+    let count = machines.len();
+    let position = machines
+        .iter()
+        .position(|m| m.name == wanted)
+        .or_else(|| wanted.parse().ok().filter(|n| *n < count));
+    let machine = position.and_then(|n| machines.into_iter().nth(n));
+    machine.map(|m| vec![m]).ok_or_else(|| {
+        Error::usage(format!("no machine {wanted:?} in the list")).hint(format!(
+            "name one, or give its position, 0 to {}",
+            count - 1
+        ))
+    })
+}
+
+/// `fleet-report.json` and `.html` beside the machines of `fleet.yaml`.
+fn save_reports(
+    output: &Path,
+    file: &Path,
+    summary: &Summary,
+    body: serde_json::Value,
+) -> Result<PathBuf> {
+    let stem = file.file_stem().unwrap_or(OsStr::new(BATCH));
+    let stem = stem.to_string_lossy();
+    let page = output.join(format!("{stem}-report.html"));
+    let json = output.join(format!("{stem}-report.json"));
+    let failed =
+        |e: std::io::Error| Error::failed(format!("writing {}", json.display())).because(e);
+    std::fs::create_dir_all(output).map_err(failed)?;
+    save(&json, &format!("{:#}\n", document(BATCH, body))).map_err(failed)?;
+    save(&page, &summary.page()).map_err(failed)?;
+    Ok(page)
+}
+
+/// The machines with everything decided, or a usage error before any of them is started.
+fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Result<Vec<Machine>> {
+    let mut machines = Vec::new();
+    let mut in_place: Vec<(PathBuf, bool)> = Vec::new();
+    for (i, settings) in list.machines.iter().enumerate() {
+        let merged = merge(list, settings, given, folder);
+        let source = merged.get(SOURCE).and_then(|v| v.first());
+        let source = folder.join(source.map_or("", String::as_str));
+        let at = format!("machine {} ({})", i + 1, source.display());
+        let machine = machine(source, merged, output, &at)?;
+        let changes = machine.args.iter().any(|a| a == &*format!("--{IN_PLACE}"));
+        in_place.push((real(&machine.source), changes));
+        machines.push(machine);
+    }
+    distinct(&machines, &in_place)?;
+    Ok(machines)
+}
+
+/// Defaults, then what the machine says, then what the command line says.
+fn merge(list: &List, settings: &Settings, given: &Options, folder: &Path) -> Options {
+    let mut all: BTreeMap<&String, &Option<Vec<String>>> = list.defaults.iter().collect();
+    all.extend(settings);
+    let mut merged = Options::new();
+    for (name, values) in all {
+        let Some(values) = values else { continue };
+        let path = options::shape(name).is_some_and(|s| s.path) && name != SOURCE;
+        let value = |v: &String| {
+            if name == KEY
+                && let [selector, "file", file] = v.splitn(3, ':').collect::<Vec<_>>()[..]
+            {
+                return format!("{selector}:file:{}", folder.join(file).display());
+            }
+            let full = folder.join(v);
+            if path {
+                full.to_string_lossy().into_owned()
+            } else {
+                v.clone()
+            }
+        };
+        merged.insert(name.clone(), values.iter().map(value).collect());
+    }
+    for (name, values) in given {
+        if name != OUTPUT_DIR && name != DRY_RUN {
+            merged.insert(name.clone(), values.clone());
+        }
+    }
+    merged
+}
+
+fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Result<Machine> {
+    merged.remove(SOURCE);
+    let folder = merged.remove(OUTPUT_DIR).and_then(|v| v.into_iter().next());
+    let (one, effective) = options::parse(&source, &merged)
+        .map_err(|e| Error::usage(format!("{at}: {}", options::first_line(&e))))?;
+    let name = match one.fix.job() {
+        Ok(job) => safe_name(&job.machine.name),
+        Err(mut error) if error.kind == ErrorKind::Usage => {
+            error.message = format!("{at}: {}", error.message);
+            return Err(error);
+        }
+        // That is for the conversion to say; the others go on.
+        Err(_) => {
+            let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+            safe_name(one.fix.name.as_deref().unwrap_or(&stem))
+        }
+    };
+    let force = merged.contains_key(FORCE);
+    let env = options::hide_keys(&mut merged);
+    Ok(Machine {
+        env,
+        folder: folder.map_or_else(|| output.join(format!("{name}-kvm")), PathBuf::from),
+        force,
+        args: options::arguments(&merged),
+        name,
+        source,
+        request: Box::new(move || Some(options::request(&one.fix.job().ok()?, &effective))),
+    })
+}
+
+/// Refuses machines that would get into each other's way.
+fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
+    let folders: Vec<PathBuf> = machines.iter().map(|m| real(&m.folder)).collect();
+    for (i, one) in machines.iter().enumerate() {
+        for (j, other) in machines.iter().enumerate().skip(i + 1) {
+            let both = format!("machines {} and {}", i + 1, j + 1);
+            if folders[i].starts_with(&folders[j]) || folders[j].starts_with(&folders[i]) {
+                return Err(Error::usage(format!(
+                    "{both} would be written to the same folder, {}",
+                    one.folder.display()
+                ))
+                .hint("give one of them another `name` or `output-dir`"));
+            }
+            if one.name == other.name {
+                return Err(Error::usage(format!(
+                    "{both} have the same name, {}: libvirt could not tell them apart",
+                    one.name
+                ))
+                .hint("give one of them another `name`"));
+            }
+            let ((first, changed), (second, changed_too)) = (&sources[i], &sources[j]);
+            if first == second && (*changed || *changed_too) {
+                return Err(Error::usage(format!(
+                    "{both} are the same disk, and one of them is fixed in place"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where a path leads that need not exist yet: the part that does with its links followed, the rest
+/// with `..` taken out.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            part => {
+                plain.push(part);
+                if let Ok(real) = plain.canonicalize() {
+                    plain = real;
+                }
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(text: &str) -> Result<Vec<Machine>> {
+        let list = file::parse(text, &ConvertOptions).map_err(Error::usage)?;
+        machines(
+            &list,
+            &Options::new(),
+            Path::new("/list"),
+            Path::new("/out"),
+        )
+    }
+
+    #[test]
+    fn options_and_paths() {
+        let machines = list(
+            "defaults: {virtio-iso: iso, format: raw, compress: ~}\nmachines:\n\
+             - source: a/web.vmdk\n- {source: /b/db.vmx, name: db, format: ~, output-dir: ../x}\n",
+        )
+        .unwrap();
+        let shown: Vec<_> = machines.iter().map(|m| (&*m.name, &*m.folder)).collect();
+        assert_eq!(
+            shown,
+            [
+                ("web", Path::new("/out/web-kvm")),
+                ("db", Path::new("/list/../x"))
+            ]
+        );
+        assert_eq!(machines[0].source, Path::new("/list/a/web.vmdk"));
+        assert_eq!(machines[0].args, ["--format=raw", "--virtio-iso=/list/iso"]);
+        assert_eq!(machines[1].args, ["--name=db", "--virtio-iso=/list/iso"]);
+    }
+
+    #[test]
+    fn what_is_refused() {
+        let two = |a: &str, b: &str| {
+            format!(
+                "defaults: {{virtio-iso: i}}\nmachines:\n- {{source: {a}}}\n- {{source: {b}}}\n"
+            )
+        };
+        for (text, says) in [
+            (two("a/vm.vmdk", "b/vm.vmdk"), "same folder"),
+            (
+                two("a, output-dir: x/y", "b, output-dir: x/z/../y"),
+                "same folder",
+            ),
+            (two("a, output-dir: x", "b, output-dir: x/y"), "same folder"),
+            (
+                two("a, output-dir: x, name: n", "b, output-dir: y, name: n"),
+                "same name",
+            ),
+            (two("a, name: x, in-place: true", "a, name: y"), "same disk"),
+            (
+                two("a, in-place: true, compress: true", "b"),
+                "machine 1 (/list/a)",
+            ),
+            (
+                two("a, bridge: x, libvirt-network: y", "b"),
+                "machine 1 (/list/a)",
+            ),
+            (
+                two("a, format: raw, compress: true", "b"),
+                "cannot be compressed",
+            ),
+            (two("a, dry-run: true", "b"), "unknown option `dry-run`"),
+            (two("a, json: true", "b"), "unknown option `json`"),
+            (
+                "defaults: {name: x}\nmachines: [{source: a}]".into(),
+                "for one machine",
+            ),
+        ] {
+            let error = list(&text).map(drop).expect_err(&text);
+            assert_eq!(error.kind, ErrorKind::Usage);
+            assert!(error.message.contains(says), "{text}: {}", error.message);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! `--output-device`: the devices of a conversion, taken before anything else is done and given the
+//! last bytes when everything else is.
+
+use std::sync::Arc;
+
+use crate::disk::device::{Device, Terms};
+use crate::error::{Error, Result};
+
+use super::run::Job;
+use super::session::Source;
+
+/// One device per disk, in the order of `disks`, or none at all.
+pub struct Devices(Vec<Arc<Device>>);
+
+impl Devices {
+    /// Takes the devices the job names; nothing is written. `write`: to write to them later.
+    pub fn claim(job: &Job, disks: &[Source], write: bool) -> Result<Self> {
+        let names = &job.devices;
+        if names.is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        if names.len() != disks.len() {
+            let mut error = Error::usage(format!(
+                "{} devices are named for {} disks",
+                names.len(),
+                disks.len()
+            ))
+            .hint("--output-device is given once for each disk, in this order:");
+            for (i, disk) in disks.iter().enumerate() {
+                error = error.hint(format!("disk {}: {}", i + 1, disk.path.display()));
+            }
+            return Err(error);
+        }
+        let terms = Terms {
+            write,
+            force: job.force,
+            zero: job.target_is_zero,
+        };
+        let mut devices = Vec::new();
+        for (name, disk) in names.iter().zip(disks) {
+            devices.push(Arc::new(Device::claim(name, &disk.image()?, terms)?));
+        }
+        Ok(Self(devices))
+    }
+
+    pub fn of_disk(&self, i: usize) -> Option<&Arc<Device>> {
+        self.0.get(i)
+    }
+
+    /// Makes disks of them.
+    pub fn finish(&self) -> Result<()> {
+        for device in &self.0 {
+            if let Err(error) = device.finish() {
+                self.give_up();
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes that back.
+    pub fn give_up(&self) {
+        for device in &self.0 {
+            if let Err(error) = device.mark() {
+                tracing::warn!(
+                    "{} looks complete and is not to be used: {error}",
+                    device.path().display()
+                );
+            }
+        }
+    }
+}

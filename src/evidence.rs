@@ -1,0 +1,455 @@
+//! What a support case needs from a guest: registry, boot configuration and logs, in one `.tar.gz`.
+//!
+//! Only reads the guest. `SAM` and `SECURITY` are never taken, nor any file of a user. What is taken
+//! still holds secrets, and [`warning`] says which: it goes to the screen and into the archive.
+//! Sizes are bounded: hives whole, logs by their end.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::firstboot;
+use crate::guest::{FileKind, FsKind, GuestPath, GuestRead, VolumeId};
+use crate::inspect::Survey;
+use crate::registry::HiveView;
+use crate::source::tar_write::Writer;
+
+const MIB: u64 = 1 << 20;
+/// All files together, before compression.
+const MAX_TOTAL: u64 = 1024 * MIB;
+const MAX_HIVE: u64 = 512 * MIB;
+/// Event logs grow to 20 MiB unless somebody changed that; half of one is not readable.
+const MAX_EVENT_LOG: u64 = 128 * MIB;
+/// Text logs: their end tells what happened last.
+const MAX_LOG: u64 = 16 * MIB;
+const CHUNK: u64 = MIB;
+/// Files of one folder that match a pattern.
+const MAX_MATCHES: usize = 64;
+
+/// Transaction logs of a hive, by what is added to its name.
+const LOGS: [&str; 4] = ["", ".LOG", ".LOG1", ".LOG2"];
+const HIVES: [&str; 3] = ["SYSTEM", "SOFTWARE", "DRIVERS"];
+const EVENT_LOGS: [&str; 7] = [
+    r"System32\config\SysEvent.Evt",
+    r"System32\winevt\Logs\System.evtx",
+    r"System32\winevt\Logs\Setup.evtx",
+    r"System32\winevt\Logs\Microsoft-Windows-Kernel-PnP%4Configuration.evtx",
+    r"System32\winevt\Logs\Microsoft-Windows-Kernel-Boot%4Operational.evtx",
+    r"System32\winevt\Logs\Microsoft-Windows-Storage-Storport%4Operational.evtx",
+    r"System32\winevt\Logs\Microsoft-Windows-Ntfs%4Operational.evtx",
+];
+const TEXT_LOGS: [&str; 6] = [
+    "setupapi.log",
+    "ntbtlog.txt",
+    r"Panther\setupact.log",
+    r"Panther\setuperr.log",
+    r"Logs\CBS\CBS.log",
+    r"System32\LogFiles\Srt\SrtTrail.txt",
+];
+/// Folders, and how the names of files in them start and end.
+const PATTERNS: [(&str, &str, &str); 2] =
+    [("INF", "setupapi", ".log"), (firstboot::FOLDER, "", ".log")];
+
+#[derive(Debug, thiserror::Error)]
+pub enum EvidenceError {
+    #[error("creating {path}")]
+    Create {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("writing {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// One file of the archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Item {
+    pub name: String,
+    /// Where it was in the guest.
+    pub partition: u32,
+    pub path: GuestPath,
+    /// In the guest, and of that in the archive.
+    pub size_bytes: u64,
+    pub taken_bytes: u64,
+    pub sha256: String,
+    /// Why it is not there, or not whole.
+    pub note: Option<String>,
+}
+
+/// A finished archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Archive {
+    pub path: PathBuf,
+    pub size_bytes: u64,
+    pub files: Vec<Item>,
+    pub warning: String,
+}
+
+/// How a file is taken.
+#[derive(Debug, Clone, Copy)]
+enum Take {
+    /// Whole, or not at all when it is larger.
+    Whole(u64),
+    End(u64),
+}
+
+/// Collects into `folder/<name>-evidence.tar.gz`, which must not exist, readable by its owner only.
+pub fn collect(
+    guest: &dyn GuestRead,
+    survey: &Survey,
+    inspection: Value,
+    folder: &Path,
+    name: &str,
+) -> Result<Archive, EvidenceError> {
+    let path = folder.join(format!("{name}-evidence.tar.gz"));
+    let create = |source| EvidenceError::Create {
+        path: path.clone(),
+        source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(create)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(create)?;
+    let warning = warning(survey);
+    let written = write(guest, file, &inspection, &warning).and_then(|files| {
+        let size_bytes = fs::metadata(&path)?.len();
+        Ok((files, size_bytes))
+    });
+    match written {
+        Ok((files, size_bytes)) => Ok(Archive {
+            path,
+            size_bytes,
+            files,
+            warning,
+        }),
+        Err(source) => {
+            // Half an archive is none.
+            let _ = fs::remove_file(&path);
+            Err(EvidenceError::Write { path, source })
+        }
+    }
+}
+
+fn write(
+    guest: &dyn GuestRead,
+    file: File,
+    inspection: &Value,
+    warning: &str,
+) -> io::Result<Vec<Item>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let gzip = GzEncoder::new(BufWriter::new(file), Compression::fast());
+    let mut tar = Writer::new(gzip, now.map_or(0, |t| t.as_secs()));
+    tar.file("WARNING.txt", warning.as_bytes())?;
+    tar.file("inspect.json", format!("{inspection:#}\n").as_bytes())?;
+    let mut items = Vec::new();
+    let mut left = MAX_TOTAL;
+    for (volume, path, take) in wanted(guest) {
+        if crate::tool::stop::requested() {
+            return Err(io::Error::other("interrupted"));
+        }
+        items.extend(add(guest, &mut tar, volume, &path, take, &mut left)?);
+    }
+    let manifest = json!({"schema": "hyper2kvm/evidence/1", "version": env!("CARGO_PKG_VERSION"), "files": items});
+    tar.file("manifest.json", format!("{manifest:#}\n").as_bytes())?;
+    let mut file = tar
+        .finish()?
+        .finish()?
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    file.flush()?;
+    file.sync_all()?;
+    Ok(items)
+}
+
+/// What to look for, on every volume. A Windows whose registry is damaged is evidence all the same, so
+/// this does not build on what inspection made of it.
+fn wanted(guest: &dyn GuestRead) -> Vec<(VolumeId, GuestPath, Take)> {
+    let mut list = Vec::new();
+    for volume in guest.volumes() {
+        if !matches!(volume.kind, FsKind::Ntfs | FsKind::Fat) || volume.state.unreadable.is_some() {
+            continue;
+        }
+        let mut add = |base: &GuestPath, path: &str, take: Take| {
+            if let Ok(path) = base.join(path) {
+                list.push((volume.id, path, take));
+            }
+        };
+        let top = GuestPath::root();
+        for log in LOGS {
+            add(
+                &top,
+                &format!(r"EFI\Microsoft\Boot\BCD{log}"),
+                Take::Whole(MAX_HIVE),
+            );
+            add(&top, &format!(r"Boot\BCD{log}"), Take::Whole(MAX_HIVE));
+        }
+        for root in windows_folders(guest, volume.id) {
+            for hive in HIVES {
+                for log in LOGS {
+                    let path = format!(r"System32\config\{hive}{log}");
+                    add(&root, &path, Take::Whole(MAX_HIVE));
+                }
+            }
+            for (folder, start, end) in PATTERNS {
+                for name in matching(guest, volume.id, &root, folder, start, end) {
+                    add(&root, &format!(r"{folder}\{name}"), Take::End(MAX_LOG));
+                }
+            }
+            for path in TEXT_LOGS {
+                add(&root, path, Take::End(MAX_LOG));
+            }
+            for path in EVENT_LOGS {
+                add(&root, path, Take::Whole(MAX_EVENT_LOG));
+            }
+        }
+    }
+    list
+}
+
+fn windows_folders(guest: &dyn GuestRead, volume: VolumeId) -> Vec<GuestPath> {
+    let top = guest.list(volume, &GuestPath::root()).unwrap_or_default();
+    top.iter()
+        .take(4096)
+        .filter(|e| e.kind == FileKind::Dir && e.reparse_tag.is_none())
+        .filter_map(|e| GuestPath::root().join(&e.name).ok())
+        .filter(|root| {
+            let hive = root.join(r"System32\config\SYSTEM");
+            hive.is_ok_and(|hive| matches!(guest.stat(volume, &hive), Ok(Some(_))))
+        })
+        .take(8)
+        .collect()
+}
+
+fn matching(
+    guest: &dyn GuestRead,
+    volume: VolumeId,
+    root: &GuestPath,
+    folder: &str,
+    start: &str,
+    end: &str,
+) -> Vec<String> {
+    let Ok(folder) = root.join(folder) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = guest
+        .list(volume, &folder)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|e| e.kind == FileKind::File)
+        .map(|e| e.name)
+        .filter(|name| {
+            let name = name.to_lowercase();
+            name.starts_with(start) && name.ends_with(end)
+        })
+        .collect();
+    names.sort();
+    names.truncate(MAX_MATCHES);
+    names
+}
+
+/// Adds one file; `None` when there is none.
+fn add<W: Write>(
+    guest: &dyn GuestRead,
+    tar: &mut Writer<W>,
+    volume: VolumeId,
+    path: &GuestPath,
+    take: Take,
+    left: &mut u64,
+) -> io::Result<Option<Item>> {
+    let mut item = Item {
+        name: name(volume, path),
+        partition: volume.0,
+        path: path.clone(),
+        size_bytes: 0,
+        taken_bytes: 0,
+        sha256: String::new(),
+        note: None,
+    };
+    match guest.stat(volume, path) {
+        Ok(Some(info)) if info.kind == FileKind::File => item.size_bytes = info.size,
+        Ok(_) => return Ok(None),
+        Err(error) => {
+            item.note = Some(format!("not taken: {error}"));
+            return Ok(Some(item));
+        }
+    }
+    let (start, size) = match take {
+        Take::Whole(limit) if item.size_bytes > limit => {
+            item.note = Some(format!("not taken: more than {} MiB", limit / MIB));
+            return Ok(Some(item));
+        }
+        Take::End(limit) if item.size_bytes > limit => {
+            item.note = Some(format!("the last {} MiB of it", limit / MIB));
+            (item.size_bytes - limit, limit)
+        }
+        _ => (0, item.size_bytes),
+    };
+    if size > *left {
+        item.note = Some(format!(
+            "not taken: the archive would hold more than {} MiB",
+            MAX_TOTAL / MIB
+        ));
+        return Ok(Some(item));
+    }
+    // The first part is read before the header is written: what cannot be read at all is left out.
+    let read = |at: u64| {
+        let len = CHUNK.min(size - at);
+        guest.read_at(volume, path, start + at, usize::try_from(len).unwrap_or(0))
+    };
+    let mut part = match read(0) {
+        Ok(part) => part,
+        Err(error) => {
+            item.note = Some(format!("not taken: {error}"));
+            return Ok(Some(item));
+        }
+    };
+    tar.start(&item.name, size)?;
+    let mut digest = Sha256::new();
+    let mut at = 0;
+    while at < size {
+        let fits = usize::try_from(size - at)
+            .unwrap_or(usize::MAX)
+            .min(part.len());
+        let bytes = &part[..fits];
+        if bytes.is_empty() {
+            break;
+        }
+        tar.write(bytes)?;
+        digest.update(bytes);
+        at += bytes.len() as u64;
+        if at < size {
+            part = match read(at) {
+                Ok(part) => part,
+                Err(error) => {
+                    item.note = Some(format!("zeroes from byte {at} on: {error}"));
+                    break;
+                }
+            };
+        }
+    }
+    if at < size && item.note.is_none() {
+        item.note = Some(format!("zeroes from byte {at} on: the file ends there"));
+    }
+    // The header has promised so many bytes.
+    let mut missing = size - at;
+    while missing > 0 {
+        let len = missing.min(CHUNK);
+        tar.write(&vec![0; usize::try_from(len).unwrap_or(0)])?;
+        missing -= len;
+    }
+    tar.pad(size)?;
+    *left -= size;
+    item.taken_bytes = at;
+    item.sha256 = digest
+        .finalize()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    Ok(Some(item))
+}
+
+/// `partition-2/Windows/INF/setupapi.dev.log`; names of the guest's choosing made harmless.
+fn name(volume: VolumeId, path: &GuestPath) -> String {
+    let mut name = format!("partition-{}", volume.0);
+    for part in path.parts() {
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() || "._-%".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        };
+        name.push('/');
+        name.extend(part.chars().take(90).map(plain));
+    }
+    name
+}
+
+/// What the archive holds, in words that make people think before they send it.
+pub fn warning(survey: &Survey) -> String {
+    let host = survey
+        .inspection
+        .os
+        .hostname
+        .as_deref()
+        .unwrap_or("a guest");
+    let password = survey.hives.as_ref().is_some_and(|hives| {
+        let view = HiveView::new(&hives.software.bytes);
+        let key = view.and_then(|v| v.key(r"Microsoft\Windows NT\CurrentVersion\Winlogon"));
+        matches!(key, Ok(Some(key)) if matches!(key.value("DefaultPassword"), Ok(Some(_))))
+    });
+    let logon = if password {
+        "THE PASSWORD OF AN AUTOMATIC LOGON, WHICH IS SET HERE"
+    } else {
+        "the password of an automatic logon if one was ever set (none is now)"
+    };
+    format!(
+        "Evidence from {host}: registry hives, boot configuration and logs.\n\
+         It holds secrets. Send it only to people who may know all of this, encrypted, and delete it after.\n\
+         - SYSTEM: the boot key that unlocks the password hashes in SAM and SECURITY, service \
+         configuration with whatever passwords programs keep there, SNMP communities, addresses, names\n\
+         - SOFTWARE: {logon}, product keys, installed software, user accounts and their folders\n\
+         - event logs and setup logs: users, computers, addresses, devices\n\
+         Not in it: SAM and SECURITY (password hashes, LSA secrets, cached logons), files of users, memory dumps.\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_harmless() {
+        let path = |text: &str| GuestPath::parse(text).unwrap();
+        for (guest, archive) in [
+            (
+                r"\Windows\INF\setupapi.dev.log",
+                "partition-2/Windows/INF/setupapi.dev.log",
+            ),
+            (
+                r"\W\winevt\A B%4C;$(x).evtx",
+                "partition-2/W/winevt/A_B%4C___x_.evtx",
+            ),
+            (r"\ä'\x", "partition-2/__/x"),
+        ] {
+            assert_eq!(name(VolumeId(2), &path(guest)), archive);
+        }
+        // Folder and file are short enough for the two fields of a header.
+        for log in EVENT_LOGS {
+            let name = name(VolumeId(4_000_000_000), &path(log));
+            let (folder, file) = name.rsplit_once('/').unwrap();
+            assert!(folder.len() <= 155 && file.len() <= 100, "{name}");
+        }
+    }
+
+    #[test]
+    fn never_what_holds_hashes() {
+        for path in HIVES.iter().chain(&EVENT_LOGS).chain(&TEXT_LOGS) {
+            let path = path.to_uppercase();
+            assert!(
+                !path.ends_with("SAM") && !path.ends_with("SECURITY"),
+                "{path}"
+            );
+        }
+    }
+}

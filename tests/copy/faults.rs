@@ -1,0 +1,162 @@
+//! A copy that cannot go on leaves nothing, and a long one takes no more memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use hyper2kvm::demo::{Arch, ExtraFile, GuestSpec, Place, WinVersion};
+
+use super::support::{
+    self, Lab, Run, TOOLS, binary, corpus, finish, have, processes_naming, sha256, virtio_win,
+};
+use super::{MIB, machine, noise};
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// `convert` of a source into `out`, as a command still to be run.
+fn convert(source: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command
+        .arg("convert")
+        .arg(source)
+        .arg("--virtio-iso")
+        .arg(virtio_win())
+        .arg("-o")
+        .arg(out)
+        .args(more);
+    command
+}
+
+#[test]
+fn one_disk_that_fails_stops_all() {
+    if !have(&TOOLS) || !have(&["sh"]) {
+        return;
+    }
+    let mut spec = GuestSpec::new(WinVersion::Win10);
+    spec.disk_size = 1 << 30;
+    spec.pagefile_size = 0;
+    let lab = Lab::new(spec);
+    let data = lab.path("data.raw");
+    fs::write(&data, noise(160 * MIB as usize, 5)).unwrap();
+    let xml = machine(&lab, &[&lab.raw, &data]);
+    let digests = [sha256(&lab.raw), sha256(&data)];
+    let before = names(lab.dir.path());
+    // No file may become larger than this: the Windows disk fits, the other one does not.
+    let limit = 120 * MIB;
+    let limited = |command: &Command| -> Run {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "ulimit -f \"$0\" && exec \"$@\""])
+            .arg((limit / 512).to_string())
+            .arg(command.get_program())
+            .args(command.get_args());
+        finish(shell)
+    };
+    let run = limited(&convert(&xml, &lab.path("out"), &[])).expect(1);
+    assert!(run.stderr.contains("Copying"), "{}", run.stderr);
+    assert!(run.stderr.contains("qemu-img"), "{}", run.stderr);
+    assert_eq!(names(lab.dir.path()), before);
+    assert!(processes_naming(lab.dir.path()).is_empty());
+    assert_eq!([sha256(&lab.raw), sha256(&data)], digests);
+    // It was the data disk, and only that.
+    let alone = lab.path("alone");
+    limited(&convert(&lab.raw, &alone, &[])).expect(0);
+}
+
+/// Unmounts when it goes.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn full_in_the_middle_of_the_copy() {
+    if !have(&TOOLS) || !have(&["mount", "umount"]) {
+        return;
+    }
+    let mut spec = GuestSpec::new(WinVersion::Win10);
+    spec.disk_size = 512 * MIB;
+    spec.recovery = false;
+    spec.pagefile_size = 0;
+    spec.extra_files.push(ExtraFile {
+        place: Place::Windows,
+        path: "Data\\noise.bin".into(),
+        contents: noise(60 * MIB as usize, 3),
+    });
+    let lab = Lab::new(spec);
+    let small = lab.path("small");
+    fs::create_dir(&small).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64m", "none"])
+        .arg(&small)
+        .status();
+    if !mounted.is_ok_and(|s| s.success()) {
+        eprintln!("SKIP: cannot mount a small tmpfs here");
+        return;
+    }
+    let _mounted = Mounted(small.clone());
+    let digest = sha256(&lab.raw);
+    // Nobody knows how far it can be compressed, so the check before the copy lets it pass.
+    let run = finish(convert(&lab.raw, &small.join("out"), &["--compress"])).expect(1);
+    assert!(run.stderr.contains("Copying"), "{}", run.stderr);
+    assert!(run.stderr.contains("ran full"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("hint: free some space"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(names(&small), [] as [&str; 0]);
+    assert_eq!(sha256(&lab.raw), digest);
+    // Uncompressed it is known before anything is copied, with both numbers.
+    let run = finish(convert(&lab.raw, &small.join("out"), &[])).expect(1);
+    assert!(run.stderr.contains("bytes free,"), "{}", run.stderr);
+    assert!(run.stderr.contains("bytes needed"), "{}", run.stderr);
+    assert_eq!(names(&small), [] as [&str; 0]);
+}
+
+#[test]
+fn memory_stays_below_100_mib() {
+    use std::io::{BufRead, BufReader, Read};
+    if !have(&TOOLS) {
+        return;
+    }
+    let mut spec = GuestSpec::new(WinVersion::Win7);
+    spec.disk_size = 2 << 30;
+    // Hives as large as in life, where there are any.
+    if let Some(software) = corpus("win7-x86-vmware/SOFTWARE") {
+        spec.arch = Arch::X86;
+        spec.system_hive = corpus("win7-x86-vmware/SYSTEM");
+        spec.software_hive = Some(software);
+    }
+    let lab = Lab::new(spec);
+    let mut child = convert(&lab.raw, &lab.path("out"), &[])
+        .env("HYPER2KVM_FAILPOINT", "before-rename=wait")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("waiting") {
+        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it ended: {said}");
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    support::tool("kill", &["-TERM", &child.id().to_string()]);
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib: u64 = peak
+        .and_then(|p| p.split_whitespace().next()?.parse().ok())
+        .unwrap();
+    assert!(kib < 100 << 10, "{kib} KiB at the peak");
+}

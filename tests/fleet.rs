@@ -1,0 +1,895 @@
+//! Many machines: `convert --batch`, `inspect` of several, evidence for a support case, and what
+//! `docs/fleet` says.
+
+#![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
+#![allow(clippy::print_stderr)] // skips must be seen
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, WinVersion, guest};
+use hyper2kvm::tool::host::{self, PackageManager};
+use serde_json::Value;
+use support::{Run, TOOLS, binary, finish, h2k, have, processes_naming, sha256, virtio_win};
+
+/// What a running Windows would have written, and what must never leave it.
+const LOGS: [(&str, usize); 7] = [
+    (r"Windows\INF\setupapi.dev.log", 3000),
+    (r"Windows\INF\setupapi.setup.log", 17 << 20),
+    (r"Windows\INF\oem1.pnf", 10),
+    (r"Windows\System32\winevt\Logs\System.evtx", 69632),
+    (r"Windows\hyper2kvm\firstboot.log", 100),
+    (r"Windows\System32\config\SAM", 4096),
+    (r"Windows\System32\config\SECURITY", 4096),
+];
+
+/// One guest for all tests here; every machine of a list is a copy of it.
+fn guest_image() -> &'static Path {
+    static GUEST: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    &GUEST
+        .get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let raw = dir.path().join("guest.raw");
+            let mut spec = GuestSpec::new(WinVersion::Server2022);
+            for (path, size) in LOGS {
+                spec.extra_files.push(ExtraFile {
+                    place: Place::Windows,
+                    path: path.into(),
+                    contents: (0..size).map(|i| (i % 251) as u8).collect(),
+                });
+            }
+            guest::build(&spec, &raw).unwrap();
+            (dir, raw)
+        })
+        .1
+}
+
+/// A folder with guests and a list of them.
+struct Fleet {
+    dir: tempfile::TempDir,
+}
+
+impl Fleet {
+    fn new(names: &[&str]) -> Self {
+        let fleet = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        for name in names {
+            support::tool(
+                "cp",
+                &[
+                    "--sparse=always",
+                    guest_image().to_str().unwrap(),
+                    fleet.path(&format!("{name}.raw")).to_str().unwrap(),
+                ],
+            );
+        }
+        fleet
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes `fleet.yaml` with these machines.
+    fn list(&self, machines: &str) {
+        let text = format!(
+            "defaults:\n  virtio-iso: {}\noutput-dir: out\nmachines:\n{machines}",
+            virtio_win().display()
+        );
+        fs::write(self.path("fleet.yaml"), text).unwrap();
+    }
+
+    fn names(&self, names: &[&str]) {
+        let lines: String = names
+            .iter()
+            .map(|n| format!("- source: {n}.raw\n"))
+            .collect();
+        self.list(&lines);
+    }
+
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .args(["convert", "--batch"])
+            .arg(self.path("fleet.yaml"))
+            .args(["--json", "--jobs", "2"])
+            .args(more);
+        command
+    }
+
+    fn run(&self, more: &[&str]) -> Run {
+        finish(self.command(more))
+    }
+
+    /// Names in the output folder, hidden ones included.
+    fn out(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path("out")) else {
+            return Vec::new();
+        };
+        let mut names: Vec<String> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn converted(&self, name: &str) -> PathBuf {
+        self.path(&format!("out/{name}-kvm/{name}.qcow2"))
+    }
+
+    #[track_caller]
+    fn wait(&self, what: &str, until: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !until(self) {
+            assert!(
+                start.elapsed() < Duration::from_secs(100),
+                "no {what}: {:?}",
+                self.out()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[track_caller]
+    fn nobody_left(&self) {
+        self.wait("end of the children", |f| {
+            processes_naming(f.dir.path()).is_empty()
+        });
+    }
+}
+
+fn states(document: &Value) -> Vec<&str> {
+    let machines = document["machines"].as_array().unwrap();
+    machines
+        .iter()
+        .map(|m| m["state"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn four_machines_then_again() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let fleet = Fleet::new(&["a", "b", "c", "d"]);
+    fleet.list(
+        "- source: a.raw\n- source: b.raw\n  memory: 8192\n- {source: c.raw, format: raw}\n\
+         - source: d.raw\n  name: other\n",
+    );
+    let digest = sha256(&fleet.path("a.raw"));
+
+    // Looking first: nothing is written.
+    let plan = fleet.run(&["--dry-run"]).expect(0).json();
+    assert_eq!(states(&plan), ["planned"; 4]);
+    assert!(fleet.out().is_empty());
+
+    let run = fleet.run(&["--progress", "json"]).expect(0);
+    let report = run.json();
+    assert_eq!(report["schema"], "hyper2kvm/batch/1");
+    assert_eq!(states(&report), ["converted"; 4]);
+    assert_eq!(report["counts"]["converted"], 4);
+    assert_eq!(
+        fleet.out(),
+        [
+            "a-kvm",
+            "b-kvm",
+            "c-kvm",
+            "fleet-report.html",
+            "fleet-report.json",
+            "other-kvm"
+        ]
+    );
+    let saved = fs::read_to_string(fleet.path("out/fleet-report.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&saved).unwrap(), report);
+    assert_eq!(sha256(&fleet.path("a.raw")), digest);
+    for machine in report["machines"].as_array().unwrap() {
+        assert_eq!(machine["ready"], true);
+        h2k(["verify", machine["disks"][0].as_str().unwrap()]).expect(0);
+    }
+    let xml = fs::read_to_string(fleet.path("out/b-kvm/b-final.xml")).unwrap();
+    assert!(xml.contains(">8192<") || xml.contains("8388608"), "{xml}");
+    assert!(fleet.path("out/c-kvm/c.raw").exists());
+
+    // One progress for all of them.
+    let lines: Vec<Value> = run
+        .stderr
+        .lines()
+        .filter(|l| l.contains("hyper2kvm/batch-progress/1"))
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    assert!(
+        lines
+            .iter()
+            .any(|l| l["running"].as_array().unwrap().len() == 2),
+        "{}",
+        run.stderr
+    );
+    assert!(lines.iter().all(|l| l["machines"] == 4));
+
+    // Again: everything is there already, and nothing is touched.
+    let digest = sha256(&fleet.converted("b"));
+    let again = fleet.run(&[]).expect(0).json();
+    assert_eq!(states(&again), ["skipped"; 4]);
+    assert_eq!(sha256(&fleet.converted("b")), digest);
+
+    // What differs from the folder is not skipped and not overwritten, unless asked for.
+    fs::write(
+        fleet.path("fleet.yaml"),
+        fs::read_to_string(fleet.path("fleet.yaml"))
+            .unwrap()
+            .replace("memory: 8192", "memory: 4096"),
+    )
+    .unwrap();
+    let raw = fs::File::options()
+        .write(true)
+        .open(fleet.path("a.raw"))
+        .unwrap();
+    raw.set_modified(std::time::SystemTime::now()).unwrap();
+    let differs = fleet.run(&[]).expect(102).json();
+    assert_eq!(states(&differs), ["failed", "failed", "skipped", "skipped"]);
+    let message = |i: usize| differs["machines"][i]["error"]["message"].as_str().unwrap();
+    assert!(
+        message(0).contains("a.raw has changed since"),
+        "{}",
+        message(0)
+    );
+    assert!(
+        message(1).contains("memory: 8192, now 4096"),
+        "{}",
+        message(1)
+    );
+    assert_eq!(sha256(&fleet.converted("b")), digest);
+    let forced = fleet.run(&["--force"]).expect(0).json();
+    assert_eq!(states(&forced), ["converted"; 4]);
+    assert_eq!(states(&fleet.run(&[]).expect(0).json()), ["skipped"; 4]);
+}
+
+#[test]
+fn a_failure_in_the_middle() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let fleet = Fleet::new(&["a", "c"]);
+    fs::write(fleet.path("b.raw"), vec![7; 1 << 20]).unwrap();
+    fleet.names(&["a", "b", "missing", "c"]);
+    let run = fleet.run(&[]).expect(102);
+    let report = run.json();
+    assert_eq!(
+        states(&report),
+        ["converted", "failed", "failed", "converted"]
+    );
+    assert_eq!(report["counts"]["failed"], 2);
+    let error = |i: usize| &report["machines"][i]["error"];
+    assert!(error(1)["message"].is_string() && error(1)["code"].as_u64() > Some(0));
+    assert!(
+        error(2).to_string().contains("does not exist"),
+        "{}",
+        error(2)
+    );
+    assert!(
+        run.stderr.contains("2 converted, 2 failed"),
+        "{}",
+        run.stderr
+    );
+    let page = fs::read_to_string(fleet.path("out/fleet-report.html")).unwrap();
+    assert!(page.contains("2 converted, 2 failed"));
+    assert_eq!(
+        fleet.out(),
+        ["a-kvm", "c-kvm", "fleet-report.html", "fleet-report.json"]
+    );
+
+    // One of them by name or position, with the exit code of that machine.
+    let only = |which: &str, code: i32| {
+        let list = fleet.path("fleet.yaml");
+        let line = [
+            "convert",
+            "--batch",
+            list.to_str().unwrap(),
+            "--only",
+            which,
+            "--json",
+        ];
+        h2k(line).expect(code).json()
+    };
+    assert_eq!(states(&only("0", 0)), ["skipped"]);
+    assert_eq!(states(&only("c", 0)), ["skipped"]);
+    assert_eq!(states(&only("b", 3)), ["failed"]);
+    only("4", 2);
+
+    // For people: failures first.
+    let list = fleet.path("fleet.yaml");
+    let text = h2k(["convert", "--batch", list.to_str().unwrap()])
+        .expect(102)
+        .stdout;
+    assert!(text.starts_with("failed"), "{text}");
+    assert!(text.contains("skipped"), "{text}");
+}
+
+#[test]
+fn killed_and_resumed() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let fleet = Fleet::new(&["a", "b", "c", "d"]);
+    fleet.names(&["a", "b", "c", "d"]);
+    let mut child = fleet
+        .command(&[])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The first is done and others are under way.
+    fleet.wait("first machine", |f| {
+        f.out().iter().any(|n| n.ends_with("-kvm"))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fleet.nobody_left();
+    let done: Vec<String> = fleet
+        .out()
+        .into_iter()
+        .filter(|n| n.ends_with("-kvm"))
+        .collect();
+    assert!(!done.is_empty() && done.len() < 4, "{done:?}");
+    let digest = sha256(&fleet.path(&format!("out/{}/report.json", done[0])));
+
+    let report = fleet.run(&[]).expect(0).json();
+    let skipped = states(&report).iter().filter(|s| **s == "skipped").count();
+    assert_eq!(skipped, done.len(), "{report}");
+    assert_eq!(report["counts"]["converted"], 4 - skipped);
+    assert_eq!(
+        sha256(&fleet.path(&format!("out/{}/report.json", done[0]))),
+        digest
+    );
+    assert_eq!(
+        fleet.out(),
+        [
+            "a-kvm",
+            "b-kvm",
+            "c-kvm",
+            "d-kvm",
+            "fleet-report.html",
+            "fleet-report.json"
+        ]
+    );
+}
+
+#[test]
+fn interrupted() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let fleet = Fleet::new(&["a", "b", "c", "d"]);
+    fleet.names(&["a", "b", "c", "d"]);
+    let child = fleet
+        .command(&[])
+        .env("HYPER2KVM_FAILPOINT", "copied=wait")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Two have been copied and wait there.
+    fleet.wait("two machines under way", |f| {
+        let disks = ["a", "b"].map(|n| f.path(&format!("out/.{n}-kvm.partial/{n}.qcow2")));
+        disks.iter().all(|d| d.exists())
+    });
+    support::tool("kill", &["-INT", &child.id().to_string()]);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        states(&report),
+        ["interrupted", "interrupted", "not-started", "not-started"]
+    );
+    fleet.nobody_left();
+    assert_eq!(fleet.out(), ["fleet-report.html", "fleet-report.json"]);
+}
+
+#[test]
+fn one_that_crashes_hurts_no_other() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let fleet = Fleet::new(&["a", "b"]);
+    fleet.names(&["a", "b"]);
+    let run = finish({
+        let mut command = fleet.command(&[]);
+        command.env("HYPER2KVM_FAILPOINT", "copied=kill");
+        command
+    })
+    .expect(102);
+    let report = run.json();
+    assert_eq!(states(&report), ["failed", "failed"]);
+    assert!(run.stdout.contains("killed by signal 9"), "{}", run.stdout);
+    fleet.nobody_left();
+    fleet.run(&[]).expect(0);
+}
+
+#[test]
+fn refused_before_anything_starts() {
+    let fleet = Fleet::new(&[]);
+    for (machines, says) in [
+        ("- source: x/vm.raw\n- source: y/vm.raw\n", "same folder"),
+        (
+            "- {source: a.raw, output-dir: o}\n- {source: b.raw, output-dir: p/../o}\n",
+            "same folder",
+        ),
+        (
+            "- {source: a.raw, name: n}\n- {source: b.raw, name: n, output-dir: o}\n",
+            "same name",
+        ),
+        ("- source: a.raw\n  colour: red\n", "line 6 "),
+        ("- source: a.raw\n  memory: lots\n", "line 6 "),
+        (
+            "- source: a.raw\n  format: raw\n  compress: true\n",
+            "machine 1",
+        ),
+    ] {
+        fleet.list(machines);
+        let run = fleet.run(&[]).expect(2);
+        assert!(run.stderr.contains(says), "{machines}\n{}", run.stderr);
+        assert_eq!(run.json()["schema"], "hyper2kvm/error/1");
+        assert!(!fleet.path("out").exists());
+    }
+    for args in [
+        vec!["convert", "--batch", "/no/such/file"],
+        vec!["convert", "--batch", "x", "disk.raw"],
+        vec!["convert", "disk.raw", "--jobs", "2"],
+        vec!["convert", "--batch", "x", "--jobs", "0"],
+        vec!["convert", "--batch", "x", "--name", "y"],
+    ] {
+        h2k(args).expect(2);
+    }
+}
+
+#[test]
+fn a_table_of_machines() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let fleet = Fleet::new(&["web", "db"]);
+    // A snapshot: its base is not a machine of its own.
+    support::tool(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            fleet.path("db.raw").to_str().unwrap(),
+            fleet.path("snapshot.qcow2").to_str().unwrap(),
+        ],
+    );
+    fs::write(fleet.path("garbage.vmdk"), vec![1; 4096]).unwrap();
+    fs::write(fleet.path("notes.txt"), "x").unwrap();
+    let folder = fleet.dir.path().to_str().unwrap();
+    let list = h2k(["inspect", folder, "--json"]).expect(101).json();
+    assert_eq!(list["schema"], "hyper2kvm/inspect-list/1");
+    let rows: Vec<_> = list["machines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| (r["name"].as_str().unwrap(), r["verdict"].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            ("garbage.vmdk", "error"),
+            ("snapshot", "convertible"),
+            ("web", "convertible")
+        ]
+    );
+    let web = &list["machines"][2];
+    assert_eq!(
+        (&web["arch"], &web["firmware"]),
+        (&"x86_64".into(), &"uefi".into())
+    );
+    assert!(list["machines"][0]["error"].is_string());
+
+    // The same document as for one alone.
+    let one = h2k(["inspect", fleet.path("web.raw").to_str().unwrap(), "--json"])
+        .expect(0)
+        .json();
+    assert_eq!(one["schema"], "hyper2kvm/inspect/1");
+    for key in ["os", "controllers", "findings", "hives"] {
+        assert_eq!(one[key], web["inspection"][key], "{key}");
+    }
+
+    let text = h2k(["inspect", folder]).expect(101).stdout;
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[0].starts_with("MACHINE ") && lines[3].starts_with("web "),
+        "{text}"
+    );
+    let column = lines[0].find("VERDICT").unwrap();
+    assert!(lines[3][column..].starts_with("convertible"), "{text}");
+    assert!(text.contains("1 error"), "{text}");
+    assert!(!text.contains('\u{1b}'), "colours into a pipe");
+
+    // Several named ones, all good; the most important first when it is one.
+    let named = ["web.raw", "db.raw"].map(|n| fleet.path(n).to_str().unwrap().to_string());
+    h2k(["inspect", &named[0], &named[1]]).expect(0);
+    let text = h2k(["inspect", &named[0]]).expect(0).stdout;
+    let order = [
+        "Windows Server 2022",
+        "can be converted",
+        "Would it start",
+        "Details",
+    ];
+    let places: Vec<_> = order.iter().map(|w| text.find(w).expect(w)).collect();
+    assert!(places.is_sorted(), "{text}");
+    h2k(["inspect", &named[0], &named[1], "--root", r"\Windows"]).expect(2);
+    fs::create_dir(fleet.path("empty")).unwrap();
+    h2k(["inspect", fleet.path("empty").to_str().unwrap()]).expect(1);
+}
+
+#[test]
+fn colours_on_a_terminal_only() {
+    if !have(&TOOLS) || !have(&["script"]) {
+        return;
+    }
+    let fleet = Fleet::new(&["web"]);
+    let line = format!("{} inspect {}", binary(), fleet.path("web.raw").display());
+    let on_terminal = |no_color: &str| {
+        let out = Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .env("TERM", "xterm")
+            .env("NO_COLOR", no_color)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let colours = on_terminal("");
+    assert!(
+        colours.contains("\u{1b}[32mcan be converted"),
+        "{colours:?}"
+    );
+    assert!(!on_terminal("1").contains('\u{1b}'));
+}
+
+#[test]
+fn evidence_for_a_support_case() {
+    if !have(&TOOLS) || !have(&["tar"]) {
+        return;
+    }
+    let fleet = Fleet::new(&["web"]);
+    let folder = fleet.path("case");
+    let source = fleet.path("web.raw");
+    let line = [
+        "inspect",
+        source.to_str().unwrap(),
+        "--evidence",
+        folder.to_str().unwrap(),
+    ];
+    let run = h2k(line).expect(0);
+    for word in ["boot key", "SECURITY", "encrypted"] {
+        assert!(run.stderr.contains(word), "{word}: {}", run.stderr);
+    }
+    let archive = folder.join("web-evidence.tar.gz");
+    let mode = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    };
+    assert_eq!((mode(&archive), mode(&folder)), (0o600, 0o700));
+
+    let out = fleet.path("unpacked");
+    fs::create_dir(&out).unwrap();
+    support::tool(
+        "tar",
+        &[
+            "-xzf",
+            archive.to_str().unwrap(),
+            "-C",
+            out.to_str().unwrap(),
+        ],
+    );
+    let mut files = Vec::new();
+    let mut folders = vec![out.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(
+                    path.strip_prefix(&out)
+                        .unwrap()
+                        .to_str()
+                        .unwrap()
+                        .to_string(),
+                );
+            }
+        }
+    }
+    files.sort();
+    let has = |end: &str| files.iter().any(|f| f.ends_with(end));
+    for end in [
+        "WARNING.txt",
+        "inspect.json",
+        "manifest.json",
+        "System32/config/SYSTEM",
+        "System32/config/SOFTWARE",
+        "EFI/Microsoft/Boot/BCD",
+        "INF/setupapi.dev.log",
+        "winevt/Logs/System.evtx",
+        "Windows/hyper2kvm/firstboot.log",
+    ] {
+        assert!(has(end), "{end}: {files:#?}");
+    }
+    // Of a log that is too long, the end.
+    let long = fs::read(out.join("partition-3/Windows/INF/setupapi.setup.log"));
+    let long = long.unwrap_or_else(|_| panic!("{files:#?}"));
+    assert_eq!(long.len(), 16 << 20);
+    assert_eq!(long[0], ((1usize << 20) % 251) as u8);
+    for end in ["/SAM", "/SECURITY", ".pnf"] {
+        assert!(!has(end), "{end}: {files:#?}");
+    }
+    // The hive is the one of the guest, by another reader.
+    let lab_volume = support::Lab {
+        dir: tempfile::tempdir().unwrap(),
+        spec: GuestSpec::new(WinVersion::Server2022),
+        raw: source.clone(),
+    };
+    let volume = lab_volume.volume(&source);
+    let hive = files.iter().find(|f| f.ends_with("config/SYSTEM")).unwrap();
+    assert_eq!(
+        fs::read(out.join(hive)).unwrap(),
+        lab_volume.ntfscat(&volume, "Windows/System32/config/SYSTEM")
+    );
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(out.join("manifest.json")).unwrap()).unwrap();
+    let entry = manifest["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|f| f["name"] == **hive)
+        .unwrap();
+    assert_eq!(entry["sha256"], *sha256(&out.join(hive)));
+
+    // What is there is not replaced.
+    let digest = sha256(&archive);
+    h2k(line).expect(1);
+    assert_eq!(sha256(&archive), digest);
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fleet")
+}
+
+/// The fenced blocks of a document with this info string.
+fn blocks(text: &str, kind: &str) -> Vec<String> {
+    let mut parts = text.split("```");
+    let mut found = Vec::new();
+    while let (Some(_), Some(block)) = (parts.next(), parts.next()) {
+        if let Some(body) = block.strip_prefix(&format!("{kind}\n")) {
+            found.push(body.to_string());
+        }
+    }
+    found
+}
+
+/// Every command of `docs/fleet/README.md` is run: hyper2kvm, sh, xargs and parallel as they are, what
+/// needs a cluster or a container engine by a stand-in.
+#[test]
+fn what_the_documents_show() {
+    if !have(&TOOLS) || !have(&["xargs"]) {
+        return;
+    }
+    let text = fs::read_to_string(docs().join("README.md")).unwrap();
+    let fleet = Fleet::new(&["guest"]);
+    let raw = fleet.path("guest.raw");
+    for (format, name) in [
+        ("vmdk", "disk.vmdk"),
+        ("vhdx", "disk.vhdx"),
+        ("vmdk", "vm.vmdk"),
+    ] {
+        let path = fleet.path(name);
+        let to = path.to_str().unwrap();
+        support::tool(
+            "qemu-img",
+            &[
+                "convert",
+                "-f",
+                "raw",
+                "-O",
+                format,
+                raw.to_str().unwrap(),
+                to,
+            ],
+        );
+    }
+    fs::remove_file(raw).unwrap();
+    fs::write(
+        fleet.path("vm.vmx"),
+        "displayName = \"vm\"\nfirmware = \"efi\"\nsata0.present = \"TRUE\"\n\
+         sata0:0.present = \"TRUE\"\nsata0:0.fileName = \"vm.vmdk\"\n",
+    )
+    .unwrap();
+    std::os::unix::fs::symlink(virtio_win(), fleet.path("virtio-win.iso")).unwrap();
+    let [list] = blocks(&text, "yaml").try_into().expect("one list");
+    fs::write(fleet.path("fleet.yaml"), &list).unwrap();
+    for file in ["slurm.sh", "parallel.sh"] {
+        fs::copy(docs().join(file), fleet.path(file)).unwrap();
+        support::tool("sh", &["-n", fleet.path(file).to_str().unwrap()]);
+    }
+    let bin = fleet.path("bin");
+    fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(binary(), bin.join("hyper2kvm")).unwrap();
+    for (name, body) in [
+        ("podman", ""),
+        ("kubectl", ""),
+        ("nomad", ""),
+        ("srun", "exec \"$@\""),
+        // The tasks of the array, one after the other.
+        (
+            "sbatch",
+            "shift; for i in 0 1 2; do SLURM_ARRAY_TASK_ID=$i sh -e \"$@\" || exit; done",
+        ),
+    ] {
+        let path = bin.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        support::tool("chmod", &["+x", path.to_str().unwrap()]);
+    }
+    let scripts = blocks(&text, "sh");
+    assert!(scripts.len() >= 8, "{scripts:?}");
+    for script in scripts {
+        let mut command = Command::new("sh");
+        let path = std::env::var("PATH").unwrap();
+        command
+            .args(["-e", "-c", &script])
+            .current_dir(fleet.dir.path())
+            .env("PATH", format!("{}:{path}", bin.display()));
+        let run = finish(command);
+        assert_eq!(run.code, 0, "{script}\n{}{}", run.stdout, run.stderr);
+    }
+    // xargs alone, where parallel is not installed; it is given everything to do.
+    fs::remove_dir_all(fleet.path("converted")).unwrap();
+    let mut command = Command::new("sh");
+    let needed = [
+        "sh",
+        "seq",
+        "xargs",
+        "qemu-img",
+        "qemu-storage-daemon",
+        "hivexregedit",
+    ];
+    for name in needed {
+        let real = hyper2kvm::tool::find(name).unwrap();
+        std::os::unix::fs::symlink(real, bin.join(name)).unwrap();
+    }
+    command
+        .args(["parallel.sh", "fleet.yaml", "3", "2"])
+        .current_dir(fleet.dir.path())
+        .env("PATH", &bin);
+    finish(command).expect(0);
+    for name in ["vm", "web01", "web02"] {
+        assert!(
+            fleet
+                .path(&format!("converted/{name}-kvm/report.json"))
+                .exists(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn kubernetes_manifests() {
+    let manifest = docs().join("kubernetes.yaml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let documents: Vec<Value> = serde_yaml::Deserializer::from_str(&text)
+        .map(|d| serde::Deserialize::deserialize(d).unwrap())
+        .collect();
+    let of = |kind: &str| documents.iter().find(|d| d["kind"] == kind).expect(kind);
+
+    // The restricted profile, and more than that.
+    let job = &of("Job")["spec"];
+    let pod = &job["template"]["spec"];
+    let container = &pod["containers"][0];
+    for (value, wanted) in [
+        (&job["completionMode"], "Indexed".into()),
+        (&pod["securityContext"]["runAsNonRoot"], Value::Bool(true)),
+        (
+            &pod["securityContext"]["seccompProfile"]["type"],
+            "RuntimeDefault".into(),
+        ),
+        (&pod["automountServiceAccountToken"], Value::Bool(false)),
+        (
+            &container["securityContext"]["allowPrivilegeEscalation"],
+            Value::Bool(false),
+        ),
+        (
+            &container["securityContext"]["readOnlyRootFilesystem"],
+            Value::Bool(true),
+        ),
+        (
+            &container["securityContext"]["capabilities"]["drop"][0],
+            "ALL".into(),
+        ),
+    ] {
+        assert_eq!(*value, wanted);
+    }
+    assert!(!text.contains("hostPath") && !text.contains("/dev/"));
+
+    // The list in it is one, with as many machines as there are completions.
+    let dir = tempfile::tempdir().unwrap();
+    let list = of("ConfigMap")["data"]["fleet.yaml"].as_str().unwrap();
+    let path = dir.path().join("fleet.yaml");
+    fs::write(&path, list).unwrap();
+    let line = [
+        "convert",
+        "--batch",
+        path.to_str().unwrap(),
+        "--dry-run",
+        "--json",
+    ];
+    let machines = job["completions"].as_u64().unwrap();
+    let report = h2k(line)
+        .expect(100 + i32::try_from(machines).unwrap())
+        .json();
+    assert_eq!(report["counts"]["failed"], machines);
+
+    // By a validator of others, which must find a fault when there is one.
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/kubernetes-validate/bin/kubernetes-validate");
+    let installed = Some(installed).filter(|p| p.exists());
+    let Some(validator) = installed.or_else(|| hyper2kvm::tool::find("kubernetes-validate")) else {
+        let skipped =
+            std::env::var_os("HYPER2KVM_SKIP").is_some_and(|s| s == "kubernetes-validate");
+        assert!(
+            skipped || std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none(),
+            "no kubernetes-validate: .ci/run installs it"
+        );
+        eprintln!("SKIP: no kubernetes-validate (pip install kubernetes-validate)");
+        return;
+    };
+    let validate = |version: &str, file: &Path| {
+        let mut command = Command::new(&validator);
+        command.args(["--strict", "-k", version]).arg(file);
+        finish(command)
+    };
+    for version in ["1.29", "1.37"] {
+        let run = validate(version, &manifest);
+        assert_eq!(run.code, 0, "{version}: {}{}", run.stdout, run.stderr);
+    }
+    let wrong = dir.path().join("wrong.yaml");
+    fs::write(&wrong, text.replace("runAsNonRoot", "runAsNonRoots")).unwrap();
+    assert_ne!(validate("1.37", &wrong).code, 0);
+}
+
+/// The image has what the program needs, and nothing that asks for privileges.
+#[test]
+fn the_container_image() {
+    let text = fs::read_to_string(docs().join("Containerfile")).unwrap();
+    let steps: Vec<&str> = text.lines().filter(|l| !l.starts_with('#')).collect();
+    let steps = steps.join("\n");
+    for tool in host::TOOLS.iter().filter(|t| t.required) {
+        // libntfs-3g89 for `ntfs-3g`: the library is enough where nobody makes demonstration guests.
+        let package = tool.package(PackageManager::Apt);
+        assert!(steps.contains(package), "{}: {package}", tool.name);
+    }
+    let user = steps.lines().find_map(|l| l.strip_prefix("USER ")).unwrap();
+    let id: u32 = user.split(':').next().unwrap().parse().expect("a number");
+    assert_ne!(id, 0);
+    let kubernetes = fs::read_to_string(docs().join("kubernetes.yaml")).unwrap();
+    assert!(kubernetes.contains(&format!("runAsUser: {id}\n")));
+    let cargo =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let oldest = cargo
+        .lines()
+        .find_map(|l| l.strip_prefix("rust-version = "))
+        .unwrap();
+    assert!(
+        text.contains(&format!("rust:{}-", oldest.trim_matches('"'))),
+        "{oldest}"
+    );
+}
