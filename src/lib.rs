@@ -34,6 +34,7 @@ pub mod firstboot;
 pub mod fix;
 pub mod guest;
 pub mod inspect;
+pub mod linux;
 pub mod plan;
 pub mod registry;
 pub mod report;

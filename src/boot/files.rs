@@ -50,6 +50,16 @@ impl Files {
         };
         let text = fs::read(&report).map_err(|e| not_ours().because(e))?;
         let json: Value = serde_json::from_slice(&text).map_err(|e| not_ours().because(e))?;
+        if json
+            .pointer("/inspection/os/family")
+            .and_then(Value::as_str)
+            == Some("linux")
+        {
+            return Err(Error::usage(
+                "this is a Linux machine: it needs one boot, and nothing is switched",
+            )
+            .hint("virsh define and virsh start its final XML (docs/linux.md)"));
+        }
         let outputs = json.get("outputs").ok_or_else(not_ours)?;
         // The folder may have been renamed since: the files are in it, whatever it was called.
         let domain = |key: &str| -> Result<Option<Domain>> {

@@ -305,6 +305,7 @@ impl Run<'_> {
             (Stage::Bootstrap, _) => "the emulated controller",
             (Stage::Final, StorageBus::VirtioBlk) => "virtio-blk",
             (Stage::Final, StorageBus::VirtioScsi) => "virtio-scsi",
+            (Stage::Final, StorageBus::Sata) => "SATA",
         }
     }
 

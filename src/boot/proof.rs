@@ -62,6 +62,8 @@ fn service(bus: StorageBus) -> &'static str {
     match bus {
         StorageBus::VirtioBlk => "viostor",
         StorageBus::VirtioScsi => "vioscsi",
+        // Only Linux machines end there, and they are not watched.
+        StorageBus::Sata => "storahci",
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::convert::engine::Engine;
+use crate::convert::linux;
 use crate::convert::output::safe_name;
 use crate::convert::session;
 use crate::error::{Error, ErrorKind, Result};
@@ -96,7 +97,7 @@ fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
     };
     let machine = source.open()?;
     let name = machine.vm.name.clone();
-    let (engine, survey, archive) =
+    let (engine, mut survey, archive) =
         session::look(&machine, source.reader()?, ui, |survey, guest| {
             let folder = args.evidence.as_ref()?;
             let body = document("inspect", json!(survey.inspection));
@@ -108,6 +109,7 @@ fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
             .because(e)
             .hint("--evidence takes a folder; an archive that is there already is not replaced")
     })?;
+    linux::complete(&machine, &mut survey.inspection, ui)?;
     Ok(Seen {
         name,
         engine,

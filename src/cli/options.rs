@@ -148,7 +148,7 @@ pub fn request(job: &Job, options: &Options) -> Request {
         // For which volume there was a key, and no more.
         key.truncate(key.find(':').unwrap_or(0));
     }
-    let mut files = vec![job.media_path.clone()];
+    let mut files: Vec<PathBuf> = job.media_path.iter().cloned().collect();
     files.extend(job.driver_config.iter().cloned());
     // The job has the contents of these, and not their paths.
     for name in ["firstboot", "xml-patch"] {

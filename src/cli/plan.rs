@@ -1,7 +1,7 @@
 //! `hyper2kvm plan SOURCE --virtio-iso PATH`
 
 use crate::convert::prepare;
-use crate::convert::run::{self, Job};
+use crate::convert::run::{self, Job, Planned};
 use crate::error::Result;
 use crate::report::{self, text};
 use crate::ui::Ui;
@@ -20,7 +20,17 @@ pub fn run(args: &PlanArgs, ui: &Ui) -> Result<()> {
 
 /// Prints the plan; blockers make it an error with exit code 3, after the plan was shown.
 pub fn show(job: &Job, ui: &Ui) -> Result<()> {
-    let (survey, prepared) = run::plan_only(job, ui)?;
+    let (survey, prepared) = match run::plan_only(job, ui)? {
+        Planned::Windows(survey, prepared) => (survey, prepared),
+        Planned::Linux(inspection, plan) => {
+            ui.line(&plan.text());
+            if !plan.blockers.is_empty() {
+                return Err(prepare::refused(&inspection, plan.blockers));
+            }
+            ui.document("plan", plan.document(&inspection));
+            return Ok(());
+        }
+    };
     ui.line(&text::plan(&prepared.plan));
     let blockers = prepared.plan.blockers.clone();
     if !blockers.is_empty() {

@@ -6,8 +6,9 @@ use clap::{Args, ValueEnum};
 
 use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
+use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
-use crate::convert::run::Job;
+use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::SourceMachine;
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NicSource, Patch,
@@ -44,24 +45,25 @@ pub struct SourceArgs {
     pub key: Vec<String>,
 }
 
-pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
-
 #[derive(Debug, Args)]
 pub struct FixArgs {
     #[command(flatten)]
     pub source: SourceArgs,
-    /// virtio-win ISO, or a folder in ISO or RPM layout [default: /usr/share/virtio-win/virtio-win.iso]
+    /// virtio-win ISO, or a folder in ISO or RPM layout; not needed for Linux [default: /usr/share/virtio-win/virtio-win.iso]
     #[arg(long, value_name = "PATH", env = "HYPER2KVM_VIRTIO_ISO")]
     pub virtio_iso: Option<PathBuf>,
     /// Driver catalogue merged over the built-in one (YAML or JSON, repeatable)
     #[arg(long, value_name = "FILE")]
     pub driver_config: Vec<PathBuf>,
-    /// Disk controller of the production machine; both drivers are always made ready
+    /// Disk controller of the production machine; Windows gets both VirtIO drivers
     #[arg(long, value_enum, default_value_t = StorageArg::VirtioBlk)]
     pub storage: StorageArg,
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
     #[arg(long, value_enum)]
     pub bootstrap: Option<BootstrapArg>,
+    /// Who makes a Linux guest ready
+    #[arg(long, value_enum, default_value_t)]
+    pub linux: LinuxArg,
     /// Output folder [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -173,6 +175,19 @@ pub struct FixArgs {
 pub enum StorageArg {
     VirtioBlk,
     VirtioScsi,
+    /// For a Linux guest without VirtIO drivers
+    Sata,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LinuxArg {
+    /// virt-v2v where it is installed and knows the distribution, else as it is
+    #[default]
+    Auto,
+    /// virt-v2v-in-place or virt-v2v makes the guest ready
+    VirtV2v,
+    /// The guest is copied as it is when its kernels provably have the drivers
+    AsIs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -301,7 +316,7 @@ impl FixArgs {
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
-        let media_path = self.virtio_path()?;
+        let media_path = self.virtio_path();
         let mut source = self.source.open()?;
         source.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
@@ -361,6 +376,11 @@ impl FixArgs {
             repair_bcd: self.repair_bcd,
             keep_tools: self.keep_tools,
             firstboot,
+            linux: match self.linux {
+                LinuxArg::Auto => Wish::Auto,
+                LinuxArg::VirtV2v => Wish::VirtV2v,
+                LinuxArg::AsIs => Wish::AsIs,
+            },
             machine,
             request: Request::default(),
             emit: self.emit_kinds(),
@@ -446,18 +466,10 @@ impl FixArgs {
         self.firstboot.iter().map(read).collect()
     }
 
-    /// Where the drivers are; an error that says where they may be named.
-    pub fn virtio_path(&self) -> Result<PathBuf> {
-        let default = PathBuf::from(DEFAULT_ISO);
-        match &self.virtio_iso {
-            Some(path) => Ok(path.clone()),
-            None if default.exists() => Ok(default),
-            None => Err(Error::usage("no virtio-win drivers were named")
-                .hint(format!(
-                    "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names an ISO or folder; {DEFAULT_ISO} is the default when it exists"
-                ))
-                .hint("the ISO is published by the virtio-win project (package virtio-win on Fedora)")),
-        }
+    /// Where the drivers are.
+    pub fn virtio_path(&self) -> Option<PathBuf> {
+        let default = || Some(PathBuf::from(DEFAULT_ISO)).filter(|path| path.exists());
+        self.virtio_iso.clone().or_else(default)
     }
 
     pub fn nic_source(&self) -> NicSource {
@@ -497,6 +509,7 @@ impl From<StorageArg> for StorageBus {
         match arg {
             StorageArg::VirtioBlk => StorageBus::VirtioBlk,
             StorageArg::VirtioScsi => StorageBus::VirtioScsi,
+            StorageArg::Sata => StorageBus::Sata,
         }
     }
 }

@@ -4,9 +4,10 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use crate::boot_path::Controller;
+use crate::convert::linux;
 use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inspect::Severity;
+use crate::inspect::{OsFamily, Severity};
 use crate::report::{CheckState, text};
 use crate::ui::Ui;
 use crate::verify;
@@ -47,9 +48,14 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
     }
     let source = args.source.open()?;
-    let (engine, survey, checks) = look(&source, args.source.reader()?, ui, |survey, guest| {
-        verify::verify(survey, guest, &wanted)
-    })?;
+    let (engine, mut survey, mut checks) =
+        look(&source, args.source.reader()?, ui, |survey, guest| {
+            verify::verify(survey, guest, &wanted)
+        })?;
+    if survey.inspection.os.family == OsFamily::Linux {
+        linux::complete(&source, &mut survey.inspection, ui)?;
+        checks = linux::checks(&survey.inspection, &wanted);
+    }
     let ready = verify::is_ready(&checks);
     for check in &checks {
         let mark = match (check.state, check.severity) {

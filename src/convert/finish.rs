@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::boot::quote;
 use crate::domain::element::Element;
 use crate::domain::xml::to_element;
-use crate::domain::{Bootstrap, Drivers, Patch, Stage, emit};
+use crate::domain::{Bootstrap, Drivers, Machine, Patch, Stage, emit};
 use crate::error::{Error, Result};
 use crate::fix::journal::ActionState;
 use crate::inspect::Inspection;
@@ -22,19 +22,19 @@ use super::run::{Disks, Job};
 use super::session::Source;
 
 /// A file of the output folder, not written yet.
-struct Document {
-    file: String,
+pub(super) struct Document {
+    pub(super) file: String,
     text: String,
     script: bool,
 }
 
 /// The machine as text: domain XML of each stage, and what `--emit` asked for.
-struct Domains {
-    documents: Vec<Document>,
+pub(super) struct Domains {
+    pub(super) documents: Vec<Document>,
     bootstrap_xml: Option<String>,
-    final_xml: String,
-    emitted: Vec<String>,
-    warning: Option<String>,
+    pub(super) final_xml: String,
+    pub(super) emitted: Vec<String>,
+    pub(super) warning: Option<String>,
 }
 
 /// Writes everything about the machine once, to nowhere: what cannot be written is known before the
@@ -75,7 +75,7 @@ fn domains(
         name: name.clone(),
         probe: in_target(format!("{name}-probe.qcow2")),
         nvram: in_target(format!("{name}-nvram.fd")),
-        driver_iso: iso(&job.media_path),
+        driver_iso: job.media_path.as_deref().and_then(iso),
         drivers: optional_drivers(prepared),
         ..job.machine.clone()
     };
@@ -86,14 +86,20 @@ fn domains(
         targets,
         &options,
     );
-    let (firmware, warning) = machine::firmware(&machine, options.portable);
+    written(job, &machine)
+}
+
+/// Everything about a machine, as text.
+pub(super) fn written(job: &Job, machine: &Machine) -> Result<Domains> {
+    let name = &machine.name;
+    let (firmware, warning) = machine::firmware(machine, job.machine.portable);
     let mut stages = vec![Stage::Final];
     if machine.bootstrap != Bootstrap::None {
         stages.insert(0, Stage::Bootstrap);
     }
     let mut domains = Vec::new();
     for stage in stages {
-        let element = to_element(&machine, stage, &firmware).map_err(|e| {
+        let element = to_element(machine, stage, &firmware).map_err(|e| {
             Error::failed(format!("writing the {} domain", stage.as_str())).because(e)
         })?;
         let element = match &job.xml_patch {
@@ -112,7 +118,7 @@ fn domains(
         .collect();
     let mut emitted = Vec::new();
     for emit in &job.emit {
-        let list = emit::documents(*emit, &machine, &domains)
+        let list = emit::documents(*emit, machine, &domains)
             .map_err(|e| Error::failed("writing the machine for others than libvirt").because(e))?;
         for document in list {
             let file = format!("{name}{}", document.suffix);
@@ -164,7 +170,7 @@ fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
 /// Of libvirt.
 const VALIDATE: &str = "virt-xml-validate";
 
-fn write(folder: &Path, document: &Document) -> Result<()> {
+pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     let path = folder.join(&document.file);
     let write = || -> std::io::Result<()> {
         std::fs::write(&path, &document.text)?;

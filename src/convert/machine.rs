@@ -7,9 +7,11 @@ use uuid::Uuid;
 use crate::boot_path::Controller;
 use crate::domain::{
     self, Bootstrap, CpuMode, Descriptors, Disk, DiskFormat, DomainType, Drivers, Firmware,
-    FirmwareChoice, Graphics, MacAddr, Machine, Nic, NicSource, StorageBus, Topology, Video,
+    FirmwareChoice, Graphics, MacAddr, Machine, Nic, NicSource, StorageBus, System, Topology,
+    Video,
 };
 use crate::inspect::{self, Inspection, WindowsFacts};
+use crate::linux::LinuxFacts;
 use crate::source::{SourceFirmware, SourceNic, SourceVm};
 
 /// Everything about the machine that is not read from the guest.
@@ -76,6 +78,65 @@ pub fn machine(
         },
         _ => Firmware::Bios,
     };
+    let system = System::Windows(domain::WindowsFacts {
+        major: windows.target.major,
+        minor: windows.target.minor,
+        build: windows.target.build,
+        arch: arch.as_str().unwrap_or_default().to_string(),
+        server: windows.target.server,
+    });
+    Machine {
+        tpm: (windows_11 || options.tpm) && !options.no_tpm && firmware != Firmware::Bios,
+        clock_utc: windows.clock_is_utc,
+        bootstrap: match bootstrap {
+            Some(Controller::Sata) => Bootstrap::Sata,
+            Some(Controller::Ide) => Bootstrap::Ide,
+            _ => Bootstrap::None,
+        },
+        probe: bootstrap.map(|_| options.probe.clone()),
+        driver_iso: options.driver_iso.clone(),
+        ..bare(inspection, system, firmware, disks, options)
+    }
+}
+
+/// The machine of a Linux guest: one boot, every device there is a driver for in any kernel.
+pub fn linux_machine(
+    inspection: &Inspection,
+    linux: &LinuxFacts,
+    disks: &[TargetDisk],
+    options: &MachineOptions,
+) -> Machine {
+    let firmware = match inspection.firmware {
+        Some(inspect::Firmware::Uefi) => Firmware::Uefi {
+            secure_boot: options.secure_boot,
+        },
+        _ => Firmware::Bios,
+    };
+    let arch = serde_json::json!(inspection.os.arch);
+    let system = System::Linux {
+        arch: arch.as_str().unwrap_or("x86_64").to_string(),
+        osinfo_id: None,
+    };
+    Machine {
+        tpm: options.tpm && !options.no_tpm && firmware != Firmware::Bios,
+        clock_utc: !linux.clock_is_local,
+        drivers: Drivers {
+            agent: true,
+            balloon: true,
+            rng: true,
+            netkvm: true,
+        },
+        ..bare(inspection, system, firmware, disks, options)
+    }
+}
+
+fn bare(
+    inspection: &Inspection,
+    system: System,
+    firmware: Firmware,
+    disks: &[TargetDisk],
+    options: &MachineOptions,
+) -> Machine {
     Machine {
         name: options.name.clone(),
         uuid: options.uuid.unwrap_or_else(Uuid::new_v4),
@@ -85,15 +146,9 @@ pub fn machine(
         vcpus: options.vcpus,
         topology: topology(options),
         firmware,
-        tpm: (windows_11 || options.tpm) && !options.no_tpm && firmware != Firmware::Bios,
-        windows: domain::WindowsFacts {
-            major: windows.target.major,
-            minor: windows.target.minor,
-            build: windows.target.build,
-            arch: arch.as_str().unwrap_or_default().to_string(),
-            server: windows.target.server,
-        },
-        clock_utc: windows.clock_is_utc,
+        tpm: false,
+        system,
+        clock_utc: true,
         disks: disks
             .iter()
             .enumerate()
@@ -108,13 +163,9 @@ pub fn machine(
             .collect(),
         nics: nics(inspection, options),
         bus: options.storage,
-        bootstrap: match bootstrap {
-            Some(Controller::Sata) => Bootstrap::Sata,
-            Some(Controller::Ide) => Bootstrap::Ide,
-            _ => Bootstrap::None,
-        },
-        probe: bootstrap.map(|_| options.probe.clone()),
-        driver_iso: options.driver_iso.clone(),
+        bootstrap: Bootstrap::None,
+        probe: None,
+        driver_iso: None,
         domain_type: options.domain_type,
         cpu: options.cpu,
         nvram: (firmware != Firmware::Bios).then(|| options.nvram.clone()),

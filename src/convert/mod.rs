@@ -5,6 +5,7 @@ pub mod devices;
 pub mod engine;
 mod finish;
 mod in_place;
+pub mod linux;
 pub mod machine;
 pub mod output;
 pub mod prepare;

@@ -144,6 +144,13 @@ pub fn without_driver(prepared: &Prepared, storage: StorageBus) -> Option<Blocke
     let bus = match storage {
         StorageBus::VirtioBlk => Controller::VirtioBlk,
         StorageBus::VirtioScsi => Controller::VirtioScsi,
+        StorageBus::Sata => {
+            return Some(Blocker::new(
+                "storage-sata",
+                "--storage sata is for Linux guests without VirtIO drivers; Windows gets its drivers here",
+                "leave --storage out; the first boot is on SATA anyway",
+            ));
+        }
     };
     let blocker = || {
         Blocker::new(

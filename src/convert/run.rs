@@ -23,7 +23,7 @@ use crate::fix::journal::{self, DiskRef, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::Volume;
 use crate::guest::ntfs3g::MountOptions;
-use crate::inspect::{Inspection, Severity, Survey};
+use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
@@ -36,19 +36,24 @@ use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::{finish, rehearse};
 use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
+use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
 use super::session::{Session, Source, SourceMachine, first, open_with};
 
+/// Where packages of the virtio-win project put the ISO.
+pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
+
 /// What is only needed while working, below the partial folder.
-const WORK: &str = ".work";
+pub(super) const WORK: &str = ".work";
 
 /// Everything the user decided.
 pub struct Job {
     pub source: SourceMachine,
     pub engine: Engine,
-    pub media_path: PathBuf,
+    /// A Linux guest needs none.
+    pub media_path: Option<PathBuf>,
     pub driver_config: Vec<PathBuf>,
     /// `None`: not asked for.
     pub bootstrap: Option<Option<Controller>>,
@@ -72,6 +77,8 @@ pub struct Job {
     /// Leave the old hypervisor's services as they are.
     pub keep_tools: bool,
     pub firstboot: Wishes,
+    /// Who makes a Linux guest ready.
+    pub linux: linux::Wish,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
     /// Goes into the report as it is.
@@ -104,11 +111,23 @@ impl Job {
         Ok(catalogue)
     }
 
+    /// The drivers, when some were named; whether that is an error comes out when the guest is known.
+    fn media_if_named(&self) -> Result<Option<Box<dyn Media>>> {
+        self.media_path.as_ref().map(|_| self.media()).transpose()
+    }
+
     pub fn media(&self) -> Result<Box<dyn Media>> {
-        media::open(&self.media_path).map_err(|e| {
+        let Some(path) = &self.media_path else {
+            return Err(Error::usage("no virtio-win drivers were named")
+                .hint(format!(
+                    "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names an ISO or folder; {DEFAULT_ISO} is the default when it exists"
+                ))
+                .hint("the ISO is published by the virtio-win project (package virtio-win on Fedora)"));
+        };
+        media::open(path).map_err(|e| {
             Error::failed(format!(
                 "opening the virtio-win drivers at {}",
-                self.media_path.display()
+                path.display()
             ))
             .because(e)
             .hint(
@@ -118,10 +137,16 @@ impl Job {
     }
 }
 
+/// What `convert` would do.
+pub enum Planned {
+    Windows(Box<Survey>, Box<Prepared>),
+    Linux(Box<Inspection>, linux::Plan),
+}
+
 /// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
-pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Survey, Prepared)> {
+pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let catalogue = job.catalogue()?;
-    let media = job.media()?;
+    let media = job.media_if_named()?;
     ui.status("Inspecting", &job.source.path.display().to_string());
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
@@ -131,6 +156,14 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Survey, Prepared)> {
     let image = source.image()?;
     let open = |engine| Session::read_by(engine, source, &image);
     let (session, survey) = open_with(job.engine, source, ui, open)?;
+    if survey.inspection.os.family == OsFamily::Linux {
+        session.close()?;
+        let mut inspection = survey.inspection;
+        linux::look(job, ui, &disks, &mut inspection)?;
+        let plan = linux::plan(job, &inspection);
+        return Ok(Planned::Linux(Box::new(inspection), plan));
+    }
+    let media = media.map_or_else(|| job.media(), Ok)?;
     let prepared = plan_for(
         job,
         &survey,
@@ -139,7 +172,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Survey, Prepared)> {
         &catalogue,
     )?;
     session.close()?;
-    Ok((survey, prepared))
+    Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
 }
 
 fn plan_for(
@@ -192,7 +225,7 @@ pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
 fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let start = Instant::now();
     let catalogue = job.catalogue()?;
-    let media = job.media()?;
+    let media = job.media_if_named()?;
     let mut folder = OutputFolder::create(&job.target_folder(), job.force)?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
@@ -212,6 +245,11 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         Session::overlay(engine, source, &image, &overlay)
     };
     let (session, survey) = open_with(job.engine, source, ui, open)?;
+    if survey.inspection.os.family == OsFamily::Linux {
+        session.close()?;
+        return linux::convert(job, ui, folder, &disks, &devices, survey.inspection, start);
+    }
+    let media = media.map_or_else(|| job.media(), Ok)?;
     let prepared = plan_for(
         job,
         &survey,
@@ -291,11 +329,22 @@ fn complete(
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
+    save_report(folder, devices, &report, &prepared.plan)?;
+    Ok(report)
+}
+
+/// Both forms of the report, and the folder under its final name.
+pub(super) fn save_report(
+    folder: &mut OutputFolder,
+    devices: &Devices,
+    report: &Report,
+    plan: &plan::Plan,
+) -> Result<()> {
     save_json(
         &folder.path().join("report.json"),
         document("report", serde_json::json!(report)),
     )?;
-    let page = report::html::page(&report, &prepared.plan);
+    let page = report::html::page(report, plan);
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
@@ -305,8 +354,7 @@ fn complete(
     devices.finish()?;
     point("devices-finished")
         .and_then(|()| folder.complete())
-        .inspect_err(|_| devices.give_up())?;
-    Ok(report)
+        .inspect_err(|_| devices.give_up())
 }
 
 /// The proved overlay and what is known of it.
@@ -602,7 +650,7 @@ fn copy_disks(
 }
 
 /// The name of a file that is only needed while working.
-fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
+pub(super) fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
     let work = folder.path().join(WORK);
     std::fs::create_dir_all(&work)
         .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
@@ -620,14 +668,17 @@ fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
     Ok(())
 }
 
-fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
+pub(super) fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
     std::fs::write(path, format!("{value:#}\n"))
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
 }
 
 fn remove_work_files(folder: &Path) -> Result<()> {
     let failed = |e: std::io::Error| Error::failed("removing work files").because(e);
-    std::fs::remove_file(folder.join(".overlay.qcow2")).map_err(failed)?;
+    let overlay = folder.join(".overlay.qcow2");
+    if overlay.exists() {
+        std::fs::remove_file(overlay).map_err(failed)?;
+    }
     match std::fs::remove_dir_all(folder.join(WORK)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
         _ => Ok(()),

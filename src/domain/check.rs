@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::firmware::FirmwareChoice;
-use super::model::{Bootstrap, Chipset, Disk, Firmware, Machine, Stage};
+use super::model::{Bootstrap, Chipset, Disk, Firmware, Machine, Stage, StorageBus};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
@@ -16,7 +16,7 @@ pub enum DomainError {
     BootDisk { count: usize },
     #[error(
         "{path} has {sector_size}-byte sectors, and QEMU's {bus} disks have 512: this disk cannot \
-         do its first boot there"
+         boot there"
     )]
     SectorSize {
         path: PathBuf,
@@ -39,6 +39,8 @@ pub enum DomainError {
         disks: usize,
         max: usize,
     },
+    #[error("{disks} disks on SATA, and at most {max} fit")]
+    TooManySataDisks { disks: usize, max: usize },
     #[error("the machine needs {needed} PCI slots, and {chipset} has {max}")]
     TooManyDevices {
         chipset: &'static str,
@@ -58,7 +60,7 @@ pub enum DomainError {
     NoIde { machine: String },
     #[error("the machine has no {0}")]
     Nothing(&'static str),
-    #[error("Windows for {arch} does not run on an x86_64 machine")]
+    #[error("a guest for {arch} does not run on an x86_64 machine")]
     Arch { arch: String },
     #[error("the firmware chosen does not fit a {guest} guest")]
     Firmware { guest: &'static str },
@@ -72,9 +74,9 @@ pub(super) fn check(
     if stage == Stage::Bootstrap && machine.bootstrap == Bootstrap::None {
         return Err(DomainError::NoBootstrap);
     }
-    if !matches!(machine.windows.arch.as_str(), "x86_64" | "x86") {
+    if !matches!(machine.system.arch(), "x86_64" | "x86") {
         return Err(DomainError::Arch {
-            arch: machine.windows.arch.clone(),
+            arch: machine.system.arch().to_owned(),
         });
     }
     if let Some(asked) = &machine.machine_type {
@@ -164,6 +166,13 @@ fn check_disk(machine: &Machine, stage: Stage, disk: &Disk) -> Result<(), Domain
             path,
             sector_size,
             bus,
+        });
+    }
+    if machine.bus == StorageBus::Sata {
+        return Err(DomainError::SectorSize {
+            path,
+            sector_size,
+            bus: "sata",
         });
     }
     if disk.boot && machine.firmware == Firmware::Bios {

@@ -434,7 +434,12 @@ fn qemu_has_the_slots_of_the_xml() {
     for change in [
         (|_| {}) as fn(&mut Machine),
         |m| m.bus = StorageBus::VirtioScsi,
-        |m| (m.windows.major, m.windows.minor) = (6, 1),
+        |m| {
+            let System::Windows(w) = &mut m.system else {
+                return;
+            };
+            (w.major, w.minor) = (6, 1);
+        },
         |m| {
             m.bootstrap = Bootstrap::Ide;
             (m.firmware, m.nvram, m.tpm) = (Firmware::Bios, None, false);

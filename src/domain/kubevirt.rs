@@ -176,6 +176,7 @@ fn disks(m: &Machine, stage: Stage, name: &str) -> (Vec<Value>, Vec<Value>) {
     let virtio = match m.bus {
         StorageBus::VirtioBlk => "virtio",
         StorageBus::VirtioScsi => "scsi",
+        StorageBus::Sata => "sata",
     };
     let bus = match stage {
         Stage::Bootstrap => "sata",

@@ -28,7 +28,7 @@ pub struct Machine {
     pub firmware: Firmware,
     /// A TPM 2.0; only written for UEFI guests.
     pub tpm: bool,
-    pub windows: WindowsFacts,
+    pub system: System,
     /// `RealTimeIsUniversal` is set, so the RTC runs in UTC.
     pub clock_utc: bool,
     /// In the order of the source. Exactly one is the boot disk.
@@ -62,7 +62,7 @@ impl Machine {
         match &self.machine_type {
             Some(asked) if asked.contains("q35") => Chipset::Q35,
             Some(_) => Chipset::Pc,
-            None if self.windows.nt5() || self.bootstrap == Bootstrap::Ide => Chipset::Pc,
+            None if self.system.nt5() || self.bootstrap == Bootstrap::Ide => Chipset::Pc,
             None => Chipset::Q35,
         }
     }
@@ -77,18 +77,21 @@ impl Machine {
     /// Whether Windows is shown a Hyper-V: it gains nothing under software emulation, and hangs with
     /// it on UEFI before 8; NT 5 does not know it.
     pub fn enlightened(&self) -> bool {
+        let System::Windows(windows) = &self.system else {
+            return false;
+        };
         self.domain_type == DomainType::Kvm
-            && !self.windows.nt5()
-            && (self.windows.at_least_8() || self.firmware == Firmware::Bios)
+            && !windows.nt5()
+            && (windows.at_least_8() || self.firmware == Firmware::Bios)
     }
 
     /// The network card Windows has a driver for in that stage.
     pub fn nic_model(&self, stage: Stage) -> &'static str {
         if stage == Stage::Final || self.drivers.netkvm {
             "virtio"
-        } else if self.windows.at_least_8() {
+        } else if self.system.is_recent() {
             "e1000e"
-        } else if self.windows.nt5() {
+        } else if self.system.nt5() {
             "rtl8139"
         } else {
             "e1000"
@@ -123,6 +126,48 @@ impl Chipset {
         match self {
             Self::Pc => "pc",
             Self::Q35 => "q35",
+        }
+    }
+}
+
+/// What runs on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum System {
+    Windows(WindowsFacts),
+    Linux {
+        /// As in [`WindowsFacts::arch`].
+        arch: String,
+        /// The libosinfo id, where one is known.
+        osinfo_id: Option<String>,
+    },
+}
+
+impl System {
+    pub fn arch(&self) -> &str {
+        match self {
+            Self::Windows(windows) => &windows.arch,
+            Self::Linux { arch, .. } => arch,
+        }
+    }
+
+    /// XP, Server 2003 and older.
+    pub fn nt5(&self) -> bool {
+        matches!(self, Self::Windows(windows) if windows.nt5())
+    }
+
+    /// Whether USB 3 and the Intel 82574L work out of the box.
+    pub fn is_recent(&self) -> bool {
+        match self {
+            Self::Windows(windows) => windows.at_least_8(),
+            Self::Linux { .. } => true,
+        }
+    }
+
+    pub fn osinfo_id(&self) -> Option<String> {
+        match self {
+            Self::Windows(windows) => Some(windows.osinfo_id()),
+            Self::Linux { osinfo_id, .. } => osinfo_id.clone(),
         }
     }
 }
@@ -229,6 +274,8 @@ pub enum NicSource {
 pub enum StorageBus {
     VirtioBlk,
     VirtioScsi,
+    /// For a Linux without VirtIO drivers.
+    Sata,
 }
 
 /// The controller of the boot disk in the first boot; `None` when there is no such stage.

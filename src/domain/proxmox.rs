@@ -11,7 +11,7 @@
 use super::emit::EmitError;
 use super::model::{
     Bootstrap, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
-    StorageBus, Video,
+    StorageBus, System, Video,
 };
 use crate::text::{quoted, shell_word};
 
@@ -39,6 +39,7 @@ pub fn script(m: &Machine) -> Result<String, EmitError> {
     let (bus, max) = match m.bus {
         StorageBus::VirtioBlk => ("virtio", VIRTIO),
         StorageBus::VirtioScsi => ("scsi", SCSI),
+        StorageBus::Sata => ("sata", SATA),
     };
     let first = match m.bootstrap {
         Bootstrap::None => None,
@@ -275,7 +276,9 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 fn os_type(m: &Machine) -> &'static str {
-    let w = &m.windows;
+    let System::Windows(w) = &m.system else {
+        return "l26";
+    };
     match (w.major, w.minor, w.server) {
         (10.., _, false) if w.build >= 22000 => "win11",
         (10.., _, true) if w.build >= 20348 => "win11",

@@ -38,6 +38,13 @@ fn disk(path: &str, boot: bool) -> Disk {
     }
 }
 
+fn windows(machine: &mut Machine) -> &mut WindowsFacts {
+    match &mut machine.system {
+        System::Windows(windows) => windows,
+        System::Linux { .. } => panic!("not a Windows"),
+    }
+}
+
 pub(crate) fn machine() -> Machine {
     Machine {
         name: "win10".into(),
@@ -49,13 +56,13 @@ pub(crate) fn machine() -> Machine {
         topology: None,
         firmware: UEFI,
         tpm: false,
-        windows: WindowsFacts {
+        system: System::Windows(WindowsFacts {
             major: 10,
             minor: 0,
             build: 19045,
             arch: "x86_64".into(),
             server: false,
-        },
+        }),
         clock_utc: false,
         disks: vec![disk("/vm/win10.qcow2", true)],
         nics: vec![Nic {
@@ -114,7 +121,7 @@ fn matrix() -> Vec<Case> {
                     let n = cases.len();
                     m.name = format!("m{n}");
                     m.uuid = Uuid::from_u128(n as u128 + 1);
-                    m.windows = WindowsFacts {
+                    *windows(&mut m) = WindowsFacts {
                         major,
                         minor,
                         build,
@@ -256,6 +263,7 @@ fn disks_are_where_they_belong() {
         let final_bus = match m.bus {
             StorageBus::VirtioBlk => "virtio",
             StorageBus::VirtioScsi => "scsi",
+            StorageBus::Sata => "sata",
         };
         let extra = match case.stage {
             Stage::Final => {
@@ -263,7 +271,7 @@ fn disks_are_where_they_belong() {
                 0
             }
             Stage::Bootstrap => {
-                let early = if m.windows.nt5() { "ide" } else { "sata" };
+                let early = if m.system.nt5() { "ide" } else { "sata" };
                 let on_final: Vec<_> = disks.iter().filter(|d| bus(d) == final_bus).collect();
                 assert_eq!(on_final.len(), 1, "{label}");
                 let probe = on_final[0].first("source").unwrap().attr("file");
@@ -312,6 +320,7 @@ fn the_probe_sits_where_the_boot_disk_will_be() {
         match pair[0].machine.bus {
             StorageBus::VirtioBlk => assert_eq!(probe, boot),
             StorageBus::VirtioScsi => assert_ne!(probe, boot),
+            StorageBus::Sata => unreachable!("no Windows ends on SATA"),
         }
     }
 }
@@ -320,7 +329,9 @@ fn the_probe_sits_where_the_boot_disk_will_be() {
 fn values_by_windows_version() {
     for case in matrix() {
         let (m, root, label) = (&case.machine, &case.root, &case.label);
-        let w = &m.windows;
+        let System::Windows(w) = &m.system else {
+            continue;
+        };
         let uefi = m.firmware != BIOS;
         let has = |path: &str| root.path(path).is_some();
         let kvm = m.domain_type == DomainType::Kvm;
@@ -413,7 +424,8 @@ fn snapshots() {
         to_xml(&m, Stage::Final, &images(UEFI)).unwrap()
     );
     let mut m = machine();
-    (m.windows.minor, m.windows.major, m.windows.build) = (1, 6, 7601);
+    let w = windows(&mut m);
+    (w.minor, w.major, w.build) = (1, 6, 7601);
     (m.firmware, m.bus, m.nvram) = (BIOS, StorageBus::VirtioScsi, None);
     m.disks.push(disk("/dev/vg/data", false));
     insta::assert_snapshot!(
@@ -509,7 +521,7 @@ fn refusals() {
             },
             "do not match",
         ),
-        (|m| m.windows.arch = "arm64".into(), "Windows for arm64"),
+        (|m| windows(m).arch = "arm64".into(), "guest for arm64"),
         (
             |m| m.firmware = SECURE,
             "does not fit a UEFI Secure Boot guest",
@@ -696,10 +708,22 @@ fn oddities() -> Vec<Case> {
     m.name = "4kn".into();
     add("4kn", m.clone(), images(UEFI));
     m.disks[0].sector_size = 512;
-    m.windows.major = 5;
+    windows(&mut m).major = 5;
     m.bootstrap = Bootstrap::Sata;
     (m.firmware, m.nvram) = (BIOS, None);
     add("nt5-on-sata", m, FirmwareChoice::Bios);
+    let mut m = machine();
+    m.system = System::Linux {
+        arch: "x86_64".into(),
+        osinfo_id: None,
+    };
+    (m.bootstrap, m.probe, m.driver_iso) = (Bootstrap::None, None, None);
+    m.bus = StorageBus::Sata;
+    m.disks = (0..8)
+        .map(|i| disk(&format!("/vm/{i}.qcow2"), i == 0))
+        .collect();
+    m.name = "linux-sata".into();
+    add("linux-sata", m, images(UEFI));
     list
 }
 

@@ -25,7 +25,7 @@ use super::element::Element;
 use super::firmware::FirmwareChoice;
 use super::model::{
     Bootstrap, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
-    StorageBus, Video,
+    StorageBus, System, Video,
 };
 use super::slots::{PciAddress, Role, Slots};
 
@@ -189,17 +189,19 @@ impl Builder<'_> {
     }
 
     fn metadata(&self) -> Element {
-        el("metadata")
-            .child(
+        let mut metadata = el("metadata");
+        if let Some(id) = self.machine.system.osinfo_id() {
+            metadata.push(
                 el("libosinfo:libosinfo")
                     .with("xmlns:libosinfo", OSINFO_NS)
-                    .child(el("libosinfo:os").with("id", self.machine.windows.osinfo_id())),
-            )
-            .child(
-                el("hyper2kvm:conversion")
-                    .with("xmlns:hyper2kvm", HYPER2KVM_NS)
-                    .with("stage", self.stage.as_str()),
-            )
+                    .child(el("libosinfo:os").with("id", id)),
+            );
+        }
+        metadata.child(
+            el("hyper2kvm:conversion")
+                .with("xmlns:hyper2kvm", HYPER2KVM_NS)
+                .with("stage", self.stage.as_str()),
+        )
     }
 
     fn os(&self) -> Result<Element, DomainError> {
@@ -402,7 +404,7 @@ impl Builder<'_> {
         }
         if self.machine.enlightened() {
             devices.push(el("panic").with("model", "hyperv"));
-        } else if m.domain_type == DomainType::Qemu {
+        } else if m.domain_type == DomainType::Qemu || matches!(m.system, System::Linux { .. }) {
             devices.push(el("panic").with("model", "isa"));
         }
         Ok(devices)
@@ -467,7 +469,7 @@ impl Builder<'_> {
                 devices.push(usb("piix3-uhci").child(PciAddress::new(0, 1, 2).element()));
                 devices.push(controller("ide", 0).child(PciAddress::new(0, 1, 1).element()));
             }
-            Chipset::Q35 if m.windows.at_least_8() => {
+            Chipset::Q35 if m.system.is_recent() => {
                 devices.push(usb("qemu-xhci").child(self.slots.of(Role::Usb).element()))
             }
             Chipset::Q35 => {
@@ -511,6 +513,7 @@ impl Builder<'_> {
         let m = self.machine;
         let wanted = match (self.stage, m.bootstrap) {
             (Stage::Bootstrap, Bootstrap::Sata) => self.bootstrap_units().div_ceil(SATA_PORTS),
+            (Stage::Final, _) if m.bus == StorageBus::Sata => m.disks.len().div_ceil(SATA_PORTS),
             _ => 0,
         };
         let least = usize::from(m.chipset() == Chipset::Q35 || m.bootstrap == Bootstrap::Sata);
@@ -577,6 +580,8 @@ impl Builder<'_> {
                     target_name("vd", 0),
                     self.slots.of(Role::Storage).element(),
                 ),
+                // Nothing to probe for.
+                StorageBus::Sata => return Ok(()),
                 StorageBus::VirtioScsi => (
                     "scsi",
                     // SATA and SCSI targets share the name space; the address is what counts.
@@ -590,6 +595,13 @@ impl Builder<'_> {
     }
 
     fn final_disks(&self, devices: &mut Element) -> Result<(), DomainError> {
+        let max = SATA_PORTS * MAX_SATA_CONTROLLERS;
+        if self.machine.bus == StorageBus::Sata && self.machine.disks.len() > max {
+            return Err(DomainError::TooManySataDisks {
+                disks: self.machine.disks.len(),
+                max,
+            });
+        }
         for (n, disk) in self.disks() {
             let (bus, prefix, address) = match (self.machine.bus, n) {
                 (StorageBus::VirtioBlk, 0) => {
@@ -599,6 +611,11 @@ impl Builder<'_> {
                     ("virtio", "vd", self.slots.of(Role::Data(n - 1)).element())
                 }
                 (StorageBus::VirtioScsi, n) => ("scsi", "sd", drive_address(0, 0, n, 0)),
+                (StorageBus::Sata, n) => (
+                    "sata",
+                    "sd",
+                    drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS),
+                ),
             };
             let blockio = (disk.sector_size == 4096).then(|| {
                 el("blockio")

@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub use super::guestfish_boot::Attach;
-use super::guestfish_boot::{launch_limit, start};
+use super::guestfish_boot::launch_limit;
+pub use super::guestfish_boot::start;
 use super::guestfish_mapped::{self as mapped, Device};
 use super::keys::Keys;
 use super::{
@@ -111,7 +112,7 @@ impl Inner {
     fn start(attach: &Attach<'_>) -> Result<Self> {
         Ok(Self {
             work: private_folder()?,
-            shell: Some(start(attach)?),
+            shell: Some(start(std::slice::from_ref(attach))?),
             files: 0,
             mounts: BTreeMap::new(),
             mapped: BTreeMap::new(),
@@ -424,7 +425,7 @@ impl Inner {
 }
 
 /// A folder that only this user can enter.
-fn private_folder() -> std::io::Result<tempfile::TempDir> {
+pub fn private_folder() -> std::io::Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix("hyper2kvm-")
         .permissions(fs::Permissions::from_mode(0o700))
@@ -447,7 +448,7 @@ pub(super) fn attribute(real: &str, name: &str) -> Line {
 }
 
 /// guestfish takes text; the names of our temporary files are that.
-pub(super) fn text(path: &Path) -> Result<&str> {
+pub fn text(path: &Path) -> Result<&str> {
     path.to_str()
         .ok_or_else(|| std::io::Error::other("TMPDIR is not valid text").into())
 }

@@ -30,37 +30,28 @@ pub struct Attach<'a> {
     pub sector_size: u32,
 }
 
-/// A guestfish whose appliance is up and sees the disk.
-pub(super) fn start(attach: &Attach<'_>) -> Result<Shell> {
-    match boot(attach, false)? {
+/// A guestfish whose appliance is up and sees the disks, as `/dev/sda`, `/dev/sdb`, ...
+pub fn start(disks: &[Attach<'_>]) -> Result<Shell> {
+    match boot(disks, false)? {
         Ok(shell) => Ok(shell),
         // Again for a full log: writing one doubles the time of a start, so a good one has none.
-        Err(_) => boot(attach, true)?.map_err(|(log, reason)| not_started(&log, &reason, "")),
+        Err(_) => boot(disks, true)?.map_err(|(log, reason)| not_started(&log, &reason, "")),
     }
 }
 
 /// What an appliance that did not start printed, and the reason it gave.
 type BootFailure = (Vec<u8>, String);
 
-fn boot(attach: &Attach<'_>, verbose: bool) -> Result<std::result::Result<Shell, BootFailure>> {
+fn boot(disks: &[Attach<'_>], verbose: bool) -> Result<std::result::Result<Shell, BootFailure>> {
     let mut shell = Shell::start().map_err(tool_error)?;
-    let mut add = Line::new("add")
-        .arg(attach.export)
-        .arg("format:raw")
-        .arg("protocol:nbd")
-        .arg(format!("server:unix:{}", attach.socket.display()))
-        .arg(format!("readonly:{}", attach.read_only));
-    if attach.sector_size != 512 {
-        add = add.arg(format!("blocksize:{}", attach.sector_size));
-    }
-    let lines = [
-        add,
+    let mut lines: Vec<Line> = disks.iter().map(add).collect();
+    lines.extend([
         Line::new("set-verbose").arg(verbose.to_string()),
         Line::new("run"),
         Line::new("set-verbose").arg("false"),
         // What the start was for.
         Line::new("list-devices"),
-    ];
+    ]);
     let mut log = Vec::new();
     let mut failure = None;
     let mut ready = false;
@@ -93,6 +84,19 @@ fn boot(attach: &Attach<'_>, verbose: bool) -> Result<std::result::Result<Shell,
     }
     let reason = failure.unwrap_or_else(|| "it does not see the disk".to_string());
     Ok(Err((log, reason)))
+}
+
+fn add(disk: &Attach<'_>) -> Line {
+    let add = Line::new("add")
+        .arg(disk.export)
+        .arg("format:raw")
+        .arg("protocol:nbd")
+        .arg(format!("server:unix:{}", disk.socket.display()))
+        .arg(format!("readonly:{}", disk.read_only));
+    if disk.sector_size == 512 {
+        return add;
+    }
+    add.arg(format!("blocksize:{}", disk.sector_size))
 }
 
 /// Keeps the log and says what it means, `otherwise` what is known without.

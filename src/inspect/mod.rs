@@ -163,6 +163,7 @@ fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Ins
         antivirus: Vec::new(),
         group_policy_device_restrictions: false,
         findings: Vec::new(),
+        linux: None,
         windows: None,
     }
 }

@@ -16,6 +16,7 @@ use crate::disk::layout::Scheme;
 use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
 use crate::guest::{FsKind, GuestPath, VolumeId, VolumeState};
+use crate::linux::LinuxFacts;
 use crate::registry::RegOp;
 
 /// The result of `inspect()`: the facts, and the hives they were read from.
@@ -80,6 +81,9 @@ pub struct Inspection {
     pub antivirus: Vec<String>,
     pub group_policy_device_restrictions: bool,
     pub findings: Vec<Finding>,
+    /// Present when the guest is a Linux that could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linux: Option<LinuxFacts>,
     /// What plan needs and scripts do not; `Some` when the hives could be read.
     #[serde(skip)]
     pub windows: Option<WindowsFacts>,

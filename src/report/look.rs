@@ -8,6 +8,7 @@ use crate::boot_path::Controller;
 use crate::inspect::{Inspection, OsFamily, PartitionFacts, Severity};
 use crate::ui::{Styled, Tone, bytes};
 
+use super::linux;
 use super::text::lower;
 
 /// What inspection means for a conversion.
@@ -28,7 +29,7 @@ pub enum Verdict {
 impl Verdict {
     pub fn of(i: &Inspection) -> Self {
         let ready = |c| i.controllers.get(&c).is_some_and(|p| p.ready);
-        if i.os.family != OsFamily::Windows {
+        if i.os.family != OsFamily::Windows && i.linux.is_none() {
             Self::NotWindows
         } else if i.findings.iter().any(|f| f.severity == Severity::Blocker) {
             Self::Blocked
@@ -133,6 +134,9 @@ fn details(text: &mut Styled, i: &Inspection) {
             bytes(source.virtual_size_bytes)
         ),
     );
+    for (label, value) in i.linux.iter().flat_map(linux::rows) {
+        row(label, value);
+    }
     if let Some(firmware) = i.firmware {
         row("firmware", lower(&firmware));
     }

@@ -1,6 +1,7 @@
 //! What happened, for people and for machines: `report.json`, `report.html`, and text.
 
 pub mod html;
+pub mod linux;
 pub mod look;
 pub mod text;
 

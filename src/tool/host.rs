@@ -129,7 +129,7 @@ pub const TOOLS: [Tool; 11] = [
     },
     Tool {
         name: "virt-v2v",
-        purpose: "comparing results",
+        purpose: "converting Linux guests",
         required: false,
         kind: VERSION,
         apt: "virt-v2v",

@@ -17,6 +17,7 @@ pub mod qemu_img;
 pub mod qsd;
 pub mod stop;
 pub mod virsh;
+pub mod virt_v2v;
 
 pub use cmd::{Child, Cmd, Output, clean};
 

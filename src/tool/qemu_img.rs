@@ -171,6 +171,19 @@ pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
     Ok(())
 }
 
+/// Creates a qcow2 overlay that names what is below it, for programs that open it by themselves. The
+/// whole chain is written out, so that they probe no format either.
+pub fn create_over(file: &Path, below: &Value) -> Result<()> {
+    let driver = below["driver"].as_str().unwrap_or("raw");
+    cmd()
+        .args(["create", "-q", "-f", "qcow2", "-F", driver, "-b"])
+        .arg(json_name(below))
+        .arg("--")
+        .arg(protocol(file))
+        .run()?;
+    Ok(())
+}
+
 /// A file name that cannot be read as a protocol; `create` and `convert` take no JSON for a file
 /// that does not exist yet.
 fn protocol(file: &Path) -> OsString {

@@ -1,0 +1,835 @@
+//! `convert` for a Linux guest.
+//!
+//! Two ways lead to a disk that starts on KVM. virt-v2v, where it is installed and knows the
+//! distribution, converts an overlay: it has the guest's own tools make the initramfs and the boot
+//! loader. Or the guest is copied as it is, and that only when its kernels provably carry the drivers
+//! (`crate::linux::kernels`). Either way the result is examined, and there is one boot: Linux takes the
+//! new controller at once.
+//!
+//! One thing is done here: where firmware without boot entries would find no loader, the guest's own is
+//! copied to `\EFI\BOOT\BOOTX64.EFI`, on the overlay.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::boot::quote;
+use crate::boot_path::Controller;
+use crate::disk::chain::Image;
+use crate::disk::copy::{CopyOptions, TargetFormat};
+use crate::disk::export::Export;
+use crate::disk::{BlockWrite, partition};
+use crate::domain::element::Element;
+use crate::domain::{DiskFormat, StorageBus};
+use crate::error::{Blocker, Error, Result};
+use crate::fix::journal::ActionState;
+use crate::fix::trim::DataMap;
+use crate::guest::ntfs3g::MountOptions;
+use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
+use crate::inspect::{Firmware, Inspection, Severity};
+use crate::linux::{self, LinuxFacts, LoaderCopies};
+use crate::report::{ActionLine, Bytes, Check, CheckState, Outputs, Report, Timings};
+use crate::tool::{self, host, qemu_img, virt_v2v};
+use crate::ui::{Ui, document};
+
+use super::copy::{self, DiskCopy, Target};
+use super::devices::Devices;
+use super::finish;
+use super::in_place::data_sector_size;
+use super::machine::{self, TargetDisk};
+use super::output::OutputFolder;
+use super::prepare;
+use super::run::{Job, WORK, point, save_json, save_report, stopped, work_file};
+use super::session::{Source, SourceMachine};
+
+/// `--linux`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wish {
+    #[default]
+    Auto,
+    VirtV2v,
+    AsIs,
+}
+
+/// Who makes the guest ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    VirtV2vInPlace,
+    VirtV2v,
+    AsIs,
+}
+
+/// What `convert` will do, as data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub way: Way,
+    pub why: String,
+    pub actions: Vec<ActionLine>,
+    pub blockers: Vec<Blocker>,
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// For people.
+    pub fn text(&self) -> String {
+        let way = match self.way {
+            Way::VirtV2vInPlace => "virt-v2v-in-place converts the guest",
+            Way::VirtV2v => "virt-v2v converts the guest",
+            Way::AsIs => "the guest is copied as it is",
+        };
+        let mut text = format!("Linux: {way} ({})\n", self.why);
+        if !self.actions.is_empty() {
+            text.push_str("Actions\n");
+        }
+        for action in &self.actions {
+            text.push_str(&format!("  {:<22} {}\n", action.id, action.description));
+        }
+        for warning in &self.warnings {
+            text.push_str(&format!("Warning: {warning}\n"));
+        }
+        text.trim_end().to_string()
+    }
+
+    /// `plan --json` and `plan.json`, with the keys every plan has.
+    pub fn document(&self, inspection: &Inspection) -> serde_json::Value {
+        serde_json::json!({
+            "way": self.way,
+            "way_why": self.why,
+            "actions": self.actions,
+            "skipped": [],
+            "drivers": [],
+            "blockers": self.blockers,
+            "warnings": self.warnings,
+            "source": inspection.source,
+            "os": inspection.os,
+            "linux": inspection.linux,
+            "controllers": inspection.controllers,
+        })
+    }
+}
+
+/// Completes an inspection that found a Linux; does nothing for others.
+pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -> Result<()> {
+    if inspection.os.family != crate::inspect::OsFamily::Linux {
+        return Ok(());
+    }
+    let work =
+        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
+    let disks = machine.disks(work.path())?;
+    examine(&images(&disks)?, machine, inspection, ui)
+}
+
+pub(super) fn look(
+    job: &Job,
+    ui: &Ui,
+    disks: &[Source],
+    inspection: &mut Inspection,
+) -> Result<()> {
+    examine(&images(disks)?, &job.source, inspection, ui)
+}
+
+fn images(disks: &[Source]) -> Result<Vec<Image>> {
+    disks.iter().map(Source::image).collect()
+}
+
+fn examine(
+    images: &[Image],
+    machine: &SourceMachine,
+    inspection: &mut Inspection,
+    ui: &Ui,
+) -> Result<()> {
+    linux::examine(images, inspection, machine.vm.firmware, &|why| {
+        ui.status("Starting", &format!("the libguestfs appliance ({why})"));
+    })
+}
+
+fn controller(storage: StorageBus) -> Controller {
+    match storage {
+        StorageBus::VirtioBlk => Controller::VirtioBlk,
+        StorageBus::VirtioScsi => Controller::VirtioScsi,
+        StorageBus::Sata => Controller::Sata,
+    }
+}
+
+/// The distributions virt-v2v converts (`convert/convert_linux.ml` of version 2), by the `ID` of
+/// os-release.
+fn known_to_v2v(facts: &LinuxFacts) -> bool {
+    const KNOWN: [&str; 16] = [
+        "debian",
+        "ubuntu",
+        "linuxmint",
+        "kali",
+        "fedora",
+        "rhel",
+        "centos",
+        "rocky",
+        "almalinux",
+        "ol",
+        "scientific",
+        "circle",
+        "sles",
+        "sled",
+        "altlinux",
+        "opensuse",
+    ];
+    KNOWN.contains(&facts.distribution.as_str()) || facts.distribution.starts_with("opensuse-")
+}
+
+/// Which way, and what speaks against it. Looks at the programs of this host, and at nothing else.
+pub fn plan(job: &Job, inspection: &Inspection) -> Plan {
+    let installed = [
+        (Way::VirtV2vInPlace, virt_v2v::IN_PLACE),
+        (Way::VirtV2v, virt_v2v::V2V),
+    ]
+    .into_iter()
+    // Both read libvirt XML through nbdkit, also where the package does not require it.
+    .find(|(_, program)| tool::find(program).is_some() && tool::find(virt_v2v::NBDKIT).is_some())
+    .map(|(way, _)| way);
+    decide(
+        job.linux,
+        installed,
+        job.machine.storage,
+        inspection,
+        job.in_place,
+    )
+}
+
+fn decide(
+    wish: Wish,
+    installed: Option<Way>,
+    storage: StorageBus,
+    inspection: &Inspection,
+    in_place: bool,
+) -> Plan {
+    let mut plan = Plan {
+        way: Way::AsIs,
+        why: String::new(),
+        actions: Vec::new(),
+        blockers: inspection.blockers(),
+        warnings: Vec::new(),
+    };
+    if in_place {
+        plan.blockers.push(Blocker::new(
+            "linux-in-place",
+            "--in-place is for Windows: what virt-v2v does to a Linux disk cannot be undone from a journal",
+            "leave --in-place out, or run virt-v2v-in-place yourself on a copy",
+        ));
+    }
+    let Some(facts) = &inspection.linux else {
+        plan.why = "it could not be read".to_string();
+        return plan;
+    };
+    let distribution = match facts.distribution.as_str() {
+        "" => "an unnamed distribution",
+        name => name,
+    };
+    (plan.way, plan.why) = match (wish, installed) {
+        (Wish::AsIs, _) => (Way::AsIs, "--linux as-is".to_string()),
+        (_, _) if storage == StorageBus::Sata => (
+            Way::AsIs,
+            "SATA needs nothing that virt-v2v installs".to_string(),
+        ),
+        (Wish::VirtV2v, Some(way)) => (way, "--linux virt-v2v".to_string()),
+        (Wish::VirtV2v, None) => {
+            plan.blockers.push(Blocker::new(
+                "virt-v2v-missing",
+                "virt-v2v, or nbdkit which it needs, is not installed",
+                host::hint(virt_v2v::V2V),
+            ));
+            (Way::VirtV2v, "--linux virt-v2v".to_string())
+        }
+        (Wish::Auto, Some(way)) if known_to_v2v(facts) => {
+            (way, format!("it is installed and knows {distribution}"))
+        }
+        (Wish::Auto, Some(_)) => (Way::AsIs, format!("virt-v2v does not know {distribution}")),
+        (Wish::Auto, None) => (
+            Way::AsIs,
+            "virt-v2v is not installed, or nbdkit is not".to_string(),
+        ),
+    };
+    if plan.way == Way::AsIs {
+        let on_virt_v2v = match (wish, installed) {
+            (Wish::Auto, None) if known_to_v2v(facts) => Some(format!(
+                "install virt-v2v, which mends it ({})",
+                host::hint(virt_v2v::V2V)
+            )),
+            (Wish::AsIs, _) if known_to_v2v(facts) => {
+                Some("leave --linux out, so that virt-v2v mends it".to_string())
+            }
+            _ => None,
+        };
+        plan.blockers.extend(not_ready(facts, storage, on_virt_v2v));
+    } else {
+        plan.actions.push(line(
+            "virt-v2v",
+            "virt-v2v converts an overlay: initramfs, boot loader, device names, guest agent",
+        ));
+    }
+    if let Some(copies) = wanted_copies(inspection, facts) {
+        plan.actions.push(line("uefi-fallback", &describe(copies)));
+    }
+    plan.warnings.extend(warnings(inspection));
+    plan
+}
+
+fn warnings(inspection: &Inspection) -> Vec<String> {
+    let findings = inspection.findings.iter();
+    findings
+        .filter(|f| f.severity == Severity::Warning)
+        .map(|f| format!("{} (remedy: {})", f.message, f.remedy))
+        .collect()
+}
+
+fn line(id: &str, description: &str) -> ActionLine {
+    ActionLine {
+        id: id.to_string(),
+        state: ActionState::Planned,
+        description: description.to_string(),
+    }
+}
+
+/// The copies that make the guest start on firmware without boot entries.
+fn wanted_copies<'i>(inspection: &Inspection, facts: &'i LinuxFacts) -> Option<&'i LoaderCopies> {
+    let uefi = inspection.firmware == Some(Firmware::Uefi);
+    facts.fallback.as_ref().filter(|_| uefi)
+}
+
+fn describe(copies: &LoaderCopies) -> String {
+    let list = copies.copies.iter();
+    let list: Vec<String> = list.map(|c| format!("{} to {}", c.from, c.to)).collect();
+    format!(
+        "make the guest's boot loader the UEFI fall-back: {}",
+        list.join(", ")
+    )
+}
+
+/// What keeps the guest from starting on this controller as it is.
+fn not_ready(facts: &LinuxFacts, storage: StorageBus, on_virt_v2v: Option<String>) -> Vec<Blocker> {
+    let wanted = controller(storage);
+    let mut blockers = Vec::new();
+    let named = |c: Controller| {
+        let needed = |n: &&linux::model::DeviceName| n.needed && !n.family.stays(c);
+        facts.names.iter().filter(needed).collect::<Vec<_>>()
+    };
+    let fits = |c: Controller| facts.ready(c) && named(c).is_empty();
+    let mut remedies: Vec<String> = on_virt_v2v.into_iter().collect();
+    for (other, name, note) in [
+        (Controller::VirtioBlk, "virtio-blk", ""),
+        (Controller::VirtioScsi, "virtio-scsi", ""),
+        (
+            Controller::Sata,
+            "sata",
+            ": its ahci driver is there; slower than VirtIO",
+        ),
+    ] {
+        if other != wanted && fits(other) {
+            remedies.push(format!("convert with --storage {name}{note}"));
+        }
+    }
+    let remedy = |own: &str| {
+        let mut all = remedies.clone();
+        all.push(own.to_string());
+        all.join("; or ")
+    };
+    if !facts.ready(wanted) {
+        let kernels: Vec<String> = facts
+            .kernels
+            .iter()
+            .filter(|k| {
+                (k.default || facts.default_kernel().is_none()) && !k.ready.contains(&wanted)
+            })
+            .map(|k| {
+                let name = k.version.as_deref().unwrap_or(&k.image);
+                match (&k.problem, k.missing.get(&wanted)) {
+                    (Some(problem), _) => format!("kernel {name}: {problem}"),
+                    (None, Some(missing)) => format!("kernel {name} lacks {missing}"),
+                    (None, None) => format!("kernel {name}"),
+                }
+            })
+            .collect();
+        blockers.push(Blocker::new(
+            "linux-no-driver",
+            format!(
+                "this Linux is not proved to find its disk on {}: {}",
+                wanted.name(),
+                kernels.join("; ")
+            ),
+            remedy("add virtio_pci, virtio_blk and virtio_scsi to its initramfs from inside (dracut --add-drivers, /etc/initramfs-tools/modules, mkinitcpio.conf) and convert again"),
+        ));
+    }
+    let names = named(wanted);
+    if !names.is_empty() {
+        let list: Vec<String> = names
+            .iter()
+            .map(|n| format!("{} in {}", n.device, n.file))
+            .collect();
+        blockers.push(Blocker::new(
+            "linux-device-name",
+            format!(
+                "these devices are called otherwise on {}: {}",
+                wanted.name(),
+                list.join(", ")
+            ),
+            remedy("name them by UUID in the guest (blkid shows it) and convert again"),
+        ));
+    }
+    blockers
+}
+
+/// The disks as they are to be copied, and what is known of them.
+struct Made {
+    images: Vec<Image>,
+    after: Inspection,
+    actions: Vec<ActionLine>,
+    warnings: Vec<String>,
+    way: Way,
+}
+
+pub(super) fn convert(
+    job: &Job,
+    ui: &Ui,
+    mut folder: OutputFolder,
+    disks: &[Source],
+    devices: &Devices,
+    mut inspection: Inspection,
+    start: Instant,
+) -> Result<Report> {
+    look(job, ui, disks, &mut inspection)?;
+    let plan = plan(job, &inspection);
+    if !plan.blockers.is_empty() {
+        return Err(prepare::refused(&inspection, plan.blockers));
+    }
+    save_json(
+        &folder.path().join("plan.json"),
+        document("plan", plan.document(&inspection)),
+    )?;
+    point("inspected")?;
+    let inspect_s = start.elapsed().as_secs_f64();
+
+    let fix_start = Instant::now();
+    let made = make(job, ui, &folder, disks, &inspection, &plan)?;
+    point("fixed")?;
+    let mut checks = checks(&made.after, &[controller(job.machine.storage)]);
+    if let Some(bad) = checks
+        .iter()
+        .find(|c| !c.ok && c.severity == Severity::Blocker)
+    {
+        return Err(
+            Error::failed(format!("the converted guest is not ready: {}", bad.message))
+                .hint("the source is untouched; --storage names another controller"),
+        );
+    }
+    let fix_s = fix_start.elapsed().as_secs_f64();
+
+    let copy_start = Instant::now();
+    let (targets, bytes) = copy_disks(job, ui, &folder, devices, &made)?;
+    if job.verify_copy {
+        checks.push(check(
+            "copy-identical",
+            true,
+            "the copies were compared with their sources",
+        ));
+    }
+    let copy_s = copy_start.elapsed().as_secs_f64();
+    point("copied")?;
+
+    let facts = linux_facts(&made.after)?;
+    let mut options = job.machine.clone();
+    options.name = job.name();
+    options.nvram = folder.target().join(format!("{}-nvram.fd", options.name));
+    let machine = machine::linux_machine(&made.after, facts, &targets, &options);
+    let domains = finish::written(job, &machine)?;
+    for document in &domains.documents {
+        finish::write(folder.path(), document)?;
+    }
+    let final_xml = folder.target().join(&domains.final_xml);
+    // What the conversion has mended is no warning any more.
+    let mut warnings = warnings(&made.after);
+    warnings.extend(made.warnings);
+    warnings.extend(job.source.vm.notes.clone());
+    warnings.extend(domains.warning);
+    let report = Report {
+        name: options.name.clone(),
+        engine: facts.reader,
+        engine_why: match made.way {
+            Way::AsIs => "a Linux guest, copied as it is",
+            Way::VirtV2v | Way::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
+        },
+        ready: true,
+        next_commands: vec![
+            format!("virsh define {}", quote(&final_xml)),
+            format!("virsh start --console {}", options.name),
+        ],
+        outputs: Outputs {
+            disks: targets.iter().map(|t| t.path.clone()).collect(),
+            bootstrap_xml: None,
+            final_xml: Some(final_xml),
+            emitted: domains
+                .emitted
+                .iter()
+                .map(|file| folder.target().join(file))
+                .collect(),
+            report: Some(folder.target().join("report.json")),
+        },
+        actions: made.actions,
+        controllers: made.after.controllers.clone(),
+        controllers_before: inspection.controllers.clone(),
+        checks,
+        warnings,
+        timings: Timings {
+            inspect_s,
+            fix_s,
+            copy_s,
+            total_s: start.elapsed().as_secs_f64(),
+        },
+        bytes,
+        trim: Vec::new(),
+        request: job.request.clone(),
+        inspection,
+    };
+    // Windows' plan has edits to show; here the actions say it all.
+    save_report(&mut folder, devices, &report, &crate::plan::Plan::default())?;
+    Ok(report)
+}
+
+fn linux_facts(inspection: &Inspection) -> Result<&LinuxFacts> {
+    let facts = inspection.linux.as_ref();
+    facts.ok_or_else(|| Error::failed("the converted guest cannot be read any more"))
+}
+
+/// Carries out the plan on overlays and examines what came of it.
+fn make(
+    job: &Job,
+    ui: &Ui,
+    folder: &OutputFolder,
+    disks: &[Source],
+    before: &Inspection,
+    plan: &Plan,
+) -> Result<Made> {
+    stopped()?;
+    let sources = images(disks)?;
+    let mut made = Made {
+        images: sources.clone(),
+        after: before.clone(),
+        actions: Vec::new(),
+        warnings: Vec::new(),
+        way: plan.way,
+    };
+    if plan.way != Way::AsIs {
+        let work = folder.path().join(WORK).join("virt-v2v");
+        match hand_over(job, ui, &work, &sources, before, plan.way) {
+            Ok(images) => {
+                made.images = images;
+                made.actions
+                    .push(done("virt-v2v", "virt-v2v converted the guest"));
+                ui.status("Verifying", "reading the result back");
+                examine(&made.images, &job.source, &mut made.after, ui)?;
+            }
+            // The guest can do without it: as good as where virt-v2v is not installed.
+            Err(error)
+                if job.linux == Wish::Auto && can_do_without(before, job.machine.storage) =>
+            {
+                stopped()?;
+                let why = error.causes().pop().unwrap_or_else(|| error.to_string());
+                made.warnings.push(format!(
+                    "virt-v2v could not convert this guest, which is ready as it is: {why}"
+                ));
+                made.way = Way::AsIs;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let facts = linux_facts(&made.after)?;
+    if let Some(copies) = wanted_copies(&made.after, facts).cloned() {
+        ui.status("Fixing", "the UEFI fall-back loader, on an overlay");
+        let overlay = folder.path().join(WORK).join("efi.qcow2");
+        let image = copy_loader(&made.images, &copies, &overlay)?;
+        if let Some(slot) = made.images.get_mut(copies.disk) {
+            *slot = image;
+        }
+        made.actions.push(done("uefi-fallback", &describe(&copies)));
+        examine(&made.images, &job.source, &mut made.after, ui)?;
+    }
+    Ok(made)
+}
+
+fn done(id: &str, description: &str) -> ActionLine {
+    ActionLine {
+        state: ActionState::Done,
+        ..line(id, description)
+    }
+}
+
+fn can_do_without(inspection: &Inspection, storage: StorageBus) -> bool {
+    let facts = inspection.linux.as_ref();
+    facts.is_some_and(|facts| not_ready(facts, storage, None).is_empty())
+}
+
+/// Has virt-v2v convert overlays of the disks.
+fn hand_over(
+    job: &Job,
+    ui: &Ui,
+    work: &Path,
+    sources: &[Image],
+    before: &Inspection,
+    way: Way,
+) -> Result<Vec<Image>> {
+    let failed = |e| Error::failed(format!("creating {}", work.display())).because(e);
+    std::fs::create_dir_all(work).map_err(failed)?;
+    let name = job.name();
+    let mut overlays = Vec::new();
+    for (i, source) in sources.iter().enumerate() {
+        let overlay = work.join(format!("overlay-{i}.qcow2"));
+        qemu_img::create_over(&overlay, &source.spec())
+            .map_err(|e| Error::failed("creating an overlay for virt-v2v").because(e))?;
+        overlays.push(overlay);
+    }
+    let xml = work.join("source.xml");
+    std::fs::write(&xml, source_xml(&name, before, &overlays)?).map_err(failed)?;
+    let program = match way {
+        Way::VirtV2vInPlace => virt_v2v::IN_PLACE,
+        Way::VirtV2v | Way::AsIs => virt_v2v::V2V,
+    };
+    ui.status("Converting", &format!("with {program}; this takes minutes"));
+    let mut said = |line: &str| tracing::info!("{program}: {line}");
+    let failed =
+        |e: tool::ToolError| Error::failed(format!("converting with {program}")).because(e);
+    if way == Way::VirtV2vInPlace {
+        virt_v2v::in_place(&xml, &mut said).map_err(failed)?;
+        return sources
+            .iter()
+            .zip(&overlays)
+            .map(|(source, overlay)| Ok(source.with_overlay(overlay)?))
+            .collect();
+    }
+    let out = work.join("out");
+    std::fs::create_dir_all(&out)
+        .map_err(|e| Error::failed(format!("creating {}", out.display())).because(e))?;
+    virt_v2v::copy(&xml, &out, &mut said).map_err(failed)?;
+    (0..sources.len())
+        .map(|i| {
+            let letter = crate::domain::xml::target_name("sd", i);
+            let path = out.join(format!("{name}-{letter}"));
+            Ok(Image::open_info(&path, Some("qcow2"), &[])?)
+        })
+        .collect()
+}
+
+/// The machine for virt-v2v: its disks, and the firmware, which decides about the boot loader.
+fn source_xml(name: &str, before: &Inspection, overlays: &[PathBuf]) -> Result<String> {
+    let el = Element::new;
+    let mut os = el("os");
+    if before.firmware == Some(Firmware::Uefi) {
+        os = os.with("firmware", "efi");
+    }
+    os.push(el("type").with("arch", "x86_64").text("hvm"));
+    let mut devices = el("devices");
+    for (i, overlay) in overlays.iter().enumerate() {
+        let path = std::path::absolute(overlay)
+            .map_err(|e| Error::failed("finding the overlay").because(e))?;
+        let path = path
+            .to_str()
+            .ok_or_else(|| Error::failed("virt-v2v takes only paths that are text"))?;
+        devices.push(
+            el("disk")
+                .with("type", "file")
+                .with("device", "disk")
+                .child(el("driver").with("name", "qemu").with("type", "qcow2"))
+                .child(el("source").with("file", path))
+                .child(
+                    el("target")
+                        .with("dev", crate::domain::xml::target_name("sd", i))
+                        .with("bus", "scsi"),
+                ),
+        );
+    }
+    Ok(el("domain")
+        .with("type", "kvm")
+        .child(el("name").text(name))
+        .child(el("memory").with("unit", "MiB").text("2048"))
+        .child(el("vcpu").text("1"))
+        .child(os)
+        .child(devices)
+        .to_document())
+}
+
+/// Copies the guest's boot loader to where firmware looks, on an overlay of the disk.
+fn copy_loader(images: &[Image], copies: &LoaderCopies, overlay: &Path) -> Result<Image> {
+    let image = images
+        .get(copies.disk)
+        .ok_or_else(|| Error::failed("the EFI system partition is on no disk of ours"))?;
+    if let Some(folder) = overlay.parent() {
+        std::fs::create_dir_all(folder)
+            .map_err(|e| Error::failed(format!("creating {}", folder.display())).because(e))?;
+    }
+    let failed = |e| Error::failed("copying the UEFI fall-back loader").because(e);
+    let export = Export::<dyn BlockWrite>::open_overlay(image, overlay)?;
+    let disk = export.disk();
+    let layout = partition::read_layout(disk.as_ref())
+        .map_err(|e| Error::failed("reading the partitions of the overlay").because(e))?;
+    let mut contents = Vec::new();
+    {
+        let guest = embedded::open(disk.clone(), &layout).map_err(failed)?;
+        for copy in &copies.copies {
+            let bytes = guest
+                .read(copies.volume, &copy.from, copy.size)
+                .map_err(failed)?;
+            contents.push((copy.to.clone(), bytes));
+        }
+    }
+    let options = MountOptions { force_dirty: false };
+    let mut writer: Box<dyn GuestWrite> = Box::new(EmbeddedWriter::new(disk, &layout, options));
+    for folder in &copies.folders {
+        writer.create_dir(copies.volume, folder).map_err(failed)?;
+    }
+    for (to, bytes) in contents {
+        writer
+            .write_file(copies.volume, &to, &bytes)
+            .map_err(failed)?;
+    }
+    writer.close().map_err(failed)?;
+    let image = export.image().clone();
+    export.close()?;
+    Ok(image)
+}
+
+/// What must hold of a Linux disk, as a table for the report and for `verify`.
+pub fn checks(inspection: &Inspection, wanted: &[Controller]) -> Vec<Check> {
+    let Some(facts) = &inspection.linux else {
+        let why = inspection.blockers().first().map(|b| b.reason.clone());
+        return vec![check(
+            "linux-readable",
+            false,
+            &why.unwrap_or_else(|| "the Linux on this disk cannot be read".to_string()),
+        )];
+    };
+    let mut checks = vec![check(
+        "linux-readable",
+        true,
+        &format!(
+            "root file system {} on {}",
+            facts.root.filesystem, facts.root.place
+        ),
+    )];
+    for wanted in wanted {
+        let path = inspection.controllers.get(wanted);
+        let text = path.map_or_else(String::new, |p| format!("{}: {}", wanted.name(), p.reason));
+        checks.push(check("boot-path", facts.ready(*wanted), &text));
+    }
+    let lost: Vec<&str> = facts
+        .names
+        .iter()
+        .filter(|n| n.needed && wanted.iter().any(|c| !n.family.stays(*c)))
+        .map(|n| n.device.as_str())
+        .collect();
+    let text = if lost.is_empty() {
+        "no device is named by what it hangs on".to_string()
+    } else {
+        format!("{} change with the controller", lost.join(", "))
+    };
+    checks.push(check("device-names", lost.is_empty(), &text));
+    if inspection.firmware == Some(Firmware::Uefi) {
+        let there = facts.fallback_loader == Some(true);
+        let text = if there {
+            "\\EFI\\BOOT\\BOOTX64.EFI is there"
+        } else {
+            "\\EFI\\BOOT\\BOOTX64.EFI is missing"
+        };
+        checks.push(check("uefi-fallback", there, text));
+    }
+    checks
+}
+
+fn check(id: &'static str, ok: bool, message: &str) -> Check {
+    Check {
+        id,
+        severity: Severity::Blocker,
+        ok,
+        state: if ok {
+            CheckState::Ok
+        } else {
+            CheckState::Fault
+        },
+        message: message.to_string(),
+        evidence: String::new(),
+    }
+}
+
+/// Copies the disks as they are: free space is known of no Linux file system here.
+fn copy_disks(
+    job: &Job,
+    ui: &Ui,
+    folder: &OutputFolder,
+    devices: &Devices,
+    made: &Made,
+) -> Result<(Vec<TargetDisk>, Bytes)> {
+    stopped()?;
+    let (mut copies, mut targets) = (Vec::new(), Vec::new());
+    for (i, image) in made.images.iter().enumerate() {
+        let suffix = if i == 0 {
+            String::new()
+        } else {
+            format!("-{i}")
+        };
+        let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        let (target, path, format) = match devices.of_disk(i) {
+            Some(device) => (
+                Target::Device {
+                    device: device.clone(),
+                    scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
+                },
+                device.path().to_path_buf(),
+                DiskFormat::Raw,
+            ),
+            None => (
+                Target::File(folder.path().join(&file)),
+                folder.target().join(&file),
+                job.format,
+            ),
+        };
+        let data = DataMap::of(image)?;
+        copies.push(DiskCopy {
+            live: data.bytes,
+            size: data.copy_size(image.virtual_size()),
+            image: image.clone(),
+            target,
+        });
+        targets.push(TargetDisk {
+            path,
+            format,
+            sector_size: data_sector_size(image)?,
+            boot: i == 0,
+            size_bytes: image.virtual_size(),
+        });
+    }
+    let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
+    let (virtual_size, live) = (total(|c| c.image.virtual_size()), total(|c| c.live));
+    ui.status(
+        "Copying",
+        &format!(
+            "{} of {}",
+            crate::ui::bytes(live),
+            crate::ui::bytes(virtual_size)
+        ),
+    );
+    let options = CopyOptions {
+        format: match job.format {
+            DiskFormat::Qcow2 => TargetFormat::Qcow2,
+            DiskFormat::Raw => TargetFormat::Raw,
+        },
+        compress: job.compress,
+        compare: job.verify_copy,
+        target_is_zero: job.target_is_zero,
+        cancel: None,
+    };
+    let copied = copy::copy_all(ui, &copies, &options)?;
+    let bytes = Bytes {
+        virtual_size,
+        read: live,
+        written: copied.iter().map(|c| c.written).sum(),
+        skipped: virtual_size.saturating_sub(live),
+    };
+    Ok((targets, bytes))
+}

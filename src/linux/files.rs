@@ -1,0 +1,289 @@
+//! Small files of `/etc` that say what a Linux is and which devices it expects: `os-release`,
+//! `fstab`, kernel arguments, network configuration. Pure text in, facts out.
+
+use std::collections::BTreeMap;
+
+use super::model::{DeviceName, Family};
+
+/// os-release(5): `KEY=value` in shell quoting, never executed.
+pub fn os_release(text: &str) -> BTreeMap<String, String> {
+    let lines = text.lines().map(str::trim).filter(|l| !l.starts_with('#'));
+    lines
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.to_string(), unquote(value)))
+        .collect()
+}
+
+fn unquote(value: &str) -> String {
+    let value = value.trim();
+    let inner = ['"', '\'']
+        .iter()
+        .find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
+    let mut out = String::new();
+    let mut chars = inner.unwrap_or(value).chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => out.extend(chars.next()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// `UUID=...`, `/dev/sda1`, ...
+    pub device: String,
+    pub place: String,
+    pub kind: String,
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// A boot goes on without it.
+    pub fn optional(&self) -> bool {
+        let any = |name: &str| self.options.iter().any(|o| o == name);
+        any("noauto") || any("nofail") || self.kind == "swap" || self.place == "none"
+    }
+}
+
+/// fstab(5).
+pub fn fstab(text: &str) -> Vec<Mount> {
+    let lines = text.lines().map(str::trim).filter(|l| !l.starts_with('#'));
+    lines
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let device = fields.next()?.trim_matches('"').to_string();
+            let place = fields.next()?.to_string();
+            let kind = fields.next().unwrap_or("auto").to_string();
+            let options = fields.next().unwrap_or_default();
+            Some(Mount {
+                device,
+                place,
+                kind,
+                options: options.split(',').map(str::to_string).collect(),
+            })
+        })
+        .collect()
+}
+
+/// The kind of name when a device is named by what it hangs on, which is what changes.
+pub fn family(device: &str) -> Option<Family> {
+    let name = device.strip_prefix("/dev/")?;
+    if let Some(link) = name.strip_prefix("disk/") {
+        // These are made from the contents, and stay.
+        let stays = ["by-uuid/", "by-label/", "by-partuuid/", "by-partlabel/"];
+        let content = ["by-id/dm-", "by-id/lvm-", "by-id/md-"];
+        let stays = stays.iter().chain(&content).any(|s| link.starts_with(s));
+        return (!stays).then_some(Family::Hardware);
+    }
+    let numbered = |prefix: &str| {
+        let rest = name.strip_prefix(prefix)?;
+        let letters = rest.bytes().take_while(u8::is_ascii_lowercase).count();
+        let digits = rest.bytes().skip(letters).all(|b| b.is_ascii_digit());
+        ((1..=3).contains(&letters) && digits).then_some(())
+    };
+    let families = [
+        ("xvd", Family::Xen),
+        ("sd", Family::Scsi),
+        ("hd", Family::Ide),
+        ("vd", Family::Virtio),
+    ];
+    let found = families
+        .iter()
+        .find(|(prefix, _)| numbered(prefix).is_some());
+    match found {
+        Some((_, family)) => Some(*family),
+        None if name.starts_with("nvme") || name.starts_with("mmcblk") => Some(Family::Hardware),
+        None => None,
+    }
+}
+
+/// The devices `fstab` names by what they hang on.
+pub fn fstab_names(mounts: &[Mount]) -> Vec<DeviceName> {
+    let named = mounts.iter().filter_map(|mount| {
+        let family = family(&mount.device)?;
+        Some(DeviceName {
+            file: "/etc/fstab".to_string(),
+            device: mount.device.clone(),
+            family,
+            // The root is mounted from the kernel's argument; a drive for CDs is always optional.
+            needed: !mount.optional() && mount.place != "/" && !mount.kind.contains("iso9660"),
+        })
+    });
+    named.collect()
+}
+
+/// Interface names a configuration file gives addresses to. `None`: not a network configuration.
+pub fn interfaces(path: &str, text: &str) -> Vec<String> {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let mut names: Vec<String> = Vec::new();
+    let mut add = |name: &str| {
+        let name = name.trim().trim_matches(['"', '\'', ':']);
+        if changes(name) && !names.iter().any(|n| n == name) {
+            names.push(name.to_string());
+        }
+    };
+    if let Some(name) = file.strip_prefix("ifcfg-") {
+        // A MAC address ties it to the card, whatever its name.
+        if !text.lines().any(|l| l.trim_start().starts_with("HWADDR=")) {
+            add(name);
+        }
+    } else if file.ends_with(".nmconnection") || path.contains("system-connections/") {
+        let values = text
+            .lines()
+            .filter_map(|l| l.trim().strip_prefix("interface-name="));
+        values.for_each(&mut add);
+    } else if file.ends_with(".yaml") {
+        // netplan: the keys below `ethernets:` that match by name, and not by a `match:` of theirs.
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate() {
+            let indent = indent(line);
+            let below = lines
+                .iter()
+                .skip(i + 1)
+                .take_while(|l| self::indent(l) > indent);
+            let matched = below.into_iter().any(|l| l.trim() == "match:");
+            if let Some(key) = line.trim().strip_suffix(':')
+                && !matched
+            {
+                add(key);
+            }
+        }
+    } else if file.ends_with(".network") {
+        let values = text.lines().filter_map(|l| l.trim().strip_prefix("Name="));
+        values.for_each(|v| v.split_whitespace().for_each(&mut add));
+    } else {
+        // ifupdown: `auto ens192`, `iface ens192 inet static`.
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            if matches!(words.next(), Some("iface" | "auto" | "allow-hotplug")) {
+                words.take(1).for_each(&mut add);
+            }
+        }
+    }
+    names
+}
+
+fn indent(line: &str) -> usize {
+    if line.trim().is_empty() {
+        return usize::MAX;
+    }
+    line.len() - line.trim_start().len()
+}
+
+/// Names made from the slot of the card: `ens192`, `enp0s3`, `eno1`.
+fn changes(name: &str) -> bool {
+    let tail = ["ens", "enp", "eno", "enP"]
+        .iter()
+        .find_map(|p| name.strip_prefix(p));
+    tail.is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn release_files() {
+        let release = os_release(
+            "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n# ID=x\nID=debian\nID_LIKE='a b'\nX=\"a\\\"b\"\nnonsense\n",
+        );
+        assert_eq!(release["PRETTY_NAME"], "Debian GNU/Linux 12 (bookworm)");
+        assert_eq!((&*release["ID"], &*release["ID_LIKE"]), ("debian", "a b"));
+        assert_eq!(release["X"], "a\"b");
+        assert_eq!(release.len(), 4);
+    }
+
+    #[test]
+    fn device_names() {
+        for (device, want) in [
+            ("/dev/sda1", Some(Family::Scsi)),
+            ("/dev/sdaa", Some(Family::Scsi)),
+            ("/dev/hda", Some(Family::Ide)),
+            ("/dev/vda2", Some(Family::Virtio)),
+            ("/dev/xvda1", Some(Family::Xen)),
+            ("/dev/nvme0n1p2", Some(Family::Hardware)),
+            (
+                "/dev/disk/by-path/pci-0000:00:1f.2-ata-1",
+                Some(Family::Hardware),
+            ),
+            ("/dev/disk/by-id/scsi-36000c29", Some(Family::Hardware)),
+            ("/dev/disk/by-uuid/12ab", None),
+            ("/dev/disk/by-id/dm-uuid-LVM-x", None),
+            ("/dev/mapper/rhel-root", None),
+            ("/dev/sda1/x", None),
+            ("/dev/vg/lv", None),
+            ("UUID=12ab", None),
+            ("tmpfs", None),
+        ] {
+            assert_eq!(family(device), want, "{device}");
+        }
+    }
+
+    #[test]
+    fn mounts() {
+        let mounts = fstab(
+            "# comment\nUUID=1 / ext4 errors=remount-ro 0 1\n/dev/sda2 /boot xfs defaults 0 0\n\
+             /dev/sdb1 /data ext4 nofail 0 0\n/dev/sda5 none swap sw 0 0\n/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0\n\n/dev/sda1\n",
+        );
+        assert_eq!(mounts.len(), 5);
+        let names: Vec<_> = fstab_names(&mounts)
+            .into_iter()
+            .map(|n| (n.device, n.needed))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("/dev/sda2".to_string(), true),
+                ("/dev/sdb1".to_string(), false),
+                ("/dev/sda5".to_string(), false),
+            ]
+        );
+    }
+
+    #[test]
+    fn network_files() {
+        for (path, text, want) in [
+            (
+                "/etc/network/interfaces",
+                "auto lo\niface lo inet loopback\nauto ens192\niface ens192 inet dhcp\n",
+                &["ens192"][..],
+            ),
+            ("/etc/network/interfaces", "iface eth0 inet dhcp\n", &[]),
+            (
+                "/etc/sysconfig/network-scripts/ifcfg-ens160",
+                "DEVICE=ens160\n",
+                &["ens160"],
+            ),
+            (
+                "/etc/sysconfig/network-scripts/ifcfg-ens160",
+                "HWADDR=00:11:22:33:44:55\n",
+                &[],
+            ),
+            (
+                "/etc/NetworkManager/system-connections/a.nmconnection",
+                "[connection]\ninterface-name=enp0s3\n",
+                &["enp0s3"],
+            ),
+            (
+                "/etc/netplan/00.yaml",
+                "network:\n  ethernets:\n    ens33:\n      dhcp4: true\n    eno1:\n      match:\n        macaddress: 00:11\n",
+                &["ens33"],
+            ),
+            (
+                "/etc/systemd/network/10.network",
+                "[Match]\nName=eno1 enp*\n",
+                &["eno1"],
+            ),
+            (
+                "/etc/systemd/network/10.network",
+                "[Match]\nName=en*\n",
+                &[],
+            ),
+        ] {
+            assert_eq!(interfaces(path, text), want, "{path}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! `virt-v2v` and `virt-v2v-in-place`: the conversion of a Linux guest by the program that knows its
+//! initramfs and boot loader tools.
+//!
+//! Both run the guest's own programs inside libguestfs' appliance, never on this host. They get a
+//! libvirt XML whose disks are overlays of ours.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Cmd, Result};
+
+pub const IN_PLACE: &str = "virt-v2v-in-place";
+pub const V2V: &str = "virt-v2v";
+/// What both open disks with.
+pub const NBDKIT: &str = "nbdkit";
+/// Without KVM rebuilding an initramfs takes many minutes.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
+
+/// Converts the disks of `xml` where they are.
+pub fn in_place(xml: &Path, on_line: &mut dyn FnMut(&str)) -> Result<()> {
+    let cmd = Cmd::new(IN_PLACE).args(["-i", "libvirtxml"]).arg(xml);
+    run(cmd, on_line)
+}
+
+/// Writes converted copies of the disks of `xml` to `folder`: `NAME-sda`, `NAME-sdb`, ...
+pub fn copy(xml: &Path, folder: &Path, on_line: &mut dyn FnMut(&str)) -> Result<()> {
+    let cmd = Cmd::new(V2V)
+        .args(["-i", "libvirtxml", "-o", "local", "-of", "qcow2", "-os"])
+        .arg(folder)
+        .arg(xml);
+    run(cmd, on_line)
+}
+
+fn run(mut cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
+    if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
+        // The libvirt backend starts QEMU as another user, who may not read our folder.
+        cmd = cmd.env("LIBGUESTFS_BACKEND", "direct");
+    }
+    let mut rest = Vec::new();
+    // Rebuilding an initramfs is silent, and slow under emulation.
+    cmd.patient(6).timeout(LIMIT).run_with(&mut |chunk| {
+        rest.extend_from_slice(chunk);
+        while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            on_line(&super::clean(&line));
+        }
+    })?;
+    Ok(())
+}
