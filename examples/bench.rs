@@ -21,6 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hyper2kvm::demo::virtio_win::{self, Layout};
 use hyper2kvm::demo::{Arch, GuestSpec, Role, WinVersion, guest, pe};
 use hyper2kvm::disk::block::FileDisk;
+use hyper2kvm::guest::confined;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, Extent, GuestPath, GuestWrite, VolumeId};
 use hyper2kvm::{cli, tool};
@@ -40,6 +41,9 @@ struct Options {
 
 fn main() -> ExitCode {
     if let Some(code) = tool::launcher::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    if let Some(code) = confined::run_if_asked(std::env::args_os()) {
         return code;
     }
     if let Some(file) = std::env::var_os(PLAY) {

@@ -22,12 +22,13 @@ pub struct BatchArgs {
     /// The exit code is 100 + how many failed, at most 120
     #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"])]
     pub batch: Option<PathBuf>,
+    // clap does not miss a required option that could not be given: hence the conflicts.
     /// With --batch: machines at a time [default: half the processors, at most 4]
-    #[arg(long, value_name = "N", requires = BATCH, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", requires = BATCH, conflicts_with = SOURCE, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
     /// With --batch: only this machine of the list: its name, or its position counted from 0, as job
     /// schedulers do. Writes no summary; the exit code is that of the machine
-    #[arg(long, value_name = "MACHINE", requires = BATCH, conflicts_with = "jobs")]
+    #[arg(long, value_name = "MACHINE", requires = BATCH, conflicts_with_all = ["jobs", SOURCE])]
     pub only: Option<String>,
 }
 

@@ -23,7 +23,10 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
     let (survey, prepared) = match run::plan_only(job, ui)? {
         Planned::Windows(survey, prepared) => (survey, prepared),
         Planned::Linux(inspection, plan) => {
-            ui.line(&plan.text());
+            // Without facts there is no plan to show.
+            if inspection.linux.is_some() {
+                ui.line(&plan.text());
+            }
             if !plan.blockers.is_empty() {
                 return Err(prepare::refused(&inspection, plan.blockers));
             }

@@ -223,7 +223,8 @@ if defined KEPT call :log the adapter %OLD_GUID% is still there and stays
 if defined KEPT exit /b 0
 for /f "tokens=1,2,*" %%a in ('reg query "%CCS%\Control\Network\{4D36E972-E325-11CE-BFC1-08002BE10318}\%OLD_GUID%\Connection" /v Name 2^>nul') do if "%%b"=="REG_SZ" set "OLD_NAME=%%c"
 if defined OLD_NAME set "OLD_NAME=%OLD_NAME:"=%"
-reg query "%CCS%\Enum\%OLD_DEV%" >nul 2>&1 || goto ghost_records
+reg query "%CCS%\Enum\%OLD_DEV%" >nul 2>&1
+if errorlevel 1 goto ghost_records
 if "%~1"=="pnputil" pnputil /remove-device "%OLD_DEV%" >>"%LOG%" 2>&1
 if "%~1"=="registry" reg delete "%CCS%\Enum\%OLD_DEV%" /f >>"%LOG%" 2>&1
 call :ran remove the old adapter %OLD_GUID%

@@ -11,6 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
+use liblzma::bufread::XzDecoder;
+use liblzma::stream::Stream;
+
 use super::modules;
 
 /// What all archives of one initramfs may unpack to.
@@ -19,8 +22,10 @@ const MAX_ENTRIES: u32 = 500_000;
 /// Linux refuses longer names.
 const MAX_NAME: u32 = 4096;
 const MAX_LIST: u64 = 16 << 20;
-/// Zstandard and LZMA windows; `zstd --ultra -22` and `xz -9` stay below.
+/// The window of Zstandard; `--ultra -22` stays below.
 const MAX_WINDOW: u64 = 128 << 20;
+/// What liblzma may take; `xz -9` needs 65 MiB.
+const XZ_MEMORY: u64 = 128 << 20;
 const MAX_ARCHIVES: u32 = 64;
 
 #[derive(Debug, thiserror::Error)]
@@ -73,13 +78,11 @@ pub fn scan(input: impl Read) -> Result<Contents> {
         let decoder: Box<dyn Read + '_> = match magic {
             [0x1f, 0x8b, ..] => Box::new(flate2::bufread::GzDecoder::new(&mut whole)),
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd(&mut whole)?),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(lzma_rust2::XzReader::new_mem_limit(
-                &mut whole,
-                false,
-                (MAX_WINDOW >> 10) as u32,
-            )),
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+                Box::new(xz(&mut whole, Stream::new_stream_decoder(XZ_MEMORY, 0))?)
+            }
             [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(Lz4Legacy::new(&mut whole)?),
-            [0x5d, 0, 0, ..] => Box::new(lzma(&mut whole)?),
+            [0x5d, 0, 0, ..] => Box::new(xz(&mut whole, Stream::new_lzma_decoder(XZ_MEMORY))?),
             _ => return Err(InitramfsError::Compression(magic)),
         };
         let mut inside = Counted::new(BufReader::with_capacity(64 << 10, decoder), budget);
@@ -96,12 +99,14 @@ fn zstd<R: Read>(
         .map_err(|e| io::Error::other(e).into())
 }
 
-fn lzma<R: Read>(source: R) -> Result<lzma_rust2::LzmaReader<R>> {
-    Ok(lzma_rust2::LzmaReader::new_mem_limit(
+fn xz<R: BufRead>(
+    source: R,
+    decoder: std::result::Result<Stream, liblzma::stream::Error>,
+) -> Result<XzDecoder<R>> {
+    Ok(XzDecoder::new_stream(
         source,
-        (MAX_WINDOW >> 10) as u32,
-        None,
-    )?)
+        decoder.map_err(io::Error::from)?,
+    ))
 }
 
 fn is_cpio(magic: &[u8; 6]) -> bool {

@@ -385,7 +385,8 @@ fn several_disks_are_copied_together() {
         .lines()
         .filter(|l| l.starts_with('{'))
         .inspect(|l| assert!(l.starts_with("{\"version\":"), "{l}"))
-        .map(|l| serde_json::from_str(l).unwrap())
+        .map(|l| serde_json::from_str::<Value>(l).unwrap())
+        .filter(|l| l["schema"] == "hyper2kvm/progress/1")
         .collect();
     // Five a second, and one at the end.
     let seconds = report["timings"]["copy_s"].as_f64().unwrap();
