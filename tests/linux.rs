@@ -2,6 +2,7 @@
 //! started by GRUB. What is converted is booted under QEMU to its login line.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
+#![allow(clippy::print_stderr)] // skips and measured times must be seen
 
 mod support;
 
