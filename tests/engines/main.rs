@@ -242,6 +242,7 @@ fn clients_on_uefi() {
 }
 
 #[test]
+#[ignore = "two more appliances each: cargo test --test engines -- --ignored"]
 fn servers() {
     all_the_same(&[(WinVersion::Server2022, Arch::Amd64, Firmware::Uefi)]);
     if ready() {
@@ -253,6 +254,7 @@ fn servers() {
 }
 
 #[test]
+#[ignore = "two more appliances each: cargo test --test engines -- --ignored"]
 fn windows_xp() {
     if !ready() {
         return;
