@@ -393,18 +393,14 @@ fn interrupted() {
 
 /// Sends the signal when the fail point was reached.
 fn interrupt(command: &mut Command, signal: &str) -> Run {
-    use std::io::{BufRead, BufReader, Read};
+    use std::io::Read;
     let mut child = command
         .env("NO_COLOR", "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut said = String::new();
-    while !said.contains("waiting") {
-        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it ended: {said}");
-    }
+    let (mut stderr, mut said) = support::until_waiting(&mut child);
     tool("kill", &[&format!("-{signal}"), &child.id().to_string()]);
     stderr.read_to_string(&mut said).unwrap();
     let out = child.wait_with_output().unwrap();

@@ -6,16 +6,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disk::chain::Image;
-use crate::disk::copy::{self, Copied, CopyOptions};
+use crate::disk::copy::{self, Copied, CopyOptions, TargetFormat};
 use crate::disk::device::Device;
+use crate::domain::DiskFormat;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
-use crate::report::DiskTrim;
+use crate::report::{Bytes, DiskTrim};
 use crate::ui::Ui;
 
+use super::devices::Devices;
 use super::engine::Engine;
+use super::machine::TargetDisk;
+use super::output::OutputFolder;
+use super::run::{Job, work_file};
 use super::session::{Session, Source};
 
 /// Disks copied at a time. More only make the heads of one spinning disk jump; two keep a link busy
@@ -82,6 +87,89 @@ pub fn trim_session(
         disk: source.path.clone(),
         volumes: trim::trim(disk.as_ref(), &guest, data)?,
     })
+}
+
+/// A disk as it is to arrive, and the sector size the machine shows it with.
+pub struct Arriving {
+    pub image: Image,
+    pub sector_size: u32,
+}
+
+/// Copies the disks to the files or devices of the job, the one that boots first.
+pub(super) fn to_targets(
+    job: &Job,
+    ui: &Ui,
+    folder: &OutputFolder,
+    devices: &Devices,
+    disks: Vec<Arriving>,
+) -> Result<(Vec<TargetDisk>, Bytes)> {
+    let (mut copies, mut targets) = (Vec::new(), Vec::new());
+    for (i, disk) in disks.into_iter().enumerate() {
+        let suffix = if i == 0 {
+            String::new()
+        } else {
+            format!("-{i}")
+        };
+        let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        let (target, path, format) = match devices.of_disk(i) {
+            Some(device) => (
+                Target::Device {
+                    device: device.clone(),
+                    scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
+                },
+                device.path().to_path_buf(),
+                DiskFormat::Raw,
+            ),
+            None => (
+                Target::File(folder.path().join(&file)),
+                folder.target().join(&file),
+                job.format,
+            ),
+        };
+        let data = DataMap::of(&disk.image)?;
+        let size_bytes = disk.image.virtual_size();
+        copies.push(DiskCopy {
+            live: data.bytes,
+            size: data.copy_size(size_bytes),
+            image: disk.image,
+            target,
+        });
+        targets.push(TargetDisk {
+            path,
+            format,
+            sector_size: disk.sector_size,
+            boot: i == 0,
+            size_bytes,
+        });
+    }
+    let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
+    let (virtual_size, live) = (total(|c| c.image.virtual_size()), total(|c| c.live));
+    ui.status(
+        "Copying",
+        &format!(
+            "{} of {}",
+            crate::ui::bytes(live),
+            crate::ui::bytes(virtual_size)
+        ),
+    );
+    let options = CopyOptions {
+        format: match job.format {
+            DiskFormat::Qcow2 => TargetFormat::Qcow2,
+            DiskFormat::Raw => TargetFormat::Raw,
+        },
+        compress: job.compress,
+        compare: job.verify_copy,
+        target_is_zero: job.target_is_zero,
+        cancel: None,
+    };
+    let copied = copy_all(ui, &copies, &options)?;
+    let bytes = Bytes {
+        virtual_size,
+        read: live,
+        written: copied.iter().map(|c| c.written).sum(),
+        skipped: virtual_size.saturating_sub(live),
+    };
+    Ok((targets, bytes))
 }
 
 /// Copies every disk, or none: the first failure stops the rest.

@@ -17,14 +17,12 @@ use serde::Serialize;
 use crate::boot::quote;
 use crate::boot_path::Controller;
 use crate::disk::chain::Image;
-use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::{BlockWrite, partition};
+use crate::domain::StorageBus;
 use crate::domain::element::Element;
-use crate::domain::{DiskFormat, StorageBus};
 use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::ActionState;
-use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
 use crate::inspect::{Firmware, Inspection, Severity};
@@ -33,14 +31,14 @@ use crate::report::{ActionLine, Bytes, Check, CheckState, Outputs, Report, Timin
 use crate::tool::{self, host, qemu_img, virt_v2v};
 use crate::ui::{Ui, document};
 
-use super::copy::{self, DiskCopy, Target};
+use super::copy::{self, Arriving};
 use super::devices::Devices;
 use super::finish;
 use super::in_place::data_sector_size;
 use super::machine::{self, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
-use super::run::{Job, WORK, point, save_json, save_report, stopped, work_file};
+use super::run::{Job, WORK, point, save_json, save_report, stopped};
 use super::session::{Source, SourceMachine};
 
 /// `--linux`.
@@ -766,70 +764,12 @@ fn copy_disks(
     made: &Made,
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     stopped()?;
-    let (mut copies, mut targets) = (Vec::new(), Vec::new());
-    for (i, image) in made.images.iter().enumerate() {
-        let suffix = if i == 0 {
-            String::new()
-        } else {
-            format!("-{i}")
-        };
-        let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
-        let (target, path, format) = match devices.of_disk(i) {
-            Some(device) => (
-                Target::Device {
-                    device: device.clone(),
-                    scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
-                },
-                device.path().to_path_buf(),
-                DiskFormat::Raw,
-            ),
-            None => (
-                Target::File(folder.path().join(&file)),
-                folder.target().join(&file),
-                job.format,
-            ),
-        };
-        let data = DataMap::of(image)?;
-        copies.push(DiskCopy {
-            live: data.bytes,
-            size: data.copy_size(image.virtual_size()),
+    let mut disks = Vec::new();
+    for image in &made.images {
+        disks.push(Arriving {
             image: image.clone(),
-            target,
-        });
-        targets.push(TargetDisk {
-            path,
-            format,
             sector_size: data_sector_size(image)?,
-            boot: i == 0,
-            size_bytes: image.virtual_size(),
         });
     }
-    let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
-    let (virtual_size, live) = (total(|c| c.image.virtual_size()), total(|c| c.live));
-    ui.status(
-        "Copying",
-        &format!(
-            "{} of {}",
-            crate::ui::bytes(live),
-            crate::ui::bytes(virtual_size)
-        ),
-    );
-    let options = CopyOptions {
-        format: match job.format {
-            DiskFormat::Qcow2 => TargetFormat::Qcow2,
-            DiskFormat::Raw => TargetFormat::Raw,
-        },
-        compress: job.compress,
-        compare: job.verify_copy,
-        target_is_zero: job.target_is_zero,
-        cancel: None,
-    };
-    let copied = copy::copy_all(ui, &copies, &options)?;
-    let bytes = Bytes {
-        virtual_size,
-        read: live,
-        written: copied.iter().map(|c| c.written).sum(),
-        skipped: virtual_size.saturating_sub(live),
-    };
-    Ok((targets, bytes))
+    copy::to_targets(job, ui, folder, devices, disks)
 }

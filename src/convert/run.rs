@@ -9,7 +9,6 @@ use std::time::Instant;
 use crate::boot_path::Controller;
 use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
-use crate::disk::copy::{CopyOptions, TargetFormat};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
 use crate::domain::{DiskFormat, Emit, Patch};
@@ -31,7 +30,7 @@ use crate::tool::stop;
 use crate::ui::{Ui, document};
 use crate::verify;
 
-use super::copy::{self, DiskCopy, Target};
+use super::copy::{self, Arriving};
 use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::{finish, rehearse};
@@ -550,8 +549,7 @@ fn copy_disks(
     mut fixed: Fixed,
     prepared: &Prepared,
 ) -> Result<Disks> {
-    let mut copies = Vec::new();
-    let mut targets = Vec::new();
+    let mut arriving = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
         stopped()?;
         let image = if i == 0 {
@@ -564,87 +562,27 @@ fn copy_disks(
         } else {
             disk.image()?
         };
-        let suffix = if i == 0 {
-            String::new()
+        let sector_size = if i == 0 {
+            prepared.windows.sector_size
         } else {
-            format!("-{i}")
+            data_sector_size(&disk.image()?)?
         };
-        let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
-        let (target, path, format) = match devices.of_disk(i) {
-            Some(device) => (
-                Target::Device {
-                    device: device.clone(),
-                    scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
-                },
-                device.path().to_path_buf(),
-                DiskFormat::Raw,
-            ),
-            None => (
-                Target::File(folder.path().join(&file)),
-                folder.target().join(&file),
-                job.format,
-            ),
-        };
-        let data = DataMap::of(&image)?;
-        let size_bytes = image.virtual_size();
-        copies.push(DiskCopy {
-            live: data.bytes,
-            size: data.copy_size(image.virtual_size()),
-            image,
-            target,
-        });
-        targets.push(TargetDisk {
-            path,
-            format,
-            sector_size: if i == 0 {
-                prepared.windows.sector_size
-            } else {
-                data_sector_size(&disk.image()?)?
-            },
-            boot: i == 0,
-            size_bytes,
-        });
+        arriving.push(Arriving { image, sector_size });
     }
-    let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
-    let virtual_size = total(|c| c.image.virtual_size());
-    let live = total(|c| c.live);
-    ui.status(
-        "Copying",
-        &format!(
-            "{} of {}",
-            crate::ui::bytes(live),
-            crate::ui::bytes(virtual_size)
-        ),
-    );
-    let options = CopyOptions {
-        format: match job.format {
-            DiskFormat::Qcow2 => TargetFormat::Qcow2,
-            DiskFormat::Raw => TargetFormat::Raw,
-        },
-        compress: job.compress,
-        compare: job.verify_copy,
-        target_is_zero: job.target_is_zero,
-        cancel: None,
-    };
-    let copied = copy::copy_all(ui, &copies, &options)?;
+    let (targets, bytes) = copy::to_targets(job, ui, folder, devices, arriving)?;
     if job.verify_copy {
         fixed.checks.push(Check {
             id: "copy-identical",
             severity: Severity::Blocker,
             ok: true,
             state: CheckState::Ok,
-            message: format!("{} copies compared with their sources", copied.len()),
+            message: format!("{} copies compared with their sources", targets.len()),
             evidence: String::new(),
         });
     }
     Ok(Disks {
         targets,
-        bytes: Bytes {
-            virtual_size,
-            read: live,
-            written: copied.iter().map(|c| c.written).sum(),
-            skipped: virtual_size.saturating_sub(live),
-        },
+        bytes,
         fixed,
     })
 }

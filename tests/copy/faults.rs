@@ -126,7 +126,7 @@ fn full_in_the_middle_of_the_copy() {
 
 #[test]
 fn memory_stays_below_100_mib() {
-    use std::io::{BufRead, BufReader, Read};
+    use std::io::Read;
     if !have(&TOOLS) {
         return;
     }
@@ -145,11 +145,7 @@ fn memory_stays_below_100_mib() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut said = String::new();
-    while !said.contains("waiting") {
-        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it ended: {said}");
-    }
+    let (mut stderr, mut said) = support::until_waiting(&mut child);
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     support::tool("kill", &["-TERM", &child.id().to_string()]);
     stderr.read_to_string(&mut said).unwrap();

@@ -6,8 +6,9 @@
 #![allow(clippy::print_stderr)] // skips must be seen
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStderr, Command};
 use std::sync::OnceLock;
 
 use hyper2kvm::demo::guest;
@@ -108,6 +109,17 @@ pub fn finish(mut command: Command) -> Run {
         stdout: String::from_utf8(out.stdout).unwrap(),
         stderr: String::from_utf8(out.stderr).unwrap(),
     }
+}
+
+/// Waits until a run under a `wait` fail point got there; gives its stderr and what it said so far.
+#[track_caller]
+pub fn until_waiting(child: &mut Child) -> (BufReader<ChildStderr>, String) {
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("waiting") {
+        assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it ended: {said}");
+    }
+    (stderr, said)
 }
 
 /// Runs another program and returns its stdout.
