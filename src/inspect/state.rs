@@ -64,7 +64,7 @@ pub fn volumes(
         (true, Some(system)) if bitlocker.contains(&system) => out.findings.push(Finding::warning(
             "bitlocker-opened",
             "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
-            "keep the recovery key at hand, or suspend BitLocker before the conversion",
+            "keep the recovery key at hand",
             unlocked_by(&bitlocker, &protectors),
         )),
         (true, Some(_)) => out.findings.push(Finding::warning(

@@ -1,7 +1,6 @@
 //! Windows in an encrypted volume, and data in a logical one: only guestfish opens them.
 //!
-//! BitLocker takes the same way as LUKS (libguestfs' `cryptsetup-open`), but nothing here makes such a
-//! volume; see docs/engines.md for what was tried by hand.
+//! BitLocker, which takes the same way as LUKS (libguestfs' `cryptsetup-open`), is in `bitlocker.rs`.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -11,8 +10,8 @@ use std::process::Command;
 use hyper2kvm::demo::{GuestSpec, Role, WinVersion};
 use serde_json::Value;
 
-use crate::ready;
 use crate::support::{self, Lab, export, h2k, tool, virtio_win};
+use crate::{counted, ready, starts};
 
 const KEY: &str = "a passphrase of some words";
 /// Room for the LUKS header, which QEMU makes 2 MiB large.
@@ -220,10 +219,16 @@ fn windows_in_luks_and_data_in_lvm() {
         .env("ANOTHER_KEY", "not this one")
         .env("LIBGUESTFS_BACKEND", "direct")
         .env("TMPDIR", &temporary)
+        .env("PATH", counted(&lab))
         // Else the appliance is built anew.
         .env("LIBGUESTFS_CACHEDIR", "/var/tmp");
     let run = support::finish(command).expect(0);
     let report = run.json();
+    assert_eq!(
+        starts(&lab),
+        2,
+        "one to read and write, one to read it back"
+    );
     assert_eq!(report["engine"], "guestfish");
     assert!(report["engine_why"].as_str().unwrap().contains("LUKS"));
     let seen = &report["inspection"]["disks"][0];
