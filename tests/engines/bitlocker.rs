@@ -78,26 +78,40 @@ fn stretched(password: &str, salt: [u8; 16]) -> [u8; 32] {
     *state.first_chunk().unwrap()
 }
 
-/// The guest with a BitLocker volume in the place of Windows, which nothing is in yet.
-fn locked(lab: &Lab) -> PathBuf {
+/// The guest with a BitLocker volume in the place of Windows, which nothing is in yet. Suspended: its
+/// key also lies open.
+fn locked(lab: &Lab, suspended: bool) -> PathBuf {
     let part = lab.spec.partition(Role::Windows).unwrap();
     let places = PLACES.map(|p| part.size / 100 * p / AREA * AREA);
     let (salt, volume_key, data_key) = ([7; 16], [0x5a; 32], [0xa5; 32]);
     let recovery = stretched(KEY, salt);
 
-    let stretch = [&0x1000u32.to_le_bytes()[..], &salt].concat();
     let volume_key_entry = key_entry(0x2003, &volume_key);
-    let protector = [
-        &[1; 16][..], // its GUID
-        &[0; 8],
-        &[0, 0, 0, 8], // a recovery password
-        &entry(0, 3, &stretch),
-        &entry(0, 5, &sealed(lab, &recovery, 1, &volume_key_entry)),
-    ];
+    let protector = |id: u8, kind: u16, value: u16, opened_by: &[u8], key: &[u8]| {
+        let head = [&[id; 16][..], &[0; 10], &kind.to_le_bytes()];
+        let sealed = sealed(lab, key, id, &volume_key_entry);
+        entry(
+            2,
+            8,
+            &[
+                &head.concat(),
+                &entry(0, value, opened_by)[..],
+                &entry(0, 5, &sealed),
+            ]
+            .concat(),
+        )
+    };
+    let salt_entry = [&0x1000u32.to_le_bytes()[..], &salt].concat();
+    let mut protectors = protector(1, 0x800, 3, &salt_entry, &recovery);
+    if suspended {
+        let open_key = [0xc3; 32];
+        let key = [&0x2003u32.to_le_bytes()[..], &open_key].concat();
+        protectors.extend(protector(3, 0, 1, &key, &open_key));
+    }
     // AES-XTS with 128 bits, which takes two keys.
     let data_key_entry = key_entry(0x8004, &data_key);
     let entries = [
-        entry(2, 8, &protector.concat()),
+        protectors,
         entry(3, 5, &sealed(lab, &volume_key, 2, &data_key_entry)),
         entry(
             15,
@@ -180,7 +194,7 @@ fn windows_on_bitlocker() {
         ..GuestSpec::new(WinVersion::Win7)
     });
     let (by_embedded, expected) = convert(&lab, virtio_win(), "embedded");
-    let disk = locked(&lab);
+    let disk = locked(&lab, false);
     let text = |path: &Path| path.to_str().unwrap().to_string();
     let [clone, converted_clone] = ["clone", "converted-clone"].map(|name| text(&lab.path(name)));
     let plain = text(&lab.volume(&lab.raw));
@@ -255,4 +269,12 @@ fn windows_on_bitlocker() {
         fs::write(&copy, lab.ntfscat(&opened, &file)).unwrap();
         equal_lines(hive, &expected, &support::export(&copy, prefix, "\\"));
     }
+
+    // cryptsetup opens no suspended volume, whatever the key.
+    let disk = locked(&lab, true);
+    let key = format!("2:file:{}", lab.path("key").display());
+    let refused = lab.convert(&disk, &["--key", &key]).expect(3).json();
+    let said = refused["error"]["blockers"].to_string();
+    assert!(said.contains("clear key"), "{said}");
+    assert!(said.contains("-protectors -enable"), "{said}");
 }
