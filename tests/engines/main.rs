@@ -157,6 +157,39 @@ fn of_volume(disk: &Path, volume: u32) -> BTreeMap<String, Option<Vec<u8>>> {
         .collect()
 }
 
+/// Attributes and security descriptor of every file of the Windows volume, by ntfs-3g's own tool.
+fn security(lab: &Lab, disk: &Path) -> BTreeMap<String, String> {
+    audit(&lab.volume(disk))
+}
+
+fn audit(volume: &Path) -> BTreeMap<String, String> {
+    let text = tool("ntfssecaudit", &["-rv", volume.to_str().unwrap(), "/"]);
+    let text = String::from_utf8_lossy(&text).replacen("Recursive file check\n", "", 1);
+    let mut files: BTreeMap<String, String> = BTreeMap::new();
+    let mut shared: BTreeMap<String, String> = BTreeMap::new();
+    for block in text.split("\n\n").filter(|b| b.contains("Security key : ")) {
+        let mut lines = block.trim_start().lines();
+        let name = lines.next().unwrap().to_string();
+        // A descriptor is the file's own ("none"), or one that files share; then it is shown once.
+        let key = lines.next().unwrap().split(' ').nth(3).unwrap().to_string();
+        let (dump, facts): (Vec<&str>, Vec<&str>) = lines.partition(|l| l.starts_with("      "));
+        let words = dump.iter().flat_map(|line| line.split_whitespace().skip(1));
+        let dump: String = words.collect();
+        let mut dump = dump.trim_end_matches('0').to_string();
+        if key != "none" {
+            let first = shared.entry(key).or_insert_with(|| dump.clone());
+            dump = first.clone();
+        }
+        // The owner and the group are in the descriptor.
+        let attributes = facts.into_iter().find(|f| f.starts_with("Windows attrib"));
+        files.insert(name, format!("{}\n{dump}", attributes.unwrap_or_default()));
+    }
+    // Not those that NTFS keeps for itself.
+    files.retain(|name, _| !name.contains("/$"));
+    assert!(files.len() > 50, "{text}");
+    files
+}
+
 fn without(mut report: Value, keys: &[&str]) -> Value {
     let object = report.as_object_mut().unwrap();
     for key in keys {
@@ -182,6 +215,14 @@ fn same_result(lab: &Lab, media: &Path) -> PathBuf {
         // Hives have a time in them; they are compared key by key.
         let is_hive = path.1.contains("/config/");
         assert!(is_hive || found[path] == *contents, "{path:?}");
+    }
+    let (expected, found) = (security(lab, &by_embedded), security(lab, &by_guestfish));
+    assert_eq!(
+        expected.keys().collect::<Vec<_>>(),
+        found.keys().collect::<Vec<_>>()
+    );
+    for (file, said) in &expected {
+        equal_lines(file, said, &found[file]);
     }
     let mut count = 0;
     for (hive, prefix) in HIVES {
