@@ -66,7 +66,8 @@ impl Styled {
     }
 }
 
-fn takes_colour(stream: &impl IsTerminal) -> bool {
+/// A terminal whose user wants colours.
+pub fn takes_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::env::var_os("TERM").is_none_or(|v| v != "dumb")
