@@ -126,6 +126,8 @@ impl Desk {
         }
         fs::hard_link(desk.join("disk.vmdk"), desk.join("vm.vmdk")).unwrap();
         fs::hard_link(desk.join("disk.raw"), desk.join("copy.raw")).unwrap();
+        // These disks are not encrypted, so nothing asks for it; `tests/engines/` has such that are.
+        fs::write(desk.join("recovery-key"), "none\n").unwrap();
         fs::write(
             desk.join("vm.vmx"),
             "displayName = \"vm\"\nmemsize = \"4096\"\nnumvcpus = \"2\"\nfirmware = \"efi\"\n\
