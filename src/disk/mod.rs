@@ -16,6 +16,7 @@ pub mod copy;
 pub mod detect;
 pub mod device;
 pub mod export;
+pub mod gather;
 pub mod layout;
 pub mod nbd;
 pub mod partition;

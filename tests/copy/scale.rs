@@ -161,13 +161,13 @@ fn files_that_nobody_asks_for_cost_nothing() {
     if !have(&TOOLS) {
         return;
     }
-    let (lab, layout, volume) = lab(4 << 30).unwrap();
     // A tree of indexes is one level deeper when it is 30 times as large: what is true of 15,000 is
     // true of 500,000. `HYPER2KVM_MANY_FILES` tries it.
     let many: u64 = std::env::var("HYPER2KVM_MANY_FILES")
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(15_000);
+    let (lab, layout, volume) = lab((4 + many / 25_000) << 30).unwrap();
     let add = |from: u64, to: u64| {
         let mut writer = writer(&lab.raw, &layout);
         for i in from..to {

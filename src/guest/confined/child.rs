@@ -11,6 +11,7 @@ use super::wire::{self, Fields, Frame, Tag};
 use super::{FAILPOINT, VERB};
 use crate::disk::block::{BlockRead, BlockWrite, check_range};
 use crate::disk::cache::Cached;
+use crate::disk::gather::Gathered;
 use crate::failpoint;
 use crate::guest::ntfs3g::{self, MountOptions, Ntfs3g};
 use crate::guest::{Extent, GuestError, GuestPath};
@@ -75,11 +76,11 @@ fn carry_out(
     match frame.tag {
         Tag::Mount => {
             let (size, force) = (frame.number()?, frame.number()?);
-            // The library asks for the same records again and again, and we are the only writer.
-            let disk = Arc::new(Cached::new(Blocks {
+            // The library reads and writes the same records again and again, and we are the only writer.
+            let disk = Arc::new(Cached::new(Gathered::new(Blocks {
                 socket: socket.clone(),
                 size,
-            }));
+            })));
             let options = MountOptions {
                 force_dirty: force != 0,
             };
