@@ -66,7 +66,8 @@ impl Styled {
     }
 }
 
-fn takes_colour(stream: &impl IsTerminal) -> bool {
+/// A terminal whose user wants colours.
+pub fn takes_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
         && std::env::var_os("TERM").is_none_or(|v| v != "dumb")
@@ -173,7 +174,7 @@ impl Ui {
                 "error": {
                     "code": error.kind.code(),
                     "message": clean(&error.message),
-                    "causes": error.causes().iter().map(|c| clean(c)).collect::<Vec<_>>(),
+                    "causes": error.causes().iter().map(|c| one_line(c)).collect::<Vec<_>>(),
                     "hints": error.hints.iter().map(|h| clean(h)).collect::<Vec<_>>(),
                     "blockers": error.blockers,
                 }
@@ -185,7 +186,7 @@ impl Ui {
     fn error_text(&self, error: &Error) {
         eprintln!("{} {}", self.paint("1;31", "error:"), clean(&error.message));
         for cause in error.causes() {
-            eprintln!("  caused by: {}", clean(&cause));
+            eprintln!("  caused by: {}", one_line(&cause));
         }
         for blocker in &error.blockers {
             eprintln!(
@@ -482,6 +483,11 @@ pub fn clean(text: &str) -> String {
     text.chars().filter(|c| !steers_terminal(*c)).collect()
 }
 
+/// For what programs say in several lines.
+fn one_line(text: &str) -> String {
+    clean(&text.trim().replace('\n', "; "))
+}
+
 fn clean_keep_newlines(text: &str) -> String {
     text.chars()
         .filter(|c| *c == '\n' || !steers_terminal(*c))
@@ -516,6 +522,7 @@ mod tests {
     #[test]
     fn guest_text_cannot_steer_the_terminal() {
         assert_eq!(clean("a\x1b[31mb\r\nc\u{202e}d"), "a[31mbcd");
+        assert_eq!(one_line("error: a\nerror: b\r\n"), "error: a; error: b");
         assert_eq!(clean_keep_newlines("a\nb\x07"), "a\nb");
     }
 

@@ -1,9 +1,12 @@
 //! The documents and the report page: what they show is run, and what is generated is up to date.
 //!
-//! A fenced block marked `sh` in README.md or `docs/` is run by a shell, in one folder per document,
-//! with disks and machines of our own making under the names the documents use. Programs that act on other
-//! hosts are stood in for; hyper2kvm itself is real, but for the verbs that install packages or need a
-//! libvirtd (`tests/boot/` runs those): of these the arguments are checked.
+//! Every command shown is run. A fenced block marked `sh` in README.md or `docs/` is run by a shell, in one
+//! folder per document, with disks and machines of our own making under the names the documents use
+//! (`docs/fleet/` by `tests/fleet.rs`, `docs/linux.md` by `tests/linux.rs`). Programs that act on other hosts,
+//! build or need a virtual machine are stood in for: those check that what they are given is there.
+//! hyper2kvm itself is real, but for the verbs that install packages or need a libvirtd (`tests/boot/` runs
+//! those): of these the arguments are checked. Commands and options named in the text go through the
+//! program's own parser. Blocks marked `text` are for other hosts, or output.
 //!
 //! `HYPER2KVM_UPDATE=1 cargo test --test docs` writes the generated documents anew.
 
@@ -17,15 +20,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::{CommandFactory, Parser};
+use hyper2kvm::cli::Cli;
 use hyper2kvm::demo::{GuestSpec, WinVersion};
 use hyper2kvm::tool::host::PackageManager;
-use support::{Lab, TOOLS, binary, have, tool, virtio_win};
+use serde_json::Value;
+use support::{Lab, TOOLS, binary, blocks, have, tool, virtio_win};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// README.md and everything in `docs/`.
+/// README.md and every page in `docs/` and `docs/fleet/`.
 fn documents() -> Vec<PathBuf> {
     let mut documents: Vec<PathBuf> = fs::read_dir(root().join("docs"))
         .unwrap()
@@ -34,31 +40,9 @@ fn documents() -> Vec<PathBuf> {
         .filter(|p| p.extension().is_some_and(|e| e == "md"))
         .collect();
     documents.push(root().join("README.md"));
+    documents.push(root().join("docs/fleet/README.md"));
     documents.sort();
     documents
-}
-
-/// The fenced blocks of a document with this info string, with their line numbers.
-fn blocks(text: &str, kind: &str) -> Vec<(usize, String)> {
-    let mut found = Vec::new();
-    let mut open: Option<(usize, bool, String)> = None;
-    for (i, line) in text.lines().enumerate() {
-        match (&mut open, line.strip_prefix("```")) {
-            (None, Some(info)) => open = Some((i + 2, info == kind, String::new())),
-            (None, None) => {}
-            (Some(_), Some(_)) => {
-                if let Some((at, true, body)) = open.take() {
-                    found.push((at, body));
-                }
-            }
-            (Some((_, _, body)), None) => {
-                body.push_str(line);
-                body.push('\n');
-            }
-        }
-    }
-    assert!(open.is_none(), "a block is not closed");
-    found
 }
 
 fn script(path: &Path, text: &str) {
@@ -67,7 +51,41 @@ fn script(path: &Path, text: &str) {
 }
 
 /// Programs that act on other hosts, or on this one's libvirt: they do nothing.
-const ELSEWHERE: [&str; 6] = ["scp", "ssh", "virsh", "VBoxManage", "sudo", "cargo"];
+const ELSEWHERE: [&str; 5] = ["scp", "ssh", "virsh", "VBoxManage", "sudo"];
+
+/// Builds nothing; what it would run or build has to be there. `cargo run -- ...` is hyper2kvm.
+const CARGO: &str = r#"
+case $1 in +*) shift ;; esac
+case $1 in
+  run|test|check|install|auditable|deb|generate-rpm) ;;
+  *) echo "cargo $1?" >&2; exit 1 ;;
+esac
+runs=$1
+while [ $# -gt 0 ]; do
+  case $1 in
+    --example) runs=$root/examples/$2.rs; test -f "$runs" || exit 1 ;;
+    --test) test -e "$root/tests/$2.rs" || test -e "$root/tests/$2/main.rs" || exit 1 ;;
+    --)
+      shift
+      [ "$runs" = run ] && exec hyper2kvm "$@"
+      for arg; do
+        case $arg in --*) grep -q "\"$arg\"" "$runs" || { echo "no $arg" >&2; exit 1; } ;; esac
+      done
+      exit ;;
+  esac
+  shift
+done
+"#;
+
+/// Needs the appliance; `tests/engines/` runs the real one.
+const VIRT_WIN_REG: &str = r#"
+for arg; do
+  case $arg in *.raw|*.reg) test -s "$arg" || { echo "no $arg" >&2; exit 1; } ;; esac
+done
+"#;
+
+/// Documents whose commands another test runs, because it has the guests for them.
+const RUN_ELSEWHERE: [&str; 2] = ["linux.md", "fleet/README.md"];
 
 /// A folder with everything the documents name.
 struct Desk {
@@ -82,6 +100,10 @@ impl Desk {
         for program in ELSEWHERE {
             script(&bin.join(program), "#!/bin/sh\nexit 0\n");
         }
+        let cargo = format!("#!/bin/sh\nroot='{}'{CARGO}", root().display());
+        script(&bin.join("cargo"), &cargo);
+        let virt_win_reg = format!("#!/bin/sh{VIRT_WIN_REG}");
+        script(&bin.join("virt-win-reg"), &virt_win_reg);
         script(
             &bin.join("hyper2kvm"),
             &format!(
@@ -103,6 +125,7 @@ impl Desk {
             fs::rename(made, desk.join(name)).unwrap();
         }
         fs::hard_link(desk.join("disk.vmdk"), desk.join("vm.vmdk")).unwrap();
+        fs::hard_link(desk.join("disk.raw"), desk.join("copy.raw")).unwrap();
         fs::write(
             desk.join("vm.vmx"),
             "displayName = \"vm\"\nmemsize = \"4096\"\nnumvcpus = \"2\"\nfirmware = \"efi\"\n\
@@ -187,7 +210,7 @@ fn ova(lab: &Lab, desk: &Path) {
 
 #[test]
 fn the_commands_of_the_documents_run() {
-    if !have(&TOOLS) || !have(&["jq", "genisoimage", "tar"]) {
+    if !have(&TOOLS) || !have(&["jq", "genisoimage", "tar", "virt-xml"]) {
         return;
     }
     let desk = Desk::new();
@@ -195,7 +218,22 @@ fn the_commands_of_the_documents_run() {
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         let name = document.display().to_string();
-        for (at, body) in blocks(&text, "sh") {
+        let scripts = blocks(&text, "sh");
+        if RUN_ELSEWHERE.iter().any(|d| document.ends_with(d)) || scripts.is_empty() {
+            continue;
+        }
+        // Where a document starts with what a conversion left.
+        let left = ["engines.md", "machines.md"];
+        if left.iter().any(|d| document.ends_with(d)) {
+            let hive = "hyper2kvm convert vm.vmdk && cp vm-kvm/backup/DRIVERS .";
+            desk.run(&name, 0, hive);
+        }
+        if document.ends_with("releasing.md") {
+            let built = "mkdir -p target/release .ci && ln -s $(command -v hyper2kvm) target/release/ \
+                         && printf '#!/bin/sh\\n' > .ci/run && chmod +x .ci/run";
+            desk.run(&name, 0, built);
+        }
+        for (at, body) in scripts {
             desk.run(&name, at, &body);
             ran += 1;
         }
@@ -206,46 +244,145 @@ fn the_commands_of_the_documents_run() {
             }
         }
     }
-    assert!(ran >= 15, "only {ran} blocks were found");
+    assert!(ran >= 20, "only {ran} blocks were found");
 }
 
-/// Every `hyper2kvm ...` in inline code or blocks of every document names verbs and options that exist.
+/// A block is run, or is for another host, or is no command at all.
 #[test]
-fn options_named_in_documents_exist() {
-    let known = reference();
+fn no_command_hides_in_a_block() {
     for document in documents() {
+        if document.ends_with("cli.md") {
+            continue; // `--help`
+        }
         let text = fs::read_to_string(&document).unwrap();
-        for (i, line) in text.lines().enumerate() {
-            for part in line.split('`').flat_map(|p| p.split("hyper2kvm ").skip(1)) {
-                let mut words = part.split_whitespace();
-                let verb = words.next().unwrap_or_default();
-                if !known.contains(&format!("## hyper2kvm {verb}\n")) {
-                    continue; // prose
-                }
-                let section = known
-                    .split(&format!("## hyper2kvm {verb}\n"))
-                    .nth(1)
-                    .and_then(|s| s.split("\n## ").next())
-                    .unwrap_or_default();
-                for option in words
-                    .take_while(|w| !["|", "||", ";", ">", "2>", "#"].contains(w))
-                    .filter(|w| w.starts_with("--"))
-                {
-                    let name: String = option
-                        .chars()
-                        .take_while(|c| c.is_ascii_alphanumeric() || *c == '-')
-                        .collect();
-                    assert!(
-                        section.contains(&name),
-                        "{}:{}: {verb} has no {name}",
-                        document.display(),
-                        i + 1
-                    );
-                }
+        for kind in ["", "text", "console", "bash", "shell"] {
+            for (at, body) in blocks(&text, kind) {
+                let ours = ["hyper2kvm ", "cargo ", "virsh ", "virt-", "qemu-", "sh "];
+                let hidden = body.lines().find(|l| {
+                    let line = l.trim_start().trim_start_matches("$ ");
+                    ours.iter().any(|program| line.starts_with(program))
+                });
+                assert!(
+                    hidden.is_none(),
+                    "{}:{at}: {hidden:?} is not in a block marked `sh`",
+                    document.display()
+                );
             }
         }
     }
 }
+
+/// The code between backticks, outside of blocks.
+fn spans(text: &str) -> Vec<String> {
+    let mut prose = String::new();
+    let mut inside = false;
+    for line in text.lines() {
+        if line.starts_with("```") {
+            inside = !inside;
+        } else if !inside {
+            prose.push_str(line);
+            prose.push(' ');
+        }
+    }
+    let parts: Vec<&str> = prose.split('`').collect();
+    assert!(parts.len() % 2 == 1, "a backtick has no partner");
+    let odd = parts.iter().skip(1).step_by(2);
+    odd.map(|part| part.trim().to_string()).collect()
+}
+
+/// What clap has against a command line. A document may leave out what is required, and writes `N` or
+/// `a|b` for values.
+fn objection(command: &str) -> Option<String> {
+    use clap::error::ErrorKind as Clap;
+    let words: Vec<String> = command
+        .split_whitespace()
+        .take_while(|w| !["|", "||", "&&", ";", ";;", ">", "2>", "<", "#"].contains(w))
+        .map(|w| w.trim_matches(['\'', '"', ';', '[', ']']).to_string())
+        .filter(|w| w != "...")
+        .collect();
+    let error = Cli::try_parse_from(&words).err()?;
+    let placeholder = |w: &String| {
+        let value = w.rsplit('=').next().unwrap_or_default();
+        w.contains('|') || value.chars().all(|c| c.is_ascii_uppercase())
+    };
+    match error.kind() {
+        Clap::MissingRequiredArgument | Clap::MissingSubcommand => None,
+        Clap::InvalidValue | Clap::ValueValidation if words.iter().any(placeholder) => None,
+        // An option named without its value.
+        Clap::InvalidValue if error.to_string().contains("none was supplied") => None,
+        _ => Some(error.to_string()),
+    }
+}
+
+/// Every command and option of ours that a document names is one.
+#[test]
+fn commands_in_the_text_are_understood() {
+    for (command, right) in [
+        ("hyper2kvm convert d.vmdk --force", true),
+        ("hyper2kvm convert d.vmdk --vcpus N | jq", true),
+        ("hyper2kvm convert d.vmdk --farce", false),
+        ("hyper2kvm convart d.vmdk", false),
+        ("hyper2kvm convert d.vmdk --vcpus many", false),
+    ] {
+        assert_eq!(objection(command).is_none(), right, "{command}");
+    }
+    let program = Cli::command();
+    let verbs: Vec<&str> = program.get_subcommands().map(|v| v.get_name()).collect();
+    let options: Vec<&str> = program
+        .get_subcommands()
+        .chain([&program])
+        .flat_map(|v| v.get_arguments().filter_map(|a| a.get_long()))
+        .chain(["help", "version"])
+        .collect();
+    let (mut looked_at, mut wrong) = (0, Vec::new());
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        let name = document.display();
+        let mut commands = Vec::new();
+        for kind in ["sh", "text", ""] {
+            for (_, body) in blocks(&text, kind) {
+                let lines = body.replace("\\\n", " ");
+                for line in lines.lines() {
+                    let starts = line.match_indices("hyper2kvm ").map(|(at, _)| at);
+                    let first = |at: &usize| {
+                        let before = line[..*at].trim_end();
+                        before.is_empty() || before.ends_with(['|', '&', '(', ')', ';'])
+                    };
+                    let ours = starts.filter(first).map(|at| line[at..].to_string());
+                    commands.extend(ours.filter(|_| !document.ends_with("cli.md")));
+                }
+            }
+        }
+        for span in spans(&text) {
+            let (first, rest) = span.split_once(' ').unwrap_or((&span, ""));
+            if first == "hyper2kvm" && !rest.is_empty() && !NAMES.contains(&rest) {
+                commands.push(span);
+            } else if verbs.contains(&first) && !rest.is_empty() {
+                commands.push(format!("hyper2kvm {span}"));
+            } else if let Some(option) = first.strip_prefix("--") {
+                let option = option.split(['=', ',', '|']).next().unwrap_or_default();
+                looked_at += 1;
+                if !options.contains(&option) && !OF_OTHERS.contains(&option) {
+                    wrong.push(format!("{name}: there is no option {first}"));
+                }
+            }
+        }
+        for command in commands {
+            looked_at += 1;
+            if let Some(why) = objection(&command) {
+                wrong.push(format!("{name}: {command}\n{why}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(looked_at > 150, "{looked_at}");
+}
+
+/// Not commands: the name of the first boot's service.
+const NAMES: [&str; 1] = ["first boot"];
+
+/// Options of other programs that documents name on their own.
+const OF_OTHERS: [&str; 1] = ["ostype"];
 
 fn help(args: &[&str]) -> String {
     let out = Command::new(binary())
@@ -318,94 +455,113 @@ fn man_pages_and_completions_are_complete() {
     tool("bash", &["-n", file.to_str().unwrap()]);
 }
 
-/// The report in a real browser, on a desk and on a telephone.
+/// The report of a conversion and the summary of a batch in a real browser, on a desk and on a telephone.
 #[test]
-fn the_report_can_be_looked_at() {
+fn the_reports_can_be_looked_at() {
     if !have(&TOOLS) || !have(&["chromium"]) {
         return;
     }
     let lab = Lab::new(GuestSpec::new(WinVersion::Server2022));
     lab.convert(&lab.raw, &[]).expect(0);
-    let report = lab.path("out/report.html");
-    let text = fs::read_to_string(&report).unwrap();
-    for outside in ["<script", "src=", "http://", "https://", "@import", "url("] {
-        assert!(
-            !text.contains(outside),
-            "the page is not self-contained: {outside}"
-        );
-    }
+    // One machine that is done, one that never will be, under a name no line is long enough for.
+    let damaged = format!("{}.raw", "damaged".repeat(12));
+    fs::write(lab.path(&damaged), vec![7; 1 << 20]).unwrap();
+    let list = format!(
+        "output-dir: all\ndefaults:\n  virtio-iso: {}\nmachines:\n- source: guest.raw\n- source: {damaged}\n",
+        virtio_win().display()
+    );
+    fs::write(lab.path("fleet.yaml"), list).unwrap();
+    support::h2k([
+        "convert",
+        "--batch",
+        lab.path("fleet.yaml").to_str().unwrap(),
+    ])
+    .expect(101);
 
-    // The browser opens the page in a frame of that width and tells what it finds.
+    let pages = ["out/report.html", "all/fleet-report.html"];
+    for page in pages {
+        let text = fs::read_to_string(lab.path(page)).unwrap();
+        for outside in ["<script", "src=", "http://", "https://", "@import", "url("] {
+            assert!(
+                !text.contains(outside),
+                "{page} is not self-contained: {outside}"
+            );
+        }
+    }
+    for seen in look(&lab, &pages) {
+        let number = |key: &str| seen[key].as_u64().unwrap();
+        assert!(
+            number("scroll") <= number("width"),
+            "wider than the window: {seen}"
+        );
+        assert_eq!((number("small"), number("wide")), (0, 0), "{seen}");
+        if seen["page"] == pages[0] {
+            // Four controllers twice, and the rest; and the registry keys.
+            assert!(number("chains") == 9 && number("keys") > 30, "{seen}");
+        } else {
+            assert_eq!((number("rows"), number("links")), (3, 1), "{seen}");
+        }
+    }
+    for (page, file) in pages.iter().zip(["report", "summary"]) {
+        let page = lab.path(page);
+        for width in [1280, 400] {
+            let png = lab.path(&format!("{file}-{width}.png"));
+            browser(
+                &lab,
+                &[
+                    &format!("--screenshot={}", png.display()),
+                    &format!("--window-size={width},1600"),
+                    "--hide-scrollbars",
+                ],
+                &page,
+            );
+            let png = fs::read(png).unwrap();
+            assert_eq!(&png[1..4], b"PNG");
+            let size = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+            assert_eq!((size(16), size(20)), (width, 1600));
+            let least = if file == "report" { 30_000 } else { 8_000 };
+            assert!(png.len() > least, "the page is blank: {}", png.len());
+        }
+        let pdf = lab.path(&format!("{file}.pdf"));
+        browser(&lab, &[&format!("--print-to-pdf={}", pdf.display())], &page);
+        assert!(fs::read(pdf).unwrap().starts_with(b"%PDF"));
+    }
+}
+
+/// Has the browser open each page in a frame of each width and tell what it finds.
+fn look(lab: &Lab, pages: &[&str]) -> Vec<Value> {
     let harness = lab.path("harness.html");
+    let wanted = serde_json::to_string(pages).unwrap();
     fs::write(
         &harness,
-        "<!DOCTYPE html><title>wait</title><body><script>\n\
-         const said = [];\n\
-         function look(width) { return new Promise(done => {\n\
+        format!("<!DOCTYPE html><title>wait</title><body><script>const pages = {wanted};\n")
+            + "const said = [];\n\
+         function look(page, width) { return new Promise(done => {\n\
            const f = document.createElement('iframe');\n\
            f.style = `width:${width}px;height:4000px;border:0`;\n\
            f.onload = () => { const d = f.contentDocument, e = d.documentElement;\n\
              d.querySelectorAll('details').forEach(x => x.open = true);\n\
              const all = [...d.body.querySelectorAll('*')];\n\
+             const count = what => d.querySelectorAll(what).length;\n\
              const small = all.filter(x => x.innerText && parseFloat(f.contentWindow.getComputedStyle(x).fontSize) < 12).length;\n\
              const wide = all.filter(x => x.getBoundingClientRect().right > width + 1).length;\n\
-             said.push(`width=${width} scroll=${e.scrollWidth} small=${small} wide=${wide} chains=${d.querySelectorAll('.chain').length} keys=${d.querySelectorAll('td[colspan]').length}`);\n\
+             said.push(JSON.stringify({page, width, scroll: e.scrollWidth, small, wide, chains: count('.chain'),\n\
+               keys: count('td[colspan]'), rows: count('tr'), links: count('td a')}));\n\
              done(); };\n\
-           f.src = 'out/report.html'; document.body.append(f); }); }\n\
-         (async () => { await look(1280); await look(400);\n\
+           f.src = page; document.body.append(f); }); }\n\
+         (async () => { for (const page of pages) { await look(page, 1280); await look(page, 400); }\n\
            document.body.innerHTML = '<pre>' + said.join('\\n') + '</pre>'; document.title = 'done'; })();\n\
          </script></body>",
     )
     .unwrap();
-    let dom = browser(
-        &lab,
-        &["--dump-dom", "--virtual-time-budget=20000"],
-        &harness,
-    );
-    for width in [1280, 400] {
-        let line = dom
-            .lines()
-            .find(|l| l.contains(&format!("width={width} ")))
-            .unwrap_or_else(|| panic!("the browser said nothing of {width}: {dom}"));
-        let scroll = line
-            .split("scroll=")
-            .nth(1)
-            .and_then(|s| s.split(' ').next());
-        let scroll: u32 = scroll.unwrap().parse().unwrap();
-        assert!(scroll <= width, "wider than the window: {line}");
-        assert!(line.contains("small=0 wide=0"), "{line}");
-        assert!(
-            line.contains("chains=9"),
-            "four controllers twice, and the rest: {line}"
-        );
-        let keys = line.rsplit("keys=").next().unwrap();
-        let keys: usize = keys.split('<').next().unwrap().trim().parse().unwrap();
-        assert!(keys > 30, "the registry keys are not all there: {line}");
-    }
-    for width in [1280, 400] {
-        let png = lab.path(&format!("{width}.png"));
-        browser(
-            &lab,
-            &[
-                &format!("--screenshot={}", png.display()),
-                &format!("--window-size={width},1600"),
-                "--hide-scrollbars",
-            ],
-            &report,
-        );
-        let png = fs::read(png).unwrap();
-        assert_eq!(&png[1..4], b"PNG");
-        let size = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
-        assert_eq!((size(16), size(20)), (width, 1600));
-        assert!(png.len() > 30_000, "the page is blank");
-    }
-    let pdf = lab.path("report.pdf");
-    browser(
-        &lab,
-        &[&format!("--print-to-pdf={}", pdf.display())],
-        &report,
-    );
-    assert!(fs::read(pdf).unwrap().starts_with(b"%PDF"));
+    let args = ["--dump-dom", "--virtual-time-budget=20000"];
+    let dom = browser(lab, &args, &harness);
+    let lines = dom
+        .lines()
+        .filter_map(|l| l.find('{').zip(l.rfind('}')).map(|(a, b)| &l[a..=b]));
+    let seen: Vec<Value> = lines.filter_map(|l| serde_json::from_str(l).ok()).collect();
+    assert_eq!(seen.len(), 2 * pages.len(), "the browser said: {dom}");
+    seen
 }
 
 /// Runs headless Chromium; what a page writes to the console is an error.
@@ -494,6 +650,16 @@ fn every_linked_crate_has_a_compatible_licence() {
     for (package, licence) in crates {
         assert!(compatible(licence), "{package}: {licence:?}");
     }
+}
+
+/// `rust-version`, what CI compiles with, and what the page says are one.
+#[test]
+fn the_oldest_rust_is_the_same_everywhere() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).unwrap();
+    let oldest = env!("CARGO_PKG_RUST_VERSION");
+    assert!(!oldest.is_empty());
+    assert!(read(".ci/run").contains(&format!("oldest={oldest}\n")));
+    assert!(read("docs/releasing.md").contains(&format!("cargo +{oldest} check")));
 }
 
 /// The packages depend on what `doctor` calls required.

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, WinVersion, guest};
 use hyper2kvm::tool::host::{self, PackageManager};
 use serde_json::Value;
-use support::{Run, TOOLS, binary, finish, h2k, have, processes_naming, sha256, virtio_win};
+use support::{
+    Run, TOOLS, binary, blocks, finish, h2k, have, processes_naming, sha256, virtio_win,
+};
 
 /// What a running Windows would have written, and what must never leave it.
 const LOGS: [(&str, usize); 7] = [
@@ -666,18 +668,6 @@ fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fleet")
 }
 
-/// The fenced blocks of a document with this info string.
-fn blocks(text: &str, kind: &str) -> Vec<String> {
-    let mut parts = text.split("```");
-    let mut found = Vec::new();
-    while let (Some(_), Some(block)) = (parts.next(), parts.next()) {
-        if let Some(body) = block.strip_prefix(&format!("{kind}\n")) {
-            found.push(body.to_string());
-        }
-    }
-    found
-}
-
 /// Every command of `docs/fleet/README.md` is run: hyper2kvm, sh, xargs and parallel as they are, what
 /// needs a cluster or a container engine by a stand-in.
 #[test]
@@ -716,7 +706,7 @@ fn what_the_documents_show() {
     )
     .unwrap();
     std::os::unix::fs::symlink(virtio_win(), fleet.path("virtio-win.iso")).unwrap();
-    let [list] = blocks(&text, "yaml").try_into().expect("one list");
+    let [(_, list)] = blocks(&text, "yaml").try_into().expect("one list");
     fs::write(fleet.path("fleet.yaml"), &list).unwrap();
     for file in ["slurm.sh", "parallel.sh"] {
         fs::copy(docs().join(file), fleet.path(file)).unwrap();
@@ -742,7 +732,7 @@ fn what_the_documents_show() {
     }
     let scripts = blocks(&text, "sh");
     assert!(scripts.len() >= 8, "{scripts:?}");
-    for script in scripts {
+    for (_, script) in scripts {
         let mut command = Command::new("sh");
         let path = std::env::var("PATH").unwrap();
         command

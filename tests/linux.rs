@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hyper2kvm::linux::initramfs;
-use support::{Run, binary, finish, have, sha256, tool};
+use support::{Run, binary, blocks, finish, have, sha256, tool};
 
 const TOOLS: [&str; 9] = [
     "qemu-img",
@@ -644,6 +644,43 @@ fn names_of_devices_and_the_uefi_loader() {
         .expect(0)
         .json();
     assert_eq!(again["actions"].as_array().unwrap().len(), 0);
+}
+
+/// Every command of `docs/linux.md`; what needs a libvirtd is stood in for.
+#[test]
+fn the_commands_of_the_page_run() {
+    if !ready() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let raw = guest(dir.path(), &Spec::default());
+    let server = dir.path().join("server.vmdk");
+    let (from, to) = (raw.to_str().unwrap(), server.to_str().unwrap());
+    tool(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", "vmdk", from, to],
+    );
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    symlink(binary(), bin.join("hyper2kvm")).unwrap();
+    // The last argument of `define` is a file.
+    script(
+        &bin.join("virsh"),
+        "#!/bin/sh\nfor last; do :; done\n[ \"$1\" != define ] || test -s \"$last\"\n",
+    );
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/linux.md");
+    let scripts = blocks(&fs::read_to_string(page).unwrap(), "sh");
+    assert!(!scripts.is_empty());
+    for (at, body) in scripts {
+        let mut command = Command::new("sh");
+        let path = std::env::var("PATH").unwrap();
+        command
+            .args(["-e", "-c", &body])
+            .current_dir(dir.path())
+            .env("PATH", format!("{}:{path}", bin.display()));
+        let run = finish(command);
+        assert_eq!(run.code, 0, "line {at}\n{}{}", run.stdout, run.stderr);
+    }
 }
 
 /// Judged by `lsinitramfs`: the initramfs this host's own tools made.

@@ -188,10 +188,7 @@ impl Summary {
         let width = |of: fn(&Line) -> usize| self.machines.iter().map(of).max().unwrap_or(0);
         let names = width(|l| l.name.chars().count());
         let mut text = String::new();
-        // What needs somebody's attention first.
-        let mut lines: Vec<&Line> = self.machines.iter().collect();
-        lines.sort_by_key(|l| std::cmp::Reverse(l.state == State::Failed));
-        for line in lines {
+        for line in self.urgent_first() {
             let what = match line.state {
                 State::Converted => {
                     let written = bytes(line.bytes_written.unwrap_or(0));
@@ -220,6 +217,13 @@ impl Summary {
         text
     }
 
+    /// What needs somebody's attention comes first.
+    fn urgent_first(&self) -> Vec<&Line> {
+        let mut lines: Vec<&Line> = self.machines.iter().collect();
+        lines.sort_by_key(|l| std::cmp::Reverse(l.state == State::Failed));
+        lines
+    }
+
     fn code(&self, line: &Line) -> u8 {
         line.failure.as_ref().map_or(0, |f| f.code)
     }
@@ -231,18 +235,20 @@ impl Summary {
              <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
              <title>hyper2kvm: batch</title><style>\
              body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}\
-             div{overflow-x:auto}table{border-collapse:collapse;width:100%}\
+             h1,p,td{overflow-wrap:anywhere}table{border-collapse:collapse;width:100%}\
              td,th{border-bottom:1px solid #ccc;padding:.3rem .5rem;text-align:left;vertical-align:top}\
+             td:nth-child(n+2):nth-child(-n+4){white-space:nowrap}td:last-child{width:50%}\
              .failed,.interrupted{color:#a40000}.converted{color:#0a6b2d}\
              @media(max-width:40rem){table,tbody,tr,td{display:block}th{display:none}\
-             td{border:0;padding:0}tr{border-bottom:1px solid #ccc;padding:.5rem 0}}\
+             td,td:last-child{border:0;padding:0;width:auto}tr{border-bottom:1px solid #ccc;padding:.5rem 0}}\
+             @media print{body{margin:0;max-width:none}tr{break-inside:avoid}}\
              @media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}\
              a{color:#8ab4f8}.failed,.interrupted{color:#ff7b72}.converted{color:#6fd08c}}\
              </style></head><body>\n",
         );
         let _ = writeln!(
             h,
-            "<h1>{}</h1>\n<p>{}: {} machines in {:.1} s, {} at a time</p>\n<div><table>\
+            "<h1>{}</h1>\n<p>{}: {} machines in {:.1} s, {} at a time</p>\n<table>\
              <tr><th>machine</th><th>state</th><th>time</th><th>written</th><th>what</th></tr>",
             escape(&self.sentence()),
             escape(&self.file.display().to_string()),
@@ -250,7 +256,7 @@ impl Summary {
             self.total_s,
             self.jobs,
         );
-        for line in &self.machines {
+        for line in self.urgent_first() {
             let mut what = escape(&line.why());
             for hint in line.failure.iter().flat_map(|f| &f.hints) {
                 let _ = write!(what, "<br>hint: {}", escape(hint));
@@ -283,7 +289,7 @@ impl Summary {
                 line.bytes_written.map_or(String::new(), bytes),
             );
         }
-        h.push_str("</table></div>\n</body></html>\n");
+        h.push_str("</table>\n</body></html>\n");
         h
     }
 }

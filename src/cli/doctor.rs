@@ -56,7 +56,7 @@ fn report(found: &[Found], ui: &Ui) {
             None => host::hint(f.tool.name),
         };
         ui.line(&format!(
-            "{state:>8}  {:<22} {:<38} {detail}",
+            "{state:>8}  {:<22} {:<45} {detail}",
             f.tool.name, f.tool.purpose
         ));
     }

@@ -227,10 +227,12 @@ fn log_to_stderr(verbosity: u8) {
         _ => "hyper2kvm=debug",
     };
     let filter = EnvFilter::try_from_env("HYPER2KVM_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let colours = crate::ui::takes_colour(&std::io::stderr());
     // Only fails when a logger is there already.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(colours)
         .without_time()
         .try_init();
 }

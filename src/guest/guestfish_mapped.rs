@@ -27,6 +27,8 @@ use crate::tool::guestfish::{Line, Reply, Secret};
 /// More volumes than that are not looked at.
 const MAX_VOLUMES: usize = 256;
 const WRONG_KEY: &str = "No key available with this passphrase";
+/// What cryptsetup 2.6 says of a BitLocker volume whose key also lies open, even with a key that fits.
+const SUSPENDED: &str = "Activation of partially decrypted BITLK device is not supported";
 /// Of a LUKS header, versions 1 and 2.
 const LUKS_UUID: std::ops::Range<usize> = 168..208;
 
@@ -191,6 +193,10 @@ fn unlock(
             Ok(_) => return Ok(Some(Ok(sized(appliance, format!("/dev/mapper/{name}"))?))),
             Err(reason) => reasons.push(reason),
         }
+    }
+    if reasons.iter().any(|r| r.contains(SUSPENDED)) {
+        let reason = "BitLocker is suspended, and cryptsetup in the appliance opens no such volume: resume it in the guest (manage-bde -protectors -enable C:)";
+        return Ok(Some(Err(reason.to_string())));
     }
     let other = reasons.into_iter().find(|r| !r.contains(WRONG_KEY));
     let wrong = || "none of the keys given with --key opens it".to_string();

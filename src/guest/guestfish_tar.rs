@@ -1,8 +1,9 @@
-//! A tar archive with one new file or folder and its security descriptor, for guestfish's `tar-in`.
+//! A tar archive with one new file or folder, its security descriptor and its attributes, for guestfish's
+//! `tar-in`.
 //!
 //! guestfish has no other way to hand over an extended attribute with NUL bytes in it, and without the
 //! attribute `system.ntfs_acl` ntfs-3g gives full control of a new file to everyone. The format is
-//! POSIX pax: name and attribute are records of an extended header.
+//! POSIX pax: name and attributes are records of an extended header.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,11 @@ pub fn archive(name: &str, kind: FileKind, security: Option<&[u8]>, contents: &[
     let mut records = record("path", name.as_bytes());
     if let Some(security) = security {
         records.extend(record("SCHILY.xattr.system.ntfs_acl", security));
+        if kind == FileKind::Dir {
+            // Else it has the archive flag, which no folder has that Windows made.
+            let none = 0u32.to_be_bytes();
+            records.extend(record("SCHILY.xattr.system.ntfs_attrib_be", &none));
+        }
     }
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

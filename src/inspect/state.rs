@@ -53,18 +53,18 @@ pub fn volumes(
         (true, None) if closed.is_empty() => {}
         (true, None) => out.findings.push(Finding::blocker(
             "bitlocker",
-            if protectors.iter().any(|p| p == CLEAR_KEY) {
+            because(if protectors.iter().any(|p| p == CLEAR_KEY) {
                 "BitLocker is suspended (the key lies open on the volume), but the volume is still encrypted: Windows cannot be changed here"
             } else {
                 "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed"
-            },
+            }, not_opened(volumes, &closed)),
             "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down; or give its recovery key with --key (the guestfish engine opens it)",
-            not_opened(volumes, &closed, unlocked_by(&bitlocker, &protectors)),
+            unlocked_by(&bitlocker, &protectors),
         )),
         (true, Some(system)) if bitlocker.contains(&system) => out.findings.push(Finding::warning(
             "bitlocker-opened",
             "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
-            "keep the recovery key at hand, or suspend BitLocker before the conversion",
+            "keep the recovery key at hand",
             unlocked_by(&bitlocker, &protectors),
         )),
         (true, Some(_)) => out.findings.push(Finding::warning(
@@ -79,9 +79,12 @@ pub fn volumes(
     if !luks.is_empty() && system.is_none() {
         out.findings.push(Finding::blocker(
             "luks",
-            "a volume is encrypted with LUKS, and no Windows is outside of it",
+            because(
+                "a volume is encrypted with LUKS, and no Windows is outside of it",
+                not_opened(volumes, &luks),
+            ),
             "give its key with --key (the guestfish engine opens it), or decrypt it",
-            not_opened(volumes, &luks, list(&luks)),
+            list(&luks),
         ));
     }
 
@@ -214,15 +217,16 @@ fn unlocked_by(volumes: &[VolumeId], protectors: &[String]) -> String {
     }
 }
 
-/// Why a key did not open them, after the rest of the evidence.
-fn not_opened(volumes: &[Volume], closed: &[VolumeId], evidence: String) -> String {
-    let mut reasons = volumes
-        .iter()
-        .filter(|v| closed.contains(&v.id))
-        .filter_map(|v| v.state.unreadable.as_deref());
-    match reasons.next() {
-        Some(reason) => format!("{evidence}: {reason}"),
-        None => evidence,
+/// Why no key opened them, when one was tried.
+fn not_opened<'a>(volumes: &'a [Volume], closed: &[VolumeId]) -> Option<&'a str> {
+    let mut closed = volumes.iter().filter(|v| closed.contains(&v.id));
+    closed.find_map(|v| v.state.unreadable.as_deref())
+}
+
+fn because(message: &str, reason: Option<&str>) -> String {
+    match reason {
+        Some(reason) => format!("{message}; {reason}"),
+        None => message.to_string(),
     }
 }
 
@@ -481,7 +485,10 @@ mod tests {
         );
         let found = out.findings.into_iter();
         found
-            .map(|f| (f.id, format!("{:?} {}", f.severity, f.evidence)))
+            .map(|f| {
+                let why = f.message.split_once("; ").map_or("", |(_, why)| why);
+                (f.id, format!("{:?} {} {why}", f.severity, f.evidence))
+            })
             .collect()
     }
 
@@ -494,21 +501,21 @@ mod tests {
                 None,
                 false,
                 "bitlocker",
-                "Blocker partition 2: no key opens it",
+                "Blocker partition 2 no key opens it",
             ),
             (
                 Luks,
                 None,
                 false,
                 "luks",
-                "Blocker partition 2: no key opens it",
+                "Blocker partition 2 no key opens it",
             ),
             (
                 Ntfs,
                 Some(Bitlocker),
                 true,
                 "bitlocker-opened",
-                "Warning partition 2",
+                "Warning partition 2 backup/ holds hives in clear",
             ),
         ] {
             assert_eq!(codes(kind, container, system), [(id, says.to_string())]);

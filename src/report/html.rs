@@ -25,7 +25,7 @@ table{border-collapse:collapse;width:100%}
 td,th{border-bottom:1px solid var(--line);padding:.3rem .5rem;text-align:left;vertical-align:top}
 .ok{color:var(--ok)}.bad{color:var(--bad)}
 code,pre{background:var(--soft);padding:.1rem .3rem}pre{white-space:pre-wrap;overflow-wrap:anywhere}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}.pair p{margin:.2rem 0}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}.pair p{margin:.5rem 0 .2rem}
 .chain{display:flex;flex-direction:column;align-items:flex-start;list-style:none;padding:0;margin:0}
 .chain li{border:1px solid;border-radius:.4rem;padding:.1rem .5rem;font-size:.875rem;max-width:100%;\
 box-sizing:border-box}
@@ -118,7 +118,10 @@ fn boot_path(h: &mut String, r: &Report) {
     if r.controllers.is_empty() {
         return;
     }
-    h.push_str("<h2>Boot path</h2>\n");
+    h.push_str(
+        "<h2>Boot path</h2>\n<p>Those that the domain XML of this conversion uses have to be ready; \
+         the others are shown to compare.</p>\n",
+    );
     let shared_after = shared(&r.controllers);
     let shared_before = shared(&r.controllers_before);
     for (controller, after) in &r.controllers {

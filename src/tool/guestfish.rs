@@ -28,6 +28,8 @@ pub const MAX_LINE: usize = 8000;
 const WINDOW: usize = 16 << 10;
 const MAX_REPLY: usize = 64 << 20;
 const TICK: Duration = Duration::from_millis(20);
+/// What a tick counts for at most.
+const STEP: Duration = Duration::from_secs(1);
 /// How long guestfish may take to end after its last command.
 const CLOSE_LIMIT: Duration = Duration::from_secs(60);
 /// libguestfs says so before the reason of every failure.
@@ -202,7 +204,8 @@ impl Shell {
     }
 
     fn reply(&mut self, limit: Duration) -> Result<Vec<u8>> {
-        let deadline = Instant::now() + limit;
+        let mut left = limit;
+        let mut last = Instant::now();
         loop {
             let token = self.token.as_bytes();
             let from = self.searched.saturating_sub(token.len());
@@ -231,7 +234,10 @@ impl Shell {
             if stop::requested() {
                 return Err(ToolError::Interrupted);
             }
-            if Instant::now() > deadline {
+            // Stopped (^Z) we and guestfish did nothing: that time does not count.
+            left = left.saturating_sub(last.elapsed().min(STEP));
+            last = Instant::now();
+            if left.is_zero() {
                 return Err(ToolError::TimedOut {
                     tool: TOOL.to_string(),
                     after: limit,

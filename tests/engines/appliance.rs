@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -224,6 +225,34 @@ fn a_start_has_a_time_limit() {
     assert!(message.contains("not finish within 3"), "{message}");
     assert!(hints.contains("HYPER2KVM_APPLIANCE_LIMIT"), "{hints}");
     assert_eq!(processes_naming(lab.dir.path()), Vec::<String>::new());
+}
+
+/// Stopped and continued (^Z, fg) with its guestfish: the limit is for time in which both could work.
+#[test]
+fn time_stopped_does_not_count() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = small();
+    let bin = fake(&lab, "for i in 1 2 3; do sleep 0.4; done");
+    let child = command(&lab, Some(&bin))
+        .env("HYPER2KVM_APPLIANCE_LIMIT", "3")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let started = || !processes_naming(&bin).is_empty();
+    assert!(within(60, started), "no guestfish was started");
+    let group = format!("-{}", child.id());
+    for (signal, seconds) in [("-STOP", 4), ("-CONT", 0)] {
+        support::tool("kill", &[signal, "--", &group]);
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+    let out = child.wait_with_output().unwrap();
+    // It came to the end of its start, and then there was no disk.
+    let error = String::from_utf8(out.stdout).unwrap();
+    assert!(error.contains("does not see the disk"), "{error}");
 }
 
 /// The real one: its QEMU names our socket, and is gone when we are killed while it starts.

@@ -7,12 +7,16 @@
 #![allow(clippy::print_stderr)] // which case is running
 
 mod appliance;
+mod bitlocker;
+mod dynamic;
 mod opened;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -59,14 +63,45 @@ fn guestfs_bytes(program: &str, args: &[&str]) -> Vec<u8> {
     out.stdout
 }
 
+/// A `PATH` with a guestfish that counts before it runs the real one, for [`starts`]; each starts one
+/// appliance at most.
+fn counted(lab: &Lab) -> OsString {
+    let folder = lab.path("counted");
+    fs::create_dir_all(&folder).unwrap();
+    let real = hyper2kvm::tool::find("guestfish").unwrap();
+    let (real, log) = (real.display(), lab.path("starts"));
+    let script = format!(
+        "#!/bin/sh\necho >> '{}'\nexec '{real}' \"$@\"\n",
+        log.display()
+    );
+    let file = folder.join("guestfish");
+    fs::write(&file, script).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut path = folder.into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap());
+    path
+}
+
+/// Starts since the last question.
+fn starts(lab: &Lab) -> usize {
+    let log = fs::read(lab.path("starts")).unwrap_or_default();
+    let _ = fs::remove_file(lab.path("starts"));
+    log.len()
+}
+
 /// The converted disk as raw, and the report.
 fn convert(lab: &Lab, media: &Path, engine: &str) -> (PathBuf, Value) {
     let (raw, out) = (lab.raw.to_str().unwrap(), lab.path("out"));
     let mut args = vec!["convert", raw, "--json", "-o", out.to_str().unwrap()];
     args.extend(["--engine", engine, "--format", "raw", "--virtio-iso"]);
     args.push(media.to_str().unwrap());
-    let report = h2k(args).expect(0).json();
+    let mut command = Command::new(support::binary());
+    command.args(args).env("PATH", counted(lab));
+    let report = support::finish(command).expect(0).json();
     assert_eq!(report["engine"], engine);
+    // The same one reads and writes.
+    assert_eq!(starts(lab), usize::from(engine == "guestfish"));
     assert_eq!(report["engine_why"], "asked for");
     let disk = Path::new(report["outputs"]["disks"][0].as_str().unwrap());
     // Both convert to the same place, so that their reports name the same files.
@@ -114,6 +149,47 @@ fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
     tree
 }
 
+/// The part of [`tree`] that is one volume.
+fn of_volume(disk: &Path, volume: u32) -> BTreeMap<String, Option<Vec<u8>>> {
+    let files = tree(disk).into_iter().filter(|((id, _), _)| *id == volume);
+    files
+        .map(|((_, path), contents)| (path, contents))
+        .collect()
+}
+
+/// Attributes and security descriptor of every file of the Windows volume, by ntfs-3g's own tool.
+fn security(lab: &Lab, disk: &Path) -> BTreeMap<String, String> {
+    audit(&lab.volume(disk))
+}
+
+fn audit(volume: &Path) -> BTreeMap<String, String> {
+    let text = tool("ntfssecaudit", &["-rv", volume.to_str().unwrap(), "/"]);
+    let text = String::from_utf8_lossy(&text).replacen("Recursive file check\n", "", 1);
+    let mut files: BTreeMap<String, String> = BTreeMap::new();
+    let mut shared: BTreeMap<String, String> = BTreeMap::new();
+    for block in text.split("\n\n").filter(|b| b.contains("Security key : ")) {
+        let mut lines = block.trim_start().lines();
+        let name = lines.next().unwrap().to_string();
+        // A descriptor is the file's own ("none"), or one that files share; then it is shown once.
+        let key = lines.next().unwrap().split(' ').nth(3).unwrap().to_string();
+        let (dump, facts): (Vec<&str>, Vec<&str>) = lines.partition(|l| l.starts_with("      "));
+        let words = dump.iter().flat_map(|line| line.split_whitespace().skip(1));
+        let dump: String = words.collect();
+        let mut dump = dump.trim_end_matches('0').to_string();
+        if key != "none" {
+            let first = shared.entry(key).or_insert_with(|| dump.clone());
+            dump = first.clone();
+        }
+        // The owner and the group are in the descriptor.
+        let attributes = facts.into_iter().find(|f| f.starts_with("Windows attrib"));
+        files.insert(name, format!("{}\n{dump}", attributes.unwrap_or_default()));
+    }
+    // Not those that NTFS keeps for itself.
+    files.retain(|name, _| !name.contains("/$"));
+    assert!(files.len() > 50, "{text}");
+    files
+}
+
 fn without(mut report: Value, keys: &[&str]) -> Value {
     let object = report.as_object_mut().unwrap();
     for key in keys {
@@ -139,6 +215,14 @@ fn same_result(lab: &Lab, media: &Path) -> PathBuf {
         // Hives have a time in them; they are compared key by key.
         let is_hive = path.1.contains("/config/");
         assert!(is_hive || found[path] == *contents, "{path:?}");
+    }
+    let (expected, found) = (security(lab, &by_embedded), security(lab, &by_guestfish));
+    assert_eq!(
+        expected.keys().collect::<Vec<_>>(),
+        found.keys().collect::<Vec<_>>()
+    );
+    for (file, said) in &expected {
+        equal_lines(file, said, &found[file]);
     }
     let mut count = 0;
     for (hive, prefix) in HIVES {
@@ -210,15 +294,22 @@ fn lab(version: WinVersion, arch: Arch, firmware: Firmware) -> Lab {
     Lab::new(spec)
 }
 
-/// What `inspect` and `verify` say through the appliance, compared with what they say without.
-fn same_reading(verb: &str, disk: &Path) {
+/// What `verify` says through the appliance, compared with what it says without. `inspect` is part of
+/// every report, and in `dynamic.rs`.
+fn same_verdict(disk: &Path) {
     let seen = |engine: &str| {
-        let report = h2k([verb, disk.to_str().unwrap(), "--json", "--engine", engine]);
+        let report = h2k([
+            "verify",
+            disk.to_str().unwrap(),
+            "--json",
+            "--engine",
+            engine,
+        ]);
         let report = report.expect(0).json();
         assert_eq!(report["engine"], engine);
         without(report, &["engine"])
     };
-    assert_eq!(seen("embedded"), seen("guestfish"), "{verb}");
+    assert_eq!(seen("embedded"), seen("guestfish"));
 }
 
 /// One guest after the other; `cargo test` runs two such lists side by side.
@@ -245,14 +336,12 @@ fn servers() {
     all_the_same(&[(WinVersion::Server2022, Arch::Amd64, Firmware::Uefi)]);
     if ready() {
         let lab = lab(WinVersion::Server2012R2, Arch::Amd64, Firmware::Bios);
-        same_reading("inspect", &lab.raw);
         let converted = same_result(&lab, virtio_win());
-        same_reading("verify", &converted);
+        same_verdict(&converted);
     }
 }
 
 #[test]
-#[ignore = "two more appliances: cargo test --test engines -- --ignored"]
 fn windows_xp() {
     if !ready() {
         return;

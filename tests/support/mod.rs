@@ -60,6 +60,29 @@ pub fn corpus(file: &str) -> Option<Vec<u8>> {
     Some(out.stdout)
 }
 
+/// The fenced blocks of a document with this info string, with their line numbers.
+pub fn blocks(text: &str, kind: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut open: Option<(usize, bool, String)> = None;
+    for (i, line) in text.lines().enumerate() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(info)) => open = Some((i + 2, info == kind, String::new())),
+            (None, None) => {}
+            (Some(_), Some(_)) => {
+                if let Some((at, true, body)) = open.take() {
+                    found.push((at, body));
+                }
+            }
+            (Some((_, _, body)), None) => {
+                body.push_str(line);
+                body.push('\n');
+            }
+        }
+    }
+    assert!(open.is_none(), "a block is not closed");
+    found
+}
+
 /// A finished run of the program.
 pub struct Run {
     pub code: i32,
