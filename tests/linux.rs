@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use hyper2kvm::linux::initramfs;
 use support::{Run, binary, blocks, finish, have, sha256, tool};
 
 const TOOLS: [&str; 9] = [
@@ -693,7 +694,8 @@ fn a_real_initramfs() {
         eprintln!("SKIP: no {file}");
         return;
     }
-    let contents = hyper2kvm::linux::initramfs::scan(fs::File::open(&file).unwrap()).unwrap();
+    let mut budget = initramfs::MAX_UNPACKED;
+    let contents = initramfs::scan(fs::File::open(&file).unwrap(), &mut budget).unwrap();
     let listed = String::from_utf8(tool("lsinitramfs", &[&file])).unwrap();
     let modules = listed
         .lines()

@@ -7,6 +7,7 @@ use std::sync::{Once, OnceLock};
 use hyper2kvm::guest::embedded;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, FileKind, GuestPath, GuestRead, GuestWrite, VolumeId};
+use hyper2kvm::linux::efi;
 use hyper2kvm_fuzz::bounded;
 use hyper2kvm_fuzz::disk::{Base, Patched, bare, base};
 use libfuzzer_sys::fuzz_target;
@@ -52,6 +53,7 @@ fuzz_target!(|input: &[u8]| {
         let disk = Patched::new(base, input);
         if let Ok(reader) = embedded::open(disk.clone(), &bare()) {
             look(&reader, &GuestPath::root(), 0, &mut 60);
+            let _ = efi::find(&[&reader], "debian");
         }
         if kind & 2 == 0 {
             return;

@@ -1,8 +1,9 @@
 #![no_main]
-//! The first and last bytes of a disk image, and VMDK descriptors.
+//! The first and last bytes of a disk image, VMDK descriptors, and what qemu-img says of an image.
 
 use hyper2kvm::disk::detect::{detect_bytes, parse_extents, vhd_type};
 use hyper2kvm::source::vmdk::Descriptor;
+use hyper2kvm::tool::qemu_img::{parse_check, parse_info};
 use hyper2kvm_fuzz::bounded;
 use libfuzzer_sys::fuzz_target;
 
@@ -14,5 +15,7 @@ fuzz_target!(|input: &[u8]| {
         let _ = vhd_type(tail);
         assert!(parse_extents(input).len() <= input.len());
         let _ = Descriptor::parse(input);
+        let _ = parse_info(input);
+        let _ = parse_check(input);
     });
 });

@@ -29,9 +29,13 @@ impl Base {
     }
 
     pub fn load(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("images")
-            .join(name);
+        // The tests of the program take this file in too.
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = match root.join("fuzz").is_dir() {
+            true => root.join("fuzz"),
+            false => root.to_owned(),
+        };
+        let path = root.join("images").join(name);
         let packed = std::fs::read(path).expect("an image of the repository");
         let mut bytes = Vec::new();
         flate2::read::GzDecoder::new(&packed[..])

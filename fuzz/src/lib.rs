@@ -2,6 +2,7 @@
 //! hashes right, without which a mutated log would never get past its first check.
 
 pub mod disk;
+pub mod guest;
 
 use std::time::{Duration, Instant};
 

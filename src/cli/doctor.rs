@@ -29,7 +29,10 @@ pub fn run(args: &DoctorArgs, ui: &Ui) -> Result<()> {
         .map(|f| f.tool.name)
         .collect();
     if missing.is_empty() {
-        return Ok(());
+        return match found.iter().find_map(Found::too_old) {
+            Some(old) => Err(Error::missing_tool(old)),
+            None => Ok(()),
+        };
     }
     Err(
         Error::missing_tool(format!("missing: {}", missing.join(", ")))
@@ -40,6 +43,7 @@ pub fn run(args: &DoctorArgs, ui: &Ui) -> Result<()> {
 fn report(found: &[Found], ui: &Ui) {
     for f in found {
         let state = match (&f.path, f.tool.required) {
+            (Some(_), _) if f.too_old().is_some() => "TOO OLD",
             (Some(_), _) => "ok",
             (None, true) => "MISSING",
             (None, false) => "optional",

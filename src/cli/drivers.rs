@@ -11,6 +11,8 @@ use crate::drivers::{Arch, WindowsTarget};
 use crate::error::{Error, Result};
 use crate::ui::Ui;
 
+use super::confine;
+
 #[derive(Debug, clap::Args)]
 pub struct DriversArgs {
     /// virtio-win ISO or folder; without it only the catalogue is shown
@@ -22,6 +24,7 @@ pub struct DriversArgs {
 }
 
 pub fn run(args: &DriversArgs, ui: &Ui) -> Result<()> {
+    confine::looks([])?;
     let mut catalogue = Catalogue::builtin();
     for file in &args.driver_config {
         catalogue.merge_file(file).map_err(|e| {

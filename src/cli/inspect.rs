@@ -33,6 +33,7 @@ pub struct InspectArgs {
 }
 
 pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
+    args.source.confine(args.evidence.as_deref())?;
     if args.more.is_empty() && is_one(&args.source.source) {
         let seen = one(args, &args.source.source, ui)?;
         ui.styled(&look::inspection(&seen.inspection));

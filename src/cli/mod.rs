@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod boot;
 pub mod completions;
+mod confine;
 pub mod convert;
 pub mod demo;
 pub mod doctor;
@@ -21,7 +22,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::tool::stop;
+use crate::tool::{host, stop};
 use crate::ui::{ProgressMode, Ui};
 
 const EXIT_CODES: &str = "\
@@ -156,6 +157,13 @@ fn with_remedy(mut error: Error) -> Error {
     ];
     let causes = error.causes();
     let said = |what: &str| error.message.contains(what) || causes.iter().any(|c| c.contains(what));
+    if error.kind == ErrorKind::Failed
+        && (said("qemu-img") || said("qemu-storage-daemon"))
+        && let Some(old) = host::old_qemu()
+    {
+        error.kind = ErrorKind::MissingTool;
+        return error.hint(old);
+    }
     let found = REFUSALS.iter().find(|(what, _)| said(what));
     let Some((what, remedy)) = found.copied() else {
         return error;

@@ -15,6 +15,7 @@ pub struct PlanArgs {
 }
 
 pub fn run(args: &PlanArgs, ui: &Ui) -> Result<()> {
+    args.fix.source.confine([])?;
     show(&args.fix.job()?, ui)
 }
 

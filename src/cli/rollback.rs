@@ -12,6 +12,8 @@ use crate::fix::commit::{self, CommitError};
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::ui::{Ui, bytes};
 
+use super::confine;
+
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {
     /// Output folder of the conversion
@@ -53,6 +55,13 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     }
     ui.status("Restoring", &disk.path.display().to_string());
     let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
+    let files = image.files_to_open(true);
+    let written = files.iter().filter(|(_, written)| *written);
+    confine::looks(
+        written
+            .map(|(file, _)| file.as_path())
+            .chain([journal.folder()]),
+    )?;
     let export = Export::<dyn BlockWrite>::open_writable(&image)?;
     let restored = commit::rollback(&mut journal, export.disk().as_ref(), args.force);
     let closed = export.close();

@@ -20,7 +20,8 @@ use crate::guest::keys::Keys;
 use crate::plan::firstboot::Wishes;
 use crate::report::Request;
 use crate::source;
-use crate::tool::confine;
+
+use super::confine;
 
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
@@ -286,6 +287,20 @@ impl SourceArgs {
         })
     }
 
+    /// For the verbs that only read: nothing is written but below these paths and where temporary files
+    /// are, and there is no network. Not with guestfish, as for `convert`.
+    pub fn confine<'p>(&self, below: impl IntoIterator<Item = &'p Path>) -> Result<()> {
+        if self.guestfish()? {
+            return Ok(());
+        }
+        confine::looks(below)
+    }
+
+    /// Whether the guestfish engine is used whatever the disk holds.
+    fn guestfish(&self) -> Result<bool> {
+        Ok(!self.key.is_empty() || Engine::choose(self.engine.into())?.starts_slowly())
+    }
+
     /// The engine for the verbs that only read.
     pub fn reader(&self) -> Result<Engine> {
         Engine::choose_reader(self.engine.into())
@@ -392,33 +407,12 @@ impl FixArgs {
     /// temporary files. Not with `--in-place`, whose disk may be anywhere, and not with guestfish, whose
     /// appliance may be run by a libvirt daemon that outlives us.
     pub fn confine(&self) -> Result<()> {
-        let guestfish = Engine::choose(self.source.engine.into())?.starts_slowly();
-        if self.in_place || guestfish || !self.source.key.is_empty() {
+        if self.in_place || self.source.guestfish()? {
             return Ok(());
         }
         let output = self.output_dir.as_deref().and_then(Path::parent);
         let output = output.filter(|p| !p.as_os_str().is_empty());
-        let output = output.unwrap_or(Path::new("."));
-        // Parents that are yet to be made are made below one that is there.
-        let there = output
-            .ancestors()
-            .find(|p| p.is_dir())
-            .unwrap_or(Path::new("."));
-        let mut below: Vec<PathBuf> = ["/var/tmp", "/run"].map(PathBuf::from).into();
-        below.extend([there.to_owned(), std::env::temp_dir()]);
-        for name in [
-            "XDG_RUNTIME_DIR",
-            "LIBGUESTFS_CACHEDIR",
-            "LIBGUESTFS_TMPDIR",
-        ] {
-            below.extend(std::env::var_os(name).map(PathBuf::from));
-        }
-        let enforced = confine::writes_only(&below)
-            .map_err(|e| Error::failed("limiting where is written").because(e))?;
-        if !enforced {
-            tracing::debug!("this kernel has no landlock");
-        }
-        Ok(())
+        confine::writes([output.unwrap_or(Path::new("."))])
     }
 
     fn emit_kinds(&self) -> Vec<Emit> {

@@ -8,6 +8,7 @@
 //! The bytes come from a guest: names, sizes and the amount that comes out of a decompressor are
 //! bounded, and every error says what was wrong.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
@@ -16,8 +17,11 @@ use liblzma::stream::Stream;
 
 use super::modules;
 
-/// What all archives of one initramfs may unpack to.
-const MAX_UNPACKED: u64 = 2 << 30;
+/// What all initramfs of a guest may unpack to.
+pub const MAX_UNPACKED: u64 = 2 << 30;
+/// What one may unpack to for each byte of it, and besides. Modules and programs get to 10.
+const MAX_RATIO: u64 = 32;
+const SMALL: u64 = 8 << 20;
 const MAX_ENTRIES: u32 = 500_000;
 /// Linux refuses longer names.
 const MAX_NAME: u32 = 4096;
@@ -58,11 +62,16 @@ pub struct Contents {
     pub files: u32,
 }
 
-/// Reads a whole initramfs.
-pub fn scan(input: impl Read) -> Result<Contents> {
+/// Reads a whole initramfs. `budget` is what it may unpack to; what is left of it is for the next one.
+pub fn scan(input: impl Read, budget: &mut u64) -> Result<Contents> {
+    let packed = Cell::new(0);
+    let input = Tally {
+        inner: input,
+        read: &packed,
+    };
     let mut input = BufReader::with_capacity(64 << 10, input);
     let mut contents = Contents::default();
-    let mut budget = MAX_UNPACKED;
+    let mut unpacked = 0;
     for _ in 0..MAX_ARCHIVES {
         let Some(magic) = next_magic(&mut input)? else {
             if contents.files == 0 {
@@ -72,7 +81,10 @@ pub fn scan(input: impl Read) -> Result<Contents> {
         };
         let mut whole = Cursor::new(magic).chain(&mut input);
         if is_cpio(&magic) {
-            archive(&mut Counted::new(&mut whole, budget), &mut contents)?;
+            let mut plain = Counted::new(&mut whole, *budget);
+            let read = archive(&mut plain, &mut contents);
+            *budget = plain.left;
+            read?;
             continue;
         }
         let decoder: Box<dyn Read + '_> = match magic {
@@ -85,9 +97,12 @@ pub fn scan(input: impl Read) -> Result<Contents> {
             [0x5d, 0, 0, ..] => Box::new(xz(&mut whole, Stream::new_lzma_decoder(XZ_MEMORY))?),
             _ => return Err(InitramfsError::Compression(magic)),
         };
-        let mut inside = Counted::new(BufReader::with_capacity(64 << 10, decoder), budget);
-        archives(&mut inside, &mut contents)?;
-        budget = inside.left;
+        let mut inside = Counted::new(BufReader::with_capacity(64 << 10, decoder), *budget);
+        inside.ratio = Some((unpacked, &packed));
+        let read = archives(&mut inside, &mut contents);
+        unpacked += *budget - inside.left;
+        *budget = inside.left;
+        read?;
     }
     Err(InitramfsError::Limit("it has too many archives"))
 }
@@ -133,7 +148,7 @@ fn next_magic(input: &mut impl BufRead) -> Result<Option<[u8; 6]>> {
 }
 
 /// Several archives in one compressed stream, read to the end of that stream.
-fn archives(input: &mut Counted<impl Read>, contents: &mut Contents) -> Result<()> {
+fn archives(input: &mut Counted<'_, impl Read>, contents: &mut Contents) -> Result<()> {
     loop {
         let mut first = [0; 1];
         if input.read(&mut first)? == 0 {
@@ -157,7 +172,7 @@ fn archives(input: &mut Counted<impl Read>, contents: &mut Contents) -> Result<(
 }
 
 /// One archive up to its trailer.
-fn archive(input: &mut Counted<impl Read>, contents: &mut Contents) -> Result<()> {
+fn archive(input: &mut Counted<'_, impl Read>, contents: &mut Contents) -> Result<()> {
     let mut at = 0u64;
     loop {
         let offset = at;
@@ -258,25 +273,52 @@ fn skip(input: &mut impl Read, len: u64) -> Result<()> {
     Ok(())
 }
 
-/// Stops what never ends.
-struct Counted<R> {
+/// Stops what never ends, and what unpacks to far more than files of a Linux do.
+struct Counted<'p, R> {
     inner: R,
     left: u64,
+    /// What came out before, and how much was packed up to here.
+    ratio: Option<(u64, &'p Cell<u64>)>,
 }
 
-impl<R: Read> Counted<R> {
+impl<R: Read> Counted<'_, R> {
     fn new(inner: R, left: u64) -> Self {
-        Self { inner, left }
+        Self {
+            inner,
+            left,
+            ratio: None,
+        }
     }
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.left = self
             .left
             .checked_sub(n as u64)
-            .ok_or_else(|| io::Error::other("it unpacks to more than 2 GiB"))?;
+            .ok_or_else(|| io::Error::other("it unpacks to too much"))?;
+        if let Some((unpacked, packed)) = &mut self.ratio {
+            *unpacked += n as u64;
+            if *unpacked > SMALL + packed.get() * MAX_RATIO {
+                let error = format!("it unpacks to more than {MAX_RATIO} times its size");
+                return Err(io::Error::other(error));
+            }
+        }
+        Ok(n)
+    }
+}
+
+/// Counts what is read.
+struct Tally<'p, R> {
+    inner: R,
+    read: &'p Cell<u64>,
+}
+
+impl<R: Read> Read for Tally<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.read.set(self.read.get() + n as u64);
         Ok(n)
     }
 }
@@ -384,7 +426,7 @@ pub(super) mod tests {
     }
 
     fn check(bytes: &[u8]) {
-        let contents = scan(bytes).unwrap();
+        let contents = scan(bytes, &mut MAX_UNPACKED.clone()).unwrap();
         assert_eq!(
             contents.modules["6.1"],
             BTreeSet::from(["virtio_blk".to_string(), "ahci".to_string()])
@@ -509,7 +551,9 @@ pub(super) mod tests {
                 "reading it",
             ),
         ] {
-            let error = scan(bytes).unwrap_err().to_string();
+            let error = scan(bytes, &mut MAX_UNPACKED.clone())
+                .unwrap_err()
+                .to_string();
             assert!(
                 error.contains(says),
                 "{error} for {:02x?}",
@@ -526,5 +570,10 @@ pub(super) mod tests {
         let mut left = Counted::new(flate2::read::GzDecoder::new(&bomb[..]), 1 << 20);
         let error = archives(&mut left, &mut Contents::default()).unwrap_err();
         assert!(matches!(error, InitramfsError::Io(_)), "{error}");
+        let mut budget = MAX_UNPACKED;
+        let error = scan(&bomb[..], &mut budget).unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("32 times"), "{why}");
+        assert!(budget > MAX_UNPACKED - (20 << 20));
     }
 }

@@ -136,6 +136,7 @@ pub fn kernels(tree: &dyn Tree, menu: &Menu, root: &RootFacts) -> Result<Vec<Ker
         tree,
         root,
         scanned: BTreeMap::new(),
+        budget: initramfs::MAX_UNPACKED,
     };
     let default = menu.default.and_then(|i| menu.entries.get(i));
     let same = |a: &Entry, b: &Entry| a.kernel == b.kernel && a.initrds == b.initrds;
@@ -213,6 +214,8 @@ struct Reader<'t> {
     tree: &'t dyn Tree,
     root: &'t RootFacts,
     scanned: BTreeMap<String, Rc<std::result::Result<Contents, String>>>,
+    /// What initramfs may still unpack to.
+    budget: u64,
 }
 
 impl Reader<'_> {
@@ -385,7 +388,7 @@ impl Reader<'_> {
             return Ok(known.clone());
         }
         let scanned = match self.tree.open(path, MAX_INITRAMFS) {
-            Ok(Some(file)) => initramfs::scan(file).map_err(|e| because(&e)),
+            Ok(Some(file)) => initramfs::scan(file, &mut self.budget).map_err(|e| because(&e)),
             Ok(None) => Err("it does not exist".to_string()),
             Err(error @ TreeError::TooLarge { .. }) => Err(error.to_string()),
             Err(error) => return Err(error),

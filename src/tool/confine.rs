@@ -158,8 +158,9 @@ pub fn parser() -> io::Result<()> {
     )?)
 }
 
-/// No sockets but those of this host, and no ring that could open one past the filter.
-fn offline() -> io::Result<()> {
+/// No sockets but those of this host, and no ring that could open one past the filter. For this process
+/// and all it starts; needs no-new-privileges.
+pub fn offline() -> io::Result<()> {
     let unix = SeccompCondition::new(
         0,
         SeccompCmpArgLen::Dword,

@@ -219,6 +219,31 @@ fn version_line(path: &std::path::Path, args: &[&str]) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// The oldest QEMU whose storage daemon understands what it is asked here: `--export` with `node-name`.
+const QEMU: (u32, u32) = (5, 2);
+
+impl Found {
+    /// What to say of a program that is too old to be used.
+    pub fn too_old(&self) -> Option<String> {
+        let line = self.version.as_deref()?;
+        let ours = ["qemu-img", "qemu-storage-daemon"].contains(&self.tool.name);
+        let old = ours && qemu_version(line)? < QEMU;
+        old.then(|| format!("{line}: too old, {}.{} or newer is needed", QEMU.0, QEMU.1))
+    }
+}
+
+/// `qemu-img version 7.2.9 (Debian ...)`.
+fn qemu_version(line: &str) -> Option<(u32, u32)> {
+    let (_, rest) = line.split_once("version ")?;
+    let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The same for whichever of QEMU's programs is too old.
+pub fn old_qemu() -> Option<String> {
+    TOOLS.iter().take(2).find_map(|tool| tool.probe().too_old())
+}
+
 /// The newest file of the library (`libntfs-3g.so.89`) in the places the loader looks at.
 pub fn find_library(name: &str) -> Option<PathBuf> {
     let arch = std::env::consts::ARCH;
@@ -338,6 +363,33 @@ mod tests {
         assert!(hint("qemu-img").contains("qemu"));
         assert_eq!(hint("other"), "install other");
         assert_eq!(install_command([]), None);
+    }
+
+    #[test]
+    fn versions() {
+        for (line, want) in [
+            ("qemu-img version 7.2.9 (Debian 1:7.2+dfsg-7)", Some((7, 2))),
+            ("qemu-storage-daemon version 10.0.2", Some((10, 0))),
+            (
+                "qemu-img version 4.2.1 (qemu-kvm-4.2.0-60.el8)",
+                Some((4, 2)),
+            ),
+            ("qemu-img version ", None),
+            ("qemu-img", None),
+        ] {
+            assert_eq!(qemu_version(line), want, "{line}");
+        }
+        let found = |version: &str| Found {
+            tool: &TOOLS[0],
+            path: None,
+            version: Some(version.into()),
+        };
+        assert!(found("qemu-img version 5.2.0").too_old().is_none());
+        let said = found("qemu-img version 5.1.0").too_old().unwrap();
+        assert!(
+            said.contains("5.1.0") && said.contains("5.2 or newer"),
+            "{said}"
+        );
     }
 
     #[test]

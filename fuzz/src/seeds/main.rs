@@ -1,8 +1,14 @@
 //! Writes `images/` and the seed corpora: from files made by our own code and by the tools that make
-//! such files (mkntfs, mkfs.fat, genisoimage, tar, wimcapture).
+//! such files (mkntfs, mkfs.fat, mke2fs, debugfs, genisoimage, tar, wimcapture, gzip, zstd, xz, lz4).
+//!
+//!   seeds [PART...]     hives, files, volumes, linux, helpers; all of them when none is named
+//!
+//! New images make what was kept for the targets that patch them worthless.
 
 mod files;
+mod helpers;
 mod hives;
+mod linux;
 mod volumes;
 
 use std::fs;
@@ -37,7 +43,19 @@ fn main() -> Result<()> {
     let seeds = Seeds {
         root: Path::new(env!("CARGO_MANIFEST_DIR")).to_owned(),
     };
-    hives::write(&seeds)?;
-    files::write(&seeds)?;
-    volumes::write(&seeds)
+    type Write = fn(&Seeds) -> Result<()>;
+    let parts: [(&str, Write); 5] = [
+        ("hives", hives::write),
+        ("files", files::write),
+        ("volumes", volumes::write),
+        ("linux", linux::write),
+        ("helpers", helpers::write),
+    ];
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    for (name, write) in parts {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            write(&seeds)?;
+        }
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@
 mod child;
 mod wire;
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -43,9 +43,7 @@ const END: Duration = Duration::from_secs(5);
 pub struct ConfinedNtfs {
     child: Child,
     stream: UnixStream,
-    disk: Arc<dyn BlockWrite>,
-    start: u64,
-    len: u64,
+    volume: Range,
     /// The child is gone, or cannot be understood any more.
     broken: bool,
 }
@@ -64,19 +62,17 @@ impl ConfinedNtfs {
             .stdin(OwnedFd::from(theirs))
             .spawn()
             .map_err(|error| failed("starting the confined writer", &error))?;
-        let mut volume = Self {
+        let mut writer = Self {
             child,
             stream,
-            len: len.min(disk.size().saturating_sub(start)),
-            disk,
-            start,
+            volume: Range::new(disk, start, len),
             broken: false,
         };
         let fields = Fields::default()
-            .number(volume.len)
+            .number(writer.volume.len)
             .number(u64::from(options.force_dirty));
-        volume.call(Tag::Mount, fields, &GuestPath::root())?;
-        Ok(volume)
+        writer.call(Tag::Mount, fields, &GuestPath::root())?;
+        Ok(writer)
     }
 
     pub fn create_dir(&mut self, path: &GuestPath) -> Result<()> {
@@ -121,7 +117,11 @@ impl ConfinedNtfs {
         if self.broken {
             return Err(op(path, "the confined writer has ended".into()));
         }
-        match self.converse(tag, fields) {
+        let mut patient = Patient {
+            stream: &self.stream,
+            since: Instant::now(),
+        };
+        match self.volume.converse(&mut patient, tag, fields) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(error) => {
@@ -129,66 +129,6 @@ impl ConfinedNtfs {
                 Err(op(path, self.why_it_ended(&error)))
             }
         }
-    }
-
-    /// Sends a request and hands out blocks until its answer comes. The outer error is trouble with
-    /// the child itself.
-    fn converse(&mut self, tag: Tag, fields: Fields) -> io::Result<Result<()>> {
-        let start = Instant::now();
-        let mut moved = fields.len() as u64;
-        wire::send(&mut self.stream, tag, fields)?;
-        loop {
-            let mut patient = Patient {
-                stream: &self.stream,
-                since: Instant::now(),
-            };
-            let mut frame = wire::receive(&mut patient, wire::MAX_FROM_CHILD)?;
-            match frame.tag {
-                Tag::Done => return Ok(Ok(())),
-                Tag::Failed => return wire::error(&mut frame).map(Err),
-                Tag::Read | Tag::Write | Tag::Flush => {}
-                _ => return Err(wire::invalid("unexpected")),
-            }
-            let (tag, fields) = match self.serve(&mut frame)? {
-                Ok(blocks) => (Tag::Blocks, Fields::default().bytes(&blocks)),
-                // The child reports it; the library knows no more than a number.
-                Err(error) => {
-                    tracing::warn!("the guest's disk: {error}");
-                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                    (Tag::Fault, Fields::default().number(errno as u64))
-                }
-            };
-            moved = moved.saturating_add(fields.len() as u64);
-            wire::send(&mut self.stream, tag, fields)?;
-            if start.elapsed() > REQUEST + Duration::from_secs(moved >> 20) {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-        }
-    }
-
-    /// One access to the volume. The outer error: it is not an access to the volume.
-    fn serve(&self, frame: &mut Frame) -> io::Result<io::Result<Vec<u8>>> {
-        if frame.tag == Tag::Flush {
-            return Ok(self.disk.flush().map(|()| Vec::new()));
-        }
-        let offset = frame.number()?;
-        let inside = |len: usize| {
-            let end = offset.checked_add(len as u64);
-            let inside = end.is_some_and(|end| end <= self.len) && len <= wire::MAX_BLOCKS;
-            match inside {
-                true => Ok(self.start + offset),
-                false => Err(wire::invalid("outside the volume")),
-            }
-        };
-        if frame.tag == Tag::Read {
-            let len = usize::try_from(frame.number()?).unwrap_or(usize::MAX);
-            let at = inside(len)?;
-            let mut blocks = vec![0; len];
-            return Ok(self.disk.read_at(at, &mut blocks).map(|()| blocks));
-        }
-        let blocks = frame.bytes()?;
-        let at = inside(blocks.len())?;
-        Ok(self.disk.write_at(at, blocks).map(|()| Vec::new()))
     }
 
     fn why_it_ended(&mut self, error: &io::Error) -> String {
@@ -219,10 +159,112 @@ impl ConfinedNtfs {
     }
 }
 
-/// Reads with the patience that a child at work deserves.
+/// The part of the disk that a child may reach.
+struct Range {
+    disk: Arc<dyn BlockWrite>,
+    start: u64,
+    len: u64,
+}
+
+impl Range {
+    fn new(disk: Arc<dyn BlockWrite>, start: u64, len: u64) -> Self {
+        Self {
+            len: len.min(disk.size().saturating_sub(start)),
+            disk,
+            start,
+        }
+    }
+
+    /// Sends a request and hands out blocks until its answer comes. The outer error is trouble with
+    /// the child itself.
+    fn converse(
+        &self,
+        stream: &mut (impl Read + Write),
+        tag: Tag,
+        fields: Fields,
+    ) -> io::Result<Result<()>> {
+        let start = Instant::now();
+        let mut moved = fields.len() as u64;
+        wire::send(stream, tag, fields)?;
+        loop {
+            let mut frame = wire::receive(stream, wire::MAX_FROM_CHILD)?;
+            match frame.tag {
+                Tag::Done => return Ok(Ok(())),
+                Tag::Failed => return wire::error(&mut frame).map(Err),
+                Tag::Read | Tag::Write | Tag::Flush => {}
+                _ => return Err(wire::invalid("unexpected")),
+            }
+            let (tag, fields) = match self.serve(&mut frame)? {
+                Ok(blocks) => (Tag::Blocks, Fields::default().bytes(&blocks)),
+                // The child reports it; the library knows no more than a number.
+                Err(error) => {
+                    tracing::warn!("the guest's disk: {error}");
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    (Tag::Fault, Fields::default().number(errno as u64))
+                }
+            };
+            moved = moved.saturating_add(fields.len() as u64);
+            wire::send(stream, tag, fields)?;
+            if start.elapsed() > REQUEST + Duration::from_secs(moved >> 20) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    /// One access to the volume. The outer error: it is not an access to the volume.
+    fn serve(&self, frame: &mut Frame) -> io::Result<io::Result<Vec<u8>>> {
+        if frame.tag == Tag::Flush {
+            return Ok(self.disk.flush().map(|()| Vec::new()));
+        }
+        let offset = frame.number()?;
+        let inside = |len: usize| {
+            let end = offset.checked_add(len as u64);
+            let inside = end.is_some_and(|end| end <= self.len) && len <= wire::MAX_BLOCKS;
+            match inside {
+                true => Ok(self.start + offset),
+                false => Err(wire::invalid("outside the volume")),
+            }
+        };
+        if frame.tag == Tag::Read {
+            let len = usize::try_from(frame.number()?).unwrap_or(usize::MAX);
+            let at = inside(len)?;
+            let mut blocks = vec![0; len];
+            return Ok(self.disk.read_at(at, &mut blocks).map(|()| blocks));
+        }
+        let blocks = frame.bytes()?;
+        let at = inside(blocks.len())?;
+        Ok(self.disk.write_at(at, blocks).map(|()| Vec::new()))
+    }
+}
+
+/// What a child that is in a stranger's hands may do to the disk: one request, answered by `stream`.
+/// For the fuzz target.
+#[doc(hidden)]
+pub fn answered_by(
+    stream: &mut (impl Read + Write),
+    disk: Arc<dyn BlockWrite>,
+    start: u64,
+    len: u64,
+) -> io::Result<Result<()>> {
+    Range::new(disk, start, len).converse(stream, Tag::Unmount, Fields::default())
+}
+
+/// Reads with the patience that a child at work deserves; it begins anew with every frame sent.
 struct Patient<'s> {
     stream: &'s UnixStream,
     since: Instant,
+}
+
+impl Write for Patient<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.stream.write(buf);
+        self.since = Instant::now();
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 impl Read for Patient<'_> {

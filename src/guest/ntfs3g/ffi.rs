@@ -11,6 +11,7 @@ pub const EPERM: c_int = 1;
 pub const ENOENT: c_int = 2;
 pub const EIO: c_int = 5;
 pub const EEXIST: c_int = 17;
+pub const ELOOP: c_int = 40;
 pub const EINVAL: c_int = 22;
 pub const ENOSPC: c_int = 28;
 pub const EROFS: c_int = 30;
@@ -38,6 +39,8 @@ pub const AT_DATA: u32 = 0x80;
 pub const FILE_ATTR_HIDDEN_OR_SYSTEM: u32 = 0x6;
 pub const FILE_ATTR_DIRECTORY: u32 = 0x10;
 pub const FILE_ATTR_REPARSE_POINT: u32 = 0x400;
+/// In a reparse tag: the file stands for another one, as links and junctions do.
+pub const NAME_SURROGATE: u32 = 0x2000_0000;
 pub const FILE_ATTR_COMPRESSED: u32 = 0x800;
 pub const FILE_ATTR_ENCRYPTED: u32 = 0x4000;
 

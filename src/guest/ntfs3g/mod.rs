@@ -177,6 +177,7 @@ impl Ntfs3g {
             (ENOENT, None) => GuestError::NotFound {
                 path: path.to_string(),
             },
+            (ELOOP, None) => failed(op, path, "a folder on the way is a link".into()),
             (errno, None) => failed(op, path, text(errno)),
         }
     }
@@ -190,6 +191,12 @@ impl Ntfs3g {
     }
 
     fn child(&self, dir: &OpenInode<'_>, name: &str) -> Result<u64, c_int> {
+        // Windows goes where a junction points, so nothing in it is what Windows sees at this path.
+        if dir.attributes() & FILE_ATTR_REPARSE_POINT != 0
+            && self.reparse_tag(dir)? & NAME_SURROGATE != 0
+        {
+            return Err(ELOOP);
+        }
         let name: Vec<u16> = name.encode_utf16().collect();
         set_errno(ENOENT);
         // SAFETY: the inode is open and the name is valid for its length (255 at most).
@@ -575,6 +582,26 @@ impl Ntfs3g {
         changed
             .and_then(|()| inode.close())
             .map_err(|errno| self.error(OP, path, errno))
+    }
+
+    /// Makes a file or an empty folder a reparse point, such as a symbolic link or a junction: for guests
+    /// of our own making.
+    pub fn make_reparse(&mut self, path: &GuestPath, reparse: &[u8]) -> Result<()> {
+        const OP: &str = "linking";
+        let set = || {
+            let inode = self.open(self.lookup(path)?)?;
+            // SAFETY: the inode is open and the buffer is live and as long as said.
+            check(unsafe {
+                (self.api.ntfs_set_ntfs_reparse_data)(
+                    inode.ptr(),
+                    reparse.as_ptr().cast(),
+                    reparse.len(),
+                    0,
+                )
+            })?;
+            inode.close()
+        };
+        set().map_err(|errno| self.error(OP, path, errno))
     }
 
     /// A new file that the library compresses with LZNT1: for guests of our own making.
