@@ -2,7 +2,7 @@
 //! What the storage daemon sends: it parses the disk image in C, and may be in the hands of whoever
 //! made that.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
@@ -22,6 +22,8 @@ fuzz_target!(|input: &[u8]| {
         let (mut server, client) = UnixStream::pair().expect("a socket");
         server.write_all(input).expect("room in its buffer");
         server.shutdown(Shutdown::Write).expect("an open socket");
+        // It hears us out, as `Export` would not wait for ever for one that does not.
+        std::thread::spawn(move || io::copy(&mut server, &mut io::sink()));
         let Ok(nbd) = Nbd::handshake(client, "disk") else {
             return;
         };

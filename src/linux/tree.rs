@@ -21,6 +21,9 @@ const MAX_TEXT: u64 = 16 << 20;
 const MAX_READ: u64 = 8 << 30;
 const MAX_NAMES: usize = 100_000;
 const MAX_FOLDER: u64 = 64 << 20;
+/// As in Linux: PATH_MAX, and MAXSYMLINKS.
+const MAX_LINK: u64 = 4096;
+const MAX_LINKS: usize = 40;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
@@ -120,7 +123,54 @@ impl ExtVolume {
     }
 
     pub fn has(&self, path: &str) -> bool {
-        self.fs.exists(path).unwrap_or(false)
+        matches!(self.resolved(path), Ok(Some(_)))
+    }
+
+    /// Where a path leads to, with no link left in it. `ext4-view` follows links too, but takes as much
+    /// memory for each as its inode says, whatever that is.
+    fn resolved(&self, path: &str) -> Result<Option<String>> {
+        let mut left: Vec<String> = path.rsplit('/').map(str::to_string).collect();
+        let mut place = String::new();
+        let mut links = 0;
+        while let Some(name) = left.pop() {
+            match &*name {
+                "" | "." => continue,
+                ".." => {
+                    place.truncate(place.rfind('/').unwrap_or(0));
+                    continue;
+                }
+                _ => {}
+            }
+            let here = format!("{place}/{name}");
+            let Some(info) = absent(self.fs.symlink_metadata(&*here)).map_err(at(&here))? else {
+                return Ok(None);
+            };
+            if !info.is_symlink() {
+                place = here;
+                continue;
+            }
+            if info.len() > MAX_LINK {
+                return Err(TreeError::TooLarge {
+                    path: here,
+                    size: info.len(),
+                    limit: MAX_LINK,
+                });
+            }
+            links += 1;
+            let target = self.fs.read_link(&*here).map_err(at(&here))?;
+            // What is not text is none of the names we look for.
+            let Some(target) = target.to_str().ok().filter(|_| links <= MAX_LINKS) else {
+                return Ok(None);
+            };
+            if target.starts_with('/') {
+                place.clear();
+            }
+            left.extend(target.rsplit('/').map(str::to_string));
+        }
+        if place.is_empty() {
+            place.push('/');
+        }
+        Ok(Some(place))
     }
 }
 
@@ -237,7 +287,10 @@ impl Tree for ExtTree<'_> {
         match self.find(path) {
             None => Ok(None),
             Some((Mounted::Ext(volume), path)) => {
-                let Some(file) = absent(volume.fs.open(path)).map_err(at(path))? else {
+                let Some(place) = volume.resolved(path)? else {
+                    return Ok(None);
+                };
+                let Some(file) = absent(volume.fs.open(&*place)).map_err(at(path))? else {
                     return Ok(None);
                 };
                 let size = file.metadata().len();
@@ -284,7 +337,10 @@ impl Tree for ExtTree<'_> {
 
 fn list_ext(volume: &ExtVolume, path: &str) -> Result<Vec<String>> {
     let failed = at(path);
-    let Some(info) = absent(volume.fs.metadata(path)).map_err(&failed)? else {
+    let Some(place) = volume.resolved(path)? else {
+        return Ok(Vec::new());
+    };
+    let Some(info) = absent(volume.fs.metadata(&*place)).map_err(&failed)? else {
         return Ok(Vec::new());
     };
     if info.len() > MAX_FOLDER {
@@ -294,7 +350,7 @@ fn list_ext(volume: &ExtVolume, path: &str) -> Result<Vec<String>> {
             limit: MAX_FOLDER,
         });
     }
-    let Some(entries) = absent(volume.fs.read_dir(path)).map_err(&failed)? else {
+    let Some(entries) = absent(volume.fs.read_dir(&*place)).map_err(&failed)? else {
         return Ok(Vec::new());
     };
     let mut names = Vec::new();
@@ -361,6 +417,9 @@ mod tests {
         std::os::unix::fs::symlink("../usr/lib/os-release", folder.join("etc/os-release")).unwrap();
         std::os::unix::fs::symlink("/etc/loop", folder.join("etc/loop")).unwrap();
         std::os::unix::fs::symlink("../../../../../../etc/passwd", folder.join("etc/up")).unwrap();
+        // Too long to be kept in its inode.
+        let long = format!("{}/usr/lib/os-release", "/usr/..".repeat(20));
+        std::os::unix::fs::symlink(long, folder.join("etc/long")).unwrap();
         std::fs::write(folder.join("big"), vec![7; 3 << 20]).unwrap();
         let file = dir.join("fs.img");
         let mut args = vec!["-q", "-F"];
@@ -391,7 +450,10 @@ mod tests {
             assert_eq!(volume.uuid().len(), 36);
             let tree = ExtTree::new(volume);
             let text = |path: &str| tree.text(path).unwrap();
-            assert_eq!(text("/etc/os-release").as_deref(), Some("ID=test\n"));
+            for link in ["/etc/os-release", "/etc/long", "/etc/../etc//./long"] {
+                assert_eq!(text(link).as_deref(), Some("ID=test\n"), "{link}");
+            }
+            assert_eq!(tree.list("/").unwrap(), ["big", "etc", "lost+found", "usr"]);
             for none in [
                 "/etc/loop",
                 "/etc/up",
@@ -402,7 +464,10 @@ mod tests {
             ] {
                 assert_eq!(text(none), None, "{none}");
             }
-            assert_eq!(tree.list("/etc").unwrap(), ["loop", "os-release", "up"]);
+            assert_eq!(
+                tree.list("/etc").unwrap(),
+                ["long", "loop", "os-release", "up"]
+            );
             assert!(tree.list("/no").unwrap().is_empty());
             assert!(tree.open("/big", 1 << 20).is_err());
             assert_eq!(tree.head("/big", 10).unwrap().unwrap(), [7; 10]);
@@ -410,6 +475,29 @@ mod tests {
             let mut file = tree.open("/big", 1 << 30).unwrap().unwrap();
             file.read_to_end(&mut big).unwrap();
             assert_eq!(big.len(), 3 << 20);
+        }
+    }
+
+    /// A link whose inode says that its target takes gigabytes (found by fuzzing).
+    #[test]
+    fn hostile_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(disk) = image(dir.path(), "16m", &["-t", "ext4"]) else {
+            return;
+        };
+        drop(disk);
+        let file = dir.path().join("fs.img");
+        let command = "set_inode_field /etc/long size 0x69000000";
+        let args = ["-w", "-R", command, file.to_str().unwrap()];
+        Cmd::new("debugfs").args(args).run().unwrap();
+        let tree = ExtTree::new(open(FileDisk::open(&file).unwrap()).unwrap());
+        for path in ["/etc/long", "/etc/long/below"] {
+            let error = tree.text(path).unwrap_err();
+            let TreeError::TooLarge { size, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!(size, 0x6900_0000);
+            assert!(tree.list(path).is_err());
         }
     }
 
