@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
 use serde_json::Value;
 use support::{
-    Lab, Run, TOOLS, binary, finish, h2k, have, processes_naming, sha256, tool, virtio_win,
+    Lab, Run, TOOLS, binary, finish, h2k, have, names, processes_naming, sha256, tool, virtio_win,
 };
 
 fn lab(firmware: Firmware) -> Lab {
@@ -24,15 +24,6 @@ fn lab(firmware: Firmware) -> Lab {
     spec.recovery = false;
     spec.firmware = firmware;
     Lab::new(spec)
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 fn text(path: &Path) -> &str {

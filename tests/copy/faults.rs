@@ -7,18 +7,10 @@ use std::process::{Command, Stdio};
 use hyper2kvm::demo::{Arch, ExtraFile, GuestSpec, Place, WinVersion};
 
 use super::support::{
-    self, Lab, Run, TOOLS, binary, corpus, finish, have, processes_naming, sha256, virtio_win,
+    self, Lab, Run, TOOLS, binary, corpus, finish, have, names, processes_naming, sha256,
+    virtio_win,
 };
 use super::{MIB, machine, noise};
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
 
 /// `convert` of a source into `out`, as a command still to be run.
 fn convert(source: &Path, out: &Path, more: &[&str]) -> Command {

@@ -35,6 +35,18 @@ pub fn bounded(args: &[&str]) -> Run {
     run
 }
 
+/// `convert` within the same limits.
+fn converted(disk: &Path, drivers: &Path, out: &Path) -> Run {
+    bounded(&[
+        "convert",
+        text(disk),
+        "--virtio-iso",
+        text(drivers),
+        "-o",
+        text(out),
+    ])
+}
+
 /// `None`: it took too long and was killed. No process of the run gets more than the memory, and the
 /// program itself must not come near.
 fn attempt(args: &[&str]) -> Option<Run> {
@@ -224,15 +236,7 @@ fn hostile_volumes() {
         let run = bounded(&["inspect", text(&disk)]);
         assert!(matches!(run.code, 0 | 1 | 3), "{name}: {}", run.stderr);
         let out = lab.path("hostile-out");
-        let drivers = text(virtio_win());
-        let run = bounded(&[
-            "convert",
-            text(&disk),
-            "--virtio-iso",
-            drivers,
-            "-o",
-            text(&out),
-        ]);
+        let run = converted(&disk, virtio_win(), &out);
         // Names in records are not what lookups go by: that one is harmless.
         let harmless = name == "records that contain each other";
         match run.code {
@@ -284,14 +288,7 @@ fn hostile_hives() {
         let lab = Lab::new(spec);
         let run = bounded(&["inspect", text(&lab.raw)]);
         assert!(matches!(run.code, 0 | 1 | 3), "{}", run.stderr);
-        let run = bounded(&[
-            "convert",
-            text(&lab.raw),
-            "--virtio-iso",
-            text(virtio_win()),
-            "-o",
-            text(&lab.path("out")),
-        ]);
+        let run = converted(&lab.raw, virtio_win(), &lab.path("out"));
         assert!(
             matches!(run.code, 1 | 3),
             "{name}: {} {}",
@@ -458,14 +455,7 @@ fn hostile_inf() {
     }
     assert!(changed > 10);
     let out = lab.path("out");
-    let run = bounded(&[
-        "convert",
-        text(&lab.raw),
-        "--virtio-iso",
-        text(&folder),
-        "-o",
-        text(&out),
-    ]);
+    let run = converted(&lab.raw, &folder, &out);
     if run.code == 0 {
         for entry in fs::read_dir(out.join("generated")).into_iter().flatten() {
             let path = entry.unwrap().path();
@@ -564,15 +554,7 @@ fn links_out_of_windows() {
         let run = bounded(&["inspect", text(&disk)]);
         assert!(matches!(run.code, 0 | 1 | 3), "{name}: {}", run.stderr);
         let out = lab.path("links-out");
-        let drivers = text(virtio_win());
-        let run = bounded(&[
-            "convert",
-            text(&disk),
-            "--virtio-iso",
-            drivers,
-            "-o",
-            text(&out),
-        ]);
+        let run = converted(&disk, virtio_win(), &out);
         if says.is_empty() {
             assert_eq!(run.code, 0, "{name}: {}", run.stderr);
             fs::remove_dir_all(&out).unwrap();

@@ -22,7 +22,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
-use support::{Lab, TOOLS, binary, finish, h2k, have, processes_naming, sha256, virtio_win};
+use support::{Lab, TOOLS, binary, finish, h2k, have, names, processes_naming, sha256, virtio_win};
 
 fn spec() -> GuestSpec {
     let mut spec = GuestSpec::new(WinVersion::Win10);
@@ -50,15 +50,6 @@ fn command(lab: &Lab, more: &[&str], point: &str) -> Command {
         .env("HYPER2KVM_FAILPOINT", point);
     let _ = fs::create_dir(lab.path("tmp"));
     command
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// Children are killed by the kernel when their parent is, which takes a moment.

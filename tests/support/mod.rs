@@ -327,6 +327,16 @@ pub fn export(hive: &Path, prefix: &str, key: &str) -> String {
     .unwrap()
 }
 
+/// What is in a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 /// The command lines of running programs that name `path`, but for this test itself.
 pub fn processes_naming(path: &Path) -> Vec<String> {
     let wanted = path.to_str().unwrap();
