@@ -6,6 +6,7 @@
 use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -179,6 +180,7 @@ fn input(path: &Path) -> Option<Input> {
     Some(Input {
         size_bytes: meta.len(),
         modified_ms: u64::try_from(modified.as_millis()).unwrap_or(u64::MAX),
+        inode: meta.ino(),
         path,
     })
 }
