@@ -272,8 +272,12 @@ impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let keys = self.keys()?;
         let vm = source::open(&self.source).map_err(|e| {
+            let shown = self.source.display();
+            if let Some(blocker) = e.blocker() {
+                return Error::refused(format!("{shown} cannot be converted now"), vec![blocker]);
+            }
             let hint = e.hint();
-            let error = Error::failed(format!("opening {}", self.source.display())).because(e);
+            let error = Error::failed(format!("opening {shown}")).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?;
         Ok(SourceMachine {
@@ -352,6 +356,11 @@ impl FixArgs {
             macs: self.mac.clone(),
             nics: vm.nics.clone(),
             network: self.nic_source(),
+            threads_per_core: self
+                .vcpus
+                .is_none()
+                .then_some(vm.threads_per_core)
+                .flatten(),
             probe: PathBuf::new(),
             driver_iso: None,
             drivers: Drivers::default(),

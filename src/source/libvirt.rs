@@ -42,6 +42,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             });
         };
         vm.disks.push(SourceDisk {
+            name: disk.target.clone(),
             path: file,
             format: disk.format,
             controller: disk.controller,

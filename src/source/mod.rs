@@ -13,6 +13,7 @@
 //!
 //! What a source says is a hint. Facts found inside the guest win over it.
 
+pub mod charset;
 pub mod find;
 pub mod libvirt;
 pub mod manifest;
@@ -28,7 +29,7 @@ mod tests;
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
@@ -36,6 +37,7 @@ use uuid::Uuid;
 
 use crate::domain::MacAddr;
 use crate::domain::element::XmlError;
+use crate::error::Blocker;
 
 pub use manifest::Manifest;
 
@@ -63,6 +65,7 @@ pub struct SourceVm {
     pub memory_mib: Option<u64>,
     pub vcpus: Option<u32>,
     pub cores_per_socket: Option<u32>,
+    pub threads_per_core: Option<u32>,
     pub firmware: Option<SourceFirmware>,
     pub secure_boot: bool,
     pub tpm: bool,
@@ -85,6 +88,8 @@ pub enum SourceFirmware {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceDisk {
+    /// As the description names it, for messages.
+    pub name: String,
     /// The image, or the archive it is packed in.
     pub path: PathBuf,
     /// What the description says, in QEMU's words (`vmdk`, `raw`, ...); absent when it is silent.
@@ -164,6 +169,17 @@ pub enum SourceError {
     },
     #[error("{path} refers to {reference:?}, outside its folder: not followed")]
     Outside { path: PathBuf, reference: String },
+    #[error(
+        "disk {second} of {path} is not here: {file} is disk {first}, and one file cannot be both"
+    )]
+    SameFile {
+        path: PathBuf,
+        first: String,
+        second: String,
+        file: PathBuf,
+    },
+    #[error("the machine of {path} is suspended (its memory is in {state})")]
+    Suspended { path: PathBuf, state: String },
     #[error("{path} describes no disk")]
     NoDisk { path: PathBuf },
     #[error("{path} describes {count} machines, and one is converted at a time")]
@@ -188,7 +204,18 @@ pub enum SourceError {
 
 pub type Result<T, E = SourceError> = std::result::Result<T, E>;
 
+const SUSPENDED: &str =
+    "resume it and shut it down from inside, then copy it again: what it had in memory is not on its disks";
+
 impl SourceError {
+    /// What this is when it is no failure but a refusal.
+    pub fn blocker(&self) -> Option<Blocker> {
+        match self {
+            Self::Suspended { .. } => Some(Blocker::new("suspended", self.to_string(), SUSPENDED)),
+            _ => None,
+        }
+    }
+
     /// What to do about it; `None` where the message says so, or only the host knows.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
@@ -200,6 +227,11 @@ impl SourceError {
             Self::MissingDisk { .. } => "copy all files of the machine into one folder",
             Self::Outside { .. } => "put the disk beside the description, or name the disk itself",
             Self::NoDisk { .. } => "name a disk image",
+            Self::SameFile { .. } => {
+                "copy each disk's own file; two of one name go into folders named like those of the \
+                 description, e.g. DATASTORE/FOLDER beside the .vmx"
+            }
+            Self::Suspended { .. } => SUSPENDED,
             Self::SeveralMachines { .. } => "name the disk image of one of them",
             Self::Checksum { .. } => "copy or export the machine again",
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::Other => {
@@ -219,6 +251,7 @@ impl SourceVm {
             memory_mib: None,
             vcpus: None,
             cores_per_socket: None,
+            threads_per_core: None,
             firmware: None,
             secure_boot: false,
             tpm: false,
@@ -276,6 +309,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     if vm.disks.is_empty() {
         return Err(SourceError::NoDisk { path: path.into() });
     }
+    refuse_same_files(path, &vm.disks)?;
     for disk in &vm.disks {
         if disk.packed.is_none() {
             vmdk::check_files(&disk.path)?;
@@ -284,9 +318,38 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     Ok(vm)
 }
 
+/// Two disks of one file would be two copies of one, and the other disk would be lost: two files of one
+/// name on two datastores end up so.
+fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
+    type Place = (u64, u64, Option<u64>);
+    let mut seen: Vec<(Place, &SourceDisk)> = Vec::new();
+    for disk in disks {
+        let Ok(meta) = std::fs::metadata(&disk.path) else {
+            continue;
+        };
+        let member = disk.packed.as_ref().and_then(|p| p.member).map(|(at, _)| at);
+        let (device, inode) = match meta.file_type().is_block_device() {
+            true => (meta.rdev(), 0),
+            false => (meta.dev(), meta.ino()),
+        };
+        let place = (device, inode, member);
+        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == place) {
+            return Err(SourceError::SameFile {
+                path: path.into(),
+                first: first.name.clone(),
+                second: disk.name.clone(),
+                file: disk.path.clone(),
+            });
+        }
+        seen.push((place, disk));
+    }
+    Ok(())
+}
+
 fn open_disk(path: &Path) -> SourceVm {
     let mut vm = SourceVm::new(SourceKind::Disk, &stem(path));
     vm.disks.push(SourceDisk {
+        name: stem(path),
         path: path.into(),
         format: None,
         controller: Controller::Unknown,
@@ -333,6 +396,7 @@ fn open_folder(dir: &Path) -> Result<SourceVm> {
     let mut vm = SourceVm::new(SourceKind::HyperV, &stem(dir));
     for (n, file) in with("vhdx").chain(with("vhd")).enumerate() {
         vm.disks.push(SourceDisk {
+            name: stem(file),
             path: file.clone(),
             format: Some(
                 if extension(file) == "vhd" {
@@ -379,6 +443,17 @@ fn files_below(dir: &Path, depth: u32) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+/// The names of the files in `dir` with this extension.
+fn siblings(dir: &Path, wanted: &str) -> Vec<std::ffi::OsString> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().take(10_000);
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let mut names: Vec<_> = names
+        .filter(|name| extension(Path::new(name)) == wanted)
+        .collect();
+    names.sort();
+    names
 }
 
 fn extension(path: &Path) -> String {

@@ -71,6 +71,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             });
         };
         vm.disks.push(SourceDisk {
+            name: super::clean(&disk.href),
             path: path.into(),
             format: disk.format,
             controller: disk.controller,

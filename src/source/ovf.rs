@@ -47,6 +47,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             });
         }
         vm.disks.push(SourceDisk {
+            name: disk.href.clone(),
             path: file,
             format: disk.format,
             controller: disk.controller,

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::vmx::Vmx;
 use super::*;
 
+mod cases;
 mod packages;
 
 use packages::{one_disk, tar_of};
@@ -176,7 +177,7 @@ fn vmx_in_full() {
     );
     assert_eq!(
         vm.genid.unwrap().to_string(),
-        "00000000-0000-0001-ffff-fffffffffffe"
+        "00000001-0000-0000-feff-ffffffffffff"
     );
     let nics: Vec<_> = vm
         .nics
