@@ -332,7 +332,7 @@ pub fn equal_macs(inspection: &Inspection, options: &MachineOptions) -> Vec<Stri
 fn other_mac(options: &MachineOptions, mac: MacAddr, taken: &mut BTreeSet<MacAddr>) -> MacAddr {
     let vm = options.uuid.unwrap_or_default();
     for n in 0u32.. {
-        let text = format!("{vm} {} {mac} {n}", options.name);
+        let text = format!("{vm} {mac} {n}");
         let [a, b, c, ..] = *Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).as_bytes();
         let other = MacAddr::qemu([a, b, c]);
         if taken.insert(other) {
@@ -414,7 +414,9 @@ mod tests {
 
     #[test]
     fn every_nic_is_written_and_equal_macs_are_told_apart() {
-        let all: Vec<String> = (0x10..0x2c).map(|n| format!("00:50:56:00:00:{n:02x}")).collect();
+        let all: Vec<String> = (0x10..0x2c)
+            .map(|n| format!("00:50:56:00:00:{n:02x}"))
+            .collect();
         let mut cards: Vec<(&str, bool)> = all.iter().map(|mac| (mac.as_str(), true)).collect();
         cards[9].1 = false;
         let written = nics(&[], &options(&cards));

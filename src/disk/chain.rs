@@ -20,7 +20,10 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
+use super::block::FileDisk;
 use super::detect::{self, Detected, Format};
+use super::length::{self, Short};
+use super::partition::{self, LayoutError};
 use crate::error::{Error, ErrorKind};
 use crate::tool::{ToolError, qemu_img, qsd};
 
@@ -47,6 +50,13 @@ pub enum ImageError {
     InUse { path: PathBuf },
     #[error("{} is damaged or incomplete: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
+    #[error("{} is cut short: {short}", path.display())]
+    Short {
+        path: PathBuf,
+        short: Short,
+        /// It is its partition table that says so.
+        table: bool,
+    },
     #[error("{} is a {what}, not a disk image", path.display())]
     Packed { path: PathBuf, what: &'static str },
     #[error("{} cannot be read: {reason}", path.display())]
@@ -85,6 +95,10 @@ impl ImageError {
             ),
             Self::InUse { .. } => "shut the virtual machine down first".into(),
             Self::Damaged { .. } => "copy or export the disk again and compare checksums".into(),
+            Self::Short { table: true, .. } => partition::SHORT_HINT.into(),
+            Self::Short { table: false, .. } => {
+                "copy or export the disk again and compare sizes and checksums".into()
+            }
             Self::Packed { .. } => "unpack it and name the disk image inside".into(),
             Self::Unsupported { remedy, .. } => (*remedy).to_owned(),
             Self::UnknownFormat { .. } => format!("known are: {}", Format::NAMES),
@@ -485,6 +499,9 @@ fn open_level(
         None => match detect::detect(&file, size).map_err(io_error)? {
             Detected::Image(format) => {
                 if format == Format::RAW && !block_device && claims_a_format(path) {
+                    if named_vhd(path) {
+                        return Err(cut_vhd(&file, size, path)?);
+                    }
                     return Err(ImageError::Damaged {
                         path: path.into(),
                         reason: "it does not hold the format its name says".into(),
@@ -515,15 +532,24 @@ fn open_level(
     if format == Format::RAW {
         // Nothing QEMU could say about it; it counts in sectors, too.
         level.virtual_size = size.next_multiple_of(512);
+        if let Some(short) = short_by_table(&file).map_err(io_error)? {
+            return Err(short_at(path, short, true));
+        }
         return Ok((level, None));
     }
     if format == Format::VMDK {
         level.extents = vmdk_extents(&file, size, path, references)?;
     }
-    if let Some(reason) = detect::cut_short(&file, size, format).map_err(io_error)? {
+    if let Some(short) = length::image(&file, size, format).map_err(io_error)? {
+        return Err(short_at(path, short, false));
+    }
+    if format == Format::VPC && detect::no_vhd(&file, size).map_err(io_error)? {
+        return Err(cut_vhd(&file, size, path)?);
+    }
+    if detect::lost_footer(&file, size, format).map_err(io_error)? {
         return Err(ImageError::Damaged {
             path: path.into(),
-            reason: reason.into(),
+            reason: "the footer at its end is missing".into(),
         });
     }
     if format == Format::VPC {
@@ -550,7 +576,13 @@ fn open_level(
         });
     }
     if let Some(name) = data.data_file {
-        level.data_file = Some(references.resolve(path, &name)?);
+        let file_name = references.resolve(path, &name)?;
+        let size_of = |p: &Path| p.metadata().map(|m| m.len());
+        let data_size = size_of(&file_name).map_err(|e| ImageError::from_io(&file_name, e))?;
+        if let Some(short) = length::data_file(&file, size, data_size).map_err(io_error)? {
+            return Err(short_at(&file_name, short, false));
+        }
+        level.data_file = Some(file_name);
     }
     let backing = match info.backing_filename {
         Some(name) if !name.is_empty() => {
@@ -614,9 +646,51 @@ fn vmdk_extents(
                 reason: "an extent that has extents itself".into(),
             });
         }
+        if let Some(short) = length::extent(&part, size, &extent).map_err(io_error)? {
+            return Err(short_at(&name, short, false));
+        }
         files.push(name);
     }
     Ok(files)
+}
+
+fn short_at(path: &Path, short: Short, table: bool) -> ImageError {
+    ImageError::Short {
+        path: path.into(),
+        short,
+        table,
+    }
+}
+
+/// What ends behind the end of a raw disk. It may be shorter than what QEMU makes of it, full sectors.
+fn short_by_table(file: &File) -> io::Result<Option<Short>> {
+    let disk = FileDisk::from_file(file.try_clone()?)?;
+    Ok(match partition::read_layout(&disk) {
+        Err(LayoutError::Short(short)) => Some(short),
+        // Whoever reads the table comes upon it again.
+        _ => None,
+    })
+}
+
+fn named_vhd(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("vhd"))
+}
+
+/// A VHD without footers is a fixed one that was cut: it begins as a raw disk does.
+fn cut_vhd(file: &File, size: u64, path: &Path) -> Result<ImageError> {
+    const FOOTER: u64 = 512;
+    let by_table = short_by_table(file).map_err(|e| ImageError::from_io(path, e))?;
+    let short = by_table.unwrap_or_else(|| Short {
+        what: "the footer of a fixed VHD".into(),
+        // In the sector that was begun, or behind the last one.
+        needs: match size % FOOTER {
+            0 => size.saturating_add(FOOTER),
+            _ => size.next_multiple_of(FOOTER),
+        },
+        has: size,
+    });
+    Ok(short_at(path, short, false))
 }
 
 /// QEMU reads a differencing VHD as if it had no parent: zeroes where the parent's data should be.

@@ -18,12 +18,16 @@ pub mod device;
 pub mod export;
 pub mod gather;
 pub mod layout;
+pub mod length;
 pub mod nbd;
 pub mod partition;
+#[cfg(test)]
+mod short_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod whole;
 
 pub use block::{BlockRead, BlockWrite};
 pub use chain::{Image, ImageError};

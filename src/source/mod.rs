@@ -204,8 +204,7 @@ pub enum SourceError {
 
 pub type Result<T, E = SourceError> = std::result::Result<T, E>;
 
-const SUSPENDED: &str =
-    "resume it and shut it down from inside, then copy it again: what it had in memory is not on its disks";
+const SUSPENDED: &str = "resume it and shut it down from inside, then copy it again: what it had in memory is not on its disks";
 
 impl SourceError {
     /// What this is when it is no failure but a refusal.
@@ -327,7 +326,11 @@ fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
         let Ok(meta) = std::fs::metadata(&disk.path) else {
             continue;
         };
-        let member = disk.packed.as_ref().and_then(|p| p.member).map(|(at, _)| at);
+        let member = disk
+            .packed
+            .as_ref()
+            .and_then(|p| p.member)
+            .map(|(at, _)| at);
         let (device, inode) = match meta.file_type().is_block_device() {
             true => (meta.rdev(), 0),
             false => (meta.dev(), meta.ino()),

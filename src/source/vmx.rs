@@ -166,7 +166,10 @@ fn on_the_old_host(name: &str) -> Option<&str> {
     if drive {
         return Some(&name[2..]);
     }
-    if let Some((_, path)) = name.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+    if let Some((_, path)) = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+    {
         return Some(path);
     }
     name.starts_with('/').then_some(name)

@@ -204,7 +204,11 @@ fn an_encrypted_vmx_is_called_that() {
         vmx(&format!("scsi0:0.fileName = \"win.vmdk\"\n{keys}")),
     );
     let vm = folder.open("v.vmx").unwrap();
-    assert!(vm.notes[0].contains("encrypted by VMware"), "{:?}", vm.notes);
+    assert!(
+        vm.notes[0].contains("encrypted by VMware"),
+        "{:?}",
+        vm.notes
+    );
 }
 
 #[test]
@@ -221,5 +225,9 @@ fn a_disk_on_a_controller_that_is_off() {
     );
     let vm = folder.open("v.vmx").unwrap();
     assert_eq!(names(&vm), ["win.vmdk"]);
-    assert!(vm.notes[0].contains("sata0 is switched off"), "{:?}", vm.notes);
+    assert!(
+        vm.notes[0].contains("sata0 is switched off"),
+        "{:?}",
+        vm.notes
+    );
 }
