@@ -106,10 +106,8 @@ impl SourceMachine {
             let mut windows = None;
             for (i, disk) in disks.iter().enumerate() {
                 match disk.holds()? {
-                    Holds::Windows => {
-                        windows = Some(i);
-                        break;
-                    }
+                    // Those behind it are looked at too: their ends may be missing.
+                    Holds::Windows => windows = windows.or(Some(i)),
                     Holds::Closed => closed = closed.or(Some(i)),
                     Holds::Other => {}
                 }
@@ -225,8 +223,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
         image: &Image,
     ) -> Result<Self> {
         let shown = source.path.display();
-        let layout = partition::read_layout(disk.as_ref())
-            .map_err(|e| Error::failed(format!("reading the partitions of {shown}")).because(e))?;
+        let layout = partition::read_layout(disk.as_ref()).map_err(|e| e.of(&shown))?;
         let guest = engine.open(&export, disk, &layout, &source.keys, &shown.to_string())?;
         Ok(Self {
             export,

@@ -39,14 +39,17 @@ pub enum LayoutError {
     Short(Short),
 }
 
-impl From<LayoutError> for crate::error::Error {
-    fn from(e: LayoutError) -> Self {
-        let error = Self::failed(e.to_string());
-        match e {
-            LayoutError::Io(e) => error.because(e),
-            LayoutError::DamagedGpt => error.hint("repair the table on a copy, e.g. with gdisk"),
-            LayoutError::Short(_) => error.hint(SHORT_HINT),
-        }
+impl LayoutError {
+    /// As the error of reading the disk that is shown so.
+    pub fn of(self, shown: impl std::fmt::Display) -> crate::error::Error {
+        let hint = match self {
+            Self::Io(_) => None,
+            Self::DamagedGpt => Some("repair the table on a copy, e.g. with gdisk"),
+            Self::Short(_) => Some(SHORT_HINT),
+        };
+        let error = crate::error::Error::failed(format!("reading the partitions of {shown}"));
+        hint.into_iter()
+            .fold(error.because(self), crate::error::Error::hint)
     }
 }
 

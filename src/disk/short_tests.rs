@@ -422,11 +422,12 @@ fn an_mbr_fits_its_disk() {
     ntfs_boot(&file, MIB, u64::from(last) - 2048 - 1);
     assert_eq!(layout_short(&file), None);
     ntfs_boot(&file, MIB, u64::from(last) - 2048 + 4999);
-    assert!(
-        short(&path)
-            .what
-            .contains("NTFS file system of partition 1")
-    );
+    assert_eq!(short(&path).needs, 512 * u64::from(last + 5000));
+    // The partition ends in time, and its file system does not.
+    mbr(&file, 0, &[(7, 2048, last - 2048)]);
+    let found = short(&path);
+    assert!(found.what.contains("NTFS file system of partition 1"));
+    mbr(&file, MIB, &[]);
     // A logical partition, an extended one, and a chain that leads outside.
     for (extended, logical) in [
         ((5, 8192, last - 8192), (7, 64, last)),

@@ -29,18 +29,18 @@ pub fn check(disk: &dyn BlockRead, claimed: &DiskLayout) -> io::Result<Option<Sh
             MSR => None,
             _ => file_system_end(disk, partition)?,
         };
-        if let Some((name, end)) = file_system.filter(|(_, end)| *end > has) {
-            return Ok(Some(short(
-                format!("the {name} file system {}", of(partition)),
-                end,
-            )));
-        }
+        let late = file_system.filter(|(_, end)| *end > has);
         let end = partition.start_bytes.saturating_add(partition.size_bytes);
         let rounded = claimed.scheme == Scheme::Mbr
             && file_system.is_some()
+            && late.is_none()
             && end.saturating_sub(has) < CYLINDER;
         if end > has && !rounded && claimed.scheme != Scheme::None {
             return Ok(Some(short(format!("partition {}", partition.index), end)));
+        }
+        if let Some((name, end)) = late {
+            let what = format!("the {name} file system {}", of(partition));
+            return Ok(Some(short(what, end)));
         }
     }
     match claimed.scheme {
