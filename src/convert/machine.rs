@@ -8,8 +8,8 @@ use uuid::Uuid;
 use crate::boot_path::Controller;
 use crate::domain::{
     self, Bootstrap, CpuMode, Descriptors, Disk, DiskFormat, DomainType, Drivers, Firmware,
-    FirmwareChoice, Graphics, MacAddr, Machine, Nic, NicSource, StorageBus, System, Topology,
-    Video,
+    FirmwareChoice, Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus, System,
+    Topology, Video,
 };
 use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
 use crate::linux::LinuxFacts;
@@ -32,7 +32,11 @@ pub struct MachineOptions {
     pub macs: Vec<MacAddr>,
     /// The cards of the source machine.
     pub nics: Vec<SourceNic>,
+    /// Where NICs are attached whose network is not mapped.
     pub network: NicSource,
+    pub network_map: NetworkMap,
+    /// The first boot gives static addresses to the new NICs.
+    pub keep_addresses: bool,
     /// The blank disk of the first boot.
     pub probe: PathBuf,
     /// Only an ISO can be shown to the guest as a CD.
@@ -248,17 +252,33 @@ pub fn disagreements(
                 "network card {} was not connected: its link stays down",
                 i + 1
             ));
-        } else if let Some(network) = &nic.network {
+        } else if let Some(network) = &nic.network
+            && !options.network_map.maps(network)
+        {
             let to = match &options.network {
                 NicSource::Network(name) => format!("the libvirt network {name:?}"),
-                NicSource::Bridge(name) => format!("the bridge {name:?}"),
+                NicSource::Bridge(bridge) => format!("the bridge {:?}", bridge.name),
                 NicSource::User => "user-mode networking".to_string(),
             };
             warnings.push(format!(
-                "network card {} was on {network:?}: it is connected to {to}",
+                "libvirt: network card {} was on {network:?}: it is connected to {to}; --network-map '{network}=TARGET' names another",
                 i + 1
             ));
         }
+    }
+    let networks: Vec<&str> = vm
+        .nics
+        .iter()
+        .filter_map(|n| n.network.as_deref())
+        .collect();
+    for network in options.network_map.unused(&networks) {
+        let known = match networks.is_empty() {
+            true => "the source names no networks".to_string(),
+            false => format!("they are on {}", networks.join(", ")),
+        };
+        warnings.push(format!(
+            "--network-map: no network card was on {network:?}; {known}"
+        ));
     }
     warnings
 }
@@ -267,42 +287,45 @@ pub fn disagreements(
 /// stay; `--mac` wins; one NIC when nothing is known. Of equal MACs the later ones are replaced: with each
 /// such NIC comes the address it had.
 fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<MacAddr>)> {
-    let mut cards: Vec<(Option<MacAddr>, bool)> = if options.nics.is_empty() {
+    let mut cards: Vec<(Option<MacAddr>, bool, Option<String>)> = if options.nics.is_empty() {
         // Windows keeps one adapter for each slot a NIC was ever in: those of one MAC are one NIC.
         let mut known = BTreeSet::new();
         let adapters = adapters.iter().filter(|a| a.device.is_some());
         adapters
             .filter_map(|a| a.mac.as_deref()?.parse().ok())
             .filter(|mac| known.insert(*mac))
-            .map(|mac| (Some(mac), true))
+            .map(|mac| (Some(mac), true, None))
             .collect()
     } else {
         let nics = options.nics.iter();
-        nics.map(|nic| (nic.mac, nic.connected)).collect()
+        nics.map(|nic| (nic.mac, nic.connected, nic.network.clone()))
+            .collect()
     };
     for (i, mac) in options.macs.iter().enumerate() {
         match cards.get_mut(i) {
             Some(card) => card.0 = Some(*mac),
-            None => cards.push((Some(*mac), true)),
+            None => cards.push((Some(*mac), true, None)),
         }
     }
     if cards.is_empty() {
-        cards.push((None, true));
+        cards.push((None, true, None));
     }
-    let mut taken: BTreeSet<MacAddr> = cards.iter().filter_map(|(mac, _)| *mac).collect();
+    let mut taken: BTreeSet<MacAddr> = cards.iter().filter_map(|(mac, ..)| *mac).collect();
     let mut seen = BTreeSet::new();
     let mut nics = Vec::new();
-    for (mac, link_up) in cards {
+    for (mac, link_up, network) in cards {
         let (mac, before) = match mac {
             Some(mac) if seen.insert(mac) => (mac, None),
             Some(mac) => (other_mac(options, mac, &mut taken), Some(mac)),
             None => (random_mac(), None),
         };
-        let nic = Nic {
-            mac,
-            source: options.network.clone(),
+        let mut nic = Nic {
             link_up,
+            network,
+            keeps_address: options.keep_addresses && has_static_address(adapters, mac),
+            ..Nic::new(mac, options.network.clone())
         };
+        options.network_map.apply(&mut nic);
         nics.push((nic, before));
     }
     nics
@@ -340,6 +363,13 @@ fn other_mac(options: &MachineOptions, mac: MacAddr, taken: &mut BTreeSet<MacAdd
         }
     }
     random_mac()
+}
+
+fn has_static_address(adapters: &[Adapter], mac: MacAddr) -> bool {
+    adapters.iter().any(|adapter| {
+        let same = adapter.mac.as_deref().and_then(|m| m.parse().ok()) == Some(mac);
+        same && !adapter.dhcp && !adapter.addresses.is_empty()
+    })
 }
 
 /// With QEMU's own prefix.
@@ -396,6 +426,8 @@ mod tests {
                 })
                 .collect(),
             network: NicSource::User,
+            network_map: NetworkMap::default(),
+            keep_addresses: false,
             probe: PathBuf::new(),
             driver_iso: None,
             drivers: Drivers::default(),
