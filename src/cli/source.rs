@@ -10,13 +10,14 @@ use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
+use crate::disk::links;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::network::{self, Bridge, Mapping};
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
     Patch, StorageBus, Video,
 };
-use crate::error::{Error, Result};
+use crate::error::{Blocker, Error, Result};
 use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::plan::firstboot::Wishes;
@@ -35,6 +36,12 @@ pub struct SourceArgs {
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
+    /// Configuration of an OVF (deployment option) to take [default: the one it marks, else its first]
+    #[arg(long, value_name = "ID")]
+    pub ovf_configuration: Option<String>,
+    /// Convert a disk although a newer link lies beside it (a snapshot's delta, a checkpoint, an overlay): what was written since is not in the result
+    #[arg(long)]
+    pub older_link: bool,
     /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
     #[arg(long)]
     pub root: Option<String>,
@@ -315,7 +322,10 @@ pub enum EmitArg {
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let keys = self.keys()?;
-        let vm = source::open(&self.source).map_err(|e| {
+        let options = source::Options {
+            ovf_configuration: self.ovf_configuration.clone(),
+        };
+        let mut vm = source::open_with(&self.source, &options).map_err(|e| {
             let shown = self.source.display();
             if let Some(blocker) = e.blocker() {
                 return Error::refused(format!("{shown} cannot be converted now"), vec![blocker]);
@@ -324,6 +334,7 @@ impl SourceArgs {
             let error = Error::failed(format!("opening {shown}")).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?;
+        self.refuse_older_links(&mut vm)?;
         Ok(SourceMachine {
             vm,
             path: self.source.clone(),
@@ -334,6 +345,43 @@ impl SourceArgs {
             keys,
             opened: Opened::default(),
         })
+    }
+
+    /// The VM writes to the last link of a chain: an earlier one is old.
+    fn refuse_older_links(&self, vm: &mut source::SourceVm) -> Result<()> {
+        let mut blockers = Vec::new();
+        for disk in vm.disks.iter().filter(|disk| disk.packed.is_none()) {
+            let links = links::newer(&disk.path);
+            let Some(newest) = links.last() else { continue };
+            let reason = format!(
+                "{} is not the newest link of its chain: {} of {} files beside it that are built on it is the newest",
+                disk.path.display(),
+                newest.display(),
+                links.len()
+            );
+            if self.older_link {
+                vm.notes.push(format!(
+                    "{reason}; what was written since is not in the result, as asked for with --older-link"
+                ));
+                continue;
+            }
+            blockers.push(Blocker::new(
+                "newer-link",
+                reason,
+                format!(
+                    "name {} instead, or delete the snapshots on the old host and copy the disk again; --older-link takes the old state on purpose",
+                    newest.display()
+                ),
+            ));
+        }
+        if blockers.is_empty() {
+            return Ok(());
+        }
+        let shown = self.source.display();
+        Err(Error::refused(
+            format!("{shown} holds an old state"),
+            blockers,
+        ))
     }
 
     /// For the verbs that only read: nothing is written but below these paths and where temporary files

@@ -20,6 +20,7 @@ pub mod gather;
 pub mod hold;
 pub mod layout;
 pub mod length;
+pub mod links;
 pub mod nbd;
 pub mod partition;
 #[cfg(test)]

@@ -180,6 +180,12 @@ pub enum SourceError {
     },
     #[error("the machine of {path} is suspended (its memory is in {state})")]
     Suspended { path: PathBuf, state: String },
+    #[error("{path} has no configuration {wanted:?}: {known}")]
+    NoConfiguration {
+        path: PathBuf,
+        wanted: String,
+        known: String,
+    },
     #[error("{path} describes no disk")]
     NoDisk { path: PathBuf },
     #[error("{path} describes {count} machines, and one is converted at a time")]
@@ -231,6 +237,7 @@ impl SourceError {
                  description, e.g. DATASTORE/FOLDER beside the .vmx"
             }
             Self::Suspended { .. } => SUSPENDED,
+            Self::NoConfiguration { .. } => "name one of these with --ovf-configuration",
             Self::SeveralMachines { .. } => "name the disk image of one of them",
             Self::Checksum { .. } => "copy or export the machine again",
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::Other => {
@@ -239,6 +246,13 @@ impl SourceError {
             Self::Unsupported { .. } | Self::Io { .. } => return None,
         })
     }
+}
+
+/// How a description is read.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The deployment option of an OVF.
+    pub ovf_configuration: Option<String>,
 }
 
 impl SourceVm {
@@ -263,6 +277,18 @@ impl SourceVm {
         }
     }
 
+    /// What the manifest of a package says; what is unreadable in it is a note.
+    fn take_manifest(&mut self, text: &[u8]) -> Result<(), String> {
+        let (manifest, unreadable) = Manifest::parse(text)?;
+        self.manifest = manifest;
+        for line in unreadable {
+            self.note(format!(
+                "line {line} of the manifest is no digest: the file it is about is not verified"
+            ));
+        }
+        Ok(())
+    }
+
     fn note(&mut self, note: impl AsRef<str>) {
         // A hostile description must not flood the report.
         if self.notes.len() < 100 {
@@ -284,6 +310,10 @@ impl SourceVm {
 
 /// Reads what SOURCE is.
 pub fn open(path: &Path) -> Result<SourceVm> {
+    open_with(path, &Options::default())
+}
+
+pub fn open_with(path: &Path, options: &Options) -> Result<SourceVm> {
     let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => SourceError::NotFound { path: path.into() },
         _ => SourceError::Io {
@@ -293,12 +323,12 @@ pub fn open(path: &Path) -> Result<SourceVm> {
         },
     })?;
     if meta.is_dir() {
-        return open_folder(path);
+        return open_folder(path, options);
     }
     let mut vm = match extension(path).as_str() {
         "vmx" | "vmtx" => vmx::open(path)?,
-        "ovf" => ovf::open(path)?,
-        "ova" => ova::open(path)?,
+        "ovf" => ovf::open(path, options)?,
+        "ova" => ova::open(path, options)?,
         "xml" => libvirt::open(path)?,
         _ => open_disk(path),
     };
@@ -363,8 +393,9 @@ fn open_disk(path: &Path) -> SourceVm {
 }
 
 /// A folder with one description in it, or a Hyper-V export.
-fn open_folder(dir: &Path) -> Result<SourceVm> {
-    let files = files_below(dir, 3)?;
+fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
+    let mut files = files_below(dir, 3)?;
+    files.retain(|file| !is_apple_double(file));
     for kind in ["vmx", "ovf"] {
         let found: Vec<&PathBuf> = files
             .iter()
@@ -372,7 +403,7 @@ fn open_folder(dir: &Path) -> Result<SourceVm> {
             .collect();
         match found.as_slice() {
             [] => {}
-            [one] => return open(one),
+            [one] => return open_with(one, options),
             several => {
                 return Err(SourceError::SeveralMachines {
                     path: dir.into(),
@@ -422,6 +453,12 @@ fn open_folder(dir: &Path) -> Result<SourceVm> {
          processors, network cards and the order of disks are not taken from it",
     );
     Ok(vm)
+}
+
+/// What macOS writes beside every file on a foreign file system, and into every archive: `._name`.
+fn is_apple_double(name: &Path) -> bool {
+    let name = name.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b"._")
 }
 
 fn files_below(dir: &Path, depth: u32) -> Result<Vec<PathBuf>> {

@@ -97,7 +97,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// The descriptor of the image; `None` for an image without one, such as a flat extent.
-fn read(path: &Path) -> Result<Option<Descriptor>> {
+pub fn read(path: &Path) -> Result<Option<Descriptor>> {
     let error = |source| SourceError::Io {
         what: "reading",
         path: path.into(),

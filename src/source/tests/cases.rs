@@ -231,3 +231,291 @@ fn a_disk_on_a_controller_that_is_off() {
         vm.notes
     );
 }
+
+// ---- OVF ----
+
+const ITEMS: &str = "<Item ovf:configuration=\"big\"><rasd:InstanceID>30</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>24</rasd:VirtualQuantity></Item>\
+    <Item ovf:configuration=\"medium other\"><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>8</rasd:VirtualQuantity></Item>\
+    <Item ovf:configuration=\"medium\"><rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits><rasd:InstanceID>2</rasd:InstanceID><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>8192</rasd:VirtualQuantity></Item>\
+    <Item ovf:configuration=\"big\"><rasd:AllocationUnits>byte * 2^30</rasd:AllocationUnits><rasd:InstanceID>2</rasd:InstanceID><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>64</rasd:VirtualQuantity></Item>\
+    <Item ovf:bound=\"min\"><rasd:InstanceID>2</rasd:InstanceID><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>1024</rasd:VirtualQuantity></Item>\
+    <Item ovf:bound=\"max\"><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>64</rasd:VirtualQuantity></Item>";
+
+/// Four processors and 4096 MiB where no configuration says otherwise.
+fn configured(default: Option<&str>) -> String {
+    let list = ["small", "medium", "big"].map(|id| {
+        let mark = match default == Some(id) {
+            true => " ovf:default=\"true\"",
+            false => "",
+        };
+        format!("<Configuration ovf:id=\"{id}\"{mark}><Label>x</Label></Configuration>")
+    });
+    let section = format!(
+        "<DeploymentOptionSection><Info>sizes</Info>{}</DeploymentOptionSection><VirtualSystem",
+        list.concat()
+    );
+    one_disk("d.vmdk", "")
+        .replace("<VirtualSystem", &section)
+        .replace(
+            "</VirtualHardwareSection>",
+            &format!("{ITEMS}</VirtualHardwareSection>"),
+        )
+}
+
+#[test]
+fn deployment_options_of_an_ovf() {
+    let folder = Folder::new();
+    folder.file("d.vmdk", "x");
+    for (default, asked, want) in [
+        (Some("medium"), None, (8, 8192)),
+        (Some("big"), None, (24, 65_536)),
+        (None, None, (4, 4096)),
+        (None, Some("small"), (4, 4096)),
+        (Some("medium"), Some("big"), (24, 65_536)),
+        (Some("big"), Some("medium"), (8, 8192)),
+    ] {
+        folder.file("x.ovf", configured(default));
+        let options = Options {
+            ovf_configuration: asked.map(str::to_owned),
+        };
+        let vm = open_with(&folder.path("x.ovf"), &options).unwrap();
+        let got = (vm.vcpus.unwrap(), vm.memory_mib.unwrap());
+        assert_eq!(got, want, "{default:?} {asked:?}");
+        let said = vm.notes.iter().any(|n| n.contains("small, medium, big"));
+        assert_eq!(said, asked.is_none(), "{:?}", vm.notes);
+    }
+    let options = Options {
+        ovf_configuration: Some("huge".into()),
+    };
+    let error = open_with(&folder.path("x.ovf"), &options).unwrap_err();
+    assert!(
+        error.to_string().contains("it has small, medium, big"),
+        "{error}"
+    );
+    // Bounds without configurations.
+    let bounds = one_disk("d.vmdk", "").replace(
+        "</VirtualHardwareSection>",
+        &format!("{ITEMS}</VirtualHardwareSection>"),
+    );
+    folder.file("x.ovf", bounds);
+    let vm = folder.open("x.ovf").unwrap();
+    assert_eq!((vm.vcpus, vm.memory_mib), (Some(4), Some(4096)));
+    assert!(vm.notes.is_empty(), "{:?}", vm.notes);
+}
+
+#[test]
+fn names_in_an_ovf_that_are_not_encoded() {
+    let folder = Folder::new();
+    for (href, file) in [
+        ("50%.vmdk", "50%.vmdk"),
+        ("a%20b.vmdk", "a b.vmdk"),
+        ("a%2xb.vmdk", "a%2xb.vmdk"),
+        ("literal%20name.vmdk", "literal%20name.vmdk"),
+        ("%E7%A3%81.vmdk", "磁.vmdk"),
+    ] {
+        folder.file(file, "x");
+        let text = one_disk(href, "");
+        folder.file("x.ovf", &text);
+        assert_eq!(names(&folder.open("x.ovf").unwrap()), [file], "{href}");
+        folder.file("x.ova", tar_of(&[("x.ovf", text.as_bytes()), (file, b"x")]));
+        assert!(folder.open("x.ova").is_ok(), "{href}");
+        fs::remove_file(folder.path(file)).unwrap();
+    }
+    // An empty reference is a disk to be made at deployment.
+    folder.file("d.vmdk", "x");
+    let two = one_disk("d.vmdk", "").replace(
+        "</VirtualHardwareSection>",
+        "<Item><rasd:ElementName>Second</rasd:ElementName><rasd:HostResource>ovf:/disk/d2</rasd:HostResource><rasd:InstanceID>77</rasd:InstanceID><rasd:Parent>3</rasd:Parent><rasd:ResourceType>17</rasd:ResourceType></Item></VirtualHardwareSection>",
+    );
+    for empty in ["ovf:fileRef=\"\"", "ovf:fileRef=\" \"", ""] {
+        let disk = format!("<DiskSection><Disk ovf:capacity=\"1\" ovf:diskId=\"d2\" {empty}/>");
+        folder.file("x.ovf", two.replace("<DiskSection>", &disk));
+        let vm = folder.open("x.ovf").unwrap();
+        assert_eq!(vm.notes, ["Second has no disk file: left out"], "{empty}");
+    }
+    // A saved state of VirtualBox.
+    let saved = one_disk("d.vmdk", "").replace(
+        "</VirtualSystem>",
+        "<vbox:Machine xmlns:vbox=\"x\" stateFile=\"{1}.sav\"/></VirtualSystem>",
+    );
+    folder.file("x.ovf", saved);
+    assert_eq!(
+        folder.open("x.ovf").unwrap_err().blocker().unwrap().code,
+        "suspended"
+    );
+}
+
+#[test]
+fn a_disk_gzipped_without_a_word() {
+    let folder = Folder::new();
+    let packed = {
+        use std::io::Write;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(b"contents of a disk").unwrap();
+        encoder.finish().unwrap()
+    };
+    for name in ["d.vmdk", "d.vmdk.gz"] {
+        let text = one_disk(name, "");
+        folder.file("x.ovf", &text);
+        folder.file(name, &packed);
+        folder.file(
+            "x.ova",
+            tar_of(&[("x.ovf", text.as_bytes()), (name, &packed)]),
+        );
+        for source in ["x.ovf", "x.ova"] {
+            let mut vm = folder.open(source).unwrap();
+            let work = folder.path(&format!("work-{source}-{name}"));
+            fs::create_dir(&work).unwrap();
+            vm.prepare(&work).unwrap();
+            let disk = fs::read(&vm.disks[0].path).unwrap();
+            assert_eq!(disk, b"contents of a disk", "{source}");
+        }
+    }
+}
+
+#[test]
+fn archives_that_are_no_tar_and_files_of_macos() {
+    let folder = Folder::new();
+    for (start, what) in [
+        (&b"PK\x03\x04rest"[..], "a zip archive"),
+        (b"\xfd7zXZ\0rest", "an xz'd archive"),
+        (b"\x28\xb5\x2f\xfdrest", "a zstd'd archive"),
+        (b"BZh9rest", "a bzip2'd archive"),
+        (b"\x1f\x8b\x08rest", "a gzip'd archive"),
+    ] {
+        folder.file("x.ova", start);
+        let error = folder.error("x.ova");
+        assert!(
+            error.contains(what) && error.contains("unpack it"),
+            "{error}"
+        );
+    }
+    let text = one_disk("d.vmdk", "");
+    folder.file(
+        "x.ova",
+        tar_of(&[
+            ("._x.ovf", b"Mac OS X"),
+            ("x.ovf", text.as_bytes()),
+            ("._x.mf", b"\0\0"),
+            ("._d.vmdk", b"Mac OS X"),
+            ("d.vmdk", b"x"),
+        ]),
+    );
+    assert_eq!(folder.open("x.ova").unwrap().disks.len(), 1);
+    for (name, contents) in [
+        ("m/x.ovf", text.as_str()),
+        ("m/._x.ovf", "Mac"),
+        ("m/d.vmdk", "x"),
+    ] {
+        folder.file(name, contents);
+    }
+    assert_eq!(folder.open("m").unwrap().disks.len(), 1);
+}
+
+#[test]
+fn manifests_as_producers_write_them() {
+    use std::fmt::Write;
+    let folder = Folder::new();
+    let sha = |data: &[u8]| {
+        let mut hasher = manifest::Hasher::new(manifest::Algorithm::Sha256);
+        hasher.update(data);
+        hasher.finish()
+    };
+    let text = one_disk("a%20b.vmdk", "");
+    folder.file("x.ovf", &text);
+    folder.file("a b.vmdk", "contents");
+    for name in ["a b.vmdk", "a%20b.vmdk", "./a b.vmdk"] {
+        for (contents, good) in [(&b"contents"[..], true), (b"damage", false)] {
+            let mut lines = format!("SHA256(x.ovf)= {}\n", sha(text.as_bytes()));
+            writeln!(lines, "SHA256({name})= {}", sha(contents)).unwrap();
+            folder.file("x.mf", &lines);
+            let mut vm = folder.open("x.ovf").unwrap();
+            assert!(vm.notes.is_empty(), "{:?}", vm.notes);
+            let checked = vm.prepare(Path::new("/nonexistent"));
+            assert_eq!(checked.is_ok(), good, "{name}");
+            let archive = tar_of(&[
+                ("x.ovf", text.as_bytes()),
+                ("x.mf", lines.as_bytes()),
+                ("a b.vmdk", b"contents"),
+            ]);
+            folder.file("x.ova", archive);
+            let work = tempfile::tempdir().unwrap();
+            let checked = folder.open("x.ova").unwrap().prepare(work.path());
+            assert_eq!(checked.is_ok(), good, "{name}");
+        }
+    }
+    // One unreadable line is a warning, and the others count.
+    let wrong = format!("SHA256(x.ovf)= 00\nSHA256(a b.vmdk)= {}\n", sha(b"damage"));
+    folder.file("x.mf", wrong);
+    let mut vm = folder.open("x.ovf").unwrap();
+    assert!(
+        vm.notes[0].starts_with("line 1 of the manifest"),
+        "{:?}",
+        vm.notes
+    );
+    assert!(vm.prepare(Path::new("/nonexistent")).is_err());
+}
+
+// ---- libvirt ----
+
+#[test]
+fn processors_of_libvirt() {
+    for (xml, want) in [
+        (
+            "<cpu><topology sockets='1' cores='4' threads='2'/></cpu>",
+            (8, Some(4), Some(2)),
+        ),
+        (
+            "<vcpu>8</vcpu><cpu><topology sockets='2' cores='2' threads='2'/></cpu>",
+            (8, Some(2), Some(2)),
+        ),
+        (
+            "<cpu><topology sockets='1' dies='2' cores='3' threads='1'/></cpu>",
+            (6, Some(6), Some(1)),
+        ),
+        (
+            "<cpu><topology sockets='1' dies='2' clusters='2' cores='2' threads='2'/></cpu>",
+            (16, Some(8), Some(2)),
+        ),
+        ("<vcpu placement='static'> 6 </vcpu>", (6, None, None)),
+        ("", (1, None, None)),
+        (
+            "<cpu><topology sockets='0' cores='4' threads='2'/></cpu>",
+            (1, Some(4), Some(2)),
+        ),
+        (
+            "<cpu><topology sockets='4294967295' cores='4' threads='2'/></cpu>",
+            (1, Some(4), Some(2)),
+        ),
+    ] {
+        let text = format!("<domain><name>x</name>{xml}</domain>");
+        let (vm, _) = libvirt::parse(Path::new("x"), text.as_bytes()).unwrap();
+        let got = (vm.vcpus.unwrap(), vm.cores_per_socket, vm.threads_per_core);
+        assert_eq!(got, want, "{xml}");
+    }
+}
+
+#[test]
+fn memory_of_libvirt() {
+    for (unit, value, mib) in [
+        ("KiB", 4_194_304u64, 4096),
+        ("k", 4_194_304, 4096),
+        ("K", 4_194_304, 4096),
+        ("kib", 4_194_304, 4096),
+        ("KB", 4_194_304, 4000),
+        ("MiB", 4096, 4096),
+        ("m", 4096, 4096),
+        ("MB", 4096, 3906),
+        ("GiB", 4, 4096),
+        ("G", 4, 4096),
+        ("gb", 4, 3814),
+        ("TiB", 1, 1 << 20),
+        ("PiB", 1, 1 << 30),
+        ("b", 4 << 30, 4096),
+        ("bytes", 4 << 30, 4096),
+    ] {
+        let text = format!("<domain><memory unit='{unit}'>{value}</memory></domain>");
+        let (vm, _) = libvirt::parse(Path::new("x"), text.as_bytes()).unwrap();
+        assert_eq!(vm.memory_mib, Some(mib), "{unit}");
+    }
+}

@@ -483,7 +483,7 @@ proptest::proptest! {
             bad[at] = byte;
             bad.splice(at..at, bytes.iter().take(3).copied());
             match kind {
-                0 => drop(crate::source::ovf::parse(Path::new("x"), &bad)),
+                0 => drop(crate::source::ovf::parse(Path::new("x"), &bad, &Options::default())),
                 1 => drop(libvirt::parse(Path::new("x"), &bad)),
                 2 => drop(Vmx::parse(&bad).map(|v| v.machine())),
                 _ => drop(tar::members(std::io::Cursor::new(&bad))),
