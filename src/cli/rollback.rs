@@ -12,7 +12,7 @@ use crate::fix::commit::{self, CommitError};
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::ui::{Ui, bytes};
 
-use super::confine;
+use super::confine::{self, Writes};
 
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {
@@ -57,11 +57,13 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
     let files = image.files_to_open(true);
     let written = files.iter().filter(|(_, written)| *written);
-    confine::looks(
-        written
+    confine::looks(&Writes {
+        folder: None,
+        there: written
             .map(|(file, _)| file.as_path())
-            .chain([journal.folder()]),
-    )?;
+            .chain([journal.folder()])
+            .collect(),
+    })?;
     let export = Export::<dyn BlockWrite>::open_writable(&image)?;
     let restored = commit::rollback(&mut journal, export.disk().as_ref(), args.force);
     let closed = export.close();

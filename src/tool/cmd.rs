@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::confine::Confinement;
+use super::privileges::Privileges;
 use super::{Result, ToolError, host, launcher, stop};
 use crate::failpoint;
 
@@ -56,7 +57,7 @@ pub struct Cmd {
     silence: Duration,
     stdout_limit: usize,
     accept: Vec<i32>,
-    keep_privileges: bool,
+    privileges: Privileges,
     confinement: Confinement,
     /// The program is this one again, in that role.
     own: bool,
@@ -88,7 +89,7 @@ impl Cmd {
             silence: silence(),
             stdout_limit: STDOUT_LIMIT,
             accept: Vec::new(),
-            keep_privileges: false,
+            privileges: Privileges::None,
             confinement: Confinement::default(),
             own: false,
             stop: stop::requested,
@@ -182,10 +183,10 @@ impl Cmd {
         self
     }
 
-    /// Lets set-user-ID helpers of the program work (`sudo`, a bridge helper).
+    /// What the program keeps of our privileges, instead of nothing.
     #[must_use]
-    pub fn keep_privileges(mut self) -> Self {
-        self.keep_privileges = true;
+    pub fn privileges(mut self, privileges: Privileges) -> Self {
+        self.privileges = privileges;
         self
     }
 
@@ -316,7 +317,7 @@ impl Cmd {
     /// Runs the program on our own terminal, in our own process group, so that it can ask
     /// questions (`sudo`), and waits for it. `Ok(false)` when it fails.
     pub fn run_on_terminal(self) -> Result<bool> {
-        let (mut command, tool) = self.keep_privileges().command()?;
+        let (mut command, tool) = self.privileges(Privileges::Gain).command()?;
         let status = launcher::spawn({
             command
                 .stdin(Stdio::inherit())
@@ -342,7 +343,7 @@ impl Cmd {
                 hint: host::hint(&tool),
                 tool: tool.clone(),
             })?;
-            launcher::command(&program, self.keep_privileges, &self.confinement)
+            launcher::command(&program, self.privileges, &self.confinement)
         };
         command
             .args(&self.args)

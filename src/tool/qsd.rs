@@ -40,7 +40,7 @@ pub fn serve(
         .args(["--blockdev", &blockdev.to_string()])
         .args(["--nbd-server", "addr.type=fd,addr.str=0"])
         .args(["--export", &export.to_string()])
-        .confined(Confinement::to_files(files))
+        .confined(Confinement::to_files(files).serving())
         .stdin(listener)
         .spawn()
 }
