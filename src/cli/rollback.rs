@@ -55,14 +55,10 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     }
     ui.status("Restoring", &disk.path.display().to_string());
     let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
-    let files = image.files_to_open(true);
-    let written = files.iter().filter(|(_, written)| *written);
+    image.hold_for_writing()?;
     confine::looks(&Writes {
         folder: None,
-        there: written
-            .map(|(file, _)| file.as_path())
-            .chain([journal.folder()])
-            .collect(),
+        there: image.written().chain([journal.folder()]).collect(),
     })?;
     let export = Export::<dyn BlockWrite>::open_writable(&image)?;
     let restored = commit::rollback(&mut journal, export.disk().as_ref(), args.force);

@@ -19,9 +19,11 @@ use std::process::{Child, Command, ExitCode};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 
 use super::confine::Confinement;
+use super::pass::Passed;
 use super::privileges::Privileges;
 
 const VERB: &str = "__exec";
@@ -144,7 +146,7 @@ pub(super) fn command(
     command
 }
 
-type Request = (Command, Sender<io::Result<Child>>);
+type Request = (Command, Vec<Passed>, Sender<io::Result<Child>>);
 
 /// The thread that starts children; it ends when this is dropped, and its children with it.
 static SPAWNER: Mutex<Option<Sender<Request>>> = Mutex::new(None);
@@ -156,8 +158,8 @@ pub(super) fn renew() {
     *SPAWNER.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
-/// Starts the command from the thread that lives as long as the process.
-pub(super) fn spawn(command: Command) -> io::Result<Child> {
+/// Starts the command from the thread that lives as long as the process. It inherits the files passed.
+pub(super) fn spawn(command: Command, passed: Vec<Passed>) -> io::Result<Child> {
     let gone = || io::Error::other("the thread that starts programs is gone");
     let (reply, answer) = mpsc::channel();
     {
@@ -166,7 +168,9 @@ pub(super) fn spawn(command: Command) -> io::Result<Child> {
             Some(requests) => requests,
             None => spawner.insert(start_spawner()?),
         };
-        requests.send((command, reply)).map_err(|_| gone())?;
+        requests
+            .send((command, passed, reply))
+            .map_err(|_| gone())?;
     }
     answer.recv().map_err(|_| gone())?
 }
@@ -176,11 +180,25 @@ fn start_spawner() -> io::Result<Sender<Request>> {
     std::thread::Builder::new()
         .name("spawner".into())
         .spawn(move || {
-            for (mut command, reply) in queue {
-                let _ = reply.send(command.spawn());
+            for (command, passed, reply) in queue {
+                let _ = reply.send(spawn_with(command, &passed));
             }
         })?;
     Ok(requests)
+}
+
+/// Only while this program starts are the files such as a new program inherits; no other is started
+/// meanwhile, because one thread starts them all.
+fn spawn_with(mut command: Command, passed: &[Passed]) -> io::Result<Child> {
+    let set = |flags| -> io::Result<()> {
+        for file in passed {
+            rustix::io::fcntl_setfd(file.file(), flags)?;
+        }
+        Ok(())
+    };
+    let child = set(FdFlags::empty()).and_then(|()| command.spawn());
+    set(FdFlags::CLOEXEC)?;
+    child
 }
 
 #[cfg(test)]

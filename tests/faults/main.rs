@@ -339,7 +339,7 @@ fn the_disk_misbehaves() {
         )
     };
     for (what, node, event, errno) in [
-        ("the source cannot be read", "guest.raw", "read_aio", 5),
+        ("the source cannot be read", "/proc/self/fd/", "read_aio", 5),
         ("the overlay cannot be written", "overlay", "write_aio", 5),
         ("the overlay has no space", "overlay", "write_aio", 28),
     ] {
@@ -390,8 +390,8 @@ fn the_disk_gives_errors() {
             })
             .collect();
         let script = format!(
-            "args=(); for a in \"$@\"; do case $a in *guest.raw*) \
-             a=$(sed -E 's#\\{{([^{{}}]*\"driver\":\"file\"[^{{}}]*guest.raw[^{{}}]*)\\}}#\
+            "args=(); for a in \"$@\"; do case $a in */proc/self/fd/*) \
+             a=$(sed -E 's#\\{{([^{{}}]*\"driver\":\"file\"[^{{}}]*/proc/self/fd/[^{{}}]*)\\}}#\
              {{\"driver\":\"blkdebug\",\"inject-error\":[{}],\"image\":{{\\1}}}}#' <<<\"$a\");; \
              esac; args+=(\"$a\"); done; exec REAL \"${{args[@]}}\"",
             inject.join(",")
