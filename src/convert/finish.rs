@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 
 use crate::boot::quote;
 use crate::domain::element::Element;
+use crate::domain::emit::EmitError;
 use crate::domain::xml::to_element;
-use crate::domain::{Bootstrap, Drivers, Machine, Patch, Stage, emit};
-use crate::error::{Error, Result};
+use crate::domain::{Bootstrap, DomainError, Drivers, Emit, Machine, Patch, Stage, emit};
+use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::ActionState;
 use crate::inspect::Inspection;
 use crate::report::{ActionLine, Outputs, Report, Timings};
 use crate::tool::{self, Cmd, qemu_img};
 use crate::verify;
 
+use super::copy;
+use super::in_place::data_sector_size;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare::Prepared;
@@ -38,39 +41,41 @@ pub(super) struct Domains {
 }
 
 /// Writes everything about the machine once, to nowhere: what cannot be written is known before the
-/// disks are copied.
+/// disks are copied. `target` is the output folder.
 pub(super) fn rehearse(
     job: &Job,
-    folder: &OutputFolder,
+    target: &Path,
     prepared: &Prepared,
     inspection: &Inspection,
     disks: &[Source],
 ) -> Result<()> {
-    let targets: Vec<TargetDisk> = disks
-        .iter()
-        .enumerate()
-        .map(|(i, disk)| TargetDisk {
-            path: folder
-                .target()
-                .join(disk.path.file_name().unwrap_or_default()),
+    let mut targets = Vec::new();
+    for (i, disk) in disks.iter().enumerate() {
+        let image = disk.image()?;
+        let sector_size = match i {
+            0 => prepared.windows.sector_size,
+            _ => data_sector_size(&image)?,
+        };
+        targets.push(TargetDisk {
+            path: copy::target_path(job, target, i, &image)?,
             format: job.format,
-            sector_size: prepared.windows.sector_size,
+            sector_size,
             boot: i == 0,
-            size_bytes: 0,
-        })
-        .collect();
-    domains(job, folder, prepared, inspection, &targets).map(drop)
+            size_bytes: image.virtual_size(),
+        });
+    }
+    domains(job, target, prepared, inspection, &targets).map(drop)
 }
 
 fn domains(
     job: &Job,
-    folder: &OutputFolder,
+    folder: &Path,
     prepared: &Prepared,
     inspection: &Inspection,
     targets: &[TargetDisk],
 ) -> Result<Domains> {
     let name = job.name();
-    let in_target = |file: String| folder.target().join(file);
+    let in_target = |file: String| folder.join(file);
     let options = MachineOptions {
         name: name.clone(),
         probe: in_target(format!("{name}-probe.qcow2")),
@@ -89,6 +94,63 @@ fn domains(
     written(job, &machine)
 }
 
+/// Why no domain can be written, as a blocker where the guest is the reason and an option helps.
+fn no_domain(error: DomainError, stage: Stage) -> Error {
+    let (code, remedy) = match &error {
+        DomainError::Arch { .. } => (
+            "guest-arch",
+            "keep it on a host of its own architecture: hyper2kvm describes x86 VMs only",
+        ),
+        DomainError::SectorSize { .. } if stage == Stage::Bootstrap => (
+            "sector-size",
+            "convert with --bootstrap none: VirtIO has 4096-byte sectors",
+        ),
+        DomainError::SectorSize { .. } => (
+            "sector-size",
+            "leave --storage out: VirtIO has 4096-byte sectors",
+        ),
+        DomainError::BiosSectorSize { .. } | DomainError::BadSectorSize { .. } => (
+            "sector-size",
+            "copy the disk to one with 512-byte sectors first (in the guest, or with a partition tool)",
+        ),
+        DomainError::TooManySataDisks { .. } | DomainError::TooManyDevices { .. } => (
+            "too-many-disks",
+            "convert with --storage virtio-scsi, which has room for 255 disks where this guest has its driver; else leave data disks out of the source and attach them afterwards",
+        ),
+        DomainError::NoIde { .. } | DomainError::MachineType { .. } => {
+            return Error::usage(error.to_string())
+                .hint("leave --machine out, or name a type that has the bus of --bootstrap");
+        }
+        DomainError::UnwritablePath { .. } => {
+            return Error::usage(error.to_string())
+                .hint("choose another folder with --output-dir, or another file for --virtio-iso");
+        }
+        _ => {
+            return Error::failed(format!("writing the {} domain", stage.as_str())).because(error);
+        }
+    };
+    let blocker = Blocker::new(code, error.to_string(), remedy);
+    Error::refused("no domain can be written for this guest", vec![blocker])
+}
+
+fn not_emitted(error: EmitError, emit: Emit) -> Error {
+    let name = emit.name();
+    let remedy = match &error {
+        EmitError::Yaml(_) => {
+            return Error::failed(format!("writing the {name} document")).because(error);
+        }
+        EmitError::TooManyDisks { .. } => format!(
+            "convert with --storage virtio-scsi and --bootstrap none, which has the most places, or leave out --emit {name}"
+        ),
+        EmitError::Missing { .. } => format!("leave out --emit {name}"),
+    };
+    let blocker = Blocker::new("emit-limit", error.to_string(), remedy);
+    Error::refused(
+        "the VM cannot be written for others than libvirt",
+        vec![blocker],
+    )
+}
+
 /// Everything about a machine, as text.
 pub(super) fn written(job: &Job, machine: &Machine) -> Result<Domains> {
     let name = &machine.name;
@@ -99,9 +161,7 @@ pub(super) fn written(job: &Job, machine: &Machine) -> Result<Domains> {
     }
     let mut domains = Vec::new();
     for stage in stages {
-        let element = to_element(machine, stage, &firmware).map_err(|e| {
-            Error::failed(format!("writing the {} domain", stage.as_str())).because(e)
-        })?;
+        let element = to_element(machine, stage, &firmware).map_err(|e| no_domain(e, stage))?;
         let element = match &job.xml_patch {
             Some(patch) => patched(patch, &element, stage)?,
             None => element,
@@ -118,8 +178,7 @@ pub(super) fn written(job: &Job, machine: &Machine) -> Result<Domains> {
         .collect();
     let mut emitted = Vec::new();
     for emit in &job.emit {
-        let list = emit::documents(*emit, machine, &domains)
-            .map_err(|e| Error::failed("writing the machine for others than libvirt").because(e))?;
+        let list = emit::documents(*emit, machine, &domains).map_err(|e| not_emitted(e, *emit))?;
         for document in list {
             let file = format!("{name}{}", document.suffix);
             emitted.push(file.clone());
@@ -196,7 +255,7 @@ pub(super) fn finish(
         fixed,
     } = disks;
     let in_target = |file: String| folder.target().join(file);
-    let domains = domains(job, folder, prepared, &fixed.after, &targets)?;
+    let domains = domains(job, folder.target(), prepared, &fixed.after, &targets)?;
     let mut warnings = prepared.plan.warnings.clone();
     warnings.extend(domains.warning);
     for document in &domains.documents {
@@ -230,7 +289,8 @@ pub(super) fn finish(
         name: name.clone(),
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
-        ready: verify::is_ready(&fixed.checks),
+        ready: verify::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
+        accepted: prepared.plan.accepted.clone(),
         next_commands: next_commands(&name, folder.target(), &outputs),
         outputs,
         actions,

@@ -8,6 +8,7 @@ mod in_place;
 pub mod linux;
 pub mod machine;
 pub mod output;
+mod predict;
 pub mod prepare;
 pub mod run;
 pub mod session;
