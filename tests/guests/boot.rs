@@ -214,7 +214,7 @@ fn partition_tables() {
     guest.patch(guest.start(Role::SystemReserved) + 28, &[63, 0, 0, 0]);
     guest.accepted("boot-sector-hidden");
     guest.check("boot-sector", "fault", 0);
-    let plan = guest.run("plan", &[]).expect(0).json();
+    let plan = guest.run("plan", &["--force"]).expect(0).json();
     assert!(find(&plan["actions"], "id", "boot-sector").is_none());
     let sector = guest.bytes(guest.start(Role::SystemReserved), 512);
     let (report, out) = guest.converted(&["--repair-bcd"]);

@@ -221,7 +221,7 @@ impl Guest {
     fn accepted(&self, id: &str) {
         let found = self.finding(id);
         assert_ne!(found["severity"], "blocker", "{id}");
-        let (_, out) = self.converted(&["--force"]);
+        let (_, out) = self.converted(&[]);
         out.verify(0);
     }
 
@@ -229,8 +229,11 @@ impl Guest {
     /// at.
     #[track_caller]
     fn converted(&self, more: &[&str]) -> (Value, Guest) {
-        let raw = ["--format", "raw"];
-        let plan = self.run("plan", more).expect(0).json();
+        let raw = ["--format", "raw", "--force"];
+        let plan = self
+            .run("plan", &[&raw[..], more].concat())
+            .expect(0)
+            .json();
         assert_eq!(plan["ready"], true, "{:#}", plan["checks"]);
         let report = self
             .run("convert", &[&raw[..], more].concat())

@@ -247,6 +247,18 @@ const ROWS: &[Row] = &[
         "rebuild it with bcdboot from a Windows recovery disk",
     ),
     row(
+        "no-boot-ini",
+        "warning",
+        "boot.ini is missing: NTLDR starts \\WINDOWS on the first partition and nothing else",
+        "write a boot.ini that names the partition of Windows, unless that is right",
+    ),
+    row(
+        "default-control-set",
+        "blocker",
+        "ControlSet009 is to be started and is not in the SYSTEM hive: the boot loader stops there",
+        "start the guest on its old host with the last known good configuration (F8), and shut it down",
+    ),
+    row(
         "bcd-no-default",
         "warning",
         "the boot configuration names no Windows to start by default",
