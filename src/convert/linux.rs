@@ -170,7 +170,7 @@ fn rehearse(
         });
     }
     let machine = machine::linux_machine(inspection, facts, &targets, &options(job, target));
-    finish::written(job, &machine).map(drop)
+    finish::written(job, target, &machine).map(drop)
 }
 
 fn options(job: &Job, target: &Path) -> MachineOptions {
@@ -498,7 +498,7 @@ pub(super) fn convert(
     let facts = linux_facts(&made.after)?;
     let options = options(job, folder.target());
     let machine = machine::linux_machine(&made.after, facts, &targets, &options);
-    let domains = finish::written(job, &machine)?;
+    let domains = finish::written(job, folder.target(), &machine)?;
     for document in &domains.documents {
         finish::write(folder.path(), document)?;
     }
@@ -507,7 +507,7 @@ pub(super) fn convert(
     let mut warnings = warnings(&made.after);
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
-    warnings.extend(domains.warning);
+    warnings.extend(domains.warnings);
     let report = Report {
         name: options.name.clone(),
         engine: facts.reader,
@@ -641,7 +641,7 @@ fn hand_over(
     let mut overlays = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let overlay = work.join(format!("overlay-{i}.qcow2"));
-        qemu_img::create_over(&overlay, &source.spec())
+        qemu_img::create_over(&overlay, &source.named_spec()?)
             .map_err(|e| Error::failed("creating an overlay for virt-v2v").because(e))?;
         overlays.push(overlay);
     }
