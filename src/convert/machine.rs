@@ -19,6 +19,8 @@ use crate::source::{SourceFirmware, SourceNic, SourceVm};
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
     pub name: String,
+    /// The name as it was, where the safe one says nothing of it.
+    pub title: Option<String>,
     pub memory_mib: u64,
     pub vcpus: u32,
     pub storage: StorageBus,
@@ -145,6 +147,7 @@ fn bare(
 ) -> Machine {
     Machine {
         name: options.name.clone(),
+        title: options.title.clone(),
         uuid: options.uuid.unwrap_or_else(Uuid::new_v4),
         serial: options.serial.clone(),
         genid: options.genid,
@@ -407,6 +410,7 @@ mod tests {
     fn options(nics: &[(&str, bool)]) -> MachineOptions {
         MachineOptions {
             name: "vm".into(),
+            title: None,
             memory_mib: 4096,
             vcpus: 8,
             storage: StorageBus::VirtioBlk,

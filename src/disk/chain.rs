@@ -23,6 +23,7 @@ use super::block::FileDisk;
 use super::detect::{self, Detected, Format, VmdkExtent};
 use super::hold::{Found, Held};
 use super::length::{self, Short};
+use super::links;
 use super::partition::{self, LayoutError};
 use crate::error::{Error, ErrorKind};
 use crate::tool::pass::{self, Passed, Spec};
@@ -137,7 +138,14 @@ impl ImageError {
             return Self::Tool(error);
         };
         let path = path.to_owned();
-        if stderr.contains("Failed to get") && stderr.contains("lock") {
+        if stderr.contains("log that needs to be replayed") {
+            Self::Unsupported {
+                path,
+                reason: "it was not closed: its log holds writes that are not in their places yet"
+                    .into(),
+                remedy: "shut the VM down and copy the disk again; after a crash, replay the log on a copy: qemu-img check -r all COPY.vhdx",
+            }
+        } else if stderr.contains("Failed to get") && stderr.contains("lock") {
             Self::InUse { path }
         } else if stderr.contains("Permission denied") || stderr.contains("Operation not permitted")
         {
@@ -547,9 +555,7 @@ fn open_level(
             reason: "the footer at its end is missing".into(),
         });
     }
-    if format == Format::VPC {
-        refuse_differencing_vhd(file.file(), size, path)?;
-    }
+    refuse_differencing(file.file(), size, path, format)?;
     if format == Format::QCOW2
         && let Some(name) = detect::qcow2_data_file(file.file(), size).map_err(io_error)?
     {
@@ -739,19 +745,61 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// QEMU reads a differencing VHD as if it had no parent: zeroes where the parent's data should be.
-fn refuse_differencing_vhd(file: &File, size: u64, path: &Path) -> Result<()> {
-    for offset in [0, size.saturating_sub(512)] {
-        let footer = detect::read_up_to(file, offset, 512, size)
-            .map_err(|e| ImageError::from_io(path, e))?;
-        if detect::vhd_type(&footer) == Some(4) {
-            return Err(ImageError::Unsupported {
-                path: path.into(),
-                reason: "it is a differencing VHD, which QEMU cannot combine with its parent"
-                    .into(),
-                remedy: "merge it with its parent first (Hyper-V: Merge-VHD)",
-            });
+/// QEMU cannot combine these with their parents. A differencing VHD it even reads as if it had none:
+/// zeroes where the parent's data should be.
+fn refuse_differencing(file: &File, size: u64, path: &Path, format: Format) -> Result<()> {
+    let io_error = |e| ImageError::from_io(path, e);
+    let refused = |kind: &str, parent: Option<String>, remedy: &'static str| {
+        let parent = parent.map_or(String::new(), |p| format!(" {}", shown(&p)));
+        Err(ImageError::Unsupported {
+            path: path.into(),
+            reason: format!(
+                "it is a differencing {kind}, which QEMU cannot combine with its parent{parent}"
+            ),
+            remedy,
+        })
+    };
+    match format {
+        Format::VPC => {
+            for offset in [0, size.saturating_sub(512)] {
+                let footer = detect::read_up_to(file, offset, 512, size).map_err(io_error)?;
+                if detect::vhd_type(&footer) == Some(4) {
+                    return refused(
+                        "VHD",
+                        None,
+                        "merge it with its parent first (Hyper-V: Merge-VHD)",
+                    );
+                }
+            }
         }
+        Format::VHDX => {
+            let parent = links::vhdx_parent(file, size).map_err(io_error)?;
+            if !parent.is_empty() {
+                let name = |key: &str| {
+                    parent
+                        .iter()
+                        .find(|(k, _)| k == key)
+                        .map(|(_, v)| v.clone())
+                };
+                return refused(
+                    "VHDX (a checkpoint's .avhdx)",
+                    name("absolute_win32_path").or(name("relative_path")),
+                    "delete the checkpoints in Hyper-V and wait for the merge, or make one disk of the chain with Convert-VHD",
+                );
+            }
+        }
+        Format::VDI => {
+            // uuidLinkage of the header: the parent's id.
+            let link = detect::read_up_to(file, 424, 16, size).map_err(io_error)?;
+            if link.iter().any(|b| *b != 0) {
+                return refused(
+                    "VDI (a snapshot of VirtualBox)",
+                    None,
+                    "make one disk of the chain with VBoxManage clonemedium",
+                );
+            }
+        }
+        _ => {}
     }
     Ok(())
 }

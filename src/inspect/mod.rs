@@ -281,6 +281,14 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
         ));
         return Ok(false);
     };
+    if let Some((name, number)) = os::lost_default(&system)? {
+        out.findings.push(Finding::blocker(
+            "default-control-set",
+            format!("{name} is to be started and is not in the SYSTEM hive: the boot loader stops there"),
+            "start the guest on its old host with the last known good configuration (F8), and shut it down",
+            format!("SYSTEM\\Select\\Default is {number}, {set} is there"),
+        ));
+    }
     let cache = RefCell::new(HashMap::new());
     let image = |path: &GuestPath| -> ImageState {
         *cache
@@ -312,8 +320,14 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
     out.os.build = Some(version.build);
     out.os.revision = version.revision;
     let Some(arch) = arch else {
-        out.findings.push(unknown_windows(
-            "neither ntoskrnl.exe nor PROCESSOR_ARCHITECTURE names a processor we know",
+        out.findings.push(Finding::blocker(
+            "unknown-architecture",
+            format!(
+                "the processor architecture of this Windows (build {}) is not known: no driver can be chosen for it",
+                version.build
+            ),
+            "check that Windows is for x86, x64 or ARM64, and that System32\\ntoskrnl.exe is whole",
+            "neither ntoskrnl.exe nor PROCESSOR_ARCHITECTURE names a known processor",
         ));
         return Ok(false);
     };

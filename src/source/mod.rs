@@ -186,6 +186,16 @@ pub enum SourceError {
         wanted: String,
         known: String,
     },
+    #[error(
+        "{path} was made over a {parent} of content id {wanted:08x}, and the file of that name has \
+         {found:08x}: it was written to since, or is another disk"
+    )]
+    OtherParent {
+        path: PathBuf,
+        parent: PathBuf,
+        wanted: u32,
+        found: u32,
+    },
     #[error("{path} describes no disk")]
     NoDisk { path: PathBuf },
     #[error("{path} describes {count} machines, and one is converted at a time")]
@@ -237,6 +247,9 @@ impl SourceError {
                  description, e.g. DATASTORE/FOLDER beside the .vmx"
             }
             Self::Suspended { .. } => SUSPENDED,
+            Self::OtherParent { .. } => {
+                "copy the whole chain again while the VM is off, or consolidate the snapshots on the old host"
+            }
             Self::NoConfiguration { .. } => "name one of these with --ovf-configuration",
             Self::SeveralMachines { .. } => "name the disk image of one of them",
             Self::Checksum { .. } => "copy or export the machine again",

@@ -519,3 +519,49 @@ fn memory_of_libvirt() {
         assert_eq!(vm.memory_mib, Some(mib), "{unit}");
     }
 }
+
+// ---- VMDK ----
+
+#[test]
+fn vmdks_that_hold_no_readable_data() {
+    let folder = Folder::new();
+    for (line, what, remedy) in [
+        ("createType=\"vmfsRawDeviceMap\"", "RDM", "vmkfstools -i"),
+        ("createType=\"vmfsPassthroughRawDeviceMap\"", "RDM", "LUN"),
+        ("createType=\"fullDevice\"", "RDM", "LUN"),
+        (
+            "encryptionKeys=\"vmware:key/list/(x)\"",
+            "encrypted by VMware",
+            "remove",
+        ),
+    ] {
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=1\n{line}\nRW 8 VMFSRDM \"x-rdm.vmdk\"\n"
+        );
+        folder.file("x.vmdk", text);
+        let error = folder.error("x.vmdk");
+        assert!(error.contains(what) && error.contains(remedy), "{error}");
+    }
+}
+
+#[test]
+fn a_delta_over_another_parent() {
+    let folder = Folder::new();
+    let text = |cid: &str, parent: &str, hint: &str| {
+        format!(
+            "# Disk DescriptorFile\nversion=1\nCID={cid}\nparentCID={parent}\ncreateType=\"vmfs\"\n{hint}\n"
+        )
+    };
+    folder.file("base.vmdk", text("0a1b2c3d", "ffffffff", ""));
+    let delta = |id: &str| text("2", id, "parentFileNameHint=\"base.vmdk\"");
+    folder.file("d.vmdk", delta("A1B2C3D"));
+    folder.open("d.vmdk").unwrap();
+    folder.file("d.vmdk", delta("deadbeef"));
+    let error = folder.error("d.vmdk");
+    assert!(
+        error.contains("deadbeef") && error.contains("0a1b2c3d"),
+        "{error}"
+    );
+    let error = folder.open("d.vmdk").unwrap_err();
+    assert!(error.hint().unwrap().contains("whole chain"));
+}
