@@ -17,7 +17,7 @@ use crate::ui::Ui;
 use super::machine::TargetDisk;
 use super::prepare::Prepared;
 use super::run::{Disks, Fixed, stopped};
-use super::session::Source;
+use super::session::{Source, first};
 
 /// Commits the proved overlay to the source disk.
 pub(super) fn in_place(
@@ -65,6 +65,8 @@ pub(super) fn in_place(
     after.close()?;
     before.close()?;
     stopped()?;
+    // Before the first write: then there is nothing to take back.
+    first(disks)?.opened.check_unchanged()?;
     ui.status(
         "Committing",
         &format!(
@@ -116,7 +118,11 @@ pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
     }
 }
 
+/// Commits, unless the disk is no longer what was read.
 pub(super) fn write_to_source(image: &Image, journal: &mut Journal) -> Result<()> {
+    image.check_unchanged()?;
+    image.check_names()?;
+    image.will_be_written();
     let export = Export::<dyn BlockWrite>::open_writable(image)?;
     commit::commit(journal, export.disk().as_ref())
         .map_err(|e| Error::failed("writing the disk").because(e))?;

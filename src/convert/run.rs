@@ -39,7 +39,7 @@ use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine, first, open_with};
+use super::session::{Session, Source, SourceMachine, first, looked, open_with};
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
@@ -160,6 +160,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         session.close()?;
         let mut inspection = survey.inspection;
         linux::look(job, ui, &disks, &mut inspection)?;
+        job.source.opened.check_unchanged()?;
         let plan = linux::plan(job, &inspection);
         return Ok(Planned::Linux(Box::new(inspection), plan));
     }
@@ -172,6 +173,8 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         &catalogue,
     )?;
     session.close()?;
+    looked()?;
+    job.source.opened.check_unchanged()?;
     Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
 }
 
@@ -234,6 +237,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         for disk in &disks {
             in_place_format(&disk.image()?)?;
         }
+        image.hold_for_writing()?;
     }
     let devices = Devices::claim(job, &disks, true)?;
     let overlay = folder.path().join(".overlay.qcow2");
@@ -329,12 +333,13 @@ fn complete(
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
-    save_report(folder, devices, &report, &prepared.plan)?;
+    save_report(job, folder, devices, &report, &prepared.plan)?;
     Ok(report)
 }
 
 /// Both forms of the report, and the folder under its final name.
 pub(super) fn save_report(
+    job: &Job,
     folder: &mut OutputFolder,
     devices: &Devices,
     report: &Report,
@@ -351,6 +356,8 @@ pub(super) fn save_report(
     remove_work_files(folder.path())?;
     point("before-rename")?;
     stopped()?;
+    // The last look before the result is there: what was read is what the source still holds.
+    job.source.opened.check_unchanged()?;
     devices.finish()?;
     point("devices-finished")
         .and_then(|()| folder.complete())

@@ -9,6 +9,7 @@ use crate::disk::export::{self, Export};
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::guest::keys::Keys;
 use crate::guest::{FsKind, GuestRead};
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
@@ -212,7 +213,14 @@ pub fn look<T>(
     let seen = also(&survey, session.guest.reader.as_ref());
     let engine = session.engine;
     session.close()?;
+    looked()?;
+    machine.opened.check_unchanged()?;
     Ok((engine, survey, seen))
+}
+
+/// The fail point of the verbs that only read.
+pub(super) fn looked() -> Result<()> {
+    failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))
 }
 
 /// Opens the disk and looks at it; again with the other engine when that one sees more.
