@@ -121,7 +121,7 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
     examine(&images(&disks)?, machine, inspection, ui)?;
-    Ok(machine.opened.check_unchanged()?)
+    machine.opened.check_unchanged()
 }
 
 /// Everything `plan` and `convert` decide about a Linux guest. `target` is the output folder.
