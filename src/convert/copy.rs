@@ -93,9 +93,11 @@ pub fn trim_session(
 pub struct Arriving {
     pub image: Image,
     pub sector_size: u32,
+    pub system: bool,
+    pub boot_order: Option<u32>,
 }
 
-/// Copies the disks to the files or devices of the job, the one that boots first.
+/// Copies the disks to the files or devices of the job, the one with the system first.
 pub(super) fn to_targets(
     job: &Job,
     ui: &Ui,
@@ -138,7 +140,8 @@ pub(super) fn to_targets(
             path,
             format,
             sector_size: disk.sector_size,
-            boot: i == 0,
+            system: disk.system,
+            boot_order: disk.boot_order,
             size_bytes,
         });
     }

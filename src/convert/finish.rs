@@ -19,7 +19,7 @@ use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare::Prepared;
 use super::run::{Disks, Job};
-use super::session::Source;
+use super::vm::VmDisks;
 
 /// A file of the output folder, not written yet.
 pub(super) struct Document {
@@ -44,18 +44,18 @@ pub(super) fn rehearse(
     folder: &OutputFolder,
     prepared: &Prepared,
     inspection: &Inspection,
-    disks: &[Source],
+    disks: &VmDisks,
 ) -> Result<()> {
     let targets: Vec<TargetDisk> = disks
         .iter()
-        .enumerate()
-        .map(|(i, disk)| TargetDisk {
+        .map(|disk| TargetDisk {
             path: folder
                 .target()
                 .join(disk.path.file_name().unwrap_or_default()),
             format: job.format,
-            sector_size: prepared.windows.sector_size,
-            boot: i == 0,
+            sector_size: inspection.sector_size(disk.id),
+            system: disks.is_system(disk.id),
+            boot_order: disks.boot_order(disk.id),
             size_bytes: 0,
         })
         .collect();

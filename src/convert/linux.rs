@@ -765,10 +765,12 @@ fn copy_disks(
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     stopped()?;
     let mut disks = Vec::new();
-    for image in &made.images {
+    for (i, image) in made.images.iter().enumerate() {
         disks.push(Arriving {
             image: image.clone(),
             sector_size: data_sector_size(image)?,
+            system: i == 0,
+            boot_order: (i == 0).then_some(1),
         });
     }
     copy::to_targets(job, ui, folder, devices, disks)

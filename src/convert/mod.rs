@@ -11,3 +11,4 @@ pub mod output;
 pub mod prepare;
 pub mod run;
 pub mod session;
+pub mod vm;

@@ -22,7 +22,7 @@ const VIRTIO: usize = 16;
 const SCSI: usize = 31;
 
 pub fn script(m: &Machine) -> Result<String, EmitError> {
-    let disks: Vec<&Disk> = boot_first(&m.disks);
+    let disks: Vec<&Disk> = system_first(&m.disks);
     if disks.iter().any(|d| d.sector_size != 512) {
         return Err(EmitError::Missing {
             what: "disks with 4096-byte sectors",
@@ -71,7 +71,7 @@ pub fn script(m: &Machine) -> Result<String, EmitError> {
                 text.push_str(&import(early, n, disk));
             }
             let mut options = vec![
-                format!("--boot order={early}0"),
+                boot_order(&disks, early),
                 // The probe: Windows binds its driver for the very device it will boot from.
                 format!(
                     "--{bus}{} \"$storage\":1,serial=h2k-probe",
@@ -109,7 +109,7 @@ pub fn script(m: &Machine) -> Result<String, EmitError> {
         }
     }
     text.push_str("  fi\n");
-    let mut options = vec![format!("--boot order={bus}0")];
+    let mut options = vec![boot_order(&disks, bus)];
     options.extend(nics(m, Stage::Final));
     text.push_str(&command("qm set \"$vmid\"", &options));
     text.push_str("}\n\n\"$stage\"\n");
@@ -151,9 +151,20 @@ move() {
 }
 "#;
 
-fn boot_first(disks: &[Disk]) -> Vec<&Disk> {
-    let boot = disks.iter().filter(|d| d.boot);
-    boot.chain(disks.iter().filter(|d| !d.boot)).collect()
+fn system_first(disks: &[Disk]) -> Vec<&Disk> {
+    let system = disks.iter().filter(|d| d.system);
+    system.chain(disks.iter().filter(|d| !d.system)).collect()
+}
+
+fn boot_order(disks: &[&Disk], bus: &str) -> String {
+    let mut places: Vec<(u32, usize)> = (disks.iter().enumerate())
+        .filter_map(|(n, disk)| Some((disk.boot_order?, n)))
+        .collect();
+    places.sort_unstable();
+    let names: Vec<String> = places.iter().map(|(_, n)| format!("{bus}{n}")).collect();
+    // A semicolon ends a command of the shell.
+    let order = format!("order={}", names.join(";"));
+    format!("--boot {}", shell_word(&order))
 }
 
 /// One option per line.

@@ -23,6 +23,7 @@ pub enum Action {
     CopyInGuest {
         id: String,
         title: String,
+        #[serde(flatten)]
         volume: VolumeId,
         /// The folder to make first.
         folder: Option<GuestPath>,
@@ -36,6 +37,7 @@ pub enum Action {
     PatchBootSector {
         id: String,
         title: String,
+        #[serde(flatten)]
         volume: VolumeId,
         fields: Vec<SectorField>,
     },
@@ -45,6 +47,7 @@ pub enum Action {
         id: String,
         title: String,
         hive: HiveName,
+        #[serde(flatten)]
         volume: VolumeId,
         path: GuestPath,
         edits: RegEdits,
@@ -139,7 +142,7 @@ impl Action {
                 ..
             } => {
                 let names: Vec<_> = fields.iter().map(|f| f.name).collect();
-                format!("{title}: {} on partition {}", names.join(", "), volume.0)
+                format!("{title}: {} on {volume}", names.join(", "))
             }
             Action::EditHive {
                 title,
