@@ -142,7 +142,7 @@ fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
                     Some(reader.read(volume.id, &path, 1 << 30).unwrap())
                 };
                 // Not lower case: names must have the same case.
-                tree.insert((volume.id.0, path.to_slashes()), contents);
+                tree.insert((volume.id.partition, path.to_slashes()), contents);
             }
         }
     }

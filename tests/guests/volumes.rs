@@ -142,7 +142,7 @@ fn volumes_of_another_kind() {
     guest.refused("dynamic-disk");
     let typed = |kind: &str| {
         let guest = Guest::new(WinVersion::Win10);
-        let index = guest.volume(Place::Windows).0;
+        let index = guest.volume(Place::Windows).partition;
         let arg = format!("--typecode={index}:{kind}");
         tool("sgdisk", &[&arg, guest.disk.to_str().unwrap()]);
         guest
