@@ -13,7 +13,6 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::convert::run::Job;
-use crate::disk::chain::Image;
 use crate::error::Result;
 use crate::report::{Input, Request};
 
@@ -155,18 +154,30 @@ pub fn request(job: &Job, options: &Options) -> Request {
         let paths = options.get(name).into_iter().flatten();
         files.extend(paths.map(PathBuf::from));
     }
+    let mut inputs = Vec::new();
     if !job.in_place {
-        files.push(job.source.path.clone());
-        for disk in &job.source.vm.disks {
-            let format = job.source.format.as_deref().or(disk.format.as_deref());
-            match Image::open_info(&disk.path, format, &job.source.allow_backing) {
-                Ok(image) if disk.packed.is_none() => files.extend(image.files().map(Into::into)),
+        let source = &job.source;
+        files.push(source.path.clone());
+        for disk in &source.vm.disks {
+            let format = source.format.as_deref().or(disk.format.as_deref());
+            let open = || {
+                let image = source
+                    .opened
+                    .image(&disk.path, format, &source.allow_backing);
+                image.ok().filter(|_| disk.packed.is_none())
+            };
+            match open() {
+                Some(image) => inputs.extend(image.held().map(|held| Input {
+                    path: held.path().to_owned(),
+                    size_bytes: held.size(),
+                    modified_ms: held.modified_ms(),
+                })),
                 // Packed, or nothing that can be converted: then the conversion says so.
-                _ => files.push(disk.path.clone()),
+                None => files.push(disk.path.clone()),
             }
         }
     }
-    let mut inputs: Vec<Input> = files.iter().filter_map(|f| input(f)).collect();
+    inputs.extend(files.iter().filter_map(|f| input(f)));
     inputs.sort();
     inputs.dedup();
     Request { options, inputs }

@@ -9,7 +9,7 @@ use crate::convert::engine::{self, Engine};
 use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
 use crate::convert::run::{DEFAULT_ISO, Job};
-use crate::convert::session::SourceMachine;
+use crate::convert::session::{Opened, SourceMachine};
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NicSource, Patch,
     StorageBus, Video,
@@ -285,6 +285,7 @@ impl SourceArgs {
             root: self.root.clone(),
             force_dirty: false,
             keys,
+            opened: Opened::default(),
         })
     }
 

@@ -580,7 +580,7 @@ fn hand_over(
     let mut overlays = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let overlay = work.join(format!("overlay-{i}.qcow2"));
-        qemu_img::create_over(&overlay, &source.spec())
+        qemu_img::create_over(&overlay, &source.named_spec()?)
             .map_err(|e| Error::failed("creating an overlay for virt-v2v").because(e))?;
         overlays.push(overlay);
     }

@@ -38,7 +38,7 @@ use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::prepare::{self, Prepared};
 use super::session::{Session, Source, SourceMachine, first, read_only};
-use super::vm::{ChangedDisk, Opened, VmDisks, VmSession};
+use super::vm::{ChangedDisk, OpenDisk, VmDisks, VmSession};
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
@@ -240,7 +240,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         // There when another engine had a look already.
         let _ = std::fs::remove_file(&overlay);
         let session = Session::overlay(engine, source, &source.image()?, &overlay)?;
-        Ok(Opened::Write(session))
+        Ok(OpenDisk::Write(session))
     };
     let (session, survey) = VmSession::open(job.engine, &disks, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
@@ -477,7 +477,7 @@ fn prove(
     ui.status("Verifying", "reading the result back");
     let (session, survey) = VmSession::open(engine, disks, ui, |e, source| {
         match overlays.get(&source.id) {
-            Some(overlay) => Ok(Opened::Read(Session::read_by(e, source, overlay)?)),
+            Some(overlay) => Ok(OpenDisk::Read(Session::read_by(e, source, overlay)?)),
             None => read_only(e, source),
         }
     })?;

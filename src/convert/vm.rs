@@ -84,7 +84,7 @@ fn find_roles(list: &[Source], path: &Path) -> Result<Roles> {
     let mut sessions = Vec::new();
     for source in list {
         let session = Session::read(source, &source.image()?)?;
-        sessions.push((source.id, Opened::Read(session)));
+        sessions.push((source.id, OpenDisk::Read(session)));
     }
     let vm = VmSession {
         disks: sessions,
@@ -98,12 +98,12 @@ fn find_roles(list: &[Source], path: &Path) -> Result<Roles> {
 }
 
 /// A disk that is only read, or one with an overlay.
-pub enum Opened {
+pub enum OpenDisk {
     Read(Session<dyn BlockRead>),
     Write(Session<dyn BlockWrite>),
 }
 
-impl Opened {
+impl OpenDisk {
     fn reader(&self) -> &dyn GuestRead {
         match self {
             Self::Read(session) => session.guest.reader.as_ref(),
@@ -128,7 +128,7 @@ impl Opened {
 
 /// Every disk of a VM behind a storage daemon of its own, with its volumes.
 pub struct VmSession {
-    disks: Vec<(DiskId, Opened)>,
+    disks: Vec<(DiskId, OpenDisk)>,
     /// Of the disks that are changed; the others are read by the embedded one.
     pub engine: Engine,
     options: InspectOptions,
@@ -149,7 +149,7 @@ impl VmSession {
         engine: Engine,
         disks: &VmDisks,
         ui: &Ui,
-        open: impl Fn(Engine, &Source) -> Result<Opened>,
+        open: impl Fn(Engine, &Source) -> Result<OpenDisk>,
     ) -> Result<(Self, Survey)> {
         let open_all = |engine: Engine| -> Result<Self> {
             let _waiting = engine.starts_slowly().then(|| {
@@ -163,7 +163,7 @@ impl VmSession {
             for source in disks.iter() {
                 let session = match disks.is_changed(source.id) {
                     true => open(engine, source)?,
-                    false => Opened::Read(Session::read(source, &source.image()?)?),
+                    false => OpenDisk::Read(Session::read(source, &source.image()?)?),
                 };
                 opened.push((source.id, session));
             }
@@ -203,8 +203,8 @@ impl VmSession {
     /// Writes to the disks that have an overlay. The readers are of no use after it was closed.
     pub fn writer(&self, options: MountOptions) -> Box<dyn GuestWrite> {
         let writable = self.disks.iter().filter_map(|(id, disk)| match disk {
-            Opened::Write(session) => Some((*id, session.writer(options))),
-            Opened::Read(_) => None,
+            OpenDisk::Write(session) => Some((*id, session.writer(options))),
+            OpenDisk::Read(_) => None,
         });
         Box::new(JoinedWriter::new(writable.collect()))
     }
@@ -263,8 +263,8 @@ impl VmSession {
         let mut changed = Vec::new();
         for (id, disk) in self.disks {
             match disk {
-                Opened::Read(session) => session.close()?,
-                Opened::Write(session) => {
+                OpenDisk::Read(session) => session.close()?,
+                OpenDisk::Write(session) => {
                     let (mut export, layout) = session.into_export();
                     if self.engine.writes_past_us() {
                         let image = export.image().clone();
