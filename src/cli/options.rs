@@ -6,6 +6,7 @@
 use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -171,6 +172,7 @@ pub fn request(job: &Job, options: &Options) -> Request {
                     path: held.path().to_owned(),
                     size_bytes: held.size(),
                     modified_ms: held.modified_ms(),
+                    inode: held.inode(),
                 })),
                 // Packed, or nothing that can be converted: then the conversion says so.
                 None => files.push(disk.path.clone()),
@@ -190,6 +192,7 @@ fn input(path: &Path) -> Option<Input> {
     Some(Input {
         size_bytes: meta.len(),
         modified_ms: u64::try_from(modified.as_millis()).unwrap_or(u64::MAX),
+        inode: meta.ino(),
         path,
     })
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::boot_path::Controller;
 use crate::disk::chain::Image;
-use crate::domain::{DiskFormat, Emit, Patch};
+use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
@@ -88,6 +88,7 @@ pub struct Job {
     pub request: Request,
     /// Besides the domain XML.
     pub emit: Vec<Emit>,
+    pub kubevirt: kubevirt::Options,
     pub xml_patch: Option<Patch>,
 }
 
