@@ -210,7 +210,12 @@ impl VmSession {
     }
 
     pub fn inspect(&self) -> Result<Survey> {
-        inspect::inspect(&self.reader(), &self.facts(), &self.options).map_err(|e| self.refusal(e))
+        self.inspect_through(&self.reader())
+    }
+
+    /// The same disks through another reader.
+    pub fn inspect_through(&self, guest: &dyn GuestRead) -> Result<Survey> {
+        inspect::inspect(guest, &self.facts(), &self.options).map_err(|e| self.refusal(e))
     }
 
     fn facts(&self) -> Vec<Disk> {
