@@ -39,15 +39,16 @@ pub struct SourceArgs {
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
-    /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
+    /// Which Windows to take of several: its folder, after the numbers of disk and partition where the
+    /// folder alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
     #[arg(long)]
     pub root: Option<String>,
     /// How the guest's file systems are accessed
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineArg,
     /// Key of an encrypted volume (BitLocker, LUKS), for the guestfish engine: SELECTOR:file:PATH,
-    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition, /dev/sdaN
-    /// or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
+    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition,
+    /// DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     pub key: Vec<String>,
 }

@@ -166,7 +166,8 @@ fn rehearse(
             path: copy::target_path(job, target, i, image)?,
             format: job.format,
             sector_size: data_sector_size(image)?,
-            boot: i == 0,
+            system: i == 0,
+            boot_order: (i == 0).then_some(1),
             size_bytes: image.virtual_size(),
         });
     }
@@ -829,10 +830,12 @@ fn copy_disks(
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     stopped()?;
     let mut disks = Vec::new();
-    for image in &made.images {
+    for (i, image) in made.images.iter().enumerate() {
         disks.push(Arriving {
             image: image.clone(),
             sector_size: data_sector_size(image)?,
+            system: i == 0,
+            boot_order: (i == 0).then_some(1),
         });
     }
     copy::to_targets(job, ui, folder, devices, disks)
