@@ -29,6 +29,7 @@ mod short_tests;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod vmware;
 pub mod whole;
 
 pub use block::{BlockRead, BlockWrite};
