@@ -1,5 +1,6 @@
 //! Arguments that several verbs share: which disk, which drivers, what to make of it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -8,22 +9,27 @@ use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
 use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
+use crate::convert::output::title;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
+use crate::disk::chain::Image;
+use crate::disk::links;
+use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::network::{self, Bridge, Mapping};
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
     Patch, StorageBus, Video,
 };
-use crate::error::{Error, Result};
+use crate::error::{Blocker, Error, Result};
 use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
+use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::report::Request;
-use crate::source;
+use crate::source::{self, SourceKind, SourceVm};
 
-use super::confine;
+use super::confine::{self, Writes};
 
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
@@ -35,15 +41,22 @@ pub struct SourceArgs {
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
-    /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
+    /// Configuration of an OVF (deployment option) to take [default: the one it marks, else its first]
+    #[arg(long, value_name = "ID")]
+    pub ovf_configuration: Option<String>,
+    /// Convert a disk although a newer link lies beside it (a snapshot's delta, a checkpoint, an overlay): what was written since is not in the result
+    #[arg(long)]
+    pub older_link: bool,
+    /// Which Windows to take of several: its folder, after the numbers of disk and partition where the
+    /// folder alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
     #[arg(long)]
     pub root: Option<String>,
     /// How the guest's file systems are accessed
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineArg,
     /// Key of an encrypted volume (BitLocker, LUKS), for the guestfish engine: SELECTOR:file:PATH,
-    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition, /dev/sdaN
-    /// or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
+    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition,
+    /// DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     pub key: Vec<String>,
 }
@@ -179,6 +192,10 @@ pub struct FixArgs {
     /// Make the default boot entry and the boot sector name partitions that exist, where they do not
     #[arg(long)]
     pub repair_bcd: bool,
+    /// Convert in spite of this finding, blocker or check, where only a start of Windows is at stake; the
+    /// result is NOT READY and the exit code 4 (repeatable)
+    #[arg(long, value_name = "ID", value_parser = acceptable)]
+    pub accept: Vec<String>,
     /// Replace an output folder of ours; overwrite what is on an output device
     #[arg(long)]
     pub force: bool,
@@ -312,14 +329,30 @@ pub enum EmitArg {
     Qemu,
 }
 
+/// An identifier of `--accept`, checked where it is read: in a batch list before anything starts.
+fn acceptable(id: &str) -> Result<String, String> {
+    Accepted::parse(&[id])
+        .map(|_| id.to_string())
+        .map_err(|e| format!("{} ({})", e.message, e.hints.join("; ")))
+}
+
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let keys = self.keys()?;
-        let vm = source::open(&self.source).map_err(|e| {
+        let options = source::Options {
+            ovf_configuration: self.ovf_configuration.clone(),
+        };
+        let mut vm = source::open_with(&self.source, &options).map_err(|e| {
+            let shown = self.source.display();
+            if let Some(blocker) = e.blocker() {
+                return Error::refused(format!("{shown} cannot be converted now"), vec![blocker]);
+            }
             let hint = e.hint();
-            let error = Error::failed(format!("opening {}", self.source.display())).because(e);
+            let error = Error::failed(format!("opening {shown}")).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?;
+        refuse_if_vmware_runs_it(&self.source, &vm)?;
+        self.refuse_older_links(&mut vm)?;
         Ok(SourceMachine {
             vm,
             path: self.source.clone(),
@@ -332,13 +365,67 @@ impl SourceArgs {
         })
     }
 
-    /// For the verbs that only read: nothing is written but below these paths and where temporary files
+    /// The VM writes to the last link of a chain: an earlier one is old.
+    fn refuse_older_links(&self, vm: &mut source::SourceVm) -> Result<()> {
+        let mut blockers = Vec::new();
+        for disk in vm.disks.iter().filter(|disk| disk.packed.is_none()) {
+            let links = links::newer(&disk.path);
+            let Some(newest) = links.last() else { continue };
+            let reason = format!(
+                "{} is not the newest link of its chain: {} of {} files beside it that are built on it is the newest",
+                disk.path.display(),
+                newest.display(),
+                links.len()
+            );
+            if self.older_link {
+                vm.notes.push(format!(
+                    "{reason}; what was written since is not in the result, as asked for with --older-link"
+                ));
+                continue;
+            }
+            blockers.push(Blocker::new(
+                "newer-link",
+                reason,
+                format!(
+                    "name {} instead, or delete the snapshots on the old host and copy the disk again; --older-link takes the old state on purpose",
+                    newest.display()
+                ),
+            ));
+        }
+        if blockers.is_empty() {
+            return Ok(());
+        }
+        let shown = self.source.display();
+        Err(Error::refused(
+            format!("{shown} holds an old state"),
+            blockers,
+        ))
+    }
+
+    /// For the verbs that only read: nothing is written but below this folder and where temporary files
     /// are, and there is no network. Not with guestfish, as for `convert`.
-    pub fn confine<'p>(&self, below: impl IntoIterator<Item = &'p Path>) -> Result<()> {
+    pub fn confine(&self, folder: Option<&Path>) -> Result<()> {
         if self.guestfish()? {
             return Ok(());
         }
-        confine::looks(below)
+        confine::looks(&Writes {
+            folder,
+            there: Vec::new(),
+        })
+    }
+
+    /// The files that `--in-place` may write: the disks themselves. What cannot be opened is reported by
+    /// whoever opens it then.
+    fn files_in_place(&self) -> Result<Vec<PathBuf>> {
+        let machine = self.open()?;
+        let mut files = Vec::new();
+        for disk in &machine.vm.disks {
+            let format = machine.format.as_deref().or(disk.format.as_deref());
+            if let Ok(image) = Image::open_info(&disk.path, format, &machine.allow_backing) {
+                files.extend(image.written().map(Path::to_path_buf));
+            }
+        }
+        Ok(files)
     }
 
     /// Whether the guestfish engine is used whatever the disk holds.
@@ -376,11 +463,13 @@ impl FixArgs {
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
+        let accept = Accepted::parse(&self.accept)?;
         let media_path = self.virtio_path();
         let mut source = self.source.open()?;
         source.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
         let machine = MachineOptions {
+            title: title(self.name.as_ref().unwrap_or(&vm.name)),
             name: self.name.clone().unwrap_or_else(|| vm.name.clone()),
             memory_mib: self.memory.or(vm.memory_mib).unwrap_or(4096),
             vcpus: self.vcpus.or(vm.vcpus).unwrap_or(2),
@@ -397,6 +486,11 @@ impl FixArgs {
             macs: self.mac.clone(),
             nics: vm.nics.clone(),
             network: self.nic_source(),
+            threads_per_core: self
+                .vcpus
+                .is_none()
+                .then_some(vm.threads_per_core)
+                .flatten(),
             network_map: NetworkMap::new(self.network_map.clone())
                 .map_err(|e| Error::usage("--network-map").because(e))?,
             keep_addresses: self.network == NetworkArg::Preserve && !self.no_firstboot,
@@ -433,6 +527,7 @@ impl FixArgs {
             devices: self.output_device.clone(),
             target_is_zero: self.target_is_zero,
             require_signed: self.require_signed,
+            accept,
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
             force: self.force,
@@ -452,16 +547,27 @@ impl FixArgs {
         })
     }
 
-    /// From here on nothing is written but below the folder of the output and where programs keep
-    /// temporary files. Not with `--in-place`, whose disk may be anywhere, and not with guestfish, whose
-    /// appliance may be run by a libvirt daemon that outlives us.
-    pub fn confine(&self) -> Result<()> {
-        if self.in_place || self.source.guestfish()? {
+    /// From here on nothing is written but below the folder of the output, the devices named, `place` and
+    /// where programs keep temporary files. Not with guestfish, whose appliance may be run by a libvirt
+    /// daemon that outlives us.
+    pub fn confine(&self, place: Option<&Path>) -> Result<()> {
+        if self.source.guestfish()? {
             return Ok(());
         }
+        if self.dry_run {
+            return self.source.confine(None);
+        }
+        let disks = match self.in_place {
+            true => self.source.files_in_place()?,
+            false => Vec::new(),
+        };
         let output = self.output_dir.as_deref().and_then(Path::parent);
         let output = output.filter(|p| !p.as_os_str().is_empty());
-        confine::writes([output.unwrap_or(Path::new("."))])
+        let there = self.output_device.iter().chain(&disks);
+        confine::writes(&Writes {
+            folder: Some(output.unwrap_or(Path::new("."))),
+            there: there.map(PathBuf::as_path).chain(place).collect(),
+        })
     }
 
     fn emit_kinds(&self) -> Vec<Emit> {
@@ -538,6 +644,25 @@ impl FixArgs {
             (None, None) => NicSource::Network("default".to_string()),
         }
     }
+}
+
+/// A VM that runs has its description locked, too.
+fn refuse_if_vmware_runs_it(source: &Path, vm: &SourceVm) -> Result<()> {
+    if vm.kind != SourceKind::Vmx {
+        return Ok(());
+    }
+    let descriptions = match std::fs::read_dir(source) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => vec![source.to_owned()],
+    };
+    let vmx = |path: &PathBuf| matches!(path.extension(), Some(e) if e == "vmx" || e == "vmtx");
+    for path in descriptions.into_iter().filter(vmx) {
+        let meta = path.metadata();
+        let meta =
+            meta.map_err(|e| Error::failed(format!("opening {}", path.display())).because(e))?;
+        vmware::refuse_if_locked(&path, meta.ino())?;
+    }
+    Ok(())
 }
 
 impl From<NetworkArg> for Policy {

@@ -25,6 +25,19 @@ pub fn control_set(system: &HiveView<'_>) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// The control set the boot loader takes and its number, where it has no services.
+pub fn lost_default(system: &HiveView<'_>) -> Result<Option<(String, u32)>> {
+    let Some(select) = system.key("Select")? else {
+        return Ok(None);
+    };
+    let Some(number) = select.dword("Default")? else {
+        return Ok(None);
+    };
+    let set = format!("ControlSet{number:03}");
+    let there = system.key(&format!("{set}\\Services"))?.is_some();
+    Ok((!there).then_some((set, number)))
+}
+
 /// Every control set of the hive.
 pub fn control_sets(system: &HiveView<'_>) -> Result<Vec<String>> {
     let mut sets = Vec::new();
@@ -55,6 +68,8 @@ pub struct Version {
     pub server: bool,
 }
 
+/// First build that is Windows 10.
+const WINDOWS_10: u32 = 10_240;
 /// First build that is Windows 11.
 const WINDOWS_11: u32 = 22_000;
 
@@ -71,18 +86,20 @@ pub fn version(
     };
     let number =
         |name: &str| -> Result<Option<u32>> { Ok(text(name)?.and_then(|t| t.parse().ok())) };
+    let Some(build) = number("CurrentBuildNumber")?.or(number("CurrentBuild")?) else {
+        return Ok(None);
+    };
     let (major, minor) = match key.dword("CurrentMajorVersionNumber")? {
         Some(major) => (
             major,
             key.dword("CurrentMinorVersionNumber")?.unwrap_or_default(),
         ),
+        // `CurrentVersion` stays at 6.3 for good.
+        None if build >= WINDOWS_10 => (10, 0),
         None => match text("CurrentVersion")?.as_deref().and_then(parse_version) {
             Some(version) => version,
             None => return Ok(None),
         },
-    };
-    let Some(build) = number("CurrentBuildNumber")?.or(number("CurrentBuild")?) else {
-        return Ok(None);
     };
     let product_type = system
         .key(&format!("{control_set}\\Control\\ProductOptions"))?
@@ -214,7 +231,11 @@ pub fn drive_letter(
     layout: &DiskLayout,
     volume: VolumeId,
 ) -> Result<Option<char>> {
-    let Some(partition) = layout.partitions.iter().find(|p| p.index == volume.0) else {
+    let Some(partition) = layout
+        .partitions
+        .iter()
+        .find(|p| p.index == volume.partition)
+    else {
         return Ok(None);
     };
     let Some(mounted) = system.key("MountedDevices")? else {

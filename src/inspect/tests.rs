@@ -32,7 +32,7 @@ fn layout(scheme: Scheme, guest: &FakeGuest) -> DiskLayout {
         partitions: guest
             .volumes()
             .iter()
-            .filter(|v| v.id.0 > 0)
+            .filter(|v| v.id.partition > 0)
             .map(|v| v.partition.clone())
             .collect(),
     }
@@ -46,11 +46,18 @@ fn source() -> SourceFacts {
     }
 }
 
+fn only(layout: DiskLayout) -> Disk {
+    Disk {
+        id: DiskId::ONLY,
+        layout,
+        source: source(),
+    }
+}
+
 fn run(guest: &FakeGuest, scheme: Scheme) -> Result<Survey, InspectError> {
     inspect(
         guest,
-        &layout(scheme, guest),
-        source(),
+        &[only(layout(scheme, guest))],
         &InspectOptions::default(),
     )
 }
@@ -210,7 +217,7 @@ fn boot_store(loader: &str) -> Vec<u8> {
     store.to_bytes("BCD")
 }
 
-fn ids(inspection: &Inspection) -> Vec<&'static str> {
+pub(super) fn ids(inspection: &Inspection) -> Vec<&'static str> {
     inspection.findings.iter().map(|f| f.id).collect()
 }
 
@@ -250,7 +257,7 @@ fn windows_11() {
     assert_eq!(facts.control_sets, ["ControlSet001", "ControlSet002"]);
     assert_eq!(
         (facts.esp, facts.system_volume),
-        (Some(VolumeId(1)), VolumeId(2))
+        (Some(VolumeId::new(1)), VolumeId::new(2))
     );
     assert!(survey.hives.is_some());
 }
@@ -319,6 +326,41 @@ fn versions_by_number() {
         let expected = if build == 7601 { (6, 1) } else { (10, 0) };
         assert_eq!((target.major, target.minor), expected, "{name}");
     }
+}
+
+/// Some tools copy hives without it, and `CurrentVersion` stays at 6.3.
+#[test]
+fn a_build_number_without_a_major_version() {
+    for (build, want) in [(9600, (6, 3)), (10_240, (10, 0)), (22_631, (10, 0))] {
+        let mut software = software("6.3", 9600, "Windows 10 Pro", "Client");
+        let key = "Microsoft\\Windows NT\\CurrentVersion";
+        software.sz(key, "CurrentBuild", &build.to_string()).sz(
+            key,
+            "CurrentBuildNumber",
+            &build.to_string(),
+        );
+        let shape = Shape {
+            software,
+            ..Shape::windows_11()
+        };
+        let inspection = shape.inspect();
+        let folders = inspection.os.driver_folders.clone();
+        let target = inspection.windows.unwrap().target;
+        assert_eq!((target.major, target.minor), want, "{build}");
+        assert_eq!(folders.contains(&"w11".to_string()), build == 22_631);
+    }
+}
+
+#[test]
+fn only_the_processor_is_unknown() {
+    let mut shape = Shape::windows_11();
+    shape
+        .guest
+        .file(2, "Win/System32/ntoskrnl.exe", fake_pe(0x1c4));
+    let inspection = shape.inspect();
+    assert_eq!(inspection.os.build, Some(26_100));
+    assert_eq!(ids(&inspection), ["unknown-architecture"]);
+    assert!(inspection.findings[0].message.contains("build 26100"));
 }
 
 #[test]
@@ -401,10 +443,10 @@ fn states() {
         ("domain-controller", Warning, |s| {
             s.system = system("LanmanNT")
         }),
-        ("no-bcd", Warning, |s| {
+        ("no-bcd", Blocker, |s| {
             s.guest.remove(1, "EFI/Microsoft/Boot/BCD")
         }),
-        ("no-boot-manager", Warning, |s| {
+        ("no-boot-manager", Blocker, |s| {
             s.guest.remove(1, "EFI/Microsoft/Boot/bootmgfw.efi");
         }),
         ("no-control-set", Blocker, |s| {
@@ -557,7 +599,7 @@ fn several_installations() {
             root: root.map(str::to_string),
             ..InspectOptions::default()
         };
-        match inspect(&guest, &layout(Scheme::Gpt, &guest), source(), &options) {
+        match inspect(&guest, &[only(layout(Scheme::Gpt, &guest))], &options) {
             Ok(survey) => survey.inspection.os.windows_root.unwrap().to_string(),
             Err(error) => error.to_string(),
         }
@@ -565,25 +607,35 @@ fn several_installations() {
     for (root, answer) in [
         (
             None,
-            r"several Windows installations on this disk: 2:\Win, 2:\WINNT, 3:\Win",
+            r"several Windows installations: 2:\Win, 2:\WINNT, 3:\Win",
         ),
         (
             Some(r"\win"),
-            r"several Windows installations on this disk: 2:\Win, 3:\Win",
+            r"several Windows installations: 2:\Win, 3:\Win",
         ),
         (Some(r"2:\win"), r"\Win"),
         (Some("/winnt"), r"\WINNT"),
+        // The only disk is the first one.
+        (Some(r"1/3:\Win"), r"\Win"),
+        (
+            Some(r"2/3:\Win"),
+            r"no Windows installation at 2/3:\Win; found: 2:\Win, 2:\WINNT, 3:\Win",
+        ),
+        (
+            Some(r"0/3:\Win"),
+            r"0/3:\Win is not a Windows root: \Windows, 2:\Windows or 1/2:\Windows is expected",
+        ),
         (
             Some(r"\Windows"),
             r"no Windows installation at \Windows; found: 2:\Win, 2:\WINNT, 3:\Win",
         ),
         (
             Some(r"C:\Windows"),
-            r"C:\Windows is not a Windows root: \Windows or 2:\Windows is expected",
+            r"C:\Windows is not a Windows root: \Windows, 2:\Windows or 1/2:\Windows is expected",
         ),
         (
             Some(""),
-            r" is not a Windows root: \Windows or 2:\Windows is expected",
+            r" is not a Windows root: \Windows, 2:\Windows or 1/2:\Windows is expected",
         ),
     ] {
         assert_eq!(pick(root), answer, "{root:?}");
@@ -793,5 +845,5 @@ pub(super) fn survey_demo(spec: &GuestSpec) -> Survey {
         let volume = spec.partition(file.role).unwrap().index;
         guest.file(volume, &file.path.to_string(), file.contents);
     }
-    inspect(&guest, &layout, source(), &InspectOptions::default()).unwrap()
+    inspect(&guest, &[only(layout)], &InspectOptions::default()).unwrap()
 }

@@ -7,6 +7,7 @@ use crate::error::Blocker;
 use crate::guest::{GuestPath, VolumeId};
 use crate::inspect::SectorField;
 use crate::registry::RegEdits;
+use crate::report::Check;
 
 /// One unit of reversion: done wholly or not at all.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -23,6 +24,7 @@ pub enum Action {
     CopyInGuest {
         id: String,
         title: String,
+        #[serde(flatten)]
         volume: VolumeId,
         /// The folder to make first.
         folder: Option<GuestPath>,
@@ -36,6 +38,7 @@ pub enum Action {
     PatchBootSector {
         id: String,
         title: String,
+        #[serde(flatten)]
         volume: VolumeId,
         fields: Vec<SectorField>,
     },
@@ -45,6 +48,7 @@ pub enum Action {
         id: String,
         title: String,
         hive: HiveName,
+        #[serde(flatten)]
         volume: VolumeId,
         path: GuestPath,
         edits: RegEdits,
@@ -139,7 +143,7 @@ impl Action {
                 ..
             } => {
                 let names: Vec<_> = fields.iter().map(|f| f.name).collect();
-                format!("{title}: {} on partition {}", names.join(", "), volume.0)
+                format!("{title}: {} on {volume}", names.join(", "))
             }
             Action::EditHive {
                 title,
@@ -189,7 +193,13 @@ pub struct Plan {
     pub skipped: Vec<Skipped>,
     pub drivers: Vec<PlannedDriver>,
     pub blockers: Vec<Blocker>,
+    /// The blockers that `--accept` took, by their codes.
+    pub accepted: Vec<String>,
     pub warnings: Vec<String>,
+    /// What `verify` will say of the result.
+    pub checks: Vec<Check>,
+    /// The result will start: no blockers, nothing accepted, no check of severity "blocker" that fails.
+    pub ready: bool,
 }
 
 impl Plan {
