@@ -6,8 +6,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::boot_path::{Controller, Fault, ImageState, class_guid};
+use crate::boot_path::pending::Pending;
+use crate::boot_path::{self, Controller, DEVICE_OFF, Fault, ImageState, class_guid};
 use crate::error::Blocker;
+use crate::guest::GuestPath;
 use crate::inspect::SectorField;
 use crate::registry::hive::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
@@ -33,9 +35,11 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
             // The driver packages bring these.
             let ours = match fault {
                 Fault::NotBound { .. } => is_virtio,
-                Fault::NotInstalled { service }
+                Fault::NotInstalled { service, .. }
                 | Fault::NotBootStart { service, .. }
                 | Fault::NotADriver { service, .. }
+                | Fault::Mistyped { service, .. }
+                | Fault::PathForm { service, .. }
                 | Fault::Image { service, .. } => virtio.contains(&service.to_lowercase()),
                 _ => false,
             };
@@ -53,6 +57,7 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
                     .or_default()
                     .extend(ops);
             }
+            Ok(Repair::Warning(text)) => layout.warnings.push(text),
             Ok(Repair::Nothing) => {}
             Ok(Repair::Impossible(blocker)) => layout.blockers.push(blocker),
             Err(error) => layout.blockers.push(Blocker::new(
@@ -93,6 +98,7 @@ pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
 enum Repair {
     Edits(Vec<RegOp>),
     Nothing,
+    Warning(String),
     Impossible(Blocker),
 }
 
@@ -103,29 +109,72 @@ fn repair(
     fault: &Fault,
 ) -> Result<Repair, HiveError> {
     let bus = controller.name();
+    let everywhere = |edits: &dyn Fn(&str) -> Vec<RegOp>| {
+        Repair::Edits(sets.iter().flat_map(|set| edits(set)).collect())
+    };
     Ok(match fault {
-        Fault::NotBootStart { service, .. } => Repair::Edits(
-            sets.iter()
-                .flat_map(|set| boot_start(set, service))
-                .collect(),
-        ),
-        Fault::NotBound { ids } => match bind_ahci(inputs, sets, controller) {
-            Some(ops) => Repair::Edits(ops),
-            None => not_bound(inputs, bus, ids),
+        Fault::NotBootStart { service, .. } => everywhere(&|set| boot_start(set, service)),
+        Fault::NotBound { ids, spare, .. } => match spare {
+            Some(driver) => everywhere(&|set| bind(set, ids, driver)),
+            None => not_bound(inputs, controller, ids),
         },
         Fault::DeadFilter { class, list, .. } => {
             Repair::Edits(without_dead_filters(inputs, sets, class, list)?)
         }
-        Fault::NotInstalled { service } => Repair::Impossible(Blocker::new(
-            "boot-driver-missing",
-            format!("the driver {service}, which booting from {bus} needs, is not installed"),
-            "repair Windows first (sfc /scannow, or a repair install), or choose another --bootstrap",
-        )),
+        Fault::NotInstalled { service, file } => match inbox(service).filter(|_| *file) {
+            Some(driver) => everywhere(&|set| driver.service(set)),
+            None => Repair::Impossible(Blocker::new(
+                "boot-driver-missing",
+                format!("the driver {service}, which booting from {bus} needs, is not installed"),
+                format!(
+                    "repair Windows first (sfc /scannow, or a repair install){}",
+                    other_way(inputs, controller, service)
+                ),
+            )),
+        },
         Fault::NotADriver { service, kind } => Repair::Impossible(Blocker::new(
             "boot-driver-damaged",
             format!("the service {service} is not a kernel driver (Type={kind})"),
-            "repair Windows first, or choose another --bootstrap",
+            format!(
+                "repair Windows first{}",
+                other_way(inputs, controller, service)
+            ),
         )),
+        Fault::Mistyped { service, value } => everywhere(&|set| {
+            vec![retyped(
+                &format!("{set}\\Services\\{service}"),
+                service,
+                value,
+            )]
+        }),
+        Fault::Deleted { service } => everywhere(&|set| {
+            vec![RegOp::DeleteValue {
+                key: format!("{set}\\Services\\{service}"),
+                name: "DeleteFlag".into(),
+            }]
+        }),
+        Fault::PathForm {
+            service,
+            path,
+            decides,
+        } => match path_form(inputs, sets, service, path) {
+            Some(repair) => repair,
+            None if *decides => driver_file(
+                inputs,
+                controller,
+                service,
+                format!("{path} is not in the folder of Windows, where the boot loader looks"),
+            ),
+            None => Repair::Nothing,
+        },
+        Fault::FileDeleted { path, .. } => {
+            let system = HiveView::new(&inputs.hives.system.bytes)?;
+            let mut ops = Vec::new();
+            for set in sets {
+                ops.extend(Pending::read(&system, set)?.without(set, path));
+            }
+            Repair::Edits(ops)
+        }
         Fault::Image {
             service,
             path,
@@ -139,11 +188,22 @@ fn repair(
                 ImageState::Unreadable => "is not a usable driver file",
                 ImageState::Present { .. } => "is for another processor",
             };
-            Repair::Impossible(Blocker::new(
-                "boot-driver-file",
-                format!("{service}: {path} {what}"),
-                "repair Windows first (sfc /scannow), or choose another --bootstrap",
-            ))
+            driver_file(inputs, controller, service, format!("{path} {what}"))
+        }
+        Fault::Import { service, missing } => {
+            let arch = boot_path::Machine::from(inputs.windows.target.arch);
+            driver_file(inputs, controller, service, missing.text(arch))
+        }
+        Fault::IdleOverride { .. } => Repair::Nothing,
+        Fault::Instance { path, service } => Repair::Warning(format!(
+            "the device {path} was here before, {}: when it is in the same place again Windows does not look for its new driver, and the boot from {bus} may stop with 0x7B; delete {path} below Enum in the guest first",
+            match service {
+                Some(name) => format!("with the driver {name}"),
+                None => "without a driver".into(),
+            }
+        )),
+        Fault::DeviceDisabled { path, flags } => {
+            Repair::Edits(switched_on(inputs, sets, path, *flags)?)
         }
         Fault::Damaged(text) => Repair::Impossible(Blocker::new(
             "hive-damaged",
@@ -153,16 +213,49 @@ fn repair(
     })
 }
 
-/// Only advice on NT 5, where Windows knows its IDE channels without the database.
-fn not_bound(inputs: &Inputs<'_>, bus: &str, ids: &[String]) -> Repair {
-    if inputs.windows.target.major < 6 && bus == "ide" {
-        return Repair::Nothing;
+fn driver_file(inputs: &Inputs<'_>, controller: Controller, service: &str, what: String) -> Repair {
+    Repair::Impossible(Blocker::new(
+        "boot-driver-file",
+        format!("{service}: {what}"),
+        format!(
+            "repair Windows first (sfc /scannow){}",
+            other_way(inputs, controller, service)
+        ),
+    ))
+}
+
+/// What else helps against the loss of a driver: only a controller that does without it.
+fn other_way(inputs: &Inputs<'_>, controller: Controller, service: &str) -> &'static str {
+    let major = inputs.windows.target.major;
+    let shared = boot_path::system_drivers(major)
+        .iter()
+        .map(|(name, _)| *name)
+        .chain([boot_path::KERNEL, boot_path::NTFS])
+        .any(|name| name.eq_ignore_ascii_case(service));
+    match controller {
+        _ if shared || Some(controller) != inputs.options.bootstrap => "",
+        Controller::Sata => ", or convert with --bootstrap ide or --bootstrap none",
+        Controller::Ide if major >= 6 => ", or convert with --bootstrap sata or --bootstrap none",
+        _ => ", or convert with --bootstrap none",
     }
+}
+
+fn not_bound(inputs: &Inputs<'_>, controller: Controller, ids: &[String]) -> Repair {
     let id = ids.first().map_or("", String::as_str);
+    let bus = controller.name();
+    // Nothing stands in for the driver, so what is said of a missing one holds.
+    let driver = if controller == Controller::Ide {
+        "atapi, intelide"
+    } else {
+        "its driver"
+    };
     Repair::Impossible(Blocker::new(
         "bootstrap-unbound",
         format!("no driver of this Windows is bound to the {bus} controller ({id})"),
-        "choose another --bootstrap (sata, ide, none)",
+        format!(
+            "install {driver} in the guest first{}",
+            other_way(inputs, controller, "")
+        ),
     ))
 }
 
@@ -176,23 +269,171 @@ fn boot_start(set: &str, service: &str) -> Vec<RegOp> {
     ]
 }
 
-/// Vista and 7 keep AHCI in the CriticalDeviceDatabase, where an entry can be added. The driver was
-/// not looked at while nothing led to it, so it is made boot-start too.
-fn bind_ahci(inputs: &Inputs<'_>, sets: &[String], controller: Controller) -> Option<Vec<RegOp>> {
-    let target = &inputs.windows.target;
-    if controller != Controller::Sata || target.major != 6 || target.minor > 1 {
+/// A driver that comes with Windows 7 and older, as its setup writes the service (Microsoft KB 314082
+/// for IDE).
+struct Inbox {
+    name: &'static str,
+    group: &'static str,
+    tag: Option<u32>,
+    /// The entries of the CriticalDeviceDatabase that lead to it.
+    ids: &'static [&'static str],
+}
+
+const INBOX: [Inbox; 4] = [
+    Inbox {
+        name: "atapi",
+        group: "SCSI miniport",
+        tag: Some(0x19),
+        ids: &[
+            "Primary_IDE_Channel",
+            "Secondary_IDE_Channel",
+            "Internal_IDE_Channel",
+            "*PNP0600",
+        ],
+    },
+    Inbox {
+        name: "intelide",
+        group: "System Bus Extender",
+        tag: Some(4),
+        ids: &["PCI#VEN_8086&DEV_7010"],
+    },
+    Inbox {
+        name: "pciide",
+        group: "System Bus Extender",
+        tag: Some(3),
+        ids: &["PCI#VEN_8086&DEV_7010", "PCI#CC_0101"],
+    },
+    Inbox {
+        name: "msahci",
+        group: "SCSI Miniport",
+        tag: None,
+        ids: &["PCI#CC_0106"],
+    },
+];
+
+fn inbox(service: &str) -> Option<&'static Inbox> {
+    INBOX.iter().find(|d| d.name.eq_ignore_ascii_case(service))
+}
+
+impl Inbox {
+    fn service(&self, set: &str) -> Vec<RegOp> {
+        let key = format!("{set}\\Services\\{}", self.name);
+        let number = |name: &str, n| RegOp::set(key.clone(), name, RegData::Dword(n));
+        let path = format!("system32\\DRIVERS\\{}.sys", self.name);
+        let mut ops = vec![
+            number("Type", 1),
+            number("ErrorControl", 1),
+            RegOp::set(key.clone(), "Group", RegData::Sz(self.group.into())),
+            RegOp::set(key.clone(), "ImagePath", RegData::ExpandSz(path)),
+        ];
+        ops.extend(self.tag.map(|tag| number("Tag", tag)));
+        ops.extend(boot_start(set, self.name));
+        ops
+    }
+}
+
+/// Up to Windows 7 an entry can be added to the CriticalDeviceDatabase: AHCI on Vista and 7, IDE where
+/// Windows was installed on SCSI.
+fn bind(set: &str, ids: &[String], driver: &str) -> Vec<RegOp> {
+    let Some(inbox) = inbox(driver) else {
+        return Vec::new();
+    };
+    let own = ids
+        .first()
+        .filter(|id| boot_path::IDE_CHANNELS.contains(&id.as_str()));
+    let mut ops = Vec::new();
+    for id in inbox.ids.iter().copied().chain(own.map(String::as_str)) {
+        let key = format!("{set}\\Control\\CriticalDeviceDatabase\\{id}");
+        ops.push(RegOp::set(
+            key.clone(),
+            "Service",
+            RegData::Sz(driver.into()),
+        ));
+        ops.push(RegOp::set(key, "ClassGUID", RegData::Sz(HDC_CLASS.into())));
+    }
+    ops
+}
+
+/// The groups of the drivers that every boot needs (docs/boot-path.md).
+const GROUPS: [(&str, &str); 8] = [
+    ("pci", "Boot Bus Extender"),
+    ("acpi", "Boot Bus Extender"),
+    ("partmgr", "Boot Bus Extender"),
+    ("mountmgr", "System Bus Extender"),
+    ("volmgr", "System Bus Extender"),
+    ("volmgrx", "System Bus Extender"),
+    ("ftdisk", "System Bus Extender"),
+    ("storahci", "SCSI Miniport"),
+];
+
+/// The value as Windows' own setup writes it. A group that is not known goes: the driver is then loaded
+/// after those that have one.
+fn retyped(key: &str, service: &str, value: &str) -> RegOp {
+    let known = GROUPS
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(service))
+        .map(|(_, group)| *group)
+        .or(inbox(service).map(|d| d.group));
+    let data = match value {
+        "Start" => RegData::Dword(0),
+        "Type" | "ErrorControl" => RegData::Dword(1),
+        "ImagePath" => RegData::ExpandSz(format!("System32\\drivers\\{service}.sys")),
+        _ => match known {
+            Some(group) => RegData::Sz(group.into()),
+            None => {
+                return RegOp::DeleteValue {
+                    key: key.to_string(),
+                    name: value.to_string(),
+                };
+            }
+        },
+    };
+    RegOp::set(key, value, data)
+}
+
+/// The same file, said as every loader understands it; nothing for one outside the folder of Windows.
+fn path_form(
+    inputs: &Inputs<'_>,
+    sets: &[String],
+    service: &str,
+    path: &GuestPath,
+) -> Option<Repair> {
+    let root = &inputs.windows.root;
+    let inside = path.key().starts_with(&root.key());
+    let relative = path.parts().get(root.parts().len()..)?.join("\\");
+    if !inside || relative.is_empty() {
         return None;
     }
-    let ops = sets.iter().flat_map(|set| {
-        let key = format!("{set}\\Control\\CriticalDeviceDatabase\\PCI#CC_0106");
-        [
-            RegOp::set(key.clone(), "Service", RegData::Sz("msahci".into())),
-            RegOp::set(key, "ClassGUID", RegData::Sz(HDC_CLASS.into())),
-        ]
-        .into_iter()
-        .chain(boot_start(set, "msahci"))
+    let ops = sets.iter().map(|set| {
+        RegOp::set(
+            format!("{set}\\Services\\{service}"),
+            "ImagePath",
+            RegData::ExpandSz(relative.clone()),
+        )
     });
-    Some(ops.collect())
+    Some(Repair::Edits(ops.collect()))
+}
+
+/// Takes the mark off a device, in the control sets that know it.
+fn switched_on(
+    inputs: &Inputs<'_>,
+    sets: &[String],
+    path: &str,
+    flags: u32,
+) -> Result<Vec<RegOp>, HiveError> {
+    let system = HiveView::new(&inputs.hives.system.bytes)?;
+    let mut ops = Vec::new();
+    for set in sets {
+        let key = format!("{set}\\Enum\\{path}");
+        if system.key(&key)?.is_some() {
+            ops.push(RegOp::set(
+                key,
+                "ConfigFlags",
+                RegData::Dword(flags & !DEVICE_OFF),
+            ));
+        }
+    }
+    Ok(ops)
 }
 
 /// The filter list of the class without its dead services; the value goes when nothing is left.
@@ -212,6 +453,7 @@ fn without_dead_filters(
                 class: c,
                 list: l,
                 service,
+                ..
             } if (*c, *l) == (class, list) => Some(service),
             _ => None,
         })
