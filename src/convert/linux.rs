@@ -39,7 +39,7 @@ use super::machine::{self, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
-use super::session::{Source, SourceMachine};
+use super::session::{Source, SourceMachine, announce_appliance};
 
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -139,7 +139,7 @@ fn examine(
     ui: &Ui,
 ) -> Result<()> {
     linux::examine(images, inspection, machine.vm.firmware, &|why| {
-        ui.status("Starting", &format!("the libguestfs appliance ({why})"));
+        announce_appliance(ui, why);
     })
 }
 

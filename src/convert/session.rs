@@ -13,6 +13,7 @@ use crate::guest::keys::Keys;
 use crate::guest::{FsKind, GuestRead};
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
 use crate::source::SourceVm;
+use crate::tool::appliance;
 use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};
@@ -141,6 +142,17 @@ pub fn look<T>(
     Ok((engine, survey, seen))
 }
 
+/// Tells that libguestfs' appliance is started, and why it takes long where it does.
+pub fn announce_appliance(ui: &Ui, why: &str) {
+    let how = appliance::without_kvm().map_or_else(String::new, |fault| {
+        format!("; emulated, which takes longer: {fault}")
+    });
+    ui.status(
+        "Starting",
+        &format!("the libguestfs appliance ({why}){how}"),
+    );
+}
+
 /// Opens the disk and looks at it; again with the other engine when that one sees more.
 pub fn open_with<D: BlockRead + ?Sized>(
     engine: Engine,
@@ -150,10 +162,7 @@ pub fn open_with<D: BlockRead + ?Sized>(
 ) -> Result<(Session<D>, Survey)> {
     let open = |engine: Engine| {
         let _waiting = engine.starts_slowly().then(|| {
-            ui.status(
-                "Starting",
-                &format!("the libguestfs appliance ({})", engine.why),
-            );
+            announce_appliance(ui, engine.why);
             ui.waiting("Starting")
         });
         open(engine)

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Cmd, Result};
+use super::{Cmd, Result, appliance};
 
 pub const IN_PLACE: &str = "virt-v2v-in-place";
 pub const V2V: &str = "virt-v2v";
@@ -31,19 +31,18 @@ pub fn copy(xml: &Path, folder: &Path, on_line: &mut dyn FnMut(&str)) -> Result<
     run(cmd, on_line)
 }
 
-fn run(mut cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
-    if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
-        // The libvirt backend starts QEMU as another user, who may not read our folder.
-        cmd = cmd.env("LIBGUESTFS_BACKEND", "direct");
-    }
+fn run(cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
     let mut rest = Vec::new();
     // Rebuilding an initramfs is silent, and slow under emulation.
-    cmd.patient(6).timeout(LIMIT).run_with(&mut |chunk| {
-        rest.extend_from_slice(chunk);
-        while let Some(end) = rest.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = rest.drain(..=end).collect();
-            on_line(&super::clean(&line));
-        }
-    })?;
+    appliance::prepare(cmd)
+        .patient(6)
+        .timeout(LIMIT)
+        .run_with(&mut |chunk| {
+            rest.extend_from_slice(chunk);
+            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                on_line(&super::clean(&line));
+            }
+        })?;
     Ok(())
 }
