@@ -172,6 +172,7 @@ pub fn request(job: &Job, options: &Options) -> Request {
                     path: held.path().to_owned(),
                     size_bytes: held.size(),
                     modified_ms: held.modified_ms(),
+                    inode: held.inode(),
                 })),
                 // Packed, or nothing that can be converted: then the conversion says so.
                 None => files.push(disk.path.clone()),

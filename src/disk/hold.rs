@@ -258,6 +258,10 @@ impl Held {
         u64::try_from(ms).unwrap_or_default()
     }
 
+    pub fn inode(&self) -> u64 {
+        self.0.facts.id.1
+    }
+
     /// Device and inode.
     pub(super) fn id(&self) -> (u64, u64) {
         self.0.facts.id
