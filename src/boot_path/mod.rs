@@ -72,6 +72,10 @@ impl Controller {
         }
     }
 
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|c| c.name() == name)
+    }
+
     /// The PCI functions it can appear as; for virtio the modern one, then the transitional one.
     pub fn devices(self) -> Vec<PciDevice> {
         let pci = |vendor, device, subsystem, revision, class| PciDevice {

@@ -47,14 +47,14 @@ impl Pending {
         gone
     }
 
-    /// The lists without what takes the file away.
-    pub fn without(&self, control_set: &str, path: &GuestPath) -> Vec<RegOp> {
+    /// The lists without what takes these files away.
+    pub fn without(&self, control_set: &str, paths: &[GuestPath]) -> Vec<RegOp> {
         let key = format!("{control_set}\\{KEY}");
         let mut ops = Vec::new();
         for (name, pairs) in &self.lists {
             let kept: Vec<String> = pairs
                 .iter()
-                .filter(|(source, _)| !names(source, path))
+                .filter(|(source, _)| !paths.iter().any(|path| names(source, path)))
                 .flat_map(|(source, target)| [source.clone(), target.clone()])
                 .collect();
             if kept.len() == pairs.len() * 2 {
@@ -147,7 +147,7 @@ mod tests {
         let found = Pending::read(&view, "ControlSet001").unwrap();
         let rest = [temp, "", temp, "\\??\\C:\\b"].map(str::to_string).to_vec();
         assert_eq!(
-            found.without("ControlSet001", &path),
+            found.without("ControlSet001", &[path]),
             [RegOp::set(
                 "ControlSet001\\Control\\Session Manager",
                 VALUES[0],
@@ -158,7 +158,7 @@ mod tests {
         let view = HiveView::new(&hive).unwrap();
         let found = Pending::read(&view, "ControlSet001").unwrap();
         assert!(matches!(
-            found.without("ControlSet001", &path)[..],
+            found.without("ControlSet001", &[path])[..],
             [RegOp::DeleteValue { .. }]
         ));
     }

@@ -17,7 +17,7 @@ use crate::verify;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::next;
 use super::output::OutputFolder;
-use super::prepare::Prepared;
+use super::prepare::{self, Prepared};
 use super::run::{Disks, Job};
 use super::session::Source;
 
@@ -250,6 +250,7 @@ pub(super) fn finish(
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
         ready: verify::is_ready(&fixed.checks),
+        boots_from: prepare::wanted(prepared),
         next_commands: next::commands(&name, folder.target(), &outputs),
         outputs,
         actions,

@@ -456,6 +456,7 @@ pub(super) fn convert(
             Way::VirtV2v | Way::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
         },
         ready: true,
+        boots_from: vec![controller(job.machine.storage)],
         next_commands: vec![
             format!("virsh define {}", quote(&final_xml)),
             format!("virsh start --console {}", options.name),

@@ -12,3 +12,6 @@ pub mod output;
 pub mod prepare;
 pub mod run;
 pub mod session;
+
+#[cfg(test)]
+mod loader_tests;

@@ -48,6 +48,19 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
             }
         }
     }
+    let deleted = faults.iter().filter_map(|(_, fault)| match fault {
+        Fault::FileDeleted { path, .. } => Some(path.clone()),
+        _ => None,
+    });
+    match unmarked(inputs, sets, deleted.collect()) {
+        Ok(ops) if ops.is_empty() => {}
+        Ok(ops) => layout
+            .edits
+            .entry(HiveName::System)
+            .or_default()
+            .extend(ops),
+        Err(error) => layout.blockers.push(unreadable(&error)),
+    }
     for (controller, fault) in faults {
         match repair(inputs, sets, controller, fault) {
             Ok(Repair::Edits(ops)) => {
@@ -60,12 +73,60 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
             Ok(Repair::Warning(text)) => layout.warnings.push(text),
             Ok(Repair::Nothing) => {}
             Ok(Repair::Impossible(blocker)) => layout.blockers.push(blocker),
-            Err(error) => layout.blockers.push(Blocker::new(
-                "hive-damaged",
-                format!("the SYSTEM hive cannot be read: {error}"),
-                "start the guest once on its old hypervisor and shut it down cleanly",
-            )),
+            Err(error) => layout.blockers.push(unreadable(&error)),
         }
+    }
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> Blocker {
+    Blocker::new(
+        "hive-damaged",
+        format!("the SYSTEM hive cannot be read: {error}"),
+        "start the guest once on its old hypervisor and shut it down cleanly",
+    )
+}
+
+/// A driver that was there once and is to go at the next start would take the new one with it. The boot
+/// path does not see that as long as nothing leads to the driver. `files` are those it has seen.
+fn unmarked(
+    inputs: &Inputs<'_>,
+    sets: &[String],
+    mut files: Vec<GuestPath>,
+) -> Result<Vec<RegOp>, HiveError> {
+    let system = HiveView::new(&inputs.hives.system.bytes)?;
+    let mut ops = Vec::new();
+    let packages = inputs.drivers.packages.iter().filter(|p| super::is_boot(p));
+    for package in packages {
+        for (set, service) in sets
+            .iter()
+            .flat_map(|set| package.inf.services().map(move |service| (set, service)))
+        {
+            let key = format!("{set}\\Services\\{}", service.name);
+            if system.key(&key)?.is_some() {
+                ops.push(not_deleted(key));
+            }
+        }
+        for file in package.images() {
+            let path = format!("System32\\drivers\\{file}");
+            files.extend(inputs.windows.root.join(&path).ok());
+        }
+    }
+    for set in sets {
+        let pending = Pending::read(&system, set)?;
+        let gone: Vec<GuestPath> = files
+            .iter()
+            .filter(|f| pending.removes(f))
+            .cloned()
+            .collect();
+        ops.extend(pending.without(set, &gone));
+    }
+    Ok(ops)
+}
+
+fn not_deleted(key: String) -> RegOp {
+    RegOp::DeleteValue {
+        key,
+        name: "DeleteFlag".into(),
     }
 }
 
@@ -147,12 +208,9 @@ fn repair(
                 value,
             )]
         }),
-        Fault::Deleted { service } => everywhere(&|set| {
-            vec![RegOp::DeleteValue {
-                key: format!("{set}\\Services\\{service}"),
-                name: "DeleteFlag".into(),
-            }]
-        }),
+        Fault::Deleted { service } => {
+            everywhere(&|set| vec![not_deleted(format!("{set}\\Services\\{service}"))])
+        }
         Fault::PathForm {
             service,
             path,
@@ -167,14 +225,8 @@ fn repair(
             ),
             None => Repair::Nothing,
         },
-        Fault::FileDeleted { path, .. } => {
-            let system = HiveView::new(&inputs.hives.system.bytes)?;
-            let mut ops = Vec::new();
-            for set in sets {
-                ops.extend(Pending::read(&system, set)?.without(set, path));
-            }
-            Repair::Edits(ops)
-        }
+        // With those of the new drivers, because they are in one value.
+        Fault::FileDeleted { .. } => Repair::Nothing,
         Fault::Image {
             service,
             path,
@@ -205,11 +257,7 @@ fn repair(
         Fault::DeviceDisabled { path, flags } => {
             Repair::Edits(switched_on(inputs, sets, path, *flags)?)
         }
-        Fault::Damaged(text) => Repair::Impossible(Blocker::new(
-            "hive-damaged",
-            format!("the SYSTEM hive cannot be read: {text}"),
-            "start the guest once on its old hypervisor and shut it down cleanly",
-        )),
+        Fault::Damaged(text) => Repair::Impossible(unreadable(text)),
     })
 }
 

@@ -122,6 +122,8 @@ pub struct Report {
     pub engine_why: &'static str,
     /// Proved by reading the result back: the controllers asked for are ready.
     pub ready: bool,
+    /// The controllers the disk was made ready for.
+    pub boots_from: Vec<Controller>,
     pub outputs: Outputs,
     /// In the order they were carried out, what was already so at the end.
     pub actions: Vec<ActionLine>,
