@@ -31,7 +31,7 @@ pub use binding::{Binding, PciDevice, rivals};
 pub use loader::{Missing, missing_imports};
 #[cfg(test)]
 pub(crate) use pe::fake_pe;
-pub use pe::{Image, ImageState, Machine, image, image_of, machine};
+pub use pe::{Image, ImageState, Machine, image, machine};
 pub use service::{BOOT_START, PathForm, Service};
 pub use walk::{DEVICE_OFF, IDE_CHANNELS, KERNEL, NTFS};
 

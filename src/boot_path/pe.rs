@@ -129,27 +129,6 @@ pub fn image(guest: &dyn GuestRead, volume: VolumeId, path: &GuestPath) -> Image
     }
 }
 
-/// The same of a file that is in memory.
-pub fn image_of(bytes: &[u8]) -> Image {
-    let Some(machine) = machine(bytes) else {
-        return ImageState::Unreadable.into();
-    };
-    let mut window = Window {
-        start: 0,
-        bytes: bytes.to_vec(),
-        read: &|_, _| None,
-    };
-    match imports(&mut window, bytes.len() as u64) {
-        Some(imports) => Image {
-            state: ImageState::Present {
-                machine: Some(machine),
-            },
-            imports: imports.into(),
-        },
-        None => ImageState::Unreadable.into(),
-    }
-}
-
 /// The part of the file that was read last: the names of imports stand close together.
 struct Window<'r> {
     start: u64,

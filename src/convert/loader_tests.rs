@@ -9,12 +9,13 @@ use crate::demo::{Arch, GuestSpec, Leftovers, Role, WinVersion, hives};
 use crate::disk::layout::{GPT_ESP, GPT_MSR};
 use crate::drivers::Catalogue;
 use crate::drivers::media::{Media, Memory};
+use crate::error::Blocker;
 use crate::guest::FsKind;
 use crate::inspect::fake::FakeGuest;
 use crate::inspect::{InspectOptions, SourceFacts, Survey, inspect};
 use crate::plan::firstboot::Wishes;
 use crate::plan::model::{Action, HiveName};
-use crate::plan::{Options, Plan};
+use crate::plan::{self, Options};
 use crate::registry::{KeyTree, RegData, RegOp};
 use crate::verify;
 
@@ -113,6 +114,25 @@ impl Guest {
 
     /// Puts the plan's edits of the SYSTEM hive and its files in, and checks the result.
     fn converted(&mut self, prepared: &Prepared, media: &Memory) -> Vec<crate::report::Check> {
+        self.after(prepared, media, |guest, survey, wanted| {
+            verify::verify(survey, guest, wanted)
+        })
+    }
+
+    /// What the plan leaves, as blockers.
+    fn left(&mut self, prepared: &Prepared, media: &Memory) -> Vec<Blocker> {
+        let left = self.after(prepared, media, |_, survey, wanted| {
+            plan::remaining(&survey.inspection, wanted, Controller::VirtioBlk)
+        });
+        left.into_iter().map(|one| one.blocker).collect()
+    }
+
+    fn after<T>(
+        &mut self,
+        prepared: &Prepared,
+        media: &Memory,
+        then: impl FnOnce(&FakeGuest, &Survey, &[Controller]) -> T,
+    ) -> T {
         let mut files = Vec::new();
         let media = prepared.media(media);
         for action in &prepared.plan.actions {
@@ -132,9 +152,7 @@ impl Guest {
             }
         }
         let wanted = prepare::wanted(prepared);
-        self.look(&files, |guest, survey| {
-            verify::verify(survey, guest, &wanted)
-        })
+        self.look(&files, |guest, survey| then(guest, survey, &wanted))
     }
 }
 
@@ -255,11 +273,12 @@ fn the_plan_mends_what_stops_a_loader() {
                 for (value, number) in [("Start", 3), ("Type", 1)] {
                     g.system.dword(&service("viostor"), value, number);
                 }
-                let list = ["\\??\\C:\\WINDOWS\\system32\\drivers\\viostor.sys", ""];
+                let file = |name: &str| format!("\\??\\C:\\WINDOWS\\system32\\drivers\\{name}.sys");
+                let list = ["viostor", "vioscsi", "disk"].map(|name| [file(name), String::new()]);
                 g.system.set(
                     &format!("{SET}\\Control\\Session Manager"),
                     "PendingFileRenameOperations",
-                    RegData::MultiSz(list.map(str::to_string).to_vec()),
+                    RegData::MultiSz(list.concat()),
                 );
             },
         ),
@@ -344,29 +363,29 @@ fn what_cannot_be_mended_blocks_the_plan() {
             &[Win7, Win10, Win11],
             |g| g.without("storport.sys"),
             "boot-driver-file",
-            "storport.sys, which \\Windows\\System32\\drivers\\viostor.sys imports from, is missing",
-            "repair Windows first (sfc /scannow)",
+            "viostor: storport.sys, which",
+            "sfc /scannow",
         ),
         (
             &[Xp, Server2003],
             |g| g.without("scsiport.sys"),
             "boot-driver-file",
             "SCSIPORT.SYS, which",
-            "repair Windows first (sfc /scannow)",
+            "sfc /scannow",
         ),
         (
             &[Xp, Win7, Win10],
             |g| g.without("ntfs.sys"),
             "boot-driver-file",
             "tfs.sys is missing",
-            "repair Windows first (sfc /scannow)",
+            "sfc /scannow",
         ),
         (
             &[Xp, Win7, Win10],
             |g| g.without("classpnp.sys"),
             "boot-driver-file",
             "CLASSPNP.SYS, which",
-            "repair Windows first (sfc /scannow)",
+            "sfc /scannow",
         ),
         (
             &[Xp, Server2003],
@@ -391,14 +410,14 @@ fn what_cannot_be_mended_blocks_the_plan() {
             |g| g.without("storahci.sys"),
             "boot-driver-file",
             "storahci.sys is missing",
-            "--bootstrap ide or --bootstrap none",
+            "--bootstrap none",
         ),
         (
             &[Win10],
             |g| drop(g.system.remove(&service("volmgrx"))),
             "boot-driver-missing",
             "volmgrx",
-            "repair Windows first (sfc /scannow, or a repair install)",
+            "Windows needs volmgrx on every controller",
         ),
     ];
     let media = media();
@@ -406,7 +425,8 @@ fn what_cannot_be_mended_blocks_the_plan() {
         for version in *versions {
             let mut guest = Guest::new(*version);
             change(&mut guest);
-            let Plan { blockers, .. } = guest.prepare(&media, Some(bootstrap(*version))).plan;
+            let prepared = guest.prepare(&media, Some(bootstrap(*version)));
+            let blockers = guest.left(&prepared, &media);
             let found = blockers.iter().find(|b| b.reason.contains(message));
             let found = found.unwrap_or_else(|| panic!("{version:?} {message}: {blockers:?}"));
             assert_eq!(found.code, *id, "{version:?} {message}");

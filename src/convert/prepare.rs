@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::boot_path::{self, BootContext, Controller, Image};
+use crate::boot_path::Controller;
 use crate::domain::StorageBus;
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{Media, WithGenerated};
@@ -15,7 +15,6 @@ use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
 use crate::plan::firstboot::{GENERATED, Generated, Wishes};
 use crate::plan::{self, At, Inputs, Layout, Options, Plan, Present};
-use crate::registry::{HiveError, HiveView};
 
 /// A plan and what it was made from.
 pub struct Prepared {
@@ -97,7 +96,7 @@ pub fn prepare(
         blockers.push(e.blocker());
         refused(inspection, blockers)
     })?;
-    let Contents { digests, images } = contents(&mut drivers, media, inspection, windows)?;
+    let digests = digests(&mut drivers, media, inspection, windows)?;
     let used_oem = used_oem(guest, windows)?;
     let inputs = Inputs {
         inspection,
@@ -118,10 +117,7 @@ pub fn prepare(
     let generated = layout.generated.clone();
     let media = with_generated(media, &generated);
     let present = present(guest, windows.system_volume, &layout, &media)?;
-    let mut plan = plan::plan(&inputs, layout, &present).map_err(unreadable)?;
-    let unloadable = unloadable(&images, guest, windows, hives);
-    plan.blockers
-        .extend(unloadable.map_err(|e| unreadable(e.into()))?);
+    let plan = plan::plan(&inputs, layout, &present).map_err(unreadable)?;
     Ok(Prepared {
         plan,
         windows: windows.clone(),
@@ -167,80 +163,21 @@ pub fn without_driver(prepared: &Prepared, storage: StorageBus) -> Option<Blocke
     (!wanted(prepared).contains(&bus)).then(blocker)
 }
 
-/// What is in the files of the packages.
-#[derive(Default)]
-struct Contents {
-    /// By driver.
-    digests: BTreeMap<String, String>,
-    /// The images of the boot storage drivers, by file name.
-    images: BTreeMap<String, Image>,
-}
-
-/// The files a boot storage driver imports from and this Windows does not have: it would not be loaded.
-fn unloadable(
-    images: &BTreeMap<String, Image>,
-    guest: &dyn GuestRead,
-    windows: &WindowsFacts,
-    hives: &Hives,
-) -> Result<Vec<Blocker>, HiveError> {
-    let system = HiveView::new(&hives.system.bytes)?;
-    let folder = windows.root.join("System32\\drivers").unwrap_or_default();
-    let new: BTreeMap<String, (GuestPath, &Image)> = images
-        .iter()
-        .filter_map(|(name, image)| Some((folder.join(name).ok()?, image)))
-        .map(|(path, image)| (path.key(), (path, image)))
-        .collect();
-    let image = |path: &GuestPath| match new.get(&path.key()) {
-        Some((_, image)) => (*image).clone(),
-        None => boot_path::image(guest, windows.system_volume, path),
-    };
-    let ctx = BootContext {
-        system: &system,
-        control_set: &windows.control_set,
-        windows_root: &windows.root,
-        nt: (windows.target.major, windows.target.minor),
-        arch: windows.target.arch.into(),
-        image: &image,
-    };
-    let mut blockers = Vec::new();
-    for (path, _) in new.values() {
-        for missing in boot_path::missing_imports(&ctx, path, &mut BTreeSet::new()) {
-            blockers.push(Blocker::new(
-                "boot-driver-file",
-                missing.text(ctx.arch),
-                "repair Windows first (sfc /scannow), or take a virtio-win release that was built for it",
-            ));
-        }
-    }
-    Ok(blockers)
-}
-
-/// Reads the packages. What is not boot storage is left out of the set when its files do not fit, with a
-/// note.
-fn contents(
+/// The digest of each package whose files can be read and fit; what is not boot storage is left out of
+/// the set when its files do not, with a note.
+fn digests(
     drivers: &mut DriverSet,
     media: &dyn Media,
     inspection: &Inspection,
     windows: &WindowsFacts,
-) -> Result<Contents> {
-    let mut found = Contents::default();
+) -> Result<BTreeMap<String, String>> {
+    let mut digests = BTreeMap::new();
     let mut unusable = Vec::new();
     for package in &mut drivers.packages {
         match package.read_files(media, windows.target.arch) {
             Ok(contents) => {
                 package.signer = signature::catalogue_signer(package, &contents);
-                let digest = package::digest(&contents);
-                found.digests.insert(package.driver.clone(), digest);
-                if plan::is_boot(package) {
-                    let images = package.images();
-                    let images = contents
-                        .iter()
-                        .map(|(name, bytes)| (name.to_lowercase(), bytes))
-                        .filter(|(name, _)| images.contains(name));
-                    let read =
-                        |(name, bytes): (String, &Vec<u8>)| (name, boot_path::image_of(bytes));
-                    found.images.extend(images.map(read));
-                }
+                digests.insert(package.driver.clone(), package::digest(&contents));
             }
             Err(e) if plan::is_boot(package) => return Err(refused(inspection, vec![e.blocker()])),
             Err(e) => unusable.push((package.driver.clone(), e.to_string())),
@@ -250,7 +187,7 @@ fn contents(
         drivers.packages.retain(|p| p.driver != driver);
         drivers.notes.push(format!("{driver} is left out: {fault}"));
     }
-    Ok(found)
+    Ok(digests)
 }
 
 fn size(media: &dyn Media, path: &str) -> u64 {

@@ -1,13 +1,13 @@
 //! What must change besides the virtio drivers so that Windows boots: the bootstrap controller, the
 //! bus and volume drivers every boot needs, and class filters that name dead services.
 //!
-//! Driven by the faults the boot path found; nothing is assumed. A fault that no edit can mend is a
-//! blocker, named before anything is written.
+//! Driven by the faults the boot path found; nothing is assumed. A fault that no edit repairs is still
+//! there in the preview of the plan: [`super::remaining`] makes a blocker of it before anything is written.
 
 use std::collections::BTreeSet;
 
 use crate::boot_path::pending::Pending;
-use crate::boot_path::{self, Controller, DEVICE_OFF, Fault, ImageState, class_guid};
+use crate::boot_path::{self, Controller, DEVICE_OFF, Fault, class_guid};
 use crate::error::Blocker;
 use crate::guest::GuestPath;
 use crate::inspect::SectorField;
@@ -61,18 +61,23 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
             .extend(ops),
         Err(error) => layout.blockers.push(unreadable(&error)),
     }
-    for (controller, fault) in faults {
-        match repair(inputs, sets, controller, fault) {
-            Ok(Repair::Edits(ops)) => {
+    for (controller, fault) in &faults {
+        if let Fault::Instance { path, service } = fault {
+            layout
+                .warnings
+                .push(met_before(*controller, path, service.as_deref()));
+        }
+    }
+    for (_, fault) in faults {
+        match repair(inputs, sets, fault) {
+            Ok(ops) if ops.is_empty() => {}
+            Ok(ops) => {
                 layout
                     .edits
                     .entry(HiveName::System)
                     .or_default()
                     .extend(ops);
             }
-            Ok(Repair::Warning(text)) => layout.warnings.push(text),
-            Ok(Repair::Nothing) => {}
-            Ok(Repair::Impossible(blocker)) => layout.blockers.push(blocker),
             Err(error) => layout.blockers.push(unreadable(&error)),
         }
     }
@@ -130,6 +135,18 @@ fn not_deleted(key: String) -> RegOp {
     }
 }
 
+/// Windows uses what it knows of a device that it has met in the same place.
+fn met_before(controller: Controller, path: &str, service: Option<&str>) -> String {
+    let with = match service {
+        Some(name) => format!("with the driver {name}"),
+        None => "without a driver".into(),
+    };
+    format!(
+        "the device {path} was here before, {with}: in the same place again Windows does not look for its new driver, and the boot from {} may stop with 0x7B; delete it below Enum in the guest first",
+        controller.name()
+    )
+}
+
 /// The edits of the BCD: text mode always goes, devices are repaired on request.
 pub fn boot_store(inputs: &Inputs<'_>, layout: &mut Layout) {
     let boot = &inputs.windows.boot;
@@ -156,155 +173,39 @@ pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
     })
 }
 
-enum Repair {
-    Edits(Vec<RegOp>),
-    Nothing,
-    Warning(String),
-    Impossible(Blocker),
-}
-
-fn repair(
-    inputs: &Inputs<'_>,
-    sets: &[String],
-    controller: Controller,
-    fault: &Fault,
-) -> Result<Repair, HiveError> {
-    let bus = controller.name();
-    let everywhere = |edits: &dyn Fn(&str) -> Vec<RegOp>| {
-        Repair::Edits(sets.iter().flat_map(|set| edits(set)).collect())
+/// The edits that repair a fault; none where there are no such edits.
+fn repair(inputs: &Inputs<'_>, sets: &[String], fault: &Fault) -> Result<Vec<RegOp>, HiveError> {
+    let everywhere = |edits: &dyn Fn(&str) -> Vec<RegOp>| -> Vec<RegOp> {
+        sets.iter().flat_map(|set| edits(set)).collect()
     };
+    let key = |set: &str, service: &str| format!("{set}\\Services\\{service}");
     Ok(match fault {
         Fault::NotBootStart { service, .. } => everywhere(&|set| boot_start(set, service)),
         Fault::NotBound { ids, spare, .. } => match spare {
             Some(driver) => everywhere(&|set| bind(set, ids, driver)),
-            None => not_bound(inputs, controller, ids),
+            None => Vec::new(),
         },
-        Fault::DeadFilter { class, list, .. } => {
-            Repair::Edits(without_dead_filters(inputs, sets, class, list)?)
-        }
         Fault::NotInstalled { service, file } => match inbox(service).filter(|_| *file) {
             Some(driver) => everywhere(&|set| driver.service(set)),
-            None => Repair::Impossible(Blocker::new(
-                "boot-driver-missing",
-                format!("the driver {service}, which booting from {bus} needs, is not installed"),
-                format!(
-                    "repair Windows first (sfc /scannow, or a repair install){}",
-                    other_way(inputs, controller, service)
-                ),
-            )),
+            None => Vec::new(),
         },
-        Fault::NotADriver { service, kind } => Repair::Impossible(Blocker::new(
-            "boot-driver-damaged",
-            format!("the service {service} is not a kernel driver (Type={kind})"),
-            format!(
-                "repair Windows first{}",
-                other_way(inputs, controller, service)
-            ),
-        )),
-        Fault::Mistyped { service, value } => everywhere(&|set| {
-            vec![retyped(
-                &format!("{set}\\Services\\{service}"),
-                service,
-                value,
-            )]
-        }),
-        Fault::Deleted { service } => {
-            everywhere(&|set| vec![not_deleted(format!("{set}\\Services\\{service}"))])
+        Fault::DeadFilter { class, list, .. } => without_dead_filters(inputs, sets, class, list)?,
+        Fault::Mistyped { service, value } => {
+            everywhere(&|set| vec![retyped(&key(set, service), service, value)])
         }
-        Fault::PathForm {
-            service,
-            path,
-            decides,
-        } => match path_form(inputs, sets, service, path) {
-            Some(repair) => repair,
-            None if *decides => driver_file(
-                inputs,
-                controller,
-                service,
-                format!("{path} is not in the folder of Windows, where the boot loader looks"),
-            ),
-            None => Repair::Nothing,
-        },
-        // With those of the new drivers, because they are in one value.
-        Fault::FileDeleted { .. } => Repair::Nothing,
-        Fault::Image {
-            service,
-            path,
-            state,
-        } => {
-            let path = path
-                .as_ref()
-                .map_or("its file".to_string(), ToString::to_string);
-            let what = match state {
-                ImageState::Missing => "is missing",
-                ImageState::Unreadable => "is not a usable driver file",
-                ImageState::Present { .. } => "is for another processor",
-            };
-            driver_file(inputs, controller, service, format!("{path} {what}"))
-        }
-        Fault::Import { service, missing } => {
-            let arch = boot_path::Machine::from(inputs.windows.target.arch);
-            driver_file(inputs, controller, service, missing.text(arch))
-        }
-        Fault::IdleOverride { .. } => Repair::Nothing,
-        Fault::Instance { path, service } => Repair::Warning(format!(
-            "the device {path} was here before, {}: when it is in the same place again Windows does not look for its new driver, and the boot from {bus} may stop with 0x7B; delete {path} below Enum in the guest first",
-            match service {
-                Some(name) => format!("with the driver {name}"),
-                None => "without a driver".into(),
-            }
-        )),
-        Fault::DeviceDisabled { path, flags } => {
-            Repair::Edits(switched_on(inputs, sets, path, *flags)?)
-        }
-        Fault::Damaged(text) => Repair::Impossible(unreadable(text)),
+        Fault::Deleted { service } => everywhere(&|set| vec![not_deleted(key(set, service))]),
+        Fault::PathForm { service, path, .. } => path_form(inputs, sets, service, path),
+        Fault::DeviceDisabled { path, flags } => switched_on(inputs, sets, path, *flags)?,
+        // With those of the new drivers, because they are in one value: see `unmarked`.
+        Fault::FileDeleted { .. }
+        // What no edit repairs is still there in the preview of the plan: see `remaining`.
+        | Fault::NotADriver { .. }
+        | Fault::Image { .. }
+        | Fault::Import { .. }
+        | Fault::IdleOverride { .. }
+        | Fault::Instance { .. }
+        | Fault::Damaged(_) => Vec::new(),
     })
-}
-
-fn driver_file(inputs: &Inputs<'_>, controller: Controller, service: &str, what: String) -> Repair {
-    Repair::Impossible(Blocker::new(
-        "boot-driver-file",
-        format!("{service}: {what}"),
-        format!(
-            "repair Windows first (sfc /scannow){}",
-            other_way(inputs, controller, service)
-        ),
-    ))
-}
-
-/// What else helps against the loss of a driver: only a controller that does without it.
-fn other_way(inputs: &Inputs<'_>, controller: Controller, service: &str) -> &'static str {
-    let major = inputs.windows.target.major;
-    let shared = boot_path::system_drivers(major)
-        .iter()
-        .map(|(name, _)| *name)
-        .chain([boot_path::KERNEL, boot_path::NTFS])
-        .any(|name| name.eq_ignore_ascii_case(service));
-    match controller {
-        _ if shared || Some(controller) != inputs.options.bootstrap => "",
-        Controller::Sata => ", or convert with --bootstrap ide or --bootstrap none",
-        Controller::Ide if major >= 6 => ", or convert with --bootstrap sata or --bootstrap none",
-        _ => ", or convert with --bootstrap none",
-    }
-}
-
-fn not_bound(inputs: &Inputs<'_>, controller: Controller, ids: &[String]) -> Repair {
-    let id = ids.first().map_or("", String::as_str);
-    let bus = controller.name();
-    // Nothing stands in for the driver, so what is said of a missing one holds.
-    let driver = if controller == Controller::Ide {
-        "atapi, intelide"
-    } else {
-        "its driver"
-    };
-    Repair::Impossible(Blocker::new(
-        "bootstrap-unbound",
-        format!("no driver of this Windows is bound to the {bus} controller ({id})"),
-        format!(
-            "install {driver} in the guest first{}",
-            other_way(inputs, controller, "")
-        ),
-    ))
 }
 
 fn boot_start(set: &str, service: &str) -> Vec<RegOp> {
@@ -440,26 +341,18 @@ fn retyped(key: &str, service: &str, value: &str) -> RegOp {
 }
 
 /// The same file, said as every loader understands it; nothing for one outside the folder of Windows.
-fn path_form(
-    inputs: &Inputs<'_>,
-    sets: &[String],
-    service: &str,
-    path: &GuestPath,
-) -> Option<Repair> {
+fn path_form(inputs: &Inputs<'_>, sets: &[String], service: &str, path: &GuestPath) -> Vec<RegOp> {
     let root = &inputs.windows.root;
-    let inside = path.key().starts_with(&root.key());
-    let relative = path.parts().get(root.parts().len()..)?.join("\\");
-    if !inside || relative.is_empty() {
-        return None;
+    let below = path.parts().get(root.parts().len()..).unwrap_or_default();
+    if !path.key().starts_with(&root.key()) || below.is_empty() {
+        return Vec::new();
     }
-    let ops = sets.iter().map(|set| {
-        RegOp::set(
-            format!("{set}\\Services\\{service}"),
-            "ImagePath",
-            RegData::ExpandSz(relative.clone()),
-        )
-    });
-    Some(Repair::Edits(ops.collect()))
+    let relative = RegData::ExpandSz(below.join("\\"));
+    let set = |set: &String| {
+        let key = format!("{set}\\Services\\{service}");
+        RegOp::set(key, "ImagePath", relative.clone())
+    };
+    sets.iter().map(set).collect()
 }
 
 /// Takes the mark off a device, in the control sets that know it.
