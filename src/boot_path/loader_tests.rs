@@ -174,6 +174,8 @@ fn other_processor(guest: &mut Guest, file: &str) {
 }
 
 type Change = fn(&mut Guest);
+/// The versions, the controller, what is said, and what was done to the guest.
+type Row<'r, S> = (&'r [(u32, u32)], Controller, S, Change);
 
 const BLK: Controller = Controller::VirtioBlk;
 const IDE: Controller = Controller::Ide;
@@ -191,7 +193,7 @@ fn the_guests_are_ready_unchanged() {
 /// Not ready, with this said of it, for every Windows in the row.
 #[test]
 fn what_stops_a_loader_is_not_ready() {
-    let cases: &[(&[(u32, u32)], Controller, &str, Change)] = &[
+    let cases: &[Row<&str>] = &[
         // Port drivers, to the end of the chain.
         (
             &[XP],
@@ -430,7 +432,7 @@ fn without_class(guest: &mut Guest, id: &str) {
 /// Ready, with this as advice; `None` for no advice.
 #[test]
 fn what_does_not_stop_it_is_advice_at_most() {
-    let cases: &[(&[(u32, u32)], Controller, Option<&str>, Change)] = &[
+    let cases: &[Row<Option<&str>>] = &[
         (
             &[XP],
             BLK,
