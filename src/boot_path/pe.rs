@@ -274,7 +274,11 @@ mod tests {
     fn look(bytes: Vec<u8>) -> Image {
         let mut guest = FakeGuest::default();
         guest.file(1, "\\a.sys", bytes);
-        image(&guest, VolumeId(1), &GuestPath::parse("\\a.sys").unwrap())
+        image(
+            &guest,
+            VolumeId::new(1),
+            &GuestPath::parse("\\a.sys").unwrap(),
+        )
     }
 
     fn present(machine: Machine) -> ImageState {

@@ -1,5 +1,6 @@
 //! Arguments that several verbs share: which disk, which drivers, what to make of it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -10,6 +11,8 @@ use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
+use crate::disk::chain::Image;
+use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::network::{self, Bridge, Mapping};
 use crate::domain::{
@@ -22,9 +25,9 @@ use crate::guest::keys::Keys;
 use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::report::Request;
-use crate::source;
+use crate::source::{self, SourceKind, SourceVm};
 
-use super::confine;
+use super::confine::{self, Writes};
 
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
@@ -36,15 +39,16 @@ pub struct SourceArgs {
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
-    /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
+    /// Which Windows to take of several: its folder, after the numbers of disk and partition where the
+    /// folder alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
     #[arg(long)]
     pub root: Option<String>,
     /// How the guest's file systems are accessed
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineArg,
     /// Key of an encrypted volume (BitLocker, LUKS), for the guestfish engine: SELECTOR:file:PATH,
-    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition, /dev/sdaN
-    /// or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
+    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition,
+    /// DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     pub key: Vec<String>,
 }
@@ -325,6 +329,7 @@ impl SourceArgs {
             let error = Error::failed(format!("opening {}", self.source.display())).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?;
+        refuse_if_vmware_runs_it(&self.source, &vm)?;
         Ok(SourceMachine {
             vm,
             path: self.source.clone(),
@@ -337,13 +342,30 @@ impl SourceArgs {
         })
     }
 
-    /// For the verbs that only read: nothing is written but below these paths and where temporary files
+    /// For the verbs that only read: nothing is written but below this folder and where temporary files
     /// are, and there is no network. Not with guestfish, as for `convert`.
-    pub fn confine<'p>(&self, below: impl IntoIterator<Item = &'p Path>) -> Result<()> {
+    pub fn confine(&self, folder: Option<&Path>) -> Result<()> {
         if self.guestfish()? {
             return Ok(());
         }
-        confine::looks(below)
+        confine::looks(&Writes {
+            folder,
+            there: Vec::new(),
+        })
+    }
+
+    /// The files that `--in-place` may write: the disks themselves. What cannot be opened is reported by
+    /// whoever opens it then.
+    fn files_in_place(&self) -> Result<Vec<PathBuf>> {
+        let machine = self.open()?;
+        let mut files = Vec::new();
+        for disk in &machine.vm.disks {
+            let format = machine.format.as_deref().or(disk.format.as_deref());
+            if let Ok(image) = Image::open_info(&disk.path, format, &machine.allow_backing) {
+                files.extend(image.written().map(Path::to_path_buf));
+            }
+        }
+        Ok(files)
     }
 
     /// Whether the guestfish engine is used whatever the disk holds.
@@ -459,16 +481,27 @@ impl FixArgs {
         })
     }
 
-    /// From here on nothing is written but below the folder of the output and where programs keep
-    /// temporary files. Not with `--in-place`, whose disk may be anywhere, and not with guestfish, whose
-    /// appliance may be run by a libvirt daemon that outlives us.
-    pub fn confine(&self) -> Result<()> {
-        if self.in_place || self.source.guestfish()? {
+    /// From here on nothing is written but below the folder of the output, the devices named, `place` and
+    /// where programs keep temporary files. Not with guestfish, whose appliance may be run by a libvirt
+    /// daemon that outlives us.
+    pub fn confine(&self, place: Option<&Path>) -> Result<()> {
+        if self.source.guestfish()? {
             return Ok(());
         }
+        if self.dry_run {
+            return self.source.confine(None);
+        }
+        let disks = match self.in_place {
+            true => self.source.files_in_place()?,
+            false => Vec::new(),
+        };
         let output = self.output_dir.as_deref().and_then(Path::parent);
         let output = output.filter(|p| !p.as_os_str().is_empty());
-        confine::writes([output.unwrap_or(Path::new("."))])
+        let there = self.output_device.iter().chain(&disks);
+        confine::writes(&Writes {
+            folder: Some(output.unwrap_or(Path::new("."))),
+            there: there.map(PathBuf::as_path).chain(place).collect(),
+        })
     }
 
     fn emit_kinds(&self) -> Vec<Emit> {
@@ -545,6 +578,25 @@ impl FixArgs {
             (None, None) => NicSource::Network("default".to_string()),
         }
     }
+}
+
+/// A VM that runs has its description locked, too.
+fn refuse_if_vmware_runs_it(source: &Path, vm: &SourceVm) -> Result<()> {
+    if vm.kind != SourceKind::Vmx {
+        return Ok(());
+    }
+    let descriptions = match std::fs::read_dir(source) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => vec![source.to_owned()],
+    };
+    let vmx = |path: &PathBuf| matches!(path.extension(), Some(e) if e == "vmx" || e == "vmtx");
+    for path in descriptions.into_iter().filter(vmx) {
+        let meta = path.metadata();
+        let meta =
+            meta.map_err(|e| Error::failed(format!("opening {}", path.display())).because(e))?;
+        vmware::refuse_if_locked(&path, meta.ino())?;
+    }
+    Ok(())
 }
 
 impl From<NetworkArg> for Policy {

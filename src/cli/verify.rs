@@ -50,7 +50,7 @@ impl From<ControllerArg> for Controller {
 }
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
-    args.source.confine([])?;
+    args.source.confine(None)?;
     let asked: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     let mut named = args.source.clone();
     let mut reported = Vec::new();

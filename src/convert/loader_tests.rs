@@ -10,9 +10,9 @@ use crate::disk::layout::{GPT_ESP, GPT_MSR};
 use crate::drivers::Catalogue;
 use crate::drivers::media::{Media, Memory};
 use crate::error::Blocker;
-use crate::guest::FsKind;
+use crate::guest::{DiskId, FsKind};
 use crate::inspect::fake::FakeGuest;
-use crate::inspect::{InspectOptions, SourceFacts, Survey, inspect};
+use crate::inspect::{Disk, InspectOptions, SourceFacts, Survey, inspect};
 use crate::plan::firstboot::Wishes;
 use crate::plan::model::{Action, HiveName};
 use crate::plan::{self, Options};
@@ -88,7 +88,12 @@ impl Guest {
             format: "raw".into(),
             virtual_size_bytes: self.spec.disk_size,
         };
-        let survey = inspect(&fake, &layout, source, &InspectOptions::default()).unwrap();
+        let disk = Disk {
+            id: DiskId::ONLY,
+            layout,
+            source,
+        };
+        let survey = inspect(&fake, &[disk], &InspectOptions::default()).unwrap();
         then(&fake, &survey)
     }
 

@@ -13,6 +13,7 @@ mod predict;
 pub mod prepare;
 pub mod run;
 pub mod session;
+pub mod vm;
 
 #[cfg(test)]
 mod loader_tests;

@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::privileges::Privileges;
 use super::{Cmd, Result, appliance};
 
 pub const IN_PLACE: &str = "virt-v2v-in-place";
@@ -32,9 +33,12 @@ pub fn copy(xml: &Path, folder: &Path, on_line: &mut dyn FnMut(&str)) -> Result<
 }
 
 fn run(cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
+    let (name, value) = super::guestfish::APPLIANCE;
     let mut rest = Vec::new();
+    // The overlays stand on images that may belong to others.
     // Rebuilding an initramfs is silent, and slow under emulation.
-    appliance::prepare(cmd)
+    appliance::prepare(cmd.env(name, value))
+        .privileges(Privileges::Files)
         .patient(6)
         .timeout(LIMIT)
         .run_with(&mut |chunk| {
