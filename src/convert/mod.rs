@@ -14,3 +14,6 @@ pub mod prepare;
 pub mod run;
 pub mod session;
 pub mod vm;
+
+#[cfg(test)]
+mod loader_tests;
