@@ -88,6 +88,7 @@ pub fn with_disk<T>(
         .inspect()
         .and_then(|survey| read(&survey, session.guest.reader.as_ref()));
     session.close()?;
+    source.opened.check_unchanged()?;
     result
 }
 

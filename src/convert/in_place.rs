@@ -16,6 +16,7 @@ use crate::ui::Ui;
 
 use super::machine::TargetDisk;
 use super::run::{Disks, Fixed, stopped};
+use super::session::first;
 use super::vm::VmDisks;
 
 /// Commits the proved overlay to the source disk.
@@ -57,6 +58,8 @@ pub(super) fn in_place(ui: &Ui, image: &Image, disks: &VmDisks, mut fixed: Fixed
     after.close()?;
     before.close()?;
     stopped()?;
+    // Before the first write: then there is nothing to take back.
+    first(disks)?.opened.check_unchanged()?;
     ui.status(
         "Committing",
         &format!(
@@ -108,7 +111,11 @@ pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
     }
 }
 
+/// Commits, unless the disk is no longer what was read.
 pub(super) fn write_to_source(image: &Image, journal: &mut Journal) -> Result<()> {
+    image.check_unchanged()?;
+    image.check_names()?;
+    image.will_be_written();
     let export = Export::<dyn BlockWrite>::open_writable(image)?;
     commit::commit(journal, export.disk().as_ref())
         .map_err(|e| Error::failed("writing the disk").because(e))?;

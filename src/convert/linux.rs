@@ -120,7 +120,8 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
-    examine(&images(&disks)?, machine, inspection, ui)
+    examine(&images(&disks)?, machine, inspection, ui)?;
+    machine.opened.check_unchanged()
 }
 
 /// Everything `plan` and `convert` decide about a Linux guest. `target` is the output folder.
@@ -550,7 +551,13 @@ pub(super) fn convert(
         inspection,
     };
     // Windows' plan has edits to show; here the actions say it all.
-    save_report(&mut folder, devices, &report, &crate::plan::Plan::default())?;
+    save_report(
+        job,
+        &mut folder,
+        devices,
+        &report,
+        &crate::plan::Plan::default(),
+    )?;
     Ok(report)
 }
 
@@ -658,6 +665,7 @@ fn hand_over(
         |e: tool::ToolError| Error::failed(format!("converting with {program}")).because(e);
     if way == Way::VirtV2vInPlace {
         virt_v2v::in_place(&xml, &mut said).map_err(failed)?;
+        sources.iter().try_for_each(Image::check_names)?;
         return sources
             .iter()
             .zip(&overlays)
@@ -668,6 +676,7 @@ fn hand_over(
     std::fs::create_dir_all(&out)
         .map_err(|e| Error::failed(format!("creating {}", out.display())).because(e))?;
     virt_v2v::copy(&xml, &out, &mut said).map_err(failed)?;
+    sources.iter().try_for_each(Image::check_names)?;
     (0..sources.len())
         .map(|i| {
             let letter = crate::domain::xml::target_name("sd", i);

@@ -39,7 +39,7 @@ use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine, first, read_only};
+use super::session::{Session, Source, SourceMachine, first, looked, read_only};
 use super::vm::{ChangedDisk, OpenDisk, VmDisks, VmSession};
 
 /// Where packages of the virtio-win project put the ISO.
@@ -167,6 +167,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         session.close()?;
         let mut inspection = survey.inspection;
         let plan = linux::decide_all(job, ui, &disks, &mut inspection, &target)?;
+        job.source.opened.check_unchanged()?;
         return Ok(Planned::Linux(Box::new(inspection), plan));
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
@@ -180,6 +181,8 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     };
     let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
+    looked()?;
+    job.source.opened.check_unchanged()?;
     Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
 }
 
@@ -188,6 +191,8 @@ fn check_in_place(job: &Job, disks: &[Source]) -> Result<()> {
         for disk in disks {
             in_place_format(&disk.image()?)?;
         }
+        // From now on, and not only at the end: who reads it would read a mixture.
+        first(disks)?.image()?.hold_for_writing()?;
     }
     Ok(())
 }
@@ -355,12 +360,13 @@ fn complete(
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
-    save_report(folder, devices, &report, &prepared.plan)?;
+    save_report(job, folder, devices, &report, &prepared.plan)?;
     Ok(report)
 }
 
 /// Both forms of the report, and the folder under its final name.
 pub(super) fn save_report(
+    job: &Job,
     folder: &mut OutputFolder,
     devices: &Devices,
     report: &Report,
@@ -377,6 +383,8 @@ pub(super) fn save_report(
     remove_work_files(folder.path())?;
     point("before-rename")?;
     stopped()?;
+    // The last look before the result is there: what was read is what the source still holds.
+    job.source.opened.check_unchanged()?;
     devices.finish()?;
     point("devices-finished")
         .and_then(|()| folder.complete())

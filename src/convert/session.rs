@@ -9,6 +9,7 @@ use crate::disk::export::{self, Export};
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
 use crate::error::{Blocker, Error, Result};
+use crate::failpoint;
 use crate::guest::joined::JoinedReader;
 use crate::guest::keys::Keys;
 use crate::guest::ntfs3g::MountOptions;
@@ -183,7 +184,14 @@ pub fn look<T>(
     let seen = also(&survey, &session.reader());
     let engine = session.engine;
     session.close()?;
+    looked()?;
+    machine.opened.check_unchanged()?;
     Ok((engine, survey, seen))
+}
+
+/// The fail point of the verbs that only read.
+pub(super) fn looked() -> Result<()> {
+    failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))
 }
 
 /// Opens a disk as it is.
