@@ -74,7 +74,10 @@ fn run(verb: &str, source: &Path, out: &Path, more: &[&str]) -> support::Run {
     let iso = virtio_win().to_str().unwrap();
     let (source, out) = (source.to_str().unwrap(), out.to_str().unwrap());
     let mut args = vec![verb, source, "--virtio-iso", iso, "-o", out, "--json"];
-    args.extend(["--format", "raw", "--memory", "256"]);
+    args.extend(["--memory", "256"]);
+    if !more.contains(&"--in-place") {
+        args.extend(["--format", "raw"]);
+    }
     args.extend(more);
     h2k(args)
 }
