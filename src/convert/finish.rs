@@ -175,7 +175,7 @@ pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     let write = || -> std::io::Result<()> {
         std::fs::write(&path, &document.text)?;
         if document.script {
-            std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o700))?;
         }
         Ok(())
     };
@@ -233,6 +233,7 @@ pub(super) fn finish(
         ready: verify::is_ready(&fixed.checks),
         next_commands: next_commands(&name, folder.target(), &outputs),
         outputs,
+        files: Vec::new(),
         actions,
         controllers: fixed.after.controllers.clone(),
         controllers_before: fixed.before.controllers.clone(),

@@ -448,7 +448,7 @@ pub(super) fn convert(
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warning);
-    let report = Report {
+    let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
         engine_why: match made.way {
@@ -471,6 +471,7 @@ pub(super) fn convert(
                 .collect(),
             report: Some(folder.target().join("report.json")),
         },
+        files: Vec::new(),
         actions: made.actions,
         controllers: made.after.controllers.clone(),
         controllers_before: inspection.controllers.clone(),
@@ -488,7 +489,7 @@ pub(super) fn convert(
         inspection,
     };
     // Windows' plan has edits to show; here the actions say it all.
-    save_report(&mut folder, devices, &report, &crate::plan::Plan::default())?;
+    save_report(&mut folder, devices, &mut report, &crate::plan::Plan::default())?;
     Ok(report)
 }
 

@@ -37,7 +37,7 @@ use super::finish::{finish, rehearse};
 use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
-use super::output::{OutputFolder, safe_name};
+use super::output::{OutputFolder, Preference, safe_name};
 use super::prepare::{self, Prepared};
 use super::session::{Session, Source, SourceMachine, first, open_with};
 
@@ -225,7 +225,15 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let start = Instant::now();
     let catalogue = job.catalogue()?;
     let media = job.media_if_named()?;
-    let mut folder = OutputFolder::create(&job.target_folder(), job.force)?;
+    let sources = || source_files(job);
+    let mut folder = OutputFolder::create(
+        &job.target_folder(),
+        &Preference {
+            force: job.force,
+            undo: job.in_place,
+            sources: Some(&sources),
+        },
+    )?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
     let image = source.image()?;
@@ -316,6 +324,19 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     }
 }
 
+/// The files of the source, with what its images stand on as far as that can be read now.
+fn source_files(job: &Job) -> Vec<PathBuf> {
+    let mut files = vec![job.source.path.clone()];
+    for disk in &job.source.vm.disks {
+        files.push(disk.path.clone());
+        let format = job.source.format.as_deref().or(disk.format.as_deref());
+        if let Ok(image) = Image::open_info(&disk.path, format, &job.source.allow_backing) {
+            files.extend(image.files_to_open(false).into_iter().map(|(path, _)| path));
+        }
+    }
+    files
+}
+
 /// The last steps: domain XML, report, and the folder under its final name.
 fn complete(
     job: &Job,
@@ -328,7 +349,7 @@ fn complete(
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
-    save_report(folder, devices, &report, &prepared.plan)?;
+    save_report(folder, devices, &mut report, &prepared.plan)?;
     Ok(report)
 }
 
@@ -336,18 +357,20 @@ fn complete(
 pub(super) fn save_report(
     folder: &mut OutputFolder,
     devices: &Devices,
-    report: &Report,
+    report: &mut Report,
     plan: &plan::Plan,
 ) -> Result<()> {
-    save_json(
-        &folder.path().join("report.json"),
-        document("report", serde_json::json!(report)),
-    )?;
+    report.warnings.extend(folder.notes()?);
     let page = report::html::page(report, plan);
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
     remove_work_files(folder.path())?;
+    report.files = folder.settle()?;
+    save_json(
+        &folder.path().join("report.json"),
+        document("report", serde_json::json!(report)),
+    )?;
     point("before-rename")?;
     stopped()?;
     devices.finish()?;

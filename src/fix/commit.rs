@@ -7,13 +7,14 @@
 //! rollback refuses before it writes anything.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::failpoint;
 
 use super::journal::{Journal, JournalError, State, UndoLog, UndoRange, sha256_hex, sync_folder};
+use super::trusted::TrustError;
 
 pub const BEFORE_FILE: &str = "backup/blocks.before";
 pub const AFTER_FILE: &str = "backup/blocks.after";
@@ -25,6 +26,8 @@ const CHUNK: u64 = 1 << 20;
 pub enum CommitError {
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Untrusted(#[from] TrustError),
     #[error("{doing}")]
     Io {
         doing: String,
@@ -117,7 +120,7 @@ pub fn commit(journal: &mut Journal, disk: &dyn BlockWrite) -> Result<()> {
     journal.set_state(State::Committing)?;
     let point = "committing";
     write_ranges(
-        journal.folder(),
+        journal,
         &undo.after,
         &undo.ranges,
         disk,
@@ -137,7 +140,7 @@ pub fn rollback(journal: &mut Journal, disk: &dyn BlockWrite, force: bool) -> Re
     journal.set_state(State::RollingBack)?;
     let point = "rolling-back";
     write_ranges(
-        journal.folder(),
+        journal,
         &undo.before,
         &undo.ranges,
         disk,
@@ -187,15 +190,17 @@ fn read_range(disk: &dyn BlockRead, range: &UndoRange) -> Result<Vec<u8>> {
 /// Writes the saved bytes of every range: checks all digests first, then writes, flushes and reads
 /// back.
 fn write_ranges(
-    folder: &Path,
+    journal: &Journal,
     file: &str,
     ranges: &[UndoRange],
     disk: &dyn BlockWrite,
     point: &str,
     digest: impl Fn(&UndoRange) -> &String,
 ) -> Result<()> {
-    let path = folder.join(file);
-    for_each_saved(&path, ranges, |range, bytes| {
+    // Opened once: what was checked is what is written.
+    let path = journal.folder().join(file);
+    let mut saved = journal.open(Path::new(file))?;
+    for_each_saved(&mut saved, &path, ranges, |range, bytes| {
         if sha256_hex(bytes) == *digest(range) {
             Ok(())
         } else {
@@ -204,7 +209,7 @@ fn write_ranges(
             })
         }
     })?;
-    for_each_saved(&path, ranges, |range, bytes| {
+    for_each_saved(&mut saved, &path, ranges, |range, bytes| {
         disk.write_at(range.offset, bytes)
             .and_then(|()| failpoint::hit(point))
             .map_err(io_error(format!("writing the disk at {}", range.offset)))
@@ -221,11 +226,14 @@ fn write_ranges(
 }
 
 fn for_each_saved(
+    file: &mut File,
     path: &Path,
     ranges: &[UndoRange],
     mut act: impl FnMut(&UndoRange, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let mut file = File::open(path).map_err(io_error(format!("opening {}", path.display())))?;
+    let reading = || format!("reading {}", path.display());
+    file.seek(SeekFrom::Start(0))
+        .map_err(io_error(reading()))?;
     let mut buffer = vec![0; CHUNK as usize];
     for range in ranges {
         let bytes = buffer
@@ -234,7 +242,7 @@ fn for_each_saved(
                 offset: range.offset,
             })?;
         file.read_exact(bytes)
-            .map_err(io_error(format!("reading {}", path.display())))?;
+            .map_err(io_error(reading()))?;
         act(range, bytes)?;
     }
     Ok(())
