@@ -99,6 +99,9 @@ mod tests {
             let meta = fs::metadata(dir.path().join(path)).unwrap();
             meta.permissions().mode() & 0o777
         };
-        assert_eq!((mode("a"), mode("a/b"), mode("a/b/c")), (0o711, 0o711, 0o700));
+        assert_eq!(
+            (mode("a"), mode("a/b"), mode("a/b/c")),
+            (0o711, 0o711, 0o700)
+        );
     }
 }

@@ -276,7 +276,8 @@ impl Work {
 
     /// What killed runs left beside the target.
     fn remove_dead(to: &Path) {
-        let (Some(folder), Some(name)) = (to.parent(), to.file_name().and_then(|n| n.to_str())) else {
+        let (Some(folder), Some(name)) = (to.parent(), to.file_name().and_then(|n| n.to_str()))
+        else {
             return;
         };
         let prefix = format!(".{name}.");
@@ -320,9 +321,9 @@ impl Moved {
                 .and_then(|list| serde_json::from_value(list.clone()).ok());
             let disks = report["outputs"]["disks"].as_array().into_iter().flatten();
             match list {
-                Some(list) => list
-                    .iter()
-                    .any(|f| f.path == name && Some(f) == OutputFile::of(name.clone(), &there).as_ref()),
+                Some(list) => list.iter().any(|f| {
+                    f.path == name && Some(f) == OutputFile::of(name.clone(), &there).as_ref()
+                }),
                 None => disks
                     .filter_map(Value::as_str)
                     .any(|d| Path::new(d) == self.from),
@@ -331,8 +332,10 @@ impl Moved {
         if self.is_put() || (!self.from.exists() && renamed()) {
             return Ok(());
         }
-        Err(Error::failed(format!("{} exists already", self.to.display()))
-            .hint("convert with another --name, or remove it if it is of no use any more"))
+        Err(
+            Error::failed(format!("{} exists already", self.to.display()))
+                .hint("convert with another --name, or remove it if it is of no use any more"),
+        )
     }
 
     /// Whether the new name leads to this very file, or to the copy that was noted.

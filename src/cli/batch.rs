@@ -9,8 +9,8 @@ use crate::batch::file::{self, Kind, List, Place, Rules, Settings};
 use crate::batch::report::{Summary, save};
 use crate::batch::run::{self, Machine};
 use crate::convert::output::safe_name;
-use crate::files::create_passage;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::create_passage;
 use crate::ui::{Ui, document};
 
 use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};

@@ -57,10 +57,7 @@ impl Held {
 
 /// Whether the kernel lists a lock on the file that is not a plain `flock`.
 fn listed(file: impl AsFd) -> bool {
-    let (Ok(stat), Ok(locks)) = (
-        rustix::fs::fstat(file),
-        fs::read_to_string("/proc/locks"),
-    ) else {
+    let (Ok(stat), Ok(locks)) = (rustix::fs::fstat(file), fs::read_to_string("/proc/locks")) else {
         return false;
     };
     let inode = format!(":{}", stat.st_ino);
@@ -73,11 +70,14 @@ fn listed(file: impl AsFd) -> bool {
 
 fn loop_device(path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
-    fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
-        let file = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-        let device = format!("/dev/{}", entry.file_name().to_string_lossy());
-        (Path::new(file.trim_end()) == path).then_some(device)
-    })
+    fs::read_dir("/sys/block")
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let file = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+            let device = format!("/dev/{}", entry.file_name().to_string_lossy());
+            (Path::new(file.trim_end()) == path).then_some(device)
+        })
 }
 
 /// The domain of this host's libvirt that runs from one of the files, or is suspended to disk with it.

@@ -489,7 +489,12 @@ pub(super) fn convert(
         inspection,
     };
     // Windows' plan has edits to show; here the actions say it all.
-    save_report(&mut folder, devices, &mut report, &crate::plan::Plan::default())?;
+    save_report(
+        &mut folder,
+        devices,
+        &mut report,
+        &crate::plan::Plan::default(),
+    )?;
     Ok(report)
 }
 

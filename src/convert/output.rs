@@ -17,8 +17,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, XattrFlags};
-use rustix::fs::{fchmod, fchown, fgetxattr, fremovexattr, fsetxattr, fstat, fsync, mkdirat};
 use rustix::fs::{Gid, Uid, openat, renameat, renameat_with, statat};
+use rustix::fs::{fchmod, fchown, fgetxattr, fremovexattr, fsetxattr, fstat, fsync, mkdirat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -181,7 +181,9 @@ impl OutputFolder {
             let earlier = match self.look_again()? {
                 Situation::Free => match self.rename(&fd, false) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.existed => continue,
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(self.appeared()),
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                        return Err(self.appeared());
+                    }
                     done => return done.map_err(failed),
                 },
                 Situation::Empty => match self.rename(&fd, true) {
@@ -624,14 +626,18 @@ pub fn lock_of_partial(folder: &Path) -> Result<Option<TargetLock>> {
 fn repair_locked(place: &Place, lock: &TargetLock) -> Result<()> {
     let shown = place.target.display();
     let failed = |e: io::Error| {
-        Error::failed(format!("repairing {shown}, which a killed run was replacing")).because(e)
+        Error::failed(format!(
+            "repairing {shown}, which a killed run was replacing"
+        ))
+        .because(e)
     };
     let note = lock.note().map_err(failed)?;
     let intent: Option<Intent> = serde_json::from_str(&note).ok();
     let intent = intent.filter(|i| i.schema == INTENT);
     let rename = |from: &OsStr, to: &OsStr| {
         let parent = &place.parent;
-        rename_new_at(parent, Path::new(from), parent, Path::new(to)).and_then(|()| Ok(fsync(parent)?))
+        rename_new_at(parent, Path::new(from), parent, Path::new(to))
+            .and_then(|()| Ok(fsync(parent)?))
     };
     if let Some(Intent { new, old, .. }) = intent {
         for name in [&place.partial, &place.replaced] {

@@ -81,7 +81,10 @@ fn appears_whole_or_not_at_all() {
     drop(folder);
     assert_eq!(names(dir.path()), ["vm-kvm"]);
 
-    assert_eq!(refusal(&target, &Preference::default()).kind, ErrorKind::Failed);
+    assert_eq!(
+        refusal(&target, &Preference::default()).kind,
+        ErrorKind::Failed
+    );
     let mut folder = create(&target, &FORCE).unwrap();
     fill(&folder, "second");
     folder.complete().unwrap();
@@ -123,7 +126,11 @@ fn an_undo_log_is_never_removed() {
     result(&target, "in place");
     let mut journal = Journal::create(&target, disk, vec![]).unwrap();
     journal.set_state(journal::State::Committed).unwrap();
-    assert!(refusal(&target, &FORCE).message.contains("undoes a fix in place"));
+    assert!(
+        refusal(&target, &FORCE)
+            .message
+            .contains("undoes a fix in place")
+    );
     fs::write(target.join("journal.json"), "damaged").unwrap();
     fs::write(target.join("backup/blocks.before"), "old bytes").unwrap();
     assert!(refusal(&target, &FORCE).message.contains("saved blocks"));
@@ -134,7 +141,8 @@ fn an_undo_log_is_never_removed() {
 fn what_is_in_the_way_is_looked_at_again() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("vm-kvm");
-    let changes: [(&str, fn(&Path)); 4] = [
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 4] = [
         ("undoes a fix", |target| {
             let disk = journal::DiskRef {
                 path: "/disk".into(),
@@ -190,12 +198,19 @@ fn only_what_the_report_lists_is_replaced() {
     fill(&folder, "new");
     let notes = folder.notes().unwrap();
     assert_eq!(notes.len(), 1);
-    assert!(notes[0].ends_with("backup/mine, folder, link, notes.txt"), "{notes:?}");
+    assert!(
+        notes[0].ends_with("backup/mine, folder, link, notes.txt"),
+        "{notes:?}"
+    );
     folder.complete().unwrap();
     drop(folder);
     assert_eq!(disk(&target), "new");
     for file in ["notes.txt", "backup/mine", "folder/x"] {
-        assert_eq!(fs::read_to_string(target.join(file)).unwrap(), "mine", "{file}");
+        assert_eq!(
+            fs::read_to_string(target.join(file)).unwrap(),
+            "mine",
+            "{file}"
+        );
     }
     assert!(target.join("link").is_symlink());
     assert_eq!(names(dir.path()), ["vm-kvm"]);
@@ -218,11 +233,22 @@ fn an_old_report_without_a_list() {
     fill(&folder, "new");
     folder.complete().unwrap();
     drop(folder);
-    assert_eq!(names(&target), ["backup", MARK, "vm.qcow2", "notes.txt"].map(String::from).into_iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+    assert_eq!(
+        names(&target),
+        ["backup", MARK, "vm.qcow2", "notes.txt"]
+            .map(String::from)
+            .into_iter()
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    );
     fs::remove_dir_all(&target).unwrap();
     old();
     let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
-    let file = File::options().write(true).open(target.join("vm.qcow2")).unwrap();
+    let file = File::options()
+        .write(true)
+        .open(target.join("vm.qcow2"))
+        .unwrap();
     file.set_modified(later).unwrap();
     assert!(refusal(&target, &FORCE).message.contains("has changed"));
 }
@@ -261,7 +287,10 @@ fn the_source_is_not_replaced_by_its_result() {
             sources: Some(&sources),
         };
         let error = refusal(&target, &preference);
-        assert!(error.message.contains("would be replaced"), "{source:?}: {error}");
+        assert!(
+            error.message.contains("would be replaced"),
+            "{source:?}: {error}"
+        );
     }
     // Nor is it removed with what a killed run left.
     fs::remove_dir_all(&target).unwrap();
@@ -289,7 +318,10 @@ fn what_is_put_into_an_empty_folder_stays() {
     folder.complete().unwrap();
     drop(folder);
     assert_eq!(disk(&target), "new");
-    assert_eq!(fs::read_to_string(target.join("notes.txt")).unwrap(), "mine");
+    assert_eq!(
+        fs::read_to_string(target.join("notes.txt")).unwrap(),
+        "mine"
+    );
     assert_eq!(names(dir.path()), ["vm-kvm"]);
     fs::remove_dir_all(&target).unwrap();
 
@@ -331,9 +363,17 @@ fn owner_and_mode_of_a_folder_that_is_there_are_kept() {
     result(&target, "fresh");
     let mode = |path: &str| fs::symlink_metadata(target.join(path)).unwrap().mode() & 0o7777;
     assert_eq!(mode(""), 0o711);
-    assert_eq!((mode("vm.qcow2"), mode("backup"), mode("backup/SYSTEM")), (0o600, 0o700, 0o600));
+    assert_eq!(
+        (mode("vm.qcow2"), mode("backup"), mode("backup/SYSTEM")),
+        (0o600, 0o700, 0o600)
+    );
     let root = rustix::process::geteuid().is_root();
-    for (bits, empty) in [(0o700, false), (0o2750, false), (0o700, true), (0o755, true)] {
+    for (bits, empty) in [
+        (0o700, false),
+        (0o2750, false),
+        (0o700, true),
+        (0o755, true),
+    ] {
         if empty {
             fs::remove_dir_all(&target).unwrap();
             fs::create_dir(&target).unwrap();
@@ -365,9 +405,17 @@ fn a_link_or_mount_point_is_noticed_before_the_start() {
     assert!(error.message.contains("symbolic link"), "{error}");
     assert!(error.hints[0].contains("real"), "{error:?}");
     symlink("nowhere", dir.path().join("dangling")).unwrap();
-    assert!(refusal(&dir.path().join("dangling"), &FORCE).message.contains("link"));
+    assert!(
+        refusal(&dir.path().join("dangling"), &FORCE)
+            .message
+            .contains("link")
+    );
     fs::write(dir.path().join("file"), "").unwrap();
-    assert!(refusal(&dir.path().join("file"), &FORCE).message.contains("not a folder"));
+    assert!(
+        refusal(&dir.path().join("file"), &FORCE)
+            .message
+            .contains("not a folder")
+    );
     let error = refusal(Path::new("/proc"), &FORCE);
     // Where this user may write beside it.
     if !error.message.contains("write") && !error.message.contains("cannot be used") {
@@ -445,7 +493,10 @@ fn a_replacement_that_was_interrupted_is_finished() {
         // The other way in: a run that looks at the result.
         repair(&target).unwrap();
         assert_eq!(disk(&target), after, "{new:?} {old:?}");
-        assert_eq!(fs::read_to_string(target.join("notes.txt")).unwrap(), "mine");
+        assert_eq!(
+            fs::read_to_string(target.join("notes.txt")).unwrap(),
+            "mine"
+        );
         let mut folder = create(&target, &FORCE).unwrap();
         fill(&folder, "later");
         folder.complete().unwrap();
@@ -457,13 +508,20 @@ fn a_replacement_that_was_interrupted_is_finished() {
     // Of a version that noted nothing.
     result(&target, "old");
     fs::rename(&target, &replaced).unwrap();
-    assert!(refusal(&target, &Preference::default()).message.ends_with("exists"));
+    assert!(
+        refusal(&target, &Preference::default())
+            .message
+            .ends_with("exists")
+    );
     assert_eq!(disk(&target), "old");
     result(&dir.path().join("other"), "other");
     fs::rename(dir.path().join("other"), &replaced).unwrap();
     let error = refusal(&target, &FORCE);
     assert!(error.message.contains(".vm-kvm.replaced"), "{error}");
-    assert_eq!((disk(&target), disk(&replaced)), ("old".into(), "other".into()));
+    assert_eq!(
+        (disk(&target), disk(&replaced)),
+        ("old".into(), "other".into())
+    );
 }
 
 #[test]

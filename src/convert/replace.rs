@@ -122,7 +122,8 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
 fn open_target(parent: &OwnedFd, target: &Path) -> Result<Option<OwnedFd>> {
     let shown = target.display();
     let name = target.file_name().unwrap_or_default();
-    let failed = |e: Errno| Error::failed(format!("looking at {shown}")).because(io::Error::from(e));
+    let failed =
+        |e: Errno| Error::failed(format!("looking at {shown}")).because(io::Error::from(e));
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let found = match statx(parent, name, flags, StatxFlags::BASIC_STATS) {
         Ok(found) => found,
@@ -177,9 +178,11 @@ fn read_report(target: &Path) -> Result<Option<Value>> {
     let file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(Error::missing_tool(format!("no permission to read {}", path.display()))
-                .because(e)
-                .hint("run this as its owner, or choose another folder with --output-dir"));
+            return Err(
+                Error::missing_tool(format!("no permission to read {}", path.display()))
+                    .because(e)
+                    .hint("run this as its owner, or choose another folder with --output-dir"),
+            );
         }
         Err(_) => return Ok(None),
     };
@@ -413,13 +416,19 @@ impl Earlier {
 
     fn is_own(&self, relative: &Path) -> bool {
         self.own.contains(relative)
-            || self.own_folders.iter().any(|folder| relative.starts_with(folder))
+            || self
+                .own_folders
+                .iter()
+                .any(|folder| relative.starts_with(folder))
     }
 
     /// Whether a directory was created by hyper2kvm: there is something of it in there.
     fn is_own_folder(&self, relative: &Path) -> bool {
         self.own.iter().any(|path| path.starts_with(relative))
-            || self.own_folders.iter().any(|folder| relative.starts_with(folder))
+            || self
+                .own_folders
+                .iter()
+                .any(|folder| relative.starts_with(folder))
     }
 
     /// What hyper2kvm did not write, as relative paths; whole directories where nothing in them is its.

@@ -119,14 +119,9 @@ pub fn commit(journal: &mut Journal, disk: &dyn BlockWrite) -> Result<()> {
     let undo = undo_log(journal, disk)?;
     journal.set_state(State::Committing)?;
     let point = "committing";
-    write_ranges(
-        journal,
-        &undo.after,
-        &undo.ranges,
-        disk,
-        point,
-        |r| &r.after_sha256,
-    )?;
+    write_ranges(journal, &undo.after, &undo.ranges, disk, point, |r| {
+        &r.after_sha256
+    })?;
     failpoint::hit("written").map_err(io_error("writing the disk"))?;
     Ok(journal.set_state(State::Committed)?)
 }
@@ -139,14 +134,9 @@ pub fn rollback(journal: &mut Journal, disk: &dyn BlockWrite, force: bool) -> Re
     }
     journal.set_state(State::RollingBack)?;
     let point = "rolling-back";
-    write_ranges(
-        journal,
-        &undo.before,
-        &undo.ranges,
-        disk,
-        point,
-        |r| &r.before_sha256,
-    )?;
+    write_ranges(journal, &undo.before, &undo.ranges, disk, point, |r| {
+        &r.before_sha256
+    })?;
     journal.set_state(State::RolledBack)?;
     Ok(undo.ranges.iter().map(|r| r.len).sum())
 }
@@ -232,8 +222,7 @@ fn for_each_saved(
     mut act: impl FnMut(&UndoRange, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let reading = || format!("reading {}", path.display());
-    file.seek(SeekFrom::Start(0))
-        .map_err(io_error(reading()))?;
+    file.seek(SeekFrom::Start(0)).map_err(io_error(reading()))?;
     let mut buffer = vec![0; CHUNK as usize];
     for range in ranges {
         let bytes = buffer
@@ -241,8 +230,7 @@ fn for_each_saved(
             .ok_or(CommitError::UndoDamaged {
                 offset: range.offset,
             })?;
-        file.read_exact(bytes)
-            .map_err(io_error(reading()))?;
+        file.read_exact(bytes).map_err(io_error(reading()))?;
         act(range, bytes)?;
     }
     Ok(())

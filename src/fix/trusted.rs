@@ -264,7 +264,11 @@ mod tests {
         }
         let error = TrustedFolder::open(&dir.path().join("link")).unwrap_err();
         assert!(matches!(error, TrustError::Link { .. }), "{error}");
-        assert!(TrustedFolder::open(&dir.path().join("no")).unwrap_err().is_missing());
+        assert!(
+            TrustedFolder::open(&dir.path().join("no"))
+                .unwrap_err()
+                .is_missing()
+        );
         assert!(trusted.is_at(&folder) && !trusted.is_at(dir.path()));
     }
 }
