@@ -179,7 +179,7 @@ fn save_reports(
         |e: std::io::Error| Error::failed(format!("writing {}", json.display())).because(e);
     create_passage(output).map_err(failed)?;
     save(&json, &format!("{:#}\n", document(BATCH, body))).map_err(failed)?;
-    save(&page, &summary.page()).map_err(failed)?;
+    save(&page, &summary.page(output)).map_err(failed)?;
     Ok(page)
 }
 

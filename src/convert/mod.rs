@@ -8,6 +8,7 @@ mod in_place;
 mod in_use;
 pub mod linux;
 pub mod machine;
+mod next;
 pub mod output;
 pub mod prepare;
 mod replace;

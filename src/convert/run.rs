@@ -11,7 +11,7 @@ use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
-use crate::domain::{DiskFormat, Emit, Patch};
+use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
@@ -84,6 +84,7 @@ pub struct Job {
     pub request: Request,
     /// Besides the domain XML.
     pub emit: Vec<Emit>,
+    pub kubevirt: kubevirt::Options,
     pub xml_patch: Option<Patch>,
 }
 
@@ -331,7 +332,7 @@ fn source_files(job: &Job) -> Vec<PathBuf> {
         files.push(disk.path.clone());
         let format = job.source.format.as_deref().or(disk.format.as_deref());
         if let Ok(image) = Image::open_info(&disk.path, format, &job.source.allow_backing) {
-            files.extend(image.files_to_open(false).into_iter().map(|(path, _)| path));
+            files.extend(image.files().map(Path::to_path_buf));
         }
     }
     files
