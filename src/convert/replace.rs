@@ -104,6 +104,9 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
             .hint("--force replaces it; --output-dir chooses another folder"));
     }
     let mut earlier = Earlier::new(target, &report);
+    // What this run reads is held by it; not being in the folder, it is not replaced either.
+    let reads = |disk: &PathBuf| terms.sources.iter().any(|s| same_file(s, disk));
+    earlier.elsewhere.retain(|disk| !reads(disk));
     refuse_sources(target, terms.sources)?;
     refuse_undo(target)?;
     earlier._boot = boot_lock(&folder, target, terms.last)?;
@@ -220,6 +223,11 @@ pub(super) fn inside<'f>(folder: &Path, files: &'f [PathBuf]) -> Option<&'f Path
             || real(&absolute).starts_with(&is)
             || beside.is_some_and(|path| path.starts_with(&is))
     })
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    identity(a).is_some() && identity(a) == identity(b)
 }
 
 fn refuse_undo(target: &Path) -> Result<()> {
