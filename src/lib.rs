@@ -34,6 +34,7 @@ pub mod files;
 pub mod firstboot;
 pub mod fix;
 pub mod guest;
+pub mod ids;
 pub mod inspect;
 pub mod linux;
 pub mod lock;

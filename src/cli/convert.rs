@@ -120,5 +120,5 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     }
     ui.line(&text::conversion(&report));
     ui.document("convert", json!(report));
-    Ok(())
+    super::plan::accepted(&report.accepted)
 }

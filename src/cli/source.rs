@@ -19,6 +19,7 @@ use crate::domain::{
 use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
+use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::report::Request;
 use crate::source;
@@ -179,6 +180,10 @@ pub struct FixArgs {
     /// Make the default boot entry and the boot sector name partitions that exist, where they do not
     #[arg(long)]
     pub repair_bcd: bool,
+    /// Convert in spite of this finding, blocker or check, where only a start of Windows is at stake; the
+    /// result is NOT READY and the exit code 4 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub accept: Vec<String>,
     /// Replace an output folder of ours; overwrite what is on an output device
     #[arg(long)]
     pub force: bool,
@@ -376,6 +381,7 @@ impl FixArgs {
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
+        let accept = Accepted::parse(&self.accept)?;
         let media_path = self.virtio_path();
         let mut source = self.source.open()?;
         source.force_dirty = self.force_dirty_volume;
@@ -433,6 +439,7 @@ impl FixArgs {
             devices: self.output_device.clone(),
             target_is_zero: self.target_is_zero,
             require_signed: self.require_signed,
+            accept,
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
             force: self.force,

@@ -10,6 +10,7 @@ pub mod linux;
 pub mod machine;
 mod next;
 pub mod output;
+mod predict;
 pub mod prepare;
 mod replace;
 pub mod run;

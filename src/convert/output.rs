@@ -81,16 +81,34 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
+    /// Whether [`OutputFolder::create`] would take this folder, as far as can be known without writing;
+    /// its absolute path.
+    pub fn check(target: &Path, preference: &Preference) -> Result<PathBuf> {
+        let absolute = std::path::absolute(target)
+            .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
+        if absolute.parent().is_some_and(|parent| !parent.exists()) {
+            return Ok(absolute);
+        }
+        let place = Place::open(&absolute, false)?;
+        // Given up at once: a conversion that starts now must not fail for it.
+        drop(place.lock_if_there()?);
+        let sources = place.sources(preference);
+        let terms = Terms {
+            force: preference.force,
+            sources: &sources,
+            last: false,
+        };
+        replace::look(&place.parent, &place.target, &terms)?;
+        place.check_dead(&sources)?;
+        Ok(absolute)
+    }
+
     /// Checks that `target` may be made and starts the partial folder.
     pub fn create(target: &Path, preference: &Preference) -> Result<Self> {
         let place = Place::open(target, true)?;
         let lock = place.lock()?;
         repair_locked(&place, &lock)?;
-        let exists = |name: &OsStr| place.inode(name).is_some();
-        let sources = match preference.sources {
-            Some(list) if exists(&place.name) || exists(&place.partial) => list(),
-            _ => Vec::new(),
-        };
+        let sources = place.sources(preference);
         let terms = Terms {
             force: preference.force,
             sources: &sources,
@@ -388,21 +406,33 @@ impl Place {
     }
 
     fn lock(&self) -> Result<TargetLock> {
+        match self.take_lock(true)? {
+            Some(lock) => Ok(TargetLock(Some(lock))),
+            None => Err(self.taken()),
+        }
+    }
+
+    /// Creates no file, and leaves one of a killed run.
+    fn lock_if_there(&self) -> Result<Option<FileLock>> {
+        self.take_lock(false)
+    }
+
+    fn taken(&self) -> Error {
+        Error::failed(format!(
+            "another conversion is writing {}",
+            self.target.display()
+        ))
+        .hint("wait for it, or choose another folder with --output-dir")
+    }
+
+    fn take_lock(&self, create: bool) -> Result<Option<FileLock>> {
         let mut name = OsString::from(".");
         name.push(&self.name);
         name.push(".lock");
         let shown = self.target.parent().unwrap_or(Path::new("/"));
-        let taken = FileLock::take(&self.parent, &name, shown, true);
-        let held = || {
-            Error::failed(format!(
-                "another conversion is writing {}",
-                self.target.display()
-            ))
-            .hint("wait for it, or choose another folder with --output-dir")
-        };
-        match taken {
-            Ok(Some(lock)) => Ok(TargetLock(Some(lock))),
-            Ok(None) | Err(LockError::Held { .. }) => Err(held()),
+        match FileLock::take(&self.parent, &name, shown, create) {
+            Ok(lock) => Ok(lock),
+            Err(LockError::Held { .. }) => Err(self.taken()),
             Err(LockError::Io { source, .. }) => Err(cannot_write(shown, source)),
             Err(LockError::Untrusted(e)) => Err(untrusted(e)),
             Err(unsupported @ LockError::Unsupported { .. }) => {
@@ -430,12 +460,18 @@ impl Place {
         self.directory(&self.name).is_ok()
     }
 
-    /// Removes what a killed run left, unless it is somebody else's, needed, or the source of this run.
-    fn remove_dead(&self, sources: &[PathBuf]) -> Result<()> {
-        let partial = self.path(&self.partial);
-        if self.stat(&self.partial).is_none() {
-            return Ok(());
+    /// Files of the source, where something is there that could be one.
+    fn sources(&self, preference: &Preference) -> Vec<PathBuf> {
+        let exists = |name: &OsStr| self.inode(name).is_some();
+        match preference.sources {
+            Some(list) if exists(&self.name) || exists(&self.partial) => list(),
+            _ => Vec::new(),
         }
+    }
+
+    /// Refuses what a killed run left where it is somebody else's, needed, or the source of this run.
+    fn check_dead(&self, sources: &[PathBuf]) -> Result<()> {
+        let partial = self.path(&self.partial);
         if let Some(source) = inside(&partial, sources) {
             return Err(Error::failed(format!(
                 "{} lies in what a killed run left, which this run would remove",
@@ -453,6 +489,15 @@ impl Place {
                 crate::text::shell_word(&journal.path().display().to_string())
             )));
         }
+        Ok(())
+    }
+
+    fn remove_dead(&self, sources: &[PathBuf]) -> Result<()> {
+        if self.stat(&self.partial).is_none() {
+            return Ok(());
+        }
+        self.check_dead(sources)?;
+        let partial = self.path(&self.partial);
         tracing::info!("removing {}, left by a killed run", partial.display());
         fs::remove_dir_all(&partial).map_err(|e| cannot_write(&partial, e))
     }
