@@ -29,6 +29,7 @@ use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted::{self, TrustedFolder};
 use crate::report::OutputFile;
 use crate::text::in_single_quotes;
+use crate::tool::privileges::Privileges;
 use crate::tool::virsh::Virsh;
 use crate::tool::{self, Cmd};
 
@@ -404,7 +405,7 @@ fn rewrite_report(folder: &Path, report: &mut Value, moves: &[Moved]) {
     }
 }
 
-fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
+pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
     let path = match place {
         Place::Folder(path) => path.clone(),
         Place::Pool(name) => {
@@ -536,6 +537,7 @@ fn prepare(path: &Path, user: Option<&User>, warnings: &mut Vec<String>) -> Resu
     set().map_err(failed)?;
     if Path::new("/sys/fs/selinux/enforce").exists() && tool::find("chcon").is_some() {
         let label = Cmd::new("chcon")
+            .privileges(Privileges::Owners)
             .args(["-t", "virt_image_t", "--"])
             .arg(path)
             .run();

@@ -15,7 +15,7 @@ pub struct PlanArgs {
 }
 
 pub fn run(args: &PlanArgs, ui: &Ui) -> Result<()> {
-    args.fix.source.confine([])?;
+    args.fix.source.confine(None)?;
     show(&args.fix.job()?, ui)
 }
 
