@@ -15,3 +15,4 @@ pub mod prepare;
 mod replace;
 pub mod run;
 pub mod session;
+pub mod vm;
