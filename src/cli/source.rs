@@ -186,7 +186,7 @@ pub struct FixArgs {
     pub repair_bcd: bool,
     /// Convert in spite of this finding, blocker or check, where only a start of Windows is at stake; the
     /// result is NOT READY and the exit code 4 (repeatable)
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = acceptable)]
     pub accept: Vec<String>,
     /// Replace an output folder of ours; overwrite what is on an output device
     #[arg(long)]
@@ -319,6 +319,13 @@ pub enum EmitArg {
     Proxmox,
     /// A script with the QEMU command line
     Qemu,
+}
+
+/// An identifier of `--accept`, checked where it is read: in a batch list before anything starts.
+fn acceptable(id: &str) -> Result<String, String> {
+    Accepted::parse(&[id])
+        .map(|_| id.to_string())
+        .map_err(|e| format!("{} ({})", e.message, e.hints.join("; ")))
 }
 
 impl SourceArgs {
