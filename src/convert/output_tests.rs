@@ -530,9 +530,15 @@ fn names_are_safe() {
         ("vm", "vm"),
         ("my vm/../x", "my-vm-..-x"),
         ("...", "vm"),
-        ("äö", "vm"),
+        ("äö", "vm-6641ae9e"),
+        ("服务器", "vm-2388cbc6"),
+        ("服务器 2", "2"),
+        ("---", "vm"),
+        ("", "vm"),
         ("-rf", "rf"),
     ] {
         assert_eq!(safe_name(name), safe);
+        let hashed = safe.len() == 11 && safe.starts_with("vm-");
+        assert_eq!(title(name), hashed.then(|| name.to_string()));
     }
 }
