@@ -252,7 +252,7 @@ pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     let write = || -> std::io::Result<()> {
         std::fs::write(&path, &document.text)?;
         if document.script {
-            std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o700))?;
         }
         Ok(())
     };
@@ -312,6 +312,7 @@ pub(super) fn finish(
         accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),
         outputs,
+        files: Vec::new(),
         actions,
         controllers: fixed.after.controllers.clone(),
         controllers_before: fixed.before.controllers.clone(),

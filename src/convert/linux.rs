@@ -510,7 +510,7 @@ pub(super) fn convert(
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warnings);
-    let report = Report {
+    let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
         engine_why: match made.way {
@@ -535,6 +535,7 @@ pub(super) fn convert(
                 .collect(),
             report: Some(folder.target().join("report.json")),
         },
+        files: Vec::new(),
         actions: made.actions,
         controllers: made.after.controllers.clone(),
         controllers_before: inspection.controllers.clone(),
@@ -556,7 +557,7 @@ pub(super) fn convert(
         job,
         &mut folder,
         devices,
-        &report,
+        &mut report,
         &crate::plan::Plan::default(),
     )?;
     Ok(report)
