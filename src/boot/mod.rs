@@ -348,10 +348,14 @@ impl Run<'_> {
                 _ => self.shut_down()?,
             }
         }
-        if let Err(error) = fs::remove_file(&log)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(Error::failed(format!("removing the old {}", log.display())).because(error));
+        for old in [&log, &files::second_log(&log)] {
+            if let Err(error) = fs::remove_file(old)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(
+                    Error::failed(format!("removing the old {}", old.display())).because(error)
+                );
+            }
         }
         self.define(stage, Some(&log))?;
         *self.stage_record(stage) = StageRecord {
@@ -728,12 +732,14 @@ impl Run<'_> {
     }
 }
 
-/// Whether the marker is in the log, as a line of its own.
+/// Whether the marker is in the log of COM1 or in that of COM2, as a line of its own.
 fn marked(log: &Path) -> bool {
     use std::io::Read;
-    let mut bytes = Vec::new();
-    let read = File::open(log).and_then(|f| f.take(MAX_SERIAL_LOG).read_to_end(&mut bytes));
-    read.is_ok() && has_marker(&bytes)
+    [log, &files::second_log(log)].iter().any(|log| {
+        let mut bytes = Vec::new();
+        let read = File::open(log).and_then(|f| f.take(MAX_SERIAL_LOG).read_to_end(&mut bytes));
+        read.is_ok() && has_marker(&bytes)
+    })
 }
 
 fn has_marker(log: &[u8]) -> bool {
@@ -761,6 +767,16 @@ mod tests {
         ] {
             assert_eq!(has_marker(log.as_bytes()), want, "{log}");
         }
+    }
+
+    #[test]
+    fn the_marker_counts_on_either_port() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("com1-final.log");
+        fs::write(&log, "SAC>").unwrap();
+        assert!(!marked(&log));
+        fs::write(dir.path().join("com2-final.log"), format!("{MARKER}\r\n")).unwrap();
+        assert!(marked(&log));
     }
 
     #[test]

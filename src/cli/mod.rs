@@ -204,6 +204,7 @@ fn with_remedy(mut error: Error) -> Error {
 fn run(command: Command, ui: &Ui) -> Result<()> {
     if !matches!(command, Command::Completions(_) | Command::Man(_)) {
         limits::need_proc()?;
+        limits::need_memory()?;
         limits::allow_open_files();
     }
     // `doctor` and `demo` may call sudo, `boot` a bridge helper: they keep what the user has.

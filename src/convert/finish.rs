@@ -21,7 +21,7 @@ use super::copy;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::next;
 use super::output::OutputFolder;
-use super::prepare::Prepared;
+use super::prepare::{self, Prepared};
 use super::run::{Disks, Job};
 use super::vm::VmDisks;
 
@@ -308,6 +308,7 @@ pub(super) fn finish(
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
         ready: verify::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
+        boots_from: prepare::wanted(prepared),
         accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),
         outputs,

@@ -39,7 +39,7 @@ use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
-use super::session::{Source, SourceMachine};
+use super::session::{Source, SourceMachine, announce_appliance};
 
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -195,7 +195,7 @@ fn examine(
     ui: &Ui,
 ) -> Result<()> {
     linux::examine(images, inspection, machine.vm.firmware, &|why| {
-        ui.status("Starting", &format!("the libguestfs appliance ({why})"));
+        announce_appliance(ui, why);
     })
 }
 
@@ -518,6 +518,7 @@ pub(super) fn convert(
             Way::VirtV2v | Way::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
         },
         ready: plan.accepted.is_empty(),
+        boots_from: vec![controller(job.machine.storage)],
         accepted: plan.accepted.clone(),
         next_commands: vec![
             format!("virsh define {}", quote(&final_xml)),

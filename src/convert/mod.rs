@@ -16,3 +16,6 @@ mod replace;
 pub mod run;
 pub mod session;
 pub mod vm;
+
+#[cfg(test)]
+mod loader_tests;

@@ -176,6 +176,8 @@ pub struct Report {
     /// Verified by reading the result back: the controllers asked for are ready, and nothing was accepted
     /// that may keep Windows from starting.
     pub ready: bool,
+    /// The controllers the disk was made ready for.
+    pub boots_from: Vec<Controller>,
     /// What `--accept` took.
     pub accepted: Vec<String>,
     pub outputs: Outputs,
