@@ -37,6 +37,9 @@ pub struct SourceArgs {
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
+    /// How much a packed disk (OVA, gzip) may unpack to, whatever it declares and is free
+    #[arg(long, value_name = "MIB")]
+    pub max_unpacked: Option<u64>,
     /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
     #[arg(long)]
     pub root: Option<String>,
@@ -327,6 +330,8 @@ impl SourceArgs {
             hint.into_iter().fold(error, Error::hint)
         })?;
         Ok(SourceMachine {
+            max_unpacked: self.max_unpacked.map(|mib| mib.saturating_mul(1 << 20)),
+            no_appliance: self.engine == EngineArg::Embedded,
             vm,
             path: self.source.clone(),
             format: self.source_format.clone(),

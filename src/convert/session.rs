@@ -12,7 +12,7 @@ use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::guest::keys::Keys;
 use crate::guest::{FsKind, GuestRead};
 use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
-use crate::source::SourceVm;
+use crate::source::{SourceVm, Unpacked};
 use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};
@@ -29,6 +29,8 @@ pub struct Source {
     /// For encrypted volumes.
     pub keys: Keys,
     pub opened: Opened,
+    /// Keeps unpacked disks there.
+    pub unpacked: Unpacked,
 }
 
 impl Source {
@@ -138,6 +140,10 @@ enum Holds {
 /// What the command line names: a disk, or a machine with its disks.
 #[derive(Debug, Clone)]
 pub struct SourceMachine {
+    /// Bytes a packed disk may unpack to, whatever it declares.
+    pub max_unpacked: Option<u64>,
+    /// `--engine embedded`: the libguestfs appliance is not started, whatever the disk holds.
+    pub no_appliance: bool,
     pub vm: SourceVm,
     pub path: PathBuf,
     pub format: Option<String>,
@@ -157,7 +163,7 @@ impl SourceMachine {
             std::fs::create_dir_all(work)
                 .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
         }
-        vm.prepare(work).map_err(|e| {
+        vm.prepare(work, self.max_unpacked).map_err(|e| {
             let hint = e.hint();
             let error = Error::failed(format!("unpacking {}", self.path.display())).because(e);
             hint.into_iter().fold(error, Error::hint)
@@ -173,6 +179,7 @@ impl SourceMachine {
                 force_dirty: self.force_dirty,
                 keys: self.keys.clone(),
                 opened: self.opened.clone(),
+                unpacked: vm.unpacked.clone(),
             })
             .collect();
         if disks.len() > 1 {
