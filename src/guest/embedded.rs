@@ -37,7 +37,7 @@ pub fn open(disk: Arc<dyn BlockRead>, layout: &DiskLayout) -> Result<EmbeddedRea
         engines: BTreeMap::new(),
     };
     for partition in partitions(disk.as_ref(), layout) {
-        let id = VolumeId(partition.index);
+        let id = VolumeId::new(partition.index);
         let kind = kind(disk.as_ref(), &partition)?;
         let (engine, label, state) = match open_volume(&disk, &partition, kind) {
             Ok((engine, label, state)) => (engine, label, state),

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::VolumeId;
+use super::{DiskId, VolumeId};
 use crate::tool::guestfish::Secret;
 
 /// LUKS takes 512 bytes, and guestfish a line.
@@ -15,7 +15,11 @@ const MAX_KEY: usize = 512;
 
 /// All keys given. None by default.
 #[derive(Debug, Clone, Default)]
-pub struct Keys(Arc<Vec<Key>>);
+pub struct Keys {
+    keys: Arc<Vec<Key>>,
+    /// The disk they are for.
+    disk: DiskId,
+}
 
 #[derive(Debug)]
 struct Key {
@@ -26,7 +30,11 @@ struct Key {
 #[derive(Debug, PartialEq, Eq)]
 enum Selector {
     All,
-    Volume(VolumeId),
+    Volume {
+        /// `None`: on whichever disk has such a partition.
+        disk: Option<u32>,
+        partition: u32,
+    },
     /// Of a LUKS header, lower case.
     Uuid(String),
 }
@@ -37,7 +45,7 @@ pub enum KeyError {
     #[error("--key is not of the form SELECTOR:key:KEY, SELECTOR:file:PATH or SELECTOR:env:NAME")]
     Form,
     #[error(
-        "--key {0}: all, the number of a partition, /dev/sdaN or the UUID of a LUKS volume is expected"
+        "--key {0}: all, the number of a partition, DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume is expected"
     )]
     Selector(String),
     #[error("--key with clevis is not supported: the appliance has no network to ask its server")]
@@ -88,33 +96,67 @@ impl Keys {
                 secret: Secret::new(text),
             });
         }
-        Ok((Self(Arc::new(keys)), in_clear))
+        let keys = Self {
+            keys: Arc::new(keys),
+            disk: DiskId::ONLY,
+        };
+        Ok((keys, in_clear))
     }
 
+    /// The same keys, for the volumes of one disk of a VM.
+    pub fn of_disk(&self, disk: DiskId) -> Self {
+        Self {
+            keys: self.keys.clone(),
+            disk,
+        }
+    }
+
+    /// Whether none of them can be for a volume of this disk.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        !self.keys.iter().any(|key| match key.selector {
+            Selector::Volume { disk, .. } => self.is_of(disk),
+            Selector::All | Selector::Uuid(_) => true,
+        })
+    }
+
+    fn is_of(&self, disk: Option<u32>) -> bool {
+        disk.is_none_or(|number| number == self.disk.number())
     }
 
     /// The keys to try on a volume, in the order given.
     pub fn matching(&self, volume: VolumeId, uuid: Option<&str>) -> Vec<Secret> {
         let fits = |selector: &Selector| match selector {
             Selector::All => true,
-            Selector::Volume(wanted) => *wanted == volume,
+            Selector::Volume { disk, partition } => {
+                *partition == volume.partition && self.is_of(*disk)
+            }
             Selector::Uuid(wanted) => uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(wanted)),
         };
-        let fitting = self.0.iter().filter(|key| fits(&key.selector));
+        let fitting = self.keys.iter().filter(|key| fits(&key.selector));
         fitting.map(|key| key.secret.clone()).collect()
     }
 }
 
 fn selector(name: &str) -> Result<Selector, KeyError> {
+    let on_any = |partition| Selector::Volume {
+        disk: None,
+        partition,
+    };
     let number = name.strip_prefix("/dev/sda").unwrap_or(name);
     if name == "all" {
         Ok(Selector::All)
     } else if name == "/dev/sda" {
-        Ok(Selector::Volume(VolumeId(0)))
-    } else if let Ok(number) = number.parse() {
-        Ok(Selector::Volume(VolumeId(number)))
+        Ok(on_any(0))
+    } else if let Ok(partition) = number.parse() {
+        Ok(on_any(partition))
+    } else if let Some((Ok(disk @ 1..), Ok(partition))) = name
+        .split_once('/')
+        .map(|(disk, partition)| (disk.parse(), partition.parse()))
+    {
+        Ok(Selector::Volume {
+            disk: Some(disk),
+            partition,
+        })
     } else if uuid::Uuid::try_parse(name).is_ok() {
         Ok(Selector::Uuid(name.to_lowercase()))
     } else {
@@ -169,7 +211,7 @@ mod tests {
         .unwrap();
         assert!(in_clear);
         let of = |volume, uuid| {
-            let keys = keys.matching(VolumeId(volume), uuid);
+            let keys = keys.matching(VolumeId::new(volume), uuid);
             keys.iter()
                 .map(|k| k.expose().to_string())
                 .collect::<Vec<_>>()
@@ -177,6 +219,20 @@ mod tests {
         assert_eq!(of(2, None), ["a:b c", "wide"]);
         assert_eq!(of(3, None), ["from: a file", "wide"]);
         assert_eq!(of(0, Some(uuid)), ["wide", "of uuid"]);
+        // Of one disk: the only one counts as the first.
+        let (keys, _) = parse(&["2/3:key:second", "1/3:key:first", "3:key:any"]).unwrap();
+        let of = |disk: DiskId| {
+            let keys = keys.of_disk(disk).matching(VolumeId::new(3), None);
+            keys.iter()
+                .map(|k| k.expose().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(DiskId::ONLY), ["first", "any"]);
+        assert_eq!(of(DiskId::nth(0, 2)), ["first", "any"]);
+        assert_eq!(of(DiskId::nth(1, 2)), ["second", "any"]);
+        assert_eq!(of(DiskId::nth(2, 3)), ["any"]);
+        let (keys, _) = parse(&["2/3:key:second"]).unwrap();
+        assert!(keys.is_empty() && !keys.of_disk(DiskId::nth(1, 2)).is_empty());
         assert!(!format!("{keys:?}").contains("wide"));
         // Set for every test by cargo.
         let (_, in_clear) = parse(&["all:env:CARGO_PKG_NAME"]).unwrap();
@@ -193,6 +249,9 @@ mod tests {
             ("all:key:123-456\n!id", "more than one line"),
             ("all:clevis", "no network"),
             ("sda2:key:123-456", "number of a partition"),
+            ("0/2:key:123-456", "DISK/PARTITION"),
+            ("1/2/3:key:123-456", "DISK/PARTITION"),
+            ("1/:key:123-456", "DISK/PARTITION"),
             ("all:file:/nowhere/123", "key file"),
             ("all:env:NO_SUCH_NAME_123", "not set"),
         ] {

@@ -38,7 +38,7 @@ fn hibernated_and_not_closed() {
     let guest = Guest::new(WinVersion::Win10);
     guest.set_dirty_flag(Role::Recovery);
     guest.accepted("data-volume-dirty");
-    let recovery = VolumeId(guest.spec.partition(Role::Recovery).unwrap().index);
+    let recovery = VolumeId::new(guest.spec.partition(Role::Recovery).unwrap().index);
     let guest = Guest::new(WinVersion::Win10);
     guest.change_volume(recovery, |writer, volume| {
         let path = GuestPath::parse("hiberfil.sys").unwrap();
@@ -147,7 +147,7 @@ fn volumes_of_another_kind() {
     guest.refused("dynamic-disk");
     let typed = |kind: &str| {
         let guest = Guest::new(WinVersion::Win10);
-        let index = guest.volume(Place::Windows).0;
+        let index = guest.volume(Place::Windows).partition;
         let arg = format!("--typecode={index}:{kind}");
         tool("sgdisk", &[&arg, guest.disk.to_str().unwrap()]);
         guest

@@ -15,7 +15,7 @@ use hyper2kvm_fuzz::{DISK, END, SEAL};
 
 use crate::{Result, Seeds};
 
-const VOLUME: VolumeId = VolumeId(0);
+const VOLUME: VolumeId = VolumeId::new(0);
 const RECORD: usize = 1024;
 
 fn path(text: &str) -> Result<GuestPath> {

@@ -511,3 +511,47 @@ fn archives_of_gnu_tar() {
         assert_eq!(vm.disks.len(), 1, "{format}");
     }
 }
+
+/// A limit and both numbers in the message; nothing is left under a name.
+#[test]
+fn unpacking_has_a_limit_and_leaves_no_name() {
+    let folder = Folder::new();
+    let text = one_disk("d.vmdk.gz", r#"ovf:compression="gzip""#);
+    let mut disk = DISK.to_vec();
+    disk.resize(64 << 20, 0);
+    let packed = gzip(&disk);
+    folder.file(
+        "x.ova",
+        tar_of(&[("x.ovf", text.as_bytes()), ("d.vmdk.gz", &packed)]),
+    );
+    let work = folder.path("work");
+    fs::create_dir(&work).unwrap();
+    let mut vm = folder.open("x.ova").unwrap();
+    vm.disks[0].packed.as_mut().unwrap().capacity = Some(0);
+    let mut bomb = vm.clone();
+    disk.resize((64 << 20) + 1, 0);
+    folder.file(
+        "x.ova",
+        tar_of(&[("x.ovf", text.as_bytes()), ("d.vmdk.gz", &gzip(&disk))]),
+    );
+    let mut larger = folder.open("x.ova").unwrap();
+    larger.disks[0].packed.as_mut().unwrap().capacity = Some(0);
+    bomb.disks.clone_from(&larger.disks);
+    let error = bomb.prepare(&work, None).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("more than 64 MiB: it is declared as 0 MiB, and "),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("--max-unpacked"));
+    assert_eq!(fs::read_dir(&work).unwrap().count(), 0);
+    larger.prepare(&work, Some(65 << 20)).unwrap();
+    let meta = fs::metadata(&larger.disks[0].path).unwrap();
+    assert_eq!(meta.len(), disk.len() as u64);
+    let (links, blocks) = {
+        use std::os::unix::fs::MetadataExt;
+        (meta.nlink(), meta.blocks())
+    };
+    assert!(links == 0 && blocks * 512 < 1 << 20, "{links} {blocks}");
+}
