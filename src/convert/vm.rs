@@ -65,9 +65,9 @@ impl VmDisks {
 
     /// The place of a disk in the firmware's boot order.
     ///
-    /// A firmware that is told to start from one disk does not look at the others: SeaBIOS skips virtio
-    /// disks outside of the order, and OVMF does not connect them. The boot manager on the first disk
-    /// would then not see Windows on another. So where the two are apart every disk has a place, and
+    /// A firmware that is told to start from one disk need not look at the others: SeaBIOS skips virtio
+    /// disks outside of a strict order, and OVMF connects what is in it. The boot manager on the first
+    /// disk would then not see Windows on another. So where the two are apart every disk has a place, and
     /// those that do not start keep the order of the source, because `boot.ini` counts disks.
     pub fn boot_order(&self, disk: DiskId) -> Option<u32> {
         let Roles { system, boot } = self.roles;

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use hyper2kvm::boot::MARKER;
 use hyper2kvm::demo::Firmware;
 use libvirt::{Libvirt, able};
-use payload::{End, boot_code, guest};
+use payload::{End, boot_code, guest, split_guest};
 use serde_json::Value;
 use sources::{Input, source};
 use support::{Lab, finish, h2k, have, tool, virtio_win};
@@ -190,6 +190,28 @@ fn uefi_machines_on_virtio_scsi() {
     assert!(
         xml.contains("firmware=\"efi\"") && !xml.contains("<loader") && !xml.contains("<graphics")
     );
+}
+
+/// Boot files on the first disk, Windows on the second.
+fn boots_from_two_disks(firmware: Firmware) {
+    if !able() {
+        return;
+    }
+    let ((lab, split), libvirt) = (split_guest(firmware), Libvirt::new());
+    let source = lab.libvirt_xml("split", &[&split.boot, &split.windows]);
+    let (out, report) = convert(&lab, &source, "split", &[]);
+    libvirt.give(lab.dir.path());
+    boot_twice(&libvirt, &out, "split", &report["outputs"]);
+}
+
+#[test]
+fn a_bios_vm_with_windows_on_the_second_disk() {
+    boots_from_two_disks(Firmware::Bios);
+}
+
+#[test]
+fn a_uefi_vm_with_windows_on_the_second_disk() {
+    boots_from_two_disks(Firmware::Uefi);
 }
 
 /// Puts other code into the boot sector of a machine that is off.
