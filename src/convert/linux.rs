@@ -194,9 +194,12 @@ fn examine(
     inspection: &mut Inspection,
     ui: &Ui,
 ) -> Result<()> {
-    linux::examine(images, inspection, machine.vm.firmware, &|why| {
-        announce_appliance(ui, why);
-    })
+    let starting = |why: &str| announce_appliance(ui, why);
+    let starting: Option<&dyn Fn(&str)> = match machine.no_appliance {
+        true => None,
+        false => Some(&starting),
+    };
+    linux::examine(images, inspection, machine.vm.firmware, starting)
 }
 
 fn controller(storage: StorageBus) -> Controller {
@@ -240,7 +243,9 @@ pub fn plan(job: &Job, inspection: &Inspection) -> Plan {
     .into_iter()
     // Both read libvirt XML through nbdkit, also where the package does not require it.
     .find(|(_, program)| tool::find(program).is_some() && tool::find(virt_v2v::NBDKIT).is_some())
-    .map(|(way, _)| way);
+    .map(|(way, _)| way)
+    // It starts an appliance, which --engine embedded rules out unless it is asked for by name.
+    .filter(|_| !job.source.no_appliance || job.linux == Wish::VirtV2v);
     decide(
         job.linux,
         installed,
@@ -651,6 +656,8 @@ fn hand_over(
     let mut overlays = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let overlay = work.join(format!("overlay-{i}.qcow2"));
+        crate::source::name_unpacked(source.held().map(|held| (held.path(), held.file())))
+            .map_err(failed)?;
         qemu_img::create_over(&overlay, &source.named_spec()?)
             .map_err(|e| Error::failed("creating an overlay for virt-v2v").because(e))?;
         overlays.push(overlay);

@@ -137,7 +137,7 @@ impl Script {
         }
         for n in 1..=self.user_scripts {
             let body = format!(
-                ">\"%DIR%done.user-{n}\" echo started\ncmd /d /c \"\"%DIR%{}\"\" >>\"%LOG%\" 2>&1\ncall :ran user script {n}\n",
+                ">\"%DIR%done.user-{n}\" echo started\n\"%SystemRoot%\\System32\\cmd.exe\" /d /q /c \"\"%DIR%{}\"\" >nul 2>&1\ncall :ran user script {n}\n",
                 user_script(n)
             );
             step(&format!("user-{n}"), &body);

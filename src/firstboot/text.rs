@@ -6,6 +6,8 @@
 pub(super) const HEAD: &str = r#"@echo off
 rem Written by hyper2kvm. What this does, and how to stop it: docs/first-boot.md of hyper2kvm.
 setlocal EnableExtensions DisableDelayedExpansion
+rem A program is looked for in PATH only, not in the folder one happens to be in.
+set "NoDefaultCurrentDirectoryInExePath=1"
 set "PATH=%SystemRoot%\System32;%SystemRoot%;%SystemRoot%\System32\Wbem"
 set "DIR=%~dp0"
 set "LOG=%DIR%firstboot.log"
