@@ -229,10 +229,10 @@ impl<D: BlockRead + ?Sized> Session<D> {
             .map_err(|e| Error::failed(format!("reading the partitions of {shown}")).because(e))?;
         let guest = engine.open(&export, disk, &layout, &source.keys, &shown.to_string())?;
         Ok(Self {
+            engine: engine.because_of(guest.reader.as_ref()),
             export,
             layout,
             guest,
-            engine,
             facts: SourceFacts {
                 path: source.path.display().to_string(),
                 format: image.format().driver().to_string(),
