@@ -276,6 +276,15 @@ impl Board {
         }
     }
 
+    /// The end of one of them: a line that stays, or an event for who reads JSON.
+    pub fn ended(&self, verb: &str, what: &str, event: &Value) {
+        if self.ui.progress == ProgressMode::Json {
+            eprintln!("{event}");
+        } else {
+            self.status(verb, what);
+        }
+    }
+
     /// A line that stays.
     pub fn status(&self, verb: &str, what: &str) {
         match &self.bar {

@@ -99,6 +99,17 @@ impl Line {
         }
     }
 
+    /// For `--progress json`: how this machine ended.
+    pub fn event(&self) -> Value {
+        json!({
+            "version": env!("CARGO_PKG_VERSION"), "schema": "hyper2kvm/batch-progress/1",
+            "ended": {
+                "name": self.name, "state": self.state, "seconds": self.seconds,
+                "ready": self.ready, "warnings": self.warnings.len(), "error": self.failure,
+            },
+        })
+    }
+
     /// For the progress: a verb, and what of it.
     pub fn status(&self) -> (&'static str, String) {
         match self.state {
@@ -207,6 +218,9 @@ impl Summary {
             for hint in line.failure.iter().flat_map(|f| &f.hints) {
                 let _ = writeln!(text, "{:<12} {:names$}  hint: {hint}", "", "");
             }
+            for warning in &line.warnings {
+                let _ = writeln!(text, "{:<12} {:names$}  warning: {warning}", "", "");
+            }
             for blocker in line.failure.iter().flat_map(|f| &f.blockers) {
                 let field = |name: &str| blocker[name].as_str().unwrap_or_default().to_string();
                 let (reason, remedy) = (field("reason"), field("remedy"));
@@ -228,8 +242,8 @@ impl Summary {
         line.failure.as_ref().map_or(0, |f| f.code)
     }
 
-    /// The same as one self-contained page.
-    pub fn page(&self) -> String {
+    /// The same as one self-contained page, to be put into `folder`.
+    pub fn page(&self, folder: &Path) -> String {
         let mut h = String::from(
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
@@ -276,7 +290,7 @@ impl Summary {
             let name = escape(&line.name);
             let name = if matches!(line.state, State::Converted | State::Skipped) {
                 let report = line.output_dir.join("report.html");
-                format!("<a href=\"{}\">{name}</a>", escape(&url(&report)))
+                format!("<a href=\"{}\">{name}</a>", escape(&link(&report, folder)))
             } else {
                 name
             };
@@ -294,10 +308,19 @@ impl Summary {
     }
 }
 
-/// A `file:` address; everything but the plainest characters is written as `%XX`.
-fn url(path: &Path) -> String {
+/// An address that still leads there when both have moved together; absolute for what lies elsewhere.
+fn link(path: &Path, folder: &Path) -> String {
+    match path.strip_prefix(folder) {
+        // `./`: a name with a colon is no address of its own.
+        Ok(below) => format!("./{}", percent(below)),
+        Err(_) => format!("file://{}", percent(path)),
+    }
+}
+
+/// Everything but the plainest characters is written as `%XX`.
+fn percent(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
-    let mut text = String::from("file://");
+    let mut text = String::new();
     for byte in path.as_os_str().as_bytes() {
         if byte.is_ascii_alphanumeric() || b"/._-~".contains(byte) {
             text.push(char::from(*byte));
@@ -373,20 +396,24 @@ mod tests {
 
     #[test]
     fn text_and_page() {
-        let lines = vec![
+        let mut lines = vec![
             line("good", State::Converted, 0),
             line("bad", State::Failed, 3),
         ];
+        lines[0].warnings.push("look at the clock".into());
+        let event = lines[1].event();
+        assert_eq!(event["ended"]["state"], "failed");
+        assert_eq!(event["ended"]["error"]["code"], 3);
         let summary = Summary::new(Path::new("f.yaml"), 2, 1.0, lines);
         let text = summary.text();
+        assert!(text.contains("warning: look at the clock"), "{text}");
         assert!(text.starts_with("failed       bad   (3) "), "{text}");
         assert!(text.ends_with("1 converted, 1 failed in 1.0 s"), "{text}");
-        let page = summary.page();
+        let page = summary.page(Path::new("/out"));
         assert!(page.contains("&lt;b&gt;why") && !page.contains("<b>why"));
-        assert!(
-            page.contains("href=\"file:///out/a%23b/report.html\""),
-            "{page}"
-        );
+        assert!(page.contains("href=\"./a%23b/report.html\""), "{page}");
+        let elsewhere = summary.page(Path::new("/home"));
+        assert!(elsewhere.contains("href=\"file:///out/a%23b/report.html\""));
         let json = summary.document();
         assert_eq!(json["counts"]["not-started"], 0);
         assert_eq!(json["machines"][1]["error"]["code"], 3);

@@ -1,6 +1,6 @@
 //! Runs the conversions: some at a time, each in a child of this same program, and listens to them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -71,6 +71,16 @@ pub enum Done {
 }
 
 impl Machine {
+    /// What the output folder says of itself.
+    fn report(&self) -> Option<Value> {
+        let mut bytes = Vec::new();
+        let file = File::open(self.folder.join("report.json")).ok()?;
+        BufReader::new(file.take(MAX_DOCUMENT))
+            .read_to_end(&mut bytes)
+            .ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
     /// Looks at the output folder.
     pub fn done(&self) -> Done {
         let report = self.folder.join("report.json");
@@ -78,13 +88,7 @@ impl Machine {
             return Done::No;
         }
         let differs = |why: &str| Done::Differs(why.to_string());
-        let read = |path: &Path| -> Option<Value> {
-            let mut bytes = Vec::new();
-            let file = File::open(path).ok()?.take(MAX_DOCUMENT);
-            BufReader::new(file).read_to_end(&mut bytes).ok()?;
-            serde_json::from_slice(&bytes).ok()
-        };
-        let Some(report) = read(&report) else {
+        let Some(report) = self.report() else {
             return differs("its report.json cannot be read");
         };
         if report["ready"] != true {
@@ -97,32 +101,48 @@ impl Machine {
         }
         let was: Option<Request> = serde_json::from_value(report["request"].clone()).ok();
         match (was, (self.request)()) {
-            (Some(was), Some(now)) if was == now => Done::Yes,
-            (Some(was), Some(now)) => Done::Differs(difference(&was, &now)),
+            (Some(was), Some(now)) => difference(&was, &now).map_or(Done::Yes, Done::Differs),
             _ => differs("it does not say what it was made from"),
         }
     }
 }
 
-/// What changed since, in a few words.
-fn difference(was: &Request, now: &Request) -> String {
-    let value = |request: &Request, name: &str| {
-        let values = request.options.get(name);
-        values.map_or("not given".to_string(), |v| v.join(", "))
+/// What changed since, in a few words; `None` when nothing did. A file counts as the same by what it is,
+/// not by the path that leads to it.
+fn difference(was: &Request, now: &Request) -> Option<String> {
+    let values = |request: &Request, name: &str| request.options.get(name).cloned();
+    let input = |request: &Request, path: &str| {
+        let inputs = request.inputs.iter();
+        inputs.clone().find(|i| i.path == Path::new(path)).cloned()
     };
-    let options = was.options.keys().chain(now.options.keys());
-    for name in options {
-        let (was, now) = (value(was, name), value(now, name));
-        if was != now {
-            return format!("it was made with other options ({name}: {was}, now {now})");
+    let same_file = |old: &String, new: &String| {
+        let files = (input(was, old), input(now, new));
+        old == new || matches!(files, (Some(old), Some(new)) if old.is(&new))
+    };
+    let names: BTreeSet<&String> = was.options.keys().chain(now.options.keys()).collect();
+    for name in names {
+        let (old, new) = (values(was, name), values(now, name));
+        let same = match (&old, &new) {
+            (Some(old), Some(new)) => {
+                old.len() == new.len() && old.iter().zip(new).all(|(o, n)| same_file(o, n))
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            let said = |v: Option<Vec<String>>| v.map_or("not given".to_string(), |v| v.join(", "));
+            let (old, new) = (said(old), said(new));
+            return Some(format!(
+                "it was made with other options ({name}: {old}, now {new})"
+            ));
         }
     }
     for input in &now.inputs {
-        if !was.inputs.contains(input) {
-            return format!("{} has changed since", input.path.display());
+        if !was.inputs.iter().any(|i| i.is(input)) {
+            return Some(format!("{} has changed since", input.path.display()));
         }
     }
-    "it was made from other files".to_string()
+    (was.inputs.len() != now.inputs.len()).then(|| "it was made from other files".to_string())
 }
 
 /// What a machine is doing right now.
@@ -206,7 +226,7 @@ pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Lin
                 watch.failed.fetch_add(1, Ordering::SeqCst);
             }
             let (verb, what) = line.status();
-            watch.board.status(verb, &what);
+            watch.board.ended(verb, &what, &line.event());
             watch.change(i, |slot| slot.running = false);
             let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
             lines[i] = Some(line);
@@ -234,7 +254,7 @@ pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Lin
 fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
     let start = Instant::now();
     let mut line = match machine.done() {
-        Done::Yes => Line::new(machine, State::Skipped),
+        Done::Yes => skipped(machine),
         Done::Differs(why) => Line {
             failure: Some(Failure {
                 code: ErrorKind::Failed.code(),
@@ -277,6 +297,30 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
     };
     line.seconds = start.elapsed().as_secs_f64();
     line
+}
+
+/// A machine that an earlier run has converted, with what that run said of it.
+fn skipped(machine: &Machine) -> Line {
+    let report = machine.report().unwrap_or(Value::Null);
+    told(&report, Line::new(machine, State::Skipped))
+}
+
+/// The line with what a report says.
+fn told(report: &Value, line: Line) -> Line {
+    let list = |value: &Value| -> Vec<String> {
+        let items = value.as_array().into_iter().flatten();
+        items
+            .filter_map(|v| Some(v.as_str()?.to_string()))
+            .collect()
+    };
+    Line {
+        ready: report["ready"].as_bool(),
+        bytes_written: report["bytes"]["written"].as_u64(),
+        bytes_virtual: report["bytes"]["virtual"].as_u64(),
+        disks: list(&report["outputs"]["disks"]),
+        warnings: list(&report["warnings"]),
+        ..line
+    }
 }
 
 /// How a child ended and what it said.
@@ -395,27 +439,11 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
         log,
     } = ended;
     if status.success() && document.is_object() {
-        let list = |value: &Value| -> Vec<String> {
-            let items = value.as_array().into_iter().flatten();
-            items
-                .filter_map(|v| Some(v.as_str()?.to_string()))
-                .collect()
+        let state = match dry_run {
+            true => State::Planned,
+            false => State::Converted,
         };
-        return Line {
-            ready: document["ready"].as_bool(),
-            bytes_written: document["bytes"]["written"].as_u64(),
-            bytes_virtual: document["bytes"]["virtual"].as_u64(),
-            disks: list(&document["outputs"]["disks"]),
-            warnings: list(&document["warnings"]),
-            ..Line::new(
-                machine,
-                if dry_run {
-                    State::Planned
-                } else {
-                    State::Converted
-                },
-            )
-        };
+        return told(&document, Line::new(machine, state));
     }
     let error = &document["error"];
     let code = status.code().and_then(|c| u8::try_from(c).ok());
@@ -461,6 +489,7 @@ mod tests {
                 path: "/vm.vmdk".into(),
                 size_bytes: 1,
                 modified_ms,
+                inode: 7,
             }],
         }
     }
@@ -496,6 +525,17 @@ mod tests {
         report(true, &request("raw", 5));
         differs(&machine, "format: raw, now qcow2");
         report(true, &request("qcow2", 4));
+        differs(&machine, "/vm.vmdk has changed since");
+        // The same file by another path is the same; a file that only has its name is not.
+        let elsewhere = |inode: u64| {
+            let mut request = request("qcow2", 5);
+            request.inputs[0].path = "/mnt/other/vm.vmdk".into();
+            request.inputs[0].inode = inode;
+            request
+        };
+        report(true, &elsewhere(7));
+        assert_eq!(machine.done(), Done::Yes);
+        report(true, &elsewhere(8));
         differs(&machine, "/vm.vmdk has changed since");
         machine.force = true;
         assert_eq!(machine.done(), Done::No);

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::access::{self, User};
 use crate::domain::element::Element;
+use crate::domain::emit;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::text::in_single_quotes;
@@ -207,13 +208,15 @@ fn rewrite(element: &mut Element, moved: &[Moved]) {
     }
 }
 
+const REPORT: &str = "report.html";
+
 /// The same in what else names the disks: scripts and YAML, where paths are between single quotes, and
 /// the report to look at.
 fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
     let emitted = report.pointer("/outputs/emitted").and_then(Value::as_array);
     let names = emitted.into_iter().flatten().filter_map(Value::as_str);
     let names = names.filter_map(|path| Path::new(path).file_name()?.to_str());
-    for name in names.chain(["report.html"]) {
+    for name in names.chain([REPORT]) {
         let path = folder.join(name);
         let mut text = match fs::read_to_string(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
@@ -226,6 +229,12 @@ fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
                 let [from, to] =
                     [from, to].map(|path| in_single_quotes(&path.display().to_string()));
                 text = text.replace(&from, &to);
+            }
+            if name != REPORT {
+                for (from, to) in [(from, to), (&tpm[0], &tpm[1])] {
+                    let file = from.file_name().unwrap_or_default().to_string_lossy();
+                    text = emit::relocated(&text, &file, to);
+                }
             }
         }
         replace(&path, text.as_bytes())?;

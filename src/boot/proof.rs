@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::convert::session::{Session, Source};
+use crate::convert::session::{Opened, Session, Source};
 use crate::domain::StorageBus;
 use crate::error::{Error, Result};
 use crate::guest::keys::Keys;
@@ -80,6 +80,7 @@ pub fn with_disk<T>(
         root: None,
         force_dirty: false,
         keys: Keys::default(),
+        opened: Opened::default(),
     };
     let session = Session::read(&source, &source.image()?)?;
     let result = session

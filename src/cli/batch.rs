@@ -152,7 +152,7 @@ fn save_reports(
         |e: std::io::Error| Error::failed(format!("writing {}", json.display())).because(e);
     std::fs::create_dir_all(output).map_err(failed)?;
     save(&json, &format!("{:#}\n", document(BATCH, body))).map_err(failed)?;
-    save(&page, &summary.page()).map_err(failed)?;
+    save(&page, &summary.page(output)).map_err(failed)?;
     Ok(page)
 }
 

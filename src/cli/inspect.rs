@@ -67,18 +67,23 @@ impl Seen {
     }
 }
 
-/// A folder is one machine when a description says so.
+/// A directory is one machine when a description says so and nothing else lies in it.
 fn is_one(path: &Path) -> bool {
     if !path.is_dir() {
         return true;
     }
-    match source::open(path) {
-        Ok(vm) if vm.kind == SourceKind::HyperV => {
-            vm.disks.len() == 1 || has_hyper_v_settings(path)
-        }
-        Ok(_) => true,
-        Err(_) => false,
+    let Ok(vm) = source::open(path) else {
+        return false;
+    };
+    let below = find::below(path).unwrap_or_default();
+    if below.len() <= 1 {
+        return true;
     }
+    // The disks of an export have no description that names them.
+    let own: Vec<_> = vm.disks.iter().map(|d| &d.path).collect();
+    vm.kind == SourceKind::HyperV
+        && has_hyper_v_settings(path)
+        && below.iter().all(|file| own.contains(&file))
 }
 
 fn has_hyper_v_settings(folder: &Path) -> bool {

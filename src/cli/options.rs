@@ -6,6 +6,7 @@
 use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -13,7 +14,6 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::convert::run::Job;
-use crate::disk::chain::Image;
 use crate::error::Result;
 use crate::report::{Input, Request};
 
@@ -155,18 +155,31 @@ pub fn request(job: &Job, options: &Options) -> Request {
         let paths = options.get(name).into_iter().flatten();
         files.extend(paths.map(PathBuf::from));
     }
+    let mut inputs = Vec::new();
     if !job.in_place {
-        files.push(job.source.path.clone());
-        for disk in &job.source.vm.disks {
-            let format = job.source.format.as_deref().or(disk.format.as_deref());
-            match Image::open_info(&disk.path, format, &job.source.allow_backing) {
-                Ok(image) if disk.packed.is_none() => files.extend(image.files().map(Into::into)),
+        let source = &job.source;
+        files.push(source.path.clone());
+        for disk in &source.vm.disks {
+            let format = source.format.as_deref().or(disk.format.as_deref());
+            let open = || {
+                let image = source
+                    .opened
+                    .image(&disk.path, format, &source.allow_backing);
+                image.ok().filter(|_| disk.packed.is_none())
+            };
+            match open() {
+                Some(image) => inputs.extend(image.held().map(|held| Input {
+                    path: held.path().to_owned(),
+                    size_bytes: held.size(),
+                    modified_ms: held.modified_ms(),
+                    inode: held.inode(),
+                })),
                 // Packed, or nothing that can be converted: then the conversion says so.
-                _ => files.push(disk.path.clone()),
+                None => files.push(disk.path.clone()),
             }
         }
     }
-    let mut inputs: Vec<Input> = files.iter().filter_map(|f| input(f)).collect();
+    inputs.extend(files.iter().filter_map(|f| input(f)));
     inputs.sort();
     inputs.dedup();
     Request { options, inputs }
@@ -179,6 +192,7 @@ fn input(path: &Path) -> Option<Input> {
     Some(Input {
         size_bytes: meta.len(),
         modified_ms: u64::try_from(modified.as_millis()).unwrap_or(u64::MAX),
+        inode: meta.ino(),
         path,
     })
 }

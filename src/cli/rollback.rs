@@ -55,13 +55,8 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     }
     ui.status("Restoring", &disk.path.display().to_string());
     let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
-    let files = image.files_to_open(true);
-    let written = files.iter().filter(|(_, written)| *written);
-    confine::looks(
-        written
-            .map(|(file, _)| file.as_path())
-            .chain([journal.folder()]),
-    )?;
+    image.hold_for_writing()?;
+    confine::looks(image.written().chain([journal.folder()]))?;
     let export = Export::<dyn BlockWrite>::open_writable(&image)?;
     let restored = commit::rollback(&mut journal, export.disk().as_ref(), args.force);
     let closed = export.close();

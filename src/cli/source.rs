@@ -9,10 +9,12 @@ use crate::convert::engine::{self, Engine};
 use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
 use crate::convert::run::{DEFAULT_ISO, Job};
-use crate::convert::session::SourceMachine;
+use crate::convert::session::{Opened, SourceMachine};
+use crate::domain::kubevirt::{self, Reference};
+use crate::domain::network::{self, Bridge, Mapping};
 use crate::domain::{
-    CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NicSource, Patch,
-    StorageBus, Video,
+    CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
+    Patch, StorageBus, Video,
 };
 use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
@@ -122,6 +124,10 @@ pub struct FixArgs {
     /// Connect network cards through QEMU's own NAT: for qemu:///session, without privileges
     #[arg(long, conflicts_with_all = ["bridge", "libvirt_network"])]
     pub user_network: bool,
+    /// Which network of the target a network of the source becomes: net:NAME (libvirt), br:NAME[@VLAN],
+    /// nad:NAMESPACE/NAME (KubeVirt), pve:BRIDGE[@VLAN] (Proxmox VE) or none (link down); repeatable
+    #[arg(long, value_name = "SOURCE=TARGET")]
+    pub network_map: Vec<Mapping>,
     /// libvirt domain type
     #[arg(long, value_enum, default_value_t = DomainTypeArg::Kvm)]
     pub domain_type: DomainTypeArg,
@@ -146,6 +152,21 @@ pub struct FixArgs {
     /// Write the machine for these too (repeatable, or separated by commas)
     #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
     pub emit: Vec<EmitArg>,
+    /// Namespace of the KubeVirt objects [default: that of kubectl]
+    #[arg(long, value_name = "NAME", value_parser = kubernetes_label)]
+    pub kubevirt_namespace: Option<String>,
+    /// Storage class of the KubeVirt disks [default: the cluster's]
+    #[arg(long, value_name = "NAME", value_parser = kubernetes_name)]
+    pub kubevirt_storage_class: Option<String>,
+    /// Access mode of the KubeVirt disks; live migration needs rwx [default: as the storage class says]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub kubevirt_access_mode: Option<AccessModeArg>,
+    /// KubeVirt instance type, in the place of processors and memory: NAME, or namespaced/NAME
+    #[arg(long, value_name = "NAME")]
+    pub kubevirt_instance_type: Option<Reference>,
+    /// KubeVirt preference: NAME, or namespaced/NAME
+    #[arg(long, value_name = "NAME")]
+    pub kubevirt_preference: Option<Reference>,
     /// Changes to the domain XML that have no option: a <domain> with only what is to change
     #[arg(long, value_name = "FILE")]
     pub xml_patch: Option<PathBuf>,
@@ -259,6 +280,29 @@ pub enum Switch {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccessModeArg {
+    /// ReadWriteOnce
+    Rwo,
+    /// ReadWriteMany
+    Rwx,
+}
+
+fn kubernetes_label(text: &str) -> Result<String, String> {
+    kubernetes(text, false)
+}
+
+fn kubernetes_name(text: &str) -> Result<String, String> {
+    kubernetes(text, true)
+}
+
+fn kubernetes(text: &str, dots: bool) -> Result<String, String> {
+    match network::kubernetes_name(text, dots) {
+        true => Ok(text.to_owned()),
+        false => Err("not a name in Kubernetes: lower case letters, digits and `-`".to_owned()),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EmitArg {
     /// VirtualMachine and DataVolumes, as YAML
     Kubevirt,
@@ -284,6 +328,7 @@ impl SourceArgs {
             root: self.root.clone(),
             force_dirty: false,
             keys,
+            opened: Opened::default(),
         })
     }
 
@@ -352,6 +397,9 @@ impl FixArgs {
             macs: self.mac.clone(),
             nics: vm.nics.clone(),
             network: self.nic_source(),
+            network_map: NetworkMap::new(self.network_map.clone())
+                .map_err(|e| Error::usage("--network-map").because(e))?,
+            keep_addresses: self.network == NetworkArg::Preserve && !self.no_firstboot,
             probe: PathBuf::new(),
             driver_iso: None,
             drivers: Drivers::default(),
@@ -399,6 +447,7 @@ impl FixArgs {
             machine,
             request: Request::default(),
             emit: self.emit_kinds(),
+            kubevirt: self.kubevirt(),
             xml_patch: self.patch()?,
         })
     }
@@ -428,6 +477,19 @@ impl FixArgs {
             }
         }
         kinds
+    }
+
+    fn kubevirt(&self) -> kubevirt::Options {
+        kubevirt::Options {
+            namespace: self.kubevirt_namespace.clone(),
+            storage_class: self.kubevirt_storage_class.clone(),
+            access_mode: self.kubevirt_access_mode.map(|mode| match mode {
+                AccessModeArg::Rwo => "ReadWriteOnce",
+                AccessModeArg::Rwx => "ReadWriteMany",
+            }),
+            instance_type: self.kubevirt_instance_type.clone(),
+            preference: self.kubevirt_preference.clone(),
+        }
     }
 
     fn patch(&self) -> Result<Option<Patch>> {
@@ -471,7 +533,7 @@ impl FixArgs {
             return NicSource::User;
         }
         match (&self.bridge, &self.libvirt_network) {
-            (Some(bridge), _) => NicSource::Bridge(bridge.clone()),
+            (Some(bridge), _) => NicSource::Bridge(Bridge::named(bridge)),
             (None, Some(network)) => NicSource::Network(network.clone()),
             (None, None) => NicSource::Network("default".to_string()),
         }

@@ -4,10 +4,9 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::boot::quote;
 use crate::domain::element::Element;
 use crate::domain::xml::to_element;
-use crate::domain::{Bootstrap, Drivers, Machine, Patch, Stage, emit};
+use crate::domain::{Bootstrap, Drivers, Machine, Nic, NicSource, Patch, Stage, emit};
 use crate::error::{Error, Result};
 use crate::fix::journal::ActionState;
 use crate::inspect::Inspection;
@@ -16,6 +15,7 @@ use crate::tool::{self, Cmd, qemu_img};
 use crate::verify;
 
 use super::machine::{self, MachineOptions, TargetDisk};
+use super::next;
 use super::output::OutputFolder;
 use super::prepare::Prepared;
 use super::run::{Disks, Job};
@@ -34,7 +34,7 @@ pub(super) struct Domains {
     bootstrap_xml: Option<String>,
     pub(super) final_xml: String,
     pub(super) emitted: Vec<String>,
-    pub(super) warning: Option<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 /// Writes everything about the machine once, to nowhere: what cannot be written is known before the
@@ -86,13 +86,15 @@ fn domains(
         targets,
         &options,
     );
-    written(job, &machine)
+    written(job, folder.target(), &machine)
 }
 
 /// Everything about a machine, as text.
-pub(super) fn written(job: &Job, machine: &Machine) -> Result<Domains> {
+pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Domains> {
     let name = &machine.name;
     let (firmware, warning) = machine::firmware(machine, job.machine.portable);
+    let mut warnings = Vec::from_iter(warning);
+    warnings.extend(vlan_warning(machine));
     let mut stages = vec![Stage::Final];
     if machine.bootstrap != Bootstrap::None {
         stages.insert(0, Stage::Bootstrap);
@@ -118,7 +120,12 @@ pub(super) fn written(job: &Job, machine: &Machine) -> Result<Domains> {
         .collect();
     let mut emitted = Vec::new();
     for emit in &job.emit {
-        let list = emit::documents(*emit, machine, &domains)
+        warnings.extend(emit::warnings(*emit, machine));
+        let context = emit::Context {
+            folder,
+            kubevirt: &job.kubevirt,
+        };
+        let list = emit::documents(*emit, machine, &domains, context)
             .map_err(|e| Error::failed("writing the machine for others than libvirt").because(e))?;
         for document in list {
             let file = format!("{name}{}", document.suffix);
@@ -136,7 +143,19 @@ pub(super) fn written(job: &Job, machine: &Machine) -> Result<Domains> {
         bootstrap_xml: bootstrap.then(|| format!("{name}-bootstrap.xml")),
         final_xml: format!("{name}-final.xml"),
         emitted,
-        warning,
+        warnings,
+    })
+}
+
+fn vlan_warning(machine: &Machine) -> Option<String> {
+    let tagged = |nic: &Nic| match &nic.source {
+        NicSource::Bridge(bridge) => bridge.vlan.is_some(),
+        _ => false,
+    };
+    machine.nics.iter().any(tagged).then(|| {
+        "libvirt: a VLAN on a bridge of the kernel needs libvirt 11.0 and a bridge with VLAN filtering; older ones \
+         take it on Open vSwitch only"
+            .to_string()
     })
 }
 
@@ -198,7 +217,7 @@ pub(super) fn finish(
     let in_target = |file: String| folder.target().join(file);
     let domains = domains(job, folder, prepared, &fixed.after, &targets)?;
     let mut warnings = prepared.plan.warnings.clone();
-    warnings.extend(domains.warning);
+    warnings.extend(domains.warnings);
     for document in &domains.documents {
         write(folder.path(), document)?;
     }
@@ -231,7 +250,7 @@ pub(super) fn finish(
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
         ready: verify::is_ready(&fixed.checks),
-        next_commands: next_commands(&name, folder.target(), &outputs),
+        next_commands: next::commands(&name, folder.target(), &outputs),
         outputs,
         actions,
         controllers: fixed.after.controllers.clone(),
@@ -270,21 +289,4 @@ fn optional_drivers(prepared: &Prepared) -> Drivers {
         rng: has("viorng"),
         netkvm: has("netkvm"),
     }
-}
-
-fn next_commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
-    let mut commands = vec![
-        format!("hyper2kvm boot {}", quote(folder)),
-        "# or step by step:".to_string(),
-    ];
-    if let Some(xml) = &outputs.bootstrap_xml {
-        commands.push(format!("virsh define {}", quote(xml)));
-        commands.push(format!("virsh start {name}"));
-        commands.push("# let Windows start once, shut it down, then switch to VirtIO:".to_string());
-    }
-    if let Some(xml) = &outputs.final_xml {
-        commands.push(format!("virsh define {}", quote(xml)));
-        commands.push(format!("virsh start {name}"));
-    }
-    commands
 }

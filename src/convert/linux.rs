@@ -438,7 +438,7 @@ pub(super) fn convert(
     options.name = job.name();
     options.nvram = folder.target().join(format!("{}-nvram.fd", options.name));
     let machine = machine::linux_machine(&made.after, facts, &targets, &options);
-    let domains = finish::written(job, &machine)?;
+    let domains = finish::written(job, folder.target(), &machine)?;
     for document in &domains.documents {
         finish::write(folder.path(), document)?;
     }
@@ -447,7 +447,7 @@ pub(super) fn convert(
     let mut warnings = warnings(&made.after);
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
-    warnings.extend(domains.warning);
+    warnings.extend(domains.warnings);
     let report = Report {
         name: options.name.clone(),
         engine: facts.reader,
@@ -580,7 +580,7 @@ fn hand_over(
     let mut overlays = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let overlay = work.join(format!("overlay-{i}.qcow2"));
-        qemu_img::create_over(&overlay, &source.spec())
+        qemu_img::create_over(&overlay, &source.named_spec()?)
             .map_err(|e| Error::failed("creating an overlay for virt-v2v").because(e))?;
         overlays.push(overlay);
     }

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use crate::boot_path::Controller;
 use crate::domain::{
     self, Bootstrap, CpuMode, Descriptors, Disk, DiskFormat, DomainType, Drivers, Firmware,
-    FirmwareChoice, Graphics, MacAddr, Machine, Nic, NicSource, StorageBus, System, Topology,
-    Video,
+    FirmwareChoice, Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus, System,
+    Topology, Video,
 };
 use crate::inspect::{self, Inspection, WindowsFacts};
 use crate::linux::LinuxFacts;
@@ -31,7 +31,11 @@ pub struct MachineOptions {
     pub macs: Vec<MacAddr>,
     /// The cards of the source machine.
     pub nics: Vec<SourceNic>,
+    /// Where NICs are attached whose network is not mapped.
     pub network: NicSource,
+    pub network_map: NetworkMap,
+    /// The first boot gives static addresses to the new NICs.
+    pub keep_addresses: bool,
     /// The blank disk of the first boot.
     pub probe: PathBuf,
     /// Only an ISO can be shown to the guest as a CD.
@@ -240,17 +244,33 @@ pub fn disagreements(
                 "network card {} was not connected: its link stays down",
                 i + 1
             ));
-        } else if let Some(network) = &nic.network {
+        } else if let Some(network) = &nic.network
+            && !options.network_map.maps(network)
+        {
             let to = match &options.network {
                 NicSource::Network(name) => format!("the libvirt network {name:?}"),
-                NicSource::Bridge(name) => format!("the bridge {name:?}"),
+                NicSource::Bridge(bridge) => format!("the bridge {:?}", bridge.name),
                 NicSource::User => "user-mode networking".to_string(),
             };
             warnings.push(format!(
-                "network card {} was on {network:?}: it is connected to {to}",
+                "libvirt: network card {} was on {network:?}: it is connected to {to}; --network-map '{network}=TARGET' names another",
                 i + 1
             ));
         }
+    }
+    let networks: Vec<&str> = vm
+        .nics
+        .iter()
+        .filter_map(|n| n.network.as_deref())
+        .collect();
+    for network in options.network_map.unused(&networks) {
+        let known = match networks.is_empty() {
+            true => "the source names no networks".to_string(),
+            false => format!("they are on {}", networks.join(", ")),
+        };
+        warnings.push(format!(
+            "--network-map: no network card was on {network:?}; {known}"
+        ));
     }
     warnings
 }
@@ -261,38 +281,52 @@ const MAX_NICS: usize = 8;
 /// The cards of the source, else those Windows knows, with their MACs, so that licences and DHCP leases
 /// stay; `--mac` wins; one card when nothing is known.
 fn nics(inspection: &Inspection, options: &MachineOptions) -> Vec<Nic> {
-    let mut cards: Vec<(Option<MacAddr>, bool)> = if options.nics.is_empty() {
+    let mut cards: Vec<(Option<MacAddr>, bool, Option<String>)> = if options.nics.is_empty() {
         let adapters = inspection.network.adapters.iter();
         adapters
             .filter(|a| a.device.is_some())
             .filter_map(|a| a.mac.as_deref()?.parse().ok())
-            .map(|mac| (Some(mac), true))
+            .map(|mac| (Some(mac), true, None))
             .collect()
     } else {
         let nics = options.nics.iter();
-        nics.map(|nic| (nic.mac, nic.connected)).collect()
+        nics.map(|nic| (nic.mac, nic.connected, nic.network.clone()))
+            .collect()
     };
     for (i, mac) in options.macs.iter().enumerate() {
         match cards.get_mut(i) {
             Some(card) => card.0 = Some(*mac),
-            None => cards.push((Some(*mac), true)),
+            None => cards.push((Some(*mac), true, None)),
         }
     }
     if cards.is_empty() {
-        cards.push((None, true));
+        cards.push((None, true, None));
     }
     let mut seen = std::collections::BTreeSet::new();
     cards
         .into_iter()
-        .map(|(mac, link_up)| (mac.unwrap_or_else(random_mac), link_up))
-        .filter(|(mac, _)| seen.insert(*mac))
+        .map(|(mac, link_up, network)| (mac.unwrap_or_else(random_mac), link_up, network))
+        .filter(|(mac, ..)| seen.insert(*mac))
         .take(MAX_NICS)
-        .map(|(mac, link_up)| Nic {
-            mac,
-            source: options.network.clone(),
-            link_up,
+        .map(|(mac, link_up, network)| {
+            let mut nic = Nic {
+                link_up,
+                network,
+                keeps_address: options.keep_addresses && has_static_address(inspection, mac),
+                ..Nic::new(mac, options.network.clone())
+            };
+            options.network_map.apply(&mut nic);
+            nic
         })
         .collect()
+}
+
+fn has_static_address(inspection: &Inspection, mac: MacAddr) -> bool {
+    let mut adapters = inspection.network.adapters.iter();
+    adapters.any(|adapter| {
+        let same = adapter.mac.as_deref().and_then(|m| m.parse().ok()) == Some(mac);
+        same && !adapter.dhcp && !adapter.addresses.is_empty()
+    })
 }
 
 /// With QEMU's own prefix.

@@ -7,6 +7,7 @@ mod finish;
 mod in_place;
 pub mod linux;
 pub mod machine;
+mod next;
 pub mod output;
 pub mod prepare;
 pub mod run;

@@ -11,7 +11,7 @@ use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
-use crate::domain::{DiskFormat, Emit, Patch};
+use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
@@ -84,6 +84,7 @@ pub struct Job {
     pub request: Request,
     /// Besides the domain XML.
     pub emit: Vec<Emit>,
+    pub kubevirt: kubevirt::Options,
     pub xml_patch: Option<Patch>,
 }
 

@@ -1,7 +1,7 @@
 //! A source disk opened for looking at or for fixing.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
@@ -28,14 +28,14 @@ pub struct Source {
     pub force_dirty: bool,
     /// For encrypted volumes.
     pub keys: Keys,
+    pub opened: Opened,
 }
 
 impl Source {
     /// The image with its chain, checked: QEMU reads the missing end of a file as zeroes.
     pub fn image(&self) -> Result<Image> {
-        let image = Image::open_info(&self.path, self.format.as_deref(), &self.allow_backing)?;
-        image.check()?;
-        Ok(image)
+        let format = self.format.as_deref();
+        self.opened.checked(&self.path, format, &self.allow_backing)
     }
 
     fn holds(&self) -> Result<Holds> {
@@ -51,6 +51,78 @@ impl Source {
         };
         session.close()?;
         Ok(found)
+    }
+}
+
+/// The images of a run. Each is opened once, and held as long as a clone of this is there.
+#[derive(Debug, Clone, Default)]
+pub struct Opened(Arc<Mutex<Vec<OpenImage>>>);
+
+#[derive(Debug)]
+struct OpenImage {
+    path: PathBuf,
+    format: Option<String>,
+    image: Image,
+    checked: bool,
+}
+
+impl Opened {
+    /// The image of that name.
+    pub fn image(
+        &self,
+        path: &Path,
+        format: Option<&str>,
+        allow_backing: &[PathBuf],
+    ) -> Result<Image> {
+        self.with(path, format, allow_backing, |open| Ok(open.image.clone()))
+    }
+
+    fn checked(
+        &self,
+        path: &Path,
+        format: Option<&str>,
+        allow_backing: &[PathBuf],
+    ) -> Result<Image> {
+        self.with(path, format, allow_backing, |open| {
+            if !open.checked {
+                open.image.check()?;
+                open.checked = true;
+            }
+            Ok(open.image.clone())
+        })
+    }
+
+    fn with<T>(
+        &self,
+        path: &Path,
+        format: Option<&str>,
+        allow_backing: &[PathBuf],
+        then: impl FnOnce(&mut OpenImage) -> Result<T>,
+    ) -> Result<T> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |open: &OpenImage| open.path == path && open.format.as_deref() == format;
+        let at = match all.iter().position(known) {
+            Some(at) => at,
+            None => {
+                all.push(OpenImage {
+                    path: path.to_owned(),
+                    format: format.map(str::to_owned),
+                    image: Image::open_info(path, format, allow_backing)?,
+                    checked: false,
+                });
+                all.len() - 1
+            }
+        };
+        then(&mut all[at])
+    }
+
+    /// Fails when a file that was opened was changed by somebody else since.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for open in all.iter() {
+            open.image.check_unchanged()?;
+        }
+        Ok(())
     }
 }
 
@@ -73,6 +145,7 @@ pub struct SourceMachine {
     pub root: Option<String>,
     pub force_dirty: bool,
     pub keys: Keys,
+    pub opened: Opened,
 }
 
 impl SourceMachine {
@@ -99,6 +172,7 @@ impl SourceMachine {
                 root: self.root.clone(),
                 force_dirty: self.force_dirty,
                 keys: self.keys.clone(),
+                opened: self.opened.clone(),
             })
             .collect();
         if disks.len() > 1 {

@@ -1,27 +1,28 @@
 //! [`Image`]: an image file with everything it stands on, each file named and each format known.
 //!
-//! Every level of the chain is opened by itself and without its backing file; what it refers to is
-//! checked before anything opens that. An image from elsewhere may name any file of this host as
-//! its backing file, extent or data file, and its contents would end up in the target: references
-//! that leave the folder of the named image are refused unless allowed, and so is everything that
-//! is not a plain file name (`nbd://...`, `json:...`).
+//! Every file of the chain is opened once and held ([`Held`]) until the image is dropped; whatever is
+//! checked or read afterwards, by this process or by QEMU, goes through that descriptor. An image from
+//! elsewhere may name any file of this host as its backing file, extent or data file, and its contents
+//! would end up in the target: references that leave the folder of the named image are refused unless
+//! allowed, by where the opened file really is, and so is everything that is not a plain file name
+//! (`nbd://...`, `json:...`).
 //!
-//! The result is turned into an explicit block device tree ([`Image::blockdev`]), so that QEMU
-//! never decides anything itself: no probing, no backing file we did not look at, and file names
-//! with `:`, `,` or `%` are just names.
+//! The result is turned into an explicit block device tree of descriptors ([`Image::spec`]), so that
+//! QEMU never decides anything itself: no probing, no file we did not look at, and file names with
+//! `:`, `,` or `%` are just names. QEMU takes the extents of a vmdk from its descriptor text; it gets
+//! one written anew, in which they are descriptors too.
 
 use std::fs::File;
 use std::io;
-use std::ops::RangeInclusive;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use super::detect::{self, Detected, Format};
+use super::detect::{self, Detected, Format, VmdkExtent};
+use super::hold::{Found, Held};
 use crate::error::{Error, ErrorKind};
+use crate::tool::pass::{self, Passed, Spec};
 use crate::tool::{ToolError, qemu_img, qsd};
 
 /// More levels than VMware (32) or anyone's nightly snapshots need.
@@ -45,6 +46,8 @@ pub enum ImageError {
     NotUtf8 { path: PathBuf },
     #[error("{} is in use by another process", path.display())]
     InUse { path: PathBuf },
+    #[error("{} was changed by another program during this run: {what}", path.display())]
+    Changed { path: PathBuf, what: String },
     #[error("{} is damaged or incomplete: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
     #[error("{} is a {what}, not a disk image", path.display())]
@@ -84,6 +87,9 @@ impl ImageError {
                 path.display()
             ),
             Self::InUse { .. } => "shut the virtual machine down first".into(),
+            Self::Changed { .. } => {
+                "see that no virtual machine or backup writes to it, and run this again".into()
+            }
             Self::Damaged { .. } => "copy or export the disk again and compare checksums".into(),
             Self::Packed { .. } => "unpack it and name the disk image inside".into(),
             Self::Unsupported { remedy, .. } => (*remedy).to_owned(),
@@ -165,7 +171,7 @@ impl From<ImageError> for Error {
 }
 
 /// One image file or block device of a chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Level {
     /// Absolute.
     pub path: PathBuf,
@@ -184,10 +190,14 @@ pub struct Level {
     pub block_device: bool,
     /// An overlay of ours: worth nothing once this process is gone.
     pub scratch: bool,
+    /// The open files: `path`, then the extents, then the data file. None of an overlay of ours.
+    held: Vec<Held>,
+    /// What QEMU is given instead of a vmdk descriptor that names extents.
+    descriptor: Option<Arc<File>>,
 }
 
 /// A disk image with its backing chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Image {
     /// The named image first, then what it is based on. Never empty.
     levels: Vec<Level>,
@@ -206,14 +216,18 @@ impl Image {
             })
             .transpose()?;
         let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
-        let mut references = References::new(&path, allow);
+        utf8(&path)?;
+        let named = Held::open(&path)?;
+        let references = References::new(&named, allow);
+        let mut seen = Vec::new();
         let mut levels = Vec::new();
-        let mut next = Some((path.clone(), format));
+        let mut next = Some((named, format));
         while let Some((file, format)) = next {
-            if levels.len() == MAX_LEVELS || !references.visit(&file) {
+            if levels.len() == MAX_LEVELS || seen.contains(&file.id()) {
                 return Err(ImageError::TooDeep { path });
             }
-            let (level, backing) = open_level(&file, format, &references)?;
+            seen.push(file.id());
+            let (level, backing) = open_level(file, format, &references)?;
             levels.push(level);
             next = backing;
         }
@@ -235,6 +249,8 @@ impl Image {
             data_file: None,
             block_device: false,
             scratch: true,
+            held: Vec::new(),
+            descriptor: None,
         }];
         levels.extend_from_slice(&self.levels);
         Ok(Self { levels })
@@ -279,75 +295,90 @@ impl Image {
         })
     }
 
-    /// Every file of the image, and whether it is written when the image is.
-    pub fn files_to_open(&self, writable: bool) -> Vec<(PathBuf, bool)> {
-        let own = |level: &Level, written: bool| {
-            let files = std::iter::once(&level.path)
-                .chain(&level.extents)
-                .chain(&level.data_file);
-            files
-                .map(|file| (file.clone(), written))
-                .collect::<Vec<_>>()
-        };
-        let levels = self.levels.iter().enumerate();
-        levels
-            .flat_map(|(i, level)| own(level, writable && i == 0))
-            .collect()
+    /// Every file of the image that is not an overlay of this run, open.
+    pub fn held(&self) -> impl Iterator<Item = &Held> {
+        self.levels.iter().flat_map(|level| &level.held)
+    }
+
+    /// What is written when the image is.
+    pub fn written(&self) -> impl Iterator<Item = &Path> {
+        let top = self.top();
+        std::iter::once(&top.path)
+            .chain(&top.extents)
+            .chain(&top.data_file)
+            .map(PathBuf::as_path)
     }
 
     /// The whole chain as a block device tree whose root node has the name the storage daemon
     /// exports. Only the top level is ever opened for writing.
-    pub fn blockdev(&self, writable: bool) -> Value {
+    pub fn blockdev(&self, writable: bool) -> Spec {
+        let mut spec = self.spec_for(writable);
+        spec.node["node-name"] = qsd::NODE.into();
+        spec
+    }
+
+    /// The chain for `qemu-img`, read-only.
+    pub fn spec(&self) -> Spec {
+        self.spec_for(false)
+    }
+
+    fn spec_for(&self, writable: bool) -> Spec {
         let mut node = Value::Null;
         for (i, level) in self.levels.iter().enumerate().rev() {
             node = level.node(writable && i == 0, node);
         }
-        node["node-name"] = qsd::NODE.into();
-        node
+        let levels = self.levels.iter().enumerate();
+        Spec {
+            node,
+            passed: levels
+                .flat_map(|(i, level)| level.passed(writable && i == 0))
+                .collect(),
+            named: self
+                .levels
+                .iter()
+                .enumerate()
+                .filter(|(_, level)| level.scratch)
+                .map(|(i, level)| (level.path.clone(), writable && i == 0))
+                .collect(),
+        }
     }
 
-    /// The chain for `qemu-img`, read-only.
-    pub fn spec(&self) -> Value {
-        let mut node = self.blockdev(false);
-        if let Some(map) = node.as_object_mut() {
-            map.remove("node-name");
+    /// The chain by the names of its files, for programs that open them by themselves. Each still
+    /// leads to the file that is held; [`Image::check_unchanged`] tells afterwards whether it did all
+    /// the time.
+    pub fn named_spec(&self) -> Result<Value> {
+        for held in self.held() {
+            held.check_name()?;
         }
-        node
+        let levels = self.levels.iter().rev();
+        Ok(levels.fold(Value::Null, |below, level| level.named_node(below)))
     }
 
-    /// Refuses an image another process writes to; for writing, also one that others read.
-    ///
-    /// QEMU checks its locks itself, but an NBD export allows others whatever they like, so that
-    /// for raw images there would never be a conflict.
-    pub(super) fn refuse_if_in_use(&self, writable: bool) -> Result<()> {
-        // An overlay of ours is known to nobody else.
-        let levels = self.levels.iter().enumerate().filter(|(_, l)| !l.scratch);
-        for (i, level) in levels {
-            let own = std::iter::once(&level.path)
-                .chain(&level.extents)
-                .chain(&level.data_file);
-            for path in own {
-                let file = File::open(path).map_err(|e| ImageError::from_io(path, e))?;
-                refuse_if_locked(&file, path, writable && i == 0)?;
-            }
-        }
-        Ok(())
+    /// Holds the files that are written with the image as one that writes: nobody else reads them.
+    pub fn hold_for_writing(&self) -> Result<()> {
+        self.top().held.iter().try_for_each(Held::hold_for_writing)
+    }
+
+    /// Fails when a file of the image was changed by somebody else since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.held().try_for_each(Held::check_unchanged)
     }
 
     /// The file to read when it is the disk byte for byte, so that nothing has to translate.
-    pub(super) fn plain_file(&self) -> Option<&Path> {
+    pub(super) fn plain_file(&self) -> Option<&Held> {
         let [level] = &self.levels[..] else {
             return None;
         };
         let whole = level.virtual_size == level.size;
-        (level.format == Format::RAW && whole).then_some(&level.path)
+        let plain = level.format == Format::RAW && whole;
+        level.held.first().filter(|_| plain)
     }
 
     /// Checks the metadata of every level: finds files that were cut short, which QEMU would
     /// otherwise read as zeroes.
     pub fn check(&self) -> Result<()> {
         for level in self.levels.iter().filter(|l| l.format.has_check()) {
-            let result = qemu_img::check(&level.node(false, Value::Null))
+            let result = qemu_img::check(&level.spec())
                 .map_err(|e| ImageError::from_tool(&level.path, e))?;
             if let Some(result) = result
                 && !result.is_sound()
@@ -363,22 +394,34 @@ impl Image {
 }
 
 impl Level {
+    /// The block device tree of the level, over that of what is below it.
     fn node(&self, writable: bool, backing: Value) -> Value {
-        let file = |path: &Path, device: bool| {
+        let file = |held: &Held, name: String| {
             json!({
-                "driver": if device { "host_device" } else { "file" },
-                "filename": path.to_string_lossy(),
+                "driver": if held.is_block_device() { "host_device" } else { "file" },
+                "filename": name,
                 "read-only": !writable,
+                // This process holds the locks, before QEMU starts and after it ends.
+                "locking": "off",
                 "discard": if writable { "unmap" } else { "ignore" },
             })
         };
-        let mut node = json!({
-            "driver": self.format.driver(),
-            "read-only": !writable,
-            "discard": if writable { "unmap" } else { "ignore" },
-            "detect-zeroes": if writable { "unmap" } else { "off" },
-            "file": file(&self.path, self.block_device),
-        });
+        let own = match (self.held.first(), &self.descriptor) {
+            (Some(held), Some(descriptor)) => file(held, pass::name(descriptor)),
+            (Some(held), None) => file(held, held.name()),
+            (None, _) => json!({
+                "driver": "file",
+                "filename": self.path.to_string_lossy(),
+                "read-only": !writable,
+                "discard": if writable { "unmap" } else { "ignore" },
+            }),
+        };
+        let data = self.data_file.as_ref().and(self.held.last());
+        let data = data.map(|held| file(held, held.name()));
+        let mut node = self.format_node(own, data, backing);
+        node["read-only"] = (!writable).into();
+        node["discard"] = if writable { "unmap" } else { "ignore" }.into();
+        node["detect-zeroes"] = if writable { "unmap" } else { "off" }.into();
         if self.scratch {
             // How far QEMU sees at a time in what the overlay does not have: 512 MiB instead of 32.
             node["l2-cache-entry-size"] = json!(64 << 10);
@@ -386,8 +429,29 @@ impl Level {
         if writable && self.scratch {
             node["cache"] = json!({"no-flush": true});
         }
-        if let Some(data) = &self.data_file {
-            node["data-file"] = file(data, false);
+        node
+    }
+
+    /// The same by names, read-only.
+    fn named_node(&self, backing: Value) -> Value {
+        let file = |path: &Path, device: bool| {
+            json!({
+                "driver": if device { "host_device" } else { "file" },
+                "filename": path.to_string_lossy(),
+                "read-only": true,
+            })
+        };
+        let own = file(&self.path, self.block_device);
+        let data = self.data_file.as_ref().map(|path| file(path, false));
+        let mut node = self.format_node(own, data, backing);
+        node["read-only"] = true.into();
+        node
+    }
+
+    fn format_node(&self, file: Value, data: Option<Value>, backing: Value) -> Value {
+        let mut node = json!({"driver": self.format.driver(), "file": file});
+        if let Some(data) = data {
+            node["data-file"] = data;
         }
         if self.format.has_backing() {
             // Null says: none, whatever the header names.
@@ -395,110 +459,42 @@ impl Level {
         }
         node
     }
-}
 
-/// Looks for the locks by which QEMU says what it does with an image: read locks on single bytes
-/// of the file (`block/file-posix.c`, `RAW_LOCK_PERM_BASE`).
-///
-/// A lock of our own shows by which device number the kernel lists the file; `stat` gives another one on
-/// btrfs. It also keeps an image that is read without QEMU ([`super::Export`]) from being written to.
-pub(super) fn refuse_if_locked(file: &File, path: &Path, to_write: bool) -> Result<()> {
-    const READS: u64 = 100;
-    const WRITES: u64 = 101;
-    let operation = if to_write {
-        FlockOperation::NonBlockingLockExclusive
-    } else {
-        FlockOperation::NonBlockingLockShared
-    };
-    match flock(file, operation) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) if to_write => {
-            return Err(ImageError::InUse { path: path.into() });
+    /// The descriptors its node names.
+    fn passed(&self, writable: bool) -> Vec<Passed> {
+        let held = self.held.iter().map(|held| held.passed(writable));
+        let descriptor = self.descriptor.iter();
+        held.chain(descriptor.map(|file| Passed::new(file.clone(), &self.path, writable)))
+            .collect()
+    }
+
+    /// The level alone.
+    fn spec(&self) -> Spec {
+        Spec {
+            node: self.node(false, Value::Null),
+            passed: self.passed(false),
+            named: Vec::new(),
         }
-        // Where there are no locks there is nothing to find.
-        Err(_) => return Ok(()),
     }
-    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    let _ = flock(file, FlockOperation::Unlock);
-    let inode = file
-        .metadata()
-        .map_err(|e| ImageError::from_io(path, e))?
-        .ino();
-    let ranges = locked_ranges(&locks, std::process::id(), inode);
-    let locked = |byte: u64| ranges.iter().any(|range| range.contains(&byte));
-    if locked(WRITES) || to_write && locked(READS) {
-        return Err(ImageError::InUse { path: path.into() });
-    }
-    Ok(())
 }
 
-/// The ranges locked in the file with this inode on which process `pid` holds an flock.
-fn locked_ranges(locks: &str, pid: u32, inode: u64) -> Vec<RangeInclusive<u64>> {
-    // Locks side by side are listed as one.
-    // `1: OFDLCK ADVISORY READ -1 fe:00:1234 101 101`; waiting locks have `->` after the number.
-    let entries: Vec<Vec<&str>> = locks
-        .lines()
-        .map(|line| line.split_whitespace().skip(1).collect())
-        .collect();
-    let (pid, inode) = (pid.to_string(), format!(":{inode}"));
-    let own = entries.iter().find_map(|e| match e[..] {
-        ["FLOCK", _, _, holder, file, ..] if holder == pid && file.ends_with(&inode) => Some(file),
-        _ => None,
-    });
-    entries
-        .iter()
-        .filter_map(|e| match e[..] {
-            ["OFDLCK", _, _, _, file, start, end] if Some(file) == own => {
-                Some(start.parse().ok()?..=end.parse().unwrap_or(u64::MAX))
-            }
-            _ => None,
-        })
-        .collect()
-}
-
-type Backing = Option<(PathBuf, Option<Format>)>;
+type Backing = Option<(Held, Option<Format>)>;
 
 fn open_level(
-    path: &Path,
+    file: Held,
     format: Option<Format>,
     references: &References,
 ) -> Result<(Level, Backing)> {
+    let path = &file.path().to_owned();
     utf8(path)?;
     let io_error = |e| ImageError::from_io(path, e);
-    let meta = path.metadata().map_err(io_error)?;
-    let block_device = meta.file_type().is_block_device();
-    if meta.is_dir() {
-        return Err(ImageError::Directory { path: path.into() });
-    }
-    // Opening a pipe would wait for ever.
-    if !meta.is_file() && !block_device {
-        return Err(ImageError::NotAFile { path: path.into() });
-    }
-    let mut file = File::open(path).map_err(io_error)?;
-    let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?;
+    let size = file.size();
     if size == 0 {
         return Err(ImageError::Empty { path: path.into() });
     }
-    refuse_if_locked(&file, path, false)?;
     let format = match format {
         Some(format) => format,
-        None => match detect::detect(&file, size).map_err(io_error)? {
-            Detected::Image(format) => {
-                if format == Format::RAW && !block_device && claims_a_format(path) {
-                    return Err(ImageError::Damaged {
-                        path: path.into(),
-                        reason: "it does not hold the format its name says".into(),
-                    });
-                }
-                format
-            }
-            Detected::Packed(what) => {
-                return Err(ImageError::Packed {
-                    path: path.into(),
-                    what,
-                });
-            }
-        },
+        None => detected(&file)?,
     };
     let mut level = Level {
         path: path.into(),
@@ -506,11 +502,13 @@ fn open_level(
         subformat: None,
         virtual_size: 0,
         size,
-        allocated: meta.blocks().saturating_mul(512),
+        allocated: file.allocated(),
         extents: Vec::new(),
         data_file: None,
-        block_device,
+        block_device: file.is_block_device(),
         scratch: false,
+        held: vec![file.clone()],
+        descriptor: None,
     };
     if format == Format::RAW {
         // Nothing QEMU could say about it; it counts in sectors, too.
@@ -518,20 +516,26 @@ fn open_level(
         return Ok((level, None));
     }
     if format == Format::VMDK {
-        level.extents = vmdk_extents(&file, size, path, references)?;
+        open_extents(&mut level, &file, references)?;
     }
-    if let Some(reason) = detect::cut_short(&file, size, format).map_err(io_error)? {
+    if let Some(reason) = detect::cut_short(file.file(), size, format).map_err(io_error)? {
         return Err(ImageError::Damaged {
             path: path.into(),
             reason: reason.into(),
         });
     }
     if format == Format::VPC {
-        refuse_differencing_vhd(&file, size, path)?;
+        refuse_differencing_vhd(file.file(), size, path)?;
+    }
+    if format == Format::QCOW2
+        && let Some(name) = detect::qcow2_data_file(file.file(), size).map_err(io_error)?
+    {
+        let data = references.open(path, &name)?;
+        level.data_file = Some(data.path().to_owned());
+        level.held.push(data);
     }
 
-    let info = qemu_img::info(&level.node(false, Value::Null))
-        .map_err(|e| ImageError::from_tool(path, e))?;
+    let info = qemu_img::info(&level.spec()).map_err(|e| ImageError::from_tool(path, e))?;
     if info.encrypted {
         return Err(ImageError::Unsupported {
             path: path.into(),
@@ -549,12 +553,15 @@ fn open_level(
             reason: "QEMU has marked it as corrupt".into(),
         });
     }
-    if let Some(name) = data.data_file {
-        level.data_file = Some(references.resolve(path, &name)?);
+    if data.data_file.is_some() && level.data_file.is_none() {
+        return Err(ImageError::Damaged {
+            path: path.into(),
+            reason: "QEMU finds a data file where its header names none".into(),
+        });
     }
     let backing = match info.backing_filename {
         Some(name) if !name.is_empty() => {
-            let file = references.resolve(path, &name)?;
+            let file = references.open(path, &name)?;
             let format = match info.backing_filename_format {
                 Some(name) => {
                     Some(Format::by_name(&name).ok_or(ImageError::UnknownFormat { name })?)
@@ -593,30 +600,69 @@ fn utf8(path: &Path) -> Result<&str> {
         .ok_or_else(|| ImageError::NotUtf8 { path: path.into() })
 }
 
-fn vmdk_extents(
-    file: &File,
-    size: u64,
-    path: &Path,
-    references: &References,
-) -> Result<Vec<PathBuf>> {
-    let extents = detect::vmdk_extents(file, size).map_err(|e| ImageError::from_io(path, e))?;
-    let mut files = Vec::new();
-    for extent in extents {
-        let name = references.resolve(path, &extent.name)?;
-        let io_error = |e| ImageError::from_io(&name, e);
-        let part = File::open(&name).map_err(io_error)?;
-        let size = part.metadata().map_err(io_error)?.len();
-        // QEMU would follow a descriptor in an extent to further files.
-        let nested = detect::vmdk_extents(&part, size).map_err(io_error)?;
-        if !nested.is_empty() && !extent.kind.eq_ignore_ascii_case("FLAT") {
-            return Err(ImageError::Damaged {
-                path: name,
-                reason: "an extent that has extents itself".into(),
-            });
+/// The format of a file that nobody named.
+fn detected(file: &Held) -> Result<Format> {
+    let path = file.path();
+    let detected = detect::detect(file.file(), file.size());
+    match detected.map_err(|e| ImageError::from_io(path, e))? {
+        Detected::Image(Format::RAW) if !file.is_block_device() && claims_a_format(path) => {
+            Err(ImageError::Damaged {
+                path: path.into(),
+                reason: "it does not hold the format its name says".into(),
+            })
         }
-        files.push(name);
+        Detected::Image(format) => Ok(format),
+        Detected::Packed(what) => Err(ImageError::Packed {
+            path: path.into(),
+            what,
+        }),
     }
-    Ok(files)
+}
+
+/// Opens the files a vmdk consists of besides the named one, and writes the descriptor that QEMU gets.
+fn open_extents(level: &mut Level, file: &Held, references: &References) -> Result<()> {
+    let path = file.path();
+    let io_error = |e| ImageError::from_io(path, e);
+    let Some(text) = detect::vmdk_descriptor(file.file(), file.size()).map_err(io_error)? else {
+        return Ok(());
+    };
+    for extent in detect::parse_extents(&text) {
+        let part = references.open(path, &extent.name)?;
+        refuse_nested(&part, &extent)?;
+        level.extents.push(part.path().to_owned());
+        level.held.push(part);
+    }
+    let names = level.held.iter().skip(1).map(Held::name);
+    let text = detect::with_extents(&text, names).map_err(|line| ImageError::Damaged {
+        path: path.into(),
+        reason: format!("its descriptor has an extent nobody understands: {line}"),
+    })?;
+    level.descriptor = Some(Arc::new(in_memory(&text).map_err(io_error)?));
+    Ok(())
+}
+
+/// QEMU would follow a descriptor in an extent to further files.
+fn refuse_nested(part: &Held, extent: &VmdkExtent) -> Result<()> {
+    let nested = detect::vmdk_descriptor(part.file(), part.size())
+        .map_err(|e| ImageError::from_io(part.path(), e))?;
+    let nested = nested.map(|text| detect::parse_extents(&text));
+    if nested.is_some_and(|extents| !extents.is_empty())
+        && !extent.kind.eq_ignore_ascii_case("FLAT")
+    {
+        return Err(ImageError::Damaged {
+            path: part.path().into(),
+            reason: "an extent that has extents itself".into(),
+        });
+    }
+    Ok(())
+}
+
+/// A file without a name.
+fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("vmdk", flags)?);
+    io::Write::write_all(&mut file, bytes)?;
+    Ok(file)
 }
 
 /// QEMU reads a differencing VHD as if it had no parent: zeroes where the parent's data should be.
@@ -640,18 +686,17 @@ fn refuse_differencing_vhd(file: &File, size: u64, path: &Path) -> Result<()> {
 struct References {
     /// Canonical files and folders.
     roots: Vec<PathBuf>,
-    seen: Vec<PathBuf>,
 }
 
 impl References {
-    fn new(named: &Path, allow: &[PathBuf]) -> Self {
-        let is_file = named.metadata().is_ok_and(|m| m.is_file());
+    fn new(named: &Held, allow: &[PathBuf]) -> Self {
+        let is_file = !named.is_block_device();
         // The folder as named, and the one the file really is in. What lies beside a device, or in
         // the root folder, has nothing to do with it.
         let own = [
-            named.parent().map(Path::to_owned),
+            named.path().parent().map(Path::to_owned),
             named
-                .canonicalize()
+                .real()
                 .ok()
                 .and_then(|p| p.parent().map(Path::to_owned)),
         ];
@@ -662,25 +707,12 @@ impl References {
             .filter(|folder| is_file && folder.parent().is_some())
             .chain(allow.iter().filter_map(|path| path.canonicalize().ok()))
             .collect();
-        Self {
-            roots,
-            seen: Vec::new(),
-        }
+        Self { roots }
     }
 
-    /// False when the file was visited before.
-    fn visit(&mut self, path: &Path) -> bool {
-        let Ok(path) = path.canonicalize() else {
-            // It does not exist: opening it will say so.
-            return true;
-        };
-        let new = !self.seen.contains(&path);
-        self.seen.push(path);
-        new
-    }
-
-    /// The file `name` means in the image `path`, when it may be opened.
-    fn resolve(&self, path: &Path, name: &str) -> Result<PathBuf> {
+    /// Opens the file `name` means in the image `path`, when that may be. By the name it was given:
+    /// its own references are relative to that.
+    fn open(&self, path: &Path, name: &str) -> Result<Held> {
         // What QEMU would take for a protocol.
         let protocol = name
             .find([':', '/'])
@@ -692,8 +724,8 @@ impl References {
             });
         }
         let file = path.parent().unwrap_or(Path::new("/")).join(name);
-        let real = match file.canonicalize() {
-            Ok(real) => real,
+        let found = match Found::by_name(&file) {
+            Ok(found) => found,
             Err(e) if e.kind() == io::ErrorKind::NotFound && self.allows_missing(&file) => {
                 return Err(ImageError::PartMissing {
                     path: file,
@@ -703,15 +735,11 @@ impl References {
             // Not even whether a file elsewhere exists is told.
             Err(_) => return Err(self.outside(path, name)),
         };
-        let kind = real.metadata().map_err(|e| ImageError::from_io(&real, e))?;
+        let real = found.real().map_err(|e| ImageError::from_io(&file, e))?;
         if !self.roots.iter().any(|root| real.starts_with(root)) {
             return Err(self.outside(path, name));
         }
-        if !kind.is_file() && !kind.file_type().is_block_device() {
-            return Err(ImageError::NotAFile { path: real });
-        }
-        // By the name it was given: its own references are relative to that.
-        Ok(file)
+        found.hold()
     }
 
     fn allows_missing(&self, file: &Path) -> bool {
@@ -735,19 +763,6 @@ fn shown(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn locks_of_one_file() {
-        let locks = "1: OFDLCK ADVISORY  READ -1 fe:00:77 101 101\n\
-                     2: FLOCK  ADVISORY  READ 5 00:2a:77 0 EOF\n\
-                     2: -> FLOCK  ADVISORY  WRITE 6 00:2a:77 0 EOF\n\
-                     3: OFDLCK ADVISORY  READ -1 00:2a:77 100 101\n\
-                     4: OFDLCK ADVISORY  READ -1 00:2a:77 201 EOF\n\
-                     5: POSIX  ADVISORY  WRITE 9 00:2a:177 101 101\nnonsense\n\n";
-        assert_eq!(locked_ranges(locks, 5, 77), [100..=101, 201..=u64::MAX]);
-        assert!(locked_ranges(locks, 6, 77).is_empty());
-        assert!(locked_ranges("", 5, 77).is_empty());
-    }
 
     #[test]
     fn names_that_claim_a_format() {

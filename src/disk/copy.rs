@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::chain::{Image, ImageError};
 use super::detect::Format;
+use crate::tool::pass::Spec;
 use crate::tool::{ToolError, qemu_img};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -229,11 +230,12 @@ pub(super) fn convert_error(source: &Image, target: &Path, error: ToolError) -> 
     }
 }
 
-fn spec(target: &Path, format: TargetFormat) -> serde_json::Value {
-    json!({
+fn spec(target: &Path, format: TargetFormat) -> Spec {
+    let node = json!({
         "driver": format.name(),
         "file": {"driver": "file", "filename": target.to_string_lossy()},
-    })
+    });
+    Spec::named(node, [(target.to_owned(), false)])
 }
 
 fn check_target(target: &Path, format: TargetFormat) -> Result<()> {

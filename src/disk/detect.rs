@@ -188,9 +188,9 @@ pub struct VmdkExtent {
     pub name: String,
 }
 
-/// Extent names of the descriptor QEMU would act on: the file itself when it is text, or the
-/// embedded one when the sparse header has capacity 0. Empty for a self-contained vmdk.
-pub fn vmdk_extents(file: &File, size: u64) -> io::Result<Vec<VmdkExtent>> {
+/// The descriptor QEMU would act on: the file itself when it is text, or the embedded one when the
+/// sparse header has capacity 0. `None` for a self-contained vmdk.
+pub fn vmdk_descriptor(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
     const LIMIT: usize = 1 << 20;
     let head = read_up_to(file, 0, 512, size)?;
     let u64_at = |at: usize| {
@@ -203,29 +203,104 @@ pub fn vmdk_extents(file: &File, size: u64) -> io::Result<Vec<VmdkExtent>> {
     } else if head.starts_with(b"KDMV") && u64_at(12) == 0 {
         read_up_to(file, u64_at(28).saturating_mul(512), LIMIT, size)?
     } else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
-    Ok(parse_extents(&text))
+    let end = text.iter().position(|&b| b == 0).unwrap_or(text.len());
+    Ok(Some(text[..end].to_vec()))
+}
+
+/// The descriptor with other names for its extents, in their order. `Err`: a line that QEMU might take
+/// for an extent and [`parse_extents`] does not.
+pub fn with_extents(
+    descriptor: &[u8],
+    names: impl IntoIterator<Item = String>,
+) -> Result<Vec<u8>, String> {
+    let mut names = names.into_iter();
+    let mut out = String::new();
+    for line in String::from_utf8_lossy(descriptor).lines() {
+        match parse_extent(line) {
+            Some(extent) => {
+                let name = names.next().unwrap_or_default();
+                let (before, rest) = line.split_once('"').unwrap_or((line, ""));
+                let after = rest.get(extent.name.len()..).unwrap_or_default();
+                out.push_str(&format!("{before}\"{name}{after}\n"));
+            }
+            // QEMU reads with scanf: it needs no space between words, and takes the next line for one.
+            None if line.trim_start().starts_with("RW") && !is_zero_extent(line) => {
+                return Err(crate::tool::clean(line.as_bytes()));
+            }
+            None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    Ok(out.into_bytes())
+}
+
+/// `RW 20480 ZERO`
+fn is_zero_extent(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    matches!(words[..], ["RW", sectors, "ZERO"] if sectors.parse::<u64>().is_ok())
 }
 
 /// Every line of the form `ACCESS SECTORS TYPE "NAME" [OFFSET]`.
 pub fn parse_extents(descriptor: &[u8]) -> Vec<VmdkExtent> {
     let end = descriptor.iter().position(|&b| b == 0);
     let text = String::from_utf8_lossy(&descriptor[..end.unwrap_or(descriptor.len())]);
-    text.lines()
-        .filter_map(|line| {
-            let (before, rest) = line.split_once('"')?;
-            let mut words = before.split_whitespace();
-            let (access, sectors, kind) = (words.next()?, words.next()?, words.next()?);
-            if !matches!(access, "RW" | "RDONLY" | "NOACCESS") || sectors.parse::<i64>().is_err() {
-                return None;
-            }
-            Some(VmdkExtent {
-                kind: kind.to_owned(),
-                name: rest.split('"').next()?.to_owned(),
-            })
-        })
-        .collect()
+    text.lines().filter_map(parse_extent).collect()
+}
+
+fn parse_extent(line: &str) -> Option<VmdkExtent> {
+    let (before, rest) = line.split_once('"')?;
+    let mut words = before.split_whitespace();
+    let (access, sectors, kind) = (words.next()?, words.next()?, words.next()?);
+    if !matches!(access, "RW" | "RDONLY" | "NOACCESS") || sectors.parse::<i64>().is_err() {
+        return None;
+    }
+    Some(VmdkExtent {
+        kind: kind.to_owned(),
+        name: rest.split('"').next()?.to_owned(),
+    })
+}
+
+/// The name of a qcow2's external data file, from its header extensions.
+pub fn qcow2_data_file(file: &File, size: u64) -> io::Result<Option<String>> {
+    // All header extensions lie in the first cluster, and clusters have at most 2 MiB.
+    let head = read_up_to(file, 0, 512, size)?;
+    if !has_data_file(&head) {
+        return Ok(None);
+    }
+    let head = read_up_to(file, 0, 2 << 20, size)?;
+    Ok(qcow2_data_file_name(&head))
+}
+
+/// Version 3 has feature bits, the third of them says so.
+fn has_data_file(head: &[u8]) -> bool {
+    let u32_at = |at: usize| {
+        let bytes = head.get(at..at + 4).and_then(|b| b.try_into().ok());
+        bytes.map_or(0, u32::from_be_bytes)
+    };
+    u32_at(4) >= 3 && u32_at(76) & 4 != 0
+}
+
+fn qcow2_data_file_name(head: &[u8]) -> Option<String> {
+    const DATA_FILE: u32 = 0x4441_5441;
+    let u32_at = |at: usize| {
+        let bytes = head.get(at..at.checked_add(4)?)?;
+        Some(u32::from_be_bytes(bytes.try_into().ok()?))
+    };
+    let mut at = u32_at(100)? as usize;
+    loop {
+        let (kind, len) = (u32_at(at)?, u32_at(at.checked_add(4)?)? as usize);
+        let start = at.checked_add(8)?;
+        let data = head.get(start..start.checked_add(len)?)?;
+        match kind {
+            0 => return None,
+            DATA_FILE => return String::from_utf8(data.to_vec()).ok(),
+            _ => at = start.checked_add(len.checked_next_multiple_of(8)?)?,
+        }
+    }
 }
 
 /// Up to `len` bytes, less at the end of the file.
@@ -306,5 +381,40 @@ mod tests {
         assert_eq!(names, ["a b-s001.vmdk", "/etc/shadow", "nbd://x"]);
         assert!(parse_extents(b"").is_empty());
         assert!(parse_extents(&[0xff; 100]).is_empty());
+    }
+
+    #[test]
+    fn extents_get_other_names() {
+        let text = b"# Disk DescriptorFile\nversion=1\nRW 20 FLAT \"a b.vmdk\" 8\r\nRW 5 ZERO\n\
+            RW 4 SPARSE \"/etc/shadow\"\nddb.uuid = \"RW 1\"\n";
+        let names = ["/proc/self/fd/7", "/proc/self/fd/8"].map(String::from);
+        let got = String::from_utf8(with_extents(text, names).unwrap()).unwrap();
+        assert_eq!(
+            got,
+            "# Disk DescriptorFile\nversion=1\nRW 20 FLAT \"/proc/self/fd/7\" 8\nRW 5 ZERO\n\
+             RW 4 SPARSE \"/proc/self/fd/8\"\nddb.uuid = \"RW 1\"\n"
+        );
+        // All of these are extents for QEMU's scanf.
+        for odd in ["RW 5FLAT \"x\" 0", "RW", "  RW 5 FLAT"] {
+            let text = format!("version=1\n{odd}\n5 FLAT \"x\" 0\n");
+            assert!(with_extents(text.as_bytes(), []).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn data_files_of_qcow2() {
+        let mut head = head(0, b"QFI\xfb\0\0\0\x03");
+        head[79] = 4;
+        head[103] = 104;
+        head[104..112].copy_from_slice(&[0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 3]);
+        head[120..128].copy_from_slice(b"DATA\0\0\0\x06");
+        head[128..134].copy_from_slice(b"d.data");
+        assert!(has_data_file(&head));
+        assert_eq!(qcow2_data_file_name(&head).as_deref(), Some("d.data"));
+        head[127] = 0xff;
+        head[126] = 0xff;
+        assert_eq!(qcow2_data_file_name(&head), None, "past the end");
+        head[79] = 0;
+        assert!(!has_data_file(&head) && !has_data_file(b"QFI"));
     }
 }

@@ -12,16 +12,18 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::OFlags;
 use serde_json::json;
 
 use super::block::{BlockRead, FileDisk};
-use super::chain::{Image, ImageError, refuse_if_locked};
+use super::chain::{Image, ImageError};
 use super::copy::{CopyError, CopyOptions, convert_error};
 use super::export::{Export, ExportError};
+use super::hold::{self, Held, Use};
 use crate::error::{Error, ErrorKind};
+use crate::tool::pass::{Passed, Spec};
 use crate::tool::qemu_img;
 
 /// What is written last. Also how far a device is looked at, from either end, for data.
@@ -111,7 +113,7 @@ pub struct Terms {
 #[derive(Debug)]
 pub struct Device {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     size: u64,
     /// What comes last; known once the rest is there.
     head: OnceLock<Vec<u8>>,
@@ -140,11 +142,11 @@ impl Device {
         if !meta.file_type().is_block_device() || !path.starts_with("/dev") {
             return Err(DeviceError::NotADevice { path: path.into() });
         }
-        for file in image.files() {
-            if is_same(meta.rdev(), file) {
+        for held in image.held() {
+            if is_same(meta.rdev(), held).map_err(io_error)? {
                 return Err(DeviceError::IsSource {
                     path: path.into(),
-                    source_file: file.into(),
+                    source_file: held.path().into(),
                 });
             }
         }
@@ -154,7 +156,13 @@ impl Device {
             .custom_flags(OFlags::EXCL.bits().cast_signed())
             .open(path)
             .map_err(io_error)?;
-        refuse_if_locked(&file, path, true)?;
+        let free = match terms.write {
+            true => hold::lock_for_writing(&file),
+            false => hold::lock(&file, Use::Write),
+        };
+        if !free.map_err(io_error)? {
+            return Err(ImageError::InUse { path: path.into() }.into());
+        }
         let disk = FileDisk::from_file(file.try_clone().map_err(io_error)?).map_err(io_error)?;
         let (size, needed) = (disk.size(), image.virtual_size());
         if size < needed {
@@ -174,7 +182,7 @@ impl Device {
         }
         Ok(Self {
             path: path.into(),
-            file,
+            file: Arc::new(file),
             size,
             head: OnceLock::new(),
         })
@@ -199,12 +207,18 @@ impl Device {
     ) -> Result<()> {
         self.mark()?;
         let (from, head) = self.without_head(source, scratch)?;
+        let target = Passed::new(self.file.clone(), &self.path, true);
         let to = json!({
             "driver": "host_device",
-            "filename": self.path.to_string_lossy(),
+            "filename": target.name(),
+            "locking": "off",
             "discard": "unmap",
         });
-        let to = json!({"driver": "raw", "size": source.virtual_size(), "file": to});
+        let to = Spec {
+            node: json!({"driver": "raw", "size": source.virtual_size(), "file": to}),
+            passed: vec![target],
+            named: Vec::new(),
+        };
         let target = qemu_img::Target::Existing {
             spec: &to,
             zero: how.target_is_zero,
@@ -310,25 +324,22 @@ fn contents(disk: &dyn BlockRead) -> io::Result<Contents> {
 
 /// Whether the device is the file, a partition of it, the disk it is a partition of, or a loop device
 /// over it.
-fn is_same(device: u64, file: &Path) -> bool {
+fn is_same(device: u64, held: &Held) -> io::Result<bool> {
     let system = |number: u64| {
         let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
         std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()
     };
-    let Ok(meta) = file.metadata() else {
-        return false;
-    };
+    let meta = held.file().metadata()?;
     let Some(ours) = system(device) else {
-        return meta.file_type().is_block_device() && meta.rdev() == device;
+        return Ok(held.is_block_device() && meta.rdev() == device);
     };
-    if meta.file_type().is_block_device() {
-        return system(meta.rdev())
-            .is_some_and(|theirs| ours.starts_with(&theirs) || theirs.starts_with(&ours));
+    if held.is_block_device() {
+        return Ok(system(meta.rdev())
+            .is_some_and(|theirs| ours.starts_with(&theirs) || theirs.starts_with(&ours)));
     }
-    std::fs::read_to_string(ours.join("loop/backing_file")).is_ok_and(|backing| {
-        file.canonicalize()
-            .is_ok_and(|f| f == Path::new(backing.trim_end()))
-    })
+    let real = held.real()?;
+    let backing = std::fs::read_to_string(ours.join("loop/backing_file"));
+    Ok(backing.is_ok_and(|backing| real == Path::new(backing.trim_end())))
 }
 
 #[cfg(test)]

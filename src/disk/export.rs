@@ -5,8 +5,7 @@
 //! in it; the socket's folder is removed before the daemon starts, so nobody else can connect and
 //! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
 //!
-//! A raw image that we alone read needs no daemon: it is opened as the file it is, with a lock that
-//! keeps other runs of this program from writing to it.
+//! A raw image that we alone read needs no daemon: it is read as the file it is.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -18,8 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::cache::Cached;
@@ -210,16 +207,13 @@ impl<D: ?Sized> Export<D> {
     }
 }
 
-/// The image as a plain file, when it is one. The lock goes with the last clone of the disk.
+/// The image as a plain file, when it is one.
 pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
-    let Some(path) = image.plain_file() else {
+    let Some(held) = image.plain_file() else {
         return Ok(None);
     };
-    image.refuse_if_in_use(false)?;
-    let failed = |e| ExportError::Image(ImageError::from_io(path, e));
-    let file = File::open(path).map_err(failed)?;
-    // Best effort, like the locks of QEMU: not every file system has any.
-    let _ = flock(&file, FlockOperation::NonBlockingLockShared);
+    let failed = |e| ExportError::Image(ImageError::from_io(held.path(), e));
+    let file = held.file().try_clone().map_err(failed)?;
     let disk = FileDisk::from_file(file).map_err(failed)?;
     if disk.size() != image.virtual_size() {
         return Ok(None);
@@ -230,11 +224,11 @@ pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
 type Started = (Daemon, Option<TempDir>);
 
 fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
-    image.refuse_if_in_use(writable)?;
+    if writable {
+        image.hold_for_writing()?;
+    }
     let (listener, stream, folder) = socket(reach).map_err(ExportError::Setup)?;
-    let files = image.files_to_open(writable);
-    let blockdev = image.blockdev(writable);
-    let mut daemon = qsd::serve(listener.into(), &blockdev, files, EXPORT, writable)
+    let mut daemon = qsd::serve(listener.into(), &image.blockdev(writable), EXPORT, writable)
         .map_err(ImageError::from)?;
     let silence = crate::tool::cmd::silence();
     let limited = stream

@@ -17,6 +17,7 @@ pub mod detect;
 pub mod device;
 pub mod export;
 pub mod gather;
+pub mod hold;
 pub mod layout;
 pub mod nbd;
 pub mod partition;

@@ -307,22 +307,52 @@ fn in_use() {
         let writer = Export::open_writable(&image).unwrap();
         let e = Image::open_info(path, None, &[]).unwrap_err();
         assert!(matches!(e, ImageError::InUse { .. }), "{e}");
-        let Err(ExportError::Image(e)) = Export::open_readonly(&image) else {
-            panic!("opened although in use");
-        };
-        assert!(matches!(e, ImageError::InUse { .. }), "{e}");
         assert!(Error::from(e).hints[0].contains("shut"));
         writer.close().unwrap();
-        // Readers do not exclude each other.
-        let one = Export::open_readonly(&image).unwrap();
-        let two = Export::open_readonly(&open(path)).unwrap();
+        // Held as long as the image is, whatever its daemon does.
+        assert!(Image::open_info(path, None, &[]).is_err());
+        drop(image);
+        // Readers do not exclude each other, but those who want to write.
+        let (one, two) = (open(path), open(path));
         assert!(matches!(
-            Export::open_writable(&image),
+            Export::open_writable(&one),
             Err(ExportError::Image(ImageError::InUse { .. }))
         ));
-        one.close().unwrap();
-        two.close().unwrap();
+        drop(two);
+        Export::open_writable(&one).unwrap().close().unwrap();
     }
+}
+
+#[test]
+fn what_was_opened_is_what_is_read() {
+    if !have(&QEMU) {
+        return;
+    }
+    let f = Folder::new();
+    let split = f.convert("s.vmdk", "vmdk", &["-o", "subformat=twoGbMaxExtentSparse"]);
+    let overlay = f.path("o.qcow2");
+    let over = ["create", "-q", "-f", "qcow2", "-F", "vmdk", "-b", "s.vmdk"];
+    run("qemu-img", &[&over[..], &[text(&overlay)]].concat());
+    let image = open(&overlay);
+    // Every name now leads elsewhere.
+    let secret = f.path("secret");
+    std::fs::write(&secret, vec![0x55; f.data.len()]).unwrap();
+    for held in image.held() {
+        std::fs::remove_file(held.path()).unwrap();
+        std::os::unix::fs::symlink(&secret, held.path()).unwrap();
+        assert!(held.check_name().is_err());
+    }
+    assert_eq!(image.held().count(), 3, "{split:?}");
+    image.check().unwrap();
+    let export = Export::open_readonly(&image).unwrap();
+    assert_reads(&*export.disk(), &f.data, "after the swap");
+    export.close().unwrap();
+    let target = f.path("t.raw");
+    copy(&image, &target, &how(TargetFormat::Raw, false), &mut |_| {}).unwrap();
+    assert_eq!(std::fs::read(&target).unwrap(), f.data);
+    let e = image.check_unchanged().unwrap_err();
+    assert!(e.to_string().contains("took its name"), "{e}");
+    assert!(image.named_spec().is_err());
 }
 
 #[test]

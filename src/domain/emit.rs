@@ -1,10 +1,13 @@
 //! The machine for others than libvirt: which writers there are, and the files each of them gives.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::element::Element;
 use super::model::{Machine, Stage};
 use super::{kubevirt, proxmox, qemu};
+use crate::text::{in_single_quotes, quoted};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -42,24 +45,33 @@ pub struct Document {
     pub script: bool,
 }
 
+/// What the writers need besides the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The output directory: its files are named relative to it, so that it may be moved.
+    pub folder: &'a Path,
+    pub kubevirt: &'a kubevirt::Options,
+}
+
 /// What one writer makes of a machine. `domains` is the domain XML of each stage it has.
 pub fn documents(
     emit: Emit,
     machine: &Machine,
     domains: &[(Stage, Element)],
+    context: Context<'_>,
 ) -> Result<Vec<Document>, EmitError> {
     let stages = domains.iter().map(|(stage, domain)| (*stage, domain));
     match emit {
         Emit::Proxmox => Ok(vec![Document {
             suffix: "-proxmox.sh".to_owned(),
-            text: proxmox::script(machine)?,
+            text: proxmox::script(machine, context.folder)?,
             script: true,
         }]),
         Emit::Kubevirt => stages
             .map(|(stage, _)| {
                 Ok(Document {
                     suffix: format!("-kubevirt-{}.yaml", stage.as_str()),
-                    text: kubevirt::yaml(machine, stage)?,
+                    text: kubevirt::yaml(machine, stage, context)?,
                     script: false,
                 })
             })
@@ -67,9 +79,71 @@ pub fn documents(
         Emit::Qemu => Ok(stages
             .map(|(stage, domain)| Document {
                 suffix: format!("-qemu-{}.sh", stage.as_str()),
-                text: qemu::script(domain),
+                text: qemu::script(domain, context.folder),
                 script: true,
             })
             .collect()),
     }
+}
+
+/// What the user must know of one form, with the name of its target in front.
+pub fn warnings(emit: Emit, machine: &Machine) -> Vec<String> {
+    let list = match emit {
+        Emit::Proxmox => proxmox::warnings(machine),
+        Emit::Kubevirt => kubevirt::warnings(machine),
+        Emit::Qemu => qemu::warnings(machine),
+    };
+    let target = emit.target();
+    list.into_iter()
+        .map(|text| format!("{target}: {text}"))
+        .collect()
+}
+
+impl Emit {
+    /// The form a file of the output directory has, and its stage where it has one.
+    pub fn of_file(file: &Path) -> Option<(Self, Option<&'static str>)> {
+        let name = file.file_name()?.to_str()?;
+        let forms = [
+            ("-proxmox.sh", Self::Proxmox, None),
+            (
+                "-kubevirt-bootstrap.yaml",
+                Self::Kubevirt,
+                Some("bootstrap"),
+            ),
+            ("-kubevirt-final.yaml", Self::Kubevirt, Some("final")),
+            ("-qemu-bootstrap.sh", Self::Qemu, Some("bootstrap")),
+            ("-qemu-final.sh", Self::Qemu, Some("final")),
+        ];
+        let form = forms.into_iter().find(|(end, ..)| name.ends_with(end));
+        form.map(|(_, emit, stage)| (emit, stage))
+    }
+
+    /// What people call it.
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Kubevirt => "KubeVirt",
+            Self::Proxmox => "Proxmox VE",
+            Self::Qemu => "QEMU",
+        }
+    }
+}
+
+/// The name of a file of the output directory; `None` for a path elsewhere.
+pub(super) fn local<'p>(path: &'p Path, folder: &Path) -> Option<&'p str> {
+    let name = path.file_name()?.to_str()?;
+    (path.parent() == Some(folder)).then_some(name)
+}
+
+/// The text of an emitted file after a file of the output directory has gone elsewhere.
+pub fn relocated(text: &str, name: &str, to: &Path) -> String {
+    let to = to.to_string_lossy();
+    let quoted_to = quoted(&to);
+    let json = |text: &str| serde_json::json!(text).to_string();
+    let in_script = |text: &str| in_single_quotes(&json(text));
+    text.replace(&format!("\"$here\"/{}", quoted(name)), &quoted_to)
+        .replace(&format!("={}", quoted(name)), &format!("={quoted_to}"))
+        .replace(
+            &format!("\"filename\":{}", in_script(name)),
+            &format!("\"filename\":{}", in_script(&to)),
+        )
 }

@@ -12,8 +12,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::element::Element;
-use super::emit::{EmitError, documents};
+use super::emit::{Context, EmitError, relocated, warnings};
 use super::firmware::FirmwareImages;
+use super::network::Bridge;
 use super::tests::machine;
 use super::xml::to_element;
 use super::*;
@@ -32,9 +33,11 @@ fn full() -> Machine {
         size_bytes: 5 << 30,
     });
     m.nics.push(Nic {
-        mac: "00:0C:29:AA:BB:02".parse().unwrap(),
-        source: NicSource::Bridge("br0".into()),
         link_up: false,
+        ..Nic::new(
+            "00:0C:29:AA:BB:02".parse().unwrap(),
+            NicSource::Bridge(Bridge::named("br0")),
+        )
     });
     m.serial = Some("VMware-56 4d".into());
     m.genid = Some(uuid::Uuid::from_u128(7));
@@ -70,20 +73,42 @@ fn domains(m: &Machine) -> Vec<(Stage, Element)> {
         .collect()
 }
 
-fn texts(emit: Emit, m: &Machine) -> Vec<String> {
-    let list = documents(emit, m, &domains(m)).unwrap();
+/// The output directory of the machines here.
+const FOLDER: &str = "/vm";
+
+fn documents(emit: Emit, m: &Machine, options: &kubevirt::Options) -> Vec<String> {
+    let context = Context {
+        folder: Path::new(FOLDER),
+        kubevirt: options,
+    };
+    let list = super::emit::documents(emit, m, &domains(m), context).unwrap();
     list.into_iter().map(|d| d.text).collect()
+}
+
+fn texts(emit: Emit, m: &Machine) -> Vec<String> {
+    documents(emit, m, &kubevirt::Options::default())
+}
+
+/// Writes the script into a directory of its own, with a name that a shell would take apart.
+fn place(script: &str, dir: &Path) -> std::path::PathBuf {
+    let folder = dir.join("it's $HOME");
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("script.sh");
+    fs::write(&file, script).unwrap();
+    file
 }
 
 fn sh(script: &str, args: &[&str], path: Option<&Path>) -> (bool, String) {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("script.sh");
-    fs::write(&file, script).unwrap();
+    run_file(&place(script, dir.path()), args, path)
+}
+
+fn run_file(file: &Path, args: &[&str], path: Option<&Path>) -> (bool, String) {
     let mut command = Command::new("sh");
     if args == ["-n"] {
-        command.arg("-n").arg(&file);
+        command.arg("-n").arg(file);
     } else {
-        command.arg(&file).args(args);
+        command.arg(file).args(args);
     }
     if let Some(path) = path {
         let rest = std::env::var("PATH").unwrap_or_default();
@@ -115,14 +140,17 @@ fn kubevirt_field_by_field() {
     };
     for text in [first, last] {
         let documents = yaml(text);
-        assert_eq!(documents.len(), 3, "{text}");
+        assert_eq!(documents.len(), 4, "{text}");
         for (n, (document, size)) in documents.iter().zip([1u64 << 30, 5 << 30]).enumerate() {
             assert_eq!(
                 *document,
                 json!({
                     "apiVersion": "cdi.kubevirt.io/v1beta1",
                     "kind": "DataVolume",
-                    "metadata": {"name": format!("b-ro-s---touch--tmp-oops--vm-disk-{n}")},
+                    "metadata": {
+                        "name": format!("b-ro-s---touch--tmp-oops--vm-disk-{n}"),
+                        "annotations": {"cdi.kubevirt.io/storage.bind.immediate.requested": "true"},
+                    },
                     "spec": {
                         "source": {"upload": {}},
                         "storage": {"resources": {"requests": {"storage": size.to_string()}}},
@@ -130,18 +158,27 @@ fn kubevirt_field_by_field() {
                 })
             );
         }
+        let bridge = &documents[2];
+        assert_eq!(bridge["kind"], "NetworkAttachmentDefinition");
+        assert_eq!(bridge["metadata"], json!({"name": "br0"}));
+        let config: Value =
+            serde_json::from_str(bridge["spec"]["config"].as_str().unwrap()).unwrap();
+        assert_eq!(
+            (&config["type"], &config["bridge"]),
+            (&json!("bridge"), &json!("br0"))
+        );
         assert!(
-            text.contains(r"--image-path='/vm/it'\''s $HOME,x.qcow2'"),
-            "{text}"
+            !text.contains("containerDisk"),
+            "the drivers are on the disk"
         );
     }
-    let vm = &yaml(last)[2];
+    let vm = &yaml(last)[3];
     let domain = &vm["spec"]["template"]["spec"]["domain"];
     for (at, want) in [
         ("/apiVersion", json!("kubevirt.io/v1")),
         ("/kind", json!("VirtualMachine")),
         ("/metadata/name", json!("b-ro-s---touch--tmp-oops--vm")),
-        ("/spec/runStrategy", json!("Halted")),
+        ("/spec/runStrategy", json!("Manual")),
         (
             "/spec/template/spec/networks",
             json!([
@@ -198,7 +235,7 @@ fn kubevirt_field_by_field() {
         assert_eq!(domain.pointer(at).unwrap_or(&Value::Null), &want, "{at}");
     }
     // The first boot: SATA, a VirtIO probe, the drivers, a card Windows knows; else the same machine.
-    let mut boot = yaml(first).remove(2);
+    let mut boot = yaml(first).remove(3);
     let devices = boot
         .pointer_mut("/spec/template/spec/domain/devices")
         .unwrap();
@@ -211,10 +248,7 @@ fn kubevirt_field_by_field() {
             format!("{} {}", d["name"].as_str().unwrap(), bus.as_str().unwrap())
         })
         .collect();
-    assert_eq!(
-        disks,
-        ["disk-0 sata", "disk-1 sata", "probe virtio", "drivers sata"]
-    );
+    assert_eq!(disks, ["disk-0 sata", "disk-1 sata", "probe virtio"]);
     assert_eq!(devices["interfaces"][0]["model"], "e1000e");
     let mut vm = vm.clone();
     for document in [&mut boot, &mut vm] {
@@ -246,27 +280,202 @@ fn kubevirt_by_kind_of_machine() {
     assert_eq!(networks[0]["multus"]["networkName"], "vlan7");
     m.firmware = Firmware::Bios;
     m.bootstrap = Bootstrap::Ide;
-    let error = kubevirt::yaml(&m, Stage::Final).unwrap_err();
+    let context = Context {
+        folder: Path::new(FOLDER),
+        kubevirt: &kubevirt::Options::default(),
+    };
+    let error = kubevirt::yaml(&m, Stage::Final, context).unwrap_err();
     assert!(matches!(error, EmitError::Missing { .. }), "{error}");
+}
+
+#[test]
+fn kubevirt_says_the_steps_in_their_order() {
+    let m = full();
+    let options = kubevirt::Options {
+        namespace: Some("prod".into()),
+        ..kubevirt::Options::default()
+    };
+    let texts = documents(Emit::Kubevirt, &m, &options);
+    let steps = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter_map(|l| l.strip_prefix("#   "));
+        lines
+            .filter_map(|l| l.split(" -n prod ").nth(1))
+            .map(|l| l.split(' ').next().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(
+        steps(&texts[0]),
+        [
+            "apply",
+            "image-upload",
+            "image-upload",
+            "start",
+            "console",
+            "stop",
+            "apply",
+            "start"
+        ]
+    );
+    assert_eq!(steps(&texts[1]), ["apply", "start"]);
+    // The disk of the directory by its name alone, a device by its path.
+    for image in [
+        r"--image-path='it'\''s $HOME,x.qcow2'",
+        "--image-path='/dev/vg/data'",
+    ] {
+        assert!(texts[0].contains(image), "{image}\n{}", texts[0]);
+    }
+    assert!(texts[0].contains("first boot finished"));
+    for text in &texts {
+        for document in yaml(text) {
+            assert_eq!(document["metadata"]["namespace"], "prod", "{document}");
+        }
+    }
+}
+
+#[test]
+fn kubevirt_takes_what_the_cluster_offers() {
+    let m = machine();
+    let options = kubevirt::Options {
+        namespace: None,
+        storage_class: Some("ceph.rbd".into()),
+        access_mode: Some("ReadWriteMany"),
+        instance_type: Some("u1.large".parse().unwrap()),
+        preference: Some("namespaced/windows.11".parse().unwrap()),
+    };
+    let documents = yaml(&documents(Emit::Kubevirt, &m, &options)[1]);
+    let storage = &documents[0]["spec"]["storage"];
+    assert_eq!(storage["storageClassName"], "ceph.rbd");
+    assert_eq!(storage["accessModes"], json!(["ReadWriteMany"]));
+    let spec = &documents[1]["spec"];
+    assert_eq!(
+        spec["instancetype"],
+        json!({"name": "u1.large", "kind": "VirtualMachineClusterInstancetype"})
+    );
+    assert_eq!(
+        spec["preference"],
+        json!({"name": "windows.11", "kind": "VirtualMachinePreference"})
+    );
+    let domain = &spec["template"]["spec"]["domain"];
+    assert!(domain.get("cpu").is_none() && domain.get("memory").is_none());
+    for wrong in ["", "U1", "a/b", "namespaced/", "-x"] {
+        assert!(wrong.parse::<kubevirt::Reference>().is_err(), "{wrong}");
+    }
+}
+
+/// NICs of every kind: what they are attached to, and what is said of them.
+#[test]
+fn kubevirt_networks_follow_the_map() {
+    let mut m = machine();
+    let map = [
+        "prod=nad:net/prod",
+        "dmz=br:br1@7",
+        "lan=net:lan",
+        "off=none",
+    ];
+    let map = NetworkMap::new(map.iter().map(|m| m.parse().unwrap()).collect()).unwrap();
+    m.nics = [
+        Some("prod"),
+        None,
+        Some("dmz"),
+        Some("lan"),
+        Some("VM Network"),
+        Some("off"),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(n, network)| {
+        let mut nic = Nic {
+            network: network.map(str::to_owned),
+            keeps_address: true,
+            ..Nic::new(
+                MacAddr::qemu([0, 0, n as u8]),
+                NicSource::Network("default".into()),
+            )
+        };
+        map.apply(&mut nic);
+        nic
+    })
+    .collect();
+    let documents = yaml(&texts(Emit::Kubevirt, &m)[1]);
+    let spec = &documents.last().unwrap()["spec"]["template"]["spec"];
+    assert_eq!(
+        spec["networks"],
+        json!([
+            {"name": "net-0", "multus": {"networkName": "net/prod"}},
+            {"name": "net-1", "pod": {}},
+            {"name": "net-2", "multus": {"networkName": "br1-vlan7"}},
+            {"name": "net-3", "multus": {"networkName": "lan"}},
+            {"name": "net-4", "multus": {"networkName": "vm-network"}},
+            {"name": "net-5", "multus": {"networkName": "off"}},
+        ])
+    );
+    assert_eq!(spec["domain"]["devices"]["interfaces"][5]["state"], "down");
+    assert_eq!(documents[1]["metadata"]["name"], "br1-vlan7");
+    let config = documents[1]["spec"]["config"].as_str().unwrap();
+    assert!(config.contains("\"vlan\":7"), "{config}");
+    let said = warnings(Emit::Kubevirt, &m);
+    for (n, want) in [
+        (2, "static address"),
+        (4, "lan, which must exist"),
+        (5, "--network-map 'VM Network=nad:"),
+        (6, "off, which must exist"),
+    ] {
+        let found = said
+            .iter()
+            .any(|w| w.starts_with(&format!("KubeVirt: NIC {n} ")) && w.contains(want));
+        assert!(found, "NIC {n}: {want}\n{said:#?}");
+    }
+    assert_eq!(said.len(), 4, "{said:#?}");
 }
 
 // ---- Proxmox ----
 
-/// A stand-in for `qm`: it keeps the options of a machine as Proxmox shows them, and records its
-/// arguments.
+/// A stand-in for `qm`: it keeps the options of a VM as Proxmox shows them, records its arguments, and
+/// refuses options that `qm create` and `qm set` of Proxmox VE 8 do not have.
 const QM: &str = r#"#!/bin/sh
 state=$(dirname "$0")
 for a in "$@"; do printf '[%s]' "$a" >>"$state/calls"; done; echo >>"$state/calls"
+if [ -e "$state/fail" ] && [ "$(grep -c . "$state/calls")" -ge "$(cat "$state/fail")" ]; then exit 1; fi
 verb=$1; shift; vmid=$1; shift
 conf=$state/$vmid.conf
+drive() { # NAME VALUE: the properties a drive may have on its bus
+  case $1 in virtio* | scsi*) threads=iothread ;; *) threads= ;; esac
+  echo "$2" | tr ',' '\n' | sed -n 's/=.*//p' | while read -r key; do
+    case $key in
+      import-from | discard | serial | media | cache | ssd | $threads) ;;
+      *) echo "$1: no property $key" >&2; exit 255 ;;
+    esac
+  done
+}
+net() {
+  echo "$2" | tr ',' '\n' | sed -n 's/=.*//p' | while read -r key; do
+    case $key in
+      virtio | e1000 | e1000e | rtl8139 | bridge | tag | link_down | firewall | mtu) ;;
+      *) echo "$1: no property $key" >&2; exit 255 ;;
+    esac
+  done
+}
 case $verb in
   config) cat "$conf" ;;
   status) cat "$state/status" 2>/dev/null || echo 'status: stopped' ;;
+  listsnapshot)
+    for s in "$state/$vmid".snap.*; do [ -e "$s" ] && echo "\`-> ${s##*.snap.}  2026-01-01 00:00:00"; done
+    echo '`-> current  You are here!' ;;
+  snapshot) [ ! -e "$state/no-snapshots" ] && cp "$conf" "$conf.snap"; mv "$conf.snap" "$state/$vmid.snap.$1" ;;
+  rollback) cp "$state/$vmid.snap.$1" "$conf" ;;
   unlink) sed -i "/^$2:/d" "$conf" ;;
   create | set)
-    [ $verb = create ] && : >"$conf"
+    if [ $verb = create ]; then [ -e "$conf" ] && exit 255; : >"$conf"; fi
     while [ $# -gt 0 ]; do
       key=${1#--}; value=$2; shift 2
+      case $key in
+        virtio[0-9]* | scsi[0-9]* | sata[0-5] | ide[0-3]) drive "$key" "$value" || exit 255 ;;
+        net[0-9]*) net "$key" "$value" || exit 255 ;;
+        name | ostype | machine | memory | sockets | cores | cpu | kvm | smbios1 | localtime | agent) ;;
+        serial0 | tablet | balloon | vga | vmgenid | rng0 | bios | efidisk0 | tpmstate0 | scsihw) ;;
+        boot | delete) ;;
+        *) echo "Unknown option: $key" >&2; exit 255 ;;
+      esac
       if [ "$key" = delete ]; then
         sed -i "s/^$value: \([^,]*\).*/unused0: \1/" "$conf"; continue
       fi
@@ -281,7 +490,7 @@ esac
 
 struct FakeQm {
     dir: tempfile::TempDir,
-    script: String,
+    script: std::path::PathBuf,
 }
 
 impl FakeQm {
@@ -289,15 +498,26 @@ impl FakeQm {
         let dir = tempfile::tempdir().unwrap();
         let qm = dir.path().join("qm");
         fs::write(&qm, QM).unwrap();
-        fs::set_permissions(&qm, fs::Permissions::from_mode(0o755)).unwrap();
-        Self {
-            dir,
-            script: texts(Emit::Proxmox, m).remove(0),
+        let pvesh = dir.path().join("pvesh");
+        fs::write(
+            &pvesh,
+            "#!/bin/sh\n[ \"$*\" = 'get /cluster/nextid' ] && echo 123\n",
+        )
+        .unwrap();
+        for program in [&qm, &pvesh] {
+            fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
         }
+        let script = place(&texts(Emit::Proxmox, m)[0], dir.path());
+        Self { dir, script }
     }
 
     fn run(&self, args: &[&str]) -> (bool, String) {
-        sh(&self.script, args, Some(self.dir.path()))
+        run_file(&self.script, args, Some(self.dir.path()))
+    }
+
+    /// Where the script and the disks lie.
+    fn folder(&self) -> String {
+        self.script.parent().unwrap().display().to_string()
     }
 
     fn config(&self) -> BTreeSet<String> {
@@ -319,13 +539,16 @@ fn proxmox_script_creates_and_switches() {
     let mut m = full();
     m.disks[0].path = "/vm/it's $HOME.qcow2".into();
     let qm = FakeQm::new(&m);
-    assert!(sh(&qm.script, &["-n"], None).0);
+    assert!(qm.run(&["-n"]).0);
     let (ok, text) = qm.run(&["bootstrap", "100", "zfs"]);
     assert!(ok, "{text}");
-    // Whatever is in a name or path stays one argument.
+    assert!(text.contains("qm terminal 100"), "{text}");
+    // Whatever is in a name or path stays one argument, and the disk is looked for beside the script.
     assert!(
-        qm.calls()
-            .contains("[zfs:0,import-from=/vm/it's $HOME.qcow2,discard=on,serial=h2k-0]"),
+        qm.calls().contains(&format!(
+            "[zfs:0,import-from={}/it's $HOME.qcow2,discard=on,serial=h2k-0]",
+            qm.folder()
+        )),
         "{}",
         qm.calls()
     );
@@ -356,7 +579,6 @@ fn proxmox_script_creates_and_switches() {
     for line in with(&[
         "sata0: zfs:vm-100-disk-sata0,discard=on,serial=h2k-0",
         "sata1: zfs:vm-100-disk-sata1,discard=on,serial=h2k-1",
-        "sata2: /vm/virtio-win.iso,media=cdrom",
         "virtio0: zfs:1,serial=h2k-probe",
         "boot: order=sata0",
         "net0: e1000e=00:0c:29:aa:bb:01,bridge=vmbr0",
@@ -366,25 +588,34 @@ fn proxmox_script_creates_and_switches() {
     }
     fs::write(qm.dir.path().join("status"), "status: running\n").unwrap();
     let (ok, text) = qm.run(&["final", "100"]);
-    assert!(!ok && text.contains("shut the machine down"), "{text}");
+    assert!(!ok && text.contains("shut the VM down"), "{text}");
     fs::remove_file(qm.dir.path().join("status")).unwrap();
     let production = with(&[
-        "virtio0: zfs:vm-100-disk-sata0,discard=on,serial=h2k-0",
-        "virtio1: zfs:vm-100-disk-sata1,discard=on,serial=h2k-1",
+        "virtio0: zfs:vm-100-disk-sata0,discard=on,iothread=1,serial=h2k-0",
+        "virtio1: zfs:vm-100-disk-sata1,discard=on,iothread=1,serial=h2k-1",
         "boot: order=virtio0",
         "net0: virtio=00:0c:29:aa:bb:01,bridge=vmbr0",
         "net1: virtio=00:0c:29:aa:bb:02,bridge=br0,link_down=1",
-        "unused0: /vm/virtio-win.iso",
     ]);
     // The second time there is nothing left to move.
     for _ in 0..2 {
         let (ok, text) = qm.run(&["final", "100"]);
         assert!(ok, "{text}");
-        let mut now = qm.config();
-        // A CD leaves nothing behind on Proxmox; the stand-in does not know.
-        now.insert("unused0: /vm/virtio-win.iso".into());
-        assert_eq!(now, production);
+        assert_eq!(qm.config(), production);
     }
+    assert_eq!(
+        qm.calls().matches("[snapshot]").count(),
+        1,
+        "{}",
+        qm.calls()
+    );
+    let (ok, text) = qm.run(&["back", "100"]);
+    assert!(ok, "{text}");
+    assert_eq!(
+        qm.config(),
+        first,
+        "the way back ends where the first boot was"
+    );
     for args in [&[][..], &["final"], &["final", "x"], &["delete", "100"]] {
         let (ok, text) = qm.run(args);
         assert!(!ok && text.contains("usage:"), "{args:?}: {text}");
@@ -404,8 +635,8 @@ fn proxmox_without_a_first_boot_and_refusals() {
     assert!(ok, "{text}");
     let config = qm.config();
     for line in [
-        "scsi0: local-lvm:vm-100-disk-scsi0,discard=on,serial=h2k-0",
-        "scsihw: virtio-scsi-pci",
+        "scsi0: local-lvm:vm-100-disk-scsi0,discard=on,iothread=1,serial=h2k-0",
+        "scsihw: virtio-scsi-single",
         "boot: order=scsi0",
     ] {
         assert!(config.contains(line), "{line}\n{config:#?}");
@@ -416,14 +647,141 @@ fn proxmox_without_a_first_boot_and_refusals() {
         (more.path, more.boot) = (format!("/d{n}").into(), false);
         m.disks.push(more);
     }
-    let error = proxmox::script(&m).unwrap_err().to_string();
+    let script = |m: &Machine| proxmox::script(m, Path::new(FOLDER));
+    let error = script(&m).unwrap_err().to_string();
     assert!(error.contains("6 places on sata"), "{error}");
     m.disks.truncate(1);
     m.disks[0].sector_size = 4096;
-    assert!(proxmox::script(&m).is_err());
+    assert!(script(&m).is_err());
     m.disks[0].sector_size = 512;
     m.disks[0].path = "/a,b".into();
-    assert!(proxmox::script(&m).is_err());
+    assert!(script(&m).is_err());
+}
+
+#[test]
+fn proxmox_goes_on_after_an_interruption() {
+    let m = full();
+    let mut m = Machine {
+        driver_iso: None,
+        ..m
+    };
+    m.disks[0].path = "/vm/a.qcow2".into();
+    let whole = FakeQm::new(&m);
+    assert!(whole.run(&["bootstrap", "100"]).0);
+    let calls = whole.calls().lines().count();
+    for fail in 1..=calls {
+        let qm = FakeQm::new(&m);
+        fs::write(qm.dir.path().join("fail"), fail.to_string()).unwrap();
+        // A look that fails is taken for "no", so some runs end well.
+        let _ = qm.run(&["bootstrap", "100"]);
+        fs::remove_file(qm.dir.path().join("fail")).unwrap();
+        let (ok, text) = qm.run(&["bootstrap", "100"]);
+        assert!(ok, "{fail}: {text}");
+        assert_eq!(qm.config(), whole.config(), "stopped at call {fail}");
+    }
+}
+
+#[test]
+fn proxmox_names_and_snapshots() {
+    let mut m = full();
+    m.disks[0].path = "/vm/a.qcow2".into();
+    let qm = FakeQm::new(&m);
+    let (ok, text) = qm.run(&["bootstrap", "next"]);
+    assert!(ok && text.contains("VMID 123"), "{text}");
+    assert!(qm.dir.path().join("123.conf").exists());
+    // Another VM under that number is never touched.
+    fs::write(qm.dir.path().join("100.conf"), "smbios1: uuid=other\n").unwrap();
+    for verb in ["bootstrap", "final", "back"] {
+        let (ok, text) = qm.run(&[verb, "100"]);
+        assert!(!ok && text.contains("another VM"), "{verb}: {text}");
+        assert_eq!(qm.config().len(), 1, "{verb}");
+    }
+    // Without snapshots the disks go back to their bus.
+    fs::remove_file(qm.dir.path().join("100.conf")).unwrap();
+    fs::write(qm.dir.path().join("no-snapshots"), "").unwrap();
+    assert!(qm.run(&["bootstrap", "100"]).0);
+    let (ok, text) = qm.run(&["final", "100"]);
+    assert!(ok && text.contains("no snapshots"), "{text}");
+    let (ok, text) = qm.run(&["back", "100"]);
+    assert!(
+        ok && text.contains("what Windows wrote since stays"),
+        "{text}"
+    );
+    let config = qm.config();
+    for line in [
+        "sata0: local-lvm:vm-100-disk-sata0,discard=on,serial=h2k-0",
+        "boot: order=sata0",
+    ] {
+        assert!(config.contains(line), "{line}\n{config:#?}");
+    }
+    // No first boot at all: said, and done.
+    let qm = FakeQm::new(&m);
+    let (ok, text) = qm.run(&["final", "100"]);
+    assert!(ok && text.contains("0x7B"), "{text}");
+}
+
+#[test]
+fn proxmox_networks_follow_the_map() {
+    let mut m = machine();
+    let map = ["a=pve:vmbr7@20", "b=br:br1@30", "c=none"];
+    let map = NetworkMap::new(map.iter().map(|m| m.parse().unwrap()).collect()).unwrap();
+    m.nics = ["a", "b", "c", "d"]
+        .into_iter()
+        .enumerate()
+        .map(|(n, network)| {
+            let mut nic = Nic {
+                network: Some(network.into()),
+                ..Nic::new(
+                    MacAddr::qemu([0, 0, n as u8]),
+                    NicSource::Network("default".into()),
+                )
+            };
+            map.apply(&mut nic);
+            nic
+        })
+        .collect();
+    let qm = FakeQm::new(&m);
+    let (ok, text) = qm.run(&["final", "100"]);
+    assert!(ok, "{text}");
+    let config = qm.config();
+    for line in [
+        "net0: virtio=52:54:00:00:00:00,bridge=vmbr7,tag=20",
+        "net1: virtio=52:54:00:00:00:01,bridge=br1,tag=30",
+        "net2: virtio=52:54:00:00:00:02,bridge=vmbr0,link_down=1",
+        "net3: virtio=52:54:00:00:00:03,bridge=vmbr0",
+    ] {
+        assert!(config.contains(line), "{line}\n{config:#?}");
+    }
+    let said = warnings(Emit::Proxmox, &m);
+    assert!(
+        said.len() == 1 && said[0].contains("--network-map 'd=pve:"),
+        "{said:#?}"
+    );
+    let said = warnings(Emit::Qemu, &m);
+    assert!(said.len() == 1 && said[0].contains("VLAN 30"), "{said:#?}");
+}
+
+/// Disks that have moved are named by their new path in every form.
+#[test]
+fn relocated_files_are_named_where_they_are() {
+    let mut m = full();
+    m.nvram = Some("/vm/x-nvram.fd".into());
+    for disk in ["/vm/a.qcow2", "/vm/it's $HOME.qcow2"] {
+        m.disks[0].path = disk.into();
+        let name = disk.rsplit_once('/').unwrap().1;
+        for emit in [Emit::Proxmox, Emit::Qemu, Emit::Kubevirt] {
+            for text in texts(emit, &m) {
+                if !text.contains("image-path") && emit == Emit::Kubevirt {
+                    continue;
+                }
+                let to = Path::new("/pool/b.qcow2");
+                let moved = relocated(&text, name, to);
+                assert!(moved.contains("/pool/b.qcow2"), "{emit:?}\n{moved}");
+                let quoted = crate::text::in_single_quotes(name);
+                assert!(!moved.contains(&quoted), "{emit:?} {name}\n{moved}");
+            }
+        }
+    }
 }
 
 // ---- QEMU ----
@@ -488,7 +846,7 @@ fn qemu_has_the_slots_of_the_xml() {
             assert_eq!(text.matches("-blockdev").count(), disks, "{text}");
             assert_eq!(text.matches("bootindex=1").count(), 1);
             assert!(
-                text.contains(r#""filename":"/vm/it'\''s $HOME,x.qcow2""#),
+                text.contains(r#""filename":"it'\''s $HOME,x.qcow2""#),
                 "{text}"
             );
             assert_eq!(text.contains("hv-spinlocks"), m.enlightened(), "{text}");
@@ -518,7 +876,9 @@ fn qemu_script_prepares_the_machine() {
     fs::write(path("template"), "vars").unwrap();
     let portable = FirmwareChoice::Portable { secure_boot: true };
     let domain = to_element(&m, Stage::Final, &portable).unwrap();
-    let script = qemu::script(&domain);
+    let script = qemu::script(&domain, dir.path());
+    let elsewhere = qemu::script(&domain, Path::new("/elsewhere"));
+    assert!(elsewhere.contains(&format!("nvram='{}'", path("my vars.fd").display())));
     let (ok, text) = sh(&script, &[], Some(dir.path()));
     assert!(!ok && text.contains("OVMF_CODE"), "{text}");
     let template = path("template");
@@ -529,7 +889,9 @@ fn qemu_script_prepares_the_machine() {
             template.display()
         ),
     );
-    let (ok, text) = sh(&script, &["-S"], Some(dir.path()));
+    let file = path("script.sh");
+    fs::write(&file, &script).unwrap();
+    let (ok, text) = run_file(&file, &["-S"], Some(dir.path()));
     assert!(ok, "{text}");
     for want in [
         "swtpm socket --tpm2 --daemon",
@@ -544,6 +906,6 @@ fn qemu_script_prepares_the_machine() {
     assert!(path("my vars.tpm").is_dir());
     // The variables of a machine that has run are kept.
     fs::write(path("my vars.fd"), "changed").unwrap();
-    assert!(sh(&script, &[], Some(dir.path())).0);
+    assert!(run_file(&file, &[], Some(dir.path())).0);
     assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "changed");
 }

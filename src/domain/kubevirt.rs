@@ -1,23 +1,80 @@
 //! A KubeVirt `VirtualMachine` with a `DataVolume` for each disk, as YAML.
 //!
-//! Follows the API `kubevirt.io/v1` and CDI's `cdi.kubevirt.io/v1beta1`. The disks are uploaded
-//! (`virtctl image-upload`); the first boot's probe is an `emptyDisk`, its driver ISO the container disk
-//! that KubeVirt publishes. Both stages are the same object with the same UUID, so applying the final
-//! one switches over.
+//! Follows the API `kubevirt.io/v1`, CDI's `cdi.kubevirt.io/v1beta1` and `k8s.cni.cncf.io/v1`. The disks are
+//! uploaded (`virtctl image-upload`); the first boot's probe is an `emptyDisk`. There is no driver ISO:
+//! the drivers are on the converted disk. Both stages are the same object with the same UUID, so applying
+//! the final one switches over.
+//!
+//! - `runStrategy` is `Manual`: with `Halted`, `virtctl start` makes it `Always`, and a shutdown inside
+//!   Windows then starts the VM again.
+//! - A volume of a class that binds to its first consumer has none during the upload: the annotation
+//!   `storage.bind.immediate.requested` makes CDI bind it at once.
+//! - Only one NIC can be in the network of the pods, which hands out an address of its own.
 //!
 //! What is lost: the PCI addresses (KubeVirt places the root ports), IDE, USB 2, and a clock in local time
 //! as such: KubeVirt wants the name of a time zone, which the document leaves to its reader.
 
+use std::fmt::Write as _;
+
 use serde_json::{Value, json};
 
-use super::emit::EmitError;
+use super::emit::{Context, EmitError, local};
 use super::model::{
-    Bootstrap, Chipset, CpuMode, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
+    Bootstrap, Chipset, CpuMode, DomainType, Firmware, Graphics, Machine, Nic, NicSource, Stage,
     StorageBus,
 };
+use super::network::Bridge;
+use crate::text::quoted;
+
+/// What the user says about the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    pub namespace: Option<String>,
+    pub storage_class: Option<String>,
+    /// `ReadWriteOnce` or `ReadWriteMany`; CDI's storage profile decides where it is absent.
+    pub access_mode: Option<&'static str>,
+    /// Replaces processors and memory of the VM.
+    pub instance_type: Option<Reference>,
+    pub preference: Option<Reference>,
+}
+
+/// An instance type or a preference: of the cluster, or of the VM's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    pub namespaced: bool,
+    pub name: String,
+}
+
+impl std::str::FromStr for Reference {
+    type Err = String;
+
+    /// `NAME`, or `namespaced/NAME`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespaced, name) = match text.strip_prefix("namespaced/") {
+            Some(name) => (true, name),
+            None => (false, text),
+        };
+        match super::network::kubernetes_name(name, true) {
+            true => Ok(Self {
+                namespaced,
+                name: name.to_owned(),
+            }),
+            false => Err(format!(
+                "{name:?} is not a name in Kubernetes: lower case letters, digits, `-` and `.`"
+            )),
+        }
+    }
+}
+
+impl Reference {
+    fn json(&self, kind: &str) -> Value {
+        let scope = if self.namespaced { "" } else { "Cluster" };
+        json!({"name": self.name, "kind": format!("VirtualMachine{scope}{kind}")})
+    }
+}
 
 /// The documents of one stage.
-pub fn yaml(machine: &Machine, stage: Stage) -> Result<String, EmitError> {
+pub fn yaml(machine: &Machine, stage: Stage, context: Context<'_>) -> Result<String, EmitError> {
     if machine.chipset() == Chipset::Pc {
         return Err(EmitError::Missing {
             what: "i440fx machines and IDE disks",
@@ -25,26 +82,15 @@ pub fn yaml(machine: &Machine, stage: Stage) -> Result<String, EmitError> {
         });
     }
     let name = object_name(&machine.name);
-    let mut text = String::new();
+    let mut text = steps(machine, stage, &name, context);
     for (n, disk) in machine.disks.iter().enumerate() {
-        let disk_name = volume_name(&name, n);
-        let volume = json!({
-            "apiVersion": "cdi.kubevirt.io/v1beta1",
-            "kind": "DataVolume",
-            "metadata": {"name": disk_name},
-            "spec": {
-                "source": {"upload": {}},
-                "storage": {"resources": {"requests": {"storage": disk.size_bytes.to_string()}}},
-            },
-        });
-        let path: String = disk.path.display().to_string();
-        let path: String = path.chars().filter(|c| !c.is_control()).collect();
+        let volume = data_volume(&volume_name(&name, n), disk.size_bytes, context.kubevirt);
         text.push_str("---\n");
-        text.push_str(&format!(
-            "# virtctl image-upload dv {disk_name} --no-create --image-path={}\n",
-            crate::text::quoted(&path)
-        ));
         text.push_str(&to_yaml(&volume)?);
+    }
+    for bridge in bridges(machine) {
+        text.push_str("---\n");
+        text.push_str(&to_yaml(&attachment_definition(bridge, context.kubevirt))?);
     }
     text.push_str("---\n");
     if !machine.clock_utc {
@@ -53,8 +99,129 @@ pub fn yaml(machine: &Machine, stage: Stage) -> Result<String, EmitError> {
              # `utc: {}` below spec.template.spec.domain.clock.\n",
         );
     }
-    text.push_str(&to_yaml(&object(machine, stage, &name))?);
+    text.push_str(&to_yaml(&object(machine, stage, &name, context.kubevirt))?);
     Ok(text)
+}
+
+/// What to type, in order, as comments at the head of the file.
+fn steps(m: &Machine, stage: Stage, name: &str, context: Context<'_>) -> String {
+    let namespace = match &context.kubevirt.namespace {
+        Some(namespace) => format!(" -n {namespace}"),
+        None => String::new(),
+    };
+    let file = |stage: Stage| {
+        let file = format!("{}-kubevirt-{}.yaml", m.name, stage.as_str());
+        let file: String = file.chars().filter(|c| !c.is_control()).collect();
+        quoted(&file)
+    };
+    let mut text = String::new();
+    let mut line = |line: String| {
+        let _ = writeln!(text, "# {line}");
+    };
+    let first = stage == Stage::Bootstrap || m.bootstrap == Bootstrap::None;
+    if first {
+        line("In this directory, in this order:".to_owned());
+        line(format!("  kubectl{namespace} apply -f {}", file(stage)));
+        for (n, disk) in m.disks.iter().enumerate() {
+            let path = local(&disk.path, context.folder)
+                .map_or_else(|| disk.path.display().to_string(), str::to_owned);
+            let path: String = path.chars().filter(|c| !c.is_control()).collect();
+            line(format!(
+                "  virtctl{namespace} image-upload dv {} --no-create --image-path={}",
+                volume_name(name, n),
+                quoted(&path)
+            ));
+        }
+        line(format!("  virtctl{namespace} start {name}"));
+    }
+    if stage == Stage::Bootstrap {
+        line(format!(
+            "  virtctl{namespace} console {name}    # until it shows \"hyper2kvm: first boot finished\""
+        ));
+        line(format!(
+            "  virtctl{namespace} stop {name}       # or shut Windows down; then the final form:"
+        ));
+        line(format!(
+            "  kubectl{namespace} apply -f {}",
+            file(Stage::Final)
+        ));
+        line(format!("  virtctl{namespace} start {name}"));
+    } else if !first {
+        line("After the first boot, with the VM off:".to_owned());
+        line(format!("  kubectl{namespace} apply -f {}", file(stage)));
+        line(format!("  virtctl{namespace} start {name}"));
+    }
+    text
+}
+
+fn data_volume(name: &str, size: u64, options: &Options) -> Value {
+    let mut storage = json!({"resources": {"requests": {"storage": size.to_string()}}});
+    if let Some(class) = &options.storage_class {
+        storage["storageClassName"] = class.as_str().into();
+    }
+    if let Some(mode) = options.access_mode {
+        storage["accessModes"] = json!([mode]);
+    }
+    json!({
+        "apiVersion": "cdi.kubevirt.io/v1beta1",
+        "kind": "DataVolume",
+        "metadata": metadata(
+            json!({
+                "name": name,
+                "annotations": {"cdi.kubevirt.io/storage.bind.immediate.requested": "true"},
+            }),
+            options,
+        ),
+        "spec": {"source": {"upload": {}}, "storage": storage},
+    })
+}
+
+fn metadata(mut metadata: Value, options: &Options) -> Value {
+    if let Some(namespace) = &options.namespace {
+        metadata["namespace"] = namespace.as_str().into();
+    }
+    metadata
+}
+
+/// A bridge of the nodes as Multus knows it; the VLAN is the bridge plugin's.
+fn attachment_definition(bridge: &Bridge, options: &Options) -> Value {
+    let name = attachment_name(bridge);
+    let mut config = json!({
+        "cniVersion": "0.3.1",
+        "name": name,
+        "type": "bridge",
+        "bridge": bridge.name,
+        "ipam": {},
+    });
+    if let Some(vlan) = bridge.vlan {
+        config["vlan"] = vlan.into();
+    }
+    json!({
+        "apiVersion": "k8s.cni.cncf.io/v1",
+        "kind": "NetworkAttachmentDefinition",
+        "metadata": metadata(json!({"name": name}), options),
+        "spec": {"config": config.to_string()},
+    })
+}
+
+fn attachment_name(bridge: &Bridge) -> String {
+    match bridge.vlan {
+        Some(vlan) => format!("{}-vlan{vlan}", object_name(&bridge.name)),
+        None => object_name(&bridge.name),
+    }
+}
+
+/// The bridges NICs are attached to, each once.
+fn bridges(m: &Machine) -> Vec<&Bridge> {
+    let mut bridges = Vec::new();
+    for nic in &m.nics {
+        if let (None, NicSource::Bridge(bridge)) = (&nic.attachment, &nic.source)
+            && !bridges.contains(&bridge)
+        {
+            bridges.push(bridge);
+        }
+    }
+    bridges
 }
 
 fn to_yaml(value: &Value) -> Result<String, EmitError> {
@@ -79,7 +246,7 @@ fn volume_name(machine: &str, n: usize) -> String {
     format!("{machine}-disk-{n}")
 }
 
-fn object(m: &Machine, stage: Stage, name: &str) -> Value {
+fn object(m: &Machine, stage: Stage, name: &str, options: &Options) -> Value {
     let (disks, volumes) = disks(m, stage, name);
     let (interfaces, networks) = networks(m, stage);
     let (sockets, cores, threads) = m
@@ -106,15 +273,15 @@ fn object(m: &Machine, stage: Stage, name: &str) -> Value {
     if m.tpm && m.firmware != Firmware::Bios {
         devices["tpm"] = json!({"persistent": true});
     }
-    json!({
+    let mut object = json!({
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachine",
-        "metadata": {
-            "name": name,
-            "labels": {"hyper2kvm/stage": stage.as_str()},
-        },
+        "metadata": metadata(
+            json!({"name": name, "labels": {"hyper2kvm/stage": stage.as_str()}}),
+            options,
+        ),
         "spec": {
-            "runStrategy": "Halted",
+            "runStrategy": "Manual",
             "template": {
                 "metadata": {"labels": {"kubevirt.io/domain": name}},
                 "spec": {
@@ -140,7 +307,20 @@ fn object(m: &Machine, stage: Stage, name: &str) -> Value {
                 },
             },
         },
-    })
+    });
+    if let Some(instance_type) = &options.instance_type {
+        // KubeVirt refuses a VM that says itself what its instance type says.
+        object["spec"]["instancetype"] = instance_type.json("Instancetype");
+        let domain = object.pointer_mut("/spec/template/spec/domain");
+        if let Some(domain) = domain.and_then(Value::as_object_mut) {
+            domain.remove("cpu");
+            domain.remove("memory");
+        }
+    }
+    if let Some(preference) = &options.preference {
+        object["spec"]["preference"] = preference.json("Preference");
+    }
+    object
 }
 
 fn firmware(m: &Machine) -> Value {
@@ -206,43 +386,61 @@ fn disks(m: &Machine, stage: Stage, name: &str) -> (Vec<Value>, Vec<Value>) {
     if stage == Stage::Bootstrap && m.bootstrap != Bootstrap::None {
         disks.push(json!({"name": "probe", "disk": {"bus": virtio}, "serial": "h2k-probe"}));
         volumes.push(json!({"name": "probe", "emptyDisk": {"capacity": "64Mi"}}));
-        disks.push(json!({"name": "drivers", "cdrom": {"bus": "sata"}}));
-        volumes.push(json!({
-            "name": "drivers",
-            "containerDisk": {"image": "quay.io/kubevirt/virtio-container-disk"},
-        }));
     }
     (disks, volumes)
 }
 
-/// One card may be in the network of the pods; the others name a network of Multus.
+/// Which network of the cluster a NIC is attached to.
+#[derive(Debug, PartialEq, Eq)]
+enum Network {
+    Pod,
+    /// A `NetworkAttachmentDefinition`, with its namespace where it has one.
+    Multus(String),
+}
+
+/// The network of each NIC. The first one nothing is known of is in the network of the pods.
+fn attached(m: &Machine) -> Vec<Network> {
+    let mut pod = false;
+    m.nics
+        .iter()
+        .map(|nic| match (&nic.attachment, &nic.source) {
+            (Some(attachment), _) => Network::Multus(attachment.to_string()),
+            (None, NicSource::Bridge(bridge)) => Network::Multus(attachment_name(bridge)),
+            (None, NicSource::Network(network)) if network != "default" => {
+                Network::Multus(object_name(network))
+            }
+            (None, NicSource::Network(_) | NicSource::User) if !pod => {
+                pod = true;
+                Network::Pod
+            }
+            (None, NicSource::Network(_) | NicSource::User) => Network::Multus(guessed(nic)),
+        })
+        .collect()
+}
+
+/// The name an attachment gets that nobody has named.
+fn guessed(nic: &Nic) -> String {
+    object_name(nic.network.as_deref().unwrap_or("network"))
+}
+
 fn networks(m: &Machine, stage: Stage) -> (Vec<Value>, Vec<Value>) {
     let (mut interfaces, mut networks) = (Vec::new(), Vec::new());
-    for (n, nic) in m.nics.iter().enumerate() {
+    for (n, (nic, network)) in m.nics.iter().zip(attached(m)).enumerate() {
         let name = format!("net-{n}");
         let mut interface = json!({
             "name": name,
             "model": m.nic_model(stage),
             "macAddress": nic.mac.to_string(),
         });
-        let multus = match &nic.source {
-            NicSource::Bridge(bridge) => Some(bridge.as_str()),
-            NicSource::Network(network) if n > 0 || network != "default" => Some(network.as_str()),
-            NicSource::Network(_) | NicSource::User => None,
-        };
         if !nic.link_up {
             interface["state"] = "down".into();
         }
-        match multus {
-            Some(network) => {
+        match network {
+            Network::Multus(network) => {
                 interface["bridge"] = json!({});
                 networks.push(json!({"name": name, "multus": {"networkName": network}}));
             }
-            None if n > 0 => {
-                interface["bridge"] = json!({});
-                networks.push(json!({"name": name, "multus": {"networkName": "default"}}));
-            }
-            None => {
+            Network::Pod => {
                 interface["masquerade"] = json!({});
                 networks.push(json!({"name": name, "pod": {}}));
             }
@@ -250,4 +448,33 @@ fn networks(m: &Machine, stage: Stage) -> (Vec<Value>, Vec<Value>) {
         interfaces.push(interface);
     }
     (interfaces, networks)
+}
+
+/// NICs that will have no network, or one that must be there first.
+pub fn warnings(m: &Machine) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (n, (nic, network)) in m.nics.iter().zip(attached(m)).enumerate() {
+        let n = n + 1;
+        let map = match &nic.network {
+            Some(network) => format!("--network-map '{network}=nad:NAMESPACE/NAME'"),
+            None => "--bridge NAME, a bridge of the nodes,".to_owned(),
+        };
+        match network {
+            Network::Pod if nic.keeps_address => warnings.push(format!(
+                "NIC {n} keeps its static address and would reach nothing in the network of the pods: {map} attaches it to the network this address belongs to"
+            )),
+            Network::Multus(name) => {
+                let written = nic.attachment.is_none()
+                    && matches!(nic.source, NicSource::Bridge(_));
+                let named = nic.attachment.is_some();
+                if !written && !named {
+                    warnings.push(format!(
+                        "NIC {n} is attached to the NetworkAttachmentDefinition {name}, which must exist before the VM starts; {map} names another"
+                    ));
+                }
+            }
+            Network::Pod => {}
+        }
+    }
+    warnings
 }

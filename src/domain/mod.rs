@@ -1,6 +1,7 @@
 //! The machine on the other side: a model of it, and the libvirt domain XML written from it.
 //!
 //! - [`model`]: what a converted machine is made of; no libvirt words in it.
+//! - [`network`]: which network of the target each network of the source becomes.
 //! - [`firmware`]: which UEFI images this host has, told by QEMU's firmware descriptors.
 //! - [`slots`]: fixed PCI addresses, so that both stages show Windows the same hardware.
 //! - [`check`]: what must hold before anything is written.
@@ -18,6 +19,7 @@ pub mod emit;
 pub mod firmware;
 pub mod kubevirt;
 pub mod model;
+pub mod network;
 pub mod patch;
 pub mod proxmox;
 pub mod qemu;
@@ -31,6 +33,7 @@ pub use model::{
     Bootstrap, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware, Graphics,
     MacAddr, Machine, Nic, NicSource, Stage, StorageBus, System, Topology, Video, WindowsFacts,
 };
+pub use network::NetworkMap;
 pub use patch::Patch;
 pub use xml::{HYPER2KVM_NS, to_xml};
 

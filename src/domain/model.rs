@@ -12,6 +12,8 @@ use std::str::FromStr;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::network::{Attachment, Bridge};
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Machine {
     /// Free text; [`crate::domain::xml::domain_name`] makes a libvirt name of it.
@@ -255,15 +257,38 @@ pub struct Disk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Nic {
     pub mac: MacAddr,
+    /// For libvirt and QEMU, and for KubeVirt and Proxmox VE where nothing else is named.
     pub source: NicSource,
     pub link_up: bool,
+    /// The network it was on, in the words of the source host.
+    pub network: Option<String>,
+    /// For KubeVirt.
+    pub attachment: Option<Attachment>,
+    /// For Proxmox VE.
+    pub proxmox: Option<Bridge>,
+    /// Windows keeps a static address on it.
+    pub keeps_address: bool,
+}
+
+impl Nic {
+    pub fn new(mac: MacAddr, source: NicSource) -> Self {
+        Self {
+            mac,
+            source,
+            link_up: true,
+            network: None,
+            attachment: None,
+            proxmox: None,
+            keeps_address: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NicSource {
     Network(String),
-    Bridge(String),
+    Bridge(Bridge),
     /// QEMU's own NAT: works without privileges, and nothing reaches the guest from outside.
     User,
 }

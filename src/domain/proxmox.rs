@@ -1,14 +1,17 @@
-//! A shell script for Proxmox VE: `qm create` with the disks imported, and the switch to VirtIO.
+//! A shell script for Proxmox VE: `qm create` with the disks imported, the switch to VirtIO, and the way
+//! back.
 //!
-//! One script for both stages, because Proxmox moves a disk from one bus to another within a machine:
-//! `sh NAME-proxmox.sh bootstrap VMID STORAGE`, then `sh NAME-proxmox.sh final VMID`. Without a first
-//! boot, `final VMID STORAGE` creates the machine on VirtIO at once.
+//! One script for all steps, because Proxmox moves a disk from one bus to another within a VM. It finds the
+//! disks beside itself, and every step may be repeated: what is there is left.
 //!
 //! Proxmox picks the PCI addresses itself, by the name of the device: `virtio0` is always the same, so
 //! the probe sits where the boot disk will be here too. It chooses the Hyper-V enlightenments by the
-//! type of the guest (`--ostype`).
+//! type of the guest (`--ostype`). An I/O thread on SCSI needs a controller for each disk
+//! (`virtio-scsi-single`), as Proxmox's own wizard does for Windows.
 
-use super::emit::EmitError;
+use std::path::Path;
+
+use super::emit::{EmitError, local};
 use super::model::{
     Bootstrap, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
     StorageBus, System, Video,
@@ -21,18 +24,39 @@ const IDE: usize = 4;
 const VIRTIO: usize = 16;
 const SCSI: usize = 31;
 
-pub fn script(m: &Machine) -> Result<String, EmitError> {
+pub fn script(m: &Machine, folder: &Path) -> Result<String, EmitError> {
     let disks: Vec<&Disk> = boot_first(&m.disks);
-    if disks.iter().any(|d| d.sector_size != 512) {
-        return Err(EmitError::Missing {
-            what: "disks with 4096-byte sectors",
-            target: "Proxmox VE",
-        });
-    }
+    let (bus, first) = places(m, &disks)?;
     let paths = disks.iter().map(|d| &d.path).chain(&m.driver_iso);
     if paths.into_iter().any(|p| p.to_string_lossy().contains(',')) {
         return Err(EmitError::Missing {
             what: "way to name a file with a comma in its path",
+            target: "Proxmox VE",
+        });
+    }
+    let mut text = HEAD.replace("@UUID@", &m.uuid.to_string());
+    text.push_str("\ncreate() {\n");
+    text.push_str(&command("qm create \"$vmid\"", &create(m)));
+    text.push_str("}\n");
+    let parts = Parts {
+        m,
+        disks: &disks,
+        folder,
+        bus,
+        first,
+    };
+    text.push_str(&parts.bootstrap());
+    text.push_str(&parts.last());
+    text.push_str(&parts.back());
+    text.push_str("\n\"$stage\"\n");
+    Ok(text)
+}
+
+/// The bus of the final VM and that of the first boot, when all disks have a place on them.
+fn places(m: &Machine, disks: &[&Disk]) -> Result<(&'static str, Option<&'static str>), EmitError> {
+    if disks.iter().any(|d| d.sector_size != 512) {
+        return Err(EmitError::Missing {
+            what: "disks with 4096-byte sectors",
             target: "Proxmox VE",
         });
     }
@@ -59,78 +83,183 @@ pub fn script(m: &Machine) -> Result<String, EmitError> {
             });
         }
     }
-    let mut text = String::from(HEAD);
-    text.push_str("\ncreate() {\n");
-    text.push_str(&command("qm create \"$vmid\"", &create(m)));
-    text.push_str("}\n\nbootstrap() {\n");
-    match first {
-        None => text.push_str("  echo 'this machine needs no first boot: use final' >&2; exit 2\n"),
-        Some((early, _)) => {
-            text.push_str("  create\n");
-            for (n, disk) in disks.iter().enumerate() {
-                text.push_str(&import(early, n, disk));
-            }
-            let mut options = vec![
-                format!("--boot order={early}0"),
-                // The probe: Windows binds its driver for the very device it will boot from.
-                format!(
-                    "--{bus}{} \"$storage\":1,serial=h2k-probe",
-                    if bus == "scsi" { disks.len() } else { 0 }
-                ),
-            ];
-            if let Some(iso) = &m.driver_iso {
-                let iso = format!("{},media=cdrom", iso.display());
-                options.push(format!("--{early}{} {}", disks.len(), quoted(&iso)));
-            }
-            options.extend(nics(m, Stage::Bootstrap));
-            text.push_str(&command("qm set \"$vmid\"", &options));
+    Ok((bus, first.map(|(bus, _)| bus)))
+}
+
+/// What the functions of the script are made of.
+struct Parts<'a> {
+    m: &'a Machine,
+    disks: &'a [&'a Disk],
+    folder: &'a Path,
+    /// Of the final VM.
+    bus: &'static str,
+    /// Of the first boot.
+    first: Option<&'static str>,
+}
+
+impl Parts<'_> {
+    /// Where the probe of the first boot sits: `virtio0` is always at the same PCI address, so Windows binds
+    /// its driver for the very device it will boot from.
+    fn probe(&self) -> String {
+        let n = if self.bus == "scsi" {
+            self.disks.len()
+        } else {
+            0
+        };
+        format!("{}{n}", self.bus)
+    }
+
+    fn bootstrap(&self) -> String {
+        let Some(early) = self.first else {
+            return "\nbootstrap() {\n  echo 'this VM needs no first boot: use final' >&2; exit 2\n}\n"
+                .to_owned();
+        };
+        let mut text = String::from("\nbootstrap() {\n  new_or_ours\n");
+        for (n, disk) in self.disks.iter().enumerate() {
+            text.push_str(&self.import(early, n, disk));
         }
-    }
-    text.push_str("}\n\nfinal() {\n");
-    text.push_str("  if ! qm config \"$vmid\" >/dev/null 2>&1; then\n    create\n");
-    for (n, disk) in disks.iter().enumerate() {
-        text.push_str("  ");
-        text.push_str(&import(bus, n, disk));
-    }
-    if let Some((early, _)) = first {
-        text.push_str("  else\n    stopped\n");
-        let probe = if bus == "scsi" { disks.len() } else { 0 };
+        let probe = self.probe();
         text.push_str(&format!(
-            "    if serial {bus}{probe} h2k-probe; then qm unlink \"$vmid\" --idlist {bus}{probe} --force 1; fi\n"
+            "  serial {probe} h2k-probe || qm set \"$vmid\" --{probe} \"$storage\":1,serial=h2k-probe\n"
         ));
-        if m.driver_iso.is_some() {
-            text.push_str(&format!("    drop {early}{}\n", disks.len()));
-        }
-        for (n, disk) in disks.iter().enumerate() {
+        if let Some(iso) = &self.m.driver_iso {
+            let file = self.path(iso);
             text.push_str(&format!(
-                "    move {early}{n} {bus}{n} {}\n",
-                shell_word(&options(disk))
+                "  # Only for looking up a driver by hand: those Windows needs are on its disk.\n  \
+                 if [ -e {file} ]; then qm set \"$vmid\" --{early}{} {file},media=cdrom; fi\n",
+                self.disks.len(),
             ));
         }
+        let mut options = vec![format!("--boot order={early}0")];
+        options.extend(nics(self.m, Stage::Bootstrap));
+        text.push_str(&command("qm set \"$vmid\"", &options));
+        text.push_str(AFTER_BOOTSTRAP);
+        text.push_str("}\n");
+        text
     }
-    text.push_str("  fi\n");
-    let mut options = vec![format!("--boot order={bus}0")];
-    options.extend(nics(m, Stage::Final));
-    text.push_str(&command("qm set \"$vmid\"", &options));
-    text.push_str("}\n\n\"$stage\"\n");
-    Ok(text)
+
+    fn last(&self) -> String {
+        let bus = self.bus;
+        let mut text = String::from("\nfinal() {\n  if ! exists; then\n");
+        if self.first.is_some() {
+            text.push_str(
+                "    echo 'warning: without a first boot Windows may stop with 0x7B (INACCESSIBLE_BOOT_DEVICE):' >&2\n    \
+                 echo \"  the drivers are on its disk, but it has not bound them yet; see: sh $0 bootstrap\" >&2\n",
+            );
+        }
+        text.push_str("    new_or_ours\n  else\n    new_or_ours\n");
+        if let Some(early) = self.first {
+            text.push_str("    stopped\n");
+            text.push_str(&format!(
+                "    if [ -n \"$(volume {early}0)\" ]; then save; fi\n"
+            ));
+            let probe = self.probe();
+            text.push_str(&format!(
+                "    if serial {probe} h2k-probe; then qm unlink \"$vmid\" --idlist {probe} --force 1; fi\n"
+            ));
+            if self.m.driver_iso.is_some() {
+                text.push_str(&format!("    drop {early}{}\n", self.disks.len()));
+            }
+            for (n, disk) in self.disks.iter().enumerate() {
+                text.push_str(&format!(
+                    "    move {early}{n} {bus}{n} {}\n",
+                    shell_word(&options(disk, bus))
+                ));
+            }
+        }
+        text.push_str("  fi\n");
+        for (n, disk) in self.disks.iter().enumerate() {
+            text.push_str(&self.import(bus, n, disk));
+        }
+        let mut options = vec![format!("--boot order={bus}0")];
+        options.extend(nics(self.m, Stage::Final));
+        text.push_str(&command("qm set \"$vmid\"", &options));
+        text.push_str("  echo \"next: qm start $vmid\"\n}\n");
+        text
+    }
+
+    /// To the snapshot made by `final`; where the storage has none, only the disks go back to their bus.
+    fn back(&self) -> String {
+        let Some(early) = self.first else {
+            return "\nback() {\n  echo 'this VM had no first boot to go back to' >&2; exit 2\n}\n"
+                .to_owned();
+        };
+        let mut text = String::from(
+            "\nback() {\n  ours\n  stopped\n  if saved; then\n    \
+             qm rollback \"$vmid\" \"$snapshot\"\n    return\n  fi\n  \
+             echo 'no snapshot: the disks go back to their first bus; what Windows wrote since stays' >&2\n",
+        );
+        for (n, disk) in self.disks.iter().enumerate() {
+            text.push_str(&format!(
+                "  move {}{n} {early}{n} {}\n",
+                self.bus,
+                shell_word(&options(disk, early))
+            ));
+        }
+        let mut options = vec![format!("--boot order={early}0")];
+        options.extend(nics(self.m, Stage::Bootstrap));
+        text.push_str(&command("qm set \"$vmid\"", &options));
+        text.push_str("}\n");
+        text
+    }
+
+    /// As a word of the shell.
+    fn path(&self, path: &Path) -> String {
+        match local(path, self.folder) {
+            Some(name) => format!("\"$here\"/{}", quoted(name)),
+            None => quoted(&path.display().to_string()),
+        }
+    }
+
+    /// A disk that is there already, from a run that was cut short, is left.
+    fn import(&self, bus: &str, n: usize, disk: &Disk) -> String {
+        format!(
+            "  import {bus}{n} {} {}\n",
+            self.path(&disk.path),
+            shell_word(&options(disk, bus))
+        )
+    }
 }
 
 const HEAD: &str = r#"#!/bin/sh
-# Creates the machine on Proxmox VE. Run it as root on a node that can read the disks:
-#   sh THIS bootstrap VMID STORAGE   then start it, let Windows come up once, shut it down
-#   sh THIS final VMID               moves the disks to VirtIO
-# `final VMID STORAGE` without a first boot creates the machine on VirtIO at once.
-# BRIDGE names another bridge than the one written here.
+# Creates the VM on Proxmox VE. Run it as root on a node, from this directory or from a copy of it:
+#   sh THIS bootstrap VMID STORAGE   creates it for the first boot (VMID may be `next`)
+#   qm start VMID                    the first boot
+#   qm terminal VMID                 until it shows "hyper2kvm: first boot finished"; Ctrl-O leaves
+#   qm shutdown VMID
+#   sh THIS final VMID               takes a snapshot and moves the disks to VirtIO
+#   sh THIS back VMID                goes back to that snapshot
+# Every step may be repeated; what an interrupted one has done is kept. `final VMID STORAGE` without a first
+# boot creates the VM on VirtIO at once. BRIDGE names another bridge than vmbr0.
 set -eu
 stage=${1:-}
 vmid=${2:-}
 storage=${3:-local-lvm}
-case $stage in bootstrap | final) ;; *) vmid= ;; esac
-case $vmid in '' | *[!0-9]*) echo "usage: $0 bootstrap|final VMID [STORAGE]" >&2; exit 2 ;; esac
+here=$(cd -- "$(dirname -- "$0")" && pwd)
+snapshot=before-virtio
+uuid=@UUID@
+case $stage in bootstrap | final | back) ;; *) vmid= ;; esac
+if [ "$vmid" = next ] && [ "$stage" != back ]; then
+  vmid=$(pvesh get /cluster/nextid)
+  echo "VMID $vmid"
+fi
+case $vmid in '' | *[!0-9]*) echo "usage: $0 bootstrap|final|back VMID|next [STORAGE]" >&2; exit 2 ;; esac
+case $here in *,*) echo "$here: Proxmox VE cannot name files in a directory with a comma" >&2; exit 2 ;; esac
+
+exists() { qm config "$vmid" >/dev/null 2>&1; }
+
+# Refuses a VM that this script did not create.
+ours() {
+  if ! qm config "$vmid" | grep -q "^smbios1: .*uuid=$uuid"; then
+    echo "VM $vmid is another VM: name a free VMID, or next" >&2
+    exit 1
+  fi
+}
+
+new_or_ours() { if exists; then ours; else create; fi; }
 
 stopped() {
-  case $(qm status "$vmid") in *stopped*) ;; *) echo "shut the machine down first" >&2; exit 1 ;; esac
+  case $(qm status "$vmid") in *stopped*) ;; *) echo "shut the VM down first: qm shutdown $vmid" >&2; exit 1 ;; esac
 }
 
 # The volume of a disk: the value of its line up to the first comma.
@@ -138,11 +267,26 @@ volume() { qm config "$vmid" | sed -n "s/^$1: \([^,]*\).*/\1/p"; }
 
 serial() { qm config "$vmid" | grep -q "^$1: .*serial=$2"; }
 
+saved() { qm listsnapshot "$vmid" | grep -qw -- "$snapshot"; }
+
+save() {
+  if saved; then return; fi
+  if ! qm snapshot "$vmid" "$snapshot" --description 'before the switch to VirtIO'; then
+    echo 'warning: the storage has no snapshots, so `back` will not undo what Windows writes' >&2
+  fi
+}
+
 drop() {
   if [ -n "$(volume "$1")" ]; then qm set "$vmid" --delete "$1"; fi
 }
 
-# Detaches a disk and attaches it to another bus; what is there already is left.
+# import PLACE FILE OPTIONS
+import() {
+  if [ -n "$(volume "$1")" ]; then return; fi
+  qm set "$vmid" "--$1" "$storage:0,import-from=$2$3"
+}
+
+# move FROM TO OPTIONS: detaches a disk and attaches it to another bus; what is there already is left.
 move() {
   disk=$(volume "$1")
   if [ -z "$disk" ]; then return; fi
@@ -150,6 +294,27 @@ move() {
   qm set "$vmid" "--$2" "$disk$3"
 }
 "#;
+
+/// The end of `bootstrap`.
+const AFTER_BOOTSTRAP: &str = r#"  echo "next: qm start $vmid; qm terminal $vmid, until it shows: hyper2kvm: first boot finished"
+  echo "then: qm shutdown $vmid; sh $0 final $vmid"
+"#;
+
+/// What the user must know of the script.
+pub fn warnings(m: &Machine) -> Vec<String> {
+    let unknown = m.nics.iter().enumerate().filter(|(_, nic)| {
+        nic.proxmox.is_none() && !matches!(nic.source, NicSource::Bridge(_)) && nic.link_up
+    });
+    unknown
+        .filter_map(|(n, nic)| {
+            let network = nic.network.as_ref()?;
+            Some(format!(
+                "NIC {} was on {network:?} and is attached to vmbr0; --network-map '{network}=pve:BRIDGE[@VLAN]' names another bridge",
+                n + 1
+            ))
+        })
+        .collect()
+}
 
 fn boot_first(disks: &[Disk]) -> Vec<&Disk> {
     let boot = disks.iter().filter(|d| d.boot);
@@ -161,18 +326,14 @@ fn command(program: &str, options: &[String]) -> String {
     format!("  {program} \\\n    {}\n", options.join(" \\\n    "))
 }
 
-/// What is the same on every bus.
-fn options(disk: &Disk) -> String {
+/// An I/O thread of its own for each disk, where the controller can have one.
+fn options(disk: &Disk, bus: &str) -> String {
     let serial = disk.serial.as_deref().unwrap_or("h2k");
-    format!(",discard=on,serial={serial}")
-}
-
-fn import(bus: &str, n: usize, disk: &Disk) -> String {
-    let from = format!(":0,import-from={}{}", disk.path.display(), options(disk));
-    format!(
-        "  qm set \"$vmid\" --{bus}{n} \"$storage\"{}\n",
-        quoted(&from)
-    )
+    let thread = match bus {
+        "virtio" | "scsi" => ",iothread=1",
+        _ => "",
+    };
+    format!(",discard=on{thread},serial={serial}")
 }
 
 /// Letters, digits, `-` and `.`, as Proxmox wants it.
@@ -231,7 +392,7 @@ fn create(m: &Machine) -> Vec<String> {
         list.push("--rng0 source=/dev/urandom".to_owned());
     }
     if m.bus == StorageBus::VirtioScsi {
-        list.push("--scsihw virtio-scsi-pci".to_owned());
+        list.push("--scsihw virtio-scsi-single".to_owned());
     }
     if let Firmware::Uefi { secure_boot } = m.firmware {
         list.push(format!(
@@ -299,10 +460,15 @@ fn nics(m: &Machine, stage: Stage) -> Vec<String> {
         .iter()
         .enumerate()
         .map(|(n, nic)| {
-            let bridge = match &nic.source {
-                NicSource::Bridge(name) => shell_word(name),
+            let bridge = match (&nic.proxmox, &nic.source) {
+                (Some(bridge), _) | (None, NicSource::Bridge(bridge)) => {
+                    let tag = bridge.vlan.map(|vlan| format!(",tag={vlan}"));
+                    shell_word(&bridge.name) + &tag.unwrap_or_default()
+                }
                 // Proxmox has bridges only; this is its first one.
-                NicSource::Network(_) | NicSource::User => "\"${BRIDGE:-vmbr0}\"".to_owned(),
+                (None, NicSource::Network(_) | NicSource::User) => {
+                    "\"${BRIDGE:-vmbr0}\"".to_owned()
+                }
             };
             let down = if nic.link_up { "" } else { ",link_down=1" };
             format!("--net{n} {model}={},bridge={bridge}{down}", nic.mac)

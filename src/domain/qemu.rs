@@ -13,6 +13,8 @@ use std::path::Path;
 use serde_json::json;
 
 use super::element::Element;
+use super::emit::local;
+use super::model::{Machine, NicSource};
 use crate::text::{quoted, shell_word};
 
 /// Options of the command line: the words of each, as shell text.
@@ -35,34 +37,37 @@ impl Line {
     }
 }
 
-/// The script that starts the machine of this domain XML. Its arguments are added to QEMU's.
-pub fn script(domain: &Element) -> String {
+/// The script that starts the machine of this domain XML. Its arguments are added to QEMU's. It changes
+/// to the directory it lies in: files of `folder`, the output directory, are named relative to it.
+pub fn script(domain: &Element, folder: &Path) -> String {
     let mut before = Vec::new();
     let mut line = Line(Vec::new());
     let q35 = machine_type(domain).contains("q35");
     basics(domain, &mut line);
-    firmware(domain, &mut before, &mut line);
+    let nvram = near(text(domain, "os/nvram"), folder);
+    firmware(domain, &nvram, &mut before, &mut line);
     let none = Element::new("devices");
     let devices = domain.first("devices").unwrap_or(&none);
     for controller in devices.all("controller") {
         controller_device(controller, q35, &mut line);
     }
     for (n, disk) in devices.all("disk").enumerate() {
-        disk_device(disk, n, q35, &mut line);
+        disk_device(disk, n, q35, folder, &mut line);
     }
     for (n, nic) in devices.all("interface").enumerate() {
         nic_device(nic, n, q35, &mut line);
     }
     for device in &devices.children {
-        other_device(device, domain, q35, &mut before, &mut line);
+        other_device(device, domain, &nvram, &mut before, &mut line);
     }
     line.raw("\"$@\"");
     let emulator = devices.text_of("emulator").unwrap_or("qemu-system-x86_64");
     let mut text = String::from(
         "#!/bin/sh\n\
-         # Starts the machine without libvirt. Arguments are added to the command line.\n\
+         # Starts the VM without libvirt. Arguments are added to the command line.\n\
          # COM1 names the first serial port (file:PATH, stdio), VNC the display.\n\
-         set -eu\n",
+         set -eu\n\
+         cd -- \"$(dirname -- \"$0\")\"\n",
     );
     for step in before {
         text.push_str(&step);
@@ -75,6 +80,27 @@ pub fn script(domain: &Element) -> String {
     }
     text.push('\n');
     text
+}
+
+/// A file of the output directory by its name alone, any other by its path.
+fn near(path: &str, folder: &Path) -> String {
+    local(Path::new(path), folder).unwrap_or(path).to_owned()
+}
+
+/// What the script cannot do.
+pub fn warnings(machine: &Machine) -> Vec<String> {
+    let tagged = machine.nics.iter().filter_map(|nic| match &nic.source {
+        NicSource::Bridge(bridge) => bridge.vlan.map(|vlan| (bridge, vlan)),
+        _ => None,
+    });
+    tagged
+        .map(|(bridge, vlan)| {
+            format!(
+                "the script connects to {} without VLAN {vlan}, which QEMU cannot set: name a bridge that is in this VLAN",
+                bridge.name
+            )
+        })
+        .collect()
 }
 
 /// A comma ends a value in QEMU's options, unless there are two.
@@ -190,7 +216,7 @@ fn basics(domain: &Element, line: &mut Line) {
 
 /// The images as in the XML; `OVMF_CODE` and `OVMF_VARS` name others, and must where the XML leaves the
 /// choice to the host.
-fn firmware(domain: &Element, before: &mut Vec<String>, line: &mut Line) {
+fn firmware(domain: &Element, nvram: &str, before: &mut Vec<String>, line: &mut Line) {
     let loader = domain.path("os/loader");
     if loader.is_none() && attr(domain, "os", "firmware") != "efi" {
         return;
@@ -203,7 +229,6 @@ fn firmware(domain: &Element, before: &mut Vec<String>, line: &mut Line) {
         "" => format!("${{{variable}:?name the UEFI firmware of this host}}"),
         path => format!("${{{variable}:-{}}}", shell_word(path)),
     };
-    let nvram = text(domain, "os/nvram");
     let code = image("OVMF_CODE", loader.map_or("", |l| &l.text));
     let vars = image("OVMF_VARS", attr(domain, "os/nvram", "template"));
     before.push(format!("code={code}"));
@@ -214,14 +239,10 @@ fn firmware(domain: &Element, before: &mut Vec<String>, line: &mut Line) {
         "-drive if=pflash,unit=0,readonly=on,format={},file=\"$code\"",
         format("os/loader")
     ));
-    line.add(
-        "-drive",
-        format!(
-            "if=pflash,unit=1,format={},file={}",
-            format("os/nvram"),
-            escape(nvram)
-        ),
-    );
+    line.raw(format!(
+        "-drive if=pflash,unit=1,format={},file=\"$nvram\"",
+        format("os/nvram")
+    ));
     if attr(domain, "os/loader", "secure") == "yes" {
         line.add("-global", "driver=cfi.pflash01,property=secure,value=on");
     }
@@ -255,14 +276,14 @@ fn controller_device(controller: &Element, q35: bool, line: &mut Line) {
     }
 }
 
-fn disk_device(disk: &Element, n: usize, q35: bool, line: &mut Line) {
+fn disk_device(disk: &Element, n: usize, q35: bool, folder: &Path, line: &mut Line) {
     let Some(source) = disk.first("source") else {
         return;
     };
     let cdrom = disk.attr("device") == Some("cdrom");
     let (driver, path) = match source.attr("dev") {
-        Some(path) => ("host_device", path),
-        None => ("file", source.attr("file").unwrap_or("")),
+        Some(path) => ("host_device", path.to_owned()),
+        None => ("file", near(source.attr("file").unwrap_or(""), folder)),
     };
     let mut file = json!({"driver": driver, "filename": path});
     let mut node = json!({"driver": attr(disk, "driver", "type"), "node-name": format!("disk{n}")});
@@ -340,11 +361,11 @@ fn nic_device(nic: &Element, n: usize, q35: bool, line: &mut Line) {
 fn other_device(
     device: &Element,
     domain: &Element,
-    q35: bool,
+    nvram: &str,
     before: &mut Vec<String>,
     line: &mut Line,
 ) {
-    let at = pci(device, q35);
+    let at = pci(device, machine_type(domain).contains("q35"));
     let model = device.attr("model").unwrap_or("");
     match device.name.as_str() {
         "serial" => match attr(device, "source", "path") {
@@ -363,7 +384,7 @@ fn other_device(
             ));
         }
         "input" => line.device("usb-tablet,bus=usb.0"),
-        "tpm" => tpm(Path::new(text(domain, "os/nvram")), before, line),
+        "tpm" => tpm(Path::new(nvram), before, line),
         "graphics" => match device.attr("type") {
             Some("spice") => {
                 line.raw("-spice port=\"${SPICE_PORT:-5900}\",addr=127.0.0.1,disable-ticketing=on")
@@ -400,10 +421,7 @@ fn tpm(nvram: &Path, before: &mut Vec<String>, line: &mut Line) {
          --ctrl type=unixio,path=\"$tpm/control\""
             .to_owned(),
     );
-    line.add(
-        "-chardev",
-        format!("socket,id=tpm,path={}/control", escape(&state)),
-    );
+    line.raw("-chardev socket,id=tpm,path=\"$tpm\"/control");
     line.add("-tpmdev", "emulator,id=tpm0,chardev=tpm");
     line.device("tpm-crb,tpmdev=tpm0");
 }

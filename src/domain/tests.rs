@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::element::Element;
 use super::firmware::FirmwareImages;
+use super::network::Bridge;
 use super::xml::{domain_name, target_name};
 use super::*;
 
@@ -65,11 +66,10 @@ pub(crate) fn machine() -> Machine {
         }),
         clock_utc: false,
         disks: vec![disk("/vm/win10.qcow2", true)],
-        nics: vec![Nic {
-            mac: "00:0C:29:AA:BB:01".parse().unwrap(),
-            source: NicSource::Network("default".into()),
-            link_up: true,
-        }],
+        nics: vec![Nic::new(
+            "00:0C:29:AA:BB:01".parse().unwrap(),
+            NicSource::Network("default".into()),
+        )],
         bus: StorageBus::VirtioBlk,
         bootstrap: Bootstrap::Sata,
         probe: Some("/vm/win10-probe.qcow2".into()),
@@ -152,9 +152,11 @@ fn matrix() -> Vec<Case> {
                         // The system disk need not be the first one.
                         m.disks.insert(0, disk("/vm/data.qcow2", false));
                         m.nics.push(Nic {
-                            mac: "00:0C:29:AA:BB:02".parse().unwrap(),
-                            source: NicSource::Bridge("br0".into()),
                             link_up: false,
+                            ..Nic::new(
+                                "00:0C:29:AA:BB:02".parse().unwrap(),
+                                NicSource::Bridge(Bridge::named("br0")),
+                            )
                         });
                         m.serial = Some("VMware-56 4d".into());
                         m.genid = Some(Uuid::from_u128(7));

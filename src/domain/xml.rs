@@ -27,6 +27,7 @@ use super::model::{
     Bootstrap, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
     StorageBus, System, Video,
 };
+use super::network::Bridge;
 use super::slots::{PciAddress, Role, Slots};
 
 /// Namespace of the metadata element that marks a domain as ours: `<conversion stage='...'/>`.
@@ -340,7 +341,7 @@ impl Builder<'_> {
         for (n, nic) in m.nics.iter().enumerate() {
             let (kind, name) = match &nic.source {
                 NicSource::Network(name) => ("network", Some(name)),
-                NicSource::Bridge(name) => ("bridge", Some(name)),
+                NicSource::Bridge(bridge) => ("bridge", Some(&bridge.name)),
                 NicSource::User => ("user", None),
             };
             let mut interface = el("interface")
@@ -348,6 +349,13 @@ impl Builder<'_> {
                 .child(el("mac").with("address", nic.mac.to_string()));
             if let Some(name) = name {
                 interface.push(el("source").with(kind, name));
+            }
+            if let NicSource::Bridge(Bridge {
+                vlan: Some(vlan), ..
+            }) = &nic.source
+            {
+                let tag = el("tag").with("id", vlan.to_string());
+                interface.push(el("vlan").child(tag));
             }
             interface.push(el("model").with("type", m.nic_model(self.stage)));
             if !nic.link_up {

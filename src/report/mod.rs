@@ -96,6 +96,22 @@ pub struct Input {
     pub size_bytes: u64,
     /// Milliseconds since 1970.
     pub modified_ms: u64,
+    /// Tells whether a file named by another path is the same one; 0 in reports of older versions.
+    #[serde(default)]
+    pub inode: u64,
+}
+
+impl Input {
+    /// Whether it is the same unchanged file, whatever path led to it.
+    pub fn is(&self, other: &Self) -> bool {
+        let unchanged =
+            (self.size_bytes, self.modified_ms) == (other.size_bytes, other.modified_ms);
+        let named = self.path == other.path;
+        let found = self.inode != 0
+            && self.inode == other.inode
+            && self.path.file_name() == other.path.file_name();
+        unchanged && (named || found)
+    }
 }
 
 /// Everything one conversion has to tell. Serialises to `report.json` and to `convert --json`.

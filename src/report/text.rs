@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::boot_path::{BootPath, Controller};
+use crate::domain::Emit;
 use crate::fix::journal::ActionState;
 use crate::plan::model::Plan;
 use crate::ui::bytes;
@@ -120,7 +121,8 @@ pub fn conversion(r: &Report) -> String {
         }
     }
     for file in &r.outputs.emitted {
-        let _ = writeln!(text, "  other      {}", file.display());
+        let target = Emit::of_file(file).map_or("emitted", |(emit, _)| emit.target());
+        let _ = writeln!(text, "  {target:<10} {}", file.display());
     }
     if !r.next_commands.is_empty() {
         text.push_str("\nNext\n");

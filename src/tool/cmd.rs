@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::confine::Confinement;
+use super::pass::{self, Passed};
 use super::{Result, ToolError, host, launcher, stop};
 use crate::failpoint;
 
@@ -58,6 +59,7 @@ pub struct Cmd {
     accept: Vec<i32>,
     keep_privileges: bool,
     confinement: Confinement,
+    passed: Vec<Passed>,
     /// The program is this one again, in that role.
     own: bool,
     stop: fn() -> bool,
@@ -90,6 +92,7 @@ impl Cmd {
             accept: Vec::new(),
             keep_privileges: false,
             confinement: Confinement::default(),
+            passed: Vec::new(),
             own: false,
             stop: stop::requested,
             cancel: None,
@@ -109,6 +112,13 @@ impl Cmd {
     #[must_use]
     pub fn confined(mut self, confinement: Confinement) -> Self {
         self.confinement = confinement;
+        self
+    }
+
+    /// Files the program gets open; in what it says they have the names people know.
+    #[must_use]
+    pub fn pass(mut self, files: &[Passed]) -> Self {
+        self.passed.extend_from_slice(files);
         self
     }
 
@@ -317,13 +327,16 @@ impl Cmd {
     /// questions (`sudo`), and waits for it. `Ok(false)` when it fails.
     pub fn run_on_terminal(self) -> Result<bool> {
         let (mut command, tool) = self.keep_privileges().command()?;
-        let status = launcher::spawn({
-            command
-                .stdin(Stdio::inherit())
-                .stdout(Stdio::inherit())
-                .stderr(Stdio::inherit());
-            command
-        })
+        let status = launcher::spawn(
+            {
+                command
+                    .stdin(Stdio::inherit())
+                    .stdout(Stdio::inherit())
+                    .stderr(Stdio::inherit());
+                command
+            },
+            Vec::new(),
+        )
         .and_then(|mut child| child.wait())
         .map_err(|source| ToolError::Io { tool, source })?;
         Ok(status.success())
@@ -382,7 +395,9 @@ impl Cmd {
             source,
         };
         failpoint::step("before", &step).map_err(fail)?;
-        let mut child = launcher::spawn(command).map_err(fail)?;
+        let names = self.passed.iter().map(Passed::shown_by_name).collect();
+        let passed = std::mem::take(&mut self.passed);
+        let mut child = launcher::spawn(command, passed).map_err(fail)?;
         let (sender, events) = mpsc::channel();
         let stderr = Arc::new(Mutex::new(Vec::new()));
         let pipes = (child.stdout.take(), child.stderr.take());
@@ -392,6 +407,7 @@ impl Cmd {
             tool: tool.clone(),
             events,
             stderr: stderr.clone(),
+            names,
             status: None,
         };
         if !want_stdout {
@@ -472,6 +488,8 @@ pub struct Child {
     /// Chunks of stdout; disconnected when stdout and stderr are both at their end.
     events: Receiver<Vec<u8>>,
     stderr: Arc<Mutex<Vec<u8>>>,
+    /// Of the files that were passed.
+    names: Vec<(String, PathBuf)>,
     status: Option<ExitStatus>,
 }
 
@@ -493,7 +511,8 @@ impl Child {
 
     /// What the program has written to stderr last, control characters removed.
     pub fn stderr_tail(&self) -> String {
-        clean(&self.stderr.lock().unwrap_or_else(PoisonError::into_inner))
+        let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        pass::with_names(clean(&stderr), &self.names)
     }
 
     /// Waits for the program to end by itself; the error says how it ended when not with 0.

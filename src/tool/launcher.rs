@@ -19,9 +19,11 @@ use std::process::{Child, Command, ExitCode};
 use std::sync::OnceLock;
 use std::sync::mpsc::{self, Sender};
 
+use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 
 use super::confine::Confinement;
+use super::pass::Passed;
 
 const VERB: &str = "__exec";
 /// In the child this names the same program, even when its file was replaced meanwhile.
@@ -144,10 +146,10 @@ pub(super) fn command(program: &Path, keep_privileges: bool, confinement: &Confi
     command
 }
 
-type Request = (Command, Sender<io::Result<Child>>);
+type Request = (Command, Vec<Passed>, Sender<io::Result<Child>>);
 
-/// Starts the command from the thread that lives as long as the process.
-pub(super) fn spawn(command: Command) -> io::Result<Child> {
+/// Starts the command from the thread that lives as long as the process. It inherits the files passed.
+pub(super) fn spawn(command: Command, passed: Vec<Passed>) -> io::Result<Child> {
     static SPAWNER: OnceLock<Sender<Request>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (requests, queue) = mpsc::channel::<Request>();
@@ -155,16 +157,30 @@ pub(super) fn spawn(command: Command) -> io::Result<Child> {
         let _ = std::thread::Builder::new()
             .name("spawner".into())
             .spawn(move || {
-                for (mut command, reply) in queue {
-                    let _ = reply.send(command.spawn());
+                for (command, passed, reply) in queue {
+                    let _ = reply.send(spawn_with(command, &passed));
                 }
             });
         requests
     });
     let gone = || io::Error::other("the thread that starts programs is gone");
     let (reply, answer) = mpsc::channel();
-    spawner.send((command, reply)).map_err(|_| gone())?;
+    spawner.send((command, passed, reply)).map_err(|_| gone())?;
     answer.recv().map_err(|_| gone())?
+}
+
+/// Only while this program starts are the files such as a new program inherits; no other is started
+/// meanwhile, because one thread starts them all.
+fn spawn_with(mut command: Command, passed: &[Passed]) -> io::Result<Child> {
+    let set = |flags| -> io::Result<()> {
+        for file in passed {
+            rustix::io::fcntl_setfd(file.file(), flags)?;
+        }
+        Ok(())
+    };
+    let child = set(FdFlags::empty()).and_then(|()| command.spawn());
+    set(FdFlags::CLOEXEC)?;
+    child
 }
 
 #[cfg(test)]

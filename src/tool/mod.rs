@@ -4,6 +4,7 @@
 //! - [`cmd`]: argument list, no shell, fixed locale, bounded output, stderr tail in the error.
 //! - [`confine`]: what a child may reach: files, network, system calls.
 //! - [`launcher`]: starts children so that they die with this process, even on SIGKILL.
+//! - [`pass`]: open files handed on to a child.
 //! - [`stop`]: the flag SIGINT and SIGTERM set; running children are killed when it is up.
 //! - [`host`]: which tools there are on this host and which packages have the missing ones.
 
@@ -13,6 +14,7 @@ pub mod guestfish;
 pub mod hivexregedit;
 pub mod host;
 pub mod launcher;
+pub mod pass;
 pub mod qemu_img;
 pub mod qsd;
 pub mod stop;

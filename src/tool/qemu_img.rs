@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::confine::Confinement;
+use super::pass::Spec;
 use super::{Cmd, Result, ToolError};
 
 pub const TOOL: &str = "qemu-img";
@@ -60,6 +61,15 @@ fn cmd() -> Cmd {
     Cmd::new(TOOL).confined(Confinement::offline())
 }
 
+/// It reads only the files of these.
+fn cmd_on(specs: &[&Spec]) -> Cmd {
+    specs.iter().fold(cmd(), |cmd, spec| cmd.pass(&spec.passed))
+}
+
+fn name(spec: &Spec) -> OsString {
+    json_name(&spec.node)
+}
+
 pub fn parse_info(json: &[u8]) -> Result<Info> {
     serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))
 }
@@ -70,19 +80,21 @@ pub fn json_name(spec: &Value) -> OsString {
 }
 
 /// Facts of the image alone: its backing file is not opened.
-pub fn info(spec: &Value) -> Result<Info> {
-    let out = cmd()
+pub fn info(spec: &Spec) -> Result<Info> {
+    let out = cmd_on(&[spec])
+        .confined(spec.confinement())
         .args(["info", "--output=json", "--"])
-        .arg(json_name(spec))
+        .arg(name(spec))
         .run()?;
     parse_info(&out.stdout)
 }
 
 /// The ranges (offset, length) that the top image of the chain holds itself, zeroes included.
-pub fn allocated_ranges(spec: &Value) -> Result<Vec<(u64, u64)>> {
-    let out = cmd()
+pub fn allocated_ranges(spec: &Spec) -> Result<Vec<(u64, u64)>> {
+    let out = cmd_on(&[spec])
+        .confined(spec.confinement())
         .args(["map", "--output=json", "--"])
-        .arg(json_name(spec))
+        .arg(name(spec))
         .run()?;
     parse_map(&out.stdout)
 }
@@ -99,12 +111,13 @@ struct MapEntry {
 }
 
 /// Tells every range of the image that has data, in order. Zeroes that are known as such are none.
-pub fn data_ranges(spec: &Value, found: &mut dyn FnMut(std::ops::Range<u64>)) -> Result<()> {
+pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(std::ops::Range<u64>)) -> Result<()> {
     let mut map = MapLines::default();
     let mut damaged = None;
-    cmd()
+    cmd_on(&[spec])
+        .confined(spec.confinement())
         .args(["map", "--output=json", "--"])
-        .arg(json_name(spec))
+        .arg(name(spec))
         .run_with(&mut |chunk| {
             if let Err(e) = map.push(chunk, found) {
                 damaged.get_or_insert(e);
@@ -192,7 +205,7 @@ fn protocol(file: &Path) -> OsString {
     name
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Target<'a> {
     /// A new file of this format.
     File {
@@ -204,7 +217,7 @@ pub enum Target<'a> {
     },
     /// Something that is there already, as a block device description.
     Existing {
-        spec: &'a Value,
+        spec: &'a Spec,
         /// It reads as zeroes from end to end, so zeroes need not be written.
         zero: bool,
     },
@@ -212,13 +225,13 @@ pub enum Target<'a> {
 
 /// Copies the image, telling the fraction done (0 to 1) as it goes.
 pub fn convert(
-    source: &Value,
+    source: &Spec,
     target: Target<'_>,
     cancel: Option<Arc<AtomicBool>>,
     progress: &mut dyn FnMut(f64),
 ) -> Result<()> {
-    let mut cmd = cmd().args(["convert", "-p", "-m", "8"]);
-    let name = match target {
+    let mut cmd = cmd_on(&[source]).args(["convert", "-p", "-m", "8"]);
+    let target = match target {
         Target::File {
             path,
             format,
@@ -237,7 +250,8 @@ pub fn convert(
             if zero {
                 cmd = cmd.arg("--target-is-zero");
             }
-            json_name(spec)
+            cmd = cmd.pass(&spec.passed);
+            name(spec)
         }
     };
     let mut parser = Progress::default();
@@ -245,8 +259,8 @@ pub fn convert(
     cmd.patient(6)
         .cancel_with(cancel)
         .arg("--")
-        .arg(json_name(source))
-        .arg(name)
+        .arg(name(source))
+        .arg(target)
         .run_with(&mut |chunk| {
             if let Some(fraction) = parser.push(chunk) {
                 progress(fraction);
@@ -256,12 +270,12 @@ pub fn convert(
 }
 
 /// Compares what two images read as; the difference, when there is one.
-pub fn compare(a: &Value, b: &Value, cancel: Option<Arc<AtomicBool>>) -> Result<Option<String>> {
-    let out = cmd()
+pub fn compare(a: &Spec, b: &Spec, cancel: Option<Arc<AtomicBool>>) -> Result<Option<String>> {
+    let out = cmd_on(&[a, b])
         .args(["compare", "--"])
         // It tells nothing while it works.
         .patient(60)
-        .args([json_name(a), json_name(b)])
+        .args([name(a), name(b)])
         .cancel_with(cancel)
         .accept(&[1])
         .run()?;
@@ -344,11 +358,12 @@ pub fn parse_check(json: &[u8]) -> Result<CheckResult> {
 }
 
 /// Checks the metadata of an image; `None` for a format that has none to check.
-pub fn check(spec: &Value) -> Result<Option<CheckResult>> {
+pub fn check(spec: &Spec) -> Result<Option<CheckResult>> {
     // 2: corruptions, 3: leaks, 63: the format has no check.
-    let out = cmd()
+    let out = cmd_on(&[spec])
+        .confined(spec.confinement())
         .args(["check", "--output=json", "--"])
-        .arg(json_name(spec))
+        .arg(name(spec))
         .accept(&[2, 3, 63])
         .run()?;
     if out.code == 63 {

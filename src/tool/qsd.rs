@@ -2,14 +2,14 @@
 //!
 //! The daemon inherits the listening socket as its stdin, so a client may connect before the
 //! daemon is ready: nothing is polled, and no other process can put itself in between. There is no
-//! monitor and no network, and no file in reach but those of the image ([`Confinement`]).
+//! monitor and no network, and no file in reach but those of the image ([`Spec::confinement`]), which it
+//! gets as descriptors.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::confine::Confinement;
+use super::pass::Spec;
 use super::{Child, Cmd, Result};
 
 pub const TOOL: &str = "qemu-storage-daemon";
@@ -20,15 +20,8 @@ pub const NODE: &str = "disk";
 /// Freed memory the daemon may keep: more than all requests that are under way.
 const KEPT: &str = "33554432";
 
-/// Starts the daemon on a listening Unix socket. `blockdev` describes the node [`NODE`], which is made
-/// of `files`; the flag says which of them may be written.
-pub fn serve(
-    listener: OwnedFd,
-    blockdev: &Value,
-    files: Vec<(PathBuf, bool)>,
-    export: &str,
-    writable: bool,
-) -> Result<Child> {
+/// Starts the daemon on a listening Unix socket. `blockdev` describes the node [`NODE`].
+pub fn serve(listener: OwnedFd, blockdev: &Spec, export: &str, writable: bool) -> Result<Child> {
     let export = json!({
         "type": "nbd", "id": "export", "node-name": NODE, "name": export, "writable": writable,
     });
@@ -37,10 +30,11 @@ pub fn serve(
         // and half of the time goes into page faults.
         .env("MALLOC_MMAP_THRESHOLD_", KEPT)
         .env("MALLOC_TRIM_THRESHOLD_", KEPT)
-        .args(["--blockdev", &blockdev.to_string()])
+        .args(["--blockdev", &blockdev.node.to_string()])
         .args(["--nbd-server", "addr.type=fd,addr.str=0"])
         .args(["--export", &export.to_string()])
-        .confined(Confinement::to_files(files))
+        .confined(blockdev.confinement())
+        .pass(&blockdev.passed)
         .stdin(listener)
         .spawn()
 }

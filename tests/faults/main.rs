@@ -382,7 +382,7 @@ fn the_disk_gives_errors() {
         &lab,
         "qemu-storage-daemon",
         &format!(
-            "args=(); for a in \"$@\"; do args+=(\"$(sed -E 's#\\{{[^{{}}]*\"driver\":\"file\"[^{{}}]*guest.raw[^{{}}]*\\}}#{{\"driver\":\"nbd\",\"server\":{{\"type\":\"unix\",\"path\":\"{}\"}}}}#' <<<\"$a\")\"); done; exec REAL \"${{args[@]}}\"",
+            "args=(); for a in \"$@\"; do args+=(\"$(sed -E 's#\\{{[^{{}}]*\"driver\":\"file\"[^{{}}]*/proc/self/fd/[^{{}}]*\\}}#{{\"driver\":\"nbd\",\"server\":{{\"type\":\"unix\",\"path\":\"{}\"}}}}#' <<<\"$a\")\"); done; exec REAL \"${{args[@]}}\"",
             text(&socket)
         ),
     );

@@ -337,9 +337,16 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The command lines of running programs that name `path`, but for this test itself.
+/// The command lines of running programs that name `path` or have a file there open, but for this test
+/// itself.
 pub fn processes_naming(path: &Path) -> Vec<String> {
     let wanted = path.to_str().unwrap();
+    let has_open = |process: &Path| {
+        let files = fs::read_dir(process.join("fd")).into_iter().flatten();
+        files
+            .flatten()
+            .any(|file| fs::read_link(file.path()).is_ok_and(|file| file.starts_with(path)))
+    };
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap_or_default();
@@ -348,7 +355,7 @@ pub fn processes_naming(path: &Path) -> Vec<String> {
         }
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains(wanted) {
+        if line.contains(wanted) || has_open(&entry.path()) {
             found.push(line);
         }
     }

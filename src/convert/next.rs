@@ -1,0 +1,70 @@
+//! What to run after a conversion: what fits the forms that were written and this host.
+
+use std::path::Path;
+
+use crate::boot::quote;
+use crate::domain::Emit;
+use crate::report::Outputs;
+use crate::tool;
+
+/// Commands to copy, and comments between them.
+pub(super) fn commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
+    let libvirt = tool::find("virsh").is_some();
+    let mut commands = Vec::new();
+    for file in &outputs.emitted {
+        commands.extend(emitted(file, outputs));
+    }
+    if libvirt {
+        commands.extend(with_libvirt(name, folder, outputs));
+    } else {
+        commands.push(
+            "# this host has no libvirt; on one that has it, with this directory at the same path:"
+                .to_string(),
+        );
+        commands.push(format!("hyper2kvm boot {}", quote(folder)));
+    }
+    commands
+}
+
+fn with_libvirt(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
+    let mut commands = vec![
+        format!("hyper2kvm boot {}", quote(folder)),
+        "# or step by step:".to_string(),
+    ];
+    if let Some(xml) = &outputs.bootstrap_xml {
+        commands.push(format!("virsh define {}", quote(xml)));
+        commands.push(format!("virsh start {name}"));
+        commands.push("# let Windows start once, shut it down, then switch to VirtIO:".to_string());
+    }
+    if let Some(xml) = &outputs.final_xml {
+        commands.push(format!("virsh define {}", quote(xml)));
+        commands.push(format!("virsh start {name}"));
+    }
+    commands
+}
+
+/// The first command of an emitted file; those of the second stage are named by the first.
+fn emitted(file: &Path, outputs: &Outputs) -> Vec<String> {
+    let Some((emit, stage)) = Emit::of_file(file) else {
+        return Vec::new();
+    };
+    if stage == Some("final") && outputs.bootstrap_xml.is_some() {
+        return Vec::new();
+    }
+    let verb = match outputs.bootstrap_xml {
+        Some(_) => "bootstrap",
+        None => "final",
+    };
+    let file = quote(file);
+    match emit {
+        Emit::Kubevirt => vec![
+            "# KubeVirt (the next steps are at the head of the file):".to_string(),
+            format!("kubectl apply -f {file}"),
+        ],
+        Emit::Proxmox => vec![
+            "# Proxmox VE, as root on a node that has this directory:".to_string(),
+            format!("sh {file} {verb} next STORAGE"),
+        ],
+        Emit::Qemu => vec!["# QEMU without libvirt:".to_string(), format!("sh {file}")],
+    }
+}

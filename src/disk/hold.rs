@@ -1,0 +1,562 @@
+//! [`Held`]: a file of a source, opened once and held until the run is over.
+//!
+//! Everything that is checked is checked on the open descriptor, and this process and QEMU's programs
+//! read through that descriptor ([`crate::tool::pass`]): who replaces a name by a link after the check
+//! gains nothing. The file is held as QEMU holds an image it reads, so that no VM can be started on it
+//! meanwhile, and a file that a VM holds is refused.
+//!
+//! QEMU says what it does with an image by read locks on single bytes of it (`block/file-posix.c`):
+//! byte `100 + n` says "I do n", byte `200 + n` says "nobody else may do n". A lock belongs to the
+//! descriptor and goes with it. Where a file system has no locks, none are found and none are taken.
+//!
+//! Locks keep only QEMU away. What others write is noticed by [`Held::check_unchanged`].
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use sha2::{Digest, Sha256};
+
+use super::chain::{ImageError, Result};
+use crate::tool::pass::{self, Passed};
+
+/// QEMU's `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`, and its permissions.
+const DOES: libc::off_t = 100;
+const FORBIDS: libc::off_t = 200;
+const READ: libc::off_t = 0;
+const WRITE: libc::off_t = 1;
+const RESIZE: libc::off_t = 3;
+
+/// How long a run that is about to be refused itself may be in the way of one that wants to write.
+const YIELD: Duration = Duration::from_secs(1);
+
+/// How much of a file's start, and of the places where formats have further headers, is compared.
+const SAMPLE: usize = 4096;
+const SAMPLES: [u64; 3] = [0, 64 << 10, 128 << 10];
+
+/// What is done with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    Read,
+    Write,
+}
+
+impl Use {
+    fn does(self) -> &'static [libc::off_t] {
+        match self {
+            Self::Read => &[READ],
+            Self::Write => &[READ, WRITE, RESIZE],
+        }
+    }
+
+    /// What others must not do. One that writes is in the way of all who read, too: QEMU lets readers
+    /// of a raw image in that this program must not pull the rug from under.
+    fn conflicts(self) -> &'static [libc::off_t] {
+        match self {
+            Self::Read => &[DOES + WRITE, DOES + RESIZE, FORBIDS + READ],
+            Self::Write => &[
+                DOES + READ,
+                DOES + WRITE,
+                DOES + RESIZE,
+                FORBIDS + READ,
+                FORBIDS + WRITE,
+                FORBIDS + RESIZE,
+            ],
+        }
+    }
+}
+
+fn range(kind: i32, byte: libc::off_t) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// Takes QEMU's locks on an open file, all or none. `Ok(false)`: somebody else holds one that
+/// excludes them.
+pub(super) fn lock(file: &File, usage: Use) -> io::Result<bool> {
+    let forbids = [WRITE, RESIZE].map(|n| FORBIDS + n);
+    let bytes = usage.does().iter().map(|n| DOES + n).chain(forbids);
+    for byte in bytes {
+        let wanted = range(libc::F_RDLCK, byte);
+        match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&wanted)) {
+            Ok(_) => {}
+            // Somebody has it for himself alone.
+            Err(Errno::EAGAIN | Errno::EACCES) => return Ok(false),
+            Err(Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => {
+                return Ok(true);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    for byte in usage.conflicts() {
+        let mut found = range(libc::F_WRLCK, *byte);
+        fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut found)).map_err(io::Error::from)?;
+        if i32::from(found.l_type) != libc::F_UNLCK {
+            unlock_writing(file, usage);
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Gives up what only a writer holds.
+fn unlock_writing(file: &File, usage: Use) {
+    if usage == Use::Write {
+        for n in [WRITE, RESIZE] {
+            let gone = range(libc::F_UNLCK, DOES + n);
+            let _ = fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&gone));
+        }
+    }
+}
+
+/// [`lock`] for writing: of several runs that want to write, one gets it.
+pub(super) fn lock_for_writing(file: &File) -> io::Result<bool> {
+    // Only runs of this program take this one, and it is given to one of them at a time.
+    if let Err(rustix::io::Errno::WOULDBLOCK) =
+        flock(file, FlockOperation::NonBlockingLockExclusive)
+    {
+        return Ok(false);
+    }
+    let start = Instant::now();
+    loop {
+        if lock(file, Use::Write)? {
+            return Ok(true);
+        }
+        if start.elapsed() > YIELD {
+            let _ = flock(file, FlockOperation::Unlock);
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A file that was found by its name, not yet opened for reading: opening a pipe would wait for ever,
+/// opening a device may do things.
+pub(super) struct Found {
+    path: PathBuf,
+    anchor: OwnedFd,
+}
+
+impl Found {
+    pub fn by_name(path: &Path) -> io::Result<Self> {
+        let anchor = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self {
+            path: path.to_owned(),
+            anchor,
+        })
+    }
+
+    fn name(&self) -> String {
+        format!("/proc/self/fd/{}", self.anchor.as_raw_fd())
+    }
+
+    /// Where the file really is, links followed.
+    pub fn real(&self) -> io::Result<PathBuf> {
+        std::fs::read_link(self.name())
+    }
+
+    /// Opens and locks it.
+    pub fn hold(self) -> Result<Held> {
+        let Self { path, anchor } = &self;
+        let io_error = |e| ImageError::from_io(path, e);
+        let meta = File::from(anchor.try_clone().map_err(io_error)?)
+            .metadata()
+            .map_err(io_error)?;
+        let block_device = meta.file_type().is_block_device();
+        if meta.is_dir() {
+            return Err(ImageError::Directory { path: path.clone() });
+        }
+        if !meta.is_file() && !block_device {
+            return Err(ImageError::NotAFile { path: path.clone() });
+        }
+        let mut file = File::open(self.name()).map_err(io_error)?;
+        if !lock(&file, Use::Read).map_err(io_error)? {
+            return Err(ImageError::InUse { path: path.clone() });
+        }
+        let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?;
+        let facts = Facts::of(&file, block_device).map_err(io_error)?;
+        Ok(Held(Arc::new(Inner {
+            path: self.path,
+            file: Arc::new(file),
+            block_device,
+            size,
+            allocated: meta.blocks().saturating_mul(512),
+            facts,
+            written: AtomicBool::new(false),
+        })))
+    }
+}
+
+/// An open file of a source. Clones share the descriptor and its locks.
+#[derive(Debug, Clone)]
+pub struct Held(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    file: Arc<File>,
+    block_device: bool,
+    size: u64,
+    allocated: u64,
+    facts: Facts,
+    /// By this run.
+    written: AtomicBool,
+}
+
+impl Held {
+    pub fn open(path: &Path) -> Result<Self> {
+        Found::by_name(path)
+            .map_err(|e| ImageError::from_io(path, e))?
+            .hold()
+    }
+
+    /// As it was named.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Where it really is, links followed.
+    pub fn real(&self) -> io::Result<PathBuf> {
+        std::fs::read_link(self.name())
+    }
+
+    pub fn file(&self) -> &File {
+        &self.0.file
+    }
+
+    pub fn is_block_device(&self) -> bool {
+        self.0.block_device
+    }
+
+    /// Its length in bytes.
+    pub fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    /// Bytes it takes on the host.
+    pub fn allocated(&self) -> u64 {
+        self.0.allocated
+    }
+
+    /// When it was changed last, in milliseconds since 1970.
+    pub fn modified_ms(&self) -> u64 {
+        let (seconds, nanoseconds) = self.0.facts.modified;
+        let ms = seconds.saturating_mul(1000) + nanoseconds / 1_000_000;
+        u64::try_from(ms).unwrap_or_default()
+    }
+
+    pub fn inode(&self) -> u64 {
+        self.0.facts.id.1
+    }
+
+    /// Device and inode.
+    pub(super) fn id(&self) -> (u64, u64) {
+        self.0.facts.id
+    }
+
+    /// What it is called in this process and in a program that was given it.
+    pub fn name(&self) -> String {
+        pass::name(&self.0.file)
+    }
+
+    pub fn passed(&self, writable: bool) -> Passed {
+        Passed::new(self.0.file.clone(), &self.0.path, writable)
+    }
+
+    /// Holds it as one that writes: nobody else reads or writes it any more.
+    pub fn hold_for_writing(&self) -> Result<()> {
+        match lock_for_writing(&self.0.file) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ImageError::InUse {
+                path: self.path().into(),
+            }),
+            Err(e) => Err(ImageError::from_io(self.path(), e)),
+        }
+    }
+
+    /// This run writes it from now on.
+    pub fn will_be_written(&self) {
+        self.0.written.store(true, Ordering::SeqCst);
+    }
+
+    /// Fails when somebody else changed the file since it was opened. A new owner is no change:
+    /// libvirt gives files away.
+    pub fn check_unchanged(&self) -> Result<()> {
+        if self.0.written.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let io_error = |e| ImageError::from_io(self.path(), e);
+        let now = Facts::of(&self.0.file, self.0.block_device).map_err(io_error)?;
+        let what = self
+            .0
+            .facts
+            .difference(&now)
+            .or_else(|| self.is_elsewhere().then(|| REPLACED.to_owned()));
+        match what {
+            None => Ok(()),
+            Some(what) => Err(ImageError::Changed {
+                path: self.path().into(),
+                what,
+            }),
+        }
+    }
+
+    /// Fails unless the name still leads to this file: for the moment before something is given the
+    /// name after all.
+    pub fn check_name(&self) -> Result<()> {
+        let meta = std::fs::metadata(self.path());
+        match meta.map_err(|e| ImageError::from_io(self.path(), e))? {
+            meta if (meta.dev(), meta.ino()) == self.id() => Ok(()),
+            _ => Err(ImageError::Changed {
+                path: self.path().into(),
+                what: REPLACED.into(),
+            }),
+        }
+    }
+
+    /// The name leads to another file. One that leads nowhere is no matter: it was opened in time.
+    fn is_elsewhere(&self) -> bool {
+        std::fs::metadata(self.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) != self.id())
+    }
+}
+
+const REPLACED: &str = "another file took its name";
+
+/// By what a change is noticed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Facts {
+    id: (u64, u64),
+    size: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+    /// Digest of its headers.
+    head: [u8; 32],
+    /// Of a block device, whose times say nothing: what was written to it since the host started.
+    writes: Option<Writes>,
+}
+
+impl Facts {
+    fn of(file: &File, block_device: bool) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let size = match block_device {
+            true => io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?,
+            false => meta.len(),
+        };
+        Ok(Self {
+            id: (meta.dev(), meta.ino()),
+            size,
+            modified: match block_device {
+                true => (0, 0),
+                false => (meta.mtime(), meta.mtime_nsec()),
+            },
+            head: headers(file, size)?,
+            writes: block_device.then(|| Writes::of(meta.rdev())).flatten(),
+        })
+    }
+
+    fn difference(&self, now: &Self) -> Option<String> {
+        if self.size != now.size {
+            return Some(format!(
+                "it was {} bytes long and is {} bytes now",
+                self.size, now.size
+            ));
+        }
+        if self.head != now.head {
+            return Some("its header was overwritten".into());
+        }
+        if self.modified != now.modified {
+            let ago = now.modified.0.saturating_sub(self.modified.0);
+            return Some(format!(
+                "it was written to, {ago} s after the time it had when it was opened"
+            ));
+        }
+        match (self.writes, now.writes) {
+            (Some(old), Some(new)) if old != new => Some(format!(
+                "{} sectors were written to it",
+                new.sectors.saturating_sub(old.sectors)
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Digest of the parts of a file in which formats have their headers and footers.
+fn headers(file: &File, size: u64) -> io::Result<[u8; 32]> {
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; SAMPLE];
+    let end = size.saturating_sub(SAMPLE as u64);
+    for offset in SAMPLES.into_iter().filter(|at| *at < end).chain([end]) {
+        let len = (SAMPLE as u64).min(size.saturating_sub(offset)) as usize;
+        let part = &mut buffer[..len];
+        file.read_exact_at(part, offset)?;
+        digest.update(part);
+    }
+    Ok(digest.finalize().into())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Writes {
+    requests: u64,
+    sectors: u64,
+    discards: u64,
+}
+
+impl Writes {
+    fn of(device: u64) -> Option<Self> {
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+        Self::parse(&text)
+    }
+
+    /// `Documentation/block/stat.rst`.
+    fn parse(text: &str) -> Option<Self> {
+        let fields: Vec<u64> = text
+            .split_whitespace()
+            .map_while(|field| field.parse().ok())
+            .collect();
+        Some(Self {
+            requests: *fields.get(4)?,
+            sectors: *fields.get(6)?,
+            // Not counted by old kernels.
+            discards: fields.get(11).copied().unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn image() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.raw");
+        std::fs::write(&path, vec![7; 300 << 10]).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn one_writer_or_many_readers() {
+        let (_folder, path) = image();
+        let (a, b) = (Held::open(&path).unwrap(), Held::open(&path).unwrap());
+        assert!(matches!(
+            a.hold_for_writing(),
+            Err(ImageError::InUse { .. })
+        ));
+        // Refused, it is a reader as before.
+        drop(b);
+        let b = Held::open(&path).unwrap();
+        drop(a);
+        b.hold_for_writing().unwrap();
+        b.hold_for_writing().unwrap();
+        assert!(matches!(Held::open(&path), Err(ImageError::InUse { .. })));
+        let clone = b.clone();
+        drop(b);
+        assert!(Held::open(&path).is_err(), "held by the clone");
+        drop(clone);
+        Held::open(&path).unwrap();
+    }
+
+    #[test]
+    fn of_two_writers_one_goes_on() {
+        let (_folder, path) = image();
+        let (a, b) = (Held::open(&path).unwrap(), Held::open(&path).unwrap());
+        std::thread::scope(|scope| {
+            // It gives up when it sees the other one, which waits for that.
+            let second = scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(100));
+                b.hold_for_writing().unwrap_err();
+            });
+            a.hold_for_writing().unwrap();
+            second.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn changes_are_noticed() {
+        let (folder, path) = image();
+        let write = |at: u64, bytes: &[u8]| {
+            let file = File::options().write(true).open(&path).unwrap();
+            file.write_all_at(bytes, at).unwrap();
+            file
+        };
+        let changed = |held: &Held| match held.check_unchanged() {
+            Ok(()) => String::new(),
+            Err(e) => e.to_string(),
+        };
+        let held = Held::open(&path).unwrap();
+        assert_eq!(changed(&held), "");
+        // libvirt gives files away and takes them back.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+        std::fs::set_permissions(&path, mode).unwrap();
+        assert_eq!(changed(&held), "");
+        write(200 << 10, b"x");
+        assert!(changed(&held).contains("it was written to"));
+
+        // A writer that hides its traces.
+        let held = Held::open(&path).unwrap();
+        let old = path.metadata().unwrap().modified().unwrap();
+        for place in [0, 64 << 10, (300 << 10) - 1] {
+            let held = Held::open(&path).unwrap();
+            write(place, b"y").set_modified(old).unwrap();
+            assert!(changed(&held).contains("header"), "{place}");
+        }
+        assert!(changed(&held).contains("header"));
+
+        let held = Held::open(&path).unwrap();
+        File::options()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .write_all(b"z")
+            .unwrap();
+        assert!(changed(&held).contains("307200 bytes long and is 307201"));
+        held.will_be_written();
+        assert_eq!(changed(&held), "");
+
+        let held = Held::open(&path).unwrap();
+        std::fs::rename(&path, folder.path().join("old")).unwrap();
+        assert_eq!(changed(&held), "", "gone, and still open");
+        std::fs::copy(folder.path().join("old"), &path).unwrap();
+        assert!(changed(&held).contains("took its name"));
+    }
+
+    #[test]
+    fn neither_a_folder_nor_a_pipe() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        let (kind, mode) = (rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+        let open = |path: &Path| Held::open(path).unwrap_err();
+        assert!(matches!(open(folder.path()), ImageError::Directory { .. }));
+        assert!(matches!(open(&fifo), ImageError::NotAFile { .. }));
+        let none = folder.path().join("none");
+        assert!(matches!(open(&none), ImageError::NotFound { .. }));
+    }
+
+    #[test]
+    fn counters_of_a_block_device() {
+        let text = "  1 2 3 4 500 6 7000 8 9 10 11 12 13 14 15 16 17\n";
+        let seen = Writes::parse(text).unwrap();
+        assert_eq!(
+            (seen.requests, seen.sectors, seen.discards),
+            (500, 7000, 12)
+        );
+        assert_eq!(Writes::parse("1 2 3 4 5 6 7").unwrap().discards, 0);
+        assert_eq!(Writes::parse("1 2 3"), None);
+    }
+}

@@ -1,0 +1,327 @@
+//! `--network-map`: which network of the target each network of the source becomes.
+//!
+//! A source network may be mapped once for each kind of target, since `convert` always writes libvirt's
+//! domains and may write other forms beside them: `net:` and `br:` are for libvirt and QEMU (`br:` also
+//! for KubeVirt, as a bridge of the node), `nad:` for KubeVirt, `pve:` for Proxmox VE.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use super::model::{Nic, NicSource};
+
+/// A bridge of the host, and the VLAN a NIC is in there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Bridge {
+    pub name: String,
+    pub vlan: Option<u16>,
+}
+
+impl Bridge {
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            vlan: None,
+        }
+    }
+}
+
+impl fmt::Display for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.vlan {
+            Some(vlan) => write!(f, "{}@{vlan}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// A `NetworkAttachmentDefinition` of Multus.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Attachment {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The right side of one mapping.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Target {
+    Libvirt(String),
+    Bridge(Bridge),
+    Attachment(Attachment),
+    Proxmox(Bridge),
+    /// The link stays down, whatever the target is.
+    None,
+}
+
+/// One `SOURCE=TARGET`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mapping {
+    /// The name of the network on the source host.
+    pub network: String,
+    pub target: Target,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    #[error("{0:?} is not SOURCE=TARGET")]
+    NoTarget(String),
+    #[error(
+        "{0:?} is no target of a network: net:NAME, br:NAME[@VLAN], nad:NAMESPACE/NAME, pve:BRIDGE[@VLAN], or none"
+    )]
+    Kind(String),
+    #[error("{0:?} is not the name of a bridge: 1 to 15 characters without blanks and slashes")]
+    Bridge(String),
+    #[error("{0:?} is not a VLAN: 1 to 4094")]
+    Vlan(String),
+    #[error("{0:?} is not a name in Kubernetes: lower case letters, digits and `-`")]
+    Kubernetes(String),
+    #[error("{0:?} is not the name of a libvirt network")]
+    Libvirt(String),
+    #[error("the network {network:?} is mapped twice for the same kind of target")]
+    Twice { network: String },
+}
+
+impl FromStr for Mapping {
+    type Err = MapError;
+
+    fn from_str(text: &str) -> Result<Self, MapError> {
+        let (network, target) = text
+            .rsplit_once('=')
+            .filter(|(network, _)| !network.is_empty())
+            .ok_or_else(|| MapError::NoTarget(text.to_owned()))?;
+        let target = if target == "none" {
+            Target::None
+        } else {
+            match target.split_once(':') {
+                Some(("net", name)) => Target::Libvirt(libvirt_network(name)?),
+                Some(("br", name)) => Target::Bridge(bridge(name)?),
+                Some(("pve", name)) => Target::Proxmox(bridge(name)?),
+                Some(("nad", name)) => Target::Attachment(attachment(name)?),
+                _ => return Err(MapError::Kind(target.to_owned())),
+            }
+        };
+        Ok(Self {
+            network: network.to_owned(),
+            target,
+        })
+    }
+}
+
+fn libvirt_network(name: &str) -> Result<String, MapError> {
+    let bad = name.is_empty() || name.contains('/') || name.chars().any(char::is_control);
+    match bad {
+        true => Err(MapError::Libvirt(name.to_owned())),
+        false => Ok(name.to_owned()),
+    }
+}
+
+/// The kernel's rules for the name of an interface.
+fn bridge(text: &str) -> Result<Bridge, MapError> {
+    let (name, vlan) = match text.split_once('@') {
+        Some((name, vlan)) => {
+            let number = vlan.bytes().all(|b| b.is_ascii_digit());
+            let number = number.then(|| vlan.parse().ok()).flatten();
+            let in_range = number.filter(|v| (1..=4094).contains(v));
+            let vlan = in_range.ok_or_else(|| MapError::Vlan(vlan.to_owned()))?;
+            (name, Some(vlan))
+        }
+        None => (text, None),
+    };
+    let plain = |c: char| c.is_ascii_graphic() && !"/:,'\"\\$`;&|<>*?()[]{}!#~".contains(c);
+    if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") || !name.chars().all(plain)
+    {
+        return Err(MapError::Bridge(name.to_owned()));
+    }
+    Ok(Bridge {
+        name: name.to_owned(),
+        vlan,
+    })
+}
+
+fn attachment(text: &str) -> Result<Attachment, MapError> {
+    let (namespace, name) = text
+        .split_once('/')
+        .ok_or_else(|| MapError::Kind(format!("nad:{text}")))?;
+    for (part, dots) in [(namespace, false), (name, true)] {
+        if !kubernetes_name(part, dots) {
+            return Err(MapError::Kubernetes(part.to_owned()));
+        }
+    }
+    Ok(Attachment {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    })
+}
+
+/// A label of RFC 1123, or several with dots between them.
+pub fn kubernetes_name(text: &str, dots: bool) -> bool {
+    let label = |label: &str| {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(plain)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    match dots {
+        true => text.len() <= 253 && text.split('.').all(label),
+        false => label(text),
+    }
+}
+
+/// All mappings of a command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkMap(Vec<Mapping>);
+
+impl NetworkMap {
+    pub fn new(mappings: Vec<Mapping>) -> Result<Self, MapError> {
+        for (n, mapping) in mappings.iter().enumerate() {
+            let same = |other: &&Mapping| {
+                other.network == mapping.network
+                    && (excludes(&mapping.target, &other.target)
+                        || excludes(&other.target, &mapping.target))
+            };
+            if mappings[..n].iter().any(|other| same(&other)) {
+                return Err(MapError::Twice {
+                    network: mapping.network.clone(),
+                });
+            }
+        }
+        Ok(Self(mappings))
+    }
+
+    /// Attaches a NIC to the networks that are mapped for the one it was on.
+    pub fn apply(&self, nic: &mut Nic) {
+        let Some(network) = &nic.network else {
+            return;
+        };
+        for mapping in self.0.iter().filter(|m| m.network == *network) {
+            match &mapping.target {
+                Target::Libvirt(name) => nic.source = NicSource::Network(name.clone()),
+                Target::Bridge(bridge) => nic.source = NicSource::Bridge(bridge.clone()),
+                Target::Attachment(attachment) => nic.attachment = Some(attachment.clone()),
+                Target::Proxmox(bridge) => nic.proxmox = Some(bridge.clone()),
+                Target::None => nic.link_up = false,
+            }
+        }
+    }
+
+    pub fn maps(&self, network: &str) -> bool {
+        self.0.iter().any(|m| m.network == network)
+    }
+
+    /// The mappings of networks no NIC is on.
+    pub fn unused<'a>(&'a self, networks: &[&str]) -> Vec<&'a str> {
+        let mut unused: Vec<&str> = self
+            .0
+            .iter()
+            .map(|m| m.network.as_str())
+            .filter(|network| !networks.contains(network))
+            .collect();
+        unused.dedup();
+        unused
+    }
+}
+
+/// Whether two targets are for the same writer. `none` goes with nothing else.
+fn excludes(one: &Target, other: &Target) -> bool {
+    use Target::{Attachment, Bridge, Libvirt, None, Proxmox};
+    match one {
+        None => true,
+        Libvirt(_) | Bridge(_) => matches!(other, Libvirt(_) | Bridge(_)),
+        Attachment(_) => matches!(other, Attachment(_)),
+        Proxmox(_) => matches!(other, Proxmox(_)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(text: &str) -> Result<Target, MapError> {
+        text.parse::<Mapping>().map(|m| m.target)
+    }
+
+    #[test]
+    fn mappings_are_read() {
+        let bridge = |name: &str, vlan| Bridge {
+            name: name.into(),
+            vlan,
+        };
+        let attachment = Attachment {
+            namespace: "prod".into(),
+            name: "vlan20.net".into(),
+        };
+        for (text, want) in [
+            ("VM Network=net:default", Target::Libvirt("default".into())),
+            ("a=br:br0", Target::Bridge(bridge("br0", None))),
+            ("a=br:br0@20", Target::Bridge(bridge("br0", Some(20)))),
+            (
+                "a=pve:vmbr1@4094",
+                Target::Proxmox(bridge("vmbr1", Some(4094))),
+            ),
+            ("a=nad:prod/vlan20.net", Target::Attachment(attachment)),
+            ("a=none", Target::None),
+        ] {
+            assert_eq!(target(text), Ok(want), "{text}");
+        }
+        // The name of a network may have a `=` in it.
+        let mapping: Mapping = "dv=PG 7=net:x".parse().unwrap();
+        assert_eq!(mapping.network, "dv=PG 7");
+    }
+
+    #[test]
+    fn what_is_no_mapping_is_refused() {
+        for text in [
+            "",
+            "a",
+            "=net:x",
+            "a=",
+            "a=x",
+            "a=vlan:3",
+            "a=net:",
+            "a=net:a/b",
+            "a=br:",
+            "a=br:br0@0",
+            "a=br:br0@4095",
+            "a=br:br0@+7",
+            "a=br:br0@",
+            "a=br:averylongbridgename",
+            "a=br:a b",
+            "a=pve:$(id)",
+            "a=pve:a,firewall=0",
+            "a=nad:x",
+            "a=nad:X/y",
+            "a=nad:/y",
+            "a=nad:x/-y",
+        ] {
+            assert!(target(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_mapped_once_for_each_kind_of_target() {
+        let map = |list: &[&str]| {
+            NetworkMap::new(list.iter().map(|text| text.parse().unwrap()).collect())
+        };
+        assert!(map(&["a=net:x", "a=nad:y/z", "a=pve:vmbr0", "b=net:x"]).is_ok());
+        for twice in [
+            ["a=net:x", "a=br:br0"],
+            ["a=pve:vmbr0", "a=pve:vmbr1"],
+            ["a=none", "a=net:x"],
+            ["a=nad:y/z", "a=none"],
+        ] {
+            assert!(map(&twice).is_err(), "{twice:?}");
+        }
+        let map = map(&["a=net:x", "a=pve:vmbr0", "b=none"]).unwrap();
+        assert_eq!(map.unused(&["b"]), ["a"]);
+        assert!(map.maps("a") && !map.maps("c"));
+    }
+}

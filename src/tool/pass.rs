@@ -1,0 +1,122 @@
+//! Descriptors handed on to a program, which opens what is in them and not what a name says by then.
+//!
+//! A descriptor keeps its number in the program, which reaches the file as `/proc/self/fd/N`. Opening
+//! that makes a new file description of the same file, whatever became of the name the file had.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::confine::Confinement;
+
+/// An open file that a program may open again.
+#[derive(Debug, Clone)]
+pub struct Passed {
+    file: Arc<File>,
+    /// What people call it.
+    shown: PathBuf,
+    writable: bool,
+}
+
+impl Passed {
+    pub fn new(file: Arc<File>, shown: &Path, writable: bool) -> Self {
+        Self {
+            file,
+            shown: shown.to_owned(),
+            writable,
+        }
+    }
+
+    /// The name by which the program opens it.
+    pub fn name(&self) -> String {
+        name(&self.file)
+    }
+
+    /// That name, and what people call it.
+    pub(super) fn shown_by_name(&self) -> (String, PathBuf) {
+        (self.name(), self.shown.clone())
+    }
+
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+}
+
+/// The name of an open file in this process, and in a program it is handed on to.
+pub fn name(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// `text` with the names people know instead of those of descriptors.
+pub(super) fn with_names(text: String, passed: &[(String, PathBuf)]) -> String {
+    let mut text = text;
+    for (name, shown) in passed {
+        text = replace_name(&text, name, &shown.display().to_string());
+    }
+    text
+}
+
+/// Replaces `name` where no further digit follows it.
+fn replace_name(text: &str, name: &str, by: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(name) {
+        let (before, after) = (&rest[..at], &rest[at + name.len()..]);
+        out.push_str(before);
+        let longer = after.starts_with(|c: char| c.is_ascii_digit());
+        out.push_str(if longer { name } else { by });
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// What a QEMU program is to open: a block device tree and the files it is made of.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    pub node: Value,
+    /// Files the tree names by their descriptors.
+    pub passed: Vec<Passed>,
+    /// Files the tree names as they are called, and whether they may be written: those made by this
+    /// run.
+    pub named: Vec<(PathBuf, bool)>,
+}
+
+impl Spec {
+    /// A tree that names no descriptor.
+    pub fn named(node: Value, files: impl IntoIterator<Item = (PathBuf, bool)>) -> Self {
+        Self {
+            node,
+            passed: Vec::new(),
+            named: files.into_iter().collect(),
+        }
+    }
+
+    /// These files and no others.
+    pub fn confinement(&self) -> Confinement {
+        let passed = self.passed.iter();
+        let passed = passed.map(|p| (PathBuf::from(p.name()), p.writable));
+        Confinement::to_files(passed.chain(self.named.iter().cloned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_messages() {
+        let passed = [
+            ("/proc/self/fd/7".to_string(), PathBuf::from("/d/a.vmdk")),
+            ("/proc/self/fd/71".to_string(), PathBuf::from("/d/b.vmdk")),
+        ];
+        let text = "'/proc/self/fd/7': x; '/proc/self/fd/71'; '/proc/self/fd/72' /proc/self/fd/7";
+        assert_eq!(
+            with_names(text.to_string(), &passed),
+            "'/d/a.vmdk': x; '/d/b.vmdk'; '/proc/self/fd/72' /d/a.vmdk"
+        );
+    }
+}
