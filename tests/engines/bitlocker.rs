@@ -283,7 +283,7 @@ fn locked(locks: &[Lock]) -> Locked {
         recovery: false,
         ..GuestSpec::new(WinVersion::Win10)
     });
-    let part = lab.spec.partition(Role::Windows).unwrap().clone();
+    let part = lab.spec.partition(Role::Windows).unwrap();
     let raw: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(&lab.raw).unwrap());
     let layout = partition::read_layout(raw.as_ref()).unwrap();
     let places = bitlocker::reserve(raw, &layout, VolumeId(part.index)).unwrap();
@@ -423,7 +423,7 @@ fn a_conversion_equals_that_of_the_same_guest_without_bitlocker() {
     assert_eq!(windows.unwrap()["filesystem"], "ntfs");
     assert!(findings(&by_key["inspection"]).contains_key("bitlocker-opened"));
     // Free clusters were not copied although they are encrypted.
-    let trim = &by_key["trim"][0]["volumes"].as_array().unwrap().clone();
+    let trim = &by_key["trim"][0]["volumes"].as_array().unwrap();
     assert!(
         trim.iter()
             .any(|v| v["filesystem"] == "ntfs" && v["kept"].is_null()),

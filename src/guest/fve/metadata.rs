@@ -209,10 +209,7 @@ pub fn read(part: &Part) -> Result<Metadata> {
         Some(places) => find_copies(part, places.copies)?,
         None if header.jump == VISTA_JUMP && header.signature == SIGNATURE => {
             let cluster = u64::from(header.sectors_per_cluster) * sector_size;
-            let place = header
-                .metadata_cluster
-                .checked_mul(cluster)
-                .unwrap_or(u64::MAX);
+            let place = header.metadata_cluster.saturating_mul(cluster);
             // Only the first copy is named; it names the others.
             let offsets = load(part, place)?.header.copies;
             find_copies(part, [place, offsets[1], offsets[2]])?
