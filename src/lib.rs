@@ -33,6 +33,7 @@ pub mod failpoint;
 pub mod firstboot;
 pub mod fix;
 pub mod guest;
+pub mod ids;
 pub mod inspect;
 pub mod linux;
 pub mod plan;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::error::ErrorKind;
 use crate::report::Request;
+use crate::tool::privileges::Privileges;
 use crate::tool::{Cmd, ToolError, clean, stop};
 use crate::ui::{Board, Ui};
 
@@ -344,6 +345,7 @@ fn child(
     let stdout = tempfile::tempfile().map_err(io_error)?;
     let (reader, writer) = io::pipe().map_err(io_error)?;
     let mut command = Cmd::new(SELF)
+        .privileges(Privileges::Ours)
         .args(["convert", "--json", "--progress", "json"])
         .args(&machine.args)
         .arg("--output-dir")

@@ -20,6 +20,7 @@ use crate::domain::emit;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::text::in_single_quotes;
+use crate::tool::privileges::Privileges;
 use crate::tool::virsh::Virsh;
 use crate::tool::{self, Cmd};
 
@@ -139,7 +140,7 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     Ok(installed)
 }
 
-fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
+pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
     let path = match place {
         Place::Folder(path) => path.clone(),
         Place::Pool(name) => {
@@ -309,6 +310,7 @@ fn prepare(path: &Path, user: Option<&User>, warnings: &mut Vec<String>) -> Resu
     set().map_err(failed)?;
     if Path::new("/sys/fs/selinux/enforce").exists() && tool::find("chcon").is_some() {
         let label = Cmd::new("chcon")
+            .privileges(Privileges::Owners)
             .args(["-t", "virt_image_t", "--"])
             .arg(path)
             .run();

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::tool::confine::Confinement;
+use crate::tool::privileges::Privileges;
 use crate::tool::{Cmd, qemu_img};
 
 /// The internal snapshot of ours.
@@ -49,7 +51,8 @@ fn qcow2(disk: &Path) -> Result<OsString> {
 }
 
 fn snapshot(action: &str, disk: &Path) -> Result<()> {
-    Cmd::new("qemu-img")
+    Cmd::new(qemu_img::TOOL)
+        .confined(Confinement::to_arguments())
         .args(["snapshot", action, SNAPSHOT])
         .arg(qcow2(disk)?)
         .run()?;
@@ -73,6 +76,7 @@ impl Protected {
             Self::Copy { disk, copy } => {
                 let partial = copy.with_extension("partial");
                 let copied = Cmd::new("cp")
+                    .privileges(Privileges::Owners)
                     .args(["-p", "--reflink=auto", "--sparse=always", "--"])
                     .args([disk, &partial])
                     .run()

@@ -86,6 +86,17 @@ impl Controller {
     }
 }
 
+impl Controller {
+    /// The ids of the function that decides: virtio as q35 shows it, or on NT 5 as i440fx does.
+    pub fn decisive_ids(self, nt_major: u32) -> Vec<String> {
+        let mut devices = self.devices();
+        if nt_major < 6 {
+            devices.reverse();
+        }
+        devices.first().map(PciDevice::ids).unwrap_or_default()
+    }
+}
+
 /// The verdict on one controller, with the first thing that is missing as the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BootPath {

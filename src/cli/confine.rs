@@ -8,8 +8,7 @@ use crate::tool::confine;
 
 /// Where programs keep temporary files and sockets.
 fn temporary() -> Vec<PathBuf> {
-    let mut below: Vec<PathBuf> = ["/var/tmp", "/run"].map(PathBuf::from).into();
-    below.push(std::env::temp_dir());
+    let mut below = vec![PathBuf::from("/var/tmp"), std::env::temp_dir()];
     for name in [
         "XDG_RUNTIME_DIR",
         "LIBGUESTFS_CACHEDIR",
@@ -20,26 +19,76 @@ fn temporary() -> Vec<PathBuf> {
     below
 }
 
-/// From here on nothing is written but below these paths and where temporary files are. Paths that are
-/// yet to be made are made below one that is there.
-pub fn writes<'p>(below: impl IntoIterator<Item = &'p Path>) -> Result<()> {
-    let mut all = temporary();
-    for path in below {
-        let there = path
-            .ancestors()
-            .find(|p| !p.as_os_str().is_empty() && p.exists());
-        all.push(there.unwrap_or(Path::new(".")).to_owned());
+/// Whether a program is asked for that needs the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Network {
+    Kept,
+    GivenUp,
+}
+
+/// Where a verb writes.
+#[derive(Debug, Default)]
+pub struct Writes<'p> {
+    /// Made when it is not there: a rule can only be for what is there, and one for a folder above
+    /// would let everything else in it be written.
+    pub folder: Option<&'p Path>,
+    /// What is there: devices, disks, other folders.
+    pub there: Vec<&'p Path>,
+}
+
+/// From here on nothing is written but below these paths and where temporary files are.
+pub fn writes(below: &Writes<'_>) -> Result<()> {
+    give_up(below, Network::Kept)
+}
+
+/// The same, and no network: for verbs whose programs need none.
+pub fn looks(below: &Writes<'_>) -> Result<()> {
+    give_up(below, Network::GivenUp)?;
+    confine::offline().map_err(|e| Error::failed("giving up the network").because(e))
+}
+
+fn give_up(below: &Writes<'_>, network: Network) -> Result<()> {
+    if let Some(folder) = below.folder {
+        // What cannot be made is reported by whoever writes there.
+        let _ = std::fs::create_dir_all(folder);
     }
-    let enforced = confine::writes_only(&all)
-        .map_err(|e| Error::failed("limiting where is written").because(e))?;
+    let mut all = temporary();
+    for path in below.folder.iter().chain(&below.there) {
+        if is_root_folder(path) {
+            return Err(Error::usage(
+                "the output folder would lie in / itself, where nothing else could be protected from writes",
+            )
+            .hint("name one that lies in another folder, e.g. -o /var/tmp/NAME"));
+        }
+        all.push(path.to_path_buf());
+    }
+    all.retain(|path| !is_root_folder(path));
+    let enforced = confine::writes_only(&all, network == Network::Kept)
+        .map_err(|e| Error::failed("restricting write access").because(e))?;
     if !enforced {
         tracing::debug!("this kernel has no landlock");
     }
     Ok(())
 }
 
-/// The same, and no network: for verbs whose programs need none.
-pub fn looks<'p>(below: impl IntoIterator<Item = &'p Path>) -> Result<()> {
-    writes(below)?;
-    confine::offline().map_err(|e| Error::failed("giving up the network").because(e))
+fn is_root_folder(path: &Path) -> bool {
+    path.canonicalize()
+        .is_ok_and(|path| path.parent().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_folder_by_any_name() {
+        for (path, root) in [
+            ("/", true),
+            ("/usr/..", true),
+            ("/usr", false),
+            ("/no/such", false),
+        ] {
+            assert_eq!(is_root_folder(Path::new(path)), root, "{path}");
+        }
+    }
 }

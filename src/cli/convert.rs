@@ -90,10 +90,11 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
             "--in-place leaves the disk where it is: it cannot be moved to libvirt's folder too",
         ));
     }
-    // A pool's folder may be anywhere.
-    if place.is_none() {
-        args.fix.confine()?;
-    }
+    let virsh = Virsh::new(&args.connect);
+    let folder = place
+        .as_ref()
+        .map(|place| install::destination(place, &virsh));
+    args.fix.confine(folder.transpose()?.as_deref())?;
     let mut job = args.fix.job()?;
     if args.fix.dry_run {
         return super::plan::show(&job, ui);
@@ -101,7 +102,6 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     job.request = options::request(&job, given);
     let mut report = run::convert(&job, ui)?;
     if let (Some(place), Some(folder)) = (place, report.outputs.folder()) {
-        let virsh = Virsh::new(&args.connect);
         let installed = install::install(folder, &place, &virsh).map_err(|e| {
             let again = crate::boot::quote(folder);
             e.hint(format!(
@@ -119,5 +119,5 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     }
     ui.line(&text::conversion(&report));
     ui.document("convert", json!(report));
-    Ok(())
+    super::plan::accepted(&report.accepted)
 }

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tool::host::{self, Found, TOOLS};
+use crate::tool::privileges::Privileges;
 use crate::tool::{Cmd, ToolError};
 use crate::ui::Ui;
 
@@ -102,7 +103,7 @@ pub fn install(ui: &Ui, wanted: &dyn Fn(&host::Tool) -> bool) -> Result<()> {
         let done = Cmd::new(program)
             .args(args)
             .env("DEBIAN_FRONTEND", "noninteractive")
-            .keep_privileges()
+            .privileges(Privileges::Gain)
             .run();
         match done {
             Ok(_) => {}

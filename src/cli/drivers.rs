@@ -11,7 +11,7 @@ use crate::drivers::{Arch, WindowsTarget};
 use crate::error::{Error, Result};
 use crate::ui::Ui;
 
-use super::confine;
+use super::confine::{self, Writes};
 
 #[derive(Debug, clap::Args)]
 pub struct DriversArgs {
@@ -24,7 +24,7 @@ pub struct DriversArgs {
 }
 
 pub fn run(args: &DriversArgs, ui: &Ui) -> Result<()> {
-    confine::looks([])?;
+    confine::looks(&Writes::default())?;
     let mut catalogue = Catalogue::builtin();
     for file in &args.driver_config {
         catalogue.merge_file(file).map_err(|e| {

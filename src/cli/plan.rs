@@ -2,7 +2,7 @@
 
 use crate::convert::prepare;
 use crate::convert::run::{self, Job, Planned};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::report::{self, text};
 use crate::ui::Ui;
 
@@ -15,7 +15,7 @@ pub struct PlanArgs {
 }
 
 pub fn run(args: &PlanArgs, ui: &Ui) -> Result<()> {
-    args.fix.source.confine([])?;
+    args.fix.source.confine(None)?;
     show(&args.fix.job()?, ui)
 }
 
@@ -32,7 +32,7 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
                 return Err(prepare::refused(&inspection, plan.blockers));
             }
             ui.document("plan", plan.document(&inspection));
-            return Ok(());
+            return accepted(&plan.accepted);
         }
     };
     ui.line(&text::plan(&prepared.plan));
@@ -44,5 +44,18 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
         "plan",
         report::plan_document(&prepared.plan, &survey.inspection),
     );
-    Ok(())
+    accepted(&prepared.plan.accepted)
+}
+
+/// What was accepted makes the result not ready; the document says so already.
+pub fn accepted(codes: &[String]) -> Result<()> {
+    if codes.is_empty() {
+        return Ok(());
+    }
+    let mut error = Error::new(
+        ErrorKind::NotReady,
+        format!("NOT READY: accepted {}", codes.join(", ")),
+    );
+    error.reported = true;
+    Err(error.hint("the remedy of each is in the plan without --accept"))
 }

@@ -12,7 +12,7 @@ use crate::fix::commit::{self, CommitError};
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::ui::{Ui, bytes};
 
-use super::confine;
+use super::confine::{self, Writes};
 
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {
@@ -56,7 +56,10 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     ui.status("Restoring", &disk.path.display().to_string());
     let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
     image.hold_for_writing()?;
-    confine::looks(image.written().chain([journal.folder()]))?;
+    confine::looks(&Writes {
+        folder: None,
+        there: image.written().chain([journal.folder()]).collect(),
+    })?;
     let export = Export::<dyn BlockWrite>::open_writable(&image)?;
     let restored = commit::rollback(&mut journal, export.disk().as_ref(), args.force);
     let closed = export.close();

@@ -10,6 +10,7 @@ use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
+use crate::disk::chain::Image;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::network::{self, Bridge, Mapping};
 use crate::domain::{
@@ -19,11 +20,12 @@ use crate::domain::{
 use crate::error::{Error, Result};
 use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
+use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::report::Request;
 use crate::source;
 
-use super::confine;
+use super::confine::{self, Writes};
 
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
@@ -179,6 +181,10 @@ pub struct FixArgs {
     /// Make the default boot entry and the boot sector name partitions that exist, where they do not
     #[arg(long)]
     pub repair_bcd: bool,
+    /// Convert in spite of this finding, blocker or check, where only a start of Windows is at stake; the
+    /// result is NOT READY and the exit code 4 (repeatable)
+    #[arg(long, value_name = "ID")]
+    pub accept: Vec<String>,
     /// Replace an output folder of ours; overwrite what is on an output device
     #[arg(long)]
     pub force: bool,
@@ -332,13 +338,30 @@ impl SourceArgs {
         })
     }
 
-    /// For the verbs that only read: nothing is written but below these paths and where temporary files
+    /// For the verbs that only read: nothing is written but below this folder and where temporary files
     /// are, and there is no network. Not with guestfish, as for `convert`.
-    pub fn confine<'p>(&self, below: impl IntoIterator<Item = &'p Path>) -> Result<()> {
+    pub fn confine(&self, folder: Option<&Path>) -> Result<()> {
         if self.guestfish()? {
             return Ok(());
         }
-        confine::looks(below)
+        confine::looks(&Writes {
+            folder,
+            there: Vec::new(),
+        })
+    }
+
+    /// The files that `--in-place` may write: the disks themselves. What cannot be opened is reported by
+    /// whoever opens it then.
+    fn files_in_place(&self) -> Result<Vec<PathBuf>> {
+        let machine = self.open()?;
+        let mut files = Vec::new();
+        for disk in &machine.vm.disks {
+            let format = machine.format.as_deref().or(disk.format.as_deref());
+            if let Ok(image) = Image::open_info(&disk.path, format, &machine.allow_backing) {
+                files.extend(image.written().map(Path::to_path_buf));
+            }
+        }
+        Ok(files)
     }
 
     /// Whether the guestfish engine is used whatever the disk holds.
@@ -376,6 +399,7 @@ impl FixArgs {
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
+        let accept = Accepted::parse(&self.accept)?;
         let media_path = self.virtio_path();
         let mut source = self.source.open()?;
         source.force_dirty = self.force_dirty_volume;
@@ -433,6 +457,7 @@ impl FixArgs {
             devices: self.output_device.clone(),
             target_is_zero: self.target_is_zero,
             require_signed: self.require_signed,
+            accept,
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
             force: self.force,
@@ -452,16 +477,27 @@ impl FixArgs {
         })
     }
 
-    /// From here on nothing is written but below the folder of the output and where programs keep
-    /// temporary files. Not with `--in-place`, whose disk may be anywhere, and not with guestfish, whose
-    /// appliance may be run by a libvirt daemon that outlives us.
-    pub fn confine(&self) -> Result<()> {
-        if self.in_place || self.source.guestfish()? {
+    /// From here on nothing is written but below the folder of the output, the devices named, `place` and
+    /// where programs keep temporary files. Not with guestfish, whose appliance may be run by a libvirt
+    /// daemon that outlives us.
+    pub fn confine(&self, place: Option<&Path>) -> Result<()> {
+        if self.source.guestfish()? {
             return Ok(());
         }
+        if self.dry_run {
+            return self.source.confine(None);
+        }
+        let disks = match self.in_place {
+            true => self.source.files_in_place()?,
+            false => Vec::new(),
+        };
         let output = self.output_dir.as_deref().and_then(Path::parent);
         let output = output.filter(|p| !p.as_os_str().is_empty());
-        confine::writes([output.unwrap_or(Path::new("."))])
+        let there = self.output_device.iter().chain(&disks);
+        confine::writes(&Writes {
+            folder: Some(output.unwrap_or(Path::new("."))),
+            there: there.map(PathBuf::as_path).chain(place).collect(),
+        })
     }
 
     fn emit_kinds(&self) -> Vec<Emit> {

@@ -43,7 +43,7 @@ impl From<ControllerArg> for Controller {
 }
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
-    args.source.confine([])?;
+    args.source.confine(None)?;
     let mut wanted: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     if wanted.is_empty() {
         wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];

@@ -18,6 +18,7 @@ use crate::ui::Ui;
 
 use super::devices::Devices;
 use super::engine::Engine;
+use super::in_place::absolute;
 use super::machine::TargetDisk;
 use super::output::OutputFolder;
 use super::run::{Job, work_file};
@@ -95,6 +96,26 @@ pub struct Arriving {
     pub sector_size: u32,
 }
 
+/// The file name of disk `i` in the output folder.
+fn file_name(job: &Job, i: usize) -> String {
+    let suffix = match i {
+        0 => String::new(),
+        i => format!("-{i}"),
+    };
+    format!("{}{suffix}.{}", job.name(), job.format.as_str())
+}
+
+/// Where disk `i` of the VM will be.
+pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> Result<PathBuf> {
+    if job.in_place {
+        return absolute(image.path());
+    }
+    match job.devices.get(i) {
+        Some(device) => absolute(device),
+        None => Ok(folder.join(file_name(job, i))),
+    }
+}
+
 /// Copies the disks to the files or devices of the job, the one that boots first.
 pub(super) fn to_targets(
     job: &Job,
@@ -105,12 +126,7 @@ pub(super) fn to_targets(
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     let (mut copies, mut targets) = (Vec::new(), Vec::new());
     for (i, disk) in disks.into_iter().enumerate() {
-        let suffix = if i == 0 {
-            String::new()
-        } else {
-            format!("-{i}")
-        };
-        let file = format!("{}{suffix}.{}", job.name(), job.format.as_str());
+        let file = file_name(job, i);
         let (target, path, format) = match devices.of_disk(i) {
             Some(device) => (
                 Target::Device {

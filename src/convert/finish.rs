@@ -5,15 +5,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::domain::element::Element;
+use crate::domain::emit::EmitError;
 use crate::domain::xml::to_element;
-use crate::domain::{Bootstrap, Drivers, Machine, Nic, NicSource, Patch, Stage, emit};
-use crate::error::{Error, Result};
+use crate::domain::{
+    Bootstrap, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
+};
+use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::ActionState;
 use crate::inspect::Inspection;
 use crate::report::{ActionLine, Outputs, Report, Timings};
 use crate::tool::{self, Cmd, qemu_img};
 use crate::verify;
 
+use super::copy;
+use super::in_place::data_sector_size;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::next;
 use super::output::OutputFolder;
@@ -38,39 +43,41 @@ pub(super) struct Domains {
 }
 
 /// Writes everything about the machine once, to nowhere: what cannot be written is known before the
-/// disks are copied.
+/// disks are copied. `target` is the output folder.
 pub(super) fn rehearse(
     job: &Job,
-    folder: &OutputFolder,
+    target: &Path,
     prepared: &Prepared,
     inspection: &Inspection,
     disks: &[Source],
 ) -> Result<()> {
-    let targets: Vec<TargetDisk> = disks
-        .iter()
-        .enumerate()
-        .map(|(i, disk)| TargetDisk {
-            path: folder
-                .target()
-                .join(disk.path.file_name().unwrap_or_default()),
+    let mut targets = Vec::new();
+    for (i, disk) in disks.iter().enumerate() {
+        let image = disk.image()?;
+        let sector_size = match i {
+            0 => prepared.windows.sector_size,
+            _ => data_sector_size(&image)?,
+        };
+        targets.push(TargetDisk {
+            path: copy::target_path(job, target, i, &image)?,
             format: job.format,
-            sector_size: prepared.windows.sector_size,
+            sector_size,
             boot: i == 0,
-            size_bytes: 0,
-        })
-        .collect();
-    domains(job, folder, prepared, inspection, &targets).map(drop)
+            size_bytes: image.virtual_size(),
+        });
+    }
+    domains(job, target, prepared, inspection, &targets).map(drop)
 }
 
 fn domains(
     job: &Job,
-    folder: &OutputFolder,
+    folder: &Path,
     prepared: &Prepared,
     inspection: &Inspection,
     targets: &[TargetDisk],
 ) -> Result<Domains> {
     let name = job.name();
-    let in_target = |file: String| folder.target().join(file);
+    let in_target = |file: String| folder.join(file);
     let options = MachineOptions {
         name: name.clone(),
         probe: in_target(format!("{name}-probe.qcow2")),
@@ -86,7 +93,64 @@ fn domains(
         targets,
         &options,
     );
-    written(job, folder.target(), &machine)
+    written(job, folder, &machine)
+}
+
+/// Why no domain can be written, as a blocker where the guest is the reason and an option helps.
+fn no_domain(error: DomainError, stage: Stage) -> Error {
+    let (code, remedy) = match &error {
+        DomainError::Arch { .. } => (
+            "guest-arch",
+            "keep it on a host of its own architecture: hyper2kvm describes x86 VMs only",
+        ),
+        DomainError::SectorSize { .. } if stage == Stage::Bootstrap => (
+            "sector-size",
+            "convert with --bootstrap none: VirtIO has 4096-byte sectors",
+        ),
+        DomainError::SectorSize { .. } => (
+            "sector-size",
+            "leave --storage out: VirtIO has 4096-byte sectors",
+        ),
+        DomainError::BiosSectorSize { .. } | DomainError::BadSectorSize { .. } => (
+            "sector-size",
+            "copy the disk to one with 512-byte sectors first (in the guest, or with a partition tool)",
+        ),
+        DomainError::TooManySataDisks { .. } | DomainError::TooManyDevices { .. } => (
+            "too-many-disks",
+            "convert with --storage virtio-scsi, which has room for 255 disks where this guest has its driver; else leave data disks out of the source and attach them afterwards",
+        ),
+        DomainError::NoIde { .. } | DomainError::MachineType { .. } => {
+            return Error::usage(error.to_string())
+                .hint("leave --machine out, or name a type that has the bus of --bootstrap");
+        }
+        DomainError::UnwritablePath { .. } => {
+            return Error::usage(error.to_string())
+                .hint("choose another folder with --output-dir, or another file for --virtio-iso");
+        }
+        _ => {
+            return Error::failed(format!("writing the {} domain", stage.as_str())).because(error);
+        }
+    };
+    let blocker = Blocker::new(code, error.to_string(), remedy);
+    Error::refused("no domain can be written for this guest", vec![blocker])
+}
+
+fn not_emitted(error: EmitError, emit: Emit) -> Error {
+    let name = emit.name();
+    let remedy = match &error {
+        EmitError::Yaml(_) => {
+            return Error::failed(format!("writing the {name} document")).because(error);
+        }
+        EmitError::TooManyDisks { .. } => format!(
+            "convert with --storage virtio-scsi and --bootstrap none, which has the most places, or leave out --emit {name}"
+        ),
+        EmitError::Missing { .. } => format!("leave out --emit {name}"),
+    };
+    let blocker = Blocker::new("emit-limit", error.to_string(), remedy);
+    Error::refused(
+        "the VM cannot be written for others than libvirt",
+        vec![blocker],
+    )
 }
 
 /// Everything about a machine, as text.
@@ -101,9 +165,7 @@ pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Dom
     }
     let mut domains = Vec::new();
     for stage in stages {
-        let element = to_element(machine, stage, &firmware).map_err(|e| {
-            Error::failed(format!("writing the {} domain", stage.as_str())).because(e)
-        })?;
+        let element = to_element(machine, stage, &firmware).map_err(|e| no_domain(e, stage))?;
         let element = match &job.xml_patch {
             Some(patch) => patched(patch, &element, stage)?,
             None => element,
@@ -126,7 +188,7 @@ pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Dom
             kubevirt: &job.kubevirt,
         };
         let list = emit::documents(*emit, machine, &domains, context)
-            .map_err(|e| Error::failed("writing the machine for others than libvirt").because(e))?;
+            .map_err(|e| not_emitted(e, *emit))?;
         for document in list {
             let file = format!("{name}{}", document.suffix);
             emitted.push(file.clone());
@@ -215,7 +277,7 @@ pub(super) fn finish(
         fixed,
     } = disks;
     let in_target = |file: String| folder.target().join(file);
-    let domains = domains(job, folder, prepared, &fixed.after, &targets)?;
+    let domains = domains(job, folder.target(), prepared, &fixed.after, &targets)?;
     let mut warnings = prepared.plan.warnings.clone();
     warnings.extend(domains.warnings);
     for document in &domains.documents {
@@ -249,7 +311,8 @@ pub(super) fn finish(
         name: name.clone(),
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
-        ready: verify::is_ready(&fixed.checks),
+        ready: verify::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
+        accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),
         outputs,
         actions,

@@ -21,7 +21,7 @@ use crate::disk::export::Export;
 use crate::disk::{BlockWrite, partition};
 use crate::domain::StorageBus;
 use crate::domain::element::Element;
-use crate::error::{Blocker, Error, Result};
+use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
@@ -35,7 +35,7 @@ use super::copy::{self, Arriving};
 use super::devices::Devices;
 use super::finish;
 use super::in_place::data_sector_size;
-use super::machine::{self, TargetDisk};
+use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
@@ -66,6 +66,8 @@ pub struct Plan {
     pub why: String,
     pub actions: Vec<ActionLine>,
     pub blockers: Vec<Blocker>,
+    /// The blockers that `--accept` took, by their codes.
+    pub accepted: Vec<String>,
     pub warnings: Vec<String>,
 }
 
@@ -99,6 +101,8 @@ impl Plan {
             "skipped": [],
             "drivers": [],
             "blockers": self.blockers,
+            "accepted": self.accepted,
+            "ready": self.blockers.is_empty() && self.accepted.is_empty(),
             "warnings": self.warnings,
             "source": inspection.source,
             "os": inspection.os,
@@ -119,13 +123,63 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
     examine(&images(&disks)?, machine, inspection, ui)
 }
 
-pub(super) fn look(
+/// Everything `plan` and `convert` decide about a Linux guest. `target` is the output folder.
+pub(super) fn decide_all(
     job: &Job,
     ui: &Ui,
     disks: &[Source],
     inspection: &mut Inspection,
+    target: &Path,
+) -> Result<Plan> {
+    let images = images(disks)?;
+    examine(&images, &job.source, inspection, ui)?;
+    let mut plan = plan(job, inspection);
+    if let Some(facts) = &inspection.linux {
+        match rehearse(job, inspection, facts, &images, target) {
+            Err(error) if error.kind == ErrorKind::Refused => plan.blockers.extend(error.blockers),
+            Err(error) if plan.blockers.is_empty() => return Err(error),
+            _ => {}
+        }
+    }
+    for blocker in job.accept.take(&mut plan.blockers) {
+        plan.warnings.push(format!(
+            "accepted [{}]: {}; the guest may not start",
+            blocker.code, blocker.reason
+        ));
+        plan.accepted.push(blocker.code);
+    }
+    Ok(plan)
+}
+
+/// Writes the domain to nowhere: what cannot be written is known before the disks are copied.
+fn rehearse(
+    job: &Job,
+    inspection: &Inspection,
+    facts: &LinuxFacts,
+    images: &[Image],
+    target: &Path,
 ) -> Result<()> {
-    examine(&images(disks)?, &job.source, inspection, ui)
+    let mut targets = Vec::new();
+    for (i, image) in images.iter().enumerate() {
+        targets.push(TargetDisk {
+            path: copy::target_path(job, target, i, image)?,
+            format: job.format,
+            sector_size: data_sector_size(image)?,
+            boot: i == 0,
+            size_bytes: image.virtual_size(),
+        });
+    }
+    let machine = machine::linux_machine(inspection, facts, &targets, &options(job, target));
+    finish::written(job, target, &machine).map(drop)
+}
+
+fn options(job: &Job, target: &Path) -> MachineOptions {
+    let name = job.name();
+    MachineOptions {
+        nvram: target.join(format!("{name}-nvram.fd")),
+        name,
+        ..job.machine.clone()
+    }
 }
 
 fn images(disks: &[Source]) -> Result<Vec<Image>> {
@@ -206,6 +260,7 @@ fn decide(
         why: String::new(),
         actions: Vec::new(),
         blockers: inspection.blockers(),
+        accepted: Vec::new(),
         warnings: Vec::new(),
     };
     if in_place {
@@ -394,8 +449,7 @@ pub(super) fn convert(
     mut inspection: Inspection,
     start: Instant,
 ) -> Result<Report> {
-    look(job, ui, disks, &mut inspection)?;
-    let plan = plan(job, &inspection);
+    let plan = decide_all(job, ui, disks, &mut inspection, folder.target())?;
     if !plan.blockers.is_empty() {
         return Err(prepare::refused(&inspection, plan.blockers));
     }
@@ -410,9 +464,17 @@ pub(super) fn convert(
     let made = make(job, ui, &folder, disks, &inspection, &plan)?;
     point("fixed")?;
     let mut checks = checks(&made.after, &[controller(job.machine.storage)]);
+    for check in checks.iter_mut().filter(|c| !c.ok) {
+        let code = match check.id {
+            "boot-path" => "linux-no-driver",
+            "device-names" => "linux-device-name",
+            other => other,
+        };
+        check.accepted = plan.accepted.iter().any(|accepted| accepted == code);
+    }
     if let Some(bad) = checks
         .iter()
-        .find(|c| !c.ok && c.severity == Severity::Blocker)
+        .find(|c| !c.ok && !c.accepted && c.severity == Severity::Blocker)
     {
         return Err(
             Error::failed(format!("the converted guest is not ready: {}", bad.message))
@@ -434,9 +496,7 @@ pub(super) fn convert(
     point("copied")?;
 
     let facts = linux_facts(&made.after)?;
-    let mut options = job.machine.clone();
-    options.name = job.name();
-    options.nvram = folder.target().join(format!("{}-nvram.fd", options.name));
+    let options = options(job, folder.target());
     let machine = machine::linux_machine(&made.after, facts, &targets, &options);
     let domains = finish::written(job, folder.target(), &machine)?;
     for document in &domains.documents {
@@ -455,7 +515,8 @@ pub(super) fn convert(
             Way::AsIs => "a Linux guest, copied as it is",
             Way::VirtV2v | Way::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
         },
-        ready: true,
+        ready: plan.accepted.is_empty(),
+        accepted: plan.accepted.clone(),
         next_commands: vec![
             format!("virsh define {}", quote(&final_xml)),
             format!("virsh start --console {}", options.name),
@@ -741,18 +802,12 @@ pub fn checks(inspection: &Inspection, wanted: &[Controller]) -> Vec<Check> {
 }
 
 fn check(id: &'static str, ok: bool, message: &str) -> Check {
-    Check {
-        id,
-        severity: Severity::Blocker,
-        ok,
-        state: if ok {
-            CheckState::Ok
-        } else {
-            CheckState::Fault
-        },
-        message: message.to_string(),
-        evidence: String::new(),
-    }
+    let state = if ok {
+        CheckState::Ok
+    } else {
+        CheckState::Fault
+    };
+    Check::new(id, Severity::Blocker, state, message)
 }
 
 /// Copies the disks as they are: free space is known of no Linux file system here.

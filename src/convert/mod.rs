@@ -9,6 +9,7 @@ pub mod linux;
 pub mod machine;
 mod next;
 pub mod output;
+mod predict;
 pub mod prepare;
 pub mod run;
 pub mod session;

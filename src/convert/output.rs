@@ -28,20 +28,23 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
+    /// Whether [`OutputFolder::create`] would take this folder, as far as can be known without writing;
+    /// its absolute path.
+    pub fn check(target: &Path, force: bool) -> Result<PathBuf> {
+        let (target, partial) = names(target)?;
+        check_target(&target, force)?;
+        check_partial(&partial)?;
+        Ok(target)
+    }
+
     /// Checks that `target` may be made (`force`: may replace a folder of ours) and starts the
     /// partial folder.
     pub fn create(target: &Path, force: bool) -> Result<Self> {
-        let target = std::path::absolute(target)
-            .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
-        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
-            return Err(Error::usage(format!(
-                "{} cannot be an output folder",
-                target.display()
-            )));
-        };
+        let (target, partial) = names(target)?;
         let replace = check_target(&target, force)?;
-        fs::create_dir_all(parent).map_err(|e| cannot_write(parent, e))?;
-        let partial = parent.join(format!(".{}.partial", name.to_string_lossy()));
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).map_err(|e| cannot_write(parent, e))?;
+        }
         let lock = claim(&partial)?;
         Ok(Self {
             target,
@@ -131,6 +134,20 @@ fn exchange(new: &Path, target: &Path) -> io::Result<()> {
     fs::rename(&old, new)
 }
 
+/// The absolute path of the folder, and of the one the work happens in.
+fn names(target: &Path) -> Result<(PathBuf, PathBuf)> {
+    let target = std::path::absolute(target)
+        .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+        return Err(Error::usage(format!(
+            "{} cannot be an output folder",
+            target.display()
+        )));
+    };
+    let partial = parent.join(format!(".{}.partial", name.to_string_lossy()));
+    Ok((target, partial))
+}
+
 /// Whether an existing target may be replaced; an empty folder counts as free.
 fn check_target(target: &Path, force: bool) -> Result<bool> {
     let exists = target.try_exists().map_err(|e| cannot_write(target, e))?;
@@ -167,28 +184,37 @@ fn check_target(target: &Path, force: bool) -> Result<bool> {
     Ok(true)
 }
 
+/// Refuses a partial folder that another run is writing, or that is needed to undo something.
+fn check_partial(partial: &Path) -> Result<()> {
+    if !partial.exists() {
+        return Ok(());
+    }
+    // Opening the lock of another run must not create one.
+    if let Ok(lock) = File::open(partial.join(LOCK))
+        && let Err(TryLockError::WouldBlock) = lock.try_lock()
+    {
+        return Err(Error::failed(format!(
+            "another conversion is writing {}",
+            partial.display()
+        ))
+        .hint("wait for it, or choose another folder with --output-dir"));
+    }
+    if let Some(journal) = undo_journal(partial) {
+        return Err(Error::new(
+            ErrorKind::NotRolledBack,
+            "an earlier fix in place was interrupted while it wrote the disk",
+        )
+        .hint(format!(
+            "undo it first: hyper2kvm rollback --journal {}",
+            journal.path().display()
+        )));
+    }
+    Ok(())
+}
+
 fn claim(partial: &Path) -> Result<File> {
+    check_partial(partial)?;
     if partial.exists() {
-        // Opening the lock of another run must not create one.
-        if let Ok(lock) = File::open(partial.join(LOCK))
-            && let Err(TryLockError::WouldBlock) = lock.try_lock()
-        {
-            return Err(Error::failed(format!(
-                "another conversion is writing {}",
-                partial.display()
-            ))
-            .hint("wait for it, or choose another folder with --output-dir"));
-        }
-        if let Some(journal) = undo_journal(partial) {
-            return Err(Error::new(
-                ErrorKind::NotRolledBack,
-                "an earlier fix in place was interrupted while it wrote the disk",
-            )
-            .hint(format!(
-                "undo it first: hyper2kvm rollback --journal {}",
-                journal.path().display()
-            )));
-        }
         tracing::info!("removing {}, left by a killed run", partial.display());
         fs::remove_dir_all(partial).map_err(|e| cannot_write(partial, e))?;
     }

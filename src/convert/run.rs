@@ -21,7 +21,8 @@ use crate::fix::apply::{self, Fix};
 use crate::fix::journal::{self, DiskRef, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{FsKind, Volume};
+use crate::guest::{FsKind, GuestRead, Volume};
+use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
@@ -33,11 +34,12 @@ use crate::verify;
 use super::copy::{self, Arriving};
 use super::devices::Devices;
 use super::engine::Engine;
-use super::finish::{finish, rehearse};
+use super::finish::finish;
 use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
+use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
 use super::session::{Session, Source, SourceMachine, first, open_with};
 
@@ -85,6 +87,8 @@ pub struct Job {
     /// Besides the domain XML.
     pub emit: Vec<Emit>,
     pub kubevirt: kubevirt::Options,
+    /// What may keep Windows from starting and does not stop the conversion.
+    pub accept: Accepted,
     pub xml_patch: Option<Patch>,
 }
 
@@ -147,48 +151,68 @@ pub enum Planned {
 pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let catalogue = job.catalogue()?;
     let media = job.media_if_named()?;
+    let target = OutputFolder::check(&job.target_folder(), job.force)?;
     ui.status("Inspecting", &job.source.path.display().to_string());
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = job.source.disks(work.path())?;
     let source = first(&disks)?;
-    Devices::claim(job, &disks, false)?;
     let image = source.image()?;
+    check_in_place(job, &disks)?;
+    Devices::claim(job, &disks, false)?;
     let open = |engine| Session::read_by(engine, source, &image);
     let (session, survey) = open_with(job.engine, source, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
-        linux::look(job, ui, &disks, &mut inspection)?;
-        let plan = linux::plan(job, &inspection);
+        let plan = linux::decide_all(job, ui, &disks, &mut inspection, &target)?;
         return Ok(Planned::Linux(Box::new(inspection), plan));
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
-    let prepared = plan_for(
-        job,
-        &survey,
-        session.guest.reader.as_ref(),
-        media.as_ref(),
-        &catalogue,
-    )?;
+    let seen = Seen {
+        survey: &survey,
+        guest: session.guest.reader.as_ref(),
+        look: &|guest| session.inspect_through(guest),
+        disks: &disks,
+        engine: session.engine,
+        target: &target,
+    };
+    let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
     Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
 }
 
+fn check_in_place(job: &Job, disks: &[Source]) -> Result<()> {
+    if job.in_place {
+        for disk in disks {
+            in_place_format(&disk.image()?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything `plan` and `convert` decide, with all that can be known before the first write.
 fn plan_for(
     job: &Job,
-    survey: &Survey,
-    guest: &dyn crate::guest::GuestRead,
+    seen: &Seen<'_>,
     media: &dyn Media,
     catalogue: &Catalogue,
 ) -> Result<Prepared> {
+    let survey = seen.survey;
     let (windows, _) = prepare::windows_or_refuse(survey)?;
     let options = plan::Options {
         bootstrap: prepare::bootstrap(job.bootstrap, windows),
         repair_bcd: job.repair_bcd,
         keep_tools: job.keep_tools,
     };
-    let mut prepared = prepare::prepare(survey, guest, media, catalogue, options, &job.firstboot)?;
+    let mut prepared = prepare::prepare(
+        survey,
+        seen.guest,
+        media,
+        catalogue,
+        options,
+        &job.firstboot,
+    )?;
     let missing = prepare::without_driver(&prepared, job.machine.storage);
     prepared.plan.blockers.extend(missing);
     let review = signature::review(&prepared.drivers, media)
@@ -208,6 +232,7 @@ fn plan_for(
         &job.source.vm,
         &job.machine,
     ));
+    predict::complete(job, seen, &mut prepared, media)?;
     Ok(prepared)
 }
 
@@ -230,11 +255,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
     let image = source.image()?;
-    if job.in_place {
-        for disk in &disks {
-            in_place_format(&disk.image()?)?;
-        }
-    }
+    check_in_place(job, &disks)?;
     let devices = Devices::claim(job, &disks, true)?;
     let overlay = folder.path().join(".overlay.qcow2");
 
@@ -250,13 +271,15 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         return linux::convert(job, ui, folder, &disks, &devices, survey.inspection, start);
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
-    let prepared = plan_for(
-        job,
-        &survey,
-        session.guest.reader.as_ref(),
-        media.as_ref(),
-        &catalogue,
-    )?;
+    let seen = Seen {
+        survey: &survey,
+        guest: session.guest.reader.as_ref(),
+        look: &|guest: &dyn GuestRead| session.inspect_through(guest),
+        disks: &disks,
+        engine: session.engine,
+        target: folder.target(),
+    };
+    let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
     if !prepared.plan.blockers.is_empty() {
         return Err(prepare::refused(
             &survey.inspection,
@@ -271,7 +294,6 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         ),
     )?;
     save_generated(folder.path(), &prepared)?;
-    rehearse(job, &folder, &prepared, &survey.inspection, &disks)?;
     point("inspected")?;
     let inspect_s = start.elapsed().as_secs_f64();
 
@@ -513,11 +535,12 @@ fn prove(
         media,
     ));
     session.close()?;
-    if !verify::is_ready(&checks) {
+    accept(&mut checks, &prepared.plan);
+    if !verify::is_ready_but_for_accepted(&checks) {
         let mut error = Error::failed(
             "the fix did not make this disk boot-ready; the disk itself was not changed",
         );
-        for check in checks.iter().filter(|c| !c.ok) {
+        for check in checks.iter().filter(|c| !c.ok && !c.accepted) {
             error = error.hint(format!("[{}] {}", check.id, check.message));
         }
         return Err(error);
@@ -536,6 +559,14 @@ fn prove(
         trim,
         engine,
     })
+}
+
+/// A check that the plan said would fail, and that was accepted then, is accepted now.
+fn accept(checks: &mut [Check], plan: &plan::Plan) {
+    let foreseen = |id| plan.checks.iter().any(|c| c.id == id && c.accepted);
+    for check in checks.iter_mut().filter(|c| !c.ok) {
+        check.accepted = check.severity == Severity::Blocker && foreseen(check.id);
+    }
 }
 
 /// The disks in their final state, and what it took.
@@ -576,14 +607,12 @@ fn copy_disks(
     }
     let (targets, bytes) = copy::to_targets(job, ui, folder, devices, arriving)?;
     if job.verify_copy {
-        fixed.checks.push(Check {
-            id: "copy-identical",
-            severity: Severity::Blocker,
-            ok: true,
-            state: CheckState::Ok,
-            message: format!("{} copies compared with their sources", targets.len()),
-            evidence: String::new(),
-        });
+        fixed.checks.push(Check::new(
+            "copy-identical",
+            Severity::Blocker,
+            CheckState::Ok,
+            format!("{} copies compared with their sources", targets.len()),
+        ));
     }
     Ok(Disks {
         targets,

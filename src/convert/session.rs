@@ -324,17 +324,17 @@ impl<D: BlockRead + ?Sized> Session<D> {
     }
 
     pub fn inspect(&self) -> Result<Survey> {
+        self.inspect_through(self.guest.reader.as_ref())
+    }
+
+    /// The same disk through another reader.
+    pub fn inspect_through(&self, guest: &dyn GuestRead) -> Result<Survey> {
         let options = InspectOptions {
             root: self.root.clone(),
             force_dirty: self.force_dirty,
         };
-        inspect::inspect(
-            self.guest.reader.as_ref(),
-            &self.layout,
-            self.facts.clone(),
-            &options,
-        )
-        .map_err(|e| refusal(e, &self.facts.path))
+        inspect::inspect(guest, &self.layout, self.facts.clone(), &options)
+            .map_err(|e| refusal(e, &self.facts.path))
     }
 }
 

@@ -33,12 +33,6 @@ pub enum DomainError {
     UnwritablePath { path: PathBuf },
     #[error("disk serial {serial:?} is not 1 to 20 of letters, digits, blank and _ . + -")]
     Serial { serial: String },
-    #[error("{disks} disks on {bus} in the first boot, at most {max} fit beside the driver ISO")]
-    TooManyDisks {
-        bus: &'static str,
-        disks: usize,
-        max: usize,
-    },
     #[error("{disks} disks on SATA, and at most {max} fit")]
     TooManySataDisks { disks: usize, max: usize },
     #[error("the machine needs {needed} PCI slots, and {chipset} has {max}")]

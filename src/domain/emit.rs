@@ -17,6 +17,17 @@ pub enum Emit {
     Qemu,
 }
 
+impl Emit {
+    /// As `--emit` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Emit::Kubevirt => "kubevirt",
+            Emit::Proxmox => "proxmox",
+            Emit::Qemu => "qemu",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EmitError {
     #[error("{target} has no {what}")]

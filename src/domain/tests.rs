@@ -474,7 +474,7 @@ fn four_k_sectors() {
 #[test]
 fn refusals() {
     type Change = fn(&mut Machine);
-    let cases: [(Change, &str); 18] = [
+    let cases: [(Change, &str); 17] = [
         (
             |m| m.machine_type = Some("virt".into()),
             "not a machine type",
@@ -528,13 +528,6 @@ fn refusals() {
             |m| m.firmware = SECURE,
             "does not fit a UEFI Secure Boot guest",
         ),
-        (
-            |m| {
-                m.disks
-                    .extend((0..17).map(|n| disk(&format!("/d{n}"), false)))
-            },
-            "18 disks on sata in the first boot, at most 17",
-        ),
     ];
     for (change, want) in cases {
         let mut m = machine();
@@ -555,14 +548,81 @@ fn refusals() {
         .all("controller")
         .filter(|c| c.attr("type") == Some("sata"));
     assert_eq!(sata.count(), 3);
-    m.bootstrap = Bootstrap::Ide;
-    let error = to_xml(&m, Stage::Bootstrap, &images(UEFI))
-        .unwrap_err()
-        .to_string();
+}
+
+/// The `<disk>` elements of a stage: source, bus, name, address.
+fn places(m: &Machine, stage: Stage) -> Vec<[String; 4]> {
+    let xml = to_xml(m, stage, &images(UEFI)).unwrap();
+    let root = Element::parse(xml.as_bytes()).unwrap();
+    let disks = root.path("devices").unwrap().all("disk");
+    disks
+        .map(|d| {
+            let source = d.path("source").unwrap().attr("file").unwrap();
+            let target = d.path("target").unwrap();
+            let address: Vec<String> = d
+                .path("address")
+                .unwrap()
+                .attrs
+                .iter()
+                .map(|(k, v)| format!("{k}={v}"))
+                .collect();
+            [
+                source.to_string(),
+                target.attr("bus").unwrap().to_string(),
+                target.attr("dev").unwrap().to_string(),
+                address.join(" "),
+            ]
+        })
+        .collect()
+}
+
+#[test]
+fn data_disks_without_a_place_on_the_first_bus_are_on_virtio() {
+    use std::collections::BTreeSet;
+    for (bootstrap, first, fit) in [(Bootstrap::Sata, "sata", 17), (Bootstrap::Ide, "ide", 3)] {
+        for (storage, bus) in [
+            (StorageBus::VirtioBlk, "virtio"),
+            (StorageBus::VirtioScsi, "scsi"),
+        ] {
+            for count in [fit, fit + 1, 19] {
+                let mut m = machine();
+                m.bus = storage;
+                m.bootstrap = bootstrap;
+                m.disks = (0..count)
+                    .map(|n| disk(&format!("/d{n}"), n == 0))
+                    .collect();
+                let before = places(&m, Stage::Bootstrap);
+                let after = places(&m, Stage::Final);
+                for part in [2, 3] {
+                    let distinct: BTreeSet<&String> = before.iter().map(|p| &p[part]).collect();
+                    assert_eq!(distinct.len(), before.len(), "{before:?}");
+                }
+                let data = before.iter().filter(|p| p[0].starts_with("/d"));
+                let (on_first, early): (Vec<_>, Vec<_>) = data.partition(|p| p[1] == first);
+                assert_eq!(on_first.len(), fit, "{count}");
+                assert_eq!(early.len(), count - fit);
+                for place in early {
+                    assert_eq!(place[1], bus);
+                    let end = after.iter().find(|p| p[0] == place[0]).unwrap();
+                    assert_eq!((&end[1], &end[3]), (&place[1], &place[3]), "{count}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn virtio_scsi_has_room_for_more_than_there_are_slots() {
+    let mut m = machine();
+    m.disks
+        .extend((0..119).map(|n| disk(&format!("/d{n}"), false)));
+    let error = to_xml(&m, Stage::Final, &images(UEFI)).unwrap_err();
     assert!(
-        error.contains("on ide in the first boot, at most 3"),
+        matches!(error, DomainError::TooManyDevices { .. }),
         "{error}"
     );
+    m.bus = StorageBus::VirtioScsi;
+    assert_eq!(places(&m, Stage::Final).len(), 120);
 }
 
 #[test]

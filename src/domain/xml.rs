@@ -15,6 +15,8 @@
 //! - No Hyper-V enlightenments on NT 5, under software emulation, or on UEFI before Windows 8
 //!   (they hang there). The panic device needs them: Windows reports a crash through Hyper-V
 //!   registers, and has no driver for the ISA one, which is used under emulation only.
+//! - Data disks that the bus of the first boot has no place for are on VirtIO from the start, where they
+//!   will be at the end: Windows finds them as soon as the probe has bound the driver.
 //! - QEMU's SATA and IDE disks have 512-byte sectors: a data disk of 4096 stays out of the first boot.
 //! - A domain carries an element in [`HYPER2KVM_NS`], so that we never touch one we did not define.
 
@@ -56,13 +58,18 @@ pub fn to_element(
     check(machine, stage, firmware)?;
     let data_disks = machine.disks.len() - 1;
     let chipset = machine.chipset();
-    let slots = Slots::new(chipset, machine.nics.len(), data_disks).map_err(|(needed, max)| {
-        DomainError::TooManyDevices {
+    let nics = machine.nics.len();
+    let slots = Slots::new(chipset, nics, data_disks)
+        // On virtio-scsi all disks are behind one device.
+        .or_else(|full| match machine.bus {
+            StorageBus::VirtioScsi => Slots::new(chipset, nics, 0),
+            StorageBus::VirtioBlk | StorageBus::Sata => Err(full),
+        })
+        .map_err(|(needed, max)| DomainError::TooManyDevices {
             chipset: chipset.as_str(),
             needed,
             max,
-        }
-    })?;
+        })?;
     Builder {
         machine,
         stage,
@@ -514,7 +521,21 @@ impl Builder<'_> {
 
     /// Disks and the ISO on the bootstrap controller.
     fn bootstrap_units(&self) -> usize {
-        self.machine.disks.len() + usize::from(self.machine.driver_iso.is_some())
+        self.bootstrap_disk_count() + self.iso_units()
+    }
+
+    fn iso_units(&self) -> usize {
+        usize::from(self.machine.driver_iso.is_some())
+    }
+
+    /// How many of the disks the bus of the first boot has places for.
+    fn bootstrap_disk_count(&self) -> usize {
+        let units = match self.machine.bootstrap {
+            Bootstrap::Ide => IDE_UNITS,
+            Bootstrap::Sata | Bootstrap::None => SATA_PORTS * MAX_SATA_CONTROLLERS,
+        };
+        let free = units - self.iso_units();
+        self.machine.disks.len().min(free)
     }
 
     fn sata_controllers(&self) -> u8 {
@@ -538,30 +559,25 @@ impl Builder<'_> {
     fn bootstrap_disks(&self, devices: &mut Element) -> Result<(), DomainError> {
         let m = self.machine;
         let bus = bootstrap_bus(m.bootstrap);
-        let (prefix, units) = match m.bootstrap {
-            Bootstrap::Ide => ("hd", IDE_UNITS),
-            _ => ("sd", SATA_PORTS * MAX_SATA_CONTROLLERS),
+        let prefix = match m.bootstrap {
+            Bootstrap::Ide => "hd",
+            Bootstrap::Sata | Bootstrap::None => "sd",
         };
-        let (disks, used) = (m.disks.len(), self.bootstrap_units());
-        if used > units {
-            let max = units - usize::from(m.driver_iso.is_some());
-            return Err(DomainError::TooManyDisks { bus, disks, max });
-        }
+        let (disks, on_bus) = (m.disks.len(), self.bootstrap_disk_count());
         let unit = |n: usize| match m.bootstrap {
             Bootstrap::Ide => drive_address(0, n / 2, 0, n % 2),
             _ => drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS),
         };
         for (n, disk) in self.disks().filter(|(_, d)| d.sector_size == 512) {
-            devices.push(disk_element(
-                disk,
-                bus,
-                &target_name(prefix, n),
-                unit(n),
-                None,
-            )?);
+            if n < on_bus {
+                let target = target_name(prefix, n);
+                devices.push(disk_element(disk, bus, &target, unit(n), None)?);
+            } else {
+                devices.push(self.final_disk(n, disk)?);
+            }
         }
         if let Some(iso) = &m.driver_iso {
-            let n = m.disks.len();
+            let n = on_bus;
             devices.push(
                 source_element(iso, "cdrom")?
                     .child(
@@ -593,7 +609,7 @@ impl Builder<'_> {
                 StorageBus::VirtioScsi => (
                     "scsi",
                     // SATA and SCSI targets share the name space; the address is what counts.
-                    target_name("sd", used),
+                    target_name("sd", disks + self.iso_units()),
                     drive_address(0, 0, disks, 0),
                 ),
             };
@@ -611,34 +627,36 @@ impl Builder<'_> {
             });
         }
         for (n, disk) in self.disks() {
-            let (bus, prefix, address) = match (self.machine.bus, n) {
-                (StorageBus::VirtioBlk, 0) => {
-                    ("virtio", "vd", self.slots.of(Role::Storage).element())
-                }
-                (StorageBus::VirtioBlk, n) => {
-                    ("virtio", "vd", self.slots.of(Role::Data(n - 1)).element())
-                }
-                (StorageBus::VirtioScsi, n) => ("scsi", "sd", drive_address(0, 0, n, 0)),
-                (StorageBus::Sata, n) => (
-                    "sata",
-                    "sd",
-                    drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS),
-                ),
-            };
-            let blockio = (disk.sector_size == 4096).then(|| {
-                el("blockio")
-                    .with("logical_block_size", "4096")
-                    .with("physical_block_size", "4096")
-            });
-            devices.push(disk_element(
-                disk,
-                bus,
-                &target_name(prefix, n),
-                address,
-                blockio,
-            )?);
+            devices.push(self.final_disk(n, disk)?);
         }
         Ok(())
+    }
+
+    /// Disk `n`, counted from the boot disk, on the production bus.
+    fn final_disk(&self, n: usize, disk: &Disk) -> Result<Element, DomainError> {
+        let (bus, prefix, address) = match (self.machine.bus, n) {
+            (StorageBus::VirtioBlk, 0) => ("virtio", "vd", self.slots.of(Role::Storage).element()),
+            (StorageBus::VirtioBlk, n) => {
+                ("virtio", "vd", self.slots.of(Role::Data(n - 1)).element())
+            }
+            (StorageBus::VirtioScsi, n) => ("scsi", "sd", drive_address(0, 0, n, 0)),
+            (StorageBus::Sata, n) => (
+                "sata",
+                "sd",
+                drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS),
+            ),
+        };
+        // In the first boot the ISO has a name between those of the disks.
+        let shift = match self.stage {
+            Stage::Bootstrap if prefix == "sd" => self.iso_units(),
+            Stage::Bootstrap | Stage::Final => 0,
+        };
+        let blockio = (disk.sector_size == 4096).then(|| {
+            el("blockio")
+                .with("logical_block_size", "4096")
+                .with("physical_block_size", "4096")
+        });
+        disk_element(disk, bus, &target_name(prefix, n + shift), address, blockio)
     }
 }
 

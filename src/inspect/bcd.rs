@@ -5,7 +5,8 @@
 //! loader: the firmware of a new KVM machine knows no boot entries, so `\EFI\BOOT\BOOT*.EFI` is what it
 //! starts, and that has to be Windows' own boot manager.
 //!
-//! A store that cannot be read is a warning and not a blocker: what it says is not needed to convert.
+//! What the boot manager would stop at is a blocker. A store that cannot be read here is a warning: the
+//! boot manager may read it.
 //! Entries that boot from a RAM disk, from a virtual disk or "from where I came" are left alone.
 
 use uuid::Uuid;
@@ -125,7 +126,7 @@ fn entries(
             }
             Target::Here(_) | Target::Free => {}
             Target::Gone(what) => {
-                findings.push(Finding::warning(
+                findings.push(Finding::blocker(
                     "bcd-device",
                     format!(
                         "the default boot entry's {name} names a partition that is not on this disk: the boot manager stops with 0xc000000e"
@@ -245,7 +246,7 @@ fn loader_file(
 ) {
     let evidence = |what: &str| format!("{}, {}: {what}", hive.path, loader.id);
     let Some(text) = &loader.path else {
-        findings.push(Finding::warning(
+        findings.push(Finding::blocker(
             "bcd-loader",
             "the default boot entry names no loader: Windows does not start",
             "rebuild the boot files with bcdboot from a Windows recovery disk",
@@ -268,21 +269,30 @@ fn loader_file(
             evidence(text),
         ));
     }
-    let volume = match partition_of(place.layout, loader.device.as_ref()) {
-        Target::Here(partition) => VolumeId(partition.index),
-        _ => place.system,
+    // Where the entry leaves the choice to the boot manager, a loader may be elsewhere too.
+    let (volume, sure) = match partition_of(place.layout, loader.device.as_ref()) {
+        Target::Here(partition) => (VolumeId(partition.index), true),
+        _ => (place.system, false),
     };
     let there = GuestPath::parse(text)
         .is_ok_and(|path| matches!(place.guest.stat(volume, &path), Ok(Some(_))));
     if !there {
-        findings.push(Finding::warning(
+        let severity = match sure {
+            true => Severity::Blocker,
+            false => Severity::Warning,
+        };
+        let finding = Finding::warning(
             "bcd-loader",
             format!(
                 "the loader {text} of the default boot entry is missing: Windows does not start"
             ),
             "repair the boot files in the guest (bcdboot C:\\Windows)",
             evidence(&format!("partition {}", volume.0)),
-        ));
+        );
+        findings.push(Finding {
+            severity,
+            ..finding
+        });
     }
 }
 
@@ -297,7 +307,7 @@ fn fallback(
     let ours = match guest.read(esp, &from, MAX_LOADER) {
         Ok(bytes) => bytes,
         Err(error @ (GuestError::TooLarge { .. } | GuestError::Unreadable { .. })) => {
-            findings.push(Finding::warning(
+            findings.push(Finding::blocker(
                 "boot-manager-damaged",
                 "the boot manager of Windows cannot be read: a new KVM machine will not start it",
                 "rebuild the boot files with bcdboot from a Windows recovery disk",
@@ -312,7 +322,7 @@ fn fallback(
         Some(Machine::I386) => "BOOTIA32.EFI",
         Some(Machine::Arm64) => "BOOTAA64.EFI",
         _ => {
-            findings.push(Finding::warning(
+            findings.push(Finding::blocker(
                 "boot-manager-damaged",
                 "the boot manager of Windows is not an EFI program: a new KVM machine will not start it",
                 "rebuild the boot files with bcdboot from a Windows recovery disk",

@@ -75,7 +75,7 @@ pub fn findings(
         ));
     }
     if !boot.found() {
-        findings.push(Finding::warning(
+        findings.push(Finding::blocker(
             "no-boot-manager",
             "no Windows boot manager was found on this disk: it will not start by itself",
             "convert the disk that holds the system partition too, or rebuild the boot files with bcdboot",
@@ -104,11 +104,24 @@ pub fn findings(
         GuestPath::parse(path).is_ok_and(|p| matches!(guest.stat(volume, &p), Ok(Some(_))))
     });
     if !there {
-        findings.push(Finding::warning(
-            "no-bcd",
-            "the boot configuration is missing: the boot manager will not find Windows",
-            "rebuild it with bcdboot from a Windows recovery disk",
-            format!("no \\{} on partition {}", stores[0], volume.0),
-        ));
+        let evidence = format!("no \\{} on partition {}", stores[0], volume.0);
+        // NTLDR does without boot.ini: it starts \WINDOWS on the first partition.
+        let ntldr =
+            GuestPath::parse("ntldr").is_ok_and(|p| matches!(guest.stat(volume, &p), Ok(Some(_))));
+        findings.push(if ntldr {
+            Finding::warning(
+                "no-boot-ini",
+                "boot.ini is missing: NTLDR starts \\WINDOWS on the first partition and nothing else",
+                "write a boot.ini that names the partition of Windows, unless that is right",
+                evidence,
+            )
+        } else {
+            Finding::blocker(
+                "no-bcd",
+                "the boot configuration is missing: the boot manager will not find Windows",
+                "rebuild it with bcdboot from a Windows recovery disk",
+                evidence,
+            )
+        });
     }
 }

@@ -281,6 +281,14 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
         ));
         return Ok(false);
     };
+    if let Some((name, number)) = os::lost_default(&system)? {
+        out.findings.push(Finding::blocker(
+            "default-control-set",
+            format!("{name} is to be started and is not in the SYSTEM hive: the boot loader stops there"),
+            "start the guest on its old host with the last known good configuration (F8), and shut it down",
+            format!("SYSTEM\\Select\\Default is {number}, {set} is there"),
+        ));
+    }
     let cache = RefCell::new(HashMap::new());
     let image = |path: &GuestPath| -> ImageState {
         *cache

@@ -25,6 +25,19 @@ pub fn control_set(system: &HiveView<'_>) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// The control set the boot loader takes and its number, where it has no services.
+pub fn lost_default(system: &HiveView<'_>) -> Result<Option<(String, u32)>> {
+    let Some(select) = system.key("Select")? else {
+        return Ok(None);
+    };
+    let Some(number) = select.dword("Default")? else {
+        return Ok(None);
+    };
+    let set = format!("ControlSet{number:03}");
+    let there = system.key(&format!("{set}\\Services"))?.is_some();
+    Ok((!there).then_some((set, number)))
+}
+
 /// Every control set of the hive.
 pub fn control_sets(system: &HiveView<'_>) -> Result<Vec<String>> {
     let mut sets = Vec::new();

@@ -401,10 +401,10 @@ fn states() {
         ("domain-controller", Warning, |s| {
             s.system = system("LanmanNT")
         }),
-        ("no-bcd", Warning, |s| {
+        ("no-bcd", Blocker, |s| {
             s.guest.remove(1, "EFI/Microsoft/Boot/BCD")
         }),
-        ("no-boot-manager", Warning, |s| {
+        ("no-boot-manager", Blocker, |s| {
             s.guest.remove(1, "EFI/Microsoft/Boot/bootmgfw.efi");
         }),
         ("no-control-set", Blocker, |s| {

@@ -9,11 +9,15 @@ mod cleanup;
 mod disks;
 pub mod firstboot;
 pub mod model;
+pub mod preview;
+mod remaining;
 mod repair;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 pub use model::{Action, FileCopy, HiveName, Plan, PlannedDriver, Skipped};
+pub use preview::Preview;
+pub use remaining::{Remaining, remaining};
 
 use crate::boot_path::Controller;
 use crate::drivers::catalogue::Role;

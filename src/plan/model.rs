@@ -7,6 +7,7 @@ use crate::error::Blocker;
 use crate::guest::{GuestPath, VolumeId};
 use crate::inspect::SectorField;
 use crate::registry::RegEdits;
+use crate::report::Check;
 
 /// One unit of reversion: done wholly or not at all.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -189,7 +190,13 @@ pub struct Plan {
     pub skipped: Vec<Skipped>,
     pub drivers: Vec<PlannedDriver>,
     pub blockers: Vec<Blocker>,
+    /// The blockers that `--accept` took, by their codes.
+    pub accepted: Vec<String>,
     pub warnings: Vec<String>,
+    /// What `verify` will say of the result.
+    pub checks: Vec<Check>,
+    /// The result will start: no blockers, nothing accepted, no check of severity "blocker" that fails.
+    pub ready: bool,
 }
 
 impl Plan {

@@ -1,12 +1,12 @@
 //! What must change besides the virtio drivers so that Windows boots: the bootstrap controller, the
 //! bus and volume drivers every boot needs, and class filters that name dead services.
 //!
-//! Driven by the faults the boot path found; nothing is assumed. A fault that no edit can mend is a
-//! blocker, named before anything is written.
+//! Driven by the faults the boot path found; nothing is assumed. A fault that no edit repairs is still
+//! there in the preview of the plan: [`super::remaining`] makes a blocker of it before anything is written.
 
 use std::collections::BTreeSet;
 
-use crate::boot_path::{Controller, Fault, ImageState, class_guid};
+use crate::boot_path::{Controller, Fault, class_guid};
 use crate::error::Blocker;
 use crate::inspect::SectorField;
 use crate::registry::hive::HiveError;
@@ -46,15 +46,14 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
     }
     for (controller, fault) in faults {
         match repair(inputs, sets, controller, fault) {
-            Ok(Repair::Edits(ops)) => {
+            Ok(ops) if ops.is_empty() => {}
+            Ok(ops) => {
                 layout
                     .edits
                     .entry(HiveName::System)
                     .or_default()
                     .extend(ops);
             }
-            Ok(Repair::Nothing) => {}
-            Ok(Repair::Impossible(blocker)) => layout.blockers.push(blocker),
             Err(error) => layout.blockers.push(Blocker::new(
                 "hive-damaged",
                 format!("the SYSTEM hive cannot be read: {error}"),
@@ -90,80 +89,26 @@ pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
     })
 }
 
-enum Repair {
-    Edits(Vec<RegOp>),
-    Nothing,
-    Impossible(Blocker),
-}
-
+/// The edits that repair a fault; none where there are no such edits.
 fn repair(
     inputs: &Inputs<'_>,
     sets: &[String],
     controller: Controller,
     fault: &Fault,
-) -> Result<Repair, HiveError> {
-    let bus = controller.name();
+) -> Result<Vec<RegOp>, HiveError> {
     Ok(match fault {
-        Fault::NotBootStart { service, .. } => Repair::Edits(
-            sets.iter()
-                .flat_map(|set| boot_start(set, service))
-                .collect(),
-        ),
-        Fault::NotBound { ids } => match bind_ahci(inputs, sets, controller) {
-            Some(ops) => Repair::Edits(ops),
-            None => not_bound(inputs, bus, ids),
-        },
-        Fault::DeadFilter { class, list, .. } => {
-            Repair::Edits(without_dead_filters(inputs, sets, class, list)?)
-        }
-        Fault::NotInstalled { service } => Repair::Impossible(Blocker::new(
-            "boot-driver-missing",
-            format!("the driver {service}, which booting from {bus} needs, is not installed"),
-            "repair Windows first (sfc /scannow, or a repair install), or choose another --bootstrap",
-        )),
-        Fault::NotADriver { service, kind } => Repair::Impossible(Blocker::new(
-            "boot-driver-damaged",
-            format!("the service {service} is not a kernel driver (Type={kind})"),
-            "repair Windows first, or choose another --bootstrap",
-        )),
-        Fault::Image {
-            service,
-            path,
-            state,
-        } => {
-            let path = path
-                .as_ref()
-                .map_or("its file".to_string(), ToString::to_string);
-            let what = match state {
-                ImageState::Missing => "is missing",
-                ImageState::Unreadable => "is not a usable driver file",
-                ImageState::Present { .. } => "is for another processor",
-            };
-            Repair::Impossible(Blocker::new(
-                "boot-driver-file",
-                format!("{service}: {path} {what}"),
-                "repair Windows first (sfc /scannow), or choose another --bootstrap",
-            ))
-        }
-        Fault::Damaged(text) => Repair::Impossible(Blocker::new(
-            "hive-damaged",
-            format!("the SYSTEM hive cannot be read: {text}"),
-            "start the guest once on its old hypervisor and shut it down cleanly",
-        )),
+        Fault::NotBootStart { service, .. } => sets
+            .iter()
+            .flat_map(|set| boot_start(set, service))
+            .collect(),
+        Fault::NotBound { .. } => bind_ahci(inputs, sets, controller).unwrap_or_default(),
+        Fault::DeadFilter { class, list, .. } => without_dead_filters(inputs, sets, class, list)?,
+        // What no edit repairs is still there in the preview of the plan: see `remaining`.
+        Fault::NotInstalled { .. }
+        | Fault::NotADriver { .. }
+        | Fault::Image { .. }
+        | Fault::Damaged(_) => Vec::new(),
     })
-}
-
-/// Only advice on NT 5, where Windows knows its IDE channels without the database.
-fn not_bound(inputs: &Inputs<'_>, bus: &str, ids: &[String]) -> Repair {
-    if inputs.windows.target.major < 6 && bus == "ide" {
-        return Repair::Nothing;
-    }
-    let id = ids.first().map_or("", String::as_str);
-    Repair::Impossible(Blocker::new(
-        "bootstrap-unbound",
-        format!("no driver of this Windows is bound to the {bus} controller ({id})"),
-        "choose another --bootstrap (sata, ide, none)",
-    ))
 }
 
 fn boot_start(set: &str, service: &str) -> Vec<RegOp> {

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::build::{KeyTree, fold};
 use super::hive::{
     Key, REG_BINARY, REG_DWORD, REG_EXPAND_SZ, REG_MULTI_SZ, REG_NONE, REG_SZ, Result, Value,
 };
@@ -161,6 +162,25 @@ impl RegEdits {
         Ok(pending)
     }
 
+    /// The tree as `hivexregedit --merge` would leave it.
+    pub fn apply(&self, tree: &mut KeyTree) {
+        for op in &self.ops {
+            match op {
+                RegOp::CreateKey { key } => drop(tree.key_mut(key)),
+                RegOp::Set { key, name, data } => {
+                    tree.set(key, name, data.clone());
+                }
+                RegOp::DeleteValue { key, name } => {
+                    if tree.get(key).is_some() {
+                        let gone = fold(name);
+                        tree.key_mut(key).values.retain(|(n, _)| fold(n) != gone);
+                    }
+                }
+                RegOp::DeleteKey { key } => drop(tree.remove(key)),
+            }
+        }
+    }
+
     /// Names the parents of every key too: regedit makes them, hivexregedit refuses without.
     pub fn to_reg_text(&self) -> String {
         let mut text = String::from("Windows Registry Editor Version 5.00\n");
@@ -211,6 +231,37 @@ fn value_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn applied_to_a_tree() {
+        let mut tree = KeyTree::new("ROOT");
+        tree.sz("A\\B", "old", "1")
+            .dword("A", "Keep", 7)
+            .dword("A", "Gone", 8);
+        let mut edits = RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM");
+        edits.ops = vec![
+            RegOp::DeleteKey { key: "a\\b".into() },
+            RegOp::set("A\\C", "new", RegData::Dword(1)),
+            RegOp::set("A", "keep", RegData::Dword(9)),
+            RegOp::DeleteValue {
+                key: "A".into(),
+                name: "GONE".into(),
+            },
+            RegOp::DeleteValue {
+                key: "Z".into(),
+                name: "x".into(),
+            },
+            RegOp::CreateKey { key: "A\\D".into() },
+        ];
+        edits.apply(&mut tree);
+        assert!(tree.get("A\\B").is_none() && tree.get("A\\D").is_some());
+        assert!(tree.get("Z").is_none(), "nothing is made by a deletion");
+        assert!(tree.value("A", "Gone").is_none());
+        let bytes = tree.to_bytes("SYSTEM");
+        let view = crate::registry::HiveView::new(&bytes).unwrap();
+        let pending = edits.pending(&view.root().unwrap()).unwrap();
+        assert_eq!(pending.ops, []);
+    }
 
     #[test]
     fn reg_text() {

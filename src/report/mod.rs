@@ -25,6 +25,32 @@ pub struct Check {
     pub message: String,
     /// Where it was read: a hive, a key, a file; empty when the message says it all.
     pub evidence: String,
+    /// The findings it fails because of.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<&'static str>,
+    /// It fails, and `--accept` took that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub accepted: bool,
+}
+
+impl Check {
+    pub fn new(
+        id: &'static str,
+        severity: crate::inspect::Severity,
+        state: CheckState,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            id,
+            severity,
+            ok: state == CheckState::Ok,
+            state,
+            message: message.into(),
+            evidence: String::new(),
+            findings: Vec::new(),
+            accepted: false,
+        }
+    }
 }
 
 /// A check that could not run says nothing about the disk, so it does not count as passed.
@@ -120,8 +146,11 @@ pub struct Report {
     pub name: String,
     pub engine: &'static str,
     pub engine_why: &'static str,
-    /// Proved by reading the result back: the controllers asked for are ready.
+    /// Verified by reading the result back: the controllers asked for are ready, and nothing was accepted
+    /// that may keep Windows from starting.
     pub ready: bool,
+    /// What `--accept` took.
+    pub accepted: Vec<String>,
     pub outputs: Outputs,
     /// In the order they were carried out, what was already so at the end.
     pub actions: Vec<ActionLine>,

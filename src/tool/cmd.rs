@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::confine::Confinement;
 use super::pass::{self, Passed};
+use super::privileges::Privileges;
 use super::{Result, ToolError, host, launcher, stop};
 use crate::failpoint;
 
@@ -57,7 +58,7 @@ pub struct Cmd {
     silence: Duration,
     stdout_limit: usize,
     accept: Vec<i32>,
-    keep_privileges: bool,
+    privileges: Privileges,
     confinement: Confinement,
     passed: Vec<Passed>,
     /// The program is this one again, in that role.
@@ -90,7 +91,7 @@ impl Cmd {
             silence: silence(),
             stdout_limit: STDOUT_LIMIT,
             accept: Vec::new(),
-            keep_privileges: false,
+            privileges: Privileges::None,
             confinement: Confinement::default(),
             passed: Vec::new(),
             own: false,
@@ -192,10 +193,10 @@ impl Cmd {
         self
     }
 
-    /// Lets set-user-ID helpers of the program work (`sudo`, a bridge helper).
+    /// What the program keeps of our privileges, instead of nothing.
     #[must_use]
-    pub fn keep_privileges(mut self) -> Self {
-        self.keep_privileges = true;
+    pub fn privileges(mut self, privileges: Privileges) -> Self {
+        self.privileges = privileges;
         self
     }
 
@@ -326,7 +327,7 @@ impl Cmd {
     /// Runs the program on our own terminal, in our own process group, so that it can ask
     /// questions (`sudo`), and waits for it. `Ok(false)` when it fails.
     pub fn run_on_terminal(self) -> Result<bool> {
-        let (mut command, tool) = self.keep_privileges().command()?;
+        let (mut command, tool) = self.privileges(Privileges::Gain).command()?;
         let status = launcher::spawn(
             {
                 command
@@ -355,7 +356,7 @@ impl Cmd {
                 hint: host::hint(&tool),
                 tool: tool.clone(),
             })?;
-            launcher::command(&program, self.keep_privileges, &self.confinement)
+            launcher::command(&program, self.privileges, &self.confinement)
         };
         command
             .args(&self.args)

@@ -18,8 +18,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus,
-    path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
+    RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 use seccompiler::{
@@ -27,13 +27,20 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
+use super::privileges::{self, Named};
+use super::{calls, launcher};
+
 /// Reading, writing, renaming and truncating are known from this version on.
 const FILES: ABI = ABI::V3;
+/// TCP, from this version on.
+const NETWORK: ABI = ABI::V4;
+/// Abstract Unix sockets and signals, from this version on.
+const SCOPES: ABI = ABI::V6;
 /// The address space of a parser: libntfs-3g needs some MiB and the largest file of a request.
 const PARSER_MEMORY: u64 = 1 << 30;
 
 /// What tools load themselves from.
-const SYSTEM: [&str; 12] = [
+const SYSTEM: [&str; 10] = [
     "/usr",
     "/lib",
     "/lib32",
@@ -44,19 +51,41 @@ const SYSTEM: [&str; 12] = [
     "/gnu",
     "/etc/ld.so.cache",
     "/etc/alternatives",
-    "/proc",
-    "/sys",
 ];
-const DEVICES: [&str; 4] = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"];
+/// What C libraries and QEMU look up of the kernel: processors, memory, the limits of a block device.
+/// Not the rest of /proc: it tells of other processes.
+const KERNEL: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/filesystems",
+    "/proc/sys/vm/max_map_count",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/crypto/fips_enabled",
+    "/sys/devices",
+    "/sys/dev/block",
+    "/sys/block",
+    "/sys/class/block",
+];
+/// This process: the same one when it has become the program.
+const ITSELF: &str = "/proc/self";
+const DEVICES: [&str; 5] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/urandom",
+    "/dev/random",
+];
+/// For the appliance of libguestfs.
+const KVM: &str = "/dev/kvm";
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn bad(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+pub(super) fn bad(e: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(e)
 }
 
 /// A filter for this architecture; `None` for one that is not known.
-fn filter(
+pub(super) fn filter(
     rules: Rules,
     other: SeccompAction,
     listed: SeccompAction,
@@ -68,7 +97,7 @@ fn filter(
     BpfProgram::try_from(filter).map(Some).map_err(bad)
 }
 
-fn install(filter: Option<BpfProgram>) -> io::Result<()> {
+pub(super) fn install(filter: Option<BpfProgram>) -> io::Result<()> {
     // All threads; a parser has one.
     filter.map_or(Ok(()), |f| {
         seccompiler::apply_filter_all_threads(&f).map_err(bad)
@@ -76,7 +105,7 @@ fn install(filter: Option<BpfProgram>) -> io::Result<()> {
 }
 
 /// The condition that argument `index` has none of `bits`.
-fn without(index: u8, bits: i32) -> io::Result<Vec<SeccompRule>> {
+pub(super) fn without(index: u8, bits: i32) -> io::Result<Vec<SeccompRule>> {
     let mask = bits as u64;
     let none = SeccompCondition::new(
         index,
@@ -107,7 +136,8 @@ pub fn parser() -> io::Result<()> {
             },
         )?;
     }
-    files(&[], &[])?;
+    privileges::drop_all()?;
+    Reach::default().enforce()?;
     let mut rules: Rules = [
         libc::SYS_read,
         libc::SYS_write,
@@ -179,38 +209,77 @@ pub fn offline() -> io::Result<()> {
     )?)
 }
 
-fn ruleset() -> io::Result<RulesetCreated> {
-    Ruleset::default()
-        .handle_access(AccessFs::from_all(FILES))
-        .and_then(Ruleset::create)
-        .map_err(bad)
+/// What landlock lets a process reach.
+#[derive(Debug, Default)]
+struct Reach<'p> {
+    read: Vec<&'p Path>,
+    /// To read, and to start as a program.
+    run: Vec<&'p Path>,
+    write: Vec<&'p Path>,
+    /// TCP.
+    network: bool,
+    /// Unix sockets by their path, where the kernel can tell (landlock 9).
+    sockets: bool,
 }
 
-/// Files and folders out of reach but for these; those that do not exist are passed over. Whether the
-/// kernel does that.
-fn files(read: &[&Path], write: &[&Path]) -> io::Result<bool> {
-    let status = ruleset()?
-        .add_rules(path_beneath_rules(read, AccessFs::from_read(FILES)))
-        .and_then(|r| r.add_rules(path_beneath_rules(write, AccessFs::from_all(FILES))))
-        .and_then(RulesetCreated::restrict_self)
-        .map_err(bad)?;
-    Ok(status.ruleset != RulesetStatus::NotEnforced)
+impl Reach<'_> {
+    /// Puts everything else out of reach of this process and what it starts; paths that do not exist
+    /// are passed over. Signals and abstract sockets stay among these processes. Whether the kernel does
+    /// that.
+    fn enforce(&self) -> io::Result<bool> {
+        let everything = AccessFs::from_all(FILES);
+        let mut ruleset = Ruleset::default()
+            .handle_access(everything)
+            .and_then(|r| r.scope(Scope::from_all(SCOPES)))
+            .map_err(bad)?;
+        if !self.network {
+            ruleset = ruleset
+                .handle_access(AccessNet::from_all(NETWORK))
+                .map_err(bad)?;
+        }
+        if !self.sockets {
+            ruleset = ruleset.handle_access(AccessFs::ResolveUnix).map_err(bad)?;
+        }
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let status = ruleset
+            .create()
+            .and_then(|r| r.add_rules(path_beneath_rules(&self.read, read)))
+            .and_then(|r| r.add_rules(path_beneath_rules(&self.run, AccessFs::from_read(FILES))))
+            .and_then(|r| r.add_rules(path_beneath_rules(&self.write, everything)))
+            .and_then(RulesetCreated::restrict_self)
+            .map_err(bad)?;
+        Ok(status.ruleset != RulesetStatus::NotEnforced)
+    }
 }
 
-/// From now on this process, and all it starts, writes only below these paths, to devices and to what
-/// is open already; it reads what it likes. Call it before there are other threads. Whether the kernel
-/// does that.
-pub fn writes_only(below: &[PathBuf]) -> io::Result<bool> {
+/// From now on this process, and all it starts, writes only below these paths and to a few harmless
+/// devices, besides what is open already; it reads what it likes. Nothing is written in `/proc`,
+/// `/sys`, `/run` and `/dev` unless a path lies there. Call it before there are other threads and
+/// children. Whether the kernel does that.
+pub fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> {
+    launcher::renew();
     rustix::thread::set_no_new_privs(true)?;
     let mut write: Vec<&Path> = below.iter().map(PathBuf::as_path).collect();
-    write.extend(["/dev", "/proc"].map(Path::new));
-    files(&[Path::new("/")], &write)
+    write.extend(DEVICES.map(Path::new));
+    write.push(Path::new(KVM));
+    Reach {
+        run: vec![Path::new("/")],
+        write,
+        network,
+        sockets: true,
+        ..Reach::default()
+    }
+    .enforce()
 }
 
 /// What a tool started through the launcher may reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confinement {
     offline: bool,
+    /// It serves a socket it was given, by the system calls that takes.
+    serves: bool,
+    /// The files its arguments name, and where it is to make some.
+    named: bool,
     /// `None`: any file.
     files: Option<Vec<(PathBuf, bool)>>,
 }
@@ -220,24 +289,52 @@ impl Confinement {
     pub fn offline() -> Self {
         Self {
             offline: true,
-            files: None,
+            ..Self::default()
         }
     }
 
-    /// No network, and no files but these and what programs are made of. The flag is whether it may
-    /// be written.
+    /// No network, no other program, and no files but these and what programs are made of. The flag is
+    /// whether it may be written.
     pub fn to_files(files: impl IntoIterator<Item = (PathBuf, bool)>) -> Self {
         Self {
             offline: true,
             files: Some(files.into_iter().collect()),
+            ..Self::default()
         }
+    }
+
+    /// No network, no other program, and no files but those that the arguments name and what programs are
+    /// made of; a file that is to be made, in its folder.
+    pub fn to_arguments() -> Self {
+        Self {
+            offline: true,
+            named: true,
+            ..Self::default()
+        }
+    }
+
+    /// For a program that serves a listening socket it is started with: it takes connections there and
+    /// makes none, has no processes, and no system calls but those of [`super::calls`].
+    #[must_use]
+    pub fn serving(mut self) -> Self {
+        self.serves = true;
+        self
     }
 
     /// As arguments of the launcher.
     pub(super) fn args(&self) -> Vec<OsString> {
         let mut args = Vec::new();
         if self.offline {
-            args.push("offline".into());
+            args.push(OFFLINE.into());
+        }
+        if self.serves {
+            args.push(SERVES.into());
+        }
+        if self.named {
+            args.push(NAMED.into());
+        }
+        if self.files.is_some() {
+            args.push(NO_FILES.into());
         }
         for (path, writable) in self.files.iter().flatten() {
             let mut arg = OsString::from(if *writable { "write=" } else { "read=" });
@@ -255,31 +352,116 @@ impl Confinement {
             (Some(file), _) => (path(file), false),
             (_, Some(file)) => (path(file), true),
             _ => {
-                self.offline |= arg == "offline";
-                return arg == "offline";
+                self.offline |= arg == OFFLINE;
+                self.serves |= arg == SERVES;
+                self.named |= arg == NAMED;
+                if arg == NO_FILES {
+                    self.files.get_or_insert_default();
+                }
+                return [OFFLINE, SERVES, NAMED, NO_FILES]
+                    .iter()
+                    .any(|known| arg == *known);
             }
         };
         self.files.get_or_insert_default().push(file);
         true
     }
 
-    /// Confines this process, which is about to become `program`.
-    pub(super) fn apply(&self, program: &Path) -> io::Result<()> {
-        if let Some(named) = &self.files {
-            let mut read: Vec<&Path> = SYSTEM.iter().map(Path::new).collect();
-            // A program from elsewhere has its libraries beside it: /opt/qemu for /opt/qemu/bin/x.
-            let home = program.parent().and_then(Path::parent);
-            read.extend(home.filter(|home| home.parent().is_some()));
-            read.extend(named.iter().filter(|f| !f.1).map(|f| f.0.as_path()));
-            let mut write: Vec<&Path> = DEVICES.iter().map(Path::new).collect();
-            write.extend(named.iter().filter(|f| f.1).map(|f| f.0.as_path()));
-            files(&read, &write)?;
+    /// Confines this process, which is about to become `program` with these arguments.
+    pub(super) fn apply(&self, program: &Path, args: &[OsString]) -> io::Result<()> {
+        let mut files = self.files.clone();
+        if self.named {
+            files
+                .get_or_insert_default()
+                .extend(privileges::named(args).into_iter().map(Named::in_or_below));
+        }
+        if let Some(files) = &files {
+            self.to_named(files, program)?;
         }
         if self.offline {
             offline()?;
         }
+        if self.serves {
+            calls::server(loader(program).is_none())?;
+        }
         Ok(())
     }
+
+    fn to_named(&self, named: &[(PathBuf, bool)], program: &Path) -> io::Result<()> {
+        // `self` is a link to whoever opens it: the rule is for where it leads now.
+        let itself = std::fs::canonicalize(ITSELF).ok();
+        let mut read: Vec<&Path> = SYSTEM.iter().chain(&KERNEL).map(Path::new).collect();
+        read.extend(itself.as_deref());
+        // A program from elsewhere has its libraries beside it: /opt/qemu for /opt/qemu/bin/x.
+        let home = program.parent().and_then(Path::parent);
+        read.extend(home.filter(|home| home.parent().is_some()));
+        read.extend(named.iter().filter(|f| !f.1).map(|f| f.0.as_path()));
+        let loader = loader(program);
+        let run = match &loader {
+            Some(loader) => vec![program, loader.as_path()],
+            // A script, which starts others.
+            None => SYSTEM.iter().map(Path::new).chain([program]).collect(),
+        };
+        let mut write: Vec<&Path> = DEVICES.iter().map(Path::new).collect();
+        write.extend(named.iter().filter(|f| f.1).map(|f| f.0.as_path()));
+        Reach {
+            read,
+            run,
+            write,
+            network: !self.offline,
+            sockets: !self.serves,
+        }
+        .enforce()
+        .map(drop)
+    }
+}
+
+const OFFLINE: &str = "offline";
+const SERVES: &str = "serves";
+const NAMED: &str = "named";
+const NO_FILES: &str = "no-files";
+
+/// The program that loads another one, as its file says; `None` for a script.
+fn loader(program: &Path) -> Option<PathBuf> {
+    /// Where the loader's name is, as a rule right behind the program headers.
+    const HEAD: u64 = 64 << 10;
+    let mut head = Vec::new();
+    let file = std::fs::File::open(program).ok()?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, HEAD), &mut head).ok()?;
+    let number = |at: usize, size: usize| -> Option<u64> {
+        let bytes = head.get(at..at.checked_add(size)?)?;
+        let mut number = [0; 8];
+        if head.get(5)? == &1 {
+            number[..size].copy_from_slice(bytes);
+            Some(u64::from_le_bytes(number))
+        } else {
+            number[8 - size..].copy_from_slice(bytes);
+            Some(u64::from_be_bytes(number))
+        }
+    };
+    let wide = match head.get(..5)? {
+        b"\x7fELF\x02" => true,
+        b"\x7fELF\x01" => false,
+        _ => return None,
+    };
+    // e_phoff, e_phentsize, e_phnum; p_offset and p_filesz of the entry of type PT_INTERP.
+    let (table, sizes, at, width) = match wide {
+        true => (number(32, 8)?, 54, (8, 32), 8),
+        false => (number(28, 4)?, 42, (4, 16), 4),
+    };
+    let (size, count) = (number(sizes, 2)?, number(sizes + 2, 2)?);
+    for index in 0..count {
+        let entry = usize::try_from(table.checked_add(index.checked_mul(size)?)?).ok()?;
+        if number(entry, 4)? == u64::from(libc::PT_INTERP) {
+            let start = usize::try_from(number(entry.checked_add(at.0)?, width)?).ok()?;
+            let length = usize::try_from(number(entry.checked_add(at.1)?, width)?).ok()?;
+            let name = head.get(start..start.checked_add(length)?)?;
+            let name = name.split(|&byte| byte == 0).next()?;
+            return Some(OsStr::from_bytes(name).into());
+        }
+    }
+    // Linked statically: it is its own loader.
+    Some(program.into())
 }
 
 #[cfg(test)]
@@ -295,7 +477,33 @@ mod tests {
         let mut back = Confinement::default();
         assert!(wanted.args().iter().all(|arg| back.add_arg(arg)));
         assert_eq!(back, wanted);
+        for wanted in [
+            Confinement::to_files([]).serving(),
+            Confinement::to_arguments(),
+        ] {
+            let mut back = Confinement::default();
+            assert!(wanted.args().iter().all(|arg| back.add_arg(arg)));
+            assert_eq!(back, wanted);
+        }
         assert!(Confinement::default().args().is_empty());
         assert!(!back.add_arg(OsStr::new("--")) && !back.add_arg(OsStr::new("")));
+    }
+
+    #[test]
+    fn loaders() {
+        let own = std::env::current_exe().unwrap();
+        assert!(loader(&own).is_some_and(|l| l.is_absolute() && l.exists()));
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("x");
+        std::fs::write(&script, "#!/bin/sh\n").unwrap();
+        assert_eq!(loader(&script), None);
+        let mut head = std::fs::read(&own).unwrap()[..1000].to_vec();
+        for at in 6..head.len() {
+            let old = std::mem::replace(&mut head[at], 0xff);
+            std::fs::write(&script, &head).unwrap();
+            // Whatever it says, it is not out of bounds.
+            let _ = loader(&script);
+            head[at] = old;
+        }
     }
 }

@@ -120,6 +120,10 @@ pub struct Shell {
     failed: Vec<u8>,
 }
 
+/// Building the appliance as root unpacks an archive whose files have other owners: root without
+/// capabilities cannot give files away, and the appliance does not need it, as it is built for a user.
+pub(super) const APPLIANCE: (&str, &str) = ("TAR_OPTIONS", "--no-same-owner");
+
 impl Shell {
     pub fn start() -> Result<Self> {
         let io = |source| ToolError::Io {
@@ -135,7 +139,8 @@ impl Shell {
             .output(stdout, stderr)
             // Set in somebody's shell they would mix with the replies.
             .env("LIBGUESTFS_DEBUG", "0")
-            .env("LIBGUESTFS_TRACE", "0");
+            .env("LIBGUESTFS_TRACE", "0")
+            .env(APPLIANCE.0, APPLIANCE.1);
         if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
             // The libvirt backend starts QEMU as another user, who may not use our socket.
             cmd = cmd.env("LIBGUESTFS_BACKEND", "direct");

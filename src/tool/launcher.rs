@@ -3,7 +3,7 @@
 //! The kernel can send a child a signal when its parent dies, but only the child can ask for it,
 //! between fork and exec; doing that in `pre_exec` is unsafe code. So the child is this program
 //! again, as `hyper2kvm __exec PARENT_PID FLAGS -- PROGRAM ARGS...`, which asks for the signal,
-//! gives up gaining privileges and whatever else its [`Confinement`] says, and becomes the program.
+//! gives up its [`Privileges`] and whatever else its [`Confinement`] says, and becomes the program.
 //!
 //! The "parent" the kernel means is the *thread* that forked. Children are therefore all started
 //! from one thread that lives as long as the process.
@@ -16,14 +16,15 @@ use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
-use std::sync::OnceLock;
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 
 use super::confine::Confinement;
 use super::pass::Passed;
+use super::privileges::Privileges;
 
 const VERB: &str = "__exec";
 /// In the child this names the same program, even when its file was replaced meanwhile.
@@ -59,10 +60,8 @@ fn become_program(mut args: impl Iterator<Item = OsString>) -> io::Error {
     let Some(parent) = args.next().filter(|a| is_pid(a)) else {
         return invalid("no parent process id");
     };
-    let keep_privileges = match args.next().as_deref().and_then(OsStr::to_str) {
-        Some("privileges") => true,
-        Some("no-privileges") => false,
-        _ => return invalid("unknown flag"),
+    let Some(privileges) = args.next().as_deref().and_then(Privileges::of_arg) else {
+        return invalid("unknown flag");
     };
     let mut confinement = Confinement::default();
     loop {
@@ -82,10 +81,11 @@ fn become_program(mut args: impl Iterator<Item = OsString>) -> io::Error {
     if let Err(e) = tie_to(Some(parent)) {
         return e;
     }
-    if !keep_privileges && let Err(e) = rustix::thread::set_no_new_privs(true) {
-        return e.into();
-    }
-    if let Err(e) = confinement.apply(Path::new(&program)) {
+    let args: Vec<OsString> = args.collect();
+    let given_up = privileges
+        .apply(&args)
+        .and_then(|()| confinement.apply(Path::new(&program), &args));
+    if let Err(e) = given_up {
         return e;
     }
     #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
@@ -125,7 +125,11 @@ pub(super) fn own(verb: &str) -> Command {
 }
 
 /// The command that runs `program`, to be given its arguments and then to [`spawn`].
-pub(super) fn command(program: &Path, keep_privileges: bool, confinement: &Confinement) -> Command {
+pub(super) fn command(
+    program: &Path,
+    privileges: Privileges,
+    confinement: &Confinement,
+) -> Command {
     #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
     let new = |program: &Path| Command::new(program);
     if ENABLED.get().is_none() {
@@ -135,11 +139,7 @@ pub(super) fn command(program: &Path, keep_privileges: bool, confinement: &Confi
     command
         .arg(VERB)
         .arg(std::process::id().to_string())
-        .arg(if keep_privileges {
-            "privileges"
-        } else {
-            "no-privileges"
-        })
+        .arg(privileges.arg())
         .args(confinement.args())
         .arg("--")
         .arg(program);
@@ -148,25 +148,43 @@ pub(super) fn command(program: &Path, keep_privileges: bool, confinement: &Confi
 
 type Request = (Command, Vec<Passed>, Sender<io::Result<Child>>);
 
+/// The thread that starts children; it ends when this is dropped, and its children with it.
+static SPAWNER: Mutex<Option<Sender<Request>>> = Mutex::new(None);
+
+/// To be called before this thread gives something up, when no child is running: children are then
+/// started from a thread that has given it up too. Limits are a thread's, and those of another thread do
+/// not only differ: the kernel takes it for a stranger, whose children must not even be killed.
+pub(super) fn renew() {
+    *SPAWNER.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
 /// Starts the command from the thread that lives as long as the process. It inherits the files passed.
 pub(super) fn spawn(command: Command, passed: Vec<Passed>) -> io::Result<Child> {
-    static SPAWNER: OnceLock<Sender<Request>> = OnceLock::new();
-    let spawner = SPAWNER.get_or_init(|| {
-        let (requests, queue) = mpsc::channel::<Request>();
-        // If the thread cannot be started the queue is dropped, and the send below fails.
-        let _ = std::thread::Builder::new()
-            .name("spawner".into())
-            .spawn(move || {
-                for (command, passed, reply) in queue {
-                    let _ = reply.send(spawn_with(command, &passed));
-                }
-            });
-        requests
-    });
     let gone = || io::Error::other("the thread that starts programs is gone");
     let (reply, answer) = mpsc::channel();
-    spawner.send((command, passed, reply)).map_err(|_| gone())?;
+    {
+        let mut spawner = SPAWNER.lock().unwrap_or_else(PoisonError::into_inner);
+        let requests = match &*spawner {
+            Some(requests) => requests,
+            None => spawner.insert(start_spawner()?),
+        };
+        requests
+            .send((command, passed, reply))
+            .map_err(|_| gone())?;
+    }
     answer.recv().map_err(|_| gone())?
+}
+
+fn start_spawner() -> io::Result<Sender<Request>> {
+    let (requests, queue) = mpsc::channel::<Request>();
+    std::thread::Builder::new()
+        .name("spawner".into())
+        .spawn(move || {
+            for (command, passed, reply) in queue {
+                let _ = reply.send(spawn_with(command, &passed));
+            }
+        })?;
+    Ok(requests)
 }
 
 /// Only while this program starts are the files such as a new program inherits; no other is started

@@ -5,9 +5,11 @@
 //! - [`confine`]: what a child may reach: files, network, system calls.
 //! - [`launcher`]: starts children so that they die with this process, even on SIGKILL.
 //! - [`pass`]: open files handed on to a child.
+//! - [`privileges`]: what a child keeps of root's capabilities: nothing.
 //! - [`stop`]: the flag SIGINT and SIGTERM set; running children are killed when it is up.
 //! - [`host`]: which tools there are on this host and which packages have the missing ones.
 
+mod calls;
 pub mod cmd;
 pub mod confine;
 pub mod guestfish;
@@ -15,6 +17,7 @@ pub mod hivexregedit;
 pub mod host;
 pub mod launcher;
 pub mod pass;
+pub mod privileges;
 pub mod qemu_img;
 pub mod qsd;
 pub mod stop;

@@ -56,9 +56,9 @@ pub struct ExtentInfo {
     pub filename: String,
 }
 
-/// It reads only files of this host, whatever an image says.
+/// It reaches only the files that its arguments name, whatever an image says.
 fn cmd() -> Cmd {
-    Cmd::new(TOOL).confined(Confinement::offline())
+    Cmd::new(TOOL).confined(Confinement::to_arguments())
 }
 
 /// It reads only the files of these.

@@ -33,7 +33,7 @@ pub fn serve(listener: OwnedFd, blockdev: &Spec, export: &str, writable: bool) -
         .args(["--blockdev", &blockdev.node.to_string()])
         .args(["--nbd-server", "addr.type=fd,addr.str=0"])
         .args(["--export", &export.to_string()])
-        .confined(blockdev.confinement())
+        .confined(blockdev.confinement().serving())
         .pass(&blockdev.passed)
         .stdin(listener)
         .spawn()

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::privileges::Privileges;
 use super::{Cmd, Result, ToolError};
 
 const TOOL: &str = "virsh";
@@ -52,7 +53,15 @@ impl Virsh {
     }
 
     fn cmd(&self) -> Cmd {
-        Cmd::new(TOOL).args(["-q", "-c", &self.uri]).timeout(LIMIT)
+        // It may start the session's libvirt, which stays and whose QEMU asks a helper for a bridge.
+        let privileges = match self.uri.contains("/session") {
+            true => Privileges::Gain,
+            false => Privileges::None,
+        };
+        Cmd::new(TOOL)
+            .privileges(privileges)
+            .args(["-q", "-c", &self.uri])
+            .timeout(LIMIT)
     }
 
     fn text(&self, args: &[&str]) -> Result<String> {

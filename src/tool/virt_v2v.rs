@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::privileges::Privileges;
 use super::{Cmd, Result};
 
 pub const IN_PLACE: &str = "virt-v2v-in-place";
@@ -36,14 +37,20 @@ fn run(mut cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
         // The libvirt backend starts QEMU as another user, who may not read our folder.
         cmd = cmd.env("LIBGUESTFS_BACKEND", "direct");
     }
+    let (name, value) = super::guestfish::APPLIANCE;
+    cmd = cmd.env(name, value);
     let mut rest = Vec::new();
+    // The overlays stand on images that may belong to others.
     // Rebuilding an initramfs is silent, and slow under emulation.
-    cmd.patient(6).timeout(LIMIT).run_with(&mut |chunk| {
-        rest.extend_from_slice(chunk);
-        while let Some(end) = rest.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = rest.drain(..=end).collect();
-            on_line(&super::clean(&line));
-        }
-    })?;
+    cmd.privileges(Privileges::Files)
+        .patient(6)
+        .timeout(LIMIT)
+        .run_with(&mut |chunk| {
+            rest.extend_from_slice(chunk);
+            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                on_line(&super::clean(&line));
+            }
+        })?;
     Ok(())
 }

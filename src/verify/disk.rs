@@ -51,6 +51,7 @@ pub fn bcd(c: &Context<'_>) -> Outcome {
     c.findings(
         &[
             "no-bcd",
+            "no-boot-ini",
             "bcd-damaged",
             "bcd-no-default",
             "bcd-transient",

@@ -85,30 +85,14 @@ pub fn logs_harmless(c: &Context<'_>) -> Outcome {
     )
 }
 
+/// `Select\Current` does not count: the boot loader sets it.
 pub fn control_sets(c: &Context<'_>) -> Outcome {
-    c.system(|system, windows| {
-        let Some(select) = system.key("Select")? else {
-            return Ok(Outcome::Fault(
-                "no control set is selected".into(),
-                "SYSTEM\\Select".into(),
-            ));
-        };
-        for name in ["Default", "Current"] {
-            let Some(number) = select.dword(name)? else {
-                continue;
-            };
-            let set = format!("ControlSet{number:03}");
-            if system.key(&format!("{set}\\Services"))?.is_none() {
-                return Ok(Outcome::Fault(
-                    format!("{set} has no services: Windows does not start"),
-                    format!("SYSTEM\\Select\\{name} is {number}"),
-                ));
-            }
-        }
-        Ok(Outcome::Ok(format!(
-            "{} boots, of {}",
-            windows.control_set,
-            windows.control_sets.join(", ")
-        )))
-    })
+    let fine = |windows: &crate::inspect::WindowsFacts| {
+        let sets = windows.control_sets.join(", ");
+        format!("{} boots, of {sets}", windows.control_set)
+    };
+    match (&c.inspection.windows, c.hives) {
+        (Some(windows), Some(_)) => c.findings(&["default-control-set"], &fine(windows)),
+        _ => Outcome::CouldNotRun("the SYSTEM hive was not read".into()),
+    }
 }

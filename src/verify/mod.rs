@@ -23,6 +23,12 @@ use crate::report::{Check, CheckState};
 enum Outcome {
     Ok(String),
     Fault(String, String),
+    /// A fault that inspection found already.
+    Found {
+        message: String,
+        evidence: String,
+        findings: Vec<(&'static str, Severity)>,
+    },
     CouldNotRun(String),
 }
 
@@ -98,39 +104,71 @@ const CHECKS: [CheckDef; 28] = [
 
 /// Runs every check. `wanted` are the controllers the disk must boot from.
 pub fn verify(survey: &Survey, guest: &dyn GuestRead, wanted: &[Controller]) -> Vec<Check> {
+    run(survey, survey.hives.as_ref(), guest, wanted)
+}
+
+/// Runs every check on the guest as a plan will leave it. `before` are the hives as they are: an edit
+/// repairs nothing in them.
+pub fn predict(
+    after: &Survey,
+    before: &Hives,
+    preview: &dyn GuestRead,
+    wanted: &[Controller],
+) -> Vec<Check> {
+    run(after, Some(before), preview, wanted)
+}
+
+fn run(
+    survey: &Survey,
+    walked: Option<&Hives>,
+    guest: &dyn GuestRead,
+    wanted: &[Controller],
+) -> Vec<Check> {
     let context = Context {
         inspection: &survey.inspection,
         hives: survey.hives.as_ref(),
-        walks: survey
-            .hives
-            .as_ref()
-            .map(hives::walk_all)
-            .unwrap_or_default(),
+        walks: walked.map(hives::walk_all).unwrap_or_default(),
         guest,
         wanted,
     };
     CHECKS
         .iter()
-        .map(|def| {
-            let (state, message, evidence) = match (def.run)(&context) {
-                Outcome::Ok(message) => (CheckState::Ok, message, String::new()),
-                Outcome::Fault(message, evidence) => (CheckState::Fault, message, evidence),
-                Outcome::CouldNotRun(why) => (
-                    CheckState::CouldNotRun,
-                    format!("could not be checked: {why}"),
-                    String::new(),
-                ),
-            };
-            Check {
-                id: def.id,
-                severity: def.severity,
-                ok: state == CheckState::Ok,
-                state,
-                message: crate::text::guest_text(&message).unwrap_or_default(),
-                evidence: crate::text::guest_text(&evidence).unwrap_or_default(),
-            }
-        })
+        .map(|def| result(def, (def.run)(&context)))
         .collect()
+}
+
+fn result(def: &CheckDef, outcome: Outcome) -> Check {
+    let mut severity = def.severity;
+    let mut causes = Vec::new();
+    let (state, message, evidence) = match outcome {
+        Outcome::Ok(message) => (CheckState::Ok, message, String::new()),
+        Outcome::Fault(message, evidence) => (CheckState::Fault, message, evidence),
+        Outcome::Found {
+            message,
+            evidence,
+            findings,
+        } => {
+            for (id, found) in findings {
+                // What stops a conversion makes a disk not ready too; an exception is `volume-clean`.
+                if def.severity == WARNING && def.id != "volume-clean" {
+                    severity = severity.max(found);
+                }
+                causes.push(id);
+            }
+            (CheckState::Fault, message, evidence)
+        }
+        Outcome::CouldNotRun(why) => (
+            CheckState::CouldNotRun,
+            format!("could not be checked: {why}"),
+            String::new(),
+        ),
+    };
+    let message = crate::text::guest_text(&message).unwrap_or_default();
+    Check {
+        evidence: crate::text::guest_text(&evidence).unwrap_or_default(),
+        findings: causes,
+        ..Check::new(def.id, severity, state, message)
+    }
 }
 
 /// Whether the checks allow to call the disk ready.
@@ -138,6 +176,13 @@ pub fn is_ready(checks: &[Check]) -> bool {
     checks
         .iter()
         .all(|c| c.ok || c.severity != Severity::Blocker)
+}
+
+/// The same, where a fault was accepted before the fix.
+pub fn is_ready_but_for_accepted(checks: &[Check]) -> bool {
+    checks
+        .iter()
+        .all(|c| c.ok || c.accepted || c.severity != Severity::Blocker)
 }
 
 fn loaded(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
@@ -161,7 +206,11 @@ impl<'a> Context<'a> {
             let parts: Vec<_> = found.iter().map(|f| part(f)).collect();
             parts.join("; ")
         };
-        Outcome::Fault(join(|f| &f.message), join(|f| &f.evidence))
+        Outcome::Found {
+            message: join(|f| &f.message),
+            evidence: join(|f| &f.evidence),
+            findings: found.iter().map(|f| (f.id, f.severity)).collect(),
+        }
     }
 
     /// Runs `look` on the SYSTEM hive; what cannot be read is no finding.

@@ -15,16 +15,13 @@ pub fn planned(
     volume: VolumeId,
     media: &dyn Media,
 ) -> Vec<Check> {
-    let check = |id, result: Result<String, String>| Check {
-        id,
-        severity: Severity::Blocker,
-        ok: result.is_ok(),
-        state: match result {
+    let check = |id, result: Result<String, String>| {
+        let state = match result {
             Ok(_) => CheckState::Ok,
             Err(_) => CheckState::Fault,
-        },
-        message: result.unwrap_or_else(|fault| fault),
-        evidence: String::new(),
+        };
+        let message = result.unwrap_or_else(|fault| fault);
+        Check::new(id, Severity::Blocker, state, message)
     };
     vec![
         check("files-as-planned", files(plan, guest, volume, media)),

@@ -44,10 +44,10 @@ fn boot_managers() {
     let manager = "EFI\\Microsoft\\Boot\\bootmgfw.efi";
     let guest = Guest::new(WinVersion::Win10);
     guest.write(Place::Boot, manager, b"no program");
-    guest.accepted("boot-manager-damaged");
+    guest.refused("boot-manager-damaged");
     guest.check("boot-manager", "fault", 4);
     guest.remove(Place::Boot, manager);
-    guest.accepted("no-boot-manager");
+    guest.refused("no-boot-manager");
     guest.check("boot-manager", "fault", 4);
 }
 
@@ -102,10 +102,8 @@ fn boot_configuration() {
                 bcd.set(&key, "Element", RegData::Binary(data));
             }
         });
-        guest.finding("bcd-device");
-        guest.check("bcd", "fault", 0);
-        let plan = guest.run("plan", &[]).expect(0).json();
-        assert!(find(&plan["actions"], "id", "hive-bcd").is_none());
+        guest.refused("bcd-device");
+        guest.check("bcd", "fault", 4);
         let (_, out) = guest.converted(&["--repair-bcd"]);
         let repaired = out.read(Place::Boot, out.bcd_path());
         assert_eq!(tree(&repaired), tree(&good), "{version:?}");
@@ -127,8 +125,8 @@ fn boot_configuration() {
         let exe = RegData::Sz("\\Windows\\system32\\winload.exe".into());
         bcd.set(&format!("{LOADER}\\12000002"), "Element", exe);
     });
-    guest.accepted("bcd-loader-firmware");
-    guest.accepted("bcd-loader");
+    guest.finding("bcd-loader-firmware");
+    guest.refused("bcd-loader");
     guest.edit_bcd(|bcd| {
         bcd.set(
             &format!("{LOADER}\\26000022"),
@@ -151,8 +149,8 @@ fn boot_configuration() {
     guest.accepted("bcd-damaged");
     let guest = Guest::new(WinVersion::Win10);
     guest.remove(Place::Boot, guest.bcd_path());
-    guest.accepted("no-bcd");
-    guest.check("bcd", "fault", 0);
+    guest.refused("no-bcd");
+    guest.check("bcd", "fault", 4);
 
     eprintln!("dirty");
     let guest = Guest::new(WinVersion::Win10);
@@ -207,7 +205,8 @@ fn partition_tables() {
     eprintln!("none active");
     let guest = Guest::new(WinVersion::Win7);
     guest.patch(446, &[0]);
-    guest.accepted("active-partition");
+    guest.finding("active-partition");
+    guest.refused("no-boot-manager");
     guest.check("boot-manager", "fault", 4);
 
     eprintln!("hidden sectors");
@@ -215,7 +214,7 @@ fn partition_tables() {
     guest.patch(guest.start(Role::SystemReserved) + 28, &[63, 0, 0, 0]);
     guest.accepted("boot-sector-hidden");
     guest.check("boot-sector", "fault", 0);
-    let plan = guest.run("plan", &[]).expect(0).json();
+    let plan = guest.run("plan", &["--force"]).expect(0).json();
     assert!(find(&plan["actions"], "id", "boot-sector").is_none());
     let sector = guest.bytes(guest.start(Role::SystemReserved), 512);
     let (report, out) = guest.converted(&["--repair-bcd"]);

@@ -147,3 +147,22 @@ fn hives_without_usable_logs() {
     guest.remove(Place::Windows, &config("SYSTEM"));
     guest.refused("hive-missing");
 }
+
+#[test]
+fn select_names_no_control_set() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let guest = Guest::new(WinVersion::Win10);
+    // What runs now does not count: the boot loader sets it.
+    guest.edit_hive("SYSTEM", |system| {
+        system.dword("Select", "Current", 9);
+    });
+    guest.check("control-sets", "ok", 0);
+    guest.edit_hive("SYSTEM", |system| {
+        system.dword("Select", "Default", 9);
+        system.dword("Select", "Current", 1);
+    });
+    guest.refused("default-control-set");
+    guest.check("control-sets", "fault", 4);
+}

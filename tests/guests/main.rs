@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
 
+mod agree;
 mod boot;
 mod hives;
 mod ntfs;
@@ -215,18 +216,25 @@ impl Guest {
         assert!(!self.path("out").exists(), "{id}");
     }
 
-    /// `inspect` says so, and `plan` goes on.
+    /// `inspect` says so, `plan` and `convert` go on, and `verify` calls the result ready.
     #[track_caller]
     fn accepted(&self, id: &str) {
         let found = self.finding(id);
         assert_ne!(found["severity"], "blocker", "{id}");
-        self.run("plan", &[]).expect(0);
+        let (_, out) = self.converted(&[]);
+        out.verify(0);
     }
 
-    /// Converts, and gives the report and the result as a guest to look at.
+    /// Plans and converts with the same verdict, and gives the report and the result as a guest to look
+    /// at.
     #[track_caller]
     fn converted(&self, more: &[&str]) -> (Value, Guest) {
-        let raw = ["--format", "raw"];
+        let raw = ["--format", "raw", "--force"];
+        let plan = self
+            .run("plan", &[&raw[..], more].concat())
+            .expect(0)
+            .json();
+        assert_eq!(plan["ready"], true, "{:#}", plan["checks"]);
         let report = self
             .run("convert", &[&raw[..], more].concat())
             .expect(0)

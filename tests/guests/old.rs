@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use hyper2kvm::demo::{GuestSpec, Role, WinVersion};
+use hyper2kvm::demo::{GuestSpec, Place, Role, WinVersion};
+use hyper2kvm::guest::GuestPath;
 use serde_json::Value;
 
 use crate::rows::assert_refusal;
@@ -45,6 +46,11 @@ fn old_windows() {
             let more = ["--force", "--storage", "virtio-scsi"];
             assert_refusal("storage-driver", &convert(&more));
             boot_sector(&lab, &report);
+            let guest = Guest::of(&lab);
+            if guest.exists(Place::Boot, &GuestPath::parse("boot.ini").unwrap()) {
+                guest.remove(Place::Boot, "boot.ini");
+            }
+            guest.finding("no-boot-ini");
         }
     }
 }

@@ -206,13 +206,13 @@ const ROWS: &[Row] = &[
     ),
     row(
         "boot-manager-damaged",
-        "warning",
+        "blocker",
         "the boot manager of Windows is not an EFI program: a new KVM machine will not start it",
         "rebuild the boot files with bcdboot from a Windows recovery disk",
     ),
     row(
         "no-boot-manager",
-        "warning",
+        "blocker",
         "no Windows boot manager was found on this disk: it will not start by itself",
         "convert the disk that holds the system partition too, or rebuild the boot files with bcdboot",
     ),
@@ -224,13 +224,13 @@ const ROWS: &[Row] = &[
     ),
     row(
         "bcd-device",
-        "warning",
+        "blocker",
         "the default boot entry's device names a partition that is not on this disk: the boot manager stops with 0xc000000e",
         "convert with --repair-bcd, or run bcdboot from a Windows recovery disk",
     ),
     row(
         "bcd-loader",
-        "warning",
+        "blocker",
         "the loader \\Windows\\system32\\winload.exe of the default boot entry is missing: Windows does not start",
         "repair the boot files in the guest (bcdboot C:\\Windows)",
     ),
@@ -254,9 +254,21 @@ const ROWS: &[Row] = &[
     ),
     row(
         "no-bcd",
-        "warning",
+        "blocker",
         "the boot configuration is missing: the boot manager will not find Windows",
         "rebuild it with bcdboot from a Windows recovery disk",
+    ),
+    row(
+        "no-boot-ini",
+        "warning",
+        "boot.ini is missing: NTLDR starts \\WINDOWS on the first partition and nothing else",
+        "write a boot.ini that names the partition of Windows, unless that is right",
+    ),
+    row(
+        "default-control-set",
+        "blocker",
+        "ControlSet009 is to be started and is not in the SYSTEM hive: the boot loader stops there",
+        "start the guest on its old host with the last known good configuration (F8), and shut it down",
     ),
     row(
         "bcd-no-default",

@@ -76,7 +76,7 @@ fn verify_tells_faults_apart() {
             .sz(&format!("{package}\\Configurations\\c"), "Service", "disk");
         }),
         ("control-sets", 4, &|s| {
-            s.dword("Select", "Current", 9);
+            s.dword("Select", "Default", 9);
         }),
     ];
     for (id, code, edit) in edits {

@@ -66,6 +66,11 @@ fn a_dirty_volume_is_refused_or_forced() {
         spoil(&guest);
         guest.refused("volume-dirty");
         guest.check("volume-clean", "fault", 0);
+        let plan = guest
+            .run("plan", &["--force-dirty-volume"])
+            .expect(0)
+            .json();
+        assert_eq!(plan["ready"], true, "{:#}", plan["checks"]);
         let report = guest
             .run("convert", &["--force-dirty-volume"])
             .expect(0)

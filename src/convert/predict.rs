@@ -1,0 +1,255 @@
+//! What can be known before the first write: the one place where `plan` and `convert` decide whether a
+//! conversion goes on.
+//!
+//! The guest is inspected and verified as the plan will leave it ([`Preview`]), every disk is opened, every
+//! document of the VM is written to nowhere, and the host is asked for the programs the fix runs. What
+//! speaks against the conversion becomes a blocker; `--accept` takes those that only keep Windows from
+//! starting.
+
+use std::path::Path;
+
+use crate::boot_path::Controller;
+use crate::domain::StorageBus;
+use crate::drivers::media::Media;
+use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::guest::{GuestRead, VolumeId};
+use crate::ids::{self, Accepted};
+use crate::inspect::{Inspection, Severity, Survey};
+use crate::plan::{self, Action, Plan, Preview, Remaining};
+use crate::report::Check;
+use crate::tool::{self, hivexregedit, host};
+use crate::verify;
+
+use super::engine::Engine;
+use super::finish;
+use super::in_place::{data_sector_size, in_place_format};
+use super::prepare::{self, Prepared};
+use super::run::Job;
+use super::session::Source;
+
+/// The opened source.
+pub(super) struct Seen<'a> {
+    pub(super) survey: &'a Survey,
+    pub(super) guest: &'a dyn GuestRead,
+    /// Inspects the same disk through another reader.
+    pub(super) look: &'a dyn Fn(&dyn GuestRead) -> Result<Survey>,
+    pub(super) disks: &'a [Source],
+    pub(super) engine: Engine,
+    /// The output folder.
+    pub(super) target: &'a Path,
+}
+
+/// Completes the plan with everything that speaks against it. An error is what no plan can show.
+pub(super) fn complete(
+    job: &Job,
+    seen: &Seen<'_>,
+    prepared: &mut Prepared,
+    media: &dyn Media,
+) -> Result<()> {
+    let remaining = predict(job, seen, prepared, media)?;
+    let listed = |plan: &Plan, one: &Remaining| plan.blockers.contains(&one.blocker);
+    for one in &remaining {
+        if !listed(&prepared.plan, one) {
+            prepared.plan.blockers.push(one.blocker.clone());
+        }
+    }
+    let unexplained = unexplained(&prepared.plan, &remaining);
+    prepared.plan.blockers.extend(unexplained);
+    let documents = finish::rehearse(
+        job,
+        seen.target,
+        prepared,
+        &seen.survey.inspection,
+        seen.disks,
+    );
+    let documents = documents.and_then(|()| other_disks(job, seen.disks));
+    match documents {
+        Err(error) if error.kind == ErrorKind::Refused => {
+            prepared.plan.blockers.extend(error.blockers);
+        }
+        // The blockers say what to do first.
+        Err(error) if prepared.plan.blockers.is_empty() => return Err(error),
+        _ => {}
+    }
+    accept(
+        &job.accept,
+        &seen.survey.inspection,
+        &mut prepared.plan,
+        &remaining,
+    );
+    if prepared.plan.blockers.is_empty() {
+        programs(&prepared.plan, seen.engine)?;
+    }
+    Ok(())
+}
+
+/// The checks of `verify` on the guest as the plan will leave it, and what is still wrong with its boot
+/// path.
+fn predict(
+    job: &Job,
+    seen: &Seen<'_>,
+    prepared: &mut Prepared,
+    media: &dyn Media,
+) -> Result<Vec<Remaining>> {
+    let Some(before) = &seen.survey.hives else {
+        return Ok(Vec::new());
+    };
+    let wanted = prepare::wanted(prepared);
+    let volume: VolumeId = prepared.windows.system_volume;
+    let media = prepared.media(media);
+    let preview = match Preview::new(&prepared.plan, before, volume, seen.guest, &media) {
+        Ok(preview) => preview,
+        Err(error) => {
+            prepared.plan.blockers.push(Blocker::new(
+                "hive-damaged",
+                format!("a registry hive cannot be read from end to end: {error}"),
+                "start the guest once on its old hypervisor and shut it down cleanly",
+            ));
+            return Ok(Vec::new());
+        }
+    };
+    let after = (seen.look)(&preview)?;
+    let checks = verify::predict(&after, before, &preview, &wanted);
+    let production = match job.machine.storage {
+        StorageBus::VirtioScsi => Controller::VirtioScsi,
+        StorageBus::VirtioBlk | StorageBus::Sata => Controller::VirtioBlk,
+    };
+    prepared.plan.checks = checks;
+    repaired(
+        &mut prepared.plan,
+        &seen.survey.inspection,
+        &after.inspection,
+    );
+    Ok(plan::remaining(&after.inspection, &wanted, production))
+}
+
+/// What the plan repairs blocks nothing; what it brings to light does.
+fn repaired(plan: &mut Plan, before: &Inspection, after: &Inspection) {
+    let (before, after) = (before.blockers(), after.blockers());
+    plan.blockers
+        .retain(|b| !before.contains(b) || after.contains(b));
+    for blocker in after {
+        if !plan.blockers.contains(&blocker) {
+            plan.blockers.push(blocker);
+        }
+    }
+}
+
+/// The checks that would fail for a reason that no blocker names yet.
+fn unexplained(plan: &Plan, remaining: &[Remaining]) -> Vec<Blocker> {
+    let failed = plan
+        .checks
+        .iter()
+        .filter(|c| !c.ok && c.severity == Severity::Blocker);
+    failed
+        .filter(|check| !is_explained(check, plan, remaining))
+        .map(|check| Blocker::new(check.id, reason(check), ids::remedy(check.id)))
+        .collect()
+}
+
+fn reason(check: &Check) -> String {
+    match check.evidence.is_empty() {
+        true => check.message.clone(),
+        false => format!("{} ({})", check.message, check.evidence),
+    }
+}
+
+fn is_explained(check: &Check, plan: &Plan, remaining: &[Remaining]) -> bool {
+    let named = |id: &str| plan.blockers.iter().any(|b| b.code == id);
+    remaining.iter().any(|one| one.checks.contains(&check.id))
+        || named(check.id)
+        || (!check.findings.is_empty() && check.findings.iter().all(|id| named(id)))
+}
+
+/// Takes what was accepted out of the blockers. A blocker is accepted by its own code, or by that of a
+/// check that fails because of it.
+fn accept(accepted: &Accepted, inspection: &Inspection, plan: &mut Plan, remaining: &[Remaining]) {
+    let by_check = |blocker: &Blocker| -> bool {
+        let stake = ids::find(&blocker.code).map(|entry| entry.stake);
+        if stake != Some(ids::Stake::Start) {
+            return false;
+        }
+        let of_boot_path = remaining
+            .iter()
+            .filter(|one| one.blocker == *blocker)
+            .flat_map(|one| &one.checks)
+            .any(|check| accepted.has(check));
+        let of_findings = plan
+            .checks
+            .iter()
+            .filter(|c| !c.ok && c.findings.contains(&blocker.code.as_str()))
+            .any(|c| accepted.has(c.id));
+        of_boot_path || of_findings
+    };
+    let (taken, left): (Vec<Blocker>, Vec<Blocker>) = plan
+        .blockers
+        .iter()
+        .cloned()
+        .partition(|b| accepted.has(&b.code) || by_check(b));
+    for blocker in &taken {
+        if !plan.accepted.contains(&blocker.code) {
+            plan.accepted.push(blocker.code.clone());
+        }
+        plan.warnings.push(format!(
+            "accepted [{}]: {}; Windows may not start",
+            blocker.code, blocker.reason
+        ));
+    }
+    plan.blockers = left;
+    if plan.blockers.is_empty() {
+        for check in plan.checks.iter_mut().filter(|c| is_fault(c)) {
+            check.accepted = true;
+        }
+    }
+    plan.ready =
+        plan.blockers.is_empty() && plan.accepted.is_empty() && verify::is_ready(&plan.checks);
+    plan.warnings.extend(unused(accepted, inspection, plan));
+}
+
+fn is_fault(check: &Check) -> bool {
+    !check.ok && check.severity == Severity::Blocker
+}
+
+/// What was accepted and is not so.
+fn unused(accepted: &Accepted, inspection: &Inspection, plan: &Plan) -> Vec<String> {
+    let stops = |id: &&str| {
+        let failed = plan.checks.iter().any(|c| c.id == *id && is_fault(c));
+        failed || plan.accepted.iter().any(|code| code == id)
+    };
+    accepted
+        .iter()
+        .filter(|id| !stops(id))
+        .map(|id| match inspection.findings.iter().any(|f| f.id == id) {
+            true => format!("--accept {id}: this does not stop a conversion"),
+            false => format!("--accept {id}: this guest has no such fault"),
+        })
+        .collect()
+}
+
+/// The disks besides the one with Windows are opened and checked as the copy will.
+fn other_disks(job: &Job, disks: &[Source]) -> Result<()> {
+    for disk in disks.iter().skip(1) {
+        let image = disk.image()?;
+        if job.in_place {
+            in_place_format(&image)?;
+        }
+        data_sector_size(&image)?;
+    }
+    Ok(())
+}
+
+/// The programs and libraries the fix uses.
+fn programs(plan: &Plan, engine: Engine) -> Result<()> {
+    let missing = |what: &str, tool: &str| {
+        Error::missing_tool(format!("{what} is not installed")).hint(host::hint(tool))
+    };
+    let edits = |action: &Action| matches!(action, Action::EditHive { .. });
+    if plan.actions.iter().any(edits) && tool::find(hivexregedit::TOOL).is_none() {
+        return Err(missing(hivexregedit::TOOL, hivexregedit::TOOL));
+    }
+    let embedded = !engine.writes_past_us();
+    if embedded && !plan.actions.is_empty() && host::find_library(host::LIBNTFS).is_none() {
+        return Err(missing("libntfs-3g (writes NTFS)", host::LIBNTFS));
+    }
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! The guest as a plan will leave it, in memory: what `inspect` and `verify` read to tell whether the plan
+//! is enough, before anything is written.
+//!
+//! Files of the plan come from the medium, hives are edited as trees and written anew. What is not in the
+//! plan is read from the guest. Folders of the plan are not listed; nothing of ours lists them.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::drivers::media::Media;
+use crate::guest::{
+    FileInfo, FileKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
+};
+use crate::inspect::{Hives, LoadedBytes};
+use crate::registry::build::Format;
+use crate::registry::{BaseBlock, HiveError, HiveView, KeyTree, RegEdits};
+
+use super::model::{Action, HiveName, Plan};
+
+enum Content<'a> {
+    Bytes(Cow<'a, [u8]>),
+    /// A file of the medium.
+    Media {
+        path: &'a str,
+        size: u64,
+    },
+    /// A file of the guest.
+    Copy {
+        from: &'a GuestPath,
+        size: u64,
+    },
+}
+
+struct Entry<'a> {
+    path: GuestPath,
+    content: Content<'a>,
+    /// The plan writes it; else it is only kept in memory.
+    written: bool,
+}
+
+pub struct Preview<'a> {
+    guest: &'a dyn GuestRead,
+    media: &'a dyn Media,
+    entries: BTreeMap<(VolumeId, String), Entry<'a>>,
+}
+
+impl<'a> Preview<'a> {
+    /// `volume` is the one Windows is on. Fails where a hive that is to be edited cannot be read from end
+    /// to end.
+    pub fn new(
+        plan: &'a Plan,
+        hives: &'a Hives,
+        volume: VolumeId,
+        guest: &'a dyn GuestRead,
+        media: &'a dyn Media,
+    ) -> std::result::Result<Self, HiveError> {
+        let mut preview = Self {
+            guest,
+            media,
+            entries: BTreeMap::new(),
+        };
+        for loaded in [
+            Some(&hives.system),
+            Some(&hives.software),
+            hives.drivers.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            preview.keep(volume, loaded);
+        }
+        for action in &plan.actions {
+            preview.act(action, hives, volume)?;
+        }
+        Ok(preview)
+    }
+
+    /// What is in memory need not be read again; what was replayed is, unless the plan writes it.
+    fn keep(&mut self, volume: VolumeId, loaded: &'a LoadedBytes) {
+        if !loaded.replayed {
+            let entry = Entry {
+                path: loaded.path.clone(),
+                content: Content::Bytes(Cow::Borrowed(loaded.bytes.as_slice())),
+                written: false,
+            };
+            self.entries.insert((volume, loaded.path.key()), entry);
+        }
+    }
+
+    fn act(
+        &mut self,
+        action: &'a Action,
+        hives: &'a Hives,
+        system: VolumeId,
+    ) -> std::result::Result<(), HiveError> {
+        match action {
+            Action::CopyFiles { files, .. } => {
+                for file in files {
+                    let content = Content::Media {
+                        path: &file.from,
+                        size: file.size,
+                    };
+                    self.put(system, &file.to, content);
+                }
+            }
+            Action::CopyInGuest {
+                volume,
+                from,
+                to,
+                size,
+                ..
+            } => self.put(*volume, to, Content::Copy { from, size: *size }),
+            Action::PatchBootSector { volume, fields, .. } => {
+                let Ok(path) = GuestPath::parse("$Boot") else {
+                    return Ok(());
+                };
+                let Ok(mut sector) = self.guest.read_at(*volume, &path, 0, 512) else {
+                    return Ok(());
+                };
+                for field in fields {
+                    let start = usize::from(field.offset);
+                    if let Some(bytes) = sector.get_mut(start..start + field.new.len()) {
+                        bytes.copy_from_slice(&field.new);
+                    }
+                }
+                self.put(*volume, &path, Content::Bytes(Cow::Owned(sector)));
+            }
+            Action::EditHive {
+                hive,
+                volume,
+                path,
+                edits,
+                reset_logs,
+                ..
+            } => {
+                if let Some(loaded) = super::hive_bytes(hives, *hive) {
+                    let bytes = edited(*hive, loaded, edits)?;
+                    self.put(*volume, path, Content::Bytes(bytes));
+                }
+                for log in reset_logs {
+                    self.put(*volume, log, Content::Bytes(Cow::Borrowed(&[])));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, volume: VolumeId, path: &GuestPath, content: Content<'a>) {
+        let entry = Entry {
+            path: path.clone(),
+            content,
+            written: true,
+        };
+        self.entries.insert((volume, path.key()), entry);
+    }
+
+    fn entry(&self, volume: VolumeId, path: &GuestPath) -> Option<&Entry<'a>> {
+        self.entries.get(&(volume, path.key()))
+    }
+
+    fn bytes<'s>(&'s self, volume: VolumeId, entry: &'s Entry<'a>) -> Result<Cow<'s, [u8]>> {
+        match &entry.content {
+            Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes.as_ref())),
+            Content::Media { path, .. } => {
+                let bytes = self.media.read(path).map_err(|e| GuestError::Unreadable {
+                    path: (*path).to_string(),
+                    reason: e.to_string(),
+                })?;
+                Ok(Cow::Owned(bytes))
+            }
+            Content::Copy { from, size } => self.guest.read(volume, from, *size).map(Cow::Owned),
+        }
+    }
+}
+
+/// The hive with its edits. Where nothing is to be edited (a replayed hive is only written anew) the bytes
+/// are what they are.
+fn edited<'a>(
+    hive: HiveName,
+    loaded: &'a LoadedBytes,
+    edits: &RegEdits,
+) -> std::result::Result<Cow<'a, [u8]>, HiveError> {
+    // No driver and no boot entry is looked up in SOFTWARE: what is added there decides nothing, and it is
+    // by far the largest. A replayed one has to be clean all the same.
+    let clean = || BaseBlock::parse(&loaded.bytes).is_ok_and(|base| !base.is_dirty());
+    if hive == HiveName::Software && !loaded.replayed && clean() {
+        return Ok(Cow::Borrowed(&loaded.bytes));
+    }
+    let mut tree = KeyTree::from_view(&HiveView::new(&loaded.bytes)?)?;
+    edits.apply(&mut tree);
+    let format = match hive {
+        HiveName::Bcd => Format::V1_3,
+        HiveName::System | HiveName::Software | HiveName::Drivers => Format::V1_5,
+    };
+    Ok(Cow::Owned(tree.to_bytes_as(hive.file_name(), format)))
+}
+
+impl GuestRead for Preview<'_> {
+    fn engine(&self) -> &'static str {
+        self.guest.engine()
+    }
+
+    fn volumes(&self) -> &[Volume] {
+        self.guest.volumes()
+    }
+
+    fn stat(&self, volume: VolumeId, path: &GuestPath) -> Result<Option<FileInfo>> {
+        let Some(entry) = self.entry(volume, path).filter(|e| e.written) else {
+            return self.guest.stat(volume, path);
+        };
+        let size = match &entry.content {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Media { size, .. } | Content::Copy { size, .. } => *size,
+        };
+        let there = self.guest.stat(volume, path)?;
+        Ok(Some(match there {
+            // What is written is neither compressed nor a reparse point any more.
+            Some(info) => FileInfo {
+                size,
+                reparse_tag: None,
+                compressed: false,
+                ..info
+            },
+            None => FileInfo {
+                name: entry.path.name().unwrap_or_default().to_string(),
+                kind: FileKind::File,
+                size,
+                reparse_tag: None,
+                compressed: false,
+                encrypted: false,
+            },
+        }))
+    }
+
+    fn list(&self, volume: VolumeId, path: &GuestPath) -> Result<Vec<FileInfo>> {
+        self.guest.list(volume, path)
+    }
+
+    fn read_at(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>> {
+        let Some(entry) = self.entry(volume, path) else {
+            return self.guest.read_at(volume, path, offset, len);
+        };
+        let bytes = self.bytes(volume, entry)?;
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        let end = start.saturating_add(len).min(bytes.len());
+        Ok(bytes.get(start..end).unwrap_or_default().to_vec())
+    }
+
+    fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>> {
+        let Some(entry) = self.entry(volume, path) else {
+            return self.guest.read(volume, path, limit);
+        };
+        let bytes = self.bytes(volume, entry)?;
+        if bytes.len() as u64 > limit {
+            return Err(GuestError::TooLarge {
+                path: path.to_string(),
+                size: bytes.len() as u64,
+                limit,
+            });
+        }
+        Ok(bytes.into_owned())
+    }
+}

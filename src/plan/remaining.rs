@@ -1,0 +1,232 @@
+//! What still keeps Windows from starting after the plan: the faults of the boot path in the preview, as
+//! blockers with remedies that help.
+
+use crate::boot_path::{self, BootPath, Controller, Fault, ImageState};
+use crate::error::Blocker;
+use crate::inspect::{Firmware, Inspection};
+
+/// A fault the plan leaves, and the checks of `verify` that fail because of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remaining {
+    pub blocker: Blocker,
+    pub checks: Vec<&'static str>,
+}
+
+/// The faults of the controllers the disk must boot from. `after` is the inspection of the preview.
+pub fn remaining(
+    after: &Inspection,
+    wanted: &[Controller],
+    production: Controller,
+) -> Vec<Remaining> {
+    let nt_major = after.windows.as_ref().map_or(10, |w| w.target.major);
+    let mut list: Vec<Remaining> = Vec::new();
+    for controller in wanted {
+        let Some(path) = after.controllers.get(controller).filter(|p| !p.ready) else {
+            continue;
+        };
+        let remedy = Remedy {
+            after,
+            controller: *controller,
+            production,
+        };
+        let mut found = path
+            .faults
+            .iter()
+            .filter_map(|fault| named(nt_major, *controller, fault, &remedy))
+            .collect::<Vec<_>>();
+        // A reason without a fault of its own is named all the same.
+        if found.is_empty() {
+            found.push(whole(*controller, path));
+        }
+        for one in found {
+            if !list.iter().any(|known| known.blocker == one.blocker) {
+                list.push(one);
+            }
+        }
+    }
+    list
+}
+
+fn whole(controller: Controller, path: &BootPath) -> Remaining {
+    Remaining {
+        blocker: Blocker::new(
+            "boot-path",
+            format!("{}: {}", controller.name(), path.reason),
+            "repair Windows on its old host first",
+        ),
+        checks: vec!["boot-path"],
+    }
+}
+
+struct Remedy<'a> {
+    after: &'a Inspection,
+    controller: Controller,
+    production: Controller,
+}
+
+impl Remedy<'_> {
+    /// Other ways to the first boot that would do, with `or` before them.
+    fn other_bootstrap(&self) -> String {
+        if !matches!(self.controller, Controller::Sata | Controller::Ide) {
+            return String::new();
+        }
+        let ready = |c: Controller| self.after.controllers.get(&c).is_some_and(|p| p.ready);
+        let bios = self.after.firmware != Some(Firmware::Uefi);
+        let mut options = Vec::new();
+        for (controller, usable) in [(Controller::Sata, true), (Controller::Ide, bios)] {
+            if controller != self.controller && usable && ready(controller) {
+                options.push(format!("--bootstrap {}", controller.name()));
+            }
+        }
+        if ready(self.production) {
+            options.push("--bootstrap none".to_string());
+        }
+        if options.is_empty() {
+            return String::new();
+        }
+        format!(", or convert with {}", options.join(" or "))
+    }
+
+    /// For a fault of this service: another controller helps only where the service belongs to one.
+    fn of(&self, nt_major: u32, service: &str, repair: &str) -> String {
+        if is_system(nt_major, service) {
+            return format!("{repair}; Windows needs {service} on every controller");
+        }
+        format!("{repair}{}", self.other_bootstrap())
+    }
+}
+
+fn is_system(nt_major: u32, service: &str) -> bool {
+    boot_path::system_drivers(nt_major)
+        .iter()
+        .any(|(name, _)| name.eq_ignore_ascii_case(service))
+}
+
+/// The check of `verify` that looks at this service.
+fn check_of(nt_major: u32, service: &str, otherwise: &'static str) -> &'static str {
+    match is_system(nt_major, service) {
+        true if ["pci", "acpi"]
+            .iter()
+            .any(|b| b.eq_ignore_ascii_case(service)) =>
+        {
+            "bus-drivers"
+        }
+        true => "volume-drivers",
+        false => otherwise,
+    }
+}
+
+const SFC: &str = "repair Windows on its old host first (sfc /scannow, or a repair installation)";
+
+/// `None` for advice: a step that is not right and decides nothing.
+fn named(
+    nt_major: u32,
+    controller: Controller,
+    fault: &Fault,
+    remedy: &Remedy<'_>,
+) -> Option<Remaining> {
+    let bus = controller.name();
+    let (blocker, check) = match fault {
+        Fault::NotBound { ids } => {
+            if controller.decisive_ids(nt_major) != *ids {
+                return None;
+            }
+            let id = ids.first().map_or("", String::as_str);
+            let reason =
+                format!("no driver of this Windows is bound to the {bus} controller ({id})");
+            let blocker = match controller {
+                Controller::Sata | Controller::Ide => Blocker::new(
+                    "bootstrap-unbound",
+                    reason,
+                    match remedy.other_bootstrap().strip_prefix(", or ") {
+                        Some(other) => other.to_string(),
+                        None => format!("{SFC}: no other --bootstrap would do"),
+                    },
+                ),
+                Controller::VirtioBlk | Controller::VirtioScsi => Blocker::new(
+                    "virtio-unbound",
+                    reason,
+                    "use another release of virtio-win with --virtio-iso: this driver does not list the device",
+                ),
+            };
+            (blocker, "controller-bound")
+        }
+        Fault::NotInstalled { service } => (
+            Blocker::new(
+                "boot-driver-missing",
+                format!("the driver {service}, which booting from {bus} needs, is not installed"),
+                remedy.of(nt_major, service, SFC),
+            ),
+            check_of(nt_major, service, "controller-service"),
+        ),
+        Fault::NotBootStart { service, start, .. } => (
+            Blocker::new(
+                "boot-driver-start",
+                format!("the driver {service} would not start at boot (Start={start})"),
+                remedy.of(nt_major, service, SFC),
+            ),
+            check_of(nt_major, service, "controller-service"),
+        ),
+        Fault::NotADriver { service, kind } => (
+            Blocker::new(
+                "boot-driver-damaged",
+                format!("the service {service} is not a kernel driver (Type={kind})"),
+                remedy.of(nt_major, service, SFC),
+            ),
+            check_of(nt_major, service, "controller-service"),
+        ),
+        Fault::Image {
+            service,
+            path,
+            state,
+        } => (
+            Blocker::new(
+                "boot-driver-file",
+                image_reason(service, path.as_ref(), *state),
+                remedy.of(nt_major, service, SFC),
+            ),
+            check_of(nt_major, service, "controller-image"),
+        ),
+        Fault::DeadFilter {
+            class,
+            list,
+            service,
+        } => (
+            Blocker::new(
+                "class-filters",
+                format!(
+                    "{list} of the class {class} names {service}, which is missing or disabled: stop 0x7B"
+                ),
+                "remove the filter in the guest (uninstall the program it belongs to)",
+            ),
+            "class-filters",
+        ),
+        Fault::Damaged(text) => (
+            Blocker::new(
+                "hive-damaged",
+                format!("the SYSTEM hive cannot be read: {text}"),
+                "start the guest once on its old hypervisor and shut it down cleanly",
+            ),
+            "boot-path",
+        ),
+    };
+    let mut checks = vec![check];
+    if check != "boot-path" {
+        checks.push("boot-path");
+    }
+    Some(Remaining { blocker, checks })
+}
+
+fn image_reason(
+    service: &str,
+    path: Option<&crate::guest::GuestPath>,
+    state: ImageState,
+) -> String {
+    let path = path.map_or("its file".to_string(), ToString::to_string);
+    let what = match state {
+        ImageState::Missing => "is missing",
+        ImageState::Unreadable => "is not a usable driver file",
+        ImageState::Present { .. } => "is for another processor",
+    };
+    format!("{service}: {path} {what}")
+}
