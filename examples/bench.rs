@@ -398,7 +398,7 @@ fn build(kind: Disk, mib: u64, disk: &Path) -> Result<()> {
     guest::build(&spec, disk)?;
     let part = spec.partition(Role::Windows).context("no Windows volume")?;
     let mut filler = Filler {
-        volume: VolumeId(part.index),
+        volume: VolumeId::new(part.index),
         writer: Box::new(EmbeddedWriter::new(
             Arc::new(FileDisk::open_rw(disk)?),
             &guest::layout(&spec),

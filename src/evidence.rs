@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::firstboot;
-use crate::guest::{FileKind, FsKind, GuestPath, GuestRead, VolumeId};
+use crate::guest::{DiskId, FileKind, FsKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::Survey;
 use crate::registry::HiveView;
 use crate::source::tar_write::Writer;
@@ -78,6 +78,8 @@ pub enum EvidenceError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Item {
     pub name: String,
+    #[serde(skip_serializing_if = "DiskId::is_only")]
+    pub disk: DiskId,
     /// Where it was in the guest.
     pub partition: u32,
     pub path: GuestPath,
@@ -278,7 +280,8 @@ fn add<W: Write>(
 ) -> io::Result<Option<Item>> {
     let mut item = Item {
         name: name(volume, path),
-        partition: volume.0,
+        disk: volume.disk,
+        partition: volume.partition,
         path: path.clone(),
         size_bytes: 0,
         taken_bytes: 0,
@@ -368,9 +371,13 @@ fn add<W: Write>(
     Ok(Some(item))
 }
 
-/// `partition-2/Windows/INF/setupapi.dev.log`; names of the guest's choosing made harmless.
+/// `partition-2/Windows/INF/setupapi.dev.log`, below `disk-1` where there are several disks; names of
+/// the guest's choosing made harmless.
 fn name(volume: VolumeId, path: &GuestPath) -> String {
-    let mut name = format!("partition-{}", volume.0);
+    let mut name = format!("partition-{}", volume.partition);
+    if !volume.disk.is_only() {
+        name = format!("disk-{}/{name}", volume.disk.number());
+    }
     for part in path.parts() {
         let plain = |c: char| {
             if c.is_ascii_alphanumeric() || "._-%".contains(c) {
@@ -432,11 +439,11 @@ mod tests {
             ),
             (r"\ä'\x", "partition-2/__/x"),
         ] {
-            assert_eq!(name(VolumeId(2), &path(guest)), archive);
+            assert_eq!(name(VolumeId::new(2), &path(guest)), archive);
         }
         // Folder and file are short enough for the two fields of a header.
         for log in EVENT_LOGS {
-            let name = name(VolumeId(4_000_000_000), &path(log));
+            let name = name(VolumeId::new(4_000_000_000), &path(log));
             let (folder, file) = name.rsplit_once('/').unwrap();
             assert!(folder.len() <= 155 && file.len() <= 100, "{name}");
         }

@@ -2,7 +2,7 @@
 //! behind.
 //!
 //! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the process
-//! by SIGKILL, `wait` goes on when a signal asked for the end. In the confined child `abort` crashes,
+//! by SIGKILL, `wait` goes on when a signal asked for the end, `pause` stops the process (SIGSTOP) until it is continued. In the confined child `abort` crashes,
 //! `hang` never returns and `escape` tries what a child must not be able to do. `orphan` kills what this
 //! process has started and goes on.
 //!
@@ -31,6 +31,7 @@ enum Action {
     Fail,
     Kill,
     Wait,
+    Pause,
     Abort,
     Hang,
     Escape,
@@ -51,6 +52,7 @@ fn parse(setting: &str) -> Option<(String, Action)> {
         "fail" => Action::Fail,
         "kill" => Action::Kill,
         "wait" => Action::Wait,
+        "pause" => Action::Pause,
         "abort" => Action::Abort,
         "hang" => Action::Hang,
         "escape" => Action::Escape,
@@ -89,6 +91,10 @@ pub fn hit(name: &str) -> io::Result<()> {
         Action::Fail => Err(io::Error::other(format!("fail point {name}"))),
         Action::Kill => {
             kill_process(getpid(), Signal::KILL)?;
+            Ok(())
+        }
+        Action::Pause => {
+            kill_process(getpid(), Signal::STOP)?;
             Ok(())
         }
         Action::Abort => std::process::abort(),

@@ -363,9 +363,7 @@ impl Accepted {
 
 fn unknown(name: &str) -> Error {
     let near = near(name);
-    let error = Error::usage(format!(
-        "--accept {name}: there is no such finding, blocker or check"
-    ));
+    let error = Error::usage(format!("there is no finding, blocker or check {name}"));
     if near.is_empty() {
         return error.hint("docs/guests.md lists what can be accepted");
     }

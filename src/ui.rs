@@ -7,13 +7,20 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::error::Error;
+
+/// Like `eprintln!`, but nobody reading stderr any more is no reason to stop.
+macro_rules! err {
+    ($($text:tt)*) => {{
+        let _ = writeln!(io::stderr().lock(), $($text)*);
+    }};
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum ProgressMode {
@@ -113,9 +120,9 @@ impl Ui {
                 "version": env!("CARGO_PKG_VERSION"), "schema": "hyper2kvm/step/1",
                 "step": verb, "message": clean(what),
             });
-            eprintln!("{line}");
+            err!("{line}");
         } else if self.verbosity > 0 {
-            eprintln!(
+            err!(
                 "{} {}",
                 self.paint("1;32", &format!("{verb:>12}")),
                 clean(what)
@@ -124,7 +131,7 @@ impl Ui {
     }
 
     pub fn warn(&self, text: &str) {
-        eprintln!("{} {}", self.paint("1;33", "warning:"), clean(text));
+        err!("{} {}", self.paint("1;33", "warning:"), clean(text));
     }
 
     /// The human result, on stdout; swallowed when a JSON document will be printed instead.
@@ -184,20 +191,20 @@ impl Ui {
     }
 
     fn error_text(&self, error: &Error) {
-        eprintln!("{} {}", self.paint("1;31", "error:"), clean(&error.message));
+        err!("{} {}", self.paint("1;31", "error:"), clean(&error.message));
         for cause in error.causes() {
-            eprintln!("  caused by: {}", one_line(&cause));
+            err!("  caused by: {}", one_line(&cause));
         }
         for blocker in &error.blockers {
-            eprintln!(
+            err!(
                 "  blocker [{}]: {}",
                 clean(&blocker.code),
                 clean(&blocker.reason)
             );
-            eprintln!("      remedy: {}", clean(&blocker.remedy));
+            err!("      remedy: {}", clean(&blocker.remedy));
         }
         for hint in &error.hints {
-            eprintln!("  {} {}", self.paint("1;36", "hint:"), clean(hint));
+            err!("  {} {}", self.paint("1;36", "hint:"), clean(hint));
         }
     }
 
@@ -271,8 +278,8 @@ impl Board {
                 bar.set_position(done);
                 bar.set_message(clean(&text()));
             }
-            None if self.ui.progress == ProgressMode::Json => eprintln!("{}", line()),
-            None => eprintln!("{:>12} {}", "Running", clean(&text())),
+            None if self.ui.progress == ProgressMode::Json => err!("{}", line()),
+            None => err!("{:>12} {}", "Running", clean(&text())),
         }
     }
 
@@ -338,7 +345,7 @@ impl Ui {
                 while is_over.recv_timeout(interval) == Err(Timeout) {
                     let seconds = start.elapsed().as_secs();
                     if json {
-                        eprintln!(
+                        err!(
                             "{}",
                             json!({
                                 "version": env!("CARGO_PKG_VERSION"),
@@ -347,7 +354,7 @@ impl Ui {
                             })
                         );
                     } else {
-                        eprintln!("{label:>12} {seconds} s");
+                        err!("{label:>12} {seconds} s");
                     }
                 }
             });
@@ -434,9 +441,9 @@ impl Progress {
         let rate = done as f64 / elapsed.max(0.001);
         let left = (done > 0).then(|| (self.total.saturating_sub(done)) as f64 / rate);
         if self.mode == ProgressMode::Json {
-            eprintln!("{}", self.json(done, rate, left));
+            err!("{}", self.json(done, rate, left));
         } else {
-            eprintln!("{}", self.plain(done, rate, left));
+            err!("{}", self.plain(done, rate, left));
         }
     }
 
@@ -482,9 +489,24 @@ fn pretty(value: &Value) -> String {
     format!("{value:#}")
 }
 
-/// A closed pipe on stdout (`| head`) is the reader's choice, not an error.
+/// A closed pipe on stdout (`| head`) is the reader's choice, not an error; that the result could not
+/// be written otherwise is one.
 fn out(text: &str) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    let mut stdout = io::stdout().lock();
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        LOST.get_or_init(|| error.to_string());
+    }
+}
+
+/// Why the result did not get to stdout.
+static LOST: OnceLock<String> = OnceLock::new();
+
+/// Why the result did not get to stdout, when it did not.
+pub fn lost_output() -> Option<&'static str> {
+    LOST.get().map(String::as_str)
 }
 
 /// Removes what could steer a terminal: control characters and bidirectional overrides.

@@ -9,10 +9,13 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, WinVersion, guest};
+use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, guest};
+use hyper2kvm::disk::block::FileDisk;
+use hyper2kvm::guest::ntfs3g::MountOptions;
+use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId};
 use hyper2kvm::tool::host::{self, PackageManager};
 use serde_json::Value;
 use support::{
@@ -335,6 +338,58 @@ fn a_failure_in_the_middle() {
         .stdout;
     assert!(text.starts_with("failed"), "{text}");
     assert!(text.contains("skipped"), "{text}");
+}
+
+fn without_boot_manager(disk: &Path) {
+    let spec = GuestSpec::new(WinVersion::Server2022);
+    let esp = VolumeId::new(spec.partition(Role::Esp).unwrap().index);
+    let disk = Arc::new(FileDisk::open_rw(disk).unwrap());
+    let layout = guest::layout(&spec);
+    let mut writer = Box::new(EmbeddedWriter::new(disk, &layout, MountOptions::default()));
+    let manager = GuestPath::parse("EFI\\Microsoft\\Boot\\bootmgfw.efi").unwrap();
+    writer.remove_file(esp, &manager).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn what_was_accepted_is_converted_and_counts_as_a_failure() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let fleet = Fleet::new(&["good", "bad"]);
+    without_boot_manager(&fleet.path("bad.raw"));
+    fleet.list("- source: good.raw\n- source: bad.raw\n  accept: no-bootmanager\n");
+    let run = fleet.run(&[]).expect(2);
+    assert!(
+        run.stderr.contains("near it: no-boot-manager"),
+        "{}",
+        run.stderr
+    );
+    assert!(fleet.out().is_empty());
+    fleet.list("- source: good.raw\n- source: bad.raw\n  accept: no-boot-manager\n");
+    for dry_run in [&["--dry-run"][..], &[]] {
+        let report = fleet.run(dry_run).expect(101).json();
+        let done = if dry_run.is_empty() {
+            "converted"
+        } else {
+            "planned"
+        };
+        assert_eq!(states(&report), [done, "failed"]);
+        let bad = &report["machines"][1];
+        assert_eq!(
+            (&bad["error"]["code"], &bad["ready"]),
+            (&4.into(), &false.into()),
+            "{bad:#}"
+        );
+        let said = bad["error"].to_string();
+        assert!(
+            said.contains("NOT READY: accepted no-boot-manager"),
+            "{said}"
+        );
+    }
+    assert!(fleet.converted("bad").exists());
+    // It is not taken for done.
+    fleet.run(&[]).expect(101);
 }
 
 #[test]

@@ -17,7 +17,7 @@ static FAT32: OnceLock<Base> = OnceLock::new();
 /// `fatfs` panics on some damage, and our engine catches that; the hook of the fuzzer would abort.
 /// A panic that nothing catches still ends the run.
 static HOOK: Once = Once::new();
-const VOLUME: VolumeId = VolumeId(0);
+const VOLUME: VolumeId = VolumeId::new(0);
 
 fn look(reader: &dyn GuestRead, path: &GuestPath, depth: usize, budget: &mut usize) {
     for entry in reader.list(VOLUME, path).unwrap_or_default() {

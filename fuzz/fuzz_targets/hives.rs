@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use hyper2kvm::disk::block::BlockRead;
-use hyper2kvm::inspect::{InspectOptions, SourceFacts, inspect};
+use hyper2kvm::guest::DiskId;
+use hyper2kvm::inspect::{Disk, InspectOptions, SourceFacts, inspect};
 use hyper2kvm_fuzz::bounded;
 use hyper2kvm_fuzz::disk::Patched;
 use hyper2kvm_fuzz::guest::{Demo, KINDS, VERSIONS};
@@ -29,13 +30,17 @@ fuzz_target!(|input: &[u8]| {
             disk.read_at(0, &mut bytes).expect("all of it");
             changed.insert(hive, bytes);
         }
-        let source = SourceFacts {
-            path: "disk".into(),
-            format: "raw".into(),
-            virtual_size_bytes: 2 << 30,
+        let disk = Disk {
+            id: DiskId::ONLY,
+            layout: demo.layout.clone(),
+            source: SourceFacts {
+                path: "disk".into(),
+                format: "raw".into(),
+                virtual_size_bytes: 2 << 30,
+            },
         };
         let guest = demo.guest(&changed);
         let options = InspectOptions::default();
-        let _ = inspect(&guest, &demo.layout, source, &options);
+        let _ = inspect(&guest, &[disk], &options);
     });
 });

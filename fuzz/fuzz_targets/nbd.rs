@@ -5,14 +5,19 @@
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use hyper2kvm::disk::block::{BlockRead, BlockWrite};
-use hyper2kvm::disk::nbd::Nbd;
+use hyper2kvm::disk::nbd::{Nbd, Patience};
 use hyper2kvm_fuzz::bounded;
 use libfuzzer_sys::fuzz_target;
 
 /// Fits the buffer of a socket, so that nobody waits.
 const MAX: usize = 64 << 10;
+const PATIENCE: Patience = Patience {
+    silence: Duration::from_secs(5),
+    stopping: Duration::from_secs(5),
+};
 
 fuzz_target!(|input: &[u8]| {
     if input.len() > MAX {
@@ -24,7 +29,7 @@ fuzz_target!(|input: &[u8]| {
         server.shutdown(Shutdown::Write).expect("an open socket");
         // It hears us out, as `Export` would not wait for ever for one that does not.
         std::thread::spawn(move || io::copy(&mut server, &mut io::sink()));
-        let Ok(nbd) = Nbd::handshake(client, "disk") else {
+        let Ok(nbd) = Nbd::handshake(client, "disk", PATIENCE) else {
             return;
         };
         let _ = nbd.is_read_only();

@@ -11,7 +11,7 @@ use hyper2kvm_fuzz::disk::{Base, Patched, bare, base};
 use libfuzzer_sys::fuzz_target;
 
 static BASE: OnceLock<Base> = OnceLock::new();
-const VOLUME: VolumeId = VolumeId(0);
+const VOLUME: VolumeId = VolumeId::new(0);
 const LIMIT: u64 = 1 << 20;
 
 fn look(reader: &dyn GuestRead, path: &GuestPath, depth: usize, budget: &mut usize) {

@@ -46,7 +46,7 @@ impl Demo {
             _ => FsKind::Ntfs,
         };
         let volumes = layout.partitions.iter().map(|p| Volume {
-            id: VolumeId(p.index),
+            id: VolumeId::new(p.index),
             partition: p.clone(),
             kind: kind(p.index),
             label: None,
@@ -61,7 +61,7 @@ impl Demo {
         };
         for file in guest::files(&spec).expect("a guest") {
             let partition = spec.partition(file.role).expect("its partition");
-            let place = (VolumeId(partition.index), file.path.key());
+            let place = (VolumeId::new(partition.index), file.path.key());
             let name = file.path.name().unwrap_or_default();
             let config = file.path.key().contains("config\\") || name == "BCD";
             if let Some(kind) = KINDS.iter().find(|kind| config && **kind == name) {

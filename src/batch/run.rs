@@ -449,6 +449,9 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
     }
     let error = &document["error"];
     let code = status.code().and_then(|c| u8::try_from(c).ok());
+    if code == Some(ErrorKind::NotReady.code()) && document["accepted"].is_array() {
+        return not_ready(machine, &document, dry_run);
+    }
     let failure = if error.is_object() {
         serde_json::from_value(error.clone()).unwrap_or_default()
     } else {
@@ -477,6 +480,25 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
             },
         )
     }
+}
+
+/// Converted in spite of what was accepted: the folder is there, and counts as a failure.
+fn not_ready(machine: &Machine, document: &Value, dry_run: bool) -> Line {
+    let codes = document["accepted"].as_array().into_iter().flatten();
+    let codes: Vec<&str> = codes.filter_map(Value::as_str).collect();
+    let done = match dry_run {
+        true => "planned",
+        false => "converted",
+    };
+    let line = Line {
+        failure: Some(Failure {
+            code: ErrorKind::NotReady.code(),
+            message: format!("{done}, and NOT READY: accepted {}", codes.join(", ")),
+            ..Failure::default()
+        }),
+        ..Line::new(machine, State::Failed)
+    };
+    told(document, line)
 }
 
 #[cfg(test)]

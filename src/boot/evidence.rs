@@ -65,7 +65,7 @@ impl Run<'_> {
 
     /// The SYSTEM hive and the log of driver installations, from the disk of a machine that is off.
     pub(super) fn guest_evidence(&mut self, folder: &Path) {
-        let read = self.files.boot_disk().and_then(|disk| {
+        let read = self.files.system_disk().and_then(|disk| {
             proof::with_disk(&disk.path, &disk.format, |survey, guest| {
                 let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows)
                 else {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::domain::element::Element;
-use crate::domain::{HYPER2KVM_NS, Stage, StorageBus};
+use crate::domain::{HYPER2KVM_NS, SYSTEM_DISK, Stage, StorageBus};
 use crate::error::{Error, Result};
 
 #[derive(Debug)]
@@ -33,7 +33,9 @@ pub struct Domain {
 pub struct DomainDisk {
     pub path: PathBuf,
     pub format: String,
-    pub boot: bool,
+    /// Windows is on it.
+    pub system: bool,
+    boot: bool,
 }
 
 impl Files {
@@ -96,7 +98,7 @@ impl Files {
                     .hint("the domain XML has absolute paths: when files were moved, change them there"));
             }
         }
-        self.boot_disk().map(drop)
+        self.system_disk().map(drop)
     }
 
     pub fn domain(&self, stage: Stage) -> Option<&Domain> {
@@ -107,11 +109,12 @@ impl Files {
     }
 
     /// The disk Windows is on.
-    pub fn boot_disk(&self) -> Result<DomainDisk> {
-        self.production
-            .disks()
-            .into_iter()
-            .find(|d| d.boot)
+    pub fn system_disk(&self) -> Result<DomainDisk> {
+        let disks = self.production.disks();
+        let system = disks.iter().find(|d| d.system);
+        system
+            .or(disks.iter().find(|d| d.boot))
+            .cloned()
             .ok_or_else(|| Error::failed("the final domain has no disk to boot from"))
     }
 
@@ -219,6 +222,7 @@ fn disks(root: &Element) -> Vec<DomainDisk> {
             Some(DomainDisk {
                 path: source.attr("file").or(source.attr("dev"))?.into(),
                 format: disk.first("driver")?.attr("type")?.to_owned(),
+                system: disk.text_of("serial") == Some(SYSTEM_DISK),
                 boot: disk.first("boot").is_some(),
             })
         })
@@ -264,7 +268,7 @@ mod tests {
             let (found, disks) = identify(&xml).unwrap();
             assert_eq!(found, Some(stage));
             assert_eq!(disks[0].path, Path::new("/vm/win10.qcow2"));
-            assert!(disks[0].boot);
+            assert!(disks[0].system && disks[0].boot);
             let domain = Domain {
                 path: "x".into(),
                 root: Element::parse(xml.as_bytes()).unwrap(),

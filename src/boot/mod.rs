@@ -271,7 +271,7 @@ impl Run<'_> {
                 "undefine it, or change <uuid> in both XML files of the output folder",
             );
         }
-        let ours = self.files.boot_disk()?.path;
+        let ours = self.files.system_disk()?.path;
         if !disks.iter().any(|d| d.path == ours) {
             return refuse(
                 format!(
@@ -538,7 +538,7 @@ impl Run<'_> {
         let bus = self.files.production.bus();
         let proof = self
             .files
-            .boot_disk()
+            .system_disk()
             .and_then(|disk| proof::read(&disk.path, &disk.format, bus));
         match proof {
             Ok(proof) => {

@@ -9,7 +9,7 @@ use crate::convert::session::{Opened, Session, Source};
 use crate::domain::StorageBus;
 use crate::error::{Error, Result};
 use crate::guest::keys::Keys;
-use crate::guest::{GuestPath, GuestRead};
+use crate::guest::{DiskId, GuestPath, GuestRead};
 use crate::inspect::{Survey, WindowsFacts};
 use crate::registry::HiveView;
 
@@ -74,6 +74,7 @@ pub fn with_disk<T>(
     read: impl FnOnce(&Survey, &dyn GuestRead) -> Result<T>,
 ) -> Result<T> {
     let source = Source {
+        id: DiskId::ONLY,
         path: disk.to_path_buf(),
         format: Some(format.to_owned()),
         allow_backing: Vec::new(),
@@ -87,6 +88,7 @@ pub fn with_disk<T>(
         .inspect()
         .and_then(|survey| read(&survey, session.guest.reader.as_ref()));
     session.close()?;
+    source.opened.check_unchanged()?;
     result
 }
 

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod doctor;
 pub mod drivers;
 pub mod inspect;
+mod limits;
 pub mod man;
 pub mod options;
 pub mod plan;
@@ -23,7 +24,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::tool::{host, stop};
-use crate::ui::{ProgressMode, Ui};
+use crate::ui::{self, ProgressMode, Ui};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -117,6 +118,12 @@ pub fn main() -> ExitCode {
             )
             .hint("a source is only ever written with --in-place; then `hyper2kvm rollback` restores it"))
         });
+    let outcome = outcome.and_then(|()| match ui::lost_output() {
+        Some(why) => Err(Error::failed("writing the result to standard output")
+            .because(why.to_owned())
+            .hint("what was asked for is done; only its result could not be printed")),
+        None => Ok(()),
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -133,7 +140,18 @@ fn with_remedy(mut error: Error) -> Error {
         error.kind = ErrorKind::Interrupted;
         return error;
     }
-    const REFUSALS: [(&str, &str); 5] = [
+    let failed = matches!(
+        error.kind,
+        ErrorKind::Failed | ErrorKind::Internal | ErrorKind::MissingTool
+    );
+    if let Some(limit) = limits::too_little_memory().filter(|_| failed) {
+        // A thread that cannot be started for want of memory panics.
+        if error.kind == ErrorKind::Internal {
+            error.kind = ErrorKind::Failed;
+        }
+        error = error.hint(limit);
+    }
+    const REFUSALS: [(&str, &str); 6] = [
         (
             "(os error 28)",
             "the file system is full: free some space, or choose another folder with --output-dir",
@@ -145,6 +163,10 @@ fn with_remedy(mut error: Error) -> Error {
         (
             "(os error 5)",
             "the storage of this host reports errors: look at its kernel log (dmesg)",
+        ),
+        (
+            "(os error 24)",
+            "too many files are open: allow more (ulimit -n 4096)",
         ),
         (
             "(os error 30)",
@@ -180,6 +202,10 @@ fn with_remedy(mut error: Error) -> Error {
 }
 
 fn run(command: Command, ui: &Ui) -> Result<()> {
+    if !matches!(command, Command::Completions(_) | Command::Man(_)) {
+        limits::need_proc()?;
+        limits::allow_open_files();
+    }
     // `doctor` and `demo` may call sudo, `boot` a bridge helper: they keep what the user has.
     if !matches!(
         command,
@@ -233,6 +259,8 @@ fn log_to_stderr(verbosity: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(colours)
+        // It would panic where nobody reads stderr.
+        .log_internal_errors(false)
         .without_time()
         .try_init();
 }

@@ -1,5 +1,6 @@
 //! Arguments that several verbs share: which disk, which drivers, what to make of it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -11,6 +12,7 @@ use crate::convert::machine::MachineOptions;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
 use crate::disk::chain::Image;
+use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::network::{self, Bridge, Mapping};
 use crate::domain::{
@@ -23,7 +25,7 @@ use crate::guest::keys::Keys;
 use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::report::Request;
-use crate::source;
+use crate::source::{self, SourceKind, SourceVm};
 
 use super::confine::{self, Writes};
 
@@ -37,15 +39,16 @@ pub struct SourceArgs {
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
-    /// Which Windows folder to take when the disk has several, e.g. '2:\Windows' or '\Windows'
+    /// Which Windows to take of several: its folder, after the numbers of disk and partition where the
+    /// folder alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
     #[arg(long)]
     pub root: Option<String>,
     /// How the guest's file systems are accessed
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineArg,
     /// Key of an encrypted volume (BitLocker, LUKS): SELECTOR:file:PATH (for BitLocker also a .BEK file),
-    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition, /dev/sdaN
-    /// or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
+    /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition,
+    /// DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     pub key: Vec<String>,
 }
@@ -183,7 +186,7 @@ pub struct FixArgs {
     pub repair_bcd: bool,
     /// Convert in spite of this finding, blocker or check, where only a start of Windows is at stake; the
     /// result is NOT READY and the exit code 4 (repeatable)
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = acceptable)]
     pub accept: Vec<String>,
     /// Replace an output folder of ours; overwrite what is on an output device
     #[arg(long)]
@@ -318,6 +321,13 @@ pub enum EmitArg {
     Qemu,
 }
 
+/// An identifier of `--accept`, checked where it is read: in a batch list before anything starts.
+fn acceptable(id: &str) -> Result<String, String> {
+    Accepted::parse(&[id])
+        .map(|_| id.to_string())
+        .map_err(|e| format!("{} ({})", e.message, e.hints.join("; ")))
+}
+
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let keys = self.keys()?;
@@ -326,6 +336,7 @@ impl SourceArgs {
             let error = Error::failed(format!("opening {}", self.source.display())).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?;
+        refuse_if_vmware_runs_it(&self.source, &vm)?;
         Ok(SourceMachine {
             vm,
             path: self.source.clone(),
@@ -574,6 +585,25 @@ impl FixArgs {
             (None, None) => NicSource::Network("default".to_string()),
         }
     }
+}
+
+/// A VM that runs has its description locked, too.
+fn refuse_if_vmware_runs_it(source: &Path, vm: &SourceVm) -> Result<()> {
+    if vm.kind != SourceKind::Vmx {
+        return Ok(());
+    }
+    let descriptions = match std::fs::read_dir(source) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => vec![source.to_owned()],
+    };
+    let vmx = |path: &PathBuf| matches!(path.extension(), Some(e) if e == "vmx" || e == "vmtx");
+    for path in descriptions.into_iter().filter(vmx) {
+        let meta = path.metadata();
+        let meta =
+            meta.map_err(|e| Error::failed(format!("opening {}", path.display())).because(e))?;
+        vmware::refuse_if_locked(&path, meta.ino())?;
+    }
+    Ok(())
 }
 
 impl From<NetworkArg> for Policy {

@@ -94,6 +94,8 @@ pub fn trim_session(
 pub struct Arriving {
     pub image: Image,
     pub sector_size: u32,
+    pub system: bool,
+    pub boot_order: Option<u32>,
 }
 
 /// The file name of disk `i` in the output folder.
@@ -116,7 +118,7 @@ pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> 
     }
 }
 
-/// Copies the disks to the files or devices of the job, the one that boots first.
+/// Copies the disks to the files or devices of the job, the one with the system first.
 pub(super) fn to_targets(
     job: &Job,
     ui: &Ui,
@@ -154,7 +156,8 @@ pub(super) fn to_targets(
             path,
             format,
             sector_size: disk.sector_size,
-            boot: i == 0,
+            system: disk.system,
+            boot_order: disk.boot_order,
             size_bytes,
         });
     }

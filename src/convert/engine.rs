@@ -83,12 +83,11 @@ impl Engine {
 
     /// The engine that sees more of a disk this one found no system on, when there is one. Starting it
     /// takes long, so there must be something it can open.
-    pub fn instead(self, seen: &Inspection, guest: &dyn GuestRead, keys: &Keys) -> Option<Self> {
+    pub fn instead(self, seen: &Inspection, kinds: &[FsKind], has_key: bool) -> Option<Self> {
         if !self.auto || self.kind != Kind::Embedded || seen.windows.is_some() {
             return None;
         }
-        let kinds: Vec<FsKind> = guest.volumes().iter().map(|v| v.kind).collect();
-        let why = opened_by_guestfish(&kinds, !keys.is_empty())?;
+        let why = opened_by_guestfish(kinds, has_key)?;
         guestfish().then_some(Self {
             kind: Kind::Guestfish,
             auto: false,

@@ -18,13 +18,12 @@ use crate::tool::{self, Cmd, qemu_img};
 use crate::verify;
 
 use super::copy;
-use super::in_place::data_sector_size;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::next;
 use super::output::OutputFolder;
 use super::prepare::Prepared;
 use super::run::{Disks, Job};
-use super::session::Source;
+use super::vm::VmDisks;
 
 /// A file of the output folder, not written yet.
 pub(super) struct Document {
@@ -49,20 +48,17 @@ pub(super) fn rehearse(
     target: &Path,
     prepared: &Prepared,
     inspection: &Inspection,
-    disks: &[Source],
+    disks: &VmDisks,
 ) -> Result<()> {
     let mut targets = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
         let image = disk.image()?;
-        let sector_size = match i {
-            0 => prepared.windows.sector_size,
-            _ => data_sector_size(&image)?,
-        };
         targets.push(TargetDisk {
             path: copy::target_path(job, target, i, &image)?,
             format: job.format,
-            sector_size,
-            boot: i == 0,
+            sector_size: inspection.sector_size(disk.id),
+            system: disks.is_system(disk.id),
+            boot_order: disks.boot_order(disk.id),
             size_bytes: image.virtual_size(),
         });
     }

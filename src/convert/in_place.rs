@@ -15,44 +15,37 @@ use crate::tool::qemu_img;
 use crate::ui::Ui;
 
 use super::machine::TargetDisk;
-use super::prepare::Prepared;
 use super::run::{Disks, Fixed, stopped};
-use super::session::Source;
+use super::session::first;
+use super::vm::VmDisks;
 
 /// Commits the proved overlay to the source disk.
-pub(super) fn in_place(
-    ui: &Ui,
-    image: &Image,
-    disks: &[Source],
-    mut fixed: Fixed,
-    prepared: &Prepared,
-) -> Result<Disks> {
-    let mut targets = vec![TargetDisk {
-        path: absolute(image.path())?,
-        format: in_place_format(image)?,
-        sector_size: prepared.windows.sector_size,
-        boot: true,
-        size_bytes: image.virtual_size(),
-    }];
-    // The others stay as they are, and belong to the machine all the same.
-    for disk in disks.iter().skip(1) {
-        let data = disk.image()?;
+pub(super) fn in_place(ui: &Ui, image: &Image, disks: &VmDisks, mut fixed: Fixed) -> Result<Disks> {
+    let mut targets = Vec::new();
+    // Those that stay as they are belong to the machine all the same.
+    for disk in disks.iter() {
+        let image = disk.image()?;
         targets.push(TargetDisk {
-            path: absolute(data.path())?,
-            format: in_place_format(&data)?,
-            sector_size: data_sector_size(&data)?,
-            boot: false,
-            size_bytes: data.virtual_size(),
+            path: absolute(image.path())?,
+            format: in_place_format(&image)?,
+            sector_size: fixed.before.sector_size(disk.id),
+            system: disks.is_system(disk.id),
+            boot_order: disks.boot_order(disk.id),
+            size_bytes: image.virtual_size(),
         });
     }
-    let ranges = qemu_img::allocated_ranges(&fixed.image.spec())
+    let overlay = disks
+        .first()
+        .and_then(|disk| fixed.images.get(&disk.id))
+        .ok_or_else(|| Error::failed("the disk with Windows has no overlay"))?;
+    let ranges = qemu_img::allocated_ranges(&overlay.spec())
         .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
     let failed = |doing: &str| {
         let doing = doing.to_string();
         move |e: commit::CommitError| Error::failed(doing).because(e)
     };
     let before = Export::<dyn BlockRead>::open_readonly(image)?;
-    let after = Export::<dyn BlockRead>::open_readonly(&fixed.image)?;
+    let after = Export::<dyn BlockRead>::open_readonly(overlay)?;
     let changed = commit::prepare(
         &mut fixed.journal,
         before.disk().as_ref(),
@@ -65,6 +58,8 @@ pub(super) fn in_place(
     after.close()?;
     before.close()?;
     stopped()?;
+    // Before the first write: then there is nothing to take back.
+    first(disks)?.opened.check_unchanged()?;
     ui.status(
         "Committing",
         &format!(
@@ -116,7 +111,11 @@ pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
     }
 }
 
+/// Commits, unless the disk is no longer what was read.
 pub(super) fn write_to_source(image: &Image, journal: &mut Journal) -> Result<()> {
+    image.check_unchanged()?;
+    image.check_names()?;
+    image.will_be_written();
     let export = Export::<dyn BlockWrite>::open_writable(image)?;
     commit::commit(journal, export.disk().as_ref())
         .map_err(|e| Error::failed("writing the disk").because(e))?;

@@ -120,7 +120,8 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
-    examine(&images(&disks)?, machine, inspection, ui)
+    examine(&images(&disks)?, machine, inspection, ui)?;
+    machine.opened.check_unchanged()
 }
 
 /// Everything `plan` and `convert` decide about a Linux guest. `target` is the output folder.
@@ -165,7 +166,8 @@ fn rehearse(
             path: copy::target_path(job, target, i, image)?,
             format: job.format,
             sector_size: data_sector_size(image)?,
-            boot: i == 0,
+            system: i == 0,
+            boot_order: (i == 0).then_some(1),
             size_bytes: image.virtual_size(),
         });
     }
@@ -549,7 +551,13 @@ pub(super) fn convert(
         inspection,
     };
     // Windows' plan has edits to show; here the actions say it all.
-    save_report(&mut folder, devices, &report, &crate::plan::Plan::default())?;
+    save_report(
+        job,
+        &mut folder,
+        devices,
+        &report,
+        &crate::plan::Plan::default(),
+    )?;
     Ok(report)
 }
 
@@ -657,6 +665,7 @@ fn hand_over(
         |e: tool::ToolError| Error::failed(format!("converting with {program}")).because(e);
     if way == Way::VirtV2vInPlace {
         virt_v2v::in_place(&xml, &mut said).map_err(failed)?;
+        sources.iter().try_for_each(Image::check_names)?;
         return sources
             .iter()
             .zip(&overlays)
@@ -667,6 +676,7 @@ fn hand_over(
     std::fs::create_dir_all(&out)
         .map_err(|e| Error::failed(format!("creating {}", out.display())).because(e))?;
     virt_v2v::copy(&xml, &out, &mut said).map_err(failed)?;
+    sources.iter().try_for_each(Image::check_names)?;
     (0..sources.len())
         .map(|i| {
             let letter = crate::domain::xml::target_name("sd", i);
@@ -820,10 +830,12 @@ fn copy_disks(
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     stopped()?;
     let mut disks = Vec::new();
-    for image in &made.images {
+    for (i, image) in made.images.iter().enumerate() {
         disks.push(Arriving {
             image: image.clone(),
             sector_size: data_sector_size(image)?,
+            system: i == 0,
+            boot_order: (i == 0).then_some(1),
         });
     }
     copy::to_targets(job, ui, folder, devices, disks)

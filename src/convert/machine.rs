@@ -63,7 +63,9 @@ pub struct TargetDisk {
     pub path: PathBuf,
     pub format: DiskFormat,
     pub sector_size: u32,
-    pub boot: bool,
+    /// The guest's system is on it.
+    pub system: bool,
+    pub boot_order: Option<u32>,
     pub size_bytes: u64,
 }
 
@@ -159,9 +161,10 @@ fn bare(
             .map(|(i, disk)| Disk {
                 path: disk.path.clone(),
                 format: disk.format,
-                serial: Some(format!("h2k-{i}")),
+                serial: Some(domain::disk_serial(i)),
                 sector_size: disk.sector_size,
-                boot: disk.boot,
+                system: disk.system,
+                boot_order: disk.boot_order,
                 size_bytes: disk.size_bytes,
             })
             .collect(),

@@ -13,3 +13,4 @@ mod predict;
 pub mod prepare;
 pub mod run;
 pub mod session;
+pub mod vm;

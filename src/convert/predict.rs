@@ -26,14 +26,15 @@ use super::in_place::{data_sector_size, in_place_format};
 use super::prepare::{self, Prepared};
 use super::run::Job;
 use super::session::Source;
+use super::vm::VmDisks;
 
 /// The opened source.
 pub(super) struct Seen<'a> {
     pub(super) survey: &'a Survey,
     pub(super) guest: &'a dyn GuestRead,
-    /// Inspects the same disk through another reader.
+    /// Inspects the same disks through another reader.
     pub(super) look: &'a dyn Fn(&dyn GuestRead) -> Result<Survey>,
-    pub(super) disks: &'a [Source],
+    pub(super) disks: &'a VmDisks,
     pub(super) engine: Engine,
     /// The output folder.
     pub(super) target: &'a Path,

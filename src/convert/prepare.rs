@@ -41,9 +41,17 @@ fn with_generated<'a>(medium: &'a dyn Media, generated: &'a [Generated]) -> With
 }
 
 /// The first boot's controller: as asked, or what this guest can have.
-pub fn bootstrap(asked: Option<Option<Controller>>, windows: &WindowsFacts) -> Option<Controller> {
+pub fn bootstrap(
+    asked: Option<Option<Controller>>,
+    windows: &WindowsFacts,
+    inspection: &Inspection,
+) -> Option<Controller> {
+    let sectors = [
+        windows.sector_size,
+        inspection.sector_size(windows.boot_disk),
+    ];
     asked.unwrap_or({
-        if windows.sector_size != 512 {
+        if sectors != [512, 512] {
             // QEMU's AHCI and IDE disks have 512-byte sectors and nothing else.
             None
         } else if windows.target.major < 6 {

@@ -3,14 +3,12 @@
 //! Nothing is copied before the fix has been read back and proved. The source is only read; with
 //! `--in-place` the overlay's blocks are committed to it at the end, after an undo log is on disk.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::boot_path::Controller;
-use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
-use crate::disk::export::Export;
-use crate::disk::layout::DiskLayout;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
@@ -21,7 +19,7 @@ use crate::fix::apply::{self, Fix};
 use crate::fix::journal::{self, DiskRef, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{FsKind, GuestRead, Volume};
+use crate::guest::{DiskId, FsKind, GuestRead, Volume};
 use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::plan;
@@ -35,19 +33,25 @@ use super::copy::{self, Arriving};
 use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::finish;
-use super::in_place::{data_sector_size, in_place, in_place_format, roll_back_after};
+use super::in_place::{in_place, in_place_format, roll_back_after};
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, safe_name};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine, first, open_with};
+use super::session::{Session, Source, SourceMachine, first, looked, read_only};
+use super::vm::{ChangedDisk, OpenDisk, VmDisks, VmSession};
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
 
 /// What is only needed while working, below the partial folder.
 pub(super) const WORK: &str = ".work";
+
+/// What is written to the disk with Windows.
+const OVERLAY: &str = ".overlay.qcow2";
+/// What is written to another disk that its boot files are on; below [`WORK`].
+const BOOT_OVERLAY: &str = "boot.qcow2";
 
 /// Everything the user decided.
 pub struct Job {
@@ -156,22 +160,20 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = job.source.disks(work.path())?;
-    let source = first(&disks)?;
-    let image = source.image()?;
     check_in_place(job, &disks)?;
     Devices::claim(job, &disks, false)?;
-    let open = |engine| Session::read_by(engine, source, &image);
-    let (session, survey) = open_with(job.engine, source, ui, open)?;
+    let (session, survey) = VmSession::open(job.engine, &disks, ui, read_only)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
         let plan = linux::decide_all(job, ui, &disks, &mut inspection, &target)?;
+        job.source.opened.check_unchanged()?;
         return Ok(Planned::Linux(Box::new(inspection), plan));
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
         survey: &survey,
-        guest: session.guest.reader.as_ref(),
+        guest: &session.reader(),
         look: &|guest| session.inspect_through(guest),
         disks: &disks,
         engine: session.engine,
@@ -179,6 +181,8 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     };
     let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
+    looked()?;
+    job.source.opened.check_unchanged()?;
     Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
 }
 
@@ -187,6 +191,8 @@ fn check_in_place(job: &Job, disks: &[Source]) -> Result<()> {
         for disk in disks {
             in_place_format(&disk.image()?)?;
         }
+        // From now on, and not only at the end: who reads it would read a mixture.
+        first(disks)?.image()?.hold_for_writing()?;
     }
     Ok(())
 }
@@ -201,7 +207,7 @@ fn plan_for(
     let survey = seen.survey;
     let (windows, _) = prepare::windows_or_refuse(survey)?;
     let options = plan::Options {
-        bootstrap: prepare::bootstrap(job.bootstrap, windows),
+        bootstrap: prepare::bootstrap(job.bootstrap, windows, &survey.inspection),
         repair_bcd: job.repair_bcd,
         keep_tools: job.keep_tools,
     };
@@ -257,15 +263,19 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let image = source.image()?;
     check_in_place(job, &disks)?;
     let devices = Devices::claim(job, &disks, true)?;
-    let overlay = folder.path().join(".overlay.qcow2");
 
     ui.status("Inspecting", &source.path.display().to_string());
-    let open = |engine| {
+    let open = |engine, source: &Source| {
+        let overlay = match disks.is_system(source.id) {
+            true => folder.path().join(OVERLAY),
+            false => work_file(&folder, BOOT_OVERLAY)?,
+        };
         // There when another engine had a look already.
         let _ = std::fs::remove_file(&overlay);
-        Session::overlay(engine, source, &image, &overlay)
+        let session = Session::overlay(engine, source, &source.image()?, &overlay)?;
+        Ok(OpenDisk::Write(session))
     };
-    let (session, survey) = open_with(job.engine, source, ui, open)?;
+    let (session, survey) = VmSession::open(job.engine, &disks, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         return linux::convert(job, ui, folder, &disks, &devices, survey.inspection, start);
@@ -273,7 +283,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
         survey: &survey,
-        guest: session.guest.reader.as_ref(),
+        guest: &session.reader(),
         look: &|guest: &dyn GuestRead| session.inspect_through(guest),
         disks: &disks,
         engine: session.engine,
@@ -302,8 +312,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         job,
         ui,
         &folder,
-        source,
-        &image,
+        &disks,
         session,
         survey,
         &prepared,
@@ -313,9 +322,9 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
 
     let copy_start = Instant::now();
     let disks = if job.in_place {
-        in_place(ui, &image, &disks, fixed, &prepared)?
+        in_place(ui, &image, &disks, fixed)?
     } else {
-        copy_disks(job, ui, &folder, &disks, &devices, fixed, &prepared)?
+        copy_disks(job, ui, &folder, &disks, &devices, fixed)?
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
@@ -351,12 +360,13 @@ fn complete(
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
-    save_report(folder, devices, &report, &prepared.plan)?;
+    save_report(job, folder, devices, &report, &prepared.plan)?;
     Ok(report)
 }
 
 /// Both forms of the report, and the folder under its final name.
 pub(super) fn save_report(
+    job: &Job,
     folder: &mut OutputFolder,
     devices: &Devices,
     report: &Report,
@@ -373,15 +383,18 @@ pub(super) fn save_report(
     remove_work_files(folder.path())?;
     point("before-rename")?;
     stopped()?;
+    // The last look before the result is there: what was read is what the source still holds.
+    job.source.opened.check_unchanged()?;
     devices.finish()?;
     point("devices-finished")
         .and_then(|()| folder.complete())
         .inspect_err(|_| devices.give_up())
 }
 
-/// The proved overlay and what is known of it.
+/// The proved overlays and what is known of them.
 pub(super) struct Fixed {
-    pub(super) image: Image,
+    /// Of the disks that may have been changed.
+    pub(super) images: BTreeMap<DiskId, Image>,
     pub(super) journal: Journal,
     pub(super) before: Inspection,
     pub(super) after: Inspection,
@@ -395,9 +408,8 @@ fn fix(
     job: &Job,
     ui: &Ui,
     folder: &OutputFolder,
-    source: &Source,
-    image: &Image,
-    session: Session<dyn BlockWrite>,
+    disks: &VmDisks,
+    session: VmSession,
     survey: Survey,
     prepared: &Prepared,
     media: &dyn Media,
@@ -406,17 +418,18 @@ fn fix(
     let plan = &prepared.plan;
     let volume = prepared.windows.system_volume;
     // Not in place: there is no copy it could make shorter.
-    let data = (job.trim && !job.in_place).then(|| {
-        let image = image.clone();
-        std::thread::spawn(move || DataMap::of(&image))
-    });
-    // The overlay is on top, the source below it.
-    let levels = session.export.image().levels();
-    let below = levels.get(1).unwrap_or(session.export.image().top());
+    let mut maps = Vec::new();
+    if job.trim && !job.in_place {
+        for source in disks.iter().filter(|d| disks.is_changed(d.id)) {
+            let image = source.image()?;
+            maps.push((source, std::thread::spawn(move || DataMap::of(&image))));
+        }
+    }
+    let image = first(disks)?.image()?;
     let disk = DiskRef {
-        path: below.path.clone(),
-        format: below.format.driver().to_string(),
-        size_bytes: session.export.image().virtual_size(),
+        path: image.path().to_path_buf(),
+        format: image.format().driver().to_string(),
+        size_bytes: image.virtual_size(),
         in_place: job.in_place,
     };
     let failed = |e: journal::JournalError| Error::failed("keeping the journal").because(e);
@@ -427,93 +440,79 @@ fn fix(
         let container = v.state.container;
         v.id == volume && container.is_some_and(|kind| kind != FsKind::Bitlocker)
     };
-    let check = if session.guest.reader.volumes().iter().any(contained) {
+    let check = if session.reader().volumes().iter().any(contained) {
         Engine::OPENED
     } else {
         Engine::EMBEDDED
     };
     let Survey { inspection, hives } = survey;
-    let fixed = if let Some(hives) = hives
+    if let Some(hives) = hives
         && !plan.actions.is_empty()
     {
         ui.status(
             "Fixing",
             &format!("{} actions on an overlay", plan.actions.len()),
         );
-        let Session {
-            export,
-            layout,
-            guest,
-            ..
-        } = session;
-        let disk = export.disk();
         let fix = Fix {
             plan,
             volume,
             media,
-            before: guest.reader.as_ref(),
+            before: &session.reader(),
             journal: &mut journal,
         };
         let options = MountOptions {
-            force_dirty: source.force_dirty,
+            force_dirty: first(disks)?.force_dirty,
         };
-        fix.apply(hives, || Ok(guest.writer(disk, &layout, options)))
+        fix.apply(hives, || Ok(session.writer(options)))
             .map_err(Error::from)?;
-        drop(guest);
-        let image = export.image().clone();
-        let export = if engine.writes_past_us() {
-            // What our connection has cached is old now.
-            export.close()?;
-            Export::<dyn BlockWrite>::open_writable(&image)?
-        } else {
-            export
-        };
-        let trimmed = trimmed(ui, data, &export, &layout, source)?;
-        export.close()?;
-        prove(
-            ui, check, source, &image, journal, prepared, media, inspection, trimmed,
-        )
-    } else {
-        let trimmed = trimmed(ui, data, &session.export, &session.layout, source)?;
-        let image = session.export.image().clone();
-        session.close()?;
-        prove(
-            ui, check, source, &image, journal, prepared, media, inspection, trimmed,
-        )
-    };
-    Ok(Fixed { engine, ..fixed? })
+    }
+    let changed = session.into_changed()?;
+    let trim = trimmed(ui, maps, &changed)?;
+    let mut images = BTreeMap::new();
+    for disk in changed {
+        images.insert(disk.id, disk.export.image().clone());
+        disk.export.close()?;
+    }
+    let fixed = prove(
+        ui, check, disks, images, journal, prepared, media, inspection, trim,
+    )?;
+    Ok(Fixed { engine, ..fixed })
 }
 
-/// Takes out of the overlay what nobody needs.
+/// Takes out of the overlays what nobody needs.
 fn trimmed(
     ui: &Ui,
-    data: Option<MapThread>,
-    export: &Export<dyn BlockWrite>,
-    layout: &DiskLayout,
-    source: &Source,
+    maps: Vec<(&Source, MapThread)>,
+    changed: &[ChangedDisk],
 ) -> Result<Vec<DiskTrim>> {
-    let Some(data) = data else {
+    if maps.is_empty() {
         return Ok(Vec::new());
-    };
+    }
     stopped()?;
     ui.status("Trimming", "free space and page files, on the overlay");
-    let data = data
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-    let disk = export.disk();
-    Ok(vec![copy::trim_session(&disk, layout, source, &data)?])
+    let mut trimmed = Vec::new();
+    for (source, map) in maps {
+        let data = map
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        for disk in changed.iter().filter(|d| d.id == source.id) {
+            let blocks = disk.export.disk();
+            trimmed.push(copy::trim_session(&blocks, &disk.layout, source, &data)?);
+        }
+    }
+    Ok(trimmed)
 }
 
 /// The map of the source is read while the fix is made.
 type MapThread = std::thread::JoinHandle<Result<DataMap>>;
 
-/// Opens the overlay again, read-only and with the other reader, and checks everything.
+/// Opens the overlays again, read-only and with the other reader, and checks everything.
 #[expect(clippy::too_many_arguments)]
 fn prove(
     ui: &Ui,
     engine: Engine,
-    source: &Source,
-    overlay: &Image,
+    disks: &VmDisks,
+    overlays: BTreeMap<DiskId, Image>,
     mut journal: Journal,
     prepared: &Prepared,
     media: &dyn Media,
@@ -523,14 +522,19 @@ fn prove(
     point("fixed")?;
     stopped()?;
     ui.status("Verifying", "reading the result back");
-    let (session, survey) =
-        open_with(engine, source, ui, |e| Session::read_by(e, source, overlay))?;
+    let (session, survey) = VmSession::open(engine, disks, ui, |e, source| {
+        match overlays.get(&source.id) {
+            Some(overlay) => Ok(OpenDisk::Read(Session::read_by(e, source, overlay)?)),
+            None => read_only(e, source),
+        }
+    })?;
     let wanted = prepare::wanted(prepared);
-    let mut checks = verify::verify(&survey, session.guest.reader.as_ref(), &wanted);
+    let reader = session.reader();
+    let mut checks = verify::verify(&survey, &reader, &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,
-        session.guest.reader.as_ref(),
+        &reader,
         prepared.windows.system_volume,
         media,
     ));
@@ -551,7 +555,7 @@ fn prove(
     let mut after = survey.inspection;
     after.source = before.source.clone();
     Ok(Fixed {
-        image: overlay.clone(),
+        images: overlays,
         journal,
         before,
         after,
@@ -580,16 +584,15 @@ fn copy_disks(
     job: &Job,
     ui: &Ui,
     folder: &OutputFolder,
-    disks: &[Source],
+    disks: &VmDisks,
     devices: &Devices,
     mut fixed: Fixed,
-    prepared: &Prepared,
 ) -> Result<Disks> {
     let mut arriving = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
         stopped()?;
-        let image = if i == 0 {
-            fixed.image.clone()
+        let image = if let Some(image) = fixed.images.get(&disk.id) {
+            image.clone()
         } else if job.trim {
             let overlay = work_file(folder, &format!("overlay-{i}.qcow2"))?;
             let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
@@ -598,12 +601,12 @@ fn copy_disks(
         } else {
             disk.image()?
         };
-        let sector_size = if i == 0 {
-            prepared.windows.sector_size
-        } else {
-            data_sector_size(&disk.image()?)?
-        };
-        arriving.push(Arriving { image, sector_size });
+        arriving.push(Arriving {
+            image,
+            sector_size: fixed.before.sector_size(disk.id),
+            system: disks.is_system(disk.id),
+            boot_order: disks.boot_order(disk.id),
+        });
     }
     let (targets, bytes) = copy::to_targets(job, ui, folder, devices, arriving)?;
     if job.verify_copy {
@@ -647,7 +650,7 @@ pub(super) fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
 
 fn remove_work_files(folder: &Path) -> Result<()> {
     let failed = |e: std::io::Error| Error::failed("removing work files").because(e);
-    let overlay = folder.join(".overlay.qcow2");
+    let overlay = folder.join(OVERLAY);
     if overlay.exists() {
         std::fs::remove_file(overlay).map_err(failed)?;
     }

@@ -8,18 +8,24 @@ use crate::disk::chain::Image;
 use crate::disk::export::{self, Export};
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
-use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::error::{Blocker, Error, Result};
+use crate::failpoint;
+use crate::guest::joined::JoinedReader;
 use crate::guest::keys::Keys;
-use crate::guest::{FsKind, GuestRead};
-use crate::inspect::{self, InspectError, InspectOptions, OsFamily, SourceFacts, Survey};
+use crate::guest::ntfs3g::MountOptions;
+use crate::guest::{DiskId, GuestRead, GuestWrite};
+use crate::inspect::{self, Disk, InspectError, InspectOptions, SourceFacts, Survey};
 use crate::source::SourceVm;
 use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};
+use super::vm::{OpenDisk, VmDisks, VmSession};
 
 /// How a source image is named.
 #[derive(Debug, Clone)]
 pub struct Source {
+    /// Which disk of the VM it is.
+    pub id: DiskId,
     pub path: PathBuf,
     pub format: Option<String>,
     pub allow_backing: Vec<PathBuf>,
@@ -38,19 +44,11 @@ impl Source {
         self.opened.checked(&self.path, format, &self.allow_backing)
     }
 
-    fn holds(&self) -> Result<Holds> {
-        let session = Session::read(self, &self.image()?)?;
-        let closed = [FsKind::Bitlocker, FsKind::Luks, FsKind::Lvm, FsKind::Ldm];
-        let mut volumes = session.guest.reader.volumes().iter();
-        let found = match session.inspect() {
-            Ok(survey) if survey.inspection.os.family == OsFamily::Windows => Holds::Windows,
-            // Several of them: there is one at least.
-            Err(error) if error.kind == ErrorKind::Refused => Holds::Windows,
-            _ if volumes.any(|v| closed.contains(&v.kind)) => Holds::Closed,
-            _ => Holds::Other,
-        };
-        session.close()?;
-        Ok(found)
+    pub(super) fn options(&self) -> InspectOptions {
+        InspectOptions {
+            root: self.root.clone(),
+            force_dirty: self.force_dirty,
+        }
     }
 }
 
@@ -126,15 +124,6 @@ impl Opened {
     }
 }
 
-/// What a disk of several holds, as far as can be seen without an appliance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Holds {
-    Windows,
-    /// Volumes that only guestfish opens: Windows may be on one.
-    Closed,
-    Other,
-}
-
 /// What the command line names: a disk, or a machine with its disks.
 #[derive(Debug, Clone)]
 pub struct SourceMachine {
@@ -151,7 +140,7 @@ pub struct SourceMachine {
 impl SourceMachine {
     /// Unpacks into `work` what cannot be read in place, and lists the disks, the one Windows is on
     /// first.
-    pub fn disks(&self, work: &Path) -> Result<Vec<Source>> {
+    pub fn disks(&self, work: &Path) -> Result<VmDisks> {
         let mut vm = self.vm.clone();
         if vm.is_packed() {
             std::fs::create_dir_all(work)
@@ -162,41 +151,26 @@ impl SourceMachine {
             let error = Error::failed(format!("unpacking {}", self.path.display())).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?;
-        let mut disks: Vec<Source> = vm
-            .disks
-            .iter()
-            .map(|disk| Source {
+        let count = vm.disks.len();
+        let source = |(i, disk): (usize, &crate::source::SourceDisk)| {
+            let id = DiskId::nth(i, count);
+            Source {
+                id,
                 path: disk.path.clone(),
                 format: self.format.clone().or_else(|| disk.format.clone()),
                 allow_backing: self.allow_backing.clone(),
                 root: self.root.clone(),
                 force_dirty: self.force_dirty,
-                keys: self.keys.clone(),
+                keys: self.keys.of_disk(id),
                 opened: self.opened.clone(),
-            })
-            .collect();
-        if disks.len() > 1 {
-            let mut closed = None;
-            let mut windows = None;
-            for (i, disk) in disks.iter().enumerate() {
-                match disk.holds()? {
-                    Holds::Windows => {
-                        windows = Some(i);
-                        break;
-                    }
-                    Holds::Closed => closed = closed.or(Some(i)),
-                    Holds::Other => {}
-                }
             }
-            if let Some(i) = windows.or(closed) {
-                disks[..=i].rotate_right(1);
-            }
-        }
-        Ok(disks)
+        };
+        let list = vm.disks.iter().enumerate().map(source).collect();
+        VmDisks::look(list, &self.path)
     }
 }
 
-/// Looks at the disk Windows is on, with something to look at besides while it is open.
+/// Looks at the disks of a VM, with something to look at besides while they are open.
 pub fn look<T>(
     machine: &SourceMachine,
     engine: Engine,
@@ -206,42 +180,24 @@ pub fn look<T>(
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
-    let source = first(&disks)?;
-    let image = source.image()?;
-    let (session, survey) = open_with(engine, source, ui, |e| Session::read_by(e, source, &image))?;
-    let seen = also(&survey, session.guest.reader.as_ref());
+    let (session, survey) = VmSession::open(engine, &disks, ui, read_only)?;
+    let seen = also(&survey, &session.reader());
     let engine = session.engine;
     session.close()?;
+    looked()?;
+    machine.opened.check_unchanged()?;
     Ok((engine, survey, seen))
 }
 
-/// Opens the disk and looks at it; again with the other engine when that one sees more.
-pub fn open_with<D: BlockRead + ?Sized>(
-    engine: Engine,
-    source: &Source,
-    ui: &Ui,
-    open: impl Fn(Engine) -> Result<Session<D>>,
-) -> Result<(Session<D>, Survey)> {
-    let open = |engine: Engine| {
-        let _waiting = engine.starts_slowly().then(|| {
-            ui.status(
-                "Starting",
-                &format!("the libguestfs appliance ({})", engine.why),
-            );
-            ui.waiting("Starting")
-        });
-        open(engine)
-    };
-    let session = open(engine)?;
-    let survey = session.inspect()?;
-    let seen = &survey.inspection;
-    let Some(better) = engine.instead(seen, session.guest.reader.as_ref(), &source.keys) else {
-        return Ok((session, survey));
-    };
-    session.close()?;
-    let session = open(better)?;
-    let survey = session.inspect()?;
-    Ok((session, survey))
+/// The fail point of the verbs that only read.
+pub(super) fn looked() -> Result<()> {
+    failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))
+}
+
+/// Opens a disk as it is.
+pub fn read_only(engine: Engine, source: &Source) -> Result<OpenDisk> {
+    let session = Session::read_by(engine, source, &source.image()?)?;
+    Ok(OpenDisk::Read(session))
 }
 
 /// The disk Windows is on.
@@ -258,8 +214,8 @@ pub struct Session<D: BlockRead + ?Sized> {
     pub guest: Guest,
     pub engine: Engine,
     pub facts: SourceFacts,
-    root: Option<String>,
-    force_dirty: bool,
+    id: DiskId,
+    options: InspectOptions,
 }
 
 impl Session<dyn BlockRead> {
@@ -312,9 +268,18 @@ impl<D: BlockRead + ?Sized> Session<D> {
                 format: image.format().driver().to_string(),
                 virtual_size_bytes: image.virtual_size(),
             },
-            root: source.root.clone(),
-            force_dirty: source.force_dirty,
+            id: source.id,
+            options: source.options(),
         })
+    }
+
+    /// What inspection needs of the disk besides its volumes.
+    pub fn disk(&self) -> Disk {
+        Disk {
+            id: self.id,
+            layout: self.layout.clone(),
+            source: self.facts.clone(),
+        }
     }
 
     /// Ends the storage daemon and reports what went wrong with that.
@@ -323,35 +288,39 @@ impl<D: BlockRead + ?Sized> Session<D> {
         Ok(self.export.close()?)
     }
 
+    /// Inspects this disk alone.
     pub fn inspect(&self) -> Result<Survey> {
-        self.inspect_through(self.guest.reader.as_ref())
-    }
-
-    /// The same disk through another reader.
-    pub fn inspect_through(&self, guest: &dyn GuestRead) -> Result<Survey> {
-        let options = InspectOptions {
-            root: self.root.clone(),
-            force_dirty: self.force_dirty,
-        };
-        inspect::inspect(guest, &self.layout, self.facts.clone(), &options)
+        let guest = JoinedReader::new(vec![(self.id, self.guest.reader.as_ref())]);
+        inspect::inspect(&guest, &[self.disk()], &self.options)
             .map_err(|e| refusal(e, &self.facts.path))
     }
 }
 
-fn refusal(error: InspectError, path: &str) -> Error {
+impl Session<dyn BlockWrite> {
+    /// Writes to the overlay, with the engine it is read by.
+    pub fn writer(&self, options: MountOptions) -> Box<dyn GuestWrite> {
+        self.guest.writer(self.export.disk(), &self.layout, options)
+    }
+
+    pub(super) fn into_export(self) -> (Export<dyn BlockWrite>, DiskLayout) {
+        (self.export, self.layout)
+    }
+}
+
+pub(super) fn refusal(error: InspectError, path: &str) -> Error {
     match error {
         InspectError::SeveralRoots { .. } => Error::refused(
             format!("{path} has more than one Windows"),
             vec![Blocker::new(
                 "several-windows",
                 error.to_string(),
-                "name one with --root",
+                "name one with --root, as it is listed here",
             )],
         ),
         InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => Error::usage(
             error.to_string(),
         )
-        .hint("--root takes a folder of the guest as found, e.g. '2:\\Windows' for partition 2"),
+        .hint("--root takes a folder of the guest as found, e.g. '2:\\Windows' for partition 2, '1/2:\\Windows' for that of disk 1"),
         InspectError::Path(source) => Error::usage("--root is not a path in a guest")
             .because(source)
             .hint("--root takes a folder like '2:\\Windows'"),

@@ -220,7 +220,7 @@ fn free(plain: &Arc<dyn BlockRead>, start: u64, len: u64) -> io::Result<Vec<Rang
     let reader = embedded::open(plain.clone(), &layout).map_err(io::Error::other)?;
     let mut ranges = Vec::new();
     reader
-        .free_ranges(VolumeId(1), &|_| true, &mut |range| {
+        .free_ranges(VolumeId::new(1), &|_| true, &mut |range| {
             ranges.push(range.start - start..range.end - start);
             Ok(())
         })

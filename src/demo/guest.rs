@@ -326,7 +326,7 @@ pub fn write_files(spec: &GuestSpec, writer: &mut dyn GuestWrite) -> Result<(), 
         let partition = spec
             .partition(file.role)
             .ok_or(DemoError::Spec("a file has no partition to go to"))?;
-        let volume = VolumeId(partition.index);
+        let volume = VolumeId::new(partition.index);
         let mut folder = GuestPath::root();
         let parent = file.path.parent().unwrap_or_default();
         for part in parent.parts() {
@@ -648,7 +648,7 @@ mod tests {
                 assert!(state.unreadable.is_none() && !state.dirty, "{volume:?}");
             }
             for file in files(spec).unwrap() {
-                let volume = VolumeId(spec.partition(file.role).unwrap().index);
+                let volume = VolumeId::new(spec.partition(file.role).unwrap().index);
                 let read = reader.read(volume, &file.path, 64 * MIB).unwrap();
                 assert!(read == file.contents, "{:?} {}", spec.version, file.path);
             }

@@ -427,9 +427,10 @@ mod tests {
     use crate::boot_path::Controller;
     use crate::demo::{WinVersion, guest};
     use crate::disk::layout::{GPT_ESP, GPT_MSR};
+    use crate::guest::DiskId;
     use crate::guest::FsKind;
     use crate::inspect::fake::FakeGuest;
-    use crate::inspect::{InspectOptions, SourceFacts, inspect};
+    use crate::inspect::{Disk, InspectOptions, SourceFacts, inspect};
     use crate::registry::HiveView;
     use crate::registry::walk::walk;
 
@@ -594,13 +595,17 @@ mod tests {
                 let index = spec.partition(file.role).unwrap().index;
                 fake.file(index, &file.path.to_string(), file.contents);
             }
-            let source = SourceFacts {
-                path: "demo".into(),
-                format: "raw".into(),
-                virtual_size_bytes: spec.disk_size,
+            let disk = Disk {
+                id: DiskId::ONLY,
+                layout,
+                source: SourceFacts {
+                    path: "demo".into(),
+                    format: "raw".into(),
+                    virtual_size_bytes: spec.disk_size,
+                },
             };
             let options = InspectOptions::default();
-            let survey = inspect(&fake, &layout, source, &options).unwrap();
+            let survey = inspect(&fake, &[disk], &options).unwrap();
             let seen = survey.inspection;
             let what = format!("{:?} {:?}", spec.version, spec.leftovers);
             let facts = spec.version.facts();

@@ -46,6 +46,8 @@ pub enum ImageError {
     NotUtf8 { path: PathBuf },
     #[error("{} is in use by another process", path.display())]
     InUse { path: PathBuf },
+    #[error("{} is locked by VMware: {} is there", path.display(), lock.display())]
+    VmwareLock { path: PathBuf, lock: PathBuf },
     #[error("{} was changed by another program during this run: {what}", path.display())]
     Changed { path: PathBuf, what: String },
     #[error("{} is damaged or incomplete: {reason}", path.display())]
@@ -87,6 +89,10 @@ impl ImageError {
                 path.display()
             ),
             Self::InUse { .. } => "shut the virtual machine down first".into(),
+            Self::VmwareLock { lock, .. } => format!(
+                "power the VM off in VMware; if it is off on every host, the lock was left behind: remove {}",
+                lock.display()
+            ),
             Self::Changed { .. } => {
                 "see that no virtual machine or backup writes to it, and run this again".into()
             }
@@ -231,7 +237,9 @@ impl Image {
             levels.push(level);
             next = backing;
         }
-        Ok(Self { levels })
+        let image = Self { levels };
+        image.held().try_for_each(Held::refuse_if_vmware_has_it)?;
+        Ok(image)
     }
 
     /// The image with an overlay over it, as created by [`super::Export::open_overlay`].
@@ -347,9 +355,7 @@ impl Image {
     /// leads to the file that is held; [`Image::check_unchanged`] tells afterwards whether it did all
     /// the time.
     pub fn named_spec(&self) -> Result<Value> {
-        for held in self.held() {
-            held.check_name()?;
-        }
+        self.check_names()?;
         let levels = self.levels.iter().rev();
         Ok(levels.fold(Value::Null, |below, level| level.named_node(below)))
     }
@@ -357,6 +363,16 @@ impl Image {
     /// Holds the files that are written with the image as one that writes: nobody else reads them.
     pub fn hold_for_writing(&self) -> Result<()> {
         self.top().held.iter().try_for_each(Held::hold_for_writing)
+    }
+
+    /// This run writes the files of the top level from now on.
+    pub fn will_be_written(&self) {
+        self.top().held.iter().for_each(Held::will_be_written);
+    }
+
+    /// Whether each name still leads to the file that is held.
+    pub fn check_names(&self) -> Result<()> {
+        self.held().try_for_each(Held::check_name)
     }
 
     /// Fails when a file of the image was changed by somebody else since it was opened.
@@ -464,7 +480,7 @@ impl Level {
     fn passed(&self, writable: bool) -> Vec<Passed> {
         let held = self.held.iter().map(|held| held.passed(writable));
         let descriptor = self.descriptor.iter();
-        held.chain(descriptor.map(|file| Passed::new(file.clone(), &self.path, writable)))
+        held.chain(descriptor.map(|file| Passed::in_memory(file.clone(), &self.path)))
             .collect()
     }
 

@@ -21,8 +21,8 @@ use tempfile::TempDir;
 use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::cache::Cached;
 use super::chain::{Image, ImageError};
-use super::nbd::Nbd;
-use crate::tool::{Child, ToolError, qemu_img, qsd};
+use super::nbd::{Nbd, Patience};
+use crate::tool::{Child, ToolError, qemu_img, qsd, stop};
 
 /// The name of the export on the storage daemon's socket.
 pub const EXPORT: &str = "disk";
@@ -30,6 +30,10 @@ pub const EXPORT: &str = "disk";
 const CLOSE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a daemon that hung up may take to end.
 const FAIL_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may be silent once the run was asked to stop.
+const STOPPING: Duration = Duration::from_millis(500);
+/// The same while it writes to the source: what was begun there is better ended, or undone.
+const STOPPING_SOURCE: Duration = Duration::from_secs(30);
 
 type Disk = Cached<Nbd>;
 
@@ -191,6 +195,13 @@ impl<D: ?Sized> Export<D> {
         let Some(daemon) = self.daemon else {
             return Ok(());
         };
+        if stop::requested() && (!self.writable || self.image.top().scratch) {
+            // Nothing of it is needed any more; dropping the guard kills it.
+            return match self.writable {
+                true => Err(ExportError::Setup(io::Error::other("interrupted"))),
+                false => Ok(()),
+            };
+        }
         let flushed = if self.writable {
             daemon.connection.flush()
         } else {
@@ -230,12 +241,14 @@ fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
     let (listener, stream, folder) = socket(reach).map_err(ExportError::Setup)?;
     let mut daemon = qsd::serve(listener.into(), &image.blockdev(writable), EXPORT, writable)
         .map_err(ImageError::from)?;
-    let silence = crate::tool::cmd::silence();
-    let limited = stream
-        .set_read_timeout(Some(silence))
-        .and_then(|()| stream.set_write_timeout(Some(silence)));
-    limited.map_err(ExportError::Setup)?;
-    match Nbd::handshake(stream, EXPORT) {
+    let patience = Patience {
+        silence: crate::tool::cmd::silence(),
+        stopping: match writable && !image.top().scratch {
+            true => STOPPING_SOURCE,
+            false => STOPPING,
+        },
+    };
+    match Nbd::handshake(stream, EXPORT, patience) {
         Ok(nbd) if writable && nbd.is_read_only() => Err(ExportError::Setup(io::Error::other(
             "the storage daemon exports the image read-only",
         ))),
@@ -247,6 +260,7 @@ fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
             Ok((daemon, folder))
         }
         // It hangs up when it cannot open the image, and then says why.
+        Err(e) if stop::requested() => Err(ExportError::Setup(e)),
         Err(e) => match daemon.wait(FAIL_LIMIT) {
             Err(error @ ToolError::Failed { .. }) => {
                 Err(ImageError::from_tool(image.path(), error).into())

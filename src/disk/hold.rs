@@ -26,6 +26,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sha2::{Digest, Sha256};
 
 use super::chain::{ImageError, Result};
+use super::vmware;
 use crate::tool::pass::{self, Passed};
 
 /// QEMU's `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`, and its permissions.
@@ -284,6 +285,20 @@ impl Held {
                 path: self.path().into(),
             }),
             Err(e) => Err(ImageError::from_io(self.path(), e)),
+        }
+    }
+
+    /// A VM that runs on a VMware host leaves its locks as files beside it.
+    pub(super) fn refuse_if_vmware_has_it(&self) -> Result<()> {
+        if self.0.block_device {
+            return Ok(());
+        }
+        let inode = self.id().1;
+        vmware::refuse_if_locked(self.path(), inode)?;
+        // Behind a link the lock is where the file is.
+        match self.real() {
+            Ok(real) if real != self.path() => vmware::refuse_if_locked(&real, inode),
+            _ => Ok(()),
         }
     }
 

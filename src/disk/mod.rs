@@ -25,6 +25,7 @@ pub mod partition;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod vmware;
 
 pub use block::{BlockRead, BlockWrite};
 pub use chain::{Image, ImageError};

@@ -11,8 +11,10 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::block::{BlockRead, BlockWrite, check_range};
+use crate::tool::stop;
 
 const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
 const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
@@ -58,9 +60,79 @@ pub struct Nbd {
     conn: Mutex<Conn>,
 }
 
+/// How long the server may say nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    pub silence: Duration,
+    /// The same once the run was asked to stop.
+    pub stopping: Duration,
+}
+
+/// How often a silent server makes us look at the stop flag.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A stream that neither waits for ever nor overhears a signal.
+#[derive(Debug)]
+struct Patient {
+    stream: UnixStream,
+    patience: Patience,
+}
+
+impl Patient {
+    fn new(stream: UnixStream, patience: Patience) -> io::Result<Self> {
+        stream.set_read_timeout(Some(TICK))?;
+        stream.set_write_timeout(Some(TICK))?;
+        Ok(Self { stream, patience })
+    }
+
+    fn wait<T>(&mut self, mut once: impl FnMut(&mut UnixStream) -> io::Result<T>) -> io::Result<T> {
+        let start = Instant::now();
+        loop {
+            let result = once(&mut self.stream);
+            let quiet = |e: &io::Error| {
+                matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                )
+            };
+            if !result.as_ref().is_err_and(quiet) {
+                return result;
+            }
+            if stop::requested() && start.elapsed() >= self.patience.stopping {
+                return Err(io::Error::other("interrupted"));
+            }
+            if start.elapsed() >= self.patience.silence {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "the storage daemon did not answer within {} s",
+                        self.patience.silence.as_secs()
+                    ),
+                ));
+            }
+        }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.wait(|stream| stream.read(buf))
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.wait(|stream| stream.write(buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
 #[derive(Debug)]
 struct Conn {
-    stream: UnixStream,
+    stream: Patient,
     /// Identifies requests; every piece gets its own.
     cookie: u64,
     /// After an error the stream may be anywhere: nothing goes through it any more.
@@ -69,7 +141,8 @@ struct Conn {
 
 impl Nbd {
     /// Negotiates the export of that name.
-    pub fn handshake(mut stream: UnixStream, export: &str) -> io::Result<Self> {
+    pub fn handshake(stream: UnixStream, export: &str, patience: Patience) -> io::Result<Self> {
+        let mut stream = Patient::new(stream, patience)?;
         let (size, flags) = negotiate(&mut stream, export)?;
         Ok(Self {
             size,
@@ -93,7 +166,7 @@ impl Nbd {
             let _ = conn.request(CMD_DISC, 0, 0);
             conn.broken = true;
         }
-        let _ = conn.stream.shutdown(std::net::Shutdown::Both);
+        let _ = conn.stream.stream.shutdown(std::net::Shutdown::Both);
     }
 
     fn lock(&self) -> MutexGuard<'_, Conn> {
@@ -119,7 +192,7 @@ fn protocol(what: &str) -> io::Error {
     )
 }
 
-fn negotiate(stream: &mut UnixStream, export: &str) -> io::Result<(u64, u16)> {
+fn negotiate(stream: &mut Patient, export: &str) -> io::Result<(u64, u16)> {
     if &read_array::<8>(stream)? != INIT_MAGIC || &read_array::<8>(stream)? != OPTION_MAGIC {
         return Err(protocol("no newstyle greeting"));
     }
@@ -183,7 +256,7 @@ fn split<const N: usize>(data: &[u8]) -> io::Result<([u8; N], &[u8])> {
     Ok((*head, rest))
 }
 
-fn read_array<const N: usize>(stream: &mut UnixStream) -> io::Result<[u8; N]> {
+fn read_array<const N: usize>(stream: &mut Patient) -> io::Result<[u8; N]> {
     let mut buf = [0; N];
     stream.read_exact(&mut buf)?;
     Ok(buf)
@@ -335,6 +408,26 @@ impl BlockWrite for Nbd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SOON: Patience = Patience {
+        silence: Duration::from_secs(5),
+        stopping: Duration::from_secs(5),
+    };
+
+    #[test]
+    fn a_silent_server_is_given_up() {
+        let (silent, ours) = UnixStream::pair().unwrap();
+        let patience = Patience {
+            silence: Duration::from_millis(250),
+            ..SOON
+        };
+        let start = Instant::now();
+        let error = Nbd::handshake(ours, "x", patience).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        assert!(start.elapsed() < Duration::from_secs(3));
+        drop(silent);
+    }
+
     use std::thread;
 
     fn greeting(flags: u16) -> Vec<u8> {
@@ -416,7 +509,7 @@ mod tests {
             (short, "short option"),
             (endless, "too many"),
         ] {
-            let e = Nbd::handshake(scripted(script), "x").unwrap_err();
+            let e = Nbd::handshake(scripted(script), "x", SOON).unwrap_err();
             assert!(e.to_string().contains(want), "{e} / {want}");
         }
     }
@@ -430,7 +523,7 @@ mod tests {
         script.extend(reply(3, 28, &[]));
         script.extend(reply(4, 0, &[]));
         script.extend(reply(99, 0, &[]));
-        let nbd = Nbd::handshake(scripted(script), "x").unwrap();
+        let nbd = Nbd::handshake(scripted(script), "x", SOON).unwrap();
         assert_eq!((nbd.size(), nbd.is_read_only()), (8 << 20, false));
         let mut buf = vec![0; 2 * half];
         nbd.read_at(0, &mut buf).unwrap();
@@ -450,7 +543,7 @@ mod tests {
 
     #[test]
     fn server_that_goes_away() {
-        let nbd = Nbd::handshake(scripted(good_start(4096)), "x").unwrap();
+        let nbd = Nbd::handshake(scripted(good_start(4096)), "x", SOON).unwrap();
         assert!(nbd.read_at(0, &mut [0; 512]).is_err());
         nbd.disconnect();
         assert!(nbd.read_at(0, &mut [0; 512]).is_err());

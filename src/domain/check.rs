@@ -3,6 +3,7 @@
 //! libvirt would refuse most of this too, but only on the host that defines the domain, and in
 //! words that do not name the cause. Nothing here looks at files.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::firmware::FirmwareChoice;
@@ -14,6 +15,10 @@ pub enum DomainError {
     NoBootstrap,
     #[error("{count} disks are marked as the boot disk, and it must be exactly one")]
     BootDisk { count: usize },
+    #[error(
+        "place {order} in the boot order is not one disk's: places count from 1, each for one disk"
+    )]
+    BootOrder { order: u32 },
     #[error(
         "{path} has {sector_size}-byte sectors, and QEMU's {bus} disks have 512: this disk cannot \
          boot there"
@@ -89,9 +94,20 @@ pub(super) fn check(
             });
         }
     }
-    let count = machine.disks.iter().filter(|d| d.boot).count();
-    if count != 1 {
-        return Err(DomainError::BootDisk { count });
+    let count_of = |what: fn(&Disk) -> bool| machine.disks.iter().filter(|d| what(d)).count();
+    for count in [
+        count_of(|d| d.system),
+        count_of(|d| d.boot_order == Some(1)),
+    ] {
+        if count != 1 {
+            return Err(DomainError::BootDisk { count });
+        }
+    }
+    let mut orders = BTreeSet::new();
+    for order in machine.disks.iter().filter_map(|d| d.boot_order) {
+        if order == 0 || !orders.insert(order) {
+            return Err(DomainError::BootOrder { order });
+        }
     }
     if machine.memory_mib == 0 {
         return Err(DomainError::Nothing("memory"));
@@ -137,6 +153,7 @@ pub(super) fn check(
 
 fn check_disk(machine: &Machine, stage: Stage, disk: &Disk) -> Result<(), DomainError> {
     let (path, sector_size) = (disk.path.clone(), disk.sector_size);
+    let needed = disk.system || disk.boot_order == Some(1);
     if let Some(serial) = &disk.serial {
         let safe = |b: u8| b.is_ascii_alphanumeric() || b"-_.+ ".contains(&b);
         if serial.is_empty() || serial.len() > 20 || !serial.bytes().all(safe) {
@@ -151,7 +168,7 @@ fn check_disk(machine: &Machine, stage: Stage, disk: &Disk) -> Result<(), Domain
         _ => return Err(DomainError::BadSectorSize { path, sector_size }),
     }
     if stage == Stage::Bootstrap {
-        if !disk.boot {
+        if !needed {
             // Left out of the first boot, which does without it.
             return Ok(());
         }
@@ -169,7 +186,7 @@ fn check_disk(machine: &Machine, stage: Stage, disk: &Disk) -> Result<(), Domain
             bus: "sata",
         });
     }
-    if disk.boot && machine.firmware == Firmware::Bios {
+    if needed && machine.firmware == Firmware::Bios {
         return Err(DomainError::BiosSectorSize { path, sector_size });
     }
     Ok(())

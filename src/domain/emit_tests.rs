@@ -29,7 +29,8 @@ fn full() -> Machine {
         format: DiskFormat::Raw,
         serial: Some("h2k-1".into()),
         sector_size: 512,
-        boot: false,
+        system: false,
+        boot_order: None,
         size_bytes: 5 << 30,
     });
     m.nics.push(Nic {
@@ -644,7 +645,7 @@ fn proxmox_without_a_first_boot_and_refusals() {
     m.bootstrap = Bootstrap::Sata;
     for n in 0..5 {
         let mut more = m.disks[0].clone();
-        (more.path, more.boot) = (format!("/d{n}").into(), false);
+        (more.path, more.system, more.boot_order) = (format!("/d{n}").into(), false, None);
         m.disks.push(more);
     }
     let script = |m: &Machine| proxmox::script(m, Path::new(FOLDER));

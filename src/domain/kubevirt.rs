@@ -368,8 +368,8 @@ fn disks(m: &Machine, stage: Stage, name: &str) -> (Vec<Value>, Vec<Value>) {
             continue;
         }
         let mut entry = json!({"name": format!("disk-{n}"), "disk": {"bus": bus}, "cache": "none"});
-        if disk.boot {
-            entry["bootOrder"] = 1.into();
+        if let Some(order) = disk.boot_order {
+            entry["bootOrder"] = order.into();
         }
         if let Some(serial) = &disk.serial {
             entry["serial"] = serial.as_str().into();

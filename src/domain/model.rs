@@ -33,7 +33,7 @@ pub struct Machine {
     pub system: System,
     /// `RealTimeIsUniversal` is set, so the RTC runs in UTC.
     pub clock_utc: bool,
-    /// In the order of the source. Exactly one is the boot disk.
+    /// Exactly one has the system, and exactly one is first in the boot order; mostly the same.
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
     /// The controller of the final stage.
@@ -239,6 +239,14 @@ impl DiskFormat {
     }
 }
 
+/// The serial number of the disk with the system, by which `boot` finds it.
+pub const SYSTEM_DISK: &str = "h2k-0";
+
+/// The serial number of a disk at that position, the system's first.
+pub fn disk_serial(position: usize) -> String {
+    format!("h2k-{position}")
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Disk {
     /// Absolute; below `/dev` it is taken for a block device.
@@ -248,8 +256,11 @@ pub struct Disk {
     pub serial: Option<String>,
     /// Logical sector size: 512 or 4096.
     pub sector_size: u32,
-    /// The Windows system disk.
-    pub boot: bool,
+    /// The guest's system is on it.
+    pub system: bool,
+    /// Its place in the firmware's boot order, from 1. `None`: the firmware leaves it alone, and so do
+    /// boot managers that see with the firmware's eyes.
+    pub boot_order: Option<u32>,
     /// What the guest sees.
     pub size_bytes: u64,
 }

@@ -25,7 +25,7 @@ const VIRTIO: usize = 16;
 const SCSI: usize = 31;
 
 pub fn script(m: &Machine, folder: &Path) -> Result<String, EmitError> {
-    let disks: Vec<&Disk> = boot_first(&m.disks);
+    let disks: Vec<&Disk> = system_first(&m.disks);
     let (bus, first) = places(m, &disks)?;
     let paths = disks.iter().map(|d| &d.path).chain(&m.driver_iso);
     if paths.into_iter().any(|p| p.to_string_lossy().contains(',')) {
@@ -130,7 +130,7 @@ impl Parts<'_> {
                 self.disks.len(),
             ));
         }
-        let mut options = vec![format!("--boot order={early}0")];
+        let mut options = vec![boot_order(self.disks, early)];
         options.extend(nics(self.m, Stage::Bootstrap));
         text.push_str(&command("qm set \"$vmid\"", &options));
         text.push_str(AFTER_BOOTSTRAP);
@@ -171,7 +171,7 @@ impl Parts<'_> {
         for (n, disk) in self.disks.iter().enumerate() {
             text.push_str(&self.import(bus, n, disk));
         }
-        let mut options = vec![format!("--boot order={bus}0")];
+        let mut options = vec![boot_order(self.disks, bus)];
         options.extend(nics(self.m, Stage::Final));
         text.push_str(&command("qm set \"$vmid\"", &options));
         text.push_str("  echo \"next: qm start $vmid\"\n}\n");
@@ -196,7 +196,7 @@ impl Parts<'_> {
                 shell_word(&options(disk, early))
             ));
         }
-        let mut options = vec![format!("--boot order={early}0")];
+        let mut options = vec![boot_order(self.disks, early)];
         options.extend(nics(self.m, Stage::Bootstrap));
         text.push_str(&command("qm set \"$vmid\"", &options));
         text.push_str("}\n");
@@ -316,9 +316,20 @@ pub fn warnings(m: &Machine) -> Vec<String> {
         .collect()
 }
 
-fn boot_first(disks: &[Disk]) -> Vec<&Disk> {
-    let boot = disks.iter().filter(|d| d.boot);
-    boot.chain(disks.iter().filter(|d| !d.boot)).collect()
+fn system_first(disks: &[Disk]) -> Vec<&Disk> {
+    let system = disks.iter().filter(|d| d.system);
+    system.chain(disks.iter().filter(|d| !d.system)).collect()
+}
+
+fn boot_order(disks: &[&Disk], bus: &str) -> String {
+    let mut places: Vec<(u32, usize)> = (disks.iter().enumerate())
+        .filter_map(|(n, disk)| Some((disk.boot_order?, n)))
+        .collect();
+    places.sort_unstable();
+    let names: Vec<String> = places.iter().map(|(_, n)| format!("{bus}{n}")).collect();
+    // A semicolon ends a command of the shell.
+    let order = format!("order={}", names.join(";"));
+    format!("--boot {}", shell_word(&order))
 }
 
 /// One option per line.

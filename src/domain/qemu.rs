@@ -331,8 +331,8 @@ fn disk_device(disk: &Element, n: usize, q35: bool, folder: &Path, line: &mut Li
             device.push_str(&format!(",{name}={value}"));
         }
     }
-    if disk.first("boot").is_some() {
-        device.push_str(",bootindex=1");
+    if let Some(order) = disk.first("boot").and_then(|boot| boot.attr("order")) {
+        device.push_str(&format!(",bootindex={}", escape(order)));
     }
     line.device(device);
 }

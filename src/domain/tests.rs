@@ -34,7 +34,8 @@ fn disk(path: &str, boot: bool) -> Disk {
         format: DiskFormat::Qcow2,
         serial: Some("h2k-0".into()),
         sector_size: 512,
-        boot,
+        system: boot,
+        boot_order: boot.then_some(1),
         size_bytes: 1 << 30,
     }
 }

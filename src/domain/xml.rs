@@ -549,11 +549,11 @@ impl Builder<'_> {
         u8::try_from(wanted.max(least).min(MAX_SATA_CONTROLLERS)).unwrap_or(u8::MAX)
     }
 
-    /// The boot disk first, the others as they come.
+    /// The system disk first, where the probe was in the first boot; the others as they come.
     fn disks(&self) -> impl Iterator<Item = (usize, &Disk)> {
         let disks = &self.machine.disks;
-        let boot = disks.iter().filter(|d| d.boot);
-        boot.chain(disks.iter().filter(|d| !d.boot)).enumerate()
+        let system = disks.iter().filter(|d| d.system);
+        system.chain(disks.iter().filter(|d| !d.system)).enumerate()
     }
 
     fn bootstrap_disks(&self, devices: &mut Element) -> Result<(), DomainError> {
@@ -595,7 +595,8 @@ impl Builder<'_> {
                 format: super::model::DiskFormat::Qcow2,
                 serial: Some("h2k-probe".to_owned()),
                 sector_size: 512,
-                boot: false,
+                system: false,
+                boot_order: None,
                 size_bytes: 0,
             };
             let (bus, target, address) = match m.bus {
@@ -712,8 +713,8 @@ fn disk_element(
     if let Some(serial) = &disk.serial {
         element.push(value("serial", serial));
     }
-    if disk.boot {
-        element.push(el("boot").with("order", "1"));
+    if let Some(order) = disk.boot_order {
+        element.push(el("boot").with("order", order.to_string()));
     }
     element.push(address);
     Ok(element)

@@ -41,6 +41,14 @@ pub enum CommitError {
         total: usize,
         offset: u64,
     },
+    #[error(
+        "the disk was changed by another program during this run: {count} of {total} ranges do not hold what was read, the first at offset {offset}"
+    )]
+    Stale {
+        count: usize,
+        total: usize,
+        offset: u64,
+    },
     #[error("the undo log is damaged: range at offset {offset} does not have the recorded digest")]
     UndoDamaged { offset: u64 },
     #[error("the disk is {actual} bytes, the journal was written for {expected} bytes")]
@@ -114,6 +122,7 @@ pub fn prepare(
 /// Writes the prepared new bytes to the disk, flushes, and reads them back.
 pub fn commit(journal: &mut Journal, disk: &dyn BlockWrite) -> Result<()> {
     let undo = undo_log(journal, disk)?;
+    check_still_old(&undo, disk)?;
     journal.set_state(State::Committing)?;
     let point = "committing";
     write_ranges(
@@ -157,6 +166,24 @@ fn undo_log(journal: &Journal, disk: &dyn BlockWrite) -> Result<UndoLog> {
         });
     }
     journal.doc.undo.clone().ok_or(CommitError::NothingToUndo)
+}
+
+/// The overlay was made over these bytes: over others, what it changes would be a mixture.
+fn check_still_old(undo: &UndoLog, disk: &dyn BlockWrite) -> Result<()> {
+    let mut strange = Vec::new();
+    for range in &undo.ranges {
+        if sha256_hex(&read_range(disk, range)?) != range.before_sha256 {
+            strange.push(range.offset);
+        }
+    }
+    match strange.first() {
+        None => Ok(()),
+        Some(&offset) => Err(CommitError::Stale {
+            count: strange.len(),
+            total: undo.ranges.len(),
+            offset,
+        }),
+    }
 }
 
 fn check_unchanged(undo: &UndoLog, disk: &dyn BlockWrite) -> Result<()> {
@@ -311,6 +338,29 @@ mod tests {
         // Twice is the same as once.
         rollback(&mut journal, &disk, false).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    }
+
+    #[test]
+    fn nothing_is_committed_over_what_another_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _, _) = setup(dir.path());
+        let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+        disk.write_at(6000, b"somebody else").unwrap();
+        let now = fs::read(dir.path().join("disk")).unwrap();
+        let error = commit(&mut journal, &disk).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                CommitError::Stale {
+                    count: 1,
+                    total: 2,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
+        assert_ne!(journal.doc.state, State::Committing, "nothing to roll back");
     }
 
     #[test]

@@ -165,7 +165,7 @@ fn trim_volume(
     volume: &Volume,
 ) -> Result<VolumeTrim> {
     let mut result = VolumeTrim {
-        partition: volume.id.0,
+        partition: volume.id.partition,
         filesystem: volume.kind,
         freed_bytes: 0,
         kept: untouchable(volume),
@@ -174,7 +174,7 @@ fn trim_volume(
     if result.kept.is_some() {
         return Ok(result);
     }
-    let doing = || format!("trimming partition {}", volume.id.0);
+    let doing = || format!("trimming {}", volume.id);
     let mut write_error = None;
     let mut freed = 0;
     let looked = guest.free_ranges(volume.id, &|range| data.touches(&range), &mut |range| {
@@ -290,7 +290,7 @@ mod tests {
             let mut state = VolumeState::default();
             change(&mut state);
             Volume {
-                id: VolumeId(1),
+                id: VolumeId::new(1),
                 partition: Partition {
                     index: 1,
                     type_id: "0x07".into(),

@@ -57,7 +57,7 @@ pub fn open_with(
         engines: BTreeMap::new(),
     };
     for partition in partitions(disk.as_ref(), layout) {
-        let id = VolumeId(partition.index);
+        let id = VolumeId::new(partition.index);
         let kind = kind(disk.as_ref(), &partition)?;
         let (engine, label, mut state) = match open_volume(&disk, &partition, kind) {
             Ok((engine, label, state)) => (engine, label, state),
@@ -100,7 +100,7 @@ fn unlock(
         if kind(disk, &partition)? != FsKind::Bitlocker {
             continue;
         }
-        let id = VolumeId(partition.index);
+        let id = VolumeId::new(partition.index);
         let (start, len) = (partition.start_bytes, partition.size_bytes);
         let credentials = keys.for_bitlocker(id);
         let look = fve::look(disk, start, len, &credentials, keys.stretched());

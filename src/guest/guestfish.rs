@@ -97,12 +97,12 @@ pub(super) struct Inner {
 }
 
 pub(super) fn mount_point(volume: VolumeId) -> String {
-    format!("/v{}", volume.0)
+    format!("/v{}", volume.partition)
 }
 
 /// The partition of that number.
 pub(super) fn device(volume: VolumeId) -> String {
-    match volume.0 {
+    match volume.partition {
         0 => "/dev/sda".to_string(),
         n => format!("/dev/sda{n}"),
     }

@@ -116,8 +116,11 @@ pub(super) fn open(appliance: &Appliance, volumes: &mut Vec<Volume>, keys: &Keys
         }
     }
     for (path, container) in inside.into_iter().take(MAX_VOLUMES) {
-        let number = volumes.iter().filter(|v| v.id.0 >= FIRST_MAPPED).count() as u32;
-        let id = VolumeId(FIRST_MAPPED + number);
+        let number = volumes
+            .iter()
+            .filter(|v| v.id.partition >= FIRST_MAPPED)
+            .count() as u32;
+        let id = VolumeId::new(FIRST_MAPPED + number);
         let name = path.rsplit("/dev/").next().and_then(guest_text);
         let device = sized(appliance, path)?;
         let size = device.size;
@@ -126,7 +129,7 @@ pub(super) fn open(appliance: &Appliance, volumes: &mut Vec<Volume>, keys: &Keys
         volumes.push(Volume {
             id,
             partition: Partition {
-                index: id.0,
+                index: id.partition,
                 type_id: String::new(),
                 start_bytes: 0,
                 size_bytes: size,
@@ -186,7 +189,7 @@ fn unlock(
         let reason = "this libguestfs does not open encrypted volumes: 1.44 or later is needed";
         return Ok(Some(Err(reason.to_string())));
     }
-    let name = format!("h2k{}", volume.0);
+    let name = format!("h2k{}", volume.partition);
     let mut reasons = Vec::new();
     for key in &keys {
         match appliance.with(|inner| inner.slow(open_line(&partition, &name, key)))? {
@@ -278,7 +281,7 @@ impl MappedReader {
 
     fn at(&self, volume: VolumeId) -> (&EmbeddedReader, VolumeId) {
         match self.mapped.get(&volume) {
-            Some(reader) => (reader, VolumeId(0)),
+            Some(reader) => (reader, VolumeId::new(0)),
             None => (&self.disk, volume),
         }
     }

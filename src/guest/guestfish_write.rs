@@ -96,7 +96,7 @@ impl GuestfishWriter {
             let len = block.size();
             return Ok((block, 0, len));
         }
-        let found = self.partitions.iter().find(|p| p.index == volume.0);
+        let found = self.partitions.iter().find(|p| p.index == volume.partition);
         let partition = found.ok_or(GuestError::NoVolume(volume))?;
         Ok((
             self.disk.clone(),

@@ -14,8 +14,8 @@ use rustix::process::{
 };
 use zeroize::Zeroizing;
 
-use super::VolumeId;
 use super::fve::keys::{Credential, StartupKey, Stretched};
+use super::{DiskId, VolumeId};
 use crate::tool::guestfish::Secret;
 
 /// LUKS takes 512 bytes, and guestfish a line.
@@ -26,8 +26,10 @@ const MAX_FILE: u64 = 64 << 10;
 /// All keys given. None by default.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
-    given: Arc<Vec<Key>>,
+    keys: Arc<Vec<Key>>,
     stretched: Arc<Stretched>,
+    /// The disk they are for.
+    disk: DiskId,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,11 @@ enum Value {
 #[derive(Debug, PartialEq, Eq)]
 enum Selector {
     All,
-    Volume(VolumeId),
+    Volume {
+        /// `None`: on whichever disk has such a partition.
+        disk: Option<u32>,
+        partition: u32,
+    },
     /// Of a LUKS header, lower case.
     Uuid(String),
 }
@@ -59,7 +65,7 @@ pub enum KeyError {
     #[error("keeping keys out of core dumps")]
     CoreDump(#[source] std::io::Error),
     #[error(
-        "--key {0}: all, the number of a partition, /dev/sdaN or the UUID of a LUKS volume is expected"
+        "--key {0}: all, the number of a partition, DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume is expected"
     )]
     Selector(String),
     #[error("--key with clevis is not supported: the appliance has no network to ask its server")]
@@ -108,14 +114,32 @@ impl Keys {
             leave_no_core_dump().map_err(KeyError::CoreDump)?;
         }
         let keys = Self {
-            given: Arc::new(keys),
+            keys: Arc::new(keys),
             stretched: Arc::default(),
+            disk: DiskId::ONLY,
         };
         Ok((keys, in_clear))
     }
 
+    /// The same keys, for the volumes of one disk of a VM.
+    pub fn of_disk(&self, disk: DiskId) -> Self {
+        Self {
+            keys: self.keys.clone(),
+            stretched: self.stretched.clone(),
+            disk,
+        }
+    }
+
+    /// Whether none of them can be for a volume of this disk.
     pub fn is_empty(&self) -> bool {
-        self.given.is_empty()
+        !self.keys.iter().any(|key| match key.selector {
+            Selector::Volume { disk, .. } => self.is_of(disk),
+            Selector::All | Selector::Uuid(_) => true,
+        })
+    }
+
+    fn is_of(&self, disk: Option<u32>) -> bool {
+        disk.is_none_or(|number| number == self.disk.number())
     }
 
     /// The keys to try on a volume, in the order given.
@@ -145,10 +169,12 @@ impl Keys {
     fn fitting(&self, volume: VolumeId, uuid: Option<&str>) -> impl Iterator<Item = &Key> {
         let fits = move |selector: &Selector| match selector {
             Selector::All => true,
-            Selector::Volume(wanted) => *wanted == volume,
+            Selector::Volume { disk, partition } => {
+                *partition == volume.partition && self.is_of(*disk)
+            }
             Selector::Uuid(wanted) => uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(wanted)),
         };
-        self.given.iter().filter(move |key| fits(&key.selector))
+        self.keys.iter().filter(move |key| fits(&key.selector))
     }
 }
 
@@ -165,13 +191,25 @@ fn leave_no_core_dump() -> std::io::Result<()> {
 }
 
 fn selector(name: &str) -> Result<Selector, KeyError> {
+    let on_any = |partition| Selector::Volume {
+        disk: None,
+        partition,
+    };
     let number = name.strip_prefix("/dev/sda").unwrap_or(name);
     if name == "all" {
         Ok(Selector::All)
     } else if name == "/dev/sda" {
-        Ok(Selector::Volume(VolumeId(0)))
-    } else if let Ok(number) = number.parse() {
-        Ok(Selector::Volume(VolumeId(number)))
+        Ok(on_any(0))
+    } else if let Ok(partition) = number.parse() {
+        Ok(on_any(partition))
+    } else if let Some((Ok(disk @ 1..), Ok(partition))) = name
+        .split_once('/')
+        .map(|(disk, partition)| (disk.parse(), partition.parse()))
+    {
+        Ok(Selector::Volume {
+            disk: Some(disk),
+            partition,
+        })
     } else if uuid::Uuid::try_parse(name).is_ok() {
         Ok(Selector::Uuid(name.to_lowercase()))
     } else {
@@ -255,7 +293,7 @@ mod tests {
         .unwrap();
         assert!(in_clear);
         let of = |volume, uuid| {
-            let keys = keys.matching(VolumeId(volume), uuid);
+            let keys = keys.matching(VolumeId::new(volume), uuid);
             keys.iter()
                 .map(|k| k.expose().to_string())
                 .collect::<Vec<_>>()
@@ -263,6 +301,20 @@ mod tests {
         assert_eq!(of(2, None), ["a:b c", "wide"]);
         assert_eq!(of(3, None), ["from: a file", "wide"]);
         assert_eq!(of(0, Some(uuid)), ["wide", "of uuid"]);
+        // Of one disk: the only one counts as the first.
+        let (keys, _) = parse(&["2/3:key:second", "1/3:key:first", "3:key:any"]).unwrap();
+        let of = |disk: DiskId| {
+            let keys = keys.of_disk(disk).matching(VolumeId::new(3), None);
+            keys.iter()
+                .map(|k| k.expose().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(DiskId::ONLY), ["first", "any"]);
+        assert_eq!(of(DiskId::nth(0, 2)), ["first", "any"]);
+        assert_eq!(of(DiskId::nth(1, 2)), ["second", "any"]);
+        assert_eq!(of(DiskId::nth(2, 3)), ["any"]);
+        let (keys, _) = parse(&["2/3:key:second"]).unwrap();
+        assert!(keys.is_empty() && !keys.of_disk(DiskId::nth(1, 2)).is_empty());
         assert!(!format!("{keys:?}").contains("wide"));
         // Set for every test by cargo.
         let (_, in_clear) = parse(&["all:env:CARGO_PKG_NAME"]).unwrap();
@@ -279,6 +331,9 @@ mod tests {
             ("all:key:123-456\n!id", "more than one line"),
             ("all:clevis", "no network"),
             ("sda2:key:123-456", "number of a partition"),
+            ("0/2:key:123-456", "DISK/PARTITION"),
+            ("1/2/3:key:123-456", "DISK/PARTITION"),
+            ("1/:key:123-456", "DISK/PARTITION"),
             ("all:file:/nowhere/123", "key file"),
             ("all:env:NO_SUCH_NAME_123", "not set"),
         ] {

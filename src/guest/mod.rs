@@ -13,6 +13,7 @@ mod guestfish_boot;
 mod guestfish_mapped;
 mod guestfish_tar;
 mod guestfish_write;
+pub mod joined;
 pub mod keys;
 pub mod logfile;
 pub mod ntfs3g;
@@ -35,13 +36,71 @@ pub use guestfish_write::GuestfishWriter;
 pub use path::{GuestPath, PathError};
 pub use writer::EmbeddedWriter;
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::disk::layout::Partition;
 
-/// Names a volume of the disk by its partition index (0 for a disk without a partition table).
+/// The number of a disk among those of its VM, from 1 in the order of the source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct DiskId(u32);
+
+impl DiskId {
+    /// A disk that needs no number because it is the only one.
+    pub const ONLY: Self = Self(0);
+
+    /// The disk at this position of `count` disks, both from 0.
+    pub fn nth(position: usize, count: usize) -> Self {
+        match count {
+            0 | 1 => Self::ONLY,
+            _ => Self(u32::try_from(position).map_or(u32::MAX, |n| n.saturating_add(1))),
+        }
+    }
+
+    /// The number people and scripts know it by.
+    pub fn number(self) -> u32 {
+        self.0.max(1)
+    }
+
+    pub fn is_only(&self) -> bool {
+        *self == Self::ONLY
+    }
+}
+
+/// Names a volume of a VM: its disk, and its partition index there (0 for a disk without a partition
+/// table). A reader of one disk leaves the disk out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct VolumeId(pub u32);
+pub struct VolumeId {
+    #[serde(skip_serializing_if = "DiskId::is_only")]
+    pub disk: DiskId,
+    #[serde(rename = "volume")]
+    pub partition: u32,
+}
+
+impl VolumeId {
+    pub const fn new(partition: u32) -> Self {
+        Self::of(DiskId::ONLY, partition)
+    }
+
+    pub const fn of(disk: DiskId, partition: u32) -> Self {
+        Self { disk, partition }
+    }
+
+    /// The same volume to a reader of its disk alone.
+    pub const fn within(self) -> Self {
+        Self::new(self.partition)
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.disk.is_only() {
+            write!(f, "disk {}, ", self.disk.number())?;
+        }
+        write!(f, "partition {}", self.partition)
+    }
+}
 
 /// Volumes that are no partitions (LVM, dynamic disks) are numbered from here on.
 pub const FIRST_MAPPED: u32 = 10_001;
@@ -95,7 +154,7 @@ pub struct VolumeState {
     pub container: Option<FsKind>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
     pub id: VolumeId,
     pub partition: Partition,
@@ -129,7 +188,7 @@ pub const IO_REPARSE_TAG_WOF: u32 = 0x8000_0017;
 
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    #[error("volume {0:?} does not exist or has no file system we can open")]
+    #[error("{0} does not exist or has no file system we can open")]
     NoVolume(VolumeId),
     #[error("{path} does not exist")]
     NotFound { path: String },

@@ -57,7 +57,7 @@ impl EmbeddedWriter {
     fn partition(&self, volume: VolumeId) -> Result<&Partition> {
         self.partitions
             .iter()
-            .find(|p| p.index == volume.0)
+            .find(|p| p.index == volume.partition)
             .ok_or(GuestError::NoVolume(volume))
     }
 

@@ -1,4 +1,4 @@
-//! Does the boot configuration lead to the Windows that is on this disk?
+//! Does the boot configuration lead to the Windows that is converted? It may be on another disk of the VM.
 //!
 //! Looks at the entry the boot manager starts when nobody chooses: the partitions it names, the loader
 //! file it names, and whether that loader fits the firmware. On UEFI it also looks at the fall-back
@@ -12,11 +12,11 @@
 use uuid::Uuid;
 
 use super::firmware::BootFiles;
-use super::hives;
 use super::model::{BootFacts, Fallback, Finding, Firmware, HiveState, LoadedBytes, Severity};
+use super::{Disk, disk_of, hives};
 use crate::boot_path::{Machine, machine};
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
-use crate::guest::{GuestError, GuestPath, GuestRead, VolumeId};
+use crate::guest::{DiskId, GuestError, GuestPath, GuestRead, VolumeId};
 use crate::registry::bcd::{APP_DEVICE, BcdError, Loader, OS_DEVICE};
 use crate::registry::{Bcd, BcdDevice, HiveView, RegData, RegOp};
 
@@ -34,22 +34,17 @@ pub struct Store {
 /// Where Windows is.
 pub struct Place<'p> {
     pub guest: &'p dyn GuestRead,
-    pub layout: &'p DiskLayout,
+    pub disks: &'p [Disk],
     pub boot: &'p BootFiles,
     pub system: VolumeId,
 }
 
 pub fn look(place: &Place<'_>, findings: &mut Vec<Finding>) -> Result<Store, GuestError> {
     let mut store = Store::default();
-    let (volume, path) = match (place.boot.firmware, place.boot.esp, place.boot.boot_volume) {
-        (Some(Firmware::Uefi), Some(esp), _) => {
-            store.facts.fallback = fallback(place.guest, esp, findings)?;
-            (esp, "EFI\\Microsoft\\Boot\\BCD")
-        }
-        (Some(Firmware::Bios), _, Some(volume)) => (volume, "Boot\\BCD"),
-        _ => return Ok(store),
-    };
-    let Ok(path) = GuestPath::parse(path) else {
+    if let (Some(Firmware::Uefi), Some(esp)) = (place.boot.firmware, place.boot.esp) {
+        store.facts.fallback = fallback(place.guest, esp, findings)?;
+    }
+    let Some((volume, path)) = store_path(place.boot) else {
         return Ok(store);
     };
     let mut said = Vec::new();
@@ -71,6 +66,36 @@ pub fn look(place: &Place<'_>, findings: &mut Vec<Finding>) -> Result<Store, Gue
     }
     store.hive = Some(hive);
     Ok(store)
+}
+
+fn store_path(boot: &BootFiles) -> Option<(VolumeId, GuestPath)> {
+    let (volume, path) = match (boot.firmware, boot.esp, boot.boot_volume) {
+        (Some(Firmware::Uefi), Some(esp), _) => (esp, "EFI\\Microsoft\\Boot\\BCD"),
+        (Some(Firmware::Bios), _, Some(volume)) => (volume, "Boot\\BCD"),
+        _ => return None,
+    };
+    Some((volume, GuestPath::parse(path).ok()?))
+}
+
+/// Whether the default entry of these boot files names a partition of that disk. A store that cannot be
+/// read names none.
+pub fn starts(guest: &dyn GuestRead, boot: &BootFiles, disks: &[Disk], system: &Disk) -> bool {
+    let Some((volume, path)) = store_path(boot) else {
+        return false;
+    };
+    let Ok(Some(loaded)) = hives::load(guest, volume, &path, &mut Vec::new()) else {
+        return false;
+    };
+    let named = loaded.hive.and_then(|hive| {
+        let view = HiveView::new(&hive.bytes).ok()?;
+        let bcd = Bcd::parse(&view).ok()?;
+        let device = bcd.default_loader()?.os_device.clone();
+        match partition_of(disks, system.id, device.as_ref()) {
+            Target::Here(disk, _) => Some(disk),
+            Target::Gone(_) | Target::Free => None,
+        }
+    });
+    named == Some(system.id)
 }
 
 fn damaged(evidence: String) -> Finding {
@@ -112,24 +137,30 @@ fn entries(
         (APP_DEVICE, &loader.device, "device"),
         (OS_DEVICE, &loader.os_device, "osdevice"),
     ] {
-        match partition_of(place.layout, device.as_ref()) {
-            Target::Here(p) if code == OS_DEVICE && p.index != place.system.0 => {
+        match partition_of(place.disks, place.system.disk, device.as_ref()) {
+            Target::Here(disk, p)
+                if code == OS_DEVICE && VolumeId::of(disk, p.index) != place.system =>
+            {
                 findings.push(Finding::info(
                     "bcd-other-windows",
                     format!(
-                        "the default boot entry starts the Windows on partition {}, not the one converted",
-                        p.index
+                        "the default boot entry starts the Windows on {}, not the one converted",
+                        VolumeId::of(disk, p.index)
                     ),
                     "none needed if both are wanted; bcdedit /default changes it",
                     format!("{}, {}", hive.path, loader.id),
                 ));
             }
-            Target::Here(_) | Target::Free => {}
+            Target::Here(..) | Target::Free => {}
             Target::Gone(what) => {
                 findings.push(Finding::blocker(
                     "bcd-device",
                     format!(
-                        "the default boot entry's {name} names a partition that is not on this disk: the boot manager stops with 0xc000000e"
+                        "the default boot entry's {name} names a partition that is not on {}: the boot manager stops with 0xc000000e",
+                        match place.disks.len() {
+                            1 => "this disk".to_string(),
+                            n => format!("any of the {n} disks"),
+                        }
                     ),
                     "convert with --repair-bcd, or run bcdboot from a Windows recovery disk",
                     format!("{}, {}: {what}", hive.path, loader.id),
@@ -162,13 +193,14 @@ fn entries(
 }
 
 enum Target<'l> {
-    Here(&'l Partition),
+    Here(DiskId, &'l Partition),
     Gone(String),
     /// Nothing a partition table could prove wrong.
     Free,
 }
 
-fn partition_of<'l>(layout: &'l DiskLayout, device: Option<&BcdDevice>) -> Target<'l> {
+/// Copies of a disk share its identity: the disk `first` is asked before the others.
+fn partition_of<'l>(disks: &'l [Disk], first: DiskId, device: Option<&BcdDevice>) -> Target<'l> {
     let Some(device) = device else {
         return Target::Gone("no such element".into());
     };
@@ -179,12 +211,16 @@ fn partition_of<'l>(layout: &'l DiskLayout, device: Option<&BcdDevice>) -> Targe
             return Target::Free;
         }
     };
-    let id = layout.disk_id.as_deref().unwrap_or_default();
-    let mut partitions = layout.partitions.iter();
-    match partitions.find(|p| device.is_partition(id, p.guid.as_deref(), p.start_bytes)) {
-        Some(partition) => Target::Here(partition),
-        None => Target::Gone(what),
-    }
+    let named = |disk: &'l Disk| {
+        let id = disk.layout.disk_id.as_deref().unwrap_or_default();
+        let mut partitions = disk.layout.partitions.iter();
+        let found = partitions.find(|p| device.is_partition(id, p.guid.as_deref(), p.start_bytes));
+        found.map(|partition| Target::Here(disk.id, partition))
+    };
+    disk_of(disks, first)
+        .and_then(named)
+        .or_else(|| disks.iter().find_map(named))
+        .unwrap_or(Target::Gone(what))
 }
 
 /// The element with the identity of the partition Windows is on. `None` when there is no element to
@@ -200,8 +236,11 @@ fn repair(
         return Ok(None);
     };
     let mut bytes = value.map(|v| v.data).unwrap_or_default();
-    let layout = place.layout;
-    let partition = layout.partitions.iter().find(|p| p.index == place.system.0);
+    let Some(Disk { layout, .. }) = disk_of(place.disks, place.system.disk) else {
+        return Ok(None);
+    };
+    let mut partitions = layout.partitions.iter();
+    let partition = partitions.find(|p| p.index == place.system.partition);
     Ok(partition
         .and_then(|p| set_identity(&mut bytes, layout, p))
         .map(|()| RegOp::set(key, "Element", RegData::Binary(bytes))))
@@ -270,8 +309,9 @@ fn loader_file(
         ));
     }
     // Where the entry leaves the choice to the boot manager, a loader may be elsewhere too.
-    let (volume, sure) = match partition_of(place.layout, loader.device.as_ref()) {
-        Target::Here(partition) => (VolumeId(partition.index), true),
+    let device = loader.device.as_ref();
+    let (volume, sure) = match partition_of(place.disks, place.system.disk, device) {
+        Target::Here(disk, partition) => (VolumeId::of(disk, partition.index), true),
         _ => (place.system, false),
     };
     let there = GuestPath::parse(text)
@@ -287,7 +327,7 @@ fn loader_file(
                 "the loader {text} of the default boot entry is missing: Windows does not start"
             ),
             "repair the boot files in the guest (bcdboot C:\\Windows)",
-            evidence(&format!("partition {}", volume.0)),
+            evidence(&volume.to_string()),
         );
         findings.push(Finding {
             severity,
@@ -347,7 +387,7 @@ fn fallback(
             None => format!("{to} is missing, and a new KVM machine starts that file: convert adds it"),
         },
         "none needed",
-        format!("partition {}", esp.0),
+        esp.to_string(),
     ));
     Ok(Some(Fallback {
         volume: esp,

@@ -9,11 +9,12 @@ use super::firmware::BootFiles;
 use super::model::{BootFacts, Finding, Firmware, SectorField};
 use crate::disk::layout::{DiskLayout, Scheme};
 use crate::guest::fs::HIDDEN_SECTORS_OFFSET;
-use crate::guest::{FsKind, GuestPath, GuestRead};
+use crate::guest::{FsKind, GuestPath, GuestRead, VolumeId};
 
 const HEADS_OFFSET: u16 = 26;
 
-/// `windows` is the major version of NT and the size of the disk in bytes.
+/// `layout` is that of the disk with the boot files; `windows` is the major version of NT and the size of
+/// that disk in bytes.
 pub fn look(
     guest: &dyn GuestRead,
     layout: &DiskLayout,
@@ -52,8 +53,7 @@ pub fn look(
             "the boot sector does not know where its partition starts (hidden sectors): the BIOS boot code will not find bootmgr",
             "convert with --repair-bcd, or run bootsect /nt60 ALL (NT 6) or fixboot (XP) from a Windows recovery disk",
             format!(
-                "partition {}: {hidden} in the boot sector, {start} in the partition table",
-                volume.0
+                "{volume}: {hidden} in the boot sector, {start} in the partition table"
             ),
         ));
         facts.hidden = u32::try_from(start).ok().map(|start| SectorField {
@@ -65,7 +65,7 @@ pub fn look(
     }
     let heads = u16::from_le_bytes([sector[26], sector[27]]);
     if windows.0 < 6 {
-        facts.heads = heads_fix(heads, windows.1, volume.0, findings);
+        facts.heads = heads_fix(heads, windows.1, volume, findings);
     }
 }
 
@@ -77,7 +77,7 @@ const UNTRANSLATED_SIZE: u64 = 16383 * 16 * 63 * 512;
 fn heads_fix(
     heads: u16,
     disk_size: u64,
-    partition: u32,
+    volume: VolumeId,
     findings: &mut Vec<Finding>,
 ) -> Option<SectorField> {
     let known = heads > UNTRANSLATED_HEADS || disk_size > UNTRANSLATED_SIZE;
@@ -85,7 +85,7 @@ fn heads_fix(
     if expected == Some(heads) {
         return None;
     }
-    let evidence = |expected: &str| format!("partition {partition}: {heads} heads, {expected}");
+    let evidence = |expected: &str| format!("{volume}: {heads} heads, {expected}");
     let Some(expected) = expected else {
         findings.push(Finding::warning(
             "boot-sector-geometry",
@@ -171,7 +171,7 @@ mod tests {
         ];
         for (size, heads, new, id) in cases {
             let mut findings = Vec::new();
-            let field = heads_fix(heads, size, 1, &mut findings);
+            let field = heads_fix(heads, size, VolumeId::new(1), &mut findings);
             let found = field.map(|f| u16::from_le_bytes([f.new[0], f.new[1]]));
             assert_eq!(found, new, "{size}");
             assert_eq!(findings.first().map(|f| f.id), id, "{size}");

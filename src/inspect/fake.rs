@@ -23,7 +23,7 @@ pub struct FakeGuest {
 impl FakeGuest {
     pub fn volume(&mut self, partition: Partition, kind: FsKind) -> &mut Volume {
         self.volumes.push(Volume {
-            id: VolumeId(partition.index),
+            id: VolumeId::new(partition.index),
             partition,
             kind,
             label: None,
@@ -33,7 +33,7 @@ impl FakeGuest {
     }
 
     pub fn volume_mut(&mut self, id: u32) -> &mut Volume {
-        let volume = self.volumes.iter_mut().find(|v| v.id == VolumeId(id));
+        let volume = self.volumes.iter_mut().find(|v| v.id == VolumeId::new(id));
         volume.unwrap()
     }
 
@@ -62,7 +62,7 @@ impl FakeGuest {
             compressed: false,
             encrypted: false,
         };
-        let key = (VolumeId(volume), path.key());
+        let key = (VolumeId::new(volume), path.key());
         if kind == FileKind::File || !self.nodes.contains_key(&key) {
             self.nodes.insert(key.clone(), Node { info, data });
         }
@@ -71,7 +71,7 @@ impl FakeGuest {
 
     pub fn remove(&mut self, volume: u32, path: &str) {
         let key = GuestPath::parse(path).unwrap().key();
-        self.nodes.remove(&(VolumeId(volume), key)).unwrap();
+        self.nodes.remove(&(VolumeId::new(volume), key)).unwrap();
     }
 
     fn get(&self, volume: VolumeId, path: &GuestPath) -> Result<&Node> {

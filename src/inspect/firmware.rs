@@ -1,15 +1,20 @@
 //! Whether the disk boots by UEFI or BIOS, from what is on it and not from a VM's settings.
 //!
+//! They may lie on another disk than Windows; which disk boots is decided in [`detect`].
+//!
 //! UEFI: a FAT volume with `\EFI\Microsoft\Boot\bootmgfw.efi`. BIOS: an active MBR partition with
 //! `\bootmgr` or `\ntldr`. When both or neither is there the partition table decides.
 
 use crate::disk::layout::{DiskLayout, GPT_ESP, Scheme};
-use crate::guest::{FsKind, GuestPath, GuestRead, Volume, VolumeId};
+use crate::guest::{DiskId, FsKind, GuestPath, GuestRead, Volume, VolumeId};
 
 use super::model::{Finding, Firmware};
+use super::{Disk, bcd};
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BootFiles {
+    /// The disk the firmware starts from.
+    pub disk: DiskId,
     pub firmware: Option<Firmware>,
     pub esp: Option<VolumeId>,
     /// The active partition with the BIOS boot manager.
@@ -23,20 +28,50 @@ impl BootFiles {
     }
 }
 
-pub fn detect(guest: &dyn GuestRead, layout: &DiskLayout) -> BootFiles {
+/// The boot files that start the Windows on the disk `system`, the first of `disks` by default.
+///
+/// Those on its own disk, unless only another disk's boot configuration names it; else those of the
+/// first disk, by number, that has any.
+pub fn detect(guest: &dyn GuestRead, disks: &[Disk], system: Option<DiskId>) -> BootFiles {
+    let Some(main) = disks
+        .iter()
+        .find(|d| Some(d.id) == system)
+        .or(disks.first())
+    else {
+        return BootFiles::default();
+    };
+    let own = on_disk(guest, main);
+    let mut others: Vec<BootFiles> = disks
+        .iter()
+        .filter(|d| d.id != main.id)
+        .map(|d| on_disk(guest, d))
+        .filter(BootFiles::found)
+        .collect();
+    others.sort_by_key(|boot| boot.disk);
+    let starts = |boot: &BootFiles| bcd::starts(guest, boot, disks, main);
+    if own.found() && (others.is_empty() || starts(&own)) {
+        return own;
+    }
+    match others.iter().position(starts) {
+        Some(i) => others.swap_remove(i),
+        None if own.found() || others.is_empty() => own,
+        None => others.swap_remove(0),
+    }
+}
+
+fn on_disk(guest: &dyn GuestRead, disk: &Disk) -> BootFiles {
+    let layout = &disk.layout;
     let has = |volume: &Volume, path: &str| {
         GuestPath::parse(path).is_ok_and(|p| matches!(guest.stat(volume.id, &p), Ok(Some(_))))
     };
-    let volumes = guest.volumes();
-    let esp = volumes
-        .iter()
+    let volumes = || guest.volumes().iter().filter(|v| v.id.disk == disk.id);
+    let esp = volumes()
         .filter(|v| v.kind == FsKind::Fat)
         .filter(|v| has(v, "EFI\\Microsoft\\Boot\\bootmgfw.efi"))
         // A recovery stick's loader on a data partition must not win over the real one.
         .max_by_key(|v| is_esp(&v.partition.type_id))
         .map(|v| v.id);
-    let boot_volume = volumes
-        .iter()
+    let boot_volume = volumes()
         .filter(|v| v.partition.active && matches!(v.kind, FsKind::Ntfs | FsKind::Fat))
         .find(|v| has(v, "bootmgr") || has(v, "ntldr"))
         .filter(|_| layout.scheme == Scheme::Mbr)
@@ -49,6 +84,7 @@ pub fn detect(guest: &dyn GuestRead, layout: &DiskLayout) -> BootFiles {
         (_, _, Scheme::None) => None,
     };
     BootFiles {
+        disk: disk.id,
         firmware,
         esp,
         boot_volume,
@@ -86,13 +122,13 @@ pub fn findings(
     if let Some(system) = boot.esp
         && layout.scheme == Scheme::Gpt
         && let Some(blank) =
-            (1..system.0).find(|slot| layout.partitions.iter().all(|p| p.index != *slot))
+            (1..system.partition).find(|slot| layout.partitions.iter().all(|p| p.index != *slot))
     {
         findings.push(Finding::warning(
             "gpt-blank-entry",
             "a blank entry precedes the EFI system partition in the GPT: some boot managers look no further and stop",
             "sort the table (sgdisk --sort DISK on a copy of the disk); Windows does not mind",
-            format!("entry {blank} is blank, the EFI system partition is entry {}", system.0),
+            format!("entry {blank} is blank, the EFI system partition is entry {}", system.partition),
         ));
     }
     let (volume, stores): (_, &[&str]) = match (boot.firmware, boot.esp, boot.boot_volume) {
@@ -104,7 +140,7 @@ pub fn findings(
         GuestPath::parse(path).is_ok_and(|p| matches!(guest.stat(volume, &p), Ok(Some(_))))
     });
     if !there {
-        let evidence = format!("no \\{} on partition {}", stores[0], volume.0);
+        let evidence = format!("no \\{} on {volume}", stores[0]);
         // NTLDR does without boot.ini: it starts \WINDOWS on the first partition.
         let ntldr =
             GuestPath::parse("ntldr").is_ok_and(|p| matches!(guest.stat(volume, &p), Ok(Some(_))));

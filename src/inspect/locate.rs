@@ -1,4 +1,4 @@
-//! Finds the Windows installations of a disk: a top-level folder of an NTFS volume, of any name, with
+//! Finds the Windows installations of a VM: a top-level folder of an NTFS volume, of any name, with
 //! `System32\config\SYSTEM` in it.
 //!
 //! `Windows.old` holds a whole former disk one level deeper and so is none; an expanded WinPE is
@@ -22,7 +22,11 @@ pub struct Candidate {
 impl Candidate {
     /// As `--root` takes it when the path alone is not enough.
     fn name(&self) -> String {
-        format!("{}:{}", self.volume.0, self.root)
+        let VolumeId { disk, partition } = self.volume;
+        match disk.is_only() {
+            true => format!("{partition}:{}", self.root),
+            false => format!("{}/{partition}:{}", disk.number(), self.root),
+        }
     }
 
     pub fn config(&self, hive: &str) -> Result<GuestPath, InspectError> {
@@ -63,8 +67,8 @@ pub fn find(guest: &dyn GuestRead, findings: &mut Vec<Finding>) -> Result<Found,
                 findings.push(Finding::warning(
                     "volume-unreadable",
                     format!(
-                        "the NTFS volume of partition {} cannot be opened: what is on it was not looked at",
-                        volume.id.0
+                        "the NTFS volume of {} cannot be opened: what is on it was not looked at",
+                        volume.id
                     ),
                     "run chkdsk on it inside the guest",
                     reason,
@@ -106,9 +110,9 @@ pub fn choose(
     found.retain(|c| !is_windows_pe(guest, c));
     let names = |list: &[Candidate]| list.iter().map(Candidate::name).collect();
     if let Some(wanted) = wanted {
-        let (volume, path) = parse_wanted(wanted)?;
+        let wanted_root = Wanted::parse(wanted)?;
         let mut matching = found.clone();
-        matching.retain(|c| c.root == path && volume.is_none_or(|v| v == c.volume));
+        matching.retain(|c| wanted_root.is(c));
         return match matching.len() {
             0 => Err(InspectError::NoSuchRoot {
                 wanted: wanted.to_string(),
@@ -128,20 +132,52 @@ pub fn choose(
     Ok(found.pop())
 }
 
-/// `\Windows`, or `2:\Windows` with the partition's number.
-fn parse_wanted(text: &str) -> Result<(Option<VolumeId>, GuestPath), InspectError> {
-    let (volume, path) = match text.split_once(':') {
-        Some((number, path)) => match number.parse() {
-            Ok(number) => (Some(VolumeId(number)), path),
-            Err(_) => return Err(InspectError::BadRoot(text.to_string())),
-        },
-        None => (None, text),
-    };
-    let path = GuestPath::parse(path)?;
-    if path.is_root() {
-        return Err(InspectError::BadRoot(text.to_string()));
+/// What `--root` names: `\Windows`, `2:\Windows` on partition 2 of any disk, or `1/2:\Windows` on that of
+/// disk 1.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    disk: Option<u32>,
+    partition: Option<u32>,
+    root: GuestPath,
+}
+
+impl Wanted {
+    fn parse(text: &str) -> Result<Self, InspectError> {
+        let bad = || InspectError::BadRoot(text.to_string());
+        let number = |text: &str| text.parse::<u32>().map_err(|_| bad());
+        let (volume, path) = match text.split_once(':') {
+            Some((volume, path)) => (Some(volume), path),
+            None => (None, text),
+        };
+        let (disk, partition) = match volume.map(|v| v.split_once('/').ok_or(v)) {
+            None => (None, None),
+            Some(Err(partition)) => (None, Some(number(partition)?)),
+            Some(Ok((disk, partition))) => (Some(number(disk)?), Some(number(partition)?)),
+        };
+        let root = GuestPath::parse(path)?;
+        if root.is_root() || disk == Some(0) {
+            return Err(bad());
+        }
+        Ok(Self {
+            disk,
+            partition,
+            root,
+        })
     }
-    Ok((volume, path))
+
+    fn fits(&self, volume: VolumeId) -> bool {
+        self.disk.is_none_or(|n| n == volume.disk.number())
+            && self.partition.is_none_or(|n| n == volume.partition)
+    }
+
+    fn is(&self, candidate: &Candidate) -> bool {
+        self.fits(candidate.volume) && self.root == candidate.root
+    }
+}
+
+/// Whether `--root` leaves that volume open.
+pub fn may_be_on(wanted: &str, volume: VolumeId) -> bool {
+    Wanted::parse(wanted).is_ok_and(|wanted| wanted.fits(volume))
 }
 
 /// An unreadable hive is not one of WinPE's: it is reported when it is loaded.

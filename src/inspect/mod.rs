@@ -29,7 +29,9 @@ use crate::boot_path::{self, BootContext, ImageState, image_state};
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
 use crate::drivers::Catalogue;
 use crate::error::{Error, ErrorKind};
-use crate::guest::{FIRST_MAPPED, FsKind, GuestError, GuestPath, GuestRead, PathError, VolumeId};
+use crate::guest::{
+    DiskId, FIRST_MAPPED, FsKind, GuestError, GuestPath, GuestRead, PathError, VolumeId,
+};
 use crate::registry::{HiveError, HiveView};
 use crate::text::guest_text;
 use firmware::BootFiles;
@@ -38,11 +40,11 @@ use locate::Candidate;
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
     /// `--root` picks one.
-    #[error("several Windows installations on this disk: {}", found.join(", "))]
+    #[error("several Windows installations: {}", found.join(", "))]
     SeveralRoots { found: Vec<String> },
     #[error("no Windows installation at {wanted}; found: {}", listed(found))]
     NoSuchRoot { wanted: String, found: Vec<String> },
-    #[error("{0} is not a Windows root: \\Windows or 2:\\Windows is expected")]
+    #[error("{0} is not a Windows root: \\Windows, 2:\\Windows or 1/2:\\Windows is expected")]
     BadRoot(String),
     #[error("not a path inside the guest")]
     Path(#[from] PathError),
@@ -55,7 +57,7 @@ impl From<InspectError> for Error {
         let plain = |kind, error: &InspectError| Error::new(kind, error.to_string());
         match error {
             InspectError::SeveralRoots { .. } => plain(ErrorKind::Refused, &error)
-                .hint("pick one with --root, e.g. --root 2:\\Windows for partition 2"),
+                .hint("pick one with --root, e.g. --root '2:\\Windows' for partition 2, or --root '1/2:\\Windows' for that of disk 1"),
             InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => {
                 plain(ErrorKind::Usage, &error)
             }
@@ -80,34 +82,105 @@ fn listed(found: &[String]) -> String {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InspectOptions {
-    /// Which Windows, when there are several: `\Windows`, or `2:\Windows` with the partition's number.
+    /// Which Windows, when there are several: `\Windows`, or `2:\Windows` with the partition's number, or
+    /// `1/2:\Windows` with those of disk and partition.
     pub root: Option<String>,
     /// An unclean volume is a warning and not a blocker.
     pub force_dirty: bool,
 }
 
-/// Looks at the disk and, when there is one, at the Windows on it.
+/// A disk of the VM: what its partition table says, and where it was read from.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    pub id: DiskId,
+    pub layout: DiskLayout,
+    pub source: SourceFacts,
+}
+
+fn disk_of(disks: &[Disk], id: DiskId) -> Option<&Disk> {
+    disks.iter().find(|d| d.id == id)
+}
+
+/// Which disks a conversion changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Windows is on it.
+    pub system: DiskId,
+    /// The firmware starts from it; mostly the same.
+    pub boot: DiskId,
+}
+
+/// Finds the disk Windows is on and the one with its boot files. `None`: no Windows can be seen.
+pub fn roles(
+    guest: &dyn GuestRead,
+    disks: &[Disk],
+    root: Option<&str>,
+) -> Result<Option<Roles>, InspectError> {
+    let found = locate::find(guest, &mut Vec::new())?;
+    let chosen = locate::choose(guest, found.installations, root)?;
+    let system = chosen.as_ref().or(found.without_hive.first());
+    Ok(system.map(|c| roles_of(guest, disks, c.volume.disk)))
+}
+
+/// Whether `--root`, when it was given, may name a folder on that volume.
+pub fn root_may_be_on(root: Option<&str>, volume: VolumeId) -> bool {
+    root.is_none_or(|root| locate::may_be_on(root, volume))
+}
+
+/// The roles of the disks when Windows is on that one.
+pub fn roles_of(guest: &dyn GuestRead, disks: &[Disk], system: DiskId) -> Roles {
+    let boot = firmware::detect(guest, disks, Some(system));
+    Roles {
+        system,
+        boot: boot.disk,
+    }
+}
+
+/// Looks at the disks of a VM and, when there is one, at the Windows on them. The first disk is the one
+/// that is described when there is none.
 pub fn inspect(
     guest: &dyn GuestRead,
-    layout: &DiskLayout,
-    source: SourceFacts,
+    disks: &[Disk],
     options: &InspectOptions,
 ) -> Result<Survey, InspectError> {
-    let mut out = empty(guest, layout, source);
+    let mut out = empty(guest, disks);
+    let Some(main) = disks.first() else {
+        return Ok(Survey {
+            inspection: out,
+            hives: None,
+        });
+    };
     let found = locate::find(guest, &mut out.findings)?;
     let without_hive = found.without_hive;
     let chosen = locate::choose(guest, found.installations, options.root.as_deref())?;
-    let boot = firmware::detect(guest, layout);
     let system = chosen.as_ref().or(without_hive.first()).map(|c| c.volume);
-    state::volumes(guest, layout, system, options.force_dirty, &mut out);
+    let main = system
+        .and_then(|volume| disk_of(disks, volume.disk))
+        .unwrap_or(main);
+    let boot = firmware::detect(guest, disks, Some(main.id));
+    let boot_disk = disk_of(disks, boot.disk).unwrap_or(main);
+    put_first(&mut out, main, system.is_some(), &boot);
+    let mut changed = vec![main];
+    if boot_disk.id != main.id {
+        changed.push(boot_disk);
+    }
+    state::volumes(guest, &changed, system, options.force_dirty, &mut out);
     out.firmware = boot.firmware;
     let hives = match chosen {
         Some(chosen) => {
-            firmware::findings(guest, layout, &boot, &mut out.findings);
-            windows(guest, layout, &boot, &chosen, &mut out)?
+            firmware::findings(guest, &boot_disk.layout, &boot, &mut out.findings);
+            let place = Place {
+                guest,
+                disks,
+                system: main,
+                boot_disk,
+                boot: &boot,
+                chosen: &chosen,
+            };
+            windows(&place, &mut out)?
         }
         None => {
-            not_windows(guest, layout, &boot, &without_hive, &mut out);
+            not_windows(guest, &main.layout, &boot, &without_hive, &mut out);
             None
         }
     };
@@ -118,9 +191,22 @@ pub fn inspect(
     })
 }
 
-fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Inspection {
+/// Describes the VM by that disk.
+fn put_first(out: &mut Inspection, main: &Disk, is_system: bool, boot: &BootFiles) {
+    out.source = main.source.clone();
+    for disk in &mut out.disks {
+        disk.windows = is_system && disk.index == main.id.number();
+        disk.boot_files = boot.found() && disk.index == boot.disk.number();
+    }
+    out.disks
+        .sort_by_key(|d| (d.index != main.id.number(), d.index));
+}
+
+fn disk_facts(guest: &dyn GuestRead, disk: &Disk) -> DiskFacts {
+    let layout = &disk.layout;
     let facts = |p: &Partition| {
-        let volume = guest.volumes().iter().find(|v| v.id == VolumeId(p.index));
+        let id = VolumeId::of(disk.id, p.index);
+        let volume = guest.volumes().iter().find(|v| v.id == id);
         PartitionFacts {
             index: p.index,
             type_id: p.type_id.clone(),
@@ -135,17 +221,34 @@ fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Ins
                 .map(|v| v.state.clone()),
         }
     };
-    let mapped = guest.volumes().iter().map(|v| &v.partition);
-    let mapped = mapped.filter(|p| p.index >= FIRST_MAPPED);
+    let volumes = guest.volumes().iter().filter(|v| v.id.disk == disk.id);
+    let mapped = volumes
+        .map(|v| &v.partition)
+        .filter(|p| p.index >= FIRST_MAPPED);
+    DiskFacts {
+        index: disk.id.number(),
+        path: disk.source.path.clone(),
+        windows: false,
+        boot_files: false,
+        scheme: layout.scheme,
+        sector_size: layout.sector_size,
+        disk_id: layout.disk_id.clone(),
+        partitions: layout.partitions.iter().map(facts).collect(),
+        volumes: mapped.map(facts).collect(),
+    }
+}
+
+fn empty(guest: &dyn GuestRead, disks: &[Disk]) -> Inspection {
     Inspection {
-        source,
-        disks: vec![DiskFacts {
-            scheme: layout.scheme,
-            sector_size: layout.sector_size,
-            disk_id: layout.disk_id.clone(),
-            partitions: layout.partitions.iter().map(facts).collect(),
-            volumes: mapped.map(facts).collect(),
-        }],
+        source: disks.first().map_or_else(
+            || SourceFacts {
+                path: String::new(),
+                format: String::new(),
+                virtual_size_bytes: 0,
+            },
+            |disk| disk.source.clone(),
+        ),
+        disks: disks.iter().map(|disk| disk_facts(guest, disk)).collect(),
         firmware: None,
         os: OsFacts::unknown(),
         hives: HiveFacts::default(),
@@ -169,13 +272,8 @@ fn empty(guest: &dyn GuestRead, layout: &DiskLayout, source: SourceFacts) -> Ins
 }
 
 /// Loads the hives and reads them. `None` when they cannot be used; a blocker then says why.
-fn windows(
-    guest: &dyn GuestRead,
-    layout: &DiskLayout,
-    boot: &BootFiles,
-    chosen: &Candidate,
-    out: &mut Inspection,
-) -> Result<Option<Hives>, InspectError> {
+fn windows(place: &Place<'_>, out: &mut Inspection) -> Result<Option<Hives>, InspectError> {
+    let Place { guest, chosen, .. } = *place;
     out.os.family = OsFamily::Windows;
     out.os.windows_root = Some(chosen.root.clone());
     state::files(guest, chosen.volume, &chosen.root, out);
@@ -194,8 +292,8 @@ fn windows(
     let store = bcd::look(
         &bcd::Place {
             guest,
-            layout,
-            boot,
+            disks: place.disks,
+            boot: place.boot,
             system: chosen.volume,
         },
         &mut out.findings,
@@ -218,14 +316,7 @@ fn windows(
         drivers,
         bcd: store.hive,
     };
-    let place = Place {
-        guest,
-        layout,
-        boot,
-        boot_facts: store.facts,
-        chosen,
-    };
-    match read_hives(&place, &hives, out) {
+    match read_hives(place, store.facts, &hives, out) {
         Ok(true) => Ok(Some(hives)),
         Ok(false) => Ok(None),
         Err(error) => {
@@ -260,15 +351,21 @@ fn missing_hive(path: &GuestPath) -> Finding {
 /// Where the chosen Windows is.
 struct Place<'p> {
     guest: &'p dyn GuestRead,
-    layout: &'p DiskLayout,
+    disks: &'p [Disk],
+    system: &'p Disk,
+    boot_disk: &'p Disk,
     boot: &'p BootFiles,
-    boot_facts: BootFacts,
     chosen: &'p Candidate,
 }
 
 /// Everything that is in the hives. `false` when they do not describe a Windows; a blocker then
 /// says so.
-fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<bool, HiveError> {
+fn read_hives(
+    place: &Place<'_>,
+    boot_facts: BootFacts,
+    hives: &Hives,
+    out: &mut Inspection,
+) -> Result<bool, HiveError> {
     let (root, volume) = (&place.chosen.root, place.chosen.volume);
     let system = HiveView::new(&hives.system.bytes)?;
     let software = HiveView::new(&hives.software.bytes)?;
@@ -343,12 +440,12 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
     let tools = tools::tools(&system, &software, &set)?;
     out.hypervisor_tools = tools.iter().map(|t| t.name.to_string()).collect();
     state::hives(&system, &software, &set, out)?;
-    let mut boot = place.boot_facts.clone();
+    let mut boot = boot_facts;
     boot_sector::look(
         place.guest,
-        place.layout,
+        &place.boot_disk.layout,
         place.boot,
-        (version.major, out.source.virtual_size_bytes),
+        (version.major, place.boot_disk.source.virtual_size_bytes),
         (&mut boot, &mut out.findings),
     );
     out.windows = Some(WindowsFacts {
@@ -359,9 +456,10 @@ fn read_hives(place: &Place<'_>, hives: &Hives, out: &mut Inspection) -> Result<
         esp: place.boot.esp,
         boot_volume: place.boot.boot_volume,
         boot,
-        sector_size: place.layout.sector_size,
+        boot_disk: place.boot_disk.id,
+        sector_size: place.system.layout.sector_size,
         clock_is_utc: os::clock_is_utc(&system, &set)?,
-        drive_letter: os::drive_letter(&system, place.layout, volume)?,
+        drive_letter: os::drive_letter(&system, &place.system.layout, volume)?,
         san_policy: os::san_policy(&system, &set)?,
         control_set: set,
         tools,
@@ -394,7 +492,7 @@ fn not_windows(
             "hive-missing",
             format!("{path} is missing: this Windows does not start anywhere"),
             "repair the guest before converting it",
-            format!("partition {}", candidate.volume.0),
+            candidate.volume.to_string(),
         ));
         return;
     }
@@ -472,5 +570,7 @@ fn names(kinds: &[FsKind]) -> String {
     names.join(", ")
 }
 
+#[cfg(test)]
+mod disks_tests;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use crate::boot_path::{BootPath, Controller};
 use crate::disk::layout::Scheme;
 use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
-use crate::guest::{FsKind, GuestPath, VolumeId, VolumeState};
+use crate::guest::{DiskId, FsKind, GuestPath, VolumeId, VolumeState};
 use crate::linux::LinuxFacts;
 use crate::registry::RegOp;
 
@@ -61,6 +61,7 @@ pub struct SourceFacts {
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
     pub source: SourceFacts,
+    /// The one Windows is on first, the others in the order of the source.
     pub disks: Vec<DiskFacts>,
     /// `None` when neither a UEFI nor a BIOS boot set-up was found.
     pub firmware: Option<Firmware>,
@@ -90,6 +91,14 @@ pub struct Inspection {
 }
 
 impl Inspection {
+    /// The sector size the partition table of that disk was written for.
+    pub fn sector_size(&self, disk: DiskId) -> u32 {
+        let mut disks = self.disks.iter();
+        disks
+            .find(|d| d.index == disk.number())
+            .map_or(512, |d| d.sector_size)
+    }
+
     /// The findings that stop a conversion.
     pub fn blockers(&self) -> Vec<Blocker> {
         self.findings
@@ -102,6 +111,13 @@ impl Inspection {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DiskFacts {
+    /// Among the disks of the VM, from 1 in the order of the source.
+    pub index: u32,
+    pub path: String,
+    /// Windows is on it.
+    pub windows: bool,
+    /// The firmware starts from it: the Windows boot manager is on it.
+    pub boot_files: bool,
     pub scheme: Scheme,
     pub sector_size: u32,
     pub disk_id: Option<String>,
@@ -197,6 +213,8 @@ pub struct WindowsFacts {
     /// The BIOS boot volume: the active partition.
     pub boot_volume: Option<VolumeId>,
     pub boot: BootFacts,
+    /// The disk the firmware starts from; mostly that of `system_volume`.
+    pub boot_disk: DiskId,
     pub sector_size: u32,
     /// `RealTimeIsUniversal`: the hardware clock runs in UTC.
     pub clock_is_utc: bool,

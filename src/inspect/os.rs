@@ -227,7 +227,11 @@ pub fn drive_letter(
     layout: &DiskLayout,
     volume: VolumeId,
 ) -> Result<Option<char>> {
-    let Some(partition) = layout.partitions.iter().find(|p| p.index == volume.0) else {
+    let Some(partition) = layout
+        .partitions
+        .iter()
+        .find(|p| p.index == volume.partition)
+    else {
         return Ok(None);
     };
     let Some(mounted) = system.key("MountedDevices")? else {

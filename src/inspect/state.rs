@@ -1,37 +1,48 @@
 //! The state the disk and Windows were left in: what makes a conversion unsafe, and what makes its
 //! result surprising.
 
-use crate::disk::layout::{DiskLayout, GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES};
+use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES};
 use crate::guest::fve::Closed;
 use crate::guest::fve::metadata::Protection;
-use crate::guest::{FileInfo, FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId};
+use crate::guest::{
+    DiskId, FileInfo, FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId,
+};
 use crate::registry::HiveView;
 use crate::registry::hive::{Key, Result};
 
+use super::Disk;
 use super::model::{Finding, Inspection};
 use super::tools::MICROSOFT_DEFENDER;
 
 const MBR_LDM: &str = "0x42";
 
-/// What the volumes and the partition table say. `system` is the volume Windows is on.
+/// What the volumes and the partition tables say. `system` is the volume Windows is on; what keeps a disk
+/// from being changed counts on `disks`, those with Windows and its boot files.
 pub fn volumes(
     guest: &dyn GuestRead,
-    layout: &DiskLayout,
+    disks: &[&Disk],
     system: Option<VolumeId>,
     force_dirty: bool,
     out: &mut Inspection,
 ) {
-    let volumes = guest.volumes();
-    let partitions = &layout.partitions;
+    let changed = |disk: DiskId| disks.iter().any(|d| d.id == disk);
+    let volumes: Vec<&Volume> = guest
+        .volumes()
+        .iter()
+        .filter(|v| changed(v.id.disk))
+        .collect();
     let of_kind = |kind: FsKind| -> Vec<VolumeId> {
         let of_kind = volumes.iter().filter(|v| v.kind == kind);
         of_kind.map(|v| v.id).collect()
     };
     let of_type = |types: &[&str]| -> Vec<VolumeId> {
-        let of_type = partitions
+        let partitions = disks
             .iter()
-            .filter(|p| types.iter().any(|t| t.eq_ignore_ascii_case(&p.type_id)));
-        of_type.map(|p| VolumeId(p.index)).collect()
+            .flat_map(|d| d.layout.partitions.iter().map(|p| (d.id, p)));
+        partitions
+            .filter(|(_, p)| types.iter().any(|t| t.eq_ignore_ascii_case(&p.type_id)))
+            .map(|(disk, p)| VolumeId::of(disk, p.index))
+            .collect()
     };
 
     let opened = |kind: FsKind| -> Vec<VolumeId> {
@@ -52,7 +63,7 @@ pub fn volumes(
         (false, _) => {}
         // Opened, and no Windows in it.
         (true, None) if closed.is_empty() => {}
-        (true, None) => out.findings.push(closed_bitlocker(volumes, &closed, unlocked_by(&bitlocker, &protectors))),
+        (true, None) => out.findings.push(closed_bitlocker(&volumes, &closed, unlocked_by(&bitlocker, &protectors))),
         (true, Some(system)) if bitlocker.contains(&system) => {
             let of_system = volumes.iter().find(|v| v.id == system);
             let is_suspended = of_system.is_some_and(|v| {
@@ -75,7 +86,7 @@ pub fn volumes(
             "luks",
             because(
                 "a volume is encrypted with LUKS, and no Windows is outside of it",
-                not_opened(volumes, &luks),
+                not_opened(&volumes, &luks),
             ),
             "give its key with --key (the guestfish engine opens it), or decrypt it",
             list(&luks),
@@ -135,7 +146,7 @@ pub fn volumes(
     if let Some(volume) = system.and_then(|id| volumes.iter().find(|v| v.id == id)) {
         system_volume(volume, force_dirty, out);
     }
-    for volume in volumes.iter().filter(|v| Some(v.id) != system) {
+    for volume in guest.volumes().iter().filter(|v| Some(v.id) != system) {
         if volume.kind == FsKind::Ntfs && (volume.state.hibernated || volume.state.cached) {
             out.findings.push(Finding::warning(
                 "data-volume-hibernated",
@@ -177,28 +188,28 @@ fn system_volume(volume: &Volume, force_dirty: bool, out: &mut Inspection) {
             "volume-hibernated",
             "Windows is hibernated (Fast Startup counts): changing its disk now would damage it",
             "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0",
-            format!("hiberfil.sys on partition {}", volume.id.0),
+            format!("hiberfil.sys on {}", volume.id),
         ));
     } else if volume.state.cached {
         out.findings.push(Finding::blocker(
             "volume-cached",
             "Windows did not let go of its NTFS volume (log version 2.0: it ran when the disk was taken, or Fast Startup is on): parts of it may exist only in memory",
             "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0; --force-dirty-volume does not help here",
-            format!("$LogFile on partition {}", volume.id.0),
+            format!("$LogFile on {}", volume.id),
         ));
     } else if out.volume_dirty && force_dirty {
         out.findings.push(Finding::warning(
             "volume-dirty-forced",
             "the NTFS volume of Windows was not unmounted cleanly and is written all the same: its log is thrown away, and what Windows had not finished writing is lost",
             "let Windows check the disk at the first boot, and compare what matters with a backup",
-            format!("dirty flag or open $LogFile on partition {}", volume.id.0),
+            format!("dirty flag or open $LogFile on {}", volume.id),
         ));
     } else if out.volume_dirty {
         out.findings.push(Finding::blocker(
             "volume-dirty",
             "the NTFS volume of Windows was not unmounted cleanly: writing to it could damage it",
             "start the guest, let it check the disk (chkdsk C: /f), and shut it down with shutdown /s /t 0; --force-dirty-volume writes anyway and loses what was not finished",
-            format!("dirty flag or open $LogFile on partition {}", volume.id.0),
+            format!("dirty flag or open $LogFile on {}", volume.id),
         ));
     }
 }
@@ -212,7 +223,7 @@ fn unlocked_by(volumes: &[VolumeId], protectors: &[String]) -> String {
 }
 
 /// BitLocker volumes that stay closed, and no Windows outside of them.
-fn closed_bitlocker(volumes: &[Volume], closed: &[VolumeId], evidence: String) -> Finding {
+fn closed_bitlocker(volumes: &[&Volume], closed: &[VolumeId], evidence: String) -> Finding {
     let is = |wanted: Closed| {
         let mut of_them = volumes.iter().filter(|v| closed.contains(&v.id));
         of_them.any(|v| v.state.closed == Some(wanted))
@@ -259,7 +270,7 @@ fn opened_bitlocker(is_suspended: bool, evidence: String) -> Finding {
 }
 
 /// Why no key opened them, when one was tried.
-fn not_opened<'a>(volumes: &'a [Volume], closed: &[VolumeId]) -> Option<&'a str> {
+fn not_opened<'a>(volumes: &[&'a Volume], closed: &[VolumeId]) -> Option<&'a str> {
     let mut closed = volumes.iter().filter(|v| closed.contains(&v.id));
     closed.find_map(|v| v.state.unreadable.as_deref())
 }
@@ -272,8 +283,18 @@ fn because(message: &str, reason: Option<&str>) -> String {
 }
 
 fn list(volumes: &[VolumeId]) -> String {
-    let numbers: Vec<_> = volumes.iter().map(|v| v.0.to_string()).collect();
-    format!("partition {}", numbers.join(", "))
+    let mut text = String::new();
+    let mut at = None;
+    for volume in volumes {
+        if at == Some(volume.disk) {
+            text += &format!(", {}", volume.partition);
+        } else {
+            let separator = if at.is_some() { "; " } else { "" };
+            text += &format!("{separator}{volume}");
+        }
+        at = Some(volume.disk);
+    }
+    text
 }
 
 /// System files of a CompactOS installation are WOF reparse points.
@@ -485,7 +506,7 @@ fn setup(system: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::layout::{Partition, Scheme};
+    use crate::disk::layout::{DiskLayout, Partition, Scheme};
     use crate::inspect::fake::FakeGuest;
     use crate::inspect::model::SourceFacts;
 
@@ -517,9 +538,14 @@ mod tests {
             format: String::new(),
             virtual_size_bytes: 0,
         };
-        let mut out = super::super::empty(&guest, &layout, source);
-        let system = system.then_some(VolumeId(2));
-        volumes(&guest, &layout, system, false, &mut out);
+        let disk = Disk {
+            id: DiskId::ONLY,
+            layout,
+            source,
+        };
+        let mut out = super::super::empty(&guest, std::slice::from_ref(&disk));
+        let system = system.then_some(VolumeId::new(2));
+        volumes(&guest, &[&disk], system, false, &mut out);
         assert_eq!(
             out.bitlocker,
             kind == FsKind::Bitlocker || container == Some(FsKind::Bitlocker)

@@ -32,7 +32,7 @@ fn layout(scheme: Scheme, guest: &FakeGuest) -> DiskLayout {
         partitions: guest
             .volumes()
             .iter()
-            .filter(|v| v.id.0 > 0)
+            .filter(|v| v.id.partition > 0)
             .map(|v| v.partition.clone())
             .collect(),
     }
@@ -46,11 +46,18 @@ fn source() -> SourceFacts {
     }
 }
 
+fn only(layout: DiskLayout) -> Disk {
+    Disk {
+        id: DiskId::ONLY,
+        layout,
+        source: source(),
+    }
+}
+
 fn run(guest: &FakeGuest, scheme: Scheme) -> Result<Survey, InspectError> {
     inspect(
         guest,
-        &layout(scheme, guest),
-        source(),
+        &[only(layout(scheme, guest))],
         &InspectOptions::default(),
     )
 }
@@ -210,7 +217,7 @@ fn boot_store(loader: &str) -> Vec<u8> {
     store.to_bytes("BCD")
 }
 
-fn ids(inspection: &Inspection) -> Vec<&'static str> {
+pub(super) fn ids(inspection: &Inspection) -> Vec<&'static str> {
     inspection.findings.iter().map(|f| f.id).collect()
 }
 
@@ -250,7 +257,7 @@ fn windows_11() {
     assert_eq!(facts.control_sets, ["ControlSet001", "ControlSet002"]);
     assert_eq!(
         (facts.esp, facts.system_volume),
-        (Some(VolumeId(1)), VolumeId(2))
+        (Some(VolumeId::new(1)), VolumeId::new(2))
     );
     assert!(survey.hives.is_some());
 }
@@ -557,7 +564,7 @@ fn several_installations() {
             root: root.map(str::to_string),
             ..InspectOptions::default()
         };
-        match inspect(&guest, &layout(Scheme::Gpt, &guest), source(), &options) {
+        match inspect(&guest, &[only(layout(Scheme::Gpt, &guest))], &options) {
             Ok(survey) => survey.inspection.os.windows_root.unwrap().to_string(),
             Err(error) => error.to_string(),
         }
@@ -565,25 +572,35 @@ fn several_installations() {
     for (root, answer) in [
         (
             None,
-            r"several Windows installations on this disk: 2:\Win, 2:\WINNT, 3:\Win",
+            r"several Windows installations: 2:\Win, 2:\WINNT, 3:\Win",
         ),
         (
             Some(r"\win"),
-            r"several Windows installations on this disk: 2:\Win, 3:\Win",
+            r"several Windows installations: 2:\Win, 3:\Win",
         ),
         (Some(r"2:\win"), r"\Win"),
         (Some("/winnt"), r"\WINNT"),
+        // The only disk is the first one.
+        (Some(r"1/3:\Win"), r"\Win"),
+        (
+            Some(r"2/3:\Win"),
+            r"no Windows installation at 2/3:\Win; found: 2:\Win, 2:\WINNT, 3:\Win",
+        ),
+        (
+            Some(r"0/3:\Win"),
+            r"0/3:\Win is not a Windows root: \Windows, 2:\Windows or 1/2:\Windows is expected",
+        ),
         (
             Some(r"\Windows"),
             r"no Windows installation at \Windows; found: 2:\Win, 2:\WINNT, 3:\Win",
         ),
         (
             Some(r"C:\Windows"),
-            r"C:\Windows is not a Windows root: \Windows or 2:\Windows is expected",
+            r"C:\Windows is not a Windows root: \Windows, 2:\Windows or 1/2:\Windows is expected",
         ),
         (
             Some(""),
-            r" is not a Windows root: \Windows or 2:\Windows is expected",
+            r" is not a Windows root: \Windows, 2:\Windows or 1/2:\Windows is expected",
         ),
     ] {
         assert_eq!(pick(root), answer, "{root:?}");
@@ -793,5 +810,5 @@ pub(super) fn survey_demo(spec: &GuestSpec) -> Survey {
         let volume = spec.partition(file.role).unwrap().index;
         guest.file(volume, &file.path.to_string(), file.contents);
     }
-    inspect(&guest, &layout, source(), &InspectOptions::default()).unwrap()
+    inspect(&guest, &[only(layout)], &InspectOptions::default()).unwrap()
 }

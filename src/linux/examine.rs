@@ -278,7 +278,7 @@ fn embedded_root<'d>(
             && (v.has("/sbin") || v.has("/usr/sbin"))
     };
     let roots: Vec<&ExtVolume> = volumes.iter().filter(is_root).collect();
-    let place = |v: &ExtVolume| format!("disk {}, partition {}", v.disk + 1, v.id.0);
+    let place = |v: &ExtVolume| format!("disk {}, partition {}", v.disk + 1, v.id.partition);
     let root = match &roots[..] {
         [] => {
             let why = format!(
@@ -383,7 +383,7 @@ fn is_device(volume: &ExtVolume, mount: &Mount) -> bool {
     let mut chars = name.chars();
     let letter = chars.next().filter(char::is_ascii_lowercase);
     let disk = letter.map(|c| (c as u8 - b'a') as usize);
-    disk == Some(volume.disk) && chars.as_str().parse() == Ok(volume.id.0)
+    disk == Some(volume.disk) && chars.as_str().parse() == Ok(volume.id.partition)
 }
 
 fn appliance_root(tree: &ApplianceTree) -> RootFacts {

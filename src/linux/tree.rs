@@ -431,7 +431,7 @@ mod tests {
 
     fn open(disk: FileDisk) -> Result<ExtVolume> {
         let len = disk.size();
-        ExtVolume::open(0, VolumeId(0), Arc::new(disk), 0, len, None)
+        ExtVolume::open(0, VolumeId::new(0), Arc::new(disk), 0, len, None)
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub enum Action {
     CopyInGuest {
         id: String,
         title: String,
+        #[serde(flatten)]
         volume: VolumeId,
         /// The folder to make first.
         folder: Option<GuestPath>,
@@ -37,6 +38,7 @@ pub enum Action {
     PatchBootSector {
         id: String,
         title: String,
+        #[serde(flatten)]
         volume: VolumeId,
         fields: Vec<SectorField>,
     },
@@ -46,6 +48,7 @@ pub enum Action {
         id: String,
         title: String,
         hive: HiveName,
+        #[serde(flatten)]
         volume: VolumeId,
         path: GuestPath,
         edits: RegEdits,
@@ -140,7 +143,7 @@ impl Action {
                 ..
             } => {
                 let names: Vec<_> = fields.iter().map(|f| f.name).collect();
-                format!("{title}: {} on partition {}", names.join(", "), volume.0)
+                format!("{title}: {} on {volume}", names.join(", "))
             }
             Action::EditHive {
                 title,

@@ -296,9 +296,8 @@ fn action_body(h: &mut String, action: &Action) {
             let names: Vec<_> = fields.iter().map(|f| f.name).collect();
             let _ = writeln!(
                 h,
-                "<p>{} in the boot sector of partition {}</p>",
-                escape(&names.join(", ")),
-                volume.0
+                "<p>{} in the boot sector of {volume}</p>",
+                escape(&names.join(", "))
             );
         }
         Action::EditHive { hive, edits, .. } => {

@@ -21,7 +21,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
     RulesetStatus, Scope, path_beneath_rules,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -127,7 +127,10 @@ pub fn parser() -> io::Result<()> {
         (Resource::Core, 0),
         (Resource::As, PARSER_MEMORY),
     ] {
-        let limit = Some(limit);
+        // Less than that may be set already, and cannot be raised.
+        let set = getrlimit(resource);
+        let limit = [Some(limit), set.current, set.maximum];
+        let limit = limit.into_iter().flatten().min();
         setrlimit(
             resource,
             Rlimit {

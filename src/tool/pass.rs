@@ -19,6 +19,8 @@ pub struct Passed {
     /// What people call it.
     shown: PathBuf,
     writable: bool,
+    /// It has no name anywhere: landlock has no rule for it, and none against it.
+    in_memory: bool,
 }
 
 impl Passed {
@@ -27,6 +29,15 @@ impl Passed {
             file,
             shown: shown.to_owned(),
             writable,
+            in_memory: false,
+        }
+    }
+
+    /// A file made by `memfd_create`, which the program reads.
+    pub fn in_memory(file: Arc<File>, shown: &Path) -> Self {
+        Self {
+            in_memory: true,
+            ..Self::new(file, shown, false)
         }
     }
 
@@ -97,7 +108,7 @@ impl Spec {
 
     /// These files and no others.
     pub fn confinement(&self) -> Confinement {
-        let passed = self.passed.iter();
+        let passed = self.passed.iter().filter(|p| !p.in_memory);
         let passed = passed.map(|p| (PathBuf::from(p.name()), p.writable));
         Confinement::to_files(passed.chain(self.named.iter().cloned()))
     }

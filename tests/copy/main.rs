@@ -66,7 +66,7 @@ fn populated() -> Lab {
     }
     let lab = Lab::new(spec);
     let layout = guest::layout(&lab.spec);
-    let volume = VolumeId(lab.spec.partition(Role::Windows).unwrap().index);
+    let volume = VolumeId::new(lab.spec.partition(Role::Windows).unwrap().index);
     leave_deleted_data(&lab.raw, &layout, volume);
     let disk = File::options().write(true).open(&lab.raw).unwrap();
     for (i, gap) in gaps(&lab).iter().enumerate() {
@@ -186,7 +186,7 @@ fn live_files_are_the_same(lab: &Lab, target: &Path, stays: u64) -> usize {
                 "{name}"
             );
         }
-        let volume = VolumeId(lab.spec.partition(role).unwrap().index);
+        let volume = VolumeId::new(lab.spec.partition(role).unwrap().index);
         let read = |guest: &dyn GuestRead| guest.read(volume, &path(&name), 1 << 30).unwrap();
         assert!(read(&source) == read(&result), "{role:?} {name}");
     }
@@ -262,7 +262,7 @@ fn shadow_copies_are_left_alone() {
         return;
     }
     let lab = populated();
-    let volume = VolumeId(lab.spec.partition(Role::Windows).unwrap().index);
+    let volume = VolumeId::new(lab.spec.partition(Role::Windows).unwrap().index);
     let mut writer = writer(&lab.raw, &guest::layout(&lab.spec));
     let folder = "System Volume Information";
     // Windows has made it already on some of our guests.
@@ -343,7 +343,7 @@ fn several_disks_are_copied_together() {
         disk_id: None,
         partitions: Vec::new(),
     };
-    leave_deleted_data(&data, &layout, VolumeId(0));
+    leave_deleted_data(&data, &layout, VolumeId::new(0));
     let other = lab.path("other.raw");
     fs::write(&other, noise(3 * MIB as usize, 5)).unwrap();
     let xml = machine(&lab, &[&data, &lab.raw, &other]);

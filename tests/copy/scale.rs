@@ -11,7 +11,7 @@ use hyper2kvm::disk::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::disk::layout::DiskLayout;
 use hyper2kvm::fix::trim::{self, DataMap};
 use hyper2kvm::guest::ntfs3g::MountOptions;
-use hyper2kvm::guest::{EmbeddedWriter, GuestWrite, VolumeId, embedded};
+use hyper2kvm::guest::{DiskId, EmbeddedWriter, GuestWrite, VolumeId, embedded};
 use hyper2kvm::inspect::{self, InspectOptions, OsFamily, SourceFacts};
 
 use super::support::{Lab, TOOLS, have};
@@ -81,7 +81,12 @@ fn inspect_cost(disk: &Path, layout: &DiskLayout) -> [u64; 4] {
         format: "raw".into(),
         virtual_size_bytes: 0,
     };
-    let survey = inspect::inspect(&guest, layout, facts, &InspectOptions::default()).unwrap();
+    let disk = inspect::Disk {
+        id: DiskId::ONLY,
+        layout: layout.clone(),
+        source: facts,
+    };
+    let survey = inspect::inspect(&guest, &[disk], &InspectOptions::default()).unwrap();
     assert_eq!(survey.inspection.os.family, OsFamily::Windows);
     cost.of()
 }
@@ -117,7 +122,7 @@ fn lab(size: u64) -> Option<(Lab, DiskLayout, VolumeId)> {
     }
     let lab = Lab::new(spec);
     let layout = guest::layout(&lab.spec);
-    let volume = VolumeId(lab.spec.partition(Role::Windows).unwrap().index);
+    let volume = VolumeId::new(lab.spec.partition(Role::Windows).unwrap().index);
     Some((lab, layout, volume))
 }
 

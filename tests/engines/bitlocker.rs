@@ -66,12 +66,12 @@ fn plain_volume(folder: &Path) -> (PathBuf, Reserved) {
     );
     let disk: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(&path).unwrap());
     let layout = partition::read_layout(disk.as_ref()).unwrap();
-    let places = bitlocker::reserve(disk.clone(), &layout, VolumeId(0)).unwrap();
+    let places = bitlocker::reserve(disk.clone(), &layout, VolumeId::new(0)).unwrap();
     let mut writer = Box::new(EmbeddedWriter::new(disk, &layout, MountOptions::default()));
     let contents: Vec<u8> = (0..1_500_000u32).flat_map(u32::to_le_bytes).collect();
     let name = GuestPath::parse("numbers").unwrap();
     writer
-        .write_file(VolumeId(0), &name, &contents[..3 << 20])
+        .write_file(VolumeId::new(0), &name, &contents[..3 << 20])
         .unwrap();
     writer.close().unwrap();
     (path, places)
@@ -286,7 +286,7 @@ fn locked(locks: &[Lock]) -> Locked {
     let part = lab.spec.partition(Role::Windows).unwrap();
     let raw: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(&lab.raw).unwrap());
     let layout = partition::read_layout(raw.as_ref()).unwrap();
-    let places = bitlocker::reserve(raw, &layout, VolumeId(part.index)).unwrap();
+    let places = bitlocker::reserve(raw, &layout, VolumeId::new(part.index)).unwrap();
     let disk = lab.path("locked.raw");
     // Everything but the Windows volume.
     let (from, to) = (lab.raw.to_str().unwrap(), disk.to_str().unwrap());

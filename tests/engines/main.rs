@@ -142,7 +142,7 @@ fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
                     Some(reader.read(volume.id, &path, 1 << 30).unwrap())
                 };
                 // Not lower case: names must have the same case.
-                tree.insert((volume.id.0, path.to_slashes()), contents);
+                tree.insert((volume.id.partition, path.to_slashes()), contents);
             }
         }
     }
@@ -400,7 +400,7 @@ fn bios_windows_7_and_libguestfs_tools() {
     let folder = "/Windows/System32/drivers";
     let listed = guestfs("virt-ls", &of_disk(disk, &[folder]));
     let reader = read_disk(&converted);
-    let volume = VolumeId(lab.spec.partition(Role::Windows).unwrap().index);
+    let volume = VolumeId::new(lab.spec.partition(Role::Windows).unwrap().index);
     let path = |text: &str| GuestPath::parse(text).unwrap();
     let files = reader
         .list(volume, &path(&folder.replace('/', "\\")))

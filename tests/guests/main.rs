@@ -84,7 +84,7 @@ impl Guest {
             Place::Windows => Role::Windows,
             Place::Boot => self.spec.boot_role(),
         };
-        VolumeId(self.spec.partition(role).unwrap().index)
+        VolumeId::new(self.spec.partition(role).unwrap().index)
     }
 
     fn start(&self, role: Role) -> u64 {

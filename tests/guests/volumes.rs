@@ -44,7 +44,7 @@ fn hibernated_and_not_closed() {
     let guest = Guest::new(WinVersion::Win10);
     guest.set_dirty_flag(Role::Recovery);
     guest.accepted("data-volume-dirty");
-    let recovery = VolumeId(guest.spec.partition(Role::Recovery).unwrap().index);
+    let recovery = VolumeId::new(guest.spec.partition(Role::Recovery).unwrap().index);
     let guest = Guest::new(WinVersion::Win10);
     guest.change_volume(recovery, |writer, volume| {
         let path = GuestPath::parse("hiberfil.sys").unwrap();
@@ -86,7 +86,7 @@ fn a_dirty_volume_is_refused_or_forced() {
 fn encrypt_windows(guest: &Guest, lock: Lock) {
     let part = guest.spec.partition(Role::Windows).unwrap();
     let disk: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(&guest.disk).unwrap());
-    let volume = VolumeId(part.index);
+    let volume = VolumeId::new(part.index);
     let places = bitlocker::reserve(disk, &layout(&guest.spec), volume).unwrap();
     let plain = guest.path("plain.raw");
     std::fs::rename(&guest.disk, &plain).unwrap();
@@ -186,7 +186,7 @@ fn volumes_of_another_kind() {
     guest.refused("dynamic-disk");
     let typed = |kind: &str| {
         let guest = Guest::new(WinVersion::Win10);
-        let index = guest.volume(Place::Windows).0;
+        let index = guest.volume(Place::Windows).partition;
         let arg = format!("--typecode={index}:{kind}");
         tool("sgdisk", &[&arg, guest.disk.to_str().unwrap()]);
         guest

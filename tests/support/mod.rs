@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command};
 use std::sync::OnceLock;
@@ -14,7 +15,7 @@ use std::sync::OnceLock;
 use hyper2kvm::demo::guest;
 use hyper2kvm::demo::pe::{self, Subsystem};
 use hyper2kvm::demo::virtio_win::{self, Layout};
-use hyper2kvm::demo::{GuestSpec, Role};
+use hyper2kvm::demo::{Firmware, GuestSpec, Role};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -360,4 +361,126 @@ pub fn processes_naming(path: &Path) -> Vec<String> {
         }
     }
     found
+}
+
+/// A guest whose boot files and Windows are on disks of their own.
+pub struct Split {
+    /// Below a folder of its own in the lab.
+    pub boot: PathBuf,
+    pub windows: PathBuf,
+}
+
+impl Lab {
+    /// Two copies of the guest's disk: one keeps the partition with the boot files and gets another identity,
+    /// the other keeps the rest.
+    pub fn split(&self) -> Split {
+        let (boot, windows) = (self.path("boot.raw"), self.path("windows.raw"));
+        for disk in [&boot, &windows] {
+            let (from, to) = (self.raw.to_str().unwrap(), disk.to_str().unwrap());
+            tool("cp", &["--sparse=always", from, to]);
+        }
+        let role = self.spec.boot_role();
+        keep_partitions(&self.spec, &boot, |r| r == role);
+        keep_partitions(&self.spec, &windows, |r| r != role);
+        rename_disk(&self.spec, &boot, 0xb007_0001);
+        Split { boot, windows }
+    }
+
+    /// A libvirt machine with these raw disks, in order.
+    pub fn libvirt_xml(&self, name: &str, disks: &[&Path]) -> PathBuf {
+        let list: String = (disks.iter().zip('a'..='z'))
+            .map(|(path, letter)| {
+                format!(
+                    "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/><target dev='sd{letter}' bus='sata'/></disk>",
+                    path.display()
+                )
+            })
+            .collect();
+        let text = format!(
+            "<domain type='kvm'><name>{name}</name><memory unit='MiB'>256</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{list}</devices></domain>"
+        );
+        let path = self.path(&format!("{name}.xml"));
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+        }
+    }
+    !crc
+}
+
+/// Changes both copies of a GPT: `edit` gets the disk's GUID and the entries, 128 bytes each. The crate that
+/// writes the table of new guests moves entries up when one goes.
+fn edit_gpt(disk: &Path, sector: u32, edit: impl Fn(&mut [u8], &mut [u8])) {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(disk)
+        .unwrap();
+    let sector = u64::from(sector);
+    let read = |at: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    };
+    let last = file.metadata().unwrap().len() / sector - 1;
+    for lba in [1, last] {
+        let mut header = read(lba * sector, 92);
+        assert!(header.starts_with(b"EFI PART"));
+        let number = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
+        let (at, count) = (u64::from(number(72)), number(80));
+        assert_eq!((number(12), number(84)), (92, 128));
+        let mut entries = read(at * sector, count as usize * 128);
+        edit(&mut header[56..72], &mut entries);
+        file.write_all_at(&entries, at * sector).unwrap();
+        header[88..92].copy_from_slice(&crc32(&entries).to_le_bytes());
+        header[16..20].fill(0);
+        let crc = crc32(&header);
+        header[16..20].copy_from_slice(&crc.to_le_bytes());
+        file.write_all_at(&header, lba * sector).unwrap();
+    }
+}
+
+/// Removes the other partitions from the table; what they hold stays.
+pub fn keep_partitions(spec: &GuestSpec, disk: &Path, keep: impl Fn(Role) -> bool) {
+    let gone: Vec<usize> = (spec.partitions().iter().filter(|p| !keep(p.role)))
+        .map(|p| p.index as usize - 1)
+        .collect();
+    match spec.firmware {
+        Firmware::Uefi => edit_gpt(disk, spec.sector_size, |_, entries| {
+            for slot in &gone {
+                entries[slot * 128..][..128].fill(0);
+            }
+        }),
+        Firmware::Bios => {
+            let file = fs::File::options().write(true).open(disk).unwrap();
+            for slot in gone {
+                let at = 446 + 16 * slot as u64;
+                file.write_all_at(&[0; 16], at).unwrap();
+            }
+        }
+    }
+}
+
+/// Gives the disk, and a GPT's partitions, another identity.
+pub fn rename_disk(spec: &GuestSpec, disk: &Path, number: u32) {
+    match spec.firmware {
+        Firmware::Uefi => edit_gpt(disk, spec.sector_size, |guid, entries| {
+            guid[..4].copy_from_slice(&number.to_le_bytes());
+            for entry in entries.chunks_mut(128).filter(|e| e[0..16] != [0; 16]) {
+                entry[16..20].copy_from_slice(&number.to_le_bytes());
+            }
+        }),
+        Firmware::Bios => {
+            let file = fs::File::options().write(true).open(disk).unwrap();
+            file.write_all_at(&number.to_le_bytes(), 440).unwrap();
+        }
+    }
 }

@@ -18,7 +18,7 @@ use hyper2kvm_fuzz::{DISK, END, FVE_PLACES, SEAL};
 
 use crate::{Result, Seeds};
 
-const VOLUME: VolumeId = VolumeId(0);
+const VOLUME: VolumeId = VolumeId::new(0);
 const RECORD: usize = 1024;
 const RECOVERY: &str = "110000-220000-330000-440000-550000-660000-110011-220022";
 

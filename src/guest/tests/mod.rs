@@ -18,7 +18,7 @@ use super::{EmbeddedReader, EmbeddedWriter, GuestPath, VolumeId, embedded};
 use crate::disk::block::FileDisk;
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
 
-const VOLUME: VolumeId = VolumeId(1);
+const VOLUME: VolumeId = VolumeId::new(1);
 
 fn path(text: &str) -> GuestPath {
     GuestPath::parse(text).unwrap()
@@ -168,7 +168,7 @@ fn layout(start_bytes: u64, size_bytes: u64) -> DiskLayout {
         sector_size: 512,
         disk_id: None,
         partitions: vec![Partition {
-            index: VOLUME.0,
+            index: VOLUME.partition,
             type_id: "0x07".into(),
             start_bytes,
             size_bytes,

@@ -694,7 +694,7 @@ fn names_kinds_and_errors() {
     let full = writer.write_file(VOLUME, &path("FILE"), &vec![1; 40 << 20]);
     assert!(matches!(full, Err(GuestError::NoSpace { .. })), "{full:?}");
     assert!(matches!(
-        writer.write_file(VolumeId(9), &path("x"), b""),
+        writer.write_file(VolumeId::new(9), &path("x"), b""),
         Err(GuestError::NoVolume(_))
     ));
     writer.close().unwrap();

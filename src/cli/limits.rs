@@ -1,0 +1,47 @@
+//! What this process was given, and what it cannot do without.
+
+use std::path::Path;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::error::{Error, Result};
+use crate::ui;
+
+/// Address space with which every program that is started can work.
+const ADDRESS_SPACE: u64 = 2 << 30;
+
+/// Open files and child processes are reached through `/proc`.
+pub fn need_proc() -> Result<()> {
+    if Path::new("/proc/self/fd").exists() && Path::new("/proc/self/exe").exists() {
+        return Ok(());
+    }
+    Err(Error::missing_tool("/proc is not mounted here")
+        .hint("mount it (mount -t proc proc /proc); a container or chroot needs its own"))
+}
+
+/// A chain may have hundreds of files, each open once.
+pub fn allow_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        // Where that is refused, what there is may do.
+        let _ = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: maximum,
+                maximum,
+            },
+        );
+    }
+}
+
+/// What may be behind a failure: a limit on memory that is lower than what programs need.
+pub fn too_little_memory() -> Option<String> {
+    let limit = getrlimit(Resource::As).current?;
+    (limit < ADDRESS_SPACE).then(|| {
+        format!(
+            "the address space is limited to {} (ulimit -v), {} are needed: ulimit -v unlimited",
+            ui::bytes(limit),
+            ui::bytes(ADDRESS_SPACE)
+        )
+    })
+}

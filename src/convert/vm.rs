@@ -1,0 +1,285 @@
+//! The disks of a VM, opened and inspected as one guest.
+//!
+//! Windows is on one disk. Its boot files may be on another: then both are changed, each through its own
+//! engine and overlay, and the firmware starts from the second. Every further disk is only read.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use crate::disk::block::{BlockRead, BlockWrite};
+use crate::disk::export::Export;
+use crate::disk::layout::DiskLayout;
+use crate::error::{Error, Result};
+use crate::guest::joined::{JoinedReader, JoinedWriter};
+use crate::guest::ntfs3g::MountOptions;
+use crate::guest::{DiskId, FsKind, GuestRead, GuestWrite, VolumeId};
+use crate::inspect::{self, Disk, InspectError, InspectOptions, Roles, Survey};
+use crate::ui::Ui;
+
+use super::engine::Engine;
+use super::session::{Session, Source, refusal};
+
+/// The disks of a VM: the one with the system first, the others in the order of the source.
+#[derive(Debug, Clone)]
+pub struct VmDisks {
+    list: Vec<Source>,
+    roles: Roles,
+    /// What the command line named.
+    path: PathBuf,
+}
+
+impl Deref for VmDisks {
+    type Target = [Source];
+
+    fn deref(&self) -> &[Source] {
+        &self.list
+    }
+}
+
+impl VmDisks {
+    /// Finds Windows and its boot files on the disks, without an appliance.
+    pub fn look(mut list: Vec<Source>, path: &Path) -> Result<Self> {
+        let roles = match list.as_slice() {
+            [] => return Err(Error::failed("the source names no disk")),
+            [only] => Roles {
+                system: only.id,
+                boot: only.id,
+            },
+            several => find_roles(several, path)?,
+        };
+        if let Some(i) = list.iter().position(|disk| disk.id == roles.system) {
+            list[..=i].rotate_right(1);
+        }
+        let path = path.to_path_buf();
+        Ok(Self { list, roles, path })
+    }
+
+    /// Whether a conversion may change that disk.
+    pub fn is_changed(&self, disk: DiskId) -> bool {
+        disk == self.roles.system || disk == self.roles.boot
+    }
+
+    pub fn is_system(&self, disk: DiskId) -> bool {
+        disk == self.roles.system
+    }
+
+    /// The place of a disk in the firmware's boot order.
+    ///
+    /// A firmware that is told to start from one disk does not look at the others: SeaBIOS skips virtio
+    /// disks outside of the order, and OVMF does not connect them. The boot manager on the first disk
+    /// would then not see Windows on another. So where the two are apart every disk has a place, and
+    /// those that do not start keep the order of the source, because `boot.ini` counts disks.
+    pub fn boot_order(&self, disk: DiskId) -> Option<u32> {
+        let Roles { system, boot } = self.roles;
+        if disk == boot {
+            return Some(1);
+        }
+        let before = |other: DiskId| other != boot && other < disk;
+        let count = self.list.iter().filter(|d| before(d.id)).count();
+        (system != boot).then(|| u32::try_from(count).map_or(u32::MAX, |n| n.saturating_add(2)))
+    }
+}
+
+fn find_roles(list: &[Source], path: &Path) -> Result<Roles> {
+    let mut sessions = Vec::new();
+    for source in list {
+        let session = Session::read(source, &source.image()?)?;
+        sessions.push((source.id, OpenDisk::Read(session)));
+    }
+    let vm = VmSession {
+        disks: sessions,
+        engine: Engine::EMBEDDED,
+        options: list.first().map(Source::options).unwrap_or_default(),
+        path: path.to_path_buf(),
+    };
+    let found = vm.roles();
+    vm.close()?;
+    found
+}
+
+/// A disk that is only read, or one with an overlay.
+pub enum OpenDisk {
+    Read(Session<dyn BlockRead>),
+    Write(Session<dyn BlockWrite>),
+}
+
+impl OpenDisk {
+    fn reader(&self) -> &dyn GuestRead {
+        match self {
+            Self::Read(session) => session.guest.reader.as_ref(),
+            Self::Write(session) => session.guest.reader.as_ref(),
+        }
+    }
+
+    fn disk(&self) -> Disk {
+        match self {
+            Self::Read(session) => session.disk(),
+            Self::Write(session) => session.disk(),
+        }
+    }
+
+    fn close(self) -> Result<()> {
+        match self {
+            Self::Read(session) => session.close(),
+            Self::Write(session) => session.close(),
+        }
+    }
+}
+
+/// Every disk of a VM behind a storage daemon of its own, with its volumes.
+pub struct VmSession {
+    disks: Vec<(DiskId, OpenDisk)>,
+    /// Of the disks that are changed; the others are read by the embedded one.
+    pub engine: Engine,
+    options: InspectOptions,
+    path: PathBuf,
+}
+
+/// An overlay whose guest was changed.
+pub struct ChangedDisk {
+    pub id: DiskId,
+    pub export: Export<dyn BlockWrite>,
+    pub layout: DiskLayout,
+}
+
+impl VmSession {
+    /// Opens the disks and looks at them; again with the other engine when that one sees more. `open` is
+    /// for the disks a conversion changes.
+    pub fn open(
+        engine: Engine,
+        disks: &VmDisks,
+        ui: &Ui,
+        open: impl Fn(Engine, &Source) -> Result<OpenDisk>,
+    ) -> Result<(Self, Survey)> {
+        let open_all = |engine: Engine| -> Result<Self> {
+            let _waiting = engine.starts_slowly().then(|| {
+                ui.status(
+                    "Starting",
+                    &format!("the libguestfs appliance ({})", engine.why),
+                );
+                ui.waiting("Starting")
+            });
+            let mut opened = Vec::new();
+            for source in disks.iter() {
+                let session = match disks.is_changed(source.id) {
+                    true => open(engine, source)?,
+                    false => OpenDisk::Read(Session::read(source, &source.image()?)?),
+                };
+                opened.push((source.id, session));
+            }
+            Ok(Self {
+                disks: opened,
+                engine,
+                options: disks.first().map(Source::options).unwrap_or_default(),
+                path: disks.path.clone(),
+            })
+        };
+        let session = open_all(engine)?;
+        let survey = session.inspect()?;
+        let volumes = session.reader();
+        let volumes = volumes.volumes().iter();
+        let kinds: Vec<FsKind> = volumes
+            .filter(|v| disks.is_changed(v.id.disk))
+            .map(|v| v.kind)
+            .collect();
+        let has_key = disks
+            .iter()
+            .any(|d| disks.is_changed(d.id) && !d.keys.is_empty());
+        let Some(better) = engine.instead(&survey.inspection, &kinds, has_key) else {
+            return Ok((session, survey));
+        };
+        session.close()?;
+        let session = open_all(better)?;
+        let survey = session.inspect()?;
+        Ok((session, survey))
+    }
+
+    /// The volumes of all disks.
+    pub fn reader(&self) -> JoinedReader<'_> {
+        let disks = self.disks.iter();
+        JoinedReader::new(disks.map(|(id, disk)| (*id, disk.reader())).collect())
+    }
+
+    /// Writes to the disks that have an overlay. The readers are of no use after it was closed.
+    pub fn writer(&self, options: MountOptions) -> Box<dyn GuestWrite> {
+        let writable = self.disks.iter().filter_map(|(id, disk)| match disk {
+            OpenDisk::Write(session) => Some((*id, session.writer(options))),
+            OpenDisk::Read(_) => None,
+        });
+        Box::new(JoinedWriter::new(writable.collect()))
+    }
+
+    pub fn inspect(&self) -> Result<Survey> {
+        self.inspect_through(&self.reader())
+    }
+
+    /// The same disks through another reader.
+    pub fn inspect_through(&self, guest: &dyn GuestRead) -> Result<Survey> {
+        inspect::inspect(guest, &self.facts(), &self.options).map_err(|e| self.refusal(e))
+    }
+
+    fn facts(&self) -> Vec<Disk> {
+        self.disks.iter().map(|(_, disk)| disk.disk()).collect()
+    }
+
+    fn refusal(&self, error: InspectError) -> Error {
+        let path = match self.disks.as_slice() {
+            [(_, only)] => only.disk().source.path,
+            _ => self.path.display().to_string(),
+        };
+        refusal(error, &path)
+    }
+
+    /// The disk with Windows and the one with its boot files. Where none can be seen: the first disk with
+    /// a volume that only guestfish opens, or the first of all.
+    fn roles(&self) -> Result<Roles> {
+        let (guest, disks) = (self.reader(), self.facts());
+        let closed = [FsKind::Bitlocker, FsKind::Luks, FsKind::Lvm, FsKind::Ldm];
+        let volumes = guest.volumes().iter().filter(|v| closed.contains(&v.kind));
+        let closed: Vec<VolumeId> = volumes.map(|v| v.id).collect();
+        let root = self.options.root.as_deref();
+        match inspect::roles(&guest, &disks, root) {
+            Ok(Some(roles)) => return Ok(roles),
+            Ok(None) => {}
+            // It may name a folder on one of those volumes.
+            Err(InspectError::NoSuchRoot { .. }) if !closed.is_empty() => {}
+            Err(error) => return Err(self.refusal(error)),
+        }
+        let named = closed
+            .iter()
+            .find(|volume| inspect::root_may_be_on(root, **volume));
+        let first = self.disks.first().map(|(id, _)| *id).unwrap_or_default();
+        let system = named.or(closed.first()).map_or(first, |volume| volume.disk);
+        Ok(inspect::roles_of(&guest, &disks, system))
+    }
+
+    /// Ends every storage daemon and reports what went wrong with that.
+    pub fn close(self) -> Result<()> {
+        let mut outcome = Ok(());
+        for (_, disk) in self.disks {
+            outcome = outcome.and(disk.close());
+        }
+        outcome
+    }
+
+    /// Closes what was only read, and gives the overlays. What the engine has written past our
+    /// connections is seen through them.
+    pub fn into_changed(self) -> Result<Vec<ChangedDisk>> {
+        let mut changed = Vec::new();
+        for (id, disk) in self.disks {
+            match disk {
+                OpenDisk::Read(session) => session.close()?,
+                OpenDisk::Write(session) => {
+                    let (mut export, layout) = session.into_export();
+                    if self.engine.writes_past_us() {
+                        let image = export.image().clone();
+                        export.close()?;
+                        export = Export::<dyn BlockWrite>::open_writable(&image)?;
+                    }
+                    changed.push(ChangedDisk { id, export, layout });
+                }
+            }
+        }
+        Ok(changed)
+    }
+}
