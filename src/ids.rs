@@ -158,6 +158,7 @@ pub const IDS: &[Id] = &[
     finding("empty-disk", NO_WINDOWS),
     finding("no-file-system", NO_WINDOWS),
     finding("unknown-windows", UNREAD),
+    finding("unknown-architecture", UNREAD),
     finding("no-control-set", UNREAD),
     // Linux.
     finding(
@@ -179,6 +180,14 @@ pub const IDS: &[Id] = &[
     finding("several-linux", WHICH),
     // What stands in the way of a conversion.
     blocker("several-windows", WHICH),
+    blocker(
+        "newer-link",
+        Stake::Data("what was written since would be lost"),
+    ),
+    blocker(
+        "suspended",
+        Stake::Data("what the VM had in memory would be lost"),
+    ),
     blocker("boot-driver-missing", START),
     blocker("boot-driver-damaged", START),
     blocker("boot-driver-file", START),
@@ -499,6 +508,35 @@ mod tests {
             let quoted = format!("\"{}\"", entry.id);
             assert!(everything.contains(&quoted), "nothing makes {}", entry.id);
         }
+    }
+
+    /// `docs/guests.md` lists what can be accepted; `HYPER2KVM_UPDATE=1` writes the list.
+    #[test]
+    fn the_document_lists_what_can_be_accepted() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guests.md");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let of = |kinds: &[Kind]| {
+            let entries = IDS.iter().filter(|e| kinds.contains(&e.kind));
+            let start = entries.filter(|e| e.stake == Stake::Start);
+            start
+                .map(|e| format!("`{}`", e.id))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let list = format!(
+            "| kind | identifiers |\n|---|---|\n| findings | {} |\n| blockers of `plan` | {} |\n| checks | {} |\n",
+            of(&[Kind::Finding, Kind::FindingAndCheck]),
+            of(&[Kind::Blocker]),
+            of(&[Kind::Check]),
+        );
+        let (head, rest) = text.split_once("<!-- acceptable -->\n").unwrap();
+        let (found, tail) = rest.split_once("<!-- /acceptable -->").unwrap();
+        if std::env::var_os("HYPER2KVM_UPDATE").is_some() {
+            let new = format!("{head}<!-- acceptable -->\n{list}<!-- /acceptable -->{tail}");
+            std::fs::write(&path, new).unwrap();
+            return;
+        }
+        assert_eq!(found, list, "HYPER2KVM_UPDATE=1 writes it");
     }
 
     #[test]

@@ -10,10 +10,10 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     bounded(|| {
-        if let Ok((_, disks)) = ovf::parse(Path::new("a.ovf"), input) {
+        if let Ok((_, disks)) = ovf::parse(Path::new("a.ovf"), input, &Default::default()) {
             assert!(disks.len() <= input.len());
         }
-        if let Ok(manifest) = Manifest::parse(input) {
+        if let Ok((manifest, _)) = Manifest::parse(input) {
             let _ = manifest.of("disk.vmdk");
         }
     });

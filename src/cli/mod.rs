@@ -246,12 +246,17 @@ fn usage_error(error: &clap::Error) -> ExitCode {
     }
 }
 
-fn log_to_stderr(verbosity: u8) {
-    let level = match verbosity {
-        0 | 1 => "warn",
+/// Lines of this program only: those of libraries say nothing to whoever converts a disk.
+fn log_level(verbosity: u8) -> &'static str {
+    match verbosity {
+        0 | 1 => "hyper2kvm=warn",
         2 => "hyper2kvm=info",
         _ => "hyper2kvm=debug",
-    };
+    }
+}
+
+fn log_to_stderr(verbosity: u8) {
+    let level = log_level(verbosity);
     let filter = EnvFilter::try_from_env("HYPER2KVM_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let colours = crate::ui::takes_colour(&std::io::stderr());
     // Only fails when a logger is there already.
@@ -263,4 +268,18 @@ fn log_to_stderr(verbosity: u8) {
         .log_internal_errors(false)
         .without_time()
         .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn lines_of_libraries_are_not_shown() {
+        for verbosity in 0..5 {
+            let level = super::log_level(verbosity);
+            assert!(
+                level.starts_with("hyper2kvm=") && !level.contains(','),
+                "{level}"
+            );
+        }
+    }
 }

@@ -9,9 +9,11 @@ use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
 use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
+use crate::convert::output::title;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
 use crate::disk::chain::Image;
+use crate::disk::links;
 use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::network::{self, Bridge, Mapping};
@@ -19,7 +21,7 @@ use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
     Patch, StorageBus, Video,
 };
-use crate::error::{Error, Result};
+use crate::error::{Blocker, Error, Result};
 use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::ids::Accepted;
@@ -39,6 +41,12 @@ pub struct SourceArgs {
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
+    /// Configuration of an OVF (deployment option) to take [default: the one it marks, else its first]
+    #[arg(long, value_name = "ID")]
+    pub ovf_configuration: Option<String>,
+    /// Convert a disk although a newer link lies beside it (a snapshot's delta, a checkpoint, an overlay): what was written since is not in the result
+    #[arg(long)]
+    pub older_link: bool,
     /// Which Windows to take of several: its folder, after the numbers of disk and partition where the
     /// folder alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
     #[arg(long)]
@@ -331,12 +339,20 @@ fn acceptable(id: &str) -> Result<String, String> {
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let keys = self.keys()?;
-        let vm = source::open(&self.source).map_err(|e| {
+        let options = source::Options {
+            ovf_configuration: self.ovf_configuration.clone(),
+        };
+        let mut vm = source::open_with(&self.source, &options).map_err(|e| {
+            let shown = self.source.display();
+            if let Some(blocker) = e.blocker() {
+                return Error::refused(format!("{shown} cannot be converted now"), vec![blocker]);
+            }
             let hint = e.hint();
-            let error = Error::failed(format!("opening {}", self.source.display())).because(e);
+            let error = Error::failed(format!("opening {shown}")).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?;
         refuse_if_vmware_runs_it(&self.source, &vm)?;
+        self.refuse_older_links(&mut vm)?;
         Ok(SourceMachine {
             vm,
             path: self.source.clone(),
@@ -347,6 +363,43 @@ impl SourceArgs {
             keys,
             opened: Opened::default(),
         })
+    }
+
+    /// The VM writes to the last link of a chain: an earlier one is old.
+    fn refuse_older_links(&self, vm: &mut source::SourceVm) -> Result<()> {
+        let mut blockers = Vec::new();
+        for disk in vm.disks.iter().filter(|disk| disk.packed.is_none()) {
+            let links = links::newer(&disk.path);
+            let Some(newest) = links.last() else { continue };
+            let reason = format!(
+                "{} is not the newest link of its chain: {} of {} files beside it that are built on it is the newest",
+                disk.path.display(),
+                newest.display(),
+                links.len()
+            );
+            if self.older_link {
+                vm.notes.push(format!(
+                    "{reason}; what was written since is not in the result, as asked for with --older-link"
+                ));
+                continue;
+            }
+            blockers.push(Blocker::new(
+                "newer-link",
+                reason,
+                format!(
+                    "name {} instead, or delete the snapshots on the old host and copy the disk again; --older-link takes the old state on purpose",
+                    newest.display()
+                ),
+            ));
+        }
+        if blockers.is_empty() {
+            return Ok(());
+        }
+        let shown = self.source.display();
+        Err(Error::refused(
+            format!("{shown} holds an old state"),
+            blockers,
+        ))
     }
 
     /// For the verbs that only read: nothing is written but below this folder and where temporary files
@@ -416,6 +469,7 @@ impl FixArgs {
         source.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
         let machine = MachineOptions {
+            title: title(self.name.as_ref().unwrap_or(&vm.name)),
             name: self.name.clone().unwrap_or_else(|| vm.name.clone()),
             memory_mib: self.memory.or(vm.memory_mib).unwrap_or(4096),
             vcpus: self.vcpus.or(vm.vcpus).unwrap_or(2),
@@ -432,6 +486,11 @@ impl FixArgs {
             macs: self.mac.clone(),
             nics: vm.nics.clone(),
             network: self.nic_source(),
+            threads_per_core: self
+                .vcpus
+                .is_none()
+                .then_some(vm.threads_per_core)
+                .flatten(),
             network_map: NetworkMap::new(self.network_map.clone())
                 .map_err(|e| Error::usage("--network-map").because(e))?,
             keep_addresses: self.network == NetworkArg::Preserve && !self.no_firstboot,

@@ -1,5 +1,6 @@
 //! The libvirt machine of a converted guest: guest facts first, then what the user asked for.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use uuid::Uuid;
@@ -10,7 +11,7 @@ use crate::domain::{
     FirmwareChoice, Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus, System,
     Topology, Video,
 };
-use crate::inspect::{self, Inspection, WindowsFacts};
+use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
 use crate::linux::LinuxFacts;
 use crate::source::{SourceFirmware, SourceNic, SourceVm};
 
@@ -18,6 +19,8 @@ use crate::source::{SourceFirmware, SourceNic, SourceVm};
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
     pub name: String,
+    /// The name as it was, where the safe one says nothing of it.
+    pub title: Option<String>,
     pub memory_mib: u64,
     pub vcpus: u32,
     pub storage: StorageBus,
@@ -52,6 +55,7 @@ pub struct MachineOptions {
     /// It was on in the source, or was asked for.
     pub secure_boot: bool,
     pub cores_per_socket: Option<u32>,
+    pub threads_per_core: Option<u32>,
     pub nvram: PathBuf,
     /// The host that defines the domain picks the firmware.
     pub portable: bool,
@@ -145,6 +149,7 @@ fn bare(
 ) -> Machine {
     Machine {
         name: options.name.clone(),
+        title: options.title.clone(),
         uuid: options.uuid.unwrap_or_else(Uuid::new_v4),
         serial: options.serial.clone(),
         genid: options.genid,
@@ -168,7 +173,10 @@ fn bare(
                 size_bytes: disk.size_bytes,
             })
             .collect(),
-        nics: nics(inspection, options),
+        nics: nics(&inspection.network.adapters, options)
+            .into_iter()
+            .map(|(nic, _)| nic)
+            .collect(),
         bus: options.storage,
         bootstrap: Bootstrap::None,
         probe: None,
@@ -188,10 +196,12 @@ fn bare(
 /// As in the source, where that adds up.
 fn topology(options: &MachineOptions) -> Option<Topology> {
     let cores = options.cores_per_socket.filter(|c| *c > 0)?;
-    options.vcpus.is_multiple_of(cores).then_some(Topology {
-        sockets: options.vcpus / cores,
+    let threads = options.threads_per_core.filter(|t| *t > 0).unwrap_or(1);
+    let socket = cores.checked_mul(threads)?;
+    (options.vcpus > 0 && options.vcpus.is_multiple_of(socket)).then_some(Topology {
+        sockets: options.vcpus / socket,
         cores,
-        threads: 1,
+        threads,
     })
 }
 
@@ -241,6 +251,7 @@ pub fn disagreements(
             options.vcpus
         ));
     }
+    warnings.extend(equal_macs(inspection, options));
     for (i, nic) in vm.nics.iter().enumerate() {
         if !nic.connected {
             warnings.push(format!(
@@ -278,17 +289,17 @@ pub fn disagreements(
     warnings
 }
 
-/// QEMU's machines have slots for more, but Windows with more cards than this is a mistake of ours.
-const MAX_NICS: usize = 8;
-
-/// The cards of the source, else those Windows knows, with their MACs, so that licences and DHCP leases
-/// stay; `--mac` wins; one card when nothing is known.
-fn nics(inspection: &Inspection, options: &MachineOptions) -> Vec<Nic> {
+/// The NICs of the source, else those Windows knows, with their MACs, so that licences and DHCP leases
+/// stay; `--mac` wins; one NIC when nothing is known. Of equal MACs the later ones are replaced: with each
+/// such NIC comes the address it had.
+fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<MacAddr>)> {
     let mut cards: Vec<(Option<MacAddr>, bool, Option<String>)> = if options.nics.is_empty() {
-        let adapters = inspection.network.adapters.iter();
+        // Windows keeps one adapter for each slot a NIC was ever in: those of one MAC are one NIC.
+        let mut known = BTreeSet::new();
+        let adapters = adapters.iter().filter(|a| a.device.is_some());
         adapters
-            .filter(|a| a.device.is_some())
             .filter_map(|a| a.mac.as_deref()?.parse().ok())
+            .filter(|mac| known.insert(*mac))
             .map(|mac| (Some(mac), true, None))
             .collect()
     } else {
@@ -305,28 +316,63 @@ fn nics(inspection: &Inspection, options: &MachineOptions) -> Vec<Nic> {
     if cards.is_empty() {
         cards.push((None, true, None));
     }
-    let mut seen = std::collections::BTreeSet::new();
-    cards
-        .into_iter()
-        .map(|(mac, link_up, network)| (mac.unwrap_or_else(random_mac), link_up, network))
-        .filter(|(mac, ..)| seen.insert(*mac))
-        .take(MAX_NICS)
-        .map(|(mac, link_up, network)| {
-            let mut nic = Nic {
-                link_up,
-                network,
-                keeps_address: options.keep_addresses && has_static_address(inspection, mac),
-                ..Nic::new(mac, options.network.clone())
-            };
-            options.network_map.apply(&mut nic);
-            nic
+    let mut taken: BTreeSet<MacAddr> = cards.iter().filter_map(|(mac, ..)| *mac).collect();
+    let mut seen = BTreeSet::new();
+    let mut nics = Vec::new();
+    for (mac, link_up, network) in cards {
+        let (mac, before) = match mac {
+            Some(mac) if seen.insert(mac) => (mac, None),
+            Some(mac) => (other_mac(options, mac, &mut taken), Some(mac)),
+            None => (random_mac(), None),
+        };
+        let mut nic = Nic {
+            link_up,
+            network,
+            keeps_address: options.keep_addresses && has_static_address(adapters, mac),
+            ..Nic::new(mac, options.network.clone())
+        };
+        options.network_map.apply(&mut nic);
+        nics.push((nic, before));
+    }
+    nics
+}
+
+/// A warning for each NIC whose address another one has.
+pub fn equal_macs(inspection: &Inspection, options: &MachineOptions) -> Vec<String> {
+    let nics = nics(&inspection.network.adapters, options);
+    let first = |mac| nics.iter().position(|(nic, _)| nic.mac == mac);
+    let replaced = nics.iter().enumerate();
+    replaced
+        .filter_map(|(i, (nic, before))| {
+            let mac = (*before)?;
+            Some(format!(
+                "NICs {} and {} both have the MAC address {mac}: NIC {} gets {} instead; Windows takes it \
+                 for a new adapter, without its old IP settings",
+                first(mac).map_or(1, |n| n + 1),
+                i + 1,
+                i + 1,
+                nic.mac
+            ))
         })
         .collect()
 }
 
-fn has_static_address(inspection: &Inspection, mac: MacAddr) -> bool {
-    let mut adapters = inspection.network.adapters.iter();
-    adapters.any(|adapter| {
+/// An address in the place of one that is taken, the same in every run for one VM.
+fn other_mac(options: &MachineOptions, mac: MacAddr, taken: &mut BTreeSet<MacAddr>) -> MacAddr {
+    let vm = options.uuid.unwrap_or_default();
+    for n in 0u32.. {
+        let text = format!("{vm} {mac} {n}");
+        let [a, b, c, ..] = *Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).as_bytes();
+        let other = MacAddr::qemu([a, b, c]);
+        if taken.insert(other) {
+            return other;
+        }
+    }
+    random_mac()
+}
+
+fn has_static_address(adapters: &[Adapter], mac: MacAddr) -> bool {
+    adapters.iter().any(|adapter| {
         let same = adapter.mac.as_deref().and_then(|m| m.parse().ok()) == Some(mac);
         same && !adapter.dhcp && !adapter.addresses.is_empty()
     })
@@ -363,6 +409,103 @@ pub fn firmware(machine: &Machine, portable: bool) -> (FirmwareChoice, Option<St
 mod tests {
     use super::*;
     use crate::domain::Stage;
+
+    fn options(nics: &[(&str, bool)]) -> MachineOptions {
+        MachineOptions {
+            name: "vm".into(),
+            title: None,
+            memory_mib: 4096,
+            vcpus: 8,
+            storage: StorageBus::VirtioBlk,
+            domain_type: DomainType::Kvm,
+            cpu: CpuMode::default(),
+            graphics: Graphics::default(),
+            video: Video::default(),
+            machine_type: None,
+            macs: Vec::new(),
+            nics: nics
+                .iter()
+                .map(|(mac, connected)| SourceNic {
+                    mac: mac.parse().ok(),
+                    model: None,
+                    network: None,
+                    connected: *connected,
+                })
+                .collect(),
+            network: NicSource::User,
+            network_map: NetworkMap::default(),
+            keep_addresses: false,
+            probe: PathBuf::new(),
+            driver_iso: None,
+            drivers: Drivers::default(),
+            uuid: Some(Uuid::nil()),
+            serial: None,
+            genid: None,
+            tpm: false,
+            no_tpm: false,
+            secure_boot: false,
+            cores_per_socket: None,
+            threads_per_core: None,
+            nvram: PathBuf::new(),
+            portable: false,
+        }
+    }
+
+    #[test]
+    fn every_nic_is_written_and_equal_macs_are_told_apart() {
+        let all: Vec<String> = (0x10..0x2c)
+            .map(|n| format!("00:50:56:00:00:{n:02x}"))
+            .collect();
+        let mut cards: Vec<(&str, bool)> = all.iter().map(|mac| (mac.as_str(), true)).collect();
+        cards[9].1 = false;
+        let written = nics(&[], &options(&cards));
+        let got: Vec<_> = written
+            .iter()
+            .map(|(nic, _)| (nic.mac.to_string(), nic.link_up))
+            .collect();
+        let want: Vec<_> = cards.iter().map(|(m, up)| (m.to_string(), *up)).collect();
+        assert_eq!(got, want);
+
+        // The second and fourth are the first's; the third has the address that the second would get.
+        let mac = "00:50:56:00:00:10";
+        let pair = options(&[(mac, true), (mac, false)]);
+        let taken = nics(&[], &pair)[1].0.mac.to_string();
+        let same = options(&[(mac, true), (mac, false), (&taken, true), (mac, true)]);
+        let written = nics(&[], &same);
+        assert_eq!(written, nics(&[], &same), "the same in every run");
+        let distinct: BTreeSet<_> = written.iter().map(|(nic, _)| nic.mac).collect();
+        assert_eq!((written.len(), distinct.len()), (4, 4));
+        let before: Vec<_> = written.iter().map(|(_, before)| before.is_some()).collect();
+        assert_eq!(before, [false, true, false, true]);
+        assert!(!written[1].0.link_up && written[2].0.mac.to_string() == taken);
+        // Addresses that were asked for count too.
+        let asked = MachineOptions {
+            macs: vec![mac.parse().unwrap(); 2],
+            ..options(&[])
+        };
+        assert_eq!(nics(&[], &asked).len(), 2);
+    }
+
+    #[test]
+    fn topologies_of_the_source() {
+        for (vcpus, cores, threads, want) in [
+            (8, Some(4), Some(2), Some((1, 4, 2))),
+            (8, Some(2), None, Some((4, 2, 1))),
+            (8, Some(3), None, None),
+            (8, Some(4), Some(0), Some((2, 4, 1))),
+            (8, Some(u32::MAX), Some(2), None),
+            (8, None, Some(2), None),
+        ] {
+            let options = MachineOptions {
+                vcpus,
+                cores_per_socket: cores,
+                threads_per_core: threads,
+                ..options(&[])
+            };
+            let got = topology(&options).map(|t| (t.sockets, t.cores, t.threads));
+            assert_eq!(got, want, "{vcpus} {cores:?} {threads:?}");
+        }
+    }
 
     #[test]
     fn portable_firmware_keeps_secure_boot() {

@@ -232,6 +232,10 @@ fn plan_for(
         driver.signer = review.signers.get(&driver.driver).cloned();
     }
     prepared.plan.warnings.extend(job.source.vm.notes.clone());
+    prepared
+        .plan
+        .warnings
+        .extend(media::short_names_warning(media));
     prepared.plan.warnings.extend(machine::disagreements(
         &survey.inspection,
         &prepared.windows,

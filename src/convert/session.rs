@@ -255,8 +255,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
         image: &Image,
     ) -> Result<Self> {
         let shown = source.path.display();
-        let layout = partition::read_layout(disk.as_ref())
-            .map_err(|e| Error::failed(format!("reading the partitions of {shown}")).because(e))?;
+        let layout = partition::read_layout(disk.as_ref()).map_err(|e| e.of(&shown))?;
         let guest = engine.open(&export, disk, &layout, &source.keys, &shown.to_string())?;
         Ok(Self {
             engine: engine.because_of(guest.reader.as_ref()),

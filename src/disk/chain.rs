@@ -19,8 +19,12 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::block::FileDisk;
 use super::detect::{self, Detected, Format, VmdkExtent};
 use super::hold::{Found, Held};
+use super::length::{self, Short};
+use super::links;
+use super::partition::{self, LayoutError};
 use crate::error::{Error, ErrorKind};
 use crate::tool::pass::{self, Passed, Spec};
 use crate::tool::{ToolError, qemu_img, qsd};
@@ -52,6 +56,13 @@ pub enum ImageError {
     Changed { path: PathBuf, what: String },
     #[error("{} is damaged or incomplete: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
+    #[error("{} is cut short: {short}", path.display())]
+    Short {
+        path: PathBuf,
+        short: Short,
+        /// It is its partition table that says so.
+        table: bool,
+    },
     #[error("{} is a {what}, not a disk image", path.display())]
     Packed { path: PathBuf, what: &'static str },
     #[error("{} cannot be read: {reason}", path.display())]
@@ -97,6 +108,10 @@ impl ImageError {
                 "see that no virtual machine or backup writes to it, and run this again".into()
             }
             Self::Damaged { .. } => "copy or export the disk again and compare checksums".into(),
+            Self::Short { table: true, .. } => partition::SHORT_HINT.into(),
+            Self::Short { table: false, .. } => {
+                "copy or export the disk again and compare sizes and checksums".into()
+            }
             Self::Packed { .. } => "unpack it and name the disk image inside".into(),
             Self::Unsupported { remedy, .. } => (*remedy).to_owned(),
             Self::UnknownFormat { .. } => format!("known are: {}", Format::NAMES),
@@ -129,7 +144,14 @@ impl ImageError {
             return Self::Tool(error);
         };
         let path = path.to_owned();
-        if stderr.contains("Failed to get") && stderr.contains("lock") {
+        if stderr.contains("log that needs to be replayed") {
+            Self::Unsupported {
+                path,
+                reason: "it was not closed: its log holds writes that are not in their places yet"
+                    .into(),
+                remedy: "shut the VM down and copy the disk again; after a crash, replay the log on a copy: qemu-img check -r all COPY.vhdx",
+            }
+        } else if stderr.contains("Failed to get") && stderr.contains("lock") {
             Self::InUse { path }
         } else if stderr.contains("Permission denied") || stderr.contains("Operation not permitted")
         {
@@ -529,24 +551,35 @@ fn open_level(
     if format == Format::RAW {
         // Nothing QEMU could say about it; it counts in sectors, too.
         level.virtual_size = size.next_multiple_of(512);
+        if let Some(short) = short_by_table(file.file()).map_err(io_error)? {
+            return Err(short_at(path, short, true));
+        }
         return Ok((level, None));
     }
     if format == Format::VMDK {
         open_extents(&mut level, &file, references)?;
     }
-    if let Some(reason) = detect::cut_short(file.file(), size, format).map_err(io_error)? {
+    if let Some(short) = length::image(file.file(), size, format).map_err(io_error)? {
+        return Err(short_at(path, short, false));
+    }
+    if format == Format::VPC && detect::no_vhd(file.file(), size).map_err(io_error)? {
+        return Err(cut_vhd(&file)?);
+    }
+    if detect::lost_footer(file.file(), size, format).map_err(io_error)? {
         return Err(ImageError::Damaged {
             path: path.into(),
-            reason: reason.into(),
+            reason: "the footer at its end is missing".into(),
         });
     }
-    if format == Format::VPC {
-        refuse_differencing_vhd(file.file(), size, path)?;
-    }
+    refuse_differencing(file.file(), size, path, format)?;
     if format == Format::QCOW2
         && let Some(name) = detect::qcow2_data_file(file.file(), size).map_err(io_error)?
     {
         let data = references.open(path, &name)?;
+        let short = length::data_file(file.file(), size, data.size()).map_err(io_error)?;
+        if let Some(short) = short {
+            return Err(short_at(data.path(), short, false));
+        }
         level.data_file = Some(data.path().to_owned());
         level.held.push(data);
     }
@@ -621,6 +654,9 @@ fn detected(file: &Held) -> Result<Format> {
     let path = file.path();
     let detected = detect::detect(file.file(), file.size());
     match detected.map_err(|e| ImageError::from_io(path, e))? {
+        Detected::Image(Format::RAW) if !file.is_block_device() && named_vhd(path) => {
+            Err(cut_vhd(file)?)
+        }
         Detected::Image(Format::RAW) if !file.is_block_device() && claims_a_format(path) => {
             Err(ImageError::Damaged {
                 path: path.into(),
@@ -645,6 +681,10 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
     for extent in detect::parse_extents(&text) {
         let part = references.open(path, &extent.name)?;
         refuse_nested(&part, &extent)?;
+        let short = length::extent(part.file(), part.size(), &extent);
+        if let Some(short) = short.map_err(io_error)? {
+            return Err(short_at(part.path(), short, false));
+        }
         level.extents.push(part.path().to_owned());
         level.held.push(part);
     }
@@ -655,6 +695,46 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
     })?;
     level.descriptor = Some(Arc::new(in_memory(&text).map_err(io_error)?));
     Ok(())
+}
+
+fn short_at(path: &Path, short: Short, table: bool) -> ImageError {
+    ImageError::Short {
+        path: path.into(),
+        short,
+        table,
+    }
+}
+
+/// What ends behind the end of a raw disk. It may be shorter than what QEMU makes of it, full sectors.
+fn short_by_table(file: &File) -> io::Result<Option<Short>> {
+    let disk = FileDisk::from_file(file.try_clone()?)?;
+    Ok(match partition::read_layout(&disk) {
+        Err(LayoutError::Short(short)) => Some(short),
+        // Whoever reads the table comes upon it again.
+        _ => None,
+    })
+}
+
+fn named_vhd(path: &Path) -> bool {
+    let extension = path.extension();
+    extension.is_some_and(|e| e.eq_ignore_ascii_case("vhd"))
+}
+
+/// A VHD without footers is a fixed one that was cut: it begins as a raw disk does.
+fn cut_vhd(file: &Held) -> Result<ImageError> {
+    const FOOTER: u64 = 512;
+    let (path, size) = (file.path(), file.size());
+    let by_table = short_by_table(file.file()).map_err(|e| ImageError::from_io(path, e))?;
+    let short = by_table.unwrap_or_else(|| Short {
+        what: "the footer of a fixed VHD".into(),
+        // In the sector that was begun, or behind the last one.
+        needs: match size % FOOTER {
+            0 => size.saturating_add(FOOTER),
+            _ => size.next_multiple_of(FOOTER),
+        },
+        has: size,
+    });
+    Ok(short_at(path, short, false))
 }
 
 /// QEMU would follow a descriptor in an extent to further files.
@@ -681,19 +761,61 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// QEMU reads a differencing VHD as if it had no parent: zeroes where the parent's data should be.
-fn refuse_differencing_vhd(file: &File, size: u64, path: &Path) -> Result<()> {
-    for offset in [0, size.saturating_sub(512)] {
-        let footer = detect::read_up_to(file, offset, 512, size)
-            .map_err(|e| ImageError::from_io(path, e))?;
-        if detect::vhd_type(&footer) == Some(4) {
-            return Err(ImageError::Unsupported {
-                path: path.into(),
-                reason: "it is a differencing VHD, which QEMU cannot combine with its parent"
-                    .into(),
-                remedy: "merge it with its parent first (Hyper-V: Merge-VHD)",
-            });
+/// QEMU cannot combine these with their parents. A differencing VHD it even reads as if it had none:
+/// zeroes where the parent's data should be.
+fn refuse_differencing(file: &File, size: u64, path: &Path, format: Format) -> Result<()> {
+    let io_error = |e| ImageError::from_io(path, e);
+    let refused = |kind: &str, parent: Option<String>, remedy: &'static str| {
+        let parent = parent.map_or(String::new(), |p| format!(" {}", shown(&p)));
+        Err(ImageError::Unsupported {
+            path: path.into(),
+            reason: format!(
+                "it is a differencing {kind}, which QEMU cannot combine with its parent{parent}"
+            ),
+            remedy,
+        })
+    };
+    match format {
+        Format::VPC => {
+            for offset in [0, size.saturating_sub(512)] {
+                let footer = detect::read_up_to(file, offset, 512, size).map_err(io_error)?;
+                if detect::vhd_type(&footer) == Some(4) {
+                    return refused(
+                        "VHD",
+                        None,
+                        "merge it with its parent first (Hyper-V: Merge-VHD)",
+                    );
+                }
+            }
         }
+        Format::VHDX => {
+            let parent = links::vhdx_parent(file, size).map_err(io_error)?;
+            if !parent.is_empty() {
+                let name = |key: &str| {
+                    parent
+                        .iter()
+                        .find(|(k, _)| k == key)
+                        .map(|(_, v)| v.clone())
+                };
+                return refused(
+                    "VHDX (a checkpoint's .avhdx)",
+                    name("absolute_win32_path").or(name("relative_path")),
+                    "delete the checkpoints in Hyper-V and wait for the merge, or make one disk of the chain with Convert-VHD",
+                );
+            }
+        }
+        Format::VDI => {
+            // uuidLinkage of the header: the parent's id.
+            let link = detect::read_up_to(file, 424, 16, size).map_err(io_error)?;
+            if link.iter().any(|b| *b != 0) {
+                return refused(
+                    "VDI (a snapshot of VirtualBox)",
+                    None,
+                    "make one disk of the chain with VBoxManage clonemedium",
+                );
+            }
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -153,31 +153,21 @@ pub fn vhd_type(footer: &[u8]) -> Option<u32> {
         .flatten()
 }
 
-/// Why a file is shorter than its header says, where QEMU does not notice and would read zeroes.
-pub fn cut_short(file: &File, size: u64, format: Format) -> io::Result<Option<&'static str>> {
-    let head = read_up_to(file, 0, 512, size)?;
-    let u32_at = |at: usize| {
-        head.get(at..at + 4)
-            .and_then(|b| b.try_into().ok())
-            .map_or(0, |b| u64::from(u32::from_le_bytes(b)))
-    };
-    if format == Format::VDI {
-        let (data, block, extra, allocated) = (u32_at(344), u32_at(376), u32_at(380), u32_at(388));
-        let end = (block + extra)
-            .saturating_mul(allocated)
-            .saturating_add(data);
-        if size < end.max(512) {
-            return Ok(Some("the file is shorter than its header says"));
-        }
+/// A dynamic VHD has its footer at the start, too. Whether the one at the end is missing.
+pub fn lost_footer(file: &File, size: u64, format: Format) -> io::Result<bool> {
+    if format != Format::VPC || vhd_type(&read_up_to(file, 0, VHD_FOOTER, size)?).is_none() {
+        return Ok(false);
     }
-    // A dynamic VHD has the footer at the start, too.
-    if format == Format::VPC && vhd_type(&head).is_some() {
-        let tail = read_up_to(file, size.saturating_sub(512), 512, size)?;
-        if vhd_type(&tail).is_none() {
-            return Ok(Some("the footer at its end is missing"));
-        }
-    }
-    Ok(None)
+    let end = size.saturating_sub(VHD_FOOTER as u64);
+    Ok(vhd_type(&read_up_to(file, end, VHD_FOOTER, size)?).is_none())
+}
+
+/// Whether neither end of a file says that it is a VHD.
+pub fn no_vhd(file: &File, size: u64) -> io::Result<bool> {
+    let head = read_up_to(file, 0, VHD_FOOTER, size)?;
+    let end = size.saturating_sub(VHD_FOOTER as u64);
+    let tail = read_up_to(file, end, VHD_FOOTER, size)?;
+    Ok(!head.starts_with(VHD_COOKIE) && !tail.starts_with(VHD_COOKIE))
 }
 
 /// What QEMU would open besides the vmdk file itself.
@@ -185,6 +175,9 @@ pub fn cut_short(file: &File, size: u64, format: Format) -> io::Result<Option<&'
 pub struct VmdkExtent {
     /// `SPARSE`, `FLAT`, `VMFS`, ...
     pub kind: String,
+    pub sectors: u64,
+    /// Where in the file a flat one begins, in sectors.
+    pub offset: u64,
     pub name: String,
 }
 
@@ -258,9 +251,13 @@ fn parse_extent(line: &str) -> Option<VmdkExtent> {
     if !matches!(access, "RW" | "RDONLY" | "NOACCESS") || sectors.parse::<i64>().is_err() {
         return None;
     }
+    let (name, after) = rest.split_once('"').unwrap_or((rest, ""));
+    let offset = after.split_whitespace().next();
     Some(VmdkExtent {
         kind: kind.to_owned(),
-        name: rest.split('"').next()?.to_owned(),
+        sectors: sectors.parse().unwrap_or(0),
+        offset: offset.and_then(|o| o.parse().ok()).unwrap_or(0),
+        name: name.to_owned(),
     })
 }
 

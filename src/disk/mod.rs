@@ -19,13 +19,18 @@ pub mod export;
 pub mod gather;
 pub mod hold;
 pub mod layout;
+pub mod length;
+pub mod links;
 pub mod nbd;
 pub mod partition;
+#[cfg(test)]
+mod short_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 pub mod vmware;
+pub mod whole;
 
 pub use block::{BlockRead, BlockWrite};
 pub use chain::{Image, ImageError};

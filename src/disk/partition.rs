@@ -1,7 +1,7 @@
 //! Reads GPT and MBR partition tables into a [`DiskLayout`].
 //!
-//! The tables come from a stranger's disk. Entries that start outside the disk are dropped, those
-//! that end outside are cut, overlaps are left alone, chains and tables are bounded. The crates
+//! The tables come from a stranger's disk. One that does not fit the disk is refused: the end of the disk
+//! is missing ([`super::whole`]). Overlaps are left alone, chains and tables are bounded. The crates
 //! `gpt` and `mbrman` are not used for reading: the one asserts the entry size and allocates what
 //! the header asks for, the other gives up the whole table for one odd entry and follows a chain
 //! for as long as it goes on. They judge the result in the tests.
@@ -18,6 +18,8 @@ use uuid::Uuid;
 
 use super::block::BlockRead;
 use super::layout::{DiskLayout, Partition, Scheme};
+use super::length::Short;
+use super::whole;
 
 const SECTOR_SIZES: [u32; 2] = [512, 4096];
 /// Largest partition entry array read; the usual one has 16 KiB.
@@ -33,21 +35,51 @@ pub enum LayoutError {
     /// The MBR says there is a GPT, but neither the primary nor the backup is usable.
     #[error("the GPT is damaged, and so is its backup")]
     DamagedGpt,
+    #[error("the disk is cut short: {0}")]
+    Short(Short),
 }
 
-impl From<LayoutError> for crate::error::Error {
-    fn from(e: LayoutError) -> Self {
-        let error = Self::failed(e.to_string());
-        match e {
-            LayoutError::Io(e) => error.because(e),
-            LayoutError::DamagedGpt => error.hint("repair the table on a copy, e.g. with gdisk"),
-        }
+impl LayoutError {
+    /// As the error of reading the disk that is shown so.
+    pub fn of(self, shown: impl std::fmt::Display) -> crate::error::Error {
+        let hint = match self {
+            Self::Io(_) => None,
+            Self::DamagedGpt => Some("repair the table on a copy, e.g. with gdisk"),
+            Self::Short(_) => Some(SHORT_HINT),
+        };
+        let error = crate::error::Error::failed(format!("reading the partitions of {shown}"));
+        hint.into_iter()
+            .fold(error.because(self), crate::error::Error::hint)
     }
 }
+
+/// What to do about a disk whose end is missing.
+pub const SHORT_HINT: &str = "copy or export the disk again and compare sizes and checksums; if nothing is missing, correct \
+     the partition table on a copy (gdisk: v, w)";
 
 /// Reads the partition table. No table and no file system gives [`Scheme::None`] and an empty
 /// list; a file system that starts at byte 0 gives one partition with index 0.
 pub fn read_layout(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
+    let mut layout = read_claimed(disk).map_err(|error| match error {
+        LayoutError::DamagedGpt => match cut_gpt(disk) {
+            Ok(Some(short)) => LayoutError::Short(short),
+            _ => error,
+        },
+        other => other,
+    })?;
+    if let Some(short) = whole::check(disk, &layout)? {
+        return Err(LayoutError::Short(short));
+    }
+    layout.partitions.retain_mut(|partition| {
+        let clipped = clip(partition.start_bytes, partition.size_bytes, disk.size());
+        partition.size_bytes = clipped.map_or(0, |(_, size)| size);
+        clipped.is_some()
+    });
+    Ok(layout)
+}
+
+/// The table as it stands there, whether or not the disk is that long.
+fn read_claimed(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     let sector = read_up_to(disk, 0, 512)?;
     let mbr = Mbr::parse(&sector);
     // A boot sector has the MBR's signature too, and text where the table would be.
@@ -78,8 +110,48 @@ pub fn read_layout(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     }
 }
 
+/// The protective entry of an MBR covers the whole disk: for a GPT of which both copies are lost. In sectors
+/// of 512 bytes, unless the rest of a header of the other size is there.
+fn cut_gpt(disk: &dyn BlockRead) -> io::Result<Option<Short>> {
+    let sector = read_up_to(disk, 0, 512)?;
+    let has = disk.size();
+    let Some(mbr) = Mbr::parse(&sector) else {
+        return Ok(None);
+    };
+    let covered = mbr.entries.iter().find(|e| e.kind == TYPE_PROTECTIVE);
+    let sector_size = match read_up_to(disk, 4096, 8)?.starts_with(b"EFI PART") {
+        true => 4096,
+        false => 512,
+    };
+    let needs = covered.map_or(0, |e| {
+        sector_size * (u64::from(e.start) + u64::from(e.sectors))
+    });
+    // More than 2 TiB do not fit into the entry.
+    let known = covered.is_some_and(|e| e.sectors != u32::MAX);
+    Ok((known && needs > has).then(|| Short {
+        what: "the disk its MBR describes".into(),
+        needs,
+        has,
+    }))
+}
+
+/// Where a sound primary GPT header says its backup is, as an LBA.
+pub(super) fn gpt_backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<u64>> {
+    Ok(read_gpt_header(disk, 1, sector_size)?.map(|header| header.backup))
+}
+
+/// Start and length of the extended partitions of an MBR, in sectors.
+pub(super) fn extended_partitions(disk: &dyn BlockRead) -> io::Result<Vec<(u64, u64)>> {
+    let mbr = Mbr::parse(&read_up_to(disk, 0, 512)?);
+    let entries = mbr.iter().flat_map(Mbr::used);
+    Ok(entries
+        .filter(|(_, e)| is_extended(e.kind))
+        .map(|(_, e)| (u64::from(e.start), u64::from(e.sectors)))
+        .collect())
+}
+
 /// Up to `len` bytes, less at the end of the disk.
-fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+pub(super) fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let len = (len as u64).min(disk.size().saturating_sub(offset));
     let mut buf = vec![0; len as usize];
     // Past the end there is nothing to ask for, not even nothing.
@@ -89,15 +161,15 @@ fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u
     Ok(buf)
 }
 
-fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(data: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*data.get(at..)?.first_chunk()?))
 }
 
-fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*data.get(at..)?.first_chunk()?))
 }
 
-fn u64_at(data: &[u8], at: usize) -> Option<u64> {
+pub(super) fn u64_at(data: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*data.get(at..)?.first_chunk()?))
 }
 
@@ -267,12 +339,12 @@ fn read_gpt_table(
     let partitions = table
         .chunks_exact(header.entry_size as usize)
         .zip(1..)
-        .filter_map(|(entry, index)| gpt_partition(entry, index, sector_size, disk.size()))
+        .filter_map(|(entry, index)| gpt_partition(entry, index, sector_size))
         .collect();
     Ok(Some(partitions))
 }
 
-fn gpt_partition(entry: &[u8], index: u32, sector_size: u64, disk: u64) -> Option<Partition> {
+fn gpt_partition(entry: &[u8], index: u32, sector_size: u64) -> Option<Partition> {
     const LEGACY_BOOT: u64 = 1 << 2;
     let kind = guid_at(entry, 0)?;
     if kind.is_nil() {
@@ -280,11 +352,8 @@ fn gpt_partition(entry: &[u8], index: u32, sector_size: u64, disk: u64) -> Optio
     }
     let (first, last) = (u64_at(entry, 32)?, u64_at(entry, 40)?);
     let sectors = last.checked_sub(first)?.checked_add(1)?;
-    let (start_bytes, size_bytes) = clip(
-        first.checked_mul(sector_size)?,
-        sectors.saturating_mul(sector_size),
-        disk,
-    )?;
+    let start_bytes = first.saturating_mul(sector_size);
+    let size_bytes = sectors.saturating_mul(sector_size);
     let name: Vec<u16> = entry
         .get(56..128)?
         .chunks_exact(2)
@@ -387,21 +456,14 @@ fn read_mbr(disk: &dyn BlockRead, mbr: &Mbr) -> io::Result<DiskLayout> {
 }
 
 fn mbr_partitions(disk: &dyn BlockRead, mbr: &Mbr, sector_size: u64) -> io::Result<Vec<Partition>> {
-    let partition = |index: u32, entry: &Entry, start: u64| {
-        let (start_bytes, size_bytes) = clip(
-            start * sector_size,
-            u64::from(entry.sectors) * sector_size,
-            disk.size(),
-        )?;
-        Some(Partition {
-            index,
-            type_id: format!("0x{:02x}", entry.kind),
-            start_bytes,
-            size_bytes,
-            guid: None,
-            name: None,
-            active: entry.active,
-        })
+    let partition = |index: u32, entry: &Entry, start: u64| Partition {
+        index,
+        type_id: format!("0x{:02x}", entry.kind),
+        start_bytes: start * sector_size,
+        size_bytes: u64::from(entry.sectors) * sector_size,
+        guid: None,
+        name: None,
+        active: entry.active,
     };
     let mut partitions = Vec::new();
     let mut logical = Vec::new();
@@ -411,7 +473,7 @@ fn mbr_partitions(disk: &dyn BlockRead, mbr: &Mbr, sector_size: u64) -> io::Resu
             continue;
         }
         if !is_extended(entry.kind) {
-            partitions.extend(partition(index, entry, u64::from(entry.start)));
+            partitions.push(partition(index, entry, u64::from(entry.start)));
             continue;
         }
         let base = u64::from(entry.start);
@@ -436,7 +498,7 @@ fn mbr_partitions(disk: &dyn BlockRead, mbr: &Mbr, sector_size: u64) -> io::Resu
             }
         }
     }
-    partitions.extend(logical.into_iter().flatten());
+    partitions.append(&mut logical);
     Ok(partitions)
 }
 
@@ -592,14 +654,14 @@ mod tests {
         for (first, last, want) in [
             (100, 200, Some((51_200, 101 * 512))),
             (200, 100, None),
-            (u64::MAX, u64::MAX, None),
+            (u64::MAX, u64::MAX, Some((u64::MAX, 512))),
             (0, u64::MAX, None),
-            (100, u64::MAX - 1, Some((51_200, MIB - 51_200))),
-            (2048, 2049, None),
+            (100, u64::MAX - 1, Some((51_200, u64::MAX))),
+            (2048, 2049, Some((MIB, 1024))),
         ] {
             entry[32..40].copy_from_slice(&u64::to_le_bytes(first));
             entry[40..48].copy_from_slice(&u64::to_le_bytes(last));
-            let got = gpt_partition(&entry, 1, 512, MIB).map(|p| (p.start_bytes, p.size_bytes));
+            let got = gpt_partition(&entry, 1, 512).map(|p| (p.start_bytes, p.size_bytes));
             assert_eq!(got, want, "{first}-{last}");
         }
     }
@@ -681,8 +743,8 @@ mod tests {
             0,
             &[
                 entry(5, 64, 1000),
-                entry(7, u32::MAX, u32::MAX),
-                entry(7, 16_000, u32::MAX),
+                entry(0, u32::MAX, u32::MAX),
+                entry(7, 16_000, 384),
             ],
         );
         table(&path, 64 * 512, &[entry(7, 2, 10), entry(5, 100, 10)]);

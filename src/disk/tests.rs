@@ -426,8 +426,9 @@ fn bad_input() {
             let result = Image::open_info(&path, None, &[]).and_then(|image| image.check());
             match result {
                 Err(ImageError::Damaged { reason, .. }) => assert!(!reason.contains("json:")),
+                Err(ImageError::Short { short, .. }) => assert_eq!(short.has, part as u64),
                 // Only the unused end of the last block is gone.
-                Ok(()) if format == "vhdx" => {
+                Ok(()) if format == "vhdx" || name == "s.vmdk" => {
                     let export = Export::open_readonly(&self::open(&path)).unwrap();
                     assert_reads(&*export.disk(), &f.data, name);
                 }

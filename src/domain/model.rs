@@ -18,6 +18,8 @@ use super::network::{Attachment, Bridge};
 pub struct Machine {
     /// Free text; [`crate::domain::xml::domain_name`] makes a libvirt name of it.
     pub name: String,
+    /// The name of the source, where `name` says nothing of it.
+    pub title: Option<String>,
     pub uuid: Uuid,
     /// SMBIOS system serial number, where the source had one (licences are bound to it).
     pub serial: Option<String>,

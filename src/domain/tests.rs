@@ -50,6 +50,7 @@ fn windows(machine: &mut Machine) -> &mut WindowsFacts {
 pub(crate) fn machine() -> Machine {
     Machine {
         name: "win10".into(),
+        title: None,
         uuid: Uuid::from_u128(0x564d_1234_5678_9abc_def0_1234_5678_9abc),
         serial: None,
         genid: None,

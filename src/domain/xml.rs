@@ -160,6 +160,9 @@ impl Builder<'_> {
         if let Some(genid) = m.genid {
             domain.push(value("genid", genid.to_string()));
         }
+        if let Some(title) = &m.title {
+            domain.push(value("title", title.replace(['\r', '\n'], " ")));
+        }
         domain.push(self.metadata());
         // virt-xml takes every number here for KiB, whatever the unit says.
         let memory = m.memory_mib.saturating_mul(1024).to_string();

@@ -541,6 +541,30 @@ mod tests {
     }
 
     #[test]
+    fn short_names_are_told() {
+        use crate::drivers::media;
+        let tree = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(tree.path().join("viostor/w11/amd64")).unwrap();
+        std::fs::write(tree.path().join("viostor/w11/amd64/long-name.inf"), b"x").unwrap();
+        for (args, short) in [
+            (&["-quiet"][..], true),
+            (&["-quiet", "-U"], false),
+            (&["-quiet", "-r"], false),
+            (&["-quiet", "-J"], false),
+        ] {
+            let Some(image) = build("genisoimage", args, tree.path()) else {
+                return;
+            };
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), image).unwrap();
+            let media = media::open(file.path()).unwrap();
+            let warning = media::short_names_warning(media.as_ref());
+            assert_eq!(warning.is_some(), short, "{args:?}");
+            assert!(warning.is_none_or(|w| w.contains("8.3 characters")));
+        }
+    }
+
+    #[test]
     fn hostile_names_and_loops() {
         let tree = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(tree.path().join("aa/bb")).unwrap();

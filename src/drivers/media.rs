@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use serde::Serialize;
 
-use super::iso::{Iso, IsoError, IsoFile};
+use super::iso::{Iso, IsoError, IsoFile, Names};
 
 /// The largest file read whole: driver packages and installers are far below.
 pub const MAX_FILE: u64 = 256 * 1024 * 1024;
@@ -49,6 +49,22 @@ pub trait Media {
     fn files(&self) -> &[MediaFile];
     /// The whole file; the path may differ in case.
     fn read(&self, path: &str) -> Result<Vec<u8>, MediaError>;
+    /// Whether names are cut to eight characters and three, so that drivers with longer ones are not found.
+    fn has_short_names(&self) -> bool {
+        false
+    }
+}
+
+/// What is told about such media.
+pub fn short_names_warning(media: &dyn Media) -> Option<String> {
+    media.has_short_names().then(|| {
+        format!(
+            "{} has names of 8.3 characters only (neither Joliet nor Rock Ridge): drivers and tools with \
+             longer names are not found on it and are left out; use the ISO as the virtio-win project publishes \
+             it, or a directory with its files",
+            media.describe()
+        )
+    })
 }
 
 /// A medium with files of our own making added under a folder.
@@ -61,6 +77,10 @@ pub struct WithGenerated<'a> {
 impl Media for WithGenerated<'_> {
     fn describe(&self) -> String {
         self.medium.describe()
+    }
+
+    fn has_short_names(&self) -> bool {
+        self.medium.has_short_names()
     }
 
     fn files(&self) -> &[MediaFile] {
@@ -278,9 +298,18 @@ fn check_size(file: &MediaFile) -> Result<(), MediaError> {
     Ok(())
 }
 
+/// Eight characters and three, in every directory of the path.
+fn is_short(file: &MediaFile) -> bool {
+    file.path.split('/').all(|name| {
+        let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
+        stem.len() <= 8 && extension.len() <= 3
+    })
+}
+
 struct IsoImage {
     path: String,
     label: String,
+    short_names: bool,
     image: Mutex<Iso<BufReader<File>>>,
     files: Vec<MediaFile>,
     iso_files: Vec<IsoFile>,
@@ -312,6 +341,7 @@ impl IsoImage {
         Ok(Self {
             path: name,
             label: iso.label.clone(),
+            short_names: iso.names() == Names::Plain && files.iter().all(is_short),
             image: Mutex::new(iso),
             index: index(&files),
             files,
@@ -323,6 +353,10 @@ impl IsoImage {
 impl Media for IsoImage {
     fn describe(&self) -> String {
         format!("ISO image {} ({})", self.path, self.label)
+    }
+
+    fn has_short_names(&self) -> bool {
+        self.short_names
     }
 
     fn files(&self) -> &[MediaFile] {

@@ -417,8 +417,14 @@ fn read_hives(
     out.os.build = Some(version.build);
     out.os.revision = version.revision;
     let Some(arch) = arch else {
-        out.findings.push(unknown_windows(
-            "neither ntoskrnl.exe nor PROCESSOR_ARCHITECTURE names a processor we know",
+        out.findings.push(Finding::blocker(
+            "unknown-architecture",
+            format!(
+                "the processor architecture of this Windows (build {}) is not known: no driver can be chosen for it",
+                version.build
+            ),
+            "check that Windows is for x86, x64 or ARM64, and that System32\\ntoskrnl.exe is whole",
+            "neither ntoskrnl.exe nor PROCESSOR_ARCHITECTURE names a known processor",
         ));
         return Ok(false);
     };

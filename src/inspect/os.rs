@@ -68,6 +68,8 @@ pub struct Version {
     pub server: bool,
 }
 
+/// First build that is Windows 10.
+const WINDOWS_10: u32 = 10_240;
 /// First build that is Windows 11.
 const WINDOWS_11: u32 = 22_000;
 
@@ -84,18 +86,20 @@ pub fn version(
     };
     let number =
         |name: &str| -> Result<Option<u32>> { Ok(text(name)?.and_then(|t| t.parse().ok())) };
+    let Some(build) = number("CurrentBuildNumber")?.or(number("CurrentBuild")?) else {
+        return Ok(None);
+    };
     let (major, minor) = match key.dword("CurrentMajorVersionNumber")? {
         Some(major) => (
             major,
             key.dword("CurrentMinorVersionNumber")?.unwrap_or_default(),
         ),
+        // `CurrentVersion` stays at 6.3 for good.
+        None if build >= WINDOWS_10 => (10, 0),
         None => match text("CurrentVersion")?.as_deref().and_then(parse_version) {
             Some(version) => version,
             None => return Ok(None),
         },
-    };
-    let Some(build) = number("CurrentBuildNumber")?.or(number("CurrentBuild")?) else {
-        return Ok(None);
     };
     let product_type = system
         .key(&format!("{control_set}\\Control\\ProductOptions"))?

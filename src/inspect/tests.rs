@@ -328,6 +328,41 @@ fn versions_by_number() {
     }
 }
 
+/// Some tools copy hives without it, and `CurrentVersion` stays at 6.3.
+#[test]
+fn a_build_number_without_a_major_version() {
+    for (build, want) in [(9600, (6, 3)), (10_240, (10, 0)), (22_631, (10, 0))] {
+        let mut software = software("6.3", 9600, "Windows 10 Pro", "Client");
+        let key = "Microsoft\\Windows NT\\CurrentVersion";
+        software.sz(key, "CurrentBuild", &build.to_string()).sz(
+            key,
+            "CurrentBuildNumber",
+            &build.to_string(),
+        );
+        let shape = Shape {
+            software,
+            ..Shape::windows_11()
+        };
+        let inspection = shape.inspect();
+        let folders = inspection.os.driver_folders.clone();
+        let target = inspection.windows.unwrap().target;
+        assert_eq!((target.major, target.minor), want, "{build}");
+        assert_eq!(folders.contains(&"w11".to_string()), build == 22_631);
+    }
+}
+
+#[test]
+fn only_the_processor_is_unknown() {
+    let mut shape = Shape::windows_11();
+    shape
+        .guest
+        .file(2, "Win/System32/ntoskrnl.exe", fake_pe(0x1c4));
+    let inspection = shape.inspect();
+    assert_eq!(inspection.os.build, Some(26_100));
+    assert_eq!(ids(&inspection), ["unknown-architecture"]);
+    assert!(inspection.findings[0].message.contains("build 26100"));
+}
+
 #[test]
 fn compact_os_takes_the_processor_from_the_registry() {
     let mut shape = Shape::windows_11();

@@ -43,8 +43,7 @@ impl OpenDisk {
         let export = Export::open_readonly_for(image, Reach::User)?;
         let disk = export.disk();
         let shown = image.path().display();
-        let layout = partition::read_layout(disk.as_ref())
-            .map_err(|e| Error::failed(format!("reading the partitions of {shown}")).because(e))?;
+        let layout = partition::read_layout(disk.as_ref()).map_err(|e| e.of(&shown))?;
         let guest = embedded::open(disk, &layout)
             .map_err(|e| Error::failed(format!("opening the volumes of {shown}")).because(e))?;
         Ok(Self {

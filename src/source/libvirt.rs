@@ -42,6 +42,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             });
         };
         vm.disks.push(SourceDisk {
+            name: disk.target.clone(),
             path: file,
             format: disk.format,
             controller: disk.controller,
@@ -73,9 +74,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
     vm.uuid = domain.text_of("uuid").and_then(|t| t.parse().ok());
     vm.genid = domain.text_of("genid").and_then(|t| t.parse().ok());
     vm.memory_mib = domain.first("memory").and_then(memory_mib);
-    vm.vcpus = domain.text_of("vcpu").and_then(|t| t.parse().ok());
-    let topology = domain.path("cpu/topology");
-    vm.cores_per_socket = topology.and_then(|t| t.attr("cores")?.parse().ok());
+    processors(domain, &mut vm);
     vm.serial = domain.path("sysinfo/system").and_then(|system| {
         let mut entries = system.all("entry");
         let entry = entries.find(|e| e.attr("name") == Some("serial"))?;
@@ -97,6 +96,27 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
     // A boot order decides over the bus and the target name.
     disks.sort_by_key(|(order, disk)| (*order, disk.controller, disk.order));
     Ok((vm, disks.into_iter().map(|(_, disk)| disk).collect()))
+}
+
+/// `<vcpu>` says how many there are; without it the topology does, and without both there is one. Dies and
+/// clusters are parts of a socket and count as cores.
+fn processors(domain: &Element, vm: &mut SourceVm) {
+    let topology = domain.path("cpu/topology");
+    let part = |name: &str| -> Option<u32> {
+        let part = topology?
+            .attr(name)
+            .map_or(Some(1), |n| n.trim().parse().ok());
+        part.filter(|n| *n > 0)
+    };
+    let product = |names: &[&str]| {
+        let mut parts = names.iter().map(|name| part(name));
+        parts.try_fold(1u32, |n, part| n.checked_mul(part?))
+    };
+    vm.cores_per_socket = product(&["dies", "clusters", "cores"]);
+    vm.threads_per_core = part("threads");
+    let written = domain.text_of("vcpu").and_then(|t| t.parse().ok());
+    let all = product(&["sockets", "dies", "clusters", "cores", "threads"]);
+    vm.vcpus = Some(written.or(all).unwrap_or(1));
 }
 
 fn firmware(domain: &Element, vm: &mut SourceVm) {
@@ -182,18 +202,22 @@ fn nic(interface: &Element) -> SourceNic {
     }
 }
 
+/// As libvirt's `virScaleInteger`: without regard to case, `k` and `KiB` are 1024, `KB` is 1000.
 fn memory_mib(memory: &Element) -> Option<u64> {
     let value: u64 = memory.text.parse().ok()?;
-    let unit = match memory.attr("unit").unwrap_or("KiB") {
-        "b" | "bytes" => 1,
-        "KB" => 1000,
-        "k" | "KiB" => 1 << 10,
-        "MB" => 1_000_000,
-        "M" | "MiB" => 1 << 20,
-        "GB" => 1_000_000_000,
-        "G" | "GiB" => 1 << 30,
-        "T" | "TiB" => 1u64 << 40,
-        _ => return None,
+    let unit = memory.attr("unit").unwrap_or("KiB").to_ascii_lowercase();
+    let bytes = match unit.as_str() {
+        "b" | "byte" | "bytes" => 1,
+        unit => {
+            let (letter, rest) = unit.split_at_checked(1)?;
+            let power = 1 + "kmgtpe".find(letter)?;
+            let base: u64 = match rest {
+                "" | "ib" => 1024,
+                "b" => 1000,
+                _ => return None,
+            };
+            base.checked_pow(u32::try_from(power).ok()?)?
+        }
     };
-    Some(value.checked_mul(unit)? >> 20).filter(|mib| *mib > 0)
+    Some(value.checked_mul(bytes)? >> 20).filter(|mib| *mib > 0)
 }

@@ -3,7 +3,11 @@
 //! DSP0243 section 6: lines `SHA256(file.vmdk)= 64 hex digits`. SHA-1 is what older tools write;
 //! it guards against damage here, not against people. A signature (`.cert`) is not checked.
 
+use std::path::Path;
+
 use sha2::Digest as _;
+
+use super::ovf::percent_decode;
 
 const MAX_LINES: usize = 10_000;
 
@@ -46,9 +50,12 @@ impl Algorithm {
 }
 
 impl Manifest {
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+    /// The digests, and the numbers of the lines that are none. A file whose line is unreadable is not
+    /// verified; the others are.
+    pub fn parse(bytes: &[u8]) -> Result<(Self, Vec<usize>), String> {
         let text = String::from_utf8_lossy(bytes);
-        let mut entries = Vec::new();
+        let text = text.trim_start_matches('\u{feff}');
+        let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
         for (n, line) in text.lines().map(str::trim).enumerate() {
             if line.is_empty() {
                 continue;
@@ -56,15 +63,31 @@ impl Manifest {
             if n > MAX_LINES {
                 return Err(format!("more than {MAX_LINES} lines"));
             }
-            let entry = parse_line(line);
-            entries.push(entry.ok_or_else(|| format!("line {}: not a digest", n + 1))?);
+            match parse_line(line) {
+                Some(entry) => entries.push(entry),
+                None => unreadable.push(n + 1),
+            }
         }
-        Ok(Self { entries })
+        Ok((Self { entries }, unreadable))
     }
 
-    /// The entry for a file of the package.
+    /// The entry for a file of a package that is not an archive.
+    pub fn of_path(&self, path: &Path) -> Option<&Entry> {
+        let ends = |name: &str| path.ends_with(name.trim_start_matches("./"));
+        let mut entries = self.entries.iter();
+        entries.find(|e| ends(&e.file) || ends(&percent_decode(&e.file)))
+    }
+
+    /// The entry for a file of the package; some producers percent-encode its name, as in an href.
     pub fn of(&self, file: &str) -> Option<&Entry> {
-        self.entries.iter().find(|e| e.file == file)
+        let plain = |name: &str| name.trim_start_matches("./").to_owned();
+        let file = plain(file);
+        let mut entries = self.entries.iter();
+        let exact = entries.find(|e| plain(&e.file) == file);
+        exact.or_else(|| {
+            let mut entries = self.entries.iter();
+            entries.find(|e| plain(&percent_decode(&e.file)) == file)
+        })
     }
 }
 

@@ -13,6 +13,7 @@
 //!
 //! What a source says is a hint. Facts found inside the guest win over it.
 
+pub mod charset;
 pub mod find;
 pub mod libvirt;
 pub mod manifest;
@@ -28,7 +29,7 @@ mod tests;
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
@@ -36,6 +37,7 @@ use uuid::Uuid;
 
 use crate::domain::MacAddr;
 use crate::domain::element::XmlError;
+use crate::error::Blocker;
 
 pub use manifest::Manifest;
 
@@ -63,6 +65,7 @@ pub struct SourceVm {
     pub memory_mib: Option<u64>,
     pub vcpus: Option<u32>,
     pub cores_per_socket: Option<u32>,
+    pub threads_per_core: Option<u32>,
     pub firmware: Option<SourceFirmware>,
     pub secure_boot: bool,
     pub tpm: bool,
@@ -85,6 +88,8 @@ pub enum SourceFirmware {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceDisk {
+    /// As the description names it, for messages.
+    pub name: String,
     /// The image, or the archive it is packed in.
     pub path: PathBuf,
     /// What the description says, in QEMU's words (`vmdk`, `raw`, ...); absent when it is silent.
@@ -164,6 +169,33 @@ pub enum SourceError {
     },
     #[error("{path} refers to {reference:?}, outside its folder: not followed")]
     Outside { path: PathBuf, reference: String },
+    #[error(
+        "disk {second} of {path} is not here: {file} is disk {first}, and one file cannot be both"
+    )]
+    SameFile {
+        path: PathBuf,
+        first: String,
+        second: String,
+        file: PathBuf,
+    },
+    #[error("the machine of {path} is suspended (its memory is in {state})")]
+    Suspended { path: PathBuf, state: String },
+    #[error("{path} has no configuration {wanted:?}: {known}")]
+    NoConfiguration {
+        path: PathBuf,
+        wanted: String,
+        known: String,
+    },
+    #[error(
+        "{path} was made over a {parent} of content id {wanted:08x}, and the file of that name has \
+         {found:08x}: it was written to since, or is another disk"
+    )]
+    OtherParent {
+        path: PathBuf,
+        parent: PathBuf,
+        wanted: u32,
+        found: u32,
+    },
     #[error("{path} describes no disk")]
     NoDisk { path: PathBuf },
     #[error("{path} describes {count} machines, and one is converted at a time")]
@@ -188,7 +220,17 @@ pub enum SourceError {
 
 pub type Result<T, E = SourceError> = std::result::Result<T, E>;
 
+const SUSPENDED: &str = "resume it and shut it down from inside, then copy it again: what it had in memory is not on its disks";
+
 impl SourceError {
+    /// What this is when it is no failure but a refusal.
+    pub fn blocker(&self) -> Option<Blocker> {
+        match self {
+            Self::Suspended { .. } => Some(Blocker::new("suspended", self.to_string(), SUSPENDED)),
+            _ => None,
+        }
+    }
+
     /// What to do about it; `None` where the message says so, or only the host knows.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
@@ -200,6 +242,15 @@ impl SourceError {
             Self::MissingDisk { .. } => "copy all files of the machine into one folder",
             Self::Outside { .. } => "put the disk beside the description, or name the disk itself",
             Self::NoDisk { .. } => "name a disk image",
+            Self::SameFile { .. } => {
+                "copy each disk's own file; two of one name go into folders named like those of the \
+                 description, e.g. DATASTORE/FOLDER beside the .vmx"
+            }
+            Self::Suspended { .. } => SUSPENDED,
+            Self::OtherParent { .. } => {
+                "copy the whole chain again while the VM is off, or consolidate the snapshots on the old host"
+            }
+            Self::NoConfiguration { .. } => "name one of these with --ovf-configuration",
             Self::SeveralMachines { .. } => "name the disk image of one of them",
             Self::Checksum { .. } => "copy or export the machine again",
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::Other => {
@@ -208,6 +259,13 @@ impl SourceError {
             Self::Unsupported { .. } | Self::Io { .. } => return None,
         })
     }
+}
+
+/// How a description is read.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The deployment option of an OVF.
+    pub ovf_configuration: Option<String>,
 }
 
 impl SourceVm {
@@ -219,6 +277,7 @@ impl SourceVm {
             memory_mib: None,
             vcpus: None,
             cores_per_socket: None,
+            threads_per_core: None,
             firmware: None,
             secure_boot: false,
             tpm: false,
@@ -229,6 +288,18 @@ impl SourceVm {
             notes: Vec::new(),
             manifest: Manifest::default(),
         }
+    }
+
+    /// What the manifest of a package says; what is unreadable in it is a note.
+    fn take_manifest(&mut self, text: &[u8]) -> Result<(), String> {
+        let (manifest, unreadable) = Manifest::parse(text)?;
+        self.manifest = manifest;
+        for line in unreadable {
+            self.note(format!(
+                "line {line} of the manifest is no digest: the file it is about is not verified"
+            ));
+        }
+        Ok(())
     }
 
     fn note(&mut self, note: impl AsRef<str>) {
@@ -252,6 +323,10 @@ impl SourceVm {
 
 /// Reads what SOURCE is.
 pub fn open(path: &Path) -> Result<SourceVm> {
+    open_with(path, &Options::default())
+}
+
+pub fn open_with(path: &Path, options: &Options) -> Result<SourceVm> {
     let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => SourceError::NotFound { path: path.into() },
         _ => SourceError::Io {
@@ -261,12 +336,12 @@ pub fn open(path: &Path) -> Result<SourceVm> {
         },
     })?;
     if meta.is_dir() {
-        return open_folder(path);
+        return open_folder(path, options);
     }
     let mut vm = match extension(path).as_str() {
         "vmx" | "vmtx" => vmx::open(path)?,
-        "ovf" => ovf::open(path)?,
-        "ova" => ova::open(path)?,
+        "ovf" => ovf::open(path, options)?,
+        "ova" => ova::open(path, options)?,
         "xml" => libvirt::open(path)?,
         _ => open_disk(path),
     };
@@ -276,6 +351,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     if vm.disks.is_empty() {
         return Err(SourceError::NoDisk { path: path.into() });
     }
+    refuse_same_files(path, &vm.disks)?;
     for disk in &vm.disks {
         if disk.packed.is_none() {
             vmdk::check_files(&disk.path)?;
@@ -284,9 +360,42 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     Ok(vm)
 }
 
+/// Two disks of one file would be two copies of one, and the other disk would be lost: two files of one
+/// name on two datastores end up so.
+fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
+    type Place = (u64, u64, Option<u64>);
+    let mut seen: Vec<(Place, &SourceDisk)> = Vec::new();
+    for disk in disks {
+        let Ok(meta) = std::fs::metadata(&disk.path) else {
+            continue;
+        };
+        let member = disk
+            .packed
+            .as_ref()
+            .and_then(|p| p.member)
+            .map(|(at, _)| at);
+        let (device, inode) = match meta.file_type().is_block_device() {
+            true => (meta.rdev(), 0),
+            false => (meta.dev(), meta.ino()),
+        };
+        let place = (device, inode, member);
+        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == place) {
+            return Err(SourceError::SameFile {
+                path: path.into(),
+                first: first.name.clone(),
+                second: disk.name.clone(),
+                file: disk.path.clone(),
+            });
+        }
+        seen.push((place, disk));
+    }
+    Ok(())
+}
+
 fn open_disk(path: &Path) -> SourceVm {
     let mut vm = SourceVm::new(SourceKind::Disk, &stem(path));
     vm.disks.push(SourceDisk {
+        name: stem(path),
         path: path.into(),
         format: None,
         controller: Controller::Unknown,
@@ -297,8 +406,9 @@ fn open_disk(path: &Path) -> SourceVm {
 }
 
 /// A folder with one description in it, or a Hyper-V export.
-fn open_folder(dir: &Path) -> Result<SourceVm> {
-    let files = files_below(dir, 3)?;
+fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
+    let mut files = files_below(dir, 3)?;
+    files.retain(|file| !is_apple_double(file));
     for kind in ["vmx", "ovf"] {
         let found: Vec<&PathBuf> = files
             .iter()
@@ -306,7 +416,7 @@ fn open_folder(dir: &Path) -> Result<SourceVm> {
             .collect();
         match found.as_slice() {
             [] => {}
-            [one] => return open(one),
+            [one] => return open_with(one, options),
             several => {
                 return Err(SourceError::SeveralMachines {
                     path: dir.into(),
@@ -333,6 +443,7 @@ fn open_folder(dir: &Path) -> Result<SourceVm> {
     let mut vm = SourceVm::new(SourceKind::HyperV, &stem(dir));
     for (n, file) in with("vhdx").chain(with("vhd")).enumerate() {
         vm.disks.push(SourceDisk {
+            name: stem(file),
             path: file.clone(),
             format: Some(
                 if extension(file) == "vhd" {
@@ -357,6 +468,12 @@ fn open_folder(dir: &Path) -> Result<SourceVm> {
     Ok(vm)
 }
 
+/// What macOS writes beside every file on a foreign file system, and into every archive: `._name`.
+fn is_apple_double(name: &Path) -> bool {
+    let name = name.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b"._")
+}
+
 fn files_below(dir: &Path, depth: u32) -> Result<Vec<PathBuf>> {
     let error = |source| SourceError::Io {
         what: "listing",
@@ -379,6 +496,17 @@ fn files_below(dir: &Path, depth: u32) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+/// The names of the files in `dir` with this extension.
+fn siblings(dir: &Path, wanted: &str) -> Vec<std::ffi::OsString> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().take(10_000);
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let mut names: Vec<_> = names
+        .filter(|name| extension(Path::new(name)) == wanted)
+        .collect();
+    names.sort();
+    names
 }
 
 fn extension(path: &Path) -> String {

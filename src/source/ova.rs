@@ -17,14 +17,17 @@ use super::{
 
 const COPY_BUFFER: usize = 1 << 20;
 
-pub fn open(path: &Path) -> Result<SourceVm> {
+pub fn open(path: &Path, options: &super::Options) -> Result<SourceVm> {
     let mut file = super::open_file(path).map_err(|e| io_error("opening", path, e))?;
-    let mut magic = [0; 2];
-    if file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b] {
+    let mut magic = [0; 6];
+    let read = file
+        .read(&mut magic)
+        .map_err(|e| io_error("reading", path, e))?;
+    if let Some(what) = packed_as(&magic[..read]) {
         return Err(SourceError::Unsupported {
             path: path.into(),
-            what: "a gzip'd archive".into(),
-            remedy: "an OVA is a plain tar; unpack it and name the .ovf in it",
+            what: format!("an OVA that is {what}"),
+            remedy: "an OVA is a plain tar; unpack it and name the .ova or .ovf in it",
         });
     }
     let members = tar::members(&file).map_err(|error| match error {
@@ -35,6 +38,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
         let dotted = format!(".{extension}");
         members
             .iter()
+            .filter(|m| !super::is_apple_double(Path::new(&m.name)))
             .filter(move |m| m.name.to_ascii_lowercase().ends_with(&dotted))
     };
     let descriptor = match with("ovf").collect::<Vec<_>>().as_slice() {
@@ -48,14 +52,14 @@ pub fn open(path: &Path) -> Result<SourceVm> {
         }
     };
     let text = read_member(path, &mut file, descriptor)?;
-    let (mut vm, disks) = ovf::parse(path, &text)?;
+    let (mut vm, disks) = ovf::parse(path, &text, options)?;
     vm.kind = SourceKind::Ova;
     if vm.name.is_empty() {
         vm.name = stem(path);
     }
     if let Some(member) = with("mf").next() {
         let bytes = read_member(path, &mut file, member)?;
-        vm.manifest = Manifest::parse(&bytes)
+        vm.take_manifest(&bytes)
             .map_err(|reason| invalid(path, format!("{}: {reason}", super::clean(&member.name))))?;
         check_bytes(path, &vm.manifest, base(&descriptor.name), &text)?;
     }
@@ -63,7 +67,9 @@ pub fn open(path: &Path) -> Result<SourceVm> {
         // Hrefs are relative to the descriptor, which may sit in a folder of the archive.
         let folder = descriptor.name.strip_suffix(base(&descriptor.name));
         let wanted = format!("{}{}", folder.unwrap_or_default(), disk.href);
-        let Some(member) = members.iter().find(|m| same_name(&m.name, &wanted)) else {
+        let written = format!("{}{}", folder.unwrap_or_default(), disk.written);
+        let named = |name: &str| members.iter().find(|m| same_name(&m.name, name));
+        let Some(member) = named(&wanted).or_else(|| named(&written)) else {
             return Err(SourceError::MissingDisk {
                 path: path.into(),
                 missing: path.join(super::clean(&wanted)),
@@ -71,6 +77,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             });
         };
         vm.disks.push(SourceDisk {
+            name: super::clean(&disk.href),
             path: path.into(),
             format: disk.format,
             controller: disk.controller,
@@ -78,7 +85,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             packed: Some(Packed {
                 name: disk.href,
                 member: Some((member.offset, member.size)),
-                gzip: disk.gzip,
+                gzip: disk.gzip || starts_with(&file, member, &ovf::GZIP),
                 capacity: disk.capacity,
             }),
         });
@@ -86,16 +93,32 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     Ok(vm)
 }
 
+/// What a file is that was to be a tar.
+fn packed_as(magic: &[u8]) -> Option<&'static str> {
+    const KINDS: [(&[u8], &str); 6] = [
+        (b"\x1f\x8b", "a gzip'd archive"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\xfd7zXZ\0", "an xz'd archive"),
+        (b"\x28\xb5\x2f\xfd", "a zstd'd archive"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive"),
+        (b"BZh", "a bzip2'd archive"),
+    ];
+    let kind = KINDS.iter().find(|(start, _)| magic.starts_with(start));
+    kind.map(|(_, what)| *what)
+}
+
+fn starts_with(file: &File, member: &Member, start: &[u8]) -> bool {
+    let mut bytes = vec![0; start.len()];
+    let read = std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, member.offset);
+    member.size >= start.len() as u64 && read.is_ok() && bytes == start
+}
+
 /// See [`SourceVm::prepare`].
 pub(super) fn prepare(vm: &mut SourceVm, work: &Path) -> Result<()> {
     for (n, disk) in vm.disks.iter_mut().enumerate() {
         let entry = match &disk.packed {
             Some(packed) => vm.manifest.of(&packed.name),
-            None => vm
-                .manifest
-                .entries
-                .iter()
-                .find(|e| disk.path.ends_with(&e.file)),
+            None => vm.manifest.of_path(&disk.path),
         };
         let mut hasher = entry.map(|e| Hasher::new(e.algorithm));
         let target = disk.packed.as_ref().map(|packed| {

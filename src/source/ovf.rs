@@ -4,6 +4,11 @@
 //! the disks, the hardware items (RASD and its 2.x forms), and the firmware settings of VMware
 //! (`Config`) and VirtualBox (`Firmware`).
 //!
+//! An item with a `bound` is a limit, not a value. One with a `configuration` belongs to these deployment
+//! options only; it stands beside, or in the place of, an item of the same `InstanceID` (where there is
+//! none, of memory and processors) without one. Which configuration is taken: the one asked for, else the
+//! default, else the first.
+//!
 //! Surprises: a disk item points at a disk or straight at a file; the order of the items is not
 //! the order of the disks, which is by controller and `AddressOnParent`; `AllocationUnits` is a
 //! formula (`byte * 2^20`) or an old-fashioned word.
@@ -13,7 +18,7 @@ use std::path::Path;
 use crate::domain::element::Element;
 
 use super::{
-    Controller, Manifest, Packed, Result, SourceDisk, SourceError, SourceFirmware, SourceKind,
+    Controller, Options, Packed, Result, SourceDisk, SourceError, SourceFirmware, SourceKind,
     SourceNic, SourceVm, clean, folder_of, inside, read_description,
 };
 
@@ -22,6 +27,8 @@ use super::{
 pub struct OvfDisk {
     /// Relative, percent-decoded.
     pub href: String,
+    /// The same as it is written.
+    pub written: String,
     pub gzip: bool,
     /// The size of the disk, in bytes.
     pub capacity: Option<u64>,
@@ -30,15 +37,23 @@ pub struct OvfDisk {
     pub order: (u32, u32),
 }
 
-pub fn open(path: &Path) -> Result<SourceVm> {
+pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
     let bytes = read_description(path)?;
-    let (mut vm, disks) = parse(path, &bytes)?;
+    let (mut vm, disks) = parse(path, &bytes, options)?;
     let dir = folder_of(path);
     for disk in disks {
-        let file = inside(dir, &disk.href).ok_or_else(|| SourceError::Outside {
+        // Decoded where that is the file, else as it is written: not every producer encodes a `%`.
+        let outside = || SourceError::Outside {
             path: path.into(),
             reference: disk.href.clone(),
-        })?;
+        };
+        let mut file = inside(dir, &disk.href).ok_or_else(outside)?;
+        if !file.exists()
+            && let Some(plain) = inside(dir, &disk.written).filter(|f| f.exists())
+        {
+            file = plain;
+        }
+        let gzip = disk.gzip || is_gzip(&file);
         if !file.exists() {
             return Err(SourceError::MissingDisk {
                 path: path.into(),
@@ -47,11 +62,12 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             });
         }
         vm.disks.push(SourceDisk {
+            name: disk.href.clone(),
             path: file,
             format: disk.format,
             controller: disk.controller,
             order: disk.order,
-            packed: disk.gzip.then(|| Packed {
+            packed: gzip.then(|| Packed {
                 name: disk.href.clone(),
                 member: None,
                 gzip: true,
@@ -62,18 +78,30 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     let manifest = path.with_extension("mf");
     if manifest.exists() {
         let text = read_description(&manifest)?;
-        vm.manifest = Manifest::parse(&text).map_err(|reason| SourceError::Invalid {
-            path: manifest,
-            reason,
-        })?;
+        vm.take_manifest(&text)
+            .map_err(|reason| SourceError::Invalid {
+                path: manifest,
+                reason,
+            })?;
         let own = path.file_name().map(|n| n.to_string_lossy().into_owned());
         super::ova::check_bytes(path, &vm.manifest, &own.unwrap_or_default(), &bytes)?;
     }
     Ok(vm)
 }
 
+/// A disk that was packed without a word about it.
+pub(super) fn is_gzip(file: &Path) -> bool {
+    let mut magic = [0; 3];
+    let read =
+        super::open_file(file).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut magic));
+    read.is_ok() && magic == GZIP
+}
+
+/// With the only method there is, deflate.
+pub(super) const GZIP: [u8; 3] = [0x1f, 0x8b, 8];
+
 /// The machine an envelope describes, without looking at any file. `path` is for errors.
-pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<OvfDisk>)> {
+pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, Vec<OvfDisk>)> {
     let root = Element::parse(bytes).map_err(|source| SourceError::Xml {
         path: path.into(),
         source,
@@ -101,19 +129,26 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<OvfDisk>)> {
         SourceKind::Ovf,
         name.or(system.attr("id")).unwrap_or_default(),
     );
+    let machine = system.first("Machine");
+    if let Some(state) = machine.and_then(|m| m.attr("stateFile")) {
+        return Err(SourceError::Suspended {
+            path: path.into(),
+            state: clean(state),
+        });
+    }
     firmware(system, &mut vm);
-    let hardware: Vec<Item> = system
-        .first("VirtualHardwareSection")
-        .map(|section| section.children.iter().filter_map(Item::new).collect())
-        .unwrap_or_default();
+    let configuration = configuration(path, &root, options, &mut vm)?;
+    let hardware = hardware(system, configuration.as_deref());
     let mut disks = Vec::new();
     for item in &hardware {
         match item.kind {
             3 => {
-                vm.vcpus = item.quantity().and_then(|n| u32::try_from(n).ok());
-                vm.cores_per_socket = item.text("CoresPerSocket").and_then(|t| t.parse().ok());
+                let count = item.quantity().and_then(|n| u32::try_from(n).ok());
+                vm.vcpus = count.or(vm.vcpus);
+                let cores = item.text("CoresPerSocket").and_then(|t| t.parse().ok());
+                vm.cores_per_socket = cores.or(vm.cores_per_socket);
             }
-            4 => vm.memory_mib = memory_mib(item),
+            4 => vm.memory_mib = memory_mib(item).or(vm.memory_mib),
             10 => vm.nics.push(nic(item, &mut vm.notes)),
             14..=16 => vm.note(format!("{} is left out", item.label())),
             17 => {
@@ -167,6 +202,77 @@ fn firmware(system: &Element, vm: &mut SourceVm) {
     }
     let machine = system.first("Machine").and_then(|m| m.attr("uuid"));
     vm.uuid = machine.and_then(|id| id.parse().ok());
+}
+
+/// The deployment option that counts, where there are any.
+fn configuration(
+    path: &Path,
+    root: &Element,
+    options: &Options,
+    vm: &mut SourceVm,
+) -> Result<Option<String>> {
+    let sections = root.all("DeploymentOptionSection");
+    let listed: Vec<&Element> = sections.flat_map(|s| s.all("Configuration")).collect();
+    let ids: Vec<String> = listed
+        .iter()
+        .filter_map(|c| c.attr("id").map(clean))
+        .collect();
+    if let Some(wanted) = &options.ovf_configuration {
+        if !ids.contains(wanted) {
+            return Err(SourceError::NoConfiguration {
+                path: path.into(),
+                wanted: clean(wanted),
+                known: match ids.is_empty() {
+                    true => "it has none".into(),
+                    false => format!("it has {}", ids.join(", ")),
+                },
+            });
+        }
+        return Ok(Some(wanted.clone()));
+    }
+    let default = listed
+        .iter()
+        .find(|c| matches!(c.attr("default"), Some("true" | "1")))
+        .or(listed.first())
+        .and_then(|c| c.attr("id"));
+    if let Some(id) = default {
+        vm.note(format!(
+            "the OVF has the configurations {}: {id} is taken; --ovf-configuration names another",
+            ids.join(", ")
+        ));
+    }
+    Ok(default.map(str::to_owned))
+}
+
+/// The items that count in this configuration.
+fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Vec<Item<'a>> {
+    let sections: Vec<&Element> = system.all("VirtualHardwareSection").collect();
+    // There may be one for each kind of hypervisor; the first is taken.
+    let section = sections.first();
+    let items = section.into_iter().flat_map(|s| &s.children);
+    let items = items.filter_map(Item::new).filter(|item| {
+        let bound = item.element.attr("bound").unwrap_or("normal");
+        bound == "normal" || bound.is_empty()
+    });
+    let (mut common, mut special) = (Vec::new(), Vec::new());
+    for item in items {
+        match item.element.attr("configuration") {
+            None => common.push(item),
+            Some(ids) if configuration.is_some_and(|c| ids.split_whitespace().any(|i| i == c)) => {
+                special.push(item);
+            }
+            Some(_) => {}
+        }
+    }
+    let replaced = |item: &Item| {
+        special.iter().any(|s: &Item| match item.kind {
+            3 | 4 => s.kind == item.kind,
+            _ => s.kind == item.kind && s.text("InstanceID") == item.text("InstanceID"),
+        })
+    };
+    common.retain(|item| !replaced(item));
+    common.append(&mut special);
+    common
 }
 
 struct Item<'a> {
@@ -276,7 +382,7 @@ fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
         _ => (None, None),
     };
     // A disk without a file is an empty one to be made at deployment.
-    let Some(file_id) = file_id else {
+    let Some(file_id) = file_id.filter(|id| !id.trim().is_empty()) else {
         return Ok(None);
     };
     let files = root.first("References").into_iter();
@@ -287,8 +393,9 @@ fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
     if file.attr("chunkSize").is_some() {
         return Err("its disk is split into chunks, which is not supported".into());
     }
-    let href = file.attr("href").and_then(percent_decode);
-    let href = href.ok_or_else(|| format!("file {} has no usable href", clean(file_id)))?;
+    let written = file.attr("href").filter(|h| !h.is_empty());
+    let written = written.ok_or_else(|| format!("file {} has no href", clean(file_id)))?;
+    let href = percent_decode(written);
     if href.contains("://") {
         return Err(format!(
             "its disk is at {}, and disks are not fetched from the network",
@@ -302,6 +409,7 @@ fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
     };
     Ok(Some(OvfDisk {
         href,
+        written: written.to_owned(),
         gzip,
         capacity,
         format,
@@ -349,21 +457,22 @@ fn unit_bytes(units: &str) -> Option<u64> {
     }
 }
 
-fn percent_decode(href: &str) -> Option<String> {
+/// A `%` that begins no code is a `%`.
+pub(super) fn percent_decode(href: &str) -> String {
     let mut out = Vec::with_capacity(href.len());
     let mut rest = href.as_bytes();
     while let [first, tail @ ..] = rest {
-        if *first == b'%' {
-            let digits = std::str::from_utf8(tail.get(..2)?).ok()?;
-            if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-                return None;
+        let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                rest = &tail[2..];
             }
-            out.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &tail[2..];
-        } else {
-            out.push(*first);
-            rest = tail;
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
         }
     }
-    String::from_utf8(out).ok().filter(|s| !s.is_empty())
+    String::from_utf8(out).unwrap_or_else(|_| href.to_owned())
 }

@@ -24,13 +24,67 @@ const MAX_EXTENTS: usize = 4096;
 pub struct Descriptor {
     pub extents: Vec<String>,
     pub parent: Option<String>,
+    pub content_id: Option<u32>,
+    /// What the parent's content id was when the delta was made.
+    pub parent_content_id: Option<u32>,
+    /// What QEMU cannot read in it: a pointer to a device, encrypted data.
+    pub unreadable: Option<Unreadable>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    RawDevice,
+    Encrypted,
+}
+
+impl Unreadable {
+    /// What it is, and what to do.
+    fn told(self) -> (&'static str, &'static str) {
+        match self {
+            Self::RawDevice => (
+                "a pointer to a raw device (RDM), which holds no data itself,",
+                "copy the LUN: vmkfstools -i DISK.vmdk COPY.vmdk on ESXi makes an ordinary disk of it, or name \
+                 the block device where this host sees the LUN",
+            ),
+            Self::Encrypted => (
+                "a disk encrypted by VMware",
+                "remove the encryption in VMware, then copy the disk again",
+            ),
+        }
+    }
+}
+
+/// `key=value` of a descriptor, without regard to case; values may be quoted.
+fn setting<'t>(line: &'t str, key: &str) -> Option<&'t str> {
+    let (name, value) = line.split_once('=')?;
+    let value = value.trim().trim_matches('"');
+    name.trim().eq_ignore_ascii_case(key).then_some(value)
 }
 
 impl Descriptor {
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let text = String::from_utf8_lossy(bytes);
         let mut descriptor = Self::default();
+        let id = |text: &str| u32::from_str_radix(text, 16).ok();
         for line in text.lines() {
+            if let Some(value) = setting(line, "CID") {
+                descriptor.content_id = id(value);
+            } else if let Some(value) = setting(line, "parentCID") {
+                descriptor.parent_content_id = id(value).filter(|id| *id != u32::MAX);
+            } else if let Some(kind) = setting(line, "createType") {
+                const DEVICES: [&str; 5] = [
+                    "vmfsRawDeviceMap",
+                    "vmfsPassthroughRawDeviceMap",
+                    "vmfsRaw",
+                    "fullDevice",
+                    "partitionedDevice",
+                ];
+                if DEVICES.iter().any(|d| d.eq_ignore_ascii_case(kind)) {
+                    descriptor.unreadable = Some(Unreadable::RawDevice);
+                }
+            } else if setting(line, "encryptionKeys").is_some() {
+                descriptor.unreadable = Some(Unreadable::Encrypted);
+            }
             let access = line.split_whitespace().next().unwrap_or_default();
             if matches!(access, "RW" | "RDONLY" | "NOACCESS") {
                 // `RW 4192256 SPARSE "disk-s001.vmdk" 0`; a ZERO extent has no file.
@@ -53,15 +107,38 @@ impl Descriptor {
 /// Checks the image and all it builds on.
 pub fn check_files(path: &Path) -> Result<()> {
     let mut at = path.to_owned();
+    let mut made_over = None;
     for _ in 0..MAX_CHAIN {
         let Some(descriptor) = read(&at)? else {
             return Ok(());
         };
+        if let Some(unreadable) = descriptor.unreadable {
+            let (what, remedy) = unreadable.told();
+            return Err(SourceError::Unsupported {
+                path: at,
+                what: what.into(),
+                remedy,
+            });
+        }
+        if let (Some((child, wanted)), Some(found)) = (made_over, descriptor.content_id)
+            && wanted != found
+        {
+            return Err(SourceError::OtherParent {
+                path: child,
+                parent: at,
+                wanted,
+                found,
+            });
+        }
         for name in &descriptor.extents {
             existing(&at, name)?;
         }
         match &descriptor.parent {
-            Some(parent) => at = existing(&at, parent)?,
+            Some(parent) => {
+                let next = existing(&at, parent)?;
+                made_over = descriptor.parent_content_id.map(|id| (at, id));
+                at = next;
+            }
             None => return Ok(()),
         }
     }
@@ -97,7 +174,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// The descriptor of the image; `None` for an image without one, such as a flat extent.
-fn read(path: &Path) -> Result<Option<Descriptor>> {
+pub fn read(path: &Path) -> Result<Option<Descriptor>> {
     let error = |source| SourceError::Io {
         what: "reading",
         path: path.into(),

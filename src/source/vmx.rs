@@ -6,18 +6,19 @@
 //!
 //! Surprises: a device is there only with `present = "TRUE"`, but old files leave it out for
 //! disks; a disk path may be absolute on the ESXi host (`/vmfs/volumes/...`), then the file of
-//! that name beside the `.vmx` is meant; after a snapshot `fileName` is the newest `-00000N.vmdk`,
-//! which names its parent itself.
+//! that name beside the `.vmx` is meant, or below folders named like the end of that path; after a
+//! snapshot `fileName` is the newest `-00000N.vmdk`, which names its parent itself; the two numbers of
+//! the generation id are its bytes in little-endian order.
 
-use crate::text::windows_1252;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::charset::{Charset, without_mark};
 use super::{
     Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
-    folder_of, inside, read_description, stem,
+    folder_of, read_description, stem,
 };
 
 const MAX_KEYS: usize = 20_000;
@@ -25,9 +26,18 @@ const MAX_KEYS: usize = 20_000;
 /// Keys in lower case.
 #[derive(Debug, Default)]
 pub struct Vmx {
-    keys: BTreeMap<String, String>,
+    keys: BTreeMap<String, Value>,
+    charset: Charset,
     /// A value was not valid in the declared encoding.
     pub lossy: bool,
+    /// The label in `.encoding`, where it is not known.
+    unknown_encoding: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Value {
+    text: String,
+    raw: Vec<u8>,
 }
 
 /// A disk as the file names it.
@@ -37,6 +47,8 @@ pub struct VmxDisk {
     pub bus: u32,
     pub unit: u32,
     pub file: String,
+    /// The bytes of that in the file.
+    pub raw: Vec<u8>,
     /// `present = "TRUE"`; old files leave it out, for disks and for leftovers alike.
     pub declared: bool,
 }
@@ -59,22 +71,32 @@ pub fn open(path: &Path) -> Result<SourceVm> {
         path: path.into(),
         reason,
     })?;
+    if let Some(state) = vmx.get("checkpoint.vmState") {
+        return Err(SourceError::Suspended {
+            path: path.into(),
+            state: super::clean(state),
+        });
+    }
     let (mut vm, disks) = vmx.machine();
     if vm.name.is_empty() {
         vm.name = stem(path);
     }
+    if disks.is_empty() && vmx.is_encrypted() {
+        return Err(SourceError::Unsupported {
+            path: path.into(),
+            what: "a machine encrypted by VMware".into(),
+            remedy: "remove the encryption in VMware (Workstation: VM, Settings, Options, Access \
+                     Control; vCenter: the storage policy), then copy the machine again",
+        });
+    }
     let dir = folder_of(path);
     for disk in disks {
-        // The name counts where the path is one of the ESXi host.
-        let local = if disk.file.starts_with('/') || disk.file.contains(":\\") {
-            disk.file.rsplit(['/', '\\']).next().unwrap_or_default()
-        } else {
-            &disk.file
-        };
-        let file = inside(dir, local).ok_or_else(|| SourceError::Outside {
-            path: path.into(),
-            reference: disk.file.clone(),
-        })?;
+        let file = disk
+            .locate(dir, vmx.charset)
+            .ok_or_else(|| SourceError::Outside {
+                path: path.into(),
+                reference: disk.file.clone(),
+            })?;
         if !file.exists() && !disk.declared {
             vm.note(format!(
                 "{} is not marked as present and its file is not there: left out",
@@ -90,6 +112,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             });
         }
         vm.disks.push(SourceDisk {
+            name: format!("{} ({})", disk.label(), super::clean(&disk.file)),
             path: file,
             format: Some("vmdk".into()),
             controller: disk.controller,
@@ -97,12 +120,64 @@ pub fn open(path: &Path) -> Result<SourceVm> {
             packed: None,
         });
     }
+    for file in super::siblings(dir, "vmss") {
+        vm.note(format!(
+            "{} is what a suspended machine had in memory: if this one is suspended, resume it and shut \
+             it down from inside before the conversion",
+            super::clean(&file.to_string_lossy())
+        ));
+    }
     Ok(vm)
+}
+
+impl VmxDisk {
+    /// The file here. Where the path is one of the old host, its end counts: as much of it as there are
+    /// folders for.
+    fn locate(&self, dir: &Path, charset: Charset) -> Option<PathBuf> {
+        let name = self.file.replace('\\', "/");
+        let Some(path) = on_the_old_host(&name) else {
+            return charset.below(dir, &name, &self.raw);
+        };
+        let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
+        if parts.contains(&"..") {
+            return None;
+        }
+        // Not cut at a backslash, which may be half of a character.
+        let raw = self.raw.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        let ends = (0..parts.len()).map(|from| charset.below(dir, &parts[from..].join("/"), raw));
+        let mut last = None;
+        for end in ends.flatten() {
+            if end.exists() {
+                return Some(end);
+            }
+            last = Some(end);
+        }
+        last
+    }
+}
+
+/// The part after the root of an absolute path of ESXi (`/vmfs/volumes/...`, `[datastore] ...`), Linux
+/// or Windows (with slashes).
+fn on_the_old_host(name: &str) -> Option<&str> {
+    if let Some(path) = name.strip_prefix("/vmfs/volumes/") {
+        return Some(path);
+    }
+    let drive = name.as_bytes().get(1) == Some(&b':') && name.as_bytes()[0].is_ascii_alphabetic();
+    if drive {
+        return Some(&name[2..]);
+    }
+    if let Some((_, path)) = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+    {
+        return Some(path);
+    }
+    name.starts_with('/').then_some(name)
 }
 
 impl Vmx {
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let bytes = &*without_mark(bytes);
         let mut raw: Vec<(String, Vec<u8>)> = Vec::new();
         for (n, line) in bytes.split(|b| *b == b'\n').enumerate() {
             let line = line.trim_ascii();
@@ -133,23 +208,34 @@ impl Vmx {
         if raw.is_empty() {
             return Err("it has no settings".into());
         }
-        let encoding = raw
+        let label = raw
             .iter()
             .find(|(key, _)| key == ".encoding")
-            .map(|(_, value)| String::from_utf8_lossy(value).to_ascii_lowercase())
-            .unwrap_or_default();
+            .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+            .filter(|label| !label.trim().is_empty());
         let mut vmx = Self::default();
-        for (key, value) in raw {
-            let (value, lossy) = decode(value, &encoding);
+        if let Some(label) = label {
+            match Charset::declared(&label, raw.iter().map(|(_, value)| value.as_slice())) {
+                Some(charset) => vmx.charset = charset,
+                None => vmx.unknown_encoding = Some(super::clean(&label)),
+            }
+        }
+        for (key, raw) in raw {
+            let (text, lossy) = vmx.charset.decode(&raw);
             vmx.lossy |= lossy;
-            vmx.keys.insert(key, value);
+            vmx.keys.insert(key, Value { text, raw });
         }
         Ok(vmx)
     }
 
     pub fn get(&self, key: &str) -> Option<&str> {
         let value = self.keys.get(&key.to_ascii_lowercase())?;
-        Some(value.as_str()).filter(|v| !v.is_empty())
+        Some(value.text.as_str()).filter(|v| !v.is_empty())
+    }
+
+    /// All settings may be in `encryption.data`, or only a TPM's.
+    fn is_encrypted(&self) -> bool {
+        self.get("encryption.keySafe").is_some() || self.get("encryption.data").is_some()
     }
 
     fn flag(&self, key: &str) -> Option<bool> {
@@ -168,7 +254,11 @@ impl Vmx {
     pub fn machine(&self) -> (SourceVm, Vec<VmxDisk>) {
         let name = self.get("displayName").unwrap_or_default();
         let mut vm = SourceVm::new(SourceKind::Vmx, name);
-        if self.lossy {
+        if let Some(label) = &self.unknown_encoding {
+            vm.note(format!(
+                "the .vmx is in the encoding {label}, which is not known: names are read as UTF-8"
+            ));
+        } else if self.lossy {
             vm.note("some text of the .vmx is not in the encoding it declares");
         }
         vm.memory_mib = self.number("memsize");
@@ -182,7 +272,7 @@ impl Vmx {
         vm.secure_boot = vm.firmware == Some(SourceFirmware::Uefi)
             && self.flag("uefi.secureBoot.enabled") == Some(true);
         vm.tpm = self.flag("vtpm.present") == Some(true);
-        if self.get("encryption.keySafe").is_some() {
+        if self.is_encrypted() {
             vm.note("the machine is encrypted by VMware: its disks may be unreadable");
         }
         if let Some(text) = self.get("uuid.bios") {
@@ -216,6 +306,13 @@ impl Vmx {
             if present == Some(false) {
                 continue;
             }
+            let adapter = label.split(':').next().unwrap_or_default();
+            if self.flag(&format!("{adapter}.present")) == Some(false) {
+                vm.note(format!(
+                    "{label} ({file}) is left out: its controller {adapter} is switched off"
+                ));
+                continue;
+            }
             let kind = self.get(&format!("{label}.deviceType")).unwrap_or("disk");
             let kind = kind.to_ascii_lowercase();
             if kind.contains("cdrom") || file.to_ascii_lowercase().ends_with(".iso") {
@@ -228,6 +325,7 @@ impl Vmx {
                     bus,
                     unit,
                     file: file.to_owned(),
+                    raw: self.keys[key].raw.clone(),
                     declared: present == Some(true),
                 });
             }
@@ -305,20 +403,6 @@ fn unescape(value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// UTF-8 is tried first whatever is declared: newer products write it under any label.
-fn decode(value: Vec<u8>, encoding: &str) -> (String, bool) {
-    let value = match String::from_utf8(value) {
-        Ok(text) => return (text, false),
-        Err(error) => error.into_bytes(),
-    };
-    match encoding {
-        "windows-1252" | "iso-8859-1" | "latin1" => {
-            (value.iter().map(|b| windows_1252(*b)).collect(), false)
-        }
-        _ => (String::from_utf8_lossy(&value).into_owned(), true),
-    }
-}
-
 /// `56 4d ... -.. ...`: 16 bytes in the order SMBIOS tools print them.
 fn bios_uuid(text: &str) -> Option<Uuid> {
     let digits: String = text.chars().filter(|c| !matches!(c, ' ' | '-')).collect();
@@ -326,7 +410,9 @@ fn bios_uuid(text: &str) -> Option<Uuid> {
     Uuid::parse_str(&digits).ok().filter(|_| plain)
 }
 
-/// Two signed 64-bit numbers, the parts as libvirt's VMX reader joins them.
+/// Two signed 64-bit numbers: the bytes of the id as the guest has it in memory, least significant
+/// first. Seen on both hosts by the project virt-v2v (its document on generation ids).
 fn genid(low: i64, high: i64) -> Uuid {
-    Uuid::from_u64_pair(low.cast_unsigned(), high.cast_unsigned())
+    let bytes = u128::from(low.cast_unsigned()) | u128::from(high.cast_unsigned()) << 64;
+    Uuid::from_bytes_le(bytes.to_le_bytes())
 }

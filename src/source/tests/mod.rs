@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::vmx::Vmx;
 use super::*;
 
+mod cases;
 mod packages;
 
 use packages::{one_disk, tar_of};
@@ -176,7 +177,7 @@ fn vmx_in_full() {
     );
     assert_eq!(
         vm.genid.unwrap().to_string(),
-        "00000000-0000-0001-ffff-fffffffffffe"
+        "00000001-0000-0000-feff-ffffffffffff"
     );
     let nics: Vec<_> = vm
         .nics
@@ -482,7 +483,7 @@ proptest::proptest! {
             bad[at] = byte;
             bad.splice(at..at, bytes.iter().take(3).copied());
             match kind {
-                0 => drop(crate::source::ovf::parse(Path::new("x"), &bad)),
+                0 => drop(crate::source::ovf::parse(Path::new("x"), &bad, &Options::default())),
                 1 => drop(libvirt::parse(Path::new("x"), &bad)),
                 2 => drop(Vmx::parse(&bad).map(|v| v.machine())),
                 _ => drop(tar::members(std::io::Cursor::new(&bad))),

@@ -143,7 +143,7 @@ fn ovf_that_cannot_be_used() {
         (one_disk("/etc/passwd", ""), "outside its folder"),
         (one_disk("..\\d.vmdk", ""), "outside its folder"),
         (one_disk("d%00.vmdk", ""), "outside its folder"),
-        (one_disk("d%f", ""), "no usable href"),
+        (one_disk("d%f", ""), "d%f does not exist"),
         (
             one_disk("http://host/d.vmdk", ""),
             "not fetched from the network",
@@ -197,7 +197,7 @@ fn ovf_memory_units() {
                 ">4096</rasd:VirtualQuantity>",
                 &format!(">{quantity}</rasd:VirtualQuantity>"),
             );
-        let (vm, _) = ovf_parse(Path::new("x"), text.as_bytes()).unwrap();
+        let (vm, _) = ovf_parse(Path::new("x"), text.as_bytes(), &Options::default()).unwrap();
         assert_eq!(vm.memory_mib, want, "{units} {quantity}");
     }
 }
@@ -376,8 +376,6 @@ fn a_folder_is_verified_in_place() {
             .to_string()
             .contains("is damaged")
     );
-    folder.file("x.mf", "SHA256(x.ovf)= 00");
-    assert!(folder.error("x.ovf").contains("line 1: not a digest"));
 }
 
 #[test]

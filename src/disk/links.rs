@@ -1,0 +1,477 @@
+//! Files beside a disk that are built on it: snapshots' deltas, checkpoints, overlays.
+//!
+//! A VM writes to the last link of a chain. Who converts an earlier one gets the state of that day without
+//! a word from any reader, because an image names its parent and never its children. So the headers of
+//! the files in the disk's directory (and in `Snapshots` below it, where VirtualBox puts them) are read,
+//! whatever they are called. A child in another directory is not found.
+//!
+//! A parent is named by a path, often one of another host; then its last part counts. VHDX, VHD and VDI
+//! name it by an id too.
+//!
+//! Specifications: as in [`super::detect`]; of the parent locators [MS-VHDX] 2.6.2.6 and the VHD
+//! specification, "Dynamic Disk Header Format".
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::detect::{read_up_to, vhd_type};
+use super::length;
+use crate::source::vmdk;
+
+/// So many files of a directory are looked at.
+const MAX_FILES: usize = 4096;
+/// VMware allows 32 snapshots.
+const MAX_LINKS: usize = 256;
+
+/// A file and what it says about its parent.
+#[derive(Debug, Default)]
+struct Candidate {
+    path: PathBuf,
+    place: (u64, u64),
+    /// Paths or names.
+    parents: Vec<String>,
+    parent_ids: Vec<[u8; 16]>,
+    /// The id by which children name this one.
+    id: Option<[u8; 16]>,
+    /// Files that hold its data, where it is only a descriptor.
+    extents: Vec<String>,
+    modified: Option<std::time::SystemTime>,
+}
+
+/// The links that are built on `disk`, directly or not, the newest last.
+pub fn newer(disk: &Path) -> Vec<PathBuf> {
+    let Ok(disk) = std::path::absolute(disk) else {
+        return Vec::new();
+    };
+    let is_file = |meta: &Metadata| meta.is_file();
+    let Some(meta) = disk.metadata().ok().filter(is_file) else {
+        return Vec::new();
+    };
+    let Some(own) = candidate(&disk, &meta) else {
+        return Vec::new();
+    };
+    let mut others: Vec<Candidate> = Vec::new();
+    for file in files_beside(&disk) {
+        if let Ok(meta) = file.metadata()
+            && meta.is_file()
+            && (meta.dev(), meta.ino()) != own.place
+        {
+            others.extend(candidate(&file, &meta));
+        }
+    }
+    // A descriptor of which the disk is an extent stands for it.
+    let (mut frontier, mut others): (Vec<_>, Vec<_>) = others
+        .into_iter()
+        .partition(|c| c.extents.iter().any(|name| c.names(name, &own)));
+    frontier.push(own);
+    let mut found = Vec::new();
+    while !frontier.is_empty() && found.len() < MAX_LINKS {
+        let (children, rest): (Vec<_>, Vec<_>) = others
+            .into_iter()
+            .partition(|c| frontier.iter().any(|parent| c.is_built_on(parent)));
+        others = rest;
+        let mut level: Vec<_> = children
+            .iter()
+            .map(|c| (c.modified, c.path.clone()))
+            .collect();
+        level.sort();
+        found.extend(level.into_iter().map(|(_, path)| path));
+        frontier = children;
+    }
+    found
+}
+
+fn files_beside(disk: &Path) -> Vec<PathBuf> {
+    let list = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths.take(MAX_FILES).collect()
+    };
+    let Some(folder) = disk.parent() else {
+        return Vec::new();
+    };
+    let mut files = list(folder);
+    let snapshots = files.iter().find(|f| {
+        let name = f.file_name().unwrap_or_default();
+        name.eq_ignore_ascii_case("snapshots") && f.is_dir()
+    });
+    files.extend(snapshots.map(|folder| list(folder)).unwrap_or_default());
+    files.sort();
+    files
+}
+
+impl Candidate {
+    fn is_built_on(&self, parent: &Candidate) -> bool {
+        let by_id = parent.id.is_some_and(|id| self.parent_ids.contains(&id));
+        by_id || self.parents.iter().any(|name| self.names(name, parent))
+    }
+
+    /// Whether a name in this file means `other`.
+    fn names(&self, name: &str, other: &Candidate) -> bool {
+        let name = name.strip_prefix("file:").unwrap_or(name);
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        for name in [name, &name.replace('\\', "/")] {
+            if let Ok(meta) = folder.join(name).metadata() {
+                return (meta.dev(), meta.ino()) == other.place;
+            }
+        }
+        // A path of another host.
+        let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+        let own = other.path.file_name().unwrap_or_default();
+        !last.is_empty() && own.eq_ignore_ascii_case(last)
+    }
+}
+
+/// `None` for what is no image.
+fn candidate(path: &Path, meta: &Metadata) -> Option<Candidate> {
+    let size = meta.len();
+    let mut found = Candidate {
+        path: path.into(),
+        place: (meta.dev(), meta.ino()),
+        modified: meta.modified().ok(),
+        ..Candidate::default()
+    };
+    let file = File::open(path).ok()?;
+    // What cannot be read is no link that could be named.
+    let _ = read_links(&file, size, path, &mut found);
+    Some(found)
+}
+
+fn read_links(file: &File, size: u64, path: &Path, found: &mut Candidate) -> io::Result<()> {
+    let head = read_up_to(file, 0, 4096, size)?;
+    let at = |offset: usize, len: usize| head.get(offset..offset + len).unwrap_or_default();
+    let be = |offset: usize, len: usize| {
+        at(offset, len)
+            .iter()
+            .fold(0, |n, b| n << 8 | u64::from(*b))
+    };
+    let le = |offset: usize, len: usize| {
+        let bytes = at(offset, len).iter().rev();
+        bytes.fold(0, |n, b| n << 8 | u64::from(*b))
+    };
+    let id = |offset: usize| at(offset, 16).try_into().ok().filter(|id| *id != [0; 16]);
+    let mut name = |offset: u64, len: u64| -> io::Result<()> {
+        if offset != 0 && len != 0 {
+            let bytes = read_up_to(file, offset, len.min(4096) as usize, size)?;
+            found.parents = backing_names(&String::from_utf8_lossy(&bytes));
+        }
+        Ok(())
+    };
+    if head.starts_with(b"QFI\xfb") {
+        name(be(8, 8), be(16, 4))?;
+    } else if head.starts_with(b"QED\0") {
+        name(le(56, 4), le(60, 4))?;
+    } else if head.starts_with(b"vhdxfile") {
+        vhdx_links(file, size, found)?;
+    } else if at(64, 4) == [0x7f, 0x10, 0xda, 0xbe] {
+        found.id = id(392);
+        found.parent_ids.extend(id(424));
+    } else if let Some(kind) = vhd_type(&head) {
+        found.id = id(68);
+        let header = read_up_to(file, be(16, 8), 1024, size)?;
+        if kind == 4 && header.starts_with(b"cxsparse") {
+            let field = header.get(40..56).and_then(|id| id.first_chunk::<16>());
+            found.parent_ids.extend(field.copied());
+            let units = header.get(64..576).unwrap_or_default().chunks_exact(2);
+            found.parents = vec![utf16(units.map(|c| u16::from_be_bytes([c[0], c[1]])))];
+        }
+    } else if let Some(footer) = fixed_vhd(file, size)? {
+        found.id = footer.get(68..84).and_then(|id| id.try_into().ok());
+    } else if let Ok(Some(descriptor)) = vmdk::read(path) {
+        found.parents.extend(descriptor.parent);
+        found.extents = descriptor.extents;
+    }
+    found.parents.retain(|name| !name.is_empty());
+    Ok(())
+}
+
+fn fixed_vhd(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
+    let tail = read_up_to(file, size.saturating_sub(512), 512, size)?;
+    Ok(vhd_type(&tail).map(|_| tail))
+}
+
+/// The files a backing file name of QEMU means: a path, or a `json:` description of nodes.
+fn backing_names(text: &str) -> Vec<String> {
+    let Some(json) = text.strip_prefix("json:") else {
+        return vec![text.to_owned()];
+    };
+    let mut names = Vec::new();
+    let mut nodes = vec![serde_json::from_str(json).unwrap_or_default()];
+    while let Some(node) = nodes.pop() {
+        let serde_json::Value::Object(fields) = node else {
+            continue;
+        };
+        for (key, value) in fields {
+            match value {
+                serde_json::Value::String(text) if key.ends_with("filename") => names.push(text),
+                other => nodes.push(other),
+            }
+        }
+    }
+    names
+}
+
+fn utf16(units: impl Iterator<Item = u16>) -> String {
+    let units: Vec<u16> = units.take_while(|c| *c != 0).collect();
+    String::from_utf16_lossy(&units)
+}
+
+const PARENT_LOCATOR: &str = "a8d35f2d-b30b-454d-abf7-d3d84834ab0c";
+
+fn vhdx_links(file: &File, size: u64, found: &mut Candidate) -> io::Result<()> {
+    // Of the two headers the one with the higher sequence number counts.
+    let mut current = 0;
+    for offset in [64 << 10, 128 << 10] {
+        let header = read_up_to(file, offset, 80, size)?;
+        let sequence = header.get(8..16).and_then(|b| b.try_into().ok());
+        let sequence = sequence.map_or(0, u64::from_le_bytes);
+        if header.starts_with(b"head") && sequence >= current {
+            current = sequence;
+            found.id = header.get(32..48).and_then(|id| id.try_into().ok());
+        }
+    }
+    for (key, value) in vhdx_parent(file, size)? {
+        if key.starts_with("parent_linkage") {
+            let id = uuid::Uuid::parse_str(value.trim());
+            found.parent_ids.extend(id.map(|id| id.to_bytes_le()));
+        } else {
+            found.parents.push(value);
+        }
+    }
+    Ok(())
+}
+
+/// What a differencing VHDX says about its parent, by key; empty for any other.
+pub(super) fn vhdx_parent(file: &File, size: u64) -> io::Result<Vec<(String, String)>> {
+    let items = length::vhdx_metadata(file, size)?;
+    let Some((_, start, length)) = items.iter().find(|(id, ..)| id == PARENT_LOCATOR) else {
+        return Ok(Vec::new());
+    };
+    let mut item = vec![0; (*length).min(1 << 20).min(size.saturating_sub(*start)) as usize];
+    file.read_exact_at(&mut item, *start)?;
+    let u16_at = |at: usize| {
+        let bytes = item.get(at..).and_then(|b| b.first_chunk());
+        bytes.map_or(0, |b| usize::from(u16::from_le_bytes(*b)))
+    };
+    let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
+    let text = |at: usize, len: usize| {
+        let bytes = item.get(at..at.saturating_add(len)).unwrap_or_default();
+        utf16(
+            bytes
+                .chunks_exact(2)
+                .map(|c| u16::from_le_bytes([c[0], c[1]])),
+        )
+    };
+    let entries = (0..u16_at(18).min(64)).map(|n| 20 + 12 * n);
+    Ok(entries
+        .map(|at| {
+            let key = text(u32_at(at), u16_at(at + 8));
+            (key, text(u32_at(at + 4), u16_at(at + 10)))
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::testing::{have, run, text, write};
+
+    fn names(found: &[PathBuf]) -> Vec<String> {
+        let name = |p: &PathBuf| p.file_name().unwrap().to_str().unwrap().to_owned();
+        found.iter().map(name).collect()
+    }
+
+    fn descriptor(cid: &str, parent: Option<&str>, extent: &str) -> String {
+        let hint = parent.map_or(String::new(), |p| format!("parentFileNameHint=\"{p}\"\n"));
+        format!(
+            "# Disk DescriptorFile\nversion=1\nCID={cid}\nparentCID=ffffffff\ncreateType=\"vmfs\"\n{hint}\
+             RW 8 VMFS \"{extent}\"\n"
+        )
+    }
+
+    #[test]
+    fn deltas_of_vmware_whatever_they_are_called() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, contents: &str| write(folder.path(), name, contents.as_bytes());
+        let base = file("win.vmdk", &descriptor("1", None, "win-flat.vmdk"));
+        let flat = file("win-flat.vmdk", &"x".repeat(4096));
+        assert!(newer(&base).is_empty() && newer(&flat).is_empty());
+        // Another disk's delta, of another directory's disk of that name.
+        file("data-000001.vmdk", &descriptor("2", Some("data.vmdk"), "d"));
+        std::fs::create_dir(folder.path().join("sub")).unwrap();
+        write(
+            &folder.path().join("sub"),
+            "win.vmdk",
+            descriptor("7", None, "x").as_bytes(),
+        );
+        file("other.vmdk", &descriptor("2", Some("sub/win.vmdk"), "d"));
+        assert!(newer(&base).is_empty());
+        for hint in [
+            "win.vmdk",
+            "/vmfs/volumes/5b2/win/win.vmdk",
+            "C:\\VMs\\win\\WIN.VMDK",
+        ] {
+            let first = file("odd name", &descriptor("2", Some(hint), "odd-delta.vmdk"));
+            assert_eq!(names(&newer(&base)), ["odd name"], "{hint}");
+            let second = file("win-000002.vmdk", &descriptor("3", Some("odd name"), "e"));
+            assert_eq!(names(&newer(&base)), ["odd name", "win-000002.vmdk"]);
+            assert_eq!(names(&newer(&flat)), ["odd name", "win-000002.vmdk"]);
+            assert_eq!(names(&newer(&first)), ["win-000002.vmdk"]);
+            assert!(newer(&second).is_empty(), "the newest itself");
+            std::fs::remove_file(second).unwrap();
+        }
+    }
+
+    #[test]
+    fn overlays_of_qemu() {
+        if !have(&["qemu-img"]) {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let base = write(folder.path(), "base.img", &[0; 1 << 20]);
+        let path = |name: &str| folder.path().join(name);
+        let create = |name: &str, format: &str, backing: &str, of: &str| {
+            let target = path(name);
+            run(
+                "qemu-img",
+                &[
+                    "create",
+                    "-q",
+                    "-f",
+                    format,
+                    "-b",
+                    backing,
+                    "-F",
+                    of,
+                    text(&target),
+                    "1M",
+                ],
+            );
+        };
+        create("vm.snap1", "qcow2", "base.img", "raw");
+        assert_eq!(names(&newer(&base)), ["vm.snap1"]);
+        create("vm.snap2", "qcow2", text(&path("vm.snap1")), "qcow2");
+        assert_eq!(names(&newer(&base)), ["vm.snap1", "vm.snap2"]);
+        assert_eq!(names(&newer(&path("vm.snap1"))), ["vm.snap2"]);
+        assert!(newer(&path("vm.snap2")).is_empty());
+        let json = format!(
+            "json:{{\"driver\":\"raw\",\"file\":{{\"driver\":\"file\",\"filename\":\"{}\"}}}}",
+            text(&base)
+        );
+        std::fs::remove_file(path("vm.snap1")).unwrap();
+        std::fs::remove_file(path("vm.snap2")).unwrap();
+        create("j", "qcow2", &json, "raw");
+        create("q.qed", "qed", "base.img", "raw");
+        create("o.qcow", "qcow", "base.img", "raw");
+        let mut found = names(&newer(&base));
+        found.sort_unstable();
+        assert_eq!(found, ["j", "o.qcow", "q.qed"]);
+    }
+
+    fn vhd(kind: u8, id: u8, parent: u8, name: &str) -> Vec<u8> {
+        let mut footer = vec![0; 512];
+        footer[..8].copy_from_slice(b"conectix");
+        footer[16..24].copy_from_slice(&512u64.to_be_bytes());
+        footer[63] = kind;
+        footer[68..84].fill(id);
+        let sum: u32 = footer.iter().map(|&b| u32::from(b)).sum();
+        footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+        let mut header = vec![0; 1024];
+        header[..8].copy_from_slice(b"cxsparse");
+        header[40..56].fill(parent);
+        for (n, unit) in name.encode_utf16().enumerate() {
+            header[64 + 2 * n..66 + 2 * n].copy_from_slice(&unit.to_be_bytes());
+        }
+        match kind {
+            2 => [vec![0; 4096], footer].concat(),
+            _ => [footer.clone(), header, footer].concat(),
+        }
+    }
+
+    fn vhdx(id: u8, locator: &[(&str, &str)]) -> Vec<u8> {
+        let mut file = vec![0; 2 << 20];
+        file[..8].copy_from_slice(b"vhdxfile");
+        for (at, sequence) in [(64 << 10, 2u64), (128 << 10, 1)] {
+            file[at..at + 4].copy_from_slice(b"head");
+            file[at + 8..at + 16].copy_from_slice(&sequence.to_le_bytes());
+            file[at + 32..at + 48].fill(if sequence == 2 { id } else { 0xee });
+        }
+        let guid = |text: &str| uuid::Uuid::parse_str(text).unwrap().to_bytes_le();
+        let regions = 192 << 10;
+        file[regions..regions + 4].copy_from_slice(b"regi");
+        file[regions + 8] = 1;
+        file[regions + 16..regions + 32]
+            .copy_from_slice(&guid("8b7ca206-4790-4b9a-b8fe-575f050f886e"));
+        file[regions + 32..regions + 40].copy_from_slice(&(1u64 << 20).to_le_bytes());
+        file[regions + 40..regions + 44].copy_from_slice(&(1u32 << 20).to_le_bytes());
+        let table = 1 << 20;
+        file[table..table + 8].copy_from_slice(b"metadata");
+        file[table + 10] = 1;
+        file[table + 32..table + 48].copy_from_slice(&guid(PARENT_LOCATOR));
+        file[table + 48..table + 52].copy_from_slice(&(64u32 << 10).to_le_bytes());
+        file[table + 52..table + 56].copy_from_slice(&4096u32.to_le_bytes());
+        let item = table + (64 << 10);
+        file[item + 18] = locator.len() as u8;
+        let mut free = 1024;
+        for (n, (key, value)) in locator.iter().enumerate() {
+            let entry = item + 20 + 12 * n;
+            for (field, length, text) in [(0, 8, key), (4, 10, value)] {
+                let bytes: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+                file[entry + field..entry + field + 4]
+                    .copy_from_slice(&(free as u32).to_le_bytes());
+                file[entry + length..entry + length + 2]
+                    .copy_from_slice(&(bytes.len() as u16).to_le_bytes());
+                file[item + free..item + free + bytes.len()].copy_from_slice(&bytes);
+                free += bytes.len();
+            }
+        }
+        file
+    }
+
+    #[test]
+    fn checkpoints_of_hyper_v_and_virtualbox() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, contents: &[u8]| write(folder.path(), name, contents);
+        // By name, and by id under any name.
+        let base = file("a.vhd", &vhd(3, 7, 0, ""));
+        file("a_0001.avhd", &vhd(4, 8, 0x55, "A.vhd"));
+        file("renamed", &vhd(4, 9, 8, "gone.avhd"));
+        file("stranger.avhd", &vhd(4, 9, 0x66, "b.vhd"));
+        assert_eq!(names(&newer(&base)), ["a_0001.avhd", "renamed"]);
+        let fixed = file("f.vhd", &vhd(2, 0x21, 0, ""));
+        file("f1.avhd", &vhd(4, 0x22, 0x21, "x.vhd"));
+        assert_eq!(names(&newer(&fixed)), ["f1.avhd"]);
+
+        let base = file("w.vhdx", &vhdx(0x31, &[]));
+        assert!(newer(&base).is_empty());
+        let linkage = "{31313131-3131-3131-3131-313131313131}";
+        file("by-id.avhdx", &vhdx(0x32, &[("parent_linkage", linkage)]));
+        assert_eq!(names(&newer(&base)), ["by-id.avhdx"]);
+        let path = [
+            ("parent_linkage", "{99999999-3131-3131-3131-313131313131}"),
+            ("absolute_win32_path", "D:\\VM\\by-id.AVHDX"),
+        ];
+        file("last.avhdx", &vhdx(0x33, &path));
+        assert_eq!(names(&newer(&base)), ["by-id.avhdx", "last.avhdx"]);
+
+        let vdi = |id: u8, parent: u8| {
+            let mut file = vec![0; 1024];
+            file[64..68].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
+            file[392..408].fill(id);
+            file[424..440].fill(parent);
+            file
+        };
+        let base = file("v.vdi", &vdi(0x41, 0));
+        file("unrelated.vdi", &vdi(0x42, 0));
+        assert!(newer(&base).is_empty());
+        std::fs::create_dir(folder.path().join("Snapshots")).unwrap();
+        write(
+            &folder.path().join("Snapshots"),
+            "{x}.vdi",
+            &vdi(0x43, 0x41),
+        );
+        assert_eq!(names(&newer(&base)), ["{x}.vdi"]);
+    }
+}

@@ -1,0 +1,182 @@
+//! Is a disk as long as its partition table and file systems say?
+//!
+//! A copy that was cut short reads well up to where it ends, and often Windows even starts from it. So
+//! the ends of all partitions, the place of the GPT's backup and the sizes of the file systems are
+//! compared with the size of the disk.
+//!
+//! Fine are: a table written for a smaller disk (it was enlarged; the backup is then where the primary
+//! header says), file systems smaller than their partitions, and an MBR partition rounded up to a full
+//! cylinder by an old tool, as long as the file system in it ends before the disk does.
+
+use std::io;
+
+use super::block::BlockRead;
+use super::layout::{DiskLayout, Partition, Scheme};
+use super::length::Short;
+use super::partition::{self, is_boot_sector, read_up_to, u16_at, u32_at, u64_at};
+
+/// 255 heads and 63 sectors, the largest cylinder there is.
+const CYLINDER: u64 = 255 * 63 * 512;
+/// Microsoft's reserved partition holds no file system, but may hold what was there before.
+const MSR: &str = super::layout::GPT_MSR;
+
+/// What ends behind the end of the disk. `claimed` is its layout, not cut to it.
+pub fn check(disk: &dyn BlockRead, claimed: &DiskLayout) -> io::Result<Option<Short>> {
+    let has = disk.size();
+    let short = |what: String, needs: u64| Short { what, needs, has };
+    for partition in &claimed.partitions {
+        let file_system = match partition.type_id.as_str() {
+            MSR => None,
+            _ => file_system_end(disk, partition)?,
+        };
+        let late = file_system.filter(|(_, end)| *end > has);
+        let end = partition.start_bytes.saturating_add(partition.size_bytes);
+        let rounded = claimed.scheme == Scheme::Mbr
+            && file_system.is_some()
+            && late.is_none()
+            && end.saturating_sub(has) < CYLINDER;
+        if end > has && !rounded && claimed.scheme != Scheme::None {
+            return Ok(Some(short(format!("partition {}", partition.index), end)));
+        }
+        if let Some((name, end)) = late {
+            let what = format!("the {name} file system {}", of(partition));
+            return Ok(Some(short(what, end)));
+        }
+    }
+    match claimed.scheme {
+        Scheme::Gpt => backup(disk, claimed.sector_size),
+        Scheme::Mbr => extended(disk, claimed.sector_size),
+        Scheme::None => Ok(None),
+    }
+}
+
+fn of(partition: &Partition) -> String {
+    match partition.index {
+        0 => "of the whole disk".into(),
+        n => format!("of partition {n}"),
+    }
+}
+
+/// The backup of a GPT whose primary header is sound.
+fn backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
+    let Some(lba) = partition::gpt_backup(disk, sector_size)? else {
+        return Ok(None);
+    };
+    let sector_size = u64::from(sector_size);
+    let at = lba.saturating_mul(sector_size);
+    let needs = at.saturating_add(sector_size);
+    let has = disk.size();
+    // Zeroes there: the end was lost, and the file made as long as it should be.
+    let lost = needs <= has && !read_up_to(disk, at, 8)?.starts_with(b"EFI PART");
+    Ok((needs > has || lost).then(|| Short {
+        what: if lost {
+            format!("the backup of its GPT, of which nothing is at byte {at},")
+        } else {
+            "the backup of its GPT".into()
+        },
+        needs,
+        has,
+    }))
+}
+
+/// The extended partition, which is not in the list, and the chain in it.
+fn extended(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
+    let sector_size = u64::from(sector_size);
+    let has = disk.size();
+    for (start, sectors) in partition::extended_partitions(disk)? {
+        let start = start.saturating_mul(sector_size);
+        let end = start.saturating_add(sectors.saturating_mul(sector_size));
+        if start >= has || end.saturating_sub(has) >= CYLINDER {
+            return Ok(Some(Short {
+                what: "the extended partition".into(),
+                needs: end,
+                has,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// Name and end of a file system that says how large it is.
+fn file_system_end(
+    disk: &dyn BlockRead,
+    partition: &Partition,
+) -> io::Result<Option<(&'static str, u64)>> {
+    let start = partition.start_bytes;
+    let read = |offset: u64, len: usize| read_up_to(disk, start.saturating_add(offset), len);
+    let boot = read(0, 512)?;
+    let found = match windows_size(&boot) {
+        Some(found) => Some(found),
+        None if boot.get(3..11) == Some(b"-FVE-FS-") => bitlocker_size(disk, start, &boot)?,
+        None => other_size(&boot, &read(512, 2048)?, &read(0x1_0000, 512)?),
+    };
+    Ok(found.map(|(name, size)| (name, start.saturating_add(size))))
+}
+
+fn windows_size(boot: &[u8]) -> Option<(&'static str, u64)> {
+    let sector = u64::from(u16_at(boot, 11)?);
+    match boot.get(3..11)? {
+        b"NTFS    " => Some(("NTFS", u64_at(boot, 40)?.saturating_mul(sector))),
+        b"EXFAT   " => {
+            let shift = u32::from(*boot.get(108)?).min(12);
+            Some(("exFAT", u64_at(boot, 72)?.saturating_mul(1 << shift)))
+        }
+        b"ReFS\0\0\0\0" => {
+            let sector = u64::from(u32_at(boot, 32)?);
+            Some(("ReFS", u64_at(boot, 24)?.saturating_mul(sector)))
+        }
+        b"-FVE-FS-" => None,
+        _ if is_boot_sector(boot) => {
+            let sectors = match u16_at(boot, 19)? {
+                0 => u64::from(u32_at(boot, 32)?),
+                small => u64::from(small),
+            };
+            Some(("FAT", sectors.saturating_mul(sector)))
+        }
+        _ => None,
+    }
+}
+
+/// Windows 7 and later write the size of the volume into the first of three blocks of metadata.
+fn bitlocker_size(
+    disk: &dyn BlockRead,
+    start: u64,
+    boot: &[u8],
+) -> io::Result<Option<(&'static str, u64)>> {
+    let at = u64_at(boot, 176).unwrap_or_default();
+    let block = read_up_to(disk, start.saturating_add(at), 64)?;
+    let version_2 = block.starts_with(b"-FVE-FS-") && u16_at(&block, 10) == Some(2);
+    let size = u64_at(&block, 16).filter(|_| version_2);
+    Ok(size.map(|size| ("BitLocker", size)))
+}
+
+/// `after` follows the first sector, `far` lies at 64 KiB.
+fn other_size(boot: &[u8], after: &[u8], far: &[u8]) -> Option<(&'static str, u64)> {
+    let be = |at: usize, len: usize| {
+        let bytes = boot.get(at..at + len)?;
+        Some(bytes.iter().fold(0u64, |n, b| n << 8 | u64::from(*b)))
+    };
+    if boot.starts_with(b"XFSB") {
+        return Some(("XFS", be(8, 8)?.saturating_mul(be(4, 4)?)));
+    }
+    if after.starts_with(b"LABELONE") {
+        let header = u32_at(after, 20)? as usize;
+        return Some(("LVM", u64_at(after, header.checked_add(32)?)?));
+    }
+    if far.get(64..72) == Some(b"_BHRfS_M") {
+        // Of this device; the whole may have several.
+        return Some(("btrfs", u64_at(far, 209)?));
+    }
+    let ext = after.get(512..)?;
+    if ext.get(56..58)? == [0x53, 0xef] {
+        const WIDE: u32 = 0x80;
+        let high = match u32_at(ext, 96)? & WIDE {
+            0 => 0,
+            _ => u64::from(u32_at(ext, 0x150)?) << 32,
+        };
+        let block = 1024u64.checked_shl(u32_at(ext, 24)?)?;
+        let blocks = u64::from(u32_at(ext, 4)?) | high;
+        return Some(("ext", blocks.saturating_mul(block)));
+    }
+    None
+}

@@ -1,0 +1,184 @@
+//! Text of descriptions that name their own encoding (`.encoding` of a `.vmx`, `encoding` of a VMDK).
+//!
+//! VMware writes in the encoding of the host it runs on and labels it. The labels are those of the
+//! WHATWG Encoding Standard (crate `encoding_rs`) and a few of Windows and ICU. File names in such a
+//! file may be those bytes on disk too, because they were copied without conversion.
+//!
+//! Surprise: newer products write UTF-8 under an older label. Whether a file does is decided from all
+//! its values together: under a one-byte label valid UTF-8 is UTF-8, since nobody writes `Ã¼`; under a
+//! two-byte label it takes characters of three bytes, since two Chinese ones can look like two bytes of
+//! UTF-8 each.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use encoding_rs::{Encoding, UTF_8};
+
+/// The encoding of one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Charset(&'static Encoding);
+
+impl Default for Charset {
+    fn default() -> Self {
+        Self(UTF_8)
+    }
+}
+
+/// What Windows and ICU call encodings that the standard knows under other names.
+const ALIASES: [(&str, &str); 15] = [
+    ("cp936", "gbk"),
+    ("ms936", "gbk"),
+    ("windows-936", "gbk"),
+    ("cp932", "shift_jis"),
+    ("ms932", "shift_jis"),
+    ("windows-932", "shift_jis"),
+    ("ibm-943", "shift_jis"),
+    ("cp950", "big5"),
+    ("ms950", "big5"),
+    ("windows-950", "big5"),
+    ("cp949", "euc-kr"),
+    ("ms949", "euc-kr"),
+    ("windows-51949", "euc-kr"),
+    ("windows-51932", "euc-jp"),
+    ("ibm-5348", "windows-1252"),
+];
+
+impl Charset {
+    /// The encoding a file declares, unless its `values` are UTF-8 after all. `None` for a label that
+    /// is not known.
+    pub fn declared<'v>(label: &str, values: impl Iterator<Item = &'v [u8]>) -> Option<Self> {
+        let label = label.trim().to_ascii_lowercase();
+        let alias = ALIASES.iter().find(|(name, _)| *name == label);
+        let label = alias.map_or(label.as_str(), |(_, name)| name);
+        let declared = Encoding::for_label_no_replacement(label.as_bytes())?;
+        let (mut wide, mut any, mut utf8, mut fits) = (false, false, true, true);
+        for value in values.filter(|v| !v.is_ascii()) {
+            any = true;
+            utf8 &= std::str::from_utf8(value).is_ok();
+            wide |= value.iter().any(|b| *b >= 0xe0);
+            fits &= declared
+                .decode_without_bom_handling_and_without_replacement(value)
+                .is_some();
+        }
+        let really_utf8 = any && utf8 && (wide || declared.is_single_byte() || !fits);
+        Some(Self(if really_utf8 { UTF_8 } else { declared }))
+    }
+
+    /// The text, and whether some of it could not be decoded.
+    pub fn decode(self, bytes: &[u8]) -> (String, bool) {
+        let (text, lossy) = self.0.decode_without_bom_handling(bytes);
+        (text.into_owned(), lossy)
+    }
+
+    /// The bytes that decode to `text`; `None` when the encoding has no such characters.
+    pub fn encode(self, text: &str) -> Option<Vec<u8>> {
+        let (bytes, used, unmappable) = self.0.encode(text);
+        (used == self.0 && !unmappable).then(|| bytes.into_owned())
+    }
+
+    /// The file below `dir` that a name of the description means: under that text, else under the bytes
+    /// of it in this encoding, else under the bytes `raw` of the file. The first when none exists;
+    /// `None` when the name leads out of `dir`.
+    pub fn below(self, dir: &Path, name: &str, raw: &[u8]) -> Option<PathBuf> {
+        let name = name.replace('\\', "/");
+        let mut names = vec![OsString::from(&name)];
+        names.extend(self.encode(&name).map(OsString::from_vec));
+        names.push(OsStr::from_bytes(raw).to_owned());
+        let mut paths = names.iter().map(|n| plain_below(dir, n));
+        let first = paths.next()??;
+        if first.exists() {
+            return Some(first);
+        }
+        Some(paths.flatten().find(|p| p.exists()).unwrap_or(first))
+    }
+}
+
+/// `dir` and a relative name without `..`; `None` otherwise.
+fn plain_below(dir: &Path, name: &OsStr) -> Option<PathBuf> {
+    if name.is_empty() || name.as_bytes().contains(&0) {
+        return None;
+    }
+    let path = Path::new(name);
+    let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
+    path.components().all(plain).then(|| dir.join(path))
+}
+
+/// A whole file as bytes of UTF-8 or a superset of ASCII: UTF-16 with a byte order mark is converted,
+/// the mark of UTF-8 is removed.
+pub fn without_mark(bytes: &[u8]) -> std::borrow::Cow<'_, [u8]> {
+    match Encoding::for_bom(bytes) {
+        Some((encoding, mark)) if encoding == UTF_8 => bytes[mark..].into(),
+        Some((encoding, mark)) => {
+            let (text, _) = encoding.decode_without_bom_handling(&bytes[mark..]);
+            text.into_owned().into_bytes().into()
+        }
+        None => bytes.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn charset(label: &str, values: &[&[u8]]) -> Option<Charset> {
+        Charset::declared(label, values.iter().copied())
+    }
+
+    #[test]
+    fn labels_and_what_is_utf8_after_all() {
+        for (label, bytes, text) in [
+            ("GBK", &b"\xb4\xc5\xc5\xcc.vmdk"[..], "磁盘.vmdk"),
+            ("windows-936", b"\xb4\xc5", "磁"),
+            ("GB18030", b"\xb4\xc5", "磁"),
+            ("Big5", b"\xba\xcf\xba\xd0", "磁碟"),
+            ("Shift_JIS", b"\x83\x5c\x83\x74\x83\x67", "ソフト"),
+            ("EUC-JP", b"\xa5\xbd", "ソ"),
+            ("EUC-KR", b"\xb5\xf0\xbd\xba\xc5\xa9", "디스크"),
+            ("windows-1251", b"\xe4\xe8\xf1\xea", "диск"),
+            ("ISO-8859-2", b"\xb3", "ł"),
+            ("KOI8-R", b"\xc4", "д"),
+            ("windows-1252", b"caf\xe9 \x80", "café €"),
+            ("latin1", b"\xfc", "ü"),
+            ("UTF-8", "磁盘".as_bytes(), "磁盘"),
+            // Two Chinese characters that are valid UTF-8 too.
+            ("GBK", b"\xd2\xbb\xd0\xa9", "一些"),
+            // UTF-8 under an older label.
+            ("windows-1252", "Büro".as_bytes(), "Büro"),
+            ("GBK", "磁盘".as_bytes(), "磁盘"),
+        ] {
+            let charset = charset(label, &[b"ascii", bytes]).unwrap();
+            assert_eq!(charset.decode(bytes), (text.to_owned(), false), "{label}");
+        }
+        assert_eq!(charset("klingon", &[]), None);
+        assert_eq!(charset("iso-2022-kr", &[]), None);
+        let sjis = charset("Shift_JIS", &[b"x\xff"]).unwrap();
+        assert_eq!(sjis.decode(b"x\xff"), ("x\u{fffd}".into(), true));
+    }
+
+    #[test]
+    fn byte_order_marks() {
+        assert_eq!(*without_mark(b"\xef\xbb\xbfa"), *b"a");
+        assert_eq!(*without_mark(b"\xff\xfea\0\xfc\0"), *"aü".as_bytes());
+        assert_eq!(*without_mark(b"\xfe\xff\0a"), *b"a");
+        assert_eq!(*without_mark(b"\xb4\xc5"), *b"\xb4\xc5");
+    }
+
+    #[test]
+    fn names_by_text_or_by_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        let gbk = charset("GBK", &[]).unwrap();
+        let raw = b"\xb4\xc5\xc5\xcc.vmdk";
+        let below = |name: &str| gbk.below(dir, name, raw);
+        assert_eq!(below("磁盘.vmdk"), Some(dir.join("磁盘.vmdk")));
+        let bytes = dir.join(OsStr::from_bytes(raw));
+        std::fs::write(&bytes, "x").unwrap();
+        assert_eq!(below("磁盘.vmdk"), Some(bytes));
+        std::fs::write(dir.join("磁盘.vmdk"), "x").unwrap();
+        assert_eq!(below("磁盘.vmdk"), Some(dir.join("磁盘.vmdk")));
+        for out in ["../x", "/x", "", "a/../../x", "..\\x"] {
+            assert_eq!(below(out), None, "{out}");
+        }
+    }
+}
