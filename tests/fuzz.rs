@@ -34,6 +34,8 @@ mod child;
 mod ext;
 #[path = "../fuzz/fuzz_targets/fat.rs"]
 mod fat;
+#[path = "../fuzz/fuzz_targets/fve.rs"]
+mod fve;
 #[path = "../fuzz/fuzz_targets/hives.rs"]
 mod hives;
 #[path = "../fuzz/fuzz_targets/image_head.rs"]
@@ -87,6 +89,7 @@ const TARGETS: &[Target] = &[
     ("child", child::run),
     ("ext", ext::run),
     ("fat", fat::run),
+    ("fve", fve::run),
     ("hives", hives::run),
     ("image_head", image_head::run),
     ("inf", inf::run),

@@ -6,11 +6,18 @@ pub mod guest;
 
 use std::time::{Duration, Instant};
 
+use hyper2kvm::demo::bitlocker::Reserved;
 use hyper2kvm::registry::base::update_checksum;
 use hyper2kvm::registry::marvin::marvin32;
 
 /// The longest one input may take, with the sanitizers' slowness.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the BitLocker volume of `images/fve.gz` has its own places.
+pub const FVE_PLACES: Reserved = Reserved {
+    copies: [256 << 10, 512 << 10, 768 << 10],
+    moved: 320 << 10,
+};
 
 /// Runs a target and fails when it took too long. Memory is limited by `run.sh`.
 pub fn bounded<T>(target: impl FnOnce() -> T) -> T {

@@ -57,7 +57,7 @@ pub struct SourceArgs {
     /// How the guest's file systems are accessed
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineArg,
-    /// Key of an encrypted volume (BitLocker, LUKS), for the guestfish engine: SELECTOR:file:PATH,
+    /// Key of an encrypted volume (BitLocker, LUKS): SELECTOR:file:PATH (for BitLocker also a .BEK file),
     /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition,
     /// DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]

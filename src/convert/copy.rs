@@ -82,7 +82,7 @@ pub fn trim_session(
     source: &Source,
     data: &DataMap,
 ) -> Result<DiskTrim> {
-    let guest = embedded::open(disk.clone(), layout)
+    let guest = embedded::open_with(disk.clone(), layout, &source.keys)
         .map_err(|e| Error::failed("opening the volumes for the trim").because(e))?;
     Ok(DiskTrim {
         disk: source.path.clone(),

@@ -6,6 +6,7 @@ use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::layout::DiskLayout;
 use crate::error::{Error, ErrorKind, Result};
+use crate::guest::fve::Unlocked;
 use crate::guest::guestfish::{self, Appliance, Attach};
 use crate::guest::keys::Keys;
 use crate::guest::ntfs3g::MountOptions;
@@ -94,6 +95,19 @@ impl Engine {
         })
     }
 
+    /// The same with the reason that the volumes it opened give.
+    pub fn because_of(self, guest: &dyn GuestRead) -> Self {
+        let mut volumes = guest.volumes().iter();
+        let bitlocker = volumes.any(|v| v.state.container == Some(FsKind::Bitlocker));
+        let why = match self.kind {
+            Kind::Embedded if self.auto && bitlocker => {
+                "BitLocker is opened in this process, no appliance is needed"
+            }
+            _ => self.why,
+        };
+        Self { why, ..self }
+    }
+
     pub fn name(self) -> &'static str {
         match self.kind {
             Kind::Embedded | Kind::Opened => "embedded",
@@ -129,8 +143,9 @@ impl Engine {
     ) -> Result<Guest> {
         let failed = |e| open_error(e, shown);
         let Some(socket) = export.socket() else {
-            let reader = embedded::open(disk, layout).map_err(failed)?;
+            let reader = embedded::open_with(disk, layout, keys).map_err(failed)?;
             return Ok(Guest {
+                unlocked: reader.unlocked().clone(),
                 reader: Box::new(reader),
                 appliance: None,
             });
@@ -150,6 +165,7 @@ impl Engine {
         };
         Ok(Guest {
             reader,
+            unlocked: Unlocked::default(),
             appliance: Some(appliance),
         })
     }
@@ -158,9 +174,7 @@ impl Engine {
 /// Why guestfish sees more of volumes of these kinds. A dynamic disk is refused by either engine.
 fn opened_by_guestfish(kinds: &[FsKind], has_key: bool) -> Option<&'static str> {
     let linux = [FsKind::Ext, FsKind::Xfs, FsKind::Btrfs, FsKind::Swap];
-    if has_key && kinds.contains(&FsKind::Bitlocker) {
-        Some("a volume is encrypted with BitLocker, and a key was given")
-    } else if has_key && kinds.contains(&FsKind::Luks) {
+    if has_key && kinds.contains(&FsKind::Luks) {
         Some("a volume is encrypted with LUKS, and a key was given")
     } else if kinds.contains(&FsKind::Lvm) && !linux.iter().any(|kind| kinds.contains(kind)) {
         Some("the disk has logical volumes (LVM)")
@@ -195,6 +209,8 @@ fn open_error(error: GuestError, shown: &str) -> Error {
 /// The volumes of a disk, opened by one of the engines.
 pub struct Guest {
     pub reader: Box<dyn GuestRead>,
+    /// BitLocker volumes opened in this process.
+    unlocked: Unlocked,
     appliance: Option<Appliance>,
 }
 
@@ -207,7 +223,10 @@ impl Guest {
         options: MountOptions,
     ) -> Box<dyn GuestWrite> {
         match &self.appliance {
-            None => Box::new(EmbeddedWriter::new(disk, layout, options)),
+            None => {
+                let disk = Arc::new(self.unlocked.over(disk));
+                Box::new(EmbeddedWriter::new(disk, layout, options))
+            }
             Some(appliance) => Box::new(GuestfishWriter::new(
                 appliance.clone(),
                 disk,
@@ -225,10 +244,9 @@ mod tests {
     #[test]
     fn when_guestfish_is_worth_its_start() {
         use FsKind::{Bitlocker, Ext, Fat, Ldm, Luks, Lvm, Ntfs};
-        let cases: [(&[FsKind], bool, Option<&str>); 8] = [
+        let cases: [(&[FsKind], bool, Option<&str>); 7] = [
             (&[Fat, Ntfs], true, None),
-            (&[Fat, Bitlocker], true, Some("BitLocker")),
-            (&[Fat, Bitlocker], false, None),
+            (&[Fat, Bitlocker], true, None),
             (&[Luks], true, Some("LUKS")),
             (&[Luks], false, None),
             (&[Lvm], false, Some("LVM")),

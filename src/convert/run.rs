@@ -19,7 +19,7 @@ use crate::fix::apply::{self, Fix};
 use crate::fix::journal::{self, DiskRef, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{DiskId, GuestRead, Volume};
+use crate::guest::{DiskId, FsKind, GuestRead, Volume};
 use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::plan;
@@ -465,7 +465,11 @@ fn fix(
     let failed = |e: journal::JournalError| Error::failed("keeping the journal").because(e);
     let mut journal = Journal::create(folder.path(), disk, apply::records(plan)).map_err(failed)?;
     let engine = session.engine;
-    let contained = |v: &Volume| v.id == volume && v.state.container.is_some();
+    // BitLocker is opened in this process, whoever wrote to it.
+    let contained = |v: &Volume| {
+        let container = v.state.container;
+        v.id == volume && container.is_some_and(|kind| kind != FsKind::Bitlocker)
+    };
     let check = if session.reader().volumes().iter().any(contained) {
         Engine::OPENED
     } else {

@@ -6,6 +6,7 @@
 //! bytes for the same specification; the file systems are not (their tools pick serial numbers).
 
 pub mod bcd;
+pub mod bitlocker;
 pub mod cat;
 pub mod driver_database;
 pub mod guest;

@@ -5,8 +5,9 @@
 //! is copied, trim included, and a trim that hit something needed shows before a byte is copied.
 //!
 //! Only volumes whose own map can be believed: NTFS and FAT that were closed cleanly. A volume with
-//! shadow copies stays as it is (the copies live in what its bitmap calls free), as do encrypted and
-//! unknown ones and everything outside of volumes. Nothing smaller than a cluster of the overlay is
+//! shadow copies stays as it is (the copies live in what its bitmap calls free), as do encrypted
+//! ones that no key opened, unknown ones and everything outside of volumes. In a BitLocker volume that was opened
+//! the encrypted bytes of free clusters are zeroed; BitLocker's own places are never free. Nothing smaller than a cluster of the overlay is
 //! zeroed: that would make the overlay grow and the copy no smaller.
 
 use std::ops::Range;
@@ -206,7 +207,14 @@ fn trim_volume(
         match guest.scratch(volume.id, &file.path) {
             Ok(Scratch::Absent) => continue,
             Ok(Scratch::Kept(why)) => file.kept = Some(why.to_string()),
-            Ok(Scratch::Clusters(clusters)) => {
+            Ok(Scratch::Clusters(mut clusters)) => {
+                // Zeroes in an encrypted volume decrypt to anything: the head of a file, which says what
+                // it is, stays.
+                if let Some(first) = clusters.first_mut()
+                    && volume.state.container.is_some()
+                {
+                    first.start = (first.start + GRAIN).min(first.end);
+                }
                 for range in clusters {
                     file.freed_bytes +=
                         zero(disk, data, &range).map_err(|e| Error::failed(doing()).because(e))?;

@@ -1,14 +1,17 @@
 //! The embedded reading engine: NTFS and FAT inside this process, no root, no mount, no appliance.
 //!
+//! A BitLocker volume that a key opens, or that is suspended, is read like any other: see [`super::fve`].
+//!
 //! Every volume is opened once to learn its state; one that cannot be opened is still listed, with
 //! the reason in its state. Opening reads a few dozen blocks per volume.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::bitlocker;
 use super::fat_read::FatVolume;
 use super::fs::{IDENTIFY_BYTES, identify, kind_of_type};
+use super::fve::{self, Unlocked};
+use super::keys::Keys;
 use super::ntfs_read::NtfsVolume;
 use super::spare::{self, Found, Scratch, Wanted};
 use super::{
@@ -24,22 +27,39 @@ enum Engine {
 
 /// A disk whose volumes can be read.
 pub struct EmbeddedReader {
+    /// With the unlocked volumes in clear.
     disk: Arc<dyn BlockRead>,
+    unlocked: Unlocked,
     volumes: Vec<Volume>,
     engines: BTreeMap<VolumeId, Engine>,
 }
 
-/// Opens the volumes of a disk. A damaged volume does not fail the disk.
+/// Opens the volumes of a disk for which no key was given. A damaged volume does not fail the disk.
 pub fn open(disk: Arc<dyn BlockRead>, layout: &DiskLayout) -> Result<EmbeddedReader> {
+    open_with(disk, layout, &Keys::default())
+}
+
+/// The same, with keys for volumes in BitLocker.
+pub fn open_with(
+    disk: Arc<dyn BlockRead>,
+    layout: &DiskLayout,
+    keys: &Keys,
+) -> Result<EmbeddedReader> {
+    let (unlocked, mut locked) = unlock(disk.as_ref(), layout, keys)?;
+    let disk: Arc<dyn BlockRead> = match unlocked.is_empty() {
+        true => disk,
+        false => Arc::new(unlocked.over(disk)),
+    };
     let mut reader = EmbeddedReader {
         disk: disk.clone(),
+        unlocked,
         volumes: Vec::new(),
         engines: BTreeMap::new(),
     };
     for partition in partitions(disk.as_ref(), layout) {
         let id = VolumeId::new(partition.index);
         let kind = kind(disk.as_ref(), &partition)?;
-        let (engine, label, state) = match open_volume(&disk, &partition, kind) {
+        let (engine, label, mut state) = match open_volume(&disk, &partition, kind) {
             Ok((engine, label, state)) => (engine, label, state),
             Err(error) => {
                 let state = VolumeState {
@@ -49,6 +69,12 @@ pub fn open(disk: Arc<dyn BlockRead>, layout: &DiskLayout) -> Result<EmbeddedRea
                 (None, None, state)
             }
         };
+        if let Some(locked) = locked.remove(&id) {
+            state.protectors = locked.protectors;
+            state.closed = locked.closed;
+            state.container = locked.container;
+            state.unreadable = locked.unreadable.or(state.unreadable);
+        }
         if let Some(engine) = engine {
             reader.engines.insert(id, engine);
         }
@@ -61,6 +87,49 @@ pub fn open(disk: Arc<dyn BlockRead>, layout: &DiskLayout) -> Result<EmbeddedRea
         });
     }
     Ok(reader)
+}
+
+/// The BitLocker volumes of a disk: those that are unlocked, and what is to be said of each.
+fn unlock(
+    disk: &dyn BlockRead,
+    layout: &DiskLayout,
+    keys: &Keys,
+) -> Result<(Unlocked, BTreeMap<VolumeId, VolumeState>)> {
+    let (mut unlocked, mut states) = (Vec::new(), BTreeMap::new());
+    for partition in partitions(disk, layout) {
+        if kind(disk, &partition)? != FsKind::Bitlocker {
+            continue;
+        }
+        let id = VolumeId::new(partition.index);
+        let (start, len) = (partition.start_bytes, partition.size_bytes);
+        let credentials = keys.for_bitlocker(id);
+        let look = fve::look(disk, start, len, &credentials, keys.stretched());
+        let mut state = VolumeState {
+            protectors: look
+                .protections
+                .iter()
+                .map(|p| p.name().to_string())
+                .collect(),
+            ..VolumeState::default()
+        };
+        match look.volume {
+            Ok(volume) => {
+                tracing::debug!(
+                    "partition {id:?}: {}, unlocked by {:?}",
+                    volume.cipher_name,
+                    volume.by
+                );
+                state.container = Some(FsKind::Bitlocker);
+                unlocked.push(volume);
+            }
+            Err((closed, reason)) => {
+                state.closed = Some(closed);
+                state.unreadable = Some(reason);
+            }
+        }
+        states.insert(id, state);
+    }
+    Ok((Unlocked::new(unlocked), states))
 }
 
 /// The partitions of a disk; for one without a table, the whole disk as partition 0.
@@ -117,13 +186,6 @@ fn open_volume(disk: &Arc<dyn BlockRead>, partition: &Partition, kind: FsKind) -
             let label = volume.label();
             Ok((Some(Engine::Fat(volume)), label, state))
         }
-        FsKind::Bitlocker => {
-            let state = VolumeState {
-                protectors: bitlocker::protectors(disk.as_ref(), start, len),
-                ..VolumeState::default()
-            };
-            Ok((None, None, state))
-        }
         _ => Ok((None, None, VolumeState::default())),
     }
 }
@@ -137,6 +199,11 @@ fn reason(error: GuestError) -> String {
 }
 
 impl EmbeddedReader {
+    /// The BitLocker volumes that are read here, for who writes to the same disk.
+    pub fn unlocked(&self) -> &Unlocked {
+        &self.unlocked
+    }
+
     fn engine_of(&self, volume: VolumeId) -> Result<&Engine> {
         self.engines
             .get(&volume)
@@ -159,6 +226,11 @@ impl EmbeddedReader {
         wanted: Wanted<'_>,
         found: Found<'_>,
     ) -> Result<bool> {
+        // Whatever the map of the file system says of BitLocker's own places, they are not free.
+        let found: Found<'_> = &mut |range| {
+            let mut free = self.unlocked.without_reserved(range).into_iter();
+            free.try_for_each(&mut *found)
+        };
         match self.engine_of(volume)? {
             Engine::Ntfs(v) => {
                 v.free_ranges(wanted, found)

@@ -1,22 +1,33 @@
 //! Keys for encrypted volumes, as `--key SELECTOR:TYPE:VALUE` names them (the syntax of virt-v2v).
 //!
 //! A key is in memory only: it goes to guestfish through a pipe, is never an argument of a program,
-//! and no `Debug` or error shows it. virt-v2v's `clevis` is not here: its server cannot be asked, the
+//! and no `Debug` or error shows it. It is erased when it is dropped, and a process that holds one
+//! leaves no core dump. virt-v2v's `clevis` is not here: its server cannot be asked, the
 //! appliance has no network.
 
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
+use zeroize::Zeroizing;
+
+use super::fve::keys::{Credential, StartupKey, Stretched};
 use super::{DiskId, VolumeId};
 use crate::tool::guestfish::Secret;
 
 /// LUKS takes 512 bytes, and guestfish a line.
 const MAX_KEY: usize = 512;
+/// The largest key file. A `.BEK` file has 156 bytes or a few more.
+const MAX_FILE: u64 = 64 << 10;
 
 /// All keys given. None by default.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
     keys: Arc<Vec<Key>>,
+    stretched: Arc<Stretched>,
     /// The disk they are for.
     disk: DiskId,
 }
@@ -24,7 +35,14 @@ pub struct Keys {
 #[derive(Debug)]
 struct Key {
     selector: Selector,
-    secret: Secret,
+    value: Value,
+}
+
+#[derive(Debug)]
+enum Value {
+    Text(Secret),
+    /// Of BitLocker; no appliance takes it.
+    StartupKey(StartupKey),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -44,6 +62,8 @@ pub enum KeyError {
     /// Not with the text: it may hold a key.
     #[error("--key is not of the form SELECTOR:key:KEY, SELECTOR:file:PATH or SELECTOR:env:NAME")]
     Form,
+    #[error("keeping keys out of core dumps")]
+    CoreDump(#[source] std::io::Error),
     #[error(
         "--key {0}: all, the number of a partition, DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume is expected"
     )]
@@ -73,31 +93,29 @@ impl Keys {
                 return Err(KeyError::Clevis);
             }
             let (kind, value) = rest.split_once(':').ok_or(KeyError::Form)?;
-            let text = match kind {
+            let value = match kind {
                 "key" => {
                     in_clear = true;
-                    value.to_string()
+                    text_key(name, Zeroizing::new(value.to_string()))?
                 }
-                "file" => read_file(value)?,
-                "env" => std::env::var(value).map_err(|_| KeyError::Env(value.to_string()))?,
+                "file" => read_file(name, value)?,
+                "env" => {
+                    let text = std::env::var(value).map_err(|_| KeyError::Env(value.to_string()));
+                    text_key(name, Zeroizing::new(text?))?
+                }
                 _ => return Err(KeyError::Form),
             };
-            let problem = match &text {
-                t if t.is_empty() => Some("empty"),
-                t if t.len() > MAX_KEY => Some("longer than 512 bytes"),
-                t if t.chars().any(char::is_control) => Some("more than one line of text"),
-                _ => None,
-            };
-            if let Some(problem) = problem {
-                return Err(KeyError::Unusable(name.to_string(), problem));
-            }
             keys.push(Key {
                 selector: selector(name)?,
-                secret: Secret::new(text),
+                value,
             });
+        }
+        if !keys.is_empty() {
+            leave_no_core_dump().map_err(KeyError::CoreDump)?;
         }
         let keys = Self {
             keys: Arc::new(keys),
+            stretched: Arc::default(),
             disk: DiskId::ONLY,
         };
         Ok((keys, in_clear))
@@ -107,6 +125,7 @@ impl Keys {
     pub fn of_disk(&self, disk: DiskId) -> Self {
         Self {
             keys: self.keys.clone(),
+            stretched: self.stretched.clone(),
             disk,
         }
     }
@@ -125,16 +144,50 @@ impl Keys {
 
     /// The keys to try on a volume, in the order given.
     pub fn matching(&self, volume: VolumeId, uuid: Option<&str>) -> Vec<Secret> {
-        let fits = |selector: &Selector| match selector {
+        let fitting = self.fitting(volume, uuid);
+        let texts = fitting.filter_map(|key| match &key.value {
+            Value::Text(secret) => Some(secret.clone()),
+            Value::StartupKey(_) => None,
+        });
+        texts.collect()
+    }
+
+    /// The same for BitLocker, which also takes startup keys.
+    pub fn for_bitlocker(&self, volume: VolumeId) -> Vec<Credential<'_>> {
+        let credentials = self.fitting(volume, None).map(|key| match &key.value {
+            Value::Text(secret) => Credential::Text(secret.expose()),
+            Value::StartupKey(key) => Credential::StartupKey(key),
+        });
+        credentials.collect()
+    }
+
+    /// The passwords that were stretched with these keys.
+    pub fn stretched(&self) -> &Stretched {
+        &self.stretched
+    }
+
+    fn fitting(&self, volume: VolumeId, uuid: Option<&str>) -> impl Iterator<Item = &Key> {
+        let fits = move |selector: &Selector| match selector {
             Selector::All => true,
             Selector::Volume { disk, partition } => {
                 *partition == volume.partition && self.is_of(*disk)
             }
             Selector::Uuid(wanted) => uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(wanted)),
         };
-        let fitting = self.keys.iter().filter(|key| fits(&key.selector));
-        fitting.map(|key| key.secret.clone()).collect()
+        self.keys.iter().filter(move |key| fits(&key.selector))
     }
+}
+
+/// A crash must not put keys on the disk of the host. Programs that are started get their own limit back from
+/// nobody: a child of a process with keys leaves no core file either.
+fn leave_no_core_dump() -> std::io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let limit = getrlimit(Resource::Core);
+    let none = Rlimit {
+        current: Some(0),
+        maximum: limit.maximum,
+    };
+    Ok(setrlimit(Resource::Core, none)?)
 }
 
 fn selector(name: &str) -> Result<Selector, KeyError> {
@@ -164,25 +217,54 @@ fn selector(name: &str) -> Result<Selector, KeyError> {
     }
 }
 
-/// A key file is text; the end of its line does not belong to the key. Windows saves UTF-16.
-fn read_file(name: &str) -> Result<String, KeyError> {
+fn text_key(name: &str, text: Zeroizing<String>) -> Result<Value, KeyError> {
+    let problem = match text.as_str() {
+        "" => Some("empty"),
+        t if t.len() > MAX_KEY => Some("longer than 512 bytes"),
+        t if t.chars().any(char::is_control) => Some("more than one line of text"),
+        _ => None,
+    };
+    match problem {
+        Some(problem) => Err(KeyError::Unusable(name.to_string(), problem)),
+        None => Ok(Value::Text(Secret::new(text.to_string()))),
+    }
+}
+
+/// A key file is a `.BEK` file, or text; the end of its line does not belong to the key. Windows saves UTF-16.
+fn read_file(name: &str, file: &str) -> Result<Value, KeyError> {
     let failed = |source| KeyError::File {
-        file: name.to_string(),
+        file: file.to_string(),
         source,
     };
-    let bytes = std::fs::read(Path::new(name)).map_err(failed)?;
+    let unusable = |problem| KeyError::Unusable(name.to_string(), problem);
+    let mut bytes = Zeroizing::new(Vec::new());
+    let opened = std::fs::File::open(Path::new(file)).map_err(failed)?;
+    opened
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(unusable("in a file of more than 64 KiB"));
+    }
+    if StartupKey::is_one(&bytes) {
+        let key = StartupKey::parse(&bytes);
+        return key
+            .map(Value::StartupKey)
+            .ok_or_else(|| unusable("a damaged .BEK file"));
+    }
     let text = match bytes.strip_prefix(&[0xff, 0xfe]) {
         Some(wide) => {
             let units = wide
                 .chunks_exact(2)
                 .map(|b| u16::from_le_bytes([b[0], b[1]]));
-            let units: Vec<u16> = units.collect();
+            let units = Zeroizing::new(units.collect::<Vec<u16>>());
             String::from_utf16(&units).ok()
         }
-        None => String::from_utf8(bytes).ok(),
+        None => std::str::from_utf8(&bytes).ok().map(str::to_string),
     };
-    let text = text.ok_or_else(|| KeyError::Unusable(name.to_string(), "not text"))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_string())
+    let text = Zeroizing::new(text.ok_or_else(|| unusable("not text"))?);
+    let line = text.trim_end_matches(['\r', '\n']);
+    text_key(name, Zeroizing::new(line.to_string()))
 }
 
 #[cfg(test)]

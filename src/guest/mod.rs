@@ -2,12 +2,12 @@
 //!
 //! The rest of the program does not know which engine stands behind these traits.
 
-pub mod bitlocker;
 pub mod confined;
 pub mod embedded;
 mod fat_read;
 mod fat_write;
 pub mod fs;
+pub mod fve;
 pub mod guestfish;
 mod guestfish_boot;
 mod guestfish_mapped;
@@ -146,6 +146,9 @@ pub struct VolumeState {
     pub protectors: Vec<String>,
     /// Why the volume could not be opened although its kind is known.
     pub unreadable: Option<String>,
+    /// Why a BitLocker volume stays closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed: Option<fve::Closed>,
     /// What the file system lies in, when that was opened: BitLocker, LUKS, LVM, a dynamic disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<FsKind>,

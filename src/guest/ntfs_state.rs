@@ -93,10 +93,7 @@ impl NtfsVolume {
             hibernated: self.hibernated()?,
             vss_snapshots: self.has_shadow_copies()?,
             cluster_size: self.facts.cluster_size,
-            free_bytes: None,
-            protectors: Vec::new(),
-            unreadable: None,
-            container: None,
+            ..VolumeState::default()
         })
     }
 

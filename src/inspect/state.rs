@@ -2,7 +2,8 @@
 //! result surprising.
 
 use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES};
-use crate::guest::bitlocker::CLEAR_KEY;
+use crate::guest::fve::Closed;
+use crate::guest::fve::metadata::Protection;
 use crate::guest::{
     DiskId, FileInfo, FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId,
 };
@@ -62,22 +63,15 @@ pub fn volumes(
         (false, _) => {}
         // Opened, and no Windows in it.
         (true, None) if closed.is_empty() => {}
-        (true, None) => out.findings.push(Finding::blocker(
-            "bitlocker",
-            because(if protectors.iter().any(|p| p == CLEAR_KEY) {
-                "BitLocker is suspended (the key lies open on the volume), but the volume is still encrypted: Windows cannot be changed here"
-            } else {
-                "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed"
-            }, not_opened(&volumes, &closed)),
-            "decrypt it inside the guest (manage-bde -off C:), wait until it is done, shut down; or give its recovery key with --key (the guestfish engine opens it)",
-            unlocked_by(&bitlocker, &protectors),
-        )),
-        (true, Some(system)) if bitlocker.contains(&system) => out.findings.push(Finding::warning(
-            "bitlocker-opened",
-            "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
-            "keep the recovery key at hand",
-            unlocked_by(&bitlocker, &protectors),
-        )),
+        (true, None) => out.findings.push(closed_bitlocker(&volumes, &closed, unlocked_by(&bitlocker, &protectors))),
+        (true, Some(system)) if bitlocker.contains(&system) => {
+            let of_system = volumes.iter().find(|v| v.id == system);
+            let is_suspended = of_system.is_some_and(|v| {
+                v.state.protectors.iter().any(|p| p == Protection::ClearKey.name())
+            });
+            let evidence = unlocked_by(&bitlocker, &protectors);
+            out.findings.push(opened_bitlocker(is_suspended, evidence));
+        }
         (true, Some(_)) => out.findings.push(Finding::warning(
             "bitlocker-data",
             "a data volume is encrypted with BitLocker: Windows may ask for its recovery key on the new machine",
@@ -226,6 +220,53 @@ fn unlocked_by(volumes: &[VolumeId], protectors: &[String]) -> String {
         true => volumes,
         false => format!("{volumes}, protected by: {}", protectors.join(", ")),
     }
+}
+
+/// BitLocker volumes that stay closed, and no Windows outside of them.
+fn closed_bitlocker(volumes: &[&Volume], closed: &[VolumeId], evidence: String) -> Finding {
+    let is = |wanted: Closed| {
+        let mut of_them = volumes.iter().filter(|v| closed.contains(&v.id));
+        of_them.any(|v| v.state.closed == Some(wanted))
+    };
+    let reason = not_opened(volumes, closed);
+    if is(Closed::Converting) && !is(Closed::Locked) {
+        return Finding::blocker(
+            "bitlocker-converting",
+            because(
+                "a volume is neither encrypted nor decrypted as a whole",
+                reason,
+            ),
+            "start the guest, wait until manage-bde -status says 100% or 0% (a paused conversion goes on after manage-bde -resume C:), shut it down",
+            evidence,
+        );
+    }
+    Finding::blocker(
+        "bitlocker",
+        because(
+            "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed",
+            reason,
+        ),
+        "give its recovery password, its password or its .BEK file with --key (all:file:FILE); or suspend BitLocker in the guest (manage-bde -protectors -disable C: -rc 0) and shut it down: no key is needed then",
+        evidence,
+    )
+}
+
+/// A Windows that is encrypted, and can be read and changed here.
+fn opened_bitlocker(is_suspended: bool, evidence: String) -> Finding {
+    if is_suspended {
+        return Finding::warning(
+            "bitlocker-suspended",
+            "Windows is encrypted with BitLocker, which is suspended and stays so: whoever has the disk can read it; the TPM of the old machine is not in the new one",
+            "none needed for the boots if it was suspended with -rc 0 (else Windows resumes it after the first boot and asks for the recovery password at the second); after the last boot, in the guest: manage-bde -protectors -delete C: -type TPM, manage-bde -protectors -add C: -tpm where the machine has a TPM, manage-bde -protectors -enable C:",
+            evidence,
+        );
+    }
+    Finding::warning(
+        "bitlocker-opened",
+        "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
+        "suspend BitLocker before the conversion (manage-bde -protectors -disable C: -rc 0) so that both boots pass without it, or keep the recovery key at hand",
+        evidence,
+    )
 }
 
 /// Why no key opened them, when one was tried.

@@ -18,6 +18,8 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use zeroize::Zeroizing;
+
 use super::{Child, Cmd, Result, ToolError, appliance, clean, stop};
 
 pub const TOOL: &str = "guestfish";
@@ -35,13 +37,13 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(60);
 /// libguestfs says so before the reason of every failure.
 const FAILURE: &str = "libguestfs: error: ";
 
-/// Text that nothing prints.
+/// Text that nothing prints, erased from memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     pub fn new(text: String) -> Self {
-        Self(text)
+        Self(Zeroizing::new(text))
     }
 
     pub fn expose(&self) -> &str {

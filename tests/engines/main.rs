@@ -149,14 +149,6 @@ fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
     tree
 }
 
-/// The part of [`tree`] that is one volume.
-fn of_volume(disk: &Path, volume: u32) -> BTreeMap<String, Option<Vec<u8>>> {
-    let files = tree(disk).into_iter().filter(|((id, _), _)| *id == volume);
-    files
-        .map(|((_, path), contents)| (path, contents))
-        .collect()
-}
-
 /// Attributes and security descriptor of every file of the Windows volume, by ntfs-3g's own tool.
 fn security(lab: &Lab, disk: &Path) -> BTreeMap<String, String> {
     audit(&lab.volume(disk))

@@ -1,9 +1,15 @@
 //! Volumes that must not be written, or not without a word.
 
+use std::sync::Arc;
+
+use hyper2kvm::demo::bitlocker::{self, Lock, Reserved, Spec, startup_key_file};
+use hyper2kvm::demo::guest::layout;
 use hyper2kvm::demo::{Place, Role, WinVersion};
+use hyper2kvm::disk::block::{BlockRead, BlockWrite, FileDisk};
+use hyper2kvm::guest::fve::cipher::Method;
 use hyper2kvm::guest::{GuestPath, VolumeId};
 
-use crate::support::{TOOLS, have, tool};
+use crate::support::{TOOLS, h2k, have, tool};
 use crate::{Guest, config, find};
 
 const HIBERNATED: [u8; 16384] = {
@@ -76,14 +82,20 @@ fn a_dirty_volume_is_refused_or_forced() {
     }
 }
 
-/// A metadata block with one key, protected as given.
-fn key_block(protection: u16) -> Vec<u8> {
-    let mut block = b"-FVE-FS-".to_vec();
-    block.resize(112, 0);
-    block.extend([80, 0, 2, 0, 8, 0]);
-    block.resize(112 + 80, 0);
-    block[112 + 34..112 + 36].copy_from_slice(&protection.to_le_bytes());
-    block
+/// The Windows volume in BitLocker, opened by that.
+fn encrypt_windows(guest: &Guest, lock: Lock) {
+    let part = guest.spec.partition(Role::Windows).unwrap();
+    let disk: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(&guest.disk).unwrap());
+    let volume = VolumeId::new(part.index);
+    let places = bitlocker::reserve(disk, &layout(&guest.spec), volume).unwrap();
+    let plain = guest.path("plain.raw");
+    std::fs::rename(&guest.disk, &plain).unwrap();
+    let (from, to) = (plain.to_str().unwrap(), guest.disk.to_str().unwrap());
+    tool("cp", &["--sparse=always", from, to]);
+    let plain: Arc<dyn BlockRead> = Arc::new(FileDisk::open(&plain).unwrap());
+    let disk = FileDisk::open_rw(&guest.disk).unwrap();
+    let spec = Spec::new(Method::XtsAes256, &[lock], places);
+    bitlocker::encrypt(&plain, &disk, part.start, part.size, &spec).unwrap();
 }
 
 #[test]
@@ -95,28 +107,39 @@ fn encrypted_volumes() {
     let start = guest.start(Role::Windows);
     guest.patch(start + 3, b"-FVE-FS-");
     guest.refused("bitlocker");
-    let place = 0x10_0000u64;
-    let cluster = u64::from(guest.bytes(start + 13, 1)[0]) * 512;
+    let guest = Guest::new(WinVersion::Win10);
+    let part = guest.spec.partition(Role::Windows).unwrap();
+    let other = Guest::new(WinVersion::Win10);
+    let plain = FileDisk::open(&other.disk).unwrap();
+    let rewrite = |lock: Lock, vista: bool, states: (u16, u16)| {
+        let copies = [1 << 20, 2 << 20, 3 << 20];
+        let places = Reserved {
+            copies,
+            moved: 4 << 20,
+        };
+        let mut spec = Spec::new(Method::CbcAes128Diffuser, &[lock], places);
+        (spec.vista, spec.states) = (vista, states);
+        let disk = FileDisk::open_rw(&guest.disk).unwrap();
+        let (start, len) = (part.start, part.size);
+        bitlocker::write_metadata(&plain, &disk, start, len, &spec).unwrap();
+    };
+    let startup = Lock::StartupKey {
+        guid: [1; 16],
+        key: [2; 32],
+    };
     for vista in [false, true] {
-        if vista {
-            guest.patch(start + 176, &[0; 8]);
-            guest.patch(start, b"\xeb\x52\x90");
-            guest.patch(start + 56, &(place / cluster).to_le_bytes());
-        } else {
-            guest.patch(start + 176, &place.to_le_bytes());
-        }
-        for (protection, named, suspended) in [
-            (0x100, "TPM", false),
-            (0x800, "recovery password", false),
-            (0, "clear key", true),
-        ] {
-            guest.patch(start + place, &key_block(protection));
+        for (lock, named) in [(Lock::Tpm, "TPM"), (startup, "startup key")] {
+            rewrite(lock, vista, (4, 4));
             let found = guest.finding("bitlocker");
-            let text = |part: &str| found[part].as_str().unwrap().to_string();
-            assert!(text("evidence").contains(named), "{found}");
-            assert_eq!(text("message").contains("suspended"), suspended, "{found}");
+            assert!(
+                found["evidence"].as_str().unwrap().contains(named),
+                "{found}"
+            );
         }
     }
+    rewrite(startup, false, (5, 1));
+    guest.refused("bitlocker-converting");
+    rewrite(startup, false, (4, 4));
     guest.refused("bitlocker");
     guest.check("windows-found", "fault", 4);
     let verdict = guest.verify(4);
@@ -125,6 +148,22 @@ fn encrypted_volumes() {
     let guest = Guest::new(WinVersion::Win10);
     guest.patch(guest.start(Role::Recovery) + 3, b"-FVE-FS-");
     guest.accepted("bitlocker-data");
+    let key = startup_key_file([1; 16], &[2; 32]);
+    for (lock, id) in [
+        (Lock::ClearKey, "bitlocker-suspended"),
+        (startup, "bitlocker-opened"),
+    ] {
+        let guest = Guest::new(WinVersion::Win10);
+        encrypt_windows(&guest, lock);
+        std::fs::write(guest.path("key.BEK"), &key).unwrap();
+        let file = format!("all:file:{}", guest.path("key.BEK").display());
+        let disk = guest.disk.to_str().unwrap();
+        let seen = h2k(["inspect", disk, "--json", "--key", &file])
+            .expect(0)
+            .json();
+        crate::rows::assert_row(id, find(&seen["findings"], "id", id).unwrap());
+        guest.run("plan", &["--key", &file]).expect(0);
+    }
 
     for file in ["explorer.exe", "SYSTEM"] {
         eprintln!("encrypted: {file}");

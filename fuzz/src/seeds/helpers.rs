@@ -129,17 +129,7 @@ fn heads(seeds: &Seeds) -> Result<()> {
             seeds.write("volume_head", "log", &input)?;
         }
     }
-    let mut bitlocker = vec![0; 0x700];
-    bitlocker[3..11].copy_from_slice(b"-FVE-FS-");
-    bitlocker[176..184].copy_from_slice(&0x400u64.to_le_bytes());
-    bitlocker[0x400..0x408].copy_from_slice(b"-FVE-FS-");
-    let mut at = 0x400 + 112;
-    for key in [0u16, 0x100, 0x800, 0x2000] {
-        bitlocker[at..at + 6].copy_from_slice(&[80, 0, 2, 0, 8, 0]);
-        bitlocker[at + 34..at + 36].copy_from_slice(&key.to_le_bytes());
-        at += 80;
-    }
-    seeds.write("volume_head", "bitlocker", &[&[1][..], &bitlocker].concat())
+    Ok(())
 }
 
 pub fn write(seeds: &Seeds) -> Result<()> {

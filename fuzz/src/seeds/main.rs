@@ -1,7 +1,7 @@
 //! Writes `images/` and the seed corpora: from files made by our own code and by the tools that make
 //! such files (mkntfs, mkfs.fat, mke2fs, debugfs, genisoimage, tar, wimcapture, gzip, zstd, xz, lz4).
 //!
-//!   seeds [PART...]     hives, files, volumes, linux, helpers; all of them when none is named
+//!   seeds [PART...]     hives, files, volumes, fve, linux, helpers; all of them when none is named
 //!
 //! New images make what was kept for the targets that patch them worthless.
 
@@ -44,10 +44,11 @@ fn main() -> Result<()> {
         root: Path::new(env!("CARGO_MANIFEST_DIR")).to_owned(),
     };
     type Write = fn(&Seeds) -> Result<()>;
-    let parts: [(&str, Write); 5] = [
+    let parts: [(&str, Write); 6] = [
         ("hives", hives::write),
         ("files", files::write),
         ("volumes", volumes::write),
+        ("fve", volumes::fve),
         ("linux", linux::write),
         ("helpers", helpers::write),
     ];

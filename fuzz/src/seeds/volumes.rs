@@ -5,18 +5,22 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use hyper2kvm::demo::bitlocker::{self, Lock, Spec};
 use hyper2kvm::demo::{Arch, GuestSpec, WinVersion, guest, pack, pe};
 use hyper2kvm::disk::block::FileDisk;
+use hyper2kvm::guest::fve::cipher::Method;
+use hyper2kvm::guest::fve::layout::{NTFS, VolumeHeader};
 use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};
 use hyper2kvm::guest::{EmbeddedWriter, Extent, GuestPath, GuestWrite, VolumeId, wof};
 use hyper2kvm::tool::Cmd;
 use hyper2kvm_fuzz::disk::{Base, bare};
-use hyper2kvm_fuzz::{DISK, END, SEAL};
+use hyper2kvm_fuzz::{DISK, END, FVE_PLACES, SEAL};
 
 use crate::{Result, Seeds};
 
 const VOLUME: VolumeId = VolumeId::new(0);
 const RECORD: usize = 1024;
+const RECOVERY: &str = "110000-220000-330000-440000-550000-660000-110011-220022";
 
 fn path(text: &str) -> Result<GuestPath> {
     Ok(GuestPath::parse(text)?)
@@ -118,6 +122,48 @@ fn ends(seeds: &Seeds, folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Metadata and boot sector; what is encrypted is nothing but zeroes on the disk.
+pub fn fve(seeds: &Seeds) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path();
+    let plain = folder.join("plain");
+    let header = VolumeHeader {
+        jump: [0xeb, 0x52, 0x90],
+        signature: NTFS,
+        bytes_per_sector: 512,
+        sectors_per_cluster: 8,
+        total_sectors: (2 << 20) / 512 - 1,
+        metadata_cluster: 7,
+    };
+    let mut boot = vec![0; 512];
+    header.write(&mut boot).ok_or("a boot sector")?;
+    fs::write(&plain, boot)?;
+    let image = folder.join("fve");
+    File::create(&image)?.set_len(2 << 20)?;
+    let locks = [Lock::ClearKey, Lock::RecoveryPassword(RECOVERY), Lock::Tpm];
+    let spec = Spec::new(Method::CbcAes128Diffuser, &locks, FVE_PLACES);
+    let (plain, disk) = (FileDisk::open(&plain)?, FileDisk::open_rw(&image)?);
+    bitlocker::write_metadata(&plain, &disk, 0, 2 << 20, &spec)?;
+    let base = Base::new(fs::read(&image)?);
+    seeds.image("fve.gz", base.bytes())?;
+    for (name, place, len) in [
+        ("sound", 0, 16),
+        ("boot", 0, 200),
+        ("header", FVE_PLACES.copies[0] as usize, 112),
+        ("entries", FVE_PLACES.copies[0] as usize + 112, 400),
+        ("other", FVE_PLACES.copies[1] as usize, 200),
+    ] {
+        for kind in [1, 2] {
+            let input = [&[kind][..], &base.patch(place, len)].concat();
+            seeds.write("fve", &format!("{name}-{kind}"), &input)?;
+        }
+    }
+    let all = FVE_PLACES.copies.map(|at| base.patch(at as usize, 600)).concat();
+    seeds.write("fve", "copies", &[&[1][..], &all].concat())?;
+    let file = bitlocker::startup_key_file([7; 16], &[9; 32]);
+    seeds.write("fve", "bek", &[&[0][..], &file].concat())
 }
 
 pub fn write(seeds: &Seeds) -> Result<()> {
