@@ -434,7 +434,8 @@ fn disks_are_installed() {
     command.arg("boot").arg(&out).args(["--pool", "images"]);
     command.env("HYPER2KVM_FAILPOINT", "installing=kill");
     assert_eq!(finish(command).code, -1);
-    assert!(old.exists() != out.join("vm-probe.qcow2").exists());
+    // The originals go last.
+    assert!(old.exists() && out.join("vm-probe.qcow2").exists());
     let record = libvirt
         .boot(&out, &["--pool", "images", "--timeout", "300"])
         .expect(0)
