@@ -139,6 +139,7 @@ pub const IDS: &[Id] = &[
     finding("bcd-loader-firmware", NOTHING),
     finding("bcd-other-windows", NOTHING),
     finding("bcd-text-mode", NOTHING),
+    finding("ems-com1", NOTHING),
     finding("default-control-set", START),
     // Windows.
     finding("pending-updates", NOTHING),
@@ -283,7 +284,10 @@ pub const IDS: &[Id] = &[
     check("transitional-ids", NOTHING, BY_CONVERT),
     check("bus-drivers", START, BY_CONVERT),
     check("volume-drivers", START, BY_CONVERT),
+    check("kernel-files", START, BY_REPAIR),
     check("class-filters", START, BY_CONVERT),
+    check("idle-settings", NOTHING, BY_REPAIR),
+    check("device-instances", NOTHING, BY_REPAIR),
     check("device-filters", NOTHING, BY_REPAIR),
     check("critical-boot-services", NOTHING, BY_REPAIR),
     check("boot-services", NOTHING, BY_REPAIR),

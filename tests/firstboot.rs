@@ -362,6 +362,7 @@ fn script() -> Script {
         user_scripts: 2,
         restore: vec![Restore::AutoReboot],
         two_boots: true,
+        com2: false,
     }
 }
 

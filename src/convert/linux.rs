@@ -39,7 +39,7 @@ use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
-use super::session::{Source, SourceMachine};
+use super::session::{Source, SourceMachine, announce_appliance};
 
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -194,9 +194,7 @@ fn examine(
     inspection: &mut Inspection,
     ui: &Ui,
 ) -> Result<()> {
-    let starting = |why: &str| {
-        ui.status("Starting", &format!("the libguestfs appliance ({why})"));
-    };
+    let starting = |why: &str| announce_appliance(ui, why);
     let starting: Option<&dyn Fn(&str)> = match machine.no_appliance {
         true => None,
         false => Some(&starting),
@@ -517,7 +515,7 @@ pub(super) fn convert(
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warnings);
-    let report = Report {
+    let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
         engine_why: match made.way {
@@ -525,6 +523,7 @@ pub(super) fn convert(
             Way::VirtV2v | Way::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
         },
         ready: plan.accepted.is_empty(),
+        boots_from: vec![controller(job.machine.storage)],
         accepted: plan.accepted.clone(),
         next_commands: vec![
             format!("virsh define {}", quote(&final_xml)),
@@ -541,6 +540,7 @@ pub(super) fn convert(
                 .collect(),
             report: Some(folder.target().join("report.json")),
         },
+        files: Vec::new(),
         actions: made.actions,
         controllers: made.after.controllers.clone(),
         controllers_before: inspection.controllers.clone(),
@@ -562,7 +562,7 @@ pub(super) fn convert(
         job,
         &mut folder,
         devices,
-        &report,
+        &mut report,
         &crate::plan::Plan::default(),
     )?;
     Ok(report)

@@ -16,6 +16,7 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, GuestRead, GuestWrite};
 use crate::inspect::{self, Disk, InspectError, InspectOptions, SourceFacts, Survey};
 use crate::source::{SourceVm, Unpacked};
+use crate::tool::appliance;
 use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};
@@ -194,6 +195,17 @@ pub fn look<T>(
     looked()?;
     machine.opened.check_unchanged()?;
     Ok((engine, survey, seen))
+}
+
+/// Tells that libguestfs' appliance is started, and why it takes long where it does.
+pub fn announce_appliance(ui: &Ui, why: &str) {
+    let how = appliance::without_kvm().map_or_else(String::new, |fault| {
+        format!("; emulated, which takes longer: {fault}")
+    });
+    ui.status(
+        "Starting",
+        &format!("the libguestfs appliance ({why}){how}"),
+    );
 }
 
 /// The fail point of the verbs that only read.

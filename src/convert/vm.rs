@@ -17,7 +17,7 @@ use crate::inspect::{self, Disk, InspectError, InspectOptions, Roles, Survey};
 use crate::ui::Ui;
 
 use super::engine::Engine;
-use super::session::{Session, Source, refusal};
+use super::session::{Session, Source, announce_appliance, refusal};
 
 /// The disks of a VM: the one with the system first, the others in the order of the source.
 #[derive(Debug, Clone)]
@@ -153,10 +153,7 @@ impl VmSession {
     ) -> Result<(Self, Survey)> {
         let open_all = |engine: Engine| -> Result<Self> {
             let _waiting = engine.starts_slowly().then(|| {
-                ui.status(
-                    "Starting",
-                    &format!("the libguestfs appliance ({})", engine.why),
-                );
+                announce_appliance(ui, engine.why);
                 ui.waiting("Starting")
             });
             let mut opened = Vec::new();

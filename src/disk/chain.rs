@@ -505,7 +505,7 @@ impl Level {
     fn passed(&self, writable: bool) -> Vec<Passed> {
         let held = self.held.iter().map(|held| held.passed(writable));
         let descriptor = self.descriptor.iter();
-        held.chain(descriptor.map(|file| Passed::in_memory(file.clone(), &self.path)))
+        held.chain(descriptor.map(|file| Passed::new(file.clone(), &self.path, false)))
             .collect()
     }
 

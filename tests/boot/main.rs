@@ -616,13 +616,13 @@ fn domains_can_be_changed() {
         assert!(!lab.path("bad").exists());
     }
     give_patch(
-        "<iothreads>1</iothreads><devices><disk p:where='target/@dev=vda'><driver queues='2'/></disk><watchdog p:stage='final' model='itco' action='reset'/></devices>",
+        "<iothreads>1</iothreads><devices><disk p:where='target/@dev=vda'><driver queues='2'/></disk><watchdog p:stage='final' model='i6300esb' action='reset'/></devices>",
     );
     let more = [
         "--xml-patch",
         patch.to_str().unwrap(),
         "--machine",
-        "pc-q35-8.2",
+        "pc-q35-7.2",
     ];
     let (out, report) = convert(&lab, &lab.raw, "vm", &more);
     let [first, last] = ["bootstrap_xml", "final_xml"]
@@ -630,7 +630,7 @@ fn domains_can_be_changed() {
     let read = |path: &Path| fs::read_to_string(path).unwrap();
     assert!(read(&last).contains("queues=\"2\"") && read(&last).contains("<watchdog"));
     assert!(read(&first).contains("<iothreads>1<") && !read(&first).contains("<watchdog"));
-    assert!(read(&first).contains("machine=\"pc-q35-8.2\""));
+    assert!(read(&first).contains("machine=\"pc-q35-7.2\""));
     if have(&["virt-xml"]) {
         for path in [&first, &last] {
             let mut command = std::process::Command::new("sh");

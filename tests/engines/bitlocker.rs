@@ -177,7 +177,7 @@ fn in_appliance(lab: &Lab, disk: &Path, read_only: bool, command: &str) {
     let start = Instant::now();
     let out = Command::new("guestfish")
         .arg("--keys-from-stdin")
-        .env("LIBGUESTFS_BACKEND", "direct")
+        .envs(hyper2kvm::tool::appliance::environment())
         .stdin(Stdio::from(File::open(lab.path("script")).unwrap()))
         .output()
         .unwrap();
@@ -225,7 +225,6 @@ fn windows_on_bitlocker() {
         .arg(lab.path("out"))
         .arg("--virtio-iso")
         .arg(virtio_win())
-        .env("LIBGUESTFS_BACKEND", "direct")
         .env("PATH", counted(&lab));
     let start = Instant::now();
     let report = support::finish(command).expect(0).json();
