@@ -277,7 +277,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
         let layout = partition::read_layout(disk.as_ref()).map_err(|e| e.of(&shown))?;
         let guest = engine.open(&export, disk, &layout, &source.keys, &shown.to_string())?;
         Ok(Self {
-            engine: engine.because_of(guest.reader.as_ref()),
+            engine,
             export,
             layout,
             guest,

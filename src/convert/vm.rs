@@ -171,7 +171,8 @@ impl VmSession {
                 path: disks.path.clone(),
             })
         };
-        let session = open_all(engine)?;
+        let mut session = open_all(engine)?;
+        session.engine = engine.because_of(&session.reader());
         let survey = session.inspect()?;
         let volumes = session.reader();
         let volumes = volumes.volumes().iter();

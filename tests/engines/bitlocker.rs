@@ -248,12 +248,10 @@ fn others_read_what_we_write_in_every_cipher() {
                 String::from_utf8_lossy(&run.stderr)
             );
         }
-        assert_eq!(
-            by_dislocker(&image, kind, key, &list),
-            expected,
-            "dislocker"
-        );
+        // Debian's dislocker (0.7.3) opens no volume of Vista, cryptsetup none at all.
         if !vista {
+            let digest = by_dislocker(&image, kind, key, &list);
+            assert_eq!(digest, expected, "dislocker");
             let dump = tool("cryptsetup", &["bitlkDump", image.to_str().unwrap()]);
             let dump = String::from_utf8_lossy(&dump).into_owned();
             let mode = [
