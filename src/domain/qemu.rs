@@ -417,9 +417,11 @@ fn tpm(nvram: &Path, before: &mut Vec<String>, line: &mut Line) {
     let state = nvram.with_extension("tpm").display().to_string();
     before.push(format!("tpm={}", quoted(&state)));
     before.push("mkdir -p -- \"$tpm\"".to_owned());
+    // As a daemon it is in another directory.
+    before.push("state=$(cd -- \"$tpm\" && pwd)".to_owned());
     before.push(
-        "swtpm socket --tpm2 --daemon --terminate --tpmstate dir=\"$tpm\" \
-         --ctrl type=unixio,path=\"$tpm/control\""
+        "swtpm socket --tpm2 --daemon --terminate --tpmstate dir=\"$state\" \
+         --ctrl type=unixio,path=\"$state/control\""
             .to_owned(),
     );
     line.raw("-chardev socket,id=tpm,path=\"$tpm\"/control");
