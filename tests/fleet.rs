@@ -660,7 +660,7 @@ fn a_table_of_machines() {
     fs::remove_file(vmx).unwrap();
 
     // Several named ones, all good; the most important first when it is one.
-    let named = ["web.raw", "db.raw"].map(|n| fleet.path(n).to_str().unwrap().to_string());
+    let named = ["web.raw", "snapshot.qcow2"].map(|n| fleet.path(n).to_str().unwrap().to_string());
     h2k(["inspect", &named[0], &named[1]]).expect(0);
     let text = h2k(["inspect", &named[0]]).expect(0).stdout;
     let order = [

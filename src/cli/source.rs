@@ -413,6 +413,10 @@ impl SourceArgs {
         if self.guestfish()? {
             return Ok(());
         }
+        if let Some(folder) = folder {
+            // What is collected there holds secrets. What cannot be made is reported by whoever writes.
+            let _ = crate::files::create_private(folder);
+        }
         confine::looks(&Writes {
             folder,
             there: Vec::new(),

@@ -48,7 +48,7 @@ pub fn system_tree(spec: &GuestSpec) -> KeyTree {
         let mut set = set.clone();
         set.name = format!("ControlSet00{number}");
         root.keys
-            .insert(crate::registry::build::fold(&set.name), set);
+            .insert(crate::registry::build::fold(&set.name), Box::new(set));
     }
     let current = spec.control_set;
     root.dword("Select", "Current", current);

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use crate::drivers::media::Media;
@@ -484,7 +485,7 @@ impl Saver {
 
 struct MergeJob<'e> {
     name: HiveName,
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     /// What the file in the guest holds, where that is something else.
     original: Option<Vec<u8>>,
     edits: &'e RegEdits,

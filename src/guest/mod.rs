@@ -36,6 +36,8 @@ pub use guestfish_write::GuestfishWriter;
 pub use path::{GuestPath, PathError};
 pub use writer::EmbeddedWriter;
 
+use std::sync::Arc;
+
 use std::fmt;
 
 use serde::Serialize;
@@ -240,6 +242,11 @@ pub trait GuestRead {
     ) -> Result<Vec<u8>>;
     /// The whole file, or [`GuestError::TooLarge`].
     fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>>;
+
+    /// The same without a copy, where the file is in memory already.
+    fn read_shared(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Arc<Vec<u8>>> {
+        self.read(volume, path, limit).map(Arc::new)
+    }
 }
 
 /// A run of bytes to write inside an existing file.

@@ -58,7 +58,7 @@ pub fn load(
         let Ok(file) = folder.join(file) else {
             return Ok(None);
         };
-        match guest.read(volume, &file, limit) {
+        match guest.read_shared(volume, &file, limit) {
             Ok(bytes) => {
                 if file != *path && !bytes.is_empty() {
                     logs.push(file);

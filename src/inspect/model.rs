@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
@@ -42,8 +43,8 @@ pub struct Hives {
 #[derive(Debug)]
 pub struct LoadedBytes {
     pub path: GuestPath,
-    /// The recovered image: what Windows would work with.
-    pub bytes: Vec<u8>,
+    /// The recovered image: what Windows would work with. Shared, because a large hive is in memory once.
+    pub bytes: Arc<Vec<u8>>,
     /// Whether `bytes` differ from the file because log entries were applied.
     pub replayed: bool,
     /// The transaction logs beside it that are not empty (`.LOG1`, `.LOG2`, `.LOG`).

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::drivers::media::Media;
 use crate::guest::{
@@ -13,12 +14,14 @@ use crate::guest::{
 };
 use crate::inspect::{Hives, LoadedBytes};
 use crate::registry::build::Format;
-use crate::registry::{BaseBlock, HiveError, HiveView, KeyTree, RegEdits};
+use crate::registry::{BaseBlock, HiveError, HiveView, RegEdits};
 
 use super::model::{Action, HiveName, Plan};
 
 enum Content<'a> {
     Bytes(Cow<'a, [u8]>),
+    /// A hive that inspection has in memory.
+    Shared(Arc<Vec<u8>>),
     /// A file of the medium.
     Media {
         path: &'a str,
@@ -80,7 +83,7 @@ impl<'a> Preview<'a> {
         if !loaded.replayed {
             let entry = Entry {
                 path: loaded.path.clone(),
-                content: Content::Bytes(Cow::Borrowed(loaded.bytes.as_slice())),
+                content: Content::Shared(loaded.bytes.clone()),
                 written: false,
             };
             self.entries.insert((volume, loaded.path.key()), entry);
@@ -134,8 +137,8 @@ impl<'a> Preview<'a> {
                 ..
             } => {
                 if let Some(loaded) = super::hive_bytes(hives, *hive) {
-                    let bytes = edited(*hive, loaded, edits)?;
-                    self.put(*volume, path, Content::Bytes(bytes));
+                    let content = edited(*hive, loaded, edits)?;
+                    self.put(*volume, path, content);
                 }
                 for log in reset_logs {
                     self.put(*volume, log, Content::Bytes(Cow::Borrowed(&[])));
@@ -161,6 +164,7 @@ impl<'a> Preview<'a> {
     fn bytes<'s>(&'s self, volume: VolumeId, entry: &'s Entry<'a>) -> Result<Cow<'s, [u8]>> {
         match &entry.content {
             Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes.as_ref())),
+            Content::Shared(bytes) => Ok(Cow::Borrowed(bytes.as_slice())),
             Content::Media { path, .. } => {
                 let bytes = self.media.read(path).map_err(|e| GuestError::Unreadable {
                     path: (*path).to_string(),
@@ -177,22 +181,21 @@ impl<'a> Preview<'a> {
 /// are what they are.
 fn edited<'a>(
     hive: HiveName,
-    loaded: &'a LoadedBytes,
+    loaded: &LoadedBytes,
     edits: &RegEdits,
-) -> std::result::Result<Cow<'a, [u8]>, HiveError> {
+) -> std::result::Result<Content<'a>, HiveError> {
     // No driver and no boot entry is looked up in SOFTWARE: what is added there decides nothing, and it is
     // by far the largest. A replayed one has to be clean all the same.
     let clean = || BaseBlock::parse(&loaded.bytes).is_ok_and(|base| !base.is_dirty());
     if hive == HiveName::Software && !loaded.replayed && clean() {
-        return Ok(Cow::Borrowed(&loaded.bytes));
+        return Ok(Content::Shared(loaded.bytes.clone()));
     }
-    let mut tree = KeyTree::from_view(&HiveView::new(&loaded.bytes)?)?;
-    edits.apply(&mut tree);
     let format = match hive {
         HiveName::Bcd => Format::V1_3,
         HiveName::System | HiveName::Software | HiveName::Drivers => Format::V1_5,
     };
-    Ok(Cow::Owned(tree.to_bytes_as(hive.file_name(), format)))
+    let bytes = edits.rewritten(&HiveView::new(&loaded.bytes)?, hive.file_name(), format)?;
+    Ok(Content::Shared(Arc::new(bytes)))
 }
 
 impl GuestRead for Preview<'_> {
@@ -210,6 +213,7 @@ impl GuestRead for Preview<'_> {
         };
         let size = match &entry.content {
             Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Shared(bytes) => bytes.len() as u64,
             Content::Media { size, .. } | Content::Copy { size, .. } => *size,
         };
         let there = self.guest.stat(volume, path)?;
@@ -259,13 +263,28 @@ impl GuestRead for Preview<'_> {
             return self.guest.read(volume, path, limit);
         };
         let bytes = self.bytes(volume, entry)?;
-        if bytes.len() as u64 > limit {
-            return Err(GuestError::TooLarge {
-                path: path.to_string(),
-                size: bytes.len() as u64,
-                limit,
-            });
-        }
+        within(bytes.len() as u64, limit, path)?;
         Ok(bytes.into_owned())
+    }
+
+    fn read_shared(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Arc<Vec<u8>>> {
+        match self.entry(volume, path).map(|entry| &entry.content) {
+            Some(Content::Shared(bytes)) => {
+                within(bytes.len() as u64, limit, path)?;
+                Ok(bytes.clone())
+            }
+            _ => self.read(volume, path, limit).map(Arc::new),
+        }
+    }
+}
+
+fn within(size: u64, limit: u64, path: &GuestPath) -> Result<()> {
+    match size > limit {
+        true => Err(GuestError::TooLarge {
+            path: path.to_string(),
+            size,
+            limit,
+        }),
+        false => Ok(()),
     }
 }

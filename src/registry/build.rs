@@ -6,7 +6,7 @@
 //! about 500 keys before an index root is needed, and data above 16344 bytes is cut in segments from
 //! format 1.4 on. Formats written are 1.5 (system hives) and 1.3 (BCD).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::base;
 use super::cell::{BASE_BLOCK_SIZE, BIN_HEADER, INLINE, MAX_DEPTH, NONE, PAGE, SEGMENT};
@@ -35,8 +35,8 @@ pub struct KeyTree {
     pub name: String,
     /// In the order of the hive's value list; the default value has the name `""`.
     pub values: Vec<(String, Value)>,
-    /// By the name as [`fold`] gives it.
-    pub keys: BTreeMap<String, KeyTree>,
+    /// By the name as [`fold`] gives it. Boxed: a node of the map has room for eleven.
+    pub keys: BTreeMap<String, Box<KeyTree>>,
 }
 
 impl KeyTree {
@@ -62,9 +62,10 @@ impl KeyTree {
         }
         let mut tree = Self::new(key.name()?);
         tree.values = key.values()?;
+        tree.values.shrink_to_fit();
         for child in key.keys()? {
             let child = Self::load(&child, depth + 1)?;
-            tree.keys.insert(fold(&child.name), child);
+            tree.keys.insert(fold(&child.name), Box::new(child));
         }
         Ok(tree)
     }
@@ -76,21 +77,26 @@ impl KeyTree {
             .fold(self, |key, part| {
                 key.keys
                     .entry(fold(part))
-                    .or_insert_with(|| KeyTree::new(part))
+                    .or_insert_with(|| Box::new(KeyTree::new(part)))
             })
     }
 
     pub fn get(&self, path: &str) -> Option<&KeyTree> {
         path.split('\\')
             .filter(|part| !part.is_empty())
-            .try_fold(self, |key, part| key.keys.get(&fold(part)))
+            .try_fold(self, |key, part| {
+                key.keys.get(&fold(part)).map(AsRef::as_ref)
+            })
     }
 
     /// Removes a key with everything below it.
     pub fn remove(&mut self, path: &str) -> Option<KeyTree> {
         let (parent, name) = path.rsplit_once('\\').unwrap_or(("", path));
         self.get(parent)?;
-        self.key_mut(parent).keys.remove(&fold(name))
+        self.key_mut(parent)
+            .keys
+            .remove(&fold(name))
+            .map(|key| *key)
     }
 
     pub fn value(&self, path: &str, name: &str) -> Option<&Value> {
@@ -128,9 +134,140 @@ impl KeyTree {
     /// Names longer than Windows allows (255 characters for a key, 16383 for a value) are cut.
     pub fn to_bytes_as(&self, file_name: &str, format: Format) -> Vec<u8> {
         let mut writer = Writer::new(format);
-        let root = writer.key(self, NONE, NONE);
+        // Only reading a hive fails.
+        let root = writer.key(self, None, NONE, NONE).unwrap_or(NONE);
         writer.finish(root, file_name)
     }
+
+    /// One key without what is below it.
+    fn shallow(key: &Key<'_>) -> Result<Self> {
+        let mut tree = Self::new(key.name()?);
+        tree.values = key.values()?;
+        tree.values.shrink_to_fit();
+        Ok(tree)
+    }
+}
+
+/// A hive of which only the keys that are to be edited are in memory as a tree; the others are written
+/// anew straight from the old hive.
+pub struct Sparse<'v> {
+    pub tree: KeyTree,
+    root: Key<'v>,
+    /// The folded paths of the keys that were loaded into the tree.
+    loaded: BTreeSet<String>,
+}
+
+impl<'v> Sparse<'v> {
+    pub fn new(view: &HiveView<'v>) -> Result<Self> {
+        let root = view.root()?;
+        Ok(Self {
+            tree: KeyTree::shallow(&root)?,
+            root,
+            loaded: BTreeSet::new(),
+        })
+    }
+
+    /// Loads a key and those above it, as far as they exist.
+    pub fn load(&mut self, path: &str) -> Result<()> {
+        let mut key = self.root.clone();
+        let mut tree = &mut self.tree;
+        let mut folded = String::new();
+        for part in path.split('\\').filter(|part| !part.is_empty()) {
+            let Some(child) = key.key(part)? else {
+                return Ok(());
+            };
+            folded = below(&folded, part);
+            if self.loaded.insert(folded.clone()) {
+                let shallow = Box::new(KeyTree::shallow(&child)?);
+                tree.keys.insert(fold(part), shallow);
+            }
+            tree = tree.key_mut(part);
+            key = child;
+        }
+        Ok(())
+    }
+
+    pub fn to_bytes_as(&self, file_name: &str, format: Format) -> Result<Vec<u8>> {
+        let mut writer = Writer::new(format);
+        let rest = Rest {
+            key: self.root.clone(),
+            path: String::new(),
+            loaded: &self.loaded,
+        };
+        let root = writer.key(&self.tree, Some(&rest), NONE, NONE)?;
+        Ok(writer.finish(root, file_name))
+    }
+}
+
+/// The folded path of a key below another one.
+fn below(path: &str, name: &str) -> String {
+    match path {
+        "" => fold(name),
+        path => format!("{path}\\{}", fold(name)),
+    }
+}
+
+/// The key of the old hive that a key of the tree came from.
+struct Rest<'s, 'v> {
+    key: Key<'v>,
+    path: String,
+    loaded: &'s BTreeSet<String>,
+}
+
+impl<'s, 'v> Rest<'s, 'v> {
+    /// The keys below it: those in the tree by their names, and the others.
+    fn children(&self) -> Result<(BTreeMap<String, Self>, Vec<(String, Self)>)> {
+        let (mut in_tree, mut others) = (BTreeMap::new(), Vec::new());
+        for key in self.key.keys()? {
+            let name = key.name()?;
+            let path = below(&self.path, &name);
+            let loaded = self.loaded.contains(&path);
+            let rest = Rest {
+                key,
+                path,
+                loaded: self.loaded,
+            };
+            match loaded {
+                true => drop(in_tree.insert(fold(&name), rest)),
+                false => others.push((name, rest)),
+            }
+        }
+        Ok((in_tree, others))
+    }
+}
+
+/// A key below the one that is written.
+enum Child<'t, 's, 'v> {
+    Tree(&'t KeyTree, Option<Rest<'s, 'v>>),
+    Old(String, Rest<'s, 'v>),
+}
+
+impl Child<'_, '_, '_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Tree(tree, _) => &tree.name,
+            Self::Old(name, _) => name,
+        }
+    }
+}
+
+fn children<'t, 's, 'v>(
+    tree: &'t KeyTree,
+    rest: Option<&Rest<'s, 'v>>,
+) -> Result<Vec<Child<'t, 's, 'v>>> {
+    let (mut in_tree, others) = rest.map_or_else(|| Ok(Default::default()), Rest::children)?;
+    let mut children: Vec<Child<'t, 's, 'v>> = tree
+        .keys
+        .iter()
+        .map(|(folded, child)| Child::Tree(child, in_tree.remove(folded)))
+        .collect();
+    children.extend(
+        others
+            .into_iter()
+            .map(|(name, rest)| Child::Old(name, rest)),
+    );
+    children.sort_by_cached_key(|c| fold(c.name()).encode_utf16().collect::<Vec<u16>>());
+    Ok(children)
 }
 
 /// A name as Windows compares it: one upper-case character for each, where there is one.
@@ -241,18 +378,24 @@ impl Writer {
         self.bins[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
 
-    fn key(&mut self, tree: &KeyTree, parent: u32, security: u32) -> u32 {
+    /// Writes a key and what is below it: in the tree, and in the old hive where there is one.
+    fn key(
+        &mut self,
+        tree: &KeyTree,
+        rest: Option<&Rest<'_, '_>>,
+        parent: u32,
+        security: u32,
+    ) -> Result<u32> {
+        if rest.is_some_and(|rest| rest.path.matches('\\').count() > MAX_DEPTH) {
+            return Err(HiveError::NotAHive("keys are nested too deeply"));
+        }
         let name = StoredName::new(&tree.name, MAX_KEY_NAME);
         let is_root = parent == NONE;
         let mut flags: u16 = if is_root { 0x0c } else { 0 };
         if name.compressed {
             flags |= 0x20;
         }
-        let children: Vec<&KeyTree> = {
-            let mut children: Vec<_> = tree.keys.values().collect();
-            children.sort_by_cached_key(|c| fold(&c.name).encode_utf16().collect::<Vec<u16>>());
-            children
-        };
+        let children = children(tree, rest)?;
         let longest = |names: &mut dyn Iterator<Item = &str>, limit: usize| {
             let units = names.map(|name| name.encode_utf16().count()).max();
             (units.unwrap_or(0).min(limit) * 2) as u32
@@ -265,10 +408,7 @@ impl Writer {
         nk.u32(children.len() as u32).u32(0).u32(NONE).u32(NONE);
         nk.u32(tree.values.len() as u32).u32(NONE);
         nk.u32(security).u32(NONE);
-        nk.u32(longest(
-            &mut children.iter().map(|c| c.name.as_str()),
-            MAX_KEY_NAME,
-        ));
+        nk.u32(longest(&mut children.iter().map(Child::name), MAX_KEY_NAME));
         nk.u32(0);
         nk.u32(longest(
             &mut tree.values.iter().map(|(n, _)| n.as_str()),
@@ -295,14 +435,21 @@ impl Writer {
             self.patch(cell, 40, list);
         }
         if !children.is_empty() {
-            let offsets: Vec<(u32, &str)> = children
-                .iter()
-                .map(|child| (self.key(child, cell, security), child.name.as_str()))
-                .collect();
+            let mut offsets: Vec<(u32, &str)> = Vec::with_capacity(children.len());
+            for child in &children {
+                let offset = match child {
+                    Child::Tree(tree, rest) => self.key(tree, rest.as_ref(), cell, security)?,
+                    Child::Old(_, rest) => {
+                        let tree = KeyTree::shallow(&rest.key)?;
+                        self.key(&tree, Some(rest), cell, security)?
+                    }
+                };
+                offsets.push((offset, child.name()));
+            }
             let list = self.key_list(&offsets);
             self.patch(cell, 28, list);
         }
-        cell
+        Ok(cell)
     }
 
     fn key_list(&mut self, entries: &[(u32, &str)]) -> u32 {
@@ -402,12 +549,13 @@ impl Writer {
         for unit in &name[name.len().saturating_sub(31)..] {
             block.u16(*unit);
         }
-        let mut bytes = block.0;
-        bytes.resize(BASE_BLOCK_SIZE, 0);
-        let sum = base::checksum(&bytes);
-        bytes[508..512].copy_from_slice(&sum.to_le_bytes());
-        bytes.extend(self.bins);
-        bytes
+        let mut head = block.0;
+        head.resize(BASE_BLOCK_SIZE, 0);
+        let sum = base::checksum(&head);
+        head[508..512].copy_from_slice(&sum.to_le_bytes());
+        // In its place: a large hive is in memory once.
+        self.bins.splice(0..0, head);
+        self.bins
     }
 }
 

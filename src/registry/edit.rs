@@ -9,9 +9,10 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::build::{KeyTree, fold};
+use super::build::{Format, KeyTree, Sparse, fold};
 use super::hive::{
-    Key, REG_BINARY, REG_DWORD, REG_EXPAND_SZ, REG_MULTI_SZ, REG_NONE, REG_SZ, Result, Value,
+    HiveView, Key, REG_BINARY, REG_DWORD, REG_EXPAND_SZ, REG_MULTI_SZ, REG_NONE, REG_SZ, Result,
+    Value,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +182,40 @@ impl RegEdits {
         }
     }
 
+    /// The same as a hive: `view` with the edits, written anew. Only the edited keys become a tree, since a
+    /// tree takes several times the memory of its hive.
+    pub fn rewritten(
+        &self,
+        view: &HiveView<'_>,
+        file_name: &str,
+        format: Format,
+    ) -> Result<Vec<u8>> {
+        if self.makes_anew() {
+            let mut tree = KeyTree::from_view(view)?;
+            self.apply(&mut tree);
+            return Ok(tree.to_bytes_as(file_name, format));
+        }
+        let mut sparse = Sparse::new(view)?;
+        for op in &self.ops {
+            sparse.load(op.key())?;
+        }
+        self.apply(&mut sparse.tree);
+        sparse.to_bytes_as(file_name, format)
+    }
+
+    /// Whether a key is deleted and then made again, without what was below it.
+    fn makes_anew(&self) -> bool {
+        let gone = |op: &RegOp| matches!(op, RegOp::DeleteKey { .. });
+        self.ops.iter().enumerate().any(|(n, op)| {
+            let key = fold(op.key());
+            let again = |later: &RegOp| {
+                let later = fold(later.key());
+                later == key || later.starts_with(&format!("{key}\\"))
+            };
+            gone(op) && self.ops[n + 1..].iter().any(|op| !gone(op) && again(op))
+        })
+    }
+
     /// Names the parents of every key too: regedit makes them, hivexregedit refuses without.
     pub fn to_reg_text(&self) -> String {
         let mut text = String::from("Windows Registry Editor Version 5.00\n");
@@ -231,6 +266,60 @@ fn value_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A hive that is written anew is the same whether it was a tree in between or not.
+    #[test]
+    fn rewriting_a_hive_equals_editing_its_tree() {
+        let mut tree = KeyTree::new("ROOT");
+        for (path, name, value) in [
+            ("Select", "Default", 1),
+            (r"Set001\Services\viostor\Parameters", "BusType", 1),
+            (r"Set001\Services\storahci\StartOverride", "0", 3),
+            (r"Set001\Services\storahci", "Start", 0),
+            (r"Set002\Services\Other\Deep\Deeper", "x", 9),
+        ] {
+            tree.dword(path, name, value);
+        }
+        let bytes = tree.to_bytes("SYSTEM");
+        let key = |key: &str| key.to_string();
+        let delete = |path: &str| RegOp::DeleteKey { key: key(path) };
+        let create = |path: &str| RegOp::CreateKey { key: key(path) };
+        let set = |path: &str, name: &str| RegOp::Set {
+            key: key(path),
+            name: name.to_string(),
+            data: RegData::Dword(7),
+        };
+        let cases = [
+            vec![],
+            vec![delete(r"SET001\services\storahci\StartOverride")],
+            vec![
+                set(r"Set001\services\VIOSTOR", "Start"),
+                set(r"Set001\Services\new\below", "x"),
+                create(r"Set003"),
+                RegOp::DeleteValue {
+                    key: key(r"Set002\Services\Other\Deep\Deeper"),
+                    name: "X".to_string(),
+                },
+            ],
+            vec![delete(r"Set001\Services"), delete("Set002")],
+            // Made again: nothing of what was below it comes back.
+            vec![
+                delete(r"Set001\Services\storahci"),
+                set(r"Set001\Services\storahci", "Start"),
+            ],
+        ];
+        for ops in cases {
+            let edits = RegEdits {
+                prefix: String::new(),
+                ops,
+            };
+            let mut edited = tree.clone();
+            edits.apply(&mut edited);
+            let view = HiveView::new(&bytes).unwrap();
+            let rewritten = edits.rewritten(&view, "SYSTEM", Format::V1_5).unwrap();
+            assert_eq!(rewritten, edited.to_bytes("SYSTEM"), "{:?}", edits.ops);
+        }
+    }
 
     #[test]
     fn applied_to_a_tree() {
