@@ -4,7 +4,7 @@
 //! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the process
 //! by SIGKILL, `wait` goes on when a signal asked for the end, `pause` stops the process (SIGSTOP) until it is continued. In the confined child `abort` crashes,
 //! `hang` never returns and `escape` tries what a child must not be able to do. `orphan` kills what this
-//! process has started and goes on.
+//! process has started and goes on. Several are separated by commas.
 //!
 //! Besides the places with names of their own there are steps: before and after every action, every
 //! program that is run and every rename, e.g. `before qemu-img info #2`. `*=record:FILE` appends the
@@ -39,11 +39,12 @@ enum Action {
     Record(PathBuf),
 }
 
-fn armed() -> Option<&'static (String, Action)> {
-    static ARMED: OnceLock<Option<(String, Action)>> = OnceLock::new();
-    ARMED
-        .get_or_init(|| parse(&std::env::var(VARIABLE).ok()?))
-        .as_ref()
+fn armed() -> &'static [(String, Action)] {
+    static ARMED: OnceLock<Vec<(String, Action)>> = OnceLock::new();
+    ARMED.get_or_init(|| {
+        let setting = std::env::var(VARIABLE).unwrap_or_default();
+        setting.split(',').filter_map(parse).collect()
+    })
 }
 
 fn parse(setting: &str) -> Option<(String, Action)> {
@@ -66,17 +67,19 @@ fn parse(setting: &str) -> Option<(String, Action)> {
 /// number.
 pub fn step(when: &str, what: &str) -> io::Result<()> {
     static SEEN: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
-    let Some((_, action)) = armed() else {
+    if armed().is_empty() {
         return Ok(());
-    };
+    }
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
     let name = format!("{when} {what}");
     let number = seen.entry(name.clone()).or_default();
     *number += 1;
     let name = format!("{name} #{number}");
-    if let Action::Record(file) = action {
-        let mut file = File::options().append(true).create(true).open(file)?;
-        return writeln!(file, "{name}");
+    for (_, action) in armed() {
+        if let Action::Record(file) = action {
+            let mut file = File::options().append(true).create(true).open(file)?;
+            writeln!(file, "{name}")?;
+        }
     }
     drop(seen);
     hit(&name)
@@ -84,7 +87,7 @@ pub fn step(when: &str, what: &str) -> io::Result<()> {
 
 /// Does what was asked for at this place, which is nothing as a rule.
 pub fn hit(name: &str) -> io::Result<()> {
-    let Some((_, action)) = armed().filter(|(armed, _)| armed == name) else {
+    let Some((_, action)) = armed().iter().find(|(armed, _)| armed == name) else {
         return Ok(());
     };
     match action {

@@ -141,6 +141,7 @@ pub const IDS: &[Id] = &[
     finding("bcd-loader-firmware", NOTHING),
     finding("bcd-other-windows", NOTHING),
     finding("bcd-text-mode", NOTHING),
+    finding("ems-com1", NOTHING),
     finding("default-control-set", START),
     // Windows.
     finding("pending-updates", NOTHING),
@@ -213,6 +214,7 @@ pub const IDS: &[Id] = &[
     blocker("sector-size", NO_VM),
     blocker("too-many-disks", NO_VM),
     blocker("emit-limit", NO_VM),
+    blocker("in-place-two-disks", Stake::Data("it could not be undone")),
     blocker("linux-in-place", Stake::Data("it could not be undone")),
     blocker("linux-no-driver", START),
     blocker(
@@ -284,7 +286,10 @@ pub const IDS: &[Id] = &[
     check("transitional-ids", NOTHING, BY_CONVERT),
     check("bus-drivers", START, BY_CONVERT),
     check("volume-drivers", START, BY_CONVERT),
+    check("kernel-files", START, BY_REPAIR),
     check("class-filters", START, BY_CONVERT),
+    check("idle-settings", NOTHING, BY_REPAIR),
+    check("device-instances", NOTHING, BY_REPAIR),
     check("device-filters", NOTHING, BY_REPAIR),
     check("critical-boot-services", NOTHING, BY_REPAIR),
     check("boot-services", NOTHING, BY_REPAIR),

@@ -74,7 +74,10 @@ fn run(verb: &str, source: &Path, out: &Path, more: &[&str]) -> support::Run {
     let iso = virtio_win().to_str().unwrap();
     let (source, out) = (source.to_str().unwrap(), out.to_str().unwrap());
     let mut args = vec![verb, source, "--virtio-iso", iso, "-o", out, "--json"];
-    args.extend(["--format", "raw", "--memory", "256"]);
+    args.extend(["--memory", "256"]);
+    if !more.contains(&"--in-place") {
+        args.extend(["--format", "raw"]);
+    }
     args.extend(more);
     h2k(args)
 }
@@ -302,4 +305,52 @@ fn windows_on_two_disks_is_refused_until_one_is_named() {
         .map(|d| (d["index"].clone(), d["boot_files"].clone()))
         .collect();
     assert_eq!(marks, [(json!(1), json!(false)), (json!(2), json!(true))]);
+}
+
+/// The journal undoes one disk: where boot files elsewhere have to be changed, nothing is.
+#[test]
+fn in_place_changes_one_disk_or_none() {
+    if !have(&TOOLS) || !have(&["mtype"]) {
+        return;
+    }
+    let copy = |lab: &Lab, from: &Path, name: &str| {
+        let to = lab.path(name);
+        let args = [from.to_str().unwrap(), to.to_str().unwrap()];
+        tool("cp", &["--sparse=always", args[0], args[1]]);
+        to
+    };
+    for firmware in [Firmware::Uefi, Firmware::Bios] {
+        let (lab, split) = lab(firmware);
+        let boot = copy(lab, &split.boot, "boot-in-place.raw");
+        let windows = copy(lab, &split.windows, "windows-in-place.raw");
+        let source = lab.libvirt_xml("in-place", &[&boot, &windows]);
+        let out = lab.path("out-in-place");
+        let before = [&boot, &windows].map(|disk| sha256(disk));
+        if firmware == Firmware::Uefi {
+            // The fall-back loader is missing on the other disk.
+            for more in [&["--in-place", "--dry-run"][..], &["--in-place"]] {
+                let run = run("convert", &source, &out, more).expect(3);
+                let error = run.json()["error"].clone();
+                let blocker = &error["blockers"][0];
+                assert_eq!(blocker["code"], "in-place-two-disks");
+                let reason = blocker["reason"].as_str().unwrap();
+                assert!(
+                    reason.contains("disk 1") && reason.contains("uefi-fallback"),
+                    "{reason}"
+                );
+            }
+            assert_eq!(before, [&boot, &windows].map(|disk| sha256(disk)));
+            assert!(!out.exists());
+            continue;
+        }
+        let report = run("convert", &source, &out, &["--in-place"])
+            .expect(0)
+            .json();
+        let xml = fs::read_to_string(report["outputs"]["final_xml"].as_str().unwrap()).unwrap();
+        assert_eq!(boot_order(&xml), [boot.clone(), windows.clone()]);
+        assert_eq!(before[0], sha256(&boot));
+        assert_ne!(before[1], sha256(&windows));
+        h2k(["rollback", out.to_str().unwrap()]).expect(0);
+        assert_eq!(before, [&boot, &windows].map(|disk| sha256(disk)));
+    }
 }

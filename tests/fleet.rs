@@ -633,6 +633,32 @@ fn a_table_of_machines() {
         fs::remove_dir_all(&beside).unwrap();
     }
 
+    // What a description says of the VM is part of the document; a disk says nothing.
+    fs::write(
+        fleet.path("web.vmx"),
+        "displayName = \"web\"\nmemsize = \"6144\"\nvtpm.present = \"TRUE\"\n\
+         sata0.present = \"TRUE\"\nsata0:0.present = \"TRUE\"\nsata0:0.fileName = \"web.vmdk\"\n\
+         ethernet0.present = \"TRUE\"\nethernet0.networkName = \"prod\"\n",
+    )
+    .unwrap();
+    let (raw, vmdk) = (fleet.path("web.raw"), fleet.path("web.vmdk"));
+    let (raw, vmdk) = (raw.to_str().unwrap(), vmdk.to_str().unwrap());
+    support::tool(
+        "qemu-img",
+        &["convert", "-f", "raw", "-O", "vmdk", raw, vmdk],
+    );
+    let vmx = fleet.path("web.vmx");
+    let machine = h2k(["inspect", vmx.to_str().unwrap(), "--json"])
+        .expect(0)
+        .json();
+    assert_eq!(machine["machine"]["memory_mib"], 6144);
+    assert_eq!(machine["machine"]["nics"][0]["network"], "prod");
+    assert_eq!(machine["machine"]["tpm"], true);
+    assert!(one.get("machine").is_none());
+    let text = h2k(["inspect", vmx.to_str().unwrap()]).expect(0).stdout;
+    assert!(text.contains("6144 MiB") && text.contains("prod"), "{text}");
+    fs::remove_file(vmx).unwrap();
+
     // Several named ones, all good; the most important first when it is one.
     let named = ["web.raw", "db.raw"].map(|n| fleet.path(n).to_str().unwrap().to_string());
     h2k(["inspect", &named[0], &named[1]]).expect(0);

@@ -333,7 +333,7 @@ fn killed() {
         // Nothing that could be taken for a result.
         assert_eq!(
             names(lab.dir.path()),
-            [".out.partial", "guest.raw"],
+            [".out.lock", ".out.partial", "guest.raw"],
             "{point}"
         );
         assert_eq!(sha256(&lab.raw), digest, "{point}");

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::convert::output;
 use crate::error::ErrorKind;
 use crate::report::Request;
 use crate::tool::privileges::Privileges;
@@ -84,6 +85,10 @@ impl Machine {
 
     /// Looks at the output folder.
     pub fn done(&self) -> Done {
+        // A conversion that is at work there says so itself.
+        if let Err(error) = output::repair(&self.folder) {
+            tracing::debug!("{}: {error}", self.folder.display());
+        }
         let report = self.folder.join("report.json");
         if self.force || !report.exists() {
             return Done::No;

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{MAX_SERIAL_LOG, Run, proof, screen};
+use super::{MAX_SERIAL_LOG, Run, files, proof, screen};
 use crate::domain::Stage;
 use crate::error::{Error, Result};
 use crate::tool::virsh::State;
@@ -30,6 +30,10 @@ impl Run<'_> {
             Err(error) => missing.push(format!("domain XML: {error}")),
         }
         let mut logs = vec![("com1.log", self.files.serial_log(stage))];
+        let second = files::second_log(&logs[0].1);
+        if second.exists() {
+            logs.push(("com2.log", second));
+        }
         logs.extend(qemu_log(&self.files.name).map(|path| ("qemu.log", path)));
         for (name, path) in logs {
             if let Err(error) = fs::copy(&path, folder.join(name)) {

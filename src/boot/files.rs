@@ -128,7 +128,7 @@ impl Files {
             .collect()
     }
 
-    /// COM1 of one stage.
+    /// COM1 of one stage; COM2, where the domain has it, goes to [`second_log`].
     pub fn serial_log(&self, stage: Stage) -> PathBuf {
         self.folder.join(format!("com1-{}.log", stage.as_str()))
     }
@@ -189,7 +189,7 @@ impl Domain {
             .any(|t| t.attr("name") == Some("org.qemu.guest_agent.0"))
     }
 
-    /// The domain with COM1 logged to a file, and with a crash kept to be looked at.
+    /// The domain with its serial ports logged to files, and with a crash kept to be looked at.
     pub fn watched(&self, log: &Path) -> String {
         let mut root = self.root.clone();
         for element in &mut root.children {
@@ -199,17 +199,24 @@ impl Domain {
             if !element.is("devices") {
                 continue;
             }
-            if let Some(serial) = element.children.iter_mut().find(|e| e.is("serial")) {
+            let ports = element.children.iter_mut().filter(|e| e.is("serial"));
+            for (serial, file) in ports.zip([log.to_path_buf(), second_log(log)]) {
                 serial.children.retain(|e| !e.is("log"));
                 serial.push(
                     Element::new("log")
-                        .with("file", log.to_string_lossy())
+                        .with("file", file.to_string_lossy())
                         .with("append", "off"),
                 );
             }
         }
         root.to_document()
     }
+}
+
+/// The log of COM2 that belongs to one of COM1.
+pub fn second_log(log: &Path) -> PathBuf {
+    let name = log.file_name().unwrap_or_default().to_string_lossy();
+    log.with_file_name(name.replacen("com1", "com2", 1))
 }
 
 fn disks(root: &Element) -> Vec<DomainDisk> {
@@ -276,7 +283,17 @@ mod tests {
             assert!(domain.has_agent_channel());
             let watched = domain.watched(Path::new("/vm/com1.log"));
             assert!(watched.contains("<log file=\"/vm/com1.log\" append=\"off\"/>"));
+            assert!(!watched.contains("com2"));
             assert!(watched.contains("<on_crash>preserve</on_crash>"));
+            machine.second_serial = true;
+            let xml = to_xml(&machine, stage, &portable).unwrap();
+            let domain = Domain {
+                path: "x".into(),
+                root: Element::parse(xml.as_bytes()).unwrap(),
+            };
+            let watched = domain.watched(Path::new("/vm/com1.log"));
+            assert!(watched.contains("<log file=\"/vm/com2.log\" append=\"off\"/>"));
+            machine.second_serial = false;
             let other = xml.replace(HYPER2KVM_NS, "urn:other");
             assert_eq!(identify(&other).unwrap().0, None);
         }

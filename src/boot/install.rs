@@ -1,24 +1,33 @@
 //! `--install-to DIR`, `--pool NAME`: the disks of an output folder go where libvirt can read them.
 //!
-//! A disk is renamed where that is possible, else copied (as a reflink where the file systems can) to a
-//! partial file and the original removed once the copy is durable. Then the domain XML, the scripts and
-//! the report are changed to the new paths, the report last: a run that was killed on the way is
-//! finished by the next one, which finds each disk in the old place or in the new.
+//! A disk appears there under a name that was free: as a second link of the same file, or where the file
+//! systems differ as a copy (a reflink where they can) that was made in a directory of its own and is
+//! durable. Then the domain XML, the scripts and the report are changed to the new paths, the report
+//! last, and only then are the originals removed. `install.json` notes what is being done, so a run that
+//! was killed on the way is finished by the next one.
 //!
 //! Owner, mode and SELinux label are those libvirt gives to disks; it does so again at each start.
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::access::{self, User};
+use super::record::INSTALLING;
 use crate::domain::element::Element;
 use crate::domain::emit;
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::files::rename_new;
+use crate::fix::journal::{sync_folder, write_durably};
+use crate::fix::trusted::{self, TrustedFolder};
+use crate::report::OutputFile;
 use crate::text::in_single_quotes;
 use crate::tool::privileges::Privileges;
 use crate::tool::virsh::Virsh;
@@ -33,10 +42,38 @@ pub enum Place {
 }
 
 /// What was where, and is where now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     pub from: PathBuf,
     pub to: PathBuf,
+    /// The finished copy, where it is no link of the original.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copy: Option<OutputFile>,
+}
+
+/// `install.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Installing {
+    moves: Vec<Moved>,
+}
+
+impl Installing {
+    fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join(INSTALLING);
+        match trusted::read(&path) {
+            Err(e) if e.is_missing() => Ok(Self::default()),
+            Err(e) => Err(e.into()),
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+                Error::failed(format!("{} is not understood", path.display())).because(e)
+            }),
+        }
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(INSTALLING);
+        let text = format!("{:#}\n", serde_json::json!(self));
+        write_durably(&path, text.as_bytes()).map_err(io_error("writing", &path))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +96,13 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
             })
         })?;
     let target = destination(place, virsh)?;
+    let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
+    if identity(&folder).ok() == identity(&target).ok() {
+        return Err(Error::usage(format!(
+            "{} is the output folder itself: its disks are there already",
+            target.display()
+        )));
+    }
     let user = access::qemu_user(virsh.uri());
     access::check(&[target.join("disk")], user.as_ref())?;
 
@@ -77,23 +121,26 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
             .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
         domains.push((path, root));
     }
-    let mut installed = Installed::default();
+    let mut state = Installing::load(&folder)?;
     for (_, root) in &domains {
         for file in files_of(root) {
             let Some(name) = file.file_name().filter(|_| file.parent() == Some(&folder)) else {
                 continue;
             };
-            let moved = Moved {
-                to: target.join(name),
-                from: file,
-            };
-            if !installed.moved.contains(&moved) {
-                installed.moved.push(moved);
+            let to = target.join(name);
+            // Of an earlier run to another place nothing was changed yet: it starts over.
+            state.moves.retain(|m| m.from != file || m.to == to);
+            if !state.moves.iter().any(|m| m.from == file) {
+                state.moves.push(Moved {
+                    from: file,
+                    to,
+                    copy: None,
+                });
             }
         }
     }
     // A script has them in JSON, and QEMU's options, besides.
-    if let Some(path) = installed.moved.iter().map(|m| &m.to).find(|p| {
+    if let Some(path) = state.moves.iter().map(|m| &m.to).find(|p| {
         let text = p.to_string_lossy();
         text.contains(['"', '\\', ',', '<', '>', '&']) || text.contains(char::is_control)
     }) {
@@ -103,41 +150,259 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
         )));
     }
     // Nothing is touched before it is known that everything can go.
-    for Moved { from, to } in &installed.moved {
-        if from.exists() && to.exists() {
-            return Err(Error::failed(format!("{} exists already", to.display()))
-                .hint("convert with another --name, or remove it if it is of no use any more"));
-        }
+    for moved in &state.moves {
+        moved.check(&report)?;
     }
-    for moved in &installed.moved {
-        move_file(moved)?;
-        if moved.to.exists() {
-            prepare(&moved.to, user.as_ref(), &mut installed.warnings)?;
+    for moved in &state.moves {
+        Work::remove_dead(&moved.to);
+    }
+    if !state.moves.is_empty() {
+        state.save(&folder)?;
+    }
+    let mut installed = Installed::default();
+    put_all(&folder, &mut state, user.as_ref(), &mut installed.warnings)?;
+    let moves = &state.moves;
+    for (path, root) in &mut domains {
+        rewrite(root, moves);
+        replace(path, root.to_document().as_bytes())?;
+    }
+    rewrite_texts(&folder, &report, moves)?;
+    rewrite_report(&folder, &mut report, moves);
+    replace(&report_path, format!("{report:#}\n").as_bytes())?;
+    failpoint::hit("installed").map_err(|e| Error::failed("installing").because(e))?;
+    for moved in moves {
+        moved.remove_original()?;
+    }
+    match fs::remove_file(folder.join(INSTALLING)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("removing", &folder.join(INSTALLING))(e));
+        }
+        _ => sync_folder(&folder).map_err(io_error("syncing", &folder))?,
+    }
+    if let Place::Pool(name) = place {
+        virsh.pool_refresh(name)?;
+    }
+    installed.moved = state.moves;
+    Ok(installed)
+}
+
+/// Every file under its new name, besides the old one. When one cannot be, the others are taken back.
+fn put_all(
+    folder: &Path,
+    state: &mut Installing,
+    user: Option<&User>,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    for i in 0..state.moves.len() {
+        let put = put(folder, state, i).and_then(|()| {
+            let to = &state.moves[i].to;
+            if to.exists() {
+                prepare(to, user, warnings)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = put {
+            for moved in &state.moves {
+                moved.take_back();
+            }
+            // Says nothing any more that is true.
+            let _ = fs::remove_file(folder.join(INSTALLING));
+            return Err(error);
         }
         failpoint::hit("installing").map_err(|e| Error::failed("installing").because(e))?;
     }
-    for (path, root) in &mut domains {
-        rewrite(root, &installed.moved);
-        replace(path, root.to_document().as_bytes())?;
+    Ok(())
+}
+
+fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
+    let Moved { from, to, .. } = state.moves[i].clone();
+    if !from.exists() || state.moves[i].is_put() {
+        // Put by an earlier run, or variables that libvirt makes at the first start.
+        return Ok(());
     }
-    rewrite_texts(&folder, &report, &installed.moved)?;
+    let exists = || {
+        Error::failed(format!("{} exists already", to.display()))
+            .hint("convert with another --name, or remove it if it is of no use any more")
+    };
+    match linkat(CWD, &from, CWD, &to, AtFlags::empty()) {
+        Ok(()) => return Ok(()),
+        Err(Errno::EXIST) => return Err(exists()),
+        Err(Errno::XDEV) => {}
+        // No second name for a file there: its only one is changed, in one step.
+        Err(_) => match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) => return Err(exists()),
+            Err(_) => {}
+        },
+    }
+    let work = Work::create(&to)?;
+    let copy = work.0.join("disk");
+    Cmd::new("cp")
+        .args(["--reflink=auto", "--sparse=always", "--"])
+        .args([&from, &copy])
+        .run()
+        .map_err(Error::from)?;
+    let finished = || -> io::Result<OutputFile> {
+        let file = File::open(&copy)?;
+        file.sync_all()?;
+        OutputFile::of(to.clone(), &file.metadata()?)
+            .ok_or_else(|| io::Error::other("the copy is no file"))
+    };
+    state.moves[i].copy = Some(finished().map_err(io_error("copying to", &to))?);
+    // Noted before it has its name: a run that finds it there knows whose it is.
+    state.save(folder)?;
+    failpoint::hit("install-copied").map_err(|e| Error::failed("installing").because(e))?;
+    rename_new(&copy, &to).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => exists(),
+        _ => io_error("moving to", &to)(e),
+    })?;
+    let beside = to.parent().unwrap_or(Path::new("/"));
+    sync_folder(beside).map_err(io_error("syncing", beside))
+}
+
+/// A directory of this user alone beside the target; removed when dropped.
+struct Work(PathBuf);
+
+impl Work {
+    fn create(to: &Path) -> Result<Self> {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(to.file_name().unwrap_or_default());
+        name.push(format!(".{}.partial", uuid::Uuid::new_v4()));
+        let path = to.with_file_name(name);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(io_error("creating", &path))?;
+        Ok(Self(path))
+    }
+
+    /// What killed runs left beside the target.
+    fn remove_dead(to: &Path) {
+        let (Some(folder), Some(name)) = (to.parent(), to.file_name().and_then(|n| n.to_str()))
+        else {
+            return;
+        };
+        let prefix = format!(".{name}.");
+        let Ok(entries) = fs::read_dir(folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let found = entry.file_name();
+            let Some(id) = found
+                .to_str()
+                .and_then(|n| n.strip_prefix(&prefix)?.strip_suffix(".partial"))
+            else {
+                continue;
+            };
+            let path = entry.path();
+            if uuid::Uuid::parse_str(id).is_ok() && TrustedFolder::open(&path).is_ok() {
+                let _ = fs::remove_dir_all(path);
+            }
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // The original is still there, or the copy has its name.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Moved {
+    /// Refuses a target that somebody else has taken.
+    fn check(&self, report: &Value) -> Result<()> {
+        let Ok(there) = self.to.symlink_metadata() else {
+            return Ok(());
+        };
+        let name = self.from.file_name().map(PathBuf::from).unwrap_or_default();
+        // Renamed by a run that was killed before it could change the XML.
+        let renamed = || {
+            let list: Option<Vec<OutputFile>> = report
+                .get("files")
+                .and_then(|list| serde_json::from_value(list.clone()).ok());
+            let disks = report["outputs"]["disks"].as_array().into_iter().flatten();
+            match list {
+                Some(list) => list.iter().any(|f| {
+                    f.path == name && Some(f) == OutputFile::of(name.clone(), &there).as_ref()
+                }),
+                None => disks
+                    .filter_map(Value::as_str)
+                    .any(|d| Path::new(d) == self.from),
+            }
+        };
+        if self.is_put() || (!self.from.exists() && renamed()) {
+            return Ok(());
+        }
+        Err(
+            Error::failed(format!("{} exists already", self.to.display()))
+                .hint("convert with another --name, or remove it if it is of no use any more"),
+        )
+    }
+
+    /// Whether the new name leads to this very file, or to the copy that was noted.
+    fn is_put(&self) -> bool {
+        let Ok(there) = self.to.symlink_metadata() else {
+            return false;
+        };
+        let same = |from: fs::Metadata| (from.dev(), from.ino()) == (there.dev(), there.ino());
+        self.from.symlink_metadata().is_ok_and(same)
+            || self.copy.is_some() && self.copy == OutputFile::of(self.to.clone(), &there)
+    }
+
+    /// Last of all, and only when the file has its new name.
+    fn remove_original(&self) -> Result<()> {
+        let Ok(original) = self.from.symlink_metadata() else {
+            return Ok(());
+        };
+        // A file with one name would be gone.
+        if !self.is_put() || self.copy.is_none() && original.nlink() < 2 {
+            return Ok(());
+        }
+        fs::remove_file(&self.from).map_err(io_error("removing", &self.from))
+    }
+
+    /// Gives up the new name where the original is still there.
+    fn take_back(&self) {
+        let linked = self.from.symlink_metadata().is_ok_and(|m| m.nlink() > 1);
+        if self.is_put() && (linked || self.copy.is_some() && self.from.exists()) {
+            let _ = fs::remove_file(&self.to);
+        }
+    }
+}
+
+/// The new paths of the disks, and what their files are now.
+fn rewrite_report(folder: &Path, report: &mut Value, moves: &[Moved]) {
     if let Some(disks) = report
         .pointer_mut("/outputs/disks")
         .and_then(Value::as_array_mut)
     {
         for disk in disks {
-            let moved = installed.moved.iter();
-            let mut moved = moved.filter(|m| disk.as_str().map(Path::new) == Some(&m.from));
-            if let Some(moved) = moved.next() {
+            let mut found = moves.iter();
+            let found = found.find(|m| disk.as_str().map(Path::new) == Some(&m.from));
+            if let Some(moved) = found {
                 *disk = moved.to.display().to_string().into();
             }
         }
     }
-    replace(&report_path, format!("{report:#}\n").as_bytes())?;
-    if let Place::Pool(name) = place {
-        virsh.pool_refresh(name)?;
+    let Some(files) = report.get_mut("files").and_then(Value::as_array_mut) else {
+        return;
+    };
+    for entry in files {
+        let Ok(was) = serde_json::from_value::<OutputFile>(entry.clone()) else {
+            continue;
+        };
+        let path = folder.join(&was.path);
+        let moved = moves.iter().find(|m| m.from == path);
+        let (name, path) = match moved {
+            Some(moved) => (moved.to.clone(), moved.to.clone()),
+            None => (was.path, path),
+        };
+        let now = fs::metadata(&path).ok();
+        if let Some(now) = now.and_then(|found| OutputFile::of(name, &found)) {
+            *entry = serde_json::json!(now);
+        }
     }
-    Ok(installed)
 }
 
 pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
@@ -223,7 +488,7 @@ fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             text => text.map_err(io_error("reading", &path))?,
         };
-        for Moved { from, to } in moved {
+        for Moved { from, to, .. } in moved {
             // The state of a TPM lies beside the variables.
             let tpm = [from, to].map(|path| path.with_extension("tpm"));
             for [from, to] in [[from, to], [&tpm[0], &tpm[1]]] {
@@ -245,50 +510,12 @@ fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
 
 /// Durable before it is under its name; the mode stays.
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let new = path.with_extension("new");
     let write = || -> io::Result<()> {
-        fs::write(&new, bytes)?;
-        fs::set_permissions(&new, fs::metadata(path)?.permissions())?;
-        File::open(&new)?.sync_all()?;
-        fs::rename(&new, path)
+        let mode = fs::metadata(path)?.permissions();
+        write_durably(path, bytes)?;
+        fs::set_permissions(path, mode)
     };
     write().map_err(io_error("writing", path))
-}
-
-fn move_file(Moved { from, to }: &Moved) -> Result<()> {
-    if !from.exists() {
-        // Moved by an earlier run, or variables that libvirt makes at the first start.
-        return Ok(());
-    }
-    match fs::rename(from, to) {
-        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => copy(from, to),
-        renamed => renamed.map_err(io_error("moving to", to)),
-    }
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut partial = to.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let copied = Cmd::new("cp")
-        .args(["--reflink=auto", "--sparse=always", "--"])
-        .args([from, &partial])
-        .run()
-        .map_err(Error::from)
-        .and_then(|_| {
-            let finish = || -> io::Result<()> {
-                File::open(&partial)?.sync_all()?;
-                fs::rename(&partial, to)?;
-                File::open(to.parent().unwrap_or(Path::new("/")))?.sync_all()?;
-                fs::remove_file(from)
-            };
-            finish().map_err(io_error("moving to", to))
-        });
-    if copied.is_err() {
-        // The original is still there.
-        let _ = fs::remove_file(&partial);
-    }
-    copied
 }
 
 /// As libvirt wants a disk. Without privileges it stays this user's, who then runs QEMU too.
@@ -347,6 +574,16 @@ mod tests {
         }
     }
 
+    fn moved(from: PathBuf, to: PathBuf) -> Installing {
+        Installing {
+            moves: vec![Moved {
+                from,
+                to,
+                copy: None,
+            }],
+        }
+    }
+
     /// Between file systems, and again after an interruption.
     #[test]
     fn a_file_crosses_file_systems() {
@@ -363,20 +600,55 @@ mod tests {
             eprintln!("SKIP: one file system");
             return;
         }
-        let moved = Moved {
-            from: here.path().join("a disk"),
-            to: there.path().join("a disk"),
-        };
-        fs::write(&moved.from, "contents").unwrap();
-        fs::write(there.path().join("a disk.partial"), "of a killed run").unwrap();
+        let (from, to) = (here.path().join("a disk"), there.path().join("a disk"));
+        fs::write(&from, "contents").unwrap();
+        let dead = there
+            .path()
+            .join(format!(".a disk.{}.partial", uuid::Uuid::new_v4()));
+        fs::create_dir(&dead).unwrap();
+        fs::set_permissions(&dead, Permissions::from_mode(0o700)).unwrap();
+        fs::write(dead.join("disk"), "of a killed run").unwrap();
+        fs::write(there.path().join("a disk.partial"), "of the user").unwrap();
+        Work::remove_dead(&to);
+        let mut state = moved(from.clone(), to.clone());
         for _ in 0..2 {
-            move_file(&moved).unwrap();
-            assert!(!moved.from.exists());
-            assert_eq!(fs::read_to_string(&moved.to).unwrap(), "contents");
+            state.moves[0].check(&Value::Null).unwrap();
+            put(here.path(), &mut state, 0).unwrap();
+            assert!(from.exists(), "the original goes last");
+            assert_eq!(fs::read_to_string(&to).unwrap(), "contents");
+            state = Installing::load(here.path()).unwrap();
         }
-        assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1);
+        state.moves[0].remove_original().unwrap();
+        assert!(!from.exists());
+        let mut names: Vec<_> = fs::read_dir(there.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["a disk", "a disk.partial"]);
         let mut warnings = Vec::new();
-        prepare(&moved.to, None, &mut warnings).unwrap();
-        assert_eq!(fs::metadata(&moved.to).unwrap().mode() & 0o777, 0o600);
+        prepare(&to, None, &mut warnings).unwrap();
+        assert_eq!(fs::metadata(&to).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("disk"), dir.path().join("there"));
+        fs::write(&from, "mine").unwrap();
+        let mut state = moved(from.clone(), to.clone());
+        state.moves[0].check(&Value::Null).unwrap();
+        // It appears after the check.
+        fs::write(&to, "another's").unwrap();
+        let error = put(dir.path(), &mut state, 0).unwrap_err();
+        assert!(error.message.ends_with("exists already"), "{error}");
+        assert!(state.moves[0].check(&Value::Null).is_err());
+        state.moves[0].take_back();
+        state.moves[0].remove_original().unwrap();
+        assert_eq!(fs::read_to_string(&from).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(&to).unwrap(), "another's");
+        // Variables that are not there yet must not become those of another machine.
+        fs::remove_file(&from).unwrap();
+        assert!(state.moves[0].check(&Value::Null).is_err());
     }
 }

@@ -22,13 +22,15 @@ pub mod protect;
 pub mod record;
 mod screen;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::convert::output;
 use crate::domain::{Stage, StorageBus};
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::lock::{FileLock, LockError};
 use crate::tool::stop;
 use crate::tool::virsh::{State, Tick, Virsh};
 use crate::ui::Ui;
@@ -39,6 +41,8 @@ use record::{Phase, Record, StageRecord};
 
 /// What the first-boot script writes to COM1 when it is done.
 pub const MARKER: &str = "hyper2kvm: first boot finished";
+/// Locked by the run that works on an output folder.
+pub(crate) const LOCK: &str = ".boot.lock";
 /// How long the script may still run once the agent answers.
 const AGENT_GRACE: Duration = Duration::from_secs(120);
 const AGENT_INTERVAL: Duration = Duration::from_secs(5);
@@ -91,6 +95,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     if let Some(place) = &options.install {
         warnings = install_first(options, place, &virsh, ui)?;
     }
+    output::repair(&options.folder)?;
     let files = Files::open(&options.folder)?;
     let _lock = lock(&files.folder)?;
     let record = match Record::load(&files.folder)? {
@@ -123,6 +128,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
 
 /// Step 0. A machine that was started keeps its disks where they are.
 fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
+    output::repair(&options.folder)?;
     if !options.folder.join("report.json").is_file() {
         // `Files::open` says what is wrong.
         return Ok(Vec::new());
@@ -154,18 +160,21 @@ fn local(uri: &str) -> Result<()> {
         .hint("run hyper2kvm boot on the host the machine is to run on"))
 }
 
-fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(".boot.lock");
-    let failed =
-        |e: std::io::Error| Error::failed(format!("locking {}", path.display())).because(e);
-    let file = File::create(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::failed(format!(
-            "another hyper2kvm boot is at work in {}",
+/// One run at a time works on an output folder.
+pub(crate) fn lock(folder: &Path) -> Result<FileLock> {
+    let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
+        Error::failed(format!("locking {}", folder.display())).because(e)
+    };
+    let open = File::open(folder).map_err(|e| failed(e.into()))?;
+    match FileLock::take(&open, LOCK.as_ref(), folder, true) {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) | Err(LockError::Held { .. }) => Err(Error::failed(format!(
+            "another hyper2kvm is at work in {}",
             folder.display()
-        ))),
-        Err(TryLockError::Error(e)) => Err(failed(e)),
+        ))
+        .hint("wait for it")),
+        Err(LockError::Untrusted(e)) => Err(e.into()),
+        Err(other) => Err(failed(other.into())),
     }
 }
 
@@ -339,10 +348,14 @@ impl Run<'_> {
                 _ => self.shut_down()?,
             }
         }
-        if let Err(error) = fs::remove_file(&log)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(Error::failed(format!("removing the old {}", log.display())).because(error));
+        for old in [&log, &files::second_log(&log)] {
+            if let Err(error) = fs::remove_file(old)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(
+                    Error::failed(format!("removing the old {}", old.display())).because(error)
+                );
+            }
         }
         self.define(stage, Some(&log))?;
         *self.stage_record(stage) = StageRecord {
@@ -719,12 +732,14 @@ impl Run<'_> {
     }
 }
 
-/// Whether the marker is in the log, as a line of its own.
+/// Whether the marker is in the log of COM1 or in that of COM2, as a line of its own.
 fn marked(log: &Path) -> bool {
     use std::io::Read;
-    let mut bytes = Vec::new();
-    let read = File::open(log).and_then(|f| f.take(MAX_SERIAL_LOG).read_to_end(&mut bytes));
-    read.is_ok() && has_marker(&bytes)
+    [log, &files::second_log(log)].iter().any(|log| {
+        let mut bytes = Vec::new();
+        let read = File::open(log).and_then(|f| f.take(MAX_SERIAL_LOG).read_to_end(&mut bytes));
+        read.is_ok() && has_marker(&bytes)
+    })
 }
 
 fn has_marker(log: &[u8]) -> bool {
@@ -752,6 +767,16 @@ mod tests {
         ] {
             assert_eq!(has_marker(log.as_bytes()), want, "{log}");
         }
+    }
+
+    #[test]
+    fn the_marker_counts_on_either_port() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("com1-final.log");
+        fs::write(&log, "SAC>").unwrap();
+        assert!(!marked(&log));
+        fs::write(dir.path().join("com2-final.log"), format!("{MARKER}\r\n")).unwrap();
+        assert!(marked(&log));
     }
 
     #[test]

@@ -82,6 +82,7 @@ pub fn with_disk<T>(
         force_dirty: false,
         keys: Keys::default(),
         opened: Opened::default(),
+        unpacked: Default::default(),
     };
     let session = Session::read(&source, &source.image()?)?;
     let result = session

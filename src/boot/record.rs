@@ -1,8 +1,6 @@
 //! `boot.json`: how far the two boots have come. Written before each step, so that an interrupted run
 //! goes on where it was.
 
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,8 +9,12 @@ use uuid::Uuid;
 use super::proof::Proof;
 use super::protect::Protected;
 use crate::error::{Error, Result};
+use crate::fix::journal::write_durably;
+use crate::fix::trusted;
 
 pub const FILE_NAME: &str = "boot.json";
+/// What `--install-to` is about to do; gone when it is done.
+pub const INSTALLING: &str = "install.json";
 const SCHEMA: &str = "hyper2kvm/boot/1";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,11 +110,10 @@ impl Record {
     /// What an earlier run left, if there was one.
     pub fn load(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(FILE_NAME);
-        let text = match fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => {
-                text.map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?
-            }
+        // It says which files are put back over which disks.
+        let text = match trusted::read(&path) {
+            Err(e) if e.is_missing() => return Ok(None),
+            text => text?,
         };
         let record: Self = serde_json::from_slice(&text).map_err(|e| {
             Error::failed(format!("{} is not understood", path.display()))
@@ -125,15 +126,8 @@ impl Record {
     /// Durable before it returns.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE_NAME);
-        let temporary = folder.join(".boot.json.new");
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(folder)?.sync_all()
-        };
+        let text = format!("{:#}\n", serde_json::json!(self));
+        let write = || write_durably(&path, text.as_bytes());
         write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }
 }
@@ -154,7 +148,7 @@ mod tests {
         });
         record.save(dir.path()).unwrap();
         assert_eq!(Record::load(dir.path()).unwrap(), Some(record));
-        fs::write(dir.path().join(FILE_NAME), "{}").unwrap();
+        std::fs::write(dir.path().join(FILE_NAME), "{}").unwrap();
         assert!(Record::load(dir.path()).is_err());
     }
 }

@@ -47,6 +47,8 @@ pub struct Binding {
     pub id: String,
     /// Where it says so, for people: the INF, or the name of the database.
     pub origin: String,
+    /// The device class it puts the device in, as a key name.
+    pub class: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +57,9 @@ pub enum Lookup {
     /// Nothing drives the device; `staged` are the INFs that name it without being bound to it.
     Unbound {
         staged: Vec<String>,
+        /// Entries of the CriticalDeviceDatabase that name a driver but no class: Windows passes over
+        /// them.
+        without_class: Vec<String>,
     },
 }
 
@@ -74,6 +79,7 @@ pub fn critical_service(
     control_set: &str,
     names: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Lookup> {
+    let mut without_class = Vec::new();
     if let Some(database) =
         system.key(&format!("{control_set}\\Control\\CriticalDeviceDatabase"))?
     {
@@ -81,16 +87,26 @@ pub fn critical_service(
             let Some(entry) = database.key(&name)? else {
                 continue;
             };
-            if let Some(service) = entry.string("Service")?.filter(|s| !s.is_empty()) {
-                return Ok(Lookup::Bound(Binding {
-                    service,
-                    id,
-                    origin: "CriticalDeviceDatabase".into(),
-                }));
+            let Some(service) = entry.string("Service")?.filter(|s| !s.is_empty()) else {
+                continue;
+            };
+            let class = entry.string("ClassGUID")?.filter(|s| !s.is_empty());
+            if class.is_none() {
+                without_class.push(name);
+                continue;
             }
+            return Ok(Lookup::Bound(Binding {
+                service,
+                id,
+                origin: "CriticalDeviceDatabase".into(),
+                class,
+            }));
         }
     }
-    Ok(Lookup::Unbound { staged: Vec::new() })
+    Ok(Lookup::Unbound {
+        staged: Vec::new(),
+        without_class,
+    })
 }
 
 /// Looks in `DriverDatabase`. The first id that any bound package knows decides; of several
@@ -105,7 +121,10 @@ pub fn driver_database(system: &HiveView<'_>, device: &PciDevice) -> Result<Look
     }
     Ok(match best {
         Some((_, binding)) => Lookup::Bound(binding),
-        None => Lookup::Unbound { staged },
+        None => Lookup::Unbound {
+            staged,
+            without_class: Vec::new(),
+        },
     })
 }
 
@@ -135,7 +154,7 @@ fn candidates(system: &HiveView<'_>, device: &PciDevice) -> Result<(Ranked, Vec<
             if inf.is_empty() {
                 continue;
             }
-            let Some((rank, service)) = bound_service(&database, &inf, id, &ids)? else {
+            let Some((rank, service, class)) = bound_service(&database, &inf, id, &ids)? else {
                 if !staged.contains(&inf) {
                     staged.push(inf);
                 }
@@ -145,6 +164,7 @@ fn candidates(system: &HiveView<'_>, device: &PciDevice) -> Result<(Ranked, Vec<
                 service,
                 id: id.clone(),
                 origin: inf,
+                class,
             };
             bound.push((rank, binding));
         }
@@ -166,7 +186,7 @@ fn bound_service(
     inf: &str,
     id: &str,
     ids: &[String],
-) -> Result<Option<(Rank, String)>> {
+) -> Result<Option<(Rank, String, Option<String>)>> {
     let Some(file) = child(database, "DriverInfFiles", inf)? else {
         return Ok(None);
     };
@@ -194,11 +214,20 @@ fn bound_service(
         return Ok(None);
     }
     let service = configuration.string("Service")?.filter(|s| !s.is_empty());
-    let rank = match package.value("Version")? {
-        Some(version) => (le64(&version.data, 24), le64(&version.data, 32)),
-        None => (0, 0),
+    let (rank, class) = match package.value("Version")? {
+        Some(version) => (
+            (le64(&version.data, 24), le64(&version.data, 32)),
+            class_of(&version.data),
+        ),
+        None => ((0, 0), None),
     };
-    Ok(service.map(|service| (rank, service)))
+    Ok(service.map(|service| (rank, service, class)))
+}
+
+/// The class GUID in a package's `Version`, after the first eight bytes.
+fn class_of(version: &[u8]) -> Option<String> {
+    let guid = uuid::Uuid::from_slice_le(version.get(8..24)?).ok()?;
+    (!guid.is_nil()).then(|| guid.braced().to_string())
 }
 
 /// The subkey whose name came out of the hive: one key, never a path.

@@ -1,9 +1,14 @@
-//! Which processor a PE image is for: the `Machine` field of its COFF header, nothing else.
+//! What a boot loader must know of a PE image: which processor it is for (`Machine` of its COFF header),
+//! whether the file is whole, and which other files it imports from.
 //!
-//! Specification: Microsoft, "PE Format" (`e_lfanew` at 0x3c, then `PE\0\0`, then `Machine`).
+//! Specification: Microsoft, "PE Format" (`e_lfanew` at 0x3c, then `PE\0\0`, the COFF header, the optional
+//! header with the data directories, the section table).
+
+use std::rc::Rc;
 
 use serde::Serialize;
 
+use crate::drivers::Arch;
 use crate::guest::{GuestError, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, VolumeId};
 
 /// `IMAGE_FILE_MACHINE_*`.
@@ -23,6 +28,16 @@ impl Machine {
             Machine::Amd64 => "x86_64",
             Machine::Arm64 => "arm64",
             Machine::Other(_) => "another processor",
+        }
+    }
+}
+
+impl From<Arch> for Machine {
+    fn from(arch: Arch) -> Self {
+        match arch {
+            Arch::X86 => Machine::I386,
+            Arch::Amd64 => Machine::Amd64,
+            Arch::Arm64 => Machine::Arm64,
         }
     }
 }
@@ -58,29 +73,172 @@ pub enum ImageState {
     Unreadable,
 }
 
+/// A driver's file as the boot loader sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    pub state: ImageState,
+    /// The files it imports from, in its own spelling. Empty for a file that only Windows reads.
+    pub imports: Rc<[String]>,
+}
+
+impl From<ImageState> for Image {
+    fn from(state: ImageState) -> Self {
+        Self {
+            state,
+            imports: Rc::new([]),
+        }
+    }
+}
+
 const HEAD: usize = 4096;
 
 /// Looks at a driver's file on a guest volume.
-pub fn image_state(guest: &dyn GuestRead, volume: VolumeId, path: &GuestPath) -> ImageState {
+pub fn image(guest: &dyn GuestRead, volume: VolumeId, path: &GuestPath) -> Image {
     let info = match guest.stat(volume, path) {
         Ok(Some(info)) => info,
-        Ok(None) => return ImageState::Missing,
-        Err(_) => return ImageState::Unreadable,
+        Ok(None) => return ImageState::Missing.into(),
+        Err(_) => return ImageState::Unreadable.into(),
     };
     if info.encrypted {
-        return ImageState::Unreadable;
+        return ImageState::Unreadable.into();
     }
     let compressed = info.reparse_tag == Some(IO_REPARSE_TAG_WOF) || info.compressed;
-    match guest.read_at(volume, path, 0, HEAD) {
-        Ok(head) => match machine(&head) {
-            Some(machine) => ImageState::Present {
+    let head = match guest.read_at(volume, path, 0, HEAD) {
+        Ok(head) => head,
+        Err(GuestError::Unreadable { .. }) if compressed => {
+            return ImageState::Present { machine: None }.into();
+        }
+        Err(_) => return ImageState::Unreadable.into(),
+    };
+    let Some(machine) = machine(&head) else {
+        return ImageState::Unreadable.into();
+    };
+    let mut window = Window {
+        start: 0,
+        bytes: head,
+        read: &|offset, len| guest.read_at(volume, path, offset, len).ok(),
+    };
+    match imports(&mut window, info.size) {
+        Some(imports) => Image {
+            state: ImageState::Present {
                 machine: Some(machine),
             },
-            None => ImageState::Unreadable,
+            imports: imports.into(),
         },
-        Err(GuestError::Unreadable { .. }) if compressed => ImageState::Present { machine: None },
-        Err(_) => ImageState::Unreadable,
+        None => ImageState::Unreadable.into(),
     }
+}
+
+/// The part of the file that was read last: the names of imports stand close together.
+struct Window<'r> {
+    start: u64,
+    bytes: Vec<u8>,
+    read: &'r dyn Fn(u64, usize) -> Option<Vec<u8>>,
+}
+
+const WINDOW: usize = 64 << 10;
+
+impl Window<'_> {
+    /// Up to `len` bytes; fewer at the end of the file.
+    fn at(&mut self, offset: u64, len: usize) -> Option<&[u8]> {
+        let end = offset.checked_add(len as u64)?;
+        if offset < self.start || end > self.start + self.bytes.len() as u64 {
+            self.bytes = (self.read)(offset, len.max(WINDOW))?;
+            self.start = offset;
+        }
+        let from = usize::try_from(offset - self.start).ok()?;
+        let rest = self.bytes.get(from..)?;
+        Some(&rest[..len.min(rest.len())])
+    }
+
+    fn exactly(&mut self, offset: u64, len: usize) -> Option<&[u8]> {
+        self.at(offset, len).filter(|bytes| bytes.len() == len)
+    }
+}
+
+/// A section: where it lies in memory and in the file.
+struct Section {
+    address: u32,
+    file_offset: u32,
+    file_size: u32,
+}
+
+/// Real drivers import from a dozen files and have as many sections.
+const MAX_IMPORTS: u64 = 256;
+const MAX_SECTIONS: u16 = 96;
+const MAX_NAME: usize = 260;
+const PE32: u16 = 0x10b;
+const PE32_PLUS: u16 = 0x20b;
+
+/// The names in the import directory. `None` when the file is not whole: headers, a section or a name
+/// are missing, so no loader takes it. A file without an optional header has no imports.
+fn imports(file: &mut Window<'_>, size: u64) -> Option<Vec<String>> {
+    let pe = u64::from(le32(file.exactly(0x3c, 4)?, 0)?);
+    let coff = file.exactly(pe, 24)?;
+    let (sections, optional_size) = (le16(coff, 6)?, le16(coff, 20)?);
+    let optional = file.exactly(pe + 24, optional_size.into())?.to_vec();
+    let directory = directory(&optional);
+    let table = file.exactly(
+        pe + 24 + u64::from(optional_size),
+        usize::from(sections.min(MAX_SECTIONS)) * 40,
+    )?;
+    let mut list = Vec::new();
+    for row in table.chunks_exact(40) {
+        list.push(Section {
+            address: le32(row, 12)?,
+            file_size: le32(row, 16)?,
+            file_offset: le32(row, 20)?,
+        });
+    }
+    let whole = |s: &Section| u64::from(s.file_offset) + u64::from(s.file_size) <= size;
+    if !list.iter().filter(|s| s.file_size > 0).all(whole) {
+        return None;
+    }
+    let Some(directory) = directory.filter(|rva| *rva != 0) else {
+        return Some(Vec::new());
+    };
+    let mut names = Vec::new();
+    for i in 0..MAX_IMPORTS {
+        let at = file_offset(&list, directory)? + i * 20;
+        let name = le32(file.exactly(at, 20)?, 12)?;
+        if name == 0 {
+            break;
+        }
+        let text = file.at(file_offset(&list, name)?, MAX_NAME)?;
+        let end = text.iter().position(|b| *b == 0)?;
+        names.push(String::from_utf8_lossy(&text[..end]).into_owned());
+    }
+    Some(names)
+}
+
+/// The address of the import directory, the second of the data directories.
+fn directory(optional: &[u8]) -> Option<u32> {
+    let (count, first) = match le16(optional, 0)? {
+        PE32 => (92, 96),
+        PE32_PLUS => (108, 112),
+        _ => return None,
+    };
+    if le32(optional, count)? < 2 {
+        return None;
+    }
+    le32(optional, first + 8)
+}
+
+fn file_offset(sections: &[Section], address: u32) -> Option<u64> {
+    sections.iter().find_map(|s| {
+        let into = address.checked_sub(s.address)?;
+        (into < s.file_size).then(|| u64::from(s.file_offset) + u64::from(into))
+    })
+}
+
+fn le16(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..at + 2)?;
+    Some(u16::from_le_bytes(bytes.try_into().ok()?))
+}
+
+fn le32(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at + 4)?;
+    Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -96,6 +254,8 @@ pub(crate) fn fake_pe(machine: u16) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::pe::{self, Subsystem};
+    use crate::inspect::fake::FakeGuest;
 
     #[test]
     fn machines_and_garbage() {
@@ -108,6 +268,55 @@ mod tests {
         let whole = fake_pe(0x8664);
         for bad in [&[][..], b"MZ", &whole[..0x3f], &whole[..0x85], &far] {
             assert_eq!(machine(bad), None);
+        }
+    }
+
+    fn look(bytes: Vec<u8>) -> Image {
+        let mut guest = FakeGuest::default();
+        guest.file(1, "\\a.sys", bytes);
+        image(
+            &guest,
+            VolumeId::new(1),
+            &GuestPath::parse("\\a.sys").unwrap(),
+        )
+    }
+
+    fn present(machine: Machine) -> ImageState {
+        ImageState::Present {
+            machine: Some(machine),
+        }
+    }
+
+    #[test]
+    fn imports_of_both_forms() {
+        for (arch, machine) in [(Arch::X86, Machine::I386), (Arch::Amd64, Machine::Amd64)] {
+            let names = ["ntoskrnl.exe", "HAL.dll", "storport.sys"];
+            let image = look(pe::importing(arch, Subsystem::Native, &names));
+            assert_eq!(image.state, present(machine));
+            assert_eq!(&image.imports[..], &names);
+            let none = look(pe::image(arch, Subsystem::Native));
+            assert_eq!((none.state, none.imports.len()), (present(machine), 0));
+        }
+        // Headers of nothing but the processor.
+        assert_eq!(look(fake_pe(0x8664)).state, present(Machine::Amd64));
+    }
+
+    #[test]
+    fn a_file_that_is_not_whole_is_not_usable() {
+        let whole = pe::importing(Arch::Amd64, Subsystem::Native, &["storport.sys"]);
+        for len in [0x90, 0x100, 512, whole.len() - 1] {
+            let image = look(whole[..len].to_vec());
+            assert_eq!(image.state, ImageState::Unreadable, "{len} bytes");
+        }
+        // An import directory outside of the sections, and names without an end.
+        let at = 0x80 + 24 + 112 + 8;
+        let mut lost = whole.clone();
+        lost[at..at + 4].copy_from_slice(&0x7fff_0000u32.to_le_bytes());
+        assert_eq!(look(lost).state, ImageState::Unreadable);
+        for byte in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[byte] ^= 0xff;
+            look(bad);
         }
     }
 }

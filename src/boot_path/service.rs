@@ -2,7 +2,7 @@
 
 use crate::guest::{GuestPath, PathError};
 use crate::registry::HiveView;
-use crate::registry::hive::Result;
+use crate::registry::hive::{Key, Result, Value};
 
 pub const BOOT_START: u32 = 0;
 pub const DISABLED: u32 = 4;
@@ -18,6 +18,48 @@ pub struct Service {
     pub overrides: Vec<u32>,
     /// The file it loads; an error when `ImagePath` is not a path.
     pub image: std::result::Result<GuestPath, PathError>,
+    /// `ImagePath` as it stands there.
+    pub image_path: Option<String>,
+    /// Values that are there with a type Windows does not take: it drops such a driver.
+    pub mistyped: Vec<&'static str>,
+    /// `DeleteFlag`: the service manager deletes the key at its next start.
+    pub deleted: bool,
+    /// Whether this Windows looks at `StartOverride`.
+    overridable: bool,
+}
+
+/// What a value of a service key must be.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Number,
+    Text,
+}
+
+const TYPES: [(&str, Wanted); 5] = [
+    ("Start", Wanted::Number),
+    ("Type", Wanted::Number),
+    ("ErrorControl", Wanted::Number),
+    ("Group", Wanted::Text),
+    ("ImagePath", Wanted::Text),
+];
+
+impl Wanted {
+    fn fits(self, value: &Value) -> bool {
+        match self {
+            Wanted::Number => value.as_dword().is_some(),
+            Wanted::Text => value.as_string().is_some(),
+        }
+    }
+}
+
+fn mistyped(key: &Key<'_>) -> Result<Vec<&'static str>> {
+    let mut names = Vec::new();
+    for (name, wanted) in TYPES {
+        if key.value(name)?.is_some_and(|value| !wanted.fits(&value)) {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 impl Service {
@@ -27,6 +69,7 @@ impl Service {
         system: &HiveView<'_>,
         control_set: &str,
         windows_root: &GuestPath,
+        nt: (u32, u32),
         name: &str,
     ) -> Result<Option<Self>> {
         // A name from a Configuration or a filter list is one key, never a path.
@@ -47,6 +90,13 @@ impl Service {
             kind: key.dword("Type")?,
             overrides,
             image: image_file(image_path.as_deref(), name, windows_root),
+            image_path,
+            mistyped: mistyped(&key)?,
+            // Windows writes 1; any value is taken for the mark.
+            deleted: key
+                .value("DeleteFlag")?
+                .is_some_and(|value| value.as_dword() != Some(0)),
+            overridable: nt.0 >= 6,
         }))
     }
 
@@ -64,15 +114,49 @@ impl Service {
     /// When Windows will start it, as far as can be known before it runs on the new machine.
     pub fn effective_start(&self) -> Option<u32> {
         match self.start? {
-            BOOT_START => Some(self.start_override().unwrap_or(BOOT_START)),
+            BOOT_START if self.overridable => Some(self.start_override().unwrap_or(BOOT_START)),
             // An override of 0 may lift it, or belong to a machine that is gone: do not count on it.
             start => Some(start),
+        }
+    }
+
+    /// An override that this Windows does not look at.
+    pub fn idle_override(&self) -> Option<u32> {
+        self.start_override().filter(|_| !self.overridable)
+    }
+
+    /// Whether a boot loader finds the file whatever it makes of the path: all of them put the folder of
+    /// Windows before a relative one, and the loaders since Vista know `\SystemRoot\` too.
+    pub fn path_form(&self) -> PathForm {
+        let Some(path) = self.image_path.as_deref().filter(|p| !p.is_empty()) else {
+            return PathForm::Relative;
+        };
+        let path = path.replace('/', "\\");
+        if strip_prefix(&path, "\\SystemRoot\\").is_some() {
+            return PathForm::SystemRoot;
+        }
+        let plain = path.trim() == path && !path.starts_with(['\\', '"', '%']);
+        match path.as_bytes().get(1) {
+            Some(b':') => PathForm::Other,
+            _ if plain => PathForm::Relative,
+            _ => PathForm::Other,
         }
     }
 
     pub fn is_disabled(&self) -> bool {
         self.effective_start() == Some(DISABLED)
     }
+}
+
+/// How an `ImagePath` says where the file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathForm {
+    /// To the folder of Windows; a path that is not there is of this form too.
+    Relative,
+    /// `\SystemRoot\...`
+    SystemRoot,
+    /// With a drive letter, a variable, quotes or from the root of the volume.
+    Other,
 }
 
 /// The file an `ImagePath` names, on the system volume. Drive letters are dropped: a boot driver
@@ -159,6 +243,10 @@ mod tests {
             kind: Some(1),
             overrides: overrides.to_vec(),
             image: Ok(GuestPath::root()),
+            image_path: None,
+            mistyped: Vec::new(),
+            deleted: false,
+            overridable: true,
         };
         for (start, overrides, effective) in [
             (Some(0), &[][..], Some(0)),
@@ -169,6 +257,45 @@ mod tests {
             (None, &[0], None),
         ] {
             assert_eq!(service(start, overrides).effective_start(), effective);
+        }
+        // NT 5 does not know overrides.
+        let old = Service {
+            overridable: false,
+            ..service(Some(0), &[0, 3])
+        };
+        assert_eq!(old.effective_start(), Some(0));
+        assert_eq!(old.idle_override(), Some(3));
+        assert_eq!(service(Some(0), &[3]).idle_override(), None);
+    }
+
+    #[test]
+    fn forms_of_image_paths() {
+        use PathForm::{Other, Relative, SystemRoot};
+        for (image_path, form) in [
+            (None, Relative),
+            (Some(""), Relative),
+            (Some(r"system32\DRIVERS\disk.sys"), Relative),
+            (Some("System32/drivers/disk.sys"), Relative),
+            (Some(r"\systemroot\System32\drivers\disk.sys"), SystemRoot),
+            (Some(r"%SystemRoot%\System32\drivers\disk.sys"), Other),
+            (Some(r"\??\C:\Windows\System32\drivers\disk.sys"), Other),
+            (Some(r"C:\Windows\System32\drivers\disk.sys"), Other),
+            (Some(r"\Windows\System32\drivers\disk.sys"), Other),
+            (Some("\"system32\\drivers\\disk.sys\""), Other),
+            (Some(" system32\\drivers\\disk.sys"), Other),
+        ] {
+            let service = Service {
+                image_path: image_path.map(str::to_string),
+                name: "disk".into(),
+                start: Some(0),
+                kind: Some(1),
+                overrides: Vec::new(),
+                image: Ok(GuestPath::root()),
+                mistyped: Vec::new(),
+                deleted: false,
+                overridable: true,
+            };
+            assert_eq!(service.path_form(), form, "{image_path:?}");
         }
     }
 }

@@ -114,7 +114,7 @@ impl Guest {
             windows_root: &root,
             nt: self.nt,
             arch: self.arch,
-            image,
+            image: &|path| image(path).into(),
         };
         evaluate(&ctx, controller)
     }
@@ -267,10 +267,10 @@ fn one_fault_at_a_time() {
             },
         ),
         (
-            "UpperFilters of SCSIAdapter names gone, which is not installed: stop 0x7B",
+            "UpperFilters of hdc names gone, which is not installed: stop 0x7B",
             Sata,
             |t| {
-                let key = format!("ControlSet001\\Control\\Class\\{SCSI_ADAPTER}");
+                let key = format!("ControlSet001\\Control\\Class\\{HDC}");
                 t.set(&key, "UpperFilters", RegData::MultiSz(vec!["gone".into()]));
             },
         ),
@@ -372,11 +372,14 @@ fn nt_5_on_ide() {
         dword(&mut tree, service, "Type", 1);
     }
     let cdd = "ControlSet001\\Control\\CriticalDeviceDatabase";
-    tree.sz(
-        &format!("{cdd}\\pci#ven_8086&dev_7010"),
-        "Service",
-        "intelide",
-    );
+    let bind = |tree: &mut KeyTree, id: &str, service: &str| {
+        tree.sz(&format!("{cdd}\\{id}"), "Service", service).sz(
+            &format!("{cdd}\\{id}"),
+            "ClassGUID",
+            HDC,
+        );
+    };
+    bind(&mut tree, "pci#ven_8086&dev_7010", "intelide");
     let evaluate = |tree: &KeyTree, controller| {
         let guest = Guest {
             hive: tree.to_bytes("SYSTEM"),
@@ -386,19 +389,16 @@ fn nt_5_on_ide() {
         guest.evaluate(controller)
     };
     let path = evaluate(&tree, Controller::Ide);
-    assert!(path.ready, "{}", path.reason);
+    assert!(!path.ready);
     assert!(
-        matches!(&path.faults[..], [Fault::NotBound { ids }] if ids[1] == "Primary_IDE_Channel")
+        matches!(&path.faults[..], [Fault::NotBound { ids, decides: true, spare: Some("atapi") }] if ids[1] == "Primary_IDE_Channel")
     );
-    tree.sz(&format!("{cdd}\\Primary_IDE_Channel"), "Service", "atapi");
-    assert!(evaluate(&tree, Controller::Ide).faults.is_empty());
+    bind(&mut tree, "Primary_IDE_Channel", "atapi");
+    let path = evaluate(&tree, Controller::Ide);
+    assert!(path.ready && path.faults.is_empty(), "{}", path.reason);
     assert!(!evaluate(&tree, Controller::Sata).ready);
     // On i440fx the virtio disk is the transitional one.
-    tree.sz(
-        &format!("{cdd}\\PCI#VEN_1AF4&DEV_1001"),
-        "Service",
-        "viostor",
-    );
+    bind(&mut tree, "PCI#VEN_1AF4&DEV_1001", "viostor");
     dword(&mut tree, "viostor", "Start", 0);
     dword(&mut tree, "viostor", "Type", 1);
     assert!(evaluate(&tree, Controller::VirtioBlk).ready);
@@ -553,7 +553,7 @@ fn windows_7_reads_the_critical_device_database() {
     let cdd = r"X\ControlSet001\Control\CriticalDeviceDatabase";
     let Some(changed) = guest.with(&format!(
         "\n[{service}]\n\"Start\"=dword:00000000\n\"Type\"=dword:00000001\n\"ImagePath\"=\"system32\\\\drivers\\\\viostor.sys\"\n\
-         \n[{cdd}\\pci#ven_1af4&dev_1042]\n\"Service\"=\"viostor\"\n\
+         \n[{cdd}\\pci#ven_1af4&dev_1042]\n\"Service\"=\"viostor\"\n\"ClassGUID\"=\"{SCSI_ADAPTER}\"\n\
          \n[X\\ControlSet001\\services\\msahci]\n\"Start\"=dword:00000000\n"
     )) else {
         return;

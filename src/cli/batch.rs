@@ -10,6 +10,7 @@ use crate::batch::report::{Summary, save};
 use crate::batch::run::{self, Machine};
 use crate::convert::output::safe_name;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::create_passage;
 use crate::ui::{Ui, document};
 
 use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
@@ -83,6 +84,9 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     if let Some(wanted) = &args.only {
         machines = only(machines, wanted)?;
     }
+    if !dry_run && args.only.is_none() {
+        refuse_taken(&output, &file)?;
+    }
     let jobs = args.jobs.map_or_else(run::default_jobs, usize::from);
     let jobs = jobs.min(machines.len());
     ui.status(
@@ -137,6 +141,32 @@ fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
     })
 }
 
+fn reports(output: &Path, file: &Path) -> (PathBuf, PathBuf) {
+    let stem = file.file_stem().unwrap_or(OsStr::new(BATCH));
+    let stem = stem.to_string_lossy();
+    let named = |end: &str| output.join(format!("{stem}-report.{end}"));
+    (named("json"), named("html"))
+}
+
+/// Refuses to start when a report would replace a file of the user.
+fn refuse_taken(output: &Path, file: &Path) -> Result<()> {
+    let (json, page) = reports(output, file);
+    let ours = std::fs::read(&json)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
+        .is_some_and(|report| report["schema"] == format!("hyper2kvm/{BATCH}/1"));
+    let taken = [json, page];
+    let taken = taken.iter().find(|path| path.symlink_metadata().is_ok());
+    match taken {
+        Some(path) if !ours => Err(Error::failed(format!(
+            "{} was not written by hyper2kvm and would be replaced by the report",
+            path.display()
+        ))
+        .hint("move it elsewhere, or give the list another name")),
+        _ => Ok(()),
+    }
+}
+
 /// `fleet-report.json` and `.html` beside the machines of `fleet.yaml`.
 fn save_reports(
     output: &Path,
@@ -144,13 +174,10 @@ fn save_reports(
     summary: &Summary,
     body: serde_json::Value,
 ) -> Result<PathBuf> {
-    let stem = file.file_stem().unwrap_or(OsStr::new(BATCH));
-    let stem = stem.to_string_lossy();
-    let page = output.join(format!("{stem}-report.html"));
-    let json = output.join(format!("{stem}-report.json"));
+    let (json, page) = reports(output, file);
     let failed =
         |e: std::io::Error| Error::failed(format!("writing {}", json.display())).because(e);
-    std::fs::create_dir_all(output).map_err(failed)?;
+    create_passage(output).map_err(failed)?;
     save(&json, &format!("{:#}\n", document(BATCH, body))).map_err(failed)?;
     save(&page, &summary.page(output)).map_err(failed)?;
     Ok(page)

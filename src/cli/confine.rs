@@ -50,7 +50,7 @@ pub fn looks(below: &Writes<'_>) -> Result<()> {
 fn give_up(below: &Writes<'_>, network: Network) -> Result<()> {
     if let Some(folder) = below.folder {
         // What cannot be made is reported by whoever writes there.
-        let _ = std::fs::create_dir_all(folder);
+        let _ = crate::files::create_passage(folder);
     }
     let mut all = temporary();
     for path in below.folder.iter().chain(&below.there) {

@@ -102,6 +102,7 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     job.request = options::request(&job, given);
     let mut report = run::convert(&job, ui)?;
     if let (Some(place), Some(folder)) = (place, report.outputs.folder()) {
+        let _lock = crate::boot::lock(folder)?;
         let installed = install::install(folder, &place, &virsh).map_err(|e| {
             let again = crate::boot::quote(folder);
             e.hint(format!(

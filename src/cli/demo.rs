@@ -1,6 +1,7 @@
 //! `hyper2kvm demo [--install]`: builds a small Windows-shaped disk and a virtio-win folder, and runs
 //! the real conversion on them.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -9,6 +10,7 @@ use crate::demo::pe::{self, Subsystem};
 use crate::demo::virtio_win::{self, Layout};
 use crate::demo::{GuestSpec, WinVersion, guest};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::inspect::Firmware;
 use crate::tool::host;
 use crate::ui::Ui;
@@ -51,7 +53,11 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> Result<()> {
                 .hint("hyper2kvm demo --install installs them"),
         );
     }
-    std::fs::create_dir(&args.folder).map_err(|e| {
+    files::create_for_owner_only();
+    let passage = std::fs::Permissions::from_mode(files::PASSAGE);
+    let created = std::fs::create_dir(&args.folder)
+        .and_then(|()| std::fs::set_permissions(&args.folder, passage));
+    created.map_err(|e| {
         Error::failed(format!("creating {}", args.folder.display()))
             .because(e)
             .hint("the demo wants a folder of its own: remove it, or name another one")

@@ -49,13 +49,16 @@ fn report(found: &[Found], ui: &Ui) {
             (None, true) => "MISSING",
             (None, false) => "optional",
         };
-        let detail = match &f.path {
+        let mut detail = match &f.path {
             Some(path) => f
                 .version
                 .clone()
                 .unwrap_or_else(|| path.display().to_string()),
             None => host::hint(f.tool.name),
         };
+        if let Some(oldest) = f.tool.oldest_tried {
+            detail += &format!(" (oldest tried: {oldest})");
+        }
         ui.line(&format!(
             "{state:>8}  {:<22} {:<45} {detail}",
             f.tool.name, f.tool.purpose
@@ -65,7 +68,7 @@ fn report(found: &[Found], ui: &Ui) {
         .iter()
         .map(|f| {
             json!({"name": f.tool.name, "purpose": f.tool.purpose, "required": f.tool.required,
-                "path": f.path, "version": f.version})
+                "path": f.path, "version": f.version, "oldest_tried": f.tool.oldest_tried})
         })
         .collect();
     let missing = found

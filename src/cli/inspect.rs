@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{self, Archive};
 use crate::inspect::Inspection;
 use crate::report::look::{self, Row};
+use crate::report::vm;
 use crate::source::{self, SourceKind, find};
 use crate::tool::stop;
 use crate::ui::{Ui, bytes, document};
@@ -36,7 +37,11 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
     args.source.confine(args.evidence.as_deref())?;
     if args.more.is_empty() && is_one(&args.source.source) {
         let seen = one(args, &args.source.source, ui)?;
-        ui.styled(&look::inspection(&seen.inspection));
+        let mut text = look::inspection(&seen.inspection);
+        if let Some(machine) = &seen.machine {
+            machine.append_to(&mut text);
+        }
+        ui.styled(&text);
         show(ui, seen.archive.as_ref());
         let mut facts = seen.facts();
         if let Some(archive) = &seen.archive {
@@ -54,6 +59,7 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
 /// What inspection found, and the evidence that was collected on the way.
 struct Seen {
     name: String,
+    machine: Option<vm::Machine>,
     engine: Engine,
     inspection: Inspection,
     archive: Option<Archive>,
@@ -63,6 +69,9 @@ impl Seen {
     fn facts(&self) -> Value {
         let mut facts = json!(self.inspection);
         facts["engine"] = json!(self.engine.name());
+        if let Some(machine) = &self.machine {
+            facts["machine"] = json!(machine);
+        }
         facts
     }
 }
@@ -118,6 +127,7 @@ fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
     linux::complete(&machine, &mut survey.inspection, ui)?;
     Ok(Seen {
         name,
+        machine: vm::Machine::of(&machine.vm),
         engine,
         inspection: survey.inspection,
         archive,

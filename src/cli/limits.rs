@@ -9,6 +9,8 @@ use crate::ui;
 
 /// Address space with which every program that is started can work.
 const ADDRESS_SPACE: u64 = 2 << 30;
+/// With less than that this program itself may be ended for want of memory.
+const LEAST: u64 = 512 << 20;
 
 /// Open files and child processes are reached through `/proc`.
 pub fn need_proc() -> Result<()> {
@@ -31,6 +33,14 @@ pub fn allow_open_files() {
                 maximum,
             },
         );
+    }
+}
+
+/// Fails where memory is so little that nothing could be said about it later.
+pub fn need_memory() -> Result<()> {
+    match getrlimit(Resource::As).current {
+        Some(limit) if limit < LEAST => Err(Error::missing_tool("too little memory is allowed")),
+        _ => Ok(()),
     }
 }
 

@@ -204,6 +204,7 @@ fn with_remedy(mut error: Error) -> Error {
 fn run(command: Command, ui: &Ui) -> Result<()> {
     if !matches!(command, Command::Completions(_) | Command::Man(_)) {
         limits::need_proc()?;
+        limits::need_memory()?;
         limits::allow_open_files();
     }
     // `doctor` and `demo` may call sudo, `boot` a bridge helper: they keep what the user has.
@@ -213,6 +214,14 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
     ) {
         rustix::thread::set_no_new_privs(true)
             .map_err(|e| Error::failed("giving up new privileges").because(e))?;
+    }
+    // `doctor` installs packages, `completions` and `man` write what everybody reads, `demo` sets it
+    // once it has installed what it needs.
+    if !matches!(
+        command,
+        Command::Doctor(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_)
+    ) {
+        crate::files::create_for_owner_only();
     }
     match command {
         Command::Inspect(args) => inspect::run(&args, ui),

@@ -1,15 +1,18 @@
 //! `hyper2kvm rollback OUTDIR` or `rollback --journal FILE`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use crate::boot;
+use crate::convert::output;
 use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::{self, CommitError};
 use crate::fix::journal::{self, Journal, JournalError};
+use crate::lock::FileLock;
 use crate::ui::{Ui, bytes};
 
 use super::confine::{self, Writes};
@@ -38,8 +41,12 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     };
     let path = std::path::absolute(&path)
         .map_err(|e| Error::usage(format!("{} is not a path", path.display())).because(e))?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    output::repair(folder)?;
+    let _locks = folder.is_dir().then(|| Locks::take(folder)).transpose()?;
     let mut journal = Journal::load(&path).map_err(|e| match e {
         JournalError::Invalid { .. } => Error::usage(e.to_string()),
+        JournalError::Untrusted(e) if !e.is_missing() => Error::from(e),
         other => Error::failed("opening the journal")
             .because(other)
             .hint("name the output folder of a conversion with --in-place, or --journal FILE"),
@@ -77,7 +84,30 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn not_restored(error: CommitError, disk: &std::path::Path) -> Error {
+/// No conversion and no `boot` works there meanwhile.
+struct Locks {
+    boot: Option<FileLock>,
+    _conversion: Option<output::TargetLock>,
+}
+
+impl Locks {
+    fn take(folder: &Path) -> Result<Self> {
+        Ok(Self {
+            _conversion: output::lock_of_partial(folder)?,
+            boot: Some(boot::lock(folder)?),
+        })
+    }
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        if let Some(lock) = self.boot.take() {
+            lock.remove();
+        }
+    }
+}
+
+fn not_restored(error: CommitError, disk: &Path) -> Error {
     let message = format!("{} was not restored", disk.display());
     match error {
         CommitError::NothingToUndo => {
@@ -86,6 +116,11 @@ fn not_restored(error: CommitError, disk: &std::path::Path) -> Error {
         CommitError::DiskChanged { .. } => Error::new(ErrorKind::NotRolledBack, message)
             .because(error)
             .hint("Windows or a tool has written to it since; --force restores the old blocks all the same and loses what was written there"),
+        CommitError::Untrusted(e) => {
+            let remedy = e.remedy();
+            let error = Error::new(ErrorKind::NotRolledBack, message).because(e);
+            remedy.into_iter().fold(error, Error::hint)
+        }
         other => Error::new(ErrorKind::NotRolledBack, message).because(other),
     }
 }

@@ -41,6 +41,9 @@ pub struct SourceArgs {
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
+    /// How much a packed disk (OVA, gzip) may unpack to, whatever it declares and is free
+    #[arg(long, value_name = "MIB")]
+    pub max_unpacked: Option<u64>,
     /// Configuration of an OVF (deployment option) to take [default: the one it marks, else its first]
     #[arg(long, value_name = "ID")]
     pub ovf_configuration: Option<String>,
@@ -354,6 +357,8 @@ impl SourceArgs {
         refuse_if_vmware_runs_it(&self.source, &vm)?;
         self.refuse_older_links(&mut vm)?;
         Ok(SourceMachine {
+            max_unpacked: self.max_unpacked.map(|mib| mib.saturating_mul(1 << 20)),
+            no_appliance: self.engine == EngineArg::Embedded,
             vm,
             path: self.source.clone(),
             format: self.source_format.clone(),

@@ -1,13 +1,19 @@
-//! `hyper2kvm verify DISK`
+//! `hyper2kvm verify DISK`, and of an output folder.
+//!
+//! What the disk must boot from is what was asked for, else what the folder's report says, else the
+//! VirtIO controllers there is a driver for: Windows XP and 2003 have none for virtio-scsi.
+
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::boot_path::Controller;
 use crate::convert::linux;
 use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inspect::{OsFamily, Severity};
+use crate::inspect::{OsFamily, Severity, Survey};
 use crate::report::{CheckState, text};
 use crate::ui::Ui;
 use crate::verify;
@@ -18,7 +24,8 @@ use super::source::SourceArgs;
 pub struct VerifyArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// Controller the disk must boot from (repeatable) [default: virtio-blk and virtio-scsi]
+    /// Controller the disk must boot from (repeatable) [default: what the report of an output folder names;
+    /// of a disk, virtio-blk and virtio-scsi, the first only for Windows XP and 2003]
     #[arg(long, value_enum)]
     controller: Vec<ControllerArg>,
 }
@@ -44,15 +51,24 @@ impl From<ControllerArg> for Controller {
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     args.source.confine(None)?;
-    let mut wanted: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
-    if wanted.is_empty() {
-        wanted = vec![Controller::VirtioBlk, Controller::VirtioScsi];
+    let asked: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
+    let mut named = args.source.clone();
+    let mut reported = Vec::new();
+    if named.source.is_dir() {
+        (named.source, reported) = folder(&args.source.source)?;
     }
-    let source = args.source.open()?;
-    let (engine, mut survey, mut checks) =
-        look(&source, args.source.reader()?, ui, |survey, guest| {
-            verify::verify(survey, guest, &wanted)
-        })?;
+    let wanted = |survey: &Survey| {
+        [&asked, &reported]
+            .into_iter()
+            .find(|list| !list.is_empty())
+            .cloned()
+            .unwrap_or_else(|| by_guest(survey))
+    };
+    let source = named.open()?;
+    let (engine, mut survey, mut checks) = look(&source, named.reader()?, ui, |survey, guest| {
+        verify::verify(survey, guest, &wanted(survey))
+    })?;
+    let wanted = wanted(&survey);
     if survey.inspection.os.family == OsFamily::Linux {
         linux::complete(&source, &mut survey.inspection, ui)?;
         checks = linux::checks(&survey.inspection, &wanted);
@@ -82,4 +98,43 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     );
     error.reported = true;
     Err(error.hint("hyper2kvm convert makes it ready"))
+}
+
+fn by_guest(survey: &Survey) -> Vec<Controller> {
+    match &survey.inspection.windows {
+        Some(windows) if windows.target.major < 6 => vec![Controller::VirtioBlk],
+        _ => vec![Controller::VirtioBlk, Controller::VirtioScsi],
+    }
+}
+
+/// What to look at in an output folder, and what it was converted for.
+fn folder(folder: &Path) -> Result<(PathBuf, Vec<Controller>)> {
+    let path = folder.join("report.json");
+    let no_report = || {
+        Error::failed(format!("reading {}", path.display()))
+            .hint("name a disk, or an output folder of convert")
+    };
+    let bytes = fs::read(&path).map_err(|e| no_report().because(e))?;
+    let report: Value = serde_json::from_slice(&bytes).map_err(|e| no_report().because(e))?;
+    let here = |path: &str| {
+        // The folder may have been moved since.
+        let recorded = PathBuf::from(path);
+        let moved = recorded.file_name().map(|name| folder.join(name));
+        moved.filter(|path| path.exists()).unwrap_or(recorded)
+    };
+    let disks = report["outputs"]["disks"].as_array();
+    let disks: Vec<&str> = disks
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let source = match (&disks[..], report["outputs"]["final_xml"].as_str()) {
+        ([disk], _) => here(disk),
+        // Windows may be on any of them.
+        ([_, _, ..], Some(xml)) => here(xml),
+        _ => return Err(no_report()),
+    };
+    let boots_from = report["boots_from"].as_array();
+    let wanted = boots_from.into_iter().flatten().filter_map(Value::as_str);
+    Ok((source, wanted.filter_map(Controller::by_name).collect()))
 }

@@ -21,7 +21,7 @@ use super::copy;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::next;
 use super::output::OutputFolder;
-use super::prepare::Prepared;
+use super::prepare::{self, Prepared};
 use super::run::{Disks, Job};
 use super::vm::VmDisks;
 
@@ -252,7 +252,7 @@ pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     let write = || -> std::io::Result<()> {
         std::fs::write(&path, &document.text)?;
         if document.script {
-            std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o700))?;
         }
         Ok(())
     };
@@ -308,9 +308,11 @@ pub(super) fn finish(
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
         ready: verify::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
+        boots_from: prepare::wanted(prepared),
         accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),
         outputs,
+        files: Vec::new(),
         actions,
         controllers: fixed.after.controllers.clone(),
         controllers_before: fixed.before.controllers.clone(),

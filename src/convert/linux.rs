@@ -39,7 +39,7 @@ use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
-use super::session::{Source, SourceMachine};
+use super::session::{Source, SourceMachine, announce_appliance};
 
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -194,9 +194,12 @@ fn examine(
     inspection: &mut Inspection,
     ui: &Ui,
 ) -> Result<()> {
-    linux::examine(images, inspection, machine.vm.firmware, &|why| {
-        ui.status("Starting", &format!("the libguestfs appliance ({why})"));
-    })
+    let starting = |why: &str| announce_appliance(ui, why);
+    let starting: Option<&dyn Fn(&str)> = match machine.no_appliance {
+        true => None,
+        false => Some(&starting),
+    };
+    linux::examine(images, inspection, machine.vm.firmware, starting)
 }
 
 fn controller(storage: StorageBus) -> Controller {
@@ -240,7 +243,9 @@ pub fn plan(job: &Job, inspection: &Inspection) -> Plan {
     .into_iter()
     // Both read libvirt XML through nbdkit, also where the package does not require it.
     .find(|(_, program)| tool::find(program).is_some() && tool::find(virt_v2v::NBDKIT).is_some())
-    .map(|(way, _)| way);
+    .map(|(way, _)| way)
+    // It starts an appliance, which --engine embedded rules out unless it is asked for by name.
+    .filter(|_| !job.source.no_appliance || job.linux == Wish::VirtV2v);
     decide(
         job.linux,
         installed,
@@ -510,7 +515,7 @@ pub(super) fn convert(
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warnings);
-    let report = Report {
+    let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
         engine_why: match made.way {
@@ -518,6 +523,7 @@ pub(super) fn convert(
             Way::VirtV2v | Way::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
         },
         ready: plan.accepted.is_empty(),
+        boots_from: vec![controller(job.machine.storage)],
         accepted: plan.accepted.clone(),
         next_commands: vec![
             format!("virsh define {}", quote(&final_xml)),
@@ -534,6 +540,7 @@ pub(super) fn convert(
                 .collect(),
             report: Some(folder.target().join("report.json")),
         },
+        files: Vec::new(),
         actions: made.actions,
         controllers: made.after.controllers.clone(),
         controllers_before: inspection.controllers.clone(),
@@ -555,7 +562,7 @@ pub(super) fn convert(
         job,
         &mut folder,
         devices,
-        &report,
+        &mut report,
         &crate::plan::Plan::default(),
     )?;
     Ok(report)
@@ -649,6 +656,8 @@ fn hand_over(
     let mut overlays = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let overlay = work.join(format!("overlay-{i}.qcow2"));
+        crate::source::name_unpacked(source.held().map(|held| (held.path(), held.file())))
+            .map_err(failed)?;
         qemu_img::create_over(&overlay, &source.named_spec()?)
             .map_err(|e| Error::failed("creating an overlay for virt-v2v").because(e))?;
         overlays.push(overlay);

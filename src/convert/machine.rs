@@ -105,6 +105,7 @@ pub fn machine(
         },
         probe: bootstrap.map(|_| options.probe.clone()),
         driver_iso: options.driver_iso.clone(),
+        second_serial: windows.boot.ems_on_com1,
         ..bare(inspection, system, firmware, disks, options)
     }
 }
@@ -187,6 +188,7 @@ fn bare(
         drivers: options.drivers,
         emulator: None,
         serial_log: None,
+        second_serial: false,
         graphics: options.graphics,
         video: options.video,
         machine_type: options.machine_type.clone(),

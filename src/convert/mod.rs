@@ -5,12 +5,17 @@ pub mod devices;
 pub mod engine;
 mod finish;
 mod in_place;
+mod in_use;
 pub mod linux;
 pub mod machine;
 mod next;
 pub mod output;
 mod predict;
 pub mod prepare;
+mod replace;
 pub mod run;
 pub mod session;
 pub mod vm;
+
+#[cfg(test)]
+mod loader_tests;

@@ -9,6 +9,7 @@ use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{Media, WithGenerated};
 use crate::drivers::package;
 use crate::drivers::select::{self, DriverSet};
+use crate::drivers::signature;
 use crate::error::{Blocker, Error, Result};
 use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
@@ -180,9 +181,10 @@ fn digests(
 ) -> Result<BTreeMap<String, String>> {
     let mut digests = BTreeMap::new();
     let mut unusable = Vec::new();
-    for package in &drivers.packages {
+    for package in &mut drivers.packages {
         match package.read_files(media, windows.target.arch) {
             Ok(contents) => {
+                package.signer = signature::catalogue_signer(package, &contents);
                 digests.insert(package.driver.clone(), package::digest(&contents));
             }
             Err(e) if plan::is_boot(package) => return Err(refused(inspection, vec![e.blocker()])),

@@ -36,7 +36,7 @@ use super::finish::finish;
 use super::in_place::{in_place, in_place_format, roll_back_after};
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
-use super::output::{OutputFolder, safe_name};
+use super::output::{OutputFolder, Preference, safe_name};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
 use super::session::{Session, Source, SourceMachine, first, looked, read_only};
@@ -107,6 +107,15 @@ impl Job {
             .unwrap_or_else(|| PathBuf::from(format!("{}-kvm", self.name())))
     }
 
+    /// What may stand where the result goes. `sources` lists the files of the source.
+    fn preference<'s>(&self, sources: &'s dyn Fn() -> Vec<PathBuf>) -> Preference<'s> {
+        Preference {
+            force: self.force,
+            undo: self.in_place,
+            sources: Some(sources),
+        }
+    }
+
     pub fn catalogue(&self) -> Result<Catalogue> {
         let mut catalogue = Catalogue::builtin();
         for file in &self.driver_config {
@@ -155,7 +164,8 @@ pub enum Planned {
 pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let catalogue = job.catalogue()?;
     let media = job.media_if_named()?;
-    let target = OutputFolder::check(&job.target_folder(), job.force)?;
+    let sources = || source_files(job);
+    let target = OutputFolder::check(&job.target_folder(), &job.preference(&sources))?;
     ui.status("Inspecting", &job.source.path.display().to_string());
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
@@ -261,7 +271,8 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let start = Instant::now();
     let catalogue = job.catalogue()?;
     let media = job.media_if_named()?;
-    let mut folder = OutputFolder::create(&job.target_folder(), job.force)?;
+    let sources = || source_files(job);
+    let mut folder = OutputFolder::create(&job.target_folder(), &job.preference(&sources))?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
     let image = source.image()?;
@@ -352,6 +363,19 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     }
 }
 
+/// The files of the source, with what its images stand on as far as that can be read now.
+fn source_files(job: &Job) -> Vec<PathBuf> {
+    let mut files = vec![job.source.path.clone()];
+    for disk in &job.source.vm.disks {
+        files.push(disk.path.clone());
+        let format = job.source.format.as_deref().or(disk.format.as_deref());
+        if let Ok(image) = Image::open_info(&disk.path, format, &job.source.allow_backing) {
+            files.extend(image.files().map(Path::to_path_buf));
+        }
+    }
+    files
+}
+
 /// The last steps: domain XML, report, and the folder under its final name.
 fn complete(
     job: &Job,
@@ -364,7 +388,7 @@ fn complete(
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
-    save_report(job, folder, devices, &report, &prepared.plan)?;
+    save_report(job, folder, devices, &mut report, &prepared.plan)?;
     Ok(report)
 }
 
@@ -373,18 +397,20 @@ pub(super) fn save_report(
     job: &Job,
     folder: &mut OutputFolder,
     devices: &Devices,
-    report: &Report,
+    report: &mut Report,
     plan: &plan::Plan,
 ) -> Result<()> {
-    save_json(
-        &folder.path().join("report.json"),
-        document("report", serde_json::json!(report)),
-    )?;
+    report.warnings.extend(folder.notes()?);
     let page = report::html::page(report, plan);
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
     remove_work_files(folder.path())?;
+    report.files = folder.settle()?;
+    save_json(
+        &folder.path().join("report.json"),
+        document("report", serde_json::json!(report)),
+    )?;
     point("before-rename")?;
     stopped()?;
     // The last look before the result is there: what was read is what the source still holds.

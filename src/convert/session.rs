@@ -15,7 +15,8 @@ use crate::guest::keys::Keys;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, GuestRead, GuestWrite};
 use crate::inspect::{self, Disk, InspectError, InspectOptions, SourceFacts, Survey};
-use crate::source::SourceVm;
+use crate::source::{SourceVm, Unpacked};
+use crate::tool::appliance;
 use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};
@@ -35,6 +36,8 @@ pub struct Source {
     /// For encrypted volumes.
     pub keys: Keys,
     pub opened: Opened,
+    /// Keeps unpacked disks there.
+    pub unpacked: Unpacked,
 }
 
 impl Source {
@@ -127,6 +130,10 @@ impl Opened {
 /// What the command line names: a disk, or a machine with its disks.
 #[derive(Debug, Clone)]
 pub struct SourceMachine {
+    /// Bytes a packed disk may unpack to, whatever it declares.
+    pub max_unpacked: Option<u64>,
+    /// `--engine embedded`: the libguestfs appliance is not started, whatever the disk holds.
+    pub no_appliance: bool,
     pub vm: SourceVm,
     pub path: PathBuf,
     pub format: Option<String>,
@@ -146,7 +153,7 @@ impl SourceMachine {
             std::fs::create_dir_all(work)
                 .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
         }
-        vm.prepare(work).map_err(|e| {
+        vm.prepare(work, self.max_unpacked).map_err(|e| {
             let hint = e.hint();
             let error = Error::failed(format!("unpacking {}", self.path.display())).because(e);
             hint.into_iter().fold(error, Error::hint)
@@ -163,6 +170,7 @@ impl SourceMachine {
                 force_dirty: self.force_dirty,
                 keys: self.keys.of_disk(id),
                 opened: self.opened.clone(),
+                unpacked: vm.unpacked.clone(),
             }
         };
         let list = vm.disks.iter().enumerate().map(source).collect();
@@ -187,6 +195,17 @@ pub fn look<T>(
     looked()?;
     machine.opened.check_unchanged()?;
     Ok((engine, survey, seen))
+}
+
+/// Tells that libguestfs' appliance is started, and why it takes long where it does.
+pub fn announce_appliance(ui: &Ui, why: &str) {
+    let how = appliance::without_kvm().map_or_else(String::new, |fault| {
+        format!("; emulated, which takes longer: {fault}")
+    });
+    ui.status(
+        "Starting",
+        &format!("the libguestfs appliance ({why}){how}"),
+    );
 }
 
 /// The fail point of the verbs that only read.

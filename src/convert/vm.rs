@@ -17,7 +17,7 @@ use crate::inspect::{self, Disk, InspectError, InspectOptions, Roles, Survey};
 use crate::ui::Ui;
 
 use super::engine::Engine;
-use super::session::{Session, Source, refusal};
+use super::session::{Session, Source, announce_appliance, refusal};
 
 /// The disks of a VM: the one with the system first, the others in the order of the source.
 #[derive(Debug, Clone)]
@@ -65,9 +65,9 @@ impl VmDisks {
 
     /// The place of a disk in the firmware's boot order.
     ///
-    /// A firmware that is told to start from one disk does not look at the others: SeaBIOS skips virtio
-    /// disks outside of the order, and OVMF does not connect them. The boot manager on the first disk
-    /// would then not see Windows on another. So where the two are apart every disk has a place, and
+    /// A firmware that is told to start from one disk need not look at the others: SeaBIOS skips virtio
+    /// disks outside of a strict order, and OVMF connects what is in it. The boot manager on the first
+    /// disk would then not see Windows on another. So where the two are apart every disk has a place, and
     /// those that do not start keep the order of the source, because `boot.ini` counts disks.
     pub fn boot_order(&self, disk: DiskId) -> Option<u32> {
         let Roles { system, boot } = self.roles;
@@ -153,10 +153,7 @@ impl VmSession {
     ) -> Result<(Self, Survey)> {
         let open_all = |engine: Engine| -> Result<Self> {
             let _waiting = engine.starts_slowly().then(|| {
-                ui.status(
-                    "Starting",
-                    &format!("the libguestfs appliance ({})", engine.why),
-                );
+                announce_appliance(ui, engine.why);
                 ui.waiting("Starting")
             });
             let mut opened = Vec::new();

@@ -408,8 +408,10 @@ impl FileList<'_> {
 
     fn programs(&mut self) -> Result<(), DemoError> {
         let arch = self.spec.arch;
-        for name in ["ntoskrnl.exe", "hal.dll", "ntdll.dll"] {
-            let image = pe::image(arch, Subsystem::Native);
+        let vista = !self.is_nt5();
+        self.windows("System32\\ntdll.dll", pe::image(arch, Subsystem::Native))?;
+        for (name, imports) in services::libraries(self.spec.version) {
+            let image = pe::importing(arch, Subsystem::Native, &imports);
             self.windows(&format!("System32\\{name}"), image)?;
         }
         for name in ["explorer.exe", "System32\\cmd.exe", "System32\\svchost.exe"] {
@@ -417,7 +419,8 @@ impl FileList<'_> {
         }
         for service in services::services(self.spec) {
             let path = format!("System32\\drivers\\{}", service.file_name());
-            self.windows(&path, pe::image(arch, Subsystem::Native))?;
+            let image = pe::importing(arch, Subsystem::Native, &service.imports(vista));
+            self.windows(&path, image)?;
         }
         let tcpip = pe::image(arch, Subsystem::Native);
         self.windows("System32\\drivers\\tcpip.sys", tcpip)?;

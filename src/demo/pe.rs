@@ -1,7 +1,8 @@
 //! Minimal PE images: what a driver or a boot loader looks like to those who only read headers.
 //!
-//! Specification: "PE Format" (Microsoft). One `.text` section that returns at once, no imports, no
-//! resources, a right checksum (the boot loader refuses drivers without).
+//! Specification: "PE Format" (Microsoft). One `.text` section that returns at once, no resources, a right
+//! checksum (the boot loader refuses drivers without), and on request an import directory in a second
+//! section.
 
 use super::Arch;
 
@@ -22,6 +23,13 @@ const CHECKSUM_OFFSET: usize = OPTIONAL_OFFSET + 64;
 
 /// The bytes of an image.
 pub fn image(arch: Arch, subsystem: Subsystem) -> Vec<u8> {
+    importing(arch, subsystem, &[])
+}
+
+/// The bytes of an image that imports the first export of each of these files.
+pub fn importing(arch: Arch, subsystem: Subsystem, files: &[&str]) -> Vec<u8> {
+    let idata = import_section(arch, files);
+    let sections: u16 = if idata.is_empty() { 1 } else { 2 };
     let (machine, code): (u16, &[u8]) = match arch {
         Arch::X86 => (0x014c, &[0x31, 0xc0, 0xc2, 0x08, 0x00]),
         Arch::Amd64 => (0x8664, &[0x31, 0xc0, 0xc3]),
@@ -33,7 +41,11 @@ pub fn image(arch: Arch, subsystem: Subsystem) -> Vec<u8> {
     let mut out = Bytes(Vec::with_capacity(2 * FILE_ALIGNMENT));
     out.put(b"MZ").pad_to(0x3c).u32(PE_OFFSET as u32);
     out.pad_to(PE_OFFSET).put(b"PE\0\0");
-    out.u16(machine).u16(1).u32(0x6592_0080).u32(0).u32(0);
+    out.u16(machine)
+        .u16(sections)
+        .u32(0x6592_0080)
+        .u32(0)
+        .u32(0);
     // Executable; large addresses, or 32-bit.
     let characteristics = if wide { 0x0022 } else { 0x0102 };
     out.u16(optional_size).u16(characteristics);
@@ -48,7 +60,8 @@ pub fn image(arch: Arch, subsystem: Subsystem) -> Vec<u8> {
     }
     out.u32(SECTION_ALIGNMENT).u32(FILE_ALIGNMENT as u32);
     out.u16(10).u16(0).u16(10).u16(0).u16(10).u16(0).u32(0);
-    out.u32(2 * SECTION_ALIGNMENT).u32(FILE_ALIGNMENT as u32);
+    out.u32((u32::from(sections) + 1) * SECTION_ALIGNMENT);
+    out.u32(FILE_ALIGNMENT as u32);
     out.u32(0).u16(subsystem as u16).u16(0x0160);
     for (reserve, commit) in [(0x4_0000u32, 0x1000), (0x10_0000, 0x1000)] {
         for size in [reserve, commit] {
@@ -58,19 +71,67 @@ pub fn image(arch: Arch, subsystem: Subsystem) -> Vec<u8> {
             };
         }
     }
-    out.u32(0).u32(16).put(&[0; 128]);
+    out.u32(0).u32(16);
+    let mut directories = [0; 128];
+    if !idata.is_empty() {
+        directories[8..12].copy_from_slice(&IDATA.to_le_bytes());
+        let size = (files.len() as u32 + 1) * 20;
+        directories[12..16].copy_from_slice(&size.to_le_bytes());
+    }
+    out.put(&directories);
 
     out.put(b".text\0\0\0").u32(code.len() as u32);
     out.u32(SECTION_ALIGNMENT).u32(FILE_ALIGNMENT as u32);
     out.u32(FILE_ALIGNMENT as u32).put(&[0; 12]);
     out.u32(0x6000_0020);
+    let idata_len = idata.len().next_multiple_of(FILE_ALIGNMENT);
+    if !idata.is_empty() {
+        out.put(b".idata\0\0").u32(idata.len() as u32);
+        out.u32(IDATA).u32(idata_len as u32);
+        out.u32(2 * FILE_ALIGNMENT as u32).put(&[0; 12]);
+        out.u32(0xc000_0040);
+    }
     out.pad_to(FILE_ALIGNMENT).put(code);
-    out.pad_to(2 * FILE_ALIGNMENT);
+    out.pad_to(2 * FILE_ALIGNMENT).put(&idata);
+    out.pad_to(2 * FILE_ALIGNMENT + idata_len);
 
     let mut image = out.0;
     let sum = checksum(&image);
     image[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].copy_from_slice(&sum.to_le_bytes());
     image
+}
+
+/// Where the import section lies in memory.
+const IDATA: u32 = 2 * SECTION_ALIGNMENT;
+
+/// Descriptors, then for each file its name and two tables with the import of ordinal 1.
+fn import_section(arch: Arch, files: &[&str]) -> Vec<u8> {
+    if files.is_empty() {
+        return Vec::new();
+    }
+    let (thunk, ordinal): (usize, u64) = match arch {
+        Arch::X86 => (4, 1 << 31),
+        Arch::Amd64 | Arch::Arm64 => (8, 1 << 63),
+    };
+    let mut descriptors = Bytes(Vec::new());
+    let mut rest = Bytes(Vec::new());
+    let first = (files.len() + 1) * 20;
+    for file in files {
+        let name = (first + rest.0.len()) as u32;
+        rest.put(file.as_bytes()).put(&[0]);
+        let aligned = rest.0.len().next_multiple_of(8);
+        rest.pad_to(aligned);
+        let tables = (first + rest.0.len()) as u32;
+        for _ in 0..2 {
+            rest.put(&(ordinal | 1).to_le_bytes()[..thunk]);
+            rest.put(&[0; 8][..thunk]);
+        }
+        descriptors.u32(IDATA + tables).u32(0).u32(0);
+        descriptors.u32(IDATA + name);
+        descriptors.u32(IDATA + tables + 2 * thunk as u32);
+    }
+    descriptors.put(&[0; 20]).put(&rest.0);
+    descriptors.0
 }
 
 /// The image checksum: the 16-bit words added with end-around carry, plus the length.

@@ -1,6 +1,6 @@
 //! The driver services of a guest: what is under `Services`, and which `.sys` files that needs.
 
-use super::{Arch, Firmware, GuestSpec, Leftovers};
+use super::{Arch, Firmware, GuestSpec, Leftovers, WinVersion};
 use crate::registry::KeyTree;
 use crate::registry::edit::RegData;
 
@@ -49,6 +49,58 @@ impl Service {
     pub fn file_name(&self) -> String {
         format!("{}.sys", self.name)
     }
+
+    /// The files its image imports from.
+    pub fn imports(&self, vista: bool) -> Vec<&'static str> {
+        let port = match self.name.to_ascii_lowercase().as_str() {
+            _ if self.bus_type.is_some() && vista => "storport.sys",
+            _ if self.bus_type.is_some() => "SCSIPORT.SYS",
+            "intelide" | "pciide" => "PCIIDEX.SYS",
+            "atapi" | "msahci" if vista => "ataport.SYS",
+            "disk" | "cdrom" => "CLASSPNP.SYS",
+            _ => return KERNEL.to_vec(),
+        };
+        [&[port], KERNEL].concat()
+    }
+}
+
+const KERNEL: &[&str] = &["ntoskrnl.exe", "HAL.dll"];
+
+/// Files that are loaded because others import from them, and what they import in turn. The kernel and its
+/// own files lie in `System32`, the rest in `System32\\drivers`.
+pub(super) fn libraries(version: WinVersion) -> Vec<(&'static str, Vec<&'static str>)> {
+    let vista = version.nt_at_least(6, 0);
+    let driver = |name, more: &[&'static str]| (name, [more, KERNEL].concat());
+    let mut list = vec![
+        ("ntoskrnl.exe", vec!["HAL.dll", "BOOTVID.dll", "KDCOM.dll"]),
+        ("hal.dll", vec!["ntoskrnl.exe", "KDCOM.dll"]),
+        ("bootvid.dll", vec!["ntoskrnl.exe", "HAL.dll"]),
+        ("kdcom.dll", vec!["ntoskrnl.exe", "HAL.dll"]),
+        driver(
+            "drivers\\ntfs.sys",
+            if vista {
+                &["ksecdd.sys"]
+            } else {
+                &["KSecDD.sys"]
+            },
+        ),
+        driver("drivers\\ksecdd.sys", &[]),
+        driver("drivers\\wmilib.sys", &[]),
+        driver("drivers\\pciidex.sys", &[]),
+        driver("drivers\\classpnp.sys", &[]),
+    ];
+    list.push(match vista {
+        true => driver("drivers\\storport.sys", &["WMILIB.SYS"]),
+        false => driver("drivers\\scsiport.sys", &["WMILIB.SYS"]),
+    });
+    if vista {
+        list.push(driver("drivers\\ataport.sys", &["PCIIDEX.SYS"]));
+    }
+    if version.nt_at_least(6, 1) {
+        // An extension that no file stands for.
+        list[0].1.push("ext-ms-win-ntos-werkernel-l1-1-0.dll");
+    }
+    list
 }
 
 const OVERRIDDEN: &[(&str, u32)] = &[("0", 3)];
@@ -179,7 +231,9 @@ pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
         let folder = match (eight, n % 3) {
             (true, 0..=1) => "System32\\drivers",
             (_, 0) => "system32\\DRIVERS",
+            // The loader of NT 5 knows no other form.
             (_, 1) => "system32\\drivers",
+            _ if !spec.version.nt_at_least(6, 0) => "System32\\drivers",
             _ => "\\SystemRoot\\System32\\drivers",
         };
         let critical = u32::from(service.start == 0 && service.bus_type != Some(0x0a));
@@ -208,6 +262,11 @@ pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
             }
         }
     }
+    // The boot loader takes it whatever its start, by this name.
+    set.dword("Services\\Ntfs", "ErrorControl", 1)
+        .dword("Services\\Ntfs", "Start", if eight { 3 } else { 1 })
+        .dword("Services\\Ntfs", "Type", 2)
+        .sz("Services\\Ntfs", "Group", "Boot File System");
     if spec.leftovers == Leftovers::Vmware {
         let place = r"C:\Program Files\VMware\VMware Tools";
         for (name, file) in [

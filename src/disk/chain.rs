@@ -31,6 +31,9 @@ use crate::tool::{ToolError, qemu_img, qsd};
 
 /// More levels than VMware (32) or anyone's nightly snapshots need.
 const MAX_LEVELS: usize = 256;
+/// Twice what VMware and Hyper-V make at most (62 and 64 TiB). What is larger has tables that take
+/// minutes to go through, and no guest.
+const MAX_VIRTUAL_SIZE: u64 = 128 << 40;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -502,7 +505,7 @@ impl Level {
     fn passed(&self, writable: bool) -> Vec<Passed> {
         let held = self.held.iter().map(|held| held.passed(writable));
         let descriptor = self.descriptor.iter();
-        held.chain(descriptor.map(|file| Passed::in_memory(file.clone(), &self.path)))
+        held.chain(descriptor.map(|file| Passed::new(file.clone(), &self.path, false)))
             .collect()
     }
 
@@ -550,7 +553,8 @@ fn open_level(
     };
     if format == Format::RAW {
         // Nothing QEMU could say about it; it counts in sectors, too.
-        level.virtual_size = size.next_multiple_of(512);
+        level.virtual_size = size.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+        refuse_if_huge(&level)?;
         if let Some(short) = short_by_table(file.file()).map_err(io_error)? {
             return Err(short_at(path, short, true));
         }
@@ -593,6 +597,7 @@ fn open_level(
         });
     }
     level.virtual_size = info.virtual_size;
+    refuse_if_huge(&level)?;
     level.allocated = info.actual_size.unwrap_or(level.allocated);
     let data = info.format_specific.map(|f| f.data).unwrap_or_default();
     level.subformat = data.create_type;
@@ -622,6 +627,22 @@ fn open_level(
         _ => None,
     };
     Ok((level, backing))
+}
+
+/// Before anything goes through the whole of it.
+fn refuse_if_huge(level: &Level) -> Result<()> {
+    if level.virtual_size <= MAX_VIRTUAL_SIZE {
+        return Ok(());
+    }
+    Err(ImageError::Unsupported {
+        path: level.path.clone(),
+        reason: format!(
+            "its disk has {} TiB, and at most {} TiB are converted",
+            level.virtual_size >> 40,
+            MAX_VIRTUAL_SIZE >> 40
+        ),
+        remedy: "shrink the disk on the old host: no VMware or Hyper-V disk is larger than 64 TiB",
+    })
 }
 
 /// Whether a raw disk of that name is rather a damaged image, or no image at all.

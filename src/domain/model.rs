@@ -53,6 +53,8 @@ pub struct Machine {
     pub emulator: Option<PathBuf>,
     /// COM1 goes to this file, which is emptied at each start; a pty when absent.
     pub serial_log: Option<PathBuf>,
+    /// The guest keeps COM1 for itself, so there is a COM2.
+    pub second_serial: bool,
     pub graphics: Graphics,
     pub video: Video,
     /// QEMU's machine type as asked for, e.g. `pc-q35-8.2`; else the family the chipset names.

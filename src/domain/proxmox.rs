@@ -379,7 +379,10 @@ fn create(m: &Machine) -> Vec<String> {
         format!("--smbios1 {}", smbios(m)),
         format!("--localtime {}", u8::from(!m.clock_utc)),
         format!("--agent enabled={}", u8::from(m.drivers.agent)),
-        "--serial0 socket --tablet 1".to_owned(),
+        match m.second_serial {
+            true => "--serial0 socket --serial1 socket --tablet 1".to_owned(),
+            false => "--serial0 socket --tablet 1".to_owned(),
+        },
         format!(
             "--balloon {}",
             if m.drivers.balloon { m.memory_mib } else { 0 }

@@ -65,7 +65,7 @@ pub fn script(domain: &Element, folder: &Path) -> String {
     let mut text = String::from(
         "#!/bin/sh\n\
          # Starts the VM without libvirt. Arguments are added to the command line.\n\
-         # COM1 names the first serial port (file:PATH, stdio), VNC the display.\n\
+         # COM1 names the first serial port (file:PATH, stdio), COM2 a second one, VNC the display.\n\
          set -eu\n\
          cd -- \"$(dirname -- \"$0\")\"\n",
     );
@@ -368,6 +368,7 @@ fn other_device(
     let at = pci(device, machine_type(domain).contains("q35"));
     let model = device.attr("model").unwrap_or("");
     match device.name.as_str() {
+        "serial" if attr(device, "target", "port") == "1" => line.raw("-serial \"${COM2:-null}\""),
         "serial" => match attr(device, "source", "path") {
             "" => line.raw("-serial \"${COM1:-null}\""),
             path => line.raw(format!("-serial \"${{COM1:-file:{}}}\"", in_quotes(path))),

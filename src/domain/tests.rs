@@ -82,6 +82,7 @@ pub(crate) fn machine() -> Machine {
         drivers: Drivers::default(),
         emulator: None,
         serial_log: None,
+        second_serial: false,
         graphics: Graphics::Vnc,
         video: Video::Vga,
         machine_type: None,

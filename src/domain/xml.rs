@@ -114,6 +114,16 @@ pub(crate) fn target_name(prefix: &str, index: usize) -> String {
     format!("{prefix}{letters}")
 }
 
+/// COM1 is port 0.
+fn serial_port(serial: Element, port: u32) -> Element {
+    serial.child(
+        el("target")
+            .with("type", "isa-serial")
+            .with("port", port.to_string())
+            .child(el("model").with("name", "isa-serial")),
+    )
+}
+
 fn el(name: &str) -> Element {
     Element::new(name)
 }
@@ -375,6 +385,9 @@ impl Builder<'_> {
             devices.push(interface);
         }
         devices.push(self.serial()?);
+        if m.second_serial {
+            devices.push(serial_port(el("serial").with("type", "pty"), 1));
+        }
         if m.drivers.agent {
             devices.push(
                 el("channel")
@@ -437,12 +450,7 @@ impl Builder<'_> {
             ),
             None => el("serial").with("type", "pty"),
         };
-        Ok(serial.child(
-            el("target")
-                .with("type", "isa-serial")
-                .with("port", "0")
-                .child(el("model").with("name", "isa-serial")),
-        ))
+        Ok(serial_port(serial, 0))
     }
 
     fn display(&self, devices: &mut Element) {

@@ -652,7 +652,9 @@ impl Builder<'_> {
         let oem_path = format!("{}{}", self.at.system_drive, self.at.staging);
         set("OemPath", RegData::Sz(oem_path));
         set("Provider", RegData::Sz(inf.provider.value.clone()));
-        set("SignerName", RegData::Sz(SIGNER.to_string()));
+        if let Some(signer) = &self.pkg.signer {
+            set("SignerName", RegData::Sz(signer.clone()));
+        }
         set("SignerScore", RegData::Dword(SIGNER_SCORE));
         set("StatusFlags", RegData::Dword(STATUS_FLAGS));
         set("Version", RegData::Binary(self.version()));
@@ -768,7 +770,6 @@ impl Builder<'_> {
 }
 
 /// Who signs what passes Microsoft's hardware portal, as Windows records it.
-const SIGNER: &str = "Microsoft Windows Hardware Compatibility Publisher";
 const SIGNER_SCORE: u32 = 0x0d00_0005;
 const STATUS_FLAGS: u32 = 0x12;
 

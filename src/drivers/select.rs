@@ -141,6 +141,8 @@ pub struct DriverPackage {
     pub start_override: Option<u32>,
     /// Hardware ids beyond those of the INF.
     pub pnp_ids: Vec<String>,
+    /// Who signed its catalogue ([`super::signature::catalogue_signer`]).
+    pub signer: Option<String>,
 }
 
 impl DriverPackage {
@@ -153,18 +155,22 @@ impl DriverPackage {
             .collect()
     }
 
+    /// The names of its driver images, in lower case.
+    pub fn images(&self) -> BTreeSet<String> {
+        self.inf
+            .services()
+            .filter_map(|s| s.binary.path.rsplit('\\').next())
+            .map(str::to_lowercase)
+            .collect()
+    }
+
     /// Reads every file, and checks that the driver image is one for this architecture.
     pub fn read_files(
         &self,
         media: &dyn Media,
         arch: Arch,
     ) -> Result<Vec<(String, Vec<u8>)>, DriverError> {
-        let images: BTreeSet<String> = self
-            .inf
-            .services()
-            .filter_map(|s| s.binary.path.rsplit('\\').next())
-            .map(str::to_lowercase)
-            .collect();
+        let images = self.images();
         let mut contents = Vec::new();
         for file in &self.files {
             let bytes = media.read(&file.media_path)?;
@@ -523,6 +529,7 @@ impl Search<'_> {
                 .iter()
                 .map(|id| id.as_str().to_string())
                 .collect(),
+            signer: None,
         })
     }
 

@@ -358,6 +358,18 @@ fn check(package: &DriverPackage, media: &dyn Media) -> Result<Result<String, Fa
     })
 }
 
+/// Who signed the catalogue of a package with these files, whatever the signature is worth: what Windows
+/// records beside a package it has installed.
+pub fn catalogue_signer(package: &DriverPackage, files: &[(String, Vec<u8>)]) -> Option<String> {
+    let name = package.inf.catalog.as_deref()?;
+    let (_, bytes) = files
+        .iter()
+        .find(|(file, _)| file.eq_ignore_ascii_case(name))?;
+    let signer = listing(bytes)?.signer?;
+    // One without its certificate has no name.
+    (!signer.issuer.is_empty()).then_some(signer.name)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -455,6 +467,58 @@ mod tests {
             let mut changed = bytes;
             changed[at] ^= 1;
             assert_eq!(listing(&changed), None);
+        }
+    }
+
+    /// What Windows would record beside the package, test certificates included.
+    #[test]
+    #[allow(clippy::print_stderr)] // skips must be seen
+    fn the_signer_of_a_package_is_recorded() {
+        use crate::demo::virtio_win::{self, Layout};
+        use crate::drivers::media::Memory;
+        use crate::drivers::package::{Placement, install};
+        use crate::drivers::{Catalogue, WindowsTarget, select};
+        use crate::guest::GuestPath;
+        use crate::registry::{RegData, RegOp};
+
+        if crate::tool::find("openssl").is_none() {
+            assert!(std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none());
+            eprintln!("SKIP: openssl is not installed");
+            return;
+        }
+        let target = WindowsTarget {
+            major: 10,
+            minor: 0,
+            build: 19045,
+            arch: Arch::Amd64,
+            server: false,
+        };
+        let media = Memory::new(virtio_win::files(Layout::Iso, &|_| image()));
+        let set = select::select(&media, &Catalogue::builtin(), &target).unwrap();
+        let windows = GuestPath::parse("\\Windows").unwrap();
+        let placement = Placement::new("ControlSet001", windows, 5).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let signed = |name| signed(dir.path(), name, Some("Root"));
+        for (catalogue, signer) in [
+            (signed("Red Hat, Inc."), Some("Red Hat, Inc.")),
+            (signed("WDKTestCert user"), Some("WDKTestCert user")),
+            (cat::unsigned(&[INF]), None),
+            (b"no catalogue".to_vec(), None),
+        ] {
+            let mut package = set.package("viostor").unwrap().clone();
+            let files = [(package.inf.catalog.clone().unwrap(), catalogue)];
+            package.signer = catalogue_signer(&package, &files);
+            let ops = install(&package, "0123456789abcdef", &target, &placement).unwrap();
+            let recorded: Vec<_> = ops
+                .system
+                .iter()
+                .filter_map(|op| match op {
+                    RegOp::Set { name, data, .. } if name == "SignerName" => Some(data.clone()),
+                    _ => None,
+                })
+                .collect();
+            let wanted = signer.map(|name| RegData::Sz(name.into()));
+            assert_eq!(recorded, Vec::from_iter(wanted));
         }
     }
 

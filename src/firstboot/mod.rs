@@ -1,7 +1,7 @@
 //! The script that runs inside Windows at the first boot, as pure text made from typed steps.
 //!
 //! One `.cmd`, no PowerShell. A service starts it as SYSTEM (why a service: `docs/first-boot.md`); it
-//! logs every command with its exit code, tells COM1 how far it is, gives up after [`MAX_TRIES`] boots,
+//! logs every command with its exit code, tells COM1 (or COM2, where EMS keeps COM1) how far it is, gives up after [`MAX_TRIES`] boots,
 //! and puts back what was changed for the commissioning before it removes itself. No step is fatal.
 //!
 //! What is not a constant of ours gets into the text only through types that cannot hold anything cmd
@@ -103,6 +103,8 @@ pub struct Script {
     pub restore: Vec<Restore>,
     /// There are two boots: work is done only when no disk is on an emulated controller any more.
     pub two_boots: bool,
+    /// Windows keeps COM1 for itself (EMS): the lines go to COM2.
+    pub com2: bool,
 }
 
 pub fn user_script(number: usize) -> String {
@@ -112,7 +114,9 @@ pub fn user_script(number: usize) -> String {
 impl Script {
     /// The text, with the line ends that cmd wants: labels are not found reliably without them.
     pub fn to_cmd(&self) -> String {
-        let mut text = HEAD.replace("@MAX@", &MAX_TRIES.to_string());
+        let mut text = HEAD
+            .replace("@MAX@", &MAX_TRIES.to_string())
+            .replace("@PORT@", if self.com2 { "COM2" } else { "COM1" });
         let mut routines = String::new();
         let mut step = |name: &str, body: &str| {
             let _ = writeln!(text, "call :step {name}");
@@ -133,7 +137,7 @@ impl Script {
         }
         for n in 1..=self.user_scripts {
             let body = format!(
-                ">\"%DIR%done.user-{n}\" echo started\ncmd /d /c \"\"%DIR%{}\"\" >>\"%LOG%\" 2>&1\ncall :ran user script {n}\n",
+                ">\"%DIR%done.user-{n}\" echo started\n\"%SystemRoot%\\System32\\cmd.exe\" /d /q /c \"\"%DIR%{}\"\" >nul 2>&1\ncall :ran user script {n}\n",
                 user_script(n)
             );
             step(&format!("user-{n}"), &body);

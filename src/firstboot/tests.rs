@@ -79,6 +79,7 @@ fn full() -> Script {
         user_scripts: 2,
         restore: vec![Restore::AutoReboot],
         two_boots: true,
+        com2: false,
     }
 }
 
@@ -94,6 +95,7 @@ fn labels() {
         modern_pnputil: false,
         removes_devices: false,
         two_boots: false,
+        com2: false,
         ..full()
     };
     for script in [full(), old, Script::default()] {

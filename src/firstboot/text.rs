@@ -6,17 +6,20 @@
 pub(super) const HEAD: &str = r#"@echo off
 rem Written by hyper2kvm. What this does, and how to stop it: docs/first-boot.md of hyper2kvm.
 setlocal EnableExtensions DisableDelayedExpansion
+rem A program is looked for in PATH only, not in the folder one happens to be in.
+set "NoDefaultCurrentDirectoryInExePath=1"
 set "PATH=%SystemRoot%\System32;%SystemRoot%;%SystemRoot%\System32\Wbem"
 set "DIR=%~dp0"
 set "LOG=%DIR%firstboot.log"
 set "CCS=HKLM\SYSTEM\CurrentControlSet"
 set "SVC=hyper2kvm-firstboot"
 set "BAD=0"
+set "PORT=@PORT@"
 if "%~1"=="add-driver" goto add_driver
 if "%~1"=="add-agent" goto add_agent
 if "%~1"=="uninstall" goto uninstall
 cd /d "%SystemDrive%\"
-mode COM1: BAUD=115200 PARITY=n DATA=8 STOP=1 >nul 2>&1
+mode %PORT%: BAUD=115200 PARITY=n DATA=8 STOP=1 >nul 2>&1
 set "TRY=0"
 if exist "%DIR%tries" set /p TRY=<"%DIR%tries"
 set /a TRY+=1
@@ -93,10 +96,10 @@ if not "%DISK:Prod_QEMU_HARDDISK=%"=="%DISK%" exit /b 0
 if not "%DISK:\Disk=%"=="%DISK%" set "EMULATED=1"
 exit /b 0
 
-rem Files and COM1.
+rem Files and the serial port.
 :say
 call :log %*
-(>COM1 echo hyper2kvm: %*) 2>nul
+(>%PORT% echo hyper2kvm: %*) 2>nul
 exit /b 0
 
 :log

@@ -7,13 +7,14 @@
 //! rollback refuses before it writes anything.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::failpoint;
 
 use super::journal::{Journal, JournalError, State, UndoLog, UndoRange, sha256_hex, sync_folder};
+use super::trusted::TrustError;
 
 pub const BEFORE_FILE: &str = "backup/blocks.before";
 pub const AFTER_FILE: &str = "backup/blocks.after";
@@ -25,6 +26,8 @@ const CHUNK: u64 = 1 << 20;
 pub enum CommitError {
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Untrusted(#[from] TrustError),
     #[error("{doing}")]
     Io {
         doing: String,
@@ -125,14 +128,9 @@ pub fn commit(journal: &mut Journal, disk: &dyn BlockWrite) -> Result<()> {
     check_still_old(&undo, disk)?;
     journal.set_state(State::Committing)?;
     let point = "committing";
-    write_ranges(
-        journal.folder(),
-        &undo.after,
-        &undo.ranges,
-        disk,
-        point,
-        |r| &r.after_sha256,
-    )?;
+    write_ranges(journal, &undo.after, &undo.ranges, disk, point, |r| {
+        &r.after_sha256
+    })?;
     failpoint::hit("written").map_err(io_error("writing the disk"))?;
     Ok(journal.set_state(State::Committed)?)
 }
@@ -145,14 +143,9 @@ pub fn rollback(journal: &mut Journal, disk: &dyn BlockWrite, force: bool) -> Re
     }
     journal.set_state(State::RollingBack)?;
     let point = "rolling-back";
-    write_ranges(
-        journal.folder(),
-        &undo.before,
-        &undo.ranges,
-        disk,
-        point,
-        |r| &r.before_sha256,
-    )?;
+    write_ranges(journal, &undo.before, &undo.ranges, disk, point, |r| {
+        &r.before_sha256
+    })?;
     journal.set_state(State::RolledBack)?;
     Ok(undo.ranges.iter().map(|r| r.len).sum())
 }
@@ -214,15 +207,17 @@ fn read_range(disk: &dyn BlockRead, range: &UndoRange) -> Result<Vec<u8>> {
 /// Writes the saved bytes of every range: checks all digests first, then writes, flushes and reads
 /// back.
 fn write_ranges(
-    folder: &Path,
+    journal: &Journal,
     file: &str,
     ranges: &[UndoRange],
     disk: &dyn BlockWrite,
     point: &str,
     digest: impl Fn(&UndoRange) -> &String,
 ) -> Result<()> {
-    let path = folder.join(file);
-    for_each_saved(&path, ranges, |range, bytes| {
+    // Opened once: what was checked is what is written.
+    let path = journal.folder().join(file);
+    let mut saved = journal.open(Path::new(file))?;
+    for_each_saved(&mut saved, &path, ranges, |range, bytes| {
         if sha256_hex(bytes) == *digest(range) {
             Ok(())
         } else {
@@ -231,7 +226,7 @@ fn write_ranges(
             })
         }
     })?;
-    for_each_saved(&path, ranges, |range, bytes| {
+    for_each_saved(&mut saved, &path, ranges, |range, bytes| {
         disk.write_at(range.offset, bytes)
             .and_then(|()| failpoint::hit(point))
             .map_err(io_error(format!("writing the disk at {}", range.offset)))
@@ -248,11 +243,13 @@ fn write_ranges(
 }
 
 fn for_each_saved(
+    file: &mut File,
     path: &Path,
     ranges: &[UndoRange],
     mut act: impl FnMut(&UndoRange, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let mut file = File::open(path).map_err(io_error(format!("opening {}", path.display())))?;
+    let reading = || format!("reading {}", path.display());
+    file.seek(SeekFrom::Start(0)).map_err(io_error(reading()))?;
     let mut buffer = vec![0; CHUNK as usize];
     for range in ranges {
         let bytes = buffer
@@ -260,8 +257,7 @@ fn for_each_saved(
             .ok_or(CommitError::UndoDamaged {
                 offset: range.offset,
             })?;
-        file.read_exact(bytes)
-            .map_err(io_error(format!("reading {}", path.display())))?;
+        file.read_exact(bytes).map_err(io_error(reading()))?;
         act(range, bytes)?;
     }
     Ok(())

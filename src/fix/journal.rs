@@ -3,13 +3,14 @@
 //! `journal.json` is replaced as a whole (temporary file, fsync, rename, fsync of the folder), so a
 //! reader sees either the old or the new state. It is written before the thing it announces.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::trusted::{TrustError, TrustedFolder};
 use crate::failpoint;
 
 pub const FILE_NAME: &str = "journal.json";
@@ -31,7 +32,21 @@ pub enum JournalError {
     },
     #[error("{path} is not a journal of this program: {reason}")]
     Invalid { path: PathBuf, reason: String },
+    /// Somebody else can have written it.
+    #[error(transparent)]
+    Untrusted(#[from] TrustError),
+    #[error("{path} is another directory than it was")]
+    Moved { path: PathBuf },
 }
+
+impl JournalError {
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Untrusted(e) if e.is_missing())
+    }
+}
+
+/// A journal of a whole Windows driver tree is some MiB.
+const MAX_SIZE: u64 = 256 << 20;
 
 /// Where the whole fix stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +160,7 @@ pub struct UndoRange {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    folder: TrustedFolder,
     pub doc: Document,
 }
 
@@ -156,6 +172,7 @@ impl Journal {
     ) -> Result<Self, JournalError> {
         let journal = Self {
             path: folder.join(FILE_NAME),
+            folder: TrustedFolder::open(folder)?,
             doc: Document {
                 schema: SCHEMA.to_string(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
@@ -169,11 +186,29 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Reads a journal that only the caller or root can have written, in a directory of which the same
+    /// is true.
     pub fn load(path: &Path) -> Result<Self, JournalError> {
-        let text = fs::read_to_string(path).map_err(|source| JournalError::Read {
-            path: path.to_path_buf(),
-            source,
-        })?;
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(JournalError::Invalid {
+                path: path.to_path_buf(),
+                reason: "it has no name".to_owned(),
+            });
+        };
+        let parent = if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        };
+        let folder = TrustedFolder::open(parent)?;
+        let file = folder.file(Path::new(name))?;
+        let mut text = String::new();
+        file.take(MAX_SIZE)
+            .read_to_string(&mut text)
+            .map_err(|source| JournalError::Read {
+                path: path.to_path_buf(),
+                source,
+            })?;
         let doc: Document = serde_json::from_str(&text).map_err(|e| JournalError::Invalid {
             path: path.to_path_buf(),
             reason: e.to_string(),
@@ -186,16 +221,31 @@ impl Journal {
         }
         Ok(Self {
             path: path.to_path_buf(),
+            folder,
             doc,
         })
     }
 
+    /// Opens a file the journal names, below its directory.
+    pub fn open(&self, relative: &Path) -> Result<File, TrustError> {
+        self.folder.file(relative)
+    }
+
     pub fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("."))
+        self.folder.path()
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether a disk was written that this journal can restore.
+    pub fn needs_undo(&self) -> bool {
+        let written = matches!(
+            self.doc.state,
+            State::Committing | State::Committed | State::RollingBack
+        );
+        self.doc.disk.in_place && written
     }
 
     pub fn set_state(&mut self, state: State) -> Result<(), JournalError> {
@@ -212,6 +262,11 @@ impl Journal {
     }
 
     pub fn save(&self) -> Result<(), JournalError> {
+        if !self.folder.is_at(self.folder()) {
+            return Err(JournalError::Moved {
+                path: self.folder().to_path_buf(),
+            });
+        }
         let text = format!("{:#}\n", serde_json::json!(self.doc));
         // A fix on an overlay that nobody finished is thrown away: only one in place has to survive a
         // loss of power.
@@ -269,6 +324,8 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

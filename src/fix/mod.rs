@@ -8,3 +8,4 @@ pub mod apply;
 pub mod commit;
 pub mod journal;
 pub mod trim;
+pub mod trusted;

@@ -115,6 +115,15 @@ fn entries(
 ) -> Result<(), BcdError> {
     let view = HiveView::new(&hive.bytes)?;
     let bcd = Bcd::parse(&view)?;
+    if !bcd.ems.is_empty() && bcd.ems_port.unwrap_or(1) <= 1 {
+        facts.ems_on_com1 = true;
+        findings.push(Finding::info(
+            "ems-com1",
+            "Windows gives COM1 to its emergency console (EMS, SAC): the new machine has a second serial port, and the first-boot script reports there",
+            "none needed",
+            format!("{}: {}", hive.path, bcd.ems.join(", ")),
+        ));
+    }
     let Some(loader) = bcd.default_loader() else {
         findings.push(Finding::warning(
             "bcd-no-default",

@@ -39,7 +39,7 @@ pub fn virtio(ctx: &BootContext<'_>) -> Result<Vec<VirtioService>> {
         let image_present = service
             .image
             .as_ref()
-            .is_ok_and(|path| (ctx.image)(path) != ImageState::Missing);
+            .is_ok_and(|path| (ctx.image)(path).state != ImageState::Missing);
         found.push(VirtioService {
             service: name.to_string(),
             start: service.start,

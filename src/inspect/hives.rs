@@ -9,8 +9,19 @@ use crate::registry::{BaseBlock, LoadError, LoadWarning, load_hive};
 
 use super::model::{Finding, HiveState, LoadedBytes};
 
-/// SOFTWARE hives of 150 MB are real; Windows itself stops near 2 GB.
-const HIVE_LIMIT: u64 = 512 << 20;
+/// SOFTWARE hives of 150 MB are real, and SYSTEM ones of 60 MB.
+const LARGE_HIVES: [(&str, u64); 2] = [("SOFTWARE", 256 << 20), ("SYSTEM", 160 << 20)];
+/// All others, and every log: 30 MB are much.
+const HIVE_LIMIT: u64 = 64 << 20;
+
+/// What a hive or log of that name may hold. All that are looked at together stay below what a
+/// conversion may take.
+fn limit(name: &str) -> u64 {
+    let large = LARGE_HIVES
+        .iter()
+        .find(|(hive, _)| hive.eq_ignore_ascii_case(name));
+    large.map_or(HIVE_LIMIT, |(_, limit)| *limit)
+}
 
 /// A hive file that is there.
 pub struct Loaded {
@@ -43,10 +54,11 @@ pub fn load(
     }
     let mut logs = Vec::new();
     let loaded = load_hive(name, |file| -> Result<_, ReadError> {
+        let limit = limit(file);
         let Ok(file) = folder.join(file) else {
             return Ok(None);
         };
-        match guest.read(volume, &file, HIVE_LIMIT) {
+        match guest.read(volume, &file, limit) {
             Ok(bytes) => {
                 if file != *path && !bytes.is_empty() {
                     logs.push(file);

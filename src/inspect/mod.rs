@@ -25,7 +25,7 @@ pub use model::*;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
-use crate::boot_path::{self, BootContext, ImageState, image_state};
+use crate::boot_path::{self, BootContext, Image, ImageState};
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
 use crate::drivers::Catalogue;
 use crate::error::{Error, ErrorKind};
@@ -387,15 +387,16 @@ fn read_hives(
         ));
     }
     let cache = RefCell::new(HashMap::new());
-    let image = |path: &GuestPath| -> ImageState {
-        *cache
+    let image = |path: &GuestPath| -> Image {
+        cache
             .borrow_mut()
             .entry(path.key())
-            .or_insert_with(|| image_state(place.guest, volume, path))
+            .or_insert_with(|| boot_path::image(place.guest, volume, path))
+            .clone()
     };
     let version = os::version(&software, &system, &set)?;
     let kernel = match root.join("System32\\ntoskrnl.exe") {
-        Ok(path) => image(&path),
+        Ok(path) => image(&path).state,
         Err(_) => ImageState::Missing,
     };
     let arch = os::arch(kernel, &system, &set)?;
@@ -436,7 +437,7 @@ fn read_hives(
         control_set: &set,
         windows_root: root,
         nt: (version.major, version.minor),
-        arch: os::machine(arch),
+        arch: arch.into(),
         image: &image,
     };
     out.controllers = boot_path::evaluate_all(&ctx);

@@ -166,14 +166,6 @@ pub fn arch(kernel: ImageState, system: &HiveView<'_>, control_set: &str) -> Res
     )
 }
 
-pub fn machine(arch: Arch) -> Machine {
-    match arch {
-        Arch::X86 => Machine::I386,
-        Arch::Amd64 => Machine::Amd64,
-        Arch::Arm64 => Machine::Arm64,
-    }
-}
-
 impl Version {
     pub fn target(&self, arch: Arch) -> WindowsTarget {
         WindowsTarget {

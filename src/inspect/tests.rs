@@ -170,7 +170,7 @@ impl Shape {
         guest.file(2, "Win/System32/winload.efi", fake_pe(0x8664));
         for driver in [
             "pci", "acpi", "partmgr", "volmgr", "volmgrx", "mountmgr", "disk", "volsnap", "volume",
-            "storahci",
+            "storahci", "ntfs",
         ] {
             let path = format!("Win/System32/drivers/{driver}.sys");
             guest.file(2, &path, fake_pe(0x8664));
@@ -654,7 +654,7 @@ fn real_windows_7() -> Option<FakeGuest> {
     guest.file(1, "Windows/System32/ntoskrnl.exe", fake_pe(0x014c));
     for driver in [
         "pci", "acpi", "partmgr", "volmgr", "volmgrx", "mountmgr", "disk", "volsnap", "intelide",
-        "atapi", "msahci",
+        "atapi", "msahci", "ntfs",
     ] {
         let path = format!("Windows/System32/drivers/{driver}.sys");
         guest.file(1, &path, fake_pe(0x014c));

@@ -60,12 +60,12 @@ impl OpenDisk {
 }
 
 /// Completes what is known of a machine whose first disk `inspection` found to hold no Windows but a
-/// Linux file system. `starting` is told before something slow begins.
+/// Linux file system. `starting` is asked before the appliance is started; without it, it is not.
 pub fn examine(
     images: &[Image],
     inspection: &mut Inspection,
     source: Option<SourceFirmware>,
-    starting: &dyn Fn(&str),
+    starting: Option<&dyn Fn(&str)>,
 ) -> Result<()> {
     let disks = images
         .iter()
@@ -88,7 +88,7 @@ fn look(
     disks: &[OpenDisk],
     inspection: &mut Inspection,
     source: Option<SourceFirmware>,
-    starting: &dyn Fn(&str),
+    starting: Option<&dyn Fn(&str)>,
 ) -> Result<()> {
     hibernated(disks, &mut inspection.findings)?;
     let failed = |e: TreeError| match e {
@@ -123,6 +123,17 @@ fn look(
             Ok(())
         }
         Choice::Appliance(why) => {
+            let Some(starting) = starting else {
+                inspection.findings.push(Finding::blocker(
+                    "linux-root-unread",
+                    format!(
+                        "{why}, which only the libguestfs appliance reads, and --engine embedded does without one"
+                    ),
+                    "leave --engine out, or use --engine guestfish",
+                    faults.join("; "),
+                ));
+                return Ok(());
+            };
             if tool::find(tool::guestfish::TOOL).is_none() {
                 inspection.findings.push(Finding::blocker(
                     "linux-root-unread",

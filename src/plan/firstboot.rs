@@ -95,6 +95,7 @@ pub fn add(
         user_scripts: wishes.user_scripts.len(),
         restore,
         two_boots: inputs.options.bootstrap.is_some(),
+        com2: windows.boot.ems_on_com1,
     };
     for path in staged {
         let Some(below) = path.parts().get(folder.parts().len()..) else {

@@ -109,6 +109,16 @@ impl Action {
         }
     }
 
+    /// The volume it names; `None`: that of Windows.
+    pub fn volume(&self) -> Option<VolumeId> {
+        match self {
+            Action::CopyFiles { .. } => None,
+            Action::CopyInGuest { volume, .. }
+            | Action::PatchBootSector { volume, .. }
+            | Action::EditHive { volume, .. } => Some(*volume),
+        }
+    }
+
     /// One line for people.
     pub fn describe(&self) -> String {
         match self {

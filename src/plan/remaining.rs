@@ -100,11 +100,17 @@ fn is_system(nt_major: u32, service: &str) -> bool {
     boot_path::system_drivers(nt_major)
         .iter()
         .any(|(name, _)| name.eq_ignore_ascii_case(service))
+        || is_core(service)
+}
+
+fn is_core(service: &str) -> bool {
+    [boot_path::KERNEL, boot_path::NTFS].contains(&service)
 }
 
 /// The check of `verify` that looks at this service.
 fn check_of(nt_major: u32, service: &str, otherwise: &'static str) -> &'static str {
     match is_system(nt_major, service) {
+        true if is_core(service) => "kernel-files",
         true if ["pci", "acpi"]
             .iter()
             .any(|b| b.eq_ignore_ascii_case(service)) =>
@@ -127,10 +133,13 @@ fn named(
 ) -> Option<Remaining> {
     let bus = controller.name();
     let (blocker, check) = match fault {
-        Fault::NotBound { ids } => {
-            if controller.decisive_ids(nt_major) != *ids {
-                return None;
-            }
+        Fault::NotBound { decides: false, .. }
+        | Fault::DeadFilter { decides: false, .. }
+        | Fault::PathForm { decides: false, .. }
+        | Fault::IdleOverride { .. }
+        | Fault::Instance { .. }
+        | Fault::DeviceDisabled { .. } => return None,
+        Fault::NotBound { ids, .. } => {
             let id = ids.first().map_or("", String::as_str);
             let reason =
                 format!("no driver of this Windows is bound to the {bus} controller ({id})");
@@ -151,7 +160,7 @@ fn named(
             };
             (blocker, "controller-bound")
         }
-        Fault::NotInstalled { service } => (
+        Fault::NotInstalled { service, .. } => (
             Blocker::new(
                 "boot-driver-missing",
                 format!("the driver {service}, which booting from {bus} needs, is not installed"),
@@ -175,6 +184,54 @@ fn named(
             ),
             check_of(nt_major, service, "controller-service"),
         ),
+        Fault::Mistyped { service, value } => (
+            Blocker::new(
+                "boot-driver-damaged",
+                format!(
+                    "{value} of the service {service} is of the wrong type: Windows drops the driver"
+                ),
+                remedy.of(nt_major, service, SFC),
+            ),
+            check_of(nt_major, service, "controller-service"),
+        ),
+        Fault::Deleted { service } => (
+            Blocker::new(
+                "boot-driver-damaged",
+                format!("the service {service} is marked for deletion (DeleteFlag)"),
+                remedy.of(nt_major, service, SFC),
+            ),
+            check_of(nt_major, service, "controller-service"),
+        ),
+        Fault::PathForm { service, path, .. } => (
+            Blocker::new(
+                "boot-driver-file",
+                format!(
+                    "{service}: {path} is not named as the boot loader of this Windows wants it, below the folder of Windows"
+                ),
+                remedy.of(
+                    nt_major,
+                    service,
+                    "move the driver into System32\\drivers in the guest",
+                ),
+            ),
+            check_of(nt_major, service, "controller-service"),
+        ),
+        Fault::FileDeleted { service, path } => (
+            Blocker::new(
+                "boot-driver-file",
+                format!("{service}: Windows deletes {path} at its next start"),
+                remedy.of(nt_major, service, "restart the guest once on its old host"),
+            ),
+            check_of(nt_major, service, "controller-image"),
+        ),
+        Fault::Import { service, missing } => (
+            Blocker::new(
+                "boot-driver-file",
+                format!("{service}: {}", missing.text(arch(remedy.after))),
+                remedy.of(nt_major, service, SFC),
+            ),
+            check_of(nt_major, service, "controller-image"),
+        ),
         Fault::Image {
             service,
             path,
@@ -191,6 +248,7 @@ fn named(
             class,
             list,
             service,
+            ..
         } => (
             Blocker::new(
                 "class-filters",
@@ -215,6 +273,10 @@ fn named(
         checks.push("boot-path");
     }
     Some(Remaining { blocker, checks })
+}
+
+fn arch(after: &Inspection) -> boot_path::Machine {
+    after.os.arch.map_or(boot_path::Machine::Amd64, Into::into)
 }
 
 fn image_reason(

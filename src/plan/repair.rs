@@ -6,8 +6,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::boot_path::{Controller, Fault, class_guid};
+use crate::boot_path::pending::Pending;
+use crate::boot_path::{self, Controller, DEVICE_OFF, Fault, class_guid};
 use crate::error::Blocker;
+use crate::guest::GuestPath;
 use crate::inspect::SectorField;
 use crate::registry::hive::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
@@ -33,9 +35,11 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
             // The driver packages bring these.
             let ours = match fault {
                 Fault::NotBound { .. } => is_virtio,
-                Fault::NotInstalled { service }
+                Fault::NotInstalled { service, .. }
                 | Fault::NotBootStart { service, .. }
                 | Fault::NotADriver { service, .. }
+                | Fault::Mistyped { service, .. }
+                | Fault::PathForm { service, .. }
                 | Fault::Image { service, .. } => virtio.contains(&service.to_lowercase()),
                 _ => false,
             };
@@ -44,8 +48,28 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
             }
         }
     }
-    for (controller, fault) in faults {
-        match repair(inputs, sets, controller, fault) {
+    let deleted = faults.iter().filter_map(|(_, fault)| match fault {
+        Fault::FileDeleted { path, .. } => Some(path.clone()),
+        _ => None,
+    });
+    match unmarked(inputs, sets, deleted.collect()) {
+        Ok(ops) if ops.is_empty() => {}
+        Ok(ops) => layout
+            .edits
+            .entry(HiveName::System)
+            .or_default()
+            .extend(ops),
+        Err(error) => layout.blockers.push(unreadable(&error)),
+    }
+    for (controller, fault) in &faults {
+        if let Fault::Instance { path, service } = fault {
+            layout
+                .warnings
+                .push(met_before(*controller, path, service.as_deref()));
+        }
+    }
+    for (_, fault) in faults {
+        match repair(inputs, sets, fault) {
             Ok(ops) if ops.is_empty() => {}
             Ok(ops) => {
                 layout
@@ -54,13 +78,73 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
                     .or_default()
                     .extend(ops);
             }
-            Err(error) => layout.blockers.push(Blocker::new(
-                "hive-damaged",
-                format!("the SYSTEM hive cannot be read: {error}"),
-                "start the guest once on its old hypervisor and shut it down cleanly",
-            )),
+            Err(error) => layout.blockers.push(unreadable(&error)),
         }
     }
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> Blocker {
+    Blocker::new(
+        "hive-damaged",
+        format!("the SYSTEM hive cannot be read: {error}"),
+        "start the guest once on its old hypervisor and shut it down cleanly",
+    )
+}
+
+/// A driver that was there once and is to go at the next start would take the new one with it. The boot
+/// path does not see that as long as nothing leads to the driver. `files` are those it has seen.
+fn unmarked(
+    inputs: &Inputs<'_>,
+    sets: &[String],
+    mut files: Vec<GuestPath>,
+) -> Result<Vec<RegOp>, HiveError> {
+    let system = HiveView::new(&inputs.hives.system.bytes)?;
+    let mut ops = Vec::new();
+    let packages = inputs.drivers.packages.iter().filter(|p| super::is_boot(p));
+    for package in packages {
+        for (set, service) in sets
+            .iter()
+            .flat_map(|set| package.inf.services().map(move |service| (set, service)))
+        {
+            let key = format!("{set}\\Services\\{}", service.name);
+            if system.key(&key)?.is_some() {
+                ops.push(not_deleted(key));
+            }
+        }
+        for file in package.images() {
+            let path = format!("System32\\drivers\\{file}");
+            files.extend(inputs.windows.root.join(&path).ok());
+        }
+    }
+    for set in sets {
+        let pending = Pending::read(&system, set)?;
+        let gone: Vec<GuestPath> = files
+            .iter()
+            .filter(|f| pending.removes(f))
+            .cloned()
+            .collect();
+        ops.extend(pending.without(set, &gone));
+    }
+    Ok(ops)
+}
+
+fn not_deleted(key: String) -> RegOp {
+    RegOp::DeleteValue {
+        key,
+        name: "DeleteFlag".into(),
+    }
+}
+
+/// Windows uses what it knows of a device that it has met in the same place.
+fn met_before(controller: Controller, path: &str, service: Option<&str>) -> String {
+    let with = match service {
+        Some(name) => format!("with the driver {name}"),
+        None => "without a driver".into(),
+    };
+    format!(
+        "the device {path} was here before, {with}: in the same place again Windows does not look for its new driver, and the boot from {} may stop with 0x7B; delete it below Enum in the guest first",
+        controller.name()
+    )
 }
 
 /// The edits of the BCD: text mode always goes, devices are repaired on request.
@@ -90,23 +174,36 @@ pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
 }
 
 /// The edits that repair a fault; none where there are no such edits.
-fn repair(
-    inputs: &Inputs<'_>,
-    sets: &[String],
-    controller: Controller,
-    fault: &Fault,
-) -> Result<Vec<RegOp>, HiveError> {
+fn repair(inputs: &Inputs<'_>, sets: &[String], fault: &Fault) -> Result<Vec<RegOp>, HiveError> {
+    let everywhere = |edits: &dyn Fn(&str) -> Vec<RegOp>| -> Vec<RegOp> {
+        sets.iter().flat_map(|set| edits(set)).collect()
+    };
+    let key = |set: &str, service: &str| format!("{set}\\Services\\{service}");
     Ok(match fault {
-        Fault::NotBootStart { service, .. } => sets
-            .iter()
-            .flat_map(|set| boot_start(set, service))
-            .collect(),
-        Fault::NotBound { .. } => bind_ahci(inputs, sets, controller).unwrap_or_default(),
+        Fault::NotBootStart { service, .. } => everywhere(&|set| boot_start(set, service)),
+        Fault::NotBound { ids, spare, .. } => match spare {
+            Some(driver) => everywhere(&|set| bind(set, ids, driver)),
+            None => Vec::new(),
+        },
+        Fault::NotInstalled { service, file } => match inbox(service).filter(|_| *file) {
+            Some(driver) => everywhere(&|set| driver.service(set)),
+            None => Vec::new(),
+        },
         Fault::DeadFilter { class, list, .. } => without_dead_filters(inputs, sets, class, list)?,
+        Fault::Mistyped { service, value } => {
+            everywhere(&|set| vec![retyped(&key(set, service), service, value)])
+        }
+        Fault::Deleted { service } => everywhere(&|set| vec![not_deleted(key(set, service))]),
+        Fault::PathForm { service, path, .. } => path_form(inputs, sets, service, path),
+        Fault::DeviceDisabled { path, flags } => switched_on(inputs, sets, path, *flags)?,
+        // With those of the new drivers, because they are in one value: see `unmarked`.
+        Fault::FileDeleted { .. }
         // What no edit repairs is still there in the preview of the plan: see `remaining`.
-        Fault::NotInstalled { .. }
         | Fault::NotADriver { .. }
         | Fault::Image { .. }
+        | Fault::Import { .. }
+        | Fault::IdleOverride { .. }
+        | Fault::Instance { .. }
         | Fault::Damaged(_) => Vec::new(),
     })
 }
@@ -121,23 +218,163 @@ fn boot_start(set: &str, service: &str) -> Vec<RegOp> {
     ]
 }
 
-/// Vista and 7 keep AHCI in the CriticalDeviceDatabase, where an entry can be added. The driver was
-/// not looked at while nothing led to it, so it is made boot-start too.
-fn bind_ahci(inputs: &Inputs<'_>, sets: &[String], controller: Controller) -> Option<Vec<RegOp>> {
-    let target = &inputs.windows.target;
-    if controller != Controller::Sata || target.major != 6 || target.minor > 1 {
-        return None;
+/// A driver that comes with Windows 7 and older, as its setup writes the service (Microsoft KB 314082
+/// for IDE).
+struct Inbox {
+    name: &'static str,
+    group: &'static str,
+    tag: Option<u32>,
+    /// The entries of the CriticalDeviceDatabase that lead to it.
+    ids: &'static [&'static str],
+}
+
+const INBOX: [Inbox; 4] = [
+    Inbox {
+        name: "atapi",
+        group: "SCSI miniport",
+        tag: Some(0x19),
+        ids: &[
+            "Primary_IDE_Channel",
+            "Secondary_IDE_Channel",
+            "Internal_IDE_Channel",
+            "*PNP0600",
+        ],
+    },
+    Inbox {
+        name: "intelide",
+        group: "System Bus Extender",
+        tag: Some(4),
+        ids: &["PCI#VEN_8086&DEV_7010"],
+    },
+    Inbox {
+        name: "pciide",
+        group: "System Bus Extender",
+        tag: Some(3),
+        ids: &["PCI#VEN_8086&DEV_7010", "PCI#CC_0101"],
+    },
+    Inbox {
+        name: "msahci",
+        group: "SCSI Miniport",
+        tag: None,
+        ids: &["PCI#CC_0106"],
+    },
+];
+
+fn inbox(service: &str) -> Option<&'static Inbox> {
+    INBOX.iter().find(|d| d.name.eq_ignore_ascii_case(service))
+}
+
+impl Inbox {
+    fn service(&self, set: &str) -> Vec<RegOp> {
+        let key = format!("{set}\\Services\\{}", self.name);
+        let number = |name: &str, n| RegOp::set(key.clone(), name, RegData::Dword(n));
+        let path = format!("system32\\DRIVERS\\{}.sys", self.name);
+        let mut ops = vec![
+            number("Type", 1),
+            number("ErrorControl", 1),
+            RegOp::set(key.clone(), "Group", RegData::Sz(self.group.into())),
+            RegOp::set(key.clone(), "ImagePath", RegData::ExpandSz(path)),
+        ];
+        ops.extend(self.tag.map(|tag| number("Tag", tag)));
+        ops.extend(boot_start(set, self.name));
+        ops
     }
-    let ops = sets.iter().flat_map(|set| {
-        let key = format!("{set}\\Control\\CriticalDeviceDatabase\\PCI#CC_0106");
-        [
-            RegOp::set(key.clone(), "Service", RegData::Sz("msahci".into())),
-            RegOp::set(key, "ClassGUID", RegData::Sz(HDC_CLASS.into())),
-        ]
-        .into_iter()
-        .chain(boot_start(set, "msahci"))
-    });
-    Some(ops.collect())
+}
+
+/// Up to Windows 7 an entry can be added to the CriticalDeviceDatabase: AHCI on Vista and 7, IDE where
+/// Windows was installed on SCSI.
+fn bind(set: &str, ids: &[String], driver: &str) -> Vec<RegOp> {
+    let Some(inbox) = inbox(driver) else {
+        return Vec::new();
+    };
+    let own = ids
+        .first()
+        .filter(|id| boot_path::IDE_CHANNELS.contains(&id.as_str()));
+    let mut ops = Vec::new();
+    for id in inbox.ids.iter().copied().chain(own.map(String::as_str)) {
+        let key = format!("{set}\\Control\\CriticalDeviceDatabase\\{id}");
+        ops.push(RegOp::set(
+            key.clone(),
+            "Service",
+            RegData::Sz(driver.into()),
+        ));
+        ops.push(RegOp::set(key, "ClassGUID", RegData::Sz(HDC_CLASS.into())));
+    }
+    ops
+}
+
+/// The groups of the drivers that every boot needs (docs/boot-path.md).
+const GROUPS: [(&str, &str); 8] = [
+    ("pci", "Boot Bus Extender"),
+    ("acpi", "Boot Bus Extender"),
+    ("partmgr", "Boot Bus Extender"),
+    ("mountmgr", "System Bus Extender"),
+    ("volmgr", "System Bus Extender"),
+    ("volmgrx", "System Bus Extender"),
+    ("ftdisk", "System Bus Extender"),
+    ("storahci", "SCSI Miniport"),
+];
+
+/// The value as Windows' own setup writes it. A group that is not known goes: the driver is then loaded
+/// after those that have one.
+fn retyped(key: &str, service: &str, value: &str) -> RegOp {
+    let known = GROUPS
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(service))
+        .map(|(_, group)| *group)
+        .or(inbox(service).map(|d| d.group));
+    let data = match value {
+        "Start" => RegData::Dword(0),
+        "Type" | "ErrorControl" => RegData::Dword(1),
+        "ImagePath" => RegData::ExpandSz(format!("System32\\drivers\\{service}.sys")),
+        _ => match known {
+            Some(group) => RegData::Sz(group.into()),
+            None => {
+                return RegOp::DeleteValue {
+                    key: key.to_string(),
+                    name: value.to_string(),
+                };
+            }
+        },
+    };
+    RegOp::set(key, value, data)
+}
+
+/// The same file, said as every loader understands it; nothing for one outside the folder of Windows.
+fn path_form(inputs: &Inputs<'_>, sets: &[String], service: &str, path: &GuestPath) -> Vec<RegOp> {
+    let root = &inputs.windows.root;
+    let below = path.parts().get(root.parts().len()..).unwrap_or_default();
+    if !path.key().starts_with(&root.key()) || below.is_empty() {
+        return Vec::new();
+    }
+    let relative = RegData::ExpandSz(below.join("\\"));
+    let set = |set: &String| {
+        let key = format!("{set}\\Services\\{service}");
+        RegOp::set(key, "ImagePath", relative.clone())
+    };
+    sets.iter().map(set).collect()
+}
+
+/// Takes the mark off a device, in the control sets that know it.
+fn switched_on(
+    inputs: &Inputs<'_>,
+    sets: &[String],
+    path: &str,
+    flags: u32,
+) -> Result<Vec<RegOp>, HiveError> {
+    let system = HiveView::new(&inputs.hives.system.bytes)?;
+    let mut ops = Vec::new();
+    for set in sets {
+        let key = format!("{set}\\Enum\\{path}");
+        if system.key(&key)?.is_some() {
+            ops.push(RegOp::set(
+                key,
+                "ConfigFlags",
+                RegData::Dword(flags & !DEVICE_OFF),
+            ));
+        }
+    }
+    Ok(ops)
 }
 
 /// The filter list of the class without its dead services; the value goes when nothing is left.
@@ -157,6 +394,7 @@ fn without_dead_filters(
                 class: c,
                 list: l,
                 service,
+                ..
             } if (*c, *l) == (class, list) => Some(service),
             _ => None,
         })

@@ -36,6 +36,10 @@ const SYSTEM_ROOT: &str = "22000002";
 const DEFAULT_OBJECT: &str = "23000003";
 const DISPLAY_ORDER: &str = "24000001";
 const WIN_PE: &str = "26000022";
+/// The emergency management console of a boot application, of Windows itself, and its port.
+const BOOT_EMS: &str = "16000020";
+const OS_EMS: &str = "260000b0";
+const EMS_PORT: &str = "15000022";
 
 /// Most objects looked at; real stores have about twenty.
 const MAX_OBJECTS: usize = 4096;
@@ -163,6 +167,11 @@ pub struct Bcd {
     /// Keys that force text mode; virt-v2v removes that of the default loader, because a screen in
     /// text mode is lost on KVM.
     pub graphics_mode_disabled: Vec<String>,
+    /// Elements that switch on EMS (the console SAC), for whatever object. Entries take settings over
+    /// from other objects, so each of them counts.
+    pub ems: Vec<String>,
+    /// The serial port of EMS, where one is named: 1 is COM1.
+    pub ems_port: Option<u64>,
 }
 
 impl Bcd {
@@ -173,6 +182,8 @@ impl Bcd {
             boot_device: None,
             default: None,
             graphics_mode_disabled: Vec::new(),
+            ems: Vec::new(),
+            ems_port: None,
         };
         let mut found_bootmgr = false;
         let objects = hive.key("Objects")?.ok_or(BcdError::NoBootManager)?;
@@ -197,6 +208,14 @@ impl Bcd {
                     "Objects\\{}\\Elements\\{GRAPHICS_MODE_DISABLED}",
                     key.name()?
                 ));
+            }
+            for code in [BOOT_EMS, OS_EMS] {
+                if elements.boolean(code)? {
+                    bcd.ems.push(format!("{id} {code}"));
+                }
+            }
+            if let Some(port) = elements.number(EMS_PORT)? {
+                bcd.ems_port.get_or_insert(port);
             }
             if id == BOOTMGR {
                 found_bootmgr = true;
@@ -271,6 +290,11 @@ impl<'h> Elements<'h> {
     fn device(&self, code: &str) -> Result<Option<BcdDevice>, HiveError> {
         let bytes = self.binary(code)?;
         Ok(bytes.and_then(|bytes| BcdDevice::parse(&bytes)))
+    }
+
+    fn number(&self, code: &str) -> Result<Option<u64>, HiveError> {
+        let bytes = self.binary(code)?;
+        Ok(bytes.and_then(|bytes| super::log::u64_at(&bytes, 0)))
     }
 
     fn boolean(&self, code: &str) -> Result<bool, HiveError> {
@@ -409,6 +433,27 @@ mod tests {
             bcd.graphics_mode_disabled,
             [format!("Objects\\{LOADER}\\Elements\\16000046")]
         );
+    }
+
+    #[test]
+    fn ems_wherever_it_is_switched_on() {
+        const EMS_SETTINGS: &str = "{0ce4991b-e6b3-4b16-b23c-5e0d9250e5d9}";
+        let on = || RegData::Binary(vec![1]);
+        for (object, code) in [
+            (LOADER, OS_EMS),
+            (BOOTMGR, BOOT_EMS),
+            (EMS_SETTINGS, BOOT_EMS),
+        ] {
+            let mut store = bios_store();
+            element(&mut store, object, code, RegData::Binary(vec![0]));
+            assert_eq!(parse(&store).unwrap().ems, [""; 0]);
+            element(&mut store, object, code, on());
+            let port = RegData::Binary(2u64.to_le_bytes().to_vec());
+            element(&mut store, EMS_SETTINGS, EMS_PORT, port);
+            let bcd = parse(&store).unwrap();
+            assert_eq!(bcd.ems, [format!("{object} {code}")]);
+            assert_eq!(bcd.ems_port, Some(2));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod html;
 pub mod linux;
 pub mod look;
 pub mod text;
+pub mod vm;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,7 @@ use crate::fix::trim::VolumeTrim;
 use crate::inspect::Inspection;
 use crate::plan::model::Plan;
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The verdict of a check that looked at the finished disk.
@@ -140,6 +142,32 @@ impl Input {
     }
 }
 
+/// A file as it was when the report was written, so that a later run can tell whether it still is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputFile {
+    /// Below the output folder; absolute once a disk was moved elsewhere.
+    pub path: PathBuf,
+    pub size_bytes: u64,
+    /// Nanoseconds since 1970.
+    pub modified_ns: i64,
+    pub inode: u64,
+}
+
+impl OutputFile {
+    /// `None` for what is no regular file.
+    pub fn of(path: PathBuf, found: &std::fs::Metadata) -> Option<Self> {
+        found.is_file().then(|| Self {
+            path,
+            size_bytes: found.size(),
+            modified_ns: found
+                .mtime()
+                .saturating_mul(1_000_000_000)
+                .saturating_add(found.mtime_nsec()),
+            inode: found.ino(),
+        })
+    }
+}
+
 /// Everything one conversion has to tell. Serialises to `report.json` and to `convert --json`.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -149,9 +177,13 @@ pub struct Report {
     /// Verified by reading the result back: the controllers asked for are ready, and nothing was accepted
     /// that may keep Windows from starting.
     pub ready: bool,
+    /// The controllers the disk was made ready for.
+    pub boots_from: Vec<Controller>,
     /// What `--accept` took.
     pub accepted: Vec<String>,
     pub outputs: Outputs,
+    /// Everything in the output folder but the report itself.
+    pub files: Vec<OutputFile>,
     /// In the order they were carried out, what was already so at the end.
     pub actions: Vec<ActionLine>,
     /// After the fix.

@@ -29,8 +29,10 @@ mod tests;
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -77,7 +79,39 @@ pub struct SourceVm {
     pub notes: Vec<String>,
     #[serde(skip)]
     pub manifest: Manifest,
+    /// What was unpacked, as long as somebody has this.
+    #[serde(skip)]
+    pub unpacked: Unpacked,
 }
+
+/// Unpacked disks: files without a name, which are gone with the last clone of this, also when the
+/// process is killed.
+#[derive(Debug, Clone, Default)]
+pub struct Unpacked(Vec<Arc<File>>);
+
+/// Gives unpacked disks among these files the names they are called by, for programs that open them by
+/// themselves.
+pub fn name_unpacked<'f>(
+    files: impl IntoIterator<Item = (&'f Path, &'f File)>,
+) -> std::io::Result<()> {
+    for (path, file) in files {
+        if std::fs::read_link(path).is_ok_and(|to| to.starts_with("/proc")) {
+            std::fs::remove_file(path)?;
+            let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+            rustix::fs::linkat(rustix::fs::CWD, open, rustix::fs::CWD, path, follow)?;
+        }
+    }
+    Ok(())
+}
+
+/// Two machines are the same whoever unpacked them.
+impl PartialEq for Unpacked {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+impl Eq for Unpacked {}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -151,8 +185,18 @@ pub enum SourceError {
         size: u64,
         limit: u64,
     },
-    #[error("{path} unpacks to more than the {capacity} bytes of the disk it describes")]
-    Bomb { path: PathBuf, capacity: u64 },
+    #[error(
+        "a disk in {path} unpacks to more than {limit} MiB: it is declared as {declared}, and {free} MiB are free in {}",
+        folder.display()
+    )]
+    Bomb {
+        path: PathBuf,
+        /// In MiB, as all of them.
+        limit: u64,
+        declared: String,
+        free: u64,
+        folder: PathBuf,
+    },
     #[error("{path} is not understood: {reason}")]
     Invalid { path: PathBuf, reason: String },
     #[error("{path} is not understood")]
@@ -236,7 +280,10 @@ impl SourceError {
         Some(match self {
             Self::NotFound { .. } => "check the path",
             Self::TooLarge { .. } => "name the disk image itself",
-            Self::Invalid { .. } | Self::Xml { .. } | Self::Bomb { .. } => {
+            Self::Bomb { .. } => {
+                "if the archive is right, raise the limit with --max-unpacked MIB, or unpack elsewhere with TMPDIR=DIR"
+            }
+            Self::Invalid { .. } | Self::Xml { .. } => {
                 "export the machine again, or name its disk image itself"
             }
             Self::MissingDisk { .. } => "copy all files of the machine into one folder",
@@ -287,6 +334,7 @@ impl SourceVm {
             genid: None,
             notes: Vec::new(),
             manifest: Manifest::default(),
+            unpacked: Unpacked::default(),
         }
     }
 
@@ -314,10 +362,11 @@ impl SourceVm {
         self.disks.iter().any(|disk| disk.packed.is_some())
     }
 
-    /// Unpacks into `work` what cannot be read in place, and verifies the manifest, reading each
-    /// disk once. Afterwards every disk is a file of its own.
-    pub fn prepare(&mut self, work: &Path) -> Result<()> {
-        ova::prepare(self, work)
+    /// Unpacks below `work` what cannot be read in place, and verifies the manifest, reading each
+    /// disk once. Afterwards every disk is a file of its own; an unpacked one has only a link as its
+    /// name. `most` is how many bytes a disk may unpack to whatever it declares and is free.
+    pub fn prepare(&mut self, work: &Path, most: Option<u64>) -> Result<()> {
+        ova::prepare(self, work, most)
     }
 }
 

@@ -2,11 +2,17 @@
 //!
 //! An OVA is a tar of an OVF package. Opening reads the descriptor and the manifest and only
 //! locates the disks; [`prepare`] then reads each disk once, writing it out, gunzipping it if need
-//! be and comparing its digest. A disk that fails its digest is removed again.
+//! be and comparing its digest. What is written has no name and holes for its zeroes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::manifest::Hasher;
 use super::tar::{Member, TarError};
@@ -114,7 +120,7 @@ fn starts_with(file: &File, member: &Member, start: &[u8]) -> bool {
 }
 
 /// See [`SourceVm::prepare`].
-pub(super) fn prepare(vm: &mut SourceVm, work: &Path) -> Result<()> {
+pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Result<()> {
     for (n, disk) in vm.disks.iter_mut().enumerate() {
         let entry = match &disk.packed {
             Some(packed) => vm.manifest.of(&packed.name),
@@ -131,9 +137,12 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path) -> Result<()> {
             // Numbered, since a package may use one name in two folders.
             work.join(format!("{n}-{}", super::clean(base)))
         });
+        let mut unpacked = None;
         match (&disk.packed, &target) {
             (Some(packed), Some(target)) => {
-                unpack(&disk.path, packed, target, hasher.as_mut())?;
+                let limit = Limit::of(packed, work, most)
+                    .map_err(|e| io_error("looking for space in", work, e))?;
+                unpacked = Some(unpack(&disk.path, packed, target, &limit, hasher.as_mut())?);
             }
             _ => {
                 let Some(hasher) = hasher.as_mut() else {
@@ -148,10 +157,6 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path) -> Result<()> {
         if let (Some(entry), Some(hasher)) = (entry, hasher) {
             let actual = hasher.finish();
             if actual != entry.digest {
-                if let Some(target) = &target {
-                    // Best effort: the damage is what must be reported.
-                    let _ = std::fs::remove_file(target);
-                }
                 return Err(SourceError::Checksum {
                     path: disk.path.clone(),
                     file: super::clean(&entry.file),
@@ -161,7 +166,13 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path) -> Result<()> {
                 });
             }
         }
-        if let Some(target) = target {
+        if let (Some(target), Some(file)) = (target, unpacked) {
+            let file = Arc::new(file);
+            // Only this process has the file; the link is for names and messages.
+            let open = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+            std::os::unix::fs::symlink(open, &target)
+                .map_err(|e| io_error("creating", &target, e))?;
+            vm.unpacked.0.push(file);
             disk.path = target;
             disk.packed = None;
             // Now QEMU could follow what the image names.
@@ -196,43 +207,44 @@ pub(super) fn check_bytes(
     })
 }
 
+/// Unpacks into a file without a name; `target` is what it is called in messages.
 fn unpack(
     source: &Path,
     packed: &Packed,
     target: &Path,
+    limit: &Limit,
     hasher: Option<&mut Hasher>,
-) -> Result<()> {
+) -> Result<File> {
     let mut file = super::open_file(source).map_err(|e| io_error("opening", source, e))?;
     let (offset, size) = packed.member.unwrap_or((0, u64::MAX));
+    if !packed.gzip && packed.member.is_some() && size > limit.bytes {
+        return Err(limit.exceeded(source));
+    }
     file.seek(SeekFrom::Start(offset))
         .map_err(|e| io_error("reading", source, e))?;
-    // Not over a file that is there: the folder is the caller's.
-    let mut out = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(target)
-        .map_err(|e| io_error("creating", target, e))?;
+    let out = nameless(target).map_err(|e| io_error("creating", target, e))?;
+    let mut holes = Holes { file: &out, at: 0 };
     let input = file.take(size);
     let mut full = false;
     let copied = if packed.gzip {
         // The digest is of the file as it is in the package, so it is taken below the inflater.
         let mut tee = Tee { input, hasher };
-        let limit = unpacked_limit(packed);
-        let inflated = flate2::read::MultiGzDecoder::new(&mut tee).take(limit);
-        copy(inflated, &mut out, None).and_then(|n| {
-            full = n == limit;
-            io::copy(&mut tee, &mut io::sink())
+        let most = limit.bytes.saturating_add(1);
+        let inflated = flate2::read::MultiGzDecoder::new(&mut tee).take(most);
+        copy(inflated, &mut holes, None).and_then(|n| {
+            full = n == most;
+            match full {
+                true => Ok(n),
+                false => io::copy(&mut tee, &mut io::sink()),
+            }
         })
     } else {
-        copy(input, &mut out, hasher)
+        copy(input, &mut holes, hasher)
     };
-    let done = copied.and_then(|n| out.sync_all().map(|()| n));
-    match done {
-        Ok(_) if full => Err(SourceError::Bomb {
-            path: source.into(),
-            capacity: packed.capacity.unwrap_or_default(),
-        }),
-        Ok(n) if packed.gzip || packed.member.is_none_or(|(_, size)| n == size) => Ok(()),
+    let length = holes.at;
+    match copied.and_then(|n| out.set_len(length).map(|()| n)) {
+        Ok(_) if full => Err(limit.exceeded(source)),
+        Ok(n) if packed.gzip || packed.member.is_none_or(|(_, size)| n == size) => Ok(out),
         Ok(_) => Err(io_error(
             "reading",
             source,
@@ -240,17 +252,88 @@ fn unpack(
         )),
         Err(error) => Err(io_error("unpacking", target, error)),
     }
-    .inspect_err(|_| {
-        // Best effort: a half-written disk must not be taken for a whole one.
-        let _ = std::fs::remove_file(target);
-    })
 }
 
-/// No image is much larger than its disk, whatever its format adds.
-fn unpacked_limit(packed: &Packed) -> u64 {
-    const TABLES: u64 = 64 << 20;
-    let capacity = packed.capacity.unwrap_or(u64::MAX);
-    capacity.saturating_add(capacity / 8).saturating_add(TABLES)
+/// A file that has no name, so that nothing of it is left however this process ends.
+fn nameless(target: &Path) -> io::Result<File> {
+    let folder = target.parent().unwrap_or(Path::new("/"));
+    let access = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(folder, access | OFlags::TMPFILE, mode) {
+        Ok(file) => Ok(file.into()),
+        // A file system without them (NFS, some FUSE).
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {
+            let new = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+            let file = rustix::fs::open(target, new, mode)?;
+            std::fs::remove_file(target)?;
+            Ok(file.into())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// How much a disk may unpack to.
+struct Limit {
+    bytes: u64,
+    declared: Option<u64>,
+    free: u64,
+    folder: PathBuf,
+}
+
+impl Limit {
+    /// The smaller of what the disk declares and of what is free less a tenth, unless the user says
+    /// more.
+    fn of(packed: &Packed, folder: &Path, most: Option<u64>) -> io::Result<Self> {
+        /// No image is much larger than its disk, whatever its format adds.
+        const TABLES: u64 = 64 << 20;
+        let space = rustix::fs::statvfs(folder)?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let declared = packed.capacity.map_or(u64::MAX, |capacity| {
+            capacity.saturating_add(capacity / 8).saturating_add(TABLES)
+        });
+        let bytes = declared.min(free - free / 10);
+        Ok(Self {
+            bytes: most.map_or(bytes, |most| most.max(bytes)),
+            declared: packed.capacity,
+            free,
+            folder: folder.into(),
+        })
+    }
+
+    fn exceeded(&self, path: &Path) -> SourceError {
+        SourceError::Bomb {
+            path: path.into(),
+            limit: self.bytes >> 20,
+            declared: self
+                .declared
+                .map_or("no size at all".into(), |c| format!("{} MiB", c >> 20)),
+            free: self.free >> 20,
+            folder: self.folder.clone(),
+        }
+    }
+}
+
+/// Writes a file from its start, zeroes as holes.
+struct Holes<'f> {
+    file: &'f File,
+    at: u64,
+}
+
+impl Write for Holes<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        const BLOCK: usize = 64 << 10;
+        for block in buffer.chunks(BLOCK) {
+            if block.iter().any(|byte| *byte != 0) {
+                self.file.write_all_at(block, self.at)?;
+            }
+            self.at += block.len() as u64;
+        }
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct Tee<'a, R> {

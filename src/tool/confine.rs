@@ -225,7 +225,15 @@ struct Reach<'p> {
     sockets: bool,
 }
 
-impl Reach<'_> {
+/// Whether landlock can have a rule for it. A file in memory is in no file system that could be named:
+/// there is no rule for it, and none against it.
+fn has_place(path: &Path) -> bool {
+    !path.starts_with("/proc/self/fd")
+        || std::fs::read_link(path)
+            .is_ok_and(|file| !file.as_os_str().as_bytes().starts_with(b"/memfd:"))
+}
+
+impl<'p> Reach<'p> {
     /// Puts everything else out of reach of this process and what it starts; paths that do not exist
     /// are passed over. Signals and abstract sockets stay among these processes. Whether the kernel does
     /// that.
@@ -244,11 +252,14 @@ impl Reach<'_> {
             ruleset = ruleset.handle_access(AccessFs::ResolveUnix).map_err(bad)?;
         }
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let placed = |paths: &[&'p Path]| paths.iter().copied().filter(|p| has_place(p)).collect();
+        let (may_read, may_write): (Vec<&Path>, Vec<&Path>) =
+            (placed(&self.read), placed(&self.write));
         let status = ruleset
             .create()
-            .and_then(|r| r.add_rules(path_beneath_rules(&self.read, read)))
+            .and_then(|r| r.add_rules(path_beneath_rules(may_read, read)))
             .and_then(|r| r.add_rules(path_beneath_rules(&self.run, AccessFs::from_read(FILES))))
-            .and_then(|r| r.add_rules(path_beneath_rules(&self.write, everything)))
+            .and_then(|r| r.add_rules(path_beneath_rules(may_write, everything)))
             .and_then(RulesetCreated::restrict_self)
             .map_err(bad)?;
         Ok(status.ruleset != RulesetStatus::NotEnforced)
@@ -322,6 +333,18 @@ impl Confinement {
     pub fn serving(mut self) -> Self {
         self.serves = true;
         self
+    }
+
+    /// These files, too.
+    #[must_use]
+    pub fn and_files(mut self, files: impl IntoIterator<Item = (PathBuf, bool)>) -> Self {
+        self.files.get_or_insert_default().extend(files);
+        self
+    }
+
+    /// The files that the program may open though its arguments do not name them.
+    pub(super) fn opened(&self) -> impl Iterator<Item = OsString> {
+        self.files.iter().flatten().map(|(path, _)| path.into())
     }
 
     /// As arguments of the launcher.

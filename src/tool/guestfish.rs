@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use super::{Child, Cmd, Result, ToolError, clean, stop};
+use super::{Child, Cmd, Result, ToolError, appliance, clean, stop};
 
 pub const TOOL: &str = "guestfish";
 
@@ -133,7 +133,7 @@ impl Shell {
         let (stdin, writer) = io::pipe().map_err(io)?;
         let (reader, stdout) = io::pipe().map_err(io)?;
         let stderr = stdout.try_clone().map_err(io)?;
-        let mut cmd = Cmd::new(TOOL)
+        let cmd = Cmd::new(TOOL)
             .arg("--keys-from-stdin")
             .stdin(stdin)
             .output(stdout, stderr)
@@ -141,11 +141,7 @@ impl Shell {
             .env("LIBGUESTFS_DEBUG", "0")
             .env("LIBGUESTFS_TRACE", "0")
             .env(APPLIANCE.0, APPLIANCE.1);
-        if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
-            // The libvirt backend starts QEMU as another user, who may not use our socket.
-            cmd = cmd.env("LIBGUESTFS_BACKEND", "direct");
-        }
-        let child = cmd.spawn()?;
+        let child = appliance::prepare(cmd).spawn()?;
         let (sender, output) = mpsc::channel();
         std::thread::Builder::new()
             .name("guestfish".into())

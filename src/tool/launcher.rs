@@ -82,8 +82,9 @@ fn become_program(mut args: impl Iterator<Item = OsString>) -> io::Error {
         return e;
     }
     let args: Vec<OsString> = args.collect();
+    let opened: Vec<OsString> = args.iter().cloned().chain(confinement.opened()).collect();
     let given_up = privileges
-        .apply(&args)
+        .apply(&opened)
         .and_then(|()| confinement.apply(Path::new(&program), &args));
     if let Err(e) = given_up {
         return e;

@@ -1,6 +1,7 @@
 //! Running other programs: one wrapper, [`Cmd`], and one file per tool with its argument builder
 //! and the pure parser of its output.
 //!
+//! - [`appliance`]: the environment of libguestfs' programs.
 //! - [`cmd`]: argument list, no shell, fixed locale, bounded output, stderr tail in the error.
 //! - [`confine`]: what a child may reach: files, network, system calls.
 //! - [`launcher`]: starts children so that they die with this process, even on SIGKILL.
@@ -9,6 +10,7 @@
 //! - [`stop`]: the flag SIGINT and SIGTERM set; running children are killed when it is up.
 //! - [`host`]: which tools there are on this host and which packages have the missing ones.
 
+pub mod appliance;
 mod calls;
 pub mod cmd;
 pub mod confine;

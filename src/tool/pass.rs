@@ -19,8 +19,6 @@ pub struct Passed {
     /// What people call it.
     shown: PathBuf,
     writable: bool,
-    /// It has no name anywhere: landlock has no rule for it, and none against it.
-    in_memory: bool,
 }
 
 impl Passed {
@@ -29,15 +27,6 @@ impl Passed {
             file,
             shown: shown.to_owned(),
             writable,
-            in_memory: false,
-        }
-    }
-
-    /// A file made by `memfd_create`, which the program reads.
-    pub fn in_memory(file: Arc<File>, shown: &Path) -> Self {
-        Self {
-            in_memory: true,
-            ..Self::new(file, shown, false)
         }
     }
 
@@ -106,11 +95,16 @@ impl Spec {
         }
     }
 
+    /// Every file, and whether it may be written.
+    pub fn files(&self) -> impl Iterator<Item = (PathBuf, bool)> {
+        let passed = self.passed.iter();
+        let passed = passed.map(|p| (PathBuf::from(p.name()), p.writable));
+        passed.chain(self.named.iter().cloned())
+    }
+
     /// These files and no others.
     pub fn confinement(&self) -> Confinement {
-        let passed = self.passed.iter().filter(|p| !p.in_memory);
-        let passed = passed.map(|p| (PathBuf::from(p.name()), p.writable));
-        Confinement::to_files(passed.chain(self.named.iter().cloned()))
+        Confinement::to_files(self.files())
     }
 }
 

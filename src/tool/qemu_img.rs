@@ -61,9 +61,12 @@ fn cmd() -> Cmd {
     Cmd::new(TOOL).confined(Confinement::to_arguments())
 }
 
-/// It reads only the files of these.
+/// It reaches the files of these, too: the extents of a vmdk are named in its descriptor.
 fn cmd_on(specs: &[&Spec]) -> Cmd {
-    specs.iter().fold(cmd(), |cmd, spec| cmd.pass(&spec.passed))
+    let files = specs.iter().flat_map(|spec| spec.files());
+    let reach = Confinement::to_arguments().and_files(files);
+    let cmd = Cmd::new(TOOL).confined(reach);
+    specs.iter().fold(cmd, |cmd, spec| cmd.pass(&spec.passed))
 }
 
 fn name(spec: &Spec) -> OsString {

@@ -81,6 +81,13 @@ impl Virsh {
         Ok(lines.iter().filter_map(|l| l.parse().ok()).collect())
     }
 
+    /// The UUIDs of the domains that run, are paused, or are suspended to disk.
+    pub fn active(&self) -> Result<Vec<Uuid>> {
+        let mut lines = self.lines(&["list", "--uuid"])?;
+        lines.extend(self.lines(&["list", "--all", "--with-managed-save", "--uuid"])?);
+        Ok(lines.iter().filter_map(|l| l.parse().ok()).collect())
+    }
+
     pub fn names(&self) -> Result<Vec<String>> {
         self.lines(&["list", "--all", "--name"])
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::privileges::Privileges;
-use super::{Cmd, Result};
+use super::{Cmd, Result, appliance};
 
 pub const IN_PLACE: &str = "virt-v2v-in-place";
 pub const V2V: &str = "virt-v2v";
@@ -32,17 +32,13 @@ pub fn copy(xml: &Path, folder: &Path, on_line: &mut dyn FnMut(&str)) -> Result<
     run(cmd, on_line)
 }
 
-fn run(mut cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
-    if std::env::var_os("LIBGUESTFS_BACKEND").is_none() {
-        // The libvirt backend starts QEMU as another user, who may not read our folder.
-        cmd = cmd.env("LIBGUESTFS_BACKEND", "direct");
-    }
+fn run(cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
     let (name, value) = super::guestfish::APPLIANCE;
-    cmd = cmd.env(name, value);
     let mut rest = Vec::new();
     // The overlays stand on images that may belong to others.
     // Rebuilding an initramfs is silent, and slow under emulation.
-    cmd.privileges(Privileges::Files)
+    appliance::prepare(cmd.env(name, value))
+        .privileges(Privileges::Files)
         .patient(6)
         .timeout(LIMIT)
         .run_with(&mut |chunk| {

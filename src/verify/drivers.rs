@@ -2,8 +2,7 @@
 //! processor; nothing dead in their stacks, and no two of them after the same device.
 
 use super::{Context, Outcome};
-use crate::boot_path::{self, BOOT_START, Controller, Fault, ImageState, Machine, Service};
-use crate::drivers::Arch;
+use crate::boot_path::{self, BOOT_START, Fault, ImageState, Machine, Service};
 use crate::inspect::WindowsFacts;
 use crate::registry::hive::{Key, Result};
 
@@ -27,28 +26,28 @@ pub fn boot_path(c: &Context<'_>) -> Outcome {
     }
 }
 
-fn nt_major(c: &Context<'_>) -> u32 {
+fn nt(c: &Context<'_>) -> (u32, u32) {
     let windows = c.inspection.windows.as_ref();
-    windows.map_or(10, |w| w.target.major)
-}
-
-/// The device that decides: virtio as q35 shows it, or on NT 5 as i440fx does.
-fn decides(c: &Context<'_>, controller: Controller, ids: &[String]) -> bool {
-    let mut devices = controller.devices();
-    if nt_major(c) < 6 {
-        devices.reverse();
-    }
-    devices.first().is_some_and(|d| d.ids() == ids)
+    windows.map_or((10, 0), |w| (w.target.major, w.target.minor))
 }
 
 fn unbound(ids: &[String]) -> String {
     let id = ids.first().map_or("", String::as_str);
-    format!("no driver is bound to PCI\\{id}")
+    let channel = id == boot_path::IDE_CHANNELS[0];
+    match channel {
+        true => format!(
+            "no driver is bound to the IDE channels ({})",
+            ids.join(", ")
+        ),
+        false => format!("no driver is bound to PCI\\{id}"),
+    }
 }
 
 pub fn bound(c: &Context<'_>) -> Outcome {
-    let pick = |controller, fault: &Fault| match fault {
-        Fault::NotBound { ids } if decides(c, controller, ids) => Some(unbound(ids)),
+    let pick = |_, fault: &Fault| match fault {
+        Fault::NotBound {
+            ids, decides: true, ..
+        } => Some(unbound(ids)),
         _ => None,
     };
     c.faults(pick, "every controller has a driver bound to it")
@@ -56,8 +55,12 @@ pub fn bound(c: &Context<'_>) -> Outcome {
 
 /// A machine type older than q35 shows the transitional virtio device.
 pub fn transitional(c: &Context<'_>) -> Outcome {
-    let pick = |controller, fault: &Fault| match fault {
-        Fault::NotBound { ids } if !decides(c, controller, ids) => Some(unbound(ids)),
+    let pick = |_, fault: &Fault| match fault {
+        Fault::NotBound {
+            ids,
+            decides: false,
+            ..
+        } => Some(unbound(ids)),
         _ => None,
     };
     c.faults(pick, "both forms of the virtio devices are known")
@@ -65,15 +68,15 @@ pub fn transitional(c: &Context<'_>) -> Outcome {
 
 /// Bus and volume drivers have checks of their own.
 fn is_system(c: &Context<'_>, service: &str) -> bool {
-    boot_path::system_drivers(nt_major(c))
+    boot_path::system_drivers(nt(c).0)
         .iter()
         .any(|(name, _)| name.eq_ignore_ascii_case(service))
 }
 
-/// What is wrong with a service and its file.
+/// What is wrong with a service.
 fn service_fault(fault: &Fault) -> Option<(&str, String)> {
     Some(match fault {
-        Fault::NotInstalled { service } => (service, format!("{service} is not installed")),
+        Fault::NotInstalled { service, .. } => (service, format!("{service} is not installed")),
         Fault::NotBootStart {
             service,
             start,
@@ -90,26 +93,56 @@ fn service_fault(fault: &Fault) -> Option<(&str, String)> {
         Fault::NotADriver { service, kind } => {
             (service, format!("{service} is not a driver (Type={kind})"))
         }
+        Fault::Mistyped { service, value } => (
+            service,
+            format!("{value} of {service} is of the wrong type: Windows drops the driver"),
+        ),
+        Fault::Deleted { service } => (
+            service,
+            format!("{service} is marked for deletion (DeleteFlag)"),
+        ),
+        Fault::PathForm {
+            service,
+            decides: true,
+            ..
+        } => (
+            service,
+            format!("the ImagePath of {service} is not relative to the folder of Windows"),
+        ),
         _ => return None,
     })
 }
 
-fn image_fault(fault: &Fault) -> Option<(&str, String)> {
-    let Fault::Image {
-        service,
-        path,
-        state,
-    } = fault
-    else {
-        return None;
-    };
-    let what = match state {
-        ImageState::Missing => "is missing",
-        ImageState::Unreadable => "is not a usable driver file",
-        ImageState::Present { .. } => "is for another processor",
-    };
-    let path = path.as_ref().map_or("its file".into(), |p| p.to_string());
-    Some((service, format!("{service}: {path} {what}")))
+/// What is wrong with its file.
+fn image_fault<'f>(c: &Context<'_>, fault: &'f Fault) -> Option<(&'f str, String)> {
+    Some(match fault {
+        Fault::Image {
+            service,
+            path,
+            state,
+        } => {
+            let what = match state {
+                ImageState::Missing => "is missing",
+                ImageState::Unreadable => "is not a usable driver file",
+                ImageState::Present { .. } => "is for another processor",
+            };
+            let path = path.as_ref().map_or("its file".into(), |p| p.to_string());
+            (service, format!("{service}: {path} {what}"))
+        }
+        Fault::FileDeleted { service, path } => (
+            service,
+            format!("{service}: Windows deletes {path} at its next start"),
+        ),
+        Fault::Import { service, missing } => {
+            let arch = arch(c).unwrap_or(Machine::Amd64);
+            (service, format!("{service}: {}", missing.text(arch)))
+        }
+        _ => return None,
+    })
+}
+
+fn arch(c: &Context<'_>) -> Option<Machine> {
+    c.inspection.os.arch.map(Machine::from)
 }
 
 pub fn service(c: &Context<'_>) -> Outcome {
@@ -122,17 +155,21 @@ pub fn service(c: &Context<'_>) -> Outcome {
 
 pub fn image(c: &Context<'_>) -> Outcome {
     let pick = |_, fault: &Fault| {
-        let (service, text) = image_fault(fault)?;
-        (!is_system(c, service)).then_some(text)
+        let (service, text) = image_fault(c, fault)?;
+        let own = !is_system(c, service) && !is_core(service);
+        own.then_some(text)
     };
-    c.faults(pick, "their files are there, for this processor")
+    c.faults(
+        pick,
+        "their files are there, with all they import, for this processor",
+    )
 }
 
 const BUSES: [&str; 2] = ["pci", "acpi"];
 
 fn system_drivers(c: &Context<'_>, buses: bool, fine: &str) -> Outcome {
     let pick = |_, fault: &Fault| {
-        let (service, text) = service_fault(fault).or_else(|| image_fault(fault))?;
+        let (service, text) = service_fault(fault).or_else(|| image_fault(c, fault))?;
         let is_bus = BUSES.iter().any(|b| b.eq_ignore_ascii_case(service));
         (is_system(c, service) && is_bus == buses).then_some(text)
     };
@@ -147,12 +184,81 @@ pub fn volume(c: &Context<'_>) -> Outcome {
     system_drivers(c, false, "the disk and volume drivers start at boot")
 }
 
+/// What the boot path calls the kernel and the driver of the boot file system.
+fn is_core(service: &str) -> bool {
+    [boot_path::KERNEL, boot_path::NTFS].contains(&service)
+}
+
+pub fn core(c: &Context<'_>) -> Outcome {
+    let pick = |_, fault: &Fault| {
+        let (service, text) = image_fault(c, fault)?;
+        is_core(service).then_some(text)
+    };
+    c.faults(
+        pick,
+        "the kernel and ntfs.sys are there, with all they import",
+    )
+}
+
+/// Filters of a class that no device on the way to the disk is in, and overrides this Windows does not
+/// look at.
+pub fn idle(c: &Context<'_>) -> Outcome {
+    let pick = |_, fault: &Fault| match fault {
+        Fault::DeadFilter {
+            class,
+            list,
+            service,
+            decides: false,
+        } => Some(format!(
+            "{list} of the class {class} names {service}, which is missing or disabled: devices of that class do not start"
+        )),
+        Fault::IdleOverride { service, value } => Some(format!(
+            "{service} has StartOverride={value}, which this Windows does not look at"
+        )),
+        Fault::PathForm {
+            service,
+            decides: false,
+            ..
+        } => Some(format!(
+            "the ImagePath of {service} is not relative to the folder of Windows"
+        )),
+        _ => None,
+    };
+    c.faults(pick, "nothing else is odd")
+}
+
+/// Devices that Windows has met before.
+pub fn instances(c: &Context<'_>) -> Outcome {
+    let pick = |_, fault: &Fault| match fault {
+        Fault::Instance {
+            path,
+            service: Some(service),
+        } => Some(format!("{path} was here before, with the driver {service}")),
+        Fault::Instance {
+            path,
+            service: None,
+        } => Some(format!("{path} was here before, without a driver")),
+        Fault::DeviceDisabled { path, .. } => {
+            Some(format!("{path} was here before and is switched off"))
+        }
+        _ => None,
+    };
+    match c.faults(pick, "no device was here before with another driver") {
+        Outcome::Fault(text, evidence) => Outcome::Fault(
+            format!("{text}: Windows goes on so when it is in the same place again"),
+            evidence,
+        ),
+        other => other,
+    }
+}
+
 pub fn class_filters(c: &Context<'_>) -> Outcome {
     let pick = |_, fault: &Fault| match fault {
         Fault::DeadFilter {
             class,
             list,
             service,
+            decides: true,
         } => Some(format!(
             "{list} of the class {class} names {service}, which is missing or disabled: stop 0x7B"
         )),
@@ -209,7 +315,13 @@ fn is_dead(
     windows: &WindowsFacts,
     name: &str,
 ) -> Result<bool> {
-    let service = Service::read(system, &windows.control_set, &windows.root, name)?;
+    let service = Service::read(
+        system,
+        &windows.control_set,
+        &windows.root,
+        (windows.target.major, windows.target.minor),
+        name,
+    )?;
     Ok(service.is_none_or(|s| !s.is_installed() || s.is_disabled()))
 }
 
@@ -230,11 +342,8 @@ pub fn other_services(c: &Context<'_>) -> Outcome {
 }
 
 fn services(c: &Context<'_>, critical: bool, fault: &str) -> Outcome {
-    let arch = match c.inspection.os.arch {
-        Some(Arch::X86) => Machine::I386,
-        Some(Arch::Amd64) => Machine::Amd64,
-        Some(Arch::Arm64) => Machine::Arm64,
-        None => return Outcome::CouldNotRun("the processor is not known".into()),
+    let Some(arch) = arch(c) else {
+        return Outcome::CouldNotRun("the processor is not known".into());
     };
     c.system(|system, windows| {
         let path = format!("{}\\Services", windows.control_set);
@@ -269,7 +378,13 @@ fn boot_start(
     windows: &WindowsFacts,
     name: &str,
 ) -> Result<Option<Service>> {
-    let service = Service::read(system, &windows.control_set, &windows.root, name)?;
+    let service = Service::read(
+        system,
+        &windows.control_set,
+        &windows.root,
+        (windows.target.major, windows.target.minor),
+        name,
+    )?;
     Ok(
         service
             .filter(|s| matches!(s.kind, Some(1 | 2)) && s.effective_start() == Some(BOOT_START)),
@@ -289,7 +404,7 @@ fn image_problem(
     let Ok(path) = &service.image else {
         return Some("(bad ImagePath)");
     };
-    match boot_path::image_state(c.guest, windows.system_volume, path) {
+    match boot_path::image(c.guest, windows.system_volume, path).state {
         ImageState::Missing => Some("(file missing)"),
         ImageState::Unreadable => Some("(not a driver file)"),
         ImageState::Present { machine: Some(m) } if m != arch => Some("(other processor)"),

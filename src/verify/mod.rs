@@ -56,7 +56,7 @@ const fn check(id: &'static str, severity: Severity, run: fn(&Context<'_>) -> Ou
     CheckDef { id, severity, run }
 }
 
-const CHECKS: [CheckDef; 28] = [
+const CHECKS: [CheckDef; 31] = [
     // What comes before Windows.
     check("firmware", BLOCKER, disk::firmware),
     check("boot-manager", BLOCKER, disk::boot_manager),
@@ -91,7 +91,10 @@ const CHECKS: [CheckDef; 28] = [
     check("transitional-ids", INFO, drivers::transitional),
     check("bus-drivers", BLOCKER, drivers::bus),
     check("volume-drivers", BLOCKER, drivers::volume),
+    check("kernel-files", BLOCKER, drivers::core),
     check("class-filters", BLOCKER, drivers::class_filters),
+    check("idle-settings", WARNING, drivers::idle),
+    check("device-instances", WARNING, drivers::instances),
     check("device-filters", WARNING, drivers::device_filters),
     check(
         "critical-boot-services",

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use hyper2kvm::boot::MARKER;
 use hyper2kvm::demo::Firmware;
 use libvirt::{Libvirt, able};
-use payload::{End, boot_code, guest};
+use payload::{End, boot_code, guest, split_guest};
 use serde_json::Value;
 use sources::{Input, source};
 use support::{Lab, finish, h2k, have, tool, virtio_win};
@@ -190,6 +190,28 @@ fn uefi_machines_on_virtio_scsi() {
     assert!(
         xml.contains("firmware=\"efi\"") && !xml.contains("<loader") && !xml.contains("<graphics")
     );
+}
+
+/// Boot files on the first disk, Windows on the second.
+fn boots_from_two_disks(firmware: Firmware) {
+    if !able() {
+        return;
+    }
+    let ((lab, split), libvirt) = (split_guest(firmware), Libvirt::new());
+    let source = lab.libvirt_xml("split", &[&split.boot, &split.windows]);
+    let (out, report) = convert(&lab, &source, "split", &[]);
+    libvirt.give(lab.dir.path());
+    boot_twice(&libvirt, &out, "split", &report["outputs"]);
+}
+
+#[test]
+fn a_bios_vm_with_windows_on_the_second_disk() {
+    boots_from_two_disks(Firmware::Bios);
+}
+
+#[test]
+fn a_uefi_vm_with_windows_on_the_second_disk() {
+    boots_from_two_disks(Firmware::Uefi);
 }
 
 /// Puts other code into the boot sector of a machine that is off.
@@ -412,7 +434,8 @@ fn disks_are_installed() {
     command.arg("boot").arg(&out).args(["--pool", "images"]);
     command.env("HYPER2KVM_FAILPOINT", "installing=kill");
     assert_eq!(finish(command).code, -1);
-    assert!(old.exists() != out.join("vm-probe.qcow2").exists());
+    // The originals go last.
+    assert!(old.exists() && out.join("vm-probe.qcow2").exists());
     let record = libvirt
         .boot(&out, &["--pool", "images", "--timeout", "300"])
         .expect(0)
@@ -594,13 +617,13 @@ fn domains_can_be_changed() {
         assert!(!lab.path("bad").exists());
     }
     give_patch(
-        "<iothreads>1</iothreads><devices><disk p:where='target/@dev=vda'><driver queues='2'/></disk><watchdog p:stage='final' model='itco' action='reset'/></devices>",
+        "<iothreads>1</iothreads><devices><disk p:where='target/@dev=vda'><driver queues='2'/></disk><watchdog p:stage='final' model='i6300esb' action='reset'/></devices>",
     );
     let more = [
         "--xml-patch",
         patch.to_str().unwrap(),
         "--machine",
-        "pc-q35-8.2",
+        "pc-q35-7.2",
     ];
     let (out, report) = convert(&lab, &lab.raw, "vm", &more);
     let [first, last] = ["bootstrap_xml", "final_xml"]
@@ -608,7 +631,7 @@ fn domains_can_be_changed() {
     let read = |path: &Path| fs::read_to_string(path).unwrap();
     assert!(read(&last).contains("queues=\"2\"") && read(&last).contains("<watchdog"));
     assert!(read(&first).contains("<iothreads>1<") && !read(&first).contains("<watchdog"));
-    assert!(read(&first).contains("machine=\"pc-q35-8.2\""));
+    assert!(read(&first).contains("machine=\"pc-q35-7.2\""));
     if have(&["virt-xml"]) {
         for path in [&first, &last] {
             let mut command = std::process::Command::new("sh");

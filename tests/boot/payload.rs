@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
 
 use hyper2kvm::boot::MARKER;
 use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion};
 
-use crate::support::{Lab, tool};
+use crate::support::{Lab, Split, tool};
 
 #[derive(Clone, Copy)]
 pub enum End {
@@ -16,8 +17,25 @@ pub enum End {
     Panic,
 }
 
+/// Hangs where the BIOS cannot read the disk after the first one.
+const READS_SECOND_DISK: &[u8] = &[
+    0xb2, 0x81, // mov dl, 81h
+    0xb6, 0x00, // mov dh, 0
+    0xb8, 0x01, 0x02, // mov ax: read one sector
+    0xb9, 0x01, 0x00, // mov cx, 1: the first
+    0xbb, 0x00, 0x7e, // mov bx, 7e00h
+    0xcd, 0x13, // int 13h
+    0x73, 0x03, // jnc on
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp back
+];
+
 /// Real mode, loaded at 7C00h with the disk in DL. `count` adds one to the first byte of sector 10.
 pub fn boot_code(message: &str, count: bool, end: End) -> Vec<u8> {
+    code_after(&[], message, count, end)
+}
+
+fn code_after(before: &[u8], message: &str, count: bool, end: End) -> Vec<u8> {
     let mut code = vec![
         0xfa, // cli
         0x31, 0xc0, // xor ax, ax
@@ -27,6 +45,7 @@ pub fn boot_code(message: &str, count: bool, end: End) -> Vec<u8> {
         0xbc, 0x00, 0x7c, // mov sp, 7c00h
         0xfc, // cld
     ];
+    code.extend(before);
     if count {
         for (service, more) in [(0x02, &[0xfe, 0x06, 0x00, 0x7e][..]), (0x03, &[])] {
             code.extend([
@@ -155,4 +174,24 @@ pub fn guest(firmware: Firmware) -> Lab {
         }
     }
     lab
+}
+
+/// A guest whose boot files, with the payload, and Windows are on disks of their own. The payload for BIOS
+/// comes up only where it can read the other disk, as a boot manager must.
+pub fn split_guest(firmware: Firmware) -> (Lab, Split) {
+    let lab = guest(firmware);
+    let split = lab.split();
+    if firmware == Firmware::Bios {
+        let write = |disk: &Path, code: &[u8]| {
+            let mut disk = fs::File::options().write(true).open(disk).unwrap();
+            disk.write_all(code).unwrap();
+        };
+        let needs_both = code_after(READS_SECOND_DISK, MARKER, false, End::PowerOff);
+        write(&split.boot, &needs_both);
+        write(
+            &split.windows,
+            &boot_code("the wrong disk", false, End::Hang),
+        );
+    }
+    (lab, split)
 }

@@ -263,7 +263,6 @@ fn a_kill_ends_the_appliance() {
     }
     let lab = small();
     let mut child = command(&lab, None)
-        .env("LIBGUESTFS_BACKEND", "direct")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -52,7 +52,7 @@ fn guestfs(program: &str, args: &[&str]) -> String {
 fn guestfs_bytes(program: &str, args: &[&str]) -> Vec<u8> {
     let out = Command::new(program)
         .args(args)
-        .env("LIBGUESTFS_BACKEND", "direct")
+        .envs(hyper2kvm::tool::appliance::environment())
         .output()
         .unwrap();
     assert!(

@@ -217,7 +217,6 @@ fn windows_in_luks_and_data_in_lvm() {
         .args(["--key", "all:env:ANOTHER_KEY", "--key"])
         .arg(format!("2:file:{}", key_file.display()))
         .env("ANOTHER_KEY", "not this one")
-        .env("LIBGUESTFS_BACKEND", "direct")
         .env("TMPDIR", &temporary)
         .env("PATH", counted(&lab))
         // Else the appliance is built anew.

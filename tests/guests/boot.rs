@@ -67,6 +67,44 @@ fn in_place_the_loader_comes_back() {
 
 const LOADER: &str = "Objects\\{733b62e5-f608-11eb-825c-c112f60133ab}\\Elements";
 
+/// EMS keeps COM1: a second port in both domains, and the script's lines go there.
+#[test]
+fn the_emergency_console() {
+    if !have(&TOOLS) {
+        return;
+    }
+    const MANAGER: &str = "Objects\\{9dea862c-5cdd-4e70-acc1-f32b344d4795}\\Elements";
+    const SETTINGS: &str = "Objects\\{0ce4991b-e6b3-4b16-b23c-5e0d9250e5d9}\\Elements";
+    let serial_ports = |out: &std::path::Path| {
+        ["bootstrap", "final"].map(|stage| {
+            let xml = fs::read_to_string(out.join(format!("guest-{stage}.xml"))).unwrap();
+            xml.matches("<serial ").count()
+        })
+    };
+    for (keys, port) in [
+        (vec![format!("{LOADER}\\260000b0")], "COM2"),
+        (vec![format!("{MANAGER}\\16000020")], "COM2"),
+        (vec![format!("{SETTINGS}\\16000020")], "COM2"),
+        (Vec::new(), "COM1"),
+    ] {
+        let guest = Guest::new(WinVersion::Win10);
+        guest.edit_bcd(|bcd| {
+            for key in &keys {
+                bcd.set(key, "Element", RegData::Binary(vec![1]));
+            }
+        });
+        let second = port == "COM2";
+        if second {
+            guest.finding("ems-com1");
+        }
+        let (_, _out) = guest.converted(&[]);
+        let out = guest.path("out");
+        assert_eq!(serial_ports(&out), [1 + usize::from(second); 2], "{keys:?}");
+        let script = fs::read_to_string(out.join("generated/firstboot.cmd")).unwrap();
+        assert!(script.contains(&format!("set \"PORT={port}\"")), "{keys:?}");
+    }
+}
+
 #[test]
 fn boot_configuration() {
     if !have(&TOOLS) || !have(&["sgdisk"]) {

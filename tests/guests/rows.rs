@@ -217,6 +217,12 @@ const ROWS: &[Row] = &[
         "convert the disk that holds the system partition too, or rebuild the boot files with bcdboot",
     ),
     row(
+        "ems-com1",
+        "info",
+        "Windows gives COM1 to its emergency console (EMS, SAC): the new machine has a second serial port, and the first-boot script reports there",
+        "none needed",
+    ),
+    row(
         "bcd-text-mode",
         "info",
         "the boot entry forces text mode, which shows nothing on a KVM machine with UEFI: it is removed",

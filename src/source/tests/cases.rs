@@ -366,7 +366,7 @@ fn a_disk_gzipped_without_a_word() {
             let mut vm = folder.open(source).unwrap();
             let work = folder.path(&format!("work-{source}-{name}"));
             fs::create_dir(&work).unwrap();
-            vm.prepare(&work).unwrap();
+            vm.prepare(&work, None).unwrap();
             let disk = fs::read(&vm.disks[0].path).unwrap();
             assert_eq!(disk, b"contents of a disk", "{source}");
         }
@@ -431,7 +431,7 @@ fn manifests_as_producers_write_them() {
             folder.file("x.mf", &lines);
             let mut vm = folder.open("x.ovf").unwrap();
             assert!(vm.notes.is_empty(), "{:?}", vm.notes);
-            let checked = vm.prepare(Path::new("/nonexistent"));
+            let checked = vm.prepare(Path::new("/nonexistent"), None);
             assert_eq!(checked.is_ok(), good, "{name}");
             let archive = tar_of(&[
                 ("x.ovf", text.as_bytes()),
@@ -440,7 +440,7 @@ fn manifests_as_producers_write_them() {
             ]);
             folder.file("x.ova", archive);
             let work = tempfile::tempdir().unwrap();
-            let checked = folder.open("x.ova").unwrap().prepare(work.path());
+            let checked = folder.open("x.ova").unwrap().prepare(work.path(), None);
             assert_eq!(checked.is_ok(), good, "{name}");
         }
     }
@@ -453,7 +453,7 @@ fn manifests_as_producers_write_them() {
         "{:?}",
         vm.notes
     );
-    assert!(vm.prepare(Path::new("/nonexistent")).is_err());
+    assert!(vm.prepare(Path::new("/nonexistent"), None).is_err());
 }
 
 // ---- libvirt ----

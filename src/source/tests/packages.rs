@@ -279,7 +279,7 @@ fn ova_is_unpacked_and_verified() {
         let (offset, size) = vm.disks[0].packed.as_ref().unwrap().member.unwrap();
         assert_eq!((offset % 512, size), (0, DISK.len() as u64));
         fs::create_dir(folder.path("work")).unwrap();
-        vm.prepare(&folder.path("work")).unwrap();
+        vm.prepare(&folder.path("work"), None).unwrap();
         assert!(!vm.is_packed());
         assert_eq!(names(&vm), ["0-d.vmdk"]);
         assert_eq!(fs::read(&vm.disks[0].path).unwrap(), DISK);
@@ -294,7 +294,10 @@ fn ova_is_unpacked_and_verified() {
         folder.file("x.ova", &bad);
         let mut vm = folder.open("x.ova").unwrap();
         fs::create_dir(folder.path("work2")).unwrap();
-        let error = vm.prepare(&folder.path("work2")).unwrap_err().to_string();
+        let error = vm
+            .prepare(&folder.path("work2"), None)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("d.vmdk of") && error.contains(algorithm.name()),
             "{error}"
@@ -337,7 +340,7 @@ fn gzipped_disks() {
         let mut vm = folder.open(source).unwrap();
         let work = folder.path(&format!("work{n}"));
         fs::create_dir(&work).unwrap();
-        vm.prepare(&work).unwrap();
+        vm.prepare(&work, None).unwrap();
         assert_eq!(names(&vm), ["0-d.vmdk"], "{source}");
         assert_eq!(fs::read(&vm.disks[0].path).unwrap(), DISK);
     }
@@ -346,7 +349,7 @@ fn gzipped_disks() {
     let work = folder.path("work9");
     fs::create_dir(&work).unwrap();
     assert!(
-        vm.prepare(&work)
+        vm.prepare(&work, None)
             .unwrap_err()
             .to_string()
             .starts_with("unpacking")
@@ -368,10 +371,10 @@ fn a_folder_is_verified_in_place() {
         ),
     );
     let mut vm = folder.open("x.ovf").unwrap();
-    vm.prepare(Path::new("/nonexistent")).unwrap();
+    vm.prepare(Path::new("/nonexistent"), None).unwrap();
     folder.file("sub/d.vmdk", b"damaged");
     assert!(
-        vm.prepare(Path::new("/nonexistent"))
+        vm.prepare(Path::new("/nonexistent"), None)
             .unwrap_err()
             .to_string()
             .contains("is damaged")
@@ -420,7 +423,7 @@ fn ova_that_cannot_be_used() {
     );
     let mut vm = folder.open("x.ova").unwrap();
     fs::create_dir(folder.path("work")).unwrap();
-    vm.prepare(&folder.path("work")).unwrap();
+    vm.prepare(&folder.path("work"), None).unwrap();
     assert_eq!(vm.disks[0].path, folder.path("work/0-d.vmdk"));
 }
 
@@ -505,4 +508,48 @@ fn archives_of_gnu_tar() {
         let vm = folder.open("x.ova").unwrap();
         assert_eq!(vm.disks.len(), 1, "{format}");
     }
+}
+
+/// A limit and both numbers in the message; nothing is left under a name.
+#[test]
+fn unpacking_has_a_limit_and_leaves_no_name() {
+    let folder = Folder::new();
+    let text = one_disk("d.vmdk.gz", r#"ovf:compression="gzip""#);
+    let mut disk = DISK.to_vec();
+    disk.resize(64 << 20, 0);
+    let packed = gzip(&disk);
+    folder.file(
+        "x.ova",
+        tar_of(&[("x.ovf", text.as_bytes()), ("d.vmdk.gz", &packed)]),
+    );
+    let work = folder.path("work");
+    fs::create_dir(&work).unwrap();
+    let mut vm = folder.open("x.ova").unwrap();
+    vm.disks[0].packed.as_mut().unwrap().capacity = Some(0);
+    let mut bomb = vm.clone();
+    disk.resize((64 << 20) + 1, 0);
+    folder.file(
+        "x.ova",
+        tar_of(&[("x.ovf", text.as_bytes()), ("d.vmdk.gz", &gzip(&disk))]),
+    );
+    let mut larger = folder.open("x.ova").unwrap();
+    larger.disks[0].packed.as_mut().unwrap().capacity = Some(0);
+    bomb.disks.clone_from(&larger.disks);
+    let error = bomb.prepare(&work, None).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("more than 64 MiB: it is declared as 0 MiB, and "),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("--max-unpacked"));
+    assert_eq!(fs::read_dir(&work).unwrap().count(), 0);
+    larger.prepare(&work, Some(65 << 20)).unwrap();
+    let meta = fs::metadata(&larger.disks[0].path).unwrap();
+    assert_eq!(meta.len(), disk.len() as u64);
+    let (links, blocks) = {
+        use std::os::unix::fs::MetadataExt;
+        (meta.nlink(), meta.blocks())
+    };
+    assert!(links == 0 && blocks * 512 < 1 << 20, "{links} {blocks}");
 }

@@ -1,0 +1,165 @@
+//! Files that Windows deletes or renames before anything else at its next start:
+//! `Control\Session Manager\PendingFileRenameOperations`, pairs of source and target, where an empty
+//! target deletes the source (Microsoft, `MoveFileEx`). An uninstalled driver leaves such a pair behind when
+//! its file was in use, and it hits the file that a conversion put there since.
+
+use crate::guest::GuestPath;
+use crate::registry::hive::Result;
+use crate::registry::{HiveView, RegData, RegOp};
+
+const KEY: &str = "Control\\Session Manager";
+const VALUES: [&str; 2] = [
+    "PendingFileRenameOperations",
+    "PendingFileRenameOperations2",
+];
+
+/// Real lists hold a few hundred.
+const MAX_PAIRS: usize = 100_000;
+
+#[derive(Debug, Clone, Default)]
+pub struct Pending {
+    lists: Vec<(&'static str, Vec<(String, String)>)>,
+}
+
+impl Pending {
+    pub fn read(system: &HiveView<'_>, control_set: &str) -> Result<Self> {
+        let mut lists = Vec::new();
+        if let Some(key) = system.key(&format!("{control_set}\\{KEY}"))? {
+            for name in VALUES {
+                if let Some(value) = key.value(name)? {
+                    lists.push((name, pairs(&value.data)));
+                }
+            }
+        }
+        Ok(Self { lists })
+    }
+
+    /// Whether the file is gone when all is done. A file that is moved away and put back is replaced.
+    pub fn removes(&self, path: &GuestPath) -> bool {
+        let mut gone = false;
+        for (source, target) in self.lists.iter().flat_map(|(_, pairs)| pairs) {
+            if names(source, path) {
+                gone = true;
+            } else if names(target, path) {
+                gone = false;
+            }
+        }
+        gone
+    }
+
+    /// The lists without what takes these files away.
+    pub fn without(&self, control_set: &str, paths: &[GuestPath]) -> Vec<RegOp> {
+        let key = format!("{control_set}\\{KEY}");
+        let mut ops = Vec::new();
+        for (name, pairs) in &self.lists {
+            let kept: Vec<String> = pairs
+                .iter()
+                .filter(|(source, _)| !paths.iter().any(|path| names(source, path)))
+                .flat_map(|(source, target)| [source.clone(), target.clone()])
+                .collect();
+            if kept.len() == pairs.len() * 2 {
+                continue;
+            }
+            ops.push(if kept.is_empty() {
+                RegOp::DeleteValue {
+                    key: key.clone(),
+                    name: name.to_string(),
+                }
+            } else {
+                RegOp::set(key.clone(), *name, RegData::MultiSz(kept))
+            });
+        }
+        ops
+    }
+}
+
+/// Not a list of strings as others are: every second one may be empty.
+fn pairs(data: &[u8]) -> Vec<(String, String)> {
+    let units: Vec<u16> = data
+        .chunks_exact(2)
+        .map(|b| u16::from_le_bytes([b[0], b[1]]))
+        .collect();
+    let text = String::from_utf16_lossy(&units);
+    let parts: Vec<&str> = text.split('\0').collect();
+    parts
+        .chunks_exact(2)
+        .take(MAX_PAIRS)
+        .filter(|pair| !pair[0].is_empty())
+        .map(|pair| (pair[0].to_string(), pair[1].to_string()))
+        .collect()
+}
+
+/// Whether an entry means this file of the system volume: `\??\C:\Windows\...`, a target perhaps with `!`.
+fn names(entry: &str, path: &GuestPath) -> bool {
+    let entry = entry.trim_start_matches(['!', '*']);
+    let entry = entry.strip_prefix("\\??\\").unwrap_or(entry);
+    let rest = match entry.as_bytes() {
+        [letter, b':', b'\\', ..] if letter.is_ascii_alphabetic() => &entry[3..],
+        _ => return false,
+    };
+    GuestPath::parse(rest).is_ok_and(|named| named.key() == path.key())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::KeyTree;
+
+    fn pending(entries: &[&str]) -> (Vec<u8>, GuestPath) {
+        let mut tree = KeyTree::new("ROOT");
+        let list = entries.iter().map(ToString::to_string).collect();
+        tree.set(
+            "ControlSet001\\Control\\Session Manager",
+            VALUES[0],
+            RegData::MultiSz(list),
+        );
+        let path = GuestPath::parse("\\Windows\\System32\\drivers\\viostor.sys").unwrap();
+        (tree.to_bytes("SYSTEM"), path)
+    }
+
+    const FILE: &str = "\\??\\C:\\WINDOWS\\system32\\drivers\\VIOSTOR.SYS";
+
+    #[test]
+    fn what_is_left_of_a_file() {
+        let temp = "\\??\\C:\\Temp\\a.tmp";
+        for (entries, gone) in [
+            (&[][..], false),
+            (&[temp, ""], false),
+            (&[temp, "", FILE, ""], true),
+            (&[FILE, "!\\??\\C:\\Temp\\old.sys"], true),
+            // Replaced by a newer one.
+            (&[FILE, temp, "\\??\\C:\\new.sys", FILE], false),
+            (&["\\??\\C:\\new.sys", FILE], false),
+            (&[FILE], true),
+        ] {
+            let (hive, path) = pending(entries);
+            let view = HiveView::new(&hive).unwrap();
+            let found = Pending::read(&view, "ControlSet001").unwrap();
+            assert_eq!(found.removes(&path), gone, "{entries:?}");
+        }
+    }
+
+    #[test]
+    fn the_rest_of_the_list_stays() {
+        let temp = "\\??\\C:\\Temp\\a.tmp";
+        let (hive, path) = pending(&[temp, "", FILE, "", temp, "\\??\\C:\\b"]);
+        let view = HiveView::new(&hive).unwrap();
+        let found = Pending::read(&view, "ControlSet001").unwrap();
+        let rest = [temp, "", temp, "\\??\\C:\\b"].map(str::to_string).to_vec();
+        assert_eq!(
+            found.without("ControlSet001", &[path]),
+            [RegOp::set(
+                "ControlSet001\\Control\\Session Manager",
+                VALUES[0],
+                RegData::MultiSz(rest)
+            )]
+        );
+        let (hive, path) = pending(&[FILE, ""]);
+        let view = HiveView::new(&hive).unwrap();
+        let found = Pending::read(&view, "ControlSet001").unwrap();
+        assert!(matches!(
+            found.without("ControlSet001", &[path])[..],
+            [RegOp::DeleteValue { .. }]
+        ));
+    }
+}

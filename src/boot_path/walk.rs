@@ -1,0 +1,568 @@
+//! The steps of [`evaluate`](super::evaluate), each of which leaves a text for people and, when something
+//! is wrong, a typed fault.
+
+use std::collections::BTreeSet;
+
+use super::binding::{self, Binding, Lookup, PciDevice};
+use super::pending::Pending;
+use super::service::{self, PathForm, Service};
+use super::{
+    BootContext, BootPath, CLASSES, Controller, DISK_DRIVE, Fault, HDC, ImageState, SCSI_ADAPTER,
+    SYSTEM, Step, VOLUME, loader, system_drivers,
+};
+use crate::guest::GuestPath;
+use crate::registry::hive::{Key, Result};
+use crate::text::guest_text;
+
+/// What an IDE controller's channels are called, most specific first.
+pub const IDE_CHANNELS: [&str; 4] = [
+    "Intel-PIIX3",
+    "Primary_IDE_Channel",
+    "Internal_IDE_Channel",
+    "*PNP0600",
+];
+
+/// Real lists hold a handful.
+const MAX_FILTERS: usize = 64;
+
+pub(super) struct Walk<'w, 'a> {
+    ctx: &'w BootContext<'a>,
+    service: Option<String>,
+    steps: Vec<Step>,
+    faults: Vec<Fault>,
+    reason: Option<String>,
+    /// The class of the controller.
+    class: String,
+    /// Files that were looked at as imports.
+    files: BTreeSet<String>,
+    /// Drivers that were looked at.
+    drivers: BTreeSet<String>,
+    pending: Pending,
+}
+
+/// The driver of the boot file system.
+pub const NTFS: &str = "Ntfs";
+/// What the faults call it.
+pub const KERNEL: &str = "the kernel";
+
+impl<'w, 'a> Walk<'w, 'a> {
+    pub fn new(ctx: &'w BootContext<'a>) -> Self {
+        Self {
+            ctx,
+            service: None,
+            steps: Vec::new(),
+            faults: Vec::new(),
+            reason: None,
+            class: String::new(),
+            files: BTreeSet::new(),
+            drivers: BTreeSet::new(),
+            pending: Pending::default(),
+        }
+    }
+
+    pub fn finish(self) -> BootPath {
+        BootPath {
+            ready: self.reason.is_none(),
+            reason: self.reason.unwrap_or_else(|| {
+                let first = self.steps.first().map(|s| s.text.clone());
+                first.unwrap_or_default()
+            }),
+            service: self.service,
+            steps: self.steps,
+            faults: self.faults,
+        }
+    }
+}
+
+impl Walk<'_, '_> {
+    pub fn run(&mut self, controller: Controller) -> Result<()> {
+        self.class = match controller {
+            Controller::Sata | Controller::Ide => HDC,
+            Controller::VirtioBlk | Controller::VirtioScsi => SCSI_ADAPTER,
+        }
+        .to_string();
+        self.pending = Pending::read(self.ctx.system, self.ctx.control_set)?;
+        self.kernel();
+        self.controller(controller)?;
+        if controller == Controller::Ide {
+            self.driver("atapi")?;
+            if self.ctx.nt.0 < 6 {
+                self.ide_channels()?;
+            }
+        }
+        for (name, always) in system_drivers(self.ctx.nt.0) {
+            if *always || self.ctx.service(name)?.is_some() {
+                self.driver(name)?;
+            }
+        }
+        self.boot_file_system()?;
+        self.filters()?;
+        self.instances(controller)
+    }
+
+    fn pass(&mut self, text: String) {
+        self.steps.push(Step::new(true, &text));
+    }
+
+    /// Worth mending, but does not decide.
+    fn advise(&mut self, fault: Fault, text: String) {
+        self.steps.push(Step::new(false, &text));
+        self.faults.push(fault);
+    }
+
+    pub fn fail(&mut self, fault: Fault, text: String) {
+        self.reason
+            .get_or_insert_with(|| guest_text(&text).unwrap_or_default());
+        self.advise(fault, text);
+    }
+
+    /// Fails when `decides`, else advises.
+    fn find(&mut self, decides: bool, fault: Fault, text: String) {
+        if decides {
+            self.fail(fault, text);
+        } else {
+            self.advise(fault, text);
+        }
+    }
+
+    fn uses_driver_database(&self) -> bool {
+        self.ctx.nt >= (6, 2)
+    }
+
+    fn lookup(&self, device: &PciDevice) -> Result<Lookup> {
+        if self.uses_driver_database() {
+            binding::driver_database(self.ctx.system, device)
+        } else {
+            binding::critical_device(self.ctx.system, self.ctx.control_set, device)
+        }
+    }
+
+    /// The device the disk hangs on, and the driver bound to it.
+    fn controller(&mut self, controller: Controller) -> Result<()> {
+        let mut devices = controller.devices();
+        if self.ctx.nt.0 < 6 {
+            devices.reverse();
+        }
+        for (i, device) in devices.iter().enumerate() {
+            let decides = i == 0;
+            match self.lookup(device)? {
+                Lookup::Bound(found) => {
+                    self.pass(bound_text(device, &found));
+                    if decides {
+                        if let Some(class) = &found.class {
+                            self.class.clone_from(class);
+                        }
+                        self.driver(&found.service)?;
+                        self.service = Some(found.service);
+                    }
+                }
+                Lookup::Unbound {
+                    staged,
+                    without_class,
+                } => {
+                    let mut text = format!(
+                        "no driver is bound to PCI\\VEN_{:04X}&DEV_{:04X} in the {}",
+                        device.vendor,
+                        device.device,
+                        if self.uses_driver_database() {
+                            "DriverDatabase"
+                        } else {
+                            "CriticalDeviceDatabase"
+                        }
+                    );
+                    if !staged.is_empty() {
+                        text += &format!(" ({} staged only)", staged.join(", "));
+                    }
+                    if !without_class.is_empty() {
+                        text += &format!(" ({} without ClassGUID)", without_class.join(", "));
+                    }
+                    let spare = self.spare(controller);
+                    let ids = device.ids();
+                    let fault = Fault::NotBound {
+                        ids,
+                        decides,
+                        spare,
+                    };
+                    self.find(decides, fault, text);
+                    if let Some(spare) = spare.filter(|_| decides) {
+                        self.driver(spare)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The driver of this Windows that could be bound to the controller, when its file is there. Those
+    /// with a DriverDatabase have them all bound.
+    fn spare(&self, controller: Controller) -> Option<&'static str> {
+        let names: &[&str] = match controller {
+            _ if self.uses_driver_database() => &[],
+            Controller::Ide => &["intelide", "pciide"],
+            Controller::Sata if self.ctx.nt.0 == 6 => &["msahci"],
+            _ => &[],
+        };
+        names.iter().copied().find(|name| self.has_file(name))
+    }
+
+    /// Whether the file a driver of Windows has by default is there and of use.
+    fn has_file(&self, service: &str) -> bool {
+        let path = format!("System32\\drivers\\{service}.sys");
+        let image = self.ctx.windows_root.join(&path);
+        image.is_ok_and(|path| match (self.ctx.image)(&path).state {
+            ImageState::Present { machine } => machine.is_none_or(|m| m == self.ctx.arch),
+            ImageState::Missing | ImageState::Unreadable => false,
+        })
+    }
+
+    /// A service that must be loaded by the boot loader.
+    fn driver(&mut self, name: &str) -> Result<()> {
+        if !self.drivers.insert(name.to_lowercase()) {
+            return Ok(());
+        }
+        let service = name.to_string();
+        let found = self.ctx.service(name)?;
+        if let Some(state) = &found {
+            self.marks(state);
+        }
+        let state = match found {
+            Some(state) if state.is_installed() => state,
+            // What is of the wrong type was named.
+            Some(state) if !state.mistyped.is_empty() => return Ok(()),
+            found => {
+                let text = match found {
+                    Some(_) => format!("the service key {name} is there but holds no driver"),
+                    None => format!("the driver {name} is not installed"),
+                };
+                let file = self.has_file(name);
+                self.fail(Fault::NotInstalled { service, file }, text);
+                return Ok(());
+            }
+        };
+        let start = state.start.unwrap_or(service::DISABLED);
+        let kind = state.kind.unwrap_or_default();
+        if state.effective_start() != Some(service::BOOT_START) {
+            let start_override = state.start_override();
+            let text = match start_override {
+                Some(v) if start == service::BOOT_START => {
+                    format!("{name} does not start at boot (Start=0, but StartOverride={v})")
+                }
+                _ => format!("{name} does not start at boot (Start={start})"),
+            };
+            self.fail(
+                Fault::NotBootStart {
+                    service,
+                    start,
+                    start_override,
+                },
+                text,
+            );
+            return self.image(&state);
+        }
+        if !matches!(kind, 1 | 2) {
+            let text = format!("{name} is not a kernel driver (Type={kind})");
+            self.fail(Fault::NotADriver { service, kind }, text);
+            return Ok(());
+        }
+        self.image(&state)
+    }
+
+    /// What makes Windows drop a service although it is installed.
+    fn marks(&mut self, state: &Service) {
+        let name = &state.name;
+        let service = || name.clone();
+        for value in &state.mistyped {
+            let text = format!(
+                "the value {value} of the service {name} is of the wrong type: Windows drops the driver"
+            );
+            self.fail(
+                Fault::Mistyped {
+                    service: service(),
+                    value,
+                },
+                text,
+            );
+        }
+        if state.deleted {
+            let text = format!(
+                "the service {name} is marked for deletion (DeleteFlag): Windows removes it at its next start"
+            );
+            self.fail(Fault::Deleted { service: service() }, text);
+        }
+        if let Some(value) = state.idle_override() {
+            let text =
+                format!("{name} has StartOverride={value}, which this Windows does not look at");
+            self.advise(
+                Fault::IdleOverride {
+                    service: service(),
+                    value,
+                },
+                text,
+            );
+        }
+    }
+
+    fn image(&mut self, state: &Service) -> Result<()> {
+        let name = &state.name;
+        let Ok(path) = &state.image else {
+            let fault = Fault::Image {
+                service: name.clone(),
+                path: None,
+                state: ImageState::Unreadable,
+            };
+            self.fail(fault, format!("the ImagePath of {name} is not a path"));
+            return Ok(());
+        };
+        if let Some(decides) = self.odd_path(state) {
+            let text = format!(
+                "the ImagePath of {name} ({}) is not relative to the folder of Windows, as a boot loader wants it",
+                state.image_path.as_deref().unwrap_or_default()
+            );
+            let fault = Fault::PathForm {
+                service: name.clone(),
+                path: path.clone(),
+                decides,
+            };
+            self.find(decides, fault, text);
+        }
+        self.file(name, path, state.effective_start());
+        Ok(())
+    }
+
+    /// Whether the form of an ImagePath is one the loader may not take, and if so whether that is certain.
+    fn odd_path(&self, state: &Service) -> Option<bool> {
+        match state.path_form() {
+            PathForm::Relative => None,
+            PathForm::SystemRoot if self.ctx.nt.0 >= 6 => None,
+            PathForm::SystemRoot | PathForm::Other => Some(self.ctx.nt.0 < 6),
+        }
+    }
+
+    /// A file that the boot loader loads, with all it imports from.
+    fn file(&mut self, name: &str, path: &GuestPath, start: Option<u32>) {
+        let image = (self.ctx.image)(path).state;
+        let wrong = match image {
+            ImageState::Missing => format!("{name}: {path} is missing"),
+            ImageState::Unreadable => format!("{name}: {path} is not a usable driver file"),
+            ImageState::Present { machine: Some(m) } if m != self.ctx.arch => format!(
+                "{name}: {path} is for {}, Windows is {}",
+                m.name(),
+                self.ctx.arch.name()
+            ),
+            ImageState::Present { .. } => {
+                if start == Some(service::BOOT_START) {
+                    self.pass(format!("{name} starts at boot from {path}"));
+                }
+                for missing in loader::missing_imports(self.ctx, path, &mut self.files) {
+                    let text = format!("{name}: {}", missing.text(self.ctx.arch));
+                    let service = name.to_string();
+                    self.fail(Fault::Import { service, missing }, text);
+                }
+                if self.pending.removes(path) {
+                    let text = format!(
+                        "{name}: Windows deletes {path} at its next start (PendingFileRenameOperations)"
+                    );
+                    let fault = Fault::FileDeleted {
+                        service: name.to_string(),
+                        path: path.clone(),
+                    };
+                    self.fail(fault, text);
+                }
+                return;
+            }
+        };
+        let fault = Fault::Image {
+            service: name.to_string(),
+            path: Some(path.clone()),
+            state: image,
+        };
+        self.fail(fault, wrong);
+    }
+
+    /// The kernel, which the loader loads first. On x86 there is one for each kind of memory map.
+    fn kernel(&mut self) {
+        let names: &[&str] = match self.ctx.arch {
+            super::Machine::I386 => &["ntoskrnl.exe", "ntkrnlpa.exe"],
+            _ => &["ntoskrnl.exe"],
+        };
+        let path = |name: &str| {
+            self.ctx
+                .windows_root
+                .join(&format!("System32\\{name}"))
+                .ok()
+        };
+        let there = names
+            .iter()
+            .filter_map(|name| path(name))
+            .find(|path| (self.ctx.image)(path).state != ImageState::Missing);
+        let Some(path) = there.or_else(|| path("ntoskrnl.exe")) else {
+            return;
+        };
+        self.file(KERNEL, &path, None);
+        // Every driver imports from it, by this name.
+        self.files.insert("ntoskrnl.exe".into());
+    }
+
+    /// The loader takes the driver of the file system it reads, whatever its `Start` says.
+    fn boot_file_system(&mut self) -> Result<()> {
+        let found = self.ctx.service(NTFS)?;
+        let image = found.and_then(|state| state.image.ok());
+        let default = || {
+            self.ctx
+                .windows_root
+                .join("System32\\drivers\\ntfs.sys")
+                .ok()
+        };
+        if let Some(path) = image.or_else(default) {
+            self.file(NTFS, &path, None);
+        }
+        Ok(())
+    }
+
+    /// Installations on a SCSI disk leave these out (Microsoft KB 314082).
+    fn ide_channels(&mut self) -> Result<()> {
+        let names = IDE_CHANNELS.map(|n| (n.to_string(), n.to_string()));
+        match binding::critical_service(self.ctx.system, self.ctx.control_set, names)? {
+            Lookup::Bound(found) => {
+                self.pass(format!("{} is driven by {}", found.id, found.service));
+            }
+            Lookup::Unbound { .. } => self.fail(
+                Fault::NotBound {
+                    ids: IDE_CHANNELS.map(str::to_string).to_vec(),
+                    decides: true,
+                    spare: Some("atapi").filter(|name| self.has_file(name)),
+                },
+                "no driver is bound to the IDE channels in the CriticalDeviceDatabase".into(),
+            ),
+        }
+        Ok(())
+    }
+
+    fn filters(&mut self) -> Result<()> {
+        for (guid, class) in CLASSES {
+            let path = format!("{}\\Control\\Class\\{guid}", self.ctx.control_set);
+            let Some(key) = self.ctx.system.key(&path)? else {
+                continue;
+            };
+            let decides = [&self.class, DISK_DRIVE, VOLUME, SYSTEM]
+                .iter()
+                .any(|on_the_way| on_the_way.eq_ignore_ascii_case(guid));
+            for list in ["UpperFilters", "LowerFilters"] {
+                let names = key.multi(list)?.unwrap_or_default();
+                for name in names.into_iter().take(MAX_FILTERS) {
+                    self.filter(class, list, name, decides)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn filter(
+        &mut self,
+        class: &'static str,
+        list: &'static str,
+        name: String,
+        decides: bool,
+    ) -> Result<()> {
+        let dead = match self.ctx.service(&name)? {
+            Some(state) if !state.is_installed() => "is not installed",
+            Some(state) if state.is_disabled() => "is disabled",
+            Some(state) if state.deleted => "is marked for deletion",
+            None => "is not installed",
+            Some(_) => {
+                self.pass(format!("{list} of {class}: {name}"));
+                return Ok(());
+            }
+        };
+        let then = if decides {
+            "stop 0x7B"
+        } else {
+            "no device on the way to this disk is of that class"
+        };
+        let text = format!("{list} of {class} names {name}, which {dead}: {then}");
+        let fault = Fault::DeadFilter {
+            class,
+            list,
+            service: name,
+            decides,
+        };
+        self.find(decides, fault, text);
+        Ok(())
+    }
+
+    /// Devices of this kind that Windows met before: what it set up then is what it uses again when the
+    /// device is in the same place, and it does not ask the databases.
+    fn instances(&mut self, controller: Controller) -> Result<()> {
+        let path = format!("{}\\Enum\\PCI", self.ctx.control_set);
+        let Some(bus) = self.ctx.system.key(&path)? else {
+            return Ok(());
+        };
+        let wanted: Vec<String> = controller
+            .devices()
+            .iter()
+            .map(|d| format!("VEN_{:04X}&DEV_{:04X}&", d.vendor, d.device))
+            .collect();
+        for device in bus.keys()?.into_iter().take(MAX_DEVICES) {
+            let name = device.name()?;
+            let ours = |id: &String| {
+                let head = name.get(..id.len());
+                head.is_some_and(|head| head.eq_ignore_ascii_case(id))
+            };
+            if !wanted.iter().any(ours) {
+                continue;
+            }
+            for instance in device.keys()?.into_iter().take(MAX_DEVICES) {
+                let path = format!("PCI\\{name}\\{}", instance.name()?);
+                self.instance(&instance, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn instance(&mut self, instance: &Key<'_>, path: String) -> Result<()> {
+        let flags = instance.dword("ConfigFlags")?.unwrap_or_default();
+        if flags & DEVICE_OFF != 0 {
+            let text = format!("the device {path} was here before and is switched off");
+            let path = path.clone();
+            self.advise(Fault::DeviceDisabled { path, flags }, text);
+        }
+        let class = instance.string("ClassGUID")?.or(instance.string("Class")?);
+        if class.is_none_or(|class| class.is_empty()) {
+            // Windows asks the databases.
+            return Ok(());
+        }
+        let service = instance.string("Service")?.filter(|s| !s.is_empty());
+        let same = match (&service, &self.service) {
+            (Some(found), Some(bound)) => found.eq_ignore_ascii_case(bound),
+            _ => false,
+        };
+        if same {
+            self.pass(format!(
+                "the device {path} was here before, with this driver"
+            ));
+            return Ok(());
+        }
+        let with = match &service {
+            Some(name) => format!("with the driver {name}"),
+            None => "without a driver".to_string(),
+        };
+        let text = format!(
+            "the device {path} was here before, {with}: Windows goes on so when it is in the same place again"
+        );
+        self.advise(Fault::Instance { path, service }, text);
+        Ok(())
+    }
+}
+
+/// `CONFIGFLAG_DISABLED` and `CONFIGFLAG_REMOVED`.
+pub const DEVICE_OFF: u32 = 3;
+
+/// Real machines have a few hundred devices.
+const MAX_DEVICES: usize = 4096;
+
+fn bound_text(device: &PciDevice, found: &Binding) -> String {
+    format!(
+        "PCI\\VEN_{:04X}&DEV_{:04X} is driven by {} ({} in {})",
+        device.vendor, device.device, found.service, found.id, found.origin
+    )
+}

@@ -1,0 +1,150 @@
+//! Is a disk of an earlier result in use? Asked before anything replaces it.
+//!
+//! QEMU holds locks on every image it has open, so an exclusive lock of ours fails while a VM runs; held
+//! until the result is replaced, it also keeps one from starting in between. A loop device holds none, and
+//! neither does a VM that libvirt has suspended to disk: these are asked for by name.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, flock, open};
+use rustix::io::Errno;
+
+use crate::boot::files;
+use crate::tool::{self, virsh::Virsh};
+
+/// Locks that keep a VM from starting on the disks; given up when dropped.
+#[derive(Debug, Default)]
+pub struct Held(Vec<File>);
+
+impl Held {
+    /// `Some`: who uses the file, in words.
+    pub fn hold(&mut self, path: &Path) -> Option<String> {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let (file, writable) = match open(path, flags | OFlags::RDWR, Mode::empty()) {
+            Ok(fd) => (File::from(fd), true),
+            Err(Errno::NOENT) => return None,
+            Err(Errno::TXTBSY | Errno::BUSY) => return Some("the kernel".to_owned()),
+            Err(_) => match open(path, flags | OFlags::RDONLY, Mode::empty()) {
+                Ok(fd) => (File::from(fd), false),
+                // Given to QEMU's user, and closed to this one.
+                Err(e) => return Some(format!("somebody else ({e})")),
+            },
+        };
+        if let Err(Errno::WOULDBLOCK) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            return Some("a process that has locked it".to_owned());
+        }
+        let locked = match writable {
+            true => fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive),
+            false => Ok(()),
+        };
+        let busy = match locked {
+            Err(Errno::WOULDBLOCK | Errno::ACCESS) => true,
+            _ => !writable && listed(&file),
+        };
+        if busy {
+            return Some("a running VM or another program of QEMU".to_owned());
+        }
+        if let Some(device) = loop_device(path) {
+            return Some(format!("the loop device {device}"));
+        }
+        self.0.push(file);
+        None
+    }
+}
+
+/// Whether the kernel lists a lock on the file that is not a plain `flock`.
+fn listed(file: impl AsFd) -> bool {
+    let (Ok(stat), Ok(locks)) = (rustix::fs::fstat(file), fs::read_to_string("/proc/locks")) else {
+        return false;
+    };
+    let inode = format!(":{}", stat.st_ino);
+    locks.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.iter().any(|w| *w == "OFDLCK" || *w == "POSIX")
+            && words.iter().any(|w| w.ends_with(&inode))
+    })
+}
+
+fn loop_device(path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    fs::read_dir("/sys/block")
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let file = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+            let device = format!("/dev/{}", entry.file_name().to_string_lossy());
+            (Path::new(file.trim_end()) == path).then_some(device)
+        })
+}
+
+/// The domain of this host's libvirt that runs from one of the files, or is suspended to disk with it.
+pub fn domain_of(paths: &[PathBuf], uri: Option<&str>) -> Option<String> {
+    tool::find("virsh")?;
+    let mut uris: Vec<String> = uri.map(str::to_owned).into_iter().collect();
+    let sockets = |folder: &Path| {
+        ["libvirt-sock", "virtqemud-sock"]
+            .iter()
+            .any(|name| folder.join("libvirt").join(name).exists())
+    };
+    if sockets(Path::new("/run")) {
+        uris.push("qemu:///system".to_owned());
+    }
+    // Asking would start a daemon where none runs.
+    if std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|folder| sockets(Path::new(&folder))) {
+        uris.push("qemu:///session".to_owned());
+    }
+    uris.dedup();
+    let identity = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    let wanted: Vec<_> = paths.iter().filter_map(|path| identity(path)).collect();
+    for uri in uris {
+        let virsh = Virsh::new(&uri);
+        let domains = match virsh.active() {
+            Ok(domains) => domains,
+            Err(error) => {
+                tracing::debug!("{uri}: {error}");
+                continue;
+            }
+        };
+        for uuid in domains {
+            let Ok((_, disks)) = virsh
+                .xml(uuid, true)
+                .map_err(crate::error::Error::from)
+                .and_then(|xml| files::identify(&xml))
+            else {
+                continue;
+            };
+            let uses = |path: &PathBuf| {
+                paths.contains(path) || identity(path).is_some_and(|id| wanted.contains(&id))
+            };
+            if disks.iter().any(|disk| uses(&disk.path)) {
+                return Some(format!("the domain {uuid} of {uri}"));
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_of_another_kind_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        fs::write(&path, "x").unwrap();
+        let mut held = Held::default();
+        assert_eq!(held.hold(&path), None);
+        drop(held);
+        let other = File::open(&path).unwrap();
+        flock(&other, FlockOperation::NonBlockingLockShared).unwrap();
+        assert!(Held::default().hold(&path).is_some());
+        drop(other);
+        assert_eq!(Held::default().hold(&path), None);
+        assert_eq!(Held::default().hold(&dir.path().join("none")), None);
+        assert_eq!(loop_device(&path), None);
+    }
+}

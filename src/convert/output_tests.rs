@@ -1,0 +1,544 @@
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const FORCE: Preference = Preference {
+    force: true,
+    undo: false,
+    sources: None,
+};
+
+fn create(target: &Path, preference: &Preference) -> Result<OutputFolder> {
+    OutputFolder::create(target, preference)
+}
+
+fn plain(target: &Path) -> Result<OutputFolder> {
+    create(target, &Preference::default())
+}
+
+fn refusal(target: &Path, preference: &Preference) -> Error {
+    create(target, preference).map(drop).unwrap_err()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A result with one disk, whose contents say which it is.
+fn fill(folder: &OutputFolder, contents: &str) {
+    fs::write(folder.path().join("vm.qcow2"), contents).unwrap();
+    fs::create_dir_all(folder.path().join("backup")).unwrap();
+    fs::write(folder.path().join("backup/SYSTEM"), contents).unwrap();
+    let files = folder.settle().unwrap();
+    let report = json!({
+        "schema": "hyper2kvm/report/1", "name": "vm", "files": files,
+        "outputs": {"disks": [folder.target().join("vm.qcow2")]},
+    });
+    fs::write(folder.path().join(MARK), report.to_string()).unwrap();
+}
+
+fn result(target: &Path, contents: &str) {
+    let mut folder = plain(target).unwrap();
+    fill(&folder, contents);
+    folder.complete().unwrap();
+}
+
+fn disk(target: &Path) -> String {
+    fs::read_to_string(target.join("vm.qcow2")).unwrap()
+}
+
+#[test]
+fn appears_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let folder = plain(&target).unwrap();
+    fs::write(folder.path().join("x"), "1").unwrap();
+    assert_eq!(names(dir.path()), [".vm-kvm.lock", ".vm-kvm.partial"]);
+    let second = refusal(&target, &Preference::default());
+    assert!(second.message.contains("another conversion"), "{second}");
+    drop(folder);
+    assert!(names(dir.path()).is_empty());
+
+    // What a killed run leaves is removed by the next.
+    fs::create_dir(dir.path().join(".vm-kvm.partial")).unwrap();
+    fs::write(dir.path().join(".vm-kvm.partial/half"), "").unwrap();
+    fs::set_permissions(
+        dir.path().join(".vm-kvm.partial"),
+        fs::Permissions::from_mode(0o755),
+    )
+    .unwrap();
+    let mut folder = plain(&target).unwrap();
+    assert!(!folder.path().join("half").exists());
+    fill(&folder, "first");
+    folder.complete().unwrap();
+    drop(folder);
+    assert_eq!(names(dir.path()), ["vm-kvm"]);
+
+    assert_eq!(
+        refusal(&target, &Preference::default()).kind,
+        ErrorKind::Failed
+    );
+    let mut folder = create(&target, &FORCE).unwrap();
+    fill(&folder, "second");
+    folder.complete().unwrap();
+    drop(folder);
+    assert_eq!(names(dir.path()), ["vm-kvm"]);
+    assert_eq!(disk(&target), "second");
+
+    // A folder that is not hyper2kvm's is never replaced.
+    fs::write(target.join(MARK), "{}").unwrap();
+    assert!(create(&target, &FORCE).is_err());
+}
+
+#[test]
+fn an_undo_log_is_never_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let disk = journal::DiskRef {
+        path: "/disk".into(),
+        format: "raw".into(),
+        size_bytes: 1,
+        in_place: true,
+    };
+    for (state, kept) in [
+        (journal::State::Verified, false),
+        (journal::State::RolledBack, false),
+        (journal::State::Committing, true),
+    ] {
+        let folder = plain(&target).unwrap();
+        let partial = folder.path().to_path_buf();
+        let mut journal = Journal::create(&partial, disk.clone(), vec![]).unwrap();
+        journal.set_state(state).unwrap();
+        drop(folder);
+        assert_eq!(partial.exists(), kept, "{state:?}");
+    }
+    assert_eq!(refusal(&target, &FORCE).kind, ErrorKind::NotRolledBack);
+    fs::remove_dir_all(dir.path().join(".vm-kvm.partial")).unwrap();
+
+    // In a finished result, also when the journal says nothing that is understood.
+    result(&target, "in place");
+    let mut journal = Journal::create(&target, disk, vec![]).unwrap();
+    journal.set_state(journal::State::Committed).unwrap();
+    assert!(
+        refusal(&target, &FORCE)
+            .message
+            .contains("undoes a fix in place")
+    );
+    fs::write(target.join("journal.json"), "damaged").unwrap();
+    fs::write(target.join("backup/blocks.before"), "old bytes").unwrap();
+    assert!(refusal(&target, &FORCE).message.contains("saved blocks"));
+}
+
+/// The undo log may come while the run that would replace it is at work.
+#[test]
+fn what_is_in_the_way_is_looked_at_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 4] = [
+        ("undoes a fix", |target| {
+            let disk = journal::DiskRef {
+                path: "/disk".into(),
+                format: "raw".into(),
+                size_bytes: 1,
+                in_place: true,
+            };
+            let mut journal = Journal::create(target, disk, vec![]).unwrap();
+            journal.set_state(journal::State::Committed).unwrap();
+        }),
+        ("has changed since", |target| {
+            fs::write(target.join("vm.qcow2"), "Windows wrote to it").unwrap();
+        }),
+        ("past its switch", |target| {
+            let mut record =
+                crate::boot::record::Record::new("qemu:///system", "vm", uuid::Uuid::nil());
+            record.phase = crate::boot::record::Phase::Done;
+            record.save(target).unwrap();
+        }),
+        ("was not written by hyper2kvm", |target| {
+            fs::write(target.join("new.qcow2"), "of the user").unwrap();
+        }),
+    ];
+    for (says, change) in changes {
+        result(&target, "old");
+        let mut folder = create(&target, &FORCE).unwrap();
+        fill(&folder, "new");
+        fs::write(folder.path().join("new.qcow2"), "of the new result").unwrap();
+        change(&target);
+        let error = folder.complete().unwrap_err();
+        assert!(error.message.contains(says), "{says}: {error}");
+        drop(folder);
+        assert!(target.join("vm.qcow2").exists());
+        assert_eq!(names(dir.path()), ["vm-kvm"]);
+        if says != "was not written by hyper2kvm" {
+            assert!(create(&target, &FORCE).is_err(), "{says}: at the start");
+        }
+        fs::remove_dir_all(&target).unwrap();
+    }
+}
+
+#[test]
+fn only_what_the_report_lists_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    result(&target, "old");
+    fs::write(target.join("notes.txt"), "mine").unwrap();
+    fs::write(target.join("backup/mine"), "mine").unwrap();
+    fs::create_dir(target.join("folder")).unwrap();
+    fs::write(target.join("folder/x"), "mine").unwrap();
+    symlink("/nowhere", target.join("link")).unwrap();
+    let mut folder = create(&target, &FORCE).unwrap();
+    fill(&folder, "new");
+    let notes = folder.notes().unwrap();
+    assert_eq!(notes.len(), 1);
+    assert!(
+        notes[0].ends_with("backup/mine, folder, link, notes.txt"),
+        "{notes:?}"
+    );
+    folder.complete().unwrap();
+    drop(folder);
+    assert_eq!(disk(&target), "new");
+    for file in ["notes.txt", "backup/mine", "folder/x"] {
+        assert_eq!(
+            fs::read_to_string(target.join(file)).unwrap(),
+            "mine",
+            "{file}"
+        );
+    }
+    assert!(target.join("link").is_symlink());
+    assert_eq!(names(dir.path()), ["vm-kvm"]);
+}
+
+#[test]
+fn an_old_report_without_a_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let old = || {
+        result(&target, "old");
+        let text = fs::read_to_string(target.join(MARK)).unwrap();
+        let mut report: Value = serde_json::from_str(&text).unwrap();
+        report.as_object_mut().unwrap().remove("files");
+        fs::write(target.join(MARK), report.to_string()).unwrap();
+    };
+    old();
+    fs::write(target.join("notes.txt"), "mine").unwrap();
+    let mut folder = create(&target, &FORCE).unwrap();
+    fill(&folder, "new");
+    folder.complete().unwrap();
+    drop(folder);
+    assert_eq!(
+        names(&target),
+        ["backup", MARK, "vm.qcow2", "notes.txt"]
+            .map(String::from)
+            .into_iter()
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    );
+    fs::remove_dir_all(&target).unwrap();
+    old();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+    let file = File::options()
+        .write(true)
+        .open(target.join("vm.qcow2"))
+        .unwrap();
+    file.set_modified(later).unwrap();
+    assert!(refusal(&target, &FORCE).message.contains("has changed"));
+}
+
+#[test]
+fn a_disk_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    result(&target, "old");
+    let user = File::open(target.join("vm.qcow2")).unwrap();
+    rustix::fs::flock(&user, rustix::fs::FlockOperation::LockShared).unwrap();
+    let error = refusal(&target, &FORCE);
+    assert!(error.message.contains("in use"), "{error}");
+    drop(user);
+    create(&target, &FORCE).map(drop).unwrap();
+    assert_eq!(disk(&target), "old");
+}
+
+#[test]
+fn the_source_is_not_replaced_by_its_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    result(&target, "old");
+    symlink(&target, dir.path().join("link")).unwrap();
+    let partial = dir.path().join(".vm-kvm.partial");
+    for source in [
+        target.join("vm.qcow2"),
+        target.join("backing.qcow2"),
+        dir.path().join("link/vm.qcow2"),
+        target.join("../vm-kvm/vm.qcow2"),
+    ] {
+        let sources = || vec![source.clone()];
+        let preference = Preference {
+            force: true,
+            undo: false,
+            sources: Some(&sources),
+        };
+        let error = refusal(&target, &preference);
+        assert!(
+            error.message.contains("would be replaced"),
+            "{source:?}: {error}"
+        );
+    }
+    // Nor is it removed with what a killed run left.
+    fs::remove_dir_all(&target).unwrap();
+    fs::create_dir(&partial).unwrap();
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(partial.join("vm.qcow2"), "finished").unwrap();
+    let sources = || vec![partial.join("vm.qcow2")];
+    let preference = Preference {
+        sources: Some(&sources),
+        ..Preference::default()
+    };
+    let error = refusal(&target, &preference);
+    assert!(error.message.contains("killed run left"), "{error}");
+    assert!(partial.join("vm.qcow2").exists());
+}
+
+#[test]
+fn what_is_put_into_an_empty_folder_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    fs::create_dir(&target).unwrap();
+    let mut folder = plain(&target).unwrap();
+    fill(&folder, "new");
+    fs::write(target.join("notes.txt"), "mine").unwrap();
+    folder.complete().unwrap();
+    drop(folder);
+    assert_eq!(disk(&target), "new");
+    assert_eq!(
+        fs::read_to_string(target.join("notes.txt")).unwrap(),
+        "mine"
+    );
+    assert_eq!(names(dir.path()), ["vm-kvm"]);
+    fs::remove_dir_all(&target).unwrap();
+
+    fs::create_dir(&target).unwrap();
+    let mut folder = plain(&target).unwrap();
+    fill(&folder, "new");
+    fs::write(target.join("vm.qcow2"), "mine").unwrap();
+    assert!(folder.complete().is_err());
+    drop(folder);
+    assert_eq!(disk(&target), "mine");
+    assert_eq!(names(dir.path()), ["vm-kvm"]);
+    assert_eq!(names(&target), ["vm.qcow2"]);
+}
+
+#[test]
+fn a_target_that_appears_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    for filled in [false, true] {
+        let mut folder = create(&target, &FORCE).unwrap();
+        fill(&folder, "new");
+        fs::create_dir(&target).unwrap();
+        if filled {
+            fs::write(target.join("x"), "mine").unwrap();
+        }
+        let error = folder.complete().unwrap_err();
+        assert!(error.message.contains("appeared"), "{error}");
+        drop(folder);
+        assert_eq!(names(dir.path()), ["vm-kvm"]);
+        assert_eq!(target.join("x").exists(), filled);
+        fs::remove_dir_all(&target).unwrap();
+    }
+}
+
+#[test]
+fn owner_and_mode_of_a_folder_that_is_there_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    result(&target, "fresh");
+    let mode = |path: &str| fs::symlink_metadata(target.join(path)).unwrap().mode() & 0o7777;
+    assert_eq!(mode(""), 0o711);
+    assert_eq!(
+        (mode("vm.qcow2"), mode("backup"), mode("backup/SYSTEM")),
+        (0o600, 0o700, 0o600)
+    );
+    let root = rustix::process::geteuid().is_root();
+    for (bits, empty) in [
+        (0o700, false),
+        (0o2750, false),
+        (0o700, true),
+        (0o755, true),
+    ] {
+        if empty {
+            fs::remove_dir_all(&target).unwrap();
+            fs::create_dir(&target).unwrap();
+        }
+        if root {
+            std::os::unix::fs::chown(&target, Some(12345), Some(54321)).unwrap();
+        }
+        fs::set_permissions(&target, fs::Permissions::from_mode(bits)).unwrap();
+        let mut folder = create(&target, &FORCE).unwrap();
+        fill(&folder, "new");
+        folder.complete().unwrap();
+        drop(folder);
+        let meta = fs::metadata(&target).unwrap();
+        assert_eq!(meta.mode() & 0o7777, bits);
+        if root {
+            assert_eq!((meta.uid(), meta.gid()), (12345, 54321));
+        }
+        assert_eq!(mode("vm.qcow2"), 0o600);
+    }
+}
+
+#[test]
+fn a_link_or_mount_point_is_noticed_before_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    fs::create_dir(&real).unwrap();
+    symlink(&real, &link).unwrap();
+    let error = refusal(&link, &FORCE);
+    assert!(error.message.contains("symbolic link"), "{error}");
+    assert!(error.hints[0].contains("real"), "{error:?}");
+    symlink("nowhere", dir.path().join("dangling")).unwrap();
+    assert!(
+        refusal(&dir.path().join("dangling"), &FORCE)
+            .message
+            .contains("link")
+    );
+    fs::write(dir.path().join("file"), "").unwrap();
+    assert!(
+        refusal(&dir.path().join("file"), &FORCE)
+            .message
+            .contains("not a folder")
+    );
+    let error = refusal(Path::new("/proc"), &FORCE);
+    // Where this user may write beside it.
+    if !error.message.contains("write") && !error.message.contains("cannot be used") {
+        assert!(error.message.contains("mount point"), "{error}");
+    }
+    let mut left = names(dir.path());
+    left.retain(|n| n.starts_with('.'));
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_partial_folder_of_somebody_else_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let partial = dir.path().join(".vm-kvm.partial");
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join("x"), "").unwrap();
+    let elsewhere = dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(elsewhere.join("x"), "").unwrap();
+    let refused = |says: &str| {
+        let error = refusal(&target, &Preference::default());
+        let causes = error.causes().join(" ");
+        assert_eq!(error.kind, ErrorKind::Failed, "{error}");
+        assert!(causes.contains(says), "{says}: {causes}");
+    };
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o777)).unwrap();
+    refused("written by others");
+    assert!(partial.join("x").exists());
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o755)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&partial, Some(12345), None).unwrap();
+        refused("belongs to user 12345");
+        assert!(partial.join("x").exists());
+    }
+    fs::remove_dir_all(&partial).unwrap();
+    symlink(&elsewhere, &partial).unwrap();
+    refused("symbolic link");
+    assert!(elsewhere.join("x").exists());
+}
+
+/// Each place a run without RENAME_EXCHANGE can be killed in, as the next run finds it.
+#[test]
+fn a_replacement_that_was_interrupted_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let (partial, replaced) = (
+        dir.path().join(".vm-kvm.partial"),
+        dir.path().join(".vm-kvm.replaced"),
+    );
+    let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+    // Which names the two results have, and which one is there afterwards.
+    for (new, old, after) in [
+        (&partial, &target, "old"),
+        (&partial, &replaced, "new"),
+        (&target, &replaced, "new"),
+        (&target, &partial, "new"),
+    ] {
+        let made = dir.path().join("new");
+        result(&made, "new");
+        result(&target, "old");
+        fs::write(target.join("notes.txt"), "mine").unwrap();
+        let note = json!({"schema": INTENT, "new": inode(&made), "old": inode(&target)});
+        fs::write(dir.path().join(".vm-kvm.lock"), note.to_string()).unwrap();
+        fs::set_permissions(
+            dir.path().join(".vm-kvm.lock"),
+            fs::Permissions::from_mode(0o600),
+        )
+        .unwrap();
+        if old != &target {
+            fs::rename(&target, old).unwrap();
+        }
+        fs::rename(&made, new).unwrap();
+        // The other way in: a run that looks at the result.
+        repair(&target).unwrap();
+        assert_eq!(disk(&target), after, "{new:?} {old:?}");
+        assert_eq!(
+            fs::read_to_string(target.join("notes.txt")).unwrap(),
+            "mine"
+        );
+        let mut folder = create(&target, &FORCE).unwrap();
+        fill(&folder, "later");
+        folder.complete().unwrap();
+        drop(folder);
+        assert_eq!(disk(&target), "later");
+        assert_eq!(names(dir.path()), ["vm-kvm"], "{new:?} {old:?}");
+        fs::remove_dir_all(&target).unwrap();
+    }
+    // Of a version that noted nothing.
+    result(&target, "old");
+    fs::rename(&target, &replaced).unwrap();
+    assert!(
+        refusal(&target, &Preference::default())
+            .message
+            .ends_with("exists")
+    );
+    assert_eq!(disk(&target), "old");
+    result(&dir.path().join("other"), "other");
+    fs::rename(dir.path().join("other"), &replaced).unwrap();
+    let error = refusal(&target, &FORCE);
+    assert!(error.message.contains(".vm-kvm.replaced"), "{error}");
+    assert_eq!(
+        (disk(&target), disk(&replaced)),
+        ("old".into(), "other".into())
+    );
+}
+
+#[test]
+fn names_are_safe() {
+    for (name, safe) in [
+        ("vm", "vm"),
+        ("my vm/../x", "my-vm-..-x"),
+        ("...", "vm"),
+        ("äö", "vm-6641ae9e"),
+        ("服务器", "vm-2388cbc6"),
+        ("服务器 2", "2"),
+        ("---", "vm"),
+        ("", "vm"),
+        ("-rf", "rf"),
+    ] {
+        assert_eq!(safe_name(name), safe);
+        let hashed = safe.len() == 11 && safe.starts_with("vm-");
+        assert_eq!(title(name), hashed.then(|| name.to_string()));
+    }
+}

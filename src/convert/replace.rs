@@ -1,0 +1,565 @@
+//! What `--force` may replace: the files that the report of an earlier result lists, and nothing else.
+//!
+//! A result that somebody still needs is refused: its disk is in use or has changed since the report (a
+//! VM ran from it), `boot` has started the VM, it can undo a fix in place, or the source of this very run
+//! lies in it. Files that hyper2kvm did not write are moved to the new result.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{openat, statat, statx};
+use rustix::io::Errno;
+use serde_json::Value;
+
+use crate::boot::record::{self, Phase, Record};
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::files::{create_private, rename_new};
+use crate::fix::commit;
+use crate::fix::journal::{self, Journal};
+use crate::lock::{FileLock, LockError};
+use crate::report::OutputFile;
+use crate::text::shell_word;
+
+use super::in_use::{self, Held};
+
+/// Present in every complete result.
+pub(super) const MARK: &str = "report.json";
+const MAX_REPORT: u64 = 64 << 20;
+/// Written besides what the report lists: the report, and what `boot` leaves when it did not start.
+const OWN: [&str; 5] = [
+    MARK,
+    crate::boot::LOCK,
+    ".boot.json.new",
+    ".boot-domain.xml",
+    record::INSTALLING,
+];
+/// Of results whose report has no list yet.
+const UNLISTED: [&str; 4] = ["report.html", "plan.json", "journal.json", ".lock"];
+const UNLISTED_FOLDERS: [&str; 3] = ["registry", "backup", "generated"];
+
+/// What is under the name of the output folder.
+#[derive(Debug)]
+pub(super) enum Situation {
+    Free,
+    /// An empty directory.
+    Empty,
+    Result(Box<Earlier>),
+}
+
+/// An earlier result that may be replaced, and what keeps it so meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Earlier {
+    folder: PathBuf,
+    /// Relative paths of what was written by hyper2kvm.
+    own: BTreeSet<PathBuf>,
+    /// Directories of which everything is.
+    own_folders: Vec<&'static str>,
+    /// Disks that were moved elsewhere; they stay there.
+    pub(super) elsewhere: Vec<PathBuf>,
+    _boot: Option<FileLock>,
+    _disks: Held,
+}
+
+/// A disk of an earlier result.
+struct Image {
+    path: PathBuf,
+    /// Of the report: no list, no entry in it, or the entry.
+    was: Option<Option<OutputFile>>,
+}
+
+/// On what terms a result is replaced.
+pub(super) struct Terms<'a> {
+    pub(super) force: bool,
+    /// Files of the source, as named and as far as they are known.
+    pub(super) sources: &'a [PathBuf],
+    /// Right before the exchange: keeps `boot` from starting on what is about to go.
+    pub(super) last: bool,
+}
+
+/// Looks at `target`, which is `name` in the open directory `parent`, and refuses what must not be
+/// replaced.
+pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Situation> {
+    let shown = target.display();
+    let Some(folder) = open_target(parent, target)? else {
+        return Ok(Situation::Free);
+    };
+    let reading = |e: io::Error| Error::failed(format!("reading {shown}")).because(e);
+    if fs::read_dir(target).map_err(reading)?.next().is_none() {
+        return Ok(Situation::Empty);
+    }
+    let Some(report) = read_report(target)? else {
+        return Err(Error::failed(format!(
+            "{shown} exists and is not an output folder of this program"
+        ))
+        .hint("choose another folder with --output-dir"));
+    };
+    if !terms.force {
+        return Err(Error::failed(format!("{shown} exists"))
+            .hint("--force replaces it; --output-dir chooses another folder"));
+    }
+    let mut earlier = Earlier::new(target, &report);
+    // What this run reads is held by it; not being in the folder, it is not replaced either.
+    let reads = |disk: &PathBuf| terms.sources.iter().any(|s| same_file(s, disk));
+    earlier.elsewhere.retain(|disk| !reads(disk));
+    refuse_sources(target, terms.sources)?;
+    refuse_undo(target)?;
+    earlier._boot = boot_lock(&folder, target, terms.last)?;
+    let boot = booted(target)?;
+    let images = earlier.images(&report);
+    earlier.refuse_used(&images, boot.as_ref())?;
+    if let Some(boot) = boot.filter(|b| b.phase != Phase::New) {
+        return Err(started(target, &boot));
+    }
+    earlier.refuse_changed(&images)?;
+    Ok(Situation::Result(Box::new(earlier)))
+}
+
+/// The directory itself, which must be neither a link nor a file system of its own: it could not be
+/// renamed over at the end.
+fn open_target(parent: &OwnedFd, target: &Path) -> Result<Option<OwnedFd>> {
+    let shown = target.display();
+    let name = target.file_name().unwrap_or_default();
+    let failed =
+        |e: Errno| Error::failed(format!("looking at {shown}")).because(io::Error::from(e));
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = match statx(parent, name, flags, StatxFlags::BASIC_STATS) {
+        Ok(found) => found,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    match FileType::from_raw_mode(found.stx_mode.into()) {
+        FileType::Directory => {}
+        FileType::Symlink => {
+            let real = fs::canonicalize(target).unwrap_or_default();
+            let error = Error::failed(format!(
+                "{shown} is a symbolic link, which the result cannot take the place of"
+            ));
+            return Err(if real.is_dir() {
+                error.hint(format!(
+                    "name the folder itself: --output-dir {}",
+                    shell_word(&real.display().to_string())
+                ))
+            } else {
+                error.hint("choose another folder with --output-dir")
+            });
+        }
+        _ => {
+            return Err(Error::failed(format!("{shown} exists and is not a folder"))
+                .hint("choose another folder with --output-dir"));
+        }
+    }
+    let beside = rustix::fs::fstat(parent).map_err(failed)?;
+    let here = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+    if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) || here.st_dev != beside.st_dev {
+        return Err(Error::failed(format!(
+            "{shown} is a mount point: the result is made beside it, on another file system, and cannot take its place"
+        ))
+        .hint(format!(
+            "choose a folder in it: --output-dir {}",
+            shell_word(&target.join("vm-kvm").display().to_string())
+        )));
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::empty())
+        .map(Some)
+        .map_err(failed)
+}
+
+/// The report of an earlier result; `None` when there is none.
+fn read_report(target: &Path) -> Result<Option<Value>> {
+    let path = target.join(MARK);
+    let opened = File::options()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+        .open(&path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(
+                Error::missing_tool(format!("no permission to read {}", path.display()))
+                    .because(e)
+                    .hint("run this as its owner, or choose another folder with --output-dir"),
+            );
+        }
+        Err(_) => return Ok(None),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_REPORT)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
+    let report = serde_json::from_slice::<Value>(&bytes).ok();
+    Ok(report.filter(|r| r["schema"] == "hyper2kvm/report/1"))
+}
+
+fn refuse_sources(target: &Path, sources: &[PathBuf]) -> Result<()> {
+    match inside(target, sources) {
+        Some(source) => Err(Error::failed(format!(
+            "{} lies in {}, which would be replaced by the result",
+            source.display(),
+            target.display()
+        ))
+        .hint("choose another folder with --output-dir, or move the source out of it first")),
+        None => Ok(()),
+    }
+}
+
+/// The first of `files` that lies in `folder`, by its name or by where that leads.
+pub(super) fn inside<'f>(folder: &Path, files: &'f [PathBuf]) -> Option<&'f PathBuf> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let (named, is) = (folder, real(folder));
+    files.iter().find(|file| {
+        let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
+        // The directory a link lies in counts as well as that of its target.
+        let beside = absolute
+            .parent()
+            .map(|p| real(p).join(absolute.file_name().unwrap_or_default()));
+        absolute.starts_with(named)
+            || real(&absolute).starts_with(&is)
+            || beside.is_some_and(|path| path.starts_with(&is))
+    })
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+    identity(a).is_some() && identity(a) == identity(b)
+}
+
+fn refuse_undo(target: &Path) -> Result<()> {
+    let shown = target.display();
+    let path = target.join(journal::FILE_NAME);
+    match Journal::load(&path) {
+        Ok(journal) if journal.needs_undo() => Err(Error::failed(format!(
+            "{shown} holds what undoes a fix in place of {}",
+            journal.doc.disk.path.display()
+        ))
+        .hint(format!(
+            "choose another folder with --output-dir, or undo it first: hyper2kvm rollback {}",
+            shell_word(&target.display().to_string())
+        ))),
+        Ok(_) => Ok(()),
+        // Whatever it says: with saved blocks beside it, it may be needed.
+        Err(error) if target.join(commit::BEFORE_FILE).symlink_metadata().is_ok() => {
+            Err(Error::failed(format!(
+                "{shown} holds saved blocks of a disk ({}), and its journal cannot be used",
+                commit::BEFORE_FILE
+            ))
+            .because(error)
+            .hint("choose another folder with --output-dir, or remove this one by hand if no disk has to be restored from it"))
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+fn boot_lock(folder: &OwnedFd, target: &Path, create: bool) -> Result<Option<FileLock>> {
+    FileLock::take(folder, crate::boot::LOCK.as_ref(), target, create).map_err(|e| match e {
+        LockError::Held { .. } => Error::failed(format!(
+            "hyper2kvm boot, pull or rollback is at work in {}",
+            target.display()
+        ))
+        .hint("wait for it, or choose another folder with --output-dir"),
+        other => Error::failed(format!("locking {}", target.display())).because(other),
+    })
+}
+
+/// The record of `boot`, where there is one.
+fn booted(target: &Path) -> Result<Option<Record>> {
+    Record::load(target).map_err(|e| {
+        Error::failed(format!(
+            "{} was booted, and its record cannot be used",
+            target.display()
+        ))
+        .because(e)
+        .hint("choose another folder with --output-dir, or remove this one by hand")
+    })
+}
+
+/// Windows has run from it: what it wrote is nowhere else.
+fn started(target: &Path, boot: &Record) -> Error {
+    let shown = target.display();
+    let switched = matches!(
+        boot.phase,
+        Phase::Protecting | Phase::Final | Phase::Restoring | Phase::Done
+    );
+    let what = match switched {
+        true => "the VM is past its switch to VirtIO",
+        false => "hyper2kvm boot has started the VM",
+    };
+    Error::failed(format!(
+        "{shown} is not replaced: {what} (phase {} of boot.json)",
+        boot.phase.as_str()
+    ))
+    .hint("choose another folder with --output-dir")
+    .hint(format!(
+        "if the VM is of no use any more: virsh -c {} destroy {}; virsh -c {} undefine --nvram {}; rm -r {}",
+        shell_word(&boot.uri),
+        shell_word(&boot.name),
+        shell_word(&boot.uri),
+        shell_word(&boot.name),
+        shell_word(&target.display().to_string())
+    ))
+}
+
+impl Earlier {
+    fn new(target: &Path, report: &Value) -> Self {
+        let mut earlier = Self {
+            folder: target.to_path_buf(),
+            own: OWN.iter().map(PathBuf::from).collect(),
+            ..Self::default()
+        };
+        match listed(report) {
+            Some(list) => earlier.own.extend(list.into_keys()),
+            None => {
+                earlier.own.extend(UNLISTED.iter().map(PathBuf::from));
+                earlier.own_folders = UNLISTED_FOLDERS.to_vec();
+                let name = report["name"].as_str().unwrap_or_default();
+                earlier.own.insert(format!("{name}-probe.qcow2").into());
+                let outputs = &report["outputs"];
+                let lists = [&outputs["disks"], &outputs["emitted"]];
+                let lists = lists.into_iter().filter_map(Value::as_array).flatten();
+                let single = [&outputs["bootstrap_xml"], &outputs["final_xml"]];
+                for path in lists.chain(single).filter_map(Value::as_str) {
+                    let path = Path::new(path);
+                    // The folder may have been renamed since; what was moved out of it is elsewhere.
+                    if let Some(name) = path.file_name().filter(|n| target.join(n).exists()) {
+                        earlier.own.insert(name.into());
+                    }
+                }
+            }
+        }
+        earlier.own.retain(|path| plain(path));
+        for disk in disks(report) {
+            if disk.parent() != Some(target) && disk.is_file() {
+                earlier.elsewhere.push(disk);
+            }
+        }
+        earlier
+    }
+
+    /// The disks of the result: those in the folder by their list entry, and those that were moved.
+    fn images(&self, report: &Value) -> Vec<Image> {
+        let list = listed(report);
+        let entry = |path: &Path| list.as_ref().map(|list| list.get(path).cloned());
+        let disks = disks(report);
+        let names: BTreeSet<_> = disks.iter().filter_map(|d| d.file_name()).collect();
+        let is_image = |path: &Path| {
+            let known = |e: &std::ffi::OsStr| ["qcow2", "raw", "img", "fd"].iter().any(|k| e == *k);
+            path.file_name().is_some_and(|name| names.contains(name))
+                || path.extension().is_some_and(known)
+        };
+        let here = self.own.iter().filter(|path| is_image(path));
+        let here = here.map(|path| Image {
+            path: self.folder.join(path),
+            was: entry(path),
+        });
+        let elsewhere = self.elsewhere.iter().map(|path| Image {
+            path: path.clone(),
+            was: entry(path),
+        });
+        here.chain(elsewhere).collect()
+    }
+
+    /// A running VM or a storage program that has a disk of the result open.
+    fn refuse_used(&mut self, images: &[Image], boot: Option<&Record>) -> Result<()> {
+        let by_hand = |file: &Path, user: &str| {
+            Error::failed(format!("{} is in use by {user}", file.display()))
+                .hint("choose another folder with --output-dir")
+                .hint("shut the VM down first; if it is of no use any more, undefine it and remove its folder by hand")
+        };
+        let files: Vec<PathBuf> = images
+            .iter()
+            .map(|image| image.path.clone())
+            .filter(|path| path.symlink_metadata().is_ok_and(|m| m.is_file()))
+            .collect();
+        let mut held = Held::default();
+        for file in &files {
+            if let Some(user) = held.hold(file) {
+                return Err(by_hand(file, &user));
+            }
+        }
+        if let Some(domain) = in_use::domain_of(&files, boot.map(|b| b.uri.as_str()))
+            && let Some(file) = files.first()
+        {
+            return Err(by_hand(file, &domain));
+        }
+        self._disks = held;
+        Ok(())
+    }
+
+    /// A disk that is not what the report says was written by somebody else since.
+    fn refuse_changed(&self, images: &[Image]) -> Result<()> {
+        let report = fs::metadata(self.folder.join(MARK)).ok();
+        for Image { path, was } in images {
+            // Taken away by the user: nothing is lost.
+            let Ok(found) = path.symlink_metadata() else {
+                continue;
+            };
+            let changed = match was {
+                _ if !found.is_file() => Some("is no regular file any more".to_owned()),
+                Some(was) => was.as_ref().and_then(|was| difference(was, &found)),
+                None => report
+                    .as_ref()
+                    .filter(|report| found.mtime() > report.mtime())
+                    .map(|_| "was written to".to_owned()),
+            };
+            if let Some(how) = changed {
+                return Err(Error::failed(format!(
+                    "{} has changed since its report was written: it {how}",
+                    path.display()
+                ))
+                .hint("choose another folder with --output-dir")
+                .hint(format!(
+                    "if that disk is of no use any more, remove it by hand: rm {}",
+                    shell_word(&path.display().to_string())
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_own(&self, relative: &Path) -> bool {
+        self.own.contains(relative)
+            || self
+                .own_folders
+                .iter()
+                .any(|folder| relative.starts_with(folder))
+    }
+
+    /// Whether a directory was created by hyper2kvm: there is something of it in there.
+    fn is_own_folder(&self, relative: &Path) -> bool {
+        self.own.iter().any(|path| path.starts_with(relative))
+            || self
+                .own_folders
+                .iter()
+                .any(|folder| relative.starts_with(folder))
+    }
+
+    /// What hyper2kvm did not write, as relative paths; whole directories where nothing in them is its.
+    pub(super) fn unknown(&self) -> io::Result<Vec<PathBuf>> {
+        self.unknown_in(&self.folder)
+    }
+
+    /// The same for where the folder is by now.
+    fn unknown_in(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut unknown = Vec::new();
+        let mut left = vec![PathBuf::new()];
+        while let Some(below) = left.pop() {
+            for entry in fs::read_dir(folder.join(&below))? {
+                let entry = entry?;
+                let relative = below.join(entry.file_name());
+                let kind = entry.file_type()?;
+                if kind.is_dir() && self.is_own_folder(&relative) {
+                    left.push(relative);
+                } else if kind.is_dir() || !kind.is_file() || !self.is_own(&relative) {
+                    unknown.push(relative);
+                }
+            }
+        }
+        unknown.sort();
+        Ok(unknown)
+    }
+
+    /// Refuses files of the user that would have to go where the new result has its own.
+    pub(super) fn refuse_collisions(&self, new: &Path) -> Result<Vec<PathBuf>> {
+        let unknown = self
+            .unknown()
+            .map_err(|e| Error::failed(format!("reading {}", self.folder.display())).because(e))?;
+        for path in &unknown {
+            if new.join(path).symlink_metadata().is_ok() {
+                return Err(Error::failed(format!(
+                    "{} was not written by hyper2kvm, and the new result has a file of that name",
+                    self.folder.join(path).display()
+                ))
+                .hint("move it elsewhere, or choose another folder with --output-dir"));
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// After the exchange: what is not hyper2kvm's goes from the old directory to the new one, then the
+    /// old one is removed. Whatever cannot be moved stays in it.
+    pub(super) fn clear(&self, old: &Path, new: &Path) -> io::Result<()> {
+        for path in self.unknown_in(old)? {
+            failpoint::step("before", "move of a kept file")?;
+            if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+                create_private(&new.join(parent))?;
+            }
+            if let Err(error) = rename_new(&old.join(&path), &new.join(&path)) {
+                tracing::warn!("moving {} to {}: {error}", path.display(), new.display());
+            } else {
+                failpoint::step("after", "move of a kept file")?;
+            }
+        }
+        failpoint::step("before", "removal of the old result")?;
+        self.remove_own(old, Path::new(""))?;
+        // Last: a run that is killed before this finds here what else is its to remove.
+        match fs::remove_file(old.join(MARK)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        fs::remove_dir(old)
+    }
+
+    fn remove_own(&self, old: &Path, below: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(old.join(below))? {
+            let entry = entry?;
+            let relative = below.join(entry.file_name());
+            let kind = entry.file_type()?;
+            if kind.is_dir() && self.is_own_folder(&relative) {
+                self.remove_own(old, &relative)?;
+                // What could not be moved out of it is still there.
+                let _ = fs::remove_dir(old.join(&relative));
+            } else if kind.is_file() && self.is_own(&relative) && relative != Path::new(MARK) {
+                fs::remove_file(old.join(&relative))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of a result wherever it lies now; nothing of a directory that holds no report.
+    pub(super) fn of(folder: &Path) -> Result<Self> {
+        Ok(match read_report(folder)? {
+            Some(report) => Self::new(folder, &report),
+            None => Self {
+                folder: folder.to_path_buf(),
+                own: [crate::boot::LOCK.into()].into(),
+                ..Self::default()
+            },
+        })
+    }
+}
+
+fn disks(report: &Value) -> Vec<PathBuf> {
+    let disks = report["outputs"]["disks"].as_array().into_iter().flatten();
+    disks.filter_map(Value::as_str).map(PathBuf::from).collect()
+}
+
+/// The list of a report, by path; `None` for one that was written before there was a list.
+fn listed(report: &Value) -> Option<BTreeMap<PathBuf, OutputFile>> {
+    let list: Vec<OutputFile> = serde_json::from_value(report.get("files")?.clone()).ok()?;
+    Some(list.into_iter().map(|f| (f.path.clone(), f)).collect())
+}
+
+fn difference(was: &OutputFile, found: &fs::Metadata) -> Option<String> {
+    let now = OutputFile::of(was.path.clone(), found)?;
+    if now.size_bytes != was.size_bytes {
+        return Some(format!(
+            "has {} bytes, not {}",
+            now.size_bytes, was.size_bytes
+        ));
+    }
+    if now.modified_ns != was.modified_ns {
+        return Some("was written to".to_owned());
+    }
+    (now.inode != was.inode).then(|| "is another file".to_owned())
+}
+
+/// A relative path that stays below where it starts.
+fn plain(path: &Path) -> bool {
+    !path.as_os_str().is_empty() && path.components().all(|c| matches!(c, Component::Normal(_)))
+}

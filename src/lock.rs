@@ -1,0 +1,230 @@
+//! Locks between runs: a file that is locked, not one that exists.
+//!
+//! The lock ends with the process that holds it, also on SIGKILL. Its file may be removed by the holder
+//! only, and whoever gets a lock checks that the file is still the one under its name: otherwise a run
+//! that waited on a removed file and a run that created a new one would both hold "the" lock.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, fcntl_lock, flock, fstat, fsync, openat, statat,
+    unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::failpoint;
+use crate::fix::trusted::{self, TrustError};
+
+/// Each round another run has removed the file in between.
+const ROUNDS: usize = 1000;
+/// What a lock file says is a few lines.
+const MAX_NOTE: u64 = 64 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("{} is locked by another run", path.display())]
+    Held { path: PathBuf },
+    #[error(transparent)]
+    Untrusted(#[from] TrustError),
+    #[error("the file system of {} has no file locks", path.display())]
+    Unsupported {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("locking {}", path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A lock that is held until it is dropped.
+#[derive(Debug)]
+pub struct FileLock {
+    file: File,
+    folder: OwnedFd,
+    name: OsString,
+    path: PathBuf,
+}
+
+impl FileLock {
+    /// Takes the lock `name` in an open directory, or fails at once. `shown` is the directory's path.
+    /// With `create` the file is created when it is missing; without, `None` means that it is.
+    pub fn take(
+        folder: impl AsFd,
+        name: &OsStr,
+        shown: &Path,
+        create: bool,
+    ) -> Result<Option<Self>, LockError> {
+        let path = shown.join(name);
+        let failed = |e: Errno| LockError::Io {
+            path: path.clone(),
+            source: e.into(),
+        };
+        let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if create {
+            flags |= OFlags::CREATE;
+        }
+        for _ in 0..ROUNDS {
+            let file = match openat(&folder, name, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(fd) => File::from(fd),
+                Err(Errno::NOENT) if !create => return Ok(None),
+                Err(e) => return Err(failed(e)),
+            };
+            trusted::check_file(&file, &path)?;
+            if !lock(&file, &path)? {
+                return Err(LockError::Held { path });
+            }
+            let held = fstat(&file).map_err(failed)?;
+            match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(there) if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino) => {
+                    let folder = folder.as_fd().try_clone_to_owned();
+                    return Ok(Some(Self {
+                        file,
+                        folder: folder.map_err(|source| LockError::Io {
+                            path: path.clone(),
+                            source,
+                        })?,
+                        name: name.to_owned(),
+                        path,
+                    }));
+                }
+                // Removed by the run that held it.
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        Err(LockError::Held { path })
+    }
+
+    /// What was noted in the file, by this run or an earlier one.
+    pub fn note(&self) -> io::Result<String> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(0))?;
+        let mut text = String::new();
+        file.take(MAX_NOTE).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Notes something for the next run; durable when this returns.
+    pub fn set_note(&self, text: &str) -> io::Result<()> {
+        let mut file = &self.file;
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        Ok(fsync(&self.folder)?)
+    }
+
+    /// Removes the file and gives the lock up.
+    pub fn remove(self) {
+        if let Err(error) = unlinkat(&self.folder, &self.name, AtFlags::empty()) {
+            tracing::debug!("removing {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Locks the file: by `flock`, else as a record lock, which some network file systems have instead.
+/// `false`: another process holds it.
+fn lock(file: &File, path: &Path) -> Result<bool, LockError> {
+    let flocked = match failpoint::hit("flock") {
+        Ok(()) => flock(file, FlockOperation::NonBlockingLockExclusive),
+        Err(_) => Err(Errno::NOSYS),
+    };
+    match flocked {
+        Ok(()) => return Ok(true),
+        Err(Errno::WOULDBLOCK) => return Ok(false),
+        Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK | Errno::INVAL) => {}
+        Err(e) => {
+            return Err(LockError::Io {
+                path: path.to_path_buf(),
+                source: e.into(),
+            });
+        }
+    }
+    let recorded = match failpoint::hit("record-lock") {
+        Ok(()) => fcntl_lock(file, FlockOperation::NonBlockingLockExclusive),
+        Err(_) => Err(Errno::NOLCK),
+    };
+    match recorded {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::ACCESS) => Ok(false),
+        Err(e) => Err(LockError::Unsupported {
+            path: path.to_path_buf(),
+            source: e.into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn take(dir: &Path) -> Result<Option<FileLock>, LockError> {
+        let folder = File::open(dir).unwrap();
+        FileLock::take(&folder, OsStr::new(".l"), dir, true)
+    }
+
+    #[test]
+    fn one_holder_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = take(dir.path()).unwrap().unwrap();
+        first.set_note("half way").unwrap();
+        assert!(matches!(take(dir.path()), Err(LockError::Held { .. })));
+        drop(first);
+        let second = take(dir.path()).unwrap().unwrap();
+        assert_eq!(second.note().unwrap(), "half way");
+        second.set_note("").unwrap();
+        assert_eq!(second.note().unwrap(), "");
+        second.remove();
+        assert!(!dir.path().join(".l").exists());
+    }
+
+    /// Whoever opened the file before its holder removed it must not end up with a lock on nothing.
+    #[test]
+    fn a_removed_file_is_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".l");
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let dir = dir.path().to_path_buf();
+                std::thread::spawn(move || {
+                    let mut taken = 0;
+                    while taken < 200 {
+                        if let Ok(Some(lock)) = take(&dir) {
+                            let held = dir.join("held");
+                            fs::File::create_new(&held).expect("two held it");
+                            fs::remove_file(&held).unwrap();
+                            lock.remove();
+                            taken += 1;
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_planted_lock_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".l");
+        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+        assert!(take(dir.path()).is_err());
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        assert!(matches!(take(dir.path()), Err(LockError::Untrusted(_))));
+    }
+}

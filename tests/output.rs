@@ -1,0 +1,768 @@
+//! The output folder: what `--force` replaces and what it leaves alone, two runs at once, kills while a
+//! result is replaced, and who may read what is written.
+
+#![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
+#![allow(clippy::print_stderr)] // which case is running
+
+mod support;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
+use serde_json::{Value, json};
+use support::{Lab, Run, TOOLS, binary, finish, h2k, have, names, sha256, tool, virtio_win};
+
+fn lab() -> Lab {
+    let mut spec = GuestSpec::new(WinVersion::Win10);
+    spec.disk_size = 512 << 20;
+    spec.recovery = false;
+    spec.firmware = Firmware::Bios;
+    Lab::new(spec)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn command(source: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command
+        .args(["convert", "--virtio-iso"])
+        .arg(virtio_win())
+        .arg("-o")
+        .arg(out)
+        .args(more)
+        .arg(source);
+    command
+}
+
+fn convert(source: &Path, out: &Path, more: &[&str]) -> Run {
+    finish(command(source, out, more))
+}
+
+/// A whole result: its disk is one that `verify` accepts.
+#[track_caller]
+fn whole(out: &Path, name: &str) {
+    h2k(["verify", text(&out.join(format!("{name}.qcow2")))]).expect(0);
+    assert!(out.join("report.json").exists());
+}
+
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Holds an image as a running VM does.
+fn hold(disk: &Path) -> Holder {
+    let mut command = Command::new("qemu-io");
+    let child = command
+        .args(["-f", "qcow2"])
+        .arg(disk)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let holder = Holder(child);
+    let start = Instant::now();
+    loop {
+        let info = Command::new("qemu-img")
+            .arg("info")
+            .arg(disk)
+            .output()
+            .unwrap();
+        if !info.status.success() {
+            return holder;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "nobody holds it");
+    }
+}
+
+#[test]
+fn force_leaves_alone_what_is_needed() {
+    if !have(&TOOLS) || !have(&["qemu-io"]) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("guest-kvm");
+    convert(&lab.raw, &out, &[]).expect(0);
+    let disk = out.join("guest.qcow2");
+    let refused = |says: &[&str]| {
+        let before = sha256(&disk);
+        let run = convert(&lab.raw, &out, &["--force"]).expect(1);
+        for says in says {
+            assert!(run.stderr.contains(says), "{says}: {}", run.stderr);
+        }
+        assert!(run.stderr.contains("hint: "), "{}", run.stderr);
+        assert_eq!(sha256(&disk), before);
+        assert!(!lab.path(".guest-kvm.partial").exists());
+    };
+    eprintln!("a running VM");
+    let holder = hold(&disk);
+    let run = convert(&lab.raw, &out, &["--force"]).expect(1);
+    assert!(run.stderr.contains("in use"), "{}", run.stderr);
+    eprintln!("the same by --batch");
+    let list = lab.path("fleet.yaml");
+    let text_of_list = format!(
+        "defaults: {{virtio-iso: {}}}\nmachines: [{{source: guest.raw}}]\n",
+        virtio_win().display()
+    );
+    fs::write(&list, text_of_list).unwrap();
+    let run = h2k(["convert", "--batch", text(&list), "--force"]).expect(101);
+    assert!(run.stdout.contains("in use") || run.stderr.contains("in use"));
+    drop(holder);
+    whole(&out, "guest");
+
+    eprintln!("a disk that was written to");
+    let kept = lab.path("kept.qcow2");
+    tool("cp", &["-p", text(&disk), text(&kept)]);
+    tool(
+        "qemu-io",
+        &["-f", "qcow2", "-c", "write -P 1 300M 4k", text(&disk)],
+    );
+    refused(&["has changed since its report"]);
+    fs::remove_file(&disk).unwrap();
+    fs::rename(&kept, &disk).unwrap();
+    refused(&["is another file"]);
+    fs::remove_dir_all(&out).unwrap();
+
+    eprintln!("a VM past its switch");
+    convert(&lab.raw, &out, &[]).expect(0);
+    let record = |phase: &str| {
+        json!({"schema": "hyper2kvm/boot/1", "version": "0", "phase": phase, "uri": "qemu:///system",
+               "name": "guest", "uuid": "00000000-0000-0000-0000-000000000001", "bootstrap": null,
+               "proof": null, "final": null, "protected": [], "evidence": [], "warnings": [],
+               "next_commands": []})
+    };
+    for (phase, says) in [("done", "past its switch"), ("bootstrap", "has started")] {
+        fs::write(out.join("boot.json"), record(phase).to_string()).unwrap();
+        fs::set_permissions(out.join("boot.json"), Permissions::from_mode(0o600)).unwrap();
+        refused(&[says, "virsh -c qemu:///system undefine --nvram guest"]);
+    }
+    fs::remove_file(out.join("boot.json")).unwrap();
+
+    eprintln!("files of the user");
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    let run = convert(&lab.raw, &out, &["--force", "--json"]).expect(0);
+    assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
+    assert!(run.json()["warnings"].to_string().contains("notes.txt"));
+    whole(&out, "guest");
+    let listed: Vec<String> = run.json()["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| f["path"].as_str().unwrap().to_owned())
+        .collect();
+    for file in ["guest.qcow2", "plan.json", "report.html", "journal.json"] {
+        assert!(listed.iter().any(|f| f == file), "{file}: {listed:?}");
+    }
+}
+
+#[test]
+fn the_source_in_the_target_is_kept() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("out");
+    convert(&lab.raw, &out, &["--name", "vm"]).expect(0);
+    let disk = out.join("vm.qcow2");
+    let before = sha256(&disk);
+    let overlay = lab.path("overlay.qcow2");
+    let base = text(&disk);
+    tool(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            base,
+            text(&overlay),
+        ],
+    );
+    for source in [&disk, &overlay] {
+        let run = convert(
+            source,
+            &out,
+            &["--force", "--name", "vm", "--allow-backing", text(&out)],
+        )
+        .expect(1);
+        assert!(
+            run.stderr.contains("would be replaced by the result"),
+            "{}",
+            run.stderr
+        );
+        assert_eq!(sha256(&disk), before);
+    }
+    whole(&out, "vm");
+}
+
+/// Waits until the run has begun, and puts a file into its target.
+fn meanwhile(lab: &Lab, out: &Path, act: impl Fn()) -> Run {
+    let mut command = command(&lab.raw, out, &[]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let name = format!(".{}.partial", out.file_name().unwrap().to_str().unwrap());
+    let start = Instant::now();
+    while !out.with_file_name(&name).exists() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "it does not begin"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    act();
+    let out = child.wait_with_output().unwrap();
+    Run {
+        code: out.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(out.stdout).unwrap(),
+        stderr: String::from_utf8(out.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn what_appears_during_the_run_stays() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("out");
+    fs::create_dir(&out).unwrap();
+    meanwhile(&lab, &out, || {
+        fs::write(out.join("thesis.odt"), "years").unwrap()
+    })
+    .expect(0);
+    assert_eq!(fs::read_to_string(out.join("thesis.odt")).unwrap(), "years");
+    whole(&out, "guest");
+    fs::remove_dir_all(&out).unwrap();
+
+    let run = meanwhile(&lab, &out, || fs::create_dir(&out).unwrap()).expect(1);
+    assert!(
+        run.stderr.contains("appeared during the run"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
+}
+
+#[test]
+fn two_runs_on_one_target() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("out");
+    let start = Instant::now();
+    convert(&lab.raw, &out, &[]).expect(0);
+    let took = start.elapsed();
+    fs::remove_dir_all(&out).unwrap();
+    for pair in 0..10u32 {
+        let runs: Vec<_> = ["a", "b"]
+            .map(|name| {
+                let mut command = command(&lab.raw, &out, &["--name", name]);
+                command.stdout(Stdio::null()).stderr(Stdio::piped());
+                let child = command.spawn().unwrap();
+                // The second starts ever nearer to the end of the first.
+                std::thread::sleep(took * pair / 9);
+                (name, child)
+            })
+            .into_iter()
+            .map(|(name, child)| (name, child.wait_with_output().unwrap()))
+            .collect();
+        let done: Vec<_> = runs
+            .iter()
+            .filter(|(_, run)| run.status.success())
+            .collect();
+        assert_eq!(done.len(), 1, "{pair}: {runs:?}");
+        for (name, run) in &runs {
+            let stderr = String::from_utf8_lossy(&run.stderr);
+            let refused = stderr.contains("another conversion") || stderr.contains("exists");
+            assert!(run.status.success() || refused, "{name}: {stderr}");
+        }
+        whole(&out, done[0].0);
+        assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+/// Unmounts when it goes.
+struct Mounted<'p>(&'p Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn links_and_mount_points_are_noticed_before_the_start() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let real = lab.path("real");
+    fs::create_dir(&real).unwrap();
+    let link = lab.path("link");
+    symlink(&real, &link).unwrap();
+    let refused = |out: &Path, says: &str| {
+        let run = convert(&lab.raw, out, &[]).expect(1);
+        assert!(run.stderr.contains(says), "{}", run.stderr);
+        assert!(!run.stderr.contains("Fixing"), "{}", run.stderr);
+    };
+    refused(&link, "is a symbolic link");
+    assert!(link.is_symlink() && names(&real).is_empty());
+    let mount = lab.path("mount");
+    fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=4m", "none"])
+        .arg(&mount)
+        .status();
+    if mounted.is_ok_and(|s| s.success()) {
+        let _mounted = Mounted(&mount);
+        refused(&mount, "is a mount point");
+        assert!(names(&mount).is_empty());
+    } else {
+        eprintln!("SKIP: cannot mount here");
+    }
+    // The same file system at another place.
+    let bound = Command::new("mount")
+        .arg("--bind")
+        .args([&real, &mount])
+        .status();
+    if bound.is_ok_and(|s| s.success()) {
+        let _mounted = Mounted(&mount);
+        refused(&mount, "is a mount point");
+    } else {
+        eprintln!("SKIP: cannot bind here");
+    }
+}
+
+#[test]
+fn killed_while_a_result_is_replaced() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("out");
+    let log = lab.path("steps");
+    let begin = || {
+        let _ = fs::remove_dir_all(&out);
+        convert(&lab.raw, &out, &["--name", "old"]).expect(0);
+        fs::write(out.join("notes.txt"), "mine").unwrap();
+    };
+    let replace = |points: &str| {
+        let mut command = command(&lab.raw, &out, &["--name", "new", "--force"]);
+        command.env("HYPER2KVM_FAILPOINT", points);
+        finish(command)
+    };
+    for without in ["", "exchange=fail,"] {
+        begin();
+        replace(&format!("{without}*=record:{}", text(&log))).expect(0);
+        whole(&out, "new");
+        let steps = fs::read_to_string(&log).unwrap();
+        fs::remove_file(&log).unwrap();
+        let wanted = [
+            "of the output folder",
+            "of the replacement",
+            "of a kept file",
+            "old result",
+        ];
+        let steps: Vec<&str> = steps
+            .lines()
+            .filter(|step| wanted.iter().any(|w| step.contains(w)))
+            .collect();
+        assert!(steps.len() >= 7, "{steps:?}");
+        assert_eq!(
+            !without.is_empty(),
+            steps.iter().any(|s| s.contains("between"))
+        );
+        for step in steps {
+            eprintln!("{without}{step}");
+            begin();
+            assert_eq!(replace(&format!("{without}{step}=kill")).code, -1);
+            // The next run of whatever verb has the result back under its name.
+            let run = convert(&lab.raw, &out, &["--name", "new"]).expect(1);
+            assert!(run.stderr.contains("out exists"), "{step}: {}", run.stderr);
+            let name = match out.join("new.qcow2").exists() {
+                true => "new",
+                false => "old",
+            };
+            whole(&out, name);
+            assert_eq!(
+                fs::read_to_string(out.join("notes.txt")).unwrap(),
+                "mine",
+                "{step}"
+            );
+            replace("").expect(0);
+            whole(&out, "new");
+            assert_eq!(names(lab.dir.path()), ["guest.raw", "out"], "{step}");
+            assert_eq!(
+                fs::read_to_string(out.join("notes.txt")).unwrap(),
+                "mine",
+                "{step}"
+            );
+        }
+    }
+}
+
+#[test]
+fn without_locks_it_is_refused_before_the_start() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("out");
+    let run = |points: &str| {
+        let mut command = command(&lab.raw, &out, &[]);
+        command.env("HYPER2KVM_FAILPOINT", points);
+        finish(command)
+    };
+    let refused = run("flock=fail,record-lock=fail").expect(1);
+    assert!(
+        refused.stderr.contains("no file locks"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!refused.stderr.contains("Inspecting"), "{}", refused.stderr);
+    assert!(!out.exists());
+    // Some network file systems have record locks only.
+    run("flock=fail").expect(0);
+    whole(&out, "guest");
+    assert!(!names(lab.dir.path()).contains(&".out.partial".to_owned()));
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+/// Every entry below a folder with its mode.
+fn modes(folder: &Path, found: &mut Vec<(String, bool, u32)>) {
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let kind = entry.file_type().unwrap();
+        found.push((
+            entry.path().display().to_string(),
+            kind.is_dir(),
+            mode(&entry.path()),
+        ));
+        if kind.is_dir() {
+            modes(&entry.path(), found);
+        }
+    }
+}
+
+#[test]
+fn nobody_else_reads_a_result() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    for (i, umask) in ["0000", "0022", "0077"].iter().enumerate() {
+        let out = lab.path(&format!("{i}/deep/out"));
+        let run = Command::new("sh")
+            .args(["-c", "umask $0; exec \"$@\"", umask])
+            .arg(binary())
+            .args(["convert", "--virtio-iso"])
+            .arg(virtio_win())
+            .args(["--emit", "qemu,proxmox", "-o"])
+            .arg(&out)
+            .arg(&lab.raw)
+            .output()
+            .unwrap();
+        assert!(
+            run.status.success(),
+            "{}",
+            String::from_utf8_lossy(&run.stderr)
+        );
+        // QEMU's user gets through, and lists nothing.
+        for above in [&out, out.parent().unwrap()] {
+            assert_eq!(mode(above), 0o711, "{umask}: {}", above.display());
+        }
+        let mut found = Vec::new();
+        modes(&out, &mut found);
+        assert!(found.len() > 10);
+        for (path, folder, mode) in found {
+            let wanted = match folder || path.ends_with(".sh") {
+                true => 0o700,
+                false => 0o600,
+            };
+            assert_eq!(mode, wanted, "umask {umask}: {path}");
+        }
+        for folder in ["backup", "registry"] {
+            assert!(out.join(folder).is_dir(), "{folder}");
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_is_there_keeps_its_owner_and_mode() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("out");
+    fs::create_dir(&out).unwrap();
+    fs::set_permissions(&out, Permissions::from_mode(0o700)).unwrap();
+    let root = rustix::process::geteuid().is_root();
+    if root {
+        chown(&out, Some(65534), Some(65534)).unwrap();
+    }
+    for more in [&[][..], &["--force"]] {
+        convert(&lab.raw, &out, more).expect(0);
+        assert_eq!(mode(&out), 0o700);
+        assert_eq!(mode(&out.join("guest.qcow2")), 0o600);
+        if root {
+            assert_eq!(fs::metadata(&out).unwrap().uid(), 65534);
+        }
+    }
+    // What undoes a fix in place must not lie where others can write.
+    fs::remove_dir_all(&out).unwrap();
+    fs::create_dir(&out).unwrap();
+    fs::set_permissions(&out, Permissions::from_mode(0o777)).unwrap();
+    let digest = sha256(&lab.raw);
+    let run = convert(&lab.raw, &out, &["--in-place"]).expect(1);
+    assert!(
+        run.stderr.contains("can be written by others"),
+        "{}",
+        run.stderr
+    );
+    assert!(run.stderr.contains("chmod go-w"), "{}", run.stderr);
+    assert_eq!(sha256(&lab.raw), digest);
+}
+
+/// A partial folder with a journal that would have chosen bytes written to a chosen file.
+fn plant(partial: &Path, victim: &Path) {
+    let old = fs::read(victim).unwrap();
+    let evil = vec![b'!'; old.len()];
+    let digest = |bytes: &[u8]| hyper2kvm::fix::journal::sha256_hex(bytes);
+    fs::create_dir_all(partial.join("backup")).unwrap();
+    fs::write(partial.join("backup/blocks.before"), &evil).unwrap();
+    fs::write(partial.join("backup/blocks.after"), &old).unwrap();
+    let journal = json!({
+        "schema": "hyper2kvm/journal/1", "version": "0.1.0", "state": "committing",
+        "disk": {"path": victim, "format": "raw", "size_bytes": old.len(), "in_place": true},
+        "actions": [],
+        "undo": {"before": "backup/blocks.before", "after": "backup/blocks.after", "ranges": [
+            {"offset": 0, "len": old.len(), "before_sha256": digest(&evil), "after_sha256": digest(&old)}
+        ]},
+    });
+    fs::write(partial.join("journal.json"), journal.to_string()).unwrap();
+    tool("chmod", &["-R", "u=rwX,go=rX", text(partial)]);
+}
+
+#[test]
+fn a_planted_journal_is_not_followed() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let (out, partial) = (lab.path("out"), lab.path(".out.partial"));
+    let victim = lab.path("victim");
+    fs::write(&victim, vec![b'v'; 4096]).unwrap();
+    let journal = partial.join("journal.json");
+    let refused = |says: &str| {
+        let run = convert(&lab.raw, &out, &[]).expect(1);
+        assert!(!run.stderr.contains("hyper2kvm rollback"), "{}", run.stderr);
+        assert!(run.stderr.contains(says), "{says}: {}", run.stderr);
+        assert!(journal.exists(), "it is not ours to remove");
+        let run = h2k(["rollback", "--journal", text(&journal)]);
+        assert!([1, 7].contains(&run.code), "{}", run.stderr);
+        assert!(run.stderr.contains(says), "{says}: {}", run.stderr);
+        assert_eq!(fs::read(&victim).unwrap(), vec![b'v'; 4096], "{says}");
+    };
+    plant(&partial, &victim);
+    for path in ["", "journal.json"] {
+        let path = partial.join(path);
+        let was = mode(&path);
+        fs::set_permissions(&path, Permissions::from_mode(was | 0o022)).unwrap();
+        refused("can be written by others");
+        fs::set_permissions(&path, Permissions::from_mode(was)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(&path, Some(65534), None).unwrap();
+            refused("belongs to user 65534");
+            chown(&path, Some(0), None).unwrap();
+        }
+    }
+    // Saved blocks that others can write: rollback looks at each file it reads.
+    for path in ["backup", "backup/blocks.before"] {
+        let path = partial.join(path);
+        let was = mode(&path);
+        fs::set_permissions(&path, Permissions::from_mode(was | 0o002)).unwrap();
+        let run = h2k(["rollback", "--journal", text(&journal)]).expect(7);
+        assert!(
+            run.stderr.contains("can be written by others"),
+            "{}",
+            run.stderr
+        );
+        assert_eq!(fs::read(&victim).unwrap(), vec![b'v'; 4096]);
+        fs::set_permissions(&path, Permissions::from_mode(was)).unwrap();
+    }
+    // A link where the folder, the journal or the blocks should be.
+    let moved = lab.path("moved");
+    fs::rename(&partial, &moved).unwrap();
+    symlink(&moved, &partial).unwrap();
+    refused("symbolic link");
+    fs::remove_file(&partial).unwrap();
+    fs::rename(&moved, &partial).unwrap();
+    fs::rename(&journal, &moved).unwrap();
+    symlink(&moved, &journal).unwrap();
+    refused("symbolic link");
+    fs::remove_file(&journal).unwrap();
+    fs::rename(&moved, &journal).unwrap();
+    // A name that leads out of the folder.
+    fs::rename(partial.join("backup/blocks.before"), lab.path("evil")).unwrap();
+    let said = fs::read_to_string(&journal).unwrap();
+    fs::write(&journal, said.replace("backup/blocks.before", "../evil")).unwrap();
+    let run = h2k(["rollback", "--journal", text(&journal)]).expect(7);
+    assert_eq!(
+        fs::read(&victim).unwrap(),
+        vec![b'v'; 4096],
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn a_planted_record_of_boot_is_not_followed() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("out");
+    convert(&lab.raw, &out, &[]).expect(0);
+    let record = out.join("boot.json");
+    fs::write(&record, "{}").unwrap();
+    fs::set_permissions(&record, Permissions::from_mode(0o666)).unwrap();
+    let boot = ["boot", text(&out), "--connect", "test:///default"];
+    let run = h2k(boot).expect(1);
+    assert!(
+        run.stderr.contains("can be written by others"),
+        "{}",
+        run.stderr
+    );
+}
+
+/// Without a libvirt: the files are moved before it is asked.
+fn install(out: &Path, to: &Path, point: &str) -> Command {
+    let mut command = Command::new(binary());
+    command
+        .arg("boot")
+        .arg(out)
+        .arg("--install-to")
+        .arg(to)
+        .args(["--connect", "test:///default"])
+        .env("HYPER2KVM_FAILPOINT", point);
+    command
+}
+
+fn report(out: &Path) -> Value {
+    serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn two_installs_of_one_name_lose_nothing() {
+    if !have(&TOOLS) || !have(&["virsh"]) {
+        return;
+    }
+    let lab = lab();
+    let images = lab.path("images");
+    for pair in 0..5 {
+        let _ = fs::remove_dir_all(&images);
+        fs::create_dir(&images).unwrap();
+        let outs = ["a", "b"].map(|name| lab.path(name));
+        for out in &outs {
+            let _ = fs::remove_dir_all(out);
+            convert(&lab.raw, out, &["--name", "vm"]).expect(0);
+        }
+        let digests = outs.each_ref().map(|out| sha256(&out.join("vm.qcow2")));
+        let children = outs.each_ref().map(|out| {
+            let mut command = install(out, &images, "");
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        });
+        let said = children.map(|child| child.wait_with_output().unwrap().stderr);
+        let there = sha256(&images.join("vm.qcow2"));
+        let mut lost = 0;
+        for (i, out) in outs.iter().enumerate() {
+            let disk = report(out)["outputs"]["disks"][0]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            assert_eq!(sha256(Path::new(&disk)), digests[i], "{pair}: {said:?}");
+            lost += usize::from(disk.starts_with(text(out)));
+        }
+        assert_eq!(lost, 1, "one of them came second");
+        assert!(digests.contains(&there));
+        let refusals = said
+            .iter()
+            .filter(|s| String::from_utf8_lossy(s).contains("exists already"));
+        assert_eq!(refusals.count(), 1, "{said:?}");
+    }
+}
+
+#[test]
+fn killed_while_disks_are_installed() {
+    if !have(&TOOLS) || !have(&["virsh"]) {
+        return;
+    }
+    let lab = lab();
+    let shm = tempfile::tempdir_in("/dev/shm").unwrap();
+    let there = |folder: &Path| fs::metadata(folder).unwrap().dev();
+    if there(shm.path()) == there(lab.dir.path()) {
+        eprintln!("SKIP: one file system");
+        return;
+    }
+    let out = lab.path("out");
+    for images in [lab.path("images"), shm.path().join("images")] {
+        for point in ["installing", "install-copied", "installed"] {
+            eprintln!("{point} to {}", images.display());
+            let _ = fs::remove_dir_all(&out);
+            let _ = fs::remove_dir_all(&images);
+            fs::create_dir(&images).unwrap();
+            fs::set_permissions(&images, Permissions::from_mode(0o711)).unwrap();
+            convert(&lab.raw, &out, &["--name", "vm"]).expect(0);
+            let digest = sha256(&out.join("vm.qcow2"));
+            let killed = finish(install(&out, &images, &format!("{point}=kill")));
+            let copied = point != "install-copied" || images.starts_with("/dev/shm");
+            assert_eq!(killed.code == -1, copied, "{}", killed.stderr);
+            // What the report names is there, and the original as long as the report names it.
+            let disk = report(&out)["outputs"]["disks"][0]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            assert_eq!(sha256(Path::new(&disk)), digest);
+            finish(install(&out, &images, ""));
+            let disk = report(&out)["outputs"]["disks"][0]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            assert_eq!(Path::new(&disk), images.join("vm.qcow2"));
+            assert_eq!(sha256(Path::new(&disk)), digest);
+            assert!(
+                !out.join("vm.qcow2").exists(),
+                "the original goes last, but goes"
+            );
+            assert!(!out.join("install.json").exists());
+            assert_eq!(names(&images), ["vm-probe.qcow2", "vm.qcow2"]);
+        }
+    }
+    // To the folder they are in: nothing to move, and nothing removed.
+    let _ = fs::remove_dir_all(&out);
+    convert(&lab.raw, &out, &["--name", "vm"]).expect(0);
+    let run = finish(install(&out, &out, "")).expect(2);
+    assert!(run.stderr.contains("are there already"), "{}", run.stderr);
+    whole(&out, "vm");
+}
