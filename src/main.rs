@@ -3,6 +3,9 @@ use std::process::ExitCode;
 use hyper2kvm::{cli, guest, tool};
 
 fn main() -> ExitCode {
+    if !cli::can_start() {
+        return ExitCode::from(hyper2kvm::error::ErrorKind::MissingTool.code());
+    }
     if let Some(code) = tool::launcher::run_if_asked(std::env::args_os()) {
         return code;
     }

@@ -36,6 +36,22 @@ pub fn allow_open_files() {
     }
 }
 
+/// With less than that not even the command line can be read.
+const FOR_A_MESSAGE: u64 = 64 << 20;
+
+/// Says so, without taking any memory, where there is too little for anything else.
+pub fn has_memory_to_speak() -> bool {
+    let enough = |limit: u64| limit >= FOR_A_MESSAGE;
+    if getrlimit(Resource::As).current.is_none_or(enough) {
+        return true;
+    }
+    let text = b"error: too little memory is allowed\n  hint: the address space is limited \
+                 to less than 64 MiB (ulimit -v), 2 GiB are needed: ulimit -v unlimited\n";
+    // Nobody may read it.
+    let _ = rustix::io::write(rustix::stdio::stderr(), text);
+    false
+}
+
 /// Fails where memory is so little that nothing could be said about it later.
 pub fn need_memory() -> Result<()> {
     match getrlimit(Resource::As).current {

@@ -93,6 +93,11 @@ enum Command {
 }
 
 /// Parses, runs, and turns the outcome into the exit code.
+/// Whether there is memory to read a command line with. The first thing that is asked.
+pub fn can_start() -> bool {
+    limits::has_memory_to_speak()
+}
+
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
