@@ -214,9 +214,11 @@ struct Rest<'s, 'v> {
     loaded: &'s BTreeSet<String>,
 }
 
+/// The keys below one of the old hive: those in the tree by their names, and the others.
+type Split<'s, 'v> = (BTreeMap<String, Rest<'s, 'v>>, Vec<(String, Rest<'s, 'v>)>);
+
 impl<'s, 'v> Rest<'s, 'v> {
-    /// The keys below it: those in the tree by their names, and the others.
-    fn children(&self) -> Result<(BTreeMap<String, Self>, Vec<(String, Self)>)> {
+    fn children(&self) -> Result<Split<'s, 'v>> {
         let (mut in_tree, mut others) = (BTreeMap::new(), Vec::new());
         for key in self.key.keys()? {
             let name = key.name()?;
