@@ -36,6 +36,8 @@ const READ: libc::off_t = 0;
 const WRITE: libc::off_t = 1;
 const RESIZE: libc::off_t = 3;
 
+/// How long a program that is being started may hold the locks of a file that was closed.
+const STARTING: Duration = Duration::from_millis(200);
 /// How long a run that is about to be refused itself may be in the way of one that wants to write.
 const YIELD: Duration = Duration::from_secs(1);
 
@@ -123,6 +125,21 @@ fn unlock_writing(file: &File, usage: Use) {
     }
 }
 
+/// [`lock`] for reading. A program that is just being started has every open file of this process for a
+/// moment, and with it the locks of one that was closed meanwhile.
+fn lock_for_reading(file: &File) -> io::Result<bool> {
+    let start = Instant::now();
+    loop {
+        if lock(file, Use::Read)? {
+            return Ok(true);
+        }
+        if start.elapsed() > STARTING {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// [`lock`] for writing: of several runs that want to write, one gets it.
 pub(super) fn lock_for_writing(file: &File) -> io::Result<bool> {
     // Only runs of this program take this one, and it is given to one of them at a time.
@@ -184,7 +201,7 @@ impl Found {
             return Err(ImageError::NotAFile { path: path.clone() });
         }
         let mut file = File::open(self.name()).map_err(io_error)?;
-        if !lock(&file, Use::Read).map_err(io_error)? {
+        if !lock_for_reading(&file).map_err(io_error)? {
             return Err(ImageError::InUse { path: path.clone() });
         }
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?;
