@@ -66,7 +66,9 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     pub name: String,
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub source: PathBuf,
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub output_dir: PathBuf,
     pub state: State,
     pub seconds: f64,
@@ -136,6 +138,7 @@ impl Line {
 #[derive(Debug, Serialize)]
 pub struct Summary {
     /// The list of machines.
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub file: PathBuf,
     pub jobs: usize,
     pub total_s: f64,
