@@ -1,6 +1,8 @@
 //! What `--emit` writes, judged by the schemas of those it is for: the types generated from the CRDs of
 //! KubeVirt and CDI, and the options of Proxmox VE's API. Both come with `.ci/run`, not with the sources.
 
+#![allow(clippy::disallowed_methods)]
+
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
