@@ -214,7 +214,6 @@ pub const IDS: &[Id] = &[
     blocker("sector-size", NO_VM),
     blocker("too-many-disks", NO_VM),
     blocker("emit-limit", NO_VM),
-    blocker("in-place-two-disks", Stake::Data("it could not be undone")),
     blocker("linux-in-place", Stake::Data("it could not be undone")),
     blocker("linux-no-driver", START),
     blocker(

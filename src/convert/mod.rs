@@ -17,5 +17,7 @@ pub mod run;
 pub mod session;
 pub mod vm;
 
+pub use in_place::{RestoreError, restore};
+
 #[cfg(test)]
 mod loader_tests;

@@ -56,10 +56,6 @@ pub(super) fn complete(
     }
     let unexplained = unexplained(&prepared.plan, &remaining);
     prepared.plan.blockers.extend(unexplained);
-    if job.in_place {
-        let blocker = in_place_on_two_disks(prepared);
-        prepared.plan.blockers.extend(blocker);
-    }
     let documents = finish::rehearse(
         job,
         seen.target,
@@ -86,26 +82,6 @@ pub(super) fn complete(
         programs(&prepared.plan, seen.engine)?;
     }
     Ok(())
-}
-
-/// A journal undoes the changes of one disk. A second one would be left changed by a rollback.
-fn in_place_on_two_disks(prepared: &Prepared) -> Option<Blocker> {
-    let system = prepared.windows.system_volume.disk;
-    let elsewhere = |action: &&Action| action.volume().is_some_and(|v| v.disk != system);
-    let ids: Vec<&str> = (prepared.plan.actions.iter().filter(elsewhere))
-        .map(Action::id)
-        .collect();
-    (!ids.is_empty()).then(|| {
-        Blocker::new(
-            "in-place-two-disks",
-            format!(
-                "the boot files on disk {} have to be changed too ({}), and --in-place can undo the changes of one disk only",
-                prepared.windows.boot_disk.number(),
-                ids.join(", ")
-            ),
-            "convert without --in-place: the sources are not changed then",
-        )
-    })
 }
 
 /// The checks of `verify` on the guest as the plan will leave it, and what is still wrong with its boot
