@@ -40,6 +40,7 @@ use super::output::OutputFolder;
 use super::prepare;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
 use super::session::{Source, SourceMachine, announce_appliance};
+use super::space::{self, Needs};
 
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -136,7 +137,8 @@ pub(super) fn decide_all(
     examine(&images, &job.source, inspection, ui)?;
     let mut plan = plan(job, inspection);
     if let Some(facts) = &inspection.linux {
-        match rehearse(job, inspection, facts, &images, target) {
+        let room = space::in_folder(job, &Needs::default(), disks, target);
+        match rehearse(job, inspection, facts, &images, target).and(room) {
             Err(error) if error.kind == ErrorKind::Refused => plan.blockers.extend(error.blockers),
             Err(error) if plan.blockers.is_empty() => return Err(error),
             _ => {}

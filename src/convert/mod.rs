@@ -15,6 +15,7 @@ pub mod prepare;
 mod replace;
 pub mod run;
 pub mod session;
+mod space;
 pub mod vm;
 
 pub use in_place::{RestoreError, restore};

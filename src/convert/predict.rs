@@ -26,6 +26,7 @@ use super::in_place::{data_sector_size, in_place_format};
 use super::prepare::{self, Prepared};
 use super::run::Job;
 use super::session::Source;
+use super::space::{self, Needs};
 use super::vm::VmDisks;
 
 /// The opened source.
@@ -64,6 +65,7 @@ pub(super) fn complete(
         seen.disks,
     );
     let documents = documents.and_then(|()| other_disks(job, seen.disks));
+    let documents = documents.and_then(|()| room(job, seen, prepared));
     match documents {
         Err(error) if error.kind == ErrorKind::Refused => {
             prepared.plan.blockers.extend(error.blockers);
@@ -82,6 +84,18 @@ pub(super) fn complete(
         programs(&prepared.plan, seen.engine)?;
     }
     Ok(())
+}
+
+/// Room for what the fix writes, in the guest and in the output folder.
+fn room(job: &Job, seen: &Seen<'_>, prepared: &mut Prepared) -> Result<()> {
+    let Some(hives) = &seen.survey.hives else {
+        return Ok(());
+    };
+    let system = prepared.windows.system_volume;
+    let needs = Needs::of(&prepared.plan, hives, system, seen.guest)?;
+    let blockers = space::in_guest(&needs, seen.guest, seen.disks)?;
+    prepared.plan.blockers.extend(blockers);
+    space::in_folder(job, &needs, seen.disks, seen.target)
 }
 
 /// The checks of `verify` on the guest as the plan will leave it, and what is still wrong with its boot
