@@ -64,9 +64,10 @@ pub(super) fn complete(
         &seen.survey.inspection,
         seen.disks,
     );
-    let documents = documents.and_then(|()| other_disks(job, seen.disks));
-    let documents = documents.and_then(|()| room(job, seen, prepared));
+    let documents = documents.and_then(|outlook| other_disks(job, seen.disks).map(|()| outlook));
+    let documents = documents.and_then(|outlook| room(job, seen, prepared).map(|()| outlook));
     match documents {
+        Ok(outlook) => prepared.outlook = Some(outlook),
         Err(error) if error.kind == ErrorKind::Refused => {
             prepared.plan.blockers.extend(error.blockers);
         }
