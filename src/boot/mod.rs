@@ -300,9 +300,8 @@ impl Run<'_> {
         // The folder was moved since it was defined: it is defined anew before the next start.
         let left_behind = |disk: &Path| disk.file_name() == ours.file_name() && !disk.exists();
         let off = || Ok::<_, Error>(self.tick(1)?.state == State::Off);
-        if !disks.iter().any(|d| d.path == ours)
-            && !(disks.iter().any(|d| left_behind(&d.path)) && off()?)
-        {
+        let moved = || Ok::<_, Error>(disks.iter().any(|d| left_behind(&d.path)) && off()?);
+        if !disks.iter().any(|d| d.path == ours) && !moved()? {
             return refuse(
                 format!(
                     "the machine libvirt has runs from another disk than {}",

@@ -157,7 +157,7 @@ impl Job {
 /// What `convert` would do.
 pub enum Planned {
     Windows(Box<Survey>, Box<Prepared>),
-    Linux(Box<Inspection>, linux::Plan),
+    Linux(Box<Inspection>, Box<linux::Plan>),
 }
 
 /// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
@@ -178,7 +178,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         let mut inspection = survey.inspection;
         let plan = linux::decide_all(job, ui, &disks, &mut inspection, &target)?;
         job.source.opened.check_unchanged()?;
-        return Ok(Planned::Linux(Box::new(inspection), plan));
+        return Ok(Planned::Linux(Box::new(inspection), Box::new(plan)));
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
