@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use super::access::{self, User};
 use super::record::INSTALLING;
+use crate::convert::in_use::{self, Held};
 use crate::domain::element::Element;
 use crate::domain::emit;
 use crate::error::{Error, Result};
@@ -153,6 +154,7 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     for moved in &state.moves {
         moved.check(&report)?;
     }
+    let _held = hold(&state.moves, virsh.uri())?;
     for moved in &state.moves {
         Work::remove_dead(&moved.to);
     }
@@ -184,6 +186,30 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     }
     installed.moved = state.moves;
     Ok(installed)
+}
+
+/// Keeps a VM from starting on the disks while they are moved; refuses what one uses already: a copy of it
+/// would be torn.
+fn hold(moves: &[Moved], uri: &str) -> Result<Held> {
+    let in_use = |file: &Path, user: &str| {
+        Error::failed(format!("{} is in use by {user}", file.display()))
+            .hint("shut the VM down first, or leave its disks where they are")
+    };
+    let mut held = Held::default();
+    let files: Vec<PathBuf> = moves
+        .iter()
+        .map(|moved| moved.from.clone())
+        .filter(|from| from.symlink_metadata().is_ok_and(|m| m.is_file()))
+        .collect();
+    for file in &files {
+        if let Some(user) = held.hold(file) {
+            return Err(in_use(file, &user));
+        }
+    }
+    match (files.first(), in_use::domain_of(&files, Some(uri))) {
+        (Some(file), Some(domain)) => Err(in_use(file, &domain)),
+        _ => Ok(held),
+    }
 }
 
 /// Every file under its new name, besides the old one. When one cannot be, the others are taken back.

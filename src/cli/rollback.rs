@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::boot;
-use crate::convert::output;
+use crate::convert::{in_use, output};
 use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
@@ -63,6 +63,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     ui.status("Restoring", &disk.path.display().to_string());
     let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
     image.hold_for_writing()?;
+    in_use::refuse_suspended(&image)?;
     confine::looks(&Writes {
         folder: None,
         there: image.written().chain([journal.folder()]).collect(),

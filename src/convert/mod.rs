@@ -5,7 +5,7 @@ pub mod devices;
 pub mod engine;
 mod finish;
 mod in_place;
-mod in_use;
+pub mod in_use;
 pub mod linux;
 pub mod machine;
 mod next;

@@ -34,6 +34,7 @@ use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::finish;
 use super::in_place::{in_place, in_place_format, roll_back_after};
+use super::in_use;
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::{OutputFolder, Preference, safe_name};
@@ -172,6 +173,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let disks = job.source.disks(work.path())?;
     check_in_place(job, &disks)?;
     Devices::claim(job, &disks, false)?;
+    disks.check_kernel()?;
     let (session, survey) = VmSession::open(job.engine, &disks, ui, read_only)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
@@ -202,7 +204,9 @@ fn check_in_place(job: &Job, disks: &[Source]) -> Result<()> {
             in_place_format(&disk.image()?)?;
         }
         // From now on, and not only at the end: who reads it would read a mixture.
-        first(disks)?.image()?.hold_for_writing()?;
+        let image = first(disks)?.image()?;
+        image.hold_for_writing()?;
+        in_use::refuse_suspended(&image)?;
     }
     Ok(())
 }
@@ -278,6 +282,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let image = source.image()?;
     check_in_place(job, &disks)?;
     let devices = Devices::claim(job, &disks, true)?;
+    disks.check_kernel()?;
 
     ui.status("Inspecting", &source.path.display().to_string());
     let open = |engine, source: &Source| {
