@@ -341,7 +341,7 @@ fn a_file_system_without_an_exchange() {
     assert_eq!(finish(killed).code, -1);
     assert!(!out.exists());
     // The result is back for whatever verb comes next.
-    h2k(["boot", text(&out), "--connect", "test:///default"]);
+    h2k(["rollback", text(&out)]).expect(1);
     whole(&out, "new");
     assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
     convert(&lab.raw, &out, &["--name", "newer", "--force"]).expect(0);

@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
+use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags, flock, linkat, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -262,7 +262,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
         },
     }
     let work = Work::create(&to)?;
-    let copy = work.0.join("disk");
+    let copy = work.path.join("disk");
     Cmd::new("cp")
         .args(["--reflink=auto", "--sparse=always", "--"])
         .args([&from, &copy])
@@ -286,8 +286,11 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
     sync_folder(beside).map_err(io_error("syncing", beside))
 }
 
-/// A directory of this user alone beside the target; removed when dropped.
-struct Work(PathBuf);
+/// A directory of this user alone beside the target; locked as long as it is used, removed when dropped.
+struct Work {
+    path: PathBuf,
+    _lock: File,
+}
 
 impl Work {
     fn create(to: &Path) -> Result<Self> {
@@ -299,7 +302,10 @@ impl Work {
             .mode(0o700)
             .create(&path)
             .map_err(io_error("creating", &path))?;
-        Ok(Self(path))
+        let lock = File::open(&path).map_err(io_error("opening", &path))?;
+        // Without locks there it is no run's to remove.
+        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        Ok(Self { path, _lock: lock })
     }
 
     /// What killed runs left beside the target.
@@ -321,7 +327,14 @@ impl Work {
                 continue;
             };
             let path = entry.path();
-            if uuid::Uuid::parse_str(id).is_ok() && TrustedFolder::open(&path).is_ok() {
+            if uuid::Uuid::parse_str(id).is_err() || TrustedFolder::open(&path).is_err() {
+                continue;
+            }
+            // Another run may be copying there just now.
+            let dead = File::open(&path).is_ok_and(|folder| {
+                flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
+            });
+            if dead {
                 let _ = fs::remove_dir_all(path);
             }
         }
@@ -331,7 +344,7 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         // The original is still there, or the copy has its name.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 

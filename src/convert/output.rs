@@ -196,7 +196,7 @@ impl OutputFolder {
             .map_err(|e| failed(e.into()))?;
         fsync(&fd).map_err(|e| failed(e.into()))?;
         for _ in 0..ROUNDS {
-            let earlier = match self.look_again()? {
+            let mut earlier = match self.look_again()? {
                 Situation::Free => match self.rename(&fd, false) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.existed => continue,
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -211,7 +211,7 @@ impl OutputFolder {
                 },
                 Situation::Result(earlier) => earlier,
             };
-            return self.replace(&fd, &earlier);
+            return self.replace(&fd, &mut earlier);
         }
         Err(self.appeared())
     }
@@ -266,7 +266,7 @@ impl OutputFolder {
         Ok(fsync(&place.parent)?)
     }
 
-    fn replace(&mut self, fd: &OwnedFd, earlier: &Earlier) -> Result<()> {
+    fn replace(&mut self, fd: &OwnedFd, earlier: &mut Earlier) -> Result<()> {
         let place = &self.place;
         let failed = |e: io::Error| {
             Error::failed(format!("completing {}", place.target.display())).because(e)
@@ -602,7 +602,7 @@ impl Place {
     }
 
     /// Moves over what is the user's, and removes the rest of the old result.
-    fn finish(&self, earlier: &Earlier, old: u64) -> io::Result<()> {
+    fn finish(&self, earlier: &mut Earlier, old: u64) -> io::Result<()> {
         let Some(old) = self.old(old) else {
             return Ok(());
         };
@@ -701,8 +701,8 @@ fn repair_locked(place: &Place, lock: &TargetLock) -> Result<()> {
         if at(&place.name) == Some(new)
             && let Some(path) = place.old(old)
         {
-            let earlier = Earlier::of(&path)?;
-            if let Err(error) = place.finish(&earlier, old) {
+            let mut earlier = Earlier::of(&path)?;
+            if let Err(error) = place.finish(&mut earlier, old) {
                 place.set_aside(old, &error);
             }
         }
