@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::batch::file::{self, Kind, List, Place, Rules, Settings};
 use crate::batch::report::{PAGE_TITLE, Summary, save};
 use crate::batch::run::{self, Machine};
-use crate::convert::output::safe_name;
+use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::create_passage;
 use crate::ui::{Ui, document};
