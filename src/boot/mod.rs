@@ -14,6 +14,7 @@
 //! touched ([`files::identify`]).
 
 pub mod access;
+mod anchor;
 mod evidence;
 pub mod files;
 pub mod install;
@@ -30,6 +31,7 @@ use crate::convert::exchange;
 use crate::domain::{Stage, StorageBus};
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::guest::keys::Keys;
 use crate::lock::{FileLock, LockError};
 use crate::tool::stop;
 use crate::tool::virsh::{State, Tick, Virsh};
@@ -71,6 +73,8 @@ pub struct Options {
     pub max_reboots: u32,
     pub stop_after_bootstrap: bool,
     pub snapshot: bool,
+    /// Of BitLocker volumes, to read the disk while the machine is off.
+    pub keys: Keys,
     /// Where the disks go first.
     pub install: Option<Place>,
 }
@@ -96,8 +100,13 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
         warnings = install_first(options, place, &virsh, ui)?;
     }
     exchange::repair(&options.folder)?;
+    let lock = match options.folder.join("report.json").is_file() {
+        true => Some(lock(&options.folder)?),
+        // `Files::open` says what is wrong.
+        false => None,
+    };
+    anchored(&options.folder, ui)?;
     let files = Files::open(&options.folder)?;
-    let _lock = lock(&files.folder)?;
     let record = match Record::load(&files.folder)? {
         Some(record) if record.uuid == files.uuid && record.uri == options.uri => record,
         Some(record) if record.uuid == files.uuid => {
@@ -123,6 +132,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     };
     run.refuse_foreign_domains()?;
     run.phases()?;
+    drop(lock);
     Ok(run.record)
 }
 
@@ -134,6 +144,7 @@ fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Re
         return Ok(Vec::new());
     }
     let _lock = lock(&options.folder)?;
+    anchored(&options.folder, ui)?;
     if let Some(record) = Record::load(&options.folder)?
         && record.phase != Phase::New
     {
@@ -148,6 +159,14 @@ fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Re
         ui.status("Installed", &moved.to.display().to_string());
     }
     Ok(installed.warnings)
+}
+
+fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
+    if let Some(was) = anchor::anchor(folder)? {
+        let moved = format!("from {}: the files name each other anew", was.display());
+        ui.status("Moved", &moved);
+    }
+    Ok(())
 }
 
 /// COM1 and the disks are files of this host.
@@ -281,7 +300,11 @@ impl Run<'_> {
             );
         }
         let ours = self.files.system_disk()?.path;
-        if !disks.iter().any(|d| d.path == ours) {
+        // The folder was moved since it was defined: it is defined anew before the next start.
+        let left_behind = |disk: &Path| disk.file_name() == ours.file_name() && !disk.exists();
+        let off = || Ok::<_, Error>(self.tick(1)?.state == State::Off);
+        let moved = || Ok::<_, Error>(disks.iter().any(|d| left_behind(&d.path)) && off()?);
+        if !disks.iter().any(|d| d.path == ours) && !moved()? {
             return refuse(
                 format!(
                     "the machine libvirt has runs from another disk than {}",
@@ -552,7 +575,7 @@ impl Run<'_> {
         let proof = self
             .files
             .system_disk()
-            .and_then(|disk| proof::read(&disk.path, &disk.format, bus));
+            .and_then(|disk| proof::read(&disk.path, &disk.format, &self.options.keys, bus));
         match proof {
             Ok(proof) => {
                 self.record.warnings.extend(proof.doubts(bus));

@@ -18,7 +18,10 @@ pub mod prepare;
 mod replace;
 pub mod run;
 pub mod session;
+mod space;
 pub mod vm;
+
+pub use in_place::{RestoreError, restore};
 
 #[cfg(test)]
 mod loader_tests;

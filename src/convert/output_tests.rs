@@ -116,7 +116,7 @@ fn an_undo_log_is_never_removed() {
     ] {
         let folder = plain(&target).unwrap();
         let partial = folder.path().to_path_buf();
-        let mut journal = Journal::create(&partial, disk.clone(), vec![]).unwrap();
+        let mut journal = Journal::create(&partial, disk.clone(), vec![], vec![]).unwrap();
         journal.set_state(state).unwrap();
         drop(folder);
         assert_eq!(partial.exists(), kept, "{state:?}");
@@ -126,7 +126,7 @@ fn an_undo_log_is_never_removed() {
 
     // In a finished result, also when the journal says nothing that is understood.
     result(&target, "in place");
-    let mut journal = Journal::create(&target, disk, vec![]).unwrap();
+    let mut journal = Journal::create(&target, disk, vec![], vec![]).unwrap();
     journal.set_state(journal::State::Committed).unwrap();
     assert!(
         refusal(&target, &FORCE)
@@ -152,7 +152,7 @@ fn what_is_in_the_way_is_looked_at_again() {
                 size_bytes: 1,
                 in_place: true,
             };
-            let mut journal = Journal::create(target, disk, vec![]).unwrap();
+            let mut journal = Journal::create(target, disk, vec![], vec![]).unwrap();
             journal.set_state(journal::State::Committed).unwrap();
         }),
         ("has changed since", |target| {

@@ -236,7 +236,7 @@ fn refuse_undo(target: &Path) -> Result<()> {
     match Journal::load(&path) {
         Ok(journal) if journal.needs_undo() => Err(Error::failed(format!(
             "{shown} holds what undoes a fix in place of {}",
-            journal.doc.disk.path.display()
+            journal.doc.names()
         ))
         .hint(format!(
             "choose another folder with --output-dir, or undo it first: hyper2kvm rollback {}",

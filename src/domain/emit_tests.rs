@@ -20,7 +20,7 @@ use super::xml::to_element;
 use super::*;
 
 /// A machine with two of everything, and names that a shell would take apart.
-fn full() -> Machine {
+pub(super) fn full() -> Machine {
     let mut m = machine();
     m.name = "Büro's $(touch /tmp/oops) VM".into();
     m.disks[0].path = "/vm/it's $HOME,x.qcow2".into();
@@ -77,7 +77,7 @@ fn domains(m: &Machine) -> Vec<(Stage, Element)> {
 /// The output directory of the machines here.
 const FOLDER: &str = "/vm";
 
-fn documents(emit: Emit, m: &Machine, options: &kubevirt::Options) -> Vec<String> {
+pub(super) fn documents(emit: Emit, m: &Machine, options: &kubevirt::Options) -> Vec<String> {
     let context = Context {
         folder: Path::new(FOLDER),
         kubevirt: options,
@@ -125,7 +125,7 @@ fn run_file(file: &Path, args: &[&str], path: Option<&Path>) -> (bool, String) {
 
 // ---- KubeVirt ----
 
-fn yaml(text: &str) -> Vec<Value> {
+pub(super) fn yaml(text: &str) -> Vec<Value> {
     use serde::Deserialize;
     serde_yaml::Deserializer::from_str(text)
         .map(|d| Value::deserialize(d).unwrap())
@@ -489,13 +489,13 @@ case $verb in
 esac
 "#;
 
-struct FakeQm {
+pub(super) struct FakeQm {
     dir: tempfile::TempDir,
     script: std::path::PathBuf,
 }
 
 impl FakeQm {
-    fn new(m: &Machine) -> Self {
+    pub(super) fn new(m: &Machine) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let qm = dir.path().join("qm");
         fs::write(&qm, QM).unwrap();
@@ -512,7 +512,7 @@ impl FakeQm {
         Self { dir, script }
     }
 
-    fn run(&self, args: &[&str]) -> (bool, String) {
+    pub(super) fn run(&self, args: &[&str]) -> (bool, String) {
         run_file(&self.script, args, Some(self.dir.path()))
     }
 
@@ -526,7 +526,7 @@ impl FakeQm {
         text.lines().map(str::to_owned).collect()
     }
 
-    fn calls(&self) -> String {
+    pub(super) fn calls(&self) -> String {
         fs::read_to_string(self.dir.path().join("calls")).unwrap()
     }
 }
@@ -649,14 +649,79 @@ fn proxmox_without_a_first_boot_and_refusals() {
         m.disks.push(more);
     }
     let script = |m: &Machine| proxmox::script(m, Path::new(FOLDER));
+    for n in 5..30 {
+        let mut more = m.disks[1].clone();
+        more.path = format!("/d{n}").into();
+        m.disks.push(more);
+    }
+    // The probe of the first boot has a place too.
     let error = script(&m).unwrap_err().to_string();
-    assert!(error.contains("6 places on sata"), "{error}");
+    assert!(error.contains("30 places on scsi"), "{error}");
+    m.disks.truncate(30);
+    assert!(script(&m).is_ok());
+    m.bus = StorageBus::Sata;
+    assert!(script(&m).is_err());
+    m.bus = StorageBus::VirtioScsi;
     m.disks.truncate(1);
     m.disks[0].sector_size = 4096;
     assert!(script(&m).is_err());
     m.disks[0].sector_size = 512;
     m.disks[0].path = "/a,b".into();
     assert!(script(&m).is_err());
+}
+
+/// Data disks without a place on the first bus are on the final one from the start.
+#[test]
+fn proxmox_has_more_disks_than_the_first_bus() {
+    for (bus, name, probe) in [
+        (StorageBus::VirtioBlk, "virtio", "virtio0"),
+        (StorageBus::VirtioScsi, "scsi", "scsi9"),
+    ] {
+        let mut m = full();
+        m.bus = bus;
+        m.disks.truncate(1);
+        m.disks[0].path = "/vm/a.qcow2".into();
+        for n in 1..9 {
+            let mut more = m.disks[0].clone();
+            more.path = format!("/vm/d{n}.qcow2").into();
+            (more.system, more.boot_order) = (false, None);
+            more.serial = Some(format!("h2k-{n}"));
+            m.disks.push(more);
+        }
+        let iso = m.driver_iso.is_some();
+        let fit = if iso { 5 } else { 6 };
+        let qm = FakeQm::new(&m);
+        let (ok, text) = qm.run(&["bootstrap", "100"]);
+        assert!(ok, "{text}");
+        let first = qm.config();
+        let place = |bus: &str, n: usize, from: &str, thread: &str| {
+            format!("{bus}{n}: local-lvm:vm-100-disk-{from}{n},discard=on{thread},serial=h2k-{n}")
+        };
+        let thread = ",iothread=1";
+        for n in 0..9 {
+            let line = match n < fit {
+                true => place("sata", n, "sata", ""),
+                false => place(name, n, name, thread),
+            };
+            assert!(first.contains(&line), "{line}\n{first:#?}");
+        }
+        let probe = format!("{probe}: local-lvm:1,serial=h2k-probe");
+        assert!(first.contains(&probe), "{probe}\n{first:#?}");
+        let (ok, text) = qm.run(&["final", "100"]);
+        assert!(ok, "{text}");
+        let last = qm.config();
+        for n in 0..9 {
+            let line = place(name, n, if n < fit { "sata" } else { name }, thread);
+            assert!(last.contains(&line), "{line}\n{last:#?}");
+        }
+        assert!(
+            !last
+                .iter()
+                .any(|l| l.starts_with("sata") || l.contains("h2k-probe"))
+        );
+        assert!(qm.run(&["back", "100"]).0);
+        assert_eq!(qm.config(), first);
+    }
 }
 
 #[test]
