@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::convert::engine::Engine;
 use crate::convert::linux;
-use crate::convert::output::safe_name;
+use crate::convert::name::safe_name;
 use crate::convert::session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{self, Archive};

@@ -188,6 +188,7 @@ pub fn look<T>(
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
+    disks.check_kernel()?;
     let (session, survey) = VmSession::open(engine, &disks, ui, read_only)?;
     let seen = also(&survey, &session.reader());
     let engine = session.engine;

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::block::FileDisk;
 use super::detect::{self, Detected, Format, VmdkExtent};
-use super::hold::{Found, Held};
+use super::hold::{Found, Held, Use};
 use super::length::{self, Short};
 use super::links;
 use super::partition::{self, LayoutError};
@@ -55,6 +55,12 @@ pub enum ImageError {
     NotUtf8 { path: PathBuf, what: &'static str },
     #[error("{} is in use by another process", path.display())]
     InUse { path: PathBuf },
+    #[error("{} is in use by {user}", path.display())]
+    InKernel {
+        path: PathBuf,
+        user: String,
+        remedy: String,
+    },
     #[error("{} is locked by VMware: {} is there", path.display(), lock.display())]
     VmwareLock { path: PathBuf, lock: PathBuf },
     #[error("{} was changed by another program during this run: {what}", path.display())]
@@ -105,6 +111,7 @@ impl ImageError {
                 path.display()
             ),
             Self::InUse { .. } => "shut the virtual machine down first".into(),
+            Self::InKernel { remedy, .. } => remedy.clone(),
             Self::VmwareLock { lock, .. } => format!(
                 "power the VM off in VMware; if it is off on every host, the lock was left behind: remove {}",
                 lock.display()
@@ -402,6 +409,13 @@ impl Image {
     /// Whether each name still leads to the file that is held.
     pub fn check_names(&self) -> Result<()> {
         self.held().try_for_each(Held::check_name)
+    }
+
+    /// Fails when the kernel may write to a file of the image: a loop device stands on it, or it is a
+    /// block device that is mounted.
+    pub fn check_kernel(&self) -> Result<()> {
+        self.held()
+            .try_for_each(|held| held.check_kernel(Use::Read))
     }
 
     /// Fails when a file of the image was changed by somebody else since it was opened.
