@@ -284,13 +284,19 @@ fn locked(locks: &[Lock]) -> Locked {
         recovery: false,
         ..GuestSpec::new(WinVersion::Win10)
     });
+    let (disk, places) = lock(&lab, &lab.raw, locks);
+    Locked { lab, places, disk }
+}
+
+/// A copy of the disk whose Windows volume is encrypted.
+fn lock(lab: &Lab, plain: &Path, locks: &[Lock]) -> (PathBuf, Reserved) {
     let part = lab.spec.partition(Role::Windows).unwrap();
-    let raw: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(&lab.raw).unwrap());
+    let raw: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(plain).unwrap());
     let layout = partition::read_layout(raw.as_ref()).unwrap();
     let places = bitlocker::reserve(raw, &layout, VolumeId::new(part.index)).unwrap();
     let disk = lab.path("locked.raw");
     // Everything but the Windows volume.
-    let (from, to) = (lab.raw.to_str().unwrap(), disk.to_str().unwrap());
+    let (from, to) = (plain.to_str().unwrap(), disk.to_str().unwrap());
     tool("cp", &["--sparse=always", from, to]);
     let hole = format!("--offset={}", part.start);
     tool(
@@ -303,13 +309,13 @@ fn locked(locks: &[Lock]) -> Locked {
         ],
     );
     encrypt_at(
-        &lab.raw,
+        plain,
         &disk,
         part.start,
         part.size,
         &Spec::new(Method::XtsAes128, locks, places),
     );
-    Locked { lab, places, disk }
+    (disk, places)
 }
 
 impl Locked {
@@ -515,6 +521,53 @@ fn a_suspended_windows_is_converted_in_place_and_back() {
     same_guest(&locked, &expected, &decrypted);
     h2k(["rollback", out.to_str().unwrap()]).expect(0);
     assert_eq!(sha256(&locked.disk), before);
+}
+
+/// The boot files on a disk of their own, as they came, and Windows on an encrypted one.
+#[test]
+fn boot_files_on_another_disk_than_the_encrypted_windows() {
+    if !have(&TOOLS) || !have(&["fallocate"]) {
+        return;
+    }
+    let lab = Lab::new(GuestSpec {
+        disk_size: 512 << 20,
+        recovery: false,
+        ..GuestSpec::new(WinVersion::Win10)
+    });
+    let split = lab.split();
+    let (disk, _) = lock(&lab, &split.windows, &ALL);
+    let source = lab.libvirt_xml("apart", &[&split.boot, &disk]);
+    let out = lab.path("out");
+    let index = lab.spec.partition(Role::Windows).unwrap().index;
+    fs::write(lab.path("key"), RECOVERY).unwrap();
+    let key = |disk: u32| format!("{disk}/{index}:file:{}", lab.path("key").display());
+    let (source, to) = (source.to_str().unwrap(), out.to_str().unwrap());
+    let iso = virtio_win();
+    let convert = |key: &str| {
+        h2k([
+            "convert",
+            source,
+            "-o",
+            to,
+            "--virtio-iso",
+            iso.to_str().unwrap(),
+            "--json",
+            "--key",
+            key,
+        ])
+    };
+    // The key is that of another disk's partition.
+    let run = convert(&key(1)).expect(3);
+    assert!(run.stdout.contains("\"bitlocker\""), "{}", run.stdout);
+    let report = convert(&key(2)).expect(0).json();
+    assert_eq!(
+        (&report["engine"], &report["ready"]),
+        (&"embedded".into(), &true.into())
+    );
+    let xml = report["outputs"]["final_xml"].as_str().unwrap();
+    assert_eq!(report["outputs"]["disks"].as_array().unwrap().len(), 2);
+    h2k(["verify", xml, "--json"]).expect(4);
+    h2k(["verify", xml, "--json", "--key", &key(2)]).expect(0);
 }
 
 #[test]
