@@ -133,6 +133,7 @@ pub const IDS: &[Id] = &[
     finding("boot-sector-geometry", NOTHING),
     finding("no-bcd", START),
     finding("no-boot-ini", NOTHING),
+    finding("boot-ini-device", START),
     finding("bcd-damaged", NOTHING),
     finding("bcd-no-default", NOTHING),
     finding("bcd-transient", NOTHING),

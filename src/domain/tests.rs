@@ -799,7 +799,11 @@ fn schema_accepts_every_domain() {
     let cases: Vec<Case> = matrix().into_iter().chain(oddities()).collect();
     let files = write_all(dir.path(), &cases);
     let names: Vec<&str> = files.iter().map(|f| f.to_str().unwrap()).collect();
-    // virt-xml-validate takes one file per run, so a few go through it and all through xmllint.
+    // virt-xml-validate takes one file per run, so a few go through it and all through xmllint, which it
+    // calls.
+    if judge("xmllint", &["--version"]).is_none() {
+        return;
+    }
     for index in [0, 5, cases.len() - 1] {
         let Some((ok, text)) = judge("virt-xml-validate", &[names[index], "domain"]) else {
             return;

@@ -373,6 +373,12 @@ const ROWS: &[Row] = &[
         "keep the old machine off for good; other domain controllers must be reachable at first boot",
     ),
     row(
+        "boot-ini-device",
+        "blocker",
+        "the default entry of boot.ini names disk rdisk(1), and the VM has one disk: NTLDR finds no Windows there",
+        "on the old host, let the default entry and the list below it in boot.ini name multi(0)disk(0)rdisk(0)partition(1)\\WINDOWS",
+    ),
+    row(
         "guest-space",
         "blocker",
         "partition N of the guest has SIZE free, and the fix writes up to SIZE to it",
