@@ -31,6 +31,7 @@ use crate::convert::output;
 use crate::domain::{Stage, StorageBus};
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::guest::keys::Keys;
 use crate::lock::{FileLock, LockError};
 use crate::tool::stop;
 use crate::tool::virsh::{State, Tick, Virsh};
@@ -72,6 +73,8 @@ pub struct Options {
     pub max_reboots: u32,
     pub stop_after_bootstrap: bool,
     pub snapshot: bool,
+    /// Of BitLocker volumes, to read the disk while the machine is off.
+    pub keys: Keys,
     /// Where the disks go first.
     pub install: Option<Place>,
 }
@@ -572,7 +575,7 @@ impl Run<'_> {
         let proof = self
             .files
             .system_disk()
-            .and_then(|disk| proof::read(&disk.path, &disk.format, bus));
+            .and_then(|disk| proof::read(&disk.path, &disk.format, &self.options.keys, bus));
         match proof {
             Ok(proof) => {
                 self.record.warnings.extend(proof.doubts(bus));
