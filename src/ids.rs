@@ -125,6 +125,7 @@ pub const IDS: &[Id] = &[
         remedy: "hyper2kvm convert copies Windows' boot manager there",
         ..finding("uefi-fallback", START)
     },
+    finding("boot-files-elsewhere", NOTHING),
     finding("firmware-both", NOTHING),
     finding("active-partition", NOTHING),
     finding("gpt-blank-entry", NOTHING),

@@ -166,6 +166,20 @@ pub fn inspect(
         changed.push(boot_disk);
     }
     state::volumes(guest, &changed, system, options.force_dirty, &mut out);
+    if let [main, other] = changed[..]
+        && system.is_some()
+    {
+        out.findings.push(Finding::info(
+            "boot-files-elsewhere",
+            format!(
+                "Windows is on disk {} and its boot files are on disk {}: both disks are converted as one",
+                main.id.number(),
+                other.id.number()
+            ),
+            "none needed",
+            other.source.path.clone(),
+        ));
+    }
     out.firmware = boot.firmware;
     let hives = match chosen {
         Some(chosen) => {
