@@ -27,7 +27,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::convert::output;
+use crate::convert::exchange;
 use crate::domain::{Stage, StorageBus};
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
@@ -99,7 +99,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     if let Some(place) = &options.install {
         warnings = install_first(options, place, &virsh, ui)?;
     }
-    output::repair(&options.folder)?;
+    exchange::repair(&options.folder)?;
     let lock = match options.folder.join("report.json").is_file() {
         true => Some(lock(&options.folder)?),
         // `Files::open` says what is wrong.
@@ -138,7 +138,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
 
 /// Step 0. A machine that was started keeps its disks where they are.
 fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
-    output::repair(&options.folder)?;
+    exchange::repair(&options.folder)?;
     if !options.folder.join("report.json").is_file() {
         // `Files::open` says what is wrong.
         return Ok(Vec::new());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::boot;
-use crate::convert::{self, RestoreError, output};
+use crate::convert::{self, RestoreError, exchange, in_use, place};
 use crate::disk::chain::Image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::CommitError;
@@ -40,7 +40,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     let path = std::path::absolute(&path)
         .map_err(|e| Error::usage(format!("{} is not a path", path.display())).because(e))?;
     let folder = path.parent().unwrap_or(Path::new("/"));
-    output::repair(folder)?;
+    exchange::repair(folder)?;
     let _locks = folder.is_dir().then(|| Locks::take(folder)).transpose()?;
     let mut journal = Journal::load(&path).map_err(|e| match e {
         JournalError::Invalid { .. } => Error::usage(e.to_string()),
@@ -69,6 +69,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     for disk in &disks {
         let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
         image.hold_for_writing()?;
+        in_use::refuse_suspended(&image)?;
         images.push(image);
     }
     let written = images.iter().flat_map(Image::written);
@@ -105,13 +106,13 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
 /// No conversion and no `boot` works there meanwhile.
 struct Locks {
     boot: Option<FileLock>,
-    _conversion: Option<output::TargetLock>,
+    _conversion: Option<place::TargetLock>,
 }
 
 impl Locks {
     fn take(folder: &Path) -> Result<Self> {
         Ok(Self {
-            _conversion: output::lock_of_partial(folder)?,
+            _conversion: exchange::lock_of_partial(folder)?,
             boot: Some(boot::lock(folder)?),
         })
     }

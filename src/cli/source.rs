@@ -9,7 +9,7 @@ use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
 use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
-use crate::convert::output::title;
+use crate::convert::name::title;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
 use crate::disk::chain::Image;

@@ -3,13 +3,16 @@
 pub mod copy;
 pub mod devices;
 pub mod engine;
+pub mod exchange;
 mod finish;
 mod in_place;
-mod in_use;
+pub mod in_use;
 pub mod linux;
 pub mod machine;
+pub mod name;
 mod next;
 pub mod output;
+pub mod place;
 mod predict;
 pub mod prepare;
 mod replace;

@@ -2,7 +2,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use serde_json::{Value, json};
 
+use super::super::exchange::repair;
 use super::*;
+use crate::error::ErrorKind;
 
 const FORCE: Preference = Preference {
     force: true,
@@ -522,23 +524,4 @@ fn a_replacement_that_was_interrupted_is_finished() {
         (disk(&target), disk(&replaced)),
         ("old".into(), "other".into())
     );
-}
-
-#[test]
-fn names_are_safe() {
-    for (name, safe) in [
-        ("vm", "vm"),
-        ("my vm/../x", "my-vm-..-x"),
-        ("...", "vm"),
-        ("äö", "vm-6641ae9e"),
-        ("服务器", "vm-2388cbc6"),
-        ("服务器 2", "2"),
-        ("---", "vm"),
-        ("", "vm"),
-        ("-rf", "rf"),
-    ] {
-        assert_eq!(safe_name(name), safe);
-        let hashed = safe.len() == 11 && safe.starts_with("vm-");
-        assert_eq!(title(name), hashed.then(|| name.to_string()));
-    }
 }

@@ -34,9 +34,11 @@ use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::finish;
 use super::in_place::{in_place, in_place_format, journal_disks, roll_back_after};
+use super::in_use;
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
-use super::output::{OutputFolder, Preference, safe_name};
+use super::name::safe_name;
+use super::output::{OutputFolder, Preference};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
 use super::session::{Session, Source, SourceMachine, first, looked, read_only};
@@ -172,6 +174,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let disks = job.source.disks(work.path())?;
     check_in_place(job, &disks)?;
     Devices::claim(job, &disks, false)?;
+    disks.check_kernel()?;
     let (session, survey) = VmSession::open(job.engine, &disks, ui, read_only)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
@@ -203,7 +206,9 @@ fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
         }
         // From now on, and not only at the end: who reads it would read a mixture.
         for disk in disks.iter().filter(|disk| disks.is_changed(disk.id)) {
-            disk.image()?.hold_for_writing()?;
+            let image = disk.image()?;
+            image.hold_for_writing()?;
+            in_use::refuse_suspended(&image)?;
         }
     }
     Ok(())
@@ -279,6 +284,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let source = first(&disks)?;
     check_in_place(job, &disks)?;
     let devices = Devices::claim(job, &disks, true)?;
+    disks.check_kernel()?;
 
     ui.status("Inspecting", &source.path.display().to_string());
     let open = |engine, source: &Source| {

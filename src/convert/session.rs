@@ -188,6 +188,7 @@ pub fn look<T>(
     let work =
         tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
     let disks = machine.disks(work.path())?;
+    disks.check_kernel()?;
     let (session, survey) = VmSession::open(engine, &disks, ui, read_only)?;
     let seen = also(&survey, &session.reader());
     let engine = session.engine;
@@ -282,7 +283,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
             layout,
             guest,
             facts: SourceFacts {
-                path: source.path.display().to_string(),
+                path: crate::text::of_path(&source.path).into_owned(),
                 format: image.format().driver().to_string(),
                 virtual_size_bytes: image.virtual_size(),
             },

@@ -11,6 +11,7 @@
 #![allow(clippy::print_stderr)] // which case is running
 
 mod ems;
+mod in_use;
 mod kinds;
 mod libvirt;
 mod payload;
