@@ -69,7 +69,9 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     pub name: String,
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub source: PathBuf,
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub output_dir: PathBuf,
     pub state: State,
     pub seconds: f64,
@@ -139,6 +141,7 @@ impl Line {
 #[derive(Debug, Serialize)]
 pub struct Summary {
     /// The list of machines.
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub file: PathBuf,
     pub jobs: usize,
     pub total_s: f64,

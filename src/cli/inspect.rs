@@ -172,7 +172,7 @@ fn several(args: &InspectArgs, ui: &Ui) -> Result<()> {
         if stop::requested() {
             return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
         }
-        let shown = path.display().to_string();
+        let shown = crate::text::of_path(path).into_owned();
         ui.status("Inspecting", &shown);
         rows.push(match one(args, path, ui) {
             Ok(seen) => {

@@ -290,7 +290,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
             layout,
             guest,
             facts: SourceFacts {
-                path: source.path.display().to_string(),
+                path: crate::text::of_path(&source.path).into_owned(),
                 format: image.format().driver().to_string(),
                 virtual_size_bytes: image.virtual_size(),
             },

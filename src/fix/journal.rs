@@ -135,6 +135,7 @@ impl Document {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRef {
+    #[serde(with = "crate::text::json_path")]
     pub path: PathBuf,
     pub format: String,
     pub size_bytes: u64,

@@ -27,6 +27,7 @@ pub mod vmx;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -108,6 +109,7 @@ pub struct SourceDisk {
     /// As the description names it, for messages.
     pub name: String,
     /// The image, or the archive it is packed in.
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub path: PathBuf,
     /// What the description says, in QEMU's words (`vmdk`, `raw`, ...); absent when it is silent.
     pub format: Option<String>,
@@ -223,8 +225,8 @@ pub enum SourceError {
         wanted: u32,
         found: u32,
     },
-    #[error("{path} describes no disk")]
-    NoDisk { path: PathBuf },
+    #[error("{path} describes no disk{}", .notes.iter().map(|n| format!("; {n}")).collect::<String>())]
+    NoDisk { path: PathBuf, notes: Vec<String> },
     #[error("{path} describes {count} machines, and one is converted at a time")]
     SeveralMachines { path: PathBuf, count: usize },
     #[error("{path}: {what} is not supported: {remedy}")]
@@ -375,13 +377,28 @@ pub fn open_with(path: &Path, options: &Options) -> Result<SourceVm> {
         "ovf" => ovf::open(path, options)?,
         "ova" => ova::open(path, options)?,
         "xml" => libvirt::open(path)?,
-        _ => open_disk(path),
+        other => match not_read(other) {
+            Some((what, remedy)) => {
+                return Err(SourceError::Unsupported {
+                    path: path.into(),
+                    what: what.into(),
+                    remedy,
+                });
+            }
+            None => open_disk(path),
+        },
     };
     if vm.name.is_empty() {
         vm.name = stem(path);
     }
     if vm.disks.is_empty() {
-        return Err(SourceError::NoDisk { path: path.into() });
+        return Err(SourceError::NoDisk {
+            path: path.into(),
+            notes: vm.notes,
+        });
+    }
+    if vm.kind != SourceKind::Disk && vm.memory_mib.is_none() {
+        vm.note("it has no memory size that is understood: 4096 MiB, or --memory");
     }
     refuse_same_files(path, &vm.disks)?;
     for disk in &vm.disks {
@@ -422,6 +439,26 @@ fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
         seen.push((place, disk));
     }
     Ok(())
+}
+
+/// Descriptions of other products, by extension: what they are, and what is read instead.
+fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
+    Some(match extension {
+        "vbox" | "vbox-prev" => (
+            "a machine of VirtualBox",
+            "export it: VBoxManage export NAME -o NAME.ova, or name its disk image",
+        ),
+        "vmcx" | "vmrs" => (
+            "a binary configuration of Hyper-V",
+            "name the folder of the export, or its .vhdx",
+        ),
+        "xva" => (
+            "an archive of XenServer, which holds disks in pieces",
+            "export the VM as OVF, or its disk: xe vdi-export uuid=UUID format=vhd filename=DISK.vhd",
+        ),
+        "pvs" | "pvm" => ("a machine of Parallels", "name its disk image (.hds)"),
+        _ => return None,
+    })
 }
 
 fn open_disk(path: &Path) -> SourceVm {
@@ -465,6 +502,13 @@ fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
             remedy: "delete the checkpoints in Hyper-V, wait for the merge and export again",
         });
     }
+    // The memory of a VM that was saved and not shut down, up to Windows Server 2012 R2.
+    if let Some(state) = with("vsv").next() {
+        return Err(SourceError::Suspended {
+            path: dir.into(),
+            state: stem(state) + ".vsv",
+        });
+    }
     let machines = with("vmcx").count();
     if machines > 1 {
         return Err(SourceError::SeveralMachines {
@@ -491,7 +535,10 @@ fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
         });
     }
     if vm.disks.is_empty() {
-        return Err(SourceError::NoDisk { path: dir.into() });
+        return Err(SourceError::NoDisk {
+            path: dir.into(),
+            notes: vm.notes,
+        });
     }
     vm.note(
         "a Hyper-V export keeps its settings in a binary file of undocumented format: memory, \
@@ -593,9 +640,13 @@ fn read_description(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// `reference` as a path below `dir`, or `None` when it would lead out of it.
-fn inside(dir: &Path, reference: &str) -> Option<PathBuf> {
-    let reference = reference.replace('\\', "/");
-    if reference.is_empty() || reference.contains('\0') {
+fn inside(dir: &Path, reference: &OsStr) -> Option<PathBuf> {
+    // In other encodings a backslash may be half of a character.
+    let reference = match reference.to_str() {
+        Some(text) => text.replace('\\', "/").into(),
+        None => reference.to_owned(),
+    };
+    if reference.is_empty() || reference.as_encoded_bytes().contains(&0) {
         return None;
     }
     let path = Path::new(&reference);
