@@ -52,6 +52,10 @@ fn judge(lab: &Lab, source: &Path, bootstrap: &str, more: &[&str]) -> Value {
     let out = lab.path("out");
     let plan: Value =
         serde_json::from_str(&fs::read_to_string(out.join("plan.json")).unwrap()).unwrap();
+    assert_eq!(plan["outputs"], report["outputs"]);
+    assert_eq!(plan["disks"][0]["virtual"], report["bytes"]["virtual"]);
+    let at_most = plan["disks"][0]["copied_at_most"].as_u64().unwrap();
+    assert!(at_most >= report["bytes"]["read"].as_u64().unwrap());
     let raw = lab.raw_result(Path::new(disk));
     let volume = lab.volume(&raw);
     tool("ntfsfix", &["--no-action", volume.to_str().unwrap()]);

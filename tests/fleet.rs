@@ -657,6 +657,24 @@ fn a_table_of_machines() {
     assert!(one.get("machine").is_none());
     let text = h2k(["inspect", vmx.to_str().unwrap()]).expect(0).stdout;
     assert!(text.contains("6144 MiB") && text.contains("prod"), "{text}");
+    let plan = |more: &[&str]| {
+        let (vmx, iso) = (vmx.to_str().unwrap(), support::virtio_win());
+        let args = ["plan", vmx, "--virtio-iso", iso.to_str().unwrap()];
+        h2k([&args[..], more].concat()).expect(0)
+    };
+    let planned = plan(&["--json", "--emit", "proxmox"]).json();
+    assert_eq!(planned["machine"], machine["machine"]);
+    let ends = |value: &Value, end: &str| value.as_str().unwrap().ends_with(end);
+    assert!(ends(&planned["outputs"]["disks"][0], "web-kvm/web.qcow2"));
+    assert!(ends(
+        &planned["outputs"]["emitted"][0],
+        "web-kvm/web-proxmox.sh"
+    ));
+    assert!(planned["estimate"]["seconds_at_most"].as_u64() > Some(1));
+    let text = plan(&[]).stdout;
+    for part in ["6144 MiB", "prod", "web-final.xml", "Time: at most"] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
     fs::remove_file(vmx).unwrap();
 
     // Several named ones, all good; the most important first when it is one.

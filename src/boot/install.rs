@@ -164,7 +164,10 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     put_all(&folder, &mut state, user.as_ref(), &mut installed.warnings)?;
     let moves = &state.moves;
     for (path, root) in &mut domains {
-        rewrite(root, moves);
+        rewrite(root, &|old| {
+            let found = moves.iter().find(|m| m.from == Path::new(old));
+            found.map(|m| m.to.display().to_string())
+        });
         replace(path, root.to_document().as_bytes())?;
     }
     rewrite_texts(&folder, &report, moves)?;
@@ -454,11 +457,8 @@ fn files_of(root: &Element) -> Vec<PathBuf> {
     files
 }
 
-fn rewrite(element: &mut Element, moved: &[Moved]) {
-    let new = |old: &str| {
-        let found = moved.iter().find(|m| m.from == Path::new(old));
-        found.map(|m| m.to.display().to_string())
-    };
+/// Gives the disks and UEFI variables of a domain the paths that `new` has for them.
+pub(super) fn rewrite(element: &mut Element, new: &dyn Fn(&str) -> Option<String>) {
     if element.is("source") {
         for (_, value) in element.attrs.iter_mut().filter(|(key, _)| key == "file") {
             if let Some(path) = new(value) {
@@ -472,7 +472,7 @@ fn rewrite(element: &mut Element, moved: &[Moved]) {
         element.text = path;
     }
     for child in &mut element.children {
-        rewrite(child, moved);
+        rewrite(child, new);
     }
 }
 
@@ -511,7 +511,7 @@ fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
 }
 
 /// Durable before it is under its name; the mode stays.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
         let mode = fs::metadata(path)?.permissions();
         write_durably(path, bytes)?;

@@ -14,6 +14,7 @@
 //! touched ([`files::identify`]).
 
 pub mod access;
+mod anchor;
 mod evidence;
 pub mod files;
 pub mod install;
@@ -96,8 +97,13 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
         warnings = install_first(options, place, &virsh, ui)?;
     }
     output::repair(&options.folder)?;
+    let lock = match options.folder.join("report.json").is_file() {
+        true => Some(lock(&options.folder)?),
+        // `Files::open` says what is wrong.
+        false => None,
+    };
+    anchored(&options.folder, ui)?;
     let files = Files::open(&options.folder)?;
-    let _lock = lock(&files.folder)?;
     let record = match Record::load(&files.folder)? {
         Some(record) if record.uuid == files.uuid && record.uri == options.uri => record,
         Some(record) if record.uuid == files.uuid => {
@@ -123,6 +129,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     };
     run.refuse_foreign_domains()?;
     run.phases()?;
+    drop(lock);
     Ok(run.record)
 }
 
@@ -134,6 +141,7 @@ fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Re
         return Ok(Vec::new());
     }
     let _lock = lock(&options.folder)?;
+    anchored(&options.folder, ui)?;
     if let Some(record) = Record::load(&options.folder)?
         && record.phase != Phase::New
     {
@@ -148,6 +156,14 @@ fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Re
         ui.status("Installed", &moved.to.display().to_string());
     }
     Ok(installed.warnings)
+}
+
+fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
+    if let Some(was) = anchor::anchor(folder)? {
+        let moved = format!("from {}: the files name each other anew", was.display());
+        ui.status("Moved", &moved);
+    }
+    Ok(())
 }
 
 /// COM1 and the disks are files of this host.
@@ -281,7 +297,12 @@ impl Run<'_> {
             );
         }
         let ours = self.files.system_disk()?.path;
-        if !disks.iter().any(|d| d.path == ours) {
+        // The folder was moved since it was defined: it is defined anew before the next start.
+        let left_behind = |disk: &Path| disk.file_name() == ours.file_name() && !disk.exists();
+        let off = || Ok::<_, Error>(self.tick(1)?.state == State::Off);
+        if !disks.iter().any(|d| d.path == ours)
+            && !(disks.iter().any(|d| left_behind(&d.path)) && off()?)
+        {
             return refuse(
                 format!(
                     "the machine libvirt has runs from another disk than {}",

@@ -36,13 +36,20 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
         }
     };
     ui.line(&text::plan(&prepared.plan));
+    if let Some(outlook) = &prepared.outlook {
+        ui.line(&outlook.text());
+    }
     let blockers = prepared.plan.blockers.clone();
     if !blockers.is_empty() {
         return Err(prepare::refused(&survey.inspection, blockers));
     }
     ui.document(
         "plan",
-        report::plan_document(&prepared.plan, &survey.inspection),
+        report::plan_document(
+            &prepared.plan,
+            prepared.outlook.as_ref(),
+            &survey.inspection,
+        ),
     );
     accepted(&prepared.plan.accepted)
 }

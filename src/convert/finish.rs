@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::disk::chain::Image;
 use crate::domain::element::Element;
 use crate::domain::emit::EmitError;
 use crate::domain::xml::to_element;
@@ -13,6 +14,8 @@ use crate::domain::{
 use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::ActionState;
 use crate::inspect::Inspection;
+use crate::report::outlook::{DiskOutlook, Outlook};
+use crate::report::vm;
 use crate::report::{ActionLine, Outputs, Report, Timings};
 use crate::tool::{self, Cmd, qemu_img};
 use crate::verify;
@@ -49,12 +52,15 @@ pub(super) fn rehearse(
     prepared: &Prepared,
     inspection: &Inspection,
     disks: &VmDisks,
-) -> Result<()> {
+) -> Result<Outlook> {
     let mut targets = Vec::new();
+    let mut list = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
         let image = disk.image()?;
+        let path = copy::target_path(job, target, i, &image)?;
+        list.push(disk_outlook(job, path.clone(), &image));
         targets.push(TargetDisk {
-            path: copy::target_path(job, target, i, &image)?,
+            path,
             format: job.format,
             sector_size: inspection.sector_size(disk.id),
             system: disks.is_system(disk.id),
@@ -62,7 +68,31 @@ pub(super) fn rehearse(
             size_bytes: image.virtual_size(),
         });
     }
-    domains(job, target, prepared, inspection, &targets).map(drop)
+    let domains = domains(job, target, prepared, inspection, &targets)?;
+    let outputs = domains.outputs(target, &targets);
+    Ok(Outlook::new(vm::Machine::of(&job.source.vm), outputs, list))
+}
+
+pub(super) fn disk_outlook(job: &Job, path: PathBuf, image: &Image) -> DiskOutlook {
+    let size = image.virtual_size();
+    match job.in_place {
+        true => DiskOutlook::in_place(path, job.format, size),
+        false => DiskOutlook::copied(path, job.format, size, image.allocated()),
+    }
+}
+
+impl Domains {
+    /// Where everything of a conversion is, in the output folder.
+    pub(super) fn outputs(&self, folder: &Path, targets: &[TargetDisk]) -> Outputs {
+        let in_target = |file: &String| folder.join(file);
+        Outputs {
+            disks: targets.iter().map(|t| t.path.clone()).collect(),
+            bootstrap_xml: self.bootstrap_xml.as_ref().map(in_target),
+            final_xml: Some(in_target(&self.final_xml)),
+            emitted: self.emitted.iter().map(in_target).collect(),
+            report: Some(folder.join("report.json")),
+        }
+    }
 }
 
 fn domains(
@@ -272,8 +302,8 @@ pub(super) fn finish(
         bytes,
         fixed,
     } = disks;
-    let in_target = |file: String| folder.target().join(file);
     let domains = domains(job, folder.target(), prepared, &fixed.after, &targets)?;
+    let outputs = domains.outputs(folder.target(), &targets);
     let mut warnings = prepared.plan.warnings.clone();
     warnings.extend(domains.warnings);
     for document in &domains.documents {
@@ -284,13 +314,6 @@ pub(super) fn finish(
         qemu_img::create(&probe, "qcow2", PROBE_SIZE)
             .map_err(|e| Error::failed("creating the probe disk").because(e))?;
     }
-    let outputs = Outputs {
-        disks: targets.iter().map(|t| t.path.clone()).collect(),
-        bootstrap_xml: domains.bootstrap_xml.map(in_target),
-        final_xml: Some(in_target(domains.final_xml)),
-        emitted: domains.emitted.into_iter().map(in_target).collect(),
-        report: Some(folder.target().join("report.json")),
-    };
     let actions = fixed
         .journal
         .doc

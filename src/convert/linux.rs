@@ -27,7 +27,9 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
 use crate::inspect::{Firmware, Inspection, Severity};
 use crate::linux::{self, LinuxFacts, LoaderCopies};
-use crate::report::{ActionLine, Bytes, Check, CheckState, Outputs, Report, Timings};
+use crate::report::outlook::Outlook;
+use crate::report::vm;
+use crate::report::{ActionLine, Bytes, Check, CheckState, Report, Timings};
 use crate::tool::{self, host, qemu_img, virt_v2v};
 use crate::ui::{Ui, document};
 
@@ -69,6 +71,7 @@ pub struct Plan {
     /// The blockers that `--accept` took, by their codes.
     pub accepted: Vec<String>,
     pub warnings: Vec<String>,
+    pub outlook: Option<Outlook>,
 }
 
 impl Plan {
@@ -89,12 +92,15 @@ impl Plan {
         for warning in &self.warnings {
             text.push_str(&format!("Warning: {warning}\n"));
         }
+        if let Some(outlook) = &self.outlook {
+            text.push_str(&outlook.text());
+        }
         text.trim_end().to_string()
     }
 
     /// `plan --json` and `plan.json`, with the keys every plan has.
     pub fn document(&self, inspection: &Inspection) -> serde_json::Value {
-        serde_json::json!({
+        let mut body = serde_json::json!({
             "way": self.way,
             "way_why": self.why,
             "actions": self.actions,
@@ -108,7 +114,11 @@ impl Plan {
             "os": inspection.os,
             "linux": inspection.linux,
             "controllers": inspection.controllers,
-        })
+        });
+        if let (Some(outlook), Some(body)) = (&self.outlook, body.as_object_mut()) {
+            outlook.add_to(body);
+        }
+        body
     }
 }
 
@@ -139,7 +149,8 @@ pub(super) fn decide_all(
         match rehearse(job, inspection, facts, &images, target) {
             Err(error) if error.kind == ErrorKind::Refused => plan.blockers.extend(error.blockers),
             Err(error) if plan.blockers.is_empty() => return Err(error),
-            _ => {}
+            Err(_) => {}
+            Ok(outlook) => plan.outlook = Some(outlook),
         }
     }
     for blocker in job.accept.take(&mut plan.blockers) {
@@ -159,11 +170,14 @@ fn rehearse(
     facts: &LinuxFacts,
     images: &[Image],
     target: &Path,
-) -> Result<()> {
+) -> Result<Outlook> {
     let mut targets = Vec::new();
+    let mut list = Vec::new();
     for (i, image) in images.iter().enumerate() {
+        let path = copy::target_path(job, target, i, image)?;
+        list.push(finish::disk_outlook(job, path.clone(), image));
         targets.push(TargetDisk {
-            path: copy::target_path(job, target, i, image)?,
+            path,
             format: job.format,
             sector_size: data_sector_size(image)?,
             system: i == 0,
@@ -172,7 +186,8 @@ fn rehearse(
         });
     }
     let machine = machine::linux_machine(inspection, facts, &targets, &options(job, target));
-    finish::written(job, target, &machine).map(drop)
+    let outputs = finish::written(job, target, &machine)?.outputs(target, &targets);
+    Ok(Outlook::new(vm::Machine::of(&job.source.vm), outputs, list))
 }
 
 fn options(job: &Job, target: &Path) -> MachineOptions {
@@ -269,6 +284,7 @@ fn decide(
         blockers: inspection.blockers(),
         accepted: Vec::new(),
         warnings: Vec::new(),
+        outlook: None,
     };
     if in_place {
         plan.blockers.push(Blocker::new(
@@ -514,7 +530,7 @@ pub(super) fn convert(
     let mut warnings = warnings(&made.after);
     warnings.extend(made.warnings);
     warnings.extend(job.source.vm.notes.clone());
-    warnings.extend(domains.warnings);
+    warnings.extend(domains.warnings.iter().cloned());
     let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
@@ -529,17 +545,7 @@ pub(super) fn convert(
             format!("virsh define {}", quote(&final_xml)),
             format!("virsh start --console {}", options.name),
         ],
-        outputs: Outputs {
-            disks: targets.iter().map(|t| t.path.clone()).collect(),
-            bootstrap_xml: None,
-            final_xml: Some(final_xml),
-            emitted: domains
-                .emitted
-                .iter()
-                .map(|file| folder.target().join(file))
-                .collect(),
-            report: Some(folder.target().join("report.json")),
-        },
+        outputs: domains.outputs(folder.target(), &targets),
         files: Vec::new(),
         actions: made.actions,
         controllers: made.after.controllers.clone(),

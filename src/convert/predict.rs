@@ -67,8 +67,9 @@ pub(super) fn complete(
         &seen.survey.inspection,
         seen.disks,
     );
-    let documents = documents.and_then(|()| other_disks(job, seen.disks));
+    let documents = documents.and_then(|outlook| other_disks(job, seen.disks).map(|()| outlook));
     match documents {
+        Ok(outlook) => prepared.outlook = Some(outlook),
         Err(error) if error.kind == ErrorKind::Refused => {
             prepared.plan.blockers.extend(error.blockers);
         }

@@ -15,6 +15,7 @@ use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
 use crate::plan::firstboot::{GENERATED, Generated, Wishes};
 use crate::plan::{self, At, Inputs, Layout, Options, Plan, Present};
+use crate::report::outlook::Outlook;
 
 /// A plan and what it was made from.
 pub struct Prepared {
@@ -24,6 +25,9 @@ pub struct Prepared {
     pub drivers: DriverSet,
     /// Files of the plan that come from no medium.
     pub generated: Vec<Generated>,
+    /// What it will leave where; `None` until the documents were written to nowhere, and where they
+    /// cannot be.
+    pub outlook: Option<Outlook>,
 }
 
 impl Prepared {
@@ -132,6 +136,7 @@ pub fn prepare(
         bootstrap: options.bootstrap,
         drivers,
         generated,
+        outlook: None,
     })
 }
 

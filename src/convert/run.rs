@@ -315,7 +315,11 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         &folder.path().join("plan.json"),
         document(
             "plan",
-            report::plan_document(&prepared.plan, &survey.inspection),
+            report::plan_document(
+                &prepared.plan,
+                prepared.outlook.as_ref(),
+                &survey.inspection,
+            ),
         ),
     )?;
     save_generated(folder.path(), &prepared)?;

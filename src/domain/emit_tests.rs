@@ -649,14 +649,79 @@ fn proxmox_without_a_first_boot_and_refusals() {
         m.disks.push(more);
     }
     let script = |m: &Machine| proxmox::script(m, Path::new(FOLDER));
+    for n in 5..30 {
+        let mut more = m.disks[1].clone();
+        more.path = format!("/d{n}").into();
+        m.disks.push(more);
+    }
+    // The probe of the first boot has a place too.
     let error = script(&m).unwrap_err().to_string();
-    assert!(error.contains("6 places on sata"), "{error}");
+    assert!(error.contains("30 places on scsi"), "{error}");
+    m.disks.truncate(30);
+    assert!(script(&m).is_ok());
+    m.bus = StorageBus::Sata;
+    assert!(script(&m).is_err());
+    m.bus = StorageBus::VirtioScsi;
     m.disks.truncate(1);
     m.disks[0].sector_size = 4096;
     assert!(script(&m).is_err());
     m.disks[0].sector_size = 512;
     m.disks[0].path = "/a,b".into();
     assert!(script(&m).is_err());
+}
+
+/// Data disks without a place on the first bus are on the final one from the start.
+#[test]
+fn proxmox_has_more_disks_than_the_first_bus() {
+    for (bus, name, probe) in [
+        (StorageBus::VirtioBlk, "virtio", "virtio0"),
+        (StorageBus::VirtioScsi, "scsi", "scsi9"),
+    ] {
+        let mut m = full();
+        m.bus = bus;
+        m.disks.truncate(1);
+        m.disks[0].path = "/vm/a.qcow2".into();
+        for n in 1..9 {
+            let mut more = m.disks[0].clone();
+            more.path = format!("/vm/d{n}.qcow2").into();
+            (more.system, more.boot_order) = (false, None);
+            more.serial = Some(format!("h2k-{n}"));
+            m.disks.push(more);
+        }
+        let iso = m.driver_iso.is_some();
+        let fit = if iso { 5 } else { 6 };
+        let qm = FakeQm::new(&m);
+        let (ok, text) = qm.run(&["bootstrap", "100"]);
+        assert!(ok, "{text}");
+        let first = qm.config();
+        let place = |bus: &str, n: usize, from: &str, thread: &str| {
+            format!("{bus}{n}: local-lvm:vm-100-disk-{from}{n},discard=on{thread},serial=h2k-{n}")
+        };
+        let thread = ",iothread=1";
+        for n in 0..9 {
+            let line = match n < fit {
+                true => place("sata", n, "sata", ""),
+                false => place(name, n, name, thread),
+            };
+            assert!(first.contains(&line), "{line}\n{first:#?}");
+        }
+        let probe = format!("{probe}: local-lvm:1,serial=h2k-probe");
+        assert!(first.contains(&probe), "{probe}\n{first:#?}");
+        let (ok, text) = qm.run(&["final", "100"]);
+        assert!(ok, "{text}");
+        let last = qm.config();
+        for n in 0..9 {
+            let line = place(name, n, if n < fit { "sata" } else { name }, thread);
+            assert!(last.contains(&line), "{line}\n{last:#?}");
+        }
+        assert!(
+            !last
+                .iter()
+                .any(|l| l.starts_with("sata") || l.contains("h2k-probe"))
+        );
+        assert!(qm.run(&["back", "100"]).0);
+        assert_eq!(qm.config(), first);
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ const SCSI: usize = 31;
 
 pub fn script(m: &Machine, folder: &Path) -> Result<String, EmitError> {
     let disks: Vec<&Disk> = system_first(&m.disks);
-    let (bus, first) = places(m, &disks)?;
+    let (bus, first, on_first) = places(m, &disks)?;
     let paths = disks.iter().map(|d| &d.path).chain(&m.driver_iso);
     if paths.into_iter().any(|p| p.to_string_lossy().contains(',')) {
         return Err(EmitError::Missing {
@@ -44,6 +44,7 @@ pub fn script(m: &Machine, folder: &Path) -> Result<String, EmitError> {
         folder,
         bus,
         first,
+        on_first,
     };
     text.push_str(&parts.bootstrap());
     text.push_str(&parts.last());
@@ -52,8 +53,11 @@ pub fn script(m: &Machine, folder: &Path) -> Result<String, EmitError> {
     Ok(text)
 }
 
-/// The bus of the final VM and that of the first boot, when all disks have a place on them.
-fn places(m: &Machine, disks: &[&Disk]) -> Result<(&'static str, Option<&'static str>), EmitError> {
+/// The bus of the final VM, that of the first boot, and how many disks have a place there.
+fn places(
+    m: &Machine,
+    disks: &[&Disk],
+) -> Result<(&'static str, Option<&'static str>, usize), EmitError> {
     if disks.iter().any(|d| d.sector_size != 512) {
         return Err(EmitError::Missing {
             what: "disks with 4096-byte sectors",
@@ -71,19 +75,20 @@ fn places(m: &Machine, disks: &[&Disk]) -> Result<(&'static str, Option<&'static
         Bootstrap::Ide => Some(("ide", IDE)),
     };
     let iso = usize::from(m.driver_iso.is_some());
-    for (bus, max, used) in [(bus, max, disks.len())]
-        .into_iter()
-        .chain(first.map(|(bus, max)| (bus, max, disks.len() + iso)))
-    {
-        if used > max {
-            return Err(EmitError::TooManyDisks {
-                bus,
-                disks: disks.len(),
-                max,
-            });
-        }
+    // On SCSI the probe sits behind the disks.
+    let probe = usize::from(first.is_some() && m.bus == StorageBus::VirtioScsi);
+    // Windows starts from the first disks; the others need not be there before it has VirtIO.
+    let on_first = first.map_or(0, |(_, max)| disks.len().min(max - iso));
+    let one_bus = first.is_some_and(|(first, _)| first == bus);
+    let used = disks.len() + if one_bus { iso } else { probe };
+    if used > max {
+        return Err(EmitError::TooManyDisks {
+            bus,
+            disks: disks.len(),
+            max: max - (used - disks.len()),
+        });
     }
-    Ok((bus, first.map(|(bus, _)| bus)))
+    Ok((bus, first.map(|(bus, _)| bus), on_first))
 }
 
 /// What the functions of the script are made of.
@@ -95,6 +100,8 @@ struct Parts<'a> {
     bus: &'static str,
     /// Of the first boot.
     first: Option<&'static str>,
+    /// So many disks are on it; the others are on the bus of the final VM from the start.
+    on_first: usize,
 }
 
 impl Parts<'_> {
@@ -116,7 +123,8 @@ impl Parts<'_> {
         };
         let mut text = String::from("\nbootstrap() {\n  new_or_ours\n");
         for (n, disk) in self.disks.iter().enumerate() {
-            text.push_str(&self.import(early, n, disk));
+            let bus = if n < self.on_first { early } else { self.bus };
+            text.push_str(&self.import(bus, n, disk));
         }
         let probe = self.probe();
         text.push_str(&format!(
@@ -127,7 +135,7 @@ impl Parts<'_> {
             text.push_str(&format!(
                 "  # Only for looking up a driver by hand: those Windows needs are on its disk.\n  \
                  if [ -e {file} ]; then qm set \"$vmid\" --{early}{} {file},media=cdrom; fi\n",
-                self.disks.len(),
+                self.on_first,
             ));
         }
         let mut options = vec![boot_order(self.disks, early)];
@@ -158,9 +166,9 @@ impl Parts<'_> {
                 "    if serial {probe} h2k-probe; then qm unlink \"$vmid\" --idlist {probe} --force 1; fi\n"
             ));
             if self.m.driver_iso.is_some() {
-                text.push_str(&format!("    drop {early}{}\n", self.disks.len()));
+                text.push_str(&format!("    drop {early}{}\n", self.on_first));
             }
-            for (n, disk) in self.disks.iter().enumerate() {
+            for (n, disk) in self.disks.iter().enumerate().take(self.on_first) {
                 text.push_str(&format!(
                     "    move {early}{n} {bus}{n} {}\n",
                     shell_word(&options(disk, bus))
@@ -189,7 +197,7 @@ impl Parts<'_> {
              qm rollback \"$vmid\" \"$snapshot\"\n    return\n  fi\n  \
              echo 'no snapshot: the disks go back to their first bus; what Windows wrote since stays' >&2\n",
         );
-        for (n, disk) in self.disks.iter().enumerate() {
+        for (n, disk) in self.disks.iter().enumerate().take(self.on_first) {
             text.push_str(&format!(
                 "  move {}{n} {early}{n} {}\n",
                 self.bus,

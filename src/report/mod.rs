@@ -3,9 +3,11 @@
 pub mod html;
 pub mod linux;
 pub mod look;
+pub mod outlook;
 pub mod text;
 pub mod vm;
 
+use self::outlook::Outlook;
 use serde::{Deserialize, Serialize};
 
 use crate::boot_path::{BootPath, Controller};
@@ -209,7 +211,11 @@ pub struct ActionLine {
 }
 
 /// `plan --json` and `plan.json`.
-pub fn plan_document(plan: &Plan, inspection: &Inspection) -> serde_json::Value {
+pub fn plan_document(
+    plan: &Plan,
+    outlook: Option<&Outlook>,
+    inspection: &Inspection,
+) -> serde_json::Value {
     let mut body = serde_json::json!(plan);
     if let (Some(body), serde_json::Value::Array(list)) =
         (body.as_object_mut(), serde_json::json!(plan.actions))
@@ -234,6 +240,9 @@ pub fn plan_document(plan: &Plan, inspection: &Inspection) -> serde_json::Value 
             "controllers".into(),
             serde_json::json!(inspection.controllers),
         );
+        if let Some(outlook) = outlook {
+            outlook.add_to(body);
+        }
     }
     body
 }

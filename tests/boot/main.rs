@@ -201,7 +201,25 @@ fn boots_from_two_disks(firmware: Firmware) {
     let source = lab.libvirt_xml("split", &[&split.boot, &split.windows]);
     let (out, report) = convert(&lab, &source, "split", &[]);
     libvirt.give(lab.dir.path());
-    boot_twice(&libvirt, &out, "split", &report["outputs"]);
+    if firmware == Firmware::Uefi {
+        return boot_twice(&libvirt, &out, "split", &report["outputs"]);
+    }
+    // Moved between the boots, and what is defined names the old place.
+    let first = ["--stop-after", "bootstrap", "--timeout", "300"];
+    libvirt.boot(&out, &first).expect(0);
+    let moved = lab.path("moved in between");
+    fs::rename(&out, &moved).unwrap();
+    libvirt.give(&moved);
+    let run = libvirt
+        .boot(&moved, &[&first[..], &["--progress", "plain"]].concat())
+        .expect(0);
+    assert!(run.stderr.contains("Moved"), "{}", run.stderr);
+    let report: Value =
+        serde_json::from_slice(&fs::read(moved.join("report.json")).unwrap()).unwrap();
+    for disk in report["outputs"]["disks"].as_array().unwrap() {
+        assert!(Path::new(disk.as_str().unwrap()).starts_with(&moved));
+    }
+    boot_twice(&libvirt, &moved, "split", &report["outputs"]);
 }
 
 #[test]

@@ -1,0 +1,182 @@
+//! What a conversion will leave where, how much it has to copy, and about how long that takes: what `plan`
+//! adds to the actions.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::vm::Machine;
+use super::{Outputs, text};
+use crate::domain::DiskFormat;
+use crate::ui::bytes;
+
+/// Storage of the plain kind, read and written at once. Local SSDs do several times as much.
+const BYTES_PER_SECOND: u64 = 200_000_000;
+/// Inspecting, fixing and verifying.
+const BESIDES_COPYING_S: u64 = 2;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outlook {
+    /// Absent for a disk image, which describes no VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+    pub outputs: Outputs,
+    pub disks: Vec<DiskOutlook>,
+    pub estimate: Estimate,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskOutlook {
+    pub path: PathBuf,
+    pub format: DiskFormat,
+    #[serde(rename = "virtual")]
+    pub virtual_size: u64,
+    /// What is copied at most: what the source takes on this host. Free space of the guest is left out.
+    pub copied_at_most: u64,
+}
+
+/// At a speed that is assumed, not measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    pub seconds_at_most: u64,
+    pub bytes_per_second: u64,
+}
+
+impl Outlook {
+    /// `disks` in the order of the outputs; in place nothing is copied.
+    pub fn new(machine: Option<Machine>, outputs: Outputs, disks: Vec<DiskOutlook>) -> Self {
+        let copied = (disks.iter()).fold(0u64, |sum, d| sum.saturating_add(d.copied_at_most));
+        Self {
+            machine,
+            outputs,
+            disks,
+            estimate: Estimate {
+                seconds_at_most: BESIDES_COPYING_S + copied.div_ceil(BYTES_PER_SECOND),
+                bytes_per_second: BYTES_PER_SECOND,
+            },
+        }
+    }
+
+    /// As keys of the plan's document.
+    pub fn add_to(&self, body: &mut serde_json::Map<String, serde_json::Value>) {
+        if let serde_json::Value::Object(keys) = serde_json::json!(self) {
+            body.extend(keys);
+        }
+    }
+
+    /// For people, below the actions.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        if let Some(machine) = &self.machine {
+            text.push_str("Machine\n");
+            for (label, value) in machine.rows() {
+                let _ = writeln!(text, "  {label:<12} {value}");
+            }
+        }
+        text.push_str("Writes\n");
+        for disk in &self.disks {
+            let copied = match disk.copied_at_most {
+                0 => "changed where it is".to_string(),
+                n => format!("copies at most {}", bytes(n)),
+            };
+            let _ = writeln!(
+                text,
+                "  {} ({}, {}; {copied})",
+                disk.path.display(),
+                text::lower(&disk.format),
+                bytes(disk.virtual_size),
+            );
+        }
+        let files = [&self.outputs.bootstrap_xml, &self.outputs.final_xml];
+        let files = files.into_iter().flatten();
+        for file in files
+            .chain(&self.outputs.emitted)
+            .chain(&self.outputs.report)
+        {
+            let _ = writeln!(text, "  {}", file.display());
+        }
+        let seconds = self.estimate.seconds_at_most;
+        let time = match seconds {
+            0..120 => format!("{seconds} s"),
+            120..7200 => format!("{} min", seconds.div_ceil(60)),
+            _ => format!("{:.1} h", seconds as f64 / 3600.0),
+        };
+        let megabytes = self.estimate.bytes_per_second / 1_000_000;
+        let _ = write!(text, "Time: at most {time} on storage of {megabytes} MB/s");
+        text
+    }
+}
+
+impl DiskOutlook {
+    /// `allocated`: bytes the source takes; 0 where it does not tell, as a block device.
+    pub fn copied(path: PathBuf, format: DiskFormat, virtual_size: u64, allocated: u64) -> Self {
+        let copied_at_most = match allocated {
+            0 => virtual_size,
+            n => n.min(virtual_size),
+        };
+        Self {
+            path,
+            format,
+            virtual_size,
+            copied_at_most,
+        }
+    }
+
+    /// Changed where it is.
+    pub fn in_place(path: PathBuf, format: DiskFormat, virtual_size: u64) -> Self {
+        Self {
+            path,
+            format,
+            virtual_size,
+            copied_at_most: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_and_how_long_it_takes() {
+        let outputs = Outputs {
+            disks: vec!["/out/vm.qcow2".into(), "/dev/vg/data".into()],
+            bootstrap_xml: Some("/out/vm-bootstrap.xml".into()),
+            final_xml: Some("/out/vm-final.xml".into()),
+            emitted: vec!["/out/vm-proxmox.sh".into()],
+            report: Some("/out/report.json".into()),
+        };
+        let disk = |path: &str, size, allocated| {
+            DiskOutlook::copied(path.into(), DiskFormat::Qcow2, size, allocated)
+        };
+        let disks = vec![
+            disk("/out/vm.qcow2", 100 << 30, 60_000_000_000),
+            // A block device does not tell, and a chain may take more than it holds.
+            disk("/dev/vg/data", 1 << 30, 0),
+            disk("/out/vm-2.qcow2", 1 << 30, 5 << 30),
+            DiskOutlook::in_place("/in/vm.qcow2".into(), DiskFormat::Qcow2, 1 << 30),
+        ];
+        let outlook = Outlook::new(None, outputs, disks);
+        let copied = 60_000_000_000 + 2 * (1u64 << 30);
+        assert_eq!(
+            outlook.estimate.seconds_at_most,
+            2 + copied.div_ceil(200_000_000)
+        );
+        let text = outlook.text();
+        for line in [
+            "  /out/vm.qcow2 (qcow2, 100.0 GiB; copies at most 55.9 GiB)",
+            "  /dev/vg/data (qcow2, 1.0 GiB; copies at most 1.0 GiB)",
+            "  /out/vm-2.qcow2 (qcow2, 1.0 GiB; copies at most 1.0 GiB)",
+            "  /in/vm.qcow2 (qcow2, 1.0 GiB; changed where it is)",
+            "  /out/vm-bootstrap.xml",
+            "  /out/vm-final.xml",
+            "  /out/vm-proxmox.sh",
+            "  /out/report.json",
+            "Time: at most 6 min on storage of 200 MB/s",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("Machine"), "a disk image describes none");
+    }
+}
