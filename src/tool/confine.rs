@@ -39,6 +39,12 @@ const SCOPES: ABI = ABI::V6;
 /// The address space of a parser: libntfs-3g needs some MiB and the largest file of a request.
 const PARSER_MEMORY: u64 = 1 << 30;
 
+/// The memory of a tool that reads images: QEMU reads some tables whole, whatever size an image says they have.
+/// Real ones take some MiB, and its threads and buffers some dozens.
+const IMAGE_MEMORY: u64 = 448 << 20;
+/// The stack of each of its threads, which counts as memory.
+const IMAGE_STACK: u64 = 2 << 20;
+
 /// What tools load themselves from.
 const SYSTEM: [&str; 10] = [
     "/usr",
@@ -120,28 +126,30 @@ pub(super) fn without(index: u8, bits: i32) -> io::Result<Vec<SeccompRule>> {
     Ok(vec![rule])
 }
 
-/// Leaves this process its open descriptors, memory to work with and the way out: no files, network,
-/// programs, threads, processes or signals to others, no executable memory. Whatever else it tries
-/// fails with EPERM, so that a C library of another release that asks for something harmless works on.
-pub fn parser() -> io::Result<()> {
-    rustix::thread::set_no_new_privs(true)?;
-    for (resource, limit) in [
-        // What it parses is no business of core dumps.
-        (Resource::Core, 0),
-        (Resource::As, PARSER_MEMORY),
-    ] {
+fn limit(limits: &[(Resource, u64)]) -> io::Result<()> {
+    for (resource, limit) in limits {
         // Less than that may be set already, and cannot be raised.
-        let set = getrlimit(resource);
-        let limit = [Some(limit), set.current, set.maximum];
+        let set = getrlimit(*resource);
+        let limit = [Some(*limit), set.current, set.maximum];
         let limit = limit.into_iter().flatten().min();
         setrlimit(
-            resource,
+            *resource,
             Rlimit {
                 current: limit,
                 maximum: limit,
             },
         )?;
     }
+    Ok(())
+}
+
+/// Leaves this process its open descriptors, memory to work with and the way out: no files, network,
+/// programs, threads, processes or signals to others, no executable memory. Whatever else it tries
+/// fails with EPERM, so that a C library of another release that asks for something harmless works on.
+pub fn parser() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    // What it parses is no business of core dumps.
+    limit(&[(Resource::Core, 0), (Resource::As, PARSER_MEMORY)])?;
     privileges::drop_all()?;
     Reach::default().enforce()?;
     let mut rules: Rules = [
@@ -437,6 +445,11 @@ impl Confinement {
         }
         match &files {
             Some(files) => {
+                limit(&[
+                    (Resource::Core, 0),
+                    (Resource::Data, IMAGE_MEMORY),
+                    (Resource::Stack, IMAGE_STACK),
+                ])?;
                 self.to_named(files, program)?;
                 no_sockets()?;
             }
