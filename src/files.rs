@@ -6,7 +6,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, RenameFlags, renameat, renameat_with, statat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, RenameFlags, linkat, renameat, renameat_with, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 /// Of directories that QEMU's user must get through; nobody else lists them.
@@ -63,7 +65,13 @@ pub fn rename_new_at(
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
         done => return Ok(done?),
     }
-    // The file system has no such rename.
+    // The file system has no such rename. A second link of a file is never made over another one.
+    match linkat(&from_folder, from, &to_folder, to, AtFlags::empty()) {
+        Ok(()) => return Ok(unlinkat(from_folder, from, AtFlags::empty())?),
+        Err(Errno::EXIST) => return Err(Errno::EXIST.into()),
+        // A directory, or no links there either.
+        Err(_) => {}
+    }
     match statat(&to_folder, to, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Ok(renameat(from_folder, from, to_folder, to)?),
         Ok(_) => Err(Errno::EXIST.into()),

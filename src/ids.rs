@@ -214,7 +214,14 @@ pub const IDS: &[Id] = &[
     blocker("sector-size", NO_VM),
     blocker("too-many-disks", NO_VM),
     blocker("emit-limit", NO_VM),
-    blocker("in-place-two-disks", Stake::Data("it could not be undone")),
+    blocker(
+        "guest-space",
+        Stake::NoWay("a volume of the guest has no room for what is written to it"),
+    ),
+    blocker(
+        "output-space",
+        Stake::NoWay("the output folder has no room for the disks"),
+    ),
     blocker("linux-in-place", Stake::Data("it could not be undone")),
     blocker("linux-no-driver", START),
     blocker(

@@ -3,6 +3,11 @@
 //! Guests are hostile: a name may carry terminal escapes or characters that reorder what is shown
 //! around it.
 
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
 const MAX_CHARS: usize = 256;
 
 /// Without control and invisible formatting characters, trimmed, at most 256 characters; `None` when
@@ -55,9 +60,86 @@ pub fn in_single_quotes(text: &str) -> String {
     text.replace('\'', r"'\''")
 }
 
+/// A path for a JSON document, without loss: text as it is; where it is not UTF-8, a `file:` URI of its
+/// bytes (RFC 8089).
+pub fn of_path(path: &Path) -> Cow<'_, str> {
+    match path.to_str() {
+        Some(text) if !text.starts_with(FILE) => text.into(),
+        _ => {
+            let absolute = if path.is_absolute() { "//" } else { "" };
+            let mut text = format!("{FILE}{absolute}");
+            for byte in path.as_os_str().as_bytes() {
+                match byte {
+                    b if b.is_ascii_alphanumeric() || b"/._-~".contains(b) => {
+                        text.push(char::from(*b));
+                    }
+                    b => text += &format!("%{b:02X}"),
+                }
+            }
+            text.into()
+        }
+    }
+}
+
+const FILE: &str = "file:";
+
+/// The path that [`of_path`] gave this text for.
+pub fn to_path(text: &str) -> PathBuf {
+    let Some(name) = text.strip_prefix(FILE) else {
+        return text.into();
+    };
+    let name = name.strip_prefix("//").unwrap_or(name);
+    let mut bytes = Vec::new();
+    let mut rest = name.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));
+        let code = digit(0).zip(digit(1)).filter(|_| *first == b'%');
+        bytes.push(code.map_or(*first, |(high, low)| (high * 16 + low) as u8));
+        rest = if code.is_some() { &tail[2..] } else { tail };
+    }
+    OsString::from_vec(bytes).into()
+}
+
+/// For `#[serde(with = "...")]` of a [`PathBuf`].
+pub mod json_path {
+    use super::{Path, PathBuf, of_path, to_path};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&of_path(path))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        String::deserialize(from).map(|text| to_path(&text))
+    }
+
+    /// Of a list of paths.
+    pub fn list<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(paths.iter().map(|path| of_path(path)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_in_json_lose_nothing() {
+        use std::ffi::OsStr;
+        for (bytes, text) in [
+            (&b"/vm/a b.vmdk"[..], "/vm/a b.vmdk"),
+            ("磁盘.vmdk".as_bytes(), "磁盘.vmdk"),
+            (b"/vm/\xb4\xc5 %41.vmdk", "file:///vm/%B4%C5%20%2541.vmdk"),
+            (b"vm/\xff", "file:vm/%FF"),
+            (b"file:x", "file:file%3Ax"),
+            (b"", ""),
+        ] {
+            let path = Path::new(OsStr::from_bytes(bytes));
+            assert_eq!(of_path(path), text);
+            assert_eq!(to_path(text), path);
+        }
+        assert_eq!(to_path("file:%4"), Path::new("%4"));
+    }
 
     #[test]
     fn shell_words() {

@@ -8,14 +8,16 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use hyper2kvm::demo::{Firmware, GuestSpec, Leftovers, Role, WinVersion};
 use hyper2kvm::registry::HiveView;
 use serde_json::{Value, json};
 use support::{
-    Lab, Split, TOOLS, h2k, have, keep_partitions, rename_disk, sha256, tool, virtio_win,
+    Lab, Split, TOOLS, finish, h2k, have, keep_partitions, rename_disk, sha256, tool, virtio_win,
 };
 
 fn lab(firmware: Firmware) -> &'static (Lab, Split) {
@@ -307,50 +309,181 @@ fn windows_on_two_disks_is_refused_until_one_is_named() {
     assert_eq!(marks, [(json!(1), json!(false)), (json!(2), json!(true))]);
 }
 
-/// The journal undoes one disk: where boot files elsewhere have to be changed, nothing is.
+/// Both disks of a VM in place, with what they held before.
+struct InPlace {
+    lab: &'static Lab,
+    originals: [PathBuf; 2],
+    disks: [PathBuf; 2],
+    source: PathBuf,
+    out: PathBuf,
+    partial: PathBuf,
+}
+
+impl InPlace {
+    fn new(firmware: Firmware, name: &str) -> Self {
+        let (lab, split) = lab(firmware);
+        let originals = [split.boot.clone(), split.windows.clone()];
+        let path = |which: &str| lab.path(&format!("{name}-{which}.raw"));
+        let disks = [path("boot"), path("windows")];
+        let source = lab.libvirt_xml(name, &[&disks[0], &disks[1]]);
+        let this = Self {
+            lab,
+            originals,
+            disks,
+            source,
+            out: lab.path(&format!("out-{name}")),
+            partial: lab.path(&format!(".out-{name}.partial")),
+        };
+        for (from, to) in this.originals.iter().zip(&this.disks) {
+            let args = [from.to_str().unwrap(), to.to_str().unwrap()];
+            tool("cp", &["--sparse=always", args[0], args[1]]);
+        }
+        this
+    }
+
+    /// Whether the disk with the boot files and that with Windows are what they were.
+    fn same(&self) -> [bool; 2] {
+        [0, 1].map(|i| {
+            let qemu_img = hyper2kvm::tool::find("qemu-img").unwrap();
+            let done = Command::new(qemu_img)
+                .args(["compare", "-q", "-f", "raw", "-F", "raw"])
+                .args([&self.originals[i], &self.disks[i]])
+                .status();
+            done.unwrap().success()
+        })
+    }
+
+    fn convert(&self, point: &str) -> support::Run {
+        let mut command = Command::new(support::binary());
+        command
+            .arg("convert")
+            .arg(&self.source)
+            .arg("--virtio-iso")
+            .arg(virtio_win())
+            .arg("-o")
+            .arg(&self.out)
+            .args(["--in-place", "--memory", "256", "--json"])
+            .env("HYPER2KVM_FAILPOINT", point);
+        finish(command)
+    }
+
+    fn rollback(&self, journal: &Path, more: &[&str], point: &str) -> support::Run {
+        let mut command = Command::new(support::binary());
+        command
+            .args(["rollback", "--json", "--journal"])
+            .arg(journal)
+            .args(more)
+            .env("HYPER2KVM_FAILPOINT", point);
+        finish(command)
+    }
+}
+
 #[test]
-fn in_place_changes_one_disk_or_none() {
+fn in_place_changes_both_disks_or_none() {
     if !have(&TOOLS) || !have(&["mtype"]) {
         return;
     }
-    let copy = |lab: &Lab, from: &Path, name: &str| {
-        let to = lab.path(name);
-        let args = [from.to_str().unwrap(), to.to_str().unwrap()];
-        tool("cp", &["--sparse=always", args[0], args[1]]);
-        to
-    };
-    for firmware in [Firmware::Uefi, Firmware::Bios] {
-        let (lab, split) = lab(firmware);
-        let boot = copy(lab, &split.boot, "boot-in-place.raw");
-        let windows = copy(lab, &split.windows, "windows-in-place.raw");
-        let source = lab.libvirt_xml("in-place", &[&boot, &windows]);
-        let out = lab.path("out-in-place");
-        let before = [&boot, &windows].map(|disk| sha256(disk));
-        if firmware == Firmware::Uefi {
-            // The fall-back loader is missing on the other disk.
-            for more in [&["--in-place", "--dry-run"][..], &["--in-place"]] {
-                let run = run("convert", &source, &out, more).expect(3);
-                let error = run.json()["error"].clone();
-                let blocker = &error["blockers"][0];
-                assert_eq!(blocker["code"], "in-place-two-disks");
-                let reason = blocker["reason"].as_str().unwrap();
-                assert!(
-                    reason.contains("disk 1") && reason.contains("uefi-fallback"),
-                    "{reason}"
-                );
-            }
-            assert_eq!(before, [&boot, &windows].map(|disk| sha256(disk)));
-            assert!(!out.exists());
+    let vm = InPlace::new(Firmware::Uefi, "both");
+    run("plan", &vm.source, &vm.out, &["--in-place"]).expect(0);
+    let report = vm.convert("").expect(0).json();
+    assert_eq!(vm.same(), [false, false]);
+    let manager = boot_file(vm.lab, &vm.disks[0], "EFI/Microsoft/Boot/bootmgfw.efi");
+    let fallback = boot_file(vm.lab, &vm.disks[0], "EFI/Boot/bootx64.efi");
+    assert_eq!(manager, fallback);
+    let xml = report["outputs"]["final_xml"].as_str().unwrap();
+    h2k(["verify", xml]).expect(0);
+    let order = boot_order(&fs::read_to_string(xml).unwrap());
+    assert_eq!(order, vm.disks);
+
+    // Somebody writes to a block of the boot files: neither disk is undone without --force.
+    let journal = vm.out.join("journal.json");
+    let doc: Value = serde_json::from_slice(&fs::read(&journal).unwrap()).unwrap();
+    let offset = doc["others"][0]["undo"]["ranges"][0]["offset"].as_u64();
+    let file = fs::File::options().write(true).open(&vm.disks[0]).unwrap();
+    file.write_all_at(b"somebody else was here", offset.unwrap())
+        .unwrap();
+    let now = [&vm.disks[0], &vm.disks[1]].map(|disk| sha256(disk));
+    let refused = vm.rollback(&journal, &[], "").expect(7);
+    assert!(
+        refused.stderr.contains("both-boot.raw has changed"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(now, [&vm.disks[0], &vm.disks[1]].map(|disk| sha256(disk)));
+    // Nor while one of them is somewhere else.
+    let away = vm.lab.path("away.raw");
+    fs::rename(&vm.disks[0], &away).unwrap();
+    vm.rollback(&journal, &["--force"], "").expect(1);
+    fs::rename(&away, &vm.disks[0]).unwrap();
+    assert_eq!(now, [&vm.disks[0], &vm.disks[1]].map(|disk| sha256(disk)));
+    let done = vm.rollback(&journal, &["--force"], "").expect(0).json();
+    assert_eq!(vm.same(), [true, true]);
+    let named: Vec<_> = (done["disks"].as_array().unwrap().iter()).collect();
+    assert_eq!(named, [&json!(vm.disks[1]), &json!(vm.disks[0])]);
+    fs::remove_dir_all(&vm.out).unwrap();
+}
+
+#[test]
+fn failures_and_kills_between_two_disks_in_place() {
+    if !have(&TOOLS) || !have(&["mtype"]) {
+        return;
+    }
+    let vm = InPlace::new(Firmware::Uefi, "killed");
+    for (point, code) in [
+        ("undo-log", 1),
+        ("committing-next-disk", 6),
+        ("written", 6),
+        ("before-rename", 6),
+    ] {
+        eprintln!("{point}");
+        let run = vm.convert(&format!("{point}=fail")).expect(code);
+        assert!(run.stderr.contains(point), "{}", run.stderr);
+        assert_eq!(vm.same(), [true, true], "{point}");
+        assert!(!vm.out.exists() && !vm.partial.exists(), "{point}");
+    }
+    for (point, written) in [
+        ("undo-log", [true, true]),
+        // Windows' disk is first.
+        ("committing", [true, false]),
+        ("committing-next-disk", [true, false]),
+        ("written", [false, false]),
+    ] {
+        eprintln!("{point}");
+        vm.convert(&format!("{point}=kill")).expect(-1);
+        assert_eq!(vm.same(), written, "{point}");
+        if written == [true, true] {
             continue;
         }
-        let report = run("convert", &source, &out, &["--in-place"])
-            .expect(0)
-            .json();
-        let xml = fs::read_to_string(report["outputs"]["final_xml"].as_str().unwrap()).unwrap();
-        assert_eq!(boot_order(&xml), [boot.clone(), windows.clone()]);
-        assert_eq!(before[0], sha256(&boot));
-        assert_ne!(before[1], sha256(&windows));
-        h2k(["rollback", out.to_str().unwrap()]).expect(0);
-        assert_eq!(before, [&boot, &windows].map(|disk| sha256(disk)));
+        let journal = vm.partial.join("journal.json");
+        let next = vm.convert("").expect(7);
+        assert!(
+            next.stderr.contains("rollback --journal"),
+            "{}",
+            next.stderr
+        );
+        vm.rollback(&journal, &[], "rolling-back-next-disk=kill")
+            .expect(-1);
+        vm.rollback(&journal, &[], "").expect(0);
+        assert_eq!(vm.same(), [true, true], "{point}");
     }
+    // Restored: the next run starts afresh.
+    vm.convert("").expect(0);
+}
+
+/// The boot files are right as they are.
+#[test]
+fn in_place_leaves_a_disk_without_changes_alone() {
+    if !have(&TOOLS) || !have(&["mtype"]) {
+        return;
+    }
+    let vm = InPlace::new(Firmware::Bios, "one");
+    let stamp = |disk: &Path| fs::metadata(disk).unwrap().modified().unwrap();
+    let before = stamp(&vm.disks[0]);
+    let report = vm.convert("").expect(0).json();
+    let xml = fs::read_to_string(report["outputs"]["final_xml"].as_str().unwrap()).unwrap();
+    assert_eq!(boot_order(&xml), vm.disks);
+    assert_eq!(vm.same(), [true, false]);
+    h2k(["rollback", vm.out.to_str().unwrap()]).expect(0);
+    assert_eq!(vm.same(), [true, true]);
+    assert_eq!(stamp(&vm.disks[0]), before, "not even opened for writing");
 }

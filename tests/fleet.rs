@@ -441,6 +441,63 @@ fn killed_and_resumed() {
     );
 }
 
+/// `--force` replaces results of this program: neither a file that has the name of the summary, nor a folder
+/// with a report of another program.
+#[test]
+fn force_replaces_no_file_of_the_user() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let fleet = Fleet::new(&["a"]);
+    fleet.names(&["a"]);
+    let out = fleet.path("out");
+    fs::create_dir_all(out.join("a-kvm")).unwrap();
+    for name in ["fleet-report.json", "fleet-report.html"] {
+        let theirs = out.join(name);
+        for contents in ["mine", "{\"schema\": \"other/1\"}"] {
+            fs::write(&theirs, contents).unwrap();
+            let run = fleet.run(&["--force"]).expect(1);
+            assert!(run.stderr.contains(name), "{}", run.stderr);
+            assert!(run.stderr.contains("move it elsewhere"), "{}", run.stderr);
+            assert_eq!(fs::read_to_string(&theirs).unwrap(), contents);
+        }
+        fs::remove_file(&theirs).unwrap();
+    }
+    for report in [
+        "{\"schema\": \"other/1\"}",
+        "{\"schema\": \"hyper2kvm/boot/1\"}",
+        "mine",
+    ] {
+        let theirs = out.join("a-kvm/report.json");
+        fs::write(&theirs, report).unwrap();
+        let run = fleet.run(&["--force"]).expect(101);
+        let said = &run.stdout;
+        assert!(said.contains("is not an output folder"), "{said}");
+        assert_eq!(fs::read_to_string(&theirs).unwrap(), report);
+    }
+    assert_eq!(support::names(&out.join("a-kvm")), ["report.json"]);
+
+    // It appears while the machines are converted.
+    fs::remove_dir_all(out.join("a-kvm")).unwrap();
+    for name in ["fleet-report.json", "fleet-report.html"] {
+        fs::remove_file(out.join(name)).unwrap();
+    }
+    let mut command = fleet.command(&["--force"]);
+    command.env("HYPER2KVM_FAILPOINT", "copied=wait");
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    fleet.wait("a machine under way", |f| {
+        f.path("out/.a-kvm.partial/a.qcow2").exists()
+    });
+    let theirs = out.join("fleet-report.html");
+    fs::write(&theirs, "mine").unwrap();
+    support::tool("kill", &["-INT", &child.id().to_string()]);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("was not written by hyper2kvm"), "{stderr}");
+    assert_eq!(fs::read_to_string(&theirs).unwrap(), "mine");
+}
+
 #[test]
 fn interrupted() {
     if !have(&TOOLS) {
@@ -1000,8 +1057,8 @@ fn kubernetes_manifests() {
         .join("target/kubernetes-validate/bin/kubernetes-validate");
     let installed = Some(installed).filter(|p| p.exists());
     let Some(validator) = installed.or_else(|| hyper2kvm::tool::find("kubernetes-validate")) else {
-        let skipped =
-            std::env::var_os("HYPER2KVM_SKIP").is_some_and(|s| s == "kubernetes-validate");
+        let skipped = std::env::var("HYPER2KVM_SKIP")
+            .is_ok_and(|words| words.split(' ').any(|word| word == "kubernetes-validate"));
         assert!(
             skipped || std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none(),
             "no kubernetes-validate: .ci/run installs it"

@@ -6,37 +6,20 @@
 
 mod support;
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
 use serde_json::{Value, json};
-use support::{Lab, Run, TOOLS, binary, finish, h2k, have, names, sha256, tool, virtio_win};
-
-fn lab() -> Lab {
-    let mut spec = GuestSpec::new(WinVersion::Win10);
-    spec.disk_size = 512 << 20;
-    spec.recovery = false;
-    spec.firmware = Firmware::Bios;
-    Lab::new(spec)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use support::{
+    Lab, Mounted, Run, TOOLS, binary, finish, h2k, have, names, sha256, text, tool, virtio_win,
+};
 
 fn command(source: &Path, out: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(binary());
-    command
-        .args(["convert", "--virtio-iso"])
-        .arg(virtio_win())
-        .arg("-o")
-        .arg(out)
-        .args(more)
-        .arg(source);
+    let mut command = support::command("convert", source, more);
+    command.arg("-o").arg(out);
     command
 }
 
@@ -90,7 +73,7 @@ fn force_leaves_alone_what_is_needed() {
     if !have(&TOOLS) || !have(&["qemu-io"]) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let out = lab.path("guest-kvm");
     convert(&lab.raw, &out, &[]).expect(0);
     let disk = out.join("guest.qcow2");
@@ -170,7 +153,7 @@ fn the_source_in_the_target_is_kept() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let out = lab.path("out");
     convert(&lab.raw, &out, &["--name", "vm"]).expect(0);
     let disk = out.join("vm.qcow2");
@@ -239,7 +222,7 @@ fn what_appears_during_the_run_stays() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let out = lab.path("out");
     fs::create_dir(&out).unwrap();
     meanwhile(&lab, &out, || {
@@ -264,7 +247,7 @@ fn two_runs_on_one_target() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let out = lab.path("out");
     let start = Instant::now();
     convert(&lab.raw, &out, &[]).expect(0);
@@ -299,21 +282,12 @@ fn two_runs_on_one_target() {
     }
 }
 
-/// Unmounts when it goes.
-struct Mounted<'p>(&'p Path);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).status();
-    }
-}
-
 #[test]
 fn links_and_mount_points_are_noticed_before_the_start() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let real = lab.path("real");
     fs::create_dir(&real).unwrap();
     let link = lab.path("link");
@@ -327,28 +301,62 @@ fn links_and_mount_points_are_noticed_before_the_start() {
     assert!(link.is_symlink() && names(&real).is_empty());
     let mount = lab.path("mount");
     fs::create_dir(&mount).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=4m", "none"])
-        .arg(&mount)
-        .status();
-    if mounted.is_ok_and(|s| s.success()) {
-        let _mounted = Mounted(&mount);
+    let mut tmpfs = Command::new("mount");
+    tmpfs.args(["-t", "tmpfs", "-o", "size=4m", "none"]);
+    if let Some(_mounted) = Mounted::at(&mount, tmpfs) {
         refused(&mount, "is a mount point");
         assert!(names(&mount).is_empty());
-    } else {
-        eprintln!("SKIP: cannot mount here");
     }
     // The same file system at another place.
-    let bound = Command::new("mount")
-        .arg("--bind")
-        .args([&real, &mount])
-        .status();
-    if bound.is_ok_and(|s| s.success()) {
-        let _mounted = Mounted(&mount);
+    let mut bind = Command::new("mount");
+    bind.arg("--bind").arg(&real);
+    if let Some(_mounted) = Mounted::at(&mount, bind) {
         refused(&mount, "is a mount point");
-    } else {
-        eprintln!("SKIP: cannot bind here");
     }
+}
+
+/// NTFS by FUSE renames neither with an exchange nor to a free name only, like many network file systems.
+#[test]
+fn a_file_system_without_an_exchange() {
+    if !have(&TOOLS) || !have(&["ntfs-3g"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let (image, mount) = (lab.path("ntfs"), lab.path("mnt"));
+    File::create(&image).unwrap().set_len(256 << 20).unwrap();
+    tool("mkntfs", &["-F", "-Q", "-q", text(&image)]);
+    fs::create_dir(&mount).unwrap();
+    let mut fuse = Command::new("ntfs-3g");
+    fuse.args(["-o", "permissions"]).arg(&image);
+    let Some(_mounted) = Mounted::at(&mount, fuse) else {
+        return;
+    };
+    let out = mount.join("out");
+    convert(&lab.raw, &out, &["--name", "old"]).expect(0);
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    let mut killed = command(&lab.raw, &out, &["--name", "new", "--force"]);
+    // Reached only where the two folders cannot be exchanged in one step.
+    let between = "between renames of the output folder #1=kill";
+    killed.env("HYPER2KVM_FAILPOINT", between);
+    assert_eq!(finish(killed).code, -1);
+    assert!(!out.exists());
+    // The result is back for whatever verb comes next.
+    h2k(["rollback", text(&out)]).expect(1);
+    whole(&out, "new");
+    assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
+    convert(&lab.raw, &out, &["--name", "newer", "--force"]).expect(0);
+    whole(&out, "newer");
+    assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
+    assert_eq!(names(&mount), ["out"]);
+    // A name that is taken is not replaced there either.
+    let images = mount.join("images");
+    fs::create_dir(&images).unwrap();
+    fs::write(images.join("newer.qcow2"), "theirs").unwrap();
+    let run = finish(install(&out, &images, "")).expect(1);
+    assert!(run.stderr.contains("exists already"), "{}", run.stderr);
+    let theirs = fs::read_to_string(images.join("newer.qcow2")).unwrap();
+    assert_eq!(theirs, "theirs");
+    whole(&out, "newer");
 }
 
 #[test]
@@ -356,7 +364,7 @@ fn killed_while_a_result_is_replaced() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let out = lab.path("out");
     let log = lab.path("steps");
     let begin = || {
@@ -424,7 +432,7 @@ fn without_locks_it_is_refused_before_the_start() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let out = lab.path("out");
     let run = |points: &str| {
         let mut command = command(&lab.raw, &out, &[]);
@@ -469,7 +477,7 @@ fn nobody_else_reads_a_result() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     for (i, umask) in ["0000", "0022", "0077"].iter().enumerate() {
         let out = lab.path(&format!("{i}/deep/out"));
         let run = Command::new("sh")
@@ -512,7 +520,7 @@ fn a_directory_that_is_there_keeps_its_owner_and_mode() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let out = lab.path("out");
     fs::create_dir(&out).unwrap();
     fs::set_permissions(&out, Permissions::from_mode(0o700)).unwrap();
@@ -568,7 +576,7 @@ fn a_planted_journal_is_not_followed() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let (out, partial) = (lab.path("out"), lab.path(".out.partial"));
     let victim = lab.path("victim");
     fs::write(&victim, vec![b'v'; 4096]).unwrap();
@@ -640,7 +648,7 @@ fn a_planted_record_of_boot_is_not_followed() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let out = lab.path("out");
     convert(&lab.raw, &out, &[]).expect(0);
     let record = out.join("boot.json");
@@ -672,45 +680,129 @@ fn report(out: &Path) -> Value {
     serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap()
 }
 
+fn disk(out: &Path) -> PathBuf {
+    report(out)["outputs"]["disks"][0].as_str().unwrap().into()
+}
+
+/// The second install starts and ends while the first one copies, after it has seen that the name is free.
 #[test]
 fn two_installs_of_one_name_lose_nothing() {
     if !have(&TOOLS) || !have(&["virsh"]) {
         return;
     }
-    let lab = lab();
-    let images = lab.path("images");
-    for pair in 0..5 {
-        let _ = fs::remove_dir_all(&images);
-        fs::create_dir(&images).unwrap();
-        let outs = ["a", "b"].map(|name| lab.path(name));
-        for out in &outs {
-            let _ = fs::remove_dir_all(out);
-            convert(&lab.raw, out, &["--name", "vm"]).expect(0);
-        }
-        let digests = outs.each_ref().map(|out| sha256(&out.join("vm.qcow2")));
-        let children = outs.each_ref().map(|out| {
-            let mut command = install(out, &images, "");
-            command.stdout(Stdio::null()).stderr(Stdio::piped());
-            command.spawn().unwrap()
-        });
-        let said = children.map(|child| child.wait_with_output().unwrap().stderr);
-        let there = sha256(&images.join("vm.qcow2"));
-        let mut lost = 0;
-        for (i, out) in outs.iter().enumerate() {
-            let disk = report(out)["outputs"]["disks"][0]
-                .as_str()
-                .unwrap()
-                .to_owned();
-            assert_eq!(sha256(Path::new(&disk)), digests[i], "{pair}: {said:?}");
-            lost += usize::from(disk.starts_with(text(out)));
-        }
-        assert_eq!(lost, 1, "one of them came second");
-        assert!(digests.contains(&there));
-        let refusals = said
-            .iter()
-            .filter(|s| String::from_utf8_lossy(s).contains("exists already"));
-        assert_eq!(refusals.count(), 1, "{said:?}");
+    let lab = Lab::small();
+    let shm = tempfile::tempdir_in("/dev/shm").unwrap();
+    let images = shm.path().join("images");
+    fs::create_dir(&images).unwrap();
+    if fs::metadata(&images).unwrap().dev() == fs::metadata(&lab.raw).unwrap().dev() {
+        eprintln!("SKIP: one file system");
+        return;
     }
+    fs::set_permissions(shm.path(), Permissions::from_mode(0o711)).unwrap();
+    let outs = ["a", "b"].map(|name| lab.path(name));
+    for out in &outs {
+        convert(&lab.raw, out, &["--name", "vm"]).expect(0);
+    }
+    // Tells the two apart.
+    let mark = ["-f", "qcow2", "-c", "write -q -P 7 0 512"];
+    tool("qemu-io", &[&mark[..], &[text(&disk(&outs[1]))]].concat());
+    let digests = outs.each_ref().map(|out| sha256(&disk(out)));
+    let (bin, gate) = (lab.path("bin"), lab.path("gate"));
+    fs::create_dir(&bin).unwrap();
+    fs::write(&gate, "").unwrap();
+    let real = hyper2kvm::tool::find("cp").unwrap();
+    let script = format!(
+        "#!/bin/sh\n: > {gate}.reached\nwhile [ -e {gate} ]; do sleep 0.02; done\nexec {} \"$@\"\n",
+        real.display(),
+        gate = gate.display()
+    );
+    fs::write(bin.join("cp"), script).unwrap();
+    fs::set_permissions(bin.join("cp"), Permissions::from_mode(0o755)).unwrap();
+    let mut first = install(&outs[0], &images, "");
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    first.env("PATH", path).stdout(Stdio::null());
+    let first = first.stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while !gate.with_file_name("gate.reached").exists() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "it copies nothing"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    finish(install(&outs[1], &images, ""));
+    assert_eq!(disk(&outs[1]), images.join("vm.qcow2"));
+    fs::remove_file(&gate).unwrap();
+    let said = first.wait_with_output().unwrap().stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("exists already"), "{said}");
+    for (out, digest) in outs.iter().zip(&digests) {
+        assert_eq!(&sha256(&disk(out)), digest, "{}: {said}", out.display());
+    }
+    assert_eq!(disk(&outs[0]), outs[0].join("vm.qcow2"));
+    assert!(!outs[1].join("vm.qcow2").exists());
+    assert_eq!(names(&images), ["vm-probe.qcow2", "vm.qcow2"]);
+}
+
+/// The test driver of libvirt has the pools that a file names.
+#[test]
+fn a_pool_gets_new_names_only() {
+    if !have(&TOOLS) || !have(&["virsh", "qemu-io"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let (pool, node) = (lab.path("pool"), lab.path("node.xml"));
+    fs::create_dir(&pool).unwrap();
+    for folder in [lab.dir.path(), &pool] {
+        fs::set_permissions(folder, Permissions::from_mode(0o711)).unwrap();
+    }
+    let xml = format!(
+        "<node><pool type='dir'><name>images</name><target><path>{}</path></target></pool></node>",
+        pool.display()
+    );
+    fs::write(&node, xml).unwrap();
+    let outs = ["a", "b"].map(|name| lab.path(name));
+    for out in &outs {
+        convert(&lab.raw, out, &["--name", "vm"]).expect(0);
+    }
+    let digest = sha256(&disk(&outs[0]));
+    let to_pool = |out: &Path| {
+        let mut command = Command::new(binary());
+        command.arg("boot").arg(out).args(["--pool", "images"]);
+        command.arg("--connect");
+        command.arg(format!("test://{}", node.display()));
+        finish(command)
+    };
+    let refused = |out: &Path, says: &str| {
+        let run = to_pool(out).expect(1);
+        assert!(run.stderr.contains(says), "{says}: {}", run.stderr);
+        assert!(run.stderr.contains("hint:"), "{}", run.stderr);
+        assert_eq!(disk(out), out.join("vm.qcow2"));
+        whole(out, "vm");
+    };
+    eprintln!("a file of the user");
+    let theirs = pool.join("vm-probe.qcow2");
+    fs::write(&theirs, "theirs").unwrap();
+    refused(&outs[0], "vm-probe.qcow2 exists already");
+    assert_eq!(fs::read_to_string(&theirs).unwrap(), "theirs");
+    assert_eq!(names(&pool), ["vm-probe.qcow2"]);
+    fs::rename(&theirs, pool.join("notes.txt")).unwrap();
+
+    eprintln!("a disk in use");
+    let holder = hold(&disk(&outs[0]));
+    let run = to_pool(&outs[0]).expect(1);
+    assert!(run.stderr.contains("is in use by"), "{}", run.stderr);
+    assert!(run.stderr.contains("shut the VM down"), "{}", run.stderr);
+    assert_eq!(names(&pool), ["notes.txt"]);
+    drop(holder);
+
+    eprintln!("two runs");
+    to_pool(&outs[0]);
+    assert_eq!(disk(&outs[0]), pool.join("vm.qcow2"));
+    assert_eq!(sha256(&pool.join("vm.qcow2")), digest);
+    refused(&outs[1], "vm.qcow2 exists already");
+    assert_eq!(sha256(&pool.join("vm.qcow2")), digest);
+    assert_eq!(names(&pool), ["notes.txt", "vm-probe.qcow2", "vm.qcow2"]);
 }
 
 #[test]
@@ -718,7 +810,7 @@ fn killed_while_disks_are_installed() {
     if !have(&TOOLS) || !have(&["virsh"]) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let shm = tempfile::tempdir_in("/dev/shm").unwrap();
     let there = |folder: &Path| fs::metadata(folder).unwrap().dev();
     if there(shm.path()) == there(lab.dir.path()) {
@@ -739,18 +831,10 @@ fn killed_while_disks_are_installed() {
             let copied = point != "install-copied" || images.starts_with("/dev/shm");
             assert_eq!(killed.code == -1, copied, "{}", killed.stderr);
             // What the report names is there, and the original as long as the report names it.
-            let disk = report(&out)["outputs"]["disks"][0]
-                .as_str()
-                .unwrap()
-                .to_owned();
-            assert_eq!(sha256(Path::new(&disk)), digest);
+            assert_eq!(sha256(&disk(&out)), digest);
             finish(install(&out, &images, ""));
-            let disk = report(&out)["outputs"]["disks"][0]
-                .as_str()
-                .unwrap()
-                .to_owned();
-            assert_eq!(Path::new(&disk), images.join("vm.qcow2"));
-            assert_eq!(sha256(Path::new(&disk)), digest);
+            assert_eq!(disk(&out), images.join("vm.qcow2"));
+            assert_eq!(sha256(&disk(&out)), digest);
             assert!(
                 !out.join("vm.qcow2").exists(),
                 "the original goes last, but goes"

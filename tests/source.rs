@@ -8,79 +8,26 @@
 mod support;
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
-use support::{Lab, Run, TOOLS, binary, finish, h2k, have, names, sha256, tool, virtio_win};
+use support::{
+    Lab, LoopOver, Mounted, Paused, TOOLS, binary, finish, h2k, have, names, said, sha256, text,
+    tool, virtio_win,
+};
 
-fn lab() -> Lab {
-    let mut spec = GuestSpec::new(WinVersion::Win10);
-    spec.disk_size = 512 << 20;
-    spec.recovery = false;
-    spec.firmware = Firmware::Bios;
-    Lab::new(spec)
-}
+/// `O_EXCL`, which the kernel refuses for a block device that is in use.
+const EXCLUSIVE: i32 = rustix::fs::OFlags::EXCL.bits().cast_signed();
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// A verb on a source, with what the verb needs besides.
+/// [`support::command`] with the output folder of the lab.
 fn command(lab: &Lab, verb: &str, source: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(binary());
-    command.arg(verb).arg(source).args(more);
-    if matches!(verb, "convert" | "plan") {
-        command.arg("--virtio-iso").arg(virtio_win());
-    }
+    let mut command = support::command(verb, source, more);
     if verb == "convert" {
         command.arg("-o").arg(lab.path("out"));
     }
-    command.env_remove("HYPER2KVM_VIRTIO_ISO");
     command
-}
-
-/// A run that stops at a fail point.
-struct Paused(Child);
-
-impl Paused {
-    fn at(point: &str, mut command: Command) -> Self {
-        command
-            .env("HYPER2KVM_FAILPOINT", format!("{point}=pause"))
-            .env("NO_COLOR", "1")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let stat = format!("/proc/{}/stat", child.id());
-        let start = Instant::now();
-        while !fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")) {
-            if let Some(status) = child.try_wait().unwrap() {
-                panic!("{point}: it ended ({status}): {}", said(&mut child));
-            }
-            assert!(start.elapsed() < Duration::from_secs(120), "{point}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Self(child)
-    }
-
-    fn go_on(self) -> Run {
-        tool("kill", &["-CONT", &self.0.id().to_string()]);
-        let out = self.0.wait_with_output().unwrap();
-        Run {
-            code: out.status.code().unwrap_or(-1),
-            stdout: String::from_utf8(out.stdout).unwrap(),
-            stderr: String::from_utf8(out.stderr).unwrap(),
-        }
-    }
-}
-
-fn said(child: &mut Child) -> String {
-    let mut text = String::new();
-    let _ = child.stderr.take().unwrap().read_to_string(&mut text);
-    text
 }
 
 /// Whether QEMU may write to the file now, as a VM that starts on it would.
@@ -137,7 +84,7 @@ fn the_source_is_held_until_the_result_is_there() {
     if !have(&TOOLS) || !have(&["qemu-io"]) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     for (named, data) in images(&lab) {
         let before = (sha256(&named), sha256(&data));
         for (verb, point) in [
@@ -163,7 +110,7 @@ fn a_change_during_a_run_is_exit_1_and_leaves_nothing() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     for (named, data) in images(&lab) {
         for (verb, point) in [
             ("inspect", "looked"),
@@ -194,7 +141,7 @@ fn in_place_commits_nothing_over_a_change() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let qcow2 = lab.in_format("qcow2", "", "guest.qcow2");
     for disk in [lab.raw.clone(), qcow2] {
         for point in ["inspected", "fixed", "undo-log"] {
@@ -234,7 +181,7 @@ fn a_file_that_becomes_a_link_after_the_check() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let secret = lab.path("secret");
     let mark = b"for root's eyes only";
     fs::write(&secret, mark.repeat(64 << 10)).unwrap();
@@ -283,7 +230,7 @@ fn what_vmware_has_locked_is_refused() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     lab.in_format("vmdk", "subformat=monolithicFlat", "vm.vmdk");
     let vmx = lab.path("vm.vmx");
     fs::write(
@@ -349,7 +296,7 @@ fn concurrent_runs_on_one_source(pairs: u32) {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let before = sha256(&lab.raw);
     let (mut both, mut one, mut none) = (0, 0, 0);
     for pair in 0..pairs {
@@ -376,8 +323,11 @@ fn concurrent_runs_on_one_source(pairs: u32) {
                     if !in_place {
                         continue;
                     }
-                    h2k(["verify", text(&lab.raw)]).expect(0);
-                    h2k(["rollback", text(out)]).expect(0);
+                    for (verb, what) in [("verify", &lab.raw), ("rollback", out)] {
+                        let mut command = Command::new(binary());
+                        command.arg(verb).arg(what);
+                        finish(command).expect(0);
+                    }
                 }
                 Some(1) => {
                     assert!(stderr.contains("in use"), "{pair}: {stderr}");
@@ -402,33 +352,133 @@ fn concurrent_runs_on_one_source(pairs: u32) {
 
 #[test]
 fn a_block_device_that_is_written_to() {
-    if !have(&TOOLS) || !have(&["losetup"]) || !rustix::process::geteuid().is_root() {
-        eprintln!("SKIP: no loop devices");
+    if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
-    let losetup = Command::new("losetup")
-        .args(["-f", "--show"])
-        .arg(&lab.raw)
-        .output()
-        .unwrap();
-    if !losetup.status.success() {
-        eprintln!("SKIP: no loop devices");
+    let lab = Lab::small();
+    let Some(device) = LoopOver::file(&lab.raw, &[]) else {
+        return;
+    };
+    let device = &device.0;
+    let run = Paused::at("before-rename", command(&lab, "convert", device, &[]));
+    let file = File::options().write(true).open(device).unwrap();
+    file.write_all_at(&[0x55; 4096], 256 << 20).unwrap();
+    file.sync_all().unwrap();
+    let run = run.go_on().expect(1);
+    assert!(run.stderr.contains("was changed by"), "{}", run.stderr);
+    nothing_left(&lab);
+    finish(command(&lab, "convert", device, &[])).expect(0);
+}
+
+/// What is mounted from a loop device over the source is written without a lock.
+#[test]
+fn a_source_under_a_loop_device_is_refused() {
+    if !have(&TOOLS) {
         return;
     }
-    let device = PathBuf::from(String::from_utf8(losetup.stdout).unwrap().trim());
-    let outcome = std::panic::catch_unwind(|| {
-        let run = Paused::at("before-rename", command(&lab, "convert", &device, &[]));
-        let file = File::options().write(true).open(&device).unwrap();
-        file.write_all_at(&[0x55; 4096], 256 << 20).unwrap();
-        file.sync_all().unwrap();
-        let run = run.go_on().expect(1);
-        assert!(run.stderr.contains("was changed by"), "{}", run.stderr);
+    let lab = Lab::small();
+    let other = lab.path("other.raw");
+    fs::hard_link(&lab.raw, &other).unwrap();
+    let before = sha256(&lab.raw);
+    let refused = |verb: &str, more: &[&str], device: &Path| {
+        let run = finish(command(&lab, verb, &lab.raw, more)).expect(1);
+        let says = format!("in use by the loop device {}", device.display());
+        assert!(run.stderr.contains(&says), "{verb}: {}", run.stderr);
+        assert!(run.stderr.contains("losetup -d"), "{}", run.stderr);
         nothing_left(&lab);
-        finish(command(&lab, "convert", &device, &[])).expect(0);
-    });
-    tool("losetup", &["-d", text(&device)]);
-    outcome.unwrap();
+    };
+    // Attached by another name of the file.
+    let Some(device) = LoopOver::file(&other, &[]) else {
+        return;
+    };
+    for (verb, more) in [
+        ("inspect", &[][..]),
+        ("plan", &[]),
+        ("verify", &[]),
+        ("convert", &[]),
+        ("convert", &["--in-place"]),
+    ] {
+        refused(verb, more, &device.0);
+    }
+    drop(device);
+    // One that cannot write is in the way of writers only.
+    let Some(device) = LoopOver::file(&other, &["-r"]) else {
+        return;
+    };
+    finish(command(&lab, "inspect", &lab.raw, &[])).expect(0);
+    refused("convert", &["--in-place"], &device.0);
+    assert_eq!(sha256(&lab.raw), before);
+    drop(device);
+
+    finish(command(&lab, "convert", &lab.raw, &["--in-place"])).expect(0);
+    let fixed = sha256(&lab.raw);
+    let Some(device) = LoopOver::file(&other, &[]) else {
+        return;
+    };
+    let out = lab.path("out");
+    let run = h2k(["rollback", text(&out)]).expect(1);
+    assert!(run.stderr.contains("losetup -d"), "{}", run.stderr);
+    assert_eq!(sha256(&lab.raw), fixed);
+    drop(device);
+    h2k(["rollback", text(&out)]).expect(0);
+    assert_eq!(sha256(&lab.raw), before);
+}
+
+#[test]
+fn a_mounted_block_device_is_refused() {
+    if !have(&TOOLS) || !have(&["mkfs.ext4"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let image = lab.path("ext4");
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    tool("mkfs.ext4", &["-q", text(&image)]);
+    let Some(device) = LoopOver::file(&image, &[]) else {
+        return;
+    };
+    let place = lab.path("mnt");
+    fs::create_dir(&place).unwrap();
+    let mut mount = Command::new("mount");
+    mount.arg(&device.0);
+    let Some(_mounted) = Mounted::at(&place, mount) else {
+        return;
+    };
+    for (verb, more) in [
+        ("inspect", &[][..]),
+        ("plan", &[]),
+        ("convert", &[]),
+        ("convert", &["--in-place"]),
+    ] {
+        let run = finish(command(&lab, verb, &device.0, more)).expect(1);
+        assert!(run.stderr.contains("it is mounted"), "{}", run.stderr);
+        assert!(run.stderr.contains("unmount it first"), "{}", run.stderr);
+        nothing_left(&lab);
+    }
+}
+
+/// A block device that is changed in place cannot be mounted meanwhile.
+#[test]
+fn a_block_device_is_held_while_it_is_written() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let Some(device) = LoopOver::file(&lab.raw, &[]) else {
+        return;
+    };
+    let exclusively = || {
+        let mut options = File::options();
+        let options = options.read(true).custom_flags(EXCLUSIVE);
+        options.open(&device.0).is_ok()
+    };
+    assert!(exclusively());
+    let run = Paused::at(
+        "undo-log",
+        command(&lab, "convert", &device.0, &["--in-place"]),
+    );
+    assert!(!exclusively());
+    run.go_on().expect(0);
+    assert!(exclusively());
 }
 
 #[test]
@@ -436,7 +486,7 @@ fn nobody_reads_what_is_said() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let qcow2 = lab.in_format("qcow2", "", "guest.qcow2");
     let none = lab.path("none.qcow2");
     let closed = || {
@@ -476,7 +526,7 @@ fn a_signal_is_heard_while_the_storage_daemon_is_silent() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let qcow2 = lab.in_format("qcow2", "", "guest.qcow2");
     let bin = lab.path("bin");
     fs::create_dir(&bin).unwrap();
@@ -532,7 +582,7 @@ fn what_is_missing_is_named() {
     if !have(&TOOLS) {
         return;
     }
-    let lab = lab();
+    let lab = Lab::small();
     let qcow2 = lab.in_format("qcow2", "", "guest.qcow2");
     let shell = |script: &str, verb: &str| {
         let mut run = command(&lab, verb, &qcow2, &[]);
@@ -543,7 +593,9 @@ fn what_is_missing_is_named() {
         run.env_remove("HYPER2KVM_VIRTIO_ISO");
         finish(run)
     };
-    for limit in [30_000, 100_000, 300_000] {
+    // With less the program is not even loaded.
+    let least = fs::metadata(binary()).unwrap().len() >> 10;
+    for limit in [least, 100_000, 300_000] {
         let run = shell(&format!("ulimit -v {limit}"), "convert");
         if run.code == 0 {
             fs::remove_dir_all(lab.path("out")).unwrap();

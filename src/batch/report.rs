@@ -14,6 +14,9 @@ use crate::ui::bytes;
 
 use super::run::Machine;
 
+/// By which a page is told from a file of the user.
+pub const PAGE_TITLE: &str = "<title>hyper2kvm: batch</title>";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
@@ -66,7 +69,9 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     pub name: String,
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub source: PathBuf,
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub output_dir: PathBuf,
     pub state: State,
     pub seconds: f64,
@@ -136,6 +141,7 @@ impl Line {
 #[derive(Debug, Serialize)]
 pub struct Summary {
     /// The list of machines.
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub file: PathBuf,
     pub jobs: usize,
     pub total_s: f64,
@@ -247,7 +253,11 @@ impl Summary {
         let mut h = String::from(
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-             <title>hyper2kvm: batch</title><style>\
+             ",
+        );
+        h.push_str(PAGE_TITLE);
+        h.push_str(
+            "<style>\
              body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}\
              h1,p,td{overflow-wrap:anywhere}table{border-collapse:collapse;width:100%}\
              td,th{border-bottom:1px solid #ccc;padding:.3rem .5rem;text-align:left;vertical-align:top}\

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::convert::output;
+use crate::convert::exchange;
 use crate::error::ErrorKind;
 use crate::report::Request;
 use crate::tool::privileges::Privileges;
@@ -86,7 +86,7 @@ impl Machine {
     /// Looks at the output folder.
     pub fn done(&self) -> Done {
         // A conversion that is at work there says so itself.
-        if let Err(error) = output::repair(&self.folder) {
+        if let Err(error) = exchange::repair(&self.folder) {
             tracing::debug!("{}: {error}", self.folder.display());
         }
         let report = self.folder.join("report.json");

@@ -13,13 +13,14 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
+use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags, flock, linkat, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::access::{self, User};
 use super::record::INSTALLING;
+use crate::convert::in_use::{self, Held};
 use crate::domain::element::Element;
 use crate::domain::emit;
 use crate::error::{Error, Result};
@@ -154,6 +155,7 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     for moved in &state.moves {
         moved.check(&report)?;
     }
+    let _held = hold(&state.moves, virsh.uri())?;
     for moved in &state.moves {
         Work::remove_dead(&moved.to);
     }
@@ -188,6 +190,30 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     }
     installed.moved = state.moves;
     Ok(installed)
+}
+
+/// Keeps a VM from starting on the disks while they are moved; refuses what one uses already: a copy of it
+/// would be torn.
+fn hold(moves: &[Moved], uri: &str) -> Result<Held> {
+    let in_use = |file: &Path, user: &str| {
+        Error::failed(format!("{} is in use by {user}", file.display()))
+            .hint("shut the VM down first, or leave its disks where they are")
+    };
+    let mut held = Held::default();
+    let files: Vec<PathBuf> = moves
+        .iter()
+        .map(|moved| moved.from.clone())
+        .filter(|from| from.symlink_metadata().is_ok_and(|m| m.is_file()))
+        .collect();
+    for file in &files {
+        if let Some(user) = held.hold(file) {
+            return Err(in_use(file, &user));
+        }
+    }
+    match (files.first(), in_use::domain_of(&files, Some(uri))) {
+        (Some(file), Some(domain)) => Err(in_use(file, &domain)),
+        _ => Ok(held),
+    }
 }
 
 /// Every file under its new name, besides the old one. When one cannot be, the others are taken back.
@@ -240,7 +266,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
         },
     }
     let work = Work::create(&to)?;
-    let copy = work.0.join("disk");
+    let copy = work.path.join("disk");
     Cmd::new("cp")
         .confined(Confinement::writes_arguments())
         .args(["--reflink=auto", "--sparse=always", "--"])
@@ -265,8 +291,11 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
     sync_folder(beside).map_err(io_error("syncing", beside))
 }
 
-/// A directory of this user alone beside the target; removed when dropped.
-struct Work(PathBuf);
+/// A directory of this user alone beside the target; locked as long as it is used, removed when dropped.
+struct Work {
+    path: PathBuf,
+    _lock: File,
+}
 
 impl Work {
     fn create(to: &Path) -> Result<Self> {
@@ -278,7 +307,10 @@ impl Work {
             .mode(0o700)
             .create(&path)
             .map_err(io_error("creating", &path))?;
-        Ok(Self(path))
+        let lock = File::open(&path).map_err(io_error("opening", &path))?;
+        // Without locks there it is no run's to remove.
+        let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+        Ok(Self { path, _lock: lock })
     }
 
     /// What killed runs left beside the target.
@@ -300,7 +332,14 @@ impl Work {
                 continue;
             };
             let path = entry.path();
-            if uuid::Uuid::parse_str(id).is_ok() && TrustedFolder::open(&path).is_ok() {
+            if uuid::Uuid::parse_str(id).is_err() || TrustedFolder::open(&path).is_err() {
+                continue;
+            }
+            // Another run may be copying there just now.
+            let dead = File::open(&path).is_ok_and(|folder| {
+                flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
+            });
+            if dead {
                 let _ = fs::remove_dir_all(path);
             }
         }
@@ -310,7 +349,7 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         // The original is still there, or the copy has its name.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 

@@ -27,10 +27,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::convert::output;
+use crate::convert::exchange;
 use crate::domain::{Stage, StorageBus};
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::guest::keys::Keys;
 use crate::lock::{FileLock, LockError};
 use crate::tool::stop;
 use crate::tool::virsh::{State, Tick, Virsh};
@@ -72,6 +73,8 @@ pub struct Options {
     pub max_reboots: u32,
     pub stop_after_bootstrap: bool,
     pub snapshot: bool,
+    /// Of BitLocker volumes, to read the disk while the machine is off.
+    pub keys: Keys,
     /// Where the disks go first.
     pub install: Option<Place>,
 }
@@ -96,7 +99,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     if let Some(place) = &options.install {
         warnings = install_first(options, place, &virsh, ui)?;
     }
-    output::repair(&options.folder)?;
+    exchange::repair(&options.folder)?;
     let lock = match options.folder.join("report.json").is_file() {
         true => Some(lock(&options.folder)?),
         // `Files::open` says what is wrong.
@@ -135,7 +138,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
 
 /// Step 0. A machine that was started keeps its disks where they are.
 fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
-    output::repair(&options.folder)?;
+    exchange::repair(&options.folder)?;
     if !options.folder.join("report.json").is_file() {
         // `Files::open` says what is wrong.
         return Ok(Vec::new());
@@ -300,9 +303,8 @@ impl Run<'_> {
         // The folder was moved since it was defined: it is defined anew before the next start.
         let left_behind = |disk: &Path| disk.file_name() == ours.file_name() && !disk.exists();
         let off = || Ok::<_, Error>(self.tick(1)?.state == State::Off);
-        if !disks.iter().any(|d| d.path == ours)
-            && !(disks.iter().any(|d| left_behind(&d.path)) && off()?)
-        {
+        let moved = || Ok::<_, Error>(disks.iter().any(|d| left_behind(&d.path)) && off()?);
+        if !disks.iter().any(|d| d.path == ours) && !moved()? {
             return refuse(
                 format!(
                     "the machine libvirt has runs from another disk than {}",
@@ -573,7 +575,7 @@ impl Run<'_> {
         let proof = self
             .files
             .system_disk()
-            .and_then(|disk| proof::read(&disk.path, &disk.format, bus));
+            .and_then(|disk| proof::read(&disk.path, &disk.format, &self.options.keys, bus));
         match proof {
             Ok(proof) => {
                 self.record.warnings.extend(proof.doubts(bus));

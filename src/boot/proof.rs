@@ -71,6 +71,7 @@ fn service(bus: StorageBus) -> &'static str {
 pub fn with_disk<T>(
     disk: &Path,
     format: &str,
+    keys: &Keys,
     read: impl FnOnce(&Survey, &dyn GuestRead) -> Result<T>,
 ) -> Result<T> {
     let source = Source {
@@ -80,7 +81,7 @@ pub fn with_disk<T>(
         allow_backing: Vec::new(),
         root: None,
         force_dirty: false,
-        keys: Keys::default(),
+        keys: keys.clone(),
         opened: Opened::default(),
         unpacked: Default::default(),
     };
@@ -94,8 +95,8 @@ pub fn with_disk<T>(
 }
 
 /// The proof for the bus of the final stage.
-pub fn read(disk: &Path, format: &str, bus: StorageBus) -> Result<Proof> {
-    with_disk(disk, format, |survey, guest| {
+pub fn read(disk: &Path, format: &str, keys: &Keys, bus: StorageBus) -> Result<Proof> {
+    with_disk(disk, format, keys, |survey, guest| {
         let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows) else {
             return Err(Error::failed("no Windows was found on the disk"));
         };

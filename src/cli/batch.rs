@@ -6,9 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 use crate::batch::file::{self, Kind, List, Place, Rules, Settings};
-use crate::batch::report::{Summary, save};
+use crate::batch::report::{PAGE_TITLE, Summary, save};
 use crate::batch::run::{self, Machine};
-use crate::convert::output::safe_name;
+use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::create_passage;
 use crate::ui::{Ui, document};
@@ -148,22 +148,29 @@ fn reports(output: &Path, file: &Path) -> (PathBuf, PathBuf) {
     (named("json"), named("html"))
 }
 
-/// Refuses to start when a report would replace a file of the user.
+/// Refuses to replace a file of the user by a report; looked at before the start and before it is written.
 fn refuse_taken(output: &Path, file: &Path) -> Result<()> {
     let (json, page) = reports(output, file);
-    let ours = std::fs::read(&json)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
-        .is_some_and(|report| report["schema"] == format!("hyper2kvm/{BATCH}/1"));
+    let is_document = |text: &str| {
+        serde_json::from_str::<serde_json::Value>(text)
+            .is_ok_and(|report| report["schema"] == format!("hyper2kvm/{BATCH}/1"))
+    };
+    let written_here = |path: &Path| {
+        let plain = path.symlink_metadata().is_ok_and(|m| m.is_file());
+        let text = plain.then(|| std::fs::read_to_string(path).ok()).flatten();
+        text.is_some_and(|text| is_document(&text) || text.contains(PAGE_TITLE))
+    };
     let taken = [json, page];
-    let taken = taken.iter().find(|path| path.symlink_metadata().is_ok());
+    let taken = taken
+        .iter()
+        .find(|path| path.symlink_metadata().is_ok() && !written_here(path));
     match taken {
-        Some(path) if !ours => Err(Error::failed(format!(
+        Some(path) => Err(Error::failed(format!(
             "{} was not written by hyper2kvm and would be replaced by the report",
             path.display()
         ))
         .hint("move it elsewhere, or give the list another name")),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -177,6 +184,7 @@ fn save_reports(
     let (json, page) = reports(output, file);
     let failed =
         |e: std::io::Error| Error::failed(format!("writing {}", json.display())).because(e);
+    refuse_taken(output, file)?;
     create_passage(output).map_err(failed)?;
     save(&json, &format!("{:#}\n", document(BATCH, body))).map_err(failed)?;
     save(&page, &summary.page(output)).map_err(failed)?;

@@ -12,6 +12,8 @@ use crate::boot::{self, Options, Wait};
 use crate::error::Result;
 use crate::ui::Ui;
 
+use super::source::parsed_keys;
+
 #[derive(Debug, clap::Args)]
 pub struct BootArgs {
     /// Output folder of a conversion
@@ -42,6 +44,10 @@ pub struct BootArgs {
     /// Do not save the disk before the switch
     #[arg(long)]
     no_snapshot: bool,
+    /// Key of a BitLocker volume, to read what the first boot has left: SELECTOR:file:PATH, SELECTOR:env:NAME
+    /// or SELECTOR:key:KEY, as for convert (repeatable)
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    key: Vec<String>,
     #[command(flatten)]
     install: InstallArgs,
 }
@@ -94,6 +100,7 @@ pub fn run(args: &BootArgs, ui: &Ui) -> Result<()> {
         max_reboots: args.max_reboots,
         stop_after_bootstrap: args.stop_after.is_some(),
         snapshot: !args.no_snapshot,
+        keys: parsed_keys(&args.key)?,
         install: args.install.place(),
     };
     let record = boot::boot(&options, ui)?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::convert::engine::Engine;
 use crate::convert::linux;
-use crate::convert::output::safe_name;
+use crate::convert::name::safe_name;
 use crate::convert::session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{self, Archive};
@@ -172,7 +172,7 @@ fn several(args: &InspectArgs, ui: &Ui) -> Result<()> {
         if stop::requested() {
             return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
         }
-        let shown = path.display().to_string();
+        let shown = crate::text::of_path(path).into_owned();
         ui.status("Inspecting", &shown);
         rows.push(match one(args, path, ui) {
             Ok(seen) => {

@@ -101,7 +101,7 @@ pub fn given(matches: &ArgMatches, everywhere: bool) -> Options {
             raw.map(|value| {
                 let absolute = path.then(|| std::path::absolute(value).ok()).flatten();
                 match absolute {
-                    Some(path) => path.to_string_lossy().into_owned(),
+                    Some(path) => crate::text::of_path(&path).into_owned(),
                     None => value.to_string_lossy().into_owned(),
                 }
             })

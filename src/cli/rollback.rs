@@ -5,13 +5,11 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::boot;
-use crate::convert::output;
-use crate::disk::block::BlockWrite;
+use crate::convert::{self, RestoreError, exchange, in_use, place};
 use crate::disk::chain::Image;
-use crate::disk::export::Export;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fix::commit::{self, CommitError};
-use crate::fix::journal::{self, Journal, JournalError};
+use crate::fix::commit::CommitError;
+use crate::fix::journal::{self, DiskRef, Journal, JournalError};
 use crate::lock::FileLock;
 use crate::ui::{Ui, bytes};
 
@@ -42,7 +40,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     let path = std::path::absolute(&path)
         .map_err(|e| Error::usage(format!("{} is not a path", path.display())).because(e))?;
     let folder = path.parent().unwrap_or(Path::new("/"));
-    output::repair(folder)?;
+    exchange::repair(folder)?;
     let _locks = folder.is_dir().then(|| Locks::take(folder)).transpose()?;
     let mut journal = Journal::load(&path).map_err(|e| match e {
         JournalError::Invalid { .. } => Error::usage(e.to_string()),
@@ -51,8 +49,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
             .because(other)
             .hint("name the output folder of a conversion with --in-place, or --journal FILE"),
     })?;
-    let disk = journal.doc.disk.clone();
-    if !disk.in_place {
+    if !journal.doc.disk.in_place {
         return Err(
             Error::failed("there is nothing to undo: the source was never changed").hint(format!(
                 "delete {} to discard the conversion",
@@ -60,26 +57,48 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
             )),
         );
     }
-    ui.status("Restoring", &disk.path.display().to_string());
-    let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
-    image.hold_for_writing()?;
+    let changed = journal.doc.changed().into_iter();
+    let disks: Vec<DiskRef> = changed.map(|(disk, _)| disk).collect();
+    let paths: Vec<String> = (disks.iter())
+        .map(|disk| disk.path.display().to_string())
+        .collect();
+    let names = paths.join(" and ");
+    ui.status("Restoring", &names);
+    let mut images = Vec::new();
+    // All of them, before any of them is written.
+    for disk in &disks {
+        let image = Image::open_info(&disk.path, Some(&disk.format), &args.allow_backing)?;
+        image.hold_for_writing()?;
+        in_use::refuse_suspended(&image)?;
+        images.push(image);
+    }
+    let written = images.iter().flat_map(Image::written);
     confine::looks(&Writes {
         folder: None,
-        there: image.written().chain([journal.folder()]).collect(),
+        there: written.chain([journal.folder()]).collect(),
     })?;
-    let export = Export::<dyn BlockWrite>::open_writable(&image)?;
-    let restored = commit::rollback(&mut journal, export.disk().as_ref(), args.force);
-    let closed = export.close();
-    let restored = restored.map_err(|e| not_restored(e, &disk.path))?;
-    closed?;
+    let restored = convert::restore(&images, &mut journal, args.force);
+    let restored = restored.map_err(|e| match e {
+        RestoreError::Rollback(e) => not_restored(e, &names, disks.len() > 1),
+        RestoreError::Other(e) => e,
+    })?;
     ui.line(&format!(
-        "{} restored to what it was before the fix ({} of blocks)",
-        disk.path.display(),
+        "{names} restored to what {} before the fix ({} of blocks)",
+        if disks.len() > 1 {
+            "they were"
+        } else {
+            "it was"
+        },
         bytes(restored)
     ));
     ui.document(
         "rollback",
-        json!({"disk": disk.path, "restored_bytes": restored, "state": journal.doc.state}),
+        json!({
+            "disk": journal.doc.disk.path,
+            "disks": paths,
+            "restored_bytes": restored,
+            "state": journal.doc.state,
+        }),
     );
     Ok(())
 }
@@ -87,13 +106,13 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
 /// No conversion and no `boot` works there meanwhile.
 struct Locks {
     boot: Option<FileLock>,
-    _conversion: Option<output::TargetLock>,
+    _conversion: Option<place::TargetLock>,
 }
 
 impl Locks {
     fn take(folder: &Path) -> Result<Self> {
         Ok(Self {
-            _conversion: output::lock_of_partial(folder)?,
+            _conversion: exchange::lock_of_partial(folder)?,
             boot: Some(boot::lock(folder)?),
         })
     }
@@ -107,8 +126,9 @@ impl Drop for Locks {
     }
 }
 
-fn not_restored(error: CommitError, disk: &Path) -> Error {
-    let message = format!("{} was not restored", disk.display());
+fn not_restored(error: CommitError, names: &str, several: bool) -> Error {
+    let were = if several { "were" } else { "was" };
+    let message = format!("{names} {were} not restored");
     match error {
         CommitError::NothingToUndo => {
             Error::failed("there is nothing to undo: the disk was never changed")

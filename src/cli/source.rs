@@ -9,7 +9,7 @@ use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
 use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
-use crate::convert::output::title;
+use crate::convert::name::title;
 use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
 use crate::disk::chain::Image;
@@ -437,8 +437,11 @@ impl SourceArgs {
         Ok(files)
     }
 
-    /// Whether the guestfish engine is used whatever the disk holds.
+    /// Whether guestfish may have to run: a key may be that of a LUKS volume.
     fn guestfish(&self) -> Result<bool> {
+        if self.engine == EngineArg::Embedded {
+            return Ok(false);
+        }
         Ok(!self.key.is_empty() || Engine::choose(self.engine.into())?.starts_slowly())
     }
 
@@ -454,22 +457,23 @@ impl SourceArgs {
     }
 
     fn keys(&self) -> Result<Keys> {
-        if !self.key.is_empty() && self.engine == EngineArg::Embedded {
-            return Err(Error::usage("--key is for the guestfish engine")
-                .hint("use --engine guestfish, or leave --engine out"));
-        }
-        let (keys, in_clear) = Keys::parse(&self.key).map_err(|e| {
-            Error::usage("a key cannot be used")
-                .because(e)
-                .hint("example: --key 2:file:recovery-key.txt")
-        })?;
-        if in_clear {
-            tracing::warn!(
-                "a key on the command line can be seen by every user of this host; SELECTOR:file:PATH hides it"
-            );
-        }
-        Ok(keys)
+        parsed_keys(&self.key)
     }
+}
+
+/// The keys that `--key` gives.
+pub(super) fn parsed_keys(key: &[String]) -> Result<Keys> {
+    let (keys, in_clear) = Keys::parse(key).map_err(|e| {
+        Error::usage("a key cannot be used")
+            .because(e)
+            .hint("example: --key 2:file:recovery-key.txt")
+    })?;
+    if in_clear {
+        tracing::warn!(
+            "a key on the command line can be seen by every user of this host; SELECTOR:file:PATH hides it"
+        );
+    }
+    Ok(keys)
 }
 
 impl FixArgs {

@@ -1,4 +1,4 @@
-//! `--in-place`: commits the proved overlay to the source disk, and takes it back when that fails.
+//! `--in-place`: commits the proved overlays to the source disks, and takes it back when that fails.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use crate::disk::export::Export;
 use crate::disk::partition;
 use crate::domain::DiskFormat;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fix::commit;
-use crate::fix::journal::{Journal, State};
+use crate::fix::commit::{self, Changing};
+use crate::fix::journal::{DiskRef, Journal, State};
 use crate::report::Bytes;
 use crate::tool::qemu_img;
 use crate::ui::Ui;
@@ -19,8 +19,22 @@ use super::run::{Disks, Fixed, stopped};
 use super::session::first;
 use super::vm::VmDisks;
 
-/// Commits the proved overlay to the source disk.
-pub(super) fn in_place(ui: &Ui, image: &Image, disks: &VmDisks, mut fixed: Fixed) -> Result<Disks> {
+/// The disks that are changed where they lie, the one with Windows first.
+pub(super) fn journal_disks(disks: &VmDisks, in_place: bool) -> Result<(DiskRef, Vec<DiskRef>)> {
+    let of = |image: Image| DiskRef {
+        path: image.path().to_path_buf(),
+        format: image.format().driver().to_string(),
+        size_bytes: image.virtual_size(),
+        in_place,
+    };
+    let others = disks.iter().skip(1);
+    let others = others.filter(|disk| in_place && disks.is_changed(disk.id));
+    let others: Result<Vec<_>> = others.map(|disk| Ok(of(disk.image()?))).collect();
+    Ok((of(first(disks)?.image()?), others?))
+}
+
+/// Commits the proved overlays to the source disks.
+pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Disks> {
     let mut targets = Vec::new();
     // Those that stay as they are belong to the machine all the same.
     for disk in disks.iter() {
@@ -34,56 +48,92 @@ pub(super) fn in_place(ui: &Ui, image: &Image, disks: &VmDisks, mut fixed: Fixed
             size_bytes: image.virtual_size(),
         });
     }
-    let overlay = disks
-        .first()
-        .and_then(|disk| fixed.images.get(&disk.id))
-        .ok_or_else(|| Error::failed("the disk with Windows has no overlay"))?;
-    let ranges = qemu_img::allocated_ranges(&overlay.spec())
-        .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
-    let failed = |doing: &str| {
-        let doing = doing.to_string();
-        move |e: commit::CommitError| Error::failed(doing).because(e)
-    };
-    let before = Export::<dyn BlockRead>::open_readonly(image)?;
-    let after = Export::<dyn BlockRead>::open_readonly(overlay)?;
-    let changed = commit::prepare(
-        &mut fixed.journal,
-        before.disk().as_ref(),
-        after.disk().as_ref(),
-        &ranges,
-    )
-    .map_err(failed(
-        "saving the blocks to be changed; the disk was not changed",
-    ))?;
-    after.close()?;
-    before.close()?;
+    let changed = save_undo_logs(disks, &mut fixed)?;
     stopped()?;
     // Before the first write: then there is nothing to take back.
     first(disks)?.opened.check_unchanged()?;
-    ui.status(
-        "Committing",
-        &format!(
-            "{} to {}",
-            crate::ui::bytes(changed),
-            image.path().display()
-        ),
-    );
-    // Else not even opened for writing: QEMU would touch the header of a qcow2.
-    if changed != 0
-        && let Err(error) = write_to_source(image, &mut fixed.journal)
-    {
-        return Err(roll_back_after(image, &mut fixed.journal, error));
+    let images = changed_images(disks, &fixed.journal)?;
+    let names: Vec<_> = (images.iter())
+        .map(|image| image.path().display().to_string())
+        .collect();
+    if !images.is_empty() {
+        let (size, names) = (crate::ui::bytes(changed), names.join(" and "));
+        ui.status("Committing", &format!("{size} to {names}"));
     }
+    // A disk without changes is not even opened for writing: QEMU would touch the header of a qcow2.
+    if !images.is_empty()
+        && let Err(error) = write_to_sources(&images, &mut fixed.journal)
+    {
+        return Err(roll_back_after(disks, &mut fixed.journal, error));
+    }
+    let may_change = disks.iter().filter(|disk| disks.is_changed(disk.id));
+    let sizes: Result<Vec<u64>> = may_change
+        .map(|disk| Ok(disk.image()?.virtual_size()))
+        .collect();
+    let virtual_size = sizes?.iter().sum();
     Ok(Disks {
         targets,
         bytes: Bytes {
-            virtual_size: image.virtual_size(),
+            virtual_size,
             read: 0,
             written: changed,
-            skipped: image.virtual_size().saturating_sub(changed),
+            skipped: virtual_size.saturating_sub(changed),
         },
         fixed,
     })
+}
+
+/// Saves what the overlays change, old and new. Returns the number of bytes.
+fn save_undo_logs(disks: &VmDisks, fixed: &mut Fixed) -> Result<u64> {
+    let mut opened = Vec::new();
+    for disk in disks.iter().filter(|disk| disks.is_changed(disk.id)) {
+        let overlay = (fixed.images.get(&disk.id))
+            .ok_or_else(|| Error::failed(format!("disk {} has no overlay", disk.id.number())))?;
+        let ranges = qemu_img::allocated_ranges(&overlay.spec())
+            .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
+        let before = Export::<dyn BlockRead>::open_readonly(&disk.image()?)?;
+        let after = Export::<dyn BlockRead>::open_readonly(overlay)?;
+        opened.push((before, after, ranges));
+    }
+    let blocks: Vec<_> = (opened.iter())
+        .map(|(before, after, ranges)| (before.disk(), after.disk(), ranges))
+        .collect();
+    let changing: Vec<_> = (blocks.iter())
+        .map(|(before, after, ranges)| Changing {
+            before: before.as_ref(),
+            after: after.as_ref(),
+            ranges,
+        })
+        .collect();
+    let changed = commit::prepare(&mut fixed.journal, &changing).map_err(|e| {
+        Error::failed("saving the blocks to be changed; nothing was changed").because(e)
+    })?;
+    drop(changing);
+    drop(blocks);
+    for (before, after, _) in opened {
+        after.close()?;
+        before.close()?;
+    }
+    Ok(changed)
+}
+
+/// The images of the disks that the journal changes, in its order.
+fn changed_images(disks: &VmDisks, journal: &Journal) -> Result<Vec<Image>> {
+    let mut images = Vec::new();
+    for (changed, _) in journal.doc.changed() {
+        let mut found = None;
+        for disk in disks.iter() {
+            let image = disk.image()?;
+            if image.path() == changed.path {
+                found = Some(image);
+            }
+        }
+        images.push(found.ok_or_else(|| {
+            let path = changed.path.display();
+            Error::failed(format!("{path} is in the journal and no disk of the VM"))
+        })?);
+    }
+    Ok(images)
 }
 
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
@@ -111,42 +161,83 @@ pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
     }
 }
 
-/// Commits, unless the disk is no longer what was read.
-pub(super) fn write_to_source(image: &Image, journal: &mut Journal) -> Result<()> {
-    image.check_unchanged()?;
-    image.check_names()?;
-    image.will_be_written();
-    let export = Export::<dyn BlockWrite>::open_writable(image)?;
-    commit::commit(journal, export.disk().as_ref())
-        .map_err(|e| Error::failed("writing the disk").because(e))?;
-    Ok(export.close()?)
+/// Commits, unless a disk is no longer what was read.
+fn write_to_sources(images: &[Image], journal: &mut Journal) -> Result<()> {
+    for image in images {
+        image.check_unchanged()?;
+        image.check_names()?;
+    }
+    let exports = open_for_writing(images)?;
+    let blocks: Vec<_> = exports.iter().map(Export::disk).collect();
+    let blocks: Vec<_> = blocks.iter().map(AsRef::as_ref).collect();
+    commit::commit(journal, &blocks).map_err(|e| Error::failed("writing the disk").because(e))?;
+    close_all(exports)
 }
 
-/// After a failed commit: restores the disk and says which of the two it is.
-pub(super) fn roll_back_after(image: &Image, journal: &mut Journal, error: Error) -> Error {
+fn open_for_writing(images: &[Image]) -> Result<Vec<Export<dyn BlockWrite>>> {
+    let mut exports = Vec::new();
+    for image in images {
+        image.will_be_written();
+        exports.push(Export::<dyn BlockWrite>::open_writable(image)?);
+    }
+    Ok(exports)
+}
+
+fn close_all(exports: Vec<Export<dyn BlockWrite>>) -> Result<()> {
+    for export in exports {
+        export.close()?;
+    }
+    Ok(())
+}
+
+/// Writes the old blocks to all of the images, those of the journal in its order.
+pub fn restore(images: &[Image], journal: &mut Journal, force: bool) -> Result<u64, RestoreError> {
+    let exports = open_for_writing(images)?;
+    let blocks: Vec<_> = exports.iter().map(Export::disk).collect();
+    let blocks: Vec<_> = blocks.iter().map(AsRef::as_ref).collect();
+    let restored = commit::rollback(journal, &blocks, force);
+    let closed = close_all(exports);
+    let restored = restored?;
+    closed?;
+    Ok(restored)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Rollback(#[from] commit::CommitError),
+    #[error(transparent)]
+    Other(#[from] Error),
+}
+
+/// After a failed commit: restores the disks and says which of the two it is.
+pub(super) fn roll_back_after(disks: &VmDisks, journal: &mut Journal, error: Error) -> Error {
     if journal.doc.state == State::Verified {
         // The commit failed before it wrote.
         return error;
     }
-    let restored = Export::<dyn BlockWrite>::open_writable(image)
-        .map_err(Error::from)
-        .and_then(|export| {
-            commit::rollback(journal, export.disk().as_ref(), true)
-                .map_err(|e| Error::failed("rolling back").because(e))?;
-            Ok(export.close()?)
-        });
+    let several = journal.doc.changed().len() > 1;
+    let it = if several {
+        "the disks were"
+    } else {
+        "the disk was"
+    };
+    let restored = changed_images(disks, journal)
+        .map_err(RestoreError::from)
+        .and_then(|images| restore(&images, journal, true));
     match restored {
-        Ok(()) if error.is_interrupted() => {
-            Error::new(ErrorKind::Interrupted, "interrupted; the disk was restored")
-        }
-        Ok(()) => Error::new(
+        Ok(_) if error.is_interrupted() => Error::new(
+            ErrorKind::Interrupted,
+            format!("interrupted; {it} restored"),
+        ),
+        Ok(_) => Error::new(
             ErrorKind::RolledBack,
-            "the fix failed and the disk was restored",
+            format!("the fix failed and {it} restored"),
         )
         .because(error),
         Err(second) => Error::new(
             ErrorKind::NotRolledBack,
-            format!("the fix failed and the disk could NOT be restored: {second}"),
+            format!("the fix failed and {it} NOT restored: {second}"),
         )
         .because(error)
         .hint(format!(

@@ -13,6 +13,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, flock, open};
 use rustix::io::Errno;
 
 use crate::boot::files;
+use crate::disk::chain::Image;
+use crate::disk::kernel;
+use crate::error::{Error, Result};
 use crate::tool::{self, virsh::Virsh};
 
 /// Locks that keep a VM from starting on the disks; given up when dropped.
@@ -47,8 +50,9 @@ impl Held {
         if busy {
             return Some("a running VM or another program of QEMU".to_owned());
         }
-        if let Some(device) = loop_device(path) {
-            return Some(format!("the loop device {device}"));
+        let over = file.metadata().ok();
+        if let Some(device) = over.and_then(|m| kernel::loop_over((m.dev(), m.ino()))) {
+            return Some(format!("the loop device {}", device.path.display()));
         }
         self.0.push(file);
         None
@@ -68,16 +72,18 @@ fn listed(file: impl AsFd) -> bool {
     })
 }
 
-fn loop_device(path: &Path) -> Option<String> {
-    let path = path.canonicalize().ok()?;
-    fs::read_dir("/sys/block")
-        .ok()?
-        .flatten()
-        .find_map(|entry| {
-            let file = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-            let device = format!("/dev/{}", entry.file_name().to_string_lossy());
-            (Path::new(file.trim_end()) == path).then_some(device)
-        })
+/// Refuses to write to a disk of a domain that is suspended to disk: what it holds in memory of the disk
+/// is written over the disk when it is resumed. One that runs has locked the disk.
+pub fn refuse_suspended(image: &Image) -> Result<()> {
+    let files: Vec<PathBuf> = image.written().map(Path::to_path_buf).collect();
+    match domain_of(&files, None) {
+        None => Ok(()),
+        Some(domain) => Err(Error::failed(format!(
+            "{} is in use by {domain}, which runs or is suspended to disk",
+            image.path().display()
+        ))
+        .hint("start it and shut it down first, or give up its memory: virsh managedsave-remove")),
+    }
 }
 
 /// The domain of this host's libvirt that runs from one of the files, or is suspended to disk with it.
@@ -111,7 +117,7 @@ pub fn domain_of(paths: &[PathBuf], uri: Option<&str>) -> Option<String> {
         for uuid in domains {
             let Ok((_, disks)) = virsh
                 .xml(uuid, true)
-                .map_err(crate::error::Error::from)
+                .map_err(Error::from)
                 .and_then(|xml| files::identify(&xml))
             else {
                 continue;
@@ -145,6 +151,5 @@ mod tests {
         drop(other);
         assert_eq!(Held::default().hold(&path), None);
         assert_eq!(Held::default().hold(&dir.path().join("none")), None);
-        assert_eq!(loop_device(&path), None);
     }
 }

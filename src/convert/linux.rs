@@ -42,6 +42,7 @@ use super::output::OutputFolder;
 use super::prepare;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
 use super::session::{Names, Source, SourceMachine, announce_appliance};
+use super::space::{self, Needs};
 
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -145,7 +146,9 @@ pub(super) fn decide_all(
     examine(&images, &job.source, inspection, ui)?;
     let mut plan = plan(job, inspection);
     if let Some(facts) = &inspection.linux {
-        match rehearse(job, inspection, facts, &images, target) {
+        let room = space::in_folder(job, &Needs::default(), disks, target);
+        let outlook = rehearse(job, inspection, facts, &images, target);
+        match outlook.and_then(|outlook| room.map(|()| outlook)) {
             Err(error) if error.kind == ErrorKind::Refused => plan.blockers.extend(error.blockers),
             Err(error) if plan.blockers.is_empty() => return Err(error),
             Err(_) => {}

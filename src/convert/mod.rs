@@ -3,19 +3,25 @@
 pub mod copy;
 pub mod devices;
 pub mod engine;
+pub mod exchange;
 mod finish;
 mod in_place;
-mod in_use;
+pub mod in_use;
 pub mod linux;
 pub mod machine;
+pub mod name;
 mod next;
 pub mod output;
+pub mod place;
 mod predict;
 pub mod prepare;
 mod replace;
 pub mod run;
 pub mod session;
+mod space;
 pub mod vm;
+
+pub use in_place::{RestoreError, restore};
 
 #[cfg(test)]
 mod loader_tests;

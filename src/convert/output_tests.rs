@@ -2,7 +2,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use serde_json::{Value, json};
 
+use super::super::exchange::repair;
 use super::*;
+use crate::error::ErrorKind;
 
 const FORCE: Preference = Preference {
     force: true,
@@ -114,7 +116,7 @@ fn an_undo_log_is_never_removed() {
     ] {
         let folder = plain(&target).unwrap();
         let partial = folder.path().to_path_buf();
-        let mut journal = Journal::create(&partial, disk.clone(), vec![]).unwrap();
+        let mut journal = Journal::create(&partial, disk.clone(), vec![], vec![]).unwrap();
         journal.set_state(state).unwrap();
         drop(folder);
         assert_eq!(partial.exists(), kept, "{state:?}");
@@ -124,7 +126,7 @@ fn an_undo_log_is_never_removed() {
 
     // In a finished result, also when the journal says nothing that is understood.
     result(&target, "in place");
-    let mut journal = Journal::create(&target, disk, vec![]).unwrap();
+    let mut journal = Journal::create(&target, disk, vec![], vec![]).unwrap();
     journal.set_state(journal::State::Committed).unwrap();
     assert!(
         refusal(&target, &FORCE)
@@ -150,7 +152,7 @@ fn what_is_in_the_way_is_looked_at_again() {
                 size_bytes: 1,
                 in_place: true,
             };
-            let mut journal = Journal::create(target, disk, vec![]).unwrap();
+            let mut journal = Journal::create(target, disk, vec![], vec![]).unwrap();
             journal.set_state(journal::State::Committed).unwrap();
         }),
         ("has changed since", |target| {
@@ -522,23 +524,4 @@ fn a_replacement_that_was_interrupted_is_finished() {
         (disk(&target), disk(&replaced)),
         ("old".into(), "other".into())
     );
-}
-
-#[test]
-fn names_are_safe() {
-    for (name, safe) in [
-        ("vm", "vm"),
-        ("my vm/../x", "my-vm-..-x"),
-        ("...", "vm"),
-        ("äö", "vm-6641ae9e"),
-        ("服务器", "vm-2388cbc6"),
-        ("服务器 2", "2"),
-        ("---", "vm"),
-        ("", "vm"),
-        ("-rf", "rf"),
-    ] {
-        assert_eq!(safe_name(name), safe);
-        let hashed = safe.len() == 11 && safe.starts_with("vm-");
-        assert_eq!(title(name), hashed.then(|| name.to_string()));
-    }
 }

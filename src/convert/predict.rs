@@ -26,6 +26,7 @@ use super::in_place::{data_sector_size, in_place_format};
 use super::prepare::{self, Prepared};
 use super::run::Job;
 use super::session::Source;
+use super::space::{self, Needs};
 use super::vm::VmDisks;
 
 /// The opened source.
@@ -56,10 +57,6 @@ pub(super) fn complete(
     }
     let unexplained = unexplained(&prepared.plan, &remaining);
     prepared.plan.blockers.extend(unexplained);
-    if job.in_place {
-        let blocker = in_place_on_two_disks(prepared);
-        prepared.plan.blockers.extend(blocker);
-    }
     let documents = finish::rehearse(
         job,
         seen.target,
@@ -68,6 +65,7 @@ pub(super) fn complete(
         seen.disks,
     );
     let documents = documents.and_then(|outlook| other_disks(job, seen.disks).map(|()| outlook));
+    let documents = documents.and_then(|outlook| room(job, seen, prepared).map(|()| outlook));
     match documents {
         Ok(outlook) => prepared.outlook = Some(outlook),
         Err(error) if error.kind == ErrorKind::Refused => {
@@ -89,24 +87,16 @@ pub(super) fn complete(
     Ok(())
 }
 
-/// A journal undoes the changes of one disk. A second one would be left changed by a rollback.
-fn in_place_on_two_disks(prepared: &Prepared) -> Option<Blocker> {
-    let system = prepared.windows.system_volume.disk;
-    let elsewhere = |action: &&Action| action.volume().is_some_and(|v| v.disk != system);
-    let ids: Vec<&str> = (prepared.plan.actions.iter().filter(elsewhere))
-        .map(Action::id)
-        .collect();
-    (!ids.is_empty()).then(|| {
-        Blocker::new(
-            "in-place-two-disks",
-            format!(
-                "the boot files on disk {} have to be changed too ({}), and --in-place can undo the changes of one disk only",
-                prepared.windows.boot_disk.number(),
-                ids.join(", ")
-            ),
-            "convert without --in-place: the sources are not changed then",
-        )
-    })
+/// Room for what the fix writes, in the guest and in the output folder.
+fn room(job: &Job, seen: &Seen<'_>, prepared: &mut Prepared) -> Result<()> {
+    let Some(hives) = &seen.survey.hives else {
+        return Ok(());
+    };
+    let system = prepared.windows.system_volume;
+    let needs = Needs::of(&prepared.plan, hives, system, seen.guest)?;
+    let blockers = space::in_guest(&needs, seen.guest, seen.disks)?;
+    prepared.plan.blockers.extend(blockers);
+    space::in_folder(job, &needs, seen.disks, seen.target)
 }
 
 /// The checks of `verify` on the guest as the plan will leave it, and what is still wrong with its boot

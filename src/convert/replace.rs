@@ -62,8 +62,8 @@ pub(super) struct Earlier {
     own_folders: Vec<&'static str>,
     /// Disks that were moved elsewhere; they stay there.
     pub(super) elsewhere: Vec<PathBuf>,
-    _boot: Option<FileLock>,
-    _disks: Held,
+    boot: Option<FileLock>,
+    disks: Held,
 }
 
 /// A disk of an earlier result.
@@ -109,7 +109,7 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
     earlier.elsewhere.retain(|disk| !reads(disk));
     refuse_sources(target, terms.sources)?;
     refuse_undo(target)?;
-    earlier._boot = boot_lock(&folder, target, terms.last)?;
+    earlier.boot = boot_lock(&folder, target, terms.last)?;
     let boot = booted(target)?;
     let images = earlier.images(&report);
     earlier.refuse_used(&images, boot.as_ref())?;
@@ -236,7 +236,7 @@ fn refuse_undo(target: &Path) -> Result<()> {
     match Journal::load(&path) {
         Ok(journal) if journal.needs_undo() => Err(Error::failed(format!(
             "{shown} holds what undoes a fix in place of {}",
-            journal.doc.disk.path.display()
+            journal.doc.names()
         ))
         .hint(format!(
             "choose another folder with --output-dir, or undo it first: hyper2kvm rollback {}",
@@ -387,7 +387,7 @@ impl Earlier {
         {
             return Err(by_hand(file, &domain));
         }
-        self._disks = held;
+        self.disks = held;
         Ok(())
     }
 
@@ -483,7 +483,11 @@ impl Earlier {
 
     /// After the exchange: what is not hyper2kvm's goes from the old directory to the new one, then the
     /// old one is removed. Whatever cannot be moved stays in it.
-    pub(super) fn clear(&self, old: &Path, new: &Path) -> io::Result<()> {
+    pub(super) fn clear(&mut self, old: &Path, new: &Path) -> io::Result<()> {
+        // Nothing finds them under their names any more. An open file would stay in the directory, under
+        // another name, on NFS and FUSE.
+        self.boot = None;
+        self.disks = Held::default();
         for path in self.unknown_in(old)? {
             failpoint::step("before", "move of a kept file")?;
             if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {

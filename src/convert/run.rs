@@ -16,7 +16,7 @@ use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix};
-use crate::fix::journal::{self, DiskRef, Journal, State};
+use crate::fix::journal::{self, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, FsKind, GuestRead, Volume};
@@ -33,10 +33,12 @@ use super::copy::{self, Arriving};
 use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::finish;
-use super::in_place::{in_place, in_place_format, roll_back_after};
+use super::in_place::{in_place, in_place_format, journal_disks, roll_back_after};
+use super::in_use;
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
-use super::output::{OutputFolder, Preference, safe_name};
+use super::name::safe_name;
+use super::output::{OutputFolder, Preference};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
 use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
@@ -157,7 +159,7 @@ impl Job {
 /// What `convert` would do.
 pub enum Planned {
     Windows(Box<Survey>, Box<Prepared>),
-    Linux(Box<Inspection>, linux::Plan),
+    Linux(Box<Inspection>, Box<linux::Plan>),
 }
 
 /// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
@@ -171,13 +173,14 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let disks = job.source.disks(work.folder())?;
     check_in_place(job, &disks)?;
     Devices::claim(job, &disks, false)?;
+    disks.check_kernel()?;
     let (session, survey) = VmSession::open(job.engine, &disks, ui, read_only)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
         let plan = linux::decide_all(job, ui, &disks, &mut inspection, &target)?;
         job.source.opened.check_unchanged()?;
-        return Ok(Planned::Linux(Box::new(inspection), plan));
+        return Ok(Planned::Linux(Box::new(inspection), Box::new(plan)));
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
@@ -195,13 +198,17 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
 }
 
-fn check_in_place(job: &Job, disks: &[Source]) -> Result<()> {
+fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
     if job.in_place {
-        for disk in disks {
+        for disk in disks.iter() {
             in_place_format(&disk.image()?)?;
         }
         // From now on, and not only at the end: who reads it would read a mixture.
-        first(disks)?.image()?.hold_for_writing()?;
+        for disk in disks.iter().filter(|disk| disks.is_changed(disk.id)) {
+            let image = disk.image()?;
+            image.hold_for_writing()?;
+            in_use::refuse_suspended(&image)?;
+        }
     }
     Ok(())
 }
@@ -274,9 +281,9 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let mut folder = OutputFolder::create(&job.target_folder(), &job.preference(&sources))?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
-    let image = source.image()?;
     check_in_place(job, &disks)?;
     let devices = Devices::claim(job, &disks, true)?;
+    disks.check_kernel()?;
 
     ui.status("Inspecting", &source.path.display().to_string());
     let open = |engine, source: &Source| {
@@ -339,8 +346,8 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
-    let disks = if job.in_place {
-        in_place(ui, &image, &disks, fixed)?
+    let made = if job.in_place {
+        in_place(ui, &disks, fixed)?
     } else {
         copy_disks(job, ui, &folder, &disks, &devices, fixed)?
     };
@@ -352,10 +359,10 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         copy_s,
         total_s: start.elapsed().as_secs_f64(),
     };
-    match complete(job, &mut folder, &devices, &prepared, disks, timings) {
+    match complete(job, &mut folder, &devices, &prepared, made, timings) {
         // The disk is written already: it must not stay so without a folder that can undo it.
         Err(error) if job.in_place => Err(match folder.journal() {
-            Ok(mut journal) => roll_back_after(&image, &mut journal, error),
+            Ok(mut journal) => roll_back_after(&disks, &mut journal, error),
             Err(lost) => Error::new(
                 ErrorKind::NotRolledBack,
                 format!("the fix failed and the disk could NOT be restored: {lost}"),
@@ -458,15 +465,10 @@ fn fix(
             maps.push((source, std::thread::spawn(move || DataMap::of(&image))));
         }
     }
-    let image = first(disks)?.image()?;
-    let disk = DiskRef {
-        path: image.path().to_path_buf(),
-        format: image.format().driver().to_string(),
-        size_bytes: image.virtual_size(),
-        in_place: job.in_place,
-    };
+    let (disk, others) = journal_disks(disks, job.in_place)?;
     let failed = |e: journal::JournalError| Error::failed("keeping the journal").because(e);
-    let mut journal = Journal::create(folder.path(), disk, apply::records(plan)).map_err(failed)?;
+    let mut journal =
+        Journal::create(folder.path(), disk, others, apply::records(plan)).map_err(failed)?;
     let engine = session.engine;
     // BitLocker is opened in this process, whoever wrote to it.
     let contained = |v: &Volume| {

@@ -177,6 +177,12 @@ impl SourceMachine {
 /// A directory for the names of temporary disks, made when there are some and removed in the end.
 pub struct Names(PathBuf);
 
+impl Default for Names {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Names {
     pub fn new() -> Self {
         let name = format!("hyper2kvm-{}", uuid::Uuid::new_v4().simple());
@@ -204,6 +210,7 @@ pub fn look<T>(
 ) -> Result<(Engine, Survey, T)> {
     let work = Names::new();
     let disks = machine.disks(work.folder())?;
+    disks.check_kernel()?;
     let (session, survey) = VmSession::open(engine, &disks, ui, read_only)?;
     let seen = also(&survey, &session.reader());
     let engine = session.engine;
@@ -298,7 +305,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
             layout,
             guest,
             facts: SourceFacts {
-                path: source.path.display().to_string(),
+                path: crate::text::of_path(&source.path).into_owned(),
                 format: image.format().driver().to_string(),
                 virtual_size_bytes: image.virtual_size(),
             },

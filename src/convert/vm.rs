@@ -54,6 +54,14 @@ impl VmDisks {
         Ok(Self { list, roles, path })
     }
 
+    /// Fails when a disk is used by the kernel, which may write to it and takes no lock.
+    pub fn check_kernel(&self) -> Result<()> {
+        for disk in &self.list {
+            disk.image()?.check_kernel()?;
+        }
+        Ok(())
+    }
+
     /// Whether a conversion may change that disk.
     pub fn is_changed(&self, disk: DiskId) -> bool {
         disk == self.roles.system || disk == self.roles.boot

@@ -21,12 +21,15 @@ use serde_json::{Value, json};
 
 use super::block::FileDisk;
 use super::detect::{self, Detected, Format, VmdkExtent};
-use super::hold::{Found, Held};
+use super::hold::{Found, Held, Use};
 use super::length::{self, Short};
 use super::links;
 use super::partition::{self, LayoutError};
 use super::tables;
 use crate::error::{Error, ErrorKind};
+use crate::source::charset::{Charset, Name};
+use crate::source::vmdk;
+use crate::tool::confine;
 use crate::tool::pass::{self, Passed, Spec};
 use crate::tool::{ToolError, qemu_img, qsd};
 
@@ -51,10 +54,16 @@ pub enum ImageError {
     Empty { path: PathBuf },
     #[error("no permission to open {}", path.display())]
     Permission { path: PathBuf },
-    #[error("the name of {} is not valid UTF-8, which QEMU needs", path.display())]
-    NotUtf8 { path: PathBuf },
+    #[error("the name of {} is not valid UTF-8, which {what} needs", path.display())]
+    NotUtf8 { path: PathBuf, what: &'static str },
     #[error("{} is in use by another process", path.display())]
     InUse { path: PathBuf },
+    #[error("{} is in use by {user}", path.display())]
+    InKernel {
+        path: PathBuf,
+        user: String,
+        remedy: String,
+    },
     #[error("{} is locked by VMware: {} is there", path.display(), lock.display())]
     VmwareLock { path: PathBuf, lock: PathBuf },
     #[error("{} was changed by another program during this run: {what}", path.display())]
@@ -105,6 +114,7 @@ impl ImageError {
                 path.display()
             ),
             Self::InUse { .. } => "shut the virtual machine down first".into(),
+            Self::InKernel { remedy, .. } => remedy.clone(),
             Self::VmwareLock { lock, .. } => format!(
                 "power the VM off in VMware; if it is off on every host, the lock was left behind: remove {}",
                 lock.display()
@@ -127,7 +137,7 @@ impl ImageError {
             Self::NotFound { .. } => "check the path".into(),
             Self::Directory { .. } | Self::NotAFile { .. } => "name the disk image itself".into(),
             Self::Empty { .. } => "copy or export the disk again".into(),
-            Self::NotUtf8 { .. } => "rename the file".into(),
+            Self::NotUtf8 { .. } => "rename it, or name another output folder with -o".into(),
             Self::TooDeep { .. } => "merge the snapshots on the old host, and copy the disk again".into(),
             Self::Tool(_) | Self::Io { .. } => return None,
         })
@@ -155,6 +165,15 @@ impl ImageError {
                 reason: "it was not closed: its log holds writes that are not in their places yet"
                     .into(),
                 remedy: "shut the VM down and copy the disk again; after a crash, replay the log on a copy: qemu-img check -r all COPY.vhdx",
+            }
+        } else if stderr.contains(" allocate ") {
+            Self::Unsupported {
+                path,
+                reason: format!(
+                    "its tables need more than the {} MiB of memory that QEMU has here",
+                    confine::IMAGE_MEMORY >> 20
+                ),
+                remedy: "copy it into a format with small tables: qemu-img convert -O qcow2 IMAGE COPY",
             }
         } else if stderr.contains("Failed to get") && stderr.contains("lock") {
             Self::InUse { path }
@@ -249,7 +268,6 @@ impl Image {
             })
             .transpose()?;
         let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
-        utf8(&path)?;
         let named = Held::open(&path)?;
         let references = References::new(&named, allow);
         let mut seen = Vec::new();
@@ -272,7 +290,7 @@ impl Image {
     /// The image with an overlay over it, as created by [`super::Export::open_overlay`].
     pub fn with_overlay(&self, overlay: &Path) -> Result<Self> {
         let path = std::path::absolute(overlay).map_err(|e| ImageError::from_io(overlay, e))?;
-        utf8(&path)?;
+        utf8(&path, "the VM's description")?;
         let mut levels = vec![Level {
             path,
             format: Format::QCOW2,
@@ -383,6 +401,9 @@ impl Image {
     /// the time.
     pub fn named_spec(&self) -> Result<Value> {
         self.check_names()?;
+        for file in self.files() {
+            utf8(file, "virt-v2v")?;
+        }
         let levels = self.levels.iter().rev();
         Ok(levels.fold(Value::Null, |below, level| level.named_node(below)))
     }
@@ -400,6 +421,13 @@ impl Image {
     /// Whether each name still leads to the file that is held.
     pub fn check_names(&self) -> Result<()> {
         self.held().try_for_each(Held::check_name)
+    }
+
+    /// Fails when the kernel may write to a file of the image: a loop device stands on it, or it is a
+    /// block device that is mounted.
+    pub fn check_kernel(&self) -> Result<()> {
+        self.held()
+            .try_for_each(|held| held.check_kernel(Use::Read))
     }
 
     /// Fails when a file of the image was changed by somebody else since it was opened.
@@ -534,7 +562,6 @@ fn open_level(
     references: &References,
 ) -> Result<(Level, Backing)> {
     let path = &file.path().to_owned();
-    utf8(path)?;
     let io_error = |e| ImageError::from_io(path, e);
     let size = file.size();
     if size == 0 {
@@ -599,6 +626,7 @@ fn open_level(
     if format == Format::QCOW2
         && let Some(name) = detect::qcow2_data_file(file.file(), size).map_err(io_error)?
     {
+        let name = Name::new(Charset::default(), &name);
         let data = references.open(path, &name)?;
         let short = length::data_file(file.file(), size, data.size()).map_err(io_error)?;
         if let Some(short) = short {
@@ -635,6 +663,7 @@ fn open_level(
     }
     let backing = match info.backing_filename {
         Some(name) if !name.is_empty() => {
+            let name = backing_name(&name, &file, format).map_err(io_error)?;
             let file = references.open(path, &name)?;
             let format = match info.backing_filename_format {
                 Some(name) => {
@@ -647,6 +676,21 @@ fn open_level(
         _ => None,
     };
     Ok((level, backing))
+}
+
+/// The name of the backing file that QEMU found; from the image itself where its bytes are no UTF-8,
+/// which QEMU does not tell, or are text in another encoding.
+fn backing_name(told: &str, image: &Held, format: Format) -> io::Result<Name> {
+    let (file, size) = (image.file(), image.size());
+    let own = match format {
+        Format::VMDK => vmdk::parent(image.path(), file, size)?,
+        _ => {
+            let bytes = detect::backing_name(file, size)?;
+            let bytes = bytes.filter(|bytes| std::str::from_utf8(bytes).is_err());
+            bytes.map(|bytes| Name::new(Charset::default(), &bytes))
+        }
+    };
+    Ok(own.unwrap_or_else(|| Name::new(Charset::default(), told.as_bytes())))
 }
 
 /// Before anything goes through the whole of it.
@@ -685,9 +729,12 @@ fn claims_a_format(path: &Path) -> bool {
     }
 }
 
-fn utf8(path: &Path) -> Result<&str> {
-    path.to_str()
-        .ok_or_else(|| ImageError::NotUtf8 { path: path.into() })
+/// For names that go into text.
+fn utf8<'p>(path: &'p Path, what: &'static str) -> Result<&'p str> {
+    path.to_str().ok_or_else(|| ImageError::NotUtf8 {
+        path: path.into(),
+        what,
+    })
 }
 
 /// The format of a file that nobody named.
@@ -719,8 +766,9 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
     let Some(text) = detect::vmdk_descriptor(file.file(), file.size()).map_err(io_error)? else {
         return Ok(());
     };
+    let charset = vmdk::charset(&text);
     for extent in detect::parse_extents(&text) {
-        let part = references.open(path, &extent.name)?;
+        let part = references.open(path, &Name::new(charset, &extent.name))?;
         refuse_nested(&part, &extent)?;
         let short = length::extent(part.file(), part.size(), &extent);
         if let Some(short) = short.map_err(io_error)? {
@@ -891,34 +939,44 @@ impl References {
 
     /// Opens the file `name` means in the image `path`, when that may be. By the name it was given:
     /// its own references are relative to that.
-    fn open(&self, path: &Path, name: &str) -> Result<Held> {
+    fn open(&self, path: &Path, name: &Name) -> Result<Held> {
+        let text = &name.text;
         // What QEMU would take for a protocol.
-        let protocol = name
+        let protocol = text
             .find([':', '/'])
-            .is_some_and(|at| name.as_bytes()[at] == b':');
-        if protocol || name.is_empty() || name.contains('\0') {
+            .is_some_and(|at| text.as_bytes()[at] == b':');
+        if protocol || text.is_empty() || text.contains('\0') {
             return Err(ImageError::NotAFileName {
                 path: path.into(),
-                target: shown(name),
+                target: shown(text),
             });
         }
-        let file = path.parent().unwrap_or(Path::new("/")).join(name);
-        let found = match Found::by_name(&file) {
-            Ok(found) => found,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && self.allows_missing(&file) => {
-                return Err(ImageError::PartMissing {
-                    path: file,
-                    needed_by: path.into(),
-                });
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let files = name.spellings().into_iter().map(|name| folder.join(name));
+        let mut missing = None;
+        for file in files {
+            match Found::by_name(&file) {
+                Ok(found) => {
+                    let real = found.real().map_err(|e| ImageError::from_io(&file, e))?;
+                    if !self.roots.iter().any(|root| real.starts_with(root)) {
+                        return Err(self.outside(path, text));
+                    }
+                    return found.hold();
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    missing.get_or_insert(file);
+                }
+                // Not even whether a file elsewhere exists is told.
+                Err(_) => return Err(self.outside(path, text)),
             }
-            // Not even whether a file elsewhere exists is told.
-            Err(_) => return Err(self.outside(path, name)),
-        };
-        let real = found.real().map_err(|e| ImageError::from_io(&file, e))?;
-        if !self.roots.iter().any(|root| real.starts_with(root)) {
-            return Err(self.outside(path, name));
         }
-        found.hold()
+        match missing {
+            Some(file) if self.allows_missing(&file) => Err(ImageError::PartMissing {
+                path: file,
+                needed_by: path.into(),
+            }),
+            _ => Err(self.outside(path, text)),
+        }
     }
 
     fn allows_missing(&self, file: &Path) -> bool {

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::chain::{Image, ImageError};
 use super::detect::Format;
+use crate::error::Blocker;
 use crate::tool::pass::Spec;
 use crate::tool::{ToolError, qemu_img};
 
@@ -94,7 +95,10 @@ impl From<CopyError> for crate::error::Error {
                 let mut error = Self::failed(e.to_string());
                 match e {
                     CopyError::NoSpace { .. } | CopyError::Full { .. } => {
-                        error = error.hint("free some space or choose another output folder");
+                        const REMEDY: &str = "free some space or choose another output folder";
+                        let blocker = Blocker::new("output-space", &error.message, REMEDY);
+                        error.blockers.push(blocker);
+                        error = error.hint(REMEDY);
                     }
                     CopyError::RawCompressed => {
                         error.kind = crate::error::ErrorKind::Usage;
@@ -185,16 +189,17 @@ pub fn copy(
 
 /// Refuses when copies that take `needed` bytes will not fit into `folder`, before anything is written.
 pub fn check_space(needed: u64, folder: &Path, compress: bool) -> Result<()> {
-    // How far it can be compressed nobody knows: refuse only what cannot work.
-    enough_space(folder, if compress { needed / 8 } else { needed })
+    check_room(folder, least_size(needed, compress))
 }
 
-fn enough_space(folder: &Path, needed: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(folder).map_err(|e| CopyError::Io {
-        path: folder.into(),
-        source: e.into(),
-    })?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+/// How far it can be compressed nobody knows: refuse only what cannot work.
+pub fn least_size(needed: u64, compress: bool) -> u64 {
+    if compress { needed / 8 } else { needed }
+}
+
+/// Refuses when `needed` bytes will not fit into `folder`.
+pub fn check_room(folder: &Path, needed: u64) -> Result<()> {
+    let free = free_space(folder)?;
     if free < needed {
         return Err(CopyError::NoSpace {
             folder: folder.into(),
@@ -203,6 +208,15 @@ fn enough_space(folder: &Path, needed: u64) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Bytes that can be written below `folder`.
+pub fn free_space(folder: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(folder).map_err(|e| CopyError::Io {
+        path: folder.into(),
+        source: e.into(),
+    })?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 fn full_or(error: io::Error, target: &Path) -> CopyError {
@@ -275,8 +289,8 @@ mod tests {
     #[test]
     fn space_is_compared() {
         let folder = tempfile::tempdir().unwrap();
-        enough_space(folder.path(), 1).unwrap();
-        let e = enough_space(folder.path(), u64::MAX).unwrap_err();
+        check_room(folder.path(), 1).unwrap();
+        let e = check_room(folder.path(), u64::MAX).unwrap_err();
         let CopyError::NoSpace { free, needed, .. } = e else {
             panic!("{e}");
         };

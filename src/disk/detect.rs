@@ -178,7 +178,8 @@ pub struct VmdkExtent {
     pub sectors: u64,
     /// Where in the file a flat one begins, in sectors.
     pub offset: u64,
-    pub name: String,
+    /// In the encoding of the descriptor.
+    pub name: Vec<u8>,
 }
 
 /// The descriptor QEMU would act on: the file itself when it is text, or the embedded one when the
@@ -209,30 +210,46 @@ pub fn with_extents(
     names: impl IntoIterator<Item = String>,
 ) -> Result<Vec<u8>, String> {
     let mut names = names.into_iter();
-    let mut out = String::new();
-    for line in String::from_utf8_lossy(descriptor).lines() {
+    let mut out = Vec::new();
+    for line in lines(descriptor) {
         match parse_extent(line) {
             Some(extent) => {
                 let name = names.next().unwrap_or_default();
-                let (before, rest) = line.split_once('"').unwrap_or((line, ""));
+                let (before, rest) = cut(line, b'"').unwrap_or((line, b""));
                 let after = rest.get(extent.name.len()..).unwrap_or_default();
-                out.push_str(&format!("{before}\"{name}{after}\n"));
+                out.extend_from_slice(before);
+                out.push(b'"');
+                out.extend_from_slice(name.as_bytes());
+                out.extend_from_slice(after);
             }
             // QEMU reads with scanf: it needs no space between words, and takes the next line for one.
-            None if line.trim_start().starts_with("RW") && !is_zero_extent(line) => {
-                return Err(crate::tool::clean(line.as_bytes()));
+            None if line.trim_ascii_start().starts_with(b"RW") && !is_zero_extent(line) => {
+                return Err(crate::tool::clean(line));
             }
-            None => {
-                out.push_str(line);
-                out.push('\n');
-            }
+            None => out.extend_from_slice(line),
         }
+        out.push(b'\n');
     }
-    Ok(out.into_bytes())
+    Ok(out)
+}
+
+/// Without their ends. In no encoding that a descriptor may have is one of these bytes part of another
+/// character.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let empty = text.is_empty();
+    let lines = text.split(|b| *b == b'\n').filter(move |_| !empty);
+    lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+}
+
+fn cut(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().position(|b| *b == at)?;
+    Some((&text[..at], &text[at + 1..]))
 }
 
 /// `RW 20480 ZERO`
-fn is_zero_extent(line: &str) -> bool {
+fn is_zero_extent(line: &[u8]) -> bool {
+    let line = String::from_utf8_lossy(line);
     let words: Vec<&str> = line.split_whitespace().collect();
     matches!(words[..], ["RW", sectors, "ZERO"] if sectors.parse::<u64>().is_ok())
 }
@@ -240,18 +257,20 @@ fn is_zero_extent(line: &str) -> bool {
 /// Every line of the form `ACCESS SECTORS TYPE "NAME" [OFFSET]`.
 pub fn parse_extents(descriptor: &[u8]) -> Vec<VmdkExtent> {
     let end = descriptor.iter().position(|&b| b == 0);
-    let text = String::from_utf8_lossy(&descriptor[..end.unwrap_or(descriptor.len())]);
-    text.lines().filter_map(parse_extent).collect()
+    let text = &descriptor[..end.unwrap_or(descriptor.len())];
+    lines(text).filter_map(parse_extent).collect()
 }
 
-fn parse_extent(line: &str) -> Option<VmdkExtent> {
-    let (before, rest) = line.split_once('"')?;
+fn parse_extent(line: &[u8]) -> Option<VmdkExtent> {
+    let (before, rest) = cut(line, b'"')?;
+    let before = std::str::from_utf8(before).ok()?;
     let mut words = before.split_whitespace();
     let (access, sectors, kind) = (words.next()?, words.next()?, words.next()?);
     if !matches!(access, "RW" | "RDONLY" | "NOACCESS") || sectors.parse::<i64>().is_err() {
         return None;
     }
-    let (name, after) = rest.split_once('"').unwrap_or((rest, ""));
+    let (name, after) = cut(rest, b'"').unwrap_or((rest, b""));
+    let after = String::from_utf8_lossy(after);
     let offset = after.split_whitespace().next();
     Some(VmdkExtent {
         kind: kind.to_owned(),
@@ -261,8 +280,33 @@ fn parse_extent(line: &str) -> Option<VmdkExtent> {
     })
 }
 
+/// The bytes of the backing file's name in the header of a qcow2, qcow or qed.
+pub fn backing_name(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
+    let head = read_up_to(file, 0, 64, size)?;
+    let field = |at: usize, len: usize| head.get(at..at + len).unwrap_or_default();
+    let be = |at, len| {
+        let bytes = field(at, len).iter();
+        bytes.fold(0u64, |n, b| n << 8 | u64::from(*b))
+    };
+    let le = |at, len| {
+        let bytes = field(at, len).iter().rev();
+        bytes.fold(0u64, |n, b| n << 8 | u64::from(*b))
+    };
+    let (at, len) = if head.starts_with(b"QFI\xfb") {
+        (be(8, 8), be(16, 4))
+    } else if head.starts_with(b"QED\0") {
+        (le(56, 4), le(60, 4))
+    } else {
+        (0, 0)
+    };
+    if at == 0 || len == 0 {
+        return Ok(None);
+    }
+    read_up_to(file, at, len.min(4096) as usize, size).map(Some)
+}
+
 /// The name of a qcow2's external data file, from its header extensions.
-pub fn qcow2_data_file(file: &File, size: u64) -> io::Result<Option<String>> {
+pub fn qcow2_data_file(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
     // All header extensions lie in the first cluster, and clusters have at most 2 MiB.
     let head = read_up_to(file, 0, 512, size)?;
     if !has_data_file(&head) {
@@ -281,7 +325,7 @@ fn has_data_file(head: &[u8]) -> bool {
     u32_at(4) >= 3 && u32_at(76) & 4 != 0
 }
 
-fn qcow2_data_file_name(head: &[u8]) -> Option<String> {
+fn qcow2_data_file_name(head: &[u8]) -> Option<Vec<u8>> {
     const DATA_FILE: u32 = 0x4441_5441;
     let u32_at = |at: usize| {
         let bytes = head.get(at..at.checked_add(4)?)?;
@@ -294,7 +338,7 @@ fn qcow2_data_file_name(head: &[u8]) -> Option<String> {
         let data = head.get(start..start.checked_add(len)?)?;
         match kind {
             0 => return None,
-            DATA_FILE => return String::from_utf8(data.to_vec()).ok(),
+            DATA_FILE => return Some(data.to_vec()),
             _ => at = start.checked_add(len.checked_next_multiple_of(8)?)?,
         }
     }
@@ -375,7 +419,7 @@ mod tests {
             RW 1 FLAT \"/etc/shadow\" 0\nRW 5 ZERO\nNOACCESS 1 FLAT \"nbd://x\"\n\
             ddb.uuid = \"60 00\"\nparentFileNameHint=\"p.vmdk\"\nRW x FLAT \"no\"\n\0RW 1 FLAT \"z\"";
         let names: Vec<_> = parse_extents(text).into_iter().map(|e| e.name).collect();
-        assert_eq!(names, ["a b-s001.vmdk", "/etc/shadow", "nbd://x"]);
+        assert_eq!(names, [&b"a b-s001.vmdk"[..], b"/etc/shadow", b"nbd://x"]);
         assert!(parse_extents(b"").is_empty());
         assert!(parse_extents(&[0xff; 100]).is_empty());
     }
@@ -407,7 +451,7 @@ mod tests {
         head[120..128].copy_from_slice(b"DATA\0\0\0\x06");
         head[128..134].copy_from_slice(b"d.data");
         assert!(has_data_file(&head));
-        assert_eq!(qcow2_data_file_name(&head).as_deref(), Some("d.data"));
+        assert_eq!(qcow2_data_file_name(&head).as_deref(), Some(&b"d.data"[..]));
         head[127] = 0xff;
         head[126] = 0xff;
         assert_eq!(qcow2_data_file_name(&head), None, "past the end");

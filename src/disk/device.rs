@@ -22,6 +22,7 @@ use super::chain::{Image, ImageError};
 use super::copy::{CopyError, CopyOptions, convert_error};
 use super::export::{Export, ExportError};
 use super::hold::{self, Held, Use};
+use super::kernel;
 use crate::error::{Error, ErrorKind};
 use crate::tool::pass::{Passed, Spec};
 use crate::tool::qemu_img;
@@ -337,9 +338,7 @@ fn is_same(device: u64, held: &Held) -> io::Result<bool> {
         return Ok(system(meta.rdev())
             .is_some_and(|theirs| ours.starts_with(&theirs) || theirs.starts_with(&ours)));
     }
-    let real = held.real()?;
-    let backing = std::fs::read_to_string(ours.join("loop/backing_file"));
-    Ok(backing.is_ok_and(|backing| real == Path::new(backing.trim_end())))
+    Ok(kernel::stands_on(&ours, (meta.dev(), meta.ino())))
 }
 
 #[cfg(test)]

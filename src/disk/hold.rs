@@ -16,8 +16,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -26,7 +26,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sha2::{Digest, Sha256};
 
 use super::chain::{ImageError, Result};
-use super::vmware;
+use super::{kernel, vmware};
 use crate::tool::pass::{self, Passed};
 
 /// QEMU's `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`, and its permissions.
@@ -214,6 +214,7 @@ impl Found {
             allocated: meta.blocks().saturating_mul(512),
             facts,
             written: AtomicBool::new(false),
+            exclusive: OnceLock::new(),
         })))
     }
 }
@@ -232,6 +233,8 @@ struct Inner {
     facts: Facts,
     /// By this run.
     written: AtomicBool,
+    /// Keeps a block device that is written from being mounted.
+    exclusive: OnceLock<File>,
 }
 
 impl Held {
@@ -296,12 +299,58 @@ impl Held {
 
     /// Holds it as one that writes: nobody else reads or writes it any more.
     pub fn hold_for_writing(&self) -> Result<()> {
+        self.check_kernel(Use::Write)?;
         match lock_for_writing(&self.0.file) {
             Ok(true) => Ok(()),
             Ok(false) => Err(ImageError::InUse {
                 path: self.path().into(),
             }),
             Err(e) => Err(ImageError::from_io(self.path(), e)),
+        }
+    }
+
+    /// Fails when the kernel uses it in a way that this use does not go with. A block device that is to
+    /// be written is then held, so that it cannot be mounted.
+    pub fn check_kernel(&self, usage: Use) -> Result<()> {
+        let in_kernel = |user: String, remedy: String| {
+            Err(ImageError::InKernel {
+                path: self.path().into(),
+                user,
+                remedy,
+            })
+        };
+        if let Some(device) = kernel::loop_over(self.id())
+            && !(usage == Use::Read && device.read_only)
+        {
+            let shown = device.path.display();
+            return in_kernel(
+                format!("the loop device {shown}"),
+                format!("unmount what is on it and detach it first: losetup -d {shown}"),
+            );
+        }
+        if !self.0.block_device || self.0.exclusive.get().is_some() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        // Another run may be looking just now.
+        let file = loop {
+            match kernel::exclusively(&self.name()) {
+                Ok(None) if start.elapsed() < STARTING => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                tried => break tried.map_err(|e| ImageError::from_io(self.path(), e))?,
+            }
+        };
+        match (file, usage) {
+            (None, _) => in_kernel(
+                "the kernel: it is mounted, or part of an array or a volume group".into(),
+                "unmount it first; a snapshot of it can be converted meanwhile".into(),
+            ),
+            (Some(_), Use::Read) => Ok(()),
+            (Some(file), Use::Write) => {
+                self.0.exclusive.get_or_init(|| file);
+                Ok(())
+            }
         }
     }
 

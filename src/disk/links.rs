@@ -11,13 +11,16 @@
 //! Specifications: as in [`super::detect`]; of the parent locators [MS-VHDX] 2.6.2.6 and the VHD
 //! specification, "Dynamic Disk Header Format".
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::detect::{read_up_to, vhd_type};
+use super::detect::{self, read_up_to, vhd_type};
 use super::length;
+use crate::source::charset::Name;
 use crate::source::vmdk;
 
 /// So many files of a directory are looked at.
@@ -30,13 +33,13 @@ const MAX_LINKS: usize = 256;
 struct Candidate {
     path: PathBuf,
     place: (u64, u64),
-    /// Paths or names.
-    parents: Vec<String>,
+    /// Paths or names, in every spelling.
+    parents: Vec<OsString>,
     parent_ids: Vec<[u8; 16]>,
     /// The id by which children name this one.
     id: Option<[u8; 16]>,
     /// Files that hold its data, where it is only a descriptor.
-    extents: Vec<String>,
+    extents: Vec<OsString>,
     modified: Option<std::time::SystemTime>,
 }
 
@@ -109,18 +112,24 @@ impl Candidate {
     }
 
     /// Whether a name in this file means `other`.
-    fn names(&self, name: &str, other: &Candidate) -> bool {
-        let name = name.strip_prefix("file:").unwrap_or(name);
+    fn names(&self, name: &OsStr, other: &Candidate) -> bool {
+        let bytes = name.as_bytes();
+        let bytes = bytes.strip_prefix(b"file:").unwrap_or(bytes);
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        for name in [name, &name.replace('\\', "/")] {
+        let mut names = vec![OsStr::from_bytes(bytes).to_owned()];
+        // In other encodings a backslash may be half of a character.
+        let text = std::str::from_utf8(bytes).ok();
+        names.extend(text.map(|text| OsString::from(text.replace('\\', "/"))));
+        for name in &names {
             if let Ok(meta) = folder.join(name).metadata() {
                 return (meta.dev(), meta.ino()) == other.place;
             }
         }
         // A path of another host.
-        let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
+        let separator = |b: &u8| *b == b'/' || (*b == b'\\' && text.is_some());
+        let last = bytes.rsplit(separator).next().unwrap_or_default();
         let own = other.path.file_name().unwrap_or_default();
-        !last.is_empty() && own.eq_ignore_ascii_case(last)
+        !last.is_empty() && own.eq_ignore_ascii_case(OsStr::from_bytes(last))
     }
 }
 
@@ -147,22 +156,9 @@ fn read_links(file: &File, size: u64, path: &Path, found: &mut Candidate) -> io:
             .iter()
             .fold(0, |n, b| n << 8 | u64::from(*b))
     };
-    let le = |offset: usize, len: usize| {
-        let bytes = at(offset, len).iter().rev();
-        bytes.fold(0, |n, b| n << 8 | u64::from(*b))
-    };
     let id = |offset: usize| at(offset, 16).try_into().ok().filter(|id| *id != [0; 16]);
-    let mut name = |offset: u64, len: u64| -> io::Result<()> {
-        if offset != 0 && len != 0 {
-            let bytes = read_up_to(file, offset, len.min(4096) as usize, size)?;
-            found.parents = backing_names(&String::from_utf8_lossy(&bytes));
-        }
-        Ok(())
-    };
-    if head.starts_with(b"QFI\xfb") {
-        name(be(8, 8), be(16, 4))?;
-    } else if head.starts_with(b"QED\0") {
-        name(le(56, 4), le(60, 4))?;
+    if let Some(bytes) = detect::backing_name(file, size)? {
+        found.parents = backing_names(&bytes);
     } else if head.starts_with(b"vhdxfile") {
         vhdx_links(file, size, found)?;
     } else if at(64, 4) == [0x7f, 0x10, 0xda, 0xbe] {
@@ -175,13 +171,17 @@ fn read_links(file: &File, size: u64, path: &Path, found: &mut Candidate) -> io:
             let field = header.get(40..56).and_then(|id| id.first_chunk::<16>());
             found.parent_ids.extend(field.copied());
             let units = header.get(64..576).unwrap_or_default().chunks_exact(2);
-            found.parents = vec![utf16(units.map(|c| u16::from_be_bytes([c[0], c[1]])))];
+            found.parents = vec![utf16(units.map(|c| u16::from_be_bytes([c[0], c[1]]))).into()];
         }
     } else if let Some(footer) = fixed_vhd(file, size)? {
         found.id = footer.get(68..84).and_then(|id| id.try_into().ok());
     } else if let Ok(Some(descriptor)) = vmdk::read(path) {
-        found.parents.extend(descriptor.parent);
-        found.extents = descriptor.extents;
+        found.parents = descriptor.parent.iter().flat_map(Name::spellings).collect();
+        found.extents = descriptor
+            .extents
+            .iter()
+            .flat_map(Name::spellings)
+            .collect();
     }
     found.parents.retain(|name| !name.is_empty());
     Ok(())
@@ -193,19 +193,21 @@ fn fixed_vhd(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// The files a backing file name of QEMU means: a path, or a `json:` description of nodes.
-fn backing_names(text: &str) -> Vec<String> {
-    let Some(json) = text.strip_prefix("json:") else {
-        return vec![text.to_owned()];
+fn backing_names(bytes: &[u8]) -> Vec<OsString> {
+    let Some(json) = bytes.strip_prefix(b"json:") else {
+        return vec![OsStr::from_bytes(bytes).to_owned()];
     };
     let mut names = Vec::new();
-    let mut nodes = vec![serde_json::from_str(json).unwrap_or_default()];
+    let mut nodes = vec![serde_json::from_slice(json).unwrap_or_default()];
     while let Some(node) = nodes.pop() {
         let serde_json::Value::Object(fields) = node else {
             continue;
         };
         for (key, value) in fields {
             match value {
-                serde_json::Value::String(text) if key.ends_with("filename") => names.push(text),
+                serde_json::Value::String(text) if key.ends_with("filename") => {
+                    names.push(text.into())
+                }
                 other => nodes.push(other),
             }
         }
@@ -237,7 +239,7 @@ fn vhdx_links(file: &File, size: u64, found: &mut Candidate) -> io::Result<()> {
             let id = uuid::Uuid::parse_str(value.trim());
             found.parent_ids.extend(id.map(|id| id.to_bytes_le()));
         } else {
-            found.parents.push(value);
+            found.parents.push(value.into());
         }
     }
     Ok(())

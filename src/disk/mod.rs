@@ -18,6 +18,7 @@ pub mod device;
 pub mod export;
 pub mod gather;
 pub mod hold;
+pub mod kernel;
 pub mod layout;
 pub mod length;
 pub mod links;

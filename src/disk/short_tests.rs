@@ -222,7 +222,7 @@ fn extents_of_esx() {
         kind: kind.into(),
         sectors: 1 << 20,
         offset: 0,
-        name: String::new(),
+        name: Vec::new(),
     };
     let put = |file: &File, at: u64, bytes: &[u8]| file.write_all_at(bytes, at).unwrap();
     let path = folder.path().join("x");

@@ -34,7 +34,9 @@ pub enum DomainError {
     BadSectorSize { path: PathBuf, sector_size: u32 },
     #[error("{path} is not an absolute path, as libvirt wants it")]
     RelativePath { path: PathBuf },
-    #[error("{path:?} has characters that XML cannot hold; rename it")]
+    #[error(
+        "{path:?} cannot stand in libvirt's XML, which is text without control characters; rename it"
+    )]
     UnwritablePath { path: PathBuf },
     #[error("disk serial {serial:?} is not 1 to 20 of letters, digits, blank and _ . + -")]
     Serial { serial: String },

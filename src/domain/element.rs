@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 
+use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 use quick_xml::Writer;
 use quick_xml::events::{BytesEnd, BytesStart, BytesText, Event};
 use quick_xml::reader::Reader;
@@ -32,8 +33,10 @@ pub enum XmlError {
     Syntax { offset: u64, reason: String },
     #[error("the document has no root element")]
     Empty,
-    #[error("the document is neither UTF-8 nor UTF-16")]
-    Encoding,
+    #[error(
+        "the document is not valid in the encoding it has or declares, {label}, or that is unknown"
+    )]
+    Encoding { label: String },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -156,12 +159,18 @@ impl Element {
         writer.write_event(Event::End(BytesEnd::new(self.name.as_str())))
     }
 
-    /// Reads a document. UTF-16 with a byte order mark is accepted.
+    /// Reads a document in UTF-8, UTF-16 or the encoding it declares.
     pub fn parse(bytes: &[u8]) -> Result<Element, XmlError> {
+        Self::parse_with_encoding(bytes).map(|(root, _)| root)
+    }
+
+    /// And the encoding it was in, which file names in it may be in on disk.
+    pub fn parse_with_encoding(bytes: &[u8]) -> Result<(Element, &'static Encoding), XmlError> {
         if bytes.len() > MAX_BYTES {
             return Err(XmlError::TooLarge { size: bytes.len() });
         }
-        parse_text(&decode(bytes)?)
+        let (text, encoding) = decode(bytes)?;
+        Ok((parse_text(&text)?, encoding))
     }
 }
 
@@ -177,20 +186,39 @@ fn xml_chars(text: &str) -> Cow<'_, str> {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, XmlError> {
-    let utf16 = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
-        if !rest.len().is_multiple_of(2) {
-            return Err(XmlError::Encoding);
-        }
-        let units: Vec<u16> = rest.chunks_exact(2).map(|c| unit([c[0], c[1]])).collect();
-        String::from_utf16(&units).map_err(|_| XmlError::Encoding)
+/// As appendix F of XML 1.0 has it: by the byte order mark, by the first bytes, by what is declared.
+fn decode(bytes: &[u8]) -> Result<(Cow<'_, str>, &'static Encoding), XmlError> {
+    let (encoding, text) = match (Encoding::for_bom(bytes), bytes) {
+        (Some((encoding, mark)), _) => (encoding, &bytes[mark..]),
+        (None, [b'<', 0, ..]) => (UTF_16LE, bytes),
+        (None, [0, b'<', ..]) => (UTF_16BE, bytes),
+        (None, _) => (declared(bytes)?, bytes),
     };
-    match bytes {
-        [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes).map(Cow::Owned),
-        [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes).map(Cow::Owned),
-        [0xef, 0xbb, 0xbf, rest @ ..] | rest => std::str::from_utf8(rest)
-            .map(Cow::Borrowed)
-            .map_err(|_| XmlError::Encoding),
+    let text = encoding.decode_without_bom_handling_and_without_replacement(text);
+    let text = text.ok_or_else(|| XmlError::Encoding {
+        label: encoding.name().to_owned(),
+    })?;
+    Ok((text, encoding))
+}
+
+/// What `<?xml ... encoding="..."?>` says; UTF-8 without it.
+fn declared(bytes: &[u8]) -> Result<&'static Encoding, XmlError> {
+    let head = bytes.get(..200).unwrap_or(bytes).trim_ascii_start();
+    let end = head.windows(2).position(|w| w == b"?>").unwrap_or(0);
+    let declaration = String::from_utf8_lossy(&head[..end]);
+    let value = declaration
+        .strip_prefix("<?xml")
+        .and_then(|text| text.split_once("encoding"))
+        .and_then(|(_, rest)| rest.trim_start().strip_prefix('='))
+        .and_then(|rest| rest.trim_start().split(['"', '\'']).nth(1));
+    let Some(label) = value else { return Ok(UTF_8) };
+    match Encoding::for_label_no_replacement(label.as_bytes()) {
+        // It was converted since: these words are no UTF-16.
+        Some(encoding) if encoding == UTF_16LE || encoding == UTF_16BE => Ok(UTF_8),
+        Some(encoding) => Ok(encoding),
+        None => Err(XmlError::Encoding {
+            label: label.chars().filter(|c| !c.is_control()).take(40).collect(),
+        }),
     }
 }
 
@@ -308,6 +336,45 @@ mod tests {
     }
 
     #[test]
+    fn reads_the_encoding_that_is_declared() {
+        let text = |label: &str, name: &[u8]| {
+            let mut bytes = format!("<?xml version='1.0' encoding = \"{label}\"?><a>").into_bytes();
+            bytes.extend(name);
+            bytes.extend(b"</a>");
+            bytes
+        };
+        let utf16 = |mark: &str, unit: fn(u16) -> [u8; 2]| -> Vec<u8> {
+            let text = format!("{mark}<?xml version='1.0' encoding='utf-16'?><a>磁盘</a>");
+            text.encode_utf16().flat_map(unit).collect()
+        };
+        for (bytes, want) in [
+            (text("ISO-8859-1", b"B\xfcro"), "Büro"),
+            (text("iso-8859-2", b"\xb3"), "ł"),
+            (text("ISO-8859-15", b"\xa4"), "€"),
+            (text("windows-1251", b"\xe4\xe8\xf1\xea"), "диск"),
+            (text("GB18030", b"\xb4\xc5\xc5\xcc"), "磁盘"),
+            (text("Shift_JIS", b"\x83\x5c"), "ソ"),
+            (text("UTF-8", "磁盘".as_bytes()), "磁盘"),
+            // Converted by a program that left the words at its head.
+            (text("UTF-16", "磁盘".as_bytes()), "磁盘"),
+            (utf16("\u{feff}", u16::to_le_bytes), "磁盘"),
+            (utf16("\u{feff}", u16::to_be_bytes), "磁盘"),
+            (utf16("", u16::to_le_bytes), "磁盘"),
+            (utf16("", u16::to_be_bytes), "磁盘"),
+        ] {
+            assert_eq!(Element::parse(&bytes).unwrap().text, want, "{want}");
+        }
+        for bytes in [
+            text("klingon", b"x"),
+            text("UTF-8", b"\xfc"),
+            text("GBK", b"\xff"),
+        ] {
+            let error = Element::parse(&bytes).unwrap_err();
+            assert!(matches!(error, XmlError::Encoding { .. }), "{error}");
+        }
+    }
+
+    #[test]
     fn refuses_what_it_should() {
         let deep = "<a>".repeat(MAX_DEPTH + 1);
         for (text, want) in [
@@ -334,7 +401,7 @@ mod tests {
         ));
         assert!(matches!(
             Element::parse(b"\xff\xfea"),
-            Err(XmlError::Encoding)
+            Err(XmlError::Encoding { .. })
         ));
     }
 }

@@ -20,7 +20,7 @@ use super::xml::to_element;
 use super::*;
 
 /// A machine with two of everything, and names that a shell would take apart.
-fn full() -> Machine {
+pub(super) fn full() -> Machine {
     let mut m = machine();
     m.name = "Büro's $(touch /tmp/oops) VM".into();
     m.disks[0].path = "/vm/it's $HOME,x.qcow2".into();
@@ -77,7 +77,7 @@ fn domains(m: &Machine) -> Vec<(Stage, Element)> {
 /// The output directory of the machines here.
 const FOLDER: &str = "/vm";
 
-fn documents(emit: Emit, m: &Machine, options: &kubevirt::Options) -> Vec<String> {
+pub(super) fn documents(emit: Emit, m: &Machine, options: &kubevirt::Options) -> Vec<String> {
     let context = Context {
         folder: Path::new(FOLDER),
         kubevirt: options,
@@ -125,7 +125,7 @@ fn run_file(file: &Path, args: &[&str], path: Option<&Path>) -> (bool, String) {
 
 // ---- KubeVirt ----
 
-fn yaml(text: &str) -> Vec<Value> {
+pub(super) fn yaml(text: &str) -> Vec<Value> {
     use serde::Deserialize;
     serde_yaml::Deserializer::from_str(text)
         .map(|d| Value::deserialize(d).unwrap())
@@ -489,13 +489,13 @@ case $verb in
 esac
 "#;
 
-struct FakeQm {
+pub(super) struct FakeQm {
     dir: tempfile::TempDir,
     script: std::path::PathBuf,
 }
 
 impl FakeQm {
-    fn new(m: &Machine) -> Self {
+    pub(super) fn new(m: &Machine) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let qm = dir.path().join("qm");
         fs::write(&qm, QM).unwrap();
@@ -512,7 +512,7 @@ impl FakeQm {
         Self { dir, script }
     }
 
-    fn run(&self, args: &[&str]) -> (bool, String) {
+    pub(super) fn run(&self, args: &[&str]) -> (bool, String) {
         run_file(&self.script, args, Some(self.dir.path()))
     }
 
@@ -526,7 +526,7 @@ impl FakeQm {
         text.lines().map(str::to_owned).collect()
     }
 
-    fn calls(&self) -> String {
+    pub(super) fn calls(&self) -> String {
         fs::read_to_string(self.dir.path().join("calls")).unwrap()
     }
 }

@@ -39,6 +39,8 @@ pub use patch::Patch;
 pub use xml::{HYPER2KVM_NS, to_xml};
 
 #[cfg(test)]
+mod emit_judges;
+#[cfg(test)]
 mod emit_tests;
 #[cfg(test)]
 mod examples;

@@ -500,7 +500,10 @@ fn refusals() {
             |m| m.disks[0].path = "a.qcow2".into(),
             "not an absolute path",
         ),
-        (|m| m.disks[0].path = "/a\nb".into(), "XML cannot hold"),
+        (
+            |m| m.disks[0].path = "/a\nb".into(),
+            "cannot stand in libvirt's XML",
+        ),
         (|m| m.probe = Some("probe".into()), "not an absolute path"),
         (|m| m.disks[0].serial = Some("a,b".into()), "disk serial"),
         (|m| m.disks[0].serial = Some("x".repeat(21)), "disk serial"),

@@ -76,6 +76,11 @@ impl From<FixError> for Error {
                 );
                 Error::refused("the guest's volume cannot be written", vec![blocker])
             }
+            FixError::Guest(e @ GuestError::NoSpace { .. }) => {
+                let remedy = "delete files in the guest (cleanmgr, the recycle bin) or enlarge the volume, shut the guest down, and convert again";
+                let blocker = Blocker::new("guest-space", e.to_string(), remedy);
+                Error::refused("a volume of the guest is full", vec![blocker])
+            }
             FixError::Merge {
                 source: ToolError::NotFound { tool, hint },
                 ..

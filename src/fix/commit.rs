@@ -1,4 +1,7 @@
-//! Committing an overlay to the disk under it, with an undo log; and undoing that.
+//! Committing overlays to the disks under them, with an undo log; and undoing that.
+//!
+//! Several disks of a VM are one unit: all are checked before the first is written, and a journal that
+//! says "committing" undoes all of them, whichever was reached.
 //!
 //! Works on blocks, not files: whatever an engine changed in the overlay, the ranges that differ are
 //! known exactly, their old bytes are saved and made durable before the first new byte is written, and
@@ -37,25 +40,31 @@ pub enum CommitError {
     #[error("the journal holds no undo log: the disk was never changed")]
     NothingToUndo,
     #[error(
-        "the disk has changed since the fix: {count} of {total} ranges hold neither the old nor the new bytes, the first at offset {offset}"
+        "{disk} has changed since the fix: {count} of {total} ranges hold neither the old nor the new bytes, the first at offset {offset}"
     )]
     DiskChanged {
+        disk: PathBuf,
         count: usize,
         total: usize,
         offset: u64,
     },
     #[error(
-        "the disk was changed by another program during this run: {count} of {total} ranges do not hold what was read, the first at offset {offset}"
+        "{disk} was changed by another program during this run: {count} of {total} ranges do not hold what was read, the first at offset {offset}"
     )]
     Stale {
+        disk: PathBuf,
         count: usize,
         total: usize,
         offset: u64,
     },
     #[error("the undo log is damaged: range at offset {offset} does not have the recorded digest")]
     UndoDamaged { offset: u64 },
-    #[error("the disk is {actual} bytes, the journal was written for {expected} bytes")]
-    OtherDisk { expected: u64, actual: u64 },
+    #[error("{disk} is {actual} bytes, the journal was written for {expected} bytes")]
+    OtherDisk {
+        disk: PathBuf,
+        expected: u64,
+        actual: u64,
+    },
     #[error("range at offset {offset} does not read back as written")]
     ReadBack { offset: u64 },
 }
@@ -67,39 +76,66 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> CommitError {
     |source| CommitError::Io { doing, source }
 }
 
+/// One disk of the journal before and after the fix; `ranges` may cover more than what differs.
+pub struct Changing<'d> {
+    pub before: &'d dyn BlockRead,
+    pub after: &'d dyn BlockRead,
+    pub ranges: &'d [(u64, u64)],
+}
+
 /// Saves the old and the new bytes of every range that differs, durably, and records them in the
-/// journal. `ranges` may cover more than what differs. Returns the number of bytes that differ.
-pub fn prepare(
-    journal: &mut Journal,
-    before: &dyn BlockRead,
-    after: &dyn BlockRead,
-    ranges: &[(u64, u64)],
-) -> Result<u64> {
+/// journal, for its disks in order. Returns the number of bytes that differ.
+pub fn prepare(journal: &mut Journal, disks: &[Changing<'_>]) -> Result<u64> {
     let folder = journal.folder().to_path_buf();
     let backup = folder.join("backup");
     fs::create_dir_all(&backup).map_err(io_error(format!("creating {}", backup.display())))?;
-    let mut old_file = Sink::create(folder.join(BEFORE_FILE))?;
-    let mut new_file = Sink::create(folder.join(AFTER_FILE))?;
-    let mut log = Vec::new();
+    let mut logs = Vec::new();
+    for (i, disk) in disks.iter().enumerate() {
+        logs.push(save(&folder, i, disk)?);
+    }
+    sync_folder(&backup).map_err(io_error(format!("syncing {}", backup.display())))?;
+    let ranges = logs.iter().flatten().flat_map(|log| &log.ranges);
+    let total = ranges.map(|range| range.len).sum();
+    journal.doc.set_undo(logs);
+    journal.save()?;
+    failpoint::hit("undo-log").map_err(io_error("saving the undo log"))?;
+    Ok(total)
+}
+
+/// The saved blocks of disk `i` of the journal.
+fn saved_names(i: usize) -> (String, String) {
+    match i {
+        0 => (BEFORE_FILE.to_string(), AFTER_FILE.to_string()),
+        i => {
+            let number = i + 1;
+            let name = |when: &str| format!("backup/blocks-{number}.{when}");
+            (name("before"), name("after"))
+        }
+    }
+}
+
+fn save(folder: &Path, i: usize, disk: &Changing<'_>) -> Result<Option<UndoLog>> {
+    let (before, after) = saved_names(i);
+    let mut old_file = Sink::create(folder.join(&before))?;
+    let mut new_file = Sink::create(folder.join(&after))?;
+    let mut ranges = Vec::new();
     let mut old = vec![0; CHUNK as usize];
     let mut new = vec![0; CHUNK as usize];
-    let mut total = 0;
-    for &(start, len) in ranges {
+    for &(start, len) in disk.ranges {
         let mut offset = start;
         while offset < start + len {
             let n = CHUNK.min(start + len - offset) as usize;
             let (old, new) = (&mut old[..n], &mut new[..n]);
-            before
+            disk.before
                 .read_at(offset, old)
                 .map_err(io_error(format!("reading the disk at {offset}")))?;
-            after
+            disk.after
                 .read_at(offset, new)
                 .map_err(io_error(format!("reading the overlay at {offset}")))?;
             if old != new {
                 old_file.write(old)?;
                 new_file.write(new)?;
-                total += n as u64;
-                log.push(UndoRange {
+                ranges.push(UndoRange {
                     offset,
                     len: n as u64,
                     before_sha256: sha256_hex(old),
@@ -111,89 +147,115 @@ pub fn prepare(
     }
     old_file.close()?;
     new_file.close()?;
-    sync_folder(&backup).map_err(io_error(format!("syncing {}", backup.display())))?;
-    journal.doc.undo = (!log.is_empty()).then(|| UndoLog {
-        before: BEFORE_FILE.to_string(),
-        after: AFTER_FILE.to_string(),
-        ranges: log,
-    });
-    journal.save()?;
-    failpoint::hit("undo-log").map_err(io_error("saving the undo log"))?;
-    Ok(total)
+    Ok((!ranges.is_empty()).then_some(UndoLog {
+        before,
+        after,
+        ranges,
+    }))
 }
 
-/// Writes the prepared new bytes to the disk, flushes, and reads them back.
-pub fn commit(journal: &mut Journal, disk: &dyn BlockWrite) -> Result<()> {
-    let undo = undo_log(journal, disk)?;
-    check_still_old(&undo, disk)?;
+/// Writes the prepared new bytes to the disks, flushes, and reads them back. `disks` are those of
+/// [`Document::changed`](super::journal::Document::changed), in that order.
+pub fn commit(journal: &mut Journal, disks: &[&dyn BlockWrite]) -> Result<()> {
+    let disks = with_undo_logs(journal, disks)?;
+    for disk in &disks {
+        disk.check_still_old()?;
+    }
     journal.set_state(State::Committing)?;
-    let point = "committing";
-    write_ranges(journal, &undo.after, &undo.ranges, disk, point, |r| {
-        &r.after_sha256
-    })?;
+    write_all(journal, &disks, Direction::Commit)?;
     failpoint::hit("written").map_err(io_error("writing the disk"))?;
     Ok(journal.set_state(State::Committed)?)
 }
 
-/// Restores the old bytes. With `force`, also over ranges that somebody else changed since.
-pub fn rollback(journal: &mut Journal, disk: &dyn BlockWrite, force: bool) -> Result<u64> {
-    let undo = undo_log(journal, disk)?;
+/// Restores the old bytes on all disks, or writes to none when one of them cannot be restored. With
+/// `force`, also over ranges that somebody else changed since.
+pub fn rollback(journal: &mut Journal, disks: &[&dyn BlockWrite], force: bool) -> Result<u64> {
+    let disks = with_undo_logs(journal, disks)?;
     if !force {
-        check_unchanged(&undo, disk)?;
+        for disk in &disks {
+            disk.check_unchanged()?;
+        }
     }
     journal.set_state(State::RollingBack)?;
-    let point = "rolling-back";
-    write_ranges(journal, &undo.before, &undo.ranges, disk, point, |r| {
-        &r.before_sha256
-    })?;
+    write_all(journal, &disks, Direction::Rollback)?;
     journal.set_state(State::RolledBack)?;
-    Ok(undo.ranges.iter().map(|r| r.len).sum())
+    let ranges = disks.iter().flat_map(|disk| &disk.undo.ranges);
+    Ok(ranges.map(|range| range.len).sum())
 }
 
-fn undo_log(journal: &Journal, disk: &dyn BlockWrite) -> Result<UndoLog> {
-    let expected = journal.doc.disk.size_bytes;
-    if disk.size() != expected {
-        return Err(CommitError::OtherDisk {
-            expected,
-            actual: disk.size(),
+/// A disk that is changed, and what undoes that.
+struct Undoable<'d> {
+    path: PathBuf,
+    undo: UndoLog,
+    disk: &'d dyn BlockWrite,
+}
+
+fn with_undo_logs<'d>(
+    journal: &Journal,
+    disks: &[&'d dyn BlockWrite],
+) -> Result<Vec<Undoable<'d>>> {
+    let changed = journal.doc.changed();
+    if changed.is_empty() || changed.len() != disks.len() {
+        return Err(CommitError::NothingToUndo);
+    }
+    let mut found = Vec::new();
+    for ((of, undo), disk) in changed.into_iter().zip(disks) {
+        if disk.size() != of.size_bytes {
+            return Err(CommitError::OtherDisk {
+                disk: of.path,
+                expected: of.size_bytes,
+                actual: disk.size(),
+            });
+        }
+        found.push(Undoable {
+            path: of.path,
+            undo,
+            disk: *disk,
         });
     }
-    journal.doc.undo.clone().ok_or(CommitError::NothingToUndo)
+    Ok(found)
 }
 
-/// The overlay was made over these bytes: over others, what it changes would be a mixture.
-fn check_still_old(undo: &UndoLog, disk: &dyn BlockWrite) -> Result<()> {
-    let mut strange = Vec::new();
-    for range in &undo.ranges {
-        if sha256_hex(&read_range(disk, range)?) != range.before_sha256 {
-            strange.push(range.offset);
+impl Undoable<'_> {
+    /// The overlay was made over these bytes: over others, what it changes would be a mixture.
+    fn check_still_old(&self) -> Result<()> {
+        let (count, first) = self.strange(|range, digest| digest == range.before_sha256)?;
+        match first {
+            None => Ok(()),
+            Some(offset) => Err(CommitError::Stale {
+                disk: self.path.clone(),
+                count,
+                total: self.undo.ranges.len(),
+                offset,
+            }),
         }
     }
-    match strange.first() {
-        None => Ok(()),
-        Some(&offset) => Err(CommitError::Stale {
-            count: strange.len(),
-            total: undo.ranges.len(),
-            offset,
-        }),
-    }
-}
 
-fn check_unchanged(undo: &UndoLog, disk: &dyn BlockWrite) -> Result<()> {
-    let mut strange = Vec::new();
-    for range in &undo.ranges {
-        let digest = sha256_hex(&read_range(disk, range)?);
-        if digest != range.before_sha256 && digest != range.after_sha256 {
-            strange.push(range.offset);
+    fn check_unchanged(&self) -> Result<()> {
+        let ours = |range: &UndoRange, digest: &str| {
+            digest == range.before_sha256 || digest == range.after_sha256
+        };
+        let (count, first) = self.strange(ours)?;
+        match first {
+            None => Ok(()),
+            Some(offset) => Err(CommitError::DiskChanged {
+                disk: self.path.clone(),
+                count,
+                total: self.undo.ranges.len(),
+                offset,
+            }),
         }
     }
-    match strange.first() {
-        None => Ok(()),
-        Some(&offset) => Err(CommitError::DiskChanged {
-            count: strange.len(),
-            total: undo.ranges.len(),
-            offset,
-        }),
+
+    /// How many ranges do not hold what is expected, and where the first of them is.
+    fn strange(&self, expected: impl Fn(&UndoRange, &str) -> bool) -> Result<(usize, Option<u64>)> {
+        let mut strange = Vec::new();
+        for range in &self.undo.ranges {
+            if !expected(range, &sha256_hex(&read_range(self.disk, range)?)) {
+                strange.push(range.offset);
+            }
+        }
+        Ok((strange.len(), strange.first().copied()))
     }
 }
 
@@ -204,39 +266,74 @@ fn read_range(disk: &dyn BlockRead, range: &UndoRange) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes the saved bytes of every range: checks all digests first, then writes, flushes and reads
-/// back.
-fn write_ranges(
-    journal: &Journal,
-    file: &str,
-    ranges: &[UndoRange],
-    disk: &dyn BlockWrite,
-    point: &str,
-    digest: impl Fn(&UndoRange) -> &String,
-) -> Result<()> {
-    // Opened once: what was checked is what is written.
-    let path = journal.folder().join(file);
-    let mut saved = journal.open(Path::new(file))?;
-    for_each_saved(&mut saved, &path, ranges, |range, bytes| {
-        if sha256_hex(bytes) == *digest(range) {
-            Ok(())
-        } else {
-            Err(CommitError::UndoDamaged {
-                offset: range.offset,
-            })
+#[derive(Clone, Copy)]
+enum Direction {
+    Commit,
+    Rollback,
+}
+
+impl Direction {
+    fn point(self) -> &'static str {
+        match self {
+            Self::Commit => "committing",
+            Self::Rollback => "rolling-back",
         }
-    })?;
-    for_each_saved(&mut saved, &path, ranges, |range, bytes| {
-        disk.write_at(range.offset, bytes)
-            .and_then(|()| failpoint::hit(point))
-            .map_err(io_error(format!("writing the disk at {}", range.offset)))
-    })?;
-    disk.flush().map_err(io_error("flushing the disk"))?;
-    for range in ranges {
-        if sha256_hex(&read_range(disk, range)?) != *digest(range) {
-            return Err(CommitError::ReadBack {
-                offset: range.offset,
-            });
+    }
+
+    fn file(self, undo: &UndoLog) -> &str {
+        match self {
+            Self::Commit => &undo.after,
+            Self::Rollback => &undo.before,
+        }
+    }
+
+    fn digest(self, range: &UndoRange) -> &str {
+        match self {
+            Self::Commit => &range.after_sha256,
+            Self::Rollback => &range.before_sha256,
+        }
+    }
+}
+
+/// Writes the saved bytes of every range: checks all digests of all disks first, then writes, flushes
+/// and reads back.
+fn write_all(journal: &Journal, disks: &[Undoable<'_>], direction: Direction) -> Result<()> {
+    let mut opened = Vec::new();
+    for disk in disks {
+        // Opened once: what was checked is what is written.
+        let name = direction.file(&disk.undo);
+        let path = journal.folder().join(name);
+        let mut saved = journal.open(Path::new(name))?;
+        for_each_saved(&mut saved, &path, &disk.undo.ranges, |range, bytes| {
+            if sha256_hex(bytes) == direction.digest(range) {
+                Ok(())
+            } else {
+                Err(CommitError::UndoDamaged {
+                    offset: range.offset,
+                })
+            }
+        })?;
+        opened.push((disk, saved, path));
+    }
+    let point = direction.point();
+    for (i, (disk, mut saved, path)) in opened.into_iter().enumerate() {
+        if i > 0 {
+            failpoint::hit(&format!("{point}-next-disk"))
+                .map_err(io_error("writing the next disk"))?;
+        }
+        let Undoable { undo, disk, .. } = disk;
+        for_each_saved(&mut saved, &path, &undo.ranges, |range, bytes| {
+            disk.write_at(range.offset, bytes)
+                .and_then(|()| failpoint::hit(point))
+                .map_err(io_error(format!("writing the disk at {}", range.offset)))
+        })?;
+        disk.flush().map_err(io_error("flushing the disk"))?;
+        for range in &undo.ranges {
+            if sha256_hex(&read_range(*disk, range)?) != direction.digest(range) {
+                return Err(CommitError::ReadBack {
+                    offset: range.offset,
+                });
+            }
         }
     }
     Ok(())
@@ -313,11 +410,16 @@ mod tests {
             size_bytes: old.len() as u64,
             in_place: true,
         };
-        let mut journal = Journal::create(dir, disk, vec![]).unwrap();
+        let mut journal = Journal::create(dir, disk, vec![], vec![]).unwrap();
         let before = FileDisk::open(&dir.join("disk")).unwrap();
         let after = FileDisk::open(&dir.join("overlay")).unwrap();
         let ranges = [(0, 65536), (65536, 65536), ((2 << 20) - 65536, 131072)];
-        prepare(&mut journal, &before, &after, &ranges).unwrap();
+        let changing = Changing {
+            before: &before,
+            after: &after,
+            ranges: &ranges,
+        };
+        prepare(&mut journal, &[changing]).unwrap();
         (journal, old, new)
     }
 
@@ -326,13 +428,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, old, new) = setup(dir.path());
         let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
-        commit(&mut journal, &disk).unwrap();
+        commit(&mut journal, &[&disk]).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), new);
         assert_eq!(journal.doc.state, State::Committed);
-        rollback(&mut journal, &disk, false).unwrap();
+        rollback(&mut journal, &[&disk], false).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
         // Twice is the same as once.
-        rollback(&mut journal, &disk, false).unwrap();
+        rollback(&mut journal, &[&disk], false).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
     }
 
@@ -343,7 +445,7 @@ mod tests {
         let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
         disk.write_at(6000, b"somebody else").unwrap();
         let now = fs::read(dir.path().join("disk")).unwrap();
-        let error = commit(&mut journal, &disk).unwrap_err();
+        let error = commit(&mut journal, &[&disk]).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -364,16 +466,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, old, _) = setup(dir.path());
         let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
-        commit(&mut journal, &disk).unwrap();
+        commit(&mut journal, &[&disk]).unwrap();
         disk.write_at(6000, b"somebody else").unwrap();
         let now = fs::read(dir.path().join("disk")).unwrap();
-        let error = rollback(&mut journal, &disk, false).unwrap_err();
+        let error = rollback(&mut journal, &[&disk], false).unwrap_err();
         assert!(
             matches!(error, CommitError::DiskChanged { count: 1, .. }),
             "{error}"
         );
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
-        rollback(&mut journal, &disk, true).unwrap();
+        rollback(&mut journal, &[&disk], true).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
     }
 
@@ -382,13 +484,119 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, _, new) = setup(dir.path());
         let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
-        commit(&mut journal, &disk).unwrap();
+        commit(&mut journal, &[&disk]).unwrap();
         let log = dir.path().join(BEFORE_FILE);
         let mut bytes = fs::read(&log).unwrap();
         bytes[100] ^= 1;
         fs::write(&log, bytes).unwrap();
-        let error = rollback(&mut journal, &disk, false).unwrap_err();
+        let error = rollback(&mut journal, &[&disk], false).unwrap_err();
         assert!(matches!(error, CommitError::UndoDamaged { .. }), "{error}");
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), new);
+    }
+
+    /// Two disks as one unit.
+    struct Pair {
+        dir: tempfile::TempDir,
+        journal: Journal,
+        old: [Vec<u8>; 2],
+        new: [Vec<u8>; 2],
+    }
+
+    const NAMES: [&str; 2] = ["windows", "boot"];
+
+    fn pair() -> Pair {
+        let dir = tempfile::tempdir().unwrap();
+        let old = [
+            image(&dir.path().join("windows"), 0),
+            image(&dir.path().join("boot"), 9),
+        ];
+        let mut new = old.clone();
+        new[0][5000..9000].fill(0xee);
+        new[1][70_000..70_100].fill(0xdd);
+        for (name, bytes) in NAMES.iter().zip(&new) {
+            fs::write(dir.path().join(format!("{name}.new")), bytes).unwrap();
+        }
+        let [windows, boot] = NAMES.map(|name| DiskRef {
+            path: dir.path().join(name),
+            format: "raw".into(),
+            size_bytes: 3 << 20,
+            in_place: true,
+        });
+        let mut journal = Journal::create(dir.path(), windows, vec![boot], vec![]).unwrap();
+        assert_eq!(journal.doc.schema, crate::fix::journal::SCHEMA_SEVERAL);
+        let open = |name: String| FileDisk::open(&dir.path().join(name)).unwrap();
+        let before = NAMES.map(|name| open(name.to_string()));
+        let after = NAMES.map(|name| open(format!("{name}.new")));
+        let ranges = [(0, 3 << 20)];
+        let changing: Vec<_> = (before.iter().zip(&after))
+            .map(|(before, after)| Changing {
+                before,
+                after,
+                ranges: &ranges,
+            })
+            .collect();
+        prepare(&mut journal, &changing).unwrap();
+        Pair {
+            dir,
+            journal,
+            old,
+            new,
+        }
+    }
+
+    impl Pair {
+        fn now(&self) -> [Vec<u8>; 2] {
+            NAMES.map(|name| fs::read(self.dir.path().join(name)).unwrap())
+        }
+
+        fn open(&self) -> [FileDisk; 2] {
+            NAMES.map(|name| FileDisk::open_rw(&self.dir.path().join(name)).unwrap())
+        }
+    }
+
+    #[test]
+    fn two_disks_are_committed_and_rolled_back_together() {
+        let mut pair = pair();
+        let [windows, boot] = pair.open();
+        commit(&mut pair.journal, &[&windows, &boot]).unwrap();
+        assert_eq!(pair.now(), pair.new);
+        // What another run reads of it.
+        let mut read = Journal::load(pair.journal.path()).unwrap();
+        assert_eq!(read.doc.changed().len(), 2);
+        // One of them alone is not undone.
+        let error = rollback(&mut read, &[&windows], true).unwrap_err();
+        assert!(matches!(error, CommitError::NothingToUndo), "{error}");
+        assert_eq!(pair.now(), pair.new);
+        rollback(&mut read, &[&windows, &boot], false).unwrap();
+        assert_eq!(pair.now(), pair.old);
+    }
+
+    #[test]
+    fn what_keeps_one_disk_from_being_written_keeps_both() {
+        let stranger = b"somebody else".as_slice();
+        // Before the commit: the second disk is not what was read.
+        let mut before = pair();
+        let [windows, boot] = before.open();
+        boot.write_at(70_020, stranger).unwrap();
+        let now = before.now();
+        let error = commit(&mut before.journal, &[&windows, &boot]).unwrap_err();
+        assert!(error.to_string().contains("/boot "), "{error}");
+        assert_eq!(before.now(), now);
+        assert_ne!(before.journal.doc.state, State::Committing);
+
+        // Afterwards: somebody wrote to the second, or its saved blocks are damaged.
+        for damaged in [false, true] {
+            let mut pair = pair();
+            let [windows, boot] = pair.open();
+            commit(&mut pair.journal, &[&windows, &boot]).unwrap();
+            if damaged {
+                fs::write(pair.dir.path().join("backup/blocks-2.before"), "rats").unwrap();
+            } else {
+                boot.write_at(70_020, stranger).unwrap();
+            }
+            let now = pair.now();
+            rollback(&mut pair.journal, &[&windows, &boot], damaged).unwrap_err();
+            assert_eq!(pair.now(), now, "damaged: {damaged}");
+        }
     }
 }

@@ -15,6 +15,8 @@ use crate::failpoint;
 
 pub const FILE_NAME: &str = "journal.json";
 pub const SCHEMA: &str = "hyper2kvm/journal/1";
+/// Of a fix that changes several disks: a program that knows the first form only would undo one of them.
+pub const SCHEMA_SEVERAL: &str = "hyper2kvm/journal/2";
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -80,14 +82,60 @@ pub struct Document {
     pub schema: String,
     pub version: String,
     pub state: State,
+    /// The disk with Windows.
     pub disk: DiskRef,
+    /// Further disks of the VM that are changed in place with it: the one with its boot files. The state
+    /// is that of all of them together.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub others: Vec<OtherDisk>,
     pub actions: Vec<ActionRecord>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub undo: Option<UndoLog>,
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OtherDisk {
+    #[serde(flatten)]
+    pub disk: DiskRef,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub undo: Option<UndoLog>,
+}
+
+impl Document {
+    /// Every disk that the fix may change.
+    pub fn disks(&self) -> impl Iterator<Item = &DiskRef> {
+        let others = self.others.iter().map(|other| &other.disk);
+        std::iter::once(&self.disk).chain(others)
+    }
+
+    /// Their paths, to be shown.
+    pub fn names(&self) -> String {
+        let names = self.disks().map(|disk| disk.path.display().to_string());
+        names.collect::<Vec<_>>().join(" and ")
+    }
+
+    /// The disks that a commit changes, each with what undoes that.
+    pub fn changed(&self) -> Vec<(DiskRef, UndoLog)> {
+        let first = std::iter::once((&self.disk, &self.undo));
+        let others = self.others.iter().map(|other| (&other.disk, &other.undo));
+        first
+            .chain(others)
+            .filter_map(|(disk, undo)| Some((disk.clone(), undo.clone()?)))
+            .collect()
+    }
+
+    /// Sets the undo logs, in the order of [`Self::disks`].
+    pub fn set_undo(&mut self, logs: Vec<Option<UndoLog>>) {
+        let others = self.others.iter_mut().map(|other| &mut other.undo);
+        for (place, log) in std::iter::once(&mut self.undo).chain(others).zip(logs) {
+            *place = log;
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRef {
+    #[serde(with = "crate::text::json_path")]
     pub path: PathBuf,
     pub format: String,
     pub size_bytes: u64,
@@ -168,16 +216,25 @@ impl Journal {
     pub fn create(
         folder: &Path,
         disk: DiskRef,
+        others: Vec<DiskRef>,
         actions: Vec<ActionRecord>,
     ) -> Result<Self, JournalError> {
+        let schema = match others.is_empty() {
+            true => SCHEMA,
+            false => SCHEMA_SEVERAL,
+        };
         let journal = Self {
             path: folder.join(FILE_NAME),
             folder: TrustedFolder::open(folder)?,
             doc: Document {
-                schema: SCHEMA.to_string(),
+                schema: schema.to_string(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
                 state: State::Planned,
                 disk,
+                others: others
+                    .into_iter()
+                    .map(|disk| OtherDisk { disk, undo: None })
+                    .collect(),
                 actions,
                 undo: None,
             },
@@ -213,7 +270,7 @@ impl Journal {
             path: path.to_path_buf(),
             reason: e.to_string(),
         })?;
-        if doc.schema != SCHEMA {
+        if doc.schema != SCHEMA && doc.schema != SCHEMA_SEVERAL {
             return Err(JournalError::Invalid {
                 path: path.to_path_buf(),
                 reason: format!("schema is {:?}, expected {SCHEMA:?}", doc.schema),
@@ -343,7 +400,7 @@ mod tests {
             state: ActionState::Planned,
             changes: vec![],
         }];
-        let mut journal = Journal::create(dir.path(), disk.clone(), actions).unwrap();
+        let mut journal = Journal::create(dir.path(), disk.clone(), vec![], actions).unwrap();
         journal.mark("hive-system", ActionState::Done).unwrap();
         journal.set_state(State::Committed).unwrap();
         let read = Journal::load(&dir.path().join(FILE_NAME)).unwrap();

@@ -88,6 +88,28 @@ impl DataMap {
         Ok(map)
     }
 
+    /// The map of an image whose `zeroed` ranges, which are in order, hold no data.
+    pub fn without(image: &Image, zeroed: &[Range<u64>]) -> Result<Self> {
+        let mut map = Self::default();
+        qemu_img::data_ranges(&image.spec(), &mut |range| {
+            let mut start = range.start;
+            let first = zeroed.partition_point(|hole| hole.end <= range.start);
+            for hole in zeroed[first..].iter().take_while(|h| h.start < range.end) {
+                if start < hole.start {
+                    map.add(&(start..hole.start));
+                }
+                start = start.max(hole.end);
+            }
+            if start < range.end {
+                map.add(&(start..range.end));
+            }
+        })
+        .map_err(|e| {
+            Error::failed(format!("reading the map of {}", image.path().display())).because(e)
+        })?;
+        Ok(map)
+    }
+
     /// The size of a copy of an image with this data, with what a qcow2 adds to it.
     pub fn copy_size(&self, virtual_size: u64) -> u64 {
         let data = self.grains.count.saturating_add(self.tables.count);

@@ -210,14 +210,6 @@ impl EmbeddedReader {
             .ok_or(GuestError::NoVolume(volume))
     }
 
-    /// Bytes free on a volume. Reads its whole allocation map, so it is not done when opening.
-    pub fn free_bytes(&self, volume: VolumeId) -> Result<u64> {
-        match self.engine_of(volume)? {
-            Engine::Ntfs(v) => v.free_bytes().map_err(|e| e.at(&GuestPath::root())),
-            Engine::Fat(v) => v.free_bytes(),
-        }
-    }
-
     /// Tells the free ranges of a volume, in bytes of the disk. `Ok(false)`: its kind has a map that
     /// is not looked at.
     pub fn free_ranges(
@@ -262,6 +254,14 @@ impl GuestRead for EmbeddedReader {
 
     fn volumes(&self) -> &[Volume] {
         &self.volumes
+    }
+
+    fn free_bytes(&self, volume: VolumeId) -> Result<Option<u64>> {
+        let free = match self.engine_of(volume)? {
+            Engine::Ntfs(v) => v.free_bytes().map_err(|e| e.at(&GuestPath::root())),
+            Engine::Fat(v) => v.free_bytes(),
+        };
+        free.map(Some)
     }
 
     fn stat(&self, volume: VolumeId, path: &GuestPath) -> Result<Option<FileInfo>> {

@@ -64,6 +64,10 @@ impl GuestRead for JoinedReader<'_> {
     fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>> {
         self.of(volume)?.read(volume.within(), path, limit)
     }
+
+    fn free_bytes(&self, volume: VolumeId) -> Result<Option<u64>> {
+        self.of(volume)?.free_bytes(volume.within())
+    }
 }
 
 /// Writes to the disks of a VM that have an overlay.

@@ -243,6 +243,12 @@ pub trait GuestRead {
     /// The whole file, or [`GuestError::TooLarge`].
     fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>>;
 
+    /// Bytes free on a volume by its own allocation map, which is read as a whole. `None` where this
+    /// engine cannot tell.
+    fn free_bytes(&self, _volume: VolumeId) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// The same without a copy, where the file is in memory already.
     fn read_shared(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Arc<Vec<u8>>> {
         self.read(volume, path, limit).map(Arc::new)

@@ -436,7 +436,7 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
     Ok(plan)
 }
 
-fn hive_bytes(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
+pub(crate) fn hive_bytes(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
     match hive {
         HiveName::System => Some(&hives.system),
         HiveName::Software => Some(&hives.software),

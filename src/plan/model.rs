@@ -211,19 +211,3 @@ pub struct Plan {
     /// The result will start: no blockers, nothing accepted, no check of severity "blocker" that fails.
     pub ready: bool,
 }
-
-impl Plan {
-    /// Bytes the actions add to the guest's system volume, at least.
-    pub fn bytes_to_write(&self) -> u64 {
-        self.actions
-            .iter()
-            .map(|action| match action {
-                Action::CopyFiles { files, .. } => files.iter().map(|f| f.size).sum(),
-                // On the boot volume.
-                Action::CopyInGuest { .. }
-                | Action::PatchBootSector { .. }
-                | Action::EditHive { .. } => 0,
-            })
-            .sum()
-    }
-}

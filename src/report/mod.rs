@@ -89,12 +89,14 @@ pub struct Bytes {
 /// The trim of one disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DiskTrim {
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub disk: PathBuf,
     pub volumes: Vec<VolumeTrim>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Outputs {
+    #[serde(serialize_with = "crate::text::json_path::list")]
     pub disks: Vec<PathBuf>,
     pub bootstrap_xml: Option<PathBuf>,
     pub final_xml: Option<PathBuf>,
@@ -122,6 +124,7 @@ pub struct Request {
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Input {
+    #[serde(with = "crate::text::json_path")]
     pub path: PathBuf,
     pub size_bytes: u64,
     /// Milliseconds since 1970.
@@ -148,6 +151,7 @@ impl Input {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputFile {
     /// Below the output folder; absolute once a disk was moved elsewhere.
+    #[serde(with = "crate::text::json_path")]
     pub path: PathBuf,
     pub size_bytes: u64,
     /// Nanoseconds since 1970.

@@ -9,9 +9,9 @@
 //! two-byte label it takes characters of three bytes, since two Chinese ones can look like two bytes of
 //! UTF-8 each.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use encoding_rs::{Encoding, UTF_8};
 
@@ -65,6 +65,10 @@ impl Charset {
         Some(Self(if really_utf8 { UTF_8 } else { declared }))
     }
 
+    pub fn of(encoding: &'static Encoding) -> Self {
+        Self(encoding)
+    }
+
     /// The text, and whether some of it could not be decoded.
     pub fn decode(self, bytes: &[u8]) -> (String, bool) {
         let (text, lossy) = self.0.decode_without_bom_handling(bytes);
@@ -82,26 +86,80 @@ impl Charset {
     /// `None` when the name leads out of `dir`.
     pub fn below(self, dir: &Path, name: &str, raw: &[u8]) -> Option<PathBuf> {
         let name = name.replace('\\', "/");
-        let mut names = vec![OsString::from(&name)];
-        names.extend(self.encode(&name).map(OsString::from_vec));
-        names.push(OsStr::from_bytes(raw).to_owned());
-        let mut paths = names.iter().map(|n| plain_below(dir, n));
+        let names = self.spellings(&name, raw).into_iter();
+        let mut paths = names.map(|n| super::inside(dir, &n));
         let first = paths.next()??;
         if first.exists() {
             return Some(first);
         }
         Some(paths.flatten().find(|p| p.exists()).unwrap_or(first))
     }
+
+    /// What a file of this name may be called on disk: the text, its bytes in this encoding, the bytes
+    /// `raw` of the description.
+    pub fn spellings(self, text: &str, raw: &[u8]) -> Vec<OsString> {
+        let mut names = vec![OsString::from(text)];
+        let bytes = self.encode(text).into_iter();
+        for name in bytes.chain([raw.to_owned()]).map(OsString::from_vec) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
 }
 
-/// `dir` and a relative name without `..`; `None` otherwise.
-fn plain_below(dir: &Path, name: &OsStr) -> Option<PathBuf> {
-    if name.is_empty() || name.as_bytes().contains(&0) {
-        return None;
+/// A file name in the encoding of the file that has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Name {
+    pub text: String,
+    raw: Vec<u8>,
+    charset: Charset,
+}
+
+impl Name {
+    pub fn new(charset: Charset, raw: &[u8]) -> Self {
+        Self {
+            text: charset.decode(raw).0,
+            raw: raw.to_owned(),
+            charset,
+        }
     }
-    let path = Path::new(name);
-    let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
-    path.components().all(plain).then(|| dir.join(path))
+
+    /// As [`Charset::below`].
+    pub fn below(&self, dir: &Path) -> Option<PathBuf> {
+        self.charset.below(dir, &self.text, &self.raw)
+    }
+
+    /// What the file may be called on disk, the likeliest first.
+    pub fn spellings(&self) -> Vec<OsString> {
+        let mut names = self.charset.spellings(&self.text, &self.raw);
+        if self.text.contains('\\') {
+            names.push(self.text.replace('\\', "/").into());
+        }
+        names
+    }
+
+    /// The last part of an absolute path of the old host.
+    pub fn moved(&self) -> Option<Self> {
+        let text = self.text.replace('\\', "/");
+        let path = super::vmx::on_the_old_host(&text)?;
+        let last = path.rsplit('/').next().filter(|last| !last.is_empty())?;
+        Some(Self {
+            text: last.to_owned(),
+            // Not cut at a backslash, which may be half of a character.
+            raw: self.raw.rsplit(|b| *b == b'/').next()?.to_owned(),
+            charset: self.charset,
+        })
+    }
+}
+
+/// A name as text that no other name has: UTF-8, or else a character for each byte.
+pub fn text_of(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(text) => text.to_owned(),
+        Err(_) => name.iter().copied().map(char::from).collect(),
+    }
 }
 
 /// A whole file as bytes of UTF-8 or a superset of ASCII: UTF-16 with a byte order mark is converted,
@@ -119,6 +177,9 @@ pub fn without_mark(bytes: &[u8]) -> std::borrow::Cow<'_, [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn charset(label: &str, values: &[&[u8]]) -> Option<Charset> {

@@ -3,10 +3,12 @@
 //! Follows <https://libvirt.org/formatdomain.html>. Paths are this host's; a relative one, or an
 //! absolute one that does not exist here, is looked for beside the XML.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::domain::element::Element;
 
+use super::charset::Charset;
 use super::{
     Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
     clean, folder_of, read_description,
@@ -16,6 +18,8 @@ use super::{
 #[derive(Debug, PartialEq, Eq)]
 pub struct XmlDisk {
     pub path: PathBuf,
+    /// The same in every spelling.
+    pub names: Vec<OsString>,
     pub format: Option<String>,
     pub controller: Controller,
     pub order: (u32, u32),
@@ -26,15 +30,14 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     let (mut vm, disks) = parse(path, &read_description(path)?)?;
     for disk in disks {
         let dir = folder_of(path);
-        let beside = match disk.path.file_name() {
-            Some(name) if disk.path.is_absolute() => dir.join(name),
-            _ => dir.join(&disk.path),
-        };
-        let file = if disk.path.is_absolute() && disk.path.exists() {
-            disk.path
-        } else if beside.exists() {
-            beside
-        } else {
+        // At its place, else beside the XML; by its text, else in the encoding of the XML.
+        let places = disk.names.iter().flat_map(|name| {
+            let path = Path::new(name);
+            let beside = path.is_absolute().then(|| path.file_name()).flatten();
+            [Some(dir.join(path)), beside.map(|name| dir.join(name))]
+        });
+        let found = places.flatten().find(|file| file.exists());
+        let Some(file) = found else {
             return Err(SourceError::MissingDisk {
                 path: path.into(),
                 disk: disk.target,
@@ -55,10 +58,12 @@ pub fn open(path: &Path) -> Result<SourceVm> {
 
 /// The machine, without looking at any file. `path` is for errors.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
-    let root = Element::parse(bytes).map_err(|source| SourceError::Xml {
+    let parsed = Element::parse_with_encoding(bytes).map_err(|source| SourceError::Xml {
         path: path.into(),
         source,
-    })?;
+    });
+    let (root, encoding) = parsed?;
+    let charset = Charset::of(encoding);
     // `virsh dumpxml` of a snapshot or save image wraps the domain.
     let domain = if root.is("domain") {
         Some(&root)
@@ -85,7 +90,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
     if let Some(devices) = domain.first("devices") {
         vm.tpm = devices.first("tpm").is_some();
         for disk in devices.all("disk") {
-            disks.extend(parse_disk(disk, &mut vm));
+            disks.extend(parse_disk(disk, charset, &mut vm));
         }
         vm.nics = devices.all("interface").map(nic).collect();
         let passed = devices.all("hostdev").count();
@@ -141,7 +146,7 @@ fn firmware(domain: &Element, vm: &mut SourceVm) {
         && feature("enrolled-keys").unwrap_or(true);
 }
 
-fn parse_disk(disk: &Element, vm: &mut SourceVm) -> Option<(u32, XmlDisk)> {
+fn parse_disk(disk: &Element, charset: Charset, vm: &mut SourceVm) -> Option<(u32, XmlDisk)> {
     let target = disk.first("target");
     let dev = clean(target.and_then(|t| t.attr("dev")).unwrap_or("?"));
     let device = disk.attr("device").unwrap_or("disk");
@@ -172,6 +177,7 @@ fn parse_disk(disk: &Element, vm: &mut SourceVm) -> Option<(u32, XmlDisk)> {
     let format = disk.first("driver").and_then(|d| d.attr("type"));
     let disk = XmlDisk {
         path: path.into(),
+        names: charset.spellings(path, path.as_bytes()),
         format: format.map(clean),
         controller,
         order: (0, target_index(&dev)),

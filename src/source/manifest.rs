@@ -3,10 +3,12 @@
 //! DSP0243 section 6: lines `SHA256(file.vmdk)= 64 hex digits`. SHA-1 is what older tools write;
 //! it guards against damage here, not against people. A signature (`.cert`) is not checked.
 
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use sha2::Digest as _;
 
+use super::charset::{text_of, without_mark};
 use super::ovf::percent_decode;
 
 const MAX_LINES: usize = 10_000;
@@ -53,17 +55,17 @@ impl Manifest {
     /// The digests, and the numbers of the lines that are none. A file whose line is unreadable is not
     /// verified; the others are.
     pub fn parse(bytes: &[u8]) -> Result<(Self, Vec<usize>), String> {
-        let text = String::from_utf8_lossy(bytes);
-        let text = text.trim_start_matches('\u{feff}');
+        let bytes = &*without_mark(bytes);
         let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
-        for (n, line) in text.lines().map(str::trim).enumerate() {
+        for (n, line) in bytes.split(|b| *b == b'\n').enumerate() {
+            let line = text_of(line.trim_ascii());
             if line.is_empty() {
                 continue;
             }
             if n > MAX_LINES {
                 return Err(format!("more than {MAX_LINES} lines"));
             }
-            match parse_line(line) {
+            match parse_line(&line) {
                 Some(entry) => entries.push(entry),
                 None => unreadable.push(n + 1),
             }
@@ -73,9 +75,10 @@ impl Manifest {
 
     /// The entry for a file of a package that is not an archive.
     pub fn of_path(&self, path: &Path) -> Option<&Entry> {
+        let path = PathBuf::from(text_of(path.as_os_str().as_bytes()));
         let ends = |name: &str| path.ends_with(name.trim_start_matches("./"));
         let mut entries = self.entries.iter();
-        entries.find(|e| ends(&e.file) || ends(&percent_decode(&e.file)))
+        entries.find(|e| ends(&e.file) || ends(&text_of(&percent_decode(&e.file))))
     }
 
     /// The entry for a file of the package; some producers percent-encode its name, as in an href.
@@ -86,7 +89,7 @@ impl Manifest {
         let exact = entries.find(|e| plain(&e.file) == file);
         exact.or_else(|| {
             let mut entries = self.entries.iter();
-            entries.find(|e| plain(&percent_decode(&e.file)) == file)
+            entries.find(|e| plain(&text_of(&percent_decode(&e.file))) == file)
         })
     }
 }

@@ -27,6 +27,7 @@ pub mod vmx;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -125,6 +126,7 @@ pub struct SourceDisk {
     /// As the description names it, for messages.
     pub name: String,
     /// The image, or the archive it is packed in.
+    #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub path: PathBuf,
     /// What the description says, in QEMU's words (`vmdk`, `raw`, ...); absent when it is silent.
     pub format: Option<String>,
@@ -610,9 +612,13 @@ fn read_description(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// `reference` as a path below `dir`, or `None` when it would lead out of it.
-fn inside(dir: &Path, reference: &str) -> Option<PathBuf> {
-    let reference = reference.replace('\\', "/");
-    if reference.is_empty() || reference.contains('\0') {
+fn inside(dir: &Path, reference: &OsStr) -> Option<PathBuf> {
+    // In other encodings a backslash may be half of a character.
+    let reference = match reference.to_str() {
+        Some(text) => text.replace('\\', "/").into(),
+        None => reference.to_owned(),
+    };
+    if reference.is_empty() || reference.as_encoded_bytes().contains(&0) {
         return None;
     }
     let path = Path::new(&reference);

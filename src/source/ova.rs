@@ -4,6 +4,7 @@
 //! locates the disks; [`prepare`] then reads each disk once, writing it out, gunzipping it if need
 //! be and comparing its digest. What is written has no name and holes for its zeroes.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::charset::text_of;
 use super::manifest::Hasher;
 use super::tar::{Member, TarError};
 use super::{
@@ -72,13 +74,19 @@ pub fn open(path: &Path, options: &super::Options) -> Result<SourceVm> {
     for disk in disks {
         // Hrefs are relative to the descriptor, which may sit in a folder of the archive.
         let folder = descriptor.name.strip_suffix(base(&descriptor.name));
-        let wanted = format!("{}{}", folder.unwrap_or_default(), disk.href);
-        let written = format!("{}{}", folder.unwrap_or_default(), disk.written);
-        let named = |name: &str| members.iter().find(|m| same_name(&m.name, name));
-        let Some(member) = named(&wanted).or_else(|| named(&written)) else {
+        let wanted = |name: &OsString| {
+            let name = text_of(name.as_encoded_bytes());
+            format!("{}{name}", folder.unwrap_or_default())
+        };
+        let member = disk.names.iter().find_map(|name| {
+            let wanted = wanted(name);
+            let member = members.iter().find(|m| same_name(&m.name, &wanted))?;
+            Some((text_of(name.as_encoded_bytes()), member))
+        });
+        let Some((name, member)) = member else {
             return Err(SourceError::MissingDisk {
                 path: path.into(),
-                missing: path.join(super::clean(&wanted)),
+                missing: path.join(super::clean(&disk.href)),
                 disk: super::clean(&disk.href),
             });
         };
@@ -89,7 +97,7 @@ pub fn open(path: &Path, options: &super::Options) -> Result<SourceVm> {
             controller: disk.controller,
             order: disk.order,
             packed: Some(Packed {
-                name: disk.href,
+                name,
                 member: Some((member.offset, member.size)),
                 gzip: disk.gzip || starts_with(&file, member, &ovf::GZIP),
                 capacity: disk.capacity,

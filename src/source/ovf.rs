@@ -13,22 +13,26 @@
 //! the order of the disks, which is by controller and `AddressOnParent`; `AllocationUnits` is a
 //! formula (`byte * 2^20`) or an old-fashioned word.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::domain::element::Element;
 
+use super::charset::{Charset, text_of};
 use super::{
     Controller, Options, Packed, Result, SourceDisk, SourceError, SourceFirmware, SourceKind,
-    SourceNic, SourceVm, clean, folder_of, inside, read_description,
+    SourceNic, SourceVm, clean, folder_of, read_description,
 };
 
 /// A file of the package that backs a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OvfDisk {
-    /// Relative, percent-decoded.
+    /// Relative, percent-decoded, for people.
     pub href: String,
-    /// The same as it is written.
-    pub written: String,
+    /// What the file may be called: percent-decoded, as it is written (not every producer encodes a `%`),
+    /// each as text and in the encoding of the descriptor.
+    pub names: Vec<OsString>,
     pub gzip: bool,
     /// The size of the disk, in bytes.
     pub capacity: Option<u64>,
@@ -42,17 +46,15 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
     let (mut vm, disks) = parse(path, &bytes, options)?;
     let dir = folder_of(path);
     for disk in disks {
-        // Decoded where that is the file, else as it is written: not every producer encodes a `%`.
         let outside = || SourceError::Outside {
             path: path.into(),
             reference: disk.href.clone(),
         };
-        let mut file = inside(dir, &disk.href).ok_or_else(outside)?;
-        if !file.exists()
-            && let Some(plain) = inside(dir, &disk.written).filter(|f| f.exists())
-        {
-            file = plain;
-        }
+        let inside =
+            |name: &OsString| super::inside(dir, name).map(|file| (text_of(name.as_bytes()), file));
+        let first = disk.names.first().and_then(inside).ok_or_else(outside)?;
+        let mut found = disk.names.iter().filter_map(inside);
+        let (name, file) = found.find(|(_, file)| file.exists()).unwrap_or(first);
         let gzip = disk.gzip || is_gzip(&file);
         if !file.exists() {
             return Err(SourceError::MissingDisk {
@@ -62,13 +64,13 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
             });
         }
         vm.disks.push(SourceDisk {
-            name: disk.href.clone(),
+            name: clean(&disk.href),
             path: file,
             format: disk.format,
             controller: disk.controller,
             order: disk.order,
-            packed: gzip.then(|| Packed {
-                name: disk.href.clone(),
+            packed: gzip.then_some(Packed {
+                name,
                 member: None,
                 gzip: true,
                 capacity: disk.capacity,
@@ -83,7 +85,7 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
                 path: manifest,
                 reason,
             })?;
-        let own = path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let own = path.file_name().map(|n| text_of(n.as_bytes()));
         super::ova::check_bytes(path, &vm.manifest, &own.unwrap_or_default(), &bytes)?;
     }
     Ok(vm)
@@ -102,10 +104,12 @@ pub(super) const GZIP: [u8; 3] = [0x1f, 0x8b, 8];
 
 /// The machine an envelope describes, without looking at any file. `path` is for errors.
 pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, Vec<OvfDisk>)> {
-    let root = Element::parse(bytes).map_err(|source| SourceError::Xml {
+    let parsed = Element::parse_with_encoding(bytes).map_err(|source| SourceError::Xml {
         path: path.into(),
         source,
-    })?;
+    });
+    let (root, encoding) = parsed?;
+    let charset = Charset::of(encoding);
     let invalid = |reason: String| SourceError::Invalid {
         path: path.into(),
         reason,
@@ -155,7 +159,7 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
                 let (controller, bus) = item.controller(&hardware);
                 let unit = item.number("AddressOnParent").unwrap_or(u32::MAX);
                 let resource = item.text("HostResource").unwrap_or_default();
-                match backing(&root, resource).map_err(invalid)? {
+                match backing(&root, resource, charset).map_err(invalid)? {
                     Some(file) => disks.push(OvfDisk {
                         controller,
                         order: (bus, unit),
@@ -352,7 +356,7 @@ fn nic(item: &Item, notes: &mut Vec<String>) -> SourceNic {
 }
 
 /// `ovf:/disk/ID` or `ovf:/file/ID`, in the spellings seen.
-fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
+fn backing(root: &Element, resource: &str, charset: Charset) -> Result<Option<OvfDisk>, String> {
     let place = resource
         .trim_start_matches("ovf:")
         .trim_start_matches('/')
@@ -395,7 +399,13 @@ fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
     }
     let written = file.attr("href").filter(|h| !h.is_empty());
     let written = written.ok_or_else(|| format!("file {} has no href", clean(file_id)))?;
-    let href = percent_decode(written);
+    let decoded = percent_decode(written);
+    let href = text_of(&decoded);
+    let mut names = match std::str::from_utf8(&decoded) {
+        Ok(text) => charset.spellings(text, &decoded),
+        Err(_) => vec![OsString::from_vec(decoded)],
+    };
+    names.extend(charset.spellings(written, written.as_bytes()));
     if href.contains("://") {
         return Err(format!(
             "its disk is at {}, and disks are not fetched from the network",
@@ -409,7 +419,7 @@ fn backing(root: &Element, resource: &str) -> Result<Option<OvfDisk>, String> {
     };
     Ok(Some(OvfDisk {
         href,
-        written: written.to_owned(),
+        names,
         gzip,
         capacity,
         format,
@@ -458,7 +468,7 @@ fn unit_bytes(units: &str) -> Option<u64> {
 }
 
 /// A `%` that begins no code is a `%`.
-pub(super) fn percent_decode(href: &str) -> String {
+pub(super) fn percent_decode(href: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(href.len());
     let mut rest = href.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -474,5 +484,5 @@ pub(super) fn percent_decode(href: &str) -> String {
             }
         }
     }
-    String::from_utf8(out).unwrap_or_else(|_| href.to_owned())
+    out
 }

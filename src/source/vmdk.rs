@@ -6,24 +6,27 @@
 //! parent could name any file of the host. Contents are not looked at.
 //!
 //! Format: VMware "Virtual Disk Format 5.0". The descriptor is a text file, or is embedded in a
-//! sparse image (`KDMV`) at a sector its header gives.
+//! sparse image (`KDMV`) at a sector its header gives. `encoding` names the character set of its names;
+//! a file may be called by that text or by those bytes.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Result, SourceError, folder_of, inside};
+use super::charset::{Charset, Name};
+use super::{Result, SourceError, folder_of};
+use crate::disk::detect::read_up_to;
 
 /// QEMU's own limit for a descriptor file.
-const MAX_DESCRIPTOR: u64 = 2 << 20;
+const MAX_DESCRIPTOR: usize = 2 << 20;
 /// VMware allows 32 snapshots.
 const MAX_CHAIN: usize = 64;
 const MAX_EXTENTS: usize = 4096;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Descriptor {
-    pub extents: Vec<String>,
-    pub parent: Option<String>,
+    pub extents: Vec<Name>,
+    pub parent: Option<Name>,
     pub content_id: Option<u32>,
     /// What the parent's content id was when the delta was made.
     pub parent_content_id: Option<u32>,
@@ -61,17 +64,27 @@ fn setting<'t>(line: &'t str, key: &str) -> Option<&'t str> {
     name.trim().eq_ignore_ascii_case(key).then_some(value)
 }
 
+/// The encoding a descriptor declares. Names in one nobody knows are bytes.
+pub fn charset(descriptor: &[u8]) -> Charset {
+    let lines = || descriptor.split(|b| *b == b'\n');
+    let label = lines().find_map(|line| setting(std::str::from_utf8(line).ok()?, "encoding"));
+    let declared = label.and_then(|label| Charset::declared(label, lines()));
+    declared.unwrap_or_default()
+}
+
 impl Descriptor {
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let text = String::from_utf8_lossy(bytes);
+        let charset = charset(bytes);
         let mut descriptor = Self::default();
         let id = |text: &str| u32::from_str_radix(text, 16).ok();
-        for line in text.lines() {
-            if let Some(value) = setting(line, "CID") {
+        for line in bytes.split(|b| *b == b'\n') {
+            let name = line.split(|b| *b == b'"').nth(1);
+            let line = String::from_utf8_lossy(line);
+            if let Some(value) = setting(&line, "CID") {
                 descriptor.content_id = id(value);
-            } else if let Some(value) = setting(line, "parentCID") {
+            } else if let Some(value) = setting(&line, "parentCID") {
                 descriptor.parent_content_id = id(value).filter(|id| *id != u32::MAX);
-            } else if let Some(kind) = setting(line, "createType") {
+            } else if let Some(kind) = setting(&line, "createType") {
                 const DEVICES: [&str; 5] = [
                     "vmfsRawDeviceMap",
                     "vmfsPassthroughRawDeviceMap",
@@ -82,24 +95,24 @@ impl Descriptor {
                 if DEVICES.iter().any(|d| d.eq_ignore_ascii_case(kind)) {
                     descriptor.unreadable = Some(Unreadable::RawDevice);
                 }
-            } else if setting(line, "encryptionKeys").is_some() {
+            } else if setting(&line, "encryptionKeys").is_some() {
                 descriptor.unreadable = Some(Unreadable::Encrypted);
             }
             let access = line.split_whitespace().next().unwrap_or_default();
             if matches!(access, "RW" | "RDONLY" | "NOACCESS") {
                 // `RW 4192256 SPARSE "disk-s001.vmdk" 0`; a ZERO extent has no file.
-                let name = line.split('"').nth(1);
-                descriptor.extents.extend(name.map(str::to_owned));
+                let name = name.map(|name| Name::new(charset, name));
+                descriptor.extents.extend(name);
                 if descriptor.extents.len() > MAX_EXTENTS {
                     return Err(format!("more than {MAX_EXTENTS} extents"));
                 }
             }
         }
         // As QEMU looks for it: anywhere, be it a comment, and whatever parentCID says.
-        descriptor.parent = text
-            .split_once("parentFileNameHint")
-            .and_then(|(_, rest)| rest.split('"').nth(1))
-            .map(str::to_owned);
+        let hint = b"parentFileNameHint";
+        let at = bytes.windows(hint.len()).position(|w| w == hint);
+        let name = at.and_then(|at| bytes[at..].split(|b| *b == b'"').nth(1));
+        descriptor.parent = name.map(|name| Name::new(charset, name));
         Ok(descriptor)
     }
 }
@@ -135,7 +148,8 @@ pub fn check_files(path: &Path) -> Result<()> {
         }
         match &descriptor.parent {
             Some(parent) => {
-                let next = existing(&at, parent)?;
+                let parent = moved(&at, &descriptor).unwrap_or_else(|| parent.clone());
+                let next = existing(&at, &parent)?;
                 made_over = descriptor.parent_content_id.map(|id| (at, id));
                 at = next;
             }
@@ -149,43 +163,74 @@ pub fn check_files(path: &Path) -> Result<()> {
     })
 }
 
-fn existing(at: &Path, name: &str) -> Result<PathBuf> {
-    let file = inside(folder_of(at), name).ok_or_else(|| SourceError::Outside {
-        path: at.into(),
-        reference: name.into(),
-    })?;
+fn existing(at: &Path, name: &Name) -> Result<PathBuf> {
+    let file = name
+        .below(folder_of(at))
+        .ok_or_else(|| SourceError::Outside {
+            path: at.into(),
+            reference: name.text.clone(),
+        })?;
     if file.exists() {
         Ok(file)
     } else {
         Err(SourceError::MissingDisk {
             path: at.into(),
-            disk: name.into(),
+            disk: super::clean(&name.text),
             missing: file,
         })
     }
 }
 
-fn open(path: &Path) -> Result<File> {
-    super::open_file(path).map_err(|source| SourceError::Io {
-        what: "opening",
-        path: path.into(),
-        source,
-    })
-}
-
 /// The descriptor of the image; `None` for an image without one, such as a flat extent.
 pub fn read(path: &Path) -> Result<Option<Descriptor>> {
-    let error = |source| SourceError::Io {
-        what: "reading",
-        path: path.into(),
-        source,
+    let error = |what| {
+        move |source| SourceError::Io {
+            what,
+            path: path.into(),
+            source,
+        }
     };
-    let mut file = open(path)?;
-    let mut head = Vec::new();
-    Read::by_ref(&mut file)
-        .take(512)
-        .read_to_end(&mut head)
-        .map_err(error)?;
+    let mut file = super::open_file(path).map_err(error("opening"))?;
+    let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(error("reading"))?;
+    let bytes = match embedded(&file, size).map_err(error("reading"))? {
+        None => return Ok(None),
+        Some(bytes) => bytes,
+    };
+    let mut descriptor = Descriptor::parse(&bytes.text).map_err(|reason| SourceError::Invalid {
+        path: path.into(),
+        reason,
+    })?;
+    if bytes.holds_data {
+        descriptor.extents.clear();
+    }
+    Ok(Some(descriptor))
+}
+
+/// The parent as the descriptor of an open image has it.
+pub fn parent(path: &Path, file: &File, size: u64) -> io::Result<Option<Name>> {
+    let text = embedded(file, size)?;
+    let descriptor = text.map(|t| Descriptor::parse(&t.text).unwrap_or_default());
+    Ok(descriptor.and_then(|d| moved(path, &d).or(d.parent)))
+}
+
+/// The file beside the image that its parent's absolute path of another host means. Not without a content
+/// id to tell whether it is the one.
+fn moved(at: &Path, descriptor: &Descriptor) -> Option<Name> {
+    descriptor.parent_content_id?;
+    let name = descriptor.parent.as_ref()?.moved()?;
+    let file = name.below(folder_of(at))?;
+    file.exists().then_some(name)
+}
+
+struct Embedded {
+    text: Vec<u8>,
+    /// With a capacity of its own a sparse image holds the data, and its descriptor's one extent is
+    /// itself, often by a name it has lost since.
+    holds_data: bool,
+}
+
+fn embedded(file: &File, size: u64) -> io::Result<Option<Embedded>> {
+    let head = read_up_to(file, 0, 512, size)?;
     let sparse = head.starts_with(b"KDMV");
     let field = |at: usize| {
         let bytes = head.get(at..at + 8)?.try_into().ok()?;
@@ -198,26 +243,16 @@ pub fn read(path: &Path) -> Result<Option<Descriptor>> {
     if sparse && offset == 0 {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(offset)).map_err(error)?;
-    file.take(MAX_DESCRIPTOR)
-        .read_to_end(&mut bytes)
-        .map_err(error)?;
+    let mut text = read_up_to(file, offset, MAX_DESCRIPTOR, size)?;
     // QEMU takes the text up to the first zero byte, whatever size the header gives.
-    bytes.truncate(bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len()));
+    text.truncate(text.iter().position(|b| *b == 0).unwrap_or(text.len()));
     // And when it is told that a file is VMDK, the signature line is not needed either.
-    let named = |text: &[u8]| bytes.windows(text.len()).any(|w| w == text);
+    let named = |wanted: &[u8]| text.windows(wanted.len()).any(|w| w == wanted);
     if !sparse && !named(b"# Disk DescriptorFile") && !named(b"createType") {
         return Ok(None);
     }
-    let mut descriptor = Descriptor::parse(&bytes).map_err(|reason| SourceError::Invalid {
-        path: path.into(),
-        reason,
-    })?;
-    // With a capacity of its own a sparse image holds the data, and its descriptor's one extent is
-    // itself, often by a name it has lost since.
-    if sparse && field(12) != Some(0) {
-        descriptor.extents.clear();
-    }
-    Ok(Some(descriptor))
+    Ok(Some(Embedded {
+        text,
+        holds_data: sparse && field(12) != Some(0),
+    }))
 }

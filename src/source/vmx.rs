@@ -158,7 +158,7 @@ impl VmxDisk {
 
 /// The part after the root of an absolute path of ESXi (`/vmfs/volumes/...`, `[datastore] ...`), Linux
 /// or Windows (with slashes).
-fn on_the_old_host(name: &str) -> Option<&str> {
+pub(super) fn on_the_old_host(name: &str) -> Option<&str> {
     if let Some(path) = name.strip_prefix("/vmfs/volumes/") {
         return Some(path);
     }

@@ -41,7 +41,7 @@ const PARSER_MEMORY: u64 = 1 << 30;
 
 /// The memory of a tool that reads images: QEMU reads some tables whole, whatever size an image says they have.
 /// Real ones take some MiB, and its threads and buffers some dozens.
-const IMAGE_MEMORY: u64 = 448 << 20;
+pub const IMAGE_MEMORY: u64 = 448 << 20;
 /// The stack of each of its threads, which counts as memory.
 const IMAGE_STACK: u64 = 2 << 20;
 

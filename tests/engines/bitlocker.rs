@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use hyper2kvm::boot::proof;
 use hyper2kvm::demo::bitlocker::{self, Lock, Reserved, Spec, startup_key_file};
 use hyper2kvm::demo::{GuestSpec, Role, WinVersion};
 use hyper2kvm::disk::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::disk::partition;
+use hyper2kvm::domain::StorageBus;
 use hyper2kvm::guest::fve::cipher::Method;
 use hyper2kvm::guest::fve::keys::{Credential, StartupKey, Stretched};
 use hyper2kvm::guest::fve::{InClear, Unlocked, look};
+use hyper2kvm::guest::keys::Keys;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId};
 use serde_json::Value;
@@ -447,6 +450,14 @@ fn a_conversion_equals_that_of_the_same_guest_without_bitlocker() {
         &keys[1],
     ])
     .expect(0);
+    // What `boot` reads between the boots.
+    let proof = |keys: &[String]| {
+        let (keys, _) = Keys::parse(keys).unwrap();
+        proof::read(&converted, "raw", &keys, StorageBus::VirtioBlk)
+    };
+    assert!(proof(&keys[..1]).is_err(), "the wrong key");
+    let proof = proof(&keys).unwrap();
+    assert!(!proof.bound && proof.clean_shutdown, "{proof:?}");
     let decrypted = locked.decrypted(&converted, "password", PASSWORD);
     same_guest(&locked, &expected, &decrypted);
 }
@@ -563,7 +574,13 @@ fn volumes_that_stay_closed_say_why_and_what_helps() {
     )
     .unwrap();
     let right = format!("all:file:{}", locked.lab.path("right.BEK").display());
-    h2k(["inspect", source, "--json", "--key", &right]).expect(0);
+    for engine in ["auto", "embedded"] {
+        let args = [
+            "inspect", source, "--json", "--engine", engine, "--key", &right,
+        ];
+        let seen = h2k(args).expect(0).json();
+        assert_eq!(seen["os"]["family"], "windows", "{engine}");
+    }
 
     // Only the metadata decides what follows.
     let plain = FileDisk::open(&locked.lab.raw).unwrap();

@@ -43,6 +43,7 @@ fn inflate(volume: &mut [u8], name: &str, size: u64) {
     attribute.push(3);
     attribute.extend(&((clusters - had) as u32).to_le_bytes()[..3]);
     attribute.resize((attribute.len() + 1).next_multiple_of(8), 0);
+    let new = attribute.len();
     let mut put = |at: usize, bytes: &[u8]| attribute[at..at + bytes.len()].copy_from_slice(bytes);
     put(8, &[1]);
     put(24, &(clusters - 1).to_le_bytes());
@@ -50,7 +51,6 @@ fn inflate(volume: &mut [u8], name: &str, size: u64) {
     for field in [40, 48, 56] {
         put(field, &(clusters * CLUSTER).to_le_bytes());
     }
-    let new = attribute.len();
     put(4, &(new as u32).to_le_bytes());
     // What follows in the record moves.
     let (old, used) = (le32(volume, at + 4), le32(volume, record + 24));
@@ -83,7 +83,6 @@ fn hives_that_are_almost_all_hole() {
         assert!(fs::metadata(&image).unwrap().len() < 16 << 20);
         let run = bounded(&["inspect", text(&image)]);
         assert!([0, 1, 3].contains(&run.code), "{}", run.stderr);
-        eprintln!("{}", run.stdout);
         assert_eq!(
             !run.stdout.contains("no sound one has more than"),
             read,
@@ -214,9 +213,14 @@ fn images_with_giant_tables() {
     let sum: u32 = vhd[512..1536].iter().map(|b| u32::from(*b)).sum();
     be(&mut vhd, 512 + 36, u64::from(!sum), 4);
     image("table.vhd", &vhd, 64 << 30);
+    let file = File::options().write(true).open(lab.path("table.vhd"));
+    let footer = &vhd[..512];
+    file.unwrap()
+        .write_all_at(footer, (64 << 30) - 512)
+        .unwrap();
     let mut vdi = head(&made("vdi", "1G"), 512);
-    le(&mut vdi, 384, 0x1fff_ffff, 4);
-    le(&mut vdi, 368, 0x1fff_ffff << 20, 8);
+    le(&mut vdi, 384, 0x1fff_f000, 4);
+    le(&mut vdi, 368, 0x1fff_f000 << 20, 8);
     image("table.vdi", &vdi, 64 << 30);
     let mut vmdk = head(&made("vmdk", "1G"), 64 << 10);
     // Capacity, grain size, entries of a grain table.
@@ -276,6 +280,11 @@ fn images_with_giant_tables() {
             run.code,
             run.stderr
         );
+        let giant = ["table.vhd", "table.vdi", "table.vhdx"];
+        if giant.iter().any(|name| path.ends_with(name)) {
+            let says = "its tables need more than the 448 MiB of memory";
+            assert!(run.stderr.contains(says), "{}", run.stderr);
+        }
         eprintln!("  {} {}", run.code, run.stderr.replace('\n', " "));
         fs::remove_file(path).unwrap();
     }

@@ -446,6 +446,96 @@ fn an_output_folder_that_is_taken() {
     assert_eq!(said[0], said[1]);
 }
 
+#[test]
+fn a_volume_of_the_guest_without_room() {
+    if !have(&TOOLS) {
+        return;
+    }
+    for (place, left, code) in [
+        (Place::Windows, 1 << 20, 3),
+        // What is asked for, and not much more.
+        (Place::Windows, 3 << 20, 0),
+        (Place::Boot, 0, 3),
+    ] {
+        eprintln!("{left} bytes free");
+        let guest = ten();
+        if place == Place::Boot {
+            // There is something to write to it.
+            guest.remove(Place::Boot, "EFI\\Boot\\bootx64.efi");
+        }
+        guest.fill(place, left);
+        let runs = ["plan", "convert"].map(|verb| guest.run(verb, &[]));
+        for run in &runs {
+            assert_eq!(run.code, code, "{}", run.stderr);
+        }
+        if code == 3 {
+            let blockers = |run: &Run| run.json()["error"]["blockers"].clone();
+            assert_eq!(blockers(&runs[0]), blockers(&runs[1]));
+            crate::rows::assert_refusal("guest-space", &runs[0]);
+            assert!(!guest.path("out").exists());
+        }
+    }
+}
+
+/// A file system of its own, gone with the value.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        crate::support::tool("umount", &[self.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn an_output_folder_without_room() {
+    if !have(&TOOLS) || !have(&["mount", "umount"]) {
+        return;
+    }
+    let guest = ten();
+    let small = guest.path("small");
+    fs::create_dir(&small).unwrap();
+    let mount = hyper2kvm::tool::find("mount").unwrap();
+    let mounted = std::process::Command::new(mount)
+        .args(["-t", "tmpfs", "-o", "size=64m", "none"])
+        .arg(&small)
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIP: cannot mount a small tmpfs here");
+        return;
+    }
+    let _mounted = Mounted(small.clone());
+    // Data that no trim takes out.
+    let bytes: Vec<u8> = (0..40u32 << 20)
+        .map(|i| (i.wrapping_mul(0x9e37_79b1) >> 13) as u8)
+        .collect();
+    guest.write(Place::Windows, "data.bin", &bytes);
+    let out = small.join("out");
+    let media = virtio_win().to_str().unwrap();
+    let run = |verb: &str, more: &[&str]| run_on(&guest.disk, &out, media, verb, more);
+    let mut codes = Vec::new();
+    for filler in [60u64, 30, 0] {
+        fs::write(small.join("filler"), vec![1; (filler << 20) as usize]).unwrap();
+        let runs = ["plan", "convert"].map(|verb| run(verb, &[]));
+        let [plan, convert] = [0, 1].map(|i| runs[i].code);
+        assert_eq!(
+            plan, convert,
+            "{filler}: {}{}",
+            runs[0].stderr, runs[1].stderr
+        );
+        codes.push(plan);
+        if plan != 0 {
+            for run in &runs {
+                let error = run.json()["error"].clone();
+                assert_eq!(error["blockers"][0]["code"], "output-space");
+                let said = error["message"].as_str().unwrap().to_string();
+                assert!(said.contains("bytes needed"), "{said}");
+            }
+            assert_eq!(crate::support::names(&small), ["filler"]);
+        }
+    }
+    assert_eq!(codes, [1, 1, 0]);
+}
+
 /// Every Windows the catalogue has drivers for, with both firmwares.
 #[test]
 fn the_test_matrix_agrees() {

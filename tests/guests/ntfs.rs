@@ -1,6 +1,6 @@
 //! States of an NTFS volume that no tool makes, written byte by byte into its metadata.
 
-use hyper2kvm::demo::Role;
+use hyper2kvm::demo::{Place, Role};
 
 use crate::Guest;
 
@@ -84,6 +84,66 @@ impl Guest {
         let lcn = lcn.fold(0u64, |lcn, byte| lcn << 8 | u64::from(*byte));
         let page = restart_page(version);
         self.patch(self.start(role) + lcn * cluster, &page.repeat(2));
+    }
+
+    /// Takes all clusters of the volume but `left` bytes.
+    pub fn fill(&self, place: Place, left: u64) {
+        let role = match place {
+            Place::Windows => Role::Windows,
+            Place::Boot => self.spec.boot_role(),
+        };
+        if role == Role::Esp {
+            assert_eq!(left, 0);
+            return self.fill_fat(role);
+        }
+        let data = self.attribute(role, "$Bitmap", DATA);
+        let (_, cluster) = self.record(role, "$Bitmap");
+        let header = self.bytes(data, 128);
+        let size = le64(&header, 48) as usize;
+        let runs = &header[usize::from(le16(&header, 32))..];
+        let (len, off) = (usize::from(runs[0] & 15), usize::from(runs[0] >> 4));
+        let lcn = runs[1 + len..][..off].iter().rev();
+        let lcn = lcn.fold(0u64, |lcn, byte| lcn << 8 | u64::from(*byte));
+        let at = self.start(role) + lcn * cluster;
+        let mut map = self.bytes(at, size);
+        let mut left = left / cluster;
+        for byte in &mut map {
+            let free = u64::from(byte.count_zeros());
+            if free <= left {
+                left -= free;
+            } else {
+                *byte = u8::MAX;
+            }
+        }
+        self.patch(at, &map);
+    }
+
+    /// Marks every free cluster of a FAT32 or FAT16 as bad.
+    fn fill_fat(&self, role: Role) {
+        let start = self.start(role);
+        let boot = self.bytes(start, 512);
+        let sector = u64::from(le16(&boot, 11));
+        let (entry, sectors) = match le16(&boot, 22) {
+            0 => (4, le32(&boot, 36)),
+            sectors => (2, u32::from(sectors)),
+        };
+        let size = u64::from(sectors) * sector;
+        for copy in 0..u64::from(boot[16]) {
+            let at = start + u64::from(le16(&boot, 14)) * sector + copy * size;
+            let mut table = self.bytes(at, size as usize);
+            let bad = 0x0fff_fff7u32.to_le_bytes();
+            for cell in table.chunks_exact_mut(entry).skip(2) {
+                if cell.iter().all(|byte| *byte == 0) {
+                    cell.copy_from_slice(if entry == 4 { &bad } else { &[0xf7, 0xff] });
+                }
+            }
+            self.patch(at, &table);
+        }
+        if entry == 4 {
+            // The count that the file system keeps beside.
+            let info = start + u64::from(le16(&boot, 48)) * sector;
+            self.patch(info + 488, &[0; 4]);
+        }
     }
 
     /// Marks a file as compressed (LZNT1) whose units are all stored as they are, as NTFS does with data

@@ -6,16 +6,17 @@
 #![allow(clippy::print_stderr)] // skips must be seen
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use hyper2kvm::demo::guest;
 use hyper2kvm::demo::pe::{self, Subsystem};
 use hyper2kvm::demo::virtio_win::{self, Layout};
-use hyper2kvm::demo::{Firmware, GuestSpec, Role};
+use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -112,8 +113,13 @@ impl Run {
     }
 }
 
+/// The program under test; `HYPER2KVM=FILE` names another build of it.
 pub fn binary() -> &'static str {
-    env!("CARGO_BIN_EXE_hyper2kvm")
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let own = || env!("CARGO_BIN_EXE_hyper2kvm").to_owned();
+        std::env::var("HYPER2KVM").unwrap_or_else(|_| own())
+    })
 }
 
 pub fn h2k<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
@@ -135,6 +141,62 @@ pub fn finish(mut command: Command) -> Run {
     }
 }
 
+/// A verb on a source, with the drivers where it needs them.
+pub fn command(verb: &str, source: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.arg(verb).arg(source).args(more);
+    if matches!(verb, "convert" | "plan") {
+        command.arg("--virtio-iso").arg(virtio_win());
+    }
+    command.env_remove("HYPER2KVM_VIRTIO_ISO");
+    command
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A run that stops at a fail point.
+pub struct Paused(Child);
+
+impl Paused {
+    pub fn at(point: &str, mut command: Command) -> Self {
+        command
+            .env("HYPER2KVM_FAILPOINT", format!("{point}=pause"))
+            .env("NO_COLOR", "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        let start = Instant::now();
+        while !fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")) {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("{point}: it ended ({status}): {}", said(&mut child));
+            }
+            assert!(start.elapsed() < Duration::from_secs(120), "{point}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self(child)
+    }
+
+    pub fn go_on(self) -> Run {
+        tool("kill", &["-CONT", &self.0.id().to_string()]);
+        let out = self.0.wait_with_output().unwrap();
+        Run {
+            code: out.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(out.stdout).unwrap(),
+            stderr: String::from_utf8(out.stderr).unwrap(),
+        }
+    }
+}
+
+/// What a run wrote to its stderr.
+pub fn said(child: &mut Child) -> String {
+    let mut text = String::new();
+    let _ = child.stderr.take().unwrap().read_to_string(&mut text);
+    text
+}
+
 /// Waits until a run under a `wait` fail point got there; gives its stderr and what it said so far.
 #[track_caller]
 pub fn until_waiting(child: &mut Child) -> (BufReader<ChildStderr>, String) {
@@ -144,6 +206,60 @@ pub fn until_waiting(child: &mut Child) -> (BufReader<ChildStderr>, String) {
         assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it ended: {said}");
     }
     (stderr, said)
+}
+
+/// A loop device over a file; detached when it goes.
+pub struct LoopOver(pub PathBuf);
+
+impl LoopOver {
+    /// `None`: not possible here, which is a visible skip, or a failure where tools are required.
+    pub fn file(file: &Path, options: &[&str]) -> Option<Self> {
+        if !have(&["losetup"]) {
+            return None;
+        }
+        let mut losetup = Command::new("losetup");
+        let losetup = losetup.args(["-f", "--show"]).args(options).arg(file);
+        let out = losetup.output().unwrap();
+        if out.status.success() {
+            let device = String::from_utf8(out.stdout).unwrap();
+            return Some(Self(device.trim().into()));
+        }
+        let why = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(
+            std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none(),
+            "no loop devices: {why}"
+        );
+        eprintln!("SKIP: no loop devices: {why}");
+        None
+    }
+}
+
+impl Drop for LoopOver {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
+/// A mounted file system; unmounted when it goes.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    /// `None`: not possible here, which is a visible skip.
+    pub fn at(place: &Path, mut mount: Command) -> Option<Self> {
+        let out = mount.arg(place).output().unwrap();
+        if out.status.success() {
+            return Some(Self(place.to_owned()));
+        }
+        let why = String::from_utf8_lossy(&out.stderr).into_owned();
+        eprintln!("SKIP: cannot mount here: {why}");
+        None
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
 }
 
 /// Runs another program and returns its stdout.
@@ -165,7 +281,7 @@ pub fn sha256(path: &Path) -> String {
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let n = std::io::Read::read(&mut file, &mut buffer).unwrap();
+        let n = file.read(&mut buffer).unwrap();
         if n == 0 {
             break;
         }
@@ -240,6 +356,15 @@ impl Lab {
         let raw = dir.path().join("guest.raw");
         guest::build(&spec, &raw).unwrap();
         Self { dir, spec, raw }
+    }
+
+    /// A guest that is converted quickly.
+    pub fn small() -> Self {
+        let mut spec = GuestSpec::new(WinVersion::Win10);
+        spec.disk_size = 512 << 20;
+        spec.recovery = false;
+        spec.firmware = Firmware::Bios;
+        Self::new(spec)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

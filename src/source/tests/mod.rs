@@ -10,6 +10,7 @@ use super::*;
 
 mod cases;
 mod packages;
+mod written;
 
 use packages::{one_disk, tar_of};
 

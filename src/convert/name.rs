@@ -1,0 +1,58 @@
+//! Names of VMs that files and libvirt can have.
+
+/// A name fit for files and libvirt: letters, digits, `.`, `_`, `-`; never empty or hidden.
+pub fn safe_name(name: &str) -> String {
+    let mapped: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(64)
+        .collect();
+    let trimmed = mapped.trim_matches(['-', '.']);
+    if !trimmed.is_empty() {
+        trimmed.to_string()
+    } else if name.is_ascii() {
+        "vm".to_string()
+    } else {
+        // Two names in another script are two VMs.
+        use sha2::Digest as _;
+        let digest = sha2::Sha256::digest(name.as_bytes());
+        let hex: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        format!("vm-{hex}")
+    }
+}
+
+/// The name itself, where nothing of it is in the safe one.
+pub fn title(name: &str) -> Option<String> {
+    let lost = !name.is_ascii() && !name.contains(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    lost.then(|| name.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_safe() {
+        for (name, safe) in [
+            ("vm", "vm"),
+            ("my vm/../x", "my-vm-..-x"),
+            ("...", "vm"),
+            ("äö", "vm-6641ae9e"),
+            ("服务器", "vm-2388cbc6"),
+            ("服务器 2", "2"),
+            ("---", "vm"),
+            ("", "vm"),
+            ("-rf", "rf"),
+        ] {
+            assert_eq!(safe_name(name), safe);
+            let hashed = safe.len() == 11 && safe.starts_with("vm-");
+            assert_eq!(title(name), hashed.then(|| name.to_string()));
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Whether there is room, known before the first write: on the guest's volumes for what the plan adds to
+//! them, and in the output folder for what the conversion leaves there.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use crate::disk::block::{BlockRead, BlockWrite};
+use crate::disk::export::Export;
+use crate::disk::{copy, partition};
+use crate::error::{Blocker, Error, Result};
+use crate::fix::trim::{self, DataMap};
+use crate::guest::{FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId, embedded};
+use crate::inspect::Hives;
+use crate::plan::{self, Action, Plan};
+use crate::ui::bytes;
+
+use super::run::Job;
+use super::session::{Session, Source};
+use super::vm::VmDisks;
+
+/// An MFT record and the place in the index of its folder.
+const RECORD: u64 = 2048;
+/// What NTFS needs besides: the MFT and indexes grow in steps.
+const STEPS: u64 = 256 << 10;
+/// A merge never takes back what it frees inside a hive.
+const MERGE: u64 = 64 << 10;
+const CLUSTER: u64 = 4096;
+/// Domain XML, reports and the probe disk.
+const DOCUMENTS: u64 = 1 << 20;
+
+/// What the plan adds to the guest's volumes, and to the output folder besides the copy.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Needs {
+    volumes: BTreeMap<VolumeId, u64>,
+    /// The originals of the hives it edits.
+    backup: u64,
+}
+
+impl Needs {
+    /// `system` is the volume Windows is on.
+    pub(super) fn of(
+        plan: &Plan,
+        hives: &Hives,
+        system: VolumeId,
+        guest: &dyn GuestRead,
+    ) -> Result<Self> {
+        let mut needs = Self::default();
+        for action in &plan.actions {
+            match action {
+                Action::CopyFiles { folders, files, .. } => {
+                    let new_folders = folders.len() as u64 * (CLUSTER + RECORD);
+                    needs.add(guest, system, new_folders + STEPS);
+                    for file in files {
+                        needs.file(guest, system, &file.to, file.size)?;
+                    }
+                }
+                Action::CopyInGuest {
+                    volume, to, size, ..
+                } => needs.file(guest, *volume, to, *size)?,
+                Action::PatchBootSector { .. } => {}
+                Action::EditHive {
+                    hive,
+                    volume,
+                    path,
+                    edits,
+                    ..
+                } => {
+                    let Some(loaded) = plan::hive_bytes(hives, *hive) else {
+                        continue;
+                    };
+                    let size = loaded.bytes.len() as u64;
+                    let grown = size + 2 * edits.to_reg_text().len() as u64 + MERGE;
+                    needs.file(guest, *volume, path, grown)?;
+                    needs.backup += size;
+                }
+            }
+        }
+        Ok(needs)
+    }
+
+    fn add(&mut self, guest: &dyn GuestRead, volume: VolumeId, more: u64) {
+        // What is not written to is not asked about.
+        if guest.volumes().iter().any(|v| v.id == volume) {
+            *self.volumes.entry(volume).or_default() += more;
+        }
+    }
+
+    /// A file that is to be `size` bytes long.
+    fn file(
+        &mut self,
+        guest: &dyn GuestRead,
+        volume: VolumeId,
+        path: &GuestPath,
+        size: u64,
+    ) -> Result<()> {
+        let cluster = cluster_size(guest, volume);
+        let there = guest
+            .stat(volume, path)
+            .map_err(|e| Error::failed(format!("looking for {path}")).because(e))?;
+        let more = match there {
+            // It becomes plain, and nobody knows here how small it is now.
+            Some(old) if old.compressed || old.reparse_tag.is_some() => {
+                size.next_multiple_of(cluster)
+            }
+            Some(old) if old.kind == FileKind::File => {
+                (size.next_multiple_of(cluster)).saturating_sub(old.size.next_multiple_of(cluster))
+            }
+            _ => size.next_multiple_of(cluster) + RECORD,
+        };
+        self.add(guest, volume, more);
+        Ok(())
+    }
+
+    /// What the fix writes to the overlay, at most.
+    fn written(&self) -> u64 {
+        self.volumes
+            .values()
+            .fold(0, |sum, n| sum.saturating_add(*n))
+    }
+}
+
+fn cluster_size(guest: &dyn GuestRead, volume: VolumeId) -> u64 {
+    let found = guest.volumes().iter().find(|v| v.id == volume);
+    match found.map_or(0, |v| v.state.cluster_size) {
+        0 => CLUSTER,
+        size => size.into(),
+    }
+}
+
+/// The volumes that have no room for what the plan adds to them.
+pub(super) fn in_guest(
+    needs: &Needs,
+    guest: &dyn GuestRead,
+    disks: &VmDisks,
+) -> Result<Vec<Blocker>> {
+    let mut blockers = Vec::new();
+    for (&volume, &needed) in needs.volumes.iter().filter(|(_, needed)| **needed > 0) {
+        let Some(free) = free_bytes(guest, disks, volume)? else {
+            continue;
+        };
+        if free < needed {
+            blockers.push(Blocker::new(
+                "guest-space",
+                format!(
+                    "{volume} of the guest has {} free, and the fix writes up to {} to it",
+                    bytes(free),
+                    bytes(needed)
+                ),
+                "delete files in the guest (cleanmgr, the recycle bin) or enlarge the volume, shut the guest down, and convert again",
+            ));
+        }
+    }
+    Ok(blockers)
+}
+
+/// `None` where the engine cannot tell.
+fn free_bytes(guest: &dyn GuestRead, disks: &VmDisks, volume: VolumeId) -> Result<Option<u64>> {
+    // A map that cannot be read decides nothing.
+    let believed = |free: Result<Option<u64>, GuestError>| match free {
+        Err(GuestError::Unreadable { .. }) => Ok(None),
+        free => free
+            .map_err(|e| Error::failed(format!("reading the free space of {volume}")).because(e)),
+    };
+    if let Some(free) = believed(guest.free_bytes(volume))? {
+        return Ok(Some(free));
+    }
+    let known = |kind| matches!(kind, FsKind::Ntfs | FsKind::Fat);
+    let volumes = guest.volumes().iter();
+    let plain =
+        |v: &&crate::guest::Volume| v.id == volume && known(v.kind) && v.state.container.is_none();
+    let source = disks.iter().find(|disk| disk.id == volume.disk);
+    let (Some(_), Some(source)) = (volumes.clone().find(plain), source) else {
+        return Ok(None);
+    };
+    let session = Session::read(source, &source.image()?)?;
+    let free = session.guest.reader.free_bytes(volume.within());
+    session.close()?;
+    believed(free)
+}
+
+/// Fails where the output folder has no room for the disks and what is kept beside them.
+pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Path) -> Result<()> {
+    let Some(folder) = target.ancestors().skip(1).find(|folder| folder.is_dir()) else {
+        return Ok(());
+    };
+    let beside = 2 * needs.written() + needs.backup + DOCUMENTS;
+    // The old and the new blocks are saved.
+    let undo = 2 * needs.written() + needs.backup;
+    let mut images = Vec::new();
+    for (i, disk) in disks.iter().enumerate() {
+        if !job.in_place && job.devices.get(i).is_none() {
+            images.push((disk, disk.image()?));
+        }
+    }
+    let compressed = |needed: u64| copy::least_size(needed, job.compress);
+    // Tables and all: most folders have room for the whole disks, and then nobody has to look closely.
+    let most = |size: u64| size.saturating_add(size / 64).saturating_add(1 << 20);
+    let whole = images.iter().map(|(_, image)| most(image.virtual_size()));
+    let whole = compressed(whole.fold(0, u64::saturating_add));
+    let least = beside + if job.in_place { undo } else { 0 };
+    if copy::free_space(folder)? >= whole.saturating_add(least) {
+        return Ok(());
+    }
+    let mut copies = 0u64;
+    for (disk, _) in images {
+        copies = copies.saturating_add(copy_size(job, disk)?);
+    }
+    let needed = compressed(copies).saturating_add(least);
+    Ok(copy::check_room(folder, needed)?)
+}
+
+/// The size of the copy, without what the trim will take out.
+fn copy_size(job: &Job, source: &Source) -> Result<u64> {
+    let image = source.image()?;
+    let data = DataMap::of(&image)?;
+    if !job.trim {
+        return Ok(data.copy_size(image.virtual_size()));
+    }
+    let export = Export::<dyn BlockRead>::open_readonly(&image)?;
+    let blocks = match crate::disk::export::direct(&image)? {
+        Some(file) => file,
+        None => export.disk(),
+    };
+    let shown = source.path.display();
+    let layout = partition::read_layout(blocks.as_ref()).map_err(|e| e.of(&shown))?;
+    let zeroed = Zeroed::default();
+    // What cannot be opened is not trimmed.
+    if let Ok(guest) = embedded::open_with(blocks, &layout, &source.keys) {
+        trim::trim(&zeroed, &guest, &data)?;
+    }
+    export.close()?;
+    DataMap::without(&image, &zeroed.ranges()).map(|map| map.copy_size(image.virtual_size()))
+}
+
+/// Remembers what would be zeroed.
+#[derive(Default)]
+struct Zeroed(Mutex<Vec<Range<u64>>>);
+
+impl Zeroed {
+    /// In order.
+    fn ranges(self) -> Vec<Range<u64>> {
+        let mut ranges = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        ranges.sort_by_key(|range| range.start);
+        ranges
+    }
+}
+
+impl BlockRead for Zeroed {
+    fn size(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl BlockWrite for Zeroed {
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut ranges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ranges.push(offset..offset.saturating_add(len));
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
