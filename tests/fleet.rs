@@ -1057,10 +1057,8 @@ fn kubernetes_manifests() {
         .join("target/kubernetes-validate/bin/kubernetes-validate");
     let installed = Some(installed).filter(|p| p.exists());
     let Some(validator) = installed.or_else(|| hyper2kvm::tool::find("kubernetes-validate")) else {
-        let skipped = std::env::var("HYPER2KVM_SKIP")
-            .is_ok_and(|words| words.split(' ').any(|word| word == "kubernetes-validate"));
         assert!(
-            skipped || std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none(),
+            support::skipped("kubernetes-validate"),
             "no kubernetes-validate: .ci/run installs it"
         );
         eprintln!("SKIP: no kubernetes-validate (pip install kubernetes-validate)");

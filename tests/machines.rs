@@ -531,16 +531,42 @@ fn chains_of_names_that_are_not_utf8() {
     }
     // The parent by its text, in a descriptor in GBK that is kept in the image.
     let child = create("vmdk", b"d.vmdk", &base);
-    let mut bytes = fs::read(&child).unwrap();
-    let at = bytes.windows(9).position(|w| w == b"version=1").unwrap();
-    bytes.splice(
-        at..at + 10,
-        b"version=1\nencoding=\"GBK\"\n".iter().copied(),
-    );
-    // The descriptor has room to spare: as many of the zero bytes behind it go.
-    let end = at + bytes[at..].iter().position(|b| *b == 0).unwrap();
-    bytes.drain(end..end + 15);
-    fs::write(&child, bytes).unwrap();
+    edit_descriptor(&child, |text| {
+        let text = text.replacen("version=1\n", "version=1\nencoding=\"GBK\"\n", 1);
+        assert!(text.contains("encoding"));
+        text
+    });
     fs::rename(&base, folder.join("磁盘.vmdk")).unwrap();
     run("inspect", &child, &folder, &[]).expect(0);
+    // By a path of the old host.
+    edit_descriptor(&child, |text| {
+        let hint = text.find("parentFileNameHint").unwrap();
+        let end = hint + text[hint..].find('\n').unwrap();
+        let moved = "parentFileNameHint=\"/vmfs/volumes/5f3e/master/\u{fffd}.vmdk\"";
+        format!("{}{moved}{}", &text[..hint], &text[end..])
+    });
+    run("inspect", &child, &folder, &[]).expect(0);
+}
+
+/// Changes the descriptor inside a VMDK of QEMU; U+FFFD stands for the name in GBK.
+fn edit_descriptor(image: &Path, edit: impl Fn(String) -> String) {
+    const AT: usize = 512;
+    const ROOM: usize = 20 * 512;
+    let mut bytes = fs::read(image).unwrap();
+    let area = &bytes[AT..AT + ROOM];
+    let end = area.iter().position(|b| *b == 0).unwrap();
+    let mut text = Vec::new();
+    let old: Vec<u8> = area[..end].to_vec();
+    // As latin letters, so that nothing is lost.
+    let old: String = old.iter().copied().map(char::from).collect();
+    for c in edit(old).chars() {
+        match u8::try_from(c) {
+            Ok(byte) => text.push(byte),
+            Err(_) => text.extend(GBK),
+        }
+    }
+    assert!(text.len() < ROOM);
+    text.resize(ROOM, 0);
+    bytes[AT..AT + ROOM].copy_from_slice(&text);
+    fs::write(image, bytes).unwrap();
 }

@@ -187,6 +187,14 @@ impl ImageError {
                 .rfind("}': ")
                 .map_or(line, |at| &line[at + 4..])
                 .to_owned();
+            if reason.contains("Unsupported image type") {
+                return Self::Unsupported {
+                    path,
+                    reason,
+                    remedy: "make an ordinary disk of it with VMware: vmware-vdiskmanager -r DISK.vmdk -t 0 COPY.vmdk, \
+                             or vmkfstools -i on ESXi",
+                };
+            }
             Self::Damaged { path, reason }
         } else if stderr.contains("Check failed") {
             let reason = stderr.lines().next().unwrap_or_default();
@@ -1031,6 +1039,8 @@ mod tests {
         assert!(
             matches!(fail(text), ImageError::Damaged { reason, .. } if reason == "File truncated")
         );
+        let text = "qemu-img: Could not open 'json:{}': Unsupported image type 'custom'";
+        assert!(matches!(fail(text), ImageError::Unsupported { .. }));
         let text = "x: Failed to get shared \"write\" lock\nIs another process using it?";
         assert!(matches!(fail(text), ImageError::InUse { .. }));
         let text = "qemu-img: Could not open '/d/x': Permission denied";

@@ -27,13 +27,29 @@ pub struct XmlDisk {
 }
 
 pub fn open(path: &Path) -> Result<SourceVm> {
+    open_with(path, Path::new("/var/lib/libvirt/qemu/save"))
+}
+
+/// `saved` is where `virsh managedsave` puts the memory of a domain.
+pub(super) fn open_with(path: &Path, saved: &Path) -> Result<SourceVm> {
     let (mut vm, disks) = parse(path, &read_description(path)?)?;
+    // With its disks where it says it is a domain of this host.
+    let state = saved.join(format!("{}.save", vm.name.replace('/', "_")));
+    let own = |disk: &XmlDisk| disk.path.is_absolute() && disk.path.exists();
+    if disks.iter().any(own) && state.exists() {
+        return Err(SourceError::Suspended {
+            path: path.into(),
+            state: state.display().to_string(),
+        });
+    }
     for disk in disks {
         let dir = folder_of(path);
         // At its place, else beside the XML; by its text, else in the encoding of the XML.
         let places = disk.names.iter().flat_map(|name| {
             let path = Path::new(name);
-            let beside = path.is_absolute().then(|| path.file_name()).flatten();
+            // `[datastore] folder/name` is what libvirt says of ESXi's.
+            let elsewhere = path.is_absolute() || name.as_encoded_bytes().starts_with(b"[");
+            let beside = elsewhere.then(|| path.file_name()).flatten();
             [Some(dir.join(path)), beside.map(|name| dir.join(name))]
         });
         let found = places.flatten().find(|file| file.exists());
@@ -90,7 +106,12 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
     if let Some(devices) = domain.first("devices") {
         vm.tpm = devices.first("tpm").is_some();
         for disk in devices.all("disk") {
-            disks.extend(parse_disk(disk, charset, &mut vm));
+            let found = parse_disk(disk, charset, &mut vm);
+            disks.extend(found.map_err(|what| SourceError::Unsupported {
+                path: path.into(),
+                what,
+                remedy: NOT_A_FILE,
+            })?);
         }
         vm.nics = devices.all("interface").map(nic).collect();
         let passed = devices.all("hostdev").count();
@@ -119,7 +140,16 @@ fn processors(domain: &Element, vm: &mut SourceVm) {
     };
     vm.cores_per_socket = product(&["dies", "clusters", "cores"]);
     vm.threads_per_core = part("threads");
-    let written = domain.text_of("vcpu").and_then(|t| t.parse().ok());
+    let vcpu = domain.first("vcpu");
+    let written: Option<u32> = vcpu.and_then(|v| v.text.parse().ok());
+    let on: Option<u32> = vcpu.and_then(|v| v.attr("current")?.trim().parse().ok());
+    if let (Some(on), Some(all)) = (on, written)
+        && on < all
+    {
+        vm.note(format!(
+            "{on} of its {all} processors were switched on: all are; --vcpus sets another number"
+        ));
+    }
     let all = product(&["sockets", "dies", "clusters", "cores", "threads"]);
     vm.vcpus = Some(written.or(all).unwrap_or(1));
 }
@@ -146,22 +176,27 @@ fn firmware(domain: &Element, vm: &mut SourceVm) {
         && feature("enrolled-keys").unwrap_or(true);
 }
 
-fn parse_disk(disk: &Element, charset: Charset, vm: &mut SourceVm) -> Option<(u32, XmlDisk)> {
+const NOT_A_FILE: &str = "copy it to a file and name that in the XML: virsh vol-download for a volume of a pool, \
+    qemu-img convert for one on the network; or take the disk out of the XML";
+
+/// `Err`: a disk whose data would be missing.
+fn parse_disk(
+    disk: &Element,
+    charset: Charset,
+    vm: &mut SourceVm,
+) -> Result<Option<(u32, XmlDisk)>, String> {
     let target = disk.first("target");
     let dev = clean(target.and_then(|t| t.attr("dev")).unwrap_or("?"));
     let device = disk.attr("device").unwrap_or("disk");
     if device != "disk" && device != "lun" {
         vm.note(format!("{} {dev} is left out", clean(device)));
-        return None;
+        return Ok(None);
     }
     let source = disk.first("source");
     let path = source.and_then(|s| s.attr("file").or(s.attr("dev")));
     let Some(path) = path.filter(|p| !p.is_empty()) else {
         let kind = clean(disk.attr("type").unwrap_or("file"));
-        vm.note(format!(
-            "disk {dev} is of type {kind}, which is not read: left out"
-        ));
-        return None;
+        return Err(format!("disk {dev} of type {kind}"));
     };
     let controller = match target.and_then(|t| t.attr("bus")).unwrap_or_default() {
         "scsi" => Controller::Scsi,
@@ -183,7 +218,7 @@ fn parse_disk(disk: &Element, charset: Charset, vm: &mut SourceVm) -> Option<(u3
         order: (0, target_index(&dev)),
         target: dev,
     };
-    Some((boot.unwrap_or(u32::MAX), disk))
+    Ok(Some((boot.unwrap_or(u32::MAX), disk)))
 }
 
 /// `vdb` is 1, `vdaa` is 26.

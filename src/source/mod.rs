@@ -242,8 +242,8 @@ pub enum SourceError {
         wanted: u32,
         found: u32,
     },
-    #[error("{path} describes no disk")]
-    NoDisk { path: PathBuf },
+    #[error("{path} describes no disk{}", .notes.iter().map(|n| format!("; {n}")).collect::<String>())]
+    NoDisk { path: PathBuf, notes: Vec<String> },
     #[error("{path} describes {count} machines, and one is converted at a time")]
     SeveralMachines { path: PathBuf, count: usize },
     #[error("{path}: {what} is not supported: {remedy}")]
@@ -394,13 +394,28 @@ pub fn open_with(path: &Path, options: &Options) -> Result<SourceVm> {
         "ovf" => ovf::open(path, options)?,
         "ova" => ova::open(path, options)?,
         "xml" => libvirt::open(path)?,
-        _ => open_disk(path),
+        other => match not_read(other) {
+            Some((what, remedy)) => {
+                return Err(SourceError::Unsupported {
+                    path: path.into(),
+                    what: what.into(),
+                    remedy,
+                });
+            }
+            None => open_disk(path),
+        },
     };
     if vm.name.is_empty() {
         vm.name = stem(path);
     }
     if vm.disks.is_empty() {
-        return Err(SourceError::NoDisk { path: path.into() });
+        return Err(SourceError::NoDisk {
+            path: path.into(),
+            notes: vm.notes,
+        });
+    }
+    if vm.kind != SourceKind::Disk && vm.memory_mib.is_none() {
+        vm.note("it has no memory size that is understood: 4096 MiB, or --memory");
     }
     refuse_same_files(path, &vm.disks)?;
     for disk in &vm.disks {
@@ -441,6 +456,26 @@ fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
         seen.push((place, disk));
     }
     Ok(())
+}
+
+/// Descriptions of other products, by extension: what they are, and what is read instead.
+fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
+    Some(match extension {
+        "vbox" | "vbox-prev" => (
+            "a machine of VirtualBox",
+            "export it: VBoxManage export NAME -o NAME.ova, or name its disk image",
+        ),
+        "vmcx" | "vmrs" => (
+            "a binary configuration of Hyper-V",
+            "name the folder of the export, or its .vhdx",
+        ),
+        "xva" => (
+            "an archive of XenServer, which holds disks in pieces",
+            "export the VM as OVF, or its disk: xe vdi-export uuid=UUID format=vhd filename=DISK.vhd",
+        ),
+        "pvs" | "pvm" => ("a machine of Parallels", "name its disk image (.hds)"),
+        _ => return None,
+    })
 }
 
 fn open_disk(path: &Path) -> SourceVm {
@@ -484,6 +519,13 @@ fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
             remedy: "delete the checkpoints in Hyper-V, wait for the merge and export again",
         });
     }
+    // The memory of a VM that was saved and not shut down, up to Windows Server 2012 R2.
+    if let Some(state) = with("vsv").next() {
+        return Err(SourceError::Suspended {
+            path: dir.into(),
+            state: stem(state) + ".vsv",
+        });
+    }
     let machines = with("vmcx").count();
     if machines > 1 {
         return Err(SourceError::SeveralMachines {
@@ -510,7 +552,10 @@ fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
         });
     }
     if vm.disks.is_empty() {
-        return Err(SourceError::NoDisk { path: dir.into() });
+        return Err(SourceError::NoDisk {
+            path: dir.into(),
+            notes: vm.notes,
+        });
     }
     vm.note(
         "a Hyper-V export keeps its settings in a binary file of undocumented format: memory, \

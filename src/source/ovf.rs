@@ -39,6 +39,8 @@ pub struct OvfDisk {
     pub format: Option<String>,
     pub controller: Controller,
     pub order: (u32, u32),
+    /// It is said to be the one to boot.
+    pub boot: bool,
 }
 
 pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
@@ -117,7 +119,8 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
     if !root.is("Envelope") {
         return Err(invalid("it is no OVF envelope".into()));
     }
-    let systems = root.descendants("VirtualSystem");
+    let mut systems = root.descendants("VirtualSystem");
+    systems.extend(typed(&root, "VirtualSystem"));
     let system = match systems.as_slice() {
         [] => return Err(invalid("it has no VirtualSystem".into())),
         [one] => *one,
@@ -149,7 +152,8 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
             3 => {
                 let count = item.quantity().and_then(|n| u32::try_from(n).ok());
                 vm.vcpus = count.or(vm.vcpus);
-                let cores = item.text("CoresPerSocket").and_then(|t| t.parse().ok());
+                let cores = item.text("CoresPerSocket").or(item.text("cpu_per_socket"));
+                let cores = cores.and_then(|t| t.parse().ok());
                 vm.cores_per_socket = cores.or(vm.cores_per_socket);
             }
             4 => vm.memory_mib = memory_mib(item).or(vm.memory_mib),
@@ -161,7 +165,10 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
                 let resource = item.text("HostResource").unwrap_or_default();
                 match backing(&root, resource, charset).map_err(invalid)? {
                     Some(file) => disks.push(OvfDisk {
-                        controller,
+                        controller: match controller {
+                            Controller::Unknown => file.controller,
+                            known => known,
+                        },
                         order: (bus, unit),
                         ..file
                     }),
@@ -170,19 +177,59 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
             }
             _ => {}
         }
-        if item
-            .text("ResourceSubType")
-            .is_some_and(|t| t.to_ascii_lowercase().contains("vtpm"))
-        {
-            vm.tpm = true;
-        }
+        let says = |name: &str, what: &str| {
+            let text = item.text(name).unwrap_or_default();
+            text.to_ascii_lowercase().contains(what)
+        };
+        vm.tpm |= says("ResourceSubType", "vtpm") || says("Type", "tpm");
     }
-    disks.sort_by_key(|d| (d.controller, d.order));
+    virtual_box(system, &mut vm);
+    disks.sort_by_key(|d| (!d.boot, d.controller, d.order));
     Ok((vm, disks))
+}
+
+/// What VirtualBox says in its own words: the items have neither MAC addresses nor a TPM.
+fn virtual_box(system: &Element, vm: &mut SourceVm) {
+    let Some(hardware) = system.first("Machine").and_then(|m| m.first("Hardware")) else {
+        return;
+    };
+    let tpm = hardware
+        .first("TrustedPlatformModule")
+        .and_then(|t| t.attr("type"));
+    vm.tpm |= tpm.is_some_and(|kind| !kind.eq_ignore_ascii_case("none"));
+    let network = hardware.first("Network").into_iter();
+    let adapters = network
+        .flat_map(|n| n.all("Adapter"))
+        .filter(|a| a.attr("enabled") == Some("true"));
+    for (nic, adapter) in vm.nics.iter_mut().zip(adapters) {
+        nic.mac = nic.mac.or_else(|| adapter.attr("MACAddress")?.parse().ok());
+        nic.connected &= adapter.attr("cable") != Some("false");
+    }
+}
+
+/// Elements of OVF 0.9, which oVirt writes to this day: `<Content xsi:type="ovf:VirtualSystem_Type">`.
+fn typed<'a>(root: &'a Element, name: &str) -> Vec<&'a Element> {
+    let mut elements = root.descendants("Content");
+    elements.extend(root.descendants("Section"));
+    let wanted = format!("{name}_Type");
+    elements.retain(|e| {
+        let kind = e.attr("type").unwrap_or_default();
+        kind.rsplit(':').next() == Some(&wanted)
+    });
+    elements
 }
 
 fn firmware(system: &Element, vm: &mut SourceVm) {
     vm.firmware = Some(SourceFirmware::Bios);
+    // oVirt: 3 and 4 are q35 with UEFI, without and with Secure Boot.
+    match system.text_of("BiosType") {
+        Some("3") => vm.firmware = Some(SourceFirmware::Uefi),
+        Some("4") => {
+            vm.firmware = Some(SourceFirmware::Uefi);
+            vm.secure_boot = true;
+        }
+        _ => {}
+    }
     for config in system.descendants("Config") {
         let value = config.attr("value").unwrap_or_default();
         match config.attr("key").unwrap_or_default() {
@@ -250,7 +297,8 @@ fn configuration(
 
 /// The items that count in this configuration.
 fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Vec<Item<'a>> {
-    let sections: Vec<&Element> = system.all("VirtualHardwareSection").collect();
+    let mut sections: Vec<&Element> = system.all("VirtualHardwareSection").collect();
+    sections.extend(typed(system, "VirtualHardwareSection"));
     // There may be one for each kind of hypervisor; the first is taken.
     let section = sections.first();
     let items = section.into_iter().flat_map(|s| &s.children);
@@ -293,7 +341,19 @@ impl<'a> Item<'a> {
     }
 
     fn text(&self, name: &str) -> Option<&'a str> {
-        self.element.text_of(name).filter(|t| !t.is_empty())
+        let written = self.element.text_of(name).or_else(|| {
+            // oVirt: `InstanceId`.
+            let same = |e: &&Element| {
+                let local = e.name.rsplit(':').next().unwrap_or_default();
+                local.eq_ignore_ascii_case(name)
+            };
+            self.element
+                .children
+                .iter()
+                .find(same)
+                .map(|e| e.text.as_str())
+        });
+        written.filter(|t| !t.is_empty())
     }
 
     fn number(&self, name: &str) -> Option<u32> {
@@ -338,7 +398,7 @@ impl<'a> Item<'a> {
 }
 
 fn nic(item: &Item, notes: &mut Vec<String>) -> SourceNic {
-    let address = item.text("Address");
+    let address = item.text("Address").or(item.text("MACAddress"));
     let mac = address.and_then(|a| a.parse().ok());
     if let (Some(address), None) = (address, mac) {
         notes.push(format!(
@@ -351,7 +411,13 @@ fn nic(item: &Item, notes: &mut Vec<String>) -> SourceNic {
         mac,
         model: item.text("ResourceSubType").map(clean),
         network: item.text("Connection").map(clean),
-        connected: item.text("AutomaticAllocation") != Some("false"),
+        connected: ["AutomaticAllocation", "Linked", "IsPlugged"]
+            .iter()
+            .all(|name| {
+                !item
+                    .text(name)
+                    .is_some_and(|t| t.eq_ignore_ascii_case("false"))
+            }),
     }
 }
 
@@ -362,14 +428,41 @@ fn backing(root: &Element, resource: &str, charset: Charset) -> Result<Option<Ov
         .trim_start_matches('/')
         .split_once('/');
     let mut capacity = None;
-    let (file_id, format) = match place {
-        Some(("disk", id)) => {
-            let disks = root.descendants("Disk");
-            let same = |d: &&&Element| d.attr("diskId") == Some(id);
-            let Some(disk) = disks.iter().find(same) else {
-                return Err(format!("disk {} is not declared", clean(id)));
+    let (mut controller, mut boot) = (Controller::Unknown, false);
+    let disks = root.descendants("Disk");
+    let disk = match place {
+        Some(("disk", id)) => match disks.iter().find(|d| d.attr("diskId") == Some(id)) {
+            Some(disk) => Some(*disk),
+            None => return Err(format!("disk {} is not declared", clean(id))),
+        },
+        Some(("file", _)) => None,
+        _ if resource.is_empty() => return Ok(None),
+        // oVirt: the file's id, or FOLDER/ID as the disk has it.
+        _ => {
+            let named = |d: &&&Element| {
+                ["fileRef", "diskId"]
+                    .iter()
+                    .any(|key| d.attr(key) == Some(resource))
             };
-            if disk.attr("parentRef").is_some() {
+            match disks.iter().find(named) {
+                Some(disk) => Some(*disk),
+                None => {
+                    return Err(format!(
+                        "a disk is at {}, which is not declared",
+                        clean(resource)
+                    ));
+                }
+            }
+        }
+    };
+    let (file_id, format) = match (disk, place) {
+        (Some(disk), _) => {
+            let id = disk.attr("diskId").unwrap_or_default();
+            (controller, boot) = interface(disk);
+            if disk
+                .attr("parentRef")
+                .is_some_and(|parent| !parent.is_empty())
+            {
                 return Err(format!(
                     "disk {} is a delta of another disk, which is not supported",
                     clean(id)
@@ -382,8 +475,8 @@ fn backing(root: &Element, resource: &str, charset: Charset) -> Result<Option<Ov
                 .and_then(|(n, unit)| n.checked_mul(unit));
             (disk.attr("fileRef"), disk.attr("format").and_then(format))
         }
-        Some(("file", id)) => (Some(id), None),
-        _ => (None, None),
+        (None, Some((_, id))) => (Some(id), None),
+        (None, None) => (None, None),
     };
     // A disk without a file is an empty one to be made at deployment.
     let Some(file_id) = file_id.filter(|id| !id.trim().is_empty()) else {
@@ -392,7 +485,8 @@ fn backing(root: &Element, resource: &str, charset: Charset) -> Result<Option<Ov
     let files = root.first("References").into_iter();
     let file = files
         .flat_map(|r| r.all("File"))
-        .find(|f| f.attr("id") == Some(file_id))
+        // oVirt: `fileRef` is the href.
+        .find(|f| f.attr("id") == Some(file_id) || f.attr("href") == Some(file_id))
         .ok_or_else(|| format!("file {} is not declared", clean(file_id)))?;
     if file.attr("chunkSize").is_some() {
         return Err("its disk is split into chunks, which is not supported".into());
@@ -423,9 +517,26 @@ fn backing(root: &Element, resource: &str, charset: Charset) -> Result<Option<Ov
         gzip,
         capacity,
         format,
-        controller: Controller::Unknown,
+        controller,
         order: (0, 0),
+        boot,
     }))
+}
+
+/// oVirt has no controllers: the disk says on which bus it is, and whether it is the one to boot.
+fn interface(disk: &Element) -> (Controller, bool) {
+    let name = disk.attr("disk-interface").unwrap_or_default();
+    let controller = match name.to_ascii_lowercase().as_str() {
+        "virtio_scsi" => Controller::Scsi,
+        "virtio" => Controller::Virtio,
+        "sata" => Controller::Sata,
+        "ide" => Controller::Ide,
+        _ => Controller::Unknown,
+    };
+    let boot = disk
+        .attr("boot")
+        .is_some_and(|b| b.eq_ignore_ascii_case("true"));
+    (controller, boot)
 }
 
 fn format(uri: &str) -> Option<String> {
@@ -455,14 +566,21 @@ fn memory_mib(item: &Item) -> Option<u64> {
 fn unit_bytes(units: &str) -> Option<u64> {
     let units: String = units.chars().filter(|c| !c.is_whitespace()).collect();
     let units = units.to_ascii_lowercase();
-    if let Some(power) = units.strip_prefix("byte*2^") {
-        return 1u64.checked_shl(power.parse().ok()?);
+    // DSP0004, annex C; and both orders are seen.
+    let formula = units.strip_prefix("byte*").or(units.strip_suffix("*byte"));
+    if let Some((base, power)) = formula.and_then(|f| f.split_once('^')) {
+        return base.parse::<u64>().ok()?.checked_pow(power.parse().ok()?);
     }
-    match units.trim_end_matches("bytes").trim_end_matches('b') {
-        "" | "byte" => Some(1),
-        "kilo" | "k" => Some(1 << 10),
-        "mega" | "m" => Some(1 << 20),
-        "giga" | "g" => Some(1 << 30),
+    match units
+        .trim_end_matches('s')
+        .trim_end_matches("byte")
+        .trim_end_matches('b')
+    {
+        "" => Some(1),
+        "kilo" | "k" | "kibi" | "ki" => Some(1 << 10),
+        "mega" | "m" | "mebi" | "mi" => Some(1 << 20),
+        "giga" | "g" | "gibi" | "gi" => Some(1 << 30),
+        "tera" | "t" | "tebi" | "ti" => Some(1 << 40),
         _ => None,
     }
 }

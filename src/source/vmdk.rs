@@ -38,6 +38,8 @@ pub struct Descriptor {
 pub enum Unreadable {
     RawDevice,
     Encrypted,
+    /// On vSAN or a vVol.
+    Object,
 }
 
 impl Unreadable {
@@ -52,6 +54,11 @@ impl Unreadable {
             Self::Encrypted => (
                 "a disk encrypted by VMware",
                 "remove the encryption in VMware, then copy the disk again",
+            ),
+            Self::Object => (
+                "a pointer to an object of vSAN or vVols, which are no files,",
+                "make a file of it on ESXi: vmkfstools -i DISK.vmdk -d thin /vmfs/volumes/VMFS-OR-NFS/COPY.vmdk, or \
+                 export the VM as OVF",
             ),
         }
     }
@@ -102,6 +109,12 @@ impl Descriptor {
             if matches!(access, "RW" | "RDONLY" | "NOACCESS") {
                 // `RW 4192256 SPARSE "disk-s001.vmdk" 0`; a ZERO extent has no file.
                 let name = name.map(|name| Name::new(charset, name));
+                let device = line.contains("VMFSRDM") || line.contains("VMFSRAW");
+                if device && descriptor.unreadable.is_none() {
+                    descriptor.unreadable = Some(Unreadable::RawDevice);
+                } else if name.as_ref().is_some_and(|name| name.text.contains("://")) {
+                    descriptor.unreadable = Some(Unreadable::Object);
+                }
                 descriptor.extents.extend(name);
                 if descriptor.extents.len() > MAX_EXTENTS {
                     return Err(format!("more than {MAX_EXTENTS} extents"));

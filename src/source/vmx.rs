@@ -201,7 +201,8 @@ impl Vmx {
                     let end = rest.iter().position(|b| *b == b'"');
                     &rest[..end.ok_or_else(|| error("a quote is not closed"))?]
                 }
-                bare => bare,
+                // Only hand-written files have these, and remarks behind them.
+                bare => remark(bare).trim_ascii_end(),
             };
             raw.push((key.to_ascii_lowercase(), unescape(value)));
         }
@@ -384,6 +385,14 @@ fn device(key: &str) -> Option<(Controller, u32, u32)> {
     .find_map(|(prefix, kind)| Some((*kind, place.strip_prefix(prefix)?)))?;
     let (bus, unit) = place.split_once(':')?;
     Some((controller, bus.parse().ok()?, unit.parse().ok()?))
+}
+
+/// A value without quotes, up to ` #`.
+fn remark(value: &[u8]) -> &[u8] {
+    let end = value
+        .windows(2)
+        .position(|w| w[0].is_ascii_whitespace() && w[1] == b'#');
+    &value[..end.unwrap_or(value.len())]
 }
 
 fn unescape(value: &[u8]) -> Vec<u8> {

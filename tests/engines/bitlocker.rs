@@ -235,21 +235,8 @@ fn others_read_what_we_write_in_every_cipher() {
             write_sectors(&disk, &places, &list)
         };
         for program in ["dissect", "libbde"] {
-            let mut judge = Command::new(&python);
-            judge
-                .arg("tests/support/fve_judge.py")
-                .arg(program)
-                .arg(&image);
-            judge.args([kind, key, list.to_str().unwrap()]);
-            judge.current_dir(env!("CARGO_MANIFEST_DIR"));
-            let run = judge.output().unwrap();
-            let said = String::from_utf8_lossy(&run.stdout).trim().to_string();
-            assert_eq!(
-                said,
-                expected,
-                "{program}: {}",
-                String::from_utf8_lossy(&run.stderr)
-            );
+            let said = judged(&python, program, &image, [kind, key], &list);
+            assert_eq!(said, expected, "{program}");
         }
         // Debian's dislocker (0.7.3) opens no volume of Vista, cryptsetup none at all.
         if !vista {
@@ -271,6 +258,123 @@ fn others_read_what_we_write_in_every_cipher() {
     }
 }
 
+/// Volumes that Windows made, from the tests of dissect.fve: their file, and what opens them.
+const OF_WINDOWS: [(&str, &str, &str); 11] = [
+    ("aes_128", "password", "password12!@"),
+    ("aes_256", "password", "password12!@"),
+    ("aes_128_diffuser", "password", "password12!@"),
+    ("aes_256_diffuser", "password", "password12!@"),
+    ("aes-xts_128", "password", "password12!@"),
+    ("aes-xts_256", "password", "password12!@"),
+    (
+        "recovery_password",
+        "recovery",
+        "284867-596541-514998-422114-660297-261613-215424-199408",
+    ),
+    ("recovery_key", "file", "recovery_key.bek"),
+    ("startup_key", "file", "startup_key.bek"),
+    ("suspended", "clear", ""),
+    (
+        "vista",
+        "recovery",
+        "517506-503998-044583-576191-587004-635965-501270-087802",
+    ),
+];
+
+#[test]
+fn volumes_that_windows_made() {
+    let Some(python) = judges() else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/bitlocker-judges/dissect_fve-4.6/tests/_data/bde");
+    if !folder.exists() {
+        assert!(
+            support::skipped("bitlocker-images"),
+            "no {}: .ci/run unpacks it",
+            folder.display()
+        );
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("volume");
+    let list = dir.path().join("sectors");
+    for (name, kind, key) in OF_WINDOWS {
+        let packed = folder.join(format!("{name}.bin.gz"));
+        fs::write(&image, tool("gzip", &["-dc", packed.to_str().unwrap()])).unwrap();
+        let key_file = folder.join(key);
+        let startup = (kind == "file").then(|| {
+            let bytes = fs::read(&key_file).unwrap();
+            StartupKey::parse(&bytes).unwrap()
+        });
+        let credentials: Vec<Credential> = match (&startup, kind) {
+            (Some(key), _) => vec![Credential::StartupKey(key)],
+            (None, "clear") => Vec::new(),
+            _ => vec![Credential::Text(key)],
+        };
+        // The images end where their data does, and the volumes do not.
+        let there = fs::metadata(&image).unwrap().len() / 512;
+        File::options()
+            .write(true)
+            .open(&image)
+            .unwrap()
+            .set_len(1 << 37)
+            .unwrap();
+        let disk = Arc::new(FileDisk::open(&image).unwrap());
+        let found = look(
+            disk.as_ref(),
+            0,
+            disk.size(),
+            &credentials,
+            &Stretched::default(),
+        );
+        let volume = found.volume.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let clear = Unlocked::new(vec![volume]).over(disk);
+        let (mut text, mut hash) = (String::new(), Sha256::new());
+        let mut state = 0x9e37_79b9_7f4a_7c15;
+        // The beginning, which is moved and made up, and any others.
+        let sectors = (0..40).chain((0..SECTORS).map(|_| random(&mut state) % there));
+        for sector in sectors.collect::<BTreeSet<_>>() {
+            let mut bytes = [0; 512];
+            clear.read_at(sector * 512, &mut bytes).unwrap();
+            hash.update(bytes);
+            text.push_str(&format!("{sector}\n"));
+        }
+        fs::write(&list, text).unwrap();
+        let ours: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let key = if kind == "file" {
+            key_file.to_str().unwrap()
+        } else {
+            key
+        };
+        // libbde wants every copy of the metadata, and this image ends before two of them.
+        let programs = ["dissect", "libbde"]
+            .into_iter()
+            .take(if name == "vista" { 1 } else { 2 });
+        for program in programs {
+            assert_eq!(
+                judged(&python, program, &image, [kind, key], &list),
+                ours,
+                "{name} by {program}"
+            );
+        }
+    }
+}
+
+/// What another program says of the sectors.
+fn judged(python: &Path, program: &str, image: &Path, key: [&str; 2], list: &Path) -> String {
+    let mut judge = Command::new(python);
+    judge
+        .arg("tests/support/fve_judge.py")
+        .arg(program)
+        .arg(image)
+        .args(key)
+        .arg(list)
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let run = judge.output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).trim().to_string();
+    assert!(!said.is_empty(), "{}", String::from_utf8_lossy(&run.stderr));
+    said
+}
+
 /// A Windows with BitLocker's places in it, plain; and the same encrypted.
 struct Locked {
     lab: Lab,
@@ -284,13 +388,19 @@ fn locked(locks: &[Lock]) -> Locked {
         recovery: false,
         ..GuestSpec::new(WinVersion::Win10)
     });
+    let (disk, places) = lock(&lab, &lab.raw, locks);
+    Locked { lab, places, disk }
+}
+
+/// A copy of the disk whose Windows volume is encrypted.
+fn lock(lab: &Lab, plain: &Path, locks: &[Lock]) -> (PathBuf, Reserved) {
     let part = lab.spec.partition(Role::Windows).unwrap();
-    let raw: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(&lab.raw).unwrap());
+    let raw: Arc<dyn BlockWrite> = Arc::new(FileDisk::open_rw(plain).unwrap());
     let layout = partition::read_layout(raw.as_ref()).unwrap();
     let places = bitlocker::reserve(raw, &layout, VolumeId::new(part.index)).unwrap();
     let disk = lab.path("locked.raw");
     // Everything but the Windows volume.
-    let (from, to) = (lab.raw.to_str().unwrap(), disk.to_str().unwrap());
+    let (from, to) = (plain.to_str().unwrap(), disk.to_str().unwrap());
     tool("cp", &["--sparse=always", from, to]);
     let hole = format!("--offset={}", part.start);
     tool(
@@ -303,13 +413,13 @@ fn locked(locks: &[Lock]) -> Locked {
         ],
     );
     encrypt_at(
-        &lab.raw,
+        plain,
         &disk,
         part.start,
         part.size,
         &Spec::new(Method::XtsAes128, locks, places),
     );
-    Locked { lab, places, disk }
+    (disk, places)
 }
 
 impl Locked {
@@ -515,6 +625,53 @@ fn a_suspended_windows_is_converted_in_place_and_back() {
     same_guest(&locked, &expected, &decrypted);
     h2k(["rollback", out.to_str().unwrap()]).expect(0);
     assert_eq!(sha256(&locked.disk), before);
+}
+
+/// The boot files on a disk of their own, as they came, and Windows on an encrypted one.
+#[test]
+fn boot_files_on_another_disk_than_the_encrypted_windows() {
+    if !have(&TOOLS) || !have(&["fallocate"]) {
+        return;
+    }
+    let lab = Lab::new(GuestSpec {
+        disk_size: 512 << 20,
+        recovery: false,
+        ..GuestSpec::new(WinVersion::Win10)
+    });
+    let split = lab.split();
+    let (disk, _) = lock(&lab, &split.windows, &ALL);
+    let source = lab.libvirt_xml("apart", &[&split.boot, &disk]);
+    let out = lab.path("out");
+    let index = lab.spec.partition(Role::Windows).unwrap().index;
+    fs::write(lab.path("key"), RECOVERY).unwrap();
+    let key = |disk: u32| format!("{disk}/{index}:file:{}", lab.path("key").display());
+    let (source, to) = (source.to_str().unwrap(), out.to_str().unwrap());
+    let iso = virtio_win();
+    let convert = |key: &str| {
+        h2k([
+            "convert",
+            source,
+            "-o",
+            to,
+            "--virtio-iso",
+            iso.to_str().unwrap(),
+            "--json",
+            "--key",
+            key,
+        ])
+    };
+    // The key is that of another disk's partition.
+    let run = convert(&key(1)).expect(3);
+    assert!(run.stdout.contains("\"bitlocker\""), "{}", run.stdout);
+    let report = convert(&key(2)).expect(0).json();
+    assert_eq!(
+        (&report["engine"], &report["ready"]),
+        (&"embedded".into(), &true.into())
+    );
+    let xml = report["outputs"]["final_xml"].as_str().unwrap();
+    assert_eq!(report["outputs"]["disks"].as_array().unwrap().len(), 2);
+    h2k(["verify", xml, "--json"]).expect(4);
+    h2k(["verify", xml, "--json", "--key", &key(2)]).expect(0);
 }
 
 #[test]
