@@ -87,6 +87,9 @@ fn second_tables(
 /// The first fault of a qcow2's tables. What makes no sense otherwise is left to QEMU.
 pub fn qcow2(file: &File, size: u64) -> io::Result<Option<Fault>> {
     let head = read_up_to(file, 0, 104, size)?;
+    if !head.starts_with(b"QFI\xfb") {
+        return Ok(None);
+    }
     let first = (number(&head, 40, 8), number(&head, 36, 4));
     if let Err(fault) = second_tables(file, size, first)? {
         return Ok(Some(fault));
@@ -135,6 +138,7 @@ mod tests {
     /// A head whose first table is at byte 4096, and whose snapshots are at byte 8192.
     fn image(first: &[u64], snapshots: u32, list: &[u8]) -> (File, u64) {
         let mut bytes = vec![0; 8192];
+        bytes[..4].copy_from_slice(b"QFI\xfb");
         bytes[36..40].copy_from_slice(&(first.len() as u32).to_be_bytes());
         bytes[40..48].copy_from_slice(&4096u64.to_be_bytes());
         bytes[60..64].copy_from_slice(&snapshots.to_be_bytes());
@@ -187,6 +191,7 @@ mod tests {
         // Every one with all of a large table.
         let mut file = tempfile::tempfile().unwrap();
         let mut bytes = vec![0; 104];
+        bytes[..4].copy_from_slice(b"QFI\xfb");
         bytes[60..64].copy_from_slice(&100u32.to_be_bytes());
         bytes[64..72].copy_from_slice(&104u64.to_be_bytes());
         bytes.extend(snapshot(104 + 4000, 20_000).repeat(100));
