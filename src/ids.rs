@@ -125,6 +125,7 @@ pub const IDS: &[Id] = &[
         remedy: "hyper2kvm convert copies Windows' boot manager there",
         ..finding("uefi-fallback", START)
     },
+    finding("boot-files-elsewhere", NOTHING),
     finding("firmware-both", NOTHING),
     finding("active-partition", NOTHING),
     finding("gpt-blank-entry", NOTHING),
@@ -133,6 +134,7 @@ pub const IDS: &[Id] = &[
     finding("boot-sector-geometry", NOTHING),
     finding("no-bcd", START),
     finding("no-boot-ini", NOTHING),
+    finding("boot-ini-device", START),
     finding("bcd-damaged", NOTHING),
     finding("bcd-no-default", NOTHING),
     finding("bcd-transient", NOTHING),

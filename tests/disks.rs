@@ -180,6 +180,7 @@ fn boot_files_and_windows_apart_are_converted_as_one() {
                 Firmware::Bios => &["--controller", "virtio-blk"],
             };
             h2k([&["verify", xml][..], controllers].concat()).expect(0);
+            h2k(["verify", out.to_str().unwrap()]).expect(0);
             let alone = h2k(["verify", windows.to_str().unwrap(), "--json"]).expect(4);
             let checks = alone.json()["checks"].clone();
             let manager = checks.as_array().unwrap().iter();

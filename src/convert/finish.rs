@@ -257,8 +257,8 @@ fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
     let element = patch
         .apply(domain, stage)
         .map_err(|e| failed(Error::failed(e.to_string())))?;
-    if tool::find(VALIDATE).is_none() {
-        tracing::warn!("{VALIDATE} is not installed: libvirt will say whether the patch is right");
+    if let Some(missing) = [VALIDATE, XMLLINT].iter().find(|t| tool::find(t).is_none()) {
+        tracing::warn!("{missing} is not installed: libvirt will say whether the patch is right");
         return Ok(element);
     }
     let work =
@@ -276,6 +276,8 @@ fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
 
 /// Of libvirt.
 const VALIDATE: &str = "virt-xml-validate";
+/// What it calls; Debian 12 installs one without the other.
+const XMLLINT: &str = "xmllint";
 
 pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     let path = folder.join(&document.file);

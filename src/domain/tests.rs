@@ -802,7 +802,11 @@ fn schema_accepts_every_domain() {
     let cases: Vec<Case> = matrix().into_iter().chain(oddities()).collect();
     let files = write_all(dir.path(), &cases);
     let names: Vec<&str> = files.iter().map(|f| f.to_str().unwrap()).collect();
-    // virt-xml-validate takes one file per run, so a few go through it and all through xmllint.
+    // virt-xml-validate takes one file per run, so a few go through it and all through xmllint, which it
+    // calls.
+    if judge("xmllint", &["--version"]).is_none() {
+        return;
+    }
     for index in [0, 5, cases.len() - 1] {
         let Some((ok, text)) = judge("virt-xml-validate", &[names[index], "domain"]) else {
             return;
@@ -822,6 +826,8 @@ fn schema_accepts_every_domain() {
         assert!(ok, "{}", bad.join("\n"));
     }
 }
+
+const NOBODY: u32 = 65534;
 
 /// A real libvirt with its QEMU driver defines every document, adds no PCI device and moves none,
 /// and takes the final stage over the bootstrap of the same name and UUID.
@@ -868,7 +874,28 @@ fn libvirt_defines_every_domain() {
         .zip(&cases)
         .map(|(file, case)| format!("define {}; dumpxml {}", file.display(), case.machine.name))
         .collect();
-    let Some((ok, text)) = judge("virsh", &["-q", "-c", &uri, &script.join("; ")]) else {
+    let script = script.join("; ");
+    let virsh = ["virsh", "-q", "-c", &uri, &script];
+    // Somebody who may not open /dev/kvm: where that is there and does not work, libvirt 9 asks QEMU anew for
+    // every document, for most of a minute.
+    let judged = match rustix::process::geteuid().is_root() {
+        true => {
+            let home = format!("HOME={}", dir.path().display());
+            let folders = ["CACHE_HOME", "CONFIG_HOME", "DATA_HOME", "RUNTIME_DIR"];
+            let folders = folders.map(|name| format!("XDG_{name}={}/{name}", dir.path().display()));
+            for path in files.iter().map(PathBuf::as_path).chain([dir.path()]) {
+                std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+            let id = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+            let mut args: Vec<&str> = id.iter().map(String::as_str).collect();
+            args.extend(["--clear-groups", "env", &home]);
+            args.extend(folders.iter().map(String::as_str));
+            args.extend(virsh);
+            judge("virsh", &["--version"]).and_then(|_| judge("setpriv", &args))
+        }
+        false => judge(virsh[0], &virsh[1..]),
+    };
+    let Some((ok, text)) = judged else {
         return;
     };
     let errors: Vec<&str> = text.lines().filter(|l| l.starts_with("error:")).collect();

@@ -37,6 +37,7 @@ pub struct Place<'p> {
     pub disks: &'p [Disk],
     pub boot: &'p BootFiles,
     pub system: VolumeId,
+    pub root: &'p GuestPath,
 }
 
 pub fn look(place: &Place<'_>, findings: &mut Vec<Finding>) -> Result<Store, GuestError> {

@@ -136,7 +136,8 @@ fn boot_files_on_another_disk_are_found() {
             let (boot, system) = if boot_first { (1, 2) } else { (2, 1) };
             let i = look(&parts, None).unwrap();
             assert_eq!(i.firmware, whole.firmware);
-            assert_eq!(ids(&i), ids(&whole), "{:#?}", i.findings);
+            let expected = [&["boot-files-elsewhere"], &ids(&whole)[..]].concat();
+            assert_eq!(ids(&i), expected, "{:#?}", i.findings);
             assert_eq!(i.source.path, format!("disk-{system}.vmdk"));
             let shown: Vec<_> = (i.disks.iter())
                 .map(|d| (d.index, d.windows, d.boot_files))
@@ -294,4 +295,65 @@ fn only_disks_that_are_changed_have_blockers() {
     let i = look(&[boot, Part::windows(&spec)], None).unwrap();
     let found = i.findings.iter().find(|f| f.id == "dynamic-disk").unwrap();
     assert_eq!(found.evidence, "disk 1, partition 9");
+}
+
+/// `boot.ini` counts disks: first the one that is started from, then the others in order.
+#[test]
+fn boot_ini_on_a_vm_of_several_disks() {
+    let spec = GuestSpec::new(WinVersion::Server2003);
+    let with = |default: &str| {
+        let mut part = Part::of(&spec, |_| true);
+        let volume = spec.partition(spec.boot_role()).unwrap().index;
+        let ini = format!("[boot loader]\r\ndefault={default}\r\n[operating systems]\r\n");
+        part.guest.file(volume, "boot.ini", ini.into_bytes());
+        part
+    };
+    let data = || Part::data(Scheme::Mbr, "0x07");
+    let said = |parts: &[Part]| {
+        let seen = look(parts, None).unwrap();
+        let found = seen.findings.iter().find(|f| f.id == "boot-ini-device");
+        found.map(|f| f.message.clone())
+    };
+    let on = |n: u32, p: u32| {
+        format!(
+            "multi(0)disk(0)rdisk({n})partition({p})\\{}",
+            spec.windows_dir
+        )
+    };
+    // The disk with boot files and Windows is rdisk(0) wherever it is in the source.
+    assert_eq!(said(&[with(&on(0, 1)), data()]), None);
+    assert_eq!(said(&[data(), with(&on(0, 1))]), None);
+    let missing = said(&[with(&on(1, 1))]).unwrap();
+    assert!(
+        missing.contains("rdisk(1), and the VM has one disk"),
+        "{missing}"
+    );
+    // A data disk is there, and no Windows on it.
+    let data_only = said(&[with(&on(1, 1)), data()]).unwrap();
+    assert!(data_only.contains("which is no Windows"), "{data_only}");
+    let third = said(&[with(&on(2, 1)), data()]).unwrap();
+    assert!(third.contains("the VM has 2 disks"), "{third}");
+    let partition = said(&[with(&on(0, 2))]).unwrap();
+    assert!(
+        partition.contains("partition(2) of a disk with 1 partitions"),
+        "{partition}"
+    );
+    let scsi = said(&[with("scsi(0)disk(0)rdisk(0)partition(1)\\WINDOWS")]).unwrap();
+    assert!(scsi.contains("scsi() form"), "{scsi}");
+    let folder = said(&[with("multi(0)disk(0)rdisk(0)partition(1)\\WINNT.OLD")]).unwrap();
+    assert!(folder.contains("WINNT.OLD"), "{folder}");
+    let id = Part::of(&spec, |_| true).layout.disk_id.unwrap();
+    let signed = |id: &str| {
+        format!(
+            "signature({})disk(0)rdisk(0)partition(1)\\{}",
+            &id[2..],
+            spec.windows_dir
+        )
+    };
+    assert_eq!(said(&[with(&signed(&id))]), None);
+    assert!(
+        said(&[with(&signed("0xdeadbeef"))])
+            .unwrap()
+            .contains("0xdeadbeef")
+    );
 }

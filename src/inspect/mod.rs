@@ -6,6 +6,7 @@
 //! mend (which of several installations) or what keeps the disk from being read.
 
 mod bcd;
+mod boot_ini;
 mod boot_sector;
 mod drivers;
 #[cfg(test)]
@@ -165,6 +166,20 @@ pub fn inspect(
         changed.push(boot_disk);
     }
     state::volumes(guest, &changed, system, options.force_dirty, &mut out);
+    if let [main, other] = changed[..]
+        && system.is_some()
+    {
+        out.findings.push(Finding::info(
+            "boot-files-elsewhere",
+            format!(
+                "Windows is on disk {} and its boot files are on disk {}: both disks are converted as one",
+                main.id.number(),
+                other.id.number()
+            ),
+            "none needed",
+            other.source.path.clone(),
+        ));
+    }
     out.firmware = boot.firmware;
     let hives = match chosen {
         Some(chosen) => {
@@ -289,15 +304,15 @@ fn windows(place: &Place<'_>, out: &mut Inspection) -> Result<Option<Hives>, Ins
     let (system_state, system) = load("SYSTEM")?;
     let (software_state, software) = load("SOFTWARE")?;
     let (drivers_state, drivers) = load("DRIVERS")?;
-    let store = bcd::look(
-        &bcd::Place {
-            guest,
-            disks: place.disks,
-            boot: place.boot,
-            system: chosen.volume,
-        },
-        &mut out.findings,
-    )?;
+    let boot_place = bcd::Place {
+        guest,
+        disks: place.disks,
+        boot: place.boot,
+        system: chosen.volume,
+        root: &chosen.root,
+    };
+    let store = bcd::look(&boot_place, &mut out.findings)?;
+    boot_ini::look(&boot_place, &mut out.findings)?;
     if software_state.is_none() {
         out.findings.push(missing_hive(&chosen.config("SOFTWARE")?));
     }

@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -21,14 +21,15 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// The environment of a libguestfs program.
 pub fn environment() -> Vec<(&'static str, OsString)> {
-    let mut set = Vec::new();
-    if std::env::var_os(BACKEND).is_none() {
-        set.push((BACKEND, "direct".into()));
-    }
-    if without_kvm().is_some() {
-        set.push((SETTINGS, "force_tcg".into()));
-    }
-    set
+    let backend_set = std::env::var_os(BACKEND).is_some();
+    chosen(backend_set, without_kvm())
+}
+
+/// `kvm_fault`: why the appliance is emulated.
+fn chosen(backend_set: bool, kvm_fault: Option<&str>) -> Vec<(&'static str, OsString)> {
+    let backend = (!backend_set).then(|| (BACKEND, "direct".into()));
+    let emulated = kvm_fault.map(|_| (SETTINGS, "force_tcg".into()));
+    backend.into_iter().chain(emulated).collect()
 }
 
 /// The same on a command.
@@ -50,17 +51,19 @@ pub fn without_kvm() -> Option<&'static str> {
 }
 
 fn kvm_fault() -> Option<String> {
-    let opened = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm");
-    if let Err(error) = opened {
-        return Some(format!("/dev/kvm: {error}"));
-    }
     let qemu = std::env::var_os(QEMU).map(PathBuf::from).or_else(|| {
         let qemu = ["qemu-system-x86_64", "/usr/libexec/qemu-kvm"];
         qemu.into_iter().find_map(find)
-    })?;
+    });
+    fault_of(Path::new("/dev/kvm"), qemu)
+}
+
+fn fault_of(device: &Path, qemu: Option<PathBuf>) -> Option<String> {
+    let opened = std::fs::File::options().read(true).write(true).open(device);
+    if let Err(error) = opened {
+        return Some(format!("{}: {error}", device.display()));
+    }
+    let qemu = qemu?;
     // With the processor of the appliance: some hosts have a KVM that only refuses that.
     let quit = || -> io::Result<io::PipeReader> {
         let (reader, mut writer) = io::pipe()?;
@@ -83,5 +86,53 @@ fn kvm_fault() -> Option<String> {
                 text.lines().next().unwrap_or_default()
             ))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A QEMU that says that and ends with this code.
+    fn qemu(folder: &Path, says: &str, code: i32) -> Option<PathBuf> {
+        let path = folder.join(format!("qemu-{code}"));
+        let script = format!("#!/bin/sh\necho '{says}' >&2\nexit {code}\n");
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Some(path)
+    }
+
+    #[test]
+    fn kvm_that_is_missing_or_does_not_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("kvm");
+        let fault = fault_of(&device, None).unwrap();
+        assert!(fault.contains("kvm: No such file"), "{fault}");
+        std::fs::write(&device, "").unwrap();
+        let works = qemu(dir.path(), "", 0);
+        assert_eq!(fault_of(&device, works), None);
+        let refuses = qemu(dir.path(), "failed to initialize kvm: Permission denied", 1);
+        let fault = fault_of(&device, refuses).unwrap();
+        assert!(fault.contains("KVM does not work here"), "{fault}");
+        // Without a QEMU nothing is known: libguestfs says what it lacks.
+        assert_eq!(fault_of(&device, None), None);
+    }
+
+    #[test]
+    fn the_backend_is_direct_and_emulates_without_kvm() {
+        let set = |backend_set, fault| {
+            let set = chosen(backend_set, fault).into_iter();
+            set.map(|(name, value)| format!("{name}={}", value.display()))
+                .collect::<Vec<_>>()
+        };
+        let (direct, emulated) = (
+            "LIBGUESTFS_BACKEND=direct",
+            "LIBGUESTFS_BACKEND_SETTINGS=force_tcg",
+        );
+        assert_eq!(set(false, None), [direct]);
+        assert_eq!(set(false, Some("no /dev/kvm")), [direct, emulated]);
+        assert_eq!(set(true, Some("no /dev/kvm")), [emulated]);
+        assert_eq!(set(true, None), [""; 0]);
     }
 }

@@ -37,7 +37,7 @@ const VERSION: Kind = Kind::Program(&["--version"]);
 /// The library the embedded engine writes NTFS with.
 pub const LIBNTFS: &str = "libntfs-3g.so";
 
-pub const TOOLS: [Tool; 11] = [
+pub const TOOLS: [Tool; 12] = [
     Tool {
         name: "qemu-img",
         purpose: "reading image formats, copying disks",
@@ -99,6 +99,16 @@ pub const TOOLS: [Tool; 11] = [
         apt: "libvirt-clients",
         dnf: "libvirt-client",
         zypper: "libvirt-client",
+    },
+    Tool {
+        name: "xmllint",
+        purpose: "checking the domain XML (virt-xml-validate calls it)",
+        required: false,
+        oldest_tried: Some("2.9.14"),
+        kind: VERSION,
+        apt: "libxml2-utils",
+        dnf: "libxml2",
+        zypper: "libxml2-tools",
     },
     Tool {
         name: "qemu-system-x86_64",

@@ -52,6 +52,7 @@ pub fn bcd(c: &Context<'_>) -> Outcome {
         &[
             "no-bcd",
             "no-boot-ini",
+            "boot-ini-device",
             "bcd-damaged",
             "bcd-no-default",
             "bcd-transient",

@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
 
+mod ems;
 mod in_use;
 mod kinds;
 mod libvirt;

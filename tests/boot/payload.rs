@@ -32,10 +32,17 @@ const READS_SECOND_DISK: &[u8] = &[
 
 /// Real mode, loaded at 7C00h with the disk in DL. `count` adds one to the first byte of sector 10.
 pub fn boot_code(message: &str, count: bool, end: End) -> Vec<u8> {
-    code_after(&[], message, count, end)
+    code_after(COM1, &[], message, count, end)
 }
 
-fn code_after(before: &[u8], message: &str, count: bool, end: End) -> Vec<u8> {
+const COM1: u16 = 0x3f8;
+
+/// The same with the message on another port, after some other code.
+pub fn boot_code_on(port: u16, before: &[u8], message: &str, end: End) -> Vec<u8> {
+    code_after(port, before, message, false, end)
+}
+
+fn code_after(port: u16, before: &[u8], message: &str, count: bool, end: End) -> Vec<u8> {
     let mut code = vec![
         0xfa, // cli
         0x31, 0xc0, // xor ax, ax
@@ -71,8 +78,9 @@ fn code_after(before: &[u8], message: &str, count: bool, end: End) -> Vec<u8> {
     let text = 0x7c00 + code.len() + print + tail.len();
     code.push(0xbe); // mov si, text
     code.extend(u16::try_from(text).unwrap().to_le_bytes());
+    code.push(0xba); // mov dx, port
+    code.extend(port.to_le_bytes());
     code.extend([
-        0xba, 0xf8, 0x03, // mov dx, 3f8h
         0xac, // next: lodsb
         0x84, 0xc0, // test al, al
         0x74, 0x03, // jz done
@@ -186,7 +194,7 @@ pub fn split_guest(firmware: Firmware) -> (Lab, Split) {
             let mut disk = fs::File::options().write(true).open(disk).unwrap();
             disk.write_all(code).unwrap();
         };
-        let needs_both = code_after(READS_SECOND_DISK, MARKER, false, End::PowerOff);
+        let needs_both = code_after(COM1, READS_SECOND_DISK, MARKER, false, End::PowerOff);
         write(&split.boot, &needs_both);
         write(
             &split.windows,

@@ -186,6 +186,58 @@ fn reasons_why_it_does_not_start() {
     }
 }
 
+/// A host whose KVM does not work, by a QEMU that says so: the appliance is emulated, and it is said.
+#[test]
+fn without_kvm_the_appliance_is_emulated() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = small();
+    let seen = lab.path("environment");
+    let bin = fake(&lab, &format!("env > '{}'", seen.display()));
+    let qemu = bin.join("no-kvm");
+    fs::write(
+        &qemu,
+        "#!/bin/sh\necho 'failed to initialize kvm' >&2\nexit 1\n",
+    )
+    .unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    for (backend, settings, expected, said) in [
+        (None, None, ["direct", "force_tcg"], true),
+        // What the user has decided stays.
+        (None, Some("gdb"), ["direct", "gdb"], false),
+        (Some("libvirt"), None, ["libvirt", ""], false),
+    ] {
+        let mut command = command(&lab, Some(&bin));
+        command.env("LIBGUESTFS_HV", &qemu);
+        for (name, value) in [
+            ("LIBGUESTFS_BACKEND", backend),
+            ("LIBGUESTFS_BACKEND_SETTINGS", settings),
+        ] {
+            command.env_remove(name);
+            command.envs(value.map(|value| (name, value)));
+        }
+        let run = support::finish(command);
+        let text = fs::read_to_string(&seen).unwrap();
+        let value = |name: &str| {
+            let line = text
+                .lines()
+                .find_map(|l| l.strip_prefix(&format!("{name}=")));
+            line.unwrap_or_default().to_string()
+        };
+        assert_eq!(
+            [
+                value("LIBGUESTFS_BACKEND"),
+                value("LIBGUESTFS_BACKEND_SETTINGS")
+            ],
+            expected
+        );
+        let told = run.stderr.contains("emulated, which takes longer");
+        assert_eq!(told, said, "{}", run.stderr);
+        fs::remove_file(&seen).unwrap();
+    }
+}
+
 #[test]
 fn an_appliance_without_ntfs() {
     if !have(&TOOLS) {

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
 
+mod apart;
 mod appliance;
 mod bitlocker;
 mod dynamic;

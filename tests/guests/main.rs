@@ -13,6 +13,7 @@ mod hives;
 mod ntfs;
 mod old;
 mod rows;
+mod several;
 #[path = "../support/mod.rs"]
 mod support;
 mod verify;

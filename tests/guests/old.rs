@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::rows::assert_refusal;
 use crate::support::{Lab, TOOLS, drivers_for_old_windows, h2k, have, tool, virtio_win};
-use crate::{Guest, base, spec};
+use crate::{Guest, base, find, spec};
 
 #[test]
 fn old_windows() {
@@ -121,4 +121,107 @@ fn signatures_that_old_windows_refuses() {
     insta::assert_snapshot!(of_updates.unwrap().as_str().unwrap(), @"viostor 61.266.104.26600 in viostor/w7/amd64 is not usable on Windows 7: later drivers are signed with SHA-2 only, which needs updates KB4490628 and KB4474419 in the guest; use virtio-win 0.1.173 or older and pass it with --virtio-iso");
     let lab = Lab::new(spec(WinVersion::Win81));
     assert_refusal("driver-not-signed", &plan(&lab.raw));
+}
+
+/// What NTLDR stops at, and what the CriticalDeviceDatabase lacks, is known before anything is written.
+#[test]
+fn boot_ini_names_partitions() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let media = dir.path().join("virtio-win");
+    drivers_for_old_windows(&media);
+    let media = media.to_str().unwrap();
+    let lab = Lab::new(GuestSpec {
+        disk_size: 2 << 30,
+        ..spec(WinVersion::Server2003)
+    });
+    let run = |guest: &Guest, verb: &str, more: &[&str]| {
+        let (disk, out) = (guest.disk.to_str().unwrap(), guest.path("out"));
+        let fixed = [verb, disk, "--json", "--virtio-iso", media, "-o"];
+        h2k([&fixed[..], &[out.to_str().unwrap()], more].concat())
+    };
+    let guest = Guest::of(&lab);
+    run(&guest, "plan", &[]).expect(0);
+    let ini = guest.read(Place::Boot, "boot.ini");
+    let ini = String::from_utf8(ini).unwrap();
+    guest.write(
+        Place::Boot,
+        "boot.ini",
+        ini.replace("rdisk(0)", "rdisk(1)").as_bytes(),
+    );
+    guest.finding("boot-ini-device");
+    for verb in ["plan", "convert"] {
+        assert_refusal("boot-ini-device", &run(&guest, verb, &[]));
+    }
+    assert!(!guest.path("out").exists());
+    guest.check("bcd", "fault", 4);
+    run(&guest, "plan", &["--accept", "boot-ini-device"]).expect(4);
+}
+
+/// No entry of the CriticalDeviceDatabase leads to the IDE controller of the first boot: it is written where
+/// the drivers are there, and refused where they are not (Microsoft's 314082).
+#[test]
+fn installed_on_scsi() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let media = dir.path().join("virtio-win");
+    drivers_for_old_windows(&media);
+    let media = media.to_str().unwrap();
+    for version in [WinVersion::Xp, WinVersion::Server2003] {
+        let lab = Lab::new(GuestSpec {
+            disk_size: 2 << 30,
+            ..spec(version)
+        });
+        for (files, code) in [
+            (&[][..], ""),
+            (&["intelide", "pciide"], "bootstrap-unbound"),
+            (&["atapi"], "boot-driver-file"),
+        ] {
+            eprintln!("{version:?} without {files:?}");
+            let guest = Guest::of(&lab);
+            let database = "ControlSet001\\Control\\CriticalDeviceDatabase";
+            guest.edit_hive("SYSTEM", |s| {
+                for id in [
+                    "PCI#VEN_8086&DEV_7010",
+                    "PCI#CC_0101",
+                    "Primary_IDE_Channel",
+                    "Secondary_IDE_Channel",
+                    "*PNP0600",
+                ] {
+                    let _ = s.remove(&format!("{database}\\{id}"));
+                }
+            });
+            for file in files {
+                let path = format!("Windows\\System32\\drivers\\{file}.sys");
+                if guest.exists(Place::Windows, &GuestPath::parse(&path).unwrap()) {
+                    guest.remove(Place::Windows, &path);
+                }
+            }
+            let run = |verb: &str, more: &[&str]| {
+                let (disk, out) = (guest.disk.to_str().unwrap(), guest.path("out"));
+                let fixed = [verb, disk, "--json", "--virtio-iso", media, "-o"];
+                h2k([&fixed[..], &[out.to_str().unwrap()], more].concat())
+            };
+            if files.is_empty() {
+                run("plan", &[]).expect(0);
+                let report = run("convert", &[]).expect(0).json();
+                assert_eq!(report["controllers"]["ide"]["ready"], true);
+                continue;
+            }
+            for verb in ["plan", "convert"] {
+                let refused = run(verb, &[]).expect(3).json();
+                let blockers = refused["error"]["blockers"].clone();
+                let named = find(&blockers, "code", code);
+                let named = named.unwrap_or_else(|| panic!("{blockers:#}"));
+                let remedy = named["remedy"].as_str().unwrap();
+                assert!(remedy.contains("--bootstrap none"), "{remedy}");
+            }
+            assert!(!guest.path("out").exists());
+            run("plan", &["--bootstrap", "none"]).expect(0);
+        }
+    }
 }

@@ -373,6 +373,24 @@ const ROWS: &[Row] = &[
         "keep the old machine off for good; other domain controllers must be reachable at first boot",
     ),
     row(
+        "boot-files-elsewhere",
+        "info",
+        "Windows is on disk 2 and its boot files are on disk 1: both disks are converted as one",
+        "none needed",
+    ),
+    row(
+        "several-windows",
+        "blocker",
+        "several Windows installations: 1/3:\\Windows, 2/3:\\Windows",
+        "name one with --root, as it is listed here",
+    ),
+    row(
+        "boot-ini-device",
+        "blocker",
+        "the default entry of boot.ini names disk rdisk(1), and the VM has one disk: NTLDR finds no Windows there",
+        "on the old host, let the default entry and the list below it in boot.ini name multi(0)disk(0)rdisk(0)partition(1)\\WINDOWS",
+    ),
+    row(
         "guest-space",
         "blocker",
         "partition N of the guest has SIZE free, and the fix writes up to SIZE to it",
@@ -469,6 +487,7 @@ fn the_document_is_this_table() {
         include_str!("boot.rs"),
         include_str!("hives.rs"),
         include_str!("old.rs"),
+        include_str!("several.rs"),
         include_str!("volumes.rs"),
         include_str!("windows.rs"),
     ];

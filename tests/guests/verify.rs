@@ -1,10 +1,69 @@
 //! The table of `verify`: each check shown with a disk that fails it.
 
-use hyper2kvm::demo::WinVersion;
+use std::fs;
+use std::path::PathBuf;
+
+use hyper2kvm::demo::{GuestSpec, Place, WinVersion};
 use hyper2kvm::registry::{KeyTree, RegData};
 
-use crate::support::{TOOLS, have};
-use crate::{Guest, SET};
+use crate::support::{Lab, TOOLS, drivers_for_old_windows, h2k, have};
+use crate::{Guest, SET, spec};
+
+/// What the disk of an output folder must boot from follows from its report.
+#[test]
+fn verify_of_an_output_folder() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let verify = |path: &PathBuf, more: &[&str]| {
+        let path = path.to_str().unwrap();
+        h2k([&["verify", path, "--json"][..], more].concat())
+    };
+    // The first boot is on SATA, unless the folder says that there is none.
+    for (bootstrap, code) in [("sata", 4), ("none", 0)] {
+        let guest = Guest::new(WinVersion::Win10);
+        let (report, out) = guest.converted(&["--bootstrap", bootstrap]);
+        let folder = guest.path("out");
+        let seen = verify(&folder, &[]).expect(0).json();
+        assert_eq!(seen["ready"], true);
+        assert_eq!(seen["controllers"], report["controllers"]);
+        out.remove(Place::Windows, "Windows\\System32\\drivers\\storahci.sys");
+        verify(&out.disk, &[]).expect(0);
+        let seen = verify(&folder, &[]).expect(code).json();
+        assert_eq!(seen["ready"], code == 0, "{bootstrap}");
+        // What was asked for goes first.
+        verify(&folder, &["--controller", "sata"]).expect(4);
+        verify(&folder, &["--controller", "virtio-blk"]).expect(0);
+        // Also where it was moved.
+        let moved = guest.path("moved");
+        fs::rename(&folder, &moved).unwrap();
+        verify(&moved, &[]).expect(code);
+    }
+    // No driver for virtio-scsi exists, and none is asked for.
+    let dir = tempfile::tempdir().unwrap();
+    let media = dir.path().join("virtio-win");
+    drivers_for_old_windows(&media);
+    let lab = Lab::new(GuestSpec {
+        disk_size: 2 << 30,
+        ..spec(WinVersion::Xp)
+    });
+    let (disk, out) = (lab.raw.to_str().unwrap(), lab.path("out"));
+    let iso = media.to_str().unwrap();
+    h2k([
+        "convert",
+        disk,
+        "--virtio-iso",
+        iso,
+        "-o",
+        out.to_str().unwrap(),
+    ])
+    .expect(0);
+    verify(&out, &[]).expect(0);
+    verify(&out, &["--controller", "virtio-scsi"]).expect(4);
+    // What is no folder of ours.
+    let nothing = verify(&dir.path().to_path_buf(), &[]).expect(1);
+    assert!(nothing.stderr.contains("report.json"), "{}", nothing.stderr);
+}
 
 #[test]
 fn verify_tells_faults_apart() {

@@ -23,8 +23,11 @@ use sha2::{Digest, Sha256};
 /// Whether every program is there; where one is missing the test is skipped visibly, or fails when
 /// `HYPER2KVM_REQUIRE_TOOLS` is set.
 pub fn have(tools: &[&str]) -> bool {
+    // A script that calls another program, which Debian 12 does not install with it.
+    let validates = tools.contains(&"virt-xml-validate");
     let missing: Vec<_> = tools
         .iter()
+        .chain(validates.then_some(&"xmllint"))
         .filter(|t| hyper2kvm::tool::find(t).is_none())
         .collect();
     if missing.is_empty() {
