@@ -8,7 +8,7 @@ use crate::disk::chain::Image;
 use crate::disk::export::{self, Export};
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
-use crate::error::{Blocker, Error, Result};
+use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::guest::joined::JoinedReader;
 use crate::guest::keys::Keys;
@@ -16,7 +16,7 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, GuestRead, GuestWrite};
 use crate::inspect::{self, Disk, InspectError, InspectOptions, SourceFacts, Survey};
 use crate::source::{SourceVm, Unpacked};
-use crate::tool::appliance;
+use crate::tool::{appliance, stop};
 use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};
@@ -145,14 +145,10 @@ pub struct SourceMachine {
 }
 
 impl SourceMachine {
-    /// Unpacks into `work` what cannot be read in place, and lists the disks, the one Windows is on
-    /// first.
+    /// Unpacks what cannot be read in place, and lists the disks, the one Windows is on first. What is
+    /// unpacked is called as if it were in `work`, which need not be there.
     pub fn disks(&self, work: &Path) -> Result<VmDisks> {
         let mut vm = self.vm.clone();
-        if vm.is_packed() {
-            std::fs::create_dir_all(work)
-                .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
-        }
         vm.prepare(work, self.max_unpacked).map_err(|e| {
             let hint = e.hint();
             let error = Error::failed(format!("unpacking {}", self.path.display())).because(e);
@@ -178,6 +174,33 @@ impl SourceMachine {
     }
 }
 
+/// A directory for the names of temporary disks, made when there are some and removed in the end.
+pub struct Names(PathBuf);
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Names {
+    pub fn new() -> Self {
+        let name = format!("hyper2kvm-{}", uuid::Uuid::new_v4().simple());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        // It is not there, as a rule.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Looks at the disks of a VM, with something to look at besides while they are open.
 pub fn look<T>(
     machine: &SourceMachine,
@@ -185,9 +208,8 @@ pub fn look<T>(
     ui: &Ui,
     also: impl FnOnce(&Survey, &dyn GuestRead) -> T,
 ) -> Result<(Engine, Survey, T)> {
-    let work =
-        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
-    let disks = machine.disks(work.path())?;
+    let work = Names::new();
+    let disks = machine.disks(work.folder())?;
     disks.check_kernel()?;
     let (session, survey) = VmSession::open(engine, &disks, ui, read_only)?;
     let seen = also(&survey, &session.reader());
@@ -209,9 +231,16 @@ pub fn announce_appliance(ui: &Ui, why: &str) {
     );
 }
 
-/// The fail point of the verbs that only read.
+/// The fail point of the verbs that only read, which a signal ends here at the latest.
 pub(super) fn looked() -> Result<()> {
-    failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))
+    failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))?;
+    match stop::requested() {
+        true => Err(Error::new(
+            ErrorKind::Interrupted,
+            "interrupted; nothing was changed",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Opens a disk as it is.

@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bombs;
 mod hostile;
 mod images;
 
@@ -22,7 +23,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
-use support::{Lab, TOOLS, binary, finish, h2k, have, names, processes_naming, sha256, virtio_win};
+use support::{
+    Lab, TOOLS, binary, finish, h2k, have, names, processes_naming, sha256, text, virtio_win,
+};
 
 fn spec() -> GuestSpec {
     let mut spec = GuestSpec::new(WinVersion::Win10);
@@ -30,10 +33,6 @@ fn spec() -> GuestSpec {
     spec.recovery = false;
     spec.firmware = Firmware::Bios;
     spec
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 fn command(lab: &Lab, more: &[&str], point: &str) -> Command {
@@ -239,7 +238,7 @@ fn the_ntfs_writer_misbehaves() {
     for (action, says) in [
         ("abort", "writer crashed (signal 6)"),
         ("hang", "writer hung and was killed"),
-        ("escape", "all 6 ways out are closed"),
+        ("escape", "all 10 ways out are closed"),
         // It may not even send itself a signal.
         ("kill", "Operation not permitted"),
     ] {
