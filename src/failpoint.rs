@@ -4,7 +4,8 @@
 //! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the process
 //! by SIGKILL, `wait` goes on when a signal asked for the end, `pause` stops the process (SIGSTOP) until it is continued. In the confined child `abort` crashes,
 //! `hang` never returns and `escape` tries what a child must not be able to do. `orphan` kills what this
-//! process has started and goes on. Several are separated by commas.
+//! process has started and goes on. `start:FILE` runs a program with all the limits that this process has
+//! there, and goes on. Several are separated by commas.
 //!
 //! Besides the places with names of their own there are steps: before and after every action, every
 //! program that is run and every rename, e.g. `before qemu-img info #2`. `*=record:FILE` appends the
@@ -36,6 +37,7 @@ enum Action {
     Hang,
     Escape,
     Orphan,
+    Start(PathBuf),
     Record(PathBuf),
 }
 
@@ -58,7 +60,10 @@ fn parse(setting: &str) -> Option<(String, Action)> {
         "hang" => Action::Hang,
         "escape" => Action::Escape,
         "orphan" => Action::Orphan,
-        other => Action::Record(other.strip_prefix("record:")?.into()),
+        other => match other.strip_prefix("start:") {
+            Some(program) => Action::Start(program.into()),
+            None => Action::Record(other.strip_prefix("record:")?.into()),
+        },
     };
     Some((name.to_string(), action))
 }
@@ -105,6 +110,15 @@ pub fn hit(name: &str) -> io::Result<()> {
             std::hint::spin_loop();
         },
         Action::Record(_) => Ok(()),
+        Action::Start(program) => {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the wrapper would take more away"
+            )]
+            let mut command = std::process::Command::new(program);
+            command.stdin(std::process::Stdio::null()).status()?;
+            Ok(())
+        }
         Action::Orphan => {
             for thread in std::fs::read_dir("/proc/self/task")? {
                 let children = std::fs::read_to_string(thread?.path().join("children"))?;
@@ -128,9 +142,19 @@ pub fn hit(name: &str) -> io::Result<()> {
     }
 }
 
+fn writable(path: &str) -> bool {
+    File::options().write(true).open(path).is_ok()
+}
+
+fn starts(program: &str) -> bool {
+    #[expect(clippy::disallowed_methods, reason = "it must not be possible")]
+    let mut command = std::process::Command::new(program);
+    command.status().is_ok()
+}
+
 /// Tries to get out of a confined process and tells what was possible.
 fn escape() -> String {
-    let tried: [(&str, bool); 6] = [
+    let tried: [(&str, bool); 10] = [
         ("read a file", std::fs::read("/etc/passwd").is_ok()),
         ("list a folder", std::fs::read_dir("/").is_ok()),
         (
@@ -138,13 +162,26 @@ fn escape() -> String {
             std::fs::write("/tmp/hyper2kvm-escaped", "").is_ok(),
         ),
         (
+            "change the kernel's settings",
+            writable("/proc/sys/kernel/core_pattern"),
+        ),
+        (
+            "write to a device",
+            writable("/dev/mem") || writable("/dev/kmsg") || writable("/dev/null"),
+        ),
+        (
             "use the network",
             std::net::UdpSocket::bind("127.0.0.1:0").is_ok(),
+        ),
+        (
+            "use a Unix socket",
+            std::os::unix::net::UnixDatagram::unbound().is_ok(),
         ),
         (
             "start a thread",
             std::thread::Builder::new().spawn(|| ()).is_ok(),
         ),
+        ("start a program", starts("/bin/true")),
         (
             "signal its parent",
             rustix::process::getppid()
@@ -177,6 +214,7 @@ mod tests {
             ("a=hang", Some(("a", Action::Hang))),
             ("*=record:/x", Some(("*", Action::Record("/x".into())))),
             ("a=escape", Some(("a", Action::Escape))),
+            ("a=start:/x", Some(("a", Action::Start("/x".into())))),
             ("copied=explode", None),
             ("", None),
         ] {

@@ -269,22 +269,12 @@ fn an_older_link_is_refused_until_it_is_meant() {
             }
             "differencing" => {
                 let base = lab.in_format("vpc", "force_size=on", &format!("{kind}/guest.vhd"));
-                let mut head = vec![0; 1536];
-                let file = File::open(&base).unwrap();
-                file.read_exact_at(&mut head, 0).unwrap();
-                let id = head[68..84].to_vec();
-                head[63] = 4;
-                head[68..84].fill(9);
-                head[552..568].copy_from_slice(&id);
-                let sum = |part: &[u8], at: usize| {
-                    let other = |i: &usize| !(at..at + 4).contains(i);
-                    let bytes = (0..part.len()).filter(other).map(|i| u32::from(part[i]));
-                    (!bytes.sum::<u32>()).to_be_bytes()
-                };
-                let footer = sum(&head[..512], 64);
-                head[64..68].copy_from_slice(&footer);
-                let footer = head[..512].to_vec();
-                fs::write(&newer, [head, footer].concat()).unwrap();
+                let mut id = vec![0; 16];
+                File::open(&base)
+                    .unwrap()
+                    .read_exact_at(&mut id, 68)
+                    .unwrap();
+                fs::write(&newer, child_vhd(&id)).unwrap();
                 base
             }
             _ => {
@@ -321,6 +311,172 @@ fn an_older_link_is_refused_until_it_is_meant() {
         assert!(text.contains("what was written since is not in the result"));
         fs::remove_dir_all(&folder).unwrap();
     }
+}
+
+/// What is refused by name: every verb ends with the same code, says what it is and what to do.
+#[test]
+fn what_cannot_be_read_is_called_what_it_is() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let folder = lab.path("called");
+    fs::create_dir(&folder).unwrap();
+    let file = |name: &str, contents: &[u8]| {
+        let path = folder.join(name);
+        fs::write(&path, contents).unwrap();
+        path
+    };
+    let descriptor = |id: &str, parent: &str, lines: &str| {
+        format!("# Disk DescriptorFile\nversion=1\nCID={id}\nparentCID={parent}\n{lines}\n")
+            .into_bytes()
+    };
+    file(
+        "base.vmdk",
+        &descriptor("a", "ffffffff", "createType=\"vmfs\""),
+    );
+    let hint = "createType=\"vmfsSparse\"\nparentFileNameHint=\"base.vmdk\"";
+    let rdm = "createType=\"vmfsPassthroughRawDeviceMap\"\nRW 8 VMFSRDM \"x-rdmp.vmdk\"";
+    let vhdx = lab.in_format("vhdx", "block_size=1048576", "called/log.vhdx");
+    put_log(&vhdx);
+    let parent = lab.in_format("vhdx", "block_size=1048576", "called/parent.vhdx");
+    let id = current_header(&parent)[32..48].to_vec();
+    let vdi = lab.in_format("vdi", "", "called/child.vdi");
+    let change = File::options().write(true).open(&vdi).unwrap();
+    change.write_all_at(&[7; 16], 424).unwrap();
+    for (source, says, remedy) in [
+        (
+            file("d.vmdk", &descriptor("b", "c", hint)),
+            "content id 0000000c",
+            "copy the whole chain",
+        ),
+        (
+            file("r.vmdk", &descriptor("1", "ffffffff", rdm)),
+            "raw device (RDM)",
+            "vmkfstools -i",
+        ),
+        (
+            file(
+                "e.vmx",
+                b"displayName = \"e\"\nencryption.keySafe = \"vmware:key/list/(x)\"\n",
+            ),
+            "encrypted by VMware",
+            "remove the encryption",
+        ),
+        (
+            vhdx.clone(),
+            "its log holds writes",
+            "qemu-img check -r all COPY.vhdx",
+        ),
+        (
+            file("child.avhdx", &child_vhdx(&id)),
+            "differencing VHDX",
+            "Convert-VHD",
+        ),
+        (
+            file("child.vhd", &child_vhd(&[3; 16])),
+            "differencing VHD",
+            "Merge-VHD",
+        ),
+        (vdi, "differencing VDI", "VBoxManage clonemedium"),
+        (
+            file("m.vbox", b"<VirtualBox/>"),
+            "machine of VirtualBox",
+            "VBoxManage export",
+        ),
+        (
+            file("m.ova", b"PK\x03\x04zip"),
+            "a zip archive",
+            "unpack it",
+        ),
+        (
+            file("n.ova", b"\xfd7zXZ\0xz"),
+            "an xz'd archive",
+            "unpack it",
+        ),
+    ] {
+        for verb in ["inspect", "plan", "convert"] {
+            let text = run(verb, &source, &folder, &[]).expect(1).stdout;
+            for part in [says, remedy] {
+                assert!(
+                    text.contains(part),
+                    "{verb} {}: {part}: {text}",
+                    source.display()
+                );
+            }
+        }
+        assert!(!folder.join("out").exists());
+    }
+    // The remedy works.
+    tool(
+        "qemu-img",
+        &["check", "-q", "-r", "all", vhdx.to_str().unwrap()],
+    );
+    run("inspect", &vhdx, &folder, &[]).expect(0);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            let low = crc & 1;
+            crc = (crc >> 1) ^ (0x82f6_3b78 * low);
+        }
+    }
+    !crc
+}
+
+/// A VHDX as a crash leaves it: its log has an entry, here one that zeroes a sector beyond the tables.
+/// [MS-VHDX] 2.2.2 and 2.3.
+fn put_log(vhdx: &Path) {
+    let file = File::options().read(true).write(true).open(vhdx).unwrap();
+    let size = file.metadata().unwrap().len();
+    let seal = |mut block: Vec<u8>| {
+        block[4..8].fill(0);
+        let sum = crc32c(&block).to_le_bytes();
+        block[4..8].copy_from_slice(&sum);
+        block
+    };
+    let mut log = 0;
+    for at in [64 << 10, 128 << 10] {
+        let mut header = vec![0; 4096];
+        file.read_exact_at(&mut header, at).unwrap();
+        header[48..64].fill(0x4c);
+        log = u64::from_le_bytes(header[72..80].try_into().unwrap());
+        file.write_all_at(&seal(header), at).unwrap();
+    }
+    let mut entry = vec![0; 4096];
+    let mut put = |at: usize, bytes: &[u8]| entry[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"loge");
+    put(8, &4096u32.to_le_bytes());
+    put(16, &1u64.to_le_bytes());
+    put(24, &1u32.to_le_bytes());
+    put(32, &[0x4c; 16]);
+    put(48, &size.to_le_bytes());
+    put(56, &size.to_le_bytes());
+    put(64, b"zero");
+    put(72, &4096u64.to_le_bytes());
+    put(80, &(size - 4096).to_le_bytes());
+    put(88, &1u64.to_le_bytes());
+    file.write_all_at(&seal(entry), log).unwrap();
+}
+
+/// A differencing VHD without data, over the parent of this id.
+fn child_vhd(parent: &[u8]) -> Vec<u8> {
+    let mut head = vec![0; 1536];
+    let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"conectix");
+    put(16, &512u64.to_be_bytes());
+    put(60, &4u32.to_be_bytes());
+    put(68, &[9; 16]);
+    put(512, b"cxsparse");
+    put(552, parent);
+    let sum: u32 = head[..512].iter().map(|b| u32::from(*b)).sum();
+    head[64..68].copy_from_slice(&(!sum).to_be_bytes());
+    let footer = head[..512].to_vec();
+    [head, footer].concat()
 }
 
 fn current_header(vhdx: &Path) -> Vec<u8> {
@@ -467,6 +623,24 @@ fn names_that_are_not_utf8() {
         fs::remove_dir_all(out.join("out")).unwrap();
     }
     assert_eq!(sha256(&lab.raw), before, "the source is as it was");
+
+    // What names the result must be text.
+    for verb in ["plan", "convert"] {
+        let text = run(verb, &sources[1], &folder, &[]).expect(2).stdout;
+        assert!(
+            text.contains("output directory file:///") && text.contains("--output-dir"),
+            "{text}"
+        );
+        assert!(!folder.join("out").exists());
+    }
+    // Two files of such names are two VMs.
+    let other = bytes_path(&folder, &[b"\xb7\xfe.raw"]);
+    fs::hard_link(&lab.raw, &other).unwrap();
+    let name = |disk: &Path| {
+        let (domain, _) = domain(&out, disk, &[]);
+        domain.text_of("name").unwrap().to_owned()
+    };
+    assert_ne!(name(&sources[1]), name(&other));
 
     // Fixed in place the file itself is the result, and libvirt's XML must name it.
     let disk = bytes_path(&folder, &[b"own-", GBK, b".raw"]);

@@ -30,6 +30,7 @@ use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted::{self, TrustedFolder};
 use crate::report::OutputFile;
 use crate::text::in_single_quotes;
+use crate::tool::confine::Confinement;
 use crate::tool::privileges::Privileges;
 use crate::tool::virsh::Virsh;
 use crate::tool::{self, Cmd};
@@ -267,6 +268,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
     let work = Work::create(&to)?;
     let copy = work.path.join("disk");
     Cmd::new("cp")
+        .confined(Confinement::writes_arguments())
         .args(["--reflink=auto", "--sparse=always", "--"])
         .args([&from, &copy])
         .run()
@@ -576,6 +578,7 @@ fn prepare(path: &Path, user: Option<&User>, warnings: &mut Vec<String>) -> Resu
     set().map_err(failed)?;
     if Path::new("/sys/fs/selinux/enforce").exists() && tool::find("chcon").is_some() {
         let label = Cmd::new("chcon")
+            .confined(Confinement::writes_arguments())
             .privileges(Privileges::Owners)
             .args(["-t", "virt_image_t", "--"])
             .arg(path)

@@ -76,6 +76,7 @@ impl Protected {
             Self::Copy { disk, copy } => {
                 let partial = copy.with_extension("partial");
                 let copied = Cmd::new("cp")
+                    .confined(Confinement::writes_arguments())
                     .privileges(Privileges::Owners)
                     .args(["-p", "--reflink=auto", "--sparse=always", "--"])
                     .args([disk, &partial])

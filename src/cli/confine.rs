@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::tool::confine;
 
 /// Where programs keep temporary files and sockets.
@@ -38,13 +39,19 @@ pub struct Writes<'p> {
 
 /// From here on nothing is written but below these paths and where temporary files are.
 pub fn writes(below: &Writes<'_>) -> Result<()> {
-    give_up(below, Network::Kept)
+    give_up(below, Network::Kept)?;
+    hit()
 }
 
 /// The same, and no network: for verbs whose programs need none.
 pub fn looks(below: &Writes<'_>) -> Result<()> {
     give_up(below, Network::GivenUp)?;
-    confine::offline().map_err(|e| Error::failed("giving up the network").because(e))
+    confine::offline().map_err(|e| Error::failed("giving up the network").because(e))?;
+    hit()
+}
+
+fn hit() -> Result<()> {
+    failpoint::hit("confined").map_err(|e| Error::failed("restricting this program").because(e))
 }
 
 fn give_up(below: &Writes<'_>, network: Network) -> Result<()> {

@@ -408,9 +408,9 @@ impl SourceArgs {
     }
 
     /// For the verbs that only read: nothing is written but below this folder and where temporary files
-    /// are, and there is no network. Not with guestfish, as for `convert`.
+    /// are, and there is no network. Not with a user's guestfish, as for `convert`.
     pub fn confine(&self, folder: Option<&Path>) -> Result<()> {
-        if self.guestfish()? {
+        if self.starts_a_daemon()? {
             return Ok(());
         }
         if let Some(folder) = folder {
@@ -443,6 +443,12 @@ impl SourceArgs {
             return Ok(false);
         }
         Ok(!self.key.is_empty() || Engine::choose(self.engine.into())?.starts_slowly())
+    }
+
+    /// Whether the appliance may be run by a libvirt daemon that is started for it and outlives us, with the
+    /// limits we have. Root's is started by the system.
+    fn starts_a_daemon(&self) -> Result<bool> {
+        Ok(self.guestfish()? && !rustix::process::geteuid().is_root())
     }
 
     /// The engine for the verbs that only read.
@@ -561,10 +567,9 @@ impl FixArgs {
     }
 
     /// From here on nothing is written but below the folder of the output, the devices named, `place` and
-    /// where programs keep temporary files. Not with guestfish, whose appliance may be run by a libvirt
-    /// daemon that outlives us.
+    /// where programs keep temporary files.
     pub fn confine(&self, place: Option<&Path>) -> Result<()> {
-        if self.source.guestfish()? {
+        if self.source.starts_a_daemon()? {
             return Ok(());
         }
         if self.dry_run {

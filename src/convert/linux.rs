@@ -41,7 +41,7 @@ use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
-use super::session::{Source, SourceMachine, announce_appliance};
+use super::session::{Names, Source, SourceMachine, announce_appliance};
 use super::space::{self, Needs};
 
 /// `--linux`.
@@ -128,9 +128,8 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
     if inspection.os.family != crate::inspect::OsFamily::Linux {
         return Ok(());
     }
-    let work =
-        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
-    let disks = machine.disks(work.path())?;
+    let work = Names::new();
+    let disks = machine.disks(work.folder())?;
     examine(&images(&disks)?, machine, inspection, ui)?;
     machine.opened.check_unchanged()
 }

@@ -55,12 +55,25 @@ pub struct OutputFolder {
     done: bool,
 }
 
+/// The descriptions of the VM, which are text, name the files in it.
+fn refuse_unless_text(target: &Path) -> Result<()> {
+    if target.to_str().is_some() {
+        return Ok(());
+    }
+    let shown = crate::text::of_path(target);
+    Err(Error::usage(format!(
+        "the output directory {shown} has a name that is not valid UTF-8, and the VM's description must name it"
+    ))
+    .hint("name another directory with --output-dir"))
+}
+
 impl OutputFolder {
     /// Whether [`OutputFolder::create`] would take this folder, as far as can be known without writing;
     /// its absolute path.
     pub fn check(target: &Path, preference: &Preference) -> Result<PathBuf> {
         let absolute = std::path::absolute(target)
             .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
+        refuse_unless_text(&absolute)?;
         if absolute.parent().is_some_and(|parent| !parent.exists()) {
             return Ok(absolute);
         }
@@ -80,6 +93,9 @@ impl OutputFolder {
 
     /// Checks that `target` may be made and starts the partial folder.
     pub fn create(target: &Path, preference: &Preference) -> Result<Self> {
+        if let Ok(absolute) = std::path::absolute(target) {
+            refuse_unless_text(&absolute)?;
+        }
         let place = Place::open(target, true)?;
         let lock = place.lock()?;
         repair_locked(&place, &lock)?;

@@ -41,7 +41,7 @@ use super::name::safe_name;
 use super::output::{OutputFolder, Preference};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
-use super::session::{Session, Source, SourceMachine, first, looked, read_only};
+use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
 use super::vm::{ChangedDisk, OpenDisk, VmDisks, VmSession};
 
 /// Where packages of the virtio-win project put the ISO.
@@ -169,9 +169,8 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let sources = || source_files(job);
     let target = OutputFolder::check(&job.target_folder(), &job.preference(&sources))?;
     ui.status("Inspecting", &job.source.path.display().to_string());
-    let work =
-        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
-    let disks = job.source.disks(work.path())?;
+    let work = Names::new();
+    let disks = job.source.disks(work.folder())?;
     check_in_place(job, &disks)?;
     Devices::claim(job, &disks, false)?;
     disks.check_kernel()?;

@@ -145,14 +145,10 @@ pub struct SourceMachine {
 }
 
 impl SourceMachine {
-    /// Unpacks into `work` what cannot be read in place, and lists the disks, the one Windows is on
-    /// first.
+    /// Unpacks what cannot be read in place, and lists the disks, the one Windows is on first. What is
+    /// unpacked is called as if it were in `work`, which need not be there.
     pub fn disks(&self, work: &Path) -> Result<VmDisks> {
         let mut vm = self.vm.clone();
-        if vm.is_packed() {
-            std::fs::create_dir_all(work)
-                .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
-        }
         vm.prepare(work, self.max_unpacked).map_err(|e| {
             let hint = e.hint();
             let error = Error::failed(format!("unpacking {}", self.path.display())).because(e);
@@ -178,6 +174,33 @@ impl SourceMachine {
     }
 }
 
+/// A directory for the names of temporary disks, made when there are some and removed in the end.
+pub struct Names(PathBuf);
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Names {
+    pub fn new() -> Self {
+        let name = format!("hyper2kvm-{}", uuid::Uuid::new_v4().simple());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        // It is not there, as a rule.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Looks at the disks of a VM, with something to look at besides while they are open.
 pub fn look<T>(
     machine: &SourceMachine,
@@ -185,9 +208,8 @@ pub fn look<T>(
     ui: &Ui,
     also: impl FnOnce(&Survey, &dyn GuestRead) -> T,
 ) -> Result<(Engine, Survey, T)> {
-    let work =
-        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
-    let disks = machine.disks(work.path())?;
+    let work = Names::new();
+    let disks = machine.disks(work.folder())?;
     disks.check_kernel()?;
     let (session, survey) = VmSession::open(engine, &disks, ui, read_only)?;
     let seen = also(&survey, &session.reader());

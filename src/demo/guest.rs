@@ -20,6 +20,7 @@ use crate::disk::layout::{self, DiskLayout, Partition, Scheme};
 use crate::guest::ntfs3g::{MountOptions, Ntfs3g};
 use crate::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId, wof};
 use crate::tool::Cmd;
+use crate::tool::confine::Confinement;
 use gpt::partition_types as types;
 
 const MIB: u64 = 1 << 20;
@@ -278,6 +279,7 @@ fn format_ntfs(spec: &GuestSpec, path: &Path, partition: &PartitionSpec) -> Resu
         tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new("."))).map_err(format)?;
     volume.as_file().set_len(partition.size).map_err(format)?;
     Cmd::new("mkntfs")
+        .confined(Confinement::writes_arguments())
         .args(["--quick", "--force", "--quiet", "--label", label])
         .args(["--cluster-size", &cluster.to_string()])
         .args(["--sector-size", &spec.sector_size.to_string()])
@@ -286,7 +288,7 @@ fn format_ntfs(spec: &GuestSpec, path: &Path, partition: &PartitionSpec) -> Resu
             &(partition.start / u64::from(spec.sector_size)).to_string(),
         ])
         .args(["--heads", "255", "--sectors-per-track", "63"])
-        .arg(volume.path())
+        .arg(std::path::absolute(volume.path()).map_err(format)?)
         .run()?;
     let mut image = File::options().write(true).open(path).map_err(format)?;
     copy_data(volume.as_file_mut(), &mut image, partition.start).map_err(format)

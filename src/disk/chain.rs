@@ -25,17 +25,20 @@ use super::hold::{Found, Held, Use};
 use super::length::{self, Short};
 use super::links;
 use super::partition::{self, LayoutError};
+use super::tables;
 use crate::error::{Error, ErrorKind};
 use crate::source::charset::{Charset, Name};
 use crate::source::vmdk;
+use crate::tool::confine;
 use crate::tool::pass::{self, Passed, Spec};
 use crate::tool::{ToolError, qemu_img, qsd};
 
 /// More levels than VMware (32) or anyone's nightly snapshots need.
 const MAX_LEVELS: usize = 256;
-/// Twice what VMware and Hyper-V make at most (62 and 64 TiB). What is larger has tables that take
+/// What Hyper-V makes at most; VMware stops at 62 TiB. What is larger has tables that take
 /// minutes to go through, and no guest.
-const MAX_VIRTUAL_SIZE: u64 = 128 << 40;
+const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
+const MAX_VMDK_CHECKED: u64 = 256 << 30;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -162,6 +165,15 @@ impl ImageError {
                 reason: "it was not closed: its log holds writes that are not in their places yet"
                     .into(),
                 remedy: "shut the VM down and copy the disk again; after a crash, replay the log on a copy: qemu-img check -r all COPY.vhdx",
+            }
+        } else if stderr.contains(" allocate ") {
+            Self::Unsupported {
+                path,
+                reason: format!(
+                    "its tables need more than the {} MiB of memory that QEMU has here",
+                    confine::IMAGE_MEMORY >> 20
+                ),
+                remedy: "copy it into a format with small tables: qemu-img convert -O qcow2 IMAGE COPY",
             }
         } else if stderr.contains("Failed to get") && stderr.contains("lock") {
             Self::InUse { path }
@@ -444,7 +456,12 @@ impl Image {
     /// Checks the metadata of every level: finds files that were cut short, which QEMU would
     /// otherwise read as zeroes.
     pub fn check(&self) -> Result<()> {
-        for level in self.levels.iter().filter(|l| l.format.has_check()) {
+        // Of a vmdk QEMU looks whether each block ends in its file, one by one: of a large one that takes minutes,
+        // and the tables were looked at when it was opened.
+        let quick =
+            |level: &&Level| level.format != Format::VMDK || level.virtual_size <= MAX_VMDK_CHECKED;
+        let levels = self.levels.iter().filter(|l| l.format.has_check());
+        for level in levels.filter(quick) {
             let result = qemu_img::check(&level.spec())
                 .map_err(|e| ImageError::from_tool(&level.path, e))?;
             if let Some(result) = result
@@ -601,6 +618,19 @@ fn open_level(
         });
     }
     refuse_differencing(file.file(), size, path, format)?;
+    if format == Format::QCOW2
+        && let Some(fault) = tables::qcow2(file.file(), size).map_err(io_error)?
+    {
+        let (path, reason) = (path.to_owned(), fault.to_string());
+        return Err(match fault {
+            tables::Fault::Shared { .. } => ImageError::Damaged { path, reason },
+            _ => ImageError::Unsupported {
+                path,
+                reason,
+                remedy: "copy the disk without them: qemu-img convert -O qcow2 IMAGE COPY",
+            },
+        });
+    }
     if format == Format::QCOW2
         && let Some(name) = detect::qcow2_data_file(file.file(), size).map_err(io_error)?
     {

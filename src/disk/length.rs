@@ -16,6 +16,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
 use super::detect::{Format, VmdkExtent, read_up_to, vhd_type};
 
 /// Something that ends behind the end of the file or disk it is in.
@@ -105,6 +108,16 @@ struct Ends {
 impl Input<'_> {
     fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         read_up_to(self.file, offset, len, self.size)
+    }
+
+    /// Where the first data behind that place is; before it all is zero.
+    fn data_from(&self, at: u64) -> u64 {
+        match rustix::fs::seek(self.file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => u64::MAX,
+            // A file system that does not tell.
+            Err(_) => at,
+        }
     }
 
     fn short(&self, needs: Option<u64>, what: &str) -> Option<Short> {
@@ -586,7 +599,15 @@ fn grains(
         return Ok(None);
     };
     let mut last_grain = 0;
+    let mut data = 0;
     for (at, i) in found.apart(length) {
+        // A large empty disk has GiB of tables, all of them hole.
+        if at >= data {
+            data = input.data_from(at);
+        }
+        if at.saturating_add(length) <= data {
+            continue;
+        }
         input.table(at, per_table, &mut |n, entry| {
             let at = u64::from(u32::from_le_bytes(entry));
             // 1 says zeroes.

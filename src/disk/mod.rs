@@ -26,6 +26,7 @@ pub mod nbd;
 pub mod partition;
 #[cfg(test)]
 mod short_tests;
+mod tables;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -407,7 +407,7 @@ impl Fix<'_> {
             logs.push(LogReset {
                 path: log.clone(),
                 backup: format!("backup/{}", log.name().unwrap_or_default()),
-                original: self.before.read(volume, log, MAX_HIVE)?,
+                original: self.before.read(volume, log, MAX_LOG)?,
             });
         }
         Ok(MergeJob {
@@ -462,7 +462,9 @@ impl Fix<'_> {
     }
 }
 
-const MAX_HIVE: u64 = 1 << 30;
+/// No hive that inspection takes is larger, and no log of one.
+const MAX_HIVE: u64 = 256 << 20;
+const MAX_LOG: u64 = 64 << 20;
 /// Files of ours are drivers; nothing near this size is replaced.
 const MAX_REPLACED: u64 = 256 << 20;
 

@@ -33,6 +33,8 @@ const PATHS_KEPT: usize = 4096;
 const MAX_INDEX_DEPTH: usize = 32;
 const MAX_INDEX_BLOCK: u32 = 64 << 10;
 const MAX_INDEX_BYTES: u64 = 256 << 20;
+/// Of a directory that is listed whole: WinSxS has some ten thousands.
+const MAX_ENTRIES: usize = 500_000;
 const MAX_LIST_BYTES: u64 = 1 << 20;
 pub(super) const BULK: usize = 1 << 20;
 
@@ -676,6 +678,9 @@ fn collect_entries(node: &[u8], entries: &mut Vec<FileInfo>) -> Fallible<()> {
     for entry in index_entries(node)? {
         let entry = entry?;
         let Some(key) = entry.key else { continue };
+        if entries.len() >= MAX_ENTRIES {
+            return Err("a directory has too many entries".into());
+        }
         if key.is_dos() || rec::record_number(entry.reference) < FIRST_USER_RECORD {
             continue;
         }

@@ -76,9 +76,15 @@ pub fn load(
             findings.push(damaged(path, chain(&error)));
             return Ok(Some(unusable(path, true)));
         }
-        Err(ReadError::Guest(
-            error @ (GuestError::TooLarge { .. } | GuestError::Unreadable { .. }),
-        )) => {
+        Err(ReadError::Guest(GuestError::TooLarge {
+            path: file,
+            size,
+            limit,
+        })) => {
+            findings.push(too_large(path, &file, size, limit));
+            return Ok(Some(unusable(path, false)));
+        }
+        Err(ReadError::Guest(error @ GuestError::Unreadable { .. })) => {
             findings.push(damaged(path, error.to_string()));
             return Ok(Some(unusable(path, false)));
         }
@@ -152,6 +158,20 @@ fn unusable(path: &GuestPath, dirty: bool) -> Loaded {
         },
         hive: None,
     }
+}
+
+/// `file` is the hive or one of its logs.
+fn too_large(path: &GuestPath, file: &str, size: u64, limit: u64) -> Finding {
+    Finding::blocker(
+        "hive-damaged",
+        format!(
+            "{file} has {} MiB, and no sound one has more than {} MiB: Windows could not be made ready to boot from it",
+            size >> 20,
+            limit >> 20
+        ),
+        "restore the hive from a backup, or compact it in the guest, before converting",
+        path.to_string(),
+    )
 }
 
 fn damaged(path: &GuestPath, reason: String) -> Finding {

@@ -31,6 +31,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -610,8 +611,17 @@ fn extension(path: &Path) -> String {
     extension.to_string_lossy().to_ascii_lowercase()
 }
 
+/// Bytes that are no UTF-8 as `%B4`, so that two names stay two.
 fn stem(path: &Path) -> String {
-    clean(&path.file_stem().unwrap_or_default().to_string_lossy())
+    let stem = path.file_stem().unwrap_or_default();
+    let mut text = String::new();
+    for part in stem.as_bytes().utf8_chunks() {
+        text += part.valid();
+        for byte in part.invalid() {
+            text += &format!("%{byte:02X}");
+        }
+    }
+    clean(&text)
 }
 
 /// Text of a description, fit for people: no control characters, bounded.

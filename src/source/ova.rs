@@ -5,10 +5,10 @@
 //! be and comparing its digest. What is written has no name and holes for its zeroes.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -148,8 +148,10 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Resu
         let mut unpacked = None;
         match (&disk.packed, &target) {
             (Some(packed), Some(target)) => {
-                let limit = Limit::of(packed, work, most)
-                    .map_err(|e| io_error("looking for space in", work, e))?;
+                let folder = work.ancestors().find(|folder| folder.is_dir());
+                let folder = folder.unwrap_or(Path::new("/"));
+                let limit = Limit::of(packed, folder, most)
+                    .map_err(|e| io_error("looking for space in", folder, e))?;
                 unpacked = Some(unpack(&disk.path, packed, target, &limit, hasher.as_mut())?);
             }
             _ => {
@@ -176,7 +178,14 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Resu
         }
         if let (Some(target), Some(file)) = (target, unpacked) {
             let file = Arc::new(file);
-            // Only this process has the file; the link is for names and messages.
+            // Only this process has the file; the link is for names and messages. Not before: a run that is
+            // killed while it unpacks leaves nothing.
+            let mut folder = DirBuilder::new();
+            folder
+                .recursive(true)
+                .mode(0o700)
+                .create(work)
+                .map_err(|e| io_error("creating", work, e))?;
             let open = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
             std::os::unix::fs::symlink(open, &target)
                 .map_err(|e| io_error("creating", &target, e))?;
@@ -230,7 +239,7 @@ fn unpack(
     }
     file.seek(SeekFrom::Start(offset))
         .map_err(|e| io_error("reading", source, e))?;
-    let out = nameless(target).map_err(|e| io_error("creating", target, e))?;
+    let out = nameless(&limit.folder).map_err(|e| io_error("creating", target, e))?;
     let mut holes = Holes { file: &out, at: 0 };
     let input = file.take(size);
     let mut full = false;
@@ -263,18 +272,13 @@ fn unpack(
 }
 
 /// A file that has no name, so that nothing of it is left however this process ends.
-fn nameless(target: &Path) -> io::Result<File> {
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    let access = OFlags::RDWR | OFlags::CLOEXEC;
-    let mode = Mode::RUSR | Mode::WUSR;
-    match rustix::fs::open(folder, access | OFlags::TMPFILE, mode) {
+fn nameless(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE;
+    match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => Ok(file.into()),
         // A file system without them (NFS, some FUSE).
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {
-            let new = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-            let file = rustix::fs::open(target, new, mode)?;
-            std::fs::remove_file(target)?;
-            Ok(file.into())
+            tempfile::NamedTempFile::new_in(folder).map(tempfile::NamedTempFile::into_file)
         }
         Err(e) => Err(e.into()),
     }

@@ -4,7 +4,7 @@
 //! Three measures, each for its kind of process:
 //! - [`parser`]: nothing at all but its open descriptors and memory, for code that parses hostile
 //!   bytes;
-//! - [`Confinement`]: the files named and no network, for tools started by the launcher;
+//! - [`Confinement`]: the files named and no sockets, or less, for tools started by the launcher;
 //! - [`writes_only`]: this process and all it starts write only below some folders.
 //!
 //! Each is as strong as the kernel allows: one without landlock (before 5.13) leaves files open, an
@@ -39,6 +39,12 @@ const SCOPES: ABI = ABI::V6;
 /// The address space of a parser: libntfs-3g needs some MiB and the largest file of a request.
 const PARSER_MEMORY: u64 = 1 << 30;
 
+/// The memory of a tool that reads images: QEMU reads some tables whole, whatever size an image says they have.
+/// Real ones take some MiB, and its threads and buffers some dozens.
+pub const IMAGE_MEMORY: u64 = 448 << 20;
+/// The stack of each of its threads, which counts as memory.
+const IMAGE_STACK: u64 = 2 << 20;
+
 /// What tools load themselves from.
 const SYSTEM: [&str; 10] = [
     "/usr",
@@ -52,6 +58,9 @@ const SYSTEM: [&str; 10] = [
     "/etc/ld.so.cache",
     "/etc/alternatives",
 ];
+/// The same of a program from elsewhere, beside its own folder. Not all that is there: the program may be in
+/// somebody's home.
+const LIBRARIES: [&str; 4] = ["lib", "lib64", "libexec", "share"];
 /// What C libraries and QEMU look up of the kernel: processors, memory, the limits of a block device.
 /// Not the rest of /proc: it tells of other processes.
 const KERNEL: [&str; 10] = [
@@ -117,28 +126,30 @@ pub(super) fn without(index: u8, bits: i32) -> io::Result<Vec<SeccompRule>> {
     Ok(vec![rule])
 }
 
-/// Leaves this process its open descriptors, memory to work with and the way out: no files, network,
-/// programs, threads, processes or signals to others, no executable memory. Whatever else it tries
-/// fails with EPERM, so that a C library of another release that asks for something harmless works on.
-pub fn parser() -> io::Result<()> {
-    rustix::thread::set_no_new_privs(true)?;
-    for (resource, limit) in [
-        // What it parses is no business of core dumps.
-        (Resource::Core, 0),
-        (Resource::As, PARSER_MEMORY),
-    ] {
+fn limit(limits: &[(Resource, u64)]) -> io::Result<()> {
+    for (resource, limit) in limits {
         // Less than that may be set already, and cannot be raised.
-        let set = getrlimit(resource);
-        let limit = [Some(limit), set.current, set.maximum];
+        let set = getrlimit(*resource);
+        let limit = [Some(*limit), set.current, set.maximum];
         let limit = limit.into_iter().flatten().min();
         setrlimit(
-            resource,
+            *resource,
             Rlimit {
                 current: limit,
                 maximum: limit,
             },
         )?;
     }
+    Ok(())
+}
+
+/// Leaves this process its open descriptors, memory to work with and the way out: no files, network,
+/// programs, threads, processes or signals to others, no executable memory. Whatever else it tries
+/// fails with EPERM, so that a C library of another release that asks for something harmless works on.
+pub fn parser() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    // What it parses is no business of core dumps.
+    limit(&[(Resource::Core, 0), (Resource::As, PARSER_MEMORY)])?;
     privileges::drop_all()?;
     Reach::default().enforce()?;
     let mut rules: Rules = [
@@ -203,6 +214,19 @@ pub fn offline() -> io::Result<()> {
     let not_unix = SeccompRule::new(vec![unix.map_err(bad)?]).map_err(bad)?;
     let rules = [
         (libc::SYS_socket, vec![not_unix]),
+        (libc::SYS_io_uring_setup, Vec::new()),
+    ];
+    install(filter(
+        rules.into_iter().collect(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EACCES as u32),
+    )?)
+}
+
+/// No sockets at all, for this process and all it starts.
+fn no_sockets() -> io::Result<()> {
+    let rules = [
+        (libc::SYS_socket, Vec::new()),
         (libc::SYS_io_uring_setup, Vec::new()),
     ];
     install(filter(
@@ -294,11 +318,22 @@ pub struct Confinement {
     serves: bool,
     /// The files its arguments name, and where it is to make some.
     named: bool,
+    /// It reads what its user may read, and writes what its arguments name.
+    keeps: bool,
     /// `None`: any file.
     files: Option<Vec<(PathBuf, bool)>>,
 }
 
 impl Confinement {
+    /// Everything but writing: only to the files that the arguments name, or in the folder of one that is to be
+    /// made.
+    pub fn writes_arguments() -> Self {
+        Self {
+            keeps: true,
+            ..Self::default()
+        }
+    }
+
     /// Everything but the network.
     pub fn offline() -> Self {
         Self {
@@ -307,7 +342,7 @@ impl Confinement {
         }
     }
 
-    /// No network, no other program, and no files but these and what programs are made of. The flag is
+    /// No sockets, no other program, and no files but these and what programs are made of. The flag is
     /// whether it may be written.
     pub fn to_files(files: impl IntoIterator<Item = (PathBuf, bool)>) -> Self {
         Self {
@@ -317,7 +352,7 @@ impl Confinement {
         }
     }
 
-    /// No network, no other program, and no files but those that the arguments name and what programs are
+    /// No sockets, no other program, and no files but those that the arguments name and what programs are
     /// made of; a file that is to be made, in its folder.
     pub fn to_arguments() -> Self {
         Self {
@@ -359,6 +394,9 @@ impl Confinement {
         if self.named {
             args.push(NAMED.into());
         }
+        if self.keeps {
+            args.push(KEEPS.into());
+        }
         if self.files.is_some() {
             args.push(NO_FILES.into());
         }
@@ -381,10 +419,11 @@ impl Confinement {
                 self.offline |= arg == OFFLINE;
                 self.serves |= arg == SERVES;
                 self.named |= arg == NAMED;
+                self.keeps |= arg == KEEPS;
                 if arg == NO_FILES {
                     self.files.get_or_insert_default();
                 }
-                return [OFFLINE, SERVES, NAMED, NO_FILES]
+                return [OFFLINE, SERVES, NAMED, KEEPS, NO_FILES]
                     .iter()
                     .any(|known| arg == *known);
             }
@@ -401,11 +440,21 @@ impl Confinement {
                 .get_or_insert_default()
                 .extend(privileges::named(args).into_iter().map(Named::in_or_below));
         }
-        if let Some(files) = &files {
-            self.to_named(files, program)?;
+        if self.keeps {
+            keep_all_but(args)?;
         }
-        if self.offline {
-            offline()?;
+        match &files {
+            Some(files) => {
+                limit(&[
+                    (Resource::Core, 0),
+                    (Resource::Data, IMAGE_MEMORY),
+                    (Resource::Stack, IMAGE_STACK),
+                ])?;
+                self.to_named(files, program)?;
+                no_sockets()?;
+            }
+            None if self.offline => offline()?,
+            None => {}
         }
         if self.serves {
             calls::server(loader(program).is_none())?;
@@ -420,7 +469,9 @@ impl Confinement {
         read.extend(itself.as_deref());
         // A program from elsewhere has its libraries beside it: /opt/qemu for /opt/qemu/bin/x.
         let home = program.parent().and_then(Path::parent);
-        read.extend(home.filter(|home| home.parent().is_some()));
+        let beside = |home: &Path| LIBRARIES.map(|folder| home.join(folder));
+        let beside: Vec<PathBuf> = home.into_iter().flat_map(beside).collect();
+        read.extend(beside.iter().map(PathBuf::as_path));
         read.extend(named.iter().filter(|f| !f.1).map(|f| f.0.as_path()));
         let loader = loader(program);
         let run = match &loader {
@@ -434,17 +485,35 @@ impl Confinement {
             read,
             run,
             write,
-            network: !self.offline,
-            sockets: !self.serves,
+            network: false,
+            sockets: false,
         }
         .enforce()
         .map(drop)
     }
 }
 
+/// Leaves this process, which is about to become a program with these arguments, everything to read and only
+/// what they name to write.
+fn keep_all_but(args: &[OsString]) -> io::Result<()> {
+    let named = privileges::named(args);
+    let written: Vec<PathBuf> = named.into_iter().map(|file| file.in_or_below().0).collect();
+    let mut write: Vec<&Path> = DEVICES.iter().map(Path::new).collect();
+    write.extend(written.iter().map(PathBuf::as_path));
+    let reach = Reach {
+        run: vec![Path::new("/")],
+        write,
+        network: true,
+        sockets: true,
+        ..Reach::default()
+    };
+    reach.enforce().map(drop)
+}
+
 const OFFLINE: &str = "offline";
 const SERVES: &str = "serves";
 const NAMED: &str = "named";
+const KEEPS: &str = "writes-named";
 const NO_FILES: &str = "no-files";
 
 /// The program that loads another one, as its file says; `None` for a script.
@@ -506,6 +575,7 @@ mod tests {
         for wanted in [
             Confinement::to_files([]).serving(),
             Confinement::to_arguments(),
+            Confinement::writes_arguments(),
         ] {
             let mut back = Confinement::default();
             assert!(wanted.args().iter().all(|arg| back.add_arg(arg)));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::confine::Confinement;
 use super::{Cmd, clean};
 
 /// A program or library we use.
@@ -230,6 +231,7 @@ pub struct Found {
 
 fn version_line(path: &std::path::Path, args: &[&str]) -> Option<String> {
     let out = Cmd::new(path)
+        .confined(Confinement::writes_arguments())
         .args(args)
         .timeout(Duration::from_secs(10))
         .run()

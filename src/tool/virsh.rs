@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::confine::Confinement;
 use super::privileges::Privileges;
 use super::{Cmd, Result, ToolError};
 
@@ -54,12 +55,13 @@ impl Virsh {
 
     fn cmd(&self) -> Cmd {
         // It may start the session's libvirt, which stays and whose QEMU asks a helper for a bridge.
-        let privileges = match self.uri.contains("/session") {
-            true => Privileges::Gain,
-            false => Privileges::None,
+        let (privileges, confinement) = match self.uri.contains("/session") {
+            true => (Privileges::Gain, Confinement::default()),
+            false => (Privileges::None, Confinement::writes_arguments()),
         };
         Cmd::new(TOOL)
             .privileges(privileges)
+            .confined(confinement)
             .args(["-q", "-c", &self.uri])
             .timeout(LIMIT)
     }

@@ -36,7 +36,7 @@ pub fn bounded(args: &[&str]) -> Run {
 }
 
 /// `convert` within the same limits.
-fn converted(disk: &Path, drivers: &Path, out: &Path) -> Run {
+pub fn converted(disk: &Path, drivers: &Path, out: &Path) -> Run {
     bounded(&[
         "convert",
         text(disk),
@@ -47,12 +47,30 @@ fn converted(disk: &Path, drivers: &Path, out: &Path) -> Run {
     ])
 }
 
-/// `None`: it took too long and was killed. No process of the run gets more than the memory, and the
-/// program itself must not come near.
+/// The most memory that this process or one that it started has had so far.
+fn most_memory(id: u32) -> u64 {
+    let folder = format!("/proc/{id}");
+    let status = fs::read_to_string(format!("{folder}/status")).unwrap_or_default();
+    let own = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let own = own.map_or(0, |line| {
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kib << 10
+    });
+    let threads = fs::read_dir(format!("{folder}/task")).into_iter().flatten();
+    let children = threads.flatten().flat_map(|thread| {
+        let list = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        let ids: Vec<u32> = list.split(' ').filter_map(|id| id.parse().ok()).collect();
+        ids
+    });
+    children.map(most_memory).fold(own, u64::max)
+}
+
+/// `None`: it took too long and was killed. No process of the run comes near the memory.
 fn attempt(args: &[&str]) -> Option<Run> {
     let start = Instant::now();
     let mut child = Command::new("prlimit")
-        .arg(format!("--data={MEMORY}"))
+        // For the sake of the machine.
+        .arg(format!("--data={}", 4 * MEMORY))
         .arg("--core=0")
         .arg(binary())
         .args(args)
@@ -70,14 +88,9 @@ fn attempt(args: &[&str]) -> Option<Run> {
     }
     let stdout = all(child.stdout.take().unwrap());
     let stderr = all(child.stderr.take().unwrap());
-    let file = format!("/proc/{}/status", child.id());
     let mut most = 0;
     let status = loop {
-        let text = fs::read_to_string(&file).unwrap_or_default();
-        if let Some(line) = text.lines().find_map(|l| l.strip_prefix("VmHWM:")) {
-            let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
-            most = most.max(kib << 10);
-        }
+        most = most.max(most_memory(child.id()));
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
@@ -106,7 +119,7 @@ fn attempt(args: &[&str]) -> Option<Run> {
 }
 
 /// Changes bytes of the Windows volume of a copy of the guest's disk.
-fn damaged(lab: &Lab, name: &str, change: impl FnOnce(&mut [u8])) -> PathBuf {
+pub fn damaged(lab: &Lab, name: &str, change: impl FnOnce(&mut [u8])) -> PathBuf {
     let disk = lab.path(name);
     tool("cp", &["--sparse=always", text(&lab.raw), text(&disk)]);
     let part = lab.spec.partition(Role::Windows).unwrap();
@@ -132,16 +145,16 @@ fn damaged(lab: &Lab, name: &str, change: impl FnOnce(&mut [u8])) -> PathBuf {
     disk
 }
 
-fn le16(bytes: &[u8], at: usize) -> usize {
+pub fn le16(bytes: &[u8], at: usize) -> usize {
     usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
-fn le32(bytes: &[u8], at: usize) -> usize {
+pub fn le32(bytes: &[u8], at: usize) -> usize {
     le16(bytes, at) | le16(bytes, at + 2) << 16
 }
 
 /// The attributes of every MFT record that is in use: offset of the record and of the attribute.
-fn attributes(volume: &[u8], kind: usize) -> Vec<(usize, usize)> {
+pub fn attributes(volume: &[u8], kind: usize) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     for record in (0..volume.len() - 1024).step_by(1024) {
         if !volume[record..].starts_with(b"FILE") || volume[record + 22] & 1 == 0 {
@@ -304,7 +317,7 @@ fn hostile_hives() {
     assert!(run.stdout.contains("A[31m"), "{}", run.stdout);
 }
 
-fn envelope(href: &str, gzip: bool) -> String {
+pub fn envelope(href: &str, gzip: bool) -> String {
     let compression = ["", " ovf:compression=\"gzip\""][usize::from(gzip)];
     format!(
         "<Envelope xmlns:ovf=\"o\" xmlns:rasd=\"r\"><References><File ovf:id=\"f\" ovf:href=\"{href}\"{compression}/></References>\
@@ -573,7 +586,7 @@ fn links_out_of_windows() {
 }
 
 /// A disk with one ext4 file system made of a folder.
-fn linux(lab: &Path, name: &str, root: &Path) -> PathBuf {
+pub fn linux(lab: &Path, name: &str, root: &Path) -> PathBuf {
     let disk = lab.join(name);
     let args = [
         "-q",
@@ -589,7 +602,7 @@ fn linux(lab: &Path, name: &str, root: &Path) -> PathBuf {
     disk
 }
 
-fn linux_root(lab: &Path, name: &str) -> PathBuf {
+pub fn linux_root(lab: &Path, name: &str) -> PathBuf {
     let root = lab.join(name);
     for folder in ["etc", "usr/sbin", "usr/lib"] {
         fs::create_dir_all(root.join(folder)).unwrap();

@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bombs;
 mod hostile;
 mod images;
 
@@ -239,7 +240,7 @@ fn the_ntfs_writer_misbehaves() {
     for (action, says) in [
         ("abort", "writer crashed (signal 6)"),
         ("hang", "writer hung and was killed"),
-        ("escape", "all 6 ways out are closed"),
+        ("escape", "all 10 ways out are closed"),
         // It may not even send itself a signal.
         ("kill", "Operation not permitted"),
     ] {

@@ -1,0 +1,212 @@
+//! Tables of a qcow2 that QEMU would go through for hours: many entries of a first table that lead to one
+//! second table, and snapshots without end. Looked at before QEMU sees the image.
+//!
+//! Specification: QEMU's `docs/interop/qcow2.txt`, "Two-level lookup" and "Snapshots". In the first table of a
+//! disk or snapshot no second table occurs twice: each has one reference from there.
+
+use std::fs::File;
+use std::io;
+
+use super::detect::read_up_to;
+
+/// QEMU refuses larger ones.
+const MAX_FIRST_TABLE: u64 = 32 << 20;
+/// Nightly ones for eleven years. QEMU takes 65,536, and 10 s to list them.
+const MAX_SNAPSHOTS: u64 = 4096;
+/// Entries of the first tables of all snapshots: 500 TiB, each block counted as often as it is used. QEMU
+/// reads a second table for each.
+const MAX_ENTRIES: u64 = 1_000_000;
+/// Their headers, with names and identifiers.
+const MAX_LIST: u64 = 8 << 20;
+/// Where a second table is, in an entry.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// What is wrong with such tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// No sound image has that.
+    Shared {
+        table: u64,
+    },
+    Snapshots {
+        count: u64,
+        limit: u64,
+    },
+    Entries {
+        count: u64,
+        limit: u64,
+    },
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shared { table } => write!(
+                f,
+                "two entries of its first table lead to the second table at byte {table}"
+            ),
+            Self::Snapshots { count, limit } => {
+                write!(
+                    f,
+                    "it has {count} internal snapshots, and at most {limit} are read"
+                )
+            }
+            Self::Entries { count, limit } => write!(
+                f,
+                "its internal snapshots have {count} tables of blocks, and at most {limit} are read"
+            ),
+        }
+    }
+}
+
+fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
+    let bytes = bytes.get(at..at + width).unwrap_or_default();
+    bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte))
+}
+
+/// The second tables that a first one names, each once; `Err` holds one that is named twice.
+fn second_tables(
+    file: &File,
+    size: u64,
+    (at, entries): (u64, u64),
+) -> io::Result<Result<u64, Fault>> {
+    let bytes = entries.saturating_mul(8);
+    if bytes > MAX_FIRST_TABLE {
+        return Ok(Ok(0));
+    }
+    let table = read_up_to(file, at, bytes as usize, size)?;
+    let entries = table.chunks_exact(8).map(|entry| number(entry, 0, 8));
+    let mut tables: Vec<u64> = entries.map(|e| e & OFFSET).filter(|e| *e != 0).collect();
+    tables.sort_unstable();
+    if let Some(pair) = tables.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Ok(Err(Fault::Shared { table: pair[0] }));
+    }
+    Ok(Ok(tables.len() as u64))
+}
+
+/// The first fault of a qcow2's tables. What makes no sense otherwise is left to QEMU.
+pub fn qcow2(file: &File, size: u64) -> io::Result<Option<Fault>> {
+    let head = read_up_to(file, 0, 104, size)?;
+    if !head.starts_with(b"QFI\xfb") {
+        return Ok(None);
+    }
+    let first = (number(&head, 40, 8), number(&head, 36, 4));
+    if let Err(fault) = second_tables(file, size, first)? {
+        return Ok(Some(fault));
+    }
+    let (count, at) = (number(&head, 60, 4), number(&head, 64, 8));
+    if count > MAX_SNAPSHOTS {
+        return Ok(Some(Fault::Snapshots {
+            count,
+            limit: MAX_SNAPSHOTS,
+        }));
+    }
+    let list = read_up_to(
+        file,
+        at,
+        MAX_LIST as usize,
+        if count == 0 { 0 } else { size },
+    )?;
+    let (mut at, mut entries) = (0usize, 0u64);
+    for _ in 0..count {
+        let Some(header) = list.get(at..at.saturating_add(40)) else {
+            break;
+        };
+        let first = (number(header, 0, 8), number(header, 8, 4));
+        match second_tables(file, size, first)? {
+            Ok(tables) => entries += tables,
+            Err(fault) => return Ok(Some(fault)),
+        }
+        if entries > MAX_ENTRIES {
+            return Ok(Some(Fault::Entries {
+                count: entries,
+                limit: MAX_ENTRIES,
+            }));
+        }
+        let names = number(header, 12, 2) + number(header, 14, 2) + number(header, 36, 4);
+        at += 40 + (names as usize).next_multiple_of(8);
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A head whose first table is at byte 4096, and whose snapshots are at byte 8192.
+    fn image(first: &[u64], snapshots: u32, list: &[u8]) -> (File, u64) {
+        let mut bytes = vec![0; 8192];
+        bytes[..4].copy_from_slice(b"QFI\xfb");
+        bytes[36..40].copy_from_slice(&(first.len() as u32).to_be_bytes());
+        bytes[40..48].copy_from_slice(&4096u64.to_be_bytes());
+        bytes[60..64].copy_from_slice(&snapshots.to_be_bytes());
+        bytes[64..72].copy_from_slice(&8192u64.to_be_bytes());
+        for (i, entry) in first.iter().enumerate() {
+            bytes[4096 + i * 8..][..8].copy_from_slice(&entry.to_be_bytes());
+        }
+        bytes.extend(list);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        (file, bytes.len() as u64)
+    }
+
+    fn snapshot(at: u64, entries: u32) -> [u8; 40] {
+        let mut header = [0; 40];
+        header[..8].copy_from_slice(&at.to_be_bytes());
+        header[8..12].copy_from_slice(&entries.to_be_bytes());
+        header
+    }
+
+    #[test]
+    fn a_second_table_is_named_once() {
+        const USED: u64 = 1 << 63;
+        let fault = |first: &[u64], snapshots, list: &[u8]| {
+            let (file, size) = image(first, snapshots, list);
+            qcow2(&file, size).unwrap()
+        };
+        assert_eq!(fault(&[], 0, &[]), None);
+        assert_eq!(fault(&[USED | 0x10000, 0, 0, USED | 0x20000], 0, &[]), None);
+        let shared = Some(Fault::Shared { table: 0x10000 });
+        assert_eq!(fault(&[USED | 0x10000, 0, 0x10000], 0, &[]), shared);
+        // A snapshot shares tables with the disk, but not with itself.
+        let list = snapshot(4096, 2);
+        assert_eq!(fault(&[0x10000, 0x20000], 1, &list), None);
+        let list = [snapshot(4096, 1), snapshot(4096, 2)].concat();
+        assert_eq!(fault(&[0x10000], 2, &list), None);
+        let list = [snapshot(0, 0), snapshot(8192 + 80, 2)].concat();
+        let twice = [0x10000u64.to_be_bytes(), 0x10000u64.to_be_bytes()].concat();
+        assert_eq!(fault(&[], 2, &[&list[..], &twice].concat()), shared);
+    }
+
+    #[test]
+    fn snapshots_have_an_end() {
+        let (file, size) = image(&[], 65_536, &[]);
+        let fault = qcow2(&file, size).unwrap().unwrap();
+        assert_eq!(
+            fault.to_string(),
+            "it has 65536 internal snapshots, and at most 4096 are read"
+        );
+        // Every one with all of a large table.
+        let mut file = tempfile::tempfile().unwrap();
+        let mut bytes = vec![0; 104];
+        bytes[..4].copy_from_slice(b"QFI\xfb");
+        bytes[60..64].copy_from_slice(&100u32.to_be_bytes());
+        bytes[64..72].copy_from_slice(&104u64.to_be_bytes());
+        bytes.extend(snapshot(104 + 4000, 20_000).repeat(100));
+        bytes.extend((1..=20_000u64).flat_map(|table| (table << 16).to_be_bytes()));
+        file.write_all(&bytes).unwrap();
+        let fault = qcow2(&file, bytes.len() as u64).unwrap();
+        assert!(
+            matches!(
+                fault,
+                Some(Fault::Entries {
+                    count: 1_020_000,
+                    ..
+                })
+            ),
+            "{fault:?}"
+        );
+    }
+}
