@@ -124,6 +124,28 @@ fn an_undo_log_is_never_removed() {
     assert_eq!(refusal(&target, &FORCE).kind, ErrorKind::NotRolledBack);
     fs::remove_dir_all(dir.path().join(".vm-kvm.partial")).unwrap();
 
+    // With a journal that cannot be read, of one disk or of the second.
+    let folder = plain(&target).unwrap();
+    let partial = folder.path().to_path_buf();
+    let later = json!({"schema": "hyper2kvm/journal/9"}).to_string();
+    fs::create_dir(partial.join("backup")).unwrap();
+    fs::write(partial.join("backup/blocks-2.before"), "old bytes").unwrap();
+    fs::write(partial.join("journal.json"), "{ cut sh").unwrap();
+    drop(folder);
+    for journal in ["{ cut sh", "", &later] {
+        fs::write(partial.join("journal.json"), journal).unwrap();
+        let error = refusal(&target, &FORCE);
+        assert_eq!(error.kind, ErrorKind::NotRolledBack, "{journal}: {error}");
+        assert!(error.hints[0].contains("rollback --journal"), "{error}");
+        let check = OutputFolder::check(&target, &FORCE).unwrap_err();
+        assert_eq!(check.kind, ErrorKind::NotRolledBack, "{journal}: {check}");
+        assert!(partial.join("backup/blocks-2.before").exists());
+    }
+    // Nothing was saved: nothing is lost.
+    fs::remove_dir_all(partial.join("backup")).unwrap();
+    drop(plain(&target).unwrap());
+    assert!(!partial.exists());
+
     // In a finished result, also when the journal says nothing that is understood.
     result(&target, "in place");
     let mut journal = Journal::create(&target, disk, vec![], vec![]).unwrap();

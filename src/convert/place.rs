@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{PASSAGE, create_parents};
+use crate::fix::commit;
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::fix::trusted::{TrustError, TrustedFolder};
 use crate::lock::{FileLock, LockError};
@@ -157,7 +158,7 @@ impl Place {
             ))
             .hint("move it to a folder of its own first"));
         }
-        if let Some(journal) = needs_undo(&partial).map_err(untrusted)? {
+        if let Some(journal) = needs_undo(&partial)? {
             return Err(Error::new(
                 ErrorKind::NotRolledBack,
                 "an earlier fix in place was interrupted while it wrote the disk",
@@ -242,15 +243,32 @@ impl Place {
 }
 
 /// The journal in a partial folder that is needed to undo what was done to a disk. An error: somebody
-/// else can have written it.
-pub(super) fn needs_undo(partial: &Path) -> Result<Option<Journal>, TrustError> {
+/// else can have written it, or it cannot be read and blocks of a disk were saved.
+pub(super) fn needs_undo(partial: &Path) -> Result<Option<Journal>> {
     let _folder = match TrustedFolder::open(partial) {
         Err(e) if e.is_missing() => return Ok(None),
-        folder => folder?,
+        folder => folder.map_err(untrusted)?,
     };
-    match Journal::load(&partial.join(journal::FILE_NAME)) {
+    let path = partial.join(journal::FILE_NAME);
+    match Journal::load(&path) {
         Ok(journal) => Ok(journal.needs_undo().then_some(journal)),
-        Err(JournalError::Untrusted(e)) if !e.is_missing() => Err(e),
+        Err(error) if error.is_missing() => Ok(None),
+        // Somebody else's says nothing about a disk of ours.
+        Err(JournalError::Untrusted(e)) if !matches!(e, TrustError::Io { .. }) => Err(untrusted(e)),
+        Err(error) if commit::holds_saved_blocks(partial) => {
+            let folder = crate::text::shell_word(&partial.display().to_string());
+            Err(Error::new(
+                ErrorKind::NotRolledBack,
+                format!(
+                    "{} cannot be used, and a disk may have to be restored with the blocks saved beside it",
+                    path.display()
+                ),
+            )
+            .because(error)
+            .hint(format!("bring the journal back, then: hyper2kvm rollback --journal {folder}/{}", journal::FILE_NAME))
+            .hint(format!("or, when no disk has to be restored: rm -r {folder}")))
+        }
+        Err(JournalError::Untrusted(e)) => Err(untrusted(e)),
         Err(_) => Ok(None),
     }
 }
