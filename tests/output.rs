@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{
-    Lab, LoopOver, Mounted, Run, TOOLS, binary, finish, h2k, have, names, sha256, text, tool,
-    virtio_win,
+    Lab, LoopOver, Mounted, Paused, Run, TOOLS, binary, finish, h2k, have, names, sha256, text,
+    tool, virtio_win,
 };
 
 fn command(source: &Path, out: &Path, more: &[&str]) -> Command {
@@ -810,34 +810,10 @@ fn two_installs_of_one_name_lose_nothing() {
     let mark = ["-f", "qcow2", "-c", "write -q -P 7 0 512"];
     tool("qemu-io", &[&mark[..], &[text(&disk(&outs[1]))]].concat());
     let digests = outs.each_ref().map(|out| sha256(&disk(out)));
-    let (bin, gate) = (lab.path("bin"), lab.path("gate"));
-    fs::create_dir(&bin).unwrap();
-    fs::write(&gate, "").unwrap();
-    let real = hyper2kvm::tool::find("cp").unwrap();
-    let script = format!(
-        "#!/bin/sh\n: > {gate}.reached\nwhile [ -e {gate} ]; do sleep 0.02; done\nexec {} \"$@\"\n",
-        real.display(),
-        gate = gate.display()
-    );
-    fs::write(bin.join("cp"), script).unwrap();
-    fs::set_permissions(bin.join("cp"), Permissions::from_mode(0o755)).unwrap();
-    let mut first = install(&outs[0], &images, "");
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    first.env("PATH", path).stdout(Stdio::null());
-    let first = first.stderr(Stdio::piped()).spawn().unwrap();
-    let start = Instant::now();
-    while !gate.with_file_name("gate.reached").exists() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "it copies nothing"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let first = Paused::at("install-copied", install(&outs[0], &images, ""));
     finish(install(&outs[1], &images, ""));
     assert_eq!(disk(&outs[1]), images.join("vm.qcow2"));
-    fs::remove_file(&gate).unwrap();
-    let said = first.wait_with_output().unwrap().stderr;
-    let said = String::from_utf8_lossy(&said);
+    let said = first.go_on().stderr;
     assert!(said.contains("exists already"), "{said}");
     for (out, digest) in outs.iter().zip(&digests) {
         assert_eq!(&sha256(&disk(out)), digest, "{}: {said}", out.display());
