@@ -144,6 +144,7 @@ pub const IDS: &[Id] = &[
     finding("bcd-other-windows", NOTHING),
     finding("bcd-text-mode", NOTHING),
     finding("ems-com1", NOTHING),
+    finding("debug-com1", NOTHING),
     finding("default-control-set", START),
     // Windows.
     finding("pending-updates", NOTHING),
@@ -154,6 +155,7 @@ pub const IDS: &[Id] = &[
     finding("antivirus", NOTHING),
     finding("cluster-node", NOTHING),
     finding("domain-controller", NOTHING),
+    finding("vbs-mandatory", NOTHING),
     // No Windows to convert.
     finding("linux", NO_WINDOWS),
     finding("no-windows", NO_WINDOWS),

@@ -386,6 +386,41 @@ const NAMES: [&str; 1] = ["first boot"];
 /// Options of other programs that documents name on their own.
 const OF_OTHERS: [&str; 1] = ["ostype"];
 
+/// The tests that `docs/reliability.md` names are there.
+#[test]
+fn the_tests_that_are_named_exist() {
+    let mut code = String::new();
+    let mut left = vec![root().join("tests"), root().join("src")];
+    while let Some(folder) = left.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                left.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                code += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let page = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
+    let (_, page) = page.split_once("<!-- steps: end -->").unwrap();
+    let named: Vec<String> = spans(page)
+        .into_iter()
+        .filter(|span| {
+            let plain = |c: char| c.is_ascii_lowercase() || c == '_';
+            span.contains('_') && span.chars().all(plain)
+        })
+        .collect();
+    assert!(named.len() > 50, "{named:?}");
+    for name in named {
+        let test = format!("#[test]\nfn {name}()");
+        let unit = format!("#[test]\n    fn {name}()");
+        assert!(
+            code.contains(&test) || code.contains(&unit),
+            "no test {name}"
+        );
+    }
+}
+
 fn help(args: &[&str]) -> String {
     let out = Command::new(binary())
         .args(args)

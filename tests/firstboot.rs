@@ -367,6 +367,7 @@ fn script() -> Script {
 }
 
 #[test]
+#[ignore = "minutes: cargo test --test firstboot -- --ignored two_boots; .ci/run has it"]
 fn two_boots() {
     let Some(windows) = Windows::new() else {
         return;

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
 use serde_json::Value;
 use support::{
-    Lab, Run, TOOLS, binary, finish, h2k, have, names, processes_naming, sha256, tool, virtio_win,
+    Lab, Run, TOOLS, binary, finish, h2k, have, names, processes_naming, sha256, text, tool,
+    virtio_win,
 };
 
 fn lab(firmware: Firmware) -> Lab {
@@ -24,10 +25,6 @@ fn lab(firmware: Firmware) -> Lab {
     spec.recovery = false;
     spec.firmware = firmware;
     Lab::new(spec)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 /// `convert` into `out` with a fail point.
@@ -292,13 +289,14 @@ fn killed_in_place() {
                     next.stderr
                 );
             }
-            // A rollback that is killed itself can be done again.
+            // A rollback that fails or is killed itself can be done again.
             let rollback = ["rollback", "--journal", text(&journal)];
-            let mut killed = Command::new(binary());
-            killed
-                .args(rollback)
-                .env("HYPER2KVM_FAILPOINT", "rolling-back=kill");
-            finish(killed).expect(-1);
+            for (action, code) in [("fail", 7), ("kill", -1)] {
+                let mut broken = Command::new(binary());
+                let point = format!("rolling-back={action}");
+                broken.args(rollback).env("HYPER2KVM_FAILPOINT", point);
+                finish(broken).expect(code);
+            }
             h2k(rollback).expect(0);
             assert!(before.same(), "{point}: not restored");
         }
@@ -346,6 +344,47 @@ fn killed() {
     finish(command(&lab, &lab.raw, &["--force"], "")).expect(0);
     assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
     assert_eq!(sha256(&lab.raw), digest);
+}
+
+#[test]
+fn failures_leave_nothing() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let digest = sha256(&lab.raw);
+    for point in POINTS.into_iter().filter(|point| *point != "copying") {
+        eprintln!("{point}");
+        let run = finish(command(&lab, &lab.raw, &[], &format!("{point}=fail"))).expect(1);
+        assert!(run.stderr.contains(point), "{}", run.stderr);
+        assert_eq!(names(lab.dir.path()), ["guest.raw"], "{point}");
+    }
+    assert_eq!(sha256(&lab.raw), digest);
+}
+
+#[test]
+fn verbs_that_only_read_leave_nothing() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let qcow2 = lab.in_format("qcow2", "", "guest.qcow2");
+    let before = sha256(&qcow2);
+    for verb in ["inspect", "plan", "verify"] {
+        let command = |action: &str| {
+            let mut command = support::command(verb, &qcow2, &[]);
+            command.env("HYPER2KVM_FAILPOINT", format!("looked={action}"));
+            command.current_dir(lab.dir.path());
+            command
+        };
+        eprintln!("{verb}");
+        finish(command("fail")).expect(1);
+        interrupt(&mut command("wait"), "TERM").expect(130);
+        finish(command("kill")).expect(-1);
+        no_process_left(&lab);
+        assert_eq!(names(lab.dir.path()), ["guest.qcow2", "guest.raw"]);
+    }
+    assert_eq!(sha256(&qcow2), before);
 }
 
 #[test]

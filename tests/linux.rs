@@ -597,6 +597,41 @@ fn a_failing_virt_v2v_does_not_stop_a_ready_guest() {
     assert!(report["engine_why"].as_str().unwrap().contains("as it is"));
 }
 
+/// A program that opens files by their names gets the source by a socket: another file under the name of the
+/// source is not read.
+#[test]
+fn virt_v2v_reads_what_is_held() {
+    if !ready() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let spec = Spec {
+        distribution: "debian",
+        ..Spec::default()
+    };
+    let raw = guest(dir.path(), &spec);
+    let path = without_virt_v2v(dir.path());
+    script(&path.join("nbdkit"), "#!/bin/sh\n");
+    let [seen, secret, kept] = ["seen.raw", "secret", "kept.raw"].map(|name| dir.path().join(name));
+    fs::write(&secret, "for root's eyes only").unwrap();
+    let before = support::sha256(&raw);
+    script(
+        &path.join("virt-v2v-in-place"),
+        &format!(
+            "#!/bin/sh\nset -e\nmv {raw} {kept}\nln -s {secret} {raw}\n\
+             overlay=$(sed -n \"s/.*file=['\\\"]\\([^'\\\"]*qcow2\\)['\\\"].*/\\1/p\" \"$3\")\n\
+             qemu-img convert -f qcow2 -O raw \"$overlay\" {seen}\nrm {raw}\nmv {kept} {raw}\n",
+            raw = raw.display(),
+            kept = kept.display(),
+            secret = secret.display(),
+            seen = seen.display(),
+        ),
+    );
+    convert(Some(&path), &raw, &["--linux", "virt-v2v"]).expect(0);
+    assert_eq!(support::sha256(&seen), before);
+    assert_eq!(support::sha256(&raw), before);
+}
+
 #[test]
 fn names_of_devices_and_the_uefi_loader() {
     if !ready() || !have(&["mcopy", "mkfs.fat", "sgdisk"]) {

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{
-    Lab, Mounted, Run, TOOLS, binary, finish, h2k, have, names, sha256, text, tool, virtio_win,
+    Lab, LoopOver, Mounted, Run, TOOLS, binary, finish, h2k, have, names, sha256, text, tool,
+    virtio_win,
 };
 
 fn command(source: &Path, out: &Path, more: &[&str]) -> Command {
@@ -146,6 +147,33 @@ fn force_leaves_alone_what_is_needed() {
     for file in ["guest.qcow2", "plan.json", "report.html", "journal.json"] {
         assert!(listed.iter().any(|f| f == file), "{file}: {listed:?}");
     }
+}
+
+#[test]
+fn a_loop_device_over_a_result() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let out = lab.path("out");
+    convert(&lab.raw, &out, &["--format", "raw"]).expect(0);
+    let (disk, images) = (out.join("guest.raw"), lab.path("images"));
+    fs::create_dir(&images).unwrap();
+    // It takes no lock, and writes nothing yet.
+    let Some(device) = LoopOver::file(&disk, &[]) else {
+        return;
+    };
+    for run in [
+        convert(&lab.raw, &out, &["--format", "raw", "--force"]),
+        finish(install(&out, &images, "")),
+    ] {
+        let says = format!("is in use by the loop device {}", device.0.display());
+        assert!(run.stderr.contains(&says), "{}", run.stderr);
+        assert_eq!(run.code, 1);
+        assert!(disk.exists() && names(&images).is_empty());
+    }
+    drop(device);
+    convert(&lab.raw, &out, &["--format", "raw", "--force"]).expect(0);
 }
 
 #[test]
@@ -402,6 +430,9 @@ fn killed_while_a_result_is_replaced() {
             eprintln!("{without}{step}");
             begin();
             assert_eq!(replace(&format!("{without}{step}=kill")).code, -1);
+            if without.is_empty() {
+                assert!(out.join("report.json").exists(), "{step}: not in one step");
+            }
             // The next run of whatever verb has the result back under its name.
             let run = convert(&lab.raw, &out, &["--name", "new"]).expect(1);
             assert!(run.stderr.contains("out exists"), "{step}: {}", run.stderr);

@@ -17,8 +17,8 @@ use serde::Serialize;
 use crate::boot::quote;
 use crate::boot_path::Controller;
 use crate::disk::chain::Image;
-use crate::disk::export::Export;
-use crate::disk::{BlockWrite, partition};
+use crate::disk::export::{EXPORT, Export, Reach};
+use crate::disk::{BlockRead, BlockWrite, partition};
 use crate::domain::StorageBus;
 use crate::domain::element::Element;
 use crate::error::{Blocker, Error, ErrorKind, Result};
@@ -649,7 +649,8 @@ fn can_do_without(inspection: &Inspection, storage: StorageBus) -> bool {
     facts.is_some_and(|facts| not_ready(facts, storage, None).is_empty())
 }
 
-/// Has virt-v2v convert overlays of the disks.
+/// Has virt-v2v convert overlays of the disks. It opens files by their names, so what is below the overlays
+/// is served from the descriptors this run holds.
 fn hand_over(
     job: &Job,
     ui: &Ui,
@@ -662,13 +663,17 @@ fn hand_over(
     std::fs::create_dir_all(work).map_err(failed)?;
     let name = job.name();
     let mut overlays = Vec::new();
+    let mut served = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let overlay = work.join(format!("overlay-{i}.qcow2"));
-        crate::source::name_unpacked(source.held().map(|held| (held.path(), held.file())))
-            .map_err(failed)?;
-        qemu_img::create_over(&overlay, &source.named_spec()?)
+        let below = Export::<dyn BlockRead>::open_readonly_for(source, Reach::User)?;
+        let socket = below
+            .socket()
+            .ok_or_else(|| Error::failed("the storage daemon has no socket for virt-v2v"))?;
+        qemu_img::create_over(&overlay, &socket, EXPORT, source.virtual_size())
             .map_err(|e| Error::failed("creating an overlay for virt-v2v").because(e))?;
         overlays.push(overlay);
+        served.push(below);
     }
     let xml = work.join("source.xml");
     std::fs::write(&xml, source_xml(&name, before, &overlays)?).map_err(failed)?;
@@ -682,7 +687,7 @@ fn hand_over(
         |e: tool::ToolError| Error::failed(format!("converting with {program}")).because(e);
     if way == Way::VirtV2vInPlace {
         virt_v2v::in_place(&xml, &mut said).map_err(failed)?;
-        sources.iter().try_for_each(Image::check_names)?;
+        close_all(served)?;
         return sources
             .iter()
             .zip(&overlays)
@@ -693,7 +698,7 @@ fn hand_over(
     std::fs::create_dir_all(&out)
         .map_err(|e| Error::failed(format!("creating {}", out.display())).because(e))?;
     virt_v2v::copy(&xml, &out, &mut said).map_err(failed)?;
-    sources.iter().try_for_each(Image::check_names)?;
+    close_all(served)?;
     (0..sources.len())
         .map(|i| {
             let letter = crate::domain::xml::target_name("sd", i);
@@ -701,6 +706,10 @@ fn hand_over(
             Ok(Image::open_info(&path, Some("qcow2"), &[])?)
         })
         .collect()
+}
+
+fn close_all(exports: Vec<Export<dyn BlockRead>>) -> Result<()> {
+    Ok(exports.into_iter().try_for_each(Export::close)?)
 }
 
 /// The machine for virt-v2v: its disks, and the firmware, which decides about the boot loader.

@@ -8,7 +8,7 @@ use crate::disk::chain::Image;
 use crate::disk::export::{self, Export};
 use crate::disk::layout::DiskLayout;
 use crate::disk::partition;
-use crate::error::{Blocker, Error, Result};
+use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::guest::joined::JoinedReader;
 use crate::guest::keys::Keys;
@@ -16,7 +16,7 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, GuestRead, GuestWrite};
 use crate::inspect::{self, Disk, InspectError, InspectOptions, SourceFacts, Survey};
 use crate::source::{SourceVm, Unpacked};
-use crate::tool::appliance;
+use crate::tool::{appliance, stop};
 use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};
@@ -231,9 +231,16 @@ pub fn announce_appliance(ui: &Ui, why: &str) {
     );
 }
 
-/// The fail point of the verbs that only read.
+/// The fail point of the verbs that only read, which a signal ends here at the latest.
 pub(super) fn looked() -> Result<()> {
-    failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))
+    failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))?;
+    match stop::requested() {
+        true => Err(Error::new(
+            ErrorKind::Interrupted,
+            "interrupted; nothing was changed",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Opens a disk as it is.

@@ -404,18 +404,6 @@ impl Image {
         }
     }
 
-    /// The chain by the names of its files, for programs that open them by themselves. Each still
-    /// leads to the file that is held; [`Image::check_unchanged`] tells afterwards whether it did all
-    /// the time.
-    pub fn named_spec(&self) -> Result<Value> {
-        self.check_names()?;
-        for file in self.files() {
-            utf8(file, "virt-v2v")?;
-        }
-        let levels = self.levels.iter().rev();
-        Ok(levels.fold(Value::Null, |below, level| level.named_node(below)))
-    }
-
     /// Holds the files that are written with the image as one that writes: nobody else reads them.
     pub fn hold_for_writing(&self) -> Result<()> {
         self.top().held.iter().try_for_each(Held::hold_for_writing)
@@ -513,22 +501,6 @@ impl Level {
         if writable && self.scratch {
             node["cache"] = json!({"no-flush": true});
         }
-        node
-    }
-
-    /// The same by names, read-only.
-    fn named_node(&self, backing: Value) -> Value {
-        let file = |path: &Path, device: bool| {
-            json!({
-                "driver": if device { "host_device" } else { "file" },
-                "filename": path.to_string_lossy(),
-                "read-only": true,
-            })
-        };
-        let own = file(&self.path, self.block_device);
-        let data = self.data_file.as_ref().map(|path| file(path, false));
-        let mut node = self.format_node(own, data, backing);
-        node["read-only"] = true.into();
         node
     }
 

@@ -22,12 +22,10 @@ use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::cache::Cached;
 use super::chain::{Image, ImageError};
 use super::nbd::{Nbd, Patience};
-use crate::tool::{Child, ToolError, qemu_img, qsd, stop};
+use crate::tool::{Child, ToolError, cmd, qemu_img, qsd, stop};
 
 /// The name of the export on the storage daemon's socket.
 pub const EXPORT: &str = "disk";
-/// How long the daemon may take to write out and close the image.
-const CLOSE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a daemon that hung up may take to end.
 const FAIL_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may be silent once the run was asked to stop.
@@ -208,7 +206,7 @@ impl<D: ?Sized> Export<D> {
             Ok(())
         };
         daemon.connection.inner().disconnect();
-        let closed = daemon.process.close(CLOSE_LIMIT);
+        let closed = daemon.process.close(cmd::silence());
         // A daemon that is gone is why the flush failed, and says more.
         closed.map_err(|source| ExportError::Close {
             path: path.clone(),

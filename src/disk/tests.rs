@@ -352,7 +352,7 @@ fn what_was_opened_is_what_is_read() {
     assert_eq!(std::fs::read(&target).unwrap(), f.data);
     let e = image.check_unchanged().unwrap_err();
     assert!(e.to_string().contains("took its name"), "{e}");
-    assert!(image.named_spec().is_err());
+    assert!(image.check_names().is_err());
 }
 
 #[test]

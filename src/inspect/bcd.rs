@@ -143,6 +143,18 @@ fn entries(
         ));
         return Ok(());
     }
+    if bcd
+        .debugger_port_number(&loader.id)
+        .is_some_and(|port| port <= 1)
+    {
+        facts.ems_on_com1 = true;
+        findings.push(Finding::info(
+            "debug-com1",
+            "Windows gives COM1 to its kernel debugger: the new machine has a second serial port, and the first-boot script reports there",
+            "none needed",
+            format!("{}, {}: debug", hive.path, loader.id),
+        ));
+    }
     for (code, device, name) in [
         (APP_DEVICE, &loader.device, "device"),
         (OS_DEVICE, &loader.os_device, "osdevice"),

@@ -238,7 +238,7 @@ pub struct BootFacts {
     /// Edits of the BCD after which the default entry names the partition Windows is on; empty when
     /// it names one that exists.
     pub device_repair: Vec<RegOp>,
-    /// EMS is on and owns COM1: what is to be seen from outside goes to COM2.
+    /// EMS or the kernel debugger owns COM1: what is to be seen from outside goes to COM2.
     pub ems_on_com1: bool,
     /// The number of heads, where Windows XP and 2003 would stop at it.
     pub heads: Option<SectorField>,

@@ -380,6 +380,7 @@ pub fn hives(
     pending(&set, software, out)?;
     policies(software, out)?;
     roles(&set, out)?;
+    virtualization_based_security(&set, out)?;
     setup(system, out)?;
     let scanners: Vec<&str> = out
         .antivirus
@@ -482,6 +483,24 @@ fn roles(set: &Key<'_>, out: &mut Inspection) -> Result<()> {
             "this is a domain controller: never run the old and the new machine at the same time",
             "keep the old machine off for good; other domain controllers must be reachable at first boot",
             "ProductOptions\\ProductType is LanmanNT",
+        ));
+    }
+    Ok(())
+}
+
+/// `Mandatory` keeps the loader from going on when the hypervisor of Windows does not start (Microsoft,
+/// "Enable memory integrity"); without it Windows starts without that protection.
+fn virtualization_based_security(set: &Key<'_>, out: &mut Inspection) -> Result<()> {
+    let Some(key) = set.key("Control\\DeviceGuard")? else {
+        return Ok(());
+    };
+    let is_set = |name| -> Result<bool> { Ok(key.dword(name)?.unwrap_or(0) != 0) };
+    if is_set("EnableVirtualizationBasedSecurity")? && is_set("Mandatory")? {
+        out.findings.push(Finding::warning(
+            "vbs-mandatory",
+            "virtualization-based security is mandatory: Windows stops at boot on a machine without nested virtualization",
+            "run it on a host that offers nested virtualization to its guests (CPU host-passthrough), or set Control\\DeviceGuard Mandatory to 0 before the conversion",
+            "Control\\DeviceGuard: Mandatory",
         ));
     }
     Ok(())

@@ -40,6 +40,10 @@ const WIN_PE: &str = "26000022";
 const BOOT_EMS: &str = "16000020";
 const OS_EMS: &str = "260000b0";
 const EMS_PORT: &str = "15000022";
+/// `KernelDebuggerEnabled` of a loader, and `DebuggerType` and `SerialDebuggerPort` (BcdLibraryElementTypes).
+const OS_DEBUG: &str = "260000a0";
+const DEBUGGER_TYPE: &str = "15000011";
+const DEBUGGER_PORT: &str = "15000013";
 
 /// Most objects looked at; real stores have about twenty.
 const MAX_OBJECTS: usize = 4096;
@@ -172,9 +176,21 @@ pub struct Bcd {
     pub ems: Vec<String>,
     /// The serial port of EMS, where one is named: 1 is COM1.
     pub ems_port: Option<u64>,
+    /// Entries that switch on the kernel debugger.
+    pub debugged: Vec<String>,
+    /// How the debugger is connected, for whatever object: 0 is a serial port.
+    pub debugger_types: Vec<u64>,
+    pub debugger_port: Option<u64>,
 }
 
 impl Bcd {
+    /// The serial port of the kernel debugger, where that entry has it switched on.
+    pub fn debugger_port_number(&self, loader: &str) -> Option<u64> {
+        let on = self.debugged.iter().any(|id| id == loader);
+        let serial = self.debugger_types.is_empty() || self.debugger_types.contains(&0);
+        (on && serial).then(|| self.debugger_port.unwrap_or(1))
+    }
+
     pub fn parse(hive: &HiveView<'_>) -> Result<Self, BcdError> {
         let mut bcd = Self {
             objects: Vec::new(),
@@ -184,6 +200,9 @@ impl Bcd {
             graphics_mode_disabled: Vec::new(),
             ems: Vec::new(),
             ems_port: None,
+            debugged: Vec::new(),
+            debugger_types: Vec::new(),
+            debugger_port: None,
         };
         let mut found_bootmgr = false;
         let objects = hive.key("Objects")?.ok_or(BcdError::NoBootManager)?;
@@ -216,6 +235,13 @@ impl Bcd {
             }
             if let Some(port) = elements.number(EMS_PORT)? {
                 bcd.ems_port.get_or_insert(port);
+            }
+            if elements.boolean(OS_DEBUG)? {
+                bcd.debugged.push(id.clone());
+            }
+            bcd.debugger_types.extend(elements.number(DEBUGGER_TYPE)?);
+            if let Some(port) = elements.number(DEBUGGER_PORT)? {
+                bcd.debugger_port.get_or_insert(port);
             }
             if id == BOOTMGR {
                 found_bootmgr = true;
@@ -454,6 +480,33 @@ mod tests {
             assert_eq!(bcd.ems, [format!("{object} {code}")]);
             assert_eq!(bcd.ems_port, Some(2));
         }
+    }
+
+    #[test]
+    fn the_kernel_debugger_and_its_port() {
+        const SETTINGS: &str = "{4636856e-540f-4170-a130-a84776f4c654}";
+        let number = |n: u64| RegData::Binary(n.to_le_bytes().to_vec());
+        let mut store = bios_store();
+        assert_eq!(
+            parse(&store).unwrap().debugger_port_number(&id(LOADER)),
+            None
+        );
+        element(&mut store, LOADER, OS_DEBUG, RegData::Binary(vec![1]));
+        let port = |store: &KeyTree| parse(store).unwrap().debugger_port_number(&id(LOADER));
+        // What Windows has where nothing is said.
+        assert_eq!(port(&store), Some(1));
+        element(&mut store, SETTINGS, DEBUGGER_TYPE, number(0));
+        element(&mut store, SETTINGS, DEBUGGER_PORT, number(2));
+        assert_eq!(port(&store), Some(2));
+        // By the network.
+        element(&mut store, SETTINGS, DEBUGGER_TYPE, number(3));
+        assert_eq!(port(&store), None);
+        // Another entry.
+        assert_eq!(parse(&store).unwrap().debugger_port_number("{x}"), None);
+    }
+
+    fn id(object: &str) -> String {
+        object.to_lowercase()
     }
 
     #[test]

@@ -30,7 +30,6 @@ mod tests;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
@@ -90,22 +89,6 @@ pub struct SourceVm {
 /// process is killed.
 #[derive(Debug, Clone, Default)]
 pub struct Unpacked(Vec<Arc<File>>);
-
-/// Gives unpacked disks among these files the names they are called by, for programs that open them by
-/// themselves.
-pub fn name_unpacked<'f>(
-    files: impl IntoIterator<Item = (&'f Path, &'f File)>,
-) -> std::io::Result<()> {
-    for (path, file) in files {
-        if std::fs::read_link(path).is_ok_and(|to| to.starts_with("/proc")) {
-            std::fs::remove_file(path)?;
-            let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-            let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
-            rustix::fs::linkat(rustix::fs::CWD, open, rustix::fs::CWD, path, follow)?;
-        }
-    }
-    Ok(())
-}
 
 /// Two machines are the same whoever unpacked them.
 impl PartialEq for Unpacked {

@@ -37,6 +37,11 @@ const SILENCE: Duration = Duration::from_secs(600);
 /// Another limit, in seconds: for storage that is slower than that, and for the tests.
 const SILENCE_VARIABLE: &str = "HYPER2KVM_TOOL_SILENCE";
 
+/// How often a program is asked to end.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long it may take to end when this run is to end: it may have to write what it holds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// How long a program, or the storage daemon's socket, may be silent.
 pub fn silence() -> Duration {
     let seconds = std::env::var(SILENCE_VARIABLE)
@@ -548,13 +553,28 @@ impl Child {
         })
     }
 
-    /// Asks the program to end (SIGTERM) and waits; kills it at the limit. Fails when the program
-    /// had already ended, had to be killed, or ended with a failure.
+    /// Asks the program to end (SIGTERM, again every second) and waits; kills it at the limit, or sooner
+    /// when this run is to end. Fails when the program had already ended, had to be killed, or ended with a
+    /// failure.
     pub fn close(mut self, limit: Duration) -> Result<()> {
-        if self.try_wait()?.is_none() {
-            self.signal(Signal::TERM);
+        let start = Instant::now();
+        loop {
+            let limit = match stop::requested() {
+                true => limit.min(PATIENCE),
+                false => limit,
+            };
+            let left = limit.saturating_sub(start.elapsed());
+            if self.try_wait()?.is_none() {
+                self.signal(Signal::TERM);
+            }
+            match self.wait(left.min(ASK_AGAIN)) {
+                Err(ToolError::TimedOut { .. }) if left > ASK_AGAIN => {}
+                Err(ToolError::TimedOut { tool, .. }) => {
+                    return Err(ToolError::TimedOut { tool, after: limit });
+                }
+                ended => return ended,
+            }
         }
-        self.wait(limit)
     }
 
     /// Asks the program to end (SIGTERM) and does not wait for that.
@@ -705,6 +725,14 @@ mod tests {
             }
             other => panic!("{other}"),
         }
+        // It misses the first one.
+        let child =
+            sh("trap 'trap \"exit 0\" TERM' TERM; echo ready >&2; while :; do sleep 0.01; done");
+        let child = child.spawn().unwrap();
+        while child.stderr_tail().is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.close(4 * second).unwrap();
         let child = sh("trap '' TERM; echo ready >&2; while :; do sleep 0.01; done")
             .spawn()
             .unwrap();

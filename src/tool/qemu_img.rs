@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::confine::Confinement;
 use super::pass::Spec;
@@ -187,15 +187,25 @@ pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Creates a qcow2 overlay that names what is below it, for programs that open it by themselves. The
-/// whole chain is written out, so that they probe no format either.
-pub fn create_over(file: &Path, below: &Value) -> Result<()> {
-    let driver = below["driver"].as_str().unwrap_or("raw");
+/// Creates a qcow2 overlay over what is served on a Unix socket, for programs that open it by themselves.
+pub fn create_over(file: &Path, socket: &Path, export: &str, size: u64) -> Result<()> {
+    let below = json!({
+        "driver": "raw",
+        "read-only": true,
+        "file": {
+            "driver": "nbd",
+            "server": {"type": "unix", "path": socket.to_string_lossy()},
+            "export": export,
+            "read-only": true,
+        },
+    });
     cmd()
-        .args(["create", "-q", "-f", "qcow2", "-F", driver, "-b"])
-        .arg(json_name(below))
+        // The size is known: nothing has to be opened for it.
+        .args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b"])
+        .arg(json_name(&below))
         .arg("--")
         .arg(protocol(file))
+        .arg(size.to_string())
         .run()?;
     Ok(())
 }

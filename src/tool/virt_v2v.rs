@@ -35,7 +35,7 @@ pub fn copy(xml: &Path, folder: &Path, on_line: &mut dyn FnMut(&str)) -> Result<
 fn run(cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
     let (name, value) = super::guestfish::APPLIANCE;
     let mut rest = Vec::new();
-    // The overlays stand on images that may belong to others.
+    // The output directory may belong to others.
     // Rebuilding an initramfs is silent, and slow under emulation.
     appliance::prepare(cmd.env(name, value))
         .privileges(Privileges::Files)

@@ -167,6 +167,7 @@ fn uefi_machines_on_virtio_blk() {
 }
 
 #[test]
+#[ignore = "minutes: cargo test --test boot -- --ignored uefi_machines_on_virtio_scsi; .ci/run has it"]
 fn uefi_machines_on_virtio_scsi() {
     if !able() {
         return;

@@ -23,6 +23,9 @@ struct Loop {
     file: PathBuf,
 }
 
+/// Of what was on the device before.
+const EARLIER: &[u8] = b"an earlier disk";
+
 impl Loop {
     fn new(lab: &Lab, name: &str, size: u64) -> Option<Self> {
         let file = lab.path(name);
@@ -110,6 +113,10 @@ fn a_block_device_as_target() {
         assert!(!lab.path("out").exists() && !lab.path(".out.partial").exists());
     };
 
+    // An earlier disk, of which nothing may show through.
+    for at in (0..DISK).step_by(MIB as usize) {
+        device.write(at + 4096, EARLIER);
+    }
     // What is on it is not overwritten without being asked.
     device.write(DISK + MORE - 4096, b"precious");
     let full = sha256(&device.file);
@@ -164,7 +171,14 @@ fn a_block_device_as_target() {
     device.assert_unfinished();
     assert!(!lab.path("out").exists() && !lab.path(".out.partial").exists());
 
-    let report = convert(&lab, path, &["--verify-copy"], "").expect(0).json();
+    // Killed there, it holds the whole disk, which is not taken for an unfinished one.
+    convert(&lab, path, &[], "devices-finished=kill").expect(-1);
+    h2k(["verify", path.to_str().unwrap()]).expect(0);
+    let run = convert(&lab, path, &[], "").expect(1);
+    assert!(run.stderr.contains("is not empty"), "{}", run.stderr);
+
+    let more = ["--verify-copy", "--force"];
+    let report = convert(&lab, path, &more, "").expect(0).json();
     assert_eq!(report["outputs"]["disks"][0], path.to_str().unwrap());
     let verified = report["checks"].to_string();
     assert!(verified.contains("copy-identical"), "{verified}");
@@ -187,6 +201,11 @@ fn a_block_device_as_target() {
     assert!(tail[MORE as usize - 4096..].starts_with(b"precious"));
     assert_eq!(tail.iter().filter(|b| **b != 0).count(), b"precious".len());
     assert_eq!(sha256(&lab.raw), digest);
+    for at in (0..DISK).step_by(MIB as usize) {
+        let at = at + 4096;
+        let bytes = bytes_at(path, &(at..at + EARLIER.len() as u64));
+        assert_ne!(bytes, EARLIER, "{at}");
+    }
     assert!(live_files_are_the_same(&lab, path, 0) > 50);
     drop(device);
 

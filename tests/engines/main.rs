@@ -331,6 +331,7 @@ fn all_the_same(guests: &[(WinVersion, Arch, Firmware)]) {
 }
 
 #[test]
+#[ignore = "minutes: cargo test --test engines -- --ignored clients_on_uefi; .ci/run has it"]
 fn clients_on_uefi() {
     all_the_same(&[
         (WinVersion::Win10, Arch::Amd64, Firmware::Uefi),
@@ -339,6 +340,7 @@ fn clients_on_uefi() {
 }
 
 #[test]
+#[ignore = "minutes: cargo test --test engines -- --ignored servers; .ci/run has it"]
 fn servers() {
     all_the_same(&[(WinVersion::Server2022, Arch::Amd64, Firmware::Uefi)]);
     if ready() {

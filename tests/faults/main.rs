@@ -23,7 +23,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
-use support::{Lab, TOOLS, binary, finish, h2k, have, names, processes_naming, sha256, virtio_win};
+use support::{
+    Lab, TOOLS, binary, finish, h2k, have, names, processes_naming, sha256, text, virtio_win,
+};
 
 fn spec() -> GuestSpec {
     let mut spec = GuestSpec::new(WinVersion::Win10);
@@ -31,10 +33,6 @@ fn spec() -> GuestSpec {
     spec.recovery = false;
     spec.firmware = Firmware::Bios;
     spec
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 fn command(lab: &Lab, more: &[&str], point: &str) -> Command {

@@ -85,6 +85,7 @@ fn the_emergency_console() {
         (vec![format!("{LOADER}\\260000b0")], "COM2"),
         (vec![format!("{MANAGER}\\16000020")], "COM2"),
         (vec![format!("{SETTINGS}\\16000020")], "COM2"),
+        (vec![format!("{LOADER}\\260000a0")], "COM2"),
         (Vec::new(), "COM1"),
     ] {
         let guest = Guest::new(WinVersion::Win10);
@@ -94,7 +95,9 @@ fn the_emergency_console() {
             }
         });
         let second = port == "COM2";
-        if second {
+        if keys.iter().any(|key| key.ends_with("260000a0")) {
+            guest.finding("debug-com1");
+        } else if second {
             guest.finding("ems-com1");
         }
         let (_, _out) = guest.converted(&[]);

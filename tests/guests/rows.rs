@@ -373,6 +373,18 @@ const ROWS: &[Row] = &[
         "keep the old machine off for good; other domain controllers must be reachable at first boot",
     ),
     row(
+        "debug-com1",
+        "info",
+        "Windows gives COM1 to its kernel debugger: the new machine has a second serial port, and the first-boot script reports there",
+        "none needed",
+    ),
+    row(
+        "vbs-mandatory",
+        "warning",
+        "virtualization-based security is mandatory: Windows stops at boot on a machine without nested virtualization",
+        "run it on a host that offers nested virtualization to its guests (CPU host-passthrough), or set Control\\DeviceGuard Mandatory to 0 before the conversion",
+    ),
+    row(
         "boot-files-elsewhere",
         "info",
         "Windows is on disk 2 and its boot files are on disk 1: both disks are converted as one",

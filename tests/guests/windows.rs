@@ -34,6 +34,12 @@ fn states_of_windows_are_told() {
             .dword(&format!("{SET}\\Services\\ClusSvc"), "Start", 2)
             .dword(&format!("{SET}\\Services\\SymEFASI"), "Start", 0)
             .dword(&format!("{SET}\\Services\\SymEFASI"), "Type", 1)
+            .dword(&format!("{SET}\\Control\\DeviceGuard"), "Mandatory", 1)
+            .dword(
+                &format!("{SET}\\Control\\DeviceGuard"),
+                "EnableVirtualizationBasedSecurity",
+                1,
+            )
             .dword("Setup", "SystemSetupInProgress", 1);
     });
     guest.edit_hive("SOFTWARE", |software| {
@@ -58,6 +64,7 @@ fn states_of_windows_are_told() {
         "device-install-policy",
         "cluster-node",
         "domain-controller",
+        "vbs-mandatory",
         "setup-in-progress",
         "antivirus",
         "compressed-volume",
