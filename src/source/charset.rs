@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use encoding_rs::{Encoding, UTF_8};
+use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
 /// The encoding of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,10 @@ impl Charset {
         let alias = ALIASES.iter().find(|(name, _)| *name == label);
         let label = alias.map_or(label.as_str(), |(_, name)| name);
         let declared = Encoding::for_label_no_replacement(label.as_bytes())?;
+        if declared == UTF_16LE || declared == UTF_16BE {
+            // It was converted since, or it could not be read as lines.
+            return Some(Self(UTF_8));
+        }
         let (mut wide, mut any, mut utf8, mut fits) = (false, false, true, true);
         for value in values.filter(|v| !v.is_ascii()) {
             any = true;
@@ -162,10 +166,15 @@ pub fn text_of(name: &[u8]) -> String {
     }
 }
 
-/// A whole file as bytes of UTF-8 or a superset of ASCII: UTF-16 with a byte order mark is converted,
-/// the mark of UTF-8 is removed.
+/// A whole file as bytes of UTF-8 or a superset of ASCII: UTF-16 is converted, the mark of UTF-8 is
+/// removed.
 pub fn without_mark(bytes: &[u8]) -> std::borrow::Cow<'_, [u8]> {
-    match Encoding::for_bom(bytes) {
+    let by_bytes = match bytes {
+        [0, 1..=0x7f, ..] => Some((UTF_16BE, 0)),
+        [1..=0x7f, 0, ..] => Some((UTF_16LE, 0)),
+        _ => None,
+    };
+    match Encoding::for_bom(bytes).or(by_bytes) {
         Some((encoding, mark)) if encoding == UTF_8 => bytes[mark..].into(),
         Some((encoding, mark)) => {
             let (text, _) = encoding.decode_without_bom_handling(&bytes[mark..]);
@@ -207,6 +216,9 @@ mod tests {
             // UTF-8 under an older label.
             ("windows-1252", "Büro".as_bytes(), "Büro"),
             ("GBK", "磁盘".as_bytes(), "磁盘"),
+            // Bytes that were converted from UTF-16.
+            ("UTF-16LE", b"ascii", "ascii"),
+            ("utf-16", "Büro".as_bytes(), "Büro"),
         ] {
             let charset = charset(label, &[b"ascii", bytes]).unwrap();
             assert_eq!(charset.decode(bytes), (text.to_owned(), false), "{label}");
@@ -222,6 +234,9 @@ mod tests {
         assert_eq!(*without_mark(b"\xef\xbb\xbfa"), *b"a");
         assert_eq!(*without_mark(b"\xff\xfea\0\xfc\0"), *"aü".as_bytes());
         assert_eq!(*without_mark(b"\xfe\xff\0a"), *b"a");
+        assert_eq!(*without_mark(b"a\0\xfc\0"), *"aü".as_bytes());
+        assert_eq!(*without_mark(b"\0a\0\xfc"), *"aü".as_bytes());
+        assert_eq!(*without_mark(b""), *b"");
         assert_eq!(*without_mark(b"\xb4\xc5"), *b"\xb4\xc5");
     }
 

@@ -364,6 +364,7 @@ impl Vmx {
                 model: get("virtualDev").map(super::clean),
                 network: get("networkName")
                     .or(get("vnet"))
+                    .or(get("dvs.portgroupId"))
                     .or(get("connectionType"))
                     .map(super::clean),
                 connected: self.flag(&format!("ethernet{n}.startConnected")) != Some(false),

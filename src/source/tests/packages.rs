@@ -205,9 +205,10 @@ fn ovf_memory_units() {
 // ---- ova ----
 
 /// One tar header and its padded contents, as `tar --format=ustar` writes them.
-fn tar_member(name: &str, kind: u8, data: &[u8]) -> Vec<u8> {
+fn tar_member(name: impl AsRef<[u8]>, kind: u8, data: &[u8]) -> Vec<u8> {
     let mut header = [0u8; 512];
-    header[..name.len()].copy_from_slice(name.as_bytes());
+    let name = name.as_ref();
+    header[..name.len()].copy_from_slice(name);
     header[100..108].copy_from_slice(b"0000644\0");
     header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
     header[156] = kind;
@@ -355,6 +356,55 @@ fn gzipped_disks() {
             .starts_with("unpacking")
     );
     assert_eq!(fs::read_dir(&work).unwrap().count(), 0);
+}
+
+/// The name of a disk in the encoding of the host it comes from, in the archive, its manifest and the
+/// descriptor.
+#[test]
+fn names_that_are_not_utf8_in_a_package() {
+    use std::os::unix::ffi::OsStrExt;
+    let name = b"\xb4\xc5\xc5\xcc.vmdk";
+    let manifest = |data: &[u8]| {
+        let sum = digest(manifest::Algorithm::Sha256, data);
+        [
+            b"SHA256(".as_slice(),
+            name,
+            format!(")= {sum}\n").as_bytes(),
+        ]
+        .concat()
+    };
+    let encoded = one_disk("%B4%C5%c5%CC.vmdk", "").into_bytes();
+    let declared = one_disk("NAME.vmdk", "")
+        .replace("UTF-8", "GBK")
+        .into_bytes();
+    let at = declared.windows(9).position(|w| w == b"NAME.vmdk").unwrap();
+    let declared = [&declared[..at], name, &declared[at + 9..]].concat();
+    for text in [encoded, declared] {
+        let folder = Folder::new();
+        let work = folder.path("work");
+        fs::create_dir(&work).unwrap();
+        let on_disk = folder.0.path().join(std::ffi::OsStr::from_bytes(name));
+        fs::write(&on_disk, DISK).unwrap();
+        folder.file("x.ovf", &text);
+        for (data, good) in [(DISK, true), (b"other", false)] {
+            let members = [
+                tar_member("x.ovf", b'0', &text),
+                tar_member("x.mf", b'0', &manifest(data)),
+                tar_member(name, b'0', DISK),
+                vec![0; 1024],
+            ];
+            folder.file("x.ova", members.concat());
+            folder.file("x.mf", manifest(data));
+            for file in ["x.ova", "x.ovf"] {
+                let mut vm = folder.open(file).unwrap();
+                if file == "x.ovf" {
+                    assert_eq!(vm.disks[0].path, on_disk);
+                }
+                let prepared = vm.prepare(&work, None);
+                assert_eq!(prepared.is_ok(), good, "{file}: {prepared:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod libvirt_files;
 mod ovf_files;
 mod vmx_files;
 
-const CASES: u64 = 400;
+const CASES: u64 = 500;
 
 /// Runs `check` for each case; it panics with `seed` in its message.
 fn each(check: impl Fn(&mut Dice)) {
@@ -131,7 +131,7 @@ impl Dice {
 }
 
 /// Encodings by a label that producers use, with letters that are in them.
-const ENCODINGS: [(&str, &str); 18] = [
+const ENCODINGS: [(&str, &str); 39] = [
     ("UTF-8", "磁盘ソфüł€𝄞"),
     ("utf8", "磁盘ソфüł€"),
     ("windows-1252", "üßéñ€"),
@@ -150,6 +150,27 @@ const ENCODINGS: [(&str, &str); 18] = [
     ("Shift_JIS", "ソフト表能"),
     ("EUC-JP", "ソフト表能"),
     ("EUC-KR", "디스크"),
+    ("ISO-2022-JP", "ソフト表能"),
+    ("windows-874", "ดิสก์"),
+    ("windows-1253", "δίσκος"),
+    ("windows-1254", "şğı"),
+    ("windows-1255", "דיסק"),
+    ("windows-1256", "قرص"),
+    ("windows-1257", "ąčę"),
+    ("windows-1258", "ăđơư"),
+    ("ISO-8859-3", "ĉĝħ"),
+    ("ISO-8859-4", "ąķļ"),
+    ("ISO-8859-6", "قرص"),
+    ("ISO-8859-7", "δίσκος"),
+    ("ISO-8859-8", "דיסק"),
+    ("ISO-8859-10", "ąđŋ"),
+    ("ISO-8859-13", "ąčę"),
+    ("ISO-8859-14", "ŵŷẁ"),
+    ("ISO-8859-16", "șță"),
+    ("KOI8-U", "диск"),
+    ("IBM866", "диск"),
+    ("x-mac-cyrillic", "диск"),
+    ("x-user-defined", "\u{f780}\u{f7ff}"),
 ];
 
 fn encode(label: &str, text: &str) -> Vec<u8> {

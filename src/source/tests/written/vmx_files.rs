@@ -220,7 +220,7 @@ impl Vmx {
             let network = dice.maybe(|d| d.text(alphabet));
             if let Some(network) = &network {
                 put(
-                    dice.pick(&["networkName", "vnet", "connectionType"]),
+                    dice.pick(&["networkName", "dvs.portgroupId", "vnet", "connectionType"]),
                     network.clone(),
                 );
             }
@@ -273,19 +273,15 @@ impl Vmx {
             return line;
         }
         line.push(b'"');
-        for c in value.chars() {
-            let bytes = encode(self.label, &c.to_string());
+        for byte in encode(self.label, value) {
             // A quote would end it; a bar only begins an escape where two digits follow.
-            let must = matches!(c, '"' | '|');
-            if must || dice.below(8) == 0 {
-                for byte in bytes {
-                    line.extend(match dice.coin() {
-                        true => format!("|{byte:02x}").bytes().collect::<Vec<_>>(),
-                        false => format!("|{byte:02X}").bytes().collect(),
-                    });
-                }
+            if matches!(byte, b'"' | b'|') || dice.below(8) == 0 {
+                line.extend(match dice.coin() {
+                    true => format!("|{byte:02x}").bytes().collect::<Vec<_>>(),
+                    false => format!("|{byte:02X}").bytes().collect(),
+                });
             } else {
-                line.extend(bytes);
+                line.push(byte);
             }
         }
         line.push(b'"');
