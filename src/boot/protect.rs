@@ -108,6 +108,9 @@ impl Run<'_> {
                 saved: None,
             });
         }
+        for kept in &list {
+            kept.refuse_taken()?;
+        }
         self.record.protected = list;
         self.record.save(&self.files.folder)?;
         for kept in &mut self.record.protected {
@@ -138,6 +141,22 @@ fn snapshot(action: &str, disk: &Path) -> Result<()> {
 }
 
 impl Protected {
+    /// Refuses a file of the user under the name that is about to be used.
+    pub fn refuse_taken(&self) -> Result<()> {
+        match self {
+            Self::Copy { copy, .. } | Self::Nvram { copy, .. }
+                if copy.symlink_metadata().is_ok() =>
+            {
+                Err(Error::failed(format!(
+                    "{} exists, and what is saved before the switch would replace it",
+                    copy.display()
+                ))
+                .hint("move it elsewhere, or go on with --no-snapshot"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Saves; durable when it returns.
     pub fn save(&mut self) -> Result<()> {
         let failed = |what: &Path, e: Error| {
@@ -475,6 +494,12 @@ mod tests {
             copy: copy.clone(),
             saved: None,
         };
+        let error = kept.refuse_taken().unwrap_err();
+        assert!(
+            error.message.contains("nvram.before-final exists"),
+            "{error}"
+        );
+        // It may come after that look.
         kept.save().unwrap();
         fs::write(&file, "changed since").unwrap();
         kept.restore().unwrap();

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::disk::chain::Image;
+use crate::disk::detect::Format;
 use crate::domain::element::Element;
 use crate::domain::emit::EmitError;
 use crate::domain::xml::to_element;
@@ -13,6 +14,7 @@ use crate::domain::{
 };
 use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::ActionState;
+use crate::fix::trim::DataMap;
 use crate::inspect::Inspection;
 use crate::report::outlook::{DiskOutlook, Outlook};
 use crate::report::vm;
@@ -26,6 +28,7 @@ use super::next;
 use super::output::OutputFolder;
 use super::prepare::{self, Prepared};
 use super::run::{Disks, Job};
+use super::space;
 use super::vm::VmDisks;
 
 /// A file of the output folder, not written yet.
@@ -58,7 +61,11 @@ pub(super) fn rehearse(
     for (i, disk) in disks.iter().enumerate() {
         let image = disk.image()?;
         let path = copy::target_path(job, target, i, &image)?;
-        list.push(disk_outlook(job, path.clone(), &image));
+        let more = match disks.is_changed(disk.id) {
+            true => space::added(&prepared.plan),
+            false => 0,
+        };
+        list.push(disk_outlook(job, path.clone(), &image, more)?);
         targets.push(TargetDisk {
             path,
             format: job.format,
@@ -73,12 +80,25 @@ pub(super) fn rehearse(
     Ok(Outlook::new(vm::Machine::of(&job.source.vm), outputs, list))
 }
 
-pub(super) fn disk_outlook(job: &Job, path: PathBuf, image: &Image) -> DiskOutlook {
+/// `more`: what the fix adds to it.
+pub(super) fn disk_outlook(
+    job: &Job,
+    path: PathBuf,
+    image: &Image,
+    more: u64,
+) -> Result<DiskOutlook> {
     let size = image.virtual_size();
-    match job.in_place {
-        true => DiskOutlook::in_place(path, job.format, size),
-        false => DiskOutlook::copied(path, job.format, size, image.allocated()),
+    if job.in_place {
+        return Ok(DiskOutlook::in_place(path, job.format, size));
     }
+    // Other formats may be compressed, and take less than there is to copy.
+    let data = match (image.format() == Format::RAW, image.allocated()) {
+        (true, 0) => size,
+        (true, allocated) => allocated,
+        (false, _) => DataMap::of(image)?.bytes,
+    };
+    let data = data.saturating_add(more);
+    Ok(DiskOutlook::copied(path, job.format, size, data))
 }
 
 impl Domains {

@@ -177,7 +177,7 @@ fn rehearse(
     let mut list = Vec::new();
     for (i, image) in images.iter().enumerate() {
         let path = copy::target_path(job, target, i, image)?;
-        list.push(finish::disk_outlook(job, path.clone(), image));
+        list.push(finish::disk_outlook(job, path.clone(), image, 0)?);
         targets.push(TargetDisk {
             path,
             format: job.format,

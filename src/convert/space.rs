@@ -130,6 +130,25 @@ fn cluster_size(guest: &dyn GuestRead, volume: VolumeId) -> u64 {
     }
 }
 
+/// What the fix adds to the data of the disks, at most: it writes whole clusters of the overlay.
+pub(super) fn added(plan: &Plan) -> u64 {
+    const OVERLAY_CLUSTER: u64 = 64 << 10;
+    let file = |size: u64| size.next_multiple_of(OVERLAY_CLUSTER) + 2 * OVERLAY_CLUSTER;
+    let of = |action: &Action| match action {
+        Action::CopyFiles { folders, files, .. } => {
+            let files = files.iter().map(|f| file(f.size)).sum::<u64>();
+            files + folders.len() as u64 * OVERLAY_CLUSTER
+        }
+        Action::CopyInGuest { size, .. } => file(*size),
+        Action::PatchBootSector { .. } => OVERLAY_CLUSTER,
+        // An edit is some values in a few of its blocks.
+        Action::EditHive { edits, .. } => {
+            (edits.ops.len() as u64 + 2) * OVERLAY_CLUSTER + 2 * edits.to_reg_text().len() as u64
+        }
+    };
+    plan.actions.iter().map(of).sum()
+}
+
 /// The volumes that have no room for what the plan adds to them.
 pub(super) fn in_guest(
     needs: &Needs,

@@ -109,17 +109,13 @@ impl Outlook {
 }
 
 impl DiskOutlook {
-    /// `allocated`: bytes the source takes; 0 where it does not tell, as a block device.
-    pub fn copied(path: PathBuf, format: DiskFormat, virtual_size: u64, allocated: u64) -> Self {
-        let copied_at_most = match allocated {
-            0 => virtual_size,
-            n => n.min(virtual_size),
-        };
+    /// `data`: what there is to copy at most.
+    pub fn copied(path: PathBuf, format: DiskFormat, virtual_size: u64, data: u64) -> Self {
         Self {
             path,
             format,
             virtual_size,
-            copied_at_most,
+            copied_at_most: data.min(virtual_size),
         }
     }
 
@@ -152,8 +148,8 @@ mod tests {
         };
         let disks = vec![
             disk("/out/vm.qcow2", 100 << 30, 60_000_000_000),
-            // A block device does not tell, and a chain may take more than it holds.
-            disk("/dev/vg/data", 1 << 30, 0),
+            // A chain may take more than it holds.
+            disk("/dev/vg/data", 1 << 30, 1 << 30),
             disk("/out/vm-2.qcow2", 1 << 30, 5 << 30),
             DiskOutlook::in_place("/in/vm.qcow2".into(), DiskFormat::Qcow2, 1 << 30),
         ];

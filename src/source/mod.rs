@@ -276,8 +276,8 @@ impl SourceError {
             Self::Outside { .. } => "put the disk beside the description, or name the disk itself",
             Self::NoDisk { .. } => "name a disk image",
             Self::SameFile { .. } => {
-                "copy each disk's own file; two of one name go into folders named like those of the \
-                 description, e.g. DATASTORE/FOLDER beside the .vmx"
+                "copy each disk's own file; of two of one name one goes into a folder named like the end of its \
+                 path, DATASTORE/FOLDER beside the .vmx, or gets another name here and in the description"
             }
             Self::Suspended { .. } => SUSPENDED,
             Self::OtherParent { .. } => {
@@ -411,33 +411,43 @@ pub fn open_with(path: &Path, options: &Options) -> Result<SourceVm> {
 }
 
 /// Two disks of one file would be two copies of one, and the other disk would be lost: two files of one
-/// name on two datastores end up so.
+/// name on two datastores end up so, and so do two descriptors that name one extent.
 fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
     type Place = (u64, u64, Option<u64>);
+    let place = |file: &Path, member| -> Option<Place> {
+        let meta = std::fs::metadata(file).ok()?;
+        Some(match meta.file_type().is_block_device() {
+            true => (meta.rdev(), 0, member),
+            false => (meta.dev(), meta.ino(), member),
+        })
+    };
     let mut seen: Vec<(Place, &SourceDisk)> = Vec::new();
     for disk in disks {
-        let Ok(meta) = std::fs::metadata(&disk.path) else {
-            continue;
-        };
-        let member = disk
-            .packed
-            .as_ref()
-            .and_then(|p| p.member)
-            .map(|(at, _)| at);
-        let (device, inode) = match meta.file_type().is_block_device() {
-            true => (meta.rdev(), 0),
-            false => (meta.dev(), meta.ino()),
-        };
-        let place = (device, inode, member);
-        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == place) {
-            return Err(SourceError::SameFile {
-                path: path.into(),
-                first: first.name.clone(),
-                second: disk.name.clone(),
-                file: disk.path.clone(),
-            });
+        let member = disk.packed.as_ref().and_then(|p| p.member);
+        let mut files = vec![(disk.path.clone(), member.map(|(at, _)| at))];
+        if disk.packed.is_none()
+            && let Ok(Some(descriptor)) = vmdk::read(&disk.path)
+        {
+            let folder = folder_of(&disk.path);
+            let extents = descriptor.extents.iter().filter_map(|e| e.below(folder));
+            files.extend(extents.map(|file| (file, None)));
         }
-        seen.push((place, disk));
+        let mut own = Vec::new();
+        for (file, member) in files {
+            let Some(place) = place(&file, member) else {
+                continue;
+            };
+            if let Some((_, first)) = seen.iter().find(|(other, _)| *other == place) {
+                return Err(SourceError::SameFile {
+                    path: path.into(),
+                    first: first.name.clone(),
+                    second: disk.name.clone(),
+                    file,
+                });
+            }
+            own.push((place, disk));
+        }
+        seen.extend(own);
     }
     Ok(())
 }

@@ -74,7 +74,11 @@ fn setting<'t>(line: &'t str, key: &str) -> Option<&'t str> {
 /// The encoding a descriptor declares. Names in one nobody knows are bytes.
 pub fn charset(descriptor: &[u8]) -> Charset {
     let lines = || descriptor.split(|b| *b == b'\n');
-    let label = lines().find_map(|line| setting(std::str::from_utf8(line).ok()?, "encoding"));
+    let find = |key: &str| {
+        let mut texts = lines().filter_map(|line| std::str::from_utf8(line).ok());
+        texts.find_map(|line| setting(line, key))
+    };
+    let label = find("encoding").or_else(|| find("ddb.encoding"));
     let declared = label.and_then(|label| Charset::declared(label, lines()));
     declared.unwrap_or_default()
 }

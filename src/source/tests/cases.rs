@@ -95,6 +95,35 @@ fn one_file_is_not_two_disks() {
         );
         assert!(error.hint().unwrap().contains("DATASTORE"), "{error}");
     }
+    // Two descriptors, of which the second was renamed and still names the first's data.
+    let descriptor = |extents: &str| {
+        format!(
+            "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"vmfs\"\n{extents}\n"
+        )
+    };
+    for name in ["a-flat.vmdk", "b-flat.vmdk", "c-flat.vmdk"] {
+        folder.file(name, "x");
+    }
+    folder.file(
+        "a.vmdk",
+        descriptor("RW 1 VMFS \"a-flat.vmdk\"\nRW 1 VMFS \"b-flat.vmdk\""),
+    );
+    let two = |second: &str| {
+        folder.file("b.vmdk", descriptor(second));
+        folder.file(
+            "v.vmx",
+            vmx("scsi0:0.fileName = \"a.vmdk\"\nscsi0:1.present = \"TRUE\"\nscsi0:1.fileName = \"b.vmdk\"\n"),
+        );
+        folder.open("v.vmx").map_err(|e| e.to_string())
+    };
+    let error = two("RW 1 VMFS \"b-flat.vmdk\"").unwrap_err();
+    assert!(
+        error.contains("disk scsi0:1 (b.vmdk)") && error.contains("b-flat.vmdk is disk scsi0:0"),
+        "{error}"
+    );
+    two("RW 1 VMFS \"c-flat.vmdk\"").unwrap();
+    // One disk may have a file twice.
+    two("RW 1 FLAT \"c-flat.vmdk\" 0\nRW 1 FLAT \"c-flat.vmdk\" 1").unwrap();
     // Each in folders named like those of the datastore.
     folder.file("other/win/win.vmdk", "y");
     folder.file(

@@ -96,7 +96,7 @@ fn descriptor(dice: &mut Dice, label: &str, alphabet: &str) -> (Vec<u8>, Wanted)
         ("CID", number(dice, want.id)),
         ("parentCID", number(dice, parent_id)),
         ("createType", kind.to_owned()),
-        ("encoding", label.to_owned()),
+        (dice.pick(&["encoding", "ddb.encoding"]), label.to_owned()),
         ("ddb.adapterType", "lsilogic".to_owned()),
         ("ddb.longContentID", "0123".to_owned()),
     ];
