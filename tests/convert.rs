@@ -523,3 +523,34 @@ fn signatures() {
             .any(|l| l.starts_with("vioscsi: the catalogue (.cat) cannot be read"))
     );
 }
+
+/// What is staged in the guest runs as SYSTEM: nobody else may write there, or read its log.
+#[test]
+fn what_is_staged_is_for_administrators_only() {
+    if !have(&TOOLS) || !have(&["ntfssecaudit"]) {
+        return;
+    }
+    let lab = Lab::new(GuestSpec::new(WinVersion::Win10));
+    let run = lab.convert(&lab.raw, &["--format", "raw"]).expect(0);
+    let disk = run.json()["outputs"]["disks"][0].clone();
+    let volume = lab.volume(Path::new(disk.as_str().unwrap()));
+    let folder = "/Windows/hyper2kvm";
+    for name in ["", "/firstboot.cmd", "/drivers", "/drivers/viostor.inf"] {
+        let path = format!("{folder}{name}");
+        let said = tool("ntfssecaudit", &["-v", volume.to_str().unwrap(), &path]);
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(
+            said.contains("Windows owner S-1-5-32-544"),
+            "{path}: {said}"
+        );
+        assert!(said.contains("Windows group S-1-5-18"), "{path}: {said}");
+        // Neither everybody nor users.
+        assert!(said.contains("mode 0700"), "{path}: {said}");
+    }
+    // Its sibling's is another.
+    let said = tool(
+        "ntfssecaudit",
+        &["-v", volume.to_str().unwrap(), "/Windows/INF"],
+    );
+    assert!(!String::from_utf8_lossy(&said).contains("mode 0700"));
+}

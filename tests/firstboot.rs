@@ -267,10 +267,10 @@ impl Windows {
         fs::create_dir_all(folder.join("drivers")).unwrap();
         let mut text = script.to_cmd();
         for (program, stand_in) in [
-            ("diskpart /s", r"call C:\fake\diskpart.cmd /s"),
-            ("mountvol %1", r"call C:\fake\mountvol.cmd %1"),
+            (r"%SYS%\diskpart.exe /s", r"call C:\fake\diskpart.cmd /s"),
+            (r"%SYS%\mountvol.exe %1", r"call C:\fake\mountvol.cmd %1"),
             (
-                "pnputil /remove-device",
+                r"%SYS%\pnputil.exe /remove-device",
                 r"call C:\fake\pnputil.cmd /remove-device",
             ),
         ] {

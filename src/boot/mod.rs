@@ -616,6 +616,11 @@ impl Run<'_> {
             let copy = self.files.folder.join("nvram.before-final");
             list.push(protect::Protected::Nvram { file, copy });
         }
+        // What an interrupted run saved is in the record, and is saved again.
+        let saved = &self.record.protected;
+        for kept in list.iter().filter(|kept| !saved.contains(kept)) {
+            kept.refuse_taken()?;
+        }
         self.record.protected = list;
         self.record.save(&self.files.folder)?;
         for kept in &self.record.protected {

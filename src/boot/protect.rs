@@ -60,6 +60,24 @@ fn snapshot(action: &str, disk: &Path) -> Result<()> {
 }
 
 impl Protected {
+    /// Refuses a file of the user under a name that is about to be used.
+    pub fn refuse_taken(&self) -> Result<()> {
+        let names = match self {
+            Self::Snapshot { .. } => Vec::new(),
+            Self::Copy { copy, .. } => vec![copy.clone(), partial(copy)],
+            Self::Nvram { copy, .. } => vec![copy.clone()],
+        };
+        let taken = names.iter().find(|path| path.symlink_metadata().is_ok());
+        match taken {
+            None => Ok(()),
+            Some(path) => Err(Error::failed(format!(
+                "{} exists, and what is saved before the switch would replace it",
+                path.display()
+            ))
+            .hint("move it elsewhere, or go on with --no-snapshot")),
+        }
+    }
+
     /// Saves; what an interrupted run saved is replaced.
     pub fn save(&self) -> Result<()> {
         let failed = |what: &Path, e: Error| {
@@ -74,7 +92,7 @@ impl Protected {
                 snapshot("-c", disk).map_err(|e| failed(disk, e))
             }
             Self::Copy { disk, copy } => {
-                let partial = copy.with_extension("partial");
+                let partial = partial(copy);
                 let copied = Cmd::new("cp")
                     .confined(Confinement::writes_arguments())
                     .privileges(Privileges::Owners)
@@ -139,6 +157,10 @@ impl Protected {
     }
 }
 
+fn partial(copy: &Path) -> PathBuf {
+    copy.with_extension("partial")
+}
+
 fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to)
         .map_err(|e| Error::failed(format!("renaming {}", from.display())).because(e))
@@ -181,6 +203,15 @@ mod tests {
         write(1);
         let qcow2 = plan(&disk, "qcow2").unwrap();
         let copy = plan(&raw, "raw").unwrap();
+        for taken in ["disk, 1.raw.before-final", "disk, 1.raw.partial"] {
+            let theirs = dir.path().join(taken);
+            std::fs::write(&theirs, "theirs").unwrap();
+            let error = copy.refuse_taken().unwrap_err();
+            assert!(error.message.contains(taken), "{error}");
+            std::fs::remove_file(theirs).unwrap();
+        }
+        copy.refuse_taken().unwrap();
+        qcow2.refuse_taken().unwrap();
         for kept in [&qcow2, &copy] {
             // The second time over what an interrupted run left.
             kept.save().unwrap();

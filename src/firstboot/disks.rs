@@ -77,7 +77,7 @@ set "MISSED=0"
 :disks_next
 >"%DIR%disk.txt" echo select disk %N%
 >>"%DIR%disk.txt" echo uniqueid disk
-diskpart /s "%DIR%disk.txt" >"%DIR%disk.log" 2>&1
+%SYS%\diskpart.exe /s "%DIR%disk.txt" >"%DIR%disk.log" 2>&1
 set "E=%ERRORLEVEL%"
 if "%E%"=="0" set "MISSED=0"
 if not "%E%"=="0" set /a MISSED+=1

@@ -25,7 +25,7 @@ use text::{
 /// The service that starts the script, and the prefix of everything it leaves on disk.
 pub const SERVICE: &str = "hyper2kvm-firstboot";
 /// The folder below Windows, next to the staged drivers.
-pub const FOLDER: &str = "hyper2kvm";
+pub const FOLDER: &str = crate::guest::security::OWN_FOLDER;
 pub const SCRIPT: &str = "firstboot.cmd";
 pub const AGENT: &str = "qemu-ga.msi";
 /// Boots in which the script works before it gives up and removes itself.
@@ -137,7 +137,7 @@ impl Script {
         }
         for n in 1..=self.user_scripts {
             let body = format!(
-                ">\"%DIR%done.user-{n}\" echo started\n\"%SystemRoot%\\System32\\cmd.exe\" /d /q /c \"\"%DIR%{}\"\" >nul 2>&1\ncall :ran user script {n}\n",
+                ">\"%DIR%done.user-{n}\" echo started\n%SYS%\\cmd.exe /d /q /c \"\"%DIR%{}\"\" >nul 2>&1\ncall :ran user script {n}\n",
                 user_script(n)
             );
             step(&format!("user-{n}"), &body);
@@ -218,9 +218,9 @@ impl Script {
             body.push('\n');
         }
         let add = if self.modern_pnputil {
-            "pnputil /add-driver \"%DIR%%~2\" /install"
+            "%SYS%\\pnputil.exe /add-driver \"%DIR%%~2\" /install"
         } else {
-            "pnputil -i -a \"%DIR%%~2\""
+            "%SYS%\\pnputil.exe -i -a \"%DIR%%~2\""
         };
         let _ = write!(
             body,
@@ -240,14 +240,14 @@ fn network(settings: &Settings) -> String {
     let mut step = Commands(&mut body);
     step.run(
         format!(
-            "reg add \"%CCS%\\Services\\Tcpip\\Parameters\\Interfaces\\{}\" /v EnableDHCP /t REG_DWORD /d 1 /f",
+            "%SYS%\\reg.exe add \"%CCS%\\Services\\Tcpip\\Parameters\\Interfaces\\{}\" /v EnableDHCP /t REG_DWORD /d 1 /f",
             settings.old_guid
         ),
         &format!("old adapter {} to DHCP", settings.old_guid),
     );
     // What an earlier try has set would be in the way.
     if !settings.ipv4.is_empty() {
-        step.quiet("netsh interface ipv4 set address name=\"%NIC%\" source=dhcp");
+        step.quiet("%SYS%\\netsh.exe interface ipv4 set address name=\"%NIC%\" source=dhcp");
     }
     for (i, (ip, mask)) in settings.ipv4.iter().enumerate() {
         let (verb, source) = if i == 0 {
@@ -257,7 +257,7 @@ fn network(settings: &Settings) -> String {
         };
         step.run(
             format!(
-                "netsh interface ipv4 {verb} address name=\"%NIC%\"{source} address={ip} mask={mask}"
+                "%SYS%\\netsh.exe interface ipv4 {verb} address name=\"%NIC%\"{source} address={ip} mask={mask}"
             ),
             &format!("address {ip} {mask}"),
         );
@@ -266,7 +266,7 @@ fn network(settings: &Settings) -> String {
         // A gateway outside every subnet is refused as a gateway, but not as a route.
         step.run(
             format!(
-                "netsh interface ipv4 add address name=\"%NIC%\" gateway={gateway}{} >>\"%LOG%\" 2>&1 || netsh interface ipv4 add route prefix=0.0.0.0/0 interface=\"%NIC%\" nexthop={gateway}{}",
+                "%SYS%\\netsh.exe interface ipv4 add address name=\"%NIC%\" gateway={gateway}{} >>\"%LOG%\" 2>&1 || %SYS%\\netsh.exe interface ipv4 add route prefix=0.0.0.0/0 interface=\"%NIC%\" nexthop={gateway}{}",
                 option("gwmetric", *metric),
                 option("metric", *metric)
             ),
@@ -275,11 +275,13 @@ fn network(settings: &Settings) -> String {
     }
     for address in &settings.ipv6 {
         step.quiet(&format!(
-            "netsh interface ipv6 delete address interface=\"%NIC%\" address={}",
+            "%SYS%\\netsh.exe interface ipv6 delete address interface=\"%NIC%\" address={}",
             address.ip
         ));
         step.run(
-            format!("netsh interface ipv6 add address interface=\"%NIC%\" address={address}"),
+            format!(
+                "%SYS%\\netsh.exe interface ipv6 add address interface=\"%NIC%\" address={address}"
+            ),
             &format!("address {address}"),
         );
     }
@@ -306,10 +308,12 @@ fn network(settings: &Settings) -> String {
             let mask = network::mask(route.to.prefix);
             step.quiet(&format!("route delete {to} mask {mask} {gateway}"));
         }
-        step.quiet(&format!("netsh interface {family} delete route {what}"));
+        step.quiet(&format!(
+            "%SYS%\\netsh.exe interface {family} delete route {what}"
+        ));
         step.run(
             format!(
-                "netsh interface {family} add route {what}{}",
+                "%SYS%\\netsh.exe interface {family} add route {what}{}",
                 option("metric", route.metric)
             ),
             &format!("route {} by {}", route.to, route.gateway),
@@ -322,7 +326,7 @@ fn network(settings: &Settings) -> String {
         let suffix = suffix.as_str();
         step.run(
             format!(
-                "reg add \"%CCS%\\Services\\Tcpip\\Parameters\\Interfaces\\%GUID%\" /v Domain /t REG_SZ /d {suffix} /f"
+                "%SYS%\\reg.exe add \"%CCS%\\Services\\Tcpip\\Parameters\\Interfaces\\%GUID%\" /v Domain /t REG_SZ /d {suffix} /f"
             ),
             &format!("DNS suffix {suffix}"),
         );
@@ -330,21 +334,23 @@ fn network(settings: &Settings) -> String {
     if let Some(option) = settings.netbios {
         step.run(
             format!(
-                "reg add \"%CCS%\\Services\\NetBT\\Parameters\\Interfaces\\Tcpip_%GUID%\" /v NetbiosOptions /t REG_DWORD /d {option} /f"
+                "%SYS%\\reg.exe add \"%CCS%\\Services\\NetBT\\Parameters\\Interfaces\\Tcpip_%GUID%\" /v NetbiosOptions /t REG_DWORD /d {option} /f"
             ),
             &format!("NetBIOS {option}"),
         );
     }
     if let Some(metric) = settings.metric {
         step.run(
-            format!("netsh interface ipv4 set interface interface=\"%NIC%\" metric={metric}"),
+            format!(
+                "%SYS%\\netsh.exe interface ipv4 set interface interface=\"%NIC%\" metric={metric}"
+            ),
             &format!("interface metric {metric}"),
         );
     }
     if let Some(mtu) = settings.mtu {
         step.run(
             format!(
-                "netsh interface ipv4 set subinterface interface=\"%NIC%\" mtu={mtu} store=persistent"
+                "%SYS%\\netsh.exe interface ipv4 set subinterface interface=\"%NIC%\" mtu={mtu} store=persistent"
             ),
             &format!("MTU {mtu}"),
         );
@@ -382,7 +388,7 @@ fn servers(
             )
         };
         step.run(
-            format!("netsh interface {family} {command}"),
+            format!("%SYS%\\netsh.exe interface {family} {command}"),
             &format!("{shown} server {server}"),
         );
     }
@@ -404,7 +410,7 @@ impl Commands<'_> {
 
 const UNINSTALL: &str = r#"
 :uninstall
-msiexec /x %~2 /qn /norestart REBOOT=ReallySuppress >"%DIR%install.log" 2>&1
+%SYS%\msiexec.exe /x %~2 /qn /norestart REBOOT=ReallySuppress >"%DIR%install.log" 2>&1
 goto installed
 "#;
 

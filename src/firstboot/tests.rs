@@ -147,3 +147,38 @@ fn file_names() {
         assert_eq!(FileName::new(name).is_some(), fits, "{name}");
     }
 }
+
+/// Whatever lies in a folder of PATH or beside the script, it is not what runs.
+#[test]
+fn programs_are_named_with_their_folder() {
+    let text = full().to_cmd();
+    const PROGRAMS: [&str; 12] = [
+        "reg", "netsh", "sc", "msiexec", "ping", "tasklist", "taskkill", "diskpart", "mountvol",
+        "getmac", "pnputil", "cmd",
+    ];
+    let mut named = 0;
+    for line in text.lines().filter(|l| !l.starts_with("rem ")) {
+        for program in PROGRAMS {
+            for (at, _) in line.match_indices(program) {
+                let (before, after) = (&line[..at], &line[at + program.len()..]);
+                if before.ends_with(r"%SYS%\") {
+                    assert!(after.starts_with(".exe "), "{line}");
+                    named += 1;
+                    continue;
+                }
+                // A command has nothing, or something of cmd's own, before it.
+                let start = before.is_empty() || before.ends_with(['&', '|', '(', '\'']);
+                let start = start || before.ends_with("do ") || before.ends_with("& ");
+                assert!(!(start && after.starts_with([' ', '.'])), "{line}");
+            }
+        }
+    }
+    assert!(named > 30, "{named}");
+    for (i, line) in text.lines().enumerate() {
+        let first = ["@echo off"].contains(&line);
+        assert_eq!(first, i == 0);
+    }
+    assert!(text.contains("set \"NoDefaultCurrentDirectoryInExePath=1\""));
+    // Scripts of the user do not show their commands, and what they say is in no log.
+    assert!(text.contains("%SYS%\\cmd.exe /d /q /c \"\"%DIR%user-1.cmd\"\" >nul 2>&1"));
+}

@@ -15,6 +15,7 @@ use super::guestfish::{
 use super::guestfish_mapped as mapped;
 use super::guestfish_tar::archive;
 use super::ntfs3g::MountOptions;
+use super::security;
 use super::writer::check_ntfs;
 use super::{
     BOOT_SECTOR, Extent, FileKind, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId,
@@ -247,6 +248,7 @@ impl GuestWrite for GuestfishWriter {
                     return Err(failure.because("the name is taken".to_string()));
                 }
                 let security = model(inner, models, volume, place, FileKind::Dir, failure)?;
+                let security = security.map(|m| security::of_new_folder(path).unwrap_or(m));
                 create(inner, place, failure, FileKind::Dir, security, &[])?;
                 inner.remember(place, Some(entry(path, place, FileKind::Dir, 0)));
                 Ok(())

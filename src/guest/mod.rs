@@ -22,6 +22,7 @@ mod ntfs_read;
 mod ntfs_record;
 mod ntfs_state;
 pub mod path;
+pub(crate) mod security;
 pub mod spare;
 pub mod unpack;
 pub mod wof;

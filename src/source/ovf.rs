@@ -430,31 +430,10 @@ fn backing(root: &Element, resource: &str, charset: Charset) -> Result<Option<Ov
     let mut capacity = None;
     let (mut controller, mut boot) = (Controller::Unknown, false);
     let disks = root.descendants("Disk");
-    let disk = match place {
-        Some(("disk", id)) => match disks.iter().find(|d| d.attr("diskId") == Some(id)) {
-            Some(disk) => Some(*disk),
-            None => return Err(format!("disk {} is not declared", clean(id))),
-        },
-        Some(("file", _)) => None,
-        _ if resource.is_empty() => return Ok(None),
-        // oVirt: the file's id, or FOLDER/ID as the disk has it.
-        _ => {
-            let named = |d: &&&Element| {
-                ["fileRef", "diskId"]
-                    .iter()
-                    .any(|key| d.attr(key) == Some(resource))
-            };
-            match disks.iter().find(named) {
-                Some(disk) => Some(*disk),
-                None => {
-                    return Err(format!(
-                        "a disk is at {}, which is not declared",
-                        clean(resource)
-                    ));
-                }
-            }
-        }
-    };
+    if resource.is_empty() {
+        return Ok(None);
+    }
+    let disk = declared(&disks, resource, place)?;
     let (file_id, format) = match (disk, place) {
         (Some(disk), _) => {
             let id = disk.attr("diskId").unwrap_or_default();
@@ -521,6 +500,30 @@ fn backing(root: &Element, resource: &str, charset: Charset) -> Result<Option<Ov
         order: (0, 0),
         boot,
     }))
+}
+
+/// The disk an item names; none where it names a file.
+fn declared<'a>(
+    disks: &[&'a Element],
+    resource: &str,
+    place: Option<(&str, &str)>,
+) -> Result<Option<&'a Element>, String> {
+    let with = |key: &str, id: &str| disks.iter().find(|d| d.attr(key) == Some(id)).copied();
+    match place {
+        Some(("file", _)) => Ok(None),
+        Some(("disk", id)) => match with("diskId", id) {
+            Some(disk) => Ok(Some(disk)),
+            None => Err(format!("disk {} is not declared", clean(id))),
+        },
+        // oVirt: the file's id, or FOLDER/ID as the disk has it.
+        _ => match with("fileRef", resource).or(with("diskId", resource)) {
+            Some(disk) => Ok(Some(disk)),
+            None => Err(format!(
+                "a disk is at {}, which is not declared",
+                clean(resource)
+            )),
+        },
+    }
 }
 
 /// oVirt has no controllers: the disk says on which bus it is, and whether it is the one to boot.

@@ -18,6 +18,7 @@ mod payload;
 mod sources;
 #[path = "../support/mod.rs"]
 mod support;
+mod system;
 
 use std::fs;
 use std::path::{Path, PathBuf};

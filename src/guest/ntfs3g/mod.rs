@@ -30,7 +30,7 @@ pub use ffi::is_available;
 use ffi::*;
 use handle::OpenInode;
 
-use super::{Extent, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF, Result, wof};
+use super::{Extent, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF, Result, security, wof};
 use crate::disk::block::BlockWrite;
 
 /// How to mount.
@@ -310,7 +310,10 @@ impl Ntfs3g {
         }
         let security = match security {
             Some(security) => Ok(security),
-            None => self.model(&dir, number, kind),
+            None => match security::of_new_folder(path).filter(|_| kind == FileKind::Dir) {
+                Some(own) => Ok(Security::Descriptor(own.to_vec())),
+                None => self.model(&dir, number, kind),
+            },
         };
         // The library would mark the new file as compressed and then not write it.
         let compressed = dir.attributes() & FILE_ATTR_COMPRESSED != 0;
