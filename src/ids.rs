@@ -214,6 +214,7 @@ pub const IDS: &[Id] = &[
         Stake::Data("a folder of the guest is where a driver file belongs"),
     ),
     blocker("volume-unsafe", UNWRITTEN),
+    blocker("hive-value-large", UNWRITTEN),
     blocker("guest-arch", NO_VM),
     blocker("sector-size", NO_VM),
     blocker("too-many-disks", NO_VM),

@@ -341,6 +341,26 @@ fn links_and_mount_points_are_noticed_before_the_start() {
     if let Some(_mounted) = Mounted::at(&mount, bind) {
         refused(&mount, "is a mount point");
     }
+    let mut read_only = Command::new("mount");
+    read_only.args(["-t", "tmpfs", "-o", "ro", "tmpfs"]);
+    if let Some(_mounted) = Mounted::at(&mount, read_only) {
+        for verb in ["plan", "convert"] {
+            let mut command = command(&lab.raw, &mount.join("a/b"), &[]);
+            let run = match verb {
+                "convert" => finish(command),
+                _ => {
+                    command.arg("--dry-run");
+                    finish(command)
+                }
+            };
+            let run = run.expect(1);
+            assert!(
+                run.stderr.contains("cannot write"),
+                "{verb}: {}",
+                run.stderr
+            );
+        }
+    }
 }
 
 /// NTFS by FUSE renames neither with an exchange nor to a free name only, like many network file systems.

@@ -91,7 +91,9 @@ fn pairs(data: &[u8]) -> Vec<(String, String)> {
 
 /// Whether an entry means this file of the system volume: `\??\C:\Windows\...`, a target perhaps with `!`.
 fn names(entry: &str, path: &GuestPath) -> bool {
+    // `!` replaces; Windows also writes `*` and a number.
     let entry = entry.trim_start_matches(['!', '*']);
+    let entry = entry.trim_start_matches(|c: char| c.is_ascii_digit());
     let entry = entry.strip_prefix("\\??\\").unwrap_or(entry);
     let rest = match entry.as_bytes() {
         [letter, b':', b'\\', ..] if letter.is_ascii_alphabetic() => &entry[3..],
@@ -126,6 +128,10 @@ mod tests {
             (&[][..], false),
             (&[temp, ""], false),
             (&[temp, "", FILE, ""], true),
+            (
+                &["*1\\??\\C:\\Windows\\System32\\drivers\\viostor.sys", ""],
+                true,
+            ),
             (&[FILE, "!\\??\\C:\\Temp\\old.sys"], true),
             // Replaced by a newer one.
             (&[FILE, temp, "\\??\\C:\\new.sys", FILE], false),

@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, fchmod, fstat, fsync, openat, renameat};
+use rustix::fs::{Access, Mode, OFlags, access, fchmod, fstat, fsync, openat, renameat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -76,6 +76,11 @@ impl OutputFolder {
         let absolute = std::path::absolute(target)
             .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
         refuse_unless_text(&absolute)?;
+        let mut parents = absolute.ancestors().skip(1);
+        if let Some(there) = parents.find(|parent| parent.exists()) {
+            access(there, Access::WRITE_OK | Access::EXEC_OK)
+                .map_err(|e| cannot_write(there, e.into()))?;
+        }
         if absolute.parent().is_some_and(|parent| !parent.exists()) {
             return Ok(absolute);
         }

@@ -12,10 +12,11 @@ use crate::boot_path::Controller;
 use crate::domain::StorageBus;
 use crate::drivers::media::Media;
 use crate::error::{Blocker, Error, ErrorKind, Result};
-use crate::guest::{GuestRead, VolumeId};
+use crate::guest::{FsKind, GuestRead, VolumeId};
 use crate::ids::{self, Accepted};
 use crate::inspect::{Inspection, Severity, Survey};
 use crate::plan::{self, Action, Plan, Preview, Remaining};
+use crate::registry::HiveView;
 use crate::report::Check;
 use crate::tool::{self, hivexregedit, host};
 use crate::verify;
@@ -57,6 +58,12 @@ pub(super) fn complete(
     }
     let unexplained = unexplained(&prepared.plan, &remaining);
     prepared.plan.blockers.extend(unexplained);
+    prepared
+        .plan
+        .blockers
+        .extend(unsafe_volumes(job, seen, &prepared.plan));
+    let large = too_large_values(seen, &prepared.plan)?;
+    prepared.plan.blockers.extend(large);
     let documents = finish::rehearse(
         job,
         seen.target,
@@ -64,16 +71,20 @@ pub(super) fn complete(
         &seen.survey.inspection,
         seen.disks,
     );
-    let documents = documents.and_then(|outlook| other_disks(job, seen.disks).map(|()| outlook));
-    let documents = documents.and_then(|outlook| room(job, seen, prepared).map(|()| outlook));
-    match documents {
-        Ok(outlook) => prepared.outlook = Some(outlook),
-        Err(error) if error.kind == ErrorKind::Refused => {
-            prepared.plan.blockers.extend(error.blockers);
+    let documents = documents.map(|outlook| prepared.outlook = Some(outlook));
+    let mut failed = None;
+    for result in [
+        documents,
+        other_disks(job, seen.disks),
+        room(job, seen, prepared),
+    ] {
+        match result {
+            Ok(()) => {}
+            Err(error) if error.kind == ErrorKind::Refused => {
+                prepared.plan.blockers.extend(error.blockers);
+            }
+            Err(error) => failed = failed.or(Some(error)),
         }
-        // The blockers say what to do first.
-        Err(error) if prepared.plan.blockers.is_empty() => return Err(error),
-        _ => {}
     }
     accept(
         &job.accept,
@@ -81,10 +92,78 @@ pub(super) fn complete(
         &mut prepared.plan,
         &remaining,
     );
+    // The blockers say what to do first.
     if prepared.plan.blockers.is_empty() {
+        if let Some(error) = failed {
+            return Err(error);
+        }
         programs(&prepared.plan, seen.engine)?;
     }
     Ok(())
+}
+
+/// Values that the registry writer cannot write anew beside an edit.
+fn too_large_values(seen: &Seen<'_>, plan: &Plan) -> Result<Vec<Blocker>> {
+    let Some(hives) = &seen.survey.hives else {
+        return Ok(Vec::new());
+    };
+    let reading = |e| Error::failed("reading the registry").because(e);
+    let mut blockers = Vec::new();
+    for action in &plan.actions {
+        let Action::EditHive { hive, edits, .. } = action else {
+            continue;
+        };
+        let Some(loaded) = plan::hive_bytes(hives, *hive) else {
+            continue;
+        };
+        let view = HiveView::new(&loaded.bytes).map_err(reading)?;
+        let Some((key, name, size)) = edits.too_large(&view).map_err(reading)? else {
+            continue;
+        };
+        blockers.push(Blocker::new(
+            "hive-value-large",
+            format!(
+                "{key} has to be edited, and its value {name:?} of {size} bytes cannot be written anew beside that (hivexregedit writes 16344 at most)"
+            ),
+            "start the guest once on its old hypervisor, so that Windows works off what is pending, and shut it down",
+        ));
+    }
+    Ok(blockers)
+}
+
+/// Volumes other than that of Windows which the plan writes to and the writer would refuse.
+fn unsafe_volumes(job: &Job, seen: &Seen<'_>, plan: &Plan) -> Vec<Blocker> {
+    let system = seen
+        .survey
+        .inspection
+        .windows
+        .as_ref()
+        .map(|w| w.system_volume);
+    let mut volumes: Vec<VolumeId> = (plan.actions.iter().filter_map(Action::volume))
+        .filter(|volume| Some(*volume) != system)
+        .collect();
+    volumes.sort_unstable();
+    volumes.dedup();
+    let states = volumes.into_iter().filter_map(|id| {
+        let volume = seen.guest.volumes().iter().find(|v| v.id == id)?;
+        Some((id, volume.kind, &volume.state))
+    });
+    states
+        .filter(|(_, kind, _)| *kind == FsKind::Ntfs)
+        .filter_map(|(id, _, state)| {
+            let why = match state {
+                s if s.hibernated => "holds a hibernated session of Windows",
+                s if s.cached => "is partly in the memory of Fast Startup",
+                s if s.dirty && !job.source.force_dirty => "was not unmounted cleanly",
+                _ => return None,
+            };
+            Some(Blocker::new(
+                "volume-unsafe",
+                format!("the boot files on {id} have to be changed, and that volume {why}"),
+                "start the guest on its old hypervisor and shut it down completely (shutdown /s /t 0)",
+            ))
+        })
+        .collect()
 }
 
 /// Room for what the fix writes, in the guest and in the output folder.

@@ -9,6 +9,7 @@
 //! present contents are neither the old nor the new ones was changed by somebody else since: then the
 //! rollback refuses before it writes anything.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -174,7 +175,7 @@ pub fn rollback(journal: &mut Journal, disks: &[&dyn BlockWrite], force: bool) -
     let disks = with_undo_logs(journal, disks)?;
     if !force {
         for disk in &disks {
-            disk.check_unchanged()?;
+            disk.check_unchanged(journal)?;
         }
     }
     // On a full disk no state can be saved. The old one also says that the disk is to be restored.
@@ -237,43 +238,79 @@ fn with_undo_logs<'d>(
 impl Undoable<'_> {
     /// The overlay was made over these bytes: over others, what it changes would be a mixture.
     fn check_still_old(&self) -> Result<()> {
-        let (count, first) = self.strange(|range, digest| digest == range.before_sha256)?;
-        match first {
+        let strange = self.strange(|range, digest| digest == range.before_sha256)?;
+        match strange.first() {
             None => Ok(()),
             Some(offset) => Err(CommitError::Stale {
                 disk: self.path.clone(),
-                count,
+                count: strange.len(),
                 total: self.undo.ranges.len(),
-                offset,
+                offset: *offset,
             }),
         }
     }
 
-    fn check_unchanged(&self) -> Result<()> {
+    fn check_unchanged(&self, journal: &Journal) -> Result<()> {
         let ours = |range: &UndoRange, digest: &str| {
             digest == range.before_sha256 || digest == range.after_sha256
         };
-        let (count, first) = self.strange(ours)?;
-        match first {
+        let mut strange = self.strange(ours)?;
+        if matches!(journal.doc.state, State::Committing | State::RollingBack) {
+            strange = self.torn_by_others(journal, strange)?;
+        }
+        match strange.first() {
             None => Ok(()),
             Some(offset) => Err(CommitError::DiskChanged {
                 disk: self.path.clone(),
-                count,
+                count: strange.len(),
                 total: self.undo.ranges.len(),
-                offset,
+                offset: *offset,
             }),
         }
     }
 
-    /// How many ranges do not hold what is expected, and where the first of them is.
-    fn strange(&self, expected: impl Fn(&UndoRange, &str) -> bool) -> Result<(usize, Option<u64>)> {
+    /// Of these ranges, those with a sector that is neither old nor new: a write of ours that was cut short
+    /// leaves some of each.
+    fn torn_by_others(&self, journal: &Journal, strange: Vec<u64>) -> Result<Vec<u64>> {
+        const SECTOR: usize = 512;
+        let mut found = Vec::new();
+        let mut saved = Vec::new();
+        for name in [&self.undo.before, &self.undo.after] {
+            let mut bytes_of = BTreeMap::new();
+            let mut file = journal.open(Path::new(name))?;
+            let path = journal.folder().join(name);
+            for_each_saved(&mut file, &path, &self.undo.ranges, |range, bytes| {
+                if strange.contains(&range.offset) {
+                    bytes_of.insert(range.offset, bytes.to_vec());
+                }
+                Ok(())
+            })?;
+            saved.push(bytes_of);
+        }
+        for range in (self.undo.ranges.iter()).filter(|r| strange.contains(&r.offset)) {
+            let there = read_range(self.disk, range)?;
+            let ours = match (saved[0].get(&range.offset), saved[1].get(&range.offset)) {
+                (Some(old), Some(new)) => (there.chunks(SECTOR))
+                    .zip(old.chunks(SECTOR).zip(new.chunks(SECTOR)))
+                    .all(|(is, (old, new))| is == old || is == new),
+                _ => false,
+            };
+            if !ours {
+                found.push(range.offset);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where the ranges are that do not hold what is expected.
+    fn strange(&self, expected: impl Fn(&UndoRange, &str) -> bool) -> Result<Vec<u64>> {
         let mut strange = Vec::new();
         for range in &self.undo.ranges {
             if !expected(range, &sha256_hex(&read_range(self.disk, range)?)) {
                 strange.push(range.offset);
             }
         }
-        Ok((strange.len(), strange.first().copied()))
+        Ok(strange)
     }
 }
 
@@ -540,6 +577,32 @@ mod tests {
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
         rollback(&mut journal, &[&disk], true).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    }
+
+    /// Power went in the middle of a write: some sectors of a range are new and some old.
+    #[test]
+    fn a_torn_write_of_ours_is_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, old, new) = setup(dir.path());
+        let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+        journal.set_state(State::Committing).unwrap();
+        disk.write_at(5120, &new[5120..7168]).unwrap();
+        rollback(&mut journal, &[&disk], false).unwrap();
+        assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+        // A sector that is neither is another's.
+        journal.set_state(State::Committing).unwrap();
+        disk.write_at(5120, &new[5120..7168]).unwrap();
+        disk.write_at(7168, b"somebody else").unwrap();
+        let error = rollback(&mut journal, &[&disk], false).unwrap_err();
+        assert!(
+            matches!(error, CommitError::DiskChanged { count: 1, .. }),
+            "{error}"
+        );
+        // And after the end nothing of ours is torn.
+        disk.write_at(0, &new).unwrap();
+        journal.set_state(State::Committed).unwrap();
+        disk.write_at(5120, &old[5120..7168]).unwrap();
+        assert!(rollback(&mut journal, &[&disk], false).is_err());
     }
 
     #[test]

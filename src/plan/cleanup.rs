@@ -110,7 +110,8 @@ fn without_run_entries(
         };
         for (name, value) in key.values()?.into_iter().take(MAX_TASKS) {
             let listed = names.iter().any(|n| n.eq_ignore_ascii_case(&name));
-            if listed || holds(&value.data, folders) {
+            // hivexregedit finds no name outside ASCII: the entry stays, and starts nothing that is there.
+            if name.is_ascii() && (listed || holds(&value.data, folders)) {
                 ops.push(RegOp::DeleteValue {
                     key: run.to_string(),
                     name,
@@ -148,7 +149,7 @@ fn without_tasks(
             Some(key) => key.keys()?.is_empty(),
             None => false,
         };
-        if !path.starts_with('\\') || !leaf {
+        if !path.starts_with('\\') || !path.is_ascii() || !leaf {
             continue;
         }
         ops.push(RegOp::DeleteKey { key: node });
@@ -192,6 +193,11 @@ fn without_filters(
                     name,
                     data: RegData::MultiSz(names),
                 } if key.eq_ignore_ascii_case(&path) && name == list => Some(names.clone()),
+                RegOp::DeleteValue { key, name }
+                    if key.eq_ignore_ascii_case(&path) && name == list =>
+                {
+                    Some(Vec::new())
+                }
                 _ => None,
             });
             let names = match planned {
@@ -337,13 +343,19 @@ mod tests {
         let disk = r"CS\Control\Class\{4d36e967-e325-11ce-bfc1-08002be10318}";
         tree.set(hdc, "UpperFilters", multi(&["XENFILT"]))
             .set(disk, "UpperFilters", multi(&["partmgr", "xenfilt", "dead"]))
-            .set(disk, "LowerFilters", multi(&["other"]));
+            .set(disk, "LowerFilters", multi(&["other"]))
+            .set(hdc, "LowerFilters", multi(&["dead", "xenfilt"]));
         let bytes = tree.to_bytes("SYSTEM");
         let view = HiveView::new(&bytes).unwrap();
         let repaired = RegOp::set(disk, "UpperFilters", multi(&["partmgr", "xenfilt"]));
-        let mut ops = vec![repaired];
+        // All of that list were dead: it is gone, and does not come back.
+        let emptied = RegOp::DeleteValue {
+            key: hdc.into(),
+            name: "LowerFilters".into(),
+        };
+        let mut ops = vec![repaired, emptied];
         without_filters(&view, "CS", &[&"xenfilt".to_string()], &mut ops).unwrap();
-        ops.remove(0);
+        ops.drain(..2);
         ops.sort_by_key(|op| op.key().to_string());
         assert_eq!(
             ops,

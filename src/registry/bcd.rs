@@ -36,8 +36,7 @@ const SYSTEM_ROOT: &str = "22000002";
 const DEFAULT_OBJECT: &str = "23000003";
 const DISPLAY_ORDER: &str = "24000001";
 const WIN_PE: &str = "26000022";
-/// The emergency management console of a boot application, of Windows itself, and its port.
-const BOOT_EMS: &str = "16000020";
+/// The emergency management console of Windows itself, and its port.
 const OS_EMS: &str = "260000b0";
 const EMS_PORT: &str = "15000022";
 /// `KernelDebuggerEnabled` of a loader, and `DebuggerType` and `SerialDebuggerPort` (BcdLibraryElementTypes).
@@ -228,10 +227,10 @@ impl Bcd {
                     key.name()?
                 ));
             }
-            for code in [BOOT_EMS, OS_EMS] {
-                if elements.boolean(code)? {
-                    bcd.ems.push(format!("{id} {code}"));
-                }
+            // That of the boot manager and of loaders (16000020) is on by default in Windows 7, and ends
+            // with them.
+            if elements.boolean(OS_EMS)? {
+                bcd.ems.push(format!("{id} {OS_EMS}"));
             }
             if let Some(port) = elements.number(EMS_PORT)? {
                 bcd.ems_port.get_or_insert(port);
@@ -465,19 +464,17 @@ mod tests {
     fn ems_wherever_it_is_switched_on() {
         const EMS_SETTINGS: &str = "{0ce4991b-e6b3-4b16-b23c-5e0d9250e5d9}";
         let on = || RegData::Binary(vec![1]);
-        for (object, code) in [
-            (LOADER, OS_EMS),
-            (BOOTMGR, BOOT_EMS),
-            (EMS_SETTINGS, BOOT_EMS),
-        ] {
+        for object in [LOADER, EMS_SETTINGS] {
             let mut store = bios_store();
-            element(&mut store, object, code, RegData::Binary(vec![0]));
+            element(&mut store, object, OS_EMS, RegData::Binary(vec![0]));
+            // That of boot applications is Windows 7's default.
+            element(&mut store, EMS_SETTINGS, "16000020", on());
             assert_eq!(parse(&store).unwrap().ems, [""; 0]);
-            element(&mut store, object, code, on());
+            element(&mut store, object, OS_EMS, on());
             let port = RegData::Binary(2u64.to_le_bytes().to_vec());
             element(&mut store, EMS_SETTINGS, EMS_PORT, port);
             let bcd = parse(&store).unwrap();
-            assert_eq!(bcd.ems, [format!("{object} {code}")]);
+            assert_eq!(bcd.ems, [format!("{object} {OS_EMS}")]);
             assert_eq!(bcd.ems_port, Some(2));
         }
     }

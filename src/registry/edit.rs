@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::build::{Format, KeyTree, Sparse, fold};
+use super::cell::SEGMENT;
 use super::hive::{
     HiveView, Key, REG_BINARY, REG_DWORD, REG_EXPAND_SZ, REG_MULTI_SZ, REG_NONE, REG_SZ, Result,
     Value,
@@ -150,6 +151,28 @@ impl RegEdits {
             prefix: prefix.into(),
             ops: Vec::new(),
         }
+    }
+
+    /// A value that `hivexregedit --merge` would write where no Windows finds it: it writes all values of an
+    /// edited key anew, and those over 16,344 bytes in one cell, which hives from format 1.4 on do not have.
+    /// The key, the name and its bytes.
+    pub fn too_large(&self, view: &HiveView<'_>) -> Result<Option<(String, String, usize)>> {
+        if !view.has_segments() {
+            return Ok(None);
+        }
+        let touches = |op: &&RegOp| matches!(op, RegOp::Set { .. } | RegOp::DeleteValue { .. });
+        let keys: BTreeSet<&str> = self.ops.iter().filter(touches).map(RegOp::key).collect();
+        for key in keys {
+            let Some(found) = view.key(key)? else {
+                continue;
+            };
+            for (name, value) in found.values()? {
+                if value.data.len() > SEGMENT {
+                    return Ok(Some((key.to_string(), name, value.data.len())));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Drops what is already so.
@@ -396,5 +419,32 @@ mod tests {
         "m"=hex(7):61,00,00,00,00,00
         "gone"=-
         "#);
+    }
+
+    #[test]
+    fn a_large_value_beside_an_edit() {
+        let mut tree = KeyTree::new("ROOT");
+        tree.set("A\\B", "large", RegData::Binary(vec![1; SEGMENT + 1]))
+            .set("A\\C", "fits", RegData::Binary(vec![1; SEGMENT]));
+        let bytes = tree.to_bytes("SYSTEM");
+        let view = HiveView::new(&bytes).unwrap();
+        let found = |key: &str| {
+            let mut edits = RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM");
+            edits.ops.push(RegOp::set(key, "other", RegData::Dword(1)));
+            edits.too_large(&view).unwrap()
+        };
+        assert_eq!(
+            found("a\\b"),
+            Some(("a\\b".into(), "large".into(), SEGMENT + 1))
+        );
+        assert_eq!(found("A\\C"), None);
+        assert_eq!(found("A"), None, "nothing of A itself");
+        assert_eq!(found("new"), None);
+        // A key that goes is not written.
+        let gone = RegEdits {
+            ops: vec![RegOp::DeleteKey { key: "A\\B".into() }],
+            ..RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM")
+        };
+        assert_eq!(gone.too_large(&view).unwrap(), None);
     }
 }

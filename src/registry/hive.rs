@@ -48,6 +48,11 @@ impl<'b> HiveView<'b> {
         })
     }
 
+    /// Whether data over 16,344 bytes is cut in segments (format 1.4 and later).
+    pub(super) fn has_segments(&self) -> bool {
+        self.minor >= 4
+    }
+
     pub fn root(&self) -> Result<Key<'b>> {
         Key::at(*self, self.root)
     }

@@ -83,8 +83,15 @@ fn the_emergency_console() {
     };
     for (keys, port) in [
         (vec![format!("{LOADER}\\260000b0")], "COM2"),
-        (vec![format!("{MANAGER}\\16000020")], "COM2"),
-        (vec![format!("{SETTINGS}\\16000020")], "COM2"),
+        (vec![format!("{SETTINGS}\\260000b0")], "COM2"),
+        // Windows 7's default, which ends with the loader.
+        (
+            vec![
+                format!("{MANAGER}\\16000020"),
+                format!("{SETTINGS}\\16000020"),
+            ],
+            "COM1",
+        ),
         (vec![format!("{LOADER}\\260000a0")], "COM2"),
         (Vec::new(), "COM1"),
     ] {
@@ -257,6 +264,24 @@ fn partition_tables() {
     guest.check("boot-sector", "fault", 0);
     let plan = guest.run("plan", &["--force"]).expect(0).json();
     assert!(find(&plan["actions"], "id", "boot-sector").is_none());
+    // Only once that volume has to be written, it must not be in use.
+    let unclean = Guest::new(WinVersion::Win7);
+    unclean.patch(unclean.start(Role::SystemReserved) + 28, &[63, 0, 0, 0]);
+    unclean.set_dirty_flag(Role::SystemReserved);
+    unclean.run("plan", &[]).expect(0);
+    for verb in ["plan", "convert"] {
+        let refused = unclean.run(verb, &["--repair-bcd"]).expect(3).json();
+        let blocker = find(&refused["error"]["blockers"], "code", "volume-unsafe").unwrap();
+        assert!(
+            blocker["reason"]
+                .as_str()
+                .unwrap()
+                .contains("not unmounted cleanly"),
+            "{blocker}"
+        );
+    }
+    let forced = ["--repair-bcd", "--force-dirty-volume"];
+    unclean.run("plan", &forced).expect(0);
     let sector = guest.bytes(guest.start(Role::SystemReserved), 512);
     let (report, out) = guest.converted(&["--repair-bcd"]);
     assert_eq!(report["ready"], true);
