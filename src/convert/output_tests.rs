@@ -124,28 +124,6 @@ fn an_undo_log_is_never_removed() {
     assert_eq!(refusal(&target, &FORCE).kind, ErrorKind::NotRolledBack);
     fs::remove_dir_all(dir.path().join(".vm-kvm.partial")).unwrap();
 
-    // With a journal that cannot be read, of one disk or of the second.
-    let folder = plain(&target).unwrap();
-    let partial = folder.path().to_path_buf();
-    let later = json!({"schema": "hyper2kvm/journal/9"}).to_string();
-    fs::create_dir(partial.join("backup")).unwrap();
-    fs::write(partial.join("backup/blocks-2.before"), "old bytes").unwrap();
-    fs::write(partial.join("journal.json"), "{ cut sh").unwrap();
-    drop(folder);
-    for journal in ["{ cut sh", "", &later] {
-        fs::write(partial.join("journal.json"), journal).unwrap();
-        let error = refusal(&target, &FORCE);
-        assert_eq!(error.kind, ErrorKind::NotRolledBack, "{journal}: {error}");
-        assert!(error.hints[0].contains("rollback --journal"), "{error}");
-        let check = OutputFolder::check(&target, &FORCE).unwrap_err();
-        assert_eq!(check.kind, ErrorKind::NotRolledBack, "{journal}: {check}");
-        assert!(partial.join("backup/blocks-2.before").exists());
-    }
-    // Nothing was saved: nothing is lost.
-    fs::remove_dir_all(partial.join("backup")).unwrap();
-    drop(plain(&target).unwrap());
-    assert!(!partial.exists());
-
     // In a finished result, also when the journal says nothing that is understood.
     result(&target, "in place");
     let mut journal = Journal::create(&target, disk, vec![], vec![]).unwrap();
@@ -546,4 +524,74 @@ fn a_replacement_that_was_interrupted_is_finished() {
         (disk(&target), disk(&replaced)),
         ("old".into(), "other".into())
     );
+}
+
+/// Cut short, of a later version, or not to be read: the disk may be half written all the same.
+#[test]
+fn saved_blocks_with_an_unreadable_journal_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let of_later = r#"{"schema": "hyper2kvm/journal/9", "state": "committing"}"#;
+    for (text, blocks) in [
+        ("", "backup/blocks.before"),
+        ("{\"schema\": \"hyper2kvm/jour", "backup/blocks.before"),
+        // Of the second disk alone.
+        (of_later, "backup/blocks-2.before"),
+        ("\u{0}", "backup/blocks.before"),
+    ] {
+        let folder = plain(&target).unwrap();
+        let partial = folder.path().to_path_buf();
+        fs::create_dir(partial.join("backup")).unwrap();
+        fs::write(partial.join(journal::FILE_NAME), text).unwrap();
+        fs::write(partial.join(blocks), "old bytes").unwrap();
+        drop(folder);
+        for preference in [&FORCE, &Preference::default()] {
+            let error = refusal(&target, preference);
+            assert_eq!(error.kind, ErrorKind::NotRolledBack, "{text:?}: {error}");
+            assert!(error.hints[0].contains("rollback --journal"), "{error:?}");
+            let checked = OutputFolder::check(&target, preference).unwrap_err();
+            assert_eq!(checked.kind, ErrorKind::NotRolledBack, "{text:?}");
+        }
+        let saved = fs::read_to_string(partial.join(blocks)).unwrap();
+        assert_eq!(saved, "old bytes", "{text:?}");
+        // Nothing to restore: the next run removes it.
+        fs::remove_file(partial.join(blocks)).unwrap();
+        drop(plain(&target).unwrap());
+        assert!(names(dir.path()).is_empty(), "{text:?}");
+    }
+}
+
+/// Who owns the directory above can exchange the partial one for a link to files of others.
+#[test]
+fn a_partial_folder_that_becomes_a_link_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let (victim, away) = (dir.path().join("victim"), dir.path().join("away"));
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join("shared"), "theirs").unwrap();
+    let open = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(victim.join("shared"), open).unwrap();
+    for by_link in [true, false] {
+        let mut folder = plain(&target).unwrap();
+        fill(&folder, "new");
+        fs::rename(folder.path(), &away).unwrap();
+        match by_link {
+            true => symlink(&victim, folder.path()).unwrap(),
+            false => fs::rename(&victim, folder.path()).unwrap(),
+        }
+        let error = folder.settle().map(drop).unwrap_err();
+        assert!(error.message.contains("was replaced"), "{error}");
+        let error = folder.complete().unwrap_err();
+        assert!(error.message.contains("was replaced"), "{error}");
+        let there = folder.path().to_path_buf();
+        drop(folder);
+        assert!(!target.exists());
+        let meta = fs::metadata(there.join("shared")).unwrap();
+        assert_eq!(meta.mode() & 0o777, 0o644, "by link: {by_link}");
+        match by_link {
+            true => fs::remove_file(&there).unwrap(),
+            false => fs::rename(&there, &victim).unwrap(),
+        }
+        fs::remove_dir_all(&away).unwrap();
+    }
 }
