@@ -1,15 +1,19 @@
 //! New names that never replace others, and who may read what is created.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Mode, RenameFlags, linkat, renameat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat, fchmod, fstat, linkat, mkdirat,
+    openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 /// Of directories that QEMU's user must get through; nobody else lists them.
 pub const PASSAGE: u32 = 0o711;
@@ -33,12 +37,62 @@ pub fn create_passage(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     create_parents(folder)?;
-    match fs::create_dir(folder) {
+    match open_new_directory(CWD, folder) {
         // Another run was first.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
         Err(e) => Err(e),
-        Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(PASSAGE)),
+        Ok(fd) => Ok(fchmod(fd, Mode::from_raw_mode(PASSAGE))?),
     }
+}
+
+/// Creates a directory for the caller alone and opens it.
+pub fn open_new_directory(parent: impl AsFd, name: &Path) -> io::Result<OwnedFd> {
+    mkdirat(&parent, name, Mode::RWXU)?;
+    open_created(parent, name)
+}
+
+/// Who may write above it can put something else in its place at once: what is opened must be a
+/// directory of the caller, and empty.
+fn open_created(parent: impl AsFd, name: &Path) -> io::Result<OwnedFd> {
+    let fd = open_directory(parent, name)?;
+    let exchanged = || {
+        let shown = name.display();
+        io::Error::other(format!("{shown} was replaced right after it was created"))
+    };
+    if fstat(&fd)?.st_uid != geteuid().as_raw() {
+        return Err(exchanged());
+    }
+    for entry in Dir::read_from(&fd)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Err(exchanged());
+        }
+    }
+    Ok(fd)
+}
+
+/// Opens a directory that must not be a link.
+pub fn open_directory(parent: impl AsFd, name: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(openat(parent, name, flags, Mode::empty())?)
+}
+
+/// What an open directory holds, in order of the names.
+pub fn entries(folder: &OwnedFd) -> io::Result<Vec<(OsString, Stat)>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            found.push((name.to_owned(), stat));
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found)
+}
+
+pub fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
 /// Creates a directory, and those above it, for the caller alone.
@@ -81,6 +135,8 @@ pub fn rename_new_at(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -95,6 +151,27 @@ mod tests {
         fs::remove_file(&b).unwrap();
         rename_new(&a, &b).unwrap();
         assert_eq!(fs::read_to_string(&b).unwrap(), "a");
+    }
+
+    #[test]
+    fn what_replaces_a_new_directory_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, name) = (dir.path().join("victim"), dir.path().join("new"));
+        fs::create_dir(&victim).unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o750)).unwrap();
+        std::os::unix::fs::symlink(&victim, &name).unwrap();
+        assert!(open_created(CWD, &name).is_err());
+        fs::remove_file(&name).unwrap();
+        fs::write(victim.join("x"), "").unwrap();
+        assert!(open_created(CWD, &victim).is_err());
+        fs::remove_file(victim.join("x")).unwrap();
+        open_created(CWD, &victim).unwrap();
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&victim, Some(12345), None).unwrap();
+            assert!(open_created(CWD, &victim).is_err());
+        }
+        let mode = fs::metadata(&victim).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o750);
     }
 
     #[test]

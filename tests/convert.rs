@@ -230,6 +230,19 @@ fn every_windows() {
 }
 
 /// What a `.reg` file says about one key.
+/// A file of 1.2 TB with small clusters: `qemu-img check` would need more memory than it may have.
+#[test]
+fn a_long_qcow2_with_small_clusters() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let source = lab.in_format("qcow2", "cluster_size=4k", "long.qcow2");
+    let file = fs::File::options().write(true).open(&source).unwrap();
+    file.set_len(1200 << 30).unwrap();
+    lab.convert(&source, &[]).expect(0);
+}
+
 fn section<'t>(reg: &'t str, key: &str) -> Option<&'t str> {
     let (_, rest) = reg.split_once(&format!("\\{key}]"))?;
     rest.split("\n[").next()

@@ -392,6 +392,26 @@ fn what_was_accepted_is_converted_and_counts_as_a_failure() {
     fleet.run(&[]).expect(101);
 }
 
+/// The child has a key of the list in its environment, and so would have every program it starts.
+#[test]
+fn the_log_shows_no_key_of_a_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("fleet.yaml");
+    fs::write(dir.path().join("no-disk.raw"), vec![0; 1 << 20]).unwrap();
+    fs::write(
+        &list,
+        "machines: [{source: no-disk.raw, key: 'all:key:my-secret-key'}]\n",
+    )
+    .unwrap();
+    let mut command = Command::new(binary());
+    command.args(["convert", "-vv", "--batch"]).arg(&list);
+    let run = finish(command);
+    let log = format!("{}{}", run.stdout, run.stderr);
+    assert!(log.contains("starting"), "{log}");
+    assert!(log.contains("all:env:HYPER2KVM_BATCH_KEY_0"), "{log}");
+    assert!(!log.contains("my-secret-key"), "{log}");
+}
+
 #[test]
 fn killed_and_resumed() {
     if !have(&TOOLS) {

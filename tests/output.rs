@@ -478,6 +478,45 @@ fn killed_while_a_result_is_replaced() {
     }
 }
 
+/// The result has its name: what fails after that undoes nothing.
+#[test]
+fn a_fault_after_the_rename_is_a_warning() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let out = lab.path("out");
+    let run = |more: &[&str], points: &str| {
+        eprintln!("{more:?} {points}");
+        let mut command = command(&lab.raw, &out, more);
+        command.env("HYPER2KVM_FAILPOINT", points);
+        finish(command)
+    };
+    let after = "after rename of the output folder #1=fail";
+    let in_steps = format!("exchange=fail,{after}");
+    for (name, more, points) in [
+        ("a", &[][..], after),
+        ("b", &["--force"], after),
+        ("c", &["--force"], &in_steps),
+    ] {
+        let run = run(&[&["--name", name], more].concat(), points).expect(0);
+        assert!(run.stderr.contains("loss of power"), "{}", run.stderr);
+        whole(&out, name);
+        assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
+    }
+    // Between the two renames there is no result: the old one gets its name back at once.
+    let between = "exchange=fail,between renames of the output folder #1=fail";
+    run(&["--name", "d", "--force"], between).expect(1);
+    whole(&out, "c");
+    assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
+    // In place: what is under the partial name by then is the journal of another run.
+    let before = sha256(&lab.raw);
+    run(&["--in-place", "--force"], after).expect(0);
+    assert_ne!(sha256(&lab.raw), before);
+    h2k(["rollback", text(&out)]).expect(0);
+    assert_eq!(sha256(&lab.raw), before);
+}
+
 #[test]
 fn without_locks_it_is_refused_before_the_start() {
     if !have(&TOOLS) {

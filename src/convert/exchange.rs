@@ -40,8 +40,20 @@ impl Place {
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.exchange_in_steps()?,
             done => done?,
         }
-        fsync(parent)?;
-        failpoint::step("after", "rename of the output folder")
+        self.renamed();
+        Ok(())
+    }
+
+    /// The result has its name: what fails now is no reason to undo anything.
+    pub(super) fn renamed(&self) {
+        let synced = fsync(&self.parent).map_err(io::Error::from);
+        let after = || failpoint::step("after", "rename of the output folder");
+        if let Err(error) = synced.and_then(|()| after()) {
+            tracing::warn!(
+                "{} is complete, but a loss of power could still undo its rename: {error}",
+                self.target.display()
+            );
+        }
     }
 
     pub(super) fn exchange_in_steps(&self) -> io::Result<()> {
@@ -50,9 +62,11 @@ impl Place {
             rename_new_at(parent, Path::new(from), parent, Path::new(to))
         };
         rename(&self.name, &self.replaced)?;
-        fsync(parent)?;
-        failpoint::step("between", "renames of the output folder")?;
-        if let Err(error) = rename(&self.partial, &self.name) {
+        let synced = fsync(parent).map_err(io::Error::from);
+        let second = synced
+            .and_then(|()| failpoint::step("between", "renames of the output folder"))
+            .and_then(|()| rename(&self.partial, &self.name));
+        if let Err(error) = second {
             // Put back what was there; the first error is the one to report.
             let _ = rename(&self.replaced, &self.name);
             return Err(error);

@@ -16,13 +16,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, CWD, Mode, OFlags, access, fchmod, fstat, fsync, openat, renameat};
+use rustix::fs::{Access, Mode, OFlags, access, fchmod, fstat, fsync, openat, renameat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::files::rename_new_at;
-use crate::fix::journal::{self, Journal, JournalError, sync_folder};
+use crate::files::{entries, is_directory, open_directory, rename_new_at};
+use crate::fix::journal::{self, Journal, JournalError};
 use crate::report::OutputFile;
 
 use super::exchange::{INTENT, Intent, repair_locked};
@@ -47,6 +47,8 @@ pub struct Preference<'a> {
 pub struct OutputFolder {
     place: Place,
     partial: PathBuf,
+    /// The partial folder itself, whatever becomes of its name.
+    fd: OwnedFd,
     force: bool,
     sources: Vec<PathBuf>,
     /// There was a directory at the start.
@@ -117,8 +119,13 @@ impl OutputFolder {
         let situation = replace::look(&place.parent, &place.target, &terms)?;
         place.remove_dead(&sources)?;
         let fd = place.create_partial()?;
+        if preference.undo {
+            // Its saved blocks must be found after a loss of power.
+            fsync(&place.parent).map_err(|e| cannot_write(&place.target, e.into()))?;
+        }
         let folder = Self {
             partial: place.path(&place.partial),
+            fd,
             force: preference.force,
             sources,
             existed: !matches!(situation, Situation::Free),
@@ -127,7 +134,7 @@ impl OutputFolder {
             place,
         };
         if folder.existed {
-            folder.place.check_attributes(&fd, preference.undo)?;
+            folder.place.check_attributes(&folder.fd, preference.undo)?;
         }
         Ok(folder)
     }
@@ -144,17 +151,34 @@ impl OutputFolder {
 
     /// The journal of the work, wherever the folder is by now.
     pub fn journal(&self) -> Result<Journal, JournalError> {
-        Journal::load(&self.partial.join(journal::FILE_NAME))
-            .or_else(|_| Journal::load(&self.place.target.join(journal::FILE_NAME)))
+        // After an exchange the partial name is that of the earlier result.
+        let folder = match self.done {
+            true => &self.place.target,
+            false => &self.partial,
+        };
+        Journal::load(&folder.join(journal::FILE_NAME))
     }
 
     /// Closes everything to others, whatever created it, and lists it for the report.
     pub fn settle(&self) -> Result<Vec<OutputFile>> {
+        self.check_name()?;
         let mut list = Vec::new();
-        settle(&self.partial, Path::new(""), &mut list)
+        settle(&self.fd, Path::new(""), &mut list)
             .map_err(|e| Error::failed(format!("listing {}", self.partial.display())).because(e))?;
         list.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(list)
+    }
+
+    /// Everything is written below the name: somebody who may write beside it can exchange it.
+    fn check_name(&self) -> Result<()> {
+        if self.place.is_at(&self.place.partial, &self.fd) {
+            return Ok(());
+        }
+        Err(Error::failed(format!(
+            "{} was replaced by another program during this run",
+            self.partial.display()
+        ))
+        .hint("choose a folder with --output-dir in which nobody else writes"))
     }
 
     /// What the report has to say about an earlier result that is to be replaced.
@@ -190,28 +214,26 @@ impl OutputFolder {
     pub fn complete(&mut self) -> Result<()> {
         let shown = self.place.target.display().to_string();
         let failed = |e: io::Error| Error::failed(format!("completing {shown}")).because(e);
-        let fd = self
-            .place
-            .directory(&self.place.partial)
-            .map_err(|e| failed(e.into()))?;
-        fsync(&fd).map_err(|e| failed(e.into()))?;
+        self.check_name()?;
+        // A name that survives a loss of power must not lead to empty files.
+        sync_all(&self.fd).map_err(failed)?;
         for _ in 0..ROUNDS {
             let mut earlier = match self.look_again()? {
-                Situation::Free => match self.rename(&fd, false) {
+                Situation::Free => match self.rename(false) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.existed => continue,
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                         return Err(self.appeared());
                     }
                     done => return done.map_err(failed),
                 },
-                Situation::Empty => match self.rename(&fd, true) {
+                Situation::Empty => match self.rename(true) {
                     // Something was put into it just now.
                     Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => continue,
                     done => return done.map_err(failed),
                 },
                 Situation::Result(earlier) => earlier,
             };
-            return self.replace(&fd, &mut earlier);
+            return self.replace(&mut earlier);
         }
         Err(self.appeared())
     }
@@ -246,10 +268,10 @@ impl OutputFolder {
     }
 
     /// To a free name, or over an empty directory.
-    fn rename(&mut self, fd: &OwnedFd, over: bool) -> io::Result<()> {
+    fn rename(&mut self, over: bool) -> io::Result<()> {
         let place = &self.place;
         if over {
-            place.keep_attributes(fd)?;
+            place.keep_attributes(&self.fd)?;
         }
         failpoint::step("before", "rename of the output folder")?;
         match over {
@@ -262,11 +284,11 @@ impl OutputFolder {
             true => renameat(&place.parent, &place.partial, &place.parent, &place.name)?,
         }
         self.done = true;
-        failpoint::step("after", "rename of the output folder")?;
-        Ok(fsync(&place.parent)?)
+        place.renamed();
+        Ok(())
     }
 
-    fn replace(&mut self, fd: &OwnedFd, earlier: &mut Earlier) -> Result<()> {
+    fn replace(&mut self, earlier: &mut Earlier) -> Result<()> {
         let place = &self.place;
         let failed = |e: io::Error| {
             Error::failed(format!("completing {}", place.target.display())).because(e)
@@ -274,15 +296,13 @@ impl OutputFolder {
         for path in earlier.refuse_collisions(&self.partial)? {
             tracing::info!("kept: {}", place.target.join(path).display());
         }
-        place.keep_attributes(fd).map_err(failed)?;
-        // The old result goes: the new one must survive a loss of power.
-        sync_all(&self.partial).map_err(failed)?;
+        place.keep_attributes(&self.fd).map_err(failed)?;
         let old = place
             .inode(&place.name)
             .ok_or_else(|| failed(Errno::NOENT.into()))?;
         let intent = Intent {
             schema: INTENT.to_owned(),
-            new: fstat(fd).map_err(|e| failed(e.into()))?.st_ino,
+            new: fstat(&self.fd).map_err(|e| failed(e.into()))?.st_ino,
             old,
         };
         let lock = &self.lock;
@@ -290,14 +310,11 @@ impl OutputFolder {
             .and_then(|()| lock.set_note(&serde_json::json!(intent).to_string()))
             .and_then(|()| failpoint::step("after", "note of the replacement"))
             .map_err(failed)?;
-        let swapped = place.exchange();
-        if let Err(error) = swapped {
-            if place.inode(&place.name) != Some(intent.new) {
-                // Nothing has happened, or it was undone.
+        if let Err(error) = place.exchange() {
+            if place.inode(&place.name) == Some(old) {
+                // Nothing has happened, or it was undone. Otherwise the next run does that.
                 lock.set_note("").map_err(failed)?;
-                return Err(failed(error));
             }
-            self.done = true;
             return Err(failed(error));
         }
         self.done = true;
@@ -323,6 +340,14 @@ impl Drop for OutputFolder {
 
 impl OutputFolder {
     fn discard(&self) {
+        if !self.place.is_at(&self.place.partial, &self.fd) {
+            if self.place.stat(&self.place.partial).is_none() {
+                return;
+            }
+            let shown = self.partial.display();
+            tracing::warn!("{shown} is not what this run created there, and is left alone");
+            return;
+        }
         match needs_undo(&self.partial) {
             Ok(None) => {}
             Ok(Some(journal)) => {
@@ -334,6 +359,9 @@ impl OutputFolder {
             }
             Err(error) => {
                 tracing::warn!("{} is kept: {error}", self.partial.display());
+                for hint in &error.hints {
+                    tracing::warn!("{hint}");
+                }
                 return;
             }
         }
@@ -357,14 +385,13 @@ impl Place {
 }
 
 /// Files for their owner alone, directories too; lists the files.
-fn settle(top: &Path, below: &Path, list: &mut Vec<OutputFile>) -> io::Result<()> {
-    for entry in fs::read_dir(top.join(below))? {
-        let entry = entry?;
-        let relative = below.join(entry.file_name());
+fn settle(folder: &OwnedFd, below: &Path, list: &mut Vec<OutputFile>) -> io::Result<()> {
+    for (name, _) in entries(folder)? {
+        let relative = below.join(&name);
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
-        let fd = openat(CWD, entry.path(), flags, Mode::empty())?;
-        let mode = fstat(&fd)?.st_mode;
-        let is_dir = entry.file_type()?.is_dir();
+        let fd = openat(folder, &name, flags, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        let (mode, is_dir) = (stat.st_mode, is_directory(&stat));
         let wanted = match is_dir || mode & 0o100 != 0 {
             true => 0o700,
             false => 0o600,
@@ -373,7 +400,7 @@ fn settle(top: &Path, below: &Path, list: &mut Vec<OutputFile>) -> io::Result<()
             fchmod(&fd, Mode::from_raw_mode(wanted))?;
         }
         if is_dir {
-            settle(top, &relative, list)?;
+            settle(&fd, &relative, list)?;
         } else if let Some(file) = OutputFile::of(relative, &File::from(fd).metadata()?) {
             list.push(file);
         }
@@ -382,15 +409,17 @@ fn settle(top: &Path, below: &Path, list: &mut Vec<OutputFile>) -> io::Result<()
 }
 
 /// Makes everything in a directory durable.
-fn sync_all(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => sync_all(&entry.path())?,
-            false => File::open(entry.path())?.sync_all()?,
+fn sync_all(folder: &OwnedFd) -> io::Result<()> {
+    for (name, stat) in entries(folder)? {
+        let name = Path::new(&name);
+        if is_directory(&stat) {
+            sync_all(&open_directory(folder, name)?)?;
+        } else {
+            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
+            fsync(openat(folder, name, flags, Mode::empty())?)?;
         }
     }
-    sync_folder(folder)
+    Ok(fsync(folder)?)
 }
 
 #[cfg(test)]

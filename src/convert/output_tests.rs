@@ -525,3 +525,67 @@ fn a_replacement_that_was_interrupted_is_finished() {
         ("old".into(), "other".into())
     );
 }
+
+/// Cut short, of a later version, or not to be read: the disk may be half written all the same.
+#[test]
+fn saved_blocks_with_an_unreadable_journal_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let of_later = r#"{"schema": "hyper2kvm/journal/9", "state": "committing"}"#;
+    for text in ["", "{\"schema\": \"hyper2kvm/jour", of_later, "\u{0}"] {
+        let folder = plain(&target).unwrap();
+        let partial = folder.path().to_path_buf();
+        fs::create_dir(partial.join("backup")).unwrap();
+        fs::write(partial.join(journal::FILE_NAME), text).unwrap();
+        fs::write(partial.join("backup/blocks.before"), "old bytes").unwrap();
+        drop(folder);
+        for preference in [&FORCE, &Preference::default()] {
+            let error = refusal(&target, preference);
+            assert_eq!(error.kind, ErrorKind::NotRolledBack, "{text:?}: {error}");
+            assert!(error.hints[0].contains("rollback --journal"), "{error:?}");
+            let checked = OutputFolder::check(&target, preference).unwrap_err();
+            assert_eq!(checked.kind, ErrorKind::NotRolledBack, "{text:?}");
+        }
+        let saved = fs::read_to_string(partial.join("backup/blocks.before")).unwrap();
+        assert_eq!(saved, "old bytes", "{text:?}");
+        // Nothing to restore: the next run removes it.
+        fs::remove_file(partial.join("backup/blocks.before")).unwrap();
+        drop(plain(&target).unwrap());
+        assert!(names(dir.path()).is_empty(), "{text:?}");
+    }
+}
+
+/// Who owns the directory above can exchange the partial one for a link to files of others.
+#[test]
+fn a_partial_folder_that_becomes_a_link_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let (victim, away) = (dir.path().join("victim"), dir.path().join("away"));
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join("shared"), "theirs").unwrap();
+    let open = fs::Permissions::from_mode(0o644);
+    fs::set_permissions(victim.join("shared"), open).unwrap();
+    for by_link in [true, false] {
+        let mut folder = plain(&target).unwrap();
+        fill(&folder, "new");
+        fs::rename(folder.path(), &away).unwrap();
+        match by_link {
+            true => symlink(&victim, folder.path()).unwrap(),
+            false => fs::rename(&victim, folder.path()).unwrap(),
+        }
+        let error = folder.settle().map(drop).unwrap_err();
+        assert!(error.message.contains("was replaced"), "{error}");
+        let error = folder.complete().unwrap_err();
+        assert!(error.message.contains("was replaced"), "{error}");
+        let there = folder.path().to_path_buf();
+        drop(folder);
+        assert!(!target.exists());
+        let meta = fs::metadata(there.join("shared")).unwrap();
+        assert_eq!(meta.mode() & 0o777, 0o644, "by link: {by_link}");
+        match by_link {
+            true => fs::remove_file(&there).unwrap(),
+            false => fs::rename(&there, &victim).unwrap(),
+        }
+        fs::remove_dir_all(&away).unwrap();
+    }
+}

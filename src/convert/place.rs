@@ -8,12 +8,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Uid, XattrFlags};
-use rustix::fs::{fchmod, fchown, fgetxattr, fremovexattr, fsetxattr, fstat, mkdirat};
+use rustix::fs::{fchmod, fchown, fgetxattr, fremovexattr, fsetxattr, fstat};
 use rustix::fs::{openat, statat};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{PASSAGE, create_parents};
+use crate::files::{PASSAGE, create_parents, open_new_directory};
+use crate::fix::commit;
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::fix::trusted::{TrustError, TrustedFolder};
 use crate::lock::{FileLock, LockError};
@@ -143,6 +144,14 @@ impl Place {
         openat(&self.parent, name, flags, Mode::empty())
     }
 
+    /// Whether a name still leads to this open directory: who may write above can exchange it.
+    pub(super) fn is_at(&self, name: &OsStr, fd: &OwnedFd) -> bool {
+        match (self.stat(name), fstat(fd)) {
+            (Some(there), Ok(held)) => (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino),
+            _ => false,
+        }
+    }
+
     pub(super) fn is_plain_directory(&self) -> bool {
         self.directory(&self.name).is_ok()
     }
@@ -157,7 +166,7 @@ impl Place {
             ))
             .hint("move it to a folder of its own first"));
         }
-        if let Some(journal) = needs_undo(&partial).map_err(untrusted)? {
+        if let Some(journal) = needs_undo(&partial)? {
             return Err(Error::new(
                 ErrorKind::NotRolledBack,
                 "an earlier fix in place was interrupted while it wrote the disk",
@@ -183,8 +192,8 @@ impl Place {
     pub(super) fn create_partial(&self) -> Result<OwnedFd> {
         let shown = self.path(&self.partial);
         let failed = |e: Errno| cannot_write(&shown, e.into());
-        mkdirat(&self.parent, &self.partial, Mode::RWXU).map_err(failed)?;
-        let fd = self.directory(&self.partial).map_err(failed)?;
+        let fd = open_new_directory(&self.parent, Path::new(&self.partial))
+            .map_err(|e| cannot_write(&shown, e))?;
         // What the directory above hands down would be on every file in it.
         for acl in ACLS {
             let _ = fremovexattr(&fd, acl);
@@ -241,18 +250,45 @@ impl Place {
     }
 }
 
-/// The journal in a partial folder that is needed to undo what was done to a disk. An error: somebody
-/// else can have written it.
-pub(super) fn needs_undo(partial: &Path) -> Result<Option<Journal>, TrustError> {
+/// The journal in a partial directory that is needed to undo what was done to a disk. An error:
+/// somebody else can have written it, or it cannot be read and saved blocks lie beside it.
+pub(super) fn needs_undo(partial: &Path) -> Result<Option<Journal>> {
     let _folder = match TrustedFolder::open(partial) {
         Err(e) if e.is_missing() => return Ok(None),
-        folder => folder?,
+        folder => folder.map_err(untrusted)?,
     };
+    let saved = partial.join(commit::BEFORE_FILE);
     match Journal::load(&partial.join(journal::FILE_NAME)) {
         Ok(journal) => Ok(journal.needs_undo().then_some(journal)),
-        Err(JournalError::Untrusted(e)) if !e.is_missing() => Err(e),
-        Err(_) => Ok(None),
+        Err(e) if e.is_missing() => Ok(None),
+        Err(JournalError::Untrusted(e)) if !matches!(e, TrustError::Io { .. }) => Err(untrusted(e)),
+        Err(error) => match saved.symlink_metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            _ => Err(unreadable(partial, error)),
+        },
     }
+}
+
+/// The disk may be half written, and the only copy of its old blocks is here.
+fn unreadable(partial: &Path, error: JournalError) -> Error {
+    let folder = crate::text::shell_word(&partial.display().to_string());
+    Error::new(
+        ErrorKind::NotRolledBack,
+        format!(
+            "{} holds saved blocks of a disk ({}), and its journal cannot be read",
+            partial.display(),
+            commit::BEFORE_FILE
+        ),
+    )
+    .because(error)
+    .hint(format!(
+        "keep a copy of it, make its {} readable and run: hyper2kvm rollback --journal {folder}/{}",
+        journal::FILE_NAME,
+        journal::FILE_NAME
+    ))
+    .hint(format!(
+        "if no disk has to be restored from it: rm -r {folder}"
+    ))
 }
 
 pub(super) fn untrusted(error: TrustError) -> Error {

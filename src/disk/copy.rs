@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::chain::{Image, ImageError};
 use super::detect::Format;
+use super::tables;
 use crate::error::Blocker;
 use crate::tool::pass::Spec;
 use crate::tool::{ToolError, qemu_img};
@@ -253,7 +254,14 @@ fn spec(target: &Path, format: TargetFormat) -> Spec {
 }
 
 fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
-    match qemu_img::check(&spec(target, format))? {
+    // Of a long file they take more than QEMU has for images of others.
+    let counts = File::open(target)
+        .and_then(|file| tables::reference_counts(&file, file.metadata()?.len()))
+        .map_err(|source| CopyError::Io {
+            path: target.into(),
+            source,
+        })?;
+    match qemu_img::check(&spec(target, format), counts)? {
         Some(result) if !result.is_sound() => Err(CopyError::Unsound {
             path: target.into(),
             errors: result.errors(),

@@ -16,6 +16,9 @@ const MAX_SNAPSHOTS: u64 = 4096;
 /// Entries of the first tables of all snapshots: 500 TiB, each block counted as often as it is used. QEMU
 /// reads a second table for each.
 const MAX_ENTRIES: u64 = 1_000_000;
+/// The same with those that lead nowhere: 2,048 snapshots of a disk of 8 TiB. All of them are read, however few
+/// bytes of the file they take.
+const MAX_DECLARED: u64 = 32 << 20;
 /// Their headers, with names and identifiers.
 const MAX_LIST: u64 = 8 << 20;
 /// Where a second table is, in an entry.
@@ -33,6 +36,10 @@ pub enum Fault {
         limit: u64,
     },
     Entries {
+        count: u64,
+        limit: u64,
+    },
+    Declared {
         count: u64,
         limit: u64,
     },
@@ -54,6 +61,10 @@ impl std::fmt::Display for Fault {
             Self::Entries { count, limit } => write!(
                 f,
                 "its internal snapshots have {count} tables of blocks, and at most {limit} are read"
+            ),
+            Self::Declared { count, limit } => write!(
+                f,
+                "its internal snapshots have first tables of {count} entries, and at most {limit} are read"
             ),
         }
     }
@@ -84,6 +95,35 @@ fn second_tables(
     Ok(Ok(tables.len() as u64))
 }
 
+/// Offset and entries of the first table of each snapshot in the list.
+fn first_tables(list: &[u8], count: u64) -> Vec<(u64, u64)> {
+    let (mut at, mut found) = (0usize, Vec::new());
+    for _ in 0..count {
+        let Some(header) = list.get(at..at.saturating_add(40)) else {
+            break;
+        };
+        found.push((number(header, 0, 8), number(header, 8, 4)));
+        let names = number(header, 12, 2) + number(header, 14, 2) + number(header, 36, 4);
+        at += 40 + (names as usize).next_multiple_of(8);
+    }
+    found
+}
+
+/// The bytes of the reference counts of every cluster, which `qemu-img check` has in memory; 0 of another
+/// format.
+pub fn reference_counts(file: &File, size: u64) -> io::Result<u64> {
+    let head = read_up_to(file, 0, 104, size)?;
+    if !head.starts_with(b"QFI\xfb") {
+        return Ok(0);
+    }
+    let order = match number(&head, 4, 4) {
+        0..=2 => 4,
+        _ => number(&head, 96, 4).min(6),
+    };
+    let clusters = size >> number(&head, 20, 4).clamp(9, 21);
+    Ok((clusters << order) / 8)
+}
+
 /// The first fault of a qcow2's tables. What makes no sense otherwise is left to QEMU.
 pub fn qcow2(file: &File, size: u64) -> io::Result<Option<Fault>> {
     let head = read_up_to(file, 0, 104, size)?;
@@ -107,12 +147,17 @@ pub fn qcow2(file: &File, size: u64) -> io::Result<Option<Fault>> {
         MAX_LIST as usize,
         if count == 0 { 0 } else { size },
     )?;
-    let (mut at, mut entries) = (0usize, 0u64);
-    for _ in 0..count {
-        let Some(header) = list.get(at..at.saturating_add(40)) else {
-            break;
-        };
-        let first = (number(header, 0, 8), number(header, 8, 4));
+    let first_tables = first_tables(&list, count);
+    // Before any is read: in a file with holes they cost nothing to make.
+    let declared = first_tables.iter().map(|(_, entries)| entries).sum();
+    if declared > MAX_DECLARED {
+        return Ok(Some(Fault::Declared {
+            count: declared,
+            limit: MAX_DECLARED,
+        }));
+    }
+    let mut entries = 0;
+    for first in first_tables {
         match second_tables(file, size, first)? {
             Ok(tables) => entries += tables,
             Err(fault) => return Ok(Some(fault)),
@@ -123,8 +168,6 @@ pub fn qcow2(file: &File, size: u64) -> io::Result<Option<Fault>> {
                 limit: MAX_ENTRIES,
             }));
         }
-        let names = number(header, 12, 2) + number(header, 14, 2) + number(header, 36, 4);
-        at += 40 + (names as usize).next_multiple_of(8);
     }
     Ok(None)
 }
@@ -178,6 +221,45 @@ mod tests {
         let list = [snapshot(0, 0), snapshot(8192 + 80, 2)].concat();
         let twice = [0x10000u64.to_be_bytes(), 0x10000u64.to_be_bytes()].concat();
         assert_eq!(fault(&[], 2, &[&list[..], &twice].concat()), shared);
+    }
+
+    #[test]
+    fn first_tables_of_holes_have_an_end() {
+        // All of them have one, which is a hole.
+        let (file, size) = image(&[], 4096, &snapshot(1 << 20, 4 << 20).repeat(4096));
+        file.set_len(size + (64 << 20)).unwrap();
+        let fault = qcow2(&file, size + (64 << 20)).unwrap().unwrap();
+        assert_eq!(
+            fault.to_string(),
+            "its internal snapshots have first tables of 17179869184 entries, and at most 33554432 are read"
+        );
+        // A disk of 8 TiB every night for five years.
+        let list = snapshot(1 << 40, 16_384).repeat(2048);
+        let (file, size) = image(&[], 2048, &list);
+        assert_eq!(qcow2(&file, size).unwrap(), None);
+    }
+
+    #[test]
+    fn reference_counts_of_every_cluster() {
+        let of = |bits: u32, version: u32, order: u32, size| {
+            let mut head = vec![0; 104];
+            head[..4].copy_from_slice(b"QFI\xfb");
+            head[4..8].copy_from_slice(&version.to_be_bytes());
+            head[20..24].copy_from_slice(&bits.to_be_bytes());
+            head[96..100].copy_from_slice(&order.to_be_bytes());
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&head).unwrap();
+            file.set_len(size).unwrap();
+            reference_counts(&file, size).unwrap()
+        };
+        assert_eq!(of(16, 2, 0, 1 << 40), 32 << 20);
+        assert_eq!(of(16, 3, 4, 1 << 40), 32 << 20);
+        assert_eq!(of(12, 3, 4, 1 << 40), 512 << 20);
+        assert_eq!(of(9, 3, 6, 1 << 40), 16 << 30);
+        // Nonsense is what QEMU refuses.
+        assert_eq!(of(u32::MAX, u32::MAX, u32::MAX, 1 << 30), 4096);
+        let (file, size) = (tempfile::tempfile().unwrap(), 0);
+        assert_eq!(reference_counts(&file, size).unwrap(), 0);
     }
 
     #[test]

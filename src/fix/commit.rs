@@ -10,6 +10,7 @@
 //! rollback refuses before it writes anything.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -177,11 +178,28 @@ pub fn rollback(journal: &mut Journal, disks: &[&dyn BlockWrite], force: bool) -
             disk.check_unchanged(journal)?;
         }
     }
-    journal.set_state(State::RollingBack)?;
+    // On a full disk no state can be saved. The old one also says that the disk is to be restored.
+    if let Err(error) = journal.set_state(State::RollingBack) {
+        let why = with_cause(&error);
+        tracing::warn!("restoring the disk without a note in the journal: {why}");
+    }
     write_all(journal, &disks, Direction::Rollback)?;
-    journal.set_state(State::RolledBack)?;
+    if let Err(error) = journal.set_state(State::RolledBack) {
+        let why = with_cause(&error);
+        tracing::warn!(
+            "the disk is restored, and {} does not say so ({why}): another rollback does no harm",
+            journal.path().display()
+        );
+    }
     let ranges = disks.iter().flat_map(|disk| &disk.undo.ranges);
     Ok(ranges.map(|range| range.len).sum())
+}
+
+fn with_cause(error: &JournalError) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
 }
 
 /// A disk that is changed, and what undoes that.
@@ -496,6 +514,51 @@ mod tests {
         );
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
         assert_ne!(journal.doc.state, State::Committing, "nothing to roll back");
+    }
+
+    /// Its directory has another name by now: no state can be saved, as on a full disk.
+    fn unsaved(dir: &Path, journal: &Journal) {
+        fs::rename(journal.folder(), dir.join("elsewhere")).unwrap();
+        journal.save().unwrap_err();
+    }
+
+    #[test]
+    fn a_commit_that_cannot_be_announced_leaves_nothing_to_undo() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("work");
+        fs::create_dir(&dir).unwrap();
+        let (mut journal, old, _) = setup(&dir);
+        let disk = FileDisk::open_rw(&dir.join("disk")).unwrap();
+        journal.set_state(State::Verified).unwrap();
+        unsaved(top.path(), &journal);
+        let error = commit(&mut journal, &[&disk]).unwrap_err();
+        assert!(matches!(error, CommitError::Journal(_)), "{error}");
+        assert_eq!(journal.doc.state, State::Verified);
+        let now = fs::read(top.path().join("elsewhere/disk")).unwrap();
+        assert_eq!(now, old);
+    }
+
+    #[test]
+    fn a_disk_is_restored_when_no_state_can_be_saved() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("work");
+        fs::create_dir(&dir).unwrap();
+        let (mut journal, old, new) = setup(&dir);
+        let disk = FileDisk::open_rw(&dir.join("disk")).unwrap();
+        commit(&mut journal, &[&disk]).unwrap();
+        unsaved(top.path(), &journal);
+        let now = || fs::read(top.path().join("elsewhere/disk")).unwrap();
+        assert_eq!(now(), new);
+        rollback(&mut journal, &[&disk], true).unwrap();
+        assert_eq!(now(), old);
+        // What the journal says is still true: it can be done again.
+        let saved = top.path().join("elsewhere/journal.json");
+        fs::rename(top.path().join("elsewhere"), &dir).unwrap();
+        assert!(!saved.exists());
+        let mut read = Journal::load(journal.path()).unwrap();
+        assert!(read.needs_undo());
+        rollback(&mut read, &[&disk], false).unwrap();
+        assert_eq!(read.doc.state, State::RolledBack);
     }
 
     #[test]

@@ -305,9 +305,14 @@ impl Journal {
         self.doc.disk.in_place && written
     }
 
+    /// On an error the state is what it was.
     pub fn set_state(&mut self, state: State) -> Result<(), JournalError> {
-        self.doc.state = state;
-        self.save()
+        let old = std::mem::replace(&mut self.doc.state, state);
+        self.save().inspect_err(|_| {
+            self.doc.state = old;
+            // It may have got its name before the error.
+            let _ = self.save();
+        })
     }
 
     /// Marks an action; the caller does the thing only after this returned.

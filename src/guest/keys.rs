@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::fve::keys::{Credential, StartupKey, Stretched};
 use super::{DiskId, VolumeId};
+use crate::tool::cmd::keep_from_tools;
 use crate::tool::guestfish::Secret;
 
 /// LUKS takes 512 bytes, and guestfish a line.
@@ -101,6 +102,7 @@ impl Keys {
                 "file" => read_file(name, value)?,
                 "env" => {
                     let text = std::env::var(value).map_err(|_| KeyError::Env(value.to_string()));
+                    keep_from_tools(value);
                     text_key(name, Zeroizing::new(text?))?
                 }
                 _ => return Err(KeyError::Form),

@@ -5,6 +5,7 @@
 //! which is killed as a whole when the guard goes, at the time limit, and when [`stop`] is
 //! requested.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -48,6 +49,25 @@ pub fn silence() -> Duration {
         .ok()
         .and_then(|s| s.parse().ok());
     seconds.map_or(SILENCE, Duration::from_secs)
+}
+
+/// Environment variables with keys.
+static KEYS: Mutex<BTreeSet<OsString>> = Mutex::new(BTreeSet::new());
+
+fn keys() -> MutexGuard<'static, BTreeSet<OsString>> {
+    KEYS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on no program inherits this environment variable, but for hyper2kvm itself.
+pub fn keep_from_tools(name: &str) {
+    keys().insert(name.into());
+}
+
+/// The program and its arguments. Not its environment: there may be keys in it.
+fn shown(command: &std::process::Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();
+    words.join(" ")
 }
 
 /// A program with its arguments, not yet running.
@@ -363,6 +383,11 @@ impl Cmd {
             })?;
             launcher::command(&program, self.privileges, &self.confinement)
         };
+        if self.privileges != Privileges::Ours {
+            for name in &*keys() {
+                command.env_remove(name);
+            }
+        }
         command
             .args(&self.args)
             .env("LC_ALL", "C")
@@ -395,7 +420,7 @@ impl Cmd {
             .stdout(stdout)
             .stderr(stderr)
             .process_group(0);
-        tracing::debug!(?command, "starting");
+        tracing::debug!(command = shown(&command), "starting");
         let fail = |source| ToolError::Io {
             tool: tool.clone(),
             source,
@@ -653,6 +678,25 @@ mod tests {
             sh("kill -9 $$").run(),
             Err(ToolError::Failed { .. })
         ));
+    }
+
+    #[test]
+    fn keys_in_the_environment_are_neither_shown_nor_inherited() {
+        let cmd = sh("exit 0").env("HYPER2KVM_BATCH_KEY_0", "my secret");
+        let (command, _) = cmd.command().unwrap();
+        assert!(format!("{command:?}").contains("my secret"));
+        let shown = shown(&command);
+        assert!(!shown.contains("my secret"), "{shown}");
+        assert!(shown.ends_with("\"-c\" \"exit 0\""), "{shown}");
+        let removed = |cmd: Cmd| {
+            let (command, _) = cmd.command().unwrap();
+            let name = OsStr::new("HYPER2KVM_TEST_KEY");
+            command.get_envs().any(|variable| variable == (name, None))
+        };
+        assert!(!removed(sh("exit 0")));
+        keep_from_tools("HYPER2KVM_TEST_KEY");
+        assert!(removed(sh("exit 0")));
+        assert!(!removed(sh("exit 0").privileges(Privileges::Ours)));
     }
 
     #[test]

@@ -322,6 +322,8 @@ pub struct Confinement {
     keeps: bool,
     /// `None`: any file.
     files: Option<Vec<(PathBuf, bool)>>,
+    /// Bytes, besides [`IMAGE_MEMORY`].
+    memory: u64,
 }
 
 impl Confinement {
@@ -377,6 +379,13 @@ impl Confinement {
         self
     }
 
+    /// So many bytes of memory more than a program that reads images has.
+    #[must_use]
+    pub fn and_memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
     /// The files that the program may open though its arguments do not name them.
     pub(super) fn opened(&self) -> impl Iterator<Item = OsString> {
         self.files.iter().flatten().map(|(path, _)| path.into())
@@ -400,6 +409,9 @@ impl Confinement {
         if self.files.is_some() {
             args.push(NO_FILES.into());
         }
+        if self.memory > 0 {
+            args.push(format!("memory={}", self.memory).into());
+        }
         for (path, writable) in self.files.iter().flatten() {
             let mut arg = OsString::from(if *writable { "write=" } else { "read=" });
             arg.push(path);
@@ -412,6 +424,13 @@ impl Confinement {
     pub(super) fn add_arg(&mut self, arg: &OsStr) -> bool {
         let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
         let bytes = arg.as_bytes();
+        if let Some(memory) = bytes.strip_prefix(b"memory=") {
+            let memory = str::from_utf8(memory)
+                .ok()
+                .and_then(|text| text.parse().ok());
+            self.memory = memory.unwrap_or(0);
+            return memory.is_some();
+        }
         let file = match (bytes.strip_prefix(b"read="), bytes.strip_prefix(b"write=")) {
             (Some(file), _) => (path(file), false),
             (_, Some(file)) => (path(file), true),
@@ -447,7 +466,7 @@ impl Confinement {
             Some(files) => {
                 limit(&[
                     (Resource::Core, 0),
-                    (Resource::Data, IMAGE_MEMORY),
+                    (Resource::Data, IMAGE_MEMORY.saturating_add(self.memory)),
                     (Resource::Stack, IMAGE_STACK),
                 ])?;
                 self.to_named(files, program)?;
@@ -574,6 +593,7 @@ mod tests {
         assert_eq!(back, wanted);
         for wanted in [
             Confinement::to_files([]).serving(),
+            Confinement::to_files([]).and_memory(600 << 20),
             Confinement::to_arguments(),
             Confinement::writes_arguments(),
         ] {
@@ -582,7 +602,9 @@ mod tests {
             assert_eq!(back, wanted);
         }
         assert!(Confinement::default().args().is_empty());
-        assert!(!back.add_arg(OsStr::new("--")) && !back.add_arg(OsStr::new("")));
+        for arg in ["--", "", "memory=", "memory=-1", "memory=1M"] {
+            assert!(!back.add_arg(OsStr::new(arg)), "{arg}");
+        }
     }
 
     #[test]

@@ -370,11 +370,12 @@ pub fn parse_check(json: &[u8]) -> Result<CheckResult> {
     serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))
 }
 
-/// Checks the metadata of an image; `None` for a format that has none to check.
-pub fn check(spec: &Spec) -> Result<Option<CheckResult>> {
+/// Checks the metadata of an image; `None` for a format that has none to check. `memory` is what that takes
+/// besides what QEMU has for any image.
+pub fn check(spec: &Spec, memory: u64) -> Result<Option<CheckResult>> {
     // 2: corruptions, 3: leaks, 63: the format has no check.
     let out = cmd_on(&[spec])
-        .confined(spec.confinement())
+        .confined(spec.confinement().and_memory(memory))
         .args(["check", "--output=json", "--"])
         .arg(name(spec))
         .accept(&[2, 3, 63])
