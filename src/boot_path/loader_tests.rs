@@ -388,17 +388,6 @@ fn what_stops_a_loader_is_not_ready() {
         ),
         (
             &[XP, SEVEN, TEN],
-            BLK,
-            "UpperFilters of SCSIAdapter names gone, which has no file that can be loaded",
-            |g| {
-                g.service("gone", &[]);
-                let file = format!("{}gone.sys", "system32\\drivers\\");
-                g.files.retain(|path, _| *path != file);
-                filter(g, SCSI_ADAPTER);
-            },
-        ),
-        (
-            &[XP, SEVEN, TEN],
             IDE,
             "UpperFilters of hdc names gone",
             |g| filter(g, HDC),

@@ -469,7 +469,6 @@ impl Walk<'_, '_> {
             Some(state) if state.is_disabled() => "is disabled",
             Some(state) if state.deleted => "is marked for deletion",
             None => "is not installed",
-            Some(state) if decides && !self.is_loadable(&state) => "has no file that can be loaded",
             Some(_) => {
                 self.pass(format!("{list} of {class}: {name}"));
                 return Ok(());
@@ -489,18 +488,6 @@ impl Walk<'_, '_> {
         };
         self.find(decides, fault, text);
         Ok(())
-    }
-
-    /// Whether the file of a driver is there, of this architecture, with all it imports from.
-    fn is_loadable(&self, state: &Service) -> bool {
-        let Ok(path) = &state.image else {
-            return false;
-        };
-        let fits = match (self.ctx.image)(path).state {
-            ImageState::Present { machine } => machine.is_none_or(|m| m == self.ctx.arch),
-            ImageState::Missing | ImageState::Unreadable => false,
-        };
-        fits && loader::missing_imports(self.ctx, path, &mut BTreeSet::new()).is_empty()
     }
 
     /// Devices of this kind that Windows met before: what it set up then is what it uses again when the

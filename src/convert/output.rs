@@ -76,11 +76,6 @@ impl OutputFolder {
         let absolute = std::path::absolute(target)
             .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
         refuse_unless_text(&absolute)?;
-        let mut parents = absolute.ancestors().skip(1);
-        if let Some(there) = parents.find(|parent| parent.exists()) {
-            access(there, Access::WRITE_OK | Access::EXEC_OK)
-                .map_err(|e| cannot_write(there, e.into()))?;
-        }
         if absolute.parent().is_some_and(|parent| !parent.exists()) {
             return Ok(absolute);
         }
@@ -96,6 +91,15 @@ impl OutputFolder {
         replace::look(&place.parent, &place.target, &terms)?;
         place.check_dead(&sources)?;
         Ok(absolute)
+    }
+
+    /// Whether the folder could be made there, by the rights of what is above it.
+    pub fn check_writable(target: &Path) -> Result<()> {
+        let mut parents = target.ancestors().skip(1);
+        let Some(there) = parents.find(|parent| parent.exists()) else {
+            return Ok(());
+        };
+        access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| cannot_write(there, e.into()))
     }
 
     /// Checks that `target` may be made and starts the partial folder.

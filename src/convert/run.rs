@@ -168,6 +168,10 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let media = job.media_if_named()?;
     let sources = || source_files(job);
     let target = OutputFolder::check(&job.target_folder(), &job.preference(&sources))?;
+    // Who only asks may stand anywhere.
+    if job.output.is_some() {
+        OutputFolder::check_writable(&target)?;
+    }
     ui.status("Inspecting", &job.source.path.display().to_string());
     let work = Names::new();
     let disks = job.source.disks(work.folder())?;
