@@ -83,10 +83,10 @@ impl Place {
 
     /// Moves over what is the user's, and removes the rest of the old result.
     pub(super) fn finish(&self, earlier: &mut Earlier, old: u64) -> io::Result<()> {
-        let Some(old) = self.old(old) else {
+        let Some(path) = self.old(old) else {
             return Ok(());
         };
-        earlier.clear(&old, &self.target)?;
+        earlier.clear(&path, old, &self.target)?;
         fsync(&self.parent)?;
         Ok(())
     }

@@ -43,7 +43,10 @@ fn fill(folder: &OutputFolder, contents: &str) {
         "schema": "hyper2kvm/report/1", "name": "vm", "files": files,
         "outputs": {"disks": [folder.target().join("vm.qcow2")]},
     });
-    fs::write(folder.path().join(MARK), report.to_string()).unwrap();
+    let path = folder.path().join(MARK);
+    fs::write(&path, report.to_string()).unwrap();
+    // Whatever the umask of the tests is.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 fn result(target: &Path, contents: &str) {
@@ -594,4 +597,74 @@ fn a_partial_folder_that_becomes_a_link_is_not_followed() {
         }
         fs::remove_dir_all(&away).unwrap();
     }
+}
+
+/// What it lists is removed: it must be of the caller or root, as are the directories that are entered.
+#[test]
+fn a_report_that_others_can_write_replaces_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    result(&target, "old");
+    let report = target.join(MARK);
+    let refused = |says: &str| {
+        let error = refusal(&target, &FORCE);
+        let causes = error.causes().join(" ");
+        assert!(causes.contains(says), "{says}: {error} {causes}");
+        assert_eq!(error.kind, ErrorKind::Failed);
+        assert_eq!(disk(&target), "old");
+    };
+    for bits in [0o620, 0o602, 0o666] {
+        fs::set_permissions(&report, fs::Permissions::from_mode(bits)).unwrap();
+        refused("written by others");
+    }
+    fs::set_permissions(&report, fs::Permissions::from_mode(0o600)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        let give = |path: &Path, owner| std::os::unix::fs::chown(path, Some(owner), None).unwrap();
+        give(&report, 12345);
+        refused("belongs to user 12345");
+        give(&report, 0);
+        // Nothing in a directory of somebody else is taken for the result's.
+        give(&target.join("backup"), 12345);
+        let mut folder = create(&target, &FORCE).unwrap();
+        fill(&folder, "new");
+        let error = folder.complete().unwrap_err();
+        assert!(
+            error.message.contains("not written by hyper2kvm"),
+            "{error}"
+        );
+        drop(folder);
+        assert!(target.join("backup/SYSTEM").exists());
+        give(&target.join("backup"), 0);
+    }
+    drop(create(&target, &FORCE).unwrap());
+}
+
+/// Between the exchange and the removal another user has put a link in the place of the old result.
+#[test]
+fn nothing_is_removed_through_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    let victim = dir.path().join("victim");
+    for target in [&old, &new, &victim] {
+        result(target, "result");
+    }
+    let mut earlier = Earlier::of(&old).unwrap();
+    let inode = fs::metadata(&old).unwrap().ino();
+    fs::rename(&old, dir.path().join("away")).unwrap();
+    symlink(&victim, &old).unwrap();
+    assert!(earlier.clear(&old, inode, &new).is_err());
+    fs::remove_file(&old).unwrap();
+    fs::rename(&victim, &old).unwrap();
+    assert!(earlier.clear(&old, inode, &new).is_err());
+    assert_eq!(names(&old), ["backup", MARK, "vm.qcow2"]);
+    // One of its directories is one.
+    fs::remove_dir_all(&new).unwrap();
+    fs::create_dir(&new).unwrap();
+    let away = dir.path().join("away");
+    fs::rename(away.join("backup"), dir.path().join("backup")).unwrap();
+    symlink(old.join("backup"), away.join("backup")).unwrap();
+    earlier.clear(&away, inode, &new).unwrap();
+    assert!(new.join("backup").is_symlink());
+    assert_eq!(names(&old.join("backup")), ["SYSTEM"]);
+    assert!(!away.exists());
 }

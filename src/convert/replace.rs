@@ -5,32 +5,34 @@
 //! lies in it. Files that hyper2kvm did not write are moved to the new result.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
-use rustix::fs::{openat, statat, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
+use rustix::fs::{fstat, mkdirat, openat, statat, statx, unlinkat};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use serde_json::Value;
 
 use crate::boot::record::{self, Phase, Record};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::files::{create_private, rename_new};
+use crate::files::{entries, is_directory, open_directory, rename_new_at};
 use crate::fix::commit;
 use crate::fix::journal::{self, Journal};
+use crate::fix::trusted::{self, TrustError};
 use crate::lock::{FileLock, LockError};
 use crate::report::OutputFile;
 use crate::text::shell_word;
 
 use super::in_use::{self, Held};
+use super::place::untrusted;
 
 /// Present in every complete result.
 pub(super) const MARK: &str = "report.json";
-const MAX_REPORT: u64 = 64 << 20;
 /// Written besides what the report lists: the report, and what `boot` leaves when it did not start.
 const OWN: [&str; 5] = [
     MARK,
@@ -171,28 +173,26 @@ fn open_target(parent: &OwnedFd, target: &Path) -> Result<Option<OwnedFd>> {
         .map_err(failed)
 }
 
-/// The report of an earlier result; `None` when there is none.
+/// The report of an earlier result; `None` when there is none. What it lists is removed: only the caller
+/// and root may have written it.
 fn read_report(target: &Path) -> Result<Option<Value>> {
     let path = target.join(MARK);
-    let opened = File::options()
-        .read(true)
-        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
-        .open(&path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+    let bytes = match trusted::read(&path) {
+        Ok(bytes) => bytes,
+        Err(TrustError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
             return Err(
                 Error::missing_tool(format!("no permission to read {}", path.display()))
-                    .because(e)
+                    .because(source)
                     .hint("run this as its owner, or choose another folder with --output-dir"),
             );
         }
-        Err(_) => return Ok(None),
+        Err(e @ (TrustError::Foreign { .. } | TrustError::Writable { .. })) => {
+            return Err(untrusted(e));
+        }
+        Err(TrustError::Io { .. } | TrustError::Link { .. } | TrustError::Kind { .. }) => {
+            return Ok(None);
+        }
     };
-    let mut bytes = Vec::new();
-    file.take(MAX_REPORT)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
     let report = serde_json::from_slice::<Value>(&bytes).ok();
     Ok(report.filter(|r| r["schema"] == "hyper2kvm/report/1"))
 }
@@ -439,29 +439,51 @@ impl Earlier {
                 .any(|folder| relative.starts_with(folder))
     }
 
+    /// Opens a directory of hyper2kvm's. Not one of another user, who could exchange what is in it: that is
+    /// left as a whole.
+    fn own_directory(
+        &self,
+        folder: &OwnedFd,
+        relative: &Path,
+        found: &Stat,
+    ) -> io::Result<Option<OwnedFd>> {
+        if !is_directory(found) || !self.is_own_folder(relative) {
+            return Ok(None);
+        }
+        let name = relative.file_name().unwrap_or_default();
+        let fd = open_directory(folder, Path::new(name))?;
+        let owner = fstat(&fd)?.st_uid;
+        Ok((owner == 0 || owner == geteuid().as_raw()).then_some(fd))
+    }
+
     /// What hyper2kvm did not write, as relative paths; whole directories where nothing in them is its.
     pub(super) fn unknown(&self) -> io::Result<Vec<PathBuf>> {
-        self.unknown_in(&self.folder)
+        self.unknown_in(&open_directory(CWD, &self.folder)?)
     }
 
     /// The same for where the folder is by now.
-    fn unknown_in(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+    fn unknown_in(&self, folder: &OwnedFd) -> io::Result<Vec<PathBuf>> {
         let mut unknown = Vec::new();
-        let mut left = vec![PathBuf::new()];
-        while let Some(below) = left.pop() {
-            for entry in fs::read_dir(folder.join(&below))? {
-                let entry = entry?;
-                let relative = below.join(entry.file_name());
-                let kind = entry.file_type()?;
-                if kind.is_dir() && self.is_own_folder(&relative) {
-                    left.push(relative);
-                } else if kind.is_dir() || !kind.is_file() || !self.is_own(&relative) {
-                    unknown.push(relative);
-                }
-            }
-        }
+        self.add_unknown(folder, Path::new(""), &mut unknown)?;
         unknown.sort();
         Ok(unknown)
+    }
+
+    fn add_unknown(
+        &self,
+        folder: &OwnedFd,
+        below: &Path,
+        unknown: &mut Vec<PathBuf>,
+    ) -> io::Result<()> {
+        for (name, found) in entries(folder)? {
+            let relative = below.join(name);
+            if let Some(own) = self.own_directory(folder, &relative, &found)? {
+                self.add_unknown(&own, &relative, unknown)?;
+            } else if !is_file(&found) || !self.is_own(&relative) {
+                unknown.push(relative);
+            }
+        }
+        Ok(())
     }
 
     /// Refuses files of the user that would have to go where the new result has its own.
@@ -481,45 +503,52 @@ impl Earlier {
         Ok(unknown)
     }
 
-    /// After the exchange: what is not hyper2kvm's goes from the old directory to the new one, then the
-    /// old one is removed. Whatever cannot be moved stays in it.
-    pub(super) fn clear(&mut self, old: &Path, new: &Path) -> io::Result<()> {
+    /// After the exchange: what is not hyper2kvm's goes from the old directory, whose inode that is, to the
+    /// new one, then the old one is removed. Whatever cannot be moved stays in it. Nothing is named by a path:
+    /// another user may own a directory on the way.
+    pub(super) fn clear(&mut self, old: &Path, inode: u64, new: &Path) -> io::Result<()> {
         // Nothing finds them under their names any more. An open file would stay in the directory, under
         // another name, on NFS and FUSE.
         self.boot = None;
         self.disks = Held::default();
-        for path in self.unknown_in(old)? {
+        let (from, to) = (open_directory(CWD, old)?, open_directory(CWD, new)?);
+        if fstat(&from)?.st_ino != inode {
+            let shown = old.display();
+            return Err(io::Error::other(format!("{shown} is another directory")));
+        }
+        for path in self.unknown_in(&from)? {
             failpoint::step("before", "move of a kept file")?;
-            if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-                create_private(&new.join(parent))?;
-            }
-            if let Err(error) = rename_new(&old.join(&path), &new.join(&path)) {
+            let name = Path::new(path.file_name().unwrap_or_default());
+            let to = parent_in(&to, &path, true)?;
+            let moved = parent_in(&from, &path, false)
+                .and_then(|from| rename_new_at(&from, name, &to, name));
+            if let Err(error) = moved {
                 tracing::warn!("moving {} to {}: {error}", path.display(), new.display());
             } else {
                 failpoint::step("after", "move of a kept file")?;
             }
         }
         failpoint::step("before", "removal of the old result")?;
-        self.remove_own(old, Path::new(""))?;
+        self.remove_own(&from, Path::new(""))?;
         // Last: a run that is killed before this finds here what else is its to remove.
-        match fs::remove_file(old.join(MARK)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
+        match unlinkat(&from, MARK, AtFlags::empty()) {
+            Err(Errno::NOENT) => {}
+            removed => removed?,
         }
+        drop(from);
         fs::remove_dir(old)
     }
 
-    fn remove_own(&self, old: &Path, below: &Path) -> io::Result<()> {
-        for entry in fs::read_dir(old.join(below))? {
-            let entry = entry?;
-            let relative = below.join(entry.file_name());
-            let kind = entry.file_type()?;
-            if kind.is_dir() && self.is_own_folder(&relative) {
-                self.remove_own(old, &relative)?;
+    fn remove_own(&self, folder: &OwnedFd, below: &Path) -> io::Result<()> {
+        for (name, found) in entries(folder)? {
+            let relative = below.join(&name);
+            if let Some(own) = self.own_directory(folder, &relative, &found)? {
+                self.remove_own(&own, &relative)?;
+                drop(own);
                 // What could not be moved out of it is still there.
-                let _ = fs::remove_dir(old.join(&relative));
-            } else if kind.is_file() && self.is_own(&relative) && relative != Path::new(MARK) {
-                fs::remove_file(old.join(&relative))?;
+                let _ = unlinkat(folder, &name, AtFlags::REMOVEDIR);
+            } else if is_file(&found) && self.is_own(&relative) && relative != Path::new(MARK) {
+                unlinkat(folder, &name, AtFlags::empty())?;
             }
         }
         Ok(())
@@ -536,6 +565,25 @@ impl Earlier {
             },
         })
     }
+}
+
+/// The directory of a relative path. `create`: for the caller alone, where it is missing.
+fn parent_in(folder: &OwnedFd, relative: &Path, create: bool) -> io::Result<OwnedFd> {
+    let mut fd = folder.try_clone()?;
+    for name in relative.parent().into_iter().flat_map(Path::components) {
+        if create {
+            match mkdirat(&fd, name.as_os_str(), Mode::RWXU) {
+                Err(Errno::EXIST) => {}
+                made => made?,
+            }
+        }
+        fd = open_directory(&fd, name.as_ref())?;
+    }
+    Ok(fd)
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
 fn disks(report: &Value) -> Vec<PathBuf> {
