@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{
-    Lab, LoopOver, Mounted, Run, TOOLS, binary, finish, h2k, have, names, sha256, text, tool,
-    virtio_win,
+    Lab, LoopOver, Mounted, Paused, Run, TOOLS, binary, finish, h2k, have, names, sha256, text,
+    tool, virtio_win,
 };
 
 fn command(source: &Path, out: &Path, more: &[&str]) -> Command {
@@ -784,6 +784,78 @@ fn a_planted_record_of_boot_is_not_followed() {
     );
 }
 
+/// Whoever can write the folder says what root's libvirt runs.
+#[test]
+fn a_folder_of_somebody_else_is_not_booted() {
+    if !have(&TOOLS) || !have(&["virsh"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let (out, images, victim) = (lab.path("out"), lab.path("images"), lab.path("victim"));
+    fs::create_dir(&images).unwrap();
+    convert(&lab.raw, &out, &["--name", "vm"]).expect(0);
+    let refused = |says: &str| {
+        let boot = ["boot", text(&out), "--connect", "test:///default"];
+        let runs = [
+            h2k(boot).expect(1),
+            finish(install(&out, &images, "")).expect(1),
+        ];
+        for run in runs {
+            assert!(run.stderr.contains(says), "{says}: {}", run.stderr);
+            assert!(run.stderr.contains("hint:"), "{}", run.stderr);
+        }
+        assert!(!out.join("boot.json").exists() && names(&images).is_empty());
+    };
+    for folder in [lab.dir.path(), &images] {
+        fs::set_permissions(folder, Permissions::from_mode(0o711)).unwrap();
+    }
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        for path in [
+            out.clone(),
+            out.join("vm-final.xml"),
+            out.join("report.json"),
+        ] {
+            chown(&path, Some(12345), None).unwrap();
+            refused("belongs to user 12345");
+            chown(&path, Some(0), None).unwrap();
+        }
+    }
+    for (path, closed) in [(out.clone(), 0o711), (out.join("vm-bootstrap.xml"), 0o600)] {
+        mode(&path, closed | 0o002);
+        refused("can be written by others");
+        mode(&path, closed);
+    }
+    let xml = out.join("vm-final.xml");
+    fs::rename(&xml, &victim).unwrap();
+    symlink(&victim, &xml).unwrap();
+    refused("symbolic link");
+    fs::remove_file(&xml).unwrap();
+    fs::rename(&victim, &xml).unwrap();
+    // Where others could exchange the disks while they are moved.
+    mode(&images, 0o777);
+    let run = finish(install(&out, &images, "")).expect(1);
+    assert!(
+        run.stderr.contains("can be written by others"),
+        "{}",
+        run.stderr
+    );
+    assert!(names(&images).is_empty());
+    // A link under the name of the domain that is watched.
+    fs::write(&victim, "theirs").unwrap();
+    symlink(&victim, out.join(".boot-domain.xml")).unwrap();
+    let run = h2k([
+        "boot",
+        text(&out),
+        "--connect",
+        "test:///default",
+        "--timeout",
+        "1",
+    ]);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "theirs");
+    assert!(out.join("boot.json").exists(), "{}", run.stderr);
+}
+
 /// Without a libvirt: the files are moved before it is asked.
 fn install(out: &Path, to: &Path, point: &str) -> Command {
     let mut command = Command::new(binary());
@@ -828,34 +900,10 @@ fn two_installs_of_one_name_lose_nothing() {
     let mark = ["-f", "qcow2", "-c", "write -q -P 7 0 512"];
     tool("qemu-io", &[&mark[..], &[text(&disk(&outs[1]))]].concat());
     let digests = outs.each_ref().map(|out| sha256(&disk(out)));
-    let (bin, gate) = (lab.path("bin"), lab.path("gate"));
-    fs::create_dir(&bin).unwrap();
-    fs::write(&gate, "").unwrap();
-    let real = hyper2kvm::tool::find("cp").unwrap();
-    let script = format!(
-        "#!/bin/sh\n: > {gate}.reached\nwhile [ -e {gate} ]; do sleep 0.02; done\nexec {} \"$@\"\n",
-        real.display(),
-        gate = gate.display()
-    );
-    fs::write(bin.join("cp"), script).unwrap();
-    fs::set_permissions(bin.join("cp"), Permissions::from_mode(0o755)).unwrap();
-    let mut first = install(&outs[0], &images, "");
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    first.env("PATH", path).stdout(Stdio::null());
-    let first = first.stderr(Stdio::piped()).spawn().unwrap();
-    let start = Instant::now();
-    while !gate.with_file_name("gate.reached").exists() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "it copies nothing"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let first = Paused::at("install-copied", install(&outs[0], &images, ""));
     finish(install(&outs[1], &images, ""));
     assert_eq!(disk(&outs[1]), images.join("vm.qcow2"));
-    fs::remove_file(&gate).unwrap();
-    let said = first.wait_with_output().unwrap().stderr;
-    let said = String::from_utf8_lossy(&said);
+    let said = first.go_on().stderr;
     assert!(said.contains("exists already"), "{said}");
     for (out, digest) in outs.iter().zip(&digests) {
         assert_eq!(&sha256(&disk(out)), digest, "{}: {said}", out.display());
@@ -940,7 +988,13 @@ fn killed_while_disks_are_installed() {
     }
     let out = lab.path("out");
     for images in [lab.path("images"), shm.path().join("images")] {
-        for point in ["installing", "install-copied", "installed"] {
+        for point in [
+            "installing",
+            "install-copied",
+            "installed",
+            "install-removing",
+            "install-removed",
+        ] {
             eprintln!("{point} to {}", images.display());
             let _ = fs::remove_dir_all(&out);
             let _ = fs::remove_dir_all(&images);
@@ -963,6 +1017,32 @@ fn killed_while_disks_are_installed() {
             assert!(!out.join("install.json").exists());
             assert_eq!(names(&images), ["vm-probe.qcow2", "vm.qcow2"]);
         }
+    }
+    let images = lab.path("images");
+    for point in ["installing", "installed"] {
+        eprintln!("{point} where a file has one name only");
+        let _ = fs::remove_dir_all(&out);
+        let _ = fs::remove_dir_all(&images);
+        fs::create_dir(&images).unwrap();
+        fs::set_permissions(&images, Permissions::from_mode(0o711)).unwrap();
+        convert(&lab.raw, &out, &["--name", "vm"]).expect(0);
+        let digest = sha256(&out.join("vm.qcow2"));
+        let arm = format!("install-link=fail,{point}=kill");
+        assert_eq!(finish(install(&out, &images, &arm)).code, -1);
+        if point == "installing" {
+            // Not to another place, where it would be missing.
+            let other = lab.path("other");
+            fs::create_dir(&other).unwrap();
+            let run = finish(install(&out, &other, "install-link=fail")).expect(1);
+            assert!(run.stderr.contains("earlier run moved"), "{}", run.stderr);
+            assert!(run.stderr.contains("--install-to /"), "{}", run.stderr);
+            assert!(names(&other).is_empty());
+        }
+        finish(install(&out, &images, "install-link=fail"));
+        assert_eq!(disk(&out), images.join("vm.qcow2"));
+        assert_eq!(sha256(&disk(&out)), digest);
+        assert!(!out.join("install.json").exists());
+        assert_eq!(names(&images), ["vm-probe.qcow2", "vm.qcow2"]);
     }
     // To the folder they are in: nothing to move, and nothing removed.
     let _ = fs::remove_dir_all(&out);

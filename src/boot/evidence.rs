@@ -1,26 +1,38 @@
 //! What is kept of a boot that failed: screen, domain, logs, and from the disk of a machine that is off
 //! the SYSTEM hive and the log of driver installations.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::{MAX_SERIAL_LOG, Run, files, proof, screen};
 use crate::domain::Stage;
 use crate::error::{Error, Result};
+use crate::files::create_private;
+use crate::fix::journal::write_durably;
+use crate::fix::trusted::TrustedFolder;
 use crate::tool::virsh::State;
 
 impl Run<'_> {
     /// Screen, domain and logs of a boot that failed. What cannot be had is a warning: the failure itself
     /// matters more.
     pub(super) fn evidence(&mut self, stage: Stage) -> PathBuf {
-        let folder = self
-            .files
-            .folder
-            .join(format!("evidence-{}", stage.as_str()));
         let mut missing = Vec::new();
-        if let Err(error) = fs::create_dir_all(&folder) {
-            missing.push(format!("{}: {error}", folder.display()));
-        }
+        let folder = match evidence_folder(&self.files.folder, stage) {
+            Ok(folder) => folder,
+            // Under another name, then.
+            Err(error) => {
+                missing.push(error.to_string());
+                let name = format!("evidence-{}-", stage.as_str());
+                tempfile::Builder::new()
+                    .prefix(&name)
+                    .tempdir_in(&self.files.folder)
+                    .map_or(self.files.folder.clone(), tempfile::TempDir::keep)
+            }
+        };
         match self.screenshot(&folder) {
             Ok(shot) => self.stage_record(stage).screenshot = shot,
             Err(error) => missing.push(format!("screenshot: {error}")),
@@ -36,7 +48,7 @@ impl Run<'_> {
         }
         logs.extend(qemu_log(&self.files.name).map(|path| ("qemu.log", path)));
         for (name, path) in logs {
-            if let Err(error) = fs::copy(&path, folder.join(name)) {
+            if let Err(error) = copy(&path, &folder, name) {
                 missing.push(format!("{}: {error}", path.display()));
             }
         }
@@ -53,16 +65,19 @@ impl Run<'_> {
         if self.tick(1)?.state == State::Off {
             return Ok(None);
         }
-        let raw = folder.join("screen");
+        // virsh writes to what is there already.
+        let raw = folder.join(format!(".screen.{}", uuid::Uuid::new_v4()));
         self.virsh.screenshot(self.files.uuid, &raw)?;
         let failed = |e: std::io::Error| Error::failed("keeping the screenshot").because(e);
         let picture = fs::read(&raw).map_err(failed)?;
         // What is no picture we know is kept as it came.
         let Some(png) = screen::png(&picture) else {
-            return Ok(Some(raw));
+            let shot = folder.join("screen");
+            fs::rename(&raw, &shot).map_err(failed)?;
+            return Ok(Some(shot));
         };
         let shot = folder.join("screen.png");
-        fs::write(&shot, png).map_err(failed)?;
+        write_durably(&shot, &png).map_err(failed)?;
         fs::remove_file(&raw).map_err(failed)?;
         Ok(Some(shot))
     }
@@ -97,11 +112,43 @@ impl Run<'_> {
     }
 }
 
-/// Writes a file of the evidence; what went wrong, if something did.
+/// The folder for it, in the output folder. What has the name and is not this user's is not written to.
+fn evidence_folder(folder: &Path, stage: Stage) -> Result<PathBuf> {
+    let path = folder.join(format!("evidence-{}", stage.as_str()));
+    let trusted = || TrustedFolder::open(&path).map(drop);
+    match trusted() {
+        Err(e) if e.is_missing() => {
+            create_private(&path)
+                .map_err(|e| Error::failed(format!("creating {}", path.display())).because(e))?;
+            trusted()?;
+        }
+        done => done?,
+    }
+    Ok(path)
+}
+
+/// Writes a file of the evidence in the place of an earlier one, not through it; what went wrong, if
+/// something did.
 fn keep(folder: &Path, name: &str, bytes: &[u8]) -> Option<String> {
-    fs::write(folder.join(name), bytes)
+    write_durably(&folder.join(name), bytes)
         .err()
         .map(|e| format!("{name}: {e}"))
+}
+
+/// The same for a log.
+fn copy(log: &Path, folder: &Path, name: &str) -> io::Result<()> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut log = File::options()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(log)?;
+    if !log.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    io::copy(&mut log, &mut new)?;
+    new.persist(folder.join(name))?;
+    Ok(())
 }
 
 /// Where libvirt lets QEMU write its messages: of the system's libvirt, or of this user's.
@@ -115,4 +162,42 @@ fn qemu_log(name: &str) -> Option<PathBuf> {
         .chain([system])
         .map(|folder| folder.join(format!("{name}.log")))
         .find(|path| path.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, log) = (dir.path().join("victim"), dir.path().join("com1-final.log"));
+        fs::write(&victim, "theirs").unwrap();
+        fs::write(&log, "said").unwrap();
+        let folder = evidence_folder(dir.path(), Stage::Final).unwrap();
+        assert_eq!(folder, dir.path().join("evidence-final"));
+        for name in ["com1.log", "domain.xml"] {
+            symlink(&victim, folder.join(name)).unwrap();
+        }
+        copy(&log, &folder, "com1.log").unwrap();
+        assert_eq!(keep(&folder, "domain.xml", b"<domain/>"), None);
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "theirs");
+        let kept = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+        assert_eq!(
+            (kept("com1.log"), kept("domain.xml")),
+            ("said".into(), "<domain/>".into())
+        );
+        // A log that became a link is not what the machine said.
+        fs::remove_file(&log).unwrap();
+        symlink(&victim, &log).unwrap();
+        assert!(copy(&log, &folder, "com1.log").is_err());
+        assert_eq!(kept("com1.log"), "said");
+        // The folder itself, where others can write or that leads elsewhere.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(evidence_folder(dir.path(), Stage::Final).is_err());
+        symlink(dir.path(), dir.path().join("evidence-bootstrap")).unwrap();
+        assert!(evidence_folder(dir.path(), Stage::Bootstrap).is_err());
+    }
 }

@@ -1,7 +1,6 @@
 //! The output folder of a conversion as `boot` needs it: the two domains, and copies of them for a
 //! watched start.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -10,10 +9,12 @@ use uuid::Uuid;
 use crate::domain::element::Element;
 use crate::domain::{HYPER2KVM_NS, SYSTEM_DISK, Stage, StorageBus};
 use crate::error::{Error, Result};
+use crate::fix::trusted::{TrustError, TrustedFolder};
 
 #[derive(Debug)]
 pub struct Files {
     pub folder: PathBuf,
+    held: TrustedFolder,
     pub name: String,
     pub uuid: Uuid,
     /// `None` where Windows goes to virtio at once.
@@ -38,11 +39,24 @@ pub struct DomainDisk {
     boot: bool,
 }
 
+/// The output folder, opened; `None` where there is none. Its domains are run and its record says which
+/// files are put over disks, so only the caller or root may be able to write there. The folder may be
+/// named by a link.
+pub fn trust(folder: &Path) -> Result<Option<TrustedFolder>> {
+    let Ok(real) = folder.canonicalize() else {
+        return Ok(None);
+    };
+    match TrustedFolder::open(&real) {
+        Err(TrustError::Kind { .. }) => Ok(None),
+        Err(e) if e.is_missing() => Ok(None),
+        opened => Ok(Some(opened?)),
+    }
+}
+
 impl Files {
     pub fn open(folder: &Path) -> Result<Self> {
         let folder = std::path::absolute(folder)
             .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
-        let report = folder.join("report.json");
         let not_ours = || {
             Error::usage(format!(
                 "{} is not the output folder of a conversion",
@@ -50,7 +64,11 @@ impl Files {
             ))
             .hint("name the folder that `hyper2kvm convert` wrote")
         };
-        let text = fs::read(&report).map_err(|e| not_ours().because(e))?;
+        let held = trust(&folder)?.ok_or_else(not_ours)?;
+        let text = match held.read(Path::new("report.json")) {
+            Err(e) if e.is_missing() => return Err(not_ours().because(e)),
+            text => text?,
+        };
         let json: Value = serde_json::from_slice(&text).map_err(|e| not_ours().because(e))?;
         if json
             .pointer("/inspection/os/family")
@@ -69,7 +87,7 @@ impl Files {
                 return Ok(None);
             };
             let name = Path::new(path).file_name().ok_or_else(not_ours)?;
-            Domain::open(&folder.join(name)).map(Some)
+            Domain::open(&held, name.as_ref(), folder.join(name)).map(Some)
         };
         let production = domain("final_xml")?.ok_or_else(not_ours)?;
         let files = Self {
@@ -78,6 +96,7 @@ impl Files {
             bootstrap: domain("bootstrap_xml")?,
             production,
             folder,
+            held,
         };
         files.check()?;
         Ok(files)
@@ -99,6 +118,18 @@ impl Files {
             }
         }
         self.system_disk().map(drop)
+    }
+
+    /// Refuses a folder that was exchanged for another one.
+    pub fn still_there(&self) -> Result<()> {
+        match self.held.is_at(&self.folder) {
+            true => Ok(()),
+            false => Err(Error::failed(format!(
+                "{} is another folder than it was at the start",
+                self.folder.display()
+            ))
+            .hint("see who moved it, then run the same command again")),
+        }
     }
 
     pub fn domain(&self, stage: Stage) -> Option<&Domain> {
@@ -135,19 +166,15 @@ impl Files {
 }
 
 impl Domain {
-    fn open(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path)
-            .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
+    fn open(folder: &TrustedFolder, name: &Path, path: PathBuf) -> Result<Self> {
+        let bytes = folder.read(name)?;
         let root = Element::parse(&bytes)
             .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
-        let domain = Self {
-            path: path.to_path_buf(),
-            root,
-        };
+        let domain = Self { path, root };
         if stage_of(&domain.root).is_none() {
             return Err(Error::failed(format!(
                 "{} is not a domain of this program: its mark is missing",
-                path.display()
+                domain.path.display()
             )));
         }
         Ok(domain)

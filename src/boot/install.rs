@@ -10,15 +10,17 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags, flock, linkat, renameat_with};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{flock, linkat, openat, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::access::{self, User};
+use super::files::trust;
 use super::record::INSTALLING;
 use crate::convert::in_use::{self, Held};
 use crate::domain::element::Element;
@@ -89,13 +91,12 @@ pub struct Installed {
 pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed> {
     let folder = std::path::absolute(folder)
         .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
+    let held = trust(&folder)?
+        .ok_or_else(|| Error::usage(format!("{} is not a folder", folder.display())))?;
     let report_path = folder.join("report.json");
-    let mut report: Value = fs::read(&report_path)
-        .map_err(io_error("reading", &report_path))
-        .and_then(|bytes| {
-            serde_json::from_slice(&bytes).map_err(|e| {
-                Error::failed(format!("{} is not understood", report_path.display())).because(e)
-            })
+    let mut report: Value =
+        serde_json::from_slice(&held.read(Path::new("report.json"))?).map_err(|e| {
+            Error::failed(format!("{} is not understood", report_path.display())).because(e)
         })?;
     let target = destination(place, virsh)?;
     let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
@@ -118,12 +119,16 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
             continue;
         };
         let path = folder.join(name);
-        let bytes = fs::read(&path).map_err(io_error("reading", &path))?;
-        let root = Element::parse(&bytes)
+        let root = Element::parse(&held.read(Path::new(name))?)
             .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
         domains.push((path, root));
     }
+    let nvram: Vec<PathBuf> = domains
+        .iter()
+        .filter_map(|(_, root)| Some(PathBuf::from(&root.path("os/nvram")?.text)))
+        .collect();
     let mut state = Installing::load(&folder)?;
+    let mut given_up = Vec::new();
     for (_, root) in &domains {
         for file in files_of(root) {
             let Some(name) = file.file_name().filter(|_| file.parent() == Some(&folder)) else {
@@ -131,7 +136,11 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
             };
             let to = target.join(name);
             // Of an earlier run to another place nothing was changed yet: it starts over.
-            state.moves.retain(|m| m.from != file || m.to == to);
+            let elsewhere = |m: &mut Moved| m.from == file && m.to != to;
+            for old in state.moves.extract_if(.., elsewhere) {
+                old.refuse_half_way()?;
+                given_up.push(old);
+            }
             if !state.moves.iter().any(|m| m.from == file) {
                 state.moves.push(Moved {
                     from: file,
@@ -153,9 +162,12 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     }
     // Nothing is touched before it is known that everything can go.
     for moved in &state.moves {
-        moved.check(&report)?;
+        moved.check(&report, &nvram)?;
     }
     let _held = hold(&state.moves, virsh.uri())?;
+    for moved in &given_up {
+        moved.take_back(&report);
+    }
     for moved in &state.moves {
         Work::remove_dead(&moved.to);
     }
@@ -163,7 +175,17 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
         state.save(&folder)?;
     }
     let mut installed = Installed::default();
-    put_all(&folder, &mut state, user.as_ref(), &mut installed.warnings)?;
+    // A killed run has changed the XML already: there is no way back, only on.
+    let begun = domains
+        .iter()
+        .flat_map(|(_, root)| files_of(root))
+        .any(|file| state.moves.iter().any(|m| m.to == file));
+    put_all(
+        (&folder, &report, begun),
+        &mut state,
+        user.as_ref(),
+        &mut installed.warnings,
+    )?;
     let moves = &state.moves;
     for (path, root) in &mut domains {
         rewrite(root, &|old| {
@@ -178,7 +200,9 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     failpoint::hit("installed").map_err(|e| Error::failed("installing").because(e))?;
     for moved in moves {
         moved.remove_original()?;
+        failpoint::hit("install-removing").map_err(|e| Error::failed("installing").because(e))?;
     }
+    failpoint::hit("install-removed").map_err(|e| Error::failed("installing").because(e))?;
     match fs::remove_file(folder.join(INSTALLING)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             return Err(io_error("removing", &folder.join(INSTALLING))(e));
@@ -218,22 +242,25 @@ fn hold(moves: &[Moved], uri: &str) -> Result<Held> {
 
 /// Every file under its new name, besides the old one. When one cannot be, the others are taken back.
 fn put_all(
-    folder: &Path,
+    (folder, report, begun): (&Path, &Value, bool),
     state: &mut Installing,
     user: Option<&User>,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     for i in 0..state.moves.len() {
         let put = put(folder, state, i).and_then(|()| {
-            let to = &state.moves[i].to;
-            if to.exists() {
-                prepare(to, user, warnings)?;
+            let moved = &state.moves[i];
+            if moved.to.symlink_metadata().is_ok() {
+                prepare(moved, report, user, warnings)?;
             }
             Ok(())
         });
         if let Err(error) = put {
+            if begun {
+                return Err(error.hint("run the same command again: it was interrupted half way"));
+            }
             for moved in &state.moves {
-                moved.take_back();
+                moved.take_back(report);
             }
             // Says nothing any more that is true.
             let _ = fs::remove_file(folder.join(INSTALLING));
@@ -254,13 +281,20 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
         Error::failed(format!("{} exists already", to.display()))
             .hint("convert with another --name, or remove it if it is of no use any more")
     };
-    match linkat(CWD, &from, CWD, &to, AtFlags::empty()) {
-        Ok(()) => return Ok(()),
+    let beside = to.parent().unwrap_or(Path::new("/"));
+    // The original may go only when the new name survives a loss of power.
+    let sync = || sync_folder(beside).map_err(io_error("syncing", beside));
+    let linked = match failpoint::hit("install-link") {
+        Ok(()) => linkat(CWD, &from, CWD, &to, AtFlags::empty()),
+        Err(_) => Err(Errno::PERM),
+    };
+    match linked {
+        Ok(()) => return sync(),
         Err(Errno::EXIST) => return Err(exists()),
         Err(Errno::XDEV) => {}
         // No second name for a file there: its only one is changed, in one step.
         Err(_) => match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return sync(),
             Err(Errno::EXIST) => return Err(exists()),
             Err(_) => {}
         },
@@ -287,8 +321,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
         io::ErrorKind::AlreadyExists => exists(),
         _ => io_error("moving to", &to)(e),
     })?;
-    let beside = to.parent().unwrap_or(Path::new("/"));
-    sync_folder(beside).map_err(io_error("syncing", beside))
+    sync()
 }
 
 /// A directory of this user alone beside the target; locked as long as it is used, removed when dropped.
@@ -354,28 +387,28 @@ impl Drop for Work {
 }
 
 impl Moved {
-    /// Refuses a target that somebody else has taken.
-    fn check(&self, report: &Value) -> Result<()> {
+    /// Refuses a target that somebody else has taken, and a file that is nowhere. `nvram`: the paths of UEFI
+    /// variables, which libvirt makes at the first start.
+    fn check(&self, report: &Value, nvram: &[PathBuf]) -> Result<()> {
+        let from = self.from.symlink_metadata().ok();
+        if from.as_ref().is_some_and(|found| !found.is_file()) {
+            return Err(
+                Error::failed(format!("{} is no file itself", self.from.display()))
+                    .hint("put the disk there instead of a link to it"),
+            );
+        }
         let Ok(there) = self.to.symlink_metadata() else {
-            return Ok(());
-        };
-        let name = self.from.file_name().map(PathBuf::from).unwrap_or_default();
-        // Renamed by a run that was killed before it could change the XML.
-        let renamed = || {
-            let list: Option<Vec<OutputFile>> = report
-                .get("files")
-                .and_then(|list| serde_json::from_value(list.clone()).ok());
-            let disks = report["outputs"]["disks"].as_array().into_iter().flatten();
-            match list {
-                Some(list) => list.iter().any(|f| {
-                    f.path == name && Some(f) == OutputFile::of(name.clone(), &there).as_ref()
-                }),
-                None => disks
-                    .filter_map(Value::as_str)
-                    .any(|d| Path::new(d) == self.from),
+            if from.is_some() || nvram.contains(&self.from) || nvram.contains(&self.to) {
+                return Ok(());
             }
+            return Err(Error::failed(format!(
+                "{} is missing, and is not at {} either",
+                self.from.display(),
+                self.to.display()
+            ))
+            .hint("put it back to one of the two, or convert again"));
         };
-        if self.is_put() || (!self.from.exists() && renamed()) {
+        if self.is_it(&there, report) {
             return Ok(());
         }
         Err(
@@ -384,14 +417,62 @@ impl Moved {
         )
     }
 
+    /// Whether a file at the new name is this one.
+    fn is_it(&self, there: &fs::Metadata, report: &Value) -> bool {
+        self.is(there) || self.is_renamed(there, report)
+    }
+
+    /// Whether the report lists what is at the new name, and nothing is at the old one: a run was killed
+    /// after a rename, or after the original was removed.
+    fn is_renamed(&self, there: &fs::Metadata, report: &Value) -> bool {
+        if !there.is_file() || self.from.symlink_metadata().is_ok() {
+            return false;
+        }
+        let name = self.from.file_name().map(PathBuf::from).unwrap_or_default();
+        let list: Option<Vec<OutputFile>> = report
+            .get("files")
+            .and_then(|list| serde_json::from_value(list.clone()).ok());
+        let mut disks = report["outputs"]["disks"].as_array().into_iter().flatten();
+        match list {
+            Some(list) => list.iter().any(|f| {
+                // A VM may have run from where the report says it is.
+                f.path == self.to && f.inode == there.ino()
+                    || f.path == name && Some(f) == OutputFile::of(name.clone(), there).as_ref()
+            }),
+            None => disks.any(|d| {
+                let disk = d.as_str().map(Path::new);
+                disk == Some(&self.from) || disk == Some(&self.to)
+            }),
+        }
+    }
+
+    /// Of a run to another place: whether the file is there alone.
+    fn refuse_half_way(&self) -> Result<()> {
+        if self.from.symlink_metadata().is_ok() || self.to.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        let folder = self.to.parent().unwrap_or(Path::new("/"));
+        Err(Error::failed(format!(
+            "{} is where an earlier run moved it",
+            self.to.display()
+        ))
+        .hint(format!(
+            "finish that one first: --install-to {}",
+            super::quote(folder)
+        )))
+    }
+
     /// Whether the new name leads to this very file, or to the copy that was noted.
     fn is_put(&self) -> bool {
-        let Ok(there) = self.to.symlink_metadata() else {
-            return false;
-        };
+        self.to
+            .symlink_metadata()
+            .is_ok_and(|there| self.is(&there))
+    }
+
+    fn is(&self, there: &fs::Metadata) -> bool {
         let same = |from: fs::Metadata| (from.dev(), from.ino()) == (there.dev(), there.ino());
-        self.from.symlink_metadata().is_ok_and(same)
-            || self.copy.is_some() && self.copy == OutputFile::of(self.to.clone(), &there)
+        there.is_file() && self.from.symlink_metadata().is_ok_and(same)
+            || self.copy.is_some() && self.copy == OutputFile::of(self.to.clone(), there)
     }
 
     /// Last of all, and only when the file has its new name.
@@ -406,8 +487,13 @@ impl Moved {
         fs::remove_file(&self.from).map_err(io_error("removing", &self.from))
     }
 
-    /// Gives up the new name where the original is still there.
-    fn take_back(&self) {
+    /// Gives up the new name where the original is still there, or can be again.
+    fn take_back(&self, report: &Value) {
+        let there = self.to.symlink_metadata();
+        if there.is_ok_and(|there| self.copy.is_none() && self.is_renamed(&there, report)) {
+            let _ = rename_new(&self.to, &self.from);
+            return;
+        }
         let linked = self.from.symlink_metadata().is_ok_and(|m| m.nlink() > 1);
         if self.is_put() && (linked || self.copy.is_some() && self.from.exists()) {
             let _ = fs::remove_file(&self.to);
@@ -467,7 +553,36 @@ pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
     if !path.is_dir() {
         return Err(Error::usage(format!("{} is not a folder", path.display())));
     }
+    refuse_others(&path)?;
     Ok(path)
+}
+
+/// Whoever can change names there could have another file given away, or written to. An ordinary user
+/// may share a folder with a group.
+fn refuse_others(folder: &Path) -> Result<()> {
+    let found = fs::metadata(folder).map_err(io_error("looking at", folder))?;
+    let caller = rustix::process::geteuid();
+    let shown = folder.display();
+    let elsewhere = "or name a folder of root's, such as /var/lib/libvirt/images";
+    if found.uid() != caller.as_raw() && found.uid() != 0 {
+        return Err(Error::failed(format!(
+            "{shown} belongs to user {}, who could exchange the disks while they are put there",
+            found.uid()
+        ))
+        .hint("run this as that user")
+        .hint(elsewhere));
+    }
+    let others = if caller.is_root() { 0o022 } else { 0o002 };
+    // In a folder with the sticky bit nobody renames the files of others.
+    if found.mode() & others != 0 && found.mode() & 0o1000 == 0 {
+        return Err(Error::failed(format!(
+            "{shown} can be written by others (mode {:04o})",
+            found.mode() & 0o7777
+        ))
+        .hint(format!("chmod go-w {}", super::quote(folder)))
+        .hint(elsewhere));
+    }
+    Ok(())
 }
 
 /// Where the pool keeps its files.
@@ -525,9 +640,10 @@ fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
     let names = names.filter_map(|path| Path::new(path).file_name()?.to_str());
     for name in names.chain([REPORT]) {
         let path = folder.join(name);
-        let mut text = match fs::read_to_string(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            text => text.map_err(io_error("reading", &path))?,
+        let mut text = match trusted::read(&path) {
+            Err(e) if e.is_missing() => continue,
+            text => String::from_utf8(text?)
+                .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?,
         };
         for Moved { from, to, .. } in moved {
             // The state of a TPM lies beside the variables.
@@ -560,27 +676,36 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// As libvirt wants a disk. Without privileges it stays this user's, who then runs QEMU too.
-fn prepare(path: &Path, user: Option<&User>, warnings: &mut Vec<String>) -> Result<()> {
-    let failed = io_error("preparing", path);
+fn prepare(
+    moved: &Moved,
+    report: &Value,
+    user: Option<&User>,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let path = &moved.to;
+    let caller = rustix::process::geteuid();
+    // What is given away is what was put there, whatever has the name by now.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
     let set = || -> io::Result<()> {
-        if rustix::process::geteuid().is_root()
-            && let Some(user) = user
-        {
-            chown(path, Some(user.uid), Some(user.gid))?;
+        let file = File::from(openat(CWD, path, flags, Mode::empty())?);
+        let found = file.metadata()?;
+        if !moved.is_it(&found, report) {
+            return Err(io::Error::other("another file has its name now"));
         }
-        if fs::metadata(path)?.uid() == rustix::process::geteuid().as_raw()
-            || rustix::process::geteuid().is_root()
-        {
-            fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        if let Some(user) = user.filter(|_| caller.is_root()) {
+            fchown(&file, Some(user.uid), Some(user.gid))?;
+        }
+        if found.uid() == caller.as_raw() || caller.is_root() {
+            file.set_permissions(Permissions::from_mode(0o600))?;
         }
         Ok(())
     };
-    set().map_err(failed)?;
+    set().map_err(io_error("preparing", path))?;
     if Path::new("/sys/fs/selinux/enforce").exists() && tool::find("chcon").is_some() {
         let label = Cmd::new("chcon")
             .confined(Confinement::writes_arguments())
             .privileges(Privileges::Owners)
-            .args(["-t", "virt_image_t", "--"])
+            .args(["-h", "-t", "virt_image_t", "--"])
             .arg(path)
             .run();
         if let Err(error) = label {
@@ -654,7 +779,7 @@ mod tests {
         Work::remove_dead(&to);
         let mut state = moved(from.clone(), to.clone());
         for _ in 0..2 {
-            state.moves[0].check(&Value::Null).unwrap();
+            state.moves[0].check(&Value::Null, &[]).unwrap();
             put(here.path(), &mut state, 0).unwrap();
             assert!(from.exists(), "the original goes last");
             assert_eq!(fs::read_to_string(&to).unwrap(), "contents");
@@ -669,7 +794,7 @@ mod tests {
         names.sort();
         assert_eq!(names, ["a disk", "a disk.partial"]);
         let mut warnings = Vec::new();
-        prepare(&to, None, &mut warnings).unwrap();
+        prepare(&state.moves[0], &Value::Null, None, &mut warnings).unwrap();
         assert_eq!(fs::metadata(&to).unwrap().mode() & 0o777, 0o600);
     }
 
@@ -679,18 +804,115 @@ mod tests {
         let (from, to) = (dir.path().join("disk"), dir.path().join("there"));
         fs::write(&from, "mine").unwrap();
         let mut state = moved(from.clone(), to.clone());
-        state.moves[0].check(&Value::Null).unwrap();
+        state.moves[0].check(&Value::Null, &[]).unwrap();
         // It appears after the check.
         fs::write(&to, "another's").unwrap();
         let error = put(dir.path(), &mut state, 0).unwrap_err();
         assert!(error.message.ends_with("exists already"), "{error}");
-        assert!(state.moves[0].check(&Value::Null).is_err());
-        state.moves[0].take_back();
+        assert!(state.moves[0].check(&Value::Null, &[]).is_err());
+        state.moves[0].take_back(&Value::Null);
         state.moves[0].remove_original().unwrap();
         assert_eq!(fs::read_to_string(&from).unwrap(), "mine");
         assert_eq!(fs::read_to_string(&to).unwrap(), "another's");
         // Variables that are not there yet must not become those of another machine.
         fs::remove_file(&from).unwrap();
-        assert!(state.moves[0].check(&Value::Null).is_err());
+        assert!(state.moves[0].check(&Value::Null, &[]).is_err());
+    }
+
+    #[test]
+    fn only_what_was_put_there_is_given_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to, victim] = ["disk", "there", "victim"].map(|name| dir.path().join(name));
+        for file in [&from, &victim] {
+            fs::write(file, "x").unwrap();
+            fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
+        }
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        let mut state = moved(from.clone(), to.clone());
+        put(dir.path(), &mut state, 0).unwrap();
+        let give = || prepare(&state.moves[0], &Value::Null, None, &mut Vec::new());
+        fs::remove_file(&to).unwrap();
+        std::os::unix::fs::symlink(&victim, &to).unwrap();
+        assert!(give().is_err());
+        fs::remove_file(&to).unwrap();
+        fs::hard_link(&victim, &to).unwrap();
+        assert!(give().is_err());
+        assert_eq!((mode(&victim), mode(&from)), (0o644, 0o644));
+        fs::remove_file(&to).unwrap();
+        fs::hard_link(&from, &to).unwrap();
+        give().unwrap();
+        assert_eq!(mode(&from), 0o600);
+    }
+
+    #[test]
+    fn a_disk_that_is_nowhere_is_not_put() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["disk", "there"].map(|name| dir.path().join(name));
+        let one = &moved(from.clone(), to.clone()).moves[0];
+        let error = one.check(&Value::Null, &[]).unwrap_err();
+        assert!(error.message.contains(to.to_str().unwrap()), "{error}");
+        assert_eq!(error.hints.len(), 1);
+        for nvram in [&from, &to] {
+            one.check(&Value::Null, std::slice::from_ref(nvram))
+                .unwrap();
+        }
+        std::os::unix::fs::symlink("/dev/null", &from).unwrap();
+        let error = one.check(&Value::Null, &[]).unwrap_err();
+        assert!(error.message.contains("no file itself"), "{error}");
+    }
+
+    #[test]
+    fn the_report_knows_what_was_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["disk", "there"].map(|name| dir.path().join(name));
+        fs::write(&to, "x").unwrap();
+        let one = &moved(from.clone(), to.clone()).moves[0];
+        let found = fs::metadata(&to).unwrap();
+        let listed = |path: &Path| {
+            let entry = OutputFile::of(path.into(), &found);
+            serde_json::json!({"files": [entry], "outputs": {"disks": [to]}})
+        };
+        for (path, known) in [
+            (Path::new("disk"), true),
+            (&to, true),
+            (Path::new("other"), false),
+        ] {
+            assert_eq!(one.check(&listed(path), &[]).is_ok(), known, "{path:?}");
+        }
+        // A VM ran from it since.
+        let report = listed(&to);
+        fs::write(&to, "changed").unwrap();
+        one.check(&report, &[]).unwrap();
+        assert!(one.check(&listed(Path::new("disk")), &[]).is_err());
+        // Both are there: one of them is somebody else's.
+        fs::write(&from, "x").unwrap();
+        assert!(one.check(&report, &[]).is_err());
+    }
+
+    #[test]
+    fn folders_of_others_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = rustix::process::geteuid().is_root();
+        for (mode, fine) in [
+            (0o755, true),
+            (0o711, true),
+            (0o775, !root),
+            (0o757, false),
+            (0o1777, true),
+        ] {
+            fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            let found = refuse_others(dir.path());
+            assert_eq!(found.is_ok(), fine, "{mode:o}");
+            assert!(
+                found
+                    .err()
+                    .is_none_or(|e| e.hints[0].starts_with("chmod go-w"))
+            );
+        }
+        if root {
+            std::os::unix::fs::chown(dir.path(), Some(12345), None).unwrap();
+            let error = refuse_others(dir.path()).unwrap_err();
+            assert!(error.message.contains("belongs to user 12345"), "{error}");
+        }
     }
 }

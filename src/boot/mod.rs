@@ -31,6 +31,7 @@ use crate::convert::exchange;
 use crate::domain::{Stage, StorageBus};
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::fix::journal::write_durably;
 use crate::guest::keys::Keys;
 use crate::lock::{FileLock, LockError};
 use crate::tool::stop;
@@ -100,6 +101,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
         warnings = install_first(options, place, &virsh, ui)?;
     }
     exchange::repair(&options.folder)?;
+    files::trust(&options.folder)?;
     let lock = match options.folder.join("report.json").is_file() {
         true => Some(lock(&options.folder)?),
         // `Files::open` says what is wrong.
@@ -139,6 +141,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
 /// Step 0. A machine that was started keeps its disks where they are.
 fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
     exchange::repair(&options.folder)?;
+    files::trust(&options.folder)?;
     if !options.folder.join("report.json").is_file() {
         // `Files::open` says what is wrong.
         return Ok(Vec::new());
@@ -405,11 +408,13 @@ impl Run<'_> {
             .files
             .domain(stage)
             .ok_or_else(|| Error::failed("this machine has no bootstrap domain"))?;
+        self.files.still_there()?;
         let Some(log) = log else {
             return Ok(self.virsh.define(&domain.path)?);
         };
         let path = self.files.folder.join(".boot-domain.xml");
-        fs::write(&path, domain.watched(log))
+        // Never through what somebody put under that name.
+        write_durably(&path, domain.watched(log).as_bytes())
             .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
         let defined = self.virsh.define(&path);
         // It is only a copy; libvirt has it now.
@@ -592,43 +597,6 @@ impl Run<'_> {
         for warning in &self.record.warnings {
             self.ui.warn(warning);
         }
-    }
-
-    fn protect(&mut self) -> Result<()> {
-        if self.defined()? && self.tick(1)?.state != State::Off {
-            self.shut_down()?;
-        }
-        if !self.options.snapshot {
-            self.record.protected.clear();
-            return Ok(());
-        }
-        let mut list = Vec::new();
-        for disk in self.files.production.disks() {
-            list.push(protect::plan(&disk.path, &disk.format).ok_or_else(|| {
-                Error::failed(format!(
-                    "{} cannot be saved before the switch",
-                    disk.path.display()
-                ))
-                .hint("take a snapshot of it by other means, then go on with --no-snapshot")
-            })?);
-        }
-        if let Some(file) = self.files.production.nvram().filter(|f| f.exists()) {
-            let copy = self.files.folder.join("nvram.before-final");
-            list.push(protect::Protected::Nvram { file, copy });
-        }
-        // What an interrupted run saved is in the record, and is saved again.
-        let saved = &self.record.protected;
-        for kept in list.iter().filter(|kept| !saved.contains(kept)) {
-            kept.refuse_taken()?;
-        }
-        self.record.protected = list;
-        self.record.save(&self.files.folder)?;
-        for kept in &self.record.protected {
-            self.ui
-                .status("Saving", "the machine as it is, before the switch");
-            kept.save()?;
-        }
-        Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -2,27 +2,61 @@
 //!
 //! qcow2 disks get an internal snapshot, raw files a copy beside them (a reflink where the file system
 //! has them), and the UEFI variables a copy in the output folder. All of it while the machine is off.
+//!
+//! A copy is named in the record before it is made, under a name that was free, and is durable before the
+//! switch. It is put back only when it has the size it had then.
 
 use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{OFlags, SeekFrom as To, ioctl_ficlone, seek};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::error::{Error, Result};
+use super::Run;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fix::journal::{sync_folder, write_durably};
+use crate::fix::trusted;
 use crate::tool::confine::Confinement;
-use crate::tool::privileges::Privileges;
-use crate::tool::{Cmd, qemu_img};
+use crate::tool::virsh::State;
+use crate::tool::{Cmd, qemu_img, stop};
 
 /// The internal snapshot of ours.
 pub const SNAPSHOT: &str = "hyper2kvm-before-final";
 
+/// Between two looks at whether the user wants to stop.
+const CHUNK: u64 = 64 << 20;
+const MAX_NVRAM: u64 = 64 << 20;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Protected {
-    Snapshot { disk: PathBuf },
-    Copy { disk: PathBuf, copy: PathBuf },
-    Nvram { file: PathBuf, copy: PathBuf },
+    Snapshot {
+        disk: PathBuf,
+    },
+    Copy {
+        disk: PathBuf,
+        copy: PathBuf,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        saved: Option<Saved>,
+    },
+    Nvram {
+        file: PathBuf,
+        copy: PathBuf,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        saved: Option<Saved>,
+    },
+}
+
+/// A finished copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    size_bytes: u64,
+    inode: u64,
 }
 
 /// What will keep one disk; `None` when nothing can.
@@ -33,12 +67,59 @@ pub fn plan(disk: &Path, format: &str) -> Option<Protected> {
     // A block device has no room beside it.
     disk.is_file().then(|| {
         let mut copy = disk.as_os_str().to_owned();
-        copy.push(".before-final");
+        copy.push(format!(".before-final-{}", uuid::Uuid::new_v4()));
         Protected::Copy {
             disk: disk.into(),
             copy: copy.into(),
+            saved: None,
         }
     })
+}
+
+impl Run<'_> {
+    /// Saves the machine, which is off, before the switch.
+    pub(super) fn protect(&mut self) -> Result<()> {
+        if self.defined()? && self.tick(1)?.state != State::Off {
+            self.shut_down()?;
+        }
+        // Of a run that was killed in here: perhaps half a copy.
+        for kept in &self.record.protected {
+            let _ = kept.forget();
+        }
+        if !self.options.snapshot {
+            self.record.protected.clear();
+            return Ok(());
+        }
+        let mut list = Vec::new();
+        for disk in self.files.production.disks() {
+            list.push(plan(&disk.path, &disk.format).ok_or_else(|| {
+                Error::failed(format!(
+                    "{} cannot be saved before the switch",
+                    disk.path.display()
+                ))
+                .hint("take a snapshot of it by other means, then go on with --no-snapshot")
+            })?);
+        }
+        if let Some(file) = self.files.production.nvram().filter(|f| f.exists()) {
+            let copy = self.files.folder.join("nvram.before-final");
+            list.push(Protected::Nvram {
+                file,
+                copy,
+                saved: None,
+            });
+        }
+        for kept in &list {
+            kept.refuse_taken()?;
+        }
+        self.record.protected = list;
+        self.record.save(&self.files.folder)?;
+        for kept in &mut self.record.protected {
+            self.ui
+                .status("Saving", "the machine as it is, before the switch");
+            kept.save()?;
+        }
+        Ok(())
+    }
 }
 
 fn qcow2(disk: &Path) -> Result<OsString> {
@@ -60,27 +141,28 @@ fn snapshot(action: &str, disk: &Path) -> Result<()> {
 }
 
 impl Protected {
-    /// Refuses a file of the user under a name that is about to be used.
+    /// Refuses a file of the user under the name that is about to be used.
     pub fn refuse_taken(&self) -> Result<()> {
-        let names = match self {
-            Self::Snapshot { .. } => Vec::new(),
-            Self::Copy { copy, .. } => vec![copy.clone(), partial(copy)],
-            Self::Nvram { copy, .. } => vec![copy.clone()],
-        };
-        let taken = names.iter().find(|path| path.symlink_metadata().is_ok());
-        match taken {
-            None => Ok(()),
-            Some(path) => Err(Error::failed(format!(
-                "{} exists, and what is saved before the switch would replace it",
-                path.display()
-            ))
-            .hint("move it elsewhere, or go on with --no-snapshot")),
+        match self {
+            Self::Copy { copy, .. } | Self::Nvram { copy, .. }
+                if copy.symlink_metadata().is_ok() =>
+            {
+                Err(Error::failed(format!(
+                    "{} exists, and what is saved before the switch would replace it",
+                    copy.display()
+                ))
+                .hint("move it elsewhere, or go on with --no-snapshot"))
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Saves; what an interrupted run saved is replaced.
-    pub fn save(&self) -> Result<()> {
+    /// Saves; durable when it returns.
+    pub fn save(&mut self) -> Result<()> {
         let failed = |what: &Path, e: Error| {
+            if e.kind == ErrorKind::Interrupted {
+                return e;
+            }
             Error::failed(format!("saving {} before the switch", what.display()))
                 .because(e)
                 .hint("--no-snapshot goes on without: a failed switch may then leave the disk changed")
@@ -91,24 +173,23 @@ impl Protected {
                 let _ = snapshot("-d", disk);
                 snapshot("-c", disk).map_err(|e| failed(disk, e))
             }
-            Self::Copy { disk, copy } => {
-                let partial = partial(copy);
-                let copied = Cmd::new("cp")
-                    .confined(Confinement::writes_arguments())
-                    .privileges(Privileges::Owners)
-                    .args(["-p", "--reflink=auto", "--sparse=always", "--"])
-                    .args([disk, &partial])
-                    .run()
-                    .map_err(Error::from)
-                    .and_then(|_| rename(&partial, copy));
-                copied.map_err(|e| {
-                    let _ = std::fs::remove_file(&partial);
-                    failed(disk, e)
-                })
+            Self::Copy { disk, copy, saved } => {
+                *saved = Some(copy_disk(disk, copy).map_err(|e| failed(disk, e))?);
+                Ok(())
             }
-            Self::Nvram { file, copy } => std::fs::copy(file, copy)
-                .map(drop)
-                .map_err(|e| failed(file, Error::failed("copying it").because(e))),
+            Self::Nvram { file, copy, saved } => {
+                let save = || -> io::Result<Saved> {
+                    let mut bytes = Vec::new();
+                    let open = open_file(File::options().read(true), file)?;
+                    open.take(MAX_NVRAM).read_to_end(&mut bytes)?;
+                    write_durably(copy, &bytes)?;
+                    Ok(Saved::of(&copy.symlink_metadata()?))
+                };
+                let copied =
+                    save().map_err(|e| failed(file, Error::failed("copying it").because(e)));
+                *saved = Some(copied?);
+                Ok(())
+            }
         }
     }
 
@@ -116,16 +197,21 @@ impl Protected {
     pub fn restore(&self) -> Result<()> {
         match self {
             Self::Snapshot { disk } => snapshot("-a", disk),
-            Self::Copy { disk, copy } => {
-                if copy.exists() {
-                    rename(copy, disk)?;
-                }
-                Ok(())
+            Self::Copy { disk, copy, saved } => put_back(disk, copy, *saved),
+            Self::Nvram { file, copy, saved } => {
+                let bytes = trusted::read(copy)?;
+                check_size(copy, bytes.len() as u64, *saved)?;
+                // Written in place: the file belongs to QEMU's user, who may have put a link there.
+                let write = || -> io::Result<()> {
+                    let mut open =
+                        open_file(File::options().write(true).create(true).mode(0o600), file)?;
+                    open.write_all(&bytes)?;
+                    open.set_len(bytes.len() as u64)?;
+                    open.sync_all()
+                };
+                write()
+                    .map_err(|e| Error::failed(format!("restoring {}", file.display())).because(e))
             }
-            // Written in place: the file belongs to QEMU's user.
-            Self::Nvram { file, copy } => std::fs::read(copy)
-                .and_then(|bytes| std::fs::write(file, bytes))
-                .map_err(|e| Error::failed(format!("restoring {}", file.display())).because(e)),
         }
     }
 
@@ -157,13 +243,123 @@ impl Protected {
     }
 }
 
-fn partial(copy: &Path) -> PathBuf {
-    copy.with_extension("partial")
+impl Saved {
+    fn of(found: &fs::Metadata) -> Self {
+        Self {
+            size_bytes: found.len(),
+            inode: found.ino(),
+        }
+    }
 }
 
-fn rename(from: &Path, to: &Path) -> Result<()> {
-    std::fs::rename(from, to)
-        .map_err(|e| Error::failed(format!("renaming {}", from.display())).because(e))
+/// Opens a regular file that is no link.
+fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = options.custom_flags(flags.bits() as i32).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file")),
+    }
+}
+
+/// Copies a disk to a name that must be free, with its owner and mode.
+fn copy_disk(disk: &Path, copy: &Path) -> Result<Saved> {
+    let failed = |e: io::Error| Error::failed(format!("writing {}", copy.display())).because(e);
+    let source = File::open(disk)
+        .map_err(|e| Error::failed(format!("opening {}", disk.display())).because(e))?;
+    let mut options = File::options();
+    let target = options.write(true).create_new(true).mode(0o600).open(copy);
+    let target = target.map_err(failed)?;
+    let save = || -> io::Result<Saved> {
+        let was = source.metadata()?;
+        fill(&source, &target, was.len())?;
+        // Only root can give it to another user.
+        let _ = fchown(&target, Some(was.uid()), Some(was.gid()));
+        target.set_permissions(was.permissions())?;
+        target.set_modified(was.modified()?)?;
+        target.sync_all()?;
+        sync_folder(copy.parent().unwrap_or(Path::new("/")))?;
+        Ok(Saved::of(&target.metadata()?))
+    };
+    save().map_err(|e| {
+        let _ = fs::remove_file(copy);
+        match e.kind() {
+            io::ErrorKind::Interrupted => {
+                Error::new(ErrorKind::Interrupted, "interrupted; the machine is off")
+                    .hint("run the same command again to go on")
+            }
+            _ => failed(e),
+        }
+    })
+}
+
+/// As a reflink, or what is no hole.
+fn fill(source: &File, target: &File, size: u64) -> io::Result<()> {
+    if ioctl_ficlone(target, source).is_ok() {
+        return Ok(());
+    }
+    target.set_len(size)?;
+    let mut at = 0;
+    while at < size {
+        let data = match seek(source, To::Data(at)) {
+            Err(Errno::NXIO) => break,
+            // The file system knows no holes.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            found => found?,
+        };
+        let end = seek(source, To::Hole(data)).map_or(size, |end| end.min(size));
+        at = data;
+        while at < end {
+            if stop::requested() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let len = CHUNK.min(end - at);
+            let (mut from, mut to) = (source, target);
+            from.seek(SeekFrom::Start(at))?;
+            to.seek(SeekFrom::Start(at))?;
+            if io::copy(&mut from.take(len), &mut to)? != len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            at += len;
+        }
+    }
+    Ok(())
+}
+
+/// In one step, so that the disk is always there.
+fn put_back(disk: &Path, copy: &Path, saved: Option<Saved>) -> Result<()> {
+    let failed = |e: io::Error| Error::failed(format!("restoring {}", disk.display())).because(e);
+    let found = match copy.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // Done by a run that was killed before it could say so.
+            let there = fs::metadata(disk).map_err(failed)?;
+            if saved.is_none_or(|saved| saved.inode == there.ino()) {
+                return Ok(());
+            }
+            return Err(failed(e))
+                .map_err(|e| e.hint(format!("what was saved is no longer at {}", copy.display())));
+        }
+        found => found.map_err(failed)?,
+    };
+    if !found.is_file() {
+        return Err(Error::failed(format!("{} is no file", copy.display())));
+    }
+    check_size(copy, found.len(), saved)?;
+    fs::rename(copy, disk).map_err(failed)?;
+    sync_folder(disk.parent().unwrap_or(Path::new("/"))).map_err(failed)
+}
+
+/// Records of earlier versions have no size.
+fn check_size(copy: &Path, size: u64, saved: Option<Saved>) -> Result<()> {
+    match saved {
+        Some(saved) if saved.size_bytes != size => Err(Error::failed(format!(
+            "{} has {size} bytes, and {} were saved",
+            copy.display(),
+            saved.size_bytes
+        ))
+        .hint("it was changed since: nothing is put back from it")),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -201,20 +397,12 @@ mod tests {
         };
         qemu_img::create(&disk, "qcow2", 1 << 20).unwrap();
         write(1);
-        let qcow2 = plan(&disk, "qcow2").unwrap();
-        let copy = plan(&raw, "raw").unwrap();
-        for taken in ["disk, 1.raw.before-final", "disk, 1.raw.partial"] {
-            let theirs = dir.path().join(taken);
-            std::fs::write(&theirs, "theirs").unwrap();
-            let error = copy.refuse_taken().unwrap_err();
-            assert!(error.message.contains(taken), "{error}");
-            std::fs::remove_file(theirs).unwrap();
-        }
-        copy.refuse_taken().unwrap();
-        qcow2.refuse_taken().unwrap();
-        for kept in [&qcow2, &copy] {
+        let mut qcow2 = plan(&disk, "qcow2").unwrap();
+        let mut copy = plan(&raw, "raw").unwrap();
+        for kept in [&mut qcow2, &mut copy] {
             // The second time over what an interrupted run left.
             kept.save().unwrap();
+            kept.forget().unwrap();
             kept.save().unwrap();
         }
         write(2);
@@ -230,5 +418,99 @@ mod tests {
         copy.forget().unwrap();
         assert!(qcow2.restore().is_err(), "the snapshot is gone");
         assert_eq!(plan(Path::new("/dev/null"), "raw"), None);
+    }
+
+    /// What the user and others have beside a disk is theirs, and only what was saved is put back.
+    #[test]
+    fn a_copy_replaces_nothing_and_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("disk.raw");
+        let contents = |byte: u8| {
+            let file = File::create(&raw).unwrap();
+            file.set_len(64 << 20).unwrap();
+            let mut bytes = vec![byte; 1 << 20];
+            bytes[9] = 9;
+            for at in [0, 32 << 20] {
+                std::os::unix::fs::FileExt::write_all_at(&file, &bytes, at).unwrap();
+            }
+        };
+        contents(1);
+        fs::set_permissions(&raw, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+        let before = fs::read(&raw).unwrap();
+        let (theirs, victim) = ("disk.raw.before-final", dir.path().join("victim"));
+        fs::write(dir.path().join(theirs), "theirs").unwrap();
+        fs::write(&victim, "theirs").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join("disk.raw.partial")).unwrap();
+        let mut kept = plan(&raw, "raw").unwrap();
+        kept.save().unwrap();
+        let Protected::Copy { copy, saved, .. } = &kept else {
+            panic!("{kept:?}");
+        };
+        let (copy, saved) = (copy.clone(), saved.unwrap());
+        let there = fs::metadata(&copy).unwrap();
+        assert_eq!((saved.size_bytes, there.mode() & 0o777), (64 << 20, 0o640));
+        assert!(there.blocks() * 512 <= fs::metadata(&raw).unwrap().blocks() * 512 + (1 << 20));
+        for name in [theirs, "victim"] {
+            assert_eq!(fs::read_to_string(dir.path().join(name)).unwrap(), "theirs");
+        }
+        assert!(kept.save().is_err(), "its name is taken");
+        contents(2);
+        // As a loss of power may leave it.
+        let whole = dir.path().join("whole");
+        fs::copy(&copy, &whole).unwrap();
+        File::create(&copy).unwrap();
+        let error = kept.restore().unwrap_err();
+        assert!(
+            error.message.contains("0 bytes, and 67108864 were saved"),
+            "{error}"
+        );
+        fs::rename(&whole, &copy).unwrap();
+        kept.restore().unwrap();
+        assert!(fs::read(&raw).unwrap() == before);
+        // It has its name by now; and without a copy nothing is as it was.
+        let mut again = plan(&raw, "raw").unwrap();
+        again.save().unwrap();
+        again.restore().unwrap();
+        again.restore().unwrap();
+        let other = dir.path().join("other");
+        fs::write(&other, "another disk").unwrap();
+        fs::rename(&other, &raw).unwrap();
+        assert!(again.restore().is_err());
+    }
+
+    #[test]
+    fn variables_come_back_through_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, copy) = (
+            dir.path().join("vars.fd"),
+            dir.path().join("nvram.before-final"),
+        );
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "theirs").unwrap();
+        std::os::unix::fs::symlink(&victim, &copy).unwrap();
+        fs::write(&file, "before").unwrap();
+        let mut kept = Protected::Nvram {
+            file: file.clone(),
+            copy: copy.clone(),
+            saved: None,
+        };
+        let error = kept.refuse_taken().unwrap_err();
+        assert!(
+            error.message.contains("nvram.before-final exists"),
+            "{error}"
+        );
+        // It may come after that look.
+        kept.save().unwrap();
+        fs::write(&file, "changed since").unwrap();
+        kept.restore().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "before");
+        fs::write(&copy, "").unwrap();
+        assert!(kept.restore().is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "before");
+        fs::write(&copy, "before").unwrap();
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(&victim, &file).unwrap();
+        assert!(kept.restore().is_err());
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "theirs");
     }
 }

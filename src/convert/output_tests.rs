@@ -535,12 +535,18 @@ fn saved_blocks_with_an_unreadable_journal_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("vm-kvm");
     let of_later = r#"{"schema": "hyper2kvm/journal/9", "state": "committing"}"#;
-    for text in ["", "{\"schema\": \"hyper2kvm/jour", of_later, "\u{0}"] {
+    for (text, blocks) in [
+        ("", "backup/blocks.before"),
+        ("{\"schema\": \"hyper2kvm/jour", "backup/blocks.before"),
+        // Of the second disk alone.
+        (of_later, "backup/blocks-2.before"),
+        ("\u{0}", "backup/blocks.before"),
+    ] {
         let folder = plain(&target).unwrap();
         let partial = folder.path().to_path_buf();
         fs::create_dir(partial.join("backup")).unwrap();
         fs::write(partial.join(journal::FILE_NAME), text).unwrap();
-        fs::write(partial.join("backup/blocks.before"), "old bytes").unwrap();
+        fs::write(partial.join(blocks), "old bytes").unwrap();
         drop(folder);
         for preference in [&FORCE, &Preference::default()] {
             let error = refusal(&target, preference);
@@ -549,10 +555,10 @@ fn saved_blocks_with_an_unreadable_journal_are_kept() {
             let checked = OutputFolder::check(&target, preference).unwrap_err();
             assert_eq!(checked.kind, ErrorKind::NotRolledBack, "{text:?}");
         }
-        let saved = fs::read_to_string(partial.join("backup/blocks.before")).unwrap();
+        let saved = fs::read_to_string(partial.join(blocks)).unwrap();
         assert_eq!(saved, "old bytes", "{text:?}");
         // Nothing to restore: the next run removes it.
-        fs::remove_file(partial.join("backup/blocks.before")).unwrap();
+        fs::remove_file(partial.join(blocks)).unwrap();
         drop(plain(&target).unwrap());
         assert!(names(dir.path()).is_empty(), "{text:?}");
     }

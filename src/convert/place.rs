@@ -257,15 +257,12 @@ pub(super) fn needs_undo(partial: &Path) -> Result<Option<Journal>> {
         Err(e) if e.is_missing() => return Ok(None),
         folder => folder.map_err(untrusted)?,
     };
-    let saved = partial.join(commit::BEFORE_FILE);
     match Journal::load(&partial.join(journal::FILE_NAME)) {
         Ok(journal) => Ok(journal.needs_undo().then_some(journal)),
         Err(e) if e.is_missing() => Ok(None),
         Err(JournalError::Untrusted(e)) if !matches!(e, TrustError::Io { .. }) => Err(untrusted(e)),
-        Err(error) => match saved.symlink_metadata() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            _ => Err(unreadable(partial, error)),
-        },
+        Err(error) if commit::holds_saved_blocks(partial) => Err(unreadable(partial, error)),
+        Err(_) => Ok(None),
     }
 }
 

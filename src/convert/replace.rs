@@ -244,7 +244,7 @@ fn refuse_undo(target: &Path) -> Result<()> {
         ))),
         Ok(_) => Ok(()),
         // Whatever it says: with saved blocks beside it, it may be needed.
-        Err(error) if target.join(commit::BEFORE_FILE).symlink_metadata().is_ok() => {
+        Err(error) if commit::holds_saved_blocks(target) => {
             Err(Error::failed(format!(
                 "{shown} holds saved blocks of a disk ({}), and its journal cannot be used",
                 commit::BEFORE_FILE

@@ -116,6 +116,24 @@ fn saved_names(i: usize) -> (String, String) {
     }
 }
 
+/// Whether old blocks of a disk were saved in the folder of a journal, whatever the journal says.
+pub fn holds_saved_blocks(folder: &Path) -> bool {
+    let entries = match fs::read_dir(folder.join("backup")) {
+        Ok(entries) => entries,
+        Err(e) => {
+            return !matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            );
+        }
+    };
+    let saved = |name: &str| name.starts_with("blocks") && name.ends_with(".before");
+    // What cannot be read may be one.
+    entries
+        .into_iter()
+        .any(|entry| entry.map_or(true, |entry| saved(&entry.file_name().to_string_lossy())))
+}
+
 fn save(folder: &Path, i: usize, disk: &Changing<'_>) -> Result<Option<UndoLog>> {
     let (before, after) = saved_names(i);
     let mut old_file = Sink::create(folder.join(&before))?;

@@ -138,6 +138,11 @@ impl TrustedFolder {
         Ok(File::from(fd))
     }
 
+    /// The contents of a file below the directory.
+    pub fn read(&self, relative: &Path) -> Result<Vec<u8>> {
+        contents(self.file(relative)?, &self.path.join(relative))
+    }
+
     /// Whether `path` still leads to this directory.
     pub fn is_at(&self, path: &Path) -> bool {
         let same = |a: &Stat, b: &Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
@@ -152,6 +157,10 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     let fd = openat(CWD, path, flags, Mode::empty()).map_err(|e| failed(e, path))?;
     let file = File::from(fd);
     check_file(&file, path)?;
+    contents(file, path)
+}
+
+fn contents(file: File, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MAX_FILE)
         .read_to_end(&mut bytes)
