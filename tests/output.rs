@@ -517,6 +517,37 @@ fn a_fault_after_the_rename_is_a_warning() {
     assert_eq!(sha256(&lab.raw), before);
 }
 
+/// The name of a result must not survive a loss of power that its files do not.
+#[test]
+fn files_are_synced_before_they_get_their_name() {
+    if !have(&TOOLS) || Command::new("strace").arg("-V").output().is_err() {
+        return;
+    }
+    let lab = Lab::small();
+    let (out, log) = (lab.path("out"), lab.path("log"));
+    // To a free name, and over an empty directory.
+    for empty in [false, true] {
+        if empty {
+            fs::remove_dir_all(&out).unwrap();
+            fs::create_dir(&out).unwrap();
+        }
+        let convert = command(&lab.raw, &out, &[]);
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-y", "--seccomp-bpf", "-o"]).arg(&log);
+        strace.args(["-e", "trace=fsync,fdatasync,renameat,renameat2"]);
+        strace.arg(convert.get_program()).args(convert.get_args());
+        finish(strace).expect(0);
+        let calls = fs::read_to_string(&log).unwrap();
+        let end = calls.find("\"out\"").expect("the rename");
+        let synced = |name: &str| calls[..end].contains(&format!("/.out.partial/{name}>"));
+        for file in report(&out)["files"].as_array().unwrap() {
+            let name = file["path"].as_str().unwrap();
+            assert!(synced(name), "{name}, empty: {empty}");
+        }
+        assert!(synced("report.json") && calls[..end].contains("/.out.partial>"));
+    }
+}
+
 #[test]
 fn without_locks_it_is_refused_before_the_start() {
     if !have(&TOOLS) {
