@@ -42,6 +42,17 @@ pub enum Unreadable {
     Object,
 }
 
+/// Whether an extent is an object of a store of objects.
+fn is_object(extent: &str) -> bool {
+    let schemes = ["vsan://", "vvol://"];
+    let starts = |scheme: &&str| {
+        extent
+            .get(..scheme.len())
+            .is_some_and(|s| s.eq_ignore_ascii_case(scheme))
+    };
+    schemes.iter().any(|scheme| starts(&scheme))
+}
+
 impl Unreadable {
     /// What it is, and what to do.
     fn told(self) -> (&'static str, &'static str) {
@@ -116,7 +127,7 @@ impl Descriptor {
                 let device = line.contains("VMFSRDM") || line.contains("VMFSRAW");
                 if device && descriptor.unreadable.is_none() {
                     descriptor.unreadable = Some(Unreadable::RawDevice);
-                } else if name.as_ref().is_some_and(|name| name.text.contains("://")) {
+                } else if name.as_ref().is_some_and(|name| is_object(&name.text)) {
                     descriptor.unreadable = Some(Unreadable::Object);
                 }
                 descriptor.extents.extend(name);
