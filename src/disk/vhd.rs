@@ -1,7 +1,7 @@
 //! VHDs whose size QEMU would take from their geometry.
 //!
-//! The geometry counts in cylinders and is often smaller than the disk. QEMU believes it unless it knows
-//! the creator; Hyper-V and VirtualBox use the size in the footer. There is an option for that
+//! The geometry counts in cylinders and is often smaller than the disk. QEMU believes it by the creator
+//! (Virtual PC, older QEMUs all they do not know); Hyper-V and VirtualBox use the size in the footer. There is an option for that
 //! (`force_size_calc`), which the storage daemon does not have. So a fixed VHD is read as what it is, a
 //! raw disk, and of a dynamic one QEMU gets a copy of the first sector that names a creator it knows.
 
@@ -78,8 +78,10 @@ mod tests {
     use crate::disk::testing::{have, pattern, run, text, write};
     use crate::disk::{Export, Image};
 
-    /// Names another creator in both footers.
+    /// Names another creator in both footers, and the geometry next below the size. `force_size` writes
+    /// the largest geometry, which QEMU does not believe.
     fn created_by(path: &std::path::Path, creator: &[u8; 4]) {
+        const BELOW: [u8; 4] = [0, 60, 12, 17];
         let file = File::options().read(true).write(true).open(path).unwrap();
         let size = file.metadata().unwrap().len();
         for at in [0, size - SECTOR] {
@@ -87,8 +89,9 @@ mod tests {
             if vhd_type(&footer).is_some() {
                 let mut footer = with_known_creator(footer);
                 footer[28..32].copy_from_slice(creator);
-                let sum = footer.iter().map(|b| u32::from(*b)).sum::<u32>();
-                let sum = sum - footer[64..68].iter().map(|b| u32::from(*b)).sum::<u32>();
+                footer[56..60].copy_from_slice(&BELOW);
+                footer[64..68].fill(0);
+                let sum: u32 = footer.iter().map(|b| u32::from(*b)).sum();
                 footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
                 file.write_all_at(&footer, at).unwrap();
             }
@@ -112,7 +115,8 @@ mod tests {
                 "qemu-img",
                 &[&args[..], &[text(&raw), text(&path)]].concat(),
             );
-            for creator in [b"vbox", b"vs  ", b"win "] {
+            // QEMU believes the geometry of the first two; older ones that of all but the last.
+            for creator in [b"vpc ", b"qemu", b"vbox", b"win "] {
                 created_by(&path, creator);
                 let image = Image::open_info(&path, None, &[]).unwrap();
                 let what = format!("{name} of {:?}", String::from_utf8_lossy(creator));
