@@ -50,6 +50,13 @@ pub fn shell_word(text: &str) -> String {
     }
 }
 
+/// Eight hex digits that tell one text from others.
+pub fn digest8(text: &str) -> String {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(text.as_bytes());
+    digest.iter().take(4).map(|b| format!("{b:02x}")).collect()
+}
+
 /// A word of a shell command, in single quotes in any case.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", in_single_quotes(text))

@@ -524,6 +524,40 @@ fn signatures() {
     );
 }
 
+/// The card of the source that has no address, or another one, is still the adapter Windows knows.
+#[test]
+fn static_addresses_find_the_card_of_the_source() {
+    if !have(&TOOLS) {
+        return;
+    }
+    const KNOWN: &str = "00:0c:29:f3:ff:de";
+    const OTHER: &str = "00:50:56:00:00:01";
+    let lab = Lab::new(spec(WinVersion::Server2022, |_| {}));
+    let source = lab.path("vm.ovf");
+    let disk = lab.raw.file_name().unwrap().to_str().unwrap();
+    for (address, mac, by_address) in [(None, KNOWN, true), (Some(OTHER), OTHER, false)] {
+        let address = address.map_or(String::new(), |a| format!("<Address>{a}</Address>"));
+        let ovf = format!(
+            "<Envelope><References><File id='f' href='{disk}'/></References>\
+             <DiskSection><Disk diskId='d' fileRef='f'/></DiskSection>\
+             <VirtualSystem id='vm'><VirtualHardwareSection>\
+             <Item><InstanceID>1</InstanceID><ResourceType>17</ResourceType>\
+             <HostResource>ovf:/disk/d</HostResource></Item>\
+             <Item><InstanceID>2</InstanceID><ResourceType>10</ResourceType>{address}</Item>\
+             </VirtualHardwareSection></VirtualSystem></Envelope>"
+        );
+        fs::write(&source, ovf).unwrap();
+        let report = lab.convert(&source, &["--force"]).expect(0).json();
+        let xml = fs::read_to_string(report["outputs"]["final_xml"].as_str().unwrap()).unwrap();
+        assert!(xml.contains(&format!("<mac address=\"{mac}\"/>")), "{xml}");
+        let script = fs::read_to_string(lab.path("out/generated/firstboot.cmd")).unwrap();
+        assert!(script.contains("address=192.0.2.10"), "{mac}");
+        assert_eq!(script.contains("WANT=000C29F3FFDE"), by_address, "{mac}");
+        let warnings = report["warnings"].to_string();
+        assert!(!warnings.contains("MAC address"), "{warnings}");
+    }
+}
+
 /// What is staged in the guest runs as SYSTEM: nobody else may write there, or read its log.
 #[test]
 fn what_is_staged_is_for_administrators_only() {

@@ -529,7 +529,7 @@ impl FixArgs {
         let firstboot = Wishes {
             none: self.no_firstboot,
             network: self.network.into(),
-            macs: machine.macs.clone(),
+            macs: Vec::new(),
             user_scripts: self.user_scripts()?,
             uninstall_tools: self.uninstall_tools,
         };

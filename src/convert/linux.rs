@@ -145,6 +145,10 @@ pub(super) fn decide_all(
     let images = images(disks)?;
     examine(&images, &job.source, inspection, ui)?;
     let mut plan = plan(job, inspection);
+    plan.warnings.extend(machine::other_macs(
+        &inspection.network.adapters,
+        &job.machine,
+    ));
     if let Some(facts) = &inspection.linux {
         let room = space::in_folder(job, &Needs::default(), disks, target);
         let outlook = rehearse(job, inspection, facts, &images, target);
@@ -531,6 +535,10 @@ pub(super) fn convert(
     // What the conversion has mended is no warning any more.
     let mut warnings = warnings(&made.after);
     warnings.extend(made.warnings);
+    warnings.extend(machine::other_macs(
+        &made.after.network.adapters,
+        &job.machine,
+    ));
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warnings.iter().cloned());
     let mut report = Report {

@@ -14,6 +14,7 @@ use crate::domain::{
 use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
 use crate::linux::LinuxFacts;
 use crate::source::{SourceFirmware, SourceNic, SourceVm};
+use crate::text::quoted;
 
 /// Everything about the machine that is not read from the guest.
 #[derive(Debug, Clone)]
@@ -253,7 +254,7 @@ pub fn disagreements(
             options.vcpus
         ));
     }
-    warnings.extend(equal_macs(inspection, options));
+    warnings.extend(other_macs(&inspection.network.adapters, options));
     for (i, nic) in vm.nics.iter().enumerate() {
         if !nic.connected {
             warnings.push(format!(
@@ -269,8 +270,9 @@ pub fn disagreements(
                 NicSource::User => "user-mode networking".to_string(),
             };
             warnings.push(format!(
-                "libvirt: network card {} was on {network:?}: it is connected to {to}; --network-map '{network}=TARGET' names another",
-                i + 1
+                "libvirt: network card {} was on {network:?}: it is connected to {to}; --network-map {} names another",
+                i + 1,
+                quoted(&format!("{network}=TARGET"))
             ));
         }
     }
@@ -291,19 +293,33 @@ pub fn disagreements(
     warnings
 }
 
+/// The addresses of the adapters Windows knows. It keeps one adapter for each slot a NIC was ever in:
+/// those of one MAC are one NIC.
+fn known_macs(adapters: &[Adapter]) -> Vec<MacAddr> {
+    let mut known = BTreeSet::new();
+    let adapters = adapters.iter().filter(|a| a.device.is_some());
+    adapters
+        .filter_map(|a| a.mac.as_deref()?.parse().ok())
+        .filter(|mac| known.insert(*mac))
+        .collect()
+}
+
+/// Why a NIC has another address than its source says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Instead {
+    /// Of this one, which another NIC has.
+    Taken(MacAddr),
+    /// The source says none: that of an adapter in Windows, one of so many that no NIC has.
+    OneOf(usize),
+}
+
 /// The NICs of the source, else those Windows knows, with their MACs, so that licences and DHCP leases
-/// stay; `--mac` wins; one NIC when nothing is known. Of equal MACs the later ones are replaced: with each
-/// such NIC comes the address it had.
-fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<MacAddr>)> {
+/// stay; `--mac` wins; one NIC when nothing is known. Of equal MACs the later ones are replaced, and
+/// where the source says none, those of the adapters in Windows are given out in order.
+fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<Instead>)> {
+    let known = known_macs(adapters);
     let mut cards: Vec<(Option<MacAddr>, bool, Option<String>)> = if options.nics.is_empty() {
-        // Windows keeps one adapter for each slot a NIC was ever in: those of one MAC are one NIC.
-        let mut known = BTreeSet::new();
-        let adapters = adapters.iter().filter(|a| a.device.is_some());
-        adapters
-            .filter_map(|a| a.mac.as_deref()?.parse().ok())
-            .filter(|mac| known.insert(*mac))
-            .map(|mac| (Some(mac), true, None))
-            .collect()
+        known.iter().map(|mac| (Some(*mac), true, None)).collect()
     } else {
         let nics = options.nics.iter();
         nics.map(|nic| (nic.mac, nic.connected, nic.network.clone()))
@@ -319,44 +335,66 @@ fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<MacA
         cards.push((None, true, None));
     }
     let mut taken: BTreeSet<MacAddr> = cards.iter().filter_map(|(mac, ..)| *mac).collect();
+    let free: Vec<MacAddr> = known
+        .into_iter()
+        .filter(|mac| !taken.contains(mac))
+        .collect();
+    let mut next = free.iter();
+    let only = cards.len() == 1;
     let mut seen = BTreeSet::new();
     let mut nics = Vec::new();
     for (mac, link_up, network) in cards {
-        let (mac, before) = match mac {
+        let (mac, instead) = match mac {
             Some(mac) if seen.insert(mac) => (mac, None),
-            Some(mac) => (other_mac(options, mac, &mut taken), Some(mac)),
-            None => (random_mac(), None),
+            Some(mac) => {
+                let other = other_mac(options, mac, &mut taken);
+                (other, Some(Instead::Taken(mac)))
+            }
+            None => match next.next() {
+                Some(mac) => (*mac, Some(Instead::OneOf(free.len()))),
+                None => (random_mac(), None),
+            },
         };
         let mut nic = Nic {
             link_up,
             network,
-            keeps_address: options.keep_addresses && has_static_address(adapters, mac),
+            keeps_address: options.keep_addresses && has_static_address(adapters, mac, only),
             ..Nic::new(mac, options.network.clone())
         };
         options.network_map.apply(&mut nic);
-        nics.push((nic, before));
+        nics.push((nic, instead));
     }
     nics
 }
 
-/// A warning for each NIC whose address another one has.
-pub fn equal_macs(inspection: &Inspection, options: &MachineOptions) -> Vec<String> {
-    let nics = nics(&inspection.network.adapters, options);
+/// The addresses of the new machine's NICs. One nobody knows is another each time.
+pub fn macs(adapters: &[Adapter], options: &MachineOptions) -> Vec<MacAddr> {
+    let nics = nics(adapters, options);
+    nics.into_iter().map(|(nic, _)| nic.mac).collect()
+}
+
+/// A warning for each NIC whose address another one has, or that got one of several.
+pub fn other_macs(adapters: &[Adapter], options: &MachineOptions) -> Vec<String> {
+    let nics = nics(adapters, options);
     let first = |mac| nics.iter().position(|(nic, _)| nic.mac == mac);
-    let replaced = nics.iter().enumerate();
-    replaced
-        .filter_map(|(i, (nic, before))| {
-            let mac = (*before)?;
-            Some(format!(
-                "NICs {} and {} both have the MAC address {mac}: NIC {} gets {} instead; Windows takes it \
+    let warning = |(i, (nic, instead)): (usize, &(Nic, Option<Instead>))| {
+        let n = i + 1;
+        Some(match (*instead)? {
+            Instead::Taken(mac) => format!(
+                "NICs {} and {n} both have the MAC address {mac}: NIC {n} gets {} instead; Windows takes it \
                  for a new adapter, without its old IP settings",
                 first(mac).map_or(1, |n| n + 1),
-                i + 1,
-                i + 1,
                 nic.mac
-            ))
+            ),
+            Instead::OneOf(1) => return None,
+            Instead::OneOf(adapters) => format!(
+                "the source says no MAC address for NIC {n}, and Windows knows {adapters} adapters that no \
+                 other NIC is: it gets {}, and the IP settings of that adapter; --mac names another",
+                nic.mac
+            ),
         })
-        .collect()
+    };
+    nics.iter().enumerate().filter_map(warning).collect()
 }
 
 /// An address in the place of one that is taken, the same in every run for one VM.
@@ -373,9 +411,13 @@ fn other_mac(options: &MachineOptions, mac: MacAddr, taken: &mut BTreeSet<MacAdd
     random_mac()
 }
 
-fn has_static_address(adapters: &[Adapter], mac: MacAddr) -> bool {
+/// `only`: there is no other NIC; then it is the only adapter, whatever its address.
+fn has_static_address(adapters: &[Adapter], mac: MacAddr, only: bool) -> bool {
+    let cards = adapters.iter().filter(|a| a.device.is_some());
+    let only = only && cards.count() == 1;
     adapters.iter().any(|adapter| {
         let same = adapter.mac.as_deref().and_then(|m| m.parse().ok()) == Some(mac);
+        let same = same || (only && adapter.device.is_some());
         same && !adapter.dhcp && !adapter.addresses.is_empty()
     })
 }
@@ -411,6 +453,8 @@ pub fn firmware(machine: &Machine, portable: bool) -> (FirmwareChoice, Option<St
 mod tests {
     use super::*;
     use crate::domain::Stage;
+    use crate::firstboot::network::{self, Binding, Policy};
+    use crate::inspect::model::{Cidr, NetworkFacts};
 
     fn options(nics: &[(&str, bool)]) -> MachineOptions {
         MachineOptions {
@@ -486,6 +530,90 @@ mod tests {
             ..options(&[])
         };
         assert_eq!(nics(&[], &asked).len(), 2);
+    }
+
+    fn adapter(name: &str, mac: &str) -> Adapter {
+        Adapter {
+            guid: "{11111111-2222-3333-4444-555555555555}".into(),
+            mac: Some(mac.into()),
+            name: Some(name.into()),
+            dhcp: false,
+            addresses: vec![Cidr {
+                ip: "10.0.0.5".parse().unwrap(),
+                prefix: 24,
+            }],
+            gateways: Vec::new(),
+            gateway_metrics: Vec::new(),
+            dns: Vec::new(),
+            dns_suffix: None,
+            wins: Vec::new(),
+            netbios: None,
+            mtu: None,
+            metric: None,
+            routes: Vec::new(),
+            enabled: true,
+            device: Some(format!("PCI\\X\\{name}")),
+        }
+    }
+
+    /// The static address of the guest goes to the card that stands for its adapter, or it is said that
+    /// none does.
+    #[test]
+    fn the_adapters_of_the_guest_and_the_nics_of_the_source_meet() {
+        const A: &str = "00:0c:29:00:00:0a";
+        const B: &str = "00:0c:29:00:00:0b";
+        const C: &str = "00:0c:29:00:00:0c";
+        // Adapters of the guest, NICs of the source (the empty ones without an address), `--mac`; the
+        // addresses of the new machine, how many adapters are tied, notes, warnings.
+        type Case<'c> = (
+            &'c [&'c str],
+            &'c [&'c str],
+            &'c [&'c str],
+            &'c [&'c str],
+            [usize; 3],
+        );
+        let cases: [Case; 9] = [
+            (&[A], &[""], &[], &[A], [1, 0, 0]),
+            (&[A], &[B], &[], &[B], [1, 0, 0]),
+            (&[A, B], &["", ""], &[], &[A, B], [2, 0, 2]),
+            (&[A, B], &["", A], &[], &[B, A], [2, 0, 0]),
+            (&[A, B], &[""], &[], &[A], [1, 1, 1]),
+            (&[A, B], &[C], &[], &[C], [0, 2, 0]),
+            (&[A, B], &[], &[C], &[C, B], [1, 1, 0]),
+            (&[A, B], &[""], &[B], &[B], [1, 1, 0]),
+            (&[A], &[B, ""], &[], &[B, A], [1, 0, 0]),
+        ];
+        for (guest, source, asked, want, [tied, notes, warnings]) in cases {
+            let at = format!("{guest:?} {source:?} {asked:?}");
+            let adapters: Vec<_> = guest.iter().map(|mac| adapter(mac, mac)).collect();
+            let cards: Vec<_> = source.iter().map(|mac| (*mac, true)).collect();
+            let options = MachineOptions {
+                macs: asked.iter().map(|m| m.parse().unwrap()).collect(),
+                keep_addresses: true,
+                ..options(&cards)
+            };
+            let macs = macs(&adapters, &options);
+            let got: Vec<String> = macs.iter().map(ToString::to_string).collect();
+            assert_eq!(got, want, "{at}");
+            let written = nics(&adapters, &options);
+            let written: Vec<_> = written.iter().map(|(nic, _)| nic.mac).collect();
+            assert_eq!(written, macs, "{at}");
+            let facts = NetworkFacts {
+                adapters: adapters.clone(),
+                routes: Vec::new(),
+            };
+            let decision = network::decide(Policy::Preserve, &facts, &macs, true);
+            assert_eq!(decision.settings.len(), tied, "{at}");
+            assert_eq!(decision.notes.len(), notes, "{at}: {:?}", decision.notes);
+            for settings in &decision.settings {
+                match settings.binding {
+                    Binding::Mac(mac) => assert!(macs.contains(&mac), "{at}"),
+                    Binding::Only => assert!(nics(&adapters, &options)[0].0.keeps_address),
+                }
+            }
+            let said = other_macs(&adapters, &options);
+            assert_eq!(said.len(), warnings, "{at}: {said:?}");
+        }
     }
 
     #[test]

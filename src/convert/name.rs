@@ -1,5 +1,7 @@
 //! Names of VMs that files and libvirt can have.
 
+use crate::text::digest8;
+
 /// A name fit for files and libvirt: letters, digits, `.`, `_`, `-`; never empty or hidden.
 pub fn safe_name(name: &str) -> String {
     let mapped: String = name
@@ -20,10 +22,7 @@ pub fn safe_name(name: &str) -> String {
         "vm".to_string()
     } else {
         // Two names in another script are two VMs.
-        use sha2::Digest as _;
-        let digest = sha2::Sha256::digest(name.as_bytes());
-        let hex: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
-        format!("vm-{hex}")
+        format!("vm-{}", digest8(name))
     }
 }
 

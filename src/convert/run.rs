@@ -231,14 +231,11 @@ fn plan_for(
         repair_bcd: job.repair_bcd,
         keep_tools: job.keep_tools,
     };
-    let mut prepared = prepare::prepare(
-        survey,
-        seen.guest,
-        media,
-        catalogue,
-        options,
-        &job.firstboot,
-    )?;
+    let wishes = Wishes {
+        macs: machine::macs(&survey.inspection.network.adapters, &job.machine),
+        ..job.firstboot.clone()
+    };
+    let mut prepared = prepare::prepare(survey, seen.guest, media, catalogue, options, &wishes)?;
     let missing = prepare::without_driver(&prepared, job.machine.storage);
     prepared.plan.blockers.extend(missing);
     let review = signature::review(&prepared.drivers, media)

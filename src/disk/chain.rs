@@ -26,6 +26,7 @@ use super::length::{self, Short};
 use super::links;
 use super::partition::{self, LayoutError};
 use super::tables;
+use super::vhd;
 use crate::error::{Error, ErrorKind};
 use crate::source::charset::{Charset, Name};
 use crate::source::vmdk;
@@ -254,8 +255,12 @@ pub struct Level {
     pub scratch: bool,
     /// The open files: `path`, then the extents, then the data file. None of an overlay of ours.
     held: Vec<Held>,
-    /// What QEMU is given instead of a vmdk descriptor that names extents.
+    /// What QEMU is given instead of a vmdk descriptor that names extents, or instead of a VHD's file.
     descriptor: Option<Arc<File>>,
+    /// The other first sector of a VHD.
+    head: Option<Arc<File>>,
+    /// A fixed VHD: so many bytes of the file are the disk.
+    fixed: Option<u64>,
 }
 
 /// A disk image with its backing chain.
@@ -314,6 +319,8 @@ impl Image {
             scratch: true,
             held: Vec::new(),
             descriptor: None,
+            head: None,
+            fixed: None,
         }];
         levels.extend_from_slice(&self.levels);
         Ok(Self { levels })
@@ -525,6 +532,13 @@ impl Level {
     }
 
     fn format_node(&self, file: Value, data: Option<Value>, backing: Value) -> Value {
+        if let Some(size) = self.fixed {
+            return json!({"driver": "raw", "file": file, "size": size});
+        }
+        let file = match &self.head {
+            Some(_) => json!({"driver": "vmdk", "file": file, "backing": null}),
+            None => file,
+        };
         let mut node = json!({"driver": self.format.driver(), "file": file});
         if let Some(data) = data {
             node["data-file"] = data;
@@ -539,7 +553,7 @@ impl Level {
     /// The descriptors its node names.
     fn passed(&self, writable: bool) -> Vec<Passed> {
         let held = self.held.iter().map(|held| held.passed(writable));
-        let descriptor = self.descriptor.iter();
+        let descriptor = self.descriptor.iter().chain(&self.head);
         held.chain(descriptor.map(|file| Passed::new(file.clone(), &self.path, false)))
             .collect()
     }
@@ -552,6 +566,21 @@ impl Level {
             named: Vec::new(),
         }
     }
+}
+
+/// Of which size QEMU is to take the disk of a VHD.
+fn show_vhd(level: &mut Level, file: &Held) -> io::Result<()> {
+    match vhd::shown(file.file(), file.size())? {
+        Some(vhd::Shown::Raw(size)) => level.fixed = Some(size),
+        Some(vhd::Shown::Head(bytes)) => {
+            let head = in_memory(&bytes)?;
+            let text = vhd::descriptor(&pass::name(&head), &file.name(), file.size());
+            level.descriptor = Some(Arc::new(in_memory(text.as_bytes())?));
+            level.head = Some(Arc::new(head));
+        }
+        None => {}
+    }
+    Ok(())
 }
 
 type Backing = Option<(Held, Option<Format>)>;
@@ -584,6 +613,8 @@ fn open_level(
         scratch: false,
         held: vec![file.clone()],
         descriptor: None,
+        head: None,
+        fixed: None,
     };
     if format == Format::RAW {
         // Nothing QEMU could say about it; it counts in sectors, too.
@@ -610,6 +641,9 @@ fn open_level(
         });
     }
     refuse_differencing(file.file(), size, path, format)?;
+    if format == Format::VPC {
+        show_vhd(&mut level, &file).map_err(io_error)?;
+    }
     if format == Format::QCOW2
         && let Some(fault) = tables::qcow2(file.file(), size).map_err(io_error)?
     {
@@ -764,7 +798,14 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
     let path = file.path();
     let io_error = |e| ImageError::from_io(path, e);
     let Some(text) = detect::vmdk_descriptor(file.file(), file.size()).map_err(io_error)? else {
-        return Ok(());
+        if detect::is_sparse_vmdk(file.file(), file.size()).map_err(io_error)? {
+            return Ok(());
+        }
+        // QEMU would take any text for a descriptor, and open what it names.
+        return Err(ImageError::Damaged {
+            path: path.into(),
+            reason: "it begins neither like a VMDK nor like the descriptor of one".into(),
+        });
     };
     let charset = vmdk::charset(&text);
     for extent in detect::parse_extents(&text) {
@@ -830,10 +871,8 @@ fn cut_vhd(file: &Held) -> Result<ImageError> {
 fn refuse_nested(part: &Held, extent: &VmdkExtent) -> Result<()> {
     let nested = detect::vmdk_descriptor(part.file(), part.size())
         .map_err(|e| ImageError::from_io(part.path(), e))?;
-    let nested = nested.map(|text| detect::parse_extents(&text));
-    if nested.is_some_and(|extents| !extents.is_empty())
-        && !extent.kind.eq_ignore_ascii_case("FLAT")
-    {
+    // Whatever it lists: QEMU may see more in it than we do.
+    if nested.is_some() && !extent.kind.eq_ignore_ascii_case("FLAT") {
         return Err(ImageError::Damaged {
             path: part.path().into(),
             reason: "an extent that has extents itself".into(),

@@ -70,12 +70,15 @@ pub enum Detected {
     Packed(&'static str),
 }
 
+/// QEMU takes no more of a vmdk descriptor.
+const MAX_DESCRIPTOR: usize = 1 << 20;
+
 const VHD_COOKIE: &[u8] = b"conectix";
 const VHD_FOOTER: usize = 512;
 
 /// Looks at the start and the end of the file.
 pub fn detect(file: &File, size: u64) -> io::Result<Detected> {
-    let head = read_up_to(file, 0, 512, size)?;
+    let head = head(file, size)?;
     let tail = read_up_to(
         file,
         size.saturating_sub(VHD_FOOTER as u64),
@@ -83,6 +86,15 @@ pub fn detect(file: &File, size: u64) -> io::Result<Detected> {
         size,
     )?;
     Ok(detect_bytes(&head, &tail))
+}
+
+/// Text may begin with many comments.
+fn head(file: &File, size: u64) -> io::Result<Vec<u8>> {
+    let head = read_up_to(file, 0, 512, size)?;
+    match head.starts_with(b"#") {
+        true => read_up_to(file, 0, MAX_DESCRIPTOR, size),
+        false => Ok(head),
+    }
 }
 
 pub fn detect_bytes(head: &[u8], tail: &[u8]) -> Detected {
@@ -123,14 +135,19 @@ pub fn detect_bytes(head: &[u8], tail: &[u8]) -> Detected {
     Detected::Image(format)
 }
 
-/// As QEMU decides it: comments and blank lines, then `version=1`, 2 or 3.
+/// As QEMU decides it: comments and blank lines, then `version=1`, 2 or 3; and 4, which ESXi writes.
 fn is_descriptor(head: &[u8]) -> bool {
     head.starts_with(b"#")
         && head
             .split(|&b| b == b'\n')
             .map(<[u8]>::trim_ascii)
             .find(|line| !line.is_empty() && !line.starts_with(b"#"))
-            .is_some_and(|line| matches!(line, b"version=1" | b"version=2" | b"version=3"))
+            .is_some_and(|line| {
+                matches!(
+                    line,
+                    [b'v', b'e', b'r', b's', b'i', b'o', b'n', b'=', b'1'..=b'4']
+                )
+            })
 }
 
 /// A fixed VHD is a raw disk with a footer. QEMU's own probe looks only at the first bytes and
@@ -173,11 +190,13 @@ pub fn no_vhd(file: &File, size: u64) -> io::Result<bool> {
 /// What QEMU would open besides the vmdk file itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmdkExtent {
+    /// `RW`, `RDONLY` or `NOACCESS`.
+    pub access: String,
     /// `SPARSE`, `FLAT`, `VMFS`, ...
     pub kind: String,
     pub sectors: u64,
-    /// Where in the file a flat one begins, in sectors.
-    pub offset: u64,
+    /// Where in the file a flat one begins, in sectors; not every kind says.
+    pub offset: Option<u64>,
     /// In the encoding of the descriptor.
     pub name: Vec<u8>,
 }
@@ -185,17 +204,16 @@ pub struct VmdkExtent {
 /// The descriptor QEMU would act on: the file itself when it is text, or the embedded one when the
 /// sparse header has capacity 0. `None` for a self-contained vmdk.
 pub fn vmdk_descriptor(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
-    const LIMIT: usize = 1 << 20;
-    let head = read_up_to(file, 0, 512, size)?;
+    let head = head(file, size)?;
     let u64_at = |at: usize| {
         head.get(at..at + 8)
             .and_then(|b| b.try_into().ok())
             .map_or(0, u64::from_le_bytes)
     };
     let text = if is_descriptor(&head) {
-        read_up_to(file, 0, LIMIT, size)?
+        head
     } else if head.starts_with(b"KDMV") && u64_at(12) == 0 {
-        read_up_to(file, u64_at(28).saturating_mul(512), LIMIT, size)?
+        read_up_to(file, u64_at(28).saturating_mul(512), MAX_DESCRIPTOR, size)?
     } else {
         return Ok(None);
     };
@@ -203,34 +221,60 @@ pub fn vmdk_descriptor(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(text[..end].to_vec()))
 }
 
-/// The descriptor with other names for its extents, in their order. `Err`: a line that QEMU might take
-/// for an extent and [`parse_extents`] does not.
+/// Whether a file is one of the kinds of vmdk that hold their data themselves.
+pub fn is_sparse_vmdk(file: &File, size: u64) -> io::Result<bool> {
+    let magic = read_up_to(file, 0, 4, size)?;
+    Ok(magic == b"KDMV" || magic == b"COWD")
+}
+
+/// The descriptor for QEMU: of the text only what QEMU reads, and the extents listed here under other
+/// names, in their order. `Err`: a line that QEMU might take for an extent and [`parse_extents`] does not.
 pub fn with_extents(
     descriptor: &[u8],
     names: impl IntoIterator<Item = String>,
 ) -> Result<Vec<u8>, String> {
+    const READ: [&str; 4] = ["CID", "parentCID", "createType", "parentFileNameHint"];
     let mut names = names.into_iter();
-    let mut out = Vec::new();
+    let mut out = b"# Disk DescriptorFile\nversion=1\n".to_vec();
     for line in lines(descriptor) {
-        match parse_extent(line) {
-            Some(extent) => {
-                let name = names.next().unwrap_or_default();
-                let (before, rest) = cut(line, b'"').unwrap_or((line, b""));
-                let after = rest.get(extent.name.len()..).unwrap_or_default();
-                out.extend_from_slice(before);
-                out.push(b'"');
-                out.extend_from_slice(name.as_bytes());
-                out.extend_from_slice(after);
-            }
+        let key = cut(line, b'=').map(|(key, _)| String::from_utf8_lossy(key));
+        let key = key.as_deref().map(str::trim).unwrap_or_default();
+        if let Some(extent) = parse_extent(line) {
+            let name = names.next().unwrap_or_default();
+            out.extend_from_slice(extent.line(&name).as_bytes());
+        } else if first_word(line) == "RW" && !is_zero_extent(line) {
             // QEMU reads with scanf: it needs no space between words, and takes the next line for one.
-            None if line.trim_ascii_start().starts_with(b"RW") && !is_zero_extent(line) => {
-                return Err(crate::tool::clean(line));
-            }
-            None => out.extend_from_slice(line),
+            return Err(crate::tool::clean(line));
+        } else if is_zero_extent(line) || READ.contains(&key) || has_parent(line) {
+            out.extend_from_slice(line.trim_ascii_start());
+        } else {
+            continue;
         }
         out.push(b'\n');
     }
     Ok(out)
+}
+
+/// QEMU looks for it anywhere, even in a comment.
+fn has_parent(line: &[u8]) -> bool {
+    const HINT: &[u8] = b"parentFileNameHint";
+    line.windows(HINT.len()).any(|w| w == HINT)
+}
+
+fn first_word(line: &[u8]) -> String {
+    let line = String::from_utf8_lossy(line);
+    line.split_whitespace().next().unwrap_or_default().into()
+}
+
+impl VmdkExtent {
+    /// Its line with another name.
+    fn line(&self, name: &str) -> String {
+        let Self { access, kind, .. } = self;
+        let offset = self
+            .offset
+            .map_or(String::new(), |offset| format!(" {offset}"));
+        format!("{access} {} {kind} \"{name}\"{offset}", self.sectors)
+    }
 }
 
 /// Without their ends. In no encoding that a descriptor may have is one of these bytes part of another
@@ -266,16 +310,18 @@ fn parse_extent(line: &[u8]) -> Option<VmdkExtent> {
     let before = std::str::from_utf8(before).ok()?;
     let mut words = before.split_whitespace();
     let (access, sectors, kind) = (words.next()?, words.next()?, words.next()?);
-    if !matches!(access, "RW" | "RDONLY" | "NOACCESS") || sectors.parse::<i64>().is_err() {
+    let known = matches!(access, "RW" | "RDONLY" | "NOACCESS") && words.next().is_none();
+    if !known || sectors.parse::<i64>().is_err() {
         return None;
     }
     let (name, after) = cut(rest, b'"').unwrap_or((rest, b""));
     let after = String::from_utf8_lossy(after);
     let offset = after.split_whitespace().next();
     Some(VmdkExtent {
+        access: access.to_owned(),
         kind: kind.to_owned(),
         sectors: sectors.parse().unwrap_or(0),
-        offset: offset.and_then(|o| o.parse().ok()).unwrap_or(0),
+        offset: offset.and_then(|o| o.parse().ok()),
         name: name.to_owned(),
     })
 }
@@ -433,12 +479,49 @@ mod tests {
         assert_eq!(
             got,
             "# Disk DescriptorFile\nversion=1\nRW 20 FLAT \"/proc/self/fd/7\" 8\nRW 5 ZERO\n\
-             RW 4 SPARSE \"/proc/self/fd/8\"\nddb.uuid = \"RW 1\"\n"
+             RW 4 SPARSE \"/proc/self/fd/8\"\n"
         );
         // All of these are extents for QEMU's scanf.
-        for odd in ["RW 5FLAT \"x\" 0", "RW", "  RW 5 FLAT"] {
+        for odd in [
+            "RW 5FLAT \"x\" 0",
+            "RW",
+            "  RW 5 FLAT",
+            "\x0bRW",
+            "\x0c\x0bRW\r",
+            "RW 5 FLAT x \"y\" 0",
+        ] {
             let text = format!("version=1\n{odd}\n5 FLAT \"x\" 0\n");
             assert!(with_extents(text.as_bytes(), []).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn qemu_gets_what_it_reads_and_nothing_else() {
+        let text = b"# Disk DescriptorFile\nversion=4\n\n# /etc/x\n CID=1\nparentCID=2\nchangeTrackPath=\"c\"\n\
+            createType=\"vmfs\"\n#parentFileNameHint=\"p\"\n\n\x0bRW 8 VMFS \"a\"\n\nddb.x = \"1\"\n";
+        let got = String::from_utf8(with_extents(text, ["/n".to_owned()]).unwrap()).unwrap();
+        assert_eq!(
+            got,
+            "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=2\ncreateType=\"vmfs\"\n\
+             #parentFileNameHint=\"p\"\nRW 8 VMFS \"/n\"\n"
+        );
+    }
+
+    #[test]
+    fn descriptors_may_begin_with_many_comments() {
+        use std::io::Write;
+        for version in [1, 4] {
+            let mut file = tempfile::tempfile().unwrap();
+            let text = format!(
+                "# Disk DescriptorFile\n#{}\nversion={version}\n",
+                "#".repeat(600)
+            );
+            file.write_all(text.as_bytes()).unwrap();
+            let size = text.len() as u64;
+            let found = detect(&file, size).unwrap();
+            assert_eq!(found, Detected::Image(Format::VMDK), "{version}");
+            let found = vmdk_descriptor(&file, size).unwrap();
+            assert_eq!(found.as_deref(), Some(text.as_bytes()));
         }
     }
 

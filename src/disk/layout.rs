@@ -43,4 +43,6 @@ pub const GPT_MSR: &str = "e3c9e316-0b5c-4db8-817d-f92df00215ae";
 pub const GPT_BASIC_DATA: &str = "ebd0a0a2-b9e5-4433-87c0-68b6b72699c7";
 pub const GPT_LDM_METADATA: &str = "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3";
 pub const GPT_LDM_DATA: &str = "af9b60a0-1431-4f62-bc68-3311714a69ad";
+/// A dynamic disk's whole range of volumes.
+pub const MBR_LDM: &str = "0x42";
 pub const GPT_STORAGE_SPACES: &str = "e75caf8f-f680-4cee-afa3-b001e56efc2d";

@@ -11,7 +11,6 @@
 //!
 //! Specifications: as in [`super::detect`], and QEMU's `block/*.c` for seSparse, QED and Parallels.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -44,6 +43,9 @@ impl std::fmt::Display for Short {
 
 /// Tables larger than that are not those of any disk; QEMU refuses them.
 const MAX_TABLE: u64 = 256 << 20;
+/// First tables with more entries are not looked at. QEMU takes no more of a qcow2, and the largest disk
+/// that is converted needs no more in the other formats.
+const MAX_FIRST: u64 = 4 << 20;
 
 /// What of the image file ends behind the end of the file. External data files are looked at by
 /// [`data_file`], extents by [`extent`].
@@ -83,7 +85,7 @@ pub fn extent(part: &File, size: u64, extent: &VmdkExtent) -> io::Result<Option<
     let kind = extent.kind.to_ascii_uppercase();
     let needs = match kind.as_str() {
         "FLAT" | "VMFS" => {
-            let sectors = extent.offset.saturating_add(extent.sectors);
+            let sectors = extent.offset.unwrap_or(0).saturating_add(extent.sectors);
             let needs = Some(sectors.saturating_mul(512));
             return Ok(input.short(needs, "the extent its descriptor describes"));
         }
@@ -129,6 +131,23 @@ impl Input<'_> {
         })
     }
 
+    /// Where the tables are that a first table names, and its own end.
+    fn first_table<const N: usize>(
+        &self,
+        offset: u64,
+        entries: u64,
+        place: impl Fn([u8; N]) -> u64,
+    ) -> io::Result<Option<(Listed, u64)>> {
+        if entries > MAX_FIRST {
+            return Ok(None);
+        }
+        let mut listed = Listed::default();
+        let end = self.table(offset, entries, &mut |i, entry| {
+            listed.add(place(entry), i);
+        })?;
+        Ok(end.map(|end| (listed, end)))
+    }
+
     /// Calls `each` with every entry of a table that is in the file, and returns the end of the table.
     fn table<const N: usize>(
         &self,
@@ -163,23 +182,25 @@ impl Input<'_> {
 
 /// Tables by their places in the file, with their indices.
 #[derive(Default)]
-struct Listed(BTreeSet<(u64, u64)>);
+struct Listed(Vec<(u64, u64)>);
 
 impl Listed {
     /// 0 says that there is none, 1 that it is all zeroes.
     fn add(&mut self, at: u64, index: u64) {
         if at > 1 {
-            self.0.insert((at, index));
+            self.0.push((at, index));
         }
     }
 
     /// The end of the last one.
     fn end(&self, length: u64) -> u64 {
-        self.0.last().map_or(0, |(at, _)| at.saturating_add(length))
+        let last = self.0.iter().map(|(at, _)| *at).max();
+        last.map_or(0, |at| at.saturating_add(length))
     }
 
     /// Those that do not overlap the one before, as none of a sound image does.
-    fn apart(self, length: u64) -> impl Iterator<Item = (u64, u64)> {
+    fn apart(mut self, length: u64) -> impl Iterator<Item = (u64, u64)> {
+        self.0.sort_unstable();
         let mut free = 0;
         self.0.into_iter().filter(move |(at, _)| {
             let apart = *at >= free;
@@ -233,11 +254,8 @@ fn qcow2(input: &Input) -> io::Result<Option<Ends>> {
     let cluster = 1u64 << bits;
     let entry_size = if features & SUBCLUSTERS != 0 { 16 } else { 8 };
     let needed = disk.div_ceil(cluster / entry_size * cluster);
-    let mut tables = Listed::default();
-    let Some(l1_end) = input.table(l1_at, l1_entries.min(needed), &mut |i, entry| {
-        tables.add(u64::from_be_bytes(entry) & QCOW_OFFSET, i);
-    })?
-    else {
+    let place = |entry| u64::from_be_bytes(entry) & QCOW_OFFSET;
+    let Some((tables, l1_end)) = input.first_table(l1_at, l1_entries.min(needed), place)? else {
         return Ok(None);
     };
     let (mut own, mut data) = (l1_end.max(tables.end(cluster)), 0u64);
@@ -346,14 +364,12 @@ impl Tables {
         let needed = self
             .disk
             .div_ceil(self.cluster.saturating_mul(self.per_table).max(1));
-        let mut tables = Listed::default();
-        let l1 = input.table(l1_at, entries.min(needed), &mut |i, entry| {
-            tables.add((self.entry)(entry), i);
-        })?;
-        let length = self.per_table.saturating_mul(8);
-        let Some(mut end) = l1.map(|end| end.max(tables.end(length))) else {
+        let Some((tables, l1_end)) = input.first_table(l1_at, entries.min(needed), self.entry)?
+        else {
             return Ok(None);
         };
+        let length = self.per_table.saturating_mul(8);
+        let mut end = l1_end.max(tables.end(length));
         for (at, i) in tables.apart(length) {
             input.table(at, self.per_table, &mut |n, entry| {
                 let at = (self.entry)(entry);
@@ -415,7 +431,8 @@ fn vhd(input: &Input) -> io::Result<Option<u64>> {
         }
     })?;
     // The footer is there twice; the second follows the last block.
-    Ok(table_end.map(|t| end.max(t.next_multiple_of(512)).saturating_add(FOOTER)))
+    let full = |table_end: u64| table_end.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+    Ok(table_end.map(|t| end.max(full(t)).saturating_add(FOOTER)))
 }
 
 fn parallels(input: &Input) -> io::Result<Option<u64>> {
@@ -458,7 +475,8 @@ pub(super) fn vhdx_metadata(file: &File, size: u64) -> io::Result<Vec<(String, u
     if !table.starts_with(b"metadata") {
         return Ok(Vec::new());
     }
-    let count = usize::from(u16::from_le_bytes([table[10], table[11]])).min(2047);
+    let count = table.get(10..).and_then(|b| b.first_chunk());
+    let count = count.map_or(0, |b| usize::from(u16::from_le_bytes(*b)).min(2047));
     let items = (1..=count).map(|n| {
         let entry = table.get(32 * n..32 * n + 32).unwrap_or_default();
         let offset = at.saturating_add(le32(entry, 16));
@@ -591,13 +609,11 @@ fn grains(
     };
     let length = per_table * 4;
     let needed = disk.div_ceil(per_table * grain);
-    let mut found = Listed::default();
-    let listed = input.table(directory, tables.min(needed), &mut |i, entry| {
-        found.add(u64::from(u32::from_le_bytes(entry)) * 512, i);
-    })?;
-    let Some(mut end) = listed.map(|end| end.max(found.end(length))) else {
+    let place = |entry| u64::from(u32::from_le_bytes(entry)) * 512;
+    let Some((found, end)) = input.first_table(directory, tables.min(needed), place)? else {
         return Ok(None);
     };
+    let mut end = end.max(found.end(length));
     let mut last_grain = 0;
     let mut data = 0;
     for (at, i) in found.apart(length) {
@@ -634,6 +650,10 @@ fn stream_end(input: &Input, overhead: u64) -> io::Result<u64> {
     while at < input.size {
         let marker = input.read(at, 16)?;
         let (value, length) = (le64(&marker, 0), le32(&marker, 8));
+        if (value, length) == (0, 0) {
+            // The end of the stream, or nothing: a hole is not walked through sector by sector.
+            break;
+        }
         let piece = match length {
             0 => value.saturating_mul(512).saturating_add(512),
             length => (12 + length).next_multiple_of(512),
@@ -656,17 +676,17 @@ fn se_sparse(input: &Input) -> io::Result<Option<u64>> {
     let (tables, data) = (bytes(field(18)), bytes(field(24)));
     let per_table = bytes(table) / 8;
     let needed = disk.div_ceil(per_table * grain);
-    let mut found = Listed::default();
-    let listed = input.table(directory, needed.min(length / 8), &mut |i, entry| {
+    let place = |entry| {
         let entry = u64::from_le_bytes(entry);
-        if entry >> 32 == 0x1000_0000 {
-            let at = tables.saturating_add((entry & 0xffff_ffff) * bytes(table));
-            found.add(at, i);
+        match entry >> 32 {
+            0x1000_0000 => tables.saturating_add((entry & 0xffff_ffff) * bytes(table)),
+            _ => 0,
         }
-    })?;
-    let Some(mut end) = listed.map(|end| end.max(found.end(bytes(table)))) else {
+    };
+    let Some((found, end)) = input.first_table(directory, needed.min(length / 8), place)? else {
         return Ok(None);
     };
+    let mut end = end.max(found.end(bytes(table)));
     for (at, i) in found.apart(bytes(table)) {
         input.table(at, per_table, &mut |n, entry| {
             let entry = u64::from_le_bytes(entry);

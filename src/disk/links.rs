@@ -175,7 +175,9 @@ fn read_links(file: &File, size: u64, path: &Path, found: &mut Candidate) -> io:
         }
     } else if let Some(footer) = fixed_vhd(file, size)? {
         found.id = footer.get(68..84).and_then(|id| id.try_into().ok());
-    } else if let Ok(Some(descriptor)) = vmdk::read(path) {
+    } else if vmdk::may_be(&head)
+        && let Ok(Some(descriptor)) = vmdk::read(path)
+    {
         found.parents = descriptor.parent.iter().flat_map(Name::spellings).collect();
         found.extents = descriptor
             .extents
@@ -324,6 +326,31 @@ mod tests {
             assert!(newer(&second).is_empty(), "the newest itself");
             std::fs::remove_file(second).unwrap();
         }
+    }
+
+    /// Of other files no more than the beginning is read: there may be thousands of them.
+    #[test]
+    fn what_does_not_begin_like_a_descriptor_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = write(
+            folder.path(),
+            "win.vmdk",
+            descriptor("1", None, "f").as_bytes(),
+        );
+        let child = descriptor("2", Some("win.vmdk"), "d");
+        let late = [&b"x\n".repeat(4096)[..], child.as_bytes()].concat();
+        write(folder.path(), "notes.txt", &late);
+        assert!(newer(&base).is_empty());
+        let comments = [&b"# x\n".repeat(4096)[..], child.as_bytes()].concat();
+        write(folder.path(), "delta", &comments);
+        write(
+            folder.path(),
+            "plain",
+            child.replacen("# Disk DescriptorFile\n", "", 1).as_bytes(),
+        );
+        let mut found = names(&newer(&base));
+        found.sort_unstable();
+        assert_eq!(found, ["delta", "plain"]);
     }
 
     #[test]

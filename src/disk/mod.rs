@@ -31,6 +31,7 @@ mod tables;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod vhd;
 pub mod vmware;
 pub mod whole;
 

@@ -9,7 +9,8 @@ use tempfile::TempDir;
 use super::Image;
 use super::block::FileDisk;
 use super::chain::ImageError;
-use super::detect::VmdkExtent;
+use super::detect::{Format, VmdkExtent};
+use super::layout;
 use super::length::{self, Short};
 use super::partition::{LayoutError, read_layout};
 use super::testing::{have, pattern, run, text, write};
@@ -219,9 +220,10 @@ fn split_extents_and_data_files() {
 fn extents_of_esx() {
     let folder = TempDir::new().unwrap();
     let extent = |kind: &str| VmdkExtent {
+        access: "RW".into(),
         kind: kind.into(),
         sectors: 1 << 20,
-        offset: 0,
+        offset: None,
         name: Vec::new(),
     };
     let put = |file: &File, at: u64, bytes: &[u8]| file.write_all_at(bytes, at).unwrap();
@@ -309,6 +311,12 @@ fn layout_short(file: &File) -> Option<Short> {
 }
 
 fn gpt(path: &Path, sector_size: u64, last_partition: u64) {
+    gpt_of(path, sector_size, last_partition, BASIC);
+}
+
+const BASIC: &str = layout::GPT_BASIC_DATA;
+
+fn gpt_of(path: &Path, sector_size: u64, last_partition: u64, kind: &str) {
     let block = gpt::disk::LogicalBlockSize::try_from(sector_size).unwrap();
     let size = path.metadata().unwrap().len();
     let mut file = File::options().read(true).write(true).open(path).unwrap();
@@ -324,7 +332,11 @@ fn gpt(path: &Path, sector_size: u64, last_partition: u64) {
     disk.update_partitions(Default::default()).unwrap();
     disk.add_partition("a", 8 * MIB, gpt::partition_types::EFI, 0, None)
         .unwrap();
-    disk.add_partition("b", last_partition, gpt::partition_types::BASIC, 0, None)
+    let kind = gpt::partition_types::Type {
+        guid: kind.parse().unwrap(),
+        os: gpt::partition_types::OperatingSystem::None,
+    };
+    disk.add_partition("b", last_partition, kind, 0, None)
         .unwrap();
     disk.write().unwrap();
 }
@@ -530,4 +542,147 @@ fn file_systems_that_end_too_late() {
     put(&file, 0, &[0; 512]);
     gpt(&path, 512, MIB);
     Image::open_info(&path, None, &[]).unwrap();
+}
+
+/// A boot sector of a volume that goes on elsewhere, in a partition of that type.
+#[test]
+fn volumes_that_span_disks_are_longer_than_their_parts() {
+    let folder = TempDir::new().unwrap();
+    let (path, file) = raw(folder.path(), 64 * MIB);
+    let sectors = (64 * MIB / 512) as u32;
+    for (kind, fits) in [(0x07, false), (0x42, true), (0xfd, true)] {
+        mbr(&file, 0, &[(kind, 2048, sectors - 2048)]);
+        ntfs_boot(&file, MIB, 20 << 21);
+        assert_eq!(layout_short(&file).is_none(), fits, "{kind:#x}");
+        // The part itself is on the disk.
+        mbr(&file, 0, &[(kind, 2048, sectors)]);
+        assert!(layout_short(&file).is_some(), "{kind:#x}");
+    }
+    for (kind, fits) in [
+        (BASIC, false),
+        (layout::GPT_LDM_DATA, true),
+        (layout::GPT_LDM_METADATA, true),
+    ] {
+        file.set_len(0).unwrap();
+        file.set_len(64 * MIB).unwrap();
+        gpt_of(&path, 512, 40 * MIB, kind);
+        let disk = FileDisk::from_file(file.try_clone().unwrap()).unwrap();
+        let table = read_layout(&disk).unwrap();
+        let start = table.partitions.last().unwrap().start_bytes;
+        ntfs_boot(&file, start, 20 << 21);
+        assert_eq!(layout_short(&file).is_none(), fits, "{kind}");
+    }
+}
+
+/// What is not there is not read, be it the count in a table.
+#[test]
+fn a_vhdx_that_ends_in_its_tables() {
+    let folder = TempDir::new().unwrap();
+    let (_, file) = raw(folder.path(), 4 * MIB);
+    let put = |at: u64, bytes: &[u8]| file.write_all_at(bytes, at).unwrap();
+    let id = |text: &str| uuid::Uuid::parse_str(text).unwrap().to_bytes_le();
+    put(0, b"vhdxfile");
+    put(192 << 10, b"regi");
+    put((192 << 10) + 8, &1u32.to_le_bytes());
+    put(
+        (192 << 10) + 16,
+        &id("8b7ca206-4790-4b9a-b8fe-575f050f886e"),
+    );
+    put((192 << 10) + 32, &(2 * MIB).to_le_bytes());
+    put((192 << 10) + 40, &(MIB as u32).to_le_bytes());
+    put(2 * MIB, b"metadata\0\0\x01\0");
+    for cut in (0..48).rev() {
+        let size = 2 * MIB + cut;
+        file.set_len(size).unwrap();
+        let items = length::vhdx_metadata(&file, size).unwrap();
+        assert_eq!(items.len(), usize::from(cut >= 12), "{cut}");
+    }
+}
+
+#[test]
+fn a_stream_without_an_end_is_not_walked_through() {
+    let folder = TempDir::new().unwrap();
+    let (_, file) = raw(folder.path(), 4 << 30);
+    let mut head = vec![0; 512];
+    head[..4].copy_from_slice(b"KDMV");
+    head[56..64].fill(0xff);
+    file.write_all_at(&head, 0).unwrap();
+    let start = std::time::Instant::now();
+    let short = length::image(&file, 4 << 30, Format::VMDK)
+        .unwrap()
+        .unwrap();
+    assert_eq!((short.needs, short.has), ((4 << 30) + 1536, 4 << 30));
+    assert!(start.elapsed().as_secs() < 3, "{:?}", start.elapsed());
+}
+
+/// 25 times as many as the largest disk can need.
+#[test]
+fn first_tables_that_no_disk_has_are_not_read() {
+    let folder = TempDir::new().unwrap();
+    let (_, file) = raw(folder.path(), MIB);
+    let mut head = vec![0; 112];
+    head[..4].copy_from_slice(b"QFI\xfb");
+    head[7] = 3;
+    head[23] = 9;
+    head[24..32].copy_from_slice(&(1u64 << 62).to_be_bytes());
+    head[40..48].copy_from_slice(&512u64.to_be_bytes());
+    for (entries, read) in [(4u32 << 20, true), ((4 << 20) + 1, false)] {
+        head[36..40].copy_from_slice(&entries.to_be_bytes());
+        file.write_all_at(&head, 0).unwrap();
+        let short = length::image(&file, MIB, Format::QCOW2).unwrap();
+        assert_eq!(short.is_some(), read, "{entries}");
+    }
+}
+
+/// QEMU looks for extents in any text, over line ends too.
+#[test]
+fn only_a_descriptor_we_read_is_a_descriptor() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let secret = write(folder.path(), "s.raw", &pattern(1 << 20));
+    let open = |text: &str| {
+        let path = write(folder.path(), "d.vmdk", text.as_bytes());
+        let error = Image::open_info(&path, Some("vmdk"), &[]).unwrap_err();
+        assert!(matches!(error, ImageError::Damaged { .. }), "{error}");
+        error.to_string()
+    };
+    let create = "CID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"";
+    let secret = text(&secret);
+    for (head, break_) in [
+        (
+            format!("# Disk DescriptorFile\n#{}\nversion=4", "#".repeat(600)),
+            "\n",
+        ),
+        ("# Disk DescriptorFile\nversion=1".to_owned(), "\n"),
+        ("# Disk DescriptorFile\nversion=1".to_owned(), "\r\n"),
+    ] {
+        for space in ["", " ", "\u{b}", "\u{c}"] {
+            let error = open(&format!(
+                "{head}\n{create}\n{space}RW{break_}2048 FLAT \"{secret}\" 0\n"
+            ));
+            assert!(error.contains("an extent nobody understands"), "{error}");
+        }
+    }
+    for head in [
+        "# Disk DescriptorFile\nversion=9",
+        "# no version",
+        "version=1",
+    ] {
+        let error = open(&format!("{head}\n{create}\nRW 2048 FLAT \"{secret}\" 0\n"));
+        assert!(error.contains("neither like a VMDK"), "{error}");
+    }
+    // An extent that is a descriptor with an extent we do not see.
+    let mut nested = vec![0; 1024];
+    nested[..4].copy_from_slice(b"KDMV");
+    nested[4] = 1;
+    nested[28] = 1;
+    let hidden = format!("{create}\nRW\n2048 FLAT \"{secret}\" 0\n");
+    nested[512..512 + hidden.len()].copy_from_slice(hidden.as_bytes());
+    write(folder.path(), "nested.vmdk", &nested);
+    let error = open(&format!(
+        "# Disk DescriptorFile\nversion=1\n{create}\nRW 2048 SPARSE \"nested.vmdk\"\n"
+    ));
+    assert!(error.contains("an extent that has extents"), "{error}");
 }

@@ -11,14 +11,24 @@
 use std::io;
 
 use super::block::BlockRead;
-use super::layout::{DiskLayout, Partition, Scheme};
+use super::layout::{self, DiskLayout, Partition, Scheme};
 use super::length::Short;
 use super::partition::{self, is_boot_sector, read_up_to, u16_at, u32_at, u64_at};
 
 /// 255 heads and 63 sectors, the largest cylinder there is.
 const CYLINDER: u64 = 255 * 63 * 512;
-/// Microsoft's reserved partition holds no file system, but may hold what was there before.
-const MSR: &str = super::layout::GPT_MSR;
+/// What lies at the start of these partitions says nothing of their size: Microsoft's reserved one may
+/// hold what was there before, and a volume that spans disks begins in a part of it.
+const PARTS: [&str; 7] = [
+    layout::GPT_MSR,
+    layout::GPT_LDM_METADATA,
+    layout::GPT_LDM_DATA,
+    layout::MBR_LDM,
+    layout::GPT_STORAGE_SPACES,
+    // RAID of Linux.
+    "a19d880f-05fc-4d3b-a006-743f0f84911e",
+    "0xfd",
+];
 
 /// What ends behind the end of the disk. `claimed` is its layout, not cut to it.
 pub fn check(disk: &dyn BlockRead, claimed: &DiskLayout) -> io::Result<Option<Short>> {
@@ -26,7 +36,7 @@ pub fn check(disk: &dyn BlockRead, claimed: &DiskLayout) -> io::Result<Option<Sh
     let short = |what: String, needs: u64| Short { what, needs, has };
     for partition in &claimed.partitions {
         let file_system = match partition.type_id.as_str() {
-            MSR => None,
+            id if PARTS.contains(&id) => None,
             _ => file_system_end(disk, partition)?,
         };
         let late = file_system.filter(|(_, end)| *end > has);

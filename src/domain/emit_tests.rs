@@ -975,3 +975,103 @@ fn qemu_script_prepares_the_machine() {
     assert!(run_file(&file, &[], Some(dir.path())).0);
     assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "changed");
 }
+
+/// What has lost characters in its name is told from others that lost the same.
+#[test]
+fn two_networks_have_two_names() {
+    let mut m = machine();
+    let networks = [
+        "生产",
+        "测试",
+        "LAN_1",
+        "LAN-1",
+        "lan 1",
+        "VM Network",
+        "br1",
+    ];
+    let mut nics: Vec<Nic> = networks
+        .iter()
+        .enumerate()
+        .map(|(n, network)| Nic {
+            network: Some((*network).to_owned()),
+            ..Nic::new(MacAddr::qemu([0, 1, n as u8]), NicSource::User)
+        })
+        .collect();
+    let bridges = [
+        ("br_0", None),
+        ("br-0", None),
+        ("br1", None),
+        ("br1", Some(5)),
+        ("br1-vlan5", None),
+    ];
+    for (n, (name, vlan)) in bridges.into_iter().enumerate() {
+        let bridge = Bridge {
+            vlan,
+            ..Bridge::named(name)
+        };
+        let mac = MacAddr::qemu([0, 2, n as u8]);
+        nics.push(Nic::new(mac, NicSource::Bridge(bridge)));
+    }
+    // The first one is in the network of the pods.
+    m.nics = vec![Nic::new(MacAddr::qemu([0, 0, 0]), NicSource::User)];
+    m.nics.extend(nics);
+    let documents = yaml(&texts(Emit::Kubevirt, &m)[1]);
+    let spec = &documents.last().unwrap()["spec"]["template"]["spec"];
+    let list = spec["networks"].as_array().unwrap();
+    let names: Vec<&str> = list
+        .iter()
+        .filter_map(|n| n["multus"]["networkName"].as_str())
+        .collect();
+    let distinct: std::collections::BTreeSet<&&str> = names.iter().collect();
+    assert_eq!((names.len(), distinct.len()), (12, 12), "{names:?}");
+    assert_eq!(names[3], "lan-1");
+    assert_eq!((names[5], names[9]), ("vm-network", "br1"));
+    assert!(names[0].starts_with("vm-") && names[2].starts_with("lan-1-"));
+    for (n, name) in names.into_iter().enumerate() {
+        assert!(name.len() <= 63 && kubevirt::object_name(name) == name);
+        // Those of bridges are written.
+        let definition = documents.iter().any(|d| d["metadata"]["name"] == *name);
+        assert_eq!(definition, n >= 7, "{name}");
+    }
+}
+
+/// What is offered for pasting is one word of the shell, whatever the network is called.
+#[test]
+fn networks_in_commands_are_quoted() {
+    let mut m = machine();
+    let nic = |n| Nic {
+        network: Some("Bob's $(LAN)".to_owned()),
+        ..Nic::new(MacAddr::qemu([0, 0, n]), NicSource::User)
+    };
+    m.nics = vec![nic(1), nic(2)];
+    for (emit, want) in [
+        (
+            Emit::Kubevirt,
+            r"--network-map 'Bob'\''s $(LAN)=nad:NAMESPACE/NAME' names",
+        ),
+        (
+            Emit::Proxmox,
+            r"--network-map 'Bob'\''s $(LAN)=pve:BRIDGE[@VLAN]' names",
+        ),
+    ] {
+        let said = warnings(emit, &m);
+        assert!(said.iter().any(|w| w.contains(want)), "{said:?}");
+    }
+}
+
+#[test]
+fn proxmox_names_are_names_of_dns() {
+    for (name, want) in [
+        ("Dr. No", "Dr.No"),
+        ("a.-b-.c", "a.b.c"),
+        ("..a..b..", "a.b"),
+        ("- . -", "vm"),
+        ("win-2019", "win-2019"),
+    ] {
+        let mut m = machine();
+        m.name = name.to_owned();
+        let script = &texts(Emit::Proxmox, &m)[0];
+        let line = format!("--name {want} ");
+        assert!(script.contains(&line), "{name}: {script}");
+    }
+}

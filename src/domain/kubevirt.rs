@@ -20,11 +20,11 @@ use serde_json::{Value, json};
 
 use super::emit::{Context, EmitError, local};
 use super::model::{
-    Bootstrap, Chipset, CpuMode, DomainType, Firmware, Graphics, Machine, Nic, NicSource, Stage,
+    Bootstrap, Chipset, CpuMode, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
     StorageBus,
 };
 use super::network::Bridge;
-use crate::text::quoted;
+use crate::text::{digest8, quoted};
 
 /// What the user says about the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -204,11 +204,31 @@ fn attachment_definition(bridge: &Bridge, options: &Options) -> Value {
     })
 }
 
+/// Each bridge has its own: what `br_0` and `br-0` have in common is no name for either.
 fn attachment_name(bridge: &Bridge) -> String {
+    let name = &bridge.name;
+    let short = object_name(name);
+    let own = short == *name && !name.contains("-vlan");
+    let name = if own { short } else { hashed(&short, name) };
     match bridge.vlan {
-        Some(vlan) => format!("{}-vlan{vlan}", object_name(&bridge.name)),
-        None => object_name(&bridge.name),
+        Some(vlan) => format!("{name}-vlan{vlan}"),
+        None => name,
     }
+}
+
+/// For a network nobody has mapped. What is not in the short name is told apart by eight digits; case and
+/// spaces are not, so that `VM Network` is `vm-network`.
+fn network_name(name: &str) -> String {
+    let short = object_name(name);
+    match short == name.to_lowercase().replace(' ', "-") {
+        true => short,
+        false => hashed(&short, name),
+    }
+}
+
+fn hashed(short: &str, name: &str) -> String {
+    let short: String = short.chars().take(41).collect();
+    format!("{}-{}", short.trim_end_matches('-'), digest8(name))
 }
 
 /// The bridges NICs are attached to, each once.
@@ -401,26 +421,36 @@ enum Network {
 /// The network of each NIC. The first one nothing is known of is in the network of the pods.
 fn attached(m: &Machine) -> Vec<Network> {
     let mut pod = false;
+    let written: Vec<String> = bridges(m).into_iter().map(attachment_name).collect();
+    // With the networks they stand for.
+    let mut guessed: Vec<(String, String)> = Vec::new();
+    let mut guess = |network: &str| {
+        let short = network_name(network);
+        let other = |(name, of): &(String, String)| *name == short && of != network;
+        let taken = written.contains(&short) || guessed.iter().any(other);
+        let name = if taken {
+            hashed(&short, network)
+        } else {
+            short
+        };
+        guessed.push((name.clone(), network.to_owned()));
+        Network::Multus(name)
+    };
     m.nics
         .iter()
         .map(|nic| match (&nic.attachment, &nic.source) {
             (Some(attachment), _) => Network::Multus(attachment.to_string()),
             (None, NicSource::Bridge(bridge)) => Network::Multus(attachment_name(bridge)),
-            (None, NicSource::Network(network)) if network != "default" => {
-                Network::Multus(object_name(network))
-            }
+            (None, NicSource::Network(network)) if network != "default" => guess(network),
             (None, NicSource::Network(_) | NicSource::User) if !pod => {
                 pod = true;
                 Network::Pod
             }
-            (None, NicSource::Network(_) | NicSource::User) => Network::Multus(guessed(nic)),
+            (None, NicSource::Network(_) | NicSource::User) => {
+                guess(nic.network.as_deref().unwrap_or("network"))
+            }
         })
         .collect()
-}
-
-/// The name an attachment gets that nobody has named.
-fn guessed(nic: &Nic) -> String {
-    object_name(nic.network.as_deref().unwrap_or("network"))
 }
 
 fn networks(m: &Machine, stage: Stage) -> (Vec<Value>, Vec<Value>) {
@@ -456,7 +486,10 @@ pub fn warnings(m: &Machine) -> Vec<String> {
     for (n, (nic, network)) in m.nics.iter().zip(attached(m)).enumerate() {
         let n = n + 1;
         let map = match &nic.network {
-            Some(network) => format!("--network-map '{network}=nad:NAMESPACE/NAME'"),
+            Some(network) => {
+                let map = quoted(&format!("{network}=nad:NAMESPACE/NAME"));
+                format!("--network-map {map}")
+            }
             None => "--bridge NAME, a bridge of the nodes,".to_owned(),
         };
         match network {

@@ -317,8 +317,9 @@ pub fn warnings(m: &Machine) -> Vec<String> {
         .filter_map(|(n, nic)| {
             let network = nic.network.as_ref()?;
             Some(format!(
-                "NIC {} was on {network:?} and is attached to vmbr0; --network-map '{network}=pve:BRIDGE[@VLAN]' names another bridge",
-                n + 1
+                "NIC {} was on {network:?} and is attached to vmbr0; --network-map {} names another bridge",
+                n + 1,
+                quoted(&format!("{network}=pve:BRIDGE[@VLAN]"))
             ))
         })
         .collect()
@@ -368,9 +369,12 @@ fn vm_name(name: &str) -> String {
         })
         .take(63)
         .collect();
-    match mapped.trim_matches(['-', '.']) {
-        "" => "vm".to_owned(),
-        name => name.to_owned(),
+    // A name of DNS: no label is empty, or begins or ends with `-`.
+    let labels = mapped.split('.').map(|label| label.trim_matches('-'));
+    let labels: Vec<&str> = labels.filter(|label| !label.is_empty()).collect();
+    match labels[..] {
+        [] => "vm".to_owned(),
+        _ => labels.join("."),
     }
 }
 

@@ -109,7 +109,7 @@ pub struct Decision {
     pub notes: Vec<String>,
 }
 
-/// `macs`: of the new machine's cards when they are given; otherwise it gets those of the adapters.
+/// `macs`: of all cards of the new machine; none: it gets those of the adapters.
 pub fn decide(
     policy: Policy,
     facts: &NetworkFacts,

@@ -1,7 +1,7 @@
 //! The state the disk and Windows were left in: what makes a conversion unsafe, and what makes its
 //! result surprising.
 
-use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES};
+use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES, MBR_LDM};
 use crate::guest::fve::Closed;
 use crate::guest::fve::metadata::Protection;
 use crate::guest::{
@@ -13,8 +13,6 @@ use crate::registry::hive::{Key, Result};
 use super::Disk;
 use super::model::{Finding, Inspection};
 use super::tools::MICROSOFT_DEFENDER;
-
-const MBR_LDM: &str = "0x42";
 
 /// What the volumes and the partition tables say. `system` is the volume Windows is on; what keeps a disk
 /// from being changed counts on `disks`, those with Windows and its boot files.

@@ -19,7 +19,7 @@ pub struct Wishes {
     /// `--no-firstboot`
     pub none: bool,
     pub network: Policy,
-    /// Of the new machine's cards, where they are given.
+    /// Of the new machine's cards; where there are none, those of the guest's adapters.
     pub macs: Vec<MacAddr>,
     /// The contents of `--firstboot` files.
     pub user_scripts: Vec<Vec<u8>>,

@@ -13,6 +13,7 @@
 //! the order of the disks, which is by controller and `AddressOnParent`; `AllocationUnits` is a
 //! formula (`byte * 2^20`) or an old-fashioned word.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -24,6 +25,9 @@ use super::{
     Controller, Options, Packed, Result, SourceDisk, SourceError, SourceFirmware, SourceKind,
     SourceNic, SourceVm, clean, folder_of, read_description,
 };
+
+/// More than any machine has: each item may name another.
+const MAX_ITEMS: usize = 4096;
 
 /// A file of the package that backs a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +149,8 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
     }
     firmware(system, &mut vm);
     let configuration = configuration(path, &root, options, &mut vm)?;
-    let hardware = hardware(system, configuration.as_deref());
+    let hardware = hardware(system, configuration.as_deref()).map_err(invalid)?;
+    let package = Package::new(&root, charset);
     let mut disks = Vec::new();
     for item in &hardware {
         match item.kind {
@@ -163,7 +168,7 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
                 let (controller, bus) = item.controller(&hardware);
                 let unit = item.number("AddressOnParent").unwrap_or(u32::MAX);
                 let resource = item.text("HostResource").unwrap_or_default();
-                match backing(&root, resource, charset).map_err(invalid)? {
+                match package.backing(resource).map_err(invalid)? {
                     Some(file) => disks.push(OvfDisk {
                         controller: match controller {
                             Controller::Unknown => file.controller,
@@ -296,7 +301,7 @@ fn configuration(
 }
 
 /// The items that count in this configuration.
-fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Vec<Item<'a>> {
+fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Result<Vec<Item<'a>>, String> {
     let mut sections: Vec<&Element> = system.all("VirtualHardwareSection").collect();
     sections.extend(typed(system, "VirtualHardwareSection"));
     // There may be one for each kind of hypervisor; the first is taken.
@@ -306,6 +311,13 @@ fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Vec<Item<'a
         let bound = item.element.attr("bound").unwrap_or("normal");
         bound == "normal" || bound.is_empty()
     });
+    let items: Vec<Item> = items.collect();
+    if items.len() > MAX_ITEMS {
+        return Err(format!(
+            "its machine has {} items of hardware, and at most {MAX_ITEMS} are read",
+            items.len()
+        ));
+    }
     let (mut common, mut special) = (Vec::new(), Vec::new());
     for item in items {
         match item.element.attr("configuration") {
@@ -324,7 +336,7 @@ fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Vec<Item<'a
     };
     common.retain(|item| !replaced(item));
     common.append(&mut special);
-    common
+    Ok(common)
 }
 
 struct Item<'a> {
@@ -421,108 +433,141 @@ fn nic(item: &Item, notes: &mut Vec<String>) -> SourceNic {
     }
 }
 
-/// `ovf:/disk/ID` or `ovf:/file/ID`, in the spellings seen.
-fn backing(root: &Element, resource: &str, charset: Charset) -> Result<Option<OvfDisk>, String> {
-    let place = resource
-        .trim_start_matches("ovf:")
-        .trim_start_matches('/')
-        .split_once('/');
-    let mut capacity = None;
-    let (mut controller, mut boot) = (Controller::Unknown, false);
-    let disks = root.descendants("Disk");
-    if resource.is_empty() {
-        return Ok(None);
-    }
-    let disk = declared(&disks, resource, place)?;
-    let (file_id, format) = match (disk, place) {
-        (Some(disk), _) => {
-            let id = disk.attr("diskId").unwrap_or_default();
-            (controller, boot) = interface(disk);
-            if disk
-                .attr("parentRef")
-                .is_some_and(|parent| !parent.is_empty())
-            {
-                return Err(format!(
-                    "disk {} is a delta of another disk, which is not supported",
-                    clean(id)
-                ));
-            }
-            let units = disk.attr("capacityAllocationUnits").unwrap_or("byte");
-            let number = disk.attr("capacity").and_then(|c| c.parse::<u64>().ok());
-            capacity = number
-                .zip(unit_bytes(units))
-                .and_then(|(n, unit)| n.checked_mul(unit));
-            (disk.attr("fileRef"), disk.attr("format").and_then(format))
-        }
-        (None, Some((_, id))) => (Some(id), None),
-        (None, None) => (None, None),
-    };
-    // A disk without a file is an empty one to be made at deployment.
-    let Some(file_id) = file_id.filter(|id| !id.trim().is_empty()) else {
-        return Ok(None);
-    };
-    let files = root.first("References").into_iter();
-    let file = files
-        .flat_map(|r| r.all("File"))
-        // oVirt: `fileRef` is the href.
-        .find(|f| f.attr("id") == Some(file_id) || f.attr("href") == Some(file_id))
-        .ok_or_else(|| format!("file {} is not declared", clean(file_id)))?;
-    if file.attr("chunkSize").is_some() {
-        return Err("its disk is split into chunks, which is not supported".into());
-    }
-    let written = file.attr("href").filter(|h| !h.is_empty());
-    let written = written.ok_or_else(|| format!("file {} has no href", clean(file_id)))?;
-    let decoded = percent_decode(written);
-    let href = text_of(&decoded);
-    let mut names = match std::str::from_utf8(&decoded) {
-        Ok(text) => charset.spellings(text, &decoded),
-        Err(_) => vec![OsString::from_vec(decoded)],
-    };
-    names.extend(charset.spellings(written, written.as_bytes()));
-    if href.contains("://") {
-        return Err(format!(
-            "its disk is at {}, and disks are not fetched from the network",
-            clean(&href)
-        ));
-    }
-    let gzip = match file.attr("compression").unwrap_or_default() {
-        "" | "identity" => false,
-        "gzip" => true,
-        other => return Err(format!("compression {} is not supported", clean(other))),
-    };
-    Ok(Some(OvfDisk {
-        href,
-        names,
-        gzip,
-        capacity,
-        format,
-        controller,
-        order: (0, 0),
-        boot,
-    }))
+/// The disks and files an envelope declares, each by what it may be named by; the first counts.
+struct Package<'a> {
+    disks: HashMap<&'a str, &'a Element>,
+    /// By `fileRef`, as oVirt names them.
+    disks_by_file: HashMap<&'a str, &'a Element>,
+    files: HashMap<&'a str, &'a Element>,
+    charset: Charset,
 }
 
-/// The disk an item names; none where it names a file.
-fn declared<'a>(
-    disks: &[&'a Element],
-    resource: &str,
-    place: Option<(&str, &str)>,
-) -> Result<Option<&'a Element>, String> {
-    let with = |key: &str, id: &str| disks.iter().find(|d| d.attr(key) == Some(id)).copied();
-    match place {
-        Some(("file", _)) => Ok(None),
-        Some(("disk", id)) => match with("diskId", id) {
-            Some(disk) => Ok(Some(disk)),
-            None => Err(format!("disk {} is not declared", clean(id))),
-        },
-        // oVirt: the file's id, or FOLDER/ID as the disk has it.
-        _ => match with("fileRef", resource).or(with("diskId", resource)) {
-            Some(disk) => Ok(Some(disk)),
-            None => Err(format!(
-                "a disk is at {}, which is not declared",
-                clean(resource)
-            )),
-        },
+fn by<'a>(elements: &[&'a Element], keys: &[&str]) -> HashMap<&'a str, &'a Element> {
+    let mut found = HashMap::new();
+    for element in elements {
+        for name in keys.iter().filter_map(|key| element.attr(key)) {
+            found.entry(name).or_insert(*element);
+        }
+    }
+    found
+}
+
+impl<'a> Package<'a> {
+    fn new(root: &'a Element, charset: Charset) -> Self {
+        let disks = root.descendants("Disk");
+        let files = root.first("References").into_iter();
+        let files: Vec<&Element> = files.flat_map(|r| r.all("File")).collect();
+        Self {
+            disks: by(&disks, &["diskId"]),
+            disks_by_file: by(&disks, &["fileRef"]),
+            // oVirt: `fileRef` is the href.
+            files: by(&files, &["id", "href"]),
+            charset,
+        }
+    }
+
+    /// The disk an item names; none where it names a file.
+    fn disk(
+        &self,
+        resource: &str,
+        place: Option<(&str, &str)>,
+    ) -> Result<Option<&'a Element>, String> {
+        match place {
+            Some(("file", _)) => Ok(None),
+            Some(("disk", id)) => match self.disks.get(id) {
+                Some(disk) => Ok(Some(disk)),
+                None => Err(format!("disk {} is not declared", clean(id))),
+            },
+            // oVirt: the file's id, or FOLDER/ID as the disk has it.
+            _ => {
+                let files = self.disks_by_file.get(resource);
+                match files.or(self.disks.get(resource)) {
+                    Some(disk) => Ok(Some(disk)),
+                    None => Err(format!(
+                        "a disk is at {}, which is not declared",
+                        clean(resource)
+                    )),
+                }
+            }
+        }
+    }
+
+    /// `ovf:/disk/ID` or `ovf:/file/ID`, in the spellings seen.
+    fn backing(&self, resource: &str) -> Result<Option<OvfDisk>, String> {
+        let place = resource
+            .trim_start_matches("ovf:")
+            .trim_start_matches('/')
+            .split_once('/');
+        let mut capacity = None;
+        let (mut controller, mut boot) = (Controller::Unknown, false);
+        if resource.is_empty() {
+            return Ok(None);
+        }
+        let disk = self.disk(resource, place)?;
+        let (file_id, format) = match (disk, place) {
+            (Some(disk), _) => {
+                let id = disk.attr("diskId").unwrap_or_default();
+                (controller, boot) = interface(disk);
+                if disk
+                    .attr("parentRef")
+                    .is_some_and(|parent| !parent.is_empty())
+                {
+                    return Err(format!(
+                        "disk {} is a delta of another disk, which is not supported",
+                        clean(id)
+                    ));
+                }
+                let units = disk.attr("capacityAllocationUnits").unwrap_or("byte");
+                let number = disk.attr("capacity").and_then(|c| c.parse::<u64>().ok());
+                capacity = number
+                    .zip(unit_bytes(units))
+                    .and_then(|(n, unit)| n.checked_mul(unit));
+                (disk.attr("fileRef"), disk.attr("format").and_then(format))
+            }
+            (None, Some((_, id))) => (Some(id), None),
+            (None, None) => (None, None),
+        };
+        // A disk without a file is an empty one to be made at deployment.
+        let Some(file_id) = file_id.filter(|id| !id.trim().is_empty()) else {
+            return Ok(None);
+        };
+        let file = self
+            .files
+            .get(file_id)
+            .ok_or_else(|| format!("file {} is not declared", clean(file_id)))?;
+        if file.attr("chunkSize").is_some() {
+            return Err("its disk is split into chunks, which is not supported".into());
+        }
+        let written = file.attr("href").filter(|h| !h.is_empty());
+        let written = written.ok_or_else(|| format!("file {} has no href", clean(file_id)))?;
+        let decoded = percent_decode(written);
+        let href = text_of(&decoded);
+        let mut names = match std::str::from_utf8(&decoded) {
+            Ok(text) => self.charset.spellings(text, &decoded),
+            Err(_) => vec![OsString::from_vec(decoded)],
+        };
+        names.extend(self.charset.spellings(written, written.as_bytes()));
+        if href.contains("://") {
+            return Err(format!(
+                "its disk is at {}, and disks are not fetched from the network",
+                clean(&href)
+            ));
+        }
+        let gzip = match file.attr("compression").unwrap_or_default() {
+            "" | "identity" => false,
+            "gzip" => true,
+            other => return Err(format!("compression {} is not supported", clean(other))),
+        };
+        Ok(Some(OvfDisk {
+            href,
+            names,
+            gzip,
+            capacity,
+            format,
+            controller,
+            order: (0, 0),
+            boot,
+        }))
     }
 }
 
@@ -606,4 +651,51 @@ pub(super) fn percent_decode(href: &str) -> Vec<u8> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    /// `disks` disks, declared last first.
+    fn envelope(disks: usize) -> String {
+        let (mut files, mut declared, mut items) = (String::new(), String::new(), String::new());
+        for n in (0..disks).rev() {
+            let _ = write!(files, "<File id='f{n}' href='d{n}.vmdk'/>");
+            let _ = write!(
+                declared,
+                "<Disk diskId='d{n}' fileRef='f{n}' capacity='{n}'/>"
+            );
+            let _ = write!(
+                items,
+                "<Item><InstanceID>{n}</InstanceID><ResourceType>17</ResourceType>\
+                 <HostResource>ovf:/disk/d{n}</HostResource><AddressOnParent>{n}</AddressOnParent></Item>"
+            );
+        }
+        format!(
+            "<Envelope><References>{files}</References><DiskSection>{declared}</DiskSection>\
+             <VirtualSystem id='v'><VirtualHardwareSection>{items}</VirtualHardwareSection>\
+             </VirtualSystem></Envelope>"
+        )
+    }
+
+    #[test]
+    fn many_disks_are_read_and_too_many_refused() {
+        let read = |disks| {
+            let text = envelope(disks);
+            parse(Path::new("x.ovf"), text.as_bytes(), &Options::default())
+        };
+        let (_, disks) = read(4096).unwrap();
+        assert_eq!(disks.len(), 4096);
+        for (n, disk) in disks.iter().enumerate() {
+            assert_eq!(disk.href, format!("d{n}.vmdk"));
+            assert_eq!(disk.capacity, Some(n as u64));
+        }
+        let error = read(4097).unwrap_err().to_string();
+        for number in ["4097", "4096"] {
+            assert!(error.contains(number), "{error}");
+        }
+    }
 }

@@ -257,6 +257,12 @@ struct Embedded {
     holds_data: bool,
 }
 
+/// Whether a file that begins like this is worth a look for a descriptor.
+pub fn may_be(head: &[u8]) -> bool {
+    let named = |wanted: &[u8]| head.windows(wanted.len()).any(|w| w == wanted);
+    head.starts_with(b"KDMV") || head.starts_with(b"#") || named(b"createType")
+}
+
 fn embedded(file: &File, size: u64) -> io::Result<Option<Embedded>> {
     let head = read_up_to(file, 0, 512, size)?;
     let sparse = head.starts_with(b"KDMV");

@@ -49,7 +49,7 @@ fn vmdk_descriptors_are_read_as_they_were_written() {
                     e.kind,
                     e.sectors,
                     vmdk::charset(&text).decode(&e.name).0,
-                    e.offset,
+                    e.offset.unwrap_or(0),
                 )
             })
             .collect();
