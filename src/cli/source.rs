@@ -419,7 +419,7 @@ impl SourceArgs {
         }
         confine::looks(&Writes {
             folder,
-            there: Vec::new(),
+            there: self.sockets()?,
         })
     }
 
@@ -443,6 +443,13 @@ impl SourceArgs {
             return Ok(false);
         }
         Ok(!self.key.is_empty() || Engine::choose(self.engine.into())?.starts_slowly())
+    }
+
+    /// Where libguestfs puts its sockets, whatever TMPDIR says: their names must be short.
+    fn sockets(&self) -> Result<Vec<&'static Path>> {
+        Ok(Vec::from_iter(
+            self.guestfish()?.then_some(Path::new("/tmp")),
+        ))
     }
 
     /// Whether the appliance may be run by a libvirt daemon that is started for it and outlives us, with the
@@ -584,7 +591,11 @@ impl FixArgs {
         let there = self.output_device.iter().chain(&disks);
         confine::writes(&Writes {
             folder: Some(output.unwrap_or(Path::new("."))),
-            there: there.map(PathBuf::as_path).chain(place).collect(),
+            there: there
+                .map(PathBuf::as_path)
+                .chain(place)
+                .chain(self.source.sockets()?)
+                .collect(),
         })
     }
 
