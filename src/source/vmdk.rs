@@ -50,7 +50,7 @@ fn is_object(extent: &str) -> bool {
             .get(..scheme.len())
             .is_some_and(|s| s.eq_ignore_ascii_case(scheme))
     };
-    schemes.iter().any(|scheme| starts(scheme))
+    schemes.iter().any(starts)
 }
 
 impl Unreadable {
