@@ -46,26 +46,33 @@ impl Drop for Holder {
 
 /// Holds an image as a running VM does.
 fn hold(disk: &Path) -> Holder {
-    let mut command = Command::new("qemu-io");
-    let child = command
-        .args(["-f", "qcow2"])
-        .arg(disk)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let holder = Holder(child);
     let start = Instant::now();
     loop {
-        let info = Command::new("qemu-img")
-            .arg("info")
+        let mut command = Command::new("qemu-io");
+        let child = command
+            .args(["-f", "qcow2"])
             .arg(disk)
-            .output()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
             .unwrap();
-        if !info.status.success() {
-            return holder;
+        let holder = Holder(child);
+        // Who looks has the image open too: a qemu-io that comes at that moment stays without it.
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(250));
+            let mut info = Command::new("qemu-img");
+            if !info
+                .arg("info")
+                .arg(disk)
+                .output()
+                .unwrap()
+                .status
+                .success()
+            {
+                return holder;
+            }
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "nobody holds it");
+        assert!(start.elapsed() < Duration::from_secs(60), "nobody holds it");
     }
 }
 
