@@ -67,7 +67,11 @@ impl Moved {
             return None;
         };
         let found = self.names.contains(first);
-        found.then(|| self.here.join(below).display().to_string())
+        found.then(|| self.at_new_place(below))
+    }
+
+    fn at_new_place(&self, below: &Path) -> String {
+        self.here.join(below).display().to_string()
     }
 
     fn domain(&self, report: &mut Value, key: &str) -> Result<()> {
@@ -85,12 +89,10 @@ impl Moved {
         let nvram = root.path("os/nvram").map(|n| n.text.clone());
         rewrite(&mut root, &|old| {
             // libvirt makes the UEFI variables at the first start: there is no file yet.
-            let variables = || {
-                let name = Path::new(old).strip_prefix(&self.was).ok()?;
-                Some(self.here.join(name).display().to_string())
-            };
-            self.new_path(old)
-                .or_else(|| variables().filter(|_| nvram.as_deref() == Some(old)))
+            match Path::new(old).strip_prefix(&self.was) {
+                Ok(name) if nvram.as_deref() == Some(old) => Some(self.at_new_place(name)),
+                _ => self.new_path(old),
+            }
         });
         replace(&path, root.to_document().as_bytes())?;
         listed_anew(report, &self.here, &name);

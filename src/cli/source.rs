@@ -341,7 +341,7 @@ fn acceptable(id: &str) -> Result<String, String> {
 
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
-        let keys = self.keys()?;
+        let keys = parsed_keys(&self.key)?;
         let options = source::Options {
             ovf_configuration: self.ovf_configuration.clone(),
         };
@@ -461,10 +461,6 @@ impl SourceArgs {
     /// The engine for the verbs that only read.
     pub fn reader(&self) -> Result<Engine> {
         Engine::choose_reader(self.engine.into())
-    }
-
-    fn keys(&self) -> Result<Keys> {
-        parsed_keys(&self.key)
     }
 }
 

@@ -6,6 +6,7 @@
 //! speaks against the conversion becomes a blocker; `--accept` takes those that only keep Windows from
 //! starting.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::boot_path::Controller;
@@ -58,10 +59,8 @@ pub(super) fn complete(
     }
     let unexplained = unexplained(&prepared.plan, &remaining);
     prepared.plan.blockers.extend(unexplained);
-    prepared
-        .plan
-        .blockers
-        .extend(unsafe_volumes(job, seen, &prepared.plan));
+    let not_clean = unsafe_volumes(job, seen, prepared);
+    prepared.plan.blockers.extend(not_clean);
     let large = too_large_values(seen, &prepared.plan)?;
     prepared.plan.blockers.extend(large);
     let documents = finish::rehearse(
@@ -132,31 +131,23 @@ fn too_large_values(seen: &Seen<'_>, plan: &Plan) -> Result<Vec<Blocker>> {
 }
 
 /// Volumes other than that of Windows which the plan writes to and the writer would refuse.
-fn unsafe_volumes(job: &Job, seen: &Seen<'_>, plan: &Plan) -> Vec<Blocker> {
-    let system = seen
-        .survey
-        .inspection
-        .windows
-        .as_ref()
-        .map(|w| w.system_volume);
-    let mut volumes: Vec<VolumeId> = (plan.actions.iter().filter_map(Action::volume))
-        .filter(|volume| Some(*volume) != system)
+fn unsafe_volumes(job: &Job, seen: &Seen<'_>, prepared: &Prepared) -> Vec<Blocker> {
+    let system = prepared.windows.system_volume;
+    let written: BTreeSet<VolumeId> = (prepared.plan.actions.iter())
+        .filter_map(Action::volume)
+        .filter(|volume| *volume != system)
         .collect();
-    volumes.sort_unstable();
-    volumes.dedup();
-    let states = volumes.into_iter().filter_map(|id| {
-        let volume = seen.guest.volumes().iter().find(|v| v.id == id)?;
-        Some((id, volume.kind, &volume.state))
-    });
-    states
-        .filter(|(_, kind, _)| *kind == FsKind::Ntfs)
-        .filter_map(|(id, _, state)| {
-            let why = match state {
+    let volumes = seen.guest.volumes().iter();
+    volumes
+        .filter(|volume| volume.kind == FsKind::Ntfs && written.contains(&volume.id))
+        .filter_map(|volume| {
+            let why = match &volume.state {
                 s if s.hibernated => "holds a hibernated session of Windows",
                 s if s.cached => "is partly in the memory of Fast Startup",
                 s if s.dirty && !job.source.force_dirty => "was not unmounted cleanly",
                 _ => return None,
             };
+            let id = volume.id;
             Some(Blocker::new(
                 "volume-unsafe",
                 format!("the boot files on {id} have to be changed, and that volume {why}"),
