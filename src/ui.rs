@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::text;
 
 /// Like `eprintln!`, but nobody reading stderr any more is no reason to stop.
 macro_rules! err {
@@ -375,7 +376,8 @@ impl Drop for Waiting {
 }
 
 /// The envelope every JSON document has.
-pub fn document(command: &str, body: Value) -> Value {
+pub fn document(command: &str, mut body: Value) -> Value {
+    text::called_in(&mut body);
     let mut document = json!({
         "schema": format!("hyper2kvm/{command}/1"),
         "version": env!("CARGO_PKG_VERSION"),
@@ -447,13 +449,21 @@ impl Progress {
         }
     }
 
+    fn left_out(&self) -> String {
+        let skipped = bytes(self.skipped);
+        match FETCHED.get() {
+            Some(fetched) => format!("{skipped} skipped, {} fetched", bytes(fetched())),
+            None => format!("{skipped} skipped"),
+        }
+    }
+
     fn plain(&self, done: u64, rate: f64, left: Option<f64>) -> String {
         format!(
-            "{:>12} {} of {} ({} skipped), {}/s, {} left",
+            "{:>12} {} of {} ({}), {}/s, {} left",
             self.label,
             bytes(done),
             bytes(self.total),
-            bytes(self.skipped),
+            self.left_out(),
             bytes(rate as u64),
             left.map_or("?".to_string(), |s| format!("{s:.0} s")),
         )
@@ -466,6 +476,7 @@ impl Progress {
             "step": self.label, "done_bytes": done, "total_bytes": self.total,
             "skipped_bytes": self.skipped, "bytes_per_second": rate as u64,
             "seconds_left": left.map(|s| s as u64),
+            "fetched_bytes": FETCHED.get().map_or(0, |fetched| fetched()),
         })
     }
 
@@ -483,6 +494,14 @@ impl Progress {
             self.show(done);
         }
     }
+}
+
+/// Tells how many bytes have crossed the wire, where a source lies on another host.
+static FETCHED: OnceLock<fn() -> u64> = OnceLock::new();
+
+/// From now on progress names what was fetched.
+pub fn count_fetched(fetched: fn() -> u64) {
+    FETCHED.get_or_init(|| fetched);
 }
 
 fn pretty(value: &Value) -> String {
@@ -511,7 +530,8 @@ pub fn lost_output() -> Option<&'static str> {
 
 /// Removes what could steer a terminal: control characters and bidirectional overrides.
 pub fn clean(text: &str) -> String {
-    text.chars().filter(|c| !steers_terminal(*c)).collect()
+    text::called(text)
+        .chars().filter(|c| !steers_terminal(*c)).collect()
 }
 
 /// For what programs say in several lines.
@@ -520,7 +540,8 @@ fn one_line(text: &str) -> String {
 }
 
 fn clean_keep_newlines(text: &str) -> String {
-    text.chars()
+    text::called(text)
+        .chars()
         .filter(|c| *c == '\n' || !steers_terminal(*c))
         .collect()
 }

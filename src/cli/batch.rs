@@ -13,9 +13,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files::create_passage;
 use crate::ui::{Ui, document};
 
+use super::source::FixArgs;
+use super::wire;
 use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
 
 pub const BATCH: &str = "batch";
+const SOURCE_COMMAND: &str = "source-command";
 
 #[derive(Debug, clap::Args)]
 pub struct BatchArgs {
@@ -198,7 +201,13 @@ fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Resul
     for (i, settings) in list.machines.iter().enumerate() {
         let merged = merge(list, settings, given, folder);
         let source = merged.get(SOURCE).and_then(|v| v.first());
-        let source = folder.join(source.map_or("", String::as_str));
+        let source = source.map_or("", String::as_str);
+        // A URL, or the name of what a program serves, is no path.
+        let elsewhere = source.contains("://") || merged.contains_key(SOURCE_COMMAND);
+        let source = match elsewhere {
+            true => PathBuf::from(source),
+            false => folder.join(source),
+        };
         let at = format!("machine {} ({})", i + 1, source.display());
         let machine = machine(source, merged, output, &at)?;
         let changes = machine.args.iter().any(|a| a == &*format!("--{IN_PLACE}"));
@@ -224,7 +233,7 @@ fn merge(list: &List, settings: &Settings, given: &Options, folder: &Path) -> Op
                 return format!("{selector}:file:{}", folder.join(file).display());
             }
             let full = folder.join(v);
-            if path {
+            if path && v != "-" {
                 full.to_string_lossy().into_owned()
             } else {
                 v.clone()
@@ -245,8 +254,12 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
     let folder = merged.remove(OUTPUT_DIR).and_then(|v| v.into_iter().next());
     let (one, effective) = options::parse(&source, &merged)
         .map_err(|e| Error::usage(format!("{at}: {}", options::first_line(&e))))?;
-    let name = match one.fix.job() {
-        Ok(job) => safe_name(&job.machine.name),
+    let remote = remote(&one.fix).map_err(|mut error| {
+        error.message = format!("{at}: {}", error.message);
+        error
+    })?;
+    let name = match remote.map_or_else(|| named(&one.fix), Ok) {
+        Ok(name) => safe_name(&name),
         Err(mut error) if error.kind == ErrorKind::Usage => {
             error.message = format!("{at}: {}", error.message);
             return Err(error);
@@ -268,6 +281,30 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
         source,
         request: Box::new(move || Some(options::request(&one.fix.job().ok()?, &effective))),
     })
+}
+
+/// The name the description has for it.
+fn named(fix: &FixArgs) -> Result<String> {
+    fix.job().map(|job| job.machine.name)
+}
+
+/// The name of a machine on the wire: nothing is connected to before its turn comes.
+fn remote(fix: &FixArgs) -> Result<Option<String>> {
+    let args = &fix.source;
+    let at = wire::location(&args.source, &args.wire)?;
+    args.wire.check(at.as_ref())?;
+    let Some(at) = at else { return Ok(None) };
+    fix.refuse_in_place()?;
+    if args.wire.password_file.as_deref() == Some(Path::new("-")) {
+        return Err(Error::usage("standard input cannot be the password of the machines of a list")
+            .hint("name a file with `password-file`, readable for its owner only"));
+    }
+    let stem = Path::new(at.file_name()).file_stem().unwrap_or_default();
+    let name = match stem.to_string_lossy() {
+        stem if stem.is_empty() => at.host().to_owned(),
+        stem => stem.into_owned(),
+    };
+    Ok(Some(fix.name.clone().unwrap_or(name)))
 }
 
 /// Refuses machines that would get into each other's way.

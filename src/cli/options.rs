@@ -16,6 +16,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use crate::convert::run::Job;
 use crate::error::Result;
 use crate::report::{Input, Request};
+use crate::text;
 
 use super::convert::OneArgs;
 
@@ -99,9 +100,12 @@ pub fn given(matches: &ArgMatches, everywhere: bool) -> Options {
         } else {
             let raw = matches.get_raw(id).into_iter().flatten();
             raw.map(|value| {
-                let absolute = path.then(|| std::path::absolute(value).ok()).flatten();
+                // Of a password file it is standard input; a URL is no path.
+                let plain = value == "-" || value.to_string_lossy().contains("://");
+                let absolute = (path && !plain).then(|| std::path::absolute(value).ok());
+                let absolute = absolute.flatten();
                 match absolute {
-                    Some(path) => crate::text::of_path(&path).into_owned(),
+                    Some(path) => text::of_path(&path).into_owned(),
                     None => value.to_string_lossy().into_owned(),
                 }
             })
@@ -169,7 +173,7 @@ pub fn request(job: &Job, options: &Options) -> Request {
             };
             match open() {
                 Some(image) => inputs.extend(image.held().map(|held| Input {
-                    path: held.path().to_owned(),
+                    path: text::called(&held.path().to_string_lossy()).into_owned().into(),
                     size_bytes: held.size(),
                     modified_ms: held.modified_ms(),
                     inode: held.inode(),

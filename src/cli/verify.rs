@@ -15,10 +15,12 @@ use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::{OsFamily, Severity, Survey};
 use crate::report::{CheckState, text};
+use crate::source::mirror;
 use crate::ui::Ui;
 use crate::verify;
 
 use super::source::SourceArgs;
+use super::wire;
 
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
@@ -54,7 +56,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     let asked: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     let mut named = args.source.clone();
     let mut reported = Vec::new();
-    if named.source.is_dir() {
+    if wire::location(&named.source, &named.wire)?.is_none() && named.source.is_dir() {
         (named.source, reported) = folder(&args.source.source)?;
     }
     let wanted = |survey: &Survey| {
@@ -87,7 +89,14 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     ui.line(if ready { "READY" } else { "NOT READY" });
     ui.document(
         "verify",
-        json!({"ready": ready, "engine": engine.name(), "controllers": survey.inspection.controllers, "checks": checks}),
+        json!({
+            "ready": ready,
+            "engine": engine.name(),
+            "controllers": survey.inspection.controllers,
+            "checks": checks,
+            "transport": mirror::transport(&source.path).name(),
+            "bytes": {"fetched": mirror::fetched()},
+        }),
     );
     if ready {
         return Ok(());

@@ -187,6 +187,7 @@ pub(super) fn to_targets(
         read: live,
         written: copied.iter().map(|c| c.written).sum(),
         skipped: virtual_size.saturating_sub(live),
+        ..Bytes::default()
     };
     Ok((targets, bytes))
 }

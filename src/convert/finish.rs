@@ -21,6 +21,7 @@ use crate::report::vm;
 use crate::report::{ActionLine, Outputs, Report, Timings};
 use crate::tool::{self, Cmd, qemu_img};
 use crate::verify;
+use crate::wire::Transport;
 
 use super::copy;
 use super::machine::{self, MachineOptions, TargetDisk};
@@ -365,6 +366,7 @@ pub(super) fn finish(
         warnings,
         timings: Timings::default(),
         bytes,
+        transport: Transport::File.name(),
         trim: fixed.trim,
         request: job.request.clone(),
         inspection: fixed.before,

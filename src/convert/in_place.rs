@@ -78,6 +78,7 @@ pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Dis
             read: 0,
             written: changed,
             skipped: virtual_size.saturating_sub(changed),
+            ..Bytes::default()
         },
         fixed,
     })

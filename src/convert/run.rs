@@ -25,6 +25,8 @@ use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
+use crate::source::mirror;
+use crate::text;
 use crate::tool::stop;
 use crate::ui::{Ui, document};
 use crate::verify;
@@ -412,7 +414,9 @@ pub(super) fn save_report(
     plan: &plan::Plan,
 ) -> Result<()> {
     report.warnings.extend(folder.notes()?);
-    let page = report::html::page(report, plan);
+    report.transport = mirror::transport(&job.source.path).name();
+    report.bytes.fetched = mirror::fetched();
+    let page = text::called(&report::html::page(report, plan)).into_owned();
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;

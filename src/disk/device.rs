@@ -218,6 +218,7 @@ impl Device {
         let to = Spec {
             node: json!({"driver": "raw", "size": source.virtual_size(), "file": to}),
             passed: vec![target],
+            sockets: Vec::new(),
             named: Vec::new(),
         };
         let target = qemu_img::Target::Existing {

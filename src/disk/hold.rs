@@ -26,6 +26,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sha2::{Digest, Sha256};
 
 use super::chain::{ImageError, Result};
+use super::remote::{self, ReadAt, Remote};
 use super::{kernel, vmware};
 use crate::tool::pass::{self, Passed};
 
@@ -204,14 +205,25 @@ impl Found {
         if !lock_for_reading(&file).map_err(io_error)? {
             return Err(ImageError::InUse { path: path.clone() });
         }
-        let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?;
+        let origin = remote::origin(&meta);
+        let remote = origin.as_ref().filter(|remote| !remote.is_copied());
+        let size = match &remote {
+            Some(remote) => remote.file().size(),
+            None => io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?,
+        };
+        let allocated = match &remote {
+            // How much of it is holes nobody tells.
+            Some(_) => size,
+            None => meta.blocks().saturating_mul(512),
+        };
         let facts = Facts::of(&file, block_device).map_err(io_error)?;
         Ok(Held(Arc::new(Inner {
+            origin,
             path: self.path,
             file: Arc::new(file),
             block_device,
             size,
-            allocated: meta.blocks().saturating_mul(512),
+            allocated,
             facts,
             written: AtomicBool::new(false),
             exclusive: OnceLock::new(),
@@ -227,6 +239,8 @@ pub struct Held(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     file: Arc<File>,
+    /// What the file is the placeholder or a copy of.
+    origin: Option<Arc<Remote>>,
     block_device: bool,
     size: u64,
     allocated: u64,
@@ -258,6 +272,20 @@ impl Held {
         &self.0.file
     }
 
+    /// What it stands for, when it is the placeholder of a file on another host.
+    pub fn remote(&self) -> Option<&Arc<Remote>> {
+        let origin = self.0.origin.as_ref();
+        origin.filter(|remote| !remote.is_copied())
+    }
+
+    /// What is in it, here or on the wire.
+    pub fn contents(&self) -> &dyn ReadAt {
+        match self.remote() {
+            Some(remote) => &**remote,
+            None => &*self.0.file,
+        }
+    }
+
     pub fn is_block_device(&self) -> bool {
         self.0.block_device
     }
@@ -274,12 +302,19 @@ impl Held {
 
     /// When it was changed last, in milliseconds since 1970.
     pub fn modified_ms(&self) -> u64 {
+        if let Some(origin) = &self.0.origin {
+            return origin.file().modified_ms();
+        }
         let (seconds, nanoseconds) = self.0.facts.modified;
         let ms = seconds.saturating_mul(1000) + nanoseconds / 1_000_000;
         u64::try_from(ms).unwrap_or_default()
     }
 
+    /// 0 of a file on another host.
     pub fn inode(&self) -> u64 {
+        if self.0.origin.is_some() {
+            return 0;
+        }
         self.0.facts.id.1
     }
 
@@ -378,6 +413,13 @@ impl Held {
     pub fn check_unchanged(&self) -> Result<()> {
         if self.0.written.load(Ordering::SeqCst) {
             return Ok(());
+        }
+        if let Some(origin) = &self.0.origin {
+            let unchanged = origin.file().check_unchanged();
+            return unchanged.map_err(|what| ImageError::Changed {
+                path: self.path().into(),
+                what,
+            });
         }
         let io_error = |e| ImageError::from_io(self.path(), e);
         let now = Facts::of(&self.0.file, self.0.block_device).map_err(io_error)?;

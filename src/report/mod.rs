@@ -84,6 +84,8 @@ pub struct Bytes {
     pub written: u64,
     /// The rest: free, or never written.
     pub skipped: u64,
+    /// What crossed the wire.
+    pub fetched: u64,
 }
 
 /// The trim of one disk.
@@ -200,6 +202,8 @@ pub struct Report {
     pub warnings: Vec<String>,
     pub timings: Timings,
     pub bytes: Bytes,
+    /// How the source was reached.
+    pub transport: &'static str,
     /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
     pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,

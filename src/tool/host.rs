@@ -37,7 +37,7 @@ const VERSION: Kind = Kind::Program(&["--version"]);
 /// The library the embedded engine writes NTFS with.
 pub const LIBNTFS: &str = "libntfs-3g.so";
 
-pub const TOOLS: [Tool; 12] = [
+pub const TOOLS: [Tool; 13] = [
     Tool {
         name: "qemu-img",
         purpose: "reading image formats, copying disks",
@@ -149,6 +149,16 @@ pub const TOOLS: [Tool; 12] = [
         apt: "ntfs-3g",
         dnf: "ntfsprogs",
         zypper: "ntfsprogs",
+    },
+    Tool {
+        name: "ssh",
+        purpose: "sources on the wire by ssh://",
+        required: false,
+        oldest_tried: Some("9.2"),
+        kind: Kind::Program(&["-V"]),
+        apt: "openssh-client",
+        dnf: "openssh-clients",
+        zypper: "openssh-clients",
     },
     Tool {
         name: "virt-v2v",
