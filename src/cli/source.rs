@@ -455,7 +455,7 @@ impl SourceArgs {
     /// Whether the appliance may be run by a libvirt daemon that is started for it and outlives us, with the
     /// limits we have. Root's is started by the system.
     fn starts_a_daemon(&self) -> Result<bool> {
-        Ok(self.guestfish()? && !rustix::process::geteuid().is_root())
+        Ok(!rustix::process::geteuid().is_root() && self.guestfish()?)
     }
 
     /// The engine for the verbs that only read.
