@@ -223,12 +223,12 @@ pub enum StorageArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LinuxArg {
-    /// virt-v2v where it is installed and knows the distribution, else as it is
+    /// virt-v2v, where it is installed and knows the distribution; else refused
     #[default]
     Auto,
     /// virt-v2v-in-place or virt-v2v makes the guest ready
     VirtV2v,
-    /// The guest is copied as it is when its kernels provably have the drivers
+    /// The guest is copied unchanged, on your word that it has the VirtIO drivers
     AsIs,
 }
 
