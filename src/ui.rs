@@ -531,7 +531,9 @@ pub fn lost_output() -> Option<&'static str> {
 /// Removes what could steer a terminal: control characters and bidirectional overrides.
 pub fn clean(text: &str) -> String {
     text::called(text)
-        .chars().filter(|c| !steers_terminal(*c)).collect()
+        .chars()
+        .filter(|c| !steers_terminal(*c))
+        .collect()
 }
 
 /// For what programs say in several lines.

@@ -13,9 +13,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files::create_passage;
 use crate::ui::{Ui, document};
 
+use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
 use super::source::FixArgs;
 use super::wire;
-use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
 
 pub const BATCH: &str = "batch";
 const SOURCE_COMMAND: &str = "source-command";
@@ -296,8 +296,10 @@ fn remote(fix: &FixArgs) -> Result<Option<String>> {
     let Some(at) = at else { return Ok(None) };
     fix.refuse_in_place()?;
     if args.wire.password_file.as_deref() == Some(Path::new("-")) {
-        return Err(Error::usage("standard input cannot be the password of the machines of a list")
-            .hint("name a file with `password-file`, readable for its owner only"));
+        return Err(Error::usage(
+            "standard input cannot be the password of the machines of a list",
+        )
+        .hint("name a file with `password-file`, readable for its owner only"));
     }
     let stem = Path::new(at.file_name()).file_stem().unwrap_or_default();
     let name = match stem.to_string_lossy() {

@@ -80,11 +80,23 @@ impl WireArgs {
         use Transport::{Https, Nbd, Ssh};
         for (given, name, fits) in [
             (self.user.is_some(), "user", is(&[Ssh, Https])),
-            (self.password_file.is_some(), "password-file", is(&[Ssh, Https])),
+            (
+                self.password_file.is_some(),
+                "password-file",
+                is(&[Ssh, Https]),
+            ),
             (self.ssh_identity.is_some(), "ssh-identity", is(&[Ssh])),
-            (self.ssh_known_hosts.is_some(), "ssh-known-hosts", is(&[Ssh])),
+            (
+                self.ssh_known_hosts.is_some(),
+                "ssh-known-hosts",
+                is(&[Ssh]),
+            ),
             (self.tls_ca.is_some(), "tls-ca", is(&[Https, Nbd])),
-            (self.tls_fingerprint.is_some(), "tls-fingerprint", is(&[Https])),
+            (
+                self.tls_fingerprint.is_some(),
+                "tls-fingerprint",
+                is(&[Https]),
+            ),
             (self.connections.is_some(), "connections", at.is_some()),
             (self.retries.is_some(), "retries", at.is_some()),
         ] {

@@ -181,6 +181,9 @@ pub(super) fn to_targets(
         target_is_zero: job.target_is_zero,
         cancel: None,
     };
+    for copy in &copies {
+        copy.image.announce();
+    }
     let copied = copy_all(ui, &copies, &options)?;
     let bytes = Bytes {
         virtual_size,

@@ -14,21 +14,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::block::FileDisk;
-use super::compose::{Composed, Piece};
 use super::detect::{self, Detected, Format, VmdkExtent};
 use super::hold::{Found, Held, Use};
 use super::length::{self, Short};
 use super::links;
+use super::on_wire::{is_flat, joined, nbd_node, with_head};
 use super::partition::{self, LayoutError};
-use super::remote::{self, ReadAt, Remote, RemoteFile};
+use super::remote::{self, ReadAt, Remote};
 use super::tables;
 use super::vhd;
 use crate::error::{Error, ErrorKind};
@@ -266,7 +264,9 @@ pub struct Level {
     /// A fixed VHD: so many bytes of the file are the disk.
     fixed: Option<u64>,
     /// A flat VMDK on another host: its extents, joined to one raw disk.
-    flat: Option<Arc<Remote>>,
+    pub(super) flat: Option<Arc<Remote>>,
+    /// What QEMU is given instead of a VHD on another host.
+    shown: Option<Arc<Remote>>,
     /// Sparse links over such a disk: a qcow2 with the grains of all of them.
     pub(super) merged: Option<Held>,
 }
@@ -337,6 +337,7 @@ impl Image {
             head: None,
             fixed: None,
             flat: None,
+            shown: None,
             merged: None,
         }];
         Self { levels }
@@ -458,14 +459,6 @@ impl Image {
         self.held().try_for_each(Held::check_unchanged)
     }
 
-    /// What to read when the disk lies on another host byte for byte.
-    pub(super) fn plain_remote(&self) -> Option<Arc<Remote>> {
-        match &self.levels[..] {
-            [Level { flat: Some(flat), .. }] => Some(flat.clone()),
-            _ => self.plain_file()?.remote().cloned(),
-        }
-    }
-
     /// The file to read when it is the disk byte for byte, so that nothing has to translate.
     pub(super) fn plain_file(&self) -> Option<&Held> {
         let [level] = &self.levels[..] else {
@@ -531,6 +524,10 @@ impl Level {
         if let Some(flat) = &self.flat {
             let file = nbd_node(&**flat.file(), sockets);
             return json!({"driver": "raw", "file": file, "read-only": true});
+        }
+        if let Some(shown) = &self.shown {
+            let file = nbd_node(&**shown.file(), sockets);
+            return json!({"driver": self.format.driver(), "file": file, "read-only": true});
         }
         let mut file = |held: &Held, name: String| {
             if let Some(remote) = held.remote() {
@@ -616,32 +613,13 @@ impl Level {
     }
 }
 
-/// A file on another host, through a connection that is made now. Where there is none, QEMU finds one that
-/// is closed, and says so.
-fn nbd_node(file: &dyn RemoteFile, sockets: &mut Vec<Passed>) -> Value {
-    let connected = file.connect().or_else(|e| {
-        tracing::warn!("{}: {e}", file.shown());
-        UnixStream::pair().map(|(end, _)| end)
-    });
-    let number = connected.ok().map(|stream| {
-        let stream = Arc::new(File::from(OwnedFd::from(stream)));
-        let passed = Passed::new(stream, Path::new(&file.shown()), false);
-        let number = passed.number();
-        sockets.push(passed);
-        number
-    });
-    json!({
-        "driver": "nbd",
-        "server": {"type": "fd", "str": number.unwrap_or(-1).to_string()},
-        "export": file.export(),
-        "read-only": true,
-    })
-}
-
 /// Of which size QEMU is to take the disk of a VHD.
 fn show_vhd(level: &mut Level, file: &Held) -> io::Result<()> {
     match vhd::shown(file.contents(), file.size())? {
         Some(vhd::Shown::Raw(size)) => level.fixed = Some(size),
+        Some(vhd::Shown::Head(bytes)) if file.remote().is_some() => {
+            level.shown = file.remote().map(|remote| with_head(remote, bytes));
+        }
         Some(vhd::Shown::Head(bytes)) => {
             let head = in_memory(&bytes)?;
             let text = vhd::descriptor(&pass::name(&head), &file.name(), file.size());
@@ -686,6 +664,7 @@ fn open_level(
         head: None,
         fixed: None,
         flat: None,
+        shown: None,
         merged: None,
     };
     if format == Format::RAW {
@@ -887,7 +866,8 @@ fn detected(file: &Held) -> Result<Format> {
 fn open_extents(level: &mut Level, file: &Held, references: &References) -> Result<()> {
     let path = file.path();
     let io_error = |e| ImageError::from_io(path, e);
-    let Some(text) = detect::vmdk_descriptor(file.contents(), file.size()).map_err(io_error)? else {
+    let Some(text) = detect::vmdk_descriptor(file.contents(), file.size()).map_err(io_error)?
+    else {
         if detect::is_sparse_vmdk(file.contents(), file.size()).map_err(io_error)? {
             return Ok(());
         }
@@ -916,7 +896,12 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
         level.extents.push(part.path().to_owned());
         level.held.push(part);
     }
-    if level.held.iter().skip(1).any(|part| part.remote().is_some()) {
+    if level
+        .held
+        .iter()
+        .skip(1)
+        .any(|part| part.remote().is_some())
+    {
         level.flat = Some(joined(path, &text, &level.held[1..])?);
         return Ok(());
     }
@@ -927,42 +912,6 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
     })?;
     level.descriptor = Some(Arc::new(in_memory(&text).map_err(io_error)?));
     Ok(())
-}
-
-fn is_flat(extent: &VmdkExtent) -> bool {
-    matches!(&*extent.kind.to_ascii_uppercase(), "FLAT" | "VMFS")
-}
-
-/// The extents of a flat VMDK on another host as one disk: QEMU's vmdk driver takes none from the wire.
-fn joined(path: &Path, text: &[u8], parts: &[Held]) -> Result<Arc<Remote>> {
-    let unsupported = |reason: &str| ImageError::Unsupported {
-        path: path.into(),
-        reason: reason.into(),
-        remedy: "make one file of it there (vmkfstools -i DISK.vmdk COPY.vmdk on ESXi, vmware-vdiskmanager -r elsewhere), \
-                 or copy its files into one directory here",
-    };
-    let mut parts = parts.iter();
-    let mut pieces = Vec::new();
-    for part in detect::layout(text) {
-        let length = part.sectors().saturating_mul(512);
-        let detect::Part::Extent(extent) = part else {
-            pieces.push(Piece { length, file: None });
-            continue;
-        };
-        if !is_flat(&extent) {
-            return Err(unsupported(
-                "it is in several pieces, some of which are sparse, and those are not read over the wire",
-            ));
-        }
-        let remote = parts.next().and_then(Held::remote);
-        let remote = remote.ok_or_else(|| unsupported("one of its extents is on no other host"))?;
-        let at = extent.offset.unwrap_or(0).saturating_mul(512);
-        pieces.push(Piece {
-            length,
-            file: Some((remote.file().clone(), at)),
-        });
-    }
-    Ok(Remote::new(Composed::of(pieces)))
 }
 
 fn short_at(path: &Path, short: Short, table: bool) -> ImageError {

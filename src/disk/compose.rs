@@ -42,8 +42,46 @@ const WORKERS: usize = 8;
 #[derive(Debug, Clone)]
 pub struct Piece {
     pub length: u64,
-    /// The file and where in it the piece begins; `None` for zeroes.
-    pub file: Option<(Arc<dyn RemoteFile>, u64)>,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone)]
+pub enum Content {
+    Zero,
+    /// As many as the piece is long.
+    Bytes(Vec<u8>),
+    /// A file, and where in it the piece begins.
+    File(Arc<dyn RemoteFile>, u64),
+}
+
+impl Piece {
+    pub fn zero(length: u64) -> Self {
+        Self {
+            length,
+            content: Content::Zero,
+        }
+    }
+
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        Self {
+            length: bytes.len() as u64,
+            content: Content::Bytes(bytes),
+        }
+    }
+
+    pub fn of(file: &Arc<dyn RemoteFile>, at: u64, length: u64) -> Self {
+        Self {
+            length,
+            content: Content::File(file.clone(), at),
+        }
+    }
+
+    fn file(&self) -> Option<&Arc<dyn RemoteFile>> {
+        match &self.content {
+            Content::File(file, _) => Some(file),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -55,7 +93,12 @@ pub struct Composed {
 impl Composed {
     /// The pieces as one file; a piece that is a whole file is that file.
     pub fn of(pieces: Vec<Piece>) -> Arc<dyn RemoteFile> {
-        if let [Piece { length, file: Some((file, 0)) }] = &pieces[..]
+        if let [
+            Piece {
+                length,
+                content: Content::File(file, 0),
+            },
+        ] = &pieces[..]
             && file.size() == *length
         {
             return file.clone();
@@ -70,13 +113,15 @@ impl Composed {
     }
 
     fn files(&self) -> impl Iterator<Item = &Arc<dyn RemoteFile>> {
-        self.pieces.iter().filter_map(|piece| Some(&piece.file.as_ref()?.0))
+        self.pieces.iter().filter_map(Piece::file)
     }
 }
 
 impl RemoteFile for Composed {
     fn shown(&self) -> String {
-        self.files().next().map_or_else(String::new, |file| file.shown())
+        self.files()
+            .next()
+            .map_or_else(String::new, |file| file.shown())
     }
 
     fn size(&self) -> u64 {
@@ -84,7 +129,10 @@ impl RemoteFile for Composed {
     }
 
     fn modified_ms(&self) -> u64 {
-        self.files().map(|file| file.modified_ms()).max().unwrap_or(0)
+        self.files()
+            .map(|file| file.modified_ms())
+            .max()
+            .unwrap_or(0)
     }
 
     fn connect(&self) -> io::Result<UnixStream> {
@@ -99,6 +147,27 @@ impl RemoteFile for Composed {
 
     fn export(&self) -> &'static str {
         ""
+    }
+
+    fn expect(&self, ranges: &[(u64, u64)]) {
+        let mut start = 0u64;
+        for piece in self.pieces.iter() {
+            let end = start.saturating_add(piece.length);
+            if let Content::File(file, at) = &piece.content {
+                let ends = |(offset, length): &(u64, u64)| offset.saturating_add(*length);
+                let first = ranges.partition_point(|range| ends(range) <= start);
+                let rest = ranges[first..]
+                    .iter()
+                    .take_while(|(offset, _)| *offset < end);
+                let inside = rest.filter_map(|(offset, length)| {
+                    let from = (*offset).max(start);
+                    let to = offset.saturating_add(*length).min(end);
+                    (from < to).then(|| (at + (from - start), to - from))
+                });
+                file.expect(&inside.collect::<Vec<_>>());
+            }
+            start = end;
+        }
     }
 
     fn check_unchanged(&self) -> Result<(), String> {
@@ -238,17 +307,14 @@ fn take(
     }
 }
 
-fn work(
-    receiver: &Mutex<mpsc::Receiver<Request>>,
-    out: &Mutex<UnixStream>,
-    pieces: &[Piece],
-) {
-    let readers: Vec<Option<Arc<Remote>>> = pieces
-        .iter()
-        .map(|piece| piece.file.as_ref().map(|(file, _)| Remote::new(file.clone())))
-        .collect();
+fn work(receiver: &Mutex<mpsc::Receiver<Request>>, out: &Mutex<UnixStream>, pieces: &[Piece]) {
+    let reader = |piece: &Piece| piece.file().map(|file| Remote::new(file.clone()));
+    let readers: Vec<Option<Arc<Remote>>> = pieces.iter().map(reader).collect();
     loop {
-        let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let next = receiver
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .recv();
         let Ok(request) = next else { return };
         let mut data = vec![0; request.length as usize];
         let read = read(pieces, &readers, request.offset, &mut data);
@@ -282,9 +348,16 @@ fn read(
     let mut start = 0u64;
     for (piece, reader) in pieces.iter().zip(readers) {
         let (from, to) = (start.max(offset), (start + piece.length).min(end));
-        if from < to && let (Some((_, at)), Some(reader)) = (&piece.file, reader) {
+        if from < to {
             let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
-            reader.read_at(at + (from - start), part)?;
+            let inside = from - start;
+            match (&piece.content, reader) {
+                (Content::File(_, at), Some(reader)) => reader.read_at(at + inside, part)?,
+                (Content::Bytes(bytes), _) => {
+                    part.copy_from_slice(&bytes[inside as usize..(to - start) as usize]);
+                }
+                _ => {}
+            }
         }
         start += piece.length;
         if start >= end {
@@ -312,12 +385,15 @@ mod tests {
             Served::new(&path)
         };
         let (a, b) = (file(1, 300_000), file(2, 200_000));
+        let head: Vec<u8> = (0..512).map(|i| i as u8).collect();
         let pieces = vec![
-            Piece { length: 250_368, file: Some((a, 512)) },
-            Piece { length: 10_240, file: None },
-            Piece { length: 200_000, file: Some((b, 0)) },
+            Piece::bytes(head.clone()),
+            Piece::of(&a, 512, 250_368),
+            Piece::zero(10_240),
+            Piece::of(&b, 0, 200_000),
         ];
-        let mut want: Vec<u8> = (512..250_880).map(|i| (i / 7) as u8 ^ 1).collect();
+        let mut want = head;
+        want.extend((512..250_880).map(|i| (i / 7) as u8 ^ 1));
         want.extend([0; 10_240]);
         want.extend((0..200_000).map(|i| (i / 7) as u8 ^ 2));
         let disk = Composed::of(pieces);
@@ -328,7 +404,12 @@ mod tests {
         };
         let nbd = Nbd::handshake(disk.connect().unwrap(), disk.export(), patience).unwrap();
         assert!(nbd.is_read_only());
-        for (offset, len) in [(0, want.len()), (250_000, 20_000), (260_607, 2), (460_607, 1)] {
+        for (offset, len) in [
+            (0, want.len()),
+            (250_000, 20_000),
+            (260_607, 2),
+            (460_607, 1),
+        ] {
             let mut buf = vec![9; len];
             nbd.read_at(offset as u64, &mut buf).unwrap();
             assert!(buf == want[offset..offset + len], "{offset}+{len}");
@@ -342,7 +423,7 @@ mod tests {
         let path = folder.path().join("x");
         std::fs::write(&path, [1; 1024]).unwrap();
         let file: Arc<dyn RemoteFile> = Served::new(&path);
-        let piece = |length, at| Piece { length, file: Some((file.clone(), at)) };
+        let piece = |length, at| Piece::of(&file, at, length);
         assert!(Arc::ptr_eq(&Composed::of(vec![piece(1024, 0)]), &file));
         assert!(!Arc::ptr_eq(&Composed::of(vec![piece(512, 512)]), &file));
     }

@@ -25,6 +25,7 @@ pub mod length;
 pub mod links;
 mod merge;
 pub mod nbd;
+mod on_wire;
 pub mod partition;
 pub mod remote;
 #[cfg(test)]

@@ -69,6 +69,8 @@ pub trait RemoteFile: Debug + Send + Sync {
     fn connect(&self) -> io::Result<UnixStream>;
     /// The name of the export there.
     fn export(&self) -> &str;
+    /// These ranges, offsets and lengths in order, are going to be read.
+    fn expect(&self, _ranges: &[(u64, u64)]) {}
     /// What changed since the file was opened.
     fn check_unchanged(&self) -> Result<(), String>;
 }
@@ -239,9 +241,9 @@ pub fn root_of(path: &Path) -> Option<PathBuf> {
 pub fn absolute(path: &Path, name: &Path) -> PathBuf {
     match root_of(path) {
         Some(root) if name.is_absolute() => {
-            let below = name.components().filter(|part| {
-                matches!(part, std::path::Component::Normal(_))
-            });
+            let below = name
+                .components()
+                .filter(|part| matches!(part, std::path::Component::Normal(_)));
             root.join(below.collect::<PathBuf>())
         }
         _ => name.to_owned(),

@@ -160,7 +160,14 @@ pub fn cowd(path: &Path, sectors: u32, grains: &[(u32, [u8; 512])]) {
     file[..4].copy_from_slice(b"COWD");
     // Version 1, one sector a grain, the directory in sector 4 with an entry for each 4096 sectors.
     let tables = sectors.div_ceil(4096);
-    for (at, value) in [(4, 1), (8, 3), (12, sectors), (16, 1), (20, 4), (24, tables)] {
+    for (at, value) in [
+        (4, 1),
+        (8, 3),
+        (12, sectors),
+        (16, 1),
+        (20, 4),
+        (24, tables),
+    ] {
         put(&mut file, at, value);
     }
     for (sector, data) in grains {
@@ -172,7 +179,11 @@ pub fn cowd(path: &Path, sectors: u32, grains: &[(u32, [u8; 512])]) {
         }
         let table = u32::from_le_bytes(file[entry..entry + 4].try_into().unwrap());
         let place = (file.len() / 512) as u32;
-        put(&mut file, table as usize * 512 + 4 * (sector % 4096) as usize, place);
+        put(
+            &mut file,
+            table as usize * 512 + 4 * (sector % 4096) as usize,
+            place,
+        );
         file.extend_from_slice(data);
     }
     std::fs::write(path, file).unwrap();
@@ -227,7 +238,11 @@ pub fn se_sparse(path: &Path, sectors: u64, grains: &[(u64, Option<[u8; 4096]>)]
                 3 << 60 | (number & 0xfff) << 48 | number >> 12
             }
         };
-        put(&mut file, ((TABLES + 64 * table) * 512 + 8 * entry) as usize, value);
+        put(
+            &mut file,
+            ((TABLES + 64 * table) * 512 + 8 * entry) as usize,
+            value,
+        );
     }
     std::fs::write(path, file).unwrap();
 }

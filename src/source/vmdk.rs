@@ -224,8 +224,9 @@ pub fn read(path: &Path) -> Result<Option<Descriptor>> {
     let remote = remote::of(&file.metadata().map_err(error("reading"))?);
     let found = match &remote {
         Some(remote) => embedded(&**remote, remote.file().size()),
-        None => io::Seek::seek(&mut file, io::SeekFrom::End(0))
-            .and_then(|size| embedded(&file, size)),
+        None => {
+            io::Seek::seek(&mut file, io::SeekFrom::End(0)).and_then(|size| embedded(&file, size))
+        }
     };
     let bytes = match found.map_err(error("reading"))? {
         None => return Ok(None),

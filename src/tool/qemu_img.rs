@@ -148,6 +148,21 @@ struct MapEntry {
 
 /// Tells every range of the image that has data, in order. Zeroes that are known as such are none.
 pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(std::ops::Range<u64>)) -> Result<()> {
+    data_entries(spec, &mut |entry| found(entry.range()))
+}
+
+/// The ranges whose data come from the image so many levels down, as offsets and lengths.
+pub fn data_below(spec: &Spec, level: usize) -> Result<Vec<(u64, u64)>> {
+    let mut ranges = Vec::new();
+    data_entries(spec, &mut |entry| {
+        if entry.depth == level as u64 {
+            ranges.push((entry.start, entry.length));
+        }
+    })?;
+    Ok(ranges)
+}
+
+fn data_entries(spec: &Spec, found: &mut dyn FnMut(&MapEntry)) -> Result<()> {
     let mut map = MapLines::default();
     let mut damaged = None;
     cmd_on(&[spec])
@@ -165,6 +180,12 @@ pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(std::ops::Range<u64>)) -> 
     }
 }
 
+impl MapEntry {
+    fn range(&self) -> std::ops::Range<u64> {
+        self.start..self.start.saturating_add(self.length)
+    }
+}
+
 /// Reads the output of `qemu-img map` as it comes, one object a line: for a fragmented image it is
 /// larger than what we want to keep in memory.
 #[derive(Debug, Default)]
@@ -173,11 +194,7 @@ struct MapLines {
 }
 
 impl MapLines {
-    fn push(
-        &mut self,
-        chunk: &[u8],
-        found: &mut dyn FnMut(std::ops::Range<u64>),
-    ) -> serde_json::Result<()> {
+    fn push(&mut self, chunk: &[u8], found: &mut dyn FnMut(&MapEntry)) -> serde_json::Result<()> {
         self.rest.extend_from_slice(chunk);
         let Some(end) = self.rest.iter().rposition(|&b| b == b'\n') else {
             return Ok(());
@@ -193,7 +210,7 @@ impl MapLines {
             }
             let entry: MapEntry = serde_json::from_slice(line)?;
             if entry.data && !entry.zero {
-                found(entry.start..entry.start.saturating_add(entry.length));
+                found(&entry);
             }
         }
         Ok(())
@@ -456,7 +473,7 @@ mod tests {
             let mut map = MapLines::default();
             let mut ranges = Vec::new();
             for chunk in text.chunks(size) {
-                map.push(chunk, &mut |r| ranges.push(r)).unwrap();
+                map.push(chunk, &mut |e| ranges.push(e.range())).unwrap();
             }
             assert_eq!(ranges, [0..10, 20..27], "{size}");
         }

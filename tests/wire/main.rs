@@ -23,7 +23,10 @@ fn run(verb: &str, source: &str, options: &[String], more: &[&str]) -> Run {
     args.extend_from_slice(options);
     args.extend(more.iter().map(|arg| (*arg).to_owned()));
     if matches!(verb, "convert" | "plan") {
-        args.extend(["--virtio-iso".to_owned(), virtio_win().display().to_string()]);
+        args.extend([
+            "--virtio-iso".to_owned(),
+            virtio_win().display().to_string(),
+        ]);
     }
     h2k(args)
 }
@@ -86,20 +89,30 @@ fn every_verb_over_ssh_says_what_it_says_here() {
     let hives: u64 = 8 << 20;
     assert!(fetched > 0 && fetched < hives + (4 << 20), "{fetched}");
     let path = there["source"]["path"].as_str().unwrap();
-    assert!(path.starts_with("ssh://") && path.ends_with("/vm.vmdk"), "{path}");
+    assert!(
+        path.starts_with("ssh://") && path.ends_with("/vm.vmdk"),
+        "{path}"
+    );
     assert_eq!(there["machine"]["name"], here["machine"]["name"]);
     assert_eq!(facts(there), facts(here));
 
     let plan = |source: &str, options: &[String]| {
         let out = lab.path("planned");
-        let document = run("plan", source, options, &["-o", text(&out)]).expect(0).json();
+        let document = run("plan", source, options, &["-o", text(&out)])
+            .expect(0)
+            .json();
         document["actions"].clone()
     };
     assert_eq!(plan(&url, &options), plan(text(&vmx), &[]));
 
     let convert = |source: &str, options: &[String], name: &str| {
         let out = lab.path(name);
-        let report = run("convert", source, options, &["-o", text(&out), "--name", "wired"]);
+        let report = run(
+            "convert",
+            source,
+            options,
+            &["-o", text(&out), "--name", "wired"],
+        );
         (report.expect(0).json(), out)
     };
     let (there, wired) = convert(&url, &options, "wired");
@@ -107,27 +120,50 @@ fn every_verb_over_ssh_says_what_it_says_here() {
     let (a, b) = (wired.join("wired.qcow2"), local.join("wired.qcow2"));
     tool("qemu-img", &["compare", text(&a), text(&b)]);
     assert_eq!(there["transport"], "ssh");
-    let (fetched, live) = (there["bytes"]["fetched"].as_u64().unwrap(), live_bytes(&there));
-    assert!(fetched * 10 <= live * 11, "{fetched} bytes of {live} live ones");
+    let (fetched, live) = (
+        there["bytes"]["fetched"].as_u64().unwrap(),
+        live_bytes(&there),
+    );
+    assert!(
+        fetched * 10 <= live * 11,
+        "{fetched} bytes of {live} live ones"
+    );
     assert_eq!(there["controllers"], here["controllers"]);
     // Nothing in the folder tells of the paths of this run.
-    for file in names(&wired).iter().filter(|f| f.ends_with(".json") || f.ends_with(".html")) {
+    for file in names(&wired)
+        .iter()
+        .filter(|f| f.ends_with(".json") || f.ends_with(".html"))
+    {
         let text = fs::read_to_string(wired.join(file)).unwrap();
         assert!(!text.contains("hyper2kvm-source-"), "{file}");
     }
     run("verify", text(&a), &[], &[]).expect(0);
     // The source as it is does not boot from VirtIO.
     let verified = run("verify", &url, &options, &[]).expect(4).json();
-    assert_eq!((&verified["transport"], &verified["ready"]), (&"ssh".into(), &false.into()));
-    assert_eq!(sha256(&vmx.with_file_name("vm-flat.vmdk")), before, "the source");
+    assert_eq!(
+        (&verified["transport"], &verified["ready"]),
+        (&"ssh".into(), &false.into())
+    );
+    assert_eq!(
+        sha256(&vmx.with_file_name("vm-flat.vmdk")),
+        before,
+        "the source"
+    );
 
     // A directory: its one machine, and the table of those below it.
-    let listed = run("inspect", &ssh.url(&lab.path("vmfs")), &options, &[]).expect(0).json();
+    let listed = run("inspect", &ssh.url(&lab.path("vmfs")), &options, &[])
+        .expect(0)
+        .json();
     assert_eq!(listed["machine"]["name"], "wired");
     // A lock beside it.
     fs::write(vmx.with_file_name(".lck-3409000000000000"), "").unwrap();
     let refused = run("inspect", &url, &options, &[]).expect(1).json();
-    assert!(refused["error"]["message"].as_str().unwrap().contains("locked by VMware"));
+    assert!(
+        refused["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("locked by VMware")
+    );
 }
 
 #[test]
@@ -144,14 +180,24 @@ fn https_with_a_password_reads_a_datastore() {
     let url = https.url("/folder/vm/vm.vmx?dcPath=ha-datacenter&dsName=ds1");
     let options = https.options();
     let there = run("inspect", &url, &options, &[]).expect(0).json();
-    let here = run("inspect", text(&root.join("vm/vm.vmx")), &[], &[]).expect(0).json();
+    let here = run("inspect", text(&root.join("vm/vm.vmx")), &[], &[])
+        .expect(0)
+        .json();
     assert_eq!(there["transport"], "https");
     assert_eq!(facts(there), facts(here));
 
     let out = lab.path("wired");
-    let done = run("convert", &url, &options, &["-o", text(&out)]).expect(0).json();
-    let (fetched, live) = (done["bytes"]["fetched"].as_u64().unwrap(), live_bytes(&done));
-    assert!(fetched * 10 <= live * 11, "{fetched} bytes of {live} live ones");
+    let done = run("convert", &url, &options, &["-o", text(&out)])
+        .expect(0)
+        .json();
+    let (fetched, live) = (
+        done["bytes"]["fetched"].as_u64().unwrap(),
+        live_bytes(&done),
+    );
+    assert!(
+        fetched * 10 <= live * 11,
+        "{fetched} bytes of {live} live ones"
+    );
     run("verify", text(&out.join("wired.qcow2")), &[], &[]).expect(0);
     // The password is nowhere.
     let report = fs::read_to_string(out.join("report.json")).unwrap();
@@ -166,7 +212,11 @@ fn https_with_a_password_reads_a_datastore() {
     fs::write(root.join("vm/by-id.vmx"), by_id).unwrap();
     let by_id = url.replace("vm.vmx", "by-id.vmx");
     let refused = run("inspect", &by_id, &options, &[]);
-    assert!(refused.code != 0 && refused.stderr.contains("UUID"), "{}", refused.stderr);
+    assert!(
+        refused.code != 0 && refused.stderr.contains("UUID"),
+        "{}",
+        refused.stderr
+    );
     // Without the password, and with a certificate nobody vouches for.
     let without = &options[..2];
     assert_eq!(run("inspect", &url, without, &[]).code, 1);
@@ -185,11 +235,19 @@ fn nbd_exports_and_commands_are_raw_disks() {
     let here = facts(run("inspect", text(&lab.raw), &[], &[]).expect(0).json());
     let url = format!("nbd+unix:///disk?socket={}", socket.display());
     let there = run("inspect", &url, &[], &[]).expect(0).json();
-    assert_eq!((&there["transport"], &there["source"]["path"]), (&"nbd".into(), &url.clone().into()));
+    assert_eq!(
+        (&there["transport"], &there["source"]["path"]),
+        (&"nbd".into(), &url.clone().into())
+    );
     assert_eq!(facts(there), here);
 
-    let command = ["--source-command".to_owned(), format!("nbdkit -s -r file '{}'", lab.raw.display())];
-    let there = run("inspect", "from-a-vendor", &command, &[]).expect(0).json();
+    let command = [
+        "--source-command".to_owned(),
+        format!("nbdkit -s -r file '{}'", lab.raw.display()),
+    ];
+    let there = run("inspect", "from-a-vendor", &command, &[])
+        .expect(0)
+        .json();
     assert_eq!(there["transport"], "command");
     assert_eq!(facts(there), here);
 
@@ -202,13 +260,37 @@ fn nbd_exports_and_commands_are_raw_disks() {
     );
     fs::write(&list, machines).unwrap();
     let out = lab.path("fleet");
-    let done = h2k(["convert", "--batch", text(&list), "-o", text(&out), "--json"]).expect(0);
+    let done = h2k([
+        "convert",
+        "--batch",
+        text(&list),
+        "-o",
+        text(&out),
+        "--json",
+    ])
+    .expect(0);
     assert_eq!(done.json()["machines"].as_array().unwrap().len(), 2);
     let disk = |name: &str| out.join(format!("{name}-kvm/{name}.qcow2"));
-    tool("qemu-img", &["compare", text(&disk("wired")), text(&disk("local"))]);
+    tool(
+        "qemu-img",
+        &["compare", text(&disk("wired")), text(&disk("local"))],
+    );
     // What is done is not done again: the source is known by its size and time.
-    let again = h2k(["convert", "--batch", text(&list), "-o", text(&out), "--json"]).expect(0);
-    let states: Vec<_> = again.json()["machines"].as_array().unwrap().iter().map(|m| m["state"].clone()).collect();
+    let again = h2k([
+        "convert",
+        "--batch",
+        text(&list),
+        "-o",
+        text(&out),
+        "--json",
+    ])
+    .expect(0);
+    let states: Vec<_> = again.json()["machines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["state"].clone())
+        .collect();
     assert_eq!(states, ["already-done", "already-done"], "{states:?}");
 }
 
@@ -225,10 +307,22 @@ fn combinations_that_mean_nothing_are_usage_errors() {
         ("ssh://h", &[], "names no file"),
         (local, &["--user", "root"], "--user"),
         (local, &["--connections", "4"], "--connections"),
-        ("nbd://127.0.0.1:9/x", &["--password-file", "p"], "--password-file"),
-        (nowhere, &["--tls-fingerprint", "sha256:00"], "64 hex digits"),
+        (
+            "nbd://127.0.0.1:9/x",
+            &["--password-file", "p"],
+            "--password-file",
+        ),
+        (
+            nowhere,
+            &["--tls-fingerprint", "sha256:00"],
+            "64 hex digits",
+        ),
         (nowhere, &["--tls-ca", "ca.pem"], "--tls-ca"),
-        (nowhere, &["--source-command", "nbdkit -s null"], "two sources"),
+        (
+            nowhere,
+            &["--source-command", "nbdkit -s null"],
+            "two sources",
+        ),
         (nowhere, &["--connections", "0"], "1..=64"),
     ] {
         for verb in ["inspect", "plan", "convert", "verify"] {
@@ -265,13 +359,25 @@ fn a_source_that_changes_ends_the_run() {
     fs::create_dir(&etc).unwrap();
     let ssh = Ssh::start(&etc);
     let mut command = support::command("convert", Path::new(&ssh.url(&lab.raw)), &[]);
-    command.args(ssh.options()).args(["-o", text(&lab.path("out"))]);
+    command
+        .args(ssh.options())
+        .args(["-o", text(&lab.path("out"))]);
     let paused = support::Paused::at("copied", command);
     let file = fs::File::options().write(true).open(&lab.raw).unwrap();
-    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(60)).unwrap();
+    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(60))
+        .unwrap();
     let run = paused.go_on();
     assert_eq!(run.code, 1, "{}", run.stderr);
-    assert!(run.stderr.contains("changed") && run.stderr.contains("ssh://"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("changed") && run.stderr.contains("ssh://"),
+        "{}",
+        run.stderr
+    );
     assert!(!lab.path("out").exists());
-    assert!(names(lab.dir.path()).iter().all(|name| !name.contains("out")), "no partial folder");
+    assert!(
+        names(lab.dir.path())
+            .iter()
+            .all(|name| !name.contains("out")),
+        "no partial folder"
+    );
 }

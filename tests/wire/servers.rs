@@ -11,7 +11,11 @@ use crate::support::tool;
 
 /// A port that was free a moment ago.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A program that is ended when this goes.
@@ -23,7 +27,9 @@ pub struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // nginx ends its workers only when it is asked to.
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let _ = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status();
         let start = Instant::now();
         while self.child.try_wait().is_ok_and(|s| s.is_none()) {
             if start.elapsed() > Duration::from_secs(3) {
@@ -133,9 +139,23 @@ impl Https {
         tool(
             "openssl",
             &[
-                "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-                "-keyout", key.to_str().unwrap(), "-out", certificate.to_str().unwrap(),
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=127.0.0.1",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+                "-keyout",
+                key.to_str().unwrap(),
+                "-out",
+                certificate.to_str().unwrap(),
             ],
         );
         let hash = String::from_utf8(tool("openssl", &["passwd", "-apr1", PASSWORD])).unwrap();
@@ -191,7 +211,9 @@ pub fn qemu_nbd(disk: &Path, socket: &Path) -> Server {
         .arg(socket)
         .arg(disk);
     let log = socket.with_extension("log");
-    command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+    command
+        .stdout(Stdio::null())
+        .stderr(File::create(&log).unwrap());
     let mut server = Server {
         child: command.spawn().unwrap(),
         port: 0,

@@ -41,6 +41,12 @@ impl RemoteFile for OnWire {
         &self.0.export
     }
 
+    fn expect(&self, ranges: &[(u64, u64)]) {
+        if let Err(e) = self.0.expect(ranges) {
+            tracing::debug!("{}: nothing is fetched ahead: {e}", self.0.location);
+        }
+    }
+
     fn check_unchanged(&self) -> Result<(), String> {
         self.0.check_unchanged().map_err(|e| match e {
             WireError::Changed { was, now, .. } => format!("it had {was} and has {now} now"),
@@ -120,9 +126,14 @@ impl RemoteFile for Lazy {
         self.opened.get().map_or("", |file| file.export())
     }
 
+    fn expect(&self, ranges: &[(u64, u64)]) {
+        if let Some(file) = self.opened.get() {
+            file.expect(ranges);
+        }
+    }
+
     fn check_unchanged(&self) -> Result<(), String> {
         let opened = self.opened.get();
         opened.map_or(Ok(()), |file| file.check_unchanged())
     }
 }
-

@@ -31,8 +31,8 @@ use crate::disk::remote::{self, ReadAt, Remote, RemoteFile};
 use crate::wire::{Listed, Location, Transport, WireError};
 
 pub(crate) use host::Host;
-pub(crate) use open::{close, fetched, open, transport, trouble};
 use host::Lazy;
+pub(crate) use open::{close, fetched, open, transport, trouble};
 use paths::{below, may_be_link, normal, one_name, remote_path};
 
 use super::charset::Name;
@@ -50,6 +50,9 @@ const MAX_BESIDE: usize = 64;
 const MAX_DEPTH: usize = 64;
 /// How deep a directory is listed, as one of this host is.
 const MAX_FOLDERS: usize = 4;
+
+/// What a refusal without a reason means most often.
+const BUSY: &str = "power the VM off: a host refuses to open the disks of a VM that runs";
 
 /// A directory that is being filled.
 pub(crate) struct Mirror {
@@ -78,14 +81,13 @@ impl Mirror {
             Ok(file) => file,
             Err(error) => {
                 return match self.host.list(at) {
-                    Ok(entries) => self.directory(at, &path, entries, MAX_FOLDERS).map(|()| path),
+                    Ok(entries) => self
+                        .directory(at, &path, entries, MAX_FOLDERS)
+                        .map(|()| path),
                     Err(_) => Err(error),
                 };
             }
         };
-        // First what lies beside it: a lock is a reason to open nothing.
-        let beside = self.host.list(&at.directory()).unwrap_or_default();
-        self.beside(at, &path, &beside)?;
         match super::extension(&path).as_str() {
             "vmx" | "vmtx" => self.machine(at, &path, file, Self::vmx)?,
             "ovf" => self.machine(at, &path, file, Self::ovf)?,
@@ -93,6 +95,9 @@ impl Mirror {
             "ova" => return self.archive(at, &path, file),
             _ => self.disk(at, &path, file, 0)?,
         }
+        // Last: what was named is followed, what only lies there is not.
+        let beside = self.host.list(&at.directory()).unwrap_or_default();
+        self.beside(at, &path, &beside)?;
         Ok(path)
     }
 
@@ -100,7 +105,11 @@ impl Mirror {
     fn export(&mut self, at: &Location) -> Result<PathBuf> {
         let file = self.host.open(at)?;
         let plain = |c: char| !c.is_control() && c != '/';
-        let name: String = at.path().chars().map(|c| if plain(c) { c } else { '_' }).collect();
+        let name: String = at
+            .path()
+            .chars()
+            .map(|c| if plain(c) { c } else { '_' })
+            .collect();
         let name = match name.trim_matches('.') {
             "" if at.host().is_empty() => "disk".to_owned(),
             "" => at.host().to_owned(),
@@ -114,7 +123,10 @@ impl Mirror {
     /// Where a file of the other host has its place.
     fn place(&self, at: &Location) -> Result<PathBuf> {
         below(&self.root, Path::new(at.path())).ok_or_else(|| {
-            WireError::usage(format!("{at}: its path is not plain"), "name it without `..`")
+            WireError::usage(
+                format!("{at}: its path is not plain"),
+                "name it without `..`",
+            )
         })
     }
 
@@ -155,7 +167,10 @@ impl Mirror {
 
     fn create(&self, path: &Path) -> io::Result<File> {
         let folder = super::folder_of(path);
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         options.open(path)
@@ -230,7 +245,8 @@ impl Mirror {
             return Ok(());
         };
         for disk in description.machine().1 {
-            let Some(old) = vmx::on_the_old_host(&disk.file) else {
+            let name = disk.file.replace('\\', "/");
+            let Some(old) = vmx::on_the_old_host(&name) else {
                 self.disk_named(at, path, &disk.file, 0)?;
                 continue;
             };
@@ -310,6 +326,9 @@ impl Mirror {
         match self.host.open(&there) {
             Ok(file) => Ok(Some((there, file))),
             Err(error) if error.is_not_found() => Ok(None),
+            Err(WireError::Failed { at, reason, hint }) if hint.is_empty() => {
+                Err(WireError::failed(at, reason, BUSY))
+            }
             Err(error) => Err(error),
         }
     }
@@ -424,10 +443,7 @@ impl Mirror {
                 description.get_or_insert(place);
                 continue;
             }
-            let piece = Piece {
-                length: member.size,
-                file: Some((file.clone(), member.offset)),
-            };
+            let piece = Piece::of(&file, member.offset, member.size);
             self.placeholder(at, &place, Composed::of(vec![piece]))?;
         }
         description.ok_or_else(|| wrong(&"it has no .ovf"))
@@ -458,7 +474,7 @@ impl Mirror {
                 && entry.name != at.file_name()
                 && entry.size.unwrap_or(0) > 0
                 // What is built on a disk is written after it, or in the same second.
-                && entry.modified.unwrap_or(u64::MAX) >= since
+                && (entry.modified.unwrap_or(u64::MAX) >= since || entry.size <= Some(SMALL))
                 && may_be_link(path, &entry.name)
             {
                 looked += 1;
@@ -484,7 +500,10 @@ impl Mirror {
     fn listed(&mut self, at: &Location, place: &Path, entry: &Listed) -> Result<()> {
         let size = entry.size.unwrap_or(0);
         let file = Arc::new(Lazy::new(self.host.clone(), at, entry));
-        let description = matches!(super::extension(place).as_str(), "vmx" | "vmtx" | "ovf" | "xml");
+        let description = matches!(
+            super::extension(place).as_str(),
+            "vmx" | "vmtx" | "ovf" | "xml"
+        );
         let limit = if description { MAX_DESCRIPTION } else { SMALL };
         if size == 0 || size > limit {
             return self.placeholder(at, place, file).map(drop);
@@ -509,7 +528,11 @@ impl Mirror {
             let Some(place) = one_name(path, &entry.name) else {
                 continue;
             };
-            let there = at.with_path(&format!("{}/{}", at.path().trim_end_matches('/'), entry.name));
+            let there = at.with_path(&format!(
+                "{}/{}",
+                at.path().trim_end_matches('/'),
+                entry.name
+            ));
             if super::extension(&place) == "lck" {
                 self.lock(&there, &place, &entry)?;
             } else if entry.is_directory && depth > 1 {

@@ -13,16 +13,19 @@ pub(super) fn may_be_link(path: &Path, name: &str) -> bool {
     const NOT_DISKS: [&str; 12] = [
         "log", "nvram", "iso", "vmsd", "vmxf", "vmsn", "vmem", "vswp", "mf", "xml", "ovf", "txt",
     ];
-    let flat = name.ends_with("-flat.vmdk") || name.ends_with("-ctk.vmdk");
+    let data = ["-flat.vmdk", "-ctk.vmdk", "-delta.vmdk", "-sesparse.vmdk"];
+    let data = data.iter().any(|end| name.ends_with(end));
     match vmware(&own) {
-        true => other == "vmdk" && !flat,
+        true => other == "vmdk" && !data,
         false => !NOT_DISKS.contains(&&*other) && !vmware(&other),
     }
 }
 
 /// `[datastore] folder/name` is a path of ESXi, and a backslash separates on Windows.
 pub(super) fn remote_path(name: &str) -> Cow<'_, str> {
-    let datastore = name.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+    let datastore = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "));
     if let Some((datastore, path)) = datastore {
         return format!("/vmfs/volumes/{datastore}/{path}").into();
     }
@@ -31,7 +34,12 @@ pub(super) fn remote_path(name: &str) -> Cow<'_, str> {
             let name = name.replace('\\', "/");
             let drive = name.as_bytes().get(1) == Some(&b':');
             match drive {
-                true => name.rsplit('/').next().unwrap_or_default().to_owned().into(),
+                true => name
+                    .rsplit('/')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned()
+                    .into(),
                 false => name.into(),
             }
         }

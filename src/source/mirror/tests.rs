@@ -33,7 +33,11 @@ impl Host for Folder {
         let bytes = fs::read(self.local(at)).map_err(|e| WireError::failed(at, e, ""))?;
         let size = bytes.len() as u64;
         match size > most {
-            true => Err(WireError::TooLarge { at: at.to_string(), size, most }),
+            true => Err(WireError::TooLarge {
+                at: at.to_string(),
+                size,
+                most,
+            }),
             false => Ok(bytes),
         }
     }
@@ -76,7 +80,9 @@ impl Lab {
     }
 
     fn mirror(&self, path: &str) -> Result<PathBuf> {
-        let at = Location::parse(&format!("ssh://host{path}")).unwrap().unwrap();
+        let at = Location::parse(&format!("ssh://host{path}"))
+            .unwrap()
+            .unwrap();
         let here = tempfile::tempdir().unwrap();
         let root = here.path().canonicalize().unwrap();
         self.here.borrow_mut().push(here);
@@ -129,16 +135,31 @@ fn a_machine_with_flat_disks_reads_as_it_does_there() {
         return;
     }
     let lab = Lab::new();
-    let (vm, other) = (lab.folder("vmfs/volumes/ds1/vm"), lab.folder("vmfs/volumes/ds2/vm"));
+    let (vm, other) = (
+        lab.folder("vmfs/volumes/ds1/vm"),
+        lab.folder("vmfs/volumes/ds2/vm"),
+    );
     let flat = pattern(SIZE);
     let line = |name: &str| format!("RW {} VMFS \"{name}\"", SIZE / 512);
-    write(&vm, "vm.vmdk", descriptor(None, "vmfs", &line("vm-flat.vmdk")).as_bytes());
+    write(
+        &vm,
+        "vm.vmdk",
+        descriptor(None, "vmfs", &line("vm-flat.vmdk")).as_bytes(),
+    );
     write(&vm, "vm-flat.vmdk", &flat);
     // In pieces, with a hole, on another datastore.
     let pieces = "RW 2048 FLAT \"b-f001.vmdk\" 128\nRW 1024 ZERO\nRW 4096 FLAT \"b-f002.vmdk\" 0";
-    write(&other, "b.vmdk", descriptor(None, "twoGbMaxExtentFlat", pieces).as_bytes());
+    write(
+        &other,
+        "b.vmdk",
+        descriptor(None, "twoGbMaxExtentFlat", pieces).as_bytes(),
+    );
     write(&other, "b-f001.vmdk", &flat[..(2048 + 128) * 512]);
-    write(&other, "b-f002.vmdk", &flat[1 << 20..(1 << 20) + 4096 * 512]);
+    write(
+        &other,
+        "b-f002.vmdk",
+        &flat[1 << 20..(1 << 20) + 4096 * 512],
+    );
     write(
         &vm,
         "vm.vmx",
@@ -161,8 +182,16 @@ fn a_machine_with_flat_disks_reads_as_it_does_there() {
         assert_eq!(disk.format().driver(), "vmdk");
     }
     let there = lab.host.path().join("vmfs/volumes/ds1/vm/vm-flat.vmdk");
-    fs::File::options().append(true).open(there).unwrap().set_len(SIZE as u64 + 512).unwrap();
-    assert!(matches!(disks[0].check_unchanged(), Err(ImageError::Changed { .. })));
+    fs::File::options()
+        .append(true)
+        .open(there)
+        .unwrap()
+        .set_len(SIZE as u64 + 512)
+        .unwrap();
+    assert!(matches!(
+        disks[0].check_unchanged(),
+        Err(ImageError::Changed { .. })
+    ));
 }
 
 #[test]
@@ -175,14 +204,34 @@ fn links_of_esxi_on_a_flat_base() {
     let base = pattern(SIZE);
     let sectors = SIZE as u64 / 512;
     let line = |kind: &str, name: &str| format!("RW {sectors} {kind} \"{name}\"");
-    write(&vm, "vm.vmdk", descriptor(None, "vmfs", &line("VMFS", "vm-flat.vmdk")).as_bytes());
+    write(
+        &vm,
+        "vm.vmdk",
+        descriptor(None, "vmfs", &line("VMFS", "vm-flat.vmdk")).as_bytes(),
+    );
     write(&vm, "vm-flat.vmdk", &base);
-    cowd(&vm.join("vm-000001-delta.vmdk"), sectors as u32, &[(1, [0x11; 512]), (4097, [0x12; 512])]);
-    let first = descriptor(Some(("00000001", "vm.vmdk")), "vmfsSparse", &line("VMFSSPARSE", "vm-000001-delta.vmdk"));
+    cowd(
+        &vm.join("vm-000001-delta.vmdk"),
+        sectors as u32,
+        &[(1, [0x11; 512]), (4097, [0x12; 512])],
+    );
+    let first = descriptor(
+        Some(("00000001", "vm.vmdk")),
+        "vmfsSparse",
+        &line("VMFSSPARSE", "vm-000001-delta.vmdk"),
+    );
     write(&vm, "vm-000001.vmdk", first.as_bytes());
-    let grains = [(1, Some([0x21; 4096])), (2, None), (512, Some([0x22; 4096]))];
+    let grains = [
+        (1, Some([0x21; 4096])),
+        (2, None),
+        (512, Some([0x22; 4096])),
+    ];
     se_sparse(&vm.join("vm-000002-sesparse.vmdk"), sectors, &grains);
-    let second = descriptor(Some(("00000001", "vm-000001.vmdk")), "seSparse", &line("SESPARSE", "vm-000002-sesparse.vmdk"));
+    let second = descriptor(
+        Some(("00000001", "vm-000001.vmdk")),
+        "seSparse",
+        &line("SESPARSE", "vm-000002-sesparse.vmdk"),
+    );
     write(&vm, "vm-000002.vmdk", second.as_bytes());
 
     // What QEMU reads of it where all are files.
@@ -203,7 +252,12 @@ fn links_of_esxi_on_a_flat_base() {
     // An older link is noticed by what lies beside it.
     let path = lab.mirror("/vm/vm-000001.vmdk").unwrap();
     let newer = links::newer(&path);
-    assert!(newer.last().is_some_and(|link| link.ends_with("vm-000002.vmdk")), "{newer:?}");
+    assert!(
+        newer
+            .last()
+            .is_some_and(|link| link.ends_with("vm-000002.vmdk")),
+        "{newer:?}"
+    );
     assert!(contents(&image(&path)) == older);
 }
 
@@ -218,22 +272,47 @@ fn backing_files_are_found_there_and_never_here() {
     let raw = write(&images, "base.raw", &data);
     let over = |name: &str, backing: &str| {
         let path = images.join(name);
-        run("qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, text(&path), "4M"]);
+        run(
+            "qemu-img",
+            &[
+                "create",
+                "-q",
+                "-u",
+                "-f",
+                "qcow2",
+                "-F",
+                "raw",
+                "-b",
+                backing,
+                text(&path),
+                "4M",
+            ],
+        );
     };
-    for (name, backing) in [("relative.qcow2", "base.raw"), ("absolute.qcow2", "/images/base.raw")] {
+    for (name, backing) in [
+        ("relative.qcow2", "base.raw"),
+        ("absolute.qcow2", "/images/base.raw"),
+    ] {
         over(name, backing);
         let path = lab.mirror(&format!("/images/{name}")).unwrap();
         assert!(contents(&image(&path)) == data, "{name}");
     }
     // The same file is on this host, by that very name.
-    for backing in [text(&raw), "/etc/hostname", "nbd://127.0.0.1/x", "json:{\"driver\":\"null-co\"}"] {
+    for backing in [
+        text(&raw),
+        "/etc/hostname",
+        "nbd://127.0.0.1/x",
+        "json:{\"driver\":\"null-co\"}",
+    ] {
         over("hostile.qcow2", backing);
         let path = lab.mirror("/images/hostile.qcow2").unwrap();
         let error = Image::open_info(&path, None, &[]).unwrap_err();
         assert!(
             matches!(
                 error,
-                ImageError::Outside { .. } | ImageError::NotAFileName { .. } | ImageError::PartMissing { .. }
+                ImageError::Outside { .. }
+                    | ImageError::NotAFileName { .. }
+                    | ImageError::PartMissing { .. }
             ),
             "{backing}: {error}"
         );
@@ -244,7 +323,11 @@ fn backing_files_are_found_there_and_never_here() {
 fn descriptions_name_nothing_of_this_host() {
     let lab = Lab::new();
     let vm = lab.folder("vm");
-    for name in ["/etc/hostname", "../../../../etc/hostname", "C:\\Windows\\win.ini"] {
+    for name in [
+        "/etc/hostname",
+        "../../../../etc/hostname",
+        "C:\\Windows\\win.ini",
+    ] {
         let vmx = format!(
             "scsi0.present = \"TRUE\"\nscsi0:0.present = \"TRUE\"\nscsi0:0.fileName = \"{}\"\n",
             name.replace('\\', "|5C")
@@ -261,7 +344,10 @@ fn descriptions_name_nothing_of_this_host() {
                 Err(_) => continue,
             };
             assert!(
-                matches!(error, SourceError::MissingDisk { .. } | SourceError::Outside { .. }),
+                matches!(
+                    error,
+                    SourceError::MissingDisk { .. } | SourceError::Outside { .. }
+                ),
                 "{file} {name}: {error}"
             );
         }
@@ -300,7 +386,20 @@ fn an_ova_is_read_in_place() {
     let folder = lab.folder("export");
     let raw = write(&folder, "d.raw", &pattern(SIZE));
     let disk = folder.join("vm-disk1.vmdk");
-    run("qemu-img", &["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", text(&raw), text(&disk)]);
+    run(
+        "qemu-img",
+        &[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "vmdk",
+            "-o",
+            "subformat=streamOptimized",
+            text(&raw),
+            text(&disk),
+        ],
+    );
     let ovf = "<Envelope><References><File id='f1' href='vm-disk1.vmdk'/></References><DiskSection>\
                <Disk diskId='d1' fileRef='f1' capacity='4194304'/></DiskSection><VirtualSystem id='vm'>\
                <Name>from-ova</Name><VirtualHardwareSection><Item><InstanceID>3</InstanceID>\
@@ -308,7 +407,17 @@ fn an_ova_is_read_in_place() {
                <HostResource>ovf:/disk/d1</HostResource><Parent>3</Parent></Item></VirtualHardwareSection>\
                </VirtualSystem></Envelope>";
     write(&folder, "vm.ovf", ovf.as_bytes());
-    run("tar", &["-C", text(&folder), "-cf", text(&folder.join("vm.ova")), "vm.ovf", "vm-disk1.vmdk"]);
+    run(
+        "tar",
+        &[
+            "-C",
+            text(&folder),
+            "-cf",
+            text(&folder.join("vm.ova")),
+            "vm.ovf",
+            "vm-disk1.vmdk",
+        ],
+    );
     for file in ["vm.ovf", "vm-disk1.vmdk", "d.raw"] {
         fs::rename(folder.join(file), lab.host.path().join(file)).unwrap();
     }
@@ -328,7 +437,11 @@ fn a_directory_shows_its_machines() {
     for name in ["web", "db"] {
         let vm = lab.folder(&format!("ds1/{name}"));
         let line = format!("RW 256 VMFS \"{name}-flat.vmdk\"");
-        write(&vm, &format!("{name}.vmdk"), descriptor(None, "vmfs", &line).as_bytes());
+        write(
+            &vm,
+            &format!("{name}.vmdk"),
+            descriptor(None, "vmfs", &line).as_bytes(),
+        );
         write(&vm, &format!("{name}-flat.vmdk"), &pattern(128 << 10));
         let vmx = format!(
             "displayName = \"{name}\"\nscsi0.present = \"TRUE\"\nscsi0:0.present = \"TRUE\"\n\
@@ -338,7 +451,10 @@ fn a_directory_shows_its_machines() {
     }
     let path = lab.mirror("/ds1").unwrap();
     let found = source::find::below(&path).unwrap();
-    let names: Vec<_> = found.iter().map(|f| f.strip_prefix(&path).unwrap()).collect();
+    let names: Vec<_> = found
+        .iter()
+        .map(|f| f.strip_prefix(&path).unwrap())
+        .collect();
     assert_eq!(names, [Path::new("db/db.vmx"), Path::new("web/web.vmx")]);
     let vm = source::open(&found[0]).unwrap();
     assert!(contents(&image(&vm.disks[0].path)) == pattern(128 << 10));
@@ -356,9 +472,19 @@ fn names_stay_below_the_root() {
         ("", None),
         ("/", None),
     ] {
-        assert_eq!(below(root, Path::new(name)).as_deref(), want.map(Path::new), "{name}");
+        assert_eq!(
+            below(root, Path::new(name)).as_deref(),
+            want.map(Path::new),
+            "{name}"
+        );
     }
-    for (name, plain) in [("a", true), ("..", false), ("a/b", false), ("", false), (".", false)] {
+    for (name, plain) in [
+        ("a", true),
+        ("..", false),
+        ("a/b", false),
+        ("", false),
+        (".", false),
+    ] {
         assert_eq!(one_name(root, name).is_some(), plain, "{name}");
     }
     assert_eq!(normal(Path::new("a/../b")).as_deref(), Some(Path::new("b")));
@@ -371,4 +497,62 @@ fn names_stay_below_the_root() {
     ] {
         assert_eq!(remote_path(name), want);
     }
+}
+
+#[test]
+fn every_format_reads_as_it_does_there() {
+    if !have(&["qemu-img", "qemu-storage-daemon"]) {
+        return;
+    }
+    let lab = Lab::new();
+    let images = lab.folder("images");
+    let data = pattern(SIZE);
+    let raw = write(&images, "disk.raw", &data);
+    for (format, options, name) in [
+        ("qcow2", "compat=1.1", "a.qcow2"),
+        ("vmdk", "subformat=monolithicSparse", "sparse.vmdk"),
+        ("vmdk", "subformat=streamOptimized", "stream.vmdk"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse", "split.vmdk"),
+        ("vhdx", "subformat=dynamic", "a.vhdx"),
+        ("vpc", "subformat=dynamic,force_size=on", "dynamic.vhd"),
+        ("vpc", "subformat=fixed,force_size=on", "fixed.vhd"),
+        ("vdi", "static=off", "a.vdi"),
+        ("raw", "size=4M", "b.img"),
+    ] {
+        let path = images.join(name);
+        if format == "raw" {
+            fs::copy(&raw, &path).unwrap();
+        } else {
+            let args = ["convert", "-f", "raw", "-O", format, "-o", options];
+            run(
+                "qemu-img",
+                &[&args[..], &[text(&raw), text(&path)]].concat(),
+            );
+        }
+        let local = by_qemu(&image(&path));
+        let there = lab.mirror(&format!("/images/{name}")).unwrap();
+        let there = image(&there);
+        assert_eq!(there.format().driver(), format, "{name}");
+        assert!(
+            by_qemu(&there) == local && contents(&there) == local,
+            "{name}"
+        );
+        assert!(local[..SIZE] == data, "{name}");
+        there.check().unwrap();
+    }
+    // VirtualBox's creator, whose geometry QEMU would believe: it gets another first sector.
+    let path = images.join("dynamic.vhd");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 512;
+    for at in [0, last] {
+        let footer = &mut bytes[at..at + 512];
+        footer[28..32].copy_from_slice(b"vbox");
+        footer[64..68].fill(0);
+        let sum: u32 = footer.iter().map(|b| u32::from(*b)).sum();
+        footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+    }
+    write(&images, "vbox.vhd", &bytes);
+    let there = image(&lab.mirror("/images/vbox.vhd").unwrap());
+    assert!(by_qemu(&there) == by_qemu(&image(&images.join("vbox.vhd"))));
+    assert_eq!(there.virtual_size(), SIZE as u64);
 }
