@@ -506,6 +506,7 @@ impl FixArgs {
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
+        self.refuse_in_place()?;
         let accept = Accepted::parse(&self.accept)?;
         let media_path = self.virtio_path();
         let mut source = self.source.open()?;

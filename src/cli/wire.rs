@@ -134,6 +134,7 @@ impl WireArgs {
         let Some(at) = location(source, self)? else {
             return Ok(source.to_owned());
         };
+        self.check(Some(&at))?;
         Ok(mirror::open(&at, &self.access())?)
     }
 }
