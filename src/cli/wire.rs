@@ -56,7 +56,7 @@ fn fingerprint(text: &str) -> Result<String, String> {
 }
 
 /// What a SOURCE of the command line is, when it is no path of this host.
-pub fn location(source: &Path, wire: &WireArgs) -> Result<Option<Location>> {
+pub(crate) fn location(source: &Path, wire: &WireArgs) -> Result<Option<Location>> {
     let parsed = match source.to_str() {
         // A relative path that looks like one is a URL all the same; ./ in front of it makes it a path.
         Some(text) => Location::parse(text)?,
@@ -74,7 +74,7 @@ pub fn location(source: &Path, wire: &WireArgs) -> Result<Option<Location>> {
 
 impl WireArgs {
     /// Fails when an option means nothing for this source.
-    pub fn check(&self, at: Option<&Location>) -> Result<()> {
+    pub(crate) fn check(&self, at: Option<&Location>) -> Result<()> {
         let transport = at.map_or(Transport::File, Location::transport);
         let is = |known: &[Transport]| known.contains(&transport);
         use Transport::{Https, Nbd, Ssh};
@@ -112,7 +112,7 @@ impl WireArgs {
         Ok(())
     }
 
-    pub fn access(&self) -> Access {
+    pub(crate) fn access(&self) -> Access {
         let default = Access::default();
         Access {
             user: self.user.clone(),

@@ -24,7 +24,7 @@ use super::detect::{self, Detected, Format, VmdkExtent};
 use super::hold::{Found, Held, Use};
 use super::length::{self, Short};
 use super::links;
-use super::on_wire::{is_flat, joined, nbd_node, with_head};
+use super::on_wire::{is_flat, joined, nbd_node, with_head, without_backing};
 use super::partition::{self, LayoutError};
 use super::remote::{self, ReadAt, Remote};
 use super::tables;
@@ -265,7 +265,7 @@ pub struct Level {
     fixed: Option<u64>,
     /// A flat VMDK on another host: its extents, joined to one raw disk.
     pub(super) flat: Option<Arc<Remote>>,
-    /// What QEMU is given instead of a VHD on another host.
+    /// What QEMU is given instead of a file on another host: with another header.
     shown: Option<Arc<Remote>>,
     /// Sparse links over such a disk: a qcow2 with the grains of all of them.
     pub(super) merged: Option<Held>,
@@ -525,10 +525,8 @@ impl Level {
             let file = nbd_node(&**flat.file(), sockets);
             return json!({"driver": "raw", "file": file, "read-only": true});
         }
-        if let Some(shown) = &self.shown {
-            let file = nbd_node(&**shown.file(), sockets);
-            return json!({"driver": self.format.driver(), "file": file, "read-only": true});
-        }
+        let shown = self.shown.as_ref();
+        let shown = shown.map(|shown| nbd_node(&**shown.file(), sockets));
         let mut file = |held: &Held, name: String| {
             if let Some(remote) = held.remote() {
                 return nbd_node(&**remote.file(), sockets);
@@ -547,6 +545,7 @@ impl Level {
             return json!({"driver": "qcow2", "file": file, "backing": backing, "read-only": true});
         }
         let own = match (self.held.first(), &self.descriptor) {
+            (Some(_), _) if shown.is_some() => shown.unwrap_or_default(),
             (Some(held), Some(descriptor)) => file(held, pass::name(descriptor)),
             (Some(held), None) => file(held, held.name()),
             (None, _) => json!({
@@ -562,7 +561,7 @@ impl Level {
         node["read-only"] = (!writable).into();
         node["discard"] = if writable { "unmap" } else { "ignore" }.into();
         node["detect-zeroes"] = if writable { "unmap" } else { "off" }.into();
-        if self.scratch {
+        if self.scratch && self.subformat.is_none() {
             // How far QEMU sees at a time in what the overlay does not have: 512 MiB instead of 32.
             node["l2-cache-entry-size"] = json!(64 << 10);
         }
@@ -671,7 +670,7 @@ fn open_level(
         // Nothing QEMU could say about it; it counts in sectors, too.
         level.virtual_size = size.checked_next_multiple_of(512).unwrap_or(u64::MAX);
         refuse_if_huge(&level)?;
-        if let Some(short) = short_by_table(file).map_err(io_error)? {
+        if let Some(short) = short_by_table(&file).map_err(io_error)? {
             return Err(short_at(path, short, true));
         }
         return Ok((level, None));
@@ -748,6 +747,9 @@ fn open_level(
             path: path.into(),
             reason: "QEMU finds a data file where its header names none".into(),
         });
+    }
+    if info.backing_filename.is_some() {
+        level.shown = without_backing(&file, format).map_err(io_error)?;
     }
     let backing = match info.backing_filename {
         Some(name) if !name.is_empty() => {
@@ -1080,9 +1082,8 @@ impl References {
                 target: shown(text),
             });
         }
-        let folder = path.parent().unwrap_or(Path::new("/"));
         let spellings = name.spellings().into_iter();
-        let files = spellings.map(|name| folder.join(remote::absolute(path, Path::new(&name))));
+        let files = spellings.map(|name| remote::resolve(path, Path::new(&name)));
         let mut missing = None;
         for file in files {
             match Found::by_name(&file) {

@@ -205,7 +205,7 @@ impl Found {
         if !lock_for_reading(&file).map_err(io_error)? {
             return Err(ImageError::InUse { path: path.clone() });
         }
-        let origin = remote::origin(&meta);
+        let origin = remote::origin(path, &meta);
         let remote = origin.as_ref().filter(|remote| !remote.is_copied());
         let size = match &remote {
             Some(remote) => remote.file().size(),
@@ -524,7 +524,7 @@ fn headers(file: &File, size: u64) -> io::Result<[u8; 32]> {
     for offset in SAMPLES.into_iter().filter(|at| *at < end).chain([end]) {
         let len = (SAMPLE as u64).min(size.saturating_sub(offset)) as usize;
         let part = &mut buffer[..len];
-        file.read_exact_at(part, offset)?;
+        FileExt::read_exact_at(file, part, offset)?;
         digest.update(part);
     }
     Ok(digest.finalize().into())

@@ -143,7 +143,7 @@ fn candidate(path: &Path, meta: &Metadata) -> Option<Candidate> {
         ..Candidate::default()
     };
     // What cannot be read is no link that could be named.
-    let _ = match remote::of(meta) {
+    let _ = match remote::of(path, meta) {
         Some(remote) => read_links(&*remote, remote.file().size(), path, &mut found),
         None => read_links(&File::open(path).ok()?, meta.len(), path, &mut found),
     };

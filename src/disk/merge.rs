@@ -62,7 +62,10 @@ impl Image {
         let size = self.virtual_size();
         qemu_img::create_with(merged, "qcow2", LAYOUT, size)
             .map_err(|e| ImageError::from_tool(merged, e))?;
-        let target = Export::open_writable(&Self::scratch(merged, size)).map_err(exported)?;
+        let mut image = Self::scratch(merged, size);
+        // Its clusters are smaller than those of other overlays.
+        image.levels[0].subformat = Some("subclusters".into());
+        let target = Export::open_writable(&image).map_err(exported)?;
         let disk = target.disk();
         for link in self.levels[..base].iter().rev() {
             let ranges = qemu_img::present_ranges(&link.spec())

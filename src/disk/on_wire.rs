@@ -1,6 +1,7 @@
 //! What of an [`Image`] lies on another host: as a node of QEMU's, as one disk, as what is to be fetched.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -12,7 +13,7 @@ use super::chain::{Image, ImageError, Result};
 use super::compose::{Composed, Piece};
 use super::detect::{self, Format, VmdkExtent};
 use super::hold::Held;
-use super::remote::{Remote, RemoteFile};
+use super::remote::{ReadAt, Remote, RemoteFile};
 use crate::tool::pass::Passed;
 use crate::tool::qemu_img;
 
@@ -78,6 +79,24 @@ pub(super) fn with_head(remote: &Remote, head: Vec<u8>) -> Arc<Remote> {
     let (file, at) = (remote.file(), head.len() as u64);
     let rest = Piece::of(file, at, file.size().saturating_sub(at));
     Remote::new(Composed::of(vec![Piece::bytes(head), rest]))
+}
+
+/// An image on another host whose header names no backing file. QEMU looks for the directory of a relative
+/// name even where it is given the backing node, and NBD has no directories.
+pub(super) fn without_backing(file: &Held, format: Format) -> io::Result<Option<Arc<Remote>>> {
+    let Some(remote) = file.remote() else {
+        return Ok(None);
+    };
+    if !matches!(format.driver(), "qcow2" | "qcow") {
+        return Ok(None);
+    }
+    let mut head = vec![0; 512.min(remote.file().size()) as usize];
+    remote.read_exact_at(&mut head, 0)?;
+    // Where the name is, and how long it is.
+    if let Some(name) = head.get_mut(8..20) {
+        name.fill(0);
+    }
+    Ok(Some(with_head(remote, head)))
 }
 
 pub(super) fn is_flat(extent: &VmdkExtent) -> bool {

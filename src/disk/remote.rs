@@ -14,7 +14,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -203,14 +203,18 @@ pub fn register(
     Ok(remote)
 }
 
-/// What a file stands for whose contents are on another host.
-pub fn of(meta: &Metadata) -> Option<Arc<Remote>> {
-    origin(meta).filter(|remote| !remote.copied)
+/// What the file at `path` stands for when its contents are on another host.
+pub fn of(path: &Path, meta: &Metadata) -> Option<Arc<Remote>> {
+    origin(path, meta).filter(|remote| !remote.copied)
 }
 
-/// What a file stands for or is a copy of.
-pub fn origin(meta: &Metadata) -> Option<Arc<Remote>> {
-    lock(&KNOWN).as_ref()?.files.get(&place(meta)).cloned()
+/// What the file at `path` stands for or is a copy of. Nothing outside of the directories that mirror other
+/// hosts: there the number of a placeholder that is gone may be another file's.
+pub fn origin(path: &Path, meta: &Metadata) -> Option<Arc<Remote>> {
+    let known = lock(&KNOWN);
+    let known = known.as_ref()?;
+    let mirrored = known.roots.iter().any(|root| path.starts_with(root));
+    known.files.get(&place(meta)).filter(|_| mirrored).cloned()
 }
 
 fn place(meta: &Metadata) -> (u64, u64) {
@@ -236,6 +240,27 @@ pub fn root_of(path: &Path) -> Option<PathBuf> {
     roots.find(|root| path.starts_with(root)).cloned()
 }
 
+/// The file that `name` in the file at `path` means. On another host it stays below what mirrors that host,
+/// whatever it names.
+pub fn resolve(path: &Path, name: &Path) -> PathBuf {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let Some(root) = root_of(path) else {
+        return folder.join(name);
+    };
+    let start = match name.is_absolute() {
+        true => root.clone(),
+        false => folder.to_owned(),
+    };
+    name.components().fold(start, |mut at, part| {
+        match part {
+            Component::Normal(part) => at.push(part),
+            Component::ParentDir if at != root => drop(at.pop()),
+            _ => {}
+        }
+        at
+    })
+}
+
 /// `name` as a description at `path` means it: an absolute path there is one of the host that `path`
 /// comes from.
 pub fn absolute(path: &Path, name: &Path) -> PathBuf {
@@ -243,7 +268,7 @@ pub fn absolute(path: &Path, name: &Path) -> PathBuf {
         Some(root) if name.is_absolute() => {
             let below = name
                 .components()
-                .filter(|part| matches!(part, std::path::Component::Normal(_)));
+                .filter(|part| matches!(part, Component::Normal(_)));
             root.join(below.collect::<PathBuf>())
         }
         _ => name.to_owned(),
@@ -265,6 +290,14 @@ mod tests {
             ("base.qcow2", PathBuf::from("base.qcow2")),
         ] {
             assert_eq!(absolute(&at, Path::new(name)), want, "{name}");
+        }
+        for (name, want) in [
+            ("/etc/shadow", root.join("etc/shadow")),
+            ("../../../etc/shadow", root.join("etc/shadow")),
+            ("../base.qcow2", root.join("base.qcow2")),
+            ("base.qcow2", root.join("vm/base.qcow2")),
+        ] {
+            assert_eq!(resolve(&at, Path::new(name)), want, "{name}");
         }
         let elsewhere = Path::new("/data/vm.qcow2");
         let name = Path::new("/data/base.qcow2");

@@ -176,6 +176,8 @@ pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
 mod tests {
     use std::io::Write;
 
+    use std::fs::File;
+
     use super::*;
 
     /// A head whose first table is at byte 4096, and whose snapshots are at byte 8192.

@@ -52,7 +52,7 @@ pub(super) fn open_with(path: &Path, saved: &Path) -> Result<SourceVm> {
             // `[datastore] folder/name` is what libvirt says of ESXi's.
             let elsewhere = path.is_absolute() || name.as_encoded_bytes().starts_with(b"[");
             let beside = elsewhere.then(|| path.file_name()).flatten();
-            let place = dir.join(remote::absolute(xml, path));
+            let place = remote::resolve(xml, path);
             [Some(place), beside.map(|name| dir.join(name))]
         });
         let found = places.flatten().find(|file| file.exists());

@@ -101,7 +101,7 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
 /// A disk that was packed without a word about it.
 pub(super) fn is_gzip(file: &Path) -> bool {
     let mut magic = [0; 3];
-    let read = super::open_file(file).and_then(|f| match remote::of(&f.metadata()?) {
+    let read = super::open_file(file).and_then(|f| match remote::of(file, &f.metadata()?) {
         Some(remote) => remote.read_exact_at(&mut magic, 0),
         None => f.read_exact_at(&mut magic, 0),
     });

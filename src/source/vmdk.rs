@@ -221,7 +221,7 @@ pub fn read(path: &Path) -> Result<Option<Descriptor>> {
         }
     };
     let mut file = super::open_file(path).map_err(error("opening"))?;
-    let remote = remote::of(&file.metadata().map_err(error("reading"))?);
+    let remote = remote::of(path, &file.metadata().map_err(error("reading"))?);
     let found = match &remote {
         Some(remote) => embedded(&**remote, remote.file().size()),
         None => {
