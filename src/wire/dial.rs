@@ -104,9 +104,11 @@ struct NbdDial {
     meter: Arc<Meter>,
 }
 
+type Start = dyn Fn(&Location) -> Result<Nbd> + Send;
+
 /// The export's name is the path of the file that is read: a connection is for one.
 struct NbdConnection {
-    dial: Arc<dyn Fn(&Location) -> Result<Nbd> + Send + Sync>,
+    dial: Box<Start>,
     open: Option<(Location, Nbd)>,
 }
 
@@ -163,7 +165,7 @@ impl Dial for NbdDial {
             Nbd::start(stream, flags, names, meter.clone(), Box::new(|| None))
         };
         Ok(Box::new(NbdConnection {
-            dial: Arc::new(dial),
+            dial: Box::new(dial),
             open: None,
         }))
     }
