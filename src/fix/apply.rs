@@ -501,6 +501,27 @@ struct MergeJob<'e> {
     logs: Vec<LogReset>,
 }
 
+/// What is backed up before a hive is edited.
+struct Original<'j> {
+    bytes: Arc<Vec<u8>>,
+    /// What the file in the guest holds, where that is something else.
+    stored: Option<Vec<u8>>,
+    backup: &'j str,
+    logs: &'j [LogReset],
+}
+
+impl Original<'_> {
+    /// The facts of the hive's file, and where it was saved.
+    fn save(self, saver: &Saver) -> Result<(FileFacts, PathBuf)> {
+        let bytes = self.stored.as_ref().unwrap_or(&self.bytes);
+        let path = saver.save(self.backup, bytes)?;
+        for log in self.logs {
+            saver.save(&log.backup, &log.original)?;
+        }
+        Ok((FileFacts::of(bytes), path))
+    }
+}
+
 struct LogReset {
     path: GuestPath,
     backup: String,
@@ -524,28 +545,30 @@ struct PreparedHive {
 fn merge(job: MergeJob<'_>, saver: &Saver) -> Result<PreparedHive> {
     let hive = job.name.file_name();
     let backup = format!("backup/{hive}");
-    let backup_path = saver.save(&backup, job.original.as_ref().unwrap_or(&job.bytes))?;
-    let text = job.edits.to_reg_text();
-    saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
-    for log in &job.logs {
-        saver.save(&log.backup, &log.original)?;
-    }
     let judged = |source| FixError::Hive { hive, source };
     let edited = |source| FixError::Edit { hive, source };
     let kept = Kept::of(&job.bytes, job.edits).map_err(judged)?;
     let mut file = HiveFile::new(&job.bytes).map_err(edited)?;
-    // The digest takes about as long as the edit. It owns the original, which is then not in memory
-    // together with the edited one.
-    let (bytes, original) = (job.bytes, job.original);
-    let (before, edit) = thread::scope(|scope| {
-        let digest = scope.spawn(move || FileFacts::of(original.as_ref().unwrap_or(&bytes)));
+    let original = Original {
+        bytes: job.bytes,
+        stored: job.original,
+        backup: &backup,
+        logs: &job.logs,
+    };
+    // The backup and its digest take about as long as the edit. They own the original, which is then
+    // not in memory together with the edited hive.
+    let (saved, edit) = thread::scope(|scope| {
+        let saved = scope.spawn(move || original.save(saver));
         let edit = file.edit(job.edits);
-        match digest.join() {
-            Ok(facts) => (facts, edit),
+        match saved.join() {
+            Ok(saved) => (saved, edit),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     });
+    let (before, backup_path) = saved?;
     edit.map_err(edited)?;
+    let text = job.edits.to_reg_text();
+    saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
     let mut merged = file.into_bytes().map_err(edited)?;
     judge::holds(&merged, job.edits).map_err(judged)?;
     kept.check(&merged).map_err(judged)?;
