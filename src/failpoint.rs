@@ -152,7 +152,7 @@ pub fn hit(name: &str) -> io::Result<()> {
 /// Takes memory until none is left but for small things. Only where there is a limit.
 fn starve() {
     let mut size = 1 << 30;
-    while size >= 64 << 10 {
+    while size >= 4 << 10 {
         let mut memory = Vec::<u8>::new();
         match memory.try_reserve_exact(size) {
             Ok(()) => std::mem::forget(memory),

@@ -921,7 +921,7 @@ fn without_libhivex_nothing_is_written() {
     }
     let media = virtio_win().to_str().unwrap();
     for verb in ["plan", "convert"] {
-        let program = binary().to_str().unwrap();
+        let program = binary();
         let run = hidden(&[program, verb, "guest.raw", "--virtio-iso", media]).expect(5);
         let says = "libhivex (edits hives) is not installed";
         assert!(run.stderr.contains(says), "{}", run.stderr);
