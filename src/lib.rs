@@ -42,9 +42,15 @@ pub mod plan;
 pub mod registry;
 pub mod report;
 pub mod source;
+#[cfg(test)]
+mod testing;
 pub mod text;
 pub mod tool;
 pub mod ui;
 pub mod verify;
-#[allow(dead_code, unused_imports, reason = "sources on the wire are used from the next change on")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "sources on the wire are used from the next change on"
+)]
 pub(crate) mod wire;

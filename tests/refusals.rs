@@ -124,6 +124,7 @@ fn not_convertible(lab: &Lab, name: &str, says: &[&str], shows: &[&str]) {
         assert!(shown.contains(word), "no {word:?} in:\n{shown}");
     }
     assert_plain(&shown);
+    let digest = sha256(&lab.path(name));
     let json = run_in(lab, &["inspect", name, "--json"], &[])
         .expect(0)
         .json();
@@ -133,8 +134,7 @@ fn not_convertible(lab: &Lab, name: &str, says: &[&str], shows: &[&str]) {
         let args = [verb, name, "--virtio-iso", media];
         fails_with(lab, &args, &[], 3, says);
     }
-    let digest = sha256(&lab.path(name));
-    assert_eq!(digest, sha256(&lab.path(name)));
+    assert_eq!(sha256(&lab.path(name)), digest);
 }
 
 fn small(version: WinVersion) -> GuestSpec {
