@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::registry::{KeyTree, RegData};
-use crate::tool::{Cmd, ToolError, hivexregedit};
+use crate::tool::{Cmd, ToolError};
 
 /// A file of the corpus of real hives, unpacked once for all tests.
 pub(crate) fn corpus_file(name: &'static str) -> Option<Vec<u8>> {
@@ -53,8 +53,9 @@ fn merged(hive: &[u8], reg: &str) -> Option<Vec<u8>> {
     let (file, text) = (dir.path().join("SYSTEM"), dir.path().join("x.reg"));
     std::fs::write(&file, hive).unwrap();
     std::fs::write(&text, with_parents(reg)).unwrap();
-    match hivexregedit::merge(&file, "X", &text) {
-        Ok(()) => Some(std::fs::read(&file).unwrap()),
+    let merge = Cmd::new("hivexregedit").args(["--merge", "--prefix", "X", "--"]);
+    match merge.args([&file, &text]).run() {
+        Ok(_) => Some(std::fs::read(&file).unwrap()),
         Err(ToolError::NotFound { .. })
             if std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none() =>
         {
