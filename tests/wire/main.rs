@@ -1,6 +1,8 @@
 //! Sources on the wire, by the program itself: OpenSSH's server, nginx with TLS and a password, `qemu-nbd`
 //! and nbdkit on loopback.
 
+#![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
+
 #[path = "../support/mod.rs"]
 mod support;
 
