@@ -12,10 +12,10 @@ fn main() -> ExitCode {
     if let Some(code) = guest::confined::run_if_asked(std::env::args_os()) {
         return code;
     }
-    if let Some(code) = registry::confined::run_if_asked(std::env::args_os()) {
+    if let Some(code) = wire::run_if_asked(std::env::args_os()) {
         return code;
     }
-    if let Some(code) = wire::run_if_asked(std::env::args_os()) {
+    if let Some(code) = registry::confined::run_if_asked(std::env::args_os()) {
         return code;
     }
     tool::launcher::enable();

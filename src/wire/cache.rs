@@ -30,6 +30,7 @@ struct Slot {
     key: Key,
     /// A bit for each sector that is there.
     valid: u16,
+    /// Since the hand came by.
     used: bool,
 }
 
@@ -105,7 +106,6 @@ impl Cache {
         self.file.write_all_at(sector, place)?;
         if let Some(slot) = self.slots.get_mut(number as usize) {
             slot.valid |= 1 << (at % SLOT / SECTOR);
-            slot.used = true;
         }
         Ok(())
     }
@@ -115,7 +115,8 @@ impl Cache {
         let fresh = Slot {
             key,
             valid: 0,
-            used: true,
+            // Read once it is there, it gets a second chance.
+            used: false,
         };
         let number = if self.slots.len() < SLOTS as usize {
             self.slots.push(fresh);

@@ -261,7 +261,10 @@ impl Https {
                 "name the file by the URL it leads to, when that is right",
             )
         };
-        if to.starts_with('/') && !to.starts_with("//") {
+        if to.starts_with("//") {
+            return Err(elsewhere());
+        }
+        if to.starts_with('/') {
             return Ok(to.to_owned());
         }
         if !to.contains("://") {

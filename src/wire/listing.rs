@@ -37,9 +37,12 @@ fn entry(link: &str, at: &Location) -> Option<Listed> {
         Some((_, rest)) => &rest[rest.find('/')?..],
         None => path,
     };
-    let decoded = super::url::decode(path)?;
+    let decoded = super::url::decode(&path.replace("&amp;", "&"))?;
     let name = match decoded.starts_with('/') {
-        true => decoded.strip_prefix(at.path())?,
+        true => {
+            let below = decoded.strip_prefix(at.path().trim_end_matches('/'))?;
+            below.strip_prefix('/')?
+        }
         false => decoded.strip_prefix("./").unwrap_or(&decoded),
     };
     let is_directory = name.ends_with('/');

@@ -26,6 +26,8 @@ mod server;
 mod service;
 mod sftp;
 mod ssh;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod upstream;
 mod url;

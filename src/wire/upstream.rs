@@ -16,7 +16,7 @@ use super::url::Location;
 use super::{Identity, Listed};
 
 /// How long a connection may be silent while an answer is due.
-pub(super) const STALL: Duration = Duration::from_secs(10);
+pub(super) const STALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// A file that is open, as it was then.
 #[derive(Debug)]
