@@ -129,6 +129,14 @@ pub fn called(text: &str) -> Cow<'_, str> {
     text
 }
 
+/// A path with the names of [`call`].
+pub fn called_path(path: &Path) -> PathBuf {
+    match path.to_str().map(called) {
+        Some(Cow::Owned(name)) => name.into(),
+        _ => path.to_owned(),
+    }
+}
+
 /// [`called`] for every text of a document.
 pub fn called_in(value: &mut serde_json::Value) {
     match value {

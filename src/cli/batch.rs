@@ -208,7 +208,11 @@ fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Resul
             true => PathBuf::from(source),
             false => folder.join(source),
         };
-        let at = format!("machine {} ({})", i + 1, source.display());
+        let at = match elsewhere {
+            // A password may stand in it.
+            true => format!("machine {}", i + 1),
+            false => format!("machine {} ({})", i + 1, source.display()),
+        };
         let machine = machine(source, merged, output, &at)?;
         let changes = machine.args.iter().any(|a| a == &*format!("--{IN_PLACE}"));
         in_place.push((real(&machine.source), changes));

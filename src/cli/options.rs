@@ -172,15 +172,11 @@ pub fn request(job: &Job, options: &Options) -> Request {
                 image.ok().filter(|_| disk.packed.is_none())
             };
             match open() {
-                Some(image) => inputs.extend(image.held().map(|held| {
-                    Input {
-                        path: text::called(&held.path().to_string_lossy())
-                            .into_owned()
-                            .into(),
-                        size_bytes: held.size(),
-                        modified_ms: held.modified_ms(),
-                        inode: held.inode(),
-                    }
+                Some(image) => inputs.extend(image.held().map(|held| Input {
+                    path: text::called_path(held.path()),
+                    size_bytes: held.size(),
+                    modified_ms: held.modified_ms(),
+                    inode: held.inode(),
                 })),
                 // Packed, or nothing that can be converted: then the conversion says so.
                 None => files.push(disk.path.clone()),

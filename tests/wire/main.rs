@@ -41,8 +41,9 @@ fn facts(mut document: Value) -> Value {
     for key in ["bytes", "transport", "source", "machine"] {
         fields.remove(key);
     }
-    // A sparse file here is data from end to end there.
-    fields.remove("estimate");
+    for disk in fields["disks"].as_array_mut().into_iter().flatten() {
+        disk.as_object_mut().map(|disk| disk.remove("path"));
+    }
     document
 }
 
