@@ -41,7 +41,8 @@ fn facts(mut document: Value) -> Value {
     for key in ["bytes", "transport", "source", "machine"] {
         fields.remove(key);
     }
-    for disk in fields["disks"].as_array_mut().into_iter().flatten() {
+    let disks = fields.get_mut("disks").and_then(Value::as_array_mut);
+    for disk in disks.into_iter().flatten() {
         disk.as_object_mut().map(|disk| disk.remove("path"));
     }
     document
