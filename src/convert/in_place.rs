@@ -47,6 +47,7 @@ pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Dis
             system: disks.is_system(disk.id),
             boot_order: disks.boot_order(disk.id),
             size_bytes: image.virtual_size(),
+            backing: Vec::new(),
         });
     }
     let changed = save_undo_logs(disks, &mut fixed)?;

@@ -343,6 +343,21 @@ impl Image {
         Self { levels }
     }
 
+    /// What the overlays of this run are on: the image as it was opened.
+    pub(crate) fn without_overlays(&self) -> Self {
+        let own = self.levels.iter().take_while(|level| level.scratch).count();
+        Self {
+            levels: self.levels[own..].to_vec(),
+        }
+    }
+
+    /// What the top level is on.
+    pub(crate) fn without_top(&self) -> Self {
+        Self {
+            levels: self.levels.iter().skip(1).cloned().collect(),
+        }
+    }
+
     /// The named image first, then what it is based on.
     pub fn levels(&self) -> &[Level] {
         &self.levels
@@ -399,35 +414,41 @@ impl Image {
     /// The whole chain as a block device tree whose root node has the name the storage daemon
     /// exports. Only the top level is ever opened for writing.
     pub fn blockdev(&self, writable: bool) -> Spec {
-        let mut spec = self.spec_for(writable);
+        let mut spec = self.spec_for(usize::from(writable));
         spec.node["node-name"] = qsd::NODE.into();
         spec
     }
 
     /// The chain for `qemu-img`, read-only.
     pub fn spec(&self) -> Spec {
-        self.spec_for(false)
+        self.spec_for(0)
     }
 
-    fn spec_for(&self, writable: bool) -> Spec {
+    /// The chain with its two upper levels to be written: for merging the top into the one below.
+    pub(crate) fn spec_to_commit(&self) -> Spec {
+        self.spec_for(2)
+    }
+
+    /// The first `writable` levels are opened for writing.
+    fn spec_for(&self, writable: usize) -> Spec {
         let mut node = Value::Null;
         let mut sockets = Vec::new();
         for (i, level) in self.levels.iter().enumerate().rev() {
-            node = level.node(writable && i == 0, node, &mut sockets);
+            node = level.node(i < writable, node, &mut sockets);
         }
         let levels = self.levels.iter().enumerate();
         Spec {
             node,
             sockets,
             passed: levels
-                .flat_map(|(i, level)| level.passed(writable && i == 0))
+                .flat_map(|(i, level)| level.passed(i < writable))
                 .collect(),
             named: self
                 .levels
                 .iter()
                 .enumerate()
                 .filter(|(_, level)| level.scratch)
-                .map(|(i, level)| (level.path.clone(), writable && i == 0))
+                .map(|(i, level)| (level.path.clone(), i < writable))
                 .collect(),
         }
     }
@@ -507,6 +528,25 @@ impl Level {
     /// Whether it is a flat VMDK on another host.
     pub(super) fn is_flat_remote(&self) -> bool {
         self.flat.is_some()
+    }
+
+    /// The format in which QEMU sees the same disk when it opens the file by its name; `None` where it is
+    /// given something else than the file.
+    pub(crate) fn format_by_name(&self) -> Option<Format> {
+        if self.flat.is_some() || self.shown.is_some() || self.merged.is_some() {
+            return None;
+        }
+        match (&self.head, self.fixed) {
+            (Some(_), _) => None,
+            // The overlay is as large as the disk: the footer behind it is never seen.
+            (None, Some(_)) => Some(Format::RAW),
+            (None, None) => Some(self.format),
+        }
+    }
+
+    /// Its open files.
+    pub(crate) fn held(&self) -> &[Held] {
+        &self.held
     }
 
     fn reference_counts(&self) -> Result<u64> {

@@ -15,7 +15,7 @@ use super::detect::{self, Format, VmdkExtent};
 use super::hold::Held;
 use super::remote::{ReadAt, Remote, RemoteFile};
 use crate::tool::pass::Passed;
-use crate::tool::qemu_img;
+use crate::tool::qemu_img::{self, Depth};
 
 impl Image {
     /// What to read when the disk lies on another host byte for byte.
@@ -45,8 +45,16 @@ impl Image {
         if base.format != Format::RAW && base.flat.is_none() {
             return;
         }
-        match qemu_img::data_below(&self.spec(), above.len()) {
-            Ok(ranges) => file.file().expect(&ranges),
+        // What an overlay has is not read from there.
+        let wanted = |depth| above.is_empty() || depth == Depth::Below;
+        let mut ranges = Vec::new();
+        let mapped = qemu_img::mapped(&self.spec(), false, &mut |range, depth| {
+            if wanted(depth) {
+                ranges.push((range.start, range.end.saturating_sub(range.start)));
+            }
+        });
+        match mapped {
+            Ok(()) => file.file().expect(&ranges),
             Err(e) => tracing::debug!("nothing is fetched ahead: {e}"),
         }
     }
