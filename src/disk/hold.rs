@@ -279,6 +279,11 @@ impl Held {
         origin.filter(|remote| !remote.is_copied())
     }
 
+    /// Whether it is a file of another host, or a copy of one that this run made.
+    pub(crate) fn is_on_wire(&self) -> bool {
+        self.0.origin.is_some()
+    }
+
     /// What is in it, here or on the wire.
     pub fn contents(&self) -> &dyn ReadAt {
         match self.remote() {
@@ -311,13 +316,12 @@ impl Held {
         u64::try_from(ms).unwrap_or_default()
     }
 
-    /// Whether a later run finds the file: what this run unpacked has only a link into `/proc`, and what lies
-    /// on another host a placeholder.
+    /// Whether a later run finds the file: what this run unpacked has only a link into `/proc`.
     pub(crate) fn has_a_name(&self) -> bool {
         let named = |path: PathBuf| {
             std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id())
         };
-        self.0.origin.is_none() && self.check_name().is_ok() && self.real().is_ok_and(named)
+        self.check_name().is_ok() && self.real().is_ok_and(named)
     }
 
     /// By what a later run tells that the file is what it was.
