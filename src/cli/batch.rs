@@ -11,7 +11,7 @@ use crate::batch::run::{self, Machine};
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::create_passage;
-use crate::ui::{Ui, document};
+use crate::ui::{Ui, count, document};
 
 use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
 
@@ -21,15 +21,15 @@ pub const BATCH: &str = "batch";
 pub struct BatchArgs {
     /// Convert every machine of a list (YAML), some at a time; other options are for all of them.
     /// The exit code is 100 + how many failed, at most 120
-    #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"], help_heading = "Many machines")]
     pub batch: Option<PathBuf>,
     // clap does not miss a required option that could not be given: hence the conflicts.
     /// With --batch: machines at a time [default: half the processors, at most 4]
-    #[arg(long, value_name = "N", requires = BATCH, conflicts_with = SOURCE, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", requires = BATCH, conflicts_with = SOURCE, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Many machines")]
     pub jobs: Option<u16>,
     /// With --batch: only this machine of the list: its name, or its position counted from 0, as job
     /// schedulers do. Writes no summary; the exit code is that of the machine
-    #[arg(long, value_name = "MACHINE", requires = BATCH, conflicts_with_all = ["jobs", SOURCE])]
+    #[arg(long, value_name = "MACHINE", requires = BATCH, conflicts_with_all = ["jobs", SOURCE], help_heading = "Many machines")]
     pub only: Option<String>,
 }
 
@@ -68,7 +68,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
         .map_err(|e| Error::usage(format!("reading {}", file.display())).because(e))?;
     let list = file::parse(&text, &ConvertOptions).map_err(|e| {
         Error::usage(format!("{} is not understood: {e}", file.display()))
-            .hint("docs/fleet/README.md describes the format")
+            .hint("hyper2kvm docs fleet describes the format")
     })?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let output = match (
@@ -91,7 +91,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     let jobs = jobs.min(machines.len());
     ui.status(
         "Converting",
-        &format!("{} machines, {jobs} at a time", machines.len()),
+        &format!("{}, {jobs} at a time", count(machines.len(), "machine")),
     );
 
     let lines = run::run(&machines, jobs, dry_run, ui);

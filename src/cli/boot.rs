@@ -10,7 +10,7 @@ use crate::boot::install::Place;
 use crate::boot::record::{Phase, Record, StageRecord};
 use crate::boot::{self, Options, Wait};
 use crate::error::Result;
-use crate::ui::Ui;
+use crate::ui::{Ui, count};
 
 use super::source::parsed_keys;
 
@@ -56,10 +56,15 @@ pub struct BootArgs {
 #[derive(Debug, clap::Args)]
 pub struct InstallArgs {
     /// Move the disks to this folder first, where libvirt can read them
-    #[arg(long, value_name = "DIR", conflicts_with = "pool")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "pool",
+        help_heading = "Placing the disks"
+    )]
     install_to: Option<PathBuf>,
     /// Move the disks into this storage pool of libvirt first
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Placing the disks")]
     pool: Option<String>,
 }
 
@@ -114,8 +119,9 @@ fn text(record: &Record) -> String {
         let up = entry.as_ref().and_then(|e| Some((e, e.up_by.as_ref()?)));
         match up {
             Some((e, by)) => format!(
-                "{name}: up after {:.0} s ({by}, {} restarts)",
-                e.seconds, e.reboots
+                "{name}: up after {:.0} s ({by}, {})",
+                e.seconds,
+                count(e.reboots, "restart")
             ),
             None => format!("{name}: not done"),
         }

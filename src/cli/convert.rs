@@ -27,7 +27,8 @@ pub struct OneArgs {
         long,
         value_name = "URI",
         env = "LIBVIRT_DEFAULT_URI",
-        default_value = "qemu:///system"
+        default_value = "qemu:///system",
+        help_heading = "Placing the disks"
     )]
     connect: String,
 }
@@ -118,7 +119,8 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
         }
         report.warnings.extend(installed.warnings);
     }
-    ui.line(&text::conversion(&report));
+    ui.styled(&text::conversion(&report, ui.is_verbose()));
+    ui.quiet_warnings(&report.warnings);
     ui.document("convert", json!(report));
     super::plan::accepted(&report.accepted)
 }
