@@ -371,10 +371,10 @@ mod tests {
         let no_virsh = lines(&["virsh"], &fine);
         assert_eq!(no_virsh[0], yes[0]);
         assert_eq!(no_virsh[1], "ready to boot:     no: no virsh");
-        let no_hivex = lines(&["hivexregedit"], &fine);
-        assert_eq!(no_hivex[0], "ready to convert:  no: no hivexregedit");
-        assert_eq!(no_hivex[1], yes[1]);
-        assert_eq!(no_hivex[2], "ready to rehearse: no: no hivexregedit");
+        let no_ntfs = lines(&[host::LIBNTFS], &fine);
+        assert_eq!(no_ntfs[0], "ready to convert:  no: no libntfs-3g.so");
+        assert_eq!(no_ntfs[1], yes[1]);
+        assert_eq!(no_ntfs[2], "ready to rehearse: no: no libntfs-3g.so");
         let tpm = Check::not("swtpm", State::Limits("no TPM"), String::new(), "");
         assert_eq!(
             lines(&[], &[tpm])[1],
