@@ -1,7 +1,6 @@
 //! What became of every machine: one document, one page, one table.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::ErrorKind;
-use crate::ui::bytes;
+use crate::ui::{Styled, Tone, bytes};
 
 use super::run::Machine;
 
@@ -40,6 +39,15 @@ impl State {
         State::Interrupted,
         State::NotStarted,
     ];
+
+    fn tone(self) -> Tone {
+        match self {
+            Self::Converted | Self::Planned => Tone::Good,
+            Self::Skipped => Tone::Plain,
+            Self::Failed | Self::Interrupted => Tone::Bad,
+            Self::NotStarted => Tone::Warn,
+        }
+    }
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -201,10 +209,10 @@ impl Summary {
     }
 
     /// A table for people.
-    pub fn text(&self) -> String {
-        let width = |of: fn(&Line) -> usize| self.machines.iter().map(of).max().unwrap_or(0);
-        let names = width(|l| l.name.chars().count());
-        let mut text = String::new();
+    pub fn text(&self) -> Styled {
+        let names = self.machines.iter().map(|l| l.name.chars().count()).max();
+        let names = names.unwrap_or(0);
+        let mut text = Styled::default();
         for line in self.urgent_first() {
             let what = match line.state {
                 State::Converted => {
@@ -219,21 +227,30 @@ impl Summary {
                 State::Failed => format!("({}) {}", self.code(line), line.why()),
                 _ => String::new(),
             };
-            let name = &line.name;
-            let _ = writeln!(text, "{:<12} {name:<names$}  {what}", line.state.name());
+            text.push(line.state.tone(), format!("{:<12}", line.state.name()));
+            text.push(Tone::Plain, format!(" {:<names$}  ", line.name));
+            text.hang();
+            text.push(Tone::Plain, what + "\n");
+            let mut below = |tone: Tone, mark: &str, what: &str| {
+                text.push(Tone::Plain, format!("{:<12} {:names$}  ", "", ""));
+                text.hang();
+                text.push(tone, mark);
+                text.push(Tone::Plain, format!("{what}\n"));
+            };
             for hint in line.failure.iter().flat_map(|f| &f.hints) {
-                let _ = writeln!(text, "{:<12} {:names$}  hint: {hint}", "", "");
+                below(Tone::Hint, "hint: ", hint);
             }
             for warning in &line.warnings {
-                let _ = writeln!(text, "{:<12} {:names$}  warning: {warning}", "", "");
+                below(Tone::Warn, "warning: ", warning);
             }
             for blocker in line.failure.iter().flat_map(|f| &f.blockers) {
-                let field = |name: &str| blocker[name].as_str().unwrap_or_default().to_string();
-                let (reason, remedy) = (field("reason"), field("remedy"));
-                let _ = writeln!(text, "{:<12} {:names$}  {reason}; remedy: {remedy}", "", "");
+                let field = |name: &str| blocker[name].as_str().unwrap_or_default();
+                below(Tone::Plain, "", field("reason"));
+                below(Tone::Plain, "remedy: ", field("remedy"));
             }
         }
-        let _ = write!(text, "\n{} in {:.1} s", self.sentence(), self.total_s);
+        let sum = format!("\n{} in {:.1} s", self.sentence(), self.total_s);
+        text.push(Tone::Strong, sum);
         text
     }
 
@@ -328,7 +345,7 @@ mod tests {
         assert_eq!(event["ended"]["state"], "failed");
         assert_eq!(event["ended"]["error"]["code"], 3);
         let summary = Summary::new(Path::new("f.yaml"), 2, 1.0, lines);
-        let text = summary.text();
+        let text = summary.text().plain();
         assert!(text.contains("warning: look at the clock"), "{text}");
         assert!(text.starts_with("failed       bad   (3) "), "{text}");
         assert!(text.ends_with("1 converted, 1 failed in 1.0 s"), "{text}");

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 use crate::batch::file::{self, Kind, List, Place, Rules, Settings};
-use crate::batch::report::{PAGE_TITLE, Summary, save};
+use crate::batch::report::{PAGE_TITLE, State, Summary, save};
 use crate::batch::run::{self, Machine};
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
@@ -96,7 +96,12 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
 
     let lines = run::run(&machines, jobs, dry_run, ui);
     let summary = Summary::new(&file, jobs, start.elapsed().as_secs_f64(), lines);
-    ui.line(&summary.text());
+    ui.styled(&summary.text());
+    for line in &summary.machines {
+        let named = |warning: &String| format!("{}: {warning}", line.name);
+        let warnings: Vec<String> = line.warnings.iter().map(named).collect();
+        ui.quiet_warnings(&warnings);
+    }
     let body = summary.document();
     ui.document(BATCH, body.clone());
     let reports = if dry_run || args.only.is_some() {
@@ -122,7 +127,14 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     if let Some(page) = reports {
         error = error.hint(format!("the whole story: {}", page.display()));
     }
-    Err(error.hint("the same command goes on with what is not done yet"))
+    let refused = ErrorKind::Refused.code();
+    let mut failed = summary.machines.iter().filter_map(|l| l.failure.as_ref());
+    let only_refused = kind == ErrorKind::SomeFailed(summary.count(State::Failed))
+        && failed.all(|f| f.code == refused);
+    Err(error.hint(match only_refused {
+        true => "apply the remedies, then run the same command: it does what is not done yet",
+        false => "the same command goes on with what is not done yet",
+    }))
 }
 
 /// One machine, by name or else by position.

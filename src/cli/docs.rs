@@ -35,6 +35,7 @@ pages! {
     "security": "docs/security.md",
     "performance": "docs/performance.md",
     "architecture": "docs/architecture.md",
+    "contributing": "docs/contributing.md",
     "releasing": "docs/releasing.md",
     "changelog": "docs/changelog.md",
 }

@@ -60,7 +60,7 @@ pub struct SourceArgs {
     /// Key of an encrypted volume (BitLocker, LUKS): SELECTOR:file:PATH (for BitLocker also a .BEK file),
     /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition,
     /// DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
-    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE", display_order = 900)]
     pub key: Vec<String>,
 }
 

@@ -283,7 +283,7 @@ fn steps(h: &mut String, steps: &[Step]) {
     h.push_str("<ol class=\"chain\">\n");
     for (i, step) in steps.iter().enumerate() {
         if i > 0 && is_alternative(&steps[..i], step) {
-            h.push_str("<li class=\"or\">or, as the older form of the device:</li>\n");
+            h.push_str("<li class=\"or\">the same for the older form of the device:</li>\n");
         } else if i > 0 {
             h.push_str("<li class=\"to\" aria-hidden=\"true\">&darr;</li>\n");
         }
