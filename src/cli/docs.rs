@@ -36,6 +36,7 @@ pages! {
     "performance": "docs/performance.md",
     "architecture": "docs/architecture.md",
     "contributing": "docs/contributing.md",
+    "glossary": "docs/glossary.md",
     "releasing": "docs/releasing.md",
     "changelog": "docs/changelog.md",
 }
