@@ -29,6 +29,7 @@ pages! {
     "machines": "docs/machines.md",
     "first-boot": "docs/first-boot.md",
     "boot": "docs/boot.md",
+    "later": "docs/later.md",
     "fleet": "docs/fleet/README.md",
     "engines": "docs/engines.md",
     "reliability": "docs/reliability.md",

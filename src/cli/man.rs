@@ -104,6 +104,20 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "pull",
+        &[(
+            "hyper2kvm pull disk-kvm",
+            "Copy what convert --copy later has left on the source.",
+        )],
+    ),
+    (
+        "release",
+        &[(
+            "hyper2kvm release disk-kvm",
+            "Give such a folder up, with its domain.",
+        )],
+    ),
+    (
         "rollback",
         &[(
             "hyper2kvm rollback disk-kvm",
@@ -255,11 +269,13 @@ fn page(command: &clap::Command) -> io::Result<Vec<u8>> {
     exit_status(&mut out)?;
     pairs(&mut out, "ENVIRONMENT", ENVIRONMENT)?;
     pairs(&mut out, "FILES", FILES)?;
+    let help = format!("hyper2kvm {verb} --help");
+    let help = [(help.as_str(), "Show its options.")];
     let examples = EXAMPLES.iter().find(|(of, _)| *of == verb);
     pairs(
         &mut out,
         "EXAMPLES",
-        examples.map_or(&[], |(_, list)| *list),
+        examples.map_or(&help[..], |(_, list)| *list),
     )?;
     see_also(&mut out, verb)?;
     Ok(out)

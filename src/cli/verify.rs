@@ -14,6 +14,7 @@ use crate::convert::linux;
 use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
+use crate::later;
 use crate::report::{Check, text};
 use crate::ui::{Styled, Tone, Ui};
 use crate::verify;
@@ -59,6 +60,8 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     let mut reported = Vec::new();
     if named.source.is_dir() {
         (named.source, reported) = folder(&args.source.source)?;
+        let source = later::record::allowed_below(&args.source.source)?;
+        named.allow_backing.extend(source);
     }
     let wanted = |survey: &Survey| {
         [&asked, &reported]

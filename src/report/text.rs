@@ -204,15 +204,22 @@ pub fn conversion(r: &Report, verbose: bool) -> Styled {
     text
 }
 
+fn output_file(text: &mut Styled, label: &str, path: &std::path::Path) {
+    text.push(Tone::Faint, format!("  {label:<10} "));
+    text.push(Tone::Code, path.display().to_string());
+    text.push(Tone::Plain, "\n");
+}
+
 fn outputs(text: &mut Styled, r: &Report) {
-    let mut file = |label: &str, path: &std::path::Path| {
-        text.push(Tone::Faint, format!("  {label:<10} "));
-        text.push(Tone::Code, path.display().to_string());
-        text.push(Tone::Plain, "\n");
-    };
     for disk in &r.outputs.disks {
-        file("disk", disk);
+        output_file(text, "disk", disk);
     }
+    if !r.outputs.complete {
+        text.push(Tone::Warn, format!("  {:<10} ", "left"));
+        let left = bytes(r.bytes.left);
+        text.push(Tone::Plain, format!("{left} on the source\n"));
+    }
+    let mut file = |label: &str, path: &std::path::Path| output_file(text, label, path);
     for (label, path) in [
         ("bootstrap", &r.outputs.bootstrap_xml),
         ("final", &r.outputs.final_xml),
