@@ -102,7 +102,7 @@ pub struct FixArgs {
     #[arg(long, help_heading = "Disks and copying")]
     pub compress: bool,
     /// When the disks are copied; with `later` the VM can start at once, on overlays on the source
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Disks and copying")]
     pub copy: CopyArg,
     /// Fix the source disk itself instead of a copy; undo with `rollback`
     #[arg(long, conflicts_with_all = ["compress", "format"])]

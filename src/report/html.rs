@@ -98,12 +98,15 @@ fn summary(h: &mut String, r: &Report) {
         env!("CARGO_PKG_VERSION"),
         r.engine
     );
-    let rows = [
+    let mut rows = vec![
         row("converted", &made),
         row("guest", &guest),
         row("host name", os.hostname.as_deref().unwrap_or("not set")),
         row("source", &r.inspection.source.path),
     ];
+    if !r.outputs.complete {
+        rows.push(row("not copied yet", &bytes(r.bytes.left)));
+    }
     let _ = writeln!(h, "<table class=\"facts\">{}</table>", rows.concat());
 }
 
