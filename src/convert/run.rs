@@ -12,6 +12,7 @@ use crate::disk::chain::Image;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
+use crate::drivers::origin;
 use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -29,7 +30,7 @@ use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, T
 use crate::source::mirror;
 use crate::text;
 use crate::tool::stop;
-use crate::ui::{Ui, document};
+use crate::ui::{Ui, count, document};
 use crate::verify;
 
 use super::copy::{self, Arriving};
@@ -130,7 +131,7 @@ impl Job {
             catalogue.merge_file(file).map_err(|e| {
                 Error::usage(format!("reading the driver catalogue {}", file.display()))
                     .because(e)
-                    .hint("docs/drivers.md describes the format")
+                    .hint("hyper2kvm docs drivers describes the format")
             })?;
         }
         Ok(catalogue)
@@ -143,22 +144,12 @@ impl Job {
 
     pub fn media(&self) -> Result<Box<dyn Media>> {
         let Some(path) = &self.media_path else {
-            return Err(Error::usage("no virtio-win drivers were named")
-                .hint(format!(
-                    "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names an ISO or folder; {DEFAULT_ISO} is the default when it exists"
-                ))
-                .hint("the ISO is published by the virtio-win project (package virtio-win on Fedora)"));
+            let error = Error::usage("no virtio-win drivers were named");
+            return Err(origin::hints(DEFAULT_ISO)
+                .into_iter()
+                .fold(error, Error::hint));
         };
-        media::open(path).map_err(|e| {
-            Error::failed(format!(
-                "opening the virtio-win drivers at {}",
-                path.display()
-            ))
-            .because(e)
-            .hint(
-                "--virtio-iso takes a virtio-win ISO, or a folder laid out like it or like its RPM",
-            )
-        })
+        origin::open(path, &self.catalogue()?)
     }
 }
 
@@ -420,7 +411,8 @@ pub(super) fn save_report(
     report.warnings.extend(folder.notes()?);
     report.transport = mirror::transport(&job.source.path).name();
     report.bytes.fetched = mirror::fetched();
-    let page = text::called(&report::html::page(report, plan)).into_owned();
+    let extras = super::page::extras(job, folder.path(), report);
+    let page = text::called(&report::html::page(report, plan, &extras)).into_owned();
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
@@ -495,7 +487,7 @@ fn fix(
     {
         ui.status(
             "Fixing",
-            &format!("{} actions on an overlay", plan.actions.len()),
+            &format!("{} on an overlay", count(plan.actions.len(), "action")),
         );
         let fix = Fix {
             plan,
@@ -662,7 +654,10 @@ fn copy_disks(
             "copy-identical",
             Severity::Blocker,
             CheckState::Ok,
-            format!("{} copies compared with their sources", targets.len()),
+            format!(
+                "{} compared byte for byte with the source",
+                count(targets.len(), "copy")
+            ),
         ));
     }
     Ok(Disks {
