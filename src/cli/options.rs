@@ -16,7 +16,9 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use crate::convert::run::Job;
 use crate::error::Result;
 use crate::report::{Input, Request};
+use crate::source::mirror;
 use crate::text;
+use crate::wire::Transport;
 
 use super::convert::OneArgs;
 
@@ -162,7 +164,10 @@ pub fn request(job: &Job, options: &Options) -> Request {
     let mut inputs = Vec::new();
     if !job.in_place {
         let source = &job.source;
-        files.push(source.path.clone());
+        // On another host it has no file here; its disks tell whether it changed.
+        if mirror::transport(&source.path) == Transport::File {
+            files.push(source.path.clone());
+        }
         for disk in &source.vm.disks {
             let format = source.format.as_deref().or(disk.format.as_deref());
             let open = || {
