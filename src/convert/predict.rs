@@ -183,8 +183,23 @@ fn predict(
     let wanted = prepare::wanted(prepared);
     let volume: VolumeId = prepared.windows.system_volume;
     let media = prepared.media(media);
-    let preview = match Preview::new(&prepared.plan, before, volume, seen.guest, &media) {
-        Ok(preview) => preview,
+    let seen_after = std::thread::scope(|scope| {
+        // Takes as long as all the rest.
+        let walks = scope.spawn(|| verify::walk_all(before));
+        let preview = Preview::new(&prepared.plan, before, volume, seen.guest, &media);
+        let preview = match preview {
+            Ok(preview) => preview,
+            Err(error) => return Ok(Err(error)),
+        };
+        let after = (seen.look)(&preview)?;
+        let walks = walks
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let checks = verify::predict(&after, walks, &preview, &wanted);
+        Ok::<_, Error>(Ok((after, checks)))
+    })?;
+    let (after, checks) = match seen_after {
+        Ok(seen) => seen,
         Err(error) => {
             prepared.plan.blockers.push(Blocker::new(
                 "hive-damaged",
@@ -194,8 +209,6 @@ fn predict(
             return Ok(Vec::new());
         }
     };
-    let after = (seen.look)(&preview)?;
-    let checks = verify::predict(&after, before, &preview, &wanted);
     let production = match job.machine.storage {
         StorageBus::VirtioScsi => Controller::VirtioScsi,
         StorageBus::VirtioBlk | StorageBus::Sata => Controller::VirtioBlk,

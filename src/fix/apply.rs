@@ -22,6 +22,7 @@ use crate::registry::RegEdits;
 use crate::registry::confined::{HiveEditError, HiveFile};
 use crate::registry::judge::{self, JudgeError, Kept};
 use crate::registry::load::log_reset;
+use crate::registry::walk;
 use crate::tool::host;
 
 use super::journal::{
@@ -144,12 +145,12 @@ pub struct Fix<'a> {
 
 impl Fix<'_> {
     /// Applies every action through `writer` and closes it. The journal ends in [`State::Fixing`]: that
-    /// the result is right is for `verify` to say.
+    /// the result is right is for `verify` to say. The hives that were written are still being walked.
     pub fn apply(
         mut self,
         hives: Hives,
         open_writer: impl FnOnce() -> Result<Box<dyn GuestWrite>>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Walking>> {
         self.journal.set_state(State::Fixing)?;
         let mut prepared = self.prepare_hives(hives)?;
         point("backed-up")?;
@@ -194,6 +195,7 @@ impl Fix<'_> {
                 self.finish(id, vec![change])?;
             }
         }
+        let mut walking = Vec::new();
         for action in &self.plan.actions {
             if let Action::EditHive {
                 id,
@@ -207,13 +209,14 @@ impl Fix<'_> {
                     .remove(hive)
                     .ok_or(FixError::NoHive(hive.file_name()))?;
                 self.begin(id)?;
-                let changes = self.write_hive(writer.as_mut(), *volume, path, hive)?;
+                let (changes, walk) = self.write_hive(writer.as_mut(), *volume, path, hive)?;
+                walking.push(walk);
                 self.finish(id, changes)?;
                 point("hive-written")?;
             }
         }
         writer.close()?;
-        Ok(())
+        Ok(walking)
     }
 
     fn begin(&mut self, id: &str) -> Result<()> {
@@ -430,15 +433,17 @@ impl Fix<'_> {
         volume: VolumeId,
         path: &GuestPath,
         hive: PreparedHive,
-    ) -> Result<Vec<Change>> {
+    ) -> Result<(Vec<Change>, Walking)> {
         match &hive.whole {
             Some(bytes) => writer.write_file(volume, path, bytes)?,
             None => writer.patch_file(volume, path, hive.size, &hive.extents)?,
         }
-        let after = hive
-            .after
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let after = joined(hive.after);
+        let walking = Walking {
+            hive: hive.name,
+            sha256: after.sha256.clone(),
+            walk: hive.walk,
+        };
         let mut changes = vec![Change {
             path: path.to_string(),
             kind: ChangeKind::File,
@@ -459,7 +464,41 @@ impl Fix<'_> {
                 backup: Some(log.backup.clone()),
             });
         }
-        Ok(changes)
+        Ok((changes, walking))
+    }
+}
+
+fn joined<T>(thread: thread::JoinHandle<T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// A hive that was written, and the walk through it that goes on meanwhile.
+pub struct Walking {
+    hive: HiveName,
+    sha256: String,
+    walk: thread::JoinHandle<Walk>,
+}
+
+type Walk = std::result::Result<walk::Stats, walk::Fault>;
+
+/// A hive that was walked before it was written.
+#[derive(Debug, Clone)]
+pub struct Walked {
+    pub hive: HiveName,
+    /// Of the bytes that were walked.
+    pub sha256: String,
+    pub walk: Walk,
+}
+
+impl Walking {
+    pub fn join(self) -> Walked {
+        Walked {
+            hive: self.hive,
+            sha256: self.sha256,
+            walk: joined(self.walk),
+        }
     }
 }
 
@@ -536,8 +575,9 @@ struct PreparedHive {
     /// Instead of the extents, for a hive that NTFS compresses: it is written as a plain file.
     whole: Option<Vec<u8>>,
     before: FileFacts,
-    /// Still being computed while files are written.
+    /// Both are computed while files are written.
     after: thread::JoinHandle<FileFacts>,
+    walk: thread::JoinHandle<Walk>,
     logs: Vec<LogReset>,
 }
 
@@ -577,7 +617,12 @@ fn merge(job: MergeJob<'_>, saver: &Saver) -> Result<PreparedHive> {
     let extents = changed_blocks(&backup_path, &merged)?;
     let size = merged.len() as u64;
     let whole = job.compressed.then(|| merged.clone());
-    let after = thread::spawn(move || FileFacts::of(&merged));
+    let merged = Arc::new(merged);
+    let after = thread::spawn({
+        let merged = merged.clone();
+        move || FileFacts::of(&merged)
+    });
+    let walk = thread::spawn(move || walk::walk(&merged));
     Ok(PreparedHive {
         name: job.name,
         backup,
@@ -586,6 +631,7 @@ fn merge(job: MergeJob<'_>, saver: &Saver) -> Result<PreparedHive> {
         whole,
         before,
         after,
+        walk,
         logs: job.logs,
     })
 }
