@@ -46,5 +46,9 @@ pub mod text;
 pub mod tool;
 pub mod ui;
 pub mod verify;
-#[allow(dead_code, unused_imports, reason = "sources on the wire are used from the next change on")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "sources on the wire are used from the next change on"
+)]
 pub(crate) mod wire;
