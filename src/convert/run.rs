@@ -197,6 +197,9 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     };
     let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
+    if prepared.plan.blockers.is_empty() {
+        apply::check_edits(&prepared.edited).map_err(Error::from)?;
+    }
     looked()?;
     job.source.opened.check_unchanged()?;
     Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
@@ -503,6 +506,7 @@ fn fix(
             volume,
             media,
             before: &session.reader(),
+            edited: &prepared.edited,
             journal: &mut journal,
         };
         let options = MountOptions {
