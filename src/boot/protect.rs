@@ -395,7 +395,7 @@ mod tests {
                 .unwrap();
             std::fs::read(back).unwrap()[0]
         };
-        qemu_img::create(&disk, "qcow2", 1 << 20).unwrap();
+        crate::disk::empty::create_qcow2(&disk, 1 << 20).unwrap();
         write(1);
         let mut qcow2 = plan(&disk, "qcow2").unwrap();
         let mut copy = plan(&raw, "raw").unwrap();

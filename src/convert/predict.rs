@@ -13,10 +13,11 @@ use crate::boot_path::Controller;
 use crate::domain::StorageBus;
 use crate::drivers::media::Media;
 use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::fix::edited::EditedHives;
 use crate::guest::{FsKind, GuestRead, VolumeId};
 use crate::ids::{self, Accepted};
 use crate::inspect::{Inspection, Severity, Survey};
-use crate::plan::{self, Action, Plan, Preview, Remaining};
+use crate::plan::{self, Action, Plan, Preview, PreviewHives, Remaining};
 use crate::registry::{self, HiveView};
 use crate::report::Check;
 use crate::tool::host;
@@ -183,8 +184,28 @@ fn predict(
     let wanted = prepare::wanted(prepared);
     let volume: VolumeId = prepared.windows.system_volume;
     let media = prepared.media(media);
-    let preview = match Preview::new(&prepared.plan, before, volume, seen.guest, &media) {
-        Ok(preview) => preview,
+    let edited = EditedHives::of(&prepared.plan, before);
+    let seen_after = std::thread::scope(|scope| {
+        // Takes as long as all the rest.
+        let walks = scope.spawn(|| verify::walk_all(before));
+        let hives = PreviewHives {
+            before,
+            edited: &|hive| edited.bytes(hive)?.ok(),
+        };
+        let preview = Preview::new(&prepared.plan, &hives, volume, seen.guest, &media);
+        let preview = match preview {
+            Ok(preview) => preview,
+            Err(error) => return Ok(Err(error)),
+        };
+        let after = (seen.look)(&preview)?;
+        let walks = walks
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let checks = verify::predict(&after, walks, &preview, &wanted);
+        Ok::<_, Error>(Ok((after, checks)))
+    })?;
+    let (after, checks) = match seen_after {
+        Ok(seen) => seen,
         Err(error) => {
             prepared.plan.blockers.push(Blocker::new(
                 "hive-damaged",
@@ -194,12 +215,11 @@ fn predict(
             return Ok(Vec::new());
         }
     };
-    let after = (seen.look)(&preview)?;
-    let checks = verify::predict(&after, before, &preview, &wanted);
     let production = match job.machine.storage {
         StorageBus::VirtioScsi => Controller::VirtioScsi,
         StorageBus::VirtioBlk | StorageBus::Sata => Controller::VirtioBlk,
     };
+    prepared.edited = edited;
     prepared.plan.checks = checks;
     repaired(
         &mut prepared.plan,

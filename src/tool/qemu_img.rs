@@ -177,16 +177,6 @@ fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
         .collect())
 }
 
-/// Creates an empty image.
-pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
-    cmd()
-        .args(["create", "-q", "-f", format, "--"])
-        .arg(protocol(file))
-        .arg(size.to_string())
-        .run()?;
-    Ok(())
-}
-
 /// Creates a qcow2 overlay over what is served on a Unix socket, for programs that open it by themselves.
 pub fn create_over(file: &Path, socket: &Path, export: &str, size: u64) -> Result<()> {
     let below = json!({
