@@ -20,7 +20,7 @@ use crate::inspect::{Inspection, Severity, Survey};
 use crate::plan::{self, Action, Plan, Preview, PreviewHives, Remaining};
 use crate::registry::{self, HiveView};
 use crate::report::Check;
-use crate::tool::host;
+use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
 
 use super::engine::Engine;
@@ -349,6 +349,12 @@ fn programs(plan: &Plan, engine: Engine) -> Result<()> {
     let missing = |what: &str, tool: &str| {
         Error::missing_tool(format!("{what} is not installed")).hint(host::hint(tool))
     };
+    // They may be started late: by then much was done.
+    for tool in [qemu_img::TOOL, qsd::TOOL] {
+        if tool::find(tool).is_none() {
+            return Err(missing(tool, tool));
+        }
+    }
     let edits = |action: &Action| matches!(action, Action::EditHive { .. });
     if plan.actions.iter().any(edits) && !registry::confined::is_available() {
         return Err(missing("libhivex (edits hives)", host::LIBHIVEX));
