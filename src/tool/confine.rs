@@ -18,8 +18,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
-    RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
@@ -317,6 +317,8 @@ struct Reach<'p> {
     write: Vec<&'p Path>,
     /// TCP.
     network: bool,
+    /// Of TCP, connections to these ports.
+    ports: Vec<u16>,
     /// Unix sockets by their path, where the kernel can tell (landlock 9).
     sockets: bool,
 }
@@ -351,8 +353,11 @@ impl<'p> Reach<'p> {
         let placed = |paths: &[&'p Path]| paths.iter().copied().filter(|p| has_place(p)).collect();
         let (may_read, may_write): (Vec<&Path>, Vec<&Path>) =
             (placed(&self.read), placed(&self.write));
+        let connect = |port: &u16| Ok(NetPort::new(*port, AccessNet::ConnectTcp));
+        let ports = self.ports.iter().filter(|_| !self.network).map(connect);
         let status = ruleset
             .create()
+            .and_then(|r| r.add_rules(ports))
             .and_then(|r| r.add_rules(path_beneath_rules(may_read, read)))
             .and_then(|r| r.add_rules(path_beneath_rules(&self.run, AccessFs::from_read(FILES))))
             .and_then(|r| r.add_rules(path_beneath_rules(may_write, everything)))
@@ -380,6 +385,68 @@ pub fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> {
         ..Reach::default()
     }
     .enforce()
+}
+
+/// What a process that dials out keeps.
+#[derive(Debug)]
+pub(crate) enum Dials {
+    /// Connections to that port, of whatever host: the kernel knows no names.
+    Tcp(u16),
+    /// That socket.
+    Unix(PathBuf),
+    /// Other programs, which connect by themselves. They write nothing.
+    Programs,
+}
+
+/// What resolves the names of hosts.
+const NAMES: [&str; 10] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/run/nscd",
+];
+const DOMAIN: u16 = 53;
+
+/// Leaves this process what it takes to read a source on the wire. Files that are open stay open.
+pub(crate) fn dials(dials: &Dials) -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    limit(&[(Resource::Core, 0)])?;
+    if let Dials::Programs = dials {
+        privileges::drop_all()?;
+        let reach = Reach {
+            run: vec![Path::new("/")],
+            write: DEVICES.iter().map(Path::new).collect(),
+            network: true,
+            sockets: true,
+            ..Reach::default()
+        };
+        return reach.enforce().map(drop);
+    }
+    privileges::drop_all()?;
+    let mut read: Vec<&Path> = SYSTEM.iter().chain(&NAMES).map(Path::new).collect();
+    let ports = match dials {
+        Dials::Tcp(port) => vec![*port, DOMAIN],
+        Dials::Unix(socket) => {
+            read.push(socket);
+            Vec::new()
+        }
+        Dials::Programs => Vec::new(),
+    };
+    Reach {
+        read,
+        write: DEVICES.iter().map(Path::new).collect(),
+        ports,
+        sockets: true,
+        ..Reach::default()
+    }
+    .enforce()?;
+    calls::dials()
 }
 
 /// What a tool started through the launcher may reach.
@@ -576,8 +643,7 @@ impl Confinement {
             read,
             run,
             write,
-            network: false,
-            sockets: false,
+            ..Reach::default()
         }
         .enforce()
         .map(drop)
