@@ -146,7 +146,9 @@ pub struct VmSession {
 
 /// Overlays that are being opened. When this goes, nothing of them is left running.
 #[derive(Default)]
-pub(super) struct Opening(Vec<(DiskId, JoinHandle<Result<Export<dyn BlockWrite>>>)>);
+pub(super) struct Opening(Vec<(DiskId, JoinHandle<Result<Overlay>>)>);
+
+type Overlay = Export<dyn BlockWrite>;
 
 impl Drop for Opening {
     fn drop(&mut self) {

@@ -111,3 +111,51 @@ pub fn control_sets(c: &Context<'_>) -> Outcome {
         _ => Outcome::CouldNotRun("the SYSTEM hive was not read".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::guest::GuestPath;
+    use crate::inspect::LoadedBytes;
+    use crate::registry::KeyTree;
+
+    /// What was walked is known by its digest alone: another hive of that name is walked.
+    #[test]
+    fn only_what_is_byte_for_byte_what_was_walked_is_not_walked_again() {
+        let hive = |value| {
+            let mut tree = KeyTree::new("ROOT");
+            tree.dword("Key", "value", value);
+            tree.to_bytes("SYSTEM")
+        };
+        let loaded = |bytes: Vec<u8>| LoadedBytes {
+            path: GuestPath::root(),
+            bytes: Arc::new(bytes),
+            replayed: false,
+            logs: Vec::new(),
+        };
+        let hives = Hives {
+            system: loaded(hive(1)),
+            software: loaded(hive(1)),
+            drivers: None,
+            bcd: None,
+        };
+        let fault = walk::Fault {
+            offset: 9,
+            what: "told before".into(),
+        };
+        let walked = |name, bytes: &[u8]| Walked {
+            hive: name,
+            sha256: sha256_hex(bytes),
+            walk: Err(fault.clone()),
+        };
+        let written = [
+            walked(HiveName::System, &hive(1)),
+            walked(HiveName::Software, &hive(2)),
+        ];
+        let walks = walk_read_back(&hives, &written);
+        assert_eq!(walks[&HiveName::System], Err(fault.clone()));
+        assert!(walks[&HiveName::Software].is_ok());
+    }
+}
