@@ -26,7 +26,7 @@ use super::cache::Cached;
 use super::chain::{Image, ImageError};
 use super::empty::create_qcow2;
 use super::nbd::{Nbd, Patience};
-use crate::tool::{Child, ToolError, cmd, qsd, stop};
+use crate::tool::{Child, ToolError, cmd, qemu_img, qsd, stop};
 
 /// The name of the export on the storage daemon's socket.
 pub const EXPORT: &str = "disk";
@@ -143,8 +143,14 @@ impl Export<dyn BlockWrite> {
             });
         }
         let image = image.with_overlay(overlay)?;
-        create_qcow2(image.path(), image.virtual_size())
-            .map_err(|e| ImageError::from_io(overlay, e))?;
+        let size = image.virtual_size();
+        match qemu_img::has_large_clusters(size) {
+            true => qemu_img::create_overlay(image.path(), size)
+                .map_err(|e| ImageError::from_tool(overlay, e))?,
+            false => {
+                create_qcow2(image.path(), size).map_err(|e| ImageError::from_io(overlay, e))?
+            }
+        }
         Self::open_writable_for(&image, reach)
     }
 

@@ -413,40 +413,44 @@ const NAMES: [&str; 10] = [
 ];
 const DOMAIN: u16 = 53;
 
+impl Dials {
+    fn reach(&self) -> Reach<'_> {
+        let reach = Reach {
+            write: DEVICES.iter().map(Path::new).collect(),
+            // Looking up names may take one.
+            sockets: true,
+            ..Reach::default()
+        };
+        let read = SYSTEM.iter().chain(&NAMES).map(Path::new);
+        match self {
+            Self::Programs => Reach {
+                run: vec![Path::new("/")],
+                network: true,
+                ..reach
+            },
+            Self::Tcp(port) => Reach {
+                read: read.collect(),
+                ports: vec![*port, DOMAIN],
+                ..reach
+            },
+            Self::Unix(socket) => Reach {
+                read: read.chain([socket.as_path()]).collect(),
+                ..reach
+            },
+        }
+    }
+}
+
 /// Leaves this process what it takes to read a source on the wire. Files that are open stay open.
 pub(crate) fn dials(dials: &Dials) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     limit(&[(Resource::Core, 0)])?;
-    if let Dials::Programs = dials {
-        privileges::drop_all()?;
-        let reach = Reach {
-            run: vec![Path::new("/")],
-            write: DEVICES.iter().map(Path::new).collect(),
-            network: true,
-            sockets: true,
-            ..Reach::default()
-        };
-        return reach.enforce().map(drop);
-    }
     privileges::drop_all()?;
-    let mut read: Vec<&Path> = SYSTEM.iter().chain(&NAMES).map(Path::new).collect();
-    let ports = match dials {
-        Dials::Tcp(port) => vec![*port, DOMAIN],
-        Dials::Unix(socket) => {
-            read.push(socket);
-            Vec::new()
-        }
-        Dials::Programs => Vec::new(),
-    };
-    Reach {
-        read,
-        write: DEVICES.iter().map(Path::new).collect(),
-        ports,
-        sockets: true,
-        ..Reach::default()
+    dials.reach().enforce()?;
+    match dials {
+        Dials::Programs => Ok(()),
+        Dials::Tcp(_) | Dials::Unix(_) => calls::dials(),
     }
-    .enforce()?;
-    calls::dials()
 }
 
 /// What a tool started through the launcher may reach.
@@ -743,6 +747,38 @@ mod tests {
         for arg in ["--", "", "memory=", "memory=-1", "memory=1M"] {
             assert!(!back.add_arg(OsStr::new(arg)), "{arg}");
         }
+    }
+
+    /// Landlock knows TCP from Linux 6.7 on.
+    fn knows_tcp() -> bool {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split('.').map_while(|n| n.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(6), Some(7))
+    }
+
+    #[test]
+    fn whoever_dials_reaches_its_port_and_no_other() {
+        use std::net::{TcpListener, TcpStream};
+        let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (own, other) = (listener(), listener());
+        let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+        let (own_port, other_port) = (port(&own), port(&other));
+        // Of this thread only.
+        let confined = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            let reach = Dials::Tcp(own_port);
+            if !reach.reach().enforce().unwrap() || !knows_tcp() {
+                return;
+            }
+            TcpStream::connect(("127.0.0.1", own_port)).unwrap();
+            let denied = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+            let refused = TcpStream::connect(("127.0.0.1", other_port));
+            assert!(refused.is_err_and(denied));
+            assert!(TcpListener::bind("127.0.0.1:0").is_err_and(denied));
+            assert!(std::fs::read("/etc/passwd").is_err_and(denied));
+            assert!(std::fs::read("/etc/hosts").is_ok());
+        });
+        confined.join().unwrap();
     }
 
     #[test]

@@ -20,8 +20,12 @@ use super::service::{Service, cache_file};
 use super::upstream::Meter;
 use super::url::Server;
 use super::{VERB, dial, server, ssh};
+use crate::failpoint;
 use crate::tool::confine::{self, Dials};
 use crate::tool::launcher;
+
+/// Hit at every request but the first.
+const FAILPOINT: &str = "wire-child";
 
 /// To be called in `main` with all arguments: `Some` when this process was started as the child, or by
 /// `ssh` to ask for a password.
@@ -125,6 +129,7 @@ fn reach(server: &Server) -> Dials {
 }
 
 fn carry_out(request: Request, service: &Service) -> Result<(Answer, Vec<u8>)> {
+    failpoint::hit(FAILPOINT).map_err(|e| WireError::failed("the child that dials", e, ""))?;
     let answer = match request {
         Request::Start(_) => return Err(WireError::usage("started already", "")),
         Request::Open(at) => Answer::Identity(service.open(&at)?.target.identity.clone()),

@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 use super::control::Password;
 use super::error::{Result, WireError};
 use super::tls::Trust;
-use super::upstream::{Connection, Dial, Meter, STALL, Target, Wanted};
+use super::upstream::{Connection, Dial, Meter, PIECE, STALL, Target, Wanted};
 use super::url::{Location, Server};
 use super::{Access, Identity, Listed};
 
@@ -98,6 +98,10 @@ impl HttpsDial {
 }
 
 impl Dial for HttpsDial {
+    fn piece(&self) -> u64 {
+        4 * PIECE
+    }
+
     fn dial(&self) -> Result<Box<dyn Connection>> {
         let config = Agent::config_builder()
             .http_status_as_error(false)

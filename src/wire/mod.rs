@@ -358,7 +358,7 @@ impl Remote {
     pub(crate) fn expect(&self, ranges: &[(u64, u64)]) -> Result<()> {
         let request = Request::Expect {
             at: self.location.clone(),
-            ranges: ranges.to_vec(),
+            ranges: ranges.iter().take(service::MAX_EXPECTED).copied().collect(),
         };
         self.wire.call(&request).map(drop)
     }

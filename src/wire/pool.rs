@@ -171,6 +171,11 @@ impl Pool {
         }
     }
 
+    /// What to ask for at a time when it is fetched ahead.
+    pub(super) fn piece(&self) -> u64 {
+        self.shared.dial.piece()
+    }
+
     /// Asks, and waits for the answer.
     pub(super) fn call(&self, task: Task) -> Result<Output> {
         self.ask(task, true).wait()

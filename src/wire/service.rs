@@ -14,14 +14,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use super::cache::{Cache, SECTOR};
 use super::error::{Result, WireError};
 use super::pool::{Output, Pending, Pool, Task};
-use super::upstream::{Meter, Target, Wanted};
+use super::upstream::{Meter, PIECE, Target, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
-/// What is asked for at a time.
-const PIECE: u64 = 1 << 20;
-/// What may be fetched ahead, of all files together.
-const AHEAD: u64 = 24 << 20;
+/// What may be fetched ahead, of all files together: what is on its way from a server at 60 ms.
+const AHEAD: u64 = 32 << 20;
 /// A stream is what went on for so long.
 const STREAM: u64 = 8 << 20;
 /// What is read ahead of a stream that was not announced: that part of its length so far.
@@ -30,7 +28,8 @@ const AHEAD_PART: u64 = 16;
 const NEAR: u64 = 4 << 20;
 /// What is not kept: the rest of so long a stream.
 const NOT_KEPT: u64 = 64 << 20;
-const MAX_EXPECTED: usize = 4 << 20;
+/// More are not fetched ahead, only read.
+pub(super) const MAX_EXPECTED: usize = 1 << 20;
 
 /// A file that is open, and how it is read.
 pub(super) struct Opened {
@@ -236,9 +235,13 @@ impl Service {
             .saturating_add(most)
             .min(file.target.identity.size);
         let mut start = flow.ahead_end.max(flow.next);
-        while start + PIECE <= end && self.ahead.load(Ordering::Relaxed) + PIECE <= AHEAD {
-            self.fetch_ahead(file, flow, start, PIECE);
-            start += PIECE;
+        while start + PIECE <= end {
+            let piece = self.pool.piece().min((end - start) / PIECE * PIECE);
+            if self.ahead.load(Ordering::Relaxed) + piece > AHEAD {
+                return;
+            }
+            self.fetch_ahead(file, flow, start, piece);
+            start += piece;
             flow.ahead_end = start;
         }
     }
@@ -253,11 +256,12 @@ impl Service {
             flow.at.1 = flow.at.1.max(read.saturating_sub(offset));
             break;
         }
-        while self.ahead.load(Ordering::Relaxed) + PIECE <= AHEAD {
+        let most = self.pool.piece();
+        while self.ahead.load(Ordering::Relaxed) + most <= AHEAD {
             let Some(&(offset, length)) = flow.expected.get(flow.at.0) else {
                 return;
             };
-            let piece = (length - flow.at.1).min(PIECE);
+            let piece = (length - flow.at.1).min(most);
             if piece == 0 {
                 flow.at = (flow.at.0 + 1, 0);
                 continue;
@@ -308,7 +312,7 @@ impl Service {
         let mut found = Vec::new();
         {
             let mut flow = lock(&file.flow);
-            let first = offset.saturating_sub(PIECE);
+            let first = offset.saturating_sub(self.pool.piece());
             let mut used_up = Vec::new();
             for (&start, ahead) in flow.ahead.range_mut(first..end) {
                 let (from, to) = (start.max(offset), (start + ahead.length).min(end));

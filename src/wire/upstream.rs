@@ -61,7 +61,16 @@ pub(super) trait Connection: Send {
 
 pub(super) trait Dial: Send + Sync {
     fn dial(&self) -> Result<Box<dyn Connection>>;
+
+    /// What is asked for at a time when it is fetched ahead: more where a connection has one request under
+    /// way, or a distant server would be waited for more than read.
+    fn piece(&self) -> u64 {
+        PIECE
+    }
 }
+
+/// What is asked for at a time.
+pub(super) const PIECE: u64 = 1 << 20;
 
 /// What is counted and told about all connections.
 #[derive(Debug, Default)]

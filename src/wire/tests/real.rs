@@ -268,7 +268,6 @@ fn seconds(url: &Location, access: &Access, expected: bool) -> Result<f64> {
 
 #[test]
 #[ignore = "minutes: cargo test --release --lib wire::tests::real::keeps -- --ignored --nocapture"]
-#[expect(clippy::print_stderr, reason = "it measures")]
 fn keeps_its_throughput_at_a_distance() {
     const SIZE: u64 = 1 << 30;
     let sshd = Sshd::start();
