@@ -16,6 +16,7 @@ pub mod compose;
 pub mod copy;
 pub mod detect;
 pub mod device;
+pub mod empty;
 pub mod export;
 pub mod gather;
 pub mod hold;
