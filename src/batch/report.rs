@@ -319,7 +319,7 @@ impl Summary {
 }
 
 /// An address that still leads there when both have moved together; absolute for what lies elsewhere.
-fn link(path: &Path, folder: &Path) -> String {
+pub(crate) fn link(path: &Path, folder: &Path) -> String {
     match path.strip_prefix(folder) {
         // `./`: a name with a colon is no address of its own.
         Ok(below) => format!("./{}", percent(below)),
