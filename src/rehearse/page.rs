@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::batch::report::link;
 use crate::report::html::escape;
+use crate::report::page::link;
 use crate::text::base64;
 
 use super::batch::Row;
