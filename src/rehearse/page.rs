@@ -7,8 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::report::html::escape;
-use crate::report::page::link;
+use crate::report::page::{escape, link};
 use crate::text::base64;
 
 use super::batch::Row;
