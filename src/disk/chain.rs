@@ -326,6 +326,21 @@ impl Image {
         Ok(Self { levels })
     }
 
+    /// What the overlays of this run are on: the image as it was opened.
+    pub(crate) fn without_overlays(&self) -> Self {
+        let own = self.levels.iter().take_while(|level| level.scratch).count();
+        Self {
+            levels: self.levels[own..].to_vec(),
+        }
+    }
+
+    /// What the top level is on.
+    pub(crate) fn without_top(&self) -> Self {
+        Self {
+            levels: self.levels.iter().skip(1).cloned().collect(),
+        }
+    }
+
     /// The named image first, then what it is based on.
     pub fn levels(&self) -> &[Level] {
         &self.levels
@@ -382,33 +397,39 @@ impl Image {
     /// The whole chain as a block device tree whose root node has the name the storage daemon
     /// exports. Only the top level is ever opened for writing.
     pub fn blockdev(&self, writable: bool) -> Spec {
-        let mut spec = self.spec_for(writable);
+        let mut spec = self.spec_for(usize::from(writable));
         spec.node["node-name"] = qsd::NODE.into();
         spec
     }
 
     /// The chain for `qemu-img`, read-only.
     pub fn spec(&self) -> Spec {
-        self.spec_for(false)
+        self.spec_for(0)
     }
 
-    fn spec_for(&self, writable: bool) -> Spec {
+    /// The chain with its two upper levels to be written: for merging the top into the one below.
+    pub(crate) fn spec_to_commit(&self) -> Spec {
+        self.spec_for(2)
+    }
+
+    /// The first `writable` levels are opened for writing.
+    fn spec_for(&self, writable: usize) -> Spec {
         let mut node = Value::Null;
         for (i, level) in self.levels.iter().enumerate().rev() {
-            node = level.node(writable && i == 0, node);
+            node = level.node(i < writable, node);
         }
         let levels = self.levels.iter().enumerate();
         Spec {
             node,
             passed: levels
-                .flat_map(|(i, level)| level.passed(writable && i == 0))
+                .flat_map(|(i, level)| level.passed(i < writable))
                 .collect(),
             named: self
                 .levels
                 .iter()
                 .enumerate()
                 .filter(|(_, level)| level.scratch)
-                .map(|(i, level)| (level.path.clone(), writable && i == 0))
+                .map(|(i, level)| (level.path.clone(), i < writable))
                 .collect(),
         }
     }
@@ -484,6 +505,22 @@ impl Image {
 }
 
 impl Level {
+    /// The format in which QEMU sees the same disk when it opens the file by its name; `None` where it is
+    /// given something else than the file.
+    pub(crate) fn format_by_name(&self) -> Option<Format> {
+        match (&self.head, self.fixed) {
+            (Some(_), _) => None,
+            // The overlay is as large as the disk: the footer behind it is never seen.
+            (None, Some(_)) => Some(Format::RAW),
+            (None, None) => Some(self.format),
+        }
+    }
+
+    /// Its open files.
+    pub(crate) fn held(&self) -> &[Held] {
+        &self.held
+    }
+
     fn reference_counts(&self) -> Result<u64> {
         let counts = self.held.first().filter(|_| self.format == Format::QCOW2);
         let counts = counts.map(|held| tables::reference_counts(held.file(), self.size));

@@ -84,6 +84,8 @@ pub struct Bytes {
     pub written: u64,
     /// The rest: free, or never written.
     pub skipped: u64,
+    /// What only the source holds, all disks together; 0 where everything was copied.
+    pub left: u64,
 }
 
 /// The trim of one disk.
@@ -103,6 +105,8 @@ pub struct Outputs {
     /// The machine for others than libvirt (`--emit`).
     pub emitted: Vec<PathBuf>,
     pub report: Option<PathBuf>,
+    /// The disks stand alone; `false` after `--copy later`, until `pull` is done.
+    pub complete: bool,
 }
 
 impl Outputs {

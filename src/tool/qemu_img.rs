@@ -4,6 +4,7 @@
 //! neither probes the format nor reads a colon in a file name as a protocol.
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -92,6 +93,24 @@ pub fn info(spec: &Spec) -> Result<Info> {
     parse_info(&out.stdout)
 }
 
+/// How many images a qcow2 consists of, as its header and those below it say; a running VM may have it open.
+/// Nothing but the file itself is in reach: of one that names another the count is not 1, or an error.
+pub fn chain_length(file: &Path) -> Result<usize> {
+    let node = json!({
+        "driver": "qcow2", "read-only": true,
+        "file": {"driver": "file", "filename": file.to_string_lossy(), "read-only": true},
+    });
+    let spec = Spec::named(node, [(file.to_owned(), false)]);
+    let out = cmd_on(&[&spec])
+        .confined(spec.confinement())
+        .args(["info", "--output=json", "--backing-chain", "-U", "--"])
+        .arg(name(&spec))
+        .run()?;
+    let chain: Vec<Value> =
+        serde_json::from_slice(&out.stdout).map_err(|e| ToolError::output(TOOL, e))?;
+    Ok(chain.len())
+}
+
 /// The ranges (offset, length) that the top image of the chain holds itself, zeroes included.
 pub fn allocated_ranges(spec: &Spec) -> Result<Vec<(u64, u64)>> {
     let out = cmd_on(&[spec])
@@ -114,12 +133,29 @@ struct MapEntry {
 }
 
 /// Tells every range of the image that has data, in order. Zeroes that are known as such are none.
-pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(std::ops::Range<u64>)) -> Result<()> {
+pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+    mapped(spec, false, &mut |range, _| found(range))
+}
+
+/// Where the data of a range is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// In the top image itself.
+    Top,
+    /// In one below it.
+    Below,
+}
+
+/// The same, with where it is. `shared`: a running VM has the image open, so that what it has not flushed is
+/// not seen.
+pub fn mapped(spec: &Spec, shared: bool, found: &mut dyn FnMut(Range<u64>, Depth)) -> Result<()> {
     let mut map = MapLines::default();
     let mut damaged = None;
     cmd_on(&[spec])
         .confined(spec.confinement())
-        .args(["map", "--output=json", "--"])
+        .args(["map", "--output=json"])
+        .args(shared.then_some("-U"))
+        .arg("--")
         .arg(name(spec))
         .run_with(&mut |chunk| {
             if let Err(e) = map.push(chunk, found) {
@@ -143,7 +179,7 @@ impl MapLines {
     fn push(
         &mut self,
         chunk: &[u8],
-        found: &mut dyn FnMut(std::ops::Range<u64>),
+        found: &mut dyn FnMut(Range<u64>, Depth),
     ) -> serde_json::Result<()> {
         self.rest.extend_from_slice(chunk);
         let Some(end) = self.rest.iter().rposition(|&b| b == b'\n') else {
@@ -160,7 +196,11 @@ impl MapLines {
             }
             let entry: MapEntry = serde_json::from_slice(line)?;
             if entry.data && !entry.zero {
-                found(entry.start..entry.start.saturating_add(entry.length));
+                let depth = match entry.depth {
+                    0 => Depth::Top,
+                    _ => Depth::Below,
+                };
+                found(entry.start..entry.start.saturating_add(entry.length), depth);
             }
         }
         Ok(())
@@ -175,6 +215,55 @@ fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
         .filter(|e| e.depth == 0)
         .map(|e| (e.start, e.length))
         .collect())
+}
+
+/// Disks from this size on get an overlay with large clusters: in clusters of 64 KiB the tables that mark
+/// the free space of 2 TiB take 256 MiB, in these 16.
+const LARGE: u64 = 256 << 30;
+/// Allocation stays at 64 KiB.
+const LARGE_CLUSTERS: &str = "cluster_size=2M,extended_l2=on";
+
+/// Creates an empty qcow2 that is to take writes over another image. It names none.
+pub fn create_overlay(file: &Path, size: u64) -> Result<()> {
+    let mut cmd = cmd().args(["create", "-q", "-f", "qcow2"]);
+    if size >= LARGE {
+        cmd = cmd.args(["-o", LARGE_CLUSTERS]);
+    }
+    cmd.arg("--")
+        .arg(protocol(file))
+        .arg(size.to_string())
+        .run()?;
+    Ok(())
+}
+
+/// Makes a qcow2 name what it is on, or nothing. What is in it stays as it is, and nothing else is opened.
+pub fn set_backing(file: &Path, backing: Option<(&Path, &str)>) -> Result<()> {
+    let cmd = Cmd::new(TOOL)
+        .confined(Confinement::to_files([(file.to_owned(), true)]))
+        .args(["rebase", "-u", "-f", "qcow2"]);
+    let cmd = match backing {
+        Some((path, format)) => cmd.args(["-F", format, "-b"]).arg(path),
+        None => cmd.args(["-b", ""]),
+    };
+    cmd.arg("--").arg(protocol(file)).run()?;
+    Ok(())
+}
+
+/// Writes what the top image of a chain holds to the one below it, which the specification must allow to
+/// be written.
+pub fn commit(spec: &Spec, progress: &mut dyn FnMut(f64)) -> Result<()> {
+    let mut parser = Progress::default();
+    cmd_on(&[spec])
+        .confined(spec.confinement())
+        .patient(6)
+        .args(["commit", "-d", "-p", "--"])
+        .arg(name(spec))
+        .run_with(&mut |chunk| {
+            if let Some(fraction) = parser.push(chunk) {
+                progress(fraction);
+            }
+        })?;
+    Ok(())
 }
 
 /// Creates an empty image.
@@ -413,11 +502,16 @@ mod tests {
             let mut map = MapLines::default();
             let mut ranges = Vec::new();
             for chunk in text.chunks(size) {
-                map.push(chunk, &mut |r| ranges.push(r)).unwrap();
+                map.push(chunk, &mut |r, depth| ranges.push((r, depth)))
+                    .unwrap();
             }
-            assert_eq!(ranges, [0..10, 20..27], "{size}");
+            assert_eq!(
+                ranges,
+                [(0..10, Depth::Top), (20..27, Depth::Below)],
+                "{size}"
+            );
         }
-        let bad = MapLines::default().push(b"[{]\n", &mut |_| {});
+        let bad = MapLines::default().push(b"[{]\n", &mut |_, _| {});
         assert!(bad.is_err());
     }
 
