@@ -24,7 +24,7 @@ use crate::ui::{Board, Ui};
 use super::report::{Failure, Line, State};
 
 /// This program, even when its file was replaced meanwhile.
-const SELF: &str = "/proc/self/exe";
+pub(crate) const SELF: &str = "/proc/self/exe";
 /// How long a child that was asked to end may take: it may have to roll back a disk. What it does not
 /// get done is in its journal.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
@@ -330,10 +330,10 @@ fn told(report: &Value, line: Line) -> Line {
 }
 
 /// How a child ended and what it said.
-struct Ended {
-    status: ExitStatus,
-    document: Value,
-    log: Vec<String>,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) document: Value,
+    pub(crate) log: Vec<String>,
 }
 
 /// Runs one conversion to its end. When we are asked to stop, so is the child, and it gets the time to
@@ -343,12 +343,6 @@ fn child(
     dry_run: bool,
     on_event: &mut dyn FnMut(&Value),
 ) -> Result<Ended, ToolError> {
-    let io_error = |source| ToolError::Io {
-        tool: "hyper2kvm".into(),
-        source,
-    };
-    let stdout = tempfile::tempfile().map_err(io_error)?;
-    let (reader, writer) = io::pipe().map_err(io_error)?;
     let mut command = Cmd::new(SELF)
         .privileges(Privileges::Ours)
         .args(["convert", "--json", "--progress", "json"])
@@ -361,9 +355,18 @@ fn child(
     for (name, value) in &machine.env {
         command = command.env(name, value);
     }
+    listen(command.arg("--").arg(&machine.source), on_event)
+}
+
+/// Runs this same program to its end, and listens to its progress.
+pub(crate) fn listen(command: Cmd, on_event: &mut dyn FnMut(&Value)) -> Result<Ended, ToolError> {
+    let io_error = |source| ToolError::Io {
+        tool: "hyper2kvm".into(),
+        source,
+    };
+    let stdout = tempfile::tempfile().map_err(io_error)?;
+    let (reader, writer) = io::pipe().map_err(io_error)?;
     let mut child = command
-        .arg("--")
-        .arg(&machine.source)
         .output(stdout.try_clone().map_err(io_error)?, writer)
         .spawn()?;
     let (sender, lines) = mpsc::channel();
