@@ -44,5 +44,6 @@ pub mod report;
 pub mod source;
 pub mod text;
 pub mod tool;
+mod transfer;
 pub mod ui;
 pub mod verify;

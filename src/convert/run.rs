@@ -19,17 +19,18 @@ use crate::fix::apply::{self, Fix};
 use crate::fix::journal::{self, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{DiskId, FsKind, GuestRead, Volume};
+use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
 use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
 use crate::tool::stop;
+use crate::transfer::Pace;
 use crate::ui::{Ui, document};
 use crate::verify;
 
-use super::copy::{self, Arriving};
+use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::finish;
@@ -41,6 +42,7 @@ use super::name::safe_name;
 use super::output::{OutputFolder, Preference};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
+use super::resume::Resumed;
 use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
 use super::vm::{ChangedDisk, OpenDisk, VmDisks, VmSession};
 
@@ -79,6 +81,9 @@ pub struct Job {
     /// Compare source and copy after the copy.
     pub verify_copy: bool,
     pub force: bool,
+    /// Goes on with an interrupted copy.
+    pub resume: bool,
+    pub(crate) pace: Option<Pace>,
     /// `--repair-bcd`.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services as they are.
@@ -114,6 +119,7 @@ impl Job {
         Preference {
             force: self.force,
             undo: self.in_place,
+            resume: self.resume,
             sources: Some(sources),
         }
     }
@@ -286,8 +292,13 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let devices = Devices::claim(job, &disks, true)?;
     disks.check_kernel()?;
 
+    let changed = |disk: &Source| disks.is_changed(disk.id);
+    let resumed = Resumed::take(job, ui, &mut folder, &disks, &changed)?;
     ui.status("Inspecting", &source.path.display().to_string());
     let open = |engine, source: &Source| {
+        if resumed.is_some() {
+            return read_only(engine, source);
+        }
         let overlay = match disks.is_system(source.id) {
             true => folder.path().join(OVERLAY),
             false => work_file(&folder, BOOT_OVERLAY)?,
@@ -300,7 +311,12 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let (session, survey) = VmSession::open(job.engine, &disks, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
-        return linux::convert(job, ui, folder, &disks, &devices, survey.inspection, start);
+        let from = linux::Started {
+            devices: &devices,
+            resumed: resumed.as_ref(),
+            at: start,
+        };
+        return linux::convert(job, ui, folder, &disks, survey.inspection, from);
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
@@ -334,23 +350,27 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
-    let fixed = fix(
-        job,
-        ui,
-        &folder,
-        &disks,
-        session,
-        survey,
-        &prepared,
-        &prepared.media(media.as_ref()),
-    )?;
+    let media = prepared.media(media.as_ref());
+    let fixed = match &resumed {
+        Some(resumed) => {
+            fixed_before(ui, &folder, &disks, session, survey, &prepared, &media, resumed)?
+        }
+        None => fix(job, ui, &folder, &disks, session, survey, &prepared, &media)?,
+    };
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
     let made = if job.in_place {
         in_place(ui, &disks, fixed)?
     } else {
-        copy_disks(job, ui, &folder, &disks, &devices, fixed)?
+        let decided = decided(&prepared.plan);
+        let begun = Begun {
+            folder: &folder,
+            devices: &devices,
+            resumed: resumed.as_ref(),
+            decided: &decided,
+        };
+        copy_disks(job, ui, &disks, fixed, &begun)?
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
@@ -432,6 +452,11 @@ pub(super) fn save_report(
         .inspect_err(|_| devices.give_up())
 }
 
+/// What a run with the same options must decide again to go on with this one.
+fn decided(plan: &plan::Plan) -> serde_json::Value {
+    serde_json::json!(plan.actions)
+}
+
 /// The proved overlays and what is known of them.
 pub(super) struct Fixed {
     /// Of the disks that may have been changed.
@@ -467,20 +492,11 @@ fn fix(
         }
     }
     let (disk, others) = journal_disks(disks, job.in_place)?;
+    let check = second_reader(&session, volume);
     let failed = |e: journal::JournalError| Error::failed("keeping the journal").because(e);
     let mut journal =
         Journal::create(folder.path(), disk, others, apply::records(plan)).map_err(failed)?;
     let engine = session.engine;
-    // BitLocker is opened in this process, whoever wrote to it.
-    let contained = |v: &Volume| {
-        let container = v.state.container;
-        v.id == volume && container.is_some_and(|kind| kind != FsKind::Bitlocker)
-    };
-    let check = if session.reader().volumes().iter().any(contained) {
-        Engine::OPENED
-    } else {
-        Engine::EMBEDDED
-    };
     let Survey { inspection, hives } = survey;
     if let Some(hives) = hives
         && !plan.actions.is_empty()
@@ -511,6 +527,53 @@ fn fix(
     }
     let fixed = prove(
         ui, check, disks, images, journal, prepared, media, inspection, trim,
+    )?;
+    Ok(Fixed { engine, ..fixed })
+}
+
+/// What reads the result back.
+fn second_reader(session: &VmSession, system: VolumeId) -> Engine {
+    // BitLocker is opened in this process, whoever wrote to it.
+    let contained = |v: &Volume| {
+        let container = v.state.container;
+        v.id == system && container.is_some_and(|kind| kind != FsKind::Bitlocker)
+    };
+    match session.reader().volumes().iter().any(contained) {
+        true => Engine::OPENED,
+        false => Engine::EMBEDDED,
+    }
+}
+
+/// The overlays of an interrupted run, verified again. Nothing is fixed.
+#[expect(clippy::too_many_arguments)]
+fn fixed_before(
+    ui: &Ui,
+    folder: &OutputFolder,
+    disks: &VmDisks,
+    session: VmSession,
+    survey: Survey,
+    prepared: &Prepared,
+    media: &dyn Media,
+    resumed: &Resumed,
+) -> Result<Fixed> {
+    stopped()?;
+    resumed.check_plan(&decided(&prepared.plan))?;
+    let journal = Journal::load(&folder.path().join(journal::FILE_NAME))
+        .map_err(|e| Error::failed("reading the journal of the interrupted run").because(e))?;
+    let engine = session.engine;
+    let check = second_reader(&session, prepared.windows.system_volume);
+    session.close()?;
+    let mut images = BTreeMap::new();
+    for (i, source) in disks.iter().enumerate() {
+        if let Some(overlay) = resumed.overlay(folder, i)
+            && disks.is_changed(source.id)
+        {
+            images.insert(source.id, source.image()?.with_overlay(&overlay)?);
+        }
+    }
+    let (before, trim) = (survey.inspection, resumed.trim());
+    let fixed = prove(
+        ui, check, disks, images, journal, prepared, media, before, trim,
     )?;
     Ok(Fixed { engine, ..fixed })
 }
@@ -619,16 +682,19 @@ pub(super) struct Disks {
 fn copy_disks(
     job: &Job,
     ui: &Ui,
-    folder: &OutputFolder,
     disks: &VmDisks,
-    devices: &Devices,
     mut fixed: Fixed,
+    begun: &Begun<'_>,
 ) -> Result<Disks> {
+    let folder = begun.folder;
     let mut arriving = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
         stopped()?;
+        let left = begun.resumed.and_then(|resumed| resumed.overlay(folder, i));
         let image = if let Some(image) = fixed.images.get(&disk.id) {
             image.clone()
+        } else if let Some(overlay) = left {
+            disk.image()?.with_overlay(&overlay)?
         } else if job.trim {
             let overlay = work_file(folder, &format!("overlay-{i}.qcow2"))?;
             let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
@@ -644,7 +710,7 @@ fn copy_disks(
             boot_order: disks.boot_order(disk.id),
         });
     }
-    let (targets, bytes) = copy::to_targets(job, ui, folder, devices, arriving)?;
+    let (targets, bytes) = copy::to_targets(job, ui, arriving, &fixed.trim, begun)?;
     if job.verify_copy {
         fixed.checks.push(Check::new(
             "copy-identical",

@@ -253,6 +253,10 @@ pub struct Level {
     pub block_device: bool,
     /// An overlay of ours: worth nothing once this process is gone.
     pub scratch: bool,
+    /// Made by this run to stay: what was flushed must survive a loss of power.
+    durable: bool,
+    /// What is written to it is compressed.
+    compress: bool,
     /// The open files: `path`, then the extents, then the data file. None of an overlay of ours.
     held: Vec<Held>,
     /// What QEMU is given instead of a vmdk descriptor that names extents, or instead of a VHD's file.
@@ -317,6 +321,8 @@ impl Image {
             data_file: None,
             block_device: false,
             scratch: true,
+            durable: false,
+            compress: false,
             held: Vec::new(),
             descriptor: None,
             head: None,
@@ -324,6 +330,42 @@ impl Image {
         }];
         levels.extend_from_slice(&self.levels);
         Ok(Self { levels })
+    }
+
+    /// A new image file of this run, which is to stay.
+    pub(super) fn target(path: &Path, format: Format, size: u64, compress: bool) -> Self {
+        Self {
+            levels: vec![Level {
+                path: path.to_owned(),
+                format,
+                subformat: None,
+                virtual_size: size,
+                size: 0,
+                allocated: 0,
+                extents: Vec::new(),
+                data_file: None,
+                block_device: false,
+                scratch: true,
+                durable: true,
+                compress,
+                held: Vec::new(),
+                descriptor: None,
+                head: None,
+                fixed: None,
+            }],
+        }
+    }
+
+    /// The same image, for writes that must survive a loss of power.
+    pub(super) fn durable(&self) -> Self {
+        let mut image = self.clone();
+        image.levels[0].durable = true;
+        image
+    }
+
+    /// By what each file of a source is known again in a later run.
+    pub(crate) fn identity(&self) -> Value {
+        self.held().map(Held::identity).collect()
     }
 
     /// The named image first, then what it is based on.
@@ -383,6 +425,9 @@ impl Image {
     /// exports. Only the top level is ever opened for writing.
     pub fn blockdev(&self, writable: bool) -> Spec {
         let mut spec = self.spec_for(writable);
+        if writable && self.top().compress {
+            spec.node = json!({"driver": "compress", "file": spec.node});
+        }
         spec.node["node-name"] = qsd::NODE.into();
         spec
     }
@@ -520,12 +565,13 @@ impl Level {
         let mut node = self.format_node(own, data, backing);
         node["read-only"] = (!writable).into();
         node["discard"] = if writable { "unmap" } else { "ignore" }.into();
-        node["detect-zeroes"] = if writable { "unmap" } else { "off" }.into();
+        let detect = writable && !self.durable;
+        node["detect-zeroes"] = if detect { "unmap" } else { "off" }.into();
         if self.scratch {
             // How far QEMU sees at a time in what the overlay does not have: 512 MiB instead of 32.
             node["l2-cache-entry-size"] = json!(64 << 10);
         }
-        if writable && self.scratch {
+        if writable && self.scratch && !self.durable {
             node["cache"] = json!({"no-flush": true});
         }
         node
@@ -611,6 +657,8 @@ fn open_level(
         data_file: None,
         block_device: file.is_block_device(),
         scratch: false,
+        durable: false,
+        compress: false,
         held: vec![file.clone()],
         descriptor: None,
         head: None,

@@ -179,8 +179,16 @@ fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
 
 /// Creates an empty image.
 pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
+    create_with(file, format, size, None)
+}
+
+/// The same with an `-o` option, e.g. `compression_type=zstd`.
+pub fn create_with(file: &Path, format: &str, size: u64, options: Option<&str>) -> Result<()> {
+    let options = options.map(|options| ["-o", options]);
     cmd()
-        .args(["create", "-q", "-f", format, "--"])
+        .args(["create", "-q", "-f", format])
+        .args(options.into_iter().flatten())
+        .arg("--")
         .arg(protocol(file))
         .arg(size.to_string())
         .run()?;
@@ -218,70 +226,6 @@ fn protocol(file: &Path) -> OsString {
     name
 }
 
-#[derive(Debug, Clone, Copy)]
-pub enum Target<'a> {
-    /// A new file of this format.
-    File {
-        path: &'a Path,
-        format: &'static str,
-        /// `-o` options, e.g. `compression_type=zstd`.
-        options: Option<&'static str>,
-        compress: bool,
-    },
-    /// Something that is there already, as a block device description.
-    Existing {
-        spec: &'a Spec,
-        /// It reads as zeroes from end to end, so zeroes need not be written.
-        zero: bool,
-    },
-}
-
-/// Copies the image, telling the fraction done (0 to 1) as it goes.
-pub fn convert(
-    source: &Spec,
-    target: Target<'_>,
-    cancel: Option<Arc<AtomicBool>>,
-    progress: &mut dyn FnMut(f64),
-) -> Result<()> {
-    let mut cmd = cmd_on(&[source]).args(["convert", "-p", "-m", "8"]);
-    let target = match target {
-        Target::File {
-            path,
-            format,
-            options,
-            compress,
-        } => {
-            // Compressed clusters are appended: writing them out of order would only cost.
-            cmd = cmd.args(["-O", format, if compress { "-c" } else { "-W" }]);
-            if let Some(options) = options {
-                cmd = cmd.args(["-o", options]);
-            }
-            protocol(path)
-        }
-        Target::Existing { spec, zero } => {
-            cmd = cmd.args(["-O", "raw", "-W", "-n"]);
-            if zero {
-                cmd = cmd.arg("--target-is-zero");
-            }
-            cmd = cmd.pass(&spec.passed);
-            name(spec)
-        }
-    };
-    let mut parser = Progress::default();
-    // A line per hundredth of the disk.
-    cmd.patient(6)
-        .cancel_with(cancel)
-        .arg("--")
-        .arg(name(source))
-        .arg(target)
-        .run_with(&mut |chunk| {
-            if let Some(fraction) = parser.push(chunk) {
-                progress(fraction);
-            }
-        })?;
-    Ok(())
-}
-
 /// Compares what two images read as; the difference, when there is one.
 pub fn compare(a: &Spec, b: &Spec, cancel: Option<Arc<AtomicBool>>) -> Result<Option<String>> {
     let out = cmd_on(&[a, b])
@@ -306,41 +250,6 @@ pub fn has_zstd() -> bool {
             .run()
             .is_ok()
     })
-}
-
-/// Reads `    (12.34/100%)\r` out of a stream that is cut anywhere.
-#[derive(Debug, Default)]
-pub struct Progress {
-    rest: Vec<u8>,
-}
-
-impl Progress {
-    /// The last fraction that is complete now.
-    pub fn push(&mut self, chunk: &[u8]) -> Option<f64> {
-        self.rest.extend_from_slice(chunk);
-        let end = self.rest.iter().rposition(|&b| b == b'\r' || b == b'\n');
-        let fraction = end.and_then(|end| {
-            let done: Vec<u8> = self.rest.drain(..=end).collect();
-            let text = String::from_utf8_lossy(&done);
-            text.split(['\r', '\n']).rev().find_map(fraction)
-        });
-        // Whatever this is, it is no progress line.
-        if self.rest.len() > 4096 {
-            self.rest.clear();
-        }
-        fraction
-    }
-}
-
-fn fraction(line: &str) -> Option<f64> {
-    let percent: f64 = line
-        .trim()
-        .strip_prefix('(')?
-        .split('/')
-        .next()?
-        .parse()
-        .ok()?;
-    (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
 }
 
 /// What `qemu-img check` found.
@@ -389,18 +298,6 @@ pub fn check(spec: &Spec, memory: u64) -> Result<Option<CheckResult>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn progress_in_pieces() {
-        let mut p = Progress::default();
-        assert_eq!(p.push(b"    (0.00/100%)\r"), Some(0.0));
-        assert_eq!(p.push(b"    (12."), None);
-        assert_eq!(p.push(b"50/100%)\r    (13.00/100%)\r   "), Some(0.13));
-        assert_eq!(p.push(b" (100.00/100%)\r\n"), Some(1.0));
-        assert_eq!(p.push(b"nonsense\n(nan/100%)\r(999/100%)\r"), None);
-        assert_eq!(p.push(&[b'x'; 9000]), None);
-        assert!(p.rest.is_empty());
-    }
 
     #[test]
     fn maps_in_pieces() {
