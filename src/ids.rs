@@ -174,11 +174,8 @@ pub const IDS: &[Id] = &[
     finding("linux-hibernated", UNWRITTEN),
     finding("linux-not-clean", NOTHING),
     finding("linux-root-unread", UNREAD),
-    finding("linux-no-kernel", UNREAD),
     finding("linux-no-boot-loader", NOTHING),
-    finding("linux-no-virtio", NOTHING),
-    finding("linux-other-kernel", NOTHING),
-    finding("linux-device-name", START),
+    finding("linux-device-name", NOTHING),
     finding("linux-interface-name", NOTHING),
     finding("linux-free-space", NOTHING),
     finding("no-linux", Stake::NoWay("there is no Linux to convert")),
@@ -228,7 +225,10 @@ pub const IDS: &[Id] = &[
         Stake::NoWay("the output folder has no room for the disks"),
     ),
     blocker("linux-in-place", Stake::Data("it could not be undone")),
-    blocker("linux-no-driver", START),
+    blocker(
+        "linux-distribution",
+        Stake::NoWay("no program here makes this distribution ready"),
+    ),
     blocker(
         "virt-v2v-missing",
         Stake::NoWay("the program that converts the guest is missing"),
@@ -324,11 +324,6 @@ pub const IDS: &[Id] = &[
     ),
     // Checks: Linux.
     check("linux-readable", UNREAD, "see the findings of inspect"),
-    check(
-        "device-names",
-        START,
-        "name the devices by UUID in the guest (blkid shows it)",
-    ),
 ];
 
 /// The entry of an identifier.

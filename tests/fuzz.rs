@@ -24,8 +24,6 @@ pub use shared::*;
 mod base_block;
 #[path = "../fuzz/fuzz_targets/bcd.rs"]
 mod bcd;
-#[path = "../fuzz/fuzz_targets/boot_menu.rs"]
-mod boot_menu;
 #[path = "../fuzz/fuzz_targets/catalogue.rs"]
 mod catalogue;
 #[path = "../fuzz/fuzz_targets/child.rs"]
@@ -42,8 +40,6 @@ mod hives;
 mod image_head;
 #[path = "../fuzz/fuzz_targets/inf.rs"]
 mod inf;
-#[path = "../fuzz/fuzz_targets/initramfs.rs"]
-mod initramfs;
 #[path = "../fuzz/fuzz_targets/iso.rs"]
 mod iso;
 #[path = "../fuzz/fuzz_targets/libvirt.rs"]
@@ -84,7 +80,6 @@ type Target = (&'static str, fn(&[u8]));
 const TARGETS: &[Target] = &[
     ("base_block", base_block::run),
     ("bcd", bcd::run),
-    ("boot_menu", boot_menu::run),
     ("catalogue", catalogue::run),
     ("child", child::run),
     ("ext", ext::run),
@@ -93,7 +88,6 @@ const TARGETS: &[Target] = &[
     ("hives", hives::run),
     ("image_head", image_head::run),
     ("inf", inf::run),
-    ("initramfs", initramfs::run),
     ("iso", iso::run),
     ("libvirt", libvirt::run),
     ("linux_text", linux_text::run),

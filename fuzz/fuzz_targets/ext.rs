@@ -7,8 +7,6 @@ use std::sync::OnceLock;
 
 use hyper2kvm::disk::block::BlockRead;
 use hyper2kvm::guest::VolumeId;
-use hyper2kvm::linux::kernels;
-use hyper2kvm::linux::model::RootFacts;
 use hyper2kvm::linux::tree::{ExtTree, ExtVolume, Tree};
 use hyper2kvm_fuzz::bounded;
 use hyper2kvm_fuzz::disk::{Base, Patched, base};
@@ -60,13 +58,6 @@ fuzz_target!(|input: &[u8]| {
         look(&tree, "/", 0, &mut 100);
         for link in ["/etc/os-release", "/etc/loop", "/etc/up", "/etc/host"] {
             let _ = tree.text(link);
-        }
-        let root = RootFacts {
-            filesystem: "ext4".to_string(),
-            ..RootFacts::default()
-        };
-        if let Ok(menu) = kernels::menu(&tree) {
-            let _ = kernels::kernels(&tree, &menu, &root);
         }
     });
 });

@@ -231,12 +231,12 @@ pub enum StorageArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LinuxArg {
-    /// virt-v2v where it is installed and knows the distribution, else as it is
+    /// virt-v2v, where it is installed and knows the distribution; else refused
     #[default]
     Auto,
     /// virt-v2v-in-place or virt-v2v makes the guest ready
     VirtV2v,
-    /// The guest is copied as it is when its kernels provably have the drivers
+    /// The guest is copied unchanged, on your word that it has the VirtIO drivers
     AsIs,
 }
 
@@ -463,7 +463,7 @@ impl SourceArgs {
     /// Whether the appliance may be run by a libvirt daemon that is started for it and outlives us, with the
     /// limits we have. Root's is started by the system.
     fn starts_a_daemon(&self) -> Result<bool> {
-        Ok(self.guestfish()? && !rustix::process::geteuid().is_root())
+        Ok(!rustix::process::geteuid().is_root() && self.guestfish()?)
     }
 
     /// The engine for the verbs that only read.

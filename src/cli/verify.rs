@@ -68,10 +68,9 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     let (engine, mut survey, mut checks) = look(&source, named.reader()?, ui, |survey, guest| {
         verify::verify(survey, guest, &wanted(survey))
     })?;
-    let wanted = wanted(&survey);
     if survey.inspection.os.family == OsFamily::Linux {
         linux::complete(&source, &mut survey.inspection, ui)?;
-        checks = linux::checks(&survey.inspection, &wanted);
+        checks = linux::checks(&survey.inspection);
     }
     let ready = verify::is_ready(&checks);
     for check in &checks {

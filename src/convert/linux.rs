@@ -1,21 +1,20 @@
 //! `convert` for a Linux guest.
 //!
-//! Two ways lead to a disk that starts on KVM. virt-v2v, where it is installed and knows the
-//! distribution, converts an overlay: it has the guest's own tools make the initramfs and the boot
-//! loader. Or the guest is copied as it is, and that only when its kernels provably carry the drivers
-//! (`crate::linux::kernels`). Either way the result is examined, and there is one boot: Linux takes the
-//! new controller at once.
+//! virt-v2v, where it is installed and knows the distribution, converts an overlay: it has the guest's
+//! own tools make the initramfs and the boot loader. `--linux as-is` copies the guest on the user's
+//! word. Anything else is refused. There is one boot: Linux takes the new controller at once.
 //!
 //! One thing is done here: where firmware without boot entries would find no loader, the guest's own is
 //! copied to `\EFI\BOOT\BOOTX64.EFI`, on the overlay.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::boot::quote;
-use crate::boot_path::Controller;
+use crate::boot_path::{BootPath, Controller, Step};
 use crate::disk::chain::Image;
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::{BlockRead, BlockWrite, partition};
@@ -82,7 +81,7 @@ impl Plan {
         let way = match self.way {
             Way::VirtV2vInPlace => "virt-v2v-in-place converts the guest",
             Way::VirtV2v => "virt-v2v converts the guest",
-            Way::AsIs => "the guest is copied as it is",
+            Way::AsIs => "the guest is copied unchanged",
         };
         let mut text = format!("Linux: {way} ({})\n", self.why);
         if !self.actions.is_empty() {
@@ -268,22 +267,10 @@ pub fn plan(job: &Job, inspection: &Inspection) -> Plan {
     .map(|(way, _)| way)
     // It starts an appliance, which --engine embedded rules out unless it is asked for by name.
     .filter(|_| !job.source.no_appliance || job.linux == Wish::VirtV2v);
-    decide(
-        job.linux,
-        installed,
-        job.machine.storage,
-        inspection,
-        job.in_place,
-    )
+    decide(job.linux, installed, inspection, job.in_place)
 }
 
-fn decide(
-    wish: Wish,
-    installed: Option<Way>,
-    storage: StorageBus,
-    inspection: &Inspection,
-    in_place: bool,
-) -> Plan {
+fn decide(wish: Wish, installed: Option<Way>, inspection: &Inspection, in_place: bool) -> Plan {
     let mut plan = Plan {
         way: Way::AsIs,
         why: String::new(),
@@ -304,46 +291,17 @@ fn decide(
         plan.why = "it could not be read".to_string();
         return plan;
     };
-    let distribution = match facts.distribution.as_str() {
-        "" => "an unnamed distribution",
-        name => name,
-    };
-    (plan.way, plan.why) = match (wish, installed) {
-        (Wish::AsIs, _) => (Way::AsIs, "--linux as-is".to_string()),
-        (_, _) if storage == StorageBus::Sata => (
-            Way::AsIs,
-            "SATA needs nothing that virt-v2v installs".to_string(),
-        ),
-        (Wish::VirtV2v, Some(way)) => (way, "--linux virt-v2v".to_string()),
-        (Wish::VirtV2v, None) => {
-            plan.blockers.push(Blocker::new(
-                "virt-v2v-missing",
-                "virt-v2v, or nbdkit which it needs, is not installed",
-                host::hint(virt_v2v::V2V),
-            ));
-            (Way::VirtV2v, "--linux virt-v2v".to_string())
+    match method(wish, installed, facts) {
+        Ok((way, why)) => (plan.way, plan.why) = (way, why),
+        Err(blocker) => {
+            plan.way = Way::VirtV2v;
+            plan.why = "virt-v2v is what makes a Linux guest ready".to_string();
+            plan.blockers.push(blocker);
         }
-        (Wish::Auto, Some(way)) if known_to_v2v(facts) => {
-            (way, format!("it is installed and knows {distribution}"))
-        }
-        (Wish::Auto, Some(_)) => (Way::AsIs, format!("virt-v2v does not know {distribution}")),
-        (Wish::Auto, None) => (
-            Way::AsIs,
-            "virt-v2v is not installed, or nbdkit is not".to_string(),
-        ),
-    };
+    }
+    plan.warnings.extend(warnings(inspection));
     if plan.way == Way::AsIs {
-        let on_virt_v2v = match (wish, installed) {
-            (Wish::Auto, None) if known_to_v2v(facts) => Some(format!(
-                "install virt-v2v, which mends it ({})",
-                host::hint(virt_v2v::V2V)
-            )),
-            (Wish::AsIs, _) if known_to_v2v(facts) => {
-                Some("leave --linux out, so that virt-v2v mends it".to_string())
-            }
-            _ => None,
-        };
-        plan.blockers.extend(not_ready(facts, storage, on_virt_v2v));
+        plan.warnings.push(ON_MY_WORD.to_string());
     } else {
         plan.actions.push(line(
             "virt-v2v",
@@ -353,8 +311,40 @@ fn decide(
     if let Some(copies) = wanted_copies(inspection, facts) {
         plan.actions.push(line("uefi-fallback", &describe(copies)));
     }
-    plan.warnings.extend(warnings(inspection));
     plan
+}
+
+/// What `--linux as-is` means, as a warning of plan and report.
+const ON_MY_WORD: &str = "--linux as-is: the guest is copied unchanged, and whether it finds its disk on the new controller is not checked";
+
+/// Who makes the guest ready, and why; or what is missing for that.
+fn method(
+    wish: Wish,
+    installed: Option<Way>,
+    facts: &LinuxFacts,
+) -> Result<(Way, String), Blocker> {
+    const YOUR_WORD: &str = "or --linux as-is, when you know that its initramfs has virtio_pci, virtio_blk and virtio_scsi and that it names its disks by UUID";
+    let distribution = match facts.distribution.as_str() {
+        "" => "an unnamed distribution",
+        name => name,
+    };
+    match (wish, installed) {
+        (Wish::AsIs, _) => Ok((Way::AsIs, "--linux as-is".to_string())),
+        (Wish::VirtV2v, Some(way)) => Ok((way, "--linux virt-v2v".to_string())),
+        (Wish::Auto, Some(way)) if known_to_v2v(facts) => {
+            Ok((way, format!("it is installed and knows {distribution}")))
+        }
+        (Wish::Auto, Some(_)) => Err(Blocker::new(
+            "linux-distribution",
+            format!("virt-v2v does not know {distribution}"),
+            format!("convert with --linux virt-v2v to let it try; {YOUR_WORD}"),
+        )),
+        (_, None) => Err(Blocker::new(
+            "virt-v2v-missing",
+            "virt-v2v, or nbdkit which it needs, is not installed or not wanted (--engine embedded)",
+            format!("{}; {YOUR_WORD}", host::hint(virt_v2v::V2V)),
+        )),
+    }
 }
 
 fn warnings(inspection: &Inspection) -> Vec<String> {
@@ -388,85 +378,11 @@ fn describe(copies: &LoaderCopies) -> String {
     )
 }
 
-/// What keeps the guest from starting on this controller as it is.
-fn not_ready(facts: &LinuxFacts, storage: StorageBus, on_virt_v2v: Option<String>) -> Vec<Blocker> {
-    let wanted = controller(storage);
-    let mut blockers = Vec::new();
-    let named = |c: Controller| {
-        let needed = |n: &&linux::model::DeviceName| n.needed && !n.family.stays(c);
-        facts.names.iter().filter(needed).collect::<Vec<_>>()
-    };
-    let fits = |c: Controller| facts.ready(c) && named(c).is_empty();
-    let mut remedies: Vec<String> = on_virt_v2v.into_iter().collect();
-    for (other, name, note) in [
-        (Controller::VirtioBlk, "virtio-blk", ""),
-        (Controller::VirtioScsi, "virtio-scsi", ""),
-        (
-            Controller::Sata,
-            "sata",
-            ": its ahci driver is there; slower than VirtIO",
-        ),
-    ] {
-        if other != wanted && fits(other) {
-            remedies.push(format!("convert with --storage {name}{note}"));
-        }
-    }
-    let remedy = |own: &str| {
-        let mut all = remedies.clone();
-        all.push(own.to_string());
-        all.join("; or ")
-    };
-    if !facts.ready(wanted) {
-        let kernels: Vec<String> = facts
-            .kernels
-            .iter()
-            .filter(|k| {
-                (k.default || facts.default_kernel().is_none()) && !k.ready.contains(&wanted)
-            })
-            .map(|k| {
-                let name = k.version.as_deref().unwrap_or(&k.image);
-                match (&k.problem, k.missing.get(&wanted)) {
-                    (Some(problem), _) => format!("kernel {name}: {problem}"),
-                    (None, Some(missing)) => format!("kernel {name} lacks {missing}"),
-                    (None, None) => format!("kernel {name}"),
-                }
-            })
-            .collect();
-        blockers.push(Blocker::new(
-            "linux-no-driver",
-            format!(
-                "this Linux is not proved to find its disk on {}: {}",
-                wanted.name(),
-                kernels.join("; ")
-            ),
-            remedy("add virtio_pci, virtio_blk and virtio_scsi to its initramfs from inside (dracut --add-drivers, /etc/initramfs-tools/modules, mkinitcpio.conf) and convert again"),
-        ));
-    }
-    let names = named(wanted);
-    if !names.is_empty() {
-        let list: Vec<String> = names
-            .iter()
-            .map(|n| format!("{} in {}", n.device, n.file))
-            .collect();
-        blockers.push(Blocker::new(
-            "linux-device-name",
-            format!(
-                "these devices are called otherwise on {}: {}",
-                wanted.name(),
-                list.join(", ")
-            ),
-            remedy("name them by UUID in the guest (blkid shows it) and convert again"),
-        ));
-    }
-    blockers
-}
-
 /// The disks as they are to be copied, and what is known of them.
 struct Made {
     images: Vec<Image>,
     after: Inspection,
     actions: Vec<ActionLine>,
-    warnings: Vec<String>,
     way: Way,
 }
 
@@ -513,22 +429,14 @@ pub(super) fn convert(
     let fix_start = Instant::now();
     let made = make(job, ui, &folder, disks, &inspection, &plan)?;
     point("fixed")?;
-    let mut checks = checks(&made.after, &[controller(job.machine.storage)]);
-    for check in checks.iter_mut().filter(|c| !c.ok) {
-        let code = match check.id {
-            "boot-path" => "linux-no-driver",
-            "device-names" => "linux-device-name",
-            other => other,
-        };
-        check.accepted = plan.accepted.iter().any(|accepted| accepted == code);
-    }
-    if let Some(bad) = checks
-        .iter()
-        .find(|c| !c.ok && !c.accepted && c.severity == Severity::Blocker)
-    {
+    let storage = controller(job.machine.storage);
+    let made_ready = made_ready(made.way);
+    let mut checks = readable(&made.after);
+    checks.push(check("boot-path", true, &made_ready));
+    if let Some(bad) = checks.iter().find(|c| !c.ok) {
         return Err(
             Error::failed(format!("the converted guest is not ready: {}", bad.message))
-                .hint("the source is untouched; --storage names another controller"),
+                .hint("the source is untouched"),
         );
     }
     let fix_s = fix_start.elapsed().as_secs_f64();
@@ -561,7 +469,9 @@ pub(super) fn convert(
     let final_xml = folder.target().join(&domains.final_xml);
     // What the conversion has mended is no warning any more.
     let mut warnings = warnings(&made.after);
-    warnings.extend(made.warnings);
+    if made.way == Way::AsIs {
+        warnings.push(ON_MY_WORD.to_string());
+    }
     warnings.extend(machine::other_macs(
         &made.after.network.adapters,
         &job.machine,
@@ -572,11 +482,11 @@ pub(super) fn convert(
         name: options.name.clone(),
         engine: facts.reader,
         engine_why: match made.way {
-            Way::AsIs => "a Linux guest, copied as it is",
+            Way::AsIs => "a Linux guest, copied unchanged",
             Way::VirtV2v | Way::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
         },
         ready: plan.accepted.is_empty(),
-        boots_from: vec![controller(job.machine.storage)],
+        boots_from: vec![storage],
         accepted: plan.accepted.clone(),
         next_commands: vec![
             format!("virsh define {}", quote(&final_xml)),
@@ -585,8 +495,8 @@ pub(super) fn convert(
         outputs: domains.outputs(folder.target(), &targets),
         files: Vec::new(),
         actions: made.actions,
-        controllers: made.after.controllers.clone(),
-        controllers_before: inspection.controllers.clone(),
+        controllers: BTreeMap::from([(storage, boot_path(&made_ready))]),
+        controllers_before: BTreeMap::new(),
         checks,
         warnings,
         timings: Timings {
@@ -631,32 +541,17 @@ fn make(
         images: sources.clone(),
         after: before.clone(),
         actions: Vec::new(),
-        warnings: Vec::new(),
         way: plan.way,
     };
     if plan.way != Way::AsIs {
         let work = folder.path().join(WORK).join("virt-v2v");
-        match hand_over(job, ui, &work, &sources, before, plan.way) {
-            Ok(images) => {
-                made.images = images;
-                made.actions
-                    .push(done("virt-v2v", "virt-v2v converted the guest"));
-                ui.status("Verifying", "reading the result back");
-                examine(&made.images, &job.source, &mut made.after, ui)?;
-            }
-            // The guest can do without it: as good as where virt-v2v is not installed.
-            Err(error)
-                if job.linux == Wish::Auto && can_do_without(before, job.machine.storage) =>
-            {
-                stopped()?;
-                let why = error.causes().pop().unwrap_or_else(|| error.to_string());
-                made.warnings.push(format!(
-                    "virt-v2v could not convert this guest, which is ready as it is: {why}"
-                ));
-                made.way = Way::AsIs;
-            }
-            Err(error) => return Err(error),
-        }
+        made.images = hand_over(job, ui, &work, &sources, before, plan.way).map_err(|e| {
+            e.hint("--linux as-is copies the guest unchanged, when you know that it has the VirtIO drivers")
+        })?;
+        made.actions
+            .push(done("virt-v2v", "virt-v2v converted the guest"));
+        ui.status("Verifying", "reading the result back");
+        examine(&made.images, &job.source, &mut made.after, ui)?;
     }
     let facts = linux_facts(&made.after)?;
     if let Some(copies) = wanted_copies(&made.after, facts).cloned() {
@@ -677,11 +572,6 @@ fn done(id: &str, description: &str) -> ActionLine {
         state: ActionState::Done,
         ..line(id, description)
     }
-}
-
-fn can_do_without(inspection: &Inspection, storage: StorageBus) -> bool {
-    let facts = inspection.linux.as_ref();
-    facts.is_some_and(|facts| not_ready(facts, storage, None).is_empty())
 }
 
 /// Has virt-v2v convert overlays of the disks. It opens files by their names, so what is below the overlays
@@ -789,7 +679,7 @@ fn source_xml(name: &str, before: &Inspection, overlays: &[PathBuf]) -> Result<S
 fn copy_loader(images: &[Image], copies: &LoaderCopies, overlay: &Path) -> Result<Image> {
     let image = images
         .get(copies.disk)
-        .ok_or_else(|| Error::failed("the EFI system partition is on no disk of ours"))?;
+        .ok_or_else(|| Error::failed("the EFI system partition is on none of the disks"))?;
     if let Some(folder) = overlay.parent() {
         std::fs::create_dir_all(folder)
             .map_err(|e| Error::failed(format!("creating {}", folder.display())).because(e))?;
@@ -825,8 +715,20 @@ fn copy_loader(images: &[Image], copies: &LoaderCopies, overlay: &Path) -> Resul
     Ok(image)
 }
 
-/// What must hold of a Linux disk, as a table for the report and for `verify`.
-pub fn checks(inspection: &Inspection, wanted: &[Controller]) -> Vec<Check> {
+/// The checks of `verify`. Whether a Linux finds its disk is none of them, so it is never called ready.
+pub fn checks(inspection: &Inspection) -> Vec<Check> {
+    let mut checks = readable(inspection);
+    checks.push(Check::new(
+        "boot-path",
+        Severity::Blocker,
+        CheckState::CouldNotRun,
+        "whether a Linux guest starts is not checked here: start it and look at its console",
+    ));
+    checks
+}
+
+/// Whether the Linux can be read, and firmware finds its boot loader.
+fn readable(inspection: &Inspection) -> Vec<Check> {
     let Some(facts) = &inspection.linux else {
         let why = inspection.blockers().first().map(|b| b.reason.clone());
         return vec![check(
@@ -835,31 +737,11 @@ pub fn checks(inspection: &Inspection, wanted: &[Controller]) -> Vec<Check> {
             &why.unwrap_or_else(|| "the Linux on this disk cannot be read".to_string()),
         )];
     };
-    let mut checks = vec![check(
-        "linux-readable",
-        true,
-        &format!(
-            "root file system {} on {}",
-            facts.root.filesystem, facts.root.place
-        ),
-    )];
-    for wanted in wanted {
-        let path = inspection.controllers.get(wanted);
-        let text = path.map_or_else(String::new, |p| format!("{}: {}", wanted.name(), p.reason));
-        checks.push(check("boot-path", facts.ready(*wanted), &text));
-    }
-    let lost: Vec<&str> = facts
-        .names
-        .iter()
-        .filter(|n| n.needed && wanted.iter().any(|c| !n.family.stays(*c)))
-        .map(|n| n.device.as_str())
-        .collect();
-    let text = if lost.is_empty() {
-        "no device is named by what it hangs on".to_string()
-    } else {
-        format!("{} change with the controller", lost.join(", "))
-    };
-    checks.push(check("device-names", lost.is_empty(), &text));
+    let root = format!(
+        "root file system {} on {}",
+        facts.root.filesystem, facts.root.place
+    );
+    let mut checks = vec![check("linux-readable", true, &root)];
     if inspection.firmware == Some(Firmware::Uefi) {
         let there = facts.fallback_loader == Some(true);
         let text = if there {
@@ -870,6 +752,27 @@ pub fn checks(inspection: &Inspection, wanted: &[Controller]) -> Vec<Check> {
         checks.push(check("uefi-fallback", there, text));
     }
     checks
+}
+
+fn made_ready(way: Way) -> String {
+    match way {
+        Way::AsIs => "taken on your word (--linux as-is), not checked",
+        Way::VirtV2v | Way::VirtV2vInPlace => "made ready by virt-v2v, not checked again",
+    }
+    .to_string()
+}
+
+fn boot_path(reason: &str) -> BootPath {
+    BootPath {
+        ready: true,
+        service: None,
+        reason: reason.to_string(),
+        steps: vec![Step {
+            ok: true,
+            text: reason.to_string(),
+        }],
+        faults: Vec::new(),
+    }
 }
 
 fn check(id: &'static str, ok: bool, message: &str) -> Check {

@@ -1,15 +1,12 @@
 //! Looks at the disks of a machine for a Linux, and completes an [`Inspection`] with it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::appliance::{self, ApplianceTree, Found};
 use super::efi::{self, Esp};
 use super::files::{self, Mount};
-use super::kernels;
 use super::model::{LinuxFacts, RootFacts};
 use super::tree::{ExtTree, ExtVolume, Tree, TreeError};
-use crate::boot_path::{BootPath, Controller, Step};
 use crate::disk::block::BlockRead;
 use crate::disk::chain::Image;
 use crate::disk::export::{EXPORT, Export, Reach};
@@ -426,7 +423,6 @@ fn installation(
     os.hostname = tree
         .text("/etc/hostname")?
         .and_then(|t| guest_text(t.lines().next()?));
-    let menu = kernels::menu(tree)?;
     let mounts = files::fstab(&tree.text("/etc/fstab")?.unwrap_or_default());
     let mut facts = LinuxFacts {
         distribution: words("ID").to_lowercase(),
@@ -436,9 +432,10 @@ fn installation(
             .collect(),
         version: field("VERSION_ID"),
         reader: tree.reader(),
-        boot_loader: menu.loader,
-        kernels: kernels::kernels(tree, &menu, &root)?,
-        names: files::fstab_names(&mounts),
+        device_names: files::hardware_names(&mounts)
+            .iter()
+            .filter_map(|name| guest_text(name))
+            .collect(),
         interfaces: interfaces(tree)?,
         clock_is_local: tree
             .text("/etc/adjtime")?
@@ -447,26 +444,6 @@ fn installation(
         root,
         ..LinuxFacts::default()
     };
-    for name in &mut facts.names {
-        name.device = guest_text(&name.device).unwrap_or_default();
-    }
-    for kernel in &facts.kernels {
-        let Some(device) = kernel.root.clone() else {
-            continue;
-        };
-        let Some(family) = files::family(&device) else {
-            continue;
-        };
-        let name = super::model::DeviceName {
-            file: "the boot menu (root=)".to_string(),
-            device,
-            family,
-            needed: true,
-        };
-        if kernel.in_menu && !facts.names.contains(&name) {
-            facts.names.push(name);
-        }
-    }
     let readers: Vec<&EmbeddedReader> = disks.iter().map(|d| &d.guest).collect();
     let esp = efi::find(&readers, &facts.distribution)?;
     facts.fallback_loader = esp.as_ref().map(|e| e.has_fallback);
@@ -487,7 +464,6 @@ fn installation(
             .hypervisor_tools
             .push("VirtualBox Guest Additions".to_string());
     }
-    inspection.controllers = controllers(&facts);
     findings(&facts, inspection);
     inspection.linux = Some(facts);
     Ok(())
@@ -585,67 +561,8 @@ fn firmware(
     }
 }
 
-/// The verdict on each controller, for the kernel that starts by itself (without one: for all).
-fn controllers(facts: &LinuxFacts) -> BTreeMap<Controller, BootPath> {
-    let judged: Vec<_> = match facts.default_kernel() {
-        Some(kernel) => vec![kernel],
-        None => facts.kernels.iter().collect(),
-    };
-    let mut map = BTreeMap::new();
-    for controller in Controller::ALL {
-        let mut steps = Vec::new();
-        for kernel in &judged {
-            let name = kernel.version.as_deref().unwrap_or(&kernel.image);
-            let text = match (&kernel.problem, kernel.missing.get(&controller)) {
-                (Some(problem), _) => format!("kernel {name}: {problem}"),
-                (None, Some(missing)) => {
-                    format!(
-                        "kernel {name} starts without {missing}: {}",
-                        where_from(kernel)
-                    )
-                }
-                (None, None) => format!("kernel {name} has its drivers: {}", where_from(kernel)),
-            };
-            steps.push(Step {
-                ok: kernel.ready.contains(&controller),
-                text,
-            });
-        }
-        let ready = facts.ready(controller);
-        let told = steps.iter().find(|s| !s.ok).or(steps.first());
-        let reason = told.map_or("no kernel was found".to_string(), |s| s.text.clone());
-        map.insert(
-            controller,
-            BootPath {
-                ready,
-                service: ready.then(|| kernels::driver(controller).to_string()),
-                reason,
-                steps,
-                faults: Vec::new(),
-            },
-        );
-    }
-    map
-}
-
-fn where_from(kernel: &super::model::Kernel) -> String {
-    match &kernel.initramfs[..] {
-        [] => "no initramfs".to_string(),
-        list => list.join(", "),
-    }
-}
-
 fn findings(facts: &LinuxFacts, inspection: &mut Inspection) {
     let out = &mut inspection.findings;
-    if facts.kernels.is_empty() {
-        out.push(Finding::blocker(
-            "linux-no-kernel",
-            "no kernel was found: neither in a boot menu nor in /boot",
-            "convert the disk the machine starts from; unified kernel images are not read",
-            "no grub.cfg, loader entries or extlinux.conf, no /boot/vmlinuz-*",
-        ));
-        return;
-    }
     if inspection.os.arch == Some(Arch::Arm64) {
         out.push(Finding::blocker(
             "linux-arch",
@@ -660,29 +577,6 @@ fn findings(facts: &LinuxFacts, inspection: &mut Inspection) {
         "none needed; fstrim -av in the guest before makes the copy smaller",
         format!("{} on {}", facts.root.filesystem, facts.root.place),
     ));
-    let virtio = [Controller::VirtioBlk, Controller::VirtioScsi];
-    let judged = |k: &&super::model::Kernel| k.default || facts.default_kernel().is_none();
-    for kernel in &facts.kernels {
-        if virtio.iter().any(|c| kernel.ready.contains(c)) {
-            continue;
-        }
-        let name = kernel.version.as_deref().unwrap_or(&kernel.image);
-        let why = kernel.problem.clone().unwrap_or_else(|| {
-            let missing = kernel.missing.get(&Controller::VirtioBlk);
-            format!("without {}", missing.map_or("its drivers", String::as_str))
-        });
-        let id = if judged(&kernel) {
-            "linux-no-virtio"
-        } else {
-            "linux-other-kernel"
-        };
-        out.push(Finding::warning(
-            id,
-            format!("kernel {name} would not find its disk on VirtIO: {why}"),
-            "virt-v2v mends it; in the guest: dracut -f --add-drivers \"virtio_blk virtio_scsi virtio_pci\" (or the names in /etc/initramfs-tools/modules and update-initramfs -u -k all)",
-            where_from(kernel),
-        ));
-    }
     if facts.fallback_loader == Some(false) && inspection.firmware == Some(Firmware::Uefi) {
         out.push(Finding::warning(
             "uefi-fallback",
@@ -691,17 +585,15 @@ fn findings(facts: &LinuxFacts, inspection: &mut Inspection) {
             "EFI system partition",
         ));
     }
-    for name in &facts.names {
+    if !facts.device_names.is_empty() {
         out.push(Finding::warning(
             "linux-device-name",
             format!(
-                "{} names {}: that name changes with the controller{}",
-                name.file,
-                name.device,
-                if name.needed { ", and the guest does not start without it" } else { "" }
+                "/etc/fstab names {}: such names change with the controller",
+                facts.device_names.join(", ")
             ),
-            "name it by UUID in the guest; virt-v2v does that too; disks called sdX keep their names with --storage virtio-scsi or sata",
-            name.file.clone(),
+            "name them by UUID in the guest; virt-v2v does that too",
+            "/etc/fstab",
         ));
     }
     let mut files: Vec<&str> = facts.interfaces.iter().map(|(_, f)| f.as_str()).collect();

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use super::model::{DeviceName, Family};
-
 /// os-release(5): `KEY=value` in shell quoting, never executed.
 pub fn os_release(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().map(str::trim).filter(|l| !l.starts_with('#'));
@@ -36,15 +34,6 @@ pub struct Mount {
     pub device: String,
     pub place: String,
     pub kind: String,
-    pub options: Vec<String>,
-}
-
-impl Mount {
-    /// A boot goes on without it.
-    pub fn optional(&self) -> bool {
-        let any = |name: &str| self.options.iter().any(|o| o == name);
-        any("noauto") || any("nofail") || self.kind == "swap" || self.place == "none"
-    }
 }
 
 /// fstab(5).
@@ -56,62 +45,47 @@ pub fn fstab(text: &str) -> Vec<Mount> {
             let device = fields.next()?.trim_matches('"').to_string();
             let place = fields.next()?.to_string();
             let kind = fields.next().unwrap_or("auto").to_string();
-            let options = fields.next().unwrap_or_default();
             Some(Mount {
                 device,
                 place,
                 kind,
-                options: options.split(',').map(str::to_string).collect(),
             })
         })
         .collect()
 }
 
-/// The kind of name when a device is named by what it hangs on, which is what changes.
-pub fn family(device: &str) -> Option<Family> {
-    let name = device.strip_prefix("/dev/")?;
+/// Whether the name of a device comes from the hardware it is attached to, which is what changes.
+pub fn is_hardware_name(device: &str) -> bool {
+    let Some(name) = device.strip_prefix("/dev/") else {
+        return false;
+    };
     if let Some(link) = name.strip_prefix("disk/") {
         // These are made from the contents, and stay.
         let stays = ["by-uuid/", "by-label/", "by-partuuid/", "by-partlabel/"];
         let content = ["by-id/dm-", "by-id/lvm-", "by-id/md-"];
-        let stays = stays.iter().chain(&content).any(|s| link.starts_with(s));
-        return (!stays).then_some(Family::Hardware);
+        return !stays.iter().chain(&content).any(|s| link.starts_with(s));
     }
     let numbered = |prefix: &str| {
-        let rest = name.strip_prefix(prefix)?;
+        let Some(rest) = name.strip_prefix(prefix) else {
+            return false;
+        };
         let letters = rest.bytes().take_while(u8::is_ascii_lowercase).count();
-        let digits = rest.bytes().skip(letters).all(|b| b.is_ascii_digit());
-        ((1..=3).contains(&letters) && digits).then_some(())
+        (1..=3).contains(&letters) && rest.bytes().skip(letters).all(|b| b.is_ascii_digit())
     };
-    let families = [
-        ("xvd", Family::Xen),
-        ("sd", Family::Scsi),
-        ("hd", Family::Ide),
-        ("vd", Family::Virtio),
-    ];
-    let found = families
+    ["xvd", "sd", "hd", "vd"]
         .iter()
-        .find(|(prefix, _)| numbered(prefix).is_some());
-    match found {
-        Some((_, family)) => Some(*family),
-        None if name.starts_with("nvme") || name.starts_with("mmcblk") => Some(Family::Hardware),
-        None => None,
-    }
+        .any(|prefix| numbered(prefix))
+        || name.starts_with("nvme")
+        || name.starts_with("mmcblk")
 }
 
-/// The devices `fstab` names by what they hang on.
-pub fn fstab_names(mounts: &[Mount]) -> Vec<DeviceName> {
-    let named = mounts.iter().filter_map(|mount| {
-        let family = family(&mount.device)?;
-        Some(DeviceName {
-            file: "/etc/fstab".to_string(),
-            device: mount.device.clone(),
-            family,
-            // The root is mounted from the kernel's argument; a drive for CDs is always optional.
-            needed: !mount.optional() && mount.place != "/" && !mount.kind.contains("iso9660"),
-        })
+/// The devices of `fstab` with such names. The root is mounted from the kernel's argument, and a drive
+/// for CDs is optional.
+pub fn hardware_names(mounts: &[Mount]) -> Vec<String> {
+    let named = mounts.iter().filter(|mount| {
+        is_hardware_name(&mount.device) && mount.place != "/" && !mount.kind.contains("iso9660")
     });
-    named.collect()
+    named.map(|mount| mount.device.clone()).collect()
 }
 
 /// Interface names a configuration file gives addresses to. `None`: not a network configuration.
@@ -199,26 +173,23 @@ mod tests {
     #[test]
     fn device_names() {
         for (device, want) in [
-            ("/dev/sda1", Some(Family::Scsi)),
-            ("/dev/sdaa", Some(Family::Scsi)),
-            ("/dev/hda", Some(Family::Ide)),
-            ("/dev/vda2", Some(Family::Virtio)),
-            ("/dev/xvda1", Some(Family::Xen)),
-            ("/dev/nvme0n1p2", Some(Family::Hardware)),
-            (
-                "/dev/disk/by-path/pci-0000:00:1f.2-ata-1",
-                Some(Family::Hardware),
-            ),
-            ("/dev/disk/by-id/scsi-36000c29", Some(Family::Hardware)),
-            ("/dev/disk/by-uuid/12ab", None),
-            ("/dev/disk/by-id/dm-uuid-LVM-x", None),
-            ("/dev/mapper/rhel-root", None),
-            ("/dev/sda1/x", None),
-            ("/dev/vg/lv", None),
-            ("UUID=12ab", None),
-            ("tmpfs", None),
+            ("/dev/sda1", true),
+            ("/dev/sdaa", true),
+            ("/dev/hda", true),
+            ("/dev/vda2", true),
+            ("/dev/xvda1", true),
+            ("/dev/nvme0n1p2", true),
+            ("/dev/disk/by-path/pci-0000:00:1f.2-ata-1", true),
+            ("/dev/disk/by-id/scsi-36000c29", true),
+            ("/dev/disk/by-uuid/12ab", false),
+            ("/dev/disk/by-id/dm-uuid-LVM-x", false),
+            ("/dev/mapper/rhel-root", false),
+            ("/dev/sda1/x", false),
+            ("/dev/vg/lv", false),
+            ("UUID=12ab", false),
+            ("tmpfs", false),
         ] {
-            assert_eq!(family(device), want, "{device}");
+            assert_eq!(is_hardware_name(device), want, "{device}");
         }
     }
 
@@ -229,17 +200,9 @@ mod tests {
              /dev/sdb1 /data ext4 nofail 0 0\n/dev/sda5 none swap sw 0 0\n/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0\n\n/dev/sda1\n",
         );
         assert_eq!(mounts.len(), 5);
-        let names: Vec<_> = fstab_names(&mounts)
-            .into_iter()
-            .map(|n| (n.device, n.needed))
-            .collect();
         assert_eq!(
-            names,
-            [
-                ("/dev/sda2".to_string(), true),
-                ("/dev/sdb1".to_string(), false),
-                ("/dev/sda5".to_string(), false),
-            ]
+            hardware_names(&mounts),
+            ["/dev/sda2", "/dev/sdb1", "/dev/sda5"]
         );
     }
 

@@ -1,26 +1,19 @@
-//! Linux guests: what is installed, and from which controllers it would start.
+//! Linux guests: which distribution is installed, on what, and which firmware starts it.
 //!
 //! ```text
-//!  disks --tree (ext) or appliance (the rest)--> files --bootloader--> menu
-//!                                                  |                    |
-//!                                                  +---> kernels <------+   initramfs, modules
-//!                                                           |
-//!                                     Inspection { linux, controllers, findings }
+//!  disks --tree (ext) or appliance (the rest)--> files --> Inspection { linux, findings }
 //! ```
 //!
-//! Nothing is written and nothing of the guest is run here. What `convert` does with it is in
-//! `convert::linux`.
+//! Nothing is written and nothing of the guest is run here. Whether a Linux finds its disk on another
+//! controller is not examined: `convert::linux` hands the guest to virt-v2v, or copies it on the user's
+//! word.
 
 pub mod appliance;
-pub mod bootloader;
 pub mod efi;
 mod examine;
 pub mod files;
-pub mod initramfs;
-pub mod kernels;
 pub mod model;
-pub mod modules;
 pub mod tree;
 
 pub use examine::{OpenDisk, examine};
-pub use model::{Family, Kernel, LinuxFacts, LoaderCopies};
+pub use model::{LinuxFacts, LoaderCopies};

@@ -1,7 +1,7 @@
 //! The tools hyper2kvm uses on this host: what each is for, whether it is there, and which package
 //! has it. Data and questions only; nothing is installed here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -269,32 +269,32 @@ pub fn old_qemu() -> Option<String> {
     TOOLS.iter().take(2).find_map(|tool| tool.probe().too_old())
 }
 
-/// The newest file of the library (`libntfs-3g.so.89`) in the places the loader looks at.
+/// Returns the newest file of the library (`libntfs-3g.so.89`) in the first directory that has one,
+/// in the order of the loader.
 pub fn find_library(name: &str) -> Option<PathBuf> {
     let arch = std::env::consts::ARCH;
-    let multiarch = format!("{arch}-linux-gnu");
     let folders = ["/usr/lib", "/lib", "/usr/local/lib"];
-    let mut found: Vec<(u32, PathBuf)> = folders
+    folders
         .iter()
         .flat_map(|f| {
             [
-                format!("{f}/{multiarch}"),
+                format!("{f}/{arch}-linux-gnu"),
                 format!("{f}64"),
                 (*f).to_owned(),
             ]
         })
-        .filter_map(|folder| std::fs::read_dir(folder).ok())
-        .flatten()
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let file = entry.file_name();
-            // Exactly `.so.N`: the full version is the same file.
-            let major = file.to_str()?.strip_prefix(name)?.strip_prefix('.')?;
-            Some((major.parse().ok()?, entry.path()))
-        })
-        .collect();
-    found.sort();
-    found.pop().map(|(_, path)| path)
+        .find_map(|folder| newest_library(Path::new(&folder), name))
+}
+
+fn newest_library(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let versions = entries.filter_map(|entry| {
+        let file = entry.file_name();
+        // Exactly `.so.N`: the full version is the same file.
+        let major = file.to_str()?.strip_prefix(name)?.strip_prefix('.')?;
+        Some((major.parse::<u32>().ok()?, entry.path()))
+    });
+    versions.max().map(|(_, path)| path)
 }
 
 /// The distribution's package manager, told from `/etc/os-release`.

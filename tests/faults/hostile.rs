@@ -615,7 +615,7 @@ pub fn linux_root(lab: &Path, name: &str) -> PathBuf {
     root
 }
 
-/// A boot folder, a table of file systems and a host name that are files of the host.
+/// A table of file systems and a host name that are files of the host.
 #[test]
 fn links_out_of_linux() {
     if !have(&["qemu-img", "qemu-storage-daemon", "mke2fs"]) {
@@ -623,48 +623,24 @@ fn links_out_of_linux() {
     }
     let dir = tempfile::tempdir().unwrap();
     let host = dir.path().join("host");
-    fs::create_dir_all(host.join("grub")).unwrap();
+    fs::create_dir_all(&host).unwrap();
     fs::write(host.join("hostname"), "HOST-SECRET").unwrap();
-    for file in ["fstab", "grub/grub.cfg", "vmlinuz-6.1", "initrd.img-6.1"] {
-        trap(&host.join(file));
-    }
+    trap(&host.join("fstab"));
     let root = linux_root(dir.path(), "root");
     let up = format!("../../../../../../../..{}", text(&host));
-    symlink(&up, root.join("boot")).unwrap();
     symlink(host.join("fstab"), root.join("etc/fstab")).unwrap();
     symlink(format!("{up}/hostname"), root.join("etc/hostname")).unwrap();
     symlink("usr/sbin", root.join("sbin")).unwrap();
     let disk = linux(dir.path(), "links.img", &root);
     let run = bounded(&["inspect", text(&disk)]);
     assert!(!run.stdout.contains("HOST-SECRET") && !run.stderr.contains("HOST-SECRET"));
-    assert!(run.stdout.contains("no kernel was found"), "{}", run.stdout);
+    assert!(run.stdout.contains("Linux"), "{}", run.stdout);
     let out = dir.path().join("out");
-    let run = bounded(&["convert", text(&disk), "-o", text(&out)]).expect(3);
+    let run = bounded(&["convert", text(&disk), "-o", text(&out)]);
+    assert_eq!(run.code, 3, "{}", run.stdout);
     assert!(
         run.stderr.contains("error:") && !out.exists(),
         "{}",
         run.stderr
     );
-}
-
-/// Twelve kernels, each with an initramfs that unpacks to a GiB.
-#[test]
-fn bombs_in_linux() {
-    if !have(&["qemu-img", "qemu-storage-daemon", "mke2fs"]) {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let root = linux_root(dir.path(), "root");
-    fs::create_dir_all(root.join("boot")).unwrap();
-    fs::write(root.join("etc/fstab"), "/dev/sda / ext4 defaults 0 1\n").unwrap();
-    fs::write(root.join("boot/bomb"), bomb()).unwrap();
-    for i in 0..12 {
-        fs::write(root.join(format!("boot/vmlinuz-6.{i}")), "no kernel").unwrap();
-        symlink("bomb", root.join(format!("boot/initrd.img-6.{i}"))).unwrap();
-    }
-    symlink("usr/sbin", root.join("sbin")).unwrap();
-    let disk = linux(dir.path(), "bombs.img", &root);
-    let run = bounded(&["inspect", text(&disk)]);
-    let said = run.stdout.matches("unpacks to more than 32 times its size");
-    assert!(said.count() >= 12, "{}", run.stdout);
 }

@@ -1,4 +1,4 @@
-//! What is read of a Linux guest: initramfs, boot menus, small files, ext file systems.
+//! What is read of a Linux guest: small files, ext file systems.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,123 +9,10 @@ use hyper2kvm_fuzz::disk::Base;
 
 use crate::{Result, Seeds};
 
-const GRUB: &str = r#"saved_entry=gnulinux-advanced>gnulinux-6.1
-kernelopts=root=/dev/sda1 ro
-"#;
-
-const GRUB_CFG: &str = r#"if [ "${next_entry}" ] ; then
-   set default="${next_entry}"
-else
-   set default="${saved_entry}"
-fi
-function gfxmode { set gfxpayload="${1}"; }
-menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simple' {
-	linux	/boot/vmlinuz-6.1 root=UUID=12ab ro ${kernelopts} quiet
-	initrd	/boot/initrd.img-6.1 ($root)/boot/ucode.img
-}
-submenu 'Advanced options' --id 'gnulinux-advanced' {
-	menuentry "Debian, with \"6.1\"" --id gnulinux-6.1 {
-		linuxefi /boot/vmlinuz-6.1 root=/dev/sda1 # no more
-		initrdefi /boot/initrd.img-6.1
-	}
-}
-"#;
-
-const BLS: &str = "title Fedora (6.5.6)\nversion 6.5.6\nlinux /vmlinuz-6.5.6\n\
-    initrd /initramfs-6.5.6.img $tuned_initrd\noptions $kernelopts quiet\0\
-    title Rescue\nlinux (hd0,gpt2)/vmlinuz-0-rescue\nRescue";
-
-const LEGACY: &str = "default=1\ntitle One\n root (hd0,0)\n kernel (hd0,0)/vmlinuz-2.6 ro root=/dev/hda1\n \
-    initrd /initrd-2.6.img\ntitle Two\n kernel --no-mem-option /xen.gz\n";
-
-const EXTLINUX: &str = "DEFAULT linux\nPROMPT 0\nLABEL linux\n  KERNEL /vmlinuz\n  \
-    APPEND initrd=/initrd.img,/u.img root=/dev/sda1 ro\nLABEL other\n  LINUX ../vmlinuz\n";
-
-/// `newc`: a header of 110 characters, the name, the contents, each padded to four bytes.
-fn cpio(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (name, bytes) in files.iter().chain(&[("TRAILER!!!", &b""[..])]) {
-        let fields = [
-            1,
-            0o100644,
-            0,
-            0,
-            1,
-            0,
-            bytes.len(),
-            0,
-            0,
-            0,
-            0,
-            name.len() + 1,
-            0,
-        ];
-        out.extend(b"070701");
-        out.extend(fields.iter().flat_map(|f| format!("{f:08X}").into_bytes()));
-        out.extend(name.as_bytes());
-        out.push(0);
-        out.resize(out.len().next_multiple_of(4), 0);
-        out.extend(*bytes);
-        out.resize(out.len().next_multiple_of(4), 0);
-    }
-    out
-}
-
-fn initramfs(seeds: &Seeds, work: &Path) -> Result<()> {
-    let early = cpio(&[("kernel/x86/microcode/GenuineIntel.bin", b"code")]);
-    let main = cpio(&[
-        ("usr/bin/lvm", b"program"),
-        (
-            "usr/lib/modules/6.1/kernel/drivers/block/virtio_blk.ko.xz",
-            b"module",
-        ),
-        (
-            "lib/modules/6.1/modules.dep",
-            b"kernel/a/virtio_blk.ko: kernel/b/virtio.ko\n",
-        ),
-        (
-            "lib/modules/6.1/modules.builtin",
-            b"kernel/drivers/ata/ahci.ko\n",
-        ),
-    ]);
-    let file = work.join("archive");
-    fs::write(&file, &main)?;
-    seeds.write(
-        "initramfs",
-        "plain",
-        &[&early[..], &[0; 12], &main].concat(),
-    )?;
-    for (name, program, args) in [
-        ("gzip", "gzip", &["-9", "-n", "-c"][..]),
-        ("zstd", "zstd", &["-q", "-19", "-c"]),
-        ("xz", "xz", &["--check=crc32", "-c"]),
-        ("lzma", "xz", &["--format=lzma", "-c"]),
-        ("lz4", "lz4", &["-q", "-l", "-c"]),
-    ] {
-        let packed = Cmd::new(program).args(args).arg(&file).run()?.stdout;
-        seeds.write("initramfs", name, &packed)?;
-        if name == "zstd" {
-            let row = [&early[..], &[0; 4], &packed, &[0; 3], &packed].concat();
-            seeds.write("initramfs", "row", &row)?;
-        }
-    }
-    Ok(())
-}
-
 fn texts(seeds: &Seeds) -> Result<()> {
     let put = |target: &str, kind: u8, name: &str, text: &str| {
         seeds.write(target, name, &[&[kind], text.as_bytes()].concat())
     };
-    put("boot_menu", 0, "grub", &format!("{GRUB}\0{GRUB_CFG}"))?;
-    put("boot_menu", 1, "bls", BLS)?;
-    put("boot_menu", 2, "legacy", LEGACY)?;
-    put("boot_menu", 3, "extlinux", EXTLINUX)?;
-    put(
-        "boot_menu",
-        4,
-        "versions",
-        "6.1.0-9-amd64\n6.1.0-10~rc1-amd64",
-    )?;
     for (kind, name, text) in [
         (
             0,
@@ -137,35 +24,20 @@ fn texts(seeds: &Seeds) -> Result<()> {
             "fstab",
             "# c\nUUID=1 / ext4 errors=remount-ro 0 1\n/dev/sda2 /boot xfs defaults 0 0\n/dev/disk/by-id/ata-x none swap sw\n",
         ),
-        (
-            2,
-            "dep",
-            "kernel/a/virtio_blk.ko.xz: kernel/b/virtio.ko.xz kernel/c/ring.ko\nextra/x.ko:\n",
-        ),
-        (
-            3,
-            "builtin",
-            "kernel/drivers/ata/ahci.ko\nkernel/fs/ext4/ext4.ko\n",
-        ),
+        (2, "ifcfg", "DEVICE=ens160\nHWADDR=00:11:22:33:44:55\n"),
+        (3, "keyfile", "[connection]\nid=a\ninterface-name=enp0s3\n"),
         (
             4,
-            "config",
-            "CONFIG_VIRTIO_BLK=y\n# CONFIG_SATA_AHCI is not set\nCONFIG_EXT4_FS=m\n",
-        ),
-        (5, "ifcfg", "DEVICE=ens160\nHWADDR=00:11:22:33:44:55\n"),
-        (6, "keyfile", "[connection]\nid=a\ninterface-name=enp0s3\n"),
-        (
-            7,
             "netplan",
             "network:\n  ethernets:\n    ens33:\n      dhcp4: true\n    eno1:\n      match:\n        macaddress: 00:11\n",
         ),
         (
-            8,
+            5,
             "networkd",
             "[Match]\nName=eno1 enp*\n[Network]\nDHCP=yes\n",
         ),
         (
-            9,
+            6,
             "ifupdown",
             "auto ens192\niface ens192 inet static\n  address 192.0.2.1\n",
         ),
@@ -176,27 +48,11 @@ fn texts(seeds: &Seeds) -> Result<()> {
 }
 
 fn folder(root: &Path) -> Result<()> {
-    for dir in [
-        "boot/grub",
-        "boot/loader/entries",
-        "etc",
-        "usr/lib/modules/6.1",
-        "many",
-    ] {
+    for dir in ["etc", "usr/lib", "many"] {
         fs::create_dir_all(root.join(dir))?;
     }
-    let mut kernel = vec![0; 0x400];
-    kernel[0x202..0x206].copy_from_slice(b"HdrS");
-    kernel[0x20e] = 0x80;
-    kernel[0x280..0x286].copy_from_slice(b"6.1 x\0");
-    let archive = cpio(&[("usr/lib/modules/6.1/virtio_blk.ko", b"x")]);
     for (name, bytes) in [
-        ("boot/vmlinuz-6.1", &kernel[..]),
-        ("boot/initrd.img-6.1", &archive),
-        ("boot/grub/grub.cfg", GRUB_CFG.as_bytes()),
-        ("boot/grub/grubenv", GRUB.as_bytes()),
-        ("usr/lib/os-release", b"ID=debian\n"),
-        ("usr/lib/modules/6.1/modules.dep", b"virtio_blk.ko:\n"),
+        ("usr/lib/os-release", &b"ID=debian\n"[..]),
         ("etc/fstab", b"/dev/sda1 / ext4 defaults 0 1\n"),
         // Larger than what an inode names directly.
         ("large", &[7; 300 << 10]),
@@ -324,7 +180,6 @@ fn ext(seeds: &Seeds, work: &Path) -> Result<()> {
 
 pub fn write(seeds: &Seeds) -> Result<()> {
     let dir = tempfile::tempdir()?;
-    initramfs(seeds, dir.path())?;
     texts(seeds)?;
     ext(seeds, dir.path())
 }

@@ -1,0 +1,485 @@
+//! Sources on the wire: files and NBD exports of other hosts, read where they lie.
+//!
+//! Whoever dials out is a child of its own (`hyper2kvm __wire`): it is given its order over a socket,
+//! gives up what it does not need, connects, and serves every file it opens as an export of one
+//! read-only NBD server on a Unix socket. This process, and QEMU's programs, see that socket and nothing
+//! else. The child ends when the last [`Wire`] is dropped, and dies with its parent.
+//!
+//! - [`url`]: what the user names
+//! - [`control`]: what parent and child say to each other
+//! - [`error`]: what can go wrong
+//!
+//! Where the launcher is not enabled (unit tests) a thread does what the child does.
+
+mod control;
+mod error;
+mod url;
+
+use std::fmt;
+use std::io::{self, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::tool::{Child, Cmd, launcher, stop};
+use control::{Answer, Order, Password, Request, Status};
+pub(crate) use error::{Result, WireError};
+pub(crate) use url::{Location, Transport};
+
+const VERB: &str = "__wire";
+/// How often a silent child makes us look at the stop flag.
+const TICK: Duration = Duration::from_millis(100);
+/// How much longer than its own patience the child may take for one answer.
+const GRACE: Duration = Duration::from_secs(120);
+/// How long a read waits for a line that is down: Windows gives a disk up after 20 s.
+const PATIENCE: Duration = Duration::from_secs(18);
+const MAX_PASSWORD: u64 = 4096;
+
+/// How sources are reached: the options of the command line, the same for all of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Access {
+    /// Instead of the one in the URL.
+    pub(crate) user: Option<String>,
+    /// `-`: stdin, which is read once.
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) ssh_identity: Option<PathBuf>,
+    pub(crate) ssh_known_hosts: Option<PathBuf>,
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// `sha256:HEX`, of the server's own certificate.
+    pub(crate) tls_fingerprint: Option<String>,
+    pub(crate) connections: u32,
+    /// How often a request is tried again.
+    pub(crate) retries: u32,
+    pub(crate) source_command: Option<String>,
+    /// How long a read waits for a line that is down before it fails. Not more than the default where a
+    /// VM runs on the source.
+    pub(crate) patience: Duration,
+    /// Where the NBD server listens, instead of in a private directory.
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self {
+            user: None,
+            password_file: None,
+            ssh_identity: None,
+            ssh_known_hosts: None,
+            tls_ca: None,
+            tls_fingerprint: None,
+            connections: 8,
+            retries: 10,
+            source_command: None,
+            patience: PATIENCE,
+            socket: None,
+        }
+    }
+}
+
+/// What tells that a file is still the same one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) size: u64,
+    /// Seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) modified: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) etag: Option<String>,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.size)?;
+        if let Some(modified) = self.modified {
+            write!(f, ", modified at {modified} s since 1970")?;
+        }
+        self.etag
+            .as_ref()
+            .map_or(Ok(()), |etag| write!(f, ", ETag {etag}"))
+    }
+}
+
+/// An entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    pub(crate) is_directory: bool,
+    pub(crate) size: Option<u64>,
+    /// Seconds since 1970.
+    pub(crate) modified: Option<u64>,
+}
+
+/// A server that is connected to. Clones share one child, which ends with the last.
+#[derive(Debug, Clone)]
+pub(crate) struct Wire {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: PathBuf,
+    server: url::Server,
+    patience: Duration,
+    talk: Mutex<Talk>,
+    /// As far as was heard.
+    fetched: AtomicU64,
+    _directory: Option<tempfile::TempDir>,
+}
+
+/// The conversation with the child.
+#[derive(Debug)]
+struct Talk {
+    stream: BufReader<Patient>,
+    child: Option<Child>,
+    /// The child cannot be understood any more.
+    broken: Option<WireError>,
+}
+
+/// A file of the other host, exported on the Unix socket.
+#[derive(Debug, Clone)]
+pub(crate) struct Remote {
+    pub(crate) location: Location,
+    pub(crate) socket: PathBuf,
+    /// Its name on the NBD server behind `socket`.
+    pub(crate) export: String,
+    pub(crate) size: u64,
+    pub(crate) identity: Identity,
+    wire: Wire,
+}
+
+impl Wire {
+    /// Starts the child and connects.
+    pub(crate) fn connect(at: &Location, access: &Access) -> Result<Self> {
+        let failed = |doing: &str, error: &dyn fmt::Display| {
+            WireError::failed(at, format!("{doing}: {error}"), "")
+        };
+        let (socket, directory) = match &access.socket {
+            Some(socket) => (socket.clone(), None),
+            None => {
+                let directory = tempfile::Builder::new()
+                    .prefix("hyper2kvm-wire-")
+                    .tempdir()
+                    .map_err(|e| failed("making a private directory", &e))?;
+                (directory.path().join("nbd.sock"), Some(directory))
+            }
+        };
+        let password = match &access.password_file {
+            Some(file) => Some(password(file)?),
+            None => None,
+        };
+        let order = Order {
+            server: at.server.clone(),
+            access: access.clone(),
+            password,
+            socket: socket.clone(),
+        };
+        let (ours, theirs) =
+            UnixStream::pair().map_err(|e| failed("making a pair of sockets", &e))?;
+        let stream = Patient::new(ours, access.patience + GRACE)
+            .map_err(|e| failed("preparing a socket", &e))?;
+        let child = start(theirs).map_err(|e| failed("starting the child that dials", &e))?;
+        let wire = Self {
+            shared: Arc::new(Shared {
+                socket,
+                server: at.server.clone(),
+                patience: access.patience,
+                talk: Mutex::new(Talk {
+                    stream: BufReader::new(stream),
+                    child,
+                    broken: None,
+                }),
+                fetched: AtomicU64::new(0),
+                _directory: directory,
+            }),
+        };
+        wire.call(&Request::Start(Box::new(order)))?;
+        Ok(wire)
+    }
+
+    /// Whether a file lies on the server this is connected to.
+    pub(crate) fn reaches(&self, at: &Location) -> bool {
+        self.shared.server == at.server
+    }
+
+    /// Exports the file on the Unix socket.
+    pub(crate) fn open(&self, at: &Location) -> Result<Remote> {
+        self.check(at)?;
+        let identity = self.identity(&Request::Open(at.clone()))?;
+        Ok(Remote {
+            location: at.clone(),
+            socket: self.shared.socket.clone(),
+            export: at.export(),
+            size: identity.size,
+            identity,
+            wire: self.clone(),
+        })
+    }
+
+    /// Size and time of a file, without opening it.
+    pub(crate) fn identify(&self, at: &Location) -> Result<Identity> {
+        self.check(at)?;
+        self.identity(&Request::Identify(at.clone()))
+    }
+
+    /// What lies in a directory; [`WireError::CannotList`] where the protocol or the server cannot tell.
+    pub(crate) fn list(&self, directory: &Location) -> Result<Vec<Listed>> {
+        self.check(directory)?;
+        match self.call(&Request::List(directory.clone()))?.0 {
+            Answer::Listed(listed) => Ok(listed),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// A small file in whole; a larger one than `most` is an error.
+    pub(crate) fn read_whole(&self, at: &Location, most: u64) -> Result<Vec<u8>> {
+        self.check(at)?;
+        let at = at.clone();
+        Ok(self.call(&Request::ReadWhole { at, most })?.1)
+    }
+
+    /// Bytes of files that have crossed the wire so far. Does not wait while the child is busy.
+    pub(crate) fn fetched(&self) -> u64 {
+        self.status();
+        self.shared.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Why the last read over the NBD socket failed, or is being tried again: its client sees EIO only.
+    pub(crate) fn trouble(&self) -> Option<WireError> {
+        self.status()?.trouble
+    }
+
+    fn status(&self) -> Option<Status> {
+        let talk = self.shared.talk.try_lock().ok()?;
+        match self.converse(talk, &Request::Status) {
+            Ok((Answer::Status(status), _)) => {
+                self.shared.fetched.store(status.fetched, Ordering::Relaxed);
+                Some(status)
+            }
+            _ => None,
+        }
+    }
+
+    fn check(&self, at: &Location) -> Result<()> {
+        match self.reaches(at) {
+            true => Ok(()),
+            false => Err(WireError::usage(
+                format!("{at} lies on another server than {}", self.shared.server),
+                "name it by a URL of its own",
+            )),
+        }
+    }
+
+    fn identity(&self, request: &Request) -> Result<Identity> {
+        match self.call(request)?.0 {
+            Answer::Identity(identity) => Ok(identity),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    fn nonsense(&self) -> WireError {
+        WireError::failed(
+            &self.shared.server,
+            "the child that dials talks nonsense",
+            "",
+        )
+    }
+
+    fn call(&self, request: &Request) -> Result<(Answer, Vec<u8>)> {
+        let talk = self.shared.talk.lock();
+        self.converse(talk.unwrap_or_else(PoisonError::into_inner), request)
+    }
+
+    /// An answer and the bytes that came with it.
+    fn converse(
+        &self,
+        mut talk: std::sync::MutexGuard<'_, Talk>,
+        request: &Request,
+    ) -> Result<(Answer, Vec<u8>)> {
+        if let Some(error) = &talk.broken {
+            return Err(error.clone());
+        }
+        match talk.exchange(request) {
+            Ok((Answer::Failed(error), _)) => Err(error),
+            Ok(answer) => Ok(answer),
+            Err(_) if stop::requested() => {
+                talk.broken = Some(WireError::Interrupted);
+                Err(WireError::Interrupted)
+            }
+            Err(error) => {
+                let why = talk.why_it_ended(&error, self.shared.patience);
+                let error = WireError::failed(&self.shared.server, why, "");
+                talk.broken = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Remote {
+    /// Size and time, or ETag, are still those of when it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let now = self.wire.identify(&self.location)?;
+        match now == self.identity {
+            true => Ok(()),
+            false => Err(WireError::Changed {
+                at: self.location.to_string(),
+                was: self.identity.to_string(),
+                now: now.to_string(),
+            }),
+        }
+    }
+
+    /// These ranges, each an offset and a length, are going to be read, in this order: they are fetched
+    /// ahead, and nothing between them is.
+    pub(crate) fn expect(&self, ranges: &[(u64, u64)]) -> Result<()> {
+        let request = Request::Expect {
+            at: self.location.clone(),
+            ranges: ranges.to_vec(),
+        };
+        self.wire.call(&request).map(drop)
+    }
+
+    pub(crate) fn wire(&self) -> &Wire {
+        &self.wire
+    }
+}
+
+/// The child, or a thread that does the same.
+fn start(theirs: UnixStream) -> io::Result<Option<Child>> {
+    if launcher::is_enabled() {
+        let child = Cmd::own(VERB).stdin(OwnedFd::from(theirs)).spawn();
+        return child.map(Some).map_err(io::Error::other);
+    }
+    Err(io::Error::other("not built yet"))
+}
+
+impl Talk {
+    fn exchange(&mut self, request: &Request) -> io::Result<(Answer, Vec<u8>)> {
+        control::send(self.stream.get_mut(), request)?;
+        let answer = control::receive(&mut self.stream)?;
+        let mut bytes = Vec::new();
+        if let Answer::Bytes(length) = answer {
+            self.stream.by_ref().take(length).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 != length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok((answer, bytes))
+    }
+
+    fn why_it_ended(&mut self, error: &io::Error, patience: Duration) -> String {
+        let Some(child) = &mut self.child else {
+            return format!("the thread that dials ended: {error}");
+        };
+        if error.kind() == io::ErrorKind::TimedOut {
+            child.kill();
+            let limit = (patience + GRACE).as_secs();
+            return format!("the child that dials did not answer within {limit} s and was killed");
+        }
+        let ended = child.wait(Duration::from_secs(2));
+        child.kill();
+        match ended {
+            Err(ended) => format!("the child that dials ended: {ended}"),
+            Ok(()) => format!("the child that dials ended: {error}"),
+        }
+    }
+}
+
+/// A stream that neither waits for ever nor overhears a signal.
+#[derive(Debug)]
+struct Patient {
+    stream: UnixStream,
+    limit: Duration,
+    since: Instant,
+}
+
+impl Patient {
+    fn new(stream: UnixStream, limit: Duration) -> io::Result<Self> {
+        stream.set_read_timeout(Some(TICK))?;
+        stream.set_write_timeout(Some(TICK))?;
+        Ok(Self {
+            stream,
+            limit,
+            since: Instant::now(),
+        })
+    }
+
+    fn wait<T>(&mut self, mut once: impl FnMut(&mut UnixStream) -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match once(&mut self.stream) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+            if stop::requested() {
+                // Not of the kind `Interrupted`: the standard library would go on.
+                return Err(io::Error::other("interrupted"));
+            }
+            if self.since.elapsed() > self.limit {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.wait(|stream| stream.read(buf));
+        self.since = Instant::now();
+        read
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.wait(|stream| stream.write(buf));
+        self.since = Instant::now();
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// The password of a file or of stdin, without the line end.
+fn password(file: &Path) -> Result<Password> {
+    static STDIN: OnceLock<std::result::Result<Password, WireError>> = OnceLock::new();
+    if file == Path::new("-") {
+        let read = || read_password(&mut io::stdin().lock(), file);
+        return STDIN.get_or_init(read).clone();
+    }
+    let opened = std::fs::File::options()
+        .read(true)
+        // A pipe nobody writes to must not be waited for.
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(file)
+        .map_err(|e| unreadable(file, &e))?;
+    read_password(&mut &opened, file)
+}
+
+fn unreadable(file: &Path, error: &dyn fmt::Display) -> WireError {
+    WireError::usage(
+        format!("reading the password file {}: {error}", file.display()),
+        "--password-file names a file with the password as its first line, or - for stdin",
+    )
+}
+
+fn read_password(from: &mut dyn Read, file: &Path) -> Result<Password> {
+    let mut text = String::new();
+    from.take(MAX_PASSWORD + 1)
+        .read_to_string(&mut text)
+        .map_err(|e| unreadable(file, &e))?;
+    let first = text.lines().next().unwrap_or_default().to_owned();
+    zeroize::Zeroize::zeroize(&mut text);
+    if first.is_empty() || first.len() as u64 > MAX_PASSWORD {
+        return Err(unreadable(file, &"it has no password in its first line"));
+    }
+    Ok(Password::new(first))
+}
