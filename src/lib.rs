@@ -47,5 +47,9 @@ pub mod tool;
 mod transfer;
 pub mod ui;
 pub mod verify;
-#[allow(dead_code, unused_imports, reason = "sources on the wire are used from the next change on")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "sources on the wire are used from the next change on"
+)]
 pub(crate) mod wire;

@@ -373,9 +373,7 @@ fn child(
     }
     if let Some(file) = pace {
         let passed = Passed::new(file.clone(), Path::new("bandwidth"), true);
-        command = command
-            .env(Pace::VARIABLE, passed.name())
-            .pass(&[passed]);
+        command = command.env(Pace::VARIABLE, passed.name()).pass(&[passed]);
     }
     let mut child = command
         .arg("--")

@@ -93,11 +93,7 @@ impl From<DeviceError> for Failure {
 }
 
 impl DiskCopy {
-    fn copy(
-        &self,
-        how: &CopyOptions,
-        progress: &mut dyn FnMut(f64),
-    ) -> Result<Copied, Failure> {
+    fn copy(&self, how: &CopyOptions, progress: &mut dyn FnMut(f64)) -> Result<Copied, Failure> {
         match &self.target {
             Target::File(path) => Ok(copy::copy(&self.image, path, how, progress)?),
             Target::Device { device, scratch } => Ok(Copied {
@@ -277,11 +273,7 @@ fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
 }
 
 /// Copies every disk, or none: the first failure stops the rest.
-fn copy_all(
-    ui: &Ui,
-    disks: &[DiskCopy],
-    options: &CopyOptions,
-) -> Result<Vec<Copied>, Failure> {
+fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Copied>, Failure> {
     let files = disks.iter().filter_map(|d| match &d.target {
         Target::File(path) => Some((path.parent()?, d.size_left())),
         Target::Device { .. } => None,
@@ -349,7 +341,9 @@ fn outcome(results: Vec<Option<Result<Copied, Failure>>>) -> Result<Vec<Copied>,
             Ok(copied) => copies.push(copied),
             Err(failure) => {
                 let is_cause = |f: &Failure| f.error.kind != ErrorKind::Interrupted;
-                let better = first.as_ref().is_none_or(|f| !is_cause(f) && is_cause(&failure));
+                let better = first
+                    .as_ref()
+                    .is_none_or(|f| !is_cause(f) && is_cause(&failure));
                 if better {
                     first = Some(failure);
                 }

@@ -413,8 +413,8 @@ pub(super) fn convert(
     let decided = plan.document(&inspection);
     if let Some(before) = resumed {
         before.check_plan(&decided)?;
-        if plan.way != Way::AsIs {
-            tracing::warn!("starting over: what virt-v2v has made of the guest is not used again");
+        if before.has_overlays() {
+            tracing::warn!("starting over: what was made of the guest is not used again");
             folder.start_over()?;
             resumed = None;
         }

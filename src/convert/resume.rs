@@ -121,8 +121,13 @@ impl Resumed {
             changed.insert(i);
         }
         let trim = doc.trim.into_iter().filter(|trim| {
-            let unchanged = disks.iter().enumerate().filter(|(i, _)| !changed.contains(i));
-            unchanged.into_iter().any(|(_, disk)| disk.path == trim.disk)
+            let unchanged = disks
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| !changed.contains(i));
+            unchanged
+                .into_iter()
+                .any(|(_, disk)| disk.path == trim.disk)
         });
         let resumed = Self {
             plan: doc.plan,
@@ -139,7 +144,10 @@ impl Resumed {
 
     /// Removes what is no longer of use: the overlay of a disk, and the record of its copy.
     fn forget(&self, folder: &OutputFolder, i: usize) -> Result<()> {
-        let overlay = self.disks[i].overlay.as_ref().map(|name| folder.path().join(name));
+        let overlay = self.disks[i]
+            .overlay
+            .as_ref()
+            .map(|name| folder.path().join(name));
         for path in overlay.into_iter().chain([journal(folder, i)?]) {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -158,6 +166,10 @@ impl Resumed {
         }
         let name = self.disks.get(i)?.overlay.as_ref()?;
         Some(folder.path().join(name))
+    }
+
+    pub(super) fn has_overlays(&self) -> bool {
+        self.disks.iter().any(|disk| disk.overlay.is_some())
     }
 
     pub(super) fn trim(&self) -> Vec<DiskTrim> {
@@ -286,7 +298,8 @@ pub(super) fn save(
         trim: trim.to_vec(),
     };
     let path = work_file(folder, FILE)?;
-    let failed = |e: std::io::Error| Error::failed(format!("writing {}", path.display())).because(e);
+    let failed =
+        |e: std::io::Error| Error::failed(format!("writing {}", path.display())).because(e);
     folder.sync().map_err(failed)?;
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
@@ -308,14 +321,27 @@ mod tests {
 
     #[test]
     fn files_are_the_same_by_what_they_hold() {
-        let file = |size: u64, writes: Value| json!([{"path": "/a", "size": size, "writes": writes}]);
+        let file =
+            |size: u64, writes: Value| json!([{"path": "/a", "size": size, "writes": writes}]);
         let cases = [
             (file(1, Value::Null), file(1, Value::Null), true),
             (file(1, Value::Null), file(2, Value::Null), false),
-            (file(1, json!(["boot", 5])), file(1, json!(["boot", 5])), true),
-            (file(1, json!(["boot", 5])), file(1, json!(["boot", 6])), false),
+            (
+                file(1, json!(["boot", 5])),
+                file(1, json!(["boot", 5])),
+                true,
+            ),
+            (
+                file(1, json!(["boot", 5])),
+                file(1, json!(["boot", 6])),
+                false,
+            ),
             // Not comparable: the host was restarted.
-            (file(1, json!(["boot", 5])), file(1, json!(["other", 6])), true),
+            (
+                file(1, json!(["boot", 5])),
+                file(1, json!(["other", 6])),
+                true,
+            ),
             (json!([]), json!([]), false),
             (file(1, Value::Null), json!([]), false),
             (Value::Null, Value::Null, false),

@@ -352,9 +352,9 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let fix_start = Instant::now();
     let media = prepared.media(media.as_ref());
     let fixed = match &resumed {
-        Some(resumed) => {
-            fixed_before(ui, &folder, &disks, session, survey, &prepared, &media, resumed)?
-        }
+        Some(resumed) => fixed_before(
+            ui, &folder, &disks, session, survey, &prepared, &media, resumed,
+        )?,
         None => fix(job, ui, &folder, &disks, session, survey, &prepared, &media)?,
     };
     let fix_s = fix_start.elapsed().as_secs_f64();

@@ -289,6 +289,51 @@ impl Image {
         let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
         let named = Held::open(&path)?;
         let references = References::new(&named, allow);
+        let image = Self::open_levels(named, format, &references)?;
+        image.held().try_for_each(Held::refuse_if_vmware_has_it)?;
+        Ok(image)
+    }
+
+    /// What the image stands on, while a VM writes to the image itself: nobody writes to that. `None`: it
+    /// stands on nothing.
+    #[allow(dead_code)] // sync
+    pub(crate) fn open_frozen(
+        path: &Path,
+        format: Option<&str>,
+        allow: &[PathBuf],
+    ) -> Result<Option<Self>> {
+        let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
+        let io_error = |e| ImageError::from_io(&path, e);
+        let named = Held::open_in_use(&path)?;
+        let references = References::new(&named, allow);
+        let detected = match format.and_then(Format::by_name) {
+            Some(format) => format,
+            None => detected(&named)?,
+        };
+        let (name, format) = match detected {
+            Format::VMDK => {
+                let parent = vmdk::parent(&path, named.file(), named.size());
+                (parent.map_err(io_error)?, None)
+            }
+            Format::QCOW2 => {
+                let level = Level::of(&named, detected);
+                let info = qemu_img::info(&level.spec());
+                let info = info.map_err(|e| ImageError::from_tool(&path, e))?;
+                let name = info.backing_filename.filter(|name| !name.is_empty());
+                let name = name.map(|name| backing_name(&name, &named, detected));
+                let format = info.backing_filename_format;
+                let format = format.as_deref().and_then(Format::by_name);
+                (name.transpose().map_err(io_error)?, format)
+            }
+            _ => (None, None),
+        };
+        let Some(name) = name else { return Ok(None) };
+        let below = references.open(&path, &name)?;
+        Self::open_levels(below, format, &references).map(Some)
+    }
+
+    fn open_levels(named: Held, format: Option<Format>, references: &References) -> Result<Self> {
+        let path = named.path().to_owned();
         let mut seen = Vec::new();
         let mut levels = Vec::new();
         let mut next = Some((named, format));
@@ -297,13 +342,11 @@ impl Image {
                 return Err(ImageError::TooDeep { path });
             }
             seen.push(file.id());
-            let (level, backing) = open_level(file, format, &references)?;
+            let (level, backing) = open_level(file, format, references)?;
             levels.push(level);
             next = backing;
         }
-        let image = Self { levels };
-        image.held().try_for_each(Held::refuse_if_vmware_has_it)?;
-        Ok(image)
+        Ok(Self { levels })
     }
 
     /// The image with an overlay over it, as created by [`super::Export::open_overlay`].
@@ -366,6 +409,13 @@ impl Image {
     /// By what each file of a source is known again in a later run.
     pub(crate) fn identity(&self) -> Value {
         self.held().map(Held::identity).collect()
+    }
+
+    /// The same for each link of the chain, the named image first.
+    #[allow(dead_code)] // sync
+    pub(crate) fn link_identities(&self) -> Vec<Value> {
+        let of = |level: &Level| level.held.iter().map(Held::identity).collect();
+        self.levels.iter().map(of).collect()
     }
 
     /// The named image first, then what it is based on.
@@ -529,6 +579,28 @@ impl Image {
 }
 
 impl Level {
+    /// A file that was opened, before it was looked at.
+    fn of(file: &Held, format: Format) -> Self {
+        Self {
+            path: file.path().to_owned(),
+            format,
+            subformat: None,
+            virtual_size: 0,
+            size: file.size(),
+            allocated: file.allocated(),
+            extents: Vec::new(),
+            data_file: None,
+            block_device: file.is_block_device(),
+            scratch: false,
+            durable: false,
+            compress: false,
+            held: vec![file.clone()],
+            descriptor: None,
+            head: None,
+            fixed: None,
+        }
+    }
+
     fn reference_counts(&self) -> Result<u64> {
         let counts = self.held.first().filter(|_| self.format == Format::QCOW2);
         let counts = counts.map(|held| tables::reference_counts(held.file(), self.size));
@@ -646,24 +718,7 @@ fn open_level(
         Some(format) => format,
         None => detected(&file)?,
     };
-    let mut level = Level {
-        path: path.into(),
-        format,
-        subformat: None,
-        virtual_size: 0,
-        size,
-        allocated: file.allocated(),
-        extents: Vec::new(),
-        data_file: None,
-        block_device: file.is_block_device(),
-        scratch: false,
-        durable: false,
-        compress: false,
-        held: vec![file.clone()],
-        descriptor: None,
-        head: None,
-        fixed: None,
-    };
+    let mut level = Level::of(&file, format);
     if format == Format::RAW {
         // Nothing QEMU could say about it; it counts in sectors, too.
         level.virtual_size = size.checked_next_multiple_of(512).unwrap_or(u64::MAX);

@@ -15,7 +15,7 @@ use std::thread;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::block::{BlockWrite, FileDisk};
+use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::chain::{Image, ImageError};
 use super::detect::Format;
 use super::export::{Export, ExportError};
@@ -205,7 +205,10 @@ impl CopyError {
     pub(super) fn of(error: TransferError, from: &Path, to: &Path) -> Self {
         let full = |e: &io::Error| {
             let kind = e.kind();
-            matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            matches!(
+                kind,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
         };
         match error {
             e if !e.of_source() && e.cause().is_some_and(full) => Self::Full { path: to.into() },
@@ -267,16 +270,7 @@ pub fn copy(
             .map_err(|e| full_or(e, target))
     });
     synced?;
-    if how.compare {
-        let differs = qemu_img::compare(&source.spec(), &spec(target, format), how.cancel.clone())
-            .map_err(|e| convert_error(source, target, e))?;
-        if let Some(what) = differs {
-            return Err(CopyError::Differs {
-                path: target.clone(),
-                what,
-            });
-        }
-    }
+    compare(source, target, how)?;
     let written = file
         .metadata()
         .map_err(io_error)?
@@ -288,6 +282,23 @@ pub fn copy(
         written,
         resumed: moved.resumed,
     })
+}
+
+/// Reads both again, where that was asked for.
+pub(super) fn compare(source: &Image, target: &Path, how: &CopyOptions) -> Result<()> {
+    if !how.compare {
+        return Ok(());
+    }
+    let copy = spec(target, how.format);
+    let differs = qemu_img::compare(&source.spec(), &copy, how.cancel.clone())
+        .map_err(|e| convert_error(source, target, e))?;
+    match differs {
+        None => Ok(()),
+        Some(what) => Err(CopyError::Differs {
+            path: target.into(),
+            what,
+        }),
+    }
 }
 
 pub(super) fn fraction(step: Step, ranges: &Extents) -> f64 {
@@ -387,7 +398,9 @@ fn open(source: &Image, target: &Path, how: &CopyOptions) -> Result<Into> {
     }
     let size = source.virtual_size();
     let image = Image::target(target, Format::QCOW2, size, how.compress);
-    Ok(Into::Image(Export::<dyn BlockWrite>::open_as_target(&image)?))
+    Ok(Into::Image(Export::<dyn BlockWrite>::open_as_target(
+        &image,
+    )?))
 }
 
 /// Refuses when copies that take `needed` bytes will not fit into `folder`, before anything is written.
@@ -455,7 +468,7 @@ fn spec(target: &Path, format: TargetFormat) -> Spec {
     Spec::named(node, [(target.to_owned(), false)])
 }
 
-fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
+pub(super) fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
     // Of a long file they take more than QEMU has for images of others.
     let counts = File::open(target)
         .and_then(|file| tables::reference_counts(&file, file.metadata()?.len()))
@@ -469,6 +482,20 @@ fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
             errors: result.errors(),
         }),
         _ => Ok(()),
+    }
+}
+
+/// A disk of zeroes.
+pub(super) struct Nothing(pub(super) u64);
+
+impl BlockRead for Nothing {
+    fn size(&self) -> u64 {
+        self.0
+    }
+
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> io::Result<()> {
+        buf.fill(0);
+        Ok(())
     }
 }
 

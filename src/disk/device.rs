@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::block::{BlockRead, BlockWrite, FileDisk, check_range};
 use super::chain::{Image, ImageError};
-use super::copy::{self, CopyError, CopyOptions, convert_error};
+use super::copy::{self, CopyError, CopyOptions, Nothing, convert_error};
 use super::export::{Export, ExportError};
 use super::hold::{self, Held, Use};
 use super::kernel;
@@ -297,7 +297,9 @@ impl Device {
         }
         let read = self.file.read_exact_at(&mut start, 0);
         read.map_err(|e| self.io_error(e))?;
-        let name = start.strip_prefix(MARK).and_then(|name| str::from_utf8(name).ok());
+        let name = start
+            .strip_prefix(MARK)
+            .and_then(|name| str::from_utf8(name).ok());
         let is_name = |name: &&str| name.bytes().all(|b| b.is_ascii_hexdigit());
         Ok(name.filter(is_name).map(str::to_owned))
     }
@@ -409,7 +411,10 @@ impl BlockWrite for Zeroable {
         check_range(offset, len, self.1)?;
         let discard = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        if [discard, zero].iter().any(|how| fallocate(&self.0, *how, offset, len).is_ok()) {
+        if [discard, zero]
+            .iter()
+            .any(|how| fallocate(&self.0, *how, offset, len).is_ok())
+        {
             return Ok(());
         }
         let zeroes = vec![0; len.min(1 << 20) as usize];
@@ -424,20 +429,6 @@ impl BlockWrite for Zeroable {
 
     fn flush(&self) -> io::Result<()> {
         self.0.sync_data()
-    }
-}
-
-/// A disk of zeroes.
-struct Nothing(u64);
-
-impl BlockRead for Nothing {
-    fn size(&self) -> u64 {
-        self.0
-    }
-
-    fn read_at(&self, _: u64, buf: &mut [u8]) -> io::Result<()> {
-        buf.fill(0);
-        Ok(())
     }
 }
 

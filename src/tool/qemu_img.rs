@@ -107,14 +107,40 @@ struct MapEntry {
     start: u64,
     length: u64,
     depth: u64,
+    /// Whether a layer holds it. Old versions do not tell.
+    present: Option<bool>,
     #[serde(default)]
     data: bool,
     #[serde(default)]
     zero: bool,
 }
 
+impl MapEntry {
+    fn range(&self) -> std::ops::Range<u64> {
+        self.start..self.start.saturating_add(self.length)
+    }
+}
+
 /// Tells every range of the image that has data, in order. Zeroes that are known as such are none.
 pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(std::ops::Range<u64>)) -> Result<()> {
+    map_entries(spec, &mut |entry| {
+        if entry.data && !entry.zero {
+            found(entry.range());
+        }
+    })
+}
+
+/// Tells every range that a layer of the image holds, zeroes included, in order, and how many layers lie
+/// above that one.
+pub fn layers(spec: &Spec, found: &mut dyn FnMut(std::ops::Range<u64>, u64)) -> Result<()> {
+    map_entries(spec, &mut |entry| {
+        if entry.present != Some(false) {
+            found(entry.range(), entry.depth);
+        }
+    })
+}
+
+fn map_entries(spec: &Spec, found: &mut dyn FnMut(MapEntry)) -> Result<()> {
     let mut map = MapLines::default();
     let mut damaged = None;
     cmd_on(&[spec])
@@ -140,11 +166,7 @@ struct MapLines {
 }
 
 impl MapLines {
-    fn push(
-        &mut self,
-        chunk: &[u8],
-        found: &mut dyn FnMut(std::ops::Range<u64>),
-    ) -> serde_json::Result<()> {
+    fn push(&mut self, chunk: &[u8], found: &mut dyn FnMut(MapEntry)) -> serde_json::Result<()> {
         self.rest.extend_from_slice(chunk);
         let Some(end) = self.rest.iter().rposition(|&b| b == b'\n') else {
             return Ok(());
@@ -158,10 +180,7 @@ impl MapLines {
             if line.is_empty() {
                 continue;
             }
-            let entry: MapEntry = serde_json::from_slice(line)?;
-            if entry.data && !entry.zero {
-                found(entry.start..entry.start.saturating_add(entry.length));
-            }
+            found(serde_json::from_slice(line)?);
         }
         Ok(())
     }
@@ -310,9 +329,16 @@ mod tests {
             let mut map = MapLines::default();
             let mut ranges = Vec::new();
             for chunk in text.chunks(size) {
-                map.push(chunk, &mut |r| ranges.push(r)).unwrap();
+                let entry = &mut |e: MapEntry| ranges.push((e.range(), e.depth, e.present));
+                map.push(chunk, entry).unwrap();
             }
-            assert_eq!(ranges, [0..10, 20..27], "{size}");
+            let want = [
+                (0..10, 0, Some(true)),
+                (10..15, 0, Some(true)),
+                (15..20, 0, None),
+                (20..27, 1, None),
+            ];
+            assert_eq!(ranges, want, "{size}");
         }
         let bad = MapLines::default().push(b"[{]\n", &mut |_| {});
         assert!(bad.is_err());

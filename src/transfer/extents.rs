@@ -12,6 +12,7 @@ pub(crate) struct Extents {
 }
 
 impl Extents {
+    #[cfg(test)]
     pub(crate) fn whole(size: u64) -> Self {
         Self::from_iter([0..size])
     }
@@ -22,10 +23,6 @@ impl Extents {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.ranges.is_empty()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.ranges.len()
     }
 
     /// The ranges in order.
@@ -95,6 +92,7 @@ impl Extents {
         self.minus(&self.minus(other))
     }
 
+    #[allow(dead_code)] // sync
     /// The same bytes and those beside them, up to borders of `grain` and the end of the disk.
     pub(crate) fn on_grains(&self, grain: u64, size: u64) -> Self {
         let rounded = self.iter().map(|r| {

@@ -21,7 +21,7 @@ use super::extents::Extents;
 const MAX_LINE: u64 = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum JournalFault {
+pub enum JournalFault {
     #[error("writing the copy journal {}", path.display())]
     Write {
         path: PathBuf,
@@ -63,7 +63,12 @@ pub(crate) struct Opened {
 impl ExtentJournal {
     /// Starts a new journal in the place of an old one. `what` names source and target.
     pub(crate) fn create(path: &Path, what: &Value) -> Result<Self, JournalFault> {
-        Self::start(path, what, Extents::default()).map_err(|source| JournalFault::Write {
+        Self::restart(path, what, Extents::default())
+    }
+
+    /// Starts a new journal that has this already.
+    pub(crate) fn restart(path: &Path, what: &Value, done: Extents) -> Result<Self, JournalFault> {
+        Self::start(path, what, done).map_err(|source| JournalFault::Write {
             path: path.to_owned(),
             source,
         })

@@ -41,7 +41,7 @@ pub(crate) enum Zeroes {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TransferError {
+pub enum TransferError {
     #[error("reading the source at byte {offset}")]
     Read {
         offset: u64,
