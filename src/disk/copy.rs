@@ -246,6 +246,10 @@ pub fn copy(
     let ranges = ranges(source, how)?;
     let (mut journal, unfinished) = begin(source, target, how)?;
     let into = open(source, target, how)?;
+    if compress && let Some(journal) = journal.as_ref().filter(|j| !j.done().is_empty()) {
+        clear(&ranges.minus(journal.done()), into.disk().as_ref())
+            .map_err(|e| CopyError::of(e, source.path(), target))?;
+    }
     let from = Export::open_for_copy(source)?;
     let moved = Transfer {
         source: from.disk(),
@@ -282,6 +286,17 @@ pub fn copy(
         written,
         resumed: moved.resumed,
     })
+}
+
+/// QEMU compresses nothing into a cluster that is there. What an interrupted copy has written and not
+/// recorded goes.
+fn clear(ranges: &Extents, target: &dyn BlockWrite) -> Result<(), TransferError> {
+    for range in ranges.iter() {
+        let offset = range.start;
+        let cleared = target.zero_at(offset, range.end - offset);
+        cleared.map_err(|source| TransferError::Write { offset, source })?;
+    }
+    Ok(())
 }
 
 /// Reads both again, where that was asked for.
@@ -328,7 +343,8 @@ fn begin<'t>(
     if let Some(record) = &how.record
         && let Ok(left) = target.symlink_metadata()
     {
-        if let Some(journal) = record.open(&known_by(&left)).ok().flatten() {
+        let journal = record.open(&known_by(&left)).ok().flatten();
+        if let Some(journal) = journal.filter(|journal| !journal.done().is_empty()) {
             return Ok((Some(journal), Unfinished(None)));
         }
         std::fs::remove_file(target).map_err(io_error)?;
