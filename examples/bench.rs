@@ -24,7 +24,7 @@ use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::guest::confined;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, Extent, GuestPath, GuestWrite, VolumeId};
-use hyper2kvm::{cli, tool};
+use hyper2kvm::{cli, registry, tool};
 use serde_json::Value;
 
 /// Set for the copies of this program that play `hyper2kvm`; names the file for the peak memory.
@@ -44,6 +44,9 @@ fn main() -> ExitCode {
         return code;
     }
     if let Some(code) = confined::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    if let Some(code) = registry::confined::run_if_asked(std::env::args_os()) {
         return code;
     }
     if let Some(file) = std::env::var_os(PLAY) {

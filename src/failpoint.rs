@@ -2,8 +2,9 @@
 //! behind.
 //!
 //! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the process
-//! by SIGKILL, `wait` goes on when a signal asked for the end, `pause` stops the process (SIGSTOP) until it is continued. In the confined child `abort` crashes,
-//! `hang` never returns and `escape` tries what a child must not be able to do. `orphan` kills what this
+//! by SIGKILL, `wait` goes on when a signal asked for the end, `pause` stops the process (SIGSTOP) until it
+//! is continued. In a confined child `abort` crashes, `hang` never returns, `starve` takes all the memory
+//! there is and goes on, and `escape` tries what a child must not be able to do. `orphan` kills what this
 //! process has started and goes on. `start:FILE` runs a program with all the limits that this process has
 //! there, and goes on. Several are separated by commas.
 //!
@@ -35,6 +36,7 @@ enum Action {
     Pause,
     Abort,
     Hang,
+    Starve,
     Escape,
     Orphan,
     Start(PathBuf),
@@ -58,6 +60,7 @@ fn parse(setting: &str) -> Option<(String, Action)> {
         "pause" => Action::Pause,
         "abort" => Action::Abort,
         "hang" => Action::Hang,
+        "starve" => Action::Starve,
         "escape" => Action::Escape,
         "orphan" => Action::Orphan,
         other => match other.strip_prefix("start:") {
@@ -109,6 +112,10 @@ pub fn hit(name: &str) -> io::Result<()> {
         Action::Hang => loop {
             std::hint::spin_loop();
         },
+        Action::Starve => {
+            starve();
+            Ok(())
+        }
         Action::Record(_) => Ok(()),
         Action::Start(program) => {
             #[expect(
@@ -138,6 +145,18 @@ pub fn hit(name: &str) -> io::Result<()> {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Ok(())
+        }
+    }
+}
+
+/// Takes memory until none is left but for small things. Only where there is a limit.
+fn starve() {
+    let mut size = 1 << 30;
+    while size >= 4 << 10 {
+        let mut memory = Vec::<u8>::new();
+        match memory.try_reserve_exact(size) {
+            Ok(()) => std::mem::forget(memory),
+            Err(_) => size /= 2,
         }
     }
 }
@@ -212,6 +231,7 @@ mod tests {
             ("copied", None),
             ("a=abort", Some(("a", Action::Abort))),
             ("a=hang", Some(("a", Action::Hang))),
+            ("a=starve", Some(("a", Action::Starve))),
             ("*=record:/x", Some(("*", Action::Record("/x".into())))),
             ("a=escape", Some(("a", Action::Escape))),
             ("a=start:/x", Some(("a", Action::Start("/x".into())))),

@@ -42,6 +42,8 @@ pub mod plan;
 pub mod registry;
 pub mod report;
 pub mod source;
+#[cfg(test)]
+mod testing;
 pub mod text;
 pub mod tool;
 mod transfer;

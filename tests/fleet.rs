@@ -985,14 +985,7 @@ fn what_the_documents_show() {
     // xargs alone, where parallel is not installed; it is given everything to do.
     fs::remove_dir_all(fleet.path("converted")).unwrap();
     let mut command = Command::new("sh");
-    let needed = [
-        "sh",
-        "seq",
-        "xargs",
-        "qemu-img",
-        "qemu-storage-daemon",
-        "hivexregedit",
-    ];
+    let needed = ["sh", "seq", "xargs", "qemu-img", "qemu-storage-daemon"];
     for name in needed {
         let real = hyper2kvm::tool::find(name).unwrap();
         std::os::unix::fs::symlink(real, bin.join(name)).unwrap();

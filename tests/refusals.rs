@@ -15,7 +15,9 @@ use std::process::{Child, Command, Stdio};
 
 use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, hives};
 use serde_json::Value;
-use support::{Lab, Run, TOOLS, h2k, have, processes_naming, sha256, tool, virtio_win};
+use support::{
+    Lab, Run, TOOLS, binary, finish, h2k, have, processes_naming, sha256, tool, virtio_win,
+};
 
 /// Runs the program with its temporary files in a folder that must be empty afterwards.
 fn run_in(lab: &Lab, args: &[&str], env: &[(&str, &OsStr)]) -> Run {
@@ -122,6 +124,7 @@ fn not_convertible(lab: &Lab, name: &str, says: &[&str], shows: &[&str]) {
         assert!(shown.contains(word), "no {word:?} in:\n{shown}");
     }
     assert_plain(&shown);
+    let digest = sha256(&lab.path(name));
     let json = run_in(lab, &["inspect", name, "--json"], &[])
         .expect(0)
         .json();
@@ -131,8 +134,7 @@ fn not_convertible(lab: &Lab, name: &str, says: &[&str], shows: &[&str]) {
         let args = [verb, name, "--virtio-iso", media];
         fails_with(lab, &args, &[], 3, says);
     }
-    let digest = sha256(&lab.path(name));
-    assert_eq!(digest, sha256(&lab.path(name)));
+    assert_eq!(sha256(&lab.path(name)), digest);
 }
 
 fn small(version: WinVersion) -> GuestSpec {
@@ -877,11 +879,11 @@ fn missing_tools() {
     let lab = Lab::new(small(WinVersion::Win10));
     let media = virtio_win().to_str().unwrap();
     let bin = lab.path("bin");
-    for missing in ["qemu-img", "qemu-storage-daemon", "hivexregedit"] {
+    for missing in ["qemu-img", "qemu-storage-daemon"] {
         eprintln!("== without {missing}");
         let _ = fs::remove_dir_all(&bin);
         fs::create_dir(&bin).unwrap();
-        for name in ["qemu-img", "qemu-storage-daemon", "hivexregedit"] {
+        for name in ["qemu-img", "qemu-storage-daemon"] {
             if name != missing {
                 let real = hyper2kvm::tool::find(name).unwrap();
                 std::os::unix::fs::symlink(real, bin.join(name)).unwrap();
@@ -893,6 +895,39 @@ fn missing_tools() {
         let doctor = run_in(&lab, &["doctor", "--json"], &env).expect(5);
         assert!(doctor.stdout.contains(missing), "{}", doctor.stdout);
     }
+}
+
+/// The library's file is hidden in a mount namespace of the run.
+#[test]
+fn without_libhivex_nothing_is_written() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new(small(WinVersion::Win10));
+    let library = hyper2kvm::tool::host::find_library("libhivex.so").unwrap();
+    let hide = format!(
+        "mount --bind /dev/null {} && exec \"$@\"",
+        fs::canonicalize(library).unwrap().display()
+    );
+    let hidden = |args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &hide, "sh"]).args(args);
+        command.current_dir(lab.dir.path());
+        finish(command)
+    };
+    if hidden(&["true"]).code != 0 {
+        eprintln!("SKIP: no mount namespace of one's own");
+        return;
+    }
+    let media = virtio_win().to_str().unwrap();
+    for verb in ["plan", "convert"] {
+        let program = binary();
+        let run = hidden(&[program, verb, "guest.raw", "--virtio-iso", media]).expect(5);
+        let says = "libhivex (edits hives) is not installed";
+        assert!(run.stderr.contains(says), "{}", run.stderr);
+        assert!(run.stderr.contains("libhivex0"), "{}", run.stderr);
+    }
+    assert!(!lab.path("guest-kvm").exists() && !lab.path(".guest-kvm.partial").exists());
 }
 
 /// Every exit code is documented in the help, the README and the man page, and no other.

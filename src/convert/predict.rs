@@ -17,9 +17,9 @@ use crate::guest::{FsKind, GuestRead, VolumeId};
 use crate::ids::{self, Accepted};
 use crate::inspect::{Inspection, Severity, Survey};
 use crate::plan::{self, Action, Plan, Preview, Remaining};
-use crate::registry::HiveView;
+use crate::registry::{self, HiveView};
 use crate::report::Check;
-use crate::tool::{self, hivexregedit, host};
+use crate::tool::host;
 use crate::verify;
 
 use super::engine::Engine;
@@ -122,7 +122,7 @@ fn too_large_values(seen: &Seen<'_>, plan: &Plan) -> Result<Vec<Blocker>> {
         blockers.push(Blocker::new(
             "hive-value-large",
             format!(
-                "{key} has to be edited, and its value {name:?} of {size} bytes cannot be written anew beside that (hivexregedit writes 16344 at most)"
+                "{key} has to be edited, and its value {name:?} of {size} bytes cannot be written anew beside that (libhivex writes 16344 at most)"
             ),
             "start the guest once on its old hypervisor, so that Windows works off what is pending, and shut it down",
         ));
@@ -330,8 +330,8 @@ fn programs(plan: &Plan, engine: Engine) -> Result<()> {
         Error::missing_tool(format!("{what} is not installed")).hint(host::hint(tool))
     };
     let edits = |action: &Action| matches!(action, Action::EditHive { .. });
-    if plan.actions.iter().any(edits) && tool::find(hivexregedit::TOOL).is_none() {
-        return Err(missing(hivexregedit::TOOL, hivexregedit::TOOL));
+    if plan.actions.iter().any(edits) && !registry::confined::is_available() {
+        return Err(missing("libhivex (edits hives)", host::LIBHIVEX));
     }
     let embedded = !engine.writes_past_us();
     if embedded && !plan.actions.is_empty() && host::find_library(host::LIBNTFS).is_none() {

@@ -1,8 +1,8 @@
 //! Carries out the actions of a plan on the overlay.
 //!
-//! Order: every hive edit is prepared first, outside the guest (original to `backup/`, a working copy
-//! merged by `hivexregedit`, the result read back with `nt-hive`), so that a failing merge changes
-//! nothing. Then files are written, then hives - SYSTEM last, because it is what makes the drivers
+//! Order: every hive edit is prepared first, outside the guest (original to `backup/`, a copy in memory
+//! edited by libhivex in a confined child, the result read back with `nt-hive`), so that a failing edit
+//! changes nothing. Then files are written, then hives - SYSTEM last, because it is what makes the drivers
 //! active. Only blocks of a hive that differ are written.
 
 use std::collections::BTreeMap;
@@ -19,9 +19,10 @@ use crate::guest::{Extent, GuestError, GuestPath, GuestRead, GuestWrite, VolumeI
 use crate::inspect::model::{Hives, LoadedBytes, SectorField};
 use crate::plan::model::{Action, FileCopy, HiveName, Plan};
 use crate::registry::RegEdits;
-use crate::registry::judge::{self, JudgeError};
+use crate::registry::confined::{HiveEditError, HiveFile};
+use crate::registry::judge::{self, JudgeError, Kept};
 use crate::registry::load::log_reset;
-use crate::tool::{ToolError, hivexregedit};
+use crate::tool::host;
 
 use super::journal::{
     ActionRecord, ActionState, Change, ChangeKind, FileFacts, Journal, JournalError, State,
@@ -33,13 +34,13 @@ pub enum FixError {
     Journal(#[from] JournalError),
     #[error("changing the guest")]
     Guest(#[from] GuestError),
-    #[error("merging the registry edits into {hive}")]
-    Merge {
+    #[error("editing the {hive} hive")]
+    Edit {
         hive: &'static str,
         #[source]
-        source: ToolError,
+        source: HiveEditError,
     },
-    #[error("the {hive} hive is not as it should be after the merge")]
+    #[error("the {hive} hive is not as it should be after the edit")]
     Hive {
         hive: &'static str,
         #[source]
@@ -81,12 +82,12 @@ impl From<FixError> for Error {
                 let blocker = Blocker::new("guest-space", e.to_string(), remedy);
                 Error::refused("a volume of the guest is full", vec![blocker])
             }
-            FixError::Merge {
-                source: ToolError::NotFound { tool, hint },
+            FixError::Edit {
+                source: e @ HiveEditError::Missing,
                 ..
-            } => Error::missing_tool(format!("{tool} is not installed")).hint(hint),
-            FixError::Merge {
-                source: ToolError::Interrupted,
+            } => Error::missing_tool(e.to_string()).hint(host::hint(host::LIBHIVEX)),
+            FixError::Edit {
+                source: HiveEditError::Interrupted,
                 ..
             } => Error::new(
                 ErrorKind::Interrupted,
@@ -500,6 +501,27 @@ struct MergeJob<'e> {
     logs: Vec<LogReset>,
 }
 
+/// What is backed up before a hive is edited.
+struct Original<'j> {
+    bytes: Arc<Vec<u8>>,
+    /// What the file in the guest holds, where that is something else.
+    stored: Option<Vec<u8>>,
+    backup: &'j str,
+    logs: &'j [LogReset],
+}
+
+impl Original<'_> {
+    /// The facts of the hive's file, and where it was saved.
+    fn save(self, saver: &Saver) -> Result<(FileFacts, PathBuf)> {
+        let bytes = self.stored.as_ref().unwrap_or(&self.bytes);
+        let path = saver.save(self.backup, bytes)?;
+        for log in self.logs {
+            saver.save(&log.backup, &log.original)?;
+        }
+        Ok((FileFacts::of(bytes), path))
+    }
+}
+
 struct LogReset {
     path: GuestPath,
     backup: String,
@@ -519,40 +541,43 @@ struct PreparedHive {
     logs: Vec<LogReset>,
 }
 
-/// Backs up one hive and merges the edits into a copy.
+/// Backs up one hive and edits a copy.
 fn merge(job: MergeJob<'_>, saver: &Saver) -> Result<PreparedHive> {
     let hive = job.name.file_name();
     let backup = format!("backup/{hive}");
-    let backup_path = saver.save(&backup, job.original.as_ref().unwrap_or(&job.bytes))?;
-    let work_path = saver.save(&format!(".work/{hive}"), &job.bytes)?;
-    let text = job.edits.to_reg_text();
-    let reg_path = saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
-    for log in &job.logs {
-        saver.save(&log.backup, &log.original)?;
-    }
-    // Not in memory twice while the merged one is read.
-    drop((job.bytes, job.original));
-    // hivexregedit takes longer than the digest of the backup: do both at once.
-    let (merged, before) = thread::scope(|scope| {
-        let digest = scope.spawn(|| file_facts(&backup_path));
-        let merged = hivexregedit::merge(&work_path, &job.edits.prefix, &reg_path);
-        match digest.join() {
-            Ok(facts) => (merged, facts),
+    let judged = |source| FixError::Hive { hive, source };
+    let edited = |source| FixError::Edit { hive, source };
+    let kept = Kept::of(&job.bytes, job.edits).map_err(judged)?;
+    let mut file = HiveFile::new(&job.bytes).map_err(edited)?;
+    let original = Original {
+        bytes: job.bytes,
+        stored: job.original,
+        backup: &backup,
+        logs: &job.logs,
+    };
+    // The backup and its digest take about as long as the edit. They own the original, which is then
+    // not in memory together with the edited hive.
+    let (saved, edit) = thread::scope(|scope| {
+        let saved = scope.spawn(move || original.save(saver));
+        let edit = file.edit(job.edits);
+        match saved.join() {
+            Ok(saved) => (saved, edit),
             Err(panic) => std::panic::resume_unwind(panic),
         }
     });
-    merged.map_err(|source| FixError::Merge { hive, source })?;
-    let before = before?;
-    let mut merged =
-        fs::read(&work_path).map_err(io_error(format!("reading {}", work_path.display())))?;
-    judge::holds(&merged, job.edits).map_err(|source| FixError::Hive { hive, source })?;
+    let (before, backup_path) = saved?;
+    edit.map_err(edited)?;
+    let text = job.edits.to_reg_text();
+    saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
+    let mut merged = file.into_bytes().map_err(edited)?;
+    judge::holds(&merged, job.edits).map_err(judged)?;
+    kept.check(&merged).map_err(judged)?;
     // A tail beyond the hive bins stays as it is, so the file never shrinks.
     append_tail(&backup_path, &mut merged)?;
     let extents = changed_blocks(&backup_path, &merged)?;
     let size = merged.len() as u64;
     let whole = job.compressed.then(|| merged.clone());
     let after = thread::spawn(move || FileFacts::of(&merged));
-    fs::remove_file(&work_path).map_err(io_error(format!("removing {}", work_path.display())))?;
     Ok(PreparedHive {
         name: job.name,
         backup,
@@ -562,26 +587,6 @@ fn merge(job: MergeJob<'_>, saver: &Saver) -> Result<PreparedHive> {
         before,
         after,
         logs: job.logs,
-    })
-}
-
-fn file_facts(path: &Path) -> Result<FileFacts> {
-    let doing = || format!("reading {}", path.display());
-    let mut file = File::open(path).map_err(io_error(doing()))?;
-    let mut digest = <sha2::Sha256 as sha2::Digest>::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut size = 0;
-    loop {
-        let n = file.read(&mut buffer).map_err(io_error(doing()))?;
-        if n == 0 {
-            break;
-        }
-        size += n as u64;
-        sha2::Digest::update(&mut digest, &buffer[..n]);
-    }
-    Ok(FileFacts {
-        size,
-        sha256: super::journal::hex(&sha2::Digest::finalize(digest)),
     })
 }
 

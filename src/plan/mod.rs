@@ -12,6 +12,8 @@ pub mod model;
 pub mod preview;
 mod remaining;
 mod repair;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 

@@ -1,5 +1,5 @@
 //! Builds a hive from a tree of keys, by our own code: used by the demo and the tests, and to write a
-//! hive anew. It is not how a guest's hive is changed: that is `hivexregedit --merge`.
+//! hive anew. It is not how a guest's hive is changed: that is libhivex ([`super::confined`]).
 //!
 //! Specification: msuhanov/regf. Output is deterministic: the timestamps are constant. Surprises:
 //! subkey lists are sorted by upper-case UTF-16 (Windows finds keys by binary search), a list holds

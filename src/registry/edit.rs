@@ -1,5 +1,5 @@
-//! Registry edits as data, and as the `.reg` text that `hivexregedit --merge` and
-//! `virt-win-reg --merge` read.
+//! Registry edits as data, and as the `.reg` text that people read, and `hivexregedit --merge` and
+//! `virt-win-reg --merge` too. The hive of a guest is edited by [`super::confined`], from the data.
 //!
 //! Text values that are plain printable ASCII are written as strings, everything else as `hex(type):`
 //! bytes, so no tool's idea of an encoding can change them.
@@ -153,7 +153,7 @@ impl RegEdits {
         }
     }
 
-    /// A value that `hivexregedit --merge` would write where no Windows finds it: it writes all values of an
+    /// A value that libhivex would write where no Windows finds it: it writes all values of an
     /// edited key anew, and those over 16,344 bytes in one cell, which hives from format 1.4 on do not have.
     /// The key, the name and its bytes.
     pub fn too_large(&self, view: &HiveView<'_>) -> Result<Option<(String, String, usize)>> {
@@ -186,7 +186,7 @@ impl RegEdits {
         Ok(pending)
     }
 
-    /// The tree as `hivexregedit --merge` would leave it.
+    /// The tree as the edits leave a hive.
     pub fn apply(&self, tree: &mut KeyTree) {
         for op in &self.ops {
             match op {
@@ -239,10 +239,12 @@ impl RegEdits {
         })
     }
 
-    /// Names the parents of every key too: regedit makes them, hivexregedit refuses without.
+    /// Names the parents of every key too: regedit makes them, hivexregedit refuses without. A value that
+    /// is named twice is in two sections, because hivexregedit carries a section out as a whole.
     pub fn to_reg_text(&self) -> String {
         let mut text = String::from("Windows Registry Editor Version 5.00\n");
         let mut open: Option<&str> = None;
+        let mut named = BTreeSet::new();
         let mut made = BTreeSet::new();
         for op in &self.ops {
             if let RegOp::DeleteKey { key } = op {
@@ -253,7 +255,13 @@ impl RegEdits {
                 made.retain(|k: &String| *k != gone && !k.starts_with(&below));
                 continue;
             }
-            if open != Some(op.key()) {
+            let value = match op {
+                RegOp::Set { name, .. } | RegOp::DeleteValue { name, .. } => Some(fold(name)),
+                RegOp::CreateKey { .. } | RegOp::DeleteKey { .. } => None,
+            };
+            let again = value.as_ref().is_some_and(|name| named.contains(name));
+            if again || open != Some(op.key()) {
+                named.clear();
                 for (end, _) in op.key().match_indices('\\') {
                     let parent = &op.key()[..end];
                     if made.insert(parent.to_lowercase()) {
@@ -264,6 +272,7 @@ impl RegEdits {
                 let _ = write!(text, "\n[{}\\{}]\n", self.prefix, op.key());
                 open = Some(op.key());
             }
+            named.extend(value);
             match op {
                 RegOp::Set { name, data, .. } => {
                     let _ = writeln!(text, "{}={}", value_name(name), data.to_reg());

@@ -1,16 +1,20 @@
-//! A second opinion on a merged hive, by the `nt-hive` crate.
+//! A second opinion on an edited hive, by the `nt-hive` crate.
 //!
-//! The hive was written by libhivex and is read by our own [`HiveView`](super::HiveView) everywhere
-//! else. A reader that shares nothing with either says here whether Windows would accept its base block
+//! The hive was written by libhivex and is read by hyper2kvm's own [`HiveView`] everywhere else. A
+//! reader that shares nothing with either says here whether Windows would accept its base block
 //! and whether every edit is there. Not used on hives as they come from a guest: `nt-hive` 0.3 panics
 //! on some damaged ones, which is why the panic is caught here too.
+//!
+//! libhivex writes all values of an edited key anew; [`Kept`] says whether the others are what they were.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nt_hive::{Hive, KeyNode, KeyValueDataType, NtHiveError};
 
+use super::build::fold;
 use super::edit::{RegEdits, RegOp};
-use super::hive::{BASE_BLOCK_SIZE, Value};
+use super::hive::{BASE_BLOCK_SIZE, HiveError, HiveView, Value};
 
 #[derive(Debug, thiserror::Error)]
 pub enum JudgeError {
@@ -22,6 +26,10 @@ pub enum JudgeError {
     Short,
     #[error("the reader gave up on the hive")]
     Panicked,
+    #[error("the hive cannot be read")]
+    Unreadable(#[from] HiveError),
+    #[error("values of {0} that were not edited have changed")]
+    Lost(String),
 }
 
 type Result<T> = std::result::Result<T, JudgeError>;
@@ -78,6 +86,68 @@ fn value(key: &KeyNode<'_, &[u8]>, name: &str) -> Result<Option<Value>> {
     }))
 }
 
+/// The values of edited keys that no edit names.
+pub struct Kept(Vec<(String, Vec<(String, Value)>)>);
+
+impl Kept {
+    /// As the hive is before the edits.
+    pub fn of(bytes: &[u8], edits: &RegEdits) -> Result<Self> {
+        let view = HiveView::new(bytes)?;
+        let named: BTreeSet<(String, String)> = (edits.ops.iter())
+            .filter_map(|op| match op {
+                RegOp::Set { key, name, .. } | RegOp::DeleteValue { key, name } => {
+                    Some((fold(key), fold(name)))
+                }
+                RegOp::CreateKey { .. } | RegOp::DeleteKey { .. } => None,
+            })
+            .collect();
+        let keys: BTreeSet<&String> = named.iter().map(|(key, _)| key).collect();
+        let mut kept = Vec::new();
+        for key in keys {
+            if deleted(key, edits) {
+                continue;
+            }
+            let Some(found) = view.key(key)? else {
+                continue;
+            };
+            let others = |(name, _): &(String, Value)| !named.contains(&(key.clone(), fold(name)));
+            kept.push((
+                key.clone(),
+                found.values()?.into_iter().filter(others).collect(),
+            ));
+        }
+        Ok(Self(kept))
+    }
+
+    /// Whether the edited hive still has them, in their order.
+    pub fn check(&self, edited: &[u8]) -> Result<()> {
+        let view = HiveView::new(edited)?;
+        for (key, kept) in &self.0 {
+            let found = match view.key(key)? {
+                Some(found) => found.values()?,
+                None => Vec::new(),
+            };
+            let known = |value: &&(String, Value)| kept.iter().any(|(name, _)| *name == value.0);
+            if !found.iter().filter(known).eq(kept) {
+                return Err(JudgeError::Lost(key.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an edit deletes the key or one above it. It may be made again, empty.
+fn deleted(folded: &str, edits: &RegEdits) -> bool {
+    edits.ops.iter().any(|op| match op {
+        RegOp::DeleteKey { key } => {
+            let key = fold(key);
+            let below = folded.strip_prefix(&key);
+            below.is_some_and(|rest| rest.is_empty() || rest.starts_with('\\'))
+        }
+        _ => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,5 +179,33 @@ mod tests {
         assert!(holds(&dirty, &RegEdits::new("X")).is_err());
         assert!(holds(&bytes[..5000], &RegEdits::new("X")).is_err());
         assert!(holds(&[], &RegEdits::new("X")).is_err());
+    }
+
+    #[test]
+    fn values_that_no_edit_names_are_kept() {
+        let tree = |other: u32| {
+            let mut tree = KeyTree::new("ROOT");
+            tree.dword("A", "other", other).dword("A", "edited", 1);
+            tree.dword("Gone\\Below", "x", 1);
+            tree
+        };
+        let mut edits = RegEdits::new("X");
+        edits.ops = vec![
+            RegOp::set("a", "EDITED", RegData::Dword(2)),
+            RegOp::DeleteKey { key: "gone".into() },
+            RegOp::set("Gone\\Below", "y", RegData::Dword(2)),
+            RegOp::set("New", "y", RegData::Dword(2)),
+        ];
+        let kept = Kept::of(&tree(1).to_bytes("SYSTEM"), &edits).unwrap();
+        let check = |mut tree: KeyTree| {
+            edits.apply(&mut tree);
+            kept.check(&tree.to_bytes("SYSTEM"))
+        };
+        check(tree(1)).unwrap();
+        let lost = check(tree(2)).unwrap_err();
+        assert!(matches!(lost, JudgeError::Lost(_)), "{lost}");
+        let mut without = tree(1);
+        without.remove("A");
+        assert!(check(without).is_err());
     }
 }

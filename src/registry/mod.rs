@@ -1,12 +1,14 @@
-//! Registry hives: reading, checking, building, edits as `.reg` text, transaction logs, BCD.
+//! Registry hives: reading, checking, building, edits as data and as `.reg` text, transaction logs, BCD.
 
 pub mod base;
 pub mod bcd;
 pub mod build;
 mod cell;
+pub mod confined;
 pub mod edit;
 pub mod hive;
 pub mod judge;
+mod libhivex;
 pub mod load;
 pub mod log;
 pub mod marvin;

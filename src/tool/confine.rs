@@ -1,9 +1,9 @@
 //! What a process may reach, by the kernel's own means: landlock for files, seccomp for system calls.
 //! Needs no privileges.
 //!
-//! Three measures, each for its kind of process:
+//! Measures, each for its kind of process:
 //! - [`parser`]: nothing at all but its open descriptors and memory, for code that parses hostile
-//!   bytes;
+//!   bytes; [`editor`]: and one file, for a library that opens what it is given by name;
 //! - [`Confinement`]: the files named and no sockets, or less, for tools started by the launcher;
 //! - [`writes_only`]: this process and all it starts write only below some folders.
 //!
@@ -12,7 +12,7 @@
 //! `execve`, landlock domains are inherited, and neither can be taken back.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,9 @@ const NETWORK: ABI = ABI::V4;
 const SCOPES: ABI = ABI::V6;
 /// The address space of a parser: libntfs-3g needs some MiB and the largest file of a request.
 const PARSER_MEMORY: u64 = 1 << 30;
+/// How much an editor's file may grow, and how long it may compute.
+const EDITOR_GROWTH: u64 = 64 << 20;
+const EDITOR_SECONDS: u64 = 120;
 
 /// The memory of a tool that reads images: QEMU reads some tables whole, whatever size an image says they have.
 /// Real ones take some MiB, and its threads and buffers some dozens.
@@ -147,11 +150,89 @@ fn limit(limits: &[(Resource, u64)]) -> io::Result<()> {
 /// programs, threads, processes or signals to others, no executable memory. Whatever else it tries
 /// fails with EPERM, so that a C library of another release that asks for something harmless works on.
 pub fn parser() -> io::Result<()> {
+    alone(&[])?;
+    install_only(parser_calls()?)
+}
+
+/// The same, and one file of at most so many bytes that is opened by its name. The name must be a constant:
+/// system calls are told from each other by where the name lies, which is in memory that cannot be
+/// written, replaced or moved.
+pub fn editor(file: &'static CStr, size: u64) -> io::Result<()> {
+    alone(&[
+        (Resource::Fsize, size.saturating_add(EDITOR_GROWTH)),
+        (Resource::Cpu, EDITOR_SECONDS),
+    ])?;
+    let name = file.as_ptr() as u64;
+    let page = name | 0xfff;
+    let is = |index, value| condition(index, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value);
+    let behind = || condition(0, SeccompCmpArgLen::Qword, SeccompCmpOp::Gt, page);
+    let none_of = |index, bits: i32| {
+        let op = SeccompCmpOp::MaskedEq(bits as u64);
+        condition(index, SeccompCmpArgLen::Dword, op, 0)
+    };
+    let moves = libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let mut rules = parser_calls()?;
+    rules.extend([
+        (libc::SYS_openat, all_of(vec![is(1, name)?])?),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_open, all_of(vec![is(0, name)?])?),
+        (
+            libc::SYS_mmap,
+            all_of(vec![is(0, 0)?, none_of(2, libc::PROT_EXEC)?])?,
+        ),
+        (
+            libc::SYS_mprotect,
+            all_of(vec![behind()?, none_of(2, libc::PROT_EXEC)?])?,
+        ),
+        (libc::SYS_munmap, all_of(vec![behind()?])?),
+        (
+            libc::SYS_mremap,
+            all_of(vec![behind()?, none_of(3, moves)?])?,
+        ),
+        (libc::SYS_fcntl, all_of(vec![is(1, libc::F_SETFD as u64)?])?),
+        (libc::SYS_fstat, Vec::new()),
+        #[cfg(any(
+            target_arch = "x86_64",
+            target_arch = "aarch64",
+            target_arch = "riscv64"
+        ))]
+        (libc::SYS_newfstatat, Vec::new()),
+    ]);
+    install_only(rules)
+}
+
+/// No files, privileges and core dumps; memory, and what else there is a limit for.
+fn alone(limits: &[(Resource, u64)]) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     // What it parses is no business of core dumps.
     limit(&[(Resource::Core, 0), (Resource::As, PARSER_MEMORY)])?;
+    limit(limits)?;
     privileges::drop_all()?;
-    Reach::default().enforce()?;
+    Reach::default().enforce().map(drop)
+}
+
+fn install_only(calls: Rules) -> io::Result<()> {
+    install(filter(
+        calls,
+        SeccompAction::Errno(libc::EPERM as u32),
+        SeccompAction::Allow,
+    )?)
+}
+
+fn condition(
+    index: u8,
+    len: SeccompCmpArgLen,
+    op: SeccompCmpOp,
+    value: u64,
+) -> io::Result<SeccompCondition> {
+    SeccompCondition::new(index, len, op, value).map_err(bad)
+}
+
+fn all_of(conditions: Vec<SeccompCondition>) -> io::Result<Vec<SeccompRule>> {
+    Ok(vec![SeccompRule::new(conditions).map_err(bad)?])
+}
+
+fn parser_calls() -> io::Result<Rules> {
     let mut rules: Rules = [
         libc::SYS_read,
         libc::SYS_write,
@@ -187,19 +268,10 @@ pub fn parser() -> io::Result<()> {
     rules.insert(libc::SYS_mmap, without(2, libc::PROT_EXEC)?);
     rules.insert(libc::SYS_mprotect, without(2, libc::PROT_EXEC)?);
     // `abort` sends a signal to its own thread.
-    let own = SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::Eq,
-        u64::from(std::process::id()),
-    );
-    let own = SeccompRule::new(vec![own.map_err(bad)?]).map_err(bad)?;
-    rules.insert(libc::SYS_tgkill, vec![own]);
-    install(filter(
-        rules,
-        SeccompAction::Errno(libc::EPERM as u32),
-        SeccompAction::Allow,
-    )?)
+    let own = u64::from(std::process::id());
+    let own = condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own)?;
+    rules.insert(libc::SYS_tgkill, all_of(vec![own])?);
+    Ok(rules)
 }
 
 /// No sockets but those of this host, and no ring that could open one past the filter. For this process

@@ -37,6 +37,9 @@ const VERSION: Kind = Kind::Program(&["--version"]);
 /// The library the embedded engine writes NTFS with.
 pub const LIBNTFS: &str = "libntfs-3g.so";
 
+/// The library that edits hives.
+pub const LIBHIVEX: &str = "libhivex.so";
+
 pub const TOOLS: [Tool; 12] = [
     Tool {
         name: "qemu-img",
@@ -59,15 +62,15 @@ pub const TOOLS: [Tool; 12] = [
         zypper: "qemu-tools",
     },
     Tool {
-        name: "hivexregedit",
+        name: LIBHIVEX,
         purpose: "registry edits",
         required: true,
-        oldest_tried: Some("1.3"),
-        // It has no version option.
-        kind: Kind::Program(&[]),
-        apt: "libwin-hivex-perl",
+        oldest_tried: Some("1.3.23"),
+        kind: Kind::Library,
+        apt: "libhivex0",
+        // It has the library, or depends on the package that has it.
         dnf: "hivex",
-        zypper: "hivex",
+        zypper: "libhivex0",
     },
     Tool {
         name: LIBNTFS,
@@ -205,7 +208,7 @@ impl Tool {
     pub fn probe(&'static self) -> Found {
         let path = self.find();
         let version = match (&self.kind, &path) {
-            (Kind::Program(args), Some(path)) if !args.is_empty() => version_line(path, args),
+            (Kind::Program(args), Some(path)) => version_line(path, args),
             (Kind::Library, Some(path)) => path
                 .canonicalize()
                 .ok()
@@ -423,7 +426,7 @@ mod tests {
             let found = tool.probe();
             if found.path.is_none() {
                 eprintln!("SKIP {}: not installed", tool.name);
-            } else if tool.name != "hivexregedit" {
+            } else {
                 assert!(
                     found
                         .version

@@ -15,7 +15,6 @@ mod calls;
 pub mod cmd;
 pub mod confine;
 pub mod guestfish;
-pub mod hivexregedit;
 pub mod host;
 pub mod launcher;
 pub mod pass;

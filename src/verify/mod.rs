@@ -9,6 +9,8 @@ mod disk;
 mod drivers;
 mod hives;
 mod planned;
+#[cfg(test)]
+mod tests;
 
 pub use planned::planned;
 

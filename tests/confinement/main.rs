@@ -154,6 +154,18 @@ impl Place {
         let probe = self.probe();
         args.extend([text(&probe), text(&source)]);
         tool("cc", &args);
+        fs::create_dir(self.libraries()).unwrap();
+        let real = hyper2kvm::tool::host::find_library(hyper2kvm::tool::host::LIBHIVEX).unwrap();
+        let real = format!("-DREAL=\"{}\"", text(&real));
+        let library = self.libraries().join("libhivex.so.0");
+        let args = ["-O", "-Wall", "-Werror", "-shared", "-fPIC", "-DLIBRARY"];
+        let files = [&real, "-o", text(&library), text(&source), "-ldl"];
+        tool("cc", &[&args[..], &files[..]].concat());
+    }
+
+    /// Where the library is that stands in for another.
+    fn libraries(&self) -> PathBuf {
+        self.stand.path().join("lib")
     }
 
     fn probe(&self) -> PathBuf {
@@ -240,7 +252,8 @@ impl Place {
             .env("PROBE_FD", file.as_raw_fd().to_string())
             .env("PROBE_DO", self.attempts(who, &source, &output))
             .env("PROBE_REAL", self.stand.path().join("real"))
-            .env("PROBE_STOP", case.stop);
+            .env("PROBE_STOP", case.stop)
+            .env("LD_LIBRARY_PATH", self.libraries());
         if let Some(point) = case.point {
             let start = case.start.clone().unwrap_or(self.probe());
             let start = format!("{point}=start:{}", start.display());
@@ -416,12 +429,10 @@ fn nothing_of_root(name: &str, who: Who, answers: &Answers, capabilities_kept: &
     }
 }
 
-const CONFINED: [&str; 4] = [
-    "qemu-storage-daemon",
-    "qemu-img",
-    "hivexregedit",
-    "virt-xml-validate",
-];
+const CONFINED: [&str; 3] = ["qemu-storage-daemon", "qemu-img", "virt-xml-validate"];
+
+/// The library that has the hive and nothing else.
+const LIBHIVEX: &str = "libhivex in its child";
 
 fn strings(args: &[&str]) -> Vec<String> {
     args.iter().map(|arg| (*arg).to_owned()).collect()
@@ -491,6 +502,11 @@ fn programs_of_convert(place: &Place, who: Who, table: &mut Table) {
             };
             table.add(&name, who, answers);
         }
+        let answers = found.remove("libhivex").unwrap();
+        nothing_of_root(LIBHIVEX, who, &answers, "none");
+        let able: Vec<_> = answers.iter().filter(|(_, a)| a.contains("yes")).collect();
+        assert!(able.is_empty(), "{able:?}");
+        table.add(LIBHIVEX, who, answers);
         fs::remove_dir_all(&out).unwrap();
     }
 }

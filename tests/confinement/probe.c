@@ -6,6 +6,9 @@
  * PROBE_REAL the directory of the real programs; those in PROBE_STOP ("a,b") fail instead
  * PROBE_NAME the name to answer by, instead of the program's own
  *
+ * Built with -DLIBRARY it stands in for libhivex, whose file is REAL: it tries when a hive is opened, and hands
+ * every call on.
+ *
  * System calls are made without the C library's wrappers, so that a refusal is the kernel's. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -111,14 +114,26 @@ static void calls(const char *column) {
   else say(column, names);
 }
 
+#define STATUS "/proc/self/status"
+#ifdef LIBRARY
+/* Opened while that is possible; what is read is the present state. */
+static int status_files[2], next_status;
+#define OPEN_STATUS() status_files[next_status++ % 2]
+#else
+#define OPEN_STATUS() open(STATUS, O_RDONLY | O_CLOEXEC)
+#endif
+
 static void status(const char *column, const char *wanted) {
-  char line[256], answer[256] = "none";
-  FILE *file = fopen("/proc/self/status", "re");
-  if (!file) {
+  char text[8192], answer[256] = "none";
+  int fd = OPEN_STATUS();
+  ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+  if (fd >= 0) close(fd);
+  if (size < 0) {
     say(column, "unreadable");
     return;
   }
-  while (fgets(line, sizeof line, file)) {
+  text[size] = 0;
+  for (char *rest, *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
     unsigned long long value;
     char key[32];
     if (sscanf(line, "%31[^:]:\t%llx", key, &value) != 2) continue;
@@ -130,7 +145,6 @@ static void status(const char *column, const char *wanted) {
       strcat(answer, set);
     }
   }
-  fclose(file);
   say(column, answer);
 }
 
@@ -146,8 +160,62 @@ static void attempt(const char *column, const char *operation, const char *argum
   else status(column, operation);
 }
 
+static void attempts(const char *name) {
+  snprintf(out, sizeof out, "%s", name);
+  char *todo = strdup(getenv("PROBE_DO"));
+  for (char *rest, *line = strtok_r(todo, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+    char *column = strtok(line, " "), *operation = strtok(NULL, " "), *argument = strtok(NULL, "");
+    attempt(column, operation, argument ? argument : "");
+  }
+}
+
+#ifdef LIBRARY
+#include <dlfcn.h>
+#include <sys/wait.h>
+
+#define FUNCTIONS(F)                                                                                       \
+  F(hivex_close) F(hivex_commit) F(hivex_root) F(hivex_node_name) F(hivex_node_children)                   \
+  F(hivex_node_get_child) F(hivex_node_add_child) F(hivex_node_delete_child) F(hivex_node_values)          \
+  F(hivex_node_set_values) F(hivex_value_key) F(hivex_value_value)
+
+typedef long (*function)(long, long, long, long, long);
+#define FORWARD(name)                                                                                      \
+  static function real_##name;                                                                             \
+  long name(long a, long b, long c, long d, long e) { return real_##name(a, b, c, d, e); }
+FUNCTIONS(FORWARD)
+static void *(*real_open)(const char *, int);
+
+__attribute__((constructor)) static void load(void) {
+  void *library = dlopen(REAL, RTLD_NOW | RTLD_LOCAL);
+#define FIND(name) real_##name = (function)dlsym(library, #name);
+  FUNCTIONS(FIND)
+  real_open = (void *(*)(const char *, int))dlsym(library, "hivex_open");
+  for (int i = 0; i < 2; i++) status_files[i] = open(STATUS, O_RDONLY | O_CLOEXEC);
+}
+
+static int starts_programs(void) {
+  int state = 1, child = fork();
+  if (child == 0) {
+    execl("/bin/true", "true", NULL);
+    _exit(1);
+  }
+  if (child > 0) return waitpid(child, &state, 0) == child && state == 0;
+  errno = 0;
+  return syscall(SYS_execve, "/nonexistent", NULL, NULL) != 0 && errno == ENOENT;
+}
+
+void *hivex_open(const char *file, int flags) {
+  attempts("libhivex");
+  can("programs", starts_programs());
+  strcat(out, "\n");
+  /* dprintf asks for the flags of its descriptor. */
+  if (write(atoi(getenv("PROBE_FD")), out, strlen(out)) < 0) return NULL;
+  return real_open(file, flags);
+}
+#else
+
 int main(int argc, char **argv) {
-  char *fd = getenv("PROBE_FD"), *todo = getenv("PROBE_DO"), *real = getenv("PROBE_REAL");
+  char *fd = getenv("PROBE_FD"), *real = getenv("PROBE_REAL");
   char *name = getenv("PROBE_NAME"), *stop = getenv("PROBE_STOP");
   const char *tool = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
   char path[4096], list[1024], shell[16384];
@@ -155,11 +223,7 @@ int main(int argc, char **argv) {
     printf("%ld\n", syscall(444 /* landlock_create_ruleset */, NULL, 0, 1));
     return 0;
   }
-  snprintf(out, sizeof out, "%s", name && strcmp(name, "") ? name : tool);
-  for (char *rest, *line = strtok_r(strdup(todo), "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-    char *column = strtok(line, " "), *operation = strtok(NULL, " "), *argument = strtok(NULL, "");
-    attempt(column, operation, argument ? argument : "");
-  }
+  attempts(name && strcmp(name, "") ? name : tool);
   int answers = atoi(fd);
   dprintf(answers, "%s\n", out);
   /* Another program: it says so itself, and goes on as we would. */
@@ -185,3 +249,4 @@ int main(int argc, char **argv) {
   execv(LOADER, args + 3);
   return 126;
 }
+#endif

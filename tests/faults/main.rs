@@ -117,7 +117,7 @@ fn killed_at_every_step() {
     for kind in [
         "qemu-img",
         "qemu-storage-daemon",
-        "hivexregedit",
+        "__hive",
         "__ntfs",
         "action",
         "rename",
@@ -259,6 +259,38 @@ fn the_ntfs_writer_misbehaves() {
     finish(command(&lab, &[], "")).expect(0);
 }
 
+#[test]
+fn the_hive_editor_misbehaves() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::new(spec());
+    let source = sha256(&lab.raw);
+    for (action, says) in [
+        ("abort", "hive editor crashed (signal 6)"),
+        ("hang", "hive editor hung and was killed"),
+        ("starve", "Cannot allocate memory"),
+        ("escape", "all 10 ways out are closed"),
+        // It may not even send itself a signal.
+        ("kill", "Operation not permitted"),
+    ] {
+        eprintln!("{action}");
+        for more in [&[][..], &["--in-place"]] {
+            if action == "hang" && !more.is_empty() {
+                continue;
+            }
+            let mut command = command(&lab, more, &format!("hive-child={action}"));
+            command.env("HYPER2KVM_TOOL_SILENCE", "3");
+            let run = finish(command).expect(1);
+            assert!(run.stderr.contains(says), "{}", run.stderr);
+            assert_eq!(sha256(&lab.raw), source);
+            assert!(!lab.path("out").exists() && !lab.path(".out.partial").exists());
+            no_process_left(&lab);
+        }
+    }
+    finish(command(&lab, &[], "")).expect(0);
+}
+
 /// A folder with programs of ours that come before the real ones.
 fn fake(lab: &Lab, name: &str, script: &str) -> String {
     let bin = lab.path("fake").join("bin");
@@ -283,7 +315,7 @@ fn tools_misbehave() {
     }
     let lab = Lab::new(spec());
     let source = sha256(&lab.raw);
-    let tools = ["qemu-img", "qemu-storage-daemon", "hivexregedit"];
+    let tools = ["qemu-img", "qemu-storage-daemon"];
     let faults = [
         ("exits with 1", "echo no luck >&2; exit 1"),
         ("prints garbage", "head -c 5000 /dev/urandom; exit 0"),

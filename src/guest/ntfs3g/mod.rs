@@ -1,6 +1,6 @@
 //! Writes NTFS through libntfs-3g, loaded at run time, over a byte range of any [`BlockWrite`].
 //!
-//! The only module with `unsafe`. Its interface is plain: paths and bytes in, `Result` out, so that
+//! One of two modules with `unsafe` (the other binds libhivex). Its interface is plain: paths and bytes in, `Result` out, so that
 //! it can later run in a confined child process. Declarations follow ntfs-3g's `device.h`, `dir.h`,
 //! `attrib.h`, `inode.h` and `volume.h` (2022.10.3; the same since 2010): only functions are called
 //! and only `struct ntfs_device` is looked into, because that one is meant to be filled in by others.

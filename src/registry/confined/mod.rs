@@ -1,0 +1,169 @@
+//! libhivex in a process of its own, which has nothing but the hive.
+//!
+//! The library is C and parses what a stranger's disk holds. The child is this program again
+//! (`hyper2kvm __hive PARENT EDITS`). It reads the edits, loads the library, gives up files, network,
+//! programs and threads ([`crate::tool::confine::editor`]), and only then looks at the hive: a file in
+//! memory, its stdin, which is also where the result is written. A crash, a hang and too little memory
+//! are ordinary errors. The child dies with its parent.
+//!
+//! Where the launcher is not enabled (unit tests, examples) the library runs in this process instead.
+
+mod child;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::MemfdFlags;
+
+pub use child::run_if_asked;
+
+use super::edit::RegEdits;
+use super::libhivex::{self, HivexError};
+use crate::tool::pass::{self, Passed};
+use crate::tool::{Cmd, ToolError, cmd, launcher};
+
+const VERB: &str = "__hive";
+/// Hit in the child before it opens the hive.
+const FAILPOINT: &str = "hive-child";
+/// How long the edits of one hive may take: the largest real one takes a second.
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[derive(Debug, thiserror::Error)]
+pub enum HiveEditError {
+    #[error("libhivex is not installed")]
+    Missing,
+    #[error("interrupted")]
+    Interrupted,
+    /// What libhivex made of the hive.
+    #[error("libhivex: {0}")]
+    Library(String),
+    #[error("the confined hive editor {0}")]
+    Child(String),
+    #[error("{doing}")]
+    Io {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, HiveEditError>;
+
+/// Whether libhivex is there.
+pub(crate) fn is_available() -> bool {
+    libhivex::is_available()
+}
+
+/// A hive on its way to the child and back: a file in memory.
+pub(crate) struct HiveFile(File);
+
+impl HiveFile {
+    pub(crate) fn new(hive: &[u8]) -> Result<Self> {
+        memory_file("hive", hive).map(Self)
+    }
+
+    /// Carries the edits out. After an error the file holds nothing of use.
+    pub(crate) fn edit(&mut self, edits: &RegEdits) -> Result<()> {
+        if !is_available() {
+            return Err(HiveEditError::Missing);
+        }
+        match launcher::is_enabled() {
+            true => in_child(&self.0, edits),
+            false => in_this_process(&self.0, edits),
+        }
+    }
+
+    pub(crate) fn into_bytes(self) -> Result<Vec<u8>> {
+        contents(self.0).map_err(io_error("reading the edited hive"))
+    }
+}
+
+/// A hive with the edits.
+#[cfg(test)]
+pub(crate) fn edited(hive: &[u8], edits: &RegEdits) -> Result<Vec<u8>> {
+    let mut file = HiveFile::new(hive)?;
+    file.edit(edits)?;
+    file.into_bytes()
+}
+
+fn memory_file(name: &str, bytes: &[u8]) -> Result<File> {
+    let made = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map_err(io::Error::from);
+    let filled = made.map(File::from).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.rewind()?;
+        Ok(file)
+    });
+    filled.map_err(io_error("writing a file in memory"))
+}
+
+fn contents(mut file: File) -> io::Result<Vec<u8>> {
+    file.rewind()?;
+    let size = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    let mut bytes = Vec::with_capacity(size);
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn in_child(hive: &File, edits: &RegEdits) -> Result<()> {
+    let hive = hive
+        .try_clone()
+        .map_err(io_error("handing the hive to the confined editor"))?;
+    let edits = serde_json::to_vec(edits)
+        .map_err(|e| HiveEditError::Child(format!("gets no edits: {e}")))?;
+    let edits = memory_file("edits", &edits)?;
+    let edits = Passed::new(Arc::new(edits), Path::new("the edits"), false);
+    let done = Cmd::own(VERB)
+        .arg(edits.name())
+        .pass(&[edits])
+        .stdin(hive)
+        .timeout(LIMIT.min(cmd::silence()))
+        .run();
+    done.map(drop).map_err(why_it_failed)
+}
+
+fn why_it_failed(error: ToolError) -> HiveEditError {
+    let first = |text: &str| text.lines().next().unwrap_or_default().to_string();
+    match error {
+        ToolError::Interrupted => HiveEditError::Interrupted,
+        ToolError::TimedOut { after, .. } => HiveEditError::Child(format!(
+            "hung and was killed after {} s",
+            after.as_secs_f32()
+        )),
+        ToolError::Failed { status, stderr, .. } => match status.signal() {
+            Some(signal) => HiveEditError::Child(format!("crashed (signal {signal})")),
+            None => HiveEditError::Library(first(&stderr)),
+        },
+        other => HiveEditError::Child(format!("did not run: {other}")),
+    }
+}
+
+fn in_this_process(hive: &File, edits: &RegEdits) -> Result<()> {
+    let name = CString::new(pass::name(hive)).map_err(|e| HiveEditError::Library(e.to_string()))?;
+    libhivex::edit(&name, edits).map_err(|error| match error {
+        HivexError::Missing => HiveEditError::Missing,
+        other => HiveEditError::Library(chain(&other)),
+    })
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> HiveEditError {
+    move |source| HiveEditError::Io { doing, source }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! A whole Windows guest in memory, for tests of decisions: what `demo` would write to a disk, changed as
+//! a test wants it, inspected, planned for, and as the plan leaves it. No tool and no file is needed.
+
+use crate::boot_path::Controller;
+use crate::demo::guest::{self, GuestFile};
+use crate::demo::pe::{self, Subsystem};
+use crate::demo::virtio_win::{self, Layout};
+use crate::demo::{Arch, GuestSpec, Leftovers, Role, WinVersion, hives};
+use crate::disk::layout::{DiskLayout, GPT_ESP, GPT_MSR};
+use crate::drivers::Catalogue;
+use crate::drivers::media::{Media, Memory};
+use crate::error::Blocker;
+use crate::guest::{DiskId, FsKind, Volume};
+use crate::inspect::fake::FakeGuest;
+use crate::inspect::{Disk, InspectOptions, SourceFacts, Survey, inspect};
+use crate::plan::firstboot::Wishes;
+use crate::plan::model::{Action, HiveName};
+use crate::plan::{self, Options};
+use crate::registry::{HiveView, KeyTree};
+use crate::report::Check;
+use crate::verify;
+
+use crate::convert::prepare::{self, Prepared};
+
+#[derive(Clone)]
+pub struct MemoryGuest {
+    pub spec: GuestSpec,
+    /// The SYSTEM hive; what is in `files` under its name is not used.
+    pub system: KeyTree,
+    pub files: Vec<GuestFile>,
+    pub layout: DiskLayout,
+    /// Applied to the bytes of the SYSTEM hive.
+    pub damage: Option<fn(&mut Vec<u8>)>,
+    /// Applied to the volume Windows is on.
+    pub volume: Option<fn(&mut Volume)>,
+}
+
+impl MemoryGuest {
+    pub fn new(version: WinVersion) -> Self {
+        let spec = GuestSpec {
+            leftovers: Leftovers::Vmware,
+            arch: if version.nt_at_least(6, 1) {
+                Arch::Amd64
+            } else {
+                Arch::X86
+            },
+            ..GuestSpec::new(version)
+        };
+        Self::of(spec)
+    }
+
+    pub fn of(spec: GuestSpec) -> Self {
+        Self {
+            system: hives::system_tree(&spec),
+            files: guest::files(&spec).unwrap(),
+            layout: guest::layout(&spec),
+            spec,
+            damage: None,
+            volume: None,
+        }
+    }
+
+    /// Removes every file of that name.
+    pub fn without(&mut self, file: &str) {
+        let before = self.files.len();
+        let name = file.to_lowercase();
+        self.files
+            .retain(|f| f.path.name().is_none_or(|n| n.to_lowercase() != name));
+        assert!(self.files.len() < before, "{file}");
+    }
+
+    /// The contents of the file with that name.
+    pub fn file(&mut self, name: &str) -> &mut Vec<u8> {
+        let named =
+            |f: &&mut GuestFile| f.path.name().is_some_and(|n| n.eq_ignore_ascii_case(name));
+        &mut self.files.iter_mut().find(named).unwrap().contents
+    }
+
+    /// Inspects the guest, with more files on the volume of Windows.
+    pub fn look<T>(
+        &self,
+        more: &[(String, Vec<u8>)],
+        then: impl FnOnce(&FakeGuest, &Survey) -> T,
+    ) -> T {
+        let layout = self.layout.clone();
+        let mut fake = FakeGuest::default();
+        for partition in &layout.partitions {
+            let kind = match partition.type_id.as_str() {
+                GPT_ESP => FsKind::Fat,
+                GPT_MSR => FsKind::Unknown,
+                _ => FsKind::Ntfs,
+            };
+            fake.volume(partition.clone(), kind);
+        }
+        let index = |role| self.spec.partition(role).unwrap().index;
+        for file in &self.files {
+            let path = file.path.to_string();
+            let contents = if path.to_lowercase().ends_with("\\config\\system") {
+                let mut bytes = self.system.to_bytes("SYSTEM");
+                self.damage.iter().for_each(|damage| damage(&mut bytes));
+                bytes
+            } else {
+                file.contents.clone()
+            };
+            fake.file(index(file.role), &path, contents);
+        }
+        for (path, contents) in more {
+            fake.file(index(Role::Windows), path, contents.clone());
+        }
+        if let Some(change) = self.volume {
+            change(fake.volume_mut(index(Role::Windows)));
+        }
+        let source = SourceFacts {
+            path: "guest.raw".into(),
+            format: "raw".into(),
+            virtual_size_bytes: self.spec.disk_size,
+        };
+        let disk = Disk {
+            id: DiskId::ONLY,
+            layout,
+            source,
+        };
+        let survey = inspect(&fake, &[disk], &InspectOptions::default()).unwrap();
+        then(&fake, &survey)
+    }
+
+    pub fn prepare(&self, media: &Memory, bootstrap: Option<Controller>) -> Prepared {
+        let options = Options {
+            bootstrap,
+            repair_bcd: false,
+            keep_tools: true,
+        };
+        self.look(&[], |guest, survey| {
+            let wishes = Wishes::default();
+            prepare::prepare(
+                survey,
+                guest,
+                media,
+                &Catalogue::builtin(),
+                options,
+                &wishes,
+            )
+            .unwrap()
+        })
+    }
+
+    /// Applies the plan and checks the result.
+    pub fn converted(&mut self, prepared: &Prepared, media: &Memory) -> Vec<Check> {
+        self.apply(prepared, media);
+        self.verify(&prepare::wanted(prepared))
+    }
+
+    pub fn verify(&self, wanted: &[Controller]) -> Vec<Check> {
+        self.look(&[], |guest, survey| verify::verify(survey, guest, wanted))
+    }
+
+    /// What the plan leaves, as blockers.
+    pub fn left(&mut self, prepared: &Prepared, media: &Memory) -> Vec<Blocker> {
+        self.apply(prepared, media);
+        let wanted = prepare::wanted(prepared);
+        let left = self.look(&[], |_, survey| {
+            plan::remaining(&survey.inspection, &wanted, Controller::VirtioBlk)
+        });
+        left.into_iter().map(|one| one.blocker).collect()
+    }
+
+    /// Leaves the guest as the plan does, but for its boot files.
+    pub fn apply(&mut self, prepared: &Prepared, media: &Memory) {
+        let media = prepared.media(media);
+        for action in &prepared.plan.actions {
+            match action {
+                Action::EditHive {
+                    hive: HiveName::System,
+                    edits,
+                    ..
+                } => edits.apply(&mut self.system),
+                Action::EditHive { hive, edits, .. } => {
+                    let bytes = self.file(hive.file_name());
+                    let view = HiveView::new(bytes).unwrap();
+                    let mut tree = KeyTree::from_view(&view).unwrap();
+                    edits.apply(&mut tree);
+                    *bytes = tree.to_bytes(hive.file_name());
+                }
+                Action::CopyFiles { files: copies, .. } => {
+                    for copy in copies {
+                        self.files.push(GuestFile {
+                            role: Role::Windows,
+                            path: copy.to.clone(),
+                            contents: media.read(&copy.from).unwrap(),
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A virtio-win medium with drivers for every Windows.
+pub fn media() -> Memory {
+    let image = |port: &'static str| {
+        move |arch| pe::importing(arch, Subsystem::Native, &[port, "ntoskrnl.exe"])
+    };
+    let mut files = virtio_win::files(Layout::Iso, &image("storport.sys"));
+    // As an old release: for NT 5 one storage driver, which knows the transitional device only.
+    let old = virtio_win::files(Layout::Iso, &image("SCSIPORT.SYS"));
+    for (path, bytes) in old {
+        let Some(name) = path.strip_prefix("viostor/w7/x86/") else {
+            continue;
+        };
+        let bytes = match name.ends_with(".inf") {
+            true => String::from_utf8(bytes)
+                .unwrap()
+                .lines()
+                .filter(|line| !line.contains("DEV_1042") && !line.ends_with('\\'))
+                .collect::<Vec<_>>()
+                .join("\r\n")
+                .replace(".6.1", "")
+                .into_bytes(),
+            false => bytes,
+        };
+        files.push((format!("viostor/xp/x86/{name}"), bytes.clone()));
+        files.push((format!("viostor/2k3/x86/{name}"), bytes));
+    }
+    Memory::new(files)
+}
+
+/// The controller of the first boot, as `convert` chooses it.
+pub fn bootstrap(version: WinVersion) -> Controller {
+    match version.nt_at_least(6, 0) {
+        true => Controller::Sata,
+        false => Controller::Ide,
+    }
+}

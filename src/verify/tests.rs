@@ -1,0 +1,316 @@
+//! One guest in memory for each check that it fails, and the checks that may fail with it.
+
+use crate::boot_path::Controller;
+use crate::demo::{GuestSpec, WinVersion, hives};
+use crate::disk::layout::Scheme;
+use crate::registry::{RegData, base};
+use crate::report::CheckState;
+use crate::testing::{MemoryGuest, bootstrap, media};
+
+use super::{CHECKS, is_ready};
+
+const SET: &str = "ControlSet001";
+const DISK_CLASS: &str = "{4d36e967-e325-11ce-bfc1-08002be10318}";
+const WANTED: [Controller; 3] = [
+    Controller::Sata,
+    Controller::VirtioBlk,
+    Controller::VirtioScsi,
+];
+
+/// What is only seen in the sectors of a disk; `src/inspect/boot_sector.rs` has the cases.
+const NEEDS_SECTORS: [&str; 1] = ["boot-sector"];
+
+struct Row {
+    version: WinVersion,
+    /// What must not be ok, the subject of the row first.
+    faults: &'static [&'static str],
+    change: fn(&mut MemoryGuest),
+}
+
+fn service(name: &str) -> String {
+    format!("{SET}\\Services\\{name}")
+}
+
+/// Gives the key of that name a list of subkeys that is nowhere.
+fn damage(bytes: &mut [u8], name: &str) {
+    let at = bytes
+        .windows(name.len())
+        .rposition(|w| w == name.as_bytes());
+    let key = at.unwrap() - 0x4c;
+    assert_eq!(bytes[key..key + 2], *b"nk");
+    bytes[key + 20..key + 24].copy_from_slice(&9u32.to_le_bytes());
+    bytes[key + 28..key + 32].copy_from_slice(&0x7fff_fff0u32.to_le_bytes());
+}
+
+/// Leaves the hive as a power cut does in the middle of a write.
+fn dirty(bytes: &mut [u8]) {
+    bytes[4] ^= 1;
+    base::update_checksum(bytes).unwrap();
+}
+
+/// A driver that is started at boot and whose file is missing.
+fn missing_driver(guest: &mut MemoryGuest, error_control: u32) {
+    let key = service("gone");
+    guest.system.dword(&key, "Start", 0);
+    guest.system.dword(&key, "Type", 1);
+    guest.system.dword(&key, "ErrorControl", error_control);
+    guest
+        .system
+        .sz(&key, "ImagePath", "System32\\drivers\\gone.sys");
+}
+
+fn dead_filter(guest: &mut MemoryGuest) {
+    let key = format!("{SET}\\Control\\Class\\{DISK_CLASS}");
+    let names = RegData::MultiSz(vec!["gone".into()]);
+    guest.system.set(&key, "UpperFilters", names);
+}
+
+fn forget_id(guest: &mut MemoryGuest, id: &str) {
+    let key = format!("{SET}\\Control\\CriticalDeviceDatabase");
+    let entries = &mut guest.system.key_mut(&key).keys;
+    entries.retain(|name, _| !name.to_lowercase().contains(id));
+}
+
+/// Binds vioscsi to a device of viostor by a second package of a lower rank.
+fn rival(guest: &mut MemoryGuest) {
+    let ids = "DriverDatabase\\DeviceIds\\PCI";
+    let known = &guest.system.get(ids).unwrap().keys;
+    let id = known
+        .keys()
+        .find(|id| id.to_uppercase() == "VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01");
+    let id = id.unwrap().clone();
+    let data = RegData::Binary(vec![1, 0xff, 0, 0]);
+    guest.system.set(&format!("{ids}\\{id}"), "rival.inf", data);
+    let file = "DriverDatabase\\DriverInfFiles\\rival.inf";
+    guest.system.sz(file, "Active", "rival");
+    let package = "DriverDatabase\\DriverPackages\\rival";
+    let descriptor = format!("{package}\\Descriptors\\PCI\\{id}");
+    guest.system.sz(&descriptor, "Configuration", "one");
+    let configuration = format!("{package}\\Configurations\\one");
+    guest.system.sz(&configuration, "Service", "vioscsi");
+}
+
+use WinVersion::{Win7, Win10};
+
+const ROWS: &[Row] = &[
+    Row {
+        version: Win10,
+        faults: &["boot-manager", "no-blockers"],
+        change: |g| g.without("bootmgfw.efi"),
+    },
+    Row {
+        version: Win10,
+        faults: &["uefi-fallback"],
+        change: |g| g.without("bootx64.efi"),
+    },
+    Row {
+        version: Win7,
+        faults: &["partition-table", "boot-manager", "no-blockers"],
+        change: |g| {
+            g.layout
+                .partitions
+                .iter_mut()
+                .for_each(|p| p.active = false)
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["bcd", "no-blockers"],
+        change: |g| g.without("bcd"),
+    },
+    Row {
+        version: Win10,
+        faults: &["volume-clean"],
+        change: |g| g.volume = Some(|volume| volume.state.dirty = true),
+    },
+    Row {
+        version: Win10,
+        faults: &["system-hive-sound"],
+        change: |g| {
+            g.system.key_mut("Unread");
+            g.damage = Some(|bytes| damage(bytes, "Unread"));
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["software-hive-sound"],
+        change: |g| {
+            let mut software = hives::software_tree(&g.spec);
+            software.key_mut("Unread");
+            *g.file("SOFTWARE") = software.to_bytes("SOFTWARE");
+            damage(g.file("SOFTWARE"), "Unread");
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["drivers-hive-sound"],
+        change: |g| damage(g.file("DRIVERS"), "DeviceIds"),
+    },
+    Row {
+        version: Win10,
+        faults: &["bcd-hive-sound"],
+        change: |g| damage(g.file("BCD"), "Description"),
+    },
+    Row {
+        version: Win10,
+        faults: &["control-sets", "no-blockers"],
+        change: |g| {
+            g.system.dword("Select", "Default", 7);
+        },
+    },
+    Row {
+        version: Win7,
+        faults: &["controller-bound", "boot-path"],
+        change: |g| forget_id(g, "ven_1af4&dev_1042"),
+    },
+    Row {
+        version: Win7,
+        faults: &["transitional-ids"],
+        change: |g| forget_id(g, "ven_1af4&dev_1001"),
+    },
+    Row {
+        version: Win10,
+        faults: &["controller-service", "boot-path"],
+        change: |g| {
+            g.system.dword(&service("viostor"), "Start", 3);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["controller-image", "boot-path", "boot-services"],
+        change: |g| g.without("vioscsi.sys"),
+    },
+    Row {
+        version: Win10,
+        faults: &["bus-drivers", "boot-path"],
+        change: |g| {
+            g.system.dword(&service("pci"), "Start", 3);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["volume-drivers", "boot-path"],
+        change: |g| {
+            g.system.dword(&service("volmgr"), "Start", 4);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["kernel-files", "boot-path"],
+        change: |g| g.without("ntfs.sys"),
+    },
+    Row {
+        version: Win10,
+        faults: &["class-filters", "boot-path"],
+        change: dead_filter,
+    },
+    Row {
+        version: Win10,
+        faults: &["idle-settings"],
+        change: |g| {
+            let path = "\\??\\C:\\Windows\\System32\\drivers\\disk.sys";
+            g.system.sz(&service("disk"), "ImagePath", path);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["device-instances"],
+        change: |g| {
+            let key =
+                format!("{SET}\\Enum\\PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1&0&20");
+            g.system
+                .sz(&key, "ClassGUID", "{4d36e97b-e325-11ce-bfc1-08002be10318}");
+            g.system.sz(&key, "Service", "other");
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["device-filters"],
+        change: |g| {
+            let key = format!("{SET}\\Enum\\STORAGE\\Volume\\1");
+            let names = RegData::MultiSz(vec!["gone".into()]);
+            g.system.set(&key, "LowerFilters", names);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["critical-boot-services"],
+        change: |g| missing_driver(g, 3),
+    },
+    Row {
+        version: Win10,
+        faults: &["boot-services"],
+        change: |g| missing_driver(g, 1),
+    },
+    Row {
+        version: Win10,
+        faults: &["storage-rivals"],
+        change: rival,
+    },
+    Row {
+        version: Win10,
+        faults: &["firmware", "boot-manager", "no-blockers"],
+        change: |g| {
+            g.layout.scheme = Scheme::None;
+            g.without("bootmgfw.efi");
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["windows-found", "no-blockers"],
+        change: |g| g.damage = Some(Vec::clear),
+    },
+    Row {
+        version: Win10,
+        faults: &["logs-harmless", "hives-clean"],
+        change: |g| g.damage = Some(|bytes| dirty(bytes)),
+    },
+];
+
+fn converted(version: WinVersion) -> MemoryGuest {
+    let mut guest = MemoryGuest::of(GuestSpec::new(version));
+    let media = media();
+    let prepared = guest.prepare(&media, Some(bootstrap(version)));
+    guest.apply(&prepared, &media);
+    guest
+}
+
+#[test]
+fn each_check_fails_on_a_guest_with_that_fault() {
+    let (mut seen, mut wrong) = (Vec::new(), Vec::new());
+    let sound = [Win7, Win10].map(|version| (version, converted(version)));
+    for (version, guest) in &sound {
+        let checks = guest.verify(&WANTED);
+        let bad: Vec<_> = checks.iter().filter(|c| !c.ok).collect();
+        assert!(bad.is_empty(), "{version:?} {bad:?}");
+    }
+    for row in ROWS {
+        let (_, guest) = sound.iter().find(|(v, _)| *v == row.version).unwrap();
+        let mut guest = guest.clone();
+        (row.change)(&mut guest);
+        let checks = guest.verify(&WANTED);
+        let mut bad: Vec<_> = checks
+            .iter()
+            .filter(|c| c.state == CheckState::Fault)
+            .map(|c| c.id)
+            .collect();
+        let mut want = row.faults.to_vec();
+        bad.sort_unstable();
+        want.sort_unstable();
+        if bad != want {
+            wrong.push(format!("{want:?} wanted, not {bad:?}"));
+        }
+        let blocks = checks
+            .iter()
+            .any(|c| !c.ok && c.severity == crate::inspect::Severity::Blocker);
+        assert_eq!(is_ready(&checks), !blocks, "{:?}", row.faults);
+        seen.extend(row.faults);
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let missing: Vec<_> = CHECKS
+        .iter()
+        .map(|def| def.id)
+        .filter(|id| !seen.contains(id) && !NEEDS_SECTORS.contains(id))
+        .collect();
+    assert!(missing.is_empty(), "no guest fails {missing:?}");
+}
