@@ -388,8 +388,8 @@ fn a_bandwidth_is_shared() {
 }
 
 /// Kills at any moment, on a disk of 4 GiB: what was written and not recorded is under 1 % of it.
-#[test]
 #[ignore = "minutes: .ci/campaign runs it (part resume)"]
+#[test]
 fn kills_at_any_moment_cost_little() {
     if !have(&TOOLS) {
         return;
