@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Access, Mode, OFlags, access, fchmod, fstat, fsync, openat, renameat};
+use rustix::fs::{Access, FileType, Mode, OFlags, access, fchmod, fstat, fsync, openat, renameat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -462,7 +462,7 @@ fn sync_all(folder: &OwnedFd) -> io::Result<()> {
         let name = Path::new(&name);
         if is_directory(&stat) {
             sync_all(&open_directory(folder, name)?)?;
-        } else {
+        } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
             let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
             fsync(openat(folder, name, flags, Mode::empty())?)?;
         }

@@ -70,6 +70,18 @@ pub(super) struct DiskRecord {
     pub(super) overlay: Option<String>,
 }
 
+/// Starts over where a disk is unpacked first: what was unpacked is gone with the run that did it.
+pub(super) fn refuse_packed(job: &Job, folder: &mut OutputFolder) -> Result<()> {
+    let packed = job.source.vm.disks.iter().any(|disk| disk.packed.is_some());
+    if !packed || !folder.was_taken_over() {
+        return Ok(());
+    }
+    tracing::warn!(
+        "starting over: the disks are unpacked anew, and nothing tells that they are the same"
+    );
+    folder.start_over()
+}
+
 /// An interrupted copy that this run goes on with.
 pub(super) struct Resumed {
     plan: String,

@@ -42,7 +42,7 @@ use super::name::safe_name;
 use super::output::{OutputFolder, Preference};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
-use super::resume::Resumed;
+use super::resume::{self, Resumed};
 use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
 use super::vm::{ChangedDisk, OpenDisk, VmDisks, VmSession};
 
@@ -286,6 +286,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let media = job.media_if_named()?;
     let sources = || source_files(job);
     let mut folder = OutputFolder::create(&job.target_folder(), &job.preference(&sources))?;
+    resume::refuse_packed(job, &mut folder)?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
     check_in_place(job, &disks)?;

@@ -226,7 +226,8 @@ impl Device {
         let mut head = vec![0; size.min(HEAD) as usize];
         let read = from.disk().read_at(0, &mut head);
         read.map_err(|source| self.io_error(source))?;
-        let rest: Extents = [head.len() as u64..size].into_iter().collect();
+        let mut rest = Extents::whole(size);
+        rest.remove(0..head.len() as u64);
         let data = copy::ranges(source, how)?.within(&rest);
         let target: Arc<dyn BlockWrite> = Arc::new(Zeroable(self.file.clone(), size));
         let failed = |e| CopyError::of(e, source.path(), &self.path);

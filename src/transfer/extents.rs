@@ -12,9 +12,10 @@ pub(crate) struct Extents {
 }
 
 impl Extents {
-    #[cfg(test)]
     pub(crate) fn whole(size: u64) -> Self {
-        Self::from_iter([0..size])
+        let mut all = Self::default();
+        all.insert(0..size);
+        all
     }
 
     pub(crate) fn bytes(&self) -> u64 {

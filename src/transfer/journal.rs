@@ -219,6 +219,7 @@ impl<R: BufRead> Lines<R> {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

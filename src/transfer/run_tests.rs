@@ -80,7 +80,7 @@ fn pattern(len: u64, seed: u64) -> Vec<u8> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        if state % 3 != 0 {
+        if !state.is_multiple_of(3) {
             grain.fill((state >> 40) as u8 | 1);
         }
     }
