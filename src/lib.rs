@@ -54,4 +54,4 @@ pub mod verify;
     unused_imports,
     reason = "sources on the wire are used from the next change on"
 )]
-pub(crate) mod wire;
+pub mod wire;

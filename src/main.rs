@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use hyper2kvm::{cli, guest, registry, tool};
+use hyper2kvm::{cli, guest, registry, tool, wire};
 
 fn main() -> ExitCode {
     if !cli::can_start() {
@@ -10,6 +10,9 @@ fn main() -> ExitCode {
         return code;
     }
     if let Some(code) = guest::confined::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    if let Some(code) = wire::run_if_asked(std::env::args_os()) {
         return code;
     }
     if let Some(code) = registry::confined::run_if_asked(std::env::args_os()) {

@@ -628,9 +628,9 @@ fn browser(lab: &Lab, args: &[&str], page: &Path) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Licences whose code may be linked into a program under GPL-2.0-or-later. Apache-2.0 alone may not
-/// (Free Software Foundation, "Various Licenses and Comments about Them").
-const COMPATIBLE: [&str; 10] = [
+/// Licences whose code may be linked into a program under GPL-3.0-or-later. Apache-2.0 goes with version 3,
+/// not with version 2 (Free Software Foundation, "Various Licenses and Comments about Them").
+const COMPATIBLE: [&str; 12] = [
     "MIT",
     "BSD-2-Clause",
     "BSD-3-Clause",
@@ -641,6 +641,8 @@ const COMPATIBLE: [&str; 10] = [
     "BSL-1.0",
     "Unicode-3.0",
     "GPL-2.0-or-later",
+    "GPL-3.0-or-later",
+    "Apache-2.0",
 ];
 
 /// Whether an SPDX expression, or cargo's older `A/B`, can be met.
@@ -658,8 +660,9 @@ fn every_linked_crate_has_a_compatible_licence() {
         ("MIT OR Apache-2.0", true),
         ("Apache-2.0 / MIT", true),
         ("(MIT OR Apache-2.0) AND Unicode-3.0", true),
-        ("Apache-2.0", false),
-        ("MIT AND Apache-2.0", false),
+        ("Apache-2.0 AND ISC", true),
+        ("GPL-2.0-only", false),
+        ("MIT AND OpenSSL", false),
         ("", false),
     ] {
         assert_eq!(compatible(expression), verdict, "{expression}");

@@ -18,8 +18,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
-    RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seccompiler::{
@@ -317,6 +317,8 @@ struct Reach<'p> {
     write: Vec<&'p Path>,
     /// TCP.
     network: bool,
+    /// Of TCP, connections to these ports.
+    ports: Vec<u16>,
     /// Unix sockets by their path, where the kernel can tell (landlock 9).
     sockets: bool,
 }
@@ -351,8 +353,11 @@ impl<'p> Reach<'p> {
         let placed = |paths: &[&'p Path]| paths.iter().copied().filter(|p| has_place(p)).collect();
         let (may_read, may_write): (Vec<&Path>, Vec<&Path>) =
             (placed(&self.read), placed(&self.write));
+        let connect = |port: &u16| Ok(NetPort::new(*port, AccessNet::ConnectTcp));
+        let ports = self.ports.iter().filter(|_| !self.network).map(connect);
         let status = ruleset
             .create()
+            .and_then(|r| r.add_rules(ports))
             .and_then(|r| r.add_rules(path_beneath_rules(may_read, read)))
             .and_then(|r| r.add_rules(path_beneath_rules(&self.run, AccessFs::from_read(FILES))))
             .and_then(|r| r.add_rules(path_beneath_rules(may_write, everything)))
@@ -380,6 +385,72 @@ pub fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> {
         ..Reach::default()
     }
     .enforce()
+}
+
+/// What a process that dials out keeps.
+#[derive(Debug)]
+pub(crate) enum Dials {
+    /// Connections to that port, of whatever host: the kernel knows no names.
+    Tcp(u16),
+    /// That socket.
+    Unix(PathBuf),
+    /// Other programs, which connect by themselves. They write nothing.
+    Programs,
+}
+
+/// What resolves the names of hosts.
+const NAMES: [&str; 10] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/run/nscd",
+];
+const DOMAIN: u16 = 53;
+
+impl Dials {
+    fn reach(&self) -> Reach<'_> {
+        let reach = Reach {
+            write: DEVICES.iter().map(Path::new).collect(),
+            // Looking up names may take one.
+            sockets: true,
+            ..Reach::default()
+        };
+        let read = SYSTEM.iter().chain(&NAMES).map(Path::new);
+        match self {
+            Self::Programs => Reach {
+                run: vec![Path::new("/")],
+                network: true,
+                ..reach
+            },
+            Self::Tcp(port) => Reach {
+                read: read.collect(),
+                ports: vec![*port, DOMAIN],
+                ..reach
+            },
+            Self::Unix(socket) => Reach {
+                read: read.chain([socket.as_path()]).collect(),
+                ..reach
+            },
+        }
+    }
+}
+
+/// Leaves this process what it takes to read a source on the wire. Files that are open stay open.
+pub(crate) fn dials(dials: &Dials) -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    limit(&[(Resource::Core, 0)])?;
+    privileges::drop_all()?;
+    dials.reach().enforce()?;
+    match dials {
+        Dials::Programs => Ok(()),
+        Dials::Tcp(_) | Dials::Unix(_) => calls::dials(),
+    }
 }
 
 /// What a tool started through the launcher may reach.
@@ -576,8 +647,7 @@ impl Confinement {
             read,
             run,
             write,
-            network: false,
-            sockets: false,
+            ..Reach::default()
         }
         .enforce()
         .map(drop)
@@ -677,6 +747,38 @@ mod tests {
         for arg in ["--", "", "memory=", "memory=-1", "memory=1M"] {
             assert!(!back.add_arg(OsStr::new(arg)), "{arg}");
         }
+    }
+
+    /// Landlock knows TCP from Linux 6.7 on.
+    fn knows_tcp() -> bool {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split('.').map_while(|n| n.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(6), Some(7))
+    }
+
+    #[test]
+    fn whoever_dials_reaches_its_port_and_no_other() {
+        use std::net::{TcpListener, TcpStream};
+        let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (own, other) = (listener(), listener());
+        let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+        let (own_port, other_port) = (port(&own), port(&other));
+        // Of this thread only.
+        let confined = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            let reach = Dials::Tcp(own_port);
+            if !reach.reach().enforce().unwrap() || !knows_tcp() {
+                return;
+            }
+            TcpStream::connect(("127.0.0.1", own_port)).unwrap();
+            let denied = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+            let refused = TcpStream::connect(("127.0.0.1", other_port));
+            assert!(refused.is_err_and(denied));
+            assert!(TcpListener::bind("127.0.0.1:0").is_err_and(denied));
+            assert!(std::fs::read("/etc/passwd").is_err_and(denied));
+            assert!(std::fs::read("/etc/hosts").is_ok());
+        });
+        confined.join().unwrap();
     }
 
     #[test]

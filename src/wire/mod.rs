@@ -5,14 +5,31 @@
 //! read-only NBD server on a Unix socket. This process, and QEMU's programs, see that socket and nothing
 //! else. The child ends when the last [`Wire`] is dropped, and dies with its parent.
 //!
-//! - [`url`]: what the user names
-//! - [`control`]: what parent and child say to each other
-//! - [`error`]: what can go wrong
+//! - [`url`]: what the user names; [`error`]: what can go wrong
+//! - [`control`]: what parent and child say to each other; [`child`]: the child's side
+//! - [`server`]: the NBD server; [`service`]: files behind it, through the [`cache`]
+//! - [`pool`]: connections and what is under way on them; [`upstream`]: what a transport must do
+//! - [`ssh`] and [`sftp`], [`https`] with [`listing`], [`nbd`], [`tls`]; [`dial`] chooses
 //!
 //! Where the launcher is not enabled (unit tests) a thread does what the child does.
 
+mod cache;
+mod child;
 mod control;
+mod dial;
 mod error;
+mod https;
+mod listing;
+mod nbd;
+mod pool;
+mod server;
+mod service;
+mod sftp;
+mod ssh;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod upstream;
 mod url;
 
 use std::fmt;
@@ -28,6 +45,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::tool::{Child, Cmd, launcher, stop};
+pub use child::run_if_asked;
 use control::{Answer, Order, Password, Request, Status};
 pub(crate) use error::{Result, WireError};
 pub(crate) use url::{Location, Transport};
@@ -340,7 +358,7 @@ impl Remote {
     pub(crate) fn expect(&self, ranges: &[(u64, u64)]) -> Result<()> {
         let request = Request::Expect {
             at: self.location.clone(),
-            ranges: ranges.to_vec(),
+            ranges: ranges.iter().take(service::MAX_EXPECTED).copied().collect(),
         };
         self.wire.call(&request).map(drop)
     }
@@ -356,7 +374,12 @@ fn start(theirs: UnixStream) -> io::Result<Option<Child>> {
         let child = Cmd::own(VERB).stdin(OwnedFd::from(theirs)).spawn();
         return child.map(Some).map_err(io::Error::other);
     }
-    Err(io::Error::other("not built yet"))
+    std::thread::Builder::new()
+        .name("wire".into())
+        .spawn(move || {
+            let _ = child::converse(theirs, child::Confined::No);
+        })?;
+    Ok(None)
 }
 
 impl Talk {

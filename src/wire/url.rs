@@ -500,7 +500,7 @@ fn normal(path: &str) -> Option<String> {
 }
 
 /// `None` for what is not percent-encoded UTF-8, or has a NUL or a line end in it.
-fn decode(text: &str) -> Option<String> {
+pub(super) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, more)) = rest.split_first() {

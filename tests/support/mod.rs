@@ -20,6 +20,8 @@ use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub mod wire;
+
 /// Whether every program is there; where one is missing the test is skipped visibly, or fails when
 /// `HYPER2KVM_REQUIRE_TOOLS` is set.
 pub fn have(tools: &[&str]) -> bool {

@@ -1,0 +1,461 @@
+//! Threads that each hold a connection, and the queue of what they are to fetch.
+//!
+//! A connection is made when there is more to fetch than the connections there are can begin with, so a
+//! quiet run has one. What was under way on a connection that broke is asked for again on another, after
+//! a pause that grows, as often as `--retries` says. While others work, a connection that cannot be made
+//! costs nothing: servers limit how many they take.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::error::{Result, WireError};
+use super::upstream::{Connection, Dial, Meter, Wanted};
+use super::url::Location;
+use super::{Identity, Listed};
+
+/// The first pause; each is twice the one before.
+const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often the first connection is tried: with the pauses about two seconds.
+const FIRST_TRIES: u32 = 3;
+/// How long a thread waits whose connection is not wanted by the server.
+const PARKED: Duration = Duration::from_secs(20);
+/// A read of more than this may last as long as bytes arrive.
+const LARGE: usize = 256 << 10;
+
+/// What a thread with a connection can do.
+#[derive(Debug, Clone)]
+pub(super) enum Task {
+    /// Nothing: whether there is a connection.
+    Connect,
+    Identify(Location),
+    List(Location),
+    Read(Wanted),
+}
+
+#[derive(Debug)]
+pub(super) enum Output {
+    Connected,
+    Identity(Identity),
+    Listed(Vec<Listed>),
+    Bytes(Vec<u8>),
+}
+
+struct Job {
+    task: Task,
+    tries: u32,
+    most: u32,
+    answer: Sender<Result<Output>>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Job {
+    fn end(self, result: Result<Output>) {
+        let _ = self.answer.send(result);
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    urgent: VecDeque<Job>,
+    /// What nobody waits for yet.
+    ahead: VecDeque<Job>,
+    connected: usize,
+    /// Of these, those that have nothing to do.
+    idle: usize,
+    ended: bool,
+}
+
+impl Queue {
+    fn next(&mut self) -> Option<Job> {
+        self.urgent.pop_front().or_else(|| self.ahead.pop_front())
+    }
+
+    fn first(&self) -> Option<&Job> {
+        self.urgent.front().or_else(|| self.ahead.front())
+    }
+
+    fn length(&self) -> usize {
+        self.urgent.len() + self.ahead.len()
+    }
+}
+
+struct Shared {
+    dial: Box<dyn Dial>,
+    meter: Arc<Meter>,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The threads. They end when this is dropped.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    retries: u32,
+    patience: Duration,
+}
+
+/// Something that was asked for.
+pub(super) struct Pending {
+    answer: Receiver<Result<Output>>,
+    given_up: Arc<AtomicBool>,
+    meter: Arc<Meter>,
+    patience: Duration,
+    /// It lasts as long as bytes arrive.
+    large: bool,
+}
+
+impl Pool {
+    pub(super) fn new(
+        dial: Box<dyn Dial>,
+        meter: Arc<Meter>,
+        connections: u32,
+        retries: u32,
+        patience: Duration,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            dial,
+            meter,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+        });
+        for _ in 0..connections.clamp(1, 64) {
+            let shared = shared.clone();
+            std::thread::Builder::new()
+                .name("connection".into())
+                .spawn(move || Worker::new(shared).work())?;
+        }
+        Ok(Self {
+            shared,
+            retries,
+            patience,
+        })
+    }
+
+    pub(super) fn ask(&self, task: Task, urgent: bool) -> Pending {
+        let (sender, answer) = mpsc::channel();
+        let given_up = Arc::new(AtomicBool::new(false));
+        let large = matches!(&task, Task::Read(wanted) if wanted.length > LARGE);
+        let most = match task {
+            Task::Connect => FIRST_TRIES.min(self.retries),
+            _ => self.retries,
+        };
+        let job = Job {
+            task,
+            tries: 0,
+            most,
+            answer: sender,
+            given_up: given_up.clone(),
+        };
+        let mut queue = self.shared.lock();
+        match urgent {
+            true => queue.urgent.push_back(job),
+            false => queue.ahead.push_back(job),
+        }
+        drop(queue);
+        self.shared.wake.notify_all();
+        Pending {
+            answer,
+            given_up,
+            meter: self.shared.meter.clone(),
+            patience: self.patience,
+            large,
+        }
+    }
+
+    /// What to ask for at a time when it is fetched ahead.
+    pub(super) fn piece(&self) -> u64 {
+        self.shared.dial.piece()
+    }
+
+    /// Asks, and waits for the answer.
+    pub(super) fn call(&self, task: Task) -> Result<Output> {
+        self.ask(task, true).wait()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Pending {
+    /// Waits at most as long as the line may be down.
+    pub(super) fn wait(&self) -> Result<Output> {
+        let mut since = Instant::now();
+        let mut fetched = self.meter.fetched();
+        loop {
+            let left = self.patience.saturating_sub(since.elapsed());
+            match self.answer.recv_timeout(left) {
+                Ok(Err(error)) => {
+                    self.meter.note(&error);
+                    return Err(error);
+                }
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Timeout) if self.large && self.meter.fetched() > fetched => {
+                    fetched = self.meter.fetched();
+                    since = Instant::now();
+                }
+                Err(_) => {
+                    self.given_up.store(true, Ordering::Relaxed);
+                    let waited = self.patience.as_secs();
+                    let trouble = self.meter.status().trouble;
+                    return Err(trouble.unwrap_or_else(|| {
+                        WireError::failed(
+                            "the source",
+                            format!("no answer within {waited} s"),
+                            "see that the line and the server are up, and start again",
+                        )
+                    }));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+enum Taken {
+    Job(Job),
+    /// Nothing to do besides what is under way.
+    Nothing,
+    End,
+}
+
+/// A thread and its connection.
+struct Worker {
+    shared: Arc<Shared>,
+    connection: Option<Box<dyn Connection>>,
+    under_way: BTreeMap<u64, Job>,
+    token: u64,
+    /// In a row.
+    failures: u32,
+    /// Why there is no connection.
+    refused: Option<WireError>,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            connection: None,
+            under_way: BTreeMap::new(),
+            token: 0,
+            failures: 0,
+            refused: None,
+        }
+    }
+
+    fn work(mut self) {
+        loop {
+            let depth = self.connection.as_ref().map_or(1, |c| c.depth());
+            let taken = match self.under_way.len() < depth {
+                true => self.take(),
+                false => Taken::Nothing,
+            };
+            match taken {
+                Taken::Job(job) if job.given_up.load(Ordering::Relaxed) => {}
+                Taken::Job(job) => self.begin(job),
+                Taken::Nothing => self.receive(),
+                Taken::End => return self.hang_up(),
+            }
+        }
+    }
+
+    /// The next job; waits for one when there is nothing under way.
+    fn take(&mut self) -> Taken {
+        let connected = self.connection.is_some();
+        let mut queue = self.shared.lock();
+        loop {
+            if queue.ended {
+                return Taken::End;
+            }
+            let may = match queue.first() {
+                None => false,
+                Some(job) if !self.under_way.is_empty() => self.may_join(job),
+                // Others that are connected come first.
+                Some(_) => connected || queue.length() > queue.idle,
+            };
+            if may && let Some(job) = queue.next() {
+                return Taken::Job(job);
+            }
+            if !self.under_way.is_empty() {
+                return Taken::Nothing;
+            }
+            queue.idle += usize::from(connected);
+            queue = self
+                .shared
+                .wake
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= usize::from(connected);
+        }
+    }
+
+    /// Whether the job can be begun while others are under way.
+    fn may_join(&self, job: &Job) -> bool {
+        match (&job.task, &self.connection) {
+            (Task::Read(wanted), Some(connection)) => connection.is_ready(wanted),
+            _ => false,
+        }
+    }
+
+    fn begin(&mut self, job: Job) {
+        self.token += 1;
+        let token = self.token;
+        let Some(connection) = self.connect() else {
+            return self.again(job);
+        };
+        let done = match &job.task {
+            Task::Connect => Ok(Output::Connected),
+            Task::Identify(at) => connection.identify(at).map(Output::Identity),
+            Task::List(at) => connection.list(at).map(Output::Listed),
+            Task::Read(wanted) => match connection.send(token, wanted) {
+                Ok(()) => {
+                    self.under_way.insert(token, job);
+                    return;
+                }
+                Err(error) => Err(error),
+            },
+        };
+        match done {
+            Err(error) if error.is_passing() => {
+                self.hang_up_after(&error);
+                self.retry(job, error);
+            }
+            done => job.end(done),
+        }
+    }
+
+    /// The connection, made when there is none.
+    fn connect(&mut self) -> Option<&mut Box<dyn Connection>> {
+        if self.connection.is_none() {
+            match self.shared.dial.dial() {
+                Ok(connection) => {
+                    self.connection = Some(connection);
+                    self.shared.lock().connected += 1;
+                }
+                Err(error) => {
+                    tracing::debug!("connecting: {error}");
+                    self.shared.meter.note(&error);
+                    self.refused = Some(error);
+                }
+            }
+        }
+        self.connection.as_mut()
+    }
+}
+
+impl Worker {
+    /// Puts a job back that could not be begun for want of a connection.
+    fn again(&mut self, mut job: Job) {
+        let alone = self.shared.lock().connected == 0;
+        let error = self.refused.take();
+        let error =
+            error.unwrap_or_else(|| WireError::failed("the source", "cannot be connected to", ""));
+        if !alone {
+            self.put_back(job);
+            return self.pause(PARKED);
+        }
+        if !error.is_passing() || job.tries >= job.most {
+            return job.end(Err(error));
+        }
+        job.tries += 1;
+        self.pause(pause(job.tries));
+        self.put_back(job);
+    }
+
+    /// Asks once more for what failed, unless it has been often enough.
+    fn retry(&mut self, mut job: Job, error: WireError) {
+        self.shared.meter.note(&error);
+        if job.tries >= job.most {
+            return job.end(Err(error));
+        }
+        tracing::debug!("again: {error}");
+        job.tries += 1;
+        self.put_back(job);
+    }
+
+    fn put_back(&self, job: Job) {
+        if !job.given_up.load(Ordering::Relaxed) {
+            self.shared.lock().urgent.push_front(job);
+            self.shared.wake.notify_all();
+        }
+    }
+
+    fn receive(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        match connection.receive() {
+            Ok((token, result)) => {
+                let Some(job) = self.under_way.remove(&token) else {
+                    return;
+                };
+                match result {
+                    Err(error) if error.is_passing() => {
+                        self.failures += 1;
+                        self.retry(job, error);
+                        self.pause(pause(self.failures));
+                    }
+                    result => {
+                        self.failures = 0;
+                        job.end(result.map(Output::Bytes));
+                    }
+                }
+            }
+            Err(error) => self.hang_up_after(&error),
+        }
+    }
+
+    /// Gives a connection up that is of no use any more; what was under way is asked for elsewhere.
+    fn hang_up_after(&mut self, error: &WireError) {
+        self.hang_up();
+        self.failures += 1;
+        for (_, job) in std::mem::take(&mut self.under_way) {
+            match error.is_passing() {
+                true => self.retry(job, error.clone()),
+                false => job.end(Err(error.clone())),
+            }
+        }
+        if self.failures > 1 {
+            self.pause(pause(self.failures - 1));
+        }
+    }
+
+    fn hang_up(&mut self) {
+        if self.connection.take().is_some() {
+            self.shared.lock().connected -= 1;
+        }
+    }
+
+    /// Sleeps, but not over the end.
+    fn pause(&self, time: Duration) {
+        let start = Instant::now();
+        let mut queue = self.shared.lock();
+        while !queue.ended && start.elapsed() < time {
+            let left = time.saturating_sub(start.elapsed());
+            let woken = self.shared.wake.wait_timeout(queue, left);
+            queue = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    let factor = 1u32 << failures.saturating_sub(1).min(8);
+    (PAUSE * factor).min(LONGEST_PAUSE)
+}
