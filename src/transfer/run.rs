@@ -235,6 +235,8 @@ impl Transfer<'_> {
             }
             drop(state);
             shared.written.notify_all();
+            // After an error nobody waits for room any more.
+            shared.recorded.notify_all();
         }
     }
 
