@@ -234,6 +234,14 @@ pub const IDS: &[Id] = &[
         Stake::NoWay("the program that converts the guest is missing"),
     ),
     blocker(
+        "copy-later",
+        Stake::NoWay("the disk cannot stay where it is"),
+    ),
+    blocker(
+        "source-changed",
+        Stake::Data("an overlay over something else is no disk"),
+    ),
+    blocker(
         "foreign-domain",
         Stake::Data("a domain of the same name belongs to someone else"),
     ),

@@ -36,6 +36,7 @@ pub mod fix;
 pub mod guest;
 pub mod ids;
 pub mod inspect;
+pub(crate) mod later;
 pub mod linux;
 pub mod lock;
 pub mod plan;

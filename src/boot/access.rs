@@ -89,6 +89,71 @@ fn has_acl(folder: &Path) -> bool {
     )
 }
 
+/// Whether the user cannot read a file that libvirt gives to nobody: a source below an overlay keeps its
+/// owner and mode.
+pub fn closed(path: &Path, user: &User) -> bool {
+    let real = path.canonicalize();
+    let ways = [Some(path), real.as_deref().ok()];
+    let mut ways = ways.into_iter().flatten();
+    ways.any(|path| closed_folder(path, user).is_some()) || unreadable(path, user)
+}
+
+fn unreadable(path: &Path, user: &User) -> bool {
+    let Ok(meta) = fs::metadata(path) else {
+        return false;
+    };
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let bit = if meta.uid() == user.uid {
+        0o400
+    } else if meta.gid() == user.gid || is_member(&groups, meta.gid(), &user.name) {
+        0o040
+    } else {
+        0o004
+    };
+    meta.mode() & bit == 0 && !has_acl(path)
+}
+
+fn is_member(groups: &str, gid: u32, name: &str) -> bool {
+    groups.lines().any(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [_, _, id, members] = fields[..] else {
+            return false;
+        };
+        id.parse() == Ok(gid) && members.split(',').any(|member| member == name)
+    })
+}
+
+/// The same as [`check`] for the files of a source, which stay where they are.
+pub fn check_source(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
+    let Some(user) = user else {
+        return Ok(());
+    };
+    for path in paths {
+        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let ways = [path, &real].into_iter();
+        let folder = ways.into_iter().find_map(|path| closed_folder(path, user));
+        let (why, command) = match folder {
+            Some(folder) => (
+                format!("it may not enter {}", folder.display()),
+                format!("setfacl -m u:{}:x {}", user.name, super::quote(&folder)),
+            ),
+            None if unreadable(path, user) => (
+                "it may not read the file".to_owned(),
+                format!("setfacl -m u:{}:r {}", user.name, super::quote(path)),
+            ),
+            None => continue,
+        };
+        return Err(Error::missing_tool(format!(
+            "QEMU runs as {} and cannot read {}, which the disks are overlays on: {why}",
+            user.name,
+            path.display(),
+        ))
+        .hint(format!("let it in: {command}"))
+        .hint("or copy what is left before the VM is started: hyper2kvm pull OUTDIR"));
+    }
+    Ok(())
+}
+
 /// An error that says who cannot get where, and what helps.
 pub fn check(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
     let Some(user) = user else {
@@ -166,5 +231,40 @@ mod tests {
         assert!(error.message.contains("may not enter"), "{error}");
         assert!(error.hints[0].contains("--install-to"));
         assert!(check(&[disk], None).is_ok());
+    }
+
+    #[test]
+    fn a_source_must_be_readable_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        let disk = dir.path().join("vm.vmdk");
+        fs::write(&disk, "x").unwrap();
+        let user = User {
+            name: "qemu".into(),
+            uid: 54321,
+            gid: 54321,
+        };
+        let check = || check_source(std::slice::from_ref(&disk), Some(&user));
+        for (bits, readable) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+            fs::set_permissions(&disk, fs::Permissions::from_mode(bits)).unwrap();
+            assert_eq!(closed(&disk, &user), !readable, "{bits:o}");
+            assert_eq!(check().is_ok(), readable, "{bits:o}");
+        }
+        fs::set_permissions(&disk, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = check().unwrap_err();
+        assert!(error.message.contains("may not read"), "{error}");
+        assert!(error.hints[0].contains("setfacl -m u:qemu:r "), "{error:?}");
+        // By a link into a folder that is closed.
+        let home = dir.path().join("home");
+        fs::create_dir(&home).unwrap();
+        fs::rename(&disk, home.join("vm.vmdk")).unwrap();
+        std::os::unix::fs::symlink(home.join("vm.vmdk"), &disk).unwrap();
+        fs::set_permissions(home.join("vm.vmdk"), fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(check().is_ok());
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(closed(&disk, &user));
+        assert!(check().unwrap_err().message.contains("may not enter"));
+        assert!(is_member("a:x:1:b\nkvm:x:9:me,qemu\n", 9, "qemu"));
+        assert!(!is_member("kvm:x:9:me,qemu2\nbroken\n", 9, "qemu"));
     }
 }

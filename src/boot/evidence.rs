@@ -85,26 +85,21 @@ impl Run<'_> {
     /// The SYSTEM hive and the log of driver installations, from the disk of a machine that is off.
     pub(super) fn guest_evidence(&mut self, folder: &Path) {
         let read = self.files.system_disk().and_then(|disk| {
-            proof::with_disk(
-                &disk.path,
-                &disk.format,
-                &self.options.keys,
-                |survey, guest| {
-                    let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows)
-                    else {
-                        return Ok(vec!["no Windows on the disk".to_owned()]);
-                    };
-                    let mut missing = Vec::new();
-                    missing.extend(keep(folder, "SYSTEM", &hives.system.bytes));
-                    // A guest that never installed a driver has none.
-                    if let Some(path) = proof::setup_log_path(windows)
-                        && let Ok(log) = guest.read(windows.system_volume, &path, MAX_SERIAL_LOG)
-                    {
-                        missing.extend(keep(folder, "setupapi.dev.log", &log));
-                    }
-                    Ok(missing)
-                },
-            )
+            proof::with_disk(&self.guest_disk(disk), |survey, guest| {
+                let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows)
+                else {
+                    return Ok(vec!["no Windows on the disk".to_owned()]);
+                };
+                let mut missing = Vec::new();
+                missing.extend(keep(folder, "SYSTEM", &hives.system.bytes));
+                // A guest that never installed a driver has none.
+                if let Some(path) = proof::setup_log_path(windows)
+                    && let Ok(log) = guest.read(windows.system_volume, &path, MAX_SERIAL_LOG)
+                {
+                    missing.extend(keep(folder, "setupapi.dev.log", &log));
+                }
+                Ok(missing)
+            })
         });
         let missing = read.unwrap_or_else(|e| vec![format!("the guest's disk: {e}")]);
         let lines = missing.iter().map(|m| format!("evidence missing: {m}"));

@@ -34,9 +34,22 @@ pub struct Domain {
 pub struct DomainDisk {
     pub path: PathBuf,
     pub format: String,
+    /// What it is an overlay on, from the top.
+    pub below: Vec<PathBuf>,
+    /// libvirt's name for it, e.g. `vda`.
+    pub target: String,
+    /// The number of its node in a running QEMU.
+    pub node: Option<String>,
     /// Windows is on it.
     pub system: bool,
     boot: bool,
+}
+
+impl DomainDisk {
+    /// Whether the file is the disk, or below it.
+    pub fn stands_on(&self, file: &Path) -> bool {
+        self.path == file || self.below.iter().any(|below| below == file)
+    }
 }
 
 /// The output folder, opened; `None` where there is none. Its domains are run and its record says which
@@ -216,8 +229,9 @@ impl Domain {
             .any(|t| t.attr("name") == Some("org.qemu.guest_agent.0"))
     }
 
-    /// The domain with its serial ports logged to files, and with a crash kept to be looked at.
-    pub fn watched(&self, log: &Path) -> String {
+    /// The domain with its serial ports logged to files, and with a crash kept to be looked at. Disks of
+    /// `overlays` are run from there: pairs of disk and overlay.
+    pub fn watched(&self, log: &Path, overlays: &[(PathBuf, PathBuf)]) -> String {
         let mut root = self.root.clone();
         for element in &mut root.children {
             if element.is("on_crash") {
@@ -225,6 +239,9 @@ impl Domain {
             }
             if !element.is("devices") {
                 continue;
+            }
+            for disk in element.children.iter_mut().filter(|e| e.is("disk")) {
+                put_over(disk, overlays);
             }
             let ports = element.children.iter_mut().filter(|e| e.is("serial"));
             for (serial, file) in ports.zip([log.to_path_buf(), second_log(log)]) {
@@ -238,6 +255,41 @@ impl Domain {
         }
         root.to_document()
     }
+}
+
+/// Gives a disk its overlay, with what the disk was as the chain below it.
+fn put_over(disk: &mut Element, overlays: &[(PathBuf, PathBuf)]) {
+    let named = |source: &Element| {
+        let path = source.attr("file").or(source.attr("dev"))?;
+        let found = overlays.iter().find(|(old, _)| old == Path::new(path));
+        found.map(|(_, overlay)| overlay.display().to_string())
+    };
+    let Some(overlay) = disk.first("source").and_then(named) else {
+        return;
+    };
+    let is = |name: &'static str| move |e: &mut Element| e.is(name);
+    let source = disk.children.extract_if(.., is("source")).next();
+    let below = disk.children.extract_if(.., is("backingStore")).next();
+    let driver = disk.children.iter_mut().find(|e| e.is("driver"));
+    let (Some(source), Some(driver)) = (source, driver) else {
+        return;
+    };
+    let mut format = "qcow2".to_owned();
+    for (_, value) in driver.attrs.iter_mut().filter(|(key, _)| key == "type") {
+        format = std::mem::replace(value, "qcow2".to_owned());
+    }
+    let kind = disk.attr("type").unwrap_or("file").to_owned();
+    for (_, value) in disk.attrs.iter_mut().filter(|(key, _)| key == "type") {
+        *value = "file".to_owned();
+    }
+    disk.push(Element::new("source").with("file", overlay));
+    disk.push(
+        Element::new("backingStore")
+            .with("type", kind)
+            .child(Element::new("format").with("type", format))
+            .child(source)
+            .child(below.unwrap_or_else(|| Element::new("backingStore"))),
+    );
 }
 
 /// The log of COM2 that belongs to one of COM1.
@@ -256,11 +308,29 @@ fn disks(root: &Element) -> Vec<DomainDisk> {
             Some(DomainDisk {
                 path: source.attr("file").or(source.attr("dev"))?.into(),
                 format: disk.first("driver")?.attr("type")?.to_owned(),
+                below: below(disk),
+                target: (disk.first("target").and_then(|t| t.attr("dev")))
+                    .unwrap_or_default()
+                    .to_owned(),
+                node: source.attr("index").map(str::to_owned),
                 system: disk.text_of("serial") == Some(SYSTEM_DISK),
                 boot: disk.first("boot").is_some(),
             })
         })
         .collect()
+}
+
+/// The files of the chain below a disk.
+fn below(disk: &Element) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut next = disk.first("backingStore");
+    while let Some(level) = next {
+        let source = level.first("source");
+        let path = source.and_then(|s| s.attr("file").or(s.attr("dev")));
+        files.extend(path.map(PathBuf::from));
+        next = level.first("backingStore");
+    }
+    files
 }
 
 /// The stage a domain of ours is in.
@@ -308,7 +378,7 @@ mod tests {
                 root: Element::parse(xml.as_bytes()).unwrap(),
             };
             assert!(domain.has_agent_channel());
-            let watched = domain.watched(Path::new("/vm/com1.log"));
+            let watched = domain.watched(Path::new("/vm/com1.log"), &[]);
             assert!(watched.contains("<log file=\"/vm/com1.log\" append=\"off\"/>"));
             assert!(!watched.contains("com2"));
             assert!(watched.contains("<on_crash>preserve</on_crash>"));
@@ -318,9 +388,32 @@ mod tests {
                 path: "x".into(),
                 root: Element::parse(xml.as_bytes()).unwrap(),
             };
-            let watched = domain.watched(Path::new("/vm/com1.log"));
+            let watched = domain.watched(Path::new("/vm/com1.log"), &[]);
             assert!(watched.contains("<log file=\"/vm/com2.log\" append=\"off\"/>"));
             machine.second_serial = false;
+            // On the switch the disk is run from an overlay, whatever it is on itself.
+            for below in [vec![], vec!["/old/win10.vmdk"]] {
+                machine.disks[0].backing = (below.iter())
+                    .map(|path| crate::domain::Backing {
+                        path: path.into(),
+                        format: "vmdk".into(),
+                    })
+                    .collect();
+                let xml = to_xml(&machine, stage, &portable).unwrap();
+                let root = Element::parse(xml.as_bytes()).unwrap();
+                let path = "x".into();
+                let overlay = ("/vm/win10.qcow2".into(), "/vm/trial".into());
+                let xml = Domain { path, root }.watched(Path::new("/vm/com1.log"), &[overlay]);
+                let disk = &identify(&xml).unwrap().1[0];
+                assert_eq!(disk.path, Path::new("/vm/trial"));
+                let mut want = vec!["/vm/win10.qcow2"];
+                want.extend(below);
+                let want: Vec<PathBuf> = want.into_iter().map(PathBuf::from).collect();
+                assert_eq!(disk.below, want);
+                assert!(disk.stands_on(Path::new("/vm/win10.qcow2")));
+                assert!(!disk.stands_on(Path::new("/vm/other.qcow2")));
+            }
+            machine.disks[0].backing.clear();
             let other = xml.replace(HYPER2KVM_NS, "urn:other");
             assert_eq!(identify(&other).unwrap().0, None);
         }

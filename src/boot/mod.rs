@@ -18,6 +18,7 @@ mod anchor;
 mod evidence;
 pub mod files;
 pub mod install;
+mod merge;
 pub mod proof;
 pub mod protect;
 pub mod record;
@@ -33,6 +34,7 @@ use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::journal::write_durably;
 use crate::guest::keys::Keys;
+use crate::later;
 use crate::lock::{FileLock, LockError};
 use crate::tool::stop;
 use crate::tool::virsh::{State, Tick, Virsh};
@@ -109,6 +111,11 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     };
     anchored(&options.folder, ui)?;
     let files = Files::open(&options.folder)?;
+    let later = later::Record::left(&files.folder)?;
+    let source = later.as_ref().map_or_else(Vec::new, later::Record::files);
+    if let Some(later) = &later {
+        later.check_source(&files.folder)?;
+    }
     let record = match Record::load(&files.folder)? {
         Some(record) if record.uuid == files.uuid && record.uri == options.uri => record,
         Some(record) if record.uuid == files.uuid => {
@@ -123,7 +130,9 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     let mut record = record;
     record.warnings.extend(warnings);
     if record.phase != Phase::Done {
-        access::check(&files.paths(), access::qemu_user(&options.uri).as_ref())?;
+        let user = access::qemu_user(&options.uri);
+        access::check_source(&source, user.as_ref())?;
+        access::check(&files.paths(), user.as_ref())?;
     }
     let mut run = Run {
         options,
@@ -131,6 +140,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
         virsh,
         files,
         record,
+        source,
     };
     run.refuse_foreign_domains()?;
     run.phases()?;
@@ -164,7 +174,7 @@ fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Re
     Ok(installed.warnings)
 }
 
-fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
+pub(crate) fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
     if let Some(was) = anchor::anchor(folder)? {
         let moved = format!("from {}: the files name each other anew", was.display());
         ui.status("Moved", &moved);
@@ -206,6 +216,8 @@ struct Run<'a> {
     virsh: Virsh,
     files: Files,
     record: Record,
+    /// The files that the disks are overlays on, after `convert --copy later`.
+    source: Vec<PathBuf>,
 }
 
 impl Run<'_> {
@@ -306,8 +318,11 @@ impl Run<'_> {
         // The folder was moved since it was defined: it is defined anew before the next start.
         let left_behind = |disk: &Path| disk.file_name() == ours.file_name() && !disk.exists();
         let off = || Ok::<_, Error>(self.tick(1)?.state == State::Off);
-        let moved = || Ok::<_, Error>(disks.iter().any(|d| left_behind(&d.path)) && off()?);
-        if !disks.iter().any(|d| d.path == ours) && !moved()? {
+        let named = |d: &files::DomainDisk| {
+            left_behind(&d.path) || d.below.iter().any(|below| left_behind(below))
+        };
+        let moved = || Ok::<_, Error>(disks.iter().any(named) && off()?);
+        if !disks.iter().any(|d| d.stands_on(&ours)) && !moved()? {
             return refuse(
                 format!(
                     "the machine libvirt has runs from another disk than {}",
@@ -414,7 +429,11 @@ impl Run<'_> {
         };
         let path = self.files.folder.join(".boot-domain.xml");
         // Never through what somebody put under that name.
-        write_durably(&path, domain.watched(log).as_bytes())
+        let overlays = match stage {
+            Stage::Final => self.overlays(),
+            Stage::Bootstrap => Vec::new(),
+        };
+        write_durably(&path, domain.watched(log, &overlays).as_bytes())
             .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
         let defined = self.virsh.define(&path);
         // It is only a copy; libvirt has it now.
@@ -580,7 +599,7 @@ impl Run<'_> {
         let proof = self
             .files
             .system_disk()
-            .and_then(|disk| proof::read(&disk.path, &disk.format, &self.options.keys, bus));
+            .and_then(|disk| proof::read(&self.guest_disk(disk), bus));
         match proof {
             Ok(proof) => {
                 self.record.warnings.extend(proof.doubts(bus));
@@ -599,7 +618,20 @@ impl Run<'_> {
         }
     }
 
+    /// A disk to look at while the machine is off, as the machine has written it.
+    fn guest_disk(&self, disk: files::DomainDisk) -> proof::GuestDisk<'_> {
+        let overlays = self.overlays();
+        let over = overlays.into_iter().find(|(below, _)| *below == disk.path);
+        proof::GuestDisk {
+            path: over.map_or(disk.path, |(_, overlay)| overlay),
+            format: disk.format,
+            keys: &self.options.keys,
+            source: &self.source,
+        }
+    }
+
     fn finish(&mut self) -> Result<()> {
+        self.merge_overlays()?;
         // From the next start on it is the domain of the output folder, without our log.
         self.define(Stage::Final, None)?;
         let off = self.tick(1)?.state == State::Off;
@@ -678,9 +710,14 @@ impl Run<'_> {
             })?;
         }
         let bootstrap = self.files.bootstrap.is_some();
-        if bootstrap {
-            self.define(Stage::Bootstrap, None)?;
-        }
+        // What libvirt has names the overlay, which goes.
+        self.define(
+            match bootstrap {
+                true => Stage::Bootstrap,
+                false => Stage::Final,
+            },
+            None,
+        )?;
         let protected = !self.record.protected.is_empty();
         let message = self
             .record

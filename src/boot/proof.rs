@@ -1,7 +1,7 @@
 //! What the disk says after the first boot: did Windows find the VirtIO controller and bind our driver
 //! to it? Read with the machine off, by our own readers, and nothing is written.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -67,21 +67,28 @@ fn service(bus: StorageBus) -> &'static str {
     }
 }
 
+/// The disk of a machine that is off.
+pub struct GuestDisk<'a> {
+    pub path: PathBuf,
+    pub format: String,
+    pub keys: &'a Keys,
+    /// The files it may be an overlay on.
+    pub source: &'a [PathBuf],
+}
+
 /// Opens the disk read-only and hands what is on it to `read`.
 pub fn with_disk<T>(
-    disk: &Path,
-    format: &str,
-    keys: &Keys,
+    disk: &GuestDisk<'_>,
     read: impl FnOnce(&Survey, &dyn GuestRead) -> Result<T>,
 ) -> Result<T> {
     let source = Source {
         id: DiskId::ONLY,
-        path: disk.to_path_buf(),
-        format: Some(format.to_owned()),
-        allow_backing: Vec::new(),
+        path: disk.path.clone(),
+        format: Some(disk.format.clone()),
+        allow_backing: disk.source.to_vec(),
         root: None,
         force_dirty: false,
-        keys: keys.clone(),
+        keys: disk.keys.clone(),
         opened: Opened::default(),
         unpacked: Default::default(),
     };
@@ -95,8 +102,8 @@ pub fn with_disk<T>(
 }
 
 /// The proof for the bus of the final stage.
-pub fn read(disk: &Path, format: &str, keys: &Keys, bus: StorageBus) -> Result<Proof> {
-    with_disk(disk, format, keys, |survey, guest| {
+pub fn read(disk: &GuestDisk<'_>, bus: StorageBus) -> Result<Proof> {
+    with_disk(disk, |survey, guest| {
         let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows) else {
             return Err(Error::failed("no Windows was found on the disk"));
         };

@@ -1,7 +1,10 @@
 //! Keeping the disks as they are before the switch, and putting them back.
 //!
-//! qcow2 disks get an internal snapshot, raw files a copy beside them (a reflink where the file system
-//! has them), and the UEFI variables a copy in the output folder. All of it while the machine is off.
+//! A qcow2 disk gets an overlay that takes what is written from the switch on: it is thrown away when the
+//! final boot fails, and merged into the disk ([`merge`](super::merge)) when it does not. An internal snapshot
+//! would not do: where the disk is an overlay on a source itself, the snapshot's data goes with the source. Raw
+//! files get a copy beside them (a reflink where the file system has them), and the UEFI variables a copy in
+//! the output folder. All of it while the machine is off.
 //!
 //! A copy is named in the record before it is made, under a name that was free, and is durable before the
 //! switch. It is put back only when it has the size it had then.
@@ -18,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Run;
+use crate::disk::chain::Image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted;
@@ -25,7 +29,7 @@ use crate::tool::confine::Confinement;
 use crate::tool::virsh::State;
 use crate::tool::{Cmd, qemu_img, stop};
 
-/// The internal snapshot of ours.
+/// The internal snapshot that earlier versions made.
 pub const SNAPSHOT: &str = "hyper2kvm-before-final";
 
 /// Between two looks at whether the user wants to stop.
@@ -35,9 +39,10 @@ const MAX_NVRAM: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Protected {
-    Snapshot {
-        disk: PathBuf,
-    },
+    /// The disk is not written to: the machine runs on the overlay.
+    Overlay { disk: PathBuf, overlay: PathBuf },
+    /// Of an earlier version.
+    Snapshot { disk: PathBuf },
     Copy {
         disk: PathBuf,
         copy: PathBuf,
@@ -61,18 +66,25 @@ pub struct Saved {
 
 /// What will keep one disk; `None` when nothing can.
 pub fn plan(disk: &Path, format: &str) -> Option<Protected> {
-    if format == "qcow2" {
-        return Some(Protected::Snapshot { disk: disk.into() });
-    }
+    let beside = |what: &str| -> PathBuf {
+        let mut name = disk.as_os_str().to_owned();
+        name.push(format!(".{what}-{}", uuid::Uuid::new_v4()));
+        name.into()
+    };
     // A block device has no room beside it.
-    disk.is_file().then(|| {
-        let mut copy = disk.as_os_str().to_owned();
-        copy.push(format!(".before-final-{}", uuid::Uuid::new_v4()));
-        Protected::Copy {
+    if !disk.is_file() {
+        return None;
+    }
+    Some(match format {
+        "qcow2" => Protected::Overlay {
             disk: disk.into(),
-            copy: copy.into(),
+            overlay: beside("since-switch"),
+        },
+        _ => Protected::Copy {
+            disk: disk.into(),
+            copy: beside("before-final"),
             saved: None,
-        }
+        },
     })
 }
 
@@ -116,10 +128,22 @@ impl Run<'_> {
         for kept in &mut self.record.protected {
             self.ui
                 .status("Saving", "the machine as it is, before the switch");
-            kept.save()?;
+            kept.save(&self.source)?;
         }
         Ok(())
     }
+}
+
+/// An empty overlay on a disk that may itself be one on `source`.
+fn create_overlay(disk: &Path, overlay: &Path, source: &[PathBuf]) -> Result<()> {
+    let image = Image::open_info(disk, Some("qcow2"), source)?;
+    qemu_img::create_overlay(overlay, image.virtual_size())?;
+    qemu_img::set_backing(overlay, Some((disk, "qcow2")))?;
+    let synced = || -> io::Result<()> {
+        File::open(overlay)?.sync_all()?;
+        sync_folder(overlay.parent().unwrap_or(Path::new("/")))
+    };
+    synced().map_err(|e| Error::failed(format!("writing {}", overlay.display())).because(e))
 }
 
 fn qcow2(disk: &Path) -> Result<OsString> {
@@ -144,7 +168,9 @@ impl Protected {
     /// Refuses a file of the user under the name that is about to be used.
     pub fn refuse_taken(&self) -> Result<()> {
         match self {
-            Self::Copy { copy, .. } | Self::Nvram { copy, .. }
+            Self::Overlay { overlay: copy, .. }
+            | Self::Copy { copy, .. }
+            | Self::Nvram { copy, .. }
                 if copy.symlink_metadata().is_ok() =>
             {
                 Err(Error::failed(format!(
@@ -157,8 +183,8 @@ impl Protected {
         }
     }
 
-    /// Saves; durable when it returns.
-    pub fn save(&mut self) -> Result<()> {
+    /// Saves; durable when it returns. `source`: the files that the disks may be overlays on.
+    pub fn save(&mut self, source: &[PathBuf]) -> Result<()> {
         let failed = |what: &Path, e: Error| {
             if e.kind == ErrorKind::Interrupted {
                 return e;
@@ -168,11 +194,11 @@ impl Protected {
                 .hint("--no-snapshot goes on without: a failed switch may then leave the disk changed")
         };
         match self {
-            Self::Snapshot { disk } => {
-                // There is none, usually.
-                let _ = snapshot("-d", disk);
-                snapshot("-c", disk).map_err(|e| failed(disk, e))
+            Self::Overlay { disk, overlay } => {
+                create_overlay(disk, overlay, source).map_err(|e| failed(disk, e))
             }
+            // None are made any more.
+            Self::Snapshot { .. } => Ok(()),
             Self::Copy { disk, copy, saved } => {
                 *saved = Some(copy_disk(disk, copy).map_err(|e| failed(disk, e))?);
                 Ok(())
@@ -196,6 +222,10 @@ impl Protected {
     /// Puts back; may be repeated until [`Protected::forget`].
     pub fn restore(&self) -> Result<()> {
         match self {
+            // Nothing was written to it; whoever forgets the overlay forgets what was written since.
+            Self::Overlay { disk, .. } => fs::metadata(disk)
+                .map(drop)
+                .map_err(|e| Error::failed(format!("looking for {}", disk.display())).because(e)),
             Self::Snapshot { disk } => snapshot("-a", disk),
             Self::Copy { disk, copy, saved } => put_back(disk, copy, *saved),
             Self::Nvram { file, copy, saved } => {
@@ -215,18 +245,19 @@ impl Protected {
         }
     }
 
-    /// Gives up what was saved; fails while a machine uses the disk.
+    /// Gives up what was saved, and of an overlay what it holds; a snapshot only while no machine uses the
+    /// disk.
     pub fn forget(&self) -> Result<()> {
         match self {
             Self::Snapshot { disk } => snapshot("-d", disk),
-            Self::Copy { copy, .. } | Self::Nvram { copy, .. } => {
-                match std::fs::remove_file(copy) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                        Err(Error::failed(format!("removing {}", copy.display())).because(e))
-                    }
-                    _ => Ok(()),
+            Self::Overlay { overlay: copy, .. }
+            | Self::Copy { copy, .. }
+            | Self::Nvram { copy, .. } => match std::fs::remove_file(copy) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::failed(format!("removing {}", copy.display())).because(e))
                 }
-            }
+                _ => Ok(()),
+            },
         }
     }
 
@@ -236,9 +267,9 @@ impl Protected {
             Self::Snapshot { disk } => {
                 format!("qemu-img snapshot -d {SNAPSHOT} {}", super::quote(disk))
             }
-            Self::Copy { copy, .. } | Self::Nvram { copy, .. } => {
-                format!("rm {}", super::quote(copy))
-            }
+            Self::Overlay { overlay: copy, .. }
+            | Self::Copy { copy, .. }
+            | Self::Nvram { copy, .. } => format!("rm {}", super::quote(copy)),
         }
     }
 }
@@ -397,27 +428,70 @@ mod tests {
         };
         qemu_img::create(&disk, "qcow2", 1 << 20).unwrap();
         write(1);
-        let mut qcow2 = plan(&disk, "qcow2").unwrap();
         let mut copy = plan(&raw, "raw").unwrap();
-        for kept in [&mut qcow2, &mut copy] {
-            // The second time over what an interrupted run left.
-            kept.save().unwrap();
-            kept.forget().unwrap();
-            kept.save().unwrap();
-        }
+        // The second time over what an interrupted run left.
+        copy.save(&[]).unwrap();
+        copy.forget().unwrap();
+        copy.save(&[]).unwrap();
+        // Of an earlier version.
+        let old = Protected::Snapshot { disk: disk.clone() };
+        snapshot("-c", &disk).unwrap();
         write(2);
         std::fs::write(&raw, vec![2; 1 << 20]).unwrap();
         assert_eq!(first(), 2);
-        for kept in [&qcow2, &copy] {
+        for kept in [&old, &copy] {
             kept.restore().unwrap();
             kept.restore().unwrap();
         }
         assert_eq!(first(), 1);
         assert_eq!(std::fs::read(&raw).unwrap()[0], 1);
-        qcow2.forget().unwrap();
+        old.forget().unwrap();
         copy.forget().unwrap();
-        assert!(qcow2.restore().is_err(), "the snapshot is gone");
+        assert!(old.restore().is_err(), "the snapshot is gone");
         assert_eq!(plan(Path::new("/dev/null"), "raw"), None);
+    }
+
+    /// On a disk that stands alone, and on one over a source elsewhere.
+    #[test]
+    fn an_overlay_takes_what_is_written_since() {
+        if tool::find("qemu-img").is_none() || tool::find("qemu-io").is_none() {
+            eprintln!("SKIP: no qemu-img or qemu-io");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let far = tempfile::tempdir().unwrap();
+        let source = far.path().join("old, 1.raw");
+        fs::write(&source, vec![1; 1 << 20]).unwrap();
+        let io = |disk: &Path, command: &str| {
+            let run = Cmd::new("qemu-io").args(["-f", "qcow2", "-c", command]);
+            let said = run.arg(disk).run().unwrap().stdout;
+            String::from_utf8_lossy(&said).into_owned()
+        };
+        for (name, below) in [("alone.qcow2", None), ("later, 2.qcow2", Some(&source))] {
+            let disk = dir.path().join(name);
+            qemu_img::create_overlay(&disk, 1 << 20).unwrap();
+            let below = below.map(|source| (source.as_path(), "raw"));
+            qemu_img::set_backing(&disk, below).unwrap();
+            io(&disk, "write -P 1 0 1M");
+            let before = fs::read(&disk).unwrap();
+            let allowed = [source.clone()];
+            let mut kept = plan(&disk, "qcow2").unwrap();
+            kept.save(&allowed).unwrap();
+            let Protected::Overlay { overlay, .. } = kept.clone() else {
+                panic!("{kept:?}");
+            };
+            io(&overlay, "write -P 2 64k 64k");
+            assert!(
+                fs::read(&disk).unwrap() == before,
+                "{name}: it was written to"
+            );
+            kept.restore().unwrap();
+            kept.forget().unwrap();
+            assert!(!overlay.exists());
+            let said = io(&disk, "read -P 1 0 1M");
+            assert!(!said.contains("fail"), "{name}: {said}");
+        }
+        assert!(fs::read(&source).unwrap() == vec![1; 1 << 20]);
     }
 
     /// What the user and others have beside a disk is theirs, and only what was saved is put back.
@@ -442,7 +516,7 @@ mod tests {
         fs::write(&victim, "theirs").unwrap();
         std::os::unix::fs::symlink(&victim, dir.path().join("disk.raw.partial")).unwrap();
         let mut kept = plan(&raw, "raw").unwrap();
-        kept.save().unwrap();
+        kept.save(&[]).unwrap();
         let Protected::Copy { copy, saved, .. } = &kept else {
             panic!("{kept:?}");
         };
@@ -453,7 +527,7 @@ mod tests {
         for name in [theirs, "victim"] {
             assert_eq!(fs::read_to_string(dir.path().join(name)).unwrap(), "theirs");
         }
-        assert!(kept.save().is_err(), "its name is taken");
+        assert!(kept.save(&[]).is_err(), "its name is taken");
         contents(2);
         // As a loss of power may leave it.
         let whole = dir.path().join("whole");
@@ -469,7 +543,7 @@ mod tests {
         assert!(fs::read(&raw).unwrap() == before);
         // It has its name by now; and without a copy nothing is as it was.
         let mut again = plan(&raw, "raw").unwrap();
-        again.save().unwrap();
+        again.save(&[]).unwrap();
         again.restore().unwrap();
         again.restore().unwrap();
         let other = dir.path().join("other");
@@ -500,7 +574,7 @@ mod tests {
             "{error}"
         );
         // It may come after that look.
-        kept.save().unwrap();
+        kept.save(&[]).unwrap();
         fs::write(&file, "changed since").unwrap();
         kept.restore().unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "before");

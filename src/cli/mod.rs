@@ -13,6 +13,8 @@ mod limits;
 pub mod man;
 pub mod options;
 pub mod plan;
+pub mod pull;
+pub mod release;
 pub mod rollback;
 pub mod source;
 pub mod verify;
@@ -78,6 +80,10 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Boot a converted machine twice on libvirt: bootstrap, then VirtIO
     Boot(boot::BootArgs),
+    /// Copy what `convert --copy later` has left on the source, while the VM runs or is off
+    Pull(pull::PullArgs),
+    /// Give up a VM whose disks are still on the source: domain, output directory
+    Release(release::ReleaseArgs),
     /// Undo a fix made with `convert --in-place`
     Rollback(rollback::RollbackArgs),
     /// Show which drivers the catalogue and a virtio-win medium offer, per Windows
@@ -212,10 +218,15 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         limits::need_memory()?;
         limits::allow_open_files();
     }
-    // `doctor` and `demo` may call sudo, `boot` a bridge helper: they keep what the user has.
+    // `doctor` and `demo` may call sudo, `boot`, `pull` and `release` a libvirt of the user with its
+    // bridge helper: they keep what the user has.
     if !matches!(
         command,
-        Command::Doctor(_) | Command::Demo(_) | Command::Boot(_)
+        Command::Doctor(_)
+            | Command::Demo(_)
+            | Command::Boot(_)
+            | Command::Pull(_)
+            | Command::Release(_)
     ) {
         rustix::thread::set_no_new_privs(true)
             .map_err(|e| Error::failed("giving up new privileges").because(e))?;
@@ -234,6 +245,8 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         Command::Convert(args) => convert::run(&args, ui),
         Command::Verify(args) => verify::run(&args, ui),
         Command::Boot(args) => boot::run(&args, ui),
+        Command::Pull(args) => pull::run(&args, ui),
+        Command::Release(args) => release::run(&args, ui),
         Command::Rollback(args) => rollback::run(&args, ui),
         Command::Drivers(args) => drivers::run(&args, ui),
         Command::Demo(args) => demo::run(&args, ui),

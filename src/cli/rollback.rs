@@ -10,6 +10,7 @@ use crate::disk::chain::Image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::CommitError;
 use crate::fix::journal::{self, DiskRef, Journal, JournalError};
+use crate::later;
 use crate::lock::FileLock;
 use crate::ui::{Ui, bytes};
 
@@ -50,11 +51,13 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
             .hint("name the output folder of a conversion with --in-place, or --journal FILE"),
     })?;
     if !journal.doc.disk.in_place {
+        let folder = boot::quote(journal.folder());
+        let how = match later::Record::left(journal.folder())? {
+            Some(_) => format!("hyper2kvm release {folder} discards the conversion"),
+            None => format!("delete {folder} to discard the conversion"),
+        };
         return Err(
-            Error::failed("there is nothing to undo: the source was never changed").hint(format!(
-                "delete {} to discard the conversion",
-                journal.folder().display()
-            )),
+            Error::failed("there is nothing to undo: the source was never changed").hint(how),
         );
     }
     let changed = journal.doc.changed().into_iter();

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
+use crate::convert::later::Copying;
 use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
 use crate::convert::name::title;
@@ -96,6 +97,9 @@ pub struct FixArgs {
     /// Compress the converted disk (qcow2 only)
     #[arg(long)]
     pub compress: bool,
+    /// When the disks are copied; with `later` the VM can start at once, on overlays on the source
+    #[arg(long, value_enum, default_value_t)]
+    pub copy: CopyArg,
     /// Fix the source disk itself instead of a copy; undo with `rollback`
     #[arg(long, conflicts_with_all = ["compress", "format"])]
     pub in_place: bool,
@@ -256,6 +260,14 @@ pub enum EngineArg {
     Embedded,
     /// Through libguestfs: in an appliance VM
     Guestfish,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum CopyArg {
+    #[default]
+    Now,
+    /// `hyper2kvm pull` copies; the source must not change until then
+    Later,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -501,6 +513,7 @@ impl FixArgs {
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
+        self.refuse_with_copy_later()?;
         let accept = Accepted::parse(&self.accept)?;
         let media_path = self.virtio_path();
         let mut source = self.source.open()?;
@@ -561,6 +574,10 @@ impl FixArgs {
             output: self.output_dir.clone(),
             format: self.format.into(),
             compress: self.compress,
+            copying: match self.copy {
+                CopyArg::Now => Copying::Now,
+                CopyArg::Later => Copying::Later,
+            },
             in_place: self.in_place,
             devices: self.output_device.clone(),
             target_is_zero: self.target_is_zero,
@@ -587,12 +604,35 @@ impl FixArgs {
         })
     }
 
+    /// What is about a copy says nothing of overlays.
+    fn refuse_with_copy_later(&self) -> Result<()> {
+        if self.copy == CopyArg::Now {
+            return Ok(());
+        }
+        let given = [
+            ("--in-place", self.in_place),
+            ("--output-device", !self.output_device.is_empty()),
+            ("--format raw", self.format == FormatArg::Raw),
+            ("--compress", self.compress),
+            ("--verify-copy", self.verify_copy),
+            ("--resume", self.resume),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((option, _)) => Err(Error::usage(format!(
+                "--copy later copies nothing now, so it does not go with {option}"
+            ))
+            .hint(format!("leave {option} out, or --copy later"))),
+        }
+    }
+
     /// From here on nothing is written but below the folder of the output, the devices named, `place` and
     /// where programs keep temporary files.
     pub fn confine(&self, place: Option<&Path>) -> Result<()> {
         if self.source.starts_a_daemon()? {
             return Ok(());
         }
+        self.refuse_with_copy_later()?;
         if self.dry_run {
             return self.source.confine(None);
         }

@@ -14,6 +14,7 @@ use crate::convert::linux;
 use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::{OsFamily, Severity, Survey};
+use crate::later;
 use crate::report::{CheckState, text};
 use crate::ui::Ui;
 use crate::verify;
@@ -56,6 +57,8 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     let mut reported = Vec::new();
     if named.source.is_dir() {
         (named.source, reported) = folder(&args.source.source)?;
+        let source = later::record::allowed_below(&args.source.source)?;
+        named.allow_backing.extend(source);
     }
     let wanted = |survey: &Survey| {
         [&asked, &reported]

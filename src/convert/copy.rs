@@ -149,7 +149,7 @@ pub struct Arriving {
 }
 
 /// The file name of disk `i` in the output folder.
-fn file_name(job: &Job, i: usize) -> String {
+pub(super) fn file_name(job: &Job, i: usize) -> String {
     let suffix = match i {
         0 => String::new(),
         i => format!("-{i}"),
@@ -217,6 +217,7 @@ pub(super) fn to_targets(
             system: disk.system,
             boot_order: disk.boot_order,
             size_bytes,
+            backing: Vec::new(),
         });
     }
     let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
@@ -251,6 +252,7 @@ pub(super) fn to_targets(
         read: live,
         written: copied.iter().map(|c| c.written).sum(),
         skipped: virtual_size.saturating_sub(live),
+        left: 0,
     };
     Ok((targets, bytes))
 }

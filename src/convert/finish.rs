@@ -23,6 +23,7 @@ use crate::tool::{self, Cmd, qemu_img};
 use crate::verify;
 
 use super::copy;
+use super::later::{self, Copying};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::next;
 use super::output::OutputFolder;
@@ -73,6 +74,7 @@ pub(super) fn rehearse(
             system: disks.is_system(disk.id),
             boot_order: disks.boot_order(disk.id),
             size_bytes: image.virtual_size(),
+            backing: later::backing(job, &image),
         });
     }
     let domains = domains(job, target, prepared, inspection, &targets)?;
@@ -88,6 +90,9 @@ pub(super) fn disk_outlook(
     more: u64,
 ) -> Result<DiskOutlook> {
     let size = image.virtual_size();
+    if job.copying == Copying::Later {
+        return Ok(DiskOutlook::later(path, size));
+    }
     if job.in_place {
         return Ok(DiskOutlook::in_place(path, job.format, size));
     }
@@ -111,6 +116,7 @@ impl Domains {
             final_xml: Some(in_target(&self.final_xml)),
             emitted: self.emitted.iter().map(in_target).collect(),
             report: Some(folder.join("report.json")),
+            complete: targets.iter().all(|t| t.backing.is_empty()),
         }
     }
 }

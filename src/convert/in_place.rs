@@ -46,6 +46,7 @@ pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Dis
             system: disks.is_system(disk.id),
             boot_order: disks.boot_order(disk.id),
             size_bytes: image.virtual_size(),
+            backing: Vec::new(),
         });
     }
     let changed = save_undo_logs(disks, &mut fixed)?;
@@ -79,6 +80,7 @@ pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Dis
             read: 0,
             written: changed,
             skipped: virtual_size.saturating_sub(changed),
+            left: 0,
         },
         fixed,
     })

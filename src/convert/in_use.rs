@@ -122,10 +122,11 @@ pub fn domain_of(paths: &[PathBuf], uri: Option<&str>) -> Option<String> {
             else {
                 continue;
             };
-            let uses = |path: &PathBuf| {
+            let uses = |path: &PathBuf| -> bool {
                 paths.contains(path) || identity(path).is_some_and(|id| wanted.contains(&id))
             };
-            if disks.iter().any(|disk| uses(&disk.path)) {
+            // Below an overlay it is read only, and must not change either.
+            if (disks.iter()).any(|disk| uses(&disk.path) || disk.below.iter().any(uses)) {
                 return Some(format!("the domain {uuid} of {uri}"));
             }
         }

@@ -36,6 +36,7 @@ use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
 use super::finish;
 use super::in_place::data_sector_size;
+use super::later::{self, Copying, Kept};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
@@ -149,6 +150,14 @@ pub(super) fn decide_all(
         &inspection.network.adapters,
         &job.machine,
     ));
+    plan.blockers.extend(later::blockers(job, &images));
+    if job.copying == Copying::Later && plan.way == Way::VirtV2v {
+        plan.blockers.push(Blocker::new(
+            "copy-later",
+            "virt-v2v copies the disks it converts",
+            "leave --copy later out, install virt-v2v-in-place, or take --linux as-is where the guest is ready",
+        ));
+    }
     if let Some(facts) = &inspection.linux {
         let room = space::in_folder(job, &Needs::default(), disks, target);
         let outlook = rehearse(job, inspection, facts, &images, target);
@@ -189,6 +198,7 @@ fn rehearse(
             system: i == 0,
             boot_order: (i == 0).then_some(1),
             size_bytes: image.virtual_size(),
+            backing: later::backing(job, image),
         });
     }
     let machine = machine::linux_machine(inspection, facts, &targets, &options(job, target));
@@ -478,6 +488,7 @@ pub(super) fn convert(
     ));
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warnings.iter().cloned());
+    warnings.extend(later::warnings(job, &images(disks)?));
     let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
@@ -792,6 +803,19 @@ fn copy_disks(
     begun: &Begun<'_>,
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     stopped()?;
+    if job.copying == Copying::Later {
+        let kept: Result<Vec<Kept>> = (made.images.iter().enumerate())
+            .map(|(i, image)| {
+                Ok(Kept {
+                    image: image.clone(),
+                    sector_size: data_sector_size(image)?,
+                    system: i == 0,
+                    boot_order: (i == 0).then_some(1),
+                })
+            })
+            .collect();
+        return later::keep(job, ui, folder, kept?);
+    }
     let mut disks = Vec::new();
     for (i, image) in made.images.iter().enumerate() {
         disks.push(Arriving {

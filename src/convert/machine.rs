@@ -7,9 +7,9 @@ use uuid::Uuid;
 
 use crate::boot_path::Controller;
 use crate::domain::{
-    self, Bootstrap, CpuMode, Descriptors, Disk, DiskFormat, DomainType, Drivers, Firmware,
-    FirmwareChoice, Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus, System,
-    Topology, Video,
+    self, Backing, Bootstrap, CpuMode, Descriptors, Disk, DiskFormat, DomainType, Drivers,
+    Firmware, FirmwareChoice, Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus,
+    System, Topology, Video,
 };
 use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
 use crate::linux::LinuxFacts;
@@ -72,6 +72,8 @@ pub struct TargetDisk {
     pub system: bool,
     pub boot_order: Option<u32>,
     pub size_bytes: u64,
+    /// What it is an overlay on; empty for a copy.
+    pub backing: Vec<Backing>,
 }
 
 pub fn machine(
@@ -173,6 +175,7 @@ fn bare(
                 system: disk.system,
                 boot_order: disk.boot_order,
                 size_bytes: disk.size_bytes,
+                backing: disk.backing.clone(),
             })
             .collect(),
         nics: nics(&inspection.network.adapters, options)

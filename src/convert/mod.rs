@@ -7,6 +7,7 @@ pub mod exchange;
 mod finish;
 mod in_place;
 pub mod in_use;
+pub mod later;
 pub mod linux;
 pub mod machine;
 pub mod name;

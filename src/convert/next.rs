@@ -11,6 +11,9 @@ use crate::tool;
 pub(super) fn commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
     let libvirt = tool::find("virsh").is_some();
     let mut commands = Vec::new();
+    if !outputs.complete {
+        return later(name, folder, outputs, libvirt);
+    }
     for file in &outputs.emitted {
         commands.extend(emitted(file, outputs));
     }
@@ -22,6 +25,25 @@ pub(super) fn commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<Stri
                 .to_string(),
         );
         commands.push(format!("hyper2kvm boot {}", quote(folder)));
+    }
+    commands
+}
+
+/// The disks still need the source: what is for a copy alone comes after the pull.
+fn later(name: &str, folder: &Path, outputs: &Outputs, libvirt: bool) -> Vec<String> {
+    let shown = quote(folder);
+    let mut commands = vec![format!("hyper2kvm boot {shown}")];
+    if libvirt {
+        commands.extend(with_libvirt(name, folder, outputs).into_iter().skip(1));
+    }
+    commands.extend([
+        "# when the VM runs as it should, or before it is started: copy what is left".to_string(),
+        format!("hyper2kvm pull {shown}"),
+        "# or give the VM up; the source is as it was".to_string(),
+        format!("hyper2kvm release {shown}"),
+    ]);
+    for file in &outputs.emitted {
+        commands.extend(emitted(file, outputs));
     }
     commands
 }

@@ -25,6 +25,7 @@ use crate::verify;
 use super::engine::Engine;
 use super::finish;
 use super::in_place::{data_sector_size, in_place_format};
+use super::later;
 use super::prepare::{self, Prepared};
 use super::run::Job;
 use super::session::Source;
@@ -63,6 +64,9 @@ pub(super) fn complete(
     prepared.plan.blockers.extend(not_clean);
     let large = too_large_values(seen, &prepared.plan)?;
     prepared.plan.blockers.extend(large);
+    let images = later::images(seen.disks)?;
+    prepared.plan.blockers.extend(later::blockers(job, &images));
+    prepared.plan.warnings.extend(later::warnings(job, &images));
     let documents = finish::rehearse(
         job,
         seen.target,

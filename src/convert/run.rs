@@ -22,6 +22,7 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
 use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
+use crate::later::holes;
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
@@ -36,6 +37,7 @@ use super::engine::Engine;
 use super::finish::finish;
 use super::in_place::{in_place, in_place_format, journal_disks, roll_back_after};
 use super::in_use;
+use super::later::{self, Copying};
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::name::safe_name;
@@ -69,6 +71,8 @@ pub struct Job {
     pub output: Option<PathBuf>,
     pub format: DiskFormat,
     pub compress: bool,
+    /// `--copy`.
+    pub copying: Copying,
     pub in_place: bool,
     /// Block devices to copy to instead of files, one per disk, the one Windows is on first.
     pub devices: Vec<PathBuf>,
@@ -361,17 +365,19 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
-    let made = if job.in_place {
-        in_place(ui, &disks, fixed)?
-    } else {
-        let decided = decided(&prepared.plan);
-        let begun = Begun {
-            folder: &folder,
-            devices: &devices,
-            resumed: resumed.as_ref(),
-            decided: &decided,
-        };
-        copy_disks(job, ui, &disks, fixed, &begun)?
+    let made = match job.copying {
+        _ if job.in_place => in_place(ui, &disks, fixed)?,
+        Copying::Later => later::keep_fixed(job, ui, &folder, &disks, fixed)?,
+        Copying::Now => {
+            let decided = decided(&prepared.plan);
+            let begun = Begun {
+                folder: &folder,
+                devices: &devices,
+                resumed: resumed.as_ref(),
+                decided: &decided,
+            };
+            copy_disks(job, ui, &disks, fixed, &begun)?
+        }
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
@@ -523,8 +529,12 @@ fn fix(
     let trim = trimmed(ui, maps, &changed)?;
     let mut images = BTreeMap::new();
     for disk in changed {
-        images.insert(disk.id, disk.export.image().clone());
+        let image = disk.export.image().clone();
         disk.export.close()?;
+        if job.copying == Copying::Later {
+            holes::mark(&image)?;
+        }
+        images.insert(disk.id, image);
     }
     let fixed = prove(
         ui, check, disks, images, journal, prepared, media, inspection, trim,

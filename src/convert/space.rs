@@ -17,6 +17,7 @@ use crate::inspect::Hives;
 use crate::plan::{self, Action, Plan};
 use crate::ui::bytes;
 
+use super::later::Copying;
 use super::run::Job;
 use super::session::{Session, Source};
 use super::vm::VmDisks;
@@ -210,7 +211,8 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Pat
     let undo = 2 * needs.written() + needs.backup;
     let mut images = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
-        if !job.in_place && job.devices.get(i).is_none() {
+        let copied = !job.in_place && job.copying == Copying::Now;
+        if copied && job.devices.get(i).is_none() {
             images.push((disk, disk.image()?));
         }
     }
@@ -219,7 +221,11 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Pat
     let most = |size: u64| size.saturating_add(size / 64).saturating_add(1 << 20);
     let whole = images.iter().map(|(_, image)| most(image.virtual_size()));
     let whole = compressed(whole.fold(0, u64::saturating_add));
-    let least = beside + if job.in_place { undo } else { 0 };
+    let tables = match job.copying {
+        Copying::Now => 0,
+        Copying::Later => tables(disks)?,
+    };
+    let least = beside + tables + if job.in_place { undo } else { 0 };
     if copy::free_space(folder)? >= whole.saturating_add(least) {
         return Ok(());
     }
@@ -229,6 +235,17 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Pat
     }
     let needed = compressed(copies).saturating_add(least);
     Ok(copy::check_room(folder, needed)?)
+}
+
+/// What marking the free space of all disks takes in their overlays, at most.
+fn tables(disks: &[Source]) -> Result<u64> {
+    const ENTRY: u64 = 8;
+    const CLUSTER: u64 = 64 << 10;
+    let mut bytes = 0u64;
+    for disk in disks {
+        bytes = bytes.saturating_add(disk.image()?.virtual_size() / CLUSTER * ENTRY);
+    }
+    Ok(bytes)
 }
 
 /// The size of the copy, without what the trim will take out.

@@ -294,44 +294,6 @@ impl Image {
         Ok(image)
     }
 
-    /// What the image stands on, while a VM writes to the image itself: nobody writes to that. `None`: it
-    /// stands on nothing.
-    #[allow(dead_code)] // sync
-    pub(crate) fn open_frozen(
-        path: &Path,
-        format: Option<&str>,
-        allow: &[PathBuf],
-    ) -> Result<Option<Self>> {
-        let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
-        let io_error = |e| ImageError::from_io(&path, e);
-        let named = Held::open_in_use(&path)?;
-        let references = References::new(&named, allow);
-        let detected = match format.and_then(Format::by_name) {
-            Some(format) => format,
-            None => detected(&named)?,
-        };
-        let (name, format) = match detected {
-            Format::VMDK => {
-                let parent = vmdk::parent(&path, named.file(), named.size());
-                (parent.map_err(io_error)?, None)
-            }
-            Format::QCOW2 => {
-                let level = Level::of(&named, detected);
-                let info = qemu_img::info(&level.spec());
-                let info = info.map_err(|e| ImageError::from_tool(&path, e))?;
-                let name = info.backing_filename.filter(|name| !name.is_empty());
-                let name = name.map(|name| backing_name(&name, &named, detected));
-                let format = info.backing_filename_format;
-                let format = format.as_deref().and_then(Format::by_name);
-                (name.transpose().map_err(io_error)?, format)
-            }
-            _ => (None, None),
-        };
-        let Some(name) = name else { return Ok(None) };
-        let below = references.open(&path, &name)?;
-        Self::open_levels(below, format, &references).map(Some)
-    }
-
     fn open_levels(named: Held, format: Option<Format>, references: &References) -> Result<Self> {
         let path = named.path().to_owned();
         let mut seen = Vec::new();
@@ -411,11 +373,19 @@ impl Image {
         self.held().map(Held::identity).collect()
     }
 
-    /// The same for each link of the chain, the named image first.
-    #[allow(dead_code)] // sync
-    pub(crate) fn link_identities(&self) -> Vec<Value> {
-        let of = |level: &Level| level.held.iter().map(Held::identity).collect();
-        self.levels.iter().map(of).collect()
+    /// What the overlays of this run are on: the image as it was opened.
+    pub(crate) fn without_overlays(&self) -> Self {
+        let own = self.levels.iter().take_while(|level| level.scratch).count();
+        Self {
+            levels: self.levels[own..].to_vec(),
+        }
+    }
+
+    /// What the top level is on.
+    pub(crate) fn without_top(&self) -> Self {
+        Self {
+            levels: self.levels.iter().skip(1).cloned().collect(),
+        }
     }
 
     /// The named image first, then what it is based on.
@@ -474,7 +444,7 @@ impl Image {
     /// The whole chain as a block device tree whose root node has the name the storage daemon
     /// exports. Only the top level is ever opened for writing.
     pub fn blockdev(&self, writable: bool) -> Spec {
-        let mut spec = self.spec_for(writable);
+        let mut spec = self.spec_for(usize::from(writable));
         if writable && self.top().compress {
             spec.node = json!({"driver": "compress", "file": spec.node});
         }
@@ -484,26 +454,32 @@ impl Image {
 
     /// The chain for `qemu-img`, read-only.
     pub fn spec(&self) -> Spec {
-        self.spec_for(false)
+        self.spec_for(0)
     }
 
-    fn spec_for(&self, writable: bool) -> Spec {
+    /// The chain with its two upper levels to be written: for merging the top into the one below.
+    pub(crate) fn spec_to_commit(&self) -> Spec {
+        self.spec_for(2)
+    }
+
+    /// The first `writable` levels are opened for writing.
+    fn spec_for(&self, writable: usize) -> Spec {
         let mut node = Value::Null;
         for (i, level) in self.levels.iter().enumerate().rev() {
-            node = level.node(writable && i == 0, node);
+            node = level.node(i < writable, node);
         }
         let levels = self.levels.iter().enumerate();
         Spec {
             node,
             passed: levels
-                .flat_map(|(i, level)| level.passed(writable && i == 0))
+                .flat_map(|(i, level)| level.passed(i < writable))
                 .collect(),
             named: self
                 .levels
                 .iter()
                 .enumerate()
                 .filter(|(_, level)| level.scratch)
-                .map(|(i, level)| (level.path.clone(), writable && i == 0))
+                .map(|(i, level)| (level.path.clone(), i < writable))
                 .collect(),
         }
     }
@@ -599,6 +575,22 @@ impl Level {
             head: None,
             fixed: None,
         }
+    }
+
+    /// The format in which QEMU sees the same disk when it opens the file by its name; `None` where it is
+    /// given something else than the file.
+    pub(crate) fn format_by_name(&self) -> Option<Format> {
+        match (&self.head, self.fixed) {
+            (Some(_), _) => None,
+            // The overlay is as large as the disk: the footer behind it is never seen.
+            (None, Some(_)) => Some(Format::RAW),
+            (None, None) => Some(self.format),
+        }
+    }
+
+    /// Its open files.
+    pub(crate) fn held(&self) -> &[Held] {
+        &self.held
     }
 
     fn reference_counts(&self) -> Result<u64> {

@@ -169,7 +169,7 @@ impl Export<dyn BlockWrite> {
             });
         }
         let image = image.with_overlay(overlay)?;
-        qemu_img::create(image.path(), "qcow2", image.virtual_size())
+        qemu_img::create_overlay(image.path(), image.virtual_size())
             .map_err(|e| ImageError::from_tool(overlay, e))?;
         Self::open_writable_for(&image, reach)
     }

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -189,10 +190,6 @@ impl Found {
 
     /// Opens and locks it.
     pub fn hold(self) -> Result<Held> {
-        self.open(true)
-    }
-
-    fn open(self, locked: bool) -> Result<Held> {
         let Self { path, anchor } = &self;
         let io_error = |e| ImageError::from_io(path, e);
         let meta = File::from(anchor.try_clone().map_err(io_error)?)
@@ -206,7 +203,7 @@ impl Found {
             return Err(ImageError::NotAFile { path: path.clone() });
         }
         let mut file = File::open(self.name()).map_err(io_error)?;
-        if locked && !lock_for_reading(&file).map_err(io_error)? {
+        if !lock_for_reading(&file).map_err(io_error)? {
             return Err(ImageError::InUse { path: path.clone() });
         }
         let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?;
@@ -249,13 +246,6 @@ impl Held {
             .hold()
     }
 
-    /// Opens a file that a VM may be writing to, to see what it stands on.
-    pub(super) fn open_in_use(path: &Path) -> Result<Self> {
-        Found::by_name(path)
-            .map_err(|e| ImageError::from_io(path, e))?
-            .open(false)
-    }
-
     /// As it was named.
     pub fn path(&self) -> &Path {
         &self.0.path
@@ -289,6 +279,28 @@ impl Held {
         let (seconds, nanoseconds) = self.0.facts.modified;
         let ms = seconds.saturating_mul(1000) + nanoseconds / 1_000_000;
         u64::try_from(ms).unwrap_or_default()
+    }
+
+    /// Whether a later run finds the file: what this run unpacked has only a link into `/proc`.
+    pub(crate) fn has_a_name(&self) -> bool {
+        let named = |path: PathBuf| {
+            std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id())
+        };
+        self.check_name().is_ok() && self.real().is_ok_and(named)
+    }
+
+    /// By what a later run tells that the file is what it was.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        let facts = &self.0.facts;
+        let (seconds, nanoseconds) = facts.modified;
+        Fingerprint {
+            path: self.path().to_owned(),
+            size_bytes: facts.size,
+            modified_ns: seconds
+                .saturating_mul(1_000_000_000)
+                .saturating_add(nanoseconds),
+            headers_sha256: facts.head.iter().map(|b| format!("{b:02x}")).collect(),
+        }
     }
 
     pub fn inode(&self) -> u64 {
@@ -367,7 +379,7 @@ impl Held {
     }
 
     /// A VM that runs on a VMware host leaves its locks as files beside it.
-    pub(super) fn refuse_if_vmware_has_it(&self) -> Result<()> {
+    pub(crate) fn refuse_if_vmware_has_it(&self) -> Result<()> {
         if self.0.block_device {
             return Ok(());
         }
@@ -436,6 +448,38 @@ impl Held {
     /// The name leads to another file. One that leads nowhere is no matter: it was opened in time.
     fn is_elsewhere(&self) -> bool {
         std::fs::metadata(self.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) != self.id())
+    }
+}
+
+/// A file of a source as one run leaves it to the next. Not its owner, mode or inode: libvirt gives files
+/// away, and a restored backup is the same disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fingerprint {
+    #[serde(with = "crate::text::json_path")]
+    pub(crate) path: PathBuf,
+    pub(crate) size_bytes: u64,
+    /// Nanoseconds since 1970; 0 for a block device, whose times say nothing.
+    pub(crate) modified_ns: i64,
+    /// Of the parts in which formats have their headers and footers.
+    pub(crate) headers_sha256: String,
+}
+
+impl Fingerprint {
+    /// What is different in the file as it is now.
+    pub(crate) fn difference(&self, now: &Self) -> Option<String> {
+        if self.size_bytes != now.size_bytes {
+            return Some(format!(
+                "it was {} bytes long and is {} bytes now",
+                self.size_bytes, now.size_bytes
+            ));
+        }
+        if self.headers_sha256 != now.headers_sha256 {
+            return Some("its header was overwritten".into());
+        }
+        (self.modified_ns != now.modified_ns).then(|| {
+            let later = now.modified_ns.saturating_sub(self.modified_ns) / 1_000_000_000;
+            format!("it was written to, {later} s after the time it had")
+        })
     }
 }
 

@@ -25,8 +25,6 @@ pub mod links;
 pub mod nbd;
 pub mod partition;
 mod pool;
-#[allow(dead_code)] // sync
-pub(crate) mod refill;
 #[cfg(test)]
 mod short_tests;
 mod tables;

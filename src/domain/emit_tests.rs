@@ -32,6 +32,7 @@ pub(super) fn full() -> Machine {
         system: false,
         boot_order: None,
         size_bytes: 5 << 30,
+        backing: Vec::new(),
     });
     m.nics.push(Nic {
         link_up: false,

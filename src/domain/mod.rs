@@ -30,9 +30,9 @@ pub use check::DomainError;
 pub use emit::Emit;
 pub use firmware::{Descriptors, FirmwareChoice, FirmwareError};
 pub use model::{
-    Bootstrap, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware, Graphics,
-    MacAddr, Machine, Nic, NicSource, SYSTEM_DISK, Stage, StorageBus, System, Topology, Video,
-    WindowsFacts, disk_serial,
+    Backing, Bootstrap, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware,
+    Graphics, MacAddr, Machine, Nic, NicSource, SYSTEM_DISK, Stage, StorageBus, System, Topology,
+    Video, WindowsFacts, disk_serial,
 };
 pub use network::NetworkMap;
 pub use patch::Patch;

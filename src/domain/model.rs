@@ -267,6 +267,18 @@ pub struct Disk {
     pub boot_order: Option<u32>,
     /// What the guest sees.
     pub size_bytes: u64,
+    /// What the disk is an overlay on, from the top; empty for a disk that stands alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backing: Vec<Backing>,
+}
+
+/// One level below an overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Backing {
+    /// Absolute; below `/dev` it is taken for a block device.
+    pub path: PathBuf,
+    /// The name QEMU and libvirt have for its format.
+    pub format: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

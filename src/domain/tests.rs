@@ -37,6 +37,7 @@ fn disk(path: &str, boot: bool) -> Disk {
         system: boot,
         boot_order: boot.then_some(1),
         size_bytes: 1 << 30,
+        backing: Vec::new(),
     }
 }
 

@@ -26,8 +26,8 @@ use super::check::{DomainError, bootstrap_bus, check, path_text};
 use super::element::Element;
 use super::firmware::FirmwareChoice;
 use super::model::{
-    Bootstrap, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
-    StorageBus, System, Video,
+    Backing, Bootstrap, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource,
+    Stage, StorageBus, System, Video,
 };
 use super::network::Bridge;
 use super::slots::{PciAddress, Role, Slots};
@@ -609,6 +609,7 @@ impl Builder<'_> {
                 system: false,
                 boot_order: None,
                 size_bytes: 0,
+                backing: Vec::new(),
             };
             let (bus, target, address) = match m.bus {
                 StorageBus::VirtioBlk => (
@@ -672,15 +673,37 @@ impl Builder<'_> {
     }
 }
 
+/// What a disk on a chain does on an error; the attributes of `<driver>`.
+pub(crate) const POLICIES: [&str; 2] = ["error_policy", "rerror_policy"];
+
+/// The chain below a disk, every level with its format: libvirt then probes nothing. The source keeps its
+/// owner and label.
+fn backing_store(levels: &[Backing]) -> Result<Element, DomainError> {
+    let Some((level, below)) = levels.split_first() else {
+        return Ok(el("backingStore"));
+    };
+    let (kind, attr) = kind_of(&level.path);
+    let keeps = |model| el("seclabel").with("model", model).with("relabel", "no");
+    let source = el("source").with(attr, path_text(&level.path)?);
+    Ok(el("backingStore")
+        .with("type", kind)
+        .child(el("format").with("type", &level.format))
+        .child(source.child(keeps("dac")).child(keeps("selinux")))
+        .child(backing_store(below)?))
+}
+
+/// `type` of a disk, and the attribute of its `<source>`.
+fn kind_of(path: &Path) -> (&'static str, &'static str) {
+    match path.starts_with("/dev") {
+        true => ("block", "dev"),
+        false => ("file", "file"),
+    }
+}
+
 /// `<disk>` with its source, by what the path looks like.
 fn source_element(path: &Path, device: &str) -> Result<Element, DomainError> {
     let text = path_text(path)?;
-    let block = path.starts_with("/dev");
-    let (kind, attr) = if block {
-        ("block", "dev")
-    } else {
-        ("file", "file")
-    };
+    let (kind, attr) = kind_of(path);
     let driver = el("driver").with("name", "qemu");
     let driver = match device {
         "cdrom" => driver.with("type", "raw"),
@@ -716,6 +739,15 @@ fn disk_element(
         ] {
             driver.attrs.push((key.to_owned(), value.to_owned()));
         }
+        if !disk.backing.is_empty() {
+            // A source out of reach pauses the VM; Windows would give up on an error.
+            for key in POLICIES {
+                driver.attrs.push((key.to_owned(), "stop".to_owned()));
+            }
+        }
+    }
+    if !disk.backing.is_empty() {
+        element.push(backing_store(&disk.backing)?);
     }
     element.push(el("target").with("dev", target).with("bus", bus));
     if let Some(blockio) = blockio {

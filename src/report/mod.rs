@@ -86,6 +86,8 @@ pub struct Bytes {
     pub skipped: u64,
     /// Of `read`, what an interrupted run had copied (`--resume`).
     pub resumed: u64,
+    /// What only the source holds, all disks together; 0 where everything was copied.
+    pub left: u64,
 }
 
 /// The trim of one disk.
@@ -105,6 +107,8 @@ pub struct Outputs {
     /// The machine for others than libvirt (`--emit`).
     pub emitted: Vec<PathBuf>,
     pub report: Option<PathBuf>,
+    /// The disks stand alone; `false` after `--copy later`, until `pull` is done.
+    pub complete: bool,
 }
 
 impl Outputs {

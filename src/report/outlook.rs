@@ -34,6 +34,9 @@ pub struct DiskOutlook {
     pub virtual_size: u64,
     /// What is copied at most: what the source takes on this host. Free space of the guest is left out.
     pub copied_at_most: u64,
+    /// It will be an overlay on the source, until `pull` has copied it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub later: bool,
 }
 
 /// At a speed that is assumed, not measured.
@@ -77,6 +80,7 @@ impl Outlook {
         text.push_str("Writes\n");
         for disk in &self.disks {
             let copied = match disk.copied_at_most {
+                _ if disk.later => "an overlay on the source; nothing is copied".to_string(),
                 0 => "changed where it is".to_string(),
                 n => format!("copies at most {}", bytes(n)),
             };
@@ -116,6 +120,18 @@ impl DiskOutlook {
             format,
             virtual_size,
             copied_at_most: data.min(virtual_size),
+            later: false,
+        }
+    }
+
+    /// An overlay on its source.
+    pub fn later(path: PathBuf, virtual_size: u64) -> Self {
+        Self {
+            path,
+            format: DiskFormat::Qcow2,
+            virtual_size,
+            copied_at_most: 0,
+            later: true,
         }
     }
 
@@ -126,6 +142,7 @@ impl DiskOutlook {
             format,
             virtual_size,
             copied_at_most: 0,
+            later: false,
         }
     }
 }
@@ -142,6 +159,7 @@ mod tests {
             final_xml: Some("/out/vm-final.xml".into()),
             emitted: vec!["/out/vm-proxmox.sh".into()],
             report: Some("/out/report.json".into()),
+            complete: true,
         };
         let disk = |path: &str, size, allocated| {
             DiskOutlook::copied(path.into(), DiskFormat::Qcow2, size, allocated)
@@ -152,6 +170,7 @@ mod tests {
             disk("/dev/vg/data", 1 << 30, 1 << 30),
             disk("/out/vm-2.qcow2", 1 << 30, 5 << 30),
             DiskOutlook::in_place("/in/vm.qcow2".into(), DiskFormat::Qcow2, 1 << 30),
+            DiskOutlook::later("/out/vm-3.qcow2".into(), 1 << 30),
         ];
         let outlook = Outlook::new(None, outputs, disks);
         let copied = 60_000_000_000 + 2 * (1u64 << 30);
@@ -165,6 +184,7 @@ mod tests {
             "  /dev/vg/data (qcow2, 1.0 GiB; copies at most 1.0 GiB)",
             "  /out/vm-2.qcow2 (qcow2, 1.0 GiB; copies at most 1.0 GiB)",
             "  /in/vm.qcow2 (qcow2, 1.0 GiB; changed where it is)",
+            "  /out/vm-3.qcow2 (qcow2, 1.0 GiB; an overlay on the source; nothing is copied)",
             "  /out/vm-bootstrap.xml",
             "  /out/vm-final.xml",
             "  /out/vm-proxmox.sh",

@@ -112,6 +112,9 @@ pub fn conversion(r: &Report) -> String {
     for disk in &r.outputs.disks {
         let _ = writeln!(text, "  disk       {}", disk.display());
     }
+    if !r.outputs.complete {
+        let _ = writeln!(text, "  left       {} on the source", bytes(r.bytes.left));
+    }
     for (label, xml) in [
         ("bootstrap", &r.outputs.bootstrap_xml),
         ("final", &r.outputs.final_xml),

@@ -4,6 +4,7 @@
 //! neither probes the format nor reads a colon in a file name as a protocol.
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -92,6 +93,24 @@ pub fn info(spec: &Spec) -> Result<Info> {
     parse_info(&out.stdout)
 }
 
+/// How many images a qcow2 consists of, as its header and those below it say; a running VM may have it open.
+/// Nothing but the file itself is in reach: of one that names another the count is not 1, or an error.
+pub fn chain_length(file: &Path) -> Result<usize> {
+    let node = json!({
+        "driver": "qcow2", "read-only": true,
+        "file": {"driver": "file", "filename": file.to_string_lossy(), "read-only": true},
+    });
+    let spec = Spec::named(node, [(file.to_owned(), false)]);
+    let out = cmd_on(&[&spec])
+        .confined(spec.confinement())
+        .args(["info", "--output=json", "--backing-chain", "-U", "--"])
+        .arg(name(&spec))
+        .run()?;
+    let chain: Vec<Value> =
+        serde_json::from_slice(&out.stdout).map_err(|e| ToolError::output(TOOL, e))?;
+    Ok(chain.len())
+}
+
 /// The ranges (offset, length) that the top image of the chain holds itself, zeroes included.
 pub fn allocated_ranges(spec: &Spec) -> Result<Vec<(u64, u64)>> {
     let out = cmd_on(&[spec])
@@ -107,45 +126,36 @@ struct MapEntry {
     start: u64,
     length: u64,
     depth: u64,
-    /// Whether a layer holds it. Old versions do not tell.
-    present: Option<bool>,
     #[serde(default)]
     data: bool,
     #[serde(default)]
     zero: bool,
 }
 
-impl MapEntry {
-    fn range(&self) -> std::ops::Range<u64> {
-        self.start..self.start.saturating_add(self.length)
-    }
-}
-
 /// Tells every range of the image that has data, in order. Zeroes that are known as such are none.
-pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(std::ops::Range<u64>)) -> Result<()> {
-    map_entries(spec, &mut |entry| {
-        if entry.data && !entry.zero {
-            found(entry.range());
-        }
-    })
+pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+    mapped(spec, false, &mut |range, _| found(range))
 }
 
-/// Tells every range that a layer of the image holds, zeroes included, in order, and how many layers lie
-/// above that one.
-pub fn layers(spec: &Spec, found: &mut dyn FnMut(std::ops::Range<u64>, u64)) -> Result<()> {
-    map_entries(spec, &mut |entry| {
-        if entry.present != Some(false) {
-            found(entry.range(), entry.depth);
-        }
-    })
+/// Where the data of a range is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// In the top image itself.
+    Top,
+    /// In one below it.
+    Below,
 }
 
-fn map_entries(spec: &Spec, found: &mut dyn FnMut(MapEntry)) -> Result<()> {
+/// The same, with where it is. `shared`: a running VM has the image open, so that what it has not flushed is
+/// not seen.
+pub fn mapped(spec: &Spec, shared: bool, found: &mut dyn FnMut(Range<u64>, Depth)) -> Result<()> {
     let mut map = MapLines::default();
     let mut damaged = None;
     cmd_on(&[spec])
         .confined(spec.confinement())
-        .args(["map", "--output=json", "--"])
+        .args(["map", "--output=json"])
+        .args(shared.then_some("-U"))
+        .arg("--")
         .arg(name(spec))
         .run_with(&mut |chunk| {
             if let Err(e) = map.push(chunk, found) {
@@ -166,7 +176,11 @@ struct MapLines {
 }
 
 impl MapLines {
-    fn push(&mut self, chunk: &[u8], found: &mut dyn FnMut(MapEntry)) -> serde_json::Result<()> {
+    fn push(
+        &mut self,
+        chunk: &[u8],
+        found: &mut dyn FnMut(Range<u64>, Depth),
+    ) -> serde_json::Result<()> {
         self.rest.extend_from_slice(chunk);
         let Some(end) = self.rest.iter().rposition(|&b| b == b'\n') else {
             return Ok(());
@@ -180,7 +194,14 @@ impl MapLines {
             if line.is_empty() {
                 continue;
             }
-            found(serde_json::from_slice(line)?);
+            let entry: MapEntry = serde_json::from_slice(line)?;
+            if entry.data && !entry.zero {
+                let depth = match entry.depth {
+                    0 => Depth::Top,
+                    _ => Depth::Below,
+                };
+                found(entry.start..entry.start.saturating_add(entry.length), depth);
+            }
         }
         Ok(())
     }
@@ -194,6 +215,55 @@ fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
         .filter(|e| e.depth == 0)
         .map(|e| (e.start, e.length))
         .collect())
+}
+
+/// Disks from this size on get an overlay with large clusters: in clusters of 64 KiB the tables that mark
+/// the free space of 2 TiB take 256 MiB, in these 16.
+const LARGE: u64 = 256 << 30;
+/// Allocation stays at 64 KiB.
+const LARGE_CLUSTERS: &str = "cluster_size=2M,extended_l2=on";
+
+/// Creates an empty qcow2 that is to take writes over another image. It names none.
+pub fn create_overlay(file: &Path, size: u64) -> Result<()> {
+    let mut cmd = cmd().args(["create", "-q", "-f", "qcow2"]);
+    if size >= LARGE {
+        cmd = cmd.args(["-o", LARGE_CLUSTERS]);
+    }
+    cmd.arg("--")
+        .arg(protocol(file))
+        .arg(size.to_string())
+        .run()?;
+    Ok(())
+}
+
+/// Makes a qcow2 name what it is on, or nothing. What is in it stays as it is, and nothing else is opened.
+pub fn set_backing(file: &Path, backing: Option<(&Path, &str)>) -> Result<()> {
+    let cmd = Cmd::new(TOOL)
+        .confined(Confinement::to_files([(file.to_owned(), true)]))
+        .args(["rebase", "-u", "-f", "qcow2"]);
+    let cmd = match backing {
+        Some((path, format)) => cmd.args(["-F", format, "-b"]).arg(path),
+        None => cmd.args(["-b", ""]),
+    };
+    cmd.arg("--").arg(protocol(file)).run()?;
+    Ok(())
+}
+
+/// Writes what the top image of a chain holds to the one below it, which the specification must allow to
+/// be written.
+pub fn commit(spec: &Spec, progress: &mut dyn FnMut(f64)) -> Result<()> {
+    let mut parser = Progress::default();
+    cmd_on(&[spec])
+        .confined(spec.confinement())
+        .patient(6)
+        .args(["commit", "-d", "-p", "--"])
+        .arg(name(spec))
+        .run_with(&mut |chunk| {
+            if let Some(fraction) = parser.push(chunk) {
+                progress(fraction);
+            }
+        })?;
+    Ok(())
 }
 
 /// Creates an empty image.
@@ -271,6 +341,41 @@ pub fn has_zstd() -> bool {
     })
 }
 
+/// Reads `    (12.34/100%)\r` out of a stream that is cut anywhere.
+#[derive(Debug, Default)]
+pub struct Progress {
+    rest: Vec<u8>,
+}
+
+impl Progress {
+    /// The last fraction that is complete now.
+    pub fn push(&mut self, chunk: &[u8]) -> Option<f64> {
+        self.rest.extend_from_slice(chunk);
+        let end = self.rest.iter().rposition(|&b| b == b'\r' || b == b'\n');
+        let fraction = end.and_then(|end| {
+            let done: Vec<u8> = self.rest.drain(..=end).collect();
+            let text = String::from_utf8_lossy(&done);
+            text.split(['\r', '\n']).rev().find_map(fraction)
+        });
+        // Whatever this is, it is no progress line.
+        if self.rest.len() > 4096 {
+            self.rest.clear();
+        }
+        fraction
+    }
+}
+
+fn fraction(line: &str) -> Option<f64> {
+    let percent: f64 = line
+        .trim()
+        .strip_prefix('(')?
+        .split('/')
+        .next()?
+        .parse()
+        .ok()?;
+    (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
+}
+
 /// What `qemu-img check` found.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -319,6 +424,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn progress_in_pieces() {
+        let mut p = Progress::default();
+        assert_eq!(p.push(b"    (0.00/100%)\r"), Some(0.0));
+        assert_eq!(p.push(b"    (12."), None);
+        assert_eq!(p.push(b"50/100%)\r    (13.00/100%)\r   "), Some(0.13));
+        assert_eq!(p.push(b" (100.00/100%)\r\n"), Some(1.0));
+        assert_eq!(p.push(b"nonsense\n(nan/100%)\r(999/100%)\r"), None);
+        assert_eq!(p.push(&[b'x'; 9000]), None);
+        assert!(p.rest.is_empty());
+    }
+
+    #[test]
     fn maps_in_pieces() {
         let text = br#"[{ "start": 0, "length": 10, "depth": 0, "present": true, "zero": false, "data": true, "offset": 0},
 { "start": 10, "length": 5, "depth": 0, "present": true, "zero": true, "data": false},
@@ -329,18 +446,16 @@ mod tests {
             let mut map = MapLines::default();
             let mut ranges = Vec::new();
             for chunk in text.chunks(size) {
-                let entry = &mut |e: MapEntry| ranges.push((e.range(), e.depth, e.present));
-                map.push(chunk, entry).unwrap();
+                map.push(chunk, &mut |r, depth| ranges.push((r, depth)))
+                    .unwrap();
             }
-            let want = [
-                (0..10, 0, Some(true)),
-                (10..15, 0, Some(true)),
-                (15..20, 0, None),
-                (20..27, 1, None),
-            ];
-            assert_eq!(ranges, want, "{size}");
+            assert_eq!(
+                ranges,
+                [(0..10, Depth::Top), (20..27, Depth::Below)],
+                "{size}"
+            );
         }
-        let bad = MapLines::default().push(b"[{]\n", &mut |_| {});
+        let bad = MapLines::default().push(b"[{]\n", &mut |_, _| {});
         assert!(bad.is_err());
     }
 

@@ -122,6 +122,74 @@ impl Virsh {
         self.text(&["destroy", &domain.to_string()]).map(drop)
     }
 
+    /// Forgets a domain that is off, with its UEFI variables and its saved memory.
+    pub fn undefine(&self, domain: Uuid) -> Result<()> {
+        let id = domain.to_string();
+        self.text(&["undefine", &id, "--nvram", "--managed-save"])
+            .map(drop)
+    }
+
+    /// The XML of the next start with its passwords: to be changed and defined again.
+    pub fn xml_to_change(&self, domain: Uuid) -> Result<String> {
+        self.text(&[
+            "dumpxml",
+            &domain.to_string(),
+            "--inactive",
+            "--security-info",
+        ])
+    }
+
+    /// Starts to write what the overlay of a running domain holds to the disk right below it. Never further
+    /// down: without `--shallow` libvirt writes to the bottom of the chain.
+    pub fn start_commit(&self, domain: Uuid, target: &str) -> Result<()> {
+        let id = domain.to_string();
+        self.text(&["blockcommit", &id, target, "--active", "--shallow"])
+            .map(drop)
+    }
+
+    /// Lets a running domain go on with the disk that a commit has completed.
+    pub fn pivot(&self, domain: Uuid, target: &str) -> Result<()> {
+        self.text(&["blockjob", &domain.to_string(), target, "--pivot"])
+            .map(drop)
+    }
+
+    /// Starts to copy what a disk of a running domain does not hold itself; MiB per second, 0 for no limit.
+    pub fn start_pull(&self, domain: Uuid, target: &str, bandwidth: u64) -> Result<()> {
+        let (id, limit) = (domain.to_string(), bandwidth.to_string());
+        self.text(&["blockpull", &id, target, "--bandwidth", &limit])
+            .map(drop)
+    }
+
+    /// Changes the limit of a job that runs.
+    pub fn limit_job(&self, domain: Uuid, target: &str, bandwidth: u64) -> Result<()> {
+        let (id, limit) = (domain.to_string(), bandwidth.to_string());
+        self.text(&["blockjob", &id, target, "--bandwidth", &limit])
+            .map(drop)
+    }
+
+    pub fn abort_job(&self, domain: Uuid, target: &str) -> Result<()> {
+        self.text(&["blockjob", &domain.to_string(), target, "--abort"])
+            .map(drop)
+    }
+
+    /// The job of a disk of a running domain, when there is one.
+    pub fn job(&self, domain: Uuid, target: &str) -> Result<Option<Job>> {
+        self.text(&["blockjob", &domain.to_string(), target, "--raw"])
+            .map(|text| parse_job(&text))
+    }
+
+    /// Makes QEMU write out what it has in memory of a disk. libvirt has no call for that.
+    pub fn flush(&self, domain: Uuid, node: &str) -> Result<()> {
+        let command = format!("qemu-io libvirt-{node}-format flush");
+        self.text(&[
+            "qemu-monitor-command",
+            &domain.to_string(),
+            "--hmp",
+            &command,
+        ])
+        .map(drop)
+    }
+
     /// Whether the guest agent answers.
     pub fn agent_answers(&self, domain: Uuid) -> Result<bool> {
         let asked = self.text(&[
@@ -165,6 +233,39 @@ impl Virsh {
     }
 }
 
+/// What libvirt does with a disk of a running domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    pub kind: JobKind,
+    pub done: u64,
+    pub end: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobKind {
+    Pull,
+    Commit,
+    Other,
+}
+
+/// What `blockjob --raw` prints; nothing where there is no job.
+fn parse_job(text: &str) -> Option<Job> {
+    let field = |name: &str| {
+        let mut fields = text.lines().filter_map(|line| line.trim().split_once('='));
+        fields.find(|(key, _)| *key == name)
+    };
+    let number = |name: &str| field(name).and_then(|(_, value)| value.parse().ok());
+    Some(Job {
+        kind: match field("type")?.1 {
+            "Block Pull" => JobKind::Pull,
+            "Active Block Commit" => JobKind::Commit,
+            _ => JobKind::Other,
+        },
+        done: number("cur").unwrap_or(0),
+        end: number("end").unwrap_or(0),
+    })
+}
+
 fn parse_tick(text: &str) -> Result<Tick> {
     let mut tick = Tick {
         reboots: 0,
@@ -197,6 +298,25 @@ fn parse_tick(text: &str) -> Result<Tick> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn jobs() {
+        let text = " type=Block Pull\n bandwidth=0\n cur=96010240\n end=268435456\n";
+        let (done, end) = (96_010_240, 268_435_456);
+        for (text, want) in [
+            (text.to_owned(), Some(JobKind::Pull)),
+            (
+                text.replace("Block Pull", "Active Block Commit"),
+                Some(JobKind::Commit),
+            ),
+            (text.replace("Pull", "Copy"), Some(JobKind::Other)),
+            (String::new(), None),
+            ("\n".to_owned(), None),
+        ] {
+            let want = want.map(|kind| Job { kind, done, end });
+            assert_eq!(parse_job(&text), want, "{text}");
+        }
+    }
 
     #[test]
     fn ticks() {

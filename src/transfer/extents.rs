@@ -92,16 +92,6 @@ impl Extents {
     pub(crate) fn within(&self, other: &Self) -> Self {
         self.minus(&self.minus(other))
     }
-
-    #[allow(dead_code)] // sync
-    /// The same bytes and those beside them, up to borders of `grain` and the end of the disk.
-    pub(crate) fn on_grains(&self, grain: u64, size: u64) -> Self {
-        let rounded = self.iter().map(|r| {
-            let end = r.end.checked_next_multiple_of(grain).unwrap_or(u64::MAX);
-            r.start / grain * grain..end.min(size)
-        });
-        rounded.collect()
-    }
 }
 
 impl FromIterator<Range<u64>> for Extents {
@@ -156,13 +146,5 @@ mod tests {
         assert_eq!(both.bytes() + all.bytes(), set.bytes());
         all.extend(&both);
         assert_eq!(all, set);
-    }
-
-    #[test]
-    fn ranges_are_widened_to_whole_grains() {
-        let set: Extents = [1..2, 70..71, 199..200].into_iter().collect();
-        let wide: Vec<_> = set.on_grains(64, 200).iter().collect();
-        assert_eq!(wide, [0..128, 192..200]);
-        assert!(Extents::default().on_grains(64, 200).is_empty());
     }
 }

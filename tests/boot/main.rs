@@ -13,6 +13,7 @@
 mod ems;
 mod in_use;
 mod kinds;
+mod later;
 mod libvirt;
 mod payload;
 mod sources;
@@ -95,7 +96,7 @@ fn machine(lab: &Lab, libvirt: &Libvirt, row: (Input, &str, usize)) -> PathBuf {
             .expect(0);
     }
     if boots(input, storage, disks) {
-        boot_twice(libvirt, &out, &name, outputs);
+        boot_twice(libvirt, &out, &name);
     }
     // The next row may be the same machine by its UUID.
     let nvram: &[&str] = if uefi { &["--nvram"] } else { &[] };
@@ -113,7 +114,7 @@ fn boots(input: Input, storage: &str, disks: usize) -> bool {
     half || std::env::var_os("HYPER2KVM_ALL_BOOTS").is_some()
 }
 
-fn boot_twice(libvirt: &Libvirt, out: &Path, name: &str, outputs: &Value) {
+fn boot_twice(libvirt: &Libvirt, out: &Path, name: &str) {
     let record = libvirt.boot(out, &["--timeout", "300"]).expect(0).json();
     assert_eq!(record["schema"], "hyper2kvm/boot/1");
     assert_eq!(record["phase"], "done");
@@ -123,9 +124,7 @@ fn boot_twice(libvirt: &Libvirt, out: &Path, name: &str, outputs: &Value) {
     // Windows has not run, and it is said.
     assert_eq!(record["proof"]["bound"], false);
     assert!(record["warnings"].to_string().contains("has not bound"));
-    for disk in outputs["disks"].as_array().unwrap() {
-        assert!(!snapshots(disk.as_str().unwrap()).contains("hyper2kvm"));
-    }
+    assert!(overlays_since_switch(out).is_empty());
     // Done is done.
     let before = fs::read(out.join("boot.json")).unwrap();
     libvirt.boot(out, &[]).expect(0);
@@ -203,10 +202,10 @@ fn boots_from_two_disks(firmware: Firmware) {
     }
     let ((lab, split), libvirt) = (split_guest(firmware), Libvirt::new());
     let source = lab.libvirt_xml("split", &[&split.boot, &split.windows]);
-    let (out, report) = convert(&lab, &source, "split", &[]);
+    let (out, _) = convert(&lab, &source, "split", &[]);
     libvirt.give(lab.dir.path());
     if firmware == Firmware::Uefi {
-        return boot_twice(&libvirt, &out, "split", &report["outputs"]);
+        return boot_twice(&libvirt, &out, "split");
     }
     // Moved between the boots, and what is defined names the old place.
     let first = ["--stop-after", "bootstrap", "--timeout", "300"];
@@ -223,7 +222,7 @@ fn boots_from_two_disks(firmware: Firmware) {
     for disk in report["outputs"]["disks"].as_array().unwrap() {
         assert!(Path::new(disk.as_str().unwrap()).starts_with(&moved));
     }
-    boot_twice(&libvirt, &moved, "split", &report["outputs"]);
+    boot_twice(&libvirt, &moved, "split");
 }
 
 #[test]
@@ -234,6 +233,15 @@ fn a_bios_vm_with_windows_on_the_second_disk() {
 #[test]
 fn a_uefi_vm_with_windows_on_the_second_disk() {
     boots_from_two_disks(Firmware::Uefi);
+}
+
+/// What takes the writes of the final boot.
+fn overlays_since_switch(out: &Path) -> Vec<PathBuf> {
+    let all = fs::read_dir(out)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    all.filter(|path| path.to_str().unwrap().contains(".since-switch-"))
+        .collect()
 }
 
 /// Puts other code into the boot sector of a machine that is off.
@@ -334,7 +342,7 @@ fn failures_are_named_and_undone() {
     }
     libvirt.virsh(&["destroy", "vm"]).expect(0);
     assert_eq!(counter(disk), 1);
-    assert!(!snapshots(disk).contains("hyper2kvm"));
+    assert!(overlays_since_switch(&out).is_empty());
 
     eprintln!("and then it works");
     replace_payload(&lab, disk, &good);
@@ -407,21 +415,33 @@ fn killed_at_every_step() {
         killed_at(point, &[]);
         assert_eq!(phase(), at);
     }
-    assert!(
-        snapshots(disk).contains("hyper2kvm"),
-        "saved before the switch"
-    );
+    let overlays = || overlays_since_switch(&out);
+    let [overlay] = &overlays()[..] else {
+        panic!("not saved before the switch: {:?}", overlays());
+    };
     eprintln!("killed while it is put back");
-    replace_payload(&lab, disk, &boot_code("writing", true, End::Hang));
+    let hangs = boot_code("writing", true, End::Hang);
+    replace_payload(&lab, overlay.to_str().unwrap(), &hangs);
     killed_at("boot-restoring", &["--timeout", "15"]);
     assert_eq!(phase(), "restoring");
     killed_at("boot-final-failed", &[]);
     assert_eq!(phase(), "final-failed");
-    // The payload that hung was written after the snapshot: it is gone with the rest.
+    // The payload that hung was written since the switch: it is gone with the rest.
     assert_eq!(counter(disk), 0);
+    eprintln!("killed while what was written since the switch goes into the disk");
+    let up_and_counts = boot_code(MARKER, true, End::PowerOff);
+    replace_payload(&lab, disk, &up_and_counts);
+    killed_at("boot-merging", &["--timeout", "300"]);
+    assert_eq!(phase(), "final");
+    assert_eq!(overlays().len(), 1);
+    killed_at("boot-merged", &[]);
+    assert_eq!(overlays().len(), 0);
+    let counted = counter(disk);
+    assert!(counted > 0);
     eprintln!("and on to the end");
     let run = libvirt.boot(&out, &["--timeout", "300"]).expect(0).json();
     assert_eq!(run["phase"], "done");
+    assert_eq!(counter(disk), counted);
     assert!(!snapshots(disk).contains("hyper2kvm"));
 }
 

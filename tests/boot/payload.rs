@@ -15,6 +15,55 @@ pub enum End {
     Hang,
     Reset,
     Panic,
+    /// Writes to sectors of the first track, reads them back and compares, for ever: a `.` on COM1 for each 256
+    /// of them, a `B` for what was read back wrong.
+    Work,
+}
+
+/// Sector, head and disk for the number in AL, from sector 11 on; the first partition is far behind them.
+const PLACE: [u8; 17] = [
+    0x88, 0xc1, // mov cl, al
+    0x80, 0xe1, 0x1f, // and cl, 1fh
+    0x80, 0xc1, 0x0b, // add cl, 11
+    0xb5, 0x00, // mov ch, 0
+    0x88, 0xc6, // mov dh, al
+    0xc0, 0xee, 0x05, // shr dh, 5
+    0xb2, 0x80, // mov dl, 80h
+];
+
+fn work() -> Vec<u8> {
+    const BUFFER: [u8; 5] = [0xbb, 0x00, 0x7e, 0xcd, 0x13]; // mov bx, 7e00h; int 13h
+    let mut code = vec![
+        0xfe, 0x06, 0x00, 0x80, // work: inc byte [8000h]
+        0xa0, 0x00, 0x80, // mov al, [8000h]
+        0xa2, 0x00, 0x7e, // mov [7e00h], al
+    ];
+    code.extend(PLACE);
+    code.extend([0xb8, 0x01, 0x03]); // mov ax: write one sector
+    code.extend(BUFFER);
+    code.extend([
+        0xc6, 0x06, 0x00, 0x7e, 0x00, // mov byte [7e00h], 0
+        0xa0, 0x00, 0x80, // mov al, [8000h]
+    ]);
+    code.extend(PLACE);
+    code.extend([0xb8, 0x01, 0x02]); // mov ax: read one sector
+    code.extend(BUFFER);
+    code.extend([
+        0xa0, 0x00, 0x80, // mov al, [8000h]
+        0x3a, 0x06, 0x00, 0x7e, // cmp al, [7e00h]
+        0x74, 0x06, // je same
+        0xba, 0xf8, 0x03, 0xb0, b'B', 0xee, // out 3f8h, 'B'
+        0xa0, 0x00, 0x80, // same: mov al, [8000h]
+        0x84, 0xc0, // test al, al
+        0x75, 0x00, // jnz work
+    ]);
+    let back = |at: usize| (-i8::try_from(at).unwrap()).to_le_bytes()[0];
+    let end = code.len();
+    code[end - 1] = back(end);
+    code.extend([0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xeb, 0x00]); // out 3f8h, '.'; jmp work
+    let end = code.len();
+    code[end - 1] = back(end);
+    code
 }
 
 /// Hangs where the BIOS cannot read the disk after the first one.
@@ -65,14 +114,15 @@ fn code_after(port: u16, before: &[u8], message: &str, count: bool, end: End) ->
             code.extend(more); // inc byte [7e00h]
         }
     }
-    let tail: &[u8] = match end {
+    let tail: Vec<u8> = match end {
         // Sleep state S5 through the PM1a control register.
-        End::PowerOff => &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd],
-        End::Hang => &[0xf4, 0xeb, 0xfd],
+        End::PowerOff => vec![0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4, 0xeb, 0xfd],
+        End::Hang => vec![0xf4, 0xeb, 0xfd],
         // The keyboard controller pulls the reset line.
-        End::Reset => &[0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd],
+        End::Reset => vec![0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd],
         // pvpanic
-        End::Panic => &[0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd],
+        End::Panic => vec![0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd],
+        End::Work => work(),
     };
     let print = 14;
     let text = 0x7c00 + code.len() + print + tail.len();

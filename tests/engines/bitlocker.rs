@@ -563,7 +563,13 @@ fn a_conversion_equals_that_of_the_same_guest_without_bitlocker() {
     // What `boot` reads between the boots.
     let proof = |keys: &[String]| {
         let (keys, _) = Keys::parse(keys).unwrap();
-        proof::read(&converted, "raw", &keys, StorageBus::VirtioBlk)
+        let disk = proof::GuestDisk {
+            path: converted.clone(),
+            format: "raw".to_owned(),
+            keys: &keys,
+            source: &[],
+        };
+        proof::read(&disk, StorageBus::VirtioBlk)
     };
     assert!(proof(&keys[..1]).is_err(), "the wrong key");
     let proof = proof(&keys).unwrap();

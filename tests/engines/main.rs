@@ -20,16 +20,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use hyper2kvm::demo::{Arch, Firmware, GuestSpec, Role, WinVersion};
-use hyper2kvm::disk::block::FileDisk;
-use hyper2kvm::disk::partition;
-use hyper2kvm::guest::{
-    EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, VolumeId, embedded,
-};
+use hyper2kvm::guest::{GuestPath, GuestRead, VolumeId};
 use serde_json::Value;
-use support::{Lab, TOOLS, drivers_for_old_windows, export, h2k, have, tool, virtio_win};
+use support::{
+    Lab, TOOLS, drivers_for_old_windows, export, h2k, have, read_disk, tool, tree, virtio_win,
+};
 
 const GUESTFS_TOOLS: [&str; 5] = [
     "guestfish",
@@ -116,38 +113,6 @@ fn equal_lines(what: &str, a: &str, b: &str) {
         assert_eq!(a, b, "{what} line {line}");
     }
     assert_eq!(a.lines().count(), b.lines().count(), "{what}");
-}
-
-fn read_disk(disk: &Path) -> EmbeddedReader {
-    let disk = Arc::new(FileDisk::open(disk).unwrap());
-    let layout = partition::read_layout(disk.as_ref()).unwrap();
-    embedded::open(disk, &layout).unwrap()
-}
-
-/// Every file by volume and path: its size and contents; `None` for a folder.
-fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
-    let reader = read_disk(disk);
-    let mut tree = BTreeMap::new();
-    for volume in reader.volumes() {
-        if !matches!(volume.kind, FsKind::Ntfs | FsKind::Fat) {
-            continue;
-        }
-        let mut folders = vec![GuestPath::root()];
-        while let Some(folder) = folders.pop() {
-            for file in reader.list(volume.id, &folder).unwrap() {
-                let path = folder.join(&file.name).unwrap();
-                let contents = if file.kind == FileKind::Dir {
-                    folders.push(path.clone());
-                    None
-                } else {
-                    Some(reader.read(volume.id, &path, 1 << 30).unwrap())
-                };
-                // Not lower case: names must have the same case.
-                tree.insert((volume.id.partition, path.to_slashes()), contents);
-            }
-        }
-    }
-    tree
 }
 
 /// Attributes and security descriptor of every file of the Windows volume, by ntfs-3g's own tool.

@@ -5,18 +5,22 @@
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // skips must be seen
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hyper2kvm::demo::guest;
 use hyper2kvm::demo::pe::{self, Subsystem};
 use hyper2kvm::demo::virtio_win::{self, Layout};
 use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion};
+use hyper2kvm::disk::block::FileDisk;
+use hyper2kvm::disk::partition;
+use hyper2kvm::guest::{EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, embedded};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -499,6 +503,39 @@ pub fn processes_naming(path: &Path) -> Vec<String> {
         }
     }
     found
+}
+
+/// A raw disk, read by the embedded engine.
+pub fn read_disk(disk: &Path) -> EmbeddedReader {
+    let disk = Arc::new(FileDisk::open(disk).unwrap());
+    let layout = partition::read_layout(disk.as_ref()).unwrap();
+    embedded::open(disk, &layout).unwrap()
+}
+
+/// Every file by volume and path: its size and contents; `None` for a folder.
+pub fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
+    let reader = read_disk(disk);
+    let mut tree = BTreeMap::new();
+    for volume in reader.volumes() {
+        if !matches!(volume.kind, FsKind::Ntfs | FsKind::Fat) {
+            continue;
+        }
+        let mut folders = vec![GuestPath::root()];
+        while let Some(folder) = folders.pop() {
+            for file in reader.list(volume.id, &folder).unwrap() {
+                let path = folder.join(&file.name).unwrap();
+                let contents = if file.kind == FileKind::Dir {
+                    folders.push(path.clone());
+                    None
+                } else {
+                    Some(reader.read(volume.id, &path, 1 << 30).unwrap())
+                };
+                // Not lower case: names must have the same case.
+                tree.insert((volume.id.partition, path.to_slashes()), contents);
+            }
+        }
+    }
+    tree
 }
 
 /// A guest whose boot files and Windows are on disks of their own.

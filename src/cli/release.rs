@@ -1,0 +1,48 @@
+//! `hyper2kvm release OUTDIR`: by what the directory holds.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::error::Result;
+use crate::later::release::{self, Options};
+use crate::ui::Ui;
+
+#[derive(Debug, clap::Args)]
+pub struct ReleaseArgs {
+    /// Output directory of `convert --copy later`
+    folder: PathBuf,
+    /// libvirt of this host, where no `boot` has recorded one
+    #[arg(
+        long,
+        value_name = "URI",
+        env = "LIBVIRT_DEFAULT_URI",
+        default_value = "qemu:///system"
+    )]
+    connect: String,
+    /// Also when the VM has run: what it has written is lost
+    #[arg(long)]
+    force: bool,
+}
+
+pub fn run(args: &ReleaseArgs, ui: &Ui) -> Result<()> {
+    let options = Options {
+        folder: args.folder.clone(),
+        uri: args.connect.clone(),
+        force: args.force,
+    };
+    let released = release::release(&options, ui)?;
+    ui.line(&format!("{} is given up", released.folder.display()));
+    ui.line(&format!("lost: {}", released.lost));
+    for file in &released.source {
+        ui.line(&format!("nothing stands on {} any more", file.display()));
+    }
+    for path in &released.kept {
+        ui.warn(&format!(
+            "kept, since hyper2kvm did not write it: {}",
+            path.display()
+        ));
+    }
+    ui.document("release", json!(released));
+    Ok(())
+}

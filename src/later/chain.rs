@@ -1,0 +1,60 @@
+//! Whether a disk can stay where it is, under an overlay that QEMU and libvirt open by themselves.
+
+use crate::disk::chain::{Image, Level as Opened};
+use crate::error::{Blocker, Result};
+
+use super::record::Level;
+
+/// The formats that libvirt can name below an overlay.
+const KNOWN_TO_LIBVIRT: [&str; 7] = ["raw", "qcow2", "qcow", "qed", "vmdk", "vpc", "vdi"];
+
+/// The levels of a source, or why it has to be copied. Overlays of this run are left out.
+pub(crate) fn levels(image: &Image) -> Result<Vec<Level>, Box<Blocker>> {
+    image
+        .without_overlays()
+        .levels()
+        .iter()
+        .map(level)
+        .collect()
+}
+
+fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
+    let shown = level.path.display();
+    let refuse = |why: String, remedy: &str| Box::new(Blocker::new("copy-later", why, remedy));
+    if level.held().is_empty() {
+        return Err(refuse(
+            format!("{shown} is not a file of this host"),
+            "leave --copy later out",
+        ));
+    }
+    for held in level.held() {
+        // What was unpacked has no name of its own.
+        if !held.has_a_name() {
+            return Err(refuse(
+                format!("{shown} is packed, so nothing can start from it where it is"),
+                "unpack it first (tar -xf, gunzip) and name what was in it, or leave --copy later out",
+            ));
+        }
+    }
+    let Some(format) = level.format_by_name() else {
+        return Err(refuse(
+            format!(
+                "QEMU would take the size of {shown} from its geometry, which is smaller than the disk"
+            ),
+            "leave --copy later out",
+        ));
+    };
+    let format = format.driver();
+    if !KNOWN_TO_LIBVIRT.contains(&format) {
+        return Err(refuse(
+            format!(
+                "{shown} is of the format {format}, which libvirt cannot have below an overlay"
+            ),
+            "leave --copy later out, or make a qcow2 of it first: qemu-img convert -O qcow2",
+        ));
+    }
+    Ok(Level {
+        format: format.to_owned(),
+        files: level.held().iter().map(|held| held.fingerprint()).collect(),
+    })
+}

@@ -1,0 +1,19 @@
+//! VMs whose disks are still to be copied: overlays on the source's chain.
+//!
+//! `convert --copy later` leaves such a directory, complete and bootable. [`Record`] (`later.json`) says what
+//! each disk is on and how the files of the source looked. They are compared at every `boot`, `serve` and
+//! `pull`: an overlay over something else is no disk. [`pull`] copies what is left, until the disks stand
+//! alone; [`release`] gives the VM up.
+
+pub(crate) mod chain;
+mod folder;
+pub(crate) mod holes;
+pub(crate) mod pull;
+pub(crate) mod record;
+pub(crate) mod release;
+mod running;
+
+pub(crate) use record::Record;
+
+/// What every report of such a VM warns of, until everything is pulled.
+pub(crate) const WARNING: &str = "the disks are overlays on the source: it must stay where it is and must not change until `hyper2kvm pull` has copied what is left";

@@ -1,0 +1,314 @@
+//! `pull`: copies what only the source holds, until the disks stand alone.
+//!
+//! While the VM runs, QEMU copies ([`super::running`]); otherwise the copy loop of this program. In both cases
+//! the overlay itself says what is left, so nothing has to be recorded: what was written and flushed is not
+//! copied again, whatever ended the run. A disk stands alone when everything is in it, it names nothing else,
+//! and reading the chain shows that; only then do the domain XML and the report say so.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::folder::{Domain, Folder, between_boots};
+use super::record::{Record, State};
+use super::running;
+use crate::boot;
+use crate::convert::exchange;
+use crate::disk::block::{BlockRead, BlockWrite};
+use crate::disk::chain::Image;
+use crate::disk::export::Export;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::tool::qemu_img::{self, Depth};
+use crate::tool::stop;
+use crate::ui::{self, Progress, Ui};
+
+/// Copied between two flushes: what a kill costs at most.
+const BATCH: u64 = 256 << 20;
+/// Read at once.
+const PIECE: u64 = 2 << 20;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) folder: PathBuf,
+    pub(crate) uri: String,
+    /// MiB per second, over all disks.
+    pub(crate) bandwidth: Option<u64>,
+}
+
+/// Who copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum By {
+    /// QEMU, while the VM ran.
+    Libvirt,
+    /// This program, while it was off.
+    Offline,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Pulled {
+    #[serde(with = "crate::text::json_path")]
+    pub(crate) folder: PathBuf,
+    pub(crate) by: By,
+    #[serde(serialize_with = "crate::text::json_path::list")]
+    pub(crate) disks: Vec<PathBuf>,
+    pub(crate) bytes: Bytes,
+    pub(crate) seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Bytes {
+    /// Copied by this run.
+    pub(crate) copied: u64,
+    /// 0: the disks stand alone.
+    pub(crate) left: u64,
+}
+
+pub(crate) fn pull(options: &Options, ui: &Ui) -> Result<Pulled> {
+    let begin = Instant::now();
+    exchange::repair(&options.folder)?;
+    Folder::open(&options.folder)?;
+    let _lock = boot::lock(&options.folder)?;
+    boot::anchored(&options.folder, ui)?;
+    let mut folder = Folder::open(&options.folder)?;
+    let mut record = Record::load(&folder.path)?.ok_or_else(|| {
+        Error::usage(format!(
+            "the disks in {} were copied when it was converted",
+            folder.path.display()
+        ))
+        .hint("pull is for what `convert --copy later` wrote")
+    })?;
+    let mut pulled = Pulled {
+        folder: folder.path.clone(),
+        by: By::Offline,
+        disks: folder.disks.clone(),
+        bytes: Bytes::default(),
+        seconds: 0.0,
+    };
+    if record.state == State::Alone {
+        ui.status("Done", "the disks stand alone already");
+        return Ok(pulled);
+    }
+    refuse_between_boots(&folder)?;
+    record.check_source(&folder.path)?;
+    if record.disks.len() != folder.disks.len() {
+        return Err(Error::failed(format!(
+            "later.json knows {} disks, and report.json {}",
+            record.disks.len(),
+            folder.disks.len()
+        ))
+        .hint("convert again into another directory; the source is untouched"));
+    }
+    let domain = folder.domain(&options.uri)?;
+    hit("pull-begin")?;
+    let copied = match domain.as_ref().filter(|domain| domain.is_active()) {
+        Some(domain) => {
+            pulled.by = By::Libvirt;
+            running::pull(options, ui, &folder, &record, domain)?
+        }
+        None => offline(options, ui, &folder, &record)?,
+    };
+    pulled.bytes.copied = copied;
+    for disk in &folder.disks {
+        check_alone(disk)?;
+    }
+    record.check_source(&folder.path)?;
+    complete(&mut folder, &mut record, domain.as_ref())?;
+    pulled.seconds = begin.elapsed().as_secs_f64();
+    Ok(pulled)
+}
+
+/// Between its two boots the VM runs from further overlays, and goes back to these disks when it fails.
+fn refuse_between_boots(folder: &Folder) -> Result<()> {
+    match &folder.boot {
+        Some(boot) if between_boots(boot) => Err(Error::failed(format!(
+            "the VM is on its way to VirtIO (phase {} of boot.json), and may still go back",
+            boot.phase.as_str()
+        ))
+        .hint(format!(
+            "finish that first: hyper2kvm boot {}",
+            boot::quote(&folder.path)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Everything that says where the disks are, in an order in which a run that is killed can be repeated.
+fn complete(folder: &mut Folder, record: &mut Record, domain: Option<&Domain>) -> Result<()> {
+    hit("pull-alone")?;
+    folder.describe_alone()?;
+    hit("pull-described")?;
+    if let Some(domain) = domain {
+        folder.define_alone(domain)?;
+    }
+    hit("pull-defined")?;
+    folder.report_alone()?;
+    hit("pull-reported")?;
+    record.state = State::Alone;
+    record.save(&folder.path)
+}
+
+/// Reads the chain: the disk must be one image that names no other.
+pub(super) fn check_alone(disk: &Path) -> Result<()> {
+    let levels = qemu_img::chain_length(disk).map_err(|e| {
+        Error::failed(format!("reading the chain of {}", disk.display())).because(e)
+    })?;
+    match levels {
+        1 => Ok(()),
+        _ => Err(Error::failed(format!(
+            "{} is still one of {levels} images",
+            disk.display()
+        ))
+        .hint("run the same command again")),
+    }
+}
+
+/// Copies while nobody uses the disks.
+fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Result<u64> {
+    let mut todo = Vec::new();
+    for disk in &folder.disks {
+        let image = record.image(disk)?;
+        image.hold_for_writing()?;
+        todo.push((left(&image)?, image));
+    }
+    let total = todo.iter().map(|(ranges, _)| bytes(ranges)).sum();
+    let progress = ui.progress("Copying", total);
+    let mut pace = options.bandwidth.map(|mib| Pace {
+        rate: mib.saturating_mul(1 << 20),
+        begin: Instant::now(),
+        moved: 0,
+    });
+    let mut before = 0;
+    ui.status("Copying", &format!("{} from the source", ui::bytes(total)));
+    for (ranges, image) in todo {
+        let size = bytes(&ranges);
+        if image.levels().len() > 1 {
+            let told = Told {
+                progress: &progress,
+                before,
+            };
+            copy(&image, &ranges, &mut pace, &told)?;
+            record.check_source(&folder.path)?;
+            hit("pull-copied")?;
+            let path = image.path().to_owned();
+            // qemu-img takes the locks that this holds.
+            drop(image);
+            qemu_img::set_backing(&path, None)
+                .map_err(|e| Error::failed(format!("completing {}", path.display())).because(e))?;
+            sync(&path)?;
+        }
+        before += size;
+    }
+    progress.finish(total);
+    Ok(total)
+}
+
+struct Told<'a> {
+    progress: &'a Progress,
+    /// Of the disks before this one.
+    before: u64,
+}
+
+/// What only the levels below the overlay hold.
+fn left(image: &Image) -> Result<Vec<Range<u64>>> {
+    let mut ranges = Vec::new();
+    qemu_img::mapped(&image.spec(), false, &mut |range, depth| {
+        if depth == Depth::Below {
+            ranges.push(range);
+        }
+    })
+    .map_err(|e| {
+        Error::failed(format!("reading the map of {}", image.path().display())).because(e)
+    })?;
+    Ok(ranges)
+}
+
+fn bytes(ranges: &[Range<u64>]) -> u64 {
+    let lengths = ranges.iter().map(|range| range.end - range.start);
+    lengths.fold(0, u64::saturating_add)
+}
+
+/// A limit of bytes per second.
+struct Pace {
+    rate: u64,
+    begin: Instant,
+    moved: u64,
+}
+
+impl Pace {
+    fn wait(&mut self, bytes: u64) {
+        self.moved += bytes;
+        let due = Duration::from_secs_f64(self.moved as f64 / self.rate as f64);
+        while let Some(left) = due.checked_sub(self.begin.elapsed())
+            && !left.is_zero()
+            && !stop::requested()
+        {
+            std::thread::sleep(left.min(Duration::from_millis(50)));
+        }
+    }
+}
+
+/// Copies into the overlay, flushing as it goes.
+fn copy(
+    image: &Image,
+    ranges: &[Range<u64>],
+    pace: &mut Option<Pace>,
+    told: &Told<'_>,
+) -> Result<()> {
+    let source = Export::<dyn BlockRead>::open_readonly(&image.without_top())?;
+    let target = Export::<dyn BlockWrite>::open_writable(image)?;
+    let (from, to) = (source.disk(), target.disk());
+    let failed = |what: &str, at: u64, e: std::io::Error| {
+        Error::failed(format!("{what} at byte {at} of {}", image.path().display())).because(e)
+    };
+    let (mut done, mut unflushed) = (0, 0);
+    let mut buffer = vec![0; PIECE as usize];
+    hit("pull-copying")?;
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            if stop::requested() {
+                return Err(Error::new(ErrorKind::Interrupted, "interrupted")
+                    .hint("run the same command again: what was flushed is not copied again"));
+            }
+            let len = PIECE.min(range.end - at);
+            let piece = &mut buffer[..len as usize];
+            if let Some(pace) = pace {
+                pace.wait(len);
+            }
+            from.read_at(at, piece)
+                .map_err(|e| failed("reading the source", at, e))?;
+            let written = match piece.iter().any(|byte| *byte != 0) {
+                true => to.write_at(at, piece),
+                false => to.zero_at(at, len),
+            };
+            written.map_err(|e| failed("writing", at, e))?;
+            (at, done, unflushed) = (at + len, done + len, unflushed + len);
+            told.progress.set(told.before + done);
+            hit("pull-progress")?;
+            if unflushed >= BATCH {
+                to.flush().map_err(|e| failed("flushing", at, e))?;
+                unflushed = 0;
+                hit("pull-flushed")?;
+            }
+        }
+    }
+    to.flush()
+        .map_err(|e| failed("flushing", image.virtual_size(), e))?;
+    hit("pull-flushed")?;
+    target.close()?;
+    Ok(source.close()?)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    let file = std::fs::File::options().write(true).open(path);
+    file.and_then(|file| file.sync_all())
+        .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
+}
+
+pub(super) fn hit(point: &str) -> Result<()> {
+    failpoint::hit(point).map_err(|e| Error::failed("pulling").because(e))
+}

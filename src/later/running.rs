@@ -1,0 +1,230 @@
+//! The pull of a VM that runs: QEMU copies, libvirt keeps the domain, and this program looks on.
+//!
+//! It may end at any time: a job that was begun goes on without it, one that was lost with the VM or its
+//! libvirt is begun again, and QEMU copies what the image does not have yet.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::folder::{Domain, Folder};
+use super::pull::{Options, hit};
+use super::record::{Disk, Record};
+use crate::boot::files::{self, DomainDisk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::tool::pass::Spec;
+use crate::tool::qemu_img::{self, Depth};
+use crate::tool::stop;
+use crate::tool::virsh::{JobKind, State};
+use crate::ui::{self, Progress, Ui};
+
+/// Between two looks at the job.
+const TICK: Duration = Duration::from_millis(300);
+/// Between two flushes, each with a look at what is left.
+const FLUSH: Duration = Duration::from_secs(10);
+/// A job that ends without an end is begun again so often.
+const ATTEMPTS: u32 = 5;
+
+/// Copies every disk; returns how much that was.
+pub(super) fn pull(
+    options: &Options,
+    ui: &Ui,
+    folder: &Folder,
+    record: &Record,
+    domain: &Domain,
+) -> Result<u64> {
+    let mut lefts = Vec::new();
+    for (path, disk) in folder.disks.iter().zip(&record.disks) {
+        lefts.push(left(path, disk)?);
+    }
+    let total = lefts.iter().sum();
+    ui.status(
+        "Pulling",
+        &format!("{} while the VM runs", ui::bytes(total)),
+    );
+    let progress = ui.progress("Pulling", total);
+    let mut before = 0;
+    for ((path, disk), left) in folder.disks.iter().zip(&record.disks).zip(lefts) {
+        let one = Pulling {
+            options,
+            domain,
+            path,
+            disk,
+            progress: &progress,
+            before,
+            left,
+        };
+        one.run()?;
+        before += left;
+        hit("pull-copied")?;
+    }
+    progress.finish(total);
+    Ok(total)
+}
+
+/// One disk.
+struct Pulling<'a> {
+    options: &'a Options,
+    domain: &'a Domain,
+    path: &'a Path,
+    disk: &'a Disk,
+    progress: &'a Progress,
+    /// Copied of the disks before this one.
+    before: u64,
+    /// What only the source held at the start.
+    left: u64,
+}
+
+impl Pulling<'_> {
+    fn run(&self) -> Result<()> {
+        let (mut attempts, mut flushed) = (0, Instant::now());
+        let mut limited = false;
+        loop {
+            let Some(live) = self.live()? else {
+                return Err(self.lost());
+            };
+            if live.below.is_empty() {
+                return Ok(());
+            }
+            if stop::requested() {
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "interrupted; QEMU goes on copying",
+                )
+                .hint("run the same command again to see it through"));
+            }
+            self.check_state()?;
+            let virsh = &self.domain.virsh;
+            match virsh.job(self.domain.uuid, &live.target)? {
+                None if attempts == ATTEMPTS => return Err(self.gave_up(&live)),
+                None => {
+                    attempts += 1;
+                    limited = true;
+                    let limit = self.options.bandwidth.unwrap_or(0);
+                    // It may have ended, or be another's, at this very moment: the next look tells.
+                    if let Err(error) = virsh.start_pull(self.domain.uuid, &live.target, limit) {
+                        tracing::info!("pulling {}: {error}", live.target);
+                    }
+                    hit("pull-started")?;
+                }
+                Some(job) if job.kind == JobKind::Pull => {
+                    if !std::mem::replace(&mut limited, true) {
+                        let limit = self.options.bandwidth.unwrap_or(0);
+                        virsh.limit_job(self.domain.uuid, &live.target, limit)?;
+                    }
+                    if flushed.elapsed() > FLUSH {
+                        self.flush(&live);
+                        flushed = Instant::now();
+                    }
+                    hit("pull-copying")?;
+                }
+                Some(_) => {
+                    return Err(Error::failed(format!(
+                        "libvirt is at work on {} of the domain",
+                        live.target
+                    ))
+                    .hint("wait for it, then run the same command again"));
+                }
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// The disk in the running domain.
+    fn live(&self) -> Result<Option<DomainDisk>> {
+        let xml = self.domain.virsh.xml(self.domain.uuid, true)?;
+        let (_, disks) = files::identify(&xml)?;
+        Ok(disks.into_iter().find(|disk| disk.path == self.path))
+    }
+
+    fn check_state(&self) -> Result<()> {
+        let tick = self.domain.virsh.tick(self.domain.uuid, 1)?;
+        match tick.state {
+            State::Off => Err(self.lost()),
+            State::Paused if tick.reason == "I/O error" => Err(Error::failed(
+                "QEMU paused the VM: a disk, or the source, gave an I/O error",
+            )
+            .hint(
+                "when its storage is there again: virsh resume, then run the same command again",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn lost(&self) -> Error {
+        Error::failed("the VM went off, and with it QEMU, which copied its disks")
+            .hint("run the same command again: it goes on, whether the VM runs or not")
+    }
+
+    fn gave_up(&self, live: &DomainDisk) -> Error {
+        let uri = self.domain.virsh.uri();
+        Error::failed(format!(
+            "QEMU gave up copying to {} {ATTEMPTS} times",
+            self.path.display()
+        ))
+        .hint(format!(
+            "see why: virsh -c {uri} domblkerror {}; the log of QEMU names {}",
+            self.domain.uuid, live.target
+        ))
+        .hint("shut the VM down and run the same command again: it copies without QEMU's help")
+    }
+
+    /// What is in the image is not copied again, whatever happens now.
+    fn flush(&self, live: &DomainDisk) {
+        let Some(node) = &live.node else { return };
+        if let Err(error) = self.domain.virsh.flush(self.domain.uuid, node) {
+            tracing::debug!("flushing {}: {error}", live.target);
+        }
+        match left(self.path, self.disk) {
+            Ok(now) => {
+                let copied = self.left.saturating_sub(now);
+                self.progress.set(self.before + copied);
+            }
+            Err(error) => tracing::debug!("{error}"),
+        }
+    }
+}
+
+/// Bytes that the image of a VM that runs does not hold itself, as far as it was flushed.
+fn left(path: &Path, disk: &Disk) -> Result<u64> {
+    let reading = || Error::failed(format!("reading the map of {}", path.display()));
+    if qemu_img::chain_length(path).is_ok_and(|levels| levels == 1) {
+        return Ok(0);
+    }
+    let mut bytes = 0u64;
+    let counted = qemu_img::mapped(&spec(path, disk), true, &mut |range, depth| {
+        if depth == Depth::Below {
+            bytes = bytes.saturating_add(range.end - range.start);
+        }
+    });
+    counted.map_err(|e| reading().because(e))?;
+    Ok(bytes)
+}
+
+/// The chain by its names: QEMU of the VM has the files, and their locks.
+fn spec(path: &Path, disk: &Disk) -> Spec {
+    let file = |path: &Path| {
+        let driver = match path.starts_with("/dev") {
+            true => "host_device",
+            false => "file",
+        };
+        json!({"driver": driver, "filename": path.to_string_lossy(), "read-only": true})
+    };
+    let mut node = Value::Null;
+    for level in disk.backing().iter().rev() {
+        let mut next = json!({
+            "driver": level.format, "file": file(&level.path), "read-only": true,
+        });
+        if !matches!(level.format.as_str(), "raw" | "vpc" | "vdi") {
+            next["backing"] = node;
+        }
+        node = next;
+    }
+    let top = json!({
+        "driver": "qcow2", "file": file(path), "backing": node, "read-only": true,
+    });
+    let source = disk.levels.iter().flat_map(|level| &level.files);
+    let files = source.map(|file| (file.path.clone(), false));
+    Spec::named(top, files.chain([(path.to_owned(), false)]))
+}

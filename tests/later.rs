@@ -1,0 +1,614 @@
+//! `convert --copy later`, `pull` and `release`: the disks are overlays on a source that nothing changes, until
+//! they stand alone or are given up.
+
+#![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
+#![allow(clippy::print_stderr)] // which case is running
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{
+    Lab, Run, TOOLS, binary, export, finish, h2k, have, names, sha256, text, tool, tree,
+};
+
+/// The digest and the time of each file of a source.
+struct Untouched(Vec<(PathBuf, String, i64)>);
+
+impl Untouched {
+    fn of(files: &[&Path]) -> Self {
+        let all = files.iter().map(|file| {
+            let found = fs::metadata(file).unwrap();
+            (file.to_path_buf(), sha256(file), found.mtime_nsec())
+        });
+        Self(all.collect())
+    }
+
+    #[track_caller]
+    fn check(&self) {
+        for (file, digest, time) in &self.0 {
+            assert_eq!(&sha256(file), digest, "{}", file.display());
+            let now = fs::metadata(file).unwrap().mtime_nsec();
+            assert_eq!(now, *time, "{}", file.display());
+        }
+    }
+}
+
+fn convert_later(lab: &Lab, source: &Path, more: &[&str]) -> Value {
+    let args = [&["--copy", "later", "--name", "vm"], more].concat();
+    lab.convert(source, &args).expect(0).json()
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// What the guest sees, whatever the image is made of.
+fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
+    let raw = lab.path(name);
+    tool(
+        "qemu-img",
+        &[
+            "convert",
+            "-f",
+            "qcow2",
+            "-O",
+            "raw",
+            text(disk),
+            text(&raw),
+        ],
+    );
+    raw
+}
+
+/// Each image of a chain with its format, as qemu-img reads it from the headers alone.
+fn chain(disk: &Path) -> Vec<(String, String)> {
+    let args = ["info", "--backing-chain", "--output=json", "-f", "qcow2"];
+    let out = tool("qemu-img", &[&args[..], &[text(disk)]].concat());
+    let chain: Value = serde_json::from_slice(&out).unwrap();
+    let level = |level: &Value| {
+        let text = |key: &str| level[key].as_str().unwrap().to_owned();
+        (text("filename"), text("format"))
+    };
+    chain.as_array().unwrap().iter().map(level).collect()
+}
+
+#[track_caller]
+fn stands_alone(lab: &Lab, out: &Path) {
+    let report = read_json(&out.join("report.json"));
+    assert_eq!(report["outputs"]["complete"], true);
+    assert_eq!(report["bytes"]["left"], 0);
+    for disk in report["outputs"]["disks"].as_array().unwrap() {
+        let disk = Path::new(disk.as_str().unwrap());
+        assert_eq!(chain(disk).len(), 1);
+        tool("qemu-img", &["check", "-q", text(disk)]);
+        let header = fs::read(disk).unwrap();
+        let source = text(&lab.raw).as_bytes();
+        assert!(!header.windows(source.len()).any(|bytes| bytes == source));
+    }
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("everything was pulled") && !page.contains("overlays on the source"));
+    for stage in ["bootstrap", "final"] {
+        let xml = fs::read_to_string(out.join(format!("vm-{stage}.xml"))).unwrap();
+        assert!(
+            !xml.contains("backingStore") && !xml.contains("error_policy"),
+            "{xml}"
+        );
+    }
+    h2k(["verify", text(out)]).expect(0);
+}
+
+/// A command on the output directory, with a fail point.
+fn on(verb: &str, out: &Path, more: &[&str], point: &str) -> Run {
+    let mut command = Command::new(binary());
+    command.arg(verb).arg(out).args(more);
+    command.env("HYPER2KVM_FAILPOINT", point);
+    finish(command)
+}
+
+/// A chain as a VMware or libvirt host leaves it: a snapshot's delta over a base.
+fn with_snapshot(lab: &Lab) -> PathBuf {
+    let delta = lab.path("delta.qcow2");
+    let (base, path) = (text(&lab.raw), text(&delta));
+    tool(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path],
+    );
+    // Behind the last partition.
+    let at = (lab.spec.disk_size - (512 << 10)).to_string();
+    let write = format!("write -q -P 7 {at} 64k");
+    tool("qemu-io", &["-f", "qcow2", "-c", &write, path]);
+    delta
+}
+
+#[test]
+fn a_vm_starts_on_its_source_and_ends_without_it() {
+    if !have(&TOOLS) || !have(&["qemu-io", "virt-xml-validate"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let delta = with_snapshot(&lab);
+    let untouched = Untouched::of(&[&lab.raw, &delta]);
+    let plain = lab.convert(&delta, &["--name", "vm"]).expect(0).json();
+    let plain_out = lab.path("plain");
+    fs::rename(lab.path("out"), &plain_out).unwrap();
+
+    let plan = {
+        let args = ["--copy", "later", "--name", "vm", "-o"];
+        let out = lab.path("out");
+        let all = [&args[..], &[text(&out), "--json"]].concat();
+        finish(support::command("plan", &delta, &all))
+            .expect(0)
+            .json()
+    };
+    assert_eq!(plan["disks"][0]["copied_at_most"], 0);
+    assert_eq!(plan["disks"][0]["later"], true);
+    assert_eq!(plan["outputs"]["complete"], false);
+    let report = convert_later(&lab, &delta, &[]);
+    let out = lab.path("out");
+    let disk = out.join("vm.qcow2");
+    assert_eq!(report["outputs"]["disks"][0], text(&disk));
+    assert_eq!(plan["outputs"]["disks"], report["outputs"]["disks"]);
+    assert_eq!(report["outputs"]["complete"], false);
+    assert_eq!(plain["outputs"]["complete"], true);
+    assert_eq!(plain["bytes"]["left"], 0);
+    // What is left is the data that the fix and the trim have not taken.
+    let left = report["bytes"]["left"].as_u64().unwrap();
+    let data = plain["bytes"]["read"].as_u64().unwrap();
+    assert!(left > data / 2 && left <= data, "{left} of {data}");
+    let owned = |path: &Path, format: &str| (text(path).to_owned(), format.to_owned());
+    let levels = [
+        owned(&disk, "qcow2"),
+        owned(&delta, "qcow2"),
+        owned(&lab.raw, "raw"),
+    ];
+    assert_eq!(chain(&disk), levels);
+    for stage in ["bootstrap", "final"] {
+        let path = out.join(format!("vm-{stage}.xml"));
+        tool("virt-xml-validate", &[text(&path), "domain"]);
+        let xml = fs::read_to_string(&path).unwrap();
+        let places: Vec<usize> = [
+            format!("<source file=\"{}\"", levels[0].0),
+            "<backingStore type=\"file\">".to_owned(),
+            "<format type=\"qcow2\"/>".to_owned(),
+            format!("<source file=\"{}\">", levels[1].0),
+            "<format type=\"raw\"/>".to_owned(),
+            format!("<source file=\"{}\">", levels[2].0),
+            "<backingStore/>".to_owned(),
+        ]
+        .iter()
+        .map(|part| {
+            xml.find(part.as_str())
+                .unwrap_or_else(|| panic!("no {part} in {xml}"))
+        })
+        .collect();
+        assert!(places.is_sorted(), "{places:?}: {xml}");
+        assert_eq!(
+            xml.matches("<seclabel model=\"dac\" relabel=\"no\"/>")
+                .count(),
+            2
+        );
+        assert_eq!(
+            xml.matches("<backingStore/>").count(),
+            1,
+            "the disk's chain alone"
+        );
+        assert!(xml.contains("error_policy=\"stop\" rerror_policy=\"stop\""));
+        assert!(xml.contains("<acpi/>"));
+    }
+    h2k(["verify", text(&out)]).expect(0);
+    untouched.check();
+    let run = h2k(["rollback", text(&out)]).expect(1);
+    assert!(run.stderr.contains("hyper2kvm release"), "{}", run.stderr);
+    // What the report lists may be replaced like any other result.
+    let replaced = convert_later(&lab, &delta, &["--force"]);
+    assert_eq!(replaced["bytes"]["left"], left);
+
+    let before = contents(&lab, &disk, "before.raw");
+    let pulled = h2k(["pull", text(&out), "--json", "--bandwidth", "1000"])
+        .expect(0)
+        .json();
+    assert_eq!(pulled["schema"], "hyper2kvm/pull/1");
+    assert_eq!(pulled["by"], "offline");
+    assert_eq!(
+        pulled["bytes"],
+        serde_json::json!({"copied": left, "left": 0})
+    );
+    untouched.check();
+    stands_alone(&lab, &out);
+    let after = contents(&lab, &disk, "after.raw");
+    tool(
+        "qemu-img",
+        &[
+            "compare",
+            "-q",
+            "-f",
+            "raw",
+            "-F",
+            "raw",
+            text(&before),
+            text(&after),
+        ],
+    );
+    same_guest(&lab, &plain_out.join("vm.qcow2"), &disk);
+    // A second time there is nothing to do, and then the source may go.
+    let again = h2k(["pull", text(&out), "--json"]).expect(0).json();
+    assert_eq!(again["bytes"]["copied"], 0);
+    let gone = lab.path("gone.raw");
+    fs::rename(&lab.raw, &gone).unwrap();
+    fs::rename(&delta, lab.path("gone.qcow2")).unwrap();
+    h2k(["verify", text(&out)]).expect(0);
+    let run = h2k(["release", text(&out)]).expect(2);
+    assert!(run.stderr.contains("rm -r"), "{}", run.stderr);
+    // It has changed since its report was written, and the report says how it is now.
+    fs::rename(&gone, &lab.raw).unwrap();
+    lab.convert(&lab.raw, &["--force", "--older-link"])
+        .expect(0);
+}
+
+/// Every live file, and both hives key by key: they have times in them.
+fn same_guest(lab: &Lab, plain: &Path, pulled: &Path) {
+    let [plain, pulled] = [("plain.raw", plain), ("pulled.raw", pulled)]
+        .map(|(name, disk)| contents(lab, disk, name));
+    let (want, have) = (tree(&plain), tree(&pulled));
+    assert!(want.len() > 100);
+    assert!(want.keys().eq(have.keys()));
+    for (path, bytes) in &want {
+        let is_hive = path.1.to_ascii_lowercase().contains("/config/");
+        assert!(is_hive || have[path] == *bytes, "{path:?}");
+    }
+    for hive in ["SYSTEM", "SOFTWARE"] {
+        let prefix = format!("HKEY_LOCAL_MACHINE\\{hive}");
+        let [a, b] = [&want, &have].map(|tree| {
+            let name = format!("/config/{hive}");
+            let found = tree
+                .iter()
+                .find(|(path, _)| path.1.ends_with(&name))
+                .unwrap();
+            let file = lab.path("hive");
+            fs::write(&file, found.1.as_ref().unwrap()).unwrap();
+            export(&file, &prefix, "\\")
+        });
+        assert!(a == b, "{hive} differs");
+    }
+}
+
+#[test]
+fn every_disk_of_the_vm_and_what_cannot_stay() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let data = lab.path("data.vmdk");
+    let options = "subformat=twoGbMaxExtentSparse";
+    tool(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "vmdk",
+            "-o",
+            options,
+            text(&data),
+            "64M",
+        ],
+    );
+    tool(
+        "qemu-io",
+        &["-f", "vmdk", "-c", "write -q -P 3 8M 1M", text(&data)],
+    );
+    let xml = lab.libvirt_xml("two", &[&lab.raw, &data]);
+    let vm = fs::read_to_string(&xml).unwrap();
+    let name = format!("type='raw'/><source file='{}'", text(&data));
+    fs::write(&xml, vm.replace(&name, &name.replace("raw", "vmdk"))).unwrap();
+    let untouched = Untouched::of(&[&lab.raw, &data, &lab.path("data-s001.vmdk")]);
+    let report = convert_later(&lab, &xml, &["--emit", "proxmox,kubevirt,qemu"]);
+    let warnings = report["warnings"].to_string();
+    for target in ["Proxmox VE", "KubeVirt"] {
+        let wanted = format!("{target}: the disks must stand alone");
+        assert!(warnings.contains(&wanted), "{warnings}");
+    }
+    let out = lab.path("out");
+    let second = out.join("vm-1.qcow2");
+    assert_eq!(chain(&second)[1].1, "vmdk");
+    let later = read_json(&out.join("later.json"));
+    // The extents are watched, too.
+    let files = later["disks"][1]["levels"][0]["files"].as_array().unwrap();
+    assert_eq!(files.len(), 2, "{later}");
+    h2k(["verify", text(&out)]).expect(0);
+    h2k(["pull", text(&out)]).expect(0);
+    let said = tool(
+        "qemu-io",
+        &["-r", "-f", "qcow2", "-c", "read -P 3 8M 1M", text(&second)],
+    );
+    assert!(!String::from_utf8_lossy(&said).contains("fail"));
+    stands_alone(&lab, &out);
+    untouched.check();
+
+    for (more, named) in [
+        (&["--in-place"][..], "--in-place"),
+        (&["--output-device", "/dev/null"], "--output-device"),
+        (&["--format", "raw"], "--format raw"),
+        (&["--compress"], "--compress"),
+        (&["--verify-copy"], "--verify-copy"),
+    ] {
+        let args = [&["--copy", "later"], more].concat();
+        for verb in ["convert", "plan"] {
+            let run = finish(support::command(verb, &lab.raw, &args)).expect(2);
+            assert!(run.stderr.contains(named), "{}", run.stderr);
+        }
+    }
+    // What libvirt cannot name, and what has no name of its own.
+    let vhdx = lab.in_format("vhdx", "", "guest.vhdx");
+    let packed = ova(&lab);
+    for (source, why) in [(&vhdx, "vhdx"), (&packed, "packed")] {
+        let out = lab.path("refused");
+        for verb in ["plan", "convert"] {
+            let args = ["--copy", "later", "--json", "-o", text(&out)];
+            let run = finish(support::command(verb, source, &args))
+                .expect(3)
+                .json();
+            let blockers = &run["error"]["blockers"];
+            assert_eq!(blockers[0]["code"], "copy-later", "{run}");
+            let reason = blockers[0]["reason"].as_str().unwrap();
+            assert!(reason.contains(why), "{reason}");
+            assert!(!out.exists());
+        }
+    }
+}
+
+/// The guest's disk in an archive: it has no name of its own.
+fn ova(lab: &Lab) -> PathBuf {
+    let size = lab.spec.disk_size;
+    let disk = lab.in_format("vmdk", "subformat=streamOptimized", "packed.vmdk");
+    let item = |id: u32, kind: u32, more: &str| {
+        format!(
+            "<Item><r:InstanceID>{id}</r:InstanceID><r:ResourceType>{kind}</r:ResourceType>{more}</Item>"
+        )
+    };
+    let sata = "<r:ResourceSubType>AHCI</r:ResourceSubType><r:Address>0</r:Address>";
+    let on_it = "<r:Parent>1</r:Parent><r:AddressOnParent>0</r:AddressOnParent><r:HostResource>ovf:/disk/d</r:HostResource>";
+    let ovf = format!(
+        r#"<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:o="http://schemas.dmtf.org/ovf/envelope/1" xmlns:r="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"><References><File o:id="f" o:href="packed.vmdk"/></References><DiskSection><Info/><Disk o:diskId="d" o:fileRef="f" o:capacity="{size}"/></DiskSection><VirtualSystem o:id="vm"><Info/><Name>vm</Name><VirtualHardwareSection><Info/>{}{}</VirtualHardwareSection></VirtualSystem></Envelope>"#,
+        item(1, 20, sata),
+        item(2, 17, on_it),
+    );
+    fs::write(lab.path("vm.ovf"), ovf).unwrap();
+    let (folder, archive) = (text(lab.dir.path()), lab.path("vm.ova"));
+    tool(
+        "tar",
+        &["-C", folder, "-cf", text(&archive), "vm.ovf", "packed.vmdk"],
+    );
+    fs::remove_file(disk).unwrap();
+    archive
+}
+
+#[test]
+fn a_source_that_changed_is_refused() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let out = lab.path("out");
+    convert_later(&lab, &lab.raw, &[]);
+    let found = fs::metadata(&lab.raw).unwrap();
+    let (modified, size) = (found.modified().unwrap(), found.len());
+    let open = || fs::File::options().write(true).open(&lab.raw).unwrap();
+    let refused = |what: &str| {
+        for verb in ["boot", "pull"] {
+            let run = on(verb, &out, &["--json"], "").expect(3).json();
+            let blocker = &run["error"]["blockers"][0];
+            assert_eq!(blocker["code"], "source-changed", "{verb}: {run}");
+            assert!(blocker["reason"].as_str().unwrap().contains(what), "{run}");
+            assert!(
+                blocker["remedy"].as_str().unwrap().contains("release"),
+                "{run}"
+            );
+        }
+    };
+    open().set_len(size + 512).unwrap();
+    refused("bytes long");
+    open().set_len(size).unwrap();
+    refused("written to");
+    open().set_modified(modified).unwrap();
+    let byte = fs::read(&lab.raw).unwrap()[3];
+    open().write_all_at(&[byte ^ 1], 3).unwrap();
+    open().set_modified(modified).unwrap();
+    refused("header");
+    open().write_all_at(&[byte], 3).unwrap();
+    open().set_modified(modified).unwrap();
+    // While the pull is at work.
+    let mut command = Command::new(binary());
+    command.arg("pull").arg(&out);
+    let paused = support::Paused::at("pull-flushed", command);
+    open()
+        .set_modified(modified + Duration::from_secs(1))
+        .unwrap();
+    let run = paused.go_on();
+    assert!(
+        run.code != 0 && run.stderr.contains("written to"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(
+        read_json(&out.join("report.json"))["outputs"]["complete"],
+        false
+    );
+    open().set_modified(modified).unwrap();
+    h2k(["pull", text(&out)]).expect(0);
+    stands_alone(&lab, &out);
+}
+
+#[test]
+fn a_pull_that_is_killed_anywhere_goes_on() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let untouched = Untouched::of(&[&lab.raw]);
+    let out = lab.path("out");
+    convert_later(&lab, &lab.raw, &[]);
+    let disk = out.join("vm.qcow2");
+    let before = contents(&lab, &disk, "before.raw");
+    let fresh = lab.path("fresh");
+    tool("cp", &["-a", "--sparse=always", text(&out), text(&fresh)]);
+    let killed_once = [
+        "pull-begin",
+        "pull-copying",
+        "pull-flushed",
+        "pull-copied",
+        "pull-alone",
+        "pull-described",
+        "pull-defined",
+        "pull-reported",
+    ];
+    for action in ["kill", "fail"] {
+        // One directory through all of them, and each point on its own.
+        for point in killed_once {
+            eprintln!("{point}={action}");
+            let run = on("pull", &out, &[], &format!("{point}={action}"));
+            assert_eq!(
+                run.code,
+                if action == "kill" { -1 } else { 1 },
+                "{point}: {}",
+                run.stderr
+            );
+            h2k(["verify", text(&out)]).expect(0);
+        }
+        h2k(["pull", text(&out)]).expect(0);
+        stands_alone(&lab, &out);
+        let after = contents(&lab, &disk, "after.raw");
+        tool(
+            "qemu-img",
+            &[
+                "compare",
+                "-q",
+                "-f",
+                "raw",
+                "-F",
+                "raw",
+                text(&before),
+                text(&after),
+            ],
+        );
+        fs::remove_dir_all(&out).unwrap();
+        tool("cp", &["-a", "--sparse=always", text(&fresh), text(&out)]);
+    }
+    untouched.check();
+}
+
+#[test]
+fn a_vm_is_given_up() {
+    if !have(&TOOLS) || !have(&["qemu-io"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let untouched = Untouched::of(&[&lab.raw]);
+    let out = lab.path("out");
+    convert_later(&lab, &lab.raw, &["--emit", "qemu"]);
+    // It has not run: nothing is lost.
+    for point in ["releasing", "released-domain"] {
+        let run = on("release", &out, &[], &format!("{point}=kill"));
+        assert_eq!(run.code, -1, "{}", run.stderr);
+    }
+    let released = on("release", &out, &["--json"], "").expect(0).json();
+    assert_eq!(released["schema"], "hyper2kvm/release/1");
+    assert_eq!(released["domain"], false);
+    assert!(!out.exists());
+    assert_eq!(names(lab.dir.path()), ["guest.raw"]);
+    untouched.check();
+
+    // It was written to, and the user has put something beside it.
+    convert_later(&lab, &lab.raw, &[]);
+    let disk = out.join("vm.qcow2");
+    tool(
+        "qemu-io",
+        &["-f", "qcow2", "-c", "write -q -P 1 1M 4k", text(&disk)],
+    );
+    fs::write(out.join("notes.txt"), "the user's").unwrap();
+    let run = h2k(["release", text(&out)]).expect(1);
+    assert!(
+        run.stderr.contains("--force") && run.stderr.contains("pull"),
+        "{}",
+        run.stderr
+    );
+    assert!(disk.exists());
+    // A program that has the disk open.
+    let mut holder = Command::new("qemu-io");
+    holder
+        .args(["-f", "qcow2"])
+        .arg(&disk)
+        .stdin(std::process::Stdio::piped());
+    let mut holder = holder.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let held = || !support::processes_naming(&disk).is_empty();
+    while !held() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let run = h2k(["release", text(&out), "--force"]).expect(1);
+    assert!(run.stderr.contains("in use"), "{}", run.stderr);
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    let released = h2k(["release", text(&out), "--force", "--json"])
+        .expect(0)
+        .json();
+    assert!(
+        released["lost"].as_str().unwrap().contains("written to"),
+        "{released}"
+    );
+    assert_eq!(released["kept"][0], text(&out.join("notes.txt")));
+    assert_eq!(names(&out), ["notes.txt"]);
+    untouched.check();
+    // Not ours.
+    h2k(["release", text(&out)]).expect(2);
+}
+
+/// Marking the free space of a large disk costs as much as its tables, which have large clusters.
+#[test]
+fn a_large_disk_takes_no_longer() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let large = lab.path("large.raw");
+    tool("cp", &["--sparse=always", text(&lab.raw), text(&large)]);
+    let file = fs::File::options().write(true).open(&large).unwrap();
+    if file.set_len(2 << 40).is_err() {
+        eprintln!("SKIP: no file of 2 TiB here");
+        return;
+    }
+    drop(file);
+    let begin = std::time::Instant::now();
+    let report = convert_later(&lab, &large, &[]);
+    let out = lab.path("out");
+    let disk = out.join("vm.qcow2");
+    let took = begin.elapsed();
+    let found = fs::metadata(&disk).unwrap();
+    let allocated = found.blocks() * 512;
+    assert!(allocated < 64 << 20, "{allocated} bytes");
+    let left = report["bytes"]["left"].as_u64().unwrap();
+    assert!(left < 1 << 30, "{left}");
+    eprintln!("2 TiB: {took:?}, overlay of {allocated} bytes, {left} left");
+    // Every hole is known to the overlay: QEMU has nothing to read there.
+    let map = tool(
+        "qemu-img",
+        &["map", "--output=json", "-f", "qcow2", text(&disk)],
+    );
+    let map: Vec<Value> = serde_json::from_slice(&map).unwrap();
+    let read: u64 = (map.iter())
+        .filter(|entry| entry["depth"] != 0)
+        .map(|entry| entry["length"].as_u64().unwrap())
+        .sum();
+    assert!(
+        read < left + (256 << 20),
+        "{read} bytes would be read, {left} are left"
+    );
+    h2k(["pull", text(&out)]).expect(0);
+    assert_eq!(chain(&disk).len(), 1);
+}
