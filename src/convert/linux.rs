@@ -814,7 +814,7 @@ fn copy_disks(
                 })
             })
             .collect();
-        return later::keep(job, ui, folder, kept?);
+        return later::keep(job, ui, begun.folder, kept?);
     }
     let mut disks = Vec::new();
     for (i, image) in made.images.iter().enumerate() {
