@@ -366,7 +366,7 @@ impl Accepted {
                 }
             };
             return Err(Error::usage(format!("{name} cannot be accepted: {why}"))
-                .hint("--accept is for what may only keep Windows from starting; docs/guests.md has the list")
+                .hint("--accept is for what may only keep Windows from starting; hyper2kvm docs guests has the list")
                 .hint("hyper2kvm plan shows the remedy"));
         }
         Ok(Self(accepted))
@@ -394,7 +394,7 @@ fn unknown(name: &str) -> Error {
     let near = near(name);
     let error = Error::usage(format!("there is no finding, blocker or check {name}"));
     if near.is_empty() {
-        return error.hint("docs/guests.md lists what can be accepted");
+        return error.hint("hyper2kvm docs guests lists what can be accepted");
     }
     error.hint(format!("near it: {}", near.join(", ")))
 }
@@ -530,6 +530,26 @@ mod tests {
         }
     }
 
+    /// Messages change: the page of symptoms names them by their ids, and those are in the table.
+    #[test]
+    fn the_symptoms_are_named_by_ids_that_exist() {
+        let page = include_str!("../docs/troubleshooting.md");
+        let (_, own) = page.split_once("## hyper2kvm itself").unwrap();
+        let (own, _) = own.split_once("\n## ").unwrap();
+        let mut named = 0;
+        for row in own.lines().filter(|l| l.starts_with("| `")) {
+            let symptom = row.split('|').nth(1).unwrap();
+            for span in symptom.split('`').skip(1).step_by(2) {
+                let id = span.trim_matches(['[', ']']);
+                if id.chars().all(|c| c.is_ascii_lowercase() || c == '-') {
+                    assert!(find(id).is_some(), "{row}");
+                    named += 1;
+                }
+            }
+        }
+        assert!(named >= 8, "{named}");
+    }
+
     /// `docs/guests.md` lists what can be accepted; `HYPER2KVM_UPDATE=1` writes the list.
     #[test]
     fn the_document_lists_what_can_be_accepted() {
@@ -600,7 +620,7 @@ mod tests {
             assert_eq!(near.split(", ").next(), Some(first), "{name}: {hint}");
         }
         let far = Accepted::parse(&["xyzzy-quux-999"]).unwrap_err();
-        assert!(far.hints[0].contains("docs/guests.md"));
+        assert!(far.hints[0].contains("hyper2kvm docs guests"));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod layout;
+
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -43,12 +45,18 @@ pub enum Tone {
     Warn,
     Bad,
     Faint,
+    Hint,
+    /// A command or a path: its line is never broken.
+    Code,
+    /// No text: where lines that continue this one begin.
+    Hang,
 }
 
 impl Tone {
     fn code(self) -> Option<&'static str> {
         Some(match self {
-            Self::Plain => return None,
+            Self::Plain | Self::Code | Self::Hang => return None,
+            Self::Hint => "36",
             Self::Strong => "1",
             Self::Good => "32",
             Self::Warn => "33",
@@ -65,6 +73,19 @@ pub struct Styled(pub Vec<(Tone, String)>);
 impl Styled {
     pub fn push(&mut self, tone: Tone, text: impl Into<String>) {
         self.0.push((tone, text.into()));
+    }
+
+    /// Lines that continue this one begin below what comes next.
+    pub fn hang(&mut self) {
+        self.push(Tone::Hang, "");
+    }
+
+    /// A row of a table of two columns.
+    pub fn row(&mut self, label: &str, value: impl Into<String>) {
+        self.push(Tone::Faint, format!("  {label:<14}"));
+        self.push(Tone::Plain, " ");
+        self.hang();
+        self.push(Tone::Plain, value.into() + "\n");
     }
 
     /// Without colours.
@@ -86,7 +107,6 @@ pub struct Ui {
     /// 0 quiet, 1 normal, 2 and more verbose.
     pub verbosity: u8,
     progress: ProgressMode,
-    colour: bool,
 }
 
 impl Ui {
@@ -101,16 +121,12 @@ impl Ui {
             json,
             verbosity,
             progress,
-            colour: takes_colour(&io::stderr()),
         }
     }
 
-    fn paint(&self, code: &str, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_string()
-        }
+    /// Whether everything is shown that there is to show.
+    pub fn is_verbose(&self) -> bool {
+        self.verbosity > 1
     }
 
     /// What is being done now, on stderr.
@@ -122,39 +138,37 @@ impl Ui {
             });
             err!("{line}");
         } else if self.verbosity > 0 {
-            err!(
-                "{} {}",
-                self.paint("1;32", &format!("{verb:>12}")),
-                clean(what)
-            );
+            to_stderr(&marked(Tone::Good, &format!("{verb:>12} "), what));
         }
     }
 
     pub fn warn(&self, text: &str) {
-        err!("{} {}", self.paint("1;33", "warning:"), clean(text));
+        to_stderr(&marked(Tone::Warn, "warning: ", text));
     }
 
-    /// The human result, on stdout; swallowed when a JSON document will be printed instead.
-    pub fn line(&self, text: &str) {
-        if !self.json {
-            out(&clean_keep_newlines(text));
-        }
-    }
-
-    /// The same, with colours where stdout takes them.
-    pub fn styled(&self, text: &Styled) {
-        if self.json {
-            return;
-        }
-        let colour = takes_colour(&io::stdout());
-        let paint = |(tone, part): &(Tone, String)| {
-            let part = clean_keep_newlines(part);
-            match tone.code() {
-                Some(code) if colour => format!("\x1b[{code}m{part}\x1b[0m"),
-                _ => part,
+    /// The warnings of a result that is not shown: with `--quiet`.
+    pub fn quiet_warnings<'w>(&self, warnings: impl IntoIterator<Item = &'w String>) {
+        if self.verbosity == 0 && !self.json {
+            for warning in warnings {
+                self.warn(warning);
             }
-        };
-        out(text.0.iter().map(paint).collect::<String>().trim_end());
+        }
+    }
+
+    /// The human result, on stdout; not with `--quiet`, nor when a JSON document is printed instead.
+    pub fn line(&self, text: &str) {
+        let mut styled = Styled::default();
+        styled.push(Tone::Plain, text);
+        self.styled(&styled);
+    }
+
+    /// The same, in pieces.
+    pub fn styled(&self, text: &Styled) {
+        if !self.json && self.verbosity > 0 {
+            let stdout = io::stdout();
+            let (colour, width) = (takes_colour(&stdout), layout::width(&stdout));
+            out(&layout::render(text, colour, width));
+        }
     }
 
     /// Text that is the result whatever the mode (completions, XML).
@@ -191,21 +205,25 @@ impl Ui {
     }
 
     fn error_text(&self, error: &Error) {
-        err!("{} {}", self.paint("1;31", "error:"), clean(&error.message));
+        let mut text = marked(Tone::Bad, "error: ", &error.message);
+        let mut row = |tone: Tone, mark: &str, what: &str| {
+            text.push(Tone::Plain, "\n  ");
+            text.push(tone, mark);
+            text.hang();
+            text.push(Tone::Plain, what);
+        };
         for cause in error.causes() {
-            err!("  caused by: {}", one_line(&cause));
+            row(Tone::Plain, "caused by: ", &one_line(&cause));
         }
         for blocker in &error.blockers {
-            err!(
-                "  blocker [{}]: {}",
-                clean(&blocker.code),
-                clean(&blocker.reason)
-            );
-            err!("      remedy: {}", clean(&blocker.remedy));
+            let (code, reason) = (clean(&blocker.code), clean(&blocker.reason));
+            row(Tone::Bad, "blocker ", &format!("[{code}]: {reason}"));
+            row(Tone::Plain, "    remedy: ", &clean(&blocker.remedy));
         }
         for hint in &error.hints {
-            err!("  {} {}", self.paint("1;36", "hint:"), clean(hint));
+            row(Tone::Hint, "hint: ", &clean(hint));
         }
+        to_stderr(&text);
     }
 
     /// Starts showing the progress of one long step of `total` bytes.
@@ -213,7 +231,7 @@ impl Ui {
         let bar = (self.progress == ProgressMode::Auto).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template(
-                "{msg:>12} [{bar:40}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
+                "{msg:>12} [{wide_bar}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
             );
             if let Ok(style) = style {
                 bar.set_style(style.progress_chars("=> "));
@@ -448,15 +466,16 @@ impl Progress {
     }
 
     fn plain(&self, done: u64, rate: f64, left: Option<f64>) -> String {
-        format!(
-            "{:>12} {} of {} ({} skipped), {}/s, {} left",
-            self.label,
-            bytes(done),
-            bytes(self.total),
-            bytes(self.skipped),
-            bytes(rate as u64),
-            left.map_or("?".to_string(), |s| format!("{s:.0} s")),
-        )
+        let (label, total) = (&self.label, bytes(self.total));
+        let mut line = format!("{label:>12} {} of {total}", bytes(done));
+        if self.skipped > 0 {
+            line += &format!(" ({} skipped)", bytes(self.skipped));
+        }
+        // Before the first byte nobody knows.
+        if let Some(left) = left {
+            line += &format!(", {}/s, {left:.0} s left", bytes(rate as u64));
+        }
+        line
     }
 
     /// One line for a wrapper, which may want to look at the version before anything else.
@@ -483,6 +502,21 @@ impl Progress {
             self.show(done);
         }
     }
+}
+
+/// A mark, and the text that continues beside it.
+fn marked(tone: Tone, mark: &str, text: &str) -> Styled {
+    let mut styled = Styled::default();
+    styled.push(tone, mark);
+    styled.hang();
+    styled.push(Tone::Plain, clean(text));
+    styled
+}
+
+fn to_stderr(text: &Styled) {
+    let stderr = io::stderr();
+    let (colour, width) = (takes_colour(&stderr), layout::width(&stderr));
+    err!("{}", layout::render(text, colour, width));
 }
 
 fn pretty(value: &Value) -> String {
@@ -519,12 +553,6 @@ fn one_line(text: &str) -> String {
     clean(&text.trim().replace('\n', "; "))
 }
 
-fn clean_keep_newlines(text: &str) -> String {
-    text.chars()
-        .filter(|c| *c == '\n' || !steers_terminal(*c))
-        .collect()
-}
-
 fn steers_terminal(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -546,15 +574,39 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// `1 file`, `2 files`, `3 entries`.
+pub fn count(n: impl TryInto<u64>, word: &str) -> String {
+    let n = n.try_into().unwrap_or(u64::MAX);
+    let vowel = |c: char| "aeiou".contains(c);
+    match word.strip_suffix('y') {
+        _ if n == 1 => format!("1 {word}"),
+        Some(stem) if !stem.ends_with(vowel) => format!("{n} {stem}ies"),
+        _ if word.ends_with(['s', 'x']) => format!("{n} {word}es"),
+        _ => format!("{n} {word}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn plurals() {
+        for (n, word, text) in [
+            (0, "file", "0 files"),
+            (1, "file", "1 file"),
+            (2, "entry", "2 entries"),
+            (2, "key", "2 keys"),
+            (2, "process", "2 processes"),
+        ] {
+            assert_eq!(count(n, word), text);
+        }
+    }
+
+    #[test]
     fn guest_text_cannot_steer_the_terminal() {
         assert_eq!(clean("a\x1b[31mb\r\nc\u{202e}d"), "a[31mbcd");
         assert_eq!(one_line("error: a\nerror: b\r\n"), "error: a; error: b");
-        assert_eq!(clean_keep_newlines("a\nb\x07"), "a\nb");
     }
 
     #[test]
@@ -582,7 +634,10 @@ mod tests {
             progress.plain(25, 50.0, Some(1.5)),
             "     Copying 25 B of 100 B (900 B skipped), 50 B/s, 2 s left"
         );
-        assert!(progress.plain(0, 0.0, None).ends_with(" ? left"));
+        assert_eq!(
+            progress.plain(0, 0.0, None),
+            "     Copying 0 B of 100 B (900 B skipped)"
+        );
     }
 
     #[test]

@@ -57,7 +57,7 @@ const ELSEWHERE: [&str; 5] = ["scp", "ssh", "virsh", "VBoxManage", "sudo"];
 const CARGO: &str = r#"
 case $1 in +*) shift ;; esac
 case $1 in
-  run|test|check|install|auditable|deb|generate-rpm) ;;
+  run|test|check|build|install|auditable|deb|generate-rpm) ;;
   *) echo "cargo $1?" >&2; exit 1 ;;
 esac
 runs=$1
@@ -722,6 +722,135 @@ fn packages_ask_for_the_tools() {
         );
         assert!(depends.contains(apt), "{}: {apt}", tool.name);
         assert!(requires.contains(dnf), "{}: {dnf}", tool.name);
+    }
+}
+
+/// A source package holds what the build and the packages need, and nothing that only this repository uses.
+#[test]
+fn the_source_package_is_complete() {
+    let out = Command::new(env!("CARGO"))
+        .args(["package", "--list", "--allow-dirty", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let files: Vec<&str> = text.lines().collect();
+    assert!(
+        out.status.success() && files.len() > 100,
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    for file in [
+        "Cargo.lock",
+        "LICENSE",
+        "README.md",
+        "docs/boot.md",
+        "docs/fleet/Containerfile",
+        "drivers/windows.yaml",
+        "packaging/changelog",
+        "packaging/copyright",
+        "src/main.rs",
+    ] {
+        assert!(files.contains(&file), "{file} is missing");
+    }
+    let only_here = ["tests/", ".ci/", "fuzz/", "target/", ".git"];
+    let odd = files
+        .iter()
+        .find(|f| only_here.iter().any(|o| f.starts_with(o)));
+    assert_eq!(odd, None);
+}
+
+/// The packages carry a version, a maintainer that can be written to, and no debug symbols.
+#[test]
+fn the_package_metadata_agrees() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).unwrap();
+    let manifest = read("Cargo.toml");
+    let field = |name: &str| {
+        let line = manifest
+            .lines()
+            .find(|l| l.starts_with(&format!("{name} = ")));
+        let line = line.unwrap_or_else(|| panic!("no {name}"));
+        line.split_once(" = ")
+            .unwrap()
+            .1
+            .trim_matches('"')
+            .to_string()
+    };
+    let (version, maintainer) = (field("version"), field("maintainer"));
+    let changelog = read("packaging/changelog");
+    assert!(
+        changelog.starts_with(&format!("hyper2kvm ({version}-1) ")),
+        "{changelog}"
+    );
+    assert!(
+        changelog.contains(&format!(" -- {maintainer}  ")),
+        "{maintainer}"
+    );
+    assert!(maintainer.contains(" <") && maintainer.ends_with('>'));
+    let copyright = read("packaging/copyright");
+    assert!(copyright.contains("License: GPL-3+") && manifest.contains("GPL-3.0-or-later"));
+    let (_, release) = manifest.split_once("[profile.release]\n").unwrap();
+    let release = release.split("\n[").next().unwrap();
+    assert!(release.lines().any(|l| l == "strip = true"), "{release}");
+    assert!(
+        !release.lines().any(|l| l.starts_with("debug")),
+        "{release}"
+    );
+}
+
+/// Every page can be printed by the program, so who has only that can read what a hint names.
+#[test]
+fn the_program_prints_its_documents() {
+    let list = support::h2k(["docs"]).expect(0).stdout;
+    for document in documents() {
+        let name = match document.file_stem().unwrap().to_str().unwrap() {
+            "README" if document.parent().unwrap().ends_with("fleet") => "fleet".to_string(),
+            name => name.to_lowercase(),
+        };
+        assert!(
+            list.lines()
+                .any(|l| l.split_whitespace().next() == Some(&name)),
+            "{name}: {list}"
+        );
+    }
+    let page = support::h2k(["docs", "troubleshooting"]).expect(0).stdout;
+    let kept = fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+    assert_eq!(page.trim_end(), kept.trim_end());
+    let unknown = support::h2k(["docs", "nothing"]).expect(2);
+    assert!(
+        unknown.stderr.contains("troubleshooting"),
+        "{}",
+        unknown.stderr
+    );
+}
+
+/// What a newcomer needs before the first command works.
+#[test]
+fn newcomers_are_told_what_they_need() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let oldest = format!("Rust {}", env!("CARGO_PKG_RUST_VERSION"));
+    for word in [
+        oldest.as_str(),
+        "rustup.rs",
+        ".deb",
+        ".rpm",
+        "Containerfile",
+    ] {
+        assert!(readme.contains(word), "{word}");
+    }
+    let origin = support::h2k(["drivers", "--where"]).expect(0).stdout;
+    let current = hyper2kvm::drivers::origin::CURRENT;
+    assert!(readme.contains(current) && origin.contains(current));
+    assert!(origin.contains("0.1.173") && origin.contains("Windows 7"));
+    // The build of the container has what the program is built from.
+    let ignored = fs::read_to_string(root().join(".dockerignore")).unwrap();
+    let container = fs::read_to_string(root().join("docs/fleet/Containerfile")).unwrap();
+    for part in ["src", "drivers", "docs", "README.md"] {
+        assert!(ignored.lines().any(|l| l == format!("!{part}")), "{part}");
+        assert!(
+            container.contains(&format!("COPY {part} {part}\n")),
+            "{part}"
+        );
     }
 }
 

@@ -796,6 +796,108 @@ fn colours_on_a_terminal_only() {
     assert!(!on_terminal("1").contains('\u{1b}'));
 }
 
+/// What a person at a terminal of 80 columns sees of inspect, plan, convert and verify.
+#[test]
+fn a_terminal_of_80_columns() {
+    if !have(&TOOLS) || !have(&["script"]) {
+        return;
+    }
+    let fleet = Fleet::new(&["web"]);
+    let (raw, out) = (fleet.path("web.raw"), fleet.path("shown"));
+    let (raw, out) = (raw.to_str().unwrap(), out.to_str().unwrap());
+    let iso = support::virtio_win().to_str().unwrap();
+    let on_terminal = |arguments: &str| {
+        let line = format!("stty cols 80; {} {arguments}", binary());
+        let run = Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .env("TERM", "xterm")
+            .env("NO_COLOR", "1")
+            .env("HYPER2KVM_VIRTIO_ISO", iso)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(run.stdout).unwrap().replace('\r', "\n");
+        let short = |l: &&str| l.chars().count() > 80 && !l.contains('/');
+        assert_eq!(text.lines().find(short), None, "{arguments}");
+        text
+    };
+    let text = on_terminal(&format!("inspect {raw}"));
+    assert!(
+        text.contains("convert fixes these") && text.contains("not used"),
+        "{text}"
+    );
+    assert!(!text.contains("NOT READY"), "{text}");
+    assert!(text.contains(&format!("hyper2kvm plan {raw}")), "{text}");
+    let text = on_terminal(&format!("plan {raw} -o {out}"));
+    assert!(
+        text.contains(&format!("hyper2kvm convert {raw} -o {out}")),
+        "{text}"
+    );
+    let text = on_terminal(&format!("convert {raw} -o {out} --progress none"));
+    let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what}: {text}"));
+    let order = ["READY: ", "Next", "hyper2kvm boot", "Warnings"].map(place);
+    assert!(
+        order.is_sorted() && !text.contains("files-viostor"),
+        "{text}"
+    );
+    // The whole folder, and what it says besides.
+    let text = on_terminal(&format!("verify {out}"));
+    assert!(
+        text.contains("READY: ") && text.contains("checks passed"),
+        "{text}"
+    );
+
+    // Into a pipe lines stay whole; quiet runs say what went wrong, or nothing.
+    let verbose = h2k([
+        "convert",
+        raw,
+        "--virtio-iso",
+        iso,
+        "-o",
+        out,
+        "--force",
+        "-v",
+    ])
+    .expect(0);
+    assert!(
+        verbose.stdout.contains("files-viostor"),
+        "{}",
+        verbose.stdout
+    );
+    assert!(verbose.stdout.lines().any(|l| l.chars().count() > 80));
+    let quiet = h2k([
+        "convert",
+        raw,
+        "--virtio-iso",
+        iso,
+        "-o",
+        out,
+        "--force",
+        "-q",
+    ])
+    .expect(0);
+    assert_eq!(quiet.stdout, "");
+    let warned = quiet.stderr.lines().all(|l| l.starts_with("warning: "));
+    assert!(
+        warned && quiet.stderr.contains("is not signed"),
+        "{}",
+        quiet.stderr
+    );
+    assert_eq!(h2k(["verify", out, "-q"]).expect(0).stderr, "");
+    let failed = h2k(["verify", raw, "-q"]).expect(4);
+    assert_eq!(failed.stdout, "");
+    assert!(
+        failed.stderr.contains("warning: [boot-path]"),
+        "{}",
+        failed.stderr
+    );
+    assert!(
+        failed.stderr.contains("convert makes it ready"),
+        "{}",
+        failed.stderr
+    );
+}
+
 #[test]
 fn evidence_for_a_support_case() {
     if !have(&TOOLS) || !have(&["tar"]) {

@@ -530,6 +530,7 @@ fn driver_media() {
         ("not.iso", 1, "not.iso"),
         ("empty.iso", 1, "empty.iso"),
         ("empty", 1, "empty"),
+        ("/etc", 1, "/etc is no virtio-win driver source"),
         ("only-xp", 3, "viostor"),
         ("holes", 3, "viostor"),
     ] {
@@ -540,8 +541,15 @@ fn driver_media() {
         }
     }
     fails_with(&lab, &["drivers", "not.iso"], &[], 1, &["not.iso"]);
+    let says = ["no virtio-win driver source", "drivers --where"];
+    fails_with(&lab, &["drivers", "/etc"], &[], 1, &says);
     if !Path::new("/usr/share/virtio-win/virtio-win.iso").exists() {
-        fails_with(&lab, &["convert", "guest.raw"], &[], 2, &["--virtio-iso"]);
+        let says = [
+            "--virtio-iso",
+            "https://fedorapeople.org/",
+            "drivers --where",
+        ];
+        fails_with(&lab, &["convert", "guest.raw"], &[], 2, &says);
     }
     let closed = lab.path("closed");
     tool(
@@ -1040,7 +1048,25 @@ fn verbs_that_need_no_disk() {
         assert!(text.contains(".SH NAME"), "{page}");
     }
     if have(&TOOLS) {
+        let text = h2k(["doctor"]).expect(0).stdout;
+        for purpose in ["convert:  yes", "boot: ", "rehearse: "] {
+            let line = format!("ready to {purpose}");
+            assert!(text.lines().any(|l| l.starts_with(&line)), "{text}");
+        }
+        for what in [
+            "libvirt daemon",
+            "OVMF",
+            "swtpm",
+            "/dev/kvm",
+            "groups",
+            "nbdkit",
+            "free in",
+        ] {
+            assert!(text.contains(what), "{what}: {text}");
+        }
         let doctor = h2k(["doctor", "--json"]).expect(0).json();
+        assert_eq!(doctor["ready"]["convert"]["ready"], true);
+        assert_eq!(doctor["checks"].as_array().unwrap().len(), 7);
         assert_eq!(doctor["schema"], "hyper2kvm/doctor/1");
         let tools = doctor["tools"].as_array().unwrap();
         assert!(

@@ -1,7 +1,6 @@
 //! What became of every machine: one document, one page, one table.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -9,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::ErrorKind;
-use crate::report::html::escape;
-use crate::ui::bytes;
+use crate::ui::{Styled, Tone, bytes};
 
 use super::run::Machine;
 
 /// By which a page is told from a file of the user.
 pub const PAGE_TITLE: &str = "<title>hyper2kvm: batch</title>";
+pub(super) const TITLE: &str = "hyper2kvm: batch";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -32,7 +31,7 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [State; 6] = [
+    pub(super) const ALL: [State; 6] = [
         State::Converted,
         State::Planned,
         State::Skipped,
@@ -41,7 +40,16 @@ impl State {
         State::NotStarted,
     ];
 
-    fn name(self) -> &'static str {
+    fn tone(self) -> Tone {
+        match self {
+            Self::Converted | Self::Planned => Tone::Good,
+            Self::Skipped => Tone::Plain,
+            Self::Failed | Self::Interrupted => Tone::Bad,
+            Self::NotStarted => Tone::Warn,
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Converted => "converted",
             Self::Planned => "planned",
@@ -131,7 +139,7 @@ impl Line {
     }
 
     /// The message with its causes.
-    fn why(&self) -> String {
+    pub(super) fn why(&self) -> String {
         let failure = self.failure.iter();
         let parts = failure.flat_map(|f| std::iter::once(&f.message).chain(&f.causes));
         parts.cloned().collect::<Vec<_>>().join(": ")
@@ -201,10 +209,10 @@ impl Summary {
     }
 
     /// A table for people.
-    pub fn text(&self) -> String {
-        let width = |of: fn(&Line) -> usize| self.machines.iter().map(of).max().unwrap_or(0);
-        let names = width(|l| l.name.chars().count());
-        let mut text = String::new();
+    pub fn text(&self) -> Styled {
+        let names = self.machines.iter().map(|l| l.name.chars().count()).max();
+        let names = names.unwrap_or(0);
+        let mut text = Styled::default();
         for line in self.urgent_first() {
             let what = match line.state {
                 State::Converted => {
@@ -219,26 +227,35 @@ impl Summary {
                 State::Failed => format!("({}) {}", self.code(line), line.why()),
                 _ => String::new(),
             };
-            let name = &line.name;
-            let _ = writeln!(text, "{:<12} {name:<names$}  {what}", line.state.name());
+            text.push(line.state.tone(), format!("{:<12}", line.state.name()));
+            text.push(Tone::Plain, format!(" {:<names$}  ", line.name));
+            text.hang();
+            text.push(Tone::Plain, what + "\n");
+            let mut below = |tone: Tone, mark: &str, what: &str| {
+                text.push(Tone::Plain, format!("{:<12} {:names$}  ", "", ""));
+                text.hang();
+                text.push(tone, mark);
+                text.push(Tone::Plain, format!("{what}\n"));
+            };
             for hint in line.failure.iter().flat_map(|f| &f.hints) {
-                let _ = writeln!(text, "{:<12} {:names$}  hint: {hint}", "", "");
+                below(Tone::Hint, "hint: ", hint);
             }
             for warning in &line.warnings {
-                let _ = writeln!(text, "{:<12} {:names$}  warning: {warning}", "", "");
+                below(Tone::Warn, "warning: ", warning);
             }
             for blocker in line.failure.iter().flat_map(|f| &f.blockers) {
-                let field = |name: &str| blocker[name].as_str().unwrap_or_default().to_string();
-                let (reason, remedy) = (field("reason"), field("remedy"));
-                let _ = writeln!(text, "{:<12} {:names$}  {reason}; remedy: {remedy}", "", "");
+                let field = |name: &str| blocker[name].as_str().unwrap_or_default();
+                below(Tone::Plain, "", field("reason"));
+                below(Tone::Plain, "remedy: ", field("remedy"));
             }
         }
-        let _ = write!(text, "\n{} in {:.1} s", self.sentence(), self.total_s);
+        let sum = format!("\n{} in {:.1} s", self.sentence(), self.total_s);
+        text.push(Tone::Strong, sum);
         text
     }
 
     /// What needs somebody's attention comes first.
-    fn urgent_first(&self) -> Vec<&Line> {
+    pub(super) fn urgent_first(&self) -> Vec<&Line> {
         let mut lines: Vec<&Line> = self.machines.iter().collect();
         lines.sort_by_key(|l| std::cmp::Reverse(l.state == State::Failed));
         lines
@@ -250,95 +267,8 @@ impl Summary {
 
     /// The same as one self-contained page, to be put into `folder`.
     pub fn page(&self, folder: &Path) -> String {
-        let mut h = String::from(
-            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-             ",
-        );
-        h.push_str(PAGE_TITLE);
-        h.push_str(
-            "<style>\
-             body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}\
-             h1,p,td{overflow-wrap:anywhere}table{border-collapse:collapse;width:100%}\
-             td,th{border-bottom:1px solid #ccc;padding:.3rem .5rem;text-align:left;vertical-align:top}\
-             td:nth-child(n+2):nth-child(-n+4){white-space:nowrap}td:last-child{width:50%}\
-             .failed,.interrupted{color:#a40000}.converted{color:#0a6b2d}\
-             @media(max-width:40rem){table,tbody,tr,td{display:block}th{display:none}\
-             td,td:last-child{border:0;padding:0;width:auto}tr{border-bottom:1px solid #ccc;padding:.5rem 0}}\
-             @media print{body{margin:0;max-width:none}tr{break-inside:avoid}}\
-             @media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}\
-             a{color:#8ab4f8}.failed,.interrupted{color:#ff7b72}.converted{color:#6fd08c}}\
-             </style></head><body>\n",
-        );
-        let _ = writeln!(
-            h,
-            "<h1>{}</h1>\n<p>{}: {} machines in {:.1} s, {} at a time</p>\n<table>\
-             <tr><th>machine</th><th>state</th><th>time</th><th>written</th><th>what</th></tr>",
-            escape(&self.sentence()),
-            escape(&self.file.display().to_string()),
-            self.machines.len(),
-            self.total_s,
-            self.jobs,
-        );
-        for line in self.urgent_first() {
-            let mut what = escape(&line.why());
-            for hint in line.failure.iter().flat_map(|f| &f.hints) {
-                let _ = write!(what, "<br>hint: {}", escape(hint));
-            }
-            for blocker in line.failure.iter().flat_map(|f| &f.blockers) {
-                let field = |name: &str| escape(blocker[name].as_str().unwrap_or_default());
-                let _ = write!(
-                    what,
-                    "<br>{}<br>remedy: {}",
-                    field("reason"),
-                    field("remedy")
-                );
-            }
-            for warning in &line.warnings {
-                let _ = write!(what, "warning: {}<br>", escape(warning));
-            }
-            let name = escape(&line.name);
-            let name = if matches!(line.state, State::Converted | State::Skipped) {
-                let report = line.output_dir.join("report.html");
-                format!("<a href=\"{}\">{name}</a>", escape(&link(&report, folder)))
-            } else {
-                name
-            };
-            let _ = writeln!(
-                h,
-                "<tr><td>{name}</td><td class=\"{}\">{}</td><td>{:.1} s</td><td>{}</td><td>{what}</td></tr>",
-                line.state.name().replace(' ', "-"),
-                line.state.name(),
-                line.seconds,
-                line.bytes_written.map_or(String::new(), bytes),
-            );
-        }
-        h.push_str("</table>\n</body></html>\n");
-        h
+        super::page::page(self, folder)
     }
-}
-
-/// An address that still leads there when both have moved together; absolute for what lies elsewhere.
-fn link(path: &Path, folder: &Path) -> String {
-    match path.strip_prefix(folder) {
-        // `./`: a name with a colon is no address of its own.
-        Ok(below) => format!("./{}", percent(below)),
-        Err(_) => format!("file://{}", percent(path)),
-    }
-}
-
-/// Everything but the plainest characters is written as `%XX`.
-fn percent(path: &Path) -> String {
-    use std::os::unix::ffi::OsStrExt;
-    let mut text = String::new();
-    for byte in path.as_os_str().as_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/._-~".contains(byte) {
-            text.push(char::from(*byte));
-        } else {
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
 }
 
 /// Writes a file so that it is whole or not there.
@@ -415,11 +345,22 @@ mod tests {
         assert_eq!(event["ended"]["state"], "failed");
         assert_eq!(event["ended"]["error"]["code"], 3);
         let summary = Summary::new(Path::new("f.yaml"), 2, 1.0, lines);
-        let text = summary.text();
+        let text = summary.text().plain();
         assert!(text.contains("warning: look at the clock"), "{text}");
         assert!(text.starts_with("failed       bad   (3) "), "{text}");
         assert!(text.ends_with("1 converted, 1 failed in 1.0 s"), "{text}");
         let page = summary.page(Path::new("/out"));
+        assert!(page.contains(PAGE_TITLE), "a later run knows it by that");
+        assert!(page.contains("<strong>1</strong> failed"), "{page}");
+        assert!(page.contains("<strong>1</strong> warning<"), "{page}");
+        assert!(page.contains("#show-failed:checked~table"), "{page}");
+        // Attention first; by name, `bad` comes before `good`.
+        let rows: Vec<&str> = page.lines().filter(|l| l.contains("class=\"is-")).collect();
+        assert!(
+            rows[0].contains("is-failed\"") && rows[0].contains("--name:0;"),
+            "{page}"
+        );
+        assert!(rows[1].contains("is-converted is-warned") && rows[1].contains("--name:1;"));
         assert!(page.contains("&lt;b&gt;why") && !page.contains("<b>why"));
         assert!(page.contains("href=\"./a%23b/report.html\""), "{page}");
         let elsewhere = summary.page(Path::new("/home"));

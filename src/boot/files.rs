@@ -91,7 +91,7 @@ impl Files {
             return Err(Error::usage(
                 "this is a Linux machine: it needs one boot, and nothing is switched",
             )
-            .hint("virsh define and virsh start its final XML (docs/linux.md)"));
+            .hint("virsh define and virsh start its final XML (hyper2kvm docs linux)"));
         }
         let outputs = json.get("outputs").ok_or_else(not_ours)?;
         // The folder may have been renamed since: the files are in it, whatever it was called.

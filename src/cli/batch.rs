@@ -6,12 +6,12 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 use crate::batch::file::{self, Kind, List, Place, Rules, Settings};
-use crate::batch::report::{PAGE_TITLE, Summary, save};
+use crate::batch::report::{PAGE_TITLE, State, Summary, save};
 use crate::batch::run::{self, Machine};
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::create_passage;
-use crate::ui::{Ui, document};
+use crate::ui::{Ui, count, document};
 
 use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
 
@@ -21,15 +21,15 @@ pub const BATCH: &str = "batch";
 pub struct BatchArgs {
     /// Convert every machine of a list (YAML), some at a time; other options are for all of them.
     /// The exit code is 100 + how many failed, at most 120
-    #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"], help_heading = "Many machines")]
     pub batch: Option<PathBuf>,
     // clap does not miss a required option that could not be given: hence the conflicts.
     /// With --batch: machines at a time [default: half the processors, at most 4]
-    #[arg(long, value_name = "N", requires = BATCH, conflicts_with = SOURCE, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", requires = BATCH, conflicts_with = SOURCE, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Many machines")]
     pub jobs: Option<u16>,
     /// With --batch: only this machine of the list: its name, or its position counted from 0, as job
     /// schedulers do. Writes no summary; the exit code is that of the machine
-    #[arg(long, value_name = "MACHINE", requires = BATCH, conflicts_with_all = ["jobs", SOURCE])]
+    #[arg(long, value_name = "MACHINE", requires = BATCH, conflicts_with_all = ["jobs", SOURCE], help_heading = "Many machines")]
     pub only: Option<String>,
 }
 
@@ -68,7 +68,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
         .map_err(|e| Error::usage(format!("reading {}", file.display())).because(e))?;
     let list = file::parse(&text, &ConvertOptions).map_err(|e| {
         Error::usage(format!("{} is not understood: {e}", file.display()))
-            .hint("docs/fleet/README.md describes the format")
+            .hint("hyper2kvm docs fleet describes the format")
     })?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let output = match (
@@ -91,12 +91,17 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     let jobs = jobs.min(machines.len());
     ui.status(
         "Converting",
-        &format!("{} machines, {jobs} at a time", machines.len()),
+        &format!("{}, {jobs} at a time", count(machines.len(), "machine")),
     );
 
     let lines = run::run(&machines, jobs, dry_run, ui);
     let summary = Summary::new(&file, jobs, start.elapsed().as_secs_f64(), lines);
-    ui.line(&summary.text());
+    ui.styled(&summary.text());
+    for line in &summary.machines {
+        let named = |warning: &String| format!("{}: {warning}", line.name);
+        let warnings: Vec<String> = line.warnings.iter().map(named).collect();
+        ui.quiet_warnings(&warnings);
+    }
     let body = summary.document();
     ui.document(BATCH, body.clone());
     let reports = if dry_run || args.only.is_some() {
@@ -122,7 +127,14 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     if let Some(page) = reports {
         error = error.hint(format!("the whole story: {}", page.display()));
     }
-    Err(error.hint("the same command goes on with what is not done yet"))
+    let refused = ErrorKind::Refused.code();
+    let mut failed = summary.machines.iter().filter_map(|l| l.failure.as_ref());
+    let only_refused = kind == ErrorKind::SomeFailed(summary.count(State::Failed))
+        && failed.all(|f| f.code == refused);
+    Err(error.hint(match only_refused {
+        true => "apply the remedies, then run the same command: it does what is not done yet",
+        false => "the same command goes on with what is not done yet",
+    }))
 }
 
 /// One machine, by name or else by position.

@@ -10,7 +10,8 @@ use crate::boot::install::Place;
 use crate::boot::record::{Phase, Record, StageRecord};
 use crate::boot::{self, Options, Wait};
 use crate::error::Result;
-use crate::ui::Ui;
+use crate::report::text;
+use crate::ui::{Styled, Tone, Ui, count};
 
 use super::source::parsed_keys;
 
@@ -56,10 +57,15 @@ pub struct BootArgs {
 #[derive(Debug, clap::Args)]
 pub struct InstallArgs {
     /// Move the disks to this folder first, where libvirt can read them
-    #[arg(long, value_name = "DIR", conflicts_with = "pool")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "pool",
+        help_heading = "Placing the disks"
+    )]
     install_to: Option<PathBuf>,
     /// Move the disks into this storage pool of libvirt first
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Placing the disks")]
     pool: Option<String>,
 }
 
@@ -104,30 +110,31 @@ pub fn run(args: &BootArgs, ui: &Ui) -> Result<()> {
         install: args.install.place(),
     };
     let record = boot::boot(&options, ui)?;
-    ui.line(&text(&record));
+    ui.styled(&text(&record));
+    ui.quiet_warnings(&record.warnings);
     ui.document("boot", json!(record));
     Ok(())
 }
 
-fn text(record: &Record) -> String {
+fn text(record: &Record) -> Styled {
     let stage = |name: &str, entry: &Option<StageRecord>| {
         let up = entry.as_ref().and_then(|e| Some((e, e.up_by.as_ref()?)));
         match up {
             Some((e, by)) => format!(
-                "{name}: up after {:.0} s ({by}, {} restarts)",
-                e.seconds, e.reboots
+                "{name}: up after {:.0} s ({by}, {})\n",
+                e.seconds,
+                count(e.reboots, "restart")
             ),
-            None => format!("{name}: not done"),
+            None => format!("{name}: not done\n"),
         }
     };
-    let mut lines = vec![
-        stage("first boot", &record.bootstrap),
-        stage("final boot", &record.production),
-    ];
+    let mut shown = Styled::default();
     if record.phase == Phase::Done {
-        lines.push(format!("{} is on VirtIO", record.name));
+        shown.push(Tone::Good, format!("{} is on VirtIO\n", record.name));
     }
-    lines.extend(record.warnings.iter().map(|w| format!("warning: {w}")));
-    lines.extend(record.next_commands.iter().cloned());
-    lines.join("\n")
+    shown.push(Tone::Plain, stage("first boot", &record.bootstrap));
+    shown.push(Tone::Plain, stage("final boot", &record.production));
+    text::next(&mut shown, &record.next_commands);
+    text::warnings(&mut shown, &record.warnings);
+    shown
 }

@@ -1,6 +1,6 @@
 //! `hyper2kvm convert SOURCE --virtio-iso PATH`, and `hyper2kvm convert --batch FILE`
 
-use clap::{ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
 
 use crate::boot::install;
@@ -27,7 +27,8 @@ pub struct OneArgs {
         long,
         value_name = "URI",
         env = "LIBVIRT_DEFAULT_URI",
-        default_value = "qemu:///system"
+        default_value = "qemu:///system",
+        help_heading = "Placing the disks"
     )]
     connect: String,
 }
@@ -46,9 +47,33 @@ pub enum ConvertArgs {
     },
 }
 
+/// The options that `convert -h` shows first.
+pub const FIRST: [&str; 10] = [
+    "virtio-iso",
+    "storage",
+    "output-dir",
+    "name",
+    "format",
+    "in-place",
+    "network",
+    "force",
+    "dry-run",
+    "key",
+];
+
+/// Whatever has no group of its own and is not among the first.
+fn grouped(arg: Arg) -> Arg {
+    let first = arg.get_long().is_none_or(|long| FIRST.contains(&long));
+    match first || arg.get_help_heading().is_some() {
+        true => arg,
+        false => arg.help_heading("More"),
+    }
+}
+
 impl Args for ConvertArgs {
     fn augment_args(command: Command) -> Command {
-        BatchArgs::augment_args(OneArgs::augment_args(command)).mut_arg(SOURCE, |source| {
+        let command = BatchArgs::augment_args(OneArgs::augment_args(command));
+        command.mut_args(grouped).mut_arg(SOURCE, |source| {
             source.required(false).required_unless_present(batch::BATCH)
         })
     }
@@ -118,7 +143,8 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
         }
         report.warnings.extend(installed.warnings);
     }
-    ui.line(&text::conversion(&report));
+    ui.styled(&text::conversion(&report, ui.is_verbose()));
+    ui.quiet_warnings(&report.warnings);
     ui.document("convert", json!(report));
     super::plan::accepted(&report.accepted)
 }

@@ -49,8 +49,12 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> Result<()> {
         .collect();
     if !missing.is_empty() {
         return Err(
-            Error::missing_tool(format!("missing: {}", missing.join(", ")))
-                .hint("hyper2kvm demo --install installs them"),
+            Error::missing_tool(format!("missing: {}", missing.join(", "))).hint(
+                match doctor::can_install() {
+                    true => "hyper2kvm demo --install installs them",
+                    false => "hyper2kvm doctor names the packages",
+                },
+            ),
         );
     }
     files::create_for_owner_only();

@@ -5,8 +5,10 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tool::host::{self, Found, TOOLS};
 use crate::tool::privileges::Privileges;
-use crate::tool::{Cmd, ToolError};
-use crate::ui::Ui;
+use crate::tool::{self, Cmd, ToolError};
+use crate::ui::{Styled, Tone, Ui};
+
+use super::readiness::{self, Check, Verdict};
 
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
@@ -23,11 +25,13 @@ pub fn run(args: &DoctorArgs, ui: &Ui) -> Result<()> {
         install(ui, &|tool| tool.required || args.all)?;
     }
     let found: Vec<Found> = TOOLS.iter().map(host::Tool::probe).collect();
-    report(&found, ui);
-    let missing: Vec<&str> = found
+    let checks = readiness::checks();
+    let verdicts = readiness::verdicts(&found, &checks);
+    ui.styled(&shown(&found, &checks, &verdicts, ui.is_verbose()));
+    document(&found, &checks, &verdicts, ui);
+    let missing: Vec<_> = found
         .iter()
         .filter(|f| f.tool.required && f.path.is_none())
-        .map(|f| f.tool.name)
         .collect();
     if missing.is_empty() {
         return match found.iter().find_map(Found::too_old) {
@@ -35,35 +39,74 @@ pub fn run(args: &DoctorArgs, ui: &Ui) -> Result<()> {
             None => Ok(()),
         };
     }
-    Err(
-        Error::missing_tool(format!("missing: {}", missing.join(", ")))
-            .hint("hyper2kvm doctor --install installs them"),
-    )
+    let names: Vec<&str> = missing.iter().map(|f| f.tool.name).collect();
+    let error = Error::missing_tool(format!("missing: {}", names.join(", ")));
+    let hints = missing.iter().map(|f| host::hint(f.tool.name));
+    Err(match can_install() {
+        true => error.hint("hyper2kvm doctor --install installs them"),
+        false => hints.fold(error, Error::hint),
+    })
 }
 
-fn report(found: &[Found], ui: &Ui) {
+/// Whether `--install` has what it needs: a package manager it knows, and the means to become root.
+pub fn can_install() -> bool {
+    let root = rustix::process::geteuid().is_root() || tool::find("sudo").is_some();
+    root && host::package_manager().is_some()
+}
+
+fn shown(found: &[Found], checks: &[Check], verdicts: &[Verdict], verbose: bool) -> Styled {
+    let mut text = Styled::default();
+    text.push(Tone::Strong, "Programs and libraries\n");
     for f in found {
-        let state = match (&f.path, f.tool.required) {
-            (Some(_), _) if f.too_old().is_some() => "TOO OLD",
-            (Some(_), _) => "ok",
-            (None, true) => "MISSING",
-            (None, false) => "optional",
+        let (tone, state) = match (&f.path, f.tool.required) {
+            (Some(_), _) if f.too_old().is_some() => (Tone::Bad, "TOO OLD"),
+            (Some(_), _) => (Tone::Good, "ok"),
+            (None, true) => (Tone::Bad, "MISSING"),
+            (None, false) => (Tone::Faint, "optional"),
         };
-        let mut detail = match &f.path {
-            Some(path) => f
-                .version
-                .clone()
-                .unwrap_or_else(|| path.display().to_string()),
-            None => host::hint(f.tool.name),
-        };
-        if let Some(oldest) = f.tool.oldest_tried {
-            detail += &format!(" (oldest tried: {oldest})");
+        text.push(tone, format!("{state:>8}"));
+        text.push(Tone::Plain, format!("  {:<20} ", f.tool.name));
+        text.hang();
+        let version = f.version.as_deref().map(number).unwrap_or_default();
+        let mut detail = format!("{version:<9} {}", f.tool.purpose);
+        if f.path.is_none() {
+            detail = format!("{}: {}", f.tool.purpose, host::hint(f.tool.name));
         }
-        ui.line(&format!(
-            "{state:>8}  {:<22} {:<45} {detail}",
-            f.tool.name, f.tool.purpose
-        ));
+        if verbose {
+            if let Some(oldest) = f.tool.oldest_tried {
+                detail += &format!(" (oldest tried: {oldest})");
+            }
+            for more in f
+                .path
+                .iter()
+                .map(|p| p.display().to_string())
+                .chain(f.version.clone())
+            {
+                detail += &format!("; {more}");
+            }
+        }
+        text.push(Tone::Plain, detail);
+        text.push(Tone::Plain, "\n");
     }
+    text.push(Tone::Strong, "\nThis host\n");
+    for check in checks {
+        check.append_to(&mut text);
+    }
+    text.push(Tone::Plain, "\n");
+    for verdict in verdicts {
+        verdict.append_to(&mut text);
+    }
+    text
+}
+
+/// The first version number of a line.
+fn number(line: &str) -> &str {
+    let mut words = line.split([' ', '(', ')', ',', 'v']);
+    let is_number = |w: &&str| w.starts_with(|c: char| c.is_ascii_digit());
+    words.find(is_number).unwrap_or_default()
+}
+
+fn document(found: &[Found], checks: &[Check], verdicts: &[Verdict], ui: &Ui) {
     let tools: Vec<_> = found
         .iter()
         .map(|f| {
@@ -71,14 +114,15 @@ fn report(found: &[Found], ui: &Ui) {
                 "path": f.path, "version": f.version, "oldest_tried": f.tool.oldest_tried})
         })
         .collect();
-    let missing = found
+    let missing = found.iter().filter(|f| f.path.is_none()).map(|f| f.tool);
+    let ready: serde_json::Map<_, _> = verdicts
         .iter()
-        .filter(|f| f.path.is_none())
-        .map(|f| f.tool)
-        .collect::<Vec<_>>();
+        .map(|v| (v.purpose().to_string(), v.json()))
+        .collect();
     ui.document(
         "doctor",
-        json!({"tools": tools, "install_command": host::install_command(missing)}),
+        json!({"tools": tools, "install_command": host::install_command(missing),
+            "checks": checks.iter().map(Check::json).collect::<Vec<_>>(), "ready": ready}),
     );
 }
 
@@ -142,4 +186,22 @@ fn with_privileges(steps: Vec<Vec<String>>) -> Vec<Vec<String>> {
         .into_iter()
         .map(|step| ["sudo".to_string()].into_iter().chain(step).collect())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_of_versions() {
+        for (line, want) in [
+            ("qemu-img version 10.0.2 (Debian 1:10.0.2+ds-2)", "10.0.2"),
+            ("11.3.0", "11.3.0"),
+            ("mkntfs v2022.10.3 (libntfs-3g)", "2022.10.3"),
+            ("libntfs-3g.so.89.0.0", ""),
+            ("", ""),
+        ] {
+            assert_eq!(number(line), want, "{line}");
+        }
+    }
 }

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::convert::run::DEFAULT_ISO;
 use crate::drivers::catalogue::{Catalogue, Product, Windows};
-use crate::drivers::media::{self, Media};
-use crate::drivers::select;
-use crate::drivers::{Arch, WindowsTarget};
+use crate::drivers::media::Media;
+use crate::drivers::{Arch, WindowsTarget, origin, select};
 use crate::error::{Error, Result};
-use crate::ui::Ui;
+use crate::ui::{Styled, Tone, Ui, count};
 
 use super::confine::{self, Writes};
 
@@ -21,6 +21,9 @@ pub struct DriversArgs {
     /// Driver catalogue merged over the built-in one (YAML or JSON, repeatable)
     #[arg(long, value_name = "FILE")]
     driver_config: Vec<PathBuf>,
+    /// Print where virtio-win comes from, which release old Windows needs, and what to check
+    #[arg(long = "where")]
+    origin: bool,
 }
 
 pub fn run(args: &DriversArgs, ui: &Ui) -> Result<()> {
@@ -30,34 +33,34 @@ pub fn run(args: &DriversArgs, ui: &Ui) -> Result<()> {
         catalogue.merge_file(file).map_err(|e| {
             Error::usage(format!("reading the driver catalogue {}", file.display()))
                 .because(e)
-                .hint("docs/drivers.md describes the format")
+                .hint("hyper2kvm docs drivers describes the format")
         })?;
     }
-    let media = args
-        .path
-        .as_ref()
-        .map(|path| {
-            media::open(path).map_err(|e| {
-                Error::failed(format!("opening {}", path.display()))
-                    .because(e)
-                    .hint("a virtio-win ISO, or a folder laid out like it or like its RPM")
-            })
-        })
-        .transpose()?;
-    let mut rows = Vec::new();
-    for windows in &catalogue.windows {
-        for arch in architectures(windows) {
-            let target = target(windows, arch);
-            // An entry further up may take precedence for this build.
-            if catalogue.windows_for(&target).map(|w| &w.id) != Some(&windows.id) {
-                continue;
-            }
-            rows.push(row(windows, &target, &catalogue, media.as_deref(), ui));
+    if args.origin {
+        let text = origin::text(&catalogue, DEFAULT_ISO);
+        let mut shown = Styled::default();
+        for line in text.lines() {
+            // An address is copied.
+            let tone = match line.contains("https://") {
+                true => Tone::Code,
+                false => Tone::Plain,
+            };
+            shown.push(tone, format!("{line}\n"));
         }
+        ui.styled(&shown);
+        ui.document("drivers-where", json!({"text": text}));
+        return Ok(());
     }
+    let path = args.path.as_deref();
+    let media = path
+        .map(|path| origin::open(path, &catalogue))
+        .transpose()?;
+    let rows = rows(&catalogue, media.as_deref());
+    ui.styled(&table(&rows, media.as_deref(), ui.is_verbose()));
     ui.document(
         "drivers",
-        json!({"media": media.as_ref().map(|m| m.describe()), "windows": rows}),
+        json!({"media": media.as_ref().map(|m| m.describe()),
+            "windows": rows.iter().map(Row::json).collect::<Vec<_>>()}),
     );
     Ok(())
 }
@@ -81,38 +84,153 @@ fn target(windows: &Windows, arch: Arch) -> WindowsTarget {
     }
 }
 
-fn row(
-    windows: &Windows,
-    target: &WindowsTarget,
-    catalogue: &Catalogue,
-    media: Option<&dyn Media>,
-    ui: &Ui,
-) -> serde_json::Value {
-    let name = format!("{} {}", windows.name, target.arch.name());
-    let folders = windows.folders.join(", ");
-    let Some(media) = media else {
-        ui.line(&format!("{name:<32} folders {folders}"));
-        return json!({"windows": windows.name, "arch": target.arch, "folders": windows.folders});
+/// One Windows on one architecture.
+struct Row<'c> {
+    windows: &'c Windows,
+    arch: Arch,
+    /// `None` without a medium.
+    choice: Option<Result<select::DriverSet, select::DriverError>>,
+}
+
+fn rows<'c>(catalogue: &'c Catalogue, media: Option<&dyn Media>) -> Vec<Row<'c>> {
+    let mut rows = Vec::new();
+    for windows in &catalogue.windows {
+        for arch in architectures(windows) {
+            let target = target(windows, arch);
+            // An entry further up may take precedence for this build.
+            if catalogue.windows_for(&target).map(|w| &w.id) != Some(&windows.id) {
+                continue;
+            }
+            rows.push(Row {
+                windows,
+                arch,
+                choice: media.map(|media| select::select(media, catalogue, &target)),
+            });
+        }
+    }
+    rows
+}
+
+impl Row<'_> {
+    fn drivers(set: &select::DriverSet) -> Vec<String> {
+        let packages = set.packages.iter();
+        packages
+            .map(|p| format!("{} {}", p.driver, p.inf.driver_ver.version_text()))
+            .collect()
+    }
+
+    fn json(&self) -> Value {
+        let mut json = json!({"windows": self.windows.name, "arch": self.arch, "folders": self.windows.folders});
+        let more = match &self.choice {
+            None => return json,
+            Some(Ok(set)) => json!({"usable": true, "folder": set.os_folder,
+                "drivers": Self::drivers(set), "notes": set.notes}),
+            Some(Err(error)) => json!({"usable": false, "reason": error.to_string(),
+                "remedy": error.remedy()}),
+        };
+        if let (Some(json), Value::Object(more)) = (json.as_object_mut(), more) {
+            json.extend(more);
+        }
+        json
+    }
+
+    /// Folder, version and what else there is to know.
+    fn cells(&self) -> (String, String) {
+        match &self.choice {
+            None => (self.windows.folders.join(", "), String::new()),
+            Some(Ok(set)) => {
+                let version = set.packages.first();
+                let version = version.map(|p| p.inf.driver_ver.version_text());
+                let drivers = count(set.packages.len(), "driver");
+                let version = version.unwrap_or_default();
+                (set.os_folder.clone(), format!("{version:<18} {drivers}"))
+            }
+            Some(Err(select::DriverError::NoDriver(_) | select::DriverError::NotSigned { .. })) => {
+                ("-".to_string(), format!("needs {}", self.windows.media))
+            }
+            Some(Err(_)) => ("-".to_string(), "not usable (-v says why)".to_string()),
+        }
+    }
+}
+
+/// Fits 80 columns.
+fn table(rows: &[Row<'_>], media: Option<&dyn Media>, verbose: bool) -> Styled {
+    let mut text = Styled::default();
+    let (folder, last) = match media {
+        Some(_) => ("FOLDER", "VERSION            DRIVERS"),
+        None => ("FOLDERS, THE BEST FIRST", ""),
     };
-    match select::select(media, catalogue, target) {
-        Ok(set) => {
-            let drivers: Vec<String> = set
-                .packages
-                .iter()
-                .map(|p| format!("{} {}", p.driver, p.inf.driver_ver.version_text()))
-                .collect();
-            ui.line(&format!(
-                "{name:<32} {:<8} {}",
-                set.os_folder,
-                drivers.join(", ")
-            ));
-            json!({"windows": windows.name, "arch": target.arch, "folders": windows.folders,
-                "usable": true, "folder": set.os_folder, "drivers": drivers, "notes": set.notes})
+    let head = format!("{:<29} {:<7} {folder:<8} {last}", "WINDOWS", "ARCH");
+    text.push(Tone::Strong, head.trim_end());
+    text.push(Tone::Plain, "\n");
+    for row in rows {
+        let (folder, last) = row.cells();
+        let tone = match &row.choice {
+            Some(Err(_)) => Tone::Warn,
+            _ => Tone::Plain,
+        };
+        let start = format!("{:<29} {:<7} ", row.windows.name, row.arch.name());
+        text.push(Tone::Plain, start);
+        text.hang();
+        let rest = match folder.as_str() {
+            "-" => format!("- {last}"),
+            _ => format!("{folder:<8} {last}"),
+        };
+        text.push(tone, rest.trim_end());
+        text.push(Tone::Plain, "\n");
+        let more = match &row.choice {
+            Some(Ok(set)) if verbose => Row::drivers(set).join(", "),
+            Some(Err(error)) if verbose => format!("{error}; {}", error.remedy()),
+            _ => continue,
+        };
+        text.push(Tone::Plain, "    ");
+        text.hang();
+        text.push(Tone::Faint, more);
+        text.push(Tone::Plain, "\n");
+    }
+    if media.is_none() {
+        text.push(
+            Tone::Plain,
+            "\nhyper2kvm drivers PATH: what a medium offers; --where: where to get one\n",
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_fits_80_columns() {
+        let catalogue = Catalogue::builtin();
+        let media = crate::drivers::media::Memory::new([(
+            "viostor/w10/amd64/viostor.inf".to_string(),
+            vec![1],
+        )]);
+        for media in [None, Some(&media as &dyn Media)] {
+            let plain = table(&rows(&catalogue, media), media, false).plain();
+            for line in plain.lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+            assert!(plain.contains("Windows Server 2003 or XP x64"), "{plain}");
         }
-        Err(error) => {
-            ui.line(&format!("{name:<32} none     {}", error.remedy()));
-            json!({"windows": windows.name, "arch": target.arch, "folders": windows.folders,
-                "usable": false, "reason": error.to_string(), "remedy": error.remedy()})
+    }
+
+    #[test]
+    fn no_system_that_never_existed() {
+        let catalogue = Catalogue::builtin();
+        let shown: Vec<(String, Arch)> = rows(&catalogue, None)
+            .iter()
+            .map(|r| (r.windows.name.clone(), r.arch))
+            .collect();
+        for (name, arch) in &shown {
+            let old = !name.contains("10") && !name.contains("11") && !name.contains("2025");
+            assert!(*arch != Arch::Arm64 || !old, "{name} on ARM64");
         }
+        let has = |name: &str, arch| shown.contains(&(name.to_string(), arch));
+        assert!(has("Windows 7", Arch::X86) && has("Windows 11", Arch::Arm64));
+        assert!(!has("Windows XP", Arch::Amd64), "XP x64 is NT 5.2");
+        assert!(has("Windows 10", Arch::Arm64));
     }
 }

@@ -8,16 +8,18 @@ use serde_json::{Value, json};
 use crate::convert::engine::Engine;
 use crate::convert::linux;
 use crate::convert::name::safe_name;
+use crate::convert::run::DEFAULT_ISO;
 use crate::convert::session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{self, Archive};
-use crate::inspect::Inspection;
+use crate::inspect::{Inspection, Severity};
 use crate::report::look::{self, Row};
 use crate::report::vm;
 use crate::source::{self, SourceKind, find};
 use crate::tool::stop;
-use crate::ui::{Ui, bytes, document};
+use crate::ui::{Ui, bytes, count, document};
 
+use super::again;
 use super::source::SourceArgs;
 
 #[derive(Debug, clap::Args)]
@@ -37,11 +39,17 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
     args.source.confine(args.evidence.as_deref())?;
     if args.more.is_empty() && is_one(&args.source.source) {
         let seen = one(args, &args.source.source, ui)?;
-        let mut text = look::inspection(&seen.inspection);
+        let mut text = look::inspection(&seen.inspection, plan_command());
         if let Some(machine) = &seen.machine {
             machine.append_to(&mut text);
         }
         ui.styled(&text);
+        let serious = seen.inspection.findings.iter();
+        let serious = serious.filter(|f| f.severity > Severity::Info);
+        let serious: Vec<String> = serious
+            .map(|f| format!("[{}] {}; remedy: {}", f.id, f.message, f.remedy))
+            .collect();
+        ui.quiet_warnings(&serious);
         show(ui, seen.archive.as_ref());
         let mut facts = seen.facts();
         if let Some(archive) = &seen.archive {
@@ -54,6 +62,16 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
         return Err(Error::usage("--root is for one disk").hint("inspect that one alone"));
     }
     several(args, ui)
+}
+
+/// The command that comes next: with the drivers, where they are not found without being named.
+fn plan_command() -> Option<String> {
+    let line = again::with_verb("inspect", "plan")?;
+    let named = std::env::var_os("HYPER2KVM_VIRTIO_ISO").is_some();
+    Some(match named || Path::new(DEFAULT_ISO).exists() {
+        true => line,
+        false => format!("{line} --virtio-iso ISO    # hyper2kvm drivers --where: where from"),
+    })
 }
 
 /// What inspection found, and the evidence that was collected on the way.
@@ -138,8 +156,9 @@ fn show(ui: &Ui, archive: Option<&Archive>) {
     let Some(archive) = archive else { return };
     let taken = archive.files.iter().filter(|f| f.taken_bytes > 0).count();
     ui.line(&format!(
-        "\nEvidence: {} ({taken} files, {})",
+        "\nEvidence: {} ({}, {})",
         archive.path.display(),
+        count(taken, "file"),
         bytes(archive.size_bytes)
     ));
     for line in archive.warning.lines() {

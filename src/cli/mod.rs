@@ -1,11 +1,13 @@
 //! The command line: one file per verb, each with its arguments and a short `run()`.
 
+mod again;
 pub mod batch;
 pub mod boot;
 pub mod completions;
 mod confine;
 pub mod convert;
 pub mod demo;
+pub mod docs;
 pub mod doctor;
 pub mod drivers;
 pub mod inspect;
@@ -14,6 +16,7 @@ pub mod man;
 pub mod options;
 pub mod plan;
 pub mod pull;
+mod readiness;
 pub mod release;
 pub mod rollback;
 pub mod source;
@@ -21,7 +24,7 @@ pub mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -55,16 +58,28 @@ pub struct Cli {
 #[derive(Debug, Args)]
 struct Global {
     /// Print one JSON document on stdout and nothing else there
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     json: bool,
     /// How progress is shown on stderr
-    #[arg(long, global = true, value_enum, default_value_t)]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        help_heading = "Output"
+    )]
     progress: ProgressMode,
-    /// Say more; twice for the log of every step
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Print more detail; repeat for a debug log
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
     verbose: u8,
-    /// Say nothing but warnings and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    /// Print warnings and errors only
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "verbose",
+        help_heading = "Output"
+    )]
     quiet: bool,
 }
 
@@ -90,8 +105,10 @@ enum Command {
     Drivers(drivers::DriversArgs),
     /// Build a small Windows-shaped disk and a virtio-win folder, and convert them
     Demo(demo::DemoArgs),
-    /// Show which host tools are there and how to install the missing ones
+    /// Show whether this host is ready to convert, boot and rehearse, and what is missing
     Doctor(doctor::DoctorArgs),
+    /// Print a page of the documentation
+    Docs(docs::DocsArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Write the man pages
@@ -105,7 +122,7 @@ pub fn can_start() -> bool {
 }
 
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),
     };
@@ -143,6 +160,17 @@ pub fn main() -> ExitCode {
             error.exit_code()
         }
     }
+}
+
+/// The command line; help and usage errors have colours by the same rule as everything else.
+fn parse() -> std::result::Result<Cli, clap::Error> {
+    let colour = ui::takes_colour(&std::io::stdout()) && ui::takes_colour(&std::io::stderr());
+    let choice = match colour {
+        true => clap::ColorChoice::Always,
+        false => clap::ColorChoice::Never,
+    };
+    let matches = Cli::command().color(choice).try_get_matches()?;
+    Cli::from_arg_matches(&matches)
 }
 
 /// What a signal and the host's refusals mean, wherever they came up on the way.
@@ -213,7 +241,10 @@ fn with_remedy(mut error: Error) -> Error {
 }
 
 fn run(command: Command, ui: &Ui) -> Result<()> {
-    if !matches!(command, Command::Completions(_) | Command::Man(_)) {
+    if !matches!(
+        command,
+        Command::Docs(_) | Command::Completions(_) | Command::Man(_)
+    ) {
         limits::need_proc()?;
         limits::need_memory()?;
         limits::allow_open_files();
@@ -251,6 +282,7 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         Command::Drivers(args) => drivers::run(&args, ui),
         Command::Demo(args) => demo::run(&args, ui),
         Command::Doctor(args) => doctor::run(&args, ui),
+        Command::Docs(args) => docs::run(&args, ui),
         Command::Completions(args) => completions::run(&args, ui),
         Command::Man(args) => man::run(&args, ui),
     }
@@ -299,6 +331,25 @@ fn log_to_stderr(verbosity: u8) {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
+    /// What matters first, and no more: the rest is in groups below.
+    #[test]
+    fn the_options_of_convert_that_matter_come_first() {
+        let mut program = super::Cli::command();
+        program.build();
+        let convert = program.find_subcommand("convert").unwrap();
+        let mut shown: Vec<_> = convert
+            .get_arguments()
+            .filter(|a| a.get_help_heading().is_none() && a.get_id() != "help")
+            .filter(|a| a.get_long().is_some())
+            .collect();
+        // In the order of the help; this sort keeps that of the definitions.
+        shown.sort_by_key(|a| a.get_id() == "key");
+        let first: Vec<&str> = shown.iter().filter_map(|a| a.get_long()).collect();
+        assert_eq!(first, super::convert::FIRST);
+    }
+
     #[test]
     fn lines_of_libraries_are_not_shown() {
         for verbosity in 0..5 {

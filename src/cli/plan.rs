@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::report::{self, text};
 use crate::ui::Ui;
 
+use super::again;
 use super::source::FixArgs;
 
 #[derive(Debug, clap::Args)]
@@ -26,7 +27,7 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
         Planned::Linux(inspection, plan) => {
             // Without facts there is no plan to show.
             if inspection.linux.is_some() {
-                ui.line(&plan.text());
+                ui.styled(&plan.text());
             }
             if !plan.blockers.is_empty() {
                 return Err(prepare::refused(&inspection, plan.blockers));
@@ -35,10 +36,12 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
             return accepted(&plan.accepted);
         }
     };
-    ui.line(&text::plan(&prepared.plan));
+    let mut shown = text::plan(&prepared.plan, carry_out());
     if let Some(outlook) = &prepared.outlook {
-        ui.line(&outlook.text());
+        outlook.append_to(&mut shown);
     }
+    ui.styled(&shown);
+    ui.quiet_warnings(&prepared.plan.warnings);
     let blockers = prepared.plan.blockers.clone();
     if !blockers.is_empty() {
         return Err(prepare::refused(&survey.inspection, blockers));
@@ -52,6 +55,12 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
         ),
     );
     accepted(&prepared.plan.accepted)
+}
+
+/// The command that does what was planned: `plan`, or `convert --dry-run`.
+fn carry_out() -> Option<String> {
+    let typed = |verb| again::with_verb(verb, "convert");
+    typed("plan").or_else(|| typed("convert"))
 }
 
 /// What was accepted makes the result not ready; the document says so already.

@@ -38,31 +38,31 @@ pub struct SourceArgs {
     /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or machine (.vmx, .ovf, .ova, libvirt XML)
     pub source: PathBuf,
     /// Format of the image; default: what qemu-img finds
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help_heading = "Source")]
     pub source_format: Option<String>,
     /// Folder in which backing files and extents may lie besides the image's own (repeatable)
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub allow_backing: Vec<PathBuf>,
     /// How much a packed disk (OVA, gzip) may unpack to, whatever it declares and is free
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", help_heading = "Source")]
     pub max_unpacked: Option<u64>,
     /// Configuration of an OVF (deployment option) to take [default: the one it marks, else its first]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", help_heading = "Source")]
     pub ovf_configuration: Option<String>,
     /// Convert a disk although a newer link lies beside it (a snapshot's delta, a checkpoint, an overlay): what was written since is not in the result
-    #[arg(long)]
+    #[arg(long, help_heading = "Source")]
     pub older_link: bool,
     /// Which Windows to take of several: its folder, after the numbers of disk and partition where the
     /// folder alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
-    #[arg(long)]
+    #[arg(long, help_heading = "Source")]
     pub root: Option<String>,
     /// How the guest's file systems are accessed
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Source")]
     pub engine: EngineArg,
     /// Key of an encrypted volume (BitLocker, LUKS): SELECTOR:file:PATH (for BitLocker also a .BEK file),
     /// SELECTOR:env:NAME or SELECTOR:key:KEY. SELECTOR is all, the number of a partition,
     /// DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
-    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE", display_order = 900)]
     pub key: Vec<String>,
 }
 
@@ -74,16 +74,21 @@ pub struct FixArgs {
     #[arg(long, value_name = "PATH", env = "HYPER2KVM_VIRTIO_ISO")]
     pub virtio_iso: Option<PathBuf>,
     /// Driver catalogue merged over the built-in one (YAML or JSON, repeatable)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Drivers and first boot")]
     pub driver_config: Vec<PathBuf>,
     /// Disk controller of the production machine; Windows gets both VirtIO drivers
     #[arg(long, value_enum, default_value_t = StorageArg::VirtioBlk)]
     pub storage: StorageArg,
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Drivers and first boot")]
     pub bootstrap: Option<BootstrapArg>,
     /// Who makes a Linux guest ready
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        help_heading = "Drivers and first boot"
+    )]
     pub linux: LinuxArg,
     /// Output folder [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
@@ -95,123 +100,139 @@ pub struct FixArgs {
     #[arg(long, value_enum, default_value_t = FormatArg::Qcow2)]
     pub format: FormatArg,
     /// Compress the converted disk (qcow2 only)
-    #[arg(long)]
+    #[arg(long, help_heading = "Disks and copying")]
     pub compress: bool,
     /// When the disks are copied; with `later` the VM can start at once, on overlays on the source
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, help_heading = "Disks and copying")]
     pub copy: CopyArg,
     /// Fix the source disk itself instead of a copy; undo with `rollback`
     #[arg(long, conflicts_with_all = ["compress", "format"])]
     pub in_place: bool,
     /// Copy to this block device or logical volume instead of a file; one per disk, the one with Windows first
-    #[arg(long, value_name = "DEV", conflicts_with_all = ["in_place", "compress", "format"])]
+    #[arg(long, value_name = "DEV", conflicts_with_all = ["in_place", "compress", "format"], help_heading = "Disks and copying")]
     pub output_device: Vec<PathBuf>,
     /// The output devices read as zeroes (a new thin volume): write no zeroes to them
-    #[arg(long, requires = "output_device")]
+    #[arg(long, requires = "output_device", help_heading = "Disks and copying")]
     pub target_is_zero: bool,
     /// Refuse drivers that are unsigned, test-signed or changed after signing, instead of warning
-    #[arg(long)]
+    #[arg(long, help_heading = "Drivers and first boot")]
     pub require_signed: bool,
     /// What to do with the guest's IP configuration
     #[arg(long, value_enum, default_value_t)]
     pub network: NetworkArg,
     /// Script (.cmd, .bat) that Windows runs as SYSTEM at the first boot, after ours (repeatable)
-    #[arg(long, value_name = "FILE", conflicts_with = "no_firstboot")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "no_firstboot",
+        help_heading = "Drivers and first boot"
+    )]
     pub firstboot: Vec<PathBuf>,
     /// Add no first-boot script: addresses, guest agent and staged drivers are then up to you
-    #[arg(long)]
+    #[arg(long, help_heading = "Drivers and first boot")]
     pub no_firstboot: bool,
     /// Leave the old hypervisor's guest tools as they are: services, Run entries, scheduled tasks
-    #[arg(long)]
+    #[arg(long, help_heading = "Drivers and first boot")]
     pub keep_tools: bool,
     /// Uninstall the old hypervisor's guest tools at the first boot on VirtIO, where they are MSI packages
-    #[arg(long, conflicts_with_all = ["keep_tools", "no_firstboot"])]
+    #[arg(long, conflicts_with_all = ["keep_tools", "no_firstboot"], help_heading = "Drivers and first boot")]
     pub uninstall_tools: bool,
     /// Memory of the machine in MiB [default: from the source, else 4096]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216))]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216), help_heading = "Virtual machine")]
     pub memory: Option<u64>,
     /// Virtual CPUs [default: from the source, else 2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Virtual machine")]
     pub vcpus: Option<u32>,
     /// MAC address of a network card, in order (repeatable) [default: those the guest knows]
-    #[arg(long)]
+    #[arg(long, help_heading = "Networks")]
     pub mac: Vec<MacAddr>,
     /// Host bridge to connect network cards to
-    #[arg(long, conflicts_with = "libvirt_network")]
+    #[arg(long, conflicts_with = "libvirt_network", help_heading = "Networks")]
     pub bridge: Option<String>,
     /// libvirt network to connect network cards to [default: default]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Networks")]
     pub libvirt_network: Option<String>,
     /// Connect network cards through QEMU's own NAT: for qemu:///session, without privileges
-    #[arg(long, conflicts_with_all = ["bridge", "libvirt_network"])]
+    #[arg(long, conflicts_with_all = ["bridge", "libvirt_network"], help_heading = "Networks")]
     pub user_network: bool,
     /// Which network of the target a network of the source becomes: net:NAME (libvirt), br:NAME[@VLAN],
     /// nad:NAMESPACE/NAME (KubeVirt), pve:BRIDGE[@VLAN] (Proxmox VE) or none (link down); repeatable
-    #[arg(long, value_name = "SOURCE=TARGET")]
+    #[arg(long, value_name = "SOURCE=TARGET", help_heading = "Networks")]
     pub network_map: Vec<Mapping>,
     /// libvirt domain type
-    #[arg(long, value_enum, default_value_t = DomainTypeArg::Kvm)]
+    #[arg(long, value_enum, default_value_t = DomainTypeArg::Kvm, help_heading = "Virtual machine")]
     pub domain_type: DomainTypeArg,
     /// CPU the guest sees under KVM
-    #[arg(long, value_enum, default_value_t = CpuArg::HostPassthrough)]
+    #[arg(long, value_enum, default_value_t = CpuArg::HostPassthrough, help_heading = "Virtual machine")]
     pub cpu_mode: CpuArg,
     /// Graphics server
-    #[arg(long, value_enum, default_value_t = GraphicsArg::Vnc)]
+    #[arg(long, value_enum, default_value_t = GraphicsArg::Vnc, help_heading = "Virtual machine")]
     pub graphics: GraphicsArg,
     /// Graphics card
-    #[arg(long, value_enum, default_value_t = VideoArg::Vga)]
+    #[arg(long, value_enum, default_value_t = VideoArg::Vga, help_heading = "Virtual machine")]
     pub video: VideoArg,
     /// Machine type, e.g. q35, pc, pc-q35-8.2 [default: q35; pc for Windows XP and 2003]
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", help_heading = "Virtual machine")]
     pub machine: Option<String>,
     /// A TPM 2.0 [default: when the source has one, and for Windows 11]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Virtual machine")]
     pub tpm: Option<Switch>,
     /// Secure Boot [default: when the source has it on]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Virtual machine")]
     pub secure_boot: Option<Switch>,
     /// Write the machine for these too (repeatable, or separated by commas)
-    #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KIND",
+        value_delimiter = ',',
+        help_heading = "Other platforms"
+    )]
     pub emit: Vec<EmitArg>,
     /// Namespace of the KubeVirt objects [default: that of kubectl]
-    #[arg(long, value_name = "NAME", value_parser = kubernetes_label)]
+    #[arg(long, value_name = "NAME", value_parser = kubernetes_label, help_heading = "Other platforms")]
     pub kubevirt_namespace: Option<String>,
     /// Storage class of the KubeVirt disks [default: the cluster's]
-    #[arg(long, value_name = "NAME", value_parser = kubernetes_name)]
+    #[arg(long, value_name = "NAME", value_parser = kubernetes_name, help_heading = "Other platforms")]
     pub kubevirt_storage_class: Option<String>,
     /// Access mode of the KubeVirt disks; live migration needs rwx [default: as the storage class says]
-    #[arg(long, value_enum, value_name = "MODE")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        help_heading = "Other platforms"
+    )]
     pub kubevirt_access_mode: Option<AccessModeArg>,
     /// KubeVirt instance type, in the place of processors and memory: NAME, or namespaced/NAME
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Other platforms")]
     pub kubevirt_instance_type: Option<Reference>,
     /// KubeVirt preference: NAME, or namespaced/NAME
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Other platforms")]
     pub kubevirt_preference: Option<Reference>,
     /// Changes to the domain XML that have no option: a <domain> with only what is to change
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Virtual machine")]
     pub xml_patch: Option<PathBuf>,
     /// Write domain XML that lets the host that defines it pick the UEFI firmware
-    #[arg(long)]
+    #[arg(long, help_heading = "Virtual machine")]
     pub portable: bool,
     /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
-    #[arg(long)]
+    #[arg(long, help_heading = "Disks and copying")]
     pub force_dirty_volume: bool,
     /// Make the default boot entry and the boot sector name partitions that exist, where they do not
-    #[arg(long)]
+    #[arg(long, help_heading = "Drivers and first boot")]
     pub repair_bcd: bool,
     /// Convert in spite of this finding, blocker or check, where only a start of Windows is at stake; the
     /// result is NOT READY and the exit code 4 (repeatable)
-    #[arg(long, value_name = "ID", value_parser = acceptable)]
+    #[arg(long, value_name = "ID", value_parser = acceptable, help_heading = "Safety")]
     pub accept: Vec<String>,
     /// Replace an output folder of ours; overwrite what is on an output device
     #[arg(long)]
     pub force: bool,
     /// Copy free space, page files and hibernation files too
-    #[arg(long)]
+    #[arg(long, help_heading = "Disks and copying")]
     pub no_trim: bool,
     /// Read source and copy again after the copy and compare them
-    #[arg(long, conflicts_with = "in_place")]
+    #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub verify_copy: bool,
     /// Go on with a copy that was interrupted, in the same folder or device; from the start where there is
     /// none. SIGINT and SIGTERM then leave what is copied. Other options must be as they were
@@ -690,7 +711,7 @@ impl FixArgs {
         let patch = Patch::parse(&bytes).map_err(|e| {
             wrong()
                 .because(e)
-                .hint("docs/machines.md describes what --xml-patch takes")
+                .hint("hyper2kvm docs machines describes what --xml-patch takes")
         })?;
         Ok(Some(patch))
     }

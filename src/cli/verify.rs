@@ -13,15 +13,18 @@ use crate::boot_path::Controller;
 use crate::convert::linux;
 use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inspect::{OsFamily, Severity, Survey};
+use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later;
-use crate::report::{CheckState, text};
-use crate::ui::Ui;
+use crate::report::{Check, text};
+use crate::ui::{Styled, Tone, Ui};
 use crate::verify;
 
 use super::source::SourceArgs;
 
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("source", |source| source.help(
+    "Disk image, machine (.vmx, .ovf, .ova, libvirt XML), or output folder of a conversion"
+)))]
 pub struct VerifyArgs {
     #[command(flatten)]
     source: SourceArgs,
@@ -68,25 +71,25 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
             .unwrap_or_else(|| by_guest(survey))
     };
     let source = named.open()?;
+    let is_result = args.source.source.is_dir();
+    let mut needed = Vec::new();
     let (engine, mut survey, mut checks) = look(&source, named.reader()?, ui, |survey, guest| {
-        verify::verify(survey, guest, &wanted(survey))
+        needed = wanted(survey);
+        verify::verify(survey, guest, &needed)
     })?;
     if survey.inspection.os.family == OsFamily::Linux {
         linux::complete(&source, &mut survey.inspection, ui)?;
         checks = linux::checks(&survey.inspection);
     }
     let ready = verify::is_ready(&checks);
-    for check in &checks {
-        let mark = match (check.state, check.severity) {
-            (CheckState::Ok, _) => "ok",
-            (CheckState::CouldNotRun, _) => "?",
-            (CheckState::Fault, Severity::Blocker) => "FAULT",
-            (CheckState::Fault, _) => "warn",
-        };
-        ui.line(&format!("{mark:>6}  {:<24} {}", check.id, check.message));
-    }
-    ui.line(&text::controllers(&survey.inspection.controllers));
-    ui.line(if ready { "READY" } else { "NOT READY" });
+    let inspection = &survey.inspection;
+    ui.styled(&shown(ready, &checks, inspection, &needed, ui.is_verbose()));
+    let failed: Vec<String> = checks
+        .iter()
+        .filter(|c| !c.ok)
+        .map(|c| format!("[{}] {}", c.id, c.message))
+        .collect();
+    ui.quiet_warnings(&failed);
     ui.document(
         "verify",
         json!({"ready": ready, "engine": engine.name(), "controllers": survey.inspection.controllers, "checks": checks}),
@@ -99,7 +102,57 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         format!("{} is not boot-ready", survey.inspection.source.path),
     );
     error.reported = true;
-    Err(error.hint("hyper2kvm convert makes it ready"))
+    Err(error.hint(remedy(&survey.inspection, &checks, is_result)))
+}
+
+/// The verdict, what stands against it, and the controllers.
+fn shown(
+    ready: bool,
+    checks: &[Check],
+    inspection: &Inspection,
+    needed: &[Controller],
+    verbose: bool,
+) -> Styled {
+    let mut shown = Styled::default();
+    match ready {
+        true => shown.push(Tone::Good, "READY"),
+        false => shown.push(Tone::Bad, "NOT READY"),
+    }
+    shown.push(Tone::Plain, format!(": {}\n\n", inspection.source.path));
+    text::checks(&mut shown, checks, verbose);
+    if !inspection.controllers.is_empty() {
+        shown.push(Tone::Strong, "\nControllers\n");
+        text::controllers(&mut shown, &inspection.controllers, needed, text::FAULT);
+    }
+    shown
+}
+
+/// What the fix of a conversion writes: where only these checks fail, `convert` makes the disk ready.
+const WRITTEN_BY_CONVERT: [&str; 4] = [
+    "boot-path",
+    "controller-bound",
+    "controller-service",
+    "controller-image",
+];
+
+/// What to do about a disk that is not ready; never a command that would refuse it.
+fn remedy(inspection: &Inspection, checks: &[Check], is_result: bool) -> String {
+    let mut findings = inspection.findings.iter();
+    if let Some(finding) = findings.find(|f| f.severity == Severity::Blocker) {
+        return format!("[{}] {}", finding.id, finding.remedy);
+    }
+    if is_result {
+        return "convert the source again, into another folder or with --force".to_string();
+    }
+    let mut failed = checks
+        .iter()
+        .filter(|c| !c.ok && c.severity == Severity::Blocker);
+    if inspection.os.family == OsFamily::Windows
+        && failed.all(|c| WRITTEN_BY_CONVERT.contains(&c.id))
+    {
+        return "hyper2kvm convert makes it ready".to_string();
+    }
+    "each fault above names what is missing; hyper2kvm docs troubleshooting, by symptom".to_string()
 }
 
 fn by_guest(survey: &Survey) -> Vec<Controller> {

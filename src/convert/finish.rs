@@ -278,7 +278,7 @@ fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
     let failed = |e: Error| {
         Error::usage(format!("patching the {} domain", stage.as_str()))
             .because(e)
-            .hint("docs/machines.md describes what --xml-patch takes")
+            .hint("hyper2kvm docs machines describes what --xml-patch takes")
     };
     let element = patch
         .apply(domain, stage)

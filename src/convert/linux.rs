@@ -27,10 +27,11 @@ use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
 use crate::inspect::{Firmware, Inspection, Severity};
 use crate::linux::{self, LinuxFacts, LoaderCopies};
 use crate::report::outlook::Outlook;
+use crate::report::text;
 use crate::report::vm;
 use crate::report::{ActionLine, Bytes, Check, CheckState, Report, Timings};
 use crate::tool::{self, host, qemu_img, virt_v2v};
-use crate::ui::{Ui, document};
+use crate::ui::{Styled, Tone, Ui, document};
 
 use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
@@ -78,26 +79,28 @@ pub struct Plan {
 
 impl Plan {
     /// For people.
-    pub fn text(&self) -> String {
+    pub fn text(&self) -> Styled {
         let way = match self.way {
             Way::VirtV2vInPlace => "virt-v2v-in-place converts the guest",
             Way::VirtV2v => "virt-v2v converts the guest",
             Way::AsIs => "the guest is copied unchanged",
         };
-        let mut text = format!("Linux: {way} ({})\n", self.why);
+        let mut text = Styled::default();
+        text.push(Tone::Strong, format!("Linux: {way}"));
+        text.push(Tone::Plain, format!(" ({})\n", self.why));
+        text::warnings(&mut text, &self.warnings);
         if !self.actions.is_empty() {
-            text.push_str("Actions\n");
+            text.push(Tone::Strong, "\nActions\n");
         }
         for action in &self.actions {
-            text.push_str(&format!("  {:<22} {}\n", action.id, action.description));
-        }
-        for warning in &self.warnings {
-            text.push_str(&format!("Warning: {warning}\n"));
+            text.push(Tone::Plain, format!("  {:<22} ", action.id));
+            text.hang();
+            text.push(Tone::Plain, format!("{}\n", action.description));
         }
         if let Some(outlook) = &self.outlook {
-            text.push_str(&outlook.text());
+            outlook.append_to(&mut text);
         }
-        text.trim_end().to_string()
+        text
     }
 
     /// `plan --json` and `plan.json`, with the keys every plan has.

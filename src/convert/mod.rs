@@ -13,6 +13,7 @@ pub mod machine;
 pub mod name;
 mod next;
 pub mod output;
+mod page;
 pub mod place;
 mod predict;
 pub mod prepare;

@@ -12,6 +12,7 @@ use crate::disk::chain::Image;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
+use crate::drivers::origin;
 use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -28,7 +29,7 @@ use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
 use crate::tool::stop;
 use crate::transfer::Pace;
-use crate::ui::{Ui, document};
+use crate::ui::{Ui, count, document};
 use crate::verify;
 
 use super::copy::{self, Arriving, Begun};
@@ -134,7 +135,7 @@ impl Job {
             catalogue.merge_file(file).map_err(|e| {
                 Error::usage(format!("reading the driver catalogue {}", file.display()))
                     .because(e)
-                    .hint("docs/drivers.md describes the format")
+                    .hint("hyper2kvm docs drivers describes the format")
             })?;
         }
         Ok(catalogue)
@@ -147,22 +148,12 @@ impl Job {
 
     pub fn media(&self) -> Result<Box<dyn Media>> {
         let Some(path) = &self.media_path else {
-            return Err(Error::usage("no virtio-win drivers were named")
-                .hint(format!(
-                    "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names an ISO or folder; {DEFAULT_ISO} is the default when it exists"
-                ))
-                .hint("the ISO is published by the virtio-win project (package virtio-win on Fedora)"));
+            let error = Error::usage("no virtio-win drivers were named");
+            return Err(origin::hints(DEFAULT_ISO)
+                .into_iter()
+                .fold(error, Error::hint));
         };
-        media::open(path).map_err(|e| {
-            Error::failed(format!(
-                "opening the virtio-win drivers at {}",
-                path.display()
-            ))
-            .because(e)
-            .hint(
-                "--virtio-iso takes a virtio-win ISO, or a folder laid out like it or like its RPM",
-            )
-        })
+        origin::open(path, &self.catalogue()?)
     }
 }
 
@@ -439,7 +430,8 @@ pub(super) fn save_report(
     plan: &plan::Plan,
 ) -> Result<()> {
     report.warnings.extend(folder.notes()?);
-    let page = report::html::page(report, plan);
+    let extras = super::page::extras(job, folder.path(), report);
+    let page = report::html::page(report, plan, &extras);
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
@@ -510,7 +502,7 @@ fn fix(
     {
         ui.status(
             "Fixing",
-            &format!("{} actions on an overlay", plan.actions.len()),
+            &format!("{} on an overlay", count(plan.actions.len(), "action")),
         );
         let fix = Fix {
             plan,
@@ -727,7 +719,10 @@ fn copy_disks(
             "copy-identical",
             Severity::Blocker,
             CheckState::Ok,
-            format!("{} copies compared with their sources", targets.len()),
+            format!(
+                "{} compared byte for byte with the source",
+                count(targets.len(), "copy")
+            ),
         ));
     }
     Ok(Disks {

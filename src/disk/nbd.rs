@@ -49,7 +49,7 @@ const PIECE: usize = 512 << 10;
 /// can end up waiting for the other to read.
 const WINDOW: usize = 16;
 /// The largest range zeroed by one request; a multiple of every cluster size.
-const ZERO_PIECE: u64 = 256 << 20;
+const ZERO_PIECE: u64 = 1 << 30;
 /// Longest option reply we accept.
 const MAX_OPTION_REPLY: u32 = 64 << 10;
 

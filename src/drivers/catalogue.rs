@@ -521,7 +521,11 @@ mod tests {
             ((10, 0), 26100, true, "server-2025", "2k25"),
         ];
         for (nt, build, server, id, folder) in cases {
-            let target = target(nt, build, server);
+            let mut target = target(nt, build, server);
+            if nt == (5, 1) {
+                // XP x64 is NT 5.2.
+                target.arch = Arch::X86;
+            }
             let windows = catalogue.windows_for(&target).unwrap();
             assert_eq!(
                 (windows.id.as_str(), windows.folders[0].as_str()),

@@ -13,6 +13,7 @@ pub mod catalogue;
 pub mod inf;
 pub mod iso;
 pub mod media;
+pub mod origin;
 pub mod package;
 pub mod select;
 pub mod signature;

@@ -89,7 +89,7 @@ impl DriverError {
         match self {
             DriverError::UnknownWindows { .. } => {
                 "describe this Windows in a file and pass it with --driver-config \
-                 (docs/drivers.md, \"windows\")"
+                 (hyper2kvm docs drivers, \"windows\")"
                     .to_string()
             }
             DriverError::NoDriver(missing) => missing.remedy.clone(),

@@ -4,7 +4,7 @@
 //! quotation marks there, and are used between quotation marks only: then cmd sees nothing in them.
 
 pub(super) const HEAD: &str = r#"@echo off
-rem Written by hyper2kvm. What this does, and how to stop it: docs/first-boot.md of hyper2kvm.
+rem Written by hyper2kvm. What this does, and how to stop it: hyper2kvm docs first-boot
 setlocal EnableExtensions DisableDelayedExpansion
 rem Programs are named with their folder; what they start is looked for in PATH only, not in the folder one
 rem happens to be in.

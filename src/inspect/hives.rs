@@ -107,8 +107,8 @@ pub fn load(
         findings.push(Finding::info(
             "hive-replayed",
             format!(
-                "{path} was not saved completely: {} entries of its logs were replayed, as Windows would do",
-                loaded.log_entries_replayable
+                "{path} was not saved completely; its logs were replayed, as Windows would do: {}",
+                crate::ui::count(loaded.log_entries_replayable, "entry")
             ),
             "none needed",
             path.to_string(),

@@ -579,7 +579,7 @@ fn not_windows(
             "no-file-system",
             "no partition holds a file system we know: the disk is not formatted, or encrypted",
             "check that this is the right disk; decrypt it in the guest if it is encrypted",
-            format!("{} partitions", layout.partitions.len()),
+            crate::ui::count(layout.partitions.len(), "partition"),
         ));
     }
 }

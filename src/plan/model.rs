@@ -8,6 +8,7 @@ use crate::guest::{GuestPath, VolumeId};
 use crate::inspect::SectorField;
 use crate::registry::RegEdits;
 use crate::report::Check;
+use crate::ui::{bytes, count};
 
 /// One unit of reversion: done wholly or not at all.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -128,13 +129,12 @@ impl Action {
                 files,
                 ..
             } => {
-                let bytes: u64 = files.iter().map(|f| f.size).sum();
-                format!(
-                    "{title}: {} files ({} bytes), {} new folders",
-                    files.len(),
-                    bytes,
-                    folders.len()
-                )
+                let size = bytes(files.iter().map(|f| f.size).sum());
+                let mut text = format!("{title}: {} ({size})", count(files.len(), "file"));
+                if !folders.is_empty() {
+                    text += &format!(", {}", count(folders.len(), "new folder"));
+                }
+                text
             }
             Action::CopyInGuest {
                 title,
@@ -162,8 +162,8 @@ impl Action {
                 reset_logs,
                 ..
             } => format!(
-                "{title}: {} edits in {path}{}",
-                edits.ops.len(),
+                "{title}: {} in {path}{}",
+                count(edits.ops.len(), "edit"),
                 if reset_logs.is_empty() {
                     ""
                 } else {

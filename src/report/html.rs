@@ -6,60 +6,65 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use crate::boot_path::{BootPath, Controller, Step};
 use crate::inspect::Severity;
 use crate::plan::model::{Action, Plan};
 use crate::registry::{RegData, RegOp};
-use crate::ui::{bytes, clean};
+use crate::ui::{bytes, count};
 
-use super::{CheckState, Report};
+use super::page::{escape, head, link, now};
+use super::text::lower;
+use super::{Check, CheckState, Report};
 
 const STYLE: &str = "\
-:root{--line:#c8c8c8;--soft:#f3f3f3;--ok:#0a6b2d;--bad:#a40000;--okbg:#e6f4ea;--badbg:#fdecea}
-@media(prefers-color-scheme:dark){:root{--line:#555;--soft:#2a2a2a;--ok:#6fd08c;--bad:#ff8a80;\
---okbg:#16321f;--badbg:#3b1a18}body{background:#181818;color:#ddd}}
-body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
-h1,h2,h3,td,th,li,p,code{overflow-wrap:anywhere}
-table{border-collapse:collapse;width:100%}
-td,th{border-bottom:1px solid var(--line);padding:.3rem .5rem;text-align:left;vertical-align:top}
-.ok{color:var(--ok)}.bad{color:var(--bad)}
-code,pre{background:var(--soft);padding:.1rem .3rem}pre{white-space:pre-wrap;overflow-wrap:anywhere}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}.pair p{margin:.5rem 0 .2rem}
-.chain{display:flex;flex-direction:column;align-items:flex-start;list-style:none;padding:0;margin:0}
+body{max-width:64rem}\
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}.pair p{margin:.5rem 0 .2rem}\
+.chain{display:flex;flex-direction:column;align-items:flex-start;list-style:none;padding:0;margin:0}\
 .chain li{border:1px solid;border-radius:.4rem;padding:.1rem .5rem;font-size:.875rem;max-width:100%;\
-box-sizing:border-box}
-.chain li.ok{background:var(--okbg)}.chain li.bad{background:var(--badbg);font-weight:600}
-.chain li.to{border:0;line-height:1;padding:0 1rem}
-.time{display:flex;height:1.4rem;border:1px solid var(--line);border-radius:.3rem;overflow:hidden}
+box-sizing:border-box}\
+.chain li.ok{background:var(--okbg)}.chain li.bad{background:var(--badbg);font-weight:600}\
+.chain li.to,.chain li.or{border:0;line-height:1;padding:0 1rem}\
+.use{border:1px solid;border-radius:.4rem;padding:0 .4rem;font-size:.875rem;background:var(--okbg)}\
+.verdict{font-size:1.25rem;margin:0}\
+.time{display:flex;height:1.4rem;border:1px solid var(--line);border-radius:.3rem;overflow:hidden}\
 .time span{min-width:2px}.t0{background:#4c78a8}.t1{background:#f58518}.t2{background:#54a24b}\
-.t3{background:#9d9d9d}
-.key{display:inline-block;width:.8rem;height:.8rem;margin:0 .3rem 0 1rem}
-summary{cursor:pointer}
+.t3{background:#9d9d9d}\
+.key{display:inline-block;width:.8rem;height:.8rem;margin:0 .3rem 0 1rem}\
+.facts td:first-child{width:9rem;color:color-mix(in srgb,currentColor 70%,transparent)}\
 @media(max-width:40rem){body{margin:1rem auto}.pair{display:block}table,tbody,tr,td{display:block}\
-tr{border-bottom:1px solid var(--line)}td{border:0;padding:.1rem .3rem}tr:has(th){display:none}}
+tr{border-bottom:1px solid var(--line);padding:.2rem 0}td,.facts td:first-child{border:0;padding:.1rem .3rem;width:auto}\
+tr:has(th){display:none}}\
 @media print{body{margin:0;max-width:none}details::details-content{content-visibility:visible;\
 display:block;block-size:auto}tr,.chain{break-inside:avoid}}";
 
-pub fn page(r: &Report, plan: &Plan) -> String {
-    let mut h = String::new();
-    let title = escape(&r.name);
-    let _ = writeln!(
-        h,
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <link rel=\"icon\" href=\"data:,\">\
-         <title>{title}: hyper2kvm report</title><style>{STYLE}</style></head><body>\n<h1>{title}</h1>"
-    );
+/// What the page shows besides the report: facts of the VM that was made, and the files beside the page.
+#[derive(Debug, Default)]
+pub struct Extras {
+    /// Label and value.
+    pub machine: Vec<(&'static str, String)>,
+    /// The controllers the domain XML uses, with what for.
+    pub in_use: Vec<(Controller, &'static str)>,
+    /// Files and folders beside the page, by their names.
+    pub beside: Vec<String>,
+}
+
+pub fn page(r: &Report, plan: &Plan, extras: &Extras) -> String {
+    let mut h = head(&format!("{}: hyper2kvm report", r.name), STYLE);
+    let _ = writeln!(h, "<h1>{}</h1>", escape(&r.name));
     summary(&mut h, r);
-    warnings(&mut h, r);
-    boot_path(&mut h, r);
     next(&mut h, r);
+    warnings(&mut h, r);
+    machine(&mut h, r, extras);
+    drivers(&mut h, plan);
+    boot_path(&mut h, r, &extras.in_use);
     findings(&mut h, r);
     changes(&mut h, r, plan);
     checks(&mut h, r);
     trim(&mut h, r);
     timeline(&mut h, r);
+    files(&mut h, r, extras);
     h.push_str("</body></html>\n");
     h
 }
@@ -70,28 +75,122 @@ fn summary(h: &mut String, r: &Report) {
     } else {
         ("bad", "NOT READY")
     };
-    let _ = writeln!(h, "<p class=\"{class}\"><strong>{verdict}</strong></p>");
-    let os = &r.inspection.os;
-    let build = os.build.map(|b| format!(", build {b}")).unwrap_or_default();
-    let host = os.hostname.as_deref();
     let _ = writeln!(
         h,
-        "<table>{}{}{}{}</table>",
-        row(
-            "guest",
-            &format!(
-                "{}{build}",
-                os.product_name.as_deref().unwrap_or("unknown system")
-            )
-        ),
-        row("host name", host.unwrap_or("not set")),
-        row("source", &r.inspection.source.path),
-        r.outputs
-            .disks
-            .iter()
-            .map(|d| row("disk", &d.display().to_string()))
-            .collect::<String>(),
+        "<p class=\"verdict {class}\"><strong>{verdict}</strong></p>"
     );
+    let os = &r.inspection.os;
+    let product = os.product_name.as_deref().unwrap_or("unknown system");
+    let mut guest = product.to_string();
+    if let Some(version) = &os.display_version {
+        let _ = write!(guest, " {version}");
+    }
+    if let Some(build) = os.build {
+        let _ = write!(guest, ", build {build}");
+    }
+    if let Some(arch) = os.arch {
+        let _ = write!(guest, ", {}", lower(&arch));
+    }
+    let made = format!(
+        "{}, in {:.1} s, by hyper2kvm {} ({} engine)",
+        now(),
+        r.timings.total_s,
+        env!("CARGO_PKG_VERSION"),
+        r.engine
+    );
+    let mut rows = vec![
+        row("converted", &made),
+        row("guest", &guest),
+        row("host name", os.hostname.as_deref().unwrap_or("not set")),
+        row("source", &r.inspection.source.path),
+    ];
+    if !r.outputs.complete {
+        rows.push(row("not copied yet", &bytes(r.bytes.left)));
+    }
+    let _ = writeln!(h, "<table class=\"facts\">{}</table>", rows.concat());
+}
+
+/// The VM that was made, and the network settings Windows has.
+fn machine(h: &mut String, r: &Report, extras: &Extras) {
+    let adapters = &r.inspection.network.adapters;
+    if extras.machine.is_empty() && adapters.is_empty() {
+        return;
+    }
+    h.push_str("<h2>Machine</h2>\n<table class=\"facts\">");
+    for (label, value) in &extras.machine {
+        h.push_str(&row(label, value));
+    }
+    for adapter in adapters {
+        let list = |items: &[String]| items.join(", ");
+        let text =
+            |items: &[std::net::IpAddr]| items.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut value = adapter.name.clone().unwrap_or("adapter".to_string());
+        if let Some(mac) = &adapter.mac {
+            let _ = write!(value, ", {mac}");
+        }
+        let addresses: Vec<String> = adapter.addresses.iter().map(ToString::to_string).collect();
+        match adapter.dhcp {
+            true => value.push_str(", DHCP"),
+            false => {
+                let _ = write!(value, ", {}", list(&addresses));
+            }
+        }
+        for (name, items) in [("gateway", &adapter.gateways), ("DNS", &adapter.dns)] {
+            if !items.is_empty() {
+                let _ = write!(value, "; {name} {}", list(&text(items)));
+            }
+        }
+        h.push_str(&row("adapter in Windows", &value));
+    }
+    h.push_str("</table>\n");
+}
+
+/// What came from the driver medium, and who signed it.
+fn drivers(h: &mut String, plan: &Plan) {
+    if plan.drivers.is_empty() {
+        return;
+    }
+    h.push_str(
+        "<h2>virtio-win drivers</h2>\n<table><tr><th>driver</th><th>version</th><th>folder</th>\
+         <th>how</th><th>signer</th></tr>\n",
+    );
+    for d in &plan.drivers {
+        let (class, signer) = match &d.signer {
+            Some(signer) => ("", signer.as_str()),
+            None => ("warn", "not signed, or not in order: see the warnings"),
+        };
+        let _ = writeln!(
+            h,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"{class}\">{}</td></tr>",
+            escape(&d.driver),
+            escape(&d.version),
+            escape(&d.folder),
+            d.placement,
+            escape(signer)
+        );
+    }
+    h.push_str("</table>\n");
+}
+
+/// Everything the conversion wrote, with links.
+fn files(h: &mut String, r: &Report, extras: &Extras) {
+    h.push_str("<h2>Files</h2>\n<ul>\n");
+    let folder = r.outputs.folder().unwrap_or(Path::new("/"));
+    let mut item = |path: &Path, shown: &str| {
+        let address = escape(&link(path, folder));
+        let _ = writeln!(h, "<li><a href=\"{address}\">{}</a></li>", escape(shown));
+    };
+    let outputs = &r.outputs;
+    let xml = [&outputs.bootstrap_xml, &outputs.final_xml];
+    let files = outputs.disks.iter().chain(xml.into_iter().flatten());
+    for path in files.chain(&outputs.emitted) {
+        let below = path.strip_prefix(folder).unwrap_or(path);
+        item(path, &below.display().to_string());
+    }
+    for name in &extras.beside {
+        item(&folder.join(name), name);
+    }
+    h.push_str("</ul>\n");
 }
 
 fn row(label: &str, text: &str) -> String {
@@ -106,31 +205,41 @@ fn warnings(h: &mut String, r: &Report) {
     if r.warnings.is_empty() {
         return;
     }
-    h.push_str("<h2>Warnings</h2>\n<ul>\n");
+    h.push_str("<h2 class=\"warn\">Warnings</h2>\n<ul>\n");
     for warning in &r.warnings {
         let _ = writeln!(h, "<li>{}</li>", escape(warning));
     }
     h.push_str("</ul>\n");
 }
 
-/// One chain per controller before and after, then once what all of them need.
-fn boot_path(h: &mut String, r: &Report) {
+/// One chain per controller before and after, then once what all of them need. Controllers that the VM has
+/// are marked and open; the others are folded away.
+fn boot_path(h: &mut String, r: &Report, in_use: &[(Controller, &str)]) {
     if r.controllers.is_empty() {
         return;
     }
     h.push_str(
-        "<h2>Boot path</h2>\n<p>Those that the domain XML of this conversion uses have to be ready; \
-         the others are shown to compare.</p>\n",
+        "<h2>Boot path</h2>\n<p>The controllers of this conversion have to be ready. The others are \
+         alternatives, shown to compare.</p>\n",
     );
     let shared_after = shared(&r.controllers);
     let shared_before = shared(&r.controllers_before);
     for (controller, after) in &r.controllers {
-        let _ = writeln!(h, "<h3>{}</h3>\n<div class=\"pair\">", controller.name());
+        let used = in_use.iter().find(|(c, _)| c == controller);
+        let (open, mark) = match used {
+            Some((_, what)) => (" open", format!(" <span class=\"use\">{what}</span>")),
+            None => ("", " (not used)".to_string()),
+        };
+        let _ = writeln!(
+            h,
+            "<details{open}><summary><strong>{}</strong>{mark}</summary>\n<div class=\"pair\">",
+            controller.name()
+        );
         if let Some(before) = r.controllers_before.get(controller) {
             chain(h, "before", before, shared_before);
         }
         chain(h, "after", after, shared_after);
-        h.push_str("</div>\n");
+        h.push_str("</div></details>\n");
     }
     let common: &[Step] = r
         .controllers
@@ -176,7 +285,9 @@ fn chain(h: &mut String, when: &str, path: &BootPath, shared: usize) {
 fn steps(h: &mut String, steps: &[Step]) {
     h.push_str("<ol class=\"chain\">\n");
     for (i, step) in steps.iter().enumerate() {
-        if i > 0 {
+        if i > 0 && is_alternative(&steps[..i], step) {
+            h.push_str("<li class=\"or\">the same for the older form of the device:</li>\n");
+        } else if i > 0 {
             h.push_str("<li class=\"to\" aria-hidden=\"true\">&darr;</li>\n");
         }
         let (class, mark) = if step.ok {
@@ -191,6 +302,12 @@ fn steps(h: &mut String, steps: &[Step]) {
         );
     }
     h.push_str("</ol>\n");
+}
+
+/// A second id of the controller takes the place of the first; it does not follow from the steps before.
+fn is_alternative(before: &[Step], step: &Step) -> bool {
+    let id = |step: &Step| step.text.starts_with("PCI\\") || step.text.contains(" PCI\\");
+    id(step) && before.iter().any(id)
 }
 
 /// How many steps at the end are the same for every controller.
@@ -233,7 +350,7 @@ fn findings(h: &mut String, r: &Report) {
 fn severity(severity: Severity) -> (&'static str, &'static str) {
     match severity {
         Severity::Info => ("", "info"),
-        Severity::Warning => ("", "warning"),
+        Severity::Warning => ("warn", "warning"),
         Severity::Blocker => ("bad", "blocker"),
     }
 }
@@ -275,11 +392,11 @@ fn action_body(h: &mut String, action: &Action) {
             for file in files {
                 let _ = writeln!(
                     h,
-                    "<tr><td>{}{}</td><td>{}, {} bytes</td></tr>",
+                    "<tr><td>{}{}</td><td>{}, {}</td></tr>",
                     escape(&file.to.to_string()),
                     if file.replaces { " (replaced)" } else { "" },
                     escape(&file.from),
-                    file.size
+                    bytes(file.size)
                 );
             }
             h.push_str("</table>\n");
@@ -287,9 +404,10 @@ fn action_body(h: &mut String, action: &Action) {
         Action::CopyInGuest { from, to, size, .. } => {
             let _ = writeln!(
                 h,
-                "<p>{} to {}, {size} bytes</p>",
+                "<p>{} to {}, {}</p>",
                 escape(&from.to_string()),
-                escape(&to.to_string())
+                escape(&to.to_string()),
+                bytes(*size)
             );
         }
         Action::PatchBootSector { volume, fields, .. } => {
@@ -350,12 +468,31 @@ fn shown(data: &RegData) -> String {
 }
 
 fn checks(h: &mut String, r: &Report) {
-    h.push_str("<h2>Checks of the finished disk</h2>\n<table>\n");
-    for c in &r.checks {
+    h.push_str("<h2>Checks of the finished disk</h2>\n");
+    let (passed, others): (Vec<_>, Vec<_>) = r.checks.iter().partition(|c| c.ok);
+    check_table(h, &others);
+    if !passed.is_empty() {
+        let _ = writeln!(
+            h,
+            "<details><summary class=\"ok\">{} passed</summary>",
+            count(passed.len(), "check")
+        );
+        check_table(h, &passed);
+        h.push_str("</details>\n");
+    }
+}
+
+fn check_table(h: &mut String, checks: &[&Check]) {
+    if checks.is_empty() {
+        return;
+    }
+    h.push_str("<table>\n");
+    for c in checks {
         let (class, mark) = match c.state {
             CheckState::Ok => ("ok", "ok"),
-            CheckState::Fault => ("bad", "fault"),
-            CheckState::CouldNotRun => ("bad", "could not run"),
+            CheckState::Fault if c.severity == Severity::Blocker => ("bad", "fault"),
+            CheckState::Fault => ("warn", "warning"),
+            CheckState::CouldNotRun => ("warn", "could not run"),
         };
         let _ = writeln!(
             h,
@@ -427,27 +564,9 @@ fn timeline(h: &mut String, r: &Report) {
     h.push_str("</p>\n");
 }
 
-/// For element text and quoted attributes.
-pub fn escape(text: &str) -> String {
-    clean(text)
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-        .replace('\'', "&#39;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn guest_text_is_escaped() {
-        assert_eq!(
-            escape("<script>\"x\"&'y'\u{1b}</script>"),
-            "&lt;script&gt;&quot;x&quot;&amp;&#39;y&#39;&lt;/script&gt;"
-        );
-    }
 
     fn path(ready: bool, steps: &[(bool, &str)]) -> BootPath {
         BootPath {
@@ -479,6 +598,28 @@ mod tests {
         assert!(h.contains("&#10007; b"), "{h}");
         assert!(h.contains("2 bus, disk and volume drivers"), "{h}");
         assert!(!h.contains("pci"), "{h}");
+    }
+
+    #[test]
+    fn an_alternative_is_not_drawn_as_what_follows() {
+        let path = path(
+            true,
+            &[
+                (true, r"PCI\VEN_1AF4&DEV_1042 is driven by viostor"),
+                (true, "viostor starts at boot"),
+                (false, r"no driver is bound to PCI\VEN_1AF4&DEV_1001"),
+                (true, "pci starts at boot"),
+            ],
+        );
+        let mut h = String::new();
+        chain(&mut h, "after", &path, 0);
+        assert_eq!(h.matches("class=\"or\"").count(), 1, "{h}");
+        assert_eq!(h.matches("&darr;").count(), 2, "{h}");
+        let (_, after) = h.split_once("class=\"or\"").unwrap();
+        assert!(
+            after.contains("DEV_1001") && !after.contains("DEV_1042"),
+            "{h}"
+        );
     }
 
     #[test]

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use crate::boot_path::Controller;
 use crate::inspect::{Inspection, OsFamily, PartitionFacts, Severity};
-use crate::ui::{Styled, Tone, bytes};
+use crate::ui::{self, Styled, Tone, bytes};
 
 use super::linux;
-use super::text::lower;
+use super::text::{self, lower};
 
 /// What inspection means for a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -65,8 +65,21 @@ pub fn count(i: &Inspection) -> [usize; 3] {
         .map(|severity| i.findings.iter().filter(|f| f.severity == severity).count())
 }
 
-/// One machine, most important first.
-pub fn inspection(i: &Inspection) -> Styled {
+/// The controllers that a conversion without further options gives the VM.
+pub fn used(i: &Inspection) -> Vec<Controller> {
+    match &i.windows {
+        // There is no vioscsi for Windows XP and 2003.
+        Some(windows) if windows.target.major < 6 => vec![Controller::Ide, Controller::VirtioBlk],
+        _ => vec![
+            Controller::Sata,
+            Controller::VirtioBlk,
+            Controller::VirtioScsi,
+        ],
+    }
+}
+
+/// One machine, most important first. `next` is the command for one that can be converted.
+pub fn inspection(i: &Inspection, next: Option<String>) -> Styled {
     let mut text = Styled::default();
     let verdict = Verdict::of(i);
     text.push(Tone::Strong, os_line(i));
@@ -75,24 +88,22 @@ pub fn inspection(i: &Inspection) -> Styled {
     let [blockers, warnings, _] = count(i);
     for (n, word) in [(blockers, "blocker"), (warnings, "warning")] {
         if n > 0 {
-            let s = if n == 1 { "" } else { "s" };
-            text.push(Tone::Plain, format!(", {n} {word}{s}"));
+            text.push(Tone::Plain, format!(", {}", ui::count(n, word)));
         }
     }
     text.push(Tone::Plain, "\n");
+    let convertible = matches!(verdict, Verdict::Ready | Verdict::Convertible);
+    text::next(&mut text, next.iter().filter(|_| convertible));
     findings(&mut text, i);
     if !i.controllers.is_empty() {
-        text.push(Tone::Strong, "\nWould it start as it is?\n");
-        for (controller, path) in &i.controllers {
-            let (tone, word) = if path.ready {
-                (Tone::Good, "ready")
-            } else {
-                (Tone::Bad, "NOT READY")
-            };
-            text.push(Tone::Plain, format!("  {:<14} ", controller.name()));
-            text.push(tone, format!("{word:<9}"));
-            text.push(Tone::Plain, format!(" {}\n", path.reason));
+        text.push(Tone::Strong, "\nWould it start as it is?");
+        let mut missing = text::FAULT;
+        if verdict == Verdict::Convertible {
+            missing = (Tone::Warn, "not yet");
+            text.push(Tone::Plain, " Not yet: convert fixes these.");
         }
+        text.push(Tone::Plain, "\n");
+        text::controllers(&mut text, &i.controllers, &used(i), missing);
     }
     text.push(Tone::Strong, "\nDetails\n");
     details(&mut text, i);
@@ -112,18 +123,19 @@ fn findings(text: &mut Styled, i: &Inspection) {
             Severity::Info => Tone::Faint,
         };
         text.push(tone, format!("  {:<8}", lower(&f.severity)));
-        text.push(Tone::Plain, format!(" [{}] {}\n", f.id, f.message));
+        text.push(Tone::Plain, " ");
+        text.hang();
+        text.push(Tone::Plain, format!("[{}] {}\n", f.id, f.message));
         if f.severity > Severity::Info && !f.remedy.is_empty() {
-            text.push(Tone::Plain, format!("           remedy: {}\n", f.remedy));
+            text.push(Tone::Plain, "           remedy: ");
+            text.hang();
+            text.push(Tone::Plain, format!("{}\n", f.remedy));
         }
     }
 }
 
 fn details(text: &mut Styled, i: &Inspection) {
-    let mut row = |label: &str, value: String| {
-        text.push(Tone::Faint, format!("  {label:<14}"));
-        text.push(Tone::Plain, format!(" {value}\n"));
-    };
+    let mut row = |label: &str, value: String| text.row(label, value);
     let source = &i.source;
     row(
         "source",
@@ -153,10 +165,8 @@ fn details(text: &mut Styled, i: &Inspection) {
     ] {
         let Some(hive) = hive else { continue };
         let state = if hive.dirty {
-            format!(
-                "dirty, {} log entries replayable",
-                hive.log_entries_replayable
-            )
+            let entries = ui::count(hive.log_entries_replayable, "log entry");
+            format!("dirty, {entries} can be replayed")
         } else {
             "clean".to_string()
         };
@@ -205,10 +215,10 @@ fn details(text: &mut Styled, i: &Inspection) {
     };
     for disk in &i.disks {
         for p in &disk.partitions {
-            let (size, start) = (bytes(p.size_bytes), p.start_bytes);
+            let (size, start) = (bytes(p.size_bytes), bytes(p.start_bytes));
             row(
                 &format!("partition {}", p.index),
-                format!("{size:>10} at {start:>12}  {:<8} {}", kind(p), label(p)),
+                format!("{size:>10} at {start:>9}  {:<8} {}", kind(p), label(p)),
             );
         }
         for p in &disk.volumes {
@@ -389,7 +399,9 @@ pub fn table(rows: &[Row]) -> Styled {
         for f in findings.filter(|f| f.severity == Severity::Blocker) {
             notes.push(Tone::Bad, format!("{}: ", row.name));
             notes.push(Tone::Plain, format!("[{}] {}\n", f.id, f.message));
-            notes.push(Tone::Plain, format!("  remedy: {}\n", f.remedy));
+            notes.push(Tone::Plain, "  remedy: ");
+            notes.hang();
+            notes.push(Tone::Plain, format!("{}\n", f.remedy));
         }
     }
     if !notes.0.is_empty() {

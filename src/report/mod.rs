@@ -4,6 +4,7 @@ pub mod html;
 pub mod linux;
 pub mod look;
 pub mod outlook;
+pub mod page;
 pub mod text;
 pub mod vm;
 

@@ -1,7 +1,6 @@
 //! What a conversion will leave where, how much it has to copy, and about how long that takes: what `plan`
 //! adds to the actions.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -9,7 +8,7 @@ use serde::Serialize;
 use super::vm::Machine;
 use super::{Outputs, text};
 use crate::domain::DiskFormat;
-use crate::ui::bytes;
+use crate::ui::{Styled, Tone, bytes};
 
 /// Storage of the plain kind, read and written at once. Local SSDs do several times as much.
 const BYTES_PER_SECOND: u64 = 200_000_000;
@@ -69,36 +68,34 @@ impl Outlook {
     }
 
     /// For people, below the actions.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
+    pub fn append_to(&self, text: &mut Styled) {
         if let Some(machine) = &self.machine {
-            text.push_str("Machine\n");
+            text.push(Tone::Strong, "\nMachine\n");
             for (label, value) in machine.rows() {
-                let _ = writeln!(text, "  {label:<12} {value}");
+                text.row(label, value);
             }
         }
-        text.push_str("Writes\n");
+        text.push(Tone::Strong, "\nWrites\n");
+        let mut file = |path: &std::path::Path, more: &str| {
+            text.push(Tone::Code, format!("  {}", path.display()));
+            text.push(Tone::Plain, format!("{more}\n"));
+        };
         for disk in &self.disks {
             let copied = match disk.copied_at_most {
                 _ if disk.later => "an overlay on the source; nothing is copied".to_string(),
                 0 => "changed where it is".to_string(),
                 n => format!("copies at most {}", bytes(n)),
             };
-            let _ = writeln!(
-                text,
-                "  {} ({}, {}; {copied})",
-                disk.path.display(),
-                text::lower(&disk.format),
-                bytes(disk.virtual_size),
-            );
+            let (format, size) = (text::lower(&disk.format), bytes(disk.virtual_size));
+            file(&disk.path, &format!(" ({format}, {size}; {copied})"));
         }
         let files = [&self.outputs.bootstrap_xml, &self.outputs.final_xml];
         let files = files.into_iter().flatten();
-        for file in files
+        for path in files
             .chain(&self.outputs.emitted)
             .chain(&self.outputs.report)
         {
-            let _ = writeln!(text, "  {}", file.display());
+            file(path, "");
         }
         let seconds = self.estimate.seconds_at_most;
         let time = match seconds {
@@ -107,8 +104,8 @@ impl Outlook {
             _ => format!("{:.1} h", seconds as f64 / 3600.0),
         };
         let megabytes = self.estimate.bytes_per_second / 1_000_000;
-        let _ = write!(text, "Time: at most {time} on storage of {megabytes} MB/s");
-        text
+        let time = format!("Time: at most {time} on storage of {megabytes} MB/s\n");
+        text.push(Tone::Plain, time);
     }
 }
 
@@ -178,7 +175,9 @@ mod tests {
             outlook.estimate.seconds_at_most,
             2 + copied.div_ceil(200_000_000)
         );
-        let text = outlook.text();
+        let mut text = Styled::default();
+        outlook.append_to(&mut text);
+        let text = text.plain();
         for line in [
             "  /out/vm.qcow2 (qcow2, 100.0 GiB; copies at most 55.9 GiB)",
             "  /dev/vg/data (qcow2, 1.0 GiB; copies at most 1.0 GiB)",

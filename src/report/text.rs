@@ -1,15 +1,16 @@
-//! Plan and conversion as text: most important first, aligned. Inspection: [`super::look`].
+//! Plan and conversion as text: the verdict and what to run next first, then warnings, then the rest.
+//! Inspection: [`super::look`].
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use crate::boot_path::{BootPath, Controller};
 use crate::domain::Emit;
 use crate::fix::journal::ActionState;
+use crate::inspect::Severity;
 use crate::plan::model::Plan;
-use crate::ui::bytes;
+use crate::ui::{Styled, Tone, bytes, count};
 
-use super::Report;
+use super::{Check, CheckState, Report};
 
 /// The JSON name of a unit variant, so that text and JSON never differ.
 pub(super) fn lower<T: serde::Serialize>(value: &T) -> String {
@@ -19,119 +20,246 @@ pub(super) fn lower<T: serde::Serialize>(value: &T) -> String {
     }
 }
 
-pub fn controllers(map: &BTreeMap<Controller, BootPath>) -> String {
-    map.iter()
-        .fold(String::new(), |mut text, (controller, path)| {
-            let _ = writeln!(
-                text,
-                "  {:<12} {:<9} {}",
-                controller.name(),
-                if path.ready { "ready" } else { "NOT READY" },
-                path.reason
-            );
-            text
-        })
+/// How a controller that is needed and not ready is shown.
+pub const FAULT: (Tone, &str) = (Tone::Bad, "NOT READY");
+
+/// One row per controller. Those that are not `used` are no fault, whatever they lack.
+pub fn controllers(
+    text: &mut Styled,
+    map: &BTreeMap<Controller, BootPath>,
+    used: &[Controller],
+    missing: (Tone, &str),
+) {
+    for (controller, path) in map {
+        let is_used = used.contains(controller);
+        let (tone, word) = match (path.ready, is_used) {
+            (true, _) => (Tone::Good, "ready"),
+            (false, true) => missing,
+            (false, false) => (Tone::Faint, "not used"),
+        };
+        text.push(Tone::Plain, format!("  {:<12} ", controller.name()));
+        text.push(tone, format!("{word:<9}"));
+        text.push(Tone::Plain, " ");
+        text.hang();
+        if path.ready || is_used {
+            text.push(Tone::Plain, path.reason.as_str());
+        }
+        text.push(Tone::Plain, "\n");
+    }
 }
 
-/// `plan` for people.
-pub fn plan(plan: &Plan) -> String {
-    let mut text = String::new();
-    if !plan.drivers.is_empty() {
-        text.push_str("Drivers\n");
-        for d in &plan.drivers {
-            let _ = writeln!(
-                text,
-                "  {:<12} {:<10} {:<8} {:<18} {}",
-                d.driver,
-                lower(&d.role),
-                d.folder,
-                d.version,
-                d.placement
-            );
+/// The checks that failed, then how many passed; each of those with `verbose`.
+pub fn checks(text: &mut Styled, checks: &[Check], verbose: bool) {
+    let (passed, others): (Vec<_>, Vec<_>) = checks.iter().partition(|c| c.ok);
+    for check in &others {
+        let (tone, mark) = match (check.state, check.severity) {
+            (CheckState::CouldNotRun, _) => (Tone::Warn, "?"),
+            (_, Severity::Blocker) => (Tone::Bad, "FAULT"),
+            _ => (Tone::Warn, "warning"),
+        };
+        check_row(text, tone, mark, check);
+    }
+    if verbose {
+        for check in &passed {
+            check_row(text, Tone::Good, "ok", check);
         }
+    } else if !passed.is_empty() {
+        text.push(Tone::Good, "  ok      ");
+        let passed = count(passed.len(), "check");
+        text.push(Tone::Plain, format!(" {passed} passed (-v lists them)\n"));
+    }
+}
+
+fn check_row(text: &mut Styled, tone: Tone, mark: &str, check: &Check) {
+    text.push(tone, format!("  {mark:<8}"));
+    text.push(Tone::Plain, " ");
+    text.hang();
+    text.push(Tone::Plain, format!("[{}] {}\n", check.id, check.message));
+}
+
+/// A heading with one warning per entry.
+pub fn warnings(text: &mut Styled, warnings: &[String]) {
+    if warnings.is_empty() {
+        return;
+    }
+    text.push(Tone::Warn, "\nWarnings\n");
+    for warning in warnings {
+        text.push(Tone::Plain, "  - ");
+        text.hang();
+        text.push(Tone::Plain, format!("{warning}\n"));
+    }
+}
+
+/// Commands to copy, and comments between them.
+pub fn next<'c>(text: &mut Styled, commands: impl IntoIterator<Item = &'c String>) {
+    for (i, command) in commands.into_iter().enumerate() {
+        if i == 0 {
+            text.push(Tone::Strong, "\nNext\n");
+        }
+        text.push(Tone::Plain, "  ");
+        let tone = match command.starts_with('#') {
+            true => Tone::Faint,
+            false => Tone::Code,
+        };
+        text.push(tone, command.as_str());
+        text.push(Tone::Plain, "\n");
+    }
+}
+
+/// `plan` for people. `carry_out` is the command that does what is planned.
+pub fn plan(plan: &Plan, carry_out: Option<String>) -> Styled {
+    let mut text = Styled::default();
+    plan_verdict(&mut text, plan);
+    if plan.blockers.is_empty() {
+        next(&mut text, &carry_out);
+    }
+    warnings(&mut text, &plan.warnings);
+    if !plan.drivers.is_empty() {
+        text.push(Tone::Strong, "\nDrivers\n");
+    }
+    for d in &plan.drivers {
+        text.push(
+            Tone::Plain,
+            format!("  {:<10} {:<17} ", d.driver, d.version),
+        );
+        text.hang();
+        let signer = d.signer.as_ref().map(|s| format!(", signed by {s}"));
+        let signer = signer.unwrap_or_default();
+        text.push(
+            Tone::Plain,
+            format!("{} {}{signer}\n", d.folder, d.placement),
+        );
     }
     if plan.actions.is_empty() && plan.blockers.is_empty() {
-        text.push_str("Nothing to do: everything is already as it should be.\n");
+        text.push(Tone::Plain, "\nNothing to change in the guest.\n");
     } else if !plan.actions.is_empty() {
-        text.push_str("Actions\n");
+        text.push(Tone::Strong, "\nActions\n");
     }
     for action in &plan.actions {
-        let _ = writeln!(text, "  {:<22} {}", action.id(), action.describe());
+        row(&mut text, action.id(), &action.describe());
     }
     for skipped in &plan.skipped {
-        let _ = writeln!(text, "  {:<22} already done: {}", skipped.id, skipped.title);
+        let what = format!("already done: {}", skipped.title);
+        row(&mut text, &skipped.id, &what);
     }
-    for warning in &plan.warnings {
-        let _ = writeln!(text, "Warning: {warning}");
-    }
-    text.trim_end().to_string()
+    text
+}
+
+fn plan_verdict(text: &mut Styled, plan: &Plan) {
+    let (tone, verdict) = if !plan.blockers.is_empty() {
+        let blockers = count(plan.blockers.len(), "blocker");
+        (Tone::Bad, format!("NOT READY to convert: {blockers}"))
+    } else if !plan.accepted.is_empty() {
+        let accepted = plan.accepted.join(", ");
+        (Tone::Bad, format!("NOT READY: accepted {accepted}"))
+    } else {
+        let actions = count(plan.actions.len(), "action");
+        (Tone::Good, format!("READY to convert: {actions}"))
+    };
+    text.push(tone, verdict);
+    text.push(Tone::Plain, "\n");
+}
+
+fn row(text: &mut Styled, label: &str, what: &str) {
+    text.push(Tone::Plain, format!("  {label:<16} "));
+    text.hang();
+    text.push(Tone::Plain, format!("{what}\n"));
 }
 
 /// The end of `convert` for people.
-pub fn conversion(r: &Report) -> String {
-    let mut text = String::new();
-    for action in &r.actions {
-        let state = match action.state {
-            ActionState::Done => "done",
-            ActionState::Skipped => "already",
-            ActionState::Planned => "planned",
-            ActionState::InProgress => "started",
-        };
-        let _ = writeln!(
-            text,
-            "  {state:<8} {:<22} {}",
-            action.id, action.description
-        );
-    }
-    let _ = writeln!(text, "\nBoot path after the fix (read back from the disk)");
-    text.push_str(&controllers(&r.controllers));
-    let failed: Vec<_> = r.checks.iter().filter(|c| !c.ok).collect();
-    for check in failed {
-        let _ = writeln!(
-            text,
-            "  {:<8} [{}] {}",
-            lower(&check.severity),
-            check.id,
-            check.message
-        );
-    }
-    for warning in &r.warnings {
-        let _ = writeln!(text, "Warning: {warning}");
-    }
-    let _ = writeln!(
-        text,
-        "\n{}: inspect {:.2} s, fix {:.2} s, copy {:.2} s, total {:.2} s; {} written of {}",
-        if r.ready { "READY" } else { "NOT READY" },
-        r.timings.inspect_s,
-        r.timings.fix_s,
-        r.timings.copy_s,
-        r.timings.total_s,
-        bytes(r.bytes.written),
-        bytes(r.bytes.virtual_size),
+pub fn conversion(r: &Report, verbose: bool) -> Styled {
+    let mut text = Styled::default();
+    let (tone, verdict) = match r.ready {
+        true => (Tone::Good, "READY"),
+        false => (Tone::Bad, "NOT READY"),
+    };
+    text.push(tone, verdict);
+    text.push(
+        Tone::Plain,
+        format!(
+            ": {} written of {} in {:.1} s\n",
+            bytes(r.bytes.written),
+            bytes(r.bytes.virtual_size),
+            r.timings.total_s,
+        ),
     );
+    outputs(&mut text, r);
+    next(&mut text, &r.next_commands);
+    if verbose || r.checks.iter().any(|c| !c.ok) {
+        text.push(Tone::Strong, "\nChecks of the finished disk\n");
+        checks(&mut text, &r.checks, verbose);
+    }
+    warnings(&mut text, &r.warnings);
+    if verbose {
+        text.push(Tone::Strong, "\nBoot path, read back from the disk\n");
+        controllers(&mut text, &r.controllers, &r.boots_from, FAULT);
+        actions(&mut text, r);
+        let t = &r.timings;
+        let times = format!(
+            "\ninspect {:.2} s, fix {:.2} s, copy {:.2} s, total {:.2} s\n",
+            t.inspect_s, t.fix_s, t.copy_s, t.total_s
+        );
+        text.push(Tone::Faint, times);
+    }
+    text
+}
+
+fn output_file(text: &mut Styled, label: &str, path: &std::path::Path) {
+    text.push(Tone::Faint, format!("  {label:<10} "));
+    text.push(Tone::Code, path.display().to_string());
+    text.push(Tone::Plain, "\n");
+}
+
+fn outputs(text: &mut Styled, r: &Report) {
     for disk in &r.outputs.disks {
-        let _ = writeln!(text, "  disk       {}", disk.display());
+        output_file(text, "disk", disk);
     }
     if !r.outputs.complete {
-        let _ = writeln!(text, "  left       {} on the source", bytes(r.bytes.left));
+        text.push(Tone::Warn, format!("  {:<10} ", "left"));
+        let left = bytes(r.bytes.left);
+        text.push(Tone::Plain, format!("{left} on the source\n"));
     }
-    for (label, xml) in [
+    let mut file = |label: &str, path: &std::path::Path| output_file(text, label, path);
+    for (label, path) in [
         ("bootstrap", &r.outputs.bootstrap_xml),
         ("final", &r.outputs.final_xml),
     ] {
-        if let Some(xml) = xml {
-            let _ = writeln!(text, "  {label:<10} {}", xml.display());
-        }
+        path.iter().for_each(|path| file(label, path));
     }
-    for file in &r.outputs.emitted {
-        let target = Emit::of_file(file).map_or("emitted", |(emit, _)| emit.target());
-        let _ = writeln!(text, "  {target:<10} {}", file.display());
+    for path in &r.outputs.emitted {
+        let target = Emit::of_file(path).map_or("emitted", |(emit, _)| emit.target());
+        file(target, path);
     }
-    if !r.next_commands.is_empty() {
-        text.push_str("\nNext\n");
-        for command in &r.next_commands {
-            let _ = writeln!(text, "  {command}");
-        }
+    if let Some(folder) = r.outputs.folder() {
+        file("report", &folder.join("report.html"));
     }
-    text.trim_end().to_string()
+    let ready = |c: &&Controller| r.controllers.get(c).is_some_and(|p| p.ready);
+    let starts: Vec<&str> = r
+        .boots_from
+        .iter()
+        .filter(ready)
+        .map(|c| c.name())
+        .collect();
+    if !starts.is_empty() {
+        text.push(Tone::Faint, format!("  {:<10} ", "starts on"));
+        text.push(Tone::Plain, format!("{}\n", starts.join(", ")));
+    }
+}
+
+fn actions(text: &mut Styled, r: &Report) {
+    if !r.actions.is_empty() {
+        text.push(Tone::Strong, "\nActions\n");
+    }
+    for action in &r.actions {
+        let (tone, state) = match action.state {
+            ActionState::Done => (Tone::Good, "done"),
+            ActionState::Skipped => (Tone::Faint, "already"),
+            ActionState::Planned => (Tone::Plain, "planned"),
+            ActionState::InProgress => (Tone::Warn, "started"),
+        };
+        text.push(tone, format!("  {state:<8} "));
+        text.hang();
+        let what = format!("{}: {}\n", action.id, action.description);
+        text.push(Tone::Plain, what);
+    }
 }

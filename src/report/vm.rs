@@ -83,8 +83,7 @@ impl Machine {
     pub fn append_to(&self, text: &mut Styled) {
         text.push(Tone::Strong, "\nVM as the source describes it\n");
         for (label, value) in self.rows() {
-            text.push(Tone::Faint, format!("  {label:<14}"));
-            text.push(Tone::Plain, format!(" {value}\n"));
+            text.row(label, value);
         }
     }
 }

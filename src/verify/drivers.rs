@@ -365,7 +365,10 @@ fn services(c: &Context<'_>, critical: bool, fault: &str) -> Outcome {
             }
         }
         Ok(if bad.is_empty() {
-            Outcome::Ok(format!("{count} boot-start drivers are there"))
+            Outcome::Ok(match count {
+                1 => "1 boot-start driver is there".to_string(),
+                n => format!("{n} boot-start drivers are there"),
+            })
         } else {
             let evidence = format!("SYSTEM\\{path}");
             Outcome::Fault(format!("{fault}: {}", bad.join(", ")), evidence)

@@ -8,6 +8,7 @@ use crate::inspect::Hives;
 use crate::plan::model::HiveName;
 use crate::registry::base::BaseBlock;
 use crate::registry::walk;
+use crate::ui::count;
 
 /// Every cell that can be reached is what it should be. DRIVERS and BCD need not be there.
 pub fn sound(c: &Context<'_>, hive: HiveName) -> Outcome {
@@ -20,8 +21,10 @@ pub fn sound(c: &Context<'_>, hive: HiveName) -> Outcome {
     match &c.walks.get(&hive) {
         None => Outcome::CouldNotRun("the hive was not walked".into()),
         Some(Ok(s)) => Outcome::Ok(format!(
-            "{}: {} keys, {} values",
-            loaded.path, s.keys, s.values
+            "{}: {}, {}",
+            loaded.path,
+            count(s.keys, "key"),
+            count(s.values, "value")
         )),
         Some(Err(fault)) => Outcome::Fault("the hive is not sound".into(), {
             format!("{}: {fault}", loaded.path)

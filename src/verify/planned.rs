@@ -83,7 +83,10 @@ fn files(
             Action::EditHive { .. } => {}
         }
     }
-    Ok(format!("{count} files read back identical"))
+    Ok(format!(
+        "{} read back identical",
+        crate::ui::count(count, "file")
+    ))
 }
 
 fn edits(plan: &Plan, survey: &Survey) -> Result<String, String> {

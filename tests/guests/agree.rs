@@ -282,7 +282,7 @@ fn data_cannot_be_accepted_and_an_unknown_id_is_a_usage_error() {
         ("volume-hibernated", "cannot be accepted: "),
         ("registry-as-planned", "cannot be accepted: "),
         ("no-bootmanager", "near it: no-boot-manager"),
-        ("nonsense", "docs/guests.md lists"),
+        ("nonsense", "hyper2kvm docs guests lists"),
     ] {
         for verb in ["plan", "convert"] {
             let run = guest.run(verb, &["--accept", id]).expect(2);

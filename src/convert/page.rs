@@ -1,0 +1,140 @@
+//! What `report.html` shows of the VM besides the report: read off the domain XML that was written.
+
+use std::path::Path;
+
+use crate::boot_path::Controller;
+use crate::domain::StorageBus;
+use crate::domain::element::Element;
+use crate::report::Report;
+use crate::report::html::Extras;
+
+use super::run::Job;
+
+/// Files and folders of the output folder that have no place of their own in the report.
+const BESIDE: [&str; 5] = [
+    "plan.json",
+    "journal.json",
+    "registry",
+    "backup",
+    "generated",
+];
+
+/// `folder` is where the files are now: the report names where they will be.
+pub(super) fn extras(job: &Job, folder: &Path, report: &Report) -> Extras {
+    let name = report
+        .outputs
+        .final_xml
+        .as_deref()
+        .and_then(Path::file_name);
+    let xml = name.and_then(|name| std::fs::read(folder.join(name)).ok());
+    let domain = xml.and_then(|xml| Element::parse(&xml).ok());
+    let there = BESIDE.iter().filter(|name| folder.join(name).exists());
+    let beside = std::iter::once(&"report.json").chain(there);
+    Extras {
+        machine: domain.as_ref().map(rows).unwrap_or_default(),
+        in_use: in_use(job.machine.storage, &report.boots_from),
+        beside: beside.map(ToString::to_string).collect(),
+    }
+}
+
+fn in_use(storage: StorageBus, boots_from: &[Controller]) -> Vec<(Controller, &'static str)> {
+    let last = match storage {
+        StorageBus::VirtioBlk => Controller::VirtioBlk,
+        StorageBus::VirtioScsi => Controller::VirtioScsi,
+        StorageBus::Sata => Controller::Sata,
+    };
+    let mut list = vec![(last, "in use")];
+    let first = [Controller::Sata, Controller::Ide];
+    let first = first.into_iter().filter(|c| *c != last);
+    list.extend(
+        first
+            .filter(|c| boots_from.contains(c))
+            .map(|c| (c, "first boot only")),
+    );
+    list
+}
+
+fn rows(domain: &Element) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    let text = |name: &str| domain.text_of(name).map(|t| t.trim().to_string());
+    rows.extend(text("name").map(|name| ("name", name)));
+    let kib = text("memory").and_then(|t| t.parse::<u64>().ok());
+    rows.extend(kib.map(|kib| ("memory", crate::ui::bytes(kib.saturating_mul(1024)))));
+    rows.extend(text("vcpu").map(|n| ("processors", n)));
+    let loader = domain.path("os/loader").is_some();
+    let efi = domain.first("os").and_then(|os| os.attr("firmware")) == Some("efi");
+    let firmware = if loader || efi { "UEFI" } else { "BIOS" };
+    let machine = domain.path("os/type").and_then(|t| t.attr("machine"));
+    let machine = machine.map(|m| format!(", {m}")).unwrap_or_default();
+    rows.push(("firmware", format!("{firmware}{machine}")));
+    if domain.path("devices/tpm").is_some() {
+        rows.push(("TPM", "yes".to_string()));
+    }
+    let devices = domain.first("devices");
+    for nic in devices.into_iter().flat_map(|d| d.all("interface")) {
+        rows.push(("NIC", nic_row(nic)));
+    }
+    rows
+}
+
+fn nic_row(nic: &Element) -> String {
+    let attr = |child: &str, name: &str| Some(nic.first(child)?.attr(name)?.to_string());
+    let place = ["network", "bridge", "dev"]
+        .iter()
+        .find_map(|kind| Some(format!("{kind} {}", attr("source", kind)?)));
+    let down = attr("link", "state").filter(|state| state == "down");
+    let parts = [
+        attr("mac", "address"),
+        attr("model", "type"),
+        place.or_else(|| nic.attr("type").map(str::to_string)),
+        down.map(|_| "link down".to_string()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_of_a_domain() {
+        let xml = "<domain><name>vm</name><memory unit='KiB'>4194304</memory><vcpu>2</vcpu>\
+            <os><type machine='q35'>hvm</type><loader>/x</loader></os><devices><tpm/>\
+            <interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/>\
+            <model type='virtio'/></interface>\
+            <interface type='user'><link state='down'/></interface></devices></domain>";
+        let rows = rows(&Element::parse(xml.as_bytes()).unwrap());
+        let want = [
+            ("name", "vm"),
+            ("memory", "4.0 GiB"),
+            ("processors", "2"),
+            ("firmware", "UEFI, q35"),
+            ("TPM", "yes"),
+            ("NIC", "52:54:00:00:00:01, virtio, network default"),
+            ("NIC", "user, link down"),
+        ];
+        let rows: Vec<(&str, &str)> = rows.iter().map(|(l, v)| (*l, v.as_str())).collect();
+        assert_eq!(rows, want);
+    }
+
+    #[test]
+    fn the_controller_in_use() {
+        use Controller::{Ide, Sata, VirtioBlk, VirtioScsi};
+        let all = [Sata, VirtioBlk, VirtioScsi];
+        for (storage, boots_from, want) in [
+            (
+                StorageBus::VirtioScsi,
+                &all[..],
+                vec![(VirtioScsi, "in use"), (Sata, "first boot only")],
+            ),
+            (
+                StorageBus::VirtioBlk,
+                &[Ide, VirtioBlk][..],
+                vec![(VirtioBlk, "in use"), (Ide, "first boot only")],
+            ),
+            (StorageBus::Sata, &[Sata][..], vec![(Sata, "in use")]),
+        ] {
+            assert_eq!(in_use(storage, boots_from), want);
+        }
+    }
+}

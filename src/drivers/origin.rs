@@ -1,0 +1,154 @@
+//! Where driver media come from: addresses, the release each Windows needs, and what to check.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::ui::count;
+
+use super::catalogue::Catalogue;
+use super::media::{self, Media};
+
+/// Where the virtio-win project publishes its releases.
+const PUBLISHED: &str = "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads";
+
+/// The current release, as one file.
+pub const CURRENT: &str =
+    "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads/stable-virtio/virtio-win.iso";
+
+/// The published ISO of a release that a Windows is limited to, by its last number (`173` for 0.1.173).
+const OLD: [(u16, &str); 2] = [
+    (
+        215,
+        "archive-virtio/virtio-win-0.1.215-2/virtio-win-0.1.215.iso",
+    ),
+    (
+        173,
+        "archive-virtio/virtio-win-0.1.173-9/virtio-win-0.1.173.iso",
+    ),
+];
+
+/// What stands where no driver was named.
+pub fn hints(default: &str) -> [String; 2] {
+    [
+        format!(
+            "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names a virtio-win ISO or folder; {default} is the default when it exists"
+        ),
+        format!(
+            "get it from {CURRENT} or as package virtio-win (Fedora, RHEL); hyper2kvm drivers --where has the releases for old Windows"
+        ),
+    ]
+}
+
+const TAKES: &str = "--virtio-iso takes a virtio-win ISO, or a folder laid out like it or like its RPM; hyper2kvm drivers --where says where it comes from";
+
+/// Opens a driver medium; what has no driver of the catalogue is none.
+pub fn open(path: &Path, catalogue: &Catalogue) -> Result<Box<dyn Media>> {
+    let media = media::open(path).map_err(|e| {
+        let shown = path.display();
+        Error::failed(format!("opening the virtio-win drivers at {shown}"))
+            .because(e)
+            .hint(TAKES)
+    })?;
+    if !is_driver_source(media.as_ref(), catalogue) {
+        let files = count(media.files().len(), "file");
+        return Err(Error::failed(format!(
+            "{} is no virtio-win driver source: {files}, and none is the INF of a driver in the catalogue",
+            path.display()
+        ))
+        .hint(TAKES));
+    }
+    Ok(media)
+}
+
+/// Whether a medium has a driver the catalogue knows; else it is something else than a driver medium.
+pub fn is_driver_source(media: &dyn Media, catalogue: &Catalogue) -> bool {
+    let known = |path: &str| {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let names = catalogue.drivers.iter().flat_map(|d| &d.inf);
+        names.into_iter().any(|inf| inf.eq_ignore_ascii_case(name))
+    };
+    media.files().iter().any(|file| known(&file.path))
+}
+
+/// What `drivers --where` prints.
+pub fn text(catalogue: &Catalogue, default: &str) -> String {
+    let mut text = format!(
+        "Where virtio-win comes from\n  current   {CURRENT}\n  all       {PUBLISHED}/archive-virtio/\n  \
+         packages  virtio-win on Fedora and RHEL: {default},\n            where hyper2kvm finds it without being told\n\n\
+         Which release\n"
+    );
+    for (media, names) in releases(catalogue) {
+        let _ = writeln!(text, "  {media}");
+        for name in names {
+            let _ = writeln!(text, "    {name}");
+        }
+        let old = OLD
+            .iter()
+            .find(|(n, _)| media.contains(&format!("0.1.{n}")));
+        let address = old.map(|(_, path)| format!("{PUBLISHED}/{path}"));
+        let _ = writeln!(text, "    {}", address.as_deref().unwrap_or(CURRENT));
+    }
+    text.push_str(
+        "\nWhat to check\n  \
+         - Take it over https, from the addresses above or a distribution's package.\n  \
+         - hyper2kvm drivers ISO: the row of the guest's Windows names a version.\n  \
+         - hyper2kvm plan SOURCE --virtio-iso ISO: each driver is signed, by Red Hat or\n    \
+         Microsoft; --require-signed refuses what is not.\n",
+    );
+    text
+}
+
+/// The releases with the systems that need them, in the order of the catalogue.
+fn releases(catalogue: &Catalogue) -> Vec<(&str, Vec<&str>)> {
+    let mut releases: Vec<(&str, Vec<&str>)> = Vec::new();
+    for windows in &catalogue.windows {
+        match releases
+            .iter_mut()
+            .find(|(media, _)| *media == windows.media)
+        {
+            Some((_, names)) => names.push(&windows.name),
+            None => releases.push((&windows.media, vec![&windows.name])),
+        }
+    }
+    releases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::media::Memory;
+    use super::*;
+
+    #[test]
+    fn every_windows_has_a_release_and_every_release_an_address() {
+        let catalogue = Catalogue::builtin();
+        let text = text(&catalogue, "/iso");
+        for windows in &catalogue.windows {
+            assert!(text.contains(&windows.name), "{}", windows.name);
+            if let Some(last) = &windows.last_signed {
+                let known = OLD.iter().any(|(n, _)| *n == last.build);
+                assert!(known, "no address for 0.1.{}", last.build);
+                assert!(windows.media.contains(&format!("0.1.{}", last.build)));
+            }
+        }
+        for (number, path) in OLD {
+            assert!(text.contains(path) && path.contains(&format!("0.1.{number}")));
+        }
+        assert!(CURRENT.starts_with(PUBLISHED) && text.contains(CURRENT));
+    }
+
+    #[test]
+    fn other_folders_are_no_driver_source() {
+        let catalogue = Catalogue::builtin();
+        for (path, is_source) in [
+            ("viostor/w10/amd64/viostor.inf", true),
+            ("NetKVM/w10/amd64/NETKVM.INF", true),
+            ("etc/passwd", false),
+            ("drivers/other.inf", false),
+            ("viostor.inf/readme.txt", false),
+        ] {
+            let media = Memory::new([(path.to_string(), vec![1])]);
+            assert_eq!(is_driver_source(&media, &catalogue), is_source, "{path}");
+        }
+    }
+}
