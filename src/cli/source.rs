@@ -236,10 +236,10 @@ pub struct FixArgs {
     pub verify_copy: bool,
     /// Go on with a copy that was interrupted, in the same folder or device; from the start where there is
     /// none. SIGINT and SIGTERM then leave what is copied. Other options must be as they were
-    #[arg(long, conflicts_with = "in_place")]
+    #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub resume: bool,
     /// MiB a second that are copied at most, all disks and all machines of a batch together
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576), help_heading = "Disks and copying")]
     pub bandwidth: Option<u64>,
     /// Only show the plan
     #[arg(long)]
