@@ -25,6 +25,7 @@ pub mod length;
 pub mod links;
 pub mod nbd;
 pub mod partition;
+mod pool;
 #[cfg(test)]
 mod short_tests;
 mod tables;
