@@ -240,6 +240,9 @@ pub(super) fn to_targets(
         pace: job.pace.clone(),
         ..CopyOptions::default()
     };
+    for copy in &copies {
+        copy.image.announce();
+    }
     let disks = copies.iter().map(|c| {
         let overlay = c.image.top().scratch.then(|| c.image.path());
         (c.image.identity(), overlay)
@@ -252,7 +255,7 @@ pub(super) fn to_targets(
         read: live,
         written: copied.iter().map(|c| c.written).sum(),
         skipped: virtual_size.saturating_sub(live),
-        left: 0,
+        ..Bytes::default()
     };
     Ok((targets, bytes))
 }

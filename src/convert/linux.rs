@@ -32,6 +32,7 @@ use crate::report::vm;
 use crate::report::{ActionLine, Bytes, Check, CheckState, Report, Timings};
 use crate::tool::{self, host, qemu_img, virt_v2v};
 use crate::ui::{Styled, Tone, Ui, document};
+use crate::wire::Transport;
 
 use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
@@ -520,6 +521,7 @@ pub(super) fn convert(
             total_s: start.elapsed().as_secs_f64(),
         },
         bytes,
+        transport: Transport::File.name(),
         trim: Vec::new(),
         request: job.request.clone(),
         inspection,

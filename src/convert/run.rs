@@ -27,6 +27,8 @@ use crate::later::holes;
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
+use crate::source::mirror;
+use crate::text;
 use crate::tool::stop;
 use crate::transfer::Pace;
 use crate::ui::{Ui, count, document};
@@ -445,8 +447,10 @@ pub(super) fn save_report(
     plan: &plan::Plan,
 ) -> Result<()> {
     report.warnings.extend(folder.notes()?);
+    report.transport = mirror::transport(&job.source.path).name();
+    report.bytes.fetched = mirror::fetched();
     let extras = super::page::extras(job, folder.path(), report);
-    let page = report::html::page(report, plan, &extras);
+    let page = text::called(&report::html::page(report, plan, &extras)).into_owned();
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
@@ -595,7 +599,16 @@ fn fixed_before(
     }
     let (before, trim) = (survey.inspection, resumed.trim());
     let fixed = prove(
-        ui, check, disks, images, journal, prepared, media, before, trim,
+        ui,
+        check,
+        disks,
+        images,
+        journal,
+        prepared,
+        media,
+        before,
+        trim,
+        Vec::new(),
     )?;
     Ok(Fixed { engine, ..fixed })
 }

@@ -316,6 +316,7 @@ impl Device {
         let to = Spec {
             node: json!({"driver": "raw", "size": source.virtual_size(), "file": to}),
             passed: vec![target],
+            sockets: Vec::new(),
             named: Vec::new(),
         };
         let differs = qemu_img::compare(&from.spec(), &to, how.cancel.clone())

@@ -275,6 +275,9 @@ impl<D: ?Sized> Export<D> {
 
 /// The image as a plain file, when it is one.
 pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
+    if let Some(remote) = image.plain_remote() {
+        return Ok((remote.size() == image.virtual_size()).then_some(remote as Arc<dyn BlockRead>));
+    }
     let Some(held) = image.plain_file() else {
         return Ok(None);
     };

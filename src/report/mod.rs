@@ -87,6 +87,8 @@ pub struct Bytes {
     pub skipped: u64,
     /// Of `read`, what an interrupted run had copied (`--resume`).
     pub resumed: u64,
+    /// What crossed the wire.
+    pub fetched: u64,
     /// What only the source holds, all disks together; 0 where everything was copied.
     pub left: u64,
 }
@@ -207,6 +209,8 @@ pub struct Report {
     pub warnings: Vec<String>,
     pub timings: Timings,
     pub bytes: Bytes,
+    /// How the source was reached.
+    pub transport: &'static str,
     /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
     pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,

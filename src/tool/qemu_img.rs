@@ -67,7 +67,7 @@ fn cmd_on(specs: &[&Spec]) -> Cmd {
     let files = specs.iter().flat_map(|spec| spec.files());
     let reach = Confinement::to_arguments().and_files(files);
     let cmd = Cmd::new(TOOL).confined(reach);
-    specs.iter().fold(cmd, |cmd, spec| cmd.pass(&spec.passed))
+    specs.iter().fold(cmd, |cmd, spec| cmd.pass(&spec.given()))
 }
 
 fn name(spec: &Spec) -> OsString {
@@ -121,11 +121,44 @@ pub fn allocated_ranges(spec: &Spec) -> Result<Vec<(u64, u64)>> {
     parse_map(&out.stdout)
 }
 
+/// A range that an image holds itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Present {
+    pub start: u64,
+    pub length: u64,
+    /// It is known to be zeroes.
+    pub zero: bool,
+}
+
+/// The ranges that an image without a backing file holds, zeroes it has been given included.
+pub fn present_ranges(spec: &Spec) -> Result<Vec<Present>> {
+    let out = cmd_on(&[spec])
+        .confined(spec.confinement())
+        .args(["map", "--output=json", "--"])
+        .arg(name(spec))
+        .run()?;
+    parse_present(&out.stdout)
+}
+
+fn parse_present(json: &[u8]) -> Result<Vec<Present>> {
+    let entries: Vec<MapEntry> =
+        serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))?;
+    let held = |entry: &&MapEntry| entry.data || entry.present;
+    let present = |entry: &MapEntry| Present {
+        start: entry.start,
+        length: entry.length,
+        zero: entry.zero,
+    };
+    Ok(entries.iter().filter(held).map(present).collect())
+}
+
 #[derive(Debug, Deserialize)]
 struct MapEntry {
     start: u64,
     length: u64,
     depth: u64,
+    #[serde(default)]
+    present: bool,
     #[serde(default)]
     data: bool,
     #[serde(default)]
