@@ -1,6 +1,10 @@
 //! Measures inspect, fix and copy on disks made here, and prints ratios.
 //!
-//! `cargo run --release --example bench -- [--mib N] [--rounds N] [--only NAME] [--v2v] [--dir FOLDER]`
+//! `cargo run --release --example bench -- [--mib N] [--rounds N] [--only NAME] [--v2v] [--dir FOLDER]
+//! [--program FILE] [--json FILE] [--against FILE]`
+//!
+//! All rows are written to `--json` (bench.json). `--against` prints each of their values divided by that
+//! of an earlier file. `--program` measures another hyper2kvm than this build.
 //!
 //! What is compared runs in turns within one round, so that a machine that gets slower or faster in
 //! between slows or speeds up both; the medians of all rounds are divided. `--mib` is the size of the
@@ -25,7 +29,7 @@ use hyper2kvm::guest::confined;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, Extent, GuestPath, GuestWrite, VolumeId};
 use hyper2kvm::{cli, registry, tool};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Set for the copies of this program that play `hyper2kvm`; names the file for the peak memory.
 const PLAY: &str = "HYPER2KVM_BENCH_PLAY";
@@ -37,6 +41,9 @@ struct Options {
     only: Option<String>,
     v2v: bool,
     dir: PathBuf,
+    program: Option<PathBuf>,
+    json: PathBuf,
+    against: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -71,6 +78,9 @@ fn options() -> Result<Options> {
         only: None,
         v2v: false,
         dir: std::env::temp_dir(),
+        program: None,
+        json: "bench.json".into(),
+        against: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -80,6 +90,9 @@ fn options() -> Result<Options> {
             "--rounds" => options.rounds = value()?.parse()?,
             "--only" => options.only = Some(value()?),
             "--dir" => options.dir = value()?.into(),
+            "--program" => options.program = Some(fs::canonicalize(value()?)?),
+            "--json" => options.json = value()?.into(),
+            "--against" => options.against = Some(value()?.into()),
             "--v2v" => options.v2v = true,
             other => bail!("unknown argument {other}"),
         }
@@ -97,6 +110,12 @@ fn peak_kib() -> u64 {
 }
 
 fn bench(options: &Options) -> Result<()> {
+    // Before the minutes that follow.
+    let against = options.against.as_ref().map(|file| -> Result<Value> {
+        let text = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))
+    });
+    let against = against.transpose()?;
     let dir = tempfile::Builder::new()
         .prefix("h2k-bench-")
         .tempdir_in(&options.dir)?;
@@ -105,6 +124,7 @@ fn bench(options: &Options) -> Result<()> {
         media: dir.path().join("virtio-win"),
         rounds: options.rounds,
         v2v: options.v2v && tool::find("virt-v2v").is_some(),
+        program: options.program.clone(),
     };
     virtio_win::write(&lab.media, Layout::Iso, &|arch| {
         pe::image(arch, pe::Subsystem::Native)
@@ -115,8 +135,9 @@ fn bench(options: &Options) -> Result<()> {
         options.rounds, options.mib
     );
     let wanted = |name: &str| options.only.as_deref().is_none_or(|o| o == name);
+    let mut rows = serde_json::Map::new();
     if wanted("fix") {
-        fix(&lab)?;
+        rows.insert("fix".into(), fix(&lab)?);
     }
     for (name, disk) in [
         ("deleted", Disk::Deleted),
@@ -125,10 +146,43 @@ fn bench(options: &Options) -> Result<()> {
         ("sparse", Disk::Sparse),
     ] {
         if wanted(name) {
-            copy(&lab, name, disk, options.mib)?;
+            rows.insert(name.into(), copy(&lab, name, disk, options.mib)?);
         }
     }
+    let rows = json!({
+        "schema": "hyper2kvm/bench/1",
+        "version": env!("CARGO_PKG_VERSION"),
+        "program": options.program,
+        "live_mib": options.mib,
+        "rounds": options.rounds,
+        "rows": rows,
+    });
+    fs::write(&options.json, format!("{rows:#}\n"))
+        .with_context(|| format!("writing {}", options.json.display()))?;
+    println!("written to {}", options.json.display());
+    if let Some(old) = against {
+        compare(&rows["rows"], &old["rows"]);
+    }
     Ok(())
+}
+
+/// Every value of a row divided by that of the same row of an earlier run.
+fn compare(new: &Value, old: &Value) {
+    println!(
+        "\n{:<10} {:<16} {:>9} {:>9} {:>6}",
+        "", "", "old", "new", "ratio"
+    );
+    for (name, row) in new.as_object().into_iter().flatten() {
+        for (what, value) in row.as_object().into_iter().flatten() {
+            let (Some(new), Some(old)) = (value.as_f64(), old[name][what].as_f64()) else {
+                continue;
+            };
+            println!(
+                "{name:<10} {what:<16} {old:>9.3} {new:>9.3} {:>6.2}",
+                new / old
+            );
+        }
+    }
 }
 
 fn machine() {
@@ -152,11 +206,13 @@ struct Lab {
     media: PathBuf,
     rounds: usize,
     v2v: bool,
+    program: Option<PathBuf>,
 }
 
 /// One run of the program.
 struct Run {
     seconds: f64,
+    /// Of this build alone.
     peak_mib: f64,
     json: Value,
 }
@@ -165,10 +221,17 @@ impl Lab {
     fn h2k(&self, args: &[&OsStr]) -> Result<Run> {
         let peak = self.dir.join("peak");
         let start = Instant::now();
-        let out = Command::new(std::env::current_exe()?)
+        let mut command = match &self.program {
+            Some(program) => Command::new(program),
+            None => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.env(PLAY, &peak);
+                command
+            }
+        };
+        let out = command
             .args(args)
             .args(["--json", "--quiet"])
-            .env(PLAY, &peak)
             .stdin(Stdio::null())
             .output()?;
         let seconds = start.elapsed().as_secs_f64();
@@ -176,7 +239,10 @@ impl Lab {
         ensure!(out.status.success(), "{args:?}: {stderr}");
         Ok(Run {
             seconds,
-            peak_mib: fs::read_to_string(&peak)?.parse::<f64>()? / 1024.0,
+            peak_mib: match self.program {
+                Some(_) => 0.0,
+                None => fs::read_to_string(&peak)?.parse::<f64>()? / 1024.0,
+            },
             json: serde_json::from_slice(&out.stdout)?,
         })
     }
@@ -249,7 +315,7 @@ fn seconds(report: &Value, name: &str) -> f64 {
 }
 
 /// Inspect, and everything up to the copy, on a small disk with hives as large as in life.
-fn fix(lab: &Lab) -> Result<()> {
+fn fix(lab: &Lab) -> Result<Value> {
     let mut spec = GuestSpec::new(WinVersion::Win7);
     spec.arch = Arch::X86;
     spec.system_hive = corpus("win7-x86-vmware/SYSTEM")?;
@@ -272,7 +338,8 @@ fn fix(lab: &Lab) -> Result<()> {
         "hives made here, no corpus"
     };
     println!("fix: Windows 7 on 2 GiB, {hives}");
-    println!("  inspect                      {:7.3} s", median(inspect));
+    let inspect = median(inspect);
+    println!("  inspect                      {inspect:7.3} s");
     let ours = median(before_copy);
     println!("  inspect+plan+fix+trim+verify {ours:7.3} s");
     println!("  peak memory                  {peak:7.1} MiB");
@@ -286,7 +353,13 @@ fn fix(lab: &Lab) -> Result<()> {
         }
     }
     println!();
-    Ok(fs::remove_file(disk)?)
+    fs::remove_file(disk)?;
+    Ok(json!({
+        "real_hives": real,
+        "inspect_s": inspect,
+        "before_copy_s": ours,
+        "peak_mib": peak,
+    }))
 }
 
 /// A file of the corpus (`HYPER2KVM_CORPUS`), unpacked.
@@ -316,7 +389,7 @@ enum Disk {
     Sparse,
 }
 
-fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<()> {
+fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<Value> {
     let disk = lab.dir.join(format!("{name}.raw"));
     build(kind, mib, &disk)?;
     // What is left of it is the live data: the floor of any copy.
@@ -350,7 +423,8 @@ fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<()> {
         mib_of("read")
     );
     println!("  convert, everything          {ours:7.2} s, peak memory {peak:.1} MiB");
-    println!("    of it the copy             {:7.2} s", median(copy_only));
+    let copy_only = median(copy_only);
+    println!("    of it the copy             {copy_only:7.2} s");
     println!(
         "  qemu-img convert             {plain:7.2} s: {:.2} times ours",
         plain / ours
@@ -370,7 +444,17 @@ fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<()> {
     }
     println!();
     fs::remove_file(&floor)?;
-    Ok(fs::remove_file(disk)?)
+    fs::remove_file(disk)?;
+    Ok(json!({
+        "virtual_mib": mib_of("virtual"),
+        "live_mib": mib_of("read"),
+        "convert_s": ours,
+        "copy_s": copy_only,
+        "plain_s": plain,
+        "floor_s": least,
+        "to_floor": ours / least,
+        "peak_mib": peak,
+    }))
 }
 
 /// Bytes that do not compress.

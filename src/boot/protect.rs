@@ -426,7 +426,7 @@ mod tests {
                 .unwrap();
             std::fs::read(back).unwrap()[0]
         };
-        qemu_img::create(&disk, "qcow2", 1 << 20).unwrap();
+        crate::disk::empty::create_qcow2(&disk, 1 << 20).unwrap();
         write(1);
         let mut copy = plan(&raw, "raw").unwrap();
         // The second time over what an interrupted run left.

@@ -36,7 +36,7 @@ fn rewritten(args: impl Iterator<Item = OsString>, from: &str, to: &str) -> Opti
             line.push(to.to_string());
             continue;
         }
-        if word.splitn(3, ':').nth(1) == Some("key") {
+        if word.split(':').nth(1) == Some("key") {
             return None;
         }
         let name = word.split('=').next().unwrap_or_default();

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::disk::block::{BlockRead, BlockWrite};
-use crate::disk::export::{EXPORT, Export, Reach};
+use crate::disk::chain::Image;
+use crate::disk::export::{self, EXPORT, Export, Reach};
 use crate::disk::layout::DiskLayout;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::fve::Unlocked;
@@ -123,6 +124,11 @@ impl Engine {
     /// Whether it writes through another connection than the one the disk is read by.
     pub fn writes_past_us(self) -> bool {
         self.kind == Kind::Guestfish
+    }
+
+    /// Whether the image is read as the file it is, without a storage daemon.
+    pub(super) fn reads_directly(self, image: &Image) -> Result<bool> {
+        Ok(self.reach() == Reach::Private && export::direct(image)?.is_some())
     }
 
     pub(super) fn reach(self) -> Reach {

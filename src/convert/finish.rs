@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::chain::Image;
 use crate::disk::detect::Format;
+use crate::disk::empty::create_qcow2;
 use crate::domain::element::Element;
 use crate::domain::emit::EmitError;
 use crate::domain::xml::to_element;
@@ -19,7 +20,7 @@ use crate::inspect::Inspection;
 use crate::report::outlook::{DiskOutlook, Outlook};
 use crate::report::vm;
 use crate::report::{ActionLine, Outputs, Report, Timings};
-use crate::tool::{self, Cmd, qemu_img};
+use crate::tool::{self, Cmd};
 use crate::verify;
 
 use super::copy;
@@ -339,7 +340,7 @@ pub(super) fn finish(
     }
     if domains.bootstrap_xml.is_some() {
         let probe = folder.path().join(format!("{name}-probe.qcow2"));
-        qemu_img::create(&probe, "qcow2", PROBE_SIZE)
+        create_qcow2(&probe, PROBE_SIZE)
             .map_err(|e| Error::failed("creating the probe disk").because(e))?;
     }
     let actions = fixed

@@ -13,13 +13,14 @@ use crate::boot_path::Controller;
 use crate::domain::StorageBus;
 use crate::drivers::media::Media;
 use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::fix::edited::EditedHives;
 use crate::guest::{FsKind, GuestRead, VolumeId};
 use crate::ids::{self, Accepted};
 use crate::inspect::{Inspection, Severity, Survey};
-use crate::plan::{self, Action, Plan, Preview, Remaining};
+use crate::plan::{self, Action, Plan, Preview, PreviewHives, Remaining};
 use crate::registry::{self, HiveView};
 use crate::report::Check;
-use crate::tool::host;
+use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
 
 use super::engine::Engine;
@@ -187,8 +188,28 @@ fn predict(
     let wanted = prepare::wanted(prepared);
     let volume: VolumeId = prepared.windows.system_volume;
     let media = prepared.media(media);
-    let preview = match Preview::new(&prepared.plan, before, volume, seen.guest, &media) {
-        Ok(preview) => preview,
+    let edited = EditedHives::of(&prepared.plan, before);
+    let seen_after = std::thread::scope(|scope| {
+        // Takes as long as all the rest.
+        let walks = scope.spawn(|| verify::walk_all(before));
+        let hives = PreviewHives {
+            before,
+            edited: &|hive| edited.bytes(hive)?.ok(),
+        };
+        let preview = Preview::new(&prepared.plan, &hives, volume, seen.guest, &media);
+        let preview = match preview {
+            Ok(preview) => preview,
+            Err(error) => return Ok(Err(error)),
+        };
+        let after = (seen.look)(&preview)?;
+        let walks = walks
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let checks = verify::predict(&after, walks, &preview, &wanted);
+        Ok::<_, Error>(Ok((after, checks)))
+    })?;
+    let (after, checks) = match seen_after {
+        Ok(seen) => seen,
         Err(error) => {
             prepared.plan.blockers.push(Blocker::new(
                 "hive-damaged",
@@ -198,12 +219,11 @@ fn predict(
             return Ok(Vec::new());
         }
     };
-    let after = (seen.look)(&preview)?;
-    let checks = verify::predict(&after, before, &preview, &wanted);
     let production = match job.machine.storage {
         StorageBus::VirtioScsi => Controller::VirtioScsi,
         StorageBus::VirtioBlk | StorageBus::Sata => Controller::VirtioBlk,
     };
+    prepared.edited = edited;
     prepared.plan.checks = checks;
     repaired(
         &mut prepared.plan,
@@ -333,6 +353,12 @@ fn programs(plan: &Plan, engine: Engine) -> Result<()> {
     let missing = |what: &str, tool: &str| {
         Error::missing_tool(format!("{what} is not installed")).hint(host::hint(tool))
     };
+    // They may be started late: by then much was done.
+    for tool in [qemu_img::TOOL, qsd::TOOL] {
+        if tool::find(tool).is_none() {
+            return Err(missing(tool, tool));
+        }
+    }
     let edits = |action: &Action| matches!(action, Action::EditHive { .. });
     if plan.actions.iter().any(edits) && !registry::confined::is_available() {
         return Err(missing("libhivex (edits hives)", host::LIBHIVEX));

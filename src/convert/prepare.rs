@@ -11,6 +11,7 @@ use crate::drivers::package;
 use crate::drivers::select::{self, DriverSet};
 use crate::drivers::signature;
 use crate::error::{Blocker, Error, Result};
+use crate::fix::edited::EditedHives;
 use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
 use crate::plan::firstboot::{GENERATED, Generated, Wishes};
@@ -25,6 +26,8 @@ pub struct Prepared {
     pub drivers: DriverSet,
     /// Files of the plan that come from no medium.
     pub generated: Vec<Generated>,
+    /// The hives of the plan.
+    pub edited: EditedHives,
     /// What it will leave where; `None` until the documents were written to nowhere, and where they
     /// cannot be.
     pub outlook: Option<Outlook>,
@@ -136,6 +139,7 @@ pub fn prepare(
         bootstrap: options.bootstrap,
         drivers,
         generated,
+        edited: EditedHives::default(),
         outlook: None,
     })
 }

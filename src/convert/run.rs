@@ -16,7 +16,7 @@ use crate::drivers::origin;
 use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
-use crate::fix::apply::{self, Fix};
+use crate::fix::apply::{self, Fix, Walked, Walking};
 use crate::fix::journal::{self, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
@@ -47,7 +47,7 @@ use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
 use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
-use super::vm::{ChangedDisk, OpenDisk, VmDisks, VmSession};
+use super::vm::{ChangedDisk, OpenDisk, Opening, VmDisks, VmSession};
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
@@ -198,6 +198,9 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     };
     let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
+    if prepared.plan.blockers.is_empty() {
+        apply::check_edits(&prepared.edited).map_err(Error::from)?;
+    }
     looked()?;
     job.source.opened.check_unchanged()?;
     Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
@@ -291,20 +294,22 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let changed = |disk: &Source| disks.is_changed(disk.id);
     let resumed = Resumed::take(job, ui, &mut folder, &disks, &changed)?;
     ui.status("Inspecting", &source.path.display().to_string());
-    let open = |engine, source: &Source| {
-        if resumed.is_some() {
+    let overlay = |source: &Source| match disks.is_system(source.id) {
+        true => Ok(folder.path().join(OVERLAY)),
+        false => work_file(&folder, BOOT_OVERLAY),
+    };
+    let open = |engine: Engine, source: &Source| {
+        let image = source.image()?;
+        if resumed.is_some() || engine.reads_directly(&image)? {
             return read_only(engine, source);
         }
-        let overlay = match disks.is_system(source.id) {
-            true => folder.path().join(OVERLAY),
-            false => work_file(&folder, BOOT_OVERLAY)?,
-        };
+        let overlay = overlay(source)?;
         // There when another engine had a look already.
         let _ = std::fs::remove_file(&overlay);
-        let session = Session::overlay(engine, source, &source.image()?, &overlay)?;
+        let session = Session::overlay(engine, source, &image, &overlay)?;
         Ok(OpenDisk::Write(session))
     };
-    let (session, survey) = VmSession::open(job.engine, &disks, ui, open)?;
+    let (mut session, survey) = VmSession::open(job.engine, &disks, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let from = linux::Started {
@@ -314,6 +319,11 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         };
         return linux::convert(job, ui, folder, &disks, survey.inspection, from);
     }
+    // While the plan is made.
+    let opening = match &resumed {
+        Some(_) => Opening::default(),
+        None => session.open_overlays(&disks, overlay)?,
+    };
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
         survey: &survey,
@@ -343,6 +353,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     )?;
     save_generated(folder.path(), &prepared)?;
     point("inspected")?;
+    session.take_overlays(opening)?;
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
@@ -497,6 +508,7 @@ fn fix(
         Journal::create(folder.path(), disk, others, apply::records(plan)).map_err(failed)?;
     let engine = session.engine;
     let Survey { inspection, hives } = survey;
+    let mut walking = Vec::new();
     if let Some(hives) = hives
         && !plan.actions.is_empty()
     {
@@ -509,12 +521,14 @@ fn fix(
             volume,
             media,
             before: &session.reader(),
+            edited: &prepared.edited,
             journal: &mut journal,
         };
         let options = MountOptions {
             force_dirty: first(disks)?.force_dirty,
         };
-        fix.apply(hives, || Ok(session.writer(options)))
+        walking = fix
+            .apply(hives, || Ok(session.writer(options)))
             .map_err(Error::from)?;
     }
     let changed = session.into_changed()?;
@@ -528,8 +542,9 @@ fn fix(
         }
         images.insert(disk.id, image);
     }
+    let written = walking.into_iter().map(Walking::join).collect();
     let fixed = prove(
-        ui, check, disks, images, journal, prepared, media, inspection, trim,
+        ui, check, disks, images, journal, prepared, media, inspection, trim, written,
     )?;
     Ok(Fixed { engine, ..fixed })
 }
@@ -620,6 +635,7 @@ fn prove(
     media: &dyn Media,
     before: Inspection,
     trim: Vec<DiskTrim>,
+    written: Vec<Walked>,
 ) -> Result<Fixed> {
     point("fixed")?;
     stopped()?;
@@ -632,7 +648,7 @@ fn prove(
     })?;
     let wanted = prepare::wanted(prepared);
     let reader = session.reader();
-    let mut checks = verify::verify(&survey, &reader, &wanted);
+    let mut checks = verify::verify_written(&survey, &written, &reader, &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,

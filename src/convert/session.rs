@@ -280,6 +280,21 @@ impl Session<dyn BlockRead> {
     }
 }
 
+impl Session<dyn BlockRead> {
+    /// The same disk, read as before, with an overlay that takes writes.
+    pub(super) fn with_overlay(self, export: Export<dyn BlockWrite>) -> Session<dyn BlockWrite> {
+        Session {
+            export,
+            layout: self.layout,
+            guest: self.guest,
+            engine: self.engine,
+            facts: self.facts,
+            id: self.id,
+            options: self.options,
+        }
+    }
+}
+
 impl Session<dyn BlockWrite> {
     /// Reads and writes go to a new overlay; `image` stays as it is.
     pub fn overlay(engine: Engine, source: &Source, image: &Image, overlay: &Path) -> Result<Self> {

@@ -5,6 +5,7 @@
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::export::Export;
@@ -143,6 +144,20 @@ pub struct VmSession {
     path: PathBuf,
 }
 
+/// Overlays that are being opened. When this goes, nothing of them is left running.
+#[derive(Default)]
+pub(super) struct Opening(Vec<(DiskId, JoinHandle<Result<Overlay>>)>);
+
+type Overlay = Export<dyn BlockWrite>;
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        for (_, thread) in self.0.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
 /// An overlay whose guest was changed.
 pub struct ChangedDisk {
     pub id: DiskId,
@@ -198,6 +213,46 @@ impl VmSession {
         let session = open_all(better)?;
         let survey = session.inspect()?;
         Ok((session, survey))
+    }
+
+    /// Begins to open an overlay, at `path`, of every disk that is to be changed and has none.
+    pub(super) fn open_overlays(
+        &self,
+        disks: &VmDisks,
+        path: impl Fn(&Source) -> Result<PathBuf>,
+    ) -> Result<Opening> {
+        let mut opening = Opening::default();
+        for (id, disk) in &self.disks {
+            let source = disks.iter().find(|source| source.id == *id);
+            let Some(source) = source.filter(|_| disks.is_changed(*id)) else {
+                continue;
+            };
+            if let OpenDisk::Read(_) = disk {
+                let (image, path) = (source.image()?, path(source)?);
+                let open = move || Ok(Export::<dyn BlockWrite>::open_overlay(&image, &path)?);
+                opening.0.push((*id, std::thread::spawn(open)));
+            }
+        }
+        Ok(opening)
+    }
+
+    /// Waits for the overlays. From then on their disks can be written to.
+    pub(super) fn take_overlays(&mut self, mut opening: Opening) -> Result<()> {
+        for (id, thread) in opening.0.drain(..) {
+            let export = thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let at = self.disks.iter().position(|(disk, _)| *disk == id);
+            if let Some(at) = at {
+                let (_, disk) = self.disks.remove(at);
+                let disk = match disk {
+                    OpenDisk::Read(session) => OpenDisk::Write(session.with_overlay(export)),
+                    written => written,
+                };
+                self.disks.insert(at, (id, disk));
+            }
+        }
+        Ok(())
     }
 
     /// The volumes of all disks.

@@ -9,6 +9,7 @@
 
 use std::fs::{File, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,11 +17,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::cache::Cached;
 use super::chain::{Image, ImageError};
+use super::empty::create_qcow2;
 use super::nbd::{Nbd, Patience};
 use super::pool::{MORE, Pool};
 use crate::tool::{Child, ToolError, cmd, qemu_img, qsd, stop};
@@ -169,8 +173,14 @@ impl Export<dyn BlockWrite> {
             });
         }
         let image = image.with_overlay(overlay)?;
-        qemu_img::create_overlay(image.path(), image.virtual_size())
-            .map_err(|e| ImageError::from_tool(overlay, e))?;
+        let size = image.virtual_size();
+        match qemu_img::has_large_clusters(size) {
+            true => qemu_img::create_overlay(image.path(), size)
+                .map_err(|e| ImageError::from_tool(overlay, e))?,
+            false => {
+                create_qcow2(image.path(), size).map_err(|e| ImageError::from_io(overlay, e))?
+            }
+        }
         Self::open_writable_for(&image, reach)
     }
 
@@ -277,6 +287,36 @@ pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
     Ok(Some(Arc::new(disk)))
 }
 
+/// Tells every range with data of an image that is a plain file, in order. `None`: it is none.
+pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io::Result<()>> {
+    let held = image.plain_file()?;
+    Some(file_data(held.file(), image.virtual_size(), found))
+}
+
+fn file_data(file: &File, size: u64, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(()),
+            // A file system that does not tell: all of it may be data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            Err(e) => return Err(e.into()),
+        };
+        let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(size),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => size,
+            Err(e) => return Err(e.into()),
+        };
+        if start >= size || end <= start {
+            return Ok(());
+        }
+        found(start..end);
+        at = end;
+    }
+    Ok(())
+}
+
 type Started = (Daemon, Option<TempDir>);
 
 fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
@@ -364,4 +404,35 @@ fn socket(
     }
     folder.close()?;
     Ok((listener, streams, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_plain_file_tells_where_its_data_is() {
+        let file = tempfile::tempfile().unwrap();
+        let size = 64 << 20;
+        file.set_len(size).unwrap();
+        let data = |file: &File, size: u64| {
+            let mut ranges = Vec::new();
+            file_data(file, size, &mut |range| ranges.push(range)).unwrap();
+            ranges
+        };
+        assert_eq!(data(&file, size), []);
+        assert_eq!(data(&file, 0), []);
+        for at in [0, 8 << 20, size - 4096] {
+            file.write_all_at(&[1; 4096], at).unwrap();
+        }
+        let ranges = data(&file, size);
+        let holds = |at: u64| ranges.iter().any(|range| range.contains(&at));
+        for at in [0, 4095, 8 << 20, size - 1] {
+            assert!(holds(at), "{at} {ranges:?}");
+        }
+        // Of a file system that knows holes; the temporary files of a test are on one.
+        assert!(!holds(32 << 20), "{ranges:?}");
+        assert!(ranges.iter().all(|range| range.end <= size));
+    }
 }

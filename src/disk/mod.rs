@@ -15,6 +15,7 @@ pub mod chain;
 pub mod copy;
 pub mod detect;
 pub mod device;
+pub mod empty;
 pub mod export;
 pub mod gather;
 pub mod hold;

@@ -19,11 +19,13 @@ use crate::guest::{Extent, GuestError, GuestPath, GuestRead, GuestWrite, VolumeI
 use crate::inspect::model::{Hives, LoadedBytes, SectorField};
 use crate::plan::model::{Action, FileCopy, HiveName, Plan};
 use crate::registry::RegEdits;
-use crate::registry::confined::{HiveEditError, HiveFile};
+use crate::registry::confined::HiveEditError;
 use crate::registry::judge::{self, JudgeError, Kept};
 use crate::registry::load::log_reset;
+use crate::registry::walk;
 use crate::tool::host;
 
+use super::edited::{Edit, EditedHives};
 use super::journal::{
     ActionRecord, ActionState, Change, ChangeKind, FileFacts, Journal, JournalError, State,
 };
@@ -139,17 +141,19 @@ pub struct Fix<'a> {
     pub media: &'a dyn Media,
     /// Reads the guest as it is before the fix.
     pub before: &'a dyn GuestRead,
+    /// The hives, where they were edited already.
+    pub edited: &'a EditedHives,
     pub journal: &'a mut Journal,
 }
 
 impl Fix<'_> {
     /// Applies every action through `writer` and closes it. The journal ends in [`State::Fixing`]: that
-    /// the result is right is for `verify` to say.
+    /// the result is right is for `verify` to say. The hives that were written are still being walked.
     pub fn apply(
         mut self,
         hives: Hives,
         open_writer: impl FnOnce() -> Result<Box<dyn GuestWrite>>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Walking>> {
         self.journal.set_state(State::Fixing)?;
         let mut prepared = self.prepare_hives(hives)?;
         point("backed-up")?;
@@ -194,6 +198,7 @@ impl Fix<'_> {
                 self.finish(id, vec![change])?;
             }
         }
+        let mut walking = Vec::new();
         for action in &self.plan.actions {
             if let Action::EditHive {
                 id,
@@ -207,13 +212,14 @@ impl Fix<'_> {
                     .remove(hive)
                     .ok_or(FixError::NoHive(hive.file_name()))?;
                 self.begin(id)?;
-                let changes = self.write_hive(writer.as_mut(), *volume, path, hive)?;
+                let (changes, walk) = self.write_hive(writer.as_mut(), *volume, path, hive)?;
+                walking.push(walk);
                 self.finish(id, changes)?;
                 point("hive-written")?;
             }
         }
         writer.close()?;
-        Ok(())
+        Ok(walking)
     }
 
     fn begin(&mut self, id: &str) -> Result<()> {
@@ -376,7 +382,7 @@ impl Fix<'_> {
         thread::scope(|scope| {
             let threads: Vec<_> = jobs
                 .into_iter()
-                .map(|job| scope.spawn(|| merge(job, &saver)))
+                .map(|job| scope.spawn(|| merge(job, &saver, self.edited)))
                 .collect();
             threads
                 .into_iter()
@@ -430,15 +436,17 @@ impl Fix<'_> {
         volume: VolumeId,
         path: &GuestPath,
         hive: PreparedHive,
-    ) -> Result<Vec<Change>> {
+    ) -> Result<(Vec<Change>, Walking)> {
         match &hive.whole {
             Some(bytes) => writer.write_file(volume, path, bytes)?,
             None => writer.patch_file(volume, path, hive.size, &hive.extents)?,
         }
-        let after = hive
-            .after
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let after = joined(hive.after);
+        let walking = Walking {
+            hive: hive.name,
+            sha256: after.sha256.clone(),
+            walk: hive.walk,
+        };
         let mut changes = vec![Change {
             path: path.to_string(),
             kind: ChangeKind::File,
@@ -459,7 +467,41 @@ impl Fix<'_> {
                 backup: Some(log.backup.clone()),
             });
         }
-        Ok(changes)
+        Ok((changes, walking))
+    }
+}
+
+fn joined<T>(thread: thread::JoinHandle<T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// A hive that was written, and the walk through it that goes on meanwhile.
+pub struct Walking {
+    hive: HiveName,
+    sha256: String,
+    walk: thread::JoinHandle<Walk>,
+}
+
+type Walk = std::result::Result<walk::Stats, walk::Fault>;
+
+/// A hive that was walked before it was written.
+#[derive(Debug, Clone)]
+pub struct Walked {
+    pub hive: HiveName,
+    /// Of the bytes that were walked.
+    pub sha256: String,
+    pub walk: Walk,
+}
+
+impl Walking {
+    pub fn join(self) -> Walked {
+        Walked {
+            hive: self.hive,
+            sha256: self.sha256,
+            walk: joined(self.walk),
+        }
     }
 }
 
@@ -501,24 +543,16 @@ struct MergeJob<'e> {
     logs: Vec<LogReset>,
 }
 
-/// What is backed up before a hive is edited.
-struct Original<'j> {
+/// A hive before its edit.
+struct Original {
     bytes: Arc<Vec<u8>>,
     /// What the file in the guest holds, where that is something else.
     stored: Option<Vec<u8>>,
-    backup: &'j str,
-    logs: &'j [LogReset],
 }
 
-impl Original<'_> {
-    /// The facts of the hive's file, and where it was saved.
-    fn save(self, saver: &Saver) -> Result<(FileFacts, PathBuf)> {
-        let bytes = self.stored.as_ref().unwrap_or(&self.bytes);
-        let path = saver.save(self.backup, bytes)?;
-        for log in self.logs {
-            saver.save(&log.backup, &log.original)?;
-        }
-        Ok((FileFacts::of(bytes), path))
+impl Original {
+    fn stored(&self) -> &[u8] {
+        self.stored.as_ref().unwrap_or(&self.bytes)
     }
 }
 
@@ -536,48 +570,69 @@ struct PreparedHive {
     /// Instead of the extents, for a hive that NTFS compresses: it is written as a plain file.
     whole: Option<Vec<u8>>,
     before: FileFacts,
-    /// Still being computed while files are written.
+    /// Both are computed while files are written.
     after: thread::JoinHandle<FileFacts>,
+    walk: thread::JoinHandle<Walk>,
     logs: Vec<LogReset>,
 }
 
-/// Backs up one hive and edits a copy.
-fn merge(job: MergeJob<'_>, saver: &Saver) -> Result<PreparedHive> {
+/// Whether every hive of a plan could be edited.
+pub fn check_edits(edits: &EditedHives) -> Result<()> {
+    let failed = |(hive, source): (HiveName, HiveEditError)| FixError::Edit {
+        hive: hive.file_name(),
+        source,
+    };
+    edits.check().map_err(failed)
+}
+
+/// Backs up one hive and takes its edited copy.
+fn merge(job: MergeJob<'_>, saver: &Saver, edits: &EditedHives) -> Result<PreparedHive> {
     let hive = job.name.file_name();
     let backup = format!("backup/{hive}");
     let judged = |source| FixError::Hive { hive, source };
     let edited = |source| FixError::Edit { hive, source };
     let kept = Kept::of(&job.bytes, job.edits).map_err(judged)?;
-    let mut file = HiveFile::new(&job.bytes).map_err(edited)?;
-    let original = Original {
+    let edit = match edits.take(job.name) {
+        Some(edit) => edit,
+        None => Edit::start(job.bytes.clone(), job.edits.clone()),
+    };
+    // Both are given up before the edited hive is read: not in memory together with it.
+    let original = Arc::new(Original {
         bytes: job.bytes,
         stored: job.original,
-        backup: &backup,
-        logs: &job.logs,
-    };
-    // The backup and its digest take about as long as the edit. They own the original, which is then
-    // not in memory together with the edited hive.
-    let (saved, edit) = thread::scope(|scope| {
-        let saved = scope.spawn(move || original.save(saver));
-        let edit = file.edit(job.edits);
-        match saved.join() {
-            Ok(saved) => (saved, edit),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
     });
-    let (before, backup_path) = saved?;
-    edit.map_err(edited)?;
+    let (path, before, file) = thread::scope(|scope| {
+        let digest = scope.spawn({
+            let original = original.clone();
+            move || FileFacts::of(original.stored())
+        });
+        let saved = saver.save(&backup, original.stored());
+        drop(original);
+        for log in &job.logs {
+            saver.save(&log.backup, &log.original)?;
+        }
+        let file = edit.finished().map_err(edited)?;
+        let digest = digest
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok::<_, FixError>((saved?, digest, file))
+    })?;
     let text = job.edits.to_reg_text();
     saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
     let mut merged = file.into_bytes().map_err(edited)?;
     judge::holds(&merged, job.edits).map_err(judged)?;
     kept.check(&merged).map_err(judged)?;
     // A tail beyond the hive bins stays as it is, so the file never shrinks.
-    append_tail(&backup_path, &mut merged)?;
-    let extents = changed_blocks(&backup_path, &merged)?;
+    append_tail(&path, &mut merged)?;
+    let extents = changed_blocks(&path, &merged)?;
     let size = merged.len() as u64;
     let whole = job.compressed.then(|| merged.clone());
-    let after = thread::spawn(move || FileFacts::of(&merged));
+    let merged = Arc::new(merged);
+    let after = thread::spawn({
+        let merged = merged.clone();
+        move || FileFacts::of(&merged)
+    });
+    let walk = thread::spawn(move || walk::walk(&merged));
     Ok(PreparedHive {
         name: job.name,
         backup,
@@ -586,6 +641,7 @@ fn merge(job: MergeJob<'_>, saver: &Saver) -> Result<PreparedHive> {
         whole,
         before,
         after,
+        walk,
         logs: job.logs,
     })
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
+use crate::disk::export;
 use crate::error::{Error, Result};
 use crate::guest::spare::Scratch;
 use crate::guest::{EmbeddedReader, FsKind, GuestPath, GuestRead, Volume};
@@ -83,16 +84,14 @@ impl<const SIZE: u64> Touched<SIZE> {
 impl DataMap {
     pub fn of(image: &Image) -> Result<Self> {
         let mut map = Self::default();
-        qemu_img::data_ranges(&image.spec(), &mut |range| map.add(&range)).map_err(|e| {
-            Error::failed(format!("reading the map of {}", image.path().display())).because(e)
-        })?;
+        data_ranges(image, &mut |range| map.add(&range))?;
         Ok(map)
     }
 
     /// The map of an image whose `zeroed` ranges, which are in order, hold no data.
     pub fn without(image: &Image, zeroed: &[Range<u64>]) -> Result<Self> {
         let mut map = Self::default();
-        qemu_img::data_ranges(&image.spec(), &mut |range| {
+        data_ranges(image, &mut |range| {
             let mut start = range.start;
             let first = zeroed.partition_point(|hole| hole.end <= range.start);
             for hole in zeroed[first..].iter().take_while(|h| h.start < range.end) {
@@ -104,9 +103,6 @@ impl DataMap {
             if start < range.end {
                 map.add(&(start..range.end));
             }
-        })
-        .map_err(|e| {
-            Error::failed(format!("reading the map of {}", image.path().display())).because(e)
         })?;
         Ok(map)
     }
@@ -154,6 +150,15 @@ impl DataMap {
                 move |r| r.start < end
             })
             .map(move |r| r.start.max(range.start)..r.end.min(range.end))
+    }
+}
+
+/// Tells every range of the image that has data, in order; of a plain file without a program.
+fn data_ranges(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+    let failed = || Error::failed(format!("reading the map of {}", image.path().display()));
+    match export::plain_data(image, found) {
+        Some(done) => done.map_err(|e| failed().because(e)),
+        None => qemu_img::data_ranges(&image.spec(), found).map_err(|e| failed().because(e)),
     }
 }
 

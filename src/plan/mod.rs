@@ -18,7 +18,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 pub use model::{Action, FileCopy, HiveName, Plan, PlannedDriver, Skipped};
-pub use preview::Preview;
+pub use preview::{Preview, PreviewHives};
 pub use remaining::{Remaining, remaining};
 
 use crate::boot_path::Controller;

@@ -1,8 +1,8 @@
 //! The guest as a plan will leave it, in memory: what `inspect` and `verify` read to tell whether the plan
 //! is enough, before anything is written.
 //!
-//! Files of the plan come from the medium, hives are edited as trees and written anew. What is not in the
-//! plan is read from the guest. Folders of the plan are not listed; nothing of ours lists them.
+//! Files of the plan come from the medium. Hives are those that will be written, where they were edited
+//! already; else they are edited as trees and written anew. What is not in the plan is read from the guest. Folders of the plan are not listed; nothing of ours lists them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -41,6 +41,12 @@ struct Entry<'a> {
     written: bool,
 }
 
+/// The hives of the guest, and those that were edited already.
+pub struct PreviewHives<'a> {
+    pub before: &'a Hives,
+    pub edited: &'a dyn Fn(HiveName) -> Option<Vec<u8>>,
+}
+
 pub struct Preview<'a> {
     guest: &'a dyn GuestRead,
     media: &'a dyn Media,
@@ -52,7 +58,7 @@ impl<'a> Preview<'a> {
     /// to end.
     pub fn new(
         plan: &'a Plan,
-        hives: &'a Hives,
+        hives: &PreviewHives<'a>,
         volume: VolumeId,
         guest: &'a dyn GuestRead,
         media: &'a dyn Media,
@@ -63,9 +69,9 @@ impl<'a> Preview<'a> {
             entries: BTreeMap::new(),
         };
         for loaded in [
-            Some(&hives.system),
-            Some(&hives.software),
-            hives.drivers.as_ref(),
+            Some(&hives.before.system),
+            Some(&hives.before.software),
+            hives.before.drivers.as_ref(),
         ]
         .into_iter()
         .flatten()
@@ -93,7 +99,7 @@ impl<'a> Preview<'a> {
     fn act(
         &mut self,
         action: &'a Action,
-        hives: &'a Hives,
+        hives: &PreviewHives<'a>,
         system: VolumeId,
     ) -> std::result::Result<(), HiveError> {
         match action {
@@ -136,8 +142,8 @@ impl<'a> Preview<'a> {
                 reset_logs,
                 ..
             } => {
-                if let Some(loaded) = super::hive_bytes(hives, *hive) {
-                    let content = edited(*hive, loaded, edits)?;
+                if let Some(loaded) = super::hive_bytes(hives.before, *hive) {
+                    let content = edited(*hive, loaded, edits, hives.edited)?;
                     self.put(*volume, path, content);
                 }
                 for log in reset_logs {
@@ -183,12 +189,16 @@ fn edited<'a>(
     hive: HiveName,
     loaded: &LoadedBytes,
     edits: &RegEdits,
+    already: &dyn Fn(HiveName) -> Option<Vec<u8>>,
 ) -> std::result::Result<Content<'a>, HiveError> {
     // No driver and no boot entry is looked up in SOFTWARE: what is added there decides nothing, and it is
     // by far the largest. A replayed one has to be clean all the same.
     let clean = || BaseBlock::parse(&loaded.bytes).is_ok_and(|base| !base.is_dirty());
     if hive == HiveName::Software && !loaded.replayed && clean() {
         return Ok(Content::Shared(loaded.bytes.clone()));
+    }
+    if let Some(bytes) = already(hive) {
+        return Ok(Content::Shared(Arc::new(bytes)));
     }
     let format = match hive {
         HiveName::Bcd => Format::V1_3,

@@ -193,9 +193,6 @@ const DIAL: &[i64] = &[
     libc::SYS_bind,
     libc::SYS_sendmmsg,
     libc::SYS_recvmmsg,
-    libc::SYS_unlinkat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_unlink,
 ];
 
 /// Leaves this process the calls above but for starting programs, and sockets of the internet, of this host

@@ -763,11 +763,12 @@ mod tests {
         let (own, other) = (listener(), listener());
         let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
         let (own_port, other_port) = (port(&own), port(&other));
+        let tcp = knows_tcp();
         // Of this thread only.
         let confined = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
             let reach = Dials::Tcp(own_port);
-            if !reach.reach().enforce().unwrap() || !knows_tcp() {
+            if !reach.reach().enforce().unwrap() || !tcp {
                 return;
             }
             TcpStream::connect(("127.0.0.1", own_port)).unwrap();

@@ -57,7 +57,8 @@ pub const TOOLS: [Tool; 12] = [
         required: true,
         oldest_tried: Some("7.2"),
         kind: VERSION,
-        apt: "qemu-utils",
+        // Debian 13 has it in qemu-utils, which comes along.
+        apt: "qemu-system-common",
         dnf: "qemu-img",
         zypper: "qemu-tools",
     },

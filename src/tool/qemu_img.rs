@@ -223,10 +223,15 @@ const LARGE: u64 = 256 << 30;
 /// Allocation stays at 64 KiB.
 const LARGE_CLUSTERS: &str = "cluster_size=2M,extended_l2=on";
 
+/// Whether an overlay of a disk of that size has large clusters.
+pub fn has_large_clusters(size: u64) -> bool {
+    size >= LARGE
+}
+
 /// Creates an empty qcow2 that is to take writes over another image. It names none.
 pub fn create_overlay(file: &Path, size: u64) -> Result<()> {
     let mut cmd = cmd().args(["create", "-q", "-f", "qcow2"]);
-    if size >= LARGE {
+    if has_large_clusters(size) {
         cmd = cmd.args(["-o", LARGE_CLUSTERS]);
     }
     cmd.arg("--")
@@ -266,12 +271,7 @@ pub fn commit(spec: &Spec, progress: &mut dyn FnMut(f64)) -> Result<()> {
     Ok(())
 }
 
-/// Creates an empty image.
-pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
-    create_with(file, format, size, None)
-}
-
-/// The same with an `-o` option, e.g. `compression_type=zstd`.
+/// Creates an empty image, with an `-o` option, e.g. `compression_type=zstd`.
 pub fn create_with(file: &Path, format: &str, size: u64, options: Option<&str>) -> Result<()> {
     let options = options.map(|options| ["-o", options]);
     cmd()

@@ -12,9 +12,11 @@ mod planned;
 #[cfg(test)]
 mod tests;
 
+pub use hives::walk_all;
 pub use planned::planned;
 
 use crate::boot_path::{Controller, Fault};
+use crate::fix::apply::Walked;
 use crate::guest::GuestRead;
 use crate::inspect::{Hives, Inspection, LoadedBytes, Severity, Survey, WindowsFacts};
 use crate::plan::model::HiveName;
@@ -109,30 +111,42 @@ const CHECKS: [CheckDef; 31] = [
 
 /// Runs every check. `wanted` are the controllers the disk must boot from.
 pub fn verify(survey: &Survey, guest: &dyn GuestRead, wanted: &[Controller]) -> Vec<Check> {
-    run(survey, survey.hives.as_ref(), guest, wanted)
+    verify_written(survey, &[], guest, wanted)
 }
 
-/// Runs every check on the guest as a plan will leave it. `before` are the hives as they are: an edit
-/// repairs nothing in them.
+/// The same after a fix, which has walked the hives it wrote: what was read back is compared with that.
+pub fn verify_written(
+    survey: &Survey,
+    written: &[Walked],
+    guest: &dyn GuestRead,
+    wanted: &[Controller],
+) -> Vec<Check> {
+    let walks = survey.hives.as_ref();
+    let walks = walks.map(|hives| hives::walk_read_back(hives, written));
+    run(survey, walks.unwrap_or_default(), guest, wanted)
+}
+
+/// Runs every check on the guest as a plan will leave it. `before` are the hives as they are, walked: an
+/// edit repairs nothing in them.
 pub fn predict(
     after: &Survey,
-    before: &Hives,
+    before: hives::Walks,
     preview: &dyn GuestRead,
     wanted: &[Controller],
 ) -> Vec<Check> {
-    run(after, Some(before), preview, wanted)
+    run(after, before, preview, wanted)
 }
 
 fn run(
     survey: &Survey,
-    walked: Option<&Hives>,
+    walks: hives::Walks,
     guest: &dyn GuestRead,
     wanted: &[Controller],
 ) -> Vec<Check> {
     let context = Context {
         inspection: &survey.inspection,
         hives: survey.hives.as_ref(),
-        walks: walked.map(hives::walk_all).unwrap_or_default(),
+        walks,
         guest,
         wanted,
     };

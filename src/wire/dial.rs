@@ -245,8 +245,9 @@ impl Dial for CommandDial {
         };
         let program = Program::start(Cmd::new(name).args(args), &Server::Command)?;
         let stream = program.stream.try_clone();
-        let mut stream: Box<dyn Stream> =
-            Box::new(stream.map_err(|e| WireError::failed(name, e, ""))?);
+        let stream = stream.map_err(|e| WireError::failed(name, e, ""))?;
+        let same = stream.try_clone();
+        let mut stream: Box<dyn Stream> = Box::new(stream);
         let program = Mutex::new(program);
         let shown = format!("the source command {name}");
         let named = shown.clone();
@@ -267,6 +268,8 @@ impl Dial for CommandDial {
         let flags = names.greet(&mut *stream);
         let flags = flags.map_err(|error| why().unwrap_or(error))?;
         let nbd = Nbd::start(stream, flags, names, self.meter.clone(), Box::new(why))?;
+        let patient = same.and_then(|stream| stream.set_read_timeout(Some(STALL)));
+        patient.map_err(|e| WireError::failed(name, e, ""))?;
         Ok(Box::new(nbd))
     }
 }

@@ -21,8 +21,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often the first connection is tried: with the pauses about two seconds.
 const FIRST_TRIES: u32 = 3;
-/// How long a thread waits whose connection is not wanted by the server.
-const PARKED: Duration = Duration::from_secs(20);
+/// How long a thread waits at most whose connection is not wanted by the server.
+const PARKED: Duration = Duration::from_secs(16);
 /// A read of more than this may last as long as bytes arrive.
 const LARGE: usize = 256 << 10;
 
@@ -244,8 +244,9 @@ struct Worker {
     token: u64,
     /// In a row.
     failures: u32,
-    /// Why there is no connection.
+    /// Why there is no connection, and how often in a row there was none.
     refused: Option<WireError>,
+    refusals: u32,
 }
 
 impl Worker {
@@ -257,6 +258,7 @@ impl Worker {
             token: 0,
             failures: 0,
             refused: None,
+            refusals: 0,
         }
     }
 
@@ -347,12 +349,14 @@ impl Worker {
             match self.shared.dial.dial() {
                 Ok(connection) => {
                     self.connection = Some(connection);
+                    self.refusals = 0;
                     self.shared.lock().connected += 1;
                 }
                 Err(error) => {
                     tracing::debug!("connecting: {error}");
                     self.shared.meter.note(&error);
                     self.refused = Some(error);
+                    self.refusals += 1;
                 }
             }
         }
@@ -369,7 +373,8 @@ impl Worker {
             error.unwrap_or_else(|| WireError::failed("the source", "cannot be connected to", ""));
         if !alone {
             self.put_back(job);
-            return self.pause(PARKED);
+            let parked = Duration::from_secs(1) * (1 << self.refusals.saturating_sub(1).min(4));
+            return self.pause(parked.min(PARKED));
         }
         if !error.is_passing() || job.tries >= job.most {
             return job.end(Err(error));

@@ -28,6 +28,8 @@ use crate::tool::{Child, Cmd, ToolError, clean};
 /// Names the socket to the askpass program. It is no secret.
 const ASKPASS: &str = "HYPER2KVM_ASKPASS";
 const MAX_STDERR: usize = 16 << 10;
+/// How long a program may take to connect: keys, jump hosts, a reader that starts slowly.
+const HELLO: Duration = Duration::from_secs(30);
 
 /// To be called in `main` with all arguments: `Some` when `ssh` started this process to ask for a password.
 pub fn ask_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
@@ -172,6 +174,7 @@ impl Dial for SshDial {
         let program = Program::start(self.command()?, &self.server)?;
         let stream = program.stream.try_clone();
         let stream = stream.map_err(|e| WireError::failed(&self.server, e, ""))?;
+        let same = stream.try_clone();
         let (server, access) = (self.server.clone(), self.access.clone());
         let program = Mutex::new(program);
         let why = move || {
@@ -185,6 +188,9 @@ impl Dial for SshDial {
             self.meter.clone(),
             Box::new(why),
         )?;
+        // From now on it answers at once, or not at all.
+        let patient = same.and_then(|stream| stream.set_read_timeout(Some(STALL)));
+        patient.map_err(|e| WireError::failed(&self.server, e, ""))?;
         Ok(Box::new(sftp))
     }
 }
@@ -200,7 +206,7 @@ impl Program {
     pub(super) fn start(cmd: Cmd, server: &Server) -> Result<Self> {
         let failed = |e: io::Error| WireError::failed(server, e, "");
         let (stream, theirs) = UnixStream::pair().map_err(failed)?;
-        stream.set_read_timeout(Some(STALL)).map_err(failed)?;
+        stream.set_read_timeout(Some(HELLO)).map_err(failed)?;
         stream.set_write_timeout(Some(STALL)).map_err(failed)?;
         let (mut errors, stderr) = io::pipe().map_err(failed)?;
         let stdout = theirs.try_clone().map_err(failed)?;

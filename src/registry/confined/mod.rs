@@ -12,7 +12,8 @@ mod child;
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -78,8 +79,15 @@ impl HiveFile {
         }
     }
 
+    pub(crate) fn bytes(&self) -> io::Result<Vec<u8>> {
+        let size = self.0.metadata()?.len();
+        let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+        self.0.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
     pub(crate) fn into_bytes(self) -> Result<Vec<u8>> {
-        contents(self.0).map_err(io_error("reading the edited hive"))
+        self.bytes().map_err(io_error("reading the edited hive"))
     }
 }
 
@@ -99,14 +107,6 @@ fn memory_file(name: &str, bytes: &[u8]) -> Result<File> {
         Ok(file)
     });
     filled.map_err(io_error("writing a file in memory"))
-}
-
-fn contents(mut file: File) -> io::Result<Vec<u8>> {
-    file.rewind()?;
-    let size = usize::try_from(file.metadata()?.len()).unwrap_or(0);
-    let mut bytes = Vec::with_capacity(size);
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn in_child(hive: &File, edits: &RegEdits) -> Result<()> {

@@ -2,6 +2,7 @@
 //! NBD clients. Hostile servers are in the files beside.
 
 mod http;
+mod nbd;
 mod real;
 mod sftp;
 #[path = "../../../tests/support/wire.rs"]

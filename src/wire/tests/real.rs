@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::{Access, Location, Remote, Result, Wire, WireError};
-use super::support::{Line, Nbdkit, Nginx, Sshd, installed};
+use super::support::{Line, Nbdkit, Nginx, Sshd, certificate, installed};
 use super::{SOON, pattern, right};
 use crate::disk::block::BlockRead;
 use crate::disk::nbd::Nbd;
@@ -248,6 +248,50 @@ fn reads_nbdkit_and_qemu_nbd_and_finds_what_is_not_exported() {
     read(&wire.open(&url).unwrap());
     assert!(wire.open(&url.with_path("no")).unwrap_err().is_not_found());
     drop(served);
+}
+
+#[test]
+fn nbds_is_encrypted_and_verified() {
+    if !have(&["nbdkit", "openssl"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    disk(folder.path(), 6 << 20);
+    let path = |name: &str| folder.path().join(name);
+    certificate(&path("server-cert.pem"), &path("server-key.pem"));
+    fs::copy(path("server-cert.pem"), path("ca-cert.pem")).unwrap();
+    certificate(&path("other.pem"), &path("other-key.pem"));
+    let (file, certificates) = (
+        path("a disk"),
+        format!("--tls-certificates={}", folder.path().display()),
+    );
+    let server = Nbdkit::start(&[
+        "--tls=require",
+        &certificates,
+        "file",
+        file.to_str().unwrap(),
+    ]);
+    let with = |authority: &str| Access {
+        tls_ca: Some(path(authority)),
+        ..Access::default()
+    };
+    let url = at(&format!("nbds://localhost:{}/", server.port));
+    let wire = Wire::connect(&url, &with("ca-cert.pem")).unwrap();
+    read(&wire.open(&url).unwrap());
+    let wire = Wire::connect(&url, &with("other.pem")).unwrap();
+    let error = wire.open(&url).unwrap_err();
+    assert!(matches!(error, WireError::Untrusted { .. }), "{error}");
+    assert_eq!(error.to_string().matches("sha256:").count(), 2, "{error}");
+    let plain = at(&server.url(""));
+    let wire = Wire::connect(&plain, &Access::default()).unwrap();
+    let error = wire.open(&plain).unwrap_err();
+    assert!(error.hint().unwrap().contains("nbds://"), "{error}");
+    // And one without TLS is not read in the clear instead.
+    let server = Nbdkit::start(&["file", file.to_str().unwrap()]);
+    let url = at(&format!("nbds://localhost:{}/", server.port));
+    let wire = Wire::connect(&url, &with("ca-cert.pem")).unwrap();
+    let error = wire.open(&url).unwrap_err();
+    assert!(error.to_string().contains("no TLS"), "{error}");
 }
 
 /// Seconds that reading all of a file takes.

@@ -1,0 +1,90 @@
+//! The hive edits of a plan, carried out on copies in memory while the plan is judged: what it leads to
+//! is judged on the hives that will be written, and no hive is edited twice.
+//!
+//! Each hive has a thread and a child of its own ([`crate::registry::confined`]). Who needs a hive waits
+//! for that one alone.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use crate::inspect::Hives;
+use crate::plan::hive_bytes;
+use crate::plan::model::{Action, HiveName, Plan};
+use crate::registry::RegEdits;
+use crate::registry::confined::{HiveEditError, HiveFile};
+
+pub(super) type Edited = Result<HiveFile, HiveEditError>;
+
+/// Edited hives, and those that are still being edited.
+#[derive(Default)]
+pub struct EditedHives(Mutex<BTreeMap<HiveName, Edit>>);
+
+/// A hive on its way.
+pub(super) enum Edit {
+    Running(JoinHandle<Edited>),
+    Done(Edited),
+}
+
+impl EditedHives {
+    /// Begins to edit every hive the plan edits.
+    pub fn of(plan: &Plan, hives: &Hives) -> Self {
+        let mut all = BTreeMap::new();
+        for action in &plan.actions {
+            if let Action::EditHive { hive, edits, .. } = action
+                && let Some(loaded) = hive_bytes(hives, *hive)
+            {
+                all.insert(*hive, Edit::start(loaded.bytes.clone(), edits.clone()));
+            }
+        }
+        Self(Mutex::new(all))
+    }
+
+    /// The edited hive; `None` where it is not edited or could not be.
+    pub fn bytes(&self, hive: HiveName) -> Option<io::Result<Vec<u8>>> {
+        let edited = self.take(hive)?.finished();
+        let bytes = edited.as_ref().ok().map(HiveFile::bytes);
+        self.all().insert(hive, Edit::Done(edited));
+        bytes
+    }
+
+    /// Gives a hive away; `None` where it is not edited.
+    pub(super) fn take(&self, hive: HiveName) -> Option<Edit> {
+        self.all().remove(&hive)
+    }
+
+    /// Waits for all of them and gives them up; the first that could not be edited, and why.
+    pub fn check(&self) -> Result<(), (HiveName, HiveEditError)> {
+        let all = std::mem::take(&mut *self.all());
+        for (hive, edit) in all {
+            edit.finished().map_err(|error| (hive, error))?;
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<HiveName, Edit>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Edit {
+    /// Begins to edit a hive.
+    pub(super) fn start(bytes: Arc<Vec<u8>>, edits: RegEdits) -> Self {
+        Self::Running(thread::spawn(move || {
+            let mut file = HiveFile::new(&bytes)?;
+            // The thread is no reason to keep it in memory.
+            drop(bytes);
+            file.edit(&edits).map(|()| file)
+        }))
+    }
+
+    pub(super) fn finished(self) -> Edited {
+        match self {
+            Edit::Done(edited) => edited,
+            Edit::Running(thread) => thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        }
+    }
+}
