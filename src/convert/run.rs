@@ -590,8 +590,10 @@ fn fixed_before(
         }
     }
     let (before, trim) = (survey.inspection, resumed.trim());
+    // What the hives hold is known to the run that wrote them: here they are walked anew.
+    let written = Vec::new();
     let fixed = prove(
-        ui, check, disks, images, journal, prepared, media, before, trim,
+        ui, check, disks, images, journal, prepared, media, before, trim, written,
     )?;
     Ok(Fixed { engine, ..fixed })
 }
