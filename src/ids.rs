@@ -245,6 +245,14 @@ pub const IDS: &[Id] = &[
         "foreign-domain",
         Stake::Data("a domain of the same name belongs to someone else"),
     ),
+    blocker(
+        "vm-runs",
+        Stake::Data("two of one VM would run at the same time"),
+    ),
+    blocker(
+        "linux-rehearsal",
+        Stake::NoWay("nothing in a Linux guest says that it is up"),
+    ),
     // Checks: what comes before Windows.
     check(
         "firmware",

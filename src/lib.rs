@@ -41,6 +41,7 @@ pub mod linux;
 pub mod lock;
 pub mod plan;
 pub mod registry;
+pub(crate) mod rehearse;
 pub mod report;
 pub mod source;
 #[cfg(test)]

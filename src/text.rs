@@ -57,6 +57,25 @@ pub fn digest8(text: &str) -> String {
     digest.iter().take(4).map(|b| format!("{b:02x}")).collect()
 }
 
+/// Bytes as base64 (RFC 4648).
+pub fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let mut three = [0; 3];
+        three[..chunk.len()].copy_from_slice(chunk);
+        let bits = u32::from_be_bytes([0, three[0], three[1], three[2]]);
+        for n in 0..4 {
+            text.push(if n <= chunk.len() {
+                char::from(DIGITS[(bits >> (18 - 6 * n)) as usize & 63])
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
 /// A word of a shell command, in single quotes in any case.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", in_single_quotes(text))

@@ -108,7 +108,7 @@ impl Desk {
             &bin.join("hyper2kvm"),
             &format!(
                 "#!/bin/sh\ncase \"$1 $*\" in\n\
-                 boot*|*--install*) exec {0} \"$@\" --help > help.txt ;;\n\
+                 boot*|rehearse*|*--install*) exec {0} \"$@\" --help > help.txt ;;\n\
                  esac\nexec {0} \"$@\"\n",
                 binary()
             ),
@@ -479,7 +479,15 @@ fn man_pages_and_completions_are_complete() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("man");
     support::h2k(["man", folder.to_str().unwrap()]).expect(0);
-    for verb in ["", "-inspect", "-convert", "-verify", "-boot", "-rollback"] {
+    for verb in [
+        "",
+        "-inspect",
+        "-convert",
+        "-verify",
+        "-boot",
+        "-rehearse",
+        "-rollback",
+    ] {
         let page = fs::read_to_string(folder.join(format!("hyper2kvm{verb}.1"))).unwrap();
         assert!(page.contains(".SH NAME"), "{verb}");
     }

@@ -26,7 +26,7 @@ use crate::ui::{Board, Ui};
 use super::report::{Failure, Line, State};
 
 /// This program, even when its file was replaced meanwhile.
-const SELF: &str = "/proc/self/exe";
+pub(crate) const SELF: &str = "/proc/self/exe";
 /// How long a child that was asked to end may take: it may have to roll back a disk. What it does not
 /// get done is in its journal.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
@@ -339,10 +339,10 @@ fn told(report: &Value, line: Line) -> Line {
 }
 
 /// How a child ended and what it said.
-struct Ended {
-    status: ExitStatus,
-    document: Value,
-    log: Vec<String>,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) document: Value,
+    pub(crate) log: Vec<String>,
 }
 
 /// Runs one conversion to its end. When we are asked to stop, so is the child, and it gets the time to
@@ -353,12 +353,6 @@ fn child(
     pace: Option<&Arc<File>>,
     on_event: &mut dyn FnMut(&Value),
 ) -> Result<Ended, ToolError> {
-    let io_error = |source| ToolError::Io {
-        tool: "hyper2kvm".into(),
-        source,
-    };
-    let stdout = tempfile::tempfile().map_err(io_error)?;
-    let (reader, writer) = io::pipe().map_err(io_error)?;
     let mut command = Cmd::new(SELF)
         .privileges(Privileges::Ours)
         .args(["convert", "--json", "--progress", "json"])
@@ -375,9 +369,18 @@ fn child(
         let passed = Passed::new(file.clone(), Path::new("bandwidth"), true);
         command = command.env(Pace::VARIABLE, passed.name()).pass(&[passed]);
     }
+    listen(command.arg("--").arg(&machine.source), on_event)
+}
+
+/// Runs this same program to its end, and listens to its progress.
+pub(crate) fn listen(command: Cmd, on_event: &mut dyn FnMut(&Value)) -> Result<Ended, ToolError> {
+    let io_error = |source| ToolError::Io {
+        tool: "hyper2kvm".into(),
+        source,
+    };
+    let stdout = tempfile::tempfile().map_err(io_error)?;
+    let (reader, writer) = io::pipe().map_err(io_error)?;
     let mut child = command
-        .arg("--")
-        .arg(&machine.source)
         .output(stdout.try_clone().map_err(io_error)?, writer)
         .spawn()?;
     let (sender, lines) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! What is kept of a boot that failed: screen, domain, logs, and from the disk of a machine that is off
+//! What is kept of a boot that failed, and of every boot of a rehearsal: screen, domain, logs, and from the disk of a machine that is off
 //! the SYSTEM hive and the log of driver installations.
 
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ impl Run<'_> {
     /// matters more.
     pub(super) fn evidence(&mut self, stage: Stage) -> PathBuf {
         let mut missing = Vec::new();
-        let folder = match evidence_folder(&self.files.folder, stage) {
+        let folder = match self.evidence_path(stage) {
             Ok(folder) => folder,
             // Under another name, then.
             Err(error) => {
@@ -34,6 +34,8 @@ impl Run<'_> {
             }
         };
         match self.screenshot(&folder) {
+            // The machine is off: what the screen showed before that is kept.
+            Ok(None) => {}
             Ok(shot) => self.stage_record(stage).screenshot = shot,
             Err(error) => missing.push(format!("screenshot: {error}")),
         }
@@ -46,7 +48,8 @@ impl Run<'_> {
         if second.exists() {
             logs.push(("com2.log", second));
         }
-        logs.extend(qemu_log(&self.files.name).map(|path| ("qemu.log", path)));
+        let qemu_log = qemu_logs(&self.files.name).find(|path| path.exists());
+        logs.extend(qemu_log.map(|path| ("qemu.log", path)));
         for (name, path) in logs {
             if let Err(error) = copy(&path, &folder, name) {
                 missing.push(format!("{}: {error}", path.display()));
@@ -61,13 +64,30 @@ impl Run<'_> {
         folder
     }
 
-    fn screenshot(&self, folder: &Path) -> Result<Option<PathBuf>> {
+    pub(super) fn evidence_path(&self, stage: Stage) -> Result<PathBuf> {
+        match &self.options.rehearsal {
+            Some(folder) => evidence_folder(&folder.join(stage.as_str())),
+            None => {
+                let name = format!("evidence-{}", stage.as_str());
+                evidence_folder(&self.files.folder.join(name))
+            }
+        }
+    }
+
+    pub(super) fn screenshot(&self, folder: &Path) -> Result<Option<PathBuf>> {
         if self.tick(1)?.state == State::Off {
             return Ok(None);
         }
+        self.picture(folder)
+    }
+
+    /// The same without waiting to see whether the machine runs.
+    pub(super) fn picture(&self, folder: &Path) -> Result<Option<PathBuf>> {
         // virsh writes to what is there already.
         let raw = folder.join(format!(".screen.{}", uuid::Uuid::new_v4()));
-        self.virsh.screenshot(self.files.uuid, &raw)?;
+        self.virsh
+            .screenshot(self.files.uuid, &raw)
+            .inspect_err(|_| drop(fs::remove_file(&raw)))?;
         let failed = |e: std::io::Error| Error::failed("keeping the screenshot").because(e);
         let picture = fs::read(&raw).map_err(failed)?;
         // What is no picture we know is kept as it came.
@@ -107,19 +127,18 @@ impl Run<'_> {
     }
 }
 
-/// The folder for it, in the output folder. What has the name and is not this user's is not written to.
-fn evidence_folder(folder: &Path, stage: Stage) -> Result<PathBuf> {
-    let path = folder.join(format!("evidence-{}", stage.as_str()));
-    let trusted = || TrustedFolder::open(&path).map(drop);
+/// The folder for it. What has the name and is not this user's is not written to.
+fn evidence_folder(path: &Path) -> Result<PathBuf> {
+    let trusted = || TrustedFolder::open(path).map(drop);
     match trusted() {
         Err(e) if e.is_missing() => {
-            create_private(&path)
+            create_private(path)
                 .map_err(|e| Error::failed(format!("creating {}", path.display())).because(e))?;
             trusted()?;
         }
         done => done?,
     }
-    Ok(path)
+    Ok(path.to_path_buf())
 }
 
 /// Writes a file of the evidence in the place of an earlier one, not through it; what went wrong, if
@@ -146,17 +165,17 @@ fn copy(log: &Path, folder: &Path, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Where libvirt lets QEMU write its messages: of the system's libvirt, or of this user's.
-fn qemu_log(name: &str) -> Option<PathBuf> {
+/// Where libvirt lets QEMU write its messages: of this user's libvirt, or of the system's.
+pub(crate) fn qemu_logs(name: &str) -> impl Iterator<Item = PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
     let user = cache.map(|c| c.join("libvirt/qemu/log"));
     let system = PathBuf::from("/var/log/libvirt/qemu");
+    let name = format!("{name}.log");
     user.into_iter()
         .chain([system])
-        .map(|folder| folder.join(format!("{name}.log")))
-        .find(|path| path.exists())
+        .map(move |folder| folder.join(&name))
 }
 
 #[cfg(test)]
@@ -171,8 +190,7 @@ mod tests {
         let (victim, log) = (dir.path().join("victim"), dir.path().join("com1-final.log"));
         fs::write(&victim, "theirs").unwrap();
         fs::write(&log, "said").unwrap();
-        let folder = evidence_folder(dir.path(), Stage::Final).unwrap();
-        assert_eq!(folder, dir.path().join("evidence-final"));
+        let folder = evidence_folder(&dir.path().join("evidence-final")).unwrap();
         for name in ["com1.log", "domain.xml"] {
             symlink(&victim, folder.join(name)).unwrap();
         }
@@ -191,8 +209,9 @@ mod tests {
         assert_eq!(kept("com1.log"), "said");
         // The folder itself, where others can write or that leads elsewhere.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(evidence_folder(dir.path(), Stage::Final).is_err());
-        symlink(dir.path(), dir.path().join("evidence-bootstrap")).unwrap();
-        assert!(evidence_folder(dir.path(), Stage::Bootstrap).is_err());
+        assert!(evidence_folder(&folder).is_err());
+        let link = dir.path().join("evidence-bootstrap");
+        symlink(dir.path(), &link).unwrap();
+        assert!(evidence_folder(&link).is_err());
     }
 }

@@ -257,6 +257,13 @@ impl Domain {
     }
 }
 
+/// The domain XML files that the report of an output folder names.
+pub(crate) fn domain_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let files = Files::open(folder)?;
+    let domains = files.bootstrap.iter().chain([&files.production]);
+    Ok(domains.map(|domain| domain.path.clone()).collect())
+}
+
 /// Gives a disk its overlay, with what the disk was as the chain below it.
 fn put_over(disk: &mut Element, overlays: &[(PathBuf, PathBuf)]) {
     let named = |source: &Element| {

@@ -15,13 +15,14 @@
 
 pub mod access;
 mod anchor;
-mod evidence;
+pub(crate) mod evidence;
 pub mod files;
 pub mod install;
 mod merge;
 pub mod proof;
 pub mod protect;
 pub mod record;
+mod rehearsal;
 mod screen;
 
 use std::fs::{self, File};
@@ -36,8 +37,8 @@ use crate::fix::journal::write_durably;
 use crate::guest::keys::Keys;
 use crate::later;
 use crate::lock::{FileLock, LockError};
-use crate::tool::stop;
 use crate::tool::virsh::{State, Tick, Virsh};
+use crate::tool::{ToolError, stop};
 use crate::ui::Ui;
 
 use files::Files;
@@ -51,6 +52,8 @@ pub(crate) const LOCK: &str = ".boot.lock";
 /// How long the script may still run once the agent answers.
 const AGENT_GRACE: Duration = Duration::from_secs(120);
 const AGENT_INTERVAL: Duration = Duration::from_secs(5);
+/// How old the last picture of the screen may be in a rehearsal.
+const GLANCE_INTERVAL: Duration = Duration::from_secs(5);
 /// Windows overlooks the power button now and then.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 const MAX_SERIAL_LOG: u64 = 64 << 20;
@@ -80,6 +83,9 @@ pub struct Options {
     pub keys: Keys,
     /// Where the disks go first.
     pub install: Option<Place>,
+    /// Nothing of this VM is kept ([`crate::rehearse`]): evidence of every boot goes to this directory, and
+    /// a final boot that fails is not undone.
+    pub rehearsal: Option<PathBuf>,
 }
 
 /// Why a boot did not end with Windows up.
@@ -182,8 +188,19 @@ pub(crate) fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
+/// Why a first call of libvirt failed.
+pub(crate) fn unreachable(uri: &str, error: ToolError) -> Error {
+    let error = Error::from(error);
+    if error.kind != ErrorKind::Failed {
+        return error;
+    }
+    Error::missing_tool(format!("cannot use libvirt at {uri}"))
+        .because(error)
+        .hint("is libvirtd running, and may this user connect (group libvirt)? --connect names another URI")
+}
+
 /// COM1 and the disks are files of this host.
-fn local(uri: &str) -> Result<()> {
+pub(crate) fn local(uri: &str) -> Result<()> {
     let rest = uri.split_once("://").map(|(_, rest)| rest);
     if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
         return Ok(());
@@ -232,12 +249,16 @@ impl Run<'_> {
                 Phase::New if self.files.bootstrap.is_none() => self.enter(Phase::BootstrapDone)?,
                 Phase::New => self.enter(Phase::Bootstrap)?,
                 Phase::Bootstrap => match self.start_and_watch(Stage::Bootstrap)? {
-                    Outcome::Up(_) => self.enter(Phase::BootstrapUp)?,
+                    Outcome::Up(_) => {
+                        self.rehearsal_evidence(Stage::Bootstrap);
+                        self.enter(Phase::BootstrapUp)?;
+                    }
                     Outcome::Failed(failure) => return Err(self.bootstrap_failed(&failure)?),
                 },
                 Phase::BootstrapUp => {
                     self.shut_down()?;
                     self.prove();
+                    self.rehearsal_hives(Stage::Bootstrap);
                     self.enter(Phase::BootstrapDone)?;
                 }
                 Phase::BootstrapDone if self.options.stop_after_bootstrap => return Ok(()),
@@ -250,7 +271,13 @@ impl Run<'_> {
                     self.enter(Phase::Final)?;
                 }
                 Phase::Final => match self.start_and_watch(Stage::Final)? {
-                    Outcome::Up(_) => self.finish()?,
+                    Outcome::Up(_) => {
+                        self.rehearsal_evidence(Stage::Final);
+                        self.finish()?;
+                    }
+                    Outcome::Failed(failure) if self.options.rehearsal.is_some() => {
+                        return Err(self.rehearsal_failed(&failure)?);
+                    }
                     Outcome::Failed(failure) => {
                         self.give_up_final(&failure)?;
                         self.enter(Phase::Restoring)?;
@@ -271,15 +298,7 @@ impl Run<'_> {
 
     /// A domain of that UUID or name must be ours and of this folder.
     fn refuse_foreign_domains(&self) -> Result<()> {
-        let connecting = |e: crate::tool::ToolError| {
-            let error = Error::from(e);
-            if error.kind != ErrorKind::Failed {
-                return error;
-            }
-            Error::missing_tool(format!("cannot use libvirt at {}", self.options.uri))
-                .because(error)
-                .hint("is libvirtd running, and may this user connect (group libvirt)? --connect names another URI")
-        };
+        let connecting = |e| unreachable(&self.options.uri, e);
         let refuse = |reason: String, remedy: &str| {
             Err(Error::refused(
                 format!("the domain {} is not touched", self.files.name),
@@ -465,12 +484,17 @@ impl Run<'_> {
         let mut reboots = 0;
         let mut answered: Option<Instant> = None;
         let mut asked = Instant::now();
+        let mut glanced: Option<Instant> = None;
         let outcome = loop {
             if stop::requested() {
                 return Err(
                     Error::new(ErrorKind::Interrupted, "interrupted; the machine goes on")
                         .hint("run the same command again to go on watching it"),
                 );
+            }
+            if glanced.is_none_or(|t| t.elapsed() > GLANCE_INTERVAL) {
+                self.glance(stage);
+                glanced = Some(Instant::now());
             }
             let tick = self.tick(2)?;
             reboots += tick.reboots;
@@ -656,7 +680,9 @@ impl Run<'_> {
 
     fn bootstrap_failed(&mut self, failure: &Failure) -> Result<Error> {
         let folder = self.evidence(Stage::Bootstrap);
-        if failure.code == "reboot-loop" {
+        let rehearsal = self.options.rehearsal.is_some();
+        let off = self.tick(1)?.state == State::Off;
+        if (rehearsal && !off) || failure.code == "reboot-loop" {
             self.virsh.destroy(self.files.uuid)?;
         }
         if self.tick(1)?.state == State::Off {
@@ -671,7 +697,7 @@ impl Run<'_> {
             ),
         )
         .hint(format!("evidence is in {}", folder.display()));
-        Ok(if failure.code == "timeout" {
+        Ok(if failure.code == "timeout" && !rehearsal {
             error.hint(format!(
                 "the machine is left running: look at it (virt-viewer -c {} {}), or run the same command again to wait longer",
                 self.options.uri, self.files.name

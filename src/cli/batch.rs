@@ -222,7 +222,7 @@ fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Resul
 }
 
 /// Defaults, then what the machine says, then what the command line says.
-fn merge(list: &List, settings: &Settings, given: &Options, folder: &Path) -> Options {
+pub(super) fn merge(list: &List, settings: &Settings, given: &Options, folder: &Path) -> Options {
     let mut all: BTreeMap<&String, &Option<Vec<String>>> = list.defaults.iter().collect();
     all.extend(settings);
     let mut merged = Options::new();
@@ -315,7 +315,7 @@ fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
 
 /// Where a path leads that need not exist yet: the part that does with its links followed, the rest
 /// with `..` taken out.
-fn real(path: &Path) -> PathBuf {
+pub(super) fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let mut plain = PathBuf::new();
     for part in path.components() {

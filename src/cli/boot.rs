@@ -10,6 +10,7 @@ use crate::boot::install::Place;
 use crate::boot::record::{Phase, Record, StageRecord};
 use crate::boot::{self, Options, Wait};
 use crate::error::Result;
+use crate::guest::keys::Keys;
 use crate::report::text;
 use crate::ui::{Styled, Tone, Ui, count};
 
@@ -19,6 +20,19 @@ use super::source::parsed_keys;
 pub struct BootArgs {
     /// Output folder of a conversion
     folder: PathBuf,
+    #[command(flatten)]
+    watch: WatchArgs,
+    /// Key of a BitLocker volume, to read what the first boot has left: SELECTOR:file:PATH, SELECTOR:env:NAME
+    /// or SELECTOR:key:KEY, as for convert (repeatable)
+    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
+    key: Vec<String>,
+    #[command(flatten)]
+    install: InstallArgs,
+}
+
+/// How the boots are watched.
+#[derive(Debug, clap::Args)]
+pub struct WatchArgs {
     /// libvirt of this host
     #[arg(
         long,
@@ -45,12 +59,34 @@ pub struct BootArgs {
     /// Do not save the disk before the switch
     #[arg(long)]
     no_snapshot: bool,
-    /// Key of a BitLocker volume, to read what the first boot has left: SELECTOR:file:PATH, SELECTOR:env:NAME
-    /// or SELECTOR:key:KEY, as for convert (repeatable)
-    #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
-    key: Vec<String>,
-    #[command(flatten)]
-    install: InstallArgs,
+}
+
+impl WatchArgs {
+    pub fn uri(&self) -> &str {
+        &self.connect
+    }
+
+    /// For a folder that is filled in later, where there is none yet.
+    pub fn options(&self, folder: PathBuf, keys: Keys, install: Option<Place>) -> Options {
+        Options {
+            folder,
+            uri: self.connect.clone(),
+            wait: match self.wait {
+                WaitArg::Auto => Wait::Auto,
+                WaitArg::Marker => Wait::Marker,
+                WaitArg::Agent => Wait::Agent,
+                WaitArg::Manual => Wait::Manual,
+            },
+            timeout: Duration::from_secs(self.timeout),
+            shutdown_timeout: Duration::from_secs(self.shutdown_timeout),
+            max_reboots: self.max_reboots,
+            stop_after_bootstrap: self.stop_after.is_some(),
+            snapshot: !self.no_snapshot,
+            keys,
+            install,
+            rehearsal: None,
+        }
+    }
 }
 
 /// Where libvirt can read the disks.
@@ -92,23 +128,10 @@ pub enum StageArg {
 }
 
 pub fn run(args: &BootArgs, ui: &Ui) -> Result<()> {
-    let options = Options {
-        folder: args.folder.clone(),
-        uri: args.connect.clone(),
-        wait: match args.wait {
-            WaitArg::Auto => Wait::Auto,
-            WaitArg::Marker => Wait::Marker,
-            WaitArg::Agent => Wait::Agent,
-            WaitArg::Manual => Wait::Manual,
-        },
-        timeout: Duration::from_secs(args.timeout),
-        shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
-        max_reboots: args.max_reboots,
-        stop_after_bootstrap: args.stop_after.is_some(),
-        snapshot: !args.no_snapshot,
-        keys: parsed_keys(&args.key)?,
-        install: args.install.place(),
-    };
+    let keys = parsed_keys(&args.key)?;
+    let options = args
+        .watch
+        .options(args.folder.clone(), keys, args.install.place());
     let record = boot::boot(&options, ui)?;
     ui.styled(&text(&record));
     ui.quiet_warnings(&record.warnings);

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::rehearse::record;
 use crate::tool::host::{self, Found, TOOLS};
 use crate::tool::privileges::Privileges;
 use crate::tool::{self, Cmd, ToolError};
@@ -122,8 +123,33 @@ fn document(found: &[Found], checks: &[Check], verdicts: &[Verdict], ui: &Ui) {
     ui.document(
         "doctor",
         json!({"tools": tools, "install_command": host::install_command(missing),
-            "checks": checks.iter().map(Check::json).collect::<Vec<_>>(), "ready": ready}),
+            "checks": checks.iter().map(Check::json).collect::<Vec<_>>(), "ready": ready,
+            "rehearsals": rehearsals(ui)}),
     );
+}
+
+/// Rehearsals of this user that run, and what killed ones have left.
+fn rehearsals(ui: &Ui) -> Vec<serde_json::Value> {
+    let mut list = Vec::new();
+    for found in record::leftovers() {
+        let record = &found.record;
+        let (state, more) = match found.runs {
+            true => ("running", ""),
+            false => ("left", ": the next hyper2kvm rehearse removes it"),
+        };
+        ui.line(&format!(
+            "{state:>8}  rehearsal {} on {} ({}), {}{more}",
+            record.name,
+            record.uri,
+            record.uuid,
+            record.work.display()
+        ));
+        list.push(
+            json!({"state": state, "domain": record.name, "uuid": record.uuid, "connect": record.uri,
+            "work": crate::text::of_path(&record.work), "evidence_dir": crate::text::of_path(&record.evidence)}),
+        );
+    }
+    list
 }
 
 /// Installs the missing tools; nothing happens when none is missing.

@@ -17,6 +17,8 @@ pub mod options;
 pub mod plan;
 pub mod pull;
 mod readiness;
+pub mod rehearse;
+mod rehearse_list;
 pub mod release;
 pub mod rollback;
 pub mod source;
@@ -37,7 +39,7 @@ Exit codes:
   1    failed, nothing changed
   2    usage
   3    refused: this guest cannot be converted as it is (each blocker has a remedy)
-  4    not boot-ready (verify), or Windows did not come up (boot)
+  4    not boot-ready (verify), or Windows did not come up (boot, rehearse)
   5    a host tool or permission is missing
   6    failed and rolled back
   7    failed and NOT rolled back
@@ -95,6 +97,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Boot a converted machine twice on libvirt: bootstrap, then VirtIO
     Boot(boot::BootArgs),
+    /// Try it first: both boots on a throw-away overlay, without a network; nothing is left but evidence
+    Rehearse(Box<rehearse::RehearseArgs>),
     /// Copy what `convert --copy later` has left on the source, while the VM runs or is off
     Pull(pull::PullArgs),
     /// Give up a VM whose disks are still on the source: domain, output directory
@@ -249,13 +253,14 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         limits::need_memory()?;
         limits::allow_open_files();
     }
-    // `doctor` and `demo` may call sudo, `boot`, `pull` and `release` a libvirt of the user with its
-    // bridge helper: they keep what the user has.
+    // `doctor` and `demo` may call sudo; `boot`, `rehearse`, `pull` and `release` a libvirt of the user with
+    // its bridge helper: they keep what the user has.
     if !matches!(
         command,
         Command::Doctor(_)
             | Command::Demo(_)
             | Command::Boot(_)
+            | Command::Rehearse(_)
             | Command::Pull(_)
             | Command::Release(_)
     ) {
@@ -276,6 +281,7 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         Command::Convert(args) => convert::run(&args, ui),
         Command::Verify(args) => verify::run(&args, ui),
         Command::Boot(args) => boot::run(&args, ui),
+        Command::Rehearse(args) => rehearse::run(&args, ui),
         Command::Pull(args) => pull::run(&args, ui),
         Command::Release(args) => release::run(&args, ui),
         Command::Rollback(args) => rollback::run(&args, ui),

@@ -54,8 +54,12 @@ pub struct Shape {
 
 /// `None` when there is no such option.
 pub fn shape(name: &str) -> Option<Shape> {
-    let command = definitions();
-    let arg = find(&command, name)?;
+    shape_in(&definitions(), name)
+}
+
+/// The same for the options of another verb.
+pub fn shape_in(command: &Command, name: &str) -> Option<Shape> {
+    let arg = find(command, name)?;
     Some(Shape {
         flag: matches!(arg.get_action(), ArgAction::SetTrue),
         repeatable: matches!(arg.get_action(), ArgAction::Append),
@@ -65,11 +69,16 @@ pub fn shape(name: &str) -> Option<Shape> {
 
 /// Whether clap takes this value for this option; the error is clap's.
 pub fn check(name: &str, value: &str) -> Result<(), String> {
+    check_in(definitions(), name, value)
+}
+
+/// The same for the options of another verb.
+pub fn check_in(command: Command, name: &str, value: &str) -> Result<(), String> {
     if name == SOURCE {
         return Ok(());
     }
-    let command = definitions().mut_arg(SOURCE, |a| a.required(false));
-    let parsed = command.try_get_matches_from(["convert", &format!("--{name}={value}")]);
+    let command = command.mut_arg(SOURCE, |a| a.required(false));
+    let parsed = command.try_get_matches_from(["hyper2kvm", &format!("--{name}={value}")]);
     parsed.map(drop).map_err(|e| first_line(&e))
 }
 
@@ -83,8 +92,13 @@ pub fn first_line(error: &clap::Error) -> String {
 /// The options that were given, relative paths made absolute. `everywhere` includes those from the
 /// environment.
 pub fn given(matches: &ArgMatches, everywhere: bool) -> Options {
+    given_in(&definitions(), matches, everywhere)
+}
+
+/// The same for the options of another verb.
+pub fn given_in(command: &Command, matches: &ArgMatches, everywhere: bool) -> Options {
     let mut options = Options::new();
-    for arg in definitions().get_arguments() {
+    for arg in command.get_arguments() {
         let id = arg.get_id().as_str();
         let Some(name) = arg.get_long() else { continue };
         let counts = match matches.value_source(id) {
@@ -116,9 +130,14 @@ pub fn given(matches: &ArgMatches, everywhere: bool) -> Options {
 
 /// The arguments that say the same, without the source.
 pub fn arguments(options: &Options) -> Vec<OsString> {
+    arguments_in(&definitions(), options)
+}
+
+/// The same for the options of another verb.
+pub fn arguments_in(command: &Command, options: &Options) -> Vec<OsString> {
     let mut line = Vec::new();
     for (name, values) in options {
-        let flag = shape(name).is_some_and(|s| s.flag);
+        let flag = shape_in(command, name).is_some_and(|s| s.flag);
         for value in values {
             line.push(if flag {
                 format!("--{name}").into()

@@ -16,7 +16,7 @@ use super::model::{
     Bootstrap, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
     StorageBus, System, Video,
 };
-use crate::text::{quoted, shell_word};
+use crate::text::{base64, quoted, shell_word};
 
 /// What Proxmox numbers: `sata0` to `sata5` and so on.
 const SATA: usize = 6;
@@ -442,24 +442,6 @@ fn smbios(m: &Machine) -> String {
             base64(serial.as_bytes())
         ),
     }
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let mut three = [0; 3];
-        three[..chunk.len()].copy_from_slice(chunk);
-        let bits = u32::from_be_bytes([0, three[0], three[1], three[2]]);
-        for n in 0..4 {
-            text.push(if n <= chunk.len() {
-                char::from(DIGITS[(bits >> (18 - 6 * n)) as usize & 63])
-            } else {
-                '='
-            });
-        }
-    }
-    text
 }
 
 fn os_type(m: &Machine) -> &'static str {

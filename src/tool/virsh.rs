@@ -20,6 +20,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone)]
 pub struct Virsh {
     uri: String,
+    ignores_stop: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,16 @@ impl Virsh {
     pub fn new(uri: &str) -> Self {
         Self {
             uri: uri.to_owned(),
+            ignores_stop: false,
+        }
+    }
+
+    /// For what must still be removed when the user wants to stop.
+    #[must_use]
+    pub fn ignoring_stop(self) -> Self {
+        Self {
+            ignores_stop: true,
+            ..self
         }
     }
 
@@ -59,11 +70,15 @@ impl Virsh {
             true => (Privileges::Gain, Confinement::default()),
             false => (Privileges::None, Confinement::writes_arguments()),
         };
-        Cmd::new(TOOL)
+        let cmd = Cmd::new(TOOL)
             .privileges(privileges)
             .confined(confinement)
             .args(["-q", "-c", &self.uri])
-            .timeout(LIMIT)
+            .timeout(LIMIT);
+        match self.ignores_stop {
+            true => cmd.ignore_stop(),
+            false => cmd,
+        }
     }
 
     fn text(&self, args: &[&str]) -> Result<String> {
@@ -80,6 +95,12 @@ impl Virsh {
     /// The UUIDs of all domains, running or not.
     pub fn uuids(&self) -> Result<Vec<Uuid>> {
         let lines = self.lines(&["list", "--all", "--uuid"])?;
+        Ok(lines.iter().filter_map(|l| l.parse().ok()).collect())
+    }
+
+    /// The UUIDs of the domains that run or are paused.
+    pub fn running(&self) -> Result<Vec<Uuid>> {
+        let lines = self.lines(&["list", "--uuid"])?;
         Ok(lines.iter().filter_map(|l| l.parse().ok()).collect())
     }
 
@@ -122,7 +143,7 @@ impl Virsh {
         self.text(&["destroy", &domain.to_string()]).map(drop)
     }
 
-    /// Forgets a domain that is off, with its UEFI variables and its saved memory.
+    /// Forgets a domain that is off, with its UEFI variables, its TPM and its saved memory.
     pub fn undefine(&self, domain: Uuid) -> Result<()> {
         let id = domain.to_string();
         self.text(&["undefine", &id, "--nvram", "--managed-save"])

@@ -659,12 +659,12 @@ fn verbs(place: &Place, who: Who, table: &mut Table) {
     let folder = place.path("out/demo");
     for (name, point, args) in [
         (
-            "hyper2kvm `doctor`, `demo`, `boot`",
+            "hyper2kvm `doctor`, `demo`, `boot`, `rehearse`",
             "before qemu-img version #1",
             strings(&["doctor"]),
         ),
         (
-            "hyper2kvm `doctor`, `demo`, `boot`",
+            "hyper2kvm `doctor`, `demo`, `boot`, `rehearse`",
             "before mkntfs quick #1",
             strings(&["demo", &folder]),
         ),

@@ -1,0 +1,301 @@
+//! `hyper2kvm rehearse SOURCE`, and `hyper2kvm rehearse --batch FILE`
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use serde_json::json;
+
+use crate::convert::name::safe_name;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rehearse::result::{Rehearsal, Stage};
+use crate::rehearse::{self, Conversion};
+use crate::ui::Ui;
+
+use super::boot::{InstallArgs, WatchArgs};
+use super::options::{self, DRY_RUN, FORCE, IN_PLACE, OUTPUT_DIR, Options, SOURCE};
+use super::rehearse_list::{self, BATCH, ListArgs};
+use super::source::{FixArgs, parsed_keys};
+
+/// Options of `convert` that are about a copy or about the source itself: a rehearsal has neither.
+pub(super) const FOREIGN: [&str; 8] = [
+    IN_PLACE,
+    "output-device",
+    "target-is-zero",
+    "compress",
+    "verify-copy",
+    "from-sync",
+    "resume",
+    "copy",
+];
+pub(super) const FORMAT: &str = "format";
+/// What is for the rehearsal and not for its conversion.
+const NOT_FOR_CONVERT: [&str; 6] = [OUTPUT_DIR, FORCE, DRY_RUN, "install-to", "pool", "connect"];
+
+/// What one VM takes.
+#[derive(Debug, clap::Args)]
+pub struct OneArgs {
+    #[command(flatten)]
+    pub(super) fix: FixArgs,
+    #[command(flatten)]
+    pub(super) watch: WatchArgs,
+    #[command(flatten)]
+    pub(super) install: InstallArgs,
+    /// libvirt network to connect NICs to, with their links up [default: none, every link is down]
+    #[arg(long, value_name = "NAME")]
+    rehearsal_network: Option<String>,
+}
+
+/// One VM, or a list of them.
+#[derive(Debug)]
+pub enum RehearseArgs {
+    One {
+        one: Box<OneArgs>,
+        given: Options,
+    },
+    /// Options given besides the list are for all its VMs.
+    Batch {
+        list: ListArgs,
+        given: Options,
+    },
+}
+
+/// The options alone, for looking at.
+pub(super) fn definitions() -> Command {
+    with_texts(OneArgs::augment_args(Command::new("rehearse")))
+}
+
+/// What the options of `convert` mean here; those that go with none are not shown.
+fn with_texts(command: Command) -> Command {
+    let shown = command
+        .mut_arg("output_dir", |arg| {
+            arg.help("Evidence directory [default: ./<name>-rehearsal]")
+        })
+        .mut_arg("install_to", |arg| {
+            arg.help("Keep the throw-away overlay below this folder, where libvirt can read it")
+        })
+        .mut_arg("pool", |arg| {
+            arg.help("Keep the throw-away overlay in this storage pool of libvirt")
+        })
+        .mut_arg("stop_after", |arg| {
+            arg.help("Stop when this stage is done: VirtIO is not tried then")
+        })
+        .mut_arg("no_snapshot", |arg| arg.hide(true))
+        .mut_arg("force", |arg| arg.hide(true))
+        .mut_arg("format", |arg| arg.hide(true));
+    let foreign = |name: &str| FOREIGN.contains(&name);
+    let ids: Vec<_> = shown
+        .get_arguments()
+        .filter(|arg| arg.get_long().is_some_and(foreign))
+        .map(|arg| arg.get_id().clone())
+        .collect();
+    ids.into_iter().fold(shown, |command, id| {
+        command.mut_arg(id, |arg| arg.hide(true))
+    })
+}
+
+impl Args for RehearseArgs {
+    fn augment_args(command: Command) -> Command {
+        let command = ListArgs::augment_args(with_texts(OneArgs::augment_args(command)));
+        command.mut_arg(SOURCE, |source| {
+            source.required(false).required_unless_present(BATCH)
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for RehearseArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let list = ListArgs::from_arg_matches(matches)?;
+        if list.batch.is_some() {
+            return Ok(Self::Batch {
+                list,
+                given: options::given_in(&definitions(), matches, false),
+            });
+        }
+        Ok(Self::One {
+            one: Box::new(OneArgs::from_arg_matches(matches)?),
+            given: options::given_in(&definitions(), matches, true),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+pub fn run(args: &RehearseArgs, ui: &Ui) -> Result<()> {
+    match args {
+        RehearseArgs::One { one, given } => {
+            refuse_foreign(given)?;
+            run_one(one, given, ui)
+        }
+        RehearseArgs::Batch { list, given } => {
+            refuse_foreign(given)?;
+            rehearse_list::run(list, given, ui)
+        }
+    }
+}
+
+/// Why an option cannot be given, if it cannot.
+pub(super) fn objection(name: &str, values: &[String]) -> Option<String> {
+    if FOREIGN.contains(&name) {
+        return Some(format!(
+            "--{name} does not go with a rehearsal: it copies nothing and changes no source"
+        ));
+    }
+    (name == FORMAT && values.iter().any(|v| v != "qcow2"))
+        .then(|| "--format does not go with a rehearsal: its overlay is qcow2".to_owned())
+}
+
+fn refuse_foreign(given: &Options) -> Result<()> {
+    let objections = given.iter().filter_map(|(n, v)| objection(n, v));
+    match objections.into_iter().next() {
+        Some(objection) => Err(Error::usage(objection)
+            .hint("leave it out here, and give it to hyper2kvm convert afterwards")),
+        None => Ok(()),
+    }
+}
+
+fn run_one(one: &OneArgs, given: &Options, ui: &Ui) -> Result<()> {
+    let job = match one.fix.job() {
+        Err(error) if error.kind == ErrorKind::Refused => return Err(refused(one, error, ui)),
+        job => job?,
+    };
+    if one.fix.dry_run {
+        one.fix.confine(None)?;
+        return super::plan::show(&job, ui);
+    }
+    let (name, uuid) = (safe_name(&job.machine.name), job.machine.uuid);
+    // The conversion opens the source anew.
+    drop(job);
+    let mut for_convert = given.clone();
+    for_convert.retain(|option, _| {
+        options::shape(option).is_some() && !NOT_FOR_CONVERT.contains(&option.as_str())
+    });
+    let env = options::hide_keys(&mut for_convert);
+    let keys = parsed_keys(&one.fix.source.key)?;
+    let wanted = rehearse::Options {
+        source: one.fix.source.source.clone(),
+        uuid,
+        evidence: evidence(one, &name),
+        name,
+        place: one.install.place(),
+        network: one.rehearsal_network.clone(),
+        convert: Conversion {
+            source: one.fix.source.source.clone(),
+            args: options::arguments(&for_convert),
+            env,
+        },
+        boot: one.watch.options(PathBuf::new(), keys, None),
+    };
+    let (rehearsal, error) = rehearse::rehearse(&wanted, ui)?;
+    ui.line(&text(&rehearsal));
+    ui.document("rehearse", json!(rehearsal));
+    match error {
+        None => Ok(()),
+        Some(mut error) => {
+            error.reported = true;
+            Err(error)
+        }
+    }
+}
+
+fn evidence(one: &OneArgs, name: &str) -> PathBuf {
+    let default = || PathBuf::from(format!("{name}-rehearsal"));
+    one.fix.output_dir.clone().unwrap_or_else(default)
+}
+
+/// A source that is refused before anything is known of it.
+fn refused(one: &OneArgs, mut error: Error, ui: &Ui) -> Error {
+    let source = &one.fix.source.source;
+    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+    let name = safe_name(one.fix.name.as_deref().unwrap_or(&stem));
+    let mut rehearsal = Rehearsal::new(&name, source, &evidence(one, &name));
+    rehearsal.failed(&error);
+    rehearsal.advise();
+    ui.document("rehearse", json!(rehearsal));
+    error.reported = true;
+    error
+}
+
+fn text(rehearsal: &Rehearsal) -> String {
+    let stage = |name: &str, stage: &Stage| match stage.state.as_str() {
+        "not-run" => format!("{name}: not run"),
+        "up" => {
+            let by = stage.up_by.as_deref().unwrap_or_default();
+            format!(
+                "{name}: up after {:.0} s ({by}, {} restarts)",
+                stage.seconds, stage.reboots
+            )
+        }
+        state => format!("{name}: {state} after {:.0} s", stage.seconds),
+    };
+    let mut lines = vec![
+        format!("{}: {}", rehearsal.name, rehearsal.verdict.as_str()),
+        stage("first boot", &rehearsal.stages.bootstrap),
+        stage("final boot", &rehearsal.stages.production),
+        format!("evidence: {}", shown(&rehearsal.evidence_dir)),
+    ];
+    let findings = rehearsal.findings.iter();
+    lines.extend(findings.map(|f| format!("{} [{}]: {}", f.severity, f.id, f.message)));
+    lines.extend(rehearsal.warnings.iter().map(|w| format!("warning: {w}")));
+    lines.extend(rehearsal.left.iter().map(|l| format!("left behind: {l}")));
+    lines.extend(rehearsal.next.iter().map(|n| format!("next: {n}")));
+    lines.join("\n")
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<RehearseArgs, clap::Error> {
+        let command = RehearseArgs::augment_args(Command::new("rehearse"));
+        let matches = command.try_get_matches_from([&["rehearse"], line].concat())?;
+        RehearseArgs::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn options_about_a_copy_or_the_source_are_usage_errors() {
+        for line in [
+            &["d.raw", "--in-place"][..],
+            &["d.raw", "--output-device", "/dev/x"],
+            &["d.raw", "--format", "raw"],
+            &["d.raw", "--compress"],
+            &["d.raw", "--verify-copy"],
+            &["d.raw", "--copy", "later"],
+            &["d.raw", "--copy", "now"],
+            &["d.raw", "--from-sync"],
+            &["d.raw", "--resume"],
+            &["--batch", "l.yaml", "--compress"],
+            &["--batch", "l.yaml", "d.raw"],
+            &[],
+        ] {
+            let Ok(args) = parse(line) else { continue };
+            let (RehearseArgs::One { given, .. } | RehearseArgs::Batch { given, .. }) = &args;
+            let error = refuse_foreign(given).expect_err(&format!("{line:?}"));
+            assert_eq!(error.kind, ErrorKind::Usage);
+        }
+        let fine = [
+            "d.raw",
+            "--format",
+            "qcow2",
+            "--timeout",
+            "5",
+            "--storage",
+            "virtio-scsi",
+        ];
+        let RehearseArgs::One { given, .. } = parse(&fine).unwrap() else {
+            panic!("one VM");
+        };
+        refuse_foreign(&given).unwrap();
+        assert_eq!(given["timeout"], ["5"]);
+    }
+}

@@ -1,0 +1,297 @@
+//! What a rehearsal would leave behind when it is killed, noted before it is made.
+//!
+//! The lock file in the evidence directory names the domain and the work directory, and a copy of that
+//! lies where [`leftovers`] finds it. A rehearsal is over when nobody holds the lock: the next run removes
+//! what the note names, and `doctor` lists it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::boot::evidence::qemu_logs;
+use crate::error::{Error, Result};
+use crate::files::create_private;
+use crate::fix::journal::write_durably;
+use crate::fix::trusted::TrustedFolder;
+use crate::lock::{FileLock, LockError};
+use crate::tool::virsh::Virsh;
+
+use super::domain;
+
+/// In the evidence directory; locked while the rehearsal runs.
+pub(crate) const LOCK: &str = ".rehearsal.lock";
+/// What a work directory is called, before the token.
+pub(crate) const WORK: &str = ".rehearsal-";
+const SCHEMA: &str = "hyper2kvm/rehearsal-record/1";
+const SUFFIX: &str = "json";
+
+/// What is to be removed in the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    schema: String,
+    pub(crate) uri: String,
+    pub(crate) uuid: Uuid,
+    /// Of the domain.
+    pub(crate) name: String,
+    #[serde(with = "crate::text::json_path")]
+    pub(crate) evidence: PathBuf,
+    #[serde(with = "crate::text::json_path")]
+    pub(crate) work: PathBuf,
+    /// Marks the domain.
+    pub(crate) token: Uuid,
+}
+
+impl Record {
+    /// `place`: where the work directory is created.
+    pub(crate) fn new(uri: &str, uuid: Uuid, vm: &str, evidence: &Path, place: &Path) -> Self {
+        let token = Uuid::new_v4();
+        let short = short(token);
+        Self {
+            schema: SCHEMA.to_owned(),
+            uri: uri.to_owned(),
+            uuid,
+            name: format!("{vm}-rehearsal-{short}"),
+            evidence: evidence.to_owned(),
+            work: place.join(format!("{WORK}{short}")),
+            token,
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let record: Self = serde_json::from_slice(bytes).ok()?;
+        (record.schema == SCHEMA && record.is_sound()).then_some(record)
+    }
+
+    /// Only what has the name of a work directory is ever removed as one.
+    fn is_sound(&self) -> bool {
+        let name = format!("{WORK}{}", short(self.token));
+        self.work.is_absolute() && self.work.file_name() == Some(OsStr::new(&name))
+    }
+
+    fn text(&self) -> String {
+        format!("{:#}\n", serde_json::json!(self))
+    }
+
+    /// Removes the domain with its UEFI variables and TPM, the work directory and QEMU's log. May be
+    /// repeated. A domain without the mark of this rehearsal is not touched.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let virsh = Virsh::new(&self.uri).ignoring_stop();
+        let there = || Ok::<_, Error>(virsh.uuids()?.contains(&self.uuid));
+        if there()? && domain::is_marked(&virsh.xml(self.uuid, false)?, self.token) {
+            if virsh.running()?.contains(&self.uuid)
+                && let Err(error) = virsh.destroy(self.uuid)
+                && virsh.running()?.contains(&self.uuid)
+            {
+                return Err(error.into());
+            }
+            if let Err(error) = virsh.undefine(self.uuid)
+                && there()?
+            {
+                return Err(error.into());
+            }
+        }
+        match fs::remove_dir_all(&self.work) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                let shown = self.work.display();
+                return Err(Error::failed(format!("removing {shown}")).because(e));
+            }
+            _ => {}
+        }
+        // Its name is that of no other domain. Who may not remove it leaves it.
+        for log in qemu_logs(&self.name) {
+            let _ = fs::remove_file(log);
+        }
+        Ok(())
+    }
+}
+
+fn short(token: Uuid) -> String {
+    token.simple().to_string().chars().take(8).collect()
+}
+
+/// An evidence directory that is locked by this run.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    lock: FileLock,
+    index: Option<PathBuf>,
+}
+
+impl Claim {
+    /// Locks the directory and removes what a killed run has noted there.
+    pub(crate) fn take(evidence: &Path) -> Result<Self> {
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
+            Error::failed(format!("locking {}", evidence.display())).because(e)
+        };
+        TrustedFolder::open(evidence)?;
+        let open = File::open(evidence).map_err(|e| failed(e.into()))?;
+        let lock = match FileLock::take(&open, LOCK.as_ref(), evidence, true) {
+            Ok(Some(lock)) => lock,
+            Ok(None) | Err(LockError::Held { .. }) => {
+                let message = format!("another rehearsal is at work in {}", evidence.display());
+                return Err(Error::failed(message)
+                    .hint("wait for it, or name another directory with --output-dir"));
+            }
+            Err(LockError::Untrusted(e)) => return Err(e.into()),
+            Err(other) => return Err(failed(other.into())),
+        };
+        let note = lock.note().map_err(|e| failed(e.into()))?;
+        if let Some(left) = Record::parse(note.as_bytes()) {
+            left.remove()?;
+            forget(&left);
+        }
+        Ok(Self { lock, index: None })
+    }
+
+    /// Notes what is about to be made; durable when it returns.
+    pub(crate) fn note(&mut self, record: &Record) -> Result<()> {
+        let failed = |e: io::Error| {
+            Error::failed(format!("writing to {}", record.evidence.display())).because(e)
+        };
+        self.lock.set_note(&record.text()).map_err(failed)?;
+        match enter(record) {
+            Ok(path) => self.index = Some(path),
+            // The evidence directory has the note, too.
+            Err(error) => tracing::warn!("doctor will not know of this rehearsal: {error}"),
+        }
+        Ok(())
+    }
+
+    /// Everything is removed.
+    pub(crate) fn done(self) {
+        if let Some(index) = self.index {
+            let _ = fs::remove_file(index);
+        }
+        self.lock.remove();
+    }
+}
+
+/// Where the notes of this user's rehearsals are.
+fn index() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).map(PathBuf::from);
+    let state = set("XDG_STATE_HOME").filter(|p| p.is_absolute());
+    let state = state.or_else(|| match rustix::process::geteuid().is_root() {
+        true => Some("/var/lib".into()),
+        false => Some(
+            set("HOME")
+                .filter(|p| p.is_absolute())?
+                .join(".local/state"),
+        ),
+    });
+    Some(state?.join("hyper2kvm/rehearsals"))
+}
+
+fn enter(record: &Record) -> io::Result<PathBuf> {
+    let folder = index().ok_or_else(|| io::Error::other("HOME is not set"))?;
+    create_private(&folder)?;
+    let path = folder.join(format!("{}.{SUFFIX}", record.token));
+    write_durably(&path, record.text().as_bytes())?;
+    Ok(path)
+}
+
+fn forget(record: &Record) {
+    if let Some(folder) = index() {
+        let _ = fs::remove_file(folder.join(format!("{}.{SUFFIX}", record.token)));
+    }
+}
+
+/// A rehearsal that was noted and has not ended as it should.
+#[derive(Debug)]
+pub(crate) struct Leftover {
+    pub(crate) record: Record,
+    /// Somebody is at work on it.
+    pub(crate) runs: bool,
+    lock: Option<FileLock>,
+}
+
+/// All of this user. Those that do not run stay locked until they are dropped.
+pub(crate) fn leftovers() -> Vec<Leftover> {
+    let Some(folder) = index() else {
+        return Vec::new();
+    };
+    let Ok(held) = TrustedFolder::open(&folder) else {
+        return Vec::new();
+    };
+    let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+    let names = entries.map(|e| PathBuf::from(e.file_name()));
+    let mut names: Vec<_> = names
+        .filter(|n| n.extension().is_some_and(|e| e == SUFFIX))
+        .collect();
+    names.sort();
+    let records = names
+        .iter()
+        .filter_map(|name| Record::parse(&held.read(name).ok()?));
+    records.map(Leftover::of).collect()
+}
+
+impl Leftover {
+    fn of(record: Record) -> Self {
+        let lock = File::open(&record.evidence)
+            .ok()
+            .map(|folder| FileLock::take(&folder, LOCK.as_ref(), &record.evidence, false));
+        let (runs, lock) = match lock {
+            Some(Err(LockError::Held { .. })) => (true, None),
+            Some(Ok(lock)) => (false, lock),
+            _ => (false, None),
+        };
+        Self { record, runs, lock }
+    }
+
+    /// Removes what it left.
+    pub(crate) fn remove(self) -> Result<()> {
+        self.record.remove()?;
+        forget(&self.record);
+        let noted = |lock: &FileLock| Record::parse(lock.note().ok()?.as_bytes());
+        if let Some(lock) = self.lock
+            && noted(&lock).is_some_and(|record| record.token == self.record.token)
+        {
+            lock.remove();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_and_names_only_a_work_directory() {
+        let record = Record::new(
+            "qemu:///session",
+            Uuid::from_u128(7),
+            "vm",
+            Path::new("/e"),
+            Path::new("/e"),
+        );
+        let name = record.work.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with(WORK) && record.name.starts_with("vm-rehearsal-"));
+        assert_eq!(
+            Record::parse(record.text().as_bytes()),
+            Some(record.clone())
+        );
+        for work in ["/e", "/", "/e/.rehearsal-00000000", ".rehearsal-"] {
+            let planted = Record {
+                work: work.into(),
+                ..record.clone()
+            };
+            assert_eq!(Record::parse(planted.text().as_bytes()), None, "{work}");
+        }
+        assert_eq!(Record::parse(b"{}"), None);
+        assert_eq!(Record::parse(b""), None);
+    }
+
+    #[test]
+    fn a_directory_has_one_rehearsal_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let claim = Claim::take(dir.path()).unwrap();
+        let error = Claim::take(dir.path()).unwrap_err();
+        assert!(error.message.contains("another rehearsal"), "{error}");
+        claim.done();
+        assert!(!dir.path().join(LOCK).exists());
+        Claim::take(dir.path()).unwrap().done();
+    }
+}
