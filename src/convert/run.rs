@@ -301,11 +301,8 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         false => work_file(&folder, BOOT_OVERLAY),
     };
     let open = |engine: Engine, source: &Source| {
-        if resumed.is_some() {
-            return read_only(engine, source);
-        }
         let image = source.image()?;
-        if engine.reads_directly(&image)? {
+        if resumed.is_some() || engine.reads_directly(&image)? {
             return read_only(engine, source);
         }
         let overlay = overlay(source)?;
@@ -326,7 +323,6 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     }
     // While the plan is made.
     let opening = match &resumed {
-        // The overlays hold the fix already.
         Some(_) => Opening::default(),
         None => session.open_overlays(&disks, overlay)?,
     };
@@ -598,17 +594,10 @@ fn fixed_before(
         }
     }
     let (before, trim) = (survey.inspection, resumed.trim());
+    // What the hives hold is known to the run that wrote them: here they are walked anew.
+    let written = Vec::new();
     let fixed = prove(
-        ui,
-        check,
-        disks,
-        images,
-        journal,
-        prepared,
-        media,
-        before,
-        trim,
-        Vec::new(),
+        ui, check, disks, images, journal, prepared, media, before, trim, written,
     )?;
     Ok(Fixed { engine, ..fixed })
 }

@@ -304,12 +304,7 @@ pub fn commit(spec: &Spec, progress: &mut dyn FnMut(f64)) -> Result<()> {
     Ok(())
 }
 
-/// Creates an empty image.
-pub fn create(file: &Path, format: &str, size: u64) -> Result<()> {
-    create_with(file, format, size, None)
-}
-
-/// The same with an `-o` option, e.g. `compression_type=zstd`.
+/// Creates an empty image, with an `-o` option, e.g. `compression_type=zstd`.
 pub fn create_with(file: &Path, format: &str, size: u64, options: Option<&str>) -> Result<()> {
     let options = options.map(|options| ["-o", options]);
     cmd()
