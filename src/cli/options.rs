@@ -31,6 +31,8 @@ pub const NAME: &str = "name";
 pub const FORCE: &str = "force";
 pub const DRY_RUN: &str = "dry-run";
 pub const IN_PLACE: &str = "in-place";
+/// How a copy is made, which does not shape what comes of it.
+const HOW_COPIED: [&str; 2] = ["resume", "bandwidth"];
 /// Secrets: never on a child's command line, never in a report.
 pub const KEY: &str = "key";
 
@@ -166,8 +168,8 @@ pub fn parse(source: &Path, options: &Options) -> Result<(OneArgs, Options), cla
 /// What goes into the report.
 pub fn request(job: &Job, options: &Options) -> Request {
     let mut options = options.clone();
-    for name in [OUTPUT_DIR, FORCE, DRY_RUN] {
-        options.remove(name);
+    for name in [OUTPUT_DIR, FORCE, DRY_RUN].iter().chain(&HOW_COPIED) {
+        options.remove(*name);
     }
     for key in options.get_mut(KEY).into_iter().flatten() {
         // For which volume there was a key, and no more.

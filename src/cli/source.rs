@@ -30,6 +30,7 @@ use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::report::Request;
 use crate::source::{self, SourceKind, SourceVm, mirror};
+use crate::transfer::Pace;
 use crate::wire::Transport;
 
 use super::confine::{self, Writes};
@@ -239,6 +240,13 @@ pub struct FixArgs {
     /// Read source and copy again after the copy and compare them
     #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub verify_copy: bool,
+    /// Go on with a copy that was interrupted, in the same folder or device; from the start where there is
+    /// none. SIGINT and SIGTERM then leave what is copied. Other options must be as they were
+    #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
+    pub resume: bool,
+    /// MiB a second that are copied at most, all disks and all machines of a batch together
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576), help_heading = "Disks and copying")]
+    pub bandwidth: Option<u64>,
     /// Only show the plan
     #[arg(long)]
     pub dry_run: bool,
@@ -533,6 +541,14 @@ pub(super) fn parsed_keys(key: &[String]) -> Result<Keys> {
     Ok(keys)
 }
 
+/// The limit of `--bandwidth`, kept together with the other machines of a batch.
+pub(super) fn pace(mib: Option<u64>) -> Result<Option<Pace>> {
+    let Some(mib) = mib else { return Ok(None) };
+    Pace::of_this_process(mib.saturating_mul(1 << 20))
+        .map(Some)
+        .map_err(|e| Error::failed("keeping to --bandwidth").because(e))
+}
+
 impl FixArgs {
     /// What the arguments and the source machine say together; arguments win.
     pub fn job(&self) -> Result<Job> {
@@ -613,6 +629,8 @@ impl FixArgs {
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
             force: self.force,
+            resume: self.resume,
+            pace: pace(self.bandwidth)?,
             repair_bcd: self.repair_bcd,
             keep_tools: self.keep_tools,
             firstboot,
@@ -640,6 +658,7 @@ impl FixArgs {
             ("--format raw", self.format == FormatArg::Raw),
             ("--compress", self.compress),
             ("--verify-copy", self.verify_copy),
+            ("--resume", self.resume),
         ];
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),

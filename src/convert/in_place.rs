@@ -76,6 +76,7 @@ pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Dis
     Ok(Disks {
         targets,
         bytes: Bytes {
+            resumed: 0,
             virtual_size,
             read: 0,
             written: changed,

@@ -255,6 +255,10 @@ pub struct Level {
     pub block_device: bool,
     /// An overlay of ours: worth nothing once this process is gone.
     pub scratch: bool,
+    /// Made by this run to stay: what was flushed must survive a loss of power.
+    durable: bool,
+    /// What is written to it is compressed.
+    compress: bool,
     /// The open files: `path`, then the extents, then the data file. None of an overlay of ours.
     pub(super) held: Vec<Held>,
     /// What QEMU is given instead of a vmdk descriptor that names extents, or instead of a VHD's file.
@@ -293,6 +297,13 @@ impl Image {
         let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
         let named = Held::open(&path)?;
         let references = References::new(&named, allow);
+        let image = Self::open_levels(named, format, &references)?;
+        image.held().try_for_each(Held::refuse_if_vmware_has_it)?;
+        Ok(image)
+    }
+
+    fn open_levels(named: Held, format: Option<Format>, references: &References) -> Result<Self> {
+        let path = named.path().to_owned();
         let mut seen = Vec::new();
         let mut levels = Vec::new();
         let mut next = Some((named, format));
@@ -301,7 +312,7 @@ impl Image {
                 return Err(ImageError::TooDeep { path });
             }
             seen.push(file.id());
-            let (level, backing) = open_level(file, format, &references)?;
+            let (level, backing) = open_level(file, format, references)?;
             levels.push(level);
             next = backing;
         }
@@ -332,6 +343,8 @@ impl Image {
             data_file: None,
             block_device: false,
             scratch: true,
+            durable: false,
+            compress: false,
             held: Vec::new(),
             descriptor: None,
             head: None,
@@ -341,6 +354,45 @@ impl Image {
             merged: None,
         }];
         Self { levels }
+    }
+
+    /// A new image file of this run, which is to stay.
+    pub(super) fn target(path: &Path, format: Format, size: u64, compress: bool) -> Self {
+        Self {
+            levels: vec![Level {
+                path: path.to_owned(),
+                format,
+                subformat: None,
+                virtual_size: size,
+                size: 0,
+                allocated: 0,
+                extents: Vec::new(),
+                data_file: None,
+                block_device: false,
+                scratch: true,
+                durable: true,
+                compress,
+                held: Vec::new(),
+                descriptor: None,
+                head: None,
+                fixed: None,
+                flat: None,
+                shown: None,
+                merged: None,
+            }],
+        }
+    }
+
+    /// The same image, for writes that must survive a loss of power.
+    pub(super) fn durable(&self) -> Self {
+        let mut image = self.clone();
+        image.levels[0].durable = true;
+        image
+    }
+
+    /// By what each file of a source is known again in a later run.
+    pub(crate) fn identity(&self) -> Value {
+        self.held().map(Held::identity).collect()
     }
 
     /// What the overlays of this run are on: the image as it was opened.
@@ -415,6 +467,9 @@ impl Image {
     /// exports. Only the top level is ever opened for writing.
     pub fn blockdev(&self, writable: bool) -> Spec {
         let mut spec = self.spec_for(usize::from(writable));
+        if writable && self.top().compress {
+            spec.node = json!({"driver": "compress", "file": spec.node});
+        }
         spec.node["node-name"] = qsd::NODE.into();
         spec
     }
@@ -525,6 +580,31 @@ impl Image {
 }
 
 impl Level {
+    /// A file that was opened, before it was looked at.
+    fn of(file: &Held, format: Format) -> Self {
+        Self {
+            path: file.path().to_owned(),
+            format,
+            subformat: None,
+            virtual_size: 0,
+            size: file.size(),
+            allocated: file.allocated(),
+            extents: Vec::new(),
+            data_file: None,
+            block_device: file.is_block_device(),
+            scratch: false,
+            durable: false,
+            compress: false,
+            held: vec![file.clone()],
+            descriptor: None,
+            head: None,
+            fixed: None,
+            flat: None,
+            shown: None,
+            merged: None,
+        }
+    }
+
     /// Whether it is a flat VMDK on another host.
     pub(super) fn is_flat_remote(&self) -> bool {
         self.flat.is_some()
@@ -600,12 +680,13 @@ impl Level {
         let mut node = self.format_node(own, data, backing);
         node["read-only"] = (!writable).into();
         node["discard"] = if writable { "unmap" } else { "ignore" }.into();
-        node["detect-zeroes"] = if writable { "unmap" } else { "off" }.into();
+        let detect = writable && !self.durable;
+        node["detect-zeroes"] = if detect { "unmap" } else { "off" }.into();
         if self.scratch && self.subformat.is_none() {
             // How far QEMU sees at a time in what the overlay does not have: 512 MiB instead of 32.
             node["l2-cache-entry-size"] = json!(64 << 10);
         }
-        if writable && self.scratch {
+        if writable && self.scratch && !self.durable {
             node["cache"] = json!({"no-flush": true});
         }
         node
@@ -687,25 +768,7 @@ fn open_level(
         Some(format) => format,
         None => detected(&file)?,
     };
-    let mut level = Level {
-        path: path.into(),
-        format,
-        subformat: None,
-        virtual_size: 0,
-        size,
-        allocated: file.allocated(),
-        extents: Vec::new(),
-        data_file: None,
-        block_device: file.is_block_device(),
-        scratch: false,
-        held: vec![file.clone()],
-        descriptor: None,
-        head: None,
-        fixed: None,
-        flat: None,
-        shown: None,
-        merged: None,
-    };
+    let mut level = Level::of(&file, format);
     if format == Format::RAW {
         // Nothing QEMU could say about it; it counts in sectors, too.
         level.virtual_size = size.checked_next_multiple_of(512).unwrap_or(u64::MAX);

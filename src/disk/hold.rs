@@ -24,6 +24,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::chain::{ImageError, Result};
@@ -436,6 +437,19 @@ impl Held {
         self.0.written.store(true, Ordering::SeqCst);
     }
 
+    /// By what a later run knows the file again: where it is, how long, when it was written, its headers.
+    /// Not its owner or inode, which change without its contents.
+    pub(crate) fn identity(&self) -> Value {
+        let facts = &self.0.facts;
+        json!({
+            "path": crate::text::of_path(self.path()),
+            "size": facts.size,
+            "modified": [facts.modified.0, facts.modified.1],
+            "head": facts.head.map(|byte| format!("{byte:02x}")).concat(),
+            "writes": facts.writes.and_then(|writes| Some(json!([boot_id()?, writes.sectors]))),
+        })
+    }
+
     /// Fails when somebody else changed the file since it was opened. A new owner is no change:
     /// libvirt gives files away.
     pub fn check_unchanged(&self) -> Result<()> {
@@ -517,6 +531,12 @@ impl Fingerprint {
 }
 
 const REPLACED: &str = "another file took its name";
+
+/// Names this start of the host: what is counted since then is not comparable across a restart.
+fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
 
 /// By what a change is noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -60,7 +60,7 @@ impl Image {
 
     fn merge(&self, base: usize, merged: &Path) -> Result<()> {
         let size = self.virtual_size();
-        qemu_img::create_with(merged, "qcow2", LAYOUT, size)
+        qemu_img::create_with(merged, "qcow2", size, Some(LAYOUT))
             .map_err(|e| ImageError::from_tool(merged, e))?;
         let mut image = Self::scratch(merged, size);
         // Its clusters are smaller than those of other overlays.

@@ -28,6 +28,7 @@ mod merge;
 pub mod nbd;
 mod on_wire;
 pub mod partition;
+mod pool;
 pub mod remote;
 #[cfg(test)]
 mod short_tests;

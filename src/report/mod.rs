@@ -85,6 +85,8 @@ pub struct Bytes {
     pub written: u64,
     /// The rest: free, or never written.
     pub skipped: u64,
+    /// Of `read`, what an interrupted run had copied (`--resume`).
+    pub resumed: u64,
     /// What crossed the wire.
     pub fetched: u64,
     /// What only the source holds, all disks together; 0 where everything was copied.
@@ -92,9 +94,9 @@ pub struct Bytes {
 }
 
 /// The trim of one disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskTrim {
-    #[serde(serialize_with = "crate::text::json_path::serialize")]
+    #[serde(with = "crate::text::json_path")]
     pub disk: PathBuf,
     pub volumes: Vec<VolumeTrim>,
 }

@@ -240,16 +240,6 @@ impl MapLines {
     }
 }
 
-/// Creates an empty image with options of its format.
-pub fn create_with(file: &Path, format: &str, options: &str, size: u64) -> Result<()> {
-    cmd()
-        .args(["create", "-q", "-f", format, "-o", options, "--"])
-        .arg(protocol(file))
-        .arg(size.to_string())
-        .run()?;
-    Ok(())
-}
-
 fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
     let entries: Vec<MapEntry> =
         serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))?;
@@ -314,6 +304,19 @@ pub fn commit(spec: &Spec, progress: &mut dyn FnMut(f64)) -> Result<()> {
     Ok(())
 }
 
+/// Creates an empty image, with an `-o` option, e.g. `compression_type=zstd`.
+pub fn create_with(file: &Path, format: &str, size: u64, options: Option<&str>) -> Result<()> {
+    let options = options.map(|options| ["-o", options]);
+    cmd()
+        .args(["create", "-q", "-f", format])
+        .args(options.into_iter().flatten())
+        .arg("--")
+        .arg(protocol(file))
+        .arg(size.to_string())
+        .run()?;
+    Ok(())
+}
+
 /// Creates a qcow2 overlay over what is served on a Unix socket, for programs that open it by themselves.
 pub fn create_over(file: &Path, socket: &Path, export: &str, size: u64) -> Result<()> {
     let below = json!({
@@ -343,70 +346,6 @@ fn protocol(file: &Path) -> OsString {
     let mut name = OsString::from("file:");
     name.push(file);
     name
-}
-
-#[derive(Debug, Clone, Copy)]
-pub enum Target<'a> {
-    /// A new file of this format.
-    File {
-        path: &'a Path,
-        format: &'static str,
-        /// `-o` options, e.g. `compression_type=zstd`.
-        options: Option<&'static str>,
-        compress: bool,
-    },
-    /// Something that is there already, as a block device description.
-    Existing {
-        spec: &'a Spec,
-        /// It reads as zeroes from end to end, so zeroes need not be written.
-        zero: bool,
-    },
-}
-
-/// Copies the image, telling the fraction done (0 to 1) as it goes.
-pub fn convert(
-    source: &Spec,
-    target: Target<'_>,
-    cancel: Option<Arc<AtomicBool>>,
-    progress: &mut dyn FnMut(f64),
-) -> Result<()> {
-    let mut cmd = cmd_on(&[source]).args(["convert", "-p", "-m", "8"]);
-    let target = match target {
-        Target::File {
-            path,
-            format,
-            options,
-            compress,
-        } => {
-            // Compressed clusters are appended: writing them out of order would only cost.
-            cmd = cmd.args(["-O", format, if compress { "-c" } else { "-W" }]);
-            if let Some(options) = options {
-                cmd = cmd.args(["-o", options]);
-            }
-            protocol(path)
-        }
-        Target::Existing { spec, zero } => {
-            cmd = cmd.args(["-O", "raw", "-W", "-n"]);
-            if zero {
-                cmd = cmd.arg("--target-is-zero");
-            }
-            cmd = cmd.pass(&spec.given());
-            name(spec)
-        }
-    };
-    let mut parser = Progress::default();
-    // A line per hundredth of the disk.
-    cmd.patient(6)
-        .cancel_with(cancel)
-        .arg("--")
-        .arg(name(source))
-        .arg(target)
-        .run_with(&mut |chunk| {
-            if let Some(fraction) = parser.push(chunk) {
-                progress(fraction);
-            }
-        })?;
-    Ok(())
 }
 
 /// Compares what two images read as; the difference, when there is one.
