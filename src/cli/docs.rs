@@ -30,6 +30,7 @@ pages! {
     "first-boot": "docs/first-boot.md",
     "boot": "docs/boot.md",
     "later": "docs/later.md",
+    "rehearsal": "docs/rehearsal.md",
     "fleet": "docs/fleet/README.md",
     "engines": "docs/engines.md",
     "reliability": "docs/reliability.md",
