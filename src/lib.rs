@@ -48,6 +48,7 @@ pub mod source;
 mod testing;
 pub mod text;
 pub mod tool;
+mod transfer;
 pub mod ui;
 pub mod verify;
 #[allow(

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 const MAX_CHARS: usize = 256;
 
@@ -124,6 +125,49 @@ pub fn to_path(text: &str) -> PathBuf {
         rest = if code.is_some() { &tail[2..] } else { tail };
     }
     OsString::from_vec(bytes).into()
+}
+
+/// Paths that only this program knows, and what people call them.
+static CALLED: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// From now on texts for people and documents have `name` in the place of `path`.
+pub fn call(path: &Path, name: &str) {
+    let mut called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    called.push((path.to_string_lossy().into_owned(), name.to_owned()));
+}
+
+/// Text with the names of [`call`].
+pub fn called(text: &str) -> Cow<'_, str> {
+    let called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = Cow::Borrowed(text);
+    for (path, name) in called.iter() {
+        if text.contains(path) {
+            text = text.replace(path, name).into();
+        }
+    }
+    text
+}
+
+/// A path with the names of [`call`].
+pub fn called_path(path: &Path) -> PathBuf {
+    match path.to_str().map(called) {
+        Some(Cow::Owned(name)) => name.into(),
+        _ => path.to_owned(),
+    }
+}
+
+/// [`called`] for every text of a document.
+pub fn called_in(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => {
+            if let Cow::Owned(changed) = called(text) {
+                *text = changed;
+            }
+        }
+        serde_json::Value::Array(values) => values.iter_mut().for_each(called_in),
+        serde_json::Value::Object(fields) => fields.values_mut().for_each(called_in),
+        _ => {}
+    }
 }
 
 /// For `#[serde(with = "...")]` of a [`PathBuf`].

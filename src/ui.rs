@@ -16,6 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::text;
 
 /// Like `eprintln!`, but nobody reading stderr any more is no reason to stop.
 macro_rules! err {
@@ -393,7 +394,8 @@ impl Drop for Waiting {
 }
 
 /// The envelope every JSON document has.
-pub fn document(command: &str, body: Value) -> Value {
+pub fn document(command: &str, mut body: Value) -> Value {
+    text::called_in(&mut body);
     let mut document = json!({
         "schema": format!("hyper2kvm/{command}/1"),
         "version": env!("CARGO_PKG_VERSION"),
@@ -465,11 +467,19 @@ impl Progress {
         }
     }
 
+    fn left_out(&self) -> String {
+        let skipped = bytes(self.skipped);
+        match FETCHED.get() {
+            Some(fetched) => format!("{skipped} skipped, {} fetched", bytes(fetched())),
+            None => format!("{skipped} skipped"),
+        }
+    }
+
     fn plain(&self, done: u64, rate: f64, left: Option<f64>) -> String {
         let (label, total) = (&self.label, bytes(self.total));
         let mut line = format!("{label:>12} {} of {total}", bytes(done));
-        if self.skipped > 0 {
-            line += &format!(" ({} skipped)", bytes(self.skipped));
+        if self.skipped > 0 || FETCHED.get().is_some() {
+            line += &format!(" ({})", self.left_out());
         }
         // Before the first byte nobody knows.
         if let Some(left) = left {
@@ -485,6 +495,7 @@ impl Progress {
             "step": self.label, "done_bytes": done, "total_bytes": self.total,
             "skipped_bytes": self.skipped, "bytes_per_second": rate as u64,
             "seconds_left": left.map(|s| s as u64),
+            "fetched_bytes": FETCHED.get().map_or(0, |fetched| fetched()),
         })
     }
 
@@ -502,6 +513,14 @@ impl Progress {
             self.show(done);
         }
     }
+}
+
+/// Tells how many bytes have crossed the wire, where a source lies on another host.
+static FETCHED: OnceLock<fn() -> u64> = OnceLock::new();
+
+/// From now on progress names what was fetched.
+pub fn count_fetched(fetched: fn() -> u64) {
+    FETCHED.get_or_init(|| fetched);
 }
 
 /// A mark, and the text that continues beside it.
@@ -545,7 +564,10 @@ pub fn lost_output() -> Option<&'static str> {
 
 /// Removes what could steer a terminal: control characters and bidirectional overrides.
 pub fn clean(text: &str) -> String {
-    text.chars().filter(|c| !steers_terminal(*c)).collect()
+    text::called(text)
+        .chars()
+        .filter(|c| !steers_terminal(*c))
+        .collect()
 }
 
 /// For what programs say in several lines.

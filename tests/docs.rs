@@ -5,7 +5,7 @@
 //! (`docs/fleet/` by `tests/fleet.rs`, `docs/linux.md` by `tests/linux.rs`). Programs that act on other hosts,
 //! build or need a virtual machine are stood in for: those check that what they are given is there.
 //! hyper2kvm itself is real, but for the verbs that install packages or need a libvirtd (`tests/boot/` runs
-//! those): of these the arguments are checked. Commands and options named in the text go through the
+//! those), and for sources on other hosts (`tests/wire/`): of these the arguments are checked. Commands and options named in the text go through the
 //! program's own parser. Blocks marked `text` are for other hosts, or output.
 //!
 //! `HYPER2KVM_UPDATE=1 cargo test --test docs` writes the generated documents anew.
@@ -108,7 +108,7 @@ impl Desk {
             &bin.join("hyper2kvm"),
             &format!(
                 "#!/bin/sh\ncase \"$1 $*\" in\n\
-                 boot*|rehearse*|*--install*) exec {0} \"$@\" --help > help.txt ;;\n\
+                 boot*|rehearse*|*--install*|*://*|*--source-command*) exec {0} \"$@\" --help > help.txt ;;\n\
                  esac\nexec {0} \"$@\"\n",
                 binary()
             ),

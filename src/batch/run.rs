@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 use crate::convert::exchange;
 use crate::error::ErrorKind;
 use crate::report::Request;
+use crate::tool::pass::Passed;
 use crate::tool::privileges::Privileges;
 use crate::tool::{Cmd, ToolError, clean, stop};
+use crate::transfer::Pace;
 use crate::ui::{Board, Ui};
 
 use super::report::{Failure, Line, State};
@@ -167,6 +169,8 @@ struct Watch<'a> {
     finished: AtomicUsize,
     failed: AtomicUsize,
     board: Board,
+    /// They keep to their bandwidth together.
+    pace: Option<Arc<File>>,
 }
 
 impl Watch<'_> {
@@ -217,6 +221,10 @@ pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Lin
         finished: AtomicUsize::new(0),
         failed: AtomicUsize::new(0),
         board: ui.board(machines.len() as u64),
+        pace: Pace::shareable()
+            .inspect_err(|e| tracing::warn!("each machine has its own bandwidth: {e}"))
+            .ok()
+            .map(Arc::new),
     };
     let next = AtomicUsize::new(0);
     let lines: Mutex<Vec<Option<Line>>> = Mutex::new(machines.iter().map(|_| None).collect());
@@ -279,7 +287,8 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
                 slot.running = true;
                 slot.step = "starting".into();
             });
-            let ended = child(machine, dry_run, &mut |event| {
+            let pace = watch.pace.as_ref();
+            let ended = child(machine, dry_run, pace, &mut |event| {
                 watch.change(i, |slot| {
                     if let Some(step) = event["step"].as_str() {
                         slot.step = step.to_lowercase();
@@ -341,6 +350,7 @@ pub(crate) struct Ended {
 fn child(
     machine: &Machine,
     dry_run: bool,
+    pace: Option<&Arc<File>>,
     on_event: &mut dyn FnMut(&Value),
 ) -> Result<Ended, ToolError> {
     let mut command = Cmd::new(SELF)
@@ -354,6 +364,10 @@ fn child(
     }
     for (name, value) in &machine.env {
         command = command.env(name, value);
+    }
+    if let Some(file) = pace {
+        let passed = Passed::new(file.clone(), Path::new("bandwidth"), true);
+        command = command.env(Pace::VARIABLE, passed.name()).pass(&[passed]);
     }
     listen(command.arg("--").arg(&machine.source), on_event)
 }

@@ -14,8 +14,11 @@ use crate::files::create_passage;
 use crate::ui::{Ui, count, document};
 
 use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
+use super::source::FixArgs;
+use super::wire;
 
 pub const BATCH: &str = "batch";
+const SOURCE_COMMAND: &str = "source-command";
 
 #[derive(Debug, clap::Args)]
 pub struct BatchArgs {
@@ -210,8 +213,18 @@ fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Resul
     for (i, settings) in list.machines.iter().enumerate() {
         let merged = merge(list, settings, given, folder);
         let source = merged.get(SOURCE).and_then(|v| v.first());
-        let source = folder.join(source.map_or("", String::as_str));
-        let at = format!("machine {} ({})", i + 1, source.display());
+        let source = source.map_or("", String::as_str);
+        // A URL, or the name of what a program serves, is no path.
+        let elsewhere = source.contains("://") || merged.contains_key(SOURCE_COMMAND);
+        let source = match elsewhere {
+            true => PathBuf::from(source),
+            false => folder.join(source),
+        };
+        let at = match elsewhere {
+            // A password may stand in it.
+            true => format!("machine {}", i + 1),
+            false => format!("machine {} ({})", i + 1, source.display()),
+        };
         let machine = machine(source, merged, output, &at)?;
         let changes = machine.args.iter().any(|a| a == &*format!("--{IN_PLACE}"));
         in_place.push((real(&machine.source), changes));
@@ -236,7 +249,7 @@ pub(super) fn merge(list: &List, settings: &Settings, given: &Options, folder: &
                 return format!("{selector}:file:{}", folder.join(file).display());
             }
             let full = folder.join(v);
-            if path {
+            if path && v != "-" {
                 full.to_string_lossy().into_owned()
             } else {
                 v.clone()
@@ -257,8 +270,12 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
     let folder = merged.remove(OUTPUT_DIR).and_then(|v| v.into_iter().next());
     let (one, effective) = options::parse(&source, &merged)
         .map_err(|e| Error::usage(format!("{at}: {}", options::first_line(&e))))?;
-    let name = match one.fix.job() {
-        Ok(job) => safe_name(&job.machine.name),
+    let remote = remote(&one.fix).map_err(|mut error| {
+        error.message = format!("{at}: {}", error.message);
+        error
+    })?;
+    let name = match remote.map_or_else(|| named(&one.fix), Ok) {
+        Ok(name) => safe_name(&name),
         Err(mut error) if error.kind == ErrorKind::Usage => {
             error.message = format!("{at}: {}", error.message);
             return Err(error);
@@ -280,6 +297,32 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
         source,
         request: Box::new(move || Some(options::request(&one.fix.job().ok()?, &effective))),
     })
+}
+
+/// The name the description has for it.
+fn named(fix: &FixArgs) -> Result<String> {
+    fix.job().map(|job| job.machine.name)
+}
+
+/// The name of a machine on the wire: nothing is connected to before its turn comes.
+fn remote(fix: &FixArgs) -> Result<Option<String>> {
+    let args = &fix.source;
+    let at = wire::location(&args.source, &args.wire)?;
+    args.wire.check(at.as_ref())?;
+    let Some(at) = at else { return Ok(None) };
+    fix.refuse_in_place()?;
+    if args.wire.password_file.as_deref() == Some(Path::new("-")) {
+        return Err(Error::usage(
+            "standard input cannot be the password of the machines of a list",
+        )
+        .hint("name a file with `password-file`, readable for its owner only"));
+    }
+    let stem = Path::new(at.file_name()).file_stem().unwrap_or_default();
+    let name = match stem.to_string_lossy() {
+        stem if stem.is_empty() => at.host().to_owned(),
+        stem => stem.into_owned(),
+    };
+    Ok(Some(fix.name.clone().unwrap_or(name)))
 }
 
 /// Refuses machines that would get into each other's way.

@@ -15,12 +15,13 @@ use crate::evidence::{self, Archive};
 use crate::inspect::{Inspection, Severity};
 use crate::report::look::{self, Row};
 use crate::report::vm;
-use crate::source::{self, SourceKind, find};
+use crate::source::{self, SourceKind, find, mirror};
 use crate::tool::stop;
 use crate::ui::{Ui, bytes, count, document};
 
 use super::again;
 use super::source::SourceArgs;
+use super::wire::{self, WireArgs};
 
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
@@ -36,9 +37,12 @@ pub struct InspectArgs {
 }
 
 pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
+    let sources = located(args)?;
     args.source.confine(args.evidence.as_deref())?;
-    if args.more.is_empty() && is_one(&args.source.source) {
-        let seen = one(args, &args.source.source, ui)?;
+    if let [source] = &sources[..]
+        && is_one(source)
+    {
+        let seen = one(args, source, ui)?;
         let mut text = look::inspection(&seen.inspection, plan_command());
         if let Some(machine) = &seen.machine {
             machine.append_to(&mut text);
@@ -52,6 +56,8 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
         ui.quiet_warnings(&serious);
         show(ui, seen.archive.as_ref());
         let mut facts = seen.facts();
+        facts["transport"] = json!(mirror::transport(&sources[0]).name());
+        facts["bytes"] = json!({"fetched": mirror::fetched()});
         if let Some(archive) = &seen.archive {
             facts["evidence"] = json!(archive);
         }
@@ -61,7 +67,21 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
     if args.source.root.is_some() {
         return Err(Error::usage("--root is for one disk").hint("inspect that one alone"));
     }
-    several(args, ui)
+    several(args, &sources, ui)
+}
+
+/// The paths that stand for what was named. Those on the wire are connected to.
+fn located(args: &InspectArgs) -> Result<Vec<PathBuf>> {
+    let wire = &args.source.wire;
+    let named = || std::iter::once(&args.source.source).chain(&args.more);
+    let urls = named().map(|source| wire::location(source, wire));
+    let urls: Vec<_> = urls.collect::<Result<_>>()?;
+    let mut remote = urls.iter().flatten().peekable();
+    if remote.peek().is_none() {
+        wire.check(None)?;
+    }
+    remote.try_for_each(|at| wire.check(Some(at)))?;
+    named().map(|source| wire.locate(source)).collect()
 }
 
 /// The command that comes next: with the drivers, where they are not found without being named.
@@ -126,6 +146,8 @@ fn has_hyper_v_settings(folder: &Path) -> bool {
 fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
     let source = SourceArgs {
         source: path.to_path_buf(),
+        // What they say is done.
+        wire: WireArgs::default(),
         ..args.source.clone()
     };
     let machine = source.open()?;
@@ -167,9 +189,9 @@ fn show(ui: &Ui, archive: Option<&Archive>) {
 }
 
 /// A table; what cannot be inspected is a line of it.
-fn several(args: &InspectArgs, ui: &Ui) -> Result<()> {
+fn several(args: &InspectArgs, named: &[PathBuf], ui: &Ui) -> Result<()> {
     let mut sources = Vec::new();
-    for path in std::iter::once(&args.source.source).chain(&args.more) {
+    for path in named {
         if is_one(path) {
             sources.push(path.clone());
             continue;
@@ -220,7 +242,11 @@ fn several(args: &InspectArgs, ui: &Ui) -> Result<()> {
             .entry(verdict.as_str().unwrap_or_default().to_string())
             .or_default() += 1;
     }
-    let mut body = json!({"counts": verdicts, "machines": rows});
+    let mut body = json!({
+        "counts": verdicts,
+        "machines": rows,
+        "bytes": {"fetched": mirror::fetched()},
+    });
     if args.evidence.is_some()
         && let Some(body) = body.as_object_mut()
     {

@@ -23,6 +23,7 @@ pub mod release;
 pub mod rollback;
 pub mod source;
 pub mod verify;
+pub mod wire;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::mirror;
 use crate::tool::{host, stop};
 use crate::ui::{self, ProgressMode, Ui};
 
@@ -150,20 +152,36 @@ pub fn main() -> ExitCode {
             )
             .hint("a source is only ever written with --in-place; then `hyper2kvm rollback` restores it"))
         });
+    let outcome = outcome.map_err(with_trouble);
     let outcome = outcome.and_then(|()| match ui::lost_output() {
         Some(why) => Err(Error::failed("writing the result to standard output")
             .because(why.to_owned())
             .hint("what was asked for is done; only its result could not be printed")),
         None => Ok(()),
     });
-    match outcome {
+    let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let error = with_remedy(error);
             ui.error(&error);
             error.exit_code()
         }
+    };
+    mirror::close();
+    code
+}
+
+/// Why a source on the wire could not be read: who read it saw an input error and no more.
+fn with_trouble(error: Error) -> Error {
+    if error.kind != ErrorKind::Failed || error.is_interrupted() {
+        return error;
     }
+    let Some(trouble) = mirror::trouble() else {
+        return error;
+    };
+    let hint = trouble.hint();
+    let error = error.hint(format!("on the wire: {trouble}"));
+    hint.into_iter().fold(error, Error::hint)
 }
 
 /// The command line; help and usage errors have colours by the same rule as everything else.

@@ -16,6 +16,9 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use crate::convert::run::Job;
 use crate::error::Result;
 use crate::report::{Input, Request};
+use crate::source::mirror;
+use crate::text;
+use crate::wire::Transport;
 
 use super::convert::OneArgs;
 
@@ -28,6 +31,8 @@ pub const NAME: &str = "name";
 pub const FORCE: &str = "force";
 pub const DRY_RUN: &str = "dry-run";
 pub const IN_PLACE: &str = "in-place";
+/// How a copy is made, which does not shape what comes of it.
+const HOW_COPIED: [&str; 2] = ["resume", "bandwidth"];
 /// Secrets: never on a child's command line, never in a report.
 pub const KEY: &str = "key";
 
@@ -113,9 +118,12 @@ pub fn given_in(command: &Command, matches: &ArgMatches, everywhere: bool) -> Op
         } else {
             let raw = matches.get_raw(id).into_iter().flatten();
             raw.map(|value| {
-                let absolute = path.then(|| std::path::absolute(value).ok()).flatten();
+                // Of a password file it is standard input; a URL is no path.
+                let plain = value == "-" || value.to_string_lossy().contains("://");
+                let absolute = (path && !plain).then(|| std::path::absolute(value).ok());
+                let absolute = absolute.flatten();
                 match absolute {
-                    Some(path) => crate::text::of_path(&path).into_owned(),
+                    Some(path) => text::of_path(&path).into_owned(),
                     None => value.to_string_lossy().into_owned(),
                 }
             })
@@ -160,8 +168,8 @@ pub fn parse(source: &Path, options: &Options) -> Result<(OneArgs, Options), cla
 /// What goes into the report.
 pub fn request(job: &Job, options: &Options) -> Request {
     let mut options = options.clone();
-    for name in [OUTPUT_DIR, FORCE, DRY_RUN] {
-        options.remove(name);
+    for name in [OUTPUT_DIR, FORCE, DRY_RUN].iter().chain(&HOW_COPIED) {
+        options.remove(*name);
     }
     for key in options.get_mut(KEY).into_iter().flatten() {
         // For which volume there was a key, and no more.
@@ -177,7 +185,10 @@ pub fn request(job: &Job, options: &Options) -> Request {
     let mut inputs = Vec::new();
     if !job.in_place {
         let source = &job.source;
-        files.push(source.path.clone());
+        // On another host it has no file here; its disks tell whether it changed.
+        if mirror::transport(&source.path) == Transport::File {
+            files.push(source.path.clone());
+        }
         for disk in &source.vm.disks {
             let format = source.format.as_deref().or(disk.format.as_deref());
             let open = || {
@@ -188,7 +199,7 @@ pub fn request(job: &Job, options: &Options) -> Request {
             };
             match open() {
                 Some(image) => inputs.extend(image.held().map(|held| Input {
-                    path: held.path().to_owned(),
+                    path: text::called_path(held.path()),
                     size_bytes: held.size(),
                     modified_ms: held.modified_ms(),
                     inode: held.inode(),

@@ -15,6 +15,7 @@ use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
 use crate::disk::chain::Image;
 use crate::disk::links;
+use crate::disk::remote;
 use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::network::{self, Bridge, Mapping};
@@ -28,13 +29,17 @@ use crate::guest::keys::Keys;
 use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::report::Request;
-use crate::source::{self, SourceKind, SourceVm};
+use crate::source::{self, SourceKind, SourceVm, mirror};
+use crate::transfer::Pace;
+use crate::wire::Transport;
 
 use super::confine::{self, Writes};
+use super::wire::{self, WireArgs};
 
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
-    /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or machine (.vmx, .ovf, .ova, libvirt XML)
+    /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or machine (.vmx, .ovf, .ova, libvirt XML);
+    /// or the URL of one: ssh://, https://, nbd://, nbds://, nbd+unix://
     pub source: PathBuf,
     /// Format of the image; default: what qemu-img finds
     #[arg(long, value_name = "FORMAT", help_heading = "Source")]
@@ -63,6 +68,8 @@ pub struct SourceArgs {
     /// DISK/PARTITION, /dev/sdaN or the UUID of a LUKS volume; KEY is a passphrase or a recovery key (repeatable)
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE", display_order = 900)]
     pub key: Vec<String>,
+    #[command(flatten)]
+    pub wire: WireArgs,
 }
 
 #[derive(Debug, Args)]
@@ -233,6 +240,13 @@ pub struct FixArgs {
     /// Read source and copy again after the copy and compare them
     #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub verify_copy: bool,
+    /// Go on with a copy that was interrupted, in the same folder or device; from the start where there is
+    /// none. SIGINT and SIGTERM then leave what is copied. Other options must be as they were
+    #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
+    pub resume: bool,
+    /// MiB a second that are copied at most, all disks and all machines of a batch together
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576), help_heading = "Disks and copying")]
+    pub bandwidth: Option<u64>,
     /// Only show the plan
     #[arg(long)]
     pub dry_run: bool,
@@ -375,10 +389,17 @@ fn acceptable(id: &str) -> Result<String, String> {
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let keys = parsed_keys(&self.key)?;
+        let at = wire::location(&self.source, &self.wire)?;
+        self.wire.check(at.as_ref())?;
+        let path = self.wire.locate(&self.source)?;
         let options = source::Options {
             ovf_configuration: self.ovf_configuration.clone(),
         };
-        let mut vm = source::open_with(&self.source, &options).map_err(|e| {
+        let opened = match mirror::transport(&path) {
+            Transport::Nbd | Transport::Command => Ok(source::export(&path)),
+            _ => source::open_with(&path, &options),
+        };
+        let mut vm = opened.map_err(|e| {
             let shown = self.source.display();
             if let Some(blocker) = e.blocker() {
                 return Error::refused(format!("{shown} cannot be converted now"), vec![blocker]);
@@ -387,20 +408,26 @@ impl SourceArgs {
             let error = Error::failed(format!("opening {shown}")).because(e);
             hint.into_iter().fold(error, Error::hint)
         })?;
-        refuse_if_vmware_runs_it(&self.source, &vm)?;
+        refuse_if_vmware_runs_it(&path, &vm)?;
         self.refuse_older_links(&mut vm)?;
         Ok(SourceMachine {
             max_unpacked: self.max_unpacked.map(|mib| mib.saturating_mul(1 << 20)),
             no_appliance: self.engine == EngineArg::Embedded,
             vm,
-            path: self.source.clone(),
+            allow_backing: self.allowed(&path),
+            path,
             format: self.source_format.clone(),
-            allow_backing: self.allow_backing.clone(),
             root: self.root.clone(),
             force_dirty: false,
             keys,
             opened: Opened::default(),
         })
+    }
+
+    /// The directories of `--allow-backing`, on the host that has the source.
+    fn allowed(&self, path: &Path) -> Vec<PathBuf> {
+        let absolute = |folder: &PathBuf| remote::absolute(path, folder);
+        self.allow_backing.iter().map(absolute).collect()
     }
 
     /// The VM writes to the last link of a chain: an earlier one is old.
@@ -443,6 +470,8 @@ impl SourceArgs {
     /// For the verbs that only read: nothing is written but below this folder and where temporary files
     /// are, and there is no network. Not with a user's guestfish, as for `convert`.
     pub fn confine(&self, folder: Option<&Path>) -> Result<()> {
+        // Who dials out is started with what this process gives up now.
+        self.wire.locate(&self.source)?;
         if self.starts_a_daemon()? {
             return Ok(());
         }
@@ -512,12 +541,21 @@ pub(super) fn parsed_keys(key: &[String]) -> Result<Keys> {
     Ok(keys)
 }
 
+/// The limit of `--bandwidth`, kept together with the other machines of a batch.
+pub(super) fn pace(mib: Option<u64>) -> Result<Option<Pace>> {
+    let Some(mib) = mib else { return Ok(None) };
+    Pace::of_this_process(mib.saturating_mul(1 << 20))
+        .map(Some)
+        .map_err(|e| Error::failed("keeping to --bandwidth").because(e))
+}
+
 impl FixArgs {
     /// What the arguments and the source machine say together; arguments win.
     pub fn job(&self) -> Result<Job> {
         if self.compress && self.format == FormatArg::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
+        self.refuse_in_place()?;
         self.refuse_with_copy_later()?;
         let accept = Accepted::parse(&self.accept)?;
         let media_path = self.virtio_path();
@@ -591,6 +629,8 @@ impl FixArgs {
             trim: !self.no_trim,
             verify_copy: self.verify_copy,
             force: self.force,
+            resume: self.resume,
+            pace: pace(self.bandwidth)?,
             repair_bcd: self.repair_bcd,
             keep_tools: self.keep_tools,
             firstboot,
@@ -618,6 +658,7 @@ impl FixArgs {
             ("--format raw", self.format == FormatArg::Raw),
             ("--compress", self.compress),
             ("--verify-copy", self.verify_copy),
+            ("--resume", self.resume),
         ];
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),
@@ -631,6 +672,8 @@ impl FixArgs {
     /// From here on nothing is written but below the folder of the output, the devices named, `place` and
     /// where programs keep temporary files.
     pub fn confine(&self, place: Option<&Path>) -> Result<()> {
+        self.refuse_in_place()?;
+        self.source.wire.locate(&self.source.source)?;
         if self.source.starts_a_daemon()? {
             return Ok(());
         }
@@ -653,6 +696,18 @@ impl FixArgs {
                 .chain(self.source.sockets()?)
                 .collect(),
         })
+    }
+
+    /// Nothing is written on another host.
+    pub fn refuse_in_place(&self) -> Result<()> {
+        let at = wire::location(&self.source.source, &self.source.wire)?;
+        match at.filter(|_| self.in_place) {
+            None => Ok(()),
+            Some(at) => Err(Error::usage(format!(
+                "--in-place writes the source, and nothing is written on another host: {at}"
+            ))
+            .hint("leave --in-place out: the result is then a copy on this host")),
+        }
     }
 
     fn emit_kinds(&self) -> Vec<Emit> {

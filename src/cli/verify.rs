@@ -16,10 +16,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later;
 use crate::report::{Check, text};
+use crate::source::mirror;
 use crate::ui::{Styled, Tone, Ui};
 use crate::verify;
 
 use super::source::SourceArgs;
+use super::wire;
 
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("source", |source| source.help(
@@ -58,7 +60,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     let asked: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     let mut named = args.source.clone();
     let mut reported = Vec::new();
-    if named.source.is_dir() {
+    if wire::location(&named.source, &named.wire)?.is_none() && named.source.is_dir() {
         (named.source, reported) = folder(&args.source.source)?;
         let source = later::record::allowed_below(&args.source.source)?;
         named.allow_backing.extend(source);
@@ -92,7 +94,14 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     ui.quiet_warnings(&failed);
     ui.document(
         "verify",
-        json!({"ready": ready, "engine": engine.name(), "controllers": survey.inspection.controllers, "checks": checks}),
+        json!({
+            "ready": ready,
+            "engine": engine.name(),
+            "controllers": survey.inspection.controllers,
+            "checks": checks,
+            "transport": mirror::transport(&source.path).name(),
+            "bytes": {"fetched": mirror::fetched()},
+        }),
     );
     if ready {
         return Ok(());

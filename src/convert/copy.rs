@@ -1,19 +1,25 @@
 //! The copy of all disks of a machine: what they hold is measured first, space is checked for all of
-//! them together, then they are copied side by side with one progress. One failing stops the others.
+//! them together, then they are copied side by side with one progress. One failing stops the others. What
+//! is copied is recorded, so that an interrupted copy can go on ([`super::resume`]).
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::json;
+
 use crate::disk::chain::Image;
-use crate::disk::copy::{self, Copied, CopyOptions, TargetFormat};
-use crate::disk::device::Device;
+use crate::disk::copy::{self, Copied, CopyError, CopyOptions, Record, TargetFormat};
+use crate::disk::device::{Device, DeviceError};
 use crate::domain::DiskFormat;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
 use crate::report::{Bytes, DiskTrim};
+use crate::tool::stop;
+use crate::transfer::Extents;
 use crate::ui::Ui;
 
 use super::devices::Devices;
@@ -21,6 +27,7 @@ use super::engine::Engine;
 use super::in_place::absolute;
 use super::machine::TargetDisk;
 use super::output::OutputFolder;
+use super::resume::{self, Resumed};
 use super::run::{Job, work_file};
 use super::session::{Session, Source};
 
@@ -40,27 +47,70 @@ pub enum Target {
 }
 
 /// One disk to copy.
-pub struct DiskCopy {
+struct DiskCopy {
     pub image: Image,
     pub target: Target,
     /// Bytes the image has data for.
     pub live: u64,
     /// What a file with them takes.
     pub size: u64,
+    ranges: Arc<Extents>,
+    record: Record,
+}
+
+/// A conversion whose disks are ready to be copied.
+pub(super) struct Begun<'a> {
+    pub(super) folder: &'a OutputFolder,
+    pub(super) devices: &'a Devices,
+    pub(super) resumed: Option<&'a Resumed>,
+    /// What a run that goes on must decide again.
+    pub(super) decided: &'a serde_json::Value,
+}
+
+/// Why a disk was not copied.
+struct Failure {
+    error: Error,
+    /// Nothing is wrong with what was copied.
+    can_be_resumed: bool,
+}
+
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Self {
+        Self {
+            can_be_resumed: error.can_be_resumed(),
+            error: error.into(),
+        }
+    }
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        Self {
+            can_be_resumed: matches!(&error, DeviceError::Copy(e) if e.can_be_resumed()),
+            error: error.into(),
+        }
+    }
 }
 
 impl DiskCopy {
-    fn copy(&self, how: &CopyOptions, progress: &mut dyn FnMut(f64)) -> Result<Copied> {
+    fn copy(&self, how: &CopyOptions, progress: &mut dyn FnMut(f64)) -> Result<Copied, Failure> {
         match &self.target {
             Target::File(path) => Ok(copy::copy(&self.image, path, how, progress)?),
-            Target::Device { device, scratch } => {
-                device.fill(&self.image, scratch, how, progress)?;
-                Ok(Copied {
-                    virtual_size: self.image.virtual_size(),
-                    written: self.live,
-                })
-            }
+            Target::Device { device, scratch } => Ok(Copied {
+                virtual_size: self.image.virtual_size(),
+                written: self.live,
+                resumed: device.fill(&self.image, scratch, how, progress)?,
+            }),
         }
+    }
+
+    /// What a file still takes on the host.
+    fn size_left(&self) -> u64 {
+        let Target::File(path) = &self.target else {
+            return 0;
+        };
+        let there = path.symlink_metadata().map_or(0, |meta| meta.blocks());
+        self.size.saturating_sub(there.saturating_mul(512))
     }
 }
 
@@ -122,10 +172,13 @@ pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> 
 pub(super) fn to_targets(
     job: &Job,
     ui: &Ui,
-    folder: &OutputFolder,
-    devices: &Devices,
     disks: Vec<Arriving>,
+    trim: &[DiskTrim],
+    begun: &Begun<'_>,
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
+    let Begun {
+        folder, devices, ..
+    } = begun;
     let (mut copies, mut targets) = (Vec::new(), Vec::new());
     for (i, disk) in disks.into_iter().enumerate() {
         let file = file_name(job, i);
@@ -146,9 +199,14 @@ pub(super) fn to_targets(
         };
         let data = DataMap::of(&disk.image)?;
         let size_bytes = disk.image.virtual_size();
+        let what = json!({
+            "source": disk.image.identity(), "size": size_bytes, "file": file,
+        });
         copies.push(DiskCopy {
             live: data.bytes,
             size: data.copy_size(size_bytes),
+            ranges: Arc::new(data.extents(size_bytes)),
+            record: resume::record(folder, i, what)?,
             image: disk.image,
             target,
         });
@@ -179,24 +237,50 @@ pub(super) fn to_targets(
         },
         compress: job.compress,
         compare: job.verify_copy,
-        target_is_zero: job.target_is_zero,
-        cancel: None,
+        pace: job.pace.clone(),
+        ..CopyOptions::default()
     };
-    let copied = copy_all(ui, &copies, &options)?;
+    for copy in &copies {
+        copy.image.announce();
+    }
+    let disks = copies.iter().map(|c| {
+        let overlay = c.image.top().scratch.then(|| c.image.path());
+        (c.image.identity(), overlay)
+    });
+    resume::save(job, folder, begun.decided, disks.collect(), trim)?;
+    let copied = copy_all(ui, &copies, &options).map_err(|failure| kept(job, folder, failure))?;
     let bytes = Bytes {
+        resumed: copied.iter().map(|c| c.resumed).sum(),
         virtual_size,
         read: live,
         written: copied.iter().map(|c| c.written).sum(),
         skipped: virtual_size.saturating_sub(live),
-        left: 0,
+        ..Bytes::default()
     };
     Ok((targets, bytes))
 }
 
+/// Leaves the partial folder where it is of use, and says so.
+fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
+    let Failure {
+        error,
+        can_be_resumed,
+    } = failure;
+    // A user who said `--resume` wants no copy to be lost.
+    let stopped = job.resume && (error.is_interrupted() || stop::requested());
+    folder.keep(can_be_resumed || stopped);
+    match folder.is_kept() {
+        true => error.hint(
+            "what is copied is kept: the same command with --resume goes on, without it the next run starts over",
+        ),
+        false => error,
+    }
+}
+
 /// Copies every disk, or none: the first failure stops the rest.
-pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Copied>> {
+fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Copied>, Failure> {
     let files = disks.iter().filter_map(|d| match &d.target {
-        Target::File(path) => Some((path.parent()?, d.size)),
+        Target::File(path) => Some((path.parent()?, d.size_left())),
         Target::Device { .. } => None,
     });
     let needed = files.clone().map(|(_, n)| n).fold(0, u64::saturating_add);
@@ -210,7 +294,7 @@ pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Ve
     let done: Vec<AtomicU64> = disks.iter().map(|_| AtomicU64::new(0)).collect();
     let cancel = Arc::new(AtomicBool::new(false));
     let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<Option<Result<Copied>>>> =
+    let results: Mutex<Vec<Option<Result<Copied, Failure>>>> =
         Mutex::new(disks.iter().map(|_| None).collect());
 
     let work = || {
@@ -219,6 +303,8 @@ pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Ve
             let Some(disk) = disks.get(i) else { break };
             let options = CopyOptions {
                 cancel: Some(cancel.clone()),
+                ranges: Some(disk.ranges.clone()),
+                record: Some(disk.record.clone()),
                 ..options.clone()
             };
             let result = disk.copy(&options, &mut |fraction| {
@@ -252,18 +338,19 @@ pub fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Ve
 
 /// All copies, or the error that is the cause of it all: those that were stopped because another one
 /// failed are not it.
-fn outcome(results: Vec<Option<Result<Copied>>>) -> Result<Vec<Copied>> {
+fn outcome(results: Vec<Option<Result<Copied, Failure>>>) -> Result<Vec<Copied>, Failure> {
     let mut copies = Vec::new();
-    let mut first: Option<Error> = None;
+    let mut first: Option<Failure> = None;
     for result in results.into_iter().flatten() {
         match result {
             Ok(copied) => copies.push(copied),
-            Err(error) => {
-                let better = first.as_ref().is_none_or(|f| {
-                    f.kind == ErrorKind::Interrupted && error.kind != ErrorKind::Interrupted
-                });
+            Err(failure) => {
+                let is_cause = |f: &Failure| f.error.kind != ErrorKind::Interrupted;
+                let better = first
+                    .as_ref()
+                    .is_none_or(|f| !is_cause(f) && is_cause(&failure));
                 if better {
-                    first = Some(error);
+                    first = Some(failure);
                 }
             }
         }
@@ -280,16 +367,27 @@ mod tests {
         let copied = Copied {
             virtual_size: 1,
             written: 1,
+            resumed: 0,
         };
-        let stopped = || Some(Err(Error::new(ErrorKind::Interrupted, "stopped")));
-        let full = || Some(Err(Error::failed("full")));
-        assert_eq!(outcome(vec![Some(Ok(copied))]).unwrap(), [copied]);
+        let failure = |error, can_be_resumed| {
+            Some(Err(Failure {
+                error,
+                can_be_resumed,
+            }))
+        };
+        let stopped = || failure(Error::new(ErrorKind::Interrupted, "stopped"), false);
+        let full = || failure(Error::failed("full"), true);
+        assert!(outcome(vec![Some(Ok(copied))]).is_ok_and(|all| all == [copied]));
         for results in [
             vec![stopped(), full(), None],
             vec![full(), stopped()],
             vec![Some(Ok(copied)), full()],
         ] {
-            assert_eq!(outcome(results).unwrap_err().message, "full");
+            let Err(failure) = outcome(results) else {
+                panic!("one of them failed");
+            };
+            assert_eq!(failure.error.message, "full");
+            assert!(failure.can_be_resumed);
         }
     }
 }

@@ -35,6 +35,7 @@ impl Devices {
             write,
             force: job.force,
             zero: job.target_is_zero,
+            resume: job.resume,
         };
         let mut devices = Vec::new();
         for (name, disk) in names.iter().zip(disks) {

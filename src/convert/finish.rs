@@ -22,6 +22,7 @@ use crate::report::vm;
 use crate::report::{ActionLine, Outputs, Report, Timings};
 use crate::tool::{self, Cmd};
 use crate::verify;
+use crate::wire::Transport;
 
 use super::copy;
 use super::later::{self, Copying};
@@ -372,6 +373,7 @@ pub(super) fn finish(
         warnings,
         timings: Timings::default(),
         bytes,
+        transport: Transport::File.name(),
         trim: fixed.trim,
         request: job.request.clone(),
         inspection: fixed.before,

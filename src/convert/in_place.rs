@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::{self, Changing};
 use crate::fix::journal::{DiskRef, Journal, State};
 use crate::report::Bytes;
+use crate::text;
 use crate::tool::qemu_img;
 use crate::ui::Ui;
 
@@ -22,7 +23,7 @@ use super::vm::VmDisks;
 /// The disks that are changed where they lie, the one with Windows first.
 pub(super) fn journal_disks(disks: &VmDisks, in_place: bool) -> Result<(DiskRef, Vec<DiskRef>)> {
     let of = |image: Image| DiskRef {
-        path: image.path().to_path_buf(),
+        path: text::called_path(image.path()),
         format: image.format().driver().to_string(),
         size_bytes: image.virtual_size(),
         in_place,
@@ -75,11 +76,12 @@ pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Dis
     Ok(Disks {
         targets,
         bytes: Bytes {
+            resumed: 0,
             virtual_size,
             read: 0,
             written: changed,
             skipped: virtual_size.saturating_sub(changed),
-            left: 0,
+            ..Bytes::default()
         },
         fixed,
     })

@@ -32,8 +32,9 @@ use crate::report::vm;
 use crate::report::{ActionLine, Bytes, Check, CheckState, Report, Timings};
 use crate::tool::{self, host, qemu_img, virt_v2v};
 use crate::ui::{Styled, Tone, Ui, document};
+use crate::wire::Transport;
 
-use super::copy::{self, Arriving};
+use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
 use super::finish;
 use super::in_place::data_sector_size;
@@ -41,6 +42,7 @@ use super::later::{self, Copying, Kept};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::output::OutputFolder;
 use super::prepare;
+use super::resume::Resumed;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
 use super::session::{Names, Source, SourceMachine, announce_appliance};
 use super::space::{self, Needs};
@@ -398,22 +400,42 @@ struct Made {
     way: Way,
 }
 
+/// A conversion that was begun before the guest was known.
+pub(super) struct Started<'a> {
+    pub(super) devices: &'a Devices,
+    pub(super) resumed: Option<&'a Resumed>,
+    pub(super) at: Instant,
+}
+
 pub(super) fn convert(
     job: &Job,
     ui: &Ui,
     mut folder: OutputFolder,
     disks: &[Source],
-    devices: &Devices,
     mut inspection: Inspection,
-    start: Instant,
+    from: Started<'_>,
 ) -> Result<Report> {
+    let Started {
+        devices,
+        mut resumed,
+        at: start,
+    } = from;
     let plan = decide_all(job, ui, disks, &mut inspection, folder.target())?;
     if !plan.blockers.is_empty() {
         return Err(prepare::refused(&inspection, plan.blockers));
     }
+    let decided = plan.document(&inspection);
+    if let Some(before) = resumed {
+        before.check_plan(&decided)?;
+        if before.has_overlays() {
+            tracing::warn!("starting over: what was made of the guest is not used again");
+            folder.start_over()?;
+            resumed = None;
+        }
+    }
     save_json(
         &folder.path().join("plan.json"),
-        document("plan", plan.document(&inspection)),
+        document("plan", decided.clone()),
     )?;
     point("inspected")?;
     let inspect_s = start.elapsed().as_secs_f64();
@@ -434,7 +456,13 @@ pub(super) fn convert(
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
-    let (targets, bytes) = copy_disks(job, ui, &folder, devices, &made)?;
+    let begun = Begun {
+        folder: &folder,
+        devices,
+        resumed,
+        decided: &decided,
+    };
+    let (targets, bytes) = copy_disks(job, ui, &made, &begun)?;
     if job.verify_copy {
         checks.push(check(
             "copy-identical",
@@ -493,6 +521,7 @@ pub(super) fn convert(
             total_s: start.elapsed().as_secs_f64(),
         },
         bytes,
+        transport: Transport::File.name(),
         trim: Vec::new(),
         request: job.request.clone(),
         inspection,
@@ -775,9 +804,8 @@ fn check(id: &'static str, ok: bool, message: &str) -> Check {
 fn copy_disks(
     job: &Job,
     ui: &Ui,
-    folder: &OutputFolder,
-    devices: &Devices,
     made: &Made,
+    begun: &Begun<'_>,
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     stopped()?;
     if job.copying == Copying::Later {
@@ -791,7 +819,7 @@ fn copy_disks(
                 })
             })
             .collect();
-        return later::keep(job, ui, folder, kept?);
+        return later::keep(job, ui, begun.folder, kept?);
     }
     let mut disks = Vec::new();
     for (i, image) in made.images.iter().enumerate() {
@@ -802,5 +830,5 @@ fn copy_disks(
             boot_order: (i == 0).then_some(1),
         });
     }
-    copy::to_targets(job, ui, folder, devices, disks)
+    copy::to_targets(job, ui, disks, &[], begun)
 }

@@ -18,6 +18,7 @@ pub mod place;
 mod predict;
 pub mod prepare;
 mod replace;
+mod resume;
 pub mod run;
 pub mod session;
 mod space;

@@ -15,8 +15,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Access, Mode, OFlags, access, fchmod, fstat, fsync, openat, renameat};
+use rustix::fs::{Access, FileType, Mode, OFlags, access, fchmod, fstat, fsync, openat, renameat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -39,6 +40,8 @@ pub struct Preference<'a> {
     pub force: bool,
     /// It will hold what undoes a fix in place.
     pub undo: bool,
+    /// Take over what an interrupted copy left.
+    pub resume: bool,
     /// Lists the files of the source; asked only when something is to be removed.
     pub sources: Option<&'a dyn Fn() -> Vec<PathBuf>>,
 }
@@ -55,6 +58,9 @@ pub struct OutputFolder {
     existed: bool,
     lock: TargetLock,
     done: bool,
+    taken_over: bool,
+    /// An interrupted copy that a later run can go on with.
+    kept: AtomicBool,
 }
 
 /// The descriptions of the VM, which are text, name the files in it.
@@ -117,8 +123,18 @@ impl OutputFolder {
             last: false,
         };
         let situation = replace::look(&place.parent, &place.target, &terms)?;
-        place.remove_dead(&sources)?;
-        let fd = place.create_partial()?;
+        let left = match preference.resume {
+            true => place.left_copy(&sources)?,
+            false => None,
+        };
+        let taken_over = left.is_some();
+        let fd = match left {
+            Some(fd) => fd,
+            None => {
+                place.remove_dead(&sources)?;
+                place.create_partial()?
+            }
+        };
         if preference.undo {
             // Its saved blocks must be found after a loss of power.
             fsync(&place.parent).map_err(|e| cannot_write(&place.target, e.into()))?;
@@ -131,12 +147,44 @@ impl OutputFolder {
             existed: !matches!(situation, Situation::Free),
             lock,
             done: false,
+            taken_over,
+            kept: AtomicBool::new(taken_over),
             place,
         };
         if folder.existed {
             folder.place.check_attributes(&folder.fd, preference.undo)?;
         }
         Ok(folder)
+    }
+
+    /// Whether it holds what an interrupted copy left.
+    pub(super) fn was_taken_over(&self) -> bool {
+        self.taken_over
+    }
+
+    /// Removes what was taken over.
+    pub(super) fn start_over(&mut self) -> Result<()> {
+        self.check_name()?;
+        self.place.remove_dead(&self.sources)?;
+        self.fd = self.place.create_partial()?;
+        self.taken_over = false;
+        self.keep(false);
+        Ok(())
+    }
+
+    /// Whether the partial folder stays when this run fails: a later one can go on with it.
+    pub(super) fn keep(&self, kept: bool) {
+        self.kept.store(kept, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::SeqCst)
+    }
+
+    /// Makes everything in the partial folder durable, and its name.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        sync_all(&self.fd)?;
+        Ok(fsync(&self.place.parent)?)
     }
 
     /// Where the work happens.
@@ -331,7 +379,7 @@ impl OutputFolder {
 
 impl Drop for OutputFolder {
     fn drop(&mut self) {
-        if !self.done {
+        if !self.done && !self.is_kept() {
             self.discard();
         }
         // The lock goes last.
@@ -414,7 +462,7 @@ fn sync_all(folder: &OwnedFd) -> io::Result<()> {
         let name = Path::new(&name);
         if is_directory(&stat) {
             sync_all(&open_directory(folder, name)?)?;
-        } else {
+        } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
             let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
             fsync(openat(folder, name, flags, Mode::empty())?)?;
         }

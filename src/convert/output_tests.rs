@@ -9,6 +9,7 @@ use crate::error::ErrorKind;
 const FORCE: Preference = Preference {
     force: true,
     undo: false,
+    resume: false,
     sources: None,
 };
 
@@ -289,6 +290,7 @@ fn the_source_is_not_replaced_by_its_result() {
         let preference = Preference {
             force: true,
             undo: false,
+            resume: false,
             sources: Some(&sources),
         };
         let error = refusal(&target, &preference);

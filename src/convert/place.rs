@@ -20,6 +20,7 @@ use crate::fix::trusted::{TrustError, TrustedFolder};
 use crate::lock::{FileLock, LockError};
 
 use super::replace::inside;
+use super::resume;
 
 const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
@@ -187,6 +188,20 @@ impl Place {
         let partial = self.path(&self.partial);
         tracing::info!("removing {}, left by a killed run", partial.display());
         fs::remove_dir_all(&partial).map_err(|e| cannot_write(&partial, e))
+    }
+
+    /// What an interrupted copy left, when only the caller or root can have written it.
+    pub(super) fn left_copy(&self, sources: &[PathBuf]) -> Result<Option<OwnedFd>> {
+        if self.stat(&self.partial).is_none() {
+            return Ok(None);
+        }
+        self.check_dead(sources)?;
+        let fd = match self.directory(&self.partial) {
+            Ok(fd) => fd,
+            Err(_) => return Ok(None),
+        };
+        let there = statat(&fd, resume::file(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        Ok(there.then_some(fd))
     }
 
     pub(super) fn create_partial(&self) -> Result<OwnedFd> {

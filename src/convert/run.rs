@@ -20,18 +20,21 @@ use crate::fix::apply::{self, Fix, Walked, Walking};
 use crate::fix::journal::{self, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{DiskId, FsKind, GuestRead, Volume};
+use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
 use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later::holes;
 use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
+use crate::source::mirror;
+use crate::text;
 use crate::tool::stop;
+use crate::transfer::Pace;
 use crate::ui::{Ui, count, document};
 use crate::verify;
 
-use super::copy::{self, Arriving};
+use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::finish;
@@ -44,8 +47,9 @@ use super::name::safe_name;
 use super::output::{OutputFolder, Preference};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
+use super::resume::{self, Resumed};
 use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
-use super::vm::{ChangedDisk, OpenDisk, VmDisks, VmSession};
+use super::vm::{ChangedDisk, OpenDisk, Opening, VmDisks, VmSession};
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
@@ -84,6 +88,9 @@ pub struct Job {
     /// Compare source and copy after the copy.
     pub verify_copy: bool,
     pub force: bool,
+    /// Goes on with an interrupted copy.
+    pub resume: bool,
+    pub(crate) pace: Option<Pace>,
     /// `--repair-bcd`.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services as they are.
@@ -119,6 +126,7 @@ impl Job {
         Preference {
             force: self.force,
             undo: self.in_place,
+            resume: self.resume,
             sources: Some(sources),
         }
     }
@@ -278,12 +286,15 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let media = job.media_if_named()?;
     let sources = || source_files(job);
     let mut folder = OutputFolder::create(&job.target_folder(), &job.preference(&sources))?;
+    resume::refuse_packed(job, &mut folder)?;
     let disks = job.source.disks(&folder.path().join(WORK))?;
     let source = first(&disks)?;
     check_in_place(job, &disks)?;
     let devices = Devices::claim(job, &disks, true)?;
     disks.check_kernel()?;
 
+    let changed = |disk: &Source| disks.is_changed(disk.id);
+    let resumed = Resumed::take(job, ui, &mut folder, &disks, &changed)?;
     ui.status("Inspecting", &source.path.display().to_string());
     let overlay = |source: &Source| match disks.is_system(source.id) {
         true => Ok(folder.path().join(OVERLAY)),
@@ -291,7 +302,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     };
     let open = |engine: Engine, source: &Source| {
         let image = source.image()?;
-        if engine.reads_directly(&image)? {
+        if resumed.is_some() || engine.reads_directly(&image)? {
             return read_only(engine, source);
         }
         let overlay = overlay(source)?;
@@ -303,10 +314,18 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let (mut session, survey) = VmSession::open(job.engine, &disks, ui, open)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
-        return linux::convert(job, ui, folder, &disks, &devices, survey.inspection, start);
+        let from = linux::Started {
+            devices: &devices,
+            resumed: resumed.as_ref(),
+            at: start,
+        };
+        return linux::convert(job, ui, folder, &disks, survey.inspection, from);
     }
     // While the plan is made.
-    let opening = session.open_overlays(&disks, overlay)?;
+    let opening = match &resumed {
+        Some(_) => Opening::default(),
+        None => session.open_overlays(&disks, overlay)?,
+    };
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
         survey: &survey,
@@ -340,23 +359,29 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
-    let fixed = fix(
-        job,
-        ui,
-        &folder,
-        &disks,
-        session,
-        survey,
-        &prepared,
-        &prepared.media(media.as_ref()),
-    )?;
+    let media = prepared.media(media.as_ref());
+    let fixed = match &resumed {
+        Some(resumed) => fixed_before(
+            ui, &folder, &disks, session, survey, &prepared, &media, resumed,
+        )?,
+        None => fix(job, ui, &folder, &disks, session, survey, &prepared, &media)?,
+    };
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
     let made = match job.copying {
         _ if job.in_place => in_place(ui, &disks, fixed)?,
         Copying::Later => later::keep_fixed(job, ui, &folder, &disks, fixed)?,
-        Copying::Now => copy_disks(job, ui, &folder, &disks, &devices, fixed)?,
+        Copying::Now => {
+            let decided = decided(&prepared.plan);
+            let begun = Begun {
+                folder: &folder,
+                devices: &devices,
+                resumed: resumed.as_ref(),
+                decided: &decided,
+            };
+            copy_disks(job, ui, &disks, fixed, &begun)?
+        }
     };
     let copy_s = copy_start.elapsed().as_secs_f64();
 
@@ -418,8 +443,10 @@ pub(super) fn save_report(
     plan: &plan::Plan,
 ) -> Result<()> {
     report.warnings.extend(folder.notes()?);
+    report.transport = mirror::transport(&job.source.path).name();
+    report.bytes.fetched = mirror::fetched();
     let extras = super::page::extras(job, folder.path(), report);
-    let page = report::html::page(report, plan, &extras);
+    let page = text::called(&report::html::page(report, plan, &extras)).into_owned();
     let path = folder.path().join("report.html");
     std::fs::write(&path, page)
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
@@ -437,6 +464,11 @@ pub(super) fn save_report(
     point("devices-finished")
         .and_then(|()| folder.complete())
         .inspect_err(|_| devices.give_up())
+}
+
+/// What a run with the same options must decide again to go on with this one.
+fn decided(plan: &plan::Plan) -> serde_json::Value {
+    serde_json::json!(plan.actions)
 }
 
 /// The proved overlays and what is known of them.
@@ -474,20 +506,11 @@ fn fix(
         }
     }
     let (disk, others) = journal_disks(disks, job.in_place)?;
+    let check = second_reader(&session, volume);
     let failed = |e: journal::JournalError| Error::failed("keeping the journal").because(e);
     let mut journal =
         Journal::create(folder.path(), disk, others, apply::records(plan)).map_err(failed)?;
     let engine = session.engine;
-    // BitLocker is opened in this process, whoever wrote to it.
-    let contained = |v: &Volume| {
-        let container = v.state.container;
-        v.id == volume && container.is_some_and(|kind| kind != FsKind::Bitlocker)
-    };
-    let check = if session.reader().volumes().iter().any(contained) {
-        Engine::OPENED
-    } else {
-        Engine::EMBEDDED
-    };
     let Survey { inspection, hives } = survey;
     let mut walking = Vec::new();
     if let Some(hives) = hives
@@ -526,6 +549,55 @@ fn fix(
     let written = walking.into_iter().map(Walking::join).collect();
     let fixed = prove(
         ui, check, disks, images, journal, prepared, media, inspection, trim, written,
+    )?;
+    Ok(Fixed { engine, ..fixed })
+}
+
+/// What reads the result back.
+fn second_reader(session: &VmSession, system: VolumeId) -> Engine {
+    // BitLocker is opened in this process, whoever wrote to it.
+    let contained = |v: &Volume| {
+        let container = v.state.container;
+        v.id == system && container.is_some_and(|kind| kind != FsKind::Bitlocker)
+    };
+    match session.reader().volumes().iter().any(contained) {
+        true => Engine::OPENED,
+        false => Engine::EMBEDDED,
+    }
+}
+
+/// The overlays of an interrupted run, verified again. Nothing is fixed.
+#[expect(clippy::too_many_arguments)]
+fn fixed_before(
+    ui: &Ui,
+    folder: &OutputFolder,
+    disks: &VmDisks,
+    session: VmSession,
+    survey: Survey,
+    prepared: &Prepared,
+    media: &dyn Media,
+    resumed: &Resumed,
+) -> Result<Fixed> {
+    stopped()?;
+    resumed.check_plan(&decided(&prepared.plan))?;
+    let journal = Journal::load(&folder.path().join(journal::FILE_NAME))
+        .map_err(|e| Error::failed("reading the journal of the interrupted run").because(e))?;
+    let engine = session.engine;
+    let check = second_reader(&session, prepared.windows.system_volume);
+    session.close()?;
+    let mut images = BTreeMap::new();
+    for (i, source) in disks.iter().enumerate() {
+        if let Some(overlay) = resumed.overlay(folder, i)
+            && disks.is_changed(source.id)
+        {
+            images.insert(source.id, source.image()?.with_overlay(&overlay)?);
+        }
+    }
+    let (before, trim) = (survey.inspection, resumed.trim());
+    // What the hives hold is known to the run that wrote them: here they are walked anew.
+    let written = Vec::new();
+    let fixed = prove(
+        ui, check, disks, images, journal, prepared, media, before, trim, written,
     )?;
     Ok(Fixed { engine, ..fixed })
 }
@@ -635,16 +707,19 @@ pub(super) struct Disks {
 fn copy_disks(
     job: &Job,
     ui: &Ui,
-    folder: &OutputFolder,
     disks: &VmDisks,
-    devices: &Devices,
     mut fixed: Fixed,
+    begun: &Begun<'_>,
 ) -> Result<Disks> {
+    let folder = begun.folder;
     let mut arriving = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
         stopped()?;
+        let left = begun.resumed.and_then(|resumed| resumed.overlay(folder, i));
         let image = if let Some(image) = fixed.images.get(&disk.id) {
             image.clone()
+        } else if let Some(overlay) = left {
+            disk.image()?.with_overlay(&overlay)?
         } else if job.trim {
             let overlay = work_file(folder, &format!("overlay-{i}.qcow2"))?;
             let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
@@ -660,7 +735,7 @@ fn copy_disks(
             boot_order: disks.boot_order(disk.id),
         });
     }
-    let (targets, bytes) = copy::to_targets(job, ui, folder, devices, arriving)?;
+    let (targets, bytes) = copy::to_targets(job, ui, arriving, &fixed.trim, begun)?;
     if job.verify_copy {
         fixed.checks.push(Check::new(
             "copy-identical",

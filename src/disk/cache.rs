@@ -1,7 +1,7 @@
 //! A read cache in front of a disk: file systems and hives are read in sectors and clusters, and a
 //! round trip to the storage daemon for each would cost more than the data.
 //!
-//! Blocks of 64 KiB, least recently used out first. Writes go through to the disk at once and
+//! Blocks of 64 KiB, of a disk on another host 16 KiB, least recently used out first. Writes go through to the disk at once and
 //! update the blocks they touch; large reads go past the cache so that they do not flush it.
 
 use std::collections::HashMap;
@@ -11,7 +11,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::block::{BlockRead, BlockWrite, check_range};
 
 const BLOCK: u64 = 64 << 10;
-const BLOCKS: usize = 256;
+/// Each byte of a disk on another host costs: inspection needs a few KiB here and there.
+const SMALL_BLOCK: u64 = 16 << 10;
+/// What all blocks together take.
+const MEMORY: u64 = 16 << 20;
 /// Blocks read at once when a file is read from front to back.
 const AHEAD: u64 = 4;
 /// Reads of this size and more are not cached.
@@ -21,6 +24,7 @@ const LARGE: usize = 256 << 10;
 pub struct Cached<D> {
     disk: D,
     size: u64,
+    block: u64,
     state: Mutex<State>,
 }
 
@@ -38,9 +42,19 @@ struct Block {
 
 impl<D: BlockRead> Cached<D> {
     pub fn new(disk: D) -> Self {
+        Self::with_blocks(disk, BLOCK)
+    }
+
+    /// For a disk on another host.
+    pub fn of_remote(disk: D) -> Self {
+        Self::with_blocks(disk, SMALL_BLOCK)
+    }
+
+    fn with_blocks(disk: D, block: u64) -> Self {
         Self {
             size: disk.size(),
             disk,
+            block,
             state: Mutex::default(),
         }
     }
@@ -53,10 +67,12 @@ impl<D: BlockRead> Cached<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The block, from the cache or from the disk.
-    fn block<'a>(&self, state: &'a mut State, index: u64) -> io::Result<&'a [u8]> {
+    /// The block, from the cache or from the disk; in the latter case those up to `last`, too.
+    fn block<'a>(&self, state: &'a mut State, index: u64, last: u64) -> io::Result<&'a [u8]> {
         if !state.blocks.contains_key(&index) {
-            self.fill(state, index)?;
+            let wanted = (index..=last).take_while(|i| !state.blocks.contains_key(i));
+            let wanted = wanted.count() as u64;
+            self.fill(state, index, wanted)?;
         }
         state.clock += 1;
         let used = state.clock;
@@ -68,17 +84,18 @@ impl<D: BlockRead> Cached<D> {
         Ok(&block.data)
     }
 
-    /// Reads the block, and some more when the one before it was read, too.
-    fn fill(&self, state: &mut State, index: u64) -> io::Result<()> {
+    /// Reads so many blocks, and some more when the one before them was read, too.
+    fn fill(&self, state: &mut State, index: u64, wanted: u64) -> io::Result<()> {
         let sequential = index > 0 && state.blocks.contains_key(&(index - 1));
-        let wanted = if sequential { AHEAD } else { 1 };
-        let start = index * BLOCK;
+        let wanted = wanted.max(if sequential { AHEAD } else { 1 });
+        let start = index * self.block;
         // The last block of a disk is shorter.
-        let mut data = vec![0; (self.size - start).min(wanted * BLOCK) as usize];
+        let mut data = vec![0; (self.size - start).min(wanted * self.block) as usize];
         self.disk.read_at(start, &mut data)?;
+        let most = (MEMORY / self.block) as usize;
         // The wanted one last: it must not be what the others push out.
-        for (i, data) in data.chunks(BLOCK as usize).enumerate().rev() {
-            state.insert(index + i as u64, data);
+        for (i, data) in data.chunks(self.block as usize).enumerate().rev() {
+            state.insert(index + i as u64, data, most);
         }
         Ok(())
     }
@@ -86,11 +103,11 @@ impl<D: BlockRead> Cached<D> {
 
 impl State {
     /// Adds a block unless it is there, in the place of the one used least recently.
-    fn insert(&mut self, index: u64, data: &[u8]) {
+    fn insert(&mut self, index: u64, data: &[u8], most: usize) {
         if self.blocks.contains_key(&index) {
             return;
         }
-        if self.blocks.len() >= BLOCKS {
+        if self.blocks.len() >= most {
             let oldest = self.blocks.iter().min_by_key(|(_, b)| b.used);
             if let Some(oldest) = oldest.map(|(&index, _)| index) {
                 self.blocks.remove(&oldest);
@@ -104,23 +121,23 @@ impl State {
         self.blocks.insert(index, block);
     }
 
-    fn forget(&mut self, offset: u64, len: u64) {
-        let range = offset / BLOCK..(offset + len).div_ceil(BLOCK);
+    fn forget(&mut self, offset: u64, len: u64, block: u64) {
+        let range = offset / block..(offset + len).div_ceil(block);
         self.blocks.retain(|index, _| !range.contains(index));
     }
 }
 
 /// Cuts a range at block borders: index of the block, offset in it, offset in the range, length.
-fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
+fn parts(offset: u64, len: usize, block: u64) -> impl Iterator<Item = (u64, usize, usize, usize)> {
     let mut done = 0;
     std::iter::from_fn(move || {
         if done == len {
             return None;
         }
         let at = offset + done as u64;
-        let inside = (at % BLOCK) as usize;
-        let n = (BLOCK as usize - inside).min(len - done);
-        let part = (at / BLOCK, inside, done, n);
+        let inside = (at % block) as usize;
+        let n = (block as usize - inside).min(len - done);
+        let part = (at / block, inside, done, n);
         done += n;
         Some(part)
     })
@@ -137,8 +154,9 @@ impl<D: BlockRead> BlockRead for Cached<D> {
             return self.disk.read_at(offset, buf);
         }
         let mut state = self.lock();
-        for (index, inside, done, n) in parts(offset, buf.len()) {
-            let block = self.block(&mut state, index)?;
+        let last = (offset + buf.len() as u64).saturating_sub(1) / self.block;
+        for (index, inside, done, n) in parts(offset, buf.len(), self.block) {
+            let block = self.block(&mut state, index, last)?;
             buf[done..done + n].copy_from_slice(&block[inside..inside + n]);
         }
         Ok(())
@@ -151,10 +169,10 @@ impl<D: BlockWrite> BlockWrite for Cached<D> {
         // Held during the write: no reader may fill a block with what was there before.
         let mut state = self.lock();
         if let Err(e) = self.disk.write_at(offset, data) {
-            state.forget(offset, data.len() as u64);
+            state.forget(offset, data.len() as u64, self.block);
             return Err(e);
         }
-        for (index, inside, done, n) in parts(offset, data.len()) {
+        for (index, inside, done, n) in parts(offset, data.len(), self.block) {
             if let Some(block) = state.blocks.get_mut(&index) {
                 block.data[inside..inside + n].copy_from_slice(&data[done..done + n]);
             }
@@ -165,7 +183,7 @@ impl<D: BlockWrite> BlockWrite for Cached<D> {
     fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
         check_range(offset, len, self.size)?;
         let mut state = self.lock();
-        state.forget(offset, len);
+        state.forget(offset, len, self.block);
         self.disk.zero_at(offset, len)
     }
 
@@ -253,7 +271,8 @@ mod tests {
 
     #[test]
     fn same_as_the_disk_whatever_is_done() {
-        let size = (BLOCKS as u64 + 40) * BLOCK + 777;
+        const BLOCKS: u64 = MEMORY / BLOCK;
+        let size = (BLOCKS + 40) * BLOCK + 777;
         let disk = Cached::new(Memory::new(size as usize));
         let mut random = 12345u64;
         let mut next = |limit: u64| {
@@ -280,7 +299,7 @@ mod tests {
                     );
                 }
             }
-            assert!(disk.lock().blocks.len() <= BLOCKS);
+            assert!(disk.lock().blocks.len() as u64 <= BLOCKS);
         }
     }
 

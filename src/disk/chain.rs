@@ -24,7 +24,9 @@ use super::detect::{self, Detected, Format, VmdkExtent};
 use super::hold::{Found, Held, Use};
 use super::length::{self, Short};
 use super::links;
+use super::on_wire::{is_flat, joined, nbd_node, with_head, without_backing};
 use super::partition::{self, LayoutError};
+use super::remote::{self, ReadAt, Remote};
 use super::tables;
 use super::vhd;
 use crate::error::{Error, ErrorKind};
@@ -253,21 +255,31 @@ pub struct Level {
     pub block_device: bool,
     /// An overlay of ours: worth nothing once this process is gone.
     pub scratch: bool,
+    /// Made by this run to stay: what was flushed must survive a loss of power.
+    durable: bool,
+    /// What is written to it is compressed.
+    compress: bool,
     /// The open files: `path`, then the extents, then the data file. None of an overlay of ours.
-    held: Vec<Held>,
+    pub(super) held: Vec<Held>,
     /// What QEMU is given instead of a vmdk descriptor that names extents, or instead of a VHD's file.
     descriptor: Option<Arc<File>>,
     /// The other first sector of a VHD.
     head: Option<Arc<File>>,
     /// A fixed VHD: so many bytes of the file are the disk.
     fixed: Option<u64>,
+    /// A flat VMDK on another host: its extents, joined to one raw disk.
+    pub(super) flat: Option<Arc<Remote>>,
+    /// What QEMU is given instead of a file on another host: with another header.
+    shown: Option<Arc<Remote>>,
+    /// Sparse links over such a disk: a qcow2 with the grains of all of them.
+    pub(super) merged: Option<Held>,
 }
 
 /// A disk image with its backing chain.
 #[derive(Debug, Clone)]
 pub struct Image {
     /// The named image first, then what it is based on. Never empty.
-    levels: Vec<Level>,
+    pub(super) levels: Vec<Level>,
 }
 
 impl Image {
@@ -285,6 +297,13 @@ impl Image {
         let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
         let named = Held::open(&path)?;
         let references = References::new(&named, allow);
+        let image = Self::open_levels(named, format, &references)?;
+        image.held().try_for_each(Held::refuse_if_vmware_has_it)?;
+        Ok(image)
+    }
+
+    fn open_levels(named: Held, format: Option<Format>, references: &References) -> Result<Self> {
+        let path = named.path().to_owned();
         let mut seen = Vec::new();
         let mut levels = Vec::new();
         let mut next = Some((named, format));
@@ -293,11 +312,11 @@ impl Image {
                 return Err(ImageError::TooDeep { path });
             }
             seen.push(file.id());
-            let (level, backing) = open_level(file, format, &references)?;
+            let (level, backing) = open_level(file, format, references)?;
             levels.push(level);
             next = backing;
         }
-        let image = Self { levels };
+        let image = Self { levels }.with_links_merged()?;
         image.held().try_for_each(Held::refuse_if_vmware_has_it)?;
         Ok(image)
     }
@@ -306,24 +325,74 @@ impl Image {
     pub fn with_overlay(&self, overlay: &Path) -> Result<Self> {
         let path = std::path::absolute(overlay).map_err(|e| ImageError::from_io(overlay, e))?;
         utf8(&path, "the VM's description")?;
-        let mut levels = vec![Level {
-            path,
+        let mut image = Self::scratch(&path, self.virtual_size());
+        image.levels.extend_from_slice(&self.levels);
+        Ok(image)
+    }
+
+    /// A qcow2 of this run alone, without a backing file.
+    pub(super) fn scratch(path: &Path, virtual_size: u64) -> Self {
+        let levels = vec![Level {
+            path: path.to_owned(),
             format: Format::QCOW2,
             subformat: None,
-            virtual_size: self.virtual_size(),
+            virtual_size,
             size: 0,
             allocated: 0,
             extents: Vec::new(),
             data_file: None,
             block_device: false,
             scratch: true,
+            durable: false,
+            compress: false,
             held: Vec::new(),
             descriptor: None,
             head: None,
             fixed: None,
+            flat: None,
+            shown: None,
+            merged: None,
         }];
-        levels.extend_from_slice(&self.levels);
-        Ok(Self { levels })
+        Self { levels }
+    }
+
+    /// A new image file of this run, which is to stay.
+    pub(super) fn target(path: &Path, format: Format, size: u64, compress: bool) -> Self {
+        Self {
+            levels: vec![Level {
+                path: path.to_owned(),
+                format,
+                subformat: None,
+                virtual_size: size,
+                size: 0,
+                allocated: 0,
+                extents: Vec::new(),
+                data_file: None,
+                block_device: false,
+                scratch: true,
+                durable: true,
+                compress,
+                held: Vec::new(),
+                descriptor: None,
+                head: None,
+                fixed: None,
+                flat: None,
+                shown: None,
+                merged: None,
+            }],
+        }
+    }
+
+    /// The same image, for writes that must survive a loss of power.
+    pub(super) fn durable(&self) -> Self {
+        let mut image = self.clone();
+        image.levels[0].durable = true;
+        image
+    }
+
+    /// By what each file of a source is known again in a later run.
+    pub(crate) fn identity(&self) -> Value {
+        self.held().map(Held::identity).collect()
     }
 
     /// What the overlays of this run are on: the image as it was opened.
@@ -398,6 +467,9 @@ impl Image {
     /// exports. Only the top level is ever opened for writing.
     pub fn blockdev(&self, writable: bool) -> Spec {
         let mut spec = self.spec_for(usize::from(writable));
+        if writable && self.top().compress {
+            spec.node = json!({"driver": "compress", "file": spec.node});
+        }
         spec.node["node-name"] = qsd::NODE.into();
         spec
     }
@@ -415,12 +487,14 @@ impl Image {
     /// The first `writable` levels are opened for writing.
     fn spec_for(&self, writable: usize) -> Spec {
         let mut node = Value::Null;
+        let mut sockets = Vec::new();
         for (i, level) in self.levels.iter().enumerate().rev() {
-            node = level.node(i < writable, node);
+            node = level.node(i < writable, node, &mut sockets);
         }
         let levels = self.levels.iter().enumerate();
         Spec {
             node,
+            sockets,
             passed: levels
                 .flat_map(|(i, level)| level.passed(i < writable))
                 .collect(),
@@ -478,7 +552,8 @@ impl Image {
         // and the tables were looked at when it was opened.
         let quick =
             |level: &&Level| level.format != Format::VMDK || level.virtual_size <= MAX_VMDK_CHECKED;
-        let levels = self.levels.iter().filter(|l| l.format.has_check());
+        let has_check = |level: &&Level| level.format.has_check() && level.flat.is_none();
+        let levels = self.levels.iter().filter(has_check);
         for level in levels.filter(quick) {
             let counts = level.reference_counts()?;
             if counts > MAX_REFERENCE_COUNTS {
@@ -505,9 +580,42 @@ impl Image {
 }
 
 impl Level {
+    /// A file that was opened, before it was looked at.
+    fn of(file: &Held, format: Format) -> Self {
+        Self {
+            path: file.path().to_owned(),
+            format,
+            subformat: None,
+            virtual_size: 0,
+            size: file.size(),
+            allocated: file.allocated(),
+            extents: Vec::new(),
+            data_file: None,
+            block_device: file.is_block_device(),
+            scratch: false,
+            durable: false,
+            compress: false,
+            held: vec![file.clone()],
+            descriptor: None,
+            head: None,
+            fixed: None,
+            flat: None,
+            shown: None,
+            merged: None,
+        }
+    }
+
+    /// Whether it is a flat VMDK on another host.
+    pub(super) fn is_flat_remote(&self) -> bool {
+        self.flat.is_some()
+    }
+
     /// The format in which QEMU sees the same disk when it opens the file by its name; `None` where it is
     /// given something else than the file.
     pub(crate) fn format_by_name(&self) -> Option<Format> {
+        if self.flat.is_some() || self.shown.is_some() || self.merged.is_some() {
+            return None;
+        }
         match (&self.head, self.fixed) {
             (Some(_), _) => None,
             // The overlay is as large as the disk: the footer behind it is never seen.
@@ -523,16 +631,26 @@ impl Level {
 
     fn reference_counts(&self) -> Result<u64> {
         let counts = self.held.first().filter(|_| self.format == Format::QCOW2);
-        let counts = counts.map(|held| tables::reference_counts(held.file(), self.size));
+        let counts = counts.map(|held| tables::reference_counts(held.contents(), self.size));
         let counts = counts.transpose();
         Ok(counts
             .map_err(|e| ImageError::from_io(&self.path, e))?
             .unwrap_or(0))
     }
 
-    /// The block device tree of the level, over that of what is below it.
-    fn node(&self, writable: bool, backing: Value) -> Value {
-        let file = |held: &Held, name: String| {
+    /// The block device tree of the level, over that of what is below it. Connections for it are added to
+    /// `sockets`.
+    fn node(&self, writable: bool, backing: Value, sockets: &mut Vec<Passed>) -> Value {
+        if let Some(flat) = &self.flat {
+            let file = nbd_node(&**flat.file(), sockets);
+            return json!({"driver": "raw", "file": file, "read-only": true});
+        }
+        let shown = self.shown.as_ref();
+        let shown = shown.map(|shown| nbd_node(&**shown.file(), sockets));
+        let mut file = |held: &Held, name: String| {
+            if let Some(remote) = held.remote() {
+                return nbd_node(&**remote.file(), sockets);
+            }
             json!({
                 "driver": if held.is_block_device() { "host_device" } else { "file" },
                 "filename": name,
@@ -542,7 +660,12 @@ impl Level {
                 "discard": if writable { "unmap" } else { "ignore" },
             })
         };
+        if let Some(merged) = &self.merged {
+            let file = file(merged, merged.name());
+            return json!({"driver": "qcow2", "file": file, "backing": backing, "read-only": true});
+        }
         let own = match (self.held.first(), &self.descriptor) {
+            (Some(_), _) if shown.is_some() => shown.unwrap_or_default(),
             (Some(held), Some(descriptor)) => file(held, pass::name(descriptor)),
             (Some(held), None) => file(held, held.name()),
             (None, _) => json!({
@@ -557,12 +680,13 @@ impl Level {
         let mut node = self.format_node(own, data, backing);
         node["read-only"] = (!writable).into();
         node["discard"] = if writable { "unmap" } else { "ignore" }.into();
-        node["detect-zeroes"] = if writable { "unmap" } else { "off" }.into();
-        if self.scratch {
+        let detect = writable && !self.durable;
+        node["detect-zeroes"] = if detect { "unmap" } else { "off" }.into();
+        if self.scratch && self.subformat.is_none() {
             // How far QEMU sees at a time in what the overlay does not have: 512 MiB instead of 32.
             node["l2-cache-entry-size"] = json!(64 << 10);
         }
-        if writable && self.scratch {
+        if writable && self.scratch && !self.durable {
             node["cache"] = json!({"no-flush": true});
         }
         node
@@ -589,17 +713,21 @@ impl Level {
 
     /// The descriptors its node names.
     fn passed(&self, writable: bool) -> Vec<Passed> {
-        let held = self.held.iter().map(|held| held.passed(writable));
+        // What is on another host comes through a socket.
+        let here = self.held.iter().filter(|held| held.remote().is_none());
+        let held = here.chain(&self.merged).map(|held| held.passed(writable));
         let descriptor = self.descriptor.iter().chain(&self.head);
         held.chain(descriptor.map(|file| Passed::new(file.clone(), &self.path, false)))
             .collect()
     }
 
     /// The level alone.
-    fn spec(&self) -> Spec {
+    pub(super) fn spec(&self) -> Spec {
+        let mut sockets = Vec::new();
         Spec {
-            node: self.node(false, Value::Null),
+            node: self.node(false, Value::Null, &mut sockets),
             passed: self.passed(false),
+            sockets,
             named: Vec::new(),
         }
     }
@@ -607,8 +735,11 @@ impl Level {
 
 /// Of which size QEMU is to take the disk of a VHD.
 fn show_vhd(level: &mut Level, file: &Held) -> io::Result<()> {
-    match vhd::shown(file.file(), file.size())? {
+    match vhd::shown(file.contents(), file.size())? {
         Some(vhd::Shown::Raw(size)) => level.fixed = Some(size),
+        Some(vhd::Shown::Head(bytes)) if file.remote().is_some() => {
+            level.shown = file.remote().map(|remote| with_head(remote, bytes));
+        }
         Some(vhd::Shown::Head(bytes)) => {
             let head = in_memory(&bytes)?;
             let text = vhd::descriptor(&pass::name(&head), &file.name(), file.size());
@@ -637,27 +768,12 @@ fn open_level(
         Some(format) => format,
         None => detected(&file)?,
     };
-    let mut level = Level {
-        path: path.into(),
-        format,
-        subformat: None,
-        virtual_size: 0,
-        size,
-        allocated: file.allocated(),
-        extents: Vec::new(),
-        data_file: None,
-        block_device: file.is_block_device(),
-        scratch: false,
-        held: vec![file.clone()],
-        descriptor: None,
-        head: None,
-        fixed: None,
-    };
+    let mut level = Level::of(&file, format);
     if format == Format::RAW {
         // Nothing QEMU could say about it; it counts in sectors, too.
         level.virtual_size = size.checked_next_multiple_of(512).unwrap_or(u64::MAX);
         refuse_if_huge(&level)?;
-        if let Some(short) = short_by_table(file.file()).map_err(io_error)? {
+        if let Some(short) = short_by_table(&file).map_err(io_error)? {
             return Err(short_at(path, short, true));
         }
         return Ok((level, None));
@@ -665,24 +781,27 @@ fn open_level(
     if format == Format::VMDK {
         open_extents(&mut level, &file, references)?;
     }
-    if let Some(short) = length::image(file.file(), size, format).map_err(io_error)? {
+    if level.flat.is_some() {
+        return flat_level(level, &file, references);
+    }
+    if let Some(short) = length::image(file.contents(), size, format).map_err(io_error)? {
         return Err(short_at(path, short, false));
     }
-    if format == Format::VPC && detect::no_vhd(file.file(), size).map_err(io_error)? {
+    if format == Format::VPC && detect::no_vhd(file.contents(), size).map_err(io_error)? {
         return Err(cut_vhd(&file)?);
     }
-    if detect::lost_footer(file.file(), size, format).map_err(io_error)? {
+    if detect::lost_footer(file.contents(), size, format).map_err(io_error)? {
         return Err(ImageError::Damaged {
             path: path.into(),
             reason: "the footer at its end is missing".into(),
         });
     }
-    refuse_differencing(file.file(), size, path, format)?;
+    refuse_differencing(file.contents(), size, path, format)?;
     if format == Format::VPC {
         show_vhd(&mut level, &file).map_err(io_error)?;
     }
     if format == Format::QCOW2
-        && let Some(fault) = tables::qcow2(file.file(), size).map_err(io_error)?
+        && let Some(fault) = tables::qcow2(file.contents(), size).map_err(io_error)?
     {
         let (path, reason) = (path.to_owned(), fault.to_string());
         return Err(match fault {
@@ -695,11 +814,11 @@ fn open_level(
         });
     }
     if format == Format::QCOW2
-        && let Some(name) = detect::qcow2_data_file(file.file(), size).map_err(io_error)?
+        && let Some(name) = detect::qcow2_data_file(file.contents(), size).map_err(io_error)?
     {
         let name = Name::new(Charset::default(), &name);
         let data = references.open(path, &name)?;
-        let short = length::data_file(file.file(), size, data.size()).map_err(io_error)?;
+        let short = length::data_file(file.contents(), size, data.size()).map_err(io_error)?;
         if let Some(short) = short {
             return Err(short_at(data.path(), short, false));
         }
@@ -732,6 +851,9 @@ fn open_level(
             reason: "QEMU finds a data file where its header names none".into(),
         });
     }
+    if info.backing_filename.is_some() {
+        level.shown = without_backing(&file, format).map_err(io_error)?;
+    }
     let backing = match info.backing_filename {
         Some(name) if !name.is_empty() => {
             let name = backing_name(&name, &file, format).map_err(io_error)?;
@@ -749,10 +871,25 @@ fn open_level(
     Ok((level, backing))
 }
 
+/// What QEMU would say of a flat VMDK: its descriptor says it all.
+fn flat_level(mut level: Level, file: &Held, references: &References) -> Result<(Level, Backing)> {
+    let path = file.path();
+    level.virtual_size = level.flat.as_ref().map_or(0, |flat| flat.file().size());
+    level.subformat = Some("flat".into());
+    level.allocated = level.virtual_size;
+    refuse_if_huge(&level)?;
+    let parent = vmdk::parent(path, file.contents(), file.size());
+    if let Some(parent) = parent.map_err(|e| ImageError::from_io(path, e))? {
+        // Flat all the same: nothing of the parent shows through.
+        references.open(path, &parent)?;
+    }
+    Ok((level, None))
+}
+
 /// The name of the backing file that QEMU found; from the image itself where its bytes are no UTF-8,
 /// which QEMU does not tell, or are text in another encoding.
 fn backing_name(told: &str, image: &Held, format: Format) -> io::Result<Name> {
-    let (file, size) = (image.file(), image.size());
+    let (file, size) = (image.contents(), image.size());
     let own = match format {
         Format::VMDK => vmdk::parent(image.path(), file, size)?,
         _ => {
@@ -811,7 +948,7 @@ fn utf8<'p>(path: &'p Path, what: &'static str) -> Result<&'p str> {
 /// The format of a file that nobody named.
 fn detected(file: &Held) -> Result<Format> {
     let path = file.path();
-    let detected = detect::detect(file.file(), file.size());
+    let detected = detect::detect(file.contents(), file.size());
     match detected.map_err(|e| ImageError::from_io(path, e))? {
         Detected::Image(Format::RAW) if !file.is_block_device() && named_vhd(path) => {
             Err(cut_vhd(file)?)
@@ -834,8 +971,9 @@ fn detected(file: &Held) -> Result<Format> {
 fn open_extents(level: &mut Level, file: &Held, references: &References) -> Result<()> {
     let path = file.path();
     let io_error = |e| ImageError::from_io(path, e);
-    let Some(text) = detect::vmdk_descriptor(file.file(), file.size()).map_err(io_error)? else {
-        if detect::is_sparse_vmdk(file.file(), file.size()).map_err(io_error)? {
+    let Some(text) = detect::vmdk_descriptor(file.contents(), file.size()).map_err(io_error)?
+    else {
+        if detect::is_sparse_vmdk(file.contents(), file.size()).map_err(io_error)? {
             return Ok(());
         }
         // QEMU would take any text for a descriptor, and open what it names.
@@ -846,14 +984,31 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
     };
     let charset = vmdk::charset(&text);
     for extent in detect::parse_extents(&text) {
-        let part = references.open(path, &Name::new(charset, &extent.name))?;
+        let name = Name::new(charset, &extent.name);
+        let mut part = references.open(path, &name)?;
+        if let Some(remote) = part.remote()
+            && !is_flat(&extent)
+        {
+            // QEMU opens the sparse extents of a descriptor as files and in no other way.
+            remote::fetch(part.path(), remote).map_err(|e| ImageError::from_io(part.path(), e))?;
+            part = references.open(path, &name)?;
+        }
         refuse_nested(&part, &extent)?;
-        let short = length::extent(part.file(), part.size(), &extent);
+        let short = length::extent(part.contents(), part.size(), &extent);
         if let Some(short) = short.map_err(io_error)? {
             return Err(short_at(part.path(), short, false));
         }
         level.extents.push(part.path().to_owned());
         level.held.push(part);
+    }
+    if level
+        .held
+        .iter()
+        .skip(1)
+        .any(|part| part.remote().is_some())
+    {
+        level.flat = Some(joined(path, &text, &level.held[1..])?);
+        return Ok(());
     }
     let names = level.held.iter().skip(1).map(Held::name);
     let text = detect::with_extents(&text, names).map_err(|line| ImageError::Damaged {
@@ -873,9 +1028,12 @@ fn short_at(path: &Path, short: Short, table: bool) -> ImageError {
 }
 
 /// What ends behind the end of a raw disk. It may be shorter than what QEMU makes of it, full sectors.
-fn short_by_table(file: &File) -> io::Result<Option<Short>> {
-    let disk = FileDisk::from_file(file.try_clone()?)?;
-    Ok(match partition::read_layout(&disk) {
+fn short_by_table(file: &Held) -> io::Result<Option<Short>> {
+    let layout = match file.remote() {
+        Some(remote) => partition::read_layout(&**remote),
+        None => partition::read_layout(&FileDisk::from_file(file.file().try_clone()?)?),
+    };
+    Ok(match layout {
         Err(LayoutError::Short(short)) => Some(short),
         // Whoever reads the table comes upon it again.
         _ => None,
@@ -891,7 +1049,7 @@ fn named_vhd(path: &Path) -> bool {
 fn cut_vhd(file: &Held) -> Result<ImageError> {
     const FOOTER: u64 = 512;
     let (path, size) = (file.path(), file.size());
-    let by_table = short_by_table(file.file()).map_err(|e| ImageError::from_io(path, e))?;
+    let by_table = short_by_table(file).map_err(|e| ImageError::from_io(path, e))?;
     let short = by_table.unwrap_or_else(|| Short {
         what: "the footer of a fixed VHD".into(),
         // In the sector that was begun, or behind the last one.
@@ -906,7 +1064,7 @@ fn cut_vhd(file: &Held) -> Result<ImageError> {
 
 /// QEMU would follow a descriptor in an extent to further files.
 fn refuse_nested(part: &Held, extent: &VmdkExtent) -> Result<()> {
-    let nested = detect::vmdk_descriptor(part.file(), part.size())
+    let nested = detect::vmdk_descriptor(part.contents(), part.size())
         .map_err(|e| ImageError::from_io(part.path(), e))?;
     // Whatever it lists: QEMU may see more in it than we do.
     if nested.is_some() && !extent.kind.eq_ignore_ascii_case("FLAT") {
@@ -928,7 +1086,7 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
 
 /// QEMU cannot combine these with their parents. A differencing VHD it even reads as if it had none:
 /// zeroes where the parent's data should be.
-fn refuse_differencing(file: &File, size: u64, path: &Path, format: Format) -> Result<()> {
+fn refuse_differencing(file: &dyn ReadAt, size: u64, path: &Path, format: Format) -> Result<()> {
     let io_error = |e| ImageError::from_io(path, e);
     let refused = |kind: &str, parent: Option<String>, remedy: &'static str| {
         let parent = parent.map_or(String::new(), |p| format!(" {}", shown(&p)));
@@ -1027,8 +1185,8 @@ impl References {
                 target: shown(text),
             });
         }
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let files = name.spellings().into_iter().map(|name| folder.join(name));
+        let spellings = name.spellings().into_iter();
+        let files = spellings.map(|name| remote::resolve(path, Path::new(&name)));
         let mut missing = None;
         for file in files {
             match Found::by_name(&file) {

@@ -1,7 +1,8 @@
 //! Copies an image with its whole chain into one new file, and checks the copy.
 //!
-//! `qemu-img convert` does the work: it skips what the source does not allocate and what is zero.
-//! The target never exists before and is removed again when anything goes wrong.
+//! The copy loop ([`crate::transfer`]) does the work: what the source does not allocate is not read, what
+//! is zero is not written. A qcow2 is written through a storage daemon. With a [`Record`] a copy that was
+//! interrupted goes on; without one the target goes when anything goes wrong.
 
 use std::fs::File;
 use std::io;
@@ -12,14 +13,19 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::chain::{Image, ImageError};
 use super::detect::Format;
+use super::export::{Export, ExportError};
 use super::tables;
-use crate::error::Blocker;
+use crate::error::{Blocker, ErrorKind};
 use crate::tool::pass::Spec;
 use crate::tool::{ToolError, qemu_img};
+use crate::transfer::{
+    ExtentJournal, Extents, JournalFault, Opened, Pace, Step, Transfer, TransferError, Zeroes,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TargetFormat {
@@ -43,10 +49,37 @@ pub struct CopyOptions {
     pub compress: bool,
     /// Reads source and copy again and compares them.
     pub compare: bool,
-    /// A device to copy to reads as zeroes.
-    pub target_is_zero: bool,
     /// Stops the copy when raised.
     pub cancel: Option<Arc<AtomicBool>>,
+    /// Where the source has data; looked up when it is not known.
+    pub(crate) ranges: Option<Arc<Extents>>,
+    pub(crate) pace: Option<Pace>,
+    pub(crate) record: Option<Record>,
+}
+
+/// Where a copy records how far it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub(crate) path: PathBuf,
+    /// What is copied where: a record of anything else is of no use.
+    pub(crate) what: Value,
+}
+
+impl Record {
+    /// What an earlier run left, when it is of this copy and of the target that is there now.
+    pub(super) fn open(&self, target: &Value) -> Result<Option<ExtentJournal>, JournalFault> {
+        let what = self.header(target);
+        let left = ExtentJournal::open(&self.path)?;
+        Ok(left.and_then(|Opened { what: was, journal }| (was == what).then_some(journal)))
+    }
+
+    pub(super) fn create(&self, target: &Value) -> Result<ExtentJournal, JournalFault> {
+        ExtentJournal::create(&self.path, &self.header(target))
+    }
+
+    fn header(&self, target: &Value) -> Value {
+        json!({"schema": "hyper2kvm/copy/1", "copy": self.what, "target": target})
+    }
 }
 
 /// What a copy amounted to, in bytes.
@@ -55,6 +88,8 @@ pub struct Copied {
     pub virtual_size: u64,
     /// What the target takes on the host.
     pub written: u64,
+    /// What an earlier run had copied.
+    pub resumed: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +110,17 @@ pub enum CopyError {
     Differs { path: PathBuf, what: String },
     #[error("raw images cannot be compressed")]
     RawCompressed,
+    #[error("copying {} to {}", from.display(), to.display())]
+    Transfer {
+        from: PathBuf,
+        to: PathBuf,
+        #[source]
+        source: TransferError,
+    },
+    #[error(transparent)]
+    Journal(#[from] JournalFault),
+    #[error(transparent)]
+    Export(#[from] ExportError),
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -91,7 +137,12 @@ impl From<CopyError> for crate::error::Error {
     fn from(e: CopyError) -> Self {
         match e {
             CopyError::Image(e) => e.into(),
+            CopyError::Export(e) => e.into(),
             CopyError::Tool(e) => e.into(),
+            CopyError::Transfer {
+                source: TransferError::Interrupted,
+                ..
+            } => Self::new(ErrorKind::Interrupted, "interrupted"),
             e => {
                 let mut error = Self::failed(e.to_string());
                 match e {
@@ -102,10 +153,12 @@ impl From<CopyError> for crate::error::Error {
                         error = error.hint(REMEDY);
                     }
                     CopyError::RawCompressed => {
-                        error.kind = crate::error::ErrorKind::Usage;
+                        error.kind = ErrorKind::Usage;
                         error = error.hint("use qcow2 with compression");
                     }
                     CopyError::Io { source, .. } => error = error.because(source),
+                    CopyError::Transfer { source, .. } => error = error.because(source),
+                    CopyError::Journal(fault) => error = error.because(fault.cause().to_string()),
                     _ => {}
                 }
                 error
@@ -116,8 +169,61 @@ impl From<CopyError> for crate::error::Error {
 
 pub type Result<T, E = CopyError> = std::result::Result<T, E>;
 
+impl CopyError {
+    /// Whether the same copy may go on where it ended, once the line is back or there is room: nothing is
+    /// wrong with what was copied.
+    pub(crate) fn can_be_resumed(&self) -> bool {
+        let os = |e: &io::Error| {
+            use io::ErrorKind as Kind;
+            let kind = matches!(
+                e.kind(),
+                Kind::StorageFull
+                    | Kind::QuotaExceeded
+                    | Kind::TimedOut
+                    | Kind::ConnectionReset
+                    | Kind::ConnectionAborted
+                    | Kind::NotConnected
+                    | Kind::BrokenPipe
+                    | Kind::UnexpectedEof
+                    | Kind::HostUnreachable
+                    | Kind::NetworkUnreachable
+                    | Kind::StaleNetworkFileHandle
+            );
+            // EIO and ESHUTDOWN: what an NBD server answers when its line is cut.
+            kind || matches!(e.raw_os_error(), Some(libc::EIO | libc::ESHUTDOWN))
+        };
+        match self {
+            Self::Full { .. } => true,
+            Self::Transfer { source, .. } => source.cause().is_some_and(os),
+            Self::Journal(fault) => os(fault.cause()),
+            Self::Io { source, .. } => os(source),
+            _ => false,
+        }
+    }
+
+    /// The error of a copy, by what went wrong on which side.
+    pub(super) fn of(error: TransferError, from: &Path, to: &Path) -> Self {
+        let full = |e: &io::Error| {
+            let kind = e.kind();
+            matches!(
+                kind,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        };
+        match error {
+            e if !e.of_source() && e.cause().is_some_and(full) => Self::Full { path: to.into() },
+            source => Self::Transfer {
+                from: from.into(),
+                to: to.into(),
+                source,
+            },
+        }
+    }
+}
+
 /// Copies `source` to the new file `target`, telling the fraction done (0 to 1). Whether there is room
-/// is for [`check_space`] to say.
+/// is for [`check_space`] to say. With a [`Record`] the file may be there: then the copy goes on when the
+/// record is of it, and starts over when it is not.
 pub fn copy(
     source: &Image,
     target: &Path,
@@ -128,35 +234,37 @@ pub fn copy(
     if compress && format == TargetFormat::Raw {
         return Err(CopyError::RawCompressed);
     }
-    let target = &std::path::absolute(target).map_err(|source| CopyError::Io {
+    let io_error = |source| CopyError::Io {
         path: target.into(),
         source,
-    })?;
+    };
+    let target = &std::path::absolute(target).map_err(io_error)?;
     let io_error = |source| CopyError::Io {
         path: target.clone(),
         source,
     };
-    // Creating the file ourselves makes sure that it is new, and that it is ours to remove.
-    match File::create_new(target) {
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(CopyError::Exists {
-                path: target.clone(),
-            });
-        }
-        Err(e) => return Err(io_error(e)),
+    let ranges = ranges(source, how)?;
+    let (mut journal, unfinished) = begin(source, target, how)?;
+    let into = open(source, target, how)?;
+    if compress && let Some(journal) = journal.as_ref().filter(|j| !j.done().is_empty()) {
+        clear(&ranges.minus(journal.done()), into.disk().as_ref())
+            .map_err(|e| CopyError::of(e, source.path(), target))?;
     }
-    let unfinished = Unfinished(Some(target));
-    let options = (compress && qemu_img::has_zstd()).then_some("compression_type=zstd");
-    let new_file = qemu_img::Target::File {
-        path: target,
-        format: format.name(),
-        options,
-        compress,
-    };
-    qemu_img::convert(&source.spec(), new_file, how.cancel.clone(), progress)
-        .map_err(|e| convert_error(source, target, e))?;
-    // qemu-img leaves the data in the page cache: it is written out while the copy is checked.
+    let from = Export::open_for_copy(source)?;
+    let moved = Transfer {
+        source: from.disk(),
+        target: into.disk(),
+        ranges: &ranges,
+        zeroes: Zeroes::Leave,
+        journal: journal.as_mut(),
+        pace: how.pace.as_ref(),
+        cancel: how.cancel.clone(),
+    }
+    .run(&mut |step| progress(fraction(step, &ranges)))
+    .map_err(|e| CopyError::of(e, source.path(), target))?;
+    from.close()?;
+    into.close()?;
+    // Written out while the copy is checked.
     let file = File::open(target).map_err(io_error)?;
     let synced = thread::scope(|scope| {
         let sync = scope.spawn(|| file.sync_all());
@@ -166,16 +274,7 @@ pub fn copy(
             .map_err(|e| full_or(e, target))
     });
     synced?;
-    if how.compare {
-        let differs = qemu_img::compare(&source.spec(), &spec(target, format), how.cancel.clone())
-            .map_err(|e| convert_error(source, target, e))?;
-        if let Some(what) = differs {
-            return Err(CopyError::Differs {
-                path: target.clone(),
-                what,
-            });
-        }
-    }
+    compare(source, target, how)?;
     let written = file
         .metadata()
         .map_err(io_error)?
@@ -185,7 +284,139 @@ pub fn copy(
     Ok(Copied {
         virtual_size: source.virtual_size(),
         written,
+        resumed: moved.resumed,
     })
+}
+
+/// QEMU compresses nothing into a cluster that is there. What an interrupted copy has written and not
+/// recorded goes.
+fn clear(ranges: &Extents, target: &dyn BlockWrite) -> Result<(), TransferError> {
+    for range in ranges.iter() {
+        let offset = range.start;
+        let cleared = target.zero_at(offset, range.end - offset);
+        cleared.map_err(|source| TransferError::Write { offset, source })?;
+    }
+    Ok(())
+}
+
+/// Reads both again, where that was asked for.
+pub(super) fn compare(source: &Image, target: &Path, how: &CopyOptions) -> Result<()> {
+    if !how.compare {
+        return Ok(());
+    }
+    let copy = spec(target, how.format);
+    let differs = qemu_img::compare(&source.spec(), &copy, how.cancel.clone())
+        .map_err(|e| convert_error(source, target, e))?;
+    match differs {
+        None => Ok(()),
+        Some(what) => Err(CopyError::Differs {
+            path: target.into(),
+            what,
+        }),
+    }
+}
+
+pub(super) fn fraction(step: Step, ranges: &Extents) -> f64 {
+    step.done as f64 / ranges.bytes().max(1) as f64
+}
+
+/// Where the source has data.
+pub(super) fn ranges(source: &Image, how: &CopyOptions) -> Result<Arc<Extents>> {
+    if let Some(ranges) = &how.ranges {
+        return Ok(ranges.clone());
+    }
+    let mut ranges = Extents::default();
+    qemu_img::data_ranges(&source.spec(), &mut |range| ranges.insert(range))?;
+    Ok(Arc::new(ranges))
+}
+
+/// The target as an empty image, or as an earlier run left it, and the record of the copy.
+fn begin<'t>(
+    source: &Image,
+    target: &'t Path,
+    how: &CopyOptions,
+) -> Result<(Option<ExtentJournal>, Unfinished<'t>)> {
+    let io_error = |source| CopyError::Io {
+        path: target.into(),
+        source,
+    };
+    if let Some(record) = &how.record
+        && let Ok(left) = target.symlink_metadata()
+    {
+        let journal = record.open(&known_by(&left)).ok().flatten();
+        if let Some(journal) = journal.filter(|journal| !journal.done().is_empty()) {
+            return Ok((Some(journal), Unfinished(None)));
+        }
+        std::fs::remove_file(target).map_err(io_error)?;
+    }
+    // Creating the file ourselves makes sure that it is new, and that it is ours to remove.
+    let file = match File::create_new(target) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(CopyError::Exists {
+                path: target.into(),
+            });
+        }
+        Err(e) => return Err(io_error(e)),
+    };
+    let unfinished = Unfinished(how.record.is_none().then_some(target));
+    match how.format {
+        TargetFormat::Raw => file.set_len(source.virtual_size()).map_err(io_error)?,
+        TargetFormat::Qcow2 => {
+            let zstd = how.compress && qemu_img::has_zstd();
+            let options = zstd.then_some("compression_type=zstd");
+            qemu_img::create_with(target, how.format.name(), source.virtual_size(), options)
+                .map_err(|e| convert_error(source, target, e))?;
+        }
+    }
+    // A record must not name a file that a loss of power takes away.
+    file.sync_all().map_err(io_error)?;
+    let meta = file.metadata().map_err(io_error)?;
+    let record = how.record.as_ref();
+    let journal = record.map(|record| record.create(&known_by(&meta)));
+    Ok((journal.transpose()?, unfinished))
+}
+
+/// A target file is known again by its inode: it has only ever been in the partial folder.
+fn known_by(meta: &std::fs::Metadata) -> Value {
+    json!({"inode": meta.ino()})
+}
+
+/// The target, open for the copy.
+enum Into {
+    File(Arc<FileDisk>),
+    Image(Export<dyn BlockWrite>),
+}
+
+impl Into {
+    fn disk(&self) -> Arc<dyn BlockWrite> {
+        match self {
+            Self::File(file) => file.clone(),
+            Self::Image(export) => export.disk(),
+        }
+    }
+
+    fn close(self) -> Result<()> {
+        match self {
+            Self::File(_) => Ok(()),
+            Self::Image(export) => Ok(export.close()?),
+        }
+    }
+}
+
+fn open(source: &Image, target: &Path, how: &CopyOptions) -> Result<Into> {
+    if how.format == TargetFormat::Raw {
+        let file = FileDisk::open_rw(target).map_err(|source| CopyError::Io {
+            path: target.into(),
+            source,
+        })?;
+        return Ok(Into::File(Arc::new(file)));
+    }
+    let size = source.virtual_size();
+    let image = Image::target(target, Format::QCOW2, size, how.compress);
+    Ok(Into::Image(Export::<dyn BlockWrite>::open_as_target(
+        &image,
+    )?))
 }
 
 /// Refuses when copies that take `needed` bytes will not fit into `folder`, before anything is written.
@@ -253,7 +484,7 @@ fn spec(target: &Path, format: TargetFormat) -> Spec {
     Spec::named(node, [(target.to_owned(), false)])
 }
 
-fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
+pub(super) fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
     // Of a long file they take more than QEMU has for images of others.
     let counts = File::open(target)
         .and_then(|file| tables::reference_counts(&file, file.metadata()?.len()))
@@ -267,6 +498,20 @@ fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
             errors: result.errors(),
         }),
         _ => Ok(()),
+    }
+}
+
+/// A disk of zeroes.
+pub(super) struct Nothing(pub(super) u64);
+
+impl BlockRead for Nothing {
+    fn size(&self) -> u64 {
+        self.0
+    }
+
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> io::Result<()> {
+        buf.fill(0);
+        Ok(())
     }
 }
 

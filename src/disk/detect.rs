@@ -6,9 +6,9 @@
 //! Specifications: QEMU `docs/interop/qcow2.rst`, VMware "Virtual Disk Format 5.0", Microsoft "VHD
 //! image format" and [MS-VHDX], VirtualBox `VDICore.h`.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+
+use super::remote::ReadAt;
 
 /// The QEMU driver of an image format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ const VHD_COOKIE: &[u8] = b"conectix";
 const VHD_FOOTER: usize = 512;
 
 /// Looks at the start and the end of the file.
-pub fn detect(file: &File, size: u64) -> io::Result<Detected> {
+pub fn detect(file: &dyn ReadAt, size: u64) -> io::Result<Detected> {
     let head = head(file, size)?;
     let tail = read_up_to(
         file,
@@ -89,7 +89,7 @@ pub fn detect(file: &File, size: u64) -> io::Result<Detected> {
 }
 
 /// Text may begin with many comments.
-fn head(file: &File, size: u64) -> io::Result<Vec<u8>> {
+fn head(file: &dyn ReadAt, size: u64) -> io::Result<Vec<u8>> {
     let head = read_up_to(file, 0, 512, size)?;
     match head.starts_with(b"#") {
         true => read_up_to(file, 0, MAX_DESCRIPTOR, size),
@@ -171,7 +171,7 @@ pub fn vhd_type(footer: &[u8]) -> Option<u32> {
 }
 
 /// A dynamic VHD has its footer at the start, too. Whether the one at the end is missing.
-pub fn lost_footer(file: &File, size: u64, format: Format) -> io::Result<bool> {
+pub fn lost_footer(file: &dyn ReadAt, size: u64, format: Format) -> io::Result<bool> {
     if format != Format::VPC || vhd_type(&read_up_to(file, 0, VHD_FOOTER, size)?).is_none() {
         return Ok(false);
     }
@@ -180,7 +180,7 @@ pub fn lost_footer(file: &File, size: u64, format: Format) -> io::Result<bool> {
 }
 
 /// Whether neither end of a file says that it is a VHD.
-pub fn no_vhd(file: &File, size: u64) -> io::Result<bool> {
+pub fn no_vhd(file: &dyn ReadAt, size: u64) -> io::Result<bool> {
     let head = read_up_to(file, 0, VHD_FOOTER, size)?;
     let end = size.saturating_sub(VHD_FOOTER as u64);
     let tail = read_up_to(file, end, VHD_FOOTER, size)?;
@@ -203,7 +203,7 @@ pub struct VmdkExtent {
 
 /// The descriptor QEMU would act on: the file itself when it is text, or the embedded one when the
 /// sparse header has capacity 0. `None` for a self-contained vmdk.
-pub fn vmdk_descriptor(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
+pub fn vmdk_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let head = head(file, size)?;
     let u64_at = |at: usize| {
         head.get(at..at + 8)
@@ -222,7 +222,7 @@ pub fn vmdk_descriptor(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Whether a file is one of the kinds of vmdk that hold their data themselves.
-pub fn is_sparse_vmdk(file: &File, size: u64) -> io::Result<bool> {
+pub fn is_sparse_vmdk(file: &dyn ReadAt, size: u64) -> io::Result<bool> {
     let magic = read_up_to(file, 0, 4, size)?;
     Ok(magic == b"KDMV" || magic == b"COWD")
 }
@@ -293,9 +293,42 @@ fn cut(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
 
 /// `RW 20480 ZERO`
 fn is_zero_extent(line: &[u8]) -> bool {
+    zero_sectors(line).is_some()
+}
+
+fn zero_sectors(line: &[u8]) -> Option<u64> {
     let line = String::from_utf8_lossy(line);
     let words: Vec<&str> = line.split_whitespace().collect();
-    matches!(words[..], ["RW", sectors, "ZERO"] if sectors.parse::<u64>().is_ok())
+    match words[..] {
+        ["RW", sectors, "ZERO"] => sectors.parse().ok(),
+        _ => None,
+    }
+}
+
+/// A line of a descriptor that is a part of the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// So many sectors of zeroes.
+    Zero(u64),
+    Extent(VmdkExtent),
+}
+
+impl Part {
+    pub fn sectors(&self) -> u64 {
+        match self {
+            Self::Zero(sectors) => *sectors,
+            Self::Extent(extent) => extent.sectors,
+        }
+    }
+}
+
+/// The parts of the disk, in their order.
+pub fn layout(descriptor: &[u8]) -> Vec<Part> {
+    let part = |line: &[u8]| match parse_extent(line) {
+        Some(extent) => Some(Part::Extent(extent)),
+        None => zero_sectors(line).map(Part::Zero),
+    };
+    lines(descriptor).filter_map(part).collect()
 }
 
 /// Every line of the form `ACCESS SECTORS TYPE "NAME" [OFFSET]`.
@@ -327,7 +360,7 @@ fn parse_extent(line: &[u8]) -> Option<VmdkExtent> {
 }
 
 /// The bytes of the backing file's name in the header of a qcow2, qcow or qed.
-pub fn backing_name(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
+pub fn backing_name(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let head = read_up_to(file, 0, 64, size)?;
     let field = |at: usize, len: usize| head.get(at..at + len).unwrap_or_default();
     let be = |at, len| {
@@ -352,7 +385,7 @@ pub fn backing_name(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// The name of a qcow2's external data file, from its header extensions.
-pub fn qcow2_data_file(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
+pub fn qcow2_data_file(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     // All header extensions lie in the first cluster, and clusters have at most 2 MiB.
     let head = read_up_to(file, 0, 512, size)?;
     if !has_data_file(&head) {
@@ -391,7 +424,7 @@ fn qcow2_data_file_name(head: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Up to `len` bytes, less at the end of the file.
-pub fn read_up_to(file: &File, offset: u64, len: usize, size: u64) -> io::Result<Vec<u8>> {
+pub fn read_up_to(file: &dyn ReadAt, offset: u64, len: usize, size: u64) -> io::Result<Vec<u8>> {
     let len = (len as u64).min(size.saturating_sub(offset));
     let mut buf = vec![0; len as usize];
     file.read_exact_at(&mut buf, offset)?;

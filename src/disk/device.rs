@@ -2,8 +2,9 @@
 //!
 //! A device cannot appear whole under its name as a file can. What takes the place of that: its first
 //! MiB, which holds the partition table, is written last, and until then it starts with a [`MARK`]
-//! that says so. A copy that failed or was killed is a device that nothing boots from and that the next
-//! run knows for what it is. What lies beyond the end of the copy is not touched.
+//! that says so, followed by the name of the copy. A copy that failed or was killed is a device that
+//! nothing boots from and that the next run knows for what it is. What lies beyond the end of the copy is
+//! not touched.
 //!
 //! The device is held with `O_EXCL` from the check to the end: the kernel refuses that for what is
 //! mounted, swapped to, or part of an array or volume group, and lets nobody mount it meanwhile.
@@ -14,23 +15,26 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::OFlags;
-use serde_json::json;
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use serde_json::{Value, json};
 
-use super::block::{BlockRead, FileDisk};
+use super::block::{BlockRead, BlockWrite, FileDisk, check_range};
 use super::chain::{Image, ImageError};
-use super::copy::{CopyError, CopyOptions, convert_error};
+use super::copy::{self, CopyError, CopyOptions, Nothing, convert_error};
 use super::export::{Export, ExportError};
 use super::hold::{self, Held, Use};
 use super::kernel;
 use crate::error::{Error, ErrorKind};
 use crate::tool::pass::{Passed, Spec};
 use crate::tool::qemu_img;
+use crate::transfer::{ExtentJournal, Extents, Transfer, Zeroes};
 
 /// What is written last. Also how far a device is looked at, from either end, for data.
 const HEAD: u64 = 1 << 20;
 /// What such a device starts with until the end.
 const MARK: &[u8] = b"hyper2kvm: the copy to this device was not finished\n";
+/// How long the name of a copy is.
+const NAME: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -108,6 +112,8 @@ pub struct Terms {
     pub force: bool,
     /// The user says that it reads as zeroes.
     pub zero: bool,
+    /// It may hold an unfinished copy that the user said so of.
+    pub resume: bool,
 }
 
 /// A device that is ours until this goes.
@@ -116,8 +122,12 @@ pub struct Device {
     path: PathBuf,
     file: Arc<File>,
     size: u64,
+    /// It reads as zeroes from end to end.
+    blank: bool,
     /// What comes last; known once the rest is there.
     head: OnceLock<Vec<u8>>,
+    /// Of the copy that is being made to it.
+    name: OnceLock<String>,
 }
 
 impl Device {
@@ -173,8 +183,10 @@ impl Device {
                 needed,
             });
         }
-        match contents(&disk).map_err(io_error)? {
+        let contents = contents(&disk).map_err(io_error)?;
+        match contents {
             Contents::Zeroes => {}
+            Contents::Unfinished if terms.resume => {}
             _ if terms.zero => return Err(DeviceError::NotZero { path: path.into() }),
             Contents::Data if !terms.force => {
                 return Err(DeviceError::NotEmpty { path: path.into() });
@@ -185,7 +197,9 @@ impl Device {
             path: path.into(),
             file: Arc::new(file),
             size,
+            blank: terms.zero && contents == Contents::Zeroes,
             head: OnceLock::new(),
+            name: OnceLock::new(),
         })
     }
 
@@ -197,66 +211,139 @@ impl Device {
         self.size
     }
 
-    /// Copies everything but the start, and makes it durable. `scratch` is the name of a file that may
-    /// be made.
-    pub fn fill(
+    /// Copies everything but the start, makes it durable, and tells what an earlier run had copied.
+    /// `scratch` is the name of a file that may be made.
+    pub(crate) fn fill(
         &self,
         source: &Image,
         scratch: &Path,
         how: &CopyOptions,
         progress: &mut dyn FnMut(f64),
-    ) -> Result<()> {
+    ) -> Result<u64> {
+        let (mut journal, name, zeroes) = self.begin(how)?;
+        let size = source.virtual_size();
+        let from = Export::open_for_copy(source)?;
+        let mut head = vec![0; size.min(HEAD) as usize];
+        let read = from.disk().read_at(0, &mut head);
+        read.map_err(|source| self.io_error(source))?;
+        let mut rest = Extents::whole(size);
+        rest.remove(0..head.len() as u64);
+        let data = copy::ranges(source, how)?.within(&rest);
+        let target: Arc<dyn BlockWrite> = Arc::new(Zeroable(self.file.clone(), size));
+        let failed = |e| CopyError::of(e, source.path(), &self.path);
+        if zeroes == Zeroes::Write {
+            Transfer {
+                source: Arc::new(Nothing(size)),
+                target: target.clone(),
+                ranges: &rest.minus(&data),
+                zeroes,
+                journal: journal.as_mut(),
+                pace: None,
+                cancel: how.cancel.clone(),
+            }
+            .run(&mut |_| progress(0.0))
+            .map_err(failed)?;
+        }
+        let moved = Transfer {
+            source: from.disk(),
+            target,
+            ranges: &data,
+            zeroes,
+            journal: journal.as_mut(),
+            pace: how.pace.as_ref(),
+            cancel: how.cancel.clone(),
+        }
+        .run(&mut |step| progress(copy::fraction(step, &data)))
+        .map_err(failed)?;
+        from.close()?;
+        if how.compare {
+            self.compare(source, scratch, how, &name)?;
+        }
+        self.head.get_or_init(|| head);
+        self.file.sync_all().map_err(|e| self.io_error(e))?;
+        Ok(moved.resumed)
+    }
+
+    /// Marks the device, unless the record of an earlier run is of the very copy that is on it. Returns
+    /// the name of the copy, and what it does with zeroes.
+    fn begin(&self, how: &CopyOptions) -> Result<(Option<ExtentJournal>, String, Zeroes)> {
+        if let Some(record) = &how.record
+            && let Some(name) = self.copy_on_it()?
+        {
+            for zeroes in [Zeroes::Write, Zeroes::Leave] {
+                if let Some(journal) = record.open(&known_by(&name, zeroes)).ok().flatten() {
+                    self.name.get_or_init(|| name.clone());
+                    return Ok((Some(journal), name, zeroes));
+                }
+            }
+        }
+        let zeroes = match self.blank {
+            true => Zeroes::Leave,
+            false => Zeroes::Write,
+        };
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        self.name.get_or_init(|| name.clone());
         self.mark()?;
-        let (from, head) = self.without_head(source, scratch)?;
+        let record = how.record.as_ref();
+        let journal = record.map(|record| record.create(&known_by(&name, zeroes)));
+        let journal = journal.transpose().map_err(CopyError::from)?;
+        Ok((journal, name, zeroes))
+    }
+
+    /// The name of the unfinished copy that the device holds.
+    fn copy_on_it(&self) -> Result<Option<String>> {
+        let mut start = [0; MARK.len() + NAME];
+        if self.size < start.len() as u64 {
+            return Ok(None);
+        }
+        let read = self.file.read_exact_at(&mut start, 0);
+        read.map_err(|e| self.io_error(e))?;
+        let name = start
+            .strip_prefix(MARK)
+            .and_then(|name| str::from_utf8(name).ok());
+        let is_name = |name: &&str| name.bytes().all(|b| b.is_ascii_hexdigit());
+        Ok(name.filter(is_name).map(str::to_owned))
+    }
+
+    fn compare(&self, source: &Image, scratch: &Path, how: &CopyOptions, name: &str) -> Result<()> {
+        let from = self.without_head(source, scratch, name)?;
         let target = Passed::new(self.file.clone(), &self.path, true);
         let to = json!({
             "driver": "host_device",
             "filename": target.name(),
             "locking": "off",
-            "discard": "unmap",
         });
         let to = Spec {
             node: json!({"driver": "raw", "size": source.virtual_size(), "file": to}),
             passed: vec![target],
+            sockets: Vec::new(),
             named: Vec::new(),
         };
-        let target = qemu_img::Target::Existing {
-            spec: &to,
-            zero: how.target_is_zero,
-        };
-        let tool_error = |e| DeviceError::from(convert_error(source, &self.path, e));
-        qemu_img::convert(&from.spec(), target, how.cancel.clone(), progress)
-            .map_err(tool_error)?;
-        if how.compare
-            && let Some(what) =
-                qemu_img::compare(&from.spec(), &to, how.cancel.clone()).map_err(tool_error)?
-        {
-            return Err(CopyError::Differs {
+        let differs = qemu_img::compare(&from.spec(), &to, how.cancel.clone())
+            .map_err(|e| DeviceError::from(convert_error(source, &self.path, e)))?;
+        match differs {
+            None => Ok(()),
+            Some(what) => Err(CopyError::Differs {
                 path: self.path.clone(),
                 what,
             }
-            .into());
+            .into()),
         }
-        self.head.get_or_init(|| head);
-        self.file.sync_all().map_err(|e| self.io_error(e))
     }
 
-    /// The source under an overlay in which its start is that of an unfinished copy, and the start.
-    /// (A `raw` node with an offset would say the same, but QEMU 10 takes what its image has from a
-    /// backing file for zeroes.)
-    fn without_head(&self, source: &Image, scratch: &Path) -> Result<(Image, Vec<u8>)> {
+    /// The source under an overlay in which its start is that of an unfinished copy.
+    fn without_head(&self, source: &Image, scratch: &Path, name: &str) -> Result<Image> {
+        let _ = std::fs::remove_file(scratch);
         let export = Export::open_overlay(source, scratch)?;
-        let disk = export.disk();
-        let mut head = vec![0; source.virtual_size().min(HEAD) as usize];
-        disk.read_at(0, &mut head)
-            .and_then(|()| disk.write_at(0, &unfinished(head.len())))
-            .map_err(|source| DeviceError::Io {
-                path: scratch.into(),
-                source,
-            })?;
+        let head = source.virtual_size().min(HEAD) as usize;
+        let written = export.disk().write_at(0, &unfinished(head, name));
+        written.map_err(|source| DeviceError::Io {
+            path: scratch.into(),
+            source,
+        })?;
         let image = export.image().clone();
         export.close()?;
-        Ok((image, head))
+        Ok(image)
     }
 
     /// Writes the start, and with it the partition table: from now on this is a disk.
@@ -276,8 +363,9 @@ impl Device {
 
     /// Makes it a device whose copy was not finished.
     pub fn mark(&self) -> Result<()> {
+        let name = self.name.get().map_or("", String::as_str);
         self.file
-            .write_all_at(&unfinished(self.size.min(HEAD) as usize), 0)
+            .write_all_at(&unfinished(self.size.min(HEAD) as usize, name), 0)
             .and_then(|()| self.file.sync_all())
             .map_err(|e| self.io_error(e))
     }
@@ -291,10 +379,59 @@ impl Device {
 }
 
 /// The start of a device whose copy was not finished.
-fn unfinished(len: usize) -> Vec<u8> {
-    let mut head = MARK.to_vec();
-    head.resize(len, 0);
+fn unfinished(len: usize, name: &str) -> Vec<u8> {
+    let mut head = [MARK, name.as_bytes()].concat();
+    head.resize(len.max(MARK.len()), 0);
     head
+}
+
+fn known_by(name: &str, zeroes: Zeroes) -> Value {
+    json!({"device": name, "blank": zeroes == Zeroes::Leave})
+}
+
+/// The start of a device as the target of a copy.
+struct Zeroable(Arc<File>, u64);
+
+impl BlockRead for Zeroable {
+    fn size(&self) -> u64 {
+        self.1
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+}
+
+impl BlockWrite for Zeroable {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len() as u64, self.1)?;
+        self.0.write_all_at(data, offset)
+    }
+
+    /// By discarding where that leaves zeroes, else by the device's or the kernel's own writing.
+    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        check_range(offset, len, self.1)?;
+        let discard = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        if [discard, zero]
+            .iter()
+            .any(|how| fallocate(&self.0, *how, offset, len).is_ok())
+        {
+            return Ok(());
+        }
+        let zeroes = vec![0; len.min(1 << 20) as usize];
+        let mut at = offset;
+        while at < offset + len {
+            let n = (offset + len - at).min(zeroes.len() as u64);
+            self.0.write_all_at(&zeroes[..n as usize], at)?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -377,6 +514,7 @@ mod tests {
             write: false,
             force: true,
             zero: false,
+            resume: false,
         };
         for path in [&path, Path::new("/dev/null"), Path::new("/dev")] {
             let error = Device::claim(path, &image, terms).unwrap_err();

@@ -26,6 +26,7 @@ use super::cache::Cached;
 use super::chain::{Image, ImageError};
 use super::empty::create_qcow2;
 use super::nbd::{Nbd, Patience};
+use super::pool::{MORE, Pool};
 use crate::tool::{Child, ToolError, cmd, qemu_img, qsd, stop};
 
 /// The name of the export on the storage daemon's socket.
@@ -95,6 +96,17 @@ pub struct Export<D: ?Sized> {
 struct Daemon {
     connection: Arc<Disk>,
     process: Child,
+    /// Further connections to it.
+    pool: Option<Arc<Pool>>,
+}
+
+impl Daemon {
+    /// All its connections as one disk.
+    fn pool(&mut self, more: Vec<Nbd>) -> Arc<Pool> {
+        let pool = Arc::new(Pool::new(self.connection.clone(), more));
+        self.pool = Some(pool.clone());
+        pool
+    }
 }
 
 /// Who may connect to the storage daemon.
@@ -127,6 +139,24 @@ impl Export<dyn BlockRead> {
             folder,
         })
     }
+
+    /// For a copy: read through several connections, past the cache.
+    pub(crate) fn open_for_copy(image: &Image) -> Result<Self> {
+        let (disk, daemon): (Arc<dyn BlockRead>, _) = match direct(image)? {
+            Some(disk) => (disk, None),
+            None => {
+                let (mut daemon, more) = start_several(image, false)?;
+                (daemon.pool(more), Some(daemon))
+            }
+        };
+        Ok(Self {
+            disk,
+            daemon,
+            image: image.clone(),
+            writable: false,
+            folder: None,
+        })
+    }
 }
 
 impl Export<dyn BlockWrite> {
@@ -152,6 +182,20 @@ impl Export<dyn BlockWrite> {
             }
         }
         Self::open_writable_for(&image, reach)
+    }
+
+    /// For a copy into the image itself: written through several connections, and durable after a flush
+    /// also where the image is of this run.
+    pub(crate) fn open_as_target(image: &Image) -> Result<Self> {
+        let image = image.durable();
+        let (mut daemon, more) = start_several(&image, true)?;
+        Ok(Self {
+            disk: daemon.pool(more),
+            daemon: Some(daemon),
+            image,
+            writable: true,
+            folder: None,
+        })
     }
 
     /// Opens the image itself for writing.
@@ -215,6 +259,9 @@ impl<D: ?Sized> Export<D> {
         } else {
             Ok(())
         };
+        if let Some(pool) = &daemon.pool {
+            pool.disconnect();
+        }
         daemon.connection.inner().disconnect();
         let closed = daemon.process.close(cmd::silence());
         // A daemon that is gone is why the flush failed, and says more.
@@ -228,6 +275,9 @@ impl<D: ?Sized> Export<D> {
 
 /// The image as a plain file, when it is one.
 pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
+    if let Some(remote) = image.plain_remote() {
+        return Ok((remote.size() == image.virtual_size()).then_some(remote as Arc<dyn BlockRead>));
+    }
     let Some(held) = image.plain_file() else {
         return Ok(None);
     };
@@ -273,10 +323,30 @@ fn file_data(file: &File, size: u64, found: &mut dyn FnMut(Range<u64>)) -> io::R
 type Started = (Daemon, Option<TempDir>);
 
 fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
+    let (daemon, _, folder) = start_with(image, writable, reach, 0)?;
+    Ok((daemon, folder))
+}
+
+/// With further connections, where the server takes care that they are one.
+fn start_several(image: &Image, writable: bool) -> Result<(Daemon, Vec<Nbd>)> {
+    let (daemon, more, _) = start_with(image, writable, Reach::Private, MORE)?;
+    Ok((daemon, more))
+}
+
+fn start_with(
+    image: &Image,
+    writable: bool,
+    reach: Reach,
+    more: usize,
+) -> Result<(Daemon, Vec<Nbd>, Option<TempDir>)> {
     if writable {
         image.hold_for_writing()?;
     }
-    let (listener, stream, folder) = socket(reach).map_err(ExportError::Setup)?;
+    let (listener, streams, folder) = socket(reach, 1 + more).map_err(ExportError::Setup)?;
+    let mut streams = streams.into_iter();
+    let stream = streams.next().ok_or_else(|| {
+        ExportError::Setup(io::Error::other("no connection to the storage daemon"))
+    })?;
     let mut daemon = qsd::serve(listener.into(), &image.blockdev(writable), EXPORT, writable)
         .map_err(ImageError::from)?;
     let patience = Patience {
@@ -291,11 +361,17 @@ fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
             "the storage daemon exports the image read-only",
         ))),
         Ok(nbd) => {
+            let several = !writable || nbd.can_be_several();
+            let more: io::Result<Vec<Nbd>> = streams
+                .filter(|_| several)
+                .map(|stream| Nbd::handshake(stream, EXPORT, patience))
+                .collect();
             let daemon = Daemon {
                 connection: Arc::new(Cached::new(nbd)),
                 process: daemon,
+                pool: None,
             };
-            Ok((daemon, folder))
+            Ok((daemon, more.map_err(ExportError::Setup)?, folder))
         }
         // It hangs up when it cannot open the image, and then says why.
         Err(e) if stop::requested() => Err(ExportError::Setup(e)),
@@ -310,9 +386,12 @@ fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
 
 const SOCKET: &str = "nbd";
 
-/// A listening socket with one connection waiting in it. Its name is gone, unless others are to
+/// A listening socket with so many connections waiting in it. Its name is gone, unless others are to
 /// connect; then it is in a folder that only this user can enter.
-fn socket(reach: Reach) -> io::Result<(UnixListener, UnixStream, Option<TempDir>)> {
+fn socket(
+    reach: Reach,
+    connections: usize,
+) -> io::Result<(UnixListener, Vec<UnixStream>, Option<TempDir>)> {
     let folder = tempfile::Builder::new()
         .prefix("hyper2kvm-")
         .permissions(Permissions::from_mode(0o700))
@@ -321,12 +400,13 @@ fn socket(reach: Reach) -> io::Result<(UnixListener, UnixStream, Option<TempDir>
     let handle = File::open(folder.path())?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd());
     let listener = UnixListener::bind(&path)?;
-    let stream = UnixStream::connect(&path)?;
+    let streams = (0..connections).map(|_| UnixStream::connect(&path));
+    let streams = streams.collect::<io::Result<Vec<_>>>()?;
     if reach == Reach::User {
-        return Ok((listener, stream, Some(folder)));
+        return Ok((listener, streams, Some(folder)));
     }
     folder.close()?;
-    Ok((listener, stream, None))
+    Ok((listener, streams, None))
 }
 
 #[cfg(test)]

@@ -24,9 +24,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::chain::{ImageError, Result};
+use super::remote::{self, ReadAt, Remote};
 use super::{kernel, vmware};
 use crate::tool::pass::{self, Passed};
 
@@ -205,14 +207,25 @@ impl Found {
         if !lock_for_reading(&file).map_err(io_error)? {
             return Err(ImageError::InUse { path: path.clone() });
         }
-        let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?;
+        let origin = remote::origin(path, &meta);
+        let remote = origin.as_ref().filter(|remote| !remote.is_copied());
+        let size = match &remote {
+            Some(remote) => remote.file().size(),
+            None => io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?,
+        };
+        let allocated = match &remote {
+            // How much of it is holes nobody tells.
+            Some(_) => size,
+            None => meta.blocks().saturating_mul(512),
+        };
         let facts = Facts::of(&file, block_device).map_err(io_error)?;
         Ok(Held(Arc::new(Inner {
+            origin,
             path: self.path,
             file: Arc::new(file),
             block_device,
             size,
-            allocated: meta.blocks().saturating_mul(512),
+            allocated,
             facts,
             written: AtomicBool::new(false),
             exclusive: OnceLock::new(),
@@ -228,6 +241,8 @@ pub struct Held(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     file: Arc<File>,
+    /// What the file is the placeholder or a copy of.
+    origin: Option<Arc<Remote>>,
     block_device: bool,
     size: u64,
     allocated: u64,
@@ -259,6 +274,25 @@ impl Held {
         &self.0.file
     }
 
+    /// What it stands for, when it is the placeholder of a file on another host.
+    pub fn remote(&self) -> Option<&Arc<Remote>> {
+        let origin = self.0.origin.as_ref();
+        origin.filter(|remote| !remote.is_copied())
+    }
+
+    /// Whether it is a file of another host, or a copy of one that this run made.
+    pub(crate) fn is_on_wire(&self) -> bool {
+        self.0.origin.is_some()
+    }
+
+    /// What is in it, here or on the wire.
+    pub fn contents(&self) -> &dyn ReadAt {
+        match self.remote() {
+            Some(remote) => &**remote,
+            None => &*self.0.file,
+        }
+    }
+
     pub fn is_block_device(&self) -> bool {
         self.0.block_device
     }
@@ -275,6 +309,9 @@ impl Held {
 
     /// When it was changed last, in milliseconds since 1970.
     pub fn modified_ms(&self) -> u64 {
+        if let Some(origin) = &self.0.origin {
+            return origin.file().modified_ms();
+        }
         let (seconds, nanoseconds) = self.0.facts.modified;
         let ms = seconds.saturating_mul(1000) + nanoseconds / 1_000_000;
         u64::try_from(ms).unwrap_or_default()
@@ -302,7 +339,11 @@ impl Held {
         }
     }
 
+    /// 0 of a file on another host.
     pub fn inode(&self) -> u64 {
+        if self.0.origin.is_some() {
+            return 0;
+        }
         self.0.facts.id.1
     }
 
@@ -396,11 +437,31 @@ impl Held {
         self.0.written.store(true, Ordering::SeqCst);
     }
 
+    /// By what a later run knows the file again: where it is, how long, when it was written, its headers.
+    /// Not its owner or inode, which change without its contents.
+    pub(crate) fn identity(&self) -> Value {
+        let facts = &self.0.facts;
+        json!({
+            "path": crate::text::of_path(self.path()),
+            "size": facts.size,
+            "modified": [facts.modified.0, facts.modified.1],
+            "head": facts.head.map(|byte| format!("{byte:02x}")).concat(),
+            "writes": facts.writes.and_then(|writes| Some(json!([boot_id()?, writes.sectors]))),
+        })
+    }
+
     /// Fails when somebody else changed the file since it was opened. A new owner is no change:
     /// libvirt gives files away.
     pub fn check_unchanged(&self) -> Result<()> {
         if self.0.written.load(Ordering::SeqCst) {
             return Ok(());
+        }
+        if let Some(origin) = &self.0.origin {
+            let unchanged = origin.file().check_unchanged();
+            return unchanged.map_err(|what| ImageError::Changed {
+                path: self.path().into(),
+                what,
+            });
         }
         let io_error = |e| ImageError::from_io(self.path(), e);
         let now = Facts::of(&self.0.file, self.0.block_device).map_err(io_error)?;
@@ -471,6 +532,12 @@ impl Fingerprint {
 
 const REPLACED: &str = "another file took its name";
 
+/// Names this start of the host: what is counted since then is not comparable across a restart.
+fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
 /// By what a change is noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Facts {
@@ -537,7 +604,7 @@ fn headers(file: &File, size: u64) -> io::Result<[u8; 32]> {
     for offset in SAMPLES.into_iter().filter(|at| *at < end).chain([end]) {
         let len = (SAMPLE as u64).min(size.saturating_sub(offset)) as usize;
         let part = &mut buffer[..len];
-        file.read_exact_at(part, offset)?;
+        FileExt::read_exact_at(file, part, offset)?;
         digest.update(part);
     }
     Ok(digest.finalize().into())

@@ -11,14 +11,10 @@
 //!
 //! Specifications: as in [`super::detect`], and QEMU's `block/*.c` for seSparse, QED and Parallels.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 
 use super::detect::{Format, VmdkExtent, read_up_to, vhd_type};
+use super::remote::ReadAt;
 
 /// Something that ends behind the end of the file or disk it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +45,7 @@ const MAX_FIRST: u64 = 4 << 20;
 
 /// What of the image file ends behind the end of the file. External data files are looked at by
 /// [`data_file`], extents by [`extent`].
-pub fn image(file: &File, size: u64, format: Format) -> io::Result<Option<Short>> {
+pub fn image(file: &dyn ReadAt, size: u64, format: Format) -> io::Result<Option<Short>> {
     let input = Input { file, size };
     let needs = match format.driver() {
         "qcow2" => qcow2(&input)?.map(|ends| ends.own),
@@ -66,7 +62,7 @@ pub fn image(file: &File, size: u64, format: Format) -> io::Result<Option<Short>
 }
 
 /// The same for the external data file of a qcow2.
-pub fn data_file(qcow2_file: &File, size: u64, data_size: u64) -> io::Result<Option<Short>> {
+pub fn data_file(qcow2_file: &dyn ReadAt, size: u64, data_size: u64) -> io::Result<Option<Short>> {
     let input = Input {
         file: qcow2_file,
         size,
@@ -80,7 +76,7 @@ pub fn data_file(qcow2_file: &File, size: u64, data_size: u64) -> io::Result<Opt
 }
 
 /// The same for an extent of a VMDK, as its descriptor describes it.
-pub fn extent(part: &File, size: u64, extent: &VmdkExtent) -> io::Result<Option<Short>> {
+pub fn extent(part: &dyn ReadAt, size: u64, extent: &VmdkExtent) -> io::Result<Option<Short>> {
     let input = Input { file: part, size };
     let kind = extent.kind.to_ascii_uppercase();
     let needs = match kind.as_str() {
@@ -97,7 +93,7 @@ pub fn extent(part: &File, size: u64, extent: &VmdkExtent) -> io::Result<Option<
 }
 
 struct Input<'f> {
-    file: &'f File,
+    file: &'f dyn ReadAt,
     size: u64,
 }
 
@@ -114,12 +110,7 @@ impl Input<'_> {
 
     /// Where the first data behind that place is; before it all is zero.
     fn data_from(&self, at: u64) -> u64 {
-        match rustix::fs::seek(self.file, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => u64::MAX,
-            // A file system that does not tell.
-            Err(_) => at,
-        }
+        self.file.data_from(at)
     }
 
     fn short(&self, needs: Option<u64>, what: &str) -> Option<Short> {
@@ -466,7 +457,7 @@ fn guid(bytes: &[u8], at: usize) -> String {
 }
 
 /// The items of the metadata region of a VHDX, by their ids: offset in the file and length.
-pub(super) fn vhdx_metadata(file: &File, size: u64) -> io::Result<Vec<(String, u64, u64)>> {
+pub(super) fn vhdx_metadata(file: &dyn ReadAt, size: u64) -> io::Result<Vec<(String, u64, u64)>> {
     let input = Input { file, size };
     let Some((at, _)) = vhdx_region(&input, METADATA_REGION)? else {
         return Ok(Vec::new());

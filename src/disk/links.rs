@@ -15,11 +15,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::detect::{self, read_up_to, vhd_type};
 use super::length;
+use super::remote::{self, ReadAt};
 use crate::source::charset::Name;
 use crate::source::vmdk;
 
@@ -135,20 +136,21 @@ impl Candidate {
 
 /// `None` for what is no image.
 fn candidate(path: &Path, meta: &Metadata) -> Option<Candidate> {
-    let size = meta.len();
     let mut found = Candidate {
         path: path.into(),
         place: (meta.dev(), meta.ino()),
         modified: meta.modified().ok(),
         ..Candidate::default()
     };
-    let file = File::open(path).ok()?;
     // What cannot be read is no link that could be named.
-    let _ = read_links(&file, size, path, &mut found);
+    let _ = match remote::of(path, meta) {
+        Some(remote) => read_links(&*remote, remote.file().size(), path, &mut found),
+        None => read_links(&File::open(path).ok()?, meta.len(), path, &mut found),
+    };
     Some(found)
 }
 
-fn read_links(file: &File, size: u64, path: &Path, found: &mut Candidate) -> io::Result<()> {
+fn read_links(file: &dyn ReadAt, size: u64, path: &Path, found: &mut Candidate) -> io::Result<()> {
     let head = read_up_to(file, 0, 4096, size)?;
     let at = |offset: usize, len: usize| head.get(offset..offset + len).unwrap_or_default();
     let be = |offset: usize, len: usize| {
@@ -189,7 +191,7 @@ fn read_links(file: &File, size: u64, path: &Path, found: &mut Candidate) -> io:
     Ok(())
 }
 
-fn fixed_vhd(file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
+fn fixed_vhd(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let tail = read_up_to(file, size.saturating_sub(512), 512, size)?;
     Ok(vhd_type(&tail).map(|_| tail))
 }
@@ -224,7 +226,7 @@ fn utf16(units: impl Iterator<Item = u16>) -> String {
 
 const PARENT_LOCATOR: &str = "a8d35f2d-b30b-454d-abf7-d3d84834ab0c";
 
-fn vhdx_links(file: &File, size: u64, found: &mut Candidate) -> io::Result<()> {
+fn vhdx_links(file: &dyn ReadAt, size: u64, found: &mut Candidate) -> io::Result<()> {
     // Of the two headers the one with the higher sequence number counts.
     let mut current = 0;
     for offset in [64 << 10, 128 << 10] {
@@ -248,7 +250,7 @@ fn vhdx_links(file: &File, size: u64, found: &mut Candidate) -> io::Result<()> {
 }
 
 /// What a differencing VHDX says about its parent, by key; empty for any other.
-pub(super) fn vhdx_parent(file: &File, size: u64) -> io::Result<Vec<(String, String)>> {
+pub(super) fn vhdx_parent(file: &dyn ReadAt, size: u64) -> io::Result<Vec<(String, String)>> {
     let items = length::vhdx_metadata(file, size)?;
     let Some((_, start, length)) = items.iter().find(|(id, ..)| id == PARENT_LOCATOR) else {
         return Ok(Vec::new());

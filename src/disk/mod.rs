@@ -12,6 +12,7 @@
 pub mod block;
 pub mod cache;
 pub mod chain;
+pub mod compose;
 pub mod copy;
 pub mod detect;
 pub mod device;
@@ -23,13 +24,17 @@ pub mod kernel;
 pub mod layout;
 pub mod length;
 pub mod links;
+mod merge;
 pub mod nbd;
+mod on_wire;
 pub mod partition;
+mod pool;
+pub mod remote;
 #[cfg(test)]
 mod short_tests;
 mod tables;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod vhd;

@@ -35,6 +35,7 @@ const INFO_EXPORT: u16 = 0;
 const FLAG_READ_ONLY: u16 = 1 << 1;
 const FLAG_SEND_FLUSH: u16 = 1 << 2;
 const FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
+const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 
 const CMD_READ: u16 = 0;
 const CMD_WRITE: u16 = 1;
@@ -157,6 +158,11 @@ impl Nbd {
 
     pub fn is_read_only(&self) -> bool {
         self.flags & FLAG_READ_ONLY != 0
+    }
+
+    /// Whether a flush on one connection covers what was written through others.
+    pub(super) fn can_be_several(&self) -> bool {
+        self.flags & FLAG_CAN_MULTI_CONN != 0
     }
 
     /// Tells the server that no more requests follow. What was not flushed may be lost.

@@ -4,10 +4,10 @@
 //! Specification: QEMU's `docs/interop/qcow2.txt`, "Two-level lookup" and "Snapshots". In the first table of a
 //! disk or snapshot no second table occurs twice: each has one reference from there.
 
-use std::fs::File;
 use std::io;
 
 use super::detect::read_up_to;
+use super::remote::ReadAt;
 
 /// QEMU refuses larger ones.
 const MAX_FIRST_TABLE: u64 = 32 << 20;
@@ -77,7 +77,7 @@ fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
 
 /// The second tables that a first one names, each once; `Err` holds one that is named twice.
 fn second_tables(
-    file: &File,
+    file: &dyn ReadAt,
     size: u64,
     (at, entries): (u64, u64),
 ) -> io::Result<Result<u64, Fault>> {
@@ -111,7 +111,7 @@ fn first_tables(list: &[u8], count: u64) -> Vec<(u64, u64)> {
 
 /// The bytes of the reference counts of every cluster, which `qemu-img check` has in memory; 0 of another
 /// format.
-pub fn reference_counts(file: &File, size: u64) -> io::Result<u64> {
+pub fn reference_counts(file: &dyn ReadAt, size: u64) -> io::Result<u64> {
     let head = read_up_to(file, 0, 104, size)?;
     if !head.starts_with(b"QFI\xfb") {
         return Ok(0);
@@ -125,7 +125,7 @@ pub fn reference_counts(file: &File, size: u64) -> io::Result<u64> {
 }
 
 /// The first fault of a qcow2's tables. What makes no sense otherwise is left to QEMU.
-pub fn qcow2(file: &File, size: u64) -> io::Result<Option<Fault>> {
+pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
     let head = read_up_to(file, 0, 104, size)?;
     if !head.starts_with(b"QFI\xfb") {
         return Ok(None);
@@ -175,6 +175,8 @@ pub fn qcow2(file: &File, size: u64) -> io::Result<Option<Fault>> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use std::fs::File;
 
     use super::*;
 

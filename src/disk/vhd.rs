@@ -5,10 +5,10 @@
 //! (`force_size_calc`), which the storage daemon does not have. So a fixed VHD is read as what it is, a
 //! raw disk, and of a dynamic one QEMU gets a copy of the first sector that names a creator it knows.
 
-use std::fs::File;
 use std::io;
 
 use super::detect::{read_up_to, vhd_type};
+use super::remote::ReadAt;
 
 const SECTOR: u64 = 512;
 /// Of these QEMU takes the size, and has for long.
@@ -26,7 +26,7 @@ pub enum Shown {
 }
 
 /// `None`: as it is.
-pub fn shown(file: &File, size: u64) -> io::Result<Option<Shown>> {
+pub fn shown(file: &dyn ReadAt, size: u64) -> io::Result<Option<Shown>> {
     const FIXED: u32 = 2;
     let head = read_up_to(file, 0, SECTOR as usize, size)?;
     let tail = read_up_to(file, size.saturating_sub(SECTOR), SECTOR as usize, size)?;
@@ -72,6 +72,7 @@ pub fn descriptor(head: &str, file: &str, size: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
 
     use super::*;

@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::guest::spare::Scratch;
 use crate::guest::{EmbeddedReader, FsKind, GuestPath, GuestRead, Volume};
 use crate::tool::qemu_img;
+use crate::transfer::Extents;
 
 /// The cluster size of a qcow2 that was created without saying otherwise.
 const GRAIN: u64 = 64 << 10;
@@ -31,7 +32,7 @@ const SMALL_HOLE: u64 = 1 << 20;
 const SCRATCH: [&str; 3] = ["pagefile.sys", "swapfile.sys", "hiberfil.sys"];
 
 /// What was done to one volume, for the report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeTrim {
     pub partition: u32,
     pub filesystem: FsKind,
@@ -42,7 +43,7 @@ pub struct VolumeTrim {
     pub files: Vec<FileTrim>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileTrim {
     pub path: GuestPath,
     pub freed_bytes: u64,
@@ -113,6 +114,12 @@ impl DataMap {
         let counts = data.div_ceil(GRAIN / 2) + 2;
         let level1 = (virtual_size.div_ceil(TABLE) * 8).div_ceil(GRAIN);
         (data.saturating_add(counts).saturating_add(level1)).saturating_mul(GRAIN)
+    }
+
+    /// Where there is data on a disk of this size, in whole grains.
+    pub(crate) fn extents(&self, virtual_size: u64) -> Extents {
+        let ranges = self.ranges.iter().cloned();
+        ranges.map(|r| r.start..r.end.min(virtual_size)).collect()
     }
 
     fn add(&mut self, range: &Range<u64>) {

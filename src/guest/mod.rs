@@ -41,7 +41,7 @@ use std::sync::Arc;
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::disk::layout::Partition;
 
@@ -109,7 +109,7 @@ impl fmt::Display for VolumeId {
 pub const FIRST_MAPPED: u32 = 10_001;
 
 /// What a partition holds, told from its first sectors and not from its partition type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FsKind {
     Ntfs,

@@ -28,6 +28,12 @@ fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
         ));
     }
     for held in level.held() {
+        if held.is_on_wire() {
+            return Err(refuse(
+                format!("{shown} is on another host, and a VM is not started from there"),
+                "leave --copy later out: what is in use is then copied, and no more",
+            ));
+        }
         // What was unpacked has no name of its own.
         if !held.has_a_name() {
             return Err(refuse(

@@ -85,14 +85,18 @@ pub struct Bytes {
     pub written: u64,
     /// The rest: free, or never written.
     pub skipped: u64,
+    /// Of `read`, what an interrupted run had copied (`--resume`).
+    pub resumed: u64,
+    /// What crossed the wire.
+    pub fetched: u64,
     /// What only the source holds, all disks together; 0 where everything was copied.
     pub left: u64,
 }
 
 /// The trim of one disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskTrim {
-    #[serde(serialize_with = "crate::text::json_path::serialize")]
+    #[serde(with = "crate::text::json_path")]
     pub disk: PathBuf,
     pub volumes: Vec<VolumeTrim>,
 }
@@ -205,6 +209,8 @@ pub struct Report {
     pub warnings: Vec<String>,
     pub timings: Timings,
     pub bytes: Bytes,
+    /// How the source was reached.
+    pub transport: &'static str,
     /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
     pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,

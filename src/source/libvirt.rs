@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::disk::remote;
 use crate::domain::element::Element;
 
 use super::charset::Charset;
@@ -35,7 +36,8 @@ pub(super) fn open_with(path: &Path, saved: &Path) -> Result<SourceVm> {
     let (mut vm, disks) = parse(path, &read_description(path)?)?;
     // With its disks where it says it is a domain of this host.
     let state = saved.join(format!("{}.save", vm.name.replace('/', "_")));
-    let own = |disk: &XmlDisk| disk.path.is_absolute() && disk.path.exists();
+    let here = remote::root_of(path).is_none();
+    let own = |disk: &XmlDisk| here && disk.path.is_absolute() && disk.path.exists();
     if disks.iter().any(own) && state.exists() {
         return Err(SourceError::Suspended {
             path: path.into(),
@@ -43,14 +45,15 @@ pub(super) fn open_with(path: &Path, saved: &Path) -> Result<SourceVm> {
         });
     }
     for disk in disks {
-        let dir = folder_of(path);
+        let (dir, xml) = (folder_of(path), path);
         // At its place, else beside the XML; by its text, else in the encoding of the XML.
         let places = disk.names.iter().flat_map(|name| {
             let path = Path::new(name);
             // `[datastore] folder/name` is what libvirt says of ESXi's.
             let elsewhere = path.is_absolute() || name.as_encoded_bytes().starts_with(b"[");
             let beside = elsewhere.then(|| path.file_name()).flatten();
-            [Some(dir.join(path)), beside.map(|name| dir.join(name))]
+            let place = remote::resolve(xml, path);
+            [Some(place), beside.map(|name| dir.join(name))]
         });
         let found = places.flatten().find(|file| file.exists());
         let Some(file) = found else {

@@ -17,6 +17,7 @@ pub mod charset;
 pub mod find;
 pub mod libvirt;
 pub mod manifest;
+pub(crate) mod mirror;
 pub mod ova;
 pub mod ovf;
 pub mod tar;
@@ -470,6 +471,15 @@ fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
         "pvs" | "pvm" => ("a machine of Parallels", "name its disk image (.hds)"),
         _ => return None,
     })
+}
+
+/// An export of a server: one raw disk, whatever its name ends in.
+pub(crate) fn export(path: &Path) -> SourceVm {
+    let mut vm = open_disk(path);
+    for disk in &mut vm.disks {
+        disk.format = Some("raw".into());
+    }
+    vm
 }
 
 fn open_disk(path: &Path) -> SourceVm {

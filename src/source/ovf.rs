@@ -18,6 +18,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
+use crate::disk::remote::{self, ReadAt};
 use crate::domain::element::Element;
 
 use super::charset::{Charset, text_of};
@@ -100,8 +101,10 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
 /// A disk that was packed without a word about it.
 pub(super) fn is_gzip(file: &Path) -> bool {
     let mut magic = [0; 3];
-    let read =
-        super::open_file(file).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut magic));
+    let read = super::open_file(file).and_then(|f| match remote::of(file, &f.metadata()?) {
+        Some(remote) => remote.read_exact_at(&mut magic, 0),
+        None => f.read_exact_at(&mut magic, 0),
+    });
     read.is_ok() && magic == GZIP
 }
 

@@ -9,16 +9,18 @@
 //! sparse image (`KDMV`) at a sector its header gives. `encoding` names the character set of its names;
 //! a file may be called by that text or by those bytes.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::charset::{Charset, Name};
 use super::{Result, SourceError, folder_of};
 use crate::disk::detect::read_up_to;
+use crate::disk::remote::{self, ReadAt};
 
 /// QEMU's own limit for a descriptor file.
 const MAX_DESCRIPTOR: usize = 2 << 20;
+/// Most descriptors end in it.
+const FIRST: usize = 64 << 10;
 /// VMware allows 32 snapshots.
 const MAX_CHAIN: usize = 64;
 const MAX_EXTENTS: usize = 4096;
@@ -219,8 +221,14 @@ pub fn read(path: &Path) -> Result<Option<Descriptor>> {
         }
     };
     let mut file = super::open_file(path).map_err(error("opening"))?;
-    let size = io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(error("reading"))?;
-    let bytes = match embedded(&file, size).map_err(error("reading"))? {
+    let remote = remote::of(path, &file.metadata().map_err(error("reading"))?);
+    let found = match &remote {
+        Some(remote) => embedded(&**remote, remote.file().size()),
+        None => {
+            io::Seek::seek(&mut file, io::SeekFrom::End(0)).and_then(|size| embedded(&file, size))
+        }
+    };
+    let bytes = match found.map_err(error("reading"))? {
         None => return Ok(None),
         Some(bytes) => bytes,
     };
@@ -235,7 +243,7 @@ pub fn read(path: &Path) -> Result<Option<Descriptor>> {
 }
 
 /// The parent as the descriptor of an open image has it.
-pub fn parent(path: &Path, file: &File, size: u64) -> io::Result<Option<Name>> {
+pub fn parent(path: &Path, file: &dyn ReadAt, size: u64) -> io::Result<Option<Name>> {
     let text = embedded(file, size)?;
     let descriptor = text.map(|t| Descriptor::parse(&t.text).unwrap_or_default());
     Ok(descriptor.and_then(|d| moved(path, &d).or(d.parent)))
@@ -263,7 +271,7 @@ pub fn may_be(head: &[u8]) -> bool {
     head.starts_with(b"KDMV") || head.starts_with(b"#") || named(b"createType")
 }
 
-fn embedded(file: &File, size: u64) -> io::Result<Option<Embedded>> {
+fn embedded(file: &dyn ReadAt, size: u64) -> io::Result<Option<Embedded>> {
     let head = read_up_to(file, 0, 512, size)?;
     let sparse = head.starts_with(b"KDMV");
     let field = |at: usize| {
@@ -277,7 +285,11 @@ fn embedded(file: &File, size: u64) -> io::Result<Option<Embedded>> {
     if sparse && offset == 0 {
         return Ok(None);
     }
-    let mut text = read_up_to(file, offset, MAX_DESCRIPTOR, size)?;
+    // Of a disk without a descriptor no more is read than it takes to see that.
+    let mut text = read_up_to(file, offset, FIRST, size)?;
+    if !text.contains(&0) {
+        text = read_up_to(file, offset, MAX_DESCRIPTOR, size)?;
+    }
     // QEMU takes the text up to the first zero byte, whatever size the header gives.
     text.truncate(text.iter().position(|b| *b == 0).unwrap_or(text.len()));
     // And when it is told that a file is VMDK, the signature line is not needed either.

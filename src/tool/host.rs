@@ -40,7 +40,7 @@ pub const LIBNTFS: &str = "libntfs-3g.so";
 /// The library that edits hives.
 pub const LIBHIVEX: &str = "libhivex.so";
 
-pub const TOOLS: [Tool; 12] = [
+pub const TOOLS: [Tool; 13] = [
     Tool {
         name: "qemu-img",
         purpose: "reading image formats, copying disks",
@@ -153,6 +153,16 @@ pub const TOOLS: [Tool; 12] = [
         apt: "ntfs-3g",
         dnf: "ntfsprogs",
         zypper: "ntfsprogs",
+    },
+    Tool {
+        name: "ssh",
+        purpose: "sources on the wire by ssh://",
+        required: false,
+        oldest_tried: Some("9.2"),
+        kind: Kind::Program(&["-V"]),
+        apt: "openssh-client",
+        dnf: "openssh-clients",
+        zypper: "openssh-clients",
     },
     Tool {
         name: "virt-v2v",

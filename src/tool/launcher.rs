@@ -152,11 +152,19 @@ type Request = (Command, Vec<Passed>, Sender<io::Result<Child>>);
 /// The thread that starts children; it ends when this is dropped, and its children with it.
 static SPAWNER: Mutex<Option<Sender<Request>>> = Mutex::new(None);
 
-/// To be called before this thread gives something up, when no child is running: children are then
-/// started from a thread that has given it up too. Limits are a thread's, and those of another thread do
+/// Those of before [`renew`]: the child that dials out to a source was started by one, and lives as long.
+static EARLIER: Mutex<Vec<Sender<Request>>> = Mutex::new(Vec::new());
+
+/// To be called before this thread gives something up, when no child is running that must be stopped by a
+/// signal: children are then started from a thread that has given it up too. Limits are a thread's, and those of another thread do
 /// not only differ: the kernel takes it for a stranger, whose children must not even be killed.
 pub(super) fn renew() {
-    *SPAWNER.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    let earlier = SPAWNER
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let mut kept = EARLIER.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.extend(earlier);
 }
 
 /// Starts the command from the thread that lives as long as the process. It inherits the files passed.

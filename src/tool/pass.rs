@@ -40,6 +40,11 @@ impl Passed {
         (self.name(), self.shown.clone())
     }
 
+    /// The number by which the program knows it.
+    pub fn number(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
@@ -80,6 +85,8 @@ pub struct Spec {
     pub node: Value,
     /// Files the tree names by their descriptors.
     pub passed: Vec<Passed>,
+    /// Connections to NBD servers, which it names by their numbers. Each is good for one program.
+    pub sockets: Vec<Passed>,
     /// Files the tree names as they are called, and whether they may be written: those made by this
     /// run.
     pub named: Vec<(PathBuf, bool)>,
@@ -91,8 +98,14 @@ impl Spec {
         Self {
             node,
             passed: Vec::new(),
+            sockets: Vec::new(),
             named: files.into_iter().collect(),
         }
+    }
+
+    /// Everything the program must be given open.
+    pub fn given(&self) -> Vec<Passed> {
+        self.passed.iter().chain(&self.sockets).cloned().collect()
     }
 
     /// Every file, and whether it may be written.

@@ -67,7 +67,7 @@ fn cmd_on(specs: &[&Spec]) -> Cmd {
     let files = specs.iter().flat_map(|spec| spec.files());
     let reach = Confinement::to_arguments().and_files(files);
     let cmd = Cmd::new(TOOL).confined(reach);
-    specs.iter().fold(cmd, |cmd, spec| cmd.pass(&spec.passed))
+    specs.iter().fold(cmd, |cmd, spec| cmd.pass(&spec.given()))
 }
 
 fn name(spec: &Spec) -> OsString {
@@ -121,11 +121,44 @@ pub fn allocated_ranges(spec: &Spec) -> Result<Vec<(u64, u64)>> {
     parse_map(&out.stdout)
 }
 
+/// A range that an image holds itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Present {
+    pub start: u64,
+    pub length: u64,
+    /// It is known to be zeroes.
+    pub zero: bool,
+}
+
+/// The ranges that an image without a backing file holds, zeroes it has been given included.
+pub fn present_ranges(spec: &Spec) -> Result<Vec<Present>> {
+    let out = cmd_on(&[spec])
+        .confined(spec.confinement())
+        .args(["map", "--output=json", "--"])
+        .arg(name(spec))
+        .run()?;
+    parse_present(&out.stdout)
+}
+
+fn parse_present(json: &[u8]) -> Result<Vec<Present>> {
+    let entries: Vec<MapEntry> =
+        serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))?;
+    let held = |entry: &&MapEntry| entry.data || entry.present;
+    let present = |entry: &MapEntry| Present {
+        start: entry.start,
+        length: entry.length,
+        zero: entry.zero,
+    };
+    Ok(entries.iter().filter(held).map(present).collect())
+}
+
 #[derive(Debug, Deserialize)]
 struct MapEntry {
     start: u64,
     length: u64,
     depth: u64,
+    #[serde(default)]
+    present: bool,
     #[serde(default)]
     data: bool,
     #[serde(default)]
@@ -271,6 +304,19 @@ pub fn commit(spec: &Spec, progress: &mut dyn FnMut(f64)) -> Result<()> {
     Ok(())
 }
 
+/// Creates an empty image, with an `-o` option, e.g. `compression_type=zstd`.
+pub fn create_with(file: &Path, format: &str, size: u64, options: Option<&str>) -> Result<()> {
+    let options = options.map(|options| ["-o", options]);
+    cmd()
+        .args(["create", "-q", "-f", format])
+        .args(options.into_iter().flatten())
+        .arg("--")
+        .arg(protocol(file))
+        .arg(size.to_string())
+        .run()?;
+    Ok(())
+}
+
 /// Creates a qcow2 overlay over what is served on a Unix socket, for programs that open it by themselves.
 pub fn create_over(file: &Path, socket: &Path, export: &str, size: u64) -> Result<()> {
     let below = json!({
@@ -300,70 +346,6 @@ fn protocol(file: &Path) -> OsString {
     let mut name = OsString::from("file:");
     name.push(file);
     name
-}
-
-#[derive(Debug, Clone, Copy)]
-pub enum Target<'a> {
-    /// A new file of this format.
-    File {
-        path: &'a Path,
-        format: &'static str,
-        /// `-o` options, e.g. `compression_type=zstd`.
-        options: Option<&'static str>,
-        compress: bool,
-    },
-    /// Something that is there already, as a block device description.
-    Existing {
-        spec: &'a Spec,
-        /// It reads as zeroes from end to end, so zeroes need not be written.
-        zero: bool,
-    },
-}
-
-/// Copies the image, telling the fraction done (0 to 1) as it goes.
-pub fn convert(
-    source: &Spec,
-    target: Target<'_>,
-    cancel: Option<Arc<AtomicBool>>,
-    progress: &mut dyn FnMut(f64),
-) -> Result<()> {
-    let mut cmd = cmd_on(&[source]).args(["convert", "-p", "-m", "8"]);
-    let target = match target {
-        Target::File {
-            path,
-            format,
-            options,
-            compress,
-        } => {
-            // Compressed clusters are appended: writing them out of order would only cost.
-            cmd = cmd.args(["-O", format, if compress { "-c" } else { "-W" }]);
-            if let Some(options) = options {
-                cmd = cmd.args(["-o", options]);
-            }
-            protocol(path)
-        }
-        Target::Existing { spec, zero } => {
-            cmd = cmd.args(["-O", "raw", "-W", "-n"]);
-            if zero {
-                cmd = cmd.arg("--target-is-zero");
-            }
-            cmd = cmd.pass(&spec.passed);
-            name(spec)
-        }
-    };
-    let mut parser = Progress::default();
-    // A line per hundredth of the disk.
-    cmd.patient(6)
-        .cancel_with(cancel)
-        .arg("--")
-        .arg(name(source))
-        .arg(target)
-        .run_with(&mut |chunk| {
-            if let Some(fraction) = parser.push(chunk) {
-                progress(fraction);
-            }
-        })?;
-    Ok(())
 }
 
 /// Compares what two images read as; the difference, when there is one.

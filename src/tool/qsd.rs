@@ -34,7 +34,7 @@ pub fn serve(listener: OwnedFd, blockdev: &Spec, export: &str, writable: bool) -
         .args(["--nbd-server", "addr.type=fd,addr.str=0"])
         .args(["--export", &export.to_string()])
         .confined(blockdev.confinement().serving())
-        .pass(&blockdev.passed)
+        .pass(&blockdev.given())
         .stdin(listener)
         .spawn()
 }

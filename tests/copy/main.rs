@@ -8,6 +8,7 @@ mod support;
 
 mod devices;
 mod faults;
+mod resume;
 mod scale;
 
 use std::fs::{self, File};

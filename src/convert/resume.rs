@@ -1,0 +1,365 @@
+//! `--resume`: what an interrupted copy left, and what a later run needs of it.
+//!
+//! Before the first byte of a copy the partial folder is made durable, with the fixed and verified
+//! overlays in it, and [`FILE`] is written: with which options, from which files, what was decided. A run
+//! with `--resume` takes the folder over, compares all of that with what it sees itself, verifies the
+//! overlays again and copies what the journals of the disks do not have. It fixes nothing anew. Where the
+//! disk with Windows has changed there is nothing to go on with; another disk that has changed is copied
+//! from its start.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::disk::copy::Record;
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::fix::journal::sha256_hex;
+use crate::fix::trusted::TrustedFolder;
+use crate::report::DiskTrim;
+use crate::ui::Ui;
+
+use super::output::OutputFolder;
+use super::place::untrusted;
+use super::run::{Job, WORK, work_file};
+use super::session::Source;
+
+/// Below [`WORK`].
+const FILE: &str = "resume.json";
+const SCHEMA: &str = "hyper2kvm/resume/1";
+
+/// Where the record is, below the partial folder.
+pub(super) fn file() -> PathBuf {
+    Path::new(WORK).join(FILE)
+}
+
+/// Options that say how a disk is reached, compared or installed, and not what comes of it.
+const ABOUT_THE_WAY: [&str; 12] = [
+    "connections",
+    "retries",
+    "user",
+    "password-file",
+    "ssh-identity",
+    "ssh-known-hosts",
+    "tls-ca",
+    "tls-fingerprint",
+    "verify-copy",
+    "connect",
+    "install-to",
+    "pool",
+];
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Document {
+    schema: String,
+    version: String,
+    options: BTreeMap<String, Vec<String>>,
+    /// Digest of what was decided.
+    plan: String,
+    disks: Vec<DiskRecord>,
+    trim: Vec<DiskTrim>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct DiskRecord {
+    /// By what its files are known again.
+    source: Value,
+    /// The overlay over it, below the partial folder.
+    pub(super) overlay: Option<String>,
+}
+
+/// Starts over where a disk is unpacked first: what was unpacked is gone with the run that did it.
+pub(super) fn refuse_packed(job: &Job, folder: &mut OutputFolder) -> Result<()> {
+    let packed = job.source.vm.disks.iter().any(|disk| disk.packed.is_some());
+    if !packed || !folder.was_taken_over() {
+        return Ok(());
+    }
+    tracing::warn!(
+        "starting over: the disks are unpacked anew, and nothing tells that they are the same"
+    );
+    folder.start_over()
+}
+
+/// An interrupted copy that this run goes on with.
+pub(super) struct Resumed {
+    plan: String,
+    disks: Vec<DiskRecord>,
+    /// Those that are copied from their start, because they have changed.
+    changed: BTreeSet<usize>,
+    trim: Vec<DiskTrim>,
+}
+
+impl Resumed {
+    /// What is left of an earlier run in the folder, unless this one must start over: then the folder is
+    /// empty. The first disk is the one with Windows; `fixed` tells which disks a fix may have changed.
+    pub(super) fn take(
+        job: &Job,
+        ui: &Ui,
+        folder: &mut OutputFolder,
+        disks: &[Source],
+        fixed: &dyn Fn(&Source) -> bool,
+    ) -> Result<Option<Self>> {
+        if !job.resume {
+            return Ok(None);
+        }
+        if !folder.was_taken_over() {
+            ui.status("Resuming", "nothing: no copy was interrupted here");
+            return Ok(None);
+        }
+        let over = |folder: &mut OutputFolder, why: &str| {
+            tracing::warn!("starting over: {why}");
+            folder.start_over().map(|()| None)
+        };
+        let doc = match Document::read(folder.path()) {
+            Ok(doc) => doc,
+            Err(error) => return over(folder, &error.message),
+        };
+        doc.refuse_other_options(job)?;
+        if doc.disks.len() != disks.len() {
+            return over(folder, "the source has another number of disks now");
+        }
+        let mut changed = BTreeSet::new();
+        for (i, (disk, record)) in disks.iter().zip(&doc.disks).enumerate() {
+            if is_same(&record.source, &disk.image()?.identity()) {
+                continue;
+            }
+            let why = format!("{} has changed since", disk.path.display());
+            if fixed(disk) {
+                return over(folder, &why);
+            }
+            tracing::warn!("{why}: disk {} is copied from its start", i + 1);
+            changed.insert(i);
+        }
+        let trim = doc.trim.into_iter().filter(|trim| {
+            let unchanged = disks
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| !changed.contains(i));
+            unchanged
+                .into_iter()
+                .any(|(_, disk)| disk.path == trim.disk)
+        });
+        let resumed = Self {
+            plan: doc.plan,
+            trim: trim.collect(),
+            disks: doc.disks,
+            changed,
+        };
+        for i in &resumed.changed {
+            resumed.forget(folder, *i)?;
+        }
+        ui.status("Resuming", &format!("{}", folder.path().display()));
+        Ok(Some(resumed))
+    }
+
+    /// Removes what is no longer of use: the overlay of a disk, and the record of its copy.
+    fn forget(&self, folder: &OutputFolder, i: usize) -> Result<()> {
+        let overlay = self.disks[i]
+            .overlay
+            .as_ref()
+            .map(|name| folder.path().join(name));
+        for path in overlay.into_iter().chain([journal(folder, i)?]) {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::failed(format!("removing {}", path.display())).because(e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The overlay of a disk that is as it was.
+    pub(super) fn overlay(&self, folder: &OutputFolder, i: usize) -> Option<PathBuf> {
+        if self.changed.contains(&i) {
+            return None;
+        }
+        let name = self.disks.get(i)?.overlay.as_ref()?;
+        Some(folder.path().join(name))
+    }
+
+    pub(super) fn has_overlays(&self) -> bool {
+        self.disks.iter().any(|disk| disk.overlay.is_some())
+    }
+
+    pub(super) fn trim(&self) -> Vec<DiskTrim> {
+        self.trim.clone()
+    }
+
+    /// Fails when what was decided now is not what the overlays hold.
+    pub(super) fn check_plan(&self, decided: &Value) -> Result<()> {
+        if digest(decided) == self.plan {
+            return Ok(());
+        }
+        Err(
+            Error::failed("the interrupted run decided otherwise than this one")
+                .hint("drivers, scripts or this program were replaced since; without --resume the conversion starts over"),
+        )
+    }
+}
+
+impl Document {
+    fn read(partial: &Path) -> Result<Self> {
+        let folder = TrustedFolder::open(partial).map_err(untrusted)?;
+        let bytes = folder.read(&file()).map_err(untrusted)?;
+        let doc: Self = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::failed(format!("{FILE} cannot be read: {e}")))?;
+        if doc.schema != SCHEMA || doc.version != env!("CARGO_PKG_VERSION") {
+            return Err(Error::failed(format!(
+                "the copy was begun by version {} of this program",
+                doc.version
+            )));
+        }
+        Ok(doc)
+    }
+
+    fn refuse_other_options(&self, job: &Job) -> Result<()> {
+        let now = options(job);
+        let names: BTreeSet<&String> = self.options.keys().chain(now.keys()).collect();
+        let mut error: Option<Error> = None;
+        for name in names {
+            let (was, is) = (self.options.get(name), now.get(name));
+            if was == is {
+                continue;
+            }
+            let said = |v: Option<&Vec<String>>| match v {
+                Some(values) if values.as_slice() == ["true"] => "given".to_owned(),
+                Some(values) => values.join(", "),
+                None => "not given".to_owned(),
+            };
+            let line = format!("--{name}: {} then, {} now", said(was), said(is));
+            let so_far = error.take().unwrap_or_else(|| {
+                Error::usage("the interrupted copy was begun with other options")
+            });
+            error = Some(so_far.hint(line));
+        }
+        match error {
+            None => Ok(()),
+            Some(error) => Err(error
+                .hint("give the same options again; without --resume the conversion starts over")),
+        }
+    }
+}
+
+fn options(job: &Job) -> BTreeMap<String, Vec<String>> {
+    let mut options = job.request.options.clone();
+    options.retain(|name, _| !ABOUT_THE_WAY.contains(&name.as_str()));
+    options
+}
+
+/// Whether two lists of files are the same files with the same contents, as far as can be told.
+fn is_same(was: &Value, now: &Value) -> bool {
+    let (Some(was), Some(now)) = (was.as_array(), now.as_array()) else {
+        return false;
+    };
+    let same = |(was, now): (&Value, &Value)| {
+        let (mut was, mut now) = (was.clone(), now.clone());
+        // What was written to a device is counted since the host started.
+        if was["writes"][0] != now["writes"][0] {
+            for side in [&mut was, &mut now] {
+                side["writes"] = Value::Null;
+            }
+        }
+        was == now
+    };
+    was.len() == now.len() && !now.is_empty() && was.iter().zip(now).all(same)
+}
+
+fn digest(decided: &Value) -> String {
+    sha256_hex(decided.to_string().as_bytes())
+}
+
+fn journal(folder: &OutputFolder, i: usize) -> Result<PathBuf> {
+    work_file(folder, &format!("copy-{i}.journal"))
+}
+
+/// Where the copy of disk `i` records how far it is.
+pub(super) fn record(folder: &OutputFolder, i: usize, what: Value) -> Result<Record> {
+    Ok(Record {
+        path: journal(folder, i)?,
+        what,
+    })
+}
+
+/// Makes the partial folder durable and writes the record: from here on a copy can be resumed.
+pub(super) fn save(
+    job: &Job,
+    folder: &OutputFolder,
+    decided: &Value,
+    disks: Vec<(Value, Option<&Path>)>,
+    trim: &[DiskTrim],
+) -> Result<()> {
+    let below = |path: &Path| {
+        let relative = path.strip_prefix(folder.path()).ok()?;
+        relative.to_str().map(str::to_owned)
+    };
+    let doc = Document {
+        schema: SCHEMA.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        options: options(job),
+        plan: digest(decided),
+        disks: disks
+            .into_iter()
+            .map(|(source, overlay)| DiskRecord {
+                source,
+                overlay: overlay.and_then(below),
+            })
+            .collect(),
+        trim: trim.to_vec(),
+    };
+    let path = work_file(folder, FILE)?;
+    let failed =
+        |e: std::io::Error| Error::failed(format!("writing {}", path.display())).because(e);
+    folder.sync().map_err(failed)?;
+    let beside = path.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        std::fs::write(&beside, format!("{:#}\n", serde_json::json!(doc)))?;
+        std::fs::File::open(&beside)?.sync_all()?;
+        failpoint::step("before", "rename of resume.json")?;
+        std::fs::rename(&beside, &path)?;
+        failpoint::step("after", "rename of resume.json")?;
+        folder.sync()
+    };
+    write().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn files_are_the_same_by_what_they_hold() {
+        let file =
+            |size: u64, writes: Value| json!([{"path": "/a", "size": size, "writes": writes}]);
+        let cases = [
+            (file(1, Value::Null), file(1, Value::Null), true),
+            (file(1, Value::Null), file(2, Value::Null), false),
+            (
+                file(1, json!(["boot", 5])),
+                file(1, json!(["boot", 5])),
+                true,
+            ),
+            (
+                file(1, json!(["boot", 5])),
+                file(1, json!(["boot", 6])),
+                false,
+            ),
+            // Not comparable: the host was restarted.
+            (
+                file(1, json!(["boot", 5])),
+                file(1, json!(["other", 6])),
+                true,
+            ),
+            (json!([]), json!([]), false),
+            (file(1, Value::Null), json!([]), false),
+            (Value::Null, Value::Null, false),
+        ];
+        for (was, now, same) in cases {
+            assert_eq!(is_same(&was, &now), same, "{was} {now}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What of an [`Image`] lies on another host: as a node of QEMU's, as one disk, as what is to be fetched.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::chain::{Image, ImageError, Result};
+use super::compose::{Composed, Piece};
+use super::detect::{self, Format, VmdkExtent};
+use super::hold::Held;
+use super::remote::{ReadAt, Remote, RemoteFile};
+use crate::tool::pass::Passed;
+use crate::tool::qemu_img::{self, Depth};
+
+impl Image {
+    /// What to read when the disk lies on another host byte for byte.
+    pub(super) fn plain_remote(&self) -> Option<Arc<Remote>> {
+        let [level] = &self.levels[..] else {
+            return None;
+        };
+        match &level.flat {
+            Some(flat) => Some(flat.clone()),
+            None => self.plain_file()?.remote().cloned(),
+        }
+    }
+
+    /// Tells a source on another host what of it is about to be copied, so that it is fetched ahead and
+    /// nothing else is.
+    pub fn announce(&self) {
+        let Some((base, above)) = self.levels.split_last() else {
+            return;
+        };
+        let file = match &base.flat {
+            Some(flat) => Some(flat),
+            None => base.held.first().and_then(Held::remote),
+        };
+        let Some(file) = file.filter(|_| above.iter().all(|level| level.scratch)) else {
+            return;
+        };
+        if base.format != Format::RAW && base.flat.is_none() {
+            return;
+        }
+        // What an overlay has is not read from there.
+        let wanted = |depth| above.is_empty() || depth == Depth::Below;
+        let mut ranges = Vec::new();
+        let mapped = qemu_img::mapped(&self.spec(), false, &mut |range, depth| {
+            if wanted(depth) {
+                ranges.push((range.start, range.end.saturating_sub(range.start)));
+            }
+        });
+        match mapped {
+            Ok(()) => file.file().expect(&ranges),
+            Err(e) => tracing::debug!("nothing is fetched ahead: {e}"),
+        }
+    }
+}
+
+/// A file on another host, through a connection that is made now. Where there is none, QEMU finds one that
+/// is closed, and says so.
+pub(super) fn nbd_node(file: &dyn RemoteFile, sockets: &mut Vec<Passed>) -> Value {
+    let connected = file.connect().or_else(|e| {
+        tracing::warn!("{}: {e}", file.shown());
+        UnixStream::pair().map(|(end, _)| end)
+    });
+    let number = connected.ok().map(|stream| {
+        let stream = Arc::new(File::from(OwnedFd::from(stream)));
+        let passed = Passed::new(stream, Path::new(&file.shown()), false);
+        let number = passed.number();
+        sockets.push(passed);
+        number
+    });
+    json!({
+        "driver": "nbd",
+        "server": {"type": "fd", "str": number.unwrap_or(-1).to_string()},
+        "export": file.export(),
+        "read-only": true,
+    })
+}
+
+/// The file with another start.
+pub(super) fn with_head(remote: &Remote, head: Vec<u8>) -> Arc<Remote> {
+    let (file, at) = (remote.file(), head.len() as u64);
+    let rest = Piece::of(file, at, file.size().saturating_sub(at));
+    Remote::new(Composed::of(vec![Piece::bytes(head), rest]))
+}
+
+/// An image on another host whose header names no backing file. QEMU looks for the directory of a relative
+/// name even where it is given the backing node, and NBD has no directories.
+pub(super) fn without_backing(file: &Held, format: Format) -> io::Result<Option<Arc<Remote>>> {
+    let Some(remote) = file.remote() else {
+        return Ok(None);
+    };
+    if !matches!(format.driver(), "qcow2" | "qcow") {
+        return Ok(None);
+    }
+    let mut head = vec![0; 512.min(remote.file().size()) as usize];
+    remote.read_exact_at(&mut head, 0)?;
+    // Where the name is, and how long it is.
+    if let Some(name) = head.get_mut(8..20) {
+        name.fill(0);
+    }
+    Ok(Some(with_head(remote, head)))
+}
+
+pub(super) fn is_flat(extent: &VmdkExtent) -> bool {
+    matches!(&*extent.kind.to_ascii_uppercase(), "FLAT" | "VMFS")
+}
+
+/// The extents of a flat VMDK on another host as one disk: QEMU's vmdk driver takes none from the wire.
+pub(super) fn joined(path: &Path, text: &[u8], parts: &[Held]) -> Result<Arc<Remote>> {
+    let unsupported = |reason: &str| ImageError::Unsupported {
+        path: path.into(),
+        reason: reason.into(),
+        remedy: "make one file of it there (vmkfstools -i DISK.vmdk COPY.vmdk on ESXi, vmware-vdiskmanager -r elsewhere), \
+                 or copy its files into one directory here",
+    };
+    let mut parts = parts.iter();
+    let mut pieces = Vec::new();
+    for part in detect::layout(text) {
+        let length = part.sectors().saturating_mul(512);
+        let detect::Part::Extent(extent) = part else {
+            pieces.push(Piece::zero(length));
+            continue;
+        };
+        if !is_flat(&extent) {
+            return Err(unsupported(
+                "it is in several pieces, some of which are sparse, and those are not read over the wire",
+            ));
+        }
+        let remote = parts.next().and_then(Held::remote);
+        let remote = remote.ok_or_else(|| unsupported("one of its extents is on no other host"))?;
+        let at = extent.offset.unwrap_or(0).saturating_mul(512);
+        pieces.push(Piece::of(remote.file(), at, length));
+    }
+    Ok(Remote::new(Composed::of(pieces)))
+}

@@ -1,0 +1,308 @@
+//! Files on other hosts, and the placeholders that stand for them here.
+//!
+//! A source on the wire is mirrored as a directory: descriptions are copied into it, and a disk is a
+//! sparse file of its name and length, its placeholder. Whatever looks for files, their names and what
+//! lies beside them works on that directory as on any other. The contents of a placeholder come from the
+//! wire: [`of`] knows by device and inode which file on the other host it stands for.
+//!
+//! QEMU's programs get a connected socket for such a file, not its name: they need no right to connect
+//! to anything.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::block::BlockRead;
+use super::cache::Cached;
+use super::nbd::{Nbd, Patience};
+use crate::text;
+use crate::tool::stop;
+
+/// How long the server beside us may be silent; it gives up on the other host before.
+const SILENCE: Duration = Duration::from_secs(90);
+/// How long it may be silent once the run was asked to stop.
+const STOPPING: Duration = Duration::from_millis(500);
+
+/// What a file that is fetched whole leaves free for others.
+const RESERVE: u64 = 256 << 20;
+
+/// The bytes of a file, wherever it is.
+pub trait ReadAt: Send + Sync {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Where the first data at or behind that place is; before it all is zero.
+    fn data_from(&self, at: u64) -> u64;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buf, offset)
+    }
+
+    fn data_from(&self, at: u64) -> u64 {
+        match rustix::fs::seek(self, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => u64::MAX,
+            // A file system that does not tell.
+            Err(_) => at,
+        }
+    }
+}
+
+/// A file on another host, served by NBD on a Unix socket of ours.
+pub trait RemoteFile: Debug + Send + Sync {
+    /// As users write it.
+    fn shown(&self) -> String;
+    fn size(&self) -> u64;
+    /// When it was changed last, in milliseconds since 1970; 0 where the protocol does not tell.
+    fn modified_ms(&self) -> u64;
+    /// A new connection to the server.
+    fn connect(&self) -> io::Result<UnixStream>;
+    /// The name of the export there.
+    fn export(&self) -> &str;
+    /// These ranges, offsets and lengths in order, are going to be read.
+    fn expect(&self, _ranges: &[(u64, u64)]) {}
+    /// What changed since the file was opened.
+    fn check_unchanged(&self) -> Result<(), String>;
+}
+
+/// Reads a remote file through one connection, which is made when it is first needed.
+#[derive(Debug)]
+pub struct Remote {
+    file: Arc<dyn RemoteFile>,
+    /// The placeholder has all of it.
+    copied: bool,
+    connection: Mutex<Option<Arc<Cached<Nbd>>>>,
+}
+
+impl Remote {
+    pub fn new(file: Arc<dyn RemoteFile>) -> Arc<Self> {
+        Arc::new(Self {
+            file,
+            copied: false,
+            connection: Mutex::new(None),
+        })
+    }
+
+    pub fn file(&self) -> &Arc<dyn RemoteFile> {
+        &self.file
+    }
+
+    pub fn is_copied(&self) -> bool {
+        self.copied
+    }
+
+    fn connection(&self) -> io::Result<Arc<Cached<Nbd>>> {
+        let mut slot = lock(&self.connection);
+        if let Some(connection) = &*slot {
+            return Ok(connection.clone());
+        }
+        let patience = Patience {
+            silence: SILENCE,
+            stopping: STOPPING,
+        };
+        let nbd = Nbd::handshake(self.file.connect()?, self.file.export(), patience)?;
+        let connection = Arc::new(Cached::of_remote(nbd));
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+}
+
+impl BlockRead for Remote {
+    fn size(&self) -> u64 {
+        self.file.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let result = self.connection()?.read_at(offset, buf);
+        // An error number is the server's answer; anything else ends the connection.
+        if result.as_ref().is_err_and(|e| e.raw_os_error().is_none()) {
+            *lock(&self.connection) = None;
+        }
+        result
+    }
+}
+
+impl ReadAt for Remote {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_at(offset, buf)
+    }
+
+    fn data_from(&self, at: u64) -> u64 {
+        at
+    }
+}
+
+/// Puts the contents of a remote file into its placeholder, for programs that take files only.
+pub fn fetch(path: &Path, remote: &Remote) -> io::Result<()> {
+    const CHUNK: u64 = 4 << 20;
+    let size = remote.size();
+    let free = rustix::fs::statvfs(path)?;
+    let free = free.f_bavail.saturating_mul(free.f_frsize);
+    if size > free.saturating_sub(RESERVE) {
+        return Err(io::Error::other(format!(
+            "it has to be fetched whole and has {} MiB, and {} MiB are free for temporary files (TMPDIR)",
+            size >> 20,
+            free >> 20
+        )));
+    }
+    let copy = File::options().write(true).open(path)?;
+    let mut at = 0;
+    while at < size {
+        if stop::requested() {
+            return Err(io::Error::other("interrupted"));
+        }
+        let mut part = vec![0; CHUNK.min(size - at) as usize];
+        remote.read_at(at, &mut part)?;
+        copy.write_all_at(&part, at)?;
+        at += part.len() as u64;
+    }
+    copy.set_len(size)?;
+    register(&copy, remote.file.clone(), true).map(drop)
+}
+
+/// What stands for what. One for the process: a file is looked up where it is opened.
+#[derive(Debug, Default)]
+struct Known {
+    files: HashMap<(u64, u64), Arc<Remote>>,
+    /// Directories that mirror another host.
+    roots: Vec<PathBuf>,
+}
+
+static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes an open file the placeholder of a remote one; or, where it has all its contents, a copy of which
+/// only the changes on the other host count.
+pub fn register(
+    placeholder: &File,
+    file: Arc<dyn RemoteFile>,
+    copied: bool,
+) -> io::Result<Arc<Remote>> {
+    let remote = Arc::new(Remote {
+        file,
+        copied,
+        connection: Mutex::new(None),
+    });
+    let place = place(&placeholder.metadata()?);
+    let mut known = lock(&KNOWN);
+    let known = known.get_or_insert_default();
+    known.files.insert(place, remote.clone());
+    Ok(remote)
+}
+
+/// What the file at `path` stands for when its contents are on another host.
+pub fn of(path: &Path, meta: &Metadata) -> Option<Arc<Remote>> {
+    origin(path, meta).filter(|remote| !remote.copied)
+}
+
+/// What the file at `path` stands for or is a copy of. Nothing outside of the directories that mirror other
+/// hosts: there the number of a placeholder that is gone may be another file's.
+pub fn origin(path: &Path, meta: &Metadata) -> Option<Arc<Remote>> {
+    let known = lock(&KNOWN);
+    let known = known.as_ref()?;
+    let mirrored = known.roots.iter().any(|root| path.starts_with(root));
+    known.files.get(&place(meta)).filter(|_| mirrored).cloned()
+}
+
+fn place(meta: &Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
+}
+
+/// From now on `root` mirrors a host, and is shown as `url`.
+pub fn register_root(root: &Path, url: &str) {
+    text::call(root, url);
+    let mut known = lock(&KNOWN);
+    known.get_or_insert_default().roots.push(root.to_owned());
+}
+
+/// Forgets every placeholder.
+pub fn forget() {
+    *lock(&KNOWN) = None;
+}
+
+/// The directory that mirrors the root of another host, for a path below it.
+pub fn root_of(path: &Path) -> Option<PathBuf> {
+    let known = lock(&KNOWN);
+    let mut roots = known.as_ref()?.roots.iter();
+    roots.find(|root| path.starts_with(root)).cloned()
+}
+
+/// The file that `name` in the file at `path` means. On another host it stays below what mirrors that host,
+/// whatever it names.
+pub fn resolve(path: &Path, name: &Path) -> PathBuf {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let Some(root) = root_of(path) else {
+        return folder.join(name);
+    };
+    let start = match name.is_absolute() {
+        true => root.clone(),
+        false => folder.to_owned(),
+    };
+    name.components().fold(start, |mut at, part| {
+        match part {
+            Component::Normal(part) => at.push(part),
+            Component::ParentDir if at != root => drop(at.pop()),
+            _ => {}
+        }
+        at
+    })
+}
+
+/// `name` as a description at `path` means it: an absolute path there is one of the host that `path`
+/// comes from.
+pub fn absolute(path: &Path, name: &Path) -> PathBuf {
+    match root_of(path) {
+        Some(root) if name.is_absolute() => {
+            let below = name
+                .components()
+                .filter(|part| matches!(part, Component::Normal(_)));
+            root.join(below.collect::<PathBuf>())
+        }
+        _ => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absolute_name_stays_on_its_host() {
+        let root = Path::new("/tmp/hyper2kvm-mirror-of-a-test/0");
+        register_root(root, "ssh://host");
+        let at = root.join("vm/vm.qcow2");
+        for (name, want) in [
+            ("/etc/shadow", root.join("etc/shadow")),
+            ("/../../etc/shadow", root.join("etc/shadow")),
+            ("base.qcow2", PathBuf::from("base.qcow2")),
+        ] {
+            assert_eq!(absolute(&at, Path::new(name)), want, "{name}");
+        }
+        for (name, want) in [
+            ("/etc/shadow", root.join("etc/shadow")),
+            ("../../../etc/shadow", root.join("etc/shadow")),
+            ("../base.qcow2", root.join("base.qcow2")),
+            ("base.qcow2", root.join("vm/base.qcow2")),
+        ] {
+            assert_eq!(resolve(&at, Path::new(name)), want, "{name}");
+        }
+        let elsewhere = Path::new("/data/vm.qcow2");
+        let name = Path::new("/data/base.qcow2");
+        assert_eq!(absolute(elsewhere, name), name);
+        let text = format!("opening {}: no", at.display());
+        assert_eq!(text::called(&text), "opening ssh://host/vm/vm.qcow2: no");
+    }
+}

@@ -1,0 +1,104 @@
+//! The sources on the wire of this run: each server connected to once, each source mirrored once.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tempfile::TempDir;
+
+use super::Mirror;
+use crate::disk::remote;
+use crate::wire::{Access, Location, Transport, Wire, WireError};
+
+struct Opened {
+    at: Location,
+    path: PathBuf,
+    wire: Wire,
+    /// What mirrors the other host.
+    directory: TempDir,
+}
+
+static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+
+fn opened() -> MutexGuard<'static, Vec<Opened>> {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The path that stands for a source until [`close`].
+pub(crate) fn open(at: &Location, access: &Access) -> Result<PathBuf, WireError> {
+    let mut all = opened();
+    if let Some(known) = all.iter().find(|known| known.at == *at) {
+        return Ok(known.path.clone());
+    }
+    let known = all.iter().find(|known| known.wire.reaches(at));
+    let wire = match known {
+        Some(known) => known.wire.clone(),
+        None => Wire::connect(at, access)?,
+    };
+    let failed = |e: std::io::Error| {
+        WireError::failed(
+            at,
+            format!("making a directory for its descriptions: {e}"),
+            "TMPDIR names another directory for temporary files",
+        )
+    };
+    let directory = tempfile::Builder::new()
+        .prefix("hyper2kvm-source-")
+        .tempdir()
+        .map_err(failed)?;
+    let root = directory.path().canonicalize().map_err(failed)?;
+    let is_export = matches!(at.transport(), Transport::Nbd | Transport::Command);
+    if !is_export {
+        let url = at.with_path("/").to_string();
+        let url = url.split('?').next().unwrap_or_default();
+        remote::register_root(&root, url.trim_end_matches('/'));
+    }
+    let path = Mirror::new(Arc::new(wire.clone()), &root).source(at)?;
+    if is_export {
+        remote::register_root(&path, &at.to_string());
+    }
+    crate::ui::count_fetched(fetched);
+    all.push(Opened {
+        at: at.clone(),
+        path: path.clone(),
+        wire,
+        directory,
+    });
+    Ok(path)
+}
+
+/// Bytes that have crossed the wire so far, of all sources.
+pub(crate) fn fetched() -> u64 {
+    // Clones of one connection count the same bytes.
+    let mut seen: Vec<Wire> = Vec::new();
+    for known in opened().iter() {
+        if !seen.iter().any(|wire| wire.reaches(&known.at)) {
+            seen.push(known.wire.clone());
+        }
+    }
+    seen.iter().map(Wire::fetched).sum()
+}
+
+/// How the file at a path is reached.
+pub(crate) fn transport(path: &Path) -> Transport {
+    let all = opened();
+    let mut known = all.iter();
+    let below = |known: &&Opened| {
+        let root = known.directory.path();
+        path.starts_with(root) || path.starts_with(root.canonicalize().unwrap_or_default())
+    };
+    known
+        .find(below)
+        .map_or(Transport::File, |known| known.at.transport())
+}
+
+/// Why a source could not be read: whoever read it was told of an input error only.
+pub(crate) fn trouble() -> Option<WireError> {
+    let wires: Vec<Wire> = opened().iter().map(|known| known.wire.clone()).collect();
+    wires.iter().find_map(Wire::trouble)
+}
+
+/// Hangs up, and removes what stood for the sources.
+pub(crate) fn close() {
+    remote::forget();
+    opened().clear();
+}

@@ -1,0 +1,297 @@
+//! [`ExtentJournal`]: which ranges of a disk are durable on the target of a copy.
+//!
+//! A text file that only grows. Each line is the CRC-32 of what follows it, and a JSON value: first
+//! what is copied where, then one array of `[start, length]` pairs for each batch. A line is written
+//! after the target was flushed, and synced before the next batch counts. Whatever ends the process, the
+//! file holds whole lines and at most one torn line at its end, which is cut off when it is opened.
+
+use std::fs::{File, Permissions};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use serde_json::{Value, json};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::extents::Extents;
+
+/// The longest line: a batch has a few thousand ranges at most.
+const MAX_LINE: u64 = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalFault {
+    #[error("writing the copy journal {}", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("reading the copy journal {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl JournalFault {
+    /// What the operating system said.
+    pub(crate) fn cause(&self) -> &io::Error {
+        match self {
+            Self::Write { source, .. } | Self::Read { source, .. } => source,
+        }
+    }
+}
+
+/// The record of one copy, open for the next batch.
+#[derive(Debug)]
+pub(crate) struct ExtentJournal {
+    path: PathBuf,
+    file: File,
+    done: Extents,
+}
+
+/// A journal that an earlier run left, and what it says is copied where.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) what: Value,
+    pub(crate) journal: ExtentJournal,
+}
+
+impl ExtentJournal {
+    /// Starts a new journal in the place of an old one. `what` names source and target.
+    pub(crate) fn create(path: &Path, what: &Value) -> Result<Self, JournalFault> {
+        Self::restart(path, what, Extents::default())
+    }
+
+    /// Starts a new journal that has this already.
+    pub(crate) fn restart(path: &Path, what: &Value, done: Extents) -> Result<Self, JournalFault> {
+        Self::start(path, what, done).map_err(|source| JournalFault::Write {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Written beside its place and renamed: there is always a whole one.
+    fn start(path: &Path, what: &Value, done: Extents) -> io::Result<Self> {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".new");
+        let beside = PathBuf::from(beside);
+        match std::fs::remove_file(&beside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = File::options()
+            .append(true)
+            .read(true)
+            .create_new(true)
+            .open(&beside)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        let mut text = line(what);
+        if !done.is_empty() {
+            text += &line(&batch(done.iter()));
+        }
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)?;
+        if let Some(folder) = path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            done,
+        })
+    }
+
+    /// Opens what an earlier run left. `None`: there is none, or not one line of it is whole.
+    pub(crate) fn open(path: &Path) -> Result<Option<Opened>, JournalFault> {
+        let failed = |source| JournalFault::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::options()
+            .append(true)
+            .read(true)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path);
+        let file = match file {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(failed)?,
+        };
+        let mut lines = Lines(BufReader::new(&file));
+        let Some((what, mut whole)) = lines.next().map_err(failed)? else {
+            return Ok(None);
+        };
+        let mut done = Extents::default();
+        let mut batches = 0u64;
+        while let Some((value, len)) = lines.next().map_err(failed)? {
+            let Some(ranges) = ranges(&value) else { break };
+            ranges.into_iter().for_each(|range| done.insert(range));
+            whole += len;
+            batches += 1;
+        }
+        let torn = file.metadata().map_err(failed)?.len() != whole;
+        let journal = if torn || batches > 1 {
+            Self::start(path, &what, done).map_err(|source| JournalFault::Write {
+                path: path.to_owned(),
+                source,
+            })?
+        } else {
+            Self {
+                path: path.to_owned(),
+                file,
+                done,
+            }
+        };
+        Ok(Some(Opened { what, journal }))
+    }
+
+    /// What is durable on the target.
+    pub(crate) fn done(&self) -> &Extents {
+        &self.done
+    }
+
+    /// Records ranges after the target was flushed. Durable when this returns.
+    pub(crate) fn append(&mut self, ranges: &[Range<u64>]) -> Result<(), JournalFault> {
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let joined: Extents = ranges.iter().cloned().collect();
+        let text = line(&batch(joined.iter()));
+        let before = self.file.seek(SeekFrom::End(0));
+        let written = before.and_then(|before| {
+            let done = self
+                .file
+                .write_all(text.as_bytes())
+                .and_then(|()| self.file.sync_data());
+            if done.is_err() {
+                // A torn line would hide the lines after it.
+                self.file.set_len(before)?;
+            }
+            done
+        });
+        written.map_err(|source| JournalFault::Write {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.done.extend(&joined);
+        Ok(())
+    }
+}
+
+fn batch(ranges: impl Iterator<Item = Range<u64>>) -> Value {
+    ranges
+        .map(|range| json!([range.start, range.end - range.start]))
+        .collect()
+}
+
+fn ranges(value: &Value) -> Option<Vec<Range<u64>>> {
+    let range = |pair: &Value| {
+        let (start, len) = (pair.get(0)?.as_u64()?, pair.get(1)?.as_u64()?);
+        Some(start..start.checked_add(len)?)
+    };
+    value.as_array()?.iter().map(range).collect()
+}
+
+fn line(value: &Value) -> String {
+    let text = value.to_string();
+    format!("{:08x} {text}\n", crc32fast::hash(text.as_bytes()))
+}
+
+struct Lines<R>(R);
+
+impl<R: BufRead> Lines<R> {
+    /// The next line that is whole, with its length. `None` at the end and at a torn line.
+    fn next(&mut self) -> io::Result<Option<(Value, u64)>> {
+        let mut text = Vec::new();
+        let len = io::Read::take(&mut self.0, MAX_LINE).read_until(b'\n', &mut text)?;
+        let value = text.strip_suffix(b"\n").and_then(|text| {
+            let (crc, text) = text.split_at_checked(9)?;
+            let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?.trim_end(), 16).ok()?;
+            (crc == crc32fast::hash(text)).then_some(())?;
+            serde_json::from_slice(text).ok()
+        });
+        Ok(value.map(|value| (value, len as u64)))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::single_range_in_vec_init)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Opened {
+        ExtentJournal::open(path).unwrap().unwrap()
+    }
+
+    #[test]
+    fn what_was_recorded_is_there_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        assert!(ExtentJournal::open(&path).unwrap().is_none());
+        let what = json!({"source": "a", "size": 1u64 << 40});
+        let mut journal = ExtentJournal::create(&path, &what).unwrap();
+        journal.append(&[0..10, 20..30]).unwrap();
+        journal.append(&[10..20]).unwrap();
+        drop(journal);
+        for _ in 0..2 {
+            let opened = open(&path);
+            assert_eq!(opened.what, what);
+            assert_eq!(opened.journal.done(), &Extents::whole(30));
+        }
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        // A new one forgets it.
+        ExtentJournal::create(&path, &what).unwrap();
+        assert!(open(&path).journal.done().is_empty());
+    }
+
+    /// Cut anywhere, and with any byte changed: never more than was recorded, never less than the lines
+    /// before the damage, and whatever is recorded next is found.
+    #[test]
+    fn a_torn_or_damaged_line_loses_only_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let mut journal = ExtentJournal::create(&path, &json!("what")).unwrap();
+        let mut ends = vec![std::fs::metadata(&path).unwrap().len()];
+        for i in 0..4u64 {
+            journal.append(&[i * 100..i * 100 + 50]).unwrap();
+            ends.push(std::fs::metadata(&path).unwrap().len());
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        for at in 0..bytes.len() {
+            for cut in [true, false] {
+                let mut damaged = bytes.clone();
+                match cut {
+                    true => damaged.truncate(at),
+                    false => damaged[at] ^= 1,
+                }
+                std::fs::write(&path, &damaged).unwrap();
+                // A line is whole when its newline is there.
+                let lines = ends.iter().filter(|end| **end <= at as u64).count() as u64;
+                let opened = ExtentJournal::open(&path).unwrap();
+                if lines == 0 {
+                    assert!(opened.is_none(), "{at}");
+                    continue;
+                }
+                let mut journal = opened.unwrap().journal;
+                assert_eq!(journal.done().bytes(), (lines - 1) * 50, "{at} {cut}");
+                journal.append(&[9000..9001]).unwrap();
+                let again = open(&path).journal;
+                assert_eq!(again.done().bytes(), (lines - 1) * 50 + 1, "{at} {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("j"), dir.path().join("l"));
+        ExtentJournal::create(&path, &json!(1)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(ExtentJournal::open(&link).is_err());
+    }
+}

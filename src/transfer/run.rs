@@ -1,0 +1,376 @@
+//! [`Transfer`]: the copy loop.
+//!
+//! Workers take pieces of the ranges, each reads its piece and writes what of it is not zero. The calling
+//! thread keeps the journal: it takes the pieces that were written since, flushes the target and records
+//! them. Workers wait when too much is written and not recorded yet ([`Transfer::window`]), so that a
+//! kill costs no more than that.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::extents::Extents;
+use super::journal::{ExtentJournal, JournalFault};
+use super::pace::Pace;
+use crate::disk::block::{BlockRead, BlockWrite};
+use crate::failpoint;
+use crate::tool::stop;
+
+/// What a worker reads at once. Its source sends that in several requests.
+const PIECE: u64 = 4 << 20;
+/// Zeroes are looked for in units of this size: a cluster of a qcow2.
+const GRAIN: usize = 64 << 10;
+/// Pieces under way: one is read while another is written.
+const WORKERS: usize = 3;
+/// Bounds of [`Transfer::window`].
+const LEAST_WINDOW: u64 = 8 << 20;
+const MOST_WINDOW: u64 = 256 << 20;
+/// How often progress is told.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What is done with zeroes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Zeroes {
+    /// The target has them.
+    Leave,
+    /// The target may hold anything.
+    Write,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    #[error("reading the source at byte {offset}")]
+    Read {
+        offset: u64,
+        #[source]
+        source: io::Error,
+    },
+    #[error("writing the copy at byte {offset}")]
+    Write {
+        offset: u64,
+        #[source]
+        source: io::Error,
+    },
+    #[error("flushing the copy")]
+    Flush(#[source] io::Error),
+    #[error(transparent)]
+    Journal(#[from] JournalFault),
+    #[error("keeping to the bandwidth")]
+    Pace(#[source] io::Error),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl TransferError {
+    /// What the operating system said.
+    pub(crate) fn cause(&self) -> Option<&io::Error> {
+        match self {
+            Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
+            Self::Flush(source) | Self::Pace(source) => Some(source),
+            Self::Journal(fault) => Some(fault.cause()),
+            Self::Interrupted => None,
+        }
+    }
+
+    /// Whether it was the source that failed.
+    pub(crate) fn of_source(&self) -> bool {
+        matches!(self, Self::Read { .. })
+    }
+}
+
+/// What a copy amounted to, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Read from the source.
+    pub(crate) read: u64,
+    /// Written, without zeroes.
+    pub(crate) written: u64,
+    /// Not read: an earlier run has copied them.
+    pub(crate) resumed: u64,
+}
+
+/// How far a copy is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    /// Of the ranges, what an earlier run copied included.
+    pub(crate) done: u64,
+}
+
+/// A copy of ranges from one disk to another of at least its size.
+pub(crate) struct Transfer<'a> {
+    pub(crate) source: Arc<dyn BlockRead>,
+    pub(crate) target: Arc<dyn BlockWrite>,
+    /// What is to be copied. What the journal has is left out.
+    pub(crate) ranges: &'a Extents,
+    pub(crate) zeroes: Zeroes,
+    pub(crate) journal: Option<&'a mut ExtentJournal>,
+    pub(crate) pace: Option<&'a Pace>,
+    /// Ends the copy when raised.
+    pub(crate) cancel: Option<Arc<AtomicBool>>,
+}
+
+/// What workers and the calling thread share.
+struct Shared {
+    state: Mutex<State>,
+    /// A piece was written, or a worker ended.
+    written: Condvar,
+    /// Pieces were recorded.
+    recorded: Condvar,
+}
+
+struct State {
+    queue: Pieces,
+    /// Written and not recorded.
+    pending: Vec<Range<u64>>,
+    pending_bytes: u64,
+    /// Given to workers and not recorded.
+    open_bytes: u64,
+    moved: Moved,
+    workers: usize,
+    error: Option<TransferError>,
+}
+
+/// The ranges, piece by piece.
+struct Pieces {
+    ranges: VecDeque<Range<u64>>,
+}
+
+impl Pieces {
+    fn next(&mut self) -> Option<Range<u64>> {
+        let first = self.ranges.front_mut()?;
+        // Pieces end where those of another run would: what zeroes are in one grain is seen alike.
+        let border = (first.start / PIECE + 1).saturating_mul(PIECE);
+        let end = first.end.min(border);
+        let piece = first.start..end;
+        first.start = end;
+        if first.is_empty() {
+            self.ranges.pop_front();
+        }
+        Some(piece)
+    }
+}
+
+impl Transfer<'_> {
+    /// Written and not recorded at most, twice that with what is being recorded: 1/256 of the disk.
+    fn window(&self) -> u64 {
+        (self.target.size() / 256).clamp(LEAST_WINDOW, MOST_WINDOW)
+    }
+
+    /// Copies, and makes the copy durable. What was copied before an error is recorded too.
+    pub(crate) fn run(mut self, progress: &mut dyn FnMut(Step)) -> Result<Moved, TransferError> {
+        let left = match &self.journal {
+            Some(journal) => self.ranges.minus(journal.done()),
+            None => self.ranges.clone(),
+        };
+        let before = self.ranges.bytes() - left.bytes();
+        let workers = WORKERS.min(usize::try_from(left.bytes() / PIECE).unwrap_or(WORKERS) + 1);
+        let shared = Shared {
+            state: Mutex::new(State {
+                queue: Pieces {
+                    ranges: left.iter().collect(),
+                },
+                pending: Vec::new(),
+                pending_bytes: 0,
+                open_bytes: 0,
+                moved: Moved {
+                    resumed: before,
+                    ..Moved::default()
+                },
+                workers,
+                error: None,
+            }),
+            written: Condvar::new(),
+            recorded: Condvar::new(),
+        };
+        let window = self.window();
+        let limit = self.journal.as_ref().map_or(u64::MAX, |_| 2 * window);
+        let mut journal = self.journal.take();
+        let this = &self;
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| this.work(&shared, limit));
+            }
+            this.keep(&shared, window, &mut journal, &mut |bytes| {
+                progress(Step {
+                    done: before + bytes,
+                });
+            });
+        });
+        let state = shared.state.into_inner();
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        match state.error {
+            None => Ok(state.moved),
+            Some(error) => Err(error),
+        }
+    }
+
+    fn ended(&self) -> bool {
+        let raised = |flag: &Arc<AtomicBool>| flag.load(Ordering::SeqCst);
+        stop::requested() || self.cancel.as_ref().is_some_and(raised)
+    }
+
+    /// Copies pieces until there are none, or something failed.
+    fn work(&self, shared: &Shared, limit: u64) {
+        // Also when this panics: the thread that keeps the journal waits for the last worker.
+        let _leaving = Leaving(shared);
+        let mut buffer = vec![0; PIECE as usize];
+        while let Some(piece) = shared.take(limit) {
+            let outcome = match self.ended() {
+                true => Err(TransferError::Interrupted),
+                false => self.copy(piece.clone(), &mut buffer),
+            };
+            let mut state = shared.lock();
+            match outcome {
+                Ok(written) => {
+                    let len = piece.end - piece.start;
+                    state.moved.read += len;
+                    state.moved.written += written;
+                    state.pending_bytes += len;
+                    state.pending.push(piece);
+                }
+                Err(error) => state.fail(error),
+            }
+            drop(state);
+            shared.written.notify_all();
+            // After an error nobody waits for room any more.
+            shared.recorded.notify_all();
+        }
+    }
+
+    /// Copies one piece and returns how much of it was not zero.
+    fn copy(&self, piece: Range<u64>, buffer: &mut [u8]) -> Result<u64, TransferError> {
+        let buffer = &mut buffer[..(piece.end - piece.start) as usize];
+        if let Some(pace) = self.pace {
+            let turn = pace.take(buffer.len() as u64, &|| self.ended());
+            if !turn.map_err(TransferError::Pace)? {
+                return Err(TransferError::Interrupted);
+            }
+        }
+        let offset = piece.start;
+        let read = self.source.read_at(offset, buffer);
+        read.map_err(|source| TransferError::Read { offset, source })?;
+        let mut written = 0;
+        for (range, zero) in runs(offset, buffer) {
+            let at = offset + range.start as u64;
+            let done = match zero {
+                false => {
+                    written += range.len() as u64;
+                    self.target.write_at(at, &buffer[range])
+                }
+                true if self.zeroes == Zeroes::Write => self.target.zero_at(at, range.len() as u64),
+                true => Ok(()),
+            };
+            done.map_err(|source| TransferError::Write { offset: at, source })?;
+        }
+        Ok(written)
+    }
+
+    /// Flushes and records what was written, until the last worker has ended.
+    fn keep(
+        &self,
+        shared: &Shared,
+        window: u64,
+        journal: &mut Option<&mut ExtentJournal>,
+        progress: &mut dyn FnMut(u64),
+    ) {
+        loop {
+            let mut state = shared.lock();
+            while state.workers > 0 && (journal.is_none() || state.pending_bytes < window) {
+                let read = state.moved.read;
+                drop(state);
+                progress(read);
+                let waited = shared.written.wait_timeout(shared.lock(), TICK);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            let last = state.workers == 0;
+            let batch = std::mem::take(&mut state.pending);
+            let bytes = std::mem::take(&mut state.pending_bytes);
+            let read = state.moved.read;
+            drop(state);
+            progress(read);
+            let flushed = self.target.flush().map_err(TransferError::Flush);
+            let recorded = flushed.and_then(|()| match journal {
+                Some(journal) => Ok(journal.append(&batch)?),
+                None => Ok(()),
+            });
+            // Nothing to return an error to: here one can only wait or die.
+            let _ = failpoint::hit("copy-recorded");
+            let mut state = shared.lock();
+            state.open_bytes = state.open_bytes.saturating_sub(bytes);
+            if let Err(error) = recorded {
+                state.fail(error);
+            }
+            drop(state);
+            shared.recorded.notify_all();
+            if last {
+                return;
+            }
+        }
+    }
+}
+
+impl State {
+    /// The first error counts. No further piece is given out.
+    fn fail(&mut self, error: TransferError) {
+        self.queue.ranges.clear();
+        self.error.get_or_insert(error);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next piece, once no more than `limit` bytes are given out and not recorded.
+    fn take(&self, limit: u64) -> Option<Range<u64>> {
+        let mut state = self.lock();
+        while state.open_bytes >= limit && state.error.is_none() {
+            let waited = self.recorded.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        let piece = state.queue.next()?;
+        state.open_bytes += piece.end - piece.start;
+        Some(piece)
+    }
+}
+
+struct Leaving<'a>(&'a Shared);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.lock().workers -= 1;
+        self.0.written.notify_all();
+    }
+}
+
+/// Cuts bytes that lie at `offset` of a disk into runs of grains that are all zero or not.
+fn runs(offset: u64, bytes: &[u8]) -> Vec<(Range<usize>, bool)> {
+    let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
+    let mut start = 0;
+    while start < bytes.len() {
+        let inside = ((offset + start as u64) % GRAIN as u64) as usize;
+        let end = (start + GRAIN - inside).min(bytes.len());
+        let zero = is_zero(&bytes[start..end]);
+        match runs.last_mut() {
+            Some((range, kind)) if *kind == zero => range.end = end,
+            _ => runs.push((start..end, zero)),
+        }
+        start = end;
+    }
+    runs
+}
+
+/// Compared block by block, which `memcmp` does.
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    let blocks = bytes.chunks(ZEROES.len());
+    blocks.into_iter().all(|b| *b == ZEROES[..b.len()])
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
