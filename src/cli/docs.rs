@@ -31,6 +31,7 @@ pages! {
     "boot": "docs/boot.md",
     "later": "docs/later.md",
     "rehearsal": "docs/rehearsal.md",
+    "wire": "docs/wire.md",
     "fleet": "docs/fleet/README.md",
     "engines": "docs/engines.md",
     "reliability": "docs/reliability.md",

@@ -203,7 +203,7 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
         == Some("linux")
     {
         let reason = "this is a Linux guest: nothing in it says on COM1 that it is up";
-        let remedy = "start its final domain by hand (docs/linux.md)";
+        let remedy = "start its final domain by hand (hyper2kvm docs linux)";
         return Err(Error::refused(
             format!("{} is not rehearsed", options.name),
             vec![Blocker::new("linux-rehearsal", reason, remedy)],

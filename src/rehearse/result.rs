@@ -308,8 +308,8 @@ fn down(rehearsal: &Rehearsal) -> Vec<String> {
     next.push(
         match failed.state.as_str() {
             "timeout" => "where Windows was still at work (updates, chkdsk), rehearse with a longer --timeout",
-            "reboot-loop" => "see the stop code on the screen; docs/troubleshooting.md lists what stands behind it",
-            "panic" => "find the stop code of the screen in docs/troubleshooting.md",
+            "reboot-loop" => "see the stop code on the screen; hyper2kvm docs troubleshooting lists what stands behind it",
+            "panic" => "find the stop code of the screen in hyper2kvm docs troubleshooting",
             "stopped" => "see in com1.log and qemu.log why the VM went off: Windows shut down, or QEMU ended",
             "paused" => "make room below the evidence directory, or see whether the disk of the source can be read",
             _ => "see the message: both boots did not end as they should",
