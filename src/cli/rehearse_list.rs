@@ -80,7 +80,7 @@ pub(super) fn run(args: &ListArgs, given: &Options, ui: &Ui) -> Result<()> {
         .map_err(|e| Error::usage(format!("reading {}", file.display())).because(e))?;
     let list = file::parse(&text, &RehearseOptions).map_err(|e| {
         Error::usage(format!("{} is not understood: {e}", file.display()))
-            .hint("docs/fleet/README.md describes the format")
+            .hint("hyper2kvm docs fleet describes the format")
     })?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let output = match (
