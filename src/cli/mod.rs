@@ -99,7 +99,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Boot a converted machine twice on libvirt: bootstrap, then VirtIO
     Boot(boot::BootArgs),
-    /// Try it first: both boots on a throw-away overlay, without a network; nothing is left but evidence
+    /// Try it first: both boots on a throw-away overlay, without a network; only evidence stays
     Rehearse(Box<rehearse::RehearseArgs>),
     /// Copy what `convert --copy later` has left on the source, while the VM runs or is off
     Pull(pull::PullArgs),
