@@ -99,7 +99,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Boot a converted machine twice on libvirt: bootstrap, then VirtIO
     Boot(boot::BootArgs),
-    /// Try it first: both boots on a throw-away overlay, without a network; only evidence stays
+    /// Try it first: both boots on a throw-away overlay, without a network
     Rehearse(Box<rehearse::RehearseArgs>),
     /// Copy what `convert --copy later` has left on the source, while the VM runs or is off
     Pull(pull::PullArgs),
