@@ -1201,7 +1201,11 @@ fn the_container_image() {
     let steps = steps.join("\n");
     for tool in host::TOOLS.iter().filter(|t| t.required) {
         // libntfs-3g89 for `ntfs-3g`: the library is enough where nobody makes demonstration guests.
-        let package = tool.package(PackageManager::Apt);
+        let package = match tool.name {
+            // In the backports that the image takes QEMU from.
+            "qemu-storage-daemon" => "qemu-utils",
+            _ => tool.package(PackageManager::Apt),
+        };
         assert!(steps.contains(package), "{}: {package}", tool.name);
     }
     let user = steps.lines().find_map(|l| l.strip_prefix("USER ")).unwrap();

@@ -27,13 +27,17 @@ pub(super) enum Edit {
     Done(Edited),
 }
 
+/// A larger hive is not held in memory twice while the plan is judged; real ones are smaller.
+const EARLY: usize = 128 << 20;
+
 impl EditedHives {
-    /// Begins to edit every hive the plan edits.
+    /// Begins to edit the hives the plan edits; a very large one is left for later.
     pub fn of(plan: &Plan, hives: &Hives) -> Self {
         let mut all = BTreeMap::new();
         for action in &plan.actions {
             if let Action::EditHive { hive, edits, .. } = action
                 && let Some(loaded) = hive_bytes(hives, *hive)
+                && loaded.bytes.len() <= EARLY
             {
                 all.insert(*hive, Edit::start(loaded.bytes.clone(), edits.clone()));
             }
