@@ -147,13 +147,13 @@ const ROWS: &[Row] = &[
     row(
         "hive-replayed",
         "info",
-        "\\EFI\\Microsoft\\Boot\\BCD was not saved completely: 1 entries of its logs were replayed, as Windows would do",
+        "\\EFI\\Microsoft\\Boot\\BCD was not saved completely; its logs were replayed, as Windows would do: 1 entry",
         "none needed",
     ),
     row(
         "hive-replayed",
         "info",
-        "\\Windows\\System32\\config\\SYSTEM was not saved completely: 1 entries of its logs were replayed, as Windows would do",
+        "\\Windows\\System32\\config\\SYSTEM was not saved completely; its logs were replayed, as Windows would do: 1 entry",
         "none needed",
     ),
     row(
