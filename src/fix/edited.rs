@@ -27,17 +27,20 @@ pub(super) enum Edit {
     Done(Edited),
 }
 
-/// A larger hive is not held in memory twice while the plan is judged; real ones are smaller.
-const EARLY: usize = 128 << 20;
+/// What hives may take of the memory while the plan is judged; those of real guests take less.
+const EARLY: usize = 448 << 20;
 
 impl EditedHives {
-    /// Begins to edit the hives the plan edits; a very large one is left for later.
+    /// Begins to edit the hives the plan edits; very large ones are left for later.
     pub fn of(plan: &Plan, hives: &Hives) -> Self {
+        let loaded = [HiveName::System, HiveName::Software, HiveName::Drivers];
+        let loaded = loaded.iter().filter_map(|name| hive_bytes(hives, *name));
+        let held: usize = loaded.map(|hive| hive.bytes.len()).sum();
         let mut all = BTreeMap::new();
         for action in &plan.actions {
             if let Action::EditHive { hive, edits, .. } = action
                 && let Some(loaded) = hive_bytes(hives, *hive)
-                && loaded.bytes.len() <= EARLY
+                && held + loaded.bytes.len() <= EARLY
             {
                 all.insert(*hive, Edit::start(loaded.bytes.clone(), edits.clone()));
             }
