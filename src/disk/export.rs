@@ -293,6 +293,10 @@ pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
 /// Tells every range with data of an image that is a plain file, in order. `None`: it is none.
 pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io::Result<()>> {
     let held = image.plain_file()?;
+    if held.remote().is_some() {
+        // Its placeholder is one hole.
+        return None;
+    }
     Some(file_data(held.file(), image.virtual_size(), found))
 }
 

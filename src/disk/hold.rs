@@ -440,6 +440,14 @@ impl Held {
     /// By what a later run knows the file again: where it is, how long, when it was written, its headers.
     /// Not its owner or inode, which change without its contents.
     pub(crate) fn identity(&self) -> Value {
+        if let Some(origin) = &self.0.origin {
+            // Its placeholder is another file in every run.
+            return json!({
+                "path": crate::text::called_path(self.path()),
+                "size": origin.file().size(),
+                "modified": origin.file().modified_ms(),
+            });
+        }
         let facts = &self.0.facts;
         json!({
             "path": crate::text::of_path(self.path()),
