@@ -201,6 +201,7 @@ fn a_vm_that_comes_up_leaves_evidence_and_nothing_else() {
     stage.nothing_is_left();
 }
 
+#[ignore = "minutes: cargo test --test rehearse -- --ignored; .ci/campaign rehearsals has it"]
 #[test]
 fn a_uefi_vm_leaves_no_variables() {
     if !able() {
@@ -249,7 +250,7 @@ fn a_vm_that_panics_is_a_panic() {
     ends(&[("here", End::Panic, "panic", &[])]);
 }
 
-#[ignore = "half a minute: cargo test --test rehearse -- --ignored; .ci/run has it"]
+#[ignore = "minutes: cargo test --test rehearse -- --ignored; .ci/campaign rehearsals has it"]
 #[test]
 fn other_ends_are_named() {
     ends(&[
@@ -331,7 +332,7 @@ fn what_a_killed_rehearsal_left_is_removed_by_the_next() {
 }
 
 /// Killed at every place that has a name, the next run removes what is there.
-#[ignore = "a minute: cargo test --test rehearse -- --ignored; .ci/run has it"]
+#[ignore = "minutes: cargo test --test rehearse -- --ignored; .ci/campaign rehearsals has it"]
 #[test]
 fn killed_at_every_step_of_a_rehearsal() {
     if !able() {
@@ -372,7 +373,7 @@ fn killed_at_every_step_of_a_rehearsal() {
 }
 
 /// Killed at moments spread over a whole run; `HYPER2KVM_PAIRS` says how many (`.ci/campaign rehearsals`).
-#[ignore = "half a minute: cargo test --test rehearse -- --ignored; .ci/run has it"]
+#[ignore = "minutes: cargo test --test rehearse -- --ignored; .ci/campaign rehearsals has it"]
 #[test]
 fn killed_at_any_moment() {
     if !able() {
