@@ -21,6 +21,7 @@
 pub mod batch;
 pub mod boot;
 pub mod boot_path;
+pub mod check;
 pub mod cli;
 pub mod convert;
 pub mod demo;
@@ -44,6 +45,7 @@ pub mod registry;
 pub(crate) mod rehearse;
 pub mod report;
 pub mod source;
+pub mod stop;
 #[cfg(test)]
 mod testing;
 pub mod text;

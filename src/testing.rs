@@ -2,6 +2,7 @@
 //! a test wants it, inspected, planned for, and as the plan leaves it. No tool and no file is needed.
 
 use crate::boot_path::Controller;
+use crate::check::Check;
 use crate::demo::guest::{self, GuestFile};
 use crate::demo::pe::{self, Subsystem};
 use crate::demo::virtio_win::{self, Layout};
@@ -17,7 +18,6 @@ use crate::plan::firstboot::Wishes;
 use crate::plan::model::{Action, HiveName};
 use crate::plan::{self, Options};
 use crate::registry::{HiveView, KeyTree};
-use crate::report::Check;
 use crate::verify;
 
 use crate::convert::prepare::{self, Prepared};

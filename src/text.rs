@@ -189,6 +189,11 @@ pub mod json_path {
     }
 }
 
+/// A path as a shell word.
+pub fn quote(path: &Path) -> String {
+    shell_word(&path.display().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -458,7 +458,7 @@ impl Moved {
         ))
         .hint(format!(
             "finish that one first: --install-to {}",
-            super::quote(folder)
+            crate::text::quote(folder)
         )))
     }
 
@@ -579,7 +579,7 @@ fn refuse_others(folder: &Path) -> Result<()> {
             "{shown} can be written by others (mode {:04o})",
             found.mode() & 0o7777
         ))
-        .hint(format!("chmod go-w {}", super::quote(folder)))
+        .hint(format!("chmod go-w {}", crate::text::quote(folder)))
         .hint(elsewhere));
     }
     Ok(())

@@ -37,8 +37,9 @@ use crate::fix::journal::write_durably;
 use crate::guest::keys::Keys;
 use crate::later;
 use crate::lock::{FileLock, LockError};
+use crate::stop;
+use crate::tool::ToolError;
 use crate::tool::virsh::{State, Tick, Virsh};
-use crate::tool::{ToolError, stop};
 use crate::ui::Ui;
 
 use files::Files;
@@ -804,11 +805,6 @@ fn marked(log: &Path) -> bool {
 fn has_marker(log: &[u8]) -> bool {
     log.split(|b| matches!(b, b'\n' | b'\r'))
         .any(|line| line.trim_ascii() == MARKER.as_bytes())
-}
-
-/// A path as a shell word.
-pub(crate) fn quote(path: &Path) -> String {
-    crate::text::shell_word(&path.display().to_string())
 }
 
 #[cfg(test)]

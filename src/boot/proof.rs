@@ -119,7 +119,7 @@ fn devices(
     system: &[u8],
     control_set: &str,
     bus: StorageBus,
-) -> Result<Proof, crate::registry::hive::HiveError> {
+) -> Result<Proof, crate::registry::HiveError> {
     let mut proof = Proof::default();
     let view = HiveView::new(system)?;
     let Some(pci) = view.key(&format!("{control_set}\\Enum\\PCI"))? else {

@@ -16,7 +16,7 @@ use crate::inspect::{Inspection, Severity};
 use crate::report::look::{self, Row};
 use crate::report::vm;
 use crate::source::{self, SourceKind, find, mirror};
-use crate::tool::stop;
+use crate::stop;
 use crate::ui::{Ui, bytes, count, document};
 
 use super::again;

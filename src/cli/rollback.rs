@@ -51,7 +51,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
             .hint("name the output folder of a conversion with --in-place, or --journal FILE"),
     })?;
     if !journal.doc.disk.in_place {
-        let folder = boot::quote(journal.folder());
+        let folder = crate::text::quote(journal.folder());
         let how = match later::Record::left(journal.folder())? {
             Some(_) => format!("hyper2kvm release {folder} discards the conversion"),
             None => format!("delete {folder} to discard the conversion"),

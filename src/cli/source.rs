@@ -18,7 +18,8 @@ use crate::disk::links;
 use crate::disk::remote;
 use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
-use crate::domain::network::{self, Bridge, Mapping};
+use crate::domain::model::Bridge;
+use crate::domain::network::{self, Mapping};
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
     Patch, StorageBus, Video,

@@ -10,12 +10,13 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::boot_path::Controller;
+use crate::check::Check;
 use crate::convert::linux;
 use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later;
-use crate::report::{Check, text};
+use crate::report::text;
 use crate::source::mirror;
 use crate::ui::{Styled, Tone, Ui};
 use crate::verify;

@@ -18,7 +18,7 @@ use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
 use crate::report::{Bytes, DiskTrim};
-use crate::tool::stop;
+use crate::stop;
 use crate::transfer::Extents;
 use crate::ui::Ui;
 

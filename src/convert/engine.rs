@@ -16,7 +16,8 @@ use crate::guest::{
     embedded,
 };
 use crate::inspect::Inspection;
-use crate::tool::{self, host, stop};
+use crate::stop;
+use crate::tool::{self, host};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::boot::quote;
 use crate::boot_path::{BootPath, Controller, Step};
+use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::{BlockRead, BlockWrite, partition};
@@ -29,7 +29,8 @@ use crate::linux::{self, LinuxFacts, LoaderCopies};
 use crate::report::outlook::Outlook;
 use crate::report::text;
 use crate::report::vm;
-use crate::report::{ActionLine, Bytes, Check, CheckState, Report, Timings};
+use crate::report::{ActionLine, Bytes, Report, Timings};
+use crate::text::quote;
 use crate::tool::{self, host, qemu_img, virt_v2v};
 use crate::ui::{Styled, Tone, Ui, document};
 use crate::wire::Transport;

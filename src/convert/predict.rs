@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::boot_path::Controller;
+use crate::check::Check;
 use crate::domain::StorageBus;
 use crate::drivers::media::Media;
 use crate::error::{Blocker, Error, ErrorKind, Result};
@@ -19,7 +20,6 @@ use crate::ids::{self, Accepted};
 use crate::inspect::{Inspection, Severity, Survey};
 use crate::plan::{self, Action, Plan, Preview, PreviewHives, Remaining};
 use crate::registry::{self, HiveView};
-use crate::report::Check;
 use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
 

@@ -16,7 +16,8 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, GuestRead, GuestWrite};
 use crate::inspect::{self, Disk, InspectError, InspectOptions, SourceFacts, Survey};
 use crate::source::{SourceVm, Unpacked};
-use crate::tool::{appliance, stop};
+use crate::stop;
+use crate::tool::appliance;
 use crate::ui::Ui;
 
 use super::engine::{Engine, Guest};

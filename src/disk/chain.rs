@@ -33,7 +33,8 @@ use crate::error::{Error, ErrorKind};
 use crate::source::charset::{Charset, Name};
 use crate::source::vmdk;
 use crate::tool::confine;
-use crate::tool::pass::{self, Passed, Spec};
+use crate::tool::pass::{self, Passed};
+use crate::tool::spec::Spec;
 use crate::tool::{ToolError, qemu_img, qsd};
 
 /// More levels than VMware (32) or anyone's nightly snapshots need.

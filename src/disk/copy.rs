@@ -21,7 +21,7 @@ use super::detect::Format;
 use super::export::{Export, ExportError};
 use super::tables;
 use crate::error::{Blocker, ErrorKind};
-use crate::tool::pass::Spec;
+use crate::tool::spec::Spec;
 use crate::tool::{ToolError, qemu_img};
 use crate::transfer::{
     ExtentJournal, Extents, JournalFault, Opened, Pace, Step, Transfer, TransferError, Zeroes,

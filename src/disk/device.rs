@@ -25,8 +25,9 @@ use super::export::{Export, ExportError};
 use super::hold::{self, Held, Use};
 use super::kernel;
 use crate::error::{Error, ErrorKind};
-use crate::tool::pass::{Passed, Spec};
+use crate::tool::pass::Passed;
 use crate::tool::qemu_img;
+use crate::tool::spec::Spec;
 use crate::transfer::{ExtentJournal, Extents, Transfer, Zeroes};
 
 /// What is written last. Also how far a device is looked at, from either end, for data.

@@ -27,7 +27,8 @@ use super::chain::{Image, ImageError};
 use super::empty::create_qcow2;
 use super::nbd::{Nbd, Patience};
 use super::pool::{MORE, Pool};
-use crate::tool::{Child, ToolError, cmd, qemu_img, qsd, stop};
+use crate::stop;
+use crate::tool::{Child, ToolError, cmd, qemu_img, qsd};
 
 /// The name of the export on the storage daemon's socket.
 pub const EXPORT: &str = "disk";

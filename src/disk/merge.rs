@@ -13,8 +13,8 @@ use super::chain::{Image, ImageError, Level, Result};
 use super::detect::Format;
 use super::export::{Export, ExportError};
 use super::hold::Held;
+use crate::stop;
 use crate::tool::qemu_img::{self, Present};
-use crate::tool::stop;
 
 /// Subclusters are a 32nd of a cluster.
 const LAYOUT: &str = "cluster_size=16384,extended_l2=on";

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::sync::Arc;
 
-use super::guestfish::{
+use super::guestfish_appliance::{
     ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, mount_point, text,
 };
 use super::guestfish_mapped as mapped;

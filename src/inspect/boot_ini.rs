@@ -5,8 +5,7 @@
 //! `signature(X)...` names the disk by its MBR signature. `scsi(...)` is read through NTBOOTDD.SYS, a copy
 //! of the driver of the old controller.
 
-use super::firmware::BootFiles;
-use super::model::{Finding, Firmware};
+use super::model::{BootFiles, Finding, Firmware};
 use super::{Disk, bcd};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::guest::{GuestError, GuestPath, VolumeId};

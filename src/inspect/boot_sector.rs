@@ -5,8 +5,7 @@
 //! tools that move partitions forget it. That of Windows 2000, XP and 2003 also trusts the number of
 //! heads there (`docs/guests.md`, "Number of heads").
 
-use super::firmware::BootFiles;
-use super::model::{BootFacts, Finding, Firmware, SectorField};
+use super::model::{BootFacts, BootFiles, Finding, Firmware, SectorField};
 use crate::disk::layout::{DiskLayout, Scheme};
 use crate::guest::fs::HIDDEN_SECTORS_OFFSET;
 use crate::guest::{FsKind, GuestPath, GuestRead, VolumeId};

@@ -35,7 +35,6 @@ use crate::guest::{
 };
 use crate::registry::{HiveError, HiveView};
 use crate::text::guest_text;
-use firmware::BootFiles;
 use locate::Candidate;
 
 #[derive(Debug, thiserror::Error)]

@@ -28,6 +28,24 @@ pub struct Survey {
     pub hives: Option<Hives>,
 }
 
+/// Where the firmware finds the boot manager.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct BootFiles {
+    /// The disk the firmware starts from.
+    pub disk: DiskId,
+    pub firmware: Option<Firmware>,
+    pub esp: Option<VolumeId>,
+    /// The active partition with the BIOS boot manager.
+    pub boot_volume: Option<VolumeId>,
+}
+
+impl BootFiles {
+    /// A Windows boot manager is on the disk.
+    pub fn found(&self) -> bool {
+        self.esp.is_some() || self.boot_volume.is_some()
+    }
+}
+
 /// The hives as Windows would see them, log files replayed.
 #[derive(Debug)]
 pub struct Hives {

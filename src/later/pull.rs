@@ -21,8 +21,8 @@ use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::stop;
 use crate::tool::qemu_img::{self, Depth};
-use crate::tool::stop;
 use crate::ui::{self, Progress, Ui};
 
 /// Copied between two flushes: what a kill costs at most.
@@ -130,7 +130,7 @@ fn refuse_between_boots(folder: &Folder) -> Result<()> {
         ))
         .hint(format!(
             "finish that first: hyper2kvm boot {}",
-            boot::quote(&folder.path)
+            crate::text::quote(&folder.path)
         ))),
         _ => Ok(()),
     }

@@ -65,7 +65,7 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
         .hint("--force gives it up all the same")
         .hint(format!(
             "to keep it: hyper2kvm pull {} copies what is left",
-            boot::quote(&folder.path)
+            crate::text::quote(&folder.path)
         )));
     }
     let defined = domain.is_some();
@@ -113,7 +113,7 @@ fn nothing_to_release(folder: &Path, why: &str) -> Error {
     ))
     .hint(format!(
         "undefine its domain, if it has one, and remove it by hand: rm -r {}",
-        boot::quote(folder)
+        crate::text::quote(folder)
     ))
 }
 

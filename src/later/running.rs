@@ -13,9 +13,9 @@ use super::pull::{Options, hit};
 use super::record::{Disk, Record};
 use crate::boot::files::{self, DomainDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tool::pass::Spec;
+use crate::stop;
 use crate::tool::qemu_img::{self, Depth};
-use crate::tool::stop;
+use crate::tool::spec::Spec;
 use crate::tool::virsh::{JobKind, State};
 use crate::ui::{self, Progress, Ui};
 

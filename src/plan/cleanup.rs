@@ -8,7 +8,7 @@
 use serde::Deserialize;
 
 use crate::inspect::model::Tool as Installed;
-use crate::registry::hive::HiveError;
+use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
 use super::{HiveName, Inputs, Layout};

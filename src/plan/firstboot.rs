@@ -8,7 +8,7 @@ use crate::domain::MacAddr;
 use crate::firstboot::network::{self, Policy};
 use crate::firstboot::{self, ABSENT, FileName, Inf, Restore, SERVICE, Script};
 use crate::guest::GuestPath;
-use crate::registry::hive::HiveError;
+use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
 use super::{HiveName, Inputs, Layout, Part, Result, cleanup, disks};

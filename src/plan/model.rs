@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
+use crate::check::Check;
 use crate::drivers::catalogue::Role;
 use crate::error::Blocker;
 use crate::guest::{GuestPath, VolumeId};
 use crate::inspect::SectorField;
 use crate::registry::RegEdits;
-use crate::report::Check;
 use crate::ui::{bytes, count};
 
 /// One unit of reversion: done wholly or not at all.

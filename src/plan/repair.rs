@@ -11,7 +11,7 @@ use crate::boot_path::{self, Controller, DEVICE_OFF, Fault, class_guid};
 use crate::error::Blocker;
 use crate::guest::GuestPath;
 use crate::inspect::SectorField;
-use crate::registry::hive::HiveError;
+use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
 use super::{Action, HiveName, Inputs, Layout};

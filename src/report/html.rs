@@ -14,9 +14,10 @@ use crate::plan::model::{Action, Plan};
 use crate::registry::{RegData, RegOp};
 use crate::ui::{bytes, count};
 
+use super::Report;
 use super::page::{escape, head, link, now};
 use super::text::lower;
-use super::{Check, CheckState, Report};
+use crate::check::{Check, CheckState};
 
 const STYLE: &str = "\
 body{max-width:64rem}\

@@ -10,7 +10,8 @@ use crate::inspect::Severity;
 use crate::plan::model::Plan;
 use crate::ui::{Styled, Tone, bytes, count};
 
-use super::{Check, CheckState, Report};
+use super::Report;
+use crate::check::{Check, CheckState};
 
 /// The JSON name of a unit variant, so that text and JSON never differ.
 pub(super) fn lower<T: serde::Serialize>(value: &T) -> String {

@@ -16,12 +16,12 @@ pub use hives::walk_all;
 pub use planned::planned;
 
 use crate::boot_path::{Controller, Fault};
+use crate::check::{Check, CheckState};
 use crate::fix::apply::Walked;
 use crate::guest::GuestRead;
 use crate::inspect::{Hives, Inspection, LoadedBytes, Severity, Survey, WindowsFacts};
 use crate::plan::model::HiveName;
 use crate::registry::{HiveError, HiveView};
-use crate::report::{Check, CheckState};
 
 /// What a check found: message, then evidence.
 enum Outcome {

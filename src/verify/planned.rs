@@ -1,12 +1,12 @@
 //! Compares the guest with what the plan promised: every file byte for byte, every registry value.
 
 use super::loaded;
+use crate::check::{Check, CheckState};
 use crate::drivers::media::Media;
 use crate::guest::{GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Severity, Survey};
 use crate::plan::model::{Action, Plan};
 use crate::registry::HiveView;
-use crate::report::{Check, CheckState};
 
 pub fn planned(
     plan: &Plan,

@@ -1,10 +1,10 @@
 //! One guest in memory for each check that it fails, and the checks that may fail with it.
 
 use crate::boot_path::Controller;
+use crate::check::CheckState;
 use crate::demo::{GuestSpec, WinVersion, hives};
 use crate::disk::layout::Scheme;
 use crate::registry::{RegData, base};
-use crate::report::CheckState;
 use crate::testing::{MemoryGuest, bootstrap, media};
 
 use super::{CHECKS, is_ready};

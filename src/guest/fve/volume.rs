@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 use super::cipher::Cipher;
 use super::error::FveError;
 use super::layout::{NTFS, SIGNATURE, VolumeHeader};
-use super::metadata::{Metadata, Protection, Start, VISTA_CLEAR};
+use super::metadata::{Metadata, Start, VISTA_CLEAR};
+use super::protection::Protection;
 use crate::disk::block::{BlockRead, BlockWrite, check_range};
 
 /// The most that is encrypted in one go.
