@@ -220,7 +220,7 @@ findings! {
     BCD_DEVICE: Blocker, "bcd-device",
         "the default boot entry's <element> names a partition that is not on <disks>: the boot manager stops with 0xc000000e",
         "convert with --repair-bcd, or run bcdboot from a Windows recovery disk";
-    BCD_LOADER: Warning, "bcd-loader",
+    BCD_LOADER: Blocker, "bcd-loader",
         "the loader <path> of the default boot entry is missing: Windows does not start",
         "repair the boot files in the guest (bcdboot C:\\Windows)";
     BCD_LOADER_UNNAMED: Blocker, "bcd-loader",
