@@ -22,7 +22,7 @@ fn the_page_lists_every_finding() {
     const BEGIN: &str = "<!-- findings -->\n";
     const END: &str = "<!-- /findings -->";
     let (path, text) = page();
-    let cell = |text: &str| text.replace('<', "*").replace('>', "*");
+    let cell = |text: &str| text.replace(['<', '>'], "*");
     let mut list = String::from("| id | severity | message | remedy |\n|---|---|---|---|\n");
     for row in FINDINGS {
         let (severity, message) = (word(row.severity), cell(row.message));
