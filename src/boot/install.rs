@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::access::{self, User};
 use super::files::trust;
 use super::record::INSTALLING;
-use crate::convert::in_use::{self, Held};
+use crate::boot::in_use::{self, Held};
 use crate::domain::element::Element;
 use crate::domain::emit;
 use crate::error::{Error, Result};

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::boot;
-use crate::convert::{self, RestoreError, exchange, in_use, place};
+use crate::boot::in_use;
+use crate::convert::{self, RestoreError, exchange, place};
 use crate::disk::chain::Image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::CommitError;

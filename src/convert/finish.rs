@@ -32,7 +32,7 @@ use super::output::OutputFolder;
 use super::prepare::{self, Prepared};
 use super::run::{Disks, Job};
 use super::space;
-use super::vm::VmDisks;
+use crate::session::vm::VmDisks;
 
 /// A file of the output folder, not written yet.
 pub(super) struct Document {

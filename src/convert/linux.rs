@@ -24,8 +24,9 @@ use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
+use crate::inspect::linux::{LinuxFacts, LoaderCopies};
 use crate::inspect::{Firmware, Inspection, Severity};
-use crate::linux::{self, LinuxFacts, LoaderCopies};
+use crate::linux;
 use crate::report::outlook::Outlook;
 use crate::report::text;
 use crate::report::vm;
@@ -45,8 +46,8 @@ use super::output::OutputFolder;
 use super::prepare;
 use super::resume::Resumed;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
-use super::session::{Names, Source, SourceMachine, announce_appliance};
 use super::space::{self, Needs};
+use crate::session::{Names, Source, SourceMachine, announce_appliance};
 
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

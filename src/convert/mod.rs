@@ -2,11 +2,9 @@
 
 pub mod copy;
 pub mod devices;
-pub mod engine;
 pub mod exchange;
 mod finish;
 mod in_place;
-pub mod in_use;
 pub mod later;
 pub mod linux;
 pub mod machine;
@@ -20,9 +18,7 @@ pub mod prepare;
 mod replace;
 mod resume;
 pub mod run;
-pub mod session;
 mod space;
-pub mod vm;
 
 pub use in_place::{RestoreError, restore};
 

@@ -23,15 +23,15 @@ use crate::registry::{self, HiveView};
 use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
 
-use super::engine::Engine;
 use super::finish;
 use super::in_place::{data_sector_size, in_place_format};
 use super::later;
 use super::prepare::{self, Prepared};
 use super::run::Job;
-use super::session::Source;
 use super::space::{self, Needs};
-use super::vm::VmDisks;
+use crate::session::Source;
+use crate::session::engine::Engine;
+use crate::session::vm::VmDisks;
 
 /// The opened source.
 pub(super) struct Seen<'a> {

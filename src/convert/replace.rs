@@ -28,8 +28,8 @@ use crate::lock::{FileLock, LockError};
 use crate::report::OutputFile;
 use crate::text::shell_word;
 
-use super::in_use::{self, Held};
 use super::place::untrusted;
+use crate::boot::in_use::{self, Held};
 
 /// Present in every complete result.
 pub(super) const MARK: &str = "report.json";

@@ -37,10 +37,8 @@ use crate::verify;
 
 use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
-use super::engine::Engine;
 use super::finish::finish;
 use super::in_place::{in_place, in_place_format, journal_disks, roll_back_after};
-use super::in_use;
 use super::later::{self, Copying};
 use super::linux;
 use super::machine::{self, MachineOptions, TargetDisk};
@@ -49,8 +47,10 @@ use super::output::{OutputFolder, Preference};
 use super::predict::{self, Seen};
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
-use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
-use super::vm::{ChangedDisk, OpenDisk, Opening, VmDisks, VmSession};
+use crate::boot::in_use;
+use crate::session::engine::Engine;
+use crate::session::vm::{ChangedDisk, OpenDisk, Opening, VmDisks, VmSession};
+use crate::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";

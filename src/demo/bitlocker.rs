@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::DemoError;
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::layout::DiskLayout;
 use crate::guest::fve::cipher::Method;
 use crate::guest::fve::keys::{Ccm, password_seed, recovery_seed, stretch};

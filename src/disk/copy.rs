@@ -15,11 +15,12 @@ use std::thread;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::block::{BlockRead, BlockWrite, FileDisk};
-use super::chain::{Image, ImageError};
+use super::chain::Image;
 use super::detect::Format;
+use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::tables;
+use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::error::{Blocker, ErrorKind};
 use crate::tool::spec::Spec;
 use crate::tool::{ToolError, qemu_img};

@@ -21,12 +21,13 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::cache::Cached;
-use super::chain::{Image, ImageError};
+use super::chain::Image;
 use super::empty::create_qcow2;
+use super::error::ImageError;
 use super::nbd::{Nbd, Patience};
 use super::pool::{MORE, Pool};
+use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::stop;
 use crate::tool::{Child, ToolError, cmd, qemu_img, qsd};
 

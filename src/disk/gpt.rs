@@ -4,9 +4,9 @@ use std::io;
 
 use uuid::Uuid;
 
-use super::block::BlockRead;
 use super::layout::{DiskLayout, Partition, Scheme};
 use super::sector::{guid_at, read_up_to, u16_at, u32_at, u64_at};
+use crate::block::BlockRead;
 
 /// Largest partition entry array read; the usual one has 16 KiB.
 const MAX_TABLE: u64 = 1 << 20;

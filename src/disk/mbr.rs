@@ -3,9 +3,9 @@
 
 use std::io;
 
-use super::block::BlockRead;
 use super::layout::Partition;
 use super::sector::{read_up_to, u32_at};
+use crate::block::BlockRead;
 
 /// More logical partitions than Windows has drive letters.
 pub(super) const MAX_LOGICAL: u32 = 128;

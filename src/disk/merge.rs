@@ -8,11 +8,13 @@
 use std::io;
 use std::path::Path;
 
-use super::block::{BlockRead, BlockWrite};
-use super::chain::{Image, ImageError, Level, Result};
+use super::chain::Image;
 use super::detect::Format;
+use super::error::{ImageError, Result};
 use super::export::{Export, ExportError};
 use super::hold::Held;
+use super::level::Level;
+use crate::block::{BlockRead, BlockWrite};
 use crate::stop;
 use crate::tool::qemu_img::{self, Present};
 

@@ -9,7 +9,6 @@
 //!                     --device.rs--> a block device
 //! ```
 
-pub mod block;
 pub mod cache;
 pub mod chain;
 pub mod compose;
@@ -17,6 +16,7 @@ pub mod copy;
 pub mod detect;
 pub mod device;
 pub mod empty;
+mod error;
 pub mod export;
 pub mod gather;
 mod gpt;
@@ -24,13 +24,16 @@ pub mod hold;
 pub mod kernel;
 pub mod layout;
 pub mod length;
+mod level;
 pub mod links;
 mod mbr;
 mod merge;
 pub mod nbd;
 mod on_wire;
+mod open;
 pub mod partition;
 mod pool;
+mod references;
 pub mod remote;
 mod sector;
 #[cfg(test)]
@@ -44,6 +47,8 @@ mod vhd;
 pub mod vmware;
 pub mod whole;
 
-pub use block::{BlockRead, BlockWrite};
-pub use chain::{Image, ImageError};
+pub use crate::block::{BlockRead, BlockWrite};
+pub use chain::Image;
+pub use error::ImageError;
 pub use export::Export;
+pub(crate) use level::Level;

@@ -13,12 +13,12 @@
 
 use std::io;
 
-use super::block::BlockRead;
 use super::layout::{DiskLayout, Partition, Scheme};
 use super::length::Short;
 use super::mbr::{self, Mbr, TYPE_PROTECTIVE};
 use super::sector::{is_boot_sector, read_up_to, u16_at};
 use super::{gpt, whole};
+use crate::block::BlockRead;
 
 const SECTOR_SIZES: [u32; 2] = [512, 4096];
 #[derive(Debug, thiserror::Error)]
@@ -208,7 +208,7 @@ mod tests {
     use super::super::mbr::MAX_LOGICAL;
     use super::super::testing::{have, run_input, text};
     use super::*;
-    use crate::disk::block::FileDisk;
+    use crate::block::FileDisk;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::path::{Path, PathBuf};

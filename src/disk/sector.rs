@@ -4,7 +4,7 @@ use std::io;
 
 use uuid::Uuid;
 
-use super::block::BlockRead;
+use crate::block::BlockRead;
 
 /// Up to `len` bytes, less at the end of the disk.
 pub(super) fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {

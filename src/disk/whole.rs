@@ -10,11 +10,11 @@
 
 use std::io;
 
-use super::block::BlockRead;
 use super::layout::{self, DiskLayout, Partition, Scheme};
 use super::length::Short;
 use super::sector::{is_boot_sector, read_up_to, u16_at, u32_at, u64_at};
 use super::{gpt, mbr};
+use crate::block::BlockRead;
 
 /// 255 heads and 63 sectors, the largest cylinder there is.
 const CYLINDER: u64 = 255 * 63 * 512;

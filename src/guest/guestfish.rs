@@ -19,7 +19,7 @@ use super::{
     FileInfo, FileKind, FsKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
     embedded,
 };
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 use crate::disk::layout::DiskLayout;
 use crate::tool::guestfish::{Line, TOOL};
 

@@ -18,7 +18,7 @@ use super::{
     FIRST_MAPPED, FileInfo, FsKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
     VolumeState,
 };
-use crate::disk::block::{BlockRead, check_range};
+use crate::block::{BlockRead, check_range};
 use crate::disk::cache::Cached;
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
 use crate::text::guest_text;

@@ -21,7 +21,7 @@ use super::{
     BOOT_SECTOR, Extent, FileKind, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId,
     check_extents, embedded,
 };
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::tool::guestfish::Line;
 

@@ -17,7 +17,7 @@ use crate::disk::layout::Scheme;
 use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
 use crate::guest::{DiskId, FsKind, GuestPath, VolumeId, VolumeState};
-use crate::linux::LinuxFacts;
+use crate::inspect::linux::LinuxFacts;
 use crate::registry::RegOp;
 
 /// The result of `inspect()`: the facts, and the hives they were read from.
@@ -418,51 +418,4 @@ pub struct Finding {
     pub remedy: String,
     /// The key, file or partition it was read from.
     pub evidence: String,
-}
-
-impl Finding {
-    fn new(
-        severity: Severity,
-        id: &'static str,
-        message: impl Into<String>,
-        remedy: impl Into<String>,
-        evidence: impl Into<String>,
-    ) -> Self {
-        Self {
-            id,
-            severity,
-            message: message.into(),
-            remedy: remedy.into(),
-            evidence: evidence.into(),
-        }
-    }
-
-    /// What cannot be converted safely.
-    pub fn blocker(
-        id: &'static str,
-        message: impl Into<String>,
-        remedy: impl Into<String>,
-        evidence: impl Into<String>,
-    ) -> Self {
-        Self::new(Severity::Blocker, id, message, remedy, evidence)
-    }
-
-    /// What may go wrong after the conversion.
-    pub fn warning(
-        id: &'static str,
-        message: impl Into<String>,
-        remedy: impl Into<String>,
-        evidence: impl Into<String>,
-    ) -> Self {
-        Self::new(Severity::Warning, id, message, remedy, evidence)
-    }
-
-    pub fn info(
-        id: &'static str,
-        message: impl Into<String>,
-        remedy: impl Into<String>,
-        evidence: impl Into<String>,
-    ) -> Self {
-        Self::new(Severity::Info, id, message, remedy, evidence)
-    }
 }

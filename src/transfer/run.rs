@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::extents::Extents;
 use super::journal::{ExtentJournal, JournalFault};
 use super::pace::Pace;
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::failpoint;
 use crate::stop;
 

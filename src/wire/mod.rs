@@ -21,6 +21,7 @@ mod error;
 mod https;
 mod listing;
 mod nbd;
+pub(crate) mod nbd_protocol;
 mod pool;
 mod server;
 mod service;

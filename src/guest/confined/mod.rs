@@ -24,7 +24,7 @@ use wire::{Fields, Frame, Tag};
 
 use super::ntfs3g::MountOptions;
 use super::{Extent, GuestError, GuestPath, Result};
-use crate::disk::block::BlockWrite;
+use crate::block::BlockWrite;
 use crate::stop;
 use crate::tool::{Child, Cmd, ToolError};
 

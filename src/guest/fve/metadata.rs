@@ -16,7 +16,7 @@ use super::layout::{
     VISTA_JUMP, Validation, VolumeHeader, kind, method, role,
 };
 use super::protection::Protection;
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 
 /// The most that a copy takes with what follows it (libbde; bitlk, "total size of the FVE area").
 pub const COPY_BYTES: u64 = 64 << 10;

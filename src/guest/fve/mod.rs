@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::disk::block::{BlockRead, BlockWrite, check_range};
+use crate::block::{BlockRead, BlockWrite, check_range};
 use error::FveError;
 use keys::{Credential, Stretched};
 use metadata::Part;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 use crate::guest::{GuestRead, GuestWrite};
 
 /// A volume in memory.
@@ -15,7 +15,7 @@ impl BlockRead for Memory {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        crate::disk::block::check_range(offset, buf.len() as u64, self.size())?;
+        crate::block::check_range(offset, buf.len() as u64, self.size())?;
         let at = offset as usize;
         buf.copy_from_slice(&self.0[at..at + buf.len()]);
         Ok(())

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::disk::block::Window;
+use crate::block::Window;
 use crate::disk::compose::{Composed, Piece};
 use crate::disk::detect;
 use crate::disk::remote::{self, ReadAt, Remote, RemoteFile};

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::folder::{Domain, Folder};
-use super::record::{FILE_NAME, Record, State};
 use crate::boot;
+use crate::boot::in_use::{self, Held};
 use crate::boot::record::Phase;
 use crate::convert::exchange;
-use crate::convert::in_use::{self, Held};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::later::record::{FILE_NAME, Record, State};
 use crate::report::OutputFile;
 use crate::ui::Ui;
 
