@@ -104,7 +104,6 @@ fn a_fault_that_was_accepted_is_a_warning_and_not_ready() {
 
 #[test]
 fn a_volume_with_a_hibernated_session_is_not_written() {
-    let media = media();
     let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     let codes = |force_dirty, state: fn(&mut Volume)| {
         let mut volumes = guest.look(&[], |guest, _| guest.volumes().to_vec());
