@@ -51,3 +51,17 @@ pub enum CheckState {
     Fault,
     CouldNotRun,
 }
+
+/// Whether the checks allow to call the disk ready.
+pub fn is_ready(checks: &[Check]) -> bool {
+    checks
+        .iter()
+        .all(|c| c.ok || c.severity != Severity::Blocker)
+}
+
+/// The same, where a fault was accepted before the fix.
+pub fn is_ready_but_for_accepted(checks: &[Check]) -> bool {
+    checks
+        .iter()
+        .all(|c| c.ok || c.accepted || c.severity != Severity::Blocker)
+}

@@ -84,7 +84,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         linux::complete(&source, &mut survey.inspection, ui)?;
         checks = linux::checks(&survey.inspection);
     }
-    let ready = verify::is_ready(&checks);
+    let ready = crate::check::is_ready(&checks);
     let inspection = &survey.inspection;
     ui.styled(&shown(ready, &checks, inspection, &needed, ui.is_verbose()));
     let failed: Vec<String> = checks

@@ -12,9 +12,8 @@ use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
-use crate::drivers::media::{self, Media};
+use crate::drivers::media::Media;
 use crate::drivers::origin;
-use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix, Walked, Walking};
@@ -25,8 +24,8 @@ use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
 use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later::holes;
-use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
+use crate::plan::{self, Plan};
 use crate::report::{self, Bytes, DiskTrim, Report, Request, Timings};
 use crate::source::mirror;
 use crate::stop;
@@ -38,13 +37,14 @@ use crate::verify;
 use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
 use super::finish::finish;
+use super::foresee::{self, Seen};
 use super::in_place::{in_place, in_place_format, journal_disks, roll_back_after};
 use super::later::{self, Copying};
 use super::linux;
-use super::machine::{self, MachineOptions, TargetDisk};
+use super::machine::{MachineOptions, TargetDisk};
 use super::name::safe_name;
 use super::output::{OutputFolder, Preference};
-use super::predict::{self, Seen};
+
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
 use crate::boot::in_use;
@@ -98,7 +98,7 @@ pub struct Job {
     pub keep_tools: bool,
     pub firstboot: Wishes,
     /// Who makes a Linux guest ready.
-    pub linux: linux::Wish,
+    pub linux: plan::linux::Preference,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
     /// Goes into the report as it is.
@@ -160,14 +160,8 @@ impl Job {
     }
 }
 
-/// What `convert` would do.
-pub enum Planned {
-    Windows(Box<Survey>, Box<Prepared>),
-    Linux(Box<Inspection>, Box<linux::Plan>),
-}
-
 /// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
-pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
+pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Inspection, Plan)> {
     let catalogue = job.catalogue()?;
     let media = job.media_if_named()?;
     let sources = || source_files(job);
@@ -186,9 +180,9 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
-        let plan = linux::decide_all(job, ui, &disks, &mut inspection, &target)?;
+        let plan = linux::decide(job, ui, &disks, &mut inspection, &target)?;
         job.source.opened.check_unchanged()?;
-        return Ok(Planned::Linux(Box::new(inspection), Box::new(plan)));
+        return Ok((inspection, plan));
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
@@ -199,14 +193,14 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         engine: session.engine,
         target: &target,
     };
-    let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
+    let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
     if prepared.plan.blockers.is_empty() {
         apply::check_edits(&prepared.edited).map_err(Error::from)?;
     }
     looked()?;
     job.source.opened.check_unchanged()?;
-    Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
+    Ok((survey.inspection, prepared.plan))
 }
 
 fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
@@ -222,52 +216,6 @@ fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Everything `plan` and `convert` decide, with all that can be known before the first write.
-fn plan_for(
-    job: &Job,
-    seen: &Seen<'_>,
-    media: &dyn Media,
-    catalogue: &Catalogue,
-) -> Result<Prepared> {
-    let survey = seen.survey;
-    let (windows, _) = prepare::windows_or_refuse(survey)?;
-    let options = plan::Options {
-        bootstrap: prepare::bootstrap(job.bootstrap, windows, &survey.inspection),
-        repair_bcd: job.repair_bcd,
-        keep_tools: job.keep_tools,
-    };
-    let wishes = Wishes {
-        macs: machine::macs(&survey.inspection.network.adapters, &job.machine),
-        ..job.firstboot.clone()
-    };
-    let mut prepared = prepare::prepare(survey, seen.guest, media, catalogue, options, &wishes)?;
-    let missing = prepare::without_driver(&prepared, job.machine.storage);
-    prepared.plan.blockers.extend(missing);
-    let review = signature::review(&prepared.drivers, media)
-        .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
-    if job.require_signed {
-        prepared.plan.blockers.extend(review.blockers());
-    } else {
-        prepared.plan.warnings.extend(review.warnings());
-    }
-    for driver in &mut prepared.plan.drivers {
-        driver.signer = review.signers.get(&driver.driver).cloned();
-    }
-    prepared.plan.warnings.extend(job.source.vm.notes.clone());
-    prepared
-        .plan
-        .warnings
-        .extend(media::short_names_warning(media));
-    prepared.plan.warnings.extend(machine::disagreements(
-        &survey.inspection,
-        &prepared.windows,
-        &job.source.vm,
-        &job.machine,
-    ));
-    predict::complete(job, seen, &mut prepared, media)?;
-    Ok(prepared)
 }
 
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
@@ -336,7 +284,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         engine: session.engine,
         target: folder.target(),
     };
-    let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
+    let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
     if !prepared.plan.blockers.is_empty() {
         return Err(prepare::refused(
             &survey.inspection,
@@ -347,11 +295,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         &folder.path().join("plan.json"),
         document(
             "plan",
-            report::plan_document(
-                &prepared.plan,
-                prepared.outlook.as_ref(),
-                &survey.inspection,
-            ),
+            report::plan_document(&prepared.plan, &survey.inspection),
         ),
     )?;
     save_generated(folder.path(), &prepared)?;
@@ -360,7 +304,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
-    let media = prepared.media(media.as_ref());
+    let media = prepared.basis.media(media.as_ref());
     let fixed = match &resumed {
         Some(resumed) => fixed_before(
             ui, &folder, &disks, session, survey, &prepared, &media, resumed,
@@ -441,7 +385,7 @@ pub(super) fn save_report(
     folder: &mut OutputFolder,
     devices: &Devices,
     report: &mut Report,
-    plan: &plan::Plan,
+    plan: &Plan,
 ) -> Result<()> {
     report.warnings.extend(folder.notes()?);
     report.transport = mirror::transport(&job.source.path).name();
@@ -468,7 +412,7 @@ pub(super) fn save_report(
 }
 
 /// What a run with the same options must decide again to go on with this one.
-fn decided(plan: &plan::Plan) -> serde_json::Value {
+fn decided(plan: &Plan) -> serde_json::Value {
     serde_json::json!(plan.actions)
 }
 
@@ -497,7 +441,7 @@ fn fix(
 ) -> Result<Fixed> {
     stopped()?;
     let plan = &prepared.plan;
-    let volume = prepared.windows.system_volume;
+    let volume = prepared.basis.windows.system_volume;
     // Not in place: there is no copy it could make shorter.
     let mut maps = Vec::new();
     if job.trim && !job.in_place {
@@ -584,7 +528,7 @@ fn fixed_before(
     let journal = Journal::load(&folder.path().join(journal::FILE_NAME))
         .map_err(|e| Error::failed("reading the journal of the interrupted run").because(e))?;
     let engine = session.engine;
-    let check = second_reader(&session, prepared.windows.system_volume);
+    let check = second_reader(&session, prepared.basis.windows.system_volume);
     session.close()?;
     let mut images = BTreeMap::new();
     for (i, source) in disks.iter().enumerate() {
@@ -653,19 +597,19 @@ fn prove(
             None => read_only(e, source),
         }
     })?;
-    let wanted = prepare::wanted(prepared);
+    let wanted = prepared.basis.wanted();
     let reader = session.reader();
     let mut checks = verify::verify_written(&survey, &written, &reader, &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,
         &reader,
-        prepared.windows.system_volume,
+        prepared.basis.windows.system_volume,
         media,
     ));
     session.close()?;
     accept(&mut checks, &prepared.plan);
-    if !verify::is_ready_but_for_accepted(&checks) {
+    if !crate::check::is_ready_but_for_accepted(&checks) {
         let mut error = Error::failed(
             "the fix did not make this disk boot-ready; the disk itself was not changed",
         );
@@ -691,7 +635,7 @@ fn prove(
 }
 
 /// A check that the plan said would fail, and that was accepted then, is accepted now.
-fn accept(checks: &mut [Check], plan: &plan::Plan) {
+fn accept(checks: &mut [Check], plan: &Plan) {
     let foreseen = |id| plan.checks.iter().any(|c| c.id == id && c.accepted);
     for check in checks.iter_mut().filter(|c| !c.ok) {
         check.accepted = check.severity == Severity::Blocker && foreseen(check.id);
@@ -767,7 +711,7 @@ pub(super) fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
 fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
     let folder = folder.join(GENERATED);
     let failed = |e: std::io::Error| Error::failed("writing the first-boot files").because(e);
-    for (name, bytes) in &prepared.generated {
+    for (name, bytes) in &prepared.basis.generated {
         std::fs::create_dir_all(&folder).map_err(failed)?;
         std::fs::write(folder.join(name), bytes).map_err(failed)?;
     }

@@ -16,8 +16,8 @@ use crate::ui::{bytes, count};
 
 use super::Report;
 use super::page::{escape, head, link, now};
-use super::text::lower;
 use crate::check::{Check, CheckState};
+use crate::text::lower;
 
 const STYLE: &str = "\
 body{max-width:64rem}\

@@ -7,7 +7,8 @@ use crate::disk::layout::Scheme;
 use crate::registry::{RegData, base};
 use crate::testing::{MemoryGuest, bootstrap, media};
 
-use super::{CHECKS, is_ready};
+use super::CHECKS;
+use crate::check::is_ready;
 
 const SET: &str = "ControlSet001";
 const DISK_CLASS: &str = "{4d36e967-e325-11ce-bfc1-08002be10318}";
