@@ -65,7 +65,7 @@ pub(super) fn decide(
     disks: &[Source],
     inspection: &mut Inspection,
     target: &Path,
-) -> Result<Plan> {
+) -> Result<(Plan, Option<Outlook>)> {
     let images = images(disks)?;
     examine(&images, &job.source, inspection, ui)?;
     let mut limits = later::blockers(job, &images);
@@ -87,13 +87,12 @@ pub(super) fn decide(
         copy_later: job.copying == Copying::Later,
         notes: machine::other_macs(&inspection.network.adapters, &job.machine),
         limits,
-        outlook,
     };
     let plan = plan::linux::plan(seen, &job.accept);
     // The blockers tell what to do first.
     match failed {
         Some(error) if plan.blockers.is_empty() => Err(error),
-        _ => Ok(plan),
+        _ => Ok((plan, outlook)),
     }
 }
 
@@ -205,12 +204,12 @@ pub(super) fn convert(
         mut resumed,
         at: start,
     } = from;
-    let plan = decide(job, ui, disks, &mut inspection, folder.target())?;
+    let (plan, outlook) = decide(job, ui, disks, &mut inspection, folder.target())?;
     let method = match &plan.linux {
         Some(handover) if plan.blockers.is_empty() => handover.method,
         _ => return Err(prepare::refused(&inspection, plan.blockers)),
     };
-    let decided = report::plan_document(&plan, &inspection);
+    let decided = report::plan_document(&plan, outlook.as_ref(), &inspection);
     if let Some(before) = resumed {
         before.check_plan(&decided)?;
         if before.has_overlays() {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::actions::{self, Converted, Walked, Walking};
 use crate::boot_path::Controller;
 use crate::disk::chain::Image;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
@@ -15,7 +16,7 @@ use crate::drivers::media::Media;
 use crate::drivers::origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
-use crate::fix::apply::{self, Fix, Walked, Walking};
+use crate::fix::apply::{self, Fix, FixError};
 use crate::fix::journal::{self, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
@@ -25,6 +26,7 @@ use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later::holes;
 use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::plan::{self, Plan};
+use crate::report::outlook::Outlook;
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
 use crate::source::mirror;
 use crate::text;
@@ -159,8 +161,16 @@ impl Job {
     }
 }
 
+/// What `convert` would do.
+pub struct Planned {
+    pub inspection: Inspection,
+    pub plan: Plan,
+    /// What that leaves where, when the documents of the VM can be written.
+    pub outlook: Option<Outlook>,
+}
+
 /// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
-pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Inspection, Plan)> {
+pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let catalogue = job.catalogue()?;
     let media = job.media_if_named()?;
     let sources = || source_files(job);
@@ -179,9 +189,13 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Inspection, Plan)> {
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
-        let plan = linux::decide(job, ui, &disks, &mut inspection, &target)?;
+        let (plan, outlook) = linux::decide(job, ui, &disks, &mut inspection, &target)?;
         job.source.opened.check_unchanged()?;
-        return Ok((inspection, plan));
+        return Ok(Planned {
+            inspection,
+            plan,
+            outlook,
+        });
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
@@ -195,11 +209,15 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Inspection, Plan)> {
     let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
     if prepared.plan.blockers.is_empty() {
-        apply::check_edits(&prepared.edited).map_err(Error::from)?;
+        actions::check_edits(&prepared.edited).map_err(FixError::from)?;
     }
     looked()?;
     job.source.opened.check_unchanged()?;
-    Ok((survey.inspection, prepared.plan))
+    Ok(Planned {
+        inspection: survey.inspection,
+        plan: prepared.plan,
+        outlook: prepared.outlook,
+    })
 }
 
 fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
@@ -294,7 +312,11 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         &folder.path().join("plan.json"),
         document(
             "plan",
-            report::plan_document(&prepared.plan, &survey.inspection),
+            report::plan_document(
+                &prepared.plan,
+                prepared.outlook.as_ref(),
+                &survey.inspection,
+            ),
         ),
     )?;
     save_generated(folder.path(), &prepared)?;
@@ -465,7 +487,7 @@ fn fix(
             &format!("{} on an overlay", count(plan.actions.len(), "action")),
         );
         let fix = Fix {
-            plan,
+            actions: &plan.actions,
             volume,
             media,
             before: &session.reader(),
@@ -599,13 +621,13 @@ fn prove(
     let wanted = prepared.basis.wanted();
     let reader = session.reader();
     let mut checks = verify::verify_written(&survey, &written, &reader, &wanted);
-    checks.extend(verify::planned(
-        &prepared.plan,
-        &survey,
-        &reader,
-        prepared.basis.windows.system_volume,
+    let after = survey.hives.as_ref().map(|hives| Converted {
+        volume: prepared.basis.windows.system_volume,
+        guest: &reader,
+        hives,
         media,
-    ));
+    });
+    checks.extend(verify::planned(&prepared.plan.actions, after.as_ref()));
     session.close()?;
     accept(&mut checks, &prepared.plan);
     if !verify::is_ready_but_for_accepted(&checks) {
