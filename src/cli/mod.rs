@@ -22,6 +22,7 @@ mod rehearse_list;
 pub mod release;
 pub mod rollback;
 pub mod source;
+pub mod sync;
 pub mod verify;
 pub mod wire;
 
@@ -95,6 +96,8 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     /// Make a Windows disk boot on KVM: inspect, plan, fix, copy, domain XML, report
     Convert(Box<convert::ConvertArgs>),
+    /// Copy what can be copied of a VM that still runs; then `convert --from-sync` copies the rest
+    Sync(sync::SyncArgs),
     /// Say whether a disk would boot; writes nothing
     Verify(verify::VerifyArgs),
     /// Boot a converted machine twice on libvirt: bootstrap, then VirtIO
@@ -297,6 +300,7 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args, ui),
         Command::Plan(args) => plan::run(&args, ui),
         Command::Convert(args) => convert::run(&args, ui),
+        Command::Sync(args) => sync::run(&args, ui),
         Command::Verify(args) => verify::run(&args, ui),
         Command::Boot(args) => boot::run(&args, ui),
         Command::Rehearse(args) => rehearse::run(&args, ui),

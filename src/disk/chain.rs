@@ -302,6 +302,43 @@ impl Image {
         Ok(image)
     }
 
+    /// What the image stands on, while a VM writes to the image itself: nobody writes to that. `None`: it
+    /// stands on nothing.
+    pub(crate) fn open_frozen(
+        path: &Path,
+        format: Option<&str>,
+        allow: &[PathBuf],
+    ) -> Result<Option<Self>> {
+        let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
+        let io_error = |e| ImageError::from_io(&path, e);
+        let named = Held::open_in_use(&path)?;
+        let references = References::new(&named, allow);
+        let detected = match format.and_then(Format::by_name) {
+            Some(format) => format,
+            None => detected(&named)?,
+        };
+        let (name, format) = match detected {
+            Format::VMDK => {
+                let parent = vmdk::parent(&path, named.contents(), named.size());
+                (parent.map_err(io_error)?, None)
+            }
+            Format::QCOW2 => {
+                let level = Level::of(&named, detected);
+                let info = qemu_img::info(&level.spec());
+                let info = info.map_err(|e| ImageError::from_tool(&path, e))?;
+                let name = info.backing_filename.filter(|name| !name.is_empty());
+                let name = name.map(|name| backing_name(&name, &named, detected));
+                let format = info.backing_filename_format;
+                let format = format.as_deref().and_then(Format::by_name);
+                (name.transpose().map_err(io_error)?, format)
+            }
+            _ => (None, None),
+        };
+        let Some(name) = name else { return Ok(None) };
+        let below = references.open(&path, &name)?;
+        Self::open_levels(below, format, &references).map(Some)
+    }
+
     fn open_levels(named: Held, format: Option<Format>, references: &References) -> Result<Self> {
         let path = named.path().to_owned();
         let mut seen = Vec::new();
@@ -316,9 +353,7 @@ impl Image {
             levels.push(level);
             next = backing;
         }
-        let image = Self { levels }.with_links_merged()?;
-        image.held().try_for_each(Held::refuse_if_vmware_has_it)?;
-        Ok(image)
+        Self { levels }.with_links_merged()
     }
 
     /// The image with an overlay over it, as created by [`super::Export::open_overlay`].
@@ -408,6 +443,12 @@ impl Image {
         Self {
             levels: self.levels.iter().skip(1).cloned().collect(),
         }
+    }
+
+    /// By what the files of each link are known again in a later run, the named image first.
+    pub(crate) fn link_identities(&self) -> Vec<Value> {
+        let of = |level: &Level| level.held.iter().map(Held::identity).collect();
+        self.levels.iter().map(of).collect()
     }
 
     /// The named image first, then what it is based on.

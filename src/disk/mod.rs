@@ -29,6 +29,7 @@ pub mod nbd;
 mod on_wire;
 pub mod partition;
 mod pool;
+pub(crate) mod refill;
 pub mod remote;
 #[cfg(test)]
 mod short_tests;
