@@ -367,54 +367,19 @@ impl Image {
 
     /// A qcow2 of this run alone, without a backing file.
     pub(super) fn scratch(path: &Path, virtual_size: u64) -> Self {
-        let levels = vec![Level {
-            path: path.to_owned(),
-            format: Format::QCOW2,
-            subformat: None,
-            virtual_size,
-            size: 0,
-            allocated: 0,
-            extents: Vec::new(),
-            data_file: None,
-            block_device: false,
-            scratch: true,
-            durable: false,
-            compress: false,
-            held: Vec::new(),
-            descriptor: None,
-            head: None,
-            fixed: None,
-            flat: None,
-            shown: None,
-            merged: None,
-        }];
+        let levels = vec![Level::of_this_run(path, Format::QCOW2, virtual_size)];
         Self { levels }
     }
 
     /// A new image file of this run, which is to stay.
     pub(super) fn target(path: &Path, format: Format, size: u64, compress: bool) -> Self {
+        let level = Level {
+            durable: true,
+            compress,
+            ..Level::of_this_run(path, format, size)
+        };
         Self {
-            levels: vec![Level {
-                path: path.to_owned(),
-                format,
-                subformat: None,
-                virtual_size: size,
-                size: 0,
-                allocated: 0,
-                extents: Vec::new(),
-                data_file: None,
-                block_device: false,
-                scratch: true,
-                durable: true,
-                compress,
-                held: Vec::new(),
-                descriptor: None,
-                head: None,
-                fixed: None,
-                flat: None,
-                shown: None,
-                merged: None,
-            }],
+            levels: vec![level],
         }
     }
 
@@ -621,6 +586,31 @@ impl Image {
 }
 
 impl Level {
+    /// A new file of this run; QEMU opens it by its name.
+    fn of_this_run(path: &Path, format: Format, virtual_size: u64) -> Self {
+        Self {
+            path: path.to_owned(),
+            format,
+            subformat: None,
+            virtual_size,
+            size: 0,
+            allocated: 0,
+            extents: Vec::new(),
+            data_file: None,
+            block_device: false,
+            scratch: true,
+            durable: false,
+            compress: false,
+            held: Vec::new(),
+            descriptor: None,
+            head: None,
+            fixed: None,
+            flat: None,
+            shown: None,
+            merged: None,
+        }
+    }
+
     /// A file that was opened, before it was looked at.
     fn of(file: &Held, format: Format) -> Self {
         Self {

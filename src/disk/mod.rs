@@ -26,6 +26,7 @@ pub mod length;
 pub mod links;
 mod merge;
 pub mod nbd;
+pub(crate) mod nbd_protocol;
 mod on_wire;
 pub mod partition;
 mod pool;

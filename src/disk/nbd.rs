@@ -14,33 +14,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::block::{BlockRead, BlockWrite, check_range};
+use super::nbd_protocol::{
+    CMD_DISC, CMD_FLUSH, CMD_READ, FIXED_NEWSTYLE, INFO_EXPORT, INIT_MAGIC, NO_ZEROES, OPT_GO,
+    OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR, REP_INFO, REPLY_MAGIC, REQUEST_MAGIC,
+};
 use crate::tool::stop;
-
-const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
-const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const REPLY_MAGIC: u32 = 0x6744_6698;
-
-/// Handshake flags, which mean the same from both sides.
-const FIXED_NEWSTYLE: u16 = 1;
-const NO_ZEROES: u16 = 2;
-
-const OPT_GO: u32 = 7;
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
-const REP_ERROR: u32 = 1 << 31;
-const INFO_EXPORT: u16 = 0;
 
 const FLAG_READ_ONLY: u16 = 1 << 1;
 const FLAG_SEND_FLUSH: u16 = 1 << 2;
 const FLAG_SEND_WRITE_ZEROES: u16 = 1 << 6;
 const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 
-const CMD_READ: u16 = 0;
 const CMD_WRITE: u16 = 1;
-const CMD_DISC: u16 = 2;
-const CMD_FLUSH: u16 = 3;
 const CMD_WRITE_ZEROES: u16 = 6;
 
 /// The pieces large reads and writes are cut into. The protocol allows 32 MiB.

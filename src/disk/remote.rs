@@ -173,7 +173,9 @@ pub fn fetch(path: &Path, remote: &Remote) -> io::Result<()> {
 /// What stands for what. One for the process: a file is looked up where it is opened.
 #[derive(Debug, Default)]
 struct Known {
-    files: HashMap<(u64, u64), Arc<Remote>>,
+    /// By device and inode. The placeholder stays open, so that no other file gets its inode, whoever
+    /// removes it.
+    files: HashMap<(u64, u64), (File, Arc<Remote>)>,
     /// Directories that mirror another host.
     roots: Vec<PathBuf>,
 }
@@ -196,10 +198,10 @@ pub fn register(
         copied,
         connection: Mutex::new(None),
     });
-    let place = place(&placeholder.metadata()?);
+    let (kept, place) = (placeholder.try_clone()?, place(&placeholder.metadata()?));
     let mut known = lock(&KNOWN);
     let known = known.get_or_insert_default();
-    known.files.insert(place, remote.clone());
+    known.files.insert(place, (kept, remote.clone()));
     Ok(remote)
 }
 
@@ -208,13 +210,13 @@ pub fn of(path: &Path, meta: &Metadata) -> Option<Arc<Remote>> {
     origin(path, meta).filter(|remote| !remote.copied)
 }
 
-/// What the file at `path` stands for or is a copy of. Nothing outside of the directories that mirror other
-/// hosts: there the number of a placeholder that is gone may be another file's.
+/// What the file at `path` stands for or is a copy of. Only in the directories that mirror other hosts.
 pub fn origin(path: &Path, meta: &Metadata) -> Option<Arc<Remote>> {
     let known = lock(&KNOWN);
     let known = known.as_ref()?;
     let mirrored = known.roots.iter().any(|root| path.starts_with(root));
-    known.files.get(&place(meta)).filter(|_| mirrored).cloned()
+    let (_, remote) = known.files.get(&place(meta)).filter(|_| mirrored)?;
+    Some(remote.clone())
 }
 
 fn place(meta: &Metadata) -> (u64, u64) {
@@ -278,6 +280,26 @@ pub fn absolute(path: &Path, name: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::testing::{Served, write};
+
+    /// A file system gives the number of a removed file to the next one.
+    #[test]
+    fn a_new_file_is_never_taken_for_a_placeholder_that_is_gone() {
+        let host = tempfile::tempdir().unwrap();
+        let far = Served::new(&write(host.path(), "disk", &[1; 512]));
+        let here = tempfile::tempdir().unwrap();
+        register_root(here.path(), "ssh://host");
+        let path = here.path().join("disk");
+        for _ in 0..20 {
+            let placeholder = File::create(&path).unwrap();
+            register(&placeholder, far.clone(), false).unwrap();
+            assert!(of(&path, &path.metadata().unwrap()).is_some());
+            drop(placeholder);
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, "new").unwrap();
+            assert!(of(&path, &path.metadata().unwrap()).is_none());
+        }
+    }
 
     #[test]
     fn an_absolute_name_stays_on_its_host() {

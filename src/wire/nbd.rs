@@ -12,26 +12,17 @@ use super::Identity;
 use super::error::{Result, WireError};
 use super::upstream::{Assembly, Connection, Meter, Wanted};
 use super::url::Location;
+use crate::disk::nbd_protocol::{
+    CMD_READ, FIXED_NEWSTYLE, INFO_EXPORT, INIT_MAGIC, NO_ZEROES, OPT_GO, OPTION_MAGIC,
+    OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR, REP_INFO, REPLY_MAGIC, REQUEST_MAGIC,
+};
 
-const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
-const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const REPLY_MAGIC: u32 = 0x6744_6698;
-const FIXED_NEWSTYLE: u16 = 1;
-const NO_ZEROES: u16 = 2;
 const OPT_EXPORT_NAME: u32 = 1;
 const OPT_STARTTLS: u32 = 5;
-const OPT_GO: u32 = 7;
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
-const REP_ERROR: u32 = 1 << 31;
 const REP_ERROR_UNSUPPORTED: u32 = REP_ERROR + 1;
 const REP_ERROR_TLS_REQUIRED: u32 = REP_ERROR + 5;
 const REP_ERROR_UNKNOWN: u32 = REP_ERROR + 6;
-const INFO_EXPORT: u16 = 0;
 const INFO_BLOCK_SIZE: u16 = 3;
-const CMD_READ: u16 = 0;
 const MAX_OPTION_REPLY: usize = 64 << 10;
 /// Pieces under way on one connection.
 const DEPTH: usize = 4;

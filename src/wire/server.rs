@@ -13,36 +13,23 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::service::{Opened, Service};
-
-const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
-const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const REPLY_MAGIC: u32 = 0x6744_6698;
-
-const FIXED_NEWSTYLE: u16 = 1;
-const NO_ZEROES: u16 = 2;
+use crate::disk::nbd_protocol::{
+    CMD_DISC, CMD_FLUSH, CMD_READ, FIXED_NEWSTYLE, INFO_EXPORT, INIT_MAGIC, NO_ZEROES, OPT_GO,
+    OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_INFO, REPLY_MAGIC, REQUEST_MAGIC,
+};
 
 const OPT_EXPORT_NAME: u32 = 1;
 const OPT_ABORT: u32 = 2;
 const OPT_LIST: u32 = 3;
 const OPT_INFO: u32 = 6;
-const OPT_GO: u32 = 7;
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
 const REP_ERROR_UNSUPPORTED: u32 = (1 << 31) + 1;
 const REP_ERROR_POLICY: u32 = (1 << 31) + 2;
 const REP_ERROR_INVALID: u32 = (1 << 31) + 3;
 const REP_ERROR_UNKNOWN: u32 = (1 << 31) + 6;
-const INFO_EXPORT: u16 = 0;
 const INFO_BLOCK_SIZE: u16 = 3;
 
 /// There are flags; read only; several connections see the same.
 const EXPORT_FLAGS: u16 = 1 | 1 << 1 | 1 << 8;
-
-const CMD_READ: u16 = 0;
-const CMD_DISC: u16 = 2;
-const CMD_FLUSH: u16 = 3;
 
 const EPERM: u32 = 1;
 const EIO: u32 = 5;
