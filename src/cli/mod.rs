@@ -96,7 +96,7 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     /// Make a Windows disk boot on KVM: inspect, plan, fix, copy, domain XML, report
     Convert(Box<convert::ConvertArgs>),
-    /// Copy what can be copied of a VM that still runs; then `convert --from-sync` copies the rest
+    /// Copy disks while the VM runs; `convert --from-sync` copies the rest
     Sync(sync::SyncArgs),
     /// Say whether a disk would boot; writes nothing
     Verify(verify::VerifyArgs),

@@ -69,6 +69,7 @@ pub(super) fn since(before: &[Link], now: &[Link]) -> Option<Extents> {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init)]
 mod tests {
     use serde_json::json;
 
