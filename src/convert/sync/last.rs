@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::disk::Image;
-use crate::disk::chain::ImageError;
+use crate::disk::{Image, ImageError};
+
 use crate::disk::copy::{Copied, CopyError, CopyOptions};
 use crate::disk::refill::{Refill, Work};
 use crate::error::{Blocker, Error, Result};
