@@ -51,6 +51,7 @@ use super::output::{OutputFolder, Preference};
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
 use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
+use super::sync::Last;
 use super::vm::{ChangedDisk, OpenDisk, Opening, VmDisks, VmSession};
 
 /// Where packages of the virtio-win project put the ISO.
@@ -93,6 +94,10 @@ pub struct Job {
     /// Goes on with an interrupted copy.
     pub resume: bool,
     pub(crate) pace: Option<Pace>,
+    /// Makes the last pass of a sync.
+    pub from_sync: bool,
+    /// Seconds that may take.
+    pub budget: Option<u64>,
     /// `--repair-bcd`.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services as they are.
@@ -129,6 +134,7 @@ impl Job {
             force: self.force,
             undo: self.in_place,
             resume: self.resume,
+            sync: self.from_sync,
             sources: Some(sources),
         }
     }
@@ -185,6 +191,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     check_in_place(job, &disks)?;
     Devices::claim(job, &disks, false)?;
     disks.check_kernel()?;
+    Last::look(job, ui, &target, &disks)?;
     let (session, survey) = VmSession::open(job.engine, &disks, ui, read_only)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
@@ -259,6 +266,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let devices = Devices::claim(job, &disks, true)?;
     disks.check_kernel()?;
 
+    let mut last = Last::look(job, ui, folder.target(), &disks)?;
     let changed = |disk: &Source| disks.is_changed(disk.id);
     let resumed = Resumed::take(job, ui, &mut folder, &disks, &changed)?;
     ui.status("Inspecting", &source.path.display().to_string());
@@ -283,6 +291,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         let from = linux::Started {
             devices: &devices,
             resumed: resumed.as_ref(),
+            last,
             at: start,
         };
         return linux::convert(job, ui, folder, &disks, survey.inspection, from);
@@ -335,6 +344,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
+    last.as_mut().map_or(Ok(()), Last::begin)?;
     let made = match job.copying {
         _ if job.in_place => in_place(ui, &disks, fixed)?,
         Copying::Later => later::keep_fixed(job, ui, &folder, &disks, fixed)?,
@@ -344,6 +354,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
                 folder: &folder,
                 devices: &devices,
                 resumed: resumed.as_ref(),
+                last: last.as_ref(),
                 decided: &decided,
             };
             copy_disks(job, ui, &disks, fixed, &begun)?
@@ -357,7 +368,16 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         copy_s,
         total_s: start.elapsed().as_secs_f64(),
     };
-    match complete(job, &mut folder, &devices, &prepared, made, timings) {
+    let summary = last.map(|last| last.summary(start));
+    match complete(
+        job,
+        &mut folder,
+        &devices,
+        &prepared,
+        made,
+        timings,
+        summary,
+    ) {
         // The disk is written already: it must not stay so without a folder that can undo it.
         Err(error) if job.in_place => Err(match folder.journal() {
             Ok(mut journal) => roll_back_after(&disks, &mut journal, error),
@@ -392,10 +412,12 @@ fn complete(
     prepared: &Prepared,
     disks: Disks,
     timings: Timings,
+    sync: Option<serde_json::Value>,
 ) -> Result<Report> {
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
+    report.sync = sync;
     save_report(job, folder, devices, &mut report, &prepared.plan)?;
     Ok(report)
 }
@@ -699,6 +721,7 @@ fn copy_disks(
             sector_size: fixed.before.sector_size(disk.id),
             system: disks.is_system(disk.id),
             boot_order: disks.boot_order(disk.id),
+            synced: begun.last.and_then(|last| last.disk(job, disk)),
         });
     }
     let (targets, bytes) = copy::to_targets(job, ui, arriving, &fixed.trim, begun)?;

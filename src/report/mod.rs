@@ -212,6 +212,9 @@ pub struct Report {
     pub bytes: Bytes,
     /// How the source was reached.
     pub transport: &'static str,
+    /// The passes of a sync, the last one, and its budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync: Option<serde_json::Value>,
     /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
     pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,
