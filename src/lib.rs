@@ -20,6 +20,7 @@
 //! `boot_path`, `drivers`), access (`source`, `guest`, `disk`, `wire`, `registry`), and what all of them use
 //! (`tool`, `ui`, `error`, ...). Nothing below `cli` prints or exits.
 
+pub mod actions;
 pub mod batch;
 pub mod block;
 pub mod boot;

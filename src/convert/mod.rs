@@ -19,6 +19,7 @@ mod replace;
 mod resume;
 pub mod run;
 mod space;
+pub mod sync;
 
 pub use in_place::{RestoreError, restore};
 

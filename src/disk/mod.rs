@@ -34,6 +34,7 @@ mod open;
 pub mod partition;
 mod pool;
 mod references;
+pub(crate) mod refill;
 pub mod remote;
 mod sector;
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod drivers;
 pub(crate) mod fake;
 pub mod findings;
 mod firmware;
+mod hive_name;
 mod hives;
 pub mod linux;
 mod locate;
@@ -23,6 +24,7 @@ mod os;
 mod state;
 mod tools;
 
+pub use hive_name::HiveName;
 pub use model::*;
 
 use std::cell::RefCell;

@@ -1,5 +1,6 @@
 //! What is planned for each Windows, as text: a change of a decision shows as a change of these files.
 
+use crate::actions::{Action, EditHive, PatchBootSector};
 use crate::demo::{GuestSpec, WinVersion};
 use crate::domain::StorageBus;
 use crate::error::Blocker;
@@ -8,7 +9,7 @@ use crate::ids::Accepted;
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 
-use super::{Action, Options, decide};
+use super::{Options, decide};
 
 /// All but Vista, for which the medium has no drivers.
 fn versions() -> impl Iterator<Item = WinVersion> {
@@ -38,7 +39,7 @@ fn registry_edits_of_three_generations() {
         let guest = MemoryGuest::of(GuestSpec::new(version));
         let prepared = guest.prepare(&media, Some(bootstrap(version)));
         for action in &prepared.plan.actions {
-            let Action::EditHive { hive, edits, .. } = action else {
+            let Action::EditHive(EditHive { hive, edits, .. }) = action else {
                 continue;
             };
             let name = format!("{version:?}-{}", hive.file_name().to_lowercase());
@@ -116,12 +117,12 @@ fn a_volume_with_a_hibernated_session_is_not_written() {
             force_dirty,
             ..testing::options(None)
         };
-        let action = Action::PatchBootSector {
+        let action = Action::PatchBootSector(PatchBootSector {
             id: "boot-sector".into(),
             title: "patch".into(),
             volume,
             fields: Vec::new(),
-        };
+        });
         guest.look(&[], |_, survey| {
             let found = decide::unsafe_volumes(&[action], &options, &survey.inspection, &volumes);
             found.into_iter().map(|b| b.code).collect::<Vec<_>>()

@@ -15,12 +15,11 @@ mod tests;
 pub use hives::walk_all;
 pub use planned::planned;
 
+use crate::actions::Walked;
 use crate::boot_path::{Controller, Fault};
 use crate::check::{Check, CheckState};
-use crate::fix::apply::Walked;
 use crate::guest::GuestRead;
-use crate::inspect::{Hives, Inspection, LoadedBytes, Severity, Survey, WindowsFacts};
-use crate::plan::model::HiveName;
+use crate::inspect::{HiveName, Hives, Inspection, Severity, Survey, WindowsFacts};
 use crate::registry::{HiveError, HiveView};
 
 /// What a check found: message, then evidence.
@@ -187,15 +186,6 @@ fn result(def: &CheckDef, outcome: Outcome) -> Check {
         evidence: crate::text::guest_text(&evidence).unwrap_or_default(),
         findings: causes,
         ..Check::new(def.id, severity, state, message)
-    }
-}
-
-fn loaded(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
-    match hive {
-        HiveName::System => Some(&hives.system),
-        HiveName::Software => Some(&hives.software),
-        HiveName::Drivers => hives.drivers.as_ref(),
-        HiveName::Bcd => hives.bcd.as_ref(),
     }
 }
 

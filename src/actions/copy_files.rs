@@ -1,0 +1,114 @@
+//! Copies files from the driver medium into the guest, making the folders first.
+
+use serde::Serialize;
+
+use crate::guest::GuestPath;
+use crate::inspect::Hives;
+use crate::registry::HiveError;
+use crate::ui::{bytes, count};
+
+use super::act::{Act, Converted, Kind, OVERLAY_CLUSTER, Work, Writes, in_overlay};
+use super::error::{ActionError, Result};
+use super::change::{Change, FileFacts};
+use super::preview::Preview;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CopyFiles {
+    pub id: String,
+    pub title: String,
+    pub folders: Vec<GuestPath>,
+    pub files: Vec<FileCopy>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileCopy {
+    pub to: GuestPath,
+    /// Path on the virtio-win media.
+    pub from: String,
+    pub size: u64,
+    /// Whether a different file of that name is there now.
+    pub replaces: bool,
+}
+
+impl Act for CopyFiles {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn describe(&self) -> String {
+        let size = bytes(self.files.iter().map(|f| f.size).sum());
+        let files = count(self.files.len(), "file");
+        let mut text = format!("{}: {files} ({size})", self.title);
+        if !self.folders.is_empty() {
+            text += &format!(", {}", count(self.folders.len(), "new folder"));
+        }
+        text
+    }
+
+    fn writes<'a>(&'a self, _: &'a Hives) -> Writes<'a> {
+        Writes {
+            folders: Some(self.folders.len()),
+            files: self.files.iter().map(|f| (&f.to, f.size)).collect(),
+            originals: 0,
+        }
+    }
+
+    fn overlay_bytes(&self) -> u64 {
+        let files = self.files.iter().map(|f| in_overlay(f.size)).sum::<u64>();
+        files + self.folders.len() as u64 * OVERLAY_CLUSTER
+    }
+
+    fn foresee<'a>(&'a self, preview: &mut Preview<'a>) -> Result<(), HiveError> {
+        for file in &self.files {
+            preview.of_media(&file.to, &file.from, file.size);
+        }
+        Ok(())
+    }
+
+    fn apply(&self, work: &mut Work<'_>) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        for folder in &self.folders {
+            work.writer.create_dir(work.volume, folder)?;
+            changes.push(Change::folder(folder));
+        }
+        for file in &self.files {
+            let contents = work
+                .media
+                .read(&file.from)
+                .map_err(|source| ActionError::Media {
+                    path: file.from.clone(),
+                    source,
+                })?;
+            let kept = match file.replaces {
+                true => Some(work.saver.keep(work.before, work.volume, &file.to)?),
+                false => None,
+            };
+            work.writer.write_file(work.volume, &file.to, &contents)?;
+            changes.push(Change::file(&file.to, kept, FileFacts::of(&contents)));
+        }
+        Ok(changes)
+    }
+
+    fn fail_point(&self) -> Option<&'static str> {
+        Some("file-written")
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Files
+    }
+
+    fn verify(&self, after: &Converted<'_>) -> Result<usize, String> {
+        for file in &self.files {
+            let wanted = after.media.read(&file.from);
+            let wanted = wanted.map_err(|e| format!("{}: {e}", file.from))?;
+            let found = after
+                .guest
+                .read(after.volume, &file.to, wanted.len() as u64)
+                .map_err(|e| format!("{}: {e}", file.to))?;
+            if found != wanted {
+                return Err(format!("{} differs from {}", file.to, file.from));
+            }
+        }
+        Ok(self.files.len())
+    }
+}
