@@ -202,6 +202,9 @@ fn a_vm_starts_on_its_source_and_ends_without_it() {
         assert!(xml.contains("<acpi/>"));
     }
     h2k(["verify", text(&out)]).expect(0);
+    let served = h2k(["serve", text(&out), "--json"]).expect(0).json();
+    assert_eq!(served["schema"], "hyper2kvm/serve/1");
+    assert_eq!(served["source"].as_array().unwrap().len(), 2);
     untouched.check();
     let run = h2k(["rollback", text(&out)]).expect(1);
     assert!(run.stderr.contains("hyper2kvm release"), "{}", run.stderr);
@@ -401,7 +404,7 @@ fn a_source_that_changed_is_refused() {
     let (modified, size) = (found.modified().unwrap(), found.len());
     let open = || fs::File::options().write(true).open(&lab.raw).unwrap();
     let refused = |what: &str| {
-        for verb in ["boot", "pull"] {
+        for verb in ["boot", "pull", "serve"] {
             let run = on(verb, &out, &["--json"], "").expect(3).json();
             let blocker = &run["error"]["blockers"][0];
             assert_eq!(blocker["code"], "source-changed", "{verb}: {run}");

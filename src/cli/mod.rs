@@ -21,6 +21,7 @@ pub mod rehearse;
 mod rehearse_list;
 pub mod release;
 pub mod rollback;
+pub mod serve;
 pub mod source;
 pub mod verify;
 pub mod wire;
@@ -105,6 +106,8 @@ enum Command {
     Pull(pull::PullArgs),
     /// Give up a VM whose disks are still on the source: domain, output directory
     Release(release::ReleaseArgs),
+    /// Hold a running VM's way to its source; a source on this host needs none
+    Serve(serve::ServeArgs),
     /// Undo a fix made with `convert --in-place`
     Rollback(rollback::RollbackArgs),
     /// Show which drivers the catalogue and a virtio-win medium offer, per Windows
@@ -302,6 +305,7 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         Command::Rehearse(args) => rehearse::run(&args, ui),
         Command::Pull(args) => pull::run(&args, ui),
         Command::Release(args) => release::run(&args, ui),
+        Command::Serve(args) => serve::run(&args, ui),
         Command::Rollback(args) => rollback::run(&args, ui),
         Command::Drivers(args) => drivers::run(&args, ui),
         Command::Demo(args) => demo::run(&args, ui),

@@ -6,7 +6,7 @@
 //! alone; [`release`] gives the VM up.
 
 pub(crate) mod chain;
-mod folder;
+pub(crate) mod folder;
 pub(crate) mod holes;
 pub(crate) mod pull;
 pub(crate) mod record;
