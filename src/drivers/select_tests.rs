@@ -281,6 +281,12 @@ fn drivers_this_windows_would_not_load() {
     let error = select(&newer, &catalogue, &target(6, 3, 9600, true, Arch::Amd64)).unwrap_err();
     assert_eq!(error.code(), "driver-not-signed");
     assert!(error.remedy().contains("0.1.215"));
+    // The last release that is signed for it, and the one after.
+    let of = |stamp: &str| change("63.90.104.21500", &format!("63.90.104.{stamp}"));
+    let server = target(6, 3, 9600, true, Arch::Amd64);
+    assert!(select(&of("21599"), &catalogue, &server).is_ok());
+    let error = select(&of("21600"), &catalogue, &server).unwrap_err();
+    assert_eq!(error.code(), "driver-not-signed");
     // 32-bit Windows does not check.
     select(&newer, &catalogue, &target(6, 3, 9600, false, Arch::X86)).unwrap();
 

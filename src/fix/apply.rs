@@ -690,6 +690,9 @@ fn changed_blocks(old: &Path, new: &[u8]) -> Result<Vec<Extent>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drivers::media::Memory;
+    use crate::fix::journal::DiskRef;
+    use crate::inspect::fake::FakeGuest;
 
     #[test]
     fn only_changed_blocks_are_written() {
@@ -706,5 +709,104 @@ mod tests {
         let ranges: Vec<_> = extents.iter().map(|e| (e.offset, e.data.len())).collect();
         assert_eq!(ranges, [(4096, 8192), (4 * 4096, 2 * 4096 + 10)]);
         assert!(changed_blocks(&path, &old).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_tail_beyond_the_hive_bins_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("SYSTEM");
+        fs::write(&path, b"old bins, and a tail").unwrap();
+        let mut merged = b"new bins,".to_vec();
+        append_tail(&path, &mut merged).unwrap();
+        assert_eq!(merged, b"new bins, and a tail");
+        // A hive that grew over its tail has none.
+        let mut grown = vec![7; 30];
+        append_tail(&path, &mut grown).unwrap();
+        assert_eq!(grown, [7; 30]);
+    }
+
+    /// Keeps what is written to it.
+    #[derive(Default)]
+    struct Recorder(Vec<(GuestPath, Vec<u8>)>);
+
+    type Written = crate::guest::Result<()>;
+
+    impl GuestWrite for Recorder {
+        fn create_dir(&mut self, _: VolumeId, _: &GuestPath) -> Written {
+            Ok(())
+        }
+
+        fn write_file(&mut self, _: VolumeId, path: &GuestPath, contents: &[u8]) -> Written {
+            self.0.push((path.clone(), contents.to_vec()));
+            Ok(())
+        }
+
+        fn patch_file(&mut self, _: VolumeId, _: &GuestPath, _: u64, _: &[Extent]) -> Written {
+            unreachable!()
+        }
+
+        fn patch_boot_sector(&mut self, _: VolumeId, _: &[Extent]) -> Written {
+            unreachable!()
+        }
+
+        fn remove_file(&mut self, _: VolumeId, _: &GuestPath) -> Written {
+            unreachable!()
+        }
+
+        fn remove_dir(&mut self, _: VolumeId, _: &GuestPath) -> Written {
+            unreachable!()
+        }
+
+        fn close(self: Box<Self>) -> Written {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_is_saved_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DiskRef {
+            path: dir.path().join("disk"),
+            format: "raw".into(),
+            size_bytes: 0,
+            in_place: true,
+        };
+        let mut journal = Journal::create(dir.path(), disk, vec![], vec![]).unwrap();
+        let mut before = FakeGuest::default();
+        before.file(1, "Windows/old.sys", b"old".to_vec());
+        let copy = |name: &str, replaces| FileCopy {
+            to: GuestPath::parse(&format!("Windows\\{name}")).unwrap(),
+            from: "new.sys".into(),
+            size: 3,
+            replaces,
+        };
+        let plan = Plan {
+            actions: vec![],
+            skipped: vec![],
+            drivers: vec![],
+            blockers: vec![],
+            accepted: vec![],
+            warnings: vec![],
+            checks: vec![],
+            ready: true,
+            outlook: None,
+            linux: None,
+        };
+        let fix = Fix {
+            plan: &plan,
+            volume: VolumeId::new(1),
+            media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
+            before: &before,
+            edited: &EditedHives::default(),
+            journal: &mut journal,
+        };
+        let mut writer = Recorder::default();
+        let files = [copy("old.sys", true), copy("other.sys", false)];
+        let changes = fix.copy_files(&mut writer, &[], &files).unwrap();
+        let written: Vec<_> = writer.0.iter().map(|(_, bytes)| &bytes[..]).collect();
+        assert_eq!(written, [b"new", b"new"]);
+        let backup = changes[0].backup.as_deref().unwrap();
+        assert_eq!(fs::read(dir.path().join(backup)).unwrap(), b"old");
+        assert_eq!(changes[1].backup, None);
     }
 }
