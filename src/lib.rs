@@ -18,6 +18,7 @@
 //! Dependencies point one way: cli -> inspect, plan, fix, domain, report -> boot_path, drivers
 //! -> guest, registry, disk -> tool -> std. Nothing below `cli` prints or exits.
 
+pub mod actions;
 pub mod batch;
 pub mod boot;
 pub mod boot_path;

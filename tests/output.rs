@@ -675,7 +675,7 @@ fn a_directory_that_is_there_keeps_its_owner_and_mode() {
 fn plant(partial: &Path, victim: &Path) {
     let old = fs::read(victim).unwrap();
     let evil = vec![b'!'; old.len()];
-    let digest = |bytes: &[u8]| hyper2kvm::fix::journal::sha256_hex(bytes);
+    let digest = |bytes: &[u8]| hyper2kvm::text::sha256_hex(bytes);
     fs::create_dir_all(partial.join("backup")).unwrap();
     fs::write(partial.join("backup/blocks.before"), &evil).unwrap();
     fs::write(partial.join("backup/blocks.after"), &old).unwrap();

@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::failpoint;
 
-use super::journal::{Journal, JournalError, State, UndoLog, UndoRange, sha256_hex, sync_folder};
+use super::journal::{Journal, JournalError, State, UndoLog, UndoRange, sync_folder};
 use super::trusted::TrustError;
+use crate::text::sha256_hex;
 
 pub const BEFORE_FILE: &str = "backup/blocks.before";
 pub const AFTER_FILE: &str = "backup/blocks.after";

@@ -1,16 +1,18 @@
 //! What is planned for each Windows, as text: a change of a decision shows as a change of these files.
 
+use crate::actions::{Action, EditHive, PatchBootSector};
 use crate::demo::guest::GuestFile;
 use crate::demo::{GuestSpec, Role, WinVersion};
 use crate::domain::StorageBus;
 use crate::error::Blocker;
 use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
 use crate::ids::Accepted;
+use crate::inspect::HiveName;
 use crate::registry::RegEdits;
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 
-use super::{Action, HiveName, Options, decide};
+use super::{Options, decide};
 
 /// All but Vista, for which the medium has no drivers.
 fn versions() -> impl Iterator<Item = WinVersion> {
@@ -40,7 +42,7 @@ fn registry_edits_of_three_generations() {
         let guest = MemoryGuest::of(GuestSpec::new(version));
         let prepared = guest.prepare(&media, Some(bootstrap(version)));
         for action in &prepared.plan.actions {
-            let Action::EditHive { hive, edits, .. } = action else {
+            let Action::EditHive(EditHive { hive, edits, .. }) = action else {
                 continue;
             };
             let name = format!("{version:?}-{}", hive.file_name().to_lowercase());
@@ -118,12 +120,12 @@ fn a_volume_with_a_hibernated_session_is_not_written() {
             force_dirty,
             ..testing::options(None)
         };
-        let action = Action::PatchBootSector {
+        let action = Action::PatchBootSector(PatchBootSector {
             id: "boot-sector".into(),
             title: "patch".into(),
             volume,
             fields: Vec::new(),
-        };
+        });
         guest.look(&[], |_, survey| {
             let found = decide::unsafe_volumes(&[action], &options, &survey.inspection, &volumes);
             found.into_iter().map(|b| b.code).collect::<Vec<_>>()
@@ -144,12 +146,9 @@ fn system_action(guest: &MemoryGuest, version: WinVersion) -> (RegEdits, Vec<Gue
     let prepared = guest.prepare(&media(), Some(bootstrap(version)));
     let mut actions = prepared.plan.actions.into_iter();
     let found = actions.find_map(|action| match action {
-        Action::EditHive {
-            hive: HiveName::System,
-            edits,
-            reset_logs,
-            ..
-        } => Some((edits, reset_logs)),
+        Action::EditHive(edit) if edit.hive == HiveName::System => {
+            Some((edit.edits, edit.reset_logs))
+        }
         _ => None,
     });
     found.unwrap()

@@ -1,5 +1,6 @@
 //! One guest in memory for each check that it fails, and the checks that may fail with it.
 
+use crate::actions::Converted;
 use crate::boot_path::Controller;
 use crate::convert::prepare::Prepared;
 use crate::demo::{GuestSpec, WinVersion, hives};
@@ -335,7 +336,13 @@ fn as_planned(guest: &MemoryGuest, prepared: &Prepared, media: &Memory) -> [Chec
     let media = prepared.basis.media(media);
     let volume = prepared.basis.windows.system_volume;
     guest.look(&[], |read, survey| {
-        let checks = planned(&prepared.plan, survey, read, volume, &media);
+        let converted = Converted {
+            volume,
+            guest: read,
+            hives: survey.hives.as_ref().unwrap(),
+            media: &media,
+        };
+        let checks = planned(&prepared.plan.actions, Some(&converted));
         let [files, registry] = &checks[..] else {
             panic!("{checks:?}");
         };
