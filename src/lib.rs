@@ -50,6 +50,10 @@ pub mod registry;
 pub(crate) mod rehearse;
 pub mod report;
 pub mod session;
+#[cfg(test)]
+mod skip;
+#[cfg(test)]
+mod skip_tests;
 pub mod source;
 pub mod stop;
 #[cfg(test)]

@@ -7,8 +7,8 @@ use crate::inspect::{Hives, SectorField};
 use crate::registry::HiveError;
 
 use super::act::{Act, Converted, Kind, OVERLAY_CLUSTER, Work, Writes};
-use super::error::Result;
 use super::change::{Change, FileFacts};
+use super::error::Result;
 use super::preview::Preview;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -7,8 +7,8 @@ use crate::inspect::Hives;
 use crate::registry::HiveError;
 
 use super::act::{Act, Converted, Kind, Work, Writes, in_overlay};
-use super::error::Result;
 use super::change::{Change, FileFacts, MAX_REPLACED};
+use super::error::Result;
 use super::preview::Preview;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -12,8 +12,8 @@ use crate::registry::{HiveError, HiveView, RegEdits};
 use crate::ui::count;
 
 use super::act::{Act, Converted, Kind, OVERLAY_CLUSTER, Work, Writes};
-use super::error::{ActionError, Result};
 use super::change::{Change, FileFacts};
+use super::error::{ActionError, Result};
 use super::merge::Merging;
 use super::preview::Preview;
 
