@@ -6,16 +6,16 @@
 //!  SOURCE --disk--> BlockRead --guest--> GuestRead --inspect--> Inspection
 //!                                                       |          |
 //!                                  boot_path (ready?) <-+          v
-//!  virtio-win ----drivers----> DriverSet ----------------------> plan --> Plan
+//!  virtio-win ----drivers----> DriverSet ----------------------> plan --> Plan { actions }
 //!                                                                          |
-//!  overlay <---------- GuestWrite <---------- fix (journal, backup) <------+
+//!  overlay <---- GuestWrite <---- actions <---- fix (journal, backup) <----+
 //!     |                                        |
 //!     +--disk::copy--> target                  +--> Receipt
 //!                                              domain --> bootstrap.xml, final.xml
 //!                                              report --> report.json, report.html
 //! ```
 //!
-//! Dependencies point one way: cli -> inspect, plan, fix, domain, report -> boot_path, drivers
+//! Dependencies point one way: cli -> convert -> plan, fix, domain, report -> actions, inspect -> boot_path, drivers
 //! -> guest, registry, disk -> tool -> std. Nothing below `cli` prints or exits.
 
 pub mod actions;

@@ -7,10 +7,11 @@ use clap::{Args, ValueEnum};
 
 use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
-use crate::convert::later::Copying;
+use crate::convert::job::{
+    Copying, DEFAULT_ISO, DiskOptions, DriverOptions, GuestOptions, Job, OutputOptions, VmOptions,
+};
 use crate::convert::machine::MachineOptions;
 use crate::convert::name::title;
-use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::convert::session::{Opened, SourceMachine};
 use crate::disk::chain::Image;
 use crate::disk::links;
@@ -622,41 +623,51 @@ impl FixArgs {
         Ok(Job {
             source,
             engine: Engine::choose(self.source.engine.into())?,
-            media_path,
-            driver_config: self.driver_config.clone(),
-            bootstrap: self.bootstrap.map(BootstrapArg::controller),
-            output: self.output_dir.clone(),
-            format: self.format.into(),
-            compress: self.compress,
-            copying: match self.copy {
-                CopyArg::Now => Copying::Now,
-                CopyArg::Later => Copying::Later,
+            drivers: DriverOptions {
+                media: media_path,
+                config: self.driver_config.clone(),
+                require_signed: self.require_signed,
             },
-            in_place: self.in_place,
-            devices: self.output_device.clone(),
-            target_is_zero: self.target_is_zero,
-            require_signed: self.require_signed,
-            accept,
-            trim: !self.no_trim,
-            verify_copy: self.verify_copy,
-            force: self.force,
-            resume: self.resume,
-            pace: pace(self.bandwidth)?,
-            from_sync: self.from_sync,
-            budget: self.budget,
-            repair_bcd: self.repair_bcd,
-            keep_tools: self.keep_tools,
-            firstboot,
-            linux: match self.linux {
-                LinuxArg::Auto => Preference::Auto,
-                LinuxArg::VirtV2v => Preference::VirtV2v,
-                LinuxArg::AsIs => Preference::AsIs,
+            guest: GuestOptions {
+                bootstrap: self.bootstrap.map(BootstrapArg::controller),
+                repair_bcd: self.repair_bcd,
+                keep_tools: self.keep_tools,
+                firstboot,
+                linux: match self.linux {
+                    LinuxArg::Auto => Preference::Auto,
+                    LinuxArg::VirtV2v => Preference::VirtV2v,
+                    LinuxArg::AsIs => Preference::AsIs,
+                },
+                accept,
             },
-            machine,
+            copy: DiskOptions {
+                method: match self.copy {
+                    _ if self.in_place => Copying::InPlace,
+                    CopyArg::Now => Copying::Now,
+                    CopyArg::Later => Copying::Later,
+                },
+                format: self.format.into(),
+                compress: self.compress,
+                trim: !self.no_trim,
+                verify: self.verify_copy,
+                pace: pace(self.bandwidth)?,
+                devices: self.output_device.clone(),
+                target_is_zero: self.target_is_zero,
+            },
+            output: OutputOptions {
+                folder: self.output_dir.clone(),
+                force: self.force,
+                resume: self.resume,
+                from_sync: self.from_sync,
+                budget: self.budget,
+            },
+            vm: VmOptions {
+                machine,
+                emit: self.emit_kinds(),
+                kubevirt: self.kubevirt(),
+                xml_patch: self.patch()?,
+            },
             request: Request::default(),
-            emit: self.emit_kinds(),
-            kubevirt: self.kubevirt(),
-            xml_patch: self.patch()?,
         })
     }
 

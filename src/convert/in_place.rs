@@ -16,8 +16,8 @@ use crate::tool::qemu_img;
 use crate::ui::Ui;
 
 use super::machine::TargetDisk;
-use super::run::{Disks, Fixed, stopped};
 use super::session::first;
+use super::steps::{Disks, Fixed, stopped};
 use super::vm::VmDisks;
 
 /// The disks that are changed where they lie, the one with Windows first.

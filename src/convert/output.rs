@@ -30,6 +30,14 @@ use super::exchange::{INTENT, Intent, repair_locked};
 use super::place::{Place, TargetLock, cannot_write, needs_undo};
 use super::replace::{self, Earlier, MARK, Situation, Terms};
 
+/// What is only needed while working, below the partial folder.
+pub(super) const WORK: &str = ".work";
+
+/// What is written to the disk with Windows.
+pub(super) const OVERLAY: &str = ".overlay.qcow2";
+/// What is written to another disk that its boot files are on; below [`WORK`].
+pub(super) const BOOT_OVERLAY: &str = "boot.qcow2";
+
 /// A target may be changed by others that often while it is being replaced.
 const ROUNDS: usize = 8;
 
@@ -475,6 +483,31 @@ fn sync_all(folder: &OwnedFd) -> io::Result<()> {
         }
     }
     Ok(fsync(folder)?)
+}
+
+/// The name of a file that is only needed while working.
+pub(super) fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
+    let work = folder.path().join(WORK);
+    std::fs::create_dir_all(&work)
+        .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
+    Ok(work.join(name))
+}
+
+pub(super) fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
+    std::fs::write(path, format!("{value:#}\n"))
+        .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
+}
+
+pub(super) fn remove_work_files(folder: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::failed("removing work files").because(e);
+    let overlay = folder.join(OVERLAY);
+    if overlay.exists() {
+        std::fs::remove_file(overlay).map_err(failed)?;
+    }
+    match std::fs::remove_dir_all(folder.join(WORK)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

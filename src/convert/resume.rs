@@ -21,9 +21,10 @@ use crate::report::DiskTrim;
 use crate::text::sha256_hex;
 use crate::ui::Ui;
 
+use super::job::Job;
 use super::output::OutputFolder;
+use super::output::{WORK, work_file};
 use super::place::untrusted;
-use super::run::{Job, WORK, work_file};
 use super::session::Source;
 
 /// Below [`WORK`].
@@ -101,7 +102,7 @@ impl Resumed {
         disks: &[Source],
         fixed: &dyn Fn(&Source) -> bool,
     ) -> Result<Option<Self>> {
-        if !job.resume {
+        if !job.output.resume {
             return Ok(None);
         }
         if !folder.was_taken_over() {
