@@ -14,7 +14,7 @@ use crate::domain::{
     Bootstrap, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
 };
 use crate::drivers::select::DriverSet;
-use crate::error::{Blocker, Error, Result};
+use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::fix::trim::DataMap;
 use crate::inspect::Inspection;
@@ -31,7 +31,7 @@ use crate::verify;
 use crate::wire::Transport;
 
 use super::copy;
-use super::devices::Devices;
+use super::in_place::roll_back_after;
 use super::job::Copying;
 use super::job::Job;
 use super::later;
@@ -40,6 +40,7 @@ use super::next;
 use super::output::{OutputFolder, remove_work_files, save_json};
 use super::page;
 use super::prepare::{Basis, Prepared};
+use super::run::Run;
 use super::space;
 use super::steps::{Disks, point, stopped};
 use super::vm::VmDisks;
@@ -329,13 +330,40 @@ pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
 }
 
-/// Domain XML, probe disk and the report.
-pub(super) fn finish(
-    job: &Job,
-    folder: &OutputFolder,
+/// The last steps: domain XML, report, and the folder under its final name.
+pub(super) fn finish(mut run: Run<'_>, prepared: &Prepared, disks: Disks) -> Result<Report> {
+    let timings = run.clock.timings();
+    match complete(&mut run, prepared, disks, timings) {
+        // The disk is written already: it must not stay so without a folder that can undo it.
+        Err(error) if run.job.copy.is_in_place() => Err(match run.folder.journal() {
+            Ok(mut journal) => roll_back_after(&run.disks, &mut journal, error),
+            Err(lost) => Error::new(
+                ErrorKind::NotRolledBack,
+                format!("the fix failed and the disk could NOT be restored: {lost}"),
+            )
+            .because(error),
+        }),
+        outcome => outcome,
+    }
+}
+
+fn complete(
+    run: &mut Run<'_>,
     prepared: &Prepared,
     disks: Disks,
+    timings: Timings,
 ) -> Result<Report> {
+    let sync = run.sync_summary();
+    point("copied")?;
+    let mut report = describe(run.job, &run.folder, prepared, disks)?;
+    report.timings = timings;
+    report.sync = sync;
+    save_report(run, &mut report, &prepared.plan)?;
+    Ok(report)
+}
+
+/// Writes domain XML and probe disk; returns the report.
+fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -> Result<Report> {
     let name = job.name();
     let Disks {
         targets,
@@ -421,13 +449,13 @@ fn optional_drivers(drivers: &DriverSet) -> Drivers {
 }
 
 /// Both forms of the report, and the folder under its final name.
-pub(super) fn save_report(
-    job: &Job,
-    folder: &mut OutputFolder,
-    devices: &Devices,
-    report: &mut Report,
-    plan: &Plan,
-) -> Result<()> {
+pub(super) fn save_report(run: &mut Run<'_>, report: &mut Report, plan: &Plan) -> Result<()> {
+    let Run {
+        job,
+        folder,
+        devices,
+        ..
+    } = run;
     report.warnings.extend(folder.notes()?);
     report.transport = mirror::transport(&job.source.path).name();
     report.bytes.fetched = mirror::fetched();

@@ -18,7 +18,6 @@ use crate::transfer::Pace;
 use super::engine::Engine;
 use super::machine::MachineOptions;
 use super::name::safe_name;
-use super::output;
 use super::session::SourceMachine;
 
 /// Where packages of the virtio-win project put the ISO.
@@ -124,20 +123,6 @@ impl Job {
     pub(super) fn target_folder(&self) -> PathBuf {
         let named = self.output.folder.clone();
         named.unwrap_or_else(|| PathBuf::from(format!("{}-kvm", self.name())))
-    }
-
-    /// What may stand where the result goes. `sources` lists the files of the source.
-    pub(super) fn preference<'s>(
-        &self,
-        sources: &'s dyn Fn() -> Vec<PathBuf>,
-    ) -> output::Preference<'s> {
-        output::Preference {
-            force: self.output.force,
-            undo: self.copy.is_in_place(),
-            resume: self.output.resume,
-            sync: self.output.from_sync,
-            sources: Some(sources),
-        }
     }
 
     /// The files of the source, with what its images stand on as far as that can be read now.

@@ -40,12 +40,12 @@ use super::job::Copying;
 use super::job::Job;
 use super::later::{self, Kept};
 use super::machine::{self, MachineOptions, TargetDisk};
-use super::output::WORK;
 use super::prepare;
 use super::run::Run;
 use super::session::{Names, Source, SourceMachine, announce_appliance};
 use super::space::{self, Needs};
 use super::steps::{point, stopped};
+use super::work::WORK;
 
 /// Completes an inspection that found a Linux; does nothing for others.
 pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -> Result<()> {
@@ -280,7 +280,7 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
         request: job.request.clone(),
         inspection,
     };
-    run.save(&mut report, &plan)?;
+    finish::save_report(&mut run, &mut report, &plan)?;
     Ok(report)
 }
 

@@ -31,6 +31,7 @@ mod space;
 mod steps;
 pub mod sync;
 pub mod vm;
+mod work;
 
 pub use in_place::{RestoreError, restore};
 
@@ -50,7 +51,7 @@ use fixing::Fixing;
 use foresee::Seen;
 use in_place::in_place;
 use job::{Copying, Job};
-use output::OutputFolder;
+use output::{OutputFolder, Preference};
 use run::{Run, check_in_place, decided};
 use session::{Names, read_only};
 use sync::Last;
@@ -69,7 +70,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let catalogue = job.drivers.catalogue()?;
     let media = job.drivers.media_if_named()?;
     let sources = || job.source_files();
-    let target = OutputFolder::check(&job.target_folder(), &job.preference(&sources))?;
+    let target = OutputFolder::check(&job.target_folder(), &Preference::of(job, &sources))?;
     // Who only asks may stand anywhere.
     if job.output.folder.is_some() {
         OutputFolder::check_writable(&target)?;
@@ -174,7 +175,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     };
     run.clock.copied();
 
-    run.finish(&prepared, disks)
+    finish::finish(run, &prepared, disks)
 }
 
 #[cfg(test)]

@@ -27,16 +27,10 @@ use crate::fix::journal::{self, Journal, JournalError};
 use crate::report::OutputFile;
 
 use super::exchange::{INTENT, Intent, repair_locked};
+use super::job::Job;
 use super::place::{Place, TargetLock, cannot_write, needs_undo};
 use super::replace::{self, Earlier, MARK, Situation, Terms};
-
-/// What is only needed while working, below the partial folder.
-pub(super) const WORK: &str = ".work";
-
-/// What is written to the disk with Windows.
-pub(super) const OVERLAY: &str = ".overlay.qcow2";
-/// What is written to another disk that its boot files are on; below [`WORK`].
-pub(super) const BOOT_OVERLAY: &str = "boot.qcow2";
+use super::work::{OVERLAY, WORK};
 
 /// A target may be changed by others that often while it is being replaced.
 const ROUNDS: usize = 8;
@@ -54,6 +48,19 @@ pub struct Preference<'a> {
     pub sync: bool,
     /// Lists the files of the source; asked only when something is to be removed.
     pub sources: Option<&'a dyn Fn() -> Vec<PathBuf>>,
+}
+
+impl<'a> Preference<'a> {
+    /// As the user decided; `sources` lists the files of the source.
+    pub(super) fn of(job: &Job, sources: &'a dyn Fn() -> Vec<PathBuf>) -> Self {
+        Self {
+            force: job.output.force,
+            undo: job.copy.is_in_place(),
+            resume: job.output.resume,
+            sync: job.output.from_sync,
+            sources: Some(sources),
+        }
+    }
 }
 
 /// The partial folder; removed when dropped before [`OutputFolder::complete`].

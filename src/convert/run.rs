@@ -5,26 +5,26 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::inspect::{Inspection, Survey};
 use crate::plan::Plan;
 use crate::plan::firstboot::GENERATED;
-use crate::report::{self, Report, Timings};
+use crate::report::{self, Timings};
 use crate::ui::{Ui, document};
 
 use super::devices::Devices;
 use super::engine::Engine;
-use super::finish::{finish, save_report};
-use super::in_place::{in_place_format, roll_back_after};
+use super::in_place::in_place_format;
 use super::in_use;
 use super::job::Job;
-use super::output::{BOOT_OVERLAY, OVERLAY, OutputFolder, WORK, save_json, work_file};
+use super::output::{OutputFolder, Preference, save_json, work_file};
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
 use super::session::{Session, Source, first, read_only};
-use super::steps::{Disks, point};
+use super::steps::point;
 use super::sync::Last;
 use super::vm::{OpenDisk, Opening, VmDisks, VmSession};
+use super::work::{BOOT_OVERLAY, OVERLAY, WORK};
 
 /// Dropped in the order of its fields: the folder is removed after what is open in it was closed.
 pub(super) struct Run<'a> {
@@ -43,7 +43,8 @@ impl<'a> Run<'a> {
     pub(super) fn open(job: &'a Job, ui: &'a Ui) -> Result<Self> {
         let clock = Clock::start();
         let sources = || job.source_files();
-        let mut folder = OutputFolder::create(&job.target_folder(), &job.preference(&sources))?;
+        let mut folder =
+            OutputFolder::create(&job.target_folder(), &Preference::of(job, &sources))?;
         resume::refuse_packed(job, &mut folder)?;
         let disks = job.source.disks(&folder.path().join(WORK))?;
         check_in_place(job, &disks)?;
@@ -126,43 +127,10 @@ impl<'a> Run<'a> {
         self.last.as_mut().map_or(Ok(()), Last::begin)
     }
 
-    /// The last steps: domain XML, report, and the folder under its final name.
-    pub(super) fn finish(mut self, prepared: &Prepared, disks: Disks) -> Result<Report> {
-        let timings = self.clock.timings();
-        let outcome = self.write(prepared, disks, timings);
-        match outcome {
-            // The disk is written already: it must not stay so without a folder that can undo it.
-            Err(error) if self.job.copy.is_in_place() => Err(match self.folder.journal() {
-                Ok(mut journal) => roll_back_after(&self.disks, &mut journal, error),
-                Err(lost) => Error::new(
-                    ErrorKind::NotRolledBack,
-                    format!("the fix failed and the disk could NOT be restored: {lost}"),
-                )
-                .because(error),
-            }),
-            outcome => outcome,
-        }
-    }
-
-    fn write(&mut self, prepared: &Prepared, disks: Disks, timings: Timings) -> Result<Report> {
-        let sync = self.sync_summary();
-        point("copied")?;
-        let mut report = finish(self.job, &self.folder, prepared, disks)?;
-        report.timings = timings;
-        report.sync = sync;
-        self.save(&mut report, &prepared.plan)?;
-        Ok(report)
-    }
-
     /// What the last pass of a sync was expected to take, and took.
     pub(super) fn sync_summary(&mut self) -> Option<Value> {
         let started = self.clock.started;
         self.last.take().map(|last| last.summary(started))
-    }
-
-    /// Writes the report, and gives the folder its final name.
-    pub(super) fn save(&mut self, report: &mut Report, plan: &Plan) -> Result<()> {
-        save_report(self.job, &mut self.folder, &self.devices, report, plan)
     }
 }
 
