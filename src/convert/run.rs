@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inspect::{Inspection, Survey};
 use crate::plan::Plan;
 use crate::plan::firstboot::GENERATED;
