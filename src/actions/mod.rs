@@ -10,7 +10,7 @@ mod change;
 mod copy_files;
 mod copy_in_guest;
 mod edit_hive;
-mod edited;
+pub mod edited;
 mod error;
 mod merge;
 mod preview;

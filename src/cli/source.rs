@@ -5,19 +5,18 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::convert::engine::Engine;
 use crate::convert::job::{
     Copying, DEFAULT_ISO, DiskOptions, DriverOptions, GuestOptions, Job, OutputOptions, VmOptions,
 };
 use crate::convert::machine::MachineOptions;
 use crate::convert::name::title;
-use crate::convert::session::{Opened, SourceMachine};
 use crate::disk::chain::Image;
 use crate::disk::links;
 use crate::disk::remote;
 use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
-use crate::domain::network::{Bridge, Mapping};
+use crate::domain::model::Bridge;
+use crate::domain::network::Mapping;
 use crate::domain::{Drivers, Emit, MacAddr, NetworkMap, NicSource, Patch};
 use crate::error::{Blocker, Error, Result};
 use crate::guest::keys::Keys;
@@ -25,6 +24,8 @@ use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::plan::linux::Preference;
 use crate::report::Request;
+use crate::session::engine::Engine;
+use crate::session::{Opened, SourceMachine};
 use crate::source::{self, SourceKind, SourceVm, mirror};
 use crate::transfer::Pace;
 use crate::wire::Transport;

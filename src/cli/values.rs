@@ -3,11 +3,11 @@
 use clap::ValueEnum;
 
 use crate::boot_path::Controller;
-use crate::convert::engine;
 use crate::domain::network;
 use crate::domain::{CpuMode, DiskFormat, DomainType, Graphics, StorageBus, Video};
 use crate::firstboot::network::Policy;
 use crate::ids::Accepted;
+use crate::session::engine;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StorageArg {

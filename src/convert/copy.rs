@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
+use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::disk::copy::{self, Copied, CopyError, CopyOptions, Record, TargetFormat};
 use crate::disk::device::{Device, DeviceError};
@@ -18,12 +19,11 @@ use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
 use crate::inspect::Severity;
-use crate::report::{Bytes, Check, CheckState, DiskTrim};
-use crate::tool::stop;
+use crate::report::{Bytes, DiskTrim};
+use crate::stop;
 use crate::transfer::Extents;
 use crate::ui::{Ui, count};
 
-use super::engine::Engine;
 use super::in_place::absolute;
 use super::job::Job;
 use super::machine::TargetDisk;
@@ -31,9 +31,10 @@ use super::output::OutputFolder;
 use super::output::work_file;
 use super::resume;
 use super::run::Run;
-use super::session::{Session, Source};
 use super::steps::{Disks, Fixed, stopped};
 use super::sync::Synced;
+use crate::session::engine::Engine;
+use crate::session::{Session, Source};
 
 /// Disks copied at a time. More only make the heads of one spinning disk jump; two keep a link busy
 /// while one of them waits.

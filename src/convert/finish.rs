@@ -20,14 +20,13 @@ use crate::fix::trim::DataMap;
 use crate::inspect::Inspection;
 use crate::plan::Draft;
 use crate::plan::Plan;
-use crate::report::outlook::{DiskOutlook, Outlook};
-use crate::report::vm;
+use crate::plan::outlook::{DiskOutlook, Outlook};
 use crate::report::{self, ActionLine, Outputs, Report, Timings};
 use crate::source::mirror;
+use crate::source::vm;
 use crate::text;
 use crate::tool::{self, Cmd};
 use crate::ui::document;
-use crate::verify;
 use crate::wire::Transport;
 
 use super::copy;
@@ -43,7 +42,7 @@ use super::prepare::{Basis, Prepared};
 use super::run::Run;
 use super::space;
 use super::steps::{Disks, point, stopped};
-use super::vm::VmDisks;
+use crate::session::vm::VmDisks;
 
 /// A file of the output folder, not written yet.
 pub(super) struct Document {
@@ -404,7 +403,7 @@ fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks)
         name: name.clone(),
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
-        ready: verify::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
+        ready: crate::check::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
         boots_from: prepared.basis.wanted(),
         accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),

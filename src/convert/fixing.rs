@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
 use crate::actions::{Converted, Walked, Walking};
+use crate::check::Check;
 use crate::disk::chain::Image;
 use crate::drivers::media::Media;
 use crate::error::{Error, Result};
@@ -15,20 +16,20 @@ use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
 use crate::inspect::{Hives, Inspection, Severity, Survey};
 use crate::later::holes;
 use crate::plan::Plan;
-use crate::report::{Check, DiskTrim};
+use crate::report::DiskTrim;
 use crate::ui::{Ui, count};
 use crate::verify;
 
 use super::copy;
-use super::engine::Engine;
 use super::in_place::journal_disks;
 use super::job::Copying;
 use super::prepare::Prepared;
 use super::resume::Resumed;
 use super::run::{Run, decided};
-use super::session::{Session, Source, first, read_only};
 use super::steps::{Fixed, point, stopped};
-use super::vm::{ChangedDisk, OpenDisk, VmSession};
+use crate::session::engine::Engine;
+use crate::session::vm::{ChangedDisk, OpenDisk, VmSession};
+use crate::session::{Session, Source, first, read_only};
 
 /// What a fix is made from.
 pub(super) struct Fixing<'a> {
@@ -195,7 +196,7 @@ impl Fixing<'_> {
         checks.extend(verify::planned(&plan.actions, after.as_ref()));
         session.close()?;
         accept(&mut checks, plan);
-        if !verify::is_ready_but_for_accepted(&checks) {
+        if !crate::check::is_ready_but_for_accepted(&checks) {
             let mut error = Error::failed(
                 "the fix did not make this disk boot-ready; the disk itself was not changed",
             );

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::disk::partition;
@@ -16,9 +16,9 @@ use crate::tool::qemu_img;
 use crate::ui::Ui;
 
 use super::machine::TargetDisk;
-use super::session::first;
 use super::steps::{Disks, Fixed, stopped};
-use super::vm::VmDisks;
+use crate::session::first;
+use crate::session::vm::VmDisks;
 
 /// The disks that are changed where they lie, the one with Windows first.
 pub(super) fn journal_disks(disks: &VmDisks, in_place: bool) -> Result<(DiskRef, Vec<DiskRef>)> {

@@ -15,10 +15,10 @@ use crate::plan::linux::Preference;
 use crate::report::Request;
 use crate::transfer::Pace;
 
-use super::engine::Engine;
 use super::machine::MachineOptions;
 use super::name::safe_name;
-use super::session::SourceMachine;
+use crate::session::SourceMachine;
+use crate::session::engine::Engine;
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";

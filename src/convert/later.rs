@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::block::BlockWrite;
 use crate::boot::access;
-use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::domain::{Backing, DiskFormat};
@@ -21,8 +21,8 @@ use super::machine::TargetDisk;
 use super::output::OutputFolder;
 use super::output::work_file;
 use super::run::Run;
-use super::session::Source;
 use super::steps::{Disks, Fixed, point, stopped};
+use crate::session::Source;
 
 /// A disk that is to stay on its source.
 pub(super) struct Kept {

@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::boot::quote;
 use crate::boot_path::{BootPath, Controller, Step};
+use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::{BlockRead, BlockWrite, partition};
@@ -21,14 +21,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
+use crate::inspect::linux::{LinuxFacts, LoaderCopies};
 use crate::inspect::{Firmware, Inspection, Severity};
-use crate::linux::{self, LinuxFacts, LoaderCopies};
+use crate::linux;
 use crate::plan::linux::{Foreseen, ON_MY_WORD, Preference, describe, wanted_copies, warnings};
 use crate::plan::model::Method;
+use crate::plan::outlook::Outlook;
 use crate::plan::{self, Plan};
-use crate::report::outlook::Outlook;
-use crate::report::vm;
-use crate::report::{self, ActionLine, Bytes, Check, CheckState, Report};
+use crate::report::{self, ActionLine, Bytes, Report};
+use crate::source::vm;
+use crate::text::quote;
 use crate::tool::{self, qemu_img, virt_v2v};
 use crate::ui::Ui;
 use crate::wire::Transport;
@@ -42,10 +44,10 @@ use super::later::{self, Kept};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::prepare;
 use super::run::Run;
-use super::session::{Names, Source, SourceMachine, announce_appliance};
 use super::space::{self, Needs};
 use super::steps::{point, stopped};
 use super::work::WORK;
+use crate::session::{Names, Source, SourceMachine, announce_appliance};
 
 /// Completes an inspection that found a Linux; does nothing for others.
 pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -> Result<()> {

@@ -6,13 +6,11 @@
 
 pub mod copy;
 pub mod devices;
-pub mod engine;
 pub mod exchange;
 mod finish;
 mod fixing;
 mod foresee;
 mod in_place;
-pub mod in_use;
 pub mod job;
 pub mod later;
 pub mod linux;
@@ -26,11 +24,9 @@ pub mod prepare;
 mod replace;
 mod resume;
 mod run;
-pub mod session;
 mod space;
 mod steps;
 pub mod sync;
-pub mod vm;
 mod work;
 
 pub use in_place::{RestoreError, restore};
@@ -41,11 +37,13 @@ use crate::fix::apply::FixError;
 use crate::guest::GuestRead;
 use crate::inspect::{Inspection, OsFamily};
 use crate::plan::Plan;
+use crate::plan::outlook::Outlook;
 use crate::report::Report;
-use crate::report::outlook::Outlook;
-use crate::tool::stop;
+use crate::stop;
 use crate::ui::Ui;
 
+use crate::session::vm::VmSession;
+use crate::session::{self, Names, read_only};
 use devices::Devices;
 use fixing::Fixing;
 use foresee::Seen;
@@ -53,9 +51,7 @@ use in_place::in_place;
 use job::{Copying, Job};
 use output::{OutputFolder, Preference};
 use run::{Run, check_in_place, decided};
-use session::{Names, read_only};
 use sync::Last;
-use vm::VmSession;
 
 /// What `convert` would do.
 pub struct Planned {

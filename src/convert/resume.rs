@@ -24,8 +24,8 @@ use crate::ui::Ui;
 use super::job::Job;
 use super::output::{OutputFolder, work_file};
 use super::place::untrusted;
-use super::session::Source;
 use super::work::{RESUME, resume_file};
+use crate::session::Source;
 
 const SCHEMA: &str = "hyper2kvm/resume/1";
 

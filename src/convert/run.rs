@@ -13,18 +13,18 @@ use crate::report::{self, Timings};
 use crate::ui::{Ui, document};
 
 use super::devices::Devices;
-use super::engine::Engine;
 use super::in_place::in_place_format;
-use super::in_use;
 use super::job::Job;
 use super::output::{OutputFolder, Preference, save_json, work_file};
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
-use super::session::{Session, Source, first, read_only};
 use super::steps::point;
 use super::sync::Last;
-use super::vm::{OpenDisk, Opening, VmDisks, VmSession};
 use super::work::{BOOT_OVERLAY, OVERLAY, WORK};
+use crate::boot::in_use;
+use crate::session::engine::Engine;
+use crate::session::vm::{OpenDisk, Opening, VmDisks, VmSession};
+use crate::session::{Session, Source, first, read_only};
 
 /// Dropped in the order of its fields: the folder is removed after what is open in it was closed.
 pub(super) struct Run<'a> {

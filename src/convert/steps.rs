@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use crate::check::Check;
 use crate::disk::chain::Image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::journal::Journal;
 use crate::guest::DiskId;
 use crate::inspect::Inspection;
-use crate::report::{Bytes, Check, DiskTrim};
-use crate::tool::stop;
+use crate::report::{Bytes, DiskTrim};
+use crate::stop;
 
-use super::engine::Engine;
 use super::machine::TargetDisk;
+use crate::session::engine::Engine;
 
 /// The verified overlays and what is known of them.
 pub(super) struct Fixed {
