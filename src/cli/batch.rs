@@ -302,7 +302,7 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
 
 /// The name the description has for it.
 fn named(fix: &FixArgs) -> Result<String> {
-    fix.job().map(|job| job.machine.name)
+    fix.job().map(|job| job.vm.machine.name)
 }
 
 /// The name of a machine on the wire: nothing is connected to before its turn comes.

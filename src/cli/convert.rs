@@ -4,7 +4,7 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::json;
 
 use crate::boot::install;
-use crate::convert::run;
+use crate::convert;
 use crate::error::{Error, Result};
 use crate::report::text;
 use crate::tool::virsh::Virsh;
@@ -105,7 +105,7 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
         return super::plan::show(&job, ui);
     }
     job.request = options::request(&job, given);
-    let mut report = run::convert(&job, ui)?;
+    let mut report = convert::convert(&job, ui)?;
     if let (Some(place), Some(folder)) = (place, report.outputs.folder()) {
         let _lock = crate::boot::lock(folder)?;
         let installed = install::install(folder, &place, &virsh).map_err(|e| {

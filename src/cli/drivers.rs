@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::convert::run::DEFAULT_ISO;
+use crate::convert::job::DEFAULT_ISO;
 use crate::drivers::catalogue::{Catalogue, Product, Windows};
 use crate::drivers::media::Media;
 use crate::drivers::{Arch, WindowsTarget, origin, select};

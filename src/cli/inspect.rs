@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::convert::job::DEFAULT_ISO;
 use crate::convert::linux;
 use crate::convert::name::safe_name;
-use crate::convert::run::DEFAULT_ISO;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{self, Archive};
 use crate::inspect::{Inspection, Severity};

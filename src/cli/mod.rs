@@ -25,6 +25,7 @@ pub mod rollback;
 pub mod serve;
 pub mod source;
 pub mod sync;
+pub mod values;
 pub mod verify;
 pub mod wire;
 

@@ -13,7 +13,7 @@ use std::time::UNIX_EPOCH;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use crate::convert::run::Job;
+use crate::convert::job::Job;
 use crate::error::Result;
 use crate::report::{Input, Request};
 use crate::source::mirror;
@@ -194,15 +194,15 @@ pub fn request(job: &Job, options: &Options) -> Request {
         // For which volume there was a key, and no more.
         key.truncate(key.find(':').unwrap_or(0));
     }
-    let mut files: Vec<PathBuf> = job.media_path.iter().cloned().collect();
-    files.extend(job.driver_config.iter().cloned());
+    let mut files: Vec<PathBuf> = job.drivers.media.iter().cloned().collect();
+    files.extend(job.drivers.config.iter().cloned());
     // The job has the contents of these, and not their paths.
     for name in ["firstboot", "xml-patch"] {
         let paths = options.get(name).into_iter().flatten();
         files.extend(paths.map(PathBuf::from));
     }
     let mut inputs = Vec::new();
-    if !job.in_place {
+    if !job.copy.is_in_place() {
         let source = &job.source;
         // On another host it has no file here; its disks tell whether it changed.
         if mirror::transport(&source.path) == Transport::File {

@@ -1,7 +1,8 @@
 //! `hyper2kvm plan SOURCE --virtio-iso PATH`
 
-use crate::convert::prepare;
-use crate::convert::run::{self, Job, Planned};
+use crate::convert::Planned;
+use crate::convert::job::Job;
+use crate::convert::{self, prepare};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{self, text};
 use crate::ui::Ui;
@@ -26,7 +27,7 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
         inspection,
         plan,
         outlook,
-    } = run::plan_only(job, ui)?;
+    } = convert::plan_only(job, ui)?;
     let is_linux = plan.linux.is_some();
     // A Linux that cannot be read has no plan to show.
     if !is_linux || inspection.linux.is_some() {

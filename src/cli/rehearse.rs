@@ -98,7 +98,7 @@ fn run_one(one: &OneArgs, given: &Options, ui: &Ui) -> Result<()> {
         one.fix.confine(None)?;
         return super::plan::show(&job, ui);
     }
-    let (name, uuid) = (safe_name(&job.machine.name), job.machine.uuid);
+    let (name, uuid) = (safe_name(&job.vm.machine.name), job.vm.machine.uuid);
     // The conversion opens the source anew.
     drop(job);
     let mut for_convert = given.clone();

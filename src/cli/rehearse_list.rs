@@ -186,7 +186,7 @@ fn vm(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Result<V
         .and_then(|matches| OneArgs::from_arg_matches(&matches));
     let one = parsed.map_err(|e| Error::usage(format!("{at}: {}", options::first_line(&e))))?;
     let (name, memory_mib) = match one.fix.job() {
-        Ok(job) => (safe_name(&job.machine.name), job.machine.memory_mib),
+        Ok(job) => (safe_name(&job.vm.machine.name), job.vm.machine.memory_mib),
         Err(mut error) if error.kind == ErrorKind::Usage => {
             error.message = format!("{at}: {}", error.message);
             return Err(error);

@@ -3,38 +3,39 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use crate::boot_path::Controller;
-use crate::convert::later::Copying;
+use crate::convert::job::{
+    Copying, DEFAULT_ISO, DiskOptions, DriverOptions, GuestOptions, Job, OutputOptions, VmOptions,
+};
 use crate::convert::machine::MachineOptions;
 use crate::convert::name::title;
-use crate::convert::run::{DEFAULT_ISO, Job};
 use crate::disk::chain::Image;
 use crate::disk::links;
 use crate::disk::remote;
 use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::model::Bridge;
-use crate::domain::network::{self, Mapping};
-use crate::domain::{
-    CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
-    Patch, StorageBus, Video,
-};
+use crate::domain::network::Mapping;
+use crate::domain::{Drivers, Emit, MacAddr, NetworkMap, NicSource, Patch};
 use crate::error::{Blocker, Error, Result};
-use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::plan::linux::Preference;
 use crate::report::Request;
-use crate::session::engine::{self, Engine};
+use crate::session::engine::Engine;
 use crate::session::{Opened, SourceMachine};
 use crate::source::{self, SourceKind, SourceVm, mirror};
 use crate::transfer::Pace;
 use crate::wire::Transport;
 
 use super::confine::{self, Writes};
+use super::values::{
+    AccessModeArg, BootstrapArg, CopyArg, CpuArg, DomainTypeArg, EmitArg, EngineArg, FormatArg,
+    GraphicsArg, LinuxArg, NetworkArg, StorageArg, Switch, VideoArg, acceptable, kubernetes_label,
+    kubernetes_name,
+};
 use super::wire::{self, WireArgs};
 
 #[derive(Debug, Clone, Args)]
@@ -264,140 +265,6 @@ pub struct FixArgs {
     pub dry_run: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum StorageArg {
-    VirtioBlk,
-    VirtioScsi,
-    /// For a Linux guest without VirtIO drivers
-    Sata,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum LinuxArg {
-    /// virt-v2v, where it is installed and knows the distribution; else refused
-    #[default]
-    Auto,
-    /// virt-v2v-in-place or virt-v2v makes the guest ready
-    VirtV2v,
-    /// The guest is copied unchanged, on your word that it has the VirtIO drivers
-    AsIs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BootstrapArg {
-    Sata,
-    Ide,
-    None,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum EngineArg {
-    /// Embedded where that can do it; guestfish for what it cannot open, or without libntfs-3g
-    #[default]
-    Auto,
-    /// In this process: no appliance, no root, no mount
-    Embedded,
-    /// Through libguestfs: in an appliance VM
-    Guestfish,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum CopyArg {
-    #[default]
-    Now,
-    /// `hyper2kvm pull` copies; the source must not change until then
-    Later,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum FormatArg {
-    Qcow2,
-    Raw,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum NetworkArg {
-    /// Keep the addresses on the new card
-    #[default]
-    Preserve,
-    /// Take addresses from DHCP
-    Dhcp,
-    /// Change nothing
-    Leave,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DomainTypeArg {
-    Kvm,
-    Qemu,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum CpuArg {
-    HostPassthrough,
-    HostModel,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum GraphicsArg {
-    Vnc,
-    Spice,
-    None,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum VideoArg {
-    Vga,
-    Qxl,
-    Virtio,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    On,
-    Off,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum AccessModeArg {
-    /// ReadWriteOnce
-    Rwo,
-    /// ReadWriteMany
-    Rwx,
-}
-
-fn kubernetes_label(text: &str) -> Result<String, String> {
-    kubernetes(text, false)
-}
-
-fn kubernetes_name(text: &str) -> Result<String, String> {
-    kubernetes(text, true)
-}
-
-fn kubernetes(text: &str, dots: bool) -> Result<String, String> {
-    match network::kubernetes_name(text, dots) {
-        true => Ok(text.to_owned()),
-        false => Err("not a name in Kubernetes: lower case letters, digits and `-`".to_owned()),
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum EmitArg {
-    /// VirtualMachine and DataVolumes, as YAML
-    Kubevirt,
-    /// A script of qm commands for Proxmox VE
-    Proxmox,
-    /// A script with the QEMU command line
-    Qemu,
-}
-
-/// An identifier of `--accept`, checked where it is read: in a batch list before anything starts.
-fn acceptable(id: &str) -> Result<String, String> {
-    Accepted::parse(&[id])
-        .map(|_| id.to_string())
-        .map_err(|e| format!("{} ({})", e.message, e.hints.join("; ")))
-}
-
 impl SourceArgs {
     pub fn open(&self) -> Result<SourceMachine> {
         let keys = parsed_keys(&self.key)?;
@@ -623,41 +490,51 @@ impl FixArgs {
         Ok(Job {
             source,
             engine: Engine::choose(self.source.engine.into())?,
-            media_path,
-            driver_config: self.driver_config.clone(),
-            bootstrap: self.bootstrap.map(BootstrapArg::controller),
-            output: self.output_dir.clone(),
-            format: self.format.into(),
-            compress: self.compress,
-            copying: match self.copy {
-                CopyArg::Now => Copying::Now,
-                CopyArg::Later => Copying::Later,
+            drivers: DriverOptions {
+                media: media_path,
+                config: self.driver_config.clone(),
+                require_signed: self.require_signed,
             },
-            in_place: self.in_place,
-            devices: self.output_device.clone(),
-            target_is_zero: self.target_is_zero,
-            require_signed: self.require_signed,
-            accept,
-            trim: !self.no_trim,
-            verify_copy: self.verify_copy,
-            force: self.force,
-            resume: self.resume,
-            pace: pace(self.bandwidth)?,
-            from_sync: self.from_sync,
-            budget: self.budget,
-            repair_bcd: self.repair_bcd,
-            keep_tools: self.keep_tools,
-            firstboot,
-            linux: match self.linux {
-                LinuxArg::Auto => Preference::Auto,
-                LinuxArg::VirtV2v => Preference::VirtV2v,
-                LinuxArg::AsIs => Preference::AsIs,
+            guest: GuestOptions {
+                bootstrap: self.bootstrap.map(BootstrapArg::controller),
+                repair_bcd: self.repair_bcd,
+                keep_tools: self.keep_tools,
+                firstboot,
+                linux: match self.linux {
+                    LinuxArg::Auto => Preference::Auto,
+                    LinuxArg::VirtV2v => Preference::VirtV2v,
+                    LinuxArg::AsIs => Preference::AsIs,
+                },
+                accept,
             },
-            machine,
+            copy: DiskOptions {
+                method: match self.copy {
+                    _ if self.in_place => Copying::InPlace,
+                    CopyArg::Now => Copying::Now,
+                    CopyArg::Later => Copying::Later,
+                },
+                format: self.format.into(),
+                compress: self.compress,
+                trim: !self.no_trim,
+                verify: self.verify_copy,
+                pace: pace(self.bandwidth)?,
+                devices: self.output_device.clone(),
+                target_is_zero: self.target_is_zero,
+            },
+            output: OutputOptions {
+                folder: self.output_dir.clone(),
+                force: self.force,
+                resume: self.resume,
+                from_sync: self.from_sync,
+                budget: self.budget,
+            },
+            vm: VmOptions {
+                machine,
+                emit: self.emit_kinds(),
+                kubevirt: self.kubevirt(),
+                xml_patch: self.patch()?,
+            },
             request: Request::default(),
-            emit: self.emit_kinds(),
-            kubevirt: self.kubevirt(),
-            xml_patch: self.patch()?,
         })
     }
 
@@ -822,91 +699,4 @@ fn refuse_if_vmware_runs_it(source: &Path, vm: &SourceVm) -> Result<()> {
         vmware::refuse_if_locked(&path, meta.ino())?;
     }
     Ok(())
-}
-
-impl From<NetworkArg> for Policy {
-    fn from(arg: NetworkArg) -> Self {
-        match arg {
-            NetworkArg::Preserve => Policy::Preserve,
-            NetworkArg::Dhcp => Policy::Dhcp,
-            NetworkArg::Leave => Policy::Leave,
-        }
-    }
-}
-
-impl From<EngineArg> for Option<engine::Kind> {
-    fn from(arg: EngineArg) -> Self {
-        match arg {
-            EngineArg::Auto => None,
-            EngineArg::Embedded => Some(engine::Kind::Embedded),
-            EngineArg::Guestfish => Some(engine::Kind::Guestfish),
-        }
-    }
-}
-
-impl From<StorageArg> for StorageBus {
-    fn from(arg: StorageArg) -> Self {
-        match arg {
-            StorageArg::VirtioBlk => StorageBus::VirtioBlk,
-            StorageArg::VirtioScsi => StorageBus::VirtioScsi,
-            StorageArg::Sata => StorageBus::Sata,
-        }
-    }
-}
-
-impl From<FormatArg> for DiskFormat {
-    fn from(arg: FormatArg) -> Self {
-        match arg {
-            FormatArg::Qcow2 => DiskFormat::Qcow2,
-            FormatArg::Raw => DiskFormat::Raw,
-        }
-    }
-}
-
-impl From<DomainTypeArg> for DomainType {
-    fn from(arg: DomainTypeArg) -> Self {
-        match arg {
-            DomainTypeArg::Kvm => DomainType::Kvm,
-            DomainTypeArg::Qemu => DomainType::Qemu,
-        }
-    }
-}
-
-impl From<CpuArg> for CpuMode {
-    fn from(arg: CpuArg) -> Self {
-        match arg {
-            CpuArg::HostPassthrough => CpuMode::HostPassthrough,
-            CpuArg::HostModel => CpuMode::HostModel,
-        }
-    }
-}
-
-impl From<GraphicsArg> for Graphics {
-    fn from(arg: GraphicsArg) -> Self {
-        match arg {
-            GraphicsArg::Vnc => Graphics::Vnc,
-            GraphicsArg::Spice => Graphics::Spice,
-            GraphicsArg::None => Graphics::None,
-        }
-    }
-}
-
-impl From<VideoArg> for Video {
-    fn from(arg: VideoArg) -> Self {
-        match arg {
-            VideoArg::Vga => Video::Vga,
-            VideoArg::Qxl => Video::Qxl,
-            VideoArg::Virtio => Video::Virtio,
-        }
-    }
-}
-
-impl BootstrapArg {
-    pub fn controller(self) -> Option<Controller> {
-        match self {
-            BootstrapArg::Sata => Some(Controller::Sata),
-            BootstrapArg::Ide => Some(Controller::Ide),
-            BootstrapArg::None => None,
-        }
-    }
 }

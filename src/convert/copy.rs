@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::disk::copy::{self, Copied, CopyError, CopyOptions, Record, TargetFormat};
 use crate::disk::device::{Device, DeviceError};
@@ -17,18 +18,21 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
+use crate::inspect::Severity;
 use crate::report::{Bytes, DiskTrim};
 use crate::stop;
 use crate::transfer::Extents;
-use crate::ui::Ui;
+use crate::ui::{Ui, count};
 
-use super::devices::Devices;
 use super::in_place::absolute;
+use super::job::Job;
 use super::machine::TargetDisk;
 use super::output::OutputFolder;
-use super::resume::{self, Resumed};
-use super::run::{Job, work_file};
-use super::sync::{Last, Synced};
+use super::output::work_file;
+use super::resume;
+use super::run::Run;
+use super::steps::{Disks, Fixed, stopped};
+use super::sync::Synced;
 use crate::session::engine::Engine;
 use crate::session::{Session, Source};
 
@@ -59,16 +63,6 @@ struct DiskCopy {
     pub size: u64,
     ranges: Arc<Extents>,
     record: Record,
-}
-
-/// A conversion whose disks are ready to be copied.
-pub(super) struct Begun<'a> {
-    pub(super) folder: &'a OutputFolder,
-    pub(super) devices: &'a Devices,
-    pub(super) resumed: Option<&'a Resumed>,
-    pub(super) last: Option<&'a Last>,
-    /// What a run that goes on must decide again.
-    pub(super) decided: &'a serde_json::Value,
 }
 
 /// Why a disk was not copied.
@@ -163,31 +157,86 @@ pub(super) fn file_name(job: &Job, i: usize) -> String {
         0 => String::new(),
         i => format!("-{i}"),
     };
-    format!("{}{suffix}.{}", job.name(), job.format.as_str())
+    format!("{}{suffix}.{}", job.name(), job.copy.format.as_str())
 }
 
 /// Where disk `i` of the VM will be.
 pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> Result<PathBuf> {
-    if job.in_place {
+    if job.copy.is_in_place() {
         return absolute(image.path());
     }
-    match job.devices.get(i) {
+    match job.copy.devices.get(i) {
         Some(device) => absolute(device),
         None => Ok(folder.join(file_name(job, i))),
     }
 }
 
+/// Copies the disks of a Windows VM, the fixed overlays among them. `decided` is what a run that goes on must
+/// decide again.
+pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Result<Disks> {
+    let Run {
+        job, disks, folder, ..
+    } = run;
+    let mut arriving = Vec::new();
+    for (i, disk) in disks.iter().enumerate() {
+        stopped()?;
+        let left = run
+            .resumed
+            .as_ref()
+            .and_then(|resumed| resumed.overlay(folder, i));
+        let image = if let Some(image) = fixed.images.get(&disk.id) {
+            image.clone()
+        } else if let Some(overlay) = left {
+            disk.image()?.with_overlay(&overlay)?
+        } else if job.copy.trim {
+            let overlay = work_file(folder, &format!("overlay-{i}.qcow2"))?;
+            let (image, trimmed) = trimmed_overlay(disk, &overlay)?;
+            fixed.trim.push(trimmed);
+            image
+        } else {
+            disk.image()?
+        };
+        arriving.push(Arriving {
+            image,
+            sector_size: fixed.before.sector_size(disk.id),
+            system: disks.is_system(disk.id),
+            boot_order: disks.boot_order(disk.id),
+            synced: run.last.as_ref().and_then(|last| last.disk(job, disk)),
+        });
+    }
+    let (targets, bytes) = to_targets(run, arriving, &fixed.trim, decided)?;
+    if job.copy.verify {
+        fixed.checks.push(Check::new(
+            "copy-identical",
+            Severity::Blocker,
+            CheckState::Ok,
+            format!(
+                "{} compared byte for byte with the source",
+                count(targets.len(), "copy")
+            ),
+        ));
+    }
+    Ok(Disks {
+        targets,
+        bytes,
+        fixed,
+    })
+}
+
 /// Copies the disks to the files or devices of the job, the one with the system first.
 pub(super) fn to_targets(
-    job: &Job,
-    ui: &Ui,
+    run: &Run<'_>,
     disks: Vec<Arriving>,
     trim: &[DiskTrim],
-    begun: &Begun<'_>,
+    decided: &Value,
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
-    let Begun {
-        folder, devices, ..
-    } = begun;
+    let Run {
+        job,
+        ui,
+        folder,
+        devices,
+        ..
+    } = run;
     let (mut copies, mut targets) = (Vec::new(), Vec::new());
     for (i, disk) in disks.into_iter().enumerate() {
         let file = file_name(job, i);
@@ -206,7 +255,7 @@ pub(super) fn to_targets(
                     None => Target::File(folder.path().join(&file)),
                 },
                 folder.target().join(&file),
-                job.format,
+                job.copy.format,
             ),
         };
         let data = DataMap::of(&disk.image)?;
@@ -243,13 +292,13 @@ pub(super) fn to_targets(
         ),
     );
     let options = CopyOptions {
-        format: match job.format {
+        format: match job.copy.format {
             DiskFormat::Qcow2 => TargetFormat::Qcow2,
             DiskFormat::Raw => TargetFormat::Raw,
         },
-        compress: job.compress,
-        compare: job.verify_copy,
-        pace: job.pace.clone(),
+        compress: job.copy.compress,
+        compare: job.copy.verify,
+        pace: job.copy.pace.clone(),
         ..CopyOptions::default()
     };
     for copy in &copies {
@@ -259,8 +308,8 @@ pub(super) fn to_targets(
         let overlay = c.image.top().scratch.then(|| c.image.path());
         (c.image.identity(), overlay)
     });
-    if begun.last.is_none() {
-        resume::save(job, folder, begun.decided, disks.collect(), trim)?;
+    if run.last.is_none() {
+        resume::save(job, folder, decided, disks.collect(), trim)?;
     }
     let copied = copy_all(ui, &copies, &options).map_err(|failure| kept(job, folder, failure))?;
     let bytes = Bytes {
@@ -280,11 +329,11 @@ fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
         error,
         can_be_resumed,
     } = failure;
-    if job.from_sync {
+    if job.output.from_sync {
         return error.hint("the synced folder is kept: the same command goes on, or sync again");
     }
     // A user who said `--resume` wants no copy to be lost.
-    let stopped = job.resume && (error.is_interrupted() || stop::requested());
+    let stopped = job.output.resume && (error.is_interrupted() || stop::requested());
     folder.keep(can_be_resumed || stopped);
     match folder.is_kept() {
         true => error.hint(

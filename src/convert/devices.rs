@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::disk::device::{Device, Terms};
 use crate::error::{Error, Result};
 
-use super::run::Job;
+use super::job::Job;
 use crate::session::Source;
 
 /// One device per disk, in the order of `disks`, or none at all.
@@ -15,7 +15,7 @@ pub struct Devices(Vec<Arc<Device>>);
 impl Devices {
     /// Takes the devices the job names; nothing is written. `write`: to write to them later.
     pub fn claim(job: &Job, disks: &[Source], write: bool) -> Result<Self> {
-        let names = &job.devices;
+        let names = &job.copy.devices;
         if names.is_empty() {
             return Ok(Self(Vec::new()));
         }
@@ -33,9 +33,9 @@ impl Devices {
         }
         let terms = Terms {
             write,
-            force: job.force,
-            zero: job.target_is_zero,
-            resume: job.resume,
+            force: job.output.force,
+            zero: job.copy.target_is_zero,
+            resume: job.output.resume,
         };
         let mut devices = Vec::new();
         for (name, disk) in names.iter().zip(disks) {

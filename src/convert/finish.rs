@@ -14,25 +14,34 @@ use crate::domain::{
     Bootstrap, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
 };
 use crate::drivers::select::DriverSet;
-use crate::error::{Blocker, Error, Result};
+use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::fix::trim::DataMap;
 use crate::inspect::Inspection;
 use crate::plan::Draft;
+use crate::plan::Plan;
 use crate::plan::outlook::{DiskOutlook, Outlook};
-use crate::report::{ActionLine, Outputs, Report, Timings};
+use crate::report::{self, ActionLine, Outputs, Report, Timings};
+use crate::source::mirror;
 use crate::source::vm;
+use crate::text;
 use crate::tool::{self, Cmd};
+use crate::ui::document;
 use crate::wire::Transport;
 
 use super::copy;
-use super::later::{self, Copying};
+use super::in_place::roll_back_after;
+use super::job::Copying;
+use super::job::Job;
+use super::later;
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::next;
-use super::output::OutputFolder;
+use super::output::{OutputFolder, remove_work_files, save_json};
+use super::page;
 use super::prepare::{Basis, Prepared};
-use super::run::{Disks, Job};
+use super::run::Run;
 use super::space;
+use super::steps::{Disks, point, stopped};
 use crate::session::vm::VmDisks;
 
 /// A file of the output folder, not written yet.
@@ -72,7 +81,7 @@ pub(super) fn rehearse(
         list.push(disk_outlook(job, path.clone(), &image, more)?);
         targets.push(TargetDisk {
             path,
-            format: job.format,
+            format: job.copy.format,
             sector_size: inspection.sector_size(disk.id),
             system: disks.is_system(disk.id),
             boot_order: disks.boot_order(disk.id),
@@ -93,11 +102,11 @@ pub(super) fn disk_outlook(
     more: u64,
 ) -> Result<DiskOutlook> {
     let size = image.virtual_size();
-    if job.copying == Copying::Later {
+    if job.copy.method == Copying::Later {
         return Ok(DiskOutlook::later(path, size));
     }
-    if job.in_place {
-        return Ok(DiskOutlook::in_place(path, job.format, size));
+    if job.copy.is_in_place() {
+        return Ok(DiskOutlook::in_place(path, job.copy.format, size));
     }
     // Other formats may be compressed, and take less than there is to copy.
     let data = match (image.format() == Format::RAW, image.allocated()) {
@@ -106,7 +115,7 @@ pub(super) fn disk_outlook(
         (false, _) => DataMap::of(image)?.bytes,
     };
     let data = data.saturating_add(more);
-    Ok(DiskOutlook::copied(path, job.format, size, data))
+    Ok(DiskOutlook::copied(path, job.copy.format, size, data))
 }
 
 impl Domains {
@@ -137,9 +146,9 @@ fn domains(
         name: name.clone(),
         probe: in_target(format!("{name}-probe.qcow2")),
         nvram: in_target(format!("{name}-nvram.fd")),
-        driver_iso: job.media_path.as_deref().and_then(iso),
+        driver_iso: job.drivers.media.as_deref().and_then(iso),
         drivers: optional_drivers(&basis.drivers),
-        ..job.machine.clone()
+        ..job.vm.machine.clone()
     };
     let machine = machine::machine(
         inspection,
@@ -211,7 +220,7 @@ fn not_emitted(error: EmitError, emit: Emit) -> Error {
 /// Everything about a machine, as text.
 pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Domains> {
     let name = &machine.name;
-    let (firmware, warning) = machine::firmware(machine, job.machine.portable);
+    let (firmware, warning) = machine::firmware(machine, job.vm.machine.portable);
     let mut warnings = Vec::from_iter(warning);
     warnings.extend(vlan_warning(machine));
     let mut stages = vec![Stage::Final];
@@ -221,7 +230,7 @@ pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Dom
     let mut domains = Vec::new();
     for stage in stages {
         let element = to_element(machine, stage, &firmware).map_err(|e| no_domain(e, stage))?;
-        let element = match &job.xml_patch {
+        let element = match &job.vm.xml_patch {
             Some(patch) => patched(patch, &element, stage)?,
             None => element,
         };
@@ -236,11 +245,11 @@ pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Dom
         })
         .collect();
     let mut emitted = Vec::new();
-    for emit in &job.emit {
+    for emit in &job.vm.emit {
         warnings.extend(emit::warnings(*emit, machine));
         let context = emit::Context {
             folder,
-            kubevirt: &job.kubevirt,
+            kubevirt: &job.vm.kubevirt,
         };
         let list = emit::documents(*emit, machine, &domains, context)
             .map_err(|e| not_emitted(e, *emit))?;
@@ -320,13 +329,40 @@ pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
 }
 
-/// Domain XML, probe disk and the report.
-pub(super) fn finish(
-    job: &Job,
-    folder: &OutputFolder,
+/// The last steps: domain XML, report, and the folder under its final name.
+pub(super) fn finish(mut run: Run<'_>, prepared: &Prepared, disks: Disks) -> Result<Report> {
+    let timings = run.clock.timings();
+    match complete(&mut run, prepared, disks, timings) {
+        // The disk is written already: it must not stay so without a folder that can undo it.
+        Err(error) if run.job.copy.is_in_place() => Err(match run.folder.journal() {
+            Ok(mut journal) => roll_back_after(&run.disks, &mut journal, error),
+            Err(lost) => Error::new(
+                ErrorKind::NotRolledBack,
+                format!("the fix failed and the disk could NOT be restored: {lost}"),
+            )
+            .because(error),
+        }),
+        outcome => outcome,
+    }
+}
+
+fn complete(
+    run: &mut Run<'_>,
     prepared: &Prepared,
     disks: Disks,
+    timings: Timings,
 ) -> Result<Report> {
+    let sync = run.sync_summary();
+    point("copied")?;
+    let mut report = describe(run.job, &run.folder, prepared, disks)?;
+    report.timings = timings;
+    report.sync = sync;
+    save_report(run, &mut report, &prepared.plan)?;
+    Ok(report)
+}
+
+/// Writes domain XML and probe disk; returns the report.
+fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -> Result<Report> {
     let name = job.name();
     let Disks {
         targets,
@@ -409,4 +445,36 @@ fn optional_drivers(drivers: &DriverSet) -> Drivers {
         rng: has("viorng"),
         netkvm: has("netkvm"),
     }
+}
+
+/// Both forms of the report, and the folder under its final name.
+pub(super) fn save_report(run: &mut Run<'_>, report: &mut Report, plan: &Plan) -> Result<()> {
+    let Run {
+        job,
+        folder,
+        devices,
+        ..
+    } = run;
+    report.warnings.extend(folder.notes()?);
+    report.transport = mirror::transport(&job.source.path).name();
+    report.bytes.fetched = mirror::fetched();
+    let extras = page::extras(job, folder.path(), report);
+    let page = text::called(&report::html::page(report, plan, &extras)).into_owned();
+    let path = folder.path().join("report.html");
+    std::fs::write(&path, page)
+        .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
+    remove_work_files(folder.path())?;
+    report.files = folder.settle()?;
+    save_json(
+        &folder.path().join("report.json"),
+        document("report", serde_json::json!(report)),
+    )?;
+    point("before-rename")?;
+    stopped()?;
+    // The last look before the result is there: what was read is what the source still holds.
+    job.source.opened.check_unchanged()?;
+    devices.finish()?;
+    point("devices-finished")
+        .and_then(|()| folder.complete())
+        .inspect_err(|_| devices.give_up())
 }

@@ -20,10 +20,10 @@ use crate::verify;
 
 use super::finish;
 use super::in_place::{data_sector_size, in_place_format};
+use super::job::Job;
 use super::later;
 use super::machine;
 use super::prepare::{self, Basis, Prepared};
-use super::run::Job;
 use super::space::{self, Needs};
 use crate::session::Source;
 use crate::session::engine::Engine;
@@ -52,8 +52,8 @@ pub(super) fn plan_for(
     let (windows, hives) = prepare::windows_or_refuse(survey)?;
     let options = options(job, survey, windows);
     let wishes = Wishes {
-        macs: machine::macs(&survey.inspection.network.adapters, &job.machine),
-        ..job.firstboot.clone()
+        macs: machine::macs(&survey.inspection.network.adapters, &job.vm.machine),
+        ..job.guest.firstboot.clone()
     };
     let (draft, basis) = prepare::draft(survey, seen.guest, media, catalogue, options, &wishes)?;
     let review = signature::review(&basis.drivers, media)
@@ -76,7 +76,7 @@ pub(super) fn plan_for(
         notes: notes(job, seen, &basis, media)?,
         limits,
     };
-    let plan = plan::plan(draft, foreseen, &job.accept)
+    let plan = plan::plan(draft, foreseen, &job.guest.accept)
         .map_err(|e| Error::failed("planning").because(e))?;
     // The blockers tell what to do first.
     if plan.blockers.is_empty() {
@@ -95,11 +95,11 @@ pub(super) fn plan_for(
 
 fn options(job: &Job, survey: &Survey, windows: &WindowsFacts) -> plan::Options {
     plan::Options {
-        bootstrap: prepare::bootstrap(job.bootstrap, windows, &survey.inspection),
-        repair_bcd: job.repair_bcd,
-        keep_tools: job.keep_tools,
-        storage: job.machine.storage,
-        require_signed: job.require_signed,
+        bootstrap: prepare::bootstrap(job.guest.bootstrap, windows, &survey.inspection),
+        repair_bcd: job.guest.repair_bcd,
+        keep_tools: job.guest.keep_tools,
+        storage: job.vm.machine.storage,
+        require_signed: job.drivers.require_signed,
         force_dirty: job.source.force_dirty,
     }
 }
@@ -112,7 +112,7 @@ fn notes(job: &Job, seen: &Seen<'_>, basis: &Basis, media: &dyn Media) -> Result
         &seen.survey.inspection,
         &basis.windows,
         &job.source.vm,
-        &job.machine,
+        &job.vm.machine,
     ));
     notes.extend(later::warnings(job, &later::images(seen.disks)?));
     Ok(notes)
@@ -199,7 +199,7 @@ fn after(
 fn other_disks(job: &Job, disks: &[Source]) -> Result<()> {
     for disk in disks.iter().skip(1) {
         let image = disk.image()?;
-        if job.in_place {
+        if job.copy.is_in_place() {
             in_place_format(&image)?;
         }
         data_sector_size(&image)?;

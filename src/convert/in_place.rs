@@ -16,7 +16,7 @@ use crate::tool::qemu_img;
 use crate::ui::Ui;
 
 use super::machine::TargetDisk;
-use super::run::{Disks, Fixed, stopped};
+use super::steps::{Disks, Fixed, stopped};
 use crate::session::first;
 use crate::session::vm::VmDisks;
 

@@ -13,23 +13,16 @@ use crate::later::record;
 use crate::later::{Record, WARNING, chain, holes};
 use crate::report::Bytes;
 use crate::tool::{self, qemu_img};
-use crate::ui::{self, Ui};
+use crate::ui;
 
 use super::copy;
+use super::job::{Copying, Job};
 use super::machine::TargetDisk;
 use super::output::OutputFolder;
-use super::run::{Disks, Fixed, Job, point, stopped, work_file};
+use super::output::work_file;
+use super::run::Run;
+use super::steps::{Disks, Fixed, point, stopped};
 use crate::session::Source;
-use crate::session::vm::VmDisks;
-
-/// When the disks are copied.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Copying {
-    #[default]
-    Now,
-    /// The VM starts on overlays, `pull` copies.
-    Later,
-}
 
 /// A disk that is to stay on its source.
 pub(super) struct Kept {
@@ -42,7 +35,7 @@ pub(super) struct Kept {
 
 /// What the disk of a plan will be on; empty when it is copied.
 pub(super) fn backing(job: &Job, image: &Image) -> Vec<Backing> {
-    match (job.copying, chain::levels(image)) {
+    match (job.copy.method, chain::levels(image)) {
         (Copying::Later, Ok(levels)) => record::backing(&levels),
         _ => Vec::new(),
     }
@@ -50,8 +43,8 @@ pub(super) fn backing(job: &Job, image: &Image) -> Vec<Backing> {
 
 /// The sources that cannot stay where they are.
 pub(super) fn blockers(job: &Job, images: &[Image]) -> Vec<Blocker> {
-    match job.copying {
-        Copying::Now => Vec::new(),
+    match job.copy.method {
+        Copying::Now | Copying::InPlace => Vec::new(),
         Copying::Later => (images.iter())
             .filter_map(|image| chain::levels(image).err())
             .map(|blocker| *blocker)
@@ -61,7 +54,7 @@ pub(super) fn blockers(job: &Job, images: &[Image]) -> Vec<Blocker> {
 
 /// What the user must know, of a plan and of a result.
 pub(super) fn warnings(job: &Job, images: &[Image]) -> Vec<String> {
-    if job.copying == Copying::Now {
+    if job.copy.method != Copying::Later {
         return Vec::new();
     }
     let files: Vec<&Path> = images.iter().flat_map(Image::files).collect();
@@ -81,19 +74,16 @@ pub(super) fn warnings(job: &Job, images: &[Image]) -> Vec<String> {
 }
 
 /// The disks of a Windows VM: the fixed overlays, and one for each other disk.
-pub(super) fn keep_fixed(
-    job: &Job,
-    ui: &Ui,
-    folder: &OutputFolder,
-    disks: &VmDisks,
-    mut fixed: Fixed,
-) -> Result<Disks> {
+pub(super) fn keep_fixed(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
+    let Run {
+        job, disks, folder, ..
+    } = run;
     let mut kept = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
         stopped()?;
         let image = match fixed.images.get(&disk.id) {
             Some(image) => image.clone(),
-            None if job.trim => {
+            None if job.copy.trim => {
                 let overlay = work_file(folder, &format!("overlay-{i}.qcow2"))?;
                 let (image, trimmed) = copy::trimmed_overlay(disk, &overlay)?;
                 fixed.trim.push(trimmed);
@@ -109,7 +99,7 @@ pub(super) fn keep_fixed(
             boot_order: disks.boot_order(disk.id),
         });
     }
-    let (targets, bytes) = keep(job, ui, folder, kept)?;
+    let (targets, bytes) = keep(run, kept)?;
     Ok(Disks {
         targets,
         bytes,
@@ -118,12 +108,10 @@ pub(super) fn keep_fixed(
 }
 
 /// Gives each disk its overlay under its final name, and records what it is on.
-pub(super) fn keep(
-    job: &Job,
-    ui: &Ui,
-    folder: &OutputFolder,
-    disks: Vec<Kept>,
-) -> Result<(Vec<TargetDisk>, Bytes)> {
+pub(super) fn keep(run: &Run<'_>, disks: Vec<Kept>) -> Result<(Vec<TargetDisk>, Bytes)> {
+    let Run {
+        job, ui, folder, ..
+    } = run;
     let (mut targets, mut records) = (Vec::new(), Vec::new());
     let mut bytes = Bytes::default();
     for (i, disk) in disks.into_iter().enumerate() {

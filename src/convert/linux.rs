@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use crate::boot_path::{BootPath, Controller, Step};
 use crate::check::{Check, CheckState};
@@ -29,25 +28,25 @@ use crate::plan::linux::{Foreseen, ON_MY_WORD, Preference, describe, wanted_copi
 use crate::plan::model::Method;
 use crate::plan::outlook::Outlook;
 use crate::plan::{self, Plan};
-use crate::report::{self, ActionLine, Bytes, Report, Timings};
+use crate::report::{self, ActionLine, Bytes, Report};
 use crate::source::vm;
 use crate::text::quote;
 use crate::tool::{self, qemu_img, virt_v2v};
-use crate::ui::{Ui, document};
+use crate::ui::Ui;
 use crate::wire::Transport;
 
-use super::copy::{self, Arriving, Begun};
-use super::devices::Devices;
+use super::copy::{self, Arriving};
 use super::finish;
 use super::in_place::data_sector_size;
-use super::later::{self, Copying, Kept};
+use super::job::Copying;
+use super::job::Job;
+use super::later::{self, Kept};
 use super::machine::{self, MachineOptions, TargetDisk};
-use super::output::OutputFolder;
 use super::prepare;
-use super::resume::Resumed;
-use super::run::{Job, WORK, point, save_json, save_report, stopped};
+use super::run::Run;
 use super::space::{self, Needs};
-use super::sync::Last;
+use super::steps::{point, stopped};
+use super::work::WORK;
 use crate::session::{Names, Source, SourceMachine, announce_appliance};
 
 /// Completes an inspection that found a Linux; does nothing for others.
@@ -84,14 +83,14 @@ pub(super) fn decide(
     }
     let seen = Foreseen {
         inspection,
-        preference: job.linux,
+        preference: job.guest.linux,
         installed: installed(job),
-        in_place: job.in_place,
-        copy_later: job.copying == Copying::Later,
-        notes: machine::other_macs(&inspection.network.adapters, &job.machine),
+        in_place: job.copy.is_in_place(),
+        copy_later: job.copy.method == Copying::Later,
+        notes: machine::other_macs(&inspection.network.adapters, &job.vm.machine),
         limits,
     };
-    let plan = plan::linux::plan(seen, &job.accept);
+    let plan = plan::linux::plan(seen, &job.guest.accept);
     // The blockers tell what to do first.
     match failed {
         Some(error) if plan.blockers.is_empty() => Err(error),
@@ -114,7 +113,7 @@ fn rehearse(
         list.push(finish::disk_outlook(job, path.clone(), image, 0)?);
         targets.push(TargetDisk {
             path,
-            format: job.format,
+            format: job.copy.format,
             sector_size: data_sector_size(image)?,
             system: i == 0,
             boot_order: (i == 0).then_some(1),
@@ -132,7 +131,7 @@ fn options(job: &Job, target: &Path) -> MachineOptions {
     MachineOptions {
         nvram: target.join(format!("{name}-nvram.fd")),
         name,
-        ..job.machine.clone()
+        ..job.vm.machine.clone()
     }
 }
 
@@ -176,7 +175,7 @@ fn installed(job: &Job) -> Option<Method> {
         })
         .map(|(method, _)| method)
         // It starts an appliance, which --engine embedded rules out unless it is asked for by name.
-        .filter(|_| !job.source.no_appliance || job.linux == Preference::VirtV2v)
+        .filter(|_| !job.source.no_appliance || job.guest.linux == Preference::VirtV2v)
 }
 
 /// The disks as they are to be copied, and what is known of them.
@@ -187,53 +186,29 @@ struct Made {
     method: Method,
 }
 
-/// A conversion that was begun before the guest was known.
-pub(super) struct Started<'a> {
-    pub(super) devices: &'a Devices,
-    pub(super) resumed: Option<&'a Resumed>,
-    pub(super) last: Option<Last>,
-    pub(super) at: Instant,
-}
-
-pub(super) fn convert(
-    job: &Job,
-    ui: &Ui,
-    mut folder: OutputFolder,
-    disks: &[Source],
-    mut inspection: Inspection,
-    from: Started<'_>,
-) -> Result<Report> {
-    let Started {
-        devices,
-        mut resumed,
-        mut last,
-        at: start,
-    } = from;
-    let (plan, outlook) = decide(job, ui, disks, &mut inspection, folder.target())?;
+pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Report> {
+    let (job, ui) = (run.job, run.ui);
+    let (plan, outlook) = decide(job, ui, &run.disks, &mut inspection, run.folder.target())?;
     let method = match &plan.linux {
         Some(handover) if plan.blockers.is_empty() => handover.method,
         _ => return Err(prepare::refused(&inspection, plan.blockers)),
     };
     let decided = report::plan_document(&plan, outlook.as_ref(), &inspection);
-    if let Some(before) = resumed {
+    if let Some(before) = &run.resumed {
         before.check_plan(&decided)?;
         if before.has_overlays() {
             tracing::warn!("starting over: what was made of the guest is not used again");
-            folder.start_over()?;
-            resumed = None;
+            run.folder.start_over()?;
+            run.resumed = None;
         }
     }
-    save_json(
-        &folder.path().join("plan.json"),
-        document("plan", decided.clone()),
-    )?;
+    run.save_plan(decided.clone())?;
     point("inspected")?;
-    let inspect_s = start.elapsed().as_secs_f64();
+    run.clock.inspected();
 
-    let fix_start = Instant::now();
-    let made = make(job, ui, &folder, disks, &inspection, method)?;
+    let made = make(&run, &inspection, method)?;
     point("fixed")?;
-    let storage = controller(job.machine.storage);
+    let storage = controller(job.vm.machine.storage);
     let made_ready = made_ready(made.method);
     let mut checks = readable(&made.after);
     checks.push(check("boot-path", true, &made_ready));
@@ -243,49 +218,41 @@ pub(super) fn convert(
                 .hint("the source is untouched"),
         );
     }
-    let fix_s = fix_start.elapsed().as_secs_f64();
+    run.clock.fixed();
 
-    let copy_start = Instant::now();
-    last.as_mut().map_or(Ok(()), Last::begin)?;
-    let begun = Begun {
-        folder: &folder,
-        devices,
-        resumed,
-        last: last.as_ref(),
-        decided: &decided,
-    };
-    let (targets, bytes) = copy_disks(job, ui, disks, &made, &begun)?;
-    let summary = last.map(|last| last.summary(start));
-    if job.verify_copy {
+    run.begin_copy()?;
+    let (targets, bytes) = copy_disks(&run, &made, &decided)?;
+    let summary = run.sync_summary();
+    if job.copy.verify {
         checks.push(check(
             "copy-identical",
             true,
             "the copies were compared with their sources",
         ));
     }
-    let copy_s = copy_start.elapsed().as_secs_f64();
+    run.clock.copied();
     point("copied")?;
 
     let facts = linux_facts(&made.after)?;
-    let options = options(job, folder.target());
+    let options = options(job, run.folder.target());
     let machine = machine::linux_machine(&made.after, facts, &targets, &options);
-    let domains = finish::written(job, folder.target(), &machine)?;
+    let domains = finish::written(job, run.folder.target(), &machine)?;
     for document in &domains.documents {
-        finish::write(folder.path(), document)?;
+        finish::write(run.folder.path(), document)?;
     }
-    let final_xml = folder.target().join(&domains.final_xml);
-    // What the conversion has mended is no warning any more.
+    let final_xml = run.folder.target().join(&domains.final_xml);
+    // What the conversion has repaired is no warning any more.
     let mut warnings = warnings(&made.after);
     if made.method == Method::AsIs {
         warnings.push(ON_MY_WORD.to_string());
     }
     warnings.extend(machine::other_macs(
         &made.after.network.adapters,
-        &job.machine,
+        &job.vm.machine,
     ));
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warnings.iter().cloned());
-    warnings.extend(later::warnings(job, &images(disks)?));
+    warnings.extend(later::warnings(job, &images(&run.disks)?));
     let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
@@ -300,19 +267,14 @@ pub(super) fn convert(
             format!("virsh define {}", quote(&final_xml)),
             format!("virsh start --console {}", options.name),
         ],
-        outputs: domains.outputs(folder.target(), &targets),
+        outputs: domains.outputs(run.folder.target(), &targets),
         files: Vec::new(),
         actions: made.actions,
         controllers: BTreeMap::from([(storage, boot_path(&made_ready))]),
         controllers_before: BTreeMap::new(),
         checks,
         warnings,
-        timings: Timings {
-            inspect_s,
-            fix_s,
-            copy_s,
-            total_s: start.elapsed().as_secs_f64(),
-        },
+        timings: run.clock.timings(),
         bytes,
         transport: Transport::File.name(),
         sync: summary,
@@ -320,7 +282,7 @@ pub(super) fn convert(
         request: job.request.clone(),
         inspection,
     };
-    save_report(job, &mut folder, devices, &mut report, &plan)?;
+    finish::save_report(&mut run, &mut report, &plan)?;
     Ok(report)
 }
 
@@ -330,16 +292,12 @@ fn linux_facts(inspection: &Inspection) -> Result<&LinuxFacts> {
 }
 
 /// Carries out the plan on overlays and examines what came of it.
-fn make(
-    job: &Job,
-    ui: &Ui,
-    folder: &OutputFolder,
-    disks: &[Source],
-    before: &Inspection,
-    method: Method,
-) -> Result<Made> {
+fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<Made> {
     stopped()?;
-    let sources = images(disks)?;
+    let Run {
+        job, ui, folder, ..
+    } = run;
+    let sources = images(&run.disks)?;
     let mut made = Made {
         images: sources.clone(),
         after: before.clone(),
@@ -347,8 +305,7 @@ fn make(
         method,
     };
     if method != Method::AsIs {
-        let work = folder.path().join(WORK).join("virt-v2v");
-        made.images = hand_over(job, ui, &work, &sources, before, method).map_err(|e| {
+        made.images = hand_over(run, &sources, before, method).map_err(|e| {
             e.hint("--linux as-is copies the guest unchanged, when you know that it has the VirtIO drivers")
         })?;
         made.actions
@@ -382,16 +339,15 @@ fn done(id: &str, description: &str) -> ActionLine {
 /// Has virt-v2v convert overlays of the disks. It opens files by their names, so what is below the overlays
 /// is served from the descriptors this run holds.
 fn hand_over(
-    job: &Job,
-    ui: &Ui,
-    work: &Path,
+    run: &Run<'_>,
     sources: &[Image],
     before: &Inspection,
     method: Method,
 ) -> Result<Vec<Image>> {
+    let work = run.folder.path().join(WORK).join("virt-v2v");
     let failed = |e| Error::failed(format!("creating {}", work.display())).because(e);
-    std::fs::create_dir_all(work).map_err(failed)?;
-    let name = job.name();
+    std::fs::create_dir_all(&work).map_err(failed)?;
+    let name = run.job.name();
     let mut overlays = Vec::new();
     let mut served = Vec::new();
     for (i, source) in sources.iter().enumerate() {
@@ -411,7 +367,8 @@ fn hand_over(
         Method::VirtV2vInPlace => virt_v2v::IN_PLACE,
         Method::VirtV2v | Method::AsIs => virt_v2v::V2V,
     };
-    ui.status("Converting", &format!("with {program}; this takes minutes"));
+    run.ui
+        .status("Converting", &format!("with {program}; this takes minutes"));
     let mut said = |line: &str| tracing::info!("{program}: {line}");
     let failed =
         |e: tool::ToolError| Error::failed(format!("converting with {program}")).because(e);
@@ -591,14 +548,13 @@ fn check(id: &'static str, ok: bool, message: &str) -> Check {
 
 /// Copies the disks as they are: free space is known of no Linux file system here.
 fn copy_disks(
-    job: &Job,
-    ui: &Ui,
-    sources: &[Source],
+    run: &Run<'_>,
     made: &Made,
-    begun: &Begun<'_>,
+    decided: &serde_json::Value,
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
     stopped()?;
-    if job.copying == Copying::Later {
+    let job = run.job;
+    if job.copy.method == Copying::Later {
         let kept: Result<Vec<Kept>> = (made.images.iter().enumerate())
             .map(|(i, image)| {
                 Ok(Kept {
@@ -609,17 +565,17 @@ fn copy_disks(
                 })
             })
             .collect();
-        return later::keep(job, ui, begun.folder, kept?);
+        return later::keep(run, kept?);
     }
     let mut disks = Vec::new();
-    for (i, (image, source)) in made.images.iter().zip(sources).enumerate() {
+    for (i, (image, source)) in made.images.iter().zip(run.disks.iter()).enumerate() {
         disks.push(Arriving {
-            synced: begun.last.and_then(|last| last.disk(job, source)),
+            synced: run.last.as_ref().and_then(|last| last.disk(job, source)),
             image: image.clone(),
             sector_size: data_sector_size(image)?,
             system: i == 0,
             boot_order: (i == 0).then_some(1),
         });
     }
-    copy::to_targets(job, ui, disks, &[], begun)
+    copy::to_targets(run, disks, &[], decided)
 }

@@ -1,11 +1,17 @@
-//! The main job: from a source machine to an output folder.
+//! The main job: from a source VM to an output folder.
+//!
+//! [`convert`] is the story: open -> inspect -> plan -> fix on an overlay -> verify -> copy -> domain XML ->
+//! report. Nothing is copied before the fix has been read back and verified. The source is only read; with
+//! `--in-place` the overlay's blocks are committed to it at the end, after an undo log is on disk.
 
 pub mod copy;
 pub mod devices;
 pub mod exchange;
 mod finish;
+mod fixing;
 mod foresee;
 mod in_place;
+pub mod job;
 pub mod later;
 pub mod linux;
 pub mod machine;
@@ -17,11 +23,156 @@ pub mod place;
 pub mod prepare;
 mod replace;
 mod resume;
-pub mod run;
+mod run;
 mod space;
+mod steps;
 pub mod sync;
+mod work;
 
 pub use in_place::{RestoreError, restore};
+
+use crate::actions;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fix::apply::FixError;
+use crate::guest::GuestRead;
+use crate::inspect::{Inspection, OsFamily};
+use crate::plan::Plan;
+use crate::plan::outlook::Outlook;
+use crate::report::Report;
+use crate::stop;
+use crate::ui::Ui;
+
+use crate::session::vm::VmSession;
+use crate::session::{self, Names, read_only};
+use devices::Devices;
+use fixing::Fixing;
+use foresee::Seen;
+use in_place::in_place;
+use job::{Copying, Job};
+use output::{OutputFolder, Preference};
+use run::{Run, check_in_place, decided};
+use sync::Last;
+
+/// What `convert` would do.
+pub struct Planned {
+    pub inspection: Inspection,
+    pub plan: Plan,
+    /// What that leaves where, when the documents of the VM can be written.
+    pub outlook: Option<Outlook>,
+}
+
+/// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
+pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
+    let catalogue = job.drivers.catalogue()?;
+    let media = job.drivers.media_if_named()?;
+    let sources = || job.source_files();
+    let target = OutputFolder::check(&job.target_folder(), &Preference::of(job, &sources))?;
+    // Who only asks may stand anywhere.
+    if job.output.folder.is_some() {
+        OutputFolder::check_writable(&target)?;
+    }
+    ui.status("Inspecting", &job.source.path.display().to_string());
+    let work = Names::new();
+    let disks = job.source.disks(work.folder())?;
+    check_in_place(job, &disks)?;
+    Devices::claim(job, &disks, false)?;
+    disks.check_kernel()?;
+    Last::look(job, ui, &target, &disks)?;
+    let (session, survey) = VmSession::open(job.engine, &disks, ui, read_only)?;
+    if survey.inspection.os.family == OsFamily::Linux {
+        session.close()?;
+        let mut inspection = survey.inspection;
+        let (plan, outlook) = linux::decide(job, ui, &disks, &mut inspection, &target)?;
+        job.source.opened.check_unchanged()?;
+        return Ok(Planned {
+            inspection,
+            plan,
+            outlook,
+        });
+    }
+    let media = media.map_or_else(|| job.drivers.media(), Ok)?;
+    let seen = Seen {
+        survey: &survey,
+        guest: &session.reader(),
+        look: &|guest| session.inspect_through(guest),
+        disks: &disks,
+        engine: session.engine,
+        target: &target,
+    };
+    let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
+    session.close()?;
+    if prepared.plan.blockers.is_empty() {
+        actions::check_edits(&prepared.edited).map_err(FixError::from)?;
+    }
+    session::looked()?;
+    job.source.opened.check_unchanged()?;
+    Ok(Planned {
+        inspection: survey.inspection,
+        plan: prepared.plan,
+        outlook: prepared.outlook,
+    })
+}
+
+/// `convert`.
+pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
+    convert_job(job, ui).map_err(|error| match error.kind {
+        // What fails because of a signal fails in many ways.
+        ErrorKind::Failed if stop::requested() => Error::new(
+            ErrorKind::Interrupted,
+            "interrupted; the source is untouched",
+        ),
+        _ => error,
+    })
+}
+
+fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
+    let catalogue = job.drivers.catalogue()?;
+    let media = job.drivers.media_if_named()?;
+
+    let mut run = Run::open(job, ui)?;
+    let (mut session, survey) = run.inspect()?;
+    if survey.inspection.os.family == OsFamily::Linux {
+        session.close()?;
+        return linux::convert(run, survey.inspection);
+    }
+
+    // While the plan is made.
+    let opening = run.open_overlays(&session)?;
+    let media = media.map_or_else(|| job.drivers.media(), Ok)?;
+    let seen = Seen {
+        survey: &survey,
+        guest: &session.reader(),
+        look: &|guest: &dyn GuestRead| session.inspect_through(guest),
+        disks: &run.disks,
+        engine: session.engine,
+        target: run.folder.target(),
+    };
+    let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
+    run.keep_plan(&prepared, &survey.inspection)?;
+    session.take_overlays(opening)?;
+    run.clock.inspected();
+
+    let fixing = Fixing {
+        run: &run,
+        prepared: &prepared,
+        media: &prepared.basis.media(media.as_ref()),
+    };
+    let fixed = match &run.resumed {
+        Some(resumed) => fixing.fixed_before(session, survey, resumed)?,
+        None => fixing.fix(session, survey)?,
+    };
+    run.clock.fixed();
+
+    run.begin_copy()?;
+    let disks = match job.copy.method {
+        Copying::InPlace => in_place(ui, &run.disks, fixed)?,
+        Copying::Later => later::keep_fixed(&run, fixed)?,
+        Copying::Now => copy::copy_disks(&run, fixed, &decided(&prepared.plan))?,
+    };
+    run.clock.copied();
+
+    finish::finish(run, &prepared, disks)
+}
 
 #[cfg(test)]
 mod loader_tests;

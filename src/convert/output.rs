@@ -27,8 +27,10 @@ use crate::fix::journal::{self, Journal, JournalError};
 use crate::report::OutputFile;
 
 use super::exchange::{INTENT, Intent, repair_locked};
+use super::job::Job;
 use super::place::{Place, TargetLock, cannot_write, needs_undo};
 use super::replace::{self, Earlier, MARK, Situation, Terms};
+use super::work::{OVERLAY, WORK};
 
 /// A target may be changed by others that often while it is being replaced.
 const ROUNDS: usize = 8;
@@ -46,6 +48,19 @@ pub struct Preference<'a> {
     pub sync: bool,
     /// Lists the files of the source; asked only when something is to be removed.
     pub sources: Option<&'a dyn Fn() -> Vec<PathBuf>>,
+}
+
+impl<'a> Preference<'a> {
+    /// As the user decided; `sources` lists the files of the source.
+    pub(super) fn of(job: &Job, sources: &'a dyn Fn() -> Vec<PathBuf>) -> Self {
+        Self {
+            force: job.output.force,
+            undo: job.copy.is_in_place(),
+            resume: job.output.resume,
+            sync: job.output.from_sync,
+            sources: Some(sources),
+        }
+    }
 }
 
 /// The partial folder; removed when dropped before [`OutputFolder::complete`].
@@ -475,6 +490,31 @@ fn sync_all(folder: &OwnedFd) -> io::Result<()> {
         }
     }
     Ok(fsync(folder)?)
+}
+
+/// The name of a file that is only needed while working.
+pub(super) fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
+    let work = folder.path().join(WORK);
+    std::fs::create_dir_all(&work)
+        .map_err(|e| Error::failed(format!("creating {}", work.display())).because(e))?;
+    Ok(work.join(name))
+}
+
+pub(super) fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
+    std::fs::write(path, format!("{value:#}\n"))
+        .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
+}
+
+pub(super) fn remove_work_files(folder: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::failed("removing work files").because(e);
+    let overlay = folder.join(OVERLAY);
+    if overlay.exists() {
+        std::fs::remove_file(overlay).map_err(failed)?;
+    }
+    match std::fs::remove_dir_all(folder.join(WORK)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

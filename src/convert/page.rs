@@ -8,7 +8,7 @@ use crate::domain::element::Element;
 use crate::report::Report;
 use crate::report::html::Extras;
 
-use super::run::Job;
+use super::job::Job;
 
 /// Files and folders of the output folder that have no place of their own in the report.
 const BESIDE: [&str; 5] = [
@@ -32,7 +32,7 @@ pub(super) fn extras(job: &Job, folder: &Path, report: &Report) -> Extras {
     let beside = std::iter::once(&"report.json").chain(there);
     Extras {
         machine: domain.as_ref().map(rows).unwrap_or_default(),
-        in_use: in_use(job.machine.storage, &report.boots_from),
+        in_use: in_use(job.vm.machine.storage, &report.boots_from),
         beside: beside.map(ToString::to_string).collect(),
     }
 }

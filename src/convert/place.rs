@@ -12,15 +12,13 @@ use rustix::fs::{fchmod, fchown, fgetxattr, fremovexattr, fsetxattr, fstat};
 use rustix::fs::{openat, statat};
 use rustix::io::Errno;
 
+use super::work::resume_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{PASSAGE, create_parents, open_new_directory};
 use crate::fix::commit;
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::fix::trusted::{TrustError, TrustedFolder};
 use crate::lock::{FileLock, LockError};
-
-use super::replace::inside;
-use super::resume;
 
 const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
@@ -200,7 +198,7 @@ impl Place {
             Ok(fd) => fd,
             Err(_) => return Ok(None),
         };
-        let there = statat(&fd, resume::file(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let there = statat(&fd, resume_file(), AtFlags::SYMLINK_NOFOLLOW).is_ok();
         Ok(there.then_some(fd))
     }
 
@@ -301,6 +299,22 @@ fn unreadable(partial: &Path, error: JournalError) -> Error {
     .hint(format!(
         "if no disk has to be restored from it: rm -r {folder}"
     ))
+}
+
+/// The first of `files` that lies in `folder`, by its name or by where that leads.
+pub(super) fn inside<'f>(folder: &Path, files: &'f [PathBuf]) -> Option<&'f PathBuf> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let (named, is) = (folder, real(folder));
+    files.iter().find(|file| {
+        let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
+        // The directory a link lies in counts as well as that of its target.
+        let beside = absolute
+            .parent()
+            .map(|p| real(p).join(absolute.file_name().unwrap_or_default()));
+        absolute.starts_with(named)
+            || real(&absolute).starts_with(&is)
+            || beside.is_some_and(|path| path.starts_with(&is))
+    })
 }
 
 pub(super) fn untrusted(error: TrustError) -> Error {

@@ -28,7 +28,7 @@ use crate::lock::{FileLock, LockError};
 use crate::report::OutputFile;
 use crate::text::shell_word;
 
-use super::place::untrusted;
+use super::place::{inside, untrusted};
 use super::sync;
 use crate::boot::in_use::{self, Held};
 
@@ -216,22 +216,6 @@ fn refuse_sources(target: &Path, sources: &[PathBuf]) -> Result<()> {
         .hint("choose another folder with --output-dir, or move the source out of it first")),
         None => Ok(()),
     }
-}
-
-/// The first of `files` that lies in `folder`, by its name or by where that leads.
-pub(super) fn inside<'f>(folder: &Path, files: &'f [PathBuf]) -> Option<&'f PathBuf> {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let (named, is) = (folder, real(folder));
-    files.iter().find(|file| {
-        let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
-        // The directory a link lies in counts as well as that of its target.
-        let beside = absolute
-            .parent()
-            .map(|p| real(p).join(absolute.file_name().unwrap_or_default()));
-        absolute.starts_with(named)
-            || real(&absolute).starts_with(&is)
-            || beside.is_some_and(|path| path.starts_with(&is))
-    })
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {

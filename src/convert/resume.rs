@@ -1,7 +1,7 @@
 //! `--resume`: what an interrupted copy left, and what a later run needs of it.
 //!
 //! Before the first byte of a copy the partial folder is made durable, with the fixed and verified
-//! overlays in it, and [`FILE`] is written: with which options, from which files, what was decided. A run
+//! overlays in it, and [`RESUME`] is written: with which options, from which files, what was decided. A run
 //! with `--resume` takes the folder over, compares all of that with what it sees itself, verifies the
 //! overlays again and copies what the journals of the disks do not have. It fixes nothing anew. Where the
 //! disk with Windows has changed there is nothing to go on with; another disk that has changed is copied
@@ -21,19 +21,13 @@ use crate::report::DiskTrim;
 use crate::text::sha256_hex;
 use crate::ui::Ui;
 
-use super::output::OutputFolder;
+use super::job::Job;
+use super::output::{OutputFolder, work_file};
 use super::place::untrusted;
-use super::run::{Job, WORK, work_file};
+use super::work::{RESUME, resume_file};
 use crate::session::Source;
 
-/// Below [`WORK`].
-const FILE: &str = "resume.json";
 const SCHEMA: &str = "hyper2kvm/resume/1";
-
-/// Where the record is, below the partial folder.
-pub(super) fn file() -> PathBuf {
-    Path::new(WORK).join(FILE)
-}
 
 /// Options that say how a disk is reached, compared or installed, and not what comes of it.
 const ABOUT_THE_WAY: [&str; 12] = [
@@ -101,7 +95,7 @@ impl Resumed {
         disks: &[Source],
         fixed: &dyn Fn(&Source) -> bool,
     ) -> Result<Option<Self>> {
-        if !job.resume {
+        if !job.output.resume {
             return Ok(None);
         }
         if !folder.was_taken_over() {
@@ -203,9 +197,9 @@ impl Resumed {
 impl Document {
     fn read(partial: &Path) -> Result<Self> {
         let folder = TrustedFolder::open(partial).map_err(untrusted)?;
-        let bytes = folder.read(&file()).map_err(untrusted)?;
+        let bytes = folder.read(&resume_file()).map_err(untrusted)?;
         let doc: Self = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::failed(format!("{FILE} cannot be read: {e}")))?;
+            .map_err(|e| Error::failed(format!("{RESUME} cannot be read: {e}")))?;
         if doc.schema != SCHEMA || doc.version != env!("CARGO_PKG_VERSION") {
             return Err(Error::failed(format!(
                 "the copy was begun by version {} of this program",
@@ -309,7 +303,7 @@ pub(super) fn save(
             .collect(),
         trim: trim.to_vec(),
     };
-    let path = work_file(folder, FILE)?;
+    let path = work_file(folder, RESUME)?;
     let failed =
         |e: std::io::Error| Error::failed(format!("writing {}", path.display())).because(e);
     folder.sync().map_err(failed)?;

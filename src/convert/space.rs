@@ -17,8 +17,8 @@ use crate::guest::{FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId,
 use crate::inspect::Hives;
 use crate::ui::bytes;
 
-use super::later::Copying;
-use super::run::Job;
+use super::job::Copying;
+use super::job::Job;
 use crate::session::vm::VmDisks;
 use crate::session::{Session, Source};
 
@@ -176,21 +176,21 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Pat
     let undo = 2 * needs.written() + needs.backup;
     let mut images = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
-        let copied = !job.in_place && job.copying == Copying::Now;
-        if copied && job.devices.get(i).is_none() {
+        let copied = job.copy.method == Copying::Now;
+        if copied && job.copy.devices.get(i).is_none() {
             images.push((disk, disk.image()?));
         }
     }
-    let compressed = |needed: u64| copy::least_size(needed, job.compress);
+    let compressed = |needed: u64| copy::least_size(needed, job.copy.compress);
     // Tables and all: most folders have room for the whole disks, and then nobody has to look closely.
     let most = |size: u64| size.saturating_add(size / 64).saturating_add(1 << 20);
     let whole = images.iter().map(|(_, image)| most(image.virtual_size()));
     let whole = compressed(whole.fold(0, u64::saturating_add));
-    let tables = match job.copying {
-        Copying::Now => 0,
+    let tables = match job.copy.method {
+        Copying::Now | Copying::InPlace => 0,
         Copying::Later => tables(disks)?,
     };
-    let least = beside + tables + if job.in_place { undo } else { 0 };
+    let least = beside + tables + if job.copy.is_in_place() { undo } else { 0 };
     if copy::free_space(folder)? >= whole.saturating_add(least) {
         return Ok(());
     }
@@ -217,7 +217,7 @@ fn tables(disks: &[Source]) -> Result<u64> {
 fn copy_size(job: &Job, source: &Source) -> Result<u64> {
     let image = source.image()?;
     let data = DataMap::of(&image)?;
-    if !job.trim {
+    if !job.copy.trim {
         return Ok(data.copy_size(image.virtual_size()));
     }
     let export = Export::<dyn BlockRead>::open_readonly(&image)?;

@@ -23,7 +23,7 @@ use crate::tool::qemu_img;
 use crate::transfer::Extents;
 use crate::ui::{Ui, bytes};
 
-use super::super::run::Job;
+use super::super::job::Job;
 use super::changes::Link;
 use super::state::{State, SyncedDisk, projection};
 use super::{changes, pass};
@@ -58,7 +58,7 @@ impl Last {
         folder: &Path,
         disks: &[Source],
     ) -> Result<Option<Self>> {
-        if !job.from_sync {
+        if !job.output.from_sync {
             return Ok(None);
         }
         let Some(state) = State::load(folder)? else {
@@ -76,7 +76,9 @@ impl Last {
         let mut left = 0;
         for ((disk, image), changed) in state.disks.iter().zip(&images).zip(&changed) {
             let done = disk.done(folder)?.minus(changed);
-            left += pass::used(image, changed, job.trim)?.minus(&done).bytes();
+            left += pass::used(image, changed, job.copy.trim)?
+                .minus(&done)
+                .bytes();
         }
         let projected = projection(&state, left);
         ui.status(
@@ -87,13 +89,13 @@ impl Last {
                 bytes(left)
             ),
         );
-        check_budget(job.budget, projected, left)?;
+        check_budget(job.output.budget, projected, left)?;
         Ok(Some(Self {
             state,
             folder: folder.to_owned(),
             changed,
             chains,
-            budget: job.budget,
+            budget: job.output.budget,
             projected,
             left,
             copied: Arc::default(),

@@ -1,0 +1,270 @@
+//! The fix on overlays, and the proof that it holds: everything is read back before anything is copied.
+
+use std::collections::BTreeMap;
+use std::thread::JoinHandle;
+
+use crate::actions::{Converted, Walked, Walking};
+use crate::check::Check;
+use crate::disk::chain::Image;
+use crate::drivers::media::Media;
+use crate::error::{Error, Result};
+use crate::fix::apply::{self, Fix};
+use crate::fix::journal::{self, Journal, JournalError, State};
+use crate::fix::trim::DataMap;
+use crate::guest::ntfs3g::MountOptions;
+use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
+use crate::inspect::{Hives, Inspection, Severity, Survey};
+use crate::later::holes;
+use crate::plan::Plan;
+use crate::report::DiskTrim;
+use crate::ui::{Ui, count};
+use crate::verify;
+
+use super::copy;
+use super::in_place::journal_disks;
+use super::job::Copying;
+use super::prepare::Prepared;
+use super::resume::Resumed;
+use super::run::{Run, decided};
+use super::steps::{Fixed, point, stopped};
+use crate::session::engine::Engine;
+use crate::session::vm::{ChangedDisk, OpenDisk, VmSession};
+use crate::session::{Session, Source, first, read_only};
+
+/// What a fix is made from.
+pub(super) struct Fixing<'a> {
+    pub(super) run: &'a Run<'a>,
+    pub(super) prepared: &'a Prepared,
+    pub(super) media: &'a dyn Media,
+}
+
+/// Overlays with a fix that was not read back yet.
+struct Unverified {
+    /// What wrote it.
+    engine: Engine,
+    /// What reads it back.
+    reader: Engine,
+    /// Of the disks that may have been changed.
+    images: BTreeMap<DiskId, Image>,
+    journal: Journal,
+    before: Inspection,
+    trim: Vec<DiskTrim>,
+    /// The hives that were walked before they were written.
+    written: Vec<Walked>,
+}
+
+fn keeping(error: JournalError) -> Error {
+    Error::failed("keeping the journal").because(error)
+}
+
+impl Fixing<'_> {
+    /// Carries out the plan on the overlays of the session, and verifies them.
+    pub(super) fn fix(&self, session: VmSession, survey: Survey) -> Result<Fixed> {
+        stopped()?;
+        let (job, disks) = (self.run.job, &self.run.disks);
+        let plan = &self.prepared.plan;
+        let maps = self.map_data()?;
+        let (disk, others) = journal_disks(disks, job.copy.is_in_place())?;
+        let (engine, reader) = (session.engine, self.second_reader(&session));
+        let folder = self.run.folder.path();
+        let mut journal =
+            Journal::create(folder, disk, others, apply::records(plan)).map_err(keeping)?;
+        let walking = match survey.hives {
+            Some(hives) if !plan.actions.is_empty() => self.apply(&session, hives, &mut journal)?,
+            _ => Vec::new(),
+        };
+        let changed = session.into_changed()?;
+        let trim = trimmed(self.run.ui, maps, &changed)?;
+        let mut images = BTreeMap::new();
+        for disk in changed {
+            let image = disk.export.image().clone();
+            disk.export.close()?;
+            if job.copy.method == Copying::Later {
+                holes::mark(&image)?;
+            }
+            images.insert(disk.id, image);
+        }
+        self.verify(Unverified {
+            engine,
+            reader,
+            images,
+            journal,
+            before: survey.inspection,
+            trim,
+            written: walking.into_iter().map(Walking::join).collect(),
+        })
+    }
+
+    fn apply(
+        &self,
+        session: &VmSession,
+        hives: Hives,
+        journal: &mut Journal,
+    ) -> Result<Vec<Walking>> {
+        let actions = &self.prepared.plan.actions;
+        self.run.ui.status(
+            "Fixing",
+            &format!("{} on an overlay", count(actions.len(), "action")),
+        );
+        let options = MountOptions {
+            force_dirty: first(&self.run.disks)?.force_dirty,
+        };
+        let fix = Fix {
+            actions,
+            volume: self.prepared.basis.windows.system_volume,
+            media: self.media,
+            before: &session.reader(),
+            edited: &self.prepared.edited,
+            journal,
+        };
+        fix.apply(hives, || Ok(session.writer(options)))
+            .map_err(Error::from)
+    }
+
+    /// Begins to read where the changed disks hold data, while the fix is made. Not in place: there is no copy
+    /// that could be shorter.
+    fn map_data(&self) -> Result<Vec<(&Source, MapThread)>> {
+        let (job, disks) = (self.run.job, &self.run.disks);
+        let mut maps = Vec::new();
+        if job.copy.trim && !job.copy.is_in_place() {
+            for source in disks.iter().filter(|d| disks.is_changed(d.id)) {
+                let image = source.image()?;
+                maps.push((source, std::thread::spawn(move || DataMap::of(&image))));
+            }
+        }
+        Ok(maps)
+    }
+
+    fn second_reader(&self, session: &VmSession) -> Engine {
+        second_reader(session, self.prepared.basis.windows.system_volume)
+    }
+
+    /// The overlays of an interrupted run, verified again. Nothing is fixed.
+    pub(super) fn fixed_before(
+        &self,
+        session: VmSession,
+        survey: Survey,
+        resumed: &Resumed,
+    ) -> Result<Fixed> {
+        stopped()?;
+        resumed.check_plan(&decided(&self.prepared.plan))?;
+        let folder = &self.run.folder;
+        let journal = Journal::load(&folder.path().join(journal::FILE_NAME))
+            .map_err(|e| Error::failed("reading the journal of the interrupted run").because(e))?;
+        let (engine, reader) = (session.engine, self.second_reader(&session));
+        session.close()?;
+        let disks = &self.run.disks;
+        let mut images = BTreeMap::new();
+        for (i, source) in disks.iter().enumerate() {
+            if let Some(overlay) = resumed.overlay(folder, i)
+                && disks.is_changed(source.id)
+            {
+                images.insert(source.id, source.image()?.with_overlay(&overlay)?);
+            }
+        }
+        self.verify(Unverified {
+            engine,
+            reader,
+            images,
+            journal,
+            before: survey.inspection,
+            trim: resumed.trim(),
+            // What the hives hold is known to the run that wrote them: here they are walked anew.
+            written: Vec::new(),
+        })
+    }
+
+    /// Opens the overlays again, read-only and with the other reader, and checks everything.
+    fn verify(&self, fix: Unverified) -> Result<Fixed> {
+        point("fixed")?;
+        stopped()?;
+        let Prepared { plan, basis, .. } = self.prepared;
+        self.run.ui.status("Verifying", "reading the result back");
+        let open = |engine: Engine, source: &Source| match fix.images.get(&source.id) {
+            Some(overlay) => Ok(OpenDisk::Read(Session::read_by(engine, source, overlay)?)),
+            None => read_only(engine, source),
+        };
+        let (session, survey) = VmSession::open(fix.reader, &self.run.disks, self.run.ui, open)?;
+        let reader = session.reader();
+        let mut checks = verify::verify_written(&survey, &fix.written, &reader, &basis.wanted());
+        let after = survey.hives.as_ref().map(|hives| Converted {
+            volume: basis.windows.system_volume,
+            guest: &reader,
+            hives,
+            media: self.media,
+        });
+        checks.extend(verify::planned(&plan.actions, after.as_ref()));
+        session.close()?;
+        accept(&mut checks, plan);
+        if !crate::check::is_ready_but_for_accepted(&checks) {
+            let mut error = Error::failed(
+                "the fix did not make this disk boot-ready; the disk itself was not changed",
+            );
+            for check in checks.iter().filter(|c| !c.ok && !c.accepted) {
+                error = error.hint(format!("[{}] {}", check.id, check.message));
+            }
+            return Err(error);
+        }
+        let mut journal = fix.journal;
+        journal.set_state(State::Verified).map_err(keeping)?;
+        let mut after = survey.inspection;
+        after.source = fix.before.source.clone();
+        Ok(Fixed {
+            images: fix.images,
+            journal,
+            before: fix.before,
+            after,
+            checks,
+            trim: fix.trim,
+            engine: fix.engine,
+        })
+    }
+}
+
+/// What reads the result back.
+fn second_reader(session: &VmSession, system: VolumeId) -> Engine {
+    // BitLocker is opened in this process, whoever wrote to it.
+    let contained = |v: &Volume| {
+        let container = v.state.container;
+        v.id == system && container.is_some_and(|kind| kind != FsKind::Bitlocker)
+    };
+    match session.reader().volumes().iter().any(contained) {
+        true => Engine::OPENED,
+        false => Engine::EMBEDDED,
+    }
+}
+
+/// Takes out of the overlays what nobody needs.
+fn trimmed(
+    ui: &Ui,
+    maps: Vec<(&Source, MapThread)>,
+    changed: &[ChangedDisk],
+) -> Result<Vec<DiskTrim>> {
+    if maps.is_empty() {
+        return Ok(Vec::new());
+    }
+    stopped()?;
+    ui.status("Trimming", "free space and page files, on the overlay");
+    let mut trimmed = Vec::new();
+    for (source, map) in maps {
+        let data = map
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        for disk in changed.iter().filter(|d| d.id == source.id) {
+            let blocks = disk.export.disk();
+            trimmed.push(copy::trim_session(&blocks, &disk.layout, source, &data)?);
+        }
+    }
+    Ok(trimmed)
+}
+
+/// The map of the source is read while the fix is made.
+type MapThread = JoinHandle<Result<DataMap>>;
+
+/// A check that the plan said would fail, and that was accepted then, is accepted now.
+fn accept(checks: &mut [Check], plan: &Plan) {
+    let foreseen = |id| plan.checks.iter().any(|c| c.id == id && c.accepted);
+    for check in checks.iter_mut().filter(|c| !c.ok) {
+        check.accepted = check.severity == Severity::Blocker && foreseen(check.id);
+    }
+}

@@ -1,0 +1,170 @@
+//! Everything the user decided.
+
+use std::path::{Path, PathBuf};
+
+use crate::boot_path::Controller;
+use crate::disk::chain::Image;
+use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
+use crate::drivers::catalogue::Catalogue;
+use crate::drivers::media::Media;
+use crate::drivers::origin;
+use crate::error::{Error, Result};
+use crate::ids::Accepted;
+use crate::plan::firstboot::Wishes;
+use crate::plan::linux::Preference;
+use crate::report::Request;
+use crate::transfer::Pace;
+
+use super::machine::MachineOptions;
+use super::name::safe_name;
+use crate::session::SourceMachine;
+use crate::session::engine::Engine;
+
+/// Where packages of the virtio-win project put the ISO.
+pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
+
+pub struct Job {
+    pub source: SourceMachine,
+    pub engine: Engine,
+    pub drivers: DriverOptions,
+    pub guest: GuestOptions,
+    pub copy: DiskOptions,
+    pub output: OutputOptions,
+    pub vm: VmOptions,
+    /// Goes into the report unchanged.
+    pub request: Request,
+}
+
+/// Where the drivers come from.
+pub struct DriverOptions {
+    /// The virtio-win medium; a Linux guest needs none.
+    pub media: Option<PathBuf>,
+    pub config: Vec<PathBuf>,
+    /// Refuse drivers whose catalogue is not in order, instead of warning.
+    pub require_signed: bool,
+}
+
+/// What is done to the guest.
+pub struct GuestOptions {
+    /// `None`: not asked for.
+    pub bootstrap: Option<Option<Controller>>,
+    /// `--repair-bcd`.
+    pub repair_bcd: bool,
+    /// Leave the old hypervisor's services unchanged.
+    pub keep_tools: bool,
+    pub firstboot: Wishes,
+    /// Who makes a Linux guest ready.
+    pub linux: Preference,
+    /// What may keep Windows from starting and does not stop the conversion.
+    pub accept: Accepted,
+}
+
+/// How the disks get to where they will be.
+pub struct DiskOptions {
+    pub method: Copying,
+    pub format: DiskFormat,
+    pub compress: bool,
+    /// Leave out what nobody needs: free space, page files.
+    pub trim: bool,
+    /// Compare source and copy after the copy.
+    pub verify: bool,
+    pub(crate) pace: Option<Pace>,
+    /// Block devices to copy to instead of files, one per disk, the one Windows is on first.
+    pub devices: Vec<PathBuf>,
+    /// They read as zeroes.
+    pub target_is_zero: bool,
+}
+
+/// When the disks are copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Copying {
+    #[default]
+    Now,
+    /// The VM starts on overlays, `pull` copies.
+    Later,
+    /// Never: the source is changed.
+    InPlace,
+}
+
+/// The output folder, and what of an earlier run is used again.
+pub struct OutputOptions {
+    /// `None`: named after the VM.
+    pub folder: Option<PathBuf>,
+    pub force: bool,
+    /// Goes on with an interrupted copy.
+    pub resume: bool,
+    /// Makes the last pass of a sync.
+    pub from_sync: bool,
+    /// Seconds that may take.
+    pub budget: Option<u64>,
+}
+
+/// How the VM is described.
+pub struct VmOptions {
+    /// Paths in it are filled in by the conversion.
+    pub machine: MachineOptions,
+    /// Besides the domain XML.
+    pub emit: Vec<Emit>,
+    pub kubevirt: kubevirt::Options,
+    pub xml_patch: Option<Patch>,
+}
+
+impl DiskOptions {
+    pub fn is_in_place(&self) -> bool {
+        self.method == Copying::InPlace
+    }
+}
+
+impl Job {
+    pub(super) fn name(&self) -> String {
+        safe_name(&self.vm.machine.name)
+    }
+
+    pub(super) fn target_folder(&self) -> PathBuf {
+        let named = self.output.folder.clone();
+        named.unwrap_or_else(|| PathBuf::from(format!("{}-kvm", self.name())))
+    }
+
+    /// The files of the source, with what its images stand on as far as that can be read now.
+    pub(super) fn source_files(&self) -> Vec<PathBuf> {
+        let source = &self.source;
+        let mut files = vec![source.path.clone()];
+        for disk in &source.vm.disks {
+            files.push(disk.path.clone());
+            let format = source.format.as_deref().or(disk.format.as_deref());
+            if let Ok(image) = Image::open_info(&disk.path, format, &source.allow_backing) {
+                files.extend(image.files().map(Path::to_path_buf));
+            }
+        }
+        files
+    }
+}
+
+impl DriverOptions {
+    pub fn catalogue(&self) -> Result<Catalogue> {
+        let mut catalogue = Catalogue::builtin();
+        for file in &self.config {
+            catalogue.merge_file(file).map_err(|e| {
+                Error::usage(format!("reading the driver catalogue {}", file.display()))
+                    .because(e)
+                    .hint("hyper2kvm docs drivers describes the format")
+            })?;
+        }
+        Ok(catalogue)
+    }
+
+    /// The drivers, when some were named; whether that is an error is known with the guest.
+    pub(super) fn media_if_named(&self) -> Result<Option<Box<dyn Media>>> {
+        self.media.as_ref().map(|_| self.media()).transpose()
+    }
+
+    pub fn media(&self) -> Result<Box<dyn Media>> {
+        let Some(path) = &self.media else {
+            let error = Error::usage("no virtio-win drivers were named");
+            return Err(origin::hints(DEFAULT_ISO)
+                .into_iter()
+                .fold(error, Error::hint));
+        };
+        origin::open(path, &self.catalogue()?)
+    }
+}

@@ -1,0 +1,50 @@
+//! What stands between two steps of a conversion.
+
+use std::collections::BTreeMap;
+
+use crate::check::Check;
+use crate::disk::chain::Image;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::fix::journal::Journal;
+use crate::guest::DiskId;
+use crate::inspect::Inspection;
+use crate::report::{Bytes, DiskTrim};
+use crate::stop;
+
+use super::machine::TargetDisk;
+use crate::session::engine::Engine;
+
+/// The verified overlays and what is known of them.
+pub(super) struct Fixed {
+    /// Of the disks that may have been changed.
+    pub(super) images: BTreeMap<DiskId, Image>,
+    pub(super) journal: Journal,
+    pub(super) before: Inspection,
+    pub(super) after: Inspection,
+    pub(super) checks: Vec<Check>,
+    pub(super) trim: Vec<DiskTrim>,
+    pub(super) engine: Engine,
+}
+
+/// The disks in their final state, and what it took.
+pub(super) struct Disks {
+    pub(super) targets: Vec<TargetDisk>,
+    pub(super) bytes: Bytes,
+    pub(super) fixed: Fixed,
+}
+
+pub(super) fn point(name: &str) -> Result<()> {
+    failpoint::hit(name).map_err(|e| Error::failed("converting").because(e))
+}
+
+/// SIGINT and SIGTERM are honoured between steps; children are killed by the tool wrapper.
+pub(super) fn stopped() -> Result<()> {
+    if stop::requested() {
+        return Err(Error::new(
+            ErrorKind::Interrupted,
+            "interrupted; the source is untouched",
+        ));
+    }
+    Ok(())
+}
