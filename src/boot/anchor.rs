@@ -20,6 +20,8 @@ use crate::fix::trusted;
 use crate::report::OutputFile;
 
 const REPORT: &str = "report.json";
+/// What the sockets of a source on the wire are called.
+pub(crate) const SOCKET: &str = "sock";
 
 /// Lets the files of the folder name each other where they are. Returns where the folder was, when that
 /// was elsewhere.
@@ -91,6 +93,10 @@ impl Moved {
             // libvirt makes the UEFI variables at the first start: there is no file yet.
             match Path::new(old).strip_prefix(&self.was) {
                 Ok(name) if nvram.as_deref() == Some(old) => Some(self.at_new_place(name)),
+                // Made by who serves there.
+                Ok(name) if name.extension() == Some(OsStr::new(SOCKET)) => {
+                    Some(self.at_new_place(name))
+                }
                 _ => self.new_path(old),
             }
         });

@@ -1165,6 +1165,9 @@ impl References {
     /// its own references are relative to that.
     fn open(&self, path: &Path, name: &Name) -> Result<Held> {
         let text = &name.text;
+        if let Some(placeholder) = remote::backing(text) {
+            return Held::open(&placeholder);
+        }
         // What QEMU would take for a protocol.
         let protocol = text
             .find([':', '/'])

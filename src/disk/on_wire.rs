@@ -13,7 +13,7 @@ use super::chain::{Image, ImageError, Result};
 use super::compose::{Composed, Piece};
 use super::detect::{self, Format, VmdkExtent};
 use super::hold::Held;
-use super::remote::{ReadAt, Remote, RemoteFile};
+use super::remote::{self, ReadAt, Remote, RemoteFile};
 use crate::tool::pass::Passed;
 use crate::tool::qemu_img::{self, Depth};
 
@@ -80,6 +80,13 @@ pub(super) fn nbd_node(file: &dyn RemoteFile, sockets: &mut Vec<Passed>) -> Valu
         "export": file.export(),
         "read-only": true,
     })
+}
+
+/// The node of what an image means that names `name` as its backing file ([`remote::register_backing`]).
+pub(crate) fn remote_node(name: &str, sockets: &mut Vec<Passed>) -> Value {
+    let held = remote::backing(name).and_then(|placeholder| Held::open(&placeholder).ok());
+    let remote = held.as_ref().and_then(Held::remote);
+    remote.map_or(Value::Null, |remote| nbd_node(&**remote.file(), sockets))
 }
 
 /// The file with another start.

@@ -262,6 +262,7 @@ mod tests {
             machine.disks[0].backing = vec![Backing {
                 path: "/old/win10.vmdk".into(),
                 format: "vmdk".into(),
+                socket: false,
             }];
             let later = to_xml(&machine, stage, &portable).unwrap();
             machine.disks[0].backing.clear();

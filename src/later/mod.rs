@@ -12,6 +12,8 @@ pub(crate) mod pull;
 pub(crate) mod record;
 pub(crate) mod release;
 mod running;
+pub(crate) mod serve;
+pub(crate) mod wire;
 
 pub(crate) use record::Record;
 

@@ -12,6 +12,7 @@ use super::folder::{Domain, Folder};
 use super::pull::{Options, hit};
 use super::record::{Disk, Record};
 use crate::boot::files::{self, DomainDisk};
+use crate::disk::remote_node;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tool::pass::Spec;
 use crate::tool::qemu_img::{self, Depth};
@@ -94,7 +95,10 @@ impl Pulling<'_> {
                 )
                 .hint("run the same command again to see it through"));
             }
-            self.check_state()?;
+            if self.waits()? {
+                std::thread::sleep(TICK);
+                continue;
+            }
             let virsh = &self.domain.virsh;
             match virsh.job(self.domain.uuid, &live.target)? {
                 None if attempts == ATTEMPTS => return Err(self.gave_up(&live)),
@@ -138,17 +142,20 @@ impl Pulling<'_> {
         Ok(disks.into_iter().find(|disk| disk.path == self.path))
     }
 
-    fn check_state(&self) -> Result<()> {
+    /// Whether the VM is paused until a source on the wire is there again.
+    fn waits(&self) -> Result<bool> {
         let tick = self.domain.virsh.tick(self.domain.uuid, 1)?;
         match tick.state {
             State::Off => Err(self.lost()),
+            // `hyper2kvm serve` resumes it.
+            State::Paused if tick.reason == "I/O error" && self.disk.wire().is_some() => Ok(true),
             State::Paused if tick.reason == "I/O error" => Err(Error::failed(
                 "QEMU paused the VM: a disk, or the source, gave an I/O error",
             )
             .hint(
                 "when its storage is there again: virsh resume, then run the same command again",
             )),
-            _ => Ok(()),
+            _ => Ok(false),
         }
     }
 
@@ -212,10 +219,14 @@ fn spec(path: &Path, disk: &Disk) -> Spec {
         json!({"driver": driver, "filename": path.to_string_lossy(), "read-only": true})
     };
     let mut node = Value::Null;
-    for level in disk.backing().iter().rev() {
-        let mut next = json!({
-            "driver": level.format, "file": file(&level.path), "read-only": true,
-        });
+    let mut sockets = Vec::new();
+    for level in disk.levels.iter().rev() {
+        let below = match (&level.wire, level.files.first()) {
+            (Some(wire), _) => remote_node(&wire.backing_name(), &mut sockets),
+            (None, Some(image)) => file(&image.path),
+            (None, None) => Value::Null,
+        };
+        let mut next = json!({"driver": level.format, "file": below, "read-only": true});
         if !matches!(level.format.as_str(), "raw" | "vpc" | "vdi") {
             next["backing"] = node;
         }
@@ -226,5 +237,8 @@ fn spec(path: &Path, disk: &Disk) -> Spec {
     });
     let source = disk.levels.iter().flat_map(|level| &level.files);
     let files = source.map(|file| (file.path.clone(), false));
-    Spec::named(top, files.chain([(path.to_owned(), false)]))
+    Spec {
+        sockets,
+        ..Spec::named(top, files.chain([(path.to_owned(), false)]))
+    }
 }
