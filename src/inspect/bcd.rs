@@ -11,6 +11,7 @@
 
 use uuid::Uuid;
 
+use super::findings;
 use super::firmware::BootFiles;
 use super::model::{BootFacts, Fallback, Finding, Firmware, HiveState, LoadedBytes, Severity};
 use super::{Disk, disk_of, hives};
@@ -100,12 +101,7 @@ pub fn starts(guest: &dyn GuestRead, boot: &BootFiles, disks: &[Disk], system: &
 }
 
 fn damaged(evidence: String) -> Finding {
-    Finding::warning(
-        "bcd-damaged",
-        "the boot configuration (BCD) is damaged: the boot manager may not find Windows",
-        "rebuild it with bcdboot from a Windows recovery disk",
-        evidence,
-    )
+    findings::BCD_DAMAGED.found(evidence)
 }
 
 fn entries(
@@ -118,29 +114,14 @@ fn entries(
     let bcd = Bcd::parse(&view)?;
     if !bcd.ems.is_empty() && bcd.ems_port.unwrap_or(1) <= 1 {
         facts.ems_on_com1 = true;
-        findings.push(Finding::info(
-            "ems-com1",
-            "Windows gives COM1 to its emergency console (EMS, SAC): the new machine has a second serial port, and the first-boot script reports there",
-            "none needed",
-            format!("{}: {}", hive.path, bcd.ems.join(", ")),
-        ));
+        findings.push(findings::EMS_COM1.found(format!("{}: {}", hive.path, bcd.ems.join(", "))));
     }
     let Some(loader) = bcd.default_loader() else {
-        findings.push(Finding::warning(
-            "bcd-no-default",
-            "the boot configuration names no Windows to start by default",
-            "set one inside the guest: bcdedit /default {current}",
-            hive.path.to_string(),
-        ));
+        findings.push(findings::BCD_NO_DEFAULT.found(hive.path.to_string()));
         return Ok(());
     };
     if loader.is_transient() {
-        findings.push(Finding::warning(
-            "bcd-transient",
-            "the default boot entry starts setup or recovery, not Windows",
-            "let it finish on the old host, or set the default: bcdedit /default {current}",
-            format!("{}, {}", hive.path, loader.id),
-        ));
+        findings.push(findings::BCD_TRANSIENT.found(format!("{}, {}", hive.path, loader.id)));
         return Ok(());
     }
     if bcd
@@ -148,12 +129,7 @@ fn entries(
         .is_some_and(|port| port <= 1)
     {
         facts.ems_on_com1 = true;
-        findings.push(Finding::info(
-            "debug-com1",
-            "Windows gives COM1 to its kernel debugger: the new machine has a second serial port, and the first-boot script reports there",
-            "none needed",
-            format!("{}, {}: debug", hive.path, loader.id),
-        ));
+        findings.push(findings::DEBUG_COM1.found(format!("{}, {}: debug", hive.path, loader.id)));
     }
     for (code, device, name) in [
         (APP_DEVICE, &loader.device, "device"),
@@ -163,28 +139,19 @@ fn entries(
             Target::Here(disk, p)
                 if code == OS_DEVICE && VolumeId::of(disk, p.index) != place.system =>
             {
-                findings.push(Finding::info(
-                    "bcd-other-windows",
-                    format!(
-                        "the default boot entry starts the Windows on {}, not the one converted",
-                        VolumeId::of(disk, p.index)
-                    ),
-                    "none needed if both are wanted; bcdedit /default changes it",
+                findings.push(findings::BCD_OTHER_WINDOWS.found_with(
+                    &[&VolumeId::of(disk, p.index)],
                     format!("{}, {}", hive.path, loader.id),
                 ));
             }
             Target::Here(..) | Target::Free => {}
             Target::Gone(what) => {
-                findings.push(Finding::blocker(
-                    "bcd-device",
-                    format!(
-                        "the default boot entry's {name} names a partition that is not on {}: the boot manager stops with 0xc000000e",
-                        match place.disks.len() {
-                            1 => "this disk".to_string(),
-                            n => format!("any of the {n} disks"),
-                        }
-                    ),
-                    "convert with --repair-bcd, or run bcdboot from a Windows recovery disk",
+                let disks = match place.disks.len() {
+                    1 => "this disk".to_string(),
+                    n => format!("any of the {n} disks"),
+                };
+                findings.push(findings::BCD_DEVICE.found_with(
+                    &[&name, &disks],
                     format!("{}, {}: {what}", hive.path, loader.id),
                 ));
                 facts
@@ -204,12 +171,10 @@ fn entries(
             .collect();
     }
     if !facts.text_mode.is_empty() {
-        findings.push(Finding::info(
-            "bcd-text-mode",
-            "the boot entry forces text mode, which shows nothing on a KVM machine with UEFI: it is removed",
-            "none needed",
-            format!("{}, {}: graphicsmodedisabled", hive.path, loader.id),
-        ));
+        findings.push(findings::BCD_TEXT_MODE.found(format!(
+            "{}, {}: graphicsmodedisabled",
+            hive.path, loader.id
+        )));
     }
     Ok(())
 }
@@ -307,12 +272,7 @@ fn loader_file(
 ) {
     let evidence = |what: &str| format!("{}, {}: {what}", hive.path, loader.id);
     let Some(text) = &loader.path else {
-        findings.push(Finding::blocker(
-            "bcd-loader",
-            "the default boot entry names no loader: Windows does not start",
-            "rebuild the boot files with bcdboot from a Windows recovery disk",
-            evidence("no path"),
-        ));
+        findings.push(findings::BCD_LOADER_UNNAMED.found(evidence("no path")));
         return;
     };
     let extension = text.rsplit('.').next().unwrap_or_default().to_lowercase();
@@ -321,14 +281,7 @@ fn loader_file(
         _ => "exe",
     };
     if extension != wanted {
-        findings.push(Finding::warning(
-            "bcd-loader-firmware",
-            format!(
-                "the default boot entry names {text}, but this disk boots with a .{wanted} loader"
-            ),
-            "set the firmware of the machine to the one Windows was installed with, or run bcdboot",
-            evidence(text),
-        ));
+        findings.push(findings::BCD_LOADER_FIRMWARE.found_with(&[text, &wanted], evidence(text)));
     }
     // Where the entry leaves the choice to the boot manager, a loader may be elsewhere too.
     let device = loader.device.as_ref();
@@ -343,14 +296,7 @@ fn loader_file(
             true => Severity::Blocker,
             false => Severity::Warning,
         };
-        let finding = Finding::warning(
-            "bcd-loader",
-            format!(
-                "the loader {text} of the default boot entry is missing: Windows does not start"
-            ),
-            "repair the boot files in the guest (bcdboot C:\\Windows)",
-            evidence(&volume.to_string()),
-        );
+        let finding = findings::BCD_LOADER.found_with(&[text], evidence(&volume.to_string()));
         findings.push(Finding {
             severity,
             ..finding
@@ -369,12 +315,7 @@ fn fallback(
     let ours = match guest.read(esp, &from, MAX_LOADER) {
         Ok(bytes) => bytes,
         Err(error @ (GuestError::TooLarge { .. } | GuestError::Unreadable { .. })) => {
-            findings.push(Finding::blocker(
-                "boot-manager-damaged",
-                "the boot manager of Windows cannot be read: a new KVM machine will not start it",
-                "rebuild the boot files with bcdboot from a Windows recovery disk",
-                error.to_string(),
-            ));
+            findings.push(findings::BOOT_MANAGER_UNREAD.found(error.to_string()));
             return Ok(None);
         }
         Err(error) => return Err(error),
@@ -384,12 +325,7 @@ fn fallback(
         Some(Machine::I386) => "BOOTIA32.EFI",
         Some(Machine::Arm64) => "BOOTAA64.EFI",
         _ => {
-            findings.push(Finding::blocker(
-                "boot-manager-damaged",
-                "the boot manager of Windows is not an EFI program: a new KVM machine will not start it",
-                "rebuild the boot files with bcdboot from a Windows recovery disk",
-                from.to_string(),
-            ));
+            findings.push(findings::BOOT_MANAGER_DAMAGED.found(from.to_string()));
             return Ok(None);
         }
     };
@@ -402,15 +338,11 @@ fn fallback(
     {
         return Ok(None);
     }
-    findings.push(Finding::info(
-        "uefi-fallback",
-        match there {
-            Some(_) => format!("{to} is not Windows' own boot manager, and a new KVM machine starts that file: convert replaces it"),
-            None => format!("{to} is missing, and a new KVM machine starts that file: convert adds it"),
-        },
-        "none needed",
-        esp.to_string(),
-    ));
+    let text = match there {
+        Some(_) => findings::UEFI_FALLBACK_OTHER,
+        None => findings::UEFI_FALLBACK_MISSING,
+    };
+    findings.push(text.found_with(&[&to], esp.to_string()));
     Ok(Some(Fallback {
         volume: esp,
         size: ours.len() as u64,

@@ -5,6 +5,7 @@
 //! `signature(X)...` names the disk by its MBR signature. `scsi(...)` is read through NTBOOTDD.SYS, a copy
 //! of the driver of the old controller.
 
+use super::findings;
 use super::firmware::BootFiles;
 use super::model::{Finding, Firmware};
 use super::{Disk, bcd};
@@ -71,10 +72,8 @@ pub fn look(place: &bcd::Place<'_>, findings: &mut Vec<Finding>) -> Result<(), G
     if let Some(problem) = problem {
         let right =
             right_path(place).unwrap_or_else(|| "multi(0)disk(0)rdisk(N)partition(M)".into());
-        findings.push(Finding::blocker(
-            "boot-ini-device",
-            format!("the default entry of boot.ini {problem}: NTLDR finds no Windows there"),
-            format!("on the old host, let the default entry and the list below it in boot.ini name {right}"),
+        findings.push(findings::BOOT_INI_DEVICE.found_with(
+            &[&problem, &right],
             format!("{path} on {volume}: {default}"),
         ));
     }
@@ -217,12 +216,8 @@ fn other_folder(
             "starts \\{folder} on {volume}, which is no Windows"
         )));
     }
-    findings.push(Finding::info(
-        "bcd-other-windows",
-        format!("the default boot entry starts the Windows on {volume}, not the one converted"),
-        "none needed if both are wanted; bcdedit /default changes it",
-        format!("boot.ini: \\{folder}"),
-    ));
+    findings
+        .push(findings::BCD_OTHER_WINDOWS.found_with(&[&volume], format!("boot.ini: \\{folder}")));
     Ok(None)
 }
 

@@ -5,6 +5,7 @@
 //! tools that move partitions forget it. That of Windows 2000, XP and 2003 also trusts the number of
 //! heads there (`docs/guests.md`, "Number of heads").
 
+use super::findings;
 use super::firmware::BootFiles;
 use super::model::{BootFacts, Finding, Firmware, SectorField};
 use crate::disk::layout::{DiskLayout, Scheme};
@@ -48,14 +49,9 @@ pub fn look(
     let hidden = u32::from_le_bytes([sector[28], sector[29], sector[30], sector[31]]);
     let start = partition.start_bytes / u64::from(layout.sector_size.max(1));
     if u64::from(hidden) != start {
-        findings.push(Finding::warning(
-            "boot-sector-hidden",
-            "the boot sector does not know where its partition starts (hidden sectors): the BIOS boot code will not find bootmgr",
-            "convert with --repair-bcd, or run bootsect /nt60 ALL (NT 6) or fixboot (XP) from a Windows recovery disk",
-            format!(
-                "{volume}: {hidden} in the boot sector, {start} in the partition table"
-            ),
-        ));
+        findings.push(findings::BOOT_SECTOR_HIDDEN.found(format!(
+            "{volume}: {hidden} in the boot sector, {start} in the partition table"
+        )));
         facts.hidden = u32::try_from(start).ok().map(|start| SectorField {
             name: "hidden sectors",
             offset: HIDDEN_SECTORS_OFFSET as u16,
@@ -87,20 +83,12 @@ fn heads_fix(
     }
     let evidence = |expected: &str| format!("{volume}: {heads} heads, {expected}");
     let Some(expected) = expected else {
-        findings.push(Finding::warning(
-            "boot-sector-geometry",
-            "which number of heads a KVM machine shows for this disk is not known: Windows XP and 2003 stop with \"A disk read error occurred\" when the boot sector has another one",
-            "if that happens, start the new machine from the Windows CD and run fixboot, or enlarge the disk to 9 GiB and convert again",
-            evidence(&format!("disk of {disk_size} bytes")),
-        ));
+        findings.push(
+            findings::BOOT_SECTOR_GEOMETRY.found(evidence(&format!("disk of {disk_size} bytes"))),
+        );
         return None;
     };
-    findings.push(Finding::info(
-        "boot-sector-heads",
-        "the boot sector has another number of heads than a KVM machine shows, and Windows XP and 2003 stop at that (\"A disk read error occurred\"): convert sets it",
-        "none needed",
-        evidence(&format!("{expected} expected")),
-    ));
+    findings.push(findings::BOOT_SECTOR_HEADS.found(evidence(&format!("{expected} expected"))));
     Some(SectorField {
         name: "heads",
         offset: HEADS_OFFSET,
@@ -130,23 +118,11 @@ fn active_partitions(layout: &DiskLayout, findings: &mut Vec<Finding>) {
     if active.len() == 1 {
         return;
     }
-    let (message, evidence) = if active.is_empty() {
-        (
-            "no partition is active: a BIOS does not start this disk",
-            "MBR without an active partition".to_string(),
-        )
+    findings.push(if active.is_empty() {
+        findings::ACTIVE_PARTITION_NONE.found("MBR without an active partition")
     } else {
-        (
-            "several partitions are active: a BIOS refuses such a partition table",
-            format!("partitions {}", active.join(", ")),
-        )
-    };
-    findings.push(Finding::warning(
-        "active-partition",
-        message,
-        "mark exactly the system partition active (diskpart: select partition N, active)",
-        evidence,
-    ));
+        findings::ACTIVE_PARTITION_SEVERAL.found(format!("partitions {}", active.join(", ")))
+    });
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 use crate::disk::layout::{DiskLayout, GPT_ESP, Scheme};
 use crate::guest::{DiskId, FsKind, GuestPath, GuestRead, Volume, VolumeId};
 
+use super::findings;
 use super::model::{Finding, Firmware};
 use super::{Disk, bcd};
 
@@ -103,20 +104,11 @@ pub fn findings(
     findings: &mut Vec<Finding>,
 ) {
     if boot.esp.is_some() && boot.boot_volume.is_some() {
-        findings.push(Finding::info(
-            "firmware-both",
-            "boot managers for UEFI and for BIOS are on the disk; the partition table decided",
-            "none needed; if the guest does not start, set the firmware in the domain XML",
-            format!("partition table {:?}", layout.scheme),
-        ));
+        findings
+            .push(findings::FIRMWARE_BOTH.found(format!("partition table {:?}", layout.scheme)));
     }
     if !boot.found() {
-        findings.push(Finding::blocker(
-            "no-boot-manager",
-            "no Windows boot manager was found on this disk: it will not start by itself",
-            "convert the disk that holds the system partition too, or rebuild the boot files with bcdboot",
-            "no \\EFI\\Microsoft\\Boot\\bootmgfw.efi on a FAT volume, no \\bootmgr or \\ntldr on an active partition",
-        ));
+        findings.push(findings::NO_BOOT_MANAGER.found("no \\EFI\\Microsoft\\Boot\\bootmgfw.efi on a FAT volume, no \\bootmgr or \\ntldr on an active partition"));
         return;
     }
     if let Some(system) = boot.esp
@@ -124,12 +116,10 @@ pub fn findings(
         && let Some(blank) =
             (1..system.partition).find(|slot| layout.partitions.iter().all(|p| p.index != *slot))
     {
-        findings.push(Finding::warning(
-            "gpt-blank-entry",
-            "a blank entry precedes the EFI system partition in the GPT: some boot managers look no further and stop",
-            "sort the table (sgdisk --sort DISK on a copy of the disk); Windows does not mind",
-            format!("entry {blank} is blank, the EFI system partition is entry {}", system.partition),
-        ));
+        findings.push(findings::GPT_BLANK_ENTRY.found(format!(
+            "entry {blank} is blank, the EFI system partition is entry {}",
+            system.partition
+        )));
     }
     let (volume, stores): (_, &[&str]) = match (boot.firmware, boot.esp, boot.boot_volume) {
         (Some(Firmware::Uefi), Some(esp), _) => (esp, &["EFI\\Microsoft\\Boot\\BCD"]),
@@ -145,19 +135,9 @@ pub fn findings(
         let ntldr =
             GuestPath::parse("ntldr").is_ok_and(|p| matches!(guest.stat(volume, &p), Ok(Some(_))));
         findings.push(if ntldr {
-            Finding::warning(
-                "no-boot-ini",
-                "boot.ini is missing: NTLDR starts \\WINDOWS on the first partition and nothing else",
-                "write a boot.ini that names the partition of Windows, unless that is right",
-                evidence,
-            )
+            findings::NO_BOOT_INI.found(evidence)
         } else {
-            Finding::blocker(
-                "no-bcd",
-                "the boot configuration is missing: the boot manager will not find Windows",
-                "rebuild it with bcdboot from a Windows recovery disk",
-                evidence,
-            )
+            findings::NO_BCD.found(evidence)
         });
     }
 }

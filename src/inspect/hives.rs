@@ -7,6 +7,7 @@ use crate::guest::{GuestError, GuestPath, GuestRead, VolumeId};
 use crate::registry::hive::BASE_BLOCK_SIZE;
 use crate::registry::{BaseBlock, LoadError, LoadWarning, load_hive};
 
+use super::findings;
 use super::model::{Finding, HiveState, LoadedBytes};
 
 /// SOFTWARE hives of 150 MB are real, and SYSTEM ones of 60 MB.
@@ -104,13 +105,11 @@ pub fn load(
         findings.push(warn(path, warning));
     }
     if loaded.replayed.is_some() {
-        findings.push(Finding::info(
-            "hive-replayed",
-            format!(
-                "{path} was not saved completely; its logs were replayed, as Windows would do: {}",
-                crate::ui::count(loaded.log_entries_replayable, "entry")
-            ),
-            "none needed",
+        findings.push(findings::HIVE_REPLAYED.found_with(
+            &[
+                path,
+                &crate::ui::count(loaded.log_entries_replayable, "entry"),
+            ],
             path.to_string(),
         ));
     }
@@ -130,16 +129,15 @@ pub fn load(
 }
 
 fn warn(path: &GuestPath, warning: &LoadWarning) -> Finding {
-    let id = match warning {
-        LoadWarning::Stale { .. } => "hive-stale",
-        LoadWarning::Replay { .. } => "hive-log-lost",
-    };
-    Finding::warning(
-        id,
-        warning.to_string(),
-        "if the guest still runs elsewhere, shut it down from inside and convert again",
-        path.to_string(),
-    )
+    let evidence = path.to_string();
+    match warning {
+        LoadWarning::Stale { hive, reasons } => {
+            findings::HIVE_STALE.found_with(&[hive, reasons], evidence)
+        }
+        LoadWarning::Replay { hive, warning } => {
+            findings::HIVE_LOG_LOST.found_with(&[hive, warning], evidence)
+        }
+    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -162,25 +160,11 @@ fn unusable(path: &GuestPath, dirty: bool) -> Loaded {
 
 /// `file` is the hive or one of its logs.
 fn too_large(path: &GuestPath, file: &str, size: u64, limit: u64) -> Finding {
-    Finding::blocker(
-        "hive-damaged",
-        format!(
-            "{file} has {} MiB, and no sound one has more than {} MiB: Windows could not be made ready to boot from it",
-            size >> 20,
-            limit >> 20
-        ),
-        "restore the hive from a backup, or compact it in the guest, before converting",
-        path.to_string(),
-    )
+    findings::HIVE_TOO_LARGE.found_with(&[&file, &(size >> 20), &(limit >> 20)], path.to_string())
 }
 
 fn damaged(path: &GuestPath, reason: String) -> Finding {
-    Finding::blocker(
-        "hive-damaged",
-        format!("{path} is damaged: Windows could not be made ready to boot from it"),
-        "repair the guest with chkdsk, or restore the hive from a backup, before converting",
-        reason,
-    )
+    findings::HIVE_DAMAGED.found_with(&[path], reason)
 }
 
 /// Whether the chain of hive bins is unbroken: each starts where the one before ends.

@@ -9,6 +9,7 @@ use crate::guest::{FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId}
 use crate::registry::HiveView;
 
 use super::InspectError;
+use super::findings;
 use super::model::Finding;
 
 /// A folder that has a SYSTEM hive.
@@ -64,15 +65,7 @@ pub fn find(guest: &dyn GuestRead, findings: &mut Vec<Finding>) -> Result<Found,
         let top = match top {
             Ok(top) => top,
             Err(reason) => {
-                findings.push(Finding::warning(
-                    "volume-unreadable",
-                    format!(
-                        "the NTFS volume of {} cannot be opened: what is on it was not looked at",
-                        volume.id
-                    ),
-                    "run chkdsk on it inside the guest",
-                    reason,
-                ));
+                findings.push(findings::VOLUME_UNREADABLE.found_with(&[&volume.id], reason));
                 continue;
             }
         };

@@ -11,6 +11,7 @@ mod boot_sector;
 mod drivers;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod findings;
 mod firmware;
 mod hives;
 mod locate;
@@ -169,14 +170,8 @@ pub fn inspect(
     if let [main, other] = changed[..]
         && system.is_some()
     {
-        out.findings.push(Finding::info(
-            "boot-files-elsewhere",
-            format!(
-                "Windows is on disk {} and its boot files are on disk {}: both disks are converted as one",
-                main.id.number(),
-                other.id.number()
-            ),
-            "none needed",
+        out.findings.push(findings::BOOT_FILES_ELSEWHERE.found_with(
+            &[&main.id.number(), &other.id.number()],
             other.source.path.clone(),
         ));
     }
@@ -336,12 +331,8 @@ fn windows(place: &Place<'_>, out: &mut Inspection) -> Result<Option<Hives>, Ins
         Ok(false) => Ok(None),
         Err(error) => {
             out.windows = None;
-            out.findings.push(Finding::blocker(
-                "hive-damaged",
-                "a registry hive is damaged: Windows could not be made ready to boot from it",
-                "repair the guest with chkdsk, or restore the hive from a backup, before converting",
-                chain(&error),
-            ));
+            out.findings
+                .push(findings::HIVE_DAMAGED.found_with(&[&"a registry hive"], chain(&error)));
             Ok(None)
         }
     }
@@ -355,12 +346,7 @@ fn chain(error: &HiveError) -> String {
 }
 
 fn missing_hive(path: &GuestPath) -> Finding {
-    Finding::blocker(
-        "hive-missing",
-        format!("{path} is missing: this Windows does not start anywhere"),
-        "repair the guest before converting it",
-        path.to_string(),
-    )
+    findings::HIVE_MISSING.found_with(&[path], path.to_string())
 }
 
 /// Where the chosen Windows is.
@@ -385,19 +371,13 @@ fn read_hives(
     let system = HiveView::new(&hives.system.bytes)?;
     let software = HiveView::new(&hives.software.bytes)?;
     let Some(set) = os::control_set(&system)? else {
-        out.findings.push(Finding::blocker(
-            "no-control-set",
-            "the SYSTEM hive names no control set that exists: this Windows does not start anywhere",
-            "repair the guest, or restore its SYSTEM hive from a backup",
-            "SYSTEM\\Select",
-        ));
+        out.findings
+            .push(findings::NO_CONTROL_SET.found("SYSTEM\\Select"));
         return Ok(false);
     };
     if let Some((name, number)) = os::lost_default(&system)? {
-        out.findings.push(Finding::blocker(
-            "default-control-set",
-            format!("{name} is to be started and is not in the SYSTEM hive: the boot loader stops there"),
-            "start the guest on its old host with the last known good configuration (F8), and shut it down",
+        out.findings.push(findings::DEFAULT_CONTROL_SET.found_with(
+            &[&name],
             format!("SYSTEM\\Select\\Default is {number}, {set} is there"),
         ));
     }
@@ -433,13 +413,8 @@ fn read_hives(
     out.os.build = Some(version.build);
     out.os.revision = version.revision;
     let Some(arch) = arch else {
-        out.findings.push(Finding::blocker(
-            "unknown-architecture",
-            format!(
-                "the processor architecture of this Windows (build {}) is not known: no driver can be chosen for it",
-                version.build
-            ),
-            "check that Windows is for x86, x64 or ARM64, and that System32\\ntoskrnl.exe is whole",
+        out.findings.push(findings::UNKNOWN_ARCHITECTURE.found_with(
+            &[&version.build],
             "neither ntoskrnl.exe nor PROCESSOR_ARCHITECTURE names a known processor",
         ));
         return Ok(false);
@@ -490,12 +465,7 @@ fn read_hives(
 }
 
 fn unknown_windows(evidence: &str) -> Finding {
-    Finding::blocker(
-        "unknown-windows",
-        "the hives do not say which Windows this is: no driver can be chosen for it",
-        "check that the guest starts, and that its hives are whole",
-        evidence,
-    )
+    findings::UNKNOWN_WINDOWS.found(evidence)
 }
 
 /// Says what the disk is instead.
@@ -510,12 +480,8 @@ fn not_windows(
         out.os.family = OsFamily::Windows;
         out.os.windows_root = Some(candidate.root.clone());
         let path = format!("{}\\System32\\config\\SYSTEM", candidate.root);
-        out.findings.push(Finding::blocker(
-            "hive-missing",
-            format!("{path} is missing: this Windows does not start anywhere"),
-            "repair the guest before converting it",
-            candidate.volume.to_string(),
-        ));
+        out.findings
+            .push(findings::HIVE_MISSING.found_with(&[&path], candidate.volume.to_string()));
         return;
     }
     let kinds = |wanted: &[FsKind]| -> Vec<FsKind> {
@@ -542,45 +508,31 @@ fn not_windows(
         out.os.family = OsFamily::Windows;
     } else if !linux.is_empty() {
         out.os.family = OsFamily::Linux;
-        out.findings.push(Finding::blocker(
-            "linux",
-            format!("this is a Linux disk ({}), not a Windows one", names(&linux)),
-            "use virt-v2v, or attach the disk to a KVM machine as it is: Linux brings its virtio drivers",
+        out.findings.push(findings::LINUX.found_with(
+            &[&names(&linux)],
             "no Windows folder with a SYSTEM hive on any volume",
         ));
     } else if hidden {
         // Nothing to add.
     } else if !data.is_empty() {
-        out.findings.push(Finding::blocker(
-            "no-windows",
-            format!(
-                "there is no Windows on this disk, only data ({})",
-                names(&data)
-            ),
-            "convert the disk Windows starts from; attach a data disk as it is",
+        out.findings.push(findings::NO_WINDOWS.found_with(
+            &[&names(&data)],
             "no folder with System32\\config\\SYSTEM on any NTFS volume",
         ));
     } else if layout.scheme == Scheme::None {
-        out.findings.push(Finding::blocker(
-            "no-partition-table",
-            "the disk has neither a partition table nor a file system: it is empty, encrypted as a whole, or not a disk image",
-            "check that this is the right file, and its format",
-            "no GPT, MBR or known file system at the start of the disk",
-        ));
+        out.findings.push(
+            findings::NO_PARTITION_TABLE
+                .found("no GPT, MBR or known file system at the start of the disk"),
+        );
     } else if layout.partitions.is_empty() {
-        out.findings.push(Finding::blocker(
-            "empty-disk",
-            "the partition table is empty: there is nothing to convert",
-            "convert the disk Windows starts from",
-            format!("partition table {:?} without partitions", layout.scheme),
-        ));
+        out.findings.push(findings::EMPTY_DISK.found(format!(
+            "partition table {:?} without partitions",
+            layout.scheme
+        )));
     } else {
-        out.findings.push(Finding::blocker(
-            "no-file-system",
-            "no partition holds a file system we know: the disk is not formatted, or encrypted",
-            "check that this is the right disk; decrypt it in the guest if it is encrypted",
-            crate::ui::count(layout.partitions.len(), "partition"),
-        ));
+        out.findings.push(
+            findings::NO_FILE_SYSTEM.found(crate::ui::count(layout.partitions.len(), "partition")),
+        );
     }
 }
 

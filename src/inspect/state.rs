@@ -11,6 +11,7 @@ use crate::registry::HiveView;
 use crate::registry::hive::{Key, Result};
 
 use super::Disk;
+use super::findings;
 use super::model::{Finding, Inspection};
 use super::tools::MICROSOFT_DEFENDER;
 
@@ -61,34 +62,32 @@ pub fn volumes(
         (false, _) => {}
         // Opened, and no Windows in it.
         (true, None) if closed.is_empty() => {}
-        (true, None) => out.findings.push(closed_bitlocker(&volumes, &closed, unlocked_by(&bitlocker, &protectors))),
+        (true, None) => out.findings.push(closed_bitlocker(
+            &volumes,
+            &closed,
+            unlocked_by(&bitlocker, &protectors),
+        )),
         (true, Some(system)) if bitlocker.contains(&system) => {
             let of_system = volumes.iter().find(|v| v.id == system);
             let is_suspended = of_system.is_some_and(|v| {
-                v.state.protectors.iter().any(|p| p == Protection::ClearKey.name())
+                v.state
+                    .protectors
+                    .iter()
+                    .any(|p| p == Protection::ClearKey.name())
             });
             let evidence = unlocked_by(&bitlocker, &protectors);
             out.findings.push(opened_bitlocker(is_suspended, evidence));
         }
-        (true, Some(_)) => out.findings.push(Finding::warning(
-            "bitlocker-data",
-            "a data volume is encrypted with BitLocker: Windows may ask for its recovery key on the new machine",
-            "keep the recovery key at hand, or suspend BitLocker before the conversion",
-            unlocked_by(&bitlocker, &protectors),
-        )),
+        (true, Some(_)) => out
+            .findings
+            .push(findings::BITLOCKER_DATA.found(unlocked_by(&bitlocker, &protectors))),
     }
 
     let luks = of_kind(FsKind::Luks);
     if !luks.is_empty() && system.is_none() {
-        out.findings.push(Finding::blocker(
-            "luks",
-            because(
-                "a volume is encrypted with LUKS, and no Windows is outside of it",
-                not_opened(&volumes, &luks),
-            ),
-            "give its key with --key (the guestfish engine opens it), or decrypt it",
-            list(&luks),
-        ));
+        let why = because(not_opened(&volumes, &luks));
+        out.findings
+            .push(findings::LUKS.found_with(&[&why], list(&luks)));
     }
 
     let mut ldm = of_kind(FsKind::Ldm);
@@ -97,15 +96,12 @@ pub fn volumes(
     ldm.dedup();
     out.dynamic_disk = !ldm.is_empty();
     if out.dynamic_disk {
-        out.findings.push(Finding::blocker(
-            "dynamic-disk",
-            "this is a dynamic disk (LDM): its volumes may span disks, and half of a mirror must not be changed",
-            "convert it to a basic disk in the guest, or image the volumes to one",
-            match opened(FsKind::Ldm).len() {
+        out.findings.push(
+            findings::DYNAMIC_DISK.found(match opened(FsKind::Ldm).len() {
                 0 => list(&ldm),
                 n => format!("{}, {n} volumes on it can be read", list(&ldm)),
-            },
-        ));
+            }),
+        );
     }
 
     let mut spaces = of_kind(FsKind::StorageSpaces);
@@ -113,31 +109,17 @@ pub fn volumes(
     if !spaces.is_empty() {
         spaces.sort_unstable();
         spaces.dedup();
-        out.findings.push(Finding::blocker(
-            "storage-spaces",
-            "the disk is part of a Storage Spaces pool, which is not read here",
-            "move the data to an ordinary disk in the guest",
-            list(&spaces),
-        ));
+        out.findings
+            .push(findings::STORAGE_SPACES.found(list(&spaces)));
     }
 
     let refs = of_kind(FsKind::Refs);
     if !refs.is_empty() {
         let evidence = list(&refs);
         out.findings.push(if system.is_some() {
-            Finding::info(
-                "refs-data",
-                "a data volume is ReFS: it is copied as it is and not looked at",
-                "none needed",
-                evidence,
-            )
+            findings::REFS_DATA.found(evidence)
         } else {
-            Finding::blocker(
-                "refs",
-                "a volume is ReFS, which is not read here: a Windows on it cannot be converted",
-                "move Windows to NTFS",
-                evidence,
-            )
+            findings::REFS.found(evidence)
         });
     }
 
@@ -146,20 +128,12 @@ pub fn volumes(
     }
     for volume in guest.volumes().iter().filter(|v| Some(v.id) != system) {
         if volume.kind == FsKind::Ntfs && (volume.state.hibernated || volume.state.cached) {
-            out.findings.push(Finding::warning(
-                "data-volume-hibernated",
-                "another volume holds a hibernated session: what that Windows had open is lost when this one starts",
-                "shut that Windows down completely (shutdown /s /t 0)",
-                list(&[volume.id]),
-            ));
+            out.findings
+                .push(findings::DATA_VOLUME_HIBERNATED.found(list(&[volume.id])));
         }
         if volume.kind == FsKind::Ntfs && volume.state.dirty && !volume.state.cached {
-            out.findings.push(Finding::info(
-                "data-volume-dirty",
-                "another NTFS volume was not unmounted cleanly: Windows checks it at the next start",
-                "none needed; a clean shutdown before the conversion avoids it",
-                list(&[volume.id]),
-            ));
+            out.findings
+                .push(findings::DATA_VOLUME_DIRTY.found(list(&[volume.id])));
         }
     }
     let snapshots: Vec<_> = volumes
@@ -169,12 +143,8 @@ pub fn volumes(
         .collect();
     out.vss_snapshots = !snapshots.is_empty();
     if out.vss_snapshots {
-        out.findings.push(Finding::info(
-            "vss-snapshots",
-            "shadow copies are on the disk: the free space of their volume is copied too, because they use it",
-            "delete them first if they are not needed (vssadmin delete shadows /all)",
-            list(&snapshots),
-        ));
+        out.findings
+            .push(findings::VSS_SNAPSHOTS.found(list(&snapshots)));
     }
 }
 
@@ -182,33 +152,20 @@ fn system_volume(volume: &Volume, force_dirty: bool, out: &mut Inspection) {
     out.hibernated = volume.state.hibernated;
     out.volume_dirty = volume.state.dirty;
     if out.hibernated {
-        out.findings.push(Finding::blocker(
-            "volume-hibernated",
-            "Windows is hibernated (Fast Startup counts): changing its disk now would damage it",
-            "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0",
-            format!("hiberfil.sys on {}", volume.id),
-        ));
+        out.findings
+            .push(findings::VOLUME_HIBERNATED.found(format!("hiberfil.sys on {}", volume.id)));
     } else if volume.state.cached {
-        out.findings.push(Finding::blocker(
-            "volume-cached",
-            "Windows did not let go of its NTFS volume (log version 2.0: it ran when the disk was taken, or Fast Startup is on): parts of it may exist only in memory",
-            "start the guest, run powercfg /h off, then shut it down with shutdown /s /t 0; --force-dirty-volume does not help here",
-            format!("$LogFile on {}", volume.id),
-        ));
+        out.findings
+            .push(findings::VOLUME_CACHED.found(format!("$LogFile on {}", volume.id)));
     } else if out.volume_dirty && force_dirty {
-        out.findings.push(Finding::warning(
-            "volume-dirty-forced",
-            "the NTFS volume of Windows was not unmounted cleanly and is written all the same: its log is thrown away, and what Windows had not finished writing is lost",
-            "let Windows check the disk at the first boot, and compare what matters with a backup",
-            format!("dirty flag or open $LogFile on {}", volume.id),
-        ));
+        out.findings.push(
+            findings::VOLUME_DIRTY_FORCED
+                .found(format!("dirty flag or open $LogFile on {}", volume.id)),
+        );
     } else if out.volume_dirty {
-        out.findings.push(Finding::blocker(
-            "volume-dirty",
-            "the NTFS volume of Windows was not unmounted cleanly: writing to it could damage it",
-            "start the guest, let it check the disk (chkdsk C: /f), and shut it down with shutdown /s /t 0; --force-dirty-volume writes anyway and loses what was not finished",
-            format!("dirty flag or open $LogFile on {}", volume.id),
-        ));
+        out.findings.push(
+            findings::VOLUME_DIRTY.found(format!("dirty flag or open $LogFile on {}", volume.id)),
+        );
     }
 }
 
@@ -226,45 +183,20 @@ fn closed_bitlocker(volumes: &[&Volume], closed: &[VolumeId], evidence: String) 
         let mut of_them = volumes.iter().filter(|v| closed.contains(&v.id));
         of_them.any(|v| v.state.closed == Some(wanted))
     };
-    let reason = not_opened(volumes, closed);
-    if is(Closed::Converting) && !is(Closed::Locked) {
-        return Finding::blocker(
-            "bitlocker-converting",
-            because(
-                "a volume is neither encrypted nor decrypted as a whole",
-                reason,
-            ),
-            "start the guest, wait until manage-bde -status says 100% or 0% (a paused conversion goes on after manage-bde -resume C:), shut it down",
-            evidence,
-        );
-    }
-    Finding::blocker(
-        "bitlocker",
-        because(
-            "a volume is encrypted with BitLocker: Windows cannot be read, let alone changed",
-            reason,
-        ),
-        "give its recovery password, its password or its .BEK file with --key (all:file:FILE); or suspend BitLocker in the guest (manage-bde -protectors -disable C: -rc 0) and shut it down: no key is needed then",
-        evidence,
-    )
+    let why = because(not_opened(volumes, closed));
+    let text = match is(Closed::Converting) && !is(Closed::Locked) {
+        true => findings::BITLOCKER_CONVERTING,
+        false => findings::BITLOCKER,
+    };
+    text.found_with(&[&why], evidence)
 }
 
 /// A Windows that is encrypted, and can be read and changed here.
 fn opened_bitlocker(is_suspended: bool, evidence: String) -> Finding {
     if is_suspended {
-        return Finding::warning(
-            "bitlocker-suspended",
-            "Windows is encrypted with BitLocker, which is suspended and stays so: whoever has the disk can read it; the TPM of the old machine is not in the new one",
-            "none needed for the boots if it was suspended with -rc 0 (else Windows resumes it after the first boot and asks for the recovery password at the second); after the last boot, in the guest: manage-bde -protectors -delete C: -type TPM, manage-bde -protectors -add C: -tpm where the machine has a TPM, manage-bde -protectors -enable C:",
-            evidence,
-        );
+        return findings::BITLOCKER_SUSPENDED.found(evidence);
     }
-    Finding::warning(
-        "bitlocker-opened",
-        "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
-        "suspend BitLocker before the conversion (manage-bde -protectors -disable C: -rc 0) so that both boots pass without it, or keep the recovery key at hand",
-        evidence,
-    )
+    findings::BITLOCKER_OPENED.found(evidence)
 }
 
 /// Why no key opened them, when one was tried.
@@ -273,11 +205,8 @@ fn not_opened<'a>(volumes: &[&'a Volume], closed: &[VolumeId]) -> Option<&'a str
     closed.find_map(|v| v.state.unreadable.as_deref())
 }
 
-fn because(message: &str, reason: Option<&str>) -> String {
-    match reason {
-        Some(reason) => format!("{message}; {reason}"),
-        None => message.to_string(),
-    }
+fn because(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |reason| format!("; {reason}"))
 }
 
 fn list(volumes: &[VolumeId]) -> String {
@@ -321,12 +250,8 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
         .iter()
         .any(|p| stat(p).is_some_and(|i| i.reparse_tag == Some(IO_REPARSE_TAG_WOF)));
     if out.compact_os {
-        out.findings.push(Finding::info(
-            "compact-os",
-            "system files are compressed (CompactOS): driver files that are added or replaced are not",
-            "none needed",
-            "WOF reparse points on system files",
-        ));
+        out.findings
+            .push(findings::COMPACT_OS.found("WOF reparse points on system files"));
     }
     let probed = |what: fn(&FileInfo) -> bool| {
         let mut found = COMPACT_PROBES
@@ -338,31 +263,17 @@ pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mu
         out.findings.push(encrypted(file));
     }
     if let Some(file) = probed(|i| i.compressed).or_else(|| compressed_hive(&stat, root)) {
-        out.findings.push(Finding::info(
-            "compressed-volume",
-            "files of Windows are compressed by NTFS: they are read as they are; what is written, hives included, is not compressed",
-            "none needed",
-            file,
-        ));
+        out.findings.push(findings::COMPRESSED_VOLUME.found(file));
     }
     if stat("WinSxS\\pending.xml").is_some() {
         out.pending_updates = true;
-        out.findings.push(Finding::warning(
-            "pending-updates",
-            "updates wait for the next start: they run on the new machine, and may replace driver files",
-            "restart the guest until no update is pending, then shut it down",
-            format!("{root}\\WinSxS\\pending.xml"),
-        ));
+        out.findings
+            .push(findings::PENDING_UPDATES.found(format!("{root}\\WinSxS\\pending.xml")));
     }
 }
 
 pub fn encrypted(file: String) -> Finding {
-    Finding::blocker(
-        "efs",
-        "files of Windows are encrypted (EFS): neither this program nor the boot loader can read them",
-        "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down",
-        file,
-    )
+    findings::EFS.found(file)
 }
 
 /// What the hives say.
@@ -388,12 +299,7 @@ pub fn hives(
         .collect();
     if !scanners.is_empty() {
         let evidence = scanners.join(", ");
-        out.findings.push(Finding::warning(
-            "antivirus",
-            "a virus scanner with boot drivers of its own is installed: it may block the first start of new drivers",
-            "if the first boot fails, convert again after pausing its self-protection",
-            evidence,
-        ));
+        out.findings.push(findings::ANTIVIRUS.found(evidence));
     }
     Ok(())
 }
@@ -407,12 +313,8 @@ fn pending(set: &Key<'_>, software: &HiveView<'_>, out: &mut Inspection) -> Resu
         let path = format!("{current}\\{key}");
         if software.key(&path)?.is_some() {
             out.pending_updates = true;
-            out.findings.push(Finding::warning(
-                "pending-reboot",
-                "Windows waits for a restart to finish an update: it finishes on the new machine, with restarts of its own",
-                "restart the guest once more before the conversion",
-                format!("SOFTWARE\\{path}"),
-            ));
+            out.findings
+                .push(findings::PENDING_REBOOT.found(format!("SOFTWARE\\{path}")));
         }
     }
     let renames = match set.key("Control\\Session Manager")? {
@@ -422,12 +324,8 @@ fn pending(set: &Key<'_>, software: &HiveView<'_>, out: &mut Inspection) -> Resu
     // Beyond the terminators there is at least one operation.
     if renames.is_some_and(|v| v.data.iter().any(|b| *b != 0)) {
         out.pending_updates = true;
-        out.findings.push(Finding::info(
-            "pending-renames",
-            "files wait to be renamed or deleted at the next start",
-            "none needed",
-            "Session Manager\\PendingFileRenameOperations",
-        ));
+        out.findings
+            .push(findings::PENDING_RENAMES.found("Session Manager\\PendingFileRenameOperations"));
     }
     Ok(())
 }
@@ -450,12 +348,10 @@ fn policies(software: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
     }
     if !active.is_empty() {
         out.group_policy_device_restrictions = true;
-        out.findings.push(Finding::warning(
-            "device-install-policy",
-            "a group policy restricts device installation: Windows may refuse the new disk and network devices",
-            "exempt the virtio devices (PCI\\VEN_1AF4) from the policy before the conversion",
-            format!("SOFTWARE\\{path}: {}", active.join(", ")),
-        ));
+        out.findings.push(
+            findings::DEVICE_INSTALL_POLICY
+                .found(format!("SOFTWARE\\{path}: {}", active.join(", "))),
+        );
     }
     Ok(())
 }
@@ -464,24 +360,16 @@ fn roles(set: &Key<'_>, out: &mut Inspection) -> Result<()> {
     if let Some(cluster) = set.key("Services\\ClusSvc")?
         && cluster.dword("Start")?.is_some_and(|s| s < 4)
     {
-        out.findings.push(Finding::warning(
-            "cluster-node",
-            "this is a failover cluster node: shared disks are not part of this image",
-            "evict the node first, or attach the shared disks to the new machine by hand",
-            "Services\\ClusSvc",
-        ));
+        out.findings
+            .push(findings::CLUSTER_NODE.found("Services\\ClusSvc"));
     }
     let product = match set.key("Control\\ProductOptions")? {
         Some(key) => key.string("ProductType")?,
         None => None,
     };
     if product.is_some_and(|p| p.eq_ignore_ascii_case("LanmanNT")) {
-        out.findings.push(Finding::warning(
-            "domain-controller",
-            "this is a domain controller: never run the old and the new machine at the same time",
-            "keep the old machine off for good; other domain controllers must be reachable at first boot",
-            "ProductOptions\\ProductType is LanmanNT",
-        ));
+        out.findings
+            .push(findings::DOMAIN_CONTROLLER.found("ProductOptions\\ProductType is LanmanNT"));
     }
     Ok(())
 }
@@ -494,12 +382,8 @@ fn virtualization_based_security(set: &Key<'_>, out: &mut Inspection) -> Result<
     };
     let is_set = |name| -> Result<bool> { Ok(key.dword(name)?.unwrap_or(0) != 0) };
     if is_set("EnableVirtualizationBasedSecurity")? && is_set("Mandatory")? {
-        out.findings.push(Finding::warning(
-            "vbs-mandatory",
-            "virtualization-based security is mandatory: Windows stops at boot on a machine without nested virtualization",
-            "run it on a host that offers nested virtualization to its guests (CPU host-passthrough), or set Control\\DeviceGuard Mandatory to 0 before the conversion",
-            "Control\\DeviceGuard: Mandatory",
-        ));
+        out.findings
+            .push(findings::VBS_MANDATORY.found("Control\\DeviceGuard: Mandatory"));
     }
     Ok(())
 }
@@ -510,12 +394,8 @@ fn setup(system: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
         return Ok(());
     };
     if key.dword("SystemSetupInProgress")?.unwrap_or(0) != 0 {
-        out.findings.push(Finding::warning(
-            "setup-in-progress",
-            "Windows setup is not finished (a sysprepped image looks like this too): the first boot continues it",
-            "expected for a template; otherwise let setup finish before the conversion",
-            "SYSTEM\\Setup\\SystemSetupInProgress",
-        ));
+        out.findings
+            .push(findings::SETUP_IN_PROGRESS.found("SYSTEM\\Setup\\SystemSetupInProgress"));
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::drivers::Arch;
 use crate::error::{Error, Result};
 use crate::guest::guestfish::Attach;
 use crate::guest::{EmbeddedReader, FsKind, GuestError, GuestRead, embedded};
-use crate::inspect::{Finding, Firmware, Inspection, OsFamily};
+use crate::inspect::{Finding, Firmware, Inspection, OsFamily, findings};
 use crate::source::SourceFirmware;
 use crate::text::guest_text;
 use crate::tool::{self, host};
@@ -106,12 +106,9 @@ fn look(
         }
         Choice::Root(root, tree) => {
             if volumes.iter().any(|v| v.unclean) {
-                inspection.findings.push(Finding::warning(
-                    "linux-not-clean",
-                    "a file system was not unmounted: the guest crashed or still runs, and Linux will replay its journal",
-                    "shut the guest down from inside and convert again, unless this is all there is",
-                    "the ext4 feature needs_recovery",
-                ));
+                inspection
+                    .findings
+                    .push(findings::LINUX_NOT_CLEAN.found("the ext4 feature needs_recovery"));
             }
             installation(disks, &tree, root, inspection, source).map_err(failed)
         }
@@ -121,25 +118,18 @@ fn look(
         }
         Choice::Appliance(why) => {
             let Some(starting) = starting else {
-                inspection.findings.push(Finding::blocker(
-                    "linux-root-unread",
-                    format!(
-                        "{why}, which only the libguestfs appliance reads, and --engine embedded does without one"
-                    ),
-                    "leave --engine out, or use --engine guestfish",
-                    faults.join("; "),
-                ));
+                inspection.findings.push(
+                    findings::LINUX_ROOT_UNREAD_EMBEDDED.found_with(&[&why], faults.join("; ")),
+                );
                 return Ok(());
             };
             if tool::find(tool::guestfish::TOOL).is_none() {
-                inspection.findings.push(Finding::blocker(
-                    "linux-root-unread",
-                    format!(
-                        "{why}, which only libguestfs reads here, and guestfish is not installed"
-                    ),
-                    host::hint(tool::guestfish::TOOL),
-                    faults.join("; "),
-                ));
+                inspection
+                    .findings
+                    .push(findings::LINUX_ROOT_UNREAD.found_with(
+                        &[&why, &host::hint(tool::guestfish::TOOL)],
+                        faults.join("; "),
+                    ));
                 return Ok(());
             }
             starting(&why);
@@ -169,12 +159,9 @@ fn look(
                     Ok(())
                 }
                 Found::Encrypted(devices) => {
-                    inspection.findings.push(Finding::blocker(
-                        "linux-encrypted",
-                        format!("the root file system is encrypted (LUKS on {})", devices.join(", ")),
-                        "convert it with virt-v2v and its option --key, or decrypt the disk in the guest",
-                        "crypto_LUKS",
-                    ));
+                    inspection.findings.push(
+                        findings::LINUX_ENCRYPTED.found_with(&[&devices.join(", ")], "crypto_LUKS"),
+                    );
                     Ok(())
                 }
                 Found::None => {
@@ -187,21 +174,11 @@ fn look(
 }
 
 fn several(found: &[String]) -> Finding {
-    Finding::blocker(
-        "several-linux",
-        format!("more than one Linux is installed: {}", found.join(", ")),
-        "convert a machine with one; remove the others, or convert it with virt-v2v and its option --root",
-        String::new(),
-    )
+    findings::SEVERAL_LINUX.found_with(&[&found.join(", ")], String::new())
 }
 
 fn no_linux(why: &str) -> Finding {
-    Finding::blocker(
-        "no-linux",
-        "no Linux installation was found on these disks",
-        "name the disk the machine starts from, and with a machine of several disks its description (.vmx, .ovf, libvirt XML)",
-        why,
-    )
+    findings::NO_LINUX.found(why)
 }
 
 /// A suspended session goes on with the old hardware in mind.
@@ -216,12 +193,11 @@ fn hibernated(disks: &[OpenDisk], findings: &mut Vec<Finding>) -> Result<()> {
                 continue;
             }
             if signature.starts_with(b"S1SUSPEND") || signature.starts_with(b"S2SUSPEND") {
-                findings.push(Finding::blocker(
-                    "linux-hibernated",
-                    "the guest is hibernated: on another machine it would go on with hardware that is gone, and lose data",
-                    "start it once where it was, and shut it down",
-                    format!("suspend image on disk {}, partition {}", i + 1, partition.index),
-                ));
+                findings.push(findings::LINUX_HIBERNATED.found(format!(
+                    "suspend image on disk {}, partition {}",
+                    i + 1,
+                    partition.index
+                )));
             }
         }
     }
@@ -547,10 +523,7 @@ fn firmware(
         (true, true) if source == Some(SourceFirmware::Uefi) => Firmware::Uefi,
         (true, true) => Firmware::Bios,
         (false, false) => {
-            findings.push(Finding::warning(
-                "linux-no-boot-loader",
-                "no boot loader was found at the start of the first disk, and none on an EFI system partition: the machine will not start by itself",
-                "put the disk it starts from first, or install the boot loader again from a rescue system",
+            findings.push(findings::LINUX_NO_BOOT_LOADER.found(
                 "the first sector has no code, no FAT volume has \\EFI with a loader we know",
             ));
             match source {
@@ -564,50 +537,24 @@ fn firmware(
 fn findings(facts: &LinuxFacts, inspection: &mut Inspection) {
     let out = &mut inspection.findings;
     if inspection.os.arch == Some(Arch::Arm64) {
-        out.push(Finding::blocker(
-            "linux-arch",
-            "this Linux is for ARM: the machines made here are x86",
-            "convert it with virt-v2v on an ARM host",
-            "ELF header of /usr/bin/env",
-        ));
+        out.push(findings::LINUX_ARCH.found("ELF header of /usr/bin/env"));
     }
-    out.push(Finding::info(
-        "linux-free-space",
-        "free space of Linux file systems is copied as it is",
-        "none needed; fstrim -av in the guest before makes the copy smaller",
-        format!("{} on {}", facts.root.filesystem, facts.root.place),
-    ));
+    out.push(
+        findings::LINUX_FREE_SPACE
+            .found(format!("{} on {}", facts.root.filesystem, facts.root.place)),
+    );
     if facts.fallback_loader == Some(false) && inspection.firmware == Some(Firmware::Uefi) {
-        out.push(Finding::warning(
-            "uefi-fallback",
-            "\\EFI\\BOOT\\BOOTX64.EFI is missing: firmware without the old boot entries finds no boot loader",
-            "none needed: convert copies the guest's own loader there",
-            "EFI system partition",
-        ));
+        out.push(findings::UEFI_FALLBACK_LINUX.found("EFI system partition"));
     }
     if !facts.device_names.is_empty() {
-        out.push(Finding::warning(
-            "linux-device-name",
-            format!(
-                "/etc/fstab names {}: such names change with the controller",
-                facts.device_names.join(", ")
-            ),
-            "name them by UUID in the guest; virt-v2v does that too",
-            "/etc/fstab",
-        ));
+        out.push(
+            findings::LINUX_DEVICE_NAME.found_with(&[&facts.device_names.join(", ")], "/etc/fstab"),
+        );
     }
     let mut files: Vec<&str> = facts.interfaces.iter().map(|(_, f)| f.as_str()).collect();
     files.dedup();
     if !files.is_empty() {
         let names: Vec<&str> = facts.interfaces.iter().map(|(n, _)| n.as_str()).collect();
-        out.push(Finding::warning(
-            "linux-interface-name",
-            format!(
-                "the network is configured for {}, and names made from the slot of a card change with the machine (the first card becomes enp6s0): the addresses would not be set",
-                names.join(", ")
-            ),
-            "match the card by its MAC address in these files, which stays the same, or put the new name there from the console",
-            files.join(", "),
-        ));
+        out.push(findings::LINUX_INTERFACE_NAME.found_with(&[&names.join(", ")], files.join(", ")));
     }
 }
