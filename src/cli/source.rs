@@ -660,6 +660,12 @@ impl FixArgs {
             ("--verify-copy", self.verify_copy),
             ("--resume", self.resume),
         ];
+        if self.source.wire.password_file.as_deref() == Some(Path::new("-")) {
+            return Err(Error::usage(
+                "--copy later leaves the source to be read again, and a password from standard input is gone then",
+            )
+            .hint("--password-file FILE names a file that only its owner can read"));
+        }
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),
             Some((option, _)) => Err(Error::usage(format!(

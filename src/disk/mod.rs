@@ -45,3 +45,4 @@ pub mod whole;
 pub use block::{BlockRead, BlockWrite};
 pub use chain::{Image, ImageError};
 pub use export::Export;
+pub(crate) use on_wire::remote_node;

@@ -157,7 +157,8 @@ impl Folder {
         report["outputs"]["complete"] = true.into();
         report["bytes"]["left"] = 0.into();
         if let Some(warnings) = report["warnings"].as_array_mut() {
-            warnings.retain(|w| w.as_str() != Some(super::WARNING));
+            let gone = [Some(super::WARNING), Some(super::ON_WIRE)];
+            warnings.retain(|w| !gone.contains(&w.as_str()));
         }
         for entry in report["files"].as_array_mut().into_iter().flatten() {
             let Some(name) = entry["path"].as_str().map(PathBuf::from) else {
@@ -181,10 +182,10 @@ impl Folder {
             Err(e) if e.is_missing() => return Ok(()),
             page => String::from_utf8_lossy(&page?).into_owned(),
         };
-        let said = page.replace(
-            super::WARNING,
-            "the disks stand alone: everything was pulled",
-        );
+        let alone = "the disks stand alone: everything was pulled";
+        let said = page
+            .replace(super::WARNING, alone)
+            .replace(super::ON_WIRE, "the other host is not needed any more");
         write_durably(&path, said.as_bytes())
             .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }

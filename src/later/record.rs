@@ -11,6 +11,7 @@ use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::write_durably;
 use crate::fix::trusted;
 use crate::text::shell_word;
+use crate::tool::qemu_img;
 
 use super::wire::{self, OnWire};
 
@@ -69,6 +70,17 @@ pub(crate) fn backing(levels: &[Level]) -> Vec<Backing> {
         })
     };
     levels.iter().filter_map(named).collect()
+}
+
+/// Lets an overlay name what it is on. Nothing else in it changes, and nothing else is opened.
+pub(crate) fn name_below(overlay: &Path, below: &Level) -> Result<()> {
+    let name = match (&below.wire, below.files.first()) {
+        (Some(wire), _) => PathBuf::from(wire.backing_name()),
+        (None, Some(file)) => file.path.clone(),
+        (None, None) => return Ok(()),
+    };
+    qemu_img::set_backing(overlay, Some((&name, &below.format)))
+        .map_err(|e| Error::failed(format!("completing {}", overlay.display())).because(e))
 }
 
 impl Disk {
@@ -157,14 +169,26 @@ impl Record {
         self.disks.iter().any(|disk| disk.wire().is_some())
     }
 
+    /// Lets the overlays name the sockets where they are now.
+    pub(crate) fn name_sockets(&self, folder: &Path) -> Result<()> {
+        for disk in self.disks.iter().filter(|disk| disk.wire().is_some()) {
+            let overlay = folder.join(&disk.file);
+            // It may have been moved to a pool, and names the socket here all the same.
+            if let Some(below) = disk.levels.first().filter(|_| overlay.exists()) {
+                name_below(&overlay, below)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets this process read what is on other hosts, under the names that the overlays have for it.
-    pub(crate) fn connect(&self, folder: &Path) -> Result<()> {
-        (self.disks.iter().filter_map(Disk::wire)).try_for_each(|wire| wire.connect(folder))
+    pub(crate) fn connect(&self) -> Result<()> {
+        (self.disks.iter().filter_map(Disk::wire)).try_for_each(OnWire::connect)
     }
 
     /// Refuses a source that is not what it was when the VM was converted.
     pub(crate) fn check_source(&self, folder: &Path) -> Result<()> {
-        self.connect(folder)?;
+        self.connect()?;
         let mut blockers: Vec<Blocker> = Vec::new();
         let here = (self.disks.iter().flat_map(Disk::files))
             .map(|was| (was.path.display().to_string(), changed(was)));
@@ -225,7 +249,7 @@ pub(crate) fn allowed_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let Some(record) = Record::left(folder)? else {
         return Ok(Vec::new());
     };
-    record.connect(folder)?;
+    record.connect()?;
     Ok(record.files())
 }
 

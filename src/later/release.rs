@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::folder::{Domain, Folder};
 use super::record::{FILE_NAME, Record, State};
 use crate::boot;
+use crate::boot::anchor::SOCKET;
 use crate::boot::record::Phase;
 use crate::convert::exchange;
 use crate::convert::in_use::{self, Held};
@@ -101,7 +102,7 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
         folder: folder.path,
         domain: defined,
         lost: lost.unwrap_or_else(|| "nothing: the VM has not run".to_owned()),
-        source: record.files(),
+        source: record.sources(),
         kept,
     })
 }
@@ -211,13 +212,18 @@ fn of_boot(name: &str) -> bool {
         ".boot-domain.xml",
         "install.json",
         "nvram.before-final",
+        super::serve::LOCK,
+        super::serve::LOG,
     ];
+    let served = |end: &str| name.strip_suffix(end).is_some_and(|name| name.ends_with('.'));
     let log = |prefix: &str| name.starts_with(prefix) && name.ends_with(".log");
     named.contains(&name)
         || name.starts_with("evidence-bootstrap")
         || name.starts_with("evidence-final")
         || log("com1-")
         || log("com2-")
+        || served(SOCKET)
+        || served("ask")
         || name.ends_with("-nvram.fd")
         || name.contains(".qcow2.since-switch-")
 }

@@ -32,6 +32,8 @@ use crate::failpoint;
 use crate::files::{create_passage, entries, open_directory};
 use crate::fix::journal::write_durably;
 use crate::fix::trusted;
+use crate::later;
+use crate::source::mirror;
 use crate::tool::virsh::Virsh;
 use crate::ui::{Ui, document};
 
@@ -216,7 +218,18 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
     boots.rehearsal = Some(record.evidence.clone());
     // What is thrown away need not be saved.
     boots.snapshot = false;
+    let server = match later::Record::left(&folder)? {
+        Some(left) if left.is_on_wire() => {
+            let serving = later::serve::Server::start(&folder, &left, &options.boot.uri)?;
+            Some(serving)
+        }
+        _ => None,
+    };
     let outcome = boot::boot(&boots, ui);
+    if let Some(server) = &server {
+        let more = server.fetched().saturating_add(mirror::fetched());
+        rehearsal.bytes.fetched = rehearsal.bytes.fetched.saturating_add(more);
+    }
     if let Ok(Some(booted)) = BootRecord::load(&folder) {
         rehearsal.booted(&booted);
     }

@@ -272,6 +272,13 @@ impl Wire {
         self.status()?.trouble
     }
 
+    /// Why the child that dials is of no use any more.
+    pub(crate) fn broken(&self) -> Option<WireError> {
+        self.status();
+        let talk = self.shared.talk.try_lock().ok()?;
+        talk.broken.clone()
+    }
+
     fn status(&self) -> Option<Status> {
         let talk = self.shared.talk.try_lock().ok()?;
         match self.converse(talk, &Request::Status) {
