@@ -138,6 +138,20 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// Files of the folder that were written anew, in its report.
+pub(crate) fn list_anew(folder: &Path, names: &[&str]) -> Result<()> {
+    let path = folder.join(REPORT);
+    let report = read(&path)?;
+    let Some(mut report) = report.and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+    else {
+        return Ok(());
+    };
+    for name in names {
+        listed_anew(&mut report, folder, OsStr::new(name));
+    }
+    replace(&path, format!("{report:#}\n").as_bytes())
+}
+
 /// The entry of a file that was written anew; the others stay what they were found to be.
 fn listed_anew(report: &mut Value, folder: &Path, name: &OsStr) {
     let files = report.get_mut("files").and_then(Value::as_array_mut);

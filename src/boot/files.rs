@@ -333,8 +333,10 @@ fn below(disk: &Element) -> Vec<PathBuf> {
     let mut next = disk.first("backingStore");
     while let Some(level) = next {
         let source = level.first("source");
-        let socket = |s: &Element| s.first("host").and_then(|host| host.attr("socket"));
-        let path = source.and_then(|s| s.attr("file").or(s.attr("dev")).or_else(|| socket(s)));
+        let path = source.and_then(|source| {
+            let socket = || source.first("host")?.attr("socket");
+            source.attr("file").or(source.attr("dev")).or_else(socket)
+        });
         files.extend(path.map(PathBuf::from));
         next = level.first("backingStore");
     }

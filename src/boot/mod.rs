@@ -198,7 +198,8 @@ pub(crate) fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
         let moved = format!("from {}: the files name each other anew", was.display());
         ui.status("Moved", &moved);
         if let Some(later) = later::Record::left(folder)? {
-            later.name_sockets(folder)?;
+            let named = later.name_sockets(folder)?;
+            anchor::list_anew(folder, &named)?;
         }
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use crate::boot;
 use crate::error::{Error, Result};
 use crate::later::Record;
 use crate::later::folder::Folder;
@@ -28,6 +29,11 @@ pub struct ServeArgs {
 
 pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     let folder = Folder::open(&args.folder)?;
+    if !serve::is_served(&folder.path)? {
+        let _lock = boot::lock(&folder.path)?;
+        boot::anchored(&folder.path, ui)?;
+    }
+    let folder = Folder::open(&folder.path)?;
     let record = Record::left(&folder.path)?;
     let sources = record.as_ref().map_or_else(Vec::new, Record::sources);
     let sources: Vec<_> = sources
@@ -52,8 +58,9 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     for socket in serving.server().sockets() {
         ui.status("Serving", &socket.display().to_string());
     }
-    serve::notify("READY=1\n")
-        .map_err(|e| Error::failed("telling that the sockets are there (NOTIFY_SOCKET)").because(e))?;
+    serve::notify("READY=1\n").map_err(|e| {
+        Error::failed("telling that the sockets are there (NOTIFY_SOCKET)").because(e)
+    })?;
     let (end, fetched) = serving.watch(ui)?;
     ui.line(match end {
         End::Asked => "ended as asked",

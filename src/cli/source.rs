@@ -679,11 +679,11 @@ impl FixArgs {
     /// where programs keep temporary files.
     pub fn confine(&self, place: Option<&Path>) -> Result<()> {
         self.refuse_in_place()?;
+        self.refuse_with_copy_later()?;
         self.source.wire.locate(&self.source.source)?;
         if self.source.starts_a_daemon()? {
             return Ok(());
         }
-        self.refuse_with_copy_later()?;
         if self.dry_run {
             return self.source.confine(None);
         }

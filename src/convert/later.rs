@@ -160,12 +160,12 @@ pub(super) fn keep(
         })?;
         put_sockets(&mut levels, &folder.target().join(&file))?;
         let image = put(folder, &disk.image, &path, i)?;
+        let left = holes::left(&image)?;
         if let Some(top) = levels.first() {
             record::name_below(&path, top)?;
         }
         let backing = record::backing(&levels);
         point("kept")?;
-        let left = holes::left(&image)?;
         let size_bytes = image.virtual_size();
         bytes.virtual_size = bytes.virtual_size.saturating_add(size_bytes);
         bytes.left = bytes.left.saturating_add(left);

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::between;
 use super::block::FileDisk;
 use super::detect::{self, Detected, Format, VmdkExtent};
 use super::hold::{Found, Held, Use};
@@ -273,6 +274,8 @@ pub struct Level {
     shown: Option<Arc<Remote>>,
     /// Sparse links over such a disk: a qcow2 with the grains of all of them.
     pub(super) merged: Option<Held>,
+    /// Over what it is on, where its header has a name for that which is no path.
+    between: Option<Arc<File>>,
 }
 
 /// A disk image with its backing chain.
@@ -567,6 +570,7 @@ impl Level {
             flat: None,
             shown: None,
             merged: None,
+            between: None,
         }
     }
 
@@ -592,6 +596,7 @@ impl Level {
             flat: None,
             shown: None,
             merged: None,
+            between: None,
         }
     }
 
@@ -631,6 +636,10 @@ impl Level {
     /// The block device tree of the level, over that of what is below it. Connections for it are added to
     /// `sockets`.
     fn node(&self, writable: bool, backing: Value, sockets: &mut Vec<Passed>) -> Value {
+        let backing = match (&self.between, backing) {
+            (Some(between), below) if !below.is_null() => between::under(between, below),
+            (_, backing) => backing,
+        };
         if let Some(flat) = &self.flat {
             let file = nbd_node(&**flat.file(), sockets);
             return json!({"driver": "raw", "file": file, "read-only": true});
@@ -706,7 +715,11 @@ impl Level {
         // What is on another host comes through a socket.
         let here = self.held.iter().filter(|held| held.remote().is_none());
         let held = here.chain(&self.merged).map(|held| held.passed(writable));
-        let descriptor = self.descriptor.iter().chain(&self.head);
+        let descriptor = self
+            .descriptor
+            .iter()
+            .chain(&self.head)
+            .chain(&self.between);
         held.chain(descriptor.map(|file| Passed::new(file.clone(), &self.path, false)))
             .collect()
     }
@@ -848,6 +861,10 @@ fn open_level(
         Some(name) if !name.is_empty() => {
             let name = backing_name(&name, &file, format).map_err(io_error)?;
             let file = references.open(path, &name)?;
+            if remote::backing(&name.text).is_some() {
+                let between = between::empty(level.virtual_size).map_err(io_error)?;
+                level.between = Some(Arc::new(between));
+            }
             let format = match info.backing_filename_format {
                 Some(name) => {
                     Some(Format::by_name(&name).ok_or(ImageError::UnknownFormat { name })?)

@@ -9,6 +9,7 @@
 //!                     --device.rs--> a block device
 //! ```
 
+mod between;
 pub mod block;
 pub mod cache;
 pub mod chain;
@@ -45,4 +46,4 @@ pub mod whole;
 pub use block::{BlockRead, BlockWrite};
 pub use chain::{Image, ImageError};
 pub use export::Export;
-pub(crate) use on_wire::remote_node;
+pub(crate) use on_wire::named_backing;

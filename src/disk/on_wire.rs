@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::between;
 use super::chain::{Image, ImageError, Result};
 use super::compose::{Composed, Piece};
 use super::detect::{self, Format, VmdkExtent};
 use super::hold::Held;
 use super::remote::{self, ReadAt, Remote, RemoteFile};
-use crate::tool::pass::Passed;
+use crate::tool::pass::{Passed, Spec};
 use crate::tool::qemu_img::{self, Depth};
 
 impl Image {
@@ -82,11 +83,21 @@ pub(super) fn nbd_node(file: &dyn RemoteFile, sockets: &mut Vec<Passed>) -> Valu
     })
 }
 
-/// The node of what an image means that names `name` as its backing file ([`remote::register_backing`]).
-pub(crate) fn remote_node(name: &str, sockets: &mut Vec<Passed>) -> Value {
-    let held = remote::backing(name).and_then(|placeholder| Held::open(&placeholder).ok());
-    let remote = held.as_ref().and_then(Held::remote);
-    remote.map_or(Value::Null, |remote| nbd_node(&**remote.file(), sockets))
+/// What an image of that size is on when it names `name` as its backing file
+/// ([`remote::register_backing`]), in a format.
+pub(crate) fn named_backing(name: &str, format: &str, size: u64, spec: &mut Spec) -> Result<Value> {
+    let placeholder = remote::backing(name).unwrap_or_else(|| name.into());
+    let held = Held::open(&placeholder)?;
+    let io_error = |e| ImageError::from_io(&placeholder, e);
+    let remote = held
+        .remote()
+        .ok_or_else(|| io_error(io::ErrorKind::NotFound.into()))?;
+    let file = nbd_node(&**remote.file(), &mut spec.sockets);
+    let empty = Arc::new(between::empty(size).map_err(io_error)?);
+    let below = json!({"driver": format, "file": file, "read-only": true});
+    let node = between::under(&empty, below);
+    spec.passed.push(Passed::new(empty, &placeholder, false));
+    Ok(node)
 }
 
 /// The file with another start.

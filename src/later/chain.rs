@@ -24,6 +24,7 @@ pub(crate) fn levels(image: &Image) -> Result<Vec<Level>, Box<Blocker>> {
 fn on_wire(level: &Opened) -> Result<Level, Box<Blocker>> {
     let refuse = |why: &str| {
         let shown = text::called_path(&level.path);
+        let shown = shown.display();
         let remedy = "leave --copy later out: what is in use is then copied, and no more";
         Box::new(Blocker::new("copy-later", format!("{shown} {why}"), remedy))
     };
@@ -57,7 +58,9 @@ fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
     for held in level.held() {
         if held.is_on_wire() {
             return Err(refuse(
-                format!("{shown} is on another host and one of several images, and a VM is not started from those"),
+                format!(
+                    "{shown} is on another host and one of several images, and a VM is not started from those"
+                ),
                 "leave --copy later out: what is in use is then copied, and no more",
             ));
         }

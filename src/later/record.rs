@@ -84,11 +84,6 @@ pub(crate) fn name_below(overlay: &Path, below: &Level) -> Result<()> {
 }
 
 impl Disk {
-    /// What the overlay is on.
-    pub(crate) fn backing(&self) -> Vec<Backing> {
-        backing(&self.levels)
-    }
-
     /// What is on another host.
     pub(crate) fn wire(&self) -> Option<&OnWire> {
         self.levels.iter().find_map(|level| level.wire.as_ref())
@@ -169,16 +164,18 @@ impl Record {
         self.disks.iter().any(|disk| disk.wire().is_some())
     }
 
-    /// Lets the overlays name the sockets where they are now.
-    pub(crate) fn name_sockets(&self, folder: &Path) -> Result<()> {
+    /// Lets the overlays name the sockets where they are now. Returns the files that have changed.
+    pub(crate) fn name_sockets(&self, folder: &Path) -> Result<Vec<&str>> {
+        let mut named = Vec::new();
         for disk in self.disks.iter().filter(|disk| disk.wire().is_some()) {
             let overlay = folder.join(&disk.file);
             // It may have been moved to a pool, and names the socket here all the same.
             if let Some(below) = disk.levels.first().filter(|_| overlay.exists()) {
                 name_below(&overlay, below)?;
+                named.push(disk.file.as_str());
             }
         }
-        Ok(())
+        Ok(named)
     }
 
     /// Lets this process read what is on other hosts, under the names that the overlays have for it.
@@ -283,7 +280,7 @@ mod tests {
             allowed_below(dir.path()).unwrap(),
             std::slice::from_ref(&source)
         );
-        let backing = &record.disks[0].backing()[0];
+        let backing = &backing(&record.disks[0].levels)[0];
         assert_eq!((&backing.path, backing.format.as_str()), (&source, "raw"));
         record.state = State::Alone;
         record.save(dir.path()).unwrap();

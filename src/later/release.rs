@@ -215,7 +215,10 @@ fn of_boot(name: &str) -> bool {
         super::serve::LOCK,
         super::serve::LOG,
     ];
-    let served = |end: &str| name.strip_suffix(end).is_some_and(|name| name.ends_with('.'));
+    let served = |end: &str| {
+        name.strip_suffix(end)
+            .is_some_and(|name| name.ends_with('.'))
+    };
     let log = |prefix: &str| name.starts_with(prefix) && name.ends_with(".log");
     named.contains(&name)
         || name.starts_with("evidence-bootstrap")

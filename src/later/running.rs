@@ -12,7 +12,7 @@ use super::folder::{Domain, Folder};
 use super::pull::{Options, hit};
 use super::record::{Disk, Record};
 use crate::boot::files::{self, DomainDisk};
-use crate::disk::remote_node;
+use crate::disk::named_backing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tool::pass::Spec;
 use crate::tool::qemu_img::{self, Depth};
@@ -200,7 +200,7 @@ fn left(path: &Path, disk: &Disk) -> Result<u64> {
         return Ok(0);
     }
     let mut bytes = 0u64;
-    let counted = qemu_img::mapped(&spec(path, disk), true, &mut |range, depth| {
+    let counted = qemu_img::mapped(&spec(path, disk)?, true, &mut |range, depth| {
         if depth == Depth::Below {
             bytes = bytes.saturating_add(range.end - range.start);
         }
@@ -210,7 +210,7 @@ fn left(path: &Path, disk: &Disk) -> Result<u64> {
 }
 
 /// The chain by its names: QEMU of the VM has the files, and their locks.
-fn spec(path: &Path, disk: &Disk) -> Spec {
+fn spec(path: &Path, disk: &Disk) -> Result<Spec> {
     let file = |path: &Path| {
         let driver = match path.starts_with("/dev") {
             true => "host_device",
@@ -218,27 +218,29 @@ fn spec(path: &Path, disk: &Disk) -> Spec {
         };
         json!({"driver": driver, "filename": path.to_string_lossy(), "read-only": true})
     };
+    let source = disk.levels.iter().flat_map(|level| &level.files);
+    let files = source.map(|file| (file.path.clone(), false));
+    let mut spec = Spec::named(Value::Null, files.chain([(path.to_owned(), false)]));
     let mut node = Value::Null;
-    let mut sockets = Vec::new();
     for level in disk.levels.iter().rev() {
-        let below = match (&level.wire, level.files.first()) {
-            (Some(wire), _) => remote_node(&wire.backing_name(), &mut sockets),
-            (None, Some(image)) => file(&image.path),
-            (None, None) => Value::Null,
+        let format = level.format.as_str();
+        let image = match (&level.wire, level.files.first()) {
+            (Some(wire), _) => {
+                let name = wire.backing_name();
+                node = named_backing(&name, format, disk.virtual_size, &mut spec)?;
+                continue;
+            }
+            (None, Some(image)) => image,
+            (None, None) => continue,
         };
-        let mut next = json!({"driver": level.format, "file": below, "read-only": true});
-        if !matches!(level.format.as_str(), "raw" | "vpc" | "vdi") {
+        let mut next = json!({"driver": format, "file": file(&image.path), "read-only": true});
+        if !matches!(format, "raw" | "vpc" | "vdi") {
             next["backing"] = node;
         }
         node = next;
     }
-    let top = json!({
+    spec.node = json!({
         "driver": "qcow2", "file": file(path), "backing": node, "read-only": true,
     });
-    let source = disk.levels.iter().flat_map(|level| &level.files);
-    let files = source.map(|file| (file.path.clone(), false));
-    Spec {
-        sockets,
-        ..Spec::named(top, files.chain([(path.to_owned(), false)]))
-    }
+    Ok(spec)
 }

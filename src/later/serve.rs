@@ -28,8 +28,8 @@ use super::wire::{Looks, OnWire};
 use crate::boot::access::{self, User};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::{FileLock, LockError};
-use crate::tool::{launcher, stop};
 use crate::tool::virsh::State;
+use crate::tool::{launcher, stop};
 use crate::ui::Ui;
 use crate::wire::{Access, Identity, Location, Wire, WireError};
 
@@ -180,7 +180,9 @@ fn lock(folder: &Path) -> Result<FileLock> {
             "another hyper2kvm serves {}",
             folder.display()
         ))
-        .hint("one is enough: it goes on until the disks stand alone, or until it is ended (SIGTERM)")),
+        .hint(
+            "one is enough: it goes on until the disks stand alone, or until it is ended (SIGTERM)",
+        )),
         Err(LockError::Untrusted(e)) => Err(e.into()),
         Err(other) => Err(failed(other.into())),
     }
@@ -193,7 +195,9 @@ pub(crate) fn is_served(folder: &Path) -> Result<bool> {
     match FileLock::take(&open, LOCK.as_ref(), folder, false) {
         Ok(_) => Ok(false),
         Err(LockError::Held { .. }) => Ok(true),
-        Err(e) => Err(Error::failed(format!("looking at {LOCK} in {}", folder.display())).because(e)),
+        Err(e) => {
+            Err(Error::failed(format!("looking at {LOCK} in {}", folder.display())).because(e))
+        }
     }
 }
 
@@ -338,7 +342,10 @@ pub(crate) fn leave(folder: &Path, uri: &str) -> Result<Option<Left>> {
             let kind = code.map_or(ErrorKind::Failed, ErrorKind::from_code);
             return Err(Error::new(kind, "hyper2kvm serve ended at once")
                 .because(crate::tool::clean(said.trim().as_bytes()))
-                .hint(format!("start it by hand: hyper2kvm serve {}", crate::boot::quote(folder))));
+                .hint(format!(
+                    "start it by hand: hyper2kvm serve {}",
+                    crate::boot::quote(folder)
+                )));
         }
         if stop::requested() || begin.elapsed() > START {
             Left(child).end();

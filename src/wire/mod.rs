@@ -60,7 +60,7 @@ const PATIENCE: Duration = Duration::from_secs(18);
 const MAX_PASSWORD: u64 = 4096;
 
 /// How sources are reached: the options of the command line, the same for all of a run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Access {
     /// Instead of the one in the URL.
     pub(crate) user: Option<String>,
