@@ -7,20 +7,24 @@ use crate::demo::pe::{self, Subsystem};
 use crate::demo::virtio_win::{self, Layout};
 use crate::demo::{Arch, GuestSpec, Leftovers, Role, WinVersion, hives};
 use crate::disk::layout::{DiskLayout, GPT_ESP, GPT_MSR};
+use crate::domain::StorageBus;
 use crate::drivers::Catalogue;
 use crate::drivers::media::{Media, Memory};
+use crate::drivers::signature;
 use crate::error::Blocker;
-use crate::guest::{DiskId, FsKind, Volume};
+use crate::fix::edited::EditedHives;
+use crate::guest::{DiskId, FsKind, GuestRead, Volume};
+use crate::ids::Accepted;
 use crate::inspect::fake::FakeGuest;
-use crate::inspect::{Disk, InspectOptions, SourceFacts, Survey, inspect};
+use crate::inspect::{Disk, Hives, InspectOptions, SourceFacts, Survey, inspect};
 use crate::plan::firstboot::Wishes;
 use crate::plan::model::{Action, HiveName};
-use crate::plan::{self, Options};
-use crate::registry::{HiveView, KeyTree};
+use crate::plan::{self, After, Draft, Foreseen, Options, Preview, PreviewHives};
+use crate::registry::{HiveError, HiveView, KeyTree};
 use crate::report::Check;
 use crate::verify;
 
-use crate::convert::prepare::{self, Prepared};
+use crate::convert::prepare::{self, Basis, Prepared};
 
 #[derive(Clone)]
 pub struct MemoryGuest {
@@ -110,44 +114,88 @@ impl MemoryGuest {
         if let Some(change) = self.volume {
             change(fake.volume_mut(index(Role::Windows)));
         }
+        let survey = inspect(&fake, &[self.disk()], &InspectOptions::default()).unwrap();
+        then(&fake, &survey)
+    }
+
+    pub fn prepare(&self, media: &Memory, bootstrap: Option<Controller>) -> Prepared {
+        self.prepare_with(media, bootstrap, |_| Accepted::default())
+    }
+
+    /// Plans with something else foreseen; `change` returns what is accepted.
+    pub fn prepare_with(
+        &self,
+        media: &Memory,
+        bootstrap: Option<Controller>,
+        change: impl FnOnce(&mut Foreseen<'_>) -> Accepted,
+    ) -> Prepared {
+        let options = options(bootstrap);
+        self.look(&[], |guest, survey| {
+            let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+            let (draft, basis) =
+                prepare::draft(survey, guest, media, &catalogue, options, &wishes).unwrap();
+            let hives = survey.hives.as_ref().unwrap();
+            let mut foreseen = Foreseen {
+                options,
+                before: &survey.inspection,
+                hives,
+                volumes: guest.volumes(),
+                after: self.after(&draft, &basis, (guest, hives), media),
+                wanted: basis.wanted(),
+                signatures: signature::review(&basis.drivers, media).unwrap(),
+                notes: Vec::new(),
+                limits: Vec::new(),
+                outlook: None,
+            };
+            let accepted = change(&mut foreseen);
+            Prepared {
+                plan: plan::plan(draft, foreseen, &accepted).unwrap(),
+                basis,
+                edited: EditedHives::default(),
+            }
+        })
+    }
+
+    /// The guest as the draft leaves it, as `convert` sees it before the first write.
+    fn after(
+        &self,
+        draft: &Draft,
+        basis: &Basis,
+        (guest, hives): (&FakeGuest, &Hives),
+        media: &Memory,
+    ) -> Result<After, HiveError> {
+        let before = PreviewHives {
+            before: hives,
+            edited: &|_| None,
+        };
+        let volume = basis.windows.system_volume;
+        let media = basis.media(media);
+        let preview = Preview::new(&draft.actions, &before, volume, guest, &media)?;
+        let after = inspect(&preview, &[self.disk()], &InspectOptions::default()).unwrap();
+        let walks = verify::walk_all(hives);
+        Ok(After {
+            checks: verify::predict(&after, walks, &preview, &basis.wanted()),
+            inspection: after.inspection,
+        })
+    }
+
+    fn disk(&self) -> Disk {
         let source = SourceFacts {
             path: "guest.raw".into(),
             format: "raw".into(),
             virtual_size_bytes: self.spec.disk_size,
         };
-        let disk = Disk {
+        Disk {
             id: DiskId::ONLY,
-            layout,
+            layout: self.layout.clone(),
             source,
-        };
-        let survey = inspect(&fake, &[disk], &InspectOptions::default()).unwrap();
-        then(&fake, &survey)
-    }
-
-    pub fn prepare(&self, media: &Memory, bootstrap: Option<Controller>) -> Prepared {
-        let options = Options {
-            bootstrap,
-            repair_bcd: false,
-            keep_tools: true,
-        };
-        self.look(&[], |guest, survey| {
-            let wishes = Wishes::default();
-            prepare::prepare(
-                survey,
-                guest,
-                media,
-                &Catalogue::builtin(),
-                options,
-                &wishes,
-            )
-            .unwrap()
-        })
+        }
     }
 
     /// Applies the plan and checks the result.
     pub fn converted(&mut self, prepared: &Prepared, media: &Memory) -> Vec<Check> {
         self.apply(prepared, media);
-        self.verify(&prepare::wanted(prepared))
+        self.verify(&prepared.basis.wanted())
     }
 
     pub fn verify(&self, wanted: &[Controller]) -> Vec<Check> {
@@ -157,7 +205,7 @@ impl MemoryGuest {
     /// What the plan leaves, as blockers.
     pub fn left(&mut self, prepared: &Prepared, media: &Memory) -> Vec<Blocker> {
         self.apply(prepared, media);
-        let wanted = prepare::wanted(prepared);
+        let wanted = prepared.basis.wanted();
         let left = self.look(&[], |_, survey| {
             plan::remaining(&survey.inspection, &wanted, Controller::VirtioBlk)
         });
@@ -166,7 +214,7 @@ impl MemoryGuest {
 
     /// Leaves the guest as the plan does, but for its boot files.
     pub fn apply(&mut self, prepared: &Prepared, media: &Memory) {
-        let media = prepared.media(media);
+        let media = prepared.basis.media(media);
         for action in &prepared.plan.actions {
             match action {
                 Action::EditHive {
@@ -193,6 +241,18 @@ impl MemoryGuest {
                 _ => {}
             }
         }
+    }
+}
+
+/// What `convert` plans with when no option is given but `--keep-tools`.
+pub fn options(bootstrap: Option<Controller>) -> Options {
+    Options {
+        bootstrap,
+        repair_bcd: false,
+        keep_tools: true,
+        storage: StorageBus::VirtioBlk,
+        require_signed: false,
+        force_dirty: false,
     }
 }
 

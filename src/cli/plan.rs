@@ -1,7 +1,7 @@
 //! `hyper2kvm plan SOURCE --virtio-iso PATH`
 
 use crate::convert::prepare;
-use crate::convert::run::{self, Job, Planned};
+use crate::convert::run::{self, Job};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{self, text};
 use crate::ui::Ui;
@@ -22,39 +22,20 @@ pub fn run(args: &PlanArgs, ui: &Ui) -> Result<()> {
 
 /// Prints the plan; blockers make it an error with exit code 3, after the plan was shown.
 pub fn show(job: &Job, ui: &Ui) -> Result<()> {
-    let (survey, prepared) = match run::plan_only(job, ui)? {
-        Planned::Windows(survey, prepared) => (survey, prepared),
-        Planned::Linux(inspection, plan) => {
-            // Without facts there is no plan to show.
-            if inspection.linux.is_some() {
-                ui.styled(&plan.text());
-            }
-            if !plan.blockers.is_empty() {
-                return Err(prepare::refused(&inspection, plan.blockers));
-            }
-            ui.document("plan", plan.document(&inspection));
-            return accepted(&plan.accepted);
-        }
-    };
-    let mut shown = text::plan(&prepared.plan, carry_out());
-    if let Some(outlook) = &prepared.outlook {
-        outlook.append_to(&mut shown);
+    let (inspection, plan) = run::plan_only(job, ui)?;
+    let is_linux = plan.linux.is_some();
+    // A Linux that cannot be read has no plan to show.
+    if !is_linux || inspection.linux.is_some() {
+        ui.styled(&text::plan(&plan, carry_out()));
     }
-    ui.styled(&shown);
-    ui.quiet_warnings(&prepared.plan.warnings);
-    let blockers = prepared.plan.blockers.clone();
-    if !blockers.is_empty() {
-        return Err(prepare::refused(&survey.inspection, blockers));
+    if !is_linux {
+        ui.quiet_warnings(&plan.warnings);
     }
-    ui.document(
-        "plan",
-        report::plan_document(
-            &prepared.plan,
-            prepared.outlook.as_ref(),
-            &survey.inspection,
-        ),
-    );
-    accepted(&prepared.plan.accepted)
+    if !plan.blockers.is_empty() {
+        return Err(prepare::refused(&inspection, plan.blockers));
+    }
+    ui.document("plan", report::plan_document(&plan, &inspection));
+    accepted(&plan.accepted)
 }
 
 /// The command that does what was planned: `plan`, or `convert --dry-run`.

@@ -8,7 +8,6 @@ use clap::{Args, ValueEnum};
 use crate::boot_path::Controller;
 use crate::convert::engine::{self, Engine};
 use crate::convert::later::Copying;
-use crate::convert::linux::Wish;
 use crate::convert::machine::MachineOptions;
 use crate::convert::name::title;
 use crate::convert::run::{DEFAULT_ISO, Job};
@@ -28,6 +27,7 @@ use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
+use crate::plan::linux::Preference;
 use crate::report::Request;
 use crate::source::{self, SourceKind, SourceVm, mirror};
 use crate::transfer::Pace;
@@ -635,9 +635,9 @@ impl FixArgs {
             keep_tools: self.keep_tools,
             firstboot,
             linux: match self.linux {
-                LinuxArg::Auto => Wish::Auto,
-                LinuxArg::VirtV2v => Wish::VirtV2v,
-                LinuxArg::AsIs => Wish::AsIs,
+                LinuxArg::Auto => Preference::Auto,
+                LinuxArg::VirtV2v => Preference::VirtV2v,
+                LinuxArg::AsIs => Preference::AsIs,
             },
             machine,
             request: Request::default(),

@@ -13,10 +13,12 @@ use crate::domain::xml::to_element;
 use crate::domain::{
     Bootstrap, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
 };
+use crate::drivers::select::DriverSet;
 use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::ActionState;
 use crate::fix::trim::DataMap;
 use crate::inspect::Inspection;
+use crate::plan::Draft;
 use crate::report::outlook::{DiskOutlook, Outlook};
 use crate::report::vm;
 use crate::report::{ActionLine, Outputs, Report, Timings};
@@ -29,7 +31,7 @@ use super::later::{self, Copying};
 use super::machine::{self, MachineOptions, TargetDisk};
 use super::next;
 use super::output::OutputFolder;
-use super::prepare::{self, Prepared};
+use super::prepare::{Basis, Prepared};
 use super::run::{Disks, Job};
 use super::space;
 use super::vm::VmDisks;
@@ -55,7 +57,7 @@ pub(super) struct Domains {
 pub(super) fn rehearse(
     job: &Job,
     target: &Path,
-    prepared: &Prepared,
+    (draft, basis): (&Draft, &Basis),
     inspection: &Inspection,
     disks: &VmDisks,
 ) -> Result<Outlook> {
@@ -65,7 +67,7 @@ pub(super) fn rehearse(
         let image = disk.image()?;
         let path = copy::target_path(job, target, i, &image)?;
         let more = match disks.is_changed(disk.id) {
-            true => space::added(&prepared.plan),
+            true => space::added(&draft.actions),
             false => 0,
         };
         list.push(disk_outlook(job, path.clone(), &image, more)?);
@@ -79,7 +81,7 @@ pub(super) fn rehearse(
             size_bytes: image.virtual_size(),
         });
     }
-    let domains = domains(job, target, prepared, inspection, &targets)?;
+    let domains = domains(job, target, basis, inspection, &targets)?;
     let outputs = domains.outputs(target, &targets);
     Ok(Outlook::new(vm::Machine::of(&job.source.vm), outputs, list))
 }
@@ -126,7 +128,7 @@ impl Domains {
 fn domains(
     job: &Job,
     folder: &Path,
-    prepared: &Prepared,
+    basis: &Basis,
     inspection: &Inspection,
     targets: &[TargetDisk],
 ) -> Result<Domains> {
@@ -137,13 +139,13 @@ fn domains(
         probe: in_target(format!("{name}-probe.qcow2")),
         nvram: in_target(format!("{name}-nvram.fd")),
         driver_iso: job.media_path.as_deref().and_then(iso),
-        drivers: optional_drivers(prepared),
+        drivers: optional_drivers(&basis.drivers),
         ..job.machine.clone()
     };
     let machine = machine::machine(
         inspection,
-        &prepared.windows,
-        prepared.bootstrap,
+        &basis.windows,
+        basis.bootstrap,
         targets,
         &options,
     );
@@ -332,7 +334,13 @@ pub(super) fn finish(
         bytes,
         fixed,
     } = disks;
-    let domains = domains(job, folder.target(), prepared, &fixed.after, &targets)?;
+    let domains = domains(
+        job,
+        folder.target(),
+        &prepared.basis,
+        &fixed.after,
+        &targets,
+    )?;
     let outputs = domains.outputs(folder.target(), &targets);
     let mut warnings = prepared.plan.warnings.clone();
     warnings.extend(domains.warnings);
@@ -361,7 +369,7 @@ pub(super) fn finish(
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
         ready: verify::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
-        boots_from: prepare::wanted(prepared),
+        boots_from: prepared.basis.wanted(),
         accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),
         outputs,
@@ -390,13 +398,10 @@ fn iso(path: &Path) -> Option<PathBuf> {
 
 /// A driver that is only staged is installed by Windows at the first boot, so its device may be there
 /// in the final stage.
-fn optional_drivers(prepared: &Prepared) -> Drivers {
+fn optional_drivers(drivers: &DriverSet) -> Drivers {
     let has = |name: &str| {
-        prepared
-            .plan
-            .drivers
-            .iter()
-            .any(|d| d.driver.eq_ignore_ascii_case(name))
+        let mut packages = drivers.packages.iter();
+        packages.any(|package| package.driver.eq_ignore_ascii_case(name))
     };
     Drivers {
         agent: has("vioser") || has("vioserial"),

@@ -11,8 +11,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::Serialize;
-
 use crate::boot::quote;
 use crate::boot_path::{BootPath, Controller, Step};
 use crate::disk::chain::Image;
@@ -20,18 +18,20 @@ use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::{BlockRead, BlockWrite, partition};
 use crate::domain::StorageBus;
 use crate::domain::element::Element;
-use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
 use crate::inspect::{Firmware, Inspection, Severity};
 use crate::linux::{self, LinuxFacts, LoaderCopies};
+use crate::plan::linux::{Foreseen, ON_MY_WORD, Preference, describe, wanted_copies, warnings};
+use crate::plan::model::Method;
+use crate::plan::{self, Plan};
 use crate::report::outlook::Outlook;
-use crate::report::text;
 use crate::report::vm;
-use crate::report::{ActionLine, Bytes, Check, CheckState, Report, Timings};
-use crate::tool::{self, host, qemu_img, virt_v2v};
-use crate::ui::{Styled, Tone, Ui, document};
+use crate::report::{self, ActionLine, Bytes, Check, CheckState, Report, Timings};
+use crate::tool::{self, qemu_img, virt_v2v};
+use crate::ui::{Ui, document};
 use crate::wire::Transport;
 
 use super::copy::{self, Arriving, Begun};
@@ -47,87 +47,6 @@ use super::run::{Job, WORK, point, save_json, save_report, stopped};
 use super::session::{Names, Source, SourceMachine, announce_appliance};
 use super::space::{self, Needs};
 
-/// `--linux`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Wish {
-    #[default]
-    Auto,
-    VirtV2v,
-    AsIs,
-}
-
-/// Who makes the guest ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Way {
-    VirtV2vInPlace,
-    VirtV2v,
-    AsIs,
-}
-
-/// What `convert` will do, as data.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    pub way: Way,
-    pub why: String,
-    pub actions: Vec<ActionLine>,
-    pub blockers: Vec<Blocker>,
-    /// The blockers that `--accept` took, by their codes.
-    pub accepted: Vec<String>,
-    pub warnings: Vec<String>,
-    pub outlook: Option<Outlook>,
-}
-
-impl Plan {
-    /// For people.
-    pub fn text(&self) -> Styled {
-        let way = match self.way {
-            Way::VirtV2vInPlace => "virt-v2v-in-place converts the guest",
-            Way::VirtV2v => "virt-v2v converts the guest",
-            Way::AsIs => "the guest is copied unchanged",
-        };
-        let mut text = Styled::default();
-        text.push(Tone::Strong, format!("Linux: {way}"));
-        text.push(Tone::Plain, format!(" ({})\n", self.why));
-        text::warnings(&mut text, &self.warnings);
-        if !self.actions.is_empty() {
-            text.push(Tone::Strong, "\nActions\n");
-        }
-        for action in &self.actions {
-            text.push(Tone::Plain, format!("  {:<22} ", action.id));
-            text.hang();
-            text.push(Tone::Plain, format!("{}\n", action.description));
-        }
-        if let Some(outlook) = &self.outlook {
-            outlook.append_to(&mut text);
-        }
-        text
-    }
-
-    /// `plan --json` and `plan.json`, with the keys every plan has.
-    pub fn document(&self, inspection: &Inspection) -> serde_json::Value {
-        let mut body = serde_json::json!({
-            "way": self.way,
-            "way_why": self.why,
-            "actions": self.actions,
-            "skipped": [],
-            "drivers": [],
-            "blockers": self.blockers,
-            "accepted": self.accepted,
-            "ready": self.blockers.is_empty() && self.accepted.is_empty(),
-            "warnings": self.warnings,
-            "source": inspection.source,
-            "os": inspection.os,
-            "linux": inspection.linux,
-            "controllers": inspection.controllers,
-        });
-        if let (Some(outlook), Some(body)) = (&self.outlook, body.as_object_mut()) {
-            outlook.add_to(body);
-        }
-        body
-    }
-}
-
 /// Completes an inspection that found a Linux; does nothing for others.
 pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -> Result<()> {
     if inspection.os.family != crate::inspect::OsFamily::Linux {
@@ -140,7 +59,7 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
 }
 
 /// Everything `plan` and `convert` decide about a Linux guest. `target` is the output folder.
-pub(super) fn decide_all(
+pub(super) fn decide(
     job: &Job,
     ui: &Ui,
     disks: &[Source],
@@ -149,37 +68,33 @@ pub(super) fn decide_all(
 ) -> Result<Plan> {
     let images = images(disks)?;
     examine(&images, &job.source, inspection, ui)?;
-    let mut plan = plan(job, inspection);
-    plan.warnings.extend(machine::other_macs(
-        &inspection.network.adapters,
-        &job.machine,
-    ));
-    plan.blockers.extend(later::blockers(job, &images));
-    if job.copying == Copying::Later && plan.way == Way::VirtV2v {
-        plan.blockers.push(Blocker::new(
-            "copy-later",
-            "virt-v2v copies the disks it converts",
-            "leave --copy later out, install virt-v2v-in-place, or take --linux as-is where the guest is ready",
-        ));
-    }
+    let mut limits = later::blockers(job, &images);
+    let (mut outlook, mut failed) = (None, None);
     if let Some(facts) = &inspection.linux {
         let room = space::in_folder(job, &Needs::default(), disks, target);
-        let outlook = rehearse(job, inspection, facts, &images, target);
-        match outlook.and_then(|outlook| room.map(|()| outlook)) {
-            Err(error) if error.kind == ErrorKind::Refused => plan.blockers.extend(error.blockers),
-            Err(error) if plan.blockers.is_empty() => return Err(error),
-            Err(_) => {}
-            Ok(outlook) => plan.outlook = Some(outlook),
+        let written = rehearse(job, inspection, facts, &images, target);
+        match written.and_then(|outlook| room.map(|()| outlook)) {
+            Err(error) if error.kind == ErrorKind::Refused => limits.extend(error.blockers),
+            Err(error) => failed = Some(error),
+            Ok(written) => outlook = Some(written),
         }
     }
-    for blocker in job.accept.take(&mut plan.blockers) {
-        plan.warnings.push(format!(
-            "accepted [{}]: {}; the guest may not start",
-            blocker.code, blocker.reason
-        ));
-        plan.accepted.push(blocker.code);
+    let seen = Foreseen {
+        inspection,
+        preference: job.linux,
+        installed: installed(job),
+        in_place: job.in_place,
+        copy_later: job.copying == Copying::Later,
+        notes: machine::other_macs(&inspection.network.adapters, &job.machine),
+        limits,
+        outlook,
+    };
+    let plan = plan::linux::plan(seen, &job.accept);
+    // The blockers tell what to do first.
+    match failed {
+        Some(error) if plan.blockers.is_empty() => Err(error),
+        _ => Ok(plan),
     }
-    Ok(plan)
 }
 
 /// Writes the domain to nowhere: what cannot be written is known before the disks are copied.
@@ -245,151 +160,21 @@ fn controller(storage: StorageBus) -> Controller {
     }
 }
 
-/// The distributions virt-v2v converts (`convert/convert_linux.ml` of version 2), by the `ID` of
-/// os-release.
-fn known_to_v2v(facts: &LinuxFacts) -> bool {
-    const KNOWN: [&str; 16] = [
-        "debian",
-        "ubuntu",
-        "linuxmint",
-        "kali",
-        "fedora",
-        "rhel",
-        "centos",
-        "rocky",
-        "almalinux",
-        "ol",
-        "scientific",
-        "circle",
-        "sles",
-        "sled",
-        "altlinux",
-        "opensuse",
+/// What this host has of virt-v2v, and may use.
+fn installed(job: &Job) -> Option<Method> {
+    let programs = [
+        (Method::VirtV2vInPlace, virt_v2v::IN_PLACE),
+        (Method::VirtV2v, virt_v2v::V2V),
     ];
-    KNOWN.contains(&facts.distribution.as_str()) || facts.distribution.starts_with("opensuse-")
-}
-
-/// Which way, and what speaks against it. Looks at the programs of this host, and at nothing else.
-pub fn plan(job: &Job, inspection: &Inspection) -> Plan {
-    let installed = [
-        (Way::VirtV2vInPlace, virt_v2v::IN_PLACE),
-        (Way::VirtV2v, virt_v2v::V2V),
-    ]
-    .into_iter()
-    // Both read libvirt XML through nbdkit, also where the package does not require it.
-    .find(|(_, program)| tool::find(program).is_some() && tool::find(virt_v2v::NBDKIT).is_some())
-    .map(|(way, _)| way)
-    // It starts an appliance, which --engine embedded rules out unless it is asked for by name.
-    .filter(|_| !job.source.no_appliance || job.linux == Wish::VirtV2v);
-    decide(job.linux, installed, inspection, job.in_place)
-}
-
-fn decide(wish: Wish, installed: Option<Way>, inspection: &Inspection, in_place: bool) -> Plan {
-    let mut plan = Plan {
-        way: Way::AsIs,
-        why: String::new(),
-        actions: Vec::new(),
-        blockers: inspection.blockers(),
-        accepted: Vec::new(),
-        warnings: Vec::new(),
-        outlook: None,
-    };
-    if in_place {
-        plan.blockers.push(Blocker::new(
-            "linux-in-place",
-            "--in-place is for Windows: what virt-v2v does to a Linux disk cannot be undone from a journal",
-            "leave --in-place out, or run virt-v2v-in-place yourself on a copy",
-        ));
-    }
-    let Some(facts) = &inspection.linux else {
-        plan.why = "it could not be read".to_string();
-        return plan;
-    };
-    match method(wish, installed, facts) {
-        Ok((way, why)) => (plan.way, plan.why) = (way, why),
-        Err(blocker) => {
-            plan.way = Way::VirtV2v;
-            plan.why = "virt-v2v is what makes a Linux guest ready".to_string();
-            plan.blockers.push(blocker);
-        }
-    }
-    plan.warnings.extend(warnings(inspection));
-    if plan.way == Way::AsIs {
-        plan.warnings.push(ON_MY_WORD.to_string());
-    } else {
-        plan.actions.push(line(
-            "virt-v2v",
-            "virt-v2v converts an overlay: initramfs, boot loader, device names, guest agent",
-        ));
-    }
-    if let Some(copies) = wanted_copies(inspection, facts) {
-        plan.actions.push(line("uefi-fallback", &describe(copies)));
-    }
-    plan
-}
-
-/// What `--linux as-is` means, as a warning of plan and report.
-const ON_MY_WORD: &str = "--linux as-is: the guest is copied unchanged, and whether it finds its disk on the new controller is not checked";
-
-/// Who makes the guest ready, and why; or what is missing for that.
-fn method(
-    wish: Wish,
-    installed: Option<Way>,
-    facts: &LinuxFacts,
-) -> Result<(Way, String), Blocker> {
-    const YOUR_WORD: &str = "or --linux as-is, when you know that its initramfs has virtio_pci, virtio_blk and virtio_scsi and that it names its disks by UUID";
-    let distribution = match facts.distribution.as_str() {
-        "" => "an unnamed distribution",
-        name => name,
-    };
-    match (wish, installed) {
-        (Wish::AsIs, _) => Ok((Way::AsIs, "--linux as-is".to_string())),
-        (Wish::VirtV2v, Some(way)) => Ok((way, "--linux virt-v2v".to_string())),
-        (Wish::Auto, Some(way)) if known_to_v2v(facts) => {
-            Ok((way, format!("it is installed and knows {distribution}")))
-        }
-        (Wish::Auto, Some(_)) => Err(Blocker::new(
-            "linux-distribution",
-            format!("virt-v2v does not know {distribution}"),
-            format!("convert with --linux virt-v2v to let it try; {YOUR_WORD}"),
-        )),
-        (_, None) => Err(Blocker::new(
-            "virt-v2v-missing",
-            "virt-v2v, or nbdkit which it needs, is not installed or not wanted (--engine embedded)",
-            format!("{}; {YOUR_WORD}", host::hint(virt_v2v::V2V)),
-        )),
-    }
-}
-
-fn warnings(inspection: &Inspection) -> Vec<String> {
-    let findings = inspection.findings.iter();
-    findings
-        .filter(|f| f.severity == Severity::Warning)
-        .map(|f| format!("{} (remedy: {})", f.message, f.remedy))
-        .collect()
-}
-
-fn line(id: &str, description: &str) -> ActionLine {
-    ActionLine {
-        id: id.to_string(),
-        state: ActionState::Planned,
-        description: description.to_string(),
-    }
-}
-
-/// The copies that make the guest start on firmware without boot entries.
-fn wanted_copies<'i>(inspection: &Inspection, facts: &'i LinuxFacts) -> Option<&'i LoaderCopies> {
-    let uefi = inspection.firmware == Some(Firmware::Uefi);
-    facts.fallback.as_ref().filter(|_| uefi)
-}
-
-fn describe(copies: &LoaderCopies) -> String {
-    let list = copies.copies.iter();
-    let list: Vec<String> = list.map(|c| format!("{} to {}", c.from, c.to)).collect();
-    format!(
-        "make the guest's boot loader the UEFI fall-back: {}",
-        list.join(", ")
-    )
+    programs
+        .into_iter()
+        // Both read libvirt XML through nbdkit, also where the package does not require it.
+        .find(|(_, program)| {
+            tool::find(program).is_some() && tool::find(virt_v2v::NBDKIT).is_some()
+        })
+        .map(|(method, _)| method)
+        // It starts an appliance, which --engine embedded rules out unless it is asked for by name.
+        .filter(|_| !job.source.no_appliance || job.linux == Preference::VirtV2v)
 }
 
 /// The disks as they are to be copied, and what is known of them.
@@ -397,7 +182,7 @@ struct Made {
     images: Vec<Image>,
     after: Inspection,
     actions: Vec<ActionLine>,
-    way: Way,
+    method: Method,
 }
 
 /// A conversion that was begun before the guest was known.
@@ -420,11 +205,12 @@ pub(super) fn convert(
         mut resumed,
         at: start,
     } = from;
-    let plan = decide_all(job, ui, disks, &mut inspection, folder.target())?;
-    if !plan.blockers.is_empty() {
-        return Err(prepare::refused(&inspection, plan.blockers));
-    }
-    let decided = plan.document(&inspection);
+    let plan = decide(job, ui, disks, &mut inspection, folder.target())?;
+    let method = match &plan.linux {
+        Some(handover) if plan.blockers.is_empty() => handover.method,
+        _ => return Err(prepare::refused(&inspection, plan.blockers)),
+    };
+    let decided = report::plan_document(&plan, &inspection);
     if let Some(before) = resumed {
         before.check_plan(&decided)?;
         if before.has_overlays() {
@@ -441,10 +227,10 @@ pub(super) fn convert(
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
-    let made = make(job, ui, &folder, disks, &inspection, &plan)?;
+    let made = make(job, ui, &folder, disks, &inspection, method)?;
     point("fixed")?;
     let storage = controller(job.machine.storage);
-    let made_ready = made_ready(made.way);
+    let made_ready = made_ready(made.method);
     let mut checks = readable(&made.after);
     checks.push(check("boot-path", true, &made_ready));
     if let Some(bad) = checks.iter().find(|c| !c.ok) {
@@ -483,7 +269,7 @@ pub(super) fn convert(
     let final_xml = folder.target().join(&domains.final_xml);
     // What the conversion has mended is no warning any more.
     let mut warnings = warnings(&made.after);
-    if made.way == Way::AsIs {
+    if made.method == Method::AsIs {
         warnings.push(ON_MY_WORD.to_string());
     }
     warnings.extend(machine::other_macs(
@@ -496,9 +282,9 @@ pub(super) fn convert(
     let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
-        engine_why: match made.way {
-            Way::AsIs => "a Linux guest, copied unchanged",
-            Way::VirtV2v | Way::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
+        engine_why: match made.method {
+            Method::AsIs => "a Linux guest, copied unchanged",
+            Method::VirtV2v | Method::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
         },
         ready: plan.accepted.is_empty(),
         boots_from: vec![storage],
@@ -526,14 +312,7 @@ pub(super) fn convert(
         request: job.request.clone(),
         inspection,
     };
-    // Windows' plan has edits to show; here the actions say it all.
-    save_report(
-        job,
-        &mut folder,
-        devices,
-        &mut report,
-        &crate::plan::Plan::default(),
-    )?;
+    save_report(job, &mut folder, devices, &mut report, &plan)?;
     Ok(report)
 }
 
@@ -549,7 +328,7 @@ fn make(
     folder: &OutputFolder,
     disks: &[Source],
     before: &Inspection,
-    plan: &Plan,
+    method: Method,
 ) -> Result<Made> {
     stopped()?;
     let sources = images(disks)?;
@@ -557,15 +336,15 @@ fn make(
         images: sources.clone(),
         after: before.clone(),
         actions: Vec::new(),
-        way: plan.way,
+        method,
     };
-    if plan.way != Way::AsIs {
+    if method != Method::AsIs {
         let work = folder.path().join(WORK).join("virt-v2v");
-        made.images = hand_over(job, ui, &work, &sources, before, plan.way).map_err(|e| {
+        made.images = hand_over(job, ui, &work, &sources, before, method).map_err(|e| {
             e.hint("--linux as-is copies the guest unchanged, when you know that it has the VirtIO drivers")
         })?;
         made.actions
-            .push(done("virt-v2v", "virt-v2v converted the guest"));
+            .push(done(plan::linux::VIRT_V2V, "virt-v2v converted the guest"));
         ui.status("Verifying", "reading the result back");
         examine(&made.images, &job.source, &mut made.after, ui)?;
     }
@@ -577,7 +356,8 @@ fn make(
         if let Some(slot) = made.images.get_mut(copies.disk) {
             *slot = image;
         }
-        made.actions.push(done("uefi-fallback", &describe(&copies)));
+        made.actions
+            .push(done(plan::linux::UEFI_FALLBACK, &describe(&copies)));
         examine(&made.images, &job.source, &mut made.after, ui)?;
     }
     Ok(made)
@@ -585,8 +365,9 @@ fn make(
 
 fn done(id: &str, description: &str) -> ActionLine {
     ActionLine {
+        id: id.to_string(),
         state: ActionState::Done,
-        ..line(id, description)
+        description: description.to_string(),
     }
 }
 
@@ -598,7 +379,7 @@ fn hand_over(
     work: &Path,
     sources: &[Image],
     before: &Inspection,
-    way: Way,
+    method: Method,
 ) -> Result<Vec<Image>> {
     let failed = |e| Error::failed(format!("creating {}", work.display())).because(e);
     std::fs::create_dir_all(work).map_err(failed)?;
@@ -618,15 +399,15 @@ fn hand_over(
     }
     let xml = work.join("source.xml");
     std::fs::write(&xml, source_xml(&name, before, &overlays)?).map_err(failed)?;
-    let program = match way {
-        Way::VirtV2vInPlace => virt_v2v::IN_PLACE,
-        Way::VirtV2v | Way::AsIs => virt_v2v::V2V,
+    let program = match method {
+        Method::VirtV2vInPlace => virt_v2v::IN_PLACE,
+        Method::VirtV2v | Method::AsIs => virt_v2v::V2V,
     };
     ui.status("Converting", &format!("with {program}; this takes minutes"));
     let mut said = |line: &str| tracing::info!("{program}: {line}");
     let failed =
         |e: tool::ToolError| Error::failed(format!("converting with {program}")).because(e);
-    if way == Way::VirtV2vInPlace {
+    if method == Method::VirtV2vInPlace {
         virt_v2v::in_place(&xml, &mut said).map_err(failed)?;
         close_all(served)?;
         return sources
@@ -770,10 +551,10 @@ fn readable(inspection: &Inspection) -> Vec<Check> {
     checks
 }
 
-fn made_ready(way: Way) -> String {
-    match way {
-        Way::AsIs => "taken on your word (--linux as-is), not checked",
-        Way::VirtV2v | Way::VirtV2vInPlace => "made ready by virt-v2v, not checked again",
+fn made_ready(method: Method) -> String {
+    match method {
+        Method::AsIs => "taken on your word (--linux as-is), not checked",
+        Method::VirtV2v | Method::VirtV2vInPlace => "made ready by virt-v2v, not checked again",
     }
     .to_string()
 }

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::boot_path::Controller;
-use crate::domain::StorageBus;
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{Media, WithGenerated};
 use crate::drivers::package;
@@ -15,28 +14,34 @@ use crate::fix::edited::EditedHives;
 use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
 use crate::plan::firstboot::{GENERATED, Generated, Wishes};
-use crate::plan::{self, At, Inputs, Layout, Options, Plan, Present};
-use crate::report::outlook::Outlook;
+use crate::plan::{self, At, Draft, Inputs, Layout, Options, Plan, Present};
 
-/// A plan and what it was made from.
+/// A plan for Windows and what it was made from.
 pub struct Prepared {
     pub plan: Plan,
+    pub basis: Basis,
+    /// The hives of the plan.
+    pub edited: EditedHives,
+}
+
+/// The Windows and the drivers a plan is made from.
+pub struct Basis {
     pub windows: WindowsFacts,
     pub bootstrap: Option<Controller>,
     pub drivers: DriverSet,
     /// Files of the plan that come from no medium.
     pub generated: Vec<Generated>,
-    /// The hives of the plan.
-    pub edited: EditedHives,
-    /// What it will leave where; `None` until the documents were written to nowhere, and where they
-    /// cannot be.
-    pub outlook: Option<Outlook>,
 }
 
-impl Prepared {
+impl Basis {
     /// Everything the plan's files are read from.
     pub fn media<'a>(&'a self, medium: &'a dyn Media) -> WithGenerated<'a> {
         with_generated(medium, &self.generated)
+    }
+
+    /// What a converted disk must boot from.
+    pub fn wanted(&self) -> Vec<Controller> {
+        plan::wanted(self.bootstrap, &self.drivers)
     }
 }
 
@@ -96,14 +101,15 @@ pub fn refused(inspection: &Inspection, blockers: Vec<Blocker>) -> Error {
     )
 }
 
-pub fn prepare(
+/// Selects the drivers and drafts what is to be done with them.
+pub fn draft(
     survey: &Survey,
     guest: &dyn GuestRead,
     media: &dyn Media,
     catalogue: &Catalogue,
     options: Options,
     wishes: &Wishes,
-) -> Result<Prepared> {
+) -> Result<(Draft, Basis)> {
     let inspection = &survey.inspection;
     let (windows, hives) = windows_or_refuse(survey)?;
     let mut drivers = select::select(media, catalogue, &windows.target).map_err(|e| {
@@ -132,52 +138,14 @@ pub fn prepare(
     let generated = layout.generated.clone();
     let media = with_generated(media, &generated);
     let present = present(guest, windows.system_volume, &layout, &media)?;
-    let plan = plan::plan(&inputs, layout, &present).map_err(unreadable)?;
-    Ok(Prepared {
-        plan,
+    let draft = plan::draft(&inputs, layout, &present).map_err(unreadable)?;
+    let basis = Basis {
         windows: windows.clone(),
         bootstrap: options.bootstrap,
         drivers,
         generated,
-        edited: EditedHives::default(),
-        outlook: None,
-    })
-}
-
-/// What a converted disk must boot from: the bootstrap controller and the virtio ones there is a driver
-/// for (NT 5 has none for virtio-scsi).
-pub fn wanted(prepared: &Prepared) -> Vec<Controller> {
-    let virtio = prepared.drivers.boot_storage().filter_map(|package| {
-        match package.driver.to_ascii_lowercase().as_str() {
-            "viostor" => Some(Controller::VirtioBlk),
-            "vioscsi" => Some(Controller::VirtioScsi),
-            _ => None,
-        }
-    });
-    prepared.bootstrap.into_iter().chain(virtio).collect()
-}
-
-/// The blocker for a production bus this Windows has no driver for.
-pub fn without_driver(prepared: &Prepared, storage: StorageBus) -> Option<Blocker> {
-    let bus = match storage {
-        StorageBus::VirtioBlk => Controller::VirtioBlk,
-        StorageBus::VirtioScsi => Controller::VirtioScsi,
-        StorageBus::Sata => {
-            return Some(Blocker::new(
-                "storage-sata",
-                "--storage sata is for Linux guests without VirtIO drivers; Windows gets its drivers here",
-                "leave --storage out; the first boot is on SATA anyway",
-            ));
-        }
     };
-    let blocker = || {
-        Blocker::new(
-            "storage-driver",
-            format!("there is no {} driver for this Windows", bus.name()),
-            "leave --storage out, or name the other one",
-        )
-    };
-    (!wanted(prepared).contains(&bus)).then(blocker)
+    Ok((draft, basis))
 }
 
 /// The digest of each package whose files can be read and fit; what is not boot storage is left out of

@@ -11,9 +11,8 @@ use crate::boot_path::Controller;
 use crate::disk::chain::Image;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
-use crate::drivers::media::{self, Media};
+use crate::drivers::media::Media;
 use crate::drivers::origin;
-use crate::drivers::signature;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::apply::{self, Fix, Walked, Walking};
@@ -24,8 +23,8 @@ use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
 use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later::holes;
-use crate::plan;
 use crate::plan::firstboot::{GENERATED, Wishes};
+use crate::plan::{self, Plan};
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
 use crate::source::mirror;
 use crate::text;
@@ -38,14 +37,15 @@ use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
 use super::engine::Engine;
 use super::finish::finish;
+use super::foresee::{self, Seen};
 use super::in_place::{in_place, in_place_format, journal_disks, roll_back_after};
 use super::in_use;
 use super::later::{self, Copying};
 use super::linux;
-use super::machine::{self, MachineOptions, TargetDisk};
+use super::machine::{MachineOptions, TargetDisk};
 use super::name::safe_name;
 use super::output::{OutputFolder, Preference};
-use super::predict::{self, Seen};
+
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
 use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
@@ -97,7 +97,7 @@ pub struct Job {
     pub keep_tools: bool,
     pub firstboot: Wishes,
     /// Who makes a Linux guest ready.
-    pub linux: linux::Wish,
+    pub linux: plan::linux::Preference,
     /// Paths in it are filled in by the conversion.
     pub machine: MachineOptions,
     /// Goes into the report as it is.
@@ -159,14 +159,8 @@ impl Job {
     }
 }
 
-/// What `convert` would do.
-pub enum Planned {
-    Windows(Box<Survey>, Box<Prepared>),
-    Linux(Box<Inspection>, Box<linux::Plan>),
-}
-
 /// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
-pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
+pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Inspection, Plan)> {
     let catalogue = job.catalogue()?;
     let media = job.media_if_named()?;
     let sources = || source_files(job);
@@ -185,9 +179,9 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
-        let plan = linux::decide_all(job, ui, &disks, &mut inspection, &target)?;
+        let plan = linux::decide(job, ui, &disks, &mut inspection, &target)?;
         job.source.opened.check_unchanged()?;
-        return Ok(Planned::Linux(Box::new(inspection), Box::new(plan)));
+        return Ok((inspection, plan));
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
@@ -198,14 +192,14 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         engine: session.engine,
         target: &target,
     };
-    let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
+    let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
     if prepared.plan.blockers.is_empty() {
         apply::check_edits(&prepared.edited).map_err(Error::from)?;
     }
     looked()?;
     job.source.opened.check_unchanged()?;
-    Ok(Planned::Windows(Box::new(survey), Box::new(prepared)))
+    Ok((survey.inspection, prepared.plan))
 }
 
 fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
@@ -221,52 +215,6 @@ fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Everything `plan` and `convert` decide, with all that can be known before the first write.
-fn plan_for(
-    job: &Job,
-    seen: &Seen<'_>,
-    media: &dyn Media,
-    catalogue: &Catalogue,
-) -> Result<Prepared> {
-    let survey = seen.survey;
-    let (windows, _) = prepare::windows_or_refuse(survey)?;
-    let options = plan::Options {
-        bootstrap: prepare::bootstrap(job.bootstrap, windows, &survey.inspection),
-        repair_bcd: job.repair_bcd,
-        keep_tools: job.keep_tools,
-    };
-    let wishes = Wishes {
-        macs: machine::macs(&survey.inspection.network.adapters, &job.machine),
-        ..job.firstboot.clone()
-    };
-    let mut prepared = prepare::prepare(survey, seen.guest, media, catalogue, options, &wishes)?;
-    let missing = prepare::without_driver(&prepared, job.machine.storage);
-    prepared.plan.blockers.extend(missing);
-    let review = signature::review(&prepared.drivers, media)
-        .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
-    if job.require_signed {
-        prepared.plan.blockers.extend(review.blockers());
-    } else {
-        prepared.plan.warnings.extend(review.warnings());
-    }
-    for driver in &mut prepared.plan.drivers {
-        driver.signer = review.signers.get(&driver.driver).cloned();
-    }
-    prepared.plan.warnings.extend(job.source.vm.notes.clone());
-    prepared
-        .plan
-        .warnings
-        .extend(media::short_names_warning(media));
-    prepared.plan.warnings.extend(machine::disagreements(
-        &survey.inspection,
-        &prepared.windows,
-        &job.source.vm,
-        &job.machine,
-    ));
-    predict::complete(job, seen, &mut prepared, media)?;
-    Ok(prepared)
 }
 
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
@@ -335,7 +283,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         engine: session.engine,
         target: folder.target(),
     };
-    let prepared = plan_for(job, &seen, media.as_ref(), &catalogue)?;
+    let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
     if !prepared.plan.blockers.is_empty() {
         return Err(prepare::refused(
             &survey.inspection,
@@ -346,11 +294,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         &folder.path().join("plan.json"),
         document(
             "plan",
-            report::plan_document(
-                &prepared.plan,
-                prepared.outlook.as_ref(),
-                &survey.inspection,
-            ),
+            report::plan_document(&prepared.plan, &survey.inspection),
         ),
     )?;
     save_generated(folder.path(), &prepared)?;
@@ -359,7 +303,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let inspect_s = start.elapsed().as_secs_f64();
 
     let fix_start = Instant::now();
-    let media = prepared.media(media.as_ref());
+    let media = prepared.basis.media(media.as_ref());
     let fixed = match &resumed {
         Some(resumed) => fixed_before(
             ui, &folder, &disks, session, survey, &prepared, &media, resumed,
@@ -440,7 +384,7 @@ pub(super) fn save_report(
     folder: &mut OutputFolder,
     devices: &Devices,
     report: &mut Report,
-    plan: &plan::Plan,
+    plan: &Plan,
 ) -> Result<()> {
     report.warnings.extend(folder.notes()?);
     report.transport = mirror::transport(&job.source.path).name();
@@ -467,7 +411,7 @@ pub(super) fn save_report(
 }
 
 /// What a run with the same options must decide again to go on with this one.
-fn decided(plan: &plan::Plan) -> serde_json::Value {
+fn decided(plan: &Plan) -> serde_json::Value {
     serde_json::json!(plan.actions)
 }
 
@@ -496,7 +440,7 @@ fn fix(
 ) -> Result<Fixed> {
     stopped()?;
     let plan = &prepared.plan;
-    let volume = prepared.windows.system_volume;
+    let volume = prepared.basis.windows.system_volume;
     // Not in place: there is no copy it could make shorter.
     let mut maps = Vec::new();
     if job.trim && !job.in_place {
@@ -583,7 +527,7 @@ fn fixed_before(
     let journal = Journal::load(&folder.path().join(journal::FILE_NAME))
         .map_err(|e| Error::failed("reading the journal of the interrupted run").because(e))?;
     let engine = session.engine;
-    let check = second_reader(&session, prepared.windows.system_volume);
+    let check = second_reader(&session, prepared.basis.windows.system_volume);
     session.close()?;
     let mut images = BTreeMap::new();
     for (i, source) in disks.iter().enumerate() {
@@ -652,14 +596,14 @@ fn prove(
             None => read_only(e, source),
         }
     })?;
-    let wanted = prepare::wanted(prepared);
+    let wanted = prepared.basis.wanted();
     let reader = session.reader();
     let mut checks = verify::verify_written(&survey, &written, &reader, &wanted);
     checks.extend(verify::planned(
         &prepared.plan,
         &survey,
         &reader,
-        prepared.windows.system_volume,
+        prepared.basis.windows.system_volume,
         media,
     ));
     session.close()?;
@@ -690,7 +634,7 @@ fn prove(
 }
 
 /// A check that the plan said would fail, and that was accepted then, is accepted now.
-fn accept(checks: &mut [Check], plan: &plan::Plan) {
+fn accept(checks: &mut [Check], plan: &Plan) {
     let foreseen = |id| plan.checks.iter().any(|c| c.id == id && c.accepted);
     for check in checks.iter_mut().filter(|c| !c.ok) {
         check.accepted = check.severity == Severity::Blocker && foreseen(check.id);
@@ -766,7 +710,7 @@ pub(super) fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
 fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
     let folder = folder.join(GENERATED);
     let failed = |e: std::io::Error| Error::failed("writing the first-boot files").because(e);
-    for (name, bytes) in &prepared.generated {
+    for (name, bytes) in &prepared.basis.generated {
         std::fs::create_dir_all(&folder).map_err(failed)?;
         std::fs::write(folder.join(name), bytes).map_err(failed)?;
     }

@@ -14,7 +14,7 @@ use crate::error::{Blocker, Error, Result};
 use crate::fix::trim::{self, DataMap};
 use crate::guest::{FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId, embedded};
 use crate::inspect::Hives;
-use crate::plan::{self, Action, Plan};
+use crate::plan::{self, Action};
 use crate::ui::bytes;
 
 use super::later::Copying;
@@ -43,13 +43,13 @@ pub(super) struct Needs {
 impl Needs {
     /// `system` is the volume Windows is on.
     pub(super) fn of(
-        plan: &Plan,
+        actions: &[Action],
         hives: &Hives,
         system: VolumeId,
         guest: &dyn GuestRead,
     ) -> Result<Self> {
         let mut needs = Self::default();
-        for action in &plan.actions {
+        for action in actions {
             match action {
                 Action::CopyFiles { folders, files, .. } => {
                     let new_folders = folders.len() as u64 * (CLUSTER + RECORD);
@@ -132,7 +132,7 @@ fn cluster_size(guest: &dyn GuestRead, volume: VolumeId) -> u64 {
 }
 
 /// What the fix adds to the data of the disks, at most: it writes whole clusters of the overlay.
-pub(super) fn added(plan: &Plan) -> u64 {
+pub(super) fn added(actions: &[Action]) -> u64 {
     const OVERLAY_CLUSTER: u64 = 64 << 10;
     let file = |size: u64| size.next_multiple_of(OVERLAY_CLUSTER) + 2 * OVERLAY_CLUSTER;
     let of = |action: &Action| match action {
@@ -147,7 +147,7 @@ pub(super) fn added(plan: &Plan) -> u64 {
             (edits.ops.len() as u64 + 2) * OVERLAY_CLUSTER + 2 * edits.to_reg_text().len() as u64
         }
     };
-    plan.actions.iter().map(of).sum()
+    actions.iter().map(of).sum()
 }
 
 /// The volumes that have no room for what the plan adds to them.

@@ -16,8 +16,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::block::{BlockRead, BlockWrite, FileDisk};
-use super::chain::{Image, ImageError};
+use super::chain::Image;
 use super::detect::Format;
+use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::tables;
 use crate::error::{Blocker, ErrorKind};

@@ -19,8 +19,9 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use serde_json::{Value, json};
 
 use super::block::{BlockRead, BlockWrite, FileDisk, check_range};
-use super::chain::{Image, ImageError};
+use super::chain::Image;
 use super::copy::{self, CopyError, CopyOptions, Nothing, convert_error};
+use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::hold::{self, Held, Use};
 use super::kernel;

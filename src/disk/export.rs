@@ -23,8 +23,9 @@ use tempfile::TempDir;
 
 use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::cache::Cached;
-use super::chain::{Image, ImageError};
+use super::chain::Image;
 use super::empty::create_qcow2;
+use super::error::ImageError;
 use super::nbd::{Nbd, Patience};
 use super::pool::{MORE, Pool};
 use crate::tool::{Child, ToolError, cmd, qemu_img, qsd, stop};

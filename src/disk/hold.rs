@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::chain::{ImageError, Result};
+use super::error::{ImageError, Result};
 use super::remote::{self, ReadAt, Remote};
 use super::{kernel, vmware};
 use crate::tool::pass::{self, Passed};

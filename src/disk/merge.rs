@@ -9,10 +9,12 @@ use std::io;
 use std::path::Path;
 
 use super::block::{BlockRead, BlockWrite};
-use super::chain::{Image, ImageError, Level, Result};
+use super::chain::Image;
 use super::detect::Format;
+use super::error::{ImageError, Result};
 use super::export::{Export, ExportError};
 use super::hold::Held;
+use super::level::Level;
 use crate::tool::qemu_img::{self, Present};
 use crate::tool::stop;
 

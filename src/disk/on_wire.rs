@@ -1,4 +1,4 @@
-//! What of an [`Image`] lies on another host: as a node of QEMU's, as one disk, as what is to be fetched.
+//! Files of an image that lie on another host: as a node of QEMU's, as one disk.
 
 use std::fs::File;
 use std::io;
@@ -10,56 +10,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::between;
-use super::chain::{Image, ImageError, Result};
 use super::compose::{Composed, Piece};
 use super::detect::{self, Format, VmdkExtent};
+use super::error::{ImageError, Result};
 use super::hold::Held;
 use super::remote::{self, ReadAt, Remote, RemoteFile};
 use crate::tool::pass::{Passed, Spec};
-use crate::tool::qemu_img::{self, Depth};
-
-impl Image {
-    /// What to read when the disk lies on another host byte for byte.
-    pub(super) fn plain_remote(&self) -> Option<Arc<Remote>> {
-        let [level] = &self.levels[..] else {
-            return None;
-        };
-        match &level.flat {
-            Some(flat) => Some(flat.clone()),
-            None => self.plain_file()?.remote().cloned(),
-        }
-    }
-
-    /// Tells a source on another host what of it is about to be copied, so that it is fetched ahead and
-    /// nothing else is.
-    pub fn announce(&self) {
-        let Some((base, above)) = self.levels.split_last() else {
-            return;
-        };
-        let file = match &base.flat {
-            Some(flat) => Some(flat),
-            None => base.held.first().and_then(Held::remote),
-        };
-        let Some(file) = file.filter(|_| above.iter().all(|level| level.scratch)) else {
-            return;
-        };
-        if base.format != Format::RAW && base.flat.is_none() {
-            return;
-        }
-        // What an overlay has is not read from there.
-        let wanted = |depth| above.is_empty() || depth == Depth::Below;
-        let mut ranges = Vec::new();
-        let mapped = qemu_img::mapped(&self.spec(), false, &mut |range, depth| {
-            if wanted(depth) {
-                ranges.push((range.start, range.end.saturating_sub(range.start)));
-            }
-        });
-        match mapped {
-            Ok(()) => file.file().expect(&ranges),
-            Err(e) => tracing::debug!("nothing is fetched ahead: {e}"),
-        }
-    }
-}
 
 /// A file on another host, through a connection that is made now. Where there is none, QEMU finds one that
 /// is closed, and says so.
@@ -89,9 +45,8 @@ pub(crate) fn named_backing(name: &str, format: &str, size: u64, spec: &mut Spec
     let placeholder = remote::backing(name).unwrap_or_else(|| name.into());
     let held = Held::open(&placeholder)?;
     let io_error = |e| ImageError::from_io(&placeholder, e);
-    let remote = held
-        .remote()
-        .ok_or_else(|| io_error(io::ErrorKind::NotFound.into()))?;
+    let missing = || io_error(io::ErrorKind::NotFound.into());
+    let remote = held.remote().ok_or_else(missing)?;
     let file = nbd_node(&**remote.file(), &mut spec.sockets);
     let empty = Arc::new(between::empty(size).map_err(io_error)?);
     let below = json!({"driver": format, "file": file, "read-only": true});

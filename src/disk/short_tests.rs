@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::Image;
 use super::block::FileDisk;
-use super::chain::ImageError;
 use super::detect::{Format, VmdkExtent};
+use super::error::ImageError;
 use super::layout;
 use super::length::{self, Short};
 use super::partition::{LayoutError, read_layout};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::chain::ImageError;
 use super::copy::{CopyError, CopyOptions, TargetFormat, copy};
+use super::error::ImageError;
 use super::export::ExportError;
 use super::testing::{have, pattern, run, sha256, text, write};
 use super::{BlockRead, BlockWrite, Export, Image};

@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::chain::{ImageError, Result};
+use super::error::{ImageError, Result};
 
 /// What VMware locks.
 const KINDS: [&str; 4] = ["vmdk", "vmx", "vmtx", "nvram"];

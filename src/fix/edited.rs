@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::inspect::Hives;
 use crate::plan::hive_bytes;
-use crate::plan::model::{Action, HiveName, Plan};
+use crate::plan::model::{Action, HiveName};
 use crate::registry::RegEdits;
 use crate::registry::confined::{HiveEditError, HiveFile};
 
@@ -31,13 +31,13 @@ pub(super) enum Edit {
 const EARLY: usize = 448 << 20;
 
 impl EditedHives {
-    /// Begins to edit the hives the plan edits; very large ones are left for later.
-    pub fn of(plan: &Plan, hives: &Hives) -> Self {
+    /// Begins to edit the hives the actions edit; very large ones are left for later.
+    pub fn of(actions: &[Action], hives: &Hives) -> Self {
         let loaded = [HiveName::System, HiveName::Software, HiveName::Drivers];
         let loaded = loaded.iter().filter_map(|name| hive_bytes(hives, *name));
         let held: usize = loaded.map(|hive| hive.bytes.len()).sum();
         let mut all = BTreeMap::new();
-        for action in &plan.actions {
+        for action in actions {
             if let Action::EditHive { hive, edits, .. } = action
                 && let Some(loaded) = hive_bytes(hives, *hive)
                 && held + loaded.bytes.len() <= EARLY

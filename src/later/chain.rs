@@ -1,7 +1,7 @@
 //! Whether a disk can stay where it is, under an overlay that QEMU and libvirt open by themselves.
 
-use crate::disk::chain::{Image, Level as Opened};
 use crate::disk::hold::Held;
+use crate::disk::{Image, Level as Opened};
 use crate::error::{Blocker, Result};
 use crate::text;
 

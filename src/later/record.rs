@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::chain::{Image, ImageError};
 use crate::disk::hold::{Fingerprint, Held, Use};
+use crate::disk::{Image, ImageError};
 use crate::domain::Backing;
 use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::write_durably;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::Level;
 use crate::boot::anchor::SOCKET;
-use crate::disk::chain::ImageError;
+use crate::disk::ImageError;
 use crate::disk::hold::Held;
 use crate::disk::remote;
 use crate::error::{Error, Result};

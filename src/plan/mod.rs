@@ -1,13 +1,18 @@
 //! Decides what to do: a pure function from what was found to a list of actions.
 //!
-//! Two steps, both without I/O. [`layout`] says what the guest is to hold: which files, which registry
-//! contents. The caller looks which of those files are there already ([`Present`]), and [`plan`] turns
-//! the difference into actions. What is already right becomes `skipped`, so that a second run plans
-//! nothing.
+//! Three steps, all without I/O. [`layout`] tells what the guest is to hold: which files, which registry
+//! contents. The caller looks up which of those files exist already ([`Present`]), and [`draft`] turns the
+//! difference into actions. What is already right becomes `skipped`, so that a second run plans nothing.
+//! The caller inspects and verifies the guest as these actions leave it ([`Preview`]), and looks at the host
+//! ([`Foreseen`]); [`plan`] decides whether the conversion goes on. A [`Plan`] is complete.
+//!
+//! For a Linux guest [`linux::plan`] decides who makes it ready.
 
 mod cleanup;
+mod decide;
 mod disks;
 pub mod firstboot;
+pub mod linux;
 pub mod model;
 pub mod preview;
 mod remaining;
@@ -17,11 +22,13 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-pub use model::{Action, FileCopy, HiveName, Plan, PlannedDriver, Skipped};
+pub use decide::{After, Foreseen, plan};
+pub use model::{Action, Draft, FileCopy, HiveName, Plan, PlannedDriver, Skipped};
 pub use preview::{Preview, PreviewHives};
 pub use remaining::{Remaining, remaining};
 
 use crate::boot_path::Controller;
+use crate::domain::StorageBus;
 use crate::drivers::catalogue::Role;
 use crate::drivers::package::{self, Installation, Placement};
 use crate::drivers::select::{DriverPackage, DriverSet};
@@ -46,11 +53,17 @@ pub struct Options {
     pub bootstrap: Option<Controller>,
     /// Mend the default boot entry and the boot sector where they name a place where no partition is.
     pub repair_bcd: bool,
-    /// Leave the old hypervisor's services as they are.
+    /// Leave the old hypervisor's services unchanged.
     pub keep_tools: bool,
+    /// The bus of the second boot.
+    pub storage: StorageBus,
+    /// Refuse drivers whose catalogue is not in order, instead of warning.
+    pub require_signed: bool,
+    /// Take a volume that was not unmounted cleanly.
+    pub force_dirty: bool,
 }
 
-/// Everything the plan is made from.
+/// Everything the draft is made from.
 pub struct Inputs<'a> {
     pub inspection: &'a Inspection,
     pub windows: &'a WindowsFacts,
@@ -250,6 +263,19 @@ pub fn is_boot(package: &DriverPackage) -> bool {
     package.role == Role::Storage && package.required
 }
 
+/// What a converted disk must boot from: the bootstrap controller and the virtio ones that have a driver
+/// (NT 5 has none for virtio-scsi).
+pub fn wanted(bootstrap: Option<Controller>, drivers: &DriverSet) -> Vec<Controller> {
+    let virtio = drivers.boot_storage().filter_map(|package| {
+        match package.driver.to_ascii_lowercase().as_str() {
+            "viostor" => Some(Controller::VirtioBlk),
+            "vioscsi" => Some(Controller::VirtioScsi),
+            _ => None,
+        }
+    });
+    bootstrap.into_iter().chain(virtio).collect()
+}
+
 /// Where packages that are not needed to boot are recorded.
 enum DriversHive<'h> {
     /// No driver database (up to Windows 7), or none that can be used.
@@ -341,13 +367,13 @@ fn add_edits(edits: &mut BTreeMap<HiveName, Vec<RegOp>>, installation: Installat
     }
 }
 
-/// The difference between the layout and what is there.
-pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Plan> {
-    let mut plan = Plan {
+/// The difference between the layout and what exists.
+pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Draft> {
+    let mut draft = Draft {
         blockers: layout.blockers,
         warnings: layout.warnings,
         drivers: layout.drivers,
-        ..Plan::default()
+        ..Draft::default()
     };
     let mut made = BTreeSet::new();
     for part in layout.parts {
@@ -361,7 +387,7 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
         for (to, from, size) in wanted {
             match present.get(&to) {
                 Some(At::SameFile) => continue,
-                Some(At::Folder) => plan.blockers.push(Blocker::new(
+                Some(At::Folder) => draft.blockers.push(Blocker::new(
                     "path-taken",
                     format!("{to} is a folder in the guest, a driver file belongs there"),
                     "move it away inside the guest, then convert again",
@@ -378,9 +404,9 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
             }
         }
         if files.is_empty() {
-            plan.skipped.push(Skipped { id, title });
+            draft.skipped.push(Skipped { id, title });
         } else {
-            plan.actions.push(Action::CopyFiles {
+            draft.actions.push(Action::CopyFiles {
                 id,
                 title,
                 folders,
@@ -394,7 +420,7 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
         "make Windows' boot manager the UEFI fall-back loader".to_string(),
     );
     match fallback {
-        Some(fallback) => plan.actions.push(Action::CopyInGuest {
+        Some(fallback) => draft.actions.push(Action::CopyInGuest {
             id,
             title,
             volume: fallback.volume,
@@ -404,10 +430,10 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
             size: fallback.size,
             replaces: fallback.replaces,
         }),
-        None if inputs.windows.esp.is_some() => plan.skipped.push(Skipped { id, title }),
+        None if inputs.windows.esp.is_some() => draft.skipped.push(Skipped { id, title }),
         None => {}
     }
-    plan.actions.extend(repair::boot_sector(inputs));
+    draft.actions.extend(repair::boot_sector(inputs));
     // SYSTEM last: its services are what makes Windows load the files.
     for hive in [
         HiveName::Bcd,
@@ -432,10 +458,10 @@ pub fn plan(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Pl
             }
         };
         if let Some(volume) = volume {
-            edit_hive(&mut plan, hive, volume, loaded, ops)?;
+            edit_hive(&mut draft, hive, volume, loaded, ops)?;
         }
     }
-    Ok(plan)
+    Ok(draft)
 }
 
 pub(crate) fn hive_bytes(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
@@ -448,7 +474,7 @@ pub(crate) fn hive_bytes(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> 
 }
 
 fn edit_hive(
-    plan: &mut Plan,
+    draft: &mut Draft,
     hive: HiveName,
     volume: VolumeId,
     loaded: &LoadedBytes,
@@ -463,9 +489,9 @@ fn edit_hive(
     let view = HiveView::new(&loaded.bytes)?;
     let edits = all.pending(&view.root()?)?;
     if edits.ops.is_empty() && !loaded.replayed {
-        plan.skipped.push(Skipped { id, title });
+        draft.skipped.push(Skipped { id, title });
     } else {
-        plan.actions.push(Action::EditHive {
+        draft.actions.push(Action::EditHive {
             id,
             title,
             hive,

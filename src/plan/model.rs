@@ -8,6 +8,7 @@ use crate::guest::{GuestPath, VolumeId};
 use crate::inspect::SectorField;
 use crate::registry::RegEdits;
 use crate::report::Check;
+use crate::report::outlook::Outlook;
 use crate::ui::{bytes, count};
 
 /// One unit of reversion: done wholly or not at all.
@@ -197,7 +198,19 @@ pub struct PlannedDriver {
     pub signer: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+/// What would be done to Windows, before it is known what that leads to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Draft {
+    pub actions: Vec<Action>,
+    pub skipped: Vec<Skipped>,
+    pub drivers: Vec<PlannedDriver>,
+    pub blockers: Vec<Blocker>,
+    pub warnings: Vec<String>,
+}
+
+/// What a conversion will do. Only [`super::plan`] and [`super::linux::plan`] make one, and nothing is added to
+/// it afterwards.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     pub actions: Vec<Action>,
     pub skipped: Vec<Skipped>,
@@ -206,8 +219,38 @@ pub struct Plan {
     /// The blockers that `--accept` took, by their codes.
     pub accepted: Vec<String>,
     pub warnings: Vec<String>,
-    /// What `verify` will say of the result.
+    /// What `verify` will report of the result.
     pub checks: Vec<Check>,
     /// The result will start: no blockers, nothing accepted, no check of severity "blocker" that fails.
     pub ready: bool,
+    /// What it leaves where; `None` where the documents of the VM cannot be written.
+    #[serde(skip)]
+    pub outlook: Option<Outlook>,
+    /// For a Linux guest, which has no actions.
+    #[serde(skip)]
+    pub linux: Option<Handover>,
+}
+
+/// How a Linux guest becomes ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handover {
+    pub method: Method,
+    pub why: String,
+    pub steps: Vec<Step>,
+}
+
+/// Who makes a Linux guest ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    VirtV2vInPlace,
+    VirtV2v,
+    AsIs,
+}
+
+/// A step of a hand-over: carried out on overlays of whole disks, not in one guest file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub id: &'static str,
+    pub description: String,
 }

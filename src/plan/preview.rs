@@ -16,7 +16,7 @@ use crate::inspect::{Hives, LoadedBytes};
 use crate::registry::build::Format;
 use crate::registry::{BaseBlock, HiveError, HiveView, RegEdits};
 
-use super::model::{Action, HiveName, Plan};
+use super::model::{Action, HiveName};
 
 enum Content<'a> {
     Bytes(Cow<'a, [u8]>),
@@ -57,7 +57,7 @@ impl<'a> Preview<'a> {
     /// `volume` is the one Windows is on. Fails where a hive that is to be edited cannot be read from end
     /// to end.
     pub fn new(
-        plan: &'a Plan,
+        actions: &'a [Action],
         hives: &PreviewHives<'a>,
         volume: VolumeId,
         guest: &'a dyn GuestRead,
@@ -78,7 +78,7 @@ impl<'a> Preview<'a> {
         {
             preview.keep(volume, loaded);
         }
-        for action in &plan.actions {
+        for action in actions {
             preview.act(action, hives, volume)?;
         }
         Ok(preview)

@@ -8,13 +8,13 @@ pub mod page;
 pub mod text;
 pub mod vm;
 
-use self::outlook::Outlook;
 use serde::{Deserialize, Serialize};
 
 use crate::boot_path::{BootPath, Controller};
+use crate::fix::journal::ActionState;
 use crate::fix::trim::VolumeTrim;
 use crate::inspect::Inspection;
-use crate::plan::model::Plan;
+use crate::plan::model::{Handover, Plan};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -221,43 +221,70 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ActionLine {
     pub id: String,
-    pub state: crate::fix::journal::ActionState,
+    pub state: ActionState,
     pub description: String,
 }
 
 /// `plan --json` and `plan.json`.
-pub fn plan_document(
-    plan: &Plan,
-    outlook: Option<&Outlook>,
-    inspection: &Inspection,
-) -> serde_json::Value {
-    let mut body = serde_json::json!(plan);
-    if let (Some(body), serde_json::Value::Array(list)) =
-        (body.as_object_mut(), serde_json::json!(plan.actions))
-    {
-        // Scripts read the same three keys of an action in every document.
-        let actions = plan
-            .actions
-            .iter()
-            .zip(list)
-            .map(|(action, mut json)| {
-                if let Some(json) = json.as_object_mut() {
-                    json.insert("state".into(), "planned".into());
-                    json.insert("description".into(), action.describe().into());
-                }
-                json
-            })
-            .collect::<Vec<_>>();
-        body.insert("actions".into(), actions.into());
-        body.insert("source".into(), serde_json::json!(inspection.source));
-        body.insert("os".into(), serde_json::json!(inspection.os));
-        body.insert(
-            "controllers".into(),
-            serde_json::json!(inspection.controllers),
-        );
-        if let Some(outlook) = outlook {
-            outlook.add_to(body);
-        }
+pub fn plan_document(plan: &Plan, inspection: &Inspection) -> serde_json::Value {
+    let mut body = match &plan.linux {
+        Some(handover) => handover_body(plan, handover, inspection),
+        None => windows_body(plan, inspection),
+    };
+    body.insert(
+        "controllers".into(),
+        serde_json::json!(inspection.controllers),
+    );
+    if let Some(outlook) = &plan.outlook {
+        outlook.add_to(&mut body);
     }
-    body
+    serde_json::Value::Object(body)
+}
+
+type Body = serde_json::Map<String, serde_json::Value>;
+
+fn body(value: serde_json::Value) -> Body {
+    match value {
+        serde_json::Value::Object(body) => body,
+        _ => Body::new(),
+    }
+}
+
+fn windows_body(plan: &Plan, inspection: &Inspection) -> Body {
+    let mut document = body(serde_json::json!(plan));
+    // Scripts read the same three keys of an action in every document.
+    let actions = plan.actions.iter().map(|action| {
+        let mut action_body = body(serde_json::json!(action));
+        action_body.insert("state".into(), "planned".into());
+        action_body.insert("description".into(), action.describe().into());
+        serde_json::Value::Object(action_body)
+    });
+    let actions: Vec<_> = actions.collect();
+    document.insert("actions".into(), actions.into());
+    document.insert("source".into(), serde_json::json!(inspection.source));
+    document.insert("os".into(), serde_json::json!(inspection.os));
+    document
+}
+
+/// With the keys every plan has.
+fn handover_body(plan: &Plan, handover: &Handover, inspection: &Inspection) -> Body {
+    let steps = handover.steps.iter().map(|step| ActionLine {
+        id: step.id.to_string(),
+        state: ActionState::Planned,
+        description: step.description.clone(),
+    });
+    body(serde_json::json!({
+        "way": handover.method,
+        "way_why": handover.why,
+        "actions": steps.collect::<Vec<_>>(),
+        "skipped": plan.skipped,
+        "drivers": plan.drivers,
+        "blockers": plan.blockers,
+        "accepted": plan.accepted,
+        "ready": plan.ready,
+        "warnings": plan.warnings,
+        "source": inspection.source,
+        "os": inspection.os,
+        "linux": inspection.linux,
+    }))
 }

@@ -7,7 +7,7 @@ use crate::boot_path::{BootPath, Controller};
 use crate::domain::Emit;
 use crate::fix::journal::ActionState;
 use crate::inspect::Severity;
-use crate::plan::model::Plan;
+use crate::plan::model::{Handover, Method, Plan};
 use crate::ui::{Styled, Tone, bytes, count};
 
 use super::{Check, CheckState, Report};
@@ -108,6 +108,38 @@ pub fn next<'c>(text: &mut Styled, commands: impl IntoIterator<Item = &'c String
 
 /// `plan` for people. `carry_out` is the command that does what is planned.
 pub fn plan(plan: &Plan, carry_out: Option<String>) -> Styled {
+    let mut text = match &plan.linux {
+        Some(handover) => for_linux(plan, handover),
+        None => for_windows(plan, carry_out),
+    };
+    if let Some(outlook) = &plan.outlook {
+        outlook.append_to(&mut text);
+    }
+    text
+}
+
+fn for_linux(plan: &Plan, handover: &Handover) -> Styled {
+    let method = match handover.method {
+        Method::VirtV2vInPlace => "virt-v2v-in-place converts the guest",
+        Method::VirtV2v => "virt-v2v converts the guest",
+        Method::AsIs => "the guest is copied unchanged",
+    };
+    let mut text = Styled::default();
+    text.push(Tone::Strong, format!("Linux: {method}"));
+    text.push(Tone::Plain, format!(" ({})\n", handover.why));
+    warnings(&mut text, &plan.warnings);
+    if !handover.steps.is_empty() {
+        text.push(Tone::Strong, "\nActions\n");
+    }
+    for step in &handover.steps {
+        text.push(Tone::Plain, format!("  {:<22} ", step.id));
+        text.hang();
+        text.push(Tone::Plain, format!("{}\n", step.description));
+    }
+    text
+}
+
+fn for_windows(plan: &Plan, carry_out: Option<String>) -> Styled {
     let mut text = Styled::default();
     plan_verdict(&mut text, plan);
     if plan.blockers.is_empty() {

@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
-use crate::disk::chain::{Image, ImageError};
 use crate::disk::export::Export;
 use crate::disk::links;
 use crate::disk::testing::{Served, cowd, have, pattern, run, se_sparse, text, write};
+use crate::disk::{Image, ImageError};
 use crate::source::{self, SourceError};
 
 struct Folder(PathBuf);

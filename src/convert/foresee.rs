@@ -1,0 +1,230 @@
+//! What can be known before the first write, gathered for [`plan::plan`]: the guest is inspected and verified
+//! as the draft will leave it ([`Preview`]), every disk is opened, every document of the VM is written to
+//! nowhere, and the host is asked for the programs the fix runs.
+
+use std::path::Path;
+
+use crate::drivers::catalogue::Catalogue;
+use crate::drivers::media::{self, Media};
+use crate::drivers::signature;
+use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::fix::edited::EditedHives;
+use crate::guest::GuestRead;
+use crate::inspect::{Hives, Survey, WindowsFacts};
+use crate::plan::firstboot::Wishes;
+use crate::plan::{self, Action, After, Draft, Foreseen, Plan, Preview, PreviewHives};
+use crate::registry::{self, HiveError};
+use crate::report::outlook::Outlook;
+use crate::tool::{self, host, qemu_img, qsd};
+use crate::verify;
+
+use super::engine::Engine;
+use super::finish;
+use super::in_place::{data_sector_size, in_place_format};
+use super::later;
+use super::machine;
+use super::prepare::{self, Basis, Prepared};
+use super::run::Job;
+use super::session::Source;
+use super::space::{self, Needs};
+use super::vm::VmDisks;
+
+/// The opened source.
+pub(super) struct Seen<'a> {
+    pub(super) survey: &'a Survey,
+    pub(super) guest: &'a dyn GuestRead,
+    /// Inspects the same disks through another reader.
+    pub(super) look: &'a dyn Fn(&dyn GuestRead) -> Result<Survey>,
+    pub(super) disks: &'a VmDisks,
+    pub(super) engine: Engine,
+    /// The output folder.
+    pub(super) target: &'a Path,
+}
+
+/// Everything `plan` and `convert` decide about a Windows guest. An error is what no plan can show.
+pub(super) fn plan_for(
+    job: &Job,
+    seen: &Seen<'_>,
+    media: &dyn Media,
+    catalogue: &Catalogue,
+) -> Result<Prepared> {
+    let survey = seen.survey;
+    let (windows, hives) = prepare::windows_or_refuse(survey)?;
+    let options = options(job, survey, windows);
+    let wishes = Wishes {
+        macs: machine::macs(&survey.inspection.network.adapters, &job.machine),
+        ..job.firstboot.clone()
+    };
+    let (draft, basis) = prepare::draft(survey, seen.guest, media, catalogue, options, &wishes)?;
+    let review = signature::review(&basis.drivers, media)
+        .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
+    let edited = EditedHives::of(&draft.actions, hives);
+    let after = after(seen, hives, (&draft, &basis), &edited, media)?;
+    let Outside {
+        limits,
+        outlook,
+        failed,
+    } = outside(job, seen, hives, (&draft, &basis))?;
+    let foreseen = Foreseen {
+        options,
+        before: &survey.inspection,
+        hives,
+        volumes: seen.guest.volumes(),
+        after,
+        wanted: basis.wanted(),
+        signatures: review,
+        notes: notes(job, seen, &basis, media)?,
+        limits,
+        outlook,
+    };
+    let plan = plan::plan(draft, foreseen, &job.accept)
+        .map_err(|e| Error::failed("planning").because(e))?;
+    // The blockers tell what to do first.
+    if plan.blockers.is_empty() {
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        programs(&plan, seen.engine)?;
+    }
+    Ok(Prepared {
+        plan,
+        basis,
+        edited,
+    })
+}
+
+fn options(job: &Job, survey: &Survey, windows: &WindowsFacts) -> plan::Options {
+    plan::Options {
+        bootstrap: prepare::bootstrap(job.bootstrap, windows, &survey.inspection),
+        repair_bcd: job.repair_bcd,
+        keep_tools: job.keep_tools,
+        storage: job.machine.storage,
+        require_signed: job.require_signed,
+        force_dirty: job.source.force_dirty,
+    }
+}
+
+/// What the user must know about the VM and the driver medium.
+fn notes(job: &Job, seen: &Seen<'_>, basis: &Basis, media: &dyn Media) -> Result<Vec<String>> {
+    let mut notes = job.source.vm.notes.clone();
+    notes.extend(media::short_names_warning(media));
+    notes.extend(machine::disagreements(
+        &seen.survey.inspection,
+        &basis.windows,
+        &job.source.vm,
+        &job.machine,
+    ));
+    notes.extend(later::warnings(job, &later::images(seen.disks)?));
+    Ok(notes)
+}
+
+/// What was found out besides the guest.
+struct Outside {
+    limits: Vec<Blocker>,
+    outlook: Option<Outlook>,
+    /// What cannot be told as a blocker.
+    failed: Option<Error>,
+}
+
+fn outside(
+    job: &Job,
+    seen: &Seen<'_>,
+    hives: &Hives,
+    (draft, basis): (&Draft, &Basis),
+) -> Result<Outside> {
+    let mut limits = later::blockers(job, &later::images(seen.disks)?);
+    let inspection = &seen.survey.inspection;
+    let mut outlook = None;
+    let documents = finish::rehearse(job, seen.target, (draft, basis), inspection, seen.disks)
+        .map(|written| outlook = Some(written));
+    let needs = Needs::of(
+        &draft.actions,
+        hives,
+        basis.windows.system_volume,
+        seen.guest,
+    );
+    let room = needs.and_then(|needs| {
+        limits.extend(space::in_guest(&needs, seen.guest, seen.disks)?);
+        space::in_folder(job, &needs, seen.disks, seen.target)
+    });
+    let mut failed = None;
+    for result in [documents, other_disks(job, seen.disks), room] {
+        match result {
+            Ok(()) => {}
+            Err(error) if error.kind == ErrorKind::Refused => limits.extend(error.blockers),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    Ok(Outside {
+        limits,
+        outlook,
+        failed,
+    })
+}
+
+/// The guest as the draft leaves it, inspected and verified.
+fn after(
+    seen: &Seen<'_>,
+    before: &Hives,
+    (draft, basis): (&Draft, &Basis),
+    edited: &EditedHives,
+    media: &dyn Media,
+) -> Result<Result<After, HiveError>> {
+    let media = basis.media(media);
+    let volume = basis.windows.system_volume;
+    std::thread::scope(|scope| {
+        // Takes as long as all the rest.
+        let walks = scope.spawn(|| verify::walk_all(before));
+        let hives = PreviewHives {
+            before,
+            edited: &|hive| edited.bytes(hive)?.ok(),
+        };
+        let preview = match Preview::new(&draft.actions, &hives, volume, seen.guest, &media) {
+            Ok(preview) => preview,
+            Err(error) => return Ok(Err(error)),
+        };
+        let after = (seen.look)(&preview)?;
+        let walks = walks
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let checks = verify::predict(&after, walks, &preview, &basis.wanted());
+        Ok(Ok(After {
+            inspection: after.inspection,
+            checks,
+        }))
+    })
+}
+
+/// The disks besides the one with Windows are opened and checked as the copy will.
+fn other_disks(job: &Job, disks: &[Source]) -> Result<()> {
+    for disk in disks.iter().skip(1) {
+        let image = disk.image()?;
+        if job.in_place {
+            in_place_format(&image)?;
+        }
+        data_sector_size(&image)?;
+    }
+    Ok(())
+}
+
+/// The programs and libraries the fix uses.
+fn programs(plan: &Plan, engine: Engine) -> Result<()> {
+    let missing = |what: &str, tool: &str| {
+        Error::missing_tool(format!("{what} is not installed")).hint(host::hint(tool))
+    };
+    // They may be started late: by then much was done.
+    for tool in [qemu_img::TOOL, qsd::TOOL] {
+        if tool::find(tool).is_none() {
+            return Err(missing(tool, tool));
+        }
+    }
+    let edits = |action: &Action| matches!(action, Action::EditHive { .. });
+    if plan.actions.iter().any(edits) && !registry::confined::is_available() {
+        return Err(missing("libhivex (edits hives)", host::LIBHIVEX));
+    }
+    let embedded = !engine.writes_past_us();
+    if embedded && !plan.actions.is_empty() && host::find_library(host::LIBNTFS).is_none() {
+        return Err(missing("libntfs-3g (writes NTFS)", host::LIBNTFS));
+    }
+    Ok(())
+}

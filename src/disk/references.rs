@@ -1,0 +1,100 @@
+//! [`References`]: which files an image may name.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::{ImageError, Result};
+use super::hold::{Found, Held};
+use super::remote;
+use crate::source::charset::Name;
+
+/// Which files a chain may refer to.
+pub(super) struct References {
+    /// Canonical files and folders.
+    roots: Vec<PathBuf>,
+}
+
+impl References {
+    pub(super) fn new(named: &Held, allow: &[PathBuf]) -> Self {
+        let is_file = !named.is_block_device();
+        // The folder as named, and the one the file really is in. What lies beside a device, or in
+        // the root folder, has nothing to do with it.
+        let own = [
+            named.path().parent().map(Path::to_owned),
+            named
+                .real()
+                .ok()
+                .and_then(|p| p.parent().map(Path::to_owned)),
+        ];
+        let roots = own
+            .into_iter()
+            .flatten()
+            .filter_map(|folder| folder.canonicalize().ok())
+            .filter(|folder| is_file && folder.parent().is_some())
+            .chain(allow.iter().filter_map(|path| path.canonicalize().ok()))
+            .collect();
+        Self { roots }
+    }
+
+    /// Opens the file `name` means in the image `path`, when that may be. By the name it was given:
+    /// its own references are relative to that.
+    pub(super) fn open(&self, path: &Path, name: &Name) -> Result<Held> {
+        let text = &name.text;
+        if let Some(placeholder) = remote::backing(text) {
+            return Held::open(&placeholder);
+        }
+        // What QEMU would take for a protocol.
+        let protocol = text
+            .find([':', '/'])
+            .is_some_and(|at| text.as_bytes()[at] == b':');
+        if protocol || text.is_empty() || text.contains('\0') {
+            return Err(ImageError::NotAFileName {
+                path: path.into(),
+                target: shown(text),
+            });
+        }
+        let spellings = name.spellings().into_iter();
+        let files = spellings.map(|name| remote::resolve(path, Path::new(&name)));
+        let mut missing = None;
+        for file in files {
+            match Found::by_name(&file) {
+                Ok(found) => {
+                    let real = found.real().map_err(|e| ImageError::from_io(&file, e))?;
+                    if !self.roots.iter().any(|root| real.starts_with(root)) {
+                        return Err(self.outside(path, text));
+                    }
+                    return found.hold();
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    missing.get_or_insert(file);
+                }
+                // Not even whether a file elsewhere exists is told.
+                Err(_) => return Err(self.outside(path, text)),
+            }
+        }
+        match missing {
+            Some(file) if self.allows_missing(&file) => Err(ImageError::PartMissing {
+                path: file,
+                needed_by: path.into(),
+            }),
+            _ => Err(self.outside(path, text)),
+        }
+    }
+
+    fn allows_missing(&self, file: &Path) -> bool {
+        file.parent()
+            .and_then(|folder| folder.canonicalize().ok())
+            .is_some_and(|folder| self.roots.iter().any(|root| folder.starts_with(root)))
+    }
+
+    fn outside(&self, path: &Path, name: &str) -> ImageError {
+        ImageError::Outside {
+            path: path.into(),
+            target: shown(name),
+        }
+    }
+}
+
+pub(super) fn shown(name: &str) -> String {
+    crate::tool::clean(name.as_bytes())
+}

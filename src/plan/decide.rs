@@ -1,0 +1,303 @@
+//! The last step of planning: everything that speaks against a conversion, what of it was accepted, and
+//! whether the result starts.
+
+use std::collections::BTreeSet;
+
+use crate::boot_path::Controller;
+use crate::domain::StorageBus;
+use crate::drivers::signature::Review;
+use crate::error::Blocker;
+use crate::guest::{FsKind, Volume, VolumeId};
+use crate::ids::{self, Accepted};
+use crate::inspect::{Hives, Inspection, Severity};
+use crate::registry::{HiveError, HiveView};
+use crate::report::Check;
+use crate::report::outlook::Outlook;
+use crate::verify;
+
+use super::model::{Action, Draft, Plan};
+use super::{Options, Remaining, Result, hive_bytes, remaining};
+
+/// What a draft leads to, and what is known of guest and host besides.
+pub struct Foreseen<'a> {
+    pub options: Options,
+    /// The guest before the fix.
+    pub before: &'a Inspection,
+    pub hives: &'a Hives,
+    pub volumes: &'a [Volume],
+    /// The guest as the actions leave it. An error is a hive that cannot be read from end to end.
+    pub after: Result<After, HiveError>,
+    /// The controllers the result must boot from.
+    pub wanted: Vec<Controller>,
+    pub signatures: Review,
+    /// Warnings about the VM and the driver medium.
+    pub notes: Vec<String>,
+    /// What the other disks, the host and the documents of the VM stand in the way with.
+    pub limits: Vec<Blocker>,
+    pub outlook: Option<Outlook>,
+}
+
+/// A guest after the fix.
+pub struct After {
+    pub inspection: Inspection,
+    pub checks: Vec<Check>,
+}
+
+/// Completes a draft. Blockers stand in the order in which a user best works them off: the guest, the options,
+/// the host.
+pub fn plan(draft: Draft, seen: Foreseen<'_>, accepted: &Accepted) -> Result<Plan> {
+    let mut plan = Plan {
+        actions: draft.actions,
+        skipped: draft.skipped,
+        drivers: draft.drivers,
+        blockers: draft.blockers,
+        accepted: Vec::new(),
+        warnings: draft.warnings,
+        checks: Vec::new(),
+        ready: false,
+        outlook: seen.outlook,
+        linux: None,
+    };
+    plan.blockers
+        .extend(without_driver(&seen.wanted, seen.options.storage));
+    sign(&mut plan, &seen.signatures, seen.options.require_signed);
+    plan.warnings.extend(seen.notes);
+    let left = judge(&mut plan, seen.before, seen.after, |after| {
+        remaining(after, &seen.wanted, production(seen.options.storage))
+    });
+    let unsafe_volumes = unsafe_volumes(&plan.actions, &seen.options, seen.before, seen.volumes);
+    plan.blockers.extend(unsafe_volumes);
+    let large = too_large_values(&plan.actions, seen.hives)?;
+    plan.blockers.extend(large);
+    plan.blockers.extend(seen.limits);
+    accept(accepted, seen.before, &mut plan, &left);
+    Ok(plan)
+}
+
+/// Adds what is wrong with the guest as the actions leave it; returns what that does to its boot path.
+fn judge(
+    plan: &mut Plan,
+    before: &Inspection,
+    after: Result<After, HiveError>,
+    remaining: impl FnOnce(&Inspection) -> Vec<Remaining>,
+) -> Vec<Remaining> {
+    let left = match after {
+        Ok(after) => {
+            plan.checks = after.checks;
+            repaired(plan, before, &after.inspection);
+            remaining(&after.inspection)
+        }
+        Err(error) => {
+            plan.blockers.push(Blocker::new(
+                "hive-damaged",
+                format!("a registry hive cannot be read from end to end: {error}"),
+                "start the guest once on its old hypervisor and shut it down cleanly",
+            ));
+            Vec::new()
+        }
+    };
+    for one in &left {
+        if !plan.blockers.contains(&one.blocker) {
+            plan.blockers.push(one.blocker.clone());
+        }
+    }
+    let unexplained = unexplained(plan, &left);
+    plan.blockers.extend(unexplained);
+    left
+}
+
+fn production(storage: StorageBus) -> Controller {
+    match storage {
+        StorageBus::VirtioScsi => Controller::VirtioScsi,
+        StorageBus::VirtioBlk | StorageBus::Sata => Controller::VirtioBlk,
+    }
+}
+
+/// The blocker for a production bus this Windows has no driver for.
+fn without_driver(wanted: &[Controller], storage: StorageBus) -> Option<Blocker> {
+    if storage == StorageBus::Sata {
+        return Some(Blocker::new(
+            "storage-sata",
+            "--storage sata is for Linux guests without VirtIO drivers; Windows gets its drivers here",
+            "leave --storage out; the first boot is on SATA anyway",
+        ));
+    }
+    let bus = production(storage);
+    (!wanted.contains(&bus)).then(|| {
+        Blocker::new(
+            "storage-driver",
+            format!("there is no {} driver for this Windows", bus.name()),
+            "leave --storage out, or name the other one",
+        )
+    })
+}
+
+fn sign(plan: &mut Plan, review: &Review, required: bool) {
+    match required {
+        true => plan.blockers.extend(review.blockers()),
+        false => plan.warnings.extend(review.warnings()),
+    }
+    for driver in &mut plan.drivers {
+        driver.signer = review.signers.get(&driver.driver).cloned();
+    }
+}
+
+/// What the plan repairs blocks nothing; what it brings to light does.
+fn repaired(plan: &mut Plan, before: &Inspection, after: &Inspection) {
+    let (before, after) = (before.blockers(), after.blockers());
+    plan.blockers
+        .retain(|b| !before.contains(b) || after.contains(b));
+    for blocker in after {
+        if !plan.blockers.contains(&blocker) {
+            plan.blockers.push(blocker);
+        }
+    }
+}
+
+/// The checks that would fail for a reason that no blocker names yet.
+fn unexplained(plan: &Plan, remaining: &[Remaining]) -> Vec<Blocker> {
+    let failed = plan
+        .checks
+        .iter()
+        .filter(|c| !c.ok && c.severity == Severity::Blocker);
+    failed
+        .filter(|check| !is_explained(check, plan, remaining))
+        .map(|check| Blocker::new(check.id, reason(check), ids::remedy(check.id)))
+        .collect()
+}
+
+fn reason(check: &Check) -> String {
+    match check.evidence.is_empty() {
+        true => check.message.clone(),
+        false => format!("{} ({})", check.message, check.evidence),
+    }
+}
+
+fn is_explained(check: &Check, plan: &Plan, remaining: &[Remaining]) -> bool {
+    let named = |id: &str| plan.blockers.iter().any(|b| b.code == id);
+    remaining.iter().any(|one| one.checks.contains(&check.id))
+        || named(check.id)
+        || (!check.findings.is_empty() && check.findings.iter().all(|id| named(id)))
+}
+
+/// Takes what was accepted out of the blockers. A blocker is accepted by its own code, or by that of a
+/// check that fails because of it.
+fn accept(accepted: &Accepted, inspection: &Inspection, plan: &mut Plan, remaining: &[Remaining]) {
+    let by_check = |blocker: &Blocker| -> bool {
+        let stake = ids::find(&blocker.code).map(|entry| entry.stake);
+        if stake != Some(ids::Stake::Start) {
+            return false;
+        }
+        let of_boot_path = remaining
+            .iter()
+            .filter(|one| one.blocker == *blocker)
+            .flat_map(|one| &one.checks)
+            .any(|check| accepted.has(check));
+        let of_findings = plan
+            .checks
+            .iter()
+            .filter(|c| !c.ok && c.findings.contains(&blocker.code.as_str()))
+            .any(|c| accepted.has(c.id));
+        of_boot_path || of_findings
+    };
+    let (taken, left): (Vec<Blocker>, Vec<Blocker>) = plan
+        .blockers
+        .iter()
+        .cloned()
+        .partition(|b| accepted.has(&b.code) || by_check(b));
+    for blocker in &taken {
+        if !plan.accepted.contains(&blocker.code) {
+            plan.accepted.push(blocker.code.clone());
+        }
+        plan.warnings.push(format!(
+            "accepted [{}]: {}; Windows may not start",
+            blocker.code, blocker.reason
+        ));
+    }
+    plan.blockers = left;
+    if plan.blockers.is_empty() {
+        for check in plan.checks.iter_mut().filter(|c| is_fault(c)) {
+            check.accepted = true;
+        }
+    }
+    plan.ready =
+        plan.blockers.is_empty() && plan.accepted.is_empty() && verify::is_ready(&plan.checks);
+    plan.warnings.extend(unused(accepted, inspection, plan));
+}
+
+fn is_fault(check: &Check) -> bool {
+    !check.ok && check.severity == Severity::Blocker
+}
+
+/// What was accepted and is not so.
+fn unused(accepted: &Accepted, inspection: &Inspection, plan: &Plan) -> Vec<String> {
+    let stops = |id: &&str| {
+        let failed = plan.checks.iter().any(|c| c.id == *id && is_fault(c));
+        failed || plan.accepted.iter().any(|code| code == id)
+    };
+    accepted
+        .iter()
+        .filter(|id| !stops(id))
+        .map(|id| match inspection.findings.iter().any(|f| f.id == id) {
+            true => format!("--accept {id}: this does not stop a conversion"),
+            false => format!("--accept {id}: this guest has no such fault"),
+        })
+        .collect()
+}
+
+/// Volumes other than that of Windows which the plan writes to and the writer would refuse.
+pub(super) fn unsafe_volumes(
+    actions: &[Action],
+    options: &Options,
+    before: &Inspection,
+    volumes: &[Volume],
+) -> Vec<Blocker> {
+    let system = before.windows.as_ref().map(|w| w.system_volume);
+    let written: BTreeSet<VolumeId> = (actions.iter())
+        .filter_map(Action::volume)
+        .filter(|volume| Some(*volume) != system)
+        .collect();
+    volumes
+        .iter()
+        .filter(|volume| volume.kind == FsKind::Ntfs && written.contains(&volume.id))
+        .filter_map(|volume| {
+            let why = match &volume.state {
+                s if s.hibernated => "holds a hibernated session of Windows",
+                s if s.cached => "is partly in the memory of Fast Startup",
+                s if s.dirty && !options.force_dirty => "was not unmounted cleanly",
+                _ => return None,
+            };
+            let id = volume.id;
+            Some(Blocker::new(
+                "volume-unsafe",
+                format!("the boot files on {id} have to be changed, and that volume {why}"),
+                "start the guest on its old hypervisor and shut it down completely (shutdown /s /t 0)",
+            ))
+        })
+        .collect()
+}
+
+/// Values that the registry writer cannot write anew beside an edit.
+fn too_large_values(actions: &[Action], hives: &Hives) -> Result<Vec<Blocker>> {
+    let mut blockers = Vec::new();
+    for action in actions {
+        let Action::EditHive { hive, edits, .. } = action else {
+            continue;
+        };
+        let Some(loaded) = hive_bytes(hives, *hive) else {
+            continue;
+        };
+        let view = HiveView::new(&loaded.bytes)?;
+        let Some((key, name, size)) = edits.too_large(&view)? else {
+            continue;
+        };
+        blockers.push(Blocker::new(
+            "hive-value-large",
+            format!(
+                "{key} has to be edited, and its value {name:?} of {size} bytes cannot be written anew beside that (libhivex writes 16344 at most)"
+            ),
+            "start the guest once on its old hypervisor, so that Windows works off what is pending, and shut it down",
+        ));
+    }
+    Ok(blockers)
+}
