@@ -29,8 +29,8 @@ pub struct ServeArgs {
 
 pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     let folder = Folder::open(&args.folder)?;
-    if !serve::is_served(&folder.path)? {
-        let _lock = boot::lock(&folder.path)?;
+    // Who is at work there, like the `boot` that has started this, has done so.
+    if let Ok(_lock) = boot::lock(&folder.path) {
         boot::anchored(&folder.path, ui)?;
     }
     let folder = Folder::open(&folder.path)?;
@@ -40,7 +40,13 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
         .iter()
         .map(|file| crate::text::of_path(file))
         .collect();
+    let ready = || {
+        serve::notify("READY=1\n").map_err(|e| {
+            Error::failed("telling that the sockets are there (NOTIFY_SOCKET)").because(e)
+        })
+    };
     let nothing = |why: &str| {
+        ready()?;
         ui.line(&format!("nothing to serve: {why}"));
         ui.document("serve", json!({"serving": false, "source": sources}));
         Ok(())
@@ -58,9 +64,7 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     for socket in serving.server().sockets() {
         ui.status("Serving", &socket.display().to_string());
     }
-    serve::notify("READY=1\n").map_err(|e| {
-        Error::failed("telling that the sockets are there (NOTIFY_SOCKET)").because(e)
-    })?;
+    ready()?;
     let (end, fetched) = serving.watch(ui)?;
     ui.line(match end {
         End::Asked => "ended as asked",

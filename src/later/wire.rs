@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::record::Level;
 use crate::boot::anchor::SOCKET;
@@ -33,6 +34,9 @@ pub(crate) struct OnWire {
     /// Where QEMU finds it, beside the overlay.
     #[serde(skip)]
     pub(crate) socket: PathBuf,
+    /// That of its level.
+    #[serde(skip)]
+    pub(crate) format: String,
 }
 
 impl OnWire {
@@ -52,6 +56,7 @@ impl OnWire {
                 .map_err(|e| format!("cannot be read: {e}"))?,
             access,
             socket: PathBuf::new(),
+            format: String::new(),
         })
     }
 
@@ -64,9 +69,17 @@ impl OnWire {
             .ok_or_else(|| WireError::usage(format!("{} is no URL of a source", self.url), hint))
     }
 
-    /// What the overlay calls it.
+    /// What the overlay calls it. QEMU decodes the query of a URL before it takes it apart, so a path that
+    /// has to be encoded is given as JSON.
     pub(crate) fn backing_name(&self) -> String {
-        Location::of_socket(&self.socket).to_string()
+        let path = self.socket.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        if path.chars().all(plain) {
+            return Location::of_socket(&self.socket).to_string();
+        }
+        let server = json!({"type": "unix", "path": path});
+        let file = json!({"driver": "nbd", "server": server, "export": ""});
+        format!("json:{}", json!({"driver": self.format, "file": file}))
     }
 
     /// The placeholder of the file, by a connection of this run.
@@ -170,8 +183,11 @@ fn absolute(access: &mut Access) -> io::Result<()> {
 
 /// Says where the sockets of a disk on these levels are: beside its overlay.
 pub(crate) fn put_sockets(levels: &mut [Level], overlay: &Path) {
-    for wire in levels.iter_mut().filter_map(|level| level.wire.as_mut()) {
-        wire.socket = overlay.with_extension(SOCKET);
+    for level in levels {
+        if let Some(wire) = &mut level.wire {
+            wire.socket = overlay.with_extension(SOCKET);
+            wire.format.clone_from(&level.format);
+        }
     }
 }
 
@@ -198,19 +214,23 @@ mod tests {
             etag: Some("\"x\"".into()),
             headers_sha256: "00".into(),
             access: Access::default(),
-            socket: "/vm dir/a&b.sock".into(),
+            socket: "/vm/a_b-1.sock".into(),
+            format: "raw".into(),
         }
     }
 
     #[test]
-    fn the_overlay_names_a_socket_that_qemu_and_this_program_read_alike() {
+    fn the_overlay_names_its_socket_so_that_qemu_finds_it() {
         let wire = wire();
         let name = wire.backing_name();
-        assert_eq!(name, "nbd+unix:///?socket=/vm%20dir/a%26b.sock");
-        let read = Location::parse(&name).unwrap().unwrap();
-        assert_eq!(read, Location::of_socket(&wire.socket));
+        assert_eq!(name, "nbd+unix:///?socket=/vm/a_b-1.sock");
         assert_eq!(wire.location().unwrap().to_string(), wire.url);
         let mut named = wire.clone();
+        named.socket = "/vm dir/a&b%20.sock".into();
+        let name = named.backing_name();
+        let node: serde_json::Value =
+            serde_json::from_str(name.strip_prefix("json:").unwrap()).unwrap();
+        assert_eq!(node["file"]["server"]["path"], "/vm dir/a&b%20.sock");
         named.url = "a disk".into();
         named.access.source_command = Some("nbdkit -s null".into());
         assert_eq!(named.location().unwrap(), Location::command("a disk"));
