@@ -235,6 +235,22 @@ pub const IDS: &[Id] = &[
         Stake::NoWay("the program that converts the guest is missing"),
     ),
     blocker(
+        "sync-nothing-frozen",
+        Stake::NoWay("a running VM writes to all of the disk"),
+    ),
+    blocker(
+        "sync-disks-changed",
+        Stake::Data("the copies are of other disks"),
+    ),
+    blocker(
+        "sync-base-changed",
+        Stake::Data("nothing tells what changed since the last pass"),
+    ),
+    blocker(
+        "sync-over-budget",
+        Stake::NoWay("the last pass would take longer than it may"),
+    ),
+    blocker(
         "copy-later",
         Stake::NoWay("the disk cannot stay where it is"),
     ),

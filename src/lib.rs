@@ -18,6 +18,7 @@
 //! Dependencies point one way: cli -> inspect, plan, fix, domain, report -> boot_path, drivers
 //! -> guest, registry, disk -> tool -> std. Nothing below `cli` prints or exits.
 
+pub mod actions;
 pub mod batch;
 pub mod boot;
 pub mod boot_path;
@@ -43,6 +44,10 @@ pub mod plan;
 pub mod registry;
 pub(crate) mod rehearse;
 pub mod report;
+#[cfg(test)]
+mod skip;
+#[cfg(test)]
+mod skip_tests;
 pub mod source;
 #[cfg(test)]
 mod testing;

@@ -1,6 +1,7 @@
 //! A whole Windows guest in memory, for tests of decisions: what `demo` would write to a disk, changed as
 //! a test wants it, inspected, planned for, and as the plan leaves it. No tool and no file is needed.
 
+use crate::actions::{self, Action, CopyFiles, EditHive, EditedHives, PreviewHives};
 use crate::boot_path::Controller;
 use crate::demo::guest::{self, GuestFile};
 use crate::demo::pe::{self, Subsystem};
@@ -12,14 +13,12 @@ use crate::drivers::Catalogue;
 use crate::drivers::media::{Media, Memory};
 use crate::drivers::signature;
 use crate::error::Blocker;
-use crate::fix::edited::EditedHives;
 use crate::guest::{DiskId, FsKind, GuestRead, Volume};
 use crate::ids::Accepted;
 use crate::inspect::fake::FakeGuest;
-use crate::inspect::{Disk, Hives, InspectOptions, SourceFacts, Survey, inspect};
+use crate::inspect::{Disk, HiveName, Hives, InspectOptions, SourceFacts, Survey, inspect};
 use crate::plan::firstboot::Wishes;
-use crate::plan::model::{Action, HiveName};
-use crate::plan::{self, After, Draft, Foreseen, Options, Preview, PreviewHives};
+use crate::plan::{self, After, Draft, Foreseen, Options};
 use crate::registry::{HiveError, HiveView, KeyTree};
 use crate::report::Check;
 use crate::verify;
@@ -145,13 +144,13 @@ impl MemoryGuest {
                 signatures: signature::review(&basis.drivers, media).unwrap(),
                 notes: Vec::new(),
                 limits: Vec::new(),
-                outlook: None,
             };
             let accepted = change(&mut foreseen);
             Prepared {
                 plan: plan::plan(draft, foreseen, &accepted).unwrap(),
                 basis,
                 edited: EditedHives::default(),
+                outlook: None,
             }
         })
     }
@@ -170,7 +169,7 @@ impl MemoryGuest {
         };
         let volume = basis.windows.system_volume;
         let media = basis.media(media);
-        let preview = Preview::new(&draft.actions, &before, volume, guest, &media)?;
+        let preview = actions::preview(&draft.actions, before, volume, guest, &media)?;
         let after = inspect(&preview, &[self.disk()], &InspectOptions::default()).unwrap();
         let walks = verify::walk_all(hives);
         Ok(After {
@@ -217,19 +216,19 @@ impl MemoryGuest {
         let media = prepared.basis.media(media);
         for action in &prepared.plan.actions {
             match action {
-                Action::EditHive {
+                Action::EditHive(EditHive {
                     hive: HiveName::System,
                     edits,
                     ..
-                } => edits.apply(&mut self.system),
-                Action::EditHive { hive, edits, .. } => {
+                }) => edits.apply(&mut self.system),
+                Action::EditHive(EditHive { hive, edits, .. }) => {
                     let bytes = self.file(hive.file_name());
                     let view = HiveView::new(bytes).unwrap();
                     let mut tree = KeyTree::from_view(&view).unwrap();
                     edits.apply(&mut tree);
                     *bytes = tree.to_bytes(hive.file_name());
                 }
-                Action::CopyFiles { files: copies, .. } => {
+                Action::CopyFiles(CopyFiles { files: copies, .. }) => {
                     for copy in copies {
                         self.files.push(GuestFile {
                             role: Role::Windows,

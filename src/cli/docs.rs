@@ -31,6 +31,7 @@ pages! {
     "boot": "docs/boot.md",
     "rehearsal": "docs/rehearsal.md",
     "later": "docs/later.md",
+    "warm": "docs/warm.md",
     "wire": "docs/wire.md",
     "fleet": "docs/fleet/README.md",
     "engines": "docs/engines.md",

@@ -23,6 +23,7 @@ pub mod release;
 pub mod rollback;
 pub mod serve;
 pub mod source;
+pub mod sync;
 pub mod verify;
 pub mod wire;
 
@@ -96,6 +97,8 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     /// Make a Windows disk boot on KVM: inspect, plan, fix, copy, domain XML, report
     Convert(Box<convert::ConvertArgs>),
+    /// Copy disks while the VM runs; `convert --from-sync` copies the rest
+    Sync(sync::SyncArgs),
     /// Say whether a disk would boot; writes nothing
     Verify(verify::VerifyArgs),
     /// Boot a converted machine twice on libvirt: bootstrap, then VirtIO
@@ -301,6 +304,7 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args, ui),
         Command::Plan(args) => plan::run(&args, ui),
         Command::Convert(args) => convert::run(&args, ui),
+        Command::Sync(args) => sync::run(&args, ui),
         Command::Verify(args) => verify::run(&args, ui),
         Command::Boot(args) => boot::run(&args, ui),
         Command::Rehearse(args) => rehearse::run(&args, ui),

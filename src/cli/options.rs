@@ -32,7 +32,7 @@ pub const FORCE: &str = "force";
 pub const DRY_RUN: &str = "dry-run";
 pub const IN_PLACE: &str = "in-place";
 /// How a copy is made, which does not shape what comes of it.
-const HOW_COPIED: [&str; 2] = ["resume", "bandwidth"];
+const HOW_COPIED: [&str; 4] = ["resume", "bandwidth", "from-sync", "budget"];
 /// Secrets: never on a child's command line, never in a report.
 pub const KEY: &str = "key";
 

@@ -1,7 +1,7 @@
 //! `hyper2kvm plan SOURCE --virtio-iso PATH`
 
 use crate::convert::prepare;
-use crate::convert::run::{self, Job};
+use crate::convert::run::{self, Job, Planned};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{self, text};
 use crate::ui::Ui;
@@ -22,11 +22,19 @@ pub fn run(args: &PlanArgs, ui: &Ui) -> Result<()> {
 
 /// Prints the plan; blockers make it an error with exit code 3, after the plan was shown.
 pub fn show(job: &Job, ui: &Ui) -> Result<()> {
-    let (inspection, plan) = run::plan_only(job, ui)?;
+    let Planned {
+        inspection,
+        plan,
+        outlook,
+    } = run::plan_only(job, ui)?;
     let is_linux = plan.linux.is_some();
     // A Linux that cannot be read has no plan to show.
     if !is_linux || inspection.linux.is_some() {
-        ui.styled(&text::plan(&plan, carry_out()));
+        let mut shown = text::plan(&plan, carry_out());
+        if let Some(outlook) = &outlook {
+            outlook.append_to(&mut shown);
+        }
+        ui.styled(&shown);
     }
     if !is_linux {
         ui.quiet_warnings(&plan.warnings);
@@ -34,7 +42,10 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
     if !plan.blockers.is_empty() {
         return Err(prepare::refused(&inspection, plan.blockers));
     }
-    ui.document("plan", report::plan_document(&plan, &inspection));
+    ui.document(
+        "plan",
+        report::plan_document(&plan, outlook.as_ref(), &inspection),
+    );
     accepted(&plan.accepted)
 }
 

@@ -10,7 +10,7 @@ use crate::ui::Ui;
 
 #[derive(Debug, clap::Args)]
 pub struct ReleaseArgs {
-    /// Output directory of `convert --copy later`
+    /// Output directory of `convert --copy later`, or of `sync`
     folder: PathBuf,
     /// libvirt of this host, where no `boot` has recorded one
     #[arg(

@@ -244,6 +244,17 @@ pub struct FixArgs {
     /// none. SIGINT and SIGTERM then leave what is copied. Other options must be as they were
     #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub resume: bool,
+    /// Make the last pass of a sync in the output folder (see sync), with the VM off: copy only the rest
+    #[arg(long, help_heading = "Disks and copying")]
+    pub from_sync: bool,
+    /// Refuse the last pass when it is expected to take more seconds; nothing is changed then
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        requires = "from_sync",
+        help_heading = "Disks and copying"
+    )]
+    pub budget: Option<u64>,
     /// MiB a second that are copied at most, all disks and all machines of a batch together
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576), help_heading = "Disks and copying")]
     pub bandwidth: Option<u64>,
@@ -556,7 +567,7 @@ impl FixArgs {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
         self.refuse_in_place()?;
-        self.refuse_with_copy_later()?;
+        self.refuse_foreign_to_the_copy()?;
         let accept = Accepted::parse(&self.accept)?;
         let media_path = self.virtio_path();
         let mut source = self.source.open()?;
@@ -631,6 +642,8 @@ impl FixArgs {
             force: self.force,
             resume: self.resume,
             pace: pace(self.bandwidth)?,
+            from_sync: self.from_sync,
+            budget: self.budget,
             repair_bcd: self.repair_bcd,
             keep_tools: self.keep_tools,
             firstboot,
@@ -647,20 +660,26 @@ impl FixArgs {
         })
     }
 
-    /// What is about a copy says nothing of overlays.
-    fn refuse_with_copy_later(&self) -> Result<()> {
-        if self.copy == CopyArg::Now {
-            return Ok(());
-        }
+    /// Options that do not go with `--copy later`, which makes overlays, or `--from-sync`, which goes on with
+    /// copies that are there.
+    fn refuse_foreign_to_the_copy(&self) -> Result<()> {
+        let later = self.copy == CopyArg::Later;
+        let (option, why) = match self.from_sync {
+            true => ("--from-sync", "goes on with the copies of a sync"),
+            false if later => ("--copy later", "copies nothing now"),
+            false => return Ok(()),
+        };
         let given = [
+            ("--copy later", self.from_sync && later),
             ("--in-place", self.in_place),
             ("--output-device", !self.output_device.is_empty()),
             ("--format raw", self.format == FormatArg::Raw),
             ("--compress", self.compress),
-            ("--verify-copy", self.verify_copy),
+            ("--verify-copy", self.verify_copy && later),
             ("--resume", self.resume),
         ];
-        if self.source.wire.password_file.as_deref() == Some(Path::new("-")) {
+        let stdin = self.source.wire.password_file.as_deref() == Some(Path::new("-"));
+        if later && stdin {
             return Err(Error::usage(
                 "--copy later leaves the source to be read again, and a password from standard input is gone then",
             )
@@ -668,10 +687,10 @@ impl FixArgs {
         }
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),
-            Some((option, _)) => Err(Error::usage(format!(
-                "--copy later copies nothing now, so it does not go with {option}"
+            Some((other, _)) => Err(Error::usage(format!(
+                "{option} {why}, so it does not go with {other}"
             ))
-            .hint(format!("leave {option} out, or --copy later"))),
+            .hint(format!("leave {other} out, or {option}"))),
         }
     }
 
@@ -679,7 +698,7 @@ impl FixArgs {
     /// where programs keep temporary files.
     pub fn confine(&self, place: Option<&Path>) -> Result<()> {
         self.refuse_in_place()?;
-        self.refuse_with_copy_later()?;
+        self.refuse_foreign_to_the_copy()?;
         self.source.wire.locate(&self.source.source)?;
         if self.source.starts_a_daemon()? {
             return Ok(());

@@ -30,6 +30,7 @@ use super::output::OutputFolder;
 use super::resume::{self, Resumed};
 use super::run::{Job, work_file};
 use super::session::{Session, Source};
+use super::sync::{Last, Synced};
 
 /// Disks copied at a time. More only make the heads of one spinning disk jump; two keep a link busy
 /// while one of them waits.
@@ -39,6 +40,8 @@ const AT_ONCE: usize = 2;
 #[derive(Clone)]
 pub enum Target {
     File(PathBuf),
+    /// A copy that the passes of a sync have filled, and the name it gets besides.
+    Synced(Box<Synced>, PathBuf),
     Device {
         device: Arc<Device>,
         /// A file that may be made for the time of the copy.
@@ -63,6 +66,7 @@ pub(super) struct Begun<'a> {
     pub(super) folder: &'a OutputFolder,
     pub(super) devices: &'a Devices,
     pub(super) resumed: Option<&'a Resumed>,
+    pub(super) last: Option<&'a Last>,
     /// What a run that goes on must decide again.
     pub(super) decided: &'a serde_json::Value,
 }
@@ -96,6 +100,10 @@ impl DiskCopy {
     fn copy(&self, how: &CopyOptions, progress: &mut dyn FnMut(f64)) -> Result<Copied, Failure> {
         match &self.target {
             Target::File(path) => Ok(copy::copy(&self.image, path, how, progress)?),
+            Target::Synced(synced, path) => {
+                let live = &self.ranges;
+                Ok(synced.finish(&self.image, path, how, live, progress)?)
+            }
             Target::Device { device, scratch } => Ok(Copied {
                 virtual_size: self.image.virtual_size(),
                 written: self.live,
@@ -146,6 +154,7 @@ pub struct Arriving {
     pub sector_size: u32,
     pub system: bool,
     pub boot_order: Option<u32>,
+    pub(super) synced: Option<Synced>,
 }
 
 /// The file name of disk `i` in the output folder.
@@ -192,7 +201,10 @@ pub(super) fn to_targets(
                 DiskFormat::Raw,
             ),
             None => (
-                Target::File(folder.path().join(&file)),
+                match disk.synced {
+                    Some(synced) => Target::Synced(Box::new(synced), folder.path().join(&file)),
+                    None => Target::File(folder.path().join(&file)),
+                },
                 folder.target().join(&file),
                 job.format,
             ),
@@ -247,7 +259,9 @@ pub(super) fn to_targets(
         let overlay = c.image.top().scratch.then(|| c.image.path());
         (c.image.identity(), overlay)
     });
-    resume::save(job, folder, begun.decided, disks.collect(), trim)?;
+    if begun.last.is_none() {
+        resume::save(job, folder, begun.decided, disks.collect(), trim)?;
+    }
     let copied = copy_all(ui, &copies, &options).map_err(|failure| kept(job, folder, failure))?;
     let bytes = Bytes {
         resumed: copied.iter().map(|c| c.resumed).sum(),
@@ -266,6 +280,9 @@ fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
         error,
         can_be_resumed,
     } = failure;
+    if job.from_sync {
+        return error.hint("the synced folder is kept: the same command goes on, or sync again");
+    }
     // A user who said `--resume` wants no copy to be lost.
     let stopped = job.resume && (error.is_interrupted() || stop::requested());
     folder.keep(can_be_resumed || stopped);
@@ -281,7 +298,7 @@ fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
 fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Copied>, Failure> {
     let files = disks.iter().filter_map(|d| match &d.target {
         Target::File(path) => Some((path.parent()?, d.size_left())),
-        Target::Device { .. } => None,
+        Target::Synced(..) | Target::Device { .. } => None,
     });
     let needed = files.clone().map(|(_, n)| n).fold(0, u64::saturating_add);
     if let Some((folder, _)) = files.clone().next() {

@@ -382,6 +382,7 @@ pub(super) fn finish(
         timings: Timings::default(),
         bytes,
         transport: Transport::File.name(),
+        sync: None,
         trim: fixed.trim,
         request: job.request.clone(),
         inspection: fixed.before,

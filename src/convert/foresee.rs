@@ -1,18 +1,18 @@
 //! What can be known before the first write, gathered for [`plan::plan`]: the guest is inspected and verified
-//! as the draft will leave it ([`Preview`]), every disk is opened, every document of the VM is written to
+//! as the draft will leave it ([`actions::preview`]), every disk is opened, every document of the VM is written to
 //! nowhere, and the host is asked for the programs the fix runs.
 
 use std::path::Path;
 
+use crate::actions::{self, EditedHives, PreviewHives};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
 use crate::error::{Blocker, Error, ErrorKind, Result};
-use crate::fix::edited::EditedHives;
 use crate::guest::GuestRead;
 use crate::inspect::{Hives, Survey, WindowsFacts};
 use crate::plan::firstboot::Wishes;
-use crate::plan::{self, Action, After, Draft, Foreseen, Plan, Preview, PreviewHives};
+use crate::plan::{self, After, Draft, Foreseen, Plan};
 use crate::registry::{self, HiveError};
 use crate::report::outlook::Outlook;
 use crate::tool::{self, host, qemu_img, qsd};
@@ -58,7 +58,7 @@ pub(super) fn plan_for(
     let (draft, basis) = prepare::draft(survey, seen.guest, media, catalogue, options, &wishes)?;
     let review = signature::review(&basis.drivers, media)
         .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
-    let edited = EditedHives::of(&draft.actions, hives);
+    let edited = EditedHives::of(actions::edits(&draft.actions), hives);
     let after = after(seen, hives, (&draft, &basis), &edited, media)?;
     let Outside {
         limits,
@@ -75,7 +75,6 @@ pub(super) fn plan_for(
         signatures: review,
         notes: notes(job, seen, &basis, media)?,
         limits,
-        outlook,
     };
     let plan = plan::plan(draft, foreseen, &job.accept)
         .map_err(|e| Error::failed("planning").because(e))?;
@@ -90,6 +89,7 @@ pub(super) fn plan_for(
         plan,
         basis,
         edited,
+        outlook,
     })
 }
 
@@ -179,7 +179,7 @@ fn after(
             before,
             edited: &|hive| edited.bytes(hive)?.ok(),
         };
-        let preview = match Preview::new(&draft.actions, &hives, volume, seen.guest, &media) {
+        let preview = match actions::preview(&draft.actions, hives, volume, seen.guest, &media) {
             Ok(preview) => preview,
             Err(error) => return Ok(Err(error)),
         };
@@ -218,8 +218,8 @@ fn programs(plan: &Plan, engine: Engine) -> Result<()> {
             return Err(missing(tool, tool));
         }
     }
-    let edits = |action: &Action| matches!(action, Action::EditHive { .. });
-    if plan.actions.iter().any(edits) && !registry::confined::is_available() {
+    let edits_hives = actions::edits(&plan.actions).next().is_some();
+    if edits_hives && !registry::confined::is_available() {
         return Err(missing("libhivex (edits hives)", host::LIBHIVEX));
     }
     let embedded = !engine.writes_past_us();

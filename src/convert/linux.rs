@@ -46,6 +46,7 @@ use super::resume::Resumed;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
 use super::session::{Names, Source, SourceMachine, announce_appliance};
 use super::space::{self, Needs};
+use super::sync::Last;
 
 /// Completes an inspection that found a Linux; does nothing for others.
 pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -> Result<()> {
@@ -65,7 +66,7 @@ pub(super) fn decide(
     disks: &[Source],
     inspection: &mut Inspection,
     target: &Path,
-) -> Result<Plan> {
+) -> Result<(Plan, Option<Outlook>)> {
     let images = images(disks)?;
     examine(&images, &job.source, inspection, ui)?;
     let mut limits = later::blockers(job, &images);
@@ -87,13 +88,12 @@ pub(super) fn decide(
         copy_later: job.copying == Copying::Later,
         notes: machine::other_macs(&inspection.network.adapters, &job.machine),
         limits,
-        outlook,
     };
     let plan = plan::linux::plan(seen, &job.accept);
     // The blockers tell what to do first.
     match failed {
         Some(error) if plan.blockers.is_empty() => Err(error),
-        _ => Ok(plan),
+        _ => Ok((plan, outlook)),
     }
 }
 
@@ -189,6 +189,7 @@ struct Made {
 pub(super) struct Started<'a> {
     pub(super) devices: &'a Devices,
     pub(super) resumed: Option<&'a Resumed>,
+    pub(super) last: Option<Last>,
     pub(super) at: Instant,
 }
 
@@ -203,14 +204,15 @@ pub(super) fn convert(
     let Started {
         devices,
         mut resumed,
+        mut last,
         at: start,
     } = from;
-    let plan = decide(job, ui, disks, &mut inspection, folder.target())?;
+    let (plan, outlook) = decide(job, ui, disks, &mut inspection, folder.target())?;
     let method = match &plan.linux {
         Some(handover) if plan.blockers.is_empty() => handover.method,
         _ => return Err(prepare::refused(&inspection, plan.blockers)),
     };
-    let decided = report::plan_document(&plan, &inspection);
+    let decided = report::plan_document(&plan, outlook.as_ref(), &inspection);
     if let Some(before) = resumed {
         before.check_plan(&decided)?;
         if before.has_overlays() {
@@ -242,13 +244,16 @@ pub(super) fn convert(
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
+    last.as_mut().map_or(Ok(()), Last::begin)?;
     let begun = Begun {
         folder: &folder,
         devices,
         resumed,
+        last: last.as_ref(),
         decided: &decided,
     };
-    let (targets, bytes) = copy_disks(job, ui, &made, &begun)?;
+    let (targets, bytes) = copy_disks(job, ui, disks, &made, &begun)?;
+    let summary = last.map(|last| last.summary(start));
     if job.verify_copy {
         checks.push(check(
             "copy-identical",
@@ -308,6 +313,7 @@ pub(super) fn convert(
         },
         bytes,
         transport: Transport::File.name(),
+        sync: summary,
         trim: Vec::new(),
         request: job.request.clone(),
         inspection,
@@ -585,6 +591,7 @@ fn check(id: &'static str, ok: bool, message: &str) -> Check {
 fn copy_disks(
     job: &Job,
     ui: &Ui,
+    sources: &[Source],
     made: &Made,
     begun: &Begun<'_>,
 ) -> Result<(Vec<TargetDisk>, Bytes)> {
@@ -603,8 +610,9 @@ fn copy_disks(
         return later::keep(job, ui, begun.folder, kept?);
     }
     let mut disks = Vec::new();
-    for (i, image) in made.images.iter().enumerate() {
+    for (i, (image, source)) in made.images.iter().zip(sources).enumerate() {
         disks.push(Arriving {
+            synced: begun.last.and_then(|last| last.disk(job, source)),
             image: image.clone(),
             sector_size: data_sector_size(image)?,
             system: i == 0,

@@ -22,6 +22,7 @@ mod resume;
 pub mod run;
 pub mod session;
 mod space;
+pub mod sync;
 pub mod vm;
 
 pub use in_place::{RestoreError, restore};

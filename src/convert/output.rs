@@ -42,6 +42,8 @@ pub struct Preference<'a> {
     pub undo: bool,
     /// Take over what an interrupted copy left.
     pub resume: bool,
+    /// Finish a synced folder.
+    pub sync: bool,
     /// Lists the files of the source; asked only when something is to be removed.
     pub sources: Option<&'a dyn Fn() -> Vec<PathBuf>>,
 }
@@ -53,6 +55,7 @@ pub struct OutputFolder {
     /// The partial folder itself, whatever becomes of its name.
     fd: OwnedFd,
     force: bool,
+    sync: bool,
     sources: Vec<PathBuf>,
     /// There was a directory at the start.
     existed: bool,
@@ -92,6 +95,7 @@ impl OutputFolder {
         let terms = Terms {
             force: preference.force,
             sources: &sources,
+            sync: preference.sync,
             last: false,
         };
         replace::look(&place.parent, &place.target, &terms)?;
@@ -120,6 +124,7 @@ impl OutputFolder {
         let terms = Terms {
             force: preference.force,
             sources: &sources,
+            sync: preference.sync,
             last: false,
         };
         let situation = replace::look(&place.parent, &place.target, &terms)?;
@@ -143,6 +148,7 @@ impl OutputFolder {
             partial: place.path(&place.partial),
             fd,
             force: preference.force,
+            sync: preference.sync,
             sources,
             existed: !matches!(situation, Situation::Free),
             lock,
@@ -300,6 +306,7 @@ impl OutputFolder {
         let terms = Terms {
             force: self.force,
             sources: &self.sources,
+            sync: self.sync,
             last: true,
         };
         if !self.existed {

@@ -10,6 +10,7 @@ const FORCE: Preference = Preference {
     force: true,
     undo: false,
     resume: false,
+    sync: false,
     sources: None,
 };
 
@@ -291,6 +292,7 @@ fn the_source_is_not_replaced_by_its_result() {
             force: true,
             undo: false,
             resume: false,
+            sync: false,
             sources: Some(&sources),
         };
         let error = refusal(&target, &preference);

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::actions::EditedHives;
 use crate::boot_path::Controller;
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{Media, WithGenerated};
@@ -10,11 +11,11 @@ use crate::drivers::package;
 use crate::drivers::select::{self, DriverSet};
 use crate::drivers::signature;
 use crate::error::{Blocker, Error, Result};
-use crate::fix::edited::EditedHives;
 use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
 use crate::plan::firstboot::{GENERATED, Generated, Wishes};
 use crate::plan::{self, At, Draft, Inputs, Layout, Options, Plan, Present};
+use crate::report::outlook::Outlook;
 
 /// A plan for Windows and what it was made from.
 pub struct Prepared {
@@ -22,6 +23,8 @@ pub struct Prepared {
     pub basis: Basis,
     /// The hives of the plan.
     pub edited: EditedHives,
+    /// What it leaves where; `None` where the documents of the VM cannot be written.
+    pub outlook: Option<Outlook>,
 }
 
 /// The Windows and the drivers a plan is made from.

@@ -30,6 +30,7 @@ use crate::text::shell_word;
 
 use super::in_use::{self, Held};
 use super::place::untrusted;
+use super::sync;
 
 /// Present in every complete result.
 pub(super) const MARK: &str = "report.json";
@@ -82,6 +83,8 @@ pub(super) struct Terms<'a> {
     pub(super) force: bool,
     /// Files of the source, as named and as far as they are known.
     pub(super) sources: &'a [PathBuf],
+    /// The last pass of a sync: the folder must be a synced one.
+    pub(super) sync: bool,
     /// Right before the exchange: keeps `boot` from starting on what is about to go.
     pub(super) last: bool,
 }
@@ -96,6 +99,12 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
     let reading = |e: io::Error| Error::failed(format!("reading {shown}")).because(e);
     if fs::read_dir(target).map_err(reading)?.next().is_none() {
         return Ok(Situation::Empty);
+    }
+    if sync::is_synced(target) {
+        return match terms.sync {
+            true => Ok(Situation::Result(Box::new(Earlier::of(target)?))),
+            false => Err(synced(target)),
+        };
     }
     let Some(report) = read_report(target)? else {
         return Err(Error::failed(format!(
@@ -279,6 +288,20 @@ fn booted(target: &Path) -> Result<Option<Record>> {
         .because(e)
         .hint("choose another folder with --output-dir, or remove this one by hand")
     })
+}
+
+fn synced(target: &Path) -> Error {
+    let shown = shell_word(&target.display().to_string());
+    Error::failed(format!(
+        "{} holds the copy of a VM that is being synced",
+        target.display()
+    ))
+    .hint(format!(
+        "hyper2kvm convert SOURCE -o {shown} --from-sync makes the last pass, once the VM is off"
+    ))
+    .hint(format!(
+        "hyper2kvm release {shown} gives the copy up; --output-dir chooses another folder"
+    ))
 }
 
 /// Windows has run from it: what it wrote is nowhere else.
@@ -558,6 +581,14 @@ impl Earlier {
 
     /// What is known of a result wherever it lies now; nothing of a directory that holds no report.
     pub(super) fn of(folder: &Path) -> Result<Self> {
+        if let Some(state) = sync::State::load(folder)? {
+            let own = OWN.iter().map(PathBuf::from).chain(state.files());
+            return Ok(Self {
+                folder: folder.to_path_buf(),
+                own: own.collect(),
+                ..Self::default()
+            });
+        }
         Ok(match read_report(folder)? {
             Some(report) => Self::new(folder, &report),
             None => Self {

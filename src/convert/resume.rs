@@ -16,9 +16,9 @@ use serde_json::Value;
 use crate::disk::copy::Record;
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::fix::journal::sha256_hex;
 use crate::fix::trusted::TrustedFolder;
 use crate::report::DiskTrim;
+use crate::text::sha256_hex;
 use crate::ui::Ui;
 
 use super::output::OutputFolder;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::actions::{self, Converted, Walked, Walking};
 use crate::boot_path::Controller;
 use crate::disk::chain::Image;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
@@ -15,7 +16,7 @@ use crate::drivers::media::Media;
 use crate::drivers::origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
-use crate::fix::apply::{self, Fix, Walked, Walking};
+use crate::fix::apply::{self, Fix, FixError};
 use crate::fix::journal::{self, Journal, State};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
@@ -25,6 +26,7 @@ use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later::holes;
 use crate::plan::firstboot::{GENERATED, Wishes};
 use crate::plan::{self, Plan};
+use crate::report::outlook::Outlook;
 use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
 use crate::source::mirror;
 use crate::text;
@@ -49,6 +51,7 @@ use super::output::{OutputFolder, Preference};
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
 use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
+use super::sync::Last;
 use super::vm::{ChangedDisk, OpenDisk, Opening, VmDisks, VmSession};
 
 /// Where packages of the virtio-win project put the ISO.
@@ -91,6 +94,10 @@ pub struct Job {
     /// Goes on with an interrupted copy.
     pub resume: bool,
     pub(crate) pace: Option<Pace>,
+    /// Makes the last pass of a sync.
+    pub from_sync: bool,
+    /// Seconds that may take.
+    pub budget: Option<u64>,
     /// `--repair-bcd`.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services as they are.
@@ -127,6 +134,7 @@ impl Job {
             force: self.force,
             undo: self.in_place,
             resume: self.resume,
+            sync: self.from_sync,
             sources: Some(sources),
         }
     }
@@ -159,8 +167,16 @@ impl Job {
     }
 }
 
+/// What `convert` would do.
+pub struct Planned {
+    pub inspection: Inspection,
+    pub plan: Plan,
+    /// What that leaves where, when the documents of the VM can be written.
+    pub outlook: Option<Outlook>,
+}
+
 /// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
-pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Inspection, Plan)> {
+pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let catalogue = job.catalogue()?;
     let media = job.media_if_named()?;
     let sources = || source_files(job);
@@ -175,13 +191,18 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Inspection, Plan)> {
     check_in_place(job, &disks)?;
     Devices::claim(job, &disks, false)?;
     disks.check_kernel()?;
+    Last::look(job, ui, &target, &disks)?;
     let (session, survey) = VmSession::open(job.engine, &disks, ui, read_only)?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
-        let plan = linux::decide(job, ui, &disks, &mut inspection, &target)?;
+        let (plan, outlook) = linux::decide(job, ui, &disks, &mut inspection, &target)?;
         job.source.opened.check_unchanged()?;
-        return Ok((inspection, plan));
+        return Ok(Planned {
+            inspection,
+            plan,
+            outlook,
+        });
     }
     let media = media.map_or_else(|| job.media(), Ok)?;
     let seen = Seen {
@@ -195,11 +216,15 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<(Inspection, Plan)> {
     let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
     if prepared.plan.blockers.is_empty() {
-        apply::check_edits(&prepared.edited).map_err(Error::from)?;
+        actions::check_edits(&prepared.edited).map_err(FixError::from)?;
     }
     looked()?;
     job.source.opened.check_unchanged()?;
-    Ok((survey.inspection, prepared.plan))
+    Ok(Planned {
+        inspection: survey.inspection,
+        plan: prepared.plan,
+        outlook: prepared.outlook,
+    })
 }
 
 fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
@@ -241,6 +266,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let devices = Devices::claim(job, &disks, true)?;
     disks.check_kernel()?;
 
+    let mut last = Last::look(job, ui, folder.target(), &disks)?;
     let changed = |disk: &Source| disks.is_changed(disk.id);
     let resumed = Resumed::take(job, ui, &mut folder, &disks, &changed)?;
     ui.status("Inspecting", &source.path.display().to_string());
@@ -265,6 +291,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         let from = linux::Started {
             devices: &devices,
             resumed: resumed.as_ref(),
+            last,
             at: start,
         };
         return linux::convert(job, ui, folder, &disks, survey.inspection, from);
@@ -294,7 +321,11 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         &folder.path().join("plan.json"),
         document(
             "plan",
-            report::plan_document(&prepared.plan, &survey.inspection),
+            report::plan_document(
+                &prepared.plan,
+                prepared.outlook.as_ref(),
+                &survey.inspection,
+            ),
         ),
     )?;
     save_generated(folder.path(), &prepared)?;
@@ -313,6 +344,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let fix_s = fix_start.elapsed().as_secs_f64();
 
     let copy_start = Instant::now();
+    last.as_mut().map_or(Ok(()), Last::begin)?;
     let made = match job.copying {
         _ if job.in_place => in_place(ui, &disks, fixed)?,
         Copying::Later => later::keep_fixed(job, ui, &folder, &disks, fixed)?,
@@ -322,6 +354,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
                 folder: &folder,
                 devices: &devices,
                 resumed: resumed.as_ref(),
+                last: last.as_ref(),
                 decided: &decided,
             };
             copy_disks(job, ui, &disks, fixed, &begun)?
@@ -335,7 +368,16 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         copy_s,
         total_s: start.elapsed().as_secs_f64(),
     };
-    match complete(job, &mut folder, &devices, &prepared, made, timings) {
+    let summary = last.map(|last| last.summary(start));
+    match complete(
+        job,
+        &mut folder,
+        &devices,
+        &prepared,
+        made,
+        timings,
+        summary,
+    ) {
         // The disk is written already: it must not stay so without a folder that can undo it.
         Err(error) if job.in_place => Err(match folder.journal() {
             Ok(mut journal) => roll_back_after(&disks, &mut journal, error),
@@ -370,10 +412,12 @@ fn complete(
     prepared: &Prepared,
     disks: Disks,
     timings: Timings,
+    sync: Option<serde_json::Value>,
 ) -> Result<Report> {
     point("copied")?;
     let mut report = finish(job, folder, prepared, disks)?;
     report.timings = timings;
+    report.sync = sync;
     save_report(job, folder, devices, &mut report, &prepared.plan)?;
     Ok(report)
 }
@@ -465,7 +509,7 @@ fn fix(
             &format!("{} on an overlay", count(plan.actions.len(), "action")),
         );
         let fix = Fix {
-            plan,
+            actions: &plan.actions,
             volume,
             media,
             before: &session.reader(),
@@ -599,13 +643,13 @@ fn prove(
     let wanted = prepared.basis.wanted();
     let reader = session.reader();
     let mut checks = verify::verify_written(&survey, &written, &reader, &wanted);
-    checks.extend(verify::planned(
-        &prepared.plan,
-        &survey,
-        &reader,
-        prepared.basis.windows.system_volume,
+    let after = survey.hives.as_ref().map(|hives| Converted {
+        volume: prepared.basis.windows.system_volume,
+        guest: &reader,
+        hives,
         media,
-    ));
+    });
+    checks.extend(verify::planned(&prepared.plan.actions, after.as_ref()));
     session.close()?;
     accept(&mut checks, &prepared.plan);
     if !verify::is_ready_but_for_accepted(&checks) {
@@ -677,6 +721,7 @@ fn copy_disks(
             sector_size: fixed.before.sector_size(disk.id),
             system: disks.is_system(disk.id),
             boot_order: disks.boot_order(disk.id),
+            synced: begun.last.and_then(|last| last.disk(job, disk)),
         });
     }
     let (targets, bytes) = copy::to_targets(job, ui, arriving, &fixed.trim, begun)?;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use crate::actions::Action;
 use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::export::Export;
 use crate::disk::{copy, partition};
@@ -14,7 +15,6 @@ use crate::error::{Blocker, Error, Result};
 use crate::fix::trim::{self, DataMap};
 use crate::guest::{FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId, embedded};
 use crate::inspect::Hives;
-use crate::plan::{self, Action};
 use crate::ui::bytes;
 
 use super::later::Copying;
@@ -26,8 +26,6 @@ use super::vm::VmDisks;
 const RECORD: u64 = 2048;
 /// What NTFS needs besides: the MFT and indexes grow in steps.
 const STEPS: u64 = 256 << 10;
-/// A merge never takes back what it frees inside a hive.
-const MERGE: u64 = 64 << 10;
 const CLUSTER: u64 = 4096;
 /// Domain XML, reports and the probe disk.
 const DOCUMENTS: u64 = 1 << 20;
@@ -50,34 +48,15 @@ impl Needs {
     ) -> Result<Self> {
         let mut needs = Self::default();
         for action in actions {
-            match action {
-                Action::CopyFiles { folders, files, .. } => {
-                    let new_folders = folders.len() as u64 * (CLUSTER + RECORD);
-                    needs.add(guest, system, new_folders + STEPS);
-                    for file in files {
-                        needs.file(guest, system, &file.to, file.size)?;
-                    }
-                }
-                Action::CopyInGuest {
-                    volume, to, size, ..
-                } => needs.file(guest, *volume, to, *size)?,
-                Action::PatchBootSector { .. } => {}
-                Action::EditHive {
-                    hive,
-                    volume,
-                    path,
-                    edits,
-                    ..
-                } => {
-                    let Some(loaded) = plan::hive_bytes(hives, *hive) else {
-                        continue;
-                    };
-                    let size = loaded.bytes.len() as u64;
-                    let grown = size + 2 * edits.to_reg_text().len() as u64 + MERGE;
-                    needs.file(guest, *volume, path, grown)?;
-                    needs.backup += size;
-                }
+            let writes = action.writes(hives);
+            let volume = action.volume().unwrap_or(system);
+            if let Some(folders) = writes.folders {
+                needs.add(guest, volume, folders as u64 * (CLUSTER + RECORD) + STEPS);
             }
+            for (path, size) in writes.files {
+                needs.file(guest, volume, path, size)?;
+            }
+            needs.backup += writes.originals;
         }
         Ok(needs)
     }
@@ -133,21 +112,7 @@ fn cluster_size(guest: &dyn GuestRead, volume: VolumeId) -> u64 {
 
 /// What the fix adds to the data of the disks, at most: it writes whole clusters of the overlay.
 pub(super) fn added(actions: &[Action]) -> u64 {
-    const OVERLAY_CLUSTER: u64 = 64 << 10;
-    let file = |size: u64| size.next_multiple_of(OVERLAY_CLUSTER) + 2 * OVERLAY_CLUSTER;
-    let of = |action: &Action| match action {
-        Action::CopyFiles { folders, files, .. } => {
-            let files = files.iter().map(|f| file(f.size)).sum::<u64>();
-            files + folders.len() as u64 * OVERLAY_CLUSTER
-        }
-        Action::CopyInGuest { size, .. } => file(*size),
-        Action::PatchBootSector { .. } => OVERLAY_CLUSTER,
-        // An edit is some values in a few of its blocks.
-        Action::EditHive { edits, .. } => {
-            (edits.ops.len() as u64 + 2) * OVERLAY_CLUSTER + 2 * edits.to_reg_text().len() as u64
-        }
-    };
-    actions.iter().map(of).sum()
+    actions.iter().map(|action| action.overlay_bytes()).sum()
 }
 
 /// The volumes that have no room for what the plan adds to them.

@@ -92,6 +92,12 @@ impl Image {
         }
     }
 
+    /// By what the files of each link are known again in a later run, the named image first.
+    pub(crate) fn link_identities(&self) -> Vec<Value> {
+        let of = |level: &Level| level.held.iter().map(Held::identity).collect();
+        self.levels.iter().map(of).collect()
+    }
+
     /// The named image first, then what it is based on.
     pub fn levels(&self) -> &[Level] {
         &self.levels

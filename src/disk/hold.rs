@@ -191,6 +191,10 @@ impl Found {
 
     /// Opens and locks it.
     pub fn hold(self) -> Result<Held> {
+        self.open(true)
+    }
+
+    fn open(self, lock: bool) -> Result<Held> {
         let Self { path, anchor } = &self;
         let io_error = |e| ImageError::from_io(path, e);
         let meta = File::from(anchor.try_clone().map_err(io_error)?)
@@ -204,7 +208,7 @@ impl Found {
             return Err(ImageError::NotAFile { path: path.clone() });
         }
         let mut file = File::open(self.name()).map_err(io_error)?;
-        if !lock_for_reading(&file).map_err(io_error)? {
+        if lock && !lock_for_reading(&file).map_err(io_error)? {
             return Err(ImageError::InUse { path: path.clone() });
         }
         let origin = remote::origin(path, &meta);
@@ -258,6 +262,13 @@ impl Held {
         Found::by_name(path)
             .map_err(|e| ImageError::from_io(path, e))?
             .hold()
+    }
+
+    /// Opens a file that a VM may be writing to, to see what it is based on.
+    pub(super) fn open_in_use(path: &Path) -> Result<Self> {
+        Found::by_name(path)
+            .map_err(|e| ImageError::from_io(path, e))?
+            .open(false)
     }
 
     /// As it was named.

@@ -35,6 +35,7 @@ mod open;
 pub mod partition;
 mod pool;
 mod references;
+pub(crate) mod refill;
 pub mod remote;
 #[cfg(test)]
 mod short_tests;

@@ -63,9 +63,43 @@ impl Image {
             levels.push(level);
             next = backing;
         }
-        let image = Self { levels }.with_links_merged()?;
-        image.held().try_for_each(Held::refuse_if_vmware_has_it)?;
-        Ok(image)
+        Self { levels }.with_links_merged()
+    }
+
+    /// What the image is based on, while a VM may be writing to the image itself; VMware's locks on the files
+    /// below it do not matter. `None`: it is based on nothing.
+    pub(crate) fn open_frozen(
+        path: &Path,
+        format: Option<&str>,
+        allow: &[PathBuf],
+    ) -> Result<Option<Self>> {
+        let path = std::path::absolute(path).map_err(|e| ImageError::from_io(path, e))?;
+        let named = Held::open_in_use(&path)?;
+        let references = References::new(&named, allow);
+        let format = match format.and_then(Format::by_name) {
+            Some(format) => format,
+            None => detected(&named)?,
+        };
+        let (told, below) = match format {
+            // Of a running delta QEMU could say no more than its descriptor does.
+            Format::VMDK => (String::new(), None),
+            Format::QCOW2 => match ask_qemu(&mut Level::of(&named, format), &named)? {
+                Some((name, format)) if !name.is_empty() => (name, format),
+                _ => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        let below =
+            below.map(|name| Format::by_name(&name).ok_or(ImageError::UnknownFormat { name }));
+        let name = match format {
+            Format::VMDK => vmdk::parent(&path, named.contents(), named.size()),
+            _ => backing_name(&told, &named, format).map(Some),
+        };
+        let Some(name) = name.map_err(|e| ImageError::from_io(&path, e))? else {
+            return Ok(None);
+        };
+        let file = references.open(&path, &name)?;
+        Self::open_levels(file, below.transpose()?, &references).map(Some)
     }
 }
 

@@ -8,9 +8,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::trusted::{TrustError, TrustedFolder};
+use crate::actions::Change;
 use crate::failpoint;
 
 pub const FILE_NAME: &str = "journal.json";
@@ -150,41 +150,6 @@ pub struct ActionRecord {
     pub state: ActionState,
     #[serde(default)]
     pub changes: Vec<Change>,
-}
-
-/// One guest file or folder before and after.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    pub path: String,
-    pub kind: ChangeKind,
-    /// `None`: it did not exist.
-    pub before: Option<FileFacts>,
-    pub after: Option<FileFacts>,
-    /// The original, relative to the journal's folder.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub backup: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ChangeKind {
-    File,
-    Folder,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileFacts {
-    pub size: u64,
-    pub sha256: String,
-}
-
-impl FileFacts {
-    pub fn of(bytes: &[u8]) -> Self {
-        Self {
-            size: bytes.len() as u64,
-            sha256: sha256_hex(bytes),
-        }
-    }
 }
 
 /// The original bytes of every range of the disk that a commit changes.
@@ -374,14 +339,6 @@ fn persist(temporary: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
 /// Makes the names in a folder durable.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
-}
-
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

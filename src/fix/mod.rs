@@ -6,7 +6,6 @@
 
 pub mod apply;
 pub mod commit;
-pub mod edited;
 pub mod journal;
 pub mod trim;
 pub mod trusted;

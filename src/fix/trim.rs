@@ -175,6 +175,40 @@ pub fn trim(
     Ok(done)
 }
 
+/// What of a disk that is still being written a trim would zero once it is off, in whole grains: what its
+/// file systems show as free, and page files.
+pub(crate) fn unneeded(guest: &EmbeddedReader) -> Extents {
+    let mut unneeded = Extents::default();
+    for volume in guest.volumes() {
+        let mut closed = volume.clone();
+        // It is not closed while the VM runs.
+        closed.state.dirty = false;
+        if let Some(why) = untouchable(&closed) {
+            tracing::info!("{}: its free space is copied: {why}", volume.id);
+            continue;
+        }
+        let mut add = |range: Range<u64>| {
+            let whole = range.start.next_multiple_of(GRAIN)..range.end / GRAIN * GRAIN;
+            unneeded.insert(whole);
+        };
+        let looked = guest.free_ranges(volume.id, &|_| true, &mut |range| {
+            add(range);
+            Ok(())
+        });
+        if let Err(e) = looked {
+            tracing::info!("{}: the rest of its free space is copied: {e}", volume.id);
+        }
+        let known = volume.kind == FsKind::Ntfs && volume.state.container.is_none();
+        for name in SCRATCH.iter().filter(|_| known) {
+            let scratch = GuestPath::parse(name).map(|path| guest.scratch(volume.id, &path));
+            if let Ok(Ok(Scratch::Clusters(clusters))) = scratch {
+                clusters.into_iter().for_each(&mut add);
+            }
+        }
+    }
+    unneeded
+}
+
 /// Why a volume must stay as it is.
 fn untouchable(volume: &Volume) -> Option<String> {
     let state = &volume.state;

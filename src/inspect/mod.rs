@@ -13,6 +13,7 @@ mod drivers;
 pub(crate) mod fake;
 pub mod findings;
 mod firmware;
+mod hive_name;
 mod hives;
 mod locate;
 pub mod model;
@@ -22,6 +23,7 @@ mod os;
 mod state;
 mod tools;
 
+pub use hive_name::HiveName;
 pub use model::*;
 
 use std::cell::RefCell;

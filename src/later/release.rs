@@ -14,6 +14,7 @@ use crate::boot::anchor::SOCKET;
 use crate::boot::record::Phase;
 use crate::convert::exchange;
 use crate::convert::in_use::{self, Held};
+use crate::convert::sync;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::report::OutputFile;
@@ -46,6 +47,9 @@ pub(crate) struct Released {
 
 pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
     exchange::repair(&options.folder)?;
+    if sync::is_synced(&options.folder) {
+        return release_synced(&options.folder, ui);
+    }
     let folder = Folder::open(&options.folder)?;
     let lock = boot::lock(&folder.path)?;
     let Some(record) = Record::load(&folder.path)? else {
@@ -103,6 +107,20 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
         domain: defined,
         lost: lost.unwrap_or_else(|| "nothing: the VM has not run".to_owned()),
         source: record.sources(),
+        kept,
+    })
+}
+
+fn release_synced(folder: &Path, ui: &Ui) -> Result<Released> {
+    let folder = std::path::absolute(folder)
+        .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
+    ui.status("Removing", &folder.display().to_string());
+    let kept = sync::release(&folder)?;
+    Ok(Released {
+        folder,
+        domain: false,
+        lost: "the copies of the passes; the VM is not touched".to_owned(),
+        source: Vec::new(),
         kept,
     })
 }

@@ -7,11 +7,12 @@
 
 use serde::Deserialize;
 
+use crate::inspect::HiveName;
 use crate::inspect::model::Tool as Installed;
 use crate::registry::hive::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
-use super::{HiveName, Inputs, Layout};
+use super::{Inputs, Layout};
 
 const TOOLS: &str = include_str!("../../drivers/tools.yaml");
 const RUN: [&str; 2] = [

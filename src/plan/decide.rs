@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::actions::{self, Action};
 use crate::boot_path::Controller;
 use crate::domain::StorageBus;
 use crate::drivers::signature::Review;
@@ -12,11 +13,9 @@ use crate::ids::{self, Accepted};
 use crate::inspect::{Hives, Inspection, Severity};
 use crate::registry::{HiveError, HiveView};
 use crate::report::Check;
-use crate::report::outlook::Outlook;
-use crate::verify;
 
-use super::model::{Action, Draft, Plan};
-use super::{Options, Remaining, Result, hive_bytes, remaining};
+use super::model::{Draft, Plan};
+use super::{Options, Remaining, Result, remaining};
 
 /// What a draft leads to, and what is known of guest and host besides.
 pub struct Foreseen<'a> {
@@ -34,7 +33,6 @@ pub struct Foreseen<'a> {
     pub notes: Vec<String>,
     /// What the other disks, the host and the documents of the VM stand in the way with.
     pub limits: Vec<Blocker>,
-    pub outlook: Option<Outlook>,
 }
 
 /// A guest after the fix.
@@ -55,7 +53,6 @@ pub fn plan(draft: Draft, seen: Foreseen<'_>, accepted: &Accepted) -> Result<Pla
         warnings: draft.warnings,
         checks: Vec::new(),
         ready: false,
-        outlook: seen.outlook,
         linux: None,
     };
     plan.blockers
@@ -221,7 +218,7 @@ fn accept(accepted: &Accepted, inspection: &Inspection, plan: &mut Plan, remaini
         }
     }
     plan.ready =
-        plan.blockers.is_empty() && plan.accepted.is_empty() && verify::is_ready(&plan.checks);
+        plan.blockers.is_empty() && plan.accepted.is_empty() && !plan.checks.iter().any(is_fault);
     plan.warnings.extend(unused(accepted, inspection, plan));
 }
 
@@ -254,7 +251,7 @@ pub(super) fn unsafe_volumes(
 ) -> Vec<Blocker> {
     let system = before.windows.as_ref().map(|w| w.system_volume);
     let written: BTreeSet<VolumeId> = (actions.iter())
-        .filter_map(Action::volume)
+        .filter_map(|action| action.volume())
         .filter(|volume| Some(*volume) != system)
         .collect();
     volumes
@@ -280,11 +277,8 @@ pub(super) fn unsafe_volumes(
 /// Values that the registry writer cannot write anew beside an edit.
 fn too_large_values(actions: &[Action], hives: &Hives) -> Result<Vec<Blocker>> {
     let mut blockers = Vec::new();
-    for action in actions {
-        let Action::EditHive { hive, edits, .. } = action else {
-            continue;
-        };
-        let Some(loaded) = hive_bytes(hives, *hive) else {
+    for (hive, edits) in actions::edits(actions) {
+        let Some(loaded) = hives.get(hive) else {
             continue;
         };
         let view = HiveView::new(&loaded.bytes)?;

@@ -8,10 +8,11 @@ use crate::domain::MacAddr;
 use crate::firstboot::network::{self, Policy};
 use crate::firstboot::{self, ABSENT, FileName, Inf, Restore, SERVICE, Script};
 use crate::guest::GuestPath;
+use crate::inspect::HiveName;
 use crate::registry::hive::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
-use super::{HiveName, Inputs, Layout, Part, Result, cleanup, disks};
+use super::{Inputs, Layout, Part, Result, cleanup, disks};
 
 /// What the user decided about the first boot.
 #[derive(Debug, Clone, Default)]

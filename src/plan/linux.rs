@@ -4,7 +4,6 @@ use crate::error::Blocker;
 use crate::ids::Accepted;
 use crate::inspect::{Firmware, Inspection, Severity};
 use crate::linux::{LinuxFacts, LoaderCopies};
-use crate::report::outlook::Outlook;
 use crate::tool::{host, virt_v2v};
 
 use super::model::{Handover, Method, Plan, Step};
@@ -31,7 +30,6 @@ pub struct Foreseen<'a> {
     pub notes: Vec<String>,
     /// What the disks, the host and the documents of the VM stand in the way with.
     pub limits: Vec<Blocker>,
-    pub outlook: Option<Outlook>,
 }
 
 /// What `--linux as-is` means, as a warning of plan and report.
@@ -97,7 +95,6 @@ pub fn plan(seen: Foreseen<'_>, accepted: &Accepted) -> Plan {
         accepted: taken,
         warnings: plan_warnings,
         checks: Vec::new(),
-        outlook: seen.outlook,
         linux: Some(handover),
     }
 }

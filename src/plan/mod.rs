@@ -3,7 +3,7 @@
 //! Three steps, all without I/O. [`layout`] tells what the guest is to hold: which files, which registry
 //! contents. The caller looks up which of those files exist already ([`Present`]), and [`draft`] turns the
 //! difference into actions. What is already right becomes `skipped`, so that a second run plans nothing.
-//! The caller inspects and verifies the guest as these actions leave it ([`Preview`]), and looks at the host
+//! The caller inspects and verifies the guest as these actions leave it ([`crate::actions::preview`]), and looks at the host
 //! ([`Foreseen`]); [`plan`] decides whether the conversion goes on. A [`Plan`] is complete.
 //!
 //! For a Linux guest [`linux::plan`] decides who makes it ready.
@@ -14,7 +14,6 @@ mod disks;
 pub mod firstboot;
 pub mod linux;
 pub mod model;
-pub mod preview;
 mod remaining;
 mod repair;
 #[cfg(test)]
@@ -23,10 +22,10 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 pub use decide::{After, Foreseen, plan};
-pub use model::{Action, Draft, FileCopy, HiveName, Plan, PlannedDriver, Skipped};
-pub use preview::{Preview, PreviewHives};
+pub use model::{Draft, Plan, PlannedDriver, Skipped};
 pub use remaining::{Remaining, remaining};
 
+use crate::actions::{Action, CopyFiles, CopyInGuest, EditHive, FileCopy};
 use crate::boot_path::Controller;
 use crate::domain::StorageBus;
 use crate::drivers::catalogue::Role;
@@ -34,7 +33,7 @@ use crate::drivers::package::{self, Installation, Placement};
 use crate::drivers::select::{DriverPackage, DriverSet};
 use crate::error::Blocker;
 use crate::guest::{GuestPath, PathError, VolumeId};
-use crate::inspect::{Hives, Inspection, LoadedBytes, WindowsFacts};
+use crate::inspect::{HiveName, Hives, Inspection, LoadedBytes, WindowsFacts};
 use crate::registry::{HiveError, HiveView, RegEdits, RegOp, walk};
 
 #[derive(Debug, thiserror::Error)]
@@ -406,12 +405,12 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
         if files.is_empty() {
             draft.skipped.push(Skipped { id, title });
         } else {
-            draft.actions.push(Action::CopyFiles {
+            draft.actions.push(Action::CopyFiles(CopyFiles {
                 id,
                 title,
                 folders,
                 files,
-            });
+            }));
         }
     }
     let fallback = &inputs.windows.boot.fallback;
@@ -420,7 +419,7 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
         "make Windows' boot manager the UEFI fall-back loader".to_string(),
     );
     match fallback {
-        Some(fallback) => draft.actions.push(Action::CopyInGuest {
+        Some(fallback) => draft.actions.push(Action::CopyInGuest(CopyInGuest {
             id,
             title,
             volume: fallback.volume,
@@ -429,7 +428,7 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
             to: fallback.to.clone(),
             size: fallback.size,
             replaces: fallback.replaces,
-        }),
+        })),
         None if inputs.windows.esp.is_some() => draft.skipped.push(Skipped { id, title }),
         None => {}
     }
@@ -441,7 +440,7 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
         HiveName::Drivers,
         HiveName::System,
     ] {
-        let Some(loaded) = hive_bytes(inputs.hives, hive) else {
+        let Some(loaded) = inputs.hives.get(hive) else {
             continue;
         };
         // Recovered hives of Windows are written even without an edit, so that the guest is left in
@@ -464,15 +463,6 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
     Ok(draft)
 }
 
-pub(crate) fn hive_bytes(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
-    match hive {
-        HiveName::System => Some(&hives.system),
-        HiveName::Software => Some(&hives.software),
-        HiveName::Drivers => hives.drivers.as_ref(),
-        HiveName::Bcd => hives.bcd.as_ref(),
-    }
-}
-
 fn edit_hive(
     draft: &mut Draft,
     hive: HiveName,
@@ -491,7 +481,7 @@ fn edit_hive(
     if edits.ops.is_empty() && !loaded.replayed {
         draft.skipped.push(Skipped { id, title });
     } else {
-        draft.actions.push(Action::EditHive {
+        draft.actions.push(Action::EditHive(EditHive {
             id,
             title,
             hive,
@@ -500,7 +490,7 @@ fn edit_hive(
             edits,
             // Old pages must not be replayed over the edit, whether or not they applied before it.
             reset_logs: loaded.logs.clone(),
-        });
+        }));
     }
     Ok(())
 }

@@ -6,15 +6,17 @@
 
 use std::collections::BTreeSet;
 
+use crate::actions::{Action, PatchBootSector};
 use crate::boot_path::pending::Pending;
 use crate::boot_path::{self, Controller, DEVICE_OFF, Fault, class_guid};
 use crate::error::Blocker;
 use crate::guest::GuestPath;
+use crate::inspect::HiveName;
 use crate::inspect::SectorField;
 use crate::registry::hive::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
-use super::{Action, HiveName, Inputs, Layout};
+use super::{Inputs, Layout};
 
 const HDC_CLASS: &str = "{4d36e96a-e325-11ce-bfc1-08002be10318}";
 
@@ -165,12 +167,12 @@ pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
     let hidden = boot.hidden.iter().filter(|_| inputs.options.repair_bcd);
     let fields: Vec<SectorField> = boot.heads.iter().chain(hidden).cloned().collect();
     let volume = inputs.windows.boot_volume.filter(|_| !fields.is_empty())?;
-    Some(Action::PatchBootSector {
+    Some(Action::PatchBootSector(PatchBootSector {
         id: "boot-sector".to_string(),
         title: "correct the boot sector".to_string(),
         volume,
         fields,
-    })
+    }))
 }
 
 /// The edits that repair a fault; none where there are no such edits.

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::actions::{Action, CopyFiles, CopyInGuest, EditHive, PatchBootSector};
 use crate::boot_path::{BootPath, Controller, Step};
 use crate::inspect::Severity;
-use crate::plan::model::{Action, Plan};
+use crate::plan::model::Plan;
 use crate::registry::{RegData, RegOp};
 use crate::ui::{bytes, count};
 
@@ -383,7 +384,7 @@ fn changes(h: &mut String, r: &Report, plan: &Plan) {
 
 fn action_body(h: &mut String, action: &Action) {
     match action {
-        Action::CopyFiles { folders, files, .. } => {
+        Action::CopyFiles(CopyFiles { folders, files, .. }) => {
             h.push_str("<table><tr><th>file</th><th>from the drivers</th></tr>\n");
             for folder in folders {
                 let folder = escape(&folder.to_string());
@@ -401,7 +402,7 @@ fn action_body(h: &mut String, action: &Action) {
             }
             h.push_str("</table>\n");
         }
-        Action::CopyInGuest { from, to, size, .. } => {
+        Action::CopyInGuest(CopyInGuest { from, to, size, .. }) => {
             let _ = writeln!(
                 h,
                 "<p>{} to {}, {}</p>",
@@ -410,7 +411,7 @@ fn action_body(h: &mut String, action: &Action) {
                 bytes(*size)
             );
         }
-        Action::PatchBootSector { volume, fields, .. } => {
+        Action::PatchBootSector(PatchBootSector { volume, fields, .. }) => {
             let names: Vec<_> = fields.iter().map(|f| f.name).collect();
             let _ = writeln!(
                 h,
@@ -418,7 +419,7 @@ fn action_body(h: &mut String, action: &Action) {
                 escape(&names.join(", "))
             );
         }
-        Action::EditHive { hive, edits, .. } => {
+        Action::EditHive(EditHive { hive, edits, .. }) => {
             h.push_str("<table><tr><th>value</th><th>data</th></tr>\n");
             let mut at = None;
             for op in &edits.ops {

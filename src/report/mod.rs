@@ -8,6 +8,7 @@ pub mod page;
 pub mod text;
 pub mod vm;
 
+use self::outlook::Outlook;
 use serde::{Deserialize, Serialize};
 
 use crate::boot_path::{BootPath, Controller};
@@ -211,6 +212,9 @@ pub struct Report {
     pub bytes: Bytes,
     /// How the source was reached.
     pub transport: &'static str,
+    /// The passes of a sync, the last one, and its budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync: Option<serde_json::Value>,
     /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
     pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,
@@ -226,7 +230,11 @@ pub struct ActionLine {
 }
 
 /// `plan --json` and `plan.json`.
-pub fn plan_document(plan: &Plan, inspection: &Inspection) -> serde_json::Value {
+pub fn plan_document(
+    plan: &Plan,
+    outlook: Option<&Outlook>,
+    inspection: &Inspection,
+) -> serde_json::Value {
     let mut body = match &plan.linux {
         Some(handover) => handover_body(plan, handover, inspection),
         None => windows_body(plan, inspection),
@@ -235,7 +243,7 @@ pub fn plan_document(plan: &Plan, inspection: &Inspection) -> serde_json::Value 
         "controllers".into(),
         serde_json::json!(inspection.controllers),
     );
-    if let Some(outlook) = &plan.outlook {
+    if let Some(outlook) = outlook {
         outlook.add_to(&mut body);
     }
     serde_json::Value::Object(body)

@@ -108,14 +108,10 @@ pub fn next<'c>(text: &mut Styled, commands: impl IntoIterator<Item = &'c String
 
 /// `plan` for people. `carry_out` is the command that does what is planned.
 pub fn plan(plan: &Plan, carry_out: Option<String>) -> Styled {
-    let mut text = match &plan.linux {
+    match &plan.linux {
         Some(handover) => for_linux(plan, handover),
         None => for_windows(plan, carry_out),
-    };
-    if let Some(outlook) = &plan.outlook {
-        outlook.append_to(&mut text);
     }
-    text
 }
 
 fn for_linux(plan: &Plan, handover: &Handover) -> Styled {

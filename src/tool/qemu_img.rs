@@ -143,7 +143,7 @@ pub fn present_ranges(spec: &Spec) -> Result<Vec<Present>> {
 fn parse_present(json: &[u8]) -> Result<Vec<Present>> {
     let entries: Vec<MapEntry> =
         serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))?;
-    let held = |entry: &&MapEntry| entry.data || entry.present;
+    let held = |entry: &&MapEntry| entry.data || entry.present == Some(true);
     let present = |entry: &MapEntry| Present {
         start: entry.start,
         length: entry.length,
@@ -157,12 +157,18 @@ struct MapEntry {
     start: u64,
     length: u64,
     depth: u64,
-    #[serde(default)]
-    present: bool,
+    /// QEMU before 6.1 does not tell.
+    present: Option<bool>,
     #[serde(default)]
     data: bool,
     #[serde(default)]
     zero: bool,
+}
+
+impl MapEntry {
+    fn range(&self) -> Range<u64> {
+        self.start..self.start.saturating_add(self.length)
+    }
 }
 
 /// Tells every range of the image that has data, in order. Zeroes that are known as such are none.
@@ -182,6 +188,28 @@ pub enum Depth {
 /// The same, with where it is. `shared`: a running VM has the image open, so that what it has not flushed is
 /// not seen.
 pub fn mapped(spec: &Spec, shared: bool, found: &mut dyn FnMut(Range<u64>, Depth)) -> Result<()> {
+    map_entries(spec, shared, &mut |entry| {
+        if entry.data && !entry.zero {
+            let depth = match entry.depth {
+                0 => Depth::Top,
+                _ => Depth::Below,
+            };
+            found(entry.range(), depth);
+        }
+    })
+}
+
+/// Tells every range that an image of the chain holds, zeroes included, in order, and how many images are
+/// above that one.
+pub fn layers(spec: &Spec, found: &mut dyn FnMut(Range<u64>, u64)) -> Result<()> {
+    map_entries(spec, false, &mut |entry| {
+        if entry.present != Some(false) {
+            found(entry.range(), entry.depth);
+        }
+    })
+}
+
+fn map_entries(spec: &Spec, shared: bool, found: &mut dyn FnMut(MapEntry)) -> Result<()> {
     let mut map = MapLines::default();
     let mut damaged = None;
     cmd_on(&[spec])
@@ -209,11 +237,7 @@ struct MapLines {
 }
 
 impl MapLines {
-    fn push(
-        &mut self,
-        chunk: &[u8],
-        found: &mut dyn FnMut(Range<u64>, Depth),
-    ) -> serde_json::Result<()> {
+    fn push(&mut self, chunk: &[u8], found: &mut dyn FnMut(MapEntry)) -> serde_json::Result<()> {
         self.rest.extend_from_slice(chunk);
         let Some(end) = self.rest.iter().rposition(|&b| b == b'\n') else {
             return Ok(());
@@ -227,14 +251,7 @@ impl MapLines {
             if line.is_empty() {
                 continue;
             }
-            let entry: MapEntry = serde_json::from_slice(line)?;
-            if entry.data && !entry.zero {
-                let depth = match entry.depth {
-                    0 => Depth::Top,
-                    _ => Depth::Below,
-                };
-                found(entry.start..entry.start.saturating_add(entry.length), depth);
-            }
+            found(serde_json::from_slice(line)?);
         }
         Ok(())
     }
@@ -479,16 +496,18 @@ mod tests {
             let mut map = MapLines::default();
             let mut ranges = Vec::new();
             for chunk in text.chunks(size) {
-                map.push(chunk, &mut |r, depth| ranges.push((r, depth)))
-                    .unwrap();
+                let entry = &mut |e: MapEntry| ranges.push((e.range(), e.depth, e.present));
+                map.push(chunk, entry).unwrap();
             }
-            assert_eq!(
-                ranges,
-                [(0..10, Depth::Top), (20..27, Depth::Below)],
-                "{size}"
-            );
+            let want = [
+                (0..10, 0, Some(true)),
+                (10..15, 0, Some(true)),
+                (15..20, 0, None),
+                (20..27, 1, None),
+            ];
+            assert_eq!(ranges, want, "{size}");
         }
-        let bad = MapLines::default().push(b"[{]\n", &mut |_, _| {});
+        let bad = MapLines::default().push(b"[{]\n", &mut |_| {});
         assert!(bad.is_err());
     }
 

@@ -92,6 +92,15 @@ impl Extents {
     pub(crate) fn within(&self, other: &Self) -> Self {
         self.minus(&self.minus(other))
     }
+
+    /// The same bytes and those beside them, up to borders of `grain` and the end of the disk.
+    pub(crate) fn on_grains(&self, grain: u64, size: u64) -> Self {
+        let rounded = self.iter().map(|r| {
+            let end = r.end.checked_next_multiple_of(grain).unwrap_or(u64::MAX);
+            r.start / grain * grain..end.min(size)
+        });
+        rounded.collect()
+    }
 }
 
 impl FromIterator<Range<u64>> for Extents {

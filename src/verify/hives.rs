@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use super::{Context, Outcome, loaded};
-use crate::fix::apply::Walked;
-use crate::fix::journal::sha256_hex;
-use crate::inspect::Hives;
-use crate::plan::model::HiveName;
+use super::{Context, Outcome};
+use crate::actions::Walked;
+use crate::inspect::{HiveName, Hives};
 use crate::registry::base::BaseBlock;
 use crate::registry::walk;
+use crate::text::sha256_hex;
 use crate::ui::count;
 
 /// Every cell that can be reached is what it should be. DRIVERS and BCD need not be there.
@@ -17,7 +16,7 @@ pub fn sound(c: &Context<'_>, hive: HiveName) -> Outcome {
     let Some(hives) = c.hives else {
         return Outcome::CouldNotRun("the hives were not read".into());
     };
-    let Some(loaded) = loaded(hives, hive) else {
+    let Some(loaded) = hives.get(hive) else {
         return Outcome::Ok("there is none".into());
     };
     match &c.walks.get(&hive) {
@@ -54,7 +53,7 @@ pub fn walk_read_back(hives: &Hives, written: &[Walked]) -> Walks {
     thread::scope(|scope| {
         let threads: Vec<_> = HIVES
             .iter()
-            .filter_map(|name| Some((*name, loaded(hives, *name)?)))
+            .filter_map(|name| Some((*name, hives.get(*name)?)))
             .map(|(name, loaded)| (name, scope.spawn(move || walked(name, &loaded.bytes))))
             .collect();
         threads
@@ -79,7 +78,7 @@ pub fn clean(c: &Context<'_>) -> Outcome {
         return Outcome::CouldNotRun("the hives were not read".into());
     };
     let mut dirty = Vec::new();
-    for loaded in HIVES.iter().filter_map(|name| loaded(hives, *name)) {
+    for loaded in HIVES.iter().filter_map(|name| hives.get(*name)) {
         match BaseBlock::parse(&loaded.bytes) {
             Ok(base) if !base.is_dirty() && !loaded.replayed => {}
             _ => dirty.push(loaded.path.to_string()),

@@ -15,11 +15,10 @@ mod tests;
 pub use hives::walk_all;
 pub use planned::planned;
 
+use crate::actions::Walked;
 use crate::boot_path::{Controller, Fault};
-use crate::fix::apply::Walked;
 use crate::guest::GuestRead;
-use crate::inspect::{Hives, Inspection, LoadedBytes, Severity, Survey, WindowsFacts};
-use crate::plan::model::HiveName;
+use crate::inspect::{HiveName, Hives, Inspection, Severity, Survey, WindowsFacts};
 use crate::registry::{HiveError, HiveView};
 use crate::report::{Check, CheckState};
 
@@ -202,15 +201,6 @@ pub fn is_ready_but_for_accepted(checks: &[Check]) -> bool {
     checks
         .iter()
         .all(|c| c.ok || c.accepted || c.severity != Severity::Blocker)
-}
-
-fn loaded(hives: &Hives, hive: HiveName) -> Option<&LoadedBytes> {
-    match hive {
-        HiveName::System => Some(&hives.system),
-        HiveName::Software => Some(&hives.software),
-        HiveName::Drivers => hives.drivers.as_ref(),
-        HiveName::Bcd => hives.bcd.as_ref(),
-    }
 }
 
 impl<'a> Context<'a> {

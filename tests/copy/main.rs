@@ -10,6 +10,7 @@ mod devices;
 mod faults;
 mod resume;
 mod scale;
+mod sync;
 
 use std::fs::{self, File};
 use std::io::Read;

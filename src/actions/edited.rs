@@ -9,9 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use crate::inspect::Hives;
-use crate::plan::hive_bytes;
-use crate::plan::model::{Action, HiveName};
+use crate::inspect::{HiveName, Hives};
 use crate::registry::RegEdits;
 use crate::registry::confined::{HiveEditError, HiveFile};
 
@@ -32,17 +30,16 @@ const EARLY: usize = 448 << 20;
 
 impl EditedHives {
     /// Begins to edit the hives the actions edit; very large ones are left for later.
-    pub fn of(actions: &[Action], hives: &Hives) -> Self {
+    pub fn of<'e>(edits: impl Iterator<Item = (HiveName, &'e RegEdits)>, hives: &Hives) -> Self {
         let loaded = [HiveName::System, HiveName::Software, HiveName::Drivers];
-        let loaded = loaded.iter().filter_map(|name| hive_bytes(hives, *name));
+        let loaded = loaded.iter().filter_map(|name| hives.get(*name));
         let held: usize = loaded.map(|hive| hive.bytes.len()).sum();
         let mut all = BTreeMap::new();
-        for action in actions {
-            if let Action::EditHive { hive, edits, .. } = action
-                && let Some(loaded) = hive_bytes(hives, *hive)
+        for (hive, edits) in edits {
+            if let Some(loaded) = hives.get(hive)
                 && held + loaded.bytes.len() <= EARLY
             {
-                all.insert(*hive, Edit::start(loaded.bytes.clone(), edits.clone()));
+                all.insert(hive, Edit::start(loaded.bytes.clone(), edits.clone()));
             }
         }
         Self(Mutex::new(all))

@@ -2,7 +2,8 @@
 //! is enough, before anything is written.
 //!
 //! Files of the plan come from the medium. Hives are those that will be written, where they were edited
-//! already; else they are edited as trees and written anew. What is not in the plan is read from the guest. Folders of the plan are not listed; nothing of ours lists them.
+//! already; else they are edited as trees and written anew. What is not in the plan is read from the guest.
+//! Folders of the plan are not listed; no reader lists them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,14 +13,12 @@ use crate::drivers::media::Media;
 use crate::guest::{
     FileInfo, FileKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
 };
-use crate::inspect::{Hives, LoadedBytes};
+use crate::inspect::{HiveName, Hives, LoadedBytes};
 use crate::registry::build::Format;
 use crate::registry::{BaseBlock, HiveError, HiveView, RegEdits};
 
-use super::model::{Action, HiveName};
-
 enum Content<'a> {
-    Bytes(Cow<'a, [u8]>),
+    Bytes(Vec<u8>),
     /// A hive that inspection has in memory.
     Shared(Arc<Vec<u8>>),
     /// A file of the medium.
@@ -50,38 +49,73 @@ pub struct PreviewHives<'a> {
 pub struct Preview<'a> {
     guest: &'a dyn GuestRead,
     media: &'a dyn Media,
+    system: VolumeId,
+    hives: PreviewHives<'a>,
     entries: BTreeMap<(VolumeId, String), Entry<'a>>,
 }
 
 impl<'a> Preview<'a> {
-    /// `volume` is the one Windows is on. Fails where a hive that is to be edited cannot be read from end
-    /// to end.
-    pub fn new(
-        actions: &'a [Action],
-        hives: &PreviewHives<'a>,
-        volume: VolumeId,
+    /// The guest before any action; `system` is the volume Windows is on.
+    pub(super) fn new(
+        hives: PreviewHives<'a>,
+        system: VolumeId,
         guest: &'a dyn GuestRead,
         media: &'a dyn Media,
-    ) -> std::result::Result<Self, HiveError> {
+    ) -> Self {
+        let before = hives.before;
         let mut preview = Self {
             guest,
             media,
+            system,
+            hives,
             entries: BTreeMap::new(),
         };
-        for loaded in [
-            Some(&hives.before.system),
-            Some(&hives.before.software),
-            hives.before.drivers.as_ref(),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            preview.keep(volume, loaded);
+        for name in [HiveName::System, HiveName::Software, HiveName::Drivers] {
+            if let Some(loaded) = before.get(name) {
+                preview.keep(system, loaded);
+            }
         }
-        for action in actions {
-            preview.act(action, hives, volume)?;
+        preview
+    }
+
+    /// The guest before the fix.
+    pub(super) fn guest(&self) -> &'a dyn GuestRead {
+        self.guest
+    }
+
+    /// A file of the medium, on the volume of Windows.
+    pub(super) fn of_media(&mut self, to: &GuestPath, path: &'a str, size: u64) {
+        self.put(self.system, to, Content::Media { path, size });
+    }
+
+    /// Another file of the same volume.
+    pub(super) fn copied(
+        &mut self,
+        volume: VolumeId,
+        to: &GuestPath,
+        from: &'a GuestPath,
+        size: u64,
+    ) {
+        self.put(volume, to, Content::Copy { from, size });
+    }
+
+    pub(super) fn bytes_of(&mut self, volume: VolumeId, path: &GuestPath, bytes: Vec<u8>) {
+        self.put(volume, path, Content::Bytes(bytes));
+    }
+
+    /// A hive with its edits.
+    pub(super) fn edited(
+        &mut self,
+        hive: HiveName,
+        volume: VolumeId,
+        path: &GuestPath,
+        edits: &RegEdits,
+    ) -> std::result::Result<(), HiveError> {
+        if let Some(loaded) = self.hives.before.get(hive) {
+            let content = edited(hive, loaded, edits, self.hives.edited)?;
+            self.put(volume, path, content);
         }
-        Ok(preview)
+        Ok(())
     }
 
     /// What is in memory need not be read again; what was replayed is, unless the plan writes it.
@@ -94,64 +128,6 @@ impl<'a> Preview<'a> {
             };
             self.entries.insert((volume, loaded.path.key()), entry);
         }
-    }
-
-    fn act(
-        &mut self,
-        action: &'a Action,
-        hives: &PreviewHives<'a>,
-        system: VolumeId,
-    ) -> std::result::Result<(), HiveError> {
-        match action {
-            Action::CopyFiles { files, .. } => {
-                for file in files {
-                    let content = Content::Media {
-                        path: &file.from,
-                        size: file.size,
-                    };
-                    self.put(system, &file.to, content);
-                }
-            }
-            Action::CopyInGuest {
-                volume,
-                from,
-                to,
-                size,
-                ..
-            } => self.put(*volume, to, Content::Copy { from, size: *size }),
-            Action::PatchBootSector { volume, fields, .. } => {
-                let Ok(path) = GuestPath::parse("$Boot") else {
-                    return Ok(());
-                };
-                let Ok(mut sector) = self.guest.read_at(*volume, &path, 0, 512) else {
-                    return Ok(());
-                };
-                for field in fields {
-                    let start = usize::from(field.offset);
-                    if let Some(bytes) = sector.get_mut(start..start + field.new.len()) {
-                        bytes.copy_from_slice(&field.new);
-                    }
-                }
-                self.put(*volume, &path, Content::Bytes(Cow::Owned(sector)));
-            }
-            Action::EditHive {
-                hive,
-                volume,
-                path,
-                edits,
-                reset_logs,
-                ..
-            } => {
-                if let Some(loaded) = super::hive_bytes(hives.before, *hive) {
-                    let content = edited(*hive, loaded, edits, hives.edited)?;
-                    self.put(*volume, path, content);
-                }
-                for log in reset_logs {
-                    self.put(*volume, log, Content::Bytes(Cow::Borrowed(&[])));
-                }
-            }
-        }
-        Ok(())
     }
 
     fn put(&mut self, volume: VolumeId, path: &GuestPath, content: Content<'a>) {
@@ -169,7 +145,7 @@ impl<'a> Preview<'a> {
 
     fn bytes<'s>(&'s self, volume: VolumeId, entry: &'s Entry<'a>) -> Result<Cow<'s, [u8]>> {
         match &entry.content {
-            Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes.as_ref())),
+            Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes.as_slice())),
             Content::Shared(bytes) => Ok(Cow::Borrowed(bytes.as_slice())),
             Content::Media { path, .. } => {
                 let bytes = self.media.read(path).map_err(|e| GuestError::Unreadable {

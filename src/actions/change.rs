@@ -1,0 +1,113 @@
+//! What an action did to the guest, and where the originals are kept.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::guest::{GuestPath, GuestRead, VolumeId};
+use crate::text::sha256_hex;
+
+use super::act::{Result, io_error};
+
+/// One guest file or folder before and after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub path: String,
+    pub kind: ChangeKind,
+    /// `None`: it did not exist.
+    pub before: Option<FileFacts>,
+    pub after: Option<FileFacts>,
+    /// The original, relative to the journal's folder.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub backup: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangeKind {
+    File,
+    Folder,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFacts {
+    pub size: u64,
+    pub sha256: String,
+}
+
+impl FileFacts {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self {
+            size: bytes.len() as u64,
+            sha256: sha256_hex(bytes),
+        }
+    }
+}
+
+impl Change {
+    pub(super) fn folder(path: &GuestPath) -> Self {
+        Self {
+            path: path.to_string(),
+            kind: ChangeKind::Folder,
+            before: None,
+            after: None,
+            backup: None,
+        }
+    }
+
+    /// A file that was written; `kept` is what was there before, and where the original is.
+    pub(super) fn file(
+        path: &GuestPath,
+        kept: Option<(FileFacts, String)>,
+        after: FileFacts,
+    ) -> Self {
+        let (before, backup) = kept.unzip();
+        Self {
+            path: path.to_string(),
+            kind: ChangeKind::File,
+            before,
+            after: Some(after),
+            backup,
+        }
+    }
+}
+
+/// No file that hyper2kvm replaces is larger: they are drivers and boot loaders.
+pub(super) const MAX_REPLACED: u64 = 256 << 20;
+
+/// Writes files below the journal's folder.
+pub struct Saver {
+    pub folder: PathBuf,
+    pub durably: bool,
+}
+
+impl Saver {
+    pub(super) fn save(&self, relative: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let path = self.folder.join(relative);
+        let doing = || format!("writing {}", path.display());
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(io_error(doing()))?;
+        }
+        let mut file = File::create(&path).map_err(io_error(doing()))?;
+        file.write_all(bytes).map_err(io_error(doing()))?;
+        if self.durably {
+            file.sync_all().map_err(io_error(doing()))?;
+        }
+        Ok(path)
+    }
+
+    /// Keeps the file an action replaces; returns its facts and where it is kept.
+    pub(super) fn keep(
+        &self,
+        guest: &dyn GuestRead,
+        volume: VolumeId,
+        path: &GuestPath,
+    ) -> Result<(FileFacts, String)> {
+        let original = guest.read(volume, path, MAX_REPLACED)?;
+        let backup = format!("backup/files/{}", path.to_slashes());
+        self.save(&backup, &original)?;
+        Ok((FileFacts::of(&original), backup))
+    }
+}

@@ -1,0 +1,80 @@
+//! What can be done to a guest: one file per action, with all that is known of it.
+//!
+//! A plan lists actions in the order in which they are carried out. Every hive edit is prepared before the
+//! first write ([`Act::prepare`]): an edit that fails changes nothing. SYSTEM is the last one, because it is
+//! what makes the drivers active.
+
+mod act;
+mod boot_sector;
+mod change;
+mod copy_files;
+mod copy_in_guest;
+mod edit_hive;
+pub mod edited;
+mod merge;
+mod preview;
+
+use std::ops::Deref;
+
+use serde::Serialize;
+
+pub use act::{Act, ActionError, Converted, Kind, Work, Writes};
+pub use boot_sector::PatchBootSector;
+pub use change::{Change, ChangeKind, FileFacts, Saver};
+pub use copy_files::{CopyFiles, FileCopy};
+pub use copy_in_guest::CopyInGuest;
+pub use edit_hive::EditHive;
+pub use edited::EditedHives;
+pub use merge::{Merging, Walked, Walking, check_edits};
+pub use preview::{Preview, PreviewHives};
+
+use crate::drivers::media::Media;
+use crate::guest::{GuestRead, VolumeId};
+use crate::inspect::HiveName;
+use crate::registry::{HiveError, RegEdits};
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Action {
+    CopyFiles(CopyFiles),
+    CopyInGuest(CopyInGuest),
+    PatchBootSector(PatchBootSector),
+    EditHive(EditHive),
+}
+
+impl Deref for Action {
+    type Target = dyn Act;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Action::CopyFiles(action) => action,
+            Action::CopyInGuest(action) => action,
+            Action::PatchBootSector(action) => action,
+            Action::EditHive(action) => action,
+        }
+    }
+}
+
+/// The hives the actions edit, each with its edits.
+pub fn edits(actions: &[Action]) -> impl Iterator<Item = (HiveName, &RegEdits)> {
+    actions.iter().filter_map(|action| match action {
+        Action::EditHive(edit) => Some((edit.hive, &edit.edits)),
+        _ => None,
+    })
+}
+
+/// The guest as the actions will leave it; `volume` is the one Windows is on. Fails where a hive that is to be
+/// edited cannot be read from end to end.
+pub fn preview<'a>(
+    actions: &'a [Action],
+    hives: PreviewHives<'a>,
+    volume: VolumeId,
+    guest: &'a dyn GuestRead,
+    media: &'a dyn Media,
+) -> Result<Preview<'a>, HiveError> {
+    let mut preview = Preview::new(hives, volume, guest, media);
+    for action in actions {
+        action.foresee(&mut preview)?;
+    }
+    Ok(preview)
+}

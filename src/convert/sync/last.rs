@@ -1,0 +1,245 @@
+//! The last pass: `convert --from-sync`.
+//!
+//! The fix works on an overlay over the source, as always. What the overlay over the source reads as is
+//! the result; the copies of the passes before are most of it already. Copied are what the result has
+//! data for and the journal does not have, and everything that the overlay holds itself. What the copy
+//! holds beside that is zeroed, so that the result is the same as that of a conversion in one go. Then
+//! the copy gets a second name in the new output folder, and loses its first with the synced folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::disk::{Image, ImageError};
+
+use crate::disk::copy::{Copied, CopyError, CopyOptions};
+use crate::disk::refill::{Refill, Work};
+use crate::error::{Blocker, Error, Result};
+use crate::text::shell_word;
+use crate::tool::qemu_img;
+use crate::transfer::Extents;
+use crate::ui::{Ui, bytes};
+
+use super::super::run::Job;
+use super::super::session::Source;
+use super::state::{Link, State, SyncedDisk};
+use super::{changes, pass};
+
+/// Bytes a second, before anything was copied.
+const ASSUMED_RATE: f64 = 100.0 * 1024.0 * 1024.0;
+/// Seconds for the fix and the second reading, besides twice the reading of a pass.
+const FIX: f64 = 1.0;
+
+/// What the last pass takes: inspection, fix and verification, and the copy of what is left.
+pub(super) fn projection(state: &State, left: u64) -> f64 {
+    let overhead = state.passes.iter().map(|pass| pass.overhead_s);
+    let overhead = overhead.fold(0.0, f64::max);
+    FIX + 2.0 * overhead + left as f64 / state.rate().unwrap_or(ASSUMED_RATE)
+}
+
+/// A synced folder whose VM is off.
+pub(crate) struct Last {
+    state: State,
+    folder: PathBuf,
+    changed: Vec<Extents>,
+    chains: Vec<Vec<Link>>,
+    budget: Option<u64>,
+    projected: f64,
+    left: u64,
+    copied: Arc<AtomicU64>,
+}
+
+/// The copy of one disk.
+#[derive(Clone)]
+pub struct Synced {
+    disk: SyncedDisk,
+    folder: PathBuf,
+    copied: Arc<AtomicU64>,
+}
+
+impl Last {
+    /// Looks at what has changed since the last pass, and refuses what takes longer than the budget. Writes
+    /// nothing. `disks` are those of the source, whole and held.
+    pub(crate) fn look(
+        job: &Job,
+        ui: &Ui,
+        folder: &Path,
+        disks: &[Source],
+    ) -> Result<Option<Self>> {
+        if !job.from_sync {
+            return Ok(None);
+        }
+        let Some(state) = State::load(folder)? else {
+            let again = shell_word(&folder.display().to_string());
+            return Err(
+                Error::failed(format!("{} holds no synced VM", folder.display()))
+                    .hint(format!("hyper2kvm sync SOURCE -o {again} makes one")),
+            );
+        };
+        let images = in_order(job, disks)?;
+        let sizes: Vec<u64> = images.iter().map(Image::virtual_size).collect();
+        let chains = images.iter().map(changes::links);
+        let chains: Vec<Vec<Link>> = chains.collect::<Result<_>>()?;
+        let changed = state.changes(&sizes, &chains)?;
+        let mut left = 0;
+        for ((disk, image), changed) in state.disks.iter().zip(&images).zip(&changed) {
+            let done = disk.done(folder)?.minus(changed);
+            left += pass::used(image, changed, job.trim)?.minus(&done).bytes();
+        }
+        let projected = projection(&state, left);
+        ui.status(
+            "Finishing",
+            &format!(
+                "a sync of {} passes; {} left, {projected:.1} s expected",
+                state.passes.len(),
+                bytes(left)
+            ),
+        );
+        check_budget(job.budget, projected, left)?;
+        Ok(Some(Self {
+            state,
+            folder: folder.to_owned(),
+            changed,
+            chains,
+            budget: job.budget,
+            projected,
+            left,
+            copied: Arc::default(),
+        }))
+    }
+
+    /// From now on the copies follow the source as it is now.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        let chains = std::mem::take(&mut self.chains);
+        self.state.follow(&self.folder, &self.changed, chains)
+    }
+
+    /// The copy of a disk of the source.
+    pub(crate) fn disk(&self, job: &Job, disk: &Source) -> Option<Synced> {
+        let disk = self.state.disks.get(position(job, disk)?)?;
+        Some(Synced {
+            disk: disk.clone(),
+            folder: self.folder.clone(),
+            copied: self.copied.clone(),
+        })
+    }
+
+    /// For the report: what was expected, and what came of it.
+    pub(crate) fn summary(&self, start: Instant) -> Value {
+        let seconds = start.elapsed().as_secs_f64();
+        json!({
+            "passes": self.state.passes,
+            "last": {
+                "left": self.left, "copied": self.copied.load(Ordering::Relaxed),
+                "seconds": seconds, "projected_s": self.projected,
+            },
+            "budget_s": self.budget,
+            "within_budget": self.budget.map(|budget| seconds <= budget as f64),
+        })
+    }
+}
+
+fn check_budget(budget: Option<u64>, projected: f64, left: u64) -> Result<()> {
+    let Some(budget) = budget.filter(|budget| projected > *budget as f64) else {
+        return Ok(());
+    };
+    let blocker = Blocker::new(
+        "sync-over-budget",
+        format!(
+            "the last pass is expected to take {projected:.1} s, with {} left to copy; the budget is {budget} s",
+            bytes(left)
+        ),
+        "start the VM again where it was, run hyper2kvm sync once more, and try again; or allow more with --budget",
+    );
+    let what = "the last pass would take too long";
+    Err(Error::refused(what, vec![blocker]))
+}
+
+/// The images in the order of the source.
+fn in_order(job: &Job, disks: &[Source]) -> Result<Vec<Image>> {
+    let mut images: Vec<Option<Image>> = vec![None; job.source.vm.disks.len()];
+    for disk in disks {
+        if let Some(place) = position(job, disk).and_then(|i| images.get_mut(i)) {
+            *place = Some(disk.image()?);
+        }
+    }
+    Ok(images.into_iter().flatten().collect())
+}
+
+/// Where a disk is in the source.
+fn position(job: &Job, disk: &Source) -> Option<usize> {
+    let disks = &job.source.vm.disks;
+    disks.iter().position(|other| other.path == disk.path)
+}
+
+impl Synced {
+    /// Brings the copy up to what `image` reads as where `live` is, and names it `target` too. `image` is
+    /// an overlay of this run, or the source itself.
+    pub(crate) fn finish(
+        &self,
+        image: &Image,
+        target: &Path,
+        how: &CopyOptions,
+        live: &Extents,
+        progress: &mut dyn FnMut(f64),
+    ) -> Result<Copied, CopyError> {
+        let recorded = |e: Error| {
+            CopyError::Image(ImageError::Io {
+                path: self.folder.clone(),
+                source: std::io::Error::other(e.to_string()),
+            })
+        };
+        // What the fix wrote is another in each run: it is not recorded.
+        let own = match image.top().scratch {
+            true => own(image)?,
+            false => Extents::default(),
+        };
+        let done = self.disk.done(&self.folder).map_err(recorded)?;
+        let done = done.within(live).minus(&own);
+        let journal = self.disk.restart(&self.folder, done.clone());
+        let mut journal = journal.map_err(recorded)?;
+        let file = self.folder.join(&self.disk.file);
+        let left = live.minus(&done);
+        let work = Work {
+            stale: Refill::data(&file)?.minus(live),
+            recorded: left.minus(&own),
+            unrecorded: left.within(&own),
+        };
+        let refill = Refill {
+            source: image,
+            target: &file,
+            pace: how.pace.as_ref(),
+            cancel: how.cancel.clone(),
+        };
+        let total = work.bytes();
+        refill.run(&work, &mut journal, &mut |bytes| {
+            progress(bytes as f64 / total.max(1) as f64);
+        })?;
+        self.copied.fetch_add(total, Ordering::Relaxed);
+        let written = refill.check(how)?;
+        let link = std::fs::hard_link(&file, target);
+        link.map_err(|source| CopyError::Io {
+            path: target.to_owned(),
+            source,
+        })?;
+        Ok(Copied {
+            virtual_size: image.virtual_size(),
+            written,
+            resumed: done.bytes(),
+        })
+    }
+}
+
+/// What an overlay holds itself, whole clusters of it.
+fn own(overlay: &Image) -> Result<Extents, CopyError> {
+    let mut own = Extents::default();
+    qemu_img::layers(&overlay.spec(), &mut |range, depth| {
+        if depth == 0 {
+            own.insert(range);
+        }
+    })?;
+    Ok(own)
+}

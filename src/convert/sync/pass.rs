@@ -1,0 +1,277 @@
+//! One pass of `sync`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::disk::copy::{self, CopyError};
+use crate::disk::export::Export;
+use crate::disk::refill::{Refill, Work};
+use crate::disk::{BlockRead, Image, partition};
+use crate::error::{Blocker, Error, Result};
+use crate::files;
+use crate::fix::trim::{self, DataMap};
+use crate::guest::embedded;
+use crate::source::{SourceDisk, SourceVm};
+use crate::tool::stop;
+use crate::transfer::{Extents, Pace};
+use crate::ui::Ui;
+
+use super::super::name::safe_name;
+use super::super::place::Place;
+use super::changes;
+use super::state::{self, Link, Pass, State, SyncedDisk};
+
+/// What is to be synced where.
+pub struct Order {
+    /// As the user named it.
+    pub source: PathBuf,
+    pub vm: SourceVm,
+    pub format: Option<String>,
+    pub allow_backing: Vec<PathBuf>,
+    pub folder: PathBuf,
+    pub name: Option<String>,
+    pub(crate) pace: Option<Pace>,
+}
+
+/// A disk whose frozen links are open.
+struct Frozen {
+    image: Image,
+    links: Vec<Link>,
+    /// What a VM writes to now takes on this host.
+    growing: u64,
+}
+
+/// Makes one pass over every disk and returns the state after it.
+pub fn run(order: &Order, ui: &Ui) -> Result<State> {
+    let (start, at) = (Instant::now(), seconds_since_1970());
+    let place = Place::open(&order.folder, true)?;
+    let _lock = place.lock()?;
+    let folder = place.target.clone();
+    ui.status("Looking", &order.source.display().to_string());
+    let opened = order.vm.disks.iter().map(|disk| open(order, disk));
+    let frozen: Vec<Frozen> = opened.collect::<Result<_>>()?;
+    let mut state = load(order, &folder)?;
+    let changed = begin(&mut state, &frozen, &folder)?;
+    let mut work = Vec::new();
+    for ((disk, frozen), changed) in state.disks.iter().zip(&frozen).zip(&changed) {
+        let recorded = used(&frozen.image, changed, true)?.minus(&disk.done(&folder)?);
+        work.push(Work {
+            recorded,
+            ..Work::default()
+        });
+    }
+    check_room(&state, &folder, &work)?;
+    let copied = work.iter().map(Work::bytes).sum();
+    let overhead_s = start.elapsed().as_secs_f64();
+    copy(order, ui, &folder, &state, &frozen, &work)?;
+    for frozen in &frozen {
+        frozen.image.check_unchanged()?;
+    }
+    let mut pass = Pass {
+        at,
+        seconds: start.elapsed().as_secs_f64(),
+        overhead_s,
+        changed: changed.iter().map(Extents::bytes).sum(),
+        copied,
+        left: frozen.iter().map(|f| f.growing).sum(),
+        change_rate: 0.0,
+        projected_s: 0.0,
+    };
+    pass.change_rate = state.change_rate(at, pass.changed);
+    state.passes.push(pass);
+    state.project();
+    state.save(&folder)?;
+    Ok(state)
+}
+
+fn seconds_since_1970() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
+}
+
+impl State {
+    /// Bytes a second that changed between the last pass and one that began at `at`.
+    fn change_rate(&self, at: u64, changed: u64) -> f64 {
+        let last = self.passes.last();
+        last.map_or(0.0, |last| {
+            changed as f64 / at.saturating_sub(last.at).max(1) as f64
+        })
+    }
+
+    fn project(&mut self) {
+        let left = self.passes.last().map_or(0, |pass| pass.left);
+        let projected_s = super::last::projection(self, left);
+        if let Some(pass) = self.passes.last_mut() {
+            pass.projected_s = projected_s;
+        }
+    }
+}
+
+/// The links of a disk that nobody writes to.
+fn open(order: &Order, disk: &SourceDisk) -> Result<Frozen> {
+    let shown = disk.path.display();
+    if disk.packed.is_some() {
+        return Err(
+            Error::usage(format!("{shown} is packed, and no VM runs from it"))
+                .hint("hyper2kvm convert does it in one go"),
+        );
+    }
+    let format = order.format.as_deref().or(disk.format.as_deref());
+    let Some(image) = Image::open_frozen(&disk.path, format, &order.allow_backing)? else {
+        let blocker = Blocker::new(
+            "sync-nothing-frozen",
+            format!("{shown} has no backing file: a running VM writes to all of it"),
+            "take a snapshot of the VM first (all disks, without its memory), or convert it when it is off",
+        );
+        let what = "there is nothing that can be copied now";
+        return Err(Error::refused(what, vec![blocker]));
+    };
+    Ok(Frozen {
+        growing: size_of_newest(&disk.path),
+        links: changes::links(&image)?,
+        image,
+    })
+}
+
+/// What the newest link takes on this host, with the file that a VMware delta keeps its data in.
+fn size_of_newest(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let stem = path.file_stem().unwrap_or_default();
+    let beside = |end: &str| {
+        let mut name = stem.to_owned();
+        name.push(end);
+        path.with_file_name(name)
+    };
+    let files = [
+        path.to_owned(),
+        beside("-delta.vmdk"),
+        beside("-sesparse.vmdk"),
+    ];
+    let sizes = files.iter().filter_map(|file| file.metadata().ok());
+    sizes.map(|meta| meta.blocks().saturating_mul(512)).sum()
+}
+
+/// The state in the folder, or a new one in a folder that holds nothing.
+fn load(order: &Order, folder: &Path) -> Result<State> {
+    if let Some(state) = State::load(folder)? {
+        return Ok(state);
+    }
+    let failed = |e| Error::failed(format!("creating {}", folder.display())).because(e);
+    files::create_passage(folder).map_err(failed)?;
+    let entries = std::fs::read_dir(folder).map_err(failed)?;
+    if entries.flatten().any(|e| !state::is_begun(&e.file_name())) {
+        return Err(
+            Error::failed(format!("{} holds no synced VM", folder.display()))
+                .hint("choose an empty or new folder with --output-dir"),
+        );
+    }
+    let name = order.name.as_deref().unwrap_or(&order.vm.name);
+    let state = State::new(&safe_name(name), &order.source);
+    state.save(folder)?;
+    Ok(state)
+}
+
+/// Makes the copies at the first pass, and notes what has changed at each other one.
+fn begin(state: &mut State, frozen: &[Frozen], folder: &Path) -> Result<Vec<Extents>> {
+    let chains: Vec<Vec<Link>> = frozen.iter().map(|f| f.links.clone()).collect();
+    if !state.disks.is_empty() {
+        let sizes: Vec<u64> = frozen.iter().map(|f| f.image.virtual_size()).collect();
+        let changed = state.changes(&sizes, &chains)?;
+        state.follow(folder, &changed, chains)?;
+        return Ok(changed);
+    }
+    for (i, (frozen, links)) in frozen.iter().zip(chains).enumerate() {
+        let size = frozen.image.virtual_size();
+        let disk = SyncedDisk {
+            size,
+            file: state::copy_name(&state.name, i),
+            links,
+        };
+        Refill::create(&folder.join(&disk.file), size)?;
+        disk.restart(folder, Extents::default())?;
+        state.disks.push(disk);
+    }
+    state.save(folder)?;
+    Ok(vec![Extents::default(); frozen.len()])
+}
+
+/// Refuses when what is new on the target will not fit.
+fn check_room(state: &State, folder: &Path, work: &[Work]) -> Result<()> {
+    let mut needed = 0u64;
+    for (disk, work) in state.disks.iter().zip(work) {
+        let there = Refill::data(&folder.join(&disk.file))?;
+        let new = work.recorded.minus(&there).bytes();
+        needed = needed.saturating_add(new);
+    }
+    Ok(copy::check_room(folder, needed)?)
+}
+
+/// What of a disk is worth copying: what it has data for or has changed. `trimmed`: without what a trim of
+/// the disk would leave out.
+pub(super) fn used(image: &Image, changed: &Extents, trimmed: bool) -> Result<Extents> {
+    let mut wanted = DataMap::of(image)?.extents(image.virtual_size());
+    wanted.extend(changed);
+    if !trimmed {
+        return Ok(wanted);
+    }
+    let export = Export::<dyn BlockRead>::open_readonly(image)?;
+    let disk = export.disk();
+    // What cannot be read as a disk is copied as it is.
+    let layout = partition::read_layout(disk.as_ref());
+    let guest = layout
+        .ok()
+        .and_then(|layout| embedded::open(disk.clone(), &layout).ok());
+    let unneeded = guest.map(|guest| trim::unneeded(&guest));
+    drop(disk);
+    export.close()?;
+    Ok(match unneeded {
+        Some(unneeded) => wanted.minus(&unneeded),
+        None => wanted,
+    })
+}
+
+fn copy(
+    order: &Order,
+    ui: &Ui,
+    folder: &Path,
+    state: &State,
+    frozen: &[Frozen],
+    work: &[Work],
+) -> Result<()> {
+    let total: u64 = work.iter().map(Work::bytes).sum();
+    let shown = crate::ui::bytes(total);
+    ui.status(
+        "Syncing",
+        &format!("{shown} that is used and not copied yet"),
+    );
+    let progress = ui.progress("Syncing", total);
+    let mut before = 0;
+    for ((disk, frozen), work) in state.disks.iter().zip(frozen).zip(work) {
+        let mut journal = match disk.journal(folder)? {
+            Some(journal) => journal,
+            None => disk.restart(folder, Extents::default())?,
+        };
+        let refill = Refill {
+            source: &frozen.image,
+            target: &folder.join(&disk.file),
+            pace: order.pace.as_ref(),
+            cancel: None,
+        };
+        let done = refill.run(work, &mut journal, &mut |bytes| {
+            progress.set(before + bytes);
+        });
+        done.map_err(kept)?;
+        before += work.bytes();
+    }
+    progress.finish(total);
+    Ok(())
+}
+
+/// The copy is as good as before: the same command goes on.
+fn kept(error: CopyError) -> Error {
+    let error = Error::from(error);
+    match error.is_interrupted() || stop::requested() {
+        true => error,
+        false => error.hint("what is copied is kept: the same command goes on"),
+    }
+}

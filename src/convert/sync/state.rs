@@ -1,0 +1,321 @@
+//! `sync.json`: what the copies in a synced folder are copies of.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::{Blocker, Error, Result};
+use crate::fix::trusted::TrustedFolder;
+use crate::transfer::{ExtentJournal, Extents};
+
+use super::super::place::untrusted;
+use super::changes;
+
+pub(super) const FILE: &str = "sync.json";
+const SCHEMA: &str = "hyper2kvm/sync/1";
+/// Ends of the names of the copies and of their journals.
+const COPY: &str = ".sync.qcow2";
+const JOURNAL: &str = ".sync.journal";
+/// The next `sync.json`, until it is renamed.
+const NEXT: &str = ".sync.json.new";
+const OVER: &str = "hyper2kvm release gives the synced folder up; then sync it anew";
+
+/// What was synced so far.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    schema: String,
+    version: String,
+    pub(super) name: String,
+    pub(super) source: String,
+    /// In the order of the source.
+    pub(super) disks: Vec<SyncedDisk>,
+    pub passes: Vec<Pass>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SyncedDisk {
+    pub(super) size: u64,
+    /// The copy, in the folder.
+    pub(super) file: String,
+    /// The frozen links of the last pass, the newest first.
+    pub(super) links: Vec<Link>,
+}
+
+/// One link of a chain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Link {
+    /// By what its files are known again.
+    pub(super) files: Value,
+    /// Where it is what the chain reads as, in `[start, length]` pairs. Not kept for the last link.
+    pub(super) ranges: Vec<[u64; 2]>,
+}
+
+/// One pass, in bytes and seconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pass {
+    /// Seconds since 1970.
+    pub at: u64,
+    pub seconds: f64,
+    /// Of that, everything but the copy.
+    pub overhead_s: f64,
+    /// What had changed since the pass before.
+    pub changed: u64,
+    pub copied: u64,
+    /// What is known to be left for the last pass.
+    pub left: u64,
+    /// Changed, in bytes a second.
+    pub change_rate: f64,
+    /// What the last pass would take now.
+    pub projected_s: f64,
+}
+
+impl State {
+    pub(super) fn new(name: &str, source: &Path) -> Self {
+        Self {
+            schema: SCHEMA.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: name.to_owned(),
+            source: crate::text::of_path(source).into_owned(),
+            disks: Vec::new(),
+            passes: Vec::new(),
+        }
+    }
+
+    /// The state in a folder; `None` where it holds none. Only the caller and root may have written it.
+    pub fn load(folder: &Path) -> Result<Option<Self>> {
+        if !is_synced(folder) {
+            return Ok(None);
+        }
+        let trusted = TrustedFolder::open(folder).map_err(untrusted)?;
+        let bytes = trusted.read(Path::new(FILE)).map_err(untrusted)?;
+        let damaged = |why: String| {
+            Error::failed(format!(
+                "{} cannot be used: {why}",
+                folder.join(FILE).display()
+            ))
+            .hint(OVER)
+        };
+        let state: Self = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        if state.schema != SCHEMA {
+            return Err(damaged(format!("its schema is {:?}", state.schema)));
+        }
+        let plain = |name: &str| Path::new(name).file_name() == Some(OsStr::new(name));
+        match state.disks.iter().all(|disk| plain(&disk.file)) {
+            true => Ok(Some(state)),
+            false => Err(damaged("it names files elsewhere".to_owned())),
+        }
+    }
+
+    /// Written beside its place and renamed. Durable when this returns.
+    pub(super) fn save(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(FILE);
+        let beside = folder.join(NEXT);
+        let write = || -> io::Result<()> {
+            std::fs::write(&beside, format!("{:#}\n", json!(self)))?;
+            std::fs::File::open(&beside)?.sync_all()?;
+            std::fs::rename(&beside, &path)?;
+            std::fs::File::open(folder)?.sync_all()
+        };
+        write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
+    }
+
+    /// Everything that syncs have written into the folder.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let copies = (0..self.disks.len().max(1)).map(|i| copy_name(&self.name, i));
+        let of_copy = |file: String| {
+            let journal = journal_name(&file);
+            [format!("{journal}.new"), journal, file]
+        };
+        let own = [FILE, NEXT].map(str::to_owned);
+        let all = copies.flat_map(of_copy).chain(own);
+        all.map(PathBuf::from).collect()
+    }
+
+    /// The state for people and scripts: without what only the next pass needs.
+    pub fn summary(&self) -> Value {
+        let disk = |disk: &SyncedDisk| json!({"file": disk.file, "size_bytes": disk.size});
+        json!({
+            "name": self.name,
+            "source": self.source,
+            "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),
+            "passes": self.passes,
+        })
+    }
+
+    /// What may have changed on each disk since the last pass. Writes nothing.
+    pub(super) fn changes(&self, sizes: &[u64], chains: &[Vec<Link>]) -> Result<Vec<Extents>> {
+        if sizes.iter().ne(self.disks.iter().map(|disk| &disk.size)) {
+            let shown = |sizes: &mut dyn Iterator<Item = u64>| {
+                let all: Vec<String> = sizes.map(|size| size.to_string()).collect();
+                all.join(", ")
+            };
+            let blocker = Blocker::new(
+                "sync-disks-changed",
+                format!(
+                    "the synced disks have {} bytes, and those of the VM {}",
+                    shown(&mut self.disks.iter().map(|disk| disk.size)),
+                    shown(&mut sizes.iter().copied()),
+                ),
+                OVER,
+            );
+            let what = "these are not the disks that were synced";
+            return Err(Error::refused(what, vec![blocker]));
+        }
+        let disks = self.disks.iter().zip(chains);
+        let changed = |(disk, chain): (&SyncedDisk, &Vec<Link>)| {
+            changes::since(&disk.links, chain).ok_or_else(|| {
+                let blocker = Blocker::new(
+                    "sync-base-changed",
+                    format!(
+                        "the image at the bottom of the chain of {} was written to or replaced since the last pass",
+                        disk.file
+                    ),
+                    OVER,
+                );
+                Error::refused("nothing tells what has changed", vec![blocker])
+            })
+        };
+        disks.map(changed).collect()
+    }
+
+    /// Takes what has changed out of the journals, and notes the chains that the copies follow from now on.
+    /// In this order: a run that is killed in between finds the same changes again.
+    pub(super) fn follow(
+        &mut self,
+        folder: &Path,
+        changed: &[Extents],
+        chains: Vec<Vec<Link>>,
+    ) -> Result<()> {
+        for (disk, changed) in self.disks.iter().zip(changed) {
+            let done = disk.done(folder)?;
+            disk.restart(folder, done.minus(changed))?;
+        }
+        for (disk, links) in self.disks.iter_mut().zip(chains) {
+            disk.links = links;
+        }
+        self.save(folder)
+    }
+
+    /// What copying takes here, in bytes a second; of the pass that copied most.
+    pub(super) fn rate(&self) -> Option<f64> {
+        let most = self.passes.iter().max_by_key(|pass| pass.copied)?;
+        let seconds = (most.seconds - most.overhead_s).max(0.01);
+        (most.copied > 0).then(|| most.copied as f64 / seconds)
+    }
+}
+
+/// Whether a folder that holds this file alone is one that a killed run began.
+pub(super) fn is_begun(file: &OsStr) -> bool {
+    file == NEXT
+}
+
+/// Whether a sync writes files of that name, besides `sync.json`.
+pub(super) fn is_copy(name: &str) -> bool {
+    let ends = |end: &str| name.ends_with(end);
+    name == NEXT || ends(COPY) || ends(JOURNAL) || ends(&format!("{JOURNAL}.new"))
+}
+
+/// Whether a folder says that it is of a sync.
+pub(crate) fn is_synced(folder: &Path) -> bool {
+    folder.join(FILE).symlink_metadata().is_ok()
+}
+
+pub(super) fn copy_name(name: &str, i: usize) -> String {
+    match i {
+        0 => format!("{name}{COPY}"),
+        i => format!("{name}-{i}{COPY}"),
+    }
+}
+
+fn journal_name(file: &str) -> String {
+    format!("{}{JOURNAL}", file.strip_suffix(COPY).unwrap_or(file))
+}
+
+impl SyncedDisk {
+    /// The journal of its copy, as far as it is of the file that is there.
+    pub(super) fn journal(&self, folder: &Path) -> Result<Option<ExtentJournal>> {
+        let path = folder.join(journal_name(&self.file));
+        let opened = ExtentJournal::open(&path)
+            .map_err(|e| Error::failed("reading what was copied").because(e))?;
+        let what = self.what(folder)?;
+        Ok(opened.and_then(|opened| (opened.what == what).then_some(opened.journal)))
+    }
+
+    /// What is in the copy as the noted links have it.
+    pub(super) fn done(&self, folder: &Path) -> Result<Extents> {
+        let journal = self.journal(folder)?;
+        Ok(journal.map_or_else(Extents::default, |journal| journal.done().clone()))
+    }
+
+    /// A journal that has only this, in the place of what there was.
+    pub(super) fn restart(&self, folder: &Path, done: Extents) -> Result<ExtentJournal> {
+        let path = folder.join(journal_name(&self.file));
+        ExtentJournal::restart(&path, &self.what(folder)?, done)
+            .map_err(|e| Error::failed("recording what is copied").because(e))
+    }
+
+    fn what(&self, folder: &Path) -> Result<Value> {
+        use std::os::unix::fs::MetadataExt;
+        let file = folder.join(&self.file);
+        let meta = file
+            .symlink_metadata()
+            .map_err(|e| Error::failed(format!("looking at {}", file.display())).because(e))?;
+        Ok(json!({"sync": self.file, "size": self.size, "inode": meta.ino()}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        let mut state = State::new("vm", Path::new("/vm.vmx"));
+        state.disks.push(SyncedDisk {
+            size: 1 << 30,
+            file: copy_name("vm", 0),
+            links: Vec::new(),
+        });
+        state
+    }
+
+    #[test]
+    fn a_state_is_read_back_and_names_nothing_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(State::load(dir.path()).unwrap().is_none());
+        state().save(dir.path()).unwrap();
+        let read = State::load(dir.path()).unwrap().unwrap();
+        assert_eq!(read.disks[0].file, "vm.sync.qcow2");
+        let files = read.files();
+        assert!(files.contains(&"vm.sync.journal".into()) && files.contains(&FILE.into()));
+        for elsewhere in ["../vm.sync.qcow2", "/etc/passwd", "", "a/b"] {
+            let mut state = state();
+            state.disks[0].file = elsewhere.to_owned();
+            state.save(dir.path()).unwrap();
+            assert!(State::load(dir.path()).is_err(), "{elsewhere}");
+        }
+        std::fs::write(dir.path().join(FILE), "{}").unwrap();
+        assert!(State::load(dir.path()).is_err());
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_largest_pass() {
+        let mut state = state();
+        assert_eq!(state.rate(), None);
+        for (copied, seconds) in [(1000, 3.0), (10, 2.5), (0, 2.0)] {
+            state.passes.push(Pass {
+                at: 0,
+                seconds,
+                overhead_s: 2.0,
+                changed: 0,
+                copied,
+                left: 0,
+                change_rate: 0.0,
+                projected_s: 0.0,
+            });
+        }
+        assert_eq!(state.rate(), Some(1000.0));
+    }
+}

@@ -1,0 +1,137 @@
+//! [`Refill`]: brings an image up to date that earlier copies have filled in part.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::block::{BlockRead, BlockWrite};
+use super::chain::Image;
+use super::copy::{CopyError, CopyOptions, Nothing, Result, TargetFormat, check_target, compare};
+use super::detect::Format;
+use super::export::Export;
+use crate::tool::qemu_img;
+use crate::transfer::{ExtentJournal, Extents, Pace, Transfer, Zeroes};
+
+/// A copy into a qcow2 that is there.
+pub(crate) struct Refill<'a> {
+    pub(crate) source: &'a Image,
+    pub(crate) target: &'a Path,
+    pub(crate) pace: Option<&'a Pace>,
+    pub(crate) cancel: Option<Arc<AtomicBool>>,
+}
+
+/// What a refill does, in this order.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    /// Is zeroed: the source has nothing there.
+    pub(crate) stale: Extents,
+    /// Is copied and recorded.
+    pub(crate) recorded: Extents,
+    /// Is copied and not recorded: the next run would copy something else there.
+    pub(crate) unrecorded: Extents,
+}
+
+impl Work {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.recorded
+            .bytes()
+            .saturating_add(self.unrecorded.bytes())
+    }
+}
+
+impl Refill<'_> {
+    /// Makes a new, empty image that a loss of power does not take away. One that a killed run has made
+    /// and not noted is replaced.
+    pub(crate) fn create(path: &Path, size: u64) -> Result<()> {
+        let failed = |source: io::Error| CopyError::Io {
+            path: path.into(),
+            source,
+        };
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let file = File::create_new(path).map_err(failed)?;
+        qemu_img::create_with(path, TargetFormat::Qcow2.name(), size, None)?;
+        file.sync_all().map_err(failed)
+    }
+
+    /// Where the image has data.
+    pub(crate) fn data(path: &Path) -> Result<Extents> {
+        let image = Image::open_info(path, Some(Format::QCOW2.driver()), &[])?;
+        let mut held = Extents::default();
+        qemu_img::data_ranges(&image.spec(), &mut |range| held.insert(range))?;
+        Ok(held)
+    }
+
+    /// Does the work and tells the bytes that are copied. What was copied before an error is recorded.
+    pub(crate) fn run(
+        &self,
+        work: &Work,
+        journal: &mut ExtentJournal,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let size = self.source.virtual_size();
+        let image = Image::target(self.target, Format::QCOW2, size, false);
+        let into = Export::<dyn BlockWrite>::open_as_target(&image)?;
+        let from = Export::open_for_copy(self.source)?;
+        let nothing: Arc<dyn BlockRead> = Arc::new(Nothing(size));
+        let recorded = work.recorded.bytes();
+        let (source, target) = (from.disk(), into.disk());
+        self.transfer(&nothing, &target, &work.stale, None, &mut |_| {})?;
+        self.transfer(&source, &target, &work.recorded, Some(journal), progress)?;
+        self.transfer(&source, &target, &work.unrecorded, None, &mut |bytes| {
+            progress(recorded + bytes);
+        })?;
+        drop((source, target));
+        from.close()?;
+        into.close()?;
+        Ok(())
+    }
+
+    fn transfer(
+        &self,
+        source: &Arc<dyn BlockRead>,
+        target: &Arc<dyn BlockWrite>,
+        ranges: &Extents,
+        journal: Option<&mut ExtentJournal>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let transfer = Transfer {
+            source: source.clone(),
+            target: target.clone(),
+            ranges,
+            zeroes: Zeroes::Write,
+            journal,
+            pace: self.pace,
+            cancel: self.cancel.clone(),
+        };
+        transfer
+            .run(&mut |step| progress(step.done))
+            .map(|_| ())
+            .map_err(|e| CopyError::of(e, self.source.path(), self.target))
+    }
+
+    /// Checks the copy as one that was made in one go, and tells what it takes on the host.
+    pub(crate) fn check(&self, how: &CopyOptions) -> Result<u64> {
+        let failed = |source: io::Error| CopyError::Io {
+            path: self.target.into(),
+            source,
+        };
+        let file = File::open(self.target).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        check_target(self.target, TargetFormat::Qcow2)?;
+        compare(self.source, self.target, how)?;
+        Ok(file
+            .metadata()
+            .map_err(failed)?
+            .blocks()
+            .saturating_mul(512))
+    }
+}

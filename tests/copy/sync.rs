@@ -1,0 +1,452 @@
+//! `sync` and the last pass, on chains: with a VM that writes to the newest link, kills, merged links, and
+//! the trap of a file system whose map of free clusters is older than its data.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use hyper2kvm::demo::{GuestSpec, Role, WinVersion, guest};
+use hyper2kvm::disk::block::FileDisk;
+use hyper2kvm::guest::ntfs3g::MountOptions;
+use hyper2kvm::guest::{EmbeddedWriter, GuestWrite, VolumeId};
+use serde_json::Value;
+
+use super::support::{
+    Lab, Run, TOOLS, binary, finish, have, names, sha256, text, tool, virtio_win,
+};
+use super::{MIB, machine, noise, number, path};
+
+fn lab() -> Lab {
+    let mut spec = GuestSpec::new(WinVersion::Win10);
+    spec.disk_size = 512 * MIB;
+    spec.recovery = false;
+    spec.pagefile_size = 0;
+    Lab::new(spec)
+}
+
+fn run(verb: &str, source: &Path, out: &Path, more: &[&str], point: &str) -> Run {
+    let mut command = Command::new(binary());
+    command
+        .args([verb, "--json"])
+        .arg(source)
+        .arg("-o")
+        .arg(out)
+        .args(more)
+        .env("HYPER2KVM_FAILPOINT", point);
+    if verb == "convert" {
+        command.arg("--virtio-iso").arg(virtio_win());
+    }
+    finish(command)
+}
+
+fn last_pass(run: &Run) -> Value {
+    let document = run.json();
+    let passes = document["sync"]["passes"].as_array().unwrap();
+    passes.last().unwrap().clone()
+}
+
+/// A new link that reads as `now`, on what the VM wrote to before.
+fn link(lab: &Lab, name: &str, below: &Path, format: &str, now: &Path) -> PathBuf {
+    let link = lab.path(name);
+    let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
+    tool(
+        "qemu-img",
+        &[&create[..], &[text(now), text(&link)]].concat(),
+    );
+    let rebase = [
+        "rebase",
+        "-f",
+        "qcow2",
+        "-F",
+        format,
+        "-b",
+        text(below),
+        text(&link),
+    ];
+    tool("qemu-img", &rebase);
+    link
+}
+
+/// The disk as the VM has it now, changed in its file system.
+fn write(lab: &Lab, disk: &Path, name: &str, bytes: &[u8]) {
+    let volume = VolumeId::new(lab.spec.partition(Role::Windows).unwrap().index);
+    let file = Arc::new(FileDisk::open_rw(disk).unwrap());
+    let layout = guest::layout(&lab.spec);
+    let mut writer = Box::new(EmbeddedWriter::new(file, &layout, MountOptions::default()));
+    writer.write_file(volume, &path(name), bytes).unwrap();
+    writer.close().unwrap();
+}
+
+/// Has the link open as a VM that writes to it.
+struct Running(Child);
+
+impl Running {
+    fn on(link: &Path) -> Self {
+        let mut child = Command::new("qemu-io")
+            .args(["-f", "qcow2", text(link)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"length\n")
+            .unwrap();
+        let mut answer = [0; 1];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut answer).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a file of the converted guest holds.
+fn file_in(lab: &Lab, disk: &Path, name: &str) -> Vec<u8> {
+    let raw = lab.raw_result(disk);
+    lab.ntfscat(&lab.volume(&raw), name)
+}
+
+#[test]
+fn a_vm_is_synced_while_it_runs_and_the_rest_is_copied_when_it_is_off() {
+    if !have(&TOOLS) || !have(&["qemu-io"]) {
+        return;
+    }
+    let lab = lab();
+    let (out, data) = (lab.path("out"), noise(30 * MIB as usize, 1));
+    write(&lab, &lab.raw, "first.bin", &data);
+    let now = lab.path("now.raw");
+    fs::copy(&lab.raw, &now).unwrap();
+    let one = link(&lab, "one.qcow2", &lab.raw, "raw", &now);
+    let running = Running::on(&one);
+    // It cannot be converted now, but synced.
+    let refused = run("convert", &one, &lab.path("other"), &[], "");
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    let pass = last_pass(&run("sync", &one, &out, &["--name", "guest"], "").expect(0));
+    assert!(pass["copied"].as_u64().unwrap() > 30 * MIB, "{pass}");
+    assert_eq!(
+        names(&out),
+        ["guest.sync.journal", "guest.sync.qcow2", "sync.json"]
+    );
+    drop(running);
+    // Nothing has changed below the newest link: nothing is copied.
+    let pass = last_pass(&run("sync", &one, &out, &[], "").expect(0));
+    assert_eq!(pass["copied"], 0, "{pass}");
+    // A second snapshot: what is in the first is copied, and no more.
+    write(&lab, &now, "second.bin", &noise(12 * MIB as usize, 2));
+    fs::remove_file(&one).unwrap();
+    let one = link(&lab, "one.qcow2", &lab.raw, "raw", &now);
+    write(&lab, &now, "first.bin", &noise(9 * MIB as usize, 3));
+    let two = link(&lab, "two.qcow2", &one, "qcow2", &now);
+    let running = Running::on(&two);
+    let pass = last_pass(&run("sync", &two, &out, &[], "").expect(0));
+    let copied = pass["copied"].as_u64().unwrap();
+    assert!((12 * MIB..20 * MIB).contains(&copied), "{pass}");
+    drop(running);
+
+    // A plain conversion does not go there, nor with --force.
+    for more in [&[][..], &["--force"]] {
+        let refused = run("convert", &two, &out, more, "").expect(1);
+        assert!(refused.stderr.contains("--from-sync"), "{}", refused.stderr);
+    }
+    // No time is enough for that, and nothing is changed.
+    let before = names(&out);
+    let refused = run("convert", &two, &out, &["--from-sync", "--budget", "0"], "").expect(3);
+    assert!(
+        refused.stderr.contains("sync-over-budget"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(names(&out), before);
+    let source = sha256(&two);
+    let more = [
+        "--from-sync",
+        "--budget",
+        "600",
+        "--verify-copy",
+        "--name",
+        "guest",
+    ];
+    let report = run("convert", &two, &out, &more, "").expect(0).json();
+    assert_eq!(report["sync"]["within_budget"], true);
+    assert_eq!(report["sync"]["passes"].as_array().unwrap().len(), 3);
+    assert!(report["checks"].to_string().contains("copy-identical"));
+    let copied = report["sync"]["last"]["copied"].as_u64().unwrap();
+    assert!((9 * MIB..25 * MIB).contains(&copied), "{copied}");
+    assert!(number(&report, "resumed") > 10 * MIB);
+    assert!(!out.join("sync.json").exists() && !lab.path(".out.partial").exists());
+    assert!(!names(&out).iter().any(|name| name.contains("sync")));
+    let disk = out.join("guest.qcow2");
+    assert!(file_in(&lab, &disk, "first.bin") == noise(9 * MIB as usize, 3));
+    assert!(file_in(&lab, &disk, "second.bin") == noise(12 * MIB as usize, 2));
+    assert_eq!(sha256(&two), source);
+    super::support::h2k(["verify", text(&disk)]).expect(0);
+}
+
+/// In the frozen state the data of a file is there, and neither its record nor its bits in the map of
+/// clusters. These come later, in blocks of their own; its data does not change any more.
+#[test]
+fn the_late_bitmap_trap() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let data = noise(8 * MIB as usize, 4);
+    let now = lab.path("now.raw");
+    fs::copy(&lab.raw, &now).unwrap();
+    write(&lab, &now, "late.bin", &data);
+    // The data alone goes into the frozen state.
+    let chunks: std::collections::HashSet<&[u8]> = data.chunks(4096).collect();
+    let (frozen, ahead) = (
+        File::options().write(true).open(&lab.raw).unwrap(),
+        File::open(&now).unwrap(),
+    );
+    let mut block = vec![0; 4096];
+    let mut early = Vec::new();
+    for at in (0..lab.spec.disk_size).step_by(4096) {
+        ahead.read_exact_at(&mut block, at).unwrap();
+        if chunks.contains(block.as_slice()) {
+            frozen.write_all_at(&block, at).unwrap();
+            early.push(at);
+        }
+    }
+    assert_eq!(early.len() as u64, 8 * MIB / 4096);
+    let top = link(&lab, "top.qcow2", &lab.raw, "raw", &now);
+    let out = lab.path("out");
+    run("sync", &top, &out, &["--name", "guest"], "").expect(0);
+    // The trap: the pass took it for free, and the newest link does not hold it.
+    let map = tool(
+        "qemu-img",
+        &[
+            "map",
+            "--output=json",
+            "-U",
+            text(&out.join("guest.sync.qcow2")),
+        ],
+    );
+    let map: Vec<Value> = serde_json::from_slice(&map).unwrap();
+    let has_data = |at: u64| {
+        map.iter().any(|e| {
+            let (start, length) = (e["start"].as_u64().unwrap(), e["length"].as_u64().unwrap());
+            e["data"] == true && (start..start + length).contains(&at)
+        })
+    };
+    let copied = early.iter().filter(|at| has_data(**at)).count();
+    assert!(copied < early.len() / 10, "{copied} of {}", early.len());
+    let more = ["--from-sync", "--name", "guest"];
+    run("convert", &top, &out, &more, "").expect(0);
+    assert!(file_in(&lab, &out.join("guest.qcow2"), "late.bin") == data);
+}
+
+#[test]
+fn a_killed_pass_goes_on_and_a_killed_last_pass_leaves_nothing_of_its_fix() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let name = &["--name", "guest"][..];
+    write(&lab, &lab.raw, "first.bin", &noise(40 * MIB as usize, 1));
+    let now = lab.path("now.raw");
+    fs::copy(&lab.raw, &now).unwrap();
+    let one = link(&lab, "one.qcow2", &lab.raw, "raw", &now);
+    let out = lab.path("out");
+    run("sync", &one, &out, name, "copy-recorded=kill").expect(-1);
+    let rest = last_pass(&run("sync", &one, &out, name, "").expect(0));
+    let rest = rest["copied"].as_u64().unwrap();
+    let whole = last_pass(&run("sync", &one, &lab.path("whole"), name, "").expect(0));
+    let whole = whole["copied"].as_u64().unwrap();
+    assert!(rest < whole - 4 * MIB && rest > 0, "{rest} of {whole}");
+    // Written over what was copied.
+    write(&lab, &now, "first.bin", &noise(40 * MIB as usize, 5));
+    fs::remove_file(&one).unwrap();
+    let one = link(&lab, "one.qcow2", &lab.raw, "raw", &now);
+    let two = link(&lab, "two.qcow2", &one, "qcow2", &now);
+    run("sync", &two, &out, &[], "copy-recorded=kill").expect(-1);
+    let pass = last_pass(&run("sync", &two, &out, &[], "").expect(0));
+    assert!(pass["copied"].as_u64().unwrap() < 38 * MIB, "{pass}");
+
+    // Both links are merged into one, with what was written since in another.
+    write(&lab, &now, "third.bin", &noise(12 * MIB as usize, 6));
+    let before = lab.path("before.raw");
+    fs::copy(&now, &before).unwrap();
+    let merged = link(&lab, "merged.qcow2", &lab.raw, "raw", &now);
+    write(&lab, &now, "fourth.bin", &noise(3 * MIB as usize, 7));
+    let top = link(&lab, "top.qcow2", &merged, "qcow2", &now);
+    let from_sync = &["--from-sync", "--verify-copy", "--name", "guest"][..];
+    for point in ["copy-recorded=kill", "copied=kill", "before-rename=kill"] {
+        run("convert", &top, &out, from_sync, point).expect(-1);
+        assert!(out.join("sync.json").exists(), "{point}");
+    }
+    // After all that the VM is reverted to the snapshot, and other data is written.
+    fs::remove_file(&top).unwrap();
+    write(&lab, &before, "fifth.bin", &noise(2 * MIB as usize, 8));
+    let top = link(&lab, "top.qcow2", &merged, "qcow2", &before);
+    let report = run("convert", &top, &out, from_sync, "").expect(0).json();
+    assert!(number(&report, "resumed") > 30 * MIB);
+    let disk = out.join("guest.qcow2");
+    assert!(file_in(&lab, &disk, "first.bin") == noise(40 * MIB as usize, 5));
+    assert!(file_in(&lab, &disk, "third.bin") == noise(12 * MIB as usize, 6));
+    assert!(file_in(&lab, &disk, "fifth.bin") == noise(2 * MIB as usize, 8));
+    assert!(!lab.path(".out.partial").exists() && !out.join("sync.json").exists());
+}
+
+/// Writes to an image what `now` has otherwise than `before`.
+fn write_differences(lab: &Lab, image: &Path, format: &str, before: &Path, now: &Path) {
+    let (old, new) = (File::open(before).unwrap(), File::open(now).unwrap());
+    let (mut a, mut b) = (vec![0; 65536], vec![0; 65536]);
+    let mut script = String::new();
+    for at in (0..lab.spec.disk_size).step_by(65536) {
+        old.read_exact_at(&mut a, at).unwrap();
+        new.read_exact_at(&mut b, at).unwrap();
+        if a != b {
+            let part = lab.path(&format!("part-{at}"));
+            fs::write(&part, &b).unwrap();
+            script += &format!("write -s {} {at} 64k\n", text(&part));
+        }
+    }
+    let mut child = Command::new("qemu-io")
+        .args(["-f", format, text(image)])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(script.as_bytes())
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_vmdk_chain_is_synced_as_a_qcow2_chain_is_and_given_up_by_release() {
+    if !have(&TOOLS) || !have(&["qemu-io"]) {
+        return;
+    }
+    let lab = lab();
+    let (base, middle, top) = (
+        lab.path("vm.vmdk"),
+        lab.path("vm-000001.vmdk"),
+        lab.path("vm-000002.vmdk"),
+    );
+    let raw = ["convert", "-f", "raw", "-O", "vmdk", text(&lab.raw)];
+    tool("qemu-img", &[&raw[..], &[text(&base)]].concat());
+    let delta = |below: &Path, link: &Path| {
+        let create = ["create", "-q", "-f", "vmdk", "-F", "vmdk", "-b"];
+        tool(
+            "qemu-img",
+            &[&create[..], &[text(below), text(link)]].concat(),
+        );
+    };
+    delta(&base, &middle);
+    let out = lab.path("out");
+    let name = &["--name", "guest"][..];
+    let first = last_pass(&run("sync", &middle, &out, name, "").expect(0));
+    let now = lab.path("now.raw");
+    fs::copy(&lab.raw, &now).unwrap();
+    write(&lab, &now, "second.bin", &noise(MIB as usize, 2));
+    write_differences(&lab, &middle, "vmdk", &lab.raw, &now);
+    delta(&middle, &top);
+    let second = last_pass(&run("sync", &top, &out, &[], "").expect(0));
+    let (first, second) = (
+        first["copied"].as_u64().unwrap(),
+        second["copied"].as_u64().unwrap(),
+    );
+    assert!((MIB..first / 2).contains(&second), "{second} of {first}");
+    let last = lab.path("last.raw");
+    fs::copy(&now, &last).unwrap();
+    write(&lab, &last, "third.bin", &noise(MIB as usize, 3));
+    write_differences(&lab, &top, "vmdk", &now, &last);
+    // What was copied is given up, and copied again.
+    super::support::h2k(["release", text(&out)]).expect(0);
+    assert!(!out.exists());
+    run("sync", &top, &out, name, "").expect(0);
+    let from_sync = &["--from-sync", "--verify-copy", "--name", "guest"][..];
+    run("convert", &top, &out, from_sync, "").expect(0);
+    let disk = out.join("guest.qcow2");
+    assert!(file_in(&lab, &disk, "second.bin") == noise(MIB as usize, 2));
+    assert!(file_in(&lab, &disk, "third.bin") == noise(MIB as usize, 3));
+}
+
+#[test]
+fn what_cannot_be_synced_is_refused() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = lab();
+    let out = lab.path("out");
+    // Nothing below it is frozen.
+    let refused = run("sync", &lab.raw, &out, &[], "").expect(3);
+    assert!(
+        refused.stderr.contains("take a snapshot"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!out.exists());
+    let now = lab.path("now.raw");
+    fs::copy(&lab.raw, &now).unwrap();
+    let top = link(&lab, "top.qcow2", &lab.raw, "raw", &now);
+    // No synced folder, and a folder of something else.
+    let refused = run("convert", &top, &out, &["--from-sync"], "").expect(1);
+    assert!(
+        refused.stderr.contains("no synced VM"),
+        "{}",
+        refused.stderr
+    );
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("mine"), "mine").unwrap();
+    run("sync", &top, &out, &[], "").expect(1);
+    fs::remove_dir_all(&out).unwrap();
+    run("sync", &top, &out, &[], "").expect(0);
+    // The base was written to: nobody knows where.
+    let disk = File::options().write(true).open(&lab.raw).unwrap();
+    disk.write_all_at(b"changed", 100 * MIB).unwrap();
+    drop(disk);
+    for (verb, more) in [("sync", &[][..]), ("convert", &["--from-sync"])] {
+        let refused = run(verb, &top, &out, more, "").expect(3);
+        assert!(
+            refused.stderr.contains("sync-base-changed"),
+            "{}",
+            refused.stderr
+        );
+        assert!(out.join("sync.json").exists());
+    }
+    // Another VM.
+    let data = lab.path("data.qcow2");
+    tool(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            text(&lab.raw),
+            text(&data),
+        ],
+    );
+    let xml = machine(&lab, &[&top, &data]);
+    let xml_text = fs::read_to_string(&xml)
+        .unwrap()
+        .replace("type='raw'", "type='qcow2'");
+    fs::write(&xml, xml_text).unwrap();
+    let refused = run("sync", &xml, &out, &[], "").expect(3);
+    assert!(
+        refused.stderr.contains("sync-disks-changed"),
+        "{}",
+        refused.stderr
+    );
+}
