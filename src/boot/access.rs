@@ -32,6 +32,13 @@ pub fn qemu_user(uri: &str) -> Option<User> {
     pick_user(&config, &passwd)
 }
 
+/// Whom the sockets that QEMU of that libvirt connects to have to belong to, where it is another user and this
+/// one may give files away.
+pub(crate) fn owner(uri: &str) -> Option<(u32, u32)> {
+    let user = qemu_user(uri).filter(|_| rustix::process::geteuid().is_root());
+    user.map(|user| (user.uid, user.gid))
+}
+
 fn pick_user(config: &str, passwd: &str) -> Option<User> {
     let asked = config.lines().find_map(|line| {
         let (key, value) = line.split_once('=')?;
@@ -135,11 +142,15 @@ pub fn check_source(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
         let (why, command) = match folder {
             Some(folder) => (
                 format!("it may not enter {}", folder.display()),
-                format!("setfacl -m u:{}:x {}", user.name, super::quote(&folder)),
+                format!(
+                    "setfacl -m u:{}:x {}",
+                    user.name,
+                    crate::text::quote(&folder)
+                ),
             ),
             None if unreadable(path, user) => (
                 "it may not read the file".to_owned(),
-                format!("setfacl -m u:{}:r {}", user.name, super::quote(path)),
+                format!("setfacl -m u:{}:r {}", user.name, crate::text::quote(path)),
             ),
             None => continue,
         };
@@ -173,7 +184,7 @@ pub fn check(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
             .hint(format!(
                 "or let it in: setfacl -m u:{}:x {}",
                 user.name,
-                super::quote(&folder)
+                crate::text::quote(&folder)
             )));
         }
     }

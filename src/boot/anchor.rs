@@ -17,11 +17,10 @@ use super::record;
 use crate::domain::element::Element;
 use crate::error::{Error, Result};
 use crate::fix::trusted;
+use crate::later::wire::SOCKET;
 use crate::report::OutputFile;
 
 const REPORT: &str = "report.json";
-/// What the sockets of a source on the wire are called.
-pub(crate) const SOCKET: &str = "sock";
 
 /// Lets the files of the folder name each other where they are. Returns where the folder was, when that
 /// was elsewhere.

@@ -8,8 +8,9 @@ use serde_json::json;
 use crate::boot;
 use crate::error::{Error, Result};
 use crate::later::Record;
-use crate::later::folder::Folder;
-use crate::later::serve::{self, End, Serving};
+use crate::later::serve::notify;
+use crate::pull::folder::Folder;
+use crate::pull::serve::{End, Serving};
 use crate::source::mirror;
 use crate::ui::Ui;
 
@@ -41,7 +42,7 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
         .map(|file| crate::text::of_path(file))
         .collect();
     let ready = || {
-        serve::notify("READY=1\n").map_err(|e| {
+        notify("READY=1\n").map_err(|e| {
             Error::failed("telling that the sockets are there (NOTIFY_SOCKET)").because(e)
         })
     };

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::block::BlockWrite;
 use crate::boot::access;
-use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::disk::hold::Held;
@@ -21,8 +21,8 @@ use super::copy;
 use super::machine::TargetDisk;
 use super::output::OutputFolder;
 use super::run::{Disks, Fixed, Job, point, stopped, work_file};
-use super::session::Source;
-use super::vm::VmDisks;
+use crate::session::Source;
+use crate::session::vm::VmDisks;
 
 /// When the disks are copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(super) fn backing(job: &Job, image: &Image, path: &Path) -> Result<Vec<Backi
 }
 
 fn put_sockets(levels: &mut [Level], overlay: &Path) -> Result<()> {
-    wire::put_sockets(levels, overlay);
+    record::put_sockets(levels, overlay);
     let long = wire::too_long(overlay);
     match long.filter(|_| levels.iter().any(|level| level.wire.is_some())) {
         None => Ok(()),

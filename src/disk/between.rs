@@ -68,8 +68,9 @@ pub(super) fn under(between: &File, below: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tool::pass::{Passed, Spec};
+    use crate::tool::pass::Passed;
     use crate::tool::qemu_img;
+    use crate::tool::spec::Spec;
     use std::path::Path;
     use std::sync::Arc;
 

@@ -15,7 +15,8 @@ use super::detect::{self, Format, VmdkExtent};
 use super::error::{ImageError, Result};
 use super::hold::Held;
 use super::remote::{self, ReadAt, Remote, RemoteFile};
-use crate::tool::pass::{Passed, Spec};
+use crate::tool::pass::Passed;
+use crate::tool::spec::Spec;
 
 /// A file on another host, through a connection that is made now. Where there is none, QEMU finds one that
 /// is closed, and says so.

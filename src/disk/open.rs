@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::between;
-use super::block::FileDisk;
 use super::chain::Image;
 use super::detect::{self, Detected, Format, VmdkExtent};
 use super::error::{ImageError, MAX_LEVELS, Result};
@@ -20,6 +19,7 @@ use super::references::{References, shown};
 use super::remote::{self, ReadAt};
 use super::tables;
 use super::vhd;
+use crate::block::FileDisk;
 use crate::source::charset::{Charset, Name};
 use crate::source::vmdk;
 use crate::tool::pass;

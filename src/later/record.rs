@@ -13,7 +13,7 @@ use crate::fix::trusted;
 use crate::text::shell_word;
 use crate::tool::qemu_img;
 
-use super::wire::{self, OnWire};
+use super::wire::{OnWire, SOCKET};
 
 pub(crate) const FILE_NAME: &str = "later.json";
 const SCHEMA: &str = "hyper2kvm/later/1";
@@ -83,6 +83,16 @@ pub(crate) fn name_below(overlay: &Path, below: &Level) -> Result<()> {
         .map_err(|e| Error::failed(format!("completing {}", overlay.display())).because(e))
 }
 
+/// Says where the sockets of a disk on these levels are: beside its overlay.
+pub(crate) fn put_sockets(levels: &mut [Level], overlay: &Path) {
+    for level in levels {
+        if let Some(wire) = &mut level.wire {
+            wire.socket = overlay.with_extension(SOCKET);
+            wire.format.clone_from(&level.format);
+        }
+    }
+}
+
 impl Disk {
     /// What is on another host.
     pub(crate) fn wire(&self) -> Option<&OnWire> {
@@ -124,7 +134,7 @@ impl Record {
         let folder = std::path::absolute(folder)
             .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
         for disk in &mut record.disks {
-            wire::put_sockets(&mut disk.levels, &folder.join(&disk.file));
+            put_sockets(&mut disk.levels, &folder.join(&disk.file));
         }
         Ok(Some(record))
     }

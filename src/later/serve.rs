@@ -6,7 +6,7 @@
 //!
 //! A read that the line does not answer waits for 18 s at most: Windows gives a disk up after 20. Then QEMU
 //! gets an I/O error and pauses the VM (`rerror_policy`). The children connect again by themselves, and
-//! [`Serving::watch`] resumes the VM once the source answers, unless it has changed.
+//! `pull::serve` resumes the VM once the source answers, unless it has changed.
 //!
 //! QEMU of libvirt 9 connects once, when the VM starts: whoever serves must outlive the VM, and a VM whose
 //! server was killed has to be started again.
@@ -16,21 +16,19 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::folder::Folder;
-use super::record::{self, Disk, Record};
+use super::record::{Disk, Record};
 use super::wire::{Looks, OnWire};
-use crate::boot::access::{self, User};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::{FileLock, LockError};
-use crate::tool::virsh::State;
-use crate::tool::{launcher, stop};
-use crate::ui::Ui;
+use crate::stop;
+use crate::text::quote;
+use crate::tool::launcher;
 use crate::wire::{Access, Identity, Location, Wire, WireError};
 
 /// Locked by whoever serves a directory.
@@ -38,16 +36,12 @@ pub(crate) const LOCK: &str = ".serve.lock";
 /// What one says that `boot` has left behind.
 pub(crate) const LOG: &str = "serve.log";
 
-/// How often is looked whether the directory still needs it.
+/// How often is looked whether one that is left behind is ready.
 const TICK: Duration = Duration::from_millis(250);
-/// How often the VM is looked at.
-const LOOK: Duration = Duration::from_secs(2);
 /// How long one that is left behind may take to connect.
 const START: Duration = Duration::from_secs(120);
 /// As systemd calls it.
 const NOTIFY: &str = "NOTIFY_SOCKET";
-/// Between two attempts to resume a VM.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// The sockets of one directory. They are gone when this is.
 pub(crate) struct Server {
@@ -63,16 +57,15 @@ struct Line {
 }
 
 impl Server {
-    /// Connects, compares and listens. `uri`: the libvirt whose QEMU is to be let in.
-    pub(crate) fn start(folder: &Path, record: &Record, uri: &str) -> Result<Self> {
+    /// Connects and listens. `owner`: user and group that the sockets are given to.
+    pub(crate) fn start(folder: &Path, record: &Record, owner: Option<(u32, u32)>) -> Result<Self> {
         let lock = lock(folder)?;
-        let user = access::qemu_user(uri).filter(|_| rustix::process::geteuid().is_root());
         let mut server = Self {
             lines: Vec::new(),
             lock: Some(lock),
         };
         for was in record.disks.iter().filter_map(Disk::wire) {
-            server.lines.push(Line::open(was, user.as_ref())?);
+            server.lines.push(Line::open(was, owner)?);
         }
         Ok(server)
     }
@@ -88,7 +81,7 @@ impl Server {
     }
 
     /// Fails when a child that dials is gone, and its socket with it.
-    fn check_children(&self) -> Result<()> {
+    pub(crate) fn check_children(&self) -> Result<()> {
         let ended = self.lines.iter().find_map(|line| line.wire.broken());
         match ended {
             None => Ok(()),
@@ -98,7 +91,7 @@ impl Server {
     }
 
     /// Whether every source answers, as it was.
-    fn answers(&self) -> Result<(), Trouble> {
+    pub(crate) fn answers(&self) -> Result<(), Trouble> {
         for line in &self.lines {
             let now = line.wire.identify(&line.at).map_err(Trouble::Line)?;
             if let Some(what) = line.was.difference(&looks(now)) {
@@ -121,7 +114,8 @@ impl Drop for Server {
     }
 }
 
-enum Trouble {
+/// Why a source cannot be read.
+pub(crate) enum Trouble {
     Line(WireError),
     Changed(String),
 }
@@ -135,7 +129,7 @@ fn looks(identity: Identity) -> Looks {
 }
 
 impl Line {
-    fn open(was: &OnWire, user: Option<&User>) -> Result<Self> {
+    fn open(was: &OnWire, owner: Option<(u32, u32)>) -> Result<Self> {
         let at = was.location()?;
         // Nobody else has the lock, so these are of a run that was killed.
         remove_sockets(&was.socket);
@@ -152,10 +146,9 @@ impl Line {
             wire,
         };
         line.wire.open(&line.at)?;
-        if let Some(user) = user {
-            chown(&was.socket, Some(user.uid), Some(user.gid)).map_err(|e| {
-                Error::failed(format!("giving {} to {}", was.socket.display(), user.name))
-                    .because(e)
+        if let Some((user, group)) = owner {
+            chown(&was.socket, Some(user), Some(group)).map_err(|e| {
+                Error::failed(format!("giving {} to user {user}", was.socket.display())).because(e)
             })?;
         }
         Ok(line)
@@ -198,99 +191,6 @@ pub(crate) fn is_served(folder: &Path) -> Result<bool> {
         Err(e) => {
             Err(Error::failed(format!("looking at {LOCK} in {}", folder.display())).because(e))
         }
-    }
-}
-
-/// What is served, and to whom.
-pub(crate) struct Serving {
-    folder: PathBuf,
-    uri: String,
-    server: Server,
-}
-
-/// Why it ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    Asked,
-    /// Everything was pulled.
-    Alone,
-    /// The directory was given up.
-    Released,
-}
-
-impl Serving {
-    pub(crate) fn start(folder: &Folder, record: &Record, uri: &str) -> Result<Self> {
-        let uri = folder.boot.as_ref().map_or(uri, |boot| &boot.uri);
-        Ok(Self {
-            folder: folder.path.clone(),
-            uri: uri.to_owned(),
-            server: Server::start(&folder.path, record, uri)?,
-        })
-    }
-
-    pub(crate) fn server(&self) -> &Server {
-        &self.server
-    }
-
-    /// Serves until it is asked to end, or until nobody needs it any more. With the bytes that have crossed
-    /// the wire.
-    pub(crate) fn watch(self, ui: &Ui) -> Result<(End, u64)> {
-        let (mut looked, mut tried) = (Instant::now(), None::<Instant>);
-        let mut said = String::new();
-        loop {
-            std::thread::sleep(TICK);
-            let end = match Record::load(&self.folder) {
-                _ if stop::requested() => Some(End::Asked),
-                Ok(None) => Some(End::Released),
-                Ok(Some(record)) if record.state == record::State::Alone => Some(End::Alone),
-                // Being written, or out of reach for a moment: the VM still needs it.
-                _ => None,
-            };
-            if let Some(end) = end {
-                return Ok((end, self.server.fetched()));
-            }
-            if looked.elapsed() < LOOK || tried.is_some_and(|t| t.elapsed() < AGAIN) {
-                continue;
-            }
-            looked = Instant::now();
-            self.server.check_children()?;
-            match self.resume(ui, &mut said) {
-                Ok(true) => tried = Some(Instant::now()),
-                Ok(false) => tried = None,
-                Err(error) => {
-                    tracing::info!("looking at the VM: {error}");
-                    tried = Some(Instant::now());
-                }
-            }
-        }
-    }
-
-    /// Resumes the VM when QEMU has paused it and the source answers. Whether it was paused.
-    fn resume(&self, ui: &Ui, said: &mut String) -> Result<bool> {
-        let Some(domain) = Folder::open(&self.folder)?.domain(&self.uri)? else {
-            return Ok(false);
-        };
-        let tick = domain.virsh.tick(domain.uuid, 1)?;
-        if tick.state != State::Paused || tick.reason != "I/O error" {
-            return Ok(false);
-        }
-        let why = match self.server.answers() {
-            Ok(()) => {
-                said.clear();
-                ui.status("Resuming", "the VM: its source answers again");
-                domain.virsh.resume(domain.uuid)?;
-                return Ok(true);
-            }
-            Err(Trouble::Line(error)) => format!("the VM is paused: {error}"),
-            Err(Trouble::Changed(what)) => {
-                format!("the VM is paused and stays so: its source has changed ({what})")
-            }
-        };
-        if *said != why {
-            ui.warn(&why);
-            *said = why;
-        }
-        Ok(true)
     }
 }
 
@@ -344,7 +244,7 @@ pub(crate) fn leave(folder: &Path, uri: &str) -> Result<Option<Left>> {
                 .because(crate::tool::clean(said.trim().as_bytes()))
                 .hint(format!(
                     "start it by hand: hyper2kvm serve {}",
-                    crate::boot::quote(folder)
+                    quote(folder)
                 )));
         }
         if stop::requested() || begin.elapsed() > START {

@@ -1,5 +1,5 @@
 //! A level of a disk that is on another host: how it looked, how it is reached, and the socket on which
-//! [`super::serve`] has it for QEMU.
+//! `serve` has it for QEMU.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::record::Level;
-use crate::boot::anchor::SOCKET;
 use crate::disk::ImageError;
 use crate::disk::hold::Held;
 use crate::disk::remote;
@@ -16,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::source::mirror;
 use crate::wire::{Access, Location, WireError};
 
+/// What the sockets of a source on the wire are called.
+pub(crate) const SOCKET: &str = "sock";
 /// What a Unix socket may be called (`sun_path` of Linux, with its end).
 const MAX_SOCKET: usize = 107;
 
@@ -179,16 +179,6 @@ fn absolute(access: &mut Access) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Says where the sockets of a disk on these levels are: beside its overlay.
-pub(crate) fn put_sockets(levels: &mut [Level], overlay: &Path) {
-    for level in levels {
-        if let Some(wire) = &mut level.wire {
-            wire.socket = overlay.with_extension(SOCKET);
-            wire.format.clone_from(&level.format);
-        }
-    }
 }
 
 /// Why QEMU could not be given a socket beside that overlay.

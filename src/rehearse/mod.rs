@@ -23,9 +23,11 @@ use std::time::Instant;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::boot::access;
 use crate::boot::install::{self, Place};
 use crate::boot::record::Record as BootRecord;
 use crate::boot::{self, files};
+use crate::convert::exchange;
 use crate::domain::element::Element;
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
@@ -220,12 +222,16 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
     boots.snapshot = false;
     let server = match later::Record::left(&folder)? {
         Some(left) if left.is_on_wire() => {
-            let serving = later::serve::Server::start(&folder, &left, &options.boot.uri)?;
-            Some(serving)
+            let uri = &options.boot.uri;
+            Some(later::serve::Server::start(
+                &folder,
+                &left,
+                access::owner(uri),
+            )?)
         }
         _ => None,
     };
-    let outcome = boot::boot(&boots, ui);
+    let outcome = exchange::repair(&boots.folder).and_then(|()| boot::boot(&boots, ui));
     if let Some(server) = &server {
         let more = server.fetched().saturating_add(mirror::fetched());
         rehearsal.bytes.fetched = rehearsal.bytes.fetched.saturating_add(more);

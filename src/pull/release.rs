@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::folder::{Domain, Folder};
-use super::record::{FILE_NAME, Record, State};
 use crate::boot;
-use crate::boot::anchor::SOCKET;
+use crate::boot::in_use::{self, Held};
 use crate::boot::record::Phase;
 use crate::convert::exchange;
-use crate::convert::in_use::{self, Held};
 use crate::convert::sync;
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::later::record::{FILE_NAME, Record, State};
+use crate::later::serve;
+use crate::later::wire::SOCKET;
 use crate::report::OutputFile;
 use crate::ui::Ui;
 
@@ -70,7 +71,7 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
         .hint("--force gives it up all the same")
         .hint(format!(
             "to keep it: hyper2kvm pull {} copies what is left",
-            boot::quote(&folder.path)
+            crate::text::quote(&folder.path)
         )));
     }
     let defined = domain.is_some();
@@ -132,7 +133,7 @@ fn nothing_to_release(folder: &Path, why: &str) -> Error {
     ))
     .hint(format!(
         "undefine its domain, if it has one, and remove it by hand: rm -r {}",
-        boot::quote(folder)
+        crate::text::quote(folder)
     ))
 }
 
@@ -230,8 +231,8 @@ fn of_boot(name: &str) -> bool {
         ".boot-domain.xml",
         "install.json",
         "nvram.before-final",
-        super::serve::LOCK,
-        super::serve::LOG,
+        serve::LOCK,
+        serve::LOG,
     ];
     let served = |end: &str| {
         name.strip_suffix(end)

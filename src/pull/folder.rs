@@ -157,7 +157,7 @@ impl Folder {
         report["outputs"]["complete"] = true.into();
         report["bytes"]["left"] = 0.into();
         if let Some(warnings) = report["warnings"].as_array_mut() {
-            let gone = [Some(super::WARNING), Some(super::ON_WIRE)];
+            let gone = [Some(crate::later::WARNING), Some(crate::later::ON_WIRE)];
             warnings.retain(|w| !gone.contains(&w.as_str()));
         }
         for entry in report["files"].as_array_mut().into_iter().flatten() {
@@ -183,9 +183,10 @@ impl Folder {
             page => String::from_utf8_lossy(&page?).into_owned(),
         };
         let alone = "the disks stand alone: everything was pulled";
-        let said = page
-            .replace(super::WARNING, alone)
-            .replace(super::ON_WIRE, "the other host is not needed any more");
+        let said = page.replace(crate::later::WARNING, alone).replace(
+            crate::later::ON_WIRE,
+            "the other host is not needed any more",
+        );
         write_durably(&path, said.as_bytes())
             .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }
