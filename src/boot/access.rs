@@ -32,6 +32,13 @@ pub fn qemu_user(uri: &str) -> Option<User> {
     pick_user(&config, &passwd)
 }
 
+/// Whom the sockets that QEMU of that libvirt connects to have to belong to, where it is another user and this
+/// one may give files away.
+pub(crate) fn owner(uri: &str) -> Option<(u32, u32)> {
+    let user = qemu_user(uri).filter(|_| rustix::process::geteuid().is_root());
+    user.map(|user| (user.uid, user.gid))
+}
+
 fn pick_user(config: &str, passwd: &str) -> Option<User> {
     let asked = config.lines().find_map(|line| {
         let (key, value) = line.split_once('=')?;

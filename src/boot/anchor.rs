@@ -17,6 +17,7 @@ use super::record;
 use crate::domain::element::Element;
 use crate::error::{Error, Result};
 use crate::fix::trusted;
+use crate::later::wire::SOCKET;
 use crate::report::OutputFile;
 
 const REPORT: &str = "report.json";
@@ -91,6 +92,10 @@ impl Moved {
             // libvirt makes the UEFI variables at the first start: there is no file yet.
             match Path::new(old).strip_prefix(&self.was) {
                 Ok(name) if nvram.as_deref() == Some(old) => Some(self.at_new_place(name)),
+                // Made by who serves there.
+                Ok(name) if name.extension() == Some(OsStr::new(SOCKET)) => {
+                    Some(self.at_new_place(name))
+                }
                 _ => self.new_path(old),
             }
         });
@@ -130,6 +135,20 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(e) if e.is_missing() => Ok(None),
         text => Ok(Some(text?)),
     }
+}
+
+/// Files of the folder that were written anew, in its report.
+pub(crate) fn list_anew(folder: &Path, names: &[&str]) -> Result<()> {
+    let path = folder.join(REPORT);
+    let report = read(&path)?;
+    let Some(mut report) = report.and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+    else {
+        return Ok(());
+    };
+    for name in names {
+        listed_anew(&mut report, folder, OsStr::new(name));
+    }
+    replace(&path, format!("{report:#}\n").as_bytes())
 }
 
 /// The entry of a file that was written anew; the others stay what they were found to be.

@@ -333,7 +333,10 @@ fn below(disk: &Element) -> Vec<PathBuf> {
     let mut next = disk.first("backingStore");
     while let Some(level) = next {
         let source = level.first("source");
-        let path = source.and_then(|s| s.attr("file").or(s.attr("dev")));
+        let path = source.and_then(|source| {
+            let socket = || source.first("host")?.attr("socket");
+            source.attr("file").or(source.attr("dev")).or_else(socket)
+        });
         files.extend(path.map(PathBuf::from));
         next = level.first("backingStore");
     }
@@ -404,6 +407,7 @@ mod tests {
                     .map(|path| crate::domain::Backing {
                         path: path.into(),
                         format: "vmdk".into(),
+                        socket: false,
                     })
                     .collect();
                 let xml = to_xml(&machine, stage, &portable).unwrap();

@@ -620,6 +620,13 @@ pub(super) fn rewrite(element: &mut Element, new: &dyn Fn(&str) -> Option<String
             }
         }
     }
+    if element.is("host") {
+        for (_, value) in element.attrs.iter_mut().filter(|(key, _)| key == "socket") {
+            if let Some(path) = new(value) {
+                *value = path;
+            }
+        }
+    }
     if element.is("nvram")
         && let Some(path) = new(&element.text)
     {

@@ -14,7 +14,7 @@
 //! touched ([`files::identify`]).
 
 pub mod access;
-mod anchor;
+pub(crate) mod anchor;
 pub(crate) mod evidence;
 pub mod files;
 pub mod in_use;
@@ -123,6 +123,7 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     if let Some(later) = &later {
         later.check_source(&files.folder)?;
     }
+    let on_wire = later.as_ref().is_some_and(later::Record::is_on_wire);
     let record = match Record::load(&files.folder)? {
         Some(record) if record.uuid == files.uuid && record.uri == options.uri => record,
         Some(record) if record.uuid == files.uuid => {
@@ -150,7 +151,19 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
         source,
     };
     run.refuse_foreign_domains()?;
-    run.phases()?;
+    // Who rehearses serves by himself, and ends it with the VM.
+    let served = match on_wire && options.rehearsal.is_none() && run.record.phase != Phase::Done {
+        true => run.serve()?,
+        false => None,
+    };
+    let outcome = run.phases();
+    if let Some(served) = served
+        && outcome.is_err()
+        && run.tick(1).is_ok_and(|tick| tick.state == State::Off)
+    {
+        served.end();
+    }
+    outcome?;
     drop(lock);
     Ok(run.record)
 }
@@ -184,6 +197,10 @@ pub(crate) fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
     if let Some(was) = anchor::anchor(folder)? {
         let moved = format!("from {}: the files name each other anew", was.display());
         ui.status("Moved", &moved);
+        if let Some(later) = later::Record::left(folder)? {
+            let named = later.name_sockets(folder)?;
+            anchor::list_anew(folder, &named)?;
+        }
     }
     Ok(())
 }
@@ -287,6 +304,22 @@ impl Run<'_> {
                 Phase::FinalFailed | Phase::Done => return Ok(()),
             }
         }
+    }
+
+    /// The way to a source on another host, which has to be there as long as the VM runs.
+    fn serve(&self) -> Result<Option<later::serve::Left>> {
+        let left = later::serve::leave(&self.files.folder, &self.options.uri)?;
+        if let Some(left) = &left {
+            let folder = crate::text::quote(&self.files.folder);
+            self.ui.status(
+                "Serving",
+                &format!(
+                    "the source, by process {}, which goes on until hyper2kvm pull {folder} is done",
+                    left.id()
+                ),
+            );
+        }
+        Ok(left)
     }
 
     fn enter(&mut self, phase: Phase) -> Result<()> {

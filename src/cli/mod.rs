@@ -112,7 +112,7 @@ enum Command {
     Pull(pull::PullArgs),
     /// Give up a VM whose disks are still on the source: domain, output directory
     Release(release::ReleaseArgs),
-    /// Hold a running VM's way to its source; a source on this host needs none
+    /// Hold a running VM's way to its source on another host, and resume it after an outage
     Serve(serve::ServeArgs),
     /// Undo a fix made with `convert --in-place`
     Rollback(rollback::RollbackArgs),
@@ -280,8 +280,8 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         limits::need_memory()?;
         limits::allow_open_files();
     }
-    // `doctor` and `demo` may call sudo; `boot`, `rehearse`, `pull` and `release` a libvirt of the user with
-    // its bridge helper: they keep what the user has.
+    // `doctor` and `demo` may call sudo; `boot`, `rehearse`, `pull`, `release` and `serve` a libvirt of the
+    // user with its bridge helper: they keep what the user has.
     if !matches!(
         command,
         Command::Doctor(_)
@@ -290,6 +290,7 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
             | Command::Rehearse(_)
             | Command::Pull(_)
             | Command::Release(_)
+            | Command::Serve(_)
     ) {
         rustix::thread::set_no_new_privs(true)
             .map_err(|e| Error::failed("giving up new privileges").because(e))?;

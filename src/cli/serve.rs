@@ -1,39 +1,80 @@
-//! `hyper2kvm serve OUTDIR`: holds what a running VM reads its source through.
-//!
-//! QEMU opens a source on this host by itself, so there is nothing to hold then; `convert --copy later` takes no
-//! other.
+//! `hyper2kvm serve OUTDIR`: holds what a running VM reads its source on another host through. QEMU opens a
+//! source on this host by itself, so there is nothing to hold then.
 
 use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::error::Result;
+use crate::boot;
+use crate::error::{Error, Result};
 use crate::later::Record;
+use crate::later::serve::notify;
 use crate::pull::folder::Folder;
+use crate::pull::serve::{End, Serving};
+use crate::source::mirror;
 use crate::ui::Ui;
 
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     /// Output directory of `convert --copy later`
     folder: PathBuf,
+    /// libvirt of this host, where no `boot` has recorded one: its QEMU is let in, and a VM that it has paused is resumed
+    #[arg(
+        long,
+        value_name = "URI",
+        env = "LIBVIRT_DEFAULT_URI",
+        default_value = "qemu:///system"
+    )]
+    connect: String,
 }
 
 pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     let folder = Folder::open(&args.folder)?;
+    // Who is at work there, like the `boot` that has started this, has done so.
+    if let Ok(_lock) = boot::lock(&folder.path) {
+        boot::anchored(&folder.path, ui)?;
+    }
+    let folder = Folder::open(&folder.path)?;
     let record = Record::left(&folder.path)?;
-    let why = match &record {
-        Some(record) => {
-            record.check_source(&folder.path)?;
-            "QEMU reads the source on this host by itself"
-        }
-        None => "the disks stand alone",
-    };
-    ui.line(&format!("nothing to serve: {why}"));
-    let source = record.map_or_else(Vec::new, |record| record.files());
-    let source: Vec<_> = source
+    let sources = record.as_ref().map_or_else(Vec::new, Record::sources);
+    let sources: Vec<_> = sources
         .iter()
         .map(|file| crate::text::of_path(file))
         .collect();
-    ui.document("serve", json!({"serving": false, "source": source}));
+    let ready = || {
+        notify("READY=1\n").map_err(|e| {
+            Error::failed("telling that the sockets are there (NOTIFY_SOCKET)").because(e)
+        })
+    };
+    let nothing = |why: &str| {
+        ready()?;
+        ui.line(&format!("nothing to serve: {why}"));
+        ui.document("serve", json!({"serving": false, "source": sources}));
+        Ok(())
+    };
+    let Some(record) = record else {
+        return nothing("the disks stand alone");
+    };
+    record.check_source(&folder.path)?;
+    if !record.is_on_wire() {
+        return nothing("QEMU reads the source on this host by itself");
+    }
+    // The children have connections of their own.
+    mirror::close();
+    let serving = Serving::start(&folder, &record, &args.connect)?;
+    for socket in serving.server().sockets() {
+        ui.status("Serving", &socket.display().to_string());
+    }
+    ready()?;
+    let (end, fetched) = serving.watch(ui)?;
+    ui.line(match end {
+        End::Asked => "ended as asked",
+        End::Alone => "the disks stand alone",
+        End::Released => "the directory was given up",
+    });
+    ui.document(
+        "serve",
+        json!({"serving": true, "source": sources, "bytes": {"fetched": fetched}}),
+    );
     Ok(())
 }

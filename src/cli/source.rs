@@ -556,6 +556,13 @@ impl FixArgs {
             ("--verify-copy", self.verify_copy && later),
             ("--resume", self.resume),
         ];
+        let stdin = self.source.wire.password_file.as_deref() == Some(Path::new("-"));
+        if later && stdin {
+            return Err(Error::usage(
+                "--copy later leaves the source to be read again, and a password from standard input is gone then",
+            )
+            .hint("--password-file FILE names a file that only its owner can read"));
+        }
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),
             Some((other, _)) => Err(Error::usage(format!(
@@ -569,11 +576,11 @@ impl FixArgs {
     /// where programs keep temporary files.
     pub fn confine(&self, place: Option<&Path>) -> Result<()> {
         self.refuse_in_place()?;
+        self.refuse_foreign_to_the_copy()?;
         self.source.wire.locate(&self.source.source)?;
         if self.source.starts_a_daemon()? {
             return Ok(());
         }
-        self.refuse_foreign_to_the_copy()?;
         if self.dry_run {
             return self.source.confine(None);
         }

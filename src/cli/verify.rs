@@ -57,14 +57,20 @@ impl From<ControllerArg> for Controller {
 }
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
+    // Connects to a source on another host, so it comes before this process gives up the network.
+    let is_folder = wire::location(&args.source.source, &args.source.wire)?.is_none()
+        && args.source.source.is_dir();
+    let below = match is_folder {
+        true => later::record::allowed_below(&args.source.source)?,
+        false => Vec::new(),
+    };
     args.source.confine(None)?;
     let asked: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
     let mut named = args.source.clone();
     let mut reported = Vec::new();
-    if wire::location(&named.source, &named.wire)?.is_none() && named.source.is_dir() {
+    if is_folder {
         (named.source, reported) = folder(&args.source.source)?;
-        let source = later::record::allowed_below(&args.source.source)?;
-        named.allow_backing.extend(source);
+        named.allow_backing.extend(below);
     }
     let wanted = |survey: &Survey| {
         [&asked, &reported]

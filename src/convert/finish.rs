@@ -80,13 +80,13 @@ pub(super) fn rehearse(
         };
         list.push(disk_outlook(job, path.clone(), &image, more)?);
         targets.push(TargetDisk {
+            backing: later::backing(job, &image, &path)?,
             path,
             format: job.copy.format,
             sector_size: inspection.sector_size(disk.id),
             system: disks.is_system(disk.id),
             boot_order: disks.boot_order(disk.id),
             size_bytes: image.virtual_size(),
-            backing: later::backing(job, &image),
         });
     }
     let domains = domains(job, target, basis, inspection, &targets)?;

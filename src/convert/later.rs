@@ -7,10 +7,12 @@ use crate::block::BlockWrite;
 use crate::boot::access;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
+use crate::disk::hold::Held;
 use crate::domain::{Backing, DiskFormat};
 use crate::error::{Blocker, Error, Result};
 use crate::later::record;
-use crate::later::{Record, WARNING, chain, holes};
+use crate::later::record::Level;
+use crate::later::{self, Record, WARNING, chain, holes, wire};
 use crate::report::Bytes;
 use crate::tool::{self, qemu_img};
 use crate::ui;
@@ -33,11 +35,30 @@ pub(super) struct Kept {
     pub(super) boot_order: Option<u32>,
 }
 
-/// What the disk of a plan will be on; empty when it is copied.
-pub(super) fn backing(job: &Job, image: &Image) -> Vec<Backing> {
+/// What the disk of a plan will be on, when its overlay is at `path`; empty when it is copied.
+pub(super) fn backing(job: &Job, image: &Image, path: &Path) -> Result<Vec<Backing>> {
     match (job.copy.method, chain::levels(image)) {
-        (Copying::Later, Ok(levels)) => record::backing(&levels),
-        _ => Vec::new(),
+        (Copying::Later, Ok(mut levels)) => {
+            put_sockets(&mut levels, path)?;
+            Ok(record::backing(&levels))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn put_sockets(levels: &mut [Level], overlay: &Path) -> Result<()> {
+    record::put_sockets(levels, overlay);
+    let long = wire::too_long(overlay);
+    match long.filter(|_| levels.iter().any(|level| level.wire.is_some())) {
+        None => Ok(()),
+        Some(reason) => Err(Error::refused(
+            "the source cannot stay where it is",
+            vec![Blocker::new(
+                "copy-later",
+                reason,
+                "name an output directory with a shorter path (--output-dir), or leave --copy later out",
+            )],
+        )),
     }
 }
 
@@ -57,8 +78,13 @@ pub(super) fn warnings(job: &Job, images: &[Image]) -> Vec<String> {
     if job.copy.method != Copying::Later {
         return Vec::new();
     }
-    let files: Vec<&Path> = images.iter().flat_map(Image::files).collect();
     let mut warnings = vec![WARNING.to_owned()];
+    let held = || images.iter().flat_map(Image::held);
+    if held().any(Held::is_on_wire) {
+        warnings.push(later::ON_WIRE.to_owned());
+        return warnings;
+    }
+    let files: Vec<&Path> = images.iter().flat_map(Image::files).collect();
     let user = tool::find("virsh").and_then(|_| access::qemu_user("qemu:///system"));
     let closed = user.and_then(|user| {
         let file = files.iter().find(|file| access::closed(file, &user))?;
@@ -117,17 +143,17 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Kept>) -> Result<(Vec<TargetDisk>, 
     for (i, disk) in disks.into_iter().enumerate() {
         let file = copy::file_name(job, i);
         let path = folder.path().join(&file);
-        let levels = chain::levels(&disk.image).map_err(|blocker| {
+        let mut levels = chain::levels(&disk.image).map_err(|blocker| {
             Error::refused("the source cannot stay where it is", vec![*blocker])
         })?;
+        put_sockets(&mut levels, &folder.target().join(&file))?;
         let image = put(folder, &disk.image, &path, i)?;
-        let backing = record::backing(&levels);
-        if let Some(top) = backing.first() {
-            qemu_img::set_backing(&path, Some((&top.path, &top.format)))
-                .map_err(|e| Error::failed(format!("completing {}", path.display())).because(e))?;
-        }
-        point("kept")?;
         let left = holes::left(&image)?;
+        if let Some(top) = levels.first() {
+            record::name_below(&path, top)?;
+        }
+        let backing = record::backing(&levels);
+        point("kept")?;
         let size_bytes = image.virtual_size();
         bytes.virtual_size = bytes.virtual_size.saturating_add(size_bytes);
         bytes.left = bytes.left.saturating_add(left);

@@ -112,13 +112,13 @@ fn rehearse(
         let path = copy::target_path(job, target, i, image)?;
         list.push(finish::disk_outlook(job, path.clone(), image, 0)?);
         targets.push(TargetDisk {
+            backing: later::backing(job, image, &path)?,
             path,
             format: job.copy.format,
             sector_size: data_sector_size(image)?,
             system: i == 0,
             boot_order: (i == 0).then_some(1),
             size_bytes: image.virtual_size(),
-            backing: later::backing(job, image),
         });
     }
     let machine = machine::linux_machine(inspection, facts, &targets, &options(job, target));

@@ -35,9 +35,11 @@ use crate::boot::in_use::{self, Held};
 /// Present in every complete result.
 pub(super) const MARK: &str = "report.json";
 /// Written besides what the report lists: the report, and what `boot` leaves when it did not start.
-const OWN: [&str; 5] = [
+const OWN: [&str; 7] = [
     MARK,
     crate::boot::LOCK,
+    crate::later::serve::LOCK,
+    crate::later::serve::LOG,
     ".boot.json.new",
     ".boot-domain.xml",
     record::INSTALLING,

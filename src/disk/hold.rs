@@ -14,7 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -346,8 +346,13 @@ impl Held {
             modified_ns: seconds
                 .saturating_mul(1_000_000_000)
                 .saturating_add(nanoseconds),
-            headers_sha256: facts.head.iter().map(|b| format!("{b:02x}")).collect(),
+            headers_sha256: hex(&facts.head),
         }
+    }
+
+    /// The digest of the headers of what is in it, here or on the wire.
+    pub(crate) fn headers_sha256(&self) -> io::Result<String> {
+        Ok(hex(&headers(self.contents(), self.size())?))
     }
 
     /// 0 of a file on another host.
@@ -549,6 +554,10 @@ impl Fingerprint {
     }
 }
 
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 const REPLACED: &str = "another file took its name";
 
 /// Names this start of the host: what is counted since then is not comparable across a restart.
@@ -616,14 +625,14 @@ impl Facts {
 }
 
 /// Digest of the parts of a file in which formats have their headers and footers.
-fn headers(file: &File, size: u64) -> io::Result<[u8; 32]> {
+fn headers(file: &dyn ReadAt, size: u64) -> io::Result<[u8; 32]> {
     let mut digest = Sha256::new();
     let mut buffer = vec![0; SAMPLE];
     let end = size.saturating_sub(SAMPLE as u64);
     for offset in SAMPLES.into_iter().filter(|at| *at < end).chain([end]) {
         let len = (SAMPLE as u64).min(size.saturating_sub(offset)) as usize;
         let part = &mut buffer[..len];
-        FileExt::read_exact_at(file, part, offset)?;
+        file.read_exact_at(part, offset)?;
         digest.update(part);
     }
     Ok(digest.finalize().into())
@@ -661,6 +670,7 @@ impl Writes {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 

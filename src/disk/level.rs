@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::between;
 use super::detect::Format;
 use super::error::{ImageError, Result};
 use super::hold::Held;
@@ -53,6 +54,8 @@ pub struct Level {
     pub(super) shown: Option<Arc<Remote>>,
     /// Sparse links over such a disk: a qcow2 with the grains of all of them.
     pub(super) merged: Option<Held>,
+    /// Over what it is on, where its header has a name for that which is no path.
+    pub(super) between: Option<Arc<File>>,
 }
 
 impl Level {
@@ -78,6 +81,7 @@ impl Level {
             flat: None,
             shown: None,
             merged: None,
+            between: None,
         }
     }
 
@@ -103,6 +107,7 @@ impl Level {
             flat: None,
             shown: None,
             merged: None,
+            between: None,
         }
     }
 
@@ -142,6 +147,10 @@ impl Level {
     /// The block device tree of the level, over that of what is below it. Connections for it are added to
     /// `sockets`.
     pub(super) fn node(&self, writable: bool, backing: Value, sockets: &mut Vec<Passed>) -> Value {
+        let backing = match (&self.between, backing) {
+            (Some(between), below) if !below.is_null() => between::under(between, below),
+            (_, backing) => backing,
+        };
         if let Some(flat) = &self.flat {
             let file = nbd_node(&**flat.file(), sockets);
             return json!({"driver": "raw", "file": file, "read-only": true});
@@ -218,6 +227,7 @@ impl Level {
         let here = self.held.iter().filter(|held| held.remote().is_none());
         let held = here.chain(&self.merged).map(|held| held.passed(writable));
         let descriptor = self.descriptor.iter().chain(&self.head);
+        let descriptor = descriptor.chain(&self.between);
         held.chain(descriptor.map(|file| Passed::new(file.clone(), &self.path, false)))
             .collect()
     }

@@ -9,6 +9,7 @@
 //!                     --device.rs--> a block device
 //! ```
 
+mod between;
 pub mod cache;
 pub mod chain;
 pub mod compose;
@@ -53,3 +54,4 @@ pub use chain::Image;
 pub use error::ImageError;
 pub use export::Export;
 pub(crate) use level::Level;
+pub(crate) use on_wire::named_backing;

@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::between;
 use super::compose::{Composed, Piece};
 use super::detect::{self, Format, VmdkExtent};
 use super::error::{ImageError, Result};
 use super::hold::Held;
-use super::remote::{ReadAt, Remote, RemoteFile};
+use super::remote::{self, ReadAt, Remote, RemoteFile};
 use crate::tool::pass::Passed;
+use crate::tool::spec::Spec;
 
 /// A file on another host, through a connection that is made now. Where there is none, QEMU finds one that
 /// is closed, and says so.
@@ -36,6 +38,22 @@ pub(super) fn nbd_node(file: &dyn RemoteFile, sockets: &mut Vec<Passed>) -> Valu
         "export": file.export(),
         "read-only": true,
     })
+}
+
+/// What an image of that size is on when it names `name` as its backing file
+/// ([`remote::register_backing`]), in a format.
+pub(crate) fn named_backing(name: &str, format: &str, size: u64, spec: &mut Spec) -> Result<Value> {
+    let placeholder = remote::backing(name).unwrap_or_else(|| name.into());
+    let held = Held::open(&placeholder)?;
+    let io_error = |e| ImageError::from_io(&placeholder, e);
+    let missing = || io_error(io::ErrorKind::NotFound.into());
+    let remote = held.remote().ok_or_else(missing)?;
+    let file = nbd_node(&**remote.file(), &mut spec.sockets);
+    let empty = Arc::new(between::empty(size).map_err(io_error)?);
+    let below = json!({"driver": format, "file": file, "read-only": true});
+    let node = between::under(&empty, below);
+    spec.passed.push(Passed::new(empty, &placeholder, false));
+    Ok(node)
 }
 
 /// The file with another start.

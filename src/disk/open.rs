@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::between;
 use super::chain::Image;
 use super::detect::{self, Detected, Format, VmdkExtent};
 use super::error::{ImageError, MAX_LEVELS, Result};
@@ -168,6 +169,10 @@ fn open_level(
         Some((name, format_named)) if !name.is_empty() => {
             let name = backing_name(&name, &file, format).map_err(io_error)?;
             let file = references.open(path, &name)?;
+            if remote::backing(&name.text).is_some() {
+                let empty = between::empty(level.virtual_size).map_err(io_error)?;
+                level.between = Some(Arc::new(empty));
+            }
             let format = format_named
                 .map(|name| Format::by_name(&name).ok_or(ImageError::UnknownFormat { name }))
                 .transpose()?;

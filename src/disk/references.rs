@@ -40,6 +40,9 @@ impl References {
     /// its own references are relative to that.
     pub(super) fn open(&self, path: &Path, name: &Name) -> Result<Held> {
         let text = &name.text;
+        if let Some(placeholder) = remote::backing(text) {
+            return Held::open(&placeholder);
+        }
         // What QEMU would take for a protocol.
         let protocol = text
             .find([':', '/'])

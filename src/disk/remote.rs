@@ -69,6 +69,10 @@ pub trait RemoteFile: Debug + Send + Sync {
     fn connect(&self) -> io::Result<UnixStream>;
     /// The name of the export there.
     fn export(&self) -> &str;
+    /// What the other host calls this state of the file, where it tells.
+    fn etag(&self) -> Option<String> {
+        None
+    }
     /// These ranges, offsets and lengths in order, are going to be read.
     fn expect(&self, _ranges: &[(u64, u64)]) {}
     /// What changed since the file was opened.
@@ -178,6 +182,8 @@ struct Known {
     files: HashMap<(u64, u64), (File, Arc<Remote>)>,
     /// Directories that mirror another host.
     roots: Vec<PathBuf>,
+    /// What names of backing files that are no paths stand for, as this run was told.
+    backings: HashMap<String, PathBuf>,
 }
 
 static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
@@ -228,6 +234,18 @@ pub fn register_root(root: &Path, url: &str) {
     text::call(root, url);
     let mut known = lock(&KNOWN);
     known.get_or_insert_default().roots.push(root.to_owned());
+}
+
+/// From now on an image that names `name` as its backing file is on the file that `placeholder` stands for.
+pub fn register_backing(name: &str, placeholder: &Path) {
+    let mut known = lock(&KNOWN);
+    let backings = &mut known.get_or_insert_default().backings;
+    backings.insert(name.to_owned(), placeholder.to_owned());
+}
+
+/// The placeholder that a name of a backing file means, when this run was told so.
+pub fn backing(name: &str) -> Option<PathBuf> {
+    lock(&KNOWN).as_ref()?.backings.get(name).cloned()
 }
 
 /// Forgets every placeholder.

@@ -277,6 +277,9 @@ pub struct Backing {
     pub path: PathBuf,
     /// The name QEMU and libvirt have for its format.
     pub format: String,
+    /// The path is that of a Unix socket, behind which an NBD server has the level.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub socket: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

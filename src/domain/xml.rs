@@ -681,13 +681,23 @@ fn backing_store(levels: &[Backing]) -> Result<Element, DomainError> {
     let Some((level, below)) = levels.split_first() else {
         return Ok(el("backingStore"));
     };
-    let (kind, attr) = kind_of(&level.path);
-    let keeps = |model| el("seclabel").with("model", model).with("relabel", "no");
-    let source = el("source").with(attr, path_text(&level.path)?);
+    let text = path_text(&level.path)?;
+    let (kind, source) = match level.socket {
+        true => {
+            let host = el("host").with("transport", "unix").with("socket", text);
+            ("network", el("source").with("protocol", "nbd").child(host))
+        }
+        false => {
+            let (kind, attr) = kind_of(&level.path);
+            let keeps = |model| el("seclabel").with("model", model).with("relabel", "no");
+            let source = el("source").with(attr, text);
+            (kind, source.child(keeps("dac")).child(keeps("selinux")))
+        }
+    };
     Ok(el("backingStore")
         .with("type", kind)
         .child(el("format").with("type", &level.format))
-        .child(source.child(keeps("dac")).child(keeps("selinux")))
+        .child(source)
         .child(backing_store(below)?))
 }
 

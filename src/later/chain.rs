@@ -1,21 +1,49 @@
 //! Whether a disk can stay where it is, under an overlay that QEMU and libvirt open by themselves.
 
+use crate::disk::hold::Held;
 use crate::disk::{Image, Level as Opened};
 use crate::error::{Blocker, Result};
+use crate::text;
 
 use super::record::Level;
+use super::wire::OnWire;
 
 /// The formats that libvirt can name below an overlay.
 const KNOWN_TO_LIBVIRT: [&str; 7] = ["raw", "qcow2", "qcow", "qed", "vmdk", "vpc", "vdi"];
 
 /// The levels of a source, or why it has to be copied. Overlays of this run are left out.
 pub(crate) fn levels(image: &Image) -> Result<Vec<Level>, Box<Blocker>> {
-    image
-        .without_overlays()
-        .levels()
-        .iter()
-        .map(level)
-        .collect()
+    let below = image.without_overlays();
+    match below.levels() {
+        [only] if only.held().iter().any(Held::is_on_wire) => Ok(vec![on_wire(only)?]),
+        levels => levels.iter().map(level).collect(),
+    }
+}
+
+/// A level on another host that QEMU can have as it is there: one file, served on a socket.
+fn on_wire(level: &Opened) -> Result<Level, Box<Blocker>> {
+    let refuse = |why: &str| {
+        let shown = text::called_path(&level.path);
+        let shown = shown.display();
+        let remedy = "leave --copy later out: what is in use is then copied, and no more";
+        Box::new(Blocker::new("copy-later", format!("{shown} {why}"), remedy))
+    };
+    let several = "is on another host and not one file there that QEMU reads, and a VM is started from such only";
+    // Of a flat VMDK the extent that is all of the disk.
+    let (held, format) = match (level.held(), level.format_by_name()) {
+        ([file], Some(format)) => (file, format.driver()),
+        ([_, extent], None) if extent.size() == level.virtual_size => (extent, "raw"),
+        _ => return Err(refuse(several)),
+    };
+    if held.remote().is_none() || !KNOWN_TO_LIBVIRT.contains(&format) {
+        return Err(refuse(several));
+    }
+    let wire = OnWire::of(held).map_err(|e| refuse(&e))?;
+    Ok(Level {
+        format: format.to_owned(),
+        files: Vec::new(),
+        wire: Some(wire),
+    })
 }
 
 fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
@@ -30,7 +58,9 @@ fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
     for held in level.held() {
         if held.is_on_wire() {
             return Err(refuse(
-                format!("{shown} is on another host, and a VM is not started from there"),
+                format!(
+                    "{shown} is on another host and one of several images, and a VM is not started from those"
+                ),
                 "leave --copy later out: what is in use is then copied, and no more",
             ));
         }
@@ -62,5 +92,6 @@ fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
     Ok(Level {
         format: format.to_owned(),
         files: level.held().iter().map(|held| held.fingerprint()).collect(),
+        wire: None,
     })
 }

@@ -11,6 +11,9 @@ use crate::error::{Blocker, Error, Result};
 use crate::fix::journal::write_durably;
 use crate::fix::trusted;
 use crate::text::shell_word;
+use crate::tool::qemu_img;
+
+use super::wire::{OnWire, SOCKET};
 
 pub(crate) const FILE_NAME: &str = "later.json";
 const SCHEMA: &str = "hyper2kvm/later/1";
@@ -48,22 +51,52 @@ pub(crate) struct Level {
     pub(crate) format: String,
     /// The image, its extents, its data file.
     pub(crate) files: Vec<Fingerprint>,
+    /// Instead of them: where it is on another host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) wire: Option<OnWire>,
 }
 
 /// A chain as the domain XML names it.
 pub(crate) fn backing(levels: &[Level]) -> Vec<Backing> {
     let named = |level: &Level| {
+        let path = match &level.wire {
+            Some(wire) => wire.socket.clone(),
+            None => level.files.first()?.path.clone(),
+        };
         Some(Backing {
-            path: level.files.first()?.path.clone(),
+            path,
             format: level.format.clone(),
+            socket: level.wire.is_some(),
         })
     };
     levels.iter().filter_map(named).collect()
 }
 
+/// Lets an overlay name what it is on. Nothing else in it changes, and nothing else is opened.
+pub(crate) fn name_below(overlay: &Path, below: &Level) -> Result<()> {
+    let name = match (&below.wire, below.files.first()) {
+        (Some(wire), _) => PathBuf::from(wire.backing_name()),
+        (None, Some(file)) => file.path.clone(),
+        (None, None) => return Ok(()),
+    };
+    qemu_img::set_backing(overlay, Some((&name, &below.format)))
+        .map_err(|e| Error::failed(format!("completing {}", overlay.display())).because(e))
+}
+
+/// Says where the sockets of a disk on these levels are: beside its overlay.
+pub(crate) fn put_sockets(levels: &mut [Level], overlay: &Path) {
+    for level in levels {
+        if let Some(wire) = &mut level.wire {
+            wire.socket = overlay.with_extension(SOCKET);
+            wire.format.clone_from(&level.format);
+        }
+    }
+}
+
 impl Disk {
-    pub(crate) fn backing(&self) -> Vec<Backing> {
-        backing(&self.levels)
+    /// What is on another host.
+    pub(crate) fn wire(&self) -> Option<&OnWire> {
+        self.levels.iter().find_map(|level| level.wire.as_ref())
     }
 
     fn files(&self) -> impl Iterator<Item = &Fingerprint> {
@@ -93,11 +126,17 @@ impl Record {
             Err(e) if e.is_missing() => return Ok(None),
             text => text?,
         };
-        serde_json::from_slice(&text).map(Some).map_err(|e| {
+        let mut record: Self = serde_json::from_slice(&text).map_err(|e| {
             Error::failed(format!("{} is not understood", path.display()))
                 .because(e)
                 .hint("convert again into another directory; the source is untouched")
-        })
+        })?;
+        let folder = std::path::absolute(folder)
+            .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
+        for disk in &mut record.disks {
+            put_sockets(&mut disk.levels, &folder.join(&disk.file));
+        }
+        Ok(Some(record))
     }
 
     /// Durable before it returns.
@@ -118,12 +157,53 @@ impl Record {
         files
     }
 
+    /// What the disks are on, as users write it: files of this host, URLs.
+    pub(crate) fn sources(&self) -> Vec<PathBuf> {
+        let mut sources = self.files();
+        for wire in self.disks.iter().filter_map(Disk::wire) {
+            let url = PathBuf::from(&wire.url);
+            if !sources.contains(&url) {
+                sources.push(url);
+            }
+        }
+        sources
+    }
+
+    /// Whether QEMU cannot open the source by itself.
+    pub(crate) fn is_on_wire(&self) -> bool {
+        self.disks.iter().any(|disk| disk.wire().is_some())
+    }
+
+    /// Lets the overlays name the sockets where they are now. Returns the files that have changed.
+    pub(crate) fn name_sockets(&self, folder: &Path) -> Result<Vec<&str>> {
+        let mut named = Vec::new();
+        for disk in self.disks.iter().filter(|disk| disk.wire().is_some()) {
+            let overlay = folder.join(&disk.file);
+            // It may have been moved to a pool, and names the socket here all the same.
+            if let Some(below) = disk.levels.first().filter(|_| overlay.exists()) {
+                name_below(&overlay, below)?;
+                named.push(disk.file.as_str());
+            }
+        }
+        Ok(named)
+    }
+
+    /// Lets this process read what is on other hosts, under the names that the overlays have for it.
+    pub(crate) fn connect(&self) -> Result<()> {
+        (self.disks.iter().filter_map(Disk::wire)).try_for_each(OnWire::connect)
+    }
+
     /// Refuses a source that is not what it was when the VM was converted.
     pub(crate) fn check_source(&self, folder: &Path) -> Result<()> {
+        self.connect()?;
         let mut blockers: Vec<Blocker> = Vec::new();
-        for was in self.disks.iter().flat_map(Disk::files) {
-            let Some(what) = changed(was)? else { continue };
-            let reason = format!("{}: {what}", was.path.display());
+        let here = (self.disks.iter().flat_map(Disk::files))
+            .map(|was| (was.path.display().to_string(), changed(was)));
+        let there = (self.disks.iter().filter_map(Disk::wire))
+            .map(|wire| (wire.url.clone(), wire.changed()));
+        for (shown, what) in here.chain(there) {
+            let Some(what) = what? else { continue };
+            let reason = format!("{shown}: {what}");
             if blockers.iter().all(|known| known.reason != reason) {
                 blockers.push(Blocker::new("source-changed", reason, remedy(folder)));
             }
@@ -173,7 +253,11 @@ fn changed(was: &Fingerprint) -> Result<Option<String>> {
 /// What else a disk at this path may stand on: the files of the source, where its directory is one of
 /// `convert --copy later`. An empty list for any other.
 pub(crate) fn allowed_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(Record::left(folder)?.map_or_else(Vec::new, |record| record.files()))
+    let Some(record) = Record::left(folder)? else {
+        return Ok(Vec::new());
+    };
+    record.connect()?;
+    Ok(record.files())
 }
 
 #[cfg(test)]
@@ -188,6 +272,7 @@ mod tests {
             levels: vec![Level {
                 format: "raw".into(),
                 files: vec![held.fingerprint()],
+                wire: None,
             }],
         }])
     }
@@ -205,7 +290,7 @@ mod tests {
             allowed_below(dir.path()).unwrap(),
             std::slice::from_ref(&source)
         );
-        let backing = &record.disks[0].backing()[0];
+        let backing = &backing(&record.disks[0].levels)[0];
         assert_eq!((&backing.path, backing.format.as_str()), (&source, "raw"));
         record.state = State::Alone;
         record.save(dir.path()).unwrap();

@@ -157,7 +157,8 @@ impl Folder {
         report["outputs"]["complete"] = true.into();
         report["bytes"]["left"] = 0.into();
         if let Some(warnings) = report["warnings"].as_array_mut() {
-            warnings.retain(|w| w.as_str() != Some(crate::later::WARNING));
+            let gone = [Some(crate::later::WARNING), Some(crate::later::ON_WIRE)];
+            warnings.retain(|w| !gone.contains(&w.as_str()));
         }
         for entry in report["files"].as_array_mut().into_iter().flatten() {
             let Some(name) = entry["path"].as_str().map(PathBuf::from) else {
@@ -181,9 +182,10 @@ impl Folder {
             Err(e) if e.is_missing() => return Ok(()),
             page => String::from_utf8_lossy(&page?).into_owned(),
         };
-        let said = page.replace(
-            crate::later::WARNING,
-            "the disks stand alone: everything was pulled",
+        let alone = "the disks stand alone: everything was pulled";
+        let said = page.replace(crate::later::WARNING, alone).replace(
+            crate::later::ON_WIRE,
+            "the other host is not needed any more",
         );
         write_durably(&path, said.as_bytes())
             .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
@@ -262,6 +264,7 @@ mod tests {
             machine.disks[0].backing = vec![Backing {
                 path: "/old/win10.vmdk".into(),
                 format: "vmdk".into(),
+                socket: false,
             }];
             let later = to_xml(&machine, stage, &portable).unwrap();
             machine.disks[0].backing.clear();

@@ -8,6 +8,7 @@
 pub(crate) mod folder;
 pub(crate) mod release;
 mod running;
+pub(crate) mod serve;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

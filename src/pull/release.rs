@@ -16,6 +16,8 @@ use crate::convert::sync;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::later::record::{FILE_NAME, Record, State};
+use crate::later::serve;
+use crate::later::wire::SOCKET;
 use crate::report::OutputFile;
 use crate::ui::Ui;
 
@@ -105,7 +107,7 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
         folder: folder.path,
         domain: defined,
         lost: lost.unwrap_or_else(|| "nothing: the VM has not run".to_owned()),
-        source: record.files(),
+        source: record.sources(),
         kept,
     })
 }
@@ -229,13 +231,21 @@ fn of_boot(name: &str) -> bool {
         ".boot-domain.xml",
         "install.json",
         "nvram.before-final",
+        serve::LOCK,
+        serve::LOG,
     ];
+    let served = |end: &str| {
+        name.strip_suffix(end)
+            .is_some_and(|name| name.ends_with('.'))
+    };
     let log = |prefix: &str| name.starts_with(prefix) && name.ends_with(".log");
     named.contains(&name)
         || name.starts_with("evidence-bootstrap")
         || name.starts_with("evidence-final")
         || log("com1-")
         || log("com2-")
+        || served(SOCKET)
+        || served("ask")
         || name.ends_with("-nvram.fd")
         || name.contains(".qcow2.since-switch-")
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::folder::{Domain, Folder};
 use super::{Options, hit};
 use crate::boot::files::{self, DomainDisk};
+use crate::disk::named_backing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::later::record::{Disk, Record};
 use crate::stop;
@@ -94,7 +95,10 @@ impl Pulling<'_> {
                 )
                 .hint("run the same command again to see it through"));
             }
-            self.check_state()?;
+            if self.waits()? {
+                std::thread::sleep(TICK);
+                continue;
+            }
             let virsh = &self.domain.virsh;
             match virsh.job(self.domain.uuid, &live.target)? {
                 None if attempts == ATTEMPTS => return Err(self.gave_up(&live)),
@@ -138,17 +142,20 @@ impl Pulling<'_> {
         Ok(disks.into_iter().find(|disk| disk.path == self.path))
     }
 
-    fn check_state(&self) -> Result<()> {
+    /// Whether the VM is paused until a source on the wire is there again.
+    fn waits(&self) -> Result<bool> {
         let tick = self.domain.virsh.tick(self.domain.uuid, 1)?;
         match tick.state {
             State::Off => Err(self.lost()),
+            // `hyper2kvm serve` resumes it.
+            State::Paused if tick.reason == "I/O error" && self.disk.wire().is_some() => Ok(true),
             State::Paused if tick.reason == "I/O error" => Err(Error::failed(
                 "QEMU paused the VM: a disk, or the source, gave an I/O error",
             )
             .hint(
                 "when its storage is there again: virsh resume, then run the same command again",
             )),
-            _ => Ok(()),
+            _ => Ok(false),
         }
     }
 
@@ -193,7 +200,7 @@ fn left(path: &Path, disk: &Disk) -> Result<u64> {
         return Ok(0);
     }
     let mut bytes = 0u64;
-    let counted = qemu_img::mapped(&spec(path, disk), true, &mut |range, depth| {
+    let counted = qemu_img::mapped(&spec(path, disk)?, true, &mut |range, depth| {
         if depth == Depth::Below {
             bytes = bytes.saturating_add(range.end - range.start);
         }
@@ -203,7 +210,7 @@ fn left(path: &Path, disk: &Disk) -> Result<u64> {
 }
 
 /// The chain by its names: QEMU of the VM has the files, and their locks.
-fn spec(path: &Path, disk: &Disk) -> Spec {
+fn spec(path: &Path, disk: &Disk) -> Result<Spec> {
     let file = |path: &Path| {
         let driver = match path.starts_with("/dev") {
             true => "host_device",
@@ -211,20 +218,29 @@ fn spec(path: &Path, disk: &Disk) -> Spec {
         };
         json!({"driver": driver, "filename": path.to_string_lossy(), "read-only": true})
     };
+    let source = disk.levels.iter().flat_map(|level| &level.files);
+    let files = source.map(|file| (file.path.clone(), false));
+    let mut spec = Spec::named(Value::Null, files.chain([(path.to_owned(), false)]));
     let mut node = Value::Null;
-    for level in disk.backing().iter().rev() {
-        let mut next = json!({
-            "driver": level.format, "file": file(&level.path), "read-only": true,
-        });
-        if !matches!(level.format.as_str(), "raw" | "vpc" | "vdi") {
+    for level in disk.levels.iter().rev() {
+        let format = level.format.as_str();
+        let image = match (&level.wire, level.files.first()) {
+            (Some(wire), _) => {
+                let name = wire.backing_name();
+                node = named_backing(&name, format, disk.virtual_size, &mut spec)?;
+                continue;
+            }
+            (None, Some(image)) => image,
+            (None, None) => continue,
+        };
+        let mut next = json!({"driver": format, "file": file(&image.path), "read-only": true});
+        if !matches!(format, "raw" | "vpc" | "vdi") {
             next["backing"] = node;
         }
         node = next;
     }
-    let top = json!({
+    spec.node = json!({
         "driver": "qcow2", "file": file(path), "backing": node, "read-only": true,
     });
-    let source = disk.levels.iter().flat_map(|level| &level.files);
-    let files = source.map(|file| (file.path.clone(), false));
-    Spec::named(top, files.chain([(path.to_owned(), false)]))
+    Ok(spec)
 }

@@ -23,6 +23,7 @@ use std::time::Instant;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::boot::access;
 use crate::boot::install::{self, Place};
 use crate::boot::record::Record as BootRecord;
 use crate::boot::{self, files};
@@ -33,6 +34,8 @@ use crate::failpoint;
 use crate::files::{create_passage, entries, open_directory};
 use crate::fix::journal::write_durably;
 use crate::fix::trusted;
+use crate::later;
+use crate::source::mirror;
 use crate::tool::virsh::Virsh;
 use crate::ui::{Ui, document};
 
@@ -217,7 +220,22 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
     boots.rehearsal = Some(record.evidence.clone());
     // What is thrown away need not be saved.
     boots.snapshot = false;
+    let server = match later::Record::left(&folder)? {
+        Some(left) if left.is_on_wire() => {
+            let uri = &options.boot.uri;
+            Some(later::serve::Server::start(
+                &folder,
+                &left,
+                access::owner(uri),
+            )?)
+        }
+        _ => None,
+    };
     let outcome = exchange::repair(&boots.folder).and_then(|()| boot::boot(&boots, ui));
+    if let Some(server) = &server {
+        let more = server.fetched().saturating_add(mirror::fetched());
+        rehearsal.bytes.fetched = rehearsal.bytes.fetched.saturating_add(more);
+    }
     if let Ok(Some(booted)) = BootRecord::load(&folder) {
         rehearsal.booted(&booted);
     }

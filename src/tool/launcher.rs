@@ -15,7 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -123,6 +123,25 @@ pub(super) fn own(verb: &str) -> Command {
     let mut command = Command::new(SELF);
     command.arg(verb).arg(std::process::id().to_string());
     command
+}
+
+/// This program again, with a verb, to go on when this process has ended. In a process group of its own, so
+/// that Ctrl-C reaches us only; what it says goes to `log`.
+pub(crate) fn detached(
+    args: &[&OsStr],
+    env: (&str, &Path),
+    log: &std::fs::File,
+) -> io::Result<Child> {
+    #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
+    let mut command = Command::new(SELF);
+    command
+        .args(args)
+        .env(env.0, env.1)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?)
+        .process_group(0)
+        .spawn()
 }
 
 /// The command that runs `program`, to be given its arguments and then to [`spawn`].

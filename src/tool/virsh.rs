@@ -138,6 +138,11 @@ impl Virsh {
         self.text(&["shutdown", &domain.to_string()]).map(drop)
     }
 
+    /// Lets a domain that is paused go on.
+    pub fn resume(&self, domain: Uuid) -> Result<()> {
+        self.text(&["resume", &domain.to_string()]).map(drop)
+    }
+
     /// Pulls the plug.
     pub fn destroy(&self, domain: Uuid) -> Result<()> {
         self.text(&["destroy", &domain.to_string()]).map(drop)

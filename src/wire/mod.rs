@@ -62,7 +62,7 @@ const PATIENCE: Duration = Duration::from_secs(18);
 const MAX_PASSWORD: u64 = 4096;
 
 /// How sources are reached: the options of the command line, the same for all of a run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Access {
     /// Instead of the one in the URL.
     pub(crate) user: Option<String>,
@@ -272,6 +272,13 @@ impl Wire {
     /// Why the last read over the NBD socket failed, or is being tried again: its client sees EIO only.
     pub(crate) fn trouble(&self) -> Option<WireError> {
         self.status()?.trouble
+    }
+
+    /// Why the child that dials is of no use any more.
+    pub(crate) fn broken(&self) -> Option<WireError> {
+        self.status();
+        let talk = self.shared.talk.try_lock().ok()?;
+        talk.broken.clone()
     }
 
     fn status(&self) -> Option<Status> {

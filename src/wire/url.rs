@@ -5,7 +5,7 @@
 //! characters that mean something to a shell, and a leading `-`, are refused as OpenSSH does.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::{Result, WireError};
 
@@ -122,6 +122,17 @@ impl Location {
         Self {
             server: Server::Command,
             path: name.to_owned(),
+            query: None,
+        }
+    }
+
+    /// The only export behind a Unix socket of this host.
+    pub(crate) fn of_socket(socket: &Path) -> Self {
+        Self {
+            server: Server::NbdUnix {
+                socket: socket.to_owned(),
+            },
+            path: String::new(),
             query: None,
         }
     }

@@ -20,6 +20,7 @@ mod sources;
 #[path = "../support/mod.rs"]
 mod support;
 mod system;
+mod wire;
 
 use std::fs;
 use std::path::{Path, PathBuf};

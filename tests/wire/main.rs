@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod later;
 mod servers;
 
 use std::fs;

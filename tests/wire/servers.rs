@@ -24,6 +24,12 @@ pub struct Server {
     pub port: u16,
 }
 
+impl Server {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // nginx ends its workers only when it is asked to.

@@ -41,6 +41,10 @@ impl RemoteFile for OnWire {
         &self.0.export
     }
 
+    fn etag(&self) -> Option<String> {
+        self.0.identity.etag.clone()
+    }
+
     fn expect(&self, ranges: &[(u64, u64)]) {
         if let Err(e) = self.0.expect(ranges) {
             tracing::debug!("{}: nothing is fetched ahead: {e}", self.0.location);
@@ -124,6 +128,10 @@ impl RemoteFile for Lazy {
     /// Of a file that was connected to.
     fn export(&self) -> &str {
         self.opened.get().map_or("", |file| file.export())
+    }
+
+    fn etag(&self) -> Option<String> {
+        self.opened.get()?.etag()
     }
 
     fn expect(&self, ranges: &[(u64, u64)]) {

@@ -32,7 +32,7 @@ use crate::wire::{Listed, Location, Transport, WireError};
 
 pub(crate) use host::Host;
 use host::Lazy;
-pub(crate) use open::{close, fetched, open, transport, trouble};
+pub(crate) use open::{access, close, fetched, open, transport, trouble};
 use paths::{below, may_be_link, normal, one_name, remote_path};
 
 use super::charset::{self, Name};

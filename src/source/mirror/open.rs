@@ -13,6 +13,7 @@ struct Opened {
     at: Location,
     path: PathBuf,
     wire: Wire,
+    access: Access,
     /// What mirrors the other host.
     directory: TempDir,
 }
@@ -61,6 +62,7 @@ pub(crate) fn open(at: &Location, access: &Access) -> Result<PathBuf, WireError>
         at: at.clone(),
         path: path.clone(),
         wire,
+        access: access.clone(),
         directory,
     });
     Ok(path)
@@ -81,14 +83,22 @@ pub(crate) fn fetched() -> u64 {
 /// How the file at a path is reached.
 pub(crate) fn transport(path: &Path) -> Transport {
     let all = opened();
-    let mut known = all.iter();
-    let below = |known: &&Opened| {
-        let root = known.directory.path();
+    let known = all.iter().find(|known| known.has(path));
+    known.map_or(Transport::File, |known| known.at.transport())
+}
+
+/// With which options the file at a path is reached; `None` for one of this host.
+pub(crate) fn access(path: &Path) -> Option<Access> {
+    let all = opened();
+    let known = all.iter().find(|known| known.has(path));
+    known.map(|known| known.access.clone())
+}
+
+impl Opened {
+    fn has(&self, path: &Path) -> bool {
+        let root = self.directory.path();
         path.starts_with(root) || path.starts_with(root.canonicalize().unwrap_or_default())
-    };
-    known
-        .find(below)
-        .map_or(Transport::File, |known| known.at.transport())
+    }
 }
 
 /// Why a source could not be read: whoever read it was told of an input error only.

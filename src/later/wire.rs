@@ -1,0 +1,278 @@
+//! A level of a disk that is on another host: how it looked, how it is reached, and the socket on which
+//! `serve` has it for QEMU.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::disk::ImageError;
+use crate::disk::hold::Held;
+use crate::disk::remote;
+use crate::error::{Error, Result};
+use crate::source::mirror;
+use crate::wire::{Access, Location, WireError};
+
+/// What the sockets of a source on the wire are called.
+pub(crate) const SOCKET: &str = "sock";
+/// What a Unix socket may be called (`sun_path` of Linux, with its end).
+const MAX_SOCKET: usize = 107;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OnWire {
+    /// The URL, or the name that the user gave to what a command serves. There is no password in it.
+    pub(crate) url: String,
+    pub(crate) size_bytes: u64,
+    /// In milliseconds since 1970; 0 where the protocol does not tell.
+    pub(crate) modified_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) etag: Option<String>,
+    pub(crate) headers_sha256: String,
+    /// The options of the conversion. A password is named by its file.
+    pub(crate) access: Access,
+    /// Where QEMU finds it, beside the overlay.
+    #[serde(skip)]
+    pub(crate) socket: PathBuf,
+    /// That of its level.
+    #[serde(skip)]
+    pub(crate) format: String,
+}
+
+impl OnWire {
+    /// Of a file that this run reads through the wire.
+    pub(crate) fn of(held: &Held) -> Result<Self, String> {
+        let remote = held.remote().ok_or("is not on another host")?;
+        let mut access = mirror::access(held.path()).ok_or("is not on another host")?;
+        absolute(&mut access).map_err(|e| format!("cannot be noted: {e}"))?;
+        let file = remote.file();
+        Ok(Self {
+            url: file.shown(),
+            size_bytes: file.size(),
+            modified_ms: file.modified_ms(),
+            etag: file.etag(),
+            headers_sha256: held
+                .headers_sha256()
+                .map_err(|e| format!("cannot be read: {e}"))?,
+            access,
+            socket: PathBuf::new(),
+            format: String::new(),
+        })
+    }
+
+    pub(crate) fn location(&self) -> Result<Location, WireError> {
+        if self.access.source_command.is_some() {
+            return Ok(Location::command(&self.url));
+        }
+        let hint = "convert again into another directory; the source is untouched";
+        Location::parse(&self.url)?
+            .ok_or_else(|| WireError::usage(format!("{} is no URL of a source", self.url), hint))
+    }
+
+    /// What the overlay calls it. QEMU decodes the query of a URL before it takes it apart, so a path that
+    /// has to be encoded is given as JSON.
+    pub(crate) fn backing_name(&self) -> String {
+        let path = self.socket.to_string_lossy();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        if path.chars().all(plain) {
+            return Location::of_socket(&self.socket).to_string();
+        }
+        let server = json!({"type": "unix", "path": path});
+        let file = json!({"driver": "nbd", "server": server, "export": ""});
+        format!("json:{}", json!({"driver": self.format, "file": file}))
+    }
+
+    /// The placeholder of the file, by a connection of this run.
+    fn open(&self) -> Result<PathBuf, WireError> {
+        mirror::open(&self.location()?, &self.access)
+    }
+
+    /// Lets this run read it under the name that the overlay has for it.
+    pub(crate) fn connect(&self) -> Result<()> {
+        remote::register_backing(&self.backing_name(), &self.open()?);
+        Ok(())
+    }
+
+    /// What is different there now, when something is.
+    pub(crate) fn changed(&self) -> Result<Option<String>> {
+        let path = match self.open() {
+            Ok(path) => path,
+            Err(error) if error.is_not_found() => return Ok(Some("it is gone".to_owned())),
+            Err(error) => return Err(error.into()),
+        };
+        let opened = Held::open(&path).and_then(|held| {
+            held.refuse_if_vmware_has_it()?;
+            Ok(held)
+        });
+        let held = match opened {
+            Ok(held) => held,
+            Err(error @ ImageError::VmwareLock { .. }) => return Ok(Some(error.to_string())),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(remote) = held.remote() else {
+            return Ok(Some("it is no disk any more".to_owned()));
+        };
+        let file = remote.file();
+        // Since this run has looked at it first.
+        if let Err(what) = file.check_unchanged() {
+            return Ok(Some(what));
+        }
+        let now = Looks {
+            size: file.size(),
+            modified_ms: file.modified_ms(),
+            etag: file.etag(),
+        };
+        if let Some(what) = self.difference(&now) {
+            return Ok(Some(what));
+        }
+        let headers = held
+            .headers_sha256()
+            .map_err(|e| Error::failed(format!("reading {}", self.url)).because(e))?;
+        Ok((headers != self.headers_sha256).then(|| "its header was overwritten".to_owned()))
+    }
+
+    pub(crate) fn difference(&self, now: &Looks) -> Option<String> {
+        if self.size_bytes != now.size {
+            return Some(format!(
+                "it was {} bytes long and is {} bytes now",
+                self.size_bytes, now.size
+            ));
+        }
+        if self.modified_ms != now.modified_ms {
+            let later = i128::from(now.modified_ms) - i128::from(self.modified_ms);
+            return Some(format!(
+                "it was written to, {} s after the time it had",
+                later / 1000
+            ));
+        }
+        (self.etag != now.etag).then(|| {
+            let shown = |etag: &Option<String>| etag.clone().unwrap_or_else(|| "none".to_owned());
+            format!(
+                "its ETag was {} and is {} now",
+                shown(&self.etag),
+                shown(&now.etag)
+            )
+        })
+    }
+}
+
+/// What the other side tells of a file without its being read.
+pub(crate) struct Looks {
+    pub(crate) size: u64,
+    pub(crate) modified_ms: u64,
+    pub(crate) etag: Option<String>,
+}
+
+/// A later run has another working directory.
+fn absolute(access: &mut Access) -> io::Result<()> {
+    for file in [
+        &mut access.password_file,
+        &mut access.ssh_identity,
+        &mut access.ssh_known_hosts,
+        &mut access.tls_ca,
+    ] {
+        match file {
+            // It was read, and is not kept.
+            Some(path) if path.as_os_str() == "-" => *file = None,
+            Some(path) => *path = std::path::absolute(&*path)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Why QEMU could not be given a socket beside that overlay.
+pub(crate) fn too_long(overlay: &Path) -> Option<String> {
+    let length = overlay.with_extension(SOCKET).as_os_str().len();
+    (length > MAX_SOCKET).then(|| {
+        format!(
+            "the socket beside {} would have a name of {length} bytes, and at most {MAX_SOCKET} can be used",
+            overlay.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire() -> OnWire {
+        OnWire {
+            url: "ssh://h/a%20b.raw".into(),
+            size_bytes: 4096,
+            modified_ms: 5_000,
+            etag: Some("\"x\"".into()),
+            headers_sha256: "00".into(),
+            access: Access::default(),
+            socket: "/vm/a_b-1.sock".into(),
+            format: "raw".into(),
+        }
+    }
+
+    #[test]
+    fn the_overlay_names_its_socket_so_that_qemu_finds_it() {
+        let wire = wire();
+        let name = wire.backing_name();
+        assert_eq!(name, "nbd+unix:///?socket=/vm/a_b-1.sock");
+        assert_eq!(wire.location().unwrap().to_string(), wire.url);
+        let mut named = wire.clone();
+        named.socket = "/vm dir/a&b%20.sock".into();
+        let name = named.backing_name();
+        let node: serde_json::Value =
+            serde_json::from_str(name.strip_prefix("json:").unwrap()).unwrap();
+        assert_eq!(node["file"]["server"]["path"], "/vm dir/a&b%20.sock");
+        named.url = "a disk".into();
+        named.access.source_command = Some("nbdkit -s null".into());
+        assert_eq!(named.location().unwrap(), Location::command("a disk"));
+    }
+
+    #[test]
+    fn a_change_is_told_with_both_sides() {
+        let looks = |size, modified_ms, etag: Option<&str>| Looks {
+            size,
+            modified_ms,
+            etag: etag.map(str::to_owned),
+        };
+        for (now, want) in [
+            (looks(4096, 5_000, Some("\"x\"")), None),
+            (
+                looks(512, 5_000, Some("\"x\"")),
+                Some("4096 bytes long and is 512"),
+            ),
+            (looks(4096, 9_000, Some("\"x\"")), Some("4 s after")),
+            (looks(4096, 1_000, Some("\"x\"")), Some("-4 s after")),
+            (
+                looks(4096, 5_000, Some("\"y\"")),
+                Some("was \"x\" and is \"y\""),
+            ),
+            (looks(4096, 5_000, None), Some("is none now")),
+        ] {
+            let found = wire().difference(&now);
+            match (&found, want) {
+                (None, None) => {}
+                (Some(found), Some(want)) => assert!(found.contains(want), "{found}"),
+                _ => panic!("{found:?}, and not {want:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn no_password_is_kept_and_no_relative_name() {
+        let mut access = Access {
+            password_file: Some("-".into()),
+            ssh_identity: Some("id".into()),
+            ..Access::default()
+        };
+        absolute(&mut access).unwrap();
+        assert_eq!(access.password_file, None);
+        assert!(access.ssh_identity.unwrap().is_absolute());
+    }
+
+    #[test]
+    fn a_socket_with_too_long_a_name_is_known_beforehand() {
+        let name = |length: usize| PathBuf::from(format!("/{}.qcow2", "x".repeat(length)));
+        assert!(too_long(&name(MAX_SOCKET - 6)).is_none());
+        let said = too_long(&name(MAX_SOCKET - 5)).unwrap();
+        assert!(said.contains("108 bytes") && said.contains("107"), "{said}");
+    }
+}

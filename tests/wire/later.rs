@@ -1,0 +1,338 @@
+//! VMs on a source of another host: `convert --copy later`, `serve`, `pull`, over OpenSSH on loopback.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::servers::{Ssh, qemu_nbd};
+use crate::support::{self, Lab, Paused, Run, binary, finish, h2k, names, sha256, text, tool};
+use crate::{alike, ready, run};
+
+const SERVERS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
+
+fn ssh(lab: &Lab) -> Ssh {
+    let etc = lab.path("etc");
+    fs::create_dir(&etc).unwrap();
+    Ssh::start(&etc)
+}
+
+fn convert_later(lab: &Lab, source: &str, options: &[String], name: &str) -> (Value, PathBuf) {
+    let out = lab.path(name);
+    let more = ["--copy", "later", "--name", "vm", "-o", text(&out)];
+    (run("convert", source, options, &more).expect(0).json(), out)
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// What QEMU sees of a disk, whatever it is on.
+fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
+    let raw = lab.path(name);
+    let args = ["convert", "-f", "qcow2", "-O", "raw"];
+    tool("qemu-img", &[&args[..], &[text(disk), text(&raw)]].concat());
+    raw
+}
+
+/// `hyper2kvm serve`, as systemd starts it: it says when it is ready.
+struct Serve(Option<Child>);
+
+impl Serve {
+    fn start(lab: &Lab, out: &Path) -> Self {
+        let name = lab.path("notify");
+        let _ = fs::remove_file(&name);
+        let socket = UnixDatagram::bind(&name).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let mut command = Command::new(binary());
+        command
+            .args(["serve", "--json"])
+            .arg(out)
+            .env("NOTIFY_SOCKET", &name)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let mut message = [0; 64];
+        let length = socket.recv(&mut message).unwrap();
+        assert_eq!(&message[..length], b"READY=1\n");
+        Self(Some(child))
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.0.as_ref().unwrap().id().to_string();
+        tool("kill", &[name, &id]);
+    }
+
+    /// How it ended.
+    fn end(mut self) -> Run {
+        let out = self.0.take().unwrap().wait_with_output().unwrap();
+        Run {
+            code: out.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(out.stdout).unwrap(),
+            stderr: String::from_utf8(out.stderr).unwrap(),
+        }
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Ends every connection that the server has, and not the server. How many there were.
+fn cut(ssh: &Ssh) -> usize {
+    let mut found = 0;
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        if parent == Some(ssh.server.id()) {
+            let id = entry.file_name().into_string().unwrap();
+            let killed = Command::new("kill").args(["-KILL", &id]).status().unwrap();
+            found += usize::from(killed.success());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_vm_starts_on_another_host_and_ends_without_it() {
+    if !ready(&SERVERS) || !support::have(&["virt-xml-validate"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let ssh = ssh(&lab);
+    let (url, options) = (ssh.url(&lab.raw), ssh.options());
+    let before = sha256(&lab.raw);
+    let plain = lab.convert(&lab.raw, &["--name", "vm"]).expect(0).json();
+    let plain_out = lab.path("plain");
+    fs::rename(lab.path("out"), &plain_out).unwrap();
+
+    let out = lab.path("o u&t");
+    let more = ["--copy", "later", "--name", "vm", "-o", text(&out)];
+    let plan = run("plan", &url, &options, &more).expect(0).json();
+    assert_eq!(plan["outputs"]["complete"], false);
+    let (report, out) = convert_later(&lab, &url, &options, "o u&t");
+    assert_eq!(plan["outputs"]["disks"], report["outputs"]["disks"]);
+    assert_eq!(report["outputs"]["complete"], false);
+    let (left, data) = (&report["bytes"]["left"], &plain["bytes"]["read"]);
+    let (left, data) = (left.as_u64().unwrap(), data.as_u64().unwrap());
+    assert!(left > data / 2 && left <= data, "{left} of {data}");
+    let fetched = report["bytes"]["fetched"].as_u64().unwrap();
+    assert!(fetched > 0 && fetched < 16 << 20, "{fetched}");
+
+    // Where it is, how it looked, and no secret.
+    let later = read_json(&out.join("later.json"));
+    let wire = &later["disks"][0]["levels"][0]["wire"];
+    assert_eq!(wire["url"], url);
+    assert_eq!(wire["size_bytes"], fs::metadata(&lab.raw).unwrap().len());
+    assert!(wire["modified_ms"].as_u64().unwrap() > 0);
+    let mode = fs::metadata(out.join("later.json")).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let socket = out.join("vm.sock");
+    let disk = out.join("vm.qcow2");
+    let info = tool("qemu-img", &["info", "-U", "--output=json", text(&disk)]);
+    let info: Value = serde_json::from_slice(&info).unwrap();
+    let named = info["backing-filename"].as_str().unwrap();
+    assert!(named.contains(&format!("\"{}\"", text(&socket))), "{named}");
+    assert_eq!(info["backing-filename-format"], "raw");
+    for stage in ["bootstrap", "final"] {
+        let path = out.join(format!("vm-{stage}.xml"));
+        tool("virt-xml-validate", &[text(&path), "domain"]);
+        let xml = fs::read_to_string(&path).unwrap();
+        let places: Vec<usize> = [
+            "<backingStore type=\"network\">".to_owned(),
+            "<format type=\"raw\"/>".to_owned(),
+            "<source protocol=\"nbd\">".to_owned(),
+            format!(
+                "<host transport=\"unix\" socket=\"{}\"/>",
+                text(&socket).replace('&', "&amp;")
+            ),
+            "<backingStore/>".to_owned(),
+        ]
+        .iter()
+        .map(|part| {
+            xml.find(part.as_str())
+                .unwrap_or_else(|| panic!("no {part} in {xml}"))
+        })
+        .collect();
+        assert!(places.is_sorted(), "{places:?}: {xml}");
+        assert!(xml.contains("error_policy=\"stop\" rerror_policy=\"stop\""));
+    }
+    h2k(["verify", text(&out)]).expect(0);
+
+    // Nobody but the owner gets in, and one is enough.
+    let serve = Serve::start(&lab, &out);
+    let found = fs::metadata(&socket).unwrap();
+    assert!(found.file_type().is_socket() && found.permissions().mode() & 0o777 == 0o600);
+    let second = h2k(["serve", text(&out)]).expect(1);
+    assert!(second.stderr.contains("another hyper2kvm serves"));
+    let seen = contents(&lab, &disk, "seen.raw");
+    // Killed, it leaves sockets behind, and the next one takes their place.
+    serve.signal("-KILL");
+    assert_eq!(serve.end().code, -1);
+    assert!(socket.exists());
+    let serve = Serve::start(&lab, &out);
+    // The line breaks, and it connects again.
+    assert!(cut(&ssh) > 0);
+    let again = contents(&lab, &disk, "again.raw");
+    tool("cmp", &[text(&seen), text(&again)]);
+
+    let pulled = h2k(["pull", text(&out), "--json"]).expect(0).json();
+    assert_eq!(pulled["by"], "offline");
+    assert_eq!(pulled["bytes"], json!({"copied": left, "left": 0}));
+    // Nobody needs it any more.
+    let served = serve.end().expect(0).json();
+    assert_eq!(served["schema"], "hyper2kvm/serve/1");
+    assert_eq!(
+        (&served["serving"], &served["source"]),
+        (&true.into(), &json!([url]))
+    );
+    assert!(served["bytes"]["fetched"].as_u64().unwrap() > 0);
+    let left_over: Vec<String> = names(&out)
+        .into_iter()
+        .filter(|name| name.ends_with(".sock") || name == ".serve.lock")
+        .collect();
+    assert!(left_over.is_empty(), "{left_over:?}");
+
+    let stands = contents(&lab, &disk, "stands.raw");
+    tool("cmp", &[text(&seen), text(&stands)]);
+    alike(&plain_out.join("vm.qcow2"), &disk);
+    let report = read_json(&out.join("report.json"));
+    assert_eq!(report["outputs"]["complete"], true);
+    let (page, warnings) = (
+        fs::read_to_string(out.join("report.html")).unwrap(),
+        report["warnings"].to_string(),
+    );
+    assert!(!warnings.contains("hyper2kvm serve") && !page.contains("hyper2kvm serve"));
+    for stage in ["bootstrap", "final"] {
+        let xml = fs::read_to_string(out.join(format!("vm-{stage}.xml"))).unwrap();
+        assert!(!xml.contains("backingStore"), "{xml}");
+    }
+    let nothing = h2k(["serve", text(&out), "--json"]).expect(0).json();
+    assert_eq!(nothing["serving"], false);
+    drop(ssh);
+    h2k(["verify", text(&out)]).expect(0);
+    assert_eq!(sha256(&lab.raw), before, "the source");
+}
+
+#[test]
+fn a_pull_over_a_line_that_breaks_and_a_source_that_changes() {
+    if !ready(&SERVERS) {
+        return;
+    }
+    let lab = Lab::small();
+    let ssh = ssh(&lab);
+    let (url, options) = (ssh.url(&lab.raw), ssh.options());
+    let (_, out) = convert_later(&lab, &url, &options, "out");
+    let disk = out.join("vm.qcow2");
+    let info = tool("qemu-img", &["info", "-U", "--output=json", text(&disk)]);
+    let info: Value = serde_json::from_slice(&info).unwrap();
+    let named = format!("nbd+unix:///?socket={}", text(&out.join("vm.sock")));
+    assert_eq!(info["backing-filename"], named);
+    let serve = Serve::start(&lab, &out);
+    let seen = contents(&lab, &disk, "seen.raw");
+    serve.signal("-TERM");
+    let served = serve.end().expect(0).json();
+    assert_eq!(served["serving"], true);
+    assert!(!out.join("vm.sock").exists());
+
+    // A source that changes: by its time, and by its header with the time as it was.
+    let found = fs::metadata(&lab.raw).unwrap().modified().unwrap();
+    let file = fs::File::options().write(true).open(&lab.raw).unwrap();
+    file.set_modified(found + Duration::from_secs(60)).unwrap();
+    for verb in ["serve", "pull", "boot"] {
+        let refused = h2k([verb, text(&out), "--json"]).expect(3).json();
+        let blocker = &refused["error"]["blockers"][0];
+        assert_eq!(blocker["code"], "source-changed", "{verb}: {refused}");
+        let said = blocker["reason"].to_string();
+        assert!(said.contains(&url) && said.contains("60 s"), "{said}");
+    }
+    file.set_modified(found).unwrap();
+
+    // Killed in the middle, and the line cut in the middle.
+    let mut command = Command::new(binary());
+    command.args(["pull", text(&out)]);
+    command.env("HYPER2KVM_FAILPOINT", "pull-copying=kill");
+    assert_eq!(finish(command).code, -1);
+    let mut command = Command::new(binary());
+    command.args(["pull", text(&out), "--json"]);
+    let paused = Paused::at("pull-copying", command);
+    assert!(cut(&ssh) > 0);
+    let pulled = paused.go_on().expect(0).json();
+    assert_eq!(pulled["bytes"]["left"], 0);
+    let stands = contents(&lab, &disk, "stands.raw");
+    tool("cmp", &[text(&seen), text(&stands)]);
+}
+
+#[test]
+fn what_cannot_stay_on_another_host_is_refused() {
+    if !ready(&["qemu-nbd"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let server = lab.path("s");
+    let serving = qemu_nbd(&lab.raw, &server);
+    let url = format!("nbd+unix:///disk?socket={}", server.display());
+    // A name that no socket can have.
+    let deep = lab.path(&"d".repeat(100));
+    let more = ["--copy", "later", "--name", "vm", "-o", text(&deep)];
+    for verb in ["plan", "convert"] {
+        let refused = run(verb, &url, &[], &more).expect(3).json();
+        let blocker = &refused["error"]["blockers"][0];
+        assert_eq!(blocker["code"], "copy-later", "{refused}");
+        assert!(blocker["reason"].to_string().contains("107"), "{refused}");
+    }
+    assert!(!deep.exists());
+    let stdin = ["--copy", "later", "--user", "x", "--password-file", "-"];
+    let refused = run("convert", "ssh://127.0.0.1:9/x.raw", &[], &stdin).expect(2);
+    assert!(
+        refused.stderr.contains("standard input"),
+        "{}",
+        refused.stderr
+    );
+
+    // Given up, with the lock and the socket of a server that was killed.
+    let (_, out) = convert_later(&lab, &url, &[], "out");
+    let serve = Serve::start(&lab, &out);
+    serve.signal("-KILL");
+    serve.end();
+    assert!(out.join("vm.sock").exists());
+    let released = h2k(["release", text(&out), "--json"]).expect(0).json();
+    assert_eq!(released["source"], json!([url]));
+    assert_eq!(released["kept"], json!([]));
+    assert!(!out.exists());
+
+    // One that serves ends with the directory, and one whose directory has moved names the new sockets.
+    let (_, out) = convert_later(&lab, &url, &[], "out");
+    let moved = lab.path("moved");
+    fs::rename(&out, &moved).unwrap();
+    let serve = Serve::start(&lab, &moved);
+    let seen = contents(&lab, &moved.join("vm.qcow2"), "seen.raw");
+    assert_eq!(fs::metadata(&seen).unwrap().len(), lab.spec.disk_size);
+    let xml = fs::read_to_string(moved.join("vm-final.xml")).unwrap();
+    let socket = moved.join("vm.sock");
+    assert!(xml.contains(text(&socket)), "{xml}");
+    let begin = Instant::now();
+    h2k(["release", text(&moved)]).expect(0);
+    let ended = serve.end().expect(0);
+    assert!(
+        ended.stderr.is_empty() || !ended.stderr.contains("error"),
+        "{}",
+        ended.stderr
+    );
+    assert!(begin.elapsed() < Duration::from_secs(20));
+    assert!(!moved.exists());
+    drop(serving);
+}
