@@ -17,6 +17,7 @@ mod cache;
 mod child;
 mod control;
 mod dial;
+mod dirty;
 mod error;
 mod https;
 mod listing;
@@ -350,6 +351,18 @@ impl Remote {
                 was: self.identity.to_string(),
                 now: now.to_string(),
             }),
+        }
+    }
+
+    /// Where the dirty bitmaps of the export say it was written to; `None` where it has none.
+    pub(crate) fn dirty(&self) -> Result<Option<dirty::Ranges>> {
+        match self.wire.call(&Request::Dirty(self.location.clone()))?.0 {
+            Answer::Dirty(ranges) => Ok(ranges),
+            _ => Err(WireError::failed(
+                &self.location,
+                "an answer of another kind",
+                "",
+            )),
         }
     }
 

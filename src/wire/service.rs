@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::cache::{Cache, SECTOR};
+use super::dirty::Ranges;
 use super::error::{Result, WireError};
 use super::pool::{Output, Pending, Pool, Task};
 use super::upstream::{Meter, PIECE, Target, Wanted};
@@ -127,6 +128,10 @@ impl Service {
             Output::Identity(identity) => Ok(identity),
             _ => Err(unexpected(at)),
         }
+    }
+
+    pub(super) fn dirty(&self, at: &Location) -> Result<Option<Ranges>> {
+        self.pool.dirty(at)
     }
 
     pub(super) fn list(&self, at: &Location) -> Result<Vec<Listed>> {
