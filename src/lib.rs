@@ -44,6 +44,10 @@ pub mod plan;
 pub mod registry;
 pub(crate) mod rehearse;
 pub mod report;
+#[cfg(test)]
+mod skip;
+#[cfg(test)]
+mod skip_tests;
 pub mod source;
 #[cfg(test)]
 mod testing;

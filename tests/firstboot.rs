@@ -6,7 +6,10 @@
 //! are small stand-ins, so that what the script makes of their answers is shown too.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
-#![allow(clippy::print_stderr)] // skips must be seen
+#![allow(clippy::print_stderr)] // which case is running
+
+#[path = "../src/skip.rs"]
+mod skip;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +18,7 @@ use std::process::{Child, Command};
 use hyper2kvm::firstboot::disks::{Disk, DiskId, Disks};
 use hyper2kvm::firstboot::network::{Binding, DeviceId, DnsName, Ghost, Settings};
 use hyper2kvm::firstboot::{FileName, Inf, MAX_TRIES, Restore, SERVICE, Script};
+use skip::have;
 
 const CCS: &str = r"HKLM\SYSTEM\CurrentControlSet";
 const GUID: &str = "{AAAAAAAA-1111-2222-3333-444444444444}";
@@ -86,12 +90,7 @@ impl Drop for Windows {
 
 impl Windows {
     fn new() -> Option<Self> {
-        if hyper2kvm::tool::find("wine").is_none() {
-            assert!(
-                std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none(),
-                "missing tool: wine"
-            );
-            eprintln!("SKIP: wine is not installed");
+        if !have(&["wine"]) {
             return None;
         }
         let mut windows = Self {

@@ -1,31 +1,16 @@
 //! Real hives, logs and boot stores. Replay is judged by what Windows itself made of the same hives and by msuhanov/yarp,
 //! an independent implementation (run by hand on the same files; its numbers are asserted here).
 
-use std::path::PathBuf;
-use std::process::Command;
+#[path = "../src/skip.rs"]
+mod skip;
+
 use std::sync::Arc;
 
 use hyper2kvm::registry::load::load;
 use hyper2kvm::registry::recover::{Recovery, pending, recover};
 use hyper2kvm::registry::{BaseBlock, Bcd, BcdDevice, HiveView, Key};
 use sha2::{Digest, Sha256};
-
-/// A file of the corpus, or `None` when there is no corpus.
-#[allow(clippy::disallowed_methods, clippy::print_stderr)]
-fn corpus(name: &str) -> Option<Vec<u8>> {
-    let root = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
-        PathBuf::from,
-    );
-    if !root.is_dir() {
-        eprintln!("SKIP {name}: no corpus at {}", root.display());
-        return None;
-    }
-    let path = root.join(format!("{name}.xz"));
-    let out = Command::new("xz").arg("-dc").arg(&path).output().unwrap();
-    assert!(out.status.success(), "{}: {:?}", path.display(), out.status);
-    Some(out.stdout)
-}
+use skip::corpus;
 
 /// Hive, LOG1 and LOG2 of a corpus folder.
 fn with_logs(hive: &str, logs: [&str; 2]) -> Option<[Vec<u8>; 3]> {

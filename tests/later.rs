@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::{
-    Lab, Run, TOOLS, binary, export, finish, h2k, have, names, sha256, text, tool, tree,
+    Lab, Run, TOOLS, binary, export, finish, h2k, have, names, sha256, skip, text, tool, tree,
 };
 
 /// The digest and the time of each file of a source.
@@ -588,8 +588,7 @@ fn a_large_disk_takes_no_longer() {
     tool("cp", &["--sparse=always", text(&lab.raw), text(&large)]);
     let file = fs::File::options().write(true).open(&large).unwrap();
     if file.set_len(2 << 40).is_err() {
-        eprintln!("SKIP: no file of 2 TiB here");
-        return;
+        return skip("large-file", "no file of 2 TiB here");
     }
     drop(file);
     let begin = std::time::Instant::now();

@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
 use hyper2kvm::domain::element::Element;
 use serde_json::{Value, json};
-use support::{Lab, Run, TOOLS, h2k, have, sha256, tool, virtio_win};
+use support::{Lab, Run, TOOLS, h2k, have, sha256, skip, tool, virtio_win};
 
 /// One guest, as raw disk and as VMDK.
 fn lab() -> &'static Lab {
@@ -58,7 +58,7 @@ fn cases() -> Vec<(String, PathBuf, Value)> {
     let mut found = Vec::new();
     for folder in ["tests/cases", "../shared/cases"].map(|f| here.join(f)) {
         let Ok(text) = fs::read_to_string(folder.join("expected.json")) else {
-            eprintln!("SKIP: no cases at {}", folder.display());
+            skip("cases", format!("no cases at {}", folder.display()));
             continue;
         };
         let expected: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{
-    Lab, LoopOver, Mounted, Paused, Run, TOOLS, binary, finish, h2k, have, names, sha256, text,
-    tool, virtio_win,
+    Lab, LoopOver, Mounted, Paused, Run, TOOLS, binary, finish, h2k, have, names, sha256, skip,
+    text, tool, virtio_win,
 };
 
 fn command(source: &Path, out: &Path, more: &[&str]) -> Command {
@@ -887,8 +887,7 @@ fn two_installs_of_one_name_lose_nothing() {
     let images = shm.path().join("images");
     fs::create_dir(&images).unwrap();
     if fs::metadata(&images).unwrap().dev() == fs::metadata(&lab.raw).unwrap().dev() {
-        eprintln!("SKIP: one file system");
-        return;
+        return skip("dev-shm", "/dev/shm is no file system of its own");
     }
     fs::set_permissions(shm.path(), Permissions::from_mode(0o711)).unwrap();
     let outs = ["a", "b"].map(|name| lab.path(name));
@@ -982,8 +981,7 @@ fn killed_while_disks_are_installed() {
     let shm = tempfile::tempdir_in("/dev/shm").unwrap();
     let there = |folder: &Path| fs::metadata(folder).unwrap().dev();
     if there(shm.path()) == there(lab.dir.path()) {
-        eprintln!("SKIP: one file system");
-        return;
+        return skip("dev-shm", "/dev/shm is no file system of its own");
     }
     let out = lab.path("out");
     for images in [lab.path("images"), shm.path().join("images")] {

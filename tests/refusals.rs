@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, hives};
 use serde_json::Value;
 use support::{
-    Lab, Run, TOOLS, binary, finish, h2k, have, processes_naming, sha256, tool, virtio_win,
+    Lab, Run, TOOLS, binary, finish, h2k, have, processes_naming, sha256, skip, tool, virtio_win,
 };
 
 /// Runs the program with its temporary files in a folder that must be empty afterwards.
@@ -607,8 +607,11 @@ type AsNobody<'l> = Box<dyn Fn(&[&str]) -> Run + 'l>;
 
 /// Runs as an ordinary user, when we are one who can.
 fn as_nobody(lab: &Lab) -> Option<AsNobody<'_>> {
-    if !rustix::process::geteuid().is_root() || !have(&["setpriv"]) {
-        eprintln!("SKIP: permissions are only tested as root");
+    if !have(&["setpriv"]) {
+        return None;
+    }
+    if !rustix::process::geteuid().is_root() {
+        skip("root", "permissions are only tested as root");
         return None;
     }
     Some(Box::new(|args| {
@@ -724,8 +727,7 @@ fn a_full_disk() {
         .arg(&small_disk)
         .status();
     if !mounted.is_ok_and(|s| s.success()) {
-        eprintln!("SKIP: cannot mount a small tmpfs here");
-        return;
+        return skip("mount", "cannot mount a small tmpfs here");
     }
     let _mounted = Mounted(small_disk.clone());
     let digest = sha256(&lab.raw);
@@ -924,8 +926,7 @@ fn without_libhivex_nothing_is_written() {
         finish(command)
     };
     if hidden(&["true"]).code != 0 {
-        eprintln!("SKIP: no mount namespace of one's own");
-        return;
+        return skip("mount", "no mount namespace of one's own");
     }
     let media = virtio_win().to_str().unwrap();
     for verb in ["plan", "convert"] {

@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{
-    Lab, LoopOver, Mounted, Paused, TOOLS, binary, finish, h2k, have, names, said, sha256, text,
-    tool, virtio_win,
+    Lab, LoopOver, Mounted, Paused, TOOLS, binary, finish, h2k, have, names, said, sha256, skip,
+    text, tool, virtio_win,
 };
 
 /// `O_EXCL`, which the kernel refuses for a block device that is in use.
@@ -624,8 +624,7 @@ fn what_is_missing_is_named() {
         .args(["-m", "umount", "-l", "/proc"])
         .status();
     if !hides.is_ok_and(|status| status.success()) {
-        eprintln!("SKIP: /proc cannot be hidden");
-        return;
+        return skip("mount", "/proc cannot be hidden");
     }
     for verb in ["inspect", "convert"] {
         let mut run = command(&lab, verb, &qcow2, &[]);

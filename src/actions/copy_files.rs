@@ -113,3 +113,88 @@ impl Act for CopyFiles {
         Ok(self.files.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::actions::Saver;
+    use crate::drivers::media::Memory;
+    use crate::guest::{Extent, GuestWrite, Result, VolumeId};
+    use crate::inspect::fake::FakeGuest;
+
+    /// Keeps what is written to it.
+    #[derive(Clone, Default)]
+    struct Recorder(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    impl GuestWrite for Recorder {
+        fn create_dir(&mut self, _: VolumeId, _: &GuestPath) -> Result<()> {
+            unreachable!()
+        }
+
+        fn write_file(&mut self, _: VolumeId, _: &GuestPath, contents: &[u8]) -> Result<()> {
+            self.0.lock().unwrap().push(contents.to_vec());
+            Ok(())
+        }
+
+        fn patch_file(&mut self, _: VolumeId, _: &GuestPath, _: u64, _: &[Extent]) -> Result<()> {
+            unreachable!()
+        }
+
+        fn patch_boot_sector(&mut self, _: VolumeId, _: &[Extent]) -> Result<()> {
+            unreachable!()
+        }
+
+        fn remove_file(&mut self, _: VolumeId, _: &GuestPath) -> Result<()> {
+            unreachable!()
+        }
+
+        fn remove_dir(&mut self, _: VolumeId, _: &GuestPath) -> Result<()> {
+            unreachable!()
+        }
+
+        fn close(self: Box<Self>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_is_saved_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut before = FakeGuest::default();
+        before.file(1, "Windows/old.sys", b"old".to_vec());
+        let copy = |name: &str, replaces| FileCopy {
+            to: GuestPath::parse(&format!("Windows\\{name}")).unwrap(),
+            from: "new.sys".into(),
+            size: 3,
+            replaces,
+        };
+        let action = CopyFiles {
+            id: "files".into(),
+            title: "copy".into(),
+            folders: vec![],
+            files: vec![copy("old.sys", true), copy("other.sys", false)],
+        };
+        let recorder = Recorder::default();
+        let mut work = Work {
+            volume: VolumeId::new(1),
+            media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
+            before: &before,
+            writer: Box::new(recorder.clone()),
+            saver: Saver {
+                folder: dir.path().to_path_buf(),
+                durably: true,
+            },
+            hives: BTreeMap::new(),
+            walking: Vec::new(),
+        };
+        let changes = action.apply(&mut work).unwrap();
+        assert_eq!(*recorder.0.lock().unwrap(), [b"new", b"new"]);
+        let backup = changes[0].backup.as_deref().unwrap();
+        let saved = std::fs::read(dir.path().join(backup)).unwrap();
+        assert_eq!(saved, b"old");
+        assert_eq!(changes[1].backup, None);
+    }
+}

@@ -336,4 +336,18 @@ mod tests {
         assert_eq!(ranges, [(4096, 8192), (4 * 4096, 2 * 4096 + 10)]);
         assert!(changed_blocks(&path, &old).unwrap().is_empty());
     }
+
+    #[test]
+    fn a_tail_beyond_the_hive_bins_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("SYSTEM");
+        fs::write(&path, b"old bins, and a tail").unwrap();
+        let mut merged = b"new bins,".to_vec();
+        append_tail(&path, &mut merged).unwrap();
+        assert_eq!(merged, b"new bins, and a tail");
+        // A hive that grew over its tail has none.
+        let mut grown = vec![7; 30];
+        append_tail(&path, &mut grown).unwrap();
+        assert_eq!(grown, [7; 30]);
+    }
 }

@@ -726,6 +726,7 @@ fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skip::skip;
 
     #[test]
     fn pools() {
@@ -759,13 +760,11 @@ mod tests {
             tempfile::tempdir_in("/dev/shm"),
         );
         let Ok(there) = there else {
-            eprintln!("SKIP: no /dev/shm");
-            return;
+            return skip("dev-shm", "no /dev/shm");
         };
         let device = |path: &Path| fs::metadata(path).unwrap().dev();
         if device(here.path()) == device(there.path()) {
-            eprintln!("SKIP: one file system");
-            return;
+            return skip("dev-shm", "/dev/shm is no file system of its own");
         }
         let (from, to) = (here.path().join("a disk"), there.path().join("a disk"));
         fs::write(&from, "contents").unwrap();

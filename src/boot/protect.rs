@@ -396,12 +396,11 @@ fn check_size(copy: &Path, size: u64, saved: Option<Saved>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tool;
+    use crate::skip::have;
 
     #[test]
     fn a_disk_comes_back() {
-        if tool::find("qemu-img").is_none() {
-            eprintln!("SKIP: no qemu-img");
+        if !have(&["qemu-img"]) {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -454,8 +453,7 @@ mod tests {
     /// On a disk that stands alone, and on one over a source elsewhere.
     #[test]
     fn an_overlay_takes_what_is_written_since() {
-        if tool::find("qemu-img").is_none() || tool::find("qemu-io").is_none() {
-            eprintln!("SKIP: no qemu-img or qemu-io");
+        if !have(&["qemu-img", "qemu-io"]) {
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -1,37 +1,12 @@
 //! The measured table of real hives, and what each single change does to it. The judge of the edits
 //! is `hivexregedit`: it makes the changed hives.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::Path;
 
 use super::*;
 use crate::registry::{KeyTree, RegData};
-use crate::tool::{Cmd, ToolError};
-
-/// A file of the corpus of real hives, unpacked once for all tests.
-pub(crate) fn corpus_file(name: &'static str) -> Option<Vec<u8>> {
-    static UNPACKED: Mutex<BTreeMap<&str, Option<Vec<u8>>>> = Mutex::new(BTreeMap::new());
-    let mut unpacked = UNPACKED.lock().unwrap();
-    unpacked.entry(name).or_insert_with(|| unpack(name)).clone()
-}
-
-fn unpack(name: &str) -> Option<Vec<u8>> {
-    let folder = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
-        PathBuf::from,
-    );
-    let path = folder.join(name);
-    if !path.exists() {
-        let shown = path.display();
-        let ci = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
-        assert!(!ci, "{shown} is not there");
-        eprintln!("SKIP {shown} is not there");
-        return None;
-    }
-    let xz = Cmd::new("xz").arg("-dc").arg(&path);
-    Some(xz.stdout_limit(1 << 30).run().unwrap().stdout)
-}
+use crate::skip::{corpus, corpus_if_there, have};
+use crate::tool::Cmd;
 
 /// hivexregedit does not create the parents of a key.
 fn with_parents(reg: &str) -> String {
@@ -54,16 +29,11 @@ fn merged(hive: &[u8], reg: &str) -> Option<Vec<u8>> {
     std::fs::write(&file, hive).unwrap();
     std::fs::write(&text, with_parents(reg)).unwrap();
     let merge = Cmd::new("hivexregedit").args(["--merge", "--prefix", "X", "--"]);
-    match merge.args([&file, &text]).run() {
-        Ok(_) => Some(std::fs::read(&file).unwrap()),
-        Err(ToolError::NotFound { .. })
-            if std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none() =>
-        {
-            eprintln!("SKIP hivexregedit is not installed");
-            None
-        }
-        Err(error) => panic!("hivexregedit: {error}"),
+    if !have(&["hivexregedit"]) {
+        return None;
     }
+    merge.args([&file, &text]).run().unwrap();
+    Some(std::fs::read(&file).unwrap())
 }
 
 /// Registry facts as text: what the boot path reads of a real hive.
@@ -160,7 +130,7 @@ fn the_models_are_facts_of_the_corpus() {
         ("win7-vmware", WIN7, boot_part_7 as fn(&[u8]) -> KeyTree),
         ("win10-vmware", WIN10, boot_part),
     ] {
-        let Some(hive) = corpus_file(file) else {
+        let Some(hive) = corpus(file) else {
             return;
         };
         let text = model::text(&part(&hive));
@@ -174,8 +144,8 @@ fn the_models_are_facts_of_the_corpus() {
     }
 }
 
-const WIN7: &str = "win7-x86-vmware/SYSTEM.xz";
-const WIN10: &str = "win10-vmware/SYSTEM.xz";
+const WIN7: &str = "win7-x86-vmware/SYSTEM";
+const WIN10: &str = "win10-vmware/SYSTEM";
 
 struct Guest {
     hive: Vec<u8>,
@@ -192,7 +162,7 @@ impl Guest {
             arch: Machine::I386,
         };
         let model = model::hive(include_str!("models/win7-vmware.reg"));
-        [Some(model), corpus_file(WIN7)]
+        [Some(model), corpus_if_there(WIN7)]
             .into_iter()
             .flatten()
             .map(guest)
@@ -206,7 +176,7 @@ impl Guest {
             arch: Machine::Amd64,
         };
         let model = model::hive(include_str!("models/win10-vmware.reg"));
-        [Some(model), corpus_file(WIN10)]
+        [Some(model), corpus_if_there(WIN10)]
             .into_iter()
             .flatten()
             .map(guest)

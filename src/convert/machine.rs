@@ -455,9 +455,11 @@ pub fn firmware(machine: &Machine, portable: bool) -> (FirmwareChoice, Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::{GuestSpec, WinVersion};
     use crate::domain::Stage;
     use crate::firstboot::network::{self, Binding, Policy};
     use crate::inspect::model::{Cidr, NetworkFacts};
+    use crate::testing::MemoryGuest;
 
     fn options(nics: &[(&str, bool)]) -> MachineOptions {
         MachineOptions {
@@ -649,6 +651,55 @@ mod tests {
             assert_eq!(choice, FirmwareChoice::Portable { secure_boot });
             assert_eq!(warning, None);
             domain::to_xml(&machine, Stage::Final, &choice).unwrap();
+        }
+    }
+
+    /// A Windows 11 with UEFI, changed, and the VM that is made for it.
+    fn machine_of(
+        change: impl FnOnce(&mut Inspection, &mut WindowsFacts, &mut MachineOptions),
+    ) -> Machine {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win11));
+        let mut inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        let mut windows = inspection.windows.clone().unwrap();
+        let mut options = options(&[]);
+        change(&mut inspection, &mut windows, &mut options);
+        machine(&inspection, &windows, None, &[], &options)
+    }
+
+    #[test]
+    fn windows_11_gets_a_tpm_and_others_get_one_where_it_is_asked_for() {
+        for (build, server, asked, refused, want) in [
+            (22000, false, false, false, true),
+            (26100, false, false, false, true),
+            (21999, false, false, false, false),
+            (26100, true, false, false, false),
+            (19045, false, true, false, true),
+            (26100, false, false, true, false),
+            (26100, false, true, true, false),
+        ] {
+            let vm = machine_of(|_, windows, options| {
+                (windows.target.build, windows.target.server) = (build, server);
+                (options.tpm, options.no_tpm) = (asked, refused);
+            });
+            assert_eq!(vm.tpm, want, "{build} {server} {asked} {refused}");
+        }
+    }
+
+    #[test]
+    fn a_vm_with_bios_gets_no_tpm() {
+        let vm = machine_of(|inspection, _, options| {
+            inspection.firmware = Some(inspect::Firmware::Bios);
+            options.tpm = true;
+        });
+        assert_eq!((vm.tpm, vm.firmware), (false, Firmware::Bios));
+        assert_eq!(vm.nvram, None);
+    }
+
+    #[test]
+    fn the_clock_runs_as_the_guest_reads_it() {
+        for utc in [false, true] {
+            let vm = machine_of(|_, windows, _| windows.clock_is_utc = utc);
+            assert_eq!(vm.clock_utc, utc);
         }
     }
 }

@@ -603,15 +603,8 @@ mod tests {
         require("mkntfs")
     }
 
-    #[allow(clippy::print_stderr)] // A skip must be seen.
     fn require(tool: &str) -> bool {
-        let there = crate::tool::find(tool).is_some();
-        if !there {
-            let required = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
-            assert!(!required, "{tool} is not installed");
-            eprintln!("SKIP: {tool} is not installed");
-        }
-        there
+        crate::skip::have(&[tool])
     }
 
     /// Every file comes back as it went in, through the reader that shares nothing with the writer.

@@ -27,6 +27,20 @@ pub trait BlockWrite: BlockRead {
     fn flush(&self) -> io::Result<()>;
 }
 
+/// A disk in memory, for tests.
+#[cfg(test)]
+impl BlockRead for Vec<u8> {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_range(offset, buf.len() as u64, self.size())?;
+        buf.copy_from_slice(&self[offset as usize..][..buf.len()]);
+        Ok(())
+    }
+}
+
 /// From this size on two threads read side by side.
 const LARGE: usize = 4 << 20;
 

@@ -560,8 +560,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.raw");
         std::fs::write(&path, [0; 512]).unwrap();
-        if crate::tool::find("qemu-img").is_none() {
-            eprintln!("SKIP: qemu-img is not installed");
+        if !crate::skip::have(&["qemu-img"]) {
             return;
         }
         let image = Image::open_info(&path, None, &[]).unwrap();

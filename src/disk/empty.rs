@@ -86,10 +86,7 @@ mod tests {
     /// `qemu-img` is the judge.
     #[test]
     fn qemu_takes_it_for_an_empty_disk() {
-        if crate::tool::find(qemu_img::TOOL).is_none() {
-            let required = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
-            assert!(!required, "qemu-img is not installed");
-            eprintln!("SKIP: no qemu-img");
+        if !crate::skip::have(&[qemu_img::TOOL]) {
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -821,17 +821,6 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_bytes_are_survived(mut data in proptest::collection::vec(0u8.., 0..20_000), ext: bool) {
-            struct Bytes(Vec<u8>);
-            impl BlockRead for Bytes {
-                fn size(&self) -> u64 {
-                    self.0.len() as u64
-                }
-                fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-                    let at = offset as usize;
-                    buf.copy_from_slice(self.0.get(at..at + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
-                    Ok(())
-                }
-            }
             if let Some(end) = data.get_mut(510..512) {
                 end.copy_from_slice(&[0x55, 0xaa]);
             }
@@ -839,7 +828,7 @@ mod tests {
                 (kind[0], kind[4]) = (0, 5);
             }
             let size = data.len() as u64;
-            if let Ok(layout) = read_layout(&Bytes(data)) {
+            if let Ok(layout) = read_layout(&data) {
                 for p in layout.partitions {
                     proptest::prop_assert!(p.start_bytes + p.size_bytes <= size);
                 }

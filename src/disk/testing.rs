@@ -13,20 +13,7 @@ use sha2::{Digest, Sha256};
 use super::compose::{REPLY_MAGIC, array, negotiate};
 use super::remote::RemoteFile;
 
-/// False, with a visible note, when a tool the test needs is not there.
-pub fn have(tools: &[&str]) -> bool {
-    for tool in tools {
-        if crate::tool::find(tool).is_none() {
-            assert!(
-                std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none(),
-                "{tool} is not installed"
-            );
-            eprintln!("SKIP: {tool} is not installed");
-            return false;
-        }
-    }
-    true
-}
+pub use crate::skip::have;
 
 /// Runs a program that must succeed.
 pub fn run(program: &str, args: &[&str]) {

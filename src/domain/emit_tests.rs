@@ -1,7 +1,6 @@
 //! The writers for others than libvirt, read back or run.
 
 #![allow(clippy::disallowed_methods)] // shells and a stand-in for qm
-#![allow(clippy::print_stderr)] // skips must be seen
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -9,6 +9,7 @@ use super::firmware::FirmwareImages;
 use super::network::Bridge;
 use super::xml::{domain_name, target_name};
 use super::*;
+use crate::skip::skip;
 
 const BIOS: Firmware = Firmware::Bios;
 const UEFI: Firmware = Firmware::Uefi { secure_boot: false };
@@ -689,19 +690,11 @@ fn judge(program: &str, args: &[&str]) -> Option<(bool, String)> {
             text.push_str(&String::from_utf8_lossy(&output.stderr));
             Some((output.status.success(), text))
         }
-        Err(error) if std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some() => {
-            panic!("{program}: {error}")
-        }
         Err(error) => {
-            skip(&format!("{program}: {error}"));
+            skip(program, format!("{program}: {error}"));
             None
         }
     }
-}
-
-#[allow(clippy::print_stderr)]
-fn skip(why: &str) {
-    eprintln!("SKIP {why}");
 }
 
 fn write_all(dir: &Path, cases: &[Case]) -> Vec<PathBuf> {
@@ -852,7 +845,10 @@ fn libvirt_defines_every_domain() {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let tpm = std::env::split_paths(&path).any(|dir| dir.join("swtpm_setup").exists());
     if !tpm {
-        skip("swtpm_setup is missing, so machines are defined without their TPM");
+        skip(
+            "swtpm_setup",
+            "swtpm_setup is missing: VMs are defined without their TPM",
+        );
     }
     for case in &mut cases {
         // KVM is missing on build machines, and libvirt checks the domain type against the host.

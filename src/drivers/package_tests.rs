@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::*;
 use crate::demo::virtio_win::{self, Layout};
@@ -7,6 +7,7 @@ use crate::drivers::media::Memory;
 use crate::drivers::select::select;
 use crate::drivers::target::Arch;
 use crate::registry::{HiveView, RegEdits};
+use crate::skip::{corpus, skip};
 
 fn image(arch: Arch) -> Vec<u8> {
     let mut bytes = vec![0; 0x100];
@@ -407,32 +408,20 @@ fn run(program: &str, args: &[&std::ffi::OsStr]) -> Option<Vec<u8>> {
             Some(output.stdout)
         }
         Err(error) => {
-            let required = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
-            assert!(!required, "{program}: {error}");
+            skip(program, format!("{program}: {error}"));
             None
         }
     }
-}
-
-fn corpus_hive(name: &str) -> Option<Vec<u8>> {
-    let corpus = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
-        PathBuf::from,
-    );
-    let path = corpus.join(name);
-    path.is_file()
-        .then(|| run("xz", &["-dc".as_ref(), path.as_os_str()]))?
 }
 
 /// hivexregedit puts the edits into real hives, and every one of them is then found there.
 #[test]
 fn merged_into_real_hives() {
     for (hive, target) in [
-        ("win10-vmware/SYSTEM.xz", target(10, 0, 18363, Arch::Amd64)),
-        ("win7-x86-vmware/SYSTEM.xz", target(6, 1, 7601, Arch::X86)),
+        ("win10-vmware/SYSTEM", target(10, 0, 18363, Arch::Amd64)),
+        ("win7-x86-vmware/SYSTEM", target(6, 1, 7601, Arch::X86)),
     ] {
-        let Some(bytes) = corpus_hive(hive) else {
-            eprintln!("SKIP merged_into_real_hives: no corpus or no xz");
+        let Some(bytes) = corpus(hive) else {
             return;
         };
         let (set, media) = demo_set(&target);
@@ -454,7 +443,6 @@ fn merged_into_real_hives() {
             &reg,
         ];
         if run("hivexregedit", &args.map(Path::as_os_str)).is_none() {
-            eprintln!("SKIP merged_into_real_hives: no hivexregedit");
             return;
         }
         let bytes = std::fs::read(&system).unwrap();

@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use super::*;
 use crate::demo::virtio_win::{self, Layout};
 use crate::drivers::media::Memory;
@@ -100,14 +98,6 @@ fn the_demo_folder_in_both_layouts() {
     assert_eq!(set.packages[0].folder, "viostor/w11/ARM64");
 }
 
-fn corpus() -> Option<PathBuf> {
-    let dir = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
-        PathBuf::from,
-    );
-    dir.is_dir().then_some(dir)
-}
-
 /// The paths of a real medium, with INFs of the right kind made up for them.
 fn listed(paths: &str) -> Memory {
     let catalogue = Catalogue::builtin();
@@ -150,8 +140,7 @@ fn listed(paths: &str) -> Memory {
 
 #[test]
 fn the_real_file_lists() {
-    let Some(corpus) = corpus() else {
-        eprintln!("SKIP the_real_file_lists: no corpus");
+    let Some(corpus) = crate::skip::corpus_folder() else {
         return;
     };
     let catalogue = Catalogue::builtin();
@@ -292,6 +281,12 @@ fn drivers_this_windows_would_not_load() {
     let error = select(&newer, &catalogue, &target(6, 3, 9600, true, Arch::Amd64)).unwrap_err();
     assert_eq!(error.code(), "driver-not-signed");
     assert!(error.remedy().contains("0.1.215"));
+    // The last release that is signed for it, and the one after.
+    let of = |stamp: &str| change("63.90.104.21500", &format!("63.90.104.{stamp}"));
+    let server = target(6, 3, 9600, true, Arch::Amd64);
+    assert!(select(&of("21599"), &catalogue, &server).is_ok());
+    let error = select(&of("21600"), &catalogue, &server).unwrap_err();
+    assert_eq!(error.code(), "driver-not-signed");
     // 32-bit Windows does not check.
     select(&newer, &catalogue, &target(6, 3, 9600, false, Arch::X86)).unwrap();
 

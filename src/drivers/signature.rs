@@ -438,11 +438,8 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::print_stderr)] // skips must be seen
     fn signers() {
-        if crate::tool::find("openssl").is_none() {
-            assert!(std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none());
-            eprintln!("SKIP: openssl is not installed");
+        if !crate::skip::have(&["openssl"]) {
             return;
         }
         let cases = [
@@ -472,7 +469,6 @@ mod tests {
 
     /// What Windows would record beside the package, test certificates included.
     #[test]
-    #[allow(clippy::print_stderr)] // skips must be seen
     fn the_signer_of_a_package_is_recorded() {
         use crate::demo::virtio_win::{self, Layout};
         use crate::drivers::media::Memory;
@@ -481,9 +477,7 @@ mod tests {
         use crate::guest::GuestPath;
         use crate::registry::{RegData, RegOp};
 
-        if crate::tool::find("openssl").is_none() {
-            assert!(std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none());
-            eprintln!("SKIP: openssl is not installed");
+        if !crate::skip::have(&["openssl"]) {
             return;
         }
         let target = WindowsTarget {

@@ -744,4 +744,93 @@ mod tests {
             assert_eq!(pair.now(), now, "damaged: {damaged}");
         }
     }
+
+    #[test]
+    fn a_disk_of_another_size_is_never_written() {
+        for grown in [4 << 20, 2 << 20] {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut journal, ..) = setup(dir.path());
+            let path = dir.path().join("disk");
+            let disk = FileDisk::open_rw(&path).unwrap();
+            commit(&mut journal, &[&disk]).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_len(grown).unwrap();
+            let now = fs::read(&path).unwrap();
+            let disk = FileDisk::open_rw(&path).unwrap();
+            for force in [false, true] {
+                let error = rollback(&mut journal, &[&disk], force).unwrap_err();
+                let of = matches!(error, CommitError::OtherDisk { expected, actual, .. }
+                    if (expected, actual) == (3 << 20, grown));
+                assert!(of, "{error}");
+            }
+            assert_eq!(fs::read(&path).unwrap(), now);
+            assert_eq!(journal.doc.state, State::Committed);
+        }
+    }
+
+    /// Takes writes to one place, and forgets them.
+    struct Forgetful(FileDisk, u64);
+
+    impl BlockRead for Forgetful {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            self.0.read_at(offset, buf)
+        }
+    }
+
+    impl BlockWrite for Forgetful {
+        fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            match (offset..offset + data.len() as u64).contains(&self.1) {
+                true => Ok(()),
+                false => self.0.write_at(offset, data),
+            }
+        }
+
+        fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+            self.0.zero_at(offset, len)
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, old, _) = setup(dir.path());
+        let open = || FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+        let error = commit(&mut journal, &[&Forgetful(open(), 6000)]).unwrap_err();
+        assert!(
+            matches!(error, CommitError::ReadBack { offset: 0 }),
+            "{error}"
+        );
+        assert!(journal.needs_undo());
+        rollback(&mut journal, &[&open()], false).unwrap();
+        assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    }
+
+    #[test]
+    fn every_state_from_the_first_write_on_needs_an_undo() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, ..) = setup(dir.path());
+        for (state, needs) in [
+            (State::Planned, false),
+            (State::Fixing, false),
+            (State::Verified, false),
+            (State::Committing, true),
+            (State::Committed, true),
+            (State::RollingBack, true),
+            (State::RolledBack, false),
+        ] {
+            journal.doc.state = state;
+            assert_eq!(journal.needs_undo(), needs, "{state:?}");
+        }
+        journal.doc.disk.in_place = false;
+        journal.doc.state = State::Committed;
+        assert!(!journal.needs_undo(), "only an overlay was written");
+    }
 }

@@ -698,3 +698,7 @@ fn collect_entries(node: &[u8], entries: &mut Vec<FileInfo>) -> Fallible<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "ntfs_read_tests.rs"]
+mod tests;

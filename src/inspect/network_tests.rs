@@ -1,7 +1,7 @@
 use super::super::tests::survey_demo;
 use super::*;
-use crate::boot_path::tests::corpus_file;
 use crate::demo::{AdapterSpec, GuestSpec, IpSpec, MoreIp, WinVersion};
+use crate::skip::corpus;
 
 #[test]
 fn small_parsers() {
@@ -30,13 +30,13 @@ fn small_parsers() {
 #[test]
 fn adapters_of_real_hives() {
     let read = |file: &'static str| {
-        let bytes = corpus_file(file)?;
+        let bytes = corpus(file)?;
         let facts = network(&HiveView::new(&bytes).unwrap(), "ControlSet001").unwrap();
         Some(serde_json::to_value(&facts).unwrap())
     };
     // Two PRO/1000 MT, whose instance ids hold no MAC. Windows wrote their gateways to the list of
     // persistent routes and, with the adapter, to Nsi: neither makes them routes.
-    if let Some(seven) = read("win7-x86-vmware/SYSTEM.xz") {
+    if let Some(seven) = read("win7-x86-vmware/SYSTEM") {
         let adapter = |guid: &str, name: &str, ip: &str, gateway: &str, dns: &str, slot: &str| {
             serde_json::json!({
                 "guid": guid, "mac": null, "name": name, "dhcp": false,
@@ -64,7 +64,7 @@ fn adapters_of_real_hives() {
         );
     }
     // One 82574L on DHCP; the debugger's and Bluetooth's adapters are no cards.
-    if let Some(ten) = read("win10-vmware/SYSTEM.xz") {
+    if let Some(ten) = read("win10-vmware/SYSTEM") {
         let cards = ten["adapters"].as_array().unwrap();
         assert_eq!(cards.len(), 1, "{cards:?}");
         assert_eq!(

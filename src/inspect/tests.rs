@@ -4,13 +4,13 @@ use serde_json::json;
 
 use super::fake::FakeGuest;
 use super::*;
-use crate::boot_path::tests::corpus_file;
 use crate::boot_path::{Controller, fake_pe};
 use crate::demo::{self, GuestSpec, Leftovers, WinVersion};
 use crate::disk::layout::{GPT_BASIC_DATA, GPT_ESP, GPT_LDM_DATA, GPT_MSR, Partition};
 use crate::drivers::Arch;
 use crate::guest::IO_REPARSE_TAG_WOF;
 use crate::registry::{KeyTree, RegData, base};
+use crate::skip::corpus;
 
 pub(crate) fn partition(index: u32, type_id: &str, active: bool) -> Partition {
     Partition {
@@ -647,8 +647,8 @@ fn real_windows_7() -> Option<FakeGuest> {
     let mut guest = FakeGuest::default();
     guest.volume(partition(1, "0x07", true), FsKind::Ntfs);
     let config = "Windows/System32/config";
-    let system = corpus_file("win7-x86-vmware/SYSTEM.xz")?;
-    let software = corpus_file("win7-x86-vmware/SOFTWARE.xz")?;
+    let system = corpus("win7-x86-vmware/SYSTEM")?;
+    let software = corpus("win7-x86-vmware/SOFTWARE")?;
     guest.file(1, &format!("{config}/SYSTEM"), system);
     guest.file(1, &format!("{config}/SOFTWARE"), software);
     guest.file(1, "Windows/System32/ntoskrnl.exe", fake_pe(0x014c));
@@ -696,7 +696,7 @@ fn real_windows_7_x86_on_vmware() {
 
 #[test]
 fn real_windows_10_on_vmware() {
-    let Some(system) = corpus_file("win10-vmware/SYSTEM.xz") else {
+    let Some(system) = corpus("win10-vmware/SYSTEM") else {
         return;
     };
     let mut shape = Shape::windows_11();

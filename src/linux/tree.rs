@@ -402,12 +402,11 @@ mod tests {
 
     use super::*;
     use crate::disk::block::FileDisk;
-    use crate::tool::{self, Cmd};
+    use crate::tool::Cmd;
 
     /// A file system made by `mke2fs` from a folder.
     fn image(dir: &Path, size: &str, options: &[&str]) -> Option<FileDisk> {
-        if tool::find("mke2fs").is_none() {
-            eprintln!("SKIP mke2fs is not installed");
+        if !crate::skip::have(&["mke2fs"]) {
             return None;
         }
         let folder = dir.join("root");

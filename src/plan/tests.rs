@@ -1,11 +1,14 @@
 //! What is planned for each Windows, as text: a change of a decision shows as a change of these files.
 
 use crate::actions::{Action, EditHive, PatchBootSector};
-use crate::demo::{GuestSpec, WinVersion};
+use crate::demo::guest::GuestFile;
+use crate::demo::{GuestSpec, Role, WinVersion};
 use crate::domain::StorageBus;
 use crate::error::Blocker;
-use crate::guest::{FsKind, GuestRead, Volume};
+use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
 use crate::ids::Accepted;
+use crate::inspect::HiveName;
+use crate::registry::RegEdits;
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 
@@ -136,4 +139,55 @@ fn a_volume_with_a_hibernated_session_is_not_written() {
     assert_eq!(codes(true, |v| v.state.cached = true), ["volume-unsafe"]);
     assert_eq!(codes(false, |v| v.state.dirty = true), ["volume-unsafe"]);
     assert_eq!(codes(true, |v| v.state.dirty = true), [""; 0]);
+}
+
+/// The SYSTEM hive as it is edited.
+fn system_action(guest: &MemoryGuest, version: WinVersion) -> (RegEdits, Vec<GuestPath>) {
+    let prepared = guest.prepare(&media(), Some(bootstrap(version)));
+    let mut actions = prepared.plan.actions.into_iter();
+    let found = actions.find_map(|action| match action {
+        Action::EditHive(edit) if edit.hive == HiveName::System => {
+            Some((edit.edits, edit.reset_logs))
+        }
+        _ => None,
+    });
+    found.unwrap()
+}
+
+#[test]
+fn the_control_set_windows_last_ran_with_is_written_too() {
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win7));
+    let mut second = guest.system.get("ControlSet001").unwrap().clone();
+    second.name = "ControlSet002".into();
+    *guest.system.key_mut("ControlSet002") = second;
+    for (current, sets) in [
+        (1, &["ControlSet001"][..]),
+        (2, &["ControlSet001", "ControlSet002"]),
+    ] {
+        guest.system.dword("Select", "Current", current);
+        let (edits, _) = system_action(&guest, WinVersion::Win7);
+        for set in ["ControlSet001", "ControlSet002"] {
+            let service = format!("{set}\\Services\\viostor");
+            let written = edits.ops.iter().any(|op| op.key() == service);
+            assert_eq!(written, sets.contains(&set), "{current} {set}");
+        }
+    }
+}
+
+#[test]
+fn logs_of_an_edited_hive_are_emptied() {
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    let (_, logs) = system_action(&guest, WinVersion::Win10);
+    assert_eq!(logs, []);
+    let log = GuestPath::parse("\\Windows\\System32\\config\\SYSTEM.LOG1").unwrap();
+    let mut bytes = guest.system.to_bytes("SYSTEM");
+    bytes.truncate(512);
+    bytes.extend([0xff; 512]);
+    guest.files.push(GuestFile {
+        role: Role::Windows,
+        path: log.clone(),
+        contents: bytes,
+    });
+    let (_, logs) = system_action(&guest, WinVersion::Win10);
+    assert_eq!(logs, [log]);
 }

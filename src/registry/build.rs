@@ -851,15 +851,8 @@ mod tests {
         Command::new("hivexregedit")
     }
 
-    #[allow(clippy::print_stderr)] // A skip must be seen.
     fn have_hivexregedit() -> bool {
-        let there = hivexregedit().arg("--help").output().is_ok();
-        if !there {
-            let required = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
-            assert!(!required, "hivexregedit is not installed");
-            eprintln!("SKIP: hivexregedit is not installed");
-        }
-        there
+        crate::skip::have(&["hivexregedit"])
     }
 
     fn run(command: &mut Command) -> String {

@@ -519,6 +519,7 @@ mod tests {
     use crate::registry::KeyTree;
     use crate::registry::build::name_hash;
     use crate::registry::edit::RegData;
+    use crate::skip::corpus;
 
     fn sample() -> KeyTree {
         let mut tree = KeyTree::new("ROOT");
@@ -655,29 +656,6 @@ mod tests {
         [new] only in the second
         "#);
         assert_eq!(deep_eq(&b, &a).unwrap().len(), lines.len());
-    }
-
-    /// A file of the corpus, unpacked; `None`, and a word about it, when it is not there.
-    #[allow(clippy::print_stderr, clippy::disallowed_methods)] // Test support.
-    fn corpus(name: &str) -> Option<Vec<u8>> {
-        let root = std::env::var_os("HYPER2KVM_CORPUS")
-            .map(std::path::PathBuf::from)
-            .or_else(|| {
-                let parent = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
-                Some(parent.join("shared/corpus"))
-            })?;
-        let path = root.join(format!("{name}.xz"));
-        if !path.is_file() {
-            eprintln!("SKIP: {} is not there", path.display());
-            return None;
-        }
-        let xz = std::process::Command::new("xz")
-            .arg("-dc")
-            .arg(&path)
-            .output();
-        let output = xz.expect("xz is installed");
-        assert!(output.status.success(), "{}", path.display());
-        Some(output.stdout)
     }
 
     /// All real hives are sound, the dirty ones too: what those lack is in their logs.

@@ -334,8 +334,7 @@ mod tests {
     /// No appliance is started: these commands work without one.
     #[test]
     fn a_conversation() {
-        if super::super::find(TOOL).is_none() {
-            eprintln!("SKIP guestfish is not installed");
+        if !crate::skip::have(&[TOOL]) {
             return;
         }
         let mut shell = Shell::start().unwrap();

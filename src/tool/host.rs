@@ -435,9 +435,7 @@ mod tests {
     fn probes() {
         for tool in &TOOLS {
             let found = tool.probe();
-            if found.path.is_none() {
-                eprintln!("SKIP {}: not installed", tool.name);
-            } else {
+            if found.path.is_some() {
                 assert!(
                     found
                         .version

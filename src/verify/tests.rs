@@ -1,13 +1,17 @@
 //! One guest in memory for each check that it fails, and the checks that may fail with it.
 
+use crate::actions::Converted;
 use crate::boot_path::Controller;
+use crate::convert::prepare::Prepared;
 use crate::demo::{GuestSpec, WinVersion, hives};
 use crate::disk::layout::Scheme;
+use crate::drivers::media::Memory;
+use crate::inspect::Severity;
 use crate::registry::{RegData, base};
-use crate::report::CheckState;
+use crate::report::{Check, CheckState};
 use crate::testing::{MemoryGuest, bootstrap, media};
 
-use super::{CHECKS, is_ready};
+use super::{CHECKS, is_ready, planned};
 
 const SET: &str = "ControlSet001";
 const DISK_CLASS: &str = "{4d36e967-e325-11ce-bfc1-08002be10318}";
@@ -313,4 +317,57 @@ fn each_check_fails_on_a_guest_with_that_fault() {
         .filter(|id| !seen.contains(id) && !NEEDS_SECTORS.contains(id))
         .collect();
     assert!(missing.is_empty(), "no guest fails {missing:?}");
+}
+
+#[test]
+fn a_check_that_could_not_run_is_not_passed() {
+    let check = |state| Check::new("x", Severity::Blocker, state, "");
+    for (state, ready) in [
+        (CheckState::Ok, true),
+        (CheckState::Fault, false),
+        (CheckState::CouldNotRun, false),
+    ] {
+        assert_eq!(is_ready(&[check(state)]), ready, "{state:?}");
+    }
+}
+
+/// The states of the two checks that compare a guest with its plan.
+fn as_planned(guest: &MemoryGuest, prepared: &Prepared, media: &Memory) -> [CheckState; 2] {
+    let media = prepared.basis.media(media);
+    let volume = prepared.basis.windows.system_volume;
+    guest.look(&[], |read, survey| {
+        let converted = Converted {
+            volume,
+            guest: read,
+            hives: survey.hives.as_ref().unwrap(),
+            media: &media,
+        };
+        let checks = planned(&prepared.plan.actions, Some(&converted));
+        let [files, registry] = &checks[..] else {
+            panic!("{checks:?}");
+        };
+        [files.state, registry.state]
+    })
+}
+
+#[test]
+fn what_is_not_as_planned_is_a_fault() {
+    let media = media();
+    let mut guest = MemoryGuest::of(GuestSpec::new(Win7));
+    let prepared = guest.prepare(&media, Some(bootstrap(Win7)));
+    guest.apply(&prepared, &media);
+    let states = |change: fn(&mut MemoryGuest)| {
+        let mut changed = guest.clone();
+        change(&mut changed);
+        as_planned(&changed, &prepared, &media)
+    };
+    let (ok, fault) = (CheckState::Ok, CheckState::Fault);
+    assert_eq!(states(|_| {}), [ok, ok]);
+    assert_eq!(states(|g| g.file("viostor.sys")[9] ^= 1), [fault, ok]);
+    assert_eq!(states(|g| g.file("viostor.sys").push(0)), [fault, ok]);
+    assert_eq!(states(|g| g.without("viostor.sys")), [fault, ok]);
+    let start = |g: &mut MemoryGuest| {
+        g.system.dword(&service("viostor"), "Start", 3);
+    };
+    assert_eq!(states(start), [ok, fault]);
 }

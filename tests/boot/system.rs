@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use crate::libvirt::able;
-use crate::support::{Lab, binary, finish, have, virtio_win};
+use crate::support::{Lab, binary, finish, have, skip, virtio_win};
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
 
 /// In namespaces of its own, so that the host's libvirt, if there is one, is left alone.
@@ -40,8 +40,7 @@ fn qemus_user_reads_the_disks_of_a_closed_folder() {
         return;
     }
     if !fs::read_to_string("/etc/passwd").is_ok_and(|users| users.contains("libvirt-qemu:")) {
-        eprintln!("SKIP: no user libvirt-qemu");
-        return;
+        return skip("libvirt-qemu", "no user libvirt-qemu");
     }
     let mut spec = GuestSpec::new(WinVersion::Win10);
     spec.disk_size = 512 << 20;

@@ -23,7 +23,7 @@ use std::process::{Child, Command};
 
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
 use rustix::io::{FdFlags, fcntl_setfd};
-use support::{Lab, Run, TOOLS, binary, finish, have, tool, virtio_win};
+use support::{Lab, Run, TOOLS, binary, finish, have, skip, tool, virtio_win};
 
 /// `nobody`, and somebody else.
 const USER: u32 = 65534;
@@ -445,16 +445,18 @@ fn no_program_can_do_what_its_work_does_not_take() {
         return;
     }
     if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIP: root can try it as a user, too; a user cannot try it as root");
-        return;
+        return skip(
+            "root",
+            "root can try it as a user, too; a user cannot try it as root",
+        );
     }
     let place = Place::new();
     if place.landlock() < LANDLOCK {
-        eprintln!(
-            "SKIP: this kernel has version {} of landlock, the table is of {LANDLOCK}",
-            place.landlock()
+        let version = place.landlock();
+        return skip(
+            "landlock",
+            format!("this kernel has version {version} of landlock, the table is of {LANDLOCK}"),
         );
-        return;
     }
     let mut table = Table::default();
     for who in [Who::Root, Who::User] {

@@ -9,7 +9,7 @@ use std::process::Command;
 use hyper2kvm::demo::{GuestSpec, WinVersion};
 use rustix::fs::OFlags;
 
-use super::support::{Lab, Run, TOOLS, binary, finish, h2k, have, sha256, tool, virtio_win};
+use super::support::{Lab, Run, TOOLS, binary, finish, h2k, have, sha256, skip, tool, virtio_win};
 use super::{MIB, bytes_at, gaps, live_files_are_the_same};
 
 const DISK: u64 = 512 * MIB;
@@ -40,7 +40,7 @@ impl Loop {
             .output()
             .ok()?;
         if !out.status.success() {
-            eprintln!("SKIP: no loop devices here");
+            skip("loop-devices", "no loop devices here");
             return None;
         }
         let device = String::from_utf8(out.stdout).unwrap();

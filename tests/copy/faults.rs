@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use hyper2kvm::demo::{Arch, ExtraFile, GuestSpec, Place, WinVersion};
 
 use super::support::{
-    self, Lab, Run, TOOLS, binary, corpus, finish, have, names, processes_naming, sha256,
+    self, Lab, Run, TOOLS, binary, corpus, finish, have, names, processes_naming, sha256, skip,
     virtio_win,
 };
 use super::{MIB, machine, noise};
@@ -96,8 +96,7 @@ fn full_in_the_middle_of_the_copy() {
         .arg(&small)
         .status();
     if !mounted.is_ok_and(|s| s.success()) {
-        eprintln!("SKIP: cannot mount a small tmpfs here");
-        return;
+        return skip("mount", "cannot mount a small tmpfs here");
     }
     let _mounted = Mounted(small.clone());
     let digest = sha256(&lab.raw);

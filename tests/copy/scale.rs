@@ -14,7 +14,7 @@ use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{DiskId, EmbeddedWriter, GuestWrite, VolumeId, embedded};
 use hyper2kvm::inspect::{self, InspectOptions, OsFamily, SourceFacts};
 
-use super::support::{Lab, TOOLS, have};
+use super::support::{Lab, TOOLS, have, skip};
 use super::{path, writer};
 
 /// What was asked of a disk.
@@ -117,7 +117,7 @@ fn lab(size: u64) -> Option<(Lab, DiskLayout, VolumeId)> {
     let dir = tempfile::tempdir().unwrap();
     let probe = std::fs::File::create(dir.path().join("probe")).unwrap();
     if probe.set_len(size).is_err() {
-        eprintln!("SKIP: no file of {size} bytes here");
+        skip("large-file", format!("no file of {size} bytes here"));
         return None;
     }
     let lab = Lab::new(spec);

@@ -13,7 +13,7 @@ use hyper2kvm::demo::{GuestSpec, WinVersion};
 use crate::hostile::{
     attributes, bounded, converted, damaged, envelope, le16, le32, linux, linux_root,
 };
-use crate::support::{Lab, TOOLS, binary, finish, have, names, tool, virtio_win};
+use crate::support::{Lab, TOOLS, binary, finish, have, names, skip, tool, virtio_win};
 use crate::{no_process_left, spec, text};
 
 /// Makes the first file with this name in a volume as large as wanted; what follows its clusters is a hole.
@@ -499,8 +499,7 @@ fn without_room_for_temporary_files() {
         .args(["-t", "tmpfs", "-o", "size=256k", "none", text(&full)])
         .status();
     if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("SKIP: nothing can be mounted here");
-        return;
+        return skip("mount", "nothing can be mounted here");
     }
     let room = Room(full.clone());
     let disk = lab.in_format("vmdk", "subformat=streamOptimized", "d.vmdk");

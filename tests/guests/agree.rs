@@ -9,7 +9,7 @@ use hyper2kvm::inspect::Firmware;
 use hyper2kvm::registry::RegData;
 use serde_json::Value;
 
-use crate::support::{Lab, Run, TOOLS, drivers_for_old_windows, h2k, have, virtio_win};
+use crate::support::{Lab, Run, TOOLS, drivers_for_old_windows, h2k, have, skip, virtio_win};
 use crate::{Guest, SET, find, spec};
 
 const MANAGER: &str = "EFI\\Microsoft\\Boot\\bootmgfw.efi";
@@ -508,8 +508,7 @@ fn an_output_folder_without_room() {
         .arg(&small)
         .status();
     if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("SKIP: cannot mount a small tmpfs here");
-        return;
+        return skip("mount", "cannot mount a small tmpfs here");
     }
     let _mounted = Mounted(small.clone());
     // Data that no trim takes out.

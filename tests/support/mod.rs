@@ -24,36 +24,12 @@ use hyper2kvm::guest::{EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, e
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+#[path = "../../src/skip.rs"]
+mod skip;
 pub mod wire;
 
-/// Whether every program is there; where one is missing the test is skipped visibly, or fails when
-/// `HYPER2KVM_REQUIRE_TOOLS` is set.
-pub fn have(tools: &[&str]) -> bool {
-    // A script that calls another program, which Debian 12 does not install with it.
-    let validates = tools.contains(&"virt-xml-validate");
-    let missing: Vec<_> = tools
-        .iter()
-        .chain(validates.then_some(&"xmllint"))
-        .filter(|t| hyper2kvm::tool::find(t).is_none())
-        .collect();
-    if missing.is_empty() {
-        return true;
-    }
-    assert!(
-        std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none(),
-        "missing tools: {missing:?}"
-    );
-    eprintln!("SKIP: missing tools {missing:?}");
-    false
-}
-
-/// Whether a test may do without something that only `.ci/run` installs: always, but where every tool is
-/// required and its installation did not fail.
-pub fn skipped(what: &str) -> bool {
-    let named = std::env::var("HYPER2KVM_SKIP").unwrap_or_default();
-    named.split(' ').any(|word| word == what)
-        || std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none()
-}
+#[allow(unused_imports, reason = "not every test program needs the corpus")]
+pub use skip::{corpus, have, skip};
 
 pub const TOOLS: [&str; 5] = [
     "qemu-img",
@@ -62,22 +38,6 @@ pub const TOOLS: [&str; 5] = [
     "mkntfs",
     "ntfscat",
 ];
-
-/// A file of the corpus, unpacked; `None` (a visible skip) without the corpus.
-pub fn corpus(file: &str) -> Option<Vec<u8>> {
-    let folder = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
-        PathBuf::from,
-    );
-    let path = folder.join(format!("{file}.xz"));
-    if !path.exists() {
-        eprintln!("SKIP: no corpus at {}", folder.display());
-        return None;
-    }
-    let out = Command::new("xz").arg("-dc").arg(&path).output().unwrap();
-    assert!(out.status.success(), "xz -dc {}", path.display());
-    Some(out.stdout)
-}
 
 /// The fenced blocks of a document with this info string, with their line numbers.
 pub fn blocks(text: &str, kind: &str) -> Vec<(usize, String)> {
@@ -242,11 +202,7 @@ impl LoopOver {
             return Some(Self(device.trim().into()));
         }
         let why = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(
-            std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none(),
-            "no loop devices: {why}"
-        );
-        eprintln!("SKIP: no loop devices: {why}");
+        skip("loop-devices", format!("no loop devices: {why}"));
         None
     }
 }
@@ -268,7 +224,7 @@ impl Mounted {
             return Some(Self(place.to_owned()));
         }
         let why = String::from_utf8_lossy(&out.stderr).into_owned();
-        eprintln!("SKIP: cannot mount here: {why}");
+        skip("mount", format!("cannot mount here: {why}"));
         None
     }
 }

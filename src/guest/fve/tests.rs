@@ -502,8 +502,10 @@ fn digest(disk: &dyn BlockRead) -> String {
 #[ignore = "slow without optimization, and needs cryptsetup's images"]
 fn volumes_of_windows_read_as_cryptsetup_says() {
     let Some(folder) = images() else {
-        eprintln!("SKIP: HYPER2KVM_BITLK_IMAGES does not name cryptsetup's bitlk-images");
-        return;
+        return crate::skip::skip(
+            "bitlk-images",
+            "HYPER2KVM_BITLK_IMAGES does not name cryptsetup's bitlk-images",
+        );
     };
     let conf = std::fs::read_to_string(folder.join("images.conf")).unwrap();
     let startup_key = |guid: &str| {

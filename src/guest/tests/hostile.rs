@@ -3,29 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::block::BlockRead;
 use crate::guest::{GuestRead, GuestWrite};
-
-/// A volume in memory.
-struct Memory(Vec<u8>);
-
-impl BlockRead for Memory {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        crate::disk::block::check_range(offset, buf.len() as u64, self.size())?;
-        let at = offset as usize;
-        buf.copy_from_slice(&self.0[at..at + buf.len()]);
-        Ok(())
-    }
-}
 
 /// Reads what there is to read, as far as it goes.
 fn walk(bytes: Vec<u8>) {
     let layout = layout(0, bytes.len() as u64);
-    let reader = embedded::open(Arc::new(Memory(bytes)), &layout).unwrap();
+    let reader = embedded::open(Arc::new(bytes), &layout).unwrap();
     let _ = reader.free_bytes(VOLUME);
     for dir in ["", "Windows", "Windows/System32"] {
         for entry in reader.list(VOLUME, &path(dir)).unwrap_or_default() {

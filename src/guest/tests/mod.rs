@@ -24,30 +24,7 @@ fn path(text: &str) -> GuestPath {
     GuestPath::parse(text).unwrap()
 }
 
-/// Whether the tools are there; says so when not, and fails where they are required.
-fn have(tools: &[&str]) -> bool {
-    for tool in tools {
-        let found = ["/usr/sbin", "/sbin"]
-            .iter()
-            .map(PathBuf::from)
-            .chain(std::env::split_paths(
-                &std::env::var_os("PATH").unwrap_or_default(),
-            ))
-            .any(|dir| dir.join(tool).is_file());
-        if !found {
-            let required = std::env::var("HYPER2KVM_REQUIRE_TOOLS").is_ok_and(|v| v == "1");
-            assert!(!required, "{tool} is required and missing");
-            skip(tool);
-            return false;
-        }
-    }
-    true
-}
-
-#[allow(clippy::print_stderr)]
-fn skip(tool: &str) {
-    eprintln!("SKIP: {tool} is not installed");
-}
+use crate::skip::{have, skip};
 
 /// Runs a tool and gives its output; panics when it fails.
 #[allow(clippy::disallowed_methods)]

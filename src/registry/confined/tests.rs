@@ -1,6 +1,5 @@
 //! libhivex does what the edits say, and the same as `hivexregedit` with their text.
 
-use std::path::Path;
 use std::process::Command;
 
 use super::{HiveEditError, edited, is_available};
@@ -8,21 +7,20 @@ use crate::registry::hive::{HiveView, Value};
 use crate::registry::judge::{self, Kept};
 use crate::registry::walk::{deep_eq, walk};
 use crate::registry::{KeyTree, RegData, RegEdits, RegOp};
+use crate::skip::{corpus, have, skip};
 
 const PREFIX: &str = "HKEY_LOCAL_MACHINE\\SYSTEM";
 /// The most data of one cell.
 const SEGMENT: usize = 16344;
 
 fn ready() -> bool {
-    #[expect(clippy::disallowed_methods, reason = "a judge, run by tests only")]
-    let judge = Command::new("hivexregedit").arg("--help").output().is_ok();
-    let there = judge && is_available();
-    if !there {
-        let required = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
-        assert!(!required, "libhivex and hivexregedit are not installed");
-        eprintln!("SKIP: no libhivex or no hivexregedit");
+    if !have(&["hivexregedit"]) {
+        return false;
     }
-    there
+    if !is_available() {
+        skip("libhivex", "no libhivex");
+    }
+    is_available()
 }
 
 fn delete_value(key: &str, name: &str) -> RegOp {
@@ -163,30 +161,24 @@ fn every_kind_of_edit_is_what_the_reg_text_says() {
 
 #[test]
 fn real_hives_are_edited_as_hivexregedit_does() {
-    let corpus = std::env::var_os("HYPER2KVM_CORPUS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"),
-        Into::into,
-    );
     for (file, set, other) in [
         (
-            "win10-vmware/SYSTEM.xz",
+            "win10-vmware/SYSTEM",
             "ControlSet001\\Services",
             "DriverDatabase",
         ),
         (
-            "win7-x86-vmware/SOFTWARE.xz",
+            "win7-x86-vmware/SOFTWARE",
             "Microsoft\\Windows\\CurrentVersion",
             "Classes",
         ),
     ] {
-        if !ready() || !corpus.join(file).exists() {
-            eprintln!("SKIP: no {file}");
+        if !ready() {
             return;
         }
-        let xz = crate::tool::Cmd::new("xz")
-            .arg("-dc")
-            .arg(corpus.join(file));
-        let hive = xz.stdout_limit(1 << 30).run().unwrap().stdout;
+        let Some(hive) = corpus(file) else {
+            return;
+        };
         let ops = vec![
             RegOp::set(format!("{set}\\viostor"), "Start", RegData::Dword(0)),
             RegOp::set(

@@ -11,14 +11,7 @@ use super::support::{Line, Nbdkit, Nginx, Sshd, certificate, installed};
 use super::{SOON, pattern, right};
 use crate::disk::block::BlockRead;
 use crate::disk::nbd::Nbd;
-
-/// Whether to go on: without the tools only where not every tool is required.
-fn have(tools: &[&str]) -> bool {
-    let there = installed(tools);
-    let required = std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_some();
-    assert!(there || !required, "missing tools among {tools:?}");
-    there
-}
+use crate::skip::have;
 
 fn disk(folder: &Path, size: usize) {
     fs::write(folder.join("a disk"), pattern(0, size)).unwrap();
