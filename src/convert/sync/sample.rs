@@ -77,7 +77,7 @@ mod tests {
         let first = places(&set, 0);
         assert!((PLACES as usize..=PLACES as usize + 12).contains(&first.len()));
         for (at, length) in &first {
-            let place: Extents = [*at..at + *length as u64].into_iter().collect();
+            let place: Extents = std::iter::once(*at..at + *length as u64).collect();
             assert_eq!(place.within(&set), place);
         }
         assert_ne!(first, places(&set, 1));
