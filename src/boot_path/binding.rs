@@ -2,7 +2,8 @@
 //! DriverDatabase of the SYSTEM hive from NT 6.2 on.
 
 use crate::registry::HiveView;
-use crate::registry::hive::{Key, Result};
+use crate::registry::error::Result;
+use crate::registry::hive::Key;
 
 /// A PCI function as QEMU shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

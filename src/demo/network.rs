@@ -3,7 +3,7 @@
 use super::driver_database::NET;
 use super::{AdapterSpec, GuestSpec, IpSpec, services};
 use crate::registry::KeyTree;
-use crate::registry::edit::RegData;
+use crate::registry::RegData;
 
 /// The instance path of an adapter below `Enum`.
 fn adapter_instance(spec: &GuestSpec, n: usize, adapter: &AdapterSpec) -> String {

@@ -11,9 +11,10 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::base::{BaseBlock, FileType};
-use super::build::fold;
 use super::cell::{BASE_BLOCK_SIZE, BIN_HEADER, Cell, INLINE, MAX_DEPTH, NONE, PAGE, SEGMENT};
-use super::hive::{HiveView, Key, Result as HiveResult, Value};
+use super::error::Result as HiveResult;
+use super::hive::{HiveView, Key, Value};
+use super::name::fold;
 
 pub use super::cell::Fault;
 
@@ -97,7 +98,7 @@ struct PendingKey {
     hash: Option<u32>,
 }
 
-/// As [`super::build::name_hash`], without decoding the name.
+/// As [`super::name::name_hash`], without decoding the name.
 fn ascii_hash(name: &[u8]) -> u32 {
     name.iter().fold(0, |hash: u32, byte| {
         hash.wrapping_mul(37)
@@ -517,8 +518,8 @@ mod tests {
 
     use super::*;
     use crate::registry::KeyTree;
-    use crate::registry::build::name_hash;
-    use crate::registry::edit::RegData;
+    use crate::registry::RegData;
+    use crate::registry::name::name_hash;
     use crate::skip::corpus;
 
     fn sample() -> KeyTree {

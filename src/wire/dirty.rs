@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::error::Result;
 use super::nbd::{Names, Stream};
-use crate::disk::nbd_protocol::{CMD_DISC, REP_ACK, REP_ERROR, REPLY_MAGIC, REQUEST_MAGIC};
+use crate::wire::nbd_protocol::{CMD_DISC, REP_ACK, REP_ERROR, REPLY_MAGIC, REQUEST_MAGIC};
 
 const OPT_STRUCTURED_REPLY: u32 = 8;
 const OPT_LIST_META_CONTEXT: u32 = 9;

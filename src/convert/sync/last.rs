@@ -24,10 +24,10 @@ use crate::transfer::Extents;
 use crate::ui::{Ui, bytes};
 
 use super::super::run::Job;
-use super::super::session::Source;
 use super::changes::Now;
 use super::pass;
 use super::state::{State, SyncedDisk};
+use crate::session::Source;
 
 /// Bytes a second, before anything was copied.
 const ASSUMED_RATE: f64 = 100.0 * 1024.0 * 1024.0;

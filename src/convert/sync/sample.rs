@@ -15,30 +15,28 @@ use crate::transfer::Extents;
 const GRAIN: u64 = 64 << 10;
 const PLACES: u64 = 64;
 
-/// The first byte of a place where the source and the copy of its unchanged ranges differ. `turn` moves the
-/// places.
-pub(super) fn difference(
+/// The places where the source and the copy of its unchanged ranges differ. `turn` moves the places.
+pub(super) fn differences(
     source: &Image,
     copy: &Path,
     unchanged: &Extents,
     turn: usize,
-) -> Result<Option<u64>> {
+) -> Result<Extents> {
+    let mut found = Extents::default();
     let places = places(unchanged, turn as u64);
     if places.is_empty() {
-        return Ok(None);
+        return Ok(found);
     }
     let copy = Image::open_info(copy, Some(Format::QCOW2.driver()), &[])?;
     let ours = Export::<dyn BlockRead>::open_readonly(&copy)?;
     let theirs = Export::<dyn BlockRead>::open_readonly(source)?;
-    let mut found = None;
     for (at, length) in places {
         let (mut a, mut b) = (vec![0; length], vec![0; length]);
         let read = ours.disk().read_at(at, &mut a);
         read.and_then(|()| theirs.disk().read_at(at, &mut b))
             .map_err(|e| Error::failed("comparing what did not change").because(e))?;
         if a != b {
-            found = Some(at);
-            break;
+            found.insert(at..at + length as u64);
         }
     }
     ours.close()?;
@@ -48,7 +46,8 @@ pub(super) fn difference(
 
 /// Places that lie evenly in the ranges, whatever gaps are between these.
 fn places(unchanged: &Extents, turn: u64) -> Vec<(u64, usize)> {
-    let step = (unchanged.bytes() / PLACES).max(GRAIN);
+    // Whole grains, as the ranges are: a place is dirty as a whole.
+    let step = (unchanged.bytes() / PLACES / GRAIN).max(1) * GRAIN;
     // An odd number of grains: over many turns every place has its own.
     let mut next = turn.wrapping_mul(7919 * GRAIN) % step;
     let mut before = 0;

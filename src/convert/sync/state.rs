@@ -188,7 +188,14 @@ impl State {
             let unchanged = disk.done(folder)?.minus(changed);
             let copy = folder.join(&disk.file);
             let turn = self.passes.len();
-            if let Some(at) = sample::difference(image, &copy, &unchanged, turn)? {
+            let mut differ = sample::differences(image, &copy, &unchanged, turn)?;
+            // A disk that is written right now may have changed since its bitmap was read.
+            if !differ.is_empty()
+                && let Some(dirty) = Now::of(image)?.dirty
+            {
+                differ = differ.minus(&dirty);
+            }
+            if let Some(at) = differ.iter().next().map(|range| range.start) {
                 let blocker = Blocker::new(
                     "sync-bitmap-late",
                     format!(
