@@ -108,7 +108,7 @@ impl State {
 
     fn project(&mut self) {
         let left = self.passes.last().map_or(0, |pass| pass.left);
-        let projected_s = super::last::projection(self, left);
+        let projected_s = state::projection(self, left);
         if let Some(pass) = self.passes.last_mut() {
             pass.projected_s = projected_s;
         }
