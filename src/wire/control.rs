@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::dirty::Ranges;
+use super::Ranges;
 use super::error::WireError;
 use super::url::{Location, Server};
 use super::{Access, Identity, Listed};

@@ -10,8 +10,9 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::Access;
+use super::Ranges;
 use super::control::{Order, Password};
-use super::dirty::{self, Ranges};
+use super::dirty;
 use super::error::{Result, WireError};
 use super::https::HttpsDial;
 use super::nbd::{Names, Nbd, Stream};

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Ranges;
 use super::error::Result;
 use super::nbd::{Names, Stream};
 use crate::wire::nbd_protocol::{CMD_DISC, REP_ACK, REP_ERROR, REPLY_MAGIC, REQUEST_MAGIC};
@@ -32,9 +33,6 @@ const STEP: u64 = 1 << 30;
 /// Ranges closer than this are told as one, or as far apart as it takes to tell no more than so many.
 const GAP: u64 = 64 << 10;
 const MAX_RANGES: usize = 1 << 20;
-
-/// Ranges, each an offset and a length.
-pub(crate) type Ranges = Vec<(u64, u64)>;
 
 /// Where any bitmap of the export is dirty. `None`: it has none.
 pub(super) fn ranges(stream: &mut dyn Stream, flags: u16, names: &Names) -> Result<Option<Ranges>> {

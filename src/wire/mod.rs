@@ -126,6 +126,9 @@ impl fmt::Display for Identity {
     }
 }
 
+/// Ranges of a file, each an offset and a length.
+pub(crate) type Ranges = Vec<(u64, u64)>;
+
 /// An entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Listed {
@@ -357,7 +360,7 @@ impl Remote {
     }
 
     /// Where the dirty bitmaps of the export say it was written to; `None` where it has none.
-    pub(crate) fn dirty(&self) -> Result<Option<dirty::Ranges>> {
+    pub(crate) fn dirty(&self) -> Result<Option<Ranges>> {
         match self.wire.call(&Request::Dirty(self.location.clone()))?.0 {
             Answer::Dirty(ranges) => Ok(ranges),
             _ => Err(WireError::failed(

@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::dirty::Ranges;
+use super::Ranges;
 use super::error::{Result, WireError};
 use super::upstream::{Connection, Dial, Meter, Wanted};
 use super::url::Location;

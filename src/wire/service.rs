@@ -11,8 +11,8 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::Ranges;
 use super::cache::{Cache, SECTOR};
-use super::dirty::Ranges;
 use super::error::{Result, WireError};
 use super::pool::{Output, Pending, Pool, Task};
 use super::upstream::{Meter, PIECE, Target, Wanted};

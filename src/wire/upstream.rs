@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::Ranges;
 use super::cache::SECTOR;
 use super::control::Status;
-use super::dirty::Ranges;
 use super::error::{Result, WireError};
 use super::url::Location;
 use super::{Identity, Listed};
