@@ -22,6 +22,7 @@ pub mod actions;
 pub mod batch;
 pub mod boot;
 pub mod boot_path;
+mod bytes;
 pub mod cli;
 pub mod convert;
 pub mod demo;

@@ -5,6 +5,8 @@ pub mod bcd;
 pub mod build;
 mod cell;
 pub mod confined;
+#[cfg(test)]
+mod differences;
 pub mod edit;
 pub mod hive;
 pub mod judge;

@@ -16,6 +16,7 @@ use super::layout::{
     VISTA_JUMP, Validation, VolumeHeader, kind, method, role,
 };
 use crate::disk::block::BlockRead;
+use crate::text::hex;
 
 /// The most that a copy takes with what follows it (libbde; bitlk, "total size of the FVE area").
 pub const COPY_BYTES: u64 = 64 << 10;
@@ -284,7 +285,6 @@ fn load(part: &Part, offset: u64) -> Result<Copy> {
         )
     })?;
     if header.signature != SIGNATURE {
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         return Err(fault(
             "the signature",
             hex(&SIGNATURE),
