@@ -22,9 +22,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::virtio_win::{self, Layout};
 use hyper2kvm::demo::{Arch, GuestSpec, Role, WinVersion, guest, pe};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::guest::confined;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, Extent, GuestPath, GuestWrite, VolumeId};

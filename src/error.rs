@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::tool::stop;
+use crate::stop;
 
 /// The exit codes of the program, as documented in `--help`, the man page and the README.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -166,7 +166,7 @@ fn write(
     let mut items = Vec::new();
     let mut left = MAX_TOTAL;
     for (volume, path, take) in wanted(guest) {
-        if crate::tool::stop::requested() {
+        if crate::stop::requested() {
             return Err(io::Error::other("interrupted"));
         }
         items.extend(add(guest, &mut tar, volume, &path, take, &mut left)?);

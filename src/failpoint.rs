@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
-use crate::tool::stop;
+use crate::stop;
 
 pub const VARIABLE: &str = "HYPER2KVM_FAILPOINT";
 /// A test that forgets a waiting process must not block the machine.

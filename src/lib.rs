@@ -15,14 +15,18 @@
 //!                                              report --> report.json, report.html
 //! ```
 //!
-//! Dependencies point one way: cli -> inspect, plan, fix, domain, report -> boot_path, drivers
-//! -> guest, registry, disk -> tool -> std. Nothing below `cli` prints or exits.
+//! Dependencies point one way, down the table of folders in docs/architecture.md: the verbs (`cli`), whole
+//! tasks (`convert`, `boot`, ...), results (`verify`, `report`), decisions (`fix`, `plan`), facts (`inspect`,
+//! `boot_path`, `drivers`), access (`source`, `guest`, `disk`, `wire`, `registry`), and what all of them use
+//! (`tool`, `ui`, `error`, ...). Nothing below `cli` prints or exits.
 
 pub mod actions;
 pub mod batch;
+pub mod block;
 pub mod boot;
 pub mod boot_path;
 mod bytes;
+pub mod check;
 pub mod cli;
 pub mod convert;
 pub mod demo;
@@ -42,14 +46,17 @@ pub(crate) mod later;
 pub mod linux;
 pub mod lock;
 pub mod plan;
+pub(crate) mod pull;
 pub mod registry;
 pub(crate) mod rehearse;
 pub mod report;
+pub mod session;
 #[cfg(test)]
 mod skip;
 #[cfg(test)]
 mod skip_tests;
 pub mod source;
+pub mod stop;
 #[cfg(test)]
 mod testing;
 pub mod text;

@@ -3,6 +3,7 @@
 
 use crate::actions::{self, Action, CopyFiles, EditHive, EditedHives, PreviewHives};
 use crate::boot_path::Controller;
+use crate::check::Check;
 use crate::demo::guest::{self, GuestFile};
 use crate::demo::pe::{self, Subsystem};
 use crate::demo::virtio_win::{self, Layout};
@@ -20,7 +21,6 @@ use crate::inspect::{Disk, HiveName, Hives, InspectOptions, SourceFacts, Survey,
 use crate::plan::firstboot::Wishes;
 use crate::plan::{self, After, Draft, Foreseen, Options};
 use crate::registry::{HiveError, HiveView, KeyTree};
-use crate::report::Check;
 use crate::verify;
 
 use crate::convert::prepare::{self, Basis, Prepared};

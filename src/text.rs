@@ -184,6 +184,19 @@ pub mod json_path {
     }
 }
 
+/// A path as a shell word.
+pub fn quote(path: &Path) -> String {
+    shell_word(&path.display().to_string())
+}
+
+/// The JSON name of a unit variant, so that text and JSON never differ.
+pub fn lower<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::pe::{self, Subsystem};
 use hyper2kvm::demo::{Arch, ExtraFile, Firmware, GuestSpec, Place, Role, WinVersion, pack};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};
 use hyper2kvm::guest::{GuestPath, wof};
 use serde_json::Value;

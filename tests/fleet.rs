@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, guest};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId};
 use hyper2kvm::tool::host::{self, PackageManager};

@@ -5,7 +5,7 @@
 use std::io::{self, Cursor, Read, Write};
 use std::sync::Arc;
 
-use hyper2kvm::disk::block::{BlockRead, BlockWrite};
+use hyper2kvm::block::{BlockRead, BlockWrite};
 use hyper2kvm::guest::confined::answered_by;
 use hyper2kvm_fuzz::bounded;
 use libfuzzer_sys::fuzz_target;

@@ -5,7 +5,7 @@
 use std::io::Read;
 use std::sync::OnceLock;
 
-use hyper2kvm::disk::block::BlockRead;
+use hyper2kvm::block::BlockRead;
 use hyper2kvm::guest::VolumeId;
 use hyper2kvm::linux::tree::{ExtTree, ExtVolume, Tree};
 use hyper2kvm_fuzz::bounded;

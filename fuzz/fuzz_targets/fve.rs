@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 use flate2::Crc;
-use hyper2kvm::disk::block::{BlockRead, BlockWrite};
+use hyper2kvm::block::{BlockRead, BlockWrite};
 use hyper2kvm::guest::fve::keys::{StartupKey, Stretched};
 use hyper2kvm::guest::fve::layout::{BlockHeader, Validation};
 use hyper2kvm::guest::fve::{Unlocked, look};

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use hyper2kvm::disk::block::BlockRead;
+use hyper2kvm::block::BlockRead;
 use hyper2kvm::guest::DiskId;
 use hyper2kvm::inspect::{Disk, InspectOptions, SourceFacts, inspect};
 use hyper2kvm_fuzz::bounded;

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use hyper2kvm::disk::block::{BlockRead, BlockWrite};
+use hyper2kvm::block::{BlockRead, BlockWrite};
 use hyper2kvm::disk::nbd::{Nbd, Patience};
 use hyper2kvm_fuzz::bounded;
 use libfuzzer_sys::fuzz_target;

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, OnceLock, RwLock};
 
-use hyper2kvm::disk::block::{BlockRead, BlockWrite, check_range};
+use hyper2kvm::block::{BlockRead, BlockWrite, check_range};
 use hyper2kvm::disk::layout::{DiskLayout, Scheme};
 
 const PAGE: usize = 4096;

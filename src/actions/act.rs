@@ -1,54 +1,14 @@
 //! What every action of a plan can do.
 
-use crate::drivers::media::{Media, MediaError};
-use crate::guest::{GuestError, GuestPath, GuestRead, GuestWrite, VolumeId};
+use crate::drivers::media::Media;
+use crate::guest::{GuestPath, GuestRead, GuestWrite, VolumeId};
 use crate::inspect::Hives;
 use crate::registry::HiveError;
-use crate::registry::confined::HiveEditError;
-use crate::registry::judge::JudgeError;
 
 use super::change::{Change, Saver};
+use super::error::Result;
 use super::merge::{MergedHives, Merging, Walking};
 use super::preview::Preview;
-
-#[derive(Debug, thiserror::Error)]
-pub enum ActionError {
-    #[error("changing the guest")]
-    Guest(#[from] GuestError),
-    #[error("editing the {hive} hive")]
-    Edit {
-        hive: &'static str,
-        #[source]
-        source: HiveEditError,
-    },
-    #[error("the {hive} hive is not as it should be after the edit")]
-    Hive {
-        hive: &'static str,
-        #[source]
-        source: JudgeError,
-    },
-    #[error("reading {path} from the virtio-win media")]
-    Media {
-        path: String,
-        #[source]
-        source: MediaError,
-    },
-    #[error("{doing}")]
-    Io {
-        doing: String,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("the hive {0} is needed by the plan but was not read")]
-    NoHive(&'static str),
-}
-
-pub type Result<T, E = ActionError> = std::result::Result<T, E>;
-
-pub(super) fn io_error(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> ActionError {
-    let doing = doing.into();
-    |source| ActionError::Io { doing, source }
-}
 
 /// One unit of reversion: done wholly or not at all.
 pub trait Act {

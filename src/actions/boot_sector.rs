@@ -6,8 +6,9 @@ use crate::guest::{Extent, GuestPath, VolumeId};
 use crate::inspect::{Hives, SectorField};
 use crate::registry::HiveError;
 
-use super::act::{Act, Converted, Kind, OVERLAY_CLUSTER, Result, Work, Writes};
+use super::act::{Act, Converted, Kind, OVERLAY_CLUSTER, Work, Writes};
 use super::change::{Change, FileFacts};
+use super::error::Result;
 use super::preview::Preview;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::guest::{GuestPath, GuestRead, VolumeId};
 use crate::text::sha256_hex;
 
-use super::act::{Result, io_error};
+use super::error::{Result, io_error};
 
 /// One guest file or folder before and after.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,10 +7,9 @@ use crate::inspect::Hives;
 use crate::registry::HiveError;
 use crate::ui::{bytes, count};
 
-use super::act::{
-    Act, ActionError, Converted, Kind, OVERLAY_CLUSTER, Result, Work, Writes, in_overlay,
-};
+use super::act::{Act, Converted, Kind, OVERLAY_CLUSTER, Work, Writes, in_overlay};
 use super::change::{Change, FileFacts};
+use super::error::{ActionError, Result};
 use super::preview::Preview;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,8 +6,9 @@ use crate::guest::{GuestPath, VolumeId};
 use crate::inspect::Hives;
 use crate::registry::HiveError;
 
-use super::act::{Act, Converted, Kind, Result, Work, Writes, in_overlay};
+use super::act::{Act, Converted, Kind, Work, Writes, in_overlay};
 use super::change::{Change, FileFacts, MAX_REPLACED};
+use super::error::Result;
 use super::preview::Preview;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -11,8 +11,9 @@ use crate::registry::load::log_reset;
 use crate::registry::{HiveError, HiveView, RegEdits};
 use crate::ui::count;
 
-use super::act::{Act, ActionError, Converted, Kind, OVERLAY_CLUSTER, Result, Work, Writes};
+use super::act::{Act, Converted, Kind, OVERLAY_CLUSTER, Work, Writes};
 use super::change::{Change, FileFacts};
+use super::error::{ActionError, Result};
 use super::merge::Merging;
 use super::preview::Preview;
 

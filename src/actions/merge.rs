@@ -15,9 +15,9 @@ use crate::registry::confined::HiveEditError;
 use crate::registry::judge::{self, Kept};
 use crate::registry::walk;
 
-use super::act::{ActionError, Result, io_error};
 use super::change::{FileFacts, Saver};
 use super::edited::{Edit, EditedHives};
+use super::error::{ActionError, Result, io_error};
 
 /// No hive that inspection takes is larger, and no log of one.
 const MAX_HIVE: u64 = 256 << 20;

@@ -11,6 +11,7 @@ mod copy_files;
 mod copy_in_guest;
 mod edit_hive;
 pub mod edited;
+mod error;
 mod merge;
 mod preview;
 
@@ -18,13 +19,14 @@ use std::ops::Deref;
 
 use serde::Serialize;
 
-pub use act::{Act, ActionError, Converted, Kind, Work, Writes};
+pub use act::{Act, Converted, Kind, Work, Writes};
 pub use boot_sector::PatchBootSector;
 pub use change::{Change, ChangeKind, FileFacts, Saver};
 pub use copy_files::{CopyFiles, FileCopy};
 pub use copy_in_guest::CopyInGuest;
 pub use edit_hive::EditHive;
 pub use edited::EditedHives;
+pub use error::ActionError;
 pub use merge::{Merging, Walked, Walking, check_edits};
 pub use preview::{Preview, PreviewHives};
 

@@ -8,6 +8,6 @@
 //! the same inputs with the same options, is done ([`run::Machine::done`]).
 
 pub mod file;
-mod page;
+pub(crate) mod page;
 pub mod report;
 pub mod run;

@@ -38,7 +38,7 @@ const ORDERS: [(&str, &str); 5] = [
     ("size", "written"),
 ];
 
-pub(super) fn page(summary: &Summary, folder: &Path) -> String {
+pub(crate) fn page(summary: &Summary, folder: &Path) -> String {
     let mut h = head(TITLE, &(STYLE.to_string() + &choices_style()));
     let _ = writeln!(h, "<h1>{}</h1>", escape(&summary.sentence()));
     let _ = writeln!(

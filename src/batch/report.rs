@@ -10,8 +10,6 @@ use serde_json::{Value, json};
 use crate::error::ErrorKind;
 use crate::ui::{Styled, Tone, bytes};
 
-use super::run::Machine;
-
 /// By which a page is told from a file of the user.
 pub const PAGE_TITLE: &str = "<title>hyper2kvm: batch</title>";
 pub(super) const TITLE: &str = "hyper2kvm: batch";
@@ -95,11 +93,12 @@ pub struct Line {
 }
 
 impl Line {
-    pub fn new(machine: &Machine, state: State) -> Self {
+    /// A machine of which nothing is known but what the list says.
+    pub fn new(name: &str, source: &Path, output_dir: &Path, state: State) -> Self {
         Self {
-            name: machine.name.clone(),
-            source: machine.source.clone(),
-            output_dir: machine.folder.clone(),
+            name: name.to_owned(),
+            source: source.to_owned(),
+            output_dir: output_dir.to_owned(),
             state,
             seconds: 0.0,
             ready: None,
@@ -264,11 +263,6 @@ impl Summary {
     fn code(&self, line: &Line) -> u8 {
         line.failure.as_ref().map_or(0, |f| f.code)
     }
-
-    /// The same as one self-contained page, to be put into `folder`.
-    pub fn page(&self, folder: &Path) -> String {
-        super::page::page(self, folder)
-    }
 }
 
 /// Writes a file so that it is whole or not there.
@@ -285,25 +279,22 @@ pub fn save(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::page;
     use super::*;
 
     fn line(name: &str, state: State, code: u8) -> Line {
-        let machine = Machine {
-            name: name.into(),
-            source: "/a b/vm.vmdk".into(),
-            folder: "/out/a#b".into(),
-            args: Vec::new(),
-            env: Vec::new(),
-            request: Box::new(|| None),
-            force: false,
-        };
         Line {
             failure: (code > 0).then(|| Failure {
                 code,
                 message: "<b>why</b>".into(),
                 ..Failure::default()
             }),
-            ..Line::new(&machine, state)
+            ..Line::new(
+                name,
+                Path::new("/a b/vm.vmdk"),
+                Path::new("/out/a#b"),
+                state,
+            )
         }
     }
 
@@ -349,7 +340,7 @@ mod tests {
         assert!(text.contains("warning: look at the clock"), "{text}");
         assert!(text.starts_with("failed       bad   (3) "), "{text}");
         assert!(text.ends_with("1 converted, 1 failed in 1.0 s"), "{text}");
-        let page = summary.page(Path::new("/out"));
+        let page = page::page(&summary, Path::new("/out"));
         assert!(page.contains(PAGE_TITLE), "a later run knows it by that");
         assert!(page.contains("<strong>1</strong> failed"), "{page}");
         assert!(page.contains("<strong>1</strong> warning<"), "{page}");
@@ -363,7 +354,7 @@ mod tests {
         assert!(rows[1].contains("is-converted is-warned") && rows[1].contains("--name:1;"));
         assert!(page.contains("&lt;b&gt;why") && !page.contains("<b>why"));
         assert!(page.contains("href=\"./a%23b/report.html\""), "{page}");
-        let elsewhere = summary.page(Path::new("/home"));
+        let elsewhere = page::page(&summary, Path::new("/home"));
         assert!(elsewhere.contains("href=\"file:///out/a%23b/report.html\""));
         let json = summary.document();
         assert_eq!(json["counts"]["not-started"], 0);

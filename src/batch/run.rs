@@ -17,9 +17,10 @@ use serde_json::{Value, json};
 use crate::convert::exchange;
 use crate::error::ErrorKind;
 use crate::report::Request;
+use crate::stop;
 use crate::tool::pass::Passed;
 use crate::tool::privileges::Privileges;
-use crate::tool::{Cmd, ToolError, clean, stop};
+use crate::tool::{Cmd, ToolError, clean};
 use crate::transfer::Pace;
 use crate::ui::{Board, Ui};
 
@@ -75,6 +76,10 @@ pub enum Done {
 }
 
 impl Machine {
+    fn line(&self, state: State) -> Line {
+        Line::new(&self.name, &self.source, &self.folder, state)
+    }
+
     /// What the output folder says of itself.
     fn report(&self) -> Option<Value> {
         let mut bytes = Vec::new();
@@ -258,7 +263,7 @@ pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Lin
     });
     watch.board.finish();
     let lines = lines.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let not_started = |m: &Machine| Line::new(m, State::NotStarted);
+    let not_started = |m: &Machine| m.line(State::NotStarted);
     let pairs = lines.into_iter().zip(machines);
     pairs
         .map(|(l, m)| l.unwrap_or_else(|| not_started(m)))
@@ -280,7 +285,7 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
                 ],
                 ..Failure::default()
             }),
-            ..Line::new(machine, State::Failed)
+            ..machine.line(State::Failed)
         },
         Done::No => {
             watch.change(i, |slot| {
@@ -305,7 +310,7 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
                         message: error.to_string(),
                         ..Failure::default()
                     }),
-                    ..Line::new(machine, State::Failed)
+                    ..machine.line(State::Failed)
                 },
             }
         }
@@ -317,7 +322,7 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
 /// A machine that an earlier run has converted, with what that run said of it.
 fn skipped(machine: &Machine) -> Line {
     let report = machine.report().unwrap_or(Value::Null);
-    told(&report, Line::new(machine, State::Skipped))
+    told(&report, machine.line(State::Skipped))
 }
 
 /// The line with what a report says.
@@ -467,7 +472,7 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
             true => State::Planned,
             false => State::Converted,
         };
-        return told(&document, Line::new(machine, state));
+        return told(&document, machine.line(state));
     }
     let error = &document["error"];
     let code = status.code().and_then(|c| u8::try_from(c).ok());
@@ -493,14 +498,11 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
     Line {
         failure: Some(failure),
         log,
-        ..Line::new(
-            machine,
-            if interrupted {
-                State::Interrupted
-            } else {
-                State::Failed
-            },
-        )
+        ..machine.line(if interrupted {
+            State::Interrupted
+        } else {
+            State::Failed
+        })
     }
 }
 
@@ -518,7 +520,7 @@ fn not_ready(machine: &Machine, document: &Value, dry_run: bool) -> Line {
             message: format!("{done}, and NOT READY: accepted {}", codes.join(", ")),
             ..Failure::default()
         }),
-        ..Line::new(machine, State::Failed)
+        ..machine.line(State::Failed)
     };
     told(document, line)
 }

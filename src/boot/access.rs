@@ -135,11 +135,15 @@ pub fn check_source(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
         let (why, command) = match folder {
             Some(folder) => (
                 format!("it may not enter {}", folder.display()),
-                format!("setfacl -m u:{}:x {}", user.name, super::quote(&folder)),
+                format!(
+                    "setfacl -m u:{}:x {}",
+                    user.name,
+                    crate::text::quote(&folder)
+                ),
             ),
             None if unreadable(path, user) => (
                 "it may not read the file".to_owned(),
-                format!("setfacl -m u:{}:r {}", user.name, super::quote(path)),
+                format!("setfacl -m u:{}:r {}", user.name, crate::text::quote(path)),
             ),
             None => continue,
         };
@@ -173,7 +177,7 @@ pub fn check(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
             .hint(format!(
                 "or let it in: setfacl -m u:{}:x {}",
                 user.name,
-                super::quote(&folder)
+                crate::text::quote(&folder)
             )));
         }
     }

@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::access::{self, User};
 use super::files::trust;
 use super::record::INSTALLING;
-use crate::convert::in_use::{self, Held};
+use crate::boot::in_use::{self, Held};
 use crate::domain::element::Element;
 use crate::domain::emit;
 use crate::error::{Error, Result};
@@ -458,7 +458,7 @@ impl Moved {
         ))
         .hint(format!(
             "finish that one first: --install-to {}",
-            super::quote(folder)
+            crate::text::quote(folder)
         )))
     }
 
@@ -579,7 +579,7 @@ fn refuse_others(folder: &Path) -> Result<()> {
             "{shown} can be written by others (mode {:04o})",
             found.mode() & 0o7777
         ))
-        .hint(format!("chmod go-w {}", super::quote(folder)))
+        .hint(format!("chmod go-w {}", crate::text::quote(folder)))
         .hint(elsewhere));
     }
     Ok(())

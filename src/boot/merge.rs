@@ -11,8 +11,9 @@ use super::{Run, files, protect::Protected};
 use crate::disk::chain::Image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::stop;
+use crate::tool::qemu_img;
 use crate::tool::virsh::{JobKind, State};
-use crate::tool::{qemu_img, stop};
 
 /// Between two looks at a job of libvirt.
 const TICK: Duration = Duration::from_millis(200);

@@ -17,6 +17,7 @@ pub mod access;
 mod anchor;
 pub(crate) mod evidence;
 pub mod files;
+pub mod in_use;
 pub mod install;
 mod merge;
 pub mod proof;
@@ -29,7 +30,6 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::convert::exchange;
 use crate::domain::{Stage, StorageBus};
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
@@ -37,8 +37,9 @@ use crate::fix::journal::write_durably;
 use crate::guest::keys::Keys;
 use crate::later;
 use crate::lock::{FileLock, LockError};
+use crate::stop;
+use crate::tool::ToolError;
 use crate::tool::virsh::{State, Tick, Virsh};
-use crate::tool::{ToolError, stop};
 use crate::ui::Ui;
 
 use files::Files;
@@ -100,7 +101,8 @@ enum Outcome {
     Failed(Failure),
 }
 
-/// Runs what is left to do. The record is on disk whatever the result.
+/// Runs what is left to do. The record is on disk whatever the result. An interrupted exchange of the
+/// directory must be completed before (`convert::exchange`).
 pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     local(&options.uri)?;
     let virsh = Virsh::new(&options.uri);
@@ -108,7 +110,6 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     if let Some(place) = &options.install {
         warnings = install_first(options, place, &virsh, ui)?;
     }
-    exchange::repair(&options.folder)?;
     files::trust(&options.folder)?;
     let lock = match options.folder.join("report.json").is_file() {
         true => Some(lock(&options.folder)?),
@@ -156,7 +157,6 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
 
 /// Step 0. A machine that was started keeps its disks where they are.
 fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
-    exchange::repair(&options.folder)?;
     files::trust(&options.folder)?;
     if !options.folder.join("report.json").is_file() {
         // `Files::open` says what is wrong.
@@ -804,11 +804,6 @@ fn marked(log: &Path) -> bool {
 fn has_marker(log: &[u8]) -> bool {
     log.split(|b| matches!(b, b'\n' | b'\r'))
         .any(|line| line.trim_ascii() == MARKER.as_bytes())
-}
-
-/// A path as a shell word.
-pub(crate) fn quote(path: &Path) -> String {
-    crate::text::shell_word(&path.display().to_string())
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::convert::session::{Opened, Session, Source};
 use crate::domain::StorageBus;
 use crate::error::{Error, Result};
 use crate::guest::keys::Keys;
 use crate::guest::{DiskId, GuestPath, GuestRead};
 use crate::inspect::{Survey, WindowsFacts};
 use crate::registry::HiveView;
+use crate::session::{Opened, Session, Source};
 
 const VENDOR: &str = "VEN_1AF4";
 const MAX_LOG: u64 = 64 << 20;
@@ -119,7 +119,7 @@ fn devices(
     system: &[u8],
     control_set: &str,
     bus: StorageBus,
-) -> Result<Proof, crate::registry::hive::HiveError> {
+) -> Result<Proof, crate::registry::HiveError> {
     let mut proof = Proof::default();
     let view = HiveView::new(system)?;
     let Some(pci) = view.key(&format!("{control_set}\\Enum\\PCI"))? else {

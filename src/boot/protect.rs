@@ -25,9 +25,10 @@ use crate::disk::chain::Image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted;
+use crate::stop;
 use crate::tool::confine::Confinement;
 use crate::tool::virsh::State;
-use crate::tool::{Cmd, qemu_img, stop};
+use crate::tool::{Cmd, qemu_img};
 
 /// The internal snapshot that earlier versions made.
 pub const SNAPSHOT: &str = "hyper2kvm-before-final";
@@ -265,11 +266,14 @@ impl Protected {
     pub fn forget_command(&self) -> String {
         match self {
             Self::Snapshot { disk } => {
-                format!("qemu-img snapshot -d {SNAPSHOT} {}", super::quote(disk))
+                format!(
+                    "qemu-img snapshot -d {SNAPSHOT} {}",
+                    crate::text::quote(disk)
+                )
             }
             Self::Overlay { overlay: copy, .. }
             | Self::Copy { copy, .. }
-            | Self::Nvram { copy, .. } => format!("rm {}", super::quote(copy)),
+            | Self::Nvram { copy, .. } => format!("rm {}", crate::text::quote(copy)),
         }
     }
 }

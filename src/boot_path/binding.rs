@@ -3,7 +3,8 @@
 
 use crate::bytes::le64;
 use crate::registry::HiveView;
-use crate::registry::hive::{Key, Result};
+use crate::registry::error::Result;
+use crate::registry::hive::Key;
 
 /// A PCI function as QEMU shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

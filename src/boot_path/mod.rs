@@ -41,7 +41,7 @@ use serde::Serialize;
 
 use crate::guest::GuestPath;
 use crate::registry::HiveView;
-use crate::registry::hive::Result;
+use crate::registry::error::Result;
 use crate::text::guest_text;
 use walk::Walk;
 

@@ -4,7 +4,7 @@
 //! its file was in use, and it hits the file that a conversion put there since.
 
 use crate::guest::GuestPath;
-use crate::registry::hive::Result;
+use crate::registry::error::Result;
 use crate::registry::{HiveView, RegData, RegOp};
 
 const KEY: &str = "Control\\Session Manager";

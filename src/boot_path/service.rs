@@ -2,7 +2,8 @@
 
 use crate::guest::{GuestPath, PathError};
 use crate::registry::HiveView;
-use crate::registry::hive::{Key, Result, Value};
+use crate::registry::error::Result;
+use crate::registry::hive::{Key, Value};
 
 pub const BOOT_START: u32 = 0;
 pub const DISABLED: u32 = 4;

@@ -11,7 +11,8 @@ use super::{
     SYSTEM, Step, VOLUME, loader, system_drivers,
 };
 use crate::guest::GuestPath;
-use crate::registry::hive::{Key, Result};
+use crate::registry::error::Result;
+use crate::registry::hive::Key;
 use crate::text::guest_text;
 
 /// What an IDE controller's channels are called, most specific first.

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 use crate::batch::file::{self, Kind, List, Place, Rules, Settings};
+use crate::batch::page::page as render;
 use crate::batch::report::{PAGE_TITLE, State, Summary, save};
 use crate::batch::run::{self, Machine};
 use crate::convert::name::safe_name;
@@ -202,7 +203,7 @@ fn save_reports(
     refuse_taken(output, file)?;
     create_passage(output).map_err(failed)?;
     save(&json, &format!("{:#}\n", document(BATCH, body))).map_err(failed)?;
-    save(&page, &summary.page(output)).map_err(failed)?;
+    save(&page, &render(summary, output)).map_err(failed)?;
     Ok(page)
 }
 

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::boot::install::Place;
 use crate::boot::record::{Phase, Record, StageRecord};
 use crate::boot::{self, Options, Wait};
+use crate::convert::exchange;
 use crate::error::Result;
 use crate::guest::keys::Keys;
 use crate::report::text;
@@ -132,6 +133,8 @@ pub fn run(args: &BootArgs, ui: &Ui) -> Result<()> {
     let options = args
         .watch
         .options(args.folder.clone(), keys, args.install.place());
+    boot::local(&options.uri)?;
+    exchange::repair(&options.folder)?;
     let record = boot::boot(&options, ui)?;
     ui.styled(&text(&record));
     ui.quiet_warnings(&record.warnings);

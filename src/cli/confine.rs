@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::tool::confine;
+use crate::tool::{confine, launcher};
 
 /// Where programs keep temporary files and sockets.
 fn temporary() -> Vec<PathBuf> {
@@ -70,7 +70,7 @@ fn give_up(below: &Writes<'_>, network: Network) -> Result<()> {
         all.push(path.to_path_buf());
     }
     all.retain(|path| !is_root_folder(path));
-    let enforced = confine::writes_only(&all, network == Network::Kept)
+    let enforced = launcher::writes_only(&all, network == Network::Kept)
         .map_err(|e| Error::failed("restricting write access").because(e))?;
     if !enforced {
         tracing::debug!("this kernel has no landlock");

@@ -11,27 +11,7 @@ use crate::tool::virsh::Virsh;
 use crate::ui::Ui;
 
 use super::batch::{self, BatchArgs};
-use super::boot::InstallArgs;
-use super::options::{self, Options, SOURCE};
-use super::source::FixArgs;
-
-/// What one machine takes.
-#[derive(Debug, clap::Args)]
-pub struct OneArgs {
-    #[command(flatten)]
-    pub fix: FixArgs,
-    #[command(flatten)]
-    install: InstallArgs,
-    /// libvirt that has the storage pool
-    #[arg(
-        long,
-        value_name = "URI",
-        env = "LIBVIRT_DEFAULT_URI",
-        default_value = "qemu:///system",
-        help_heading = "Placing the disks"
-    )]
-    connect: String,
-}
+use super::options::{self, OneArgs, Options, SOURCE};
 
 /// One machine, or a list of them.
 #[derive(Debug)]
@@ -129,7 +109,7 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     if let (Some(place), Some(folder)) = (place, report.outputs.folder()) {
         let _lock = crate::boot::lock(folder)?;
         let installed = install::install(folder, &place, &virsh).map_err(|e| {
-            let again = crate::boot::quote(folder);
+            let again = crate::text::quote(folder);
             e.hint(format!(
                 "the conversion is complete: hyper2kvm boot {again} --install-to DIR tries again"
             ))

@@ -4,8 +4,9 @@ use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rehearse::record;
-use crate::tool::host::{self, Found, TOOLS};
+use crate::tool::host::{self, TOOLS};
 use crate::tool::privileges::Privileges;
+use crate::tool::probe::Found;
 use crate::tool::{self, Cmd, ToolError};
 use crate::ui::{Styled, Tone, Ui};
 

@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::convert::engine::Engine;
 use crate::convert::linux;
 use crate::convert::name::safe_name;
 use crate::convert::run::DEFAULT_ISO;
-use crate::convert::session;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{self, Archive};
 use crate::inspect::{Inspection, Severity};
 use crate::report::look::{self, Row};
-use crate::report::vm;
+use crate::session;
+use crate::session::engine::Engine;
+use crate::source::vm;
 use crate::source::{self, SourceKind, find, mirror};
-use crate::tool::stop;
+use crate::stop;
 use crate::ui::{Ui, bytes, count, document};
 
 use super::again;

@@ -19,6 +19,7 @@ pub mod pull;
 mod readiness;
 pub mod rehearse;
 mod rehearse_list;
+mod rehearse_options;
 pub mod release;
 pub mod rollback;
 pub mod serve;
@@ -34,7 +35,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::mirror;
-use crate::tool::{host, stop};
+use crate::stop;
+use crate::tool::probe;
 use crate::ui::{self, ProgressMode, Ui};
 
 const EXIT_CODES: &str = "\
@@ -248,7 +250,7 @@ fn with_remedy(mut error: Error) -> Error {
     let said = |what: &str| error.message.contains(what) || causes.iter().any(|c| c.contains(what));
     if error.kind == ErrorKind::Failed
         && (said("qemu-img") || said("qemu-storage-daemon"))
-        && let Some(old) = host::old_qemu()
+        && let Some(old) = probe::old_qemu()
     {
         error.kind = ErrorKind::MissingTool;
         return error.hint(old);

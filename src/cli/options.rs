@@ -20,7 +20,8 @@ use crate::source::mirror;
 use crate::text;
 use crate::wire::Transport;
 
-use super::convert::OneArgs;
+use super::boot::InstallArgs;
+use super::source::FixArgs;
 
 /// Options by their long names, each with its values; a flag has the value `true`.
 pub type Options = BTreeMap<String, Vec<String>>;
@@ -35,6 +36,24 @@ pub const IN_PLACE: &str = "in-place";
 const HOW_COPIED: [&str; 4] = ["resume", "bandwidth", "from-sync", "budget"];
 /// Secrets: never on a child's command line, never in a report.
 pub const KEY: &str = "key";
+
+/// What one machine takes.
+#[derive(Debug, clap::Args)]
+pub struct OneArgs {
+    #[command(flatten)]
+    pub fix: FixArgs,
+    #[command(flatten)]
+    pub(super) install: InstallArgs,
+    /// libvirt that has the storage pool
+    #[arg(
+        long,
+        value_name = "URI",
+        env = "LIBVIRT_DEFAULT_URI",
+        default_value = "qemu:///system",
+        help_heading = "Placing the disks"
+    )]
+    pub(super) connect: String,
+}
 
 /// The options alone, for looking at.
 fn definitions() -> Command {

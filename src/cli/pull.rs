@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::error::Result;
-use crate::later::pull::{self, By, Options};
+use crate::pull::{self, By, Options};
 use crate::ui::{self, Ui};
 
 #[derive(Debug, clap::Args)]

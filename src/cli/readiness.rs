@@ -8,7 +8,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::domain::{Chipset, Descriptors, Firmware};
-use crate::tool::host::{self, Found};
+use crate::tool::host;
+use crate::tool::probe::Found;
 use crate::tool::virsh::Virsh;
 use crate::tool::{self};
 use crate::ui::{Styled, Tone, bytes};

@@ -17,7 +17,7 @@ use crate::ui::{Ui, document};
 
 use super::batch::{merge, real};
 use super::options::{self, DRY_RUN, FORCE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
-use super::rehearse::{OneArgs, definitions, objection};
+use super::rehearse_options::{OneArgs, definitions, objection};
 
 pub(super) const BATCH: &str = "batch";
 const SCHEMA: &str = "rehearse-batch";

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::error::Result;
-use crate::later::release::{self, Options};
+use crate::pull::release::{self, Options};
 use crate::ui::Ui;
 
 #[derive(Debug, clap::Args)]

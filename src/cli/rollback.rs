@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::boot;
-use crate::convert::{self, RestoreError, exchange, in_use, place};
+use crate::boot::in_use;
+use crate::convert::{self, RestoreError, exchange, place};
 use crate::disk::chain::Image;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::CommitError;
@@ -51,7 +52,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
             .hint("name the output folder of a conversion with --in-place, or --journal FILE"),
     })?;
     if !journal.doc.disk.in_place {
-        let folder = boot::quote(journal.folder());
+        let folder = crate::text::quote(journal.folder());
         let how = match later::Record::left(journal.folder())? {
             Some(_) => format!("hyper2kvm release {folder} discards the conversion"),
             None => format!("delete {folder} to discard the conversion"),

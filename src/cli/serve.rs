@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::error::Result;
 use crate::later::Record;
-use crate::later::folder::Folder;
+use crate::pull::folder::Folder;
 use crate::ui::Ui;
 
 #[derive(Debug, clap::Args)]

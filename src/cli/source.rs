@@ -6,18 +6,17 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use crate::boot_path::Controller;
-use crate::convert::engine::{self, Engine};
 use crate::convert::later::Copying;
 use crate::convert::machine::MachineOptions;
 use crate::convert::name::title;
 use crate::convert::run::{DEFAULT_ISO, Job};
-use crate::convert::session::{Opened, SourceMachine};
 use crate::disk::chain::Image;
 use crate::disk::links;
 use crate::disk::remote;
 use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
-use crate::domain::network::{self, Bridge, Mapping};
+use crate::domain::model::Bridge;
+use crate::domain::network::{self, Mapping};
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
     Patch, StorageBus, Video,
@@ -29,6 +28,8 @@ use crate::ids::Accepted;
 use crate::plan::firstboot::Wishes;
 use crate::plan::linux::Preference;
 use crate::report::Request;
+use crate::session::engine::{self, Engine};
+use crate::session::{Opened, SourceMachine};
 use crate::source::{self, SourceKind, SourceVm, mirror};
 use crate::transfer::Pace;
 use crate::wire::Transport;

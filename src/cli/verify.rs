@@ -10,12 +10,13 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::boot_path::Controller;
+use crate::check::Check;
 use crate::convert::linux;
-use crate::convert::session::look;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later;
-use crate::report::{Check, text};
+use crate::report::text;
+use crate::session::look;
 use crate::source::mirror;
 use crate::ui::{Styled, Tone, Ui};
 use crate::verify;
@@ -83,7 +84,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         linux::complete(&source, &mut survey.inspection, ui)?;
         checks = linux::checks(&survey.inspection);
     }
-    let ready = verify::is_ready(&checks);
+    let ready = crate::check::is_ready(&checks);
     let inspection = &survey.inspection;
     ui.styled(&shown(ready, &checks, inspection, &needed, ui.is_verbose()));
     let failed: Vec<String> = checks

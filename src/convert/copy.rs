@@ -18,19 +18,19 @@ use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
 use crate::report::{Bytes, DiskTrim};
-use crate::tool::stop;
+use crate::stop;
 use crate::transfer::Extents;
 use crate::ui::Ui;
 
 use super::devices::Devices;
-use super::engine::Engine;
 use super::in_place::absolute;
 use super::machine::TargetDisk;
 use super::output::OutputFolder;
 use super::resume::{self, Resumed};
 use super::run::{Job, work_file};
-use super::session::{Session, Source};
 use super::sync::{Last, Synced};
+use crate::session::engine::Engine;
+use crate::session::{Session, Source};
 
 /// Disks copied at a time. More only make the heads of one spinning disk jump; two keep a link busy
 /// while one of them waits.

@@ -7,7 +7,7 @@ use crate::disk::device::{Device, Terms};
 use crate::error::{Error, Result};
 
 use super::run::Job;
-use super::session::Source;
+use crate::session::Source;
 
 /// One device per disk, in the order of `disks`, or none at all.
 pub struct Devices(Vec<Arc<Device>>);

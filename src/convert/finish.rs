@@ -19,11 +19,10 @@ use crate::fix::journal::ActionState;
 use crate::fix::trim::DataMap;
 use crate::inspect::Inspection;
 use crate::plan::Draft;
-use crate::report::outlook::{DiskOutlook, Outlook};
-use crate::report::vm;
+use crate::plan::outlook::{DiskOutlook, Outlook};
 use crate::report::{ActionLine, Outputs, Report, Timings};
+use crate::source::vm;
 use crate::tool::{self, Cmd};
-use crate::verify;
 use crate::wire::Transport;
 
 use super::copy;
@@ -34,7 +33,7 @@ use super::output::OutputFolder;
 use super::prepare::{Basis, Prepared};
 use super::run::{Disks, Job};
 use super::space;
-use super::vm::VmDisks;
+use crate::session::vm::VmDisks;
 
 /// A file of the output folder, not written yet.
 pub(super) struct Document {
@@ -368,7 +367,7 @@ pub(super) fn finish(
         name: name.clone(),
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
-        ready: verify::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
+        ready: crate::check::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
         boots_from: prepared.basis.wanted(),
         accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),

@@ -12,22 +12,22 @@ use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::guest::GuestRead;
 use crate::inspect::{Hives, Survey, WindowsFacts};
 use crate::plan::firstboot::Wishes;
+use crate::plan::outlook::Outlook;
 use crate::plan::{self, After, Draft, Foreseen, Plan};
 use crate::registry::{self, HiveError};
-use crate::report::outlook::Outlook;
 use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
 
-use super::engine::Engine;
 use super::finish;
 use super::in_place::{data_sector_size, in_place_format};
 use super::later;
 use super::machine;
 use super::prepare::{self, Basis, Prepared};
 use super::run::Job;
-use super::session::Source;
 use super::space::{self, Needs};
-use super::vm::VmDisks;
+use crate::session::Source;
+use crate::session::engine::Engine;
+use crate::session::vm::VmDisks;
 
 /// The opened source.
 pub(super) struct Seen<'a> {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::disk::partition;
@@ -17,8 +17,8 @@ use crate::ui::Ui;
 
 use super::machine::TargetDisk;
 use super::run::{Disks, Fixed, stopped};
-use super::session::first;
-use super::vm::VmDisks;
+use crate::session::first;
+use crate::session::vm::VmDisks;
 
 /// The disks that are changed where they lie, the one with Windows first.
 pub(super) fn journal_disks(disks: &VmDisks, in_place: bool) -> Result<(DiskRef, Vec<DiskRef>)> {

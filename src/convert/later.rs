@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::block::BlockWrite;
 use crate::boot::access;
-use crate::disk::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::domain::{Backing, DiskFormat};
@@ -19,8 +19,8 @@ use super::copy;
 use super::machine::TargetDisk;
 use super::output::OutputFolder;
 use super::run::{Disks, Fixed, Job, point, stopped, work_file};
-use super::session::Source;
-use super::vm::VmDisks;
+use crate::session::Source;
+use crate::session::vm::VmDisks;
 
 /// When the disks are copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

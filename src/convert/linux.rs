@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::boot::quote;
 use crate::boot_path::{BootPath, Controller, Step};
+use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::{BlockRead, BlockWrite, partition};
@@ -22,14 +22,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
+use crate::inspect::linux::{LinuxFacts, LoaderCopies};
 use crate::inspect::{Firmware, Inspection, Severity};
-use crate::linux::{self, LinuxFacts, LoaderCopies};
+use crate::linux;
 use crate::plan::linux::{Foreseen, ON_MY_WORD, Preference, describe, wanted_copies, warnings};
 use crate::plan::model::Method;
+use crate::plan::outlook::Outlook;
 use crate::plan::{self, Plan};
-use crate::report::outlook::Outlook;
-use crate::report::vm;
-use crate::report::{self, ActionLine, Bytes, Check, CheckState, Report, Timings};
+use crate::report::{self, ActionLine, Bytes, Report, Timings};
+use crate::source::vm;
+use crate::text::quote;
 use crate::tool::{self, qemu_img, virt_v2v};
 use crate::ui::{Ui, document};
 use crate::wire::Transport;
@@ -44,9 +46,9 @@ use super::output::OutputFolder;
 use super::prepare;
 use super::resume::Resumed;
 use super::run::{Job, WORK, point, save_json, save_report, stopped};
-use super::session::{Names, Source, SourceMachine, announce_appliance};
 use super::space::{self, Needs};
 use super::sync::Last;
+use crate::session::{Names, Source, SourceMachine, announce_appliance};
 
 /// Completes an inspection that found a Linux; does nothing for others.
 pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -> Result<()> {

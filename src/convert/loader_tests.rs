@@ -4,7 +4,6 @@
 use crate::demo::WinVersion;
 use crate::registry::RegData;
 use crate::testing::{MemoryGuest as Guest, bootstrap, media};
-use crate::verify;
 
 const SET: &str = "ControlSet001";
 
@@ -151,7 +150,7 @@ fn the_plan_mends_what_stops_a_loader() {
                 .map(|c| format!("{} {}", c.id, c.message))
                 .collect();
             assert_eq!(bad, [""; 0], "{version:?} {what}");
-            assert!(verify::is_ready(&checks));
+            assert!(crate::check::is_ready(&checks));
         }
     }
 }
@@ -249,7 +248,7 @@ fn straight_to_virtio_needs_no_ide() {
     let prepared = guest.prepare(&media, None);
     assert_eq!(prepared.plan.blockers, []);
     let checks = guest.converted(&prepared, &media);
-    assert!(verify::is_ready(&checks), "{checks:?}");
+    assert!(crate::check::is_ready(&checks), "{checks:?}");
 }
 
 /// A device that was set up on an older KVM host with another driver is named in the plan and in the checks.
@@ -266,6 +265,6 @@ fn a_device_of_an_older_host_is_a_warning() {
         let checks = guest.converted(&prepared, &media);
         let check = checks.iter().find(|c| c.id == "device-instances").unwrap();
         assert!(!check.ok && check.message.contains(named), "{check:?}");
-        assert!(verify::is_ready(&checks));
+        assert!(crate::check::is_ready(&checks));
     }
 }

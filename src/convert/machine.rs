@@ -11,8 +11,8 @@ use crate::domain::{
     Firmware, FirmwareChoice, Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus,
     System, Topology, Video,
 };
+use crate::inspect::linux::LinuxFacts;
 use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
-use crate::linux::LinuxFacts;
 use crate::source::{SourceFirmware, SourceNic, SourceVm};
 use crate::text::quoted;
 

@@ -2,12 +2,10 @@
 
 pub mod copy;
 pub mod devices;
-pub mod engine;
 pub mod exchange;
 mod finish;
 mod foresee;
 mod in_place;
-pub mod in_use;
 pub mod later;
 pub mod linux;
 pub mod machine;
@@ -20,10 +18,8 @@ pub mod prepare;
 mod replace;
 mod resume;
 pub mod run;
-pub mod session;
 mod space;
 pub mod sync;
-pub mod vm;
 
 pub use in_place::{RestoreError, restore};
 

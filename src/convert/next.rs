@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use crate::boot::quote;
 use crate::domain::Emit;
 use crate::report::Outputs;
+use crate::text::quote;
 use crate::tool;
 
 /// Commands to copy, and comments between them.

@@ -14,8 +14,8 @@ use crate::error::{Blocker, Error, Result};
 use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
 use crate::plan::firstboot::{GENERATED, Generated, Wishes};
+use crate::plan::outlook::Outlook;
 use crate::plan::{self, At, Draft, Inputs, Layout, Options, Plan, Present};
-use crate::report::outlook::Outlook;
 
 /// A plan for Windows and what it was made from.
 pub struct Prepared {

@@ -28,9 +28,9 @@ use crate::lock::{FileLock, LockError};
 use crate::report::OutputFile;
 use crate::text::shell_word;
 
-use super::in_use::{self, Held};
 use super::place::untrusted;
 use super::sync;
+use crate::boot::in_use::{self, Held};
 
 /// Present in every complete result.
 pub(super) const MARK: &str = "report.json";

@@ -24,7 +24,7 @@ use crate::ui::Ui;
 use super::output::OutputFolder;
 use super::place::untrusted;
 use super::run::{Job, WORK, work_file};
-use super::session::Source;
+use crate::session::Source;
 
 /// Below [`WORK`].
 const FILE: &str = "resume.json";

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::actions::{self, Converted, Walked, Walking};
 use crate::boot_path::Controller;
+use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
@@ -25,23 +26,21 @@ use crate::ids::Accepted;
 use crate::inspect::{Inspection, OsFamily, Severity, Survey};
 use crate::later::holes;
 use crate::plan::firstboot::{GENERATED, Wishes};
+use crate::plan::outlook::Outlook;
 use crate::plan::{self, Plan};
-use crate::report::outlook::Outlook;
-use crate::report::{self, Bytes, Check, CheckState, DiskTrim, Report, Request, Timings};
+use crate::report::{self, Bytes, DiskTrim, Report, Request, Timings};
 use crate::source::mirror;
+use crate::stop;
 use crate::text;
-use crate::tool::stop;
 use crate::transfer::Pace;
 use crate::ui::{Ui, count, document};
 use crate::verify;
 
 use super::copy::{self, Arriving, Begun};
 use super::devices::Devices;
-use super::engine::Engine;
 use super::finish::finish;
 use super::foresee::{self, Seen};
 use super::in_place::{in_place, in_place_format, journal_disks, roll_back_after};
-use super::in_use;
 use super::later::{self, Copying};
 use super::linux;
 use super::machine::{MachineOptions, TargetDisk};
@@ -50,9 +49,11 @@ use super::output::{OutputFolder, Preference};
 
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
-use super::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
 use super::sync::Last;
-use super::vm::{ChangedDisk, OpenDisk, Opening, VmDisks, VmSession};
+use crate::boot::in_use;
+use crate::session::engine::Engine;
+use crate::session::vm::{ChangedDisk, OpenDisk, Opening, VmDisks, VmSession};
+use crate::session::{Names, Session, Source, SourceMachine, first, looked, read_only};
 
 /// Where packages of the virtio-win project put the ISO.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
@@ -652,7 +653,7 @@ fn prove(
     checks.extend(verify::planned(&prepared.plan.actions, after.as_ref()));
     session.close()?;
     accept(&mut checks, &prepared.plan);
-    if !verify::is_ready_but_for_accepted(&checks) {
+    if !crate::check::is_ready_but_for_accepted(&checks) {
         let mut error = Error::failed(
             "the fix did not make this disk boot-ready; the disk itself was not changed",
         );

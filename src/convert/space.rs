@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::actions::Action;
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::export::Export;
 use crate::disk::{copy, partition};
 use crate::error::{Blocker, Error, Result};
@@ -19,8 +19,8 @@ use crate::ui::bytes;
 
 use super::later::Copying;
 use super::run::Job;
-use super::session::{Session, Source};
-use super::vm::VmDisks;
+use crate::session::vm::VmDisks;
+use crate::session::{Session, Source};
 
 /// An MFT record and the place in the index of its folder.
 const RECORD: u64 = 2048;

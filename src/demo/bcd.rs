@@ -7,8 +7,8 @@ use uuid::{Uuid, uuid};
 
 use super::{DISK_GUID, Firmware, GuestSpec, MBR_SIGNATURE, PartitionSpec, Role};
 use crate::registry::KeyTree;
+use crate::registry::RegData;
 use crate::registry::build::Format;
-use crate::registry::edit::RegData;
 
 pub const BOOT_MANAGER: Uuid = uuid!("9dea862c-5cdd-4e70-acc1-f32b344d4795");
 pub const LOADER: Uuid = uuid!("733b62e5-f608-11eb-825c-c112f60133ab");

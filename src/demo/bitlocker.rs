@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::DemoError;
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::layout::DiskLayout;
 use crate::guest::fve::cipher::Method;
 use crate::guest::fve::keys::{Ccm, password_seed, recovery_seed, stretch};
@@ -24,7 +24,8 @@ use crate::guest::fve::layout::{
     PLACES_GUID, Places, ProtectorHeader, SIGNATURE, SealedHeader, StartupKeyHeader, StretchHeader,
     Validation, VolumeHeader, kind, method, role,
 };
-use crate::guest::fve::metadata::{self, COPY_BYTES, Part, Protection};
+use crate::guest::fve::metadata::{self, COPY_BYTES, Part};
+use crate::guest::fve::protection::Protection;
 use crate::guest::fve::volume::Volume;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::spare::Scratch;

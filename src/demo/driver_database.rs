@@ -8,7 +8,7 @@ use uuid::{Uuid, uuid};
 
 use super::{Arch, GuestSpec, Leftovers};
 use crate::registry::KeyTree;
-use crate::registry::edit::RegData;
+use crate::registry::RegData;
 
 pub(super) const NET: Uuid = uuid!("4d36e972-e325-11ce-bfc1-08002be10318");
 pub(super) const HDC: Uuid = uuid!("4d36e96a-e325-11ce-bfc1-08002be10318");

@@ -15,7 +15,7 @@ use super::{
     Arch, DISK_GUID, DemoError, Firmware, GuestSpec, Leftovers, MBR_SIGNATURE, PartitionSpec,
     Place, Role, bcd, driver_database, hives, pack, services,
 };
-use crate::disk::block::{FileDisk, Window};
+use crate::block::{FileDisk, Window};
 use crate::disk::layout::{self, DiskLayout, Partition, Scheme};
 use crate::guest::ntfs3g::{MountOptions, Ntfs3g};
 use crate::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId, wof};

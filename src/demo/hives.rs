@@ -7,7 +7,7 @@ use super::{
     Arch, DISK_GUID, Firmware, GuestSpec, Leftovers, MBR_SIGNATURE, Role, network, services,
 };
 use crate::registry::KeyTree;
-use crate::registry::edit::RegData;
+use crate::registry::RegData;
 
 /// `System32\config\SYSTEM`, or what the specification gives for it.
 pub fn system(spec: &GuestSpec) -> Vec<u8> {
@@ -48,7 +48,7 @@ pub fn system_tree(spec: &GuestSpec) -> KeyTree {
         let mut set = set.clone();
         set.name = format!("ControlSet00{number}");
         root.keys
-            .insert(crate::registry::build::fold(&set.name), Box::new(set));
+            .insert(crate::registry::name::fold(&set.name), Box::new(set));
     }
     let current = spec.control_set;
     root.dword("Select", "Current", current);

@@ -3,7 +3,7 @@
 use super::driver_database::NET;
 use super::{AdapterSpec, GuestSpec, IpSpec, services};
 use crate::registry::KeyTree;
-use crate::registry::edit::RegData;
+use crate::registry::RegData;
 use crate::text::hex;
 
 /// The instance path of an adapter below `Enum`.

@@ -2,7 +2,7 @@
 
 use super::{Arch, Firmware, GuestSpec, Leftovers, WinVersion};
 use crate::registry::KeyTree;
-use crate::registry::edit::RegData;
+use crate::registry::RegData;
 
 /// A driver service. `start` is its `Start` value: 0 boot, 1 system, 3 demand, 4 disabled.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::block::{BlockRead, BlockWrite, check_range};
+use crate::block::{BlockRead, BlockWrite, check_range};
 
 const BLOCK: u64 = 64 << 10;
 /// Each byte of a disk on another host costs: inspection needs a few KiB here and there.

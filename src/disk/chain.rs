@@ -22,9 +22,9 @@ use super::error::{ImageError, Result};
 use super::hold::{Held, Use};
 use super::level::Level;
 use super::remote::Remote;
-use crate::tool::pass::Spec;
 use crate::tool::qemu_img::{self, Depth};
 use crate::tool::qsd;
+use crate::tool::spec::Spec;
 
 const MAX_VMDK_CHECKED: u64 = 256 << 30;
 /// Of a qcow2 with clusters of 64 KiB: 8 TiB in the file. Beside them QEMU needs what it always needs.

@@ -10,8 +10,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
-use super::block::{BlockRead, check_range};
 use super::remote::{Remote, RemoteFile};
+use crate::block::{BlockRead, check_range};
 
 const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
 const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";

@@ -15,14 +15,14 @@ use std::thread;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::chain::Image;
 use super::detect::Format;
 use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::tables;
+use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::error::{Blocker, ErrorKind};
-use crate::tool::pass::Spec;
+use crate::tool::spec::Spec;
 use crate::tool::{ToolError, qemu_img};
 use crate::transfer::{
     ExtentJournal, Extents, JournalFault, Opened, Pace, Step, Transfer, TransferError, Zeroes,

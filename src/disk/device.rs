@@ -18,16 +18,17 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use serde_json::{Value, json};
 
-use super::block::{BlockRead, BlockWrite, FileDisk, check_range};
 use super::chain::Image;
 use super::copy::{self, CopyError, CopyOptions, Nothing, convert_error};
 use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::hold::{self, Held, Use};
 use super::kernel;
+use crate::block::{BlockRead, BlockWrite, FileDisk, check_range};
 use crate::error::{Error, ErrorKind};
-use crate::tool::pass::{Passed, Spec};
+use crate::tool::pass::Passed;
 use crate::tool::qemu_img;
+use crate::tool::spec::Spec;
 use crate::transfer::{ExtentJournal, Extents, Transfer, Zeroes};
 
 /// What is written last. Also how far a device is looked at, from either end, for data.

@@ -80,8 +80,8 @@ fn header(size: u64, entries: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tool::pass::Spec;
     use crate::tool::qemu_img;
+    use crate::tool::spec::Spec;
 
     /// `qemu-img` is the judge.
     #[test]

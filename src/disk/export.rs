@@ -21,14 +21,15 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use super::block::{BlockRead, BlockWrite, FileDisk};
 use super::cache::Cached;
 use super::chain::Image;
 use super::empty::create_qcow2;
 use super::error::ImageError;
 use super::nbd::{Nbd, Patience};
 use super::pool::{MORE, Pool};
-use crate::tool::{Child, ToolError, cmd, qemu_img, qsd, stop};
+use crate::block::{BlockRead, BlockWrite, FileDisk};
+use crate::stop;
+use crate::tool::{Child, ToolError, cmd, qemu_img, qsd};
 
 /// The name of the export on the storage daemon's socket.
 pub const EXPORT: &str = "disk";

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::block::{BlockRead, BlockWrite, check_range};
+use crate::block::{BlockRead, BlockWrite, check_range};
 
 /// Gathered bytes at which they are handed on.
 const LIMIT: u64 = 8 << 20;

@@ -12,7 +12,8 @@ use super::hold::Held;
 use super::on_wire::nbd_node;
 use super::remote::Remote;
 use super::tables;
-use crate::tool::pass::{self, Passed, Spec};
+use crate::tool::pass::{self, Passed};
+use crate::tool::spec::Spec;
 
 /// One image file or block device of a chain.
 #[derive(Debug, Clone)]

@@ -8,15 +8,15 @@
 use std::io;
 use std::path::Path;
 
-use super::block::{BlockRead, BlockWrite};
 use super::chain::Image;
 use super::detect::Format;
 use super::error::{ImageError, Result};
 use super::export::{Export, ExportError};
 use super::hold::Held;
 use super::level::Level;
+use crate::block::{BlockRead, BlockWrite};
+use crate::stop;
 use crate::tool::qemu_img::{self, Present};
-use crate::tool::stop;
 
 /// Subclusters are a 32nd of a cluster.
 const LAYOUT: &str = "cluster_size=16384,extended_l2=on";

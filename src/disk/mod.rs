@@ -9,7 +9,6 @@
 //!                     --device.rs--> a block device
 //! ```
 
-pub mod block;
 pub mod cache;
 pub mod chain;
 pub mod compose;
@@ -20,15 +19,16 @@ pub mod empty;
 mod error;
 pub mod export;
 pub mod gather;
+mod gpt;
 pub mod hold;
 pub mod kernel;
 pub mod layout;
 pub mod length;
 mod level;
 pub mod links;
+mod mbr;
 mod merge;
 pub mod nbd;
-pub(crate) mod nbd_protocol;
 mod on_wire;
 mod open;
 pub mod partition;
@@ -36,6 +36,7 @@ mod pool;
 mod references;
 pub(crate) mod refill;
 pub mod remote;
+mod sector;
 #[cfg(test)]
 mod short_tests;
 mod tables;
@@ -47,7 +48,7 @@ mod vhd;
 pub mod vmware;
 pub mod whole;
 
-pub use block::{BlockRead, BlockWrite};
+pub use crate::block::{BlockRead, BlockWrite};
 pub use chain::Image;
 pub use error::ImageError;
 pub use export::Export;

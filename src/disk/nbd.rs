@@ -13,12 +13,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::block::{BlockRead, BlockWrite, check_range};
-use super::nbd_protocol::{
+use crate::block::{BlockRead, BlockWrite, check_range};
+use crate::stop;
+use crate::wire::nbd_protocol::{
     CMD_DISC, CMD_FLUSH, CMD_READ, FIXED_NEWSTYLE, INFO_EXPORT, INIT_MAGIC, NO_ZEROES, OPT_GO,
     OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR, REP_INFO, REPLY_MAGIC, REQUEST_MAGIC,
 };
-use crate::tool::stop;
 
 const FLAG_READ_ONLY: u16 = 1 << 1;
 const FLAG_SEND_FLUSH: u16 = 1 << 2;

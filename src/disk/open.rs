@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::block::FileDisk;
 use super::chain::Image;
 use super::detect::{self, Detected, Format, VmdkExtent};
 use super::error::{ImageError, MAX_LEVELS, Result};
@@ -19,6 +18,7 @@ use super::references::{References, shown};
 use super::remote::{self, ReadAt};
 use super::tables;
 use super::vhd;
+use crate::block::FileDisk;
 use crate::source::charset::{Charset, Name};
 use crate::source::vmdk;
 use crate::tool::pass;

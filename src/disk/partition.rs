@@ -9,25 +9,18 @@
 //! The sector size is not recorded anywhere. A GPT header is found at LBA 1 of the right one; with
 //! an MBR the size under which more partitions start with a boot sector is taken, 512 in doubt.
 //!
-//! Specifications: UEFI 2.10 chapter 5; for MBR and extended partitions what Linux does
-//! (`block/partitions/msdos.c`). The extended partition itself is not listed.
+//! The tables themselves are in [`super::gpt`] and [`super::mbr`].
 
 use std::io;
 
-use uuid::Uuid;
-
-use super::block::BlockRead;
 use super::layout::{DiskLayout, Partition, Scheme};
 use super::length::Short;
-use super::whole;
+use super::mbr::{self, Mbr, TYPE_PROTECTIVE};
+use super::sector::{is_boot_sector, read_up_to, u16_at};
+use super::{gpt, whole};
+use crate::block::BlockRead;
 
 const SECTOR_SIZES: [u32; 2] = [512, 4096];
-/// Largest partition entry array read; the usual one has 16 KiB.
-const MAX_TABLE: u64 = 1 << 20;
-/// More logical partitions than Windows has drive letters.
-const MAX_LOGICAL: u32 = 128;
-const TYPE_PROTECTIVE: u8 = 0xee;
-
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     #[error("reading the partition table")]
@@ -91,7 +84,7 @@ fn read_claimed(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     // Without the protective entry a GPT header is what is left of an older table.
     if protective || !partitions_in_mbr {
         for sector_size in SECTOR_SIZES {
-            if let Some(layout) = read_gpt(disk, sector_size)? {
+            if let Some(layout) = gpt::read(disk, sector_size)? {
                 return Ok(layout);
             }
         }
@@ -135,48 +128,6 @@ fn cut_gpt(disk: &dyn BlockRead) -> io::Result<Option<Short>> {
     }))
 }
 
-/// Where a sound primary GPT header says its backup is, as an LBA.
-pub(super) fn gpt_backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<u64>> {
-    Ok(read_gpt_header(disk, 1, sector_size)?.map(|header| header.backup))
-}
-
-/// Start and length of the extended partitions of an MBR, in sectors.
-pub(super) fn extended_partitions(disk: &dyn BlockRead) -> io::Result<Vec<(u64, u64)>> {
-    let mbr = Mbr::parse(&read_up_to(disk, 0, 512)?);
-    let entries = mbr.iter().flat_map(Mbr::used);
-    Ok(entries
-        .filter(|(_, e)| is_extended(e.kind))
-        .map(|(_, e)| (u64::from(e.start), u64::from(e.sectors)))
-        .collect())
-}
-
-/// Up to `len` bytes, less at the end of the disk.
-pub(super) fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-    let len = (len as u64).min(disk.size().saturating_sub(offset));
-    let mut buf = vec![0; len as usize];
-    // Past the end there is nothing to ask for, not even nothing.
-    if !buf.is_empty() {
-        disk.read_at(offset, &mut buf)?;
-    }
-    Ok(buf)
-}
-
-pub(super) fn u16_at(data: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(*data.get(at..)?.first_chunk()?))
-}
-
-pub(super) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*data.get(at..)?.first_chunk()?))
-}
-
-pub(super) fn u64_at(data: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(*data.get(at..)?.first_chunk()?))
-}
-
-fn guid_at(data: &[u8], at: usize) -> Option<Uuid> {
-    Some(Uuid::from_bytes_le(*data.get(at..)?.first_chunk()?))
-}
-
 /// Cuts a range to the disk; `None` when nothing of it is left.
 fn clip(start: u64, size: u64, disk: u64) -> Option<(u64, u64)> {
     let size = size.min(disk.checked_sub(start)?);
@@ -184,23 +135,6 @@ fn clip(start: u64, size: u64, disk: u64) -> Option<(u64, u64)> {
 }
 
 // ---- File systems at byte 0 ----
-
-/// The boot sector of a Windows file system, or of BitLocker.
-pub fn is_boot_sector(sector: &[u8]) -> bool {
-    let at =
-        |offset: usize, magic: &[u8]| sector.get(offset..).is_some_and(|s| s.starts_with(magic));
-    if [&b"NTFS    "[..], b"EXFAT   ", b"-FVE-FS-", b"ReFS\0\0\0\0"]
-        .iter()
-        .any(|magic| at(3, magic))
-    {
-        return true;
-    }
-    let sane_bpb = u16_at(sector, 11).is_some_and(|n| matches!(n, 512 | 1024 | 2048 | 4096))
-        && sector.get(13).is_some_and(|n| n.is_power_of_two());
-    (at(0, b"\xeb") || at(0, b"\xe9"))
-        && sane_bpb
-        && (at(54, b"FAT12   ") || at(54, b"FAT16   ") || at(82, b"FAT32   "))
-}
 
 fn is_file_system(disk: &dyn BlockRead, sector: &[u8]) -> io::Result<bool> {
     /// What other systems put on whole disks.
@@ -246,197 +180,10 @@ fn bare_file_system(disk: &dyn BlockRead, sector: &[u8]) -> DiskLayout {
     }
 }
 
-// ---- GPT ----
-
-/// Where a table is and what it must look like.
-struct GptHeader {
-    disk_id: Uuid,
-    backup: u64,
-    table: u64,
-    entries: u32,
-    entry_size: u32,
-    table_crc: u32,
-}
-
-/// The primary table, or the backup when the primary is damaged.
-fn read_gpt(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<DiskLayout>> {
-    let last = (disk.size() / u64::from(sector_size)).saturating_sub(1);
-    let mut places = vec![1, last];
-    // On a disk that was enlarged the backup is not at its end.
-    let head = read_up_to(disk, u64::from(sector_size), 92)?;
-    if head.starts_with(b"EFI PART") {
-        places.extend(u64_at(&head, 32));
-    }
-    for lba in places {
-        let Some(header) = read_gpt_header(disk, lba, sector_size)? else {
-            continue;
-        };
-        // Of two sector sizes only the right one has the other header where it says.
-        if lba == 1 && header.backup <= 1 {
-            continue;
-        }
-        if let Some(partitions) = read_gpt_table(disk, &header, sector_size)? {
-            return Ok(Some(DiskLayout {
-                scheme: Scheme::Gpt,
-                sector_size,
-                disk_id: Some(header.disk_id.to_string()),
-                partitions,
-            }));
-        }
-    }
-    Ok(None)
-}
-
-fn read_gpt_header(
-    disk: &dyn BlockRead,
-    lba: u64,
-    sector_size: u32,
-) -> io::Result<Option<GptHeader>> {
-    let Some(offset) = lba.checked_mul(u64::from(sector_size)) else {
-        return Ok(None);
-    };
-    let sector = read_up_to(disk, offset, sector_size as usize)?;
-    Ok(parse_gpt_header(&sector, lba))
-}
-
-fn parse_gpt_header(sector: &[u8], lba: u64) -> Option<GptHeader> {
-    let size = u32_at(sector, 12)? as usize;
-    if !sector.starts_with(b"EFI PART") || size < 92 {
-        return None;
-    }
-    let mut header = sector.get(..size)?.to_vec();
-    header.get_mut(16..20)?.fill(0);
-    if crc32(&header) != u32_at(sector, 16)? || u64_at(sector, 24)? != lba {
-        return None;
-    }
-    Some(GptHeader {
-        disk_id: guid_at(sector, 56)?,
-        backup: u64_at(sector, 32)?,
-        table: u64_at(sector, 72)?,
-        entries: u32_at(sector, 80)?,
-        entry_size: u32_at(sector, 84)?,
-        table_crc: u32_at(sector, 88)?,
-    })
-}
-
-fn read_gpt_table(
-    disk: &dyn BlockRead,
-    header: &GptHeader,
-    sector_size: u32,
-) -> io::Result<Option<Vec<Partition>>> {
-    let sector_size = u64::from(sector_size);
-    let len = u64::from(header.entries) * u64::from(header.entry_size);
-    let Some(offset) = header.table.checked_mul(sector_size) else {
-        return Ok(None);
-    };
-    if header.entry_size < 128 || len > MAX_TABLE || offset >= disk.size() {
-        return Ok(None);
-    }
-    let table = read_up_to(disk, offset, len as usize)?;
-    if crc32(&table) != header.table_crc {
-        return Ok(None);
-    }
-    let partitions = table
-        .chunks_exact(header.entry_size as usize)
-        .zip(1..)
-        .filter_map(|(entry, index)| gpt_partition(entry, index, sector_size))
-        .collect();
-    Ok(Some(partitions))
-}
-
-fn gpt_partition(entry: &[u8], index: u32, sector_size: u64) -> Option<Partition> {
-    const LEGACY_BOOT: u64 = 1 << 2;
-    let kind = guid_at(entry, 0)?;
-    if kind.is_nil() {
-        return None;
-    }
-    let (first, last) = (u64_at(entry, 32)?, u64_at(entry, 40)?);
-    let sectors = last.checked_sub(first)?.checked_add(1)?;
-    let start_bytes = first.saturating_mul(sector_size);
-    let size_bytes = sectors.saturating_mul(sector_size);
-    let name: Vec<u16> = entry
-        .get(56..128)?
-        .chunks_exact(2)
-        .filter_map(|c| u16_at(c, 0))
-        .take_while(|&c| c != 0)
-        .collect();
-    let name = crate::tool::clean(String::from_utf16_lossy(&name).as_bytes()).replace('\n', " ");
-    Some(Partition {
-        index,
-        type_id: kind.to_string(),
-        start_bytes,
-        size_bytes,
-        guid: Some(guid_at(entry, 16)?.to_string()),
-        name: (!name.is_empty()).then_some(name),
-        active: u64_at(entry, 48)? & LEGACY_BOOT != 0,
-    })
-}
-
-/// CRC-32 as in zip and Ethernet. Tables are small: no lookup table needed.
-fn crc32(data: &[u8]) -> u32 {
-    !data.iter().fold(!0, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
-        })
-    })
-}
-
-// ---- MBR ----
-
-struct Entry {
-    active: bool,
-    kind: u8,
-    start: u32,
-    sectors: u32,
-}
-
-/// The four entries of an MBR, or of the EBR in front of a logical partition.
-struct Mbr {
-    signature: u32,
-    entries: [Entry; 4],
-}
-
-impl Mbr {
-    fn parse(sector: &[u8]) -> Option<Self> {
-        if sector.get(510..512)? != [0x55, 0xaa] {
-            return None;
-        }
-        let entry = |i: usize| {
-            let raw = sector.get(446 + 16 * i..462 + 16 * i)?;
-            // Anything else in the flag means this is no partition entry.
-            let valid = matches!(raw[0], 0 | 0x80);
-            Some(Entry {
-                active: raw[0] == 0x80,
-                kind: if valid { raw[4] } else { 0 },
-                start: u32_at(raw, 8)?,
-                sectors: u32_at(raw, 12)?,
-            })
-        };
-        Some(Self {
-            signature: u32_at(sector, 440)?,
-            entries: [entry(0)?, entry(1)?, entry(2)?, entry(3)?],
-        })
-    }
-
-    fn is_protective(&self) -> bool {
-        self.entries.iter().any(|e| e.kind == TYPE_PROTECTIVE)
-    }
-
-    fn used(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        (1..)
-            .zip(&self.entries)
-            .filter(|(_, e)| e.kind != 0 && e.sectors != 0)
-    }
-}
-
-fn is_extended(kind: u8) -> bool {
-    matches!(kind, 0x05 | 0x0f | 0x85)
-}
-
 fn read_mbr(disk: &dyn BlockRead, mbr: &Mbr) -> io::Result<DiskLayout> {
     let mut best: Option<(usize, u32, Vec<Partition>)> = None;
     for sector_size in SECTOR_SIZES {
-        let partitions = mbr_partitions(disk, mbr, u64::from(sector_size))?;
+        let partitions = mbr::partitions(disk, mbr, u64::from(sector_size))?;
         let mut plausible = 0;
         for partition in &partitions {
             let sector = read_up_to(disk, partition.start_bytes, 512)?;
@@ -455,58 +202,13 @@ fn read_mbr(disk: &dyn BlockRead, mbr: &Mbr) -> io::Result<DiskLayout> {
     })
 }
 
-fn mbr_partitions(disk: &dyn BlockRead, mbr: &Mbr, sector_size: u64) -> io::Result<Vec<Partition>> {
-    let partition = |index: u32, entry: &Entry, start: u64| Partition {
-        index,
-        type_id: format!("0x{:02x}", entry.kind),
-        start_bytes: start * sector_size,
-        size_bytes: u64::from(entry.sectors) * sector_size,
-        guid: None,
-        name: None,
-        active: entry.active,
-    };
-    let mut partitions = Vec::new();
-    let mut logical = Vec::new();
-    for (index, entry) in mbr.used() {
-        // A partition at sector 0 would contain the table.
-        if entry.start == 0 {
-            continue;
-        }
-        if !is_extended(entry.kind) {
-            partitions.push(partition(index, entry, u64::from(entry.start)));
-            continue;
-        }
-        let base = u64::from(entry.start);
-        let mut seen = Vec::new();
-        let mut next = Some(base);
-        while let Some(ebr_at) = next.take() {
-            if seen.contains(&ebr_at) || seen.len() as u32 >= MAX_LOGICAL {
-                break;
-            }
-            seen.push(ebr_at);
-            let sector = read_up_to(disk, ebr_at * sector_size, 512)?;
-            let Some(ebr) = Mbr::parse(&sector) else {
-                break;
-            };
-            for (_, entry) in ebr.used() {
-                if is_extended(entry.kind) {
-                    next = next.or(Some(base + u64::from(entry.start)));
-                } else if (logical.len() as u32) < MAX_LOGICAL && entry.start != 0 {
-                    let index = 5 + logical.len() as u32;
-                    logical.push(partition(index, entry, ebr_at + u64::from(entry.start)));
-                }
-            }
-        }
-    }
-    partitions.append(&mut logical);
-    Ok(partitions)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::gpt::{crc32, partition};
+    use super::super::mbr::MAX_LOGICAL;
     use super::super::testing::{have, run_input, text};
     use super::*;
-    use crate::disk::block::FileDisk;
+    use crate::block::FileDisk;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::path::{Path, PathBuf};
@@ -534,25 +236,25 @@ mod tests {
     }
 
     fn write_gpt(path: &Path, sector_size: u64) {
-        let block = gpt::disk::LogicalBlockSize::try_from(sector_size).unwrap();
+        let block = ::gpt::disk::LogicalBlockSize::try_from(sector_size).unwrap();
         let size = path.metadata().unwrap().len();
         let mut file = File::options().read(true).write(true).open(path).unwrap();
         let lbas = u32::try_from(size / sector_size - 1).unwrap();
-        gpt::mbr::ProtectiveMBR::with_lb_size(lbas)
+        ::gpt::mbr::ProtectiveMBR::with_lb_size(lbas)
             .overwrite_lba0(&mut file)
             .unwrap();
-        let mut disk = gpt::GptConfig::new()
+        let mut disk = ::gpt::GptConfig::new()
             .writable(true)
             .logical_block_size(block)
             .create_from_device(file, None)
             .unwrap();
         disk.update_partitions(Default::default()).unwrap();
-        disk.add_partition("EFI system", 8 * MIB, gpt::partition_types::EFI, 0, None)
+        disk.add_partition("EFI system", 8 * MIB, ::gpt::partition_types::EFI, 0, None)
             .unwrap();
         disk.add_partition(
             "Bäsic\u{7} data",
             16 * MIB,
-            gpt::partition_types::BASIC,
+            ::gpt::partition_types::BASIC,
             4,
             None,
         )
@@ -661,7 +363,7 @@ mod tests {
         ] {
             entry[32..40].copy_from_slice(&u64::to_le_bytes(first));
             entry[40..48].copy_from_slice(&u64::to_le_bytes(last));
-            let got = gpt_partition(&entry, 1, 512).map(|p| (p.start_bytes, p.size_bytes));
+            let got = partition(&entry, 1, 512).map(|p| (p.start_bytes, p.size_bytes));
             assert_eq!(got, want, "{first}-{last}");
         }
     }

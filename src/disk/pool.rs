@@ -8,9 +8,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::block::{BlockRead, BlockWrite};
 use super::cache::Cached;
 use super::nbd::Nbd;
+use crate::block::{BlockRead, BlockWrite};
 
 /// Connections besides the first one.
 pub(super) const MORE: usize = 3;

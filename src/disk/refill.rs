@@ -7,11 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::block::{BlockRead, BlockWrite};
 use super::chain::Image;
 use super::copy::{CopyError, CopyOptions, Nothing, Result, TargetFormat, check_target, compare};
 use super::detect::Format;
 use super::export::Export;
+use crate::block::{BlockRead, BlockWrite};
 use crate::tool::qemu_img;
 use crate::transfer::{ExtentJournal, Extents, Pace, Transfer, Zeroes};
 

@@ -21,11 +21,11 @@ use std::time::Duration;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::block::BlockRead;
 use super::cache::Cached;
 use super::nbd::{Nbd, Patience};
+use crate::block::BlockRead;
+use crate::stop;
 use crate::text;
-use crate::tool::stop;
 
 /// How long the server beside us may be silent; it gives up on the other host before.
 const SILENCE: Duration = Duration::from_secs(90);

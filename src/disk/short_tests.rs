@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::Image;
-use super::block::FileDisk;
 use super::detect::{Format, VmdkExtent};
 use super::error::ImageError;
 use super::layout;
 use super::length::{self, Short};
 use super::partition::{LayoutError, read_layout};
 use super::testing::{have, pattern, run, text, write};
+use crate::block::FileDisk;
 use crate::error::{Error, ErrorKind};
 
 const MIB: u64 = 1 << 20;

@@ -10,10 +10,11 @@
 
 use std::io;
 
-use super::block::BlockRead;
 use super::layout::{self, DiskLayout, Partition, Scheme};
 use super::length::Short;
-use super::partition::{self, is_boot_sector, read_up_to, u16_at, u32_at, u64_at};
+use super::sector::{is_boot_sector, read_up_to, u16_at, u32_at, u64_at};
+use super::{gpt, mbr};
+use crate::block::BlockRead;
 
 /// 255 heads and 63 sectors, the largest cylinder there is.
 const CYLINDER: u64 = 255 * 63 * 512;
@@ -69,7 +70,7 @@ fn of(partition: &Partition) -> String {
 
 /// The backup of a GPT whose primary header is sound.
 fn backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
-    let Some(lba) = partition::gpt_backup(disk, sector_size)? else {
+    let Some(lba) = gpt::backup(disk, sector_size)? else {
         return Ok(None);
     };
     let sector_size = u64::from(sector_size);
@@ -93,7 +94,7 @@ fn backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
 fn extended(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
     let sector_size = u64::from(sector_size);
     let has = disk.size();
-    for (start, sectors) in partition::extended_partitions(disk)? {
+    for (start, sectors) in mbr::extended(disk)? {
         let start = start.saturating_mul(sector_size);
         let end = start.saturating_add(sectors.saturating_mul(sector_size));
         if start >= has || end.saturating_sub(has) >= CYLINDER {

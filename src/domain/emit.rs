@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use super::document::{Document, EmitError};
 use super::element::Element;
 use super::model::{Machine, Stage};
 use super::{kubevirt, proxmox, qemu};
@@ -26,34 +27,6 @@ impl Emit {
             Emit::Qemu => "qemu",
         }
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EmitError {
-    #[error("{target} has no {what}")]
-    Missing {
-        what: &'static str,
-        target: &'static str,
-    },
-    #[error(
-        "{disks} disks do not fit: Proxmox VE has {max} places on {bus}, one for the driver ISO"
-    )]
-    TooManyDisks {
-        bus: &'static str,
-        disks: usize,
-        max: usize,
-    },
-    #[error("writing YAML: {0}")]
-    Yaml(String),
-}
-
-/// One file; its name is the machine's with `suffix` behind it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Document {
-    pub suffix: String,
-    pub text: String,
-    /// A shell script.
-    pub script: bool,
 }
 
 /// What the writers need besides the machine.
@@ -82,7 +55,7 @@ pub fn documents(
             .map(|(stage, _)| {
                 Ok(Document {
                     suffix: format!("-kubevirt-{}.yaml", stage.as_str()),
-                    text: kubevirt::yaml(machine, stage, context)?,
+                    text: kubevirt::yaml(machine, stage, context.folder, context.kubevirt)?,
                     script: false,
                 })
             })
@@ -142,12 +115,6 @@ impl Emit {
             Self::Qemu => "QEMU",
         }
     }
-}
-
-/// The name of a file of the output directory; `None` for a path elsewhere.
-pub(super) fn local<'p>(path: &'p Path, folder: &Path) -> Option<&'p str> {
-    let name = path.file_name()?.to_str()?;
-    (path.parent() == Some(folder)).then_some(name)
 }
 
 /// The text of an emitted file after a file of the output directory has gone elsewhere.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::element::Element;
 use super::emit::{Context, EmitError, relocated, warnings};
 use super::firmware::FirmwareImages;
-use super::network::Bridge;
+use super::model::Bridge;
 use super::tests::machine;
 use super::xml::to_element;
 use super::*;
@@ -285,7 +285,7 @@ fn kubevirt_by_kind_of_machine() {
         folder: Path::new(FOLDER),
         kubevirt: &kubevirt::Options::default(),
     };
-    let error = kubevirt::yaml(&m, Stage::Final, context).unwrap_err();
+    let error = kubevirt::yaml(&m, Stage::Final, context.folder, context.kubevirt).unwrap_err();
     assert!(matches!(error, EmitError::Missing { .. }), "{error}");
 }
 

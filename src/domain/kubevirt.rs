@@ -15,15 +15,15 @@
 //! as such: KubeVirt wants the name of a time zone, which the document leaves to its reader.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::emit::{Context, EmitError, local};
+use super::document::{EmitError, local};
 use super::model::{
-    Bootstrap, Chipset, CpuMode, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
+    Bootstrap, Bridge, Chipset, CpuMode, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
     StorageBus,
 };
-use super::network::Bridge;
 use crate::text::{digest8, quoted};
 
 /// What the user says about the cluster.
@@ -74,7 +74,12 @@ impl Reference {
 }
 
 /// The documents of one stage.
-pub fn yaml(machine: &Machine, stage: Stage, context: Context<'_>) -> Result<String, EmitError> {
+pub fn yaml(
+    machine: &Machine,
+    stage: Stage,
+    folder: &Path,
+    options: &Options,
+) -> Result<String, EmitError> {
     if machine.chipset() == Chipset::Pc {
         return Err(EmitError::Missing {
             what: "i440fx machines and IDE disks",
@@ -82,15 +87,15 @@ pub fn yaml(machine: &Machine, stage: Stage, context: Context<'_>) -> Result<Str
         });
     }
     let name = object_name(&machine.name);
-    let mut text = steps(machine, stage, &name, context);
+    let mut text = steps(machine, stage, &name, folder, options);
     for (n, disk) in machine.disks.iter().enumerate() {
-        let volume = data_volume(&volume_name(&name, n), disk.size_bytes, context.kubevirt);
+        let volume = data_volume(&volume_name(&name, n), disk.size_bytes, options);
         text.push_str("---\n");
         text.push_str(&to_yaml(&volume)?);
     }
     for bridge in bridges(machine) {
         text.push_str("---\n");
-        text.push_str(&to_yaml(&attachment_definition(bridge, context.kubevirt))?);
+        text.push_str(&to_yaml(&attachment_definition(bridge, options))?);
     }
     text.push_str("---\n");
     if !machine.clock_utc {
@@ -99,13 +104,13 @@ pub fn yaml(machine: &Machine, stage: Stage, context: Context<'_>) -> Result<Str
              # `utc: {}` below spec.template.spec.domain.clock.\n",
         );
     }
-    text.push_str(&to_yaml(&object(machine, stage, &name, context.kubevirt))?);
+    text.push_str(&to_yaml(&object(machine, stage, &name, options))?);
     Ok(text)
 }
 
 /// What to type, in order, as comments at the head of the file.
-fn steps(m: &Machine, stage: Stage, name: &str, context: Context<'_>) -> String {
-    let namespace = match &context.kubevirt.namespace {
+fn steps(m: &Machine, stage: Stage, name: &str, folder: &Path, options: &Options) -> String {
+    let namespace = match &options.namespace {
         Some(namespace) => format!(" -n {namespace}"),
         None => String::new(),
     };
@@ -123,7 +128,7 @@ fn steps(m: &Machine, stage: Stage, name: &str, context: Context<'_>) -> String 
         line("In this directory, in this order:".to_owned());
         line(format!("  kubectl{namespace} apply -f {}", file(stage)));
         for (n, disk) in m.disks.iter().enumerate() {
-            let path = local(&disk.path, context.folder)
+            let path = local(&disk.path, folder)
                 .map_or_else(|| disk.path.display().to_string(), str::to_owned);
             let path: String = path.chars().filter(|c| !c.is_control()).collect();
             line(format!(

@@ -14,6 +14,7 @@
 //! facts (`inspect`), the plan (`plan`) and the paths.
 
 pub mod check;
+mod document;
 pub mod element;
 pub mod emit;
 pub mod firmware;

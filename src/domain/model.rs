@@ -12,8 +12,6 @@ use std::str::FromStr;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::network::{Attachment, Bridge};
-
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Machine {
     /// Free text; [`crate::domain::xml::domain_name`] makes a libvirt name of it.
@@ -308,6 +306,44 @@ impl Nic {
             proxmox: None,
             keeps_address: false,
         }
+    }
+}
+
+/// A bridge of the host, and the VLAN a NIC is in there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Bridge {
+    pub name: String,
+    pub vlan: Option<u16>,
+}
+
+impl Bridge {
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            vlan: None,
+        }
+    }
+}
+
+impl fmt::Display for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.vlan {
+            Some(vlan) => write!(f, "{}@{vlan}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// A `NetworkAttachmentDefinition` of Multus.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Attachment {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 

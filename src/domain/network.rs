@@ -4,50 +4,11 @@
 //! domains and may write other forms beside them: `net:` and `br:` are for libvirt and QEMU (`br:` also
 //! for KubeVirt, as a bridge of the node), `nad:` for KubeVirt, `pve:` for Proxmox VE.
 
-use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::model::{Nic, NicSource};
-
-/// A bridge of the host, and the VLAN a NIC is in there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Bridge {
-    pub name: String,
-    pub vlan: Option<u16>,
-}
-
-impl Bridge {
-    pub fn named(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            vlan: None,
-        }
-    }
-}
-
-impl fmt::Display for Bridge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.vlan {
-            Some(vlan) => write!(f, "{}@{vlan}", self.name),
-            None => f.write_str(&self.name),
-        }
-    }
-}
-
-/// A `NetworkAttachmentDefinition` of Multus.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Attachment {
-    pub namespace: String,
-    pub name: String,
-}
-
-impl fmt::Display for Attachment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
+use super::model::{Attachment, Bridge, Nic, NicSource};
 
 /// The right side of one mapping.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -11,7 +11,7 @@
 
 use std::path::Path;
 
-use super::emit::{EmitError, local};
+use super::document::{EmitError, local};
 use super::model::{
     Bootstrap, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
     StorageBus, System, Video,

@@ -12,8 +12,8 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::document::local;
 use super::element::Element;
-use super::emit::local;
 use super::model::{Machine, NicSource};
 use crate::text::{quoted, shell_word};
 

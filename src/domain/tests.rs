@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::element::Element;
 use super::firmware::FirmwareImages;
-use super::network::Bridge;
+use super::model::Bridge;
 use super::xml::{domain_name, target_name};
 use super::*;
 use crate::skip::skip;

@@ -26,10 +26,9 @@ use super::check::{DomainError, bootstrap_bus, check, path_text};
 use super::element::Element;
 use super::firmware::FirmwareChoice;
 use super::model::{
-    Backing, Bootstrap, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource,
-    Stage, StorageBus, System, Video,
+    Backing, Bootstrap, Bridge, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine,
+    NicSource, Stage, StorageBus, System, Video,
 };
-use super::network::Bridge;
 use super::slots::{PciAddress, Role, Slots};
 
 /// Namespace of the metadata element that marks a domain as ours: `<conversion stage='...'/>`.

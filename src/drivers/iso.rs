@@ -304,7 +304,7 @@ impl<R: Read + Seek> Iso<R> {
                 }
             },
         };
-        if super::media::is_clean_name(&name) {
+        if is_clean_name(&name) {
             Ok(Some(name))
         } else {
             Err(IsoError::Name(name))
@@ -388,6 +388,14 @@ fn u32_le(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..at + 4)
         .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+/// A single path component that means the same everywhere and nothing special anywhere.
+pub fn is_clean_name(name: &str) -> bool {
+    !name.is_empty()
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c.is_control() || matches!(c, '/' | '\\'))
 }
 
 #[cfg(test)]

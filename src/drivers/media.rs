@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use serde::Serialize;
 
-use super::iso::{Iso, IsoError, IsoFile, Names};
+use super::iso::{Iso, IsoError, IsoFile, Names, is_clean_name};
 
 /// The largest file read whole: driver packages and installers are far below.
 pub const MAX_FILE: u64 = 256 * 1024 * 1024;
@@ -120,14 +120,6 @@ pub fn open(path: &Path) -> Result<Box<dyn Media>, MediaError> {
         return Err(MediaError::Empty { path: name });
     }
     Ok(media)
-}
-
-/// A single path component that means the same everywhere and nothing special anywhere.
-pub fn is_clean_name(name: &str) -> bool {
-    !name.is_empty()
-        && name != "."
-        && name != ".."
-        && !name.contains(|c: char| c.is_control() || matches!(c, '/' | '\\'))
 }
 
 fn index(files: &[MediaFile]) -> HashMap<String, usize> {

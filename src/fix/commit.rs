@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::failpoint;
 
 use super::journal::{Journal, JournalError, State, UndoLog, UndoRange, sync_folder};
@@ -461,7 +461,7 @@ impl Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::block::FileDisk;
+    use crate::block::FileDisk;
     use crate::fix::journal::DiskRef;
 
     fn image(path: &Path, seed: u8) -> Vec<u8> {

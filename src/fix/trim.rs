@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::block::BlockWrite;
+use crate::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export;
 use crate::error::{Error, Result};

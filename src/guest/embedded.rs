@@ -17,7 +17,7 @@ use super::spare::{self, Found, Scratch, Wanted};
 use super::{
     FileInfo, FsKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId, VolumeState,
 };
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
 
 enum Engine {

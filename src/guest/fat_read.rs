@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fatfs::{DirEntry, FileSystem, FsOptions, ReadWriteSeek};
 
 use super::{FileInfo, FileKind, GuestError, GuestPath, Result};
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 
 const BLOCK: u64 = 16 << 10;
 const BLOCKS_KEPT: usize = 256;

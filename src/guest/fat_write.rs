@@ -7,7 +7,7 @@ use fatfs::{Dir, DirEntry, ReadWriteSeek};
 
 use super::fat_read::{FatError, FatVolume, Fs, find, not_found, wrong_kind};
 use super::{Extent, GuestError, GuestPath, Result, check_extents};
-use crate::disk::block::BlockWrite;
+use crate::block::BlockWrite;
 
 /// FAT stores the size of a file in 32 bits.
 const MAX_FILE: u64 = u32::MAX as u64;

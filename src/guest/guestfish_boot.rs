@@ -7,7 +7,6 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::guestfish::tool_error;
 use super::{GuestError, Result};
 use crate::tool::ToolError;
 use crate::tool::guestfish::{Line, Shell};
@@ -171,6 +170,13 @@ fn diagnose(log: &str) -> Option<(&'static str, &'static str)> {
     ]
     .into_iter()
     .find_map(|(fits, reason, hint)| fits.then_some((reason, hint)))
+}
+
+pub(super) fn tool_error(error: ToolError) -> GuestError {
+    match error {
+        ToolError::NotFound { tool, hint } => GuestError::MissingTool { what: tool, hint },
+        error => GuestError::Io(std::io::Error::other(error)),
+    }
 }
 
 #[cfg(test)]

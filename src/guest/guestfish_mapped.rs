@@ -2,7 +2,7 @@
 //!
 //! The appliance opens the containers - BitLocker and LUKS with a key of `--key`, LVM and LDM by itself
 //! when it starts - and shows what is in each as a block device. The file system on it is told, and its
-//! state read, by the same code as on a partition, through [`Device`]. The volume of an opened
+//! state read, by the same code as on a partition, through [`Remote`]. The volume of an opened
 //! BitLocker or LUKS partition keeps the partition's number; logical volumes are numbered from
 //! [`FIRST_MAPPED`] on. Only one disk is attached: a dynamic or logical volume that spans disks stays closed.
 
@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use super::embedded::{self, EmbeddedReader};
 use super::fs::IDENTIFY_BYTES;
-use super::guestfish::{Appliance, device};
+use super::guestfish_appliance::{Appliance, Device, device};
 use super::keys::Keys;
 use super::{
     FIRST_MAPPED, FileInfo, FsKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
     VolumeState,
 };
-use crate::disk::block::{BlockRead, check_range};
+use crate::block::{BlockRead, check_range};
 use crate::disk::cache::Cached;
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
 use crate::text::guest_text;
@@ -32,14 +32,7 @@ const SUSPENDED: &str = "Activation of partially decrypted BITLK device is not s
 /// Of a LUKS header, versions 1 and 2.
 const LUKS_UUID: std::ops::Range<usize> = 168..208;
 
-/// A block device of the appliance.
-#[derive(Debug, Clone)]
-pub(super) struct Device {
-    pub path: String,
-    pub size: u64,
-}
-
-/// The same, to read. Must not live longer than its user needs: it keeps the appliance running.
+/// A block device of the appliance, to read. Must not live longer than its user needs: it keeps the appliance running.
 struct Remote {
     appliance: Appliance,
     device: Device,

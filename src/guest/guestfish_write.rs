@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::sync::Arc;
 
-use super::guestfish::{
+use super::guestfish_appliance::{
     ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, mount_point, text,
 };
 use super::guestfish_mapped as mapped;
@@ -21,7 +21,7 @@ use super::{
     BOOT_SECTOR, Extent, FileKind, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId,
     check_extents, embedded,
 };
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::tool::guestfish::Line;
 

@@ -9,6 +9,7 @@ mod fat_write;
 pub mod fs;
 pub mod fve;
 pub mod guestfish;
+mod guestfish_appliance;
 mod guestfish_boot;
 mod guestfish_mapped;
 mod guestfish_tar;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use super::fs::{self, NtfsFacts, le16, le32};
 use super::ntfs_record::{self as rec, Body, Fault, FileName, Record, Run, index_entries};
 use super::{FileInfo, FileKind, GuestError, GuestPath};
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 
 const FILE_ROOT: u64 = 5;
 const FILE_UPCASE: u64 = 10;

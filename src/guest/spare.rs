@@ -14,7 +14,7 @@ use super::fs::{FatWidth, fat, le16, le32};
 use super::ntfs_read::{Fallible, NtfsVolume, Stream};
 use super::ntfs_record as rec;
 use super::{GuestError, GuestPath};
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 
 /// Records of NTFS's own files that have clusters: $MFT, $MFTMirr, $LogFile, $AttrDef, $Bitmap,
 /// $Boot, $Secure, $UpCase.

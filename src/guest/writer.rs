@@ -14,7 +14,7 @@ use super::ntfs3g::{MountOptions, Ntfs3g};
 use super::{
     BOOT_SECTOR, Extent, FsKind, GuestError, GuestPath, GuestWrite, Result, VolumeId, check_extents,
 };
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::tool::launcher;
 

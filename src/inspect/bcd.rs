@@ -12,8 +12,9 @@
 use uuid::Uuid;
 
 use super::findings;
-use super::firmware::BootFiles;
-use super::model::{BootFacts, Fallback, Finding, Firmware, HiveState, LoadedBytes, Severity};
+use super::model::{
+    BootFacts, BootFiles, Fallback, Finding, Firmware, HiveState, LoadedBytes, Severity,
+};
 use super::{Disk, disk_of, hives};
 use crate::boot_path::{Machine, machine};
 use crate::disk::layout::{DiskLayout, Partition, Scheme};

@@ -6,8 +6,7 @@
 //! of the driver of the old controller.
 
 use super::findings;
-use super::firmware::BootFiles;
-use super::model::{Finding, Firmware};
+use super::model::{BootFiles, Finding, Firmware};
 use super::{Disk, bcd};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::guest::{GuestError, GuestPath, VolumeId};

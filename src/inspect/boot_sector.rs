@@ -6,8 +6,7 @@
 //! heads there (`docs/guests.md`, "Number of heads").
 
 use super::findings;
-use super::firmware::BootFiles;
-use super::model::{BootFacts, Finding, Firmware, SectorField};
+use super::model::{BootFacts, BootFiles, Finding, Firmware, SectorField};
 use crate::disk::layout::{DiskLayout, Scheme};
 use crate::guest::fs::HIDDEN_SECTORS_OFFSET;
 use crate::guest::{FsKind, GuestPath, GuestRead, VolumeId};

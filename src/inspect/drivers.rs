@@ -1,7 +1,7 @@
 //! VirtIO driver services the guest already has.
 
 use crate::boot_path::{BootContext, ImageState};
-use crate::registry::hive::Result;
+use crate::registry::error::Result;
 
 use super::model::VirtioService;
 

@@ -6,28 +6,11 @@
 //! `\bootmgr` or `\ntldr`. When both or neither is there the partition table decides.
 
 use crate::disk::layout::{DiskLayout, GPT_ESP, Scheme};
-use crate::guest::{DiskId, FsKind, GuestPath, GuestRead, Volume, VolumeId};
+use crate::guest::{DiskId, FsKind, GuestPath, GuestRead, Volume};
 
 use super::findings;
-use super::model::{Finding, Firmware};
+use super::model::{BootFiles, Finding, Firmware};
 use super::{Disk, bcd};
-
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct BootFiles {
-    /// The disk the firmware starts from.
-    pub disk: DiskId,
-    pub firmware: Option<Firmware>,
-    pub esp: Option<VolumeId>,
-    /// The active partition with the BIOS boot manager.
-    pub boot_volume: Option<VolumeId>,
-}
-
-impl BootFiles {
-    /// A Windows boot manager is on the disk.
-    pub fn found(&self) -> bool {
-        self.esp.is_some() || self.boot_volume.is_some()
-    }
-}
 
 /// The boot files that start the Windows on the disk `system`, the first of `disks` by default.
 ///

@@ -15,6 +15,7 @@ pub mod findings;
 mod firmware;
 mod hive_name;
 mod hives;
+pub mod linux;
 mod locate;
 pub mod model;
 mod network;
@@ -38,7 +39,6 @@ use crate::guest::{
 };
 use crate::registry::{HiveError, HiveView};
 use crate::text::guest_text;
-use firmware::BootFiles;
 use locate::Candidate;
 
 #[derive(Debug, thiserror::Error)]

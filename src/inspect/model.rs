@@ -17,7 +17,7 @@ use crate::disk::layout::Scheme;
 use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
 use crate::guest::{DiskId, FsKind, GuestPath, VolumeId, VolumeState};
-use crate::linux::LinuxFacts;
+use crate::inspect::linux::LinuxFacts;
 use crate::registry::RegOp;
 
 /// The result of `inspect()`: the facts, and the hives they were read from.
@@ -26,6 +26,24 @@ pub struct Survey {
     pub inspection: Inspection,
     /// Present when a Windows was found and its hives could be loaded.
     pub hives: Option<Hives>,
+}
+
+/// Where the firmware finds the boot manager.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct BootFiles {
+    /// The disk the firmware starts from.
+    pub disk: DiskId,
+    pub firmware: Option<Firmware>,
+    pub esp: Option<VolumeId>,
+    /// The active partition with the BIOS boot manager.
+    pub boot_volume: Option<VolumeId>,
+}
+
+impl BootFiles {
+    /// A Windows boot manager is on the disk.
+    pub fn found(&self) -> bool {
+        self.esp.is_some() || self.boot_volume.is_some()
+    }
 }
 
 /// The hives as Windows would see them, log files replayed.

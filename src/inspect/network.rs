@@ -14,11 +14,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::registry::HiveView;
-use crate::registry::hive::{Key, Result};
+use crate::registry::error::Result;
+use crate::registry::hive::Key;
 use crate::text::guest_text;
 
 use super::model::{Adapter, Cidr, NetworkFacts, Route};
-use super::nsi::{self, Luid};
+use super::nsi::{self, Luid, parse_hex};
 
 const NET_CLASS: &str = "{4d36e972-e325-11ce-bfc1-08002be10318}";
 const NCF_PHYSICAL: u32 = 4;
@@ -240,18 +241,6 @@ fn mac_from_instance(device: &str) -> Option<String> {
         &[a, b, c, 0xff, 0xff | 0xfe, d, e, f, _] => format_mac(&[a, b, c, d, e, f]),
         _ => None,
     }
-}
-
-pub(super) fn parse_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text
-        .bytes()
-        .filter(|b| !matches!(b, b'-' | b':'))
-        .map(|b| char::from(b).to_digit(16).map(|d| d as u8))
-        .collect::<Option<_>>()?;
-    digits
-        .len()
-        .is_multiple_of(2)
-        .then(|| digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect())
 }
 
 fn format_mac(bytes: &[u8]) -> Option<String> {

@@ -13,7 +13,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::registry::hive::{Key, Result};
+use crate::registry::error::Result;
+use crate::registry::hive::Key;
 
 use super::model::{Cidr, Route};
 
@@ -119,12 +120,24 @@ fn records(set: &Key<'_>, module: &str, table: u32) -> Result<Vec<(Vec<u8>, Vec<
     };
     let values = table.values()?.into_iter().take(MAX_RECORDS);
     Ok(values
-        .filter_map(|(name, value)| Some((super::network::parse_hex(&name)?, value.data)))
+        .filter_map(|(name, value)| Some((parse_hex(&name)?, value.data)))
         .collect())
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at.checked_add(N)?)?.try_into().ok()
+}
+
+pub(super) fn parse_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text
+        .bytes()
+        .filter(|b| !matches!(b, b'-' | b':'))
+        .map(|b| char::from(b).to_digit(16).map(|d| d as u8))
+        .collect::<Option<_>>()?;
+    digits
+        .len()
+        .is_multiple_of(2)
+        .then(|| digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::disk::layout::{DiskLayout, Scheme};
 use crate::drivers::{Arch, WindowsTarget};
 use crate::guest::VolumeId;
 use crate::registry::HiveView;
-use crate::registry::hive::Result;
+use crate::registry::error::Result;
 use crate::text::guest_text;
 
 /// The control set the boot loader takes.

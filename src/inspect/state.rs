@@ -3,12 +3,13 @@
 
 use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES, MBR_LDM};
 use crate::guest::fve::Closed;
-use crate::guest::fve::metadata::Protection;
+use crate::guest::fve::protection::Protection;
 use crate::guest::{
     DiskId, FileInfo, FsKind, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, Volume, VolumeId,
 };
 use crate::registry::HiveView;
-use crate::registry::hive::{Key, Result};
+use crate::registry::error::Result;
+use crate::registry::hive::Key;
 
 use super::Disk;
 use super::findings;

@@ -2,7 +2,8 @@
 //! virus scanners. Told from services and from the list of installed programs.
 
 use crate::registry::HiveView;
-use crate::registry::hive::{Key, Result};
+use crate::registry::error::Result;
+use crate::registry::hive::Key;
 use crate::text::guest_text;
 
 use super::model::Tool;

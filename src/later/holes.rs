@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::disk::block::BlockWrite;
+use crate::block::BlockWrite;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::error::{Error, Result};

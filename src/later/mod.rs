@@ -2,16 +2,12 @@
 //!
 //! `convert --copy later` leaves such a directory, complete and bootable. [`Record`] (`later.json`) says what
 //! each disk is on and how the files of the source looked. They are compared at every `boot`, `serve` and
-//! `pull`: an overlay over something else is no disk. [`pull`] copies what is left, until the disks stand
-//! alone; [`release`] gives the VM up.
+//! `pull`: an overlay over something else is no disk. [`crate::pull`] copies what is left, until the disks
+//! stand alone, or gives the VM up.
 
 pub(crate) mod chain;
-pub(crate) mod folder;
 pub(crate) mod holes;
-pub(crate) mod pull;
 pub(crate) mod record;
-pub(crate) mod release;
-mod running;
 
 pub(crate) use record::Record;
 

@@ -8,7 +8,7 @@
 
 use crate::guest::{EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, Result, VolumeId};
 
-use super::model::{LoaderCopies, LoaderCopy};
+use crate::inspect::linux::{LoaderCopies, LoaderCopy};
 
 const FALLBACK: &str = "EFI\\BOOT\\BOOTX64.EFI";
 /// Of a vendor's folder, the first that is there is the loader.

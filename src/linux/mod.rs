@@ -12,8 +12,6 @@ pub mod appliance;
 pub mod efi;
 mod examine;
 pub mod files;
-pub mod model;
 pub mod tree;
 
 pub use examine::{OpenDisk, examine};
-pub use model::{LinuxFacts, LoaderCopies};

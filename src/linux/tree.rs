@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 use crate::guest::{EmbeddedReader, GuestError, GuestPath, GuestRead, VolumeId};
 
 /// A text file of `/etc` or a list of modules.
@@ -400,7 +400,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::disk::block::FileDisk;
+    use crate::block::FileDisk;
     use crate::tool::Cmd;
 
     /// A file system made by `mke2fs` from a folder.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::inspect::HiveName;
 use crate::inspect::model::Tool as Installed;
-use crate::registry::hive::HiveError;
+use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
 use super::{Inputs, Layout};

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::actions::{self, Action};
 use crate::boot_path::Controller;
+use crate::check::Check;
 use crate::domain::StorageBus;
 use crate::drivers::signature::Review;
 use crate::error::Blocker;
@@ -12,7 +13,6 @@ use crate::guest::{FsKind, Volume, VolumeId};
 use crate::ids::{self, Accepted};
 use crate::inspect::{Hives, Inspection, Severity};
 use crate::registry::{HiveError, HiveView};
-use crate::report::Check;
 
 use super::model::{Draft, Plan};
 use super::{Options, Remaining, Result, remaining};

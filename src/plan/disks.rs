@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use crate::bytes::le32;
 use crate::firstboot::disks::{Disk, DiskId, Disks};
+use crate::registry::HiveError;
 use crate::registry::HiveView;
-use crate::registry::hive::{HiveError, Key};
+use crate::registry::hive::Key;
 
 const OFFLINE: u32 = 1;
 const READ_ONLY: u32 = 2;

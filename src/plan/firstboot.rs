@@ -9,7 +9,7 @@ use crate::firstboot::network::{self, Policy};
 use crate::firstboot::{self, ABSENT, FileName, Inf, Restore, SERVICE, Script};
 use crate::guest::GuestPath;
 use crate::inspect::HiveName;
-use crate::registry::hive::HiveError;
+use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
 use super::{Inputs, Layout, Part, Result, cleanup, disks};

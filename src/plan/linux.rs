@@ -2,8 +2,8 @@
 
 use crate::error::Blocker;
 use crate::ids::Accepted;
+use crate::inspect::linux::{LinuxFacts, LoaderCopies};
 use crate::inspect::{Firmware, Inspection, Severity};
-use crate::linux::{LinuxFacts, LoaderCopies};
 use crate::tool::{host, virt_v2v};
 
 use super::model::{Handover, Method, Plan, Step};

@@ -14,6 +14,7 @@ mod disks;
 pub mod firstboot;
 pub mod linux;
 pub mod model;
+pub mod outlook;
 mod remaining;
 mod repair;
 #[cfg(test)]

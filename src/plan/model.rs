@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use crate::actions::Action;
+use crate::check::Check;
 use crate::drivers::catalogue::Role;
 use crate::error::Blocker;
-use crate::report::Check;
 
 /// Something that needs no doing because it is already so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -13,7 +13,7 @@ use crate::error::Blocker;
 use crate::guest::GuestPath;
 use crate::inspect::HiveName;
 use crate::inspect::SectorField;
-use crate::registry::hive::HiveError;
+use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 
 use super::{Inputs, Layout};

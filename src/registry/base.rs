@@ -4,7 +4,7 @@
 //! numbers differ **or** its checksum is wrong; and a tool that writes equal numbers makes Windows
 //! forget what the logs still held, so [`set_clean`] belongs at the very end of replay and edit only.
 
-use super::hive::{HiveError, Result};
+use super::error::{HiveError, Result};
 use crate::bytes::le32;
 
 /// The bytes the checksum covers, and itself.

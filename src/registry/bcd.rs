@@ -21,7 +21,8 @@
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::hive::{HiveError, HiveView, Key, REG_BINARY};
+use super::error::HiveError;
+use super::hive::{HiveView, Key, REG_BINARY};
 use crate::bytes::{le32, le64};
 
 const BOOTMGR: &str = "{9dea862c-5cdd-4e70-acc1-f32b344d4795}";
@@ -339,8 +340,8 @@ fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::RegData;
     use crate::registry::build::{Format, KeyTree};
-    use crate::registry::edit::RegData;
 
     fn device(kind: u32, at: &[(usize, &[u8])]) -> Vec<u8> {
         let mut bytes = vec![0; 88];

@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::base;
 use super::cell::{BASE_BLOCK_SIZE, BIN_HEADER, INLINE, MAX_DEPTH, NONE, PAGE, SEGMENT};
-use super::edit::RegData;
-use super::hive::{HiveError, HiveView, Key, Result, Value};
+use super::data::RegData;
+use super::error::{HiveError, Result};
+use super::hive::{HiveView, Key, Value};
+use super::name::{fold, name_hash};
 
 /// 2024-01-01 00:00 UTC as FILETIME.
 const TIMESTAMP: u64 = 133_485_408_000_000_000;
@@ -270,26 +272,6 @@ fn children<'t, 's, 'v>(
     );
     children.sort_by_cached_key(|c| fold(c.name()).encode_utf16().collect::<Vec<u16>>());
     Ok(children)
-}
-
-/// A name as Windows compares it: one upper-case character for each, where there is one.
-pub fn fold(name: &str) -> String {
-    name.chars()
-        .map(|c| {
-            let mut upper = c.to_uppercase();
-            match (upper.next(), upper.next()) {
-                (Some(upper), None) => upper,
-                _ => c,
-            }
-        })
-        .collect()
-}
-
-/// The hash of an `lh` list.
-pub fn name_hash(name: &str) -> u32 {
-    fold(name).encode_utf16().fold(0u32, |hash, unit| {
-        hash.wrapping_mul(37).wrapping_add(u32::from(unit))
-    })
 }
 
 /// A name as it is stored: one byte per character when all fit in Latin-1.

@@ -115,11 +115,11 @@ impl<'b> Name<'b> {
         (self.compressed && self.bytes.is_ascii()).then_some(self.bytes)
     }
 
-    /// Compares with a name that [`super::build::fold`] made upper-case.
+    /// Compares with a name that [`super::name::fold`] made upper-case.
     pub fn matches(&self, folded: &str) -> bool {
         match self.as_ascii() {
             Some(ascii) => ascii.eq_ignore_ascii_case(folded.as_bytes()),
-            None => super::build::fold(&self.to_text()) == folded,
+            None => super::name::fold(&self.to_text()) == folded,
         }
     }
 

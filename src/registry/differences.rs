@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::build::fold;
 use super::cell::MAX_DEPTH;
-use super::hive::{HiveView, Key, Result as HiveResult, Value};
+use super::error::Result as HiveResult;
+use super::hive::{HiveView, Key, Value};
+use super::name::fold;
 
 /// How two hives differ at one place.
 #[derive(Debug, Clone, PartialEq, Eq)]

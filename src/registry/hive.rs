@@ -9,22 +9,11 @@
 //! order hides no key here. It does from Windows, which is why the walk checks the order.
 
 use super::base::BaseBlock;
-use super::build::{fold, name_hash};
 use super::cell::{Cell, Fault, INLINE, NONE, SEGMENT, utf16};
+use super::error::{HiveError, Result};
+use super::name::{fold, name_hash};
 
 pub use super::cell::BASE_BLOCK_SIZE;
-
-#[derive(Debug, thiserror::Error)]
-pub enum HiveError {
-    #[error("not a registry hive: {0}")]
-    NotAHive(&'static str),
-    #[error(transparent)]
-    Damaged(#[from] Fault),
-    #[error("registry key {0} is not there")]
-    NoKey(String),
-}
-
-pub type Result<T, E = HiveError> = std::result::Result<T, E>;
 
 /// A hive's bytes with the structure on top. Cheap to make; borrows the bytes.
 #[derive(Clone, Copy)]

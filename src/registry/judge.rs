@@ -12,9 +12,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nt_hive::{Hive, KeyNode, KeyValueDataType, NtHiveError};
 
-use super::build::fold;
 use super::edit::{RegEdits, RegOp};
-use super::hive::{BASE_BLOCK_SIZE, HiveError, HiveView, Value};
+use super::error::HiveError;
+use super::hive::{BASE_BLOCK_SIZE, HiveView, Value};
+use super::name::fold;
 
 #[derive(Debug, thiserror::Error)]
 pub enum JudgeError {

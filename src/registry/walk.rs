@@ -94,7 +94,7 @@ struct PendingKey {
     hash: Option<u32>,
 }
 
-/// As [`super::build::name_hash`], without decoding the name.
+/// As [`super::name::name_hash`], without decoding the name.
 fn ascii_hash(name: &[u8]) -> u32 {
     name.iter().fold(0, |hash: u32, byte| {
         hash.wrapping_mul(37)
@@ -404,10 +404,10 @@ mod tests {
 
     use super::*;
     use crate::registry::KeyTree;
-    use crate::registry::build::name_hash;
+    use crate::registry::RegData;
     use crate::registry::differences::deep_eq;
-    use crate::registry::edit::RegData;
     use crate::registry::hive::HiveView;
+    use crate::registry::name::name_hash;
     use crate::skip::corpus;
 
     fn sample() -> KeyTree {

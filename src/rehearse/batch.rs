@@ -14,9 +14,10 @@ use crate::batch::report::Failure;
 use crate::batch::run::{Ended, SELF, listen};
 use crate::boot;
 use crate::error::{ErrorKind, Result};
+use crate::stop;
+use crate::tool::Cmd;
 use crate::tool::privileges::Privileges;
 use crate::tool::virsh::Virsh;
-use crate::tool::{Cmd, stop};
 use crate::ui::{Board, Ui};
 
 use super::memory;

@@ -7,10 +7,8 @@ use uuid::Uuid;
 
 use crate::domain::element::Element;
 
-use super::record::Record;
+use super::record::{MARK, Record};
 
-/// Attribute of the metadata element that marks the domain, with the token of the rehearsal.
-const MARK: &str = "rehearsal";
 /// What an `--xml-patch` may have added of the host: other VMs or the user work with it.
 const OF_THE_HOST: [&str; 4] = ["hostdev", "filesystem", "lease", "shmem"];
 /// What is kept of a NIC; the rest says where it is attached.
@@ -56,19 +54,6 @@ fn mark(metadata: &mut Element, token: Uuid) {
         element.attrs.retain(|(key, _)| key != MARK);
         element.attrs.push((MARK.to_owned(), token.to_string()));
     }
-}
-
-/// Whether a domain of libvirt is that of the rehearsal with this token.
-pub(crate) fn is_marked(xml: &str, token: Uuid) -> bool {
-    let token = token.to_string();
-    let marked = |root: Element| {
-        let metadata = root.first("metadata");
-        let marks = metadata.into_iter().flat_map(|m| m.all("conversion"));
-        marks
-            .into_iter()
-            .any(|mark| mark.attr(MARK) == Some(token.as_str()))
-    };
-    Element::parse(xml.as_bytes()).is_ok_and(marked)
 }
 
 /// The UEFI variables are those of the rehearsal, wherever a patch has put them.
@@ -143,6 +128,7 @@ fn is_below(file: &str, folder: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::is_marked;
     use super::*;
     use crate::boot::files::identify;
     use crate::domain::xml::to_element;

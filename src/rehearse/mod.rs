@@ -26,6 +26,7 @@ use uuid::Uuid;
 use crate::boot::install::{self, Place};
 use crate::boot::record::Record as BootRecord;
 use crate::boot::{self, files};
+use crate::convert::exchange;
 use crate::domain::element::Element;
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
@@ -216,7 +217,7 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
     boots.rehearsal = Some(record.evidence.clone());
     // What is thrown away need not be saved.
     boots.snapshot = false;
-    let outcome = boot::boot(&boots, ui);
+    let outcome = exchange::repair(&boots.folder).and_then(|()| boot::boot(&boots, ui));
     if let Ok(Some(booted)) = BootRecord::load(&folder) {
         rehearsal.booted(&booted);
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::boot::evidence::qemu_logs;
+use crate::domain::element::Element;
 use crate::error::{Error, Result};
 use crate::files::create_private;
 use crate::fix::journal::write_durably;
@@ -20,14 +21,15 @@ use crate::fix::trusted::TrustedFolder;
 use crate::lock::{FileLock, LockError};
 use crate::tool::virsh::Virsh;
 
-use super::domain;
-
 /// In the evidence directory; locked while the rehearsal runs.
 pub(crate) const LOCK: &str = ".rehearsal.lock";
 /// What a work directory is called, before the token.
 pub(crate) const WORK: &str = ".rehearsal-";
 const SCHEMA: &str = "hyper2kvm/rehearsal-record/1";
 const SUFFIX: &str = "json";
+
+/// Attribute of the metadata element that marks the domain, with the token of the rehearsal.
+pub(super) const MARK: &str = "rehearsal";
 
 /// What is to be removed in the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +83,7 @@ impl Record {
     pub(crate) fn remove(&self) -> Result<()> {
         let virsh = Virsh::new(&self.uri).ignoring_stop();
         let there = || Ok::<_, Error>(virsh.uuids()?.contains(&self.uuid));
-        if there()? && domain::is_marked(&virsh.xml(self.uuid, false)?, self.token) {
+        if there()? && is_marked(&virsh.xml(self.uuid, false)?, self.token) {
             if virsh.running()?.contains(&self.uuid)
                 && let Err(error) = virsh.destroy(self.uuid)
                 && virsh.running()?.contains(&self.uuid)
@@ -252,6 +254,19 @@ impl Leftover {
         }
         Ok(())
     }
+}
+
+/// Whether a domain of libvirt is that of the rehearsal with this token.
+pub(crate) fn is_marked(xml: &str, token: Uuid) -> bool {
+    let token = token.to_string();
+    let marked = |root: Element| {
+        let metadata = root.first("metadata");
+        let marks = metadata.into_iter().flat_map(|m| m.all("conversion"));
+        marks
+            .into_iter()
+            .any(|mark| mark.attr(MARK) == Some(token.as_str()))
+    };
+    Element::parse(xml.as_bytes()).is_ok_and(marked)
 }
 
 #[cfg(test)]

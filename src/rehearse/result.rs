@@ -281,7 +281,7 @@ impl Rehearsal {
 }
 
 fn up(rehearsal: &Rehearsal) -> Vec<String> {
-    let source = crate::boot::quote(&rehearsal.source);
+    let source = crate::text::quote(&rehearsal.source);
     let name = &rehearsal.name;
     let mut next = vec!["shut the VM down where it runs now, from inside Windows".to_owned()];
     if !rehearsal.stages.production.is_up() {

@@ -15,9 +15,10 @@ use crate::plan::model::Plan;
 use crate::registry::{RegData, RegOp};
 use crate::ui::{bytes, count};
 
+use super::Report;
 use super::page::{escape, head, link, now};
-use super::text::lower;
-use super::{Check, CheckState, Report};
+use crate::check::{Check, CheckState};
+use crate::text::lower;
 
 const STYLE: &str = "\
 body{max-width:64rem}\

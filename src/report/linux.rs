@@ -1,6 +1,6 @@
 //! What `inspect` shows of a Linux guest, for people.
 
-use crate::linux::LinuxFacts;
+use crate::inspect::linux::LinuxFacts;
 
 /// Labels and values, in the order they are shown.
 pub fn rows(facts: &LinuxFacts) -> Vec<(&'static str, String)> {

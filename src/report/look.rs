@@ -9,7 +9,8 @@ use crate::inspect::{Inspection, OsFamily, PartitionFacts, Severity};
 use crate::ui::{self, Styled, Tone, bytes};
 
 use super::linux;
-use super::text::{self, lower};
+use super::text;
+use crate::text::lower;
 
 /// What inspection means for a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -3,70 +3,21 @@
 pub mod html;
 pub mod linux;
 pub mod look;
-pub mod outlook;
 pub mod page;
 pub mod text;
-pub mod vm;
 
-use self::outlook::Outlook;
 use serde::{Deserialize, Serialize};
 
 use crate::boot_path::{BootPath, Controller};
+use crate::check::Check;
 use crate::fix::journal::ActionState;
 use crate::fix::trim::VolumeTrim;
 use crate::inspect::Inspection;
 use crate::plan::model::{Handover, Plan};
+pub use crate::plan::outlook::{Outlook, Outputs};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-
-/// The verdict of a check that looked at the finished disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    pub id: &'static str,
-    pub severity: crate::inspect::Severity,
-    pub ok: bool,
-    /// `ok` is the same as `state` being [`CheckState::Ok`].
-    pub state: CheckState,
-    pub message: String,
-    /// Where it was read: a hive, a key, a file; empty when the message says it all.
-    pub evidence: String,
-    /// The findings it fails because of.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub findings: Vec<&'static str>,
-    /// It fails, and `--accept` took that.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub accepted: bool,
-}
-
-impl Check {
-    pub fn new(
-        id: &'static str,
-        severity: crate::inspect::Severity,
-        state: CheckState,
-        message: impl Into<String>,
-    ) -> Self {
-        Self {
-            id,
-            severity,
-            ok: state == CheckState::Ok,
-            state,
-            message: message.into(),
-            evidence: String::new(),
-            findings: Vec::new(),
-            accepted: false,
-        }
-    }
-}
-
-/// A check that could not run says nothing about the disk, so it does not count as passed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CheckState {
-    Ok,
-    Fault,
-    CouldNotRun,
-}
+use std::path::PathBuf;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Timings {
@@ -100,26 +51,6 @@ pub struct DiskTrim {
     #[serde(with = "crate::text::json_path")]
     pub disk: PathBuf,
     pub volumes: Vec<VolumeTrim>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Outputs {
-    #[serde(serialize_with = "crate::text::json_path::list")]
-    pub disks: Vec<PathBuf>,
-    pub bootstrap_xml: Option<PathBuf>,
-    pub final_xml: Option<PathBuf>,
-    /// The machine for others than libvirt (`--emit`).
-    pub emitted: Vec<PathBuf>,
-    pub report: Option<PathBuf>,
-    /// The disks stand alone; `false` after `--copy later`, until `pull` is done.
-    pub complete: bool,
-}
-
-impl Outputs {
-    /// The output folder.
-    pub fn folder(&self) -> Option<&Path> {
-        self.report.as_deref()?.parent()
-    }
 }
 
 /// What was asked for, so that a later run can tell whether a folder is what it would make.

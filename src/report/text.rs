@@ -10,15 +10,8 @@ use crate::inspect::Severity;
 use crate::plan::model::{Handover, Method, Plan};
 use crate::ui::{Styled, Tone, bytes, count};
 
-use super::{Check, CheckState, Report};
-
-/// The JSON name of a unit variant, so that text and JSON never differ.
-pub(super) fn lower<T: serde::Serialize>(value: &T) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => String::new(),
-    }
-}
+use super::Report;
+use crate::check::{Check, CheckState};
 
 /// How a controller that is needed and not ready is shown.
 pub const FAULT: (Tone, &str) = (Tone::Bad, "NOT READY");

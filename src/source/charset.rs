@@ -147,7 +147,7 @@ impl Name {
     /// The last part of an absolute path of the old host.
     pub fn moved(&self) -> Option<Self> {
         let text = self.text.replace('\\', "/");
-        let path = super::vmx::on_the_old_host(&text)?;
+        let path = on_the_old_host(&text)?;
         let last = path.rsplit('/').next().filter(|last| !last.is_empty())?;
         Some(Self {
             text: last.to_owned(),
@@ -182,6 +182,25 @@ pub fn without_mark(bytes: &[u8]) -> std::borrow::Cow<'_, [u8]> {
         }
         None => bytes.into(),
     }
+}
+
+/// The part after the root of an absolute path of ESXi (`/vmfs/volumes/...`, `[datastore] ...`), Linux
+/// or Windows (with slashes).
+pub(super) fn on_the_old_host(name: &str) -> Option<&str> {
+    if let Some(path) = name.strip_prefix("/vmfs/volumes/") {
+        return Some(path);
+    }
+    let drive = name.as_bytes().get(1) == Some(&b':') && name.as_bytes()[0].is_ascii_alphabetic();
+    if drive {
+        return Some(&name[2..]);
+    }
+    if let Some((_, path)) = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+    {
+        return Some(path);
+    }
+    name.starts_with('/').then_some(name)
 }
 
 #[cfg(test)]

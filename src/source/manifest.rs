@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sha2::Digest as _;
 
 use super::charset::{text_of, without_mark};
-use super::ovf::percent_decode;
+use super::{Result, SourceError};
 use crate::text::hex;
 
 const MAX_LINES: usize = 10_000;
@@ -146,4 +146,49 @@ impl Hasher {
             Self::Sha512(hasher) => hex(&hasher.finalize()),
         }
     }
+}
+
+/// A `%` that begins no code is a `%`.
+pub(super) fn percent_decode(href: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(href.len());
+    let mut rest = href.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                rest = &tail[2..];
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// Compares a small file of the package that is in memory already.
+pub(super) fn check_bytes(
+    path: &Path,
+    manifest: &Manifest,
+    file: &str,
+    bytes: &[u8],
+) -> Result<()> {
+    let Some(entry) = manifest.of(file) else {
+        return Ok(());
+    };
+    let mut hasher = Hasher::new(entry.algorithm);
+    hasher.update(bytes);
+    let actual = hasher.finish();
+    if actual == entry.digest {
+        return Ok(());
+    }
+    Err(SourceError::Checksum {
+        path: path.into(),
+        file: super::clean(file),
+        algorithm: entry.algorithm.name(),
+        expected: entry.digest.clone(),
+        actual,
+    })
 }

@@ -22,6 +22,7 @@ pub mod ova;
 pub mod ovf;
 pub mod tar;
 pub mod tar_write;
+pub mod vm;
 pub mod vmdk;
 pub mod vmx;
 

@@ -16,11 +16,11 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::charset::text_of;
-use super::manifest::Hasher;
+use super::manifest::{Hasher, check_bytes};
 use super::tar::{Member, TarError};
 use super::{
-    MAX_DESCRIPTION, Manifest, Packed, Result, SourceDisk, SourceError, SourceKind, SourceVm, ovf,
-    stem, tar, vmdk,
+    MAX_DESCRIPTION, Packed, Result, SourceDisk, SourceError, SourceKind, SourceVm, ovf, stem, tar,
+    vmdk,
 };
 
 const COPY_BUFFER: usize = 1 << 20;
@@ -197,31 +197,6 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Resu
         }
     }
     Ok(())
-}
-
-/// Compares a small file of the package that is in memory already.
-pub(super) fn check_bytes(
-    path: &Path,
-    manifest: &Manifest,
-    file: &str,
-    bytes: &[u8],
-) -> Result<()> {
-    let Some(entry) = manifest.of(file) else {
-        return Ok(());
-    };
-    let mut hasher = Hasher::new(entry.algorithm);
-    hasher.update(bytes);
-    let actual = hasher.finish();
-    if actual == entry.digest {
-        return Ok(());
-    }
-    Err(SourceError::Checksum {
-        path: path.into(),
-        file: super::clean(file),
-        algorithm: entry.algorithm.name(),
-        expected: entry.digest.clone(),
-        actual,
-    })
 }
 
 /// Unpacks into a file without a name; `target` is what it is called in messages.

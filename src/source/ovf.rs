@@ -22,6 +22,7 @@ use crate::disk::remote::{self, ReadAt};
 use crate::domain::element::Element;
 
 use super::charset::{Charset, text_of};
+use super::manifest::{check_bytes, percent_decode};
 use super::{
     Controller, Options, Packed, Result, SourceDisk, SourceError, SourceFirmware, SourceKind,
     SourceNic, SourceVm, clean, folder_of, read_description,
@@ -93,7 +94,7 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
                 reason,
             })?;
         let own = path.file_name().map(|n| text_of(n.as_bytes()));
-        super::ova::check_bytes(path, &vm.manifest, &own.unwrap_or_default(), &bytes)?;
+        check_bytes(path, &vm.manifest, &own.unwrap_or_default(), &bytes)?;
     }
     Ok(vm)
 }
@@ -634,26 +635,6 @@ fn unit_bytes(units: &str) -> Option<u64> {
         "tera" | "t" | "tebi" | "ti" => Some(1 << 40),
         _ => None,
     }
-}
-
-/// A `%` that begins no code is a `%`.
-pub(super) fn percent_decode(href: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(href.len());
-    let mut rest = href.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));
-        match (first, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                rest = &tail[2..];
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]

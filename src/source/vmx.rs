@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::charset::{Charset, without_mark};
+use super::charset::{Charset, on_the_old_host, without_mark};
 use super::{
     Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
     folder_of, read_description, stem,
@@ -154,25 +154,6 @@ impl VmxDisk {
         }
         last
     }
-}
-
-/// The part after the root of an absolute path of ESXi (`/vmfs/volumes/...`, `[datastore] ...`), Linux
-/// or Windows (with slashes).
-pub(super) fn on_the_old_host(name: &str) -> Option<&str> {
-    if let Some(path) = name.strip_prefix("/vmfs/volumes/") {
-        return Some(path);
-    }
-    let drive = name.as_bytes().get(1) == Some(&b':') && name.as_bytes()[0].is_ascii_alphabetic();
-    if drive {
-        return Some(&name[2..]);
-    }
-    if let Some((_, path)) = name
-        .strip_prefix('[')
-        .and_then(|rest| rest.split_once("] "))
-    {
-        return Some(path);
-    }
-    name.starts_with('/').then_some(name)
 }
 
 impl Vmx {

@@ -13,7 +13,7 @@ use std::io;
 
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
-use super::confine::{Rules, bad, filter, install};
+use super::seccomp::{Rules, bad, filter, install};
 
 const COMMON: &[i64] = &[
     // To become the program and load it.

@@ -22,8 +22,9 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use super::confine::Confinement;
 use super::pass::{self, Passed};
 use super::privileges::Privileges;
-use super::{Result, ToolError, host, launcher, stop};
+use super::{Result, ToolError, host, launcher};
 use crate::failpoint;
+use crate::stop;
 
 const STDOUT_LIMIT: usize = 64 << 20;
 const STDERR_TAIL: usize = 8 << 10;

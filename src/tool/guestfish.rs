@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use super::{Child, Cmd, Result, ToolError, appliance, clean, stop};
+use super::{Child, Cmd, Result, ToolError, appliance, clean};
+use crate::stop;
 
 pub const TOOL: &str = "guestfish";
 

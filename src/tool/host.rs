@@ -2,12 +2,8 @@
 //! has it. Data and questions only; nothing is installed here.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Serialize;
-
-use super::confine::Confinement;
-use super::{Cmd, clean};
 
 /// A program or library we use.
 #[derive(Debug)]
@@ -18,14 +14,14 @@ pub struct Tool {
     pub required: bool,
     /// The oldest version the tests are run with: that of Debian 12.
     pub oldest_tried: Option<&'static str>,
-    kind: Kind,
+    pub(super) kind: Kind,
     apt: &'static str,
     dnf: &'static str,
     zypper: &'static str,
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     /// A program, with the arguments that make it print its version.
     Program(&'static [&'static str]),
     /// A shared library, by the start of its file name.
@@ -214,73 +210,6 @@ impl Tool {
             Kind::Library => find_library(self.name),
         }
     }
-
-    /// Where it is and which version it says it is.
-    pub fn probe(&'static self) -> Found {
-        let path = self.find();
-        let version = match (&self.kind, &path) {
-            (Kind::Program(args), Some(path)) => version_line(path, args),
-            (Kind::Library, Some(path)) => path
-                .canonicalize()
-                .ok()
-                .and_then(|p| Some(clean(p.file_name()?.as_encoded_bytes()))),
-            _ => None,
-        };
-        Found {
-            tool: self,
-            path,
-            version,
-        }
-    }
-}
-
-/// What [`Tool::probe`] saw.
-#[derive(Debug)]
-pub struct Found {
-    pub tool: &'static Tool,
-    /// `None` when it is not installed.
-    pub path: Option<PathBuf>,
-    pub version: Option<String>,
-}
-
-fn version_line(path: &std::path::Path, args: &[&str]) -> Option<String> {
-    let out = Cmd::new(path)
-        .confined(Confinement::writes_arguments())
-        .args(args)
-        .timeout(Duration::from_secs(10))
-        .run()
-        .ok()?;
-    [clean(&out.stdout), out.stderr]
-        .iter()
-        .flat_map(|text| text.lines())
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-        .map(str::to_owned)
-}
-
-/// The oldest QEMU whose storage daemon understands what it is asked here: `--export` with `node-name`.
-const QEMU: (u32, u32) = (5, 2);
-
-impl Found {
-    /// What to say of a program that is too old to be used.
-    pub fn too_old(&self) -> Option<String> {
-        let line = self.version.as_deref()?;
-        let ours = ["qemu-img", "qemu-storage-daemon"].contains(&self.tool.name);
-        let old = ours && qemu_version(line)? < QEMU;
-        old.then(|| format!("{line}: too old, {}.{} or newer is needed", QEMU.0, QEMU.1))
-    }
-}
-
-/// `qemu-img version 7.2.9 (Debian ...)`.
-fn qemu_version(line: &str) -> Option<(u32, u32)> {
-    let (_, rest) = line.split_once("version ")?;
-    let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-/// The same for whichever of QEMU's programs is too old.
-pub fn old_qemu() -> Option<String> {
-    TOOLS.iter().take(2).find_map(|tool| tool.probe().too_old())
 }
 
 /// Returns the newest file of the library (`libntfs-3g.so.89`) in the first directory that has one,
@@ -364,6 +293,7 @@ pub fn hint(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::probe::{Found, qemu_version};
     use super::*;
 
     #[test]

@@ -14,7 +14,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -22,7 +22,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 
-use super::confine::Confinement;
+use super::confine::{self, Confinement};
 use super::pass::Passed;
 use super::privileges::Privileges;
 
@@ -158,7 +158,7 @@ static EARLIER: Mutex<Vec<Sender<Request>>> = Mutex::new(Vec::new());
 /// To be called before this thread gives something up, when no child is running that must be stopped by a
 /// signal: children are then started from a thread that has given it up too. Limits are a thread's, and those of another thread do
 /// not only differ: the kernel takes it for a stranger, whose children must not even be killed.
-pub(super) fn renew() {
+fn renew() {
     let earlier = SPAWNER
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -208,6 +208,12 @@ fn spawn_with(mut command: Command, passed: &[Passed]) -> io::Result<Child> {
     let child = set(FdFlags::empty()).and_then(|()| command.spawn());
     set(FdFlags::CLOEXEC)?;
     child
+}
+
+/// [`confine::writes_only`] for this process and the programs it starts from now on.
+pub fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> {
+    renew();
+    confine::writes_only(below, network)
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@
 //! - [`launcher`]: starts children so that they die with this process, even on SIGKILL.
 //! - [`pass`]: open files handed on to a child.
 //! - [`privileges`]: what a child keeps of root's capabilities: nothing.
-//! - [`stop`]: the flag SIGINT and SIGTERM set; running children are killed when it is up.
+//! - [`spec`]: what a QEMU program is to open.
+//! - [`probe`]: which version a tool says it is.
 //! - [`host`]: which tools there are on this host and which packages have the missing ones.
 
 pub mod appliance;
@@ -19,9 +20,11 @@ pub mod host;
 pub mod launcher;
 pub mod pass;
 pub mod privileges;
+pub mod probe;
 pub mod qemu_img;
 pub mod qsd;
-pub mod stop;
+mod seccomp;
+pub mod spec;
 pub mod virsh;
 pub mod virt_v2v;
 

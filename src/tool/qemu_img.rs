@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::confine::Confinement;
-use super::pass::Spec;
+use super::spec::Spec;
 use super::{Cmd, Result, ToolError};
 
 pub const TOOL: &str = "qemu-img";

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use serde_json::json;
 
-use super::pass::Spec;
+use super::spec::Spec;
 use super::{Child, Cmd, Result};
 
 pub const TOOL: &str = "qemu-storage-daemon";

@@ -15,9 +15,9 @@ use std::time::Duration;
 use super::extents::Extents;
 use super::journal::{ExtentJournal, JournalFault};
 use super::pace::Pace;
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::failpoint;
-use crate::tool::stop;
+use crate::stop;
 
 /// What a worker reads at once. Its source sends that in several requests.
 const PIECE: u64 = 4 << 20;

@@ -4,7 +4,8 @@
 use super::{Context, Outcome};
 use crate::boot_path::{self, BOOT_START, Fault, ImageState, Machine, Service};
 use crate::inspect::WindowsFacts;
-use crate::registry::hive::{Key, Result};
+use crate::registry::error::Result;
+use crate::registry::hive::Key;
 
 pub fn boot_path(c: &Context<'_>) -> Outcome {
     if c.inspection.controllers.is_empty() {

@@ -17,10 +17,10 @@ pub use planned::planned;
 
 use crate::actions::Walked;
 use crate::boot_path::{Controller, Fault};
+use crate::check::{Check, CheckState};
 use crate::guest::GuestRead;
 use crate::inspect::{HiveName, Hives, Inspection, Severity, Survey, WindowsFacts};
 use crate::registry::{HiveError, HiveView};
-use crate::report::{Check, CheckState};
 
 /// What a check found: message, then evidence.
 enum Outcome {
@@ -187,20 +187,6 @@ fn result(def: &CheckDef, outcome: Outcome) -> Check {
         findings: causes,
         ..Check::new(def.id, severity, state, message)
     }
-}
-
-/// Whether the checks allow to call the disk ready.
-pub fn is_ready(checks: &[Check]) -> bool {
-    checks
-        .iter()
-        .all(|c| c.ok || c.severity != Severity::Blocker)
-}
-
-/// The same, where a fault was accepted before the fix.
-pub fn is_ready_but_for_accepted(checks: &[Check]) -> bool {
-    checks
-        .iter()
-        .all(|c| c.ok || c.accepted || c.severity != Severity::Blocker)
 }
 
 impl<'a> Context<'a> {

@@ -1,8 +1,8 @@
 //! Compares the guest with what the plan promised: every file byte for byte, every registry value.
 
 use crate::actions::{Action, Converted, Kind};
+use crate::check::{Check, CheckState};
 use crate::inspect::Severity;
-use crate::report::{Check, CheckState};
 use crate::ui::count;
 
 /// `after` is `None` where the hives could not be read any more.

@@ -2,16 +2,16 @@
 
 use crate::actions::Converted;
 use crate::boot_path::Controller;
+use crate::check::{Check, CheckState, is_ready};
 use crate::convert::prepare::Prepared;
 use crate::demo::{GuestSpec, WinVersion, hives};
 use crate::disk::layout::Scheme;
 use crate::drivers::media::Memory;
 use crate::inspect::Severity;
 use crate::registry::{RegData, base};
-use crate::report::{Check, CheckState};
 use crate::testing::{MemoryGuest, bootstrap, media};
 
-use super::{CHECKS, is_ready, planned};
+use super::{CHECKS, planned};
 
 const SET: &str = "ControlSet001";
 const DISK_CLASS: &str = "{4d36e967-e325-11ce-bfc1-08002be10318}";

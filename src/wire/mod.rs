@@ -21,6 +21,7 @@ mod error;
 mod https;
 mod listing;
 mod nbd;
+pub(crate) mod nbd_protocol;
 mod pool;
 mod server;
 mod service;
@@ -44,7 +45,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::tool::{Child, Cmd, launcher, stop};
+use crate::stop;
+use crate::tool::{Child, Cmd, launcher};
 pub use child::run_if_asked;
 use control::{Answer, Order, Password, Request, Status};
 pub(crate) use error::{Result, WireError};

@@ -12,7 +12,7 @@ use super::Identity;
 use super::error::{Result, WireError};
 use super::upstream::{Assembly, Connection, Meter, Wanted};
 use super::url::Location;
-use crate::disk::nbd_protocol::{
+use crate::wire::nbd_protocol::{
     CMD_READ, FIXED_NEWSTYLE, INFO_EXPORT, INIT_MAGIC, NO_ZEROES, OPT_GO, OPTION_MAGIC,
     OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR, REP_INFO, REPLY_MAGIC, REQUEST_MAGIC,
 };

@@ -13,7 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::service::{Opened, Service};
-use crate::disk::nbd_protocol::{
+use crate::wire::nbd_protocol::{
     CMD_DISC, CMD_FLUSH, CMD_READ, FIXED_NEWSTYLE, INFO_EXPORT, INIT_MAGIC, NO_ZEROES, OPT_GO,
     OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_INFO, REPLY_MAGIC, REQUEST_MAGIC,
 };

@@ -3,10 +3,10 @@
 use std::fs;
 use std::sync::Arc;
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::boot::MARKER;
 use hyper2kvm::demo::guest::layout;
 use hyper2kvm::demo::{Firmware, Role};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestRead, GuestWrite, VolumeId, embedded};
 use hyper2kvm::registry::build::Format;

@@ -19,8 +19,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, guest};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::disk::layout::{DiskLayout, Scheme};
 use hyper2kvm::disk::partition;
 use hyper2kvm::guest::ntfs3g::MountOptions;

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hyper2kvm::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::demo::{GuestSpec, Role, WinVersion, guest};
 use hyper2kvm::disk::Image;
-use hyper2kvm::disk::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::disk::layout::DiskLayout;
 use hyper2kvm::fix::trim::{self, DataMap};
 use hyper2kvm::guest::ntfs3g::MountOptions;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::{GuestSpec, Role, WinVersion, guest};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestWrite, VolumeId};
 use serde_json::Value;

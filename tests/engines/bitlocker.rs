@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use hyper2kvm::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::boot::proof;
 use hyper2kvm::demo::bitlocker::{self, Lock, Reserved, Spec, startup_key_file};
 use hyper2kvm::demo::{GuestSpec, Role, WinVersion};
-use hyper2kvm::disk::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::disk::partition;
 use hyper2kvm::domain::StorageBus;
 use hyper2kvm::guest::fve::cipher::Method;

@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::{Role, hives};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::guest::GuestPath;
 use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};
 

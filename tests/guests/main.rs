@@ -25,9 +25,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::guest::layout;
 use hyper2kvm::demo::{GuestSpec, Leftovers, Place, Role, WinVersion};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestRead, GuestWrite, VolumeId, embedded};
 use hyper2kvm::registry::build::Format;

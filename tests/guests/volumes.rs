@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use hyper2kvm::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::demo::bitlocker::{self, Lock, Reserved, Spec, startup_key_file};
 use hyper2kvm::demo::guest::layout;
 use hyper2kvm::demo::{Place, Role, WinVersion};
-use hyper2kvm::disk::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::guest::fve::cipher::Method;
 use hyper2kvm::guest::{GuestPath, VolumeId};
 

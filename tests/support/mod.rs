@@ -14,11 +14,11 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::guest;
 use hyper2kvm::demo::pe::{self, Subsystem};
 use hyper2kvm::demo::virtio_win::{self, Layout};
 use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion};
-use hyper2kvm::disk::block::FileDisk;
 use hyper2kvm::disk::partition;
 use hyper2kvm::guest::{EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, embedded};
 use serde_json::Value;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hyper2kvm::demo::bitlocker::{self, Lock, Spec};
 use hyper2kvm::demo::{Arch, GuestSpec, WinVersion, guest, pack, pe};
-use hyper2kvm::disk::block::FileDisk;
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::guest::fve::cipher::Method;
 use hyper2kvm::guest::fve::layout::{NTFS, VolumeHeader};
 use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};

@@ -24,9 +24,9 @@ use crate::transfer::Extents;
 use crate::ui::{Ui, bytes};
 
 use super::super::run::Job;
-use super::super::session::Source;
 use super::state::{Link, State, SyncedDisk};
 use super::{changes, pass};
+use crate::session::Source;
 
 /// Bytes a second, before anything was copied.
 const ASSUMED_RATE: f64 = 100.0 * 1024.0 * 1024.0;

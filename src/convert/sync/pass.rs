@@ -12,7 +12,7 @@ use crate::files;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
 use crate::source::{SourceDisk, SourceVm};
-use crate::tool::stop;
+use crate::stop;
 use crate::transfer::{Extents, Pace};
 use crate::ui::Ui;
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::wire::{self, Fields, Frame, Tag};
 use super::{FAILPOINT, VERB};
-use crate::disk::block::{BlockRead, BlockWrite, check_range};
+use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::disk::cache::Cached;
 use crate::disk::gather::Gathered;
 use crate::failpoint;

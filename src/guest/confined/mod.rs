@@ -24,8 +24,9 @@ use wire::{Fields, Frame, Tag};
 
 use super::ntfs3g::MountOptions;
 use super::{Extent, GuestError, GuestPath, Result};
-use crate::disk::block::BlockWrite;
-use crate::tool::{Child, Cmd, ToolError, stop};
+use crate::block::BlockWrite;
+use crate::stop;
+use crate::tool::{Child, Cmd, ToolError};
 
 const VERB: &str = "__ntfs";
 /// Hit in the child at every request.

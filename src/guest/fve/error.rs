@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::metadata::Protection;
+use super::protection::Protection;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FveError {

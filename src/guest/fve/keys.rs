@@ -17,7 +17,8 @@ use super::error::FveError;
 use super::layout::{
     DatasetHeader, SealedHeader, StartupKeyHeader, StretchHeader, kind, method, role,
 };
-use super::metadata::{self, Metadata, Protection, Protector, Sealed, entries};
+use super::metadata::{self, Metadata, Protector, Sealed, entries};
+use super::protection::Protection;
 use crate::text::hex;
 
 /// AES-256-CCM as BitLocker uses it everywhere.

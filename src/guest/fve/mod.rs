@@ -14,6 +14,7 @@ pub mod error;
 pub mod keys;
 pub mod layout;
 pub mod metadata;
+pub mod protection;
 pub mod volume;
 
 #[cfg(test)]
@@ -25,10 +26,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::disk::block::{BlockRead, BlockWrite, check_range};
+use crate::block::{BlockRead, BlockWrite, check_range};
 use error::FveError;
 use keys::{Credential, Stretched};
-use metadata::{Part, Protection};
+use metadata::Part;
+use protection::Protection;
 use volume::Volume;
 
 /// Why a volume stays closed.

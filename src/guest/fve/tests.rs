@@ -11,8 +11,8 @@ use super::cipher::Method;
 use super::keys::{Credential, StartupKey, Stretched};
 use super::layout::{BlockHeader, NTFS, SIGNATURE, Validation, VolumeHeader};
 use super::{Closed, Look, Unlocked, look};
+use crate::block::{BlockRead, BlockWrite, FileDisk, check_range};
 use crate::demo::bitlocker::{Lock, MOVED_BYTES, Reserved, Spec, encrypt, startup_key_file};
-use crate::disk::block::{BlockRead, BlockWrite, FileDisk, check_range};
 
 const START: u64 = 64 << 10;
 const LEN: u64 = 1 << 20;

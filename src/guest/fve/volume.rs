@@ -12,8 +12,9 @@ use zeroize::Zeroizing;
 use super::cipher::Cipher;
 use super::error::FveError;
 use super::layout::{NTFS, SIGNATURE, VolumeHeader};
-use super::metadata::{Metadata, Protection, Start, VISTA_CLEAR};
-use crate::disk::block::{BlockRead, BlockWrite, check_range};
+use super::metadata::{Metadata, Start, VISTA_CLEAR};
+use super::protection::Protection;
+use crate::block::{BlockRead, BlockWrite, check_range};
 
 /// The most that is encrypted in one go.
 const PIECE: usize = 1 << 20;

@@ -10,7 +10,7 @@ use super::ffi::{
     Device, DeviceOps, EINVAL, EIO, ENOSPC, EOPNOTSUPP, EROFS, ND_DIRTY, ND_OPEN, O_ACCMODE,
     O_RDWR, set_errno,
 };
-use crate::disk::block::BlockWrite;
+use crate::block::BlockWrite;
 
 /// The operations, the same for every device.
 pub static OPS: DeviceOps = DeviceOps {

@@ -31,7 +31,7 @@ use ffi::*;
 use handle::OpenInode;
 
 use super::{Extent, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF, Result, security, wof};
-use crate::disk::block::BlockWrite;
+use crate::block::BlockWrite;
 
 /// How to mount.
 #[derive(Debug, Clone, Copy, Default)]

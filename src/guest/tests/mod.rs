@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::ntfs3g::MountOptions;
 use super::{EmbeddedReader, EmbeddedWriter, GuestPath, VolumeId, embedded};
-use crate::disk::block::FileDisk;
+use crate::block::FileDisk;
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
 
 const VOLUME: VolumeId = VolumeId::new(1);

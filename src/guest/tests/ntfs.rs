@@ -6,7 +6,7 @@ use ::ntfs::NtfsReadSeek;
 use ::ntfs::indexes::NtfsFileNameIndex;
 
 use super::*;
-use crate::disk::block::Window;
+use crate::block::Window;
 use crate::guest::ntfs_record::{Body, Record, decode_runs};
 use crate::guest::ntfs3g::Ntfs3g;
 use crate::guest::wof::{self, Algorithm};

@@ -25,9 +25,9 @@ use std::ptr::NonNull;
 
 use ffi::{Api, Hive, SetValue};
 
-use super::build::fold;
 use super::edit::{RegEdits, RegOp};
 use super::hive::Value;
+use super::name::fold;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HivexError {

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::disk::block::Window;
+use crate::block::Window;
 use crate::disk::compose::{Composed, Piece};
 use crate::disk::detect;
 use crate::disk::remote::{self, ReadAt, Remote, RemoteFile};
@@ -35,7 +35,7 @@ use host::Lazy;
 pub(crate) use open::{close, fetched, open, transport, trouble};
 use paths::{below, may_be_link, normal, one_name, remote_path};
 
-use super::charset::Name;
+use super::charset::{self, Name};
 use super::{MAX_DESCRIPTION, libvirt, ovf, tar, vmdk, vmx};
 
 type Result<T, E = WireError> = std::result::Result<T, E>;
@@ -246,7 +246,7 @@ impl Mirror {
         };
         for disk in description.machine().1 {
             let name = disk.file.replace('\\', "/");
-            let Some(old) = vmx::on_the_old_host(&name) else {
+            let Some(old) = charset::on_the_old_host(&name) else {
                 self.disk_named(at, path, &disk.file, 0)?;
                 continue;
             };

@@ -20,7 +20,7 @@ use super::service::{Service, cache_file};
 use super::upstream::{Connection, Dial, Meter, Wanted};
 use super::url::Location;
 use super::{Access, Identity, Wire, child, dial, server};
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 use crate::disk::nbd::{Nbd, Patience};
 
 const SIZE: u64 = 40 << 20;

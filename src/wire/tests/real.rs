@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::super::{Access, Location, Remote, Result, Wire, WireError};
 use super::support::{Line, Nbdkit, Nginx, Sshd, certificate, installed};
 use super::{SOON, pattern, right};
-use crate::disk::block::BlockRead;
+use crate::block::BlockRead;
 use crate::disk::nbd::Nbd;
 use crate::skip::have;
 

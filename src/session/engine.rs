@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::export::{self, EXPORT, Export, Reach};
 use crate::disk::layout::DiskLayout;
@@ -16,7 +16,8 @@ use crate::guest::{
     embedded,
 };
 use crate::inspect::Inspection;
-use crate::tool::{self, host, stop};
+use crate::stop;
+use crate::tool::{self, host};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -127,11 +128,11 @@ impl Engine {
     }
 
     /// Whether the image is read as the file it is, without a storage daemon.
-    pub(super) fn reads_directly(self, image: &Image) -> Result<bool> {
+    pub(crate) fn reads_directly(self, image: &Image) -> Result<bool> {
         Ok(self.reach() == Reach::Private && export::direct(image)?.is_some())
     }
 
-    pub(super) fn reach(self) -> Reach {
+    pub(crate) fn reach(self) -> Reach {
         match self.kind {
             Kind::Embedded => Reach::Private,
             Kind::Guestfish | Kind::Opened => Reach::User,
@@ -139,7 +140,7 @@ impl Engine {
     }
 
     /// Opens the volumes of an exported disk.
-    pub(super) fn open<D: BlockRead + ?Sized>(
+    pub(crate) fn open<D: BlockRead + ?Sized>(
         self,
         export: &Export<D>,
         disk: Arc<dyn BlockRead>,

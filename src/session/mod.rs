@@ -1,9 +1,12 @@
 //! A source disk opened for looking at or for fixing.
 
+pub mod engine;
+pub mod vm;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::export::{self, Export};
 use crate::disk::layout::DiskLayout;
@@ -16,11 +19,12 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, GuestRead, GuestWrite};
 use crate::inspect::{self, Disk, InspectError, InspectOptions, SourceFacts, Survey};
 use crate::source::{SourceVm, Unpacked};
-use crate::tool::{appliance, stop};
+use crate::stop;
+use crate::tool::appliance;
 use crate::ui::Ui;
 
-use super::engine::{Engine, Guest};
-use super::vm::{OpenDisk, VmDisks, VmSession};
+use engine::{Engine, Guest};
+use vm::{OpenDisk, VmDisks, VmSession};
 
 /// How a source image is named.
 #[derive(Debug, Clone)]
@@ -47,7 +51,7 @@ impl Source {
         self.opened.checked(&self.path, format, &self.allow_backing)
     }
 
-    pub(super) fn options(&self) -> InspectOptions {
+    pub(crate) fn options(&self) -> InspectOptions {
         InspectOptions {
             root: self.root.clone(),
             force_dirty: self.force_dirty,
@@ -232,7 +236,7 @@ pub fn announce_appliance(ui: &Ui, why: &str) {
 }
 
 /// The fail point of the verbs that only read, which a signal ends here at the latest.
-pub(super) fn looked() -> Result<()> {
+pub(crate) fn looked() -> Result<()> {
     failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))?;
     match stop::requested() {
         true => Err(Error::new(
@@ -282,7 +286,7 @@ impl Session<dyn BlockRead> {
 
 impl Session<dyn BlockRead> {
     /// The same disk, read as before, with an overlay that takes writes.
-    pub(super) fn with_overlay(self, export: Export<dyn BlockWrite>) -> Session<dyn BlockWrite> {
+    pub(crate) fn with_overlay(self, export: Export<dyn BlockWrite>) -> Session<dyn BlockWrite> {
         Session {
             export,
             layout: self.layout,
@@ -365,12 +369,12 @@ impl Session<dyn BlockWrite> {
         self.guest.writer(self.export.disk(), &self.layout, options)
     }
 
-    pub(super) fn into_export(self) -> (Export<dyn BlockWrite>, DiskLayout) {
+    pub(crate) fn into_export(self) -> (Export<dyn BlockWrite>, DiskLayout) {
         (self.export, self.layout)
     }
 }
 
-pub(super) fn refusal(error: InspectError, path: &str) -> Error {
+pub(crate) fn refusal(error: InspectError, path: &str) -> Error {
     match error {
         InspectError::SeveralRoots { .. } => Error::refused(
             format!("{path} has more than one Windows"),

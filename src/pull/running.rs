@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::folder::{Domain, Folder};
-use super::pull::{Options, hit};
-use super::record::{Disk, Record};
+use super::{Options, hit};
 use crate::boot::files::{self, DomainDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tool::pass::Spec;
+use crate::later::record::{Disk, Record};
+use crate::stop;
 use crate::tool::qemu_img::{self, Depth};
-use crate::tool::stop;
+use crate::tool::spec::Spec;
 use crate::tool::virsh::{JobKind, State};
 use crate::ui::{self, Progress, Ui};
 

@@ -157,7 +157,7 @@ impl Folder {
         report["outputs"]["complete"] = true.into();
         report["bytes"]["left"] = 0.into();
         if let Some(warnings) = report["warnings"].as_array_mut() {
-            warnings.retain(|w| w.as_str() != Some(super::WARNING));
+            warnings.retain(|w| w.as_str() != Some(crate::later::WARNING));
         }
         for entry in report["files"].as_array_mut().into_iter().flatten() {
             let Some(name) = entry["path"].as_str().map(PathBuf::from) else {
@@ -182,7 +182,7 @@ impl Folder {
             page => String::from_utf8_lossy(&page?).into_owned(),
         };
         let said = page.replace(
-            super::WARNING,
+            crate::later::WARNING,
             "the disks stand alone: everything was pulled",
         );
         write_durably(&path, said.as_bytes())

@@ -1,9 +1,13 @@
 //! `pull`: copies what only the source holds, until the disks stand alone.
 //!
-//! While the VM runs, QEMU copies ([`super::running`]); otherwise the copy loop of this program. In both cases
+//! While the VM runs, QEMU copies ([`running`]); otherwise the copy loop of this program. In both cases
 //! the overlay itself says what is left, so nothing has to be recorded: what was written and flushed is not
 //! copied again, whatever ended the run. A disk stands alone when everything is in it, it names nothing else,
 //! and reading the chain shows that; only then do the domain XML and the report say so.
+
+pub(crate) mod folder;
+pub(crate) mod release;
+mod running;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,19 +15,18 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::folder::{Domain, Folder, between_boots};
-use super::record::{Record, State};
-use super::running;
+use crate::block::{BlockRead, BlockWrite};
 use crate::boot;
 use crate::convert::exchange;
-use crate::disk::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::later::record::{Record, State};
+use crate::stop;
 use crate::tool::qemu_img::{self, Depth};
-use crate::tool::stop;
 use crate::ui::{self, Progress, Ui};
+use folder::{Domain, Folder, between_boots};
 
 /// Copied between two flushes: what a kill costs at most.
 const BATCH: u64 = 256 << 20;
@@ -130,7 +133,7 @@ fn refuse_between_boots(folder: &Folder) -> Result<()> {
         ))
         .hint(format!(
             "finish that first: hyper2kvm boot {}",
-            boot::quote(&folder.path)
+            crate::text::quote(&folder.path)
         ))),
         _ => Ok(()),
     }
@@ -152,7 +155,7 @@ fn complete(folder: &mut Folder, record: &mut Record, domain: Option<&Domain>) -
 }
 
 /// Reads the chain: the disk must be one image that names no other.
-pub(super) fn check_alone(disk: &Path) -> Result<()> {
+fn check_alone(disk: &Path) -> Result<()> {
     let levels = qemu_img::chain_length(disk).map_err(|e| {
         Error::failed(format!("reading the chain of {}", disk.display())).because(e)
     })?;
@@ -309,6 +312,6 @@ fn sync(path: &Path) -> Result<()> {
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
 }
 
-pub(super) fn hit(point: &str) -> Result<()> {
+fn hit(point: &str) -> Result<()> {
     failpoint::hit(point).map_err(|e| Error::failed("pulling").because(e))
 }

@@ -1,19 +1,39 @@
 //! What a conversion will leave where, how much it has to copy, and about how long that takes: what `plan`
 //! adds to the actions.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::vm::Machine;
-use super::{Outputs, text};
 use crate::domain::DiskFormat;
+use crate::source::vm::Machine;
+use crate::text::lower;
 use crate::ui::{Styled, Tone, bytes};
 
 /// Storage of the plain kind, read and written at once. Local SSDs do several times as much.
 const BYTES_PER_SECOND: u64 = 200_000_000;
 /// Inspecting, fixing and verifying.
 const BESIDES_COPYING_S: u64 = 2;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Outputs {
+    #[serde(serialize_with = "crate::text::json_path::list")]
+    pub disks: Vec<PathBuf>,
+    pub bootstrap_xml: Option<PathBuf>,
+    pub final_xml: Option<PathBuf>,
+    /// The machine for others than libvirt (`--emit`).
+    pub emitted: Vec<PathBuf>,
+    pub report: Option<PathBuf>,
+    /// The disks stand alone; `false` after `--copy later`, until `pull` is done.
+    pub complete: bool,
+}
+
+impl Outputs {
+    /// The output folder.
+    pub fn folder(&self) -> Option<&Path> {
+        self.report.as_deref()?.parent()
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outlook {
@@ -76,7 +96,7 @@ impl Outlook {
             }
         }
         text.push(Tone::Strong, "\nWrites\n");
-        let mut file = |path: &std::path::Path, more: &str| {
+        let mut file = |path: &Path, more: &str| {
             text.push(Tone::Code, format!("  {}", path.display()));
             text.push(Tone::Plain, format!("{more}\n"));
         };
@@ -86,7 +106,7 @@ impl Outlook {
                 0 => "changed where it is".to_string(),
                 n => format!("copies at most {}", bytes(n)),
             };
-            let (format, size) = (text::lower(&disk.format), bytes(disk.virtual_size));
+            let (format, size) = (lower(&disk.format), bytes(disk.virtual_size));
             file(&disk.path, &format!(" ({format}, {size}; {copied})"));
         }
         let files = [&self.outputs.bootstrap_xml, &self.outputs.final_xml];

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use crate::disk::block::{BlockRead, BlockWrite};
+use crate::block::{BlockRead, BlockWrite};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ use crate::inspect::{self, Disk, InspectError, InspectOptions, Roles, Survey};
 use crate::ui::Ui;
 
 use super::engine::Engine;
-use super::session::{Session, Source, announce_appliance, refusal};
+use super::{Session, Source, announce_appliance, refusal};
 
 /// The disks of a VM: the one with the system first, the others in the order of the source.
 #[derive(Debug, Clone)]
@@ -146,7 +146,7 @@ pub struct VmSession {
 
 /// Overlays that are being opened. When this goes, nothing of them is left running.
 #[derive(Default)]
-pub(super) struct Opening(Vec<(DiskId, JoinHandle<Result<Overlay>>)>);
+pub(crate) struct Opening(Vec<(DiskId, JoinHandle<Result<Overlay>>)>);
 
 type Overlay = Export<dyn BlockWrite>;
 
@@ -216,7 +216,7 @@ impl VmSession {
     }
 
     /// Begins to open an overlay, at `path`, of every disk that is to be changed and has none.
-    pub(super) fn open_overlays(
+    pub(crate) fn open_overlays(
         &self,
         disks: &VmDisks,
         path: impl Fn(&Source) -> Result<PathBuf>,
@@ -237,7 +237,7 @@ impl VmSession {
     }
 
     /// Waits for the overlays. From then on their disks can be written to.
-    pub(super) fn take_overlays(&mut self, mut opening: Opening) -> Result<()> {
+    pub(crate) fn take_overlays(&mut self, mut opening: Opening) -> Result<()> {
         for (id, thread) in opening.0.drain(..) {
             let export = thread
                 .join()

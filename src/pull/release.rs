@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::folder::{Domain, Folder};
-use super::record::{FILE_NAME, Record, State};
 use crate::boot;
+use crate::boot::in_use::{self, Held};
 use crate::boot::record::Phase;
 use crate::convert::exchange;
-use crate::convert::in_use::{self, Held};
 use crate::convert::sync;
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::later::record::{FILE_NAME, Record, State};
 use crate::report::OutputFile;
 use crate::ui::Ui;
 
@@ -69,7 +69,7 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
         .hint("--force gives it up all the same")
         .hint(format!(
             "to keep it: hyper2kvm pull {} copies what is left",
-            boot::quote(&folder.path)
+            crate::text::quote(&folder.path)
         )));
     }
     let defined = domain.is_some();
@@ -131,7 +131,7 @@ fn nothing_to_release(folder: &Path, why: &str) -> Error {
     ))
     .hint(format!(
         "undefine its domain, if it has one, and remove it by hand: rm -r {}",
-        boot::quote(folder)
+        crate::text::quote(folder)
     ))
 }
 

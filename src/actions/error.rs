@@ -1,0 +1,45 @@
+//! Why an action cannot be carried out.
+
+use crate::drivers::media::MediaError;
+use crate::guest::GuestError;
+use crate::registry::confined::HiveEditError;
+use crate::registry::judge::JudgeError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ActionError {
+    #[error("changing the guest")]
+    Guest(#[from] GuestError),
+    #[error("editing the {hive} hive")]
+    Edit {
+        hive: &'static str,
+        #[source]
+        source: HiveEditError,
+    },
+    #[error("the {hive} hive is not as it should be after the edit")]
+    Hive {
+        hive: &'static str,
+        #[source]
+        source: JudgeError,
+    },
+    #[error("reading {path} from the virtio-win media")]
+    Media {
+        path: String,
+        #[source]
+        source: MediaError,
+    },
+    #[error("{doing}")]
+    Io {
+        doing: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the hive {0} is needed by the plan but was not read")]
+    NoHive(&'static str),
+}
+
+pub type Result<T, E = ActionError> = std::result::Result<T, E>;
+
+pub(super) fn io_error(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> ActionError {
+    let doing = doing.into();
+    |source| ActionError::Io { doing, source }
+}

@@ -1,0 +1,124 @@
+//! The partition table of the MBR, and the chain of extended ones: what Linux does with them
+//! (`block/partitions/msdos.c`). The extended partition itself is not listed.
+
+use std::io;
+
+use super::layout::Partition;
+use super::sector::{read_up_to, u32_at};
+use crate::block::BlockRead;
+
+/// More logical partitions than Windows has drive letters.
+pub(super) const MAX_LOGICAL: u32 = 128;
+
+pub(super) const TYPE_PROTECTIVE: u8 = 0xee;
+
+pub(super) struct Entry {
+    pub active: bool,
+    pub kind: u8,
+    pub start: u32,
+    pub sectors: u32,
+}
+
+/// The four entries of an MBR, or of the EBR in front of a logical partition.
+pub(super) struct Mbr {
+    pub signature: u32,
+    pub entries: [Entry; 4],
+}
+
+impl Mbr {
+    pub fn parse(sector: &[u8]) -> Option<Self> {
+        if sector.get(510..512)? != [0x55, 0xaa] {
+            return None;
+        }
+        let entry = |i: usize| {
+            let raw = sector.get(446 + 16 * i..462 + 16 * i)?;
+            // Anything else in the flag means this is no partition entry.
+            let valid = matches!(raw[0], 0 | 0x80);
+            Some(Entry {
+                active: raw[0] == 0x80,
+                kind: if valid { raw[4] } else { 0 },
+                start: u32_at(raw, 8)?,
+                sectors: u32_at(raw, 12)?,
+            })
+        };
+        Some(Self {
+            signature: u32_at(sector, 440)?,
+            entries: [entry(0)?, entry(1)?, entry(2)?, entry(3)?],
+        })
+    }
+
+    pub fn is_protective(&self) -> bool {
+        self.entries.iter().any(|e| e.kind == TYPE_PROTECTIVE)
+    }
+
+    pub fn used(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        (1..)
+            .zip(&self.entries)
+            .filter(|(_, e)| e.kind != 0 && e.sectors != 0)
+    }
+}
+
+fn is_extended(kind: u8) -> bool {
+    matches!(kind, 0x05 | 0x0f | 0x85)
+}
+
+/// Start and length of the extended partitions of an MBR, in sectors.
+pub(super) fn extended(disk: &dyn BlockRead) -> io::Result<Vec<(u64, u64)>> {
+    let mbr = Mbr::parse(&read_up_to(disk, 0, 512)?);
+    let entries = mbr.iter().flat_map(Mbr::used);
+    Ok(entries
+        .filter(|(_, e)| is_extended(e.kind))
+        .map(|(_, e)| (u64::from(e.start), u64::from(e.sectors)))
+        .collect())
+}
+
+pub(super) fn partitions(
+    disk: &dyn BlockRead,
+    mbr: &Mbr,
+    sector_size: u64,
+) -> io::Result<Vec<Partition>> {
+    let partition = |index: u32, entry: &Entry, start: u64| Partition {
+        index,
+        type_id: format!("0x{:02x}", entry.kind),
+        start_bytes: start * sector_size,
+        size_bytes: u64::from(entry.sectors) * sector_size,
+        guid: None,
+        name: None,
+        active: entry.active,
+    };
+    let mut partitions = Vec::new();
+    let mut logical = Vec::new();
+    for (index, entry) in mbr.used() {
+        // A partition at sector 0 would contain the table.
+        if entry.start == 0 {
+            continue;
+        }
+        if !is_extended(entry.kind) {
+            partitions.push(partition(index, entry, u64::from(entry.start)));
+            continue;
+        }
+        let base = u64::from(entry.start);
+        let mut seen = Vec::new();
+        let mut next = Some(base);
+        while let Some(ebr_at) = next.take() {
+            if seen.contains(&ebr_at) || seen.len() as u32 >= MAX_LOGICAL {
+                break;
+            }
+            seen.push(ebr_at);
+            let sector = read_up_to(disk, ebr_at * sector_size, 512)?;
+            let Some(ebr) = Mbr::parse(&sector) else {
+                break;
+            };
+            for (_, entry) in ebr.used() {
+                if is_extended(entry.kind) {
+                    next = next.or(Some(base + u64::from(entry.start)));
+                } else if (logical.len() as u32) < MAX_LOGICAL && entry.start != 0 {
+                    let index = 5 + logical.len() as u32;
+                    logical.push(partition(index, entry, ebr_at + u64::from(entry.start)));
+                }
+            }
+        }
+    }
+    partitions.append(&mut logical);
+    Ok(partitions)
+}

@@ -1,0 +1,51 @@
+//! Bytes at the start of a disk or a partition: reading them, and what they are.
+
+use std::io;
+
+use uuid::Uuid;
+
+use crate::block::BlockRead;
+
+/// Up to `len` bytes, less at the end of the disk.
+pub(super) fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let len = (len as u64).min(disk.size().saturating_sub(offset));
+    let mut buf = vec![0; len as usize];
+    // Past the end there is nothing to ask for, not even nothing.
+    if !buf.is_empty() {
+        disk.read_at(offset, &mut buf)?;
+    }
+    Ok(buf)
+}
+
+pub(super) fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*data.get(at..)?.first_chunk()?))
+}
+
+pub(super) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*data.get(at..)?.first_chunk()?))
+}
+
+pub(super) fn u64_at(data: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*data.get(at..)?.first_chunk()?))
+}
+
+pub(super) fn guid_at(data: &[u8], at: usize) -> Option<Uuid> {
+    Some(Uuid::from_bytes_le(*data.get(at..)?.first_chunk()?))
+}
+
+/// The boot sector of a Windows file system, or of BitLocker.
+pub fn is_boot_sector(sector: &[u8]) -> bool {
+    let at =
+        |offset: usize, magic: &[u8]| sector.get(offset..).is_some_and(|s| s.starts_with(magic));
+    if [&b"NTFS    "[..], b"EXFAT   ", b"-FVE-FS-", b"ReFS\0\0\0\0"]
+        .iter()
+        .any(|magic| at(3, magic))
+    {
+        return true;
+    }
+    let sane_bpb = u16_at(sector, 11).is_some_and(|n| matches!(n, 512 | 1024 | 2048 | 4096))
+        && sector.get(13).is_some_and(|n| n.is_power_of_two());
+    (at(0, b"\xeb") || at(0, b"\xe9"))
+        && sane_bpb
+        && (at(54, b"FAT12   ") || at(54, b"FAT16   ") || at(82, b"FAT32   "))
+}
