@@ -3,16 +3,15 @@
 //! The pipeline is a chain of types, and the folders follow it:
 //!
 //! ```text
-//!  SOURCE --disk--> BlockRead --guest--> GuestRead --inspect--> Inspection
-//!                                                       |          |
-//!                                  boot_path (ready?) <-+          v
-//!  virtio-win ----drivers----> DriverSet ----------------------> plan --> Plan
-//!                                                                          |
-//!  overlay <---------- GuestWrite <---------- fix (journal, backup) <------+
-//!     |                                        |
-//!     +--disk::copy--> target                  +--> Receipt
-//!                                              domain --> bootstrap.xml, final.xml
-//!                                              report --> report.json, report.html
+//!  SOURCE --source--> SourceVm --disk--> BlockRead --guest--> GuestRead --inspect--> Inspection
+//!                                                                 |              |
+//!                                            boot_path (ready?) <-+              v
+//!  virtio-win ---drivers---> DriverSet -------------------------------> plan --> Plan
+//!                                                                                |
+//!  overlay <------ GuestWrite <------ fix (journal, backup, undo log) <----------+
+//!     |                                  |
+//!     +--verify (read back)              +--> registry/*.reg, backup/
+//!     +--disk::copy--> target            domain --> bootstrap.xml, final.xml     report --> report.json, .html
 //! ```
 //!
 //! Dependencies point one way, down the table of folders in docs/architecture.md: the verbs (`cli`), whole

@@ -345,10 +345,12 @@ impl House {
                 rest = &rest[1..];
                 continue;
             }
-            if module.defines.contains(name) {
+            let import = module.imports.iter().find(|i| &i.name == name);
+            // A function may have the name of a module that is imported beside it.
+            if module.defines.contains(name) && (rest.len() == 1 || import.is_none()) {
                 return Some(here);
             }
-            if let Some(import) = module.imports.iter().find(|i| &i.name == name) {
+            if let Some(import) = import {
                 if import.path == path {
                     return None;
                 }
@@ -526,4 +528,60 @@ fn no_file_uses_a_folder_that_stands_above_it_in_the_architecture() {
         }
     }
     assert!(told.is_empty(), "{told}");
+}
+
+#[test]
+fn the_architecture_names_what_stands_in_src_and_lib_rs_has_its_drawing() {
+    let lib = tokens(&read("src/lib.rs"));
+    let modules: BTreeSet<String> = without_tests(&lib)
+        .windows(2)
+        .filter(|pair| pair[0] == "mod")
+        .map(|pair| pair[1].clone())
+        .collect();
+    let rows = order();
+    assert_eq!(rows.iter().cloned().collect::<BTreeSet<_>>(), modules);
+    assert_eq!(rows.len(), modules.len(), "a row stands twice");
+
+    let drawing = |text: &str, begin: &str| -> Vec<String> {
+        (text.lines().skip_while(|line| *line != begin).skip(1))
+            .map(|line| {
+                line.strip_prefix("//! ")
+                    .unwrap_or(line)
+                    .trim_end()
+                    .to_owned()
+            })
+            .take_while(|line| !line.starts_with("```"))
+            .collect()
+    };
+    let of_document = drawing(&read("docs/architecture.md"), "```");
+    assert!(of_document.len() > 5, "{of_document:#?}");
+    assert_eq!(drawing(&read("src/lib.rs"), "//! ```text"), of_document);
+}
+
+#[test]
+fn nothing_below_cli_prints_or_exits() {
+    let house = House::read();
+    for module in house.modules.values() {
+        if ["cli", "ui"].contains(&place(&module.file)) {
+            continue;
+        }
+        // `print_stdout` and `print_stderr` of clippy are denied; here is nothing that allows them.
+        for word in [
+            "print",
+            "println",
+            "eprint",
+            "eprintln",
+            "print_stdout",
+            "print_stderr",
+        ] {
+            let macros = (module.tokens.windows(2)).any(|t| t[0] == word && t[1] == "!");
+            let allowed = word.contains('_') && module.tokens.iter().any(|t| t == word);
+            assert!(!macros && !allowed, "{}: {word}", module.file);
+        }
+        let exits = (module.tokens.windows(4))
+            .any(|t| t[0] == "process" && t[1] == ":" && t[2] == ":" && t[3] == "exit");
+        let names = (module.tokens.windows(4))
+            .any(|t| t[0] == ":" && t[1] == ":" && t[2] == "exit" && t[3] == "(");
+        assert!(!exits || !names, "{} ends the process", module.file);
+    }
 }

@@ -149,7 +149,7 @@ fn save_reports(output: &Path, file: &Path, summary: &Summary) -> Result<PathBuf
     create_passage(output).map_err(failed)?;
     let document = document(SCHEMA, batch::document(summary));
     save(&json, &format!("{document:#}\n")).map_err(failed)?;
-    save(&page, &summary.page(output)).map_err(failed)?;
+    save(&page, &rehearse::page::of_list(summary, output)).map_err(failed)?;
     Ok(page)
 }
 

@@ -21,7 +21,6 @@ use crate::tool::virsh::Virsh;
 use crate::ui::{Board, Ui};
 
 use super::memory;
-use super::page;
 use super::result::{Rehearsal, Verdict};
 
 /// More VMs than this never run at a time.
@@ -98,7 +97,7 @@ impl Row {
     }
 
     pub(crate) fn urgency(&self) -> u8 {
-        self.verdict().map_or(0, page::urgency)
+        self.verdict().map_or(0, urgency)
     }
 
     /// Why, in one line.
@@ -195,11 +194,6 @@ impl Summary {
             .collect();
         lines.push(format!("\n{} in {:.0} s", self.sentence(), self.total_s));
         lines.join("\n")
-    }
-
-    pub(crate) fn page(&self, folder: &Path) -> String {
-        let title = format!("{} of {} VMs", self.sentence(), self.rows.len());
-        page::page(&title, &self.rows, folder)
     }
 }
 
@@ -395,6 +389,15 @@ fn row(vm: &Vm, ended: Ended) -> Row {
 /// The document of a batch.
 pub(crate) fn document(summary: &Summary) -> Value {
     json!(summary)
+}
+
+/// Refused and failed ones are told from those that came up.
+fn urgency(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Down => 1,
+        Verdict::Refused => 2,
+        Verdict::Up => 3,
+    }
 }
 
 #[cfg(test)]

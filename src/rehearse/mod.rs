@@ -11,7 +11,7 @@ pub(crate) mod batch;
 mod child;
 mod domain;
 pub(crate) mod memory;
-mod page;
+pub(crate) mod page;
 pub(crate) mod record;
 pub(crate) mod result;
 

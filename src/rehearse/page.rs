@@ -10,8 +10,8 @@ use std::path::Path;
 use crate::report::page::{escape, link};
 use crate::text::base64;
 
-use super::batch::Row;
-use super::result::{Rehearsal, Stage, Verdict};
+use super::batch::{Row, Summary};
+use super::result::{Rehearsal, Stage};
 
 /// By which a page is told from a file of the user.
 pub(crate) const TITLE: &str = "<title>hyper2kvm: rehearsal</title>";
@@ -140,20 +140,17 @@ fn picture(path: &Path, folder: &Path) -> String {
     format!("<a href=\"{address}\"><img alt=\"the screen\" src=\"{source}\"></a>")
 }
 
-/// Refused and failed ones are told from those that came up.
-pub(crate) fn urgency(verdict: Verdict) -> u8 {
-    match verdict {
-        Verdict::Down => 1,
-        Verdict::Refused => 2,
-        Verdict::Up => 3,
-    }
+/// The page of a list.
+pub(crate) fn of_list(summary: &Summary, folder: &Path) -> String {
+    let title = format!("{} of {} VMs", summary.sentence(), summary.rows.len());
+    page(&title, &summary.rows, folder)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rehearse::result::Evidence;
     use crate::rehearse::result::tests::rehearsal;
+    use crate::rehearse::result::{Evidence, Verdict};
 
     #[test]
     fn a_row_has_verdict_seconds_and_picture() {

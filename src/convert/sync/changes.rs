@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::disk::Image;
 use crate::error::{Error, Result};
 use crate::tool::qemu_img;
 use crate::transfer::Extents;
-
-use super::state::Link;
 
 /// The map of a large image is kept on borders of this.
 const GRAIN: u64 = 64 << 10;
@@ -66,6 +65,15 @@ pub(super) fn since(before: &[Link], now: &[Link]) -> Option<Extents> {
     let mut changed = above(now);
     changed.extend(&above(before));
     Some(changed)
+}
+
+/// One link of a chain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Link {
+    /// By what its files are known again.
+    pub(super) files: Value,
+    /// Where it is what the chain reads as, in `[start, length]` pairs. Not kept for the last link.
+    pub(super) ranges: Vec<[u64; 2]>,
 }
 
 #[cfg(test)]

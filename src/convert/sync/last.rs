@@ -24,21 +24,10 @@ use crate::transfer::Extents;
 use crate::ui::{Ui, bytes};
 
 use super::super::run::Job;
-use super::state::{Link, State, SyncedDisk};
+use super::changes::Link;
+use super::state::{State, SyncedDisk, projection};
 use super::{changes, pass};
 use crate::session::Source;
-
-/// Bytes a second, before anything was copied.
-const ASSUMED_RATE: f64 = 100.0 * 1024.0 * 1024.0;
-/// Seconds for the fix and the second reading, besides twice the reading of a pass.
-const FIX: f64 = 1.0;
-
-/// What the last pass takes: inspection, fix and verification, and the copy of what is left.
-pub(super) fn projection(state: &State, left: u64) -> f64 {
-    let overhead = state.passes.iter().map(|pass| pass.overhead_s);
-    let overhead = overhead.fold(0.0, f64::max);
-    FIX + 2.0 * overhead + left as f64 / state.rate().unwrap_or(ASSUMED_RATE)
-}
 
 /// A synced folder whose VM is off.
 pub(crate) struct Last {

@@ -19,7 +19,8 @@ use crate::ui::Ui;
 use super::super::name::safe_name;
 use super::super::place::Place;
 use super::changes;
-use super::state::{self, Link, Pass, State, SyncedDisk};
+use super::changes::Link;
+use super::state::{self, Pass, State, SyncedDisk};
 
 /// What is to be synced where.
 pub struct Order {
@@ -100,7 +101,7 @@ impl State {
 
     fn project(&mut self) {
         let left = self.passes.last().map_or(0, |pass| pass.left);
-        let projected_s = super::last::projection(self, left);
+        let projected_s = state::projection(self, left);
         if let Some(pass) = self.passes.last_mut() {
             pass.projected_s = projected_s;
         }

@@ -12,7 +12,7 @@ use crate::fix::trusted::TrustedFolder;
 use crate::transfer::{ExtentJournal, Extents};
 
 use super::super::place::untrusted;
-use super::changes;
+use super::changes::{self, Link};
 
 pub(super) const FILE: &str = "sync.json";
 const SCHEMA: &str = "hyper2kvm/sync/1";
@@ -42,15 +42,6 @@ pub(super) struct SyncedDisk {
     pub(super) file: String,
     /// The frozen links of the last pass, the newest first.
     pub(super) links: Vec<Link>,
-}
-
-/// One link of a chain.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Link {
-    /// By what its files are known again.
-    pub(super) files: Value,
-    /// Where it is what the chain reads as, in `[start, length]` pairs. Not kept for the last link.
-    pub(super) ranges: Vec<[u64; 2]>,
 }
 
 /// One pass, in bytes and seconds.
@@ -265,6 +256,19 @@ impl SyncedDisk {
             .map_err(|e| Error::failed(format!("looking at {}", file.display())).because(e))?;
         Ok(json!({"sync": self.file, "size": self.size, "inode": meta.ino()}))
     }
+}
+
+/// Bytes a second, before anything was copied.
+const ASSUMED_RATE: f64 = 100.0 * 1024.0 * 1024.0;
+
+/// Seconds for the fix and the second reading, besides twice the reading of a pass.
+const FIX: f64 = 1.0;
+
+/// What the last pass takes: inspection, fix and verification, and the copy of what is left.
+pub(super) fn projection(state: &State, left: u64) -> f64 {
+    let overhead = state.passes.iter().map(|pass| pass.overhead_s);
+    let overhead = overhead.fold(0.0, f64::max);
+    FIX + 2.0 * overhead + left as f64 / state.rate().unwrap_or(ASSUMED_RATE)
 }
 
 #[cfg(test)]
