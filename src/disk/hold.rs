@@ -555,9 +555,6 @@ impl Fingerprint {
     }
 }
 
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 const REPLACED: &str = "another file took its name";
 
