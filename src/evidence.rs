@@ -363,11 +363,7 @@ fn add<W: Write>(
     tar.pad(size)?;
     *left -= size;
     item.taken_bytes = at;
-    item.sha256 = digest
-        .finalize()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    item.sha256 = crate::text::hex(&digest.finalize());
     Ok(Some(item))
 }
 

@@ -247,6 +247,14 @@ pub const IDS: &[Id] = &[
         Stake::Data("nothing tells what changed since the last pass"),
     ),
     blocker(
+        "sync-no-bitmap",
+        Stake::Data("nothing tells what changed since the last pass"),
+    ),
+    blocker(
+        "sync-bitmap-late",
+        Stake::Data("the dirty bitmap does not show all that changed"),
+    ),
+    blocker(
         "sync-over-budget",
         Stake::NoWay("the last pass would take longer than it may"),
     ),

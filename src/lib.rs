@@ -24,6 +24,7 @@ pub mod batch;
 pub mod block;
 pub mod boot;
 pub mod boot_path;
+mod bytes;
 pub mod check;
 pub mod cli;
 pub mod convert;

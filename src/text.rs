@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use base64::Engine as _;
 use sha2::{Digest, Sha256};
 
 const MAX_CHARS: usize = 256;
@@ -55,9 +56,7 @@ pub fn shell_word(text: &str) -> String {
 
 /// Eight hex digits that tell one text from others.
 pub fn digest8(text: &str) -> String {
-    use sha2::Digest as _;
-    let digest = sha2::Sha256::digest(text.as_bytes());
-    digest.iter().take(4).map(|b| format!("{b:02x}")).collect()
+    hex(&Sha256::digest(text.as_bytes())[..4])
 }
 
 pub fn sha256_hex(bytes: &[u8]) -> String {
@@ -70,21 +69,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Bytes as base64 (RFC 4648).
 pub fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let mut three = [0; 3];
-        three[..chunk.len()].copy_from_slice(chunk);
-        let bits = u32::from_be_bytes([0, three[0], three[1], three[2]]);
-        for n in 0..4 {
-            text.push(if n <= chunk.len() {
-                char::from(DIGITS[(bits >> (18 - 6 * n)) as usize & 63])
-            } else {
-                '='
-            });
-        }
-    }
-    text
+    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 /// A word of a shell command, in single quotes in any case.

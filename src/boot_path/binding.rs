@@ -1,6 +1,7 @@
 //! Which service Windows gives a PCI device at boot: the CriticalDeviceDatabase up to NT 6.1, the
 //! DriverDatabase of the SYSTEM hive from NT 6.2 on.
 
+use crate::bytes::le64;
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
@@ -216,10 +217,10 @@ fn bound_service(
     }
     let service = configuration.string("Service")?.filter(|s| !s.is_empty());
     let (rank, class) = match package.value("Version")? {
-        Some(version) => (
-            (le64(&version.data, 24), le64(&version.data, 32)),
-            class_of(&version.data),
-        ),
+        Some(version) => {
+            let number = |at| le64(&version.data, at).unwrap_or_default();
+            ((number(24), number(32)), class_of(&version.data))
+        }
         None => ((0, 0), None),
     };
     Ok(service.map(|service| (rank, service, class)))
@@ -237,12 +238,6 @@ fn child<'h>(parent: &Key<'h>, folder: &str, name: &str) -> Result<Option<Key<'h
         return Ok(None);
     }
     parent.key(&format!("{folder}\\{name}"))
-}
-
-fn le64(data: &[u8], at: usize) -> u64 {
-    data.get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_le_bytes)
 }
 
 #[cfg(test)]

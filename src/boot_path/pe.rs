@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
+use crate::bytes::{le16, le32};
 use crate::drivers::Arch;
 use crate::guest::{GuestError, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, VolumeId};
 
@@ -229,16 +230,6 @@ fn file_offset(sections: &[Section], address: u32) -> Option<u64> {
         let into = address.checked_sub(s.address)?;
         (into < s.file_size).then(|| u64::from(s.file_offset) + u64::from(into))
     })
-}
-
-fn le16(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..at + 2)?;
-    Some(u16::from_le_bytes(bytes.try_into().ok()?))
-}
-
-fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..at + 4)?;
-    Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::driver_database::NET;
 use super::{AdapterSpec, GuestSpec, IpSpec, services};
 use crate::registry::KeyTree;
 use crate::registry::RegData;
+use crate::text::hex;
 
 /// The instance path of an adapter below `Enum`.
 fn adapter_instance(spec: &GuestSpec, n: usize, adapter: &AdapterSpec) -> String {
@@ -96,10 +97,6 @@ pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
 fn luid(n: usize) -> String {
     let value = 6u64 << 48 | (0x8001 + n as u64) << 24;
     hex(&value.to_le_bytes())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn more_settings(set: &mut KeyTree, n: usize, adapter: &AdapterSpec) {

@@ -30,6 +30,7 @@ use sha2::{Digest, Sha256};
 use super::error::{ImageError, Result};
 use super::remote::{self, ReadAt, Remote};
 use super::{kernel, vmware};
+use crate::text::hex;
 use crate::tool::pass::{self, Passed};
 
 /// QEMU's `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`, and its permissions.
@@ -469,7 +470,7 @@ impl Held {
             "path": crate::text::of_path(self.path()),
             "size": facts.size,
             "modified": [facts.modified.0, facts.modified.1],
-            "head": facts.head.map(|byte| format!("{byte:02x}")).concat(),
+            "head": hex(&facts.head),
             "writes": facts.writes.and_then(|writes| Some(json!([boot_id()?, writes.sectors]))),
         })
     }

@@ -75,6 +75,11 @@ pub trait RemoteFile: Debug + Send + Sync {
     }
     /// These ranges, offsets and lengths in order, are going to be read.
     fn expect(&self, _ranges: &[(u64, u64)]) {}
+    /// Where it was written to, as offsets and lengths, by the dirty bitmaps of its server; `None` where there
+    /// are none.
+    fn dirty(&self) -> Result<Option<Vec<(u64, u64)>>, String> {
+        Ok(None)
+    }
     /// What changed since the file was opened.
     fn check_unchanged(&self) -> Result<(), String>;
 }

@@ -31,6 +31,7 @@ use super::select::{DriverPackage, DriverSet};
 use super::target::WindowsTarget;
 use crate::guest::{GuestPath, PathError};
 use crate::registry::{RegData, RegOp};
+use crate::text::hex;
 
 /// Where the parts of a package go in one guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,14 +64,6 @@ impl Placement {
             system_drive: "C:".to_string(),
             existing: BTreeSet::new(),
         })
-    }
-
-    #[must_use]
-    pub fn with_oem(&self, oem: u32) -> Self {
-        Self {
-            oem,
-            ..self.clone()
-        }
     }
 
     fn oem_inf(&self) -> String {
@@ -211,11 +204,7 @@ pub fn digest(contents: &[(String, Vec<u8>)]) -> String {
             hash.update(part);
         }
     }
-    hash.finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&hash.finalize()[..8])
 }
 
 /// The name of the package's folder in the driver store: `viostor.inf_amd64_<16 hex digits>`.
@@ -339,25 +328,6 @@ pub fn oem_numbers(map: &[u8]) -> BTreeSet<u32> {
         .filter(|(_, set)| *set)
         .map(|(n, _)| n)
         .collect()
-}
-
-/// The lowest `count` numbers that neither a map nor a file name (`oem5.inf`, `oem5.PNF`) uses.
-pub fn free_oem_numbers<'a>(
-    maps: &[&[u8]],
-    names: impl IntoIterator<Item = &'a str>,
-    count: usize,
-) -> Vec<u32> {
-    let mut used: BTreeSet<u32> = maps.iter().flat_map(|map| oem_numbers(map)).collect();
-    used.extend(names.into_iter().filter_map(|name| {
-        let lower = name.to_ascii_lowercase();
-        lower
-            .strip_prefix("oem")?
-            .split('.')
-            .next()?
-            .parse::<u32>()
-            .ok()
-    }));
-    (0u32..).filter(|n| !used.contains(n)).take(count).collect()
 }
 
 /// Marks numbers as used; `None` when they are already.

@@ -78,11 +78,6 @@ impl WindowsTarget {
     pub fn has_driver_database(&self) -> bool {
         (self.major, self.minor) >= (6, 2)
     }
-
-    /// There is a separate `DRIVERS` hive for drivers that are not needed to boot (8.1 and later).
-    pub fn has_drivers_hive(&self) -> bool {
-        (self.major, self.minor) >= (6, 3)
-    }
 }
 
 impl fmt::Display for WindowsTarget {
@@ -106,13 +101,13 @@ mod tests {
     #[test]
     fn what_each_version_has() {
         let cases = [
-            ((5, 1), false, false),
-            ((6, 1), false, false),
-            ((6, 2), true, false),
-            ((6, 3), true, true),
-            ((10, 0), true, true),
+            ((5, 1), false),
+            ((6, 1), false),
+            ((6, 2), true),
+            ((6, 3), true),
+            ((10, 0), true),
         ];
-        for ((major, minor), database, hive) in cases {
+        for ((major, minor), database) in cases {
             let target = WindowsTarget {
                 major,
                 minor,
@@ -121,7 +116,6 @@ mod tests {
                 server: false,
             };
             assert_eq!(target.has_driver_database(), database, "{target}");
-            assert_eq!(target.has_drivers_hive(), hive, "{target}");
         }
     }
 }

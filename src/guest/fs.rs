@@ -7,6 +7,7 @@
 //! be wrong.
 
 use super::FsKind;
+use crate::bytes;
 use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES, Partition};
 
 /// How many bytes from the start of a volume [`identify`] looks at: up to the btrfs superblock.
@@ -209,24 +210,15 @@ pub fn fat(head: &[u8]) -> Option<FatFacts> {
 
 /// Little-endian reads for parsers that already know the bytes are there; 0 where they are not.
 pub(super) fn le16(bytes: &[u8], at: usize) -> u16 {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map_or(0, |b| u16::from_le_bytes(*b))
+    bytes::le16(bytes, at).unwrap_or_default()
 }
 
 pub(super) fn le32(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map_or(0, |b| u32::from_le_bytes(*b))
+    bytes::le32(bytes, at).unwrap_or_default()
 }
 
 pub(super) fn le64(bytes: &[u8], at: usize) -> u64 {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map_or(0, |b| u64::from_le_bytes(*b))
+    bytes::le64(bytes, at).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -199,8 +199,7 @@ fn plausible(superblock: &[u8], len: u64) -> Result<(), &'static str> {
 }
 
 fn le32(bytes: &[u8], at: usize) -> u32 {
-    let bytes = bytes.get(at..).and_then(|rest| rest.first_chunk());
-    bytes.map_or(0, |b| u32::from_le_bytes(*b))
+    crate::bytes::le32(bytes, at).unwrap_or_default()
 }
 
 struct Window {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use crate::bytes::le32;
 use crate::firstboot::disks::{Disk, DiskId, Disks};
 use crate::registry::HiveError;
 use crate::registry::HiveView;
@@ -93,7 +94,7 @@ fn disk_of(data: &[u8], known: &[Known]) -> Option<DiskId> {
             let disk = known.iter().find(|k| k.partitions.contains(&partition));
             disk.map(|k| k.id)
         }
-        None if data.len() == 12 => Some(DiskId::Mbr(u32_at(data, 0)?)),
+        None if data.len() == 12 => Some(DiskId::Mbr(le32(data, 0)?)),
         None => None,
     }
 }
@@ -150,12 +151,12 @@ fn known_disk(partmgr: &Key<'_>) -> Result<Option<Known>, HiveError> {
 fn drive_layout(data: &[u8]) -> Option<(DiskId, Vec<Uuid>)> {
     const ENTRIES: usize = 48;
     const ENTRY: usize = 144;
-    match u32_at(data, 0)? {
-        0 => Some((DiskId::Mbr(u32_at(data, 8)?), Vec::new())),
+    match le32(data, 0)? {
+        0 => Some((DiskId::Mbr(le32(data, 8)?), Vec::new())),
         1 => {
             let guid = |bytes: &[u8]| Some(Uuid::from_bytes_le(bytes.try_into().ok()?));
             let entries = data.get(ENTRIES..)?.chunks_exact(ENTRY);
-            let partitions = entries.take(u32_at(data, 4)? as usize);
+            let partitions = entries.take(le32(data, 4)? as usize);
             Some((
                 DiskId::Gpt(guid(data.get(8..24)?)?),
                 partitions.filter_map(|p| guid(p.get(48..64)?)).collect(),
@@ -163,11 +164,6 @@ fn drive_layout(data: &[u8]) -> Option<(DiskId, Vec<Uuid>)> {
         }
         _ => None,
     }
-}
-
-fn u32_at(data: &[u8], at: usize) -> Option<u32> {
-    let bytes = data.get(at..at.checked_add(4)?)?;
-    Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! forget what the logs still held, so [`set_clean`] belongs at the very end of replay and edit only.
 
 use super::error::{HiveError, Result};
+use crate::bytes::le32;
 
 /// The bytes the checksum covers, and itself.
 const CHECKED: usize = 508;
@@ -51,7 +52,7 @@ impl BaseBlock {
         if !base.starts_with(b"regf") {
             return Err(HiveError::NotAHive("no regf signature"));
         }
-        let at = |offset: usize| u32_at(base, offset);
+        let at = |offset: usize| le32(base, offset).unwrap_or_default();
         Ok(Self {
             primary_sequence: at(4),
             secondary_sequence: at(8),
@@ -87,9 +88,9 @@ impl BaseBlock {
 /// The XOR of the first 508 bytes as little-endian words, with the two values that are never stored
 /// replaced as Windows does. A short slice counts as zero-filled.
 pub fn checksum(base: &[u8]) -> u32 {
-    let sum = (0..CHECKED)
-        .step_by(4)
-        .fold(0, |sum, offset| sum ^ u32_at(base, offset));
+    let sum = (0..CHECKED).step_by(4).fold(0, |sum, offset| {
+        sum ^ le32(base, offset).unwrap_or_default()
+    });
     match sum {
         0 => 1,
         u32::MAX => u32::MAX - 1,
@@ -110,12 +111,6 @@ pub fn update_checksum(bytes: &mut [u8]) -> Result<()> {
     let sum = BaseBlock::parse(bytes)?.checksum_computed;
     bytes[CHECKED..MIN_SIZE].copy_from_slice(&sum.to_le_bytes());
     Ok(())
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> u32 {
-    bytes
-        .get(offset..offset + 4)
-        .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 fn file_name(field: &[u8]) -> String {

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::error::HiveError;
 use super::hive::{HiveView, Key, REG_BINARY};
+use crate::bytes::{le32, le64};
 
 const BOOTMGR: &str = "{9dea862c-5cdd-4e70-acc1-f32b344d4795}";
 
@@ -85,22 +86,22 @@ pub enum BcdDevice {
 impl BcdDevice {
     /// From the bytes of a device element.
     pub fn parse(element: &[u8]) -> Option<Self> {
-        let u32_at = |at| super::log::u32_at(element, at);
+        let number = |at| le32(element, at);
         let guid_at = |at| {
             let bytes = element.get(at..)?.first_chunk()?;
             Some(Uuid::from_bytes_le(*bytes).hyphenated().to_string())
         };
-        Some(match (u32_at(16)?, u32_at(32)) {
+        Some(match (number(16)?, number(32)) {
             (0, Some(3)) => BcdDevice::Ramdisk,
             (5, _) => BcdDevice::Boot,
-            (6, _) => match u32_at(52)? {
+            (6, _) => match number(52)? {
                 0 => BcdDevice::Gpt {
                     disk: guid_at(56)?,
                     partition: guid_at(32)?,
                 },
                 1 => BcdDevice::Mbr {
-                    signature: format!("0x{:08x}", u32_at(56)?),
-                    offset: super::log::u64_at(element, 32)?,
+                    signature: format!("0x{:08x}", number(56)?),
+                    offset: le64(element, 32)?,
                 },
                 _ => BcdDevice::Other { code: 6 },
             },
@@ -320,7 +321,7 @@ impl<'h> Elements<'h> {
 
     fn number(&self, code: &str) -> Result<Option<u64>, HiveError> {
         let bytes = self.binary(code)?;
-        Ok(bytes.and_then(|bytes| super::log::u64_at(&bytes, 0)))
+        Ok(bytes.and_then(|bytes| le64(&bytes, 0)))
     }
 
     fn boolean(&self, code: &str) -> Result<bool, HiveError> {

@@ -621,8 +621,9 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
 
+    use super::super::differences::deep_eq;
     use super::super::edit::{RegEdits, RegOp};
-    use super::super::walk::{deep_eq, walk};
+    use super::super::walk::walk;
     use super::*;
 
     /// Everything the format treats in its own way.

@@ -266,7 +266,6 @@ pub const REG_EXPAND_SZ: u32 = 2;
 pub const REG_BINARY: u32 = 3;
 pub const REG_DWORD: u32 = 4;
 pub const REG_MULTI_SZ: u32 = 7;
-pub const REG_QWORD: u32 = 11;
 
 /// A registry value: its type and its bytes, undecoded.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@
 
 use super::base::{BaseBlock, FileType};
 use super::marvin::marvin32;
+use crate::bytes::{le32, le64};
 
 /// The part of a base block that a log holds a copy of.
 pub const HEADER_SIZE: usize = 512;
@@ -25,16 +26,6 @@ pub const MAX_BINS_SIZE: u32 = 0x7fff_f000;
 
 const ENTRY_HEADER: usize = 40;
 const PAGE_REF: usize = 8;
-
-pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    let field = bytes.get(offset..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*field))
-}
-
-pub(super) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    let field = bytes.get(offset..)?.first_chunk()?;
-    Some(u64::from_le_bytes(*field))
-}
 
 /// Sequence numbers wrap: how far `a` is ahead of `b`, negative when it is behind.
 pub fn seq_ahead(a: u32, b: u32) -> i32 {
@@ -202,7 +193,7 @@ impl<'b> Entry<'b> {
         let damaged = |why| Stop::Damaged { seq, why };
         let rest = log.get(offset..).ok_or(Stop::End)?;
         let header = rest.get(..ENTRY_HEADER).ok_or(Stop::End)?;
-        let field = |at| u32_at(header, at).ok_or(Stop::End);
+        let field = |at| le32(header, at).ok_or(Stop::End);
         // Anything else here is what an earlier cycle left.
         if !header.starts_with(b"HvLE") || field(12)? != seq {
             return Err(Stop::End);
@@ -214,10 +205,10 @@ impl<'b> Entry<'b> {
         let body = rest
             .get(ENTRY_HEADER..size)
             .ok_or(damaged("it was not written to its end"))?;
-        if u64_at(header, 32) != Some(marvin32(&header[..32])) {
+        if le64(header, 32) != Some(marvin32(&header[..32])) {
             return Err(damaged("the hash of its header is wrong"));
         }
-        if u64_at(header, 24) != Some(marvin32(body)) {
+        if le64(header, 24) != Some(marvin32(body)) {
             return Err(damaged("the hash of its pages is wrong"));
         }
         let bins_size = field(16)?;
@@ -242,8 +233,8 @@ fn read_pages(body: &[u8], count: u32, bins_size: u32) -> Option<Vec<Page<'_>>> 
     let (refs, _) = refs.as_chunks::<PAGE_REF>();
     refs.iter()
         .map(|page| {
-            let offset = u32_at(page, 0)?;
-            let size = u32_at(page, 4)?;
+            let offset = le32(page, 0)?;
+            let size = le32(page, 4)?;
             let end = offset.checked_add(size)?;
             let (this, rest) = data.split_at_checked(size as usize)?;
             data = rest;

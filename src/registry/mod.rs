@@ -6,6 +6,8 @@ pub mod build;
 mod cell;
 pub mod confined;
 pub mod data;
+#[cfg(test)]
+mod differences;
 pub mod edit;
 pub mod error;
 pub mod hive;

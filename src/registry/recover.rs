@@ -23,9 +23,8 @@ use std::cmp::Reverse;
 
 use super::base::{self, BaseBlock, FileType};
 use super::hive::BASE_BLOCK_SIZE;
-use super::log::{
-    BIN_ALIGN, Entry, HEADER_SIZE, Log, LogError, Page, Stop, seq_ahead, u32_at, u64_at,
-};
+use super::log::{BIN_ALIGN, Entry, HEADER_SIZE, Log, LogError, Page, Stop, seq_ahead};
+use crate::bytes::{le32, le64};
 
 /// The only bit of the base block's flags that a log entry carries.
 const FLAG_KTM_LOCKED: u32 = 1;
@@ -222,7 +221,7 @@ impl<'b, 'n> Plan<'b, 'n> {
         let sizes = logs.iter().map(|(_, log)| log.len());
         let mut plan = Plan {
             base: intact_base(primary),
-            bin_time: u64_at(primary, BASE_BLOCK_SIZE + 20),
+            bin_time: le64(primary, BASE_BLOCK_SIZE + 20),
             limit: sizes.fold(primary.len(), usize::saturating_add),
             steps: Vec::new(),
             skipped: Vec::new(),
@@ -384,7 +383,7 @@ impl<'b, 'n> Plan<'b, 'n> {
                 Changes::Entries(entries) => {
                     for entry in entries {
                         put_pages(&mut bytes, entry.bins_size, &entry.pages);
-                        let flags = u32_at(&bytes, 144).unwrap_or(0) & !FLAG_KTM_LOCKED;
+                        let flags = le32(&bytes, 144).unwrap_or(0) & !FLAG_KTM_LOCKED;
                         put_u32(&mut bytes, 144, flags | entry.flags & FLAG_KTM_LOCKED);
                     }
                 }
@@ -450,16 +449,16 @@ fn put_u32(bytes: &mut [u8], offset: usize, value: u32) {
 /// The offset of the first hive bin whose header is wrong. The bins must follow each other without
 /// a gap to the end of the hive bins data.
 pub fn broken_bin(hive: &[u8]) -> Option<u32> {
-    let Some(size) = u32_at(hive, 40) else {
+    let Some(size) = le32(hive, 40) else {
         return Some(0);
     };
     let bins = hive.get(BASE_BLOCK_SIZE..).unwrap_or_default();
     let mut offset = 0;
     while offset < size {
         let header = bins.get(offset as usize..).unwrap_or_default();
-        let len = u32_at(header, 8).filter(|len| {
+        let len = le32(header, 8).filter(|len| {
             header.starts_with(b"hbin")
-                && u32_at(header, 4) == Some(offset)
+                && le32(header, 4) == Some(offset)
                 && *len >= BIN_ALIGN
                 && len.is_multiple_of(BIN_ALIGN)
                 && *len <= size - offset

@@ -10,6 +10,7 @@ use sha2::Digest as _;
 
 use super::charset::{text_of, without_mark};
 use super::{Result, SourceError};
+use crate::text::hex;
 
 const MAX_LINES: usize = 10_000;
 
@@ -145,10 +146,6 @@ impl Hasher {
             Self::Sha512(hasher) => hex(&hasher.finalize()),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A `%` that begins no code is a `%`.

@@ -350,25 +350,6 @@ impl Cmd {
         self.start(false)
     }
 
-    /// Runs the program on our own terminal, in our own process group, so that it can ask
-    /// questions (`sudo`), and waits for it. `Ok(false)` when it fails.
-    pub fn run_on_terminal(self) -> Result<bool> {
-        let (mut command, tool) = self.privileges(Privileges::Gain).command()?;
-        let status = launcher::spawn(
-            {
-                command
-                    .stdin(Stdio::inherit())
-                    .stdout(Stdio::inherit())
-                    .stderr(Stdio::inherit());
-                command
-            },
-            Vec::new(),
-        )
-        .and_then(|mut child| child.wait())
-        .map_err(|source| ToolError::Io { tool, source })?;
-        Ok(status.success())
-    }
-
     fn command(&self) -> Result<(std::process::Command, String)> {
         let tool = Path::new(&self.program)
             .file_name()

@@ -134,6 +134,7 @@ fn carry_out(request: Request, service: &Service) -> Result<(Answer, Vec<u8>)> {
         Request::Start(_) => return Err(WireError::usage("started already", "")),
         Request::Open(at) => Answer::Identity(service.open(&at)?.target.identity.clone()),
         Request::Identify(at) => Answer::Identity(service.identify(&at)?),
+        Request::Dirty(at) => Answer::Dirty(service.dirty(&at)?),
         Request::List(at) => Answer::Listed(service.list(&at)?),
         Request::ReadWhole { at, most } => {
             let bytes = service.read_whole(&at, most)?;

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::Ranges;
 use super::error::WireError;
 use super::url::{Location, Server};
 use super::{Access, Identity, Listed};
@@ -67,6 +68,8 @@ pub(super) enum Request {
     /// Its identity now.
     Identify(Location),
     List(Location),
+    /// What the dirty bitmaps of an export show.
+    Dirty(Location),
     ReadWhole {
         at: Location,
         most: u64,
@@ -84,6 +87,7 @@ pub(super) enum Answer {
     Done,
     Identity(Identity),
     Listed(Vec<Listed>),
+    Dirty(Option<Ranges>),
     /// So many bytes follow the line.
     Bytes(u64),
     Status(Status),

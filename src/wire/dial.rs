@@ -10,7 +10,9 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::Access;
+use super::Ranges;
 use super::control::{Order, Password};
+use super::dirty;
 use super::error::{Result, WireError};
 use super::https::HttpsDial;
 use super::nbd::{Names, Nbd, Stream};
@@ -154,6 +156,15 @@ impl Connection for NbdConnection {
 }
 
 impl Dial for NbdDial {
+    fn dirty(&self, at: &Location) -> Result<Option<Ranges>> {
+        let names = Names {
+            server: self.server.to_string(),
+            export: at.path().to_owned(),
+        };
+        let (mut stream, flags) = connect(&self.server, self.tls.as_ref(), &names)?;
+        dirty::ranges(&mut *stream, flags, &names)
+    }
+
     fn dial(&self) -> Result<Box<dyn Connection>> {
         let (server, tls, meter) = (self.server.clone(), self.tls.clone(), self.meter.clone());
         let dial = move |at: &Location| {
@@ -238,18 +249,35 @@ struct CommandDial {
     meter: Arc<Meter>,
 }
 
-impl Dial for CommandDial {
-    fn dial(&self) -> Result<Box<dyn Connection>> {
+impl CommandDial {
+    /// The program, its stream, and how it is called in messages.
+    fn start(&self) -> Result<(Program, UnixStream, String)> {
         let Some((name, args)) = self.words.split_first() else {
             return Err(WireError::usage("--source-command names no program", ""));
         };
         let program = Program::start(Cmd::new(name).args(args), &Server::Command)?;
         let stream = program.stream.try_clone();
         let stream = stream.map_err(|e| WireError::failed(name, e, ""))?;
+        Ok((program, stream, format!("the source command {name}")))
+    }
+}
+
+impl Dial for CommandDial {
+    fn dirty(&self, _at: &Location) -> Result<Option<Ranges>> {
+        let (_program, mut stream, server) = self.start()?;
+        let names = Names {
+            server,
+            export: String::new(),
+        };
+        let flags = names.greet(&mut stream)?;
+        dirty::ranges(&mut stream, flags, &names)
+    }
+
+    fn dial(&self) -> Result<Box<dyn Connection>> {
+        let (program, stream, shown) = self.start()?;
         let same = stream.try_clone();
         let mut stream: Box<dyn Stream> = Box::new(stream);
         let program = Mutex::new(program);
-        let shown = format!("the source command {name}");
         let named = shown.clone();
         let why = move || {
             let mut program = program.lock().unwrap_or_else(PoisonError::into_inner);
@@ -269,7 +297,7 @@ impl Dial for CommandDial {
         let flags = flags.map_err(|error| why().unwrap_or(error))?;
         let nbd = Nbd::start(stream, flags, names, self.meter.clone(), Box::new(why))?;
         let patient = same.and_then(|stream| stream.set_read_timeout(Some(STALL)));
-        patient.map_err(|e| WireError::failed(name, e, ""))?;
+        patient.map_err(|e| WireError::failed("the source command", e, ""))?;
         Ok(Box::new(nbd))
     }
 }

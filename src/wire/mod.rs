@@ -17,6 +17,7 @@ mod cache;
 mod child;
 mod control;
 mod dial;
+mod dirty;
 mod error;
 mod https;
 mod listing;
@@ -124,6 +125,9 @@ impl fmt::Display for Identity {
             .map_or(Ok(()), |etag| write!(f, ", ETag {etag}"))
     }
 }
+
+/// Ranges of a file, each an offset and a length.
+pub(crate) type Ranges = Vec<(u64, u64)>;
 
 /// An entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -359,6 +363,18 @@ impl Remote {
                 was: self.identity.to_string(),
                 now: now.to_string(),
             }),
+        }
+    }
+
+    /// Where the dirty bitmaps of the export say it was written to; `None` where it has none.
+    pub(crate) fn dirty(&self) -> Result<Option<Ranges>> {
+        match self.wire.call(&Request::Dirty(self.location.clone()))?.0 {
+            Answer::Dirty(ranges) => Ok(ranges),
+            _ => Err(WireError::failed(
+                &self.location,
+                "an answer of another kind",
+                "",
+            )),
         }
     }
 

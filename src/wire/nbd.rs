@@ -61,11 +61,11 @@ impl Names {
         )
     }
 
-    fn nonsense(&self, what: &str) -> WireError {
+    pub(super) fn nonsense(&self, what: &str) -> WireError {
         self.failed(format!("the NBD server sent {what}"))
     }
 
-    fn fill(&self, stream: &mut (impl Read + ?Sized), bytes: &mut [u8]) -> Result<()> {
+    pub(super) fn fill(&self, stream: &mut (impl Read + ?Sized), bytes: &mut [u8]) -> Result<()> {
         stream.read_exact(bytes).map_err(|e| match e.kind() {
             std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
                 self.failed("the NBD server does not answer")
@@ -74,13 +74,13 @@ impl Names {
         })
     }
 
-    fn array<const N: usize>(&self, stream: &mut dyn Stream) -> Result<[u8; N]> {
+    pub(super) fn array<const N: usize>(&self, stream: &mut dyn Stream) -> Result<[u8; N]> {
         let mut bytes = [0; N];
         self.fill(stream, &mut bytes)?;
         Ok(bytes)
     }
 
-    fn option(&self, stream: &mut dyn Stream, option: u32, data: &[u8]) -> Result<()> {
+    pub(super) fn option(&self, stream: &mut dyn Stream, option: u32, data: &[u8]) -> Result<()> {
         let mut message = OPTION_MAGIC.to_vec();
         message.extend(option.to_be_bytes());
         message.extend((data.len() as u32).to_be_bytes());
@@ -88,7 +88,7 @@ impl Names {
         stream.write_all(&message).map_err(|e| self.failed(e))
     }
 
-    fn answer(&self, stream: &mut dyn Stream, option: u32) -> Result<(u32, Vec<u8>)> {
+    pub(super) fn answer(&self, stream: &mut dyn Stream, option: u32) -> Result<(u32, Vec<u8>)> {
         let magic = u64::from_be_bytes(self.array(stream)?);
         let to = u32::from_be_bytes(self.array(stream)?);
         let kind = u32::from_be_bytes(self.array(stream)?);
@@ -150,7 +150,7 @@ impl Names {
     }
 
     /// Size, and the largest and smallest request.
-    fn go(&self, stream: &mut dyn Stream, flags: u16) -> Result<(u64, u32, u32)> {
+    pub(super) fn go(&self, stream: &mut dyn Stream, flags: u16) -> Result<(u64, u32, u32)> {
         let name = self.export.as_bytes();
         let mut data = (name.len() as u32).to_be_bytes().to_vec();
         data.extend(name);

@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::Ranges;
 use super::error::{Result, WireError};
 use super::upstream::{Connection, Dial, Meter, Wanted};
 use super::url::Location;
@@ -169,6 +170,11 @@ impl Pool {
             patience: self.patience,
             large,
         }
+    }
+
+    /// What the dirty bitmaps of an export show, over a connection of its own.
+    pub(super) fn dirty(&self, at: &Location) -> Result<Option<Ranges>> {
+        self.shared.dial.dirty(at)
     }
 
     /// What to ask for at a time when it is fetched ahead.

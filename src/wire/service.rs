@@ -11,6 +11,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::Ranges;
 use super::cache::{Cache, SECTOR};
 use super::error::{Result, WireError};
 use super::pool::{Output, Pending, Pool, Task};
@@ -127,6 +128,10 @@ impl Service {
             Output::Identity(identity) => Ok(identity),
             _ => Err(unexpected(at)),
         }
+    }
+
+    pub(super) fn dirty(&self, at: &Location) -> Result<Option<Ranges>> {
+        self.pool.dirty(at)
     }
 
     pub(super) fn list(&self, at: &Location) -> Result<Vec<Listed>> {

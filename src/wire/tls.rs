@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 
 use super::Access;
 use super::error::{Result, WireError};
+use crate::text::hex;
 
 /// What a certificate is measured against, and what was wrong with the last one.
 #[derive(Debug)]
@@ -32,10 +33,6 @@ pub(super) struct Trust {
     /// What a certificate must be, in words.
     expected: String,
     refused: Mutex<Option<(String, String)>>,
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn fingerprint(certificate: &[u8]) -> String {

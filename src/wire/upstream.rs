@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::Ranges;
 use super::cache::SECTOR;
 use super::control::Status;
 use super::error::{Result, WireError};
@@ -61,6 +62,11 @@ pub(super) trait Connection: Send {
 
 pub(super) trait Dial: Send + Sync {
     fn dial(&self) -> Result<Box<dyn Connection>>;
+
+    /// Where the dirty bitmaps of the export at `at` say it was written to; `None` where it has none.
+    fn dirty(&self, _at: &Location) -> Result<Option<Ranges>> {
+        Ok(None)
+    }
 
     /// What is asked for at a time when it is fetched ahead: more where a connection has one request under
     /// way, or a distant server would be waited for more than read.

@@ -11,6 +11,8 @@ mod faults;
 mod resume;
 mod scale;
 mod sync;
+mod sync_campaign;
+mod sync_nbd;
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -19,7 +19,7 @@ use super::support::{
 };
 use super::{MIB, machine, noise, number, path};
 
-fn lab() -> Lab {
+pub(super) fn lab() -> Lab {
     let mut spec = GuestSpec::new(WinVersion::Win10);
     spec.disk_size = 512 * MIB;
     spec.recovery = false;
@@ -27,7 +27,7 @@ fn lab() -> Lab {
     Lab::new(spec)
 }
 
-fn run(verb: &str, source: &Path, out: &Path, more: &[&str], point: &str) -> Run {
+pub(super) fn run(verb: &str, source: &Path, out: &Path, more: &[&str], point: &str) -> Run {
     let mut command = Command::new(binary());
     command
         .args([verb, "--json"])
@@ -42,14 +42,14 @@ fn run(verb: &str, source: &Path, out: &Path, more: &[&str], point: &str) -> Run
     finish(command)
 }
 
-fn last_pass(run: &Run) -> Value {
+pub(super) fn last_pass(run: &Run) -> Value {
     let document = run.json();
     let passes = document["sync"]["passes"].as_array().unwrap();
     passes.last().unwrap().clone()
 }
 
 /// A new link that reads as `now`, on what the VM wrote to before.
-fn link(lab: &Lab, name: &str, below: &Path, format: &str, now: &Path) -> PathBuf {
+pub(super) fn link(lab: &Lab, name: &str, below: &Path, format: &str, now: &Path) -> PathBuf {
     let link = lab.path(name);
     let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
     tool(
@@ -71,7 +71,7 @@ fn link(lab: &Lab, name: &str, below: &Path, format: &str, now: &Path) -> PathBu
 }
 
 /// The disk as the VM has it now, changed in its file system.
-fn write(lab: &Lab, disk: &Path, name: &str, bytes: &[u8]) {
+pub(super) fn write(lab: &Lab, disk: &Path, name: &str, bytes: &[u8]) {
     let volume = VolumeId::new(lab.spec.partition(Role::Windows).unwrap().index);
     let file = Arc::new(FileDisk::open_rw(disk).unwrap());
     let layout = guest::layout(&lab.spec);
@@ -112,7 +112,7 @@ impl Drop for Running {
 }
 
 /// What a file of the converted guest holds.
-fn file_in(lab: &Lab, disk: &Path, name: &str) -> Vec<u8> {
+pub(super) fn file_in(lab: &Lab, disk: &Path, name: &str) -> Vec<u8> {
     let raw = lab.raw_result(disk);
     lab.ntfscat(&lab.volume(&raw), name)
 }
@@ -301,7 +301,7 @@ fn a_killed_pass_goes_on_and_a_killed_last_pass_leaves_nothing_of_its_fix() {
 }
 
 /// Writes to an image what `now` has otherwise than `before`.
-fn write_differences(lab: &Lab, image: &Path, format: &str, before: &Path, now: &Path) {
+pub(super) fn write_differences(lab: &Lab, image: &Path, format: &str, before: &Path, now: &Path) {
     let (old, new) = (File::open(before).unwrap(), File::open(now).unwrap());
     let (mut a, mut b) = (vec![0; 65536], vec![0; 65536]);
     let mut script = String::new();

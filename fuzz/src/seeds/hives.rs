@@ -1,8 +1,8 @@
 //! Hives, logs and boot stores.
 
+use hyper2kvm::registry::RegData;
 use hyper2kvm::registry::base::{set_clean, update_checksum};
 use hyper2kvm::registry::build::{Format, KeyTree};
-use hyper2kvm::registry::RegData;
 use hyper2kvm_fuzz::{Files, SEAL, seal_entries};
 
 use crate::{Result, Seeds};

@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::bitlocker::{self, Lock, Spec};
 use hyper2kvm::demo::{Arch, GuestSpec, WinVersion, guest, pack, pe};
-use hyper2kvm::block::FileDisk;
 use hyper2kvm::guest::fve::cipher::Method;
 use hyper2kvm::guest::fve::layout::{NTFS, VolumeHeader};
 use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};
@@ -160,7 +160,10 @@ pub fn fve(seeds: &Seeds) -> Result<()> {
             seeds.write("fve", &format!("{name}-{kind}"), &input)?;
         }
     }
-    let all = FVE_PLACES.copies.map(|at| base.patch(at as usize, 600)).concat();
+    let all = FVE_PLACES
+        .copies
+        .map(|at| base.patch(at as usize, 600))
+        .concat();
     seeds.write("fve", "copies", &[&[1][..], &all].concat())?;
     let file = bitlocker::startup_key_file([7; 16], &[9; 32]);
     seeds.write("fve", "bek", &[&[0][..], &file].concat())

@@ -1,20 +1,88 @@
 //! What a chain holds that its frozen links did not hold at the pass before.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::disk::Image;
+use crate::disk::remote::RemoteFile;
 use crate::error::{Error, Result};
+use crate::source::mirror;
 use crate::tool::qemu_img;
 use crate::transfer::Extents;
+use crate::wire::Transport;
 
 /// The map of a large image is kept on borders of this.
 const GRAIN: u64 = 64 << 10;
 
+/// What is known of a disk as it is now.
+#[derive(Debug, Clone)]
+pub(super) struct Now {
+    /// Of a chain of files, the newest link first. Empty for an export of an NBD server.
+    pub(super) links: Vec<Link>,
+    /// Of an export: what its dirty bitmaps show, where it has some.
+    pub(super) dirty: Option<Extents>,
+}
+
+impl Now {
+    pub(super) fn of(image: &Image) -> Result<Self> {
+        let Some(file) = export(image) else {
+            return Ok(Self {
+                links: links(image)?,
+                dirty: None,
+            });
+        };
+        let dirty = file.dirty().map_err(|e| {
+            Error::failed(format!("reading the dirty bitmaps of {}", file.shown()))
+                .because(e)
+                .hint("see that the NBD server is up; the same command goes on")
+        })?;
+        let set = |ranges: Vec<(u64, u64)>| -> Extents {
+            let range = |(start, len): (u64, u64)| start..start.saturating_add(len);
+            ranges.into_iter().map(range).collect()
+        };
+        Ok(Self {
+            links: Vec::new(),
+            dirty: dirty.map(|ranges| set(ranges).on_grains(GRAIN, image.virtual_size())),
+        })
+    }
+
+    /// Where the disk may read otherwise than at the pass before, whose links are these.
+    pub(super) fn since(&self, before: &[Link]) -> Since {
+        match (&self.dirty, self.links.is_empty() && before.is_empty()) {
+            (Some(dirty), true) => Since::Changed(dirty.clone()),
+            (None, true) => Since::NoBitmap,
+            _ => since(before, &self.links).map_or(Since::OtherBase, Since::Changed),
+        }
+    }
+}
+
+/// What can be told of the time since the last pass.
+#[derive(Debug, PartialEq)]
+pub(super) enum Since {
+    Changed(Extents),
+    /// The link at the bottom is another one, or was written to.
+    OtherBase,
+    /// An NBD server without a dirty bitmap.
+    NoBitmap,
+}
+
+/// The export of an NBD server that an image is, when it is one: a disk without links.
+pub(super) fn export(image: &Image) -> Option<Arc<dyn RemoteFile>> {
+    let [level] = image.levels() else { return None };
+    let [held] = level.held() else { return None };
+    let file = held.remote()?.file();
+    let nbd = matches!(
+        mirror::transport(&level.path),
+        Transport::Nbd | Transport::Command
+    );
+    nbd.then(|| file.clone())
+}
+
 /// A chain as it is now: its links, the newest first, each with the ranges in which it is what is read.
-pub(super) fn links(image: &Image) -> Result<Vec<Link>> {
+fn links(image: &Image) -> Result<Vec<Link>> {
     let files = image.link_identities();
     let mut owned = vec![Extents::default(); files.len()];
     qemu_img::layers(&image.spec(), &mut |range, depth| {
@@ -52,7 +120,7 @@ fn ranges(link: &Link) -> impl Iterator<Item = Range<u64>> + '_ {
 /// at its bottom is another one.
 ///
 /// Both chains stand on the links that they have in common. Above those, either may hold something.
-pub(super) fn since(before: &[Link], now: &[Link]) -> Option<Extents> {
+fn since(before: &[Link], now: &[Link]) -> Option<Extents> {
     let pairs = before.iter().rev().zip(now.iter().rev());
     let common = pairs.take_while(|(a, b)| a.files == b.files).count();
     if common == 0 {
@@ -88,6 +156,21 @@ mod tests {
             files: json!(name),
             ranges: ranges.to_vec(),
         }
+    }
+
+    #[test]
+    fn an_export_tells_by_its_bitmaps_and_is_no_chain() {
+        let now = |links: &[Link], dirty: Option<Range<u64>>| Now {
+            links: links.to_vec(),
+            dirty: dirty.map(|range| [range].into_iter().collect()),
+        };
+        let chain = [link("base", &[])];
+        let changed = Since::Changed([0..10].into_iter().collect());
+        assert_eq!(now(&[], Some(0..10)).since(&[]), changed);
+        assert_eq!(now(&[], None).since(&[]), Since::NoBitmap);
+        // A chain that became an export, and the other way round.
+        assert_eq!(now(&[], Some(0..10)).since(&chain), Since::OtherBase);
+        assert_eq!(now(&chain, None).since(&[]), Since::OtherBase);
     }
 
     #[test]

@@ -24,9 +24,9 @@ use crate::transfer::Extents;
 use crate::ui::{Ui, bytes};
 
 use super::super::run::Job;
-use super::changes::Link;
+use super::changes::Now;
+use super::pass;
 use super::state::{State, SyncedDisk, projection};
-use super::{changes, pass};
 use crate::session::Source;
 
 /// A synced folder whose VM is off.
@@ -34,7 +34,7 @@ pub(crate) struct Last {
     state: State,
     folder: PathBuf,
     changed: Vec<Extents>,
-    chains: Vec<Vec<Link>>,
+    now: Vec<Now>,
     budget: Option<u64>,
     projected: f64,
     left: u64,
@@ -70,9 +70,10 @@ impl Last {
         };
         let images = in_order(job, disks)?;
         let sizes: Vec<u64> = images.iter().map(Image::virtual_size).collect();
-        let chains = images.iter().map(changes::links);
-        let chains: Vec<Vec<Link>> = chains.collect::<Result<_>>()?;
-        let changed = state.changes(&sizes, &chains)?;
+        let now: Vec<Now> = images.iter().map(Now::of).collect::<Result<_>>()?;
+        let changed = state.changes(&sizes, &now)?;
+        let held: Vec<&Image> = images.iter().collect();
+        state.check_sample(folder, &held, &now, &changed)?;
         let mut left = 0;
         for ((disk, image), changed) in state.disks.iter().zip(&images).zip(&changed) {
             let done = disk.done(folder)?.minus(changed);
@@ -92,7 +93,7 @@ impl Last {
             state,
             folder: folder.to_owned(),
             changed,
-            chains,
+            now,
             budget: job.budget,
             projected,
             left,
@@ -102,8 +103,7 @@ impl Last {
 
     /// From now on the copies follow the source as it is now.
     pub(crate) fn begin(&mut self) -> Result<()> {
-        let chains = std::mem::take(&mut self.chains);
-        self.state.follow(&self.folder, &self.changed, chains)
+        self.state.follow(&self.folder, &self.changed, &self.now)
     }
 
     /// The copy of a disk of the source.

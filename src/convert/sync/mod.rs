@@ -14,6 +14,7 @@ mod changes;
 mod last;
 mod pass;
 mod release;
+mod sample;
 mod state;
 
 pub(super) use last::{Last, Synced};

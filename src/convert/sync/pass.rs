@@ -11,15 +11,15 @@ use crate::error::{Blocker, Error, Result};
 use crate::files;
 use crate::fix::trim::{self, DataMap};
 use crate::guest::embedded;
-use crate::source::{SourceDisk, SourceVm};
+use crate::source::{SourceDisk, SourceVm, mirror};
 use crate::stop;
 use crate::transfer::{Extents, Pace};
 use crate::ui::Ui;
+use crate::wire::Transport;
 
 use super::super::name::safe_name;
 use super::super::place::Place;
-use super::changes;
-use super::changes::Link;
+use super::changes::Now;
 use super::state::{self, Pass, State, SyncedDisk};
 
 /// What is to be synced where.
@@ -37,9 +37,9 @@ pub struct Order {
 /// A disk whose frozen links are open.
 struct Frozen {
     image: Image,
-    links: Vec<Link>,
-    /// What a VM writes to now takes on this host.
-    growing: u64,
+    now: Now,
+    /// What a VM writes to now takes on this host; unknown of an export.
+    growing: Option<u64>,
 }
 
 /// Makes one pass over every disk and returns the state after it.
@@ -74,7 +74,7 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
         overhead_s,
         changed: changed.iter().map(Extents::bytes).sum(),
         copied,
-        left: frozen.iter().map(|f| f.growing).sum(),
+        left: left(&frozen, &changed),
         change_rate: 0.0,
         projected_s: 0.0,
     };
@@ -83,6 +83,13 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
     state.project();
     state.save(&folder)?;
     Ok(state)
+}
+
+/// What is left for the last pass: what the newest links hold, or, of an export, what changed this time.
+fn left(frozen: &[Frozen], changed: &[Extents]) -> u64 {
+    let disks = frozen.iter().zip(changed);
+    let left = disks.map(|(frozen, changed)| frozen.growing.unwrap_or_else(|| changed.bytes()));
+    left.fold(0, u64::saturating_add)
 }
 
 fn seconds_since_1970() -> u64 {
@@ -118,6 +125,17 @@ fn open(order: &Order, disk: &SourceDisk) -> Result<Frozen> {
         );
     }
     let format = order.format.as_deref().or(disk.format.as_deref());
+    if matches!(
+        mirror::transport(&disk.path),
+        Transport::Nbd | Transport::Command
+    ) {
+        let image = Image::open_info(&disk.path, format, &order.allow_backing)?;
+        return Ok(Frozen {
+            growing: None,
+            now: Now::of(&image)?,
+            image,
+        });
+    }
     let Some(image) = Image::open_frozen(&disk.path, format, &order.allow_backing)? else {
         let blocker = Blocker::new(
             "sync-nothing-frozen",
@@ -128,8 +146,8 @@ fn open(order: &Order, disk: &SourceDisk) -> Result<Frozen> {
         return Err(Error::refused(what, vec![blocker]));
     };
     Ok(Frozen {
-        growing: size_of_newest(&disk.path),
-        links: changes::links(&image)?,
+        growing: Some(size_of_newest(&disk.path)),
+        now: Now::of(&image)?,
         image,
     })
 }
@@ -174,19 +192,21 @@ fn load(order: &Order, folder: &Path) -> Result<State> {
 
 /// Makes the copies at the first pass, and notes what has changed at each other one.
 fn begin(state: &mut State, frozen: &[Frozen], folder: &Path) -> Result<Vec<Extents>> {
-    let chains: Vec<Vec<Link>> = frozen.iter().map(|f| f.links.clone()).collect();
     if !state.disks.is_empty() {
         let sizes: Vec<u64> = frozen.iter().map(|f| f.image.virtual_size()).collect();
-        let changed = state.changes(&sizes, &chains)?;
-        state.follow(folder, &changed, chains)?;
+        let disks: Vec<Now> = frozen.iter().map(|f| f.now.clone()).collect();
+        let changed = state.changes(&sizes, &disks)?;
+        let images: Vec<&Image> = frozen.iter().map(|f| &f.image).collect();
+        state.check_sample(folder, &images, &disks, &changed)?;
+        state.follow(folder, &changed, &disks)?;
         return Ok(changed);
     }
-    for (i, (frozen, links)) in frozen.iter().zip(chains).enumerate() {
+    for (i, frozen) in frozen.iter().enumerate() {
         let size = frozen.image.virtual_size();
         let disk = SyncedDisk {
             size,
             file: state::copy_name(&state.name, i),
-            links,
+            links: frozen.now.links.clone(),
         };
         Refill::create(&folder.join(&disk.file), size)?;
         disk.restart(folder, Extents::default())?;

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::disk::Image;
 use crate::error::{Blocker, Error, Result};
 use crate::fix::trusted::TrustedFolder;
 use crate::transfer::{ExtentJournal, Extents};
 
 use super::super::place::untrusted;
-use super::changes::{self, Link};
+use super::changes::{Link, Now, Since};
+use super::sample;
 
 pub(super) const FILE: &str = "sync.json";
 const SCHEMA: &str = "hyper2kvm/sync/1";
@@ -137,7 +139,7 @@ impl State {
     }
 
     /// What may have changed on each disk since the last pass. Writes nothing.
-    pub(super) fn changes(&self, sizes: &[u64], chains: &[Vec<Link>]) -> Result<Vec<Extents>> {
+    pub(super) fn changes(&self, sizes: &[u64], disks: &[Now]) -> Result<Vec<Extents>> {
         if sizes.iter().ne(self.disks.iter().map(|disk| &disk.size)) {
             let shown = |sizes: &mut dyn Iterator<Item = u64>| {
                 let all: Vec<String> = sizes.map(|size| size.to_string()).collect();
@@ -155,21 +157,49 @@ impl State {
             let what = "these are not the disks that were synced";
             return Err(Error::refused(what, vec![blocker]));
         }
-        let disks = self.disks.iter().zip(chains);
-        let changed = |(disk, chain): (&SyncedDisk, &Vec<Link>)| {
-            changes::since(&disk.links, chain).ok_or_else(|| {
+        let disks = self.disks.iter().zip(disks);
+        disks.map(|(disk, now)| disk.changes(now)).collect()
+    }
+
+    /// Refuses what is said to be unchanged and is not. Only bitmaps of others can say so.
+    pub(super) fn check_sample(
+        &self,
+        folder: &Path,
+        images: &[&Image],
+        disks: &[Now],
+        changed: &[Extents],
+    ) -> Result<()> {
+        for (i, disk) in self.disks.iter().enumerate() {
+            let (Some(image), Some(changed)) = (images.get(i), changed.get(i)) else {
+                continue;
+            };
+            if disks.get(i).is_none_or(|now| now.dirty.is_none()) {
+                continue;
+            }
+            let unchanged = disk.done(folder)?.minus(changed);
+            let copy = folder.join(&disk.file);
+            let turn = self.passes.len();
+            let mut differ = sample::differences(image, &copy, &unchanged, turn)?;
+            // A disk that is written right now may have changed since its bitmap was read.
+            if !differ.is_empty()
+                && let Some(dirty) = Now::of(image)?.dirty
+            {
+                differ = differ.minus(&dirty);
+            }
+            if let Some(at) = differ.iter().next().map(|range| range.start) {
                 let blocker = Blocker::new(
-                    "sync-base-changed",
+                    "sync-bitmap-late",
                     format!(
-                        "the image at the bottom of the chain of {} was written to or replaced since the last pass",
+                        "byte {at} of {} has changed since the last pass, and the dirty bitmap does not show it: it began later, or was cleared",
                         disk.file
                     ),
-                    OVER,
+                    "export a bitmap that began at the last pass or earlier; or give the synced folder up (hyper2kvm release) and sync it anew",
                 );
-                Error::refused("nothing tells what has changed", vec![blocker])
-            })
-        };
-        disks.map(changed).collect()
+                let what = "the dirty bitmap does not tell what has changed";
+                return Err(Error::refused(what, vec![blocker]));
+            }
+        }
+        Ok(())
     }
 
     /// Takes what has changed out of the journals, and notes the chains that the copies follow from now on.
@@ -178,14 +208,14 @@ impl State {
         &mut self,
         folder: &Path,
         changed: &[Extents],
-        chains: Vec<Vec<Link>>,
+        disks: &[Now],
     ) -> Result<()> {
         for (disk, changed) in self.disks.iter().zip(changed) {
             let done = disk.done(folder)?;
             disk.restart(folder, done.minus(changed))?;
         }
-        for (disk, links) in self.disks.iter_mut().zip(chains) {
-            disk.links = links;
+        for (disk, now) in self.disks.iter_mut().zip(disks) {
+            disk.links.clone_from(&now.links);
         }
         self.save(folder)
     }
@@ -226,6 +256,30 @@ fn journal_name(file: &str) -> String {
 }
 
 impl SyncedDisk {
+    fn changes(&self, now: &Now) -> Result<Extents> {
+        let blocker = match now.since(&self.links) {
+            Since::Changed(changed) => return Ok(changed),
+            Since::OtherBase => Blocker::new(
+                "sync-base-changed",
+                format!(
+                    "the image at the bottom of the chain of {} was written to or replaced since the last pass",
+                    self.file
+                ),
+                OVER,
+            ),
+            Since::NoBitmap => Blocker::new(
+                "sync-no-bitmap",
+                format!(
+                    "the NBD server shows no dirty bitmap (qemu:dirty-bitmap:NAME) for {}",
+                    self.file
+                ),
+                "export one that began at the pass before or earlier; or give the synced folder up (hyper2kvm release) and sync it anew",
+            ),
+        };
+        let what = "nothing tells what has changed";
+        Err(Error::refused(what, vec![blocker]))
+    }
+
     /// The journal of its copy, as far as it is of the file that is there.
     pub(super) fn journal(&self, folder: &Path) -> Result<Option<ExtentJournal>> {
         let path = folder.join(journal_name(&self.file));

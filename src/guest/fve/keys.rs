@@ -19,6 +19,7 @@ use super::layout::{
 };
 use super::metadata::{self, Metadata, Protector, Sealed, entries};
 use super::protection::Protection;
+use crate::text::hex;
 
 /// AES-256-CCM as BitLocker uses it everywhere.
 pub type Ccm = ccm::Ccm<Aes256, U16, U12>;
@@ -321,10 +322,10 @@ fn vouched(metadata: &Metadata, master: &[u8; 32]) -> Result<()> {
     if digest.get(..32) == Some(&metadata.digest[..]) {
         return Ok(());
     }
-    let hex = |bytes: &[u8]| bytes.iter().take(32).map(|b| format!("{b:02x}")).collect();
+    let start = |bytes: &[u8]| hex(bytes.get(..32).unwrap_or(bytes));
     Err(FveError::Tampered {
-        expected: hex(digest),
-        actual: hex(&metadata.digest),
+        expected: start(digest),
+        actual: start(&metadata.digest),
     })
 }
 

@@ -17,6 +17,7 @@ use super::layout::{
 };
 use super::protection::Protection;
 use crate::block::BlockRead;
+use crate::text::hex;
 
 /// The most that a copy takes with what follows it (libbde; bitlk, "total size of the FVE area").
 pub const COPY_BYTES: u64 = 64 << 10;
@@ -225,7 +226,6 @@ fn load(part: &Part, offset: u64) -> Result<Copy> {
         )
     })?;
     if header.signature != SIGNATURE {
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         return Err(fault(
             "the signature",
             hex(&SIGNATURE),

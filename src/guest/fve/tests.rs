@@ -494,7 +494,7 @@ fn digest(disk: &dyn BlockRead) -> String {
         hash.update(&bytes[..n]);
         at += n as u64;
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    crate::text::hex(&hash.finalize())
 }
 
 /// Some gigabytes: cargo test --release --lib volumes_of_windows -- --ignored

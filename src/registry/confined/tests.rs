@@ -3,9 +3,10 @@
 use std::process::Command;
 
 use super::{HiveEditError, edited, is_available};
+use crate::registry::differences::deep_eq;
 use crate::registry::hive::{HiveView, Value};
 use crate::registry::judge::{self, Kept};
-use crate::registry::walk::{deep_eq, walk};
+use crate::registry::walk::walk;
 use crate::registry::{KeyTree, RegData, RegEdits, RegOp};
 use crate::skip::{corpus, have, skip};
 

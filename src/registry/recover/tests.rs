@@ -52,7 +52,7 @@ fn hive(seq: (u32, u32), letters: &str) -> Vec<u8> {
 
 /// The letters of a hive's pages, as far as its hive bins size goes.
 fn letters(hive: &[u8]) -> String {
-    let size = u32_at(hive, 40).unwrap() as usize;
+    let size = le32(hive, 40).unwrap() as usize;
     hive[BASE_BLOCK_SIZE..BASE_BLOCK_SIZE + size]
         .chunks(PAGE as usize)
         .map(|page| char::from(page[100]))
@@ -219,7 +219,7 @@ fn grows_shrinks_and_takes_the_flag() {
     LOG1: 1..=1
     ");
     let grown = recover(&dirty, &[("LOG1", &grow)]).unwrap().bytes;
-    assert_eq!(u32_at(&grown, 144), Some(1));
+    assert_eq!(le32(&grown, 144), Some(1));
     assert_eq!(grown.len(), 4096 * 5);
 
     // The page that is cut off stays behind the hive bins, as Windows leaves it.

@@ -51,6 +51,10 @@ impl RemoteFile for OnWire {
         }
     }
 
+    fn dirty(&self) -> Result<Option<Vec<(u64, u64)>>, String> {
+        self.0.dirty().map_err(|e| e.to_string())
+    }
+
     fn check_unchanged(&self) -> Result<(), String> {
         self.0.check_unchanged().map_err(|e| match e {
             WireError::Changed { was, now, .. } => format!("it had {was} and has {now} now"),
@@ -138,6 +142,10 @@ impl RemoteFile for Lazy {
         if let Some(file) = self.opened.get() {
             file.expect(ranges);
         }
+    }
+
+    fn dirty(&self) -> Result<Option<Vec<(u64, u64)>>, String> {
+        self.file().map_err(|e| e.to_string())?.dirty()
     }
 
     fn check_unchanged(&self) -> Result<(), String> {

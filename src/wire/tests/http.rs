@@ -57,7 +57,7 @@ fn certificate() -> (Arc<ServerConfig>, String, String) {
         .with_single_cert(vec![made.cert.der().clone()], PrivateKeyDer::from(key))
         .unwrap();
     let digest = sha2::Sha256::digest(made.cert.der());
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = crate::text::hex(&digest);
     (Arc::new(config), made.cert.pem(), format!("sha256:{hex}"))
 }
 

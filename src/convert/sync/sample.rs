@@ -1,0 +1,85 @@
+//! Whether what a server calls unchanged is so.
+//!
+//! A dirty bitmap that began after the last pass, or was cleared since, hides what changed before it. Nothing in
+//! the protocol tells when it began. A sample of what is said to be unchanged is therefore compared with the copy.
+
+use std::path::Path;
+
+use crate::disk::detect::Format;
+use crate::disk::export::Export;
+use crate::disk::{BlockRead, Image};
+use crate::error::{Error, Result};
+use crate::transfer::Extents;
+
+/// How much is compared at a place, and at how many places.
+const GRAIN: u64 = 64 << 10;
+const PLACES: u64 = 64;
+
+/// The places where the source and the copy of its unchanged ranges differ. `turn` moves the places.
+pub(super) fn differences(
+    source: &Image,
+    copy: &Path,
+    unchanged: &Extents,
+    turn: usize,
+) -> Result<Extents> {
+    let mut found = Extents::default();
+    let places = places(unchanged, turn as u64);
+    if places.is_empty() {
+        return Ok(found);
+    }
+    let copy = Image::open_info(copy, Some(Format::QCOW2.driver()), &[])?;
+    let ours = Export::<dyn BlockRead>::open_readonly(&copy)?;
+    let theirs = Export::<dyn BlockRead>::open_readonly(source)?;
+    for (at, length) in places {
+        let (mut a, mut b) = (vec![0; length], vec![0; length]);
+        let read = ours.disk().read_at(at, &mut a);
+        read.and_then(|()| theirs.disk().read_at(at, &mut b))
+            .map_err(|e| Error::failed("comparing what did not change").because(e))?;
+        if a != b {
+            found.insert(at..at + length as u64);
+        }
+    }
+    ours.close()?;
+    theirs.close()?;
+    Ok(found)
+}
+
+/// Places that lie evenly in the ranges, whatever gaps are between these.
+fn places(unchanged: &Extents, turn: u64) -> Vec<(u64, usize)> {
+    // Whole grains, as the ranges are: a place is dirty as a whole.
+    let step = (unchanged.bytes() / PLACES / GRAIN).max(1) * GRAIN;
+    // An odd number of grains: over many turns every place has its own.
+    let mut next = turn.wrapping_mul(7919 * GRAIN) % step;
+    let mut before = 0;
+    let mut places = Vec::new();
+    for range in unchanged.iter() {
+        let length = range.end - range.start;
+        while next < before + length {
+            let at = range.start + (next - before);
+            places.push((at, GRAIN.min(range.end - at) as usize));
+            next += step;
+        }
+        before += length;
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_lie_evenly_and_inside_and_move() {
+        let set: Extents = [GRAIN..GRAIN * 300, GRAIN * 1000..GRAIN * 1500 + 512]
+            .into_iter()
+            .collect();
+        let first = places(&set, 0);
+        assert!((PLACES as usize..=PLACES as usize + 12).contains(&first.len()));
+        for (at, length) in &first {
+            let place: Extents = std::iter::once(*at..at + *length as u64).collect();
+            assert_eq!(place.within(&set), place);
+        }
+        assert_ne!(first, places(&set, 1));
+        assert!(places(&Extents::default(), 3).is_empty());
+    }
+}
