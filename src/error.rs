@@ -57,7 +57,7 @@ impl ErrorKind {
     }
 }
 
-/// Why a guest cannot be converted as it is, and what to do about it.
+/// Why a guest cannot be converted in its present state, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Blocker {
     /// Stable identifier, e.g. `volume-hibernated`.

@@ -31,7 +31,7 @@ const MAX_EVENT_LOG: u64 = 128 * MIB;
 /// Text logs: their end tells what happened last.
 const MAX_LOG: u64 = 16 * MIB;
 const CHUNK: u64 = MIB;
-/// Files of one folder that match a pattern.
+/// Files of one directory that match a pattern.
 const MAX_MATCHES: usize = 64;
 
 /// Transaction logs of a hive, by what is added to its name.
@@ -54,7 +54,7 @@ const TEXT_LOGS: [&str; 6] = [
     r"Logs\CBS\CBS.log",
     r"System32\LogFiles\Srt\SrtTrail.txt",
 ];
-/// Folders, and how the names of files in them start and end.
+/// Directories, and how the names of files in them start and end.
 const PATTERNS: [(&str, &str, &str); 2] =
     [("INF", "setupapi", ".log"), (firstboot::FOLDER, "", ".log")];
 
@@ -437,7 +437,7 @@ mod tests {
         ] {
             assert_eq!(name(VolumeId::new(2), &path(guest)), archive);
         }
-        // Folder and file are short enough for the two fields of a header.
+        // Directory and file are short enough for the two fields of a header.
         for log in EVENT_LOGS {
             let name = name(VolumeId::new(4_000_000_000), &path(log));
             let (folder, file) = name.rsplit_once('/').unwrap();

@@ -2,11 +2,11 @@
 //! behind.
 //!
 //! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the process
-//! by SIGKILL, `wait` goes on when a signal asked for the end, `pause` stops the process (SIGSTOP) until it
+//! by SIGKILL, `wait` continues when a signal asked for the end, `pause` stops the process (SIGSTOP) until it
 //! is continued. In a confined child `abort` crashes, `hang` never returns, `starve` takes all the memory
-//! there is and goes on, and `escape` tries what a child must not be able to do. `orphan` kills what this
-//! process has started and goes on. `start:FILE` runs a program with all the limits that this process has
-//! there, and goes on. Several are separated by commas.
+//! there is and continues, and `escape` tries what a child must not be able to do. `orphan` kills what this
+//! process has started and continues. `start:FILE` runs a program with all the limits that this process has
+//! there, and continues. Several are separated by commas.
 //!
 //! Besides the places with names of their own there are steps: before and after every action, every
 //! program that is run and every rename, e.g. `before qemu-img info #2`. `*=record:FILE` appends the
@@ -175,7 +175,7 @@ fn starts(program: &str) -> bool {
 fn escape() -> String {
     let tried: [(&str, bool); 10] = [
         ("read a file", std::fs::read("/etc/passwd").is_ok()),
-        ("list a folder", std::fs::read_dir("/").is_ok()),
+        ("list a directory", std::fs::read_dir("/").is_ok()),
         (
             "write a file",
             std::fs::write("/tmp/hyper2kvm-escaped", "").is_ok(),

@@ -1,7 +1,7 @@
 //! One space of identifiers for what inspection finds, what blocks a conversion and what `verify` checks.
 //!
 //! `inspect`, `plan`, `convert`, `verify` and `--accept` use the same names for the same facts. The table
-//! says of each what is at stake when a conversion goes on in spite of it. Every identifier in the code is
+//! says of each what is at stake when a conversion continues in spite of it. Every identifier in the code is
 //! in the table once; a test reads the source.
 
 use crate::error::{Blocker, Error, Result};
@@ -19,14 +19,14 @@ pub enum Kind {
     FindingAndCheck,
 }
 
-/// What goes wrong when a conversion goes on in spite of it.
+/// What goes wrong when a conversion continues in spite of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stake {
     /// Windows may not start: `--accept` takes it.
     Start,
     /// Data is lost or stale.
     Data(&'static str),
-    /// There is no way to go on.
+    /// There is no way to continue.
     NoWay(&'static str),
     /// Nothing: it never stops a conversion.
     Nothing,
@@ -209,7 +209,7 @@ pub const IDS: &[Id] = &[
     blocker("storage-sata", NO_DRIVER),
     blocker(
         "path-taken",
-        Stake::Data("a folder of the guest is where a driver file belongs"),
+        Stake::Data("a directory of the guest is where a driver file belongs"),
     ),
     blocker("volume-unsafe", UNWRITTEN),
     blocker("hive-value-large", UNWRITTEN),
@@ -223,7 +223,7 @@ pub const IDS: &[Id] = &[
     ),
     blocker(
         "output-space",
-        Stake::NoWay("the output folder has no room for the disks"),
+        Stake::NoWay("the output directory has no room for the disks"),
     ),
     blocker("linux-in-place", Stake::Data("it could not be undone")),
     blocker(

@@ -1,6 +1,6 @@
 //! hyper2kvm: makes a Windows VM disk boot on KVM with VirtIO.
 //!
-//! The pipeline is a chain of types, and the folders follow it:
+//! The pipeline is a chain of types, and the directories follow it:
 //!
 //! ```text
 //!  SOURCE --source--> SourceVm --disk--> BlockRead --guest--> GuestRead --inspect--> Inspection
@@ -14,7 +14,7 @@
 //!     +--disk::copy--> target            domain --> bootstrap.xml, final.xml     report --> report.json, .html
 //! ```
 //!
-//! Dependencies point one way, down the table of folders in docs/architecture.md: the verbs (`cli`), whole
+//! Dependencies point one way, down the table of directories in docs/architecture.md: the verbs (`cli`), whole
 //! tasks (`convert`, `boot`, ...), results (`verify`, `report`), decisions (`fix`, `plan`), facts (`inspect`,
 //! `boot_path`, `drivers`), access (`source`, `guest`, `disk`, `wire`, `registry`), and what all of them use
 //! (`tool`, `ui`, `error`, ...). Nothing below `cli` prints or exits.

@@ -255,7 +255,7 @@ pub fn options(bootstrap: Option<Controller>) -> Options {
     }
 }
 
-/// A virtio-win medium with drivers for every Windows.
+/// A virtio-win driver source with drivers for every Windows.
 pub fn media() -> Memory {
     let image = |port: &'static str| {
         move |arch| pe::importing(arch, Subsystem::Native, &[port, "ntoskrnl.exe"])

@@ -524,7 +524,7 @@ fn signatures() {
     );
 }
 
-/// The card of the source that has no address, or another one, is still the adapter Windows knows.
+/// The NIC of the source that has no address, or another one, is still the adapter Windows knows.
 #[test]
 fn static_addresses_find_the_card_of_the_source() {
     if !have(&TOOLS) {

@@ -1,7 +1,7 @@
 //! The documents and the report page: what they show is run, and what is generated is up to date.
 //!
 //! Every command shown is run. A fenced block marked `sh` in README.md or `docs/` is run by a shell, in one
-//! folder per document, with disks and machines of our own making under the names the documents use
+//! directory per document, with disks and machines made by hyper2kvm under the names the documents use
 //! (`docs/fleet/` by `tests/fleet.rs`, `docs/linux.md` by `tests/linux.rs`). Programs that act on other hosts,
 //! build or need a virtual machine are stood in for: those check that what they are given is there.
 //! hyper2kvm itself is real, but for the verbs that install packages or need a libvirtd (`tests/boot/` runs
@@ -87,7 +87,7 @@ done
 /// Documents whose commands another test runs, because it has the guests for them.
 const RUN_ELSEWHERE: [&str; 2] = ["linux.md", "fleet/README.md"];
 
-/// A folder with everything the documents name.
+/// A directory with everything the documents name.
 struct Desk {
     lab: Lab,
 }

@@ -189,7 +189,7 @@ impl Windows {
         })
     }
 
-    /// A virtio card as Windows 10 records it, with a name that wants to be a command.
+    /// A virtio NIC as Windows 10 records it, with a name that wants to be a command.
     fn network_card(&self) {
         let instance = r"PCI\VEN_1AF4&DEV_1041&SUBSYS_11001AF4&REV_01\3&11583659&0&18";
         self.set(r"Services\netkvm\Enum", "Count", "REG_DWORD", "1");
@@ -226,7 +226,7 @@ impl Windows {
         );
     }
 
-    /// The card of the old machine, which is no longer there.
+    /// The NIC of the old machine, which is no longer there.
     fn old_card(&self) {
         self.set(
             &format!("Enum\\{OLD_DEVICE}"),

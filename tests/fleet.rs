@@ -54,7 +54,7 @@ fn guest_image() -> &'static Path {
         .1
 }
 
-/// A folder with guests and a list of them.
+/// A directory with guests and a list of them.
 struct Fleet {
     dir: tempfile::TempDir,
 }
@@ -112,7 +112,7 @@ impl Fleet {
         finish(self.command(more))
     }
 
-    /// Names in the output folder, hidden ones included.
+    /// Names in the output directory, hidden ones included.
     fn out(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.path("out")) else {
             return Vec::new();
@@ -247,7 +247,7 @@ fn four_machines_then_again() {
     let linked = h2k(["convert", "--batch", list.to_str().unwrap(), "--json"]);
     assert_eq!(states(&linked.expect(0).json()), ["skipped"; 4]);
 
-    // What differs from the folder is not skipped and not overwritten, unless asked for.
+    // What differs from the directory is not skipped and not overwritten, unless asked for.
     fs::write(
         fleet.path("fleet.yaml"),
         fs::read_to_string(fleet.path("fleet.yaml"))
@@ -461,7 +461,7 @@ fn killed_and_resumed() {
     );
 }
 
-/// `--force` replaces results of this program: neither a file that has the name of the summary, nor a folder
+/// `--force` replaces results of this program: neither a file that has the name of the summary, nor a directory
 /// with a report of another program.
 #[test]
 fn force_replaces_no_file_of_the_user() {
@@ -492,7 +492,7 @@ fn force_replaces_no_file_of_the_user() {
         fs::write(&theirs, report).unwrap();
         let run = fleet.run(&["--force"]).expect(101);
         let said = &run.stdout;
-        assert!(said.contains("is not an output folder"), "{said}");
+        assert!(said.contains("is not an output directory"), "{said}");
         assert_eq!(fs::read_to_string(&theirs).unwrap(), report);
     }
     assert_eq!(support::names(&out.join("a-kvm")), ["report.json"]);
@@ -573,10 +573,10 @@ fn one_that_crashes_hurts_no_other() {
 fn refused_before_anything_starts() {
     let fleet = Fleet::new(&[]);
     for (machines, says) in [
-        ("- source: x/vm.raw\n- source: y/vm.raw\n", "same folder"),
+        ("- source: x/vm.raw\n- source: y/vm.raw\n", "same directory"),
         (
             "- {source: a.raw, output-dir: o}\n- {source: b.raw, output-dir: p/../o}\n",
-            "same folder",
+            "same directory",
         ),
         (
             "- {source: a.raw, name: n}\n- {source: b.raw, name: n, output-dir: o}\n",
@@ -840,7 +840,7 @@ fn a_terminal_of_80_columns() {
         order.is_sorted() && !text.contains("files-viostor"),
         "{text}"
     );
-    // The whole folder, and what it says besides.
+    // The whole directory, and what it says besides.
     let text = on_terminal(&format!("verify {out}"));
     assert!(
         text.contains("READY: ") && text.contains("checks passed"),

@@ -12,7 +12,7 @@ use hyper2kvm::registry::{BaseBlock, Bcd, BcdDevice, HiveView, Key};
 use sha2::{Digest, Sha256};
 use skip::corpus;
 
-/// Hive, LOG1 and LOG2 of a corpus folder.
+/// Hive, LOG1 and LOG2 of a corpus directory.
 fn with_logs(hive: &str, logs: [&str; 2]) -> Option<[Vec<u8>; 3]> {
     Some([corpus(hive)?, corpus(logs[0])?, corpus(logs[1])?])
 }

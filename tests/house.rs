@@ -7,8 +7,8 @@
 //!
 //! Two things are no use here. A parent that declares a child, or hands on its names (`pub use`), does not use
 //! it. And a child may name what its parents define: the parent is the room in which it stands, so a `mod.rs`
-//! with the types of its folder and a call of each child is no circle. Children among themselves, and all
-//! files of different folders, have no such excuse.
+//! with the types of its directory and a call of each child is no circle. Children among themselves, and all
+//! files of different directories, have no such excuse.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -433,7 +433,7 @@ impl House {
     }
 }
 
-/// The place of a file in the order: its folder, or the file itself when it stands in `src/`.
+/// The place of a file in the order: its directory, or the file itself when it stands in `src/`.
 fn place(file: &str) -> &str {
     let inside = file.trim_start_matches("src/");
     match inside.split_once('/') {
@@ -442,7 +442,7 @@ fn place(file: &str) -> &str {
     }
 }
 
-/// The folders and files of the table in docs/architecture.md, from above to below.
+/// The directories and files of the table in docs/architecture.md, from above to below.
 fn order() -> Vec<String> {
     read("docs/architecture.md")
         .lines()

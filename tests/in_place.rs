@@ -126,7 +126,7 @@ fn there_and_back_on(lab: &Lab, disk: &Path) {
     assert!(xml.contains(text(disk)), "{xml}");
     assert!(!out.join("guest.qcow2").exists() && !out.join("guest.raw").exists());
 
-    // The folder that can undo this is never replaced.
+    // The directory that can undo this is never replaced.
     let refused = in_place(lab, disk, &["--force"], "").expect(1);
     assert!(refused.stderr.contains("rollback"), "{}", refused.stderr);
 
@@ -338,7 +338,7 @@ fn killed() {
     }
     finish(command(&lab, &lab.raw, &[], "")).expect(0);
     assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
-    // A run that replaces a folder leaves the old one whole until the end.
+    // A run that replaces a directory leaves the old one whole until the end.
     finish(command(&lab, &lab.raw, &["--force"], "before-rename=kill")).expect(-1);
     assert!(lab.path("out/report.json").exists());
     finish(command(&lab, &lab.raw, &["--force"], "")).expect(0);

@@ -351,7 +351,7 @@ fn without_virt_v2v(dir: &Path) -> PathBuf {
             let shown = name.to_string_lossy();
             // Written below by the tests, which must not reach the real ones.
             if !shown.starts_with("virt-v2v") && shown != "nbdkit" {
-                // Some are in two of the folders.
+                // Some are in two of the directories.
                 let _ = symlink(entry.path(), farm.join(name));
             }
         }

@@ -43,7 +43,7 @@ fn run(verb: &str, source: &Path, folder: &Path, more: &[&str]) -> Run {
     h2k(args)
 }
 
-/// The final domain of a conversion into `out` below the folder.
+/// The final domain of a conversion into `out` below the directory.
 fn domain(folder: &Path, source: &Path, more: &[&str]) -> (Element, Value) {
     let report = run("convert", source, folder, more).expect(0).json();
     let xml = report["outputs"]["final_xml"].as_str().unwrap();
@@ -52,7 +52,7 @@ fn domain(folder: &Path, source: &Path, more: &[&str]) -> (Element, Value) {
     (domain, report)
 }
 
-/// The folders with cases: a file each, and the right values in `expected.json`.
+/// The directories with cases: a file each, and the right values in `expected.json`.
 fn cases() -> Vec<(String, PathBuf, Value)> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
@@ -75,7 +75,7 @@ fn put(disk: &Path, folder: &Path, name: &[u8]) {
     fs::hard_link(disk, folder.join(OsStr::from_bytes(name))).unwrap();
 }
 
-/// Every case, in a folder of its own with the disk it names.
+/// Every case, in a directory of its own with the disk it names.
 #[test]
 fn cases_have_the_right_values() {
     if !have(&TOOLS) {

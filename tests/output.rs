@@ -382,8 +382,8 @@ fn a_file_system_without_an_exchange() {
     convert(&lab.raw, &out, &["--name", "old"]).expect(0);
     fs::write(out.join("notes.txt"), "mine").unwrap();
     let mut killed = command(&lab.raw, &out, &["--name", "new", "--force"]);
-    // Reached only where the two folders cannot be exchanged in one step.
-    let between = "between renames of the output folder #1=kill";
+    // Reached only where the two directories cannot be exchanged in one step.
+    let between = "between renames of the output directory #1=kill";
     killed.env("HYPER2KVM_FAILPOINT", between);
     assert_eq!(finish(killed).code, -1);
     assert!(!out.exists());
@@ -431,7 +431,7 @@ fn killed_while_a_result_is_replaced() {
         let steps = fs::read_to_string(&log).unwrap();
         fs::remove_file(&log).unwrap();
         let wanted = [
-            "of the output folder",
+            "of the output directory",
             "of the replacement",
             "of a kept file",
             "old result",
@@ -491,7 +491,7 @@ fn a_fault_after_the_rename_is_a_warning() {
         command.env("HYPER2KVM_FAILPOINT", points);
         finish(command)
     };
-    let after = "after rename of the output folder #1=fail";
+    let after = "after rename of the output directory #1=fail";
     let in_steps = format!("exchange=fail,{after}");
     for (name, more, points) in [
         ("a", &[][..], after),
@@ -504,7 +504,7 @@ fn a_fault_after_the_rename_is_a_warning() {
         assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
     }
     // Between the two renames there is no result: the old one gets its name back at once.
-    let between = "exchange=fail,between renames of the output folder #1=fail";
+    let between = "exchange=fail,between renames of the output directory #1=fail";
     run(&["--name", "d", "--force"], between).expect(1);
     whole(&out, "c");
     assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
@@ -577,7 +577,7 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
 }
 
-/// Every entry below a folder with its mode.
+/// Every entry below a directory with its mode.
 fn modes(folder: &Path, found: &mut Vec<(String, bool, u32)>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let kind = entry.file_type().unwrap();
@@ -671,7 +671,7 @@ fn a_directory_that_is_there_keeps_its_owner_and_mode() {
     assert_eq!(sha256(&lab.raw), digest);
 }
 
-/// A partial folder with a journal that would have chosen bytes written to a chosen file.
+/// A partial directory with a journal that would have chosen bytes written to a chosen file.
 fn plant(partial: &Path, victim: &Path) {
     let old = fs::read(victim).unwrap();
     let evil = vec![b'!'; old.len()];
@@ -738,7 +738,7 @@ fn a_planted_journal_is_not_followed() {
         assert_eq!(fs::read(&victim).unwrap(), vec![b'v'; 4096]);
         fs::set_permissions(&path, Permissions::from_mode(was)).unwrap();
     }
-    // A link where the folder, the journal or the blocks should be.
+    // A link where the directory, the journal or the blocks should be.
     let moved = lab.path("moved");
     fs::rename(&partial, &moved).unwrap();
     symlink(&moved, &partial).unwrap();
@@ -750,7 +750,7 @@ fn a_planted_journal_is_not_followed() {
     refused("symbolic link");
     fs::remove_file(&journal).unwrap();
     fs::rename(&moved, &journal).unwrap();
-    // A name that leads out of the folder.
+    // A name that leads out of the directory.
     fs::rename(partial.join("backup/blocks.before"), lab.path("evil")).unwrap();
     let said = fs::read_to_string(&journal).unwrap();
     fs::write(&journal, said.replace("backup/blocks.before", "../evil")).unwrap();
@@ -783,7 +783,7 @@ fn a_planted_record_of_boot_is_not_followed() {
     );
 }
 
-/// Whoever can write the folder says what root's libvirt runs.
+/// Whoever can write the directory says what root's libvirt runs.
 #[test]
 fn a_folder_of_somebody_else_is_not_booted() {
     if !have(&TOOLS) || !have(&["virsh"]) {
@@ -1041,7 +1041,7 @@ fn killed_while_disks_are_installed() {
         assert!(!out.join("install.json").exists());
         assert_eq!(names(&images), ["vm-probe.qcow2", "vm.qcow2"]);
     }
-    // To the folder they are in: nothing to move, and nothing removed.
+    // To the directory they are in: nothing to move, and nothing removed.
     let _ = fs::remove_dir_all(&out);
     convert(&lab.raw, &out, &["--name", "vm"]).expect(0);
     let run = finish(install(&out, &out, "")).expect(2);

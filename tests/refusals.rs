@@ -19,7 +19,7 @@ use support::{
     Lab, Run, TOOLS, binary, finish, h2k, have, processes_naming, sha256, skip, tool, virtio_win,
 };
 
-/// Runs the program with its temporary files in a folder that must be empty afterwards.
+/// Runs the program with its temporary files in a directory that must be empty afterwards.
 fn run_in(lab: &Lab, args: &[&str], env: &[(&str, &OsStr)]) -> Run {
     let tmp = lab.path("tmp");
     fs::create_dir_all(&tmp).unwrap();
@@ -144,7 +144,7 @@ fn small(version: WinVersion) -> GuestSpec {
     spec
 }
 
-/// A folder for cases that need no guest.
+/// A directory for cases that need no guest.
 fn empty_lab() -> Lab {
     let dir = tempfile::tempdir().unwrap();
     let raw = dir.path().join("guest.raw");
@@ -439,7 +439,7 @@ fn several_windows_and_none_complete() {
     if !have(&TOOLS) {
         return;
     }
-    // A second Windows beside the first, and a folder that only looks like one.
+    // A second Windows beside the first, and a directory that only looks like one.
     let second = small(WinVersion::Win10);
     let mut spec = small(WinVersion::Win10);
     for (path, contents) in [
@@ -852,9 +852,9 @@ fn images_that_point_elsewhere() {
     create("self.qcow2", "self.qcow2");
     create("gone.qcow2", "gone-too.raw");
     for (name, says) in [
-        ("shadow.qcow2", "outside its folder"),
-        ("secret.qcow2", "outside its folder"),
-        ("up.qcow2", "outside its folder"),
+        ("shadow.qcow2", "outside its directory"),
+        ("secret.qcow2", "outside its directory"),
+        ("up.qcow2", "outside its directory"),
         ("url.qcow2", "not a file name"),
         ("json.qcow2", "not a file name"),
         ("self.qcow2", "loop"),
@@ -869,8 +869,8 @@ fn images_that_point_elsewhere() {
         )
     };
     for (extent, says) in [
-        (secret, "outside its folder"),
-        ("/etc/shadow", "outside its folder"),
+        (secret, "outside its directory"),
+        ("/etc/shadow", "outside its directory"),
         ("nbd://127.0.0.1:1/x", "does not exist"),
         ("gone-flat.vmdk", "does not exist"),
     ] {
@@ -879,7 +879,7 @@ fn images_that_point_elsewhere() {
     }
 }
 
-/// A `PATH` with everything but one tool. Where that tool is in a folder that is always searched the
+/// A `PATH` with everything but one tool. Where that tool is in a directory that is always searched the
 /// case cannot be made.
 #[test]
 fn missing_tools() {

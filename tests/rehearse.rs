@@ -1,4 +1,4 @@
-//! `rehearse`: both boots on a throw-away overlay of a source that stays as it is, with real libvirtd and
+//! `rehearse`: both boots on a throw-away overlay of a source that stays unchanged, with real libvirtd and
 //! QEMU, and a payload of the tests in the place of Windows' boot loader.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
@@ -26,7 +26,7 @@ use payload::{End, boot_code, boot_code_on, guest};
 use serde_json::Value;
 use support::{Lab, Run, binary, finish, h2k, sha256, virtio_win};
 
-/// Reads sector 10 and hangs where its first byte is not 0; else makes it 1, and goes on.
+/// Reads sector 10 and hangs where its first byte is not 0; else makes it 1, and continues.
 const ONLY_ONCE: &[u8] = &[
     0xb6, 0x00, // mov dh, 0
     0xb8, 0x01, 0x02, // mov ax: read one sector

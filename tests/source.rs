@@ -21,7 +21,7 @@ use support::{
 /// `O_EXCL`, which the kernel refuses for a block device that is in use.
 const EXCLUSIVE: i32 = rustix::fs::OFlags::EXCL.bits().cast_signed();
 
-/// [`support::command`] with the output folder of the lab.
+/// [`support::command`] with the output directory of the lab.
 fn command(lab: &Lab, verb: &str, source: &Path, more: &[&str]) -> Command {
     let mut command = support::command(verb, source, more);
     if verb == "convert" {
@@ -175,7 +175,7 @@ fn rollback_wants_the_disk_for_itself(disk: &Path, out: &Path) {
     assert_ne!(sha256(disk), fixed);
 }
 
-/// As root, the file of somebody else's folder becomes a link to one that only root may read.
+/// As root, the file of somebody else's directory becomes a link to one that only root may read.
 #[test]
 fn a_file_that_becomes_a_link_after_the_check() {
     if !have(&TOOLS) {
@@ -212,14 +212,18 @@ fn a_file_that_becomes_a_link_after_the_check() {
             assert!(what.contains("took its name"), "{what}");
             nothing_left(&lab);
         }
-        // It leads out of the folder from the start.
+        // It leads out of the directory from the start.
         let elsewhere = tempfile::tempdir().unwrap();
         let hidden = elsewhere.path().join("hidden");
         tool("cp", &["--sparse=always", text(&data), text(&hidden)]);
         fs::rename(&data, &kept).unwrap();
         symlink(&hidden, &data).unwrap();
         let run = h2k(["inspect", text(&named)]).expect(1);
-        assert!(run.stderr.contains("outside its folder"), "{}", run.stderr);
+        assert!(
+            run.stderr.contains("outside its directory"),
+            "{}",
+            run.stderr
+        );
         fs::remove_file(&data).unwrap();
         fs::rename(&kept, &data).unwrap();
     }
@@ -270,7 +274,7 @@ fn what_vmware_has_locked_is_refused() {
         }
         fs::remove_file(&lock).unwrap();
     }
-    // What a crash leaves behind: empty folders, and the lock of another file.
+    // What a crash leaves behind: empty directories, and the lock of another file.
     let other = format!(".lck-{:016x}", inode("guest.raw").swap_bytes());
     fs::write(lab.path(&other), "").unwrap();
     h2k(["inspect", text(&vmx)]).expect(0);

@@ -62,7 +62,7 @@ pub enum Kind {
 /// What an action adds to the guest.
 #[derive(Default)]
 pub struct Writes<'a> {
-    /// Folders made for many files, which make the MFT and the indexes grow; `None` where single files are
+    /// Directories made for many files, which make the MFT and the indexes grow; `None` where single files are
     /// written.
     pub folders: Option<usize>,
     /// The files, and how large they are then.

@@ -11,7 +11,7 @@ use crate::text::sha256_hex;
 
 use super::error::{Result, io_error};
 
-/// One guest file or folder before and after.
+/// One guest file or directory before and after.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     pub path: String,
@@ -19,7 +19,7 @@ pub struct Change {
     /// `None`: it did not exist.
     pub before: Option<FileFacts>,
     pub after: Option<FileFacts>,
-    /// The original, relative to the journal's folder.
+    /// The original, relative to the journal's directory.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub backup: Option<String>,
 }
@@ -77,7 +77,7 @@ impl Change {
 /// No file that hyper2kvm replaces is larger: they are drivers and boot loaders.
 pub(super) const MAX_REPLACED: u64 = 256 << 20;
 
-/// Writes files below the journal's folder.
+/// Writes files below the journal's directory.
 pub struct Saver {
     pub folder: PathBuf,
     pub durably: bool,

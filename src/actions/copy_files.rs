@@ -1,4 +1,4 @@
-//! Copies files from the driver medium into the guest, making the folders first.
+//! Copies files from the driver source into the guest, making the directories first.
 
 use serde::Serialize;
 
@@ -40,7 +40,7 @@ impl Act for CopyFiles {
         let files = count(self.files.len(), "file");
         let mut text = format!("{}: {files} ({size})", self.title);
         if !self.folders.is_empty() {
-            text += &format!(", {}", count(self.folders.len(), "new folder"));
+            text += &format!(", {}", count(self.folders.len(), "new directory"));
         }
         text
     }

@@ -17,7 +17,7 @@ pub struct CopyInGuest {
     pub title: String,
     #[serde(flatten)]
     pub volume: VolumeId,
-    /// The folder to make first.
+    /// The directory to make first.
     pub folder: Option<GuestPath>,
     pub from: GuestPath,
     pub to: GuestPath,

@@ -106,7 +106,7 @@ fn joined<T>(thread: thread::JoinHandle<T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// A hive that was written, and the walk through it that goes on meanwhile.
+/// A hive that was written, and the walk through it that continues meanwhile.
 pub struct Walking {
     hive: HiveName,
     sha256: String,
@@ -250,7 +250,7 @@ fn merge(job: MergeJob<'_>, saver: &Saver, edits: &EditedHives) -> Result<Merged
     let mut merged = file.into_bytes().map_err(edited)?;
     judge::holds(&merged, job.edits).map_err(judged)?;
     kept.check(&merged).map_err(judged)?;
-    // A tail beyond the hive bins stays as it is, so the file never shrinks.
+    // A tail beyond the hive bins stays unchanged, so the file never shrinks.
     append_tail(&path, &mut merged)?;
     let extents = changed_blocks(&path, &merged)?;
     let size = merged.len() as u64;

@@ -1,9 +1,9 @@
 //! The guest as a plan will leave it, in memory: what `inspect` and `verify` read to tell whether the plan
 //! is enough, before anything is written.
 //!
-//! Files of the plan come from the medium. Hives are those that will be written, where they were edited
+//! Files of the plan come from the driver source. Hives are those that will be written, where they were edited
 //! already; else they are edited as trees and written anew. What is not in the plan is read from the guest.
-//! Folders of the plan are not listed; no reader lists them.
+//! Directories of the plan are not listed; no reader lists them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ enum Content<'a> {
     Bytes(Vec<u8>),
     /// A hive that inspection has in memory.
     Shared(Arc<Vec<u8>>),
-    /// A file of the medium.
+    /// A file of the driver source.
     Media {
         path: &'a str,
         size: u64,
@@ -83,7 +83,7 @@ impl<'a> Preview<'a> {
         self.guest
     }
 
-    /// A file of the medium, on the volume of Windows.
+    /// A file of the driver source, on the volume of Windows.
     pub(super) fn of_media(&mut self, to: &GuestPath, path: &'a str, size: u64) {
         self.put(self.system, to, Content::Media { path, size });
     }

@@ -1,7 +1,7 @@
 //! The list of machines, a YAML file:
 //!
 //! ```yaml
-//! output-dir: converted        # default: the folder of this file
+//! output-dir: converted        # default: the directory of this file
 //! defaults:                    # options of `convert` for every machine
 //!   virtio-iso: virtio-win.iso
 //! machines:

@@ -20,7 +20,7 @@ pub enum State {
     Converted,
     /// With `--dry-run`.
     Planned,
-    /// Its folder was complete already.
+    /// Its directory was complete already.
     Skipped,
     Failed,
     /// Stopped half-way, and cleaned up.

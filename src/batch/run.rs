@@ -54,7 +54,7 @@ pub struct Machine {
     pub source: PathBuf,
     /// Absolute.
     pub folder: PathBuf,
-    /// Of `convert`, without folder and source.
+    /// Of `convert`, without directory and source.
     pub args: Vec<OsString>,
     /// What must not be seen on a command line.
     pub env: Vec<(String, String)>,
@@ -67,11 +67,11 @@ pub struct Machine {
 /// Whether a machine still has to be converted.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Done {
-    /// There is no folder.
+    /// There is no directory.
     No,
-    /// The folder is complete and what this run would make.
+    /// The directory is complete and what this run would make.
     Yes,
-    /// The folder is there and is something else.
+    /// The directory is there and is something else.
     Differs(String),
 }
 
@@ -80,7 +80,7 @@ impl Machine {
         Line::new(&self.name, &self.source, &self.folder, state)
     }
 
-    /// What the output folder says of itself.
+    /// What the output directory says of itself.
     fn report(&self) -> Option<Value> {
         let mut bytes = Vec::new();
         let file = File::open(self.folder.join("report.json")).ok()?;
@@ -90,7 +90,7 @@ impl Machine {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Looks at the output folder.
+    /// Looks at the output directory.
     pub fn done(&self) -> Done {
         // A conversion that is at work there says so itself.
         if let Err(error) = exchange::repair(&self.folder) {
@@ -280,7 +280,7 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
                 message: format!("{} exists, and {why}", machine.folder.display()),
                 hints: vec![
                     "--force replaces it (`force: true` for one machine); output-dir chooses \
-                     another folder"
+                     another directory"
                         .to_string(),
                 ],
                 ..Failure::default()
@@ -506,7 +506,7 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
     }
 }
 
-/// Converted in spite of what was accepted: the folder is there, and counts as a failure.
+/// Converted in spite of what was accepted: the directory is there, and counts as a failure.
 fn not_ready(machine: &Machine, document: &Value, dry_run: bool) -> Line {
     let codes = document["accepted"].as_array().into_iter().flatten();
     let codes: Vec<&str> = codes.filter_map(Value::as_str).collect();

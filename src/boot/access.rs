@@ -1,7 +1,7 @@
 //! Can the user QEMU runs as get to a file? libvirt gives the file itself to that user when the machine
-//! starts, but not the folders above it.
+//! starts, but not the directories above it.
 //!
-//! Read from the permission bits. A folder with an access control list is taken for open: libvirt's
+//! Read from the permission bits. A directory with an access control list is taken for open: libvirt's
 //! users are let in that way, and the machine's start tells in any case.
 
 use std::fs;
@@ -65,7 +65,7 @@ fn pick_user(config: &str, passwd: &str) -> Option<User> {
     user.filter(|u| u.uid != 0)
 }
 
-/// The first folder above `path`, from the root, that the user may not enter.
+/// The first directory above `path`, from the root, that the user may not enter.
 pub fn closed_folder(path: &Path, user: &User) -> Option<PathBuf> {
     let mut folders: Vec<&Path> = path.ancestors().skip(1).collect();
     folders.reverse();
@@ -265,7 +265,7 @@ mod tests {
         let error = check().unwrap_err();
         assert!(error.message.contains("may not read"), "{error}");
         assert!(error.hints[0].contains("setfacl -m u:qemu:r "), "{error:?}");
-        // By a link into a folder that is closed.
+        // By a link into a directory that is closed.
         let home = dir.path().join("home");
         fs::create_dir(&home).unwrap();
         fs::rename(&disk, home.join("vm.vmdk")).unwrap();

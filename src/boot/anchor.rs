@@ -1,7 +1,7 @@
-//! An output folder that was moved or copied: its domain XML, report and record name where it was.
+//! An output directory that was moved or copied: its domain XML, report and record name where it was.
 //!
-//! libvirt needs absolute paths, so they are changed to where the folder lies now, before anything else is
-//! done. Only what is in the folder is followed: disks of elsewhere (`--install-to`, block devices) stay
+//! libvirt needs absolute paths, so they are changed to where the directory lies now, before anything else is
+//! done. Only what is in the directory is followed: disks of elsewhere (`--install-to`, block devices) stay
 //! what they are. Everything may be repeated after an interruption; the report is changed last.
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ use crate::report::OutputFile;
 
 const REPORT: &str = "report.json";
 
-/// Lets the files of the folder name each other where they are. Returns where the folder was, when that
+/// Lets the files of the directory name each other where they are. Returns where the directory was, when that
 /// was elsewhere.
 pub fn anchor(folder: &Path) -> Result<Option<PathBuf>> {
     let Some(here) = absolute(folder) else {
@@ -56,12 +56,12 @@ pub fn anchor(folder: &Path) -> Result<Option<PathBuf>> {
 struct Moved {
     was: PathBuf,
     here: PathBuf,
-    /// What lies in the folder.
+    /// What lies in the directory.
     names: BTreeSet<OsString>,
 }
 
 impl Moved {
-    /// Where a path of the old folder leads now.
+    /// Where a path of the old directory leads now.
     fn new_path(&self, old: &str) -> Option<String> {
         let below = Path::new(old).strip_prefix(&self.was).ok()?;
         let Component::Normal(first) = below.components().next()? else {
@@ -137,7 +137,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Files of the folder that were written anew, in its report.
+/// Files of the directory that were written anew, in its report.
 pub(crate) fn list_anew(folder: &Path, names: &[&str]) -> Result<()> {
     let path = folder.join(REPORT);
     let report = read(&path)?;
@@ -171,14 +171,14 @@ fn absolute(folder: &Path) -> Option<PathBuf> {
     std::path::absolute(folder).ok()
 }
 
-/// Where the folder was when the report was written.
+/// Where the directory was when the report was written.
 fn recorded(report: &Value) -> Option<PathBuf> {
     let path = report.pointer("/outputs/final_xml")?.as_str()?;
     let folder = Path::new(path).parent()?;
     folder.is_absolute().then(|| folder.to_path_buf())
 }
 
-/// Another name of the same folder.
+/// Another name of the same directory.
 fn same(one: &Path, other: &Path) -> bool {
     match (one.canonicalize(), other.canonicalize()) {
         (Ok(one), Ok(other)) => one == other,
@@ -252,7 +252,7 @@ mod tests {
             report["outputs"]["disks"],
             json!([there(&here, "vm.qcow2"), "/images/other.qcow2"])
         );
-        // Where it came from is no file of the folder.
+        // Where it came from is no file of the directory.
         assert_eq!(report["source"], there(&was, "vm.qcow2"));
         let size = fs::metadata(here.join("vm.xml")).unwrap().len();
         assert_eq!(report["files"][0]["size_bytes"], size);

@@ -127,7 +127,7 @@ impl Run<'_> {
     }
 }
 
-/// The folder for it. What has the name and is not this user's is not written to.
+/// The directory for it. What has the name and is not this user's is not written to.
 fn evidence_folder(path: &Path) -> Result<PathBuf> {
     let trusted = || TrustedFolder::open(path).map(drop);
     match trusted() {
@@ -207,7 +207,7 @@ mod tests {
         symlink(&victim, &log).unwrap();
         assert!(copy(&log, &folder, "com1.log").is_err());
         assert_eq!(kept("com1.log"), "said");
-        // The folder itself, where others can write or that leads elsewhere.
+        // The directory itself, where others can write or that leads elsewhere.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
         assert!(evidence_folder(&folder).is_err());
         let link = dir.path().join("evidence-bootstrap");

@@ -1,4 +1,4 @@
-//! The output folder of a conversion as `boot` needs it: the two domains, and copies of them for a
+//! The output directory of a conversion as `boot` needs it: the two domains, and copies of them for a
 //! watched start.
 
 use std::path::{Path, PathBuf};
@@ -52,8 +52,8 @@ impl DomainDisk {
     }
 }
 
-/// The output folder, opened; `None` where there is none. Its domains are run and its record says which
-/// files are put over disks, so only the caller or root may be able to write there. The folder may be
+/// The output directory, opened; `None` where there is none. Its domains are run and its record says which
+/// files are put over disks, so only the caller or root may be able to write there. The directory may be
 /// named by a link.
 pub fn trust(folder: &Path) -> Result<Option<TrustedFolder>> {
     let Ok(real) = folder.canonicalize() else {
@@ -72,10 +72,10 @@ impl Files {
             .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
         let not_ours = || {
             Error::usage(format!(
-                "{} is not the output folder of a conversion",
+                "{} is not the output directory of a conversion",
                 folder.display()
             ))
-            .hint("name the folder that `hyper2kvm convert` wrote")
+            .hint("name the directory that `hyper2kvm convert` wrote")
         };
         let held = trust(&folder)?.ok_or_else(not_ours)?;
         let text = match held.read(Path::new("report.json")) {
@@ -94,7 +94,7 @@ impl Files {
             .hint("virsh define and virsh start its final XML (hyper2kvm docs linux)"));
         }
         let outputs = json.get("outputs").ok_or_else(not_ours)?;
-        // The folder may have been renamed since: the files are in it, whatever it was called.
+        // The directory may have been renamed since: the files are in it, whatever it was called.
         let domain = |key: &str| -> Result<Option<Domain>> {
             let Some(path) = outputs.get(key).and_then(Value::as_str) else {
                 return Ok(None);
@@ -133,12 +133,12 @@ impl Files {
         self.system_disk().map(drop)
     }
 
-    /// Refuses a folder that was exchanged for another one.
+    /// Refuses a directory that was exchanged for another one.
     pub fn still_there(&self) -> Result<()> {
         match self.held.is_at(&self.folder) {
             true => Ok(()),
             false => Err(Error::failed(format!(
-                "{} is another folder than it was at the start",
+                "{} is another directory than it was at the start",
                 self.folder.display()
             ))
             .hint("see who moved it, then run the same command again")),
@@ -257,7 +257,7 @@ impl Domain {
     }
 }
 
-/// The domain XML files that the report of an output folder names.
+/// The domain XML files that the report of an output directory names.
 pub(crate) fn domain_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let files = Files::open(folder)?;
     let domains = files.bootstrap.iter().chain([&files.production]);

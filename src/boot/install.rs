@@ -1,4 +1,4 @@
-//! `--install-to DIR`, `--pool NAME`: the disks of an output folder go where libvirt can read them.
+//! `--install-to DIR`, `--pool NAME`: the disks of an output directory go where libvirt can read them.
 //!
 //! A disk appears there under a name that was free: as a second link of the same file, or where the file
 //! systems differ as a copy (a reflink where they can) that was made in a directory of its own and is
@@ -41,7 +41,7 @@ use crate::tool::{self, Cmd};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     Folder(PathBuf),
-    /// A storage pool of libvirt that is a folder.
+    /// A storage pool of libvirt that is a directory.
     Pool(String),
 }
 
@@ -86,13 +86,13 @@ pub struct Installed {
     pub warnings: Vec<String>,
 }
 
-/// Puts the disks, the probe and the UEFI variables of an output folder there. What is there already
+/// Puts the disks, the probe and the UEFI variables of an output directory there. What is there already
 /// stays; disks of elsewhere (block devices, `--in-place`) are left where they are.
 pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed> {
     let folder = std::path::absolute(folder)
         .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
     let held = trust(&folder)?
-        .ok_or_else(|| Error::usage(format!("{} is not a folder", folder.display())))?;
+        .ok_or_else(|| Error::usage(format!("{} is not a directory", folder.display())))?;
     let report_path = folder.join("report.json");
     let mut report: Value =
         serde_json::from_slice(&held.read(Path::new("report.json"))?).map_err(|e| {
@@ -102,7 +102,7 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
     if identity(&folder).ok() == identity(&target).ok() {
         return Err(Error::usage(format!(
-            "{} is the output folder itself: its disks are there already",
+            "{} is the output directory itself: its disks are there already",
             target.display()
         )));
     }
@@ -175,7 +175,7 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
         state.save(&folder)?;
     }
     let mut installed = Installed::default();
-    // A killed run has changed the XML already: there is no way back, only on.
+    // A killed run has changed the XML already: there is no rollback, only forward.
     let begun = domains
         .iter()
         .flat_map(|(_, root)| files_of(root))
@@ -551,19 +551,22 @@ pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
     let path = std::path::absolute(&path)
         .map_err(|e| Error::usage(format!("{} is not a path", path.display())).because(e))?;
     if !path.is_dir() {
-        return Err(Error::usage(format!("{} is not a folder", path.display())));
+        return Err(Error::usage(format!(
+            "{} is not a directory",
+            path.display()
+        )));
     }
     refuse_others(&path)?;
     Ok(path)
 }
 
 /// Whoever can change names there could have another file given away, or written to. An ordinary user
-/// may share a folder with a group.
+/// may share a directory with a group.
 fn refuse_others(folder: &Path) -> Result<()> {
     let found = fs::metadata(folder).map_err(io_error("looking at", folder))?;
     let caller = rustix::process::geteuid();
     let shown = folder.display();
-    let elsewhere = "or name a folder of root's, such as /var/lib/libvirt/images";
+    let elsewhere = "or name a directory of root's, such as /var/lib/libvirt/images";
     if found.uid() != caller.as_raw() && found.uid() != 0 {
         return Err(Error::failed(format!(
             "{shown} belongs to user {}, who could exchange the disks while they are put there",
@@ -573,7 +576,7 @@ fn refuse_others(folder: &Path) -> Result<()> {
         .hint(elsewhere));
     }
     let others = if caller.is_root() { 0o022 } else { 0o002 };
-    // In a folder with the sticky bit nobody renames the files of others.
+    // In a directory with the sticky bit nobody renames the files of others.
     if found.mode() & others != 0 && found.mode() & 0o1000 == 0 {
         return Err(Error::failed(format!(
             "{shown} can be written by others (mode {:04o})",

@@ -51,7 +51,7 @@ impl Run<'_> {
                     pair.disk.display()
                 ))
                 .because(e)
-                .hint("run the same command again to go on")
+                .hint("run the same command again to continue")
             })?;
             self.point("boot-merged")?;
         }
@@ -89,10 +89,11 @@ impl Run<'_> {
         };
         loop {
             if stop::requested() {
-                return Err(
-                    Error::new(ErrorKind::Interrupted, "interrupted; the machine goes on")
-                        .hint("run the same command again to go on"),
-                );
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "interrupted; the machine continues",
+                )
+                .hint("run the same command again to continue"));
             }
             if self.tick(1)?.state == State::Off {
                 return Ok(false);

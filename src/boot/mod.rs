@@ -1,4 +1,4 @@
-//! `boot`: both boots of a converted machine on libvirt, watched, with a way back.
+//! `boot`: both boots of a converted machine on libvirt, watched, with a rollback.
 //!
 //! ```text
 //!  new -> bootstrap -> bootstrap-up -> bootstrap-done -> protecting -> final -> done
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The phase is written to `boot.json` before the step it names begins ([`record`]), so a run that was
-//! killed goes on where it was, and a run after the end changes nothing. Windows is up when its
+//! killed continues where it was, and a run after the end changes nothing. Windows is up when its
 //! first-boot script has written [`MARKER`] to COM1, or when the guest agent answers. Between the boots
 //! the disk is read ([`proof`]) and saved ([`protect`]): when the final boot fails, it is put back and
 //! the bootstrap domain is defined and started again. A domain this program has not defined is never
@@ -48,7 +48,7 @@ use record::{Phase, Record, StageRecord};
 
 /// What the first-boot script writes to COM1 when it is done.
 pub const MARKER: &str = "hyper2kvm: first boot finished";
-/// Locked by the run that works on an output folder.
+/// Locked by the run that works on an output directory.
 pub(crate) const LOCK: &str = ".boot.lock";
 /// How long the script may still run once the agent answers.
 const AGENT_GRACE: Duration = Duration::from_secs(120);
@@ -226,7 +226,7 @@ pub(crate) fn local(uri: &str) -> Result<()> {
         .hint("run hyper2kvm boot on the host the machine is to run on"))
 }
 
-/// One run at a time works on an output folder.
+/// One run at a time works on an output directory.
 pub(crate) fn lock(folder: &Path) -> Result<FileLock> {
     let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
         Error::failed(format!("locking {}", folder.display())).because(e)
@@ -314,7 +314,7 @@ impl Run<'_> {
             self.ui.status(
                 "Serving",
                 &format!(
-                    "the source, by process {}, which goes on until hyper2kvm pull {folder} is done",
+                    "the source, by process {}, which continues until hyper2kvm pull {folder} is done",
                     left.id()
                 ),
             );
@@ -329,7 +329,7 @@ impl Run<'_> {
             .map_err(|e| Error::failed("booting").because(e))
     }
 
-    /// A domain of that UUID or name must be ours and of this folder.
+    /// A domain of that UUID or name must be ours and of this directory.
     fn refuse_foreign_domains(&self) -> Result<()> {
         let connecting = |e| unreachable(&self.options.uri, e);
         let refuse = |reason: String, remedy: &str| {
@@ -363,11 +363,11 @@ impl Run<'_> {
                     "libvirt has a machine of the UUID {} that this program did not define",
                     self.files.uuid
                 ),
-                "undefine it, or change <uuid> in both XML files of the output folder",
+                "undefine it, or change <uuid> in both XML files of the output directory",
             );
         }
         let ours = self.files.system_disk()?.path;
-        // The folder was moved since it was defined: it is defined anew before the next start.
+        // The directory was moved since it was defined: it is defined anew before the next start.
         let left_behind = |disk: &Path| disk.file_name() == ours.file_name() && !disk.exists();
         let off = || Ok::<_, Error>(self.tick(1)?.state == State::Off);
         let named = |d: &files::DomainDisk| {
@@ -380,7 +380,7 @@ impl Run<'_> {
                     "the machine libvirt has runs from another disk than {}",
                     ours.display()
                 ),
-                "it comes from another conversion: undefine it, or go on with that one",
+                "it comes from another conversion: undefine it, or continue with that one",
             );
         }
         Ok(())
@@ -462,14 +462,14 @@ impl Run<'_> {
         );
         self.virsh.start(self.files.uuid).map_err(|e| {
             Error::from(e).hint(format!(
-                "QEMU's user must be able to reach the disks and firmware: {} and every folder above it",
+                "QEMU's user must be able to reach the disks and firmware: {} and every directory above it",
                 self.files.folder.display()
             ))
         })?;
         self.watch(stage, &log)
     }
 
-    /// Defines the domain of a stage as it is in the folder, or with COM1 logged to a file.
+    /// Defines the domain of a stage as it is in the directory, or with COM1 logged to a file.
     fn define(&self, stage: Stage, log: Option<&Path>) -> Result<()> {
         let domain = self
             .files
@@ -520,10 +520,11 @@ impl Run<'_> {
         let mut glanced: Option<Instant> = None;
         let outcome = loop {
             if stop::requested() {
-                return Err(
-                    Error::new(ErrorKind::Interrupted, "interrupted; the machine goes on")
-                        .hint("run the same command again to go on watching it"),
-                );
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "interrupted; the machine continues",
+                )
+                .hint("run the same command again to continue watching it"));
             }
             if glanced.is_none_or(|t| t.elapsed() > GLANCE_INTERVAL) {
                 self.glance(stage);
@@ -594,7 +595,7 @@ impl Run<'_> {
                     ),
                 );
             }
-            // A user may pause it; a disk that cannot be written to does not mend.
+            // A user may pause it; a disk that cannot be written to is not repaired.
             State::Paused if tick.reason == "I/O error" => {
                 return failed(
                     "paused",
@@ -628,7 +629,7 @@ impl Run<'_> {
             }
             if asked.is_none_or(|t| t.elapsed() > ASK_AGAIN) {
                 self.ui.status("Stopping", &self.files.name);
-                // It may go off by itself at this very moment.
+                // It may go off on its own at this very moment.
                 if let Err(error) = self.virsh.shutdown(self.files.uuid) {
                     tracing::info!("asking for a shutdown: {error}");
                 }
@@ -644,7 +645,7 @@ impl Run<'_> {
             if stop::requested() {
                 return Err(Error::new(
                     ErrorKind::Interrupted,
-                    "interrupted; the machine goes on",
+                    "interrupted; the machine continues",
                 ));
             }
         }
@@ -689,7 +690,7 @@ impl Run<'_> {
 
     fn finish(&mut self) -> Result<()> {
         self.merge_overlays()?;
-        // From the next start on it is the domain of the output folder, without our log.
+        // From the next start on it is the domain of the output directory, without our log.
         self.define(Stage::Final, None)?;
         let off = self.tick(1)?.state == State::Off;
         let mut left = Vec::new();
@@ -702,7 +703,7 @@ impl Run<'_> {
             Vec::new()
         } else {
             let when =
-                "# when the machine is off and you are content, give up the way back:".to_owned();
+                "# when the machine is off and you are content, give up the rollback:".to_owned();
             std::iter::once(when)
                 .chain(left.iter().map(protect::Protected::forget_command))
                 .collect()

@@ -4,7 +4,7 @@
 //! final boot fails, and merged into the disk ([`merge`](super::merge)) when it does not. An internal snapshot
 //! would not do: where the disk is an overlay on a source itself, the snapshot's data goes with the source. Raw
 //! files get a copy beside them (a reflink where the file system has them), and the UEFI variables a copy in
-//! the output folder. All of it while the machine is off.
+//! the output directory. All of it while the machine is off.
 //!
 //! A copy is named in the record before it is made, under a name that was free, and is durable before the
 //! switch. It is put back only when it has the size it had then.
@@ -110,7 +110,7 @@ impl Run<'_> {
                     "{} cannot be saved before the switch",
                     disk.path.display()
                 ))
-                .hint("take a snapshot of it by other means, then go on with --no-snapshot")
+                .hint("take a snapshot of it by other means, then continue with --no-snapshot")
             })?);
         }
         if let Some(file) = self.files.production.nvram().filter(|f| f.exists()) {
@@ -178,7 +178,7 @@ impl Protected {
                     "{} exists, and what is saved before the switch would replace it",
                     copy.display()
                 ))
-                .hint("move it elsewhere, or go on with --no-snapshot"))
+                .hint("move it elsewhere, or continue with --no-snapshot"))
             }
             _ => Ok(()),
         }
@@ -192,7 +192,7 @@ impl Protected {
             }
             Error::failed(format!("saving {} before the switch", what.display()))
                 .because(e)
-                .hint("--no-snapshot goes on without: a failed switch may then leave the disk changed")
+                .hint("--no-snapshot continues without: a failed switch may then leave the disk changed")
         };
         match self {
             Self::Overlay { disk, overlay } => {
@@ -321,7 +321,7 @@ fn copy_disk(disk: &Path, copy: &Path) -> Result<Saved> {
         match e.kind() {
             io::ErrorKind::Interrupted => {
                 Error::new(ErrorKind::Interrupted, "interrupted; the machine is off")
-                    .hint("run the same command again to go on")
+                    .hint("run the same command again to continue")
             }
             _ => failed(e),
         }

@@ -1,5 +1,5 @@
 //! `boot.json`: how far the two boots have come. Written before each step, so that an interrupted run
-//! goes on where it was.
+//! continues where it was.
 
 use std::path::{Path, PathBuf};
 

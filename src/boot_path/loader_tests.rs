@@ -15,7 +15,7 @@ const TEN: (u32, u32) = (10, 0);
 struct Guest {
     nt: (u32, u32),
     tree: KeyTree,
-    /// By lower-case path below the folder of Windows.
+    /// By lower-case path below the directory of Windows.
     files: BTreeMap<String, Image>,
 }
 
@@ -251,7 +251,7 @@ fn what_stops_a_loader_is_not_ready() {
         (
             &[XP],
             BLK,
-            "is not relative to the folder of Windows",
+            "is not relative to the directory of Windows",
             |g| {
                 text(
                     g,
@@ -264,7 +264,7 @@ fn what_stops_a_loader_is_not_ready() {
         (
             &[XP],
             BLK,
-            "is not relative to the folder of Windows",
+            "is not relative to the directory of Windows",
             |g| {
                 text(
                     g,
@@ -277,7 +277,7 @@ fn what_stops_a_loader_is_not_ready() {
         (
             &[XP],
             IDE,
-            "is not relative to the folder of Windows",
+            "is not relative to the directory of Windows",
             |g| {
                 text(
                     g,
@@ -466,7 +466,7 @@ fn what_does_not_stop_it_is_advice_at_most() {
         (
             &[SEVEN, TEN],
             BLK,
-            Some("is not relative to the folder of Windows"),
+            Some("is not relative to the directory of Windows"),
             |g| {
                 text(
                     g,

@@ -126,7 +126,7 @@ impl Service {
         self.start_override().filter(|_| !self.overridable)
     }
 
-    /// Whether a boot loader finds the file whatever it makes of the path: all of them put the folder of
+    /// Whether a boot loader finds the file whatever it makes of the path: all of them put the directory of
     /// Windows before a relative one, and the loaders since Vista know `\SystemRoot\` too.
     pub fn path_form(&self) -> PathForm {
         let Some(path) = self.image_path.as_deref().filter(|p| !p.is_empty()) else {
@@ -152,7 +152,7 @@ impl Service {
 /// How an `ImagePath` says where the file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathForm {
-    /// To the folder of Windows; a path that is not there is of this form too.
+    /// To the directory of Windows; a path that is not there is of this form too.
     Relative,
     /// `\SystemRoot\...`
     SystemRoot,

@@ -138,7 +138,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// The device the disk hangs on, and the driver bound to it.
+    /// The device the disk is attached to, and the driver bound to it.
     fn controller(&mut self, controller: Controller) -> Result<()> {
         let mut devices = controller.devices();
         if self.ctx.nt.0 < 6 {
@@ -316,7 +316,7 @@ impl Walk<'_, '_> {
         };
         if let Some(decides) = self.odd_path(state) {
             let text = format!(
-                "the ImagePath of {name} ({}) is not relative to the folder of Windows, as a boot loader wants it",
+                "the ImagePath of {name} ({}) is not relative to the directory of Windows, as a boot loader wants it",
                 state.image_path.as_deref().unwrap_or_default()
             );
             let fault = Fault::PathForm {
@@ -548,7 +548,7 @@ impl Walk<'_, '_> {
             None => "without a driver".to_string(),
         };
         let text = format!(
-            "the device {path} was here before, {with}: Windows goes on so when it is in the same place again"
+            "the device {path} was here before, {with}: Windows uses that driver again when it is in the same place"
         );
         self.advise(Fault::Instance { path, service }, text);
         Ok(())

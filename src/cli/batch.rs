@@ -137,7 +137,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
         && failed.all(|f| f.code == refused);
     Err(error.hint(match only_refused {
         true => "apply the remedies, then run the same command: it does what is not done yet",
-        false => "the same command goes on with what is not done yet",
+        false => "the same command continues with what is not done yet",
     }))
 }
 
@@ -281,7 +281,7 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
             error.message = format!("{at}: {}", error.message);
             return Err(error);
         }
-        // That is for the conversion to say; the others go on.
+        // That is for the conversion to say; the others continue.
         Err(_) => {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
             safe_name(one.fix.name.as_deref().unwrap_or(&stem))
@@ -334,7 +334,7 @@ fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
             let both = format!("machines {} and {}", i + 1, j + 1);
             if folders[i].starts_with(&folders[j]) || folders[j].starts_with(&folders[i]) {
                 return Err(Error::usage(format!(
-                    "{both} would be written to the same folder, {}",
+                    "{both} would be written to the same directory, {}",
                     one.folder.display()
                 ))
                 .hint("give one of them another `name` or `output-dir`"));
@@ -420,12 +420,15 @@ mod tests {
             )
         };
         for (text, says) in [
-            (two("a/vm.vmdk", "b/vm.vmdk"), "same folder"),
+            (two("a/vm.vmdk", "b/vm.vmdk"), "same directory"),
             (
                 two("a, output-dir: x/y", "b, output-dir: x/z/../y"),
-                "same folder",
+                "same directory",
             ),
-            (two("a, output-dir: x", "b, output-dir: x/y"), "same folder"),
+            (
+                two("a, output-dir: x", "b, output-dir: x/y"),
+                "same directory",
+            ),
             (
                 two("a, output-dir: x, name: n", "b, output-dir: y, name: n"),
                 "same name",

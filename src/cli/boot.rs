@@ -19,7 +19,7 @@ use super::source::parsed_keys;
 
 #[derive(Debug, clap::Args)]
 pub struct BootArgs {
-    /// Output folder of a conversion
+    /// Output directory of a conversion
     folder: PathBuf,
     #[command(flatten)]
     watch: WatchArgs,
@@ -54,7 +54,7 @@ pub struct WatchArgs {
     /// More restarts than this in one boot are a loop
     #[arg(long, value_name = "N", default_value_t = 8)]
     max_reboots: u32,
-    /// Stop when this stage is done; the same command without it goes on
+    /// Stop when this stage is done; the same command without it continues
     #[arg(long, value_enum)]
     stop_after: Option<StageArg>,
     /// Do not save the disk before the switch
@@ -67,7 +67,7 @@ impl WatchArgs {
         &self.connect
     }
 
-    /// For a folder that is filled in later, where there is none yet.
+    /// For a directory that is filled in later, where there is none yet.
     pub fn options(&self, folder: PathBuf, keys: Keys, install: Option<Place>) -> Options {
         Options {
             folder,
@@ -93,7 +93,7 @@ impl WatchArgs {
 /// Where libvirt can read the disks.
 #[derive(Debug, clap::Args)]
 pub struct InstallArgs {
-    /// Move the disks to this folder first, where libvirt can read them
+    /// Move the disks to this directory first, where libvirt can read them
     #[arg(
         long,
         value_name = "DIR",

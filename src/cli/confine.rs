@@ -30,10 +30,10 @@ enum Network {
 /// Where a verb writes.
 #[derive(Debug, Default)]
 pub struct Writes<'p> {
-    /// Made when it is not there: a rule can only be for what is there, and one for a folder above
+    /// Made when it is not there: a rule can only be for what is there, and one for a directory above
     /// would let everything else in it be written.
     pub folder: Option<&'p Path>,
-    /// What is there: devices, disks, other folders.
+    /// What is there: devices, disks, other directories.
     pub there: Vec<&'p Path>,
 }
 
@@ -63,9 +63,9 @@ fn give_up(below: &Writes<'_>, network: Network) -> Result<()> {
     for path in below.folder.iter().chain(&below.there) {
         if is_root_folder(path) {
             return Err(Error::usage(
-                "the output folder would lie in / itself, where nothing else could be protected from writes",
+                "the output directory would lie in / itself, where nothing else could be protected from writes",
             )
-            .hint("name one that lies in another folder, e.g. -o /var/tmp/NAME"));
+            .hint("name one that lies in another directory, e.g. -o /var/tmp/NAME"));
         }
         all.push(path.to_path_buf());
     }

@@ -92,7 +92,7 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
     let place = args.install.place();
     if args.fix.in_place && place.is_some() {
         return Err(Error::usage(
-            "--in-place leaves the disk where it is: it cannot be moved to libvirt's folder too",
+            "--in-place leaves the disk where it is: it cannot be moved to libvirt's directory too",
         ));
     }
     let virsh = Virsh::new(&args.connect);

@@ -1,4 +1,4 @@
-//! `hyper2kvm demo [--install]`: builds a small Windows-shaped disk and a virtio-win folder, and runs
+//! `hyper2kvm demo [--install]`: builds a small Windows-shaped disk and a virtio-win directory, and runs
 //! the real conversion on them.
 
 use std::os::unix::fs::PermissionsExt;
@@ -25,7 +25,7 @@ pub struct DemoArgs {
     /// A BIOS guest on an MBR disk instead of UEFI on GPT
     #[arg(long)]
     bios: bool,
-    /// Folder to build in and convert to; it must not exist
+    /// Directory to build in and convert to; it must not exist
     #[arg(default_value = "hyper2kvm-demo")]
     folder: PathBuf,
 }
@@ -64,7 +64,7 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> Result<()> {
     created.map_err(|e| {
         Error::failed(format!("creating {}", args.folder.display()))
             .because(e)
-            .hint("the demo wants a folder of its own: remove it, or name another one")
+            .hint("the demo wants a directory of its own: remove it, or name another one")
     })?;
     let disk = args.folder.join("demo.raw");
     let drivers = args.folder.join("virtio-win");
@@ -80,7 +80,7 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> Result<()> {
     virtio_win::write(&drivers, Layout::Iso, &|arch| {
         pe::image(arch, Subsystem::Native)
     })
-    .map_err(|e| Error::failed("building the virtio-win folder").because(e))?;
+    .map_err(|e| Error::failed("building the virtio-win directory").because(e))?;
     let line = ConvertLine::try_parse_from([
         "convert".as_ref(),
         disk.as_os_str(),

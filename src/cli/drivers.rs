@@ -15,7 +15,7 @@ use super::confine::{self, Writes};
 
 #[derive(Debug, clap::Args)]
 pub struct DriversArgs {
-    /// virtio-win ISO or folder; without it only the catalogue is shown
+    /// virtio-win ISO or directory; without it only the catalogue is shown
     #[arg(env = "HYPER2KVM_VIRTIO_ISO")]
     path: Option<PathBuf>,
     /// Driver catalogue merged over the built-in one (YAML or JSON, repeatable)
@@ -88,7 +88,7 @@ fn target(windows: &Windows, arch: Arch) -> WindowsTarget {
 struct Row<'c> {
     windows: &'c Windows,
     arch: Arch,
-    /// `None` without a medium.
+    /// `None` without a driver source.
     choice: Option<Result<select::DriverSet, select::DriverError>>,
 }
 
@@ -134,7 +134,7 @@ impl Row<'_> {
         json
     }
 
-    /// Folder, version and what else there is to know.
+    /// Directory, version and what else there is to know.
     fn cells(&self) -> (String, String) {
         match &self.choice {
             None => (self.windows.folders.join(", "), String::new()),
@@ -191,7 +191,7 @@ fn table(rows: &[Row<'_>], media: Option<&dyn Media>, verbose: bool) -> Styled {
     if media.is_none() {
         text.push(
             Tone::Plain,
-            "\nhyper2kvm drivers PATH: what a medium offers; --where: where to get one\n",
+            "\nhyper2kvm drivers PATH: what a driver source offers; --where: where to get one\n",
         );
     }
     text

@@ -27,7 +27,7 @@ use super::wire::{self, WireArgs};
 pub struct InspectArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// More of them. Several, or a folder of disks and machines, are shown as a table
+    /// More of them. Several, or a directory of disks and machines, are shown as a table
     #[arg(value_name = "SOURCE")]
     more: Vec<PathBuf>,
     /// Collect registry, boot configuration and logs into DIR/<name>-evidence.tar.gz, for a support
@@ -162,7 +162,7 @@ fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
     let archive = archive.transpose().map_err(|e| {
         Error::failed("collecting evidence")
             .because(e)
-            .hint("--evidence takes a folder; an archive that is there already is not replaced")
+            .hint("--evidence takes a directory; an archive that is there already is not replaced")
     })?;
     linux::complete(&machine, &mut survey.inspection, ui)?;
     Ok(Seen {

@@ -12,7 +12,7 @@ use crate::ui::Ui;
 
 #[derive(Debug, clap::Args)]
 pub struct ManArgs {
-    /// Folder for one page per command; without it the main page goes to stdout
+    /// Directory for one page per command; without it the main page goes to stdout
     folder: Option<PathBuf>,
 }
 
@@ -31,7 +31,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
             (
                 "hyper2kvm convert disk.vmdk --virtio-iso virtio-win.iso",
-                "Write the output folder disk-kvm.",
+                "Write the output directory disk-kvm.",
             ),
             (
                 "hyper2kvm boot disk-kvm",
@@ -48,7 +48,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
             (
                 "hyper2kvm inspect /exports",
-                "Every disk and machine below a folder, as a table.",
+                "Every disk and machine below a directory, as a table.",
             ),
             (
                 "hyper2kvm inspect disk.vmdk --json",
@@ -72,7 +72,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
             (
                 "hyper2kvm convert vm.ova -o /srv/vm --storage virtio-scsi",
-                "Another folder, another controller.",
+                "Another directory, another controller.",
             ),
             (
                 "hyper2kvm convert --batch fleet.yaml",
@@ -85,7 +85,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             (
                 "hyper2kvm verify disk-kvm",
-                "An output folder, from the controllers its report names.",
+                "An output directory, from the controllers its report names.",
             ),
             (
                 "hyper2kvm verify disk.qcow2 --controller virtio-blk",
@@ -114,7 +114,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "release",
         &[(
             "hyper2kvm release disk-kvm",
-            "Give such a folder up, with its domain.",
+            "Give such a directory up, with its domain.",
         )],
     ),
     (
@@ -129,7 +129,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             (
                 "hyper2kvm drivers virtio-win.iso",
-                "Which Windows a medium has drivers for.",
+                "Which Windows a driver source has drivers for.",
             ),
             (
                 "hyper2kvm drivers --where",
@@ -201,7 +201,7 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "./NAME-kvm/",
-        "Output folder: disks, domain XML, report.json, report.html, plan.json, journal.json, registry/, backup/.",
+        "Output directory: disks, domain XML, report.json, report.html, plan.json, journal.json, registry/, backup/.",
     ),
     (
         "./.NAME-kvm.partial/",

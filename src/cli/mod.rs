@@ -45,7 +45,7 @@ Exit codes:
   0    ok
   1    failed, nothing changed
   2    usage
-  3    refused: this guest cannot be converted as it is (each blocker has a remedy)
+  3    refused: this guest cannot be converted in its present state (each blocker has a remedy)
   4    not boot-ready (verify), or Windows did not come up (boot, rehearse)
   5    a host tool or permission is missing
   6    failed and rolled back
@@ -116,9 +116,9 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Undo a fix made with `convert --in-place`
     Rollback(rollback::RollbackArgs),
-    /// Show which drivers the catalogue and a virtio-win medium offer, per Windows
+    /// Show which drivers the catalogue and a virtio-win driver source offer, per Windows
     Drivers(drivers::DriversArgs),
-    /// Build a small Windows-shaped disk and a virtio-win folder, and convert them
+    /// Build a small Windows-shaped disk and a virtio-win directory, and convert them
     Demo(demo::DemoArgs),
     /// Show whether this host is ready to convert, boot and rehearse, and what is missing
     Doctor(doctor::DoctorArgs),
@@ -224,11 +224,11 @@ fn with_remedy(mut error: Error) -> Error {
     const REFUSALS: [(&str, &str); 6] = [
         (
             "(os error 28)",
-            "the file system is full: free some space, or choose another folder with --output-dir",
+            "the file system is full: free some space, or choose another directory with --output-dir",
         ),
         (
             "(os error 122)",
-            "the disk quota is used up: free some space, or choose another folder with --output-dir",
+            "the disk quota is used up: free some space, or choose another directory with --output-dir",
         ),
         (
             "(os error 5)",
@@ -240,7 +240,7 @@ fn with_remedy(mut error: Error) -> Error {
         ),
         (
             "(os error 30)",
-            "the file system is mounted read-only: choose another folder with --output-dir",
+            "the file system is mounted read-only: choose another directory with --output-dir",
         ),
         (
             "(os error 13)",

@@ -1,6 +1,6 @@
 //! The options of `convert` as data: which there are, which were given, and a line made of them.
 //!
-//! A batch file has them as keys, and `report.json` says with which of them a folder was made. Both
+//! A batch file has them as keys, and `report.json` says with which of them a directory was made. Both
 //! follow the definitions that clap has, so a new option needs nothing here.
 
 use std::any::TypeId;

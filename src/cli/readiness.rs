@@ -237,7 +237,7 @@ fn space(folder: &Path) -> Check {
         }
         Err(e) => Check::not(
             NAME,
-            State::Limits("name another folder with --output-dir"),
+            State::Limits("name another directory with --output-dir"),
             format!("{}: {e}", shown.display()),
             "",
         ),

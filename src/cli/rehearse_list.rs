@@ -191,7 +191,7 @@ fn vm(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Result<V
             error.message = format!("{at}: {}", error.message);
             return Err(error);
         }
-        // That is for the rehearsal to say; the others go on.
+        // That is for the rehearsal to say; the others continue.
         Err(_) => {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
             let name = safe_name(one.fix.name.as_deref().unwrap_or(&stem));

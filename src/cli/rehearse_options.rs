@@ -46,7 +46,7 @@ pub(super) fn with_texts(command: Command) -> Command {
             arg.help("Evidence directory [default: ./<name>-rehearsal]")
         })
         .mut_arg("install_to", |arg| {
-            arg.help("Keep the throw-away overlay below this folder, where libvirt can read it")
+            arg.help("Keep the throw-away overlay below this directory, where libvirt can read it")
         })
         .mut_arg("pool", |arg| {
             arg.help("Keep the throw-away overlay in this storage pool of libvirt")

@@ -19,13 +19,13 @@ use super::confine::{self, Writes};
 
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {
-    /// Output folder of the conversion
+    /// Output directory of the conversion
     #[arg(required_unless_present = "journal", conflicts_with = "journal")]
     folder: Option<PathBuf>,
     /// The journal itself, also that of an interrupted fix
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
-    /// Folder in which backing files may lie besides the disk's own (repeatable)
+    /// Directory in which backing files may lie besides the disk's own (repeatable)
     #[arg(long, value_name = "DIR")]
     allow_backing: Vec<PathBuf>,
     /// Restore even blocks that were changed after the fix (what was written there is lost)
@@ -37,7 +37,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     let path = match (&args.journal, &args.folder) {
         (Some(journal), _) => journal.clone(),
         (None, Some(folder)) => folder.join(journal::FILE_NAME),
-        (None, None) => return Err(Error::usage("name an output folder or a journal")),
+        (None, None) => return Err(Error::usage("name an output directory or a journal")),
     };
     let path = std::path::absolute(&path)
         .map_err(|e| Error::usage(format!("{} is not a path", path.display())).because(e))?;
@@ -49,7 +49,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
         JournalError::Untrusted(e) if !e.is_missing() => Error::from(e),
         other => Error::failed("opening the journal")
             .because(other)
-            .hint("name the output folder of a conversion with --in-place, or --journal FILE"),
+            .hint("name the output directory of a conversion with --in-place, or --journal FILE"),
     })?;
     if !journal.doc.disk.in_place {
         let folder = crate::text::quote(journal.folder());

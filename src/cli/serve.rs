@@ -1,5 +1,5 @@
 //! `hyper2kvm serve OUTDIR`: holds what a running VM reads its source on another host through. QEMU opens a
-//! source on this host by itself, so there is nothing to hold then.
+//! source on this host on its own, so there is nothing to hold then.
 
 use std::path::PathBuf;
 
@@ -57,7 +57,7 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     };
     record.check_source(&folder.path)?;
     if !record.is_on_wire() {
-        return nothing("QEMU reads the source on this host by itself");
+        return nothing("QEMU itself reads the source on this host");
     }
     // The children have connections of their own.
     mirror::close();

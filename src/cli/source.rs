@@ -46,7 +46,7 @@ pub struct SourceArgs {
     /// Format of the image; default: what qemu-img finds
     #[arg(long, value_name = "FORMAT", help_heading = "Source")]
     pub source_format: Option<String>,
-    /// Folder in which backing files and extents may lie besides the image's own (repeatable)
+    /// Directory in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub allow_backing: Vec<PathBuf>,
     /// How much a packed disk (OVA, gzip) may unpack to, whatever it declares and is free
@@ -58,8 +58,8 @@ pub struct SourceArgs {
     /// Convert a disk although a newer link lies beside it (a snapshot's delta, a checkpoint, an overlay): what was written since is not in the result
     #[arg(long, help_heading = "Source")]
     pub older_link: bool,
-    /// Which Windows to take of several: its folder, after the numbers of disk and partition where the
-    /// folder alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
+    /// Which Windows to take of several: its directory, after the numbers of disk and partition where the
+    /// directory alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
     #[arg(long, help_heading = "Source")]
     pub root: Option<String>,
     /// How the guest's file systems are accessed
@@ -78,7 +78,7 @@ pub struct SourceArgs {
 pub struct FixArgs {
     #[command(flatten)]
     pub source: SourceArgs,
-    /// virtio-win ISO, or a folder in ISO or RPM layout; not needed for Linux [default: /usr/share/virtio-win/virtio-win.iso]
+    /// virtio-win ISO, or a directory in ISO or RPM layout; not needed for Linux [default: /usr/share/virtio-win/virtio-win.iso]
     #[arg(long, value_name = "PATH", env = "HYPER2KVM_VIRTIO_ISO")]
     pub virtio_iso: Option<PathBuf>,
     /// Driver catalogue merged over the built-in one (YAML or JSON, repeatable)
@@ -98,7 +98,7 @@ pub struct FixArgs {
         help_heading = "Drivers and first boot"
     )]
     pub linux: LinuxArg,
-    /// Output folder [default: ./<name>-kvm]
+    /// Output directory [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
     /// Name of the machine [default: from the source]
@@ -151,16 +151,16 @@ pub struct FixArgs {
     /// Virtual CPUs [default: from the source, else 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Virtual machine")]
     pub vcpus: Option<u32>,
-    /// MAC address of a network card, in order (repeatable) [default: those the guest knows]
+    /// MAC address of a NIC, in order (repeatable) [default: those the guest knows]
     #[arg(long, help_heading = "Networks")]
     pub mac: Vec<MacAddr>,
-    /// Host bridge to connect network cards to
+    /// Host bridge to connect NICs to
     #[arg(long, conflicts_with = "libvirt_network", help_heading = "Networks")]
     pub bridge: Option<String>,
-    /// libvirt network to connect network cards to [default: default]
+    /// libvirt network to connect NICs to [default: default]
     #[arg(long, value_name = "NAME", help_heading = "Networks")]
     pub libvirt_network: Option<String>,
-    /// Connect network cards through QEMU's own NAT: for qemu:///session, without privileges
+    /// Connect NICs through QEMU's own NAT: for qemu:///session, without privileges
     #[arg(long, conflicts_with_all = ["bridge", "libvirt_network"], help_heading = "Networks")]
     pub user_network: bool,
     /// Which network of the target a network of the source becomes: net:NAME (libvirt), br:NAME[@VLAN],
@@ -233,7 +233,7 @@ pub struct FixArgs {
     /// result is NOT READY and the exit code 4 (repeatable)
     #[arg(long, value_name = "ID", value_parser = acceptable, help_heading = "Safety")]
     pub accept: Vec<String>,
-    /// Replace an output folder of ours; overwrite what is on an output device
+    /// Replace an output directory of ours; overwrite what is on an output device
     #[arg(long)]
     pub force: bool,
     /// Copy free space, page files and hibernation files too
@@ -242,11 +242,11 @@ pub struct FixArgs {
     /// Read source and copy again after the copy and compare them
     #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub verify_copy: bool,
-    /// Go on with a copy that was interrupted, in the same folder or device; from the start where there is
+    /// Go on with a copy that was interrupted, in the same directory or device; from the start where there is
     /// none. SIGINT and SIGTERM then leave what is copied. Other options must be as they were
     #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub resume: bool,
-    /// Make the last pass of a sync in the output folder (see sync), with the VM off: copy only the rest
+    /// Make the last pass of a sync in the output directory (see sync), with the VM off: copy only the rest
     #[arg(long, help_heading = "Disks and copying")]
     pub from_sync: bool,
     /// Refuse the last pass when it is expected to take more seconds; nothing is changed then
@@ -346,7 +346,7 @@ impl SourceArgs {
         ))
     }
 
-    /// For the verbs that only read: nothing is written but below this folder and where temporary files
+    /// For the verbs that only read: nothing is written but below this directory and where temporary files
     /// are, and there is no network. Not with a user's guestfish, as for `convert`.
     pub fn confine(&self, folder: Option<&Path>) -> Result<()> {
         // Who dials out is started with what this process gives up now.
@@ -538,12 +538,12 @@ impl FixArgs {
         })
     }
 
-    /// Options that do not go with `--copy later`, which makes overlays, or `--from-sync`, which goes on with
+    /// Options that do not go with `--copy later`, which makes overlays, or `--from-sync`, which continues with
     /// copies that are there.
     fn refuse_foreign_to_the_copy(&self) -> Result<()> {
         let later = self.copy == CopyArg::Later;
         let (option, why) = match self.from_sync {
-            true => ("--from-sync", "goes on with the copies of a sync"),
+            true => ("--from-sync", "continues with the copies of a sync"),
             false if later => ("--copy later", "copies nothing now"),
             false => return Ok(()),
         };
@@ -572,7 +572,7 @@ impl FixArgs {
         }
     }
 
-    /// From here on nothing is written but below the folder of the output, the devices named, `place` and
+    /// From here on nothing is written but below the directory of the output, the devices named, `place` and
     /// where programs keep temporary files.
     pub fn confine(&self, place: Option<&Path>) -> Result<()> {
         self.refuse_in_place()?;

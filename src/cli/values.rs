@@ -62,7 +62,7 @@ pub enum FormatArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum NetworkArg {
-    /// Keep the addresses on the new card
+    /// Keep the addresses on the new NIC
     #[default]
     Preserve,
     /// Take addresses from DHCP

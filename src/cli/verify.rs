@@ -1,6 +1,6 @@
-//! `hyper2kvm verify DISK`, and of an output folder.
+//! `hyper2kvm verify DISK`, and of an output directory.
 //!
-//! What the disk must boot from is what was asked for, else what the folder's report says, else the
+//! What the disk must boot from is what was asked for, else what the directory's report says, else the
 //! VirtIO controllers there is a driver for: Windows XP and 2003 have none for virtio-scsi.
 
 use std::fs;
@@ -26,12 +26,12 @@ use super::wire;
 
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("source", |source| source.help(
-    "Disk image, machine (.vmx, .ovf, .ova, libvirt XML), or output folder of a conversion"
+    "Disk image, machine (.vmx, .ovf, .ova, libvirt XML), or output directory of a conversion"
 )))]
 pub struct VerifyArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// Controller the disk must boot from (repeatable) [default: what the report of an output folder names;
+    /// Controller the disk must boot from (repeatable) [default: what the report of an output directory names;
     /// of a disk, virtio-blk and virtio-scsi, the first only for Windows XP and 2003]
     #[arg(long, value_enum)]
     controller: Vec<ControllerArg>,
@@ -158,7 +158,7 @@ fn remedy(inspection: &Inspection, checks: &[Check], is_result: bool) -> String 
         return format!("[{}] {}", finding.id, finding.remedy);
     }
     if is_result {
-        return "convert the source again, into another folder or with --force".to_string();
+        return "convert the source again, into another directory or with --force".to_string();
     }
     let mut failed = checks
         .iter()
@@ -178,17 +178,17 @@ fn by_guest(survey: &Survey) -> Vec<Controller> {
     }
 }
 
-/// What to look at in an output folder, and what it was converted for.
+/// What to look at in an output directory, and what it was converted for.
 fn folder(folder: &Path) -> Result<(PathBuf, Vec<Controller>)> {
     let path = folder.join("report.json");
     let no_report = || {
         Error::failed(format!("reading {}", path.display()))
-            .hint("name a disk, or an output folder of convert")
+            .hint("name a disk, or an output directory of convert")
     };
     let bytes = fs::read(&path).map_err(|e| no_report().because(e))?;
     let report: Value = serde_json::from_slice(&bytes).map_err(|e| no_report().because(e))?;
     let here = |path: &str| {
-        // The folder may have been moved since.
+        // The directory may have been moved since.
         let recorded = PathBuf::from(path);
         let moved = recorded.file_name().map(|name| folder.join(name));
         moved.filter(|path| path.exists()).unwrap_or(recorded)

@@ -1,6 +1,6 @@
 //! The copy of all disks of a machine: what they hold is measured first, space is checked for all of
 //! them together, then they are copied side by side with one progress. One failing stops the others. What
-//! is copied is recorded, so that an interrupted copy can go on ([`super::resume`]).
+//! is copied is recorded, so that an interrupted copy can continue ([`super::resume`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -151,7 +151,7 @@ pub struct Arriving {
     pub(super) synced: Option<Synced>,
 }
 
-/// The file name of disk `i` in the output folder.
+/// The file name of disk `i` in the output directory.
 pub(super) fn file_name(job: &Job, i: usize) -> String {
     let suffix = match i {
         0 => String::new(),
@@ -171,7 +171,7 @@ pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> 
     }
 }
 
-/// Copies the disks of a Windows VM, the fixed overlays among them. `decided` is what a run that goes on must
+/// Copies the disks of a Windows VM, the fixed overlays among them. `decided` is what a run that continues must
 /// decide again.
 pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Result<Disks> {
     let Run {
@@ -323,21 +323,22 @@ pub(super) fn to_targets(
     Ok((targets, bytes))
 }
 
-/// Leaves the partial folder where it is of use, and says so.
+/// Leaves the partial directory where it is of use, and says so.
 fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
     let Failure {
         error,
         can_be_resumed,
     } = failure;
     if job.output.from_sync {
-        return error.hint("the synced folder is kept: the same command goes on, or sync again");
+        return error
+            .hint("the synced directory is kept: the same command continues, or sync again");
     }
     // A user who said `--resume` wants no copy to be lost.
     let stopped = job.output.resume && (error.is_interrupted() || stop::requested());
     folder.keep(can_be_resumed || stopped);
     match folder.is_kept() {
         true => error.hint(
-            "what is copied is kept: the same command with --resume goes on, without it the next run starts over",
+            "what is copied is kept: the same command with --resume continues, without it the next run starts over",
         ),
         false => error,
     }

@@ -31,7 +31,7 @@ impl Place {
     /// Puts the new directory under the name of the old one, in one step where the file system can.
     pub(super) fn exchange(&self) -> io::Result<()> {
         let (parent, partial, name) = (&self.parent, &*self.partial, &*self.name);
-        failpoint::step("before", "rename of the output folder")?;
+        failpoint::step("before", "rename of the output directory")?;
         let exchanged = match failpoint::hit("exchange") {
             Ok(()) => renameat_with(parent, partial, parent, name, RenameFlags::EXCHANGE),
             Err(_) => Err(Errno::INVAL),
@@ -47,7 +47,7 @@ impl Place {
     /// The result has its name: what fails now is no reason to undo anything.
     pub(super) fn renamed(&self) {
         let synced = fsync(&self.parent).map_err(io::Error::from);
-        let after = || failpoint::step("after", "rename of the output folder");
+        let after = || failpoint::step("after", "rename of the output directory");
         if let Err(error) = synced.and_then(|()| after()) {
             tracing::warn!(
                 "{} is complete, but a loss of power could still undo its rename: {error}",
@@ -64,7 +64,7 @@ impl Place {
         rename(&self.name, &self.replaced)?;
         let synced = fsync(parent).map_err(io::Error::from);
         let second = synced
-            .and_then(|()| failpoint::step("between", "renames of the output folder"))
+            .and_then(|()| failpoint::step("between", "renames of the output directory"))
             .and_then(|()| rename(&self.partial, &self.name));
         if let Err(error) = second {
             // Put back what was there; the first error is the one to report.
@@ -135,7 +135,7 @@ pub fn repair(target: &Path) -> Result<()> {
     repair_locked(&place, &lock)
 }
 
-/// The lock of the conversion whose partial folder this is; `None` for any other folder.
+/// The lock of the conversion whose partial directory this is; `None` for any other directory.
 pub fn lock_of_partial(folder: &Path) -> Result<Option<TargetLock>> {
     let name = folder.file_name().and_then(OsStr::to_str);
     let name = name.and_then(|n| n.strip_prefix('.')?.strip_suffix(".partial"));

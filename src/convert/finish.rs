@@ -44,7 +44,7 @@ use super::space;
 use super::steps::{Disks, point, stopped};
 use crate::session::vm::VmDisks;
 
-/// A file of the output folder, not written yet.
+/// A file of the output directory, not written yet.
 pub(super) struct Document {
     pub(super) file: String,
     text: String,
@@ -61,7 +61,7 @@ pub(super) struct Domains {
 }
 
 /// Writes everything about the machine once, to nowhere: what cannot be written is known before the
-/// disks are copied. `target` is the output folder.
+/// disks are copied. `target` is the output directory.
 pub(super) fn rehearse(
     job: &Job,
     target: &Path,
@@ -119,7 +119,7 @@ pub(super) fn disk_outlook(
 }
 
 impl Domains {
-    /// Where everything of a conversion is, in the output folder.
+    /// Where everything of a conversion is, in the output directory.
     pub(super) fn outputs(&self, folder: &Path, targets: &[TargetDisk]) -> Outputs {
         let in_target = |file: &String| folder.join(file);
         Outputs {
@@ -188,8 +188,9 @@ fn no_domain(error: DomainError, stage: Stage) -> Error {
                 .hint("leave --machine out, or name a type that has the bus of --bootstrap");
         }
         DomainError::UnwritablePath { .. } => {
-            return Error::usage(error.to_string())
-                .hint("choose another folder with --output-dir, or another file for --virtio-iso");
+            return Error::usage(error.to_string()).hint(
+                "choose another directory with --output-dir, or another file for --virtio-iso",
+            );
         }
         _ => {
             return Error::failed(format!("writing the {} domain", stage.as_str())).because(error);
@@ -299,8 +300,8 @@ fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
         tracing::warn!("{missing} is not installed: libvirt will say whether the patch is right");
         return Ok(element);
     }
-    let work =
-        tempfile::tempdir().map_err(|e| Error::failed("creating a temporary folder").because(e))?;
+    let work = tempfile::tempdir()
+        .map_err(|e| Error::failed("creating a temporary directory").because(e))?;
     let file = work.path().join("domain.xml");
     std::fs::write(&file, element.to_document())
         .map_err(|e| Error::failed(format!("writing {}", file.display())).because(e))?;
@@ -329,11 +330,11 @@ pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
 }
 
-/// The last steps: domain XML, report, and the folder under its final name.
+/// The last steps: domain XML, report, and the directory under its final name.
 pub(super) fn finish(mut run: Run<'_>, prepared: &Prepared, disks: Disks) -> Result<Report> {
     let timings = run.clock.timings();
     match complete(&mut run, prepared, disks, timings) {
-        // The disk is written already: it must not stay so without a folder that can undo it.
+        // The disk is written already: it must not stay so without a directory that can undo it.
         Err(error) if run.job.copy.is_in_place() => Err(match run.folder.journal() {
             Ok(mut journal) => roll_back_after(&run.disks, &mut journal, error),
             Err(lost) => Error::new(
@@ -447,7 +448,7 @@ fn optional_drivers(drivers: &DriverSet) -> Drivers {
     }
 }
 
-/// Both forms of the report, and the folder under its final name.
+/// Both forms of the report, and the directory under its final name.
 pub(super) fn save_report(run: &mut Run<'_>, report: &mut Report, plan: &Plan) -> Result<()> {
     let Run {
         job,

@@ -37,7 +37,7 @@ pub(super) struct Seen<'a> {
     pub(super) look: &'a dyn Fn(&dyn GuestRead) -> Result<Survey>,
     pub(super) disks: &'a VmDisks,
     pub(super) engine: Engine,
-    /// The output folder.
+    /// The output directory.
     pub(super) target: &'a Path,
 }
 
@@ -104,7 +104,7 @@ fn options(job: &Job, survey: &Survey, windows: &WindowsFacts) -> plan::Options 
     }
 }
 
-/// What the user must know about the VM and the driver medium.
+/// What the user must know about the VM and the driver source.
 fn notes(job: &Job, seen: &Seen<'_>, basis: &Basis, media: &dyn Media) -> Result<Vec<String>> {
     let mut notes = job.source.vm.notes.clone();
     notes.extend(media::short_names_warning(media));

@@ -37,7 +37,7 @@ pub struct Job {
 
 /// Where the drivers come from.
 pub struct DriverOptions {
-    /// The virtio-win medium; a Linux guest needs none.
+    /// The virtio-win driver source; a Linux guest needs none.
     pub media: Option<PathBuf>,
     pub config: Vec<PathBuf>,
     /// Refuse drivers whose catalogue is not in order, instead of warning.
@@ -86,7 +86,7 @@ pub enum Copying {
     InPlace,
 }
 
-/// The output folder, and what of an earlier run is used again.
+/// The output directory, and what of an earlier run is used again.
 pub struct OutputOptions {
     /// `None`: named after the VM.
     pub folder: Option<PathBuf>,

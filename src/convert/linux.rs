@@ -60,7 +60,7 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
     machine.opened.check_unchanged()
 }
 
-/// Everything `plan` and `convert` decide about a Linux guest. `target` is the output folder.
+/// Everything `plan` and `convert` decide about a Linux guest. `target` is the output directory.
 pub(super) fn decide(
     job: &Job,
     ui: &Ui,

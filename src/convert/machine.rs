@@ -31,9 +31,9 @@ pub struct MachineOptions {
     pub video: Video,
     /// QEMU's machine type, where one was asked for.
     pub machine_type: Option<String>,
-    /// Asked for: for the first network cards, in order.
+    /// Asked for: for the first NICs, in order.
     pub macs: Vec<MacAddr>,
-    /// The cards of the source machine.
+    /// The NICs of the source machine.
     pub nics: Vec<SourceNic>,
     /// Where NICs are attached whose network is not mapped.
     pub network: NicSource,
@@ -261,7 +261,7 @@ pub fn disagreements(
     for (i, nic) in vm.nics.iter().enumerate() {
         if !nic.connected {
             warnings.push(format!(
-                "network card {} was not connected: its link stays down",
+                "NIC {} was not connected: its link stays down",
                 i + 1
             ));
         } else if let Some(network) = &nic.network
@@ -273,7 +273,7 @@ pub fn disagreements(
                 NicSource::User => "user-mode networking".to_string(),
             };
             warnings.push(format!(
-                "libvirt: network card {} was on {network:?}: it is connected to {to}; --network-map {} names another",
+                "libvirt: NIC {} was on {network:?}: it is connected to {to}; --network-map {} names another",
                 i + 1,
                 quoted(&format!("{network}=TARGET"))
             ));
@@ -289,9 +289,7 @@ pub fn disagreements(
             true => "the source names no networks".to_string(),
             false => format!("they are on {}", networks.join(", ")),
         };
-        warnings.push(format!(
-            "--network-map: no network card was on {network:?}; {known}"
-        ));
+        warnings.push(format!("--network-map: no NIC was on {network:?}; {known}"));
     }
     warnings
 }
@@ -561,7 +559,7 @@ mod tests {
         }
     }
 
-    /// The static address of the guest goes to the card that stands for its adapter, or it is said that
+    /// The static address of the guest goes to the NIC that stands for its adapter, or it is said that
     /// none does.
     #[test]
     fn the_adapters_of_the_guest_and_the_nics_of_the_source_meet() {

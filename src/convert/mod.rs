@@ -1,4 +1,4 @@
-//! The main job: from a source VM to an output folder.
+//! The main job: from a source VM to an output directory.
 //!
 //! [`convert`] is the story: open -> inspect -> plan -> fix on an overlay -> verify -> copy -> domain XML ->
 //! report. Nothing is copied before the fix has been read back and verified. The source is only read; with

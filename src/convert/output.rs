@@ -35,7 +35,7 @@ use super::work::{OVERLAY, WORK};
 /// A target may be changed by others that often while it is being replaced.
 const ROUNDS: usize = 8;
 
-/// What may stand in the way, and what the folder will hold.
+/// What may stand in the way, and what the directory will hold.
 #[derive(Default)]
 pub struct Preference<'a> {
     /// Replace an earlier result.
@@ -44,7 +44,7 @@ pub struct Preference<'a> {
     pub undo: bool,
     /// Take over what an interrupted copy left.
     pub resume: bool,
-    /// Finish a synced folder.
+    /// Finish a synced directory.
     pub sync: bool,
     /// Lists the files of the source; asked only when something is to be removed.
     pub sources: Option<&'a dyn Fn() -> Vec<PathBuf>>,
@@ -63,11 +63,11 @@ impl<'a> Preference<'a> {
     }
 }
 
-/// The partial folder; removed when dropped before [`OutputFolder::complete`].
+/// The partial directory; removed when dropped before [`OutputFolder::complete`].
 pub struct OutputFolder {
     place: Place,
     partial: PathBuf,
-    /// The partial folder itself, whatever becomes of its name.
+    /// The partial directory itself, whatever becomes of its name.
     fd: OwnedFd,
     force: bool,
     sync: bool,
@@ -77,7 +77,7 @@ pub struct OutputFolder {
     lock: TargetLock,
     done: bool,
     taken_over: bool,
-    /// An interrupted copy that a later run can go on with.
+    /// An interrupted copy that a later run can continue with.
     kept: AtomicBool,
 }
 
@@ -94,11 +94,11 @@ fn refuse_unless_text(target: &Path) -> Result<()> {
 }
 
 impl OutputFolder {
-    /// Whether [`OutputFolder::create`] would take this folder, as far as can be known without writing;
+    /// Whether [`OutputFolder::create`] would take this directory, as far as can be known without writing;
     /// its absolute path.
     pub fn check(target: &Path, preference: &Preference) -> Result<PathBuf> {
         let absolute = std::path::absolute(target)
-            .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
+            .map_err(|e| Error::usage("the output directory has no absolute path").because(e))?;
         refuse_unless_text(&absolute)?;
         if absolute.parent().is_some_and(|parent| !parent.exists()) {
             return Ok(absolute);
@@ -118,7 +118,7 @@ impl OutputFolder {
         Ok(absolute)
     }
 
-    /// Whether the folder could be made there, by the rights of what is above it.
+    /// Whether the directory could be made there, by the rights of what is above it.
     pub fn check_writable(target: &Path) -> Result<()> {
         let mut parents = target.ancestors().skip(1);
         let Some(there) = parents.find(|parent| parent.exists()) else {
@@ -127,7 +127,7 @@ impl OutputFolder {
         access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| cannot_write(there, e.into()))
     }
 
-    /// Checks that `target` may be made and starts the partial folder.
+    /// Checks that `target` may be made and starts the partial directory.
     pub fn create(target: &Path, preference: &Preference) -> Result<Self> {
         if let Ok(absolute) = std::path::absolute(target) {
             refuse_unless_text(&absolute)?;
@@ -193,7 +193,7 @@ impl OutputFolder {
         Ok(())
     }
 
-    /// Whether the partial folder stays when this run fails: a later one can go on with it.
+    /// Whether the partial directory stays when this run fails: a later one can continue with it.
     pub(super) fn keep(&self, kept: bool) {
         self.kept.store(kept, Ordering::SeqCst);
     }
@@ -202,7 +202,7 @@ impl OutputFolder {
         self.kept.load(Ordering::SeqCst)
     }
 
-    /// Makes everything in the partial folder durable, and its name.
+    /// Makes everything in the partial directory durable, and its name.
     pub(super) fn sync(&self) -> io::Result<()> {
         sync_all(&self.fd)?;
         Ok(fsync(&self.place.parent)?)
@@ -218,7 +218,7 @@ impl OutputFolder {
         &self.place.target
     }
 
-    /// The journal of the work, wherever the folder is by now.
+    /// The journal of the work, wherever the directory is by now.
     pub fn journal(&self) -> Result<Journal, JournalError> {
         // After an exchange the partial name is that of the earlier result.
         let folder = match self.done {
@@ -247,7 +247,7 @@ impl OutputFolder {
             "{} was replaced by another program during this run",
             self.partial.display()
         ))
-        .hint("choose a folder with --output-dir in which nobody else writes"))
+        .hint("choose a directory with --output-dir in which nobody else writes"))
     }
 
     /// What the report has to say about an earlier result that is to be replaced.
@@ -266,7 +266,7 @@ impl OutputFolder {
         let mut notes = Vec::new();
         if !unknown.is_empty() {
             notes.push(format!(
-                "kept in the output folder although hyper2kvm did not write it: {}",
+                "kept in the output directory although hyper2kvm did not write it: {}",
                 shown(&unknown)
             ));
         }
@@ -279,7 +279,7 @@ impl OutputFolder {
         Ok(notes)
     }
 
-    /// Renames the partial folder to its final name.
+    /// Renames the partial directory to its final name.
     pub fn complete(&mut self) -> Result<()> {
         let shown = self.place.target.display().to_string();
         let failed = |e: io::Error| Error::failed(format!("completing {shown}")).because(e);
@@ -312,7 +312,7 @@ impl OutputFolder {
             "{} appeared during the run and is not replaced",
             self.place.target.display()
         ))
-        .hint("see what put it there; --output-dir chooses another folder")
+        .hint("see what put it there; --output-dir chooses another directory")
     }
 
     /// The same look as at the start. What was put into an empty directory meanwhile is kept like
@@ -343,7 +343,7 @@ impl OutputFolder {
         if over {
             place.keep_attributes(&self.fd)?;
         }
-        failpoint::step("before", "rename of the output folder")?;
+        failpoint::step("before", "rename of the output directory")?;
         match over {
             false => rename_new_at(
                 &place.parent,

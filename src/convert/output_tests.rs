@@ -99,7 +99,7 @@ fn appears_whole_or_not_at_all() {
     assert_eq!(names(dir.path()), ["vm-kvm"]);
     assert_eq!(disk(&target), "second");
 
-    // A folder that is not hyper2kvm's is never replaced.
+    // A directory that is not hyper2kvm's is never replaced.
     fs::write(target.join(MARK), "{}").unwrap();
     assert!(create(&target, &FORCE).is_err());
 }
@@ -423,7 +423,7 @@ fn a_link_or_mount_point_is_noticed_before_the_start() {
     assert!(
         refusal(&dir.path().join("file"), &FORCE)
             .message
-            .contains("not a folder")
+            .contains("not a directory")
     );
     let error = refusal(Path::new("/proc"), &FORCE);
     // Where this user may write beside it.

@@ -10,7 +10,7 @@ use crate::report::html::Extras;
 
 use super::job::Job;
 
-/// Files and folders of the output folder that have no place of their own in the report.
+/// Files and directories of the output directory that have no place of their own in the report.
 const BESIDE: [&str; 5] = [
     "plan.json",
     "journal.json",

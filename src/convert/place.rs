@@ -60,10 +60,10 @@ impl Place {
     /// `create`: the directories above the target too.
     pub(super) fn open(target: &Path, create: bool) -> Result<Self> {
         let target = std::path::absolute(target)
-            .map_err(|e| Error::usage("the output folder has no absolute path").because(e))?;
+            .map_err(|e| Error::usage("the output directory has no absolute path").because(e))?;
         let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
             return Err(Error::usage(format!(
-                "{} cannot be an output folder",
+                "{} cannot be an output directory",
                 target.display()
             )));
         };
@@ -109,7 +109,7 @@ impl Place {
             "another conversion is writing {}",
             self.target.display()
         ))
-        .hint("wait for it, or choose another folder with --output-dir")
+        .hint("wait for it, or choose another directory with --output-dir")
     }
 
     pub(super) fn take_lock(&self, create: bool) -> Result<Option<FileLock>> {
@@ -125,7 +125,7 @@ impl Place {
             Err(unsupported @ LockError::Unsupported { .. }) => {
                 Err(Error::failed(format!("{} cannot be used", shown.display()))
                     .because(unsupported)
-                    .hint("two runs could not be kept apart there: choose a folder on another file system with --output-dir"))
+                    .hint("two runs could not be kept apart there: choose a directory on another file system with --output-dir"))
             }
         }
     }
@@ -163,7 +163,7 @@ impl Place {
                 "{} lies in what a killed run left, which this run would remove",
                 source.display()
             ))
-            .hint("move it to a folder of its own first"));
+            .hint("move it to a directory of its own first"));
         }
         if let Some(journal) = needs_undo(&partial)? {
             return Err(Error::new(
@@ -236,7 +236,7 @@ impl Place {
                 was.st_uid, was.st_gid
             ))
             .because(io::Error::from(e))
-            .hint("run this as root or as its owner, or choose another folder with --output-dir")
+            .hint("run this as root or as its owner, or choose another directory with --output-dir")
         })
     }
 
@@ -322,7 +322,7 @@ pub(super) fn untrusted(error: TrustError) -> Error {
     let error = Error::failed("somebody else may have written what is in the place of the output")
         .because(error);
     let error = remedy.into_iter().fold(error, Error::hint);
-    error.hint("or choose a folder with --output-dir in which nobody else writes")
+    error.hint("or choose a directory with --output-dir in which nobody else writes")
 }
 
 fn set_owner(fd: &OwnedFd, like: &Stat) -> rustix::io::Result<()> {
@@ -338,9 +338,9 @@ pub(super) fn cannot_write(path: &Path, error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::PermissionDenied {
         return Error::missing_tool(format!("no permission to write {shown}"))
             .because(error)
-            .hint("choose a folder you may write with --output-dir");
+            .hint("choose a directory you may write with --output-dir");
     }
     Error::failed(format!("cannot write {shown}"))
         .because(error)
-        .hint("choose another folder with --output-dir")
+        .hint("choose another directory with --output-dir")
 }

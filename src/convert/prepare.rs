@@ -1,4 +1,4 @@
-//! From an inspected guest and a virtio-win medium to a plan: the reading that `plan()` itself must
+//! From an inspected guest and a virtio-win driver source to a plan: the reading that `plan()` itself must
 //! not do.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,7 @@ pub struct Basis {
     pub windows: WindowsFacts,
     pub bootstrap: Option<Controller>,
     pub drivers: DriverSet,
-    /// Files of the plan that come from no medium.
+    /// Files of the plan that come from no driver source.
     pub generated: Vec<Generated>,
 }
 
@@ -99,7 +99,10 @@ pub fn windows_or_refuse(survey: &Survey) -> Result<(&WindowsFacts, &Hives)> {
 
 pub fn refused(inspection: &Inspection, blockers: Vec<Blocker>) -> Error {
     Error::refused(
-        format!("{} cannot be converted as it is", inspection.source.path),
+        format!(
+            "{} cannot be converted in its present state",
+            inspection.source.path
+        ),
         blockers,
     )
 }
@@ -187,7 +190,7 @@ fn size(media: &dyn Media, path: &str) -> u64 {
 }
 
 fn used_oem(guest: &dyn GuestRead, windows: &WindowsFacts) -> Result<BTreeSet<u32>> {
-    let failed = |e| Error::failed("listing the INF folder of the guest").because(e);
+    let failed = |e| Error::failed("listing the INF directory of the guest").because(e);
     let Ok(folder) = windows.root.join("INF") else {
         return Ok(BTreeSet::new());
     };
@@ -205,7 +208,7 @@ fn used_oem(guest: &dyn GuestRead, windows: &WindowsFacts) -> Result<BTreeSet<u3
         .collect())
 }
 
-/// Looks at every path the layout names, and at the folders above them.
+/// Looks at every path the layout names, and at the directories above them.
 fn present(
     guest: &dyn GuestRead,
     volume: VolumeId,
@@ -270,7 +273,7 @@ fn stat(guest: &dyn GuestRead, volume: VolumeId, path: &GuestPath) -> Result<Opt
     Ok(info.map(|i| i.kind))
 }
 
-/// The folders above a path, outermost first, without the root.
+/// The directories above a path, outermost first, without the root.
 fn ancestors(path: &GuestPath) -> Vec<GuestPath> {
     let mut list = Vec::new();
     let mut next = path.parent();

@@ -48,7 +48,7 @@ const OWN: [&str; 7] = [
 const UNLISTED: [&str; 4] = ["report.html", "plan.json", "journal.json", ".lock"];
 const UNLISTED_FOLDERS: [&str; 3] = ["registry", "backup", "generated"];
 
-/// What is under the name of the output folder.
+/// What is under the name of the output directory.
 #[derive(Debug)]
 pub(super) enum Situation {
     Free,
@@ -83,7 +83,7 @@ pub(super) struct Terms<'a> {
     pub(super) force: bool,
     /// Files of the source, as named and as far as they are known.
     pub(super) sources: &'a [PathBuf],
-    /// The last pass of a sync: the folder must be a synced one.
+    /// The last pass of a sync: the directory must be a synced one.
     pub(super) sync: bool,
     /// Right before the exchange: keeps `boot` from starting on what is about to go.
     pub(super) last: bool,
@@ -108,16 +108,16 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
     }
     let Some(report) = read_report(target)? else {
         return Err(Error::failed(format!(
-            "{shown} exists and is not an output folder of this program"
+            "{shown} exists and is not an output directory of this program"
         ))
-        .hint("choose another folder with --output-dir"));
+        .hint("choose another directory with --output-dir"));
     };
     if !terms.force {
         return Err(Error::failed(format!("{shown} exists"))
-            .hint("--force replaces it; --output-dir chooses another folder"));
+            .hint("--force replaces it; --output-dir chooses another directory"));
     }
     let mut earlier = Earlier::new(target, &report);
-    // What this run reads is held by it; not being in the folder, it is not replaced either.
+    // What this run reads is held by it; not being in the directory, it is not replaced either.
     let reads = |disk: &PathBuf| terms.sources.iter().any(|s| same_file(s, disk));
     earlier.elsewhere.retain(|disk| !reads(disk));
     refuse_sources(target, terms.sources)?;
@@ -155,16 +155,18 @@ fn open_target(parent: &OwnedFd, target: &Path) -> Result<Option<OwnedFd>> {
             ));
             return Err(if real.is_dir() {
                 error.hint(format!(
-                    "name the folder itself: --output-dir {}",
+                    "name the directory itself: --output-dir {}",
                     shell_word(&real.display().to_string())
                 ))
             } else {
-                error.hint("choose another folder with --output-dir")
+                error.hint("choose another directory with --output-dir")
             });
         }
         _ => {
-            return Err(Error::failed(format!("{shown} exists and is not a folder"))
-                .hint("choose another folder with --output-dir"));
+            return Err(
+                Error::failed(format!("{shown} exists and is not a directory"))
+                    .hint("choose another directory with --output-dir"),
+            );
         }
     }
     let beside = rustix::fs::fstat(parent).map_err(failed)?;
@@ -174,7 +176,7 @@ fn open_target(parent: &OwnedFd, target: &Path) -> Result<Option<OwnedFd>> {
             "{shown} is a mount point: the result is made beside it, on another file system, and cannot take its place"
         ))
         .hint(format!(
-            "choose a folder in it: --output-dir {}",
+            "choose a directory in it: --output-dir {}",
             shell_word(&target.join("vm-kvm").display().to_string())
         )));
     }
@@ -194,7 +196,7 @@ fn read_report(target: &Path) -> Result<Option<Value>> {
             return Err(
                 Error::missing_tool(format!("no permission to read {}", path.display()))
                     .because(source)
-                    .hint("run this as its owner, or choose another folder with --output-dir"),
+                    .hint("run this as its owner, or choose another directory with --output-dir"),
             );
         }
         Err(e @ (TrustError::Foreign { .. } | TrustError::Writable { .. })) => {
@@ -215,7 +217,7 @@ fn refuse_sources(target: &Path, sources: &[PathBuf]) -> Result<()> {
             source.display(),
             target.display()
         ))
-        .hint("choose another folder with --output-dir, or move the source out of it first")),
+        .hint("choose another directory with --output-dir, or move the source out of it first")),
         None => Ok(()),
     }
 }
@@ -234,7 +236,7 @@ fn refuse_undo(target: &Path) -> Result<()> {
             journal.doc.names()
         ))
         .hint(format!(
-            "choose another folder with --output-dir, or undo it first: hyper2kvm rollback {}",
+            "choose another directory with --output-dir, or undo it first: hyper2kvm rollback {}",
             shell_word(&target.display().to_string())
         ))),
         Ok(_) => Ok(()),
@@ -245,7 +247,7 @@ fn refuse_undo(target: &Path) -> Result<()> {
                 commit::BEFORE_FILE
             ))
             .because(error)
-            .hint("choose another folder with --output-dir, or remove this one by hand if no disk has to be restored from it"))
+            .hint("choose another directory with --output-dir, or remove this one by hand if no disk has to be restored from it"))
         }
         Err(_) => Ok(()),
     }
@@ -257,7 +259,7 @@ fn boot_lock(folder: &OwnedFd, target: &Path, create: bool) -> Result<Option<Fil
             "hyper2kvm boot, pull or rollback is at work in {}",
             target.display()
         ))
-        .hint("wait for it, or choose another folder with --output-dir"),
+        .hint("wait for it, or choose another directory with --output-dir"),
         other => Error::failed(format!("locking {}", target.display())).because(other),
     })
 }
@@ -270,7 +272,7 @@ fn booted(target: &Path) -> Result<Option<Record>> {
             target.display()
         ))
         .because(e)
-        .hint("choose another folder with --output-dir, or remove this one by hand")
+        .hint("choose another directory with --output-dir, or remove this one by hand")
     })
 }
 
@@ -284,7 +286,7 @@ fn synced(target: &Path) -> Error {
         "hyper2kvm convert SOURCE -o {shown} --from-sync makes the last pass, once the VM is off"
     ))
     .hint(format!(
-        "hyper2kvm release {shown} gives the copy up; --output-dir chooses another folder"
+        "hyper2kvm release {shown} gives the copy up; --output-dir chooses another directory"
     ))
 }
 
@@ -303,7 +305,7 @@ fn started(target: &Path, boot: &Record) -> Error {
         "{shown} is not replaced: {what} (phase {} of boot.json)",
         boot.phase.as_str()
     ))
-    .hint("choose another folder with --output-dir")
+    .hint("choose another directory with --output-dir")
     .hint(format!(
         "if the VM is of no use any more: virsh -c {} destroy {}; virsh -c {} undefine --nvram {}; rm -r {}",
         shell_word(&boot.uri),
@@ -334,7 +336,7 @@ impl Earlier {
                 let single = [&outputs["bootstrap_xml"], &outputs["final_xml"]];
                 for path in lists.chain(single).filter_map(Value::as_str) {
                     let path = Path::new(path);
-                    // The folder may have been renamed since; what was moved out of it is elsewhere.
+                    // The directory may have been renamed since; what was moved out of it is elsewhere.
                     if let Some(name) = path.file_name().filter(|n| target.join(n).exists()) {
                         earlier.own.insert(name.into());
                     }
@@ -350,7 +352,7 @@ impl Earlier {
         earlier
     }
 
-    /// The disks of the result: those in the folder by their list entry, and those that were moved.
+    /// The disks of the result: those in the directory by their list entry, and those that were moved.
     fn images(&self, report: &Value) -> Vec<Image> {
         let list = listed(report);
         let entry = |path: &Path| list.as_ref().map(|list| list.get(path).cloned());
@@ -377,8 +379,8 @@ impl Earlier {
     fn refuse_used(&mut self, images: &[Image], boot: Option<&Record>) -> Result<()> {
         let by_hand = |file: &Path, user: &str| {
             Error::failed(format!("{} is in use by {user}", file.display()))
-                .hint("choose another folder with --output-dir")
-                .hint("shut the VM down first; if it is of no use any more, undefine it and remove its folder by hand")
+                .hint("choose another directory with --output-dir")
+                .hint("shut the VM down first; if it is of no use any more, undefine it and remove its directory by hand")
         };
         let files: Vec<PathBuf> = images
             .iter()
@@ -421,7 +423,7 @@ impl Earlier {
                     "{} has changed since its report was written: it {how}",
                     path.display()
                 ))
-                .hint("choose another folder with --output-dir")
+                .hint("choose another directory with --output-dir")
                 .hint(format!(
                     "if that disk is of no use any more, remove it by hand: rm {}",
                     shell_word(&path.display().to_string())
@@ -470,7 +472,7 @@ impl Earlier {
         self.unknown_in(&open_directory(CWD, &self.folder)?)
     }
 
-    /// The same for where the folder is by now.
+    /// The same for where the directory is by now.
     fn unknown_in(&self, folder: &OwnedFd) -> io::Result<Vec<PathBuf>> {
         let mut unknown = Vec::new();
         self.add_unknown(folder, Path::new(""), &mut unknown)?;
@@ -506,7 +508,7 @@ impl Earlier {
                     "{} was not written by hyper2kvm, and the new result has a file of that name",
                     self.folder.join(path).display()
                 ))
-                .hint("move it elsewhere, or choose another folder with --output-dir"));
+                .hint("move it elsewhere, or choose another directory with --output-dir"));
             }
         }
         Ok(unknown)

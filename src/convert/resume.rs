@@ -1,10 +1,10 @@
 //! `--resume`: what an interrupted copy left, and what a later run needs of it.
 //!
-//! Before the first byte of a copy the partial folder is made durable, with the fixed and verified
+//! Before the first byte of a copy the partial directory is made durable, with the fixed and verified
 //! overlays in it, and [`RESUME`] is written: with which options, from which files, what was decided. A run
-//! with `--resume` takes the folder over, compares all of that with what it sees itself, verifies the
+//! with `--resume` takes the directory over, compares all of that with what it sees itself, verifies the
 //! overlays again and copies what the journals of the disks do not have. It fixes nothing anew. Where the
-//! disk with Windows has changed there is nothing to go on with; another disk that has changed is copied
+//! disk with Windows has changed there is nothing to continue with; another disk that has changed is copied
 //! from its start.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +60,7 @@ struct Document {
 pub(super) struct DiskRecord {
     /// By what its files are known again.
     source: Value,
-    /// The overlay over it, below the partial folder.
+    /// The overlay over it, below the partial directory.
     pub(super) overlay: Option<String>,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn refuse_packed(job: &Job, folder: &mut OutputFolder) -> Result<()> 
     folder.start_over()
 }
 
-/// An interrupted copy that this run goes on with.
+/// An interrupted copy that this run continues with.
 pub(super) struct Resumed {
     plan: String,
     disks: Vec<DiskRecord>,
@@ -86,7 +86,7 @@ pub(super) struct Resumed {
 }
 
 impl Resumed {
-    /// What is left of an earlier run in the folder, unless this one must start over: then the folder is
+    /// What is left of an earlier run in the directory, unless this one must start over: then the directory is
     /// empty. The first disk is the one with Windows; `fixed` tells which disks a fix may have changed.
     pub(super) fn take(
         job: &Job,
@@ -277,7 +277,7 @@ pub(super) fn record(folder: &OutputFolder, i: usize, what: Value) -> Result<Rec
     })
 }
 
-/// Makes the partial folder durable and writes the record: from here on a copy can be resumed.
+/// Makes the partial directory durable and writes the record: from here on a copy can be resumed.
 pub(super) fn save(
     job: &Job,
     folder: &OutputFolder,

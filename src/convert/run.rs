@@ -26,7 +26,7 @@ use crate::session::engine::Engine;
 use crate::session::vm::{OpenDisk, Opening, VmDisks, VmSession};
 use crate::session::{Session, Source, first, read_only};
 
-/// Dropped in the order of its fields: the folder is removed after what is open in it was closed.
+/// Dropped in the order of its fields: the directory is removed after what is open in it was closed.
 pub(super) struct Run<'a> {
     pub(super) job: &'a Job,
     pub(super) ui: &'a Ui,
@@ -39,7 +39,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Makes the output folder, opens the disks and claims the devices to copy to.
+    /// Makes the output directory, opens the disks and claims the devices to copy to.
     pub(super) fn open(job: &'a Job, ui: &'a Ui) -> Result<Self> {
         let clock = Clock::start();
         let sources = || job.source_files();
@@ -195,7 +195,7 @@ pub(super) fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
     Ok(())
 }
 
-/// What a run with the same options must decide again to go on with this one.
+/// What a run with the same options must decide again to continue with this one.
 pub(super) fn decided(plan: &Plan) -> Value {
     serde_json::json!(plan.actions)
 }

@@ -1,5 +1,5 @@
 //! Whether there is room, known before the first write: on the guest's volumes for what the plan adds to
-//! them, and in the output folder for what the conversion leaves there.
+//! them, and in the output directory for what the conversion leaves there.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +22,7 @@ use super::job::Job;
 use crate::session::vm::VmDisks;
 use crate::session::{Session, Source};
 
-/// An MFT record and the place in the index of its folder.
+/// An MFT record and the place in the index of its directory.
 const RECORD: u64 = 2048;
 /// What NTFS needs besides: the MFT and indexes grow in steps.
 const STEPS: u64 = 256 << 10;
@@ -30,7 +30,7 @@ const CLUSTER: u64 = 4096;
 /// Domain XML, reports and the probe disk.
 const DOCUMENTS: u64 = 1 << 20;
 
-/// What the plan adds to the guest's volumes, and to the output folder besides the copy.
+/// What the plan adds to the guest's volumes, and to the output directory besides the copy.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Needs {
     volumes: BTreeMap<VolumeId, u64>,
@@ -166,7 +166,7 @@ fn free_bytes(guest: &dyn GuestRead, disks: &VmDisks, volume: VolumeId) -> Resul
     believed(free)
 }
 
-/// Fails where the output folder has no room for the disks and what is kept beside them.
+/// Fails where the output directory has no room for the disks and what is kept beside them.
 pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Path) -> Result<()> {
     let Some(folder) = target.ancestors().skip(1).find(|folder| folder.is_dir()) else {
         return Ok(());
@@ -182,7 +182,7 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Pat
         }
     }
     let compressed = |needed: u64| copy::least_size(needed, job.copy.compress);
-    // Tables and all: most folders have room for the whole disks, and then nobody has to look closely.
+    // Tables and all: most directories have room for the whole disks, and then nobody has to look closely.
     let most = |size: u64| size.saturating_add(size / 64).saturating_add(1 << 20);
     let whole = images.iter().map(|(_, image)| most(image.virtual_size()));
     let whole = compressed(whole.fold(0, u64::saturating_add));

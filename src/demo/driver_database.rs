@@ -334,7 +334,7 @@ fn header(spec: &GuestSpec, root: &mut KeyTree) {
     }
 }
 
-/// `mshdc.inf_amd64_18632ebfbf46b676`: the folder of the driver store.
+/// `mshdc.inf_amd64_18632ebfbf46b676`: the directory of the driver store.
 fn folder(spec: &GuestSpec, inf: &str) -> String {
     let arch = match spec.arch {
         Arch::X86 => "x86",

@@ -1,4 +1,4 @@
-//! A folder shaped like the virtio-win ISO, or like the RPM's driver tree, for the demo and the tests.
+//! A directory shaped like the virtio-win ISO, or like the RPM's driver tree, for the demo and the tests.
 //!
 //! The INFs are our own text with the structure of the real ones: decorations, directory ids 12 and
 //! 13, long and short hardware ids, UTF-16 here and there. Images come from the caller, catalogues
@@ -209,7 +209,7 @@ pub fn files(layout: Layout, image: &dyn Fn(Arch) -> Vec<u8>) -> Vec<(String, Ve
                 for folder in folders {
                     let by_os = folder.contains("by-os") || folder.contains("/Win");
                     for (name, bytes) in &package {
-                        // The RPM's flat folders come without symbols.
+                        // The RPM's flat directories come without symbols.
                         if !(by_os && name.ends_with(".pdb")) {
                             files.push((format!("{folder}/{name}"), bytes.clone()));
                         }
@@ -231,7 +231,7 @@ pub fn files(layout: Layout, image: &dyn Fn(Arch) -> Vec<u8>) -> Vec<(String, Ve
     files
 }
 
-/// Writes the folder and returns the paths in it.
+/// Writes the directory and returns the paths in it.
 pub fn write(
     root: &Path,
     layout: Layout,
@@ -249,7 +249,7 @@ pub fn write(
     Ok(paths)
 }
 
-/// The INF of a driver for an OS folder, as in [`files`]; `None` for names that are not there.
+/// The INF of a driver for an OS directory, as in [`files`]; `None` for names that are not there.
 pub fn inf(driver: &str, os: &str, arch: Arch) -> Option<Vec<u8>> {
     let driver = DRIVERS
         .iter()

@@ -3,7 +3,7 @@
 //! Every file of the chain is opened once and held ([`Held`]) until the image is dropped; whatever is
 //! checked or read afterwards, by this process or by QEMU, goes through that descriptor. An image from
 //! elsewhere may name any file of this host as its backing file, extent or data file, and its contents
-//! would end up in the target: references that leave the folder of the named image are refused unless
+//! would end up in the target: references that leave the directory of the named image are refused unless
 //! allowed, by where the opened file really is, and so is everything that is not a plain file name
 //! (`nbd://...`, `json:...`).
 //!

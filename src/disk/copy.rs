@@ -2,7 +2,7 @@
 //!
 //! The copy loop ([`crate::transfer`]) does the work: what the source does not allocate is not read, what
 //! is zero is not written. A qcow2 is written through a storage daemon. With a [`Record`] a copy that was
-//! interrupted goes on; without one the target goes when anything goes wrong.
+//! interrupted continues; without one the target goes when anything goes wrong.
 
 use std::fs::File;
 use std::io;
@@ -148,7 +148,7 @@ impl From<CopyError> for crate::error::Error {
                 let mut error = Self::failed(e.to_string());
                 match e {
                     CopyError::NoSpace { .. } | CopyError::Full { .. } => {
-                        const REMEDY: &str = "free some space or choose another output folder";
+                        const REMEDY: &str = "free some space or choose another output directory";
                         let blocker = Blocker::new("output-space", &error.message, REMEDY);
                         error.blockers.push(blocker);
                         error = error.hint(REMEDY);
@@ -171,7 +171,7 @@ impl From<CopyError> for crate::error::Error {
 pub type Result<T, E = CopyError> = std::result::Result<T, E>;
 
 impl CopyError {
-    /// Whether the same copy may go on where it ended, once the line is back or there is room: nothing is
+    /// Whether the same copy may continue where it ended, once the line is back or there is room: nothing is
     /// wrong with what was copied.
     pub(crate) fn can_be_resumed(&self) -> bool {
         let os = |e: &io::Error| {
@@ -223,7 +223,7 @@ impl CopyError {
 }
 
 /// Copies `source` to the new file `target`, telling the fraction done (0 to 1). Whether there is room
-/// is for [`check_space`] to say. With a [`Record`] the file may be there: then the copy goes on when the
+/// is for [`check_space`] to say. With a [`Record`] the file may be there: then the copy continues when the
 /// record is of it, and starts over when it is not.
 pub fn copy(
     source: &Image,
@@ -378,7 +378,7 @@ fn begin<'t>(
     Ok((journal.transpose()?, unfinished))
 }
 
-/// A target file is known again by its inode: it has only ever been in the partial folder.
+/// A target file is known again by its inode: it has only ever been in the partial directory.
 fn known_by(meta: &std::fs::Metadata) -> Value {
     json!({"inode": meta.ino()})
 }

@@ -83,7 +83,7 @@ impl From<DeviceError> for Error {
             DeviceError::Copy(e) => e.into(),
             DeviceError::Io { source, .. } => Self::failed(text).because(source),
             DeviceError::NotADevice { .. } => Self::usage(text)
-                .hint("files are written into a folder: name that with --output-dir"),
+                .hint("files are written into a directory: name that with --output-dir"),
             DeviceError::Busy { .. } => {
                 Self::failed(text).hint("unmount it, or name another device")
             }

@@ -18,7 +18,7 @@ pub enum ImageError {
     NotFound { path: PathBuf },
     #[error("{}, which {} needs, does not exist", path.display(), needed_by.display())]
     PartMissing { path: PathBuf, needed_by: PathBuf },
-    #[error("{} is a folder, not a disk image", path.display())]
+    #[error("{} is a directory, not a disk image", path.display())]
     Directory { path: PathBuf },
     #[error("{} is neither a file nor a block device", path.display())]
     NotAFile { path: PathBuf },
@@ -59,7 +59,7 @@ pub enum ImageError {
     },
     #[error("unknown image format \"{name}\"")]
     UnknownFormat { name: String },
-    #[error("{} refers to {target}, which is outside its folder", path.display())]
+    #[error("{} refers to {target}, which is outside its directory", path.display())]
     Outside { path: PathBuf, target: String },
     #[error("{} refers to \"{target}\", which is not a file name", path.display())]
     NotAFileName { path: PathBuf, target: String },
@@ -80,7 +80,7 @@ pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 impl ImageError {
     fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::PartMissing { .. } => "copy all files of the disk into one folder".into(),
+            Self::PartMissing { .. } => "copy all files of the disk into one directory".into(),
             Self::Permission { path } => format!(
                 "make {} readable for this user, or run as its owner",
                 path.display()
@@ -102,14 +102,14 @@ impl ImageError {
             Self::Packed { .. } => "unpack it and name the disk image inside".into(),
             Self::Unsupported { remedy, .. } => (*remedy).to_owned(),
             Self::UnknownFormat { .. } => format!("known are: {}", Format::NAMES),
-            Self::Outside { .. } => "if you trust the image, allow that folder with --allow-backing, or put its files into one folder".into(),
+            Self::Outside { .. } => "if you trust the image, allow that directory with --allow-backing, or put its files into one directory".into(),
             Self::NotAFileName { .. } => {
                 "make a stand-alone copy with `qemu-img convert`, if you trust the image".into()
             }
             Self::NotFound { .. } => "check the path".into(),
             Self::Directory { .. } | Self::NotAFile { .. } => "name the disk image itself".into(),
             Self::Empty { .. } => "copy or export the disk again".into(),
-            Self::NotUtf8 { .. } => "rename it, or name another output folder with -o".into(),
+            Self::NotUtf8 { .. } => "rename it, or name another output directory with -o".into(),
             Self::TooDeep { .. } => "merge the snapshots on the old host, and copy the disk again".into(),
             Self::Tool(_) | Self::Io { .. } => return None,
         })

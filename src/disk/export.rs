@@ -2,7 +2,7 @@
 //!
 //! What may be done is in the type: `Export<dyn BlockRead>` has no way to write, and QEMU opened
 //! the image read-only. The daemon gets the listening socket and our connection is already waiting
-//! in it; the socket's folder is removed before the daemon starts, so nobody else can connect and
+//! in it; the socket's directory is removed before the daemon starts, so nobody else can connect and
 //! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
 //!
 //! A raw image that we alone read needs no daemon: it is read as the file it is.
@@ -91,7 +91,7 @@ pub struct Export<D: ?Sized> {
     daemon: Option<Daemon>,
     image: Image,
     writable: bool,
-    /// The folder of the socket, when others are to connect too.
+    /// The directory of the socket, when others are to connect too.
     folder: Option<TempDir>,
 }
 
@@ -393,7 +393,7 @@ fn start_with(
 const SOCKET: &str = "nbd";
 
 /// A listening socket with so many connections waiting in it. Its name is gone, unless others are to
-/// connect; then it is in a folder that only this user can enter.
+/// connect; then it is in a directory that only this user can enter.
 fn socket(
     reach: Reach,
     connections: usize,
@@ -402,7 +402,7 @@ fn socket(
         .prefix("hyper2kvm-")
         .permissions(Permissions::from_mode(0o700))
         .tempdir()?;
-    // The path of a socket may have 107 bytes; this one is short wherever the folder is.
+    // The path of a socket may have 107 bytes; this one is short wherever the directory is.
     let handle = File::open(folder.path())?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd());
     let listener = UnixListener::bind(&path)?;

@@ -555,7 +555,6 @@ impl Fingerprint {
     }
 }
 
-
 const REPLACED: &str = "another file took its name";
 
 /// Names this start of the host: what is counted since then is not comparable across a restart.

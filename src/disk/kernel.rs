@@ -34,7 +34,7 @@ pub fn loop_over(id: (u64, u64)) -> Option<LoopDevice> {
     over.into_iter().next()
 }
 
-/// Whether the block device with this folder in `/sys` is a loop device over the file.
+/// Whether the block device with this directory in `/sys` is a loop device over the file.
 pub fn stands_on(device: &Path, id: (u64, u64)) -> bool {
     let backing = fs::read_to_string(device.join("loop/backing_file"));
     let meta = backing.and_then(|path| fs::metadata(path.trim_end_matches('\n')));

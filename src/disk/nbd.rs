@@ -462,7 +462,7 @@ mod tests {
         r
     }
 
-    /// A server that says what it has to say whatever it hears.
+    /// A server that says what it has to say whatever it receives.
     fn scripted(script: Vec<u8>) -> UnixStream {
         let (client, mut server) = UnixStream::pair().unwrap();
         thread::spawn(move || {

@@ -31,8 +31,8 @@ const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
 
 impl Image {
     /// Looks at the image and everything it refers to. `format` is what the user says it is; it is
-    /// detected otherwise. `allow` lists files and folders that may be referred to besides the
-    /// image's own folder.
+    /// detected otherwise. `allow` lists files and directories that may be referred to besides the
+    /// image's own directory.
     pub fn open_info(path: &Path, format: Option<&str>, allow: &[PathBuf]) -> Result<Self> {
         let format = format
             .map(|name| {

@@ -4,7 +4,7 @@
 //! is missing ([`super::whole`]). Overlaps are left alone, chains and tables are bounded. The crates
 //! `gpt` and `mbrman` are not used for reading: the one asserts the entry size and allocates what
 //! the header asks for, the other gives up the whole table for one odd entry and follows a chain
-//! for as long as it goes on. They judge the result in the tests.
+//! for as long as it continues. They judge the result in the tests.
 //!
 //! The sector size is not recorded anywhere. A GPT header is found at LBA 1 of the right one; with
 //! an MBR the size under which more partitions start with a boot sector is taken, 512 in doubt.

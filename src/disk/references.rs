@@ -10,15 +10,15 @@ use crate::source::charset::Name;
 
 /// Which files a chain may refer to.
 pub(super) struct References {
-    /// Canonical files and folders.
+    /// Canonical files and directories.
     roots: Vec<PathBuf>,
 }
 
 impl References {
     pub(super) fn new(named: &Held, allow: &[PathBuf]) -> Self {
         let is_file = !named.is_block_device();
-        // The folder as named, and the one the file really is in. What lies beside a device, or in
-        // the root folder, has nothing to do with it.
+        // The directory as named, and the one the file really is in. What lies beside a device, or in
+        // the root directory, has nothing to do with it.
         let own = [
             named.path().parent().map(Path::to_owned),
             named

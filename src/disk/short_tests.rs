@@ -544,7 +544,7 @@ fn file_systems_that_end_too_late() {
     Image::open_info(&path, None, &[]).unwrap();
 }
 
-/// A boot sector of a volume that goes on elsewhere, in a partition of that type.
+/// A boot sector of a volume that continues elsewhere, in a partition of that type.
 #[test]
 fn volumes_that_span_disks_are_longer_than_their_parts() {
     let folder = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! Images for the tests of this folder.
+//! Images for the tests of this directory.
 
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};

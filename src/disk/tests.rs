@@ -496,7 +496,7 @@ fn references_stay_in_the_folder() {
             "{backing}: {e}"
         );
     }
-    // Allowed: the folder, or the file.
+    // Allowed: the directory, or the file.
     let args = [
         "create",
         "-q",

@@ -1,10 +1,10 @@
 //! VMware's lock files: a VM that runs on another host holds none of the locks of this one.
 //!
-//! Workstation, Fusion and Player keep a folder `NAME.lck` beside each file in use, with a file per
-//! holder in it; what a crash leaves of it is an empty folder, or a holder that is gone. ESXi keeps
+//! Workstation, Fusion and Player keep a directory `NAME.lck` beside each file in use, with a file per
+//! holder in it; what a crash leaves of it is an empty directory, or a holder that is gone. ESXi keeps
 //! `.lck-HEX` beside the files of an NFS datastore, where HEX is the inode of the file in use, its bytes
 //! in ascending order (VMware KB 10051). Nothing tells from here whether the holder still runs, so
-//! either is a reason not to go on.
+//! either is a reason not to continue.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

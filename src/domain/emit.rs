@@ -79,7 +79,7 @@ pub fn warnings(emit: Emit, machine: &Machine) -> Vec<String> {
     };
     let target = emit.target();
     let overlays = machine.disks.iter().any(|disk| !disk.backing.is_empty());
-    // QEMU on this host opens the chain by itself; the others copy one file to somewhere else.
+    // QEMU on this host opens the chain on its own; the others copy one file to somewhere else.
     let alone = (overlays && emit != Emit::Qemu)
         .then(|| "the disks must stand alone: run `hyper2kvm pull` first".to_owned());
     list.into_iter()

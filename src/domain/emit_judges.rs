@@ -15,7 +15,7 @@ use super::tests::machine;
 use super::*;
 use crate::skip::skip;
 
-/// A folder that `.ci/run` fills.
+/// A directory that `.ci/run` fills.
 fn judges(name: &str, program: &str) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target")

@@ -235,7 +235,7 @@ fn kubevirt_field_by_field() {
     ] {
         assert_eq!(domain.pointer(at).unwrap_or(&Value::Null), &want, "{at}");
     }
-    // The first boot: SATA, a VirtIO probe, the drivers, a card Windows knows; else the same machine.
+    // The first boot: SATA, a VirtIO probe, the drivers, a NIC Windows knows; else the same machine.
     let mut boot = yaml(first).remove(3);
     let devices = boot
         .pointer_mut("/spec/template/spec/domain/devices")
@@ -615,7 +615,7 @@ fn proxmox_script_creates_and_switches() {
     assert_eq!(
         qm.config(),
         first,
-        "the way back ends where the first boot was"
+        "the rollback ends where the first boot was"
     );
     for args in [&[][..], &["final"], &["final", "x"], &["delete", "100"]] {
         let (ok, text) = qm.run(args);

@@ -87,7 +87,7 @@ impl Descriptors {
         Self::read(&DESCRIPTOR_DIRS.map(Path::new))
     }
 
-    /// Reads the given folders, lowest priority first. A missing folder is an empty one, and a
+    /// Reads the given directories, lowest priority first. A missing directory is an empty one, and a
     /// descriptor that cannot be understood is skipped: one bad file must not hide the others.
     pub fn read(dirs: &[&Path]) -> Result<Self, FirmwareError> {
         let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
@@ -244,7 +244,7 @@ fn parse_file(path: &Path) -> Result<Option<Descriptor>, Box<dyn std::error::Err
     if size > MAX_DESCRIPTOR {
         return Err(format!("it is {size} bytes").into());
     }
-    // An empty file, or a link to /dev/null, hides the one of that name in a lower folder.
+    // An empty file, or a link to /dev/null, hides the one of that name in a lower directory.
     let bytes = std::fs::read(path)?;
     if bytes.is_empty() {
         return Ok(None);

@@ -89,7 +89,7 @@ impl Machine {
             && (windows.at_least_8() || self.firmware == Firmware::Bios)
     }
 
-    /// The network card Windows has a driver for in that stage.
+    /// The NIC Windows has a driver for in that stage.
     pub fn nic_model(&self, stage: Stage) -> &'static str {
         if stage == Stage::Final || self.drivers.netkvm {
             "virtio"
@@ -448,7 +448,7 @@ pub struct MacAddr([u8; 6]);
 pub enum MacError {
     #[error("{0:?} is not a MAC address like 52:54:00:12:34:56")]
     Syntax(String),
-    #[error("{0} is a multicast or all-zero address, which a network card cannot have")]
+    #[error("{0} is a multicast or all-zero address, which a NIC cannot have")]
     NotUnicast(String),
 }
 

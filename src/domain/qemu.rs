@@ -5,7 +5,7 @@
 //! understood; what a user's patch adds in libvirt's words is left out.
 //!
 //! What libvirt does besides starting QEMU is left to the script: a copy of the UEFI variables at the
-//! first start, and the software TPM. A network of libvirt's is QEMU's own NAT here, and a card whose
+//! first start, and the software TPM. A network of libvirt's is QEMU's own NAT here, and a NIC whose
 //! link is down is connected to nothing.
 
 use std::path::Path;

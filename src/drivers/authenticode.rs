@@ -1,7 +1,7 @@
 //! The hashes under which a driver catalogue knows a file.
 //!
 //! A PE image is hashed without what signing changes: its checksum, the directory entry of the
-//! certificates and the certificates themselves. Every other file is hashed as it is. Specification:
+//! certificates and the certificates themselves. Every other file is hashed unchanged. Specification:
 //! Microsoft, "Windows Authenticode Portable Executable Signature Format", "Calculating the PE image
 //! hash".
 

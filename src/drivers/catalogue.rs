@@ -1,4 +1,4 @@
-//! The catalogue: which Windows takes which folders, which driver plays which role.
+//! The catalogue: which Windows takes which directories, which driver plays which role.
 //!
 //! The data is in `drivers/*.yaml`, compiled in; `--driver-config` files of the same schema (YAML or
 //! JSON) are merged over it. The schema is described in `docs/drivers.md`. Everything an INF says
@@ -144,9 +144,9 @@ pub struct Windows {
     /// Empty means any.
     #[serde(default)]
     pub archs: Vec<Arch>,
-    /// OS folders, the best first.
+    /// OS directories, the best first.
     pub folders: Vec<String>,
-    /// Which release to get when a medium has no driver, as the end of "use ...".
+    /// Which release to get when a driver source has no driver, as the end of "use ...".
     pub media: String,
     #[serde(default)]
     pub last_signed: Option<LastSigned>,
@@ -222,7 +222,7 @@ pub enum Start {
 pub struct DriverSpec {
     pub name: String,
     pub role: Role,
-    /// Folder names on the medium, the best first.
+    /// Directory names in the driver source, the best first.
     pub folders: Vec<String>,
     pub inf: Vec<String>,
     /// The guest cannot be converted without it.
@@ -257,7 +257,7 @@ struct Document {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Catalogue {
     pub architectures: BTreeMap<Arch, Vec<String>>,
-    /// Other names of an OS folder, by its first name.
+    /// Other names of an OS directory, by its first name.
     pub folders: BTreeMap<String, Vec<String>>,
     pub windows: Vec<Windows>,
     /// By role, then in the order of the files.
@@ -339,7 +339,7 @@ impl Catalogue {
         let mut new = Vec::new();
         for windows in document.windows {
             if windows.folders.is_empty() {
-                let message = format!("windows {:?} names no folders", windows.id);
+                let message = format!("windows {:?} names no directories", windows.id);
                 return Err((windows.id, message));
             }
             match self.windows.iter_mut().find(|w| w.id == windows.id) {
@@ -433,14 +433,14 @@ impl Catalogue {
         self.windows.iter().find(|w| w.fits(target))
     }
 
-    /// The OS folders a Windows takes, the best first, under their first names.
+    /// The OS directories a Windows takes, the best first, under their first names.
     pub fn driver_folders(&self, target: &WindowsTarget) -> Vec<String> {
         self.windows_for(target)
             .map(|w| w.folders.clone())
             .unwrap_or_default()
     }
 
-    /// An OS folder's first name and all others, lower case.
+    /// An OS directory's first name and all others, lower case.
     pub fn folder_names(&self, folder: &str) -> Vec<String> {
         let aliases = self
             .folders
@@ -624,7 +624,7 @@ mod tests {
                 "c.yaml",
                 "windows:\n- {id: x, name: X, nt: '10.0', folders: [], media: m}\n",
                 2,
-                "no folders",
+                "no directories",
             ),
             ("c.yaml", "\n\nskip: 5\n", 3, "sequence"),
             ("c.yaml", "skip: [\n", 2, ""),

@@ -1,6 +1,6 @@
-//! Where driver files come from: a folder, or an ISO image.
+//! Where driver files come from: a directory, or an ISO image.
 //!
-//! Paths are relative, with `/`, in the medium's own case; lookups ignore case, because images made by
+//! Paths are relative, with `/`, in the driver source's own case; lookups ignore case, because images made by
 //! different tools differ in it.
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ const MAX_ENTRIES: usize = 100_000;
 pub enum MediaError {
     #[error("{path} does not exist")]
     NotFound { path: String },
-    #[error("{path} is neither a folder nor an ISO image")]
+    #[error("{path} is neither a directory nor an ISO image")]
     NotIso { path: String },
     #[error("{path} is empty")]
     Empty { path: String },
@@ -67,7 +67,7 @@ pub fn short_names_warning(media: &dyn Media) -> Option<String> {
     })
 }
 
-/// A medium with files of our own making added under a folder.
+/// A driver source with files made by hyper2kvm added under a directory.
 pub struct WithGenerated<'a> {
     pub medium: &'a dyn Media,
     pub folder: &'a str,
@@ -99,7 +99,7 @@ impl Media for WithGenerated<'_> {
     }
 }
 
-/// Opens a folder or an ISO image and lists what is in it.
+/// Opens a directory or an ISO image and lists what is in it.
 pub fn open(path: &Path) -> Result<Box<dyn Media>, MediaError> {
     let name = path.display().to_string();
     let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
@@ -130,7 +130,7 @@ fn index(files: &[MediaFile]) -> HashMap<String, usize> {
         .collect()
 }
 
-/// A medium made of bytes at hand, for tests and for the demo.
+/// A driver source made of bytes at hand, for tests and for the demo.
 pub struct Memory {
     files: Vec<MediaFile>,
     contents: Vec<Vec<u8>>,
@@ -206,7 +206,7 @@ impl Folder {
                 let Some(name) = name.to_str().filter(|n| is_clean_name(n)) else {
                     continue;
                 };
-                // A link may point elsewhere in the folder, but neither out of it nor back up.
+                // A link may point elsewhere in the directory, but neither out of it nor back up.
                 let Ok(real) = entry.path().canonicalize() else {
                     continue;
                 };
@@ -221,7 +221,7 @@ impl Folder {
                 };
                 if meta.is_dir() {
                     if depth + 1 > MAX_DEPTH {
-                        return Err(limit("16 levels of folders"));
+                        return Err(limit("16 levels of directories"));
                     }
                     open.push((relative, real, depth + 1));
                 } else if meta.is_file() {
@@ -246,7 +246,7 @@ impl Folder {
 
 impl Media for Folder {
     fn describe(&self) -> String {
-        format!("folder {}", self.root)
+        format!("directory {}", self.root)
     }
 
     fn files(&self) -> &[MediaFile] {
@@ -409,7 +409,7 @@ mod tests {
         let empty = dir.path().join("empty");
         std::fs::create_dir(&empty).unwrap();
         let error = |path: &Path| open(path).err().unwrap().to_string();
-        assert!(error(&text).contains("neither a folder nor an ISO"));
+        assert!(error(&text).contains("neither a directory nor an ISO"));
         assert!(error(&empty).contains("is empty"));
         assert!(error(&dir.path().join("gone")).contains("does not exist"));
         assert!(error(Path::new("/dev/null")).contains("neither"));

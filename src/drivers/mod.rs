@@ -1,7 +1,7 @@
 //! The virtio-win drivers: where they lie, which of them a Windows needs, what installing one means.
 //!
 //! ```text
-//!  ISO / folder --media--> Media --select--> DriverSet --package--> files + registry edits
+//!  ISO / directory --media--> Media --select--> DriverSet --package--> files + registry edits
 //!                                   ^   ^
 //!        drivers/*.yaml --catalogue-+   +--inf (which models of an INF are for this Windows)
 //! ```

@@ -32,7 +32,7 @@ const OLD: [(u16, &str); 2] = [
 pub fn hints(default: &str) -> [String; 2] {
     [
         format!(
-            "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names a virtio-win ISO or folder; {default} is the default when it exists"
+            "--virtio-iso PATH or HYPER2KVM_VIRTIO_ISO names a virtio-win ISO or directory; {default} is the default when it exists"
         ),
         format!(
             "get it from {CURRENT} or as package virtio-win (Fedora, RHEL); hyper2kvm drivers --where has the releases for old Windows"
@@ -40,9 +40,9 @@ pub fn hints(default: &str) -> [String; 2] {
     ]
 }
 
-const TAKES: &str = "--virtio-iso takes a virtio-win ISO, or a folder laid out like it or like its RPM; hyper2kvm drivers --where says where it comes from";
+const TAKES: &str = "--virtio-iso takes a virtio-win ISO, or a directory laid out like it or like its RPM; hyper2kvm drivers --where says where it comes from";
 
-/// Opens a driver medium; what has no driver of the catalogue is none.
+/// Opens a driver source; what has no driver of the catalogue is none.
 pub fn open(path: &Path, catalogue: &Catalogue) -> Result<Box<dyn Media>> {
     let media = media::open(path).map_err(|e| {
         let shown = path.display();
@@ -61,7 +61,7 @@ pub fn open(path: &Path, catalogue: &Catalogue) -> Result<Box<dyn Media>> {
     Ok(media)
 }
 
-/// Whether a medium has a driver the catalogue knows; else it is something else than a driver medium.
+/// Whether a driver source has a driver the catalogue knows; else it is something else than a driver source.
 pub fn is_driver_source(media: &dyn Media, catalogue: &Catalogue) -> bool {
     let known = |path: &str| {
         let name = path.rsplit('/').next().unwrap_or_default();

@@ -12,7 +12,7 @@
 //!   INF's FeatureScore (ff by default), the index among the compatible ids, 0;
 //! - the first bytes of `Version` are 00ff for OEM packages, ffff for inbox ones; then follows the
 //!   `PROCESSOR_ARCHITECTURE`, 9 on amd64 (`DriverDatabase\Architecture` is 9 there too);
-//! - store folder names, string names and tokens in descriptors are lower case; the names of
+//! - store directory names, string names and tokens in descriptors are lower case; the names of
 //!   configurations and device ids keep the case of the INF;
 //! - `HKR,"Key",,0x10` makes a key and no value.
 //!
@@ -38,11 +38,11 @@ use crate::text::hex;
 pub struct Placement {
     /// `ControlSet001`, from `Select\Default`.
     pub control_set: String,
-    /// The Windows folder on its volume.
+    /// The Windows directory on its volume.
     pub windows: GuestPath,
     /// The number of the `oem<N>.inf`.
     pub oem: u32,
-    /// Our folder of plain copies, below the Windows folder.
+    /// Our directory of plain copies, below the Windows directory.
     pub staging: GuestPath,
     /// The letter Windows itself gives its volume, `C:`.
     pub system_drive: String,
@@ -51,7 +51,7 @@ pub struct Placement {
     pub existing: BTreeSet<String>,
 }
 
-/// Below the Windows folder.
+/// Below the Windows directory.
 const STAGING: &str = r"hyper2kvm\drivers";
 
 impl Placement {
@@ -84,7 +84,7 @@ impl Placement {
 pub struct Installation {
     /// The name of the package in the driver store; `None` up to Windows 7.
     pub store_name: Option<String>,
-    /// Where to, and where from on the medium. Without the staged copies.
+    /// Where to, and where from in the driver source. Without the staged copies.
     pub files: Vec<(GuestPath, String)>,
     pub system: Vec<RegOp>,
     pub software: Vec<RegOp>,
@@ -207,7 +207,7 @@ pub fn digest(contents: &[(String, Vec<u8>)]) -> String {
     hex(&hash.finalize()[..8])
 }
 
-/// The name of the package's folder in the driver store: `viostor.inf_amd64_<16 hex digits>`.
+/// The name of the package's directory in the driver store: `viostor.inf_amd64_<16 hex digits>`.
 pub fn store_name(pkg: &DriverPackage, target: &WindowsTarget, digest: &str) -> String {
     format!(
         "{}_{}_{digest}",
@@ -237,8 +237,8 @@ pub fn install(
     }
 }
 
-/// The plain copies of a package, in one folder for all drivers as in the RPM's `by-os` trees:
-/// `DevicePath` names folders without what is below them, and one entry has to do.
+/// The plain copies of a package, in one directory for all drivers as in the RPM's `by-os` trees:
+/// `DevicePath` names directories without what is below them, and one entry has to do.
 pub fn stage(
     pkg: &DriverPackage,
     placement: &Placement,
@@ -253,14 +253,14 @@ pub fn stage(
 /// Copies to make, and what a person should know about them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Staged {
-    /// Where to, and where from on the medium.
+    /// Where to, and where from in the driver source.
     pub files: Vec<(GuestPath, String)>,
     pub notes: Vec<String>,
 }
 
 /// The plain copies of all packages. A package with a file that another one already put there under
-/// the same name but with another size goes to a folder of its own, with a note: Windows does not
-/// look there by itself.
+/// the same name but with another size goes to a directory of its own, with a note: Windows does not
+/// look there on its own.
 pub fn stage_all(set: &DriverSet, placement: &Placement) -> Result<Staged, PathError> {
     let mut staged = Staged::default();
     let mut sizes: Vec<(String, u64)> = Vec::new();
@@ -274,7 +274,7 @@ pub fn stage_all(set: &DriverSet, placement: &Placement) -> Result<Staged, PathE
             None => placement.clone(),
             Some(file) => {
                 staged.notes.push(format!(
-                    "{} is staged in a folder of its own: its {} differs from that of another driver",
+                    "{} is staged in a directory of its own: its {} differs from that of another driver",
                     pkg.driver, file.name
                 ));
                 Placement {
@@ -300,7 +300,7 @@ fn is_documentation(name: &str) -> bool {
 
 const CURRENT_VERSION: &str = r"Microsoft\Windows\CurrentVersion";
 
-/// Adds the staging folder to the folders Windows searches for INFs (SOFTWARE hive); `None` when it
+/// Adds the staging directory to the directories Windows searches for INFs (SOFTWARE hive); `None` when it
 /// is there already. `current` is the value as it stands, if there is one.
 pub fn device_path_edit(current: Option<&str>, placement: &Placement) -> Option<RegOp> {
     let entry = placement.system_root(&placement.staging);

@@ -1,12 +1,12 @@
-//! Finds on a medium the driver packages that one particular Windows needs.
+//! Finds in a driver source the driver packages that one particular Windows needs.
 //!
-//! A package lies in a folder whose path ends in `<driver>/<os>/<arch>` (the ISO, and the RPM's
-//! `by-driver`) or `<arch>/<os>` (the ISO's storage-only folders, the RPM's `by-os` and short trees).
-//! Only the end counts, so a medium may be unpacked anywhere below the given folder. Names compare
+//! A package lies in a directory whose path ends in `<driver>/<os>/<arch>` (the ISO, and the RPM's
+//! `by-driver`) or `<arch>/<os>` (the ISO's storage-only directories, the RPM's `by-os` and short trees).
+//! Only the end counts, so a driver source may be unpacked anywhere below the given directory. Names compare
 //! without regard to case.
 //!
 //! Storage drivers are required: without them the answer is an error with a remedy. Everything else
-//! that is missing or broken becomes a note. Never is a folder taken that the catalogue does not list
+//! that is missing or broken becomes a note. Never is a directory taken that the catalogue does not list
 //! for this Windows.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +27,7 @@ pub enum DriverError {
     NoDriver(Box<NoDriver>),
     #[error("{driver} is not usable on {windows}: {reason}")]
     NotSigned {
-        /// Name, version and folder.
+        /// Name, version and directory.
         driver: String,
         windows: String,
         reason: String,
@@ -47,11 +47,11 @@ pub enum DriverError {
     WrongImage { file: String, arch: Arch },
     #[error("{folder}/{inf} installs no boot-start service for its device")]
     NoService { folder: String, inf: String },
-    #[error("reading the driver medium")]
+    #[error("reading the driver source")]
     Media(#[from] MediaError),
 }
 
-/// A required driver is in none of the folders this Windows takes.
+/// A required driver is in none of the directories this Windows takes.
 #[derive(Debug, thiserror::Error)]
 #[error("{media} has no {driver} driver for {windows}: looked for {}, found {}", .looked_for.join(", "), list(.available))]
 pub struct NoDriver {
@@ -59,7 +59,7 @@ pub struct NoDriver {
     pub windows: String,
     pub media: String,
     pub looked_for: Vec<String>,
-    /// OS folders that do hold the driver for this architecture.
+    /// OS directories that do hold the driver for this architecture.
     pub available: Vec<String>,
     pub remedy: String,
 }
@@ -130,9 +130,9 @@ pub struct DriverPackage {
     pub driver: String,
     pub role: Role,
     pub required: bool,
-    /// Where it lies on the medium.
+    /// Where it lies in the driver source.
     pub folder: String,
-    /// The OS folder that was chosen, under its first name.
+    /// The OS directory that was chosen, under its first name.
     pub os_folder: String,
     pub inf_name: String,
     pub inf: DriverInf,
@@ -202,18 +202,18 @@ fn pe_machine(bytes: &[u8]) -> Option<u16> {
     Some(u16::from_le_bytes(machine.try_into().ok()?))
 }
 
-/// What a medium offers for one Windows.
+/// What a driver source offers for one Windows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DriverSet {
     /// The catalogue's name for this Windows.
     pub windows: String,
-    /// The OS folder the boot storage driver came from.
+    /// The OS directory the boot storage driver came from.
     pub os_folder: String,
     /// By role: storage, network, the rest.
     pub packages: Vec<DriverPackage>,
     /// What a person should know: substitutes taken, optional drivers left out, and why.
     pub notes: Vec<String>,
-    /// The guest agent's installer on the medium.
+    /// The guest agent's installer in the driver source.
     pub guest_agent_msi: Option<String>,
 }
 
@@ -225,7 +225,7 @@ impl DriverSet {
             .filter(|p| p.role == Role::Storage && p.required)
     }
 
-    /// Everything else: staged for Windows to install by itself.
+    /// Everything else: staged for Windows to install on its own.
     pub fn others(&self) -> impl Iterator<Item = &DriverPackage> {
         self.packages
             .iter()
@@ -319,7 +319,7 @@ pub fn select(
     Ok(set)
 }
 
-/// What a medium has for one Windows of the catalogue.
+/// What a driver source has for one Windows of the catalogue.
 #[derive(Debug)]
 pub struct Offer {
     /// The catalogue's id and name.
@@ -358,7 +358,7 @@ struct Folder<'m> {
 }
 
 impl<'m> Folder<'m> {
-    /// The folders that hold files, the least deep first.
+    /// The directories that hold files, the least deep first.
     fn index(files: &'m [MediaFile]) -> Vec<Self> {
         let mut folders: BTreeMap<&str, BTreeMap<String, &MediaFile>> = BTreeMap::new();
         for file in files {
@@ -421,7 +421,7 @@ impl Search<'_> {
                 Ok(package) => {
                     if i > 0 {
                         notes.push(format!(
-                            "{} has no {} folder with {}: the one in {} is taken, which {} accepts",
+                            "{} has no {} directory with {}: the one in {} is taken, which {} accepts",
                             self.media.describe(),
                             self.windows.folders[0],
                             spec.name,
@@ -439,7 +439,7 @@ impl Search<'_> {
         Err(first_error.unwrap_or_else(|| self.no_driver(spec)))
     }
 
-    /// The folder of a driver for an OS folder, by either layout.
+    /// The directory of a driver for an OS directory, by either layout.
     fn folder(&self, spec: &DriverSpec, os: &str) -> Option<&Folder<'_>> {
         let drivers: Vec<String> = spec.folders.iter().map(|f| f.to_lowercase()).collect();
         let os = self.catalogue.folder_names(os);
@@ -502,7 +502,7 @@ impl Search<'_> {
         if let Some(name) = names.iter().find(|name| !folder.files.contains_key(*name)) {
             return Err(missing(name));
         }
-        // A folder of one driver is taken whole; in one of several, only what its INF speaks of.
+        // A directory of one driver is taken whole; in one of several, only what its INF speaks of.
         let alone = folder.files.keys().filter(|n| n.ends_with(".inf")).count() == 1;
         let files = folder
             .files

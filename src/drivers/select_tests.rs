@@ -98,7 +98,7 @@ fn the_demo_folder_in_both_layouts() {
     assert_eq!(set.packages[0].folder, "viostor/w11/ARM64");
 }
 
-/// The paths of a real medium, with INFs of the right kind made up for them.
+/// The paths of a real driver source, with INFs of the right kind made up for them.
 fn listed(paths: &str) -> Memory {
     let catalogue = Catalogue::builtin();
     let names: Vec<(String, Vec<String>)> = catalogue
@@ -182,10 +182,10 @@ fn the_real_file_lists() {
             // One of the two drivers for the firmware configuration device.
             assert!(set.package("qemufwcfg").is_none() || set.package("fwcfg").is_none());
             if set.os_folder == "w11" && list.contains("rpm") {
-                assert!(set.package("smbus").is_some(), "only in the flat folder");
+                assert!(set.package("smbus").is_some(), "only in the flat directory");
             }
         }
-        // Nothing for these on a recent medium.
+        // Nothing for these on a recent driver source.
         for target in [
             target(5, 1, 2600, false, Arch::X86),
             target(6, 0, 6002, true, Arch::Amd64),
@@ -256,7 +256,7 @@ fn an_accepted_substitute_is_noted() {
     let set = select(&media, &Catalogue::builtin(), &s25).unwrap();
     assert_eq!(set.os_folder, "w11");
     assert!(
-        set.notes[0].contains("has no 2k25 folder with viostor"),
+        set.notes[0].contains("has no 2k25 directory with viostor"),
         "{:?}",
         set.notes
     );

@@ -18,7 +18,7 @@ pub enum Arch {
 impl Arch {
     pub const ALL: [Arch; 3] = [Arch::X86, Arch::Amd64, Arch::Arm64];
 
-    /// As in INF decorations (`NTamd64`) and driver store folder names, lower case.
+    /// As in INF decorations (`NTamd64`) and driver store directory names, lower case.
     pub fn inf_name(self) -> &'static str {
         match self {
             Arch::X86 => "x86",

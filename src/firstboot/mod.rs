@@ -24,7 +24,7 @@ use text::{
 
 /// The service that starts the script, and the prefix of everything it leaves on disk.
 pub const SERVICE: &str = "hyper2kvm-firstboot";
-/// The folder below Windows, next to the staged drivers.
+/// The directory below Windows, next to the staged drivers.
 pub const FOLDER: &str = crate::guest::security::OWN_FOLDER;
 pub const SCRIPT: &str = "firstboot.cmd";
 pub const AGENT: &str = "qemu-ga.msi";
@@ -33,7 +33,7 @@ pub const MAX_TRIES: u32 = 5;
 /// Stands for "there was no such value" among the saved ones.
 pub const ABSENT: u32 = u32::MAX;
 
-/// A file name that cmd takes as it is: letters, digits, `.`, `_`, `-`, and `\` between folders.
+/// A file name that cmd takes as it is: letters, digits, `.`, `_`, `-`, and `\` between directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileName(String);
 
@@ -73,7 +73,7 @@ impl Restore {
     }
 }
 
-/// A driver in the staging folder.
+/// A driver in the staging directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inf {
     /// Relative to [`FOLDER`].
@@ -161,7 +161,7 @@ impl Script {
             routines.push_str(UNINSTALL);
         }
         text.push_str(if self.two_boots { TWO_BOOTS } else { ONE_BOOT });
-        text.push_str("\nrem Only on the disks and cards that stay.\n:last\n");
+        text.push_str("\nrem Only on the disks and NICs that stay.\n:last\n");
         text.push_str(&last);
         text.push_str("goto finish\n\n:finish\n");
         for value in &self.restore {
@@ -415,7 +415,7 @@ goto installed
 "#;
 
 impl Binding {
-    /// How the running script tells the card.
+    /// How the running script tells the NIC.
     fn want(self) -> String {
         match self {
             Self::Mac(mac) => hex(mac),

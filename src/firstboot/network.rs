@@ -1,7 +1,7 @@
 //! Which static network settings can be carried over, and to which adapter.
 //!
 //! Windows keeps settings with the adapter's GUID, and the VirtIO adapter is a new one. It is the same
-//! card to everybody else because it has the same MAC address: that is what ties the two. Where
+//! NIC to everybody else because it has the same MAC address: that is what ties the two. Where
 //! that cannot be told safely, the new adapter stays on DHCP, and the reason is told.
 //!
 //! An adapter whose settings have found their new place is a ghost: Windows still lists it, hidden,
@@ -27,7 +27,7 @@ pub enum Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Binding {
     Mac(MacAddr),
-    /// One card before, one after: no MAC address is needed.
+    /// One NIC before, one after: no MAC address is needed.
     Only,
 }
 
@@ -74,7 +74,7 @@ impl DnsName {
 pub struct DeviceId(String);
 
 impl DeviceId {
-    /// Only buses whose devices belong to a machine: what hangs on USB may come back.
+    /// Only buses whose devices belong to a machine: what is attached to USB may come back.
     pub fn new(instance: &str) -> Option<Self> {
         let upper = instance.to_ascii_uppercase();
         let bus = ["PCI\\", "VMBUS\\", "XENVIF\\", "XEN\\"];
@@ -95,7 +95,7 @@ impl DeviceId {
 pub struct Ghost {
     pub device: DeviceId,
     pub guid: uuid::fmt::Braced,
-    /// The card that takes its place, and so its name.
+    /// The NIC that takes its place, and so its name.
     pub heir: Option<Binding>,
     /// It goes only after these settings (an index) have been applied.
     pub after: Option<usize>,
@@ -109,7 +109,7 @@ pub struct Decision {
     pub notes: Vec<String>,
 }
 
-/// `macs`: of all cards of the new machine; none: it gets those of the adapters.
+/// `macs`: of all NICs of the new machine; none: it gets those of the adapters.
 pub fn decide(
     policy: Policy,
     facts: &NetworkFacts,
@@ -131,14 +131,14 @@ pub fn decide(
         let binding = bind(adapter, &cards, macs);
         if !adapter.enabled {
             decision.notes.push(format!(
-                "adapter {shown:?} is switched off in Windows: the card that takes its place is on"
+                "adapter {shown:?} is switched off in Windows: the NIC that takes its place is on"
             ));
         }
         let mut after = None;
         if policy == Policy::Preserve && is_static(adapter) {
             if !has_netkvm {
                 decision.notes.push(format!(
-                    "adapter {shown:?} has static settings, and the medium has no netkvm for this Windows: set them again after the first boot"
+                    "adapter {shown:?} has static settings, and the driver source has no netkvm for this Windows: set them again after the first boot"
                 ));
                 continue;
             }
@@ -221,7 +221,7 @@ fn bind(adapter: &Adapter, cards: &[&Adapter], macs: &[MacAddr]) -> Result<Bindi
         return if cards.len() == 1 && macs.len() <= 1 {
             Ok(Binding::Only)
         } else {
-            Err("its MAC address is not recorded, and there are several cards".into())
+            Err("its MAC address is not recorded, and there are several NICs".into())
         };
     };
     if cards
@@ -239,7 +239,7 @@ fn bind(adapter: &Adapter, cards: &[&Adapter], macs: &[MacAddr]) -> Result<Bindi
         return Ok(Binding::Only);
     }
     Err(format!(
-        "no card of the new machine has its MAC address {mac}"
+        "no NIC of the new machine has its MAC address {mac}"
     ))
 }
 

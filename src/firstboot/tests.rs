@@ -148,7 +148,7 @@ fn file_names() {
     }
 }
 
-/// Whatever lies in a folder of PATH or beside the script, it is not what runs.
+/// Whatever lies in a directory of PATH or beside the script, it is not what runs.
 #[test]
 fn programs_are_named_with_their_folder() {
     let text = full().to_cmd();

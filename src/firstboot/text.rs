@@ -6,7 +6,7 @@
 pub(super) const HEAD: &str = r#"@echo off
 rem Written by hyper2kvm. What this does, and how to stop it: hyper2kvm docs first-boot
 setlocal EnableExtensions DisableDelayedExpansion
-rem Programs are named with their folder; what they start is looked for in PATH only, not in the folder one
+rem Programs are named with their directory; what they start is looked for in PATH only, not in the directory one
 rem happens to be in.
 set "SYS=%SystemRoot%\System32"
 set "NoDefaultCurrentDirectoryInExePath=1"
@@ -56,7 +56,7 @@ call :say first boot finished
 exit /b 0
 "#;
 
-/// Windows goes on installing devices after the services have started.
+/// Windows continues installing devices after the services have started.
 pub(super) const PNP: &str = r#"set "POLL=0"
 set "IDLE=0"
 :pnp_poll
@@ -246,7 +246,7 @@ call :ran the name of the old adapter for the new one
 exit /b 0
 "#;
 
-/// A drive letter is `mountvol`'s business: Windows remembers letters by itself, but a CD-ROM that was
+/// A drive letter is `mountvol`'s business: Windows remembers letters on its own, but a CD-ROM that was
 /// there first may have taken one.
 pub(super) const DISK_ROUTINES: &str = r#"
 rem The disk number N.

@@ -117,7 +117,7 @@ fn saved_names(i: usize) -> (String, String) {
     }
 }
 
-/// Whether old blocks of a disk were saved in the folder of a journal, whatever the journal says.
+/// Whether old blocks of a disk were saved in the directory of a journal, whatever the journal says.
 pub fn holds_saved_blocks(folder: &Path) -> bool {
     let entries = match fs::read_dir(folder.join("backup")) {
         Ok(entries) => entries,

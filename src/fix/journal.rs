@@ -1,6 +1,6 @@
 //! The journal of a fix: what was to be done, how far it got, and what is needed to undo it.
 //!
-//! `journal.json` is replaced as a whole (temporary file, fsync, rename, fsync of the folder), so a
+//! `journal.json` is replaced as a whole (temporary file, fsync, rename, fsync of the directory), so a
 //! reader sees either the old or the new state. It is written before the thing it announces.
 
 use std::fs::File;
@@ -155,7 +155,7 @@ pub struct ActionRecord {
 /// The original bytes of every range of the disk that a commit changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UndoLog {
-    /// Relative to the journal's folder; the ranges' bytes one after the other.
+    /// Relative to the journal's directory; the ranges' bytes one after the other.
     pub before: String,
     pub after: String,
     pub ranges: Vec<UndoRange>,
@@ -336,7 +336,7 @@ fn persist(temporary: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
     failpoint::step("after", &step)
 }
 
-/// Makes the names in a folder durable.
+/// Makes the names in a directory durable.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

@@ -5,7 +5,7 @@
 //! is copied, trim included, and a trim that hit something needed shows before a byte is copied.
 //!
 //! Only volumes whose own map can be believed: NTFS and FAT that were closed cleanly. A volume with
-//! shadow copies stays as it is (the copies live in what its bitmap calls free), as do encrypted
+//! shadow copies stays unchanged (the copies live in what its bitmap calls free), as do encrypted
 //! ones that no key opened, unknown ones and everything outside of volumes. In a BitLocker volume that was opened
 //! the encrypted bytes of free clusters are zeroed; BitLocker's own places are never free. Nothing smaller than a cluster of the overlay is
 //! zeroed: that would make the overlay grow and the copy no smaller.
@@ -38,7 +38,7 @@ pub struct VolumeTrim {
     pub filesystem: FsKind,
     /// Data that is not copied now.
     pub freed_bytes: u64,
-    /// Why the volume is copied as it is.
+    /// Why the volume is copied unchanged.
     pub kept: Option<String>,
     pub files: Vec<FileTrim>,
 }
@@ -209,7 +209,7 @@ pub(crate) fn unneeded(guest: &EmbeddedReader) -> Extents {
     unneeded
 }
 
-/// Why a volume must stay as it is.
+/// Why a volume must stay unchanged.
 fn untouchable(volume: &Volume) -> Option<String> {
     let state = &volume.state;
     let reason = match volume.kind {

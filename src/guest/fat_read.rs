@@ -257,7 +257,7 @@ impl<D: Store + ?Sized> FatVolume<D> {
             self.shared.stale.store(true, Ordering::Relaxed);
             return Ok(());
         }
-        Err(io::Error::other("the new folder is not as expected"))
+        Err(io::Error::other("the new directory is not as expected"))
     }
 
     /// Writes the allocation summary back and flushes the disk.

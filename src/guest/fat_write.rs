@@ -42,7 +42,7 @@ impl FatWriter {
     }
 
     pub fn create_dir(&mut self, path: &GuestPath) -> Result<()> {
-        const OP: &str = "creating the folder";
+        const OP: &str = "creating the directory";
         self.run(OP, path, 0, |fs| {
             if find(fs, path)?.is_some() {
                 return Err(taken(OP, path).into());
@@ -131,7 +131,7 @@ impl FatWriter {
 
     /// The directory must be empty.
     pub fn remove_dir(&mut self, path: &GuestPath) -> Result<()> {
-        self.remove("removing the folder", path, true)
+        self.remove("removing the directory", path, true)
     }
 
     fn remove(&self, op: &'static str, path: &GuestPath, dir: bool) -> Result<()> {

@@ -1,6 +1,6 @@
-//! libguestfs' appliance with one disk attached: commands, mounted volumes, and the folders it has listed.
+//! libguestfs' appliance with one disk attached: commands, mounted volumes, and the directories it has listed.
 //!
-//! A folder is listed once and remembered; lookups are answered from that, as is the guest's own spelling of
+//! A directory is listed once and remembered; lookups are answered from that, as is the guest's own spelling of
 //! a name, because ntfs-3g is case-sensitive. ntfs-3g shows every reparse point as a symbolic link, which is
 //! never followed here.
 
@@ -17,7 +17,7 @@ use crate::tool::guestfish::{Line, MAX_LINE, Reply, Shell};
 
 /// For one command; the longest ones move a hive.
 const LIMIT: Duration = Duration::from_secs(300);
-/// Entries of a folder; Windows has folders of some ten thousand.
+/// Entries of a directory; Windows has directories of some ten thousand.
 const MAX_ENTRIES: usize = 1_000_000;
 
 /// The Windows attributes of a file, big endian.
@@ -44,7 +44,7 @@ impl Appliance {
     }
 }
 
-/// A name in a folder.
+/// A name in a directory.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     /// In the guest's own case.
@@ -221,7 +221,7 @@ impl Inner {
         Ok(Some(place))
     }
 
-    /// What is in a folder of the appliance.
+    /// What is in a directory of the appliance.
     pub fn folder(&mut self, real: &str) -> Result<&Folder> {
         if !self.folders.contains_key(real) {
             let folder = self.read_folder(real)?;
@@ -262,7 +262,10 @@ impl Inner {
             .filter(|name| !name.is_empty() && !name.chars().any(char::is_control))
             .collect();
         if names.len() > MAX_ENTRIES {
-            return Err(unreadable(real, "the folder has too many entries".into()));
+            return Err(unreadable(
+                real,
+                "the directory has too many entries".into(),
+            ));
         }
         let (lists, single): (Vec<&str>, Vec<&str>) =
             names.into_iter().partition(|name| !name.contains('\''));
@@ -420,7 +423,7 @@ impl Inner {
     }
 }
 
-/// A folder that only this user can enter.
+/// A directory that only this user can enter.
 pub fn private_folder() -> std::io::Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix("hyper2kvm-")

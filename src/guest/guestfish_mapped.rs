@@ -1,6 +1,6 @@
 //! Volumes that are not simply a partition: in BitLocker and LUKS, in LVM, on dynamic disks (LDM).
 //!
-//! The appliance opens the containers - BitLocker and LUKS with a key of `--key`, LVM and LDM by itself
+//! The appliance opens the containers - BitLocker and LUKS with a key of `--key`, LVM and LDM on its own
 //! when it starts - and shows what is in each as a block device. The file system on it is told, and its
 //! state read, by the same code as on a partition, through [`Remote`]. The volume of an opened
 //! BitLocker or LUKS partition keeps the partition's number; logical volumes are numbered from

@@ -1,4 +1,4 @@
-//! A tar archive with one new file or folder, its security descriptor and its attributes, for guestfish's
+//! A tar archive with one new file or directory, its security descriptor and its attributes, for guestfish's
 //! `tar-in`.
 //!
 //! guestfish has no other way to hand over an extended attribute with NUL bytes in it, and without the
@@ -17,7 +17,7 @@ pub fn archive(name: &str, kind: FileKind, security: Option<&[u8]>, contents: &[
     if let Some(security) = security {
         records.extend(record("SCHILY.xattr.system.ntfs_acl", security));
         if kind == FileKind::Dir {
-            // Else it has the archive flag, which no folder has that Windows made.
+            // Else it has the archive flag, which no directory has that Windows made.
             let none = 0u32.to_be_bytes();
             records.extend(record("SCHILY.xattr.system.ntfs_attrib_be", &none));
         }

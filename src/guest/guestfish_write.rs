@@ -2,8 +2,8 @@
 //!
 //! A volume is mounted for writing at its first change, after the same check of its metadata as in
 //! the embedded engine. Contents go in with `upload`, which keeps the record, the security descriptor
-//! and the attributes of a file that exists. New files and folders go in as a tar archive of one
-//! member, because they need a security descriptor: that of a sibling, else of their folder.
+//! and the attributes of a file that exists. New files and directories go in as a tar archive of one
+//! member, because they need a security descriptor: that of a sibling, else of their directory.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -35,7 +35,7 @@ pub struct GuestfishWriter {
     models: Models,
 }
 
-/// The security descriptor for new files (`false`) and folders (`true`), by parent.
+/// The security descriptor for new files (`false`) and directories (`true`), by parent.
 type Models = HashMap<(String, bool), Vec<u8>>;
 
 /// How many siblings are asked for their security descriptor.
@@ -166,7 +166,7 @@ fn all(inner: &mut Inner, failure: &Failure<'_>, lines: &[Line]) -> Result<()> {
     Ok(())
 }
 
-/// The security descriptor a new file or folder gets; `None` on FAT, which has none.
+/// The security descriptor a new file or directory gets; `None` on FAT, which has none.
 fn model<'m>(
     inner: &mut Inner,
     models: &'m mut Models,
@@ -240,7 +240,7 @@ fn entry(path: &GuestPath, place: &Place, kind: FileKind, size: u64) -> Entry {
 impl GuestWrite for GuestfishWriter {
     fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
         self.change(
-            "creating the folder",
+            "creating the directory",
             volume,
             path,
             |inner, place, failure, models| {
@@ -363,7 +363,7 @@ impl GuestWrite for GuestfishWriter {
 
     fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()> {
         self.change(
-            "removing the folder",
+            "removing the directory",
             volume,
             path,
             |inner, place, failure, _| {

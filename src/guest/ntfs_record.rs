@@ -140,7 +140,7 @@ impl<'r> Iterator for Attributes<'r> {
     }
 }
 
-/// One attribute of one record; a large attribute may go on in other records.
+/// One attribute of one record; a large attribute may continue in other records.
 #[derive(Debug, Clone)]
 pub struct Attribute<'r> {
     pub kind: u32,

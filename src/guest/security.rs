@@ -1,13 +1,13 @@
-//! The security descriptor of the one folder in a guest that is hyper2kvm's own.
+//! The security descriptor of the one directory in a guest that is hyper2kvm's own.
 //!
-//! What is in it runs as SYSTEM, and its log may hold what is nobody's business. Like any other new folder it
+//! What is in it runs as SYSTEM, and its log may hold what is nobody's business. Like any other new directory it
 //! would get its sibling's descriptor, and below `\Windows` everybody may read, and on some installations write.
 //!
 //! Specification: [MS-DTYP] 2.4.6, `SECURITY_DESCRIPTOR`.
 
 use super::GuestPath;
 
-/// The folder's name, below that of Windows.
+/// The directory's name, below that of Windows.
 pub const OWN_FOLDER: &str = "hyper2kvm";
 
 /// `O:BAG:SYD:PAI(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)`: SYSTEM and Administrators, and nothing is inherited.
@@ -18,7 +18,7 @@ const PRIVATE: [u8; 100] = {
     let head = [
         1, 0, 0x04, 0x94, 72, 0, 0, 0, 88, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0,
     ];
-    // Revision, size 52, two entries. Each: allow, inherited by files and folders, size, all rights.
+    // Revision, size 52, two entries. Each: allow, inherited by files and directories, size, all rights.
     let list = [2, 0, 52, 0, 2, 0, 0, 0];
     let system_entry = [0, 3, 20, 0, 0xff, 0x01, 0x1f, 0];
     let administrators_entry = [0, 3, 24, 0, 0xff, 0x01, 0x1f, 0];
@@ -49,7 +49,7 @@ const PRIVATE: [u8; 100] = {
     bytes
 };
 
-/// The descriptor of a new folder, where it is not to have its sibling's.
+/// The descriptor of a new directory, where it is not to have its sibling's.
 pub fn of_new_folder(path: &GuestPath) -> Option<&'static [u8]> {
     let below_windows = path.parent().is_some_and(|parent| parent.name().is_some());
     let own = path.name()?.eq_ignore_ascii_case(OWN_FOLDER) && below_windows;

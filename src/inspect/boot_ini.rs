@@ -198,7 +198,7 @@ fn arc_order(layout: &DiskLayout) -> Vec<&Partition> {
     all
 }
 
-/// Another Windows is told; a folder without one is a problem.
+/// Another Windows is told; a directory without one is a problem.
 fn other_folder(
     place: &bcd::Place<'_>,
     volume: VolumeId,

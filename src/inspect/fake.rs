@@ -13,7 +13,7 @@ struct Node {
     data: Vec<u8>,
 }
 
-/// Volumes of files; folders come into being with the files in them.
+/// Volumes of files; directories come into being with the files in them.
 #[derive(Default)]
 pub struct FakeGuest {
     volumes: Vec<Volume>,

@@ -100,7 +100,7 @@ findings! {
         "give its recovery password, its password or its .BEK file with --key (all:file:FILE); or suspend BitLocker in the guest (manage-bde -protectors -disable C: -rc 0) and shut it down: no key is needed then";
     BITLOCKER_CONVERTING: Blocker, "bitlocker-converting",
         "a volume is neither encrypted nor decrypted as a whole<; why>",
-        "start the guest, wait until manage-bde -status says 100% or 0% (a paused conversion goes on after manage-bde -resume C:), shut it down";
+        "start the guest, wait until manage-bde -status says 100% or 0% (a paused conversion continues after manage-bde -resume C:), shut it down";
     BITLOCKER_OPENED: Warning, "bitlocker-opened",
         "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
         "suspend BitLocker before the conversion (manage-bde -protectors -disable C: -rc 0) so that both boots pass without it, or keep the recovery key at hand";
@@ -123,11 +123,11 @@ findings! {
         "a volume is ReFS, which is not read here: a Windows on it cannot be converted",
         "move Windows to NTFS";
     REFS_DATA: Info, "refs-data",
-        "a data volume is ReFS: it is copied as it is and not looked at",
+        "a data volume is ReFS: it is copied unchanged and not looked at",
         "none needed";
     EFS: Blocker, "efs",
         "files of Windows are encrypted (EFS): neither this program nor the boot loader can read them",
-        "decrypt the Windows folder in the guest (cipher /d /s:C:\\Windows), then shut it down";
+        "decrypt the Windows directory in the guest (cipher /d /s:C:\\Windows), then shut it down";
     COMPACT_OS: Info, "compact-os",
         "system files are compressed (CompactOS): driver files that are added or replaced are not",
         "none needed";
@@ -158,7 +158,7 @@ findings! {
         "repair the guest before converting it";
     // Booting.
     NO_BOOT_MANAGER: Blocker, "no-boot-manager",
-        "no Windows boot manager was found on this disk: it will not start by itself",
+        "no Windows boot manager was found on this disk: it will not start on its own",
         "convert the disk that holds the system partition too, or rebuild the boot files with bcdboot";
     BOOT_MANAGER_DAMAGED: Blocker, "boot-manager-damaged",
         "the boot manager of Windows is not an EFI program: a new KVM machine will not start it",
@@ -305,7 +305,7 @@ findings! {
         "the root file system is encrypted (LUKS on <devices>)",
         "convert it with virt-v2v and its option --key, or decrypt the disk in the guest";
     LINUX_HIBERNATED: Blocker, "linux-hibernated",
-        "the guest is hibernated: on another machine it would go on with hardware that is gone, and lose data",
+        "the guest is hibernated: on another machine it would continue with hardware that is gone, and lose data",
         "start it once where it was, and shut it down";
     LINUX_NOT_CLEAN: Warning, "linux-not-clean",
         "a file system was not unmounted: the guest crashed or still runs, and Linux will replay its journal",
@@ -317,16 +317,16 @@ findings! {
         "<why>, which only the libguestfs appliance reads, and --engine embedded does without one",
         "leave --engine out, or use --engine guestfish";
     LINUX_NO_BOOT_LOADER: Warning, "linux-no-boot-loader",
-        "no boot loader was found at the start of the first disk, and none on an EFI system partition: the machine will not start by itself",
+        "no boot loader was found at the start of the first disk, and none on an EFI system partition: the machine will not start on its own",
         "put the disk it starts from first, or install the boot loader again from a rescue system";
     LINUX_DEVICE_NAME: Warning, "linux-device-name",
         "/etc/fstab names <devices>: such names change with the controller",
         "name them by UUID in the guest; virt-v2v does that too";
     LINUX_INTERFACE_NAME: Warning, "linux-interface-name",
-        "the network is configured for <names>, and names made from the slot of a card change with the machine (the first card becomes enp6s0): the addresses would not be set",
-        "match the card by its MAC address in these files, which stays the same, or put the new name there from the console";
+        "the network is configured for <names>, and names made from the slot of a NIC change with the machine (the first NIC becomes enp6s0): the addresses would not be set",
+        "match the NIC by its MAC address in these files, which stays the same, or put the new name there from the console";
     LINUX_FREE_SPACE: Info, "linux-free-space",
-        "free space of Linux file systems is copied as it is",
+        "free space of Linux file systems is copied unchanged",
         "none needed; fstrim -av in the guest before makes the copy smaller";
     NO_LINUX: Blocker, "no-linux",
         "no Linux installation was found on these disks",

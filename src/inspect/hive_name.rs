@@ -15,7 +15,7 @@ pub enum HiveName {
 }
 
 impl HiveName {
-    /// The file name, in the backup and registry folders too.
+    /// The file name, in the backup and registry directories too.
     pub fn file_name(self) -> &'static str {
         match self {
             HiveName::System => "SYSTEM",

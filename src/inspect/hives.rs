@@ -1,7 +1,7 @@
 //! Reads a hive and the logs beside it, once, and says whether what it has is what Windows would see.
 //!
 //! A hive whose bin chain is broken is refused. A dirty one is replayed from its logs; a dirty one
-//! without logs is checked cell by cell and goes on with a warning.
+//! without logs is checked cell by cell and continues with a warning.
 
 use crate::guest::{GuestError, GuestPath, GuestRead, VolumeId};
 use crate::registry::hive::BASE_BLOCK_SIZE;

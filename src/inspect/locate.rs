@@ -1,4 +1,4 @@
-//! Finds the Windows installations of a VM: a top-level folder of an NTFS volume, of any name, with
+//! Finds the Windows installations of a VM: a top-level directory of an NTFS volume, of any name, with
 //! `System32\config\SYSTEM` in it.
 //!
 //! `Windows.old` holds a whole former disk one level deeper and so is none; an expanded WinPE is
@@ -12,7 +12,7 @@ use super::InspectError;
 use super::findings;
 use super::model::Finding;
 
-/// A folder that has a SYSTEM hive.
+/// A directory that has a SYSTEM hive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     pub volume: VolumeId,
@@ -39,11 +39,11 @@ impl Candidate {
 #[derive(Debug, Default)]
 pub struct Found {
     pub installations: Vec<Candidate>,
-    /// Folders with `System32\ntoskrnl.exe` and no SYSTEM hive.
+    /// Directories with `System32\ntoskrnl.exe` and no SYSTEM hive.
     pub without_hive: Vec<Candidate>,
 }
 
-/// Folders with more entries than this are no volume roots of a Windows.
+/// Directories with more entries than this are no volume roots of a Windows.
 const MAX_TOP_LEVEL: usize = 4096;
 /// Expanded WinPE hives are a few MB.
 const PE_HIVE_LIMIT: u64 = 64 << 20;

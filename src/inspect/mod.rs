@@ -3,7 +3,7 @@
 //! [`inspect`] looks at the partition table, the volumes, the boot files, finds Windows, loads its
 //! hives once and reads them by direct lookups. What is not a Windows, or not one that can be
 //! converted, is no error here: the result says so in a blocker. Errors are what the caller can
-//! mend (which of several installations) or what keeps the disk from being read.
+//! repair (which of several installations) or what keeps the disk from being read.
 
 mod bcd;
 mod boot_ini;
@@ -126,7 +126,7 @@ pub fn roles(
     Ok(system.map(|c| roles_of(guest, disks, c.volume.disk)))
 }
 
-/// Whether `--root`, when it was given, may name a folder on that volume.
+/// Whether `--root`, when it was given, may name a directory on that volume.
 pub fn root_may_be_on(root: Option<&str>, volume: VolumeId) -> bool {
     root.is_none_or(|root| locate::may_be_on(root, volume))
 }
@@ -512,14 +512,14 @@ fn not_windows(
         out.os.family = OsFamily::Linux;
         out.findings.push(findings::LINUX.found_with(
             &[&names(&linux)],
-            "no Windows folder with a SYSTEM hive on any volume",
+            "no Windows directory with a SYSTEM hive on any volume",
         ));
     } else if hidden {
         // Nothing to add.
     } else if !data.is_empty() {
         out.findings.push(findings::NO_WINDOWS.found_with(
             &[&names(&data)],
-            "no folder with System32\\config\\SYSTEM on any NTFS volume",
+            "no directory with System32\\config\\SYSTEM on any NTFS volume",
         ));
     } else if layout.scheme == Scheme::None {
         out.findings.push(

@@ -193,7 +193,7 @@ pub struct OsFacts {
     pub control_set: Option<String>,
     pub windows_root: Option<GuestPath>,
     pub hostname: Option<String>,
-    /// Folders of the virtio-win ISO that fit this Windows, best first.
+    /// Directories of the virtio-win ISO that fit this Windows, best first.
     pub driver_folders: Vec<String>,
 }
 
@@ -282,7 +282,7 @@ pub struct Fallback {
     pub to: GuestPath,
     pub size: u64,
     pub replaces: bool,
-    /// The folder to make first.
+    /// The directory to make first.
     pub folder: Option<GuestPath>,
 }
 
@@ -368,7 +368,7 @@ pub struct Adapter {
     pub wins: Vec<Ipv4Addr>,
     /// NetBIOS over TCP/IP: 1 on, 2 off; `None`: as DHCP says.
     pub netbios: Option<u32>,
-    /// Below what the card can do.
+    /// Below what the NIC can do.
     pub mtu: Option<u32>,
     /// The metric of the interface; `None`: Windows chooses.
     pub metric: Option<u32>,

@@ -26,7 +26,7 @@ const NCF_PHYSICAL: u32 = 4;
 const CONFIGFLAG_DISABLED: u32 = 1;
 /// `MAX_DEVICE_ID_LEN` of Windows.
 const MAX_INSTANCE: usize = 200;
-/// Less is no MTU: IPv4 asks for 68 (RFC 791). More is Windows' way to say "what the card can do".
+/// Less is no MTU: IPv4 asks for 68 (RFC 791). More is Windows' way to say "what the NIC can do".
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
 /// More is a damaged or hostile hive.
 const MAX_ADAPTERS: usize = 256;

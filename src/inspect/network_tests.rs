@@ -63,7 +63,7 @@ fn adapters_of_real_hives() {
             })
         );
     }
-    // One 82574L on DHCP; the debugger's and Bluetooth's adapters are no cards.
+    // One 82574L on DHCP; the debugger's and Bluetooth's adapters are no NICs.
     if let Some(ten) = read("win10-vmware/SYSTEM") {
         let cards = ten["adapters"].as_array().unwrap();
         assert_eq!(cards.len(), 1, "{cards:?}");

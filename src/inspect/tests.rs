@@ -147,7 +147,7 @@ fn system(product_type: &str) -> KeyTree {
     tree
 }
 
-/// A Windows 11 on a GPT disk, in a folder that is not called Windows.
+/// A Windows 11 on a GPT disk, in a directory that is not called Windows.
 struct Shape {
     guest: FakeGuest,
     system: KeyTree,
@@ -382,7 +382,7 @@ fn compact_os_takes_the_processor_from_the_registry() {
 
 type Change = fn(&mut Shape);
 
-/// Each state is found, with the severity that says whether to go on.
+/// Each state is found, with the severity that says whether to continue.
 #[test]
 fn states() {
     use Severity::{Blocker, Info, Warning};
@@ -754,7 +754,7 @@ fn mutated_hives_do_not_panic() {
 #[test]
 fn demo_guests_of_every_version() {
     use WinVersion::*;
-    // version, name shown, first driver folder, what boots before the conversion
+    // version, name shown, first driver directory, what boots before the conversion
     let cases = [
         (Xp, "Microsoft Windows XP", "xp", "ide"),
         (Server2003, "Microsoft Windows Server 2003", "2k3", "ide"),

@@ -43,7 +43,7 @@ fn holes(image: &Image) -> Result<Vec<Range<u64>>> {
     Ok(found)
 }
 
-/// Marks them in the overlay on top of the image. What the guest sees stays as it is.
+/// Marks them in the overlay on top of the image. What the guest sees stays unchanged.
 pub(crate) fn mark(image: &Image) -> Result<()> {
     let holes = holes(image)?;
     let marking = || Error::failed(format!("marking free space in {}", image.path().display()));

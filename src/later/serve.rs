@@ -174,7 +174,7 @@ fn lock(folder: &Path) -> Result<FileLock> {
             folder.display()
         ))
         .hint(
-            "one is enough: it goes on until the disks stand alone, or until it is ended (SIGTERM)",
+            "one is enough: it continues until the disks stand alone, or until it is ended (SIGTERM)",
         )),
         Err(LockError::Untrusted(e)) => Err(e.into()),
         Err(other) => Err(failed(other.into())),
@@ -194,7 +194,7 @@ pub(crate) fn is_served(folder: &Path) -> Result<bool> {
     }
 }
 
-/// A `serve` that goes on when this process ends.
+/// A `serve` that continues when this process ends.
 pub(crate) struct Left(Child);
 
 /// Lets the directory be served from now on, by a process that this one leaves behind, unless it is already.

@@ -2,7 +2,7 @@
 //! else this process does not read.
 //!
 //! The disks come from our storage daemons, read-only. libguestfs finds the installation and its
-//! mount points; files are downloaded into a private folder when they are opened. Paths are resolved
+//! mount points; files are downloaded into a private directory when they are opened. Paths are resolved
 //! inside the appliance, so that a symbolic link never leads to this host.
 
 use std::cell::RefCell;

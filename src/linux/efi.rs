@@ -2,7 +2,7 @@
 //!
 //! Firmware starts a boot loader from the entries in its variables, and those stay behind with the old
 //! machine. A new one finds only `\EFI\BOOT\BOOTX64.EFI`, which not every distribution installs. What
-//! is copied there is the distribution's own: shim with the GRUB it loads from its own folder, a GRUB
+//! is copied there is the distribution's own: shim with the GRUB it loads from its own directory, a GRUB
 //! without shim, or systemd-boot. shim's `fbx64.efi` is left out: beside it shim would write boot
 //! entries and start over instead of starting GRUB.
 
@@ -11,9 +11,9 @@ use crate::guest::{EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, Resul
 use crate::inspect::linux::{LoaderCopies, LoaderCopy};
 
 const FALLBACK: &str = "EFI\\BOOT\\BOOTX64.EFI";
-/// Of a vendor's folder, the first that is there is the loader.
+/// Of a vendor's directory, the first that is there is the loader.
 const LOADERS: [&str; 3] = ["shimx64.efi", "grubx64.efi", "systemd-bootx64.efi"];
-/// What shim loads, from the folder it was started from.
+/// What shim loads, from the directory it was started from.
 const BESIDE_SHIM: [&str; 2] = ["grubx64.efi", "mmx64.efi"];
 
 /// An EFI system partition with something to start on it.
@@ -63,7 +63,7 @@ fn look(
         .map(|f| f.name)
         .filter(|name| !["boot", "microsoft"].contains(&name.to_lowercase().as_str()))
         .collect();
-    // The distribution's own folder first; Red Hat's is not called by its id.
+    // The distribution's own directory first; Red Hat's is not called by its id.
     vendors.sort_by_key(|name| {
         let name = name.to_lowercase();
         name != distribution && !(distribution == "rhel" && name == "redhat")

@@ -181,7 +181,7 @@ fn no_linux(why: &str) -> Finding {
     findings::NO_LINUX.found(why)
 }
 
-/// A suspended session goes on with the old hardware in mind.
+/// A suspended session continues with the old hardware in mind.
 fn hibernated(disks: &[OpenDisk], findings: &mut Vec<Finding>) -> Result<()> {
     for (i, disk) in disks.iter().enumerate() {
         for partition in &disk.layout.partitions {

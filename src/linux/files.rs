@@ -99,7 +99,7 @@ pub fn interfaces(path: &str, text: &str) -> Vec<String> {
         }
     };
     if let Some(name) = file.strip_prefix("ifcfg-") {
-        // A MAC address ties it to the card, whatever its name.
+        // A MAC address ties it to the NIC, whatever its name.
         if !text.lines().any(|l| l.trim_start().starts_with("HWADDR=")) {
             add(name);
         }

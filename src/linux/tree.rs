@@ -50,7 +50,7 @@ pub trait Tree {
     fn reader(&self) -> &'static str;
     /// `None` when there is no such file.
     fn open(&self, path: &str, limit: u64) -> Result<Option<Box<dyn Read + '_>>>;
-    /// The names in a folder, sorted; none when there is no such folder.
+    /// The names in a directory, sorted; none when there is no such directory.
     fn list(&self, folder: &str) -> Result<Vec<String>>;
 
     /// A text file; bytes that are not UTF-8 are replaced.
@@ -403,7 +403,7 @@ mod tests {
     use crate::block::FileDisk;
     use crate::tool::Cmd;
 
-    /// A file system made by `mke2fs` from a folder.
+    /// A file system made by `mke2fs` from a directory.
     fn image(dir: &Path, size: &str, options: &[&str]) -> Option<FileDisk> {
         if !crate::skip::have(&["mke2fs"]) {
             return None;

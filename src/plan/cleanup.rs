@@ -123,7 +123,7 @@ fn without_run_entries(
     Ok(())
 }
 
-/// Takes tasks whose program lies in one of the folders out of the scheduler's index.
+/// Takes tasks whose program lies in one of the directories out of the scheduler's index.
 fn without_tasks(
     software: &HiveView<'_>,
     folders: &[&String],
@@ -145,7 +145,7 @@ fn without_tasks(
             continue;
         }
         let node = format!("{TASK_CACHE}\\Tree{path}");
-        // A folder of tasks is never taken away.
+        // A directory of tasks is never taken away.
         let leaf = match software.key(&node)? {
             Some(key) => key.keys()?.is_empty(),
             None => false,
@@ -164,7 +164,7 @@ fn without_tasks(
     Ok(())
 }
 
-/// Whether UTF-16 text in `data` names one of the folders, at whatever offset it begins.
+/// Whether UTF-16 text in `data` names one of the directories, at whatever offset it begins.
 fn holds(data: &[u8], folders: &[&String]) -> bool {
     let lower = |bytes: &[u8]| -> Vec<u8> { bytes.to_ascii_lowercase() };
     let data = lower(data);

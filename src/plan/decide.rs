@@ -29,7 +29,7 @@ pub struct Foreseen<'a> {
     /// The controllers the result must boot from.
     pub wanted: Vec<Controller>,
     pub signatures: Review,
-    /// Warnings about the VM and the driver medium.
+    /// Warnings about the VM and the driver source.
     pub notes: Vec<String>,
     /// What the other disks, the host and the documents of the VM stand in the way with.
     pub limits: Vec<Blocker>,

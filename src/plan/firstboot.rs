@@ -20,7 +20,7 @@ pub struct Wishes {
     /// `--no-firstboot`
     pub none: bool,
     pub network: Policy,
-    /// Of the new machine's cards; where there are none, those of the guest's adapters.
+    /// Of the new machine's NICs; where there are none, those of the guest's adapters.
     pub macs: Vec<MacAddr>,
     /// The contents of `--firstboot` files.
     pub user_scripts: Vec<Vec<u8>>,
@@ -31,7 +31,7 @@ pub struct Wishes {
 /// Media paths of what is made here.
 pub const GENERATED: &str = "generated";
 
-/// A file that comes from no medium: name below [`GENERATED`], contents.
+/// A file that comes from no driver source: name below [`GENERATED`], contents.
 pub type Generated = (String, Vec<u8>);
 
 /// Adds files and edits to `layout`; `staging` are the staged drivers.
@@ -57,7 +57,7 @@ pub fn add(
     if let Some(reason) = reason {
         if !decision.settings.is_empty() {
             layout.warnings.push(format!(
-                "static addresses are not carried over to the VirtIO card, set them again after the first boot: {reason}"
+                "static addresses are not carried over to the VirtIO NIC, set them again after the first boot: {reason}"
             ));
         }
         if !wishes.none && !wishes.user_scripts.is_empty() {
@@ -115,7 +115,7 @@ pub fn add(
                 });
             }
             None => layout.warnings.push(format!(
-                "the driver {name:?} has a name the first-boot script cannot use safely: Windows may still find it by itself"
+                "the driver {name:?} has a name the first-boot script cannot use safely: Windows may still find it on its own"
             )),
         }
     }

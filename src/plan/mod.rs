@@ -4,7 +4,7 @@
 //! contents. The caller looks up which of those files exist already ([`Present`]), and [`draft`] turns the
 //! difference into actions. What is already right becomes `skipped`, so that a second run plans nothing.
 //! The caller inspects and verifies the guest as these actions leave it ([`crate::actions::preview`]), and looks at the host
-//! ([`Foreseen`]); [`plan`] decides whether the conversion goes on. A [`Plan`] is complete.
+//! ([`Foreseen`]); [`plan`] decides whether the conversion continues. A [`Plan`] is complete.
 //!
 //! For a Linux guest [`linux::plan`] decides who makes it ready.
 
@@ -75,7 +75,7 @@ pub struct Inputs<'a> {
     pub used_oem: &'a BTreeSet<u32>,
     pub options: Options,
     pub wishes: &'a firstboot::Wishes,
-    /// Size of the guest agent's installer, when the medium has one.
+    /// Size of the guest agent's installer, when the driver source has one.
     pub agent_size: u64,
 }
 
@@ -91,7 +91,7 @@ pub enum At {
 /// What exists already, by path; a path that is not listed does not exist.
 pub type Present = BTreeMap<GuestPath, At>;
 
-/// Files that go into the guest together: where to, where from on the medium, size.
+/// Files that go into the guest together: where to, where from in the driver source, size.
 pub struct Part {
     pub id: String,
     pub title: String,
@@ -105,7 +105,7 @@ pub struct Layout {
     pub edits: BTreeMap<HiveName, Vec<RegOp>>,
     pub blockers: Vec<Blocker>,
     pub warnings: Vec<String>,
-    /// Files of the parts that come from no medium.
+    /// Files of the parts that come from no driver source.
     pub generated: Vec<firstboot::Generated>,
 }
 
@@ -333,7 +333,7 @@ fn planned(package: &DriverPackage, placement: &'static str) -> PlannedDriver {
     }
 }
 
-/// Each target once, with the size the medium gives.
+/// Each target once, with the size the driver source gives.
 fn with_sizes(
     drivers: &DriverSet,
     files: Vec<(GuestPath, String)>,
@@ -389,7 +389,7 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
                 Some(At::SameFile) => continue,
                 Some(At::Folder) => draft.blockers.push(Blocker::new(
                     "path-taken",
-                    format!("{to} is a folder in the guest, a driver file belongs there"),
+                    format!("{to} is a directory in the guest, a driver file belongs there"),
                     "move it away inside the guest, then convert again",
                 )),
                 at => {
@@ -496,7 +496,7 @@ fn edit_hive(
     Ok(())
 }
 
-/// The folders above `path` that are neither there nor planned yet, outermost first.
+/// The directories above `path` that are neither there nor planned yet, outermost first.
 fn missing_folders(
     path: &GuestPath,
     present: &Present,

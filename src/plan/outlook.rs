@@ -29,7 +29,7 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// The output folder.
+    /// The output directory.
     pub fn folder(&self) -> Option<&Path> {
         self.report.as_deref()?.parent()
     }

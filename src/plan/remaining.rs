@@ -206,7 +206,7 @@ fn named(
             Blocker::new(
                 "boot-driver-file",
                 format!(
-                    "{service}: {path} is not named as the boot loader of this Windows wants it, below the folder of Windows"
+                    "{service}: {path} is not named as the boot loader of this Windows wants it, below the directory of Windows"
                 ),
                 remedy.of(
                     nt_major,

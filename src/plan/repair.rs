@@ -342,7 +342,7 @@ fn retyped(key: &str, service: &str, value: &str) -> RegOp {
     RegOp::set(key, value, data)
 }
 
-/// The same file, said as every loader understands it; nothing for one outside the folder of Windows.
+/// The same file, said as every loader understands it; nothing for one outside the directory of Windows.
 fn path_form(inputs: &Inputs<'_>, sets: &[String], service: &str, path: &GuestPath) -> Vec<RegOp> {
     let root = &inputs.windows.root;
     let below = path.parts().get(root.parts().len()..).unwrap_or_default();

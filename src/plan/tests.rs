@@ -14,7 +14,7 @@ use crate::testing::{self, MemoryGuest, bootstrap, media};
 
 use super::{Options, decide};
 
-/// All but Vista, for which the medium has no drivers.
+/// All but Vista, for which the driver source has no drivers.
 fn versions() -> impl Iterator<Item = WinVersion> {
     let all = WinVersion::ALL.into_iter();
     all.filter(|version| *version != WinVersion::Vista)

@@ -130,7 +130,7 @@ impl Folder {
         Ok(())
     }
 
-    /// The same for the next start of the domain, where libvirt has not done it by itself. Everything else
+    /// The same for the next start of the domain, where libvirt has not done it on its own. Everything else
     /// the user may have changed there stays.
     pub(crate) fn define_alone(&self, domain: &Domain) -> Result<()> {
         let xml = domain.virsh.xml_to_change(domain.uuid)?;
@@ -270,7 +270,7 @@ mod tests {
             machine.disks[0].backing.clear();
             assert_ne!(later, copied);
             let mut root = Element::parse(later.as_bytes()).unwrap();
-            // Of somebody else: left as it is.
+            // Of somebody else: left unchanged.
             stand_alone(&mut root, &["/vm/other.qcow2".into()]);
             assert_eq!(root.to_document(), later);
             stand_alone(&mut root, &[machine.disks[0].path.clone()]);

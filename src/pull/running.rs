@@ -1,6 +1,6 @@
 //! The pull of a VM that runs: QEMU copies, libvirt keeps the domain, and this program looks on.
 //!
-//! It may end at any time: a job that was begun goes on without it, one that was lost with the VM or its
+//! It may end at any time: a job that was begun continues without it, one that was lost with the VM or its
 //! libvirt is begun again, and QEMU copies what the image does not have yet.
 
 use std::path::Path;
@@ -91,7 +91,7 @@ impl Pulling<'_> {
             if stop::requested() {
                 return Err(Error::new(
                     ErrorKind::Interrupted,
-                    "interrupted; QEMU goes on copying",
+                    "interrupted; QEMU continues copying",
                 )
                 .hint("run the same command again to see it through"));
             }
@@ -161,7 +161,7 @@ impl Pulling<'_> {
 
     fn lost(&self) -> Error {
         Error::failed("the VM went off, and with it QEMU, which copied its disks")
-            .hint("run the same command again: it goes on, whether the VM runs or not")
+            .hint("run the same command again: it continues, whether the VM runs or not")
     }
 
     fn gave_up(&self, live: &DomainDisk) -> Error {

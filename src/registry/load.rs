@@ -153,7 +153,7 @@ pub fn load(
     })
 }
 
-/// The contents to give a log after its hive was edited; `None` when it can stay as it is.
+/// The contents to give a log after its hive was edited; `None` when it can stay unchanged.
 pub fn log_reset(log: &[u8]) -> Option<Vec<u8>> {
     (!log.is_empty()).then(Vec::new)
 }

@@ -84,7 +84,7 @@ pub enum ReplayWarning {
     #[error("{log} cannot be used: {reason}; changes that were only there are lost")]
     LogLost { log: String, reason: SkipReason },
     #[error(
-        "the hive is clean at sequence number {hive}, but {log} goes on to {last}: \
+        "the hive is clean at sequence number {hive}, but {log} continues to {last}: \
          some program saved the hive without replaying its logs, and their changes are lost"
     )]
     LogAhead { log: String, last: u32, hive: u32 },

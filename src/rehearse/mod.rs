@@ -59,7 +59,7 @@ pub(crate) struct Options {
     /// A libvirt network that the NICs are attached to; without one their links are down.
     pub(crate) network: Option<String>,
     pub(crate) convert: child::Conversion,
-    /// Of the boots. Folder and evidence are filled in.
+    /// Of the boots. Directory and evidence are filled in.
     pub(crate) boot: boot::Options,
 }
 
@@ -248,7 +248,7 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
     })
 }
 
-/// Both domains of the folder, made into those of the rehearsal.
+/// Both domains of the directory, made into those of the rehearsal.
 fn rewrite_domains(
     folder: &Path,
     options: &Options,

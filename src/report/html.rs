@@ -48,7 +48,7 @@ pub struct Extras {
     pub machine: Vec<(&'static str, String)>,
     /// The controllers the domain XML uses, with what for.
     pub in_use: Vec<(Controller, &'static str)>,
-    /// Files and folders beside the page, by their names.
+    /// Files and directories beside the page, by their names.
     pub beside: Vec<String>,
 }
 
@@ -147,13 +147,13 @@ fn machine(h: &mut String, r: &Report, extras: &Extras) {
     h.push_str("</table>\n");
 }
 
-/// What came from the driver medium, and who signed it.
+/// What came from the driver source, and who signed it.
 fn drivers(h: &mut String, plan: &Plan) {
     if plan.drivers.is_empty() {
         return;
     }
     h.push_str(
-        "<h2>virtio-win drivers</h2>\n<table><tr><th>driver</th><th>version</th><th>folder</th>\
+        "<h2>virtio-win drivers</h2>\n<table><tr><th>driver</th><th>version</th><th>directory</th>\
          <th>how</th><th>signer</th></tr>\n",
     );
     for d in &plan.drivers {
@@ -389,7 +389,7 @@ fn action_body(h: &mut String, action: &Action) {
             h.push_str("<table><tr><th>file</th><th>from the drivers</th></tr>\n");
             for folder in folders {
                 let folder = escape(&folder.to_string());
-                let _ = writeln!(h, "<tr><td>{folder}</td><td>new folder</td></tr>");
+                let _ = writeln!(h, "<tr><td>{folder}</td><td>new directory</td></tr>");
             }
             for file in files {
                 let _ = writeln!(

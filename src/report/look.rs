@@ -53,7 +53,7 @@ impl Verdict {
         match self {
             Self::Ready => "starts on VirtIO as it is",
             Self::Convertible => "can be converted",
-            Self::Blocked => "cannot be converted as it is: see the remedies",
+            Self::Blocked => "cannot be converted in its present state: see the remedies",
             Self::NotWindows => "not a Windows that could be found",
             Self::Error => "could not be inspected",
         }
@@ -157,7 +157,7 @@ fn details(text: &mut Styled, i: &Inspection) {
         row("root", format!("{root}, {set}"));
     }
     if !i.os.driver_folders.is_empty() {
-        row("driver folders", i.os.driver_folders.join(", "));
+        row("driver directories", i.os.driver_folders.join(", "));
     }
     for (name, hive) in [
         ("SYSTEM", &i.hives.system),

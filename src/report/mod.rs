@@ -53,10 +53,10 @@ pub struct DiskTrim {
     pub volumes: Vec<VolumeTrim>,
 }
 
-/// What was asked for, so that a later run can tell whether a folder is what it would make.
+/// What was asked for, so that a later run can tell whether a directory is what it would make.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Options that were given, by their long names; the output folder is not among them.
+    /// Options that were given, by their long names; the output directory is not among them.
     pub options: BTreeMap<String, Vec<String>>,
     /// The files of the source and the drivers as they were at the start. A source that is fixed in
     /// place is not among them: it is changed.
@@ -91,7 +91,7 @@ impl Input {
 /// A file as it was when the report was written, so that a later run can tell whether it still is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputFile {
-    /// Below the output folder; absolute once a disk was moved elsewhere.
+    /// Below the output directory; absolute once a disk was moved elsewhere.
     #[serde(with = "crate::text::json_path")]
     pub path: PathBuf,
     pub size_bytes: u64,
@@ -129,7 +129,7 @@ pub struct Report {
     /// What `--accept` took.
     pub accepted: Vec<String>,
     pub outputs: Outputs,
-    /// Everything in the output folder but the report itself.
+    /// Everything in the output directory but the report itself.
     pub files: Vec<OutputFile>,
     /// In the order they were carried out, what was already so at the end.
     pub actions: Vec<ActionLine>,

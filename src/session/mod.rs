@@ -300,7 +300,7 @@ impl Session<dyn BlockRead> {
 }
 
 impl Session<dyn BlockWrite> {
-    /// Reads and writes go to a new overlay; `image` stays as it is.
+    /// Reads and writes go to a new overlay; `image` stays unchanged.
     pub fn overlay(engine: Engine, source: &Source, image: &Image, overlay: &Path) -> Result<Self> {
         let export = Export::open_overlay_for(image, overlay, engine.reach())?;
         // What is below the overlay is what the guest was before the fix: no need to read it through
@@ -387,10 +387,10 @@ pub(crate) fn refusal(error: InspectError, path: &str) -> Error {
         InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => Error::usage(
             error.to_string(),
         )
-        .hint("--root takes a folder of the guest as found, e.g. '2:\\Windows' for partition 2, '1/2:\\Windows' for that of disk 1"),
+        .hint("--root takes a directory of the guest as found, e.g. '2:\\Windows' for partition 2, '1/2:\\Windows' for that of disk 1"),
         InspectError::Path(source) => Error::usage("--root is not a path in a guest")
             .because(source)
-            .hint("--root takes a folder like '2:\\Windows'"),
+            .hint("--root takes a directory like '2:\\Windows'"),
         other => Error::failed(format!("inspecting {path}")).because(other),
     }
 }

@@ -302,7 +302,7 @@ impl VmSession {
         match inspect::roles(&guest, &disks, root) {
             Ok(Some(roles)) => return Ok(roles),
             Ok(None) => {}
-            // It may name a folder on one of those volumes.
+            // It may name a directory on one of those volumes.
             Err(InspectError::NoSuchRoot { .. }) if !closed.is_empty() => {}
             Err(error) => return Err(self.refusal(error)),
         }

@@ -1,7 +1,7 @@
 //! What there is below a folder: machines by their descriptions, and disks that belong to none.
 //!
 //! A disk counts once: not again as the base of a snapshot, as the extent of a split image, or under a
-//! second description (an output folder of ours has two). Symbolic links to folders are not followed.
+//! second description (an output directory of ours has two). Symbolic links to directories are not followed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ fn walk(folder: &Path, depth: u32, files: &mut Vec<PathBuf>) -> Result<()> {
         if !kind.is_dir() {
             files.push(path);
         } else if depth > 1 {
-            // A folder that may not be entered hides what is in it, and no more.
+            // A directory that may not be entered hides what is in it, and no more.
             let _ = walk(&path, depth - 1, files);
         }
     }

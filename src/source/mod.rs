@@ -1,13 +1,13 @@
 //! What comes in: a disk image, or a machine with its disks and what it says about itself.
 //!
 //! [`open`] takes the SOURCE of the command line and tells machine from disk: `.vmx`, `.ovf`,
-//! `.ova`, libvirt domain XML, the folder one of these or a Hyper-V export lies in, and anything
+//! `.ova`, libvirt domain XML, the directory one of these or a Hyper-V export lies in, and anything
 //! else as a plain disk image. It reads descriptions, never disk contents, so it is quick; what is
 //! not usable in place (members of an OVA, gzip'd disks) and the checksums of a manifest are dealt
-//! with by [`SourceVm::prepare`], which works in a folder of the caller's.
+//! with by [`SourceVm::prepare`], which works in a directory of the caller's.
 //!
 //! These files come from elsewhere and are not trusted: the parsers ([`vmx`], [`ovf`], [`libvirt`],
-//! [`tar`], [`vmdk`]) are pure functions with limits, and a reference that leads out of the folder
+//! [`tar`], [`vmdk`]) are pure functions with limits, and a reference that leads out of the directory
 //! of the description is refused, because a converted guest could otherwise be made to contain any
 //! file of the host. The exception is libvirt XML, whose paths are this host's by definition.
 //!
@@ -125,7 +125,7 @@ pub struct SourceDisk {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Packed {
-    /// The name in the archive or folder, as the manifest has it.
+    /// The name in the archive or directory, as the manifest has it.
     pub name: String,
     /// Where an uncompressed tar member lies.
     pub member: Option<(u64, u64)>,
@@ -199,7 +199,7 @@ pub enum SourceError {
         disk: String,
         missing: PathBuf,
     },
-    #[error("{path} refers to {reference:?}, outside its folder: not followed")]
+    #[error("{path} refers to {reference:?}, outside its directory: not followed")]
     Outside { path: PathBuf, reference: String },
     #[error(
         "disk {second} of {path} is not here: {file} is disk {first}, and one file cannot be both"
@@ -274,11 +274,11 @@ impl SourceError {
             Self::Invalid { .. } | Self::Xml { .. } => {
                 "export the machine again, or name its disk image itself"
             }
-            Self::MissingDisk { .. } => "copy all files of the machine into one folder",
+            Self::MissingDisk { .. } => "copy all files of the machine into one directory",
             Self::Outside { .. } => "put the disk beside the description, or name the disk itself",
             Self::NoDisk { .. } => "name a disk image",
             Self::SameFile { .. } => {
-                "copy each disk's own file; of two of one name one goes into a folder named like the end of its \
+                "copy each disk's own file; of two of one name one goes into a directory named like the end of its \
                  path, DATASTORE/FOLDER beside the .vmx, or gets another name here and in the description"
             }
             Self::Suspended { .. } => SUSPENDED,
@@ -463,7 +463,7 @@ fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
         ),
         "vmcx" | "vmrs" => (
             "a binary configuration of Hyper-V",
-            "name the folder of the export, or its .vhdx",
+            "name the directory of the export, or its .vhdx",
         ),
         "xva" => (
             "an archive of XenServer, which holds disks in pieces",
@@ -496,7 +496,7 @@ fn open_disk(path: &Path) -> SourceVm {
     vm
 }
 
-/// A folder with one description in it, or a Hyper-V export.
+/// A directory with one description in it, or a Hyper-V export.
 fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
     let mut files = files_below(dir, 3)?;
     files.retain(|file| !is_apple_double(file));
@@ -564,7 +564,7 @@ fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
     }
     vm.note(
         "a Hyper-V export keeps its settings in a binary file of undocumented format: memory, \
-         processors, network cards and the order of disks are not taken from it",
+         processors, NICs and the order of disks are not taken from it",
     );
     Ok(vm)
 }

@@ -72,7 +72,7 @@ pub fn open(path: &Path, options: &super::Options) -> Result<SourceVm> {
         check_bytes(path, &vm.manifest, base(&descriptor.name), &text)?;
     }
     for disk in disks {
-        // Hrefs are relative to the descriptor, which may sit in a folder of the archive.
+        // Hrefs are relative to the descriptor, which may sit in a directory of the archive.
         let folder = descriptor.name.strip_suffix(base(&descriptor.name));
         let wanted = |name: &OsString| {
             let name = text_of(name.as_encoded_bytes());
@@ -142,7 +142,7 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Resu
             } else {
                 base
             };
-            // Numbered, since a package may use one name in two folders.
+            // Numbered, since a package may use one name in two directories.
             work.join(format!("{n}-{}", super::clean(base)))
         });
         let mut unpacked = None;

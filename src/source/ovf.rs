@@ -389,7 +389,7 @@ impl<'a> Item<'a> {
         }))
     }
 
-    /// The controller this disk hangs on, and its number.
+    /// The controller this disk is attached to, and its number.
     fn controller(&self, hardware: &[Item]) -> (Controller, u32) {
         let parent = self.text("Parent").and_then(|id| {
             let same = |item: &&Item| item.text("InstanceID") == Some(id);

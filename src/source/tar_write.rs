@@ -49,7 +49,7 @@ impl<W: Write> Writer<W> {
 
 fn header(name: &str, size: u64, modified: u64) -> io::Result<[u8; BLOCK]> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
-    // The name field holds 100 bytes; folders may go into a prefix of 155.
+    // The name field holds 100 bytes; directories may go into a prefix of 155.
     let (prefix, name) = if name.len() <= 100 {
         ("", name)
     } else {

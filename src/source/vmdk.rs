@@ -2,7 +2,7 @@
 //!
 //! A VMDK descriptor names further files: its extents and, for a snapshot or linked clone, its
 //! parent. QEMU follows these names. So they are checked first: each must exist (the error names
-//! the one that does not) and lie in the folder of the descriptor, because a made-up extent or
+//! the one that does not) and lie in the directory of the descriptor, because a made-up extent or
 //! parent could name any file of the host. Contents are not looked at.
 //!
 //! Format: VMware "Virtual Disk Format 5.0". The descriptor is a text file, or is embedded in a

@@ -6,7 +6,7 @@
 //!
 //! Surprises: a device is there only with `present = "TRUE"`, but old files leave it out for
 //! disks; a disk path may be absolute on the ESXi host (`/vmfs/volumes/...`), then the file of
-//! that name beside the `.vmx` is meant, or below folders named like the end of that path; after a
+//! that name beside the `.vmx` is meant, or below directories named like the end of that path; after a
 //! snapshot `fileName` is the newest `-00000N.vmdk`, which names its parent itself; the two numbers of
 //! the generation id are its bytes in little-endian order.
 
@@ -132,7 +132,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
 
 impl VmxDisk {
     /// The file here. Where the path is one of the old host, its end counts: as much of it as there are
-    /// folders for.
+    /// directories for.
     fn locate(&self, dir: &Path, charset: Charset) -> Option<PathBuf> {
         let name = self.file.replace('\\', "/");
         let Some(path) = on_the_old_host(&name) else {

@@ -1,7 +1,7 @@
 //! How libguestfs starts its appliance on this host, for every program of its that is run.
 //!
 //! The backend is `direct`, because the libvirt one starts QEMU as another user, who may not use our
-//! socket nor read our folder. Where KVM does not work the appliance is emulated: libguestfs itself only
+//! socket nor read our directory. Where KVM does not work the appliance is emulated: libguestfs itself only
 //! falls back when `/dev/kvm` is not there, and gives up where it is there and fails (a container, a nested
 //! machine). What is set in the environment stays.
 

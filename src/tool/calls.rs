@@ -5,7 +5,7 @@
 //! others, processes, tracing, other users and namespaces, mounts, kernel interfaces (`bpf`, `keyctl`,
 //! `io_uring`, `perf_event_open`, `userfaultfd`), signals to others.
 //!
-//! What is not listed fails with EPERM and the program goes on: libraries of another release ask for
+//! What is not listed fails with EPERM and the program continues: libraries of another release ask for
 //! this and that, and do without. `clone3` alone fails with ENOSYS: its flags cannot be looked at, and for
 //! that answer C libraries use `clone`.
 

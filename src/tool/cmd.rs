@@ -104,7 +104,7 @@ pub struct Output {
 }
 
 impl Cmd {
-    /// A name is looked up as [`super::find`] does; a path is taken as it is.
+    /// A name is looked up as [`super::find`] does; a path is taken unchanged.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
@@ -169,7 +169,7 @@ impl Cmd {
         self
     }
 
-    /// The folder the program starts in.
+    /// The directory the program starts in.
     #[must_use]
     pub fn folder(mut self, folder: impl AsRef<Path>) -> Self {
         self.folder = Some(folder.as_ref().to_owned());
@@ -528,7 +528,7 @@ impl Child {
         pass::with_names(clean(&stderr), &self.names)
     }
 
-    /// Waits for the program to end by itself; the error says how it ended when not with 0.
+    /// Waits for the program to end on its own; the error says how it ended when not with 0.
     pub fn wait(&mut self, limit: Duration) -> Result<()> {
         let start = Instant::now();
         let status = loop {

@@ -5,7 +5,7 @@
 //! - [`parser`]: nothing at all but its open descriptors and memory, for code that parses hostile
 //!   bytes; [`editor`]: and one file, for a library that opens what it is given by name;
 //! - [`Confinement`]: the files named and no sockets, or less, for tools started by the launcher;
-//! - [`writes_only`]: this process and all it starts write only below some folders.
+//! - [`writes_only`]: this process and all it starts write only below some directories.
 //!
 //! Each is as strong as the kernel allows: one without landlock (before 5.13) leaves files open, an
 //! architecture that `seccompiler` does not know leaves system calls open. seccomp filters survive
@@ -58,7 +58,7 @@ const SYSTEM: [&str; 10] = [
     "/etc/ld.so.cache",
     "/etc/alternatives",
 ];
-/// The same of a program from elsewhere, beside its own folder. Not all that is there: the program may be in
+/// The same of a program from elsewhere, beside its own directory. Not all that is there: the program may be in
 /// somebody's home.
 const LIBRARIES: [&str; 4] = ["lib", "lib64", "libexec", "share"];
 /// What C libraries and QEMU look up of the kernel: processors, memory, the limits of a block device.
@@ -294,7 +294,7 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Everything but writing: only to the files that the arguments name, or in the folder of one that is to be
+    /// Everything but writing: only to the files that the arguments name, or in the directory of one that is to be
     /// made.
     pub fn writes_arguments() -> Self {
         Self {
@@ -322,7 +322,7 @@ impl Confinement {
     }
 
     /// No sockets, no other program, and no files but those that the arguments name and what programs are
-    /// made of; a file that is to be made, in its folder.
+    /// made of; a file that is to be made, in its directory.
     pub fn to_arguments() -> Self {
         Self {
             offline: true,

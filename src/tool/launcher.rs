@@ -125,7 +125,7 @@ pub(super) fn own(verb: &str) -> Command {
     command
 }
 
-/// This program again, with a verb, to go on when this process has ended. In a process group of its own, so
+/// This program again, with a verb, to continue when this process has ended. In a process group of its own, so
 /// that Ctrl-C reaches us only; what it says goes to `log`.
 pub(crate) fn detached(
     args: &[&OsStr],

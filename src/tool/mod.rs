@@ -103,7 +103,7 @@ impl From<ToolError> for Error {
     }
 }
 
-/// Folders searched after `PATH`: what an ordinary user's `PATH` often lacks.
+/// Directories searched after `PATH`: what an ordinary user's `PATH` often lacks.
 const EXTRA_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// The program's full path. A name with a slash is only checked.
@@ -114,7 +114,7 @@ pub fn find(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     std::env::split_paths(&path)
-        // A relative folder in PATH would make the result depend on where we are started.
+        // A relative directory in PATH would make the result depend on where we are started.
         .filter(|folder| folder.is_absolute())
         .chain(EXTRA_FOLDERS.iter().map(PathBuf::from))
         .map(|folder| folder.join(name))

@@ -142,7 +142,7 @@ pub(super) struct Named {
 }
 
 impl Named {
-    /// The file and whether it may be written, or the folder it is to be made in.
+    /// The file and whether it may be written, or the directory it is to be made in.
     pub(super) fn in_or_below(self) -> (PathBuf, bool) {
         let written = self.written.unwrap_or(true);
         match self.path.parent() {
@@ -166,7 +166,7 @@ impl Named {
                 let folder = self.path.parent().unwrap_or(Path::new("/"));
                 let able = Access::WRITE_OK | Access::EXEC_OK;
                 let able = rustix::fs::accessat(CWD, folder, able, AtFlags::EACCESS);
-                // Without the folder there is nothing to gain either.
+                // Without the directory there is nothing to gain either.
                 !matches!(able, Err(Errno::ACCESS | Errno::PERM))
             }
             _ => true,

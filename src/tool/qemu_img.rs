@@ -291,7 +291,7 @@ pub fn create_overlay(file: &Path, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes a qcow2 name what it is on, or nothing. What is in it stays as it is, and nothing else is opened.
+/// Makes a qcow2 name what it is on, or nothing. What is in it stays unchanged, and nothing else is opened.
 pub fn set_backing(file: &Path, backing: Option<(&Path, &str)>) -> Result<()> {
     let cmd = Cmd::new(TOOL)
         .confined(Confinement::to_files([(file.to_owned(), true)]))

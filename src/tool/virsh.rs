@@ -138,7 +138,7 @@ impl Virsh {
         self.text(&["shutdown", &domain.to_string()]).map(drop)
     }
 
-    /// Lets a domain that is paused go on.
+    /// Lets a domain that is paused continue.
     pub fn resume(&self, domain: Uuid) -> Result<()> {
         self.text(&["resume", &domain.to_string()]).map(drop)
     }
@@ -173,7 +173,7 @@ impl Virsh {
             .map(drop)
     }
 
-    /// Lets a running domain go on with the disk that a commit has completed.
+    /// Lets a running domain continue with the disk that a commit has completed.
     pub fn pivot(&self, domain: Uuid, target: &str) -> Result<()> {
         self.text(&["blockjob", &domain.to_string(), target, "--pivot"])
             .map(drop)

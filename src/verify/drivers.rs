@@ -108,7 +108,7 @@ fn service_fault(fault: &Fault) -> Option<(&str, String)> {
             ..
         } => (
             service,
-            format!("the ImagePath of {service} is not relative to the folder of Windows"),
+            format!("the ImagePath of {service} is not relative to the directory of Windows"),
         ),
         _ => return None,
     })
@@ -221,7 +221,7 @@ pub fn idle(c: &Context<'_>) -> Outcome {
             decides: false,
             ..
         } => Some(format!(
-            "the ImagePath of {service} is not relative to the folder of Windows"
+            "the ImagePath of {service} is not relative to the directory of Windows"
         )),
         _ => None,
     };
@@ -246,7 +246,7 @@ pub fn instances(c: &Context<'_>) -> Outcome {
     };
     match c.faults(pick, "no device was here before with another driver") {
         Outcome::Fault(text, evidence) => Outcome::Fault(
-            format!("{text}: Windows goes on so when it is in the same place again"),
+            format!("{text}: Windows uses that driver again when it is in the same place"),
             evidence,
         ),
         other => other,

@@ -466,7 +466,7 @@ impl Patient {
                 other => return other,
             }
             if stop::requested() {
-                // Not of the kind `Interrupted`: the standard library would go on.
+                // Not of the kind `Interrupted`: the standard library would continue.
                 return Err(io::Error::other("interrupted"));
             }
             if self.since.elapsed() > self.limit {

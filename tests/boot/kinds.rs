@@ -1,5 +1,5 @@
-//! Every kind of machine virt-v2v's own tests take, of our own making, from end to end: several disks on
-//! all sorts of controllers, snapshots, packed disks, folders; and those that are broken.
+//! Every kind of machine virt-v2v's own tests take, made by hyper2kvm, from end to end: several disks on
+//! all sorts of controllers, snapshots, packed disks, directories; and those that are broken.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -121,7 +121,7 @@ fn machines_of_every_kind() {
         lab: guest(Firmware::Bios),
     };
 
-    // Four controllers, the system disk last but one, three cards, a CD-ROM, a floppy.
+    // Four controllers, the system disk last but one, three NICs, a CD-ROM, a floppy.
     let folder = kinds.folder("many");
     let list = [
         ("scsi0:0", "scsi.vmdk"),
@@ -247,7 +247,7 @@ fn machines_of_every_kind() {
         .unwrap();
     kinds.refused(&ova, "packed.ova");
 
-    // The unpacked folder is a source too, and is checked in place.
+    // The unpacked directory is a source too, and is checked in place.
     write_ovf("system.vmdk", "");
     manifest(&sha256, "system.vmdk");
     let (_, report) = kinds.convert(&folder, "directory");

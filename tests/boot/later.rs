@@ -1,4 +1,4 @@
-//! A VM that runs from its source's disk: both boots, the way back, and a pull while the guest writes.
+//! A VM that runs from its source's disk: both boots, the rollback, and a pull while the guest writes.
 
 use std::fs;
 use std::path::Path;
@@ -57,7 +57,7 @@ fn a_vm_is_pulled_off_its_source_while_it_writes() {
     assert!(report["bytes"]["left"].as_u64().unwrap() > 1 << 20);
     libvirt.boot(&out, &["--stop-after", "bootstrap"]).expect(0);
 
-    eprintln!("the way back");
+    eprintln!("the rollback");
     let run = pull(&libvirt, &out, &[], "").expect(1);
     assert!(run.stderr.contains("bootstrap-done"), "{}", run.stderr);
     replace_payload(&lab, disk, &boot_code("writing", true, End::Hang));

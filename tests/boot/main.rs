@@ -3,7 +3,7 @@
 //!
 //! The payload is a few machine instructions, as a boot sector or as an EFI application. The guest's own
 //! firmware loads it from the converted disk; it writes the marker to COM1 and powers the machine off, or
-//! fails in a way a test asks for. libvirt is a session daemon of an ordinary user with all its folders
+//! fails in a way a test asks for. libvirt is a session daemon of an ordinary user with all its directories
 //! below a temporary one, QEMU runs under software emulation. This proves firmware, controllers, boot
 //! order, XML, and the state machine of `boot`. It says nothing about Windows.
 
@@ -34,7 +34,7 @@ use serde_json::Value;
 use sources::{Input, source};
 use support::{Lab, finish, h2k, have, tool, virtio_win};
 
-/// `convert` into a folder of its own, as a machine for software emulation in a session.
+/// `convert` into a directory of its own, as a machine for software emulation in a session.
 fn convert(lab: &Lab, source: &Path, name: &str, more: &[&str]) -> (PathBuf, Value) {
     let out = lab.path(&format!("{name}-kvm"));
     let (source, iso) = (source.to_str().unwrap(), virtio_win().to_str().unwrap());
@@ -296,7 +296,7 @@ fn failures_are_named_and_undone() {
             assert!(shot.unwrap().unwrap().starts_with(b"\x89PNG"));
         }
     }
-    eprintln!("watching goes on");
+    eprintln!("watching continues");
     let id = libvirt.virsh(&["domid", "vm"]).stdout;
     libvirt.boot(&out, &["--timeout", "1"]).expect(4);
     assert_eq!(
@@ -363,7 +363,7 @@ fn failures_are_named_and_undone() {
     assert!(run.stderr.contains("did not define"), "{}", run.stderr);
 }
 
-/// Killed at the beginning of every phase, and while the machine runs: the same command goes on each
+/// Killed at the beginning of every phase, and while the machine runs: the same command continues each
 /// time, and what was started is not started again.
 #[test]
 fn killed_at_every_step() {

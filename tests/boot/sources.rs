@@ -1,4 +1,4 @@
-//! Machines to convert, of our own making, in the shapes they come in.
+//! Machines to convert, made by hyper2kvm, in the shapes they come in.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub enum Input {
     Ova,
 }
 
-/// The guest as a machine in a folder of its own; with two disks the empty one comes first.
+/// The guest as a machine in a directory of its own; with two disks the empty one comes first.
 pub fn source(lab: &Lab, input: Input, disks: usize, firmware: &str) -> PathBuf {
     if input == Input::Plain && disks == 1 {
         return lab.raw.clone();
@@ -118,7 +118,7 @@ pub fn source(lab: &Lab, input: Input, disks: usize, firmware: &str) -> PathBuf 
     ova
 }
 
-/// The source an earlier row has made in that folder.
+/// The source an earlier row has made in that directory.
 fn made(folder: &Path) -> Option<PathBuf> {
     ["vm.vmx", "vm.ova", "vm.ovf", "vm.xml"]
         .iter()

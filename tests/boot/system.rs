@@ -11,7 +11,7 @@ use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
 /// In namespaces of its own, so that the host's libvirt, if there is one, is left alone.
 const SCRIPT: &str = r#"
 mkdir -p /run/libvirt /var/lib/libvirt /etc/libvirt
-for folder in /run/libvirt /var/lib/libvirt /etc/libvirt; do mount -t tmpfs none $folder; done
+for directory in /run/libvirt /var/lib/libvirt /etc/libvirt; do mount -t tmpfs none $folder; done
 mkdir /var/lib/libvirt/qemu
 chown libvirt-qemu /var/lib/libvirt/qemu
 cat >/etc/libvirt/qemu.conf <<'END'

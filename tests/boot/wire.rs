@@ -93,7 +93,7 @@ fn a_vm_runs_on_another_host_and_outlives_an_outage() {
     libvirt.give(&out);
     let disk = report["outputs"]["disks"][0].as_str().unwrap();
 
-    eprintln!("both boots, and who serves goes on");
+    eprintln!("both boots, and who serves continues");
     let booted = libvirt.boot(&out, &["--timeout", "120"]).expect(0);
     assert_eq!(booted.json()["phase"], "done");
     let served = Served::named(&booted.stderr);

@@ -1,4 +1,4 @@
-//! A copy that cannot go on leaves nothing, and a long one takes no more memory.
+//! A copy that cannot continue leaves nothing, and a long one takes no more memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -109,7 +109,7 @@ fn full_in_the_middle_of_the_copy() {
         "{}",
         run.stderr
     );
-    // It can go on: see `a_full_disk_keeps_what_is_copied`.
+    // It can continue: see `a_full_disk_keeps_what_is_copied`.
     assert_eq!(names(&small), [".out.partial"]);
     assert_eq!(sha256(&lab.raw), digest);
     // Uncompressed it is known before anything is copied, with both numbers.

@@ -1,4 +1,4 @@
-//! A copy that was interrupted goes on with `--resume`, and nothing else does.
+//! A copy that was interrupted continues with `--resume`, and nothing else does.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -115,7 +115,7 @@ fn a_plain_run_starts_over() {
     let report = finish(convert(&lab.raw, &out, &[], "")).expect(0).json();
     assert_eq!(number(&report, "resumed"), 0);
     assert!(!partial.exists());
-    // With nothing to go on with it is a plain run too, and says so.
+    // With nothing to continue with it is a plain run too, and says so.
     let other = lab.path("other");
     let run = finish(convert(&lab.raw, &other, &["--resume"], "")).expect(0);
     assert!(
@@ -182,7 +182,7 @@ fn a_source_that_changed_is_copied_from_its_start() {
     let copied = lab.raw_result(&out.join("many-1.qcow2"));
     assert_eq!(sha256(&copied), sha256(&data));
 
-    // What was fixed stands on the disk with Windows: nothing is left to go on with.
+    // What was fixed stands on the disk with Windows: nothing is left to continue with.
     fs::remove_dir_all(&out).unwrap();
     run(&[], "copied=kill").expect(-1);
     change(&lab.raw, lab.spec.disk_size - 4096 - 512);
@@ -254,7 +254,7 @@ fn a_signal_keeps_the_copy_where_it_was_asked_for() {
     terminated(&lab, &[]).expect(130);
     assert_eq!(names(lab.dir.path()), before);
     let run = terminated(&lab, &["--resume"]).expect(130);
-    assert!(run.stderr.contains("--resume goes on"), "{}", run.stderr);
+    assert!(run.stderr.contains("--resume continues"), "{}", run.stderr);
     let kept = recorded(&lab.path(".out.partial"), 0);
     assert!(kept > 0);
     let more = ["--resume", "--verify-copy"];

@@ -397,7 +397,7 @@ fn what_cannot_be_synced_is_refused() {
     let now = lab.path("now.raw");
     fs::copy(&lab.raw, &now).unwrap();
     let top = link(&lab, "top.qcow2", &lab.raw, "raw", &now);
-    // No synced folder, and a folder of something else.
+    // No synced directory, and a directory of something else.
     let refused = run("convert", &top, &out, &["--from-sync"], "").expect(1);
     assert!(
         refused.stderr.contains("no synced VM"),

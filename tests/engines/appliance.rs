@@ -91,7 +91,7 @@ supermin: error writing /var/tmp/.guestfs-0/appliance.d.x/root: No space left on
     },
 ];
 
-/// Folder with a `guestfish` that answers our `run` with `body`, a piece of shell.
+/// Directory with a `guestfish` that answers our `run` with `body`, a piece of shell.
 fn fake(lab: &Lab, body: &str) -> PathBuf {
     let folder = lab.path("bin");
     fs::create_dir_all(&folder).unwrap();

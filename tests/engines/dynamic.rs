@@ -1,4 +1,4 @@
-//! Dynamic disks (LDM): libguestfs' appliance reads what is on one; beside Windows it is copied as it is.
+//! Dynamic disks (LDM): libguestfs' appliance reads what is on one; beside Windows it is copied unchanged.
 
 use std::fs::{self, File};
 

@@ -546,7 +546,7 @@ fn links_out_of_windows() {
         }),
         (
             "a junction where files are put",
-            "a folder on the way is a link",
+            "a directory on the way is a link",
             &|v| {
                 junction(v, "Windows/hyper2kvm", &format!("\\??\\C:\\{up}"));
             },
@@ -585,7 +585,7 @@ fn links_out_of_windows() {
     }
 }
 
-/// A disk with one ext4 file system made of a folder.
+/// A disk with one ext4 file system made of a directory.
 pub fn linux(lab: &Path, name: &str, root: &Path) -> PathBuf {
     let disk = lab.join(name);
     let args = [

@@ -67,9 +67,9 @@ fn images_that_name_others() {
         assert_eq!(asked.kind(), ErrorKind::WouldBlock, "{what}");
     };
     for (backing, says) in [
-        (text(&secret).to_string(), "outside its folder"),
-        ("../other/trap".into(), "outside its folder"),
-        ("/etc/shadow".into(), "outside its folder"),
+        (text(&secret).to_string(), "outside its directory"),
+        ("../other/trap".into(), "outside its directory"),
+        ("/etc/shadow".into(), "outside its directory"),
         (format!("nbd://127.0.0.1:{port}/x"), "not a file name"),
         (format!("http://127.0.0.1:{port}/x"), "not a file name"),
         (format!("https://127.0.0.1:{port}/x"), "not a file name"),
@@ -92,7 +92,7 @@ fn images_that_name_others() {
     // A file of its own for the data.
     create(&["-o", &format!("data_file={},data_file_raw=on", text(&made))]);
     exchange(&qcow2, text(&made), text(&secret));
-    refused("data file", &qcow2, "outside its folder");
+    refused("data file", &qcow2, "outside its directory");
     // Extents and parents of VMDK.
     let vmdk = here.join("evil.vmdk");
     let descriptor = |parent: &str, extent: &str| {
@@ -106,19 +106,19 @@ fn images_that_name_others() {
     for (extent, says) in [
         (
             format!("RW 2048 FLAT \"{}\" 0", text(&secret)),
-            "outside its folder",
+            "outside its directory",
         ),
         (
             "RW 2048 FLAT \"../other/trap\" 0".into(),
-            "outside its folder",
+            "outside its directory",
         ),
         (
             "RW 2048 FLAT \"/etc/shadow\" 0".into(),
-            "outside its folder",
+            "outside its directory",
         ),
         (
             "RW 2048 SPARSE \"/etc/shadow\"".into(),
-            "outside its folder",
+            "outside its directory",
         ),
         (
             format!("RW 2048 FLAT \"nbd://127.0.0.1:{port}/x\" 0"),
@@ -133,10 +133,10 @@ fn images_that_name_others() {
         text(&secret)
     );
     descriptor(&parent, "RW 2048 FLAT \"flat.vmdk\" 0");
-    refused("parent", &vmdk, "outside its folder");
+    refused("parent", &vmdk, "outside its directory");
     // A link beside the image is followed, and leads outside.
     let link = here.join("link.raw");
     std::os::unix::fs::symlink(&secret, &link).unwrap();
     create(&["-u", "-F", "raw", "-b", "link.raw"]);
-    refused("link", &qcow2, "outside its folder");
+    refused("link", &qcow2, "outside its directory");
 }

@@ -134,7 +134,7 @@ fn killed_at_every_step() {
         assert_eq!(sha256(&lab.raw), source, "{step}");
         if out.exists() {
             // Only when all of it was there.
-            assert_eq!(step, "after rename of the output folder #1");
+            assert_eq!(step, "after rename of the output directory #1");
             h2k(["verify", text(&out.join("guest.qcow2"))]).expect(0);
             fs::remove_dir_all(&out).unwrap();
             note(0, step, "whole");
@@ -196,7 +196,7 @@ fn compare_table(rows: &BTreeMap<(u8, String), Row>) {
         let outcomes: Vec<_> = row.outcomes.iter().copied().collect();
         let meaning = outcomes.iter().map(|o| match *o {
             "nothing" => "nothing",
-            "partial" => "a partial folder, removed by the next run",
+            "partial" => "a partial directory, removed by the next run",
             "whole" => "the whole result",
             "untouched" => "the disk as it was",
             _ => "a changed disk; `rollback` restores it byte for byte",
@@ -291,7 +291,7 @@ fn the_hive_editor_misbehaves() {
     finish(command(&lab, &[], "")).expect(0);
 }
 
-/// A folder with programs of ours that come before the real ones.
+/// A directory with programs of ours that come before the real ones.
 fn fake(lab: &Lab, name: &str, script: &str) -> String {
     let bin = lab.path("fake").join("bin");
     let _ = fs::remove_dir_all(&bin);

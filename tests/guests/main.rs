@@ -217,7 +217,7 @@ impl Guest {
         assert!(!self.path("out").exists(), "{id}");
     }
 
-    /// `inspect` says so, `plan` and `convert` go on, and `verify` calls the result ready.
+    /// `inspect` says so, `plan` and `convert` continue, and `verify` calls the result ready.
     #[track_caller]
     fn accepted(&self, id: &str) {
         let found = self.finding(id);

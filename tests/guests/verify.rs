@@ -9,7 +9,7 @@ use hyper2kvm::registry::{KeyTree, RegData};
 use crate::support::{Lab, TOOLS, drivers_for_old_windows, h2k, have};
 use crate::{Guest, SET, spec};
 
-/// What the disk of an output folder must boot from follows from its report.
+/// What the disk of an output directory must boot from follows from its report.
 #[test]
 fn verify_of_an_output_folder() {
     if !have(&TOOLS) {
@@ -19,7 +19,7 @@ fn verify_of_an_output_folder() {
         let path = path.to_str().unwrap();
         h2k([&["verify", path, "--json"][..], more].concat())
     };
-    // The first boot is on SATA, unless the folder says that there is none.
+    // The first boot is on SATA, unless the directory says that there is none.
     for (bootstrap, code) in [("sata", 4), ("none", 0)] {
         let guest = Guest::new(WinVersion::Win10);
         let (report, out) = guest.converted(&["--bootstrap", bootstrap]);
@@ -60,7 +60,7 @@ fn verify_of_an_output_folder() {
     .expect(0);
     verify(&out, &[]).expect(0);
     verify(&out, &["--controller", "virtio-scsi"]).expect(4);
-    // What is no folder of ours.
+    // What is no directory of ours.
     let nothing = verify(&dir.path().to_path_buf(), &[]).expect(1);
     assert!(nothing.stderr.contains("report.json"), "{}", nothing.stderr);
 }

@@ -210,7 +210,7 @@ fn volumes_of_another_kind() {
     guest.accepted("refs-data");
 }
 
-/// Hives, logs and drivers that NTFS compresses, in folders it compresses.
+/// Hives, logs and drivers that NTFS compresses, in directories it compresses.
 #[test]
 fn compressed_by_ntfs() {
     if !have(&TOOLS) {

@@ -1,4 +1,4 @@
-//! What the integration tests share: a laboratory with guests and drivers of our own making, the
+//! What the integration tests share: a laboratory with guests and drivers made by hyper2kvm, the
 //! program under test, and other programs as judges.
 
 #![allow(dead_code)]
@@ -267,7 +267,7 @@ pub fn sha256(path: &Path) -> String {
         .collect()
 }
 
-/// The virtio-win folder of the tests, made once per test binary.
+/// The virtio-win directory of the tests, made once per test binary.
 pub fn virtio_win() -> &'static Path {
     static FOLDER: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     &FOLDER
@@ -283,7 +283,7 @@ pub fn virtio_win() -> &'static Path {
         .1
 }
 
-/// Folders as old virtio-win releases have them: for NT 5 one storage driver that knows the
+/// Directories as old virtio-win releases have them: for NT 5 one storage driver that knows the
 /// transitional device only.
 pub fn drivers_for_old_windows(folder: &Path) {
     let (from, to) = (virtio_win().to_str().unwrap(), folder.to_str().unwrap());
@@ -316,7 +316,7 @@ pub fn drivers_for_old_windows(folder: &Path) {
     }
 }
 
-/// A folder with one guest in it.
+/// A directory with one guest in it.
 pub struct Lab {
     pub dir: tempfile::TempDir,
     pub spec: GuestSpec,
@@ -426,7 +426,7 @@ pub fn export(hive: &Path, prefix: &str, key: &str) -> String {
     .unwrap()
 }
 
-/// What is in a folder, sorted.
+/// What is in a directory, sorted.
 pub fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let mut names: Vec<_> = entries
@@ -468,7 +468,7 @@ pub fn read_disk(disk: &Path) -> EmbeddedReader {
     embedded::open(disk, &layout).unwrap()
 }
 
-/// Every file by volume and path: its size and contents; `None` for a folder.
+/// Every file by volume and path: its size and contents; `None` for a directory.
 pub fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
     let reader = read_disk(disk);
     let mut tree = BTreeMap::new();
@@ -496,7 +496,7 @@ pub fn tree(disk: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
 
 /// A guest whose boot files and Windows are on disks of their own.
 pub struct Split {
-    /// Below a folder of its own in the lab.
+    /// Below a directory of its own in the lab.
     pub boot: PathBuf,
     pub windows: PathBuf,
 }

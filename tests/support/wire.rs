@@ -246,7 +246,7 @@ impl Drop for Nginx {
     }
 }
 
-/// A certificate for localhost and 127.0.0.1, signed by itself.
+/// A certificate for localhost and 127.0.0.1, signed on its own.
 pub fn certificate(certificate: &Path, key: &Path) {
     let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
     run(

@@ -146,7 +146,7 @@ fn every_verb_over_ssh_says_what_it_says_here() {
     );
     assert_few(fetched, live);
     assert_eq!(there["controllers"], here["controllers"]);
-    // Nothing in the folder tells of the paths of this run.
+    // Nothing in the directory tells of the paths of this run.
     for file in names(&wired)
         .iter()
         .filter(|f| f.ends_with(".json") || f.ends_with(".html"))
@@ -389,6 +389,6 @@ fn a_source_that_changes_ends_the_run() {
         names(lab.dir.path())
             .iter()
             .all(|name| !name.contains("out")),
-        "no partial folder"
+        "no partial directory"
     );
 }

@@ -4,7 +4,7 @@
 //! the result; the copies of the passes before are most of it already. Copied are what the result has
 //! data for and the journal does not have, and everything that the overlay holds itself. What the copy
 //! holds beside that is zeroed, so that the result is the same as that of a conversion in one go. Then
-//! the copy gets a second name in the new output folder, and loses its first with the synced folder.
+//! the copy gets a second name in the new output directory, and loses its first with the synced directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use super::pass;
 use super::state::{State, SyncedDisk, projection};
 use crate::session::Source;
 
-/// A synced folder whose VM is off.
+/// A synced directory whose VM is off.
 pub(crate) struct Last {
     state: State,
     folder: PathBuf,

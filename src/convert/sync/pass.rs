@@ -170,7 +170,7 @@ fn size_of_newest(path: &Path) -> u64 {
     sizes.map(|meta| meta.blocks().saturating_mul(512)).sum()
 }
 
-/// The state in the folder, or a new one in a folder that holds nothing.
+/// The state in the directory, or a new one in a directory that holds nothing.
 fn load(order: &Order, folder: &Path) -> Result<State> {
     if let Some(state) = State::load(folder)? {
         return Ok(state);
@@ -181,7 +181,7 @@ fn load(order: &Order, folder: &Path) -> Result<State> {
     if entries.flatten().any(|e| !state::is_begun(&e.file_name())) {
         return Err(
             Error::failed(format!("{} holds no synced VM", folder.display()))
-                .hint("choose an empty or new folder with --output-dir"),
+                .hint("choose an empty or new directory with --output-dir"),
         );
     }
     let name = order.name.as_deref().unwrap_or(&order.vm.name);
@@ -237,7 +237,7 @@ pub(super) fn used(image: &Image, changed: &Extents, trimmed: bool) -> Result<Ex
     }
     let export = Export::<dyn BlockRead>::open_readonly(image)?;
     let disk = export.disk();
-    // What cannot be read as a disk is copied as it is.
+    // What cannot be read as a disk is copied unchanged.
     let layout = partition::read_layout(disk.as_ref());
     let guest = layout
         .ok()
@@ -288,11 +288,11 @@ fn copy(
     Ok(())
 }
 
-/// The copy is as good as before: the same command goes on.
+/// The copy is as good as before: the same command continues.
 fn kept(error: CopyError) -> Error {
     let error = Error::from(error);
     match error.is_interrupted() || stop::requested() {
         true => error,
-        false => error.hint("what is copied is kept: the same command goes on"),
+        false => error.hint("what is copied is kept: the same command continues"),
     }
 }

@@ -1,4 +1,4 @@
-//! Gives a synced folder up.
+//! Gives a synced directory up.
 
 use std::fs;
 use std::io;

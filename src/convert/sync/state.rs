@@ -1,4 +1,4 @@
-//! `sync.json`: what the copies in a synced folder are copies of.
+//! `sync.json`: what the copies in a synced directory are copies of.
 
 use std::ffi::OsStr;
 use std::io;
@@ -23,7 +23,7 @@ const COPY: &str = ".sync.qcow2";
 const JOURNAL: &str = ".sync.journal";
 /// The next `sync.json`, until it is renamed.
 const NEXT: &str = ".sync.json.new";
-const OVER: &str = "hyper2kvm release gives the synced folder up; then sync it anew";
+const OVER: &str = "hyper2kvm release gives the synced directory up; then sync it anew";
 
 /// What was synced so far.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ pub struct State {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct SyncedDisk {
     pub(super) size: u64,
-    /// The copy, in the folder.
+    /// The copy, in the directory.
     pub(super) file: String,
     /// The frozen links of the last pass, the newest first.
     pub(super) links: Vec<Link>,
@@ -77,7 +77,7 @@ impl State {
         }
     }
 
-    /// The state in a folder; `None` where it holds none. Only the caller and root may have written it.
+    /// The state in a directory; `None` where it holds none. Only the caller and root may have written it.
     pub fn load(folder: &Path) -> Result<Option<Self>> {
         if !is_synced(folder) {
             return Ok(None);
@@ -115,7 +115,7 @@ impl State {
         write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }
 
-    /// Everything that syncs have written into the folder.
+    /// Everything that syncs have written into the directory.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let copies = (0..self.disks.len().max(1)).map(|i| copy_name(&self.name, i));
         let of_copy = |file: String| {
@@ -193,7 +193,7 @@ impl State {
                         "byte {at} of {} has changed since the last pass, and the dirty bitmap does not show it: it began later, or was cleared",
                         disk.file
                     ),
-                    "export a bitmap that began at the last pass or earlier; or give the synced folder up (hyper2kvm release) and sync it anew",
+                    "export a bitmap that began at the last pass or earlier; or give the synced directory up (hyper2kvm release) and sync it anew",
                 );
                 let what = "the dirty bitmap does not tell what has changed";
                 return Err(Error::refused(what, vec![blocker]));
@@ -228,7 +228,7 @@ impl State {
     }
 }
 
-/// Whether a folder that holds this file alone is one that a killed run began.
+/// Whether a directory that holds this file alone is one that a killed run began.
 pub(super) fn is_begun(file: &OsStr) -> bool {
     file == NEXT
 }
@@ -239,7 +239,7 @@ pub(super) fn is_copy(name: &str) -> bool {
     name == NEXT || ends(COPY) || ends(JOURNAL) || ends(&format!("{JOURNAL}.new"))
 }
 
-/// Whether a folder says that it is of a sync.
+/// Whether a directory says that it is of a sync.
 pub(crate) fn is_synced(folder: &Path) -> bool {
     folder.join(FILE).symlink_metadata().is_ok()
 }
@@ -273,7 +273,7 @@ impl SyncedDisk {
                     "the NBD server shows no dirty bitmap (qemu:dirty-bitmap:NAME) for {}",
                     self.file
                 ),
-                "export one that began at the pass before or earlier; or give the synced folder up (hyper2kvm release) and sync it anew",
+                "export one that began at the pass before or earlier; or give the synced directory up (hyper2kvm release) and sync it anew",
             ),
         };
         let what = "nothing tells what has changed";

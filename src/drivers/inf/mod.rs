@@ -68,7 +68,7 @@ pub struct AddReg {
 /// Where a directory id of the INF points to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InfPath {
-    /// 10 `\Windows`, 11 `System32`, 12 `System32\drivers`, 13 the package's driver store folder.
+    /// 10 `\Windows`, 11 `System32`, 12 `System32\drivers`, 13 the package's driver store directory.
     pub dirid: u32,
     /// Below that directory.
     pub path: String,
@@ -109,7 +109,7 @@ impl ServiceInstall {
 pub struct CopyFile {
     /// Where to, file name included.
     pub to: InfPath,
-    /// The name on the medium.
+    /// The name in the driver source.
     pub source: String,
 }
 

@@ -3,7 +3,7 @@
 //! Follows Microsoft's "General syntax rules for INF files": sections are case-insensitive and those
 //! of one name are merged; `;` starts a comment outside quotes; a `\` at the end of a line continues
 //! it; `""` inside quotes is one quote; `%name%` is replaced from `[Strings]`, `%%` is one `%`.
-//! A `%number%` is a directory id and stays as it is.
+//! A `%number%` is a directory id and stays unchanged.
 //!
 //! Surprise: SetupAPI replaces tokens inside quotes too, which is why real INFs write
 //! `"%%SystemRoot%%\System32\..."`.

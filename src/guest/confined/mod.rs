@@ -2,7 +2,7 @@
 //!
 //! The library is C and parses what a stranger's disk holds. The child is this program again
 //! (`hyper2kvm __ntfs PARENT`): it loads the library, gives up files, network, programs and threads
-//! ([`crate::tool::confine::parser`]), and only then hears of the volume. It reaches the volume through
+//! ([`crate::tool::confine::parser`]), and only then is given access to the volume. It reaches the volume through
 //! us, block by block, and no byte outside. A crash, a hang or nonsense is an error of the request.
 //! It dies with us.
 //!

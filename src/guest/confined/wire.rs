@@ -167,10 +167,10 @@ impl Frame {
 /// The names of operations in errors, which are constants of ours on both sides.
 const OPS: [&str; 9] = [
     "changing",
-    "creating the folder",
+    "creating the directory",
     "writing",
     "removing",
-    "removing the folder",
+    "removing the directory",
     "mounting",
     "unmounting",
     "creating",

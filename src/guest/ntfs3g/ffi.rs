@@ -212,7 +212,7 @@ fn load() -> Option<Api> {
     None
 }
 
-/// Copies of the library under other version numbers, in the usual folders.
+/// Copies of the library under other version numbers, in the usual directories.
 fn installed() -> Vec<PathBuf> {
     let entries = |dir: &Path| {
         std::fs::read_dir(dir)

@@ -177,7 +177,7 @@ impl Ntfs3g {
             (ENOENT, None) => GuestError::NotFound {
                 path: path.to_string(),
             },
-            (ELOOP, None) => failed(op, path, "a folder on the way is a link".into()),
+            (ELOOP, None) => failed(op, path, "a directory on the way is a link".into()),
             (errno, None) => failed(op, path, text(errno)),
         }
     }
@@ -338,7 +338,7 @@ impl Ntfs3g {
             .map_err(|errno| self.error(op, path, errno))
     }
 
-    /// Whether what is made in the folder is to be compressed.
+    /// Whether what is made in the directory is to be compressed.
     fn mark_compressed(&self, dir: &OpenInode<'_>, compressed: bool) -> Result<(), c_int> {
         let mut attributes = dir.attributes() & !FILE_ATTR_COMPRESSED;
         if compressed {
@@ -433,7 +433,7 @@ impl Ntfs3g {
     }
 
     pub fn create_dir(&mut self, path: &GuestPath) -> Result<()> {
-        self.create("creating the folder", path, FileKind::Dir, None)
+        self.create("creating the directory", path, FileKind::Dir, None)
     }
 
     /// Opens an existing file whose data may be changed.
@@ -549,7 +549,7 @@ impl Ntfs3g {
         Ok(Some(security))
     }
 
-    /// Puts what a file holds behind a reparse point, as CompactOS does: for guests of our own making.
+    /// Puts what a file holds behind a reparse point, as CompactOS does: for guests made by hyper2kvm.
     pub fn make_wof(
         &mut self,
         path: &GuestPath,
@@ -587,8 +587,8 @@ impl Ntfs3g {
             .map_err(|errno| self.error(OP, path, errno))
     }
 
-    /// Makes a file or an empty folder a reparse point, such as a symbolic link or a junction: for guests
-    /// of our own making.
+    /// Makes a file or an empty directory a reparse point, such as a symbolic link or a junction: for guests
+    /// made by hyper2kvm.
     pub fn make_reparse(&mut self, path: &GuestPath, reparse: &[u8]) -> Result<()> {
         const OP: &str = "linking";
         let set = || {
@@ -607,7 +607,7 @@ impl Ntfs3g {
         set().map_err(|errno| self.error(OP, path, errno))
     }
 
-    /// A new file that the library compresses with LZNT1: for guests of our own making.
+    /// A new file that the library compresses with LZNT1: for guests made by hyper2kvm.
     pub fn make_lznt1(&mut self, path: &GuestPath, contents: &[u8]) -> Result<()> {
         const OP: &str = "compressing";
         let (folder, _, _) = self.parent(OP, path)?;
@@ -711,7 +711,7 @@ impl Ntfs3g {
     }
 
     pub fn remove_dir(&mut self, path: &GuestPath) -> Result<()> {
-        self.remove("removing the folder", path, FileKind::Dir)
+        self.remove("removing the directory", path, FileKind::Dir)
     }
 }
 

@@ -779,7 +779,7 @@ fn build_record(attributes: &[Vec<u8>]) -> Vec<u8> {
     record
 }
 
-/// The `$MFT` of a long-used volume: its map begins in record 0 and goes on in record 15.
+/// The `$MFT` of a long-used volume: its map begins in record 0 and continues in record 15.
 #[test]
 fn mft_with_an_attribute_list() {
     if !ready() {

@@ -413,7 +413,7 @@ fn a_clean_hive_is_left_alone() {
     insta::assert_snapshot!(replay(&clean, &[&behind, b"junk"]), @"aa");
     insta::assert_snapshot!(replay(&clean, &[&behind, &ahead]), @r"
     aa
-    warning: the hive is clean at sequence number 2, but LOG2 goes on to 4: some program saved the hive without replaying its logs, and their changes are lost
+    warning: the hive is clean at sequence number 2, but LOG2 continues to 4: some program saved the hive without replaying its logs, and their changes are lost
     ");
     let result = recover(&clean, &[("LOG1", &ahead)]).unwrap();
     assert!(matches!(result.bytes, Cow::Borrowed(_)) && !result.was_dirty && result.usable);

@@ -124,7 +124,7 @@ fn one_file_is_not_two_disks() {
     two("RW 1 VMFS \"c-flat.vmdk\"").unwrap();
     // One disk may have a file twice.
     two("RW 1 FLAT \"c-flat.vmdk\" 0\nRW 1 FLAT \"c-flat.vmdk\" 1").unwrap();
-    // Each in folders named like those of the datastore.
+    // Each in directories named like those of the datastore.
     folder.file("other/win/win.vmdk", "y");
     folder.file(
         "v.vmx",

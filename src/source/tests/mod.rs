@@ -1,4 +1,4 @@
-//! Sources of our own making, written the way each product writes them.
+//! Sources made by hyper2kvm, written the way each product writes them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ fn names(vm: &SourceVm) -> Vec<String> {
     vm.disks.iter().map(name).collect()
 }
 
-// ---- plain disks and folders ----
+// ---- plain disks and directories ----
 
 #[test]
 fn a_plain_disk_is_named_after_its_file() {
@@ -230,12 +230,15 @@ fn vmx_that_cannot_be_used() {
             "scsi0:1.present = \"TRUE\"\nscsi0:1.fileName = \"gone.vmdk\"\n",
             "gone.vmdk does not exist",
         ),
-        ("scsi0:0.fileName = \"../v.vmdk\"\n", "outside its folder"),
+        (
+            "scsi0:0.fileName = \"../v.vmdk\"\n",
+            "outside its directory",
+        ),
         (
             "scsi0:0.fileName = \"x\\..\\..\\v.vmdk\"\n",
-            "outside its folder",
+            "outside its directory",
         ),
-        ("scsi0:0.fileName = \"/etc/..\"\n", "outside its folder"),
+        ("scsi0:0.fileName = \"/etc/..\"\n", "outside its directory"),
     ] {
         folder.file("v.vmx", text);
         let error = folder.error("v.vmx");
@@ -331,7 +334,7 @@ fn vmdk_chains_are_followed_and_kept_in_their_folder() {
     for good in ["base.vmdk", "snap.vmdk", "embedded.vmdk"] {
         assert_eq!(folder.open(good).unwrap().disks.len(), 1, "{good}");
     }
-    let outside = "outside its folder";
+    let outside = "outside its directory";
     for (contents, want) in [
         (
             descriptor(&["base-s001.vmdk", "base-s002.vmdk"], None).into_bytes(),

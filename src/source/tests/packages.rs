@@ -1,4 +1,4 @@
-//! OVF packages as folders and archives.
+//! OVF packages as directories and archives.
 
 use std::fs;
 use std::io::Write;
@@ -100,7 +100,7 @@ fn ovf_in_full() {
             "CD/DVD drive 1 is left out"
         ]
     );
-    // The same folder, named as such.
+    // The same directory, named as such.
     assert_eq!(folder.open("").unwrap().disks.len(), 3);
 }
 
@@ -138,11 +138,11 @@ fn ovf_that_cannot_be_used() {
             "is not understood",
         ),
         (one_disk("gone.vmdk", ""), "gone.vmdk does not exist"),
-        (one_disk("../d.vmdk", ""), "outside its folder"),
-        (one_disk("%2e%2e/d.vmdk", ""), "outside its folder"),
-        (one_disk("/etc/passwd", ""), "outside its folder"),
-        (one_disk("..\\d.vmdk", ""), "outside its folder"),
-        (one_disk("d%00.vmdk", ""), "outside its folder"),
+        (one_disk("../d.vmdk", ""), "outside its directory"),
+        (one_disk("%2e%2e/d.vmdk", ""), "outside its directory"),
+        (one_disk("/etc/passwd", ""), "outside its directory"),
+        (one_disk("..\\d.vmdk", ""), "outside its directory"),
+        (one_disk("d%00.vmdk", ""), "outside its directory"),
         (one_disk("d%f", ""), "d%f does not exist"),
         (
             one_disk("http://host/d.vmdk", ""),
@@ -466,7 +466,7 @@ fn ova_that_cannot_be_used() {
         let error = folder.error("x.ova");
         assert!(error.contains(want), "{want}: {error}");
     }
-    // A member with a path that climbs is unpacked by its last part, into the work folder only.
+    // A member with a path that climbs is unpacked by its last part, into the work directory only.
     folder.file(
         "x.ova",
         tar_of(&[("x.ovf", escape.as_bytes()), ("../d.vmdk", DISK)]),

@@ -223,7 +223,7 @@ fn descriptions_that_are_not_read_name_what_is() {
     let folder = Folder::new();
     for (file, says) in [
         ("m.vbox", "VBoxManage export"),
-        ("m.VMCX", "folder of the export"),
+        ("m.VMCX", "directory of the export"),
         ("m.xva", "vdi-export"),
         ("m.pvs", ".hds"),
     ] {

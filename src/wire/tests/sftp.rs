@@ -43,7 +43,7 @@ fn data(id: u32, bytes: &[u8]) -> Vec<u8> {
 
 const HELLO: [u8; 9] = [0, 0, 0, 5, 2, 0, 0, 0, 3];
 
-/// A server that says what it has to say whatever it hears.
+/// A server that says what it has to say whatever it receives.
 fn scripted(script: Vec<Vec<u8>>) -> UnixStream {
     let (client, mut server) = UnixStream::pair().unwrap();
     client

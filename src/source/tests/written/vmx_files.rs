@@ -289,7 +289,7 @@ impl Vmx {
     }
 }
 
-/// How a `.vmx` names a file, and where that is: below the folder of the `.vmx`.
+/// How a `.vmx` names a file, and where that is: below the directory of the `.vmx`.
 fn place(dice: &mut Dice, file: &str, label: &str) -> (String, OsString) {
     let (written, folder) = match dice.below(7) {
         0 => (format!("/vmfs/volumes/5f3e-1/vm/{file}"), ""),
@@ -300,7 +300,7 @@ fn place(dice: &mut Dice, file: &str, label: &str) -> (String, OsString) {
         5 => (format!("/vmfs/volumes/other/vm/{file}"), "other/vm/"),
         _ => (file.to_owned(), ""),
     };
-    // The file has its bytes for a name, where no folder has to be told from them.
+    // The file has its bytes for a name, where no directory has to be told from them.
     let bytes = encode(label, file);
     let plain = written == file && dice.coin();
     let name = match plain {
