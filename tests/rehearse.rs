@@ -24,7 +24,8 @@ use hyper2kvm::demo::Firmware;
 use libvirt::{Libvirt, able};
 use payload::{End, boot_code, boot_code_on, guest};
 use serde_json::Value;
-use support::{Lab, Run, binary, finish, h2k, sha256, virtio_win};
+use support::wire::Nbdkit;
+use support::{Lab, Run, binary, finish, h2k, have, sha256, virtio_win};
 
 /// Reads sector 10 and hangs where its first byte is not 0; else makes it 1, and continues.
 const ONLY_ONCE: &[u8] = &[
@@ -198,6 +199,25 @@ fn a_vm_that_comes_up_leaves_evidence_and_nothing_else() {
     stage.rehearse(&["--stop-after", "bootstrap"]).expect(0);
     assert!(!stage.evidence().join("final").exists(), "of the first run");
     assert_eq!(text(&stage.evidence(), "notes.txt"), "mine");
+    stage.nothing_is_left();
+}
+
+/// Its disk is read through a server that ends with the rehearsal, and no more of it than that.
+#[test]
+fn a_vm_on_another_host_is_rehearsed_where_it_lies() {
+    if !able() || !have(&["nbdkit"]) {
+        return;
+    }
+    let stage = Stage::new(Firmware::Bios);
+    let server = Nbdkit::start(&["-r", "file", stage.lab.raw.to_str().unwrap()]);
+    let url = server.url("");
+    let seen = finish(stage.command(Path::new(&url), &[])).expect(0).json();
+    assert_eq!(seen["verdict"], "up", "{seen:#}");
+    for name in ["bootstrap", "final"] {
+        assert_eq!(seen["stages"][name]["state"], "up");
+    }
+    let fetched = seen["bytes"]["fetched"].as_u64().unwrap();
+    assert!(fetched > 0 && fetched < 32 << 20, "{fetched} bytes");
     stage.nothing_is_left();
 }
 

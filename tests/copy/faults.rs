@@ -120,7 +120,7 @@ fn full_in_the_middle_of_the_copy() {
 }
 
 #[test]
-fn memory_stays_below_100_mib() {
+fn memory_stays_below_80_mib() {
     use std::io::Read;
     if !have(&TOOLS) {
         return;
@@ -145,9 +145,13 @@ fn memory_stays_below_100_mib() {
     support::tool("kill", &["-TERM", &child.id().to_string()]);
     stderr.read_to_string(&mut said).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    let kib: u64 = peak
-        .and_then(|p| p.split_whitespace().next()?.parse().ok())
-        .unwrap();
-    assert!(kib < 100 << 10, "{kib} KiB at the peak");
+    let kib = |name: &str| -> u64 {
+        let value = status.lines().find_map(|line| line.strip_prefix(name));
+        value
+            .and_then(|value| value.split_whitespace().next()?.parse().ok())
+            .unwrap()
+    };
+    // Without pages of the program's own file: a build for tests has many more of them.
+    let peak = kib("VmHWM:") - kib("RssFile:");
+    assert!(peak < 80 << 10, "{peak} KiB at the peak");
 }
