@@ -25,9 +25,11 @@ const CHUNK_BLOCK_STATUS: u16 = 5;
 const DIRTY: u32 = 1;
 /// Bitmaps of an export, in the words of QEMU.
 const BITMAPS: &str = "qemu:dirty-bitmap:";
-/// More bitmaps no server has, and more bytes no chunk.
+/// More bitmaps no server has.
 const MAX_BITMAPS: usize = 64;
-const MAX_CHUNK: usize = 64 << 20;
+/// What the chunks of one answer may hold together: a state for every 512 bytes of a step, for two bitmaps.
+const MAX_ANSWER: usize = 64 << 20;
+const MAX_REPLIES: usize = 4096;
 /// What is asked about at a time.
 const STEP: u64 = 1 << 30;
 /// Ranges closer than this are told as one, or as far apart as it takes to tell no more than so many.
@@ -104,7 +106,7 @@ fn contexts(
     data.extend(all);
     names.option(stream, option, &data)?;
     let mut found = BTreeMap::new();
-    loop {
+    for _ in 0..MAX_REPLIES {
         let (kind, data) = names.answer(stream, option)?;
         match kind {
             REP_ACK => return Ok(found),
@@ -126,6 +128,7 @@ fn contexts(
             _ => return Err(names.nonsense("too many contexts, or something else")),
         }
     }
+    Err(names.nonsense("a list of contexts without an end"))
 }
 
 fn request(
@@ -153,7 +156,8 @@ fn block_status(
 ) -> Result<BTreeMap<u32, Vec<(u32, u32)>>> {
     request(stream, names, CMD_BLOCK_STATUS, offset, length)?;
     let mut told = BTreeMap::new();
-    loop {
+    let mut left = MAX_ANSWER;
+    for _ in 0..MAX_REPLIES {
         let magic = u32::from_be_bytes(names.array(stream)?);
         if magic == REPLY_MAGIC {
             let errno = u32::from_be_bytes(names.array(stream)?);
@@ -164,9 +168,10 @@ fn block_status(
         let kind = u16::from_be_bytes(names.array(stream)?);
         let cookie = u64::from_be_bytes(names.array(stream)?);
         let length = u32::from_be_bytes(names.array(stream)?) as usize;
-        if magic != STRUCTURED_MAGIC || cookie != offset || length > MAX_CHUNK {
-            return Err(names.nonsense("a reply to no request"));
+        if magic != STRUCTURED_MAGIC || cookie != offset || length > left {
+            return Err(names.nonsense("a reply to no request, or too long a one"));
         }
+        left -= length;
         let mut data = vec![0; length];
         names.fill(stream, &mut data)?;
         match kind {
@@ -191,6 +196,7 @@ fn block_status(
             return Ok(told);
         }
     }
+    Err(names.nonsense("an answer without an end"))
 }
 
 /// Ranges that come in order for each bitmap, step by step.
@@ -234,7 +240,62 @@ impl Gathered {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Read, Write};
+
     use super::*;
+    use crate::wire::nbd_protocol::OPTION_REPLY_MAGIC;
+
+    /// A server that gives the same reply for ever.
+    struct Endless(Vec<u8>, usize);
+
+    impl Read for Endless {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            for byte in &mut *buf {
+                *byte = self.0[self.1 % self.0.len()];
+                self.1 += 1;
+            }
+            Ok(buf.len())
+        }
+    }
+
+    impl Write for Endless {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn answers_without_an_end_are_refused() {
+        let names = Names {
+            server: "the server".into(),
+            export: String::new(),
+        };
+        for states in [0usize, 1, 1 << 17] {
+            let mut chunk = STRUCTURED_MAGIC.to_be_bytes().to_vec();
+            chunk.extend(0u16.to_be_bytes());
+            chunk.extend(CHUNK_BLOCK_STATUS.to_be_bytes());
+            chunk.extend(0u64.to_be_bytes());
+            chunk.extend((4 + 8 * states as u32).to_be_bytes());
+            chunk.resize(chunk.len() + 4 + 8 * states, 0);
+            let answer = block_status(&mut Endless(chunk, 0), &names, 0, 512);
+            let error = answer.unwrap_err().to_string();
+            let ends = error.contains("without an end") || error.contains("too long");
+            assert!(ends, "{states}: {error}");
+        }
+        let name = b"\0\0\0\x01base:allocation";
+        let mut context = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+        for number in [OPT_LIST_META_CONTEXT, REP_META_CONTEXT, name.len() as u32] {
+            context.extend(number.to_be_bytes());
+        }
+        context.extend(name);
+        let found = contexts(&mut Endless(context, 0), &names, OPT_LIST_META_CONTEXT, &[]);
+        let error = found.unwrap_err().to_string();
+        assert!(error.contains("without an end"), "{error}");
+    }
 
     #[test]
     fn ranges_close_to_each_other_are_told_as_one() {
