@@ -585,3 +585,57 @@ fn nothing_below_cli_prints_or_exits() {
         assert!(!exits || !names, "{} ends the process", module.file);
     }
 }
+
+/// Every file of a directory and below, with one of these endings.
+fn files(folder: &Path, endings: &[&str], found: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+        match path.is_dir() {
+            true => files(&path, endings, found),
+            false if endings.contains(&ending) => found.push(path),
+            false => {}
+        }
+    }
+}
+
+/// `docs/glossary.md` has the words that stand for these.
+#[test]
+fn words_that_the_glossary_replaces_are_not_used() {
+    let replaced = [
+        "network card",
+        "virtio-win medium",
+        "driver medium",
+        "output folder",
+        "partial folder",
+        "goes on",
+        "of our own making",
+        "hangs on",
+        "way back",
+    ];
+    let mut all = vec![root().join("README.md")];
+    for folder in ["docs", "src", "tests"] {
+        files(&root().join(folder), &["md", "rs"], &mut all);
+    }
+    assert!(all.len() > 300, "{} files", all.len());
+    let mut found = Vec::new();
+    for path in all.iter().filter(|path| !path.ends_with("tests/house.rs")) {
+        let text = fs::read_to_string(path).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            let whole = |word: &str| {
+                line.match_indices(word).any(|(at, _)| {
+                    let next = line[at + word.len()..].chars().next();
+                    !next.is_some_and(|c| c.is_alphabetic() && c != 's')
+                })
+            };
+            for word in replaced.iter().filter(|word| whole(word)) {
+                found.push(format!("{}:{}: {word}", path.display(), number + 1));
+            }
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "see docs/glossary.md\n{}",
+        found.join("\n")
+    );
+}

@@ -1,4 +1,4 @@
-//! The output folder: what `--force` replaces and what it leaves alone, two runs at once, kills while a
+//! The output directory: what `--force` replaces and what it leaves alone, two runs at once, kills while a
 //! result is replaced, and who may read what is written.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves

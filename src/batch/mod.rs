@@ -4,7 +4,7 @@
 //! time, and [`report`] says what became of them. A child that crashes, hangs or runs out of memory
 //! takes no other machine with it, and all of them die with us.
 //!
-//! There is no state besides the output folders: a machine whose directory is complete, and was made from
+//! There is no state besides the output directories: a machine whose directory is complete, and was made from
 //! the same inputs with the same options, is done ([`run::Machine::done`]).
 
 pub mod file;

@@ -1,4 +1,4 @@
-//! The output folder: complete, or not there.
+//! The output directory: complete, or not there.
 //!
 //! Work happens in `.NAME.partial` beside the final place and is renamed at the end. Beside it lies
 //! `.NAME.lock`, locked from the first look to after the rename, so there is one run per target. What

@@ -169,7 +169,7 @@ impl Record {
         sources
     }
 
-    /// Whether QEMU cannot open the source by itself.
+    /// Whether QEMU itself cannot open the source.
     pub(crate) fn is_on_wire(&self) -> bool {
         self.disks.iter().any(|disk| disk.wire().is_some())
     }

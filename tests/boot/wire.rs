@@ -124,7 +124,7 @@ fn a_vm_runs_on_another_host_and_outlives_an_outage() {
     let paused = begin.elapsed();
     assert!(paused < Duration::from_secs(30), "{paused:?}");
     let nbd = Nbd::start(&lab.raw, &socket);
-    until("it is resumed, and ends by itself", 60, || {
+    until("it is resumed, and ends on its own", 60, || {
         libvirt.state("vm") == "shut off"
     });
     let said = fs::read_to_string(lab.path("serve.log")).unwrap();
