@@ -16,6 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::error::Error;
 use crate::failpoint;
 use crate::fix::trusted::{self, TrustError};
 
@@ -101,6 +102,25 @@ impl FileLock {
             }
         }
         Err(LockError::Held { path })
+    }
+
+    /// Takes the lock `name` in the directory, creating its file. `busy` says what another run that holds it
+    /// does.
+    pub fn of_directory(
+        folder: &Path,
+        name: &str,
+        busy: impl FnOnce() -> Error,
+    ) -> Result<Self, Error> {
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
+            Error::failed(format!("locking {}", folder.display())).because(e)
+        };
+        let open = File::open(folder).map_err(|e| failed(e.into()))?;
+        match Self::take(&open, name.as_ref(), folder, true) {
+            Ok(Some(lock)) => Ok(lock),
+            Ok(None) | Err(LockError::Held { .. }) => Err(busy()),
+            Err(LockError::Untrusted(e)) => Err(e.into()),
+            Err(other) => Err(failed(other.into())),
+        }
     }
 
     /// What was noted in the file, by this run or an earlier one.

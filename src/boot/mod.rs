@@ -36,7 +36,7 @@ use crate::failpoint;
 use crate::fix::journal::write_durably;
 use crate::guest::keys::Keys;
 use crate::later;
-use crate::lock::{FileLock, LockError};
+use crate::lock::FileLock;
 use crate::stop;
 use crate::tool::ToolError;
 use crate::tool::virsh::{State, Tick, Virsh};
@@ -228,20 +228,10 @@ pub(crate) fn local(uri: &str) -> Result<()> {
 
 /// One run at a time works on an output directory.
 pub(crate) fn lock(folder: &Path) -> Result<FileLock> {
-    let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-        Error::failed(format!("locking {}", folder.display())).because(e)
-    };
-    let open = File::open(folder).map_err(|e| failed(e.into()))?;
-    match FileLock::take(&open, LOCK.as_ref(), folder, true) {
-        Ok(Some(lock)) => Ok(lock),
-        Ok(None) | Err(LockError::Held { .. }) => Err(Error::failed(format!(
-            "another hyper2kvm is at work in {}",
-            folder.display()
-        ))
-        .hint("wait for it")),
-        Err(LockError::Untrusted(e)) => Err(e.into()),
-        Err(other) => Err(failed(other.into())),
-    }
+    FileLock::of_directory(folder, LOCK, || {
+        let shown = folder.display();
+        Error::failed(format!("another hyper2kvm is at work in {shown}")).hint("wait for it")
+    })
 }
 
 struct Run<'a> {

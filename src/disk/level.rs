@@ -88,26 +88,12 @@ impl Level {
     /// A file that was opened, before it was looked at.
     pub(super) fn of(file: &Held, format: Format) -> Self {
         Self {
-            path: file.path().to_owned(),
-            format,
-            subformat: None,
-            virtual_size: 0,
             size: file.size(),
             allocated: file.allocated(),
-            extents: Vec::new(),
-            data_file: None,
             block_device: file.is_block_device(),
             scratch: false,
-            durable: false,
-            compress: false,
             held: vec![file.clone()],
-            descriptor: None,
-            head: None,
-            fixed: None,
-            flat: None,
-            shown: None,
-            merged: None,
-            between: None,
+            ..Self::of_this_run(file.path(), format, 0)
         }
     }
 

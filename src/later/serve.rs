@@ -163,22 +163,11 @@ fn remove_sockets(socket: &Path) {
 
 /// One run at a time serves a directory.
 fn lock(folder: &Path) -> Result<FileLock> {
-    let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-        Error::failed(format!("locking {}", folder.display())).because(e)
-    };
-    let open = File::open(folder).map_err(|e| failed(e.into()))?;
-    match FileLock::take(&open, LOCK.as_ref(), folder, true) {
-        Ok(Some(lock)) => Ok(lock),
-        Ok(None) | Err(LockError::Held { .. }) => Err(Error::failed(format!(
-            "another hyper2kvm serves {}",
-            folder.display()
-        ))
-        .hint(
+    FileLock::of_directory(folder, LOCK, || {
+        Error::failed(format!("another hyper2kvm serves {}", folder.display())).hint(
             "one is enough: it continues until the disks stand alone, or until it is ended (SIGTERM)",
-        )),
-        Err(LockError::Untrusted(e)) => Err(e.into()),
-        Err(other) => Err(failed(other.into())),
-    }
+        )
+    })
 }
 
 /// Whether somebody serves the directory.

@@ -125,22 +125,15 @@ pub(crate) struct Claim {
 impl Claim {
     /// Locks the directory and removes what a killed run has noted there.
     pub(crate) fn take(evidence: &Path) -> Result<Self> {
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-            Error::failed(format!("locking {}", evidence.display())).because(e)
-        };
         TrustedFolder::open(evidence)?;
-        let open = File::open(evidence).map_err(|e| failed(e.into()))?;
-        let lock = match FileLock::take(&open, LOCK.as_ref(), evidence, true) {
-            Ok(Some(lock)) => lock,
-            Ok(None) | Err(LockError::Held { .. }) => {
-                let message = format!("another rehearsal is at work in {}", evidence.display());
-                return Err(Error::failed(message)
-                    .hint("wait for it, or name another directory with --output-dir"));
-            }
-            Err(LockError::Untrusted(e)) => return Err(e.into()),
-            Err(other) => return Err(failed(other.into())),
-        };
-        let note = lock.note().map_err(|e| failed(e.into()))?;
+        let lock = FileLock::of_directory(evidence, LOCK, || {
+            let shown = evidence.display();
+            Error::failed(format!("another rehearsal is at work in {shown}"))
+                .hint("wait for it, or name another directory with --output-dir")
+        })?;
+        let note = lock
+            .note()
+            .map_err(|e| Error::failed(format!("locking {}", evidence.display())).because(e))?;
         if let Some(left) = Record::parse(note.as_bytes()) {
             left.remove()?;
             forget(&left);

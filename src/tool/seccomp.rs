@@ -124,21 +124,18 @@ pub fn offline() -> io::Result<()> {
         libc::AF_UNIX as u64,
     );
     let not_unix = SeccompRule::new(vec![unix.map_err(bad)?]).map_err(bad)?;
-    let rules = [
-        (libc::SYS_socket, vec![not_unix]),
-        (libc::SYS_io_uring_setup, Vec::new()),
-    ];
-    install(filter(
-        rules.into_iter().collect(),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EACCES as u32),
-    )?)
+    refuse_sockets(vec![not_unix])
 }
 
 /// No sockets at all, for this process and all it starts.
 pub(super) fn no_sockets() -> io::Result<()> {
+    refuse_sockets(Vec::new())
+}
+
+/// Refuses the sockets that a rule names (no rule: all of them), and io_uring.
+fn refuse_sockets(which: Vec<SeccompRule>) -> io::Result<()> {
     let rules = [
-        (libc::SYS_socket, Vec::new()),
+        (libc::SYS_socket, which),
         (libc::SYS_io_uring_setup, Vec::new()),
     ];
     install(filter(
