@@ -1170,7 +1170,14 @@ fn kubernetes_manifests() {
     // By a validator of others, which must find a fault when there is one.
     let installed = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/kubernetes-validate/bin/kubernetes-validate");
-    let installed = Some(installed).filter(|p| p.exists());
+    // `.ci/run` on another machine may have left it without the Python it needs.
+    let works = |path: &PathBuf| {
+        Command::new(path)
+            .arg("--version")
+            .output()
+            .is_ok_and(|out| out.status.success())
+    };
+    let installed = Some(installed).filter(works);
     let Some(validator) = installed.or_else(|| hyper2kvm::tool::find("kubernetes-validate")) else {
         return support::skip(
             "kubernetes-validate",

@@ -122,7 +122,7 @@ fn initramfs(dir: &Path, version: &str) -> PathBuf {
     busybox(&root.join("bin"));
     fs::create_dir_all(&modules).unwrap();
     let mut load = String::new();
-    for path in with_needs(version, &["virtio_blk", "ext4"]) {
+    for path in with_needs(version, &["virtio_pci", "virtio_blk", "ext4"]) {
         let from = format!("/lib/modules/{version}/{path}");
         let plain = path.trim_end_matches(".xz").trim_end_matches(".zst");
         let to = modules.join(plain);
