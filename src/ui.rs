@@ -12,7 +12,9 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    BinaryBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 use serde_json::{Value, json};
 
 use crate::error::Error;
@@ -195,7 +197,7 @@ impl Ui {
             let body = json!({
                 "error": {
                     "code": error.kind.code(),
-                    "message": clean(&error.message),
+                    "message": one_line(&error.message),
                     "causes": error.causes().iter().map(|c| one_line(c)).collect::<Vec<_>>(),
                     "hints": error.hints.iter().map(|h| clean(h)).collect::<Vec<_>>(),
                     "blockers": error.blockers,
@@ -231,10 +233,10 @@ impl Ui {
     pub fn progress(&self, label: &str, total: u64) -> Progress {
         let bar = (self.progress == ProgressMode::Auto).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template(
-                "{msg:>12} [{wide_bar}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
-            );
+            let style =
+                ProgressStyle::with_template("{msg:>12} [{wide_bar}] {bytes}/{total_bytes} {rate}");
             if let Ok(style) = style {
+                let style = style.with_key("rate", rate_and_left);
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_message(label.to_string());
@@ -267,6 +269,17 @@ impl Ui {
             last: Mutex::new(None),
             bar,
         }
+    }
+}
+
+/// Empty before the first byte: nobody knows then.
+fn rate_and_left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    if state.pos() > 0 {
+        let (rate, left) = (
+            BinaryBytes(state.per_sec() as u64),
+            HumanDuration(state.eta()),
+        );
+        let _ = write!(out, "{rate}/s, {left:#} left");
     }
 }
 
@@ -528,7 +541,7 @@ fn marked(tone: Tone, mark: &str, text: &str) -> Styled {
     let mut styled = Styled::default();
     styled.push(tone, mark);
     styled.hang();
-    styled.push(Tone::Plain, clean(text));
+    styled.push(Tone::Plain, one_line(text));
     styled
 }
 
@@ -570,9 +583,10 @@ pub fn clean(text: &str) -> String {
         .collect()
 }
 
-/// For what programs say in several lines.
+/// For what programs print in several lines.
 fn one_line(text: &str) -> String {
-    clean(&text.trim().replace('\n', "; "))
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    clean(&lines.collect::<Vec<_>>().join("; "))
 }
 
 fn steers_terminal(c: char) -> bool {

@@ -204,6 +204,13 @@ impl Domain {
             .map_err(|e| Error::failed(format!("{}: bad UUID", self.path.display())).because(e))
     }
 
+    /// The networks of libvirt that its NICs are attached to.
+    pub fn networks(&self) -> Vec<&str> {
+        let nics = self.root.descendants("interface").into_iter();
+        let sources = nics.filter_map(|nic| nic.first("source")?.attr("network"));
+        sources.collect()
+    }
+
     pub fn disks(&self) -> Vec<DomainDisk> {
         disks(&self.root)
     }

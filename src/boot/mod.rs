@@ -38,11 +38,12 @@ use crate::guest::keys::Keys;
 use crate::later;
 use crate::lock::FileLock;
 use crate::stop;
+use crate::text::quote;
 use crate::tool::ToolError;
 use crate::tool::virsh::{State, Tick, Virsh};
 use crate::ui::Ui;
 
-use files::Files;
+use files::{Domain, Files};
 use install::Place;
 use record::{Phase, Record, StageRecord};
 
@@ -450,13 +451,28 @@ impl Run<'_> {
             "Starting",
             &format!("{} on {}", self.files.name, self.bus(stage)),
         );
-        self.virsh.start(self.files.uuid).map_err(|e| {
-            Error::from(e).hint(format!(
-                "QEMU's user must be able to reach the disks and firmware: {} and every directory above it",
-                self.files.folder.display()
-            ))
-        })?;
+        self.virsh
+            .start(self.files.uuid)
+            .map_err(|e| Error::from(e).hint(self.why_not_started(stage)))?;
         self.watch(stage, &log)
+    }
+
+    /// What to look at when libvirt does not start a domain.
+    fn why_not_started(&self, stage: Stage) -> String {
+        let active = self.virsh.active_networks();
+        let wanted = self.files.domain(stage).map(Domain::networks);
+        if let (Ok(active), Some(wanted)) = (active, wanted)
+            && let Some(missing) = wanted.iter().find(|n| !active.iter().any(|a| a == *n))
+        {
+            return format!(
+                "the network {missing} is not started: virsh net-start {}, or convert with --libvirt-network or --bridge",
+                quote(Path::new(missing))
+            );
+        }
+        format!(
+            "QEMU's user must be able to reach the disks and firmware: {} and every directory above it",
+            self.files.folder.display()
+        )
     }
 
     /// Defines the domain of a stage as it is in the directory, or with COM1 logged to a file.

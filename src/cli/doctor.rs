@@ -101,9 +101,9 @@ fn shown(found: &[Found], checks: &[Check], verdicts: &[Verdict], verbose: bool)
     text
 }
 
-/// The first version number of a line.
+/// The first version number of a line; OpenSSH has its own behind an underscore.
 fn number(line: &str) -> &str {
-    let mut words = line.split([' ', '(', ')', ',', 'v']);
+    let mut words = line.split([' ', '(', ')', ',', 'v', '_']);
     let is_number = |w: &&str| w.starts_with(|c: char| c.is_ascii_digit());
     words.find(is_number).unwrap_or_default()
 }
@@ -224,6 +224,10 @@ mod tests {
         for (line, want) in [
             ("qemu-img version 10.0.2 (Debian 1:10.0.2+ds-2)", "10.0.2"),
             ("11.3.0", "11.3.0"),
+            (
+                "OpenSSH_9.2p1 Debian-2+deb12u10, OpenSSL 3.0.22 3 Nov 2026",
+                "9.2p1",
+            ),
             ("mkntfs v2022.10.3 (libntfs-3g)", "2022.10.3"),
             ("libntfs-3g.so.89.0.0", ""),
             ("", ""),

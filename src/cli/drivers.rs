@@ -157,8 +157,8 @@ impl Row<'_> {
 fn table(rows: &[Row<'_>], media: Option<&dyn Media>, verbose: bool) -> Styled {
     let mut text = Styled::default();
     let (folder, last) = match media {
-        Some(_) => ("FOLDER", "VERSION            DRIVERS"),
-        None => ("FOLDERS, THE BEST FIRST", ""),
+        Some(_) => ("DIR", "VERSION            DRIVERS"),
+        None => ("DIRECTORIES, THE BEST FIRST", ""),
     };
     let head = format!("{:<29} {:<7} {folder:<8} {last}", "WINDOWS", "ARCH");
     text.push(Tone::Strong, head.trim_end());

@@ -32,7 +32,9 @@ pub mod wire;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::mirror;
@@ -352,16 +354,20 @@ fn log_level(verbosity: u8) -> &'static str {
 
 fn log_to_stderr(verbosity: u8) {
     let level = log_level(verbosity);
-    let filter = EnvFilter::try_from_env("HYPER2KVM_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let asked = std::env::var("HYPER2KVM_LOG").unwrap_or_default();
+    let filter: Option<Targets> = asked.parse().ok().filter(|_| !asked.is_empty());
+    let filter = filter.unwrap_or_else(|| level.parse().unwrap_or_default());
     let colours = crate::ui::takes_colour(&std::io::stderr());
-    // Only fails when a logger is there already.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colours)
         // It would panic where nobody reads stderr.
         .log_internal_errors(false)
-        .without_time()
+        .without_time();
+    // Only fails when a logger is there already.
+    let _ = tracing_subscriber::registry()
+        .with(lines)
+        .with(filter)
         .try_init();
 }
 

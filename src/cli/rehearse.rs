@@ -7,9 +7,10 @@ use serde_json::json;
 
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
-use crate::rehearse::result::{Rehearsal, Stage};
+use crate::rehearse::result::{Rehearsal, Stage, Verdict};
 use crate::rehearse::{self, Conversion};
-use crate::ui::Ui;
+use crate::report;
+use crate::ui::{Styled, Tone, Ui, count};
 
 use super::options::{self, DRY_RUN, FORCE, OUTPUT_DIR, Options, SOURCE};
 use super::rehearse_list::{self, BATCH, ListArgs};
@@ -122,7 +123,7 @@ fn run_one(one: &OneArgs, given: &Options, ui: &Ui) -> Result<()> {
         boot: one.watch.options(PathBuf::new(), keys, None),
     };
     let (rehearsal, error) = rehearse::rehearse(&wanted, ui)?;
-    ui.line(&text(&rehearsal));
+    ui.styled(&text(&rehearsal));
     ui.document("rehearse", json!(rehearsal));
     match error {
         None => Ok(()),
@@ -151,30 +152,48 @@ fn refused(one: &OneArgs, mut error: Error, ui: &Ui) -> Error {
     error
 }
 
-fn text(rehearsal: &Rehearsal) -> String {
-    let stage = |name: &str, stage: &Stage| match stage.state.as_str() {
-        "not-run" => format!("{name}: not run"),
+/// The verdict and what to run next first, as every verb prints them.
+fn text(rehearsal: &Rehearsal) -> Styled {
+    let stage = |stage: &Stage| match stage.state.as_str() {
+        "not-run" => "not run".to_owned(),
         "up" => {
             let by = stage.up_by.as_deref().unwrap_or_default();
-            format!(
-                "{name}: up after {:.0} s ({by}, {} restarts)",
-                stage.seconds, stage.reboots
-            )
+            let restarts = count(u64::from(stage.reboots), "restart");
+            format!("up after {:.0} s ({by}, {restarts})", stage.seconds)
         }
-        state => format!("{name}: {state} after {:.0} s", stage.seconds),
+        state => format!("{state} after {:.0} s", stage.seconds),
     };
-    let mut lines = vec![
-        format!("{}: {}", rehearsal.name, rehearsal.verdict.as_str()),
-        stage("first boot", &rehearsal.stages.bootstrap),
-        stage("final boot", &rehearsal.stages.production),
-        format!("evidence: {}", shown(&rehearsal.evidence_dir)),
-    ];
-    let findings = rehearsal.findings.iter();
-    lines.extend(findings.map(|f| format!("{} [{}]: {}", f.severity, f.id, f.message)));
-    lines.extend(rehearsal.warnings.iter().map(|w| format!("warning: {w}")));
-    lines.extend(rehearsal.left.iter().map(|l| format!("left behind: {l}")));
-    lines.extend(rehearsal.next.iter().map(|n| format!("next: {n}")));
-    lines.join("\n")
+    let mut text = Styled::default();
+    let tone = match rehearsal.verdict {
+        Verdict::Up => Tone::Good,
+        Verdict::Down | Verdict::Refused => Tone::Bad,
+    };
+    text.push(tone, rehearsal.verdict.as_str().to_uppercase());
+    text.push(Tone::Plain, format!(": {}\n", rehearsal.name));
+    text.row("first boot", stage(&rehearsal.stages.bootstrap));
+    text.row("final boot", stage(&rehearsal.stages.production));
+    text.row("evidence", shown(&rehearsal.evidence_dir));
+    for left in &rehearsal.left {
+        text.row("left behind", left);
+    }
+    let steps: Vec<_> = rehearsal.next.iter().map(|step| step_of(step)).collect();
+    report::text::next(&mut text, &steps);
+    for finding in &rehearsal.findings {
+        let (severity, id) = (&finding.severity, &finding.id);
+        text.push(Tone::Plain, format!("\n{severity} [{id}]: "));
+        text.hang();
+        text.push(Tone::Plain, format!("{}\n", finding.message));
+    }
+    report::text::warnings(&mut text, &rehearsal.warnings);
+    text
+}
+
+/// A command to copy, or a comment.
+fn step_of(step: &str) -> String {
+    match step.starts_with("hyper2kvm ") || step.starts_with("virsh ") {
+        true => step.to_owned(),
+        false => format!("# {step}"),
+    }
 }
 
 fn shown(path: &Path) -> String {

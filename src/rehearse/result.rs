@@ -10,6 +10,7 @@ use crate::batch::report::Failure;
 use crate::boot::proof::Proof;
 use crate::boot::record::{self, StageRecord};
 use crate::error::Error;
+use crate::later;
 
 /// The document of a rehearsal in its evidence directory.
 pub(crate) const FILE_NAME: &str = "rehearsal.json";
@@ -226,8 +227,10 @@ impl Rehearsal {
         let known = findings.filter_map(|f| serde_json::from_value::<Finding>(f.clone()).ok());
         self.findings = known.filter(|f| f.severity != "info").collect();
         let warnings = report["warnings"].as_array().into_iter().flatten();
-        let texts = warnings.filter_map(|w| w.as_str().map(str::to_owned));
-        self.warnings.extend(texts);
+        let texts = warnings.filter_map(Value::as_str);
+        // Its overlays are removed at the end.
+        let texts = texts.filter(|text| *text != later::WARNING);
+        self.warnings.extend(texts.map(str::to_owned));
     }
 
     /// What the boots have shown.

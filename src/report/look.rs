@@ -157,7 +157,7 @@ fn details(text: &mut Styled, i: &Inspection) {
         row("root", format!("{root}, {set}"));
     }
     if !i.os.driver_folders.is_empty() {
-        row("driver directories", i.os.driver_folders.join(", "));
+        row("drivers for", i.os.driver_folders.join(", "));
     }
     for (name, hive) in [
         ("SYSTEM", &i.hives.system),

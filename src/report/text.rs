@@ -138,18 +138,16 @@ fn for_windows(plan: &Plan, carry_out: Option<String>) -> Styled {
     if !plan.drivers.is_empty() {
         text.push(Tone::Strong, "\nDrivers\n");
     }
+    let width = plan.drivers.iter().map(|d| d.folder.len()).max();
+    let width = width.unwrap_or_default();
     for d in &plan.drivers {
-        text.push(
-            Tone::Plain,
-            format!("  {:<10} {:<17} ", d.driver, d.version),
-        );
+        let (driver, version, folder) = (&d.driver, &d.version, &d.folder);
+        let row = format!("  {driver:<10} {version:<17} {folder:<width$} ");
+        text.push(Tone::Plain, row);
         text.hang();
         let signer = d.signer.as_ref().map(|s| format!(", signed by {s}"));
         let signer = signer.unwrap_or_default();
-        text.push(
-            Tone::Plain,
-            format!("{} {}{signer}\n", d.folder, d.placement),
-        );
+        text.push(Tone::Plain, format!("{}{signer}\n", d.placement));
     }
     if plan.actions.is_empty() && plan.blockers.is_empty() {
         text.push(Tone::Plain, "\nNothing to change in the guest.\n");

@@ -92,6 +92,11 @@ impl Virsh {
         Ok(lines.map(str::to_owned).collect())
     }
 
+    /// The names of the networks that are started.
+    pub fn active_networks(&self) -> Result<Vec<String>> {
+        self.lines(&["net-list", "--name"])
+    }
+
     /// The UUIDs of all domains, running or not.
     pub fn uuids(&self) -> Result<Vec<Uuid>> {
         let lines = self.lines(&["list", "--all", "--uuid"])?;
