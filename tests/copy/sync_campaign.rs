@@ -329,7 +329,7 @@ fn campaign(passes: u64, seed: u64, every: u64) {
         fs::remove_dir_all(&out).unwrap();
         cutovers += 1;
         if cutovers % 5 == 0 || passes < 50 {
-            println!(
+            eprintln!(
                 "{pass} passes, {cutovers} last passes, {behind} behind, {cuts} cut, {kills} killed, 0 lost"
             );
         }
@@ -338,7 +338,7 @@ fn campaign(passes: u64, seed: u64, every: u64) {
         kills > 0 && cuts > 0 && behind > 0,
         "{kills} {cuts} {behind}"
     );
-    println!(
+    eprintln!(
         "{passes} passes, {cutovers} last passes, {behind} behind, {cuts} cut, {kills} killed, 0 lost"
     );
 }
