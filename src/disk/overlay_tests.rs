@@ -158,7 +158,7 @@ fn what_is_not_understood_is_left_to_qemu() {
         ("snapshots", 63, vec![1]),
         ("dirty", 79, vec![1]),
         ("table-outside", 3 * CLUSTER, entry(1 << 40)),
-        ("compressed", table, entry(COMPRESSED | 5 * CLUSTER)),
+        ("compressed", table, entry(COMPRESSED | (5 * CLUSTER))),
         ("cluster-outside", table, entry(6 * CLUSTER)),
         ("crooked", table, entry(5 * CLUSTER + 512)),
     ];
@@ -169,7 +169,7 @@ fn what_is_not_understood_is_left_to_qemu() {
     }
     // A cluster of zeroes is none of the file's, wherever its entry points.
     let (overlay, raw) = by_hand(folder.path(), "zeroes");
-    set(&overlay, table, &entry(ZERO | 5 * CLUSTER));
+    set(&overlay, table, &entry(ZERO | (5 * CLUSTER)));
     let read = opened(&overlay, &raw).unwrap().unwrap();
     read.read_at(0, &mut bytes).unwrap();
     assert!(bytes[..CLUSTER as usize].iter().all(|b| *b == 0));
