@@ -195,7 +195,6 @@ impl Record {
 
     /// Refuses a source that is not what it was when the VM was converted.
     pub(crate) fn check_source(&self, folder: &Path) -> Result<()> {
-        self.connect()?;
         let mut blockers: Vec<Blocker> = Vec::new();
         let here = (self.disks.iter().flat_map(Disk::files))
             .map(|was| (was.path.display().to_string(), changed(was)));
@@ -209,7 +208,7 @@ impl Record {
             }
         }
         if blockers.is_empty() {
-            return Ok(());
+            return self.connect();
         }
         Err(Error::refused(
             "the source was changed since this VM was converted, and its disks are overlays on it",
