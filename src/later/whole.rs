@@ -18,9 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::wire::OnWire;
+use super::wire::{LONG, OnWire, Whole};
 use crate::block::BlockRead;
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::hold::Held;
@@ -35,14 +33,25 @@ use crate::wire::Access;
 /// How long the daemon may take to open the chain: each link is a connection.
 const OPENING: Duration = Duration::from_secs(90);
 
-/// What a disk is made of besides the file that was named.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Whole {
-    /// Of the named file.
-    pub(crate) format: String,
-    pub(crate) size_bytes: u64,
-    /// Every other file: links, extents, data files.
-    pub(crate) more: Vec<OnWire>,
+/// Lets this run read a disk under the name that its overlay has for it.
+pub(super) fn connect(was: &OnWire) -> Result<()> {
+    let name = was.backing_name();
+    let placeholder = match &was.whole {
+        None => was.open(LONG)?,
+        // It is known already, with a daemon that serves it.
+        Some(_) if remote::backing(&name).is_some() => return Ok(()),
+        Some(whole) => placeholder(was, whole)?,
+    };
+    remote::register_backing(&name, &placeholder);
+    Ok(())
+}
+
+/// What is different on the other host now, when something is.
+pub(super) fn changed(was: &OnWire) -> Result<Option<String>> {
+    match &was.whole {
+        Some(whole) => Ok(look(was, whole, LONG)?.err()),
+        None => was.changed(),
+    }
 }
 
 /// What the disk of an image is on, when a later run can open it by the URL of its first file.
@@ -83,11 +92,7 @@ fn part(held: &Held) -> Result<OnWire, String> {
 }
 
 /// The image as it is there now, or what is different.
-pub(super) fn look(
-    was: &OnWire,
-    whole: &Whole,
-    patience: Duration,
-) -> Result<Result<Image, String>> {
+fn look(was: &OnWire, whole: &Whole, patience: Duration) -> Result<Result<Image, String>> {
     let path = match was.open(patience) {
         Ok(path) => path,
         Err(error) if error.is_not_found() => return Ok(Err("it is gone".into())),
@@ -185,8 +190,8 @@ impl RemoteFile for Served {
 }
 
 /// What stands for the whole disk in this run.
-pub(super) fn placeholder(was: &OnWire, whole: &Whole) -> Result<PathBuf> {
-    let image = opened(was, whole, super::wire::LONG)?;
+fn placeholder(was: &OnWire, whole: &Whole) -> Result<PathBuf> {
+    let image = opened(was, whole, LONG)?;
     let failed = |e: io::Error| Error::failed(format!("reading {}", was.url)).because(e);
     let root = remote::root_of(image.path())
         .ok_or_else(|| Error::failed(format!("{} is on no other host", was.url)))?;

@@ -10,12 +10,9 @@ use serde_json::json;
 
 use crate::disk::ImageError;
 use crate::disk::hold::Held;
-use crate::disk::remote;
 use crate::error::{Error, Result};
 use crate::source::mirror;
 use crate::wire::{Access, Location, WireError};
-
-use super::whole::{self, Whole};
 
 /// What the sockets of a source on the wire are called.
 pub(crate) const SOCKET: &str = "sock";
@@ -108,24 +105,8 @@ impl OnWire {
         mirror::open(&self.location()?, &access)
     }
 
-    /// Lets this run read it under the name that the overlay has for it.
-    pub(crate) fn connect(&self) -> Result<()> {
-        let name = self.backing_name();
-        let placeholder = match &self.whole {
-            None => self.open(LONG)?,
-            // It is known already, with a daemon that serves it.
-            Some(_) if remote::backing(&name).is_some() => return Ok(()),
-            Some(whole) => whole::placeholder(self, whole)?,
-        };
-        remote::register_backing(&name, &placeholder);
-        Ok(())
-    }
-
-    /// What is different there now, when something is.
-    pub(crate) fn changed(&self) -> Result<Option<String>> {
-        if let Some(whole) = &self.whole {
-            return Ok(whole::look(self, whole, LONG)?.err());
-        }
+    /// What is different there now in this one file, when something is.
+    pub(super) fn changed(&self) -> Result<Option<String>> {
         let path = match self.open(LONG) {
             Ok(path) => path,
             Err(error) if error.is_not_found() => return Ok(Some("it is gone".to_owned())),
@@ -193,6 +174,16 @@ impl OnWire {
             )
         })
     }
+}
+
+/// What a disk is made of besides the file that was named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Whole {
+    /// Of the named file.
+    pub(crate) format: String,
+    pub(crate) size_bytes: u64,
+    /// Every other file: links, extents, data files.
+    pub(crate) more: Vec<OnWire>,
 }
 
 /// What the other side tells of a file without its being read.
