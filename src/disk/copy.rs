@@ -141,7 +141,7 @@ impl From<CopyError> for crate::error::Error {
             CopyError::Export(e) => e.into(),
             CopyError::Tool(e) => e.into(),
             CopyError::Transfer {
-                source: TransferError::Interrupted,
+                source: TransferError::Interrupted(_),
                 ..
             } => Self::new(ErrorKind::Interrupted, "interrupted"),
             e => {
@@ -159,7 +159,7 @@ impl From<CopyError> for crate::error::Error {
                     }
                     CopyError::Io { source, .. } => error = error.because(source),
                     CopyError::Transfer { source, .. } => error = error.because(source),
-                    CopyError::Journal(fault) => error = error.because(fault.cause().to_string()),
+                    CopyError::Journal(fault) => error = error.because(fault.into_cause()),
                     _ => {}
                 }
                 error

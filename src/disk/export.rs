@@ -66,17 +66,12 @@ pub enum ExportError {
 
 impl From<ExportError> for crate::error::Error {
     fn from(e: ExportError) -> Self {
-        use std::error::Error as _;
+        let error = Self::failed(e.to_string());
         match e {
             ExportError::Image(e) => e.into(),
-            e => {
-                let cause = e.source().map(ToString::to_string);
-                let error = Self::failed(e.to_string());
-                match cause {
-                    Some(cause) => error.because(cause),
-                    None => error,
-                }
-            }
+            ExportError::Exists { .. } => error,
+            ExportError::Setup(source) | ExportError::Flush { source, .. } => error.because(source),
+            ExportError::Close { source, .. } => error.because(source),
         }
     }
 }
@@ -252,7 +247,7 @@ impl<D: ?Sized> Export<D> {
         if stop::requested() && (!self.writable || self.image.top().scratch) {
             // Nothing of it is needed any more; dropping the guard kills it.
             return match self.writable {
-                true => Err(ExportError::Setup(io::Error::other("interrupted"))),
+                true => Err(ExportError::Setup(stop::Interrupted.into())),
                 false => Ok(()),
             };
         }
