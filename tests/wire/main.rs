@@ -6,7 +6,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/wire.rs"]
+#[allow(dead_code, reason = "what this program does not need of it")]
+mod line;
+
 mod later;
+mod proofs;
 mod servers;
 
 use std::fs;
