@@ -230,7 +230,7 @@ pub(crate) fn leave(folder: &Path, uri: &str) -> Result<Option<Left>> {
             let said = fs::read_to_string(&path).unwrap_or_default();
             let kind = code.map_or(ErrorKind::Failed, ErrorKind::from_code);
             return Err(Error::new(kind, "hyper2kvm serve ended at once")
-                .because(crate::tool::clean(said.trim().as_bytes()))
+                .because_of(crate::tool::clean(said.trim().as_bytes()))
                 .hint(format!(
                     "start it by hand: hyper2kvm serve {}",
                     quote(folder)

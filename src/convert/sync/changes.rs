@@ -36,7 +36,7 @@ impl Now {
         };
         let dirty = file.dirty().map_err(|e| {
             Error::failed(format!("reading the dirty bitmaps of {}", file.shown()))
-                .because(e)
+                .because_of(e)
                 .hint("see that the NBD server is up; the same command continues")
         })?;
         let set = |ranges: Vec<(u64, u64)>| -> Extents {

@@ -145,9 +145,10 @@ impl Mirror {
     fn failed(at: &Location, path: &Path) -> impl Fn(io::Error) -> WireError {
         let (at, path) = (at.to_string(), path.display().to_string());
         move |e| {
-            WireError::failed(
+            WireError::host(
                 &at,
-                format!("making {path}, which stands for it: {e}"),
+                &format!("making {path}, which stands for it"),
+                &e,
                 "temporary files are kept in /tmp; TMPDIR names another directory",
             )
         }
@@ -358,7 +359,7 @@ impl Mirror {
                 None => return Ok(()),
             }
         };
-        let failed = |e: io::Error| WireError::failed(at, format!("reading it: {e}"), "");
+        let failed = |e: io::Error| WireError::host(at, "reading it", &e, "");
         let text = detect::vmdk_descriptor(&*reader, size).map_err(failed)?;
         if let Some(text) = text {
             return self.descriptor(at, path, &text, depth);

@@ -36,9 +36,10 @@ pub(crate) fn open(at: &Location, access: &Access) -> Result<PathBuf, WireError>
         None => Wire::connect(at, access)?,
     };
     let failed = |e: std::io::Error| {
-        WireError::failed(
+        WireError::host(
             at,
-            format!("making a directory for its descriptions: {e}"),
+            "making a directory for its descriptions",
+            &e,
             "TMPDIR names another directory for temporary files",
         )
     };
