@@ -66,6 +66,8 @@ mod unpack;
 mod vmx;
 #[path = "../fuzz/fuzz_targets/volume_head.rs"]
 mod volume_head;
+#[path = "../fuzz/fuzz_targets/wire.rs"]
+mod wire;
 
 /// In the place of the fuzzer's macro: a function to call.
 #[macro_export]
@@ -101,6 +103,7 @@ const TARGETS: &[Target] = &[
     ("unpack", unpack::run),
     ("vmx", vmx::run),
     ("volume_head", volume_head::run),
+    ("wire", wire::run),
 ];
 
 fn inputs(fuzz: &Path, target: &str) -> Vec<(String, Vec<u8>)> {

@@ -19,6 +19,7 @@ mod control;
 mod dial;
 mod dirty;
 mod error;
+pub mod fuzz;
 mod https;
 mod listing;
 mod nbd;

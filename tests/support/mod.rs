@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,10 @@ pub fn finish(mut command: Command) -> Run {
         .env("NO_COLOR", "1")
         .output()
         .unwrap();
+    ended(out)
+}
+
+pub fn ended(out: Output) -> Run {
     Run {
         code: out.status.code().unwrap_or(-1),
         stdout: String::from_utf8(out.stdout).unwrap(),
@@ -156,14 +160,13 @@ impl Paused {
         Self(child)
     }
 
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     pub fn go_on(self) -> Run {
         tool("kill", &["-CONT", &self.0.id().to_string()]);
-        let out = self.0.wait_with_output().unwrap();
-        Run {
-            code: out.status.code().unwrap_or(-1),
-            stdout: String::from_utf8(out.stdout).unwrap(),
-            stderr: String::from_utf8(out.stderr).unwrap(),
-        }
+        ended(self.0.wait_with_output().unwrap())
     }
 }
 

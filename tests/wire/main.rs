@@ -7,7 +7,12 @@
 mod support;
 
 mod chains;
+#[path = "../support/wire.rs"]
+#[allow(dead_code, reason = "what this program does not need of it")]
+mod line;
+
 mod later;
+mod proofs;
 mod servers;
 
 use std::fs;
