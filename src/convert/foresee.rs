@@ -25,7 +25,6 @@ use super::later;
 use super::machine;
 use super::prepare::{self, Basis, Prepared};
 use super::space::{self, Needs};
-use crate::session::Source;
 use crate::session::engine::Engine;
 use crate::session::vm::VmDisks;
 
@@ -100,7 +99,7 @@ fn options(job: &Job, survey: &Survey, windows: &WindowsFacts) -> plan::Options 
         keep_tools: job.guest.keep_tools,
         storage: job.vm.machine.storage,
         require_signed: job.drivers.require_signed,
-        force_dirty: job.source.force_dirty,
+        force_dirty: job.source.access.inspect.force_dirty,
     }
 }
 
@@ -114,7 +113,7 @@ fn notes(job: &Job, seen: &Seen<'_>, basis: &Basis, media: &dyn Media) -> Result
         &job.source.vm,
         &job.vm.machine,
     ));
-    notes.extend(later::warnings(job, &later::images(seen.disks)?));
+    notes.extend(later::warnings(job, &later::images(seen.disks)));
     Ok(notes)
 }
 
@@ -132,7 +131,7 @@ fn outside(
     hives: &Hives,
     (draft, basis): (&Draft, &Basis),
 ) -> Result<Outside> {
-    let mut limits = later::blockers(job, &later::images(seen.disks)?);
+    let mut limits = later::blockers(job, &later::images(seen.disks));
     let inspection = &seen.survey.inspection;
     let mut outlook = None;
     let documents = finish::rehearse(job, seen.target, (draft, basis), inspection, seen.disks)
@@ -196,13 +195,12 @@ fn after(
 }
 
 /// The disks besides the one with Windows are opened and checked as the copy will.
-fn other_disks(job: &Job, disks: &[Source]) -> Result<()> {
-    for disk in disks.iter().skip(1) {
-        let image = disk.image()?;
+fn other_disks(job: &Job, disks: &VmDisks) -> Result<()> {
+    for disk in disks.iter().filter(|disk| !disks.is_system(disk.id)) {
         if job.copy.is_in_place() {
-            in_place_format(&image)?;
+            in_place_format(&disk.image)?;
         }
-        data_sector_size(&image)?;
+        data_sector_size(&disk.image)?;
     }
     Ok(())
 }
