@@ -94,10 +94,7 @@ impl DiskCopy {
     fn copy(&self, how: &CopyOptions, progress: &mut dyn FnMut(f64)) -> Result<Copied, Failure> {
         match &self.target {
             Target::File(path) => Ok(copy::copy(&self.image, path, how, progress)?),
-            Target::Synced(synced, path) => {
-                let live = &self.ranges;
-                Ok(synced.finish(&self.image, path, how, live, progress)?)
-            }
+            Target::Synced(synced, path) => Ok(synced.finish(&self.image, path, how, progress)?),
             Target::Device { device, scratch } => Ok(Copied {
                 virtual_size: self.image.virtual_size(),
                 written: self.live,

@@ -54,7 +54,7 @@ pub(super) fn plan_for(
         macs: machine::macs(&survey.inspection.network.adapters, &job.vm.machine),
         ..job.guest.firstboot.clone()
     };
-    let (draft, basis) = prepare::draft(survey, seen.guest, media, catalogue, options, &wishes)?;
+    let (draft, basis) = prepare::draft(survey, seen.guest, media, catalogue, (options, &wishes))?;
     let review = signature::review(&basis.drivers, media)
         .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
     let edited = EditedHives::of(actions::edits(&draft.actions), hives);

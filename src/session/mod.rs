@@ -23,7 +23,7 @@ use crate::stop;
 use crate::tool::appliance;
 use crate::ui::Ui;
 
-use engine::{Engine, Guest};
+use engine::{Engine, Guest, open_error};
 use vm::{OpenDisk, VmDisks, VmSession};
 
 /// A disk of the source: opened once, checked, and held as long as a clone of its image is there.
@@ -297,7 +297,9 @@ impl<D: BlockRead + ?Sized> Session<D> {
     ) -> Result<Self> {
         let shown = source.path.display();
         let layout = partition::read_layout(disk.as_ref()).map_err(|e| e.of(&shown))?;
-        let guest = engine.open(&export, disk, &layout, &source.keys, &shown.to_string())?;
+        let guest = engine
+            .open(&export, disk, &layout, &source.keys)
+            .map_err(|e| open_error(e, &shown.to_string()))?;
         Ok(Self {
             engine,
             export,

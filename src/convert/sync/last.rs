@@ -162,14 +162,13 @@ fn position(job: &Job, disk: &Disk) -> Option<usize> {
 }
 
 impl Synced {
-    /// Brings the copy up to what `image` reads as where `live` is, and names it `target` too. `image` is
+    /// Brings the copy up to what `image` reads as in the ranges of `how`, and names it `target` too. `image` is
     /// an overlay of this run, or the source itself.
     pub(crate) fn finish(
         &self,
         image: &Image,
         target: &Path,
         how: &CopyOptions,
-        live: &Extents,
         progress: &mut dyn FnMut(f64),
     ) -> Result<Copied, CopyError> {
         let recorded = |e: Error| {
@@ -178,6 +177,8 @@ impl Synced {
                 source: std::io::Error::other(e.to_string()),
             })
         };
+        let whole = || Arc::new(std::iter::once(0..image.virtual_size()).collect());
+        let live: &Extents = &how.ranges.clone().unwrap_or_else(whole);
         // What the fix wrote is another in each run: it is not recorded.
         let own = match image.top().scratch {
             true => own(image)?,
