@@ -2,9 +2,10 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::process::ExitCode;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::stop;
 
@@ -80,11 +81,17 @@ impl Blocker {
     }
 }
 
+/// The cause of an error whose text has the words of the operating system already, such as one of a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{}", io::Error::from_raw_os_error(self.0))]
+pub struct Errno(pub i32);
+
 #[derive(Debug)]
 pub struct Error {
     pub kind: ErrorKind,
     pub message: String,
-    pub source: Option<Box<dyn StdError + Send + Sync>>,
+    /// The chain of causes, each with its type.
+    pub source: Option<anyhow::Error>,
     pub hints: Vec<String>,
     pub blockers: Vec<Blocker>,
     /// The JSON document of the command says it already: none for the error.
@@ -125,7 +132,7 @@ impl Error {
     }
 
     #[must_use]
-    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub fn because(mut self, source: impl Into<anyhow::Error>) -> Self {
         self.source = Some(source.into());
         self
     }
@@ -136,26 +143,42 @@ impl Error {
         self
     }
 
-    /// The messages below the first, outermost first.
-    pub fn causes(&self) -> Vec<String> {
-        let mut causes = Vec::new();
-        let mut next: Option<&(dyn StdError + 'static)> = self
-            .source
-            .as_deref()
-            .map(|e| e as &(dyn StdError + 'static));
-        while let Some(error) = next {
-            causes.push(error.to_string());
-            next = error.source();
-        }
-        causes
+    /// A cause that only another program told, or that nobody has a type for.
+    #[must_use]
+    pub fn because_of(self, text: impl Into<String>) -> Self {
+        self.because(anyhow::Error::msg(text.into()))
     }
 
-    /// A step that was stopped half-way reports it as its cause.
+    /// The errors below this one, outermost first.
+    fn chain(&self) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+        self.source.iter().flat_map(anyhow::Error::chain)
+    }
+
+    /// The messages below the first, outermost first.
+    pub fn causes(&self) -> Vec<String> {
+        let shown = self
+            .chain()
+            .filter(|e| !e.is::<stop::Interrupted>() && !e.is::<Errno>());
+        shown.map(ToString::to_string).collect()
+    }
+
+    /// A step that was stopped half-way has [`stop::Interrupted`] as its cause.
     pub fn is_interrupted(&self) -> bool {
         self.kind == ErrorKind::Interrupted
-            || (self.kind == ErrorKind::Failed
-                && stop::requested()
-                && self.causes().last().is_some_and(|c| c == "interrupted"))
+            || (self.kind == ErrorKind::Failed && self.chain().any(stop::is_interrupted))
+    }
+
+    /// What the operating system of this host refused: an `errno`.
+    pub fn os_error(&self) -> Option<i32> {
+        self.chain().find_map(|e| {
+            let io = e.downcast_ref::<io::Error>();
+            io.and_then(io::Error::raw_os_error)
+                .or_else(|| {
+                    e.downcast_ref()
+                        .map(|e: &rustix::io::Errno| e.raw_os_error())
+                })
+                .or_else(|| e.downcast_ref().map(|e: &Errno| e.0))
+        })
     }
 
     pub fn exit_code(&self) -> ExitCode {
@@ -172,5 +195,44 @@ impl fmt::Display for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|e| e as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_this_host_is_known_by_its_number_and_not_by_words() {
+        let full = || io::Error::from_raw_os_error(28);
+        for (error, errno) in [
+            (Error::failed("x").because(full()), Some(28)),
+            (
+                Error::failed("x").because(rustix::io::Errno::ACCESS),
+                Some(13),
+            ),
+            (Error::failed("x").because(Errno(5)), Some(5)),
+            (
+                Error::failed("x").because(Error::failed("y").because(full())),
+                Some(28),
+            ),
+            (Error::failed("a disk (os error 28)"), None),
+            (Error::failed("x").because_of("(os error 28)"), None),
+        ] {
+            assert_eq!(error.os_error(), errno, "{error:?}");
+        }
+        assert!(Error::failed("x").because(Errno(5)).causes().is_empty());
+    }
+
+    #[test]
+    fn an_error_named_interrupted_is_not_the_stop_flag() {
+        let stopped = io::Error::from(stop::Interrupted);
+        assert_eq!(stopped.to_string(), "interrupted");
+        let error = Error::failed("reading").because(stopped);
+        assert_eq!(error.causes(), ["interrupted"]);
+        assert!(error.is_interrupted());
+        for text in ["interrupted", "the machine was interrupted"] {
+            assert!(!Error::failed("x").because_of(text).is_interrupted());
+        }
     }
 }

@@ -21,6 +21,7 @@ use crate::guest::{DiskId, FileKind, FsKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::Survey;
 use crate::registry::HiveView;
 use crate::source::tar_write::Writer;
+use crate::stop;
 
 const MIB: u64 = 1 << 20;
 /// All files together, before compression.
@@ -167,7 +168,7 @@ fn write(
     let mut left = MAX_TOTAL;
     for (volume, path, take) in wanted(guest) {
         if crate::stop::requested() {
-            return Err(io::Error::other("interrupted"));
+            return Err(stop::Interrupted.into());
         }
         items.extend(add(guest, &mut tar, (volume, &path), take, &mut left)?);
     }

@@ -111,9 +111,8 @@ impl FileLock {
         name: &str,
         busy: impl FnOnce() -> Error,
     ) -> Result<Self, Error> {
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-            Error::failed(format!("locking {}", folder.display())).because(e)
-        };
+        let failed =
+            |e: anyhow::Error| Error::failed(format!("locking {}", folder.display())).because(e);
         let open = File::open(folder).map_err(|e| failed(e.into()))?;
         match Self::take(&open, name.as_ref(), folder, true) {
             Ok(Some(lock)) => Ok(lock),

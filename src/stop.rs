@@ -3,10 +3,13 @@
 //! Children run in process groups of their own, so Ctrl-C reaches only us: a rollback that follows
 //! still finds its storage daemon alive.
 
+use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
 
 static FLAG: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
@@ -21,4 +24,22 @@ pub fn install() -> io::Result<()> {
 
 pub fn requested() -> bool {
     FLAG.load(Ordering::SeqCst)
+}
+
+/// The cause of an error of something that ended early because the flag was raised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+impl From<Interrupted> for io::Error {
+    /// Not of the kind `Interrupted`: the standard library would continue.
+    fn from(cause: Interrupted) -> Self {
+        Self::other(cause)
+    }
+}
+
+/// Whether this error, without those below it, is the one of the flag.
+pub fn is_interrupted(error: &(dyn StdError + 'static)) -> bool {
+    let inside = |e: &io::Error| e.get_ref().is_some_and(|inner| inner.is::<Interrupted>());
+    error.is::<Interrupted>() || error.downcast_ref().is_some_and(inside)
 }

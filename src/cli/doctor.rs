@@ -185,7 +185,7 @@ pub fn install(ui: &Ui, wanted: &dyn Fn(&host::Tool) -> bool) -> Result<()> {
             Err(error) if step.iter().any(|s| s == "update") => {
                 ui.warn(&format!("{}: {error}", step.join(" ")));
             }
-            Err(ToolError::Interrupted) => {
+            Err(ToolError::Interrupted(_)) => {
                 return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
             }
             Err(error) => {

@@ -164,7 +164,7 @@ pub fn main() -> ExitCode {
     let outcome = outcome.map_err(with_trouble);
     let outcome = outcome.and_then(|()| match ui::lost_output() {
         Some(why) => Err(Error::failed("writing the result to standard output")
-            .because(why.to_owned())
+            .because_of(why)
             .hint("what was asked for is done; only its result could not be printed")),
         None => Ok(()),
     });
@@ -221,29 +221,29 @@ fn with_remedy(mut error: Error) -> Error {
         }
         error = error.hint(limit);
     }
-    const REFUSALS: [(&str, &str); 6] = [
+    const REFUSALS: [(i32, &str); 6] = [
         (
-            "(os error 28)",
+            libc::ENOSPC,
             "the file system is full: free some space, or choose another directory with --output-dir",
         ),
         (
-            "(os error 122)",
+            libc::EDQUOT,
             "the disk quota is used up: free some space, or choose another directory with --output-dir",
         ),
         (
-            "(os error 5)",
+            libc::EIO,
             "the storage of this host reports errors: look at its kernel log (dmesg)",
         ),
         (
-            "(os error 24)",
+            libc::EMFILE,
             "too many files are open: allow more (ulimit -n 4096)",
         ),
         (
-            "(os error 30)",
+            libc::EROFS,
             "the file system is mounted read-only: choose another directory with --output-dir",
         ),
         (
-            "(os error 13)",
+            libc::EACCES,
             "this user may not do that: change the permissions, or run as the owner of the file",
         ),
     ];
@@ -256,8 +256,9 @@ fn with_remedy(mut error: Error) -> Error {
         error.kind = ErrorKind::MissingTool;
         return error.hint(old);
     }
-    let found = REFUSALS.iter().find(|(what, _)| said(what));
-    let Some((what, remedy)) = found.copied() else {
+    let refused = error.os_error();
+    let found = REFUSALS.iter().find(|(errno, _)| refused == Some(*errno));
+    let Some((errno, remedy)) = found.copied() else {
         return error;
     };
     let mut error = if error.hints.is_empty() {
@@ -265,7 +266,7 @@ fn with_remedy(mut error: Error) -> Error {
     } else {
         error
     };
-    if what.contains("13") && error.kind == ErrorKind::Failed {
+    if errno == libc::EACCES && error.kind == ErrorKind::Failed {
         error.kind = ErrorKind::MissingTool;
     }
     error

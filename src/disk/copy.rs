@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::chain::Image;
 use super::detect::Format;
+use super::empty;
 use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::tables;
@@ -141,7 +142,7 @@ impl From<CopyError> for crate::error::Error {
             CopyError::Export(e) => e.into(),
             CopyError::Tool(e) => e.into(),
             CopyError::Transfer {
-                source: TransferError::Interrupted,
+                source: TransferError::Interrupted(_),
                 ..
             } => Self::new(ErrorKind::Interrupted, "interrupted"),
             e => {
@@ -159,7 +160,7 @@ impl From<CopyError> for crate::error::Error {
                     }
                     CopyError::Io { source, .. } => error = error.because(source),
                     CopyError::Transfer { source, .. } => error = error.because(source),
-                    CopyError::Journal(fault) => error = error.because(fault.cause().to_string()),
+                    CopyError::Journal(fault) => error = error.because(fault.into_cause()),
                     _ => {}
                 }
                 error
@@ -363,6 +364,9 @@ fn begin<'t>(
     let unfinished = Unfinished(how.record.is_none().then_some(target));
     match how.format {
         TargetFormat::Raw => file.set_len(source.virtual_size()).map_err(io_error)?,
+        TargetFormat::Qcow2 if !how.compress && empty::can_create(source.virtual_size()) => {
+            empty::write_qcow2(&file, source.virtual_size()).map_err(|e| full_or(e, target))?;
+        }
         TargetFormat::Qcow2 => {
             let zstd = how.compress && qemu_img::has_zstd();
             let options = zstd.then_some("compression_type=zstd");

@@ -110,7 +110,7 @@ fn copy(
         let mut at = range.start;
         while at < end {
             if stop::requested() {
-                return Err(io::Error::other("interrupted"));
+                return Err(stop::Interrupted.into());
             }
             let mut part = vec![0; CHUNK.min(end - at) as usize];
             from.read_at(at, &mut part)?;

@@ -85,7 +85,7 @@ impl Patient {
                 return result;
             }
             if stop::requested() && start.elapsed() >= self.patience.stopping {
-                return Err(io::Error::other("interrupted"));
+                return Err(stop::Interrupted.into());
             }
             if start.elapsed() >= self.patience.silence {
                 return Err(io::Error::new(

@@ -168,7 +168,7 @@ pub fn fetch(path: &Path, remote: &Remote) -> io::Result<()> {
     let mut at = 0;
     while at < size {
         if stop::requested() {
-            return Err(io::Error::other("interrupted"));
+            return Err(stop::Interrupted.into());
         }
         let mut part = vec![0; CHUNK.min(size - at) as usize];
         remote.read_at(at, &mut part)?;

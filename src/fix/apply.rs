@@ -59,7 +59,7 @@ impl From<FixError> for Error {
                 ..
             } => Error::missing_tool(e.to_string()).hint(host::hint(host::LIBHIVEX)),
             ActionError::Edit {
-                source: HiveEditError::Interrupted,
+                source: HiveEditError::Interrupted(_),
                 ..
             } => Error::new(
                 ErrorKind::Interrupted,

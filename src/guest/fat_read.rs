@@ -14,6 +14,7 @@ use fatfs::{DirEntry, FileSystem, FsOptions, ReadWriteSeek};
 
 use super::{FileInfo, FileKind, GuestError, GuestPath, Result};
 use crate::block::{BlockRead, BlockWrite};
+use crate::error::Errno;
 
 const BLOCK: u64 = 16 << 10;
 const BLOCKS_KEPT: usize = 256;
@@ -266,11 +267,7 @@ impl<D: Store + ?Sized> FatVolume<D> {
         let fs = self.fs.take();
         guarded(|| fs.map_or(Ok(()), FileSystem::unmount))
             .and_then(|()| self.disk.sync())
-            .map_err(|error| GuestError::Op {
-                op: "unmounting",
-                path: GuestPath::root().to_string(),
-                reason: error.to_string(),
-            })
+            .map_err(|error| unreadable(&GuestPath::root(), &error).doing("unmounting"))
     }
 
     pub fn label(&self) -> Option<String> {
@@ -465,8 +462,14 @@ pub(super) fn wrong_kind(path: &GuestPath, expected: &'static str) -> GuestError
 }
 
 fn unreadable(path: &GuestPath, error: &io::Error) -> GuestError {
-    GuestError::Unreadable {
-        path: path.to_string(),
-        reason: error.to_string(),
+    let (path, reason) = (path.to_string(), error.to_string());
+    match error.raw_os_error() {
+        Some(errno) => GuestError::Host {
+            op: "reading",
+            path,
+            reason,
+            errno: Errno(errno),
+        },
+        None => GuestError::Unreadable { path, reason },
     }
 }

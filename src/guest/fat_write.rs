@@ -35,10 +35,7 @@ impl FatWriter {
         work: impl FnOnce(&Fs<dyn BlockWrite>) -> Result<T, FatError>,
     ) -> Result<T> {
         let result = self.volume.run(path, bytes.saturating_mul(2), work);
-        result.map_err(|error| match error {
-            GuestError::Unreadable { path, reason } => GuestError::Op { op, path, reason },
-            error => error,
-        })
+        result.map_err(|error| error.doing(op))
     }
 
     pub fn create_dir(&mut self, path: &GuestPath) -> Result<()> {

@@ -64,7 +64,7 @@ fn boot(disks: &[Attach<'_>], verbose: bool) -> Result<std::result::Result<Shell
                 log.extend_from_slice(shell.last_failure());
                 failure.get_or_insert(reason);
             }
-            Err(error @ (ToolError::NotFound { .. } | ToolError::Interrupted)) => {
+            Err(error @ (ToolError::NotFound { .. } | ToolError::Interrupted(_))) => {
                 return Err(tool_error(error));
             }
             Err(error @ ToolError::TimedOut { .. }) => {

@@ -45,6 +45,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::layout::Partition;
+use crate::error::Errno;
 
 /// The number of a disk among those of its VM, from 1 in the order of the source.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -215,12 +216,42 @@ pub enum GuestError {
         path: String,
         reason: String,
     },
+    /// The same, where this host refused something.
+    #[error("{op} {path}: {reason}")]
+    Host {
+        op: &'static str,
+        path: String,
+        reason: String,
+        #[source]
+        errno: Errno,
+    },
     #[error("reading the disk")]
     Io(#[from] std::io::Error),
     #[error("{what} is not available on this host")]
     MissingTool { what: String, hint: String },
     #[error("the libguestfs appliance does not start: {reason}")]
     Appliance { reason: String, hint: String },
+}
+
+impl GuestError {
+    /// The same fault in another operation than reading.
+    fn doing(self, op: &'static str) -> Self {
+        match self {
+            Self::Unreadable { path, reason } => Self::Op { op, path, reason },
+            Self::Host {
+                path,
+                reason,
+                errno,
+                ..
+            } => Self::Host {
+                op,
+                path,
+                reason,
+                errno,
+            },
+            other => other,
+        }
+    }
 }
 
 pub type Result<T, E = GuestError> = std::result::Result<T, E>;

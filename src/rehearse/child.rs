@@ -65,7 +65,7 @@ fn outcome(ended: Ended) -> Result<Value> {
         };
         let error = Error::failed(message);
         return Err(match log.last() {
-            Some(line) => error.because(line.clone()),
+            Some(line) => error.because_of(line),
             None => error,
         });
     };
@@ -79,7 +79,7 @@ fn outcome(ended: Ended) -> Result<Value> {
         ..Error::new(ErrorKind::from_code(said.code), said.message)
     };
     if !said.causes.is_empty() {
-        error = error.because(said.causes.join(": "));
+        error = error.because_of(said.causes.join(": "));
     }
     Err(error)
 }

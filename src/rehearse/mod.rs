@@ -256,9 +256,8 @@ fn rewrite_domains(
     rehearsal: &mut Rehearsal,
 ) -> Result<()> {
     for path in files::domain_files(folder)? {
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-            Error::failed(format!("rewriting {}", path.display())).because(e)
-        };
+        let failed =
+            |e: anyhow::Error| Error::failed(format!("rewriting {}", path.display())).because(e);
         let mut root = Element::parse(&trusted::read(&path)?).map_err(|e| failed(e.into()))?;
         for what in domain::rehearsed(&mut root, record, options.network.as_deref()) {
             let line = format!("left out of the rehearsal: {what}");

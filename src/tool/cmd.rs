@@ -309,7 +309,7 @@ impl Cmd {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if stop() || cancelled() {
-                return Err(ToolError::Interrupted);
+                return Err(stop::Interrupted.into());
             }
             if let Some(after) = timeout
                 && started.elapsed() > after
@@ -708,7 +708,7 @@ mod tests {
         ));
         let mut cmd = sh("sleep 60");
         cmd.stop = || true;
-        assert!(matches!(cmd.run(), Err(ToolError::Interrupted)));
+        assert!(matches!(cmd.run(), Err(ToolError::Interrupted(_))));
         // A grandchild that keeps the pipes open does not hold us up.
         assert_eq!(sh("sleep 60 & echo x").run().unwrap().stdout, b"x\n");
         assert!(start.elapsed() < Duration::from_secs(10));

@@ -236,7 +236,7 @@ impl Shell {
                 });
             }
             if stop::requested() {
-                return Err(ToolError::Interrupted);
+                return Err(stop::Interrupted.into());
             }
             // Stopped (^Z) we and guestfish did nothing: that time does not count.
             left = left.saturating_sub(last.elapsed().min(STEP));

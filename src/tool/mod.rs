@@ -38,6 +38,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
+use crate::stop;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
@@ -57,8 +58,8 @@ pub enum ToolError {
     /// The program ended well, but what it said is not what we understand.
     #[error("the output of {tool} is not understood: {reason}")]
     Output { tool: String, reason: String },
-    #[error("interrupted")]
-    Interrupted,
+    #[error("{0}")]
+    Interrupted(#[from] stop::Interrupted),
     #[error("running {tool}")]
     Io {
         tool: String,
@@ -90,7 +91,7 @@ impl From<ToolError> for Error {
     fn from(e: ToolError) -> Self {
         let kind = match &e {
             ToolError::NotFound { .. } => ErrorKind::MissingTool,
-            ToolError::Interrupted => ErrorKind::Interrupted,
+            ToolError::Interrupted(_) => ErrorKind::Interrupted,
             _ => ErrorKind::Failed,
         };
         let mut error = Self::new(kind, e.to_string());
@@ -150,7 +151,7 @@ mod tests {
             (ErrorKind::MissingTool, vec!["install x".to_owned()])
         );
         assert_eq!(
-            Error::from(ToolError::Interrupted).kind,
+            Error::from(ToolError::from(stop::Interrupted)).kind,
             ErrorKind::Interrupted
         );
     }

@@ -37,6 +37,12 @@ pub enum JournalFault {
 }
 
 impl JournalFault {
+    pub(crate) fn into_cause(self) -> io::Error {
+        match self {
+            Self::Write { source, .. } | Self::Read { source, .. } => source,
+        }
+    }
+
     /// What the operating system said.
     pub(crate) fn cause(&self) -> &io::Error {
         match self {

@@ -60,8 +60,8 @@ pub enum TransferError {
     Journal(#[from] JournalFault),
     #[error("keeping to the bandwidth")]
     Pace(#[source] io::Error),
-    #[error("interrupted")]
-    Interrupted,
+    #[error("{0}")]
+    Interrupted(#[from] stop::Interrupted),
 }
 
 impl TransferError {
@@ -71,7 +71,7 @@ impl TransferError {
             Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
             Self::Flush(source) | Self::Pace(source) => Some(source),
             Self::Journal(fault) => Some(fault.cause()),
-            Self::Interrupted => None,
+            Self::Interrupted(_) => None,
         }
     }
 
@@ -219,7 +219,7 @@ impl Transfer<'_> {
         let mut buffer = vec![0; PIECE as usize];
         while let Some(piece) = shared.take(limit) {
             let outcome = match self.ended() {
-                true => Err(TransferError::Interrupted),
+                true => Err(stop::Interrupted.into()),
                 false => self.copy(piece.clone(), &mut buffer),
             };
             let mut state = shared.lock();
@@ -246,7 +246,7 @@ impl Transfer<'_> {
         if let Some(pace) = self.pace {
             let turn = pace.take(buffer.len() as u64, &|| self.ended());
             if !turn.map_err(TransferError::Pace)? {
-                return Err(TransferError::Interrupted);
+                return Err(stop::Interrupted.into());
             }
         }
         let offset = piece.start;

@@ -85,8 +85,7 @@ pub(super) fn converse(stream: UnixStream, confined: Confined) -> io::Result<()>
 }
 
 fn start(order: &Order, confined: Confined) -> Result<Arc<Service>> {
-    let failed =
-        |doing: &str, e: io::Error| WireError::failed(&order.server, format!("{doing}: {e}"), "");
+    let failed = |doing: &str, e: io::Error| WireError::host(&order.server, doing, &e, "");
     let cache = cache_file().map_err(|e| failed("making a cache", e))?;
     let listener = UnixListener::bind(&order.socket)
         .and_then(|listener| {

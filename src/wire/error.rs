@@ -1,9 +1,12 @@
 //! What can go wrong with a source on the wire. It crosses the socket between child and parent, so
 //! every field is text or a number.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Errno, Error, ErrorKind};
+use crate::stop;
 
 /// Why a source on the wire could not be reached, read or trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -45,10 +48,22 @@ pub(crate) enum WireError {
         reason: String,
         hint: String,
     },
+    /// The server has no such bytes of the file.
+    #[error("{at}: the server answers HTTP 416")]
+    OutOfRange { at: String, hint: String },
+    /// This host refused something.
+    #[error("{at}: {reason}")]
+    Host {
+        at: String,
+        reason: String,
+        hint: String,
+        #[source]
+        errno: Errno,
+    },
     #[error("{tool} is not installed")]
     MissingTool { tool: String, hint: String },
-    #[error("interrupted")]
-    Interrupted,
+    #[error("{0}")]
+    Interrupted(#[from] stop::Interrupted),
 }
 
 pub(crate) type Result<T, E = WireError> = std::result::Result<T, E>;
@@ -73,9 +88,31 @@ impl WireError {
         }
     }
 
+    /// [`WireError::failed`] with what this host said.
+    pub(crate) fn host(
+        at: impl ToString,
+        doing: &str,
+        error: &io::Error,
+        hint: impl Into<String>,
+    ) -> Self {
+        let reason = format!("{doing}: {error}");
+        match error.raw_os_error() {
+            Some(errno) => Self::Host {
+                at: at.to_string(),
+                reason,
+                hint: hint.into(),
+                errno: Errno(errno),
+            },
+            None => Self::failed(at, reason, hint),
+        }
+    }
+
     /// Whether the same might succeed a little later.
     pub(crate) fn is_passing(&self) -> bool {
-        matches!(self, Self::Failed { .. })
+        matches!(
+            self,
+            Self::Failed { .. } | Self::OutOfRange { .. } | Self::Host { .. }
+        )
     }
 
     pub(crate) fn is_not_found(&self) -> bool {
@@ -86,7 +123,7 @@ impl WireError {
         match self {
             Self::Usage { .. } => ErrorKind::Usage,
             Self::MissingTool { .. } => ErrorKind::MissingTool,
-            Self::Interrupted => ErrorKind::Interrupted,
+            Self::Interrupted(_) => ErrorKind::Interrupted,
             _ => ErrorKind::Failed,
         }
     }
@@ -98,6 +135,8 @@ impl WireError {
             | Self::Denied { hint, .. }
             | Self::Untrusted { hint, .. }
             | Self::Failed { hint, .. }
+            | Self::OutOfRange { hint, .. }
+            | Self::Host { hint, .. }
             | Self::MissingTool { hint, .. } => hint.clone(),
             Self::NotFound { .. } => {
                 "check the path; it is percent-encoded, and capitals matter".into()
@@ -107,7 +146,7 @@ impl WireError {
             }
             Self::CannotList { .. } => "name the .vmx or the disk itself".into(),
             Self::TooLarge { .. } => "name the disk or the machine file itself".into(),
-            Self::Interrupted => String::new(),
+            Self::Interrupted(_) => String::new(),
         };
         (!hint.is_empty()).then_some(hint)
     }
@@ -115,7 +154,10 @@ impl WireError {
 
 impl From<WireError> for Error {
     fn from(error: WireError) -> Self {
-        let made = Self::new(error.kind(), error.to_string());
+        let mut made = Self::new(error.kind(), error.to_string());
+        if let WireError::Host { errno, .. } = error {
+            made = made.because(errno);
+        }
         match error.hint() {
             Some(hint) => made.hint(hint),
             None => made,

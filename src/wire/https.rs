@@ -395,12 +395,10 @@ impl Https {
     /// A 416 or 404 in the middle may mean that the file is another one by now.
     fn changed_instead(&self, target: &Target, error: WireError) -> WireError {
         match &error {
-            WireError::Failed { reason, .. } if reason.contains("HTTP 416") => {
-                match self.range(&target.at, 0, 1) {
-                    Ok((_, now)) => unchanged(target, &now).err().unwrap_or(error),
-                    Err(_) => error,
-                }
-            }
+            WireError::OutOfRange { .. } => match self.range(&target.at, 0, 1) {
+                Ok((_, now)) => unchanged(target, &now).err().unwrap_or(error),
+                Err(_) => error,
+            },
             _ => error,
         }
     }
@@ -442,7 +440,11 @@ fn refused(at: &Location, status: StatusCode, headers: &HeaderMap) -> WireError 
         ),
         404 | 410 => WireError::NotFound { at: at.to_string() },
         // These may pass: the server is at fault, or says so.
-        408 | 416 | 425 | 500..=599 => WireError::failed(
+        416 => WireError::OutOfRange {
+            at: at.to_string(),
+            hint: "look into the server's log".into(),
+        },
+        408 | 425 | 500..=599 => WireError::failed(
             at,
             format!("the server answers HTTP {code}"),
             "look into the server's log",
@@ -546,7 +548,7 @@ impl Connection for Https {
                 "",
             )),
             // An empty file has no first byte.
-            Err(WireError::Failed { reason, .. }) if reason.contains("HTTP 416") => Ok(Identity {
+            Err(WireError::OutOfRange { .. }) => Ok(Identity {
                 size: 0,
                 modified: None,
                 etag: None,

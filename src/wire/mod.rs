@@ -180,9 +180,7 @@ pub(crate) struct Remote {
 impl Wire {
     /// Starts the child and connects.
     pub(crate) fn connect(at: &Location, access: &Access) -> Result<Self> {
-        let failed = |doing: &str, error: &dyn fmt::Display| {
-            WireError::failed(at, format!("{doing}: {error}"), "")
-        };
+        let failed = |doing: &str, error: &io::Error| WireError::host(at, doing, error, "");
         let (socket, directory) = match &access.socket {
             Some(socket) => (socket.clone(), None),
             None => {
@@ -339,8 +337,8 @@ impl Wire {
             Ok((Answer::Failed(error), _)) => Err(error),
             Ok(answer) => Ok(answer),
             Err(_) if stop::requested() => {
-                talk.broken = Some(WireError::Interrupted);
-                Err(WireError::Interrupted)
+                talk.broken = Some(stop::Interrupted.into());
+                Err(stop::Interrupted.into())
             }
             Err(error) => {
                 let why = talk.why_it_ended(&error, self.shared.patience);
@@ -466,8 +464,7 @@ impl Patient {
                 other => return other,
             }
             if stop::requested() {
-                // Not of the kind `Interrupted`: the standard library would continue.
-                return Err(io::Error::other("interrupted"));
+                return Err(stop::Interrupted.into());
             }
             if self.since.elapsed() > self.limit {
                 return Err(io::ErrorKind::TimedOut.into());

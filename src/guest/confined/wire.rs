@@ -6,6 +6,7 @@
 
 use std::io::{self, Read, Write};
 
+use crate::error::Errno;
 use crate::guest::{GuestError, GuestPath};
 use crate::tool;
 
@@ -202,6 +203,12 @@ pub fn error_fields(error: &GuestError) -> Fields {
         GuestError::NoSpace { path } => fields(4, 0, path, ""),
         GuestError::MissingTool { what, hint } => fields(5, 0, what, hint),
         GuestError::Op { op, path, reason } => fields(6, index(op, &OPS), path, reason),
+        GuestError::Host {
+            op,
+            path,
+            reason,
+            errno,
+        } => fields(7, index(op, &OPS), path, reason).number(u64::from(errno.0.unsigned_abs())),
         other => fields(6, 0, "", &other.to_string()),
     }
 }
@@ -220,6 +227,12 @@ pub fn error(frame: &mut Frame) -> io::Result<GuestError> {
         5 => GuestError::MissingTool {
             what: path,
             hint: reason,
+        },
+        7 => GuestError::Host {
+            op: entry(number, &OPS),
+            path,
+            reason,
+            errno: Errno(i32::try_from(frame.number()?).unwrap_or(libc::EIO)),
         },
         _ => GuestError::Op {
             op: entry(number, &OPS),
@@ -251,12 +264,19 @@ mod tests {
                 path: path(),
                 reason: "Input/output error".into(),
             },
+            GuestError::Host {
+                op: "removing",
+                path: path(),
+                reason: "writing the disk: full".into(),
+                errno: Errno(28),
+            },
         ] {
             let mut bytes = Vec::new();
             send(&mut bytes, Tag::Failed, error_fields(&sent)).unwrap();
             let mut frame = receive(&mut &bytes[..], MAX_FROM_CHILD).unwrap();
             assert_eq!(frame.tag, Tag::Failed);
-            assert_eq!(error(&mut frame).unwrap().to_string(), sent.to_string());
+            let came = error(&mut frame).unwrap();
+            assert_eq!(format!("{came:?}"), format!("{sent:?}"));
         }
     }
 

@@ -11,6 +11,7 @@ use super::ffi::{
     O_RDWR, set_errno,
 };
 use crate::block::BlockWrite;
+use crate::error::Errno;
 
 /// The operations, the same for every device.
 pub static OPS: DeviceOps = DeviceOps {
@@ -38,7 +39,14 @@ pub struct Backing {
 struct BackingState {
     pos: u64,
     /// The first error of the disk: the library reports only an errno.
-    fault: Option<String>,
+    fault: Option<Fault>,
+}
+
+/// Why the disk could not be read or written.
+#[derive(Clone)]
+pub struct Fault {
+    pub reason: String,
+    pub errno: Option<Errno>,
 }
 
 impl Backing {
@@ -52,7 +60,7 @@ impl Backing {
     }
 
     /// The first error of the disk, if there was one.
-    pub fn fault(&self) -> Option<String> {
+    pub fn fault(&self) -> Option<Fault> {
         self.state().fault.clone()
     }
 
@@ -71,9 +79,10 @@ impl Backing {
 
     fn noted(&self, what: &str, result: io::Result<()>) -> Result<(), c_int> {
         result.map_err(|error| {
-            self.state()
-                .fault
-                .get_or_insert_with(|| format!("{what} the disk: {error}"));
+            self.state().fault.get_or_insert_with(|| Fault {
+                reason: format!("{what} the disk: {error}"),
+                errno: error.raw_os_error().map(Errno),
+            });
             match error.raw_os_error() {
                 Some(ENOSPC) => ENOSPC,
                 _ => EIO,
@@ -178,10 +187,10 @@ unsafe fn write_from(
 ) -> Result<i64, c_int> {
     let (at, n) = backing.range(offset, count)?;
     if i64::try_from(n) != Ok(count) {
-        backing
-            .state()
-            .fault
-            .get_or_insert_with(|| "writing past the end of the partition".into());
+        backing.state().fault.get_or_insert_with(|| Fault {
+            reason: "writing past the end of the partition".into(),
+            errno: None,
+        });
         return Err(EIO);
     }
     if n == 0 {

@@ -25,7 +25,7 @@ use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use device::{Backing, OPS};
+use device::{Backing, Fault, OPS};
 pub use ffi::is_available;
 use ffi::*;
 use handle::OpenInode;
@@ -158,11 +158,8 @@ impl Ntfs3g {
         let fault = backing.fault();
         match (unmounted, fault) {
             (Ok(()), None) => Ok(()),
-            (Ok(()), Some(fault)) => Err(failed("unmounting", &GuestPath::root(), fault)),
-            (Err(errno), fault) => {
-                let reason = fault.unwrap_or_else(|| text(errno));
-                Err(failed("unmounting", &GuestPath::root(), reason))
-            }
+            (_, Some(fault)) => Err(of_disk("unmounting", &GuestPath::root(), fault)),
+            (Err(errno), None) => Err(failed("unmounting", &GuestPath::root(), text(errno))),
         }
     }
 
@@ -170,7 +167,7 @@ impl Ntfs3g {
         // SAFETY: the backing lives as long as the volume.
         let fault = unsafe { self.backing.as_ref() }.fault();
         match (errno, fault) {
-            (_, Some(fault)) => failed(op, path, fault),
+            (_, Some(fault)) => of_disk(op, path, fault),
             (ENOSPC, None) => GuestError::NoSpace {
                 path: path.to_string(),
             },
@@ -750,6 +747,18 @@ fn failed(op: &'static str, path: &GuestPath, reason: String) -> GuestError {
     }
 }
 
+fn of_disk(op: &'static str, path: &GuestPath, fault: Fault) -> GuestError {
+    let Some(errno) = fault.errno else {
+        return failed(op, path, fault.reason);
+    };
+    GuestError::Host {
+        op,
+        path: path.to_string(),
+        reason: fault.reason,
+        errno,
+    }
+}
+
 fn wrong_kind(path: &GuestPath, expected: FileKind) -> GuestError {
     GuestError::WrongKind {
         path: path.to_string(),
@@ -763,7 +772,7 @@ fn wrong_kind(path: &GuestPath, expected: FileKind) -> GuestError {
 fn mount_error(errno: c_int, backing: &Backing) -> GuestError {
     let fault = backing.fault();
     match (errno, fault) {
-        (_, Some(fault)) => failed("mounting", &GuestPath::root(), fault),
+        (_, Some(fault)) => of_disk("mounting", &GuestPath::root(), fault),
         (EOPNOTSUPP, None) => GuestError::Unsafe {
             reason: "its log file is not clean: Windows was not shut down properly".into(),
         },

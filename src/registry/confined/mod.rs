@@ -25,6 +25,7 @@ pub use child::run_if_asked;
 
 use super::edit::RegEdits;
 use super::libhivex::{self, HivexError};
+use crate::stop;
 use crate::tool::pass::{self, Passed};
 use crate::tool::{Cmd, ToolError, cmd, launcher};
 
@@ -38,8 +39,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub enum HiveEditError {
     #[error("libhivex is not installed")]
     Missing,
-    #[error("interrupted")]
-    Interrupted,
+    #[error("{0}")]
+    Interrupted(#[from] stop::Interrupted),
     /// What libhivex made of the hive.
     #[error("libhivex: {0}")]
     Library(String),
@@ -118,6 +119,8 @@ fn in_child(hive: &File, edits: &RegEdits) -> Result<()> {
     let edits = memory_file("edits", &edits)?;
     let edits = Passed::new(Arc::new(edits), Path::new("the edits"), false);
     let done = Cmd::own(VERB)
+        // The library takes memory for the whole hive: in large pages that costs a few page faults, not thousands.
+        .env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         .arg(edits.name())
         .pass(&[edits])
         .stdin(hive)
@@ -129,7 +132,7 @@ fn in_child(hive: &File, edits: &RegEdits) -> Result<()> {
 fn why_it_failed(error: ToolError) -> HiveEditError {
     let first = |text: &str| text.lines().next().unwrap_or_default().to_string();
     match error {
-        ToolError::Interrupted => HiveEditError::Interrupted,
+        ToolError::Interrupted(stopped) => stopped.into(),
         ToolError::TimedOut { after, .. } => HiveEditError::Child(format!(
             "hung and was killed after {} s",
             after.as_secs_f32()

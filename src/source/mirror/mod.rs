@@ -32,7 +32,7 @@ use crate::wire::{Listed, Location, Transport, WireError};
 
 pub(crate) use host::Host;
 use host::Lazy;
-pub(crate) use open::{access, close, fetched, open, transport, trouble};
+pub(crate) use open::{access, broken, close, fetched, open, transport, trouble};
 use paths::{below, may_be_link, normal, one_name, remote_path};
 
 use super::{MAX_DESCRIPTION, libvirt, ovf, tar, vmx};
@@ -147,9 +147,10 @@ impl Mirror {
     fn failed(at: &Location, path: &Path) -> impl Fn(io::Error) -> WireError {
         let (at, path) = (at.to_string(), path.display().to_string());
         move |e| {
-            WireError::failed(
+            WireError::host(
                 &at,
-                format!("making {path}, which stands for it: {e}"),
+                &format!("making {path}, which stands for it"),
+                &e,
                 "temporary files are kept in /tmp; TMPDIR names another directory",
             )
         }
@@ -360,10 +361,14 @@ impl Mirror {
                 None => return Ok(()),
             }
         };
-        let failed = |e: io::Error| WireError::failed(at, format!("reading it: {e}"), "");
+        let failed = |e: io::Error| WireError::host(at, "reading it", &e, "");
         let text = detect::vmdk_descriptor(&*reader, size).map_err(failed)?;
         if let Some(text) = text {
             return self.descriptor(at, path, &text, depth);
+        }
+        // A snapshot of Workstation is one file, and its descriptor names the parent.
+        if let Some(text) = vmdk::own_descriptor(&*reader, size).map_err(failed)? {
+            return self.parent(at, path, &text, depth);
         }
         let backing = detect::backing_name(&*reader, size).map_err(failed)?;
         let data = detect::qcow2_data_file(&*reader, size);
@@ -393,6 +398,11 @@ impl Mirror {
             };
             self.placeholder(&there, &place, file)?;
         }
+        self.parent(at, path, text, depth)
+    }
+
+    /// The parent that a descriptor names.
+    fn parent(&mut self, at: &Location, path: &Path, text: &[u8], depth: usize) -> Result<()> {
         let parent = vmdk::Descriptor::parse(text).ok().and_then(|d| d.parent);
         let Some(parent) = parent else { return Ok(()) };
         // By a path of the old host it is looked for beside the delta.

@@ -36,9 +36,10 @@ pub(crate) fn open(at: &Location, access: &Access) -> Result<PathBuf, WireError>
         None => Wire::connect(at, access)?,
     };
     let failed = |e: std::io::Error| {
-        WireError::failed(
+        WireError::host(
             at,
-            format!("making a directory for its descriptions: {e}"),
+            "making a directory for its descriptions",
+            &e,
             "TMPDIR names another directory for temporary files",
         )
     };
@@ -105,6 +106,12 @@ impl Opened {
 pub(crate) fn trouble() -> Option<WireError> {
     let wires: Vec<Wire> = opened().iter().map(|known| known.wire.clone()).collect();
     wires.iter().find_map(Wire::trouble)
+}
+
+/// Why the child that dials to the source at a path is of no use any more.
+pub(crate) fn broken(path: &Path) -> Option<WireError> {
+    let all = opened();
+    all.iter().find(|known| known.has(path))?.wire.broken()
 }
 
 /// Hangs up, and removes what stood for the sources.
