@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::disk::chain::Image;
 use crate::domain::{self, Backing, DiskFormat};
+use crate::error::{Error, Result};
 use crate::guest::DiskId;
 use crate::session::vm::VmDisks;
 
@@ -55,5 +56,17 @@ impl Disk {
             size_bytes: self.image.virtual_size(),
             backing,
         }
+    }
+}
+
+/// The formats KVM runs a machine from; others have to be converted.
+pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
+    match image.format().driver() {
+        "qcow2" => Ok(DiskFormat::Qcow2),
+        "raw" => Ok(DiskFormat::Raw),
+        other => Err(Error::usage(format!(
+            "--in-place works on qcow2 and raw disks, and this is {other}"
+        ))
+        .hint("convert without --in-place: the source is not changed then")),
     }
 }

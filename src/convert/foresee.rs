@@ -18,8 +18,9 @@ use crate::registry::{self, HiveError};
 use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
 
+use super::disks::in_place_format;
 use super::finish;
-use super::in_place::{data_sector_size, in_place_format};
+use super::in_place::data_sector_size;
 use super::job::Job;
 use super::later;
 use super::machine;

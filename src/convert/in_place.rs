@@ -6,7 +6,6 @@ use crate::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::disk::partition;
-use crate::domain::DiskFormat;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::{self, Changing};
 use crate::fix::journal::{DiskRef, Journal, State};
@@ -14,7 +13,7 @@ use crate::report::Bytes;
 use crate::text;
 use crate::tool::qemu_img;
 
-use super::disks::Disk;
+use super::disks::{Disk, in_place_format};
 use super::run::Run;
 use super::steps::{Disks, Fixed, stopped};
 use crate::session::vm::VmDisks;
@@ -136,18 +135,6 @@ pub(super) fn data_sector_size(image: &Image) -> Result<u32> {
     let layout = partition::read_layout(export.disk().as_ref());
     export.close()?;
     Ok(layout.map_or(512, |layout| layout.sector_size))
-}
-
-/// The formats KVM runs a machine from; others have to be converted.
-pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
-    match image.format().driver() {
-        "qcow2" => Ok(DiskFormat::Qcow2),
-        "raw" => Ok(DiskFormat::Raw),
-        other => Err(Error::usage(format!(
-            "--in-place works on qcow2 and raw disks, and this is {other}"
-        ))
-        .hint("convert without --in-place: the source is not changed then")),
-    }
 }
 
 /// Commits, unless a disk is no longer what was read.

@@ -13,7 +13,7 @@ use crate::report::{self, Timings};
 use crate::ui::{Ui, document};
 
 use super::devices::Devices;
-use super::in_place::in_place_format;
+use super::disks::in_place_format;
 use super::job::Job;
 use super::output::{OutputFolder, Preference, save_json, work_file};
 use super::prepare::{self, Prepared};
