@@ -170,7 +170,7 @@ fn write(
         if crate::stop::requested() {
             return Err(stop::Interrupted.into());
         }
-        items.extend(add(guest, &mut tar, volume, &path, take, &mut left)?);
+        items.extend(add(guest, &mut tar, (volume, &path), take, &mut left)?);
     }
     let manifest = json!({"schema": "hyper2kvm/evidence/1", "version": env!("CARGO_PKG_VERSION"), "files": items});
     tar.file("manifest.json", format!("{manifest:#}\n").as_bytes())?;
@@ -214,7 +214,7 @@ fn wanted(guest: &dyn GuestRead) -> Vec<(VolumeId, GuestPath, Take)> {
                 }
             }
             for (folder, start, end) in PATTERNS {
-                for name in matching(guest, volume.id, &root, folder, start, end) {
+                for name in matching(guest, volume.id, &root, folder, (start, end)) {
                     add(&root, &format!(r"{folder}\{name}"), Take::End(MAX_LOG));
                 }
             }
@@ -248,8 +248,7 @@ fn matching(
     volume: VolumeId,
     root: &GuestPath,
     folder: &str,
-    start: &str,
-    end: &str,
+    (start, end): (&str, &str),
 ) -> Vec<String> {
     let Ok(folder) = root.join(folder) else {
         return Vec::new();
@@ -274,8 +273,7 @@ fn matching(
 fn add<W: Write>(
     guest: &dyn GuestRead,
     tar: &mut Writer<W>,
-    volume: VolumeId,
-    path: &GuestPath,
+    (volume, path): (VolumeId, &GuestPath),
     take: Take,
     left: &mut u64,
 ) -> io::Result<Option<Item>> {

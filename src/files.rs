@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::Path;
 
 use rustix::fs::{
@@ -130,6 +130,23 @@ pub fn rename_new_at(
         Err(Errno::NOENT) => Ok(renameat(from_folder, from, to_folder, to)?),
         Ok(_) => Err(Errno::EXIST.into()),
         Err(e) => Err(e.into()),
+    }
+}
+
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Opens what a description names, but no pipe: that would wait for ever.
+pub(crate) fn open_file(path: &Path) -> io::Result<fs::File> {
+    let kind = fs::metadata(path)?.file_type();
+    if kind.is_file() || kind.is_dir() || kind.is_block_device() {
+        fs::File::open(path)
+    } else {
+        Err(io::Error::other("neither a file nor a block device"))
     }
 }
 

@@ -132,7 +132,7 @@ impl MemoryGuest {
         self.look(&[], |guest, survey| {
             let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
             let (draft, basis) =
-                prepare::draft(survey, guest, media, &catalogue, options, &wishes).unwrap();
+                prepare::draft(survey, guest, media, &catalogue, (options, &wishes)).unwrap();
             let hives = survey.hives.as_ref().unwrap();
             let mut foreseen = Foreseen {
                 options,

@@ -50,7 +50,7 @@ fuzz_target!(|input: &[u8]| {
         };
         let disk = Patched::new(base, input);
         let size = disk.size();
-        let Ok(volume) = ExtVolume::open(0, VolumeId::new(0), disk, 0, size, None) else {
+        let Ok(volume) = ExtVolume::open(0, VolumeId::new(0), disk, (0, size), None) else {
             return;
         };
         let _ = (volume.uuid(), volume.label(), volume.has("/etc/fstab"));

@@ -2,7 +2,7 @@
 //! The first and last bytes of a disk image, VMDK descriptors, and what qemu-img says of an image.
 
 use hyper2kvm::disk::detect::{detect_bytes, parse_extents, vhd_type};
-use hyper2kvm::source::vmdk::Descriptor;
+use hyper2kvm::disk::vmdk::Descriptor;
 use hyper2kvm::tool::qemu_img::{parse_check, parse_info};
 use hyper2kvm_fuzz::bounded;
 use libfuzzer_sys::fuzz_target;

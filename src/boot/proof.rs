@@ -11,7 +11,7 @@ use crate::guest::keys::Keys;
 use crate::guest::{DiskId, GuestPath, GuestRead};
 use crate::inspect::{Survey, WindowsFacts};
 use crate::registry::HiveView;
-use crate::session::{Opened, Session, Source};
+use crate::session::{Access, Session};
 
 const VENDOR: &str = "VEN_1AF4";
 const MAX_LOG: u64 = 64 << 20;
@@ -81,23 +81,18 @@ pub fn with_disk<T>(
     disk: &GuestDisk<'_>,
     read: impl FnOnce(&Survey, &dyn GuestRead) -> Result<T>,
 ) -> Result<T> {
-    let source = Source {
-        id: DiskId::ONLY,
-        path: disk.path.clone(),
-        format: Some(disk.format.clone()),
+    let access = Access {
         allow_backing: disk.source.to_vec(),
-        root: None,
-        force_dirty: false,
         keys: disk.keys.clone(),
-        opened: Opened::default(),
-        unpacked: Default::default(),
+        ..Access::default()
     };
-    let session = Session::read(&source, &source.image()?)?;
+    let opened = access.disk(DiskId::ONLY, &disk.path, Some(&disk.format))?;
+    let session = Session::read(&opened)?;
     let result = session
         .inspect()
         .and_then(|survey| read(&survey, session.guest.reader.as_ref()));
     session.close()?;
-    source.opened.check_unchanged()?;
+    access.opened.check_unchanged()?;
     result
 }
 

@@ -209,11 +209,8 @@ pub fn request(job: &Job, options: &Options) -> Request {
             files.push(source.path.clone());
         }
         for disk in &source.vm.disks {
-            let format = source.format.as_deref().or(disk.format.as_deref());
             let open = || {
-                let image = source
-                    .opened
-                    .image(&disk.path, format, &source.allow_backing);
+                let image = source.access.image(&disk.path, disk.format.as_deref());
                 image.ok().filter(|_| disk.packed.is_none())
             };
             match open() {

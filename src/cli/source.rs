@@ -10,7 +10,6 @@ use crate::convert::job::{
 };
 use crate::convert::machine::MachineOptions;
 use crate::convert::name::title;
-use crate::disk::chain::Image;
 use crate::disk::links;
 use crate::disk::remote;
 use crate::disk::vmware;
@@ -21,11 +20,12 @@ use crate::domain::{Drivers, Emit, MacAddr, NetworkMap, NicSource, Patch};
 use crate::error::{Blocker, Error, Result};
 use crate::guest::keys::Keys;
 use crate::ids::Accepted;
+use crate::inspect::InspectOptions;
 use crate::plan::firstboot::Wishes;
 use crate::plan::linux::Preference;
 use crate::report::Request;
 use crate::session::engine::Engine;
-use crate::session::{Opened, SourceMachine};
+use crate::session::{Access, Opened, SourceMachine};
 use crate::source::{self, SourceKind, SourceVm, mirror};
 use crate::transfer::Pace;
 use crate::wire::Transport;
@@ -293,13 +293,17 @@ impl SourceArgs {
             max_unpacked: self.max_unpacked.map(|mib| mib.saturating_mul(1 << 20)),
             no_appliance: self.engine == EngineArg::Embedded,
             vm,
-            allow_backing: self.allowed(&path),
+            access: Access {
+                format: self.source_format.clone(),
+                allow_backing: self.allowed(&path),
+                inspect: InspectOptions {
+                    root: self.root.clone(),
+                    force_dirty: false,
+                },
+                keys,
+                opened: Opened::default(),
+            },
             path,
-            format: self.source_format.clone(),
-            root: self.root.clone(),
-            force_dirty: false,
-            keys,
-            opened: Opened::default(),
         })
     }
 
@@ -370,8 +374,7 @@ impl SourceArgs {
         let machine = self.open()?;
         let mut files = Vec::new();
         for disk in &machine.vm.disks {
-            let format = machine.format.as_deref().or(disk.format.as_deref());
-            if let Ok(image) = Image::open_info(&disk.path, format, &machine.allow_backing) {
+            if let Ok(image) = (machine.access).image(&disk.path, disk.format.as_deref()) {
                 files.extend(image.written().map(Path::to_path_buf));
             }
         }
@@ -439,7 +442,7 @@ impl FixArgs {
         let accept = Accepted::parse(&self.accept)?;
         let media_path = self.virtio_path();
         let mut source = self.source.open()?;
-        source.force_dirty = self.force_dirty_volume;
+        source.access.inspect.force_dirty = self.force_dirty_volume;
         let vm = &source.vm;
         let machine = MachineOptions {
             title: title(self.name.as_ref().unwrap_or(&vm.name)),

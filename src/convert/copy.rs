@@ -13,20 +13,20 @@ use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::disk::copy::{self, Copied, CopyError, CopyOptions, Record, TargetFormat};
 use crate::disk::device::{Device, DeviceError};
-use crate::domain::DiskFormat;
+use crate::domain::{self, DiskFormat};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
-use crate::guest::embedded;
+use crate::guest::{DiskId, embedded};
 use crate::inspect::Severity;
 use crate::report::{Bytes, DiskTrim};
 use crate::stop;
 use crate::transfer::Extents;
 use crate::ui::{Ui, count};
 
+use super::disks::Disk;
 use super::in_place::absolute;
 use super::job::Job;
-use super::machine::TargetDisk;
 use super::output::OutputFolder;
 use super::output::work_file;
 use super::resume;
@@ -34,7 +34,7 @@ use super::run::Run;
 use super::steps::{Disks, Fixed, stopped};
 use super::sync::Synced;
 use crate::session::engine::Engine;
-use crate::session::{Session, Source};
+use crate::session::{self, Session};
 
 /// Disks copied at a time. More only make the heads of one spinning disk jump; two keep a link busy
 /// while one of them waits.
@@ -94,10 +94,7 @@ impl DiskCopy {
     fn copy(&self, how: &CopyOptions, progress: &mut dyn FnMut(f64)) -> Result<Copied, Failure> {
         match &self.target {
             Target::File(path) => Ok(copy::copy(&self.image, path, how, progress)?),
-            Target::Synced(synced, path) => {
-                let live = &self.ranges;
-                Ok(synced.finish(&self.image, path, how, live, progress)?)
-            }
+            Target::Synced(synced, path) => Ok(synced.finish(&self.image, path, how, progress)?),
             Target::Device { device, scratch } => Ok(Copied {
                 virtual_size: self.image.virtual_size(),
                 written: self.live,
@@ -117,10 +114,9 @@ impl DiskCopy {
 }
 
 /// A disk without Windows, behind an overlay of its own in which its free space is zeroed.
-pub fn trimmed_overlay(source: &Source, overlay: &Path) -> Result<(Image, DiskTrim)> {
-    let image = source.image()?;
-    let data = DataMap::of(&image)?;
-    let session = Session::overlay(Engine::EMBEDDED, source, &image, overlay)?;
+pub fn trimmed_overlay(source: &session::Disk, overlay: &Path) -> Result<(Image, DiskTrim)> {
+    let data = DataMap::of(&source.image)?;
+    let session = Session::overlay(Engine::EMBEDDED, source, overlay)?;
     let trimmed = trim_session(&session.export.disk(), &session.layout, source, &data)?;
     let overlay = session.export.image().clone();
     session.close()?;
@@ -131,7 +127,7 @@ pub fn trimmed_overlay(source: &Source, overlay: &Path) -> Result<(Image, DiskTr
 pub fn trim_session(
     disk: &Arc<dyn crate::disk::BlockWrite>,
     layout: &crate::disk::layout::DiskLayout,
-    source: &Source,
+    source: &session::Disk,
     data: &DataMap,
 ) -> Result<DiskTrim> {
     let guest = embedded::open_with(disk.clone(), layout, &source.keys)
@@ -140,15 +136,6 @@ pub fn trim_session(
         disk: source.path.clone(),
         volumes: trim::trim(disk.as_ref(), &guest, data)?,
     })
-}
-
-/// A disk as it is to arrive, and the sector size the machine shows it with.
-pub struct Arriving {
-    pub image: Image,
-    pub sector_size: u32,
-    pub system: bool,
-    pub boot_order: Option<u32>,
-    pub(super) synced: Option<Synced>,
 }
 
 /// The file name of disk `i` in the output directory.
@@ -187,22 +174,17 @@ pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Re
         let image = if let Some(image) = fixed.images.get(&disk.id) {
             image.clone()
         } else if let Some(overlay) = left {
-            disk.image()?.with_overlay(&overlay)?
+            disk.image.with_overlay(&overlay)?
         } else if job.copy.trim {
             let overlay = work_file(folder, &format!("overlay-{i}.qcow2"))?;
             let (image, trimmed) = trimmed_overlay(disk, &overlay)?;
             fixed.trim.push(trimmed);
             image
         } else {
-            disk.image()?
+            disk.image.clone()
         };
-        arriving.push(Arriving {
-            image,
-            sector_size: fixed.before.sector_size(disk.id),
-            system: disks.is_system(disk.id),
-            boot_order: disks.boot_order(disk.id),
-            synced: run.last.as_ref().and_then(|last| last.disk(job, disk)),
-        });
+        let sector_size = fixed.before.sector_size(disk.id);
+        arriving.push(Disk::new(disks, disk.id, image, sector_size));
     }
     let (targets, bytes) = to_targets(run, arriving, &fixed.trim, decided)?;
     if job.copy.verify {
@@ -223,41 +205,46 @@ pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Re
     })
 }
 
+/// Where disk `i` is written to, and where and in which format the VM finds it.
+fn target(
+    run: &Run<'_>,
+    i: usize,
+    id: DiskId,
+    file: &str,
+) -> Result<(Target, PathBuf, DiskFormat)> {
+    let folder = &run.folder;
+    if let Some(device) = run.devices.of_disk(i) {
+        let target = Target::Device {
+            device: device.clone(),
+            scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
+        };
+        return Ok((target, device.path().to_path_buf(), DiskFormat::Raw));
+    }
+    let last = run.last.as_ref();
+    let synced = last.and_then(|last| last.disk(run.job, run.disks.iter().find(|d| d.id == id)?));
+    let path = folder.path().join(file);
+    let target = match synced {
+        Some(synced) => Target::Synced(Box::new(synced), path),
+        None => Target::File(path),
+    };
+    Ok((target, folder.target().join(file), run.job.copy.format))
+}
+
 /// Copies the disks to the files or devices of the job, the one with the system first.
 pub(super) fn to_targets(
     run: &Run<'_>,
-    disks: Vec<Arriving>,
+    disks: Vec<Disk>,
     trim: &[DiskTrim],
     decided: &Value,
-) -> Result<(Vec<TargetDisk>, Bytes)> {
+) -> Result<(Vec<domain::Disk>, Bytes)> {
     let Run {
-        job,
-        ui,
-        folder,
-        devices,
-        ..
+        job, ui, folder, ..
     } = run;
     let (mut copies, mut targets) = (Vec::new(), Vec::new());
     for (i, disk) in disks.into_iter().enumerate() {
         let file = file_name(job, i);
-        let (target, path, format) = match devices.of_disk(i) {
-            Some(device) => (
-                Target::Device {
-                    device: device.clone(),
-                    scratch: work_file(folder, &format!("device-{i}.qcow2"))?,
-                },
-                device.path().to_path_buf(),
-                DiskFormat::Raw,
-            ),
-            None => (
-                match disk.synced {
-                    Some(synced) => Target::Synced(Box::new(synced), folder.path().join(&file)),
-                    None => Target::File(folder.path().join(&file)),
-                },
-                folder.target().join(&file),
-                job.copy.format,
-            ),
-        };
+        let (target, path, format) = target(run, i, disk.id, &file)?;
+        targets.push(disk.at(path, format, Vec::new()));
         let data = DataMap::of(&disk.image)?;
         let size_bytes = disk.image.virtual_size();
         let what = json!({
@@ -270,15 +257,6 @@ pub(super) fn to_targets(
             record: resume::record(folder, i, what)?,
             image: disk.image,
             target,
-        });
-        targets.push(TargetDisk {
-            path,
-            format,
-            sector_size: disk.sector_size,
-            system: disk.system,
-            boot_order: disk.boot_order,
-            size_bytes,
-            backing: Vec::new(),
         });
     }
     let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);

@@ -7,14 +7,14 @@ use crate::disk::device::{Device, Terms};
 use crate::error::{Error, Result};
 
 use super::job::Job;
-use crate::session::Source;
+use crate::session::Disk;
 
 /// One device per disk, in the order of `disks`, or none at all.
 pub struct Devices(Vec<Arc<Device>>);
 
 impl Devices {
     /// Takes the devices the job names; nothing is written. `write`: to write to them later.
-    pub fn claim(job: &Job, disks: &[Source], write: bool) -> Result<Self> {
+    pub fn claim(job: &Job, disks: &[Disk], write: bool) -> Result<Self> {
         let names = &job.copy.devices;
         if names.is_empty() {
             return Ok(Self(Vec::new()));
@@ -39,7 +39,7 @@ impl Devices {
         };
         let mut devices = Vec::new();
         for (name, disk) in names.iter().zip(disks) {
-            devices.push(Arc::new(Device::claim(name, &disk.image()?, terms)?));
+            devices.push(Arc::new(Device::claim(name, &disk.image, terms)?));
         }
         Ok(Self(devices))
     }

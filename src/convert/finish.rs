@@ -11,7 +11,7 @@ use crate::domain::element::Element;
 use crate::domain::emit::EmitError;
 use crate::domain::xml::to_element;
 use crate::domain::{
-    Bootstrap, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
+    self, Bootstrap, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
 };
 use crate::drivers::select::DriverSet;
 use crate::error::{Blocker, Error, ErrorKind, Result};
@@ -30,11 +30,12 @@ use crate::ui::document;
 use crate::wire::Transport;
 
 use super::copy;
+use super::disks::Disk;
 use super::in_place::roll_back_after;
 use super::job::Copying;
 use super::job::Job;
 use super::later;
-use super::machine::{self, MachineOptions, TargetDisk};
+use super::machine::{self, MachineOptions};
 use super::next;
 use super::output::{OutputFolder, remove_work_files, save_json};
 use super::page;
@@ -72,22 +73,17 @@ pub(super) fn rehearse(
     let mut targets = Vec::new();
     let mut list = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
-        let image = disk.image()?;
-        let path = copy::target_path(job, target, i, &image)?;
+        let image = &disk.image;
+        let path = copy::target_path(job, target, i, image)?;
         let more = match disks.is_changed(disk.id) {
             true => space::added(&draft.actions),
             false => 0,
         };
-        list.push(disk_outlook(job, path.clone(), &image, more)?);
-        targets.push(TargetDisk {
-            backing: later::backing(job, &image, &path)?,
-            path,
-            format: job.copy.format,
-            sector_size: inspection.sector_size(disk.id),
-            system: disks.is_system(disk.id),
-            boot_order: disks.boot_order(disk.id),
-            size_bytes: image.virtual_size(),
-        });
+        list.push(disk_outlook(job, path.clone(), image, more)?);
+        let backing = later::backing(job, image, &path)?;
+        let sector_size = inspection.sector_size(disk.id);
+        let disk = Disk::new(disks, disk.id, image.clone(), sector_size);
+        targets.push(disk.at(path, job.copy.format, backing));
     }
     let domains = domains(job, target, basis, inspection, &targets)?;
     let outputs = domains.outputs(target, &targets);
@@ -120,7 +116,7 @@ pub(super) fn disk_outlook(
 
 impl Domains {
     /// Where everything of a conversion is, in the output directory.
-    pub(super) fn outputs(&self, folder: &Path, targets: &[TargetDisk]) -> Outputs {
+    pub(super) fn outputs(&self, folder: &Path, targets: &[domain::Disk]) -> Outputs {
         let in_target = |file: &String| folder.join(file);
         Outputs {
             disks: targets.iter().map(|t| t.path.clone()).collect(),
@@ -138,7 +134,7 @@ fn domains(
     folder: &Path,
     basis: &Basis,
     inspection: &Inspection,
-    targets: &[TargetDisk],
+    targets: &[domain::Disk],
 ) -> Result<Domains> {
     let name = job.name();
     let in_target = |file: String| folder.join(file);
@@ -473,7 +469,7 @@ pub(super) fn save_report(run: &mut Run<'_>, report: &mut Report, plan: &Plan) -
     point("before-rename")?;
     stopped()?;
     // The last look before the result is there: what was read is what the source still holds.
-    job.source.opened.check_unchanged()?;
+    job.source.access.opened.check_unchanged()?;
     devices.finish()?;
     point("devices-finished")
         .and_then(|()| folder.complete())

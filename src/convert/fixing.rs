@@ -29,7 +29,7 @@ use super::run::{Run, decided};
 use super::steps::{Fixed, point, stopped};
 use crate::session::engine::Engine;
 use crate::session::vm::{ChangedDisk, OpenDisk, VmSession};
-use crate::session::{Session, Source, first, read_only};
+use crate::session::{Disk, Session, read_only};
 
 /// What a fix is made from.
 pub(super) struct Fixing<'a> {
@@ -63,7 +63,7 @@ impl Fixing<'_> {
         stopped()?;
         let (job, disks) = (self.run.job, &self.run.disks);
         let plan = &self.prepared.plan;
-        let maps = self.map_data()?;
+        let maps = self.map_data();
         let (disk, others) = journal_disks(disks, job.copy.is_in_place())?;
         let (engine, reader) = (session.engine, self.second_reader(&session));
         let folder = self.run.folder.path();
@@ -107,7 +107,7 @@ impl Fixing<'_> {
             &format!("{} on an overlay", count(actions.len(), "action")),
         );
         let options = MountOptions {
-            force_dirty: first(&self.run.disks)?.force_dirty,
+            force_dirty: self.run.disks.options.force_dirty,
         };
         let fix = Fix {
             actions,
@@ -123,16 +123,16 @@ impl Fixing<'_> {
 
     /// Begins to read where the changed disks hold data, while the fix is made. Not in place: there is no copy
     /// that could be shorter.
-    fn map_data(&self) -> Result<Vec<(&Source, MapThread)>> {
+    fn map_data(&self) -> Vec<(&Disk, MapThread)> {
         let (job, disks) = (self.run.job, &self.run.disks);
         let mut maps = Vec::new();
         if job.copy.trim && !job.copy.is_in_place() {
             for source in disks.iter().filter(|d| disks.is_changed(d.id)) {
-                let image = source.image()?;
+                let image = source.image.clone();
                 maps.push((source, std::thread::spawn(move || DataMap::of(&image))));
             }
         }
-        Ok(maps)
+        maps
     }
 
     fn second_reader(&self, session: &VmSession) -> Engine {
@@ -159,7 +159,7 @@ impl Fixing<'_> {
             if let Some(overlay) = resumed.overlay(folder, i)
                 && disks.is_changed(source.id)
             {
-                images.insert(source.id, source.image()?.with_overlay(&overlay)?);
+                images.insert(source.id, source.image.with_overlay(&overlay)?);
             }
         }
         self.verify(Unverified {
@@ -180,7 +180,7 @@ impl Fixing<'_> {
         stopped()?;
         let Prepared { plan, basis, .. } = self.prepared;
         self.run.ui.status("Verifying", "reading the result back");
-        let open = |engine: Engine, source: &Source| match fix.images.get(&source.id) {
+        let open = |engine: Engine, source: &Disk| match fix.images.get(&source.id) {
             Some(overlay) => Ok(OpenDisk::Read(Session::read_by(engine, source, overlay)?)),
             None => read_only(engine, source),
         };
@@ -237,7 +237,7 @@ fn second_reader(session: &VmSession, system: VolumeId) -> Engine {
 /// Takes out of the overlays what nobody needs.
 fn trimmed(
     ui: &Ui,
-    maps: Vec<(&Source, MapThread)>,
+    maps: Vec<(&Disk, MapThread)>,
     changed: &[ChangedDisk],
 ) -> Result<Vec<DiskTrim>> {
     if maps.is_empty() {

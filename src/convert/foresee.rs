@@ -18,14 +18,14 @@ use crate::registry::{self, HiveError};
 use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
 
+use super::disks::in_place_format;
 use super::finish;
-use super::in_place::{data_sector_size, in_place_format};
+use super::in_place::data_sector_size;
 use super::job::Job;
 use super::later;
 use super::machine;
 use super::prepare::{self, Basis, Prepared};
 use super::space::{self, Needs};
-use crate::session::Source;
 use crate::session::engine::Engine;
 use crate::session::vm::VmDisks;
 
@@ -55,7 +55,7 @@ pub(super) fn plan_for(
         macs: machine::macs(&survey.inspection.network.adapters, &job.vm.machine),
         ..job.guest.firstboot.clone()
     };
-    let (draft, basis) = prepare::draft(survey, seen.guest, media, catalogue, options, &wishes)?;
+    let (draft, basis) = prepare::draft(survey, seen.guest, media, catalogue, (options, &wishes))?;
     let review = signature::review(&basis.drivers, media)
         .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
     let edited = EditedHives::of(actions::edits(&draft.actions), hives);
@@ -100,7 +100,7 @@ fn options(job: &Job, survey: &Survey, windows: &WindowsFacts) -> plan::Options 
         keep_tools: job.guest.keep_tools,
         storage: job.vm.machine.storage,
         require_signed: job.drivers.require_signed,
-        force_dirty: job.source.force_dirty,
+        force_dirty: job.source.access.inspect.force_dirty,
     }
 }
 
@@ -114,7 +114,7 @@ fn notes(job: &Job, seen: &Seen<'_>, basis: &Basis, media: &dyn Media) -> Result
         &job.source.vm,
         &job.vm.machine,
     ));
-    notes.extend(later::warnings(job, &later::images(seen.disks)?));
+    notes.extend(later::warnings(job, &later::images(seen.disks)));
     Ok(notes)
 }
 
@@ -132,7 +132,7 @@ fn outside(
     hives: &Hives,
     (draft, basis): (&Draft, &Basis),
 ) -> Result<Outside> {
-    let mut limits = later::blockers(job, &later::images(seen.disks)?);
+    let mut limits = later::blockers(job, &later::images(seen.disks));
     let inspection = &seen.survey.inspection;
     let mut outlook = None;
     let documents = finish::rehearse(job, seen.target, (draft, basis), inspection, seen.disks)
@@ -196,13 +196,12 @@ fn after(
 }
 
 /// The disks besides the one with Windows are opened and checked as the copy will.
-fn other_disks(job: &Job, disks: &[Source]) -> Result<()> {
-    for disk in disks.iter().skip(1) {
-        let image = disk.image()?;
+fn other_disks(job: &Job, disks: &VmDisks) -> Result<()> {
+    for disk in disks.iter().filter(|disk| !disks.is_system(disk.id)) {
         if job.copy.is_in_place() {
-            in_place_format(&image)?;
+            in_place_format(&disk.image)?;
         }
-        data_sector_size(&image)?;
+        data_sector_size(&disk.image)?;
     }
     Ok(())
 }

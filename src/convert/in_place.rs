@@ -6,54 +6,48 @@ use crate::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::disk::partition;
-use crate::domain::DiskFormat;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::{self, Changing};
 use crate::fix::journal::{DiskRef, Journal, State};
 use crate::report::Bytes;
 use crate::text;
 use crate::tool::qemu_img;
-use crate::ui::Ui;
 
-use super::machine::TargetDisk;
+use super::disks::{Disk, in_place_format};
+use super::run::Run;
 use super::steps::{Disks, Fixed, stopped};
-use crate::session::first;
 use crate::session::vm::VmDisks;
 
 /// The disks that are changed where they lie, the one with Windows first.
 pub(super) fn journal_disks(disks: &VmDisks, in_place: bool) -> Result<(DiskRef, Vec<DiskRef>)> {
-    let of = |image: Image| DiskRef {
+    let of = |image: &Image| DiskRef {
         path: text::called_path(image.path()),
         format: image.format().driver().to_string(),
         size_bytes: image.virtual_size(),
         in_place,
     };
-    let others = disks.iter().skip(1);
+    let system = disks.system()?;
+    let others = disks.iter().filter(|disk| disk.id != system.id);
     let others = others.filter(|disk| in_place && disks.is_changed(disk.id));
-    let others: Result<Vec<_>> = others.map(|disk| Ok(of(disk.image()?))).collect();
-    Ok((of(first(disks)?.image()?), others?))
+    let others = others.map(|disk| of(&disk.image)).collect();
+    Ok((of(&system.image), others))
 }
 
 /// Commits the proved overlays to the source disks.
-pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Disks> {
+pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
+    let Run { job, ui, disks, .. } = run;
     let mut targets = Vec::new();
     // Those that stay as they are belong to the machine all the same.
     for disk in disks.iter() {
-        let image = disk.image()?;
-        targets.push(TargetDisk {
-            path: absolute(image.path())?,
-            format: in_place_format(&image)?,
-            sector_size: fixed.before.sector_size(disk.id),
-            system: disks.is_system(disk.id),
-            boot_order: disks.boot_order(disk.id),
-            size_bytes: image.virtual_size(),
-            backing: Vec::new(),
-        });
+        let (path, format) = (absolute(disk.image.path())?, in_place_format(&disk.image)?);
+        let sector_size = fixed.before.sector_size(disk.id);
+        let disk = Disk::new(disks, disk.id, disk.image.clone(), sector_size);
+        targets.push(disk.at(path, format, Vec::new()));
     }
     let changed = save_undo_logs(disks, &mut fixed)?;
     stopped()?;
     // Before the first write: then there is nothing to take back.
-    first(disks)?.opened.check_unchanged()?;
+    job.source.access.opened.check_unchanged()?;
     let images = changed_images(disks, &fixed.journal)?;
     let names: Vec<_> = (images.iter())
         .map(|image| image.path().display().to_string())
@@ -69,16 +63,11 @@ pub(super) fn in_place(ui: &Ui, disks: &VmDisks, mut fixed: Fixed) -> Result<Dis
         return Err(roll_back_after(disks, &mut fixed.journal, error));
     }
     let may_change = disks.iter().filter(|disk| disks.is_changed(disk.id));
-    let sizes: Result<Vec<u64>> = may_change
-        .map(|disk| Ok(disk.image()?.virtual_size()))
-        .collect();
-    let virtual_size = sizes?.iter().sum();
+    let virtual_size: u64 = may_change.map(|disk| disk.image.virtual_size()).sum();
     Ok(Disks {
         targets,
         bytes: Bytes {
-            resumed: 0,
             virtual_size,
-            read: 0,
             written: changed,
             skipped: virtual_size.saturating_sub(changed),
             ..Bytes::default()
@@ -95,7 +84,7 @@ fn save_undo_logs(disks: &VmDisks, fixed: &mut Fixed) -> Result<u64> {
             .ok_or_else(|| Error::failed(format!("disk {} has no overlay", disk.id.number())))?;
         let ranges = qemu_img::allocated_ranges(&overlay.spec())
             .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
-        let before = Export::<dyn BlockRead>::open_readonly(&disk.image()?)?;
+        let before = Export::<dyn BlockRead>::open_readonly(&disk.image)?;
         let after = Export::<dyn BlockRead>::open_readonly(overlay)?;
         opened.push((before, after, ranges));
     }
@@ -125,14 +114,9 @@ fn save_undo_logs(disks: &VmDisks, fixed: &mut Fixed) -> Result<u64> {
 fn changed_images(disks: &VmDisks, journal: &Journal) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for (changed, _) in journal.doc.changed() {
-        let mut found = None;
-        for disk in disks.iter() {
-            let image = disk.image()?;
-            if image.path() == changed.path {
-                found = Some(image);
-            }
-        }
-        images.push(found.ok_or_else(|| {
+        let mut all = disks.iter().map(|disk| &disk.image);
+        let found = all.find(|image| image.path() == changed.path);
+        images.push(found.cloned().ok_or_else(|| {
             let path = changed.path.display();
             Error::failed(format!("{path} is in the journal and no disk of the VM"))
         })?);
@@ -151,18 +135,6 @@ pub(super) fn data_sector_size(image: &Image) -> Result<u32> {
     let layout = partition::read_layout(export.disk().as_ref());
     export.close()?;
     Ok(layout.map_or(512, |layout| layout.sector_size))
-}
-
-/// The formats KVM runs a machine from; others have to be converted.
-pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
-    match image.format().driver() {
-        "qcow2" => Ok(DiskFormat::Qcow2),
-        "raw" => Ok(DiskFormat::Raw),
-        other => Err(Error::usage(format!(
-            "--in-place works on qcow2 and raw disks, and this is {other}"
-        ))
-        .hint("convert without --in-place: the source is not changed then")),
-    }
 }
 
 /// Commits, unless a disk is no longer what was read.

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::boot_path::Controller;
-use crate::disk::chain::Image;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::Media;
@@ -131,8 +130,7 @@ impl Job {
         let mut files = vec![source.path.clone()];
         for disk in &source.vm.disks {
             files.push(disk.path.clone());
-            let format = source.format.as_deref().or(disk.format.as_deref());
-            if let Ok(image) = Image::open_info(&disk.path, format, &source.allow_backing) {
+            if let Ok(image) = (source.access).image(&disk.path, disk.format.as_deref()) {
                 files.extend(image.files().map(Path::to_path_buf));
             }
         }

@@ -8,7 +8,7 @@ use crate::boot::access;
 use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::disk::hold::Held;
-use crate::domain::{Backing, DiskFormat};
+use crate::domain::{self, Backing, DiskFormat};
 use crate::error::{Blocker, Error, Result};
 use crate::later::record;
 use crate::later::record::Level;
@@ -18,22 +18,13 @@ use crate::tool::{self, qemu_img};
 use crate::ui;
 
 use super::copy;
+use super::disks::Disk;
 use super::job::{Copying, Job};
-use super::machine::TargetDisk;
 use super::output::OutputFolder;
 use super::output::work_file;
 use super::run::Run;
 use super::steps::{Disks, Fixed, point, stopped};
-use crate::session::Source;
-
-/// A disk that is to stay on its source.
-pub(super) struct Kept {
-    /// An overlay of this run on top, or the source alone.
-    pub(super) image: Image,
-    pub(super) sector_size: u32,
-    pub(super) system: bool,
-    pub(super) boot_order: Option<u32>,
-}
+use crate::session::vm::VmDisks;
 
 /// What the disk of a plan will be on, when its overlay is at `path`; empty when it is copied.
 pub(super) fn backing(job: &Job, image: &Image, path: &Path) -> Result<Vec<Backing>> {
@@ -116,14 +107,10 @@ pub(super) fn keep_fixed(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
                 holes::mark(&image)?;
                 image
             }
-            None => disk.image()?,
+            None => disk.image.clone(),
         };
-        kept.push(Kept {
-            image,
-            sector_size: fixed.before.sector_size(disk.id),
-            system: disks.is_system(disk.id),
-            boot_order: disks.boot_order(disk.id),
-        });
+        let sector_size = fixed.before.sector_size(disk.id);
+        kept.push(Disk::new(disks, disk.id, image, sector_size));
     }
     let (targets, bytes) = keep(run, kept)?;
     Ok(Disks {
@@ -134,27 +121,27 @@ pub(super) fn keep_fixed(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
 }
 
 /// Gives each disk its overlay under its final name, and records what it is on.
-pub(super) fn keep(run: &Run<'_>, disks: Vec<Kept>) -> Result<(Vec<TargetDisk>, Bytes)> {
+pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>, Bytes)> {
     let Run {
         job, ui, folder, ..
     } = run;
     let (mut targets, mut records) = (Vec::new(), Vec::new());
     let mut bytes = Bytes::default();
-    for (i, disk) in disks.into_iter().enumerate() {
+    for (i, mut disk) in disks.into_iter().enumerate() {
         let file = copy::file_name(job, i);
         let path = folder.path().join(&file);
         let mut levels = chain::levels(&disk.image).map_err(|blocker| {
             Error::refused("the source cannot stay where it is", vec![*blocker])
         })?;
         put_sockets(&mut levels, &folder.target().join(&file))?;
-        let image = put(folder, &disk.image, &path, i)?;
-        let left = holes::left(&image)?;
+        disk.image = put(folder, &disk.image, &path, i)?;
+        let left = holes::left(&disk.image)?;
         if let Some(top) = levels.first() {
             record::name_below(&path, top)?;
         }
         let backing = record::backing(&levels);
         point("kept")?;
-        let size_bytes = image.virtual_size();
+        let size_bytes = disk.image.virtual_size();
         bytes.virtual_size = bytes.virtual_size.saturating_add(size_bytes);
         bytes.left = bytes.left.saturating_add(left);
         bytes.written = bytes.written.saturating_add(allocated(&path)?);
@@ -163,15 +150,7 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Kept>) -> Result<(Vec<TargetDisk>, 
             virtual_size: size_bytes,
             levels,
         });
-        targets.push(TargetDisk {
-            path: folder.target().join(&file),
-            format: DiskFormat::Qcow2,
-            sector_size: disk.sector_size,
-            system: disk.system,
-            boot_order: disk.boot_order,
-            size_bytes,
-            backing,
-        });
+        targets.push(disk.at(folder.target().join(&file), DiskFormat::Qcow2, backing));
     }
     bytes.skipped = bytes.virtual_size.saturating_sub(bytes.left);
     Record::new(records).save(folder.path())?;
@@ -232,6 +211,6 @@ fn allocated(path: &Path) -> Result<u64> {
 }
 
 /// The images of the disks as the source has them.
-pub(super) fn images(disks: &[Source]) -> Result<Vec<Image>> {
-    disks.iter().map(Source::image).collect()
+pub(super) fn images(disks: &VmDisks) -> Vec<Image> {
+    disks.iter().map(|disk| disk.image.clone()).collect()
 }

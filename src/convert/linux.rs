@@ -15,8 +15,8 @@ use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::{BlockRead, BlockWrite, partition};
-use crate::domain::StorageBus;
 use crate::domain::element::Element;
+use crate::domain::{self, StorageBus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::guest::ntfs3g::MountOptions;
@@ -35,19 +35,21 @@ use crate::tool::{self, qemu_img, virt_v2v};
 use crate::ui::Ui;
 use crate::wire::Transport;
 
-use super::copy::{self, Arriving};
+use super::copy;
+use super::disks::Disk;
 use super::finish;
 use super::in_place::data_sector_size;
 use super::job::Copying;
 use super::job::Job;
-use super::later::{self, Kept};
-use super::machine::{self, MachineOptions, TargetDisk};
+use super::later::{self, images};
+use super::machine::{self, MachineOptions};
 use super::prepare;
 use super::run::Run;
 use super::space::{self, Needs};
 use super::steps::{point, stopped};
 use super::work::WORK;
-use crate::session::{Names, Source, SourceMachine, announce_appliance};
+use crate::session::vm::VmDisks;
+use crate::session::{Names, SourceMachine, announce_appliance};
 
 /// Completes an inspection that found a Linux; does nothing for others.
 pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -> Result<()> {
@@ -56,25 +58,25 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
     }
     let work = Names::new();
     let disks = machine.disks(work.folder())?;
-    examine(&images(&disks)?, machine, inspection, ui)?;
-    machine.opened.check_unchanged()
+    examine(&images(&disks), machine, inspection, ui)?;
+    machine.access.opened.check_unchanged()
 }
 
 /// Everything `plan` and `convert` decide about a Linux guest. `target` is the output directory.
 pub(super) fn decide(
     job: &Job,
     ui: &Ui,
-    disks: &[Source],
+    disks: &VmDisks,
     inspection: &mut Inspection,
     target: &Path,
 ) -> Result<(Plan, Option<Outlook>)> {
-    let images = images(disks)?;
+    let images = images(disks);
     examine(&images, &job.source, inspection, ui)?;
     let mut limits = later::blockers(job, &images);
     let (mut outlook, mut failed) = (None, None);
     if let Some(facts) = &inspection.linux {
         let room = space::in_folder(job, &Needs::default(), disks, target);
-        let written = rehearse(job, inspection, facts, &images, target);
+        let written = rehearse(job, inspection, facts, disks, target);
         match written.and_then(|outlook| room.map(|()| outlook)) {
             Err(error) if error.kind == ErrorKind::Refused => limits.extend(error.blockers),
             Err(error) => failed = Some(error),
@@ -103,23 +105,19 @@ fn rehearse(
     job: &Job,
     inspection: &Inspection,
     facts: &LinuxFacts,
-    images: &[Image],
+    disks: &VmDisks,
     target: &Path,
 ) -> Result<Outlook> {
     let mut targets = Vec::new();
     let mut list = Vec::new();
-    for (i, image) in images.iter().enumerate() {
+    for (i, disk) in disks.iter().enumerate() {
+        let image = &disk.image;
         let path = copy::target_path(job, target, i, image)?;
         list.push(finish::disk_outlook(job, path.clone(), image, 0)?);
-        targets.push(TargetDisk {
-            backing: later::backing(job, image, &path)?,
-            path,
-            format: job.copy.format,
-            sector_size: data_sector_size(image)?,
-            system: i == 0,
-            boot_order: (i == 0).then_some(1),
-            size_bytes: image.virtual_size(),
-        });
+        let backing = later::backing(job, image, &path)?;
+        let sector_size = data_sector_size(image)?;
+        let disk = Disk::of_linux(disks, disk.id, image.clone(), sector_size);
+        targets.push(disk.at(path, job.copy.format, backing));
     }
     let machine = machine::linux_machine(inspection, facts, &targets, &options(job, target));
     let outputs = finish::written(job, target, &machine)?.outputs(target, &targets);
@@ -133,10 +131,6 @@ fn options(job: &Job, target: &Path) -> MachineOptions {
         name,
         ..job.vm.machine.clone()
     }
-}
-
-fn images(disks: &[Source]) -> Result<Vec<Image>> {
-    disks.iter().map(Source::image).collect()
 }
 
 fn examine(
@@ -252,7 +246,7 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
     ));
     warnings.extend(job.source.vm.notes.clone());
     warnings.extend(domains.warnings.iter().cloned());
-    warnings.extend(later::warnings(job, &images(&run.disks)?));
+    warnings.extend(later::warnings(job, &images(&run.disks)));
     let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
@@ -297,7 +291,7 @@ fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<Made> {
     let Run {
         job, ui, folder, ..
     } = run;
-    let sources = images(&run.disks)?;
+    let sources = images(&run.disks);
     let mut made = Made {
         images: sources.clone(),
         after: before.clone(),
@@ -551,31 +545,20 @@ fn copy_disks(
     run: &Run<'_>,
     made: &Made,
     decided: &serde_json::Value,
-) -> Result<(Vec<TargetDisk>, Bytes)> {
+) -> Result<(Vec<domain::Disk>, Bytes)> {
     stopped()?;
-    let job = run.job;
-    if job.copy.method == Copying::Later {
-        let kept: Result<Vec<Kept>> = (made.images.iter().enumerate())
-            .map(|(i, image)| {
-                Ok(Kept {
-                    image: image.clone(),
-                    sector_size: data_sector_size(image)?,
-                    system: i == 0,
-                    boot_order: (i == 0).then_some(1),
-                })
-            })
-            .collect();
-        return later::keep(run, kept?);
-    }
     let mut disks = Vec::new();
-    for (i, (image, source)) in made.images.iter().zip(run.disks.iter()).enumerate() {
-        disks.push(Arriving {
-            synced: run.last.as_ref().and_then(|last| last.disk(job, source)),
-            image: image.clone(),
-            sector_size: data_sector_size(image)?,
-            system: i == 0,
-            boot_order: (i == 0).then_some(1),
-        });
+    for (image, source) in made.images.iter().zip(run.disks.iter()) {
+        let sector_size = data_sector_size(image)?;
+        disks.push(Disk::of_linux(
+            &run.disks,
+            source.id,
+            image.clone(),
+            sector_size,
+        ));
     }
-    copy::to_targets(run, disks, &[], decided)
+    match run.job.copy.method {
+        Copying::Later => later::keep(run, disks),
+        Copying::Now | Copying::InPlace => copy::to_targets(run, disks, &[], decided),
+    }
 }

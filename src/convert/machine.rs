@@ -7,9 +7,8 @@ use uuid::Uuid;
 
 use crate::boot_path::Controller;
 use crate::domain::{
-    self, Backing, Bootstrap, CpuMode, Descriptors, Disk, DiskFormat, DomainType, Drivers,
-    Firmware, FirmwareChoice, Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus,
-    System, Topology, Video,
+    self, Bootstrap, CpuMode, Descriptors, Disk, DomainType, Drivers, Firmware, FirmwareChoice,
+    Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus, System, Topology, Video,
 };
 use crate::inspect::linux::LinuxFacts;
 use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
@@ -62,25 +61,11 @@ pub struct MachineOptions {
     pub portable: bool,
 }
 
-/// A converted disk.
-#[derive(Debug, Clone)]
-pub struct TargetDisk {
-    pub path: PathBuf,
-    pub format: DiskFormat,
-    pub sector_size: u32,
-    /// The guest's system is on it.
-    pub system: bool,
-    pub boot_order: Option<u32>,
-    pub size_bytes: u64,
-    /// What it is an overlay on; empty for a copy.
-    pub backing: Vec<Backing>,
-}
-
 pub fn machine(
     inspection: &Inspection,
     windows: &WindowsFacts,
     bootstrap: Option<Controller>,
-    disks: &[TargetDisk],
+    disks: &[Disk],
     options: &MachineOptions,
 ) -> Machine {
     let arch = serde_json::json!(windows.target.arch);
@@ -117,7 +102,7 @@ pub fn machine(
 pub fn linux_machine(
     inspection: &Inspection,
     linux: &LinuxFacts,
-    disks: &[TargetDisk],
+    disks: &[Disk],
     options: &MachineOptions,
 ) -> Machine {
     let firmware = match inspection.firmware {
@@ -148,7 +133,7 @@ fn bare(
     inspection: &Inspection,
     system: System,
     firmware: Firmware,
-    disks: &[TargetDisk],
+    disks: &[Disk],
     options: &MachineOptions,
 ) -> Machine {
     Machine {
@@ -168,14 +153,8 @@ fn bare(
             .iter()
             .enumerate()
             .map(|(i, disk)| Disk {
-                path: disk.path.clone(),
-                format: disk.format,
                 serial: Some(domain::disk_serial(i)),
-                sector_size: disk.sector_size,
-                system: disk.system,
-                boot_order: disk.boot_order,
-                size_bytes: disk.size_bytes,
-                backing: disk.backing.clone(),
+                ..disk.clone()
             })
             .collect(),
         nics: nics(&inspection.network.adapters, options)

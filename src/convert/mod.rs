@@ -6,6 +6,7 @@
 
 pub mod copy;
 pub mod devices;
+mod disks;
 pub mod exchange;
 mod finish;
 mod fixing;
@@ -83,7 +84,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         session.close()?;
         let mut inspection = survey.inspection;
         let (plan, outlook) = linux::decide(job, ui, &disks, &mut inspection, &target)?;
-        job.source.opened.check_unchanged()?;
+        job.source.access.opened.check_unchanged()?;
         return Ok(Planned {
             inspection,
             plan,
@@ -105,7 +106,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         actions::check_edits(&prepared.edited).map_err(FixError::from)?;
     }
     session::looked()?;
-    job.source.opened.check_unchanged()?;
+    job.source.access.opened.check_unchanged()?;
     Ok(Planned {
         inspection: survey.inspection,
         plan: prepared.plan,
@@ -165,7 +166,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
 
     run.begin_copy()?;
     let disks = match job.copy.method {
-        Copying::InPlace => in_place(ui, &run.disks, fixed)?,
+        Copying::InPlace => in_place(&run, fixed)?,
         Copying::Later => later::keep_fixed(&run, fixed)?,
         Copying::Now => copy::copy_disks(&run, fixed, &decided(&prepared.plan))?,
     };

@@ -113,8 +113,7 @@ pub fn draft(
     guest: &dyn GuestRead,
     media: &dyn Media,
     catalogue: &Catalogue,
-    options: Options,
-    wishes: &Wishes,
+    (options, wishes): (Options, &Wishes),
 ) -> Result<(Draft, Basis)> {
     let inspection = &survey.inspection;
     let (windows, hives) = windows_or_refuse(survey)?;

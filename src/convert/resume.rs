@@ -25,7 +25,7 @@ use super::job::Job;
 use super::output::{OutputFolder, work_file};
 use super::place::untrusted;
 use super::work::{RESUME, resume_file};
-use crate::session::Source;
+use crate::session::vm::VmDisks;
 
 const SCHEMA: &str = "hyper2kvm/resume/1";
 
@@ -87,13 +87,12 @@ pub(super) struct Resumed {
 
 impl Resumed {
     /// What is left of an earlier run in the directory, unless this one must start over: then the directory is
-    /// empty. The first disk is the one with Windows; `fixed` tells which disks a fix may have changed.
+    /// empty.
     pub(super) fn take(
         job: &Job,
         ui: &Ui,
         folder: &mut OutputFolder,
-        disks: &[Source],
-        fixed: &dyn Fn(&Source) -> bool,
+        disks: &VmDisks,
     ) -> Result<Option<Self>> {
         if !job.output.resume {
             return Ok(None);
@@ -116,11 +115,11 @@ impl Resumed {
         }
         let mut changed = BTreeSet::new();
         for (i, (disk, record)) in disks.iter().zip(&doc.disks).enumerate() {
-            if is_same(&record.source, &disk.image()?.identity()) {
+            if is_same(&record.source, &disk.image.identity()) {
                 continue;
             }
             let why = format!("{} has changed since", disk.path.display());
-            if fixed(disk) {
+            if disks.is_changed(disk.id) {
                 return over(folder, &why);
             }
             tracing::warn!("{why}: disk {} is copied from its start", i + 1);

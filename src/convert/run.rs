@@ -13,7 +13,7 @@ use crate::report::{self, Timings};
 use crate::ui::{Ui, document};
 
 use super::devices::Devices;
-use super::in_place::in_place_format;
+use super::disks::in_place_format;
 use super::job::Job;
 use super::output::{OutputFolder, Preference, save_json, work_file};
 use super::prepare::{self, Prepared};
@@ -24,7 +24,7 @@ use super::work::{BOOT_OVERLAY, OVERLAY, WORK};
 use crate::boot::in_use;
 use crate::session::engine::Engine;
 use crate::session::vm::{OpenDisk, Opening, VmDisks, VmSession};
-use crate::session::{Session, Source, first, read_only};
+use crate::session::{Disk, Session, read_only};
 
 /// Dropped in the order of its fields: the directory is removed after what is open in it was closed.
 pub(super) struct Run<'a> {
@@ -51,8 +51,7 @@ impl<'a> Run<'a> {
         let devices = Devices::claim(job, &disks, true)?;
         disks.check_kernel()?;
         let last = Last::look(job, ui, folder.target(), &disks)?;
-        let changed = |disk: &Source| disks.is_changed(disk.id);
-        let resumed = Resumed::take(job, ui, &mut folder, &disks, &changed)?;
+        let resumed = Resumed::take(job, ui, &mut folder, &disks)?;
         Ok(Self {
             job,
             ui,
@@ -67,25 +66,24 @@ impl<'a> Run<'a> {
 
     /// Opens the guest; over overlays where its engine needs one to read.
     pub(super) fn inspect(&self) -> Result<(VmSession, Survey)> {
-        let source = first(&self.disks)?;
+        let source = self.disks.system()?;
         self.ui
             .status("Inspecting", &source.path.display().to_string());
-        let open = |engine: Engine, source: &Source| {
-            let image = source.image()?;
-            if self.resumed.is_some() || engine.reads_directly(&image)? {
+        let open = |engine: Engine, source: &Disk| {
+            if self.resumed.is_some() || engine.reads_directly(&source.image)? {
                 return read_only(engine, source);
             }
             let overlay = self.overlay(source)?;
             // There when another engine had a look already.
             let _ = std::fs::remove_file(&overlay);
-            let session = Session::overlay(engine, source, &image, &overlay)?;
+            let session = Session::overlay(engine, source, &overlay)?;
             Ok(OpenDisk::Write(session))
         };
         VmSession::open(self.job.engine, &self.disks, self.ui, open)
     }
 
     /// Where what is written to a disk goes.
-    fn overlay(&self, source: &Source) -> Result<PathBuf> {
+    fn overlay(&self, source: &Disk) -> Result<PathBuf> {
         match self.disks.is_system(source.id) {
             true => Ok(self.folder.path().join(OVERLAY)),
             false => work_file(&self.folder, BOOT_OVERLAY),
@@ -183,13 +181,12 @@ impl Clock {
 pub(super) fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
     if job.copy.is_in_place() {
         for disk in disks.iter() {
-            in_place_format(&disk.image()?)?;
+            in_place_format(&disk.image)?;
         }
         // From now on, and not only at the end: who reads it would read a mixture.
         for disk in disks.iter().filter(|disk| disks.is_changed(disk.id)) {
-            let image = disk.image()?;
-            image.hold_for_writing()?;
-            in_use::refuse_suspended(&image)?;
+            disk.image.hold_for_writing()?;
+            in_use::refuse_suspended(&disk.image)?;
         }
     }
     Ok(())

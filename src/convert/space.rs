@@ -20,7 +20,7 @@ use crate::ui::bytes;
 use super::job::Copying;
 use super::job::Job;
 use crate::session::vm::VmDisks;
-use crate::session::{Session, Source};
+use crate::session::{Disk, Session};
 
 /// An MFT record and the place in the index of its directory.
 const RECORD: u64 = 2048;
@@ -160,14 +160,14 @@ fn free_bytes(guest: &dyn GuestRead, disks: &VmDisks, volume: VolumeId) -> Resul
     let (Some(_), Some(source)) = (volumes.clone().find(plain), source) else {
         return Ok(None);
     };
-    let session = Session::read(source, &source.image()?)?;
+    let session = Session::read(source)?;
     let free = session.guest.reader.free_bytes(volume.within());
     session.close()?;
     believed(free)
 }
 
 /// Fails where the output directory has no room for the disks and what is kept beside them.
-pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Path) -> Result<()> {
+pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path) -> Result<()> {
     let Some(folder) = target.ancestors().skip(1).find(|folder| folder.is_dir()) else {
         return Ok(());
     };
@@ -178,24 +178,24 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Pat
     for (i, disk) in disks.iter().enumerate() {
         let copied = job.copy.method == Copying::Now;
         if copied && job.copy.devices.get(i).is_none() {
-            images.push((disk, disk.image()?));
+            images.push(disk);
         }
     }
     let compressed = |needed: u64| copy::least_size(needed, job.copy.compress);
     // Tables and all: most directories have room for the whole disks, and then nobody has to look closely.
     let most = |size: u64| size.saturating_add(size / 64).saturating_add(1 << 20);
-    let whole = images.iter().map(|(_, image)| most(image.virtual_size()));
+    let whole = images.iter().map(|disk| most(disk.image.virtual_size()));
     let whole = compressed(whole.fold(0, u64::saturating_add));
     let tables = match job.copy.method {
         Copying::Now | Copying::InPlace => 0,
-        Copying::Later => tables(disks)?,
+        Copying::Later => tables(disks),
     };
     let least = beside + tables + if job.copy.is_in_place() { undo } else { 0 };
     if copy::free_space(folder)? >= whole.saturating_add(least) {
         return Ok(());
     }
     let mut copies = 0u64;
-    for (disk, _) in images {
+    for disk in images {
         copies = copies.saturating_add(copy_size(job, disk)?);
     }
     let needed = compressed(copies).saturating_add(least);
@@ -203,25 +203,22 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Source], target: &Pat
 }
 
 /// What marking the free space of all disks takes in their overlays, at most.
-fn tables(disks: &[Source]) -> Result<u64> {
+fn tables(disks: &[Disk]) -> u64 {
     const ENTRY: u64 = 8;
     const CLUSTER: u64 = 64 << 10;
-    let mut bytes = 0u64;
-    for disk in disks {
-        bytes = bytes.saturating_add(disk.image()?.virtual_size() / CLUSTER * ENTRY);
-    }
-    Ok(bytes)
+    let of = |disk: &Disk| disk.image.virtual_size() / CLUSTER * ENTRY;
+    disks.iter().map(of).fold(0, u64::saturating_add)
 }
 
 /// The size of the copy, without what the trim will take out.
-fn copy_size(job: &Job, source: &Source) -> Result<u64> {
-    let image = source.image()?;
-    let data = DataMap::of(&image)?;
+fn copy_size(job: &Job, source: &Disk) -> Result<u64> {
+    let image = &source.image;
+    let data = DataMap::of(image)?;
     if !job.copy.trim {
         return Ok(data.copy_size(image.virtual_size()));
     }
-    let export = Export::<dyn BlockRead>::open_readonly(&image)?;
-    let blocks = match crate::disk::export::direct(&image)? {
+    let export = Export::<dyn BlockRead>::open_readonly(image)?;
+    let blocks = match crate::disk::export::direct(image)? {
         Some(file) => file,
         None => export.disk(),
     };
@@ -233,7 +230,7 @@ fn copy_size(job: &Job, source: &Source) -> Result<u64> {
         trim::trim(&zeroed, &guest, &data)?;
     }
     export.close()?;
-    DataMap::without(&image, &zeroed.ranges()).map(|map| map.copy_size(image.virtual_size()))
+    DataMap::without(image, &zeroed.ranges()).map(|map| map.copy_size(image.virtual_size()))
 }
 
 /// Remembers what would be zeroed.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::check::Check;
 use crate::disk::chain::Image;
+use crate::domain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::journal::Journal;
@@ -12,7 +13,6 @@ use crate::inspect::Inspection;
 use crate::report::{Bytes, DiskTrim};
 use crate::stop;
 
-use super::machine::TargetDisk;
 use crate::session::engine::Engine;
 
 /// The verified overlays and what is known of them.
@@ -29,7 +29,7 @@ pub(super) struct Fixed {
 
 /// The disks in their final state, and what it took.
 pub(super) struct Disks {
-    pub(super) targets: Vec<TargetDisk>,
+    pub(super) targets: Vec<domain::Disk>,
     pub(super) bytes: Bytes,
     pub(super) fixed: Fixed,
 }

@@ -26,9 +26,20 @@ struct Os {
     decoration: &'static str,
     driver_ver: &'static str,
     archs: &'static [Arch],
-    /// Where the driver image goes: 12 `System32\drivers`, 13 the driver store.
-    dirid: u32,
 }
+
+impl Os {
+    /// Where the driver image goes: 12 `System32\drivers`, 13 the driver store.
+    fn dirid(&self) -> u32 {
+        match self.decoration {
+            ISOLATED => 13,
+            _ => 12,
+        }
+    }
+}
+
+/// From this build of Windows 10 on, drivers are isolated.
+const ISOLATED: &str = ".10.0...16299";
 
 const fn os(
     folder: &'static str,
@@ -36,7 +47,6 @@ const fn os(
     decoration: &'static str,
     driver_ver: &'static str,
     archs: &'static [Arch],
-    dirid: u32,
 ) -> Os {
     Os {
         folder,
@@ -44,7 +54,6 @@ const fn os(
         decoration,
         driver_ver,
         archs,
-        dirid,
     }
 }
 
@@ -57,18 +66,18 @@ const W81: &str = "11/15/2021,63.90.104.21500";
 const W10: &str = "01/20/2025,100.101.104.27100";
 
 const SYSTEMS: [Os; 12] = [
-    os("w7", "Win7", ".6.1", W7, BOTH, 12),
-    os("2k8R2", "Win2008R2", ".6.1", W7, X64, 12),
-    os("w8", "Win8", ".6.2", W8, BOTH, 12),
-    os("2k12", "Win2012", ".6.2", W8, X64, 12),
-    os("w8.1", "Win8.1", ".6.3", W81, BOTH, 12),
-    os("2k12R2", "Win2012R2", ".6.3", W81, X64, 12),
-    os("w10", "Win10", ".10.0", W10, BOTH, 12),
-    os("2k16", "Win2016", ".10.0", W10, X64, 12),
-    os("2k19", "Win2019", ".10.0", W10, X64, 12),
-    os("2k22", "Win2022", ".10.0", W10, X64, 12),
-    os("w11", "Win11", ".10.0...16299", W10, WITH_ARM, 13),
-    os("2k25", "Win2025", ".10.0...16299", W10, X64, 13),
+    os("w7", "Win7", ".6.1", W7, BOTH),
+    os("2k8R2", "Win2008R2", ".6.1", W7, X64),
+    os("w8", "Win8", ".6.2", W8, BOTH),
+    os("2k12", "Win2012", ".6.2", W8, X64),
+    os("w8.1", "Win8.1", ".6.3", W81, BOTH),
+    os("2k12R2", "Win2012R2", ".6.3", W81, X64),
+    os("w10", "Win10", ".10.0", W10, BOTH),
+    os("2k16", "Win2016", ".10.0", W10, X64),
+    os("2k19", "Win2019", ".10.0", W10, X64),
+    os("2k22", "Win2022", ".10.0", W10, X64),
+    os("w11", "Win11", ISOLATED, W10, WITH_ARM),
+    os("2k25", "Win2025", ISOLATED, W10, X64),
 ];
 
 struct Driver {
@@ -307,7 +316,7 @@ fn package(
 
 /// UTF-16 for the NIC and for the newest storage driver, 8-bit text for the rest.
 fn encode(driver: &Driver, os: &Os, text: String) -> Vec<u8> {
-    if driver.stem == "netkvm" || (driver.stem == "viostor" && os.dirid == 13) {
+    if driver.stem == "netkvm" || (driver.stem == "viostor" && os.dirid() == 13) {
         [0xfeff]
             .into_iter()
             .chain(text.encode_utf16())
@@ -340,7 +349,7 @@ fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
     } else {
         format!("NT{}{}", arch.inf_name(), os.decoration)
     };
-    let dirid = os.dirid;
+    let dirid = os.dirid();
     let tool = has_tool(driver, os);
     let mut t = String::new();
     let mut line = |text: std::fmt::Arguments<'_>| {
@@ -446,7 +455,7 @@ fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
             "HKR, \"Parameters\", \"BusType\", %REG_DWORD%, {bus:#010x}"
         ));
     }
-    if os.dirid == 13 {
+    if os.dirid() == 13 {
         line(format_args!(
             "HKR, \"Parameters\", DmaRemappingCompatible,0x00010001,0"
         ));

@@ -546,15 +546,15 @@ fn sparse_vmdk(input: &Input) -> io::Result<Option<u64>> {
     let mut head = input.read(0, 512)?;
     if head.starts_with(b"COWD") {
         let (disk, grain) = (le32(&head, 12), le32(&head, 16));
-        return grains(
-            input,
-            le32(&head, 20),
-            le32(&head, 24),
-            4096,
+        let grains = Grains {
+            directory: le32(&head, 20),
+            tables: le32(&head, 24),
+            per_table: 4096,
             grain,
             disk,
-            false,
-        );
+            packed: false,
+        };
+        return grains.end(input);
     }
     if !head.starts_with(b"KDMV") {
         return Ok(None);
@@ -573,64 +573,76 @@ fn sparse_vmdk(input: &Input) -> io::Result<Option<u64>> {
         _ => return Ok(None),
     };
     let packed = le32(&head, 8) & COMPRESSED != 0;
-    grains(
-        input,
-        le64(&head, 56),
+    let grains = Grains {
+        directory: le64(&head, 56),
         tables,
         per_table,
         grain,
         disk,
         packed,
-    )
+    };
+    grains.end(input)
 }
 
-/// The end of the last grain; all but `tables` and `per_table` in sectors.
-fn grains(
-    input: &Input,
+/// The grains of a sparse extent; all but `tables` and `per_table` in sectors.
+struct Grains {
     directory: u64,
     tables: u64,
     per_table: u64,
     grain: u64,
     disk: u64,
     packed: bool,
-) -> io::Result<Option<u64>> {
-    let sane = (1..=4096).contains(&per_table) && (1..=1 << 17).contains(&grain);
-    let Some(directory) = directory.checked_mul(512).filter(|_| sane) else {
-        return Ok(None);
-    };
-    let length = per_table * 4;
-    let needed = disk.div_ceil(per_table * grain);
-    let place = |entry| u64::from(u32::from_le_bytes(entry)) * 512;
-    let Some((found, end)) = input.first_table(directory, tables.min(needed), place)? else {
-        return Ok(None);
-    };
-    let mut end = end.max(found.end(length));
-    let mut last_grain = 0;
-    let mut data = 0;
-    for (at, i) in found.apart(length) {
-        // A large empty disk has GiB of tables, all of them hole.
-        if at >= data {
-            data = input.data_from(at);
-        }
-        if at.saturating_add(length) <= data {
-            continue;
-        }
-        input.table(at, per_table, &mut |n, entry| {
-            let at = u64::from(u32::from_le_bytes(entry));
-            // 1 says zeroes.
-            if at > 1 {
-                let used = within(i * per_table + n, grain, disk);
-                last_grain = last_grain.max(at);
-                end = end.max(if packed { 0 } else { (at + used) * 512 });
+}
+
+impl Grains {
+    /// The end of the last one.
+    fn end(&self, input: &Input) -> io::Result<Option<u64>> {
+        let &Self {
+            directory,
+            tables,
+            per_table,
+            grain,
+            disk,
+            packed,
+        } = self;
+        let sane = (1..=4096).contains(&per_table) && (1..=1 << 17).contains(&grain);
+        let Some(directory) = directory.checked_mul(512).filter(|_| sane) else {
+            return Ok(None);
+        };
+        let length = per_table * 4;
+        let needed = disk.div_ceil(per_table * grain);
+        let place = |entry| u64::from(u32::from_le_bytes(entry)) * 512;
+        let Some((found, end)) = input.first_table(directory, tables.min(needed), place)? else {
+            return Ok(None);
+        };
+        let mut end = end.max(found.end(length));
+        let mut last_grain = 0;
+        let mut data = 0;
+        for (at, i) in found.apart(length) {
+            // A large empty disk has GiB of tables, all of them hole.
+            if at >= data {
+                data = input.data_from(at);
             }
-        })?;
+            if at.saturating_add(length) <= data {
+                continue;
+            }
+            input.table(at, per_table, &mut |n, entry| {
+                let at = u64::from(u32::from_le_bytes(entry));
+                // 1 says zeroes.
+                if at > 1 {
+                    let used = within(i * per_table + n, grain, disk);
+                    last_grain = last_grain.max(at);
+                    end = end.max(if packed { 0 } else { (at + used) * 512 });
+                }
+            })?;
+        }
+        if packed && last_grain > 0 {
+            // In front of compressed data: its sector (8 bytes) and its length (4).
+            let marker = input.read(last_grain * 512, 12)?;
+            end = end.max(last_grain * 512 + 12 + le32(&marker, 8));
+        }
+        Ok(Some(end))
     }
-    if packed && last_grain > 0 {
-        // In front of compressed data: its sector (8 bytes) and its length (4).
-        let marker = input.read(last_grain * 512, 12)?;
-        end = end.max(last_grain * 512 + 12 + le32(&marker, 8));
-    }
-    Ok(Some(end))
 }
 
 /// How far a stream-optimised image goes at least, when its footer is missing: to the end of the piece

@@ -18,11 +18,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::charset::Name;
 use super::detect::{self, read_up_to, vhd_type};
 use super::length;
 use super::remote::{self, ReadAt};
-use crate::source::charset::Name;
-use crate::source::vmdk;
+use super::vmdk;
 
 /// So many files of a directory are looked at.
 const MAX_FILES: usize = 4096;

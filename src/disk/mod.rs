@@ -12,6 +12,7 @@
 mod between;
 pub mod cache;
 pub mod chain;
+pub mod charset;
 pub mod compose;
 pub mod copy;
 pub mod detect;
@@ -47,6 +48,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod vhd;
+pub mod vmdk;
 pub mod vmware;
 pub mod whole;
 

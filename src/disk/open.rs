@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::between;
 use super::chain::Image;
+use super::charset::{Charset, Name};
 use super::detect::{self, Detected, Format, VmdkExtent};
 use super::error::{ImageError, MAX_LEVELS, Result};
 use super::hold::Held;
@@ -19,9 +20,8 @@ use super::references::{References, shown};
 use super::remote::{self, ReadAt};
 use super::tables;
 use super::vhd;
+use super::vmdk;
 use crate::block::FileDisk;
-use crate::source::charset::{Charset, Name};
-use crate::source::vmdk;
 use crate::tool::pass;
 use crate::tool::qemu_img;
 

@@ -3,10 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::charset::Name;
 use super::error::{ImageError, Result};
 use super::hold::{Found, Held};
 use super::remote;
-use crate::source::charset::Name;
 
 /// Which files a chain may refer to.
 pub(super) struct References {

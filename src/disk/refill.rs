@@ -81,9 +81,9 @@ impl Refill<'_> {
         let nothing: Arc<dyn BlockRead> = Arc::new(Nothing(size));
         let recorded = work.recorded.bytes();
         let (source, target) = (from.disk(), into.disk());
-        self.transfer(&nothing, &target, &work.stale, None, &mut |_| {})?;
-        self.transfer(&source, &target, &work.recorded, Some(journal), progress)?;
-        self.transfer(&source, &target, &work.unrecorded, None, &mut |bytes| {
+        self.transfer((&nothing, &target), &work.stale, None, &mut |_| {})?;
+        self.transfer((&source, &target), &work.recorded, Some(journal), progress)?;
+        self.transfer((&source, &target), &work.unrecorded, None, &mut |bytes| {
             progress(recorded + bytes);
         })?;
         drop((source, target));
@@ -94,8 +94,7 @@ impl Refill<'_> {
 
     fn transfer(
         &self,
-        source: &Arc<dyn BlockRead>,
-        target: &Arc<dyn BlockWrite>,
+        (source, target): (&Arc<dyn BlockRead>, &Arc<dyn BlockWrite>),
         ranges: &Extents,
         journal: Option<&mut ExtentJournal>,
         progress: &mut dyn FnMut(u64),

@@ -307,7 +307,7 @@ mod tests {
             std::fs::write(self.dir.path().join(name), contents).unwrap();
         }
 
-        fn add(&self, name: &str, code: &str, vars: &str, machine: &str, features: &[&str]) {
+        fn add(&self, name: &str, (code, vars): (&str, &str), machine: &str, features: &[&str]) {
             let image = |file: &str| {
                 let format = if file.ends_with("qcow2") {
                     "qcow2"
@@ -362,8 +362,7 @@ mod tests {
         let secure = ["secure-boot", "requires-smm"];
         host.add(
             "usr/40.json",
-            "secboot.fd",
-            "vars.ms.fd",
+            ("secboot.fd", "vars.ms.fd"),
             q35,
             &[&secure[..], &["enrolled-keys"]].concat(),
         );
@@ -372,14 +371,14 @@ mod tests {
             error.contains("no UEFI firmware for a q35 guest:"),
             "{error}"
         );
-        host.add("usr/50.json", "secboot.fd", "vars.fd", q35, &secure);
+        host.add("usr/50.json", ("secboot.fd", "vars.fd"), q35, &secure);
         // Only a Secure-Boot-capable build with an empty store: usable, SMM on, Secure Boot off.
         assert_eq!(
             host.pick(UEFI, Chipset::Q35).unwrap(),
             "secboot.fd raw vars.fd raw sb=false smm=true"
         );
-        host.add("usr/60.json", "code.fd", "vars.fd", "pc-*", &[]);
-        host.add("usr/70.json", "c.qcow2", "vars.fd", q35, &[]);
+        host.add("usr/60.json", ("code.fd", "vars.fd"), "pc-*", &[]);
+        host.add("usr/70.json", ("c.qcow2", "vars.fd"), q35, &[]);
         assert_eq!(
             host.pick(UEFI, Chipset::Q35).unwrap(),
             "code.fd raw vars.fd raw sb=false smm=false"
@@ -398,7 +397,7 @@ mod tests {
             "{error}"
         );
         // /etc replaces and hides by name; the order stays that of the names.
-        host.add("etc/60.json", "gone.fd", "vars.fd", "pc-*", &[]);
+        host.add("etc/60.json", ("gone.fd", "vars.fd"), "pc-*", &[]);
         assert_eq!(
             host.pick(UEFI, Chipset::Q35).unwrap(),
             "c.qcow2 qcow2 vars.fd raw sb=false smm=false"

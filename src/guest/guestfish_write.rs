@@ -115,7 +115,7 @@ impl GuestfishWriter {
         work: impl FnOnce(&mut Inner, &Place, &Failure<'_>, &mut Models) -> Result<T>,
     ) -> Result<T> {
         self.ready(volume)?;
-        let failure = Failure { op, path };
+        let failure = Failure { op, volume, path };
         let models = &mut self.models;
         self.appliance.with(|inner| {
             let place = inner
@@ -131,6 +131,7 @@ impl GuestfishWriter {
 
 struct Failure<'a> {
     op: &'static str,
+    volume: VolumeId,
     path: &'a GuestPath,
 }
 
@@ -170,12 +171,11 @@ fn all(inner: &mut Inner, failure: &Failure<'_>, lines: &[Line]) -> Result<()> {
 fn model<'m>(
     inner: &mut Inner,
     models: &'m mut Models,
-    volume: VolumeId,
     place: &Place,
     kind: FileKind,
     failure: &Failure<'_>,
 ) -> Result<Option<&'m [u8]>> {
-    if inner.mounts.get(&volume) != Some(&FsKind::Ntfs) {
+    if inner.mounts.get(&failure.volume) != Some(&FsKind::Ntfs) {
         return Ok(None);
     }
     let key = (place.parent.clone(), kind == FileKind::Dir);
@@ -208,9 +208,8 @@ fn create(
     inner: &mut Inner,
     place: &Place,
     failure: &Failure<'_>,
-    kind: FileKind,
+    (kind, contents): (FileKind, &[u8]),
     security: Option<&[u8]>,
-    contents: &[u8],
 ) -> Result<()> {
     let name = failure.path.name().unwrap_or_default();
     let file = inner.file();
@@ -247,9 +246,9 @@ impl GuestWrite for GuestfishWriter {
                 if place.entry.is_some() {
                     return Err(failure.because("the name is taken".to_string()));
                 }
-                let security = model(inner, models, volume, place, FileKind::Dir, failure)?;
+                let security = model(inner, models, place, FileKind::Dir, failure)?;
                 let security = security.map(|m| security::of_new_folder(path).unwrap_or(m));
-                create(inner, place, failure, FileKind::Dir, security, &[])?;
+                create(inner, place, failure, (FileKind::Dir, &[]), security)?;
                 inner.remember(place, Some(entry(path, place, FileKind::Dir, 0)));
                 Ok(())
             },
@@ -262,8 +261,8 @@ impl GuestWrite for GuestfishWriter {
                 return Err(failure.wrong_kind("file"));
             }
             if place.entry.is_none() {
-                let security = model(inner, models, volume, place, FileKind::File, failure)?;
-                create(inner, place, failure, FileKind::File, security, contents)?;
+                let security = model(inner, models, place, FileKind::File, failure)?;
+                create(inner, place, failure, (FileKind::File, contents), security)?;
             } else {
                 let file = inner.file();
                 fs::write(&file, contents)?;
@@ -331,7 +330,11 @@ impl GuestWrite for GuestfishWriter {
         let path = &GuestPath::root();
         check_extents(OP, path, BOOT_SECTOR, extents)?;
         self.ready(volume)?;
-        let failure = Failure { op: OP, path };
+        let failure = Failure {
+            op: OP,
+            volume,
+            path,
+        };
         self.appliance.with(|inner| {
             for extent in extents {
                 let file = inner.file();

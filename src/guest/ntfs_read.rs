@@ -188,7 +188,7 @@ impl NtfsVolume {
                 continue;
             }
             let record = self.record(entry.record)?;
-            let part = self.list_part(&record, 0, &entry, rec::AT_DATA, &[])?;
+            let part = self.list_part(&record, 0, &entry, (rec::AT_DATA, &[]))?;
             let so_far = std::mem::replace(&mut self.mft.data, StreamData::Resident(Vec::new()));
             self.mft.data = self.extent(&part.body, Some(so_far))?;
         }
@@ -262,8 +262,7 @@ impl NtfsVolume {
         record: &'r Record,
         base: u64,
         entry: &rec::ListEntry,
-        kind: u32,
-        name: &[u16],
+        (kind, name): (u32, &[u16]),
     ) -> Fallible<rec::Attribute<'r>> {
         if entry.record != base && (record.base() != base || !record.in_use()) {
             return Err("an attribute list leads to a record of another file".into());
@@ -354,7 +353,7 @@ impl NtfsVolume {
                 elsewhere = self.record(entry.record)?;
                 &elsewhere
             };
-            let part = self.list_part(record, number, &entry, kind, name)?;
+            let part = self.list_part(record, number, &entry, (kind, name))?;
             let flags = stream.as_ref().map_or(part.flags, |s| s.flags);
             let data = self.extent(&part.body, stream.map(|s| s.data))?;
             stream = Some(Stream { flags, data });

@@ -214,8 +214,13 @@ fn ext_volumes(disks: &[OpenDisk]) -> Result<(Vec<ExtVolume>, Vec<String>)> {
             let p = &volume.partition;
             let blocks: Arc<dyn BlockRead> = disk.export.disk();
             let partuuid = partuuid(&disk.layout, p.index, p.guid.as_deref());
-            let opened =
-                ExtVolume::open(i, volume.id, blocks, p.start_bytes, p.size_bytes, partuuid);
+            let opened = ExtVolume::open(
+                i,
+                volume.id,
+                blocks,
+                (p.start_bytes, p.size_bytes),
+                partuuid,
+            );
             match opened {
                 Ok(volume) => volumes.push(volume),
                 Err(error) => faults.push(format!(

@@ -90,8 +90,7 @@ impl ExtVolume {
         disk: usize,
         id: VolumeId,
         blocks: Arc<dyn BlockRead>,
-        start: u64,
-        len: u64,
+        (start, len): (u64, u64),
         partuuid: Option<String>,
     ) -> Result<Self> {
         let mut head = vec![0; 2048];
@@ -429,7 +428,7 @@ mod tests {
 
     fn open(disk: FileDisk) -> Result<ExtVolume> {
         let len = disk.size();
-        ExtVolume::open(0, VolumeId::new(0), Arc::new(disk), 0, len, None)
+        ExtVolume::open(0, VolumeId::new(0), Arc::new(disk), (0, len), None)
     }
 
     #[test]

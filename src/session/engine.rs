@@ -146,11 +146,9 @@ impl Engine {
         disk: Arc<dyn BlockRead>,
         layout: &DiskLayout,
         keys: &Keys,
-        shown: &str,
-    ) -> Result<Guest> {
-        let failed = |e| open_error(e, shown);
+    ) -> Result<Guest, GuestError> {
         let Some(socket) = export.socket() else {
-            let reader = embedded::open_with(disk, layout, keys).map_err(failed)?;
+            let reader = embedded::open_with(disk, layout, keys)?;
             return Ok(Guest {
                 unlocked: reader.unlocked().clone(),
                 reader: Box::new(reader),
@@ -163,12 +161,11 @@ impl Engine {
             read_only: !export.is_writable(),
             sector_size: layout.sector_size,
         };
-        let appliance = Appliance::start(&attach).map_err(failed)?;
+        let appliance = Appliance::start(&attach)?;
         let reader: Box<dyn GuestRead> = if self.kind == Kind::Opened {
-            Box::new(MappedReader::open(&appliance, disk, layout, keys).map_err(failed)?)
+            Box::new(MappedReader::open(&appliance, disk, layout, keys)?)
         } else {
-            let reader = guestfish::open(appliance.clone(), disk, layout, keys);
-            Box::new(reader.map_err(failed)?)
+            Box::new(guestfish::open(appliance.clone(), disk, layout, keys)?)
         };
         Ok(Guest {
             reader,
@@ -194,7 +191,7 @@ fn guestfish() -> bool {
     tool::find(crate::tool::guestfish::TOOL).is_some()
 }
 
-fn open_error(error: GuestError, shown: &str) -> Error {
+pub(super) fn open_error(error: GuestError, shown: &str) -> Error {
     if stop::requested() {
         return Error::new(
             ErrorKind::Interrupted,

@@ -17,45 +17,64 @@ use crate::guest::joined::JoinedReader;
 use crate::guest::keys::Keys;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, GuestRead, GuestWrite};
-use crate::inspect::{self, Disk, InspectError, InspectOptions, SourceFacts, Survey};
-use crate::source::{SourceVm, Unpacked};
+use crate::inspect::{self, InspectError, InspectOptions, SourceFacts, Survey};
+use crate::source::SourceVm;
 use crate::stop;
 use crate::tool::appliance;
 use crate::ui::Ui;
 
-use engine::{Engine, Guest};
+use engine::{Engine, Guest, open_error};
 use vm::{OpenDisk, VmDisks, VmSession};
 
-/// How a source image is named.
+/// A disk of the source: opened once, checked, and held as long as a clone of its image is there.
 #[derive(Debug, Clone)]
-pub struct Source {
-    /// Which disk of the VM it is.
+pub struct Disk {
     pub id: DiskId,
+    /// As the source names it.
     pub path: PathBuf,
-    pub format: Option<String>,
-    pub allow_backing: Vec<PathBuf>,
-    pub root: Option<String>,
-    /// Take a volume that was not unmounted cleanly.
-    pub force_dirty: bool,
-    /// For encrypted volumes.
+    /// With its chain.
+    pub image: Image,
+    /// For its encrypted volumes.
     pub keys: Keys,
-    pub opened: Opened,
-    /// Keeps unpacked disks there.
-    pub unpacked: Unpacked,
 }
 
-impl Source {
-    /// The image with its chain, checked: QEMU reads the missing end of a file as zeroes.
-    pub fn image(&self) -> Result<Image> {
-        let format = self.format.as_deref();
-        self.opened.checked(&self.path, format, &self.allow_backing)
+/// How the disks of a source are opened and read.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    pub format: Option<String>,
+    pub allow_backing: Vec<PathBuf>,
+    pub inspect: InspectOptions,
+    pub keys: Keys,
+    pub opened: Opened,
+}
+
+impl Access {
+    /// The image of a disk; `format` is what its description says.
+    pub fn image(&self, path: &Path, format: Option<&str>) -> Result<Image> {
+        let format = self.format.as_deref().or(format);
+        self.opened.with(path, format, &self.allow_backing, |open| {
+            Ok(open.image.clone())
+        })
     }
 
-    pub(crate) fn options(&self) -> InspectOptions {
-        InspectOptions {
-            root: self.root.clone(),
-            force_dirty: self.force_dirty,
-        }
+    /// The disk, and its image checked: QEMU reads the missing end of a file as zeroes.
+    pub fn disk(&self, id: DiskId, path: &Path, format: Option<&str>) -> Result<Disk> {
+        let format = self.format.as_deref().or(format);
+        let image = self
+            .opened
+            .with(path, format, &self.allow_backing, |open| {
+                if !open.checked {
+                    open.image.check()?;
+                    open.checked = true;
+                }
+                Ok(open.image.clone())
+            })?;
+        Ok(Disk {
+            id,
+            path: path.to_path_buf(),
+            image,
+            keys: self.keys.of_disk(id),
+        })
     }
 }
 
@@ -72,31 +91,6 @@ struct OpenImage {
 }
 
 impl Opened {
-    /// The image of that name.
-    pub fn image(
-        &self,
-        path: &Path,
-        format: Option<&str>,
-        allow_backing: &[PathBuf],
-    ) -> Result<Image> {
-        self.with(path, format, allow_backing, |open| Ok(open.image.clone()))
-    }
-
-    fn checked(
-        &self,
-        path: &Path,
-        format: Option<&str>,
-        allow_backing: &[PathBuf],
-    ) -> Result<Image> {
-        self.with(path, format, allow_backing, |open| {
-            if !open.checked {
-                open.image.check()?;
-                open.checked = true;
-            }
-            Ok(open.image.clone())
-        })
-    }
-
     fn with<T>(
         &self,
         path: &Path,
@@ -139,18 +133,14 @@ pub struct SourceMachine {
     /// `--engine embedded`: the libguestfs appliance is not started, whatever the disk holds.
     pub no_appliance: bool,
     pub vm: SourceVm,
+    /// What the command line names.
     pub path: PathBuf,
-    pub format: Option<String>,
-    pub allow_backing: Vec<PathBuf>,
-    pub root: Option<String>,
-    pub force_dirty: bool,
-    pub keys: Keys,
-    pub opened: Opened,
+    pub access: Access,
 }
 
 impl SourceMachine {
-    /// Unpacks what cannot be read in place, and lists the disks, the one Windows is on first. What is
-    /// unpacked is called as if it were in `work`, which need not be there.
+    /// Unpacks what cannot be read in place, and opens the disks. What is unpacked is called as if it were in
+    /// `work`, which need not be there.
     pub fn disks(&self, work: &Path) -> Result<VmDisks> {
         let mut vm = self.vm.clone();
         vm.prepare(work, self.max_unpacked).map_err(|e| {
@@ -159,22 +149,12 @@ impl SourceMachine {
             hint.into_iter().fold(error, Error::hint)
         })?;
         let count = vm.disks.len();
-        let source = |(i, disk): (usize, &crate::source::SourceDisk)| {
+        let disks = vm.disks.iter().enumerate().map(|(i, disk)| {
             let id = DiskId::nth(i, count);
-            Source {
-                id,
-                path: disk.path.clone(),
-                format: self.format.clone().or_else(|| disk.format.clone()),
-                allow_backing: self.allow_backing.clone(),
-                root: self.root.clone(),
-                force_dirty: self.force_dirty,
-                keys: self.keys.of_disk(id),
-                opened: self.opened.clone(),
-                unpacked: vm.unpacked.clone(),
-            }
-        };
-        let list = vm.disks.iter().enumerate().map(source).collect();
-        VmDisks::look(list, &self.path)
+            self.access.disk(id, &disk.path, disk.format.as_deref())
+        });
+        let disks = disks.collect::<Result<_>>()?;
+        VmDisks::look(disks, self, vm.unpacked.clone())
     }
 }
 
@@ -220,7 +200,7 @@ pub fn look<T>(
     let engine = session.engine;
     session.close()?;
     looked()?;
-    machine.opened.check_unchanged()?;
+    machine.access.opened.check_unchanged()?;
     Ok((engine, survey, seen))
 }
 
@@ -248,16 +228,9 @@ pub(crate) fn looked() -> Result<()> {
 }
 
 /// Opens a disk as it is.
-pub fn read_only(engine: Engine, source: &Source) -> Result<OpenDisk> {
-    let session = Session::read_by(engine, source, &source.image()?)?;
+pub fn read_only(engine: Engine, disk: &Disk) -> Result<OpenDisk> {
+    let session = Session::read_by(engine, disk, &disk.image)?;
     Ok(OpenDisk::Read(session))
-}
-
-/// The disk Windows is on.
-pub fn first(disks: &[Source]) -> Result<&Source> {
-    disks
-        .first()
-        .ok_or_else(|| Error::failed("the source names no disk"))
 }
 
 /// One disk behind a storage daemon of ours, with its volumes.
@@ -268,16 +241,16 @@ pub struct Session<D: BlockRead + ?Sized> {
     pub engine: Engine,
     pub facts: SourceFacts,
     id: DiskId,
-    options: InspectOptions,
 }
 
 impl Session<dyn BlockRead> {
     /// Reads inside this process.
-    pub fn read(source: &Source, image: &Image) -> Result<Self> {
-        Self::read_by(Engine::EMBEDDED, source, image)
+    pub fn read(disk: &Disk) -> Result<Self> {
+        Self::read_by(Engine::EMBEDDED, disk, &disk.image)
     }
 
-    pub fn read_by(engine: Engine, source: &Source, image: &Image) -> Result<Self> {
+    /// Reads `image`: that of the disk, or an overlay on it.
+    pub fn read_by(engine: Engine, source: &Disk, image: &Image) -> Result<Self> {
         let export = Export::open_readonly_for(image, engine.reach())?;
         let disk = export.disk();
         Self::over(engine, export, disk, source, image)
@@ -294,14 +267,14 @@ impl Session<dyn BlockRead> {
             engine: self.engine,
             facts: self.facts,
             id: self.id,
-            options: self.options,
         }
     }
 }
 
 impl Session<dyn BlockWrite> {
-    /// Reads and writes go to a new overlay; `image` stays unchanged.
-    pub fn overlay(engine: Engine, source: &Source, image: &Image, overlay: &Path) -> Result<Self> {
+    /// Reads and writes go to a new overlay; the disk stays unchanged.
+    pub fn overlay(engine: Engine, source: &Disk, overlay: &Path) -> Result<Self> {
+        let image = &source.image;
         let export = Export::open_overlay_for(image, overlay, engine.reach())?;
         // What is below the overlay is what the guest was before the fix: no need to read it through
         // the daemon where it is a plain file.
@@ -319,12 +292,14 @@ impl<D: BlockRead + ?Sized> Session<D> {
         engine: Engine,
         export: Export<D>,
         disk: Arc<dyn BlockRead>,
-        source: &Source,
+        source: &Disk,
         image: &Image,
     ) -> Result<Self> {
         let shown = source.path.display();
         let layout = partition::read_layout(disk.as_ref()).map_err(|e| e.of(&shown))?;
-        let guest = engine.open(&export, disk, &layout, &source.keys, &shown.to_string())?;
+        let guest = engine
+            .open(&export, disk, &layout, &source.keys)
+            .map_err(|e| open_error(e, &shown.to_string()))?;
         Ok(Self {
             engine,
             export,
@@ -336,13 +311,12 @@ impl<D: BlockRead + ?Sized> Session<D> {
                 virtual_size_bytes: image.virtual_size(),
             },
             id: source.id,
-            options: source.options(),
         })
     }
 
     /// What inspection needs of the disk besides its volumes.
-    pub fn disk(&self) -> Disk {
-        Disk {
+    pub fn disk(&self) -> inspect::Disk {
+        inspect::Disk {
             id: self.id,
             layout: self.layout.clone(),
             source: self.facts.clone(),
@@ -358,7 +332,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
     /// Inspects this disk alone.
     pub fn inspect(&self) -> Result<Survey> {
         let guest = JoinedReader::new(vec![(self.id, self.guest.reader.as_ref())]);
-        inspect::inspect(&guest, &[self.disk()], &self.options)
+        inspect::inspect(&guest, &[self.disk()], &InspectOptions::default())
             .map_err(|e| refusal(e, &self.facts.path))
     }
 }
@@ -392,5 +366,26 @@ pub(crate) fn refusal(error: InspectError, path: &str) -> Error {
             .because(source)
             .hint("--root takes a directory like '2:\\Windows'"),
         other => Error::failed(format!("inspecting {path}")).because(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_opened_and_checked_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.img");
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let access = Access::default();
+        access.image(&path, Some("raw")).unwrap();
+        let first = access.disk(DiskId::ONLY, &path, Some("raw")).unwrap();
+        // A second opening would notice that the name is gone.
+        std::fs::remove_file(&path).unwrap();
+        let again = access.disk(DiskId::ONLY, &path, Some("raw")).unwrap();
+        assert_eq!(first.image.virtual_size(), again.image.virtual_size());
+        let opened = access.opened.0.lock().unwrap();
+        assert_eq!((opened.len(), opened[0].checked), (1, true));
     }
 }

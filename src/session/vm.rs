@@ -14,51 +14,60 @@ use crate::error::{Error, Result};
 use crate::guest::joined::{JoinedReader, JoinedWriter};
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, FsKind, GuestRead, GuestWrite, VolumeId};
-use crate::inspect::{self, Disk, InspectError, InspectOptions, Roles, Survey};
+use crate::inspect::{self, InspectError, InspectOptions, Roles, Survey};
+use crate::source::Unpacked;
 use crate::ui::Ui;
 
 use super::engine::Engine;
-use super::{Session, Source, announce_appliance, refusal};
+use super::{Disk, Session, SourceMachine, announce_appliance, refusal};
 
-/// The disks of a VM: the one with the system first, the others in the order of the source.
+/// The disks of a VM, in the order of the disks made from them: that with the system, then the others as the
+/// source has them. Which is which tells the id.
 #[derive(Debug, Clone)]
 pub struct VmDisks {
-    list: Vec<Source>,
+    list: Vec<Disk>,
     roles: Roles,
+    pub options: InspectOptions,
     /// What the command line named.
     path: PathBuf,
+    /// Keeps unpacked disks there.
+    _unpacked: Unpacked,
 }
 
 impl Deref for VmDisks {
-    type Target = [Source];
+    type Target = [Disk];
 
-    fn deref(&self) -> &[Source] {
+    fn deref(&self) -> &[Disk] {
         &self.list
     }
 }
 
 impl VmDisks {
     /// Finds Windows and its boot files on the disks, without an appliance.
-    pub fn look(mut list: Vec<Source>, path: &Path) -> Result<Self> {
+    pub fn look(mut list: Vec<Disk>, of: &SourceMachine, unpacked: Unpacked) -> Result<Self> {
+        let options = of.access.inspect.clone();
         let roles = match list.as_slice() {
             [] => return Err(Error::failed("the source names no disk")),
             [only] => Roles {
                 system: only.id,
                 boot: only.id,
             },
-            several => find_roles(several, path)?,
+            several => find_roles(several, &options, &of.path)?,
         };
-        if let Some(i) = list.iter().position(|disk| disk.id == roles.system) {
-            list[..=i].rotate_right(1);
-        }
-        let path = path.to_path_buf();
-        Ok(Self { list, roles, path })
+        list.sort_by_key(|disk| disk.id != roles.system);
+        Ok(Self {
+            list,
+            roles,
+            options,
+            path: of.path.clone(),
+            _unpacked: unpacked,
+        })
     }
 
     /// Fails when a disk is used by the kernel, which may write to it and takes no lock.
     pub fn check_kernel(&self) -> Result<()> {
         for disk in &self.list {
-            disk.image()?.check_kernel()?;
+            disk.image.check_kernel()?;
         }
         Ok(())
     }
@@ -66,6 +75,14 @@ impl VmDisks {
     /// Whether a conversion may change that disk.
     pub fn is_changed(&self, disk: DiskId) -> bool {
         disk == self.roles.system || disk == self.roles.boot
+    }
+
+    /// The disk with the system.
+    pub fn system(&self) -> Result<&Disk> {
+        let mut disks = self.list.iter();
+        disks
+            .find(|disk| self.is_system(disk.id))
+            .ok_or_else(|| Error::failed("the source names no disk"))
     }
 
     pub fn is_system(&self, disk: DiskId) -> bool {
@@ -89,16 +106,16 @@ impl VmDisks {
     }
 }
 
-fn find_roles(list: &[Source], path: &Path) -> Result<Roles> {
+fn find_roles(list: &[Disk], options: &InspectOptions, path: &Path) -> Result<Roles> {
     let mut sessions = Vec::new();
     for source in list {
-        let session = Session::read(source, &source.image()?)?;
+        let session = Session::read(source)?;
         sessions.push((source.id, OpenDisk::Read(session)));
     }
     let vm = VmSession {
         disks: sessions,
         engine: Engine::EMBEDDED,
-        options: list.first().map(Source::options).unwrap_or_default(),
+        options: options.clone(),
         path: path.to_path_buf(),
     };
     let found = vm.roles();
@@ -120,7 +137,7 @@ impl OpenDisk {
         }
     }
 
-    fn disk(&self) -> Disk {
+    fn disk(&self) -> inspect::Disk {
         match self {
             Self::Read(session) => session.disk(),
             Self::Write(session) => session.disk(),
@@ -172,7 +189,7 @@ impl VmSession {
         engine: Engine,
         disks: &VmDisks,
         ui: &Ui,
-        open: impl Fn(Engine, &Source) -> Result<OpenDisk>,
+        open: impl Fn(Engine, &Disk) -> Result<OpenDisk>,
     ) -> Result<(Self, Survey)> {
         let open_all = |engine: Engine| -> Result<Self> {
             let _waiting = engine.starts_slowly().then(|| {
@@ -183,14 +200,14 @@ impl VmSession {
             for source in disks.iter() {
                 let session = match disks.is_changed(source.id) {
                     true => open(engine, source)?,
-                    false => OpenDisk::Read(Session::read(source, &source.image()?)?),
+                    false => OpenDisk::Read(Session::read(source)?),
                 };
                 opened.push((source.id, session));
             }
             Ok(Self {
                 disks: opened,
                 engine,
-                options: disks.first().map(Source::options).unwrap_or_default(),
+                options: disks.options.clone(),
                 path: disks.path.clone(),
             })
         };
@@ -219,7 +236,7 @@ impl VmSession {
     pub(crate) fn open_overlays(
         &self,
         disks: &VmDisks,
-        path: impl Fn(&Source) -> Result<PathBuf>,
+        path: impl Fn(&Disk) -> Result<PathBuf>,
     ) -> Result<Opening> {
         let mut opening = Opening::default();
         for (id, disk) in &self.disks {
@@ -228,7 +245,7 @@ impl VmSession {
                 continue;
             };
             if let OpenDisk::Read(_) = disk {
-                let (image, path) = (source.image()?, path(source)?);
+                let (image, path) = (source.image.clone(), path(source)?);
                 let open = move || Ok(Export::<dyn BlockWrite>::open_overlay(&image, &path)?);
                 opening.0.push((*id, std::thread::spawn(open)));
             }
@@ -279,7 +296,7 @@ impl VmSession {
         inspect::inspect(guest, &self.facts(), &self.options).map_err(|e| self.refusal(e))
     }
 
-    fn facts(&self) -> Vec<Disk> {
+    fn facts(&self) -> Vec<inspect::Disk> {
         self.disks.iter().map(|(_, disk)| disk.disk()).collect()
     }
 

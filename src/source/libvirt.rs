@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use crate::disk::remote;
 use crate::domain::element::Element;
 
-use super::charset::Charset;
 use super::{
     Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
-    clean, folder_of, read_description,
+    clean, read_description,
 };
+use crate::disk::charset::Charset;
+use crate::files::folder_of;
 
 /// A disk as the XML names it.
 #[derive(Debug, PartialEq, Eq)]

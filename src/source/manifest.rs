@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::Digest as _;
 
-use super::charset::{text_of, without_mark};
 use super::{Result, SourceError};
+use crate::disk::charset::{text_of, without_mark};
 use crate::text::hex;
 
 const MAX_LINES: usize = 10_000;

@@ -13,7 +13,6 @@
 //!
 //! What a source says is a hint. Facts found inside the guest win over it.
 
-pub mod charset;
 pub mod find;
 pub mod libvirt;
 pub mod manifest;
@@ -23,18 +22,17 @@ pub mod ovf;
 pub mod tar;
 pub mod tar_write;
 pub mod vm;
-pub mod vmdk;
+mod vmdk;
 pub mod vmx;
 
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -43,6 +41,7 @@ use uuid::Uuid;
 use crate::domain::MacAddr;
 use crate::domain::element::XmlError;
 use crate::error::Blocker;
+use crate::files::{folder_of, open_file};
 
 pub use manifest::Manifest;
 
@@ -428,7 +427,7 @@ fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
         let member = disk.packed.as_ref().and_then(|p| p.member);
         let mut files = vec![(disk.path.clone(), member.map(|(at, _)| at))];
         if disk.packed.is_none()
-            && let Ok(Some(descriptor)) = vmdk::read(&disk.path)
+            && let Ok(Some(descriptor)) = crate::disk::vmdk::read(&disk.path)
         {
             let folder = folder_of(&disk.path);
             let extents = descriptor.extents.iter().filter_map(|e| e.below(folder));
@@ -635,16 +634,6 @@ fn clean(text: &str) -> String {
 }
 
 /// The whole description file, within limits.
-/// Opens what a description names, but no pipe: that would wait for ever.
-fn open_file(path: &Path) -> std::io::Result<File> {
-    let kind = std::fs::metadata(path)?.file_type();
-    if kind.is_file() || kind.is_dir() || kind.is_block_device() {
-        File::open(path)
-    } else {
-        Err(std::io::Error::other("neither a file nor a block device"))
-    }
-}
-
 fn read_description(path: &Path) -> Result<Vec<u8>> {
     let error = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::NotFound => SourceError::NotFound { path: path.into() },
@@ -668,26 +657,4 @@ fn read_description(path: &Path) -> Result<Vec<u8>> {
         });
     }
     Ok(bytes)
-}
-
-/// `reference` as a path below `dir`, or `None` when it would lead out of it.
-fn inside(dir: &Path, reference: &OsStr) -> Option<PathBuf> {
-    // In other encodings a backslash may be half of a character.
-    let reference = match reference.to_str() {
-        Some(text) => text.replace('\\', "/").into(),
-        None => reference.to_owned(),
-    };
-    if reference.is_empty() || reference.as_encoded_bytes().contains(&0) {
-        return None;
-    }
-    let path = Path::new(&reference);
-    let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
-    path.components().all(plain).then(|| dir.join(path))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
 }

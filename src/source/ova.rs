@@ -15,18 +15,19 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::charset::text_of;
 use super::manifest::{Hasher, check_bytes};
 use super::tar::{Member, TarError};
 use super::{
     MAX_DESCRIPTION, Packed, Result, SourceDisk, SourceError, SourceKind, SourceVm, ovf, stem, tar,
     vmdk,
 };
+use crate::disk::charset::text_of;
+use crate::files::open_file;
 
 const COPY_BUFFER: usize = 1 << 20;
 
 pub fn open(path: &Path, options: &super::Options) -> Result<SourceVm> {
-    let mut file = super::open_file(path).map_err(|e| io_error("opening", path, e))?;
+    let mut file = open_file(path).map_err(|e| io_error("opening", path, e))?;
     let mut magic = [0; 6];
     let read = file
         .read(&mut magic)
@@ -158,8 +159,7 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Resu
                 let Some(hasher) = hasher.as_mut() else {
                     continue;
                 };
-                let file =
-                    super::open_file(&disk.path).map_err(|e| io_error("opening", &disk.path, e))?;
+                let file = open_file(&disk.path).map_err(|e| io_error("opening", &disk.path, e))?;
                 copy(file, &mut io::sink(), Some(hasher))
                     .map_err(|e| io_error("reading", &disk.path, e))?;
             }
@@ -207,7 +207,7 @@ fn unpack(
     limit: &Limit,
     hasher: Option<&mut Hasher>,
 ) -> Result<File> {
-    let mut file = super::open_file(source).map_err(|e| io_error("opening", source, e))?;
+    let mut file = open_file(source).map_err(|e| io_error("opening", source, e))?;
     let (offset, size) = packed.member.unwrap_or((0, u64::MAX));
     if !packed.gzip && packed.member.is_some() && size > limit.bytes {
         return Err(limit.exceeded(source));

@@ -21,12 +21,13 @@ use std::path::Path;
 use crate::disk::remote::{self, ReadAt};
 use crate::domain::element::Element;
 
-use super::charset::{Charset, text_of};
 use super::manifest::{check_bytes, percent_decode};
 use super::{
     Controller, Options, Packed, Result, SourceDisk, SourceError, SourceFirmware, SourceKind,
-    SourceNic, SourceVm, clean, folder_of, read_description,
+    SourceNic, SourceVm, clean, read_description,
 };
+use crate::disk::charset::{Charset, text_of};
+use crate::files::{folder_of, open_file};
 
 /// More than any machine has: each item may name another.
 const MAX_ITEMS: usize = 4096;
@@ -58,8 +59,9 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
             path: path.into(),
             reference: disk.href.clone(),
         };
-        let inside =
-            |name: &OsString| super::inside(dir, name).map(|file| (text_of(name.as_bytes()), file));
+        let inside = |name: &OsString| {
+            crate::disk::charset::inside(dir, name).map(|file| (text_of(name.as_bytes()), file))
+        };
         let first = disk.names.first().and_then(inside).ok_or_else(outside)?;
         let mut found = disk.names.iter().filter_map(inside);
         let (name, file) = found.find(|(_, file)| file.exists()).unwrap_or(first);
@@ -102,7 +104,7 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
 /// A disk that was packed without a word about it.
 pub(super) fn is_gzip(file: &Path) -> bool {
     let mut magic = [0; 3];
-    let read = super::open_file(file).and_then(|f| match remote::of(file, &f.metadata()?) {
+    let read = open_file(file).and_then(|f| match remote::of(file, &f.metadata()?) {
         Some(remote) => remote.read_exact_at(&mut magic, 0),
         None => f.read_exact_at(&mut magic, 0),
     });

@@ -126,7 +126,7 @@ pub fn members<R: Read + Seek>(mut archive: R) -> Result<Vec<Member>, TarError> 
 
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    super::charset::text_of(&bytes[..end])
+    crate::disk::charset::text_of(&bytes[..end])
 }
 
 fn header_name(header: &[u8; BLOCK]) -> String {

@@ -15,11 +15,12 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::charset::{Charset, on_the_old_host, without_mark};
 use super::{
     Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
-    folder_of, read_description, stem,
+    read_description, stem,
 };
+use crate::disk::charset::{Charset, on_the_old_host, without_mark};
+use crate::files::folder_of;
 
 const MAX_KEYS: usize = 20_000;
 

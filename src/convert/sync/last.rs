@@ -27,7 +27,7 @@ use super::super::job::Job;
 use super::changes::Now;
 use super::pass;
 use super::state::{State, SyncedDisk, projection};
-use crate::session::Source;
+use crate::session::Disk;
 
 /// A synced directory whose VM is off.
 pub(crate) struct Last {
@@ -52,12 +52,7 @@ pub struct Synced {
 impl Last {
     /// Looks at what has changed since the last pass, and refuses what takes longer than the budget. Writes
     /// nothing. `disks` are those of the source, whole and held.
-    pub(crate) fn look(
-        job: &Job,
-        ui: &Ui,
-        folder: &Path,
-        disks: &[Source],
-    ) -> Result<Option<Self>> {
+    pub(crate) fn look(job: &Job, ui: &Ui, folder: &Path, disks: &[Disk]) -> Result<Option<Self>> {
         if !job.output.from_sync {
             return Ok(None);
         }
@@ -68,7 +63,7 @@ impl Last {
                     .hint(format!("hyper2kvm sync SOURCE -o {again} makes one")),
             );
         };
-        let images = in_order(job, disks)?;
+        let images = in_order(job, disks);
         let sizes: Vec<u64> = images.iter().map(Image::virtual_size).collect();
         let now: Vec<Now> = images.iter().map(Now::of).collect::<Result<_>>()?;
         let changed = state.changes(&sizes, &now)?;
@@ -109,7 +104,7 @@ impl Last {
     }
 
     /// The copy of a disk of the source.
-    pub(crate) fn disk(&self, job: &Job, disk: &Source) -> Option<Synced> {
+    pub(crate) fn disk(&self, job: &Job, disk: &Disk) -> Option<Synced> {
         let disk = self.state.disks.get(position(job, disk)?)?;
         Some(Synced {
             disk: disk.clone(),
@@ -150,31 +145,30 @@ fn check_budget(budget: Option<u64>, projected: f64, left: u64) -> Result<()> {
 }
 
 /// The images in the order of the source.
-fn in_order(job: &Job, disks: &[Source]) -> Result<Vec<Image>> {
+fn in_order(job: &Job, disks: &[Disk]) -> Vec<Image> {
     let mut images: Vec<Option<Image>> = vec![None; job.source.vm.disks.len()];
     for disk in disks {
         if let Some(place) = position(job, disk).and_then(|i| images.get_mut(i)) {
-            *place = Some(disk.image()?);
+            *place = Some(disk.image.clone());
         }
     }
-    Ok(images.into_iter().flatten().collect())
+    images.into_iter().flatten().collect()
 }
 
 /// Where a disk is in the source.
-fn position(job: &Job, disk: &Source) -> Option<usize> {
+fn position(job: &Job, disk: &Disk) -> Option<usize> {
     let disks = &job.source.vm.disks;
     disks.iter().position(|other| other.path == disk.path)
 }
 
 impl Synced {
-    /// Brings the copy up to what `image` reads as where `live` is, and names it `target` too. `image` is
+    /// Brings the copy up to what `image` reads as in the ranges of `how`, and names it `target` too. `image` is
     /// an overlay of this run, or the source itself.
     pub(crate) fn finish(
         &self,
         image: &Image,
         target: &Path,
         how: &CopyOptions,
-        live: &Extents,
         progress: &mut dyn FnMut(f64),
     ) -> Result<Copied, CopyError> {
         let recorded = |e: Error| {
@@ -183,6 +177,8 @@ impl Synced {
                 source: std::io::Error::other(e.to_string()),
             })
         };
+        let whole = || Arc::new(std::iter::once(0..image.virtual_size()).collect());
+        let live: &Extents = &how.ranges.clone().unwrap_or_else(whole);
         // What the fix wrote is another in each run: it is not recorded.
         let own = match image.top().scratch {
             true => own(image)?,

@@ -64,7 +64,8 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
     check_room(&state, &folder, &work)?;
     let copied = work.iter().map(Work::bytes).sum();
     let overhead_s = start.elapsed().as_secs_f64();
-    copy(order, ui, &folder, &state, &frozen, &work)?;
+    let work: Vec<(&Frozen, Work)> = frozen.iter().zip(work).collect();
+    copy(order, ui, &folder, &state, &work)?;
     for frozen in &frozen {
         frozen.image.check_unchanged()?;
     }
@@ -256,10 +257,9 @@ fn copy(
     ui: &Ui,
     folder: &Path,
     state: &State,
-    frozen: &[Frozen],
-    work: &[Work],
+    work: &[(&Frozen, Work)],
 ) -> Result<()> {
-    let total: u64 = work.iter().map(Work::bytes).sum();
+    let total: u64 = work.iter().map(|(_, work)| work.bytes()).sum();
     let shown = crate::ui::bytes(total);
     ui.status(
         "Syncing",
@@ -267,7 +267,7 @@ fn copy(
     );
     let progress = ui.progress("Syncing", total);
     let mut before = 0;
-    for ((disk, frozen), work) in state.disks.iter().zip(frozen).zip(work) {
+    for (disk, (frozen, work)) in state.disks.iter().zip(work) {
         let mut journal = match disk.journal(folder)? {
             Some(journal) => journal,
             None => disk.restart(folder, Extents::default())?,

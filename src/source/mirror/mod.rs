@@ -26,8 +26,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::block::Window;
 use crate::disk::compose::{Composed, Piece};
-use crate::disk::detect;
 use crate::disk::remote::{self, ReadAt, Remote, RemoteFile};
+use crate::disk::{detect, vmdk};
 use crate::wire::{Listed, Location, Transport, WireError};
 
 pub(crate) use host::Host;
@@ -35,8 +35,8 @@ use host::Lazy;
 pub(crate) use open::{access, broken, close, fetched, open, transport, trouble};
 use paths::{below, may_be_link, normal, one_name, remote_path};
 
-use super::charset::{self, Name};
-use super::{MAX_DESCRIPTION, libvirt, ovf, tar, vmdk, vmx};
+use super::{MAX_DESCRIPTION, libvirt, ovf, tar, vmx};
+use crate::disk::charset::{self, Name};
 
 type Result<T, E = WireError> = std::result::Result<T, E>;
 
@@ -136,7 +136,9 @@ impl Mirror {
         match name.strip_prefix('/') {
             Some(rest) => below(&self.root, Path::new(rest)),
             None => {
-                let folder = super::folder_of(path).strip_prefix(&self.root).ok()?;
+                let folder = crate::files::folder_of(path)
+                    .strip_prefix(&self.root)
+                    .ok()?;
                 below(&self.root, &normal(&folder.join(&*name))?)
             }
         }
@@ -167,7 +169,7 @@ impl Mirror {
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
-        let folder = super::folder_of(path);
+        let folder = crate::files::folder_of(path);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -252,7 +254,7 @@ impl Mirror {
                 continue;
             };
             // As much of the path as there is: the reader looks for that first.
-            let Some(place) = below(super::folder_of(path), Path::new(old)) else {
+            let Some(place) = below(crate::files::folder_of(path), Path::new(old)) else {
                 continue;
             };
             self.disk_at(at, &disk.file, &place, 0)?;
@@ -461,7 +463,7 @@ impl Mirror {
 
     /// Locks of a VM that runs, and files that may be built on a disk.
     fn beside(&mut self, at: &Location, path: &Path, entries: &[Listed]) -> Result<()> {
-        let folder = super::folder_of(path).to_owned();
+        let folder = crate::files::folder_of(path).to_owned();
         let own = entries.iter().find(|e| e.name == at.file_name());
         let since = own.and_then(|e| e.modified).unwrap_or(0);
         let mut looked = 0;

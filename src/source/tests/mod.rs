@@ -474,7 +474,7 @@ proptest::proptest! {
     #[test]
     fn parsers_survive_anything(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..2000), at in 0usize..4000, byte in proptest::num::u8::ANY) {
         let _ = Vmx::parse(&bytes).map(|v| v.machine());
-        let _ = vmdk::Descriptor::parse(&bytes);
+        let _ = crate::disk::vmdk::Descriptor::parse(&bytes);
         let _ = Manifest::parse(&bytes);
         let _ = tar::members(std::io::Cursor::new(&bytes));
         // Nearly right input goes deeper than noise.

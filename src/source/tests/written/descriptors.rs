@@ -2,7 +2,7 @@
 //! chain and by the one of the extents.
 
 use super::*;
-use crate::disk::detect;
+use crate::disk::{charset, detect, vmdk};
 
 #[test]
 fn vmdk_descriptors_are_read_as_they_were_written() {

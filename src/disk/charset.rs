@@ -9,9 +9,9 @@
 //! two-byte label it takes characters of three bytes, since two Chinese ones can look like two bytes of
 //! UTF-8 each.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
@@ -91,7 +91,7 @@ impl Charset {
     pub fn below(self, dir: &Path, name: &str, raw: &[u8]) -> Option<PathBuf> {
         let name = name.replace('\\', "/");
         let names = self.spellings(&name, raw).into_iter();
-        let mut paths = names.map(|n| super::inside(dir, &n));
+        let mut paths = names.map(|n| inside(dir, &n));
         let first = paths.next()??;
         if first.exists() {
             return Some(first);
@@ -186,7 +186,7 @@ pub fn without_mark(bytes: &[u8]) -> std::borrow::Cow<'_, [u8]> {
 
 /// The part after the root of an absolute path of ESXi (`/vmfs/volumes/...`, `[datastore] ...`), Linux
 /// or Windows (with slashes).
-pub(super) fn on_the_old_host(name: &str) -> Option<&str> {
+pub(crate) fn on_the_old_host(name: &str) -> Option<&str> {
     if let Some(path) = name.strip_prefix("/vmfs/volumes/") {
         return Some(path);
     }
@@ -201,6 +201,21 @@ pub(super) fn on_the_old_host(name: &str) -> Option<&str> {
         return Some(path);
     }
     name.starts_with('/').then_some(name)
+}
+
+/// `reference` as a path below `dir`, or `None` when it would lead out of it.
+pub(crate) fn inside(dir: &Path, reference: &OsStr) -> Option<PathBuf> {
+    // In other encodings a backslash may be half of a character.
+    let reference = match reference.to_str() {
+        Some(text) => text.replace('\\', "/").into(),
+        None => reference.to_owned(),
+    };
+    if reference.is_empty() || reference.as_encoded_bytes().contains(&0) {
+        return None;
+    }
+    let path = Path::new(&reference);
+    let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
+    path.components().all(plain).then(|| dir.join(path))
 }
 
 #[cfg(test)]
