@@ -233,6 +233,14 @@ impl Image {
         level.held.first().filter(|_| plain)
     }
 
+    /// An overlay of this run, and the image below it.
+    pub(super) fn scratch_over(&self) -> Option<(&Path, Self)> {
+        let top = self.top();
+        let below = self.without_top();
+        let own = top.scratch && top.format == Format::QCOW2 && !below.levels.is_empty();
+        own.then_some((top.path.as_path(), below))
+    }
+
     /// Checks the metadata of every level: finds files that were cut short, which QEMU would
     /// otherwise read as zeroes.
     pub fn check(&self) -> Result<()> {

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::chain::Image;
 use super::detect::Format;
+use super::empty;
 use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::tables;
@@ -363,6 +364,9 @@ fn begin<'t>(
     let unfinished = Unfinished(how.record.is_none().then_some(target));
     match how.format {
         TargetFormat::Raw => file.set_len(source.virtual_size()).map_err(io_error)?,
+        TargetFormat::Qcow2 if !how.compress && empty::can_create(source.virtual_size()) => {
+            empty::write_qcow2(&file, source.virtual_size()).map_err(|e| full_or(e, target))?;
+        }
         TargetFormat::Qcow2 => {
             let zstd = how.compress && qemu_img::has_zstd();
             let options = zstd.then_some("compression_type=zstd");

@@ -5,7 +5,7 @@
 //! counts, one block of counts, and the first-level table, which is all zeroes. One block counts 2 GiB,
 //! and the largest first-level table (64 TiB of disk) has 1 MiB.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -27,20 +27,37 @@ const LARGEST: u64 = 64 << 40;
 
 /// Creates the file; it must not be there.
 pub fn create_qcow2(path: &Path, virtual_size: u64) -> io::Result<()> {
-    let size = virtual_size.next_multiple_of(512);
-    if size > LARGEST {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("a disk of {size} bytes; the largest has {LARGEST}"),
-        ));
+    if !can_create(virtual_size) {
+        return Err(too_large(virtual_size));
     }
-    let entries = size.div_ceil(PER_ENTRY);
-    let clusters = LEVEL_1 / CLUSTER + (entries * 8).div_ceil(CLUSTER);
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
+    write_qcow2(&file, virtual_size)
+}
+
+/// Whether a disk of that size can be created here.
+pub(super) fn can_create(virtual_size: u64) -> bool {
+    virtual_size <= LARGEST
+}
+
+fn too_large(size: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("a disk of {size} bytes; the largest has {LARGEST}"),
+    )
+}
+
+/// The same into a file that is there, and empty.
+pub(super) fn write_qcow2(mut file: &File, virtual_size: u64) -> io::Result<()> {
+    if !can_create(virtual_size) {
+        return Err(too_large(virtual_size));
+    }
+    let size = virtual_size.next_multiple_of(512);
+    let entries = size.div_ceil(PER_ENTRY);
+    let clusters = LEVEL_1 / CLUSTER + (entries * 8).div_ceil(CLUSTER);
     let mut start = header(size, entries);
     start.resize(COUNTS as usize, 0);
     start.extend(COUNT_BLOCK.to_be_bytes());

@@ -5,7 +5,8 @@
 //! in it; the socket's directory is removed before the daemon starts, so nobody else can connect and
 //! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
 //!
-//! A raw image that we alone read needs no daemon: it is read as the file it is.
+//! A raw image that we alone read needs no daemon: it is read as the file it is. Nor does an overlay of this run over
+//! one, once the daemon that wrote it has closed it ([`super::overlay`]).
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -26,6 +27,7 @@ use super::chain::Image;
 use super::empty::create_qcow2;
 use super::error::ImageError;
 use super::nbd::{Nbd, Patience};
+use super::overlay::{Content, Overlay};
 use super::pool::{MORE, Pool};
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::stop;
@@ -270,35 +272,72 @@ impl<D: ?Sized> Export<D> {
     }
 }
 
-/// The image as a plain file, when it is one.
+/// The image without a storage daemon: a plain file, or an overlay of this run over one.
 pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
     if let Some(remote) = image.plain_remote() {
         return Ok((remote.size() == image.virtual_size()).then_some(remote as Arc<dyn BlockRead>));
     }
-    let Some(held) = image.plain_file() else {
+    if let Some(overlay) = direct_overlay(image)? {
+        return Ok(Some(Arc::new(overlay)));
+    }
+    let disk = direct_file(image)?;
+    Ok(disk.map(|disk| Arc::new(disk) as Arc<dyn BlockRead>))
+}
+
+fn direct_file(image: &Image) -> Result<Option<FileDisk>> {
+    let Some(held) = image.plain_file().filter(|held| held.remote().is_none()) else {
         return Ok(None);
     };
     let failed = |e| ExportError::Image(ImageError::from_io(held.path(), e));
     let file = held.file().try_clone().map_err(failed)?;
     let disk = FileDisk::from_file(file).map_err(failed)?;
-    if disk.size() != image.virtual_size() {
+    Ok((disk.size() == image.virtual_size()).then_some(disk))
+}
+
+fn direct_overlay(image: &Image) -> Result<Option<Overlay>> {
+    let Some((overlay, below)) = image.scratch_over() else {
         return Ok(None);
-    }
-    Ok(Some(Arc::new(disk)))
+    };
+    let Some(below) = direct_file(&below)? else {
+        return Ok(None);
+    };
+    let opened = Overlay::open(overlay, below);
+    Ok(opened.map_err(|e| ImageError::from_io(overlay, e))?)
 }
 
-/// Tells every range with data of an image that is a plain file, in order. `None`: it is none.
+/// Tells every range with data of an image that is read without a storage daemon, in order. `None`: it is not.
 pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io::Result<()>> {
-    let held = image.plain_file()?;
-    if held.remote().is_some() {
-        // Its placeholder is one hole.
-        return None;
+    let size = image.virtual_size();
+    // The placeholder of a file on another host is one hole.
+    let here = |image: &Image| {
+        let held = image.plain_file()?;
+        held.remote().is_none().then(|| held.clone())
+    };
+    if let Some(held) = here(image) {
+        return Some(file_data(held.file(), 0..size, found));
     }
-    Some(file_data(held.file(), image.virtual_size(), found))
+    let (_, below) = image.scratch_over()?;
+    let below = here(&below)?;
+    match direct_overlay(image) {
+        Ok(overlay) => {
+            let overlay = overlay?;
+            let mut parts = overlay.parts(0..size);
+            Some(parts.try_for_each(|(range, content)| match content {
+                Some(Content::Data(_)) => {
+                    found(range);
+                    Ok(())
+                }
+                Some(Content::Zeroes) => Ok(()),
+                None => file_data(below.file(), range, found),
+            }))
+        }
+        Err(error) => Some(Err(io::Error::other(error))),
+    }
 }
 
-fn file_data(file: &File, size: u64, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
-    let mut at = 0;
+/// Tells the data of a part of a file.
+fn file_data(file: &File, part: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
+    let (mut at, size) = (part.start, part.end);
     while at < size {
         let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(start) => start,
@@ -307,12 +346,15 @@ fn file_data(file: &File, size: u64, found: &mut dyn FnMut(Range<u64>)) -> io::R
             Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
             Err(e) => return Err(e.into()),
         };
+        if start >= size {
+            return Ok(());
+        }
         let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
             Ok(end) => end.min(size),
             Err(Errno::INVAL | Errno::OPNOTSUPP) => size,
             Err(e) => return Err(e.into()),
         };
-        if start >= size || end <= start {
+        if end <= start {
             return Ok(());
         }
         found(start..end);
@@ -422,7 +464,7 @@ mod tests {
         file.set_len(size).unwrap();
         let data = |file: &File, size: u64| {
             let mut ranges = Vec::new();
-            file_data(file, size, &mut |range| ranges.push(range)).unwrap();
+            file_data(file, 0..size, &mut |range| ranges.push(range)).unwrap();
             ranges
         };
         assert_eq!(data(&file, size), []);

@@ -32,6 +32,7 @@ mod merge;
 pub mod nbd;
 mod on_wire;
 mod open;
+mod overlay;
 pub mod partition;
 mod pool;
 mod references;

@@ -119,6 +119,8 @@ fn in_child(hive: &File, edits: &RegEdits) -> Result<()> {
     let edits = memory_file("edits", &edits)?;
     let edits = Passed::new(Arc::new(edits), Path::new("the edits"), false);
     let done = Cmd::own(VERB)
+        // The library takes memory for the whole hive: in large pages that costs a few page faults, not thousands.
+        .env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         .arg(edits.name())
         .pass(&[edits])
         .stdin(hive)

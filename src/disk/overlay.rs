@@ -1,0 +1,296 @@
+//! [`Overlay`]: a qcow2 of this run over a plain file, read without a storage daemon.
+//!
+//! Specification: `docs/interop/qcow2.rst` of QEMU. The storage daemon has written the overlay and has closed it;
+//! here other code reads what it left, so a fault of the daemon's tables shows in the verification. Only what
+//! hyper2kvm's own overlays have is read: version 3, no backing name, no snapshots, no encryption, nothing
+//! compressed, with or without extended second-level entries. Whatever else is found, or does not fit, is left to
+//! QEMU ([`Overlay::open`] gives `None`).
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::block::{BlockRead, FileDisk, check_range};
+use crate::bytes::{be32, be64};
+
+const MAGIC: &[u8; 4] = b"QFI\xfb";
+const VERSION: u32 = 3;
+/// Of an incompatible feature: entries of the second level have a bitmap of subclusters.
+const EXTENDED_L2: u64 = 1 << 4;
+const HEADER: usize = 104;
+/// Bits 9 to 55 of an entry: where its cluster is.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const COMPRESSED: u64 = 1 << 62;
+/// Of a plain entry: the cluster reads as zeroes, wherever it is.
+const ZERO: u64 = 1;
+const SUBCLUSTERS: u64 = 32;
+/// An overlay in more pieces is read by QEMU: these take 32 MiB of memory.
+const MOST_RUNS: usize = 1 << 20;
+/// The first level of 64 TiB in clusters of 64 KiB.
+const MOST_TABLES: u32 = 128 << 10;
+
+/// What an overlay has for a range of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// From that byte of its file on.
+    Data(u64),
+    Zeroes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Run {
+    range: Range<u64>,
+    content: Content,
+}
+
+/// A disk made of an overlay and the plain file below it.
+pub(super) struct Overlay {
+    file: FileDisk,
+    below: FileDisk,
+    size: u64,
+    /// In order; what lies between them is read from below.
+    runs: Vec<Run>,
+}
+
+impl Overlay {
+    /// `None` when the overlay is not one that is read here.
+    pub(super) fn open(overlay: &Path, below: FileDisk) -> io::Result<Option<Self>> {
+        let file = File::open(overlay)?;
+        let size = below.size();
+        let Some(runs) = Tables::read(&file, size)? else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            file: FileDisk::from_file(file)?,
+            below,
+            size,
+            runs,
+        }))
+    }
+
+    /// Every range of the disk in order, with what the overlay has for it.
+    pub(super) fn parts(
+        &self,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = (Range<u64>, Option<Content>)> {
+        let mut at = range.start;
+        let mut next = self.runs.partition_point(|run| run.range.end <= at);
+        std::iter::from_fn(move || {
+            if at >= range.end {
+                return None;
+            }
+            let start = at;
+            let run = self
+                .runs
+                .get(next)
+                .filter(|run| run.range.start < range.end);
+            Some(match run {
+                Some(run) if run.range.start <= start => {
+                    at = run.range.end.min(range.end);
+                    next += 1;
+                    let content = match run.content {
+                        Content::Data(host) => Content::Data(host + (start - run.range.start)),
+                        Content::Zeroes => Content::Zeroes,
+                    };
+                    (start..at, Some(content))
+                }
+                run => {
+                    at = run.map_or(range.end, |run| run.range.start);
+                    (start..at, None)
+                }
+            })
+        })
+    }
+}
+
+impl BlockRead for Overlay {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_range(offset, buf.len() as u64, self.size)?;
+        let mut rest = buf;
+        for (range, content) in self.parts(offset..offset + rest.len() as u64) {
+            let (part, behind) = rest.split_at_mut((range.end - range.start) as usize);
+            match content {
+                None => self.below.read_at(range.start, part)?,
+                Some(Content::Data(host)) => self.file.read_at(host, part)?,
+                Some(Content::Zeroes) => part.fill(0),
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+}
+
+/// The tables of a qcow2 while they are read.
+struct Tables<'f> {
+    file: &'f File,
+    length: u64,
+    size: u64,
+    cluster: u64,
+    extended: bool,
+    runs: Vec<Run>,
+}
+
+impl<'f> Tables<'f> {
+    fn read(file: &'f File, size: u64) -> io::Result<Option<Vec<Run>>> {
+        let length = file.metadata()?.len();
+        let mut header = [0; HEADER];
+        if length < HEADER as u64 {
+            return Ok(None);
+        }
+        file.read_exact_at(&mut header, 0)?;
+        let word = |at| be32(&header, at).unwrap_or_default();
+        let long = |at| be64(&header, at).unwrap_or_default();
+        let (bits, features) = (word(20), long(72));
+        let known = header.starts_with(MAGIC)
+            && word(4) == VERSION
+            // No name of a backing file, no encryption, no snapshots.
+            && (long(8), word(32), word(60)) == (0, 0, 0)
+            && (16..=21).contains(&bits)
+            && long(24) == size
+            && features & !EXTENDED_L2 == 0
+            && word(36) <= MOST_TABLES;
+        if !known {
+            return Ok(None);
+        }
+        let mut tables = Self {
+            file,
+            length,
+            size,
+            cluster: 1 << bits,
+            extended: features & EXTENDED_L2 != 0,
+            runs: Vec::new(),
+        };
+        let understood = tables.first_level(long(40), word(36))?;
+        Ok(understood.then_some(tables.runs))
+    }
+
+    fn entry_size(&self) -> u64 {
+        if self.extended { 16 } else { 8 }
+    }
+
+    /// Whether all of a part of the file is there.
+    fn holds(&self, offset: u64, len: u64) -> bool {
+        offset
+            .checked_add(len)
+            .is_some_and(|end| end <= self.length)
+    }
+
+    /// Whether everything was understood.
+    fn first_level(&mut self, offset: u64, entries: u32) -> io::Result<bool> {
+        let covered = self.cluster / self.entry_size() * self.cluster;
+        if u64::from(entries) < self.size.div_ceil(covered)
+            || !self.holds(offset, u64::from(entries) * 8)
+        {
+            return Ok(false);
+        }
+        let mut level_1 = vec![0; entries as usize * 8];
+        self.file.read_exact_at(&mut level_1, offset)?;
+        let mut table = vec![0; self.cluster as usize];
+        for (i, entry) in level_1.chunks_exact(8).enumerate() {
+            let at = be64(entry, 0).unwrap_or_default() & OFFSET;
+            let start = i as u64 * covered;
+            if at == 0 || start >= self.size {
+                continue;
+            }
+            if !at.is_multiple_of(self.cluster) || !self.holds(at, self.cluster) {
+                return Ok(false);
+            }
+            self.file.read_exact_at(&mut table, at)?;
+            if !self.second_level(start, &table) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn second_level(&mut self, start: u64, table: &[u8]) -> bool {
+        let mut at = start;
+        for entry in table.chunks_exact(self.entry_size() as usize) {
+            if at >= self.size {
+                break;
+            }
+            if !self.entry(at, entry) || self.runs.len() > MOST_RUNS {
+                return false;
+            }
+            at += self.cluster;
+        }
+        true
+    }
+
+    fn entry(&mut self, at: u64, entry: &[u8]) -> bool {
+        let word = be64(entry, 0).unwrap_or_default();
+        let host = word & OFFSET;
+        let bitmap = be64(entry, 8);
+        if word == 0 && bitmap.unwrap_or_default() == 0 {
+            return true;
+        }
+        if word & COMPRESSED != 0 || !host.is_multiple_of(self.cluster) {
+            return false;
+        }
+        match bitmap {
+            None if word & ZERO != 0 => self.add(at, self.cluster, Content::Zeroes),
+            None => host != 0 && self.add(at, self.cluster, Content::Data(host)),
+            // There the bitmap alone tells of zeroes.
+            Some(_) if word & ZERO != 0 => false,
+            Some(bitmap) => {
+                let size = self.cluster / SUBCLUSTERS;
+                (0..SUBCLUSTERS).all(|i| {
+                    let place = i * size;
+                    let allocated = bitmap >> i & 1 == 1;
+                    let zero = bitmap >> (SUBCLUSTERS + i) & 1 == 1;
+                    match (allocated, zero) {
+                        (false, false) => true,
+                        (false, true) => self.add(at + place, size, Content::Zeroes),
+                        (true, false) => {
+                            host != 0 && self.add(at + place, size, Content::Data(host + place))
+                        }
+                        (true, true) => false,
+                    }
+                })
+            }
+        }
+    }
+
+    /// Adds what follows the runs so far; `false` when the file ends before it.
+    fn add(&mut self, at: u64, len: u64, content: Content) -> bool {
+        if let Content::Data(host) = content
+            && !self.holds(host, len.min(self.size - at.min(self.size)))
+        {
+            return false;
+        }
+        let end = (at + len).min(self.size);
+        if at >= end {
+            return true;
+        }
+        if let Some(last) = self.runs.last_mut()
+            && last.range.end == at
+        {
+            let joins = match (last.content, content) {
+                (Content::Zeroes, Content::Zeroes) => true,
+                (Content::Data(first), Content::Data(host)) => {
+                    first + (last.range.end - last.range.start) == host
+                }
+                _ => false,
+            };
+            if joins {
+                last.range.end = end;
+                return true;
+            }
+        }
+        self.runs.push(Run {
+            range: at..end,
+            content,
+        });
+        true
+    }
+}
+
+#[cfg(test)]
+#[path = "overlay_tests.rs"]
+mod tests;
