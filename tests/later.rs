@@ -619,3 +619,33 @@ fn a_large_disk_takes_no_longer() {
     h2k(["pull", text(&out)]).expect(0);
     assert_eq!(chain(&disk).len(), 1);
 }
+
+/// The example of docs/later.md, read by systemd itself where it is there.
+#[test]
+fn the_unit_of_the_page_is_one_for_systemd() {
+    let page = fs::read_to_string("docs/later.md").unwrap();
+    let (_, rest) = page.split_once("```ini\n").unwrap();
+    let (unit, _) = rest.split_once("```").unwrap();
+    assert!(unit.contains("ExecStart=/usr/bin/hyper2kvm serve %f\n"));
+    let verify = |unit: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hyper2kvm-serve@.service");
+        fs::write(&file, unit.replace("/usr/bin/hyper2kvm", binary())).unwrap();
+        let run = Command::new("systemd-analyze")
+            .arg("verify")
+            .arg(&file)
+            .output()
+            .ok()?;
+        let said = String::from_utf8_lossy(&run.stderr).into_owned();
+        // It names the units of this host too, and warns with exit code 0.
+        let ours = |line: &&str| line.contains("hyper2kvm-serve@");
+        let lines: Vec<String> = said.lines().filter(ours).map(str::to_owned).collect();
+        Some((run.status.success(), lines))
+    };
+    let Some(good) = verify(unit) else {
+        return skip("systemd-analyze", "no systemd here");
+    };
+    assert_eq!(good, (true, Vec::new()));
+    let bad = verify(&unit.replace("on-failure", "on-trouble")).unwrap();
+    assert_eq!(bad.1.len(), 1, "a fault is seen: {bad:?}");
+}

@@ -67,6 +67,8 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     }
     ready()?;
     let (end, fetched) = serving.watch(ui)?;
+    // What is made of several files is read through the mirror.
+    let fetched = fetched.saturating_add(mirror::fetched());
     ui.line(match end {
         End::Asked => "ended as asked",
         End::Alone => "the disks stand alone",

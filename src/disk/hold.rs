@@ -292,6 +292,11 @@ impl Held {
         origin.filter(|remote| !remote.is_copied())
     }
 
+    /// What it stands for or is a copy of, when that is on another host.
+    pub(crate) fn origin(&self) -> Option<&Arc<Remote>> {
+        self.0.origin.as_ref()
+    }
+
     /// Whether it is a file of another host, or a copy of one that this run made.
     pub(crate) fn is_on_wire(&self) -> bool {
         self.0.origin.is_some()

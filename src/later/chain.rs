@@ -6,6 +6,7 @@ use crate::error::{Blocker, Result};
 use crate::text;
 
 use super::record::Level;
+use super::whole;
 use super::wire::OnWire;
 
 /// The formats that libvirt can name below an overlay.
@@ -14,36 +15,47 @@ const KNOWN_TO_LIBVIRT: [&str; 7] = ["raw", "qcow2", "qcow", "qed", "vmdk", "vpc
 /// The levels of a source, or why it has to be copied. Overlays of this run are left out.
 pub(crate) fn levels(image: &Image) -> Result<Vec<Level>, Box<Blocker>> {
     let below = image.without_overlays();
-    match below.levels() {
-        [only] if only.held().iter().any(Held::is_on_wire) => Ok(vec![on_wire(only)?]),
-        levels => levels.iter().map(level).collect(),
+    if below.held().any(Held::is_on_wire) {
+        return on_wire(&below).map(|level| vec![level]);
     }
+    below.levels().iter().map(level).collect()
 }
 
-/// A level on another host that QEMU can have as it is there: one file, served on a socket.
-fn on_wire(level: &Opened) -> Result<Level, Box<Blocker>> {
-    let refuse = |why: &str| {
-        let shown = text::called_path(&level.path);
-        let shown = shown.display();
+/// A disk on another host: one file that QEMU reads as it is there, or everything it is made of as one raw
+/// disk. In both cases it is behind one socket.
+fn on_wire(image: &Image) -> Result<Level, Box<Blocker>> {
+    let file = match image.levels() {
+        [only] => one_file(only),
+        _ => None,
+    };
+    let (wire, format) = match file {
+        Some((file, format)) => (OnWire::of(file), format),
+        None => (whole::of(image), "raw"),
+    };
+    let wire = wire.map_err(|e| {
+        let shown = text::called_path(image.path());
         let remedy = "leave --copy later out: what is in use is then copied, and no more";
-        Box::new(Blocker::new("copy-later", format!("{shown} {why}"), remedy))
-    };
-    let several = "is on another host and not one file there that QEMU reads, and a VM is started from such only";
-    // Of a flat VMDK the extent that is all of the disk.
-    let (held, format) = match (level.held(), level.format_by_name()) {
-        ([file], Some(format)) => (file, format.driver()),
-        ([_, extent], None) if extent.size() == level.virtual_size => (extent, "raw"),
-        _ => return Err(refuse(several)),
-    };
-    if held.remote().is_none() || !KNOWN_TO_LIBVIRT.contains(&format) {
-        return Err(refuse(several));
-    }
-    let wire = OnWire::of(held).map_err(|e| refuse(&e))?;
+        Box::new(Blocker::new(
+            "copy-later",
+            format!("{} {e}", shown.display()),
+            remedy,
+        ))
+    })?;
     Ok(Level {
         format: format.to_owned(),
         files: Vec::new(),
         wire: Some(wire),
     })
+}
+
+fn one_file(level: &Opened) -> Option<(&Held, &'static str)> {
+    let (file, format) = match (level.held(), level.format_by_name()) {
+        ([file], Some(format)) => (file, format.driver()),
+        // Of a flat VMDK the extent that is all of the disk.
+        ([_, extent], None) if extent.size() == level.virtual_size => (extent, "raw"),
+        _ => return None,
+    };
+    (file.remote().is_some() && KNOWN_TO_LIBVIRT.contains(&format)).then_some((file, format))
 }
 
 fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
@@ -56,14 +68,6 @@ fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
         ));
     }
     for held in level.held() {
-        if held.is_on_wire() {
-            return Err(refuse(
-                format!(
-                    "{shown} is on another host and one of several images, and a VM is not started from those"
-                ),
-                "leave --copy later out: what is in use is then copied, and no more",
-            ));
-        }
         // What was unpacked has no name of its own.
         if !held.has_a_name() {
             return Err(refuse(

@@ -9,6 +9,7 @@ pub(crate) mod chain;
 pub(crate) mod holes;
 pub(crate) mod record;
 pub(crate) mod serve;
+pub(crate) mod whole;
 pub(crate) mod wire;
 
 pub(crate) use record::Record;

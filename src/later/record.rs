@@ -13,6 +13,7 @@ use crate::fix::trusted;
 use crate::text::shell_word;
 use crate::tool::qemu_img;
 
+use super::whole;
 use super::wire::{OnWire, SOCKET};
 
 pub(crate) const FILE_NAME: &str = "later.json";
@@ -190,17 +191,16 @@ impl Record {
 
     /// Lets this process read what is on other hosts, under the names that the overlays have for it.
     pub(crate) fn connect(&self) -> Result<()> {
-        (self.disks.iter().filter_map(Disk::wire)).try_for_each(OnWire::connect)
+        (self.disks.iter().filter_map(Disk::wire)).try_for_each(whole::connect)
     }
 
     /// Refuses a source that is not what it was when the VM was converted.
     pub(crate) fn check_source(&self, folder: &Path) -> Result<()> {
-        self.connect()?;
         let mut blockers: Vec<Blocker> = Vec::new();
         let here = (self.disks.iter().flat_map(Disk::files))
             .map(|was| (was.path.display().to_string(), changed(was)));
         let there = (self.disks.iter().filter_map(Disk::wire))
-            .map(|wire| (wire.url.clone(), wire.changed()));
+            .map(|wire| (wire.url.clone(), whole::changed(wire)));
         for (shown, what) in here.chain(there) {
             let Some(what) = what? else { continue };
             let reason = format!("{shown}: {what}");
@@ -209,7 +209,7 @@ impl Record {
             }
         }
         if blockers.is_empty() {
-            return Ok(());
+            return self.connect();
         }
         Err(Error::refused(
             "the source was changed since this VM was converted, and its disks are overlays on it",

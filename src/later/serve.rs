@@ -23,13 +23,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::record::{Disk, Record};
+use super::whole::Daemon;
 use super::wire::{Looks, OnWire};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::{FileLock, LockError};
 use crate::stop;
 use crate::text::quote;
 use crate::tool::launcher;
-use crate::wire::{Access, Identity, Location, Wire, WireError};
+use crate::wire::{Access, Identity, Wire, WireError};
 
 /// Locked by whoever serves a directory.
 pub(crate) const LOCK: &str = ".serve.lock";
@@ -52,8 +53,9 @@ pub(crate) struct Server {
 /// One disk.
 struct Line {
     was: OnWire,
-    at: Location,
+    /// Serves the file, or, where the disk is made of several, only looks at them.
     wire: Wire,
+    whole: Option<Daemon>,
 }
 
 impl Server {
@@ -82,10 +84,14 @@ impl Server {
 
     /// Fails when a child that dials is gone, and its socket with it.
     pub(crate) fn check_children(&self) -> Result<()> {
-        let ended = self.lines.iter().find_map(|line| line.wire.broken());
+        let gone = |line: &Line| {
+            let wire = line.wire.broken().map(Error::from);
+            wire.or_else(|| line.whole.as_ref()?.ended())
+        };
+        let ended = self.lines.iter().find_map(gone);
         match ended {
             None => Ok(()),
-            Some(error) => Err(Error::from(error)
+            Some(error) => Err(error
                 .hint("start hyper2kvm serve again; a VM that is paused must then be started again (virsh destroy, virsh start)")),
         }
     }
@@ -93,9 +99,12 @@ impl Server {
     /// Whether every source answers, as it was.
     pub(crate) fn answers(&self) -> Result<(), Trouble> {
         for line in &self.lines {
-            let now = line.wire.identify(&line.at).map_err(Trouble::Line)?;
-            if let Some(what) = line.was.difference(&looks(now)) {
-                return Err(Trouble::Changed(format!("{}: {what}", line.was.url)));
+            for file in line.was.files() {
+                let at = file.location().map_err(Trouble::Line)?;
+                let now = line.wire.identify(&at).map_err(Trouble::Line)?;
+                if let Some(what) = file.difference(&looks(now)) {
+                    return Err(Trouble::Changed(format!("{}: {what}", file.url)));
+                }
             }
         }
         Ok(())
@@ -134,18 +143,29 @@ impl Line {
         // Nobody else has the lock, so these are of a run that was killed.
         remove_sockets(&was.socket);
         let default = Access::default();
-        let access = Access {
-            socket: Some(was.socket.clone()),
+        let mut access = Access {
             patience: default.patience,
             ..was.access.clone()
+        };
+        let whole = match &was.whole {
+            Some(whole) => {
+                access.connections = 1;
+                Some(Daemon::start(was, whole)?)
+            }
+            None => {
+                access.socket = Some(was.socket.clone());
+                None
+            }
         };
         let wire = Wire::connect(&at, &access)?;
         let line = Self {
             was: was.clone(),
-            at,
             wire,
+            whole,
         };
-        line.wire.open(&line.at)?;
+        if line.whole.is_none() {
+            line.wire.open(&at)?;
+        }
         if let Some((user, group)) = owner {
             chown(&was.socket, Some(user), Some(group)).map_err(|e| {
                 Error::failed(format!("giving {} to user {user}", was.socket.display())).because(e)

@@ -3,13 +3,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::disk::ImageError;
 use crate::disk::hold::Held;
-use crate::disk::remote;
 use crate::error::{Error, Result};
 use crate::source::mirror;
 use crate::wire::{Access, Location, WireError};
@@ -18,6 +18,9 @@ use crate::wire::{Access, Location, WireError};
 pub(crate) const SOCKET: &str = "sock";
 /// What a Unix socket may be called (`sun_path` of Linux, with its end).
 const MAX_SOCKET: usize = 107;
+/// How long a read waits for a line that is down where no VM waits for it. Less than what this program waits
+/// for the child that dials (`disk::remote`).
+pub(super) const LONG: Duration = Duration::from_secs(75);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OnWire {
@@ -31,6 +34,10 @@ pub(crate) struct OnWire {
     pub(crate) headers_sha256: String,
     /// The options of the conversion. A password is named by its file.
     pub(crate) access: Access,
+    /// What the disk is made of, where that is not this file as QEMU reads it; the fields above are then those
+    /// of the file that was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) whole: Option<Whole>,
     /// Where QEMU finds it, beside the overlay.
     #[serde(skip)]
     pub(crate) socket: PathBuf,
@@ -42,7 +49,7 @@ pub(crate) struct OnWire {
 impl OnWire {
     /// Of a file that this run reads through the wire.
     pub(crate) fn of(held: &Held) -> Result<Self, String> {
-        let remote = held.remote().ok_or("is not on another host")?;
+        let remote = held.origin().ok_or("is not on another host")?;
         let mut access = mirror::access(held.path()).ok_or("is not on another host")?;
         absolute(&mut access).map_err(|e| format!("cannot be noted: {e}"))?;
         let file = remote.file();
@@ -55,9 +62,16 @@ impl OnWire {
                 .headers_sha256()
                 .map_err(|e| format!("cannot be read: {e}"))?,
             access,
+            whole: None,
             socket: PathBuf::new(),
             format: String::new(),
         })
+    }
+
+    /// Every file that must stay what it is.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Self> {
+        let more = self.whole.iter().flat_map(|whole| &whole.more);
+        std::iter::once(self).chain(more)
     }
 
     pub(crate) fn location(&self) -> Result<Location, WireError> {
@@ -82,20 +96,18 @@ impl OnWire {
         format!("json:{}", json!({"driver": self.format, "file": file}))
     }
 
-    /// The placeholder of the file, by a connection of this run.
-    fn open(&self) -> Result<PathBuf, WireError> {
-        mirror::open(&self.location()?, &self.access)
+    /// The placeholder of the file, by a connection of this run. A read waits so long for a line that is down.
+    pub(super) fn open(&self, patience: Duration) -> Result<PathBuf, WireError> {
+        let access = Access {
+            patience,
+            ..self.access.clone()
+        };
+        mirror::open(&self.location()?, &access)
     }
 
-    /// Lets this run read it under the name that the overlay has for it.
-    pub(crate) fn connect(&self) -> Result<()> {
-        remote::register_backing(&self.backing_name(), &self.open()?);
-        Ok(())
-    }
-
-    /// What is different there now, when something is.
-    pub(crate) fn changed(&self) -> Result<Option<String>> {
-        let path = match self.open() {
+    /// What is different there now in this one file, when something is.
+    pub(super) fn changed(&self) -> Result<Option<String>> {
+        let path = match self.open(LONG) {
             Ok(path) => path,
             Err(error) if error.is_not_found() => return Ok(Some("it is gone".to_owned())),
             Err(error) => return Err(error.into()),
@@ -109,8 +121,16 @@ impl OnWire {
             Err(error @ ImageError::VmwareLock { .. }) => return Ok(Some(error.to_string())),
             Err(error) => return Err(error.into()),
         };
-        let Some(remote) = held.remote() else {
+        if held.remote().is_none() {
             return Ok(Some("it is no disk any more".to_owned()));
+        }
+        self.differs(&held)
+    }
+
+    /// What is different in a file that was opened now.
+    pub(super) fn differs(&self, held: &Held) -> Result<Option<String>> {
+        let Some(remote) = held.origin() else {
+            return Ok(Some("it is no file of that host any more".to_owned()));
         };
         let file = remote.file();
         // Since this run has looked at it first.
@@ -154,6 +174,16 @@ impl OnWire {
             )
         })
     }
+}
+
+/// What a disk is made of besides the file that was named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Whole {
+    /// Of the named file.
+    pub(crate) format: String,
+    pub(crate) size_bytes: u64,
+    /// Every other file: links, extents, data files.
+    pub(crate) more: Vec<OnWire>,
 }
 
 /// What the other side tells of a file without its being read.
@@ -204,6 +234,7 @@ mod tests {
             etag: Some("\"x\"".into()),
             headers_sha256: "00".into(),
             access: Access::default(),
+            whole: None,
             socket: "/vm/a_b-1.sock".into(),
             format: "raw".into(),
         }

@@ -249,6 +249,12 @@ pub fn parent(path: &Path, file: &dyn ReadAt, size: u64) -> io::Result<Option<Na
     Ok(descriptor.and_then(|d| moved(path, &d).or(d.parent)))
 }
 
+/// The descriptor inside a sparse image that holds its data itself.
+pub fn own_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
+    let text = embedded(file, size)?.filter(|found| found.holds_data);
+    Ok(text.map(|found| found.text))
+}
+
 /// The file beside the image that its parent's absolute path of another host means. Not without a content
 /// id to tell whether it is the one.
 fn moved(at: &Path, descriptor: &Descriptor) -> Option<Name> {

@@ -269,7 +269,10 @@ impl Dials {
 pub(crate) fn dials(dials: &Dials) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     limit(&[(Resource::Core, 0)])?;
-    privileges::drop_all()?;
+    match dials {
+        Dials::Unix(socket) => privileges::drop_for_socket(socket)?,
+        Dials::Programs | Dials::Tcp(_) => privileges::drop_all()?,
+    }
     dials.reach().enforce()?;
     match dials {
         Dials::Programs => Ok(()),

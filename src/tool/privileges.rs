@@ -82,6 +82,19 @@ pub fn drop_all() -> io::Result<()> {
 }
 
 fn drop_for(args: &[OsString]) -> io::Result<()> {
+    drop_unless(&|| named(args).iter().any(|file| !file.in_reach()))
+}
+
+/// Gives up every capability but the one without which a socket cannot be connected to: libvirt gives the
+/// one of a backup to QEMU's user.
+pub(super) fn drop_for_socket(socket: &Path) -> io::Result<()> {
+    let flags = AtFlags::EACCESS;
+    let able = || rustix::fs::accessat(CWD, socket, Access::WRITE_OK, flags);
+    drop_unless(&|| matches!(able(), Err(Errno::ACCESS | Errno::PERM)))
+}
+
+/// Keeps `CAP_DAC_OVERRIDE` where something is out of reach without it, and nothing else.
+fn drop_unless(out_of_reach: &dyn Fn() -> bool) -> io::Result<()> {
     let sets = rustix::thread::capabilities(None)?;
     if sets.permitted.contains(CapabilitySet::DAC_OVERRIDE) {
         // Without effect but not yet without return: then what is out of reach shows.
@@ -92,7 +105,7 @@ fn drop_for(args: &[OsString]) -> io::Result<()> {
                 ..sets
             },
         )?;
-        let out_of_reach = named(args).iter().any(|file| !file.in_reach());
+        let out_of_reach = out_of_reach();
         rustix::thread::set_capabilities(None, sets)?;
         if out_of_reach {
             return keep_only(CapabilitySet::DAC_OVERRIDE);

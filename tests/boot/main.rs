@@ -19,6 +19,7 @@ mod payload;
 mod sources;
 #[path = "../support/mod.rs"]
 mod support;
+mod sync;
 mod system;
 mod wire;
 

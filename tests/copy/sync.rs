@@ -12,6 +12,7 @@ use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::{GuestSpec, Role, WinVersion, guest};
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestWrite, VolumeId};
+use rustix::fs::SeekFrom;
 use serde_json::Value;
 
 use super::support::{
@@ -300,19 +301,51 @@ fn a_killed_pass_goes_on_and_a_killed_last_pass_leaves_nothing_of_its_fix() {
     assert!(!lab.path(".out.partial").exists() && !out.join("sync.json").exists());
 }
 
+/// What `now` has otherwise than `before`: runs of whole blocks, and where they lie. Reads only data.
+pub(super) fn differences(before: &Path, now: &Path, block: usize) -> Vec<(u64, Vec<u8>)> {
+    const CHUNK: usize = 1 << 20;
+    let files = [before, now].map(|file| File::open(file).unwrap());
+    let size = files[1].metadata().unwrap().len();
+    // Where a file has data from there on.
+    let data = |file: &File, at: u64| rustix::fs::seek(file, SeekFrom::Data(at)).unwrap_or(size);
+    let [mut a, mut b] = [vec![0; CHUNK], vec![0; CHUNK]];
+    let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut at = 0;
+    loop {
+        let next = files.iter().map(|file| data(file, at)).min().unwrap();
+        at = next / CHUNK as u64 * CHUNK as u64;
+        if next >= size {
+            return runs;
+        }
+        let length = CHUNK.min((size - at) as usize);
+        files[0].read_exact_at(&mut a[..length], at).unwrap();
+        files[1].read_exact_at(&mut b[..length], at).unwrap();
+        for from in (0..length).step_by(block) {
+            let to = (from + block).min(length);
+            if a[from..to] == b[from..to] {
+                continue;
+            }
+            let place = at + from as u64;
+            match runs.last_mut() {
+                Some((start, bytes)) if *start + bytes.len() as u64 == place => {
+                    bytes.extend_from_slice(&b[from..to]);
+                }
+                _ => runs.push((place, b[from..to].to_vec())),
+            }
+        }
+        at += CHUNK as u64;
+    }
+}
+
 /// Writes to an image what `now` has otherwise than `before`.
 pub(super) fn write_differences(lab: &Lab, image: &Path, format: &str, before: &Path, now: &Path) {
-    let (old, new) = (File::open(before).unwrap(), File::open(now).unwrap());
-    let (mut a, mut b) = (vec![0; 65536], vec![0; 65536]);
     let mut script = String::new();
-    for at in (0..lab.spec.disk_size).step_by(65536) {
-        old.read_exact_at(&mut a, at).unwrap();
-        new.read_exact_at(&mut b, at).unwrap();
-        if a != b {
-            let part = lab.path(&format!("part-{at}"));
-            fs::write(&part, &b).unwrap();
-            script += &format!("write -s {} {at} 64k\n", text(&part));
-        }
+    let mut parts = Vec::new();
+    for (at, bytes) in differences(before, now, 65536) {
+        let part = lab.path(&format!("part-{at}"));
+        fs::write(&part, &bytes).unwrap();
+        script += &format!("write -s {} {at} {}\n", text(&part), bytes.len());
+        parts.push(part);
     }
     let mut child = Command::new("qemu-io")
         .args(["-f", format, text(image)])
@@ -327,6 +360,7 @@ pub(super) fn write_differences(lab: &Lab, image: &Path, format: &str, before: &
         .write_all(script.as_bytes())
         .unwrap();
     assert!(child.wait().unwrap().success());
+    parts.iter().for_each(|part| fs::remove_file(part).unwrap());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::sync::{file_in, lab, last_pass, run, write, write_differences};
 use super::{MIB, noise};
 
 /// A server that is killed with the test.
-struct Server(Child, PathBuf);
+pub(super) struct Server(Child, PathBuf);
 
 impl Server {
     fn start(mut command: Command, socket: PathBuf) -> Self {
@@ -30,7 +30,7 @@ impl Server {
     }
 
     /// A disk that is off, with its bitmaps.
-    fn of_image(lab: &Lab, image: &Path, bitmaps: &[&str]) -> Self {
+    pub(super) fn of_image(lab: &Lab, image: &Path, bitmaps: &[&str]) -> Self {
         let socket = lab.path("nbd.sock");
         let mut command = Command::new("qemu-nbd");
         command.args(["-r", "-t", "-e", "16", "-x", "vm", "-f", "qcow2", "-k"]);
@@ -42,7 +42,7 @@ impl Server {
         Self::start(command, socket)
     }
 
-    fn url(&self, export: &str) -> PathBuf {
+    pub(super) fn url(&self, export: &str) -> PathBuf {
         format!("nbd+unix:///{export}?socket={}", text(&self.1)).into()
     }
 }
@@ -54,7 +54,7 @@ impl Drop for Server {
     }
 }
 
-fn bitmap(image: &Path, how: &str, name: &str) {
+pub(super) fn bitmap(image: &Path, how: &str, name: &str) {
     tool(
         "qemu-img",
         &["bitmap", how, "-f", "qcow2", text(image), name],

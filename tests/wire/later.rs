@@ -21,18 +21,18 @@ fn ssh(lab: &Lab) -> Ssh {
     Ssh::start(&etc)
 }
 
-fn convert_later(lab: &Lab, source: &str, options: &[String], name: &str) -> (Value, PathBuf) {
+pub fn convert_later(lab: &Lab, source: &str, options: &[String], name: &str) -> (Value, PathBuf) {
     let out = lab.path(name);
     let more = ["--copy", "later", "--name", "vm", "-o", text(&out)];
     (run("convert", source, options, &more).expect(0).json(), out)
 }
 
-fn read_json(path: &Path) -> Value {
+pub fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 /// What QEMU sees of a disk, whatever it is on.
-fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
+pub fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
     let raw = lab.path(name);
     let args = ["convert", "-f", "qcow2", "-O", "raw"];
     tool("qemu-img", &[&args[..], &[text(disk), text(&raw)]].concat());
@@ -40,10 +40,10 @@ fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
 }
 
 /// `hyper2kvm serve`, as systemd starts it: it says when it is ready.
-struct Serve(Option<Child>);
+pub struct Serve(Option<Child>);
 
 impl Serve {
-    fn start(lab: &Lab, out: &Path) -> Self {
+    pub fn start(lab: &Lab, out: &Path) -> Self {
         let name = lab.path("notify");
         let _ = fs::remove_file(&name);
         let socket = UnixDatagram::bind(&name).unwrap();
@@ -64,13 +64,13 @@ impl Serve {
         Self(Some(child))
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let id = self.0.as_ref().unwrap().id().to_string();
         tool("kill", &[name, &id]);
     }
 
     /// How it ended.
-    fn end(mut self) -> Run {
+    pub fn end(mut self) -> Run {
         let out = self.0.take().unwrap().wait_with_output().unwrap();
         Run {
             code: out.status.code().unwrap_or(-1),

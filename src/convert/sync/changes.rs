@@ -37,7 +37,7 @@ impl Now {
         let dirty = file.dirty().map_err(|e| {
             Error::failed(format!("reading the dirty bitmaps of {}", file.shown()))
                 .because_of(e)
-                .hint("see that the NBD server is up; the same command continues")
+                .hint("see that the NBD server is up and takes several clients (qemu-nbd -e 0); the same command continues")
         })?;
         let set = |ranges: Vec<(u64, u64)>| -> Extents {
             let range = |(start, len): (u64, u64)| start..start.saturating_add(len);

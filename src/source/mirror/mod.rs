@@ -32,7 +32,7 @@ use crate::wire::{Listed, Location, Transport, WireError};
 
 pub(crate) use host::Host;
 use host::Lazy;
-pub(crate) use open::{access, close, fetched, open, transport, trouble};
+pub(crate) use open::{access, broken, close, fetched, open, transport, trouble};
 use paths::{below, may_be_link, normal, one_name, remote_path};
 
 use super::charset::{self, Name};
@@ -364,6 +364,10 @@ impl Mirror {
         if let Some(text) = text {
             return self.descriptor(at, path, &text, depth);
         }
+        // A snapshot of Workstation is one file, and its descriptor names the parent.
+        if let Some(text) = vmdk::own_descriptor(&*reader, size).map_err(failed)? {
+            return self.parent(at, path, &text, depth);
+        }
         let backing = detect::backing_name(&*reader, size).map_err(failed)?;
         let data = detect::qcow2_data_file(&*reader, size);
         for name in backing.into_iter().chain(data.map_err(failed)?) {
@@ -392,6 +396,11 @@ impl Mirror {
             };
             self.placeholder(&there, &place, file)?;
         }
+        self.parent(at, path, text, depth)
+    }
+
+    /// The parent that a descriptor names.
+    fn parent(&mut self, at: &Location, path: &Path, text: &[u8], depth: usize) -> Result<()> {
         let parent = vmdk::Descriptor::parse(text).ok().and_then(|d| d.parent);
         let Some(parent) = parent else { return Ok(()) };
         // By a path of the old host it is looked for beside the delta.

@@ -108,6 +108,12 @@ pub(crate) fn trouble() -> Option<WireError> {
     wires.iter().find_map(Wire::trouble)
 }
 
+/// Why the child that dials to the source at a path is of no use any more.
+pub(crate) fn broken(path: &Path) -> Option<WireError> {
+    let all = opened();
+    all.iter().find(|known| known.has(path))?.wire.broken()
+}
+
 /// Hangs up, and removes what stood for the sources.
 pub(crate) fn close() {
     remote::forget();
