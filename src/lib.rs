@@ -61,6 +61,7 @@ mod testing;
 pub mod text;
 pub mod tool;
 mod transfer;
+pub mod types;
 pub mod ui;
 pub mod verify;
 #[allow(

@@ -5,41 +5,7 @@ use crate::bytes::le64;
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
-
-/// A PCI function as QEMU shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PciDevice {
-    pub vendor: u16,
-    pub device: u16,
-    /// Subsystem device in the high half, subsystem vendor in the low one: `SUBSYS_00021AF4`.
-    pub subsystem: u32,
-    pub revision: u8,
-    /// Class, subclass and programming interface: `0x010601`.
-    pub class: u32,
-}
-
-impl PciDevice {
-    /// The ids Windows looks for, most specific first (Microsoft, "Identifiers for PCI Devices").
-    pub fn ids(&self) -> Vec<String> {
-        let short = format!("VEN_{:04X}&DEV_{:04X}", self.vendor, self.device);
-        let full = format!("{short}&SUBSYS_{:08X}", self.subsystem);
-        let class = format!("CC_{:06X}", self.class);
-        let base_class = format!("CC_{:04X}", self.class >> 8);
-        vec![
-            format!("{full}&REV_{:02X}", self.revision),
-            full,
-            format!("{short}&{class}"),
-            format!("{short}&{base_class}"),
-            format!("{short}&REV_{:02X}", self.revision),
-            short,
-            format!("VEN_{:04X}&{class}", self.vendor),
-            format!("VEN_{:04X}&{base_class}", self.vendor),
-            format!("VEN_{:04X}", self.vendor),
-            class,
-            base_class,
-        ]
-    }
-}
+use crate::types::PciId;
 
 /// The answer of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,11 +32,7 @@ pub enum Lookup {
 }
 
 /// Looks in `<ControlSet>\Control\CriticalDeviceDatabase`.
-pub fn critical_device(
-    system: &HiveView<'_>,
-    control_set: &str,
-    device: &PciDevice,
-) -> Result<Lookup> {
+pub fn critical_device(system: &HiveView<'_>, control_set: &str, device: &PciId) -> Result<Lookup> {
     let names = device.ids().into_iter().map(|id| (format!("PCI#{id}"), id));
     critical_service(system, control_set, names)
 }
@@ -113,7 +75,7 @@ pub fn critical_service(
 
 /// Looks in `DriverDatabase`. The first id that any bound package knows decides; of several
 /// packages for one id the newest does.
-pub fn driver_database(system: &HiveView<'_>, device: &PciDevice) -> Result<Lookup> {
+pub fn driver_database(system: &HiveView<'_>, device: &PciId) -> Result<Lookup> {
     let (bound, staged) = candidates(system, device)?;
     let mut best: Option<(Rank, Binding)> = None;
     for (rank, binding) in bound {
@@ -131,7 +93,7 @@ pub fn driver_database(system: &HiveView<'_>, device: &PciDevice) -> Result<Look
 }
 
 /// Every driver that is bound to the id that decides, in stored order.
-pub fn rivals(system: &HiveView<'_>, device: &PciDevice) -> Result<Vec<Binding>> {
+pub fn rivals(system: &HiveView<'_>, device: &PciId) -> Result<Vec<Binding>> {
     let (bound, _) = candidates(system, device)?;
     Ok(bound.into_iter().map(|(_, binding)| binding).collect())
 }
@@ -139,7 +101,7 @@ pub fn rivals(system: &HiveView<'_>, device: &PciDevice) -> Result<Vec<Binding>>
 type Ranked = Vec<(Rank, Binding)>;
 
 /// The packages bound to the first id any of them knows, and the INFs that are only staged.
-fn candidates(system: &HiveView<'_>, device: &PciDevice) -> Result<(Ranked, Vec<String>)> {
+fn candidates(system: &HiveView<'_>, device: &PciId) -> Result<(Ranked, Vec<String>)> {
     let (mut bound, mut staged) = (Vec::new(), Vec::new());
     let Some(database) = system.key("DriverDatabase")? else {
         return Ok((bound, staged));
@@ -246,7 +208,7 @@ mod tests {
 
     #[test]
     fn ids_most_specific_first() {
-        let virtio = PciDevice {
+        let virtio = PciId {
             vendor: 0x1af4,
             device: 0x1042,
             subsystem: 0x1100_1af4,

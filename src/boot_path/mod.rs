@@ -27,7 +27,8 @@ pub mod pending;
 mod service;
 mod walk;
 
-pub use binding::{Binding, PciDevice, rivals};
+pub use crate::types::DiskBus as Controller;
+pub use binding::{Binding, rivals};
 pub use loader::{Missing, missing_imports};
 #[cfg(test)]
 pub(crate) use pe::fake_pe;
@@ -44,61 +45,6 @@ use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::text::guest_text;
 use walk::Walk;
-
-/// A disk controller QEMU can show the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Controller {
-    Sata,
-    Ide,
-    VirtioBlk,
-    VirtioScsi,
-}
-
-impl Controller {
-    pub const ALL: [Controller; 4] = [
-        Controller::Sata,
-        Controller::Ide,
-        Controller::VirtioBlk,
-        Controller::VirtioScsi,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Controller::Sata => "sata",
-            Controller::Ide => "ide",
-            Controller::VirtioBlk => "virtio-blk",
-            Controller::VirtioScsi => "virtio-scsi",
-        }
-    }
-
-    pub fn by_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|c| c.name() == name)
-    }
-
-    /// The PCI functions it can appear as; for virtio the modern one, then the transitional one.
-    pub fn devices(self) -> Vec<PciDevice> {
-        let pci = |vendor, device, subsystem, revision, class| PciDevice {
-            vendor,
-            device,
-            subsystem,
-            revision,
-            class,
-        };
-        match self {
-            Controller::Sata => vec![pci(0x8086, 0x2922, 0x1100_1af4, 2, 0x01_0601)],
-            Controller::Ide => vec![pci(0x8086, 0x7010, 0x1100_1af4, 0, 0x01_0180)],
-            Controller::VirtioBlk => vec![
-                pci(0x1af4, 0x1042, 0x1100_1af4, 1, 0x01_0000),
-                pci(0x1af4, 0x1001, 0x0002_1af4, 0, 0x01_0000),
-            ],
-            Controller::VirtioScsi => vec![
-                pci(0x1af4, 0x1048, 0x1100_1af4, 1, 0x01_0000),
-                pci(0x1af4, 0x1004, 0x0008_1af4, 0, 0x01_0000),
-            ],
-        }
-    }
-}
 
 /// The verdict on one controller, with the first thing that is missing as the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

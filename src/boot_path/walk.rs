@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::binding::{self, Binding, Lookup, PciDevice};
+use super::binding::{self, Binding, Lookup};
 use super::pending::Pending;
 use super::service::{self, PathForm, Service};
 use super::{
@@ -14,6 +14,7 @@ use crate::guest::GuestPath;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
 use crate::text::guest_text;
+use crate::types::PciId;
 
 /// What an IDE controller's channels are called, most specific first.
 pub const IDE_CHANNELS: [&str; 4] = [
@@ -130,7 +131,7 @@ impl Walk<'_, '_> {
         self.ctx.nt >= (6, 2)
     }
 
-    fn lookup(&self, device: &PciDevice) -> Result<Lookup> {
+    fn lookup(&self, device: &PciId) -> Result<Lookup> {
         if self.uses_driver_database() {
             binding::driver_database(self.ctx.system, device)
         } else {
@@ -561,7 +562,7 @@ pub const DEVICE_OFF: u32 = 3;
 /// Real machines have a few hundred devices.
 const MAX_DEVICES: usize = 4096;
 
-fn bound_text(device: &PciDevice, found: &Binding) -> String {
+fn bound_text(device: &PciId, found: &Binding) -> String {
     format!(
         "PCI\\VEN_{:04X}&DEV_{:04X} is driven by {} ({} in {})",
         device.vendor, device.device, found.service, found.id, found.origin

@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::boot_path::Controller;
@@ -34,26 +33,7 @@ pub struct VerifyArgs {
     /// Controller the disk must boot from (repeatable) [default: what the report of an output directory names;
     /// of a disk, virtio-blk and virtio-scsi, the first only for Windows XP and 2003]
     #[arg(long, value_enum)]
-    controller: Vec<ControllerArg>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ControllerArg {
-    Sata,
-    Ide,
-    VirtioBlk,
-    VirtioScsi,
-}
-
-impl From<ControllerArg> for Controller {
-    fn from(arg: ControllerArg) -> Self {
-        match arg {
-            ControllerArg::Sata => Controller::Sata,
-            ControllerArg::Ide => Controller::Ide,
-            ControllerArg::VirtioBlk => Controller::VirtioBlk,
-            ControllerArg::VirtioScsi => Controller::VirtioScsi,
-        }
-    }
+    controller: Vec<Controller>,
 }
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
@@ -65,7 +45,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         false => Vec::new(),
     };
     args.source.confine(None)?;
-    let asked: Vec<Controller> = args.controller.iter().map(|c| (*c).into()).collect();
+    let asked: Vec<Controller> = args.controller.clone();
     let mut named = args.source.clone();
     let mut reported = Vec::new();
     if is_folder {

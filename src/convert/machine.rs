@@ -12,7 +12,7 @@ use crate::domain::{
 };
 use crate::inspect::linux::LinuxFacts;
 use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
-use crate::source::{SourceFirmware, SourceNic, SourceVm};
+use crate::source::{SourceNic, SourceVm};
 use crate::text::quoted;
 
 /// Everything about the machine that is not read from the guest.
@@ -201,11 +201,11 @@ pub fn disagreements(
     let mut warnings = Vec::new();
     let uefi = inspection.firmware == Some(inspect::Firmware::Uefi);
     match vm.firmware {
-        Some(SourceFirmware::Bios) if uefi => warnings.push(
+        Some(inspect::Firmware::Bios) if uefi => warnings.push(
             "the source machine says BIOS, but Windows is installed for UEFI: the new machine has UEFI"
                 .to_string(),
         ),
-        Some(SourceFirmware::Uefi) if !uefi => warnings.push(
+        Some(inspect::Firmware::Uefi) if !uefi => warnings.push(
             "the source machine says UEFI, but Windows is installed for BIOS: the new machine has BIOS"
                 .to_string(),
         ),

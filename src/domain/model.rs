@@ -7,8 +7,8 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
+use crate::types::MacAddr;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -440,107 +440,9 @@ impl Stage {
     }
 }
 
-/// A unicast MAC address; written in lower case with colons.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MacAddr([u8; 6]);
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MacError {
-    #[error("{0:?} is not a MAC address like 52:54:00:12:34:56")]
-    Syntax(String),
-    #[error("{0} is a multicast or all-zero address, which a NIC cannot have")]
-    NotUnicast(String),
-}
-
-impl MacAddr {
-    pub fn new(octets: [u8; 6]) -> Result<Self, MacError> {
-        let mac = Self(octets);
-        if octets[0] & 1 != 0 || octets == [0; 6] {
-            return Err(MacError::NotUnicast(mac.to_string()));
-        }
-        Ok(mac)
-    }
-
-    /// An address with QEMU's own prefix.
-    pub fn qemu([a, b, c]: [u8; 3]) -> Self {
-        Self([0x52, 0x54, 0, a, b, c])
-    }
-
-    pub fn octets(self) -> [u8; 6] {
-        self.0
-    }
-}
-
-impl FromStr for MacAddr {
-    type Err = MacError;
-
-    /// Colons, dashes (as Windows prints it) or nothing between the octets.
-    fn from_str(text: &str) -> Result<Self, MacError> {
-        let error = || MacError::Syntax(text.chars().take(40).collect());
-        let digits: String = match text.len() {
-            12 => text.to_owned(),
-            17 => {
-                let separator = text.as_bytes()[2];
-                let placed = text.bytes().skip(2).step_by(3).all(|b| b == separator);
-                if !placed || !matches!(separator, b':' | b'-') {
-                    return Err(error());
-                }
-                text.chars().filter(|c| *c != separator as char).collect()
-            }
-            _ => return Err(error()),
-        };
-        if digits.len() != 12 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(error());
-        }
-        let value = u64::from_str_radix(&digits, 16).map_err(|_| error())?;
-        let [_, _, octets @ ..] = value.to_be_bytes();
-        Self::new(octets)
-    }
-}
-
-impl fmt::Display for MacAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for MacAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for MacAddr {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mac_addresses() {
-        for (text, want) in [
-            ("00:0C:29:aa:BB:01", Some("00:0c:29:aa:bb:01")),
-            ("00-50-56-00-00-01", Some("00:50:56:00:00:01")),
-            ("005056000001", Some("00:50:56:00:00:01")),
-            ("01:00:5e:00:00:01", None),
-            ("00:00:00:00:00:00", None),
-            ("00:50-56:00-00:01", None),
-            ("00:50:56:00:00", None),
-            ("0:050:56:00:00:01", None),
-            ("+05056000001", None),
-            ("é:50:56:00:00:01", None),
-            ("éééééé", None),
-            ("", None),
-        ] {
-            let got = text.parse::<MacAddr>().ok().map(|m| m.to_string());
-            assert_eq!(got.as_deref(), want, "{text}");
-        }
-    }
 
     #[test]
     fn osinfo_ids() {

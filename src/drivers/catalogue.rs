@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::target::{Arch, WindowsTarget};
+use crate::types::ServiceStart;
 
 const WINDOWS: &str = include_str!("../../drivers/windows.yaml");
 const VIRTIO: &str = include_str!("../../drivers/virtio.yaml");
@@ -201,21 +202,10 @@ struct DriverEntry {
     folders: Option<Vec<String>>,
     inf: Option<Vec<String>>,
     required: Option<bool>,
-    start: Option<Start>,
+    start: Option<ServiceStart>,
     unless: Option<String>,
     #[serde(default)]
     pnp_ids: Vec<PnpId>,
-}
-
-/// A service start type, as a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Start {
-    Boot = 0,
-    System = 1,
-    Auto = 2,
-    Demand = 3,
-    Disabled = 4,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -228,7 +218,7 @@ pub struct DriverSpec {
     /// The guest cannot be converted without it.
     pub required: bool,
     /// Instead of the INF's start type.
-    pub start: Option<Start>,
+    pub start: Option<ServiceStart>,
     /// Left out when that driver was found.
     pub unless: Option<String>,
     /// Hardware ids bound to the driver beyond those of its INF.
@@ -561,7 +551,7 @@ mod tests {
         let mut catalogue = Catalogue::builtin();
         catalogue.merge_text("example.yaml", example).unwrap();
         let netkvm = catalogue.driver("NETKVM").unwrap();
-        assert_eq!(netkvm.start, Some(Start::System));
+        assert_eq!(netkvm.start, Some(ServiceStart::System));
         assert_eq!(netkvm.inf, ["netkvm.inf"]);
         let viostor = catalogue.driver("viostor").unwrap();
         assert_eq!(viostor.pnp_ids[0].as_str(), r"PCI\VEN_1AE0&DEV_1001");
@@ -675,7 +665,7 @@ mod tests {
         catalogue.merge_file(&path).unwrap();
         assert_eq!(
             catalogue.driver("viostor").unwrap().start,
-            Some(Start::Demand)
+            Some(ServiceStart::Demand)
         );
         let missing = catalogue.merge_file(&dir.path().join("no")).unwrap_err();
         assert!(missing.to_string().contains("/no"));

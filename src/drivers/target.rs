@@ -4,62 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A processor architecture, with the names the different worlds give it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Arch {
-    #[serde(rename = "x86")]
-    X86,
-    #[serde(rename = "x86_64")]
-    Amd64,
-    #[serde(rename = "arm64")]
-    Arm64,
-}
-
-impl Arch {
-    pub const ALL: [Arch; 3] = [Arch::X86, Arch::Amd64, Arch::Arm64];
-
-    /// As in INF decorations (`NTamd64`) and driver store directory names, lower case.
-    pub fn inf_name(self) -> &'static str {
-        match self {
-            Arch::X86 => "x86",
-            Arch::Amd64 => "amd64",
-            Arch::Arm64 => "arm64",
-        }
-    }
-
-    /// As in our JSON documents.
-    pub fn name(self) -> &'static str {
-        match self {
-            Arch::X86 => "x86",
-            Arch::Amd64 => "x86_64",
-            Arch::Arm64 => "arm64",
-        }
-    }
-
-    /// `PROCESSOR_ARCHITECTURE_*`, as in the `Version` value of a driver package.
-    pub fn processor(self) -> u16 {
-        match self {
-            Arch::X86 => 0,
-            Arch::Amd64 => 9,
-            Arch::Arm64 => 12,
-        }
-    }
-
-    /// `IMAGE_FILE_MACHINE_*` of the architecture's PE images.
-    pub fn pe_machine(self) -> u16 {
-        match self {
-            Arch::X86 => 0x014c,
-            Arch::Amd64 => 0x8664,
-            Arch::Arm64 => 0xaa64,
-        }
-    }
-}
-
-impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+pub use crate::types::Arch;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowsTarget {

@@ -14,8 +14,8 @@ mod text;
 
 use std::fmt::Write as _;
 
-use crate::domain::MacAddr;
 use crate::inspect::model::{Cidr, Route};
+use crate::types::MacAddr;
 use disks::Disks;
 use network::{Binding, Ghost, Settings};
 use text::{

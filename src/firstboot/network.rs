@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
-use crate::domain::MacAddr;
 use crate::inspect::model::{Adapter, Cidr, NetworkFacts, Route};
+use crate::types::MacAddr;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]

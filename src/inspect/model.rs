@@ -19,6 +19,7 @@ use crate::error::Blocker;
 use crate::guest::{DiskId, FsKind, GuestPath, VolumeId, VolumeState};
 use crate::inspect::linux::LinuxFacts;
 use crate::registry::RegOp;
+pub use crate::types::Firmware;
 
 /// The result of `inspect()`: the facts, and the hives they were read from.
 #[derive(Debug)]
@@ -159,13 +160,6 @@ pub struct PartitionFacts {
     pub active: bool,
     /// `None` for a partition without a file system we know.
     pub state: Option<VolumeState>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Firmware {
-    Uefi,
-    Bios,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -17,7 +17,6 @@ use crate::guest::guestfish::Attach;
 use crate::guest::{EmbeddedReader, FsKind, GuestError, GuestRead, embedded};
 use crate::inspect::linux::{LinuxFacts, RootFacts};
 use crate::inspect::{Finding, Firmware, Inspection, OsFamily, findings};
-use crate::source::SourceFirmware;
 use crate::text::guest_text;
 use crate::tool::{self, host};
 
@@ -61,7 +60,7 @@ impl OpenDisk {
 pub fn examine(
     images: &[Image],
     inspection: &mut Inspection,
-    source: Option<SourceFirmware>,
+    source: Option<Firmware>,
     starting: Option<&dyn Fn(&str)>,
 ) -> Result<()> {
     let disks = images
@@ -84,7 +83,7 @@ pub fn examine(
 fn look(
     disks: &[OpenDisk],
     inspection: &mut Inspection,
-    source: Option<SourceFirmware>,
+    source: Option<Firmware>,
     starting: Option<&dyn Fn(&str)>,
 ) -> Result<()> {
     hibernated(disks, &mut inspection.findings)?;
@@ -388,7 +387,7 @@ fn installation(
     tree: &dyn Tree,
     root: RootFacts,
     inspection: &mut Inspection,
-    source: Option<SourceFirmware>,
+    source: Option<Firmware>,
 ) -> Result<(), TreeError> {
     let release = match tree.text("/etc/os-release")? {
         Some(text) => Some(text),
@@ -505,7 +504,7 @@ fn interfaces(tree: &dyn Tree) -> Result<Vec<(String, String)>, TreeError> {
 fn firmware(
     disks: &[OpenDisk],
     esp: Option<&Esp>,
-    source: Option<SourceFirmware>,
+    source: Option<Firmware>,
     findings: &mut Vec<Finding>,
 ) -> Firmware {
     let bios = disks.first().is_some_and(|disk| {
@@ -525,14 +524,14 @@ fn firmware(
     match (esp.is_some(), bios) {
         (true, false) => Firmware::Uefi,
         (false, true) => Firmware::Bios,
-        (true, true) if source == Some(SourceFirmware::Uefi) => Firmware::Uefi,
+        (true, true) if source == Some(Firmware::Uefi) => Firmware::Uefi,
         (true, true) => Firmware::Bios,
         (false, false) => {
             findings.push(findings::LINUX_NO_BOOT_LOADER.found(
                 "the first sector has no code, no FAT volume has \\EFI with a loader we know",
             ));
             match source {
-                Some(SourceFirmware::Uefi) => Firmware::Uefi,
+                Some(Firmware::Uefi) => Firmware::Uefi,
                 _ => Firmware::Bios,
             }
         }

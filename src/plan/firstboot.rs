@@ -4,13 +4,13 @@
 //! The old values of those settings are kept below the service's key, where the script finds them, and a
 //! second run over the same disk as well: it must not take our own values for the guest's.
 
-use crate::domain::MacAddr;
 use crate::firstboot::network::{self, Policy};
 use crate::firstboot::{self, ABSENT, FileName, Inf, Restore, SERVICE, Script};
 use crate::guest::GuestPath;
 use crate::inspect::HiveName;
 use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
+use crate::types::MacAddr;
 
 use super::{Inputs, Layout, Part, Result, cleanup, disks};
 

@@ -10,8 +10,8 @@ use crate::disk::remote;
 use crate::domain::element::Element;
 
 use super::{
-    Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
-    clean, read_description,
+    Controller, Firmware, Result, SourceDisk, SourceError, SourceKind, SourceNic, SourceVm, clean,
+    read_description,
 };
 use crate::disk::charset::Charset;
 use crate::files::folder_of;
@@ -163,11 +163,7 @@ fn firmware(domain: &Element, vm: &mut SourceVm) {
     let loader = os.first("loader");
     let flash = loader.is_some_and(|l| l.attr("type") == Some("pflash"));
     let uefi = flash || os.attr("firmware") == Some("efi");
-    vm.firmware = Some(if uefi {
-        SourceFirmware::Uefi
-    } else {
-        SourceFirmware::Bios
-    });
+    vm.firmware = Some(if uefi { Firmware::Uefi } else { Firmware::Bios });
     let feature = |name: &str| {
         let mut features = os.first("firmware")?.all("feature");
         let feature = features.find(|f| f.attr("name") == Some(name))?;

@@ -38,10 +38,11 @@ use std::sync::Arc;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::domain::MacAddr;
 use crate::domain::element::XmlError;
 use crate::error::Blocker;
 use crate::files::{folder_of, open_file};
+pub use crate::types::Firmware;
+use crate::types::MacAddr;
 
 pub use manifest::Manifest;
 
@@ -70,7 +71,7 @@ pub struct SourceVm {
     pub vcpus: Option<u32>,
     pub cores_per_socket: Option<u32>,
     pub threads_per_core: Option<u32>,
-    pub firmware: Option<SourceFirmware>,
+    pub firmware: Option<Firmware>,
     pub secure_boot: bool,
     pub tpm: bool,
     pub nics: Vec<SourceNic>,
@@ -98,13 +99,6 @@ impl PartialEq for Unpacked {
     }
 }
 impl Eq for Unpacked {}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SourceFirmware {
-    Bios,
-    Uefi,
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceDisk {

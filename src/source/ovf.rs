@@ -23,8 +23,8 @@ use crate::domain::element::Element;
 
 use super::manifest::{check_bytes, percent_decode};
 use super::{
-    Controller, Options, Packed, Result, SourceDisk, SourceError, SourceFirmware, SourceKind,
-    SourceNic, SourceVm, clean, read_description,
+    Controller, Firmware, Options, Packed, Result, SourceDisk, SourceError, SourceKind, SourceNic,
+    SourceVm, clean, read_description,
 };
 use crate::disk::charset::{Charset, text_of};
 use crate::files::{folder_of, open_file};
@@ -231,12 +231,12 @@ fn typed<'a>(root: &'a Element, name: &str) -> Vec<&'a Element> {
 }
 
 fn firmware(system: &Element, vm: &mut SourceVm) {
-    vm.firmware = Some(SourceFirmware::Bios);
+    vm.firmware = Some(Firmware::Bios);
     // oVirt: 3 and 4 are q35 with UEFI, without and with Secure Boot.
     match system.text_of("BiosType") {
-        Some("3") => vm.firmware = Some(SourceFirmware::Uefi),
+        Some("3") => vm.firmware = Some(Firmware::Uefi),
         Some("4") => {
-            vm.firmware = Some(SourceFirmware::Uefi);
+            vm.firmware = Some(Firmware::Uefi);
             vm.secure_boot = true;
         }
         _ => {}
@@ -245,7 +245,7 @@ fn firmware(system: &Element, vm: &mut SourceVm) {
         let value = config.attr("value").unwrap_or_default();
         match config.attr("key").unwrap_or_default() {
             "firmware" if value.eq_ignore_ascii_case("efi") => {
-                vm.firmware = Some(SourceFirmware::Uefi);
+                vm.firmware = Some(Firmware::Uefi);
             }
             "bootOptions.efiSecureBootEnabled" => {
                 vm.secure_boot = value.eq_ignore_ascii_case("true");
@@ -256,10 +256,10 @@ fn firmware(system: &Element, vm: &mut SourceVm) {
     for firmware in system.descendants("Firmware") {
         // VirtualBox: EFI, EFI32, EFI64, EFIDUAL.
         if firmware.attr("type").is_some_and(|t| t.starts_with("EFI")) {
-            vm.firmware = Some(SourceFirmware::Uefi);
+            vm.firmware = Some(Firmware::Uefi);
         }
     }
-    if vm.firmware == Some(SourceFirmware::Bios) {
+    if vm.firmware == Some(Firmware::Bios) {
         vm.secure_boot = false;
     }
     let machine = system.first("Machine").and_then(|m| m.attr("uuid"));

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::domain::MacAddr;
-use crate::source::{SourceFirmware, SourceKind, SourceVm};
+use crate::source::{Firmware, SourceKind, SourceVm};
+use crate::types::MacAddr;
 use crate::ui::{Styled, Tone};
 
 /// `machine` in the JSON documents; absent for a disk image, which describes no VM.
@@ -12,7 +12,7 @@ pub struct Machine {
     pub name: String,
     pub memory_mib: Option<u64>,
     pub vcpus: Option<u32>,
-    pub firmware: Option<SourceFirmware>,
+    pub firmware: Option<Firmware>,
     pub secure_boot: bool,
     pub tpm: bool,
     pub nics: Vec<Nic>,
@@ -58,9 +58,9 @@ impl Machine {
             rows.push((label, value.unwrap_or_else(|| "not stated".to_string())));
         }
         let firmware = match self.firmware {
-            Some(SourceFirmware::Bios) => "BIOS",
-            Some(SourceFirmware::Uefi) if self.secure_boot => "UEFI, Secure Boot on",
-            Some(SourceFirmware::Uefi) => "UEFI",
+            Some(Firmware::Bios) => "BIOS",
+            Some(Firmware::Uefi) if self.secure_boot => "UEFI, Secure Boot on",
+            Some(Firmware::Uefi) => "UEFI",
             None => "not stated",
         };
         rows.push(("firmware", firmware.to_string()));

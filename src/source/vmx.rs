@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::{
-    Controller, Result, SourceDisk, SourceError, SourceFirmware, SourceKind, SourceNic, SourceVm,
+    Controller, Firmware, Result, SourceDisk, SourceError, SourceKind, SourceNic, SourceVm,
     read_description, stem,
 };
 use crate::disk::charset::{Charset, on_the_old_host, without_mark};
@@ -249,10 +249,10 @@ impl Vmx {
         vm.vcpus = Some(self.number("numvcpus").unwrap_or(1));
         vm.cores_per_socket = self.number("cpuid.coresPerSocket").filter(|n| *n > 0);
         vm.firmware = Some(match self.get("firmware") {
-            Some(f) if f.eq_ignore_ascii_case("efi") => SourceFirmware::Uefi,
-            _ => SourceFirmware::Bios,
+            Some(f) if f.eq_ignore_ascii_case("efi") => Firmware::Uefi,
+            _ => Firmware::Bios,
         });
-        vm.secure_boot = vm.firmware == Some(SourceFirmware::Uefi)
+        vm.secure_boot = vm.firmware == Some(Firmware::Uefi)
             && self.flag("uefi.secureBoot.enabled") == Some(true);
         vm.tpm = self.flag("vtpm.present") == Some(true);
         if self.is_encrypted() {

@@ -167,7 +167,7 @@ fn vmx_in_full() {
     );
     assert_eq!(
         (vm.firmware, vm.secure_boot, vm.tpm),
-        (Some(SourceFirmware::Uefi), true, true)
+        (Some(Firmware::Uefi), true, true)
     );
     assert_eq!(
         vm.uuid.unwrap().to_string(),
@@ -420,7 +420,7 @@ fn libvirt_in_full() {
     );
     assert_eq!(
         (vm.firmware, vm.secure_boot, vm.tpm),
-        (Some(SourceFirmware::Uefi), true, true)
+        (Some(Firmware::Uefi), true, true)
     );
     assert_eq!(vm.serial.as_deref(), Some("S-1"));
     assert!(vm.uuid.is_some() && vm.genid.is_some());
@@ -462,7 +462,7 @@ fn our_own_domain_xml_is_a_source() {
         let xml = &text[text.find("<domain").unwrap()..];
         let (vm, disks) = libvirt::parse(Path::new("x"), xml.as_bytes()).unwrap();
         assert_eq!(vm.name, "win10");
-        assert_eq!(vm.firmware == Some(SourceFirmware::Uefi), uefi);
+        assert_eq!(vm.firmware == Some(Firmware::Uefi), uefi);
         assert_eq!(disks[0].path, Path::new("/vm/win10.qcow2"));
         assert_eq!((vm.memory_mib, vm.cores_per_socket), (Some(4096), Some(4)));
     }

@@ -87,7 +87,7 @@ fn ovf_in_full() {
     );
     assert_eq!(
         (vm.firmware, vm.secure_boot, vm.tpm),
-        (Some(SourceFirmware::Uefi), true, true)
+        (Some(Firmware::Uefi), true, true)
     );
     assert_eq!(vm.nics.len(), 2);
     assert_eq!(vm.nics[0].mac.unwrap().to_string(), "00:50:56:01:02:03");
@@ -114,7 +114,7 @@ fn ovf_of_virtualbox() {
     );
     folder.file("x.ovf", text);
     let vm = folder.open("x.ovf").unwrap();
-    assert_eq!(vm.firmware, Some(SourceFirmware::Uefi));
+    assert_eq!(vm.firmware, Some(Firmware::Uefi));
     assert_eq!(
         vm.uuid.unwrap().to_string(),
         "0f0f0f0f-1111-2222-3333-444444444444"

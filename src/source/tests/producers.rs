@@ -34,7 +34,7 @@ fn ovf_of_ovirt() {
     assert_eq!(vm.name, "files1");
     assert_eq!((vm.vcpus, vm.memory_mib), (Some(6), Some(8192)));
     assert_eq!(vm.cores_per_socket, Some(2));
-    assert_eq!(vm.firmware, Some(SourceFirmware::Uefi));
+    assert_eq!(vm.firmware, Some(Firmware::Uefi));
     assert!(vm.secure_boot && vm.tpm);
     assert_eq!(names(&vm), ["0a-1", "0b-2"], "the disk to boot first");
     let kinds: Vec<_> = vm.disks.iter().map(|d| d.controller).collect();

@@ -185,11 +185,7 @@ fn firmware(dice: &mut Dice, vm: &mut SourceVm) -> String {
             "<os><loader type='rom'>/bios.bin</loader></os>".to_owned(),
         ),
     };
-    vm.firmware = Some(if uefi {
-        SourceFirmware::Uefi
-    } else {
-        SourceFirmware::Bios
-    });
+    vm.firmware = Some(if uefi { Firmware::Uefi } else { Firmware::Bios });
     vm.secure_boot = secure;
     text
 }

@@ -430,11 +430,7 @@ impl Ovf {
     /// Inside the hardware section, and beside it.
     fn firmware(&self, dice: &mut Dice, vm: &mut SourceVm) -> (String, String) {
         let uefi = dice.coin();
-        vm.firmware = Some(if uefi {
-            SourceFirmware::Uefi
-        } else {
-            SourceFirmware::Bios
-        });
+        vm.firmware = Some(if uefi { Firmware::Uefi } else { Firmware::Bios });
         let (mut inside, mut beside) = (String::new(), String::new());
         if dice.coin() {
             let mut config = |dice: &mut Dice, key: &str, value: &str| {

@@ -74,11 +74,7 @@ impl Vmx {
             self.put("cpuid.coresPerSocket", cores.to_string());
         }
         let uefi = dice.coin();
-        vm.firmware = Some(if uefi {
-            SourceFirmware::Uefi
-        } else {
-            SourceFirmware::Bios
-        });
+        vm.firmware = Some(if uefi { Firmware::Uefi } else { Firmware::Bios });
         if uefi || dice.coin() {
             let word = dice.any_case(if uefi { "efi" } else { "bios" });
             self.put("firmware", word);
