@@ -7,9 +7,6 @@
 mod support;
 
 mod chains;
-#[path = "../support/wire.rs"]
-#[allow(dead_code, reason = "what this program does not need of it")]
-mod line;
 
 mod later;
 mod proofs;

@@ -14,11 +14,11 @@ use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId};
 use serde_json::Value;
 
-use super::line::{Line, Nginx, Sshd};
 use super::support::{
     self, Lab, Paused, Run, corpus, finish, names, processes_naming, sha256, skip, text, tree,
 };
 use super::{live_bytes, ready};
+use crate::support::wire::{Line, Nginx, Sshd};
 
 const MIB: u64 = 1 << 20;
 
