@@ -1,16 +1,18 @@
 //! New names that never replace others, and who may read what is created.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Once;
+use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, Stat, fchmod, fstat, linkat, mkdirat,
-    openat, renameat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, fchmod, flock,
+    fstat, linkat, mkdirat, openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -150,6 +152,71 @@ pub(crate) fn open_file(path: &Path) -> io::Result<fs::File> {
     }
 }
 
+/// What the names of directories for sockets and copies of one run begin with.
+const SCRATCH: &str = "hyper2kvm-run-";
+/// A younger directory may not be locked yet.
+const SCRATCH_AGE: Duration = Duration::from_secs(600);
+
+/// A temporary directory that only this user can enter, removed at the end; after SIGKILL by the next run.
+#[derive(Debug)]
+pub struct Scratch {
+    directory: tempfile::TempDir,
+    /// Its lock shows that the run is not over.
+    _held: File,
+}
+
+impl Scratch {
+    pub fn new() -> io::Result<Self> {
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(|| remove_left(&std::env::temp_dir(), SCRATCH_AGE));
+        let directory = tempfile::Builder::new()
+            .prefix(SCRATCH)
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir()?;
+        let held = File::open(directory.path())?;
+        flock(&held, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self {
+            directory,
+            _held: held,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Removes it, and fails where dropping it would not say so.
+    pub fn close(self) -> io::Result<()> {
+        self.directory.close()
+    }
+}
+
+/// Removes this user's directories that no run holds any more. What cannot be looked at stays.
+fn remove_left(folder: &Path, age: Duration) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if !entry.file_name().as_bytes().starts_with(SCRATCH.as_bytes()) {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(directory) = openat(CWD, entry.path(), flags, Mode::empty()) else {
+            continue;
+        };
+        let is_ours = fstat(&directory).is_ok_and(|stat| stat.st_uid == geteuid().as_raw());
+        let touched = entry.metadata().and_then(|data| data.modified());
+        let is_old = touched.is_ok_and(|at| at.elapsed().is_ok_and(|since| since >= age));
+        if is_ours
+            && is_old
+            && flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && let Err(error) = fs::remove_dir_all(entry.path())
+        {
+            tracing::debug!("removing {}: {error}", entry.path().display());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -204,6 +271,52 @@ mod tests {
         assert_eq!(
             (mode("a"), mode("a/b"), mode("a/b/c")),
             (0o711, 0o711, 0o700)
+        );
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let make = |name: &str, days: u64| {
+            let path = place.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("nbd.sock"), "").unwrap();
+            let directory = File::open(&path).unwrap();
+            let then = std::time::SystemTime::now() - Duration::from_secs(days * 86_400);
+            directory.set_modified(then).unwrap();
+            directory
+        };
+        make("hyper2kvm-run-left", 1);
+        make("hyper2kvm-run-young", 0);
+        make("hyper2kvm-other", 1);
+        let held = make("hyper2kvm-run-held", 1);
+        flock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+        std::os::unix::fs::symlink("hyper2kvm-other", place.path().join("hyper2kvm-run-link"))
+            .unwrap();
+
+        remove_left(place.path(), SCRATCH_AGE);
+        let mut names: Vec<_> = fs::read_dir(place.path())
+            .unwrap()
+            .flatten()
+            .collect::<Vec<_>>()
+            .iter()
+            .map(|e| e.file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        let stay = [
+            "hyper2kvm-other",
+            "hyper2kvm-run-held",
+            "hyper2kvm-run-link",
+            "hyper2kvm-run-young",
+        ];
+        assert_eq!(names, stay);
+        assert!(place.path().join("hyper2kvm-other/nbd.sock").exists());
+
+        let scratch = Scratch::new().unwrap();
+        let again = File::open(scratch.path()).unwrap();
+        assert!(
+            flock(&again, FlockOperation::NonBlockingLockExclusive).is_err(),
+            "it is held"
         );
     }
 }

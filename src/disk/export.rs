@@ -8,11 +8,10 @@
 //! A raw image that we alone read needs no daemon: it is read as the file it is. Nor does an overlay of this run over
 //! one, once the daemon that wrote it has closed it ([`super::overlay`]).
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +19,6 @@ use std::time::Duration;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use tempfile::TempDir;
 
 use super::cache::Cached;
 use super::chain::Image;
@@ -30,6 +28,7 @@ use super::nbd::{Nbd, Patience};
 use super::overlay::{Content, Overlay};
 use super::pool::{MORE, Pool};
 use crate::block::{BlockRead, BlockWrite, FileDisk};
+use crate::files::Scratch;
 use crate::stop;
 use crate::tool::{Child, ToolError, cmd, qemu_img, qsd};
 
@@ -89,7 +88,7 @@ pub struct Export<D: ?Sized> {
     image: Image,
     writable: bool,
     /// The directory of the socket, when others are to connect too.
-    folder: Option<TempDir>,
+    folder: Option<Scratch>,
 }
 
 struct Daemon {
@@ -363,7 +362,7 @@ fn file_data(file: &File, part: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -
     Ok(())
 }
 
-type Started = (Daemon, Option<TempDir>);
+type Started = (Daemon, Option<Scratch>);
 
 fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
     let (daemon, _, folder) = start_with(image, writable, reach, 0)?;
@@ -381,7 +380,7 @@ fn start_with(
     writable: bool,
     reach: Reach,
     more: usize,
-) -> Result<(Daemon, Vec<Nbd>, Option<TempDir>)> {
+) -> Result<(Daemon, Vec<Nbd>, Option<Scratch>)> {
     if writable {
         image.hold_for_writing()?;
     }
@@ -434,11 +433,8 @@ const SOCKET: &str = "nbd";
 fn socket(
     reach: Reach,
     connections: usize,
-) -> io::Result<(UnixListener, Vec<UnixStream>, Option<TempDir>)> {
-    let folder = tempfile::Builder::new()
-        .prefix("hyper2kvm-")
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir()?;
+) -> io::Result<(UnixListener, Vec<UnixStream>, Option<Scratch>)> {
+    let folder = Scratch::new()?;
     // The path of a socket may have 107 bytes; this one is short wherever the directory is.
     let handle = File::open(folder.path())?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd());

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use super::guestfish_appliance::mount_point;
-pub use super::guestfish_appliance::{Appliance, private_folder, text};
+pub use super::guestfish_appliance::{Appliance, text};
 pub use super::guestfish_boot::{Attach, start};
 use super::guestfish_mapped as mapped;
 use super::keys::Keys;

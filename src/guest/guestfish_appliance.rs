@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::guestfish_boot::{Attach, launch_limit, start, tool_error};
 use super::{FileInfo, FileKind, FsKind, GuestError, GuestPath, Result, VolumeId};
+use crate::files::Scratch;
 use crate::tool::guestfish::{Line, MAX_LINE, Reply, Shell};
 
 /// For one command; the longest ones move a hive.
@@ -71,7 +71,7 @@ pub(super) struct Place {
 pub(super) struct Inner {
     shell: Option<Shell>,
     /// Private; what goes in and out of the appliance.
-    work: tempfile::TempDir,
+    work: Scratch,
     files: u64,
     pub mounts: BTreeMap<VolumeId, FsKind>,
     /// Devices of volumes that are not simply a partition.
@@ -101,7 +101,7 @@ pub(super) fn mount_point(volume: VolumeId) -> String {
 impl Inner {
     fn start(attach: &Attach<'_>) -> Result<Self> {
         Ok(Self {
-            work: private_folder()?,
+            work: Scratch::new()?,
             shell: Some(start(std::slice::from_ref(attach))?),
             files: 0,
             mounts: BTreeMap::new(),
@@ -421,14 +421,6 @@ impl Inner {
         }
         Ok(Ok(bytes))
     }
-}
-
-/// A directory that only this user can enter.
-pub fn private_folder() -> std::io::Result<tempfile::TempDir> {
-    tempfile::Builder::new()
-        .prefix("hyper2kvm-")
-        .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir()
 }
 
 impl Drop for Inner {

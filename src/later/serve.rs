@@ -26,6 +26,7 @@ use super::record::{Disk, Record};
 use super::whole::Daemon;
 use super::wire::{Looks, OnWire};
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::Scratch;
 use crate::lock::{FileLock, LockError};
 use crate::stop;
 use crate::text::quote;
@@ -223,10 +224,7 @@ pub(crate) fn leave(folder: &Path, uri: &str) -> Result<Option<Left>> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(failed)?;
-    let directory = tempfile::Builder::new()
-        .prefix("hyper2kvm-serve-")
-        .tempdir()
-        .map_err(failed)?;
+    let directory = Scratch::new().map_err(failed)?;
     let name = directory.path().join("notify");
     let socket = UnixDatagram::bind(&name).map_err(failed)?;
     socket.set_read_timeout(Some(TICK)).map_err(failed)?;

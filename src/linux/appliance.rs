@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use super::tree::{Result, Tree, TreeError};
+use crate::files::Scratch;
 use crate::guest::GuestError;
 use crate::guest::guestfish::{self, Attach};
 use crate::tool::guestfish::{Line, Reply, Shell};
@@ -22,7 +23,7 @@ const MAX_NAMES: usize = 100_000;
 /// An installation inside a running appliance.
 pub struct ApplianceTree {
     shell: RefCell<Shell>,
-    work: tempfile::TempDir,
+    work: Scratch,
     /// Of the root file system, as libguestfs names it: `/dev/rhel/root`, `btrfsvol:/dev/sda2/root`.
     pub device: String,
     pub filesystem: String,
@@ -85,7 +86,7 @@ pub fn open(disks: &[Attach<'_>]) -> Result<Found> {
         device: root.clone(),
         filesystem: filesystem.into_iter().next().unwrap_or_default(),
         shell: RefCell::new(shell),
-        work: guestfish::private_folder()?,
+        work: Scratch::new()?,
     })))
 }
 

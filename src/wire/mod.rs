@@ -47,6 +47,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::Scratch;
 use crate::stop;
 use crate::tool::{Child, Cmd, launcher};
 pub use child::run_if_asked;
@@ -154,7 +155,7 @@ struct Shared {
     talk: Mutex<Talk>,
     /// As far as was heard.
     fetched: AtomicU64,
-    _directory: Option<tempfile::TempDir>,
+    _directory: Option<Scratch>,
 }
 
 /// The conversation with the child.
@@ -185,10 +186,8 @@ impl Wire {
         let (socket, directory) = match &access.socket {
             Some(socket) => (socket.clone(), None),
             None => {
-                let directory = tempfile::Builder::new()
-                    .prefix("hyper2kvm-wire-")
-                    .tempdir()
-                    .map_err(|e| failed("making a private directory", &e))?;
+                let directory =
+                    Scratch::new().map_err(|e| failed("making a private directory", &e))?;
                 (directory.path().join("nbd.sock"), Some(directory))
             }
         };

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tempfile::TempDir;
-
 use super::Mirror;
 use crate::disk::remote;
+use crate::files::Scratch;
 use crate::wire::{Access, Location, Transport, Wire, WireError};
 
 struct Opened {
@@ -15,7 +14,7 @@ struct Opened {
     wire: Wire,
     access: Access,
     /// What mirrors the other host.
-    directory: TempDir,
+    directory: Scratch,
 }
 
 static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
@@ -43,10 +42,7 @@ pub(crate) fn open(at: &Location, access: &Access) -> Result<PathBuf, WireError>
             "TMPDIR names another directory for temporary files",
         )
     };
-    let directory = tempfile::Builder::new()
-        .prefix("hyper2kvm-source-")
-        .tempdir()
-        .map_err(failed)?;
+    let directory = Scratch::new().map_err(failed)?;
     let root = directory.path().canonicalize().map_err(failed)?;
     let is_export = matches!(at.transport(), Transport::Nbd | Transport::Command);
     if !is_export {
