@@ -465,7 +465,8 @@ impl Run<'_> {
             && let Some(missing) = wanted.iter().find(|n| !active.iter().any(|a| a == *n))
         {
             return format!(
-                "the network {missing} is not started: virsh net-start {}, or convert with --libvirt-network or --bridge",
+                "the network {missing} is not started: virsh -c {} net-start {}, or convert with --libvirt-network or --bridge",
+                quote(Path::new(self.virsh.uri())),
                 quote(Path::new(missing))
             );
         }
