@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::{
-    Lab, Run, TOOLS, binary, export, finish, h2k, have, names, sha256, skip, text, tool, tree,
+    Lab, Run, TOOLS, as_raw, binary, export, finish, h2k, have, names, sha256, skip, text, tool,
+    tree,
 };
 
 /// The digest and the time of each file of a source.
@@ -51,18 +52,7 @@ fn read_json(path: &Path) -> Value {
 /// What the guest sees, whatever the image is made of.
 fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
     let raw = lab.path(name);
-    tool(
-        "qemu-img",
-        &[
-            "convert",
-            "-f",
-            "qcow2",
-            "-O",
-            "raw",
-            text(disk),
-            text(&raw),
-        ],
-    );
+    as_raw(disk, &raw);
     raw
 }
 

@@ -142,15 +142,17 @@ pub fn run(args: &BootArgs, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
+/// How a boot went that came up; `by` is what showed it.
+pub(super) fn up_after(seconds: f64, by: &str, reboots: u32) -> String {
+    let restarts = count(reboots, "restart");
+    format!("up after {seconds:.0} s ({by}, {restarts})")
+}
+
 fn text(record: &Record) -> Styled {
     let stage = |name: &str, entry: &Option<StageRecord>| {
         let up = entry.as_ref().and_then(|e| Some((e, e.up_by.as_ref()?)));
         match up {
-            Some((e, by)) => format!(
-                "{name}: up after {:.0} s ({by}, {})\n",
-                e.seconds,
-                count(e.reboots, "restart")
-            ),
+            Some((e, by)) => format!("{name}: {}\n", up_after(e.seconds, by, e.reboots)),
             None => format!("{name}: not done\n"),
         }
     };

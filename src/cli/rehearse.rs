@@ -10,8 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rehearse::result::{Rehearsal, Stage, Verdict};
 use crate::rehearse::{self, Conversion};
 use crate::report;
-use crate::ui::{Styled, Tone, Ui, count};
+use crate::ui::{Styled, Tone, Ui};
 
+use super::boot::up_after;
 use super::options::{self, DRY_RUN, FORCE, OUTPUT_DIR, Options, SOURCE};
 use super::rehearse_list::{self, BATCH, ListArgs};
 use super::rehearse_options::{OneArgs, definitions, objection, with_texts};
@@ -158,8 +159,7 @@ fn text(rehearsal: &Rehearsal) -> Styled {
         "not-run" => "not run".to_owned(),
         "up" => {
             let by = stage.up_by.as_deref().unwrap_or_default();
-            let restarts = count(u64::from(stage.reboots), "restart");
-            format!("up after {:.0} s ({by}, {restarts})", stage.seconds)
+            up_after(stage.seconds, by, stage.reboots)
         }
         state => format!("{state} after {:.0} s", stage.seconds),
     };

@@ -429,6 +429,12 @@ pub fn export(hive: &Path, prefix: &str, key: &str) -> String {
     .unwrap()
 }
 
+/// What the guest sees of a converted disk, whatever the image is made of.
+pub fn as_raw(disk: &Path, raw: &Path) {
+    let fixed = ["convert", "-f", "qcow2", "-O", "raw"];
+    tool("qemu-img", &[&fixed[..], &[text(disk), text(raw)]].concat());
+}
+
 /// What is in a directory, sorted.
 pub fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();

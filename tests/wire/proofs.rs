@@ -130,18 +130,7 @@ fn number(report: &Value, name: &str) -> u64 {
 /// Every file of a converted disk, by name, without what dates the conversion.
 fn files(disk: &Path, work: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
     let raw = work.join("as.raw");
-    support::tool(
-        "qemu-img",
-        &[
-            "convert",
-            "-f",
-            "qcow2",
-            "-O",
-            "raw",
-            text(disk),
-            text(&raw),
-        ],
-    );
+    support::as_raw(disk, &raw);
     let files = tree(&raw);
     fs::remove_file(raw).unwrap();
     files
