@@ -439,7 +439,7 @@ impl BlockWrite for Zeroable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contents {
     Zeroes,
-    /// Left by a run of ours.
+    /// Left by an earlier run of hyper2kvm.
     Unfinished,
     Data,
 }
