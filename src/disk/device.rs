@@ -239,7 +239,7 @@ impl Device {
                 target: target.clone(),
                 ranges: &rest.minus(&data),
                 zeroes,
-                journal: journal.as_mut(),
+                checkpoint: journal.as_mut().into(),
                 pace: None,
                 cancel: how.cancel.clone(),
             }
@@ -251,7 +251,7 @@ impl Device {
             target,
             ranges: &data,
             zeroes,
-            journal: journal.as_mut(),
+            checkpoint: journal.as_mut().into(),
             pace: how.pace.as_ref(),
             cancel: how.cancel.clone(),
         }
