@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use crate::inspect::{HiveName, Hives};
 use crate::registry::RegEdits;
 use crate::registry::confined::{HiveEditError, HiveFile};
+use crate::timeline;
 
 pub(super) type Edited = Result<HiveFile, HiveEditError>;
 
@@ -76,6 +77,7 @@ impl Edit {
     /// Begins to edit a hive.
     pub(super) fn start(bytes: Arc<Vec<u8>>, edits: RegEdits) -> Self {
         Self::Running(thread::spawn(move || {
+            let _span = timeline::span(format!("edit {}", edits.prefix));
             let mut file = HiveFile::new(&bytes)?;
             // The thread is no reason to keep it in memory.
             drop(bytes);
