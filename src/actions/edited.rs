@@ -36,6 +36,9 @@ impl EditedHives {
         let loaded = loaded.iter().filter_map(|name| hives.get(*name));
         let held: usize = loaded.map(|hive| hive.bytes.len()).sum();
         let mut all = BTreeMap::new();
+        // The plan waits for SYSTEM alone.
+        let mut edits: Vec<_> = edits.collect();
+        edits.sort_by_key(|(hive, _)| *hive != HiveName::System);
         for (hive, edits) in edits {
             if let Some(loaded) = hives.get(hive)
                 && held + loaded.bytes.len() <= EARLY

@@ -183,6 +183,7 @@ impl CopyError {
                 e.kind(),
                 Kind::StorageFull
                     | Kind::QuotaExceeded
+                    | Kind::FileTooLarge
                     | Kind::TimedOut
                     | Kind::ConnectionReset
                     | Kind::ConnectionAborted
