@@ -31,7 +31,7 @@ const COUNTED: u64 = CLUSTER / 2;
 /// Tables in memory, 8 MiB: 64 GiB of a disk. Those of a copy are next to each other.
 const MOST_TABLES: usize = 128;
 /// What is zeroed at once.
-const ZEROES: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
+static ZEROES: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
 
 /// A qcow2 that is being filled.
 pub(super) struct Qcow2Writer {
@@ -296,28 +296,25 @@ impl Tables {
         if at == 0 && !wanted {
             return Ok(None);
         }
-        if !self.level_2.contains_key(&i) && self.level_2.len() >= MOST_TABLES {
+        if self.level_2.contains_key(&i) {
+            return Ok(self.level_2.get_mut(&i));
+        }
+        if self.level_2.len() >= MOST_TABLES {
             self.write(file)?;
             self.level_2.clear();
         }
-        if at == 0 {
-            let at = self.take()?;
-            let slot = self.level_1.get_mut(i);
-            *slot.ok_or_else(|| invalid("a cluster beyond the disk"))? = at | COPIED;
-            self.level_1_changed = true;
-            let entries = vec![0; ENTRIES as usize];
-            self.level_2.insert(
-                i,
-                Table {
-                    entries,
-                    changed: true,
-                },
-            );
-        } else if !self.level_2.contains_key(&i) {
-            let entries = read_table(file, at, ENTRIES)?;
-            let changed = false;
-            self.level_2.insert(i, Table { entries, changed });
-        }
+        let changed = at == 0;
+        let entries = match changed {
+            true => {
+                let at = self.take()?;
+                let slot = self.level_1.get_mut(i);
+                *slot.ok_or_else(|| invalid("a cluster beyond the disk"))? = at | COPIED;
+                self.level_1_changed = true;
+                vec![0; ENTRIES as usize]
+            }
+            false => read_table(file, at, ENTRIES)?,
+        };
+        self.level_2.insert(i, Table { entries, changed });
         Ok(self.level_2.get_mut(&i))
     }
 
