@@ -129,6 +129,8 @@ static CALLED: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 pub fn call(path: &Path, name: &str) {
     let mut called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
     called.push((path.to_string_lossy().into_owned(), name.to_owned()));
+    // What lies in a directory comes before that.
+    called.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
 }
 
 /// Text with the names of [`call`].

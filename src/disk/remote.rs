@@ -241,6 +241,14 @@ pub fn register_root(root: &Path, url: &str) {
     known.get_or_insert_default().roots.push(root.to_owned());
 }
 
+/// From now on a file of a mirror is shown as `url`: the whole of it, encoded and with its query, so that it can be
+/// given again.
+pub fn show_as(path: &Path, url: &str) {
+    if text::called(&path.to_string_lossy()) != url {
+        text::call(path, url);
+    }
+}
+
 /// From now on an image that names `name` as its backing file is on the file that `placeholder` stands for.
 pub fn register_backing(name: &str, placeholder: &Path) {
     let mut known = lock(&KNOWN);

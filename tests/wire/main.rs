@@ -7,6 +7,7 @@
 mod support;
 
 mod chains;
+mod edges;
 mod hostile;
 #[path = "../support/hostile.rs"]
 mod hostile_server;

@@ -165,7 +165,11 @@ impl Mirror {
                 "name one machine or disk",
             ));
         }
-        Ok(self.there.insert(path.to_owned()))
+        let is_new = self.there.insert(path.to_owned());
+        if is_new {
+            remote::show_as(path, &at.to_string());
+        }
+        Ok(is_new)
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
