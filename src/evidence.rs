@@ -269,6 +269,29 @@ fn matching(
     names
 }
 
+/// Where what is taken of a file begins, and its length, with a note when that is not all of it.
+fn part_to_take(item: &mut Item, take: Take, left: u64) -> Option<(u64, u64)> {
+    let (start, size) = match take {
+        Take::Whole(limit) if item.size_bytes > limit => {
+            item.note = Some(format!("not taken: more than {} MiB", limit / MIB));
+            return None;
+        }
+        Take::End(limit) if item.size_bytes > limit => {
+            item.note = Some(format!("the last {} MiB of it", limit / MIB));
+            (item.size_bytes - limit, limit)
+        }
+        _ => (0, item.size_bytes),
+    };
+    if size > left {
+        item.note = Some(format!(
+            "not taken: the archive would hold more than {} MiB",
+            MAX_TOTAL / MIB
+        ));
+        return None;
+    }
+    Some((start, size))
+}
+
 /// Adds one file; `None` when there is none.
 fn add<W: Write>(
     guest: &dyn GuestRead,
@@ -295,24 +318,9 @@ fn add<W: Write>(
             return Ok(Some(item));
         }
     }
-    let (start, size) = match take {
-        Take::Whole(limit) if item.size_bytes > limit => {
-            item.note = Some(format!("not taken: more than {} MiB", limit / MIB));
-            return Ok(Some(item));
-        }
-        Take::End(limit) if item.size_bytes > limit => {
-            item.note = Some(format!("the last {} MiB of it", limit / MIB));
-            (item.size_bytes - limit, limit)
-        }
-        _ => (0, item.size_bytes),
-    };
-    if size > *left {
-        item.note = Some(format!(
-            "not taken: the archive would hold more than {} MiB",
-            MAX_TOTAL / MIB
-        ));
+    let Some((start, size)) = part_to_take(&mut item, take, *left) else {
         return Ok(Some(item));
-    }
+    };
     // The first part is read before the header is written: what cannot be read at all is left out.
     let read = |at: u64| {
         let len = CHUNK.min(size - at);

@@ -78,6 +78,35 @@ impl Installing {
         let text = format!("{:#}\n", serde_json::json!(self));
         write_durably(&path, text.as_bytes()).map_err(io_error("writing", &path))
     }
+
+    /// A script has the new paths in JSON, and QEMU's options, besides.
+    fn refuse_unfit_names(&self) -> Result<()> {
+        let unfit = self.moves.iter().map(|m| &m.to).find(|p| {
+            let text = p.to_string_lossy();
+            text.contains(['"', '\\', ',', '<', '>', '&']) || text.contains(char::is_control)
+        });
+        match unfit {
+            None => Ok(()),
+            Some(path) => Err(Error::usage(format!(
+                "{} has characters that scripts and options cannot hold",
+                path.display()
+            ))),
+        }
+    }
+
+    /// The last step: afterwards there is nothing left to continue.
+    fn remove_originals(&self, folder: &Path) -> Result<()> {
+        for moved in &self.moves {
+            moved.remove_original()?;
+            point("install-removing")?;
+        }
+        point("install-removed")?;
+        let note = folder.join(INSTALLING);
+        match fs::remove_file(&note) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("removing", &note)(e)),
+            _ => sync_folder(folder).map_err(io_error("syncing", folder)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -89,49 +118,116 @@ pub struct Installed {
 /// Puts the disks, the probe and the UEFI variables of an output directory there. What is there already
 /// stays; disks of elsewhere (block devices, `--in-place`) are left where they are.
 pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed> {
-    let folder = std::path::absolute(folder)
-        .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
-    let held = trust(&folder)?
-        .ok_or_else(|| Error::usage(format!("{} is not a directory", folder.display())))?;
-    let report_path = folder.join("report.json");
-    let mut report: Value =
-        serde_json::from_slice(&held.read(Path::new("report.json"))?).map_err(|e| {
-            Error::failed(format!("{} is not understood", report_path.display())).because(e)
-        })?;
-    let target = destination(place, virsh)?;
-    let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
-    if identity(&folder).ok() == identity(&target).ok() {
-        return Err(Error::usage(format!(
-            "{} is the output directory itself: its disks are there already",
-            target.display()
-        )));
-    }
+    let mut output = Output::open(folder)?;
+    let target = output.destination(place, virsh)?;
     let user = access::qemu_user(virsh.uri());
     access::check(&[target.join("disk")], user.as_ref())?;
-
-    let mut domains = Vec::new();
-    for key in ["bootstrap_xml", "final_xml"] {
-        let Some(name) = report
-            .pointer(&format!("/outputs/{key}"))
-            .and_then(Value::as_str)
-            .and_then(|path| Path::new(path).file_name())
-        else {
-            continue;
-        };
-        let path = folder.join(name);
-        let root = Element::parse(&held.read(Path::new(name))?)
-            .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
-        domains.push((path, root));
+    let (mut state, given_up) = output.moves_to(&target)?;
+    state.refuse_unfit_names()?;
+    // Nothing is touched before it is known that everything can go.
+    let nvram = output.nvram();
+    for moved in &state.moves {
+        moved.check(&output.report, &nvram)?;
     }
-    let nvram: Vec<PathBuf> = domains
-        .iter()
-        .filter_map(|(_, root)| Some(PathBuf::from(&root.path("os/nvram")?.text)))
-        .collect();
-    let mut state = Installing::load(&folder)?;
-    let mut given_up = Vec::new();
-    for (_, root) in &domains {
-        for file in files_of(root) {
-            let Some(name) = file.file_name().filter(|_| file.parent() == Some(&folder)) else {
+    let _held = hold(&state.moves, virsh.uri())?;
+    for moved in &given_up {
+        moved.take_back(&output.report);
+    }
+    for moved in &state.moves {
+        Work::remove_dead(&moved.to);
+    }
+    if !state.moves.is_empty() {
+        state.save(&output.folder)?;
+    }
+    let mut installed = Installed::default();
+    put_all(&output, &mut state, user.as_ref(), &mut installed.warnings)?;
+    output.name_anew(&state.moves)?;
+    point("installed")?;
+    state.remove_originals(&output.folder)?;
+    if let Place::Pool(name) = place {
+        virsh.pool_refresh(name)?;
+    }
+    installed.moved = state.moves;
+    Ok(installed)
+}
+
+fn point(name: &str) -> Result<()> {
+    failpoint::hit(name).map_err(|e| Error::failed("installing").because(e))
+}
+
+/// An output directory whose disks are moved.
+struct Output {
+    folder: PathBuf,
+    report: Value,
+    /// The domain XML files that the report names.
+    domains: Vec<(PathBuf, Element)>,
+}
+
+impl Output {
+    fn open(folder: &Path) -> Result<Self> {
+        let folder = std::path::absolute(folder)
+            .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
+        let held = trust(&folder)?
+            .ok_or_else(|| Error::usage(format!("{} is not a directory", folder.display())))?;
+        let path = folder.join("report.json");
+        let report: Value =
+            serde_json::from_slice(&held.read(Path::new("report.json"))?).map_err(|e| {
+                Error::failed(format!("{} is not understood", path.display())).because(e)
+            })?;
+        let mut domains = Vec::new();
+        for key in ["bootstrap_xml", "final_xml"] {
+            let Some(name) = report
+                .pointer(&format!("/outputs/{key}"))
+                .and_then(Value::as_str)
+                .and_then(|path| Path::new(path).file_name())
+            else {
+                continue;
+            };
+            let path = folder.join(name);
+            let root = Element::parse(&held.read(Path::new(name))?)
+                .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
+            domains.push((path, root));
+        }
+        Ok(Self {
+            folder,
+            report,
+            domains,
+        })
+    }
+
+    fn destination(&self, place: &Place, virsh: &Virsh) -> Result<PathBuf> {
+        let target = destination(place, virsh)?;
+        let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
+        if identity(&self.folder).ok() == identity(&target).ok() {
+            return Err(Error::usage(format!(
+                "{} is the output directory itself: its disks are there already",
+                target.display()
+            )));
+        }
+        Ok(target)
+    }
+
+    /// The files that the domains name.
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
+        self.domains.iter().flat_map(|(_, root)| files_of(root))
+    }
+
+    fn nvram(&self) -> Vec<PathBuf> {
+        self.domains
+            .iter()
+            .filter_map(|(_, root)| Some(PathBuf::from(&root.path("os/nvram")?.text)))
+            .collect()
+    }
+
+    /// What is to be moved, and the moves to another place that an earlier run had begun.
+    fn moves_to(&self, target: &Path) -> Result<(Installing, Vec<Moved>)> {
+        let mut state = Installing::load(&self.folder)?;
+        let mut given_up = Vec::new();
+        for file in self.files() {
+            let Some(name) = file
+                .file_name()
+                .filter(|_| file.parent() == Some(&self.folder))
+            else {
                 continue;
             };
             let to = target.join(name);
@@ -149,71 +245,23 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
                 });
             }
         }
+        Ok((state, given_up))
     }
-    // A script has them in JSON, and QEMU's options, besides.
-    if let Some(path) = state.moves.iter().map(|m| &m.to).find(|p| {
-        let text = p.to_string_lossy();
-        text.contains(['"', '\\', ',', '<', '>', '&']) || text.contains(char::is_control)
-    }) {
-        return Err(Error::usage(format!(
-            "{} has characters that scripts and options cannot hold",
-            path.display()
-        )));
-    }
-    // Nothing is touched before it is known that everything can go.
-    for moved in &state.moves {
-        moved.check(&report, &nvram)?;
-    }
-    let _held = hold(&state.moves, virsh.uri())?;
-    for moved in &given_up {
-        moved.take_back(&report);
-    }
-    for moved in &state.moves {
-        Work::remove_dead(&moved.to);
-    }
-    if !state.moves.is_empty() {
-        state.save(&folder)?;
-    }
-    let mut installed = Installed::default();
-    // A killed run has changed the XML already: there is no rollback, only forward.
-    let begun = domains
-        .iter()
-        .flat_map(|(_, root)| files_of(root))
-        .any(|file| state.moves.iter().any(|m| m.to == file));
-    put_all(
-        (&folder, &report, begun),
-        &mut state,
-        user.as_ref(),
-        &mut installed.warnings,
-    )?;
-    let moves = &state.moves;
-    for (path, root) in &mut domains {
-        rewrite(root, &|old| {
-            let found = moves.iter().find(|m| m.from == Path::new(old));
-            found.map(|m| m.to.display().to_string())
-        });
-        replace(path, root.to_document().as_bytes())?;
-    }
-    rewrite_texts(&folder, &report, moves)?;
-    rewrite_report(&folder, &mut report, moves);
-    replace(&report_path, format!("{report:#}\n").as_bytes())?;
-    failpoint::hit("installed").map_err(|e| Error::failed("installing").because(e))?;
-    for moved in moves {
-        moved.remove_original()?;
-        failpoint::hit("install-removing").map_err(|e| Error::failed("installing").because(e))?;
-    }
-    failpoint::hit("install-removed").map_err(|e| Error::failed("installing").because(e))?;
-    match fs::remove_file(folder.join(INSTALLING)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(io_error("removing", &folder.join(INSTALLING))(e));
+
+    /// Changes the documents to the new paths, the report last.
+    fn name_anew(&mut self, moves: &[Moved]) -> Result<()> {
+        for (path, root) in &mut self.domains {
+            rewrite(root, &|old| {
+                let found = moves.iter().find(|m| m.from == Path::new(old));
+                found.map(|m| m.to.display().to_string())
+            });
+            replace(path, root.to_document().as_bytes())?;
         }
-        _ => sync_folder(&folder).map_err(io_error("syncing", &folder))?,
+        rewrite_texts(&self.folder, &self.report, moves)?;
+        rewrite_report(&self.folder, &mut self.report, moves);
+        let report = format!("{:#}\n", self.report);
+        replace(&self.folder.join("report.json"), report.as_bytes())
     }
-    if let Place::Pool(name) = place {
-        virsh.pool_refresh(name)?;
-    }
-    installed.moved = state.moves;
-    Ok(installed)
 }
 
 /// Keeps a VM from starting on the disks while they are moved; refuses what one uses already: a copy of it
@@ -242,11 +290,16 @@ fn hold(moves: &[Moved], uri: &str) -> Result<Held> {
 
 /// Every file under its new name, besides the old one. When one cannot be, the others are taken back.
 fn put_all(
-    (folder, report, begun): (&Path, &Value, bool),
+    output: &Output,
     state: &mut Installing,
     user: Option<&User>,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
+    let Output { folder, report, .. } = output;
+    // A killed run has changed the XML already: there is no rollback, only forward.
+    let begun = output
+        .files()
+        .any(|file| state.moves.iter().any(|m| m.to == file));
     for i in 0..state.moves.len() {
         let put = put(folder, state, i).and_then(|()| {
             let moved = &state.moves[i];
@@ -266,7 +319,7 @@ fn put_all(
             let _ = fs::remove_file(folder.join(INSTALLING));
             return Err(error);
         }
-        failpoint::hit("installing").map_err(|e| Error::failed("installing").because(e))?;
+        point("installing")?;
     }
     Ok(())
 }
@@ -316,7 +369,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
     state.moves[i].copy = Some(finished().map_err(io_error("copying to", &to))?);
     // Noted before it has its name: a run that finds it there knows whose it is.
     state.save(folder)?;
-    failpoint::hit("install-copied").map_err(|e| Error::failed("installing").because(e))?;
+    point("install-copied")?;
     rename_new(&copy, &to).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => exists(),
         _ => io_error("moving to", &to)(e),

@@ -11,6 +11,7 @@ const BLOCK: usize = 512;
 const MAX_MEMBERS: usize = 10_000;
 /// Long names and pax records.
 const MAX_EXTRA: u64 = 1 << 20;
+const SPARSE: &str = "a sparse member, which an OVA cannot have";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -90,23 +91,10 @@ pub fn members<R: Read + Seek>(mut archive: R) -> Result<Vec<Member>, TarError> 
                 if kind == b'L' {
                     long_name = Some(text(&extra));
                 } else {
-                    for (key, value) in pax_records(&extra).ok_or_else(|| error("bad pax data"))? {
-                        match key {
-                            b"path" => long_name = Some(text(value)),
-                            b"size" => {
-                                let size =
-                                    std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
-                                pax_size = Some(size.ok_or_else(|| error("bad pax size"))?);
-                            }
-                            key if key.starts_with(b"GNU.sparse") => {
-                                return Err(error("a sparse member, which an OVA cannot have"));
-                            }
-                            _ => {}
-                        }
-                    }
+                    take_pax(&extra, &mut long_name, &mut pax_size).map_err(error)?;
                 }
             }
-            b'S' => return Err(error("a sparse member, which an OVA cannot have")),
+            b'S' => return Err(error(SPARSE)),
             b'K' | b'g' => {}
             // Links, directories, devices.
             _ => long_name = None,
@@ -122,6 +110,26 @@ pub fn members<R: Read + Seek>(mut archive: R) -> Result<Vec<Member>, TarError> 
         });
     }
     Ok(list)
+}
+
+/// What the records of an extended header say of the next member.
+fn take_pax(
+    extra: &[u8],
+    name: &mut Option<String>,
+    size: &mut Option<u64>,
+) -> Result<(), &'static str> {
+    for (key, value) in pax_records(extra).ok_or("bad pax data")? {
+        match key {
+            b"path" => *name = Some(text(value)),
+            b"size" => {
+                let found = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
+                *size = Some(found.ok_or("bad pax size")?);
+            }
+            key if key.starts_with(b"GNU.sparse") => return Err(SPARSE),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn text(bytes: &[u8]) -> String {
