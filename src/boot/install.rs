@@ -8,6 +8,8 @@
 //!
 //! Owner, mode and SELinux label are those libvirt gives to disks; it does so again at each start.
 
+pub(super) mod texts;
+
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
@@ -24,18 +26,17 @@ use super::files::trust;
 use super::record::INSTALLING;
 use crate::boot::in_use::{self, Held};
 use crate::domain::element::Element;
-use crate::domain::emit;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::files::rename_new;
 use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted::{self, TrustedFolder};
 use crate::report::OutputFile;
-use crate::text::in_single_quotes;
 use crate::tool::confine::Confinement;
 use crate::tool::privileges::Privileges;
 use crate::tool::virsh::Virsh;
 use crate::tool::{self, Cmd};
+use texts::{files_of, replace, rewrite, rewrite_report, rewrite_texts};
 
 /// Where the disks go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -554,40 +555,6 @@ impl Moved {
     }
 }
 
-/// The new paths of the disks, and what their files are now.
-fn rewrite_report(folder: &Path, report: &mut Value, moves: &[Moved]) {
-    if let Some(disks) = report
-        .pointer_mut("/outputs/disks")
-        .and_then(Value::as_array_mut)
-    {
-        for disk in disks {
-            let mut found = moves.iter();
-            let found = found.find(|m| disk.as_str().map(Path::new) == Some(&m.from));
-            if let Some(moved) = found {
-                *disk = moved.to.display().to_string().into();
-            }
-        }
-    }
-    let Some(files) = report.get_mut("files").and_then(Value::as_array_mut) else {
-        return;
-    };
-    for entry in files {
-        let Ok(was) = serde_json::from_value::<OutputFile>(entry.clone()) else {
-            continue;
-        };
-        let path = folder.join(&was.path);
-        let moved = moves.iter().find(|m| m.from == path);
-        let (name, path) = match moved {
-            Some(moved) => (moved.to.clone(), moved.to.clone()),
-            None => (was.path, path),
-        };
-        let now = fs::metadata(&path).ok();
-        if let Some(now) = now.and_then(|found| OutputFile::of(name, &found)) {
-            *entry = serde_json::json!(now);
-        }
-    }
-}
-
 pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
     let path = match place {
         Place::Folder(path) => path.clone(),
@@ -655,89 +622,6 @@ fn pool_folder(name: &str, xml: &str) -> Result<PathBuf> {
     }
 }
 
-/// Disks and UEFI variables of a domain.
-fn files_of(root: &Element) -> Vec<PathBuf> {
-    let sources = root.descendants("source");
-    let mut files: Vec<PathBuf> = sources
-        .iter()
-        .filter_map(|s| s.attr("file"))
-        .map(PathBuf::from)
-        .collect();
-    files.extend(root.path("os/nvram").map(|n| PathBuf::from(&n.text)));
-    files
-}
-
-/// Gives the disks and UEFI variables of a domain the paths that `new` has for them.
-pub(super) fn rewrite(element: &mut Element, new: &dyn Fn(&str) -> Option<String>) {
-    if element.is("source") {
-        for (_, value) in element.attrs.iter_mut().filter(|(key, _)| key == "file") {
-            if let Some(path) = new(value) {
-                *value = path;
-            }
-        }
-    }
-    if element.is("host") {
-        for (_, value) in element.attrs.iter_mut().filter(|(key, _)| key == "socket") {
-            if let Some(path) = new(value) {
-                *value = path;
-            }
-        }
-    }
-    if element.is("nvram")
-        && let Some(path) = new(&element.text)
-    {
-        element.text = path;
-    }
-    for child in &mut element.children {
-        rewrite(child, new);
-    }
-}
-
-const REPORT: &str = "report.html";
-
-/// The same in what else names the disks: scripts and YAML, where paths are between single quotes, and
-/// the report to look at.
-fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
-    let emitted = report.pointer("/outputs/emitted").and_then(Value::as_array);
-    let names = emitted.into_iter().flatten().filter_map(Value::as_str);
-    let names = names.filter_map(|path| Path::new(path).file_name()?.to_str());
-    for name in names.chain([REPORT]) {
-        let path = folder.join(name);
-        let mut text = match trusted::read(&path) {
-            Err(e) if e.is_missing() => continue,
-            text => String::from_utf8(text?)
-                .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?,
-        };
-        for Moved { from, to, .. } in moved {
-            // The state of a TPM lies beside the variables.
-            let tpm = [from, to].map(|path| path.with_extension("tpm"));
-            for [from, to] in [[from, to], [&tpm[0], &tpm[1]]] {
-                let [from, to] =
-                    [from, to].map(|path| in_single_quotes(&path.display().to_string()));
-                text = text.replace(&from, &to);
-            }
-            if name != REPORT {
-                for (from, to) in [(from, to), (&tpm[0], &tpm[1])] {
-                    let file = from.file_name().unwrap_or_default().to_string_lossy();
-                    text = emit::relocated(&text, &file, to);
-                }
-            }
-        }
-        replace(&path, text.as_bytes())?;
-    }
-    Ok(())
-}
-
-/// Durable before it is under its name; the mode stays.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> io::Result<()> {
-        let mode = fs::metadata(path)?.permissions();
-        write_durably(path, bytes)?;
-        fs::set_permissions(path, mode)
-    };
-    write().map_err(io_error("writing", path))
-}
-
 /// As libvirt wants a disk. Without privileges it stays this user's, who then runs QEMU too.
 fn prepare(
     moved: &Moved,
@@ -787,194 +671,4 @@ fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::skip::skip;
-
-    #[test]
-    fn pools() {
-        let pool =
-            |kind: &str, target: &str| format!("<pool type='{kind}'><name>p</name>{target}</pool>");
-        let path = "<target><path>/var/lib/x y</path></target>";
-        assert_eq!(
-            pool_folder("p", &pool("dir", path)).unwrap(),
-            Path::new("/var/lib/x y")
-        );
-        for xml in [pool("logical", path), pool("dir", ""), "<".to_owned()] {
-            assert!(pool_folder("p", &xml).is_err(), "{xml}");
-        }
-    }
-
-    fn moved(from: PathBuf, to: PathBuf) -> Installing {
-        Installing {
-            moves: vec![Moved {
-                from,
-                to,
-                copy: None,
-            }],
-        }
-    }
-
-    /// Between file systems, and again after an interruption.
-    #[test]
-    fn a_file_crosses_file_systems() {
-        let (here, there) = (
-            tempfile::tempdir().unwrap(),
-            tempfile::tempdir_in("/dev/shm"),
-        );
-        let Ok(there) = there else {
-            return skip("dev-shm", "no /dev/shm");
-        };
-        let device = |path: &Path| fs::metadata(path).unwrap().dev();
-        if device(here.path()) == device(there.path()) {
-            return skip("dev-shm", "/dev/shm is no file system of its own");
-        }
-        let (from, to) = (here.path().join("a disk"), there.path().join("a disk"));
-        fs::write(&from, "contents").unwrap();
-        let dead = there
-            .path()
-            .join(format!(".a disk.{}.partial", uuid::Uuid::new_v4()));
-        fs::create_dir(&dead).unwrap();
-        fs::set_permissions(&dead, Permissions::from_mode(0o700)).unwrap();
-        fs::write(dead.join("disk"), "of a killed run").unwrap();
-        fs::write(there.path().join("a disk.partial"), "of the user").unwrap();
-        Work::remove_dead(&to);
-        let mut state = moved(from.clone(), to.clone());
-        for _ in 0..2 {
-            state.moves[0].check(&Value::Null, &[]).unwrap();
-            put(here.path(), &mut state, 0).unwrap();
-            assert!(from.exists(), "the original goes last");
-            assert_eq!(fs::read_to_string(&to).unwrap(), "contents");
-            state = Installing::load(here.path()).unwrap();
-        }
-        state.moves[0].remove_original().unwrap();
-        assert!(!from.exists());
-        let mut names: Vec<_> = fs::read_dir(there.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        names.sort();
-        assert_eq!(names, ["a disk", "a disk.partial"]);
-        let mut warnings = Vec::new();
-        prepare(&state.moves[0], &Value::Null, None, &mut warnings).unwrap();
-        assert_eq!(fs::metadata(&to).unwrap().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_name_that_is_taken_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("disk"), dir.path().join("there"));
-        fs::write(&from, "mine").unwrap();
-        let mut state = moved(from.clone(), to.clone());
-        state.moves[0].check(&Value::Null, &[]).unwrap();
-        // It appears after the check.
-        fs::write(&to, "another's").unwrap();
-        let error = put(dir.path(), &mut state, 0).unwrap_err();
-        assert!(error.message.ends_with("exists already"), "{error}");
-        assert!(state.moves[0].check(&Value::Null, &[]).is_err());
-        state.moves[0].take_back(&Value::Null);
-        state.moves[0].remove_original().unwrap();
-        assert_eq!(fs::read_to_string(&from).unwrap(), "mine");
-        assert_eq!(fs::read_to_string(&to).unwrap(), "another's");
-        // Variables that are not there yet must not become those of another machine.
-        fs::remove_file(&from).unwrap();
-        assert!(state.moves[0].check(&Value::Null, &[]).is_err());
-    }
-
-    #[test]
-    fn only_what_was_put_there_is_given_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to, victim] = ["disk", "there", "victim"].map(|name| dir.path().join(name));
-        for file in [&from, &victim] {
-            fs::write(file, "x").unwrap();
-            fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
-        }
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        let mut state = moved(from.clone(), to.clone());
-        put(dir.path(), &mut state, 0).unwrap();
-        let give = || prepare(&state.moves[0], &Value::Null, None, &mut Vec::new());
-        fs::remove_file(&to).unwrap();
-        std::os::unix::fs::symlink(&victim, &to).unwrap();
-        assert!(give().is_err());
-        fs::remove_file(&to).unwrap();
-        fs::hard_link(&victim, &to).unwrap();
-        assert!(give().is_err());
-        assert_eq!((mode(&victim), mode(&from)), (0o644, 0o644));
-        fs::remove_file(&to).unwrap();
-        fs::hard_link(&from, &to).unwrap();
-        give().unwrap();
-        assert_eq!(mode(&from), 0o600);
-    }
-
-    #[test]
-    fn a_disk_that_is_nowhere_is_not_put() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to] = ["disk", "there"].map(|name| dir.path().join(name));
-        let one = &moved(from.clone(), to.clone()).moves[0];
-        let error = one.check(&Value::Null, &[]).unwrap_err();
-        assert!(error.message.contains(to.to_str().unwrap()), "{error}");
-        assert_eq!(error.hints.len(), 1);
-        for nvram in [&from, &to] {
-            one.check(&Value::Null, std::slice::from_ref(nvram))
-                .unwrap();
-        }
-        std::os::unix::fs::symlink("/dev/null", &from).unwrap();
-        let error = one.check(&Value::Null, &[]).unwrap_err();
-        assert!(error.message.contains("no file itself"), "{error}");
-    }
-
-    #[test]
-    fn the_report_knows_what_was_moved() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to] = ["disk", "there"].map(|name| dir.path().join(name));
-        fs::write(&to, "x").unwrap();
-        let one = &moved(from.clone(), to.clone()).moves[0];
-        let found = fs::metadata(&to).unwrap();
-        let listed = |path: &Path| {
-            let entry = OutputFile::of(path.into(), &found);
-            serde_json::json!({"files": [entry], "outputs": {"disks": [to]}})
-        };
-        for (path, known) in [
-            (Path::new("disk"), true),
-            (&to, true),
-            (Path::new("other"), false),
-        ] {
-            assert_eq!(one.check(&listed(path), &[]).is_ok(), known, "{path:?}");
-        }
-        // A VM ran from it since.
-        let report = listed(&to);
-        fs::write(&to, "changed").unwrap();
-        one.check(&report, &[]).unwrap();
-        assert!(one.check(&listed(Path::new("disk")), &[]).is_err());
-        // Both are there: one of them is somebody else's.
-        fs::write(&from, "x").unwrap();
-        assert!(one.check(&report, &[]).is_err());
-    }
-
-    #[test]
-    fn folders_of_others_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = rustix::process::geteuid().is_root();
-        for (mode, fine) in [
-            (0o755, true),
-            (0o711, true),
-            (0o775, !root),
-            (0o757, false),
-            (0o1777, true),
-        ] {
-            fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
-            let found = refuse_others(dir.path());
-            assert_eq!(found.is_ok(), fine, "{mode:o}");
-            assert!(
-                found
-                    .err()
-                    .is_none_or(|e| e.hints[0].starts_with("chmod go-w"))
-            );
-        }
-        if root {
-            std::os::unix::fs::chown(dir.path(), Some(12345), None).unwrap();
-            let error = refuse_others(dir.path()).unwrap_err();
-            assert!(error.message.contains("belongs to user 12345"), "{error}");
-        }
-    }
-}
+mod tests;
