@@ -6,18 +6,19 @@
 //!  SOURCE --source--> SourceVm --disk--> BlockRead --guest--> GuestRead --inspect--> Inspection
 //!                                                                 |              |
 //!                                            boot_path (ready?) <-+              v
-//!  virtio-win ---drivers---> DriverSet -------------------------------> plan --> Plan
+//!  virtio-win ---drivers---> DriverSet -------------------------------> plan --> Plan: actions
 //!                                                                                |
 //!  overlay <------ GuestWrite <------ fix (journal, backup, undo log) <----------+
 //!     |                                  |
 //!     +--verify (read back)              +--> registry/*.reg, backup/
 //!     +--disk::copy--> target            domain --> bootstrap.xml, final.xml     report --> report.json, .html
+//!  types: the words they share (processor, firmware, disk bus, control set, registry key, PCI id, ...)
 //! ```
 //!
 //! Dependencies point one way, down the table of directories in docs/architecture.md: the verbs (`cli`), whole
-//! tasks (`convert`, `boot`, ...), results (`verify`, `report`), decisions (`fix`, `plan`), facts (`inspect`,
+//! tasks (`convert`, `boot`, ...), results (`verify`, `report`), decisions (`fix`, `plan`, `actions`), facts (`inspect`,
 //! `boot_path`, `drivers`), access (`source`, `guest`, `disk`, `wire`, `registry`), and what all of them use
-//! (`tool`, `ui`, `error`, ...). Nothing below `cli` prints or exits.
+//! (`tool`, `ui`, `types`, `error`, ...). Nothing below `cli` prints or exits.
 
 // The threshold is in clippy.toml. Tests are left out: a table of cases may be long.
 #![cfg_attr(not(test), deny(clippy::too_many_lines))]
