@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::StorageBus;
+use crate::drivers::Catalogue;
+use crate::drivers::catalogue::{Role, VirtioDevice};
 use crate::error::{Error, Result};
 use crate::guest::keys::Keys;
 use crate::guest::{DiskId, GuestPath, GuestRead};
@@ -58,13 +60,28 @@ impl Proof {
     }
 }
 
-fn service(bus: StorageBus) -> &'static str {
-    match bus {
-        StorageBus::VirtioBlk => "viostor",
-        StorageBus::VirtioScsi => "vioscsi",
+/// The service that must drive the controller of the final stage.
+fn service(bus: StorageBus) -> String {
+    let device = match bus {
+        StorageBus::VirtioBlk => VirtioDevice::Blk,
+        StorageBus::VirtioScsi => VirtioDevice::Scsi,
         // Only Linux machines end there, and they are not watched.
-        StorageBus::Sata => "storahci",
-    }
+        StorageBus::Sata => return "storahci".into(),
+    };
+    let catalogue = Catalogue::builtin();
+    catalogue.service_of(device).unwrap_or_default().into()
+}
+
+/// Words that tell a section of the log: it is about a VirtIO device, or a driver of a disk or NIC.
+fn words() -> Vec<String> {
+    let catalogue = Catalogue::builtin();
+    let drivers = catalogue.drivers.iter();
+    drivers
+        .filter(|d| matches!(d.role, Role::Storage | Role::Network))
+        .flat_map(|d| d.services.iter())
+        .map(|service| service.to_lowercase())
+        .chain([VENDOR.to_lowercase()])
+        .collect()
 }
 
 /// The disk of a machine that is off.
@@ -116,6 +133,7 @@ fn devices(
     bus: StorageBus,
 ) -> Result<Proof, crate::registry::HiveError> {
     let mut proof = Proof::default();
+    let service = service(bus);
     let view = HiveView::new(system)?;
     let Some(pci) = view.key(&format!("{control_set}\\Enum\\PCI"))? else {
         return Ok(proof);
@@ -129,7 +147,7 @@ fn devices(
             let found = instance.string("Service")?;
             proof.bound |= found
                 .as_deref()
-                .is_some_and(|s| s.eq_ignore_ascii_case(service(bus)));
+                .is_some_and(|s| s.eq_ignore_ascii_case(&service));
             proof.devices.push(Device {
                 instance: format!("{name}\\{}", instance.name()?),
                 service: found,
@@ -154,13 +172,12 @@ pub fn setup_log_path(windows: &WindowsFacts) -> Option<GuestPath> {
 fn errors(log: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut section: Vec<&str> = Vec::new();
+    let words = words();
     for line in log.lines().chain(["<<<"]) {
         if line.starts_with("<<<") {
             let ours = section.iter().any(|l| {
                 let lower = l.to_ascii_lowercase();
-                ["ven_1af4", "viostor", "vioscsi", "netkvm"]
-                    .iter()
-                    .any(|word| lower.contains(word))
+                words.iter().any(|word| lower.contains(word))
             });
             if ours {
                 let bad = section.iter().filter(|l| l.starts_with("!!!"));

@@ -14,6 +14,8 @@ mod text;
 
 use std::fmt::Write as _;
 
+use crate::drivers::Catalogue;
+use crate::drivers::catalogue::VirtioDevice;
 use crate::inspect::model::{Cidr, Route};
 use crate::types::MacAddr;
 use disks::Disks;
@@ -107,6 +109,15 @@ pub struct Script {
     pub com2: bool,
 }
 
+/// The service of the NIC's driver.
+fn nic_service() -> String {
+    let catalogue = Catalogue::builtin();
+    catalogue
+        .service_of(VirtioDevice::Net)
+        .unwrap_or_default()
+        .into()
+}
+
 pub fn user_script(number: usize) -> String {
     format!("user-{number}.cmd")
 }
@@ -173,7 +184,7 @@ impl Script {
         }
         text.push_str(TAIL);
         text.push_str(&routines);
-        text.push_str(ROUTINES);
+        text.push_str(&ROUTINES.replace("@NIC@", &nic_service()));
         if !self.disks.is_empty() {
             text.push_str(DISK_ROUTINES);
         }

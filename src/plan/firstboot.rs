@@ -4,6 +4,7 @@
 //! The old values of those settings are kept below the service's key, where the script finds them, and a
 //! second run over the same disk as well: it must not take our own values for the guest's.
 
+use crate::drivers::catalogue::VirtioDevice;
 use crate::firstboot::network::{self, Policy};
 use crate::firstboot::{self, ABSENT, FileName, Inf, Restore, SERVICE, Script};
 use crate::guest::GuestPath;
@@ -43,10 +44,7 @@ pub fn add(
 ) -> Result<()> {
     let wishes = inputs.wishes;
     let windows = inputs.windows;
-    let has_netkvm = layout
-        .drivers
-        .iter()
-        .any(|d| d.driver.eq_ignore_ascii_case("netkvm"));
+    let has_netkvm = inputs.drivers.drives(VirtioDevice::Net);
     let facts = &inputs.inspection.network;
     let mut decision = network::decide(wishes.network, facts, &wishes.macs, has_netkvm);
     if let Some(reason) = left_out(inputs) {

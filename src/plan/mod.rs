@@ -297,13 +297,9 @@ pub fn is_boot(package: &DriverPackage) -> bool {
 /// What a converted disk must boot from: the bootstrap controller and the virtio ones that have a driver
 /// (NT 5 has none for virtio-scsi).
 pub fn wanted(bootstrap: Option<Controller>, drivers: &DriverSet) -> Vec<Controller> {
-    let virtio = drivers.boot_storage().filter_map(|package| {
-        match package.driver.to_ascii_lowercase().as_str() {
-            "viostor" => Some(Controller::VirtioBlk),
-            "vioscsi" => Some(Controller::VirtioScsi),
-            _ => None,
-        }
-    });
+    let virtio = drivers
+        .boot_storage()
+        .filter_map(|package| package.device?.disk_bus());
     bootstrap.into_iter().chain(virtio).collect()
 }
 
