@@ -12,6 +12,7 @@ use super::model::Bridge;
 use super::xml::{domain_name, target_name};
 use super::*;
 use crate::skip::skip;
+use crate::types::Arch;
 
 const BIOS: Firmware = Firmware::Bios;
 const UEFI: Firmware = Firmware::Uefi { secure_boot: false };
@@ -67,7 +68,7 @@ pub(crate) fn machine() -> Machine {
             major: 10,
             minor: 0,
             build: 19045,
-            arch: "x86_64".into(),
+            arch: Arch::Amd64,
             server: false,
         }),
         clock_utc: false,
@@ -132,7 +133,7 @@ fn matrix() -> Vec<Case> {
                         major,
                         minor,
                         build,
-                        arch: "x86_64".into(),
+                        arch: Arch::Amd64,
                         server,
                     };
                     (m.firmware, m.bus) = (firmware, bus);
@@ -533,7 +534,7 @@ fn refusals() {
             },
             "do not match",
         ),
-        (|m| windows(m).arch = "arm64".into(), "guest for arm64"),
+        (|m| windows(m).arch = Arch::Arm64, "guest for arm64"),
         (
             |m| m.firmware = SECURE,
             "does not fit a UEFI Secure Boot guest",

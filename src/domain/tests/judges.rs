@@ -102,7 +102,7 @@ fn oddities() -> Vec<Case> {
     add("nt5-on-sata", m, FirmwareChoice::Bios);
     let mut m = machine();
     m.system = System::Linux {
-        arch: "x86_64".into(),
+        arch: Arch::Amd64,
         osinfo_id: None,
     };
     (m.bootstrap, m.probe, m.driver_iso) = (Bootstrap::None, None, None);
