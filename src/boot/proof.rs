@@ -14,6 +14,7 @@ use crate::guest::{DiskId, GuestPath, GuestRead};
 use crate::inspect::{Survey, WindowsFacts};
 use crate::registry::HiveView;
 use crate::session::{Access, Session};
+use crate::types::ControlSet;
 
 const VENDOR: &str = "VEN_1AF4";
 const MAX_LOG: u64 = 64 << 20;
@@ -129,13 +130,13 @@ pub fn read(disk: &GuestDisk<'_>, bus: StorageBus) -> Result<Proof> {
 
 fn devices(
     system: &[u8],
-    control_set: &str,
+    control_set: &ControlSet,
     bus: StorageBus,
 ) -> Result<Proof, crate::registry::HiveError> {
     let mut proof = Proof::default();
     let service = service(bus);
     let view = HiveView::new(system)?;
-    let Some(pci) = view.key(&format!("{control_set}\\Enum\\PCI"))? else {
+    let Some(pci) = view.key(&control_set.key("Enum\\PCI"))? else {
         return Ok(proof);
     };
     for device in pci.keys()? {
@@ -221,11 +222,11 @@ mod tests {
         );
         let hive = tree.to_bytes("SYSTEM");
         for (set, bus, count, bound) in [
-            ("ControlSet001", StorageBus::VirtioBlk, 2, true),
-            ("ControlSet001", StorageBus::VirtioScsi, 2, false),
-            ("ControlSet002", StorageBus::VirtioBlk, 0, false),
+            (1, StorageBus::VirtioBlk, 2, true),
+            (1, StorageBus::VirtioScsi, 2, false),
+            (2, StorageBus::VirtioBlk, 0, false),
         ] {
-            let proof = devices(&hive, set, bus).unwrap();
+            let proof = devices(&hive, &ControlSet::new(set), bus).unwrap();
             assert_eq!((proof.devices.len(), proof.bound), (count, bound), "{set}");
         }
     }

@@ -39,6 +39,7 @@ use crate::guest::{
 };
 use crate::registry::{HiveError, HiveView};
 use crate::text::guest_text;
+use crate::types::ControlSet;
 use locate::Candidate;
 
 #[derive(Debug, thiserror::Error)]
@@ -373,7 +374,10 @@ fn name_version(version: &os::Version, out: &mut Inspection) {
 }
 
 /// The control set to look at.
-fn control_set(system: &HiveView<'_>, out: &mut Inspection) -> Result<Option<String>, HiveError> {
+fn control_set(
+    system: &HiveView<'_>,
+    out: &mut Inspection,
+) -> Result<Option<ControlSet>, HiveError> {
     let Some(set) = os::control_set(system)? else {
         out.findings
             .push(findings::NO_CONTROL_SET.found("SYSTEM\\Select"));

@@ -10,6 +10,7 @@ use crate::guest::{
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
+use crate::types::ControlSet;
 
 use super::Disk;
 use super::findings;
@@ -326,7 +327,7 @@ pub fn encrypted(file: String) -> Finding {
 pub fn hives(
     system: &HiveView<'_>,
     software: &HiveView<'_>,
-    control_set: &str,
+    control_set: &ControlSet,
     out: &mut Inspection,
 ) -> Result<()> {
     let Some(set) = system.key(control_set)? else {

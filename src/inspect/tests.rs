@@ -256,7 +256,7 @@ fn windows_11() {
     assert_eq!(ids(&inspection), [""; 0]);
     let facts = inspection.windows.unwrap();
     assert_eq!(facts.drive_letter, Some('D'));
-    assert_eq!(facts.control_sets, ["ControlSet001", "ControlSet002"]);
+    assert_eq!(facts.control_sets, [1, 2].map(ControlSet::new));
     assert_eq!(
         (facts.esp, facts.system_volume),
         (Some(VolumeId::new(1)), VolumeId::new(2))

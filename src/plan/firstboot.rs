@@ -11,7 +11,7 @@ use crate::guest::GuestPath;
 use crate::inspect::HiveName;
 use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
-use crate::types::MacAddr;
+use crate::types::{ControlSet, MacAddr};
 
 use super::{Inputs, Layout, Part, Result, cleanup, disks};
 
@@ -38,7 +38,7 @@ pub type Generated = (String, Vec<u8>);
 /// Adds files and edits to `layout`; `staging` are the staged drivers.
 pub fn add(
     inputs: &Inputs<'_>,
-    sets: &[String],
+    sets: &[ControlSet],
     staged: &[GuestPath],
     layout: &mut Layout,
 ) -> Result<()> {
@@ -176,15 +176,15 @@ fn in_use(inputs: &Inputs<'_>, inf_name: &str) -> Option<(FileName, FileName)> {
 
 fn service(
     system: &HiveView<'_>,
-    set: &str,
+    set: &ControlSet,
     restore: &[Restore],
     layout: &mut Layout,
 ) -> Result<(), HiveError> {
-    let key = format!("{set}\\Services\\{SERVICE}");
-    let parameters = format!("{key}\\Parameters");
+    let key = set.service(SERVICE);
+    let parameters = key.join("Parameters");
     let ops = layout.edits.entry(HiveName::System).or_default();
     for value in restore {
-        let (name, at) = (value.name(), format!("{set}\\{}", value.key()));
+        let (name, at) = (value.name(), set.key(value.key()));
         let saved = dword(system, &parameters, name)?;
         let old = match saved {
             Some(old) => old,
@@ -193,7 +193,7 @@ fn service(
         let during = match value {
             Restore::AutoReboot => 0,
         };
-        ops.push(RegOp::set(parameters.as_str(), name, RegData::Dword(old)));
+        ops.push(RegOp::set(parameters.clone(), name, RegData::Dword(old)));
         ops.push(RegOp::set(at, name, RegData::Dword(during)));
     }
     let command = format!(
@@ -201,7 +201,7 @@ fn service(
         firstboot::FOLDER,
         firstboot::SCRIPT
     );
-    let mut set = |name: &str, data| ops.push(RegOp::set(key.as_str(), name, data));
+    let mut set = |name: &str, data| ops.push(RegOp::set(key.clone(), name, data));
     set("Type", RegData::Dword(0x10));
     set("Start", RegData::Dword(2));
     // Nothing is said and nothing is done when it does not start.

@@ -36,6 +36,7 @@ use crate::error::Blocker;
 use crate::guest::{GuestPath, PathError, VolumeId};
 use crate::inspect::{HiveName, Hives, Inspection, LoadedBytes, WindowsFacts};
 use crate::registry::{HiveError, HiveView, RegEdits, RegOp, walk};
+use crate::types::ControlSet;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -144,12 +145,12 @@ impl Layout {
 
 /// The control sets to write: the one that boots, and the one Windows last ran with when that is
 /// another one.
-fn control_sets(windows: &WindowsFacts, system: &HiveView<'_>) -> Result<Vec<String>> {
+fn control_sets(windows: &WindowsFacts, system: &HiveView<'_>) -> Result<Vec<ControlSet>> {
     let mut sets = vec![windows.control_set.clone()];
     if let Some(select) = system.key("Select")?
         && let Some(current) = select.dword("Current")?
     {
-        let name = format!("ControlSet{current:03}");
+        let name = ControlSet::new(current);
         if !sets.contains(&name) && system.key(&name)?.is_some() {
             sets.push(name);
         }
@@ -237,8 +238,8 @@ struct Places<'w> {
 }
 
 impl Places<'_> {
-    fn of(&self, set: &str, oem: u32) -> Result<Placement, PathError> {
-        let mut placement = Placement::new(set, self.windows.root.clone(), oem)?;
+    fn of(&self, set: &ControlSet, oem: u32) -> Result<Placement, PathError> {
+        let mut placement = Placement::new(set.clone(), self.windows.root.clone(), oem)?;
         if let Some(letter) = self.windows.drive_letter {
             placement.system_drive = format!("{letter}:");
         }
@@ -274,12 +275,12 @@ fn mark_numbers(
 /// The services of the drivers that the guest has already.
 fn existing_services(
     system: &HiveView<'_>,
-    set: &str,
+    set: &ControlSet,
     drivers: &DriverSet,
 ) -> Result<BTreeSet<String>> {
     let mut existing = BTreeSet::new();
     for service in drivers.packages.iter().flat_map(|p| p.inf.services()) {
-        if let Some(key) = system.key(&format!("{set}\\Services\\{}", service.name))?
+        if let Some(key) = system.key(&set.service(&service.name))?
             && key.dword("Type")?.is_some()
             && key.string("ImagePath")?.is_some()
         {
