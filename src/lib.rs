@@ -23,52 +23,52 @@
 // The threshold is in clippy.toml. Tests are left out: a table of cases may be long.
 #![cfg_attr(not(test), deny(clippy::too_many_lines))]
 
-pub mod actions;
-pub mod batch;
+pub(crate) mod actions;
+pub(crate) mod batch;
 pub mod block;
 pub mod boot;
 pub mod boot_path;
 mod bytes;
-pub mod check;
+pub(crate) mod check;
 pub mod cli;
-pub mod convert;
+pub(crate) mod convert;
 pub mod demo;
 pub mod disk;
 pub mod domain;
 pub mod drivers;
 pub mod error;
-pub mod evidence;
-pub mod failpoint;
-pub mod files;
+pub(crate) mod evidence;
+pub(crate) mod failpoint;
+pub(crate) mod files;
 pub mod firstboot;
 pub mod fix;
 pub mod guest;
-pub mod ids;
+pub(crate) mod ids;
 pub mod inspect;
 pub(crate) mod later;
 pub mod linux;
-pub mod lock;
-pub mod plan;
+pub(crate) mod lock;
+pub(crate) mod plan;
 pub(crate) mod pull;
 pub mod registry;
 pub(crate) mod rehearse;
-pub mod report;
-pub mod session;
+pub(crate) mod report;
+pub(crate) mod session;
 #[cfg(test)]
 mod skip;
 #[cfg(test)]
 mod skip_tests;
 pub mod source;
-pub mod stop;
+pub(crate) mod stop;
 #[cfg(test)]
 mod testing;
 pub mod text;
 pub mod timeline;
 pub mod tool;
 mod transfer;
-pub mod types;
-pub mod ui;
-pub mod verify;
+pub(crate) mod types;
+pub(crate) mod ui;
+pub(crate) mod verify;
 #[allow(
     dead_code,
     unused_imports,
