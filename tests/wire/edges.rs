@@ -286,7 +286,7 @@ fn a_vm_that_runs_or_has_a_newer_snapshot_is_noticed_there() {
         assert!(!out.exists());
     }
     fs::remove_file(vmx.with_file_name("vm-000001.vmdk")).unwrap();
-    // Locks of Workstation and of ESXi: the disk is refused; the table of a directory shows the VM still.
+    // Locks of Workstation and of ESXi: the disk is refused, and the table of a directory says so.
     for lock in ["vm.vmdk.lck", ".lck-0a00000000000000"] {
         let lock = vmx.with_file_name(lock);
         match lock.extension() {
@@ -304,10 +304,13 @@ fn a_vm_that_runs_or_has_a_newer_snapshot_is_noticed_there() {
             "{refused}"
         );
         let directory = vmx.parent().unwrap().parent().unwrap();
-        let listed = run("inspect", &sshd.url(directory), &options, &[])
-            .expect(0)
-            .json();
-        assert_eq!(listed["machines"].as_array().unwrap().len(), 1, "{listed}");
+        let listed = run("inspect", &sshd.url(directory), &options, &[]);
+        assert!(listed.code > 100, "{}", listed.stderr);
+        let listed = listed.json();
+        let machines = listed["machines"].as_array().unwrap();
+        let vm = machines.iter().find(|vm| vm["name"] == "vm.vmx").unwrap();
+        let said = vm["error"].as_str().unwrap();
+        assert!(said.contains("locked by VMware"), "{said}");
         if lock.is_dir() {
             fs::remove_dir_all(&lock).unwrap();
         } else {
