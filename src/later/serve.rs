@@ -117,7 +117,7 @@ impl Drop for Server {
         for line in self.lines.drain(..) {
             remove_sockets(&line.was.socket);
         }
-        // Last: who gets a new lock finds no socket of ours.
+        // Last: who gets a new lock finds no socket of this run.
         if let Some(lock) = self.lock.take() {
             lock.remove();
         }
