@@ -223,11 +223,11 @@ fn a_vm_is_synced_while_it_runs_and_the_rest_is_copied_when_it_is_off() {
     // Roughly, beside other tests: `the_projection_is_within_a_quarter_of_the_last_pass` has the machine alone.
     assert!((0.25..2.0).contains(&(expected / met)), "{expected} {met}");
     // The progress is that of this pass.
-    let done = ended
+    let mut done = ended
         .stderr
         .lines()
         .filter(|l| l.contains("\"total_bytes\""));
-    let done: Value = serde_json::from_str(done.last().unwrap()).unwrap();
+    let done: Value = serde_json::from_str(done.next_back().unwrap()).unwrap();
     assert_eq!(
         (&done["total_bytes"], &done["done_bytes"]),
         (&last["copied"], &last["copied"])

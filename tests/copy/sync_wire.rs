@@ -76,8 +76,8 @@ impl Vm {
     }
 
     /// Another state of the disk with Windows, in `link`.
-    fn write(&self, link: &Path, before: &str, now: &str, file: &str, bytes: &[u8]) {
-        let (before, now) = (self.lab.path(before), self.lab.path(now));
+    fn write(&self, link: &Path, states: [&str; 2], file: &str, bytes: &[u8]) {
+        let [before, now] = states.map(|state| self.lab.path(state));
         tool("cp", &["--sparse=always", text(&before), text(&now)]);
         write(&self.lab, &now, file, bytes);
         write_differences(&self.lab, link, "vmdk", &before, &now);
@@ -105,8 +105,7 @@ fn a_vm_of_two_chains_is_synced_over_ssh() {
     // What the VM writes to both is left, and copied once it is frozen.
     vm.write(
         &one,
-        "guest.raw",
-        "one.raw",
+        ["guest.raw", "one.raw"],
         "second.bin",
         &noise(4 * MIB as usize, 2),
     );
@@ -128,8 +127,7 @@ fn a_vm_of_two_chains_is_synced_over_ssh() {
     let merged = vm.link("vm.vmdk", "merged.vmdk");
     vm.write(
         &merged,
-        "guest.raw",
-        "merged.raw",
+        ["guest.raw", "merged.raw"],
         "second.bin",
         &noise(4 * MIB as usize, 2),
     );
@@ -141,8 +139,7 @@ fn a_vm_of_two_chains_is_synced_over_ssh() {
     // Power-off.
     vm.write(
         &top,
-        "merged.raw",
-        "top.raw",
+        ["merged.raw", "top.raw"],
         "first.bin",
         &noise(5 * MIB as usize, 5),
     );
