@@ -16,6 +16,10 @@
 
 #[path = "bench/going_on.rs"]
 mod going_on;
+#[path = "../tests/support/wire.rs"]
+mod servers;
+#[path = "bench/wire.rs"]
+mod wire;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -31,7 +35,7 @@ use hyper2kvm::demo::{Arch, GuestSpec, Role, WinVersion, guest, pe};
 use hyper2kvm::guest::confined;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, Extent, GuestPath, GuestWrite, VolumeId};
-use hyper2kvm::{cli, registry, tool};
+use hyper2kvm::{cli, registry, tool, wire as wired};
 use serde_json::{Value, json};
 
 /// Set for the copies of this program that play `hyper2kvm`; names the file for the peak memory.
@@ -54,6 +58,9 @@ fn main() -> ExitCode {
         return code;
     }
     if let Some(code) = confined::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    if let Some(code) = wired::run_if_asked(std::env::args_os()) {
         return code;
     }
     if let Some(code) = registry::confined::run_if_asked(std::env::args_os()) {
@@ -153,7 +160,8 @@ fn bench(options: &Options) -> Result<()> {
         }
     }
     type Row = fn(&Lab, u64) -> Result<Value>;
-    let more: [(&str, Row); 3] = [
+    let more: [(&str, Row); 4] = [
+        ("wire", wire::wire),
         ("journal", going_on::journal),
         ("resumed", going_on::resumed),
         ("last", going_on::last_pass),
