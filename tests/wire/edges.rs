@@ -89,7 +89,7 @@ fn a_password_is_asked_for_and_stands_nowhere() {
                     .unwrap()
                     .map(|entry| entry.unwrap().path()),
             );
-        } else if !path.extension().is_some_and(|e| e == "qcow2") {
+        } else if path.extension().is_none_or(|e| e != "qcow2") {
             let bytes = fs::read(&path).unwrap();
             let found = bytes.windows(SECRET.len()).any(|w| w == SECRET.as_bytes());
             assert!(!found, "{}", path.display());
