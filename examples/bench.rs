@@ -14,6 +14,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program of its own
 #![allow(clippy::disallowed_methods)] // drives other programs itself
 
+#[path = "bench/later.rs"]
+mod later;
+#[path = "../tests/support/wire.rs"]
+mod wire;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -51,6 +56,9 @@ fn main() -> ExitCode {
         return code;
     }
     if let Some(code) = confined::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    if let Some(code) = hyper2kvm::wire::run_if_asked(std::env::args_os()) {
         return code;
     }
     if let Some(code) = registry::confined::run_if_asked(std::env::args_os()) {
@@ -148,6 +156,11 @@ fn bench(options: &Options) -> Result<()> {
         if wanted(name) {
             rows.insert(name.into(), copy(&lab, name, disk, options.mib)?);
         }
+    }
+    if wanted("later")
+        && let Some(row) = later::later(&lab, options.mib)?
+    {
+        rows.insert("later".into(), row);
     }
     let rows = json!({
         "schema": "hyper2kvm/bench/1",

@@ -20,6 +20,7 @@ pub mod files;
 pub mod in_use;
 pub mod install;
 mod merge;
+mod outage;
 pub mod proof;
 pub mod protect;
 pub mod record;
@@ -35,7 +36,7 @@ use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::journal::write_durably;
 use crate::guest::keys::Keys;
-use crate::later;
+use crate::later::{self, serve::Server};
 use crate::lock::FileLock;
 use crate::stop;
 use crate::text::quote;
@@ -45,6 +46,7 @@ use crate::ui::Ui;
 
 use files::{Domain, Files};
 use install::Place;
+use outage::{Line, Outages};
 use record::{Phase, Record, StageRecord};
 
 /// What the first-boot script writes to COM1 when it is done.
@@ -105,6 +107,11 @@ enum Outcome {
 /// Runs what is left to do. The record is on disk whatever the result. An interrupted exchange of the
 /// directory must be completed before (`convert::exchange`).
 pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
+    boot_served(options, None, ui)
+}
+
+/// The same with a source on another host that the caller serves.
+pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -> Result<Record> {
     local(&options.uri)?;
     let virsh = Virsh::new(&options.uri);
     let mut warnings = Vec::new();
@@ -150,6 +157,8 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
         files,
         record,
         source,
+        on_wire,
+        server,
     };
     run.refuse_foreign_domains()?;
     // Who rehearses serves by himself, and ends it with the VM.
@@ -243,6 +252,10 @@ struct Run<'a> {
     record: Record,
     /// The files that the disks are overlays on, after `convert --copy later`.
     source: Vec<PathBuf>,
+    /// They are overlays on a source of another host.
+    on_wire: bool,
+    /// Who serves that, where the caller does.
+    server: Option<&'a Server>,
 }
 
 impl Run<'_> {
@@ -525,6 +538,7 @@ impl Run<'_> {
         let mut answered: Option<Instant> = None;
         let mut asked = Instant::now();
         let mut glanced: Option<Instant> = None;
+        let mut outages = Outages::default();
         let outcome = loop {
             if stop::requested() {
                 return Err(Error::new(
@@ -543,7 +557,13 @@ impl Run<'_> {
             if matches!(self.options.wait, Wait::Auto | Wait::Marker) && marked(log) {
                 break Outcome::Up("marker");
             }
-            if let Some(failure) = self.failure(&tick, reboots, begin.elapsed()) {
+            match self.line(&tick, &mut outages)? {
+                Line::Up => {}
+                Line::Down => continue,
+                Line::Lost(failure) => break Outcome::Failed(failure),
+            }
+            let waited = begin.elapsed().saturating_sub(outages.total());
+            if let Some(failure) = self.failure(&tick, reboots, waited) {
                 break failure;
             }
             if ask_agent && asked.elapsed() > AGENT_INTERVAL {
@@ -603,7 +623,7 @@ impl Run<'_> {
                 );
             }
             // A user may pause it; a disk that cannot be written to is not repaired.
-            State::Paused if tick.reason == "I/O error" => {
+            State::Paused if tick.is_io_error() => {
                 return failed(
                     "paused",
                     "QEMU paused the machine: a disk gave an I/O error".into(),
@@ -629,10 +649,15 @@ impl Run<'_> {
     fn shut_down(&mut self) -> Result<()> {
         let begin = Instant::now();
         let mut asked: Option<Instant> = None;
+        let mut outages = Outages::default();
         while self.defined()? {
             let tick = self.tick(1)?;
             if tick.state == State::Off {
                 return Ok(());
+            }
+            // Windows hears nothing meanwhile.
+            if let Line::Lost(failure) = self.line(&tick, &mut outages)? {
+                return Err(Error::new(ErrorKind::NotReady, failure.message));
             }
             if asked.is_none_or(|t| t.elapsed() > ASK_AGAIN) {
                 self.ui.status("Stopping", &self.files.name);
@@ -642,7 +667,7 @@ impl Run<'_> {
                 }
                 asked = Some(Instant::now());
             }
-            if begin.elapsed() > self.options.shutdown_timeout {
+            if begin.elapsed().saturating_sub(outages.total()) > self.options.shutdown_timeout {
                 return Err(Error::new(
                     ErrorKind::NotReady,
                     format!("Windows has not shut down in {} s", self.options.shutdown_timeout.as_secs()),

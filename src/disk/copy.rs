@@ -489,14 +489,23 @@ fn spec(target: &Path, format: TargetFormat) -> Spec {
     Spec::named(node, [(target.to_owned(), false)])
 }
 
-pub(super) fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
-    // Of a long file they take more than QEMU has for images of others.
-    let counts = File::open(target)
+/// What the reference counts of a file take: of a long one more than QEMU has for images of others.
+fn reference_counts(target: &Path) -> Result<u64> {
+    File::open(target)
         .and_then(|file| tables::reference_counts(&file, file.metadata()?.len()))
         .map_err(|source| CopyError::Io {
             path: target.into(),
             source,
-        })?;
+        })
+}
+
+/// Gives back what writes that were cut short have left allocated to nothing in a qcow2 that stands alone.
+pub(crate) fn drop_leaks(target: &Path) -> Result<()> {
+    Ok(qemu_img::drop_leaks(target, reference_counts(target)?)?)
+}
+
+pub(super) fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
+    let counts = reference_counts(target)?;
     match qemu_img::check(&spec(target, format), counts)? {
         Some(result) if !result.is_sound() => Err(CopyError::Unsound {
             path: target.into(),

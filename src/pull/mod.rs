@@ -7,9 +7,11 @@
 
 pub(crate) mod folder;
 pub(crate) mod release;
+mod room;
 mod running;
 pub(crate) mod serve;
 
+use std::io::ErrorKind as ErrorKindOs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -179,6 +181,11 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
         todo.push((left(&image)?, image));
     }
     let total = todo.iter().map(|(ranges, _)| bytes(ranges)).sum();
+    let sizes = (todo.iter()).map(|(ranges, image)| (image.path(), bytes(ranges)));
+    // It goes on later where it stops now.
+    if let Err(error) = room::check(sizes) {
+        ui.warn(&format!("{error}; what is zero in it takes none"));
+    }
     let progress = ui.progress("Copying", total);
     let mut pace = options.bandwidth.map(|mib| Pace {
         rate: mib.saturating_mul(1 << 20),
@@ -202,6 +209,10 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
             drop(image);
             qemu_img::set_backing(&path, None)
                 .map_err(|e| Error::failed(format!("completing {}", path.display())).because(e))?;
+            // A run that was cut short has left some; nothing but room is lost to them.
+            if let Err(error) = crate::disk::copy::drop_leaks(&path) {
+                tracing::info!("looking for lost clusters of {}: {error}", path.display());
+            }
             sync(&path)?;
         }
         before += size;
@@ -266,7 +277,17 @@ fn copy(
     let target = Export::<dyn BlockWrite>::open_writable(image)?;
     let (from, to) = (source.disk(), target.disk());
     let failed = |what: &str, at: u64, e: std::io::Error| {
-        Error::failed(format!("{what} at byte {at} of {}", image.path().display())).because(e)
+        let full = matches!(
+            e.kind(),
+            ErrorKindOs::StorageFull | ErrorKindOs::QuotaExceeded
+        );
+        let error =
+            Error::failed(format!("{what} at byte {at} of {}", image.path().display())).because(e);
+        let error = match full {
+            true => error.hint("free some space beside the disk"),
+            false => error,
+        };
+        error.hint("run the same command again: what was flushed is not copied again")
     };
     let (mut done, mut unflushed) = (0, 0);
     let mut buffer = vec![0; PIECE as usize];

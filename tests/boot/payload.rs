@@ -15,6 +15,8 @@ pub enum End {
     Hang,
     Reset,
     Panic,
+    /// Reads the first sector of one cylinder after the other, for ever: a `.` on COM1 for each 256 of them.
+    Read,
     /// Writes to sectors of the first track, reads them back and compares, for ever: a `.` on COM1 for each 256
     /// of them, a `B` for what was read back wrong.
     Work,
@@ -30,6 +32,36 @@ const PLACE: [u8; 17] = [
     0xc0, 0xee, 0x05, // shr dh, 5
     0xb2, 0x80, // mov dl, 80h
 ];
+
+/// Reads the first sector of each of 256 cylinders of the disk it was loaded from, and continues.
+pub fn reads_once() -> Vec<u8> {
+    vec![
+        0xb5, 0x00, // mov ch, 0
+        0xb1, 0x01, // read: mov cl, 1
+        0xb6, 0x00, // mov dh, 0
+        0xb8, 0x01, 0x02, // mov ax: read one sector
+        0xbb, 0x00, 0x7e, // mov bx, 7e00h
+        0xcd, 0x13, // int 13h
+        0xfe, 0xc5, // inc ch
+        0x75, 0xf0, // jnz read
+    ]
+}
+
+fn read() -> Vec<u8> {
+    vec![
+        0xb1, 0x01, // mov cl, 1
+        0xb6, 0x00, // read: mov dh, 0
+        0xb2, 0x80, // mov dl, 80h
+        0xb8, 0x01, 0x02, // mov ax: read one sector
+        0xbb, 0x00, 0x7e, // mov bx, 7e00h
+        0xcd, 0x13, // int 13h
+        0xb1, 0x01, // mov cl, 1
+        0xfe, 0xc5, // inc ch
+        0x75, 0xee, // jnz read
+        0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, // out 3f8h, '.'
+        0xeb, 0xe6, // jmp read
+    ]
+}
 
 fn work() -> Vec<u8> {
     const BUFFER: [u8; 5] = [0xbb, 0x00, 0x7e, 0xcd, 0x13]; // mov bx, 7e00h; int 13h
@@ -122,6 +154,7 @@ fn code_after(port: u16, before: &[u8], message: &str, count: bool, end: End) ->
         End::Reset => vec![0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd],
         // pvpanic
         End::Panic => vec![0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd],
+        End::Read => read(),
         End::Work => work(),
     };
     let print = 14;
