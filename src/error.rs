@@ -42,7 +42,7 @@ impl ErrorKind {
         }
     }
 
-    /// What the exit code of a child of ours means.
+    /// What the exit code of a confined child means.
     pub fn from_code(code: u8) -> Self {
         match code {
             2 => Self::Usage,

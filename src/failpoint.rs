@@ -93,7 +93,7 @@ pub fn step(when: &str, what: &str) -> io::Result<()> {
     hit(&name)
 }
 
-/// Does what was asked for at this place, which is nothing as a rule.
+/// Does what the environment asks for at this point: usually nothing.
 pub fn hit(name: &str) -> io::Result<()> {
     let Some((_, action)) = armed().iter().find(|(armed, _)| armed == name) else {
         return Ok(());

@@ -316,7 +316,7 @@ fn objection(command: &str) -> Option<String> {
     }
 }
 
-/// Every command and option of ours that a document names is one.
+/// Every command and option of hyper2kvm that a document names exists.
 #[test]
 fn commands_in_the_text_are_understood() {
     for (command, right) in [

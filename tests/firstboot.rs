@@ -336,7 +336,7 @@ fn script() -> Script {
         ghosts: vec![Ghost {
             device: DeviceId::new(OLD_DEVICE).unwrap(),
             guid: old_guid,
-            heir: Some(binding),
+            successor: Some(binding),
             after: None,
         }],
         disks: Disks(vec![

@@ -169,7 +169,7 @@ fn there_and_back_on(lab: &Lab, disk: &Path) {
     }
     assert_eq!(journal(&out)["state"], "rolled-back");
 
-    // Somebody else writes to a block of ours: nothing is undone without --force.
+    // Somebody else writes to a block that hyper2kvm wrote: nothing is undone without --force.
     in_place(lab, disk, &["--force"], "").expect(0);
     let range = journal(&out)["undo"]["ranges"][0]["offset"]
         .as_u64()

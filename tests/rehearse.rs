@@ -203,7 +203,7 @@ fn a_vm_that_comes_up_leaves_evidence_and_nothing_else() {
 }
 
 /// Its disk is read through a server that ends with the rehearsal, and no more of it than that. While the line is
-/// down the VM is paused, and then it goes on.
+/// down the VM is paused, and then it continues.
 #[test]
 fn a_vm_on_another_host_is_rehearsed_where_it_lies() {
     if !able() || !have(&["nbdkit"]) {

@@ -398,7 +398,7 @@ pub(crate) fn listen(command: Cmd, on_event: &mut dyn FnMut(&Value)) -> Result<E
     let mut asked: Option<Instant> = None;
     let status = loop {
         match lines.recv_timeout(TICK) {
-            Ok(line) => hear(&line, &mut log, on_event),
+            Ok(line) => take(&line, &mut log, on_event),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                 if let Some(status) = child.try_wait()? {
                     break status;
@@ -417,7 +417,7 @@ pub(crate) fn listen(command: Cmd, on_event: &mut dyn FnMut(&Value)) -> Result<E
         }
     };
     for line in lines.try_iter() {
-        hear(&line, &mut log, on_event);
+        take(&line, &mut log, on_event);
     }
     Ok(Ended {
         status,
@@ -442,7 +442,7 @@ fn forward_lines(pipe: impl Read, sender: &Sender<String>) {
 }
 
 /// Progress is for the board, anything else for the log.
-fn hear(line: &str, log: &mut VecDeque<String>, on_event: &mut dyn FnMut(&Value)) {
+fn take(line: &str, log: &mut VecDeque<String>, on_event: &mut dyn FnMut(&Value)) {
     match serde_json::from_str::<Value>(line) {
         Ok(event) if event["schema"].is_string() => on_event(&event),
         _ => {
@@ -597,11 +597,11 @@ mod tests {
         let mut log = VecDeque::new();
         let mut steps = Vec::new();
         for i in 0..30 {
-            hear(&format!("warning: {i}"), &mut log, &mut |_| {
+            take(&format!("warning: {i}"), &mut log, &mut |_| {
                 panic!("no event")
             });
         }
-        hear(
+        take(
             "{\"schema\":\"hyper2kvm/progress/1\",\"step\":\"Copying\"}",
             &mut log,
             &mut |event| steps.push(event["step"].to_string()),

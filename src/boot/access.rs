@@ -26,7 +26,7 @@ pub fn qemu_user(uri: &str) -> Option<User> {
     if !uri.split('?').next().unwrap_or(uri).ends_with("/system") {
         return None;
     }
-    // Only root can read it as a rule; others get what distributions do.
+    // Usually only root can read it; others get what distributions do.
     let config = fs::read_to_string(CONFIG).unwrap_or_default();
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     pick_user(&config, &passwd)

@@ -350,7 +350,7 @@ fn below(disk: &Element) -> Vec<PathBuf> {
     files
 }
 
-/// The stage a domain of ours is in.
+/// The stage one of hyper2kvm's domains is in.
 fn stage_of(root: &Element) -> Option<Stage> {
     let marks = root.path("metadata")?.all("conversion");
     let mark = marks.into_iter().find(|mark| {
@@ -367,7 +367,7 @@ fn stage_of(root: &Element) -> Option<Stage> {
     }
 }
 
-/// What libvirt says a domain is: the stage if it is one of ours, and its disks.
+/// What libvirt says a domain is: the stage if hyper2kvm made it, and its disks.
 pub fn identify(xml: &str) -> Result<(Option<Stage>, Vec<DomainDisk>)> {
     let root = Element::parse(xml.as_bytes())
         .map_err(|e| Error::failed("reading the domain XML of libvirt").because(e))?;

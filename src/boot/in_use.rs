@@ -1,6 +1,6 @@
 //! Is a disk of an earlier result in use? Asked before anything replaces it.
 //!
-//! QEMU holds locks on every image it has open, so an exclusive lock of ours fails while a VM runs; held
+//! QEMU holds locks on every image it has open, so an exclusive lock on it fails while a VM runs; held
 //! until the result is replaced, it also keeps one from starting in between. A loop device holds none, and
 //! neither does a VM that libvirt has suspended to disk: these are asked for by name.
 

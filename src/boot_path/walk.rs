@@ -106,7 +106,7 @@ impl Walk<'_, '_> {
         self.steps.push(Step::new(true, &text));
     }
 
-    /// Worth mending, but does not decide.
+    /// Worth a repair, but does not decide.
     fn advise(&mut self, fault: Fault, text: String) {
         self.steps.push(Step::new(false, &text));
         self.faults.push(fault);

@@ -154,7 +154,7 @@ pub fn main() -> ExitCode {
         ui.error(&Error::new(ErrorKind::Internal, "watching for signals").because(error));
         return ExitCode::from(ErrorKind::Internal.code());
     }
-    // A panic is a bug of ours, but it must still run the guards and end in a documented exit code.
+    // A panic is a bug of this program, but it must still run the guards and end in a documented exit code.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli.command, &ui)))
         .unwrap_or_else(|_| {
             Err(Error::new(

@@ -233,7 +233,7 @@ pub struct FixArgs {
     /// result is NOT READY and the exit code 4 (repeatable)
     #[arg(long, value_name = "ID", value_parser = acceptable, help_heading = "Safety")]
     pub accept: Vec<String>,
-    /// Replace an output directory of ours; overwrite what is on an output device
+    /// Replace an output directory that hyper2kvm wrote; overwrite what is on an output device
     #[arg(long)]
     pub force: bool,
     /// Copy free space, page files and hibernation files too

@@ -298,7 +298,7 @@ enum Instead {
 /// where the source says none, those of the adapters in Windows are given out in order.
 fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<Instead>)> {
     let known = known_macs(adapters);
-    let mut cards: Vec<(Option<MacAddr>, bool, Option<String>)> = if options.nics.is_empty() {
+    let mut found: Vec<(Option<MacAddr>, bool, Option<String>)> = if options.nics.is_empty() {
         known.iter().map(|mac| (Some(*mac), true, None)).collect()
     } else {
         let nics = options.nics.iter();
@@ -306,24 +306,24 @@ fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<Inst
             .collect()
     };
     for (i, mac) in options.macs.iter().enumerate() {
-        match cards.get_mut(i) {
-            Some(card) => card.0 = Some(*mac),
-            None => cards.push((Some(*mac), true, None)),
+        match found.get_mut(i) {
+            Some(nic) => nic.0 = Some(*mac),
+            None => found.push((Some(*mac), true, None)),
         }
     }
-    if cards.is_empty() {
-        cards.push((None, true, None));
+    if found.is_empty() {
+        found.push((None, true, None));
     }
-    let mut taken: BTreeSet<MacAddr> = cards.iter().filter_map(|(mac, ..)| *mac).collect();
+    let mut taken: BTreeSet<MacAddr> = found.iter().filter_map(|(mac, ..)| *mac).collect();
     let free: Vec<MacAddr> = known
         .into_iter()
         .filter(|mac| !taken.contains(mac))
         .collect();
     let mut next = free.iter();
-    let only = cards.len() == 1;
+    let only = found.len() == 1;
     let mut seen = BTreeSet::new();
     let mut nics = Vec::new();
-    for (mac, link_up, network) in cards {
+    for (mac, link_up, network) in found {
         let (mac, instead) = match mac {
             Some(mac) if seen.insert(mac) => (mac, None),
             Some(mac) => {
@@ -393,8 +393,8 @@ fn other_mac(options: &MachineOptions, mac: MacAddr, taken: &mut BTreeSet<MacAdd
 
 /// `only`: there is no other NIC; then it is the only adapter, whatever its address.
 fn has_static_address(adapters: &[Adapter], mac: MacAddr, only: bool) -> bool {
-    let cards = adapters.iter().filter(|a| a.device.is_some());
-    let only = only && cards.count() == 1;
+    let found = adapters.iter().filter(|a| a.device.is_some());
+    let only = only && found.count() == 1;
     adapters.iter().any(|adapter| {
         let same = adapter.mac.as_deref().and_then(|m| m.parse().ok()) == Some(mac);
         let same = same || (only && adapter.device.is_some());
@@ -484,14 +484,14 @@ mod tests {
         let all: Vec<String> = (0x10..0x2c)
             .map(|n| format!("00:50:56:00:00:{n:02x}"))
             .collect();
-        let mut cards: Vec<(&str, bool)> = all.iter().map(|mac| (mac.as_str(), true)).collect();
-        cards[9].1 = false;
-        let written = nics(&[], &options(&cards));
+        let mut found: Vec<(&str, bool)> = all.iter().map(|mac| (mac.as_str(), true)).collect();
+        found[9].1 = false;
+        let written = nics(&[], &options(&found));
         let got: Vec<_> = written
             .iter()
             .map(|(nic, _)| (nic.mac.to_string(), nic.link_up))
             .collect();
-        let want: Vec<_> = cards.iter().map(|(m, up)| (m.to_string(), *up)).collect();
+        let want: Vec<_> = found.iter().map(|(m, up)| (m.to_string(), *up)).collect();
         assert_eq!(got, want);
 
         // The second and fourth are the first's; the third has the address that the second would get.
@@ -568,11 +568,11 @@ mod tests {
         for (guest, source, asked, want, [tied, notes, warnings]) in cases {
             let at = format!("{guest:?} {source:?} {asked:?}");
             let adapters: Vec<_> = guest.iter().map(|mac| adapter(mac, mac)).collect();
-            let cards: Vec<_> = source.iter().map(|mac| (*mac, true)).collect();
+            let found: Vec<_> = source.iter().map(|mac| (*mac, true)).collect();
             let options = MachineOptions {
                 macs: asked.iter().map(|m| m.parse().unwrap()).collect(),
                 keep_addresses: true,
-                ..options(&cards)
+                ..options(&found)
             };
             let macs = macs(&adapters, &options);
             let got: Vec<String> = macs.iter().map(ToString::to_string).collect();

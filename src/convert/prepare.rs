@@ -38,8 +38,8 @@ pub struct Basis {
 
 impl Basis {
     /// Everything the plan's files are read from.
-    pub fn media<'a>(&'a self, medium: &'a dyn Media) -> WithGenerated<'a> {
-        with_generated(medium, &self.generated)
+    pub fn media<'a>(&'a self, source: &'a dyn Media) -> WithGenerated<'a> {
+        with_generated(source, &self.generated)
     }
 
     /// What a converted disk must boot from.
@@ -48,9 +48,9 @@ impl Basis {
     }
 }
 
-fn with_generated<'a>(medium: &'a dyn Media, generated: &'a [Generated]) -> WithGenerated<'a> {
+fn with_generated<'a>(source: &'a dyn Media, generated: &'a [Generated]) -> WithGenerated<'a> {
     WithGenerated {
-        medium,
+        source,
         folder: GENERATED,
         generated,
     }

@@ -324,7 +324,7 @@ pub struct GuestSpec {
     pub pci_overridden: bool,
     pub adapters: Vec<AdapterSpec>,
     pub hostname: String,
-    /// The directory Windows is in, `Windows` as a rule.
+    /// The directory Windows is in, usually `Windows`.
     pub windows_dir: String,
     pub pagefile_size: u64,
     /// Programs and drivers are compressed as by CompactOS.

@@ -13,7 +13,7 @@ fn adapter_instance(spec: &GuestSpec, n: usize, adapter: &AdapterSpec) -> String
         Some("netvsc") => format!(
             "VMBUS\\{{f8615163-df3e-46c5-913f-f2d2f965ed0e}}\\{{7a2d1c40-8b5e-4c8e-9d1f-00155d00000{n}}}"
         ),
-        // The serial number of the PCIe card, made from its MAC address.
+        // The serial number of the PCIe device, made from its MAC address.
         _ => format!(
             "PCI\\VEN_8086&DEV_10D3&SUBSYS_07D015AD&REV_00\\{:02X}{:02X}{:02X}FFFF{:02X}{:02X}{:02X}0{n}",
             m[0], m[1], m[2], m[3], m[4], m[5]

@@ -258,7 +258,7 @@ pub fn copy(
         target: into.disk(),
         ranges: &ranges,
         zeroes: Zeroes::Leave,
-        journal: journal.as_mut(),
+        checkpoint: journal.as_mut().into(),
         pace: how.pace.as_ref(),
         cancel: how.cancel.clone(),
     }

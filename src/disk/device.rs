@@ -239,7 +239,7 @@ impl Device {
                 target: target.clone(),
                 ranges: &rest.minus(&data),
                 zeroes,
-                journal: journal.as_mut(),
+                checkpoint: journal.as_mut().into(),
                 pace: None,
                 cancel: how.cancel.clone(),
             }
@@ -251,7 +251,7 @@ impl Device {
             target,
             ranges: &data,
             zeroes,
-            journal: journal.as_mut(),
+            checkpoint: journal.as_mut().into(),
             pace: how.pace.as_ref(),
             cancel: how.cancel.clone(),
         }
@@ -439,7 +439,7 @@ impl BlockWrite for Zeroable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contents {
     Zeroes,
-    /// Left by a run of ours.
+    /// Left by an earlier run of hyper2kvm.
     Unfinished,
     Data,
 }

@@ -34,13 +34,13 @@ pub struct Level {
     /// External data file of a qcow2.
     pub data_file: Option<PathBuf>,
     pub block_device: bool,
-    /// An overlay of ours: worth nothing once this process is gone.
+    /// An overlay made by this run: worth nothing once the process is gone.
     pub scratch: bool,
     /// Made by this run to stay: what was flushed must survive a loss of power.
     pub(super) durable: bool,
     /// What is written to it is compressed.
     pub(super) compress: bool,
-    /// The open files: `path`, then the extents, then the data file. None of an overlay of ours.
+    /// The open files: `path`, then the extents, then the data file. None of an overlay made by this run.
     pub(super) held: Vec<Held>,
     /// What QEMU is given instead of a vmdk descriptor that names extents, or instead of a VHD's file.
     pub(super) descriptor: Option<Arc<File>>,

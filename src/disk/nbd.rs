@@ -169,7 +169,7 @@ impl Nbd {
             let cookie = conn.request(command, offset, len)?;
             let (got, error) = conn.reply()?;
             if got != cookie {
-                return Err(protocol("a reply to no request of ours"));
+                return Err(protocol("a reply to no request of this client"));
             }
             Ok(error)
         })
@@ -305,7 +305,7 @@ impl Conn {
         let at = under_way
             .iter()
             .position(|c| *c == Some(cookie))
-            .ok_or_else(|| protocol("a reply to no request of ours"))?;
+            .ok_or_else(|| protocol("a reply to no request of this client"))?;
         under_way[at] = None;
         Ok((at, error))
     }

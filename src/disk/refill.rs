@@ -107,7 +107,7 @@ impl Refill<'_> {
             target: target.clone(),
             ranges,
             zeroes: Zeroes::Write,
-            journal,
+            checkpoint: journal.into(),
             pace: self.pace,
             cancel: self.cancel.clone(),
         };

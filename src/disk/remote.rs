@@ -58,7 +58,7 @@ impl ReadAt for File {
     }
 }
 
-/// A file on another host, served by NBD on a Unix socket of ours.
+/// A file on another host, served by NBD on a private Unix socket.
 pub trait RemoteFile: Debug + Send + Sync {
     /// As users write it.
     fn shown(&self) -> String;

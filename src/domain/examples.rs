@@ -442,7 +442,7 @@ fn the_examples_can_be_reproduced() {
                 ));
             }
         }
-        // Nothing of ours goes unmentioned: what the file does not have is in the table above.
+        // Nothing that was set goes unmentioned: what the file does not have is in the table above.
         let devices = ours.first("devices").unwrap();
         for device in &devices.children {
             let named = facts.iter().any(|(selector, ..)| {

@@ -7,7 +7,7 @@
 //!
 //! On q35 each device gets a PCIe root port of its own (bus 1 upwards), and a few spare ports are
 //! left for hot-plug. On i440fx devices sit in slots 3 upwards of bus 0, after the host bridge
-//! (0), the PIIX3 (1) and the video card (2).
+//! (0), the PIIX3 (1) and the display adapter (2).
 
 use super::element::Element;
 use super::model::Chipset;

@@ -69,22 +69,22 @@ pub fn short_names_warning(media: &dyn Media) -> Option<String> {
 
 /// A driver source with files made by hyper2kvm added under a directory.
 pub struct WithGenerated<'a> {
-    pub medium: &'a dyn Media,
+    pub source: &'a dyn Media,
     pub folder: &'a str,
     pub generated: &'a [(String, Vec<u8>)],
 }
 
 impl Media for WithGenerated<'_> {
     fn describe(&self) -> String {
-        self.medium.describe()
+        self.source.describe()
     }
 
     fn has_short_names(&self) -> bool {
-        self.medium.has_short_names()
+        self.source.has_short_names()
     }
 
     fn files(&self) -> &[MediaFile] {
-        self.medium.files()
+        self.source.files()
     }
 
     fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
@@ -94,7 +94,7 @@ impl Media for WithGenerated<'_> {
             .and_then(|name| self.generated.iter().find(|(known, _)| known == name));
         match own {
             Some((_, bytes)) => Ok(bytes.clone()),
-            None => self.medium.read(path),
+            None => self.source.read(path),
         }
     }
 }

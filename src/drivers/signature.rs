@@ -408,7 +408,7 @@ mod tests {
         assert_eq!(from_digits(&[b'x', 0].repeat(40)), None);
     }
 
-    /// A catalogue signed by OpenSSL with a certificate of this name, by an authority or by itself.
+    /// A catalogue signed by OpenSSL with a certificate of this name, by an authority or self-signed.
     fn signed(dir: &Path, name: &str, authority: Option<&str>) -> Vec<u8> {
         let file = |name: &str| dir.join(name).to_str().unwrap().to_string();
         let new = |name: &str, stem: &str, ca: &[&str]| {

@@ -4,7 +4,7 @@
 //! logs every command with its exit code, tells COM1 (or COM2, where EMS keeps COM1) how far it is, gives up after [`MAX_TRIES`] boots,
 //! and puts back what was changed for the commissioning before it removes itself. No step is fatal.
 //!
-//! What is not a constant of ours gets into the text only through types that cannot hold anything cmd
+//! What is not a constant of the program gets into the text only through types that cannot hold anything cmd
 //! would interpret: addresses, numbers, MAC addresses and [`FileName`]. Names of connections are
 //! found by the running script and never written by us.
 
@@ -193,7 +193,7 @@ impl Script {
                 i + 1
             );
         }
-        let want = ghost.heir.map_or_else(String::new, Binding::want);
+        let want = ghost.successor.map_or_else(String::new, Binding::want);
         let how = if self.removes_devices {
             "pnputil"
         } else {

@@ -96,7 +96,7 @@ pub struct Ghost {
     pub device: DeviceId,
     pub guid: uuid::fmt::Braced,
     /// The NIC that takes its place, and so its name.
-    pub heir: Option<Binding>,
+    pub successor: Option<Binding>,
     /// It goes only after these settings (an index) have been applied.
     pub after: Option<usize>,
 }
@@ -120,15 +120,15 @@ pub fn decide(
     if policy == Policy::Leave {
         return decision;
     }
-    let cards: Vec<&Adapter> = facts
+    let adapters: Vec<&Adapter> = facts
         .adapters
         .iter()
         .filter(|a| a.device.is_some())
         .collect();
     let mut routes = facts.routes.clone();
-    for adapter in &cards {
+    for adapter in &adapters {
         let shown = adapter.name.as_deref().unwrap_or(&adapter.guid);
-        let binding = bind(adapter, &cards, macs);
+        let binding = bind(adapter, &adapters, macs);
         if !adapter.enabled {
             decision.notes.push(format!(
                 "adapter {shown:?} is switched off in Windows: the NIC that takes its place is on"
@@ -146,7 +146,7 @@ pub fn decide(
                 Ok(binding) => *binding,
                 Err(reason) => {
                     decision.notes.push(format!(
-                        "adapter {shown:?} has static settings ({}) that cannot be tied to a new card: {reason}. It comes up with DHCP",
+                        "adapter {shown:?} has static settings ({}) that cannot be tied to a new NIC: {reason}. It comes up with DHCP",
                         list(&adapter.addresses)
                     ));
                     continue;
@@ -173,7 +173,7 @@ pub fn decide(
             decision.ghosts.push(Ghost {
                 device,
                 guid,
-                heir: binding.ok(),
+                successor: binding.ok(),
                 after,
             });
         }
@@ -215,16 +215,16 @@ fn reaches(adapter: &Adapter, ip: IpAddr) -> bool {
     })
 }
 
-fn bind(adapter: &Adapter, cards: &[&Adapter], macs: &[MacAddr]) -> Result<Binding, String> {
+fn bind(adapter: &Adapter, adapters: &[&Adapter], macs: &[MacAddr]) -> Result<Binding, String> {
     let mac_of = |a: &Adapter| a.mac.as_deref().and_then(|m| m.parse::<MacAddr>().ok());
     let Some(mac) = mac_of(adapter) else {
-        return if cards.len() == 1 && macs.len() <= 1 {
+        return if adapters.len() == 1 && macs.len() <= 1 {
             Ok(Binding::Only)
         } else {
             Err("its MAC address is not recorded, and there are several NICs".into())
         };
     };
-    if cards
+    if adapters
         .iter()
         .filter(|other| mac_of(other) == Some(mac))
         .count()
@@ -235,7 +235,7 @@ fn bind(adapter: &Adapter, cards: &[&Adapter], macs: &[MacAddr]) -> Result<Bindi
     if macs.is_empty() || macs.contains(&mac) {
         return Ok(Binding::Mac(mac));
     }
-    if cards.len() == 1 && macs.len() == 1 {
+    if adapters.len() == 1 && macs.len() == 1 {
         return Ok(Binding::Only);
     }
     Err(format!(

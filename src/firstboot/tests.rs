@@ -59,7 +59,7 @@ fn full() -> Script {
             device: network::DeviceId::new(r"PCI\VEN_15AD&DEV_07B0&SUBSYS_07B015AD&REV_01\1")
                 .unwrap(),
             guid,
-            heir: Some(Binding::Mac(mac)),
+            successor: Some(Binding::Mac(mac)),
             after: Some(0),
         }],
         disks: Disks(vec![

@@ -288,7 +288,7 @@ impl Undoable<'_> {
         }
     }
 
-    /// Of these ranges, those with a sector that is neither old nor new: a write of ours that was cut short
+    /// Of these ranges, those with a sector that is neither old nor new: a write of this program that was cut short
     /// leaves some of each.
     fn torn_by_others(&self, journal: &Journal, strange: Vec<u64>) -> Result<Vec<u64>> {
         const SECTOR: usize = 512;
@@ -617,7 +617,7 @@ mod tests {
             matches!(error, CommitError::DiskChanged { count: 1, .. }),
             "{error}"
         );
-        // And after the end nothing of ours is torn.
+        // And after the end nothing that was written is torn.
         disk.write_at(0, &new).unwrap();
         journal.set_state(State::Committed).unwrap();
         disk.write_at(5120, &old[5120..7168]).unwrap();

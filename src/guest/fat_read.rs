@@ -370,7 +370,7 @@ impl<D: Store + ?Sized> Drop for FatVolume<D> {
     }
 }
 
-/// An error of the crate, or one of ours that already names the path.
+/// An error of the crate, or one of this module that already names the path.
 pub(super) enum FatError {
     Io(io::Error),
     Guest(GuestError),

@@ -122,7 +122,7 @@ impl Drop for Server {
         }
         // The directory is as after SIGKILL whatever happens here.
         let _ = hit("serve-removed");
-        // Last: who gets a new lock finds no socket of ours.
+        // Last: who gets a new lock finds no socket of this run.
         if let Some(lock) = self.lock.take() {
             lock.remove();
         }

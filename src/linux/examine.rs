@@ -26,7 +26,7 @@ const GPT_BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
 const RAID: [&str; 2] = ["0xfd", "a19d880f-05fc-4d3b-a006-743f0f84911e"];
 const MAX_CONFIGS: usize = 64;
 
-/// A disk behind a read-only storage daemon of ours.
+/// A disk behind a read-only storage daemon.
 pub struct OpenDisk {
     export: Export<dyn BlockRead>,
     layout: DiskLayout,

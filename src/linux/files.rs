@@ -146,7 +146,7 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// Names made from the slot of the card: `ens192`, `enp0s3`, `eno1`.
+/// Names made from the slot of the NIC: `ens192`, `enp0s3`, `eno1`.
 fn changes(name: &str) -> bool {
     let tail = ["ens", "enp", "eno", "enP"]
         .iter()

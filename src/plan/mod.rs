@@ -51,7 +51,7 @@ type Result<T, E = PlanError> = std::result::Result<T, E>;
 pub struct Options {
     /// The controller of the first boot; `None`: straight to virtio.
     pub bootstrap: Option<Controller>,
-    /// Mend the default boot entry and the boot sector where they name a place where no partition is.
+    /// Repair the default boot entry and the boot sector where they name a place without a partition.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services unchanged.
     pub keep_tools: bool,

@@ -161,7 +161,7 @@ pub fn boot_store(inputs: &Inputs<'_>, layout: &mut Layout) {
     }
 }
 
-/// The boot sector of XP and 2003 is always mended; where the partition starts, on request.
+/// The boot sector of XP and 2003 is always repaired; where the partition starts, on request.
 pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
     let boot = &inputs.windows.boot;
     let hidden = boot.hidden.iter().filter(|_| inputs.options.repair_bcd);

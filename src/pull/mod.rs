@@ -11,10 +11,9 @@ mod room;
 mod running;
 pub(crate) mod serve;
 
-use std::io::ErrorKind as ErrorKindOs;
-use std::ops::Range;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -26,15 +25,10 @@ use crate::disk::export::Export;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::later::record::{Record, State};
-use crate::stop;
 use crate::tool::qemu_img::{self, Depth};
-use crate::ui::{self, Progress, Ui};
+use crate::transfer::{Checkpoint, Extents, Pace, Transfer, TransferError, Zeroes};
+use crate::ui::{self, Ui};
 use folder::{Domain, Folder, between_boots};
-
-/// Copied between two flushes: what a kill costs at most.
-const BATCH: u64 = 256 << 20;
-/// Read at once.
-const PIECE: u64 = 2 << 20;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -180,28 +174,23 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
         image.hold_for_writing()?;
         todo.push((left(&image)?, image));
     }
-    let total = todo.iter().map(|(ranges, _)| bytes(ranges)).sum();
-    let sizes = (todo.iter()).map(|(ranges, image)| (image.path(), bytes(ranges)));
-    // It goes on later where it stops now.
+    let total = todo.iter().map(|(ranges, _)| ranges.bytes()).sum();
+    let sizes = (todo.iter()).map(|(ranges, image)| (image.path(), ranges.bytes()));
+    // The same command continues where it stops now.
     if let Err(error) = room::check(sizes) {
         ui.warn(&format!("{error}; what is zero in it takes none"));
     }
     let progress = ui.progress("Copying", total);
-    let mut pace = options.bandwidth.map(|mib| Pace {
-        rate: mib.saturating_mul(1 << 20),
-        begin: Instant::now(),
-        moved: 0,
-    });
+    let rate = options.bandwidth.map(|mib| mib.saturating_mul(1 << 20));
+    let pace = rate.map(Pace::new);
     let mut before = 0;
     ui.status("Copying", &format!("{} from the source", ui::bytes(total)));
     for (ranges, image) in todo {
-        let size = bytes(&ranges);
+        let size = ranges.bytes();
         if image.levels().len() > 1 {
-            let told = Told {
-                progress: &progress,
-                before,
-            };
-            copy(&image, &ranges, &mut pace, &told)?;
+            copy(&image, &ranges, pace.as_ref(), &mut |done| {
+                progress.set(before + done);
+            })?;
             record.check_source(&folder.path)?;
             hit("pull-copied")?;
             let path = image.path().to_owned();
@@ -221,18 +210,12 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
     Ok(total)
 }
 
-struct Told<'a> {
-    progress: &'a Progress,
-    /// Of the disks before this one.
-    before: u64,
-}
-
 /// What only the levels below the overlay hold.
-fn left(image: &Image) -> Result<Vec<Range<u64>>> {
-    let mut ranges = Vec::new();
+fn left(image: &Image) -> Result<Extents> {
+    let mut ranges = Extents::default();
     qemu_img::mapped(&image.spec(), false, &mut |range, depth| {
         if depth == Depth::Below {
-            ranges.push(range);
+            ranges.insert(range);
         }
     })
     .map_err(|e| {
@@ -241,91 +224,52 @@ fn left(image: &Image) -> Result<Vec<Range<u64>>> {
     Ok(ranges)
 }
 
-fn bytes(ranges: &[Range<u64>]) -> u64 {
-    let lengths = ranges.iter().map(|range| range.end - range.start);
-    lengths.fold(0, u64::saturating_add)
-}
-
-/// A limit of bytes per second.
-struct Pace {
-    rate: u64,
-    begin: Instant,
-    moved: u64,
-}
-
-impl Pace {
-    fn wait(&mut self, bytes: u64) {
-        self.moved += bytes;
-        let due = Duration::from_secs_f64(self.moved as f64 / self.rate as f64);
-        while let Some(left) = due.checked_sub(self.begin.elapsed())
-            && !left.is_zero()
-            && !stop::requested()
-        {
-            std::thread::sleep(left.min(Duration::from_millis(50)));
-        }
-    }
-}
-
-/// Copies into the overlay, flushing as it goes.
+/// Copies into the overlay, flushing as it goes: the overlay's map is the record of what it holds.
 fn copy(
     image: &Image,
-    ranges: &[Range<u64>],
-    pace: &mut Option<Pace>,
-    told: &Told<'_>,
+    ranges: &Extents,
+    pace: Option<&Pace>,
+    progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let source = Export::<dyn BlockRead>::open_readonly(&image.without_top())?;
     let target = Export::<dyn BlockWrite>::open_writable(image)?;
-    let (from, to) = (source.disk(), target.disk());
-    let failed = |what: &str, at: u64, e: std::io::Error| {
-        let full = matches!(
-            e.kind(),
-            ErrorKindOs::StorageFull | ErrorKindOs::QuotaExceeded
-        );
-        let error =
-            Error::failed(format!("{what} at byte {at} of {}", image.path().display())).because(e);
-        let error = match full {
-            true => error.hint("free some space beside the disk"),
-            false => error,
-        };
-        error.hint("run the same command again: what was flushed is not copied again")
-    };
-    let (mut done, mut unflushed) = (0, 0);
-    let mut buffer = vec![0; PIECE as usize];
     hit("pull-copying")?;
-    for range in ranges {
-        let mut at = range.start;
-        while at < range.end {
-            if stop::requested() {
-                return Err(Error::new(ErrorKind::Interrupted, "interrupted")
-                    .hint("run the same command again: what was flushed is not copied again"));
-            }
-            let len = PIECE.min(range.end - at);
-            let piece = &mut buffer[..len as usize];
-            if let Some(pace) = pace {
-                pace.wait(len);
-            }
-            from.read_at(at, piece)
-                .map_err(|e| failed("reading the source", at, e))?;
-            let written = match piece.iter().any(|byte| *byte != 0) {
-                true => to.write_at(at, piece),
-                false => to.zero_at(at, len),
-            };
-            written.map_err(|e| failed("writing", at, e))?;
-            (at, done, unflushed) = (at + len, done + len, unflushed + len);
-            told.progress.set(told.before + done);
-            hit("pull-progress")?;
-            if unflushed >= BATCH {
-                to.flush().map_err(|e| failed("flushing", at, e))?;
-                unflushed = 0;
-                hit("pull-flushed")?;
-            }
-        }
+    Transfer {
+        source: source.disk(),
+        target: target.disk(),
+        ranges,
+        zeroes: Zeroes::Write,
+        checkpoint: Checkpoint::Target,
+        pace,
+        cancel: None,
     }
-    to.flush()
-        .map_err(|e| failed("flushing", image.virtual_size(), e))?;
+    .run(&mut |step| progress(step.done))
+    .map_err(|error| broke_off(error, image.path()))?;
     hit("pull-flushed")?;
     target.close()?;
     Ok(source.close()?)
+}
+
+/// The error of a copy that the same command continues.
+fn broke_off(error: TransferError, disk: &Path) -> Error {
+    let continues = "run the same command again: what was flushed is not copied again";
+    let full = |e: &io::Error| {
+        matches!(
+            e.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    };
+    if let TransferError::Interrupted(_) = error {
+        return Error::new(ErrorKind::Interrupted, "interrupted").hint(continues);
+    }
+    if !error.of_source() && error.cause().is_some_and(full) {
+        return Error::failed(format!("the file system of {} ran full", disk.display()))
+            .because(error)
+            .hint(format!("free some space there, then {continues}"));
+    }
+    Error::failed(format!("copying what is left of {}", disk.display()))
+        .because(error)
+        .hint(continues)
 }
 
 fn sync(path: &Path) -> Result<()> {

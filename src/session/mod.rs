@@ -180,7 +180,7 @@ impl Names {
 
 impl Drop for Names {
     fn drop(&mut self) {
-        // It is not there, as a rule.
+        // Usually it is not there.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -233,7 +233,7 @@ pub fn read_only(engine: Engine, disk: &Disk) -> Result<OpenDisk> {
     Ok(OpenDisk::Read(session))
 }
 
-/// One disk behind a storage daemon of ours, with its volumes.
+/// One disk behind a storage daemon, with its volumes.
 pub struct Session<D: BlockRead + ?Sized> {
     pub export: Export<D>,
     pub layout: DiskLayout,

@@ -1,7 +1,7 @@
 //! What there is below a folder: machines by their descriptions, and disks that belong to none.
 //!
 //! A disk counts once: not again as the base of a snapshot, as the extent of a split image, or under a
-//! second description (an output directory of ours has two). Symbolic links to directories are not followed.
+//! second description (an output directory of hyper2kvm has two). Symbolic links to directories are not followed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

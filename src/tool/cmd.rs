@@ -280,7 +280,7 @@ impl Cmd {
         let started = Instant::now();
         let (timeout, stop, accept) = (self.timeout, self.stop, self.accept.clone());
         let silence = self.silence;
-        let mut heard = started;
+        let mut last_output = started;
         let cancel = self.cancel.clone();
         let cancelled = || cancel.as_ref().is_some_and(|c| c.load(Ordering::SeqCst));
         let name = Path::new(&self.program)
@@ -293,7 +293,7 @@ impl Cmd {
         loop {
             match child.events.recv_timeout(TICK) {
                 Ok(chunk) => {
-                    heard = Instant::now();
+                    last_output = Instant::now();
                     if !on_stdout(&chunk) {
                         child.kill();
                         return Ok((-1, String::new(), tool));
@@ -316,7 +316,7 @@ impl Cmd {
             {
                 return Err(ToolError::TimedOut { tool, after });
             }
-            if heard.elapsed() > silence {
+            if last_output.elapsed() > silence {
                 let after = silence;
                 return Err(ToolError::TimedOut { tool, after });
             }

@@ -506,7 +506,7 @@ const NO_FILES: &str = "no-files";
 
 /// The program that loads another one, as its file says; `None` for a script.
 fn loader(program: &Path) -> Option<PathBuf> {
-    /// Where the loader's name is, as a rule right behind the program headers.
+    /// Where the loader's name is, usually right behind the program headers.
     const HEAD: u64 = 64 << 10;
     let mut head = Vec::new();
     let file = std::fs::File::open(program).ok()?;

@@ -1,4 +1,4 @@
-//! `qemu-storage-daemon`: serves one image over NBD on a Unix socket of ours.
+//! `qemu-storage-daemon`: serves one image over NBD on a private Unix socket.
 //!
 //! The daemon inherits the listening socket as its stdin, so a client may connect before the
 //! daemon is ready: nothing is polled, and no other process can put itself in between. There is no

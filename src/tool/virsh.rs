@@ -14,7 +14,7 @@ use super::privileges::Privileges;
 use super::{Cmd, Result, ToolError};
 
 const TOOL: &str = "virsh";
-/// No call of ours takes longer on a libvirt that is alive.
+/// No call takes longer on a libvirt that is alive.
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone)]
@@ -145,7 +145,7 @@ impl Virsh {
         self.text(&["start", &domain.to_string()]).map(drop)
     }
 
-    /// Asks the guest to shut down; it may take its time, or not hear.
+    /// Asks the guest to shut down; it may take its time, or ignore this.
     pub fn shutdown(&self, domain: Uuid) -> Result<()> {
         self.text(&["shutdown", &domain.to_string()]).map(drop)
     }

@@ -2,7 +2,7 @@
 //! initramfs and boot loader tools.
 //!
 //! Both run the guest's own programs inside libguestfs' appliance, never on this host. They get a
-//! libvirt XML whose disks are overlays of ours.
+//! libvirt XML whose disks are overlays of this run.
 
 use std::path::Path;
 use std::time::Duration;

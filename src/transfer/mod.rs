@@ -12,4 +12,4 @@ mod run;
 pub(crate) use extents::Extents;
 pub(crate) use journal::{ExtentJournal, JournalFault, Opened};
 pub(crate) use pace::Pace;
-pub(crate) use run::{Step, Transfer, TransferError, Zeroes};
+pub(crate) use run::{Checkpoint, Step, Transfer, TransferError, Zeroes};

@@ -40,6 +40,23 @@ pub(crate) enum Zeroes {
     Write,
 }
 
+/// What says after a kill which ranges need not be copied again.
+#[derive(Debug)]
+pub(crate) enum Checkpoint<'a> {
+    /// Nothing: the target is flushed once, at the end.
+    Never,
+    /// The target's own map of what it holds: it is flushed as often as a journal would be written.
+    Target,
+    /// A journal, written after each flush. What it has is left out.
+    Journal(&'a mut ExtentJournal),
+}
+
+impl<'a> From<Option<&'a mut ExtentJournal>> for Checkpoint<'a> {
+    fn from(journal: Option<&'a mut ExtentJournal>) -> Self {
+        journal.map_or(Self::Never, Self::Journal)
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
     #[error("reading the source at byte {offset}")]
@@ -103,10 +120,10 @@ pub(crate) struct Step {
 pub(crate) struct Transfer<'a> {
     pub(crate) source: Arc<dyn BlockRead>,
     pub(crate) target: Arc<dyn BlockWrite>,
-    /// What is to be copied. What the journal has is left out.
+    /// What is to be copied.
     pub(crate) ranges: &'a Extents,
     pub(crate) zeroes: Zeroes,
-    pub(crate) journal: Option<&'a mut ExtentJournal>,
+    pub(crate) checkpoint: Checkpoint<'a>,
     pub(crate) pace: Option<&'a Pace>,
     /// Ends the copy when raised.
     pub(crate) cancel: Option<Arc<AtomicBool>>,
@@ -161,9 +178,9 @@ impl Transfer<'_> {
 
     /// Copies, and makes the copy durable. What was copied before an error is recorded too.
     pub(crate) fn run(mut self, progress: &mut dyn FnMut(Step)) -> Result<Moved, TransferError> {
-        let left = match &self.journal {
-            Some(journal) => self.ranges.minus(journal.done()),
-            None => self.ranges.clone(),
+        let left = match &self.checkpoint {
+            Checkpoint::Journal(journal) => self.ranges.minus(journal.done()),
+            Checkpoint::Target | Checkpoint::Never => self.ranges.clone(),
         };
         let before = self.ranges.bytes() - left.bytes();
         let workers = WORKERS.min(usize::try_from(left.bytes() / PIECE).unwrap_or(WORKERS) + 1);
@@ -186,14 +203,17 @@ impl Transfer<'_> {
             recorded: Condvar::new(),
         };
         let window = self.window();
-        let limit = self.journal.as_ref().map_or(u64::MAX, |_| 2 * window);
-        let mut journal = self.journal.take();
+        let mut checkpoint = std::mem::replace(&mut self.checkpoint, Checkpoint::Never);
+        let limit = match checkpoint {
+            Checkpoint::Never => u64::MAX,
+            Checkpoint::Target | Checkpoint::Journal(_) => 2 * window,
+        };
         let this = &self;
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| this.work(&shared, limit));
             }
-            this.keep(&shared, window, &mut journal, &mut |bytes| {
+            this.keep(&shared, window, &mut checkpoint, &mut |bytes| {
                 progress(Step {
                     done: before + bytes,
                 });
@@ -273,12 +293,13 @@ impl Transfer<'_> {
         &self,
         shared: &Shared,
         window: u64,
-        journal: &mut Option<&mut ExtentJournal>,
+        checkpoint: &mut Checkpoint<'_>,
         progress: &mut dyn FnMut(u64),
     ) {
+        let at_end = matches!(checkpoint, Checkpoint::Never);
         loop {
             let mut state = shared.lock();
-            while state.workers > 0 && (journal.is_none() || state.pending_bytes < window) {
+            while state.workers > 0 && (at_end || state.pending_bytes < window) {
                 let read = state.moved.read;
                 drop(state);
                 progress(read);
@@ -292,9 +313,9 @@ impl Transfer<'_> {
             drop(state);
             progress(read);
             let flushed = self.target.flush().map_err(TransferError::Flush);
-            let recorded = flushed.and_then(|()| match journal {
-                Some(journal) => Ok(journal.append(&batch)?),
-                None => Ok(()),
+            let recorded = flushed.and_then(|()| match checkpoint {
+                Checkpoint::Journal(journal) => Ok(journal.append(&batch)?),
+                Checkpoint::Target | Checkpoint::Never => Ok(()),
             });
             // Nothing to return an error to: here one can only wait or die.
             let _ = failpoint::hit("copy-recorded");

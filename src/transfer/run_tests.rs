@@ -98,7 +98,7 @@ fn transfer<'a>(
         target: target.clone(),
         ranges,
         zeroes: Zeroes::Leave,
-        journal,
+        checkpoint: journal.into(),
         pace: None,
         cancel: None,
     }
@@ -209,30 +209,31 @@ fn the_window_bounds_what_is_copied_again() {
     }
     let dir = tempfile::tempdir().unwrap();
     let size = 128 * MIB;
-    let source = Memory::new(vec![1; size as usize]);
-    let cancel = Arc::new(AtomicBool::new(false));
-    let target = Arc::new(Watched {
-        inner: Memory::new(vec![0; size as usize]),
-        cancel: cancel.clone(),
-        open: AtomicU64::new(0),
-        most: AtomicU64::new(0),
-    });
     let mut journal = ExtentJournal::create(&dir.path().join("j"), &json!(0)).unwrap();
     let ranges = Extents::whole(size);
-    Transfer {
-        source,
-        target: target.clone(),
-        ranges: &ranges,
-        zeroes: Zeroes::Leave,
-        journal: Some(&mut journal),
-        pace: None,
-        cancel: Some(cancel),
+    for checkpoint in [Checkpoint::Journal(&mut journal), Checkpoint::Target] {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let target = Arc::new(Watched {
+            inner: Memory::new(vec![0; size as usize]),
+            cancel: cancel.clone(),
+            open: AtomicU64::new(0),
+            most: AtomicU64::new(0),
+        });
+        Transfer {
+            source: Memory::new(vec![1; size as usize]),
+            target: target.clone(),
+            ranges: &ranges,
+            zeroes: Zeroes::Leave,
+            checkpoint,
+            pace: None,
+            cancel: Some(cancel),
+        }
+        .run(&mut |_| {})
+        .unwrap();
+        // Twice the window, and the piece that passed the limit.
+        let most = target.most.load(Ordering::SeqCst);
+        assert!(most <= 2 * LEAST_WINDOW + PIECE, "{most}");
     }
-    .run(&mut |_| {})
-    .unwrap();
-    // Twice the window, and the piece that passed the limit.
-    let most = target.most.load(Ordering::SeqCst);
-    assert!(most <= 2 * LEAST_WINDOW + PIECE, "{most}");
 }
 
 #[test]

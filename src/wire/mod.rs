@@ -153,7 +153,7 @@ struct Shared {
     server: url::Server,
     patience: Duration,
     talk: Mutex<Talk>,
-    /// As far as was heard.
+    /// As far as the server reported it.
     fetched: AtomicU64,
     _directory: Option<Scratch>,
 }

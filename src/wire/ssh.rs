@@ -35,7 +35,7 @@ const HELLO: Duration = Duration::from_secs(30);
 pub fn ask_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let socket = PathBuf::from(std::env::var_os(ASKPASS)?);
     let prompt = args.into_iter().nth(1)?;
-    // One argument, and not a verb of ours: `ssh` says what it asks for.
+    // One argument, and not a subcommand: `ssh` says what it asks for.
     let prompt = prompt.to_string_lossy().to_lowercase();
     let answered = match prompt.contains("passphrase") || prompt.contains("pin for") {
         true => Err(io::Error::other("that is no password of the other host")),
@@ -195,7 +195,7 @@ impl Dial for SshDial {
     }
 }
 
-/// A program whose stdin and stdout are one socket of ours. It ends with this.
+/// A program whose stdin and stdout are one private socket. It ends with this value.
 pub(super) struct Program {
     pub(super) stream: UnixStream,
     child: Child,

@@ -405,7 +405,7 @@ fn hostile_packages() {
             "x.vmdk",
         ],
     );
-    // It is unpacked under a name of ours.
+    // It is unpacked under a name that hyper2kvm chooses.
     refused(&ova, "damaged");
     assert!(!dir.path().join("../x.vmdk").exists());
     // An ISO with `..` for a name.

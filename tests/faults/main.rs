@@ -291,7 +291,7 @@ fn the_hive_editor_misbehaves() {
     finish(command(&lab, &[], "")).expect(0);
 }
 
-/// A directory with programs of ours that come before the real ones.
+/// A directory with the test's programs, which come before the real ones.
 fn fake(lab: &Lab, name: &str, script: &str) -> String {
     let bin = lab.path("fake").join("bin");
     let _ = fs::remove_dir_all(&bin);

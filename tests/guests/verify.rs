@@ -60,7 +60,7 @@ fn verify_of_an_output_folder() {
     .expect(0);
     verify(&out, &[]).expect(0);
     verify(&out, &["--controller", "virtio-scsi"]).expect(4);
-    // What is no directory of ours.
+    // A directory that hyper2kvm did not write.
     let nothing = verify(&dir.path().to_path_buf(), &[]).expect(1);
     assert!(nothing.stderr.contains("report.json"), "{}", nothing.stderr);
 }

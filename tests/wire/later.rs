@@ -343,8 +343,8 @@ fn a_serve_that_is_killed_anywhere_is_started_again() {
 }
 
 /// Pulls and servers killed at moments spread over their runs; `HYPER2KVM_PAIRS` says how many.
-#[test]
 #[ignore = "minutes: cargo test --test wire -- --ignored over_ssh_killed; .ci/campaign lines has it"]
+#[test]
 fn pulls_over_ssh_killed_at_any_moment() {
     if !ready(&SERVERS) {
         return;

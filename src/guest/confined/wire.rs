@@ -165,7 +165,7 @@ impl Frame {
     }
 }
 
-/// The names of operations in errors, which are constants of ours on both sides.
+/// The names of operations in errors, which are constants on both sides.
 const OPS: [&str; 9] = [
     "changing",
     "creating the directory",
