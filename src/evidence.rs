@@ -4,8 +4,10 @@
 //! still holds secrets, and [`warning`] says which: it goes to the screen and into the archive.
 //! Sizes are bounded: hives whole, logs by their end.
 
+use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,12 +17,12 @@ use flate2::write::GzEncoder;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tar::{Builder, Header};
 
 use crate::firstboot;
-use crate::guest::{DiskId, FileKind, FsKind, GuestPath, GuestRead, VolumeId};
+use crate::guest::{DiskId, FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId};
 use crate::inspect::Survey;
 use crate::registry::HiveView;
-use crate::source::tar_write::Writer;
 use crate::stop;
 
 const MIB: u64 = 1 << 20;
@@ -159,11 +161,10 @@ fn write(
     inspection: &Value,
     warning: &str,
 ) -> io::Result<Vec<Item>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let gzip = GzEncoder::new(BufWriter::new(file), Compression::fast());
-    let mut tar = Writer::new(gzip, now.map_or(0, |t| t.as_secs()));
-    tar.file("WARNING.txt", warning.as_bytes())?;
-    tar.file("inspect.json", format!("{inspection:#}\n").as_bytes())?;
+    let mut tar = Members::new(gzip);
+    tar.text("WARNING.txt", warning)?;
+    tar.text("inspect.json", &format!("{inspection:#}\n"))?;
     let mut items = Vec::new();
     let mut left = MAX_TOTAL;
     for (volume, path, take) in wanted(guest) {
@@ -173,9 +174,9 @@ fn write(
         items.extend(add(guest, &mut tar, (volume, &path), take, &mut left)?);
     }
     let manifest = json!({"schema": "hyper2kvm/evidence/1", "version": env!("CARGO_PKG_VERSION"), "files": items});
-    tar.file("manifest.json", format!("{manifest:#}\n").as_bytes())?;
-    let mut file = tar
-        .finish()?
+    tar.text("manifest.json", &format!("{manifest:#}\n"))?;
+    let gzip = tar.builder.into_inner()?;
+    let mut file = gzip
         .finish()?
         .into_inner()
         .map_err(io::IntoInnerError::into_error)?;
@@ -272,7 +273,7 @@ fn matching(
 /// Adds one file; `None` when there is none.
 fn add<W: Write>(
     guest: &dyn GuestRead,
-    tar: &mut Writer<W>,
+    tar: &mut Members<W>,
     (volume, path): (VolumeId, &GuestPath),
     take: Take,
     left: &mut u64,
@@ -313,57 +314,106 @@ fn add<W: Write>(
         ));
         return Ok(Some(item));
     }
+    let mut contents = Contents {
+        guest,
+        file: (volume, path),
+        range: start..start + size,
+        part: VecDeque::new(),
+        taken: 0,
+        digest: Sha256::new(),
+        note: None,
+    };
     // The first part is read before the header is written: what cannot be read at all is left out.
-    let read = |at: u64| {
-        let len = CHUNK.min(size - at);
-        guest.read_at(volume, path, start + at, usize::try_from(len).unwrap_or(0))
-    };
-    let mut part = match read(0) {
-        Ok(part) => part,
-        Err(error) => {
-            item.note = Some(format!("not taken: {error}"));
-            return Ok(Some(item));
-        }
-    };
-    tar.start(&item.name, size)?;
-    let mut digest = Sha256::new();
-    let mut at = 0;
-    while at < size {
-        let fits = usize::try_from(size - at)
-            .unwrap_or(usize::MAX)
-            .min(part.len());
-        let bytes = &part[..fits];
-        if bytes.is_empty() {
-            break;
-        }
-        tar.write(bytes)?;
-        digest.update(bytes);
-        at += bytes.len() as u64;
-        if at < size {
-            part = match read(at) {
-                Ok(part) => part,
-                Err(error) => {
-                    item.note = Some(format!("zeroes from byte {at} on: {error}"));
-                    break;
-                }
-            };
-        }
+    if let Err(error) = contents.fill() {
+        item.note = Some(format!("not taken: {error}"));
+        return Ok(Some(item));
     }
-    if at < size && item.note.is_none() {
-        item.note = Some(format!("zeroes from byte {at} on: the file ends there"));
-    }
-    // The header has promised so many bytes.
-    let mut missing = size - at;
-    while missing > 0 {
-        let len = missing.min(CHUNK);
-        tar.write(&vec![0; usize::try_from(len).unwrap_or(0)])?;
-        missing -= len;
-    }
-    tar.pad(size)?;
+    tar.append(&item.name, size, &mut contents)?;
     *left -= size;
-    item.taken_bytes = at;
-    item.sha256 = crate::text::hex(&digest.finalize());
+    item.note = contents.note.or(item.note);
+    item.taken_bytes = contents.taken;
+    item.sha256 = crate::text::hex(&contents.digest.finalize());
     Ok(Some(item))
+}
+
+/// The members of the archive as they are written.
+struct Members<W: Write> {
+    builder: Builder<W>,
+    /// Seconds since 1970, for every member.
+    modified: u64,
+}
+
+impl<W: Write> Members<W> {
+    fn new(out: W) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            builder: Builder::new(out),
+            modified: now.map_or(0, |t| t.as_secs()),
+        }
+    }
+
+    fn text(&mut self, name: &str, text: &str) -> io::Result<()> {
+        self.append(name, text.len() as u64, text.as_bytes())
+    }
+
+    fn append(&mut self, name: &str, size: u64, contents: impl Read) -> io::Result<()> {
+        let mut header = Header::new_gnu();
+        header.set_mode(0o600);
+        header.set_mtime(self.modified);
+        header.set_size(size);
+        self.builder.append_data(&mut header, name, contents)
+    }
+}
+
+/// A range of a file of the guest. It has as many bytes as its header promised: what cannot be read is zeroes.
+struct Contents<'a> {
+    guest: &'a dyn GuestRead,
+    file: (VolumeId, &'a GuestPath),
+    range: Range<u64>,
+    /// Read and not given out.
+    part: VecDeque<u8>,
+    /// Bytes of the guest that were given out, and their digest.
+    taken: u64,
+    digest: Sha256,
+    note: Option<String>,
+}
+
+impl Contents<'_> {
+    fn fill(&mut self) -> Result<(), GuestError> {
+        let left = self.range.end - self.range.start;
+        let len = usize::try_from(left.min(CHUNK)).unwrap_or(0);
+        let (volume, path) = self.file;
+        let mut part = self.guest.read_at(volume, path, self.range.start, len)?;
+        part.truncate(len);
+        self.digest.update(&part);
+        self.taken += part.len() as u64;
+        self.range.start += part.len() as u64;
+        self.part = part.into();
+        Ok(())
+    }
+}
+
+impl Read for Contents<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.part.is_empty() && !self.range.is_empty() && self.note.is_none() {
+            let at = self.taken;
+            match self.fill() {
+                Err(error) => self.note = Some(format!("zeroes from byte {at} on: {error}")),
+                Ok(()) if self.part.is_empty() => {
+                    self.note = Some(format!("zeroes from byte {at} on: the file ends there"));
+                }
+                Ok(()) => {}
+            }
+        }
+        if !self.part.is_empty() {
+            return self.part.read(buf);
+        }
+        let left = self.range.end - self.range.start;
+        let zeroes = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        buf[..zeroes].fill(0);
+        self.range.start += zeroes as u64;
+        Ok(zeroes)
+    }
 }
 
 /// `partition-2/Windows/INF/setupapi.dev.log`, below `disk-1` where there are several disks; names of

@@ -59,6 +59,7 @@ pub mod stop;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod timeline;
 pub mod tool;
 mod transfer;
 pub mod types;

@@ -19,6 +19,8 @@ pub fn install() -> io::Result<()> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, FLAG.clone())?;
     }
+    // A write past the limit of a file's size is an error of that write, as in QEMU, and ends nothing.
+    signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
     Ok(())
 }
 

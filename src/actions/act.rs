@@ -7,7 +7,7 @@ use crate::registry::HiveError;
 
 use super::change::{Change, Saver};
 use super::error::Result;
-use super::merge::{MergedHives, Merging, Walking};
+use super::merge::{Merges, Merging, Walking};
 use super::preview::Preview;
 
 /// One unit of reversion: done wholly or not at all.
@@ -32,7 +32,7 @@ pub trait Act {
     fn foresee<'a>(&'a self, preview: &mut Preview<'a>) -> Result<(), HiveError>;
 
     /// Reads what has to be backed up and computed before anything is written.
-    fn prepare<'a>(&'a self, _merging: &mut Merging<'a>) -> Result<()> {
+    fn prepare(&self, _merging: &mut Merging<'_>) -> Result<()> {
         Ok(())
     }
 
@@ -87,8 +87,8 @@ pub struct Work<'a> {
     pub before: &'a dyn GuestRead,
     pub writer: Box<dyn GuestWrite>,
     pub saver: Saver,
-    /// The edited hives that were not written yet.
-    pub hives: MergedHives,
+    /// The hives that were not written yet, and may still be edited.
+    pub hives: Merges,
     /// The hives that were written and are still being walked.
     pub walking: Vec<Walking>,
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 
+use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{GuestPath, GuestRead, VolumeId};
@@ -77,7 +78,11 @@ impl Change {
 /// No file that hyper2kvm replaces is larger: they are drivers and boot loaders.
 pub(super) const MAX_REPLACED: u64 = 256 << 20;
 
+/// A file that takes time to be made durable.
+const LARGE: usize = 1 << 20;
+
 /// Writes files below the journal's directory.
+#[derive(Clone)]
 pub struct Saver {
     pub folder: PathBuf,
     pub durably: bool,
@@ -92,8 +97,13 @@ impl Saver {
         }
         let mut file = File::create(&path).map_err(io_error(doing()))?;
         file.write_all(bytes).map_err(io_error(doing()))?;
-        if self.durably {
-            file.sync_all().map_err(io_error(doing()))?;
+        match self.durably {
+            true => file.sync_all().map_err(io_error(doing()))?,
+            // It is made durable before the copy: let the system begin with that now.
+            false if bytes.len() >= LARGE => {
+                let _ = fadvise(&file, 0, None, Advice::DontNeed);
+            }
+            false => {}
         }
         Ok(path)
     }

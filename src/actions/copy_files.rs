@@ -115,7 +115,6 @@ impl Act for CopyFiles {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
 
     use super::*;
@@ -186,7 +185,7 @@ mod tests {
                 folder: dir.path().to_path_buf(),
                 durably: true,
             },
-            hives: BTreeMap::new(),
+            hives: crate::actions::Merges::default(),
             walking: Vec::new(),
         };
         let changes = action.apply(&mut work).unwrap();

@@ -13,7 +13,7 @@ use crate::ui::count;
 
 use super::act::{Act, Converted, Kind, OVERLAY_CLUSTER, Work, Writes};
 use super::change::{Change, FileFacts};
-use super::error::{ActionError, Result};
+use super::error::Result;
 use super::merge::Merging;
 use super::preview::Preview;
 
@@ -81,20 +81,22 @@ impl Act for EditHive {
         Ok(())
     }
 
-    fn prepare<'a>(&'a self, merging: &mut Merging<'a>) -> Result<()> {
+    fn prepare(&self, merging: &mut Merging<'_>) -> Result<()> {
         let at = (self.volume, &self.path);
         merging.add(self.hive, at, &self.edits, &self.reset_logs)
     }
 
     fn apply(&self, work: &mut Work<'_>) -> Result<Vec<Change>> {
-        let hive = work.hives.remove(&self.hive);
-        let hive = hive.ok_or(ActionError::NoHive(self.hive.file_name()))?;
+        let hive = work.hives.take(self.hive)?;
         let writer = work.writer.as_mut();
-        match &hive.whole {
-            Some(bytes) => writer.write_file(self.volume, &self.path, bytes)?,
-            None => writer.patch_file(self.volume, &self.path, hive.size, &hive.extents)?,
+        match hive.whole {
+            true => writer.write_file(self.volume, &self.path, &hive.bytes)?,
+            false => {
+                let size = hive.bytes.len() as u64;
+                writer.patch_file(self.volume, &self.path, size, &hive.extents)?;
+            }
         }
-        let written = hive.written();
+        let written = hive.written(self.volume, &self.path);
         let mut changes = vec![Change::file(
             &self.path,
             Some(written.original),

@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use crate::inspect::{HiveName, Hives};
 use crate::registry::RegEdits;
 use crate::registry::confined::{HiveEditError, HiveFile};
+use crate::timeline;
 
 pub(super) type Edited = Result<HiveFile, HiveEditError>;
 
@@ -35,6 +36,9 @@ impl EditedHives {
         let loaded = loaded.iter().filter_map(|name| hives.get(*name));
         let held: usize = loaded.map(|hive| hive.bytes.len()).sum();
         let mut all = BTreeMap::new();
+        // The plan waits for SYSTEM alone.
+        let mut edits: Vec<_> = edits.collect();
+        edits.sort_by_key(|(hive, _)| *hive != HiveName::System);
         for (hive, edits) in edits {
             if let Some(loaded) = hives.get(hive)
                 && held + loaded.bytes.len() <= EARLY
@@ -76,6 +80,7 @@ impl Edit {
     /// Begins to edit a hive.
     pub(super) fn start(bytes: Arc<Vec<u8>>, edits: RegEdits) -> Self {
         Self::Running(thread::spawn(move || {
+            let _span = timeline::span(format!("edit {}", edits.prefix));
             let mut file = HiveFile::new(&bytes)?;
             // The thread is no reason to keep it in memory.
             drop(bytes);

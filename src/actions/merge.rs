@@ -2,18 +2,18 @@
 //! child, the result read back with `nt-hive`. Only blocks that differ are written.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
 
+use crate::guest::joined::KnownFile;
 use crate::guest::{Extent, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{HiveName, Hives};
 use crate::registry::RegEdits;
 use crate::registry::confined::HiveEditError;
 use crate::registry::judge::{self, Kept};
 use crate::registry::walk;
+use crate::timeline;
 
 use super::change::{FileFacts, Saver};
 use super::edited::{Edit, EditedHives};
@@ -23,15 +23,12 @@ use super::error::{ActionError, Result, io_error};
 const MAX_HIVE: u64 = 256 << 20;
 const MAX_LOG: u64 = 64 << 20;
 
-/// The edited hives, by name.
-pub type MergedHives = BTreeMap<HiveName, MergedHive>;
-
 /// The hives that are to be edited.
 pub struct Merging<'a> {
     /// Reads the guest as it is before the fix.
     before: &'a dyn GuestRead,
     loaded: Hives,
-    jobs: Vec<MergeJob<'a>>,
+    jobs: Vec<MergeJob>,
 }
 
 impl<'a> Merging<'a> {
@@ -48,7 +45,7 @@ impl<'a> Merging<'a> {
         &mut self,
         name: HiveName,
         (volume, path): (VolumeId, &GuestPath),
-        edits: &'a RegEdits,
+        edits: &RegEdits,
         reset_logs: &[GuestPath],
     ) -> Result<()> {
         let loaded = self.loaded.get(name);
@@ -71,36 +68,76 @@ impl<'a> Merging<'a> {
             name,
             bytes: loaded.bytes.clone(),
             original,
-            edits,
+            edits: edits.clone(),
             compressed: info.is_some_and(|info| info.compressed),
             logs,
         });
         Ok(())
     }
 
-    /// Backs up and merges the hives side by side.
-    pub fn run(self, saver: &Saver, edited: &EditedHives) -> Result<MergedHives> {
-        // Hives that are not edited need not stay in memory while others are merged, nor those that are
-        // once they are written to the backup.
+    /// Begins to back the hives up and to merge them, side by side.
+    pub fn begin(self, saver: &Saver, edited: &EditedHives) -> Merges {
+        // Hives that are not edited need not stay in memory while others are merged.
         drop(self.loaded);
-        let jobs = self.jobs;
-        thread::scope(|scope| {
-            let threads: Vec<_> = jobs
-                .into_iter()
-                .map(|job| scope.spawn(|| merge(job, saver, edited)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|t| match t.join() {
-                    Ok(result) => result.map(|hive| (hive.name, hive)),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
-                .collect()
-        })
+        let mut merges = Merges::default();
+        for job in self.jobs {
+            let edit = edited.take(job.name);
+            let edit = edit.unwrap_or_else(|| Edit::start(job.bytes.clone(), job.edits.clone()));
+            let (name, saver) = (job.name, saver.clone());
+            let (done, backed_up) = mpsc::channel();
+            let thread = thread::spawn(move || {
+                let (kept, before) = back_up(&job, &saver)?;
+                // Nobody waits for it any more where another backup has failed.
+                let _ = done.send(());
+                merge(job, edit, &kept, before)
+            });
+            merges.0.insert(name, Merge { backed_up, thread });
+        }
+        merges
     }
 }
 
-fn joined<T>(thread: thread::JoinHandle<T>) -> T {
+/// Hives that are being backed up and merged. When this goes, nothing of it is left running.
+#[derive(Default)]
+pub struct Merges(BTreeMap<HiveName, Merge>);
+
+struct Merge {
+    /// Gets a message when the original is in the backup; is closed without one when that failed.
+    backed_up: mpsc::Receiver<()>,
+    thread: JoinHandle<Result<MergedHive>>,
+}
+
+impl Merges {
+    /// Waits until the original of every hive is in the backup.
+    pub fn backed_up(&mut self) -> Result<()> {
+        let failed = self
+            .0
+            .iter()
+            .find(|(_, merge)| merge.backed_up.recv().is_err());
+        match failed.map(|(hive, _)| *hive) {
+            Some(hive) => self.take(hive).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for an edited hive and gives it away.
+    pub(super) fn take(&mut self, hive: HiveName) -> Result<MergedHive> {
+        let merge = self.0.remove(&hive);
+        let merge = merge.ok_or(ActionError::NoHive(hive.file_name()))?;
+        let _span = timeline::span(format!("wait for {}", hive.file_name()));
+        joined(merge.thread)
+    }
+}
+
+impl Drop for Merges {
+    fn drop(&mut self) {
+        for (_, merge) in std::mem::take(&mut self.0) {
+            drop(merge.thread.join());
+        }
+    }
+}
+
+fn joined<T>(thread: JoinHandle<T>) -> T {
     thread
         .join()
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -109,8 +146,8 @@ fn joined<T>(thread: thread::JoinHandle<T>) -> T {
 /// A hive that was written, and the walk through it that continues meanwhile.
 pub struct Walking {
     hive: HiveName,
-    sha256: String,
-    walk: thread::JoinHandle<Walk>,
+    file: KnownFile,
+    walk: JoinHandle<Walk>,
 }
 
 type Walk = std::result::Result<walk::Stats, walk::Fault>;
@@ -119,41 +156,44 @@ type Walk = std::result::Result<walk::Stats, walk::Fault>;
 #[derive(Debug, Clone)]
 pub struct Walked {
     pub hive: HiveName,
-    /// Of the bytes that were walked.
-    pub sha256: String,
+    /// The bytes that were walked.
+    pub bytes: Arc<Vec<u8>>,
     pub walk: Walk,
 }
 
 impl Walking {
+    /// What was written where.
+    pub fn file(&self) -> &KnownFile {
+        &self.file
+    }
+
     pub fn join(self) -> Walked {
         Walked {
             hive: self.hive,
-            sha256: self.sha256,
+            bytes: self.file.bytes,
             walk: joined(self.walk),
         }
     }
 }
 
-struct MergeJob<'e> {
+struct MergeJob {
     name: HiveName,
     bytes: Arc<Vec<u8>>,
     /// What the file in the guest holds, where that is something else.
     original: Option<Vec<u8>>,
-    edits: &'e RegEdits,
+    edits: RegEdits,
     compressed: bool,
     logs: Vec<LogReset>,
 }
 
-/// A hive before its edit.
-struct Original {
-    bytes: Arc<Vec<u8>>,
-    /// What the file in the guest holds, where that is something else.
-    stored: Option<Vec<u8>>,
-}
-
-impl Original {
+impl MergeJob {
+    /// What the file in the guest holds.
     fn stored(&self) -> &[u8] {
-        self.stored.as_ref().unwrap_or(&self.bytes)
+        self.original.as_ref().unwrap_or(&self.bytes)
+    }
+
+    fn backup(&self) -> String {
+        format!("backup/{}", self.name.file_name())
     }
 }
 
@@ -167,14 +207,14 @@ pub(super) struct LogReset {
 pub struct MergedHive {
     name: HiveName,
     backup: String,
-    pub(super) size: u64,
+    pub(super) bytes: Arc<Vec<u8>>,
     pub(super) extents: Vec<Extent>,
-    /// Instead of the extents, for a hive that NTFS compresses: it is written as a plain file.
-    pub(super) whole: Option<Vec<u8>>,
+    /// It is written as a plain file, for NTFS compresses the hive.
+    pub(super) whole: bool,
     before: FileFacts,
     /// Both are computed while files are written.
-    after: thread::JoinHandle<FileFacts>,
-    walk: thread::JoinHandle<Walk>,
+    after: JoinHandle<FileFacts>,
+    walk: JoinHandle<Walk>,
     logs: Vec<LogReset>,
 }
 
@@ -188,17 +228,21 @@ pub(super) struct WrittenHive {
 }
 
 impl MergedHive {
-    /// Gives the edited hive up.
-    pub(super) fn written(self) -> WrittenHive {
-        let facts = joined(self.after);
+    /// What is left of it once it is written there.
+    pub(super) fn written(self, volume: VolumeId, path: &GuestPath) -> WrittenHive {
+        let path = path.clone();
         WrittenHive {
             original: (self.before, self.backup),
             walking: Walking {
                 hive: self.name,
-                sha256: facts.sha256.clone(),
+                file: KnownFile {
+                    volume,
+                    path,
+                    bytes: self.bytes,
+                },
                 walk: self.walk,
             },
-            facts,
+            facts: joined(self.after),
             logs: self.logs,
         }
     }
@@ -213,60 +257,61 @@ pub fn check_edits(edits: &EditedHives) -> Result<()> {
     edits.check().map_err(failed)
 }
 
-/// Backs up one hive and takes its edited copy.
-fn merge(job: MergeJob<'_>, saver: &Saver, edits: &EditedHives) -> Result<MergedHive> {
+/// Writes the original of a hive to the backup, and tells what must still be there after the edit.
+fn back_up(job: &MergeJob, saver: &Saver) -> Result<(Kept, FileFacts)> {
+    let _span = timeline::span(format!("back up {}", job.name.file_name()));
     let hive = job.name.file_name();
-    let backup = format!("backup/{hive}");
-    let judged = |source| ActionError::Hive { hive, source };
-    let edited = |source| ActionError::Edit { hive, source };
-    let kept = Kept::of(&job.bytes, job.edits).map_err(judged)?;
-    let edit = match edits.take(job.name) {
-        Some(edit) => edit,
-        None => Edit::start(job.bytes.clone(), job.edits.clone()),
-    };
-    // Both are given up before the edited hive is read: not in memory together with it.
-    let original = Arc::new(Original {
-        bytes: job.bytes,
-        stored: job.original,
-    });
-    let (path, before, file) = thread::scope(|scope| {
-        let digest = scope.spawn({
-            let original = original.clone();
-            move || FileFacts::of(original.stored())
-        });
-        let saved = saver.save(&backup, original.stored());
-        drop(original);
+    let kept = Kept::of(&job.bytes, &job.edits);
+    let kept = kept.map_err(|source| ActionError::Hive { hive, source })?;
+    thread::scope(|scope| {
+        let digest = scope.spawn(|| FileFacts::of(job.stored()));
+        saver.save(&job.backup(), job.stored())?;
         for log in &job.logs {
             saver.save(&log.backup, &log.original)?;
         }
-        let file = edit.finished().map_err(edited)?;
-        let digest = digest
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok::<_, ActionError>((saved?, digest, file))
-    })?;
-    let text = job.edits.to_reg_text();
-    saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
-    let mut merged = file.into_bytes().map_err(edited)?;
-    judge::holds(&merged, job.edits).map_err(judged)?;
+        let text = job.edits.to_reg_text();
+        saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
+        let digest = digest.join();
+        let digest = digest.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((kept, digest))
+    })
+}
+
+/// Takes the edited copy of a hive.
+fn merge(job: MergeJob, edit: Edit, kept: &Kept, before: FileFacts) -> Result<MergedHive> {
+    let hive = job.name.file_name();
+    let judged = |source| ActionError::Hive { hive, source };
+    let backup = job.backup();
+    let file = edit.finished();
+    let file = file.map_err(|source| ActionError::Edit { hive, source })?;
+    let _span = timeline::span(format!("merge {hive}"));
+    // The edited hive takes the place of the original: both would be much memory, and fresh pages are slow.
+    let mut merged = job
+        .original
+        .unwrap_or_else(|| Arc::unwrap_or_clone(job.bytes));
+    let changes = update(&mut merged, &mut file.reader());
+    let (extents, bins) = changes.map_err(io_error(format!("reading the edited {hive}")))?;
+    judge::holds(&merged[..bins], &job.edits).map_err(judged)?;
     kept.check(&merged).map_err(judged)?;
-    // A tail beyond the hive bins stays unchanged, so the file never shrinks.
-    append_tail(&path, &mut merged)?;
-    let extents = changed_blocks(&path, &merged)?;
-    let size = merged.len() as u64;
-    let whole = job.compressed.then(|| merged.clone());
     let merged = Arc::new(merged);
+    let bytes = merged.clone();
     let after = thread::spawn({
         let merged = merged.clone();
-        move || FileFacts::of(&merged)
+        move || {
+            let _span = timeline::span(format!("digest of {hive}"));
+            FileFacts::of(&merged)
+        }
     });
-    let walk = thread::spawn(move || walk::walk(&merged));
+    let walk = thread::spawn(move || {
+        let _span = timeline::span(format!("walk {hive} as it will be"));
+        walk::walk(&merged)
+    });
     Ok(MergedHive {
         name: job.name,
         backup,
-        size,
+        bytes,
         extents,
-        whole,
+        whole: job.compressed,
         before,
         after,
         walk,
@@ -274,80 +319,106 @@ fn merge(job: MergeJob<'_>, saver: &Saver, edits: &EditedHives) -> Result<Merged
     })
 }
 
-/// What the file holds beyond the length of `bytes`.
-fn append_tail(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
-    let doing = || format!("reading {}", path.display());
-    let mut file = File::open(path).map_err(io_error(doing()))?;
-    io::Seek::seek(&mut file, io::SeekFrom::Start(bytes.len() as u64))
-        .map_err(io_error(doing()))?;
-    file.read_to_end(bytes).map_err(io_error(doing()))?;
-    Ok(())
-}
-
-/// The 4 KiB blocks of `new` that differ from the file, neighbours joined.
-fn changed_blocks(old: &Path, new: &[u8]) -> Result<Vec<Extent>> {
+/// Replaces the start of `bytes` by what `new` has, and tells the 4 KiB blocks that differ, neighbours joined, and
+/// how much that was. What `bytes` has beyond it, a tail behind the hive bins, stays: the file never shrinks.
+fn update(bytes: &mut Vec<u8>, new: &mut dyn Read) -> io::Result<(Vec<Extent>, usize)> {
     const BLOCK: usize = 4096;
-    let doing = || format!("reading {}", old.display());
-    let mut file =
-        io::BufReader::with_capacity(1 << 20, File::open(old).map_err(io_error(doing()))?);
     let mut extents: Vec<Extent> = Vec::new();
-    let mut buffer = Vec::with_capacity(BLOCK);
-    for (i, block) in new.chunks(BLOCK).enumerate() {
-        buffer.clear();
-        file.by_ref()
-            .take(block.len() as u64)
-            .read_to_end(&mut buffer)
-            .map_err(io_error(doing()))?;
-        if buffer == block {
-            continue;
+    let mut chunk = vec![0; 256 * BLOCK];
+    let mut at = 0;
+    loop {
+        let len = fill(new, &mut chunk)?;
+        if len == 0 {
+            return Ok((extents, at));
         }
-        let offset = (i * BLOCK) as u64;
-        match extents.last_mut() {
-            Some(last) if last.offset + last.data.len() as u64 == offset => {
-                last.data.extend_from_slice(block);
+        let before = bytes.len();
+        bytes.resize(before.max(at + len), 0);
+        for (old, new) in bytes[at..at + len]
+            .chunks_mut(BLOCK)
+            .zip(chunk.chunks(BLOCK))
+        {
+            let new = &new[..old.len()];
+            if old != new || at + new.len() > before {
+                old.copy_from_slice(new);
+                let offset = at as u64;
+                match extents.last_mut() {
+                    Some(last) if last.offset + last.data.len() as u64 == offset => {
+                        last.data.extend_from_slice(new);
+                    }
+                    _ => extents.push(Extent {
+                        offset,
+                        data: new.to_vec(),
+                    }),
+                }
             }
-            _ => extents.push(Extent {
-                offset,
-                data: block.to_vec(),
-            }),
+            at += new.len();
         }
     }
-    Ok(extents)
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(file: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buf.len() {
+        match file.read(&mut buf[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(len)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
+
+    fn updated(old: &[u8], mut new: &[u8]) -> (Vec<u8>, Vec<(u64, usize)>, usize) {
+        let mut bytes = old.to_vec();
+        let (extents, len) = update(&mut bytes, &mut new).unwrap();
+        for extent in &extents {
+            let start = extent.offset as usize;
+            assert_eq!(bytes[start..start + extent.data.len()], extent.data);
+        }
+        let ranges = extents.iter().map(|e| (e.offset, e.data.len())).collect();
+        (bytes, ranges, len)
+    }
 
     #[test]
     fn only_changed_blocks_are_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("old");
         let old = vec![1u8; 5 * 4096 + 100];
-        fs::write(&path, &old).unwrap();
         let mut new = old.clone();
         new[4096] = 2;
         new[3 * 4096 - 1] = 2;
         new[4 * 4096 + 5] = 2;
         new.resize(6 * 4096 + 10, 3);
-        let extents = changed_blocks(&path, &new).unwrap();
-        let ranges: Vec<_> = extents.iter().map(|e| (e.offset, e.data.len())).collect();
+        let (bytes, ranges, len) = updated(&old, &new);
         assert_eq!(ranges, [(4096, 8192), (4 * 4096, 2 * 4096 + 10)]);
-        assert!(changed_blocks(&path, &old).unwrap().is_empty());
+        assert_eq!((bytes, len), (new, 6 * 4096 + 10));
+        assert_eq!(updated(&old, &old), (old.clone(), vec![], old.len()));
+    }
+
+    /// More than is read at once, and what is new is zero.
+    #[test]
+    fn a_hive_that_grew_by_zeroes_is_written_to_its_end() {
+        let old = vec![1u8; 2 << 20];
+        let mut new = old.clone();
+        new.resize((2 << 20) + 8192, 0);
+        new[(1 << 20) - 1] = 2;
+        new[1 << 20] = 2;
+        let (bytes, ranges, _) = updated(&old, &new);
+        assert_eq!(ranges, [((1 << 20) - 4096, 8192), (2 << 20, 8192)]);
+        assert_eq!(bytes, new);
     }
 
     #[test]
     fn a_tail_beyond_the_hive_bins_is_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("SYSTEM");
-        fs::write(&path, b"old bins, and a tail").unwrap();
-        let mut merged = b"new bins,".to_vec();
-        append_tail(&path, &mut merged).unwrap();
+        let (merged, ranges, len) = updated(b"old bins, and a tail", b"new bins,");
         assert_eq!(merged, b"new bins, and a tail");
+        assert_eq!((ranges, len), (vec![(0, 9)], 9));
         // A hive that grew over its tail has none.
-        let mut grown = vec![7; 30];
-        append_tail(&path, &mut grown).unwrap();
+        let (grown, ..) = updated(b"old bins, and a tail", &[7; 30]);
         assert_eq!(grown, [7; 30]);
     }
 }

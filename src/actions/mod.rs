@@ -1,7 +1,8 @@
 //! What can be done to a guest: one file per action, with all that is known of it.
 //!
-//! A plan lists actions in the order in which they are carried out. Every hive edit is prepared before the
-//! first write ([`Act::prepare`]): an edit that fails changes nothing. SYSTEM is the last one, because it is
+//! A plan lists actions in the order in which they are carried out. Every hive is backed up before the
+//! first write and edited beside the others ([`Act::prepare`]); all of it goes to an overlay, so an edit that fails
+//! changes nothing. SYSTEM is the last one, because it is
 //! what makes the drivers active.
 
 mod act;
@@ -27,7 +28,7 @@ pub use copy_in_guest::CopyInGuest;
 pub use edit_hive::EditHive;
 pub use edited::EditedHives;
 pub use error::ActionError;
-pub use merge::{Merging, Walked, Walking, check_edits};
+pub use merge::{Merges, Merging, Walked, Walking, check_edits};
 pub use preview::{Preview, PreviewHives};
 
 use crate::drivers::media::Media;

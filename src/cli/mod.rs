@@ -139,6 +139,7 @@ pub fn can_start() -> bool {
 }
 
 pub fn main() -> ExitCode {
+    crate::timeline::begin();
     let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),

@@ -21,6 +21,7 @@ use crate::guest::{DiskId, embedded};
 use crate::inspect::Severity;
 use crate::report::{Bytes, DiskTrim};
 use crate::stop;
+use crate::timeline;
 use crate::transfer::Extents;
 use crate::ui::{Ui, count};
 
@@ -287,6 +288,7 @@ pub(super) fn to_targets(
         (c.image.identity(), overlay)
     });
     if run.last.is_none() {
+        let _span = timeline::span("record the copy");
         resume::save(job, folder, decided, disks.collect(), trim)?;
     }
     let copied = copy_all(ui, &copies, &options).map_err(|failure| kept(job, folder, failure))?;

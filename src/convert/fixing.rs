@@ -17,6 +17,7 @@ use crate::inspect::{Hives, Inspection, Severity, Survey};
 use crate::later::holes;
 use crate::plan::Plan;
 use crate::report::DiskTrim;
+use crate::timeline;
 use crate::ui::{Ui, count};
 use crate::verify;
 
@@ -49,8 +50,8 @@ struct Unverified {
     journal: Journal,
     before: Inspection,
     trim: Vec<DiskTrim>,
-    /// The hives that were walked before they were written.
-    written: Vec<Walked>,
+    /// The hives that were written, and are being walked as they were in memory.
+    written: Vec<Walking>,
 }
 
 fn keeping(error: JournalError) -> Error {
@@ -78,7 +79,10 @@ impl Fixing<'_> {
         let mut images = BTreeMap::new();
         for disk in changed {
             let image = disk.export.image().clone();
-            disk.export.close()?;
+            {
+                let _span = timeline::span("close the overlay");
+                disk.export.close()?;
+            }
             if job.copy.method == Copying::Later {
                 holes::mark(&image)?;
             }
@@ -91,7 +95,7 @@ impl Fixing<'_> {
             journal,
             before: survey.inspection,
             trim,
-            written: walking.into_iter().map(Walking::join).collect(),
+            written: walking,
         })
     }
 
@@ -129,7 +133,11 @@ impl Fixing<'_> {
         if job.copy.trim && !job.copy.is_in_place() {
             for source in disks.iter().filter(|d| disks.is_changed(d.id)) {
                 let image = source.image.clone();
-                maps.push((source, std::thread::spawn(move || DataMap::of(&image))));
+                let map = move || {
+                    let _span = timeline::span("map the source");
+                    DataMap::of(&image)
+                };
+                maps.push((source, std::thread::spawn(map)));
             }
         }
         maps
@@ -184,9 +192,16 @@ impl Fixing<'_> {
             Some(overlay) => Ok(OpenDisk::Read(Session::read_by(engine, source, overlay)?)),
             None => read_only(engine, source),
         };
-        let (session, survey) = VmSession::open(fix.reader, &self.run.disks, self.run.ui, open)?;
+        let known: Vec<_> = fix.written.iter().map(|w| w.file().clone()).collect();
+        let (session, survey) = {
+            let _span = timeline::span("read back");
+            let disks = (&self.run.disks, &known[..]);
+            VmSession::open_knowing(fix.reader, disks, self.run.ui, open)?
+        };
+        let written = joined(fix.written);
+        let _span = timeline::span("check");
         let reader = session.reader();
-        let mut checks = verify::verify_written(&survey, &fix.written, &reader, &basis.wanted());
+        let mut checks = verify::verify_written(&survey, &written, &reader, &basis.wanted());
         let after = survey.hives.as_ref().map(|hives| Converted {
             volume: basis.windows.system_volume,
             guest: &reader,
@@ -221,6 +236,12 @@ impl Fixing<'_> {
     }
 }
 
+/// Waits for the walks through what was written.
+fn joined(walking: Vec<Walking>) -> Vec<Walked> {
+    let _span = timeline::span("wait for the walks");
+    walking.into_iter().map(Walking::join).collect()
+}
+
 /// What reads the result back.
 fn second_reader(session: &VmSession, system: VolumeId) -> Engine {
     // BitLocker is opened in this process, whoever wrote to it.
@@ -245,6 +266,7 @@ fn trimmed(
     }
     stopped()?;
     ui.status("Trimming", "free space and page files, on the overlay");
+    let _span = timeline::span("trim");
     let mut trimmed = Vec::new();
     for (source, map) in maps {
         let data = map

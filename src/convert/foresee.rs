@@ -15,6 +15,7 @@ use crate::plan::firstboot::Wishes;
 use crate::plan::outlook::Outlook;
 use crate::plan::{self, After, Draft, Foreseen, Plan};
 use crate::registry::{self, HiveError};
+use crate::timeline;
 use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
 
@@ -174,7 +175,11 @@ fn after(
     let volume = basis.windows.system_volume;
     std::thread::scope(|scope| {
         // Takes as long as all the rest.
-        let walks = scope.spawn(|| verify::walk_all(before));
+        let walks = scope.spawn(|| {
+            let _span = timeline::span("walk the hives as they are");
+            verify::walk_all(before)
+        });
+        let _span = timeline::span("inspect the preview");
         let hives = PreviewHives {
             before,
             edited: &|hive| edited.bytes(hive)?.ok(),

@@ -41,6 +41,7 @@ use crate::plan::Plan;
 use crate::plan::outlook::Outlook;
 use crate::report::Report;
 use crate::stop;
+use crate::timeline;
 use crate::ui::Ui;
 
 use crate::session::vm::VmSession;
@@ -130,7 +131,10 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     let catalogue = job.drivers.catalogue()?;
     let media = job.drivers.media_if_named()?;
 
-    let mut run = Run::open(job, ui)?;
+    let mut run = {
+        let _span = timeline::span("open the source");
+        Run::open(job, ui)?
+    };
     let (mut session, survey) = run.inspect()?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
@@ -148,9 +152,15 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         engine: session.engine,
         target: run.folder.target(),
     };
-    let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
+    let prepared = {
+        let _span = timeline::span("plan");
+        foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?
+    };
     run.keep_plan(&prepared, &survey.inspection)?;
-    session.take_overlays(opening)?;
+    {
+        let _span = timeline::span("wait for the overlay");
+        session.take_overlays(opening)?;
+    }
     run.clock.inspected();
 
     let fixing = Fixing {
@@ -172,6 +182,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     };
     run.clock.copied();
 
+    let _span = timeline::span("finish");
     finish::finish(run, &prepared, disks)
 }
 

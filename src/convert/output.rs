@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Access, FileType, Mode, OFlags, access, fchmod, fstat, fsync, openat, renameat};
 use rustix::io::Errno;
@@ -25,6 +26,7 @@ use crate::failpoint;
 use crate::files::{entries, is_directory, open_directory, rename_new_at};
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::report::OutputFile;
+use crate::timeline;
 
 use super::exchange::{INTENT, Intent, repair_locked};
 use super::job::Job;
@@ -478,18 +480,57 @@ fn settle(folder: &OwnedFd, below: &Path, list: &mut Vec<OutputFile>) -> io::Res
     Ok(())
 }
 
+/// Files made durable at a time: a journalling file system makes them so in one step.
+const SYNCED_AT_ONCE: usize = 8;
+/// Files open for that.
+const OPEN_AT_ONCE: usize = 128;
+
 /// Makes everything in a directory durable.
 fn sync_all(folder: &OwnedFd) -> io::Result<()> {
+    let _span = timeline::span("make the output durable");
+    let mut files = vec![folder.try_clone()?];
+    open_all(folder, &mut files)?;
+    sync_these(files)
+}
+
+fn sync_these(files: Vec<OwnedFd>) -> io::Result<()> {
+    let files = Mutex::new(files);
+    let work = || {
+        loop {
+            let next = files.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match next {
+                Some(file) => fsync(file)?,
+                None => return Ok(()),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..SYNCED_AT_ONCE).map(|_| scope.spawn(work)).collect();
+        let ended = threads.into_iter().map(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        ended.fold(Ok(()), io::Result::and)
+    })
+}
+
+/// Opens every file and directory below a directory.
+fn open_all(folder: &OwnedFd, files: &mut Vec<OwnedFd>) -> io::Result<()> {
     for (name, stat) in entries(folder)? {
         let name = Path::new(&name);
         if is_directory(&stat) {
-            sync_all(&open_directory(folder, name)?)?;
+            let below = open_directory(folder, name)?;
+            open_all(&below, files)?;
+            files.push(below);
         } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
             let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
-            fsync(openat(folder, name, flags, Mode::empty())?)?;
+            files.push(openat(folder, name, flags, Mode::empty())?);
+        }
+        if files.len() >= OPEN_AT_ONCE {
+            sync_these(std::mem::take(files))?;
         }
     }
-    Ok(fsync(folder)?)
+    Ok(())
 }
 
 /// The name of a file that is only needed while working.

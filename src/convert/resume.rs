@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::disk::copy::Record;
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::fix::journal;
 use crate::fix::trusted::TrustedFolder;
 use crate::report::DiskTrim;
 use crate::text::sha256_hex;
@@ -313,7 +314,8 @@ pub(super) fn save(
         failpoint::step("before", "rename of resume.json")?;
         std::fs::rename(&beside, &path)?;
         failpoint::step("after", "rename of resume.json")?;
-        folder.sync()
+        // Of everything else that was done above.
+        path.parent().map_or(Ok(()), journal::sync_folder)
     };
     write().map_err(failed)
 }

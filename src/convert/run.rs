@@ -10,6 +10,7 @@ use crate::inspect::{Inspection, Survey};
 use crate::plan::Plan;
 use crate::plan::firstboot::GENERATED;
 use crate::report::{self, Timings};
+use crate::timeline;
 use crate::ui::{Ui, document};
 
 use super::devices::Devices;
@@ -66,6 +67,7 @@ impl<'a> Run<'a> {
 
     /// Opens the guest; over overlays where its engine needs one to read.
     pub(super) fn inspect(&self) -> Result<(VmSession, Survey)> {
+        let _span = timeline::span("inspect");
         let source = self.disks.system()?;
         self.ui
             .status("Inspecting", &source.path.display().to_string());

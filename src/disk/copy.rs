@@ -1,7 +1,7 @@
 //! Copies an image with its whole chain into one new file, and checks the copy.
 //!
 //! The copy loop ([`crate::transfer`]) does the work: what the source does not allocate is not read, what
-//! is zero is not written. A qcow2 is written through a storage daemon. With a [`Record`] a copy that was
+//! is zero is not written. A qcow2 is written without QEMU, unless it is compressed. With a [`Record`] a copy that was
 //! interrupted continues; without one the target goes when anything goes wrong.
 
 use std::fs::File;
@@ -21,8 +21,10 @@ use super::empty;
 use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::tables;
+use super::writer::Qcow2Writer;
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::error::{Blocker, ErrorKind};
+use crate::timeline;
 use crate::tool::spec::Spec;
 use crate::tool::{ToolError, qemu_img};
 use crate::transfer::{
@@ -181,6 +183,7 @@ impl CopyError {
                 e.kind(),
                 Kind::StorageFull
                     | Kind::QuotaExceeded
+                    | Kind::FileTooLarge
                     | Kind::TimedOut
                     | Kind::ConnectionReset
                     | Kind::ConnectionAborted
@@ -246,13 +249,17 @@ pub fn copy(
         source,
     };
     let ranges = ranges(source, how)?;
-    let (mut journal, unfinished) = begin(source, target, how)?;
+    let (mut journal, unfinished) = {
+        let _span = timeline::span("create the copy");
+        begin(source, target, how)?
+    };
     let into = open(source, target, how)?;
     if compress && let Some(journal) = journal.as_ref().filter(|j| !j.done().is_empty()) {
         clear(&ranges.minus(journal.done()), into.disk().as_ref())
             .map_err(|e| CopyError::of(e, source.path(), target))?;
     }
     let from = Export::open_for_copy(source)?;
+    let span = timeline::span("copy");
     let moved = Transfer {
         source: from.disk(),
         target: into.disk(),
@@ -264,12 +271,17 @@ pub fn copy(
     }
     .run(&mut |step| progress(fraction(step, &ranges)))
     .map_err(|e| CopyError::of(e, source.path(), target))?;
+    drop(span);
     from.close()?;
     into.close()?;
+    let _span = timeline::span("check the copy");
     // Written out while the copy is checked.
     let file = File::open(target).map_err(io_error)?;
     let synced = thread::scope(|scope| {
-        let sync = scope.spawn(|| file.sync_all());
+        let sync = scope.spawn(|| {
+            let _span = timeline::span("make the copy durable");
+            file.sync_all()
+        });
         check_target(target, format)?;
         sync.join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -389,7 +401,8 @@ fn known_by(meta: &std::fs::Metadata) -> Value {
 
 /// The target, open for the copy.
 enum Into {
-    File(Arc<FileDisk>),
+    File(Arc<dyn BlockWrite>),
+    /// Behind a storage daemon.
     Image(Export<dyn BlockWrite>),
 }
 
@@ -410,14 +423,22 @@ impl Into {
 }
 
 fn open(source: &Image, target: &Path, how: &CopyOptions) -> Result<Into> {
+    let io_error = |source| CopyError::Io {
+        path: target.into(),
+        source,
+    };
+    let size = source.virtual_size();
     if how.format == TargetFormat::Raw {
-        let file = FileDisk::open_rw(target).map_err(|source| CopyError::Io {
-            path: target.into(),
-            source,
-        })?;
+        let file = FileDisk::open_rw(target).map_err(io_error)?;
         return Ok(Into::File(Arc::new(file)));
     }
-    let size = source.virtual_size();
+    if !how.compress {
+        let file = File::options().read(true).write(true).open(target);
+        let file = file.map_err(io_error)?;
+        if let Some(writer) = Qcow2Writer::open(file, size).map_err(io_error)? {
+            return Ok(Into::File(Arc::new(writer)));
+        }
+    }
     let image = Image::target(target, Format::QCOW2, size, how.compress);
     Ok(Into::Image(Export::<dyn BlockWrite>::open_as_target(
         &image,

@@ -11,17 +11,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 const CLUSTER_BITS: u32 = 16;
-const CLUSTER: u64 = 1 << CLUSTER_BITS;
+pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// What one entry of the first-level table covers: a second-level table of 8-byte entries.
-const PER_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
+pub(super) const PER_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
 const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
 const VERSION: u32 = 3;
 const HEADER_LENGTH: u32 = 104;
 /// 2 to the power of this is the bits of a reference count.
 const REFCOUNT_ORDER: u32 = 4;
-const COUNTS: u64 = CLUSTER;
-const COUNT_BLOCK: u64 = 2 * CLUSTER;
-const LEVEL_1: u64 = 3 * CLUSTER;
+pub(super) const COUNTS: u64 = CLUSTER;
+pub(super) const COUNT_BLOCK: u64 = 2 * CLUSTER;
+pub(super) const LEVEL_1: u64 = 3 * CLUSTER;
 /// The largest disk that is created.
 const LARGEST: u64 = 64 << 40;
 
@@ -57,7 +57,7 @@ pub(super) fn write_qcow2(mut file: &File, virtual_size: u64) -> io::Result<()> 
     }
     let size = virtual_size.next_multiple_of(512);
     let entries = size.div_ceil(PER_ENTRY);
-    let clusters = LEVEL_1 / CLUSTER + (entries * 8).div_ceil(CLUSTER);
+    let clusters = first_free(entries) / CLUSTER;
     let mut start = header(size, entries);
     start.resize(COUNTS as usize, 0);
     start.extend(COUNT_BLOCK.to_be_bytes());
@@ -69,7 +69,12 @@ pub(super) fn write_qcow2(mut file: &File, virtual_size: u64) -> io::Result<()> 
     file.set_len(clusters * CLUSTER)
 }
 
-fn header(size: u64, entries: u64) -> Vec<u8> {
+/// The bytes in use before anything is written to a disk whose first level has so many entries.
+pub(super) fn first_free(entries: u64) -> u64 {
+    LEVEL_1 + (entries * 8).next_multiple_of(CLUSTER)
+}
+
+pub(super) fn header(size: u64, entries: u64) -> Vec<u8> {
     let mut header = Vec::new();
     header.extend(MAGIC.to_be_bytes());
     header.extend(VERSION.to_be_bytes());

@@ -51,6 +51,7 @@ mod vhd;
 pub mod vmdk;
 pub mod vmware;
 pub mod whole;
+mod writer;
 
 pub use crate::block::{BlockRead, BlockWrite};
 pub use chain::Image;

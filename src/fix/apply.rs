@@ -10,6 +10,7 @@ use crate::guest::{GuestError, GuestRead, GuestWrite, VolumeId};
 use crate::inspect::Hives;
 use crate::plan::Plan;
 use crate::registry::confined::HiveEditError;
+use crate::timeline;
 use crate::tool::host;
 
 use super::journal::{ActionRecord, ActionState, Journal, JournalError, State};
@@ -128,24 +129,36 @@ impl Fix<'_> {
         for action in self.actions {
             action.prepare(&mut merging)?;
         }
-        let merged = merging.run(&saver, self.edited)?;
+        let mut hives = merging.begin(&saver, self.edited);
+        // The volume is mounted while the originals are backed up, and files are written while hives are edited.
+        let writer = {
+            let _span = timeline::span("mount the volume");
+            open_writer()?
+        };
+        hives.backed_up()?;
         point("backed-up")?;
         let mut work = Work {
             volume: self.volume,
             media: self.media,
             before: self.before,
-            writer: open_writer()?,
+            writer,
             saver,
-            hives: merged,
+            hives,
             walking: Vec::new(),
         };
         for action in self.actions {
             self.begin(action.id())?;
-            let changes = action.apply(&mut work)?;
+            let changes = {
+                let _span = timeline::span(format!("action {}", action.id()));
+                action.apply(&mut work)?
+            };
             self.finish(action.id(), changes)?;
             action.fail_point().map_or(Ok(()), point)?;
         }
-        work.writer.close()?;
+        {
+            let _span = timeline::span("close the volume");
+            work.writer.close()?;
+        }
         Ok(work.walking)
     }
 

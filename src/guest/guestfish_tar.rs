@@ -5,85 +5,50 @@
 //! attribute `system.ntfs_acl` ntfs-3g gives full control of a new file to everyone. The format is
 //! POSIX pax: name and attributes are records of an extended header.
 
+use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use tar::{Builder, EntryType, Header};
 
 use super::FileKind;
 
-const BLOCK: usize = 512;
-
 /// `security`: a self-relative security descriptor.
-pub fn archive(name: &str, kind: FileKind, security: Option<&[u8]>, contents: &[u8]) -> Vec<u8> {
-    let mut records = record("path", name.as_bytes());
+pub fn archive(
+    name: &str,
+    kind: FileKind,
+    security: Option<&[u8]>,
+    contents: &[u8],
+) -> io::Result<Vec<u8>> {
+    let mut records = vec![("path", name.as_bytes())];
     if let Some(security) = security {
-        records.extend(record("SCHILY.xattr.system.ntfs_acl", security));
+        records.push(("SCHILY.xattr.system.ntfs_acl", security));
         if kind == FileKind::Dir {
             // Else it has the archive flag, which no directory has that Windows made.
-            let none = 0u32.to_be_bytes();
-            records.extend(record("SCHILY.xattr.system.ntfs_attrib_be", &none));
+            records.push(("SCHILY.xattr.system.ntfs_attrib_be", &[0; 4]));
         }
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
-    let (type_flag, mode) = match kind {
-        FileKind::File => (b'0', 0o644),
-        FileKind::Dir => (b'5', 0o755),
+    let (entry_type, mode) = match kind {
+        FileKind::File => (EntryType::Regular, 0o644),
+        FileKind::Dir => (EntryType::Directory, 0o755),
     };
-    let mut archive = Vec::new();
-    member(&mut archive, b'x', 0o644, now, &records);
-    member(&mut archive, type_flag, mode, now, contents);
-    // The end: two empty blocks.
-    archive.resize(archive.len() + 2 * BLOCK, 0);
-    archive
-}
-
-/// `LENGTH KEY=VALUE\n`, where the length counts itself.
-fn record(key: &str, value: &[u8]) -> Vec<u8> {
-    let rest = key.len() + value.len() + 3;
-    let mut len = rest + 1;
-    while len != rest + len.to_string().len() {
-        len = rest + len.to_string().len();
-    }
-    let mut record = format!("{len} {key}=").into_bytes();
-    record.extend_from_slice(value);
-    record.push(b'\n');
-    record
-}
-
-fn member(archive: &mut Vec<u8>, type_flag: u8, mode: u32, time: u64, data: &[u8]) {
-    let mut header = [0; BLOCK];
-    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let mut header = Header::new_ustar();
+    header.set_entry_type(entry_type);
+    header.set_mode(mode);
+    header.set_mtime(now.map_or(0, |d| d.as_secs()));
+    header.set_size(contents.len() as u64);
     // The real name is in the extended header.
-    put(0, b"member");
-    put(100, format!("{mode:07o}").as_bytes());
-    put(108, b"0000000");
-    put(116, b"0000000");
-    put(124, format!("{:011o}", data.len()).as_bytes());
-    put(136, format!("{time:011o}").as_bytes());
-    // The checksum is taken with blanks in its own place.
-    put(148, b"        ");
-    put(156, &[type_flag]);
-    put(257, b"ustar\x0000");
-    let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
-    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    archive.extend_from_slice(&header);
-    archive.extend_from_slice(data);
-    archive.resize(archive.len().next_multiple_of(BLOCK), 0);
+    header.set_path("member")?;
+    header.set_cksum();
+    let mut archive = Builder::new(Vec::new());
+    archive.append_pax_extensions(records)?;
+    archive.append(&header, contents)?;
+    archive.into_inner()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lengths_count_themselves() {
-        for size in 0..1200 {
-            let record = record("k", &vec![b'v'; size]);
-            let text = String::from_utf8(record.clone()).unwrap();
-            let (len, _) = text.split_once(' ').unwrap();
-            assert_eq!(len.parse(), Ok(record.len()), "{size}");
-        }
-    }
 
     #[test]
     #[allow(clippy::disallowed_methods)] // tar is the judge
@@ -92,7 +57,7 @@ mod tests {
         let file = dir.path().join("x.tar");
         let name = "ein Gerät.sys";
         for (kind, contents) in [(FileKind::File, &b"hello"[..]), (FileKind::Dir, b"")] {
-            let bytes = archive(name, kind, Some(b"\x01\0\xff\n=\0"), contents);
+            let bytes = archive(name, kind, Some(b"\x01\0\xff\n=\0"), contents).unwrap();
             std::fs::write(&file, bytes).unwrap();
             let out = std::process::Command::new("tar")
                 .arg("-xf")

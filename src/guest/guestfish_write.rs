@@ -213,7 +213,7 @@ fn create(
 ) -> Result<()> {
     let name = failure.path.name().unwrap_or_default();
     let file = inner.file();
-    fs::write(&file, archive(name, kind, security, contents))?;
+    fs::write(&file, archive(name, kind, security, contents)?)?;
     let line = Line::new("tar-in")
         .arg(text(&file)?)
         .arg(&place.parent)

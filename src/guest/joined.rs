@@ -3,15 +3,29 @@
 //! Each disk keeps the engine that opened it. Volumes are named by disk and partition here, and by
 //! the partition alone to the engine of the disk.
 
+use std::sync::Arc;
+
 use super::{
     DiskId, Extent, FileInfo, GuestError, GuestPath, GuestRead, GuestWrite, Result, Volume,
     VolumeId,
 };
 
+/// A file whose contents are in memory, as they were written.
+#[derive(Debug, Clone)]
+pub struct KnownFile {
+    pub volume: VolumeId,
+    pub path: GuestPath,
+    pub bytes: Arc<Vec<u8>>,
+}
+
+/// What is compared with a known file at once.
+const PIECE: usize = 4 << 20;
+
 /// Reads the disks of a VM.
 pub struct JoinedReader<'g> {
     disks: Vec<(DiskId, &'g dyn GuestRead)>,
     volumes: Vec<Volume>,
+    known: &'g [KnownFile],
 }
 
 impl<'g> JoinedReader<'g> {
@@ -23,7 +37,34 @@ impl<'g> JoinedReader<'g> {
                 ..volume.clone()
             }));
         }
-        Self { disks, volumes }
+        Self {
+            disks,
+            volumes,
+            known: &[],
+        }
+    }
+
+    /// Reads these files without memory of their own, as long as the disk has the same bytes.
+    pub fn knowing(mut self, known: &'g [KnownFile]) -> Self {
+        self.known = known;
+        self
+    }
+
+    /// Reads a known file from the disk and compares every byte.
+    fn is_on_disk(&self, known: &KnownFile, limit: u64) -> Result<bool> {
+        let size = known.bytes.len() as u64;
+        let found = self.stat(known.volume, &known.path)?;
+        if size > limit || found.is_none_or(|info| info.size != size) {
+            return Ok(false);
+        }
+        let mut offset = 0;
+        for piece in known.bytes.chunks(PIECE) {
+            if self.read_at(known.volume, &known.path, offset, piece.len())? != piece {
+                return Ok(false);
+            }
+            offset += piece.len() as u64;
+        }
+        Ok(true)
     }
 
     fn of(&self, volume: VolumeId) -> Result<&'g dyn GuestRead> {
@@ -63,6 +104,17 @@ impl GuestRead for JoinedReader<'_> {
 
     fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>> {
         self.of(volume)?.read(volume.within(), path, limit)
+    }
+
+    fn read_shared(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Arc<Vec<u8>>> {
+        let is_it = |k: &&KnownFile| k.volume == volume && k.path.key() == path.key();
+        match self.known.iter().find(is_it) {
+            // Where it cannot be compared, reading it as a whole tells why.
+            Some(known) if self.is_on_disk(known, limit).unwrap_or(false) => {
+                Ok(known.bytes.clone())
+            }
+            _ => self.read(volume, path, limit).map(Arc::new),
+        }
     }
 
     fn free_bytes(&self, volume: VolumeId) -> Result<Option<u64>> {
@@ -128,5 +180,45 @@ impl GuestWrite for JoinedWriter {
             outcome = outcome.and(writer.close());
         }
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inspect::fake::FakeGuest;
+
+    /// The bytes in memory are given only when the disk has the very same.
+    #[test]
+    fn a_known_file_is_compared_with_the_disk() {
+        let same = vec![7; PIECE + 5];
+        let change = |at: usize| {
+            let mut other = same.clone();
+            other[at] = 8;
+            other
+        };
+        let (volume, path) = (VolumeId::new(1), GuestPath::parse("Windows/x").unwrap());
+        let cases = [
+            (same.clone(), true),
+            (change(0), false),
+            (change(PIECE + 4), false),
+            (same[..PIECE].to_vec(), false),
+            ([&same[..], &[7]].concat(), false),
+        ];
+        for (on_disk, is_same) in cases {
+            let mut guest = FakeGuest::default();
+            guest.file(1, "Windows/x", on_disk.clone());
+            let known = [KnownFile {
+                volume,
+                path: GuestPath::parse("windows/X").unwrap(),
+                bytes: Arc::new(same.clone()),
+            }];
+            let reader = JoinedReader::new(vec![(DiskId::ONLY, &guest)]).knowing(&known);
+            let read = reader.read_shared(volume, &path, 1 << 30).unwrap();
+            assert_eq!(*read, on_disk);
+            assert_eq!(Arc::ptr_eq(&read, &known[0].bytes), is_same);
+            let limited = reader.read_shared(volume, &path, 1 << 10);
+            assert!(limited.is_err(), "the limit holds for what is in memory");
+        }
     }
 }

@@ -60,22 +60,26 @@ impl<'b> Cell<'b> {
         Ok(Self { offset, data })
     }
 
+    #[inline(always)]
     pub fn slice(&self, at: usize, len: usize) -> Result<&'b [u8], Fault> {
         at.checked_add(len)
             .and_then(|end| self.data.get(at..end))
             .ok_or_else(|| Fault::in_bins(self.offset, "cell is too short for what it holds"))
     }
 
+    #[inline(always)]
     pub fn u16(&self, at: usize) -> Result<u16, Fault> {
         let b = self.slice(at, 2)?;
         Ok(u16::from_le_bytes([b[0], b[1]]))
     }
 
+    #[inline(always)]
     pub fn u32(&self, at: usize) -> Result<u32, Fault> {
         let b = self.slice(at, 4)?;
         Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }
 
+    #[inline(always)]
     pub fn expect(self, signature: &[u8; 2]) -> Result<Self, Fault> {
         if self.data.starts_with(signature) {
             Ok(self)

@@ -3,6 +3,7 @@
 //! Specification: msuhanov/regf. Own reader, so that it judges what other readers take on trust. It
 //! does not look at the sequence numbers or the checksum (see [`super::base`]), and takes cells that no
 //! key reaches for free space.
+//! A conversion walks large hives twice: what is called for each cell is inlined, since the release is built for size.
 //! Surprises: the key that a bin chain ends early is the bins size of the base block, for real files
 //! carry a tail beyond it; volatile subkey fields hold what was in memory; security cells are shared
 //! and form a ring; big data exists from format 1.4 on only.
@@ -68,12 +69,14 @@ impl Marks {
         Self(vec![0; bins_size.div_ceil(8 * 64)])
     }
 
+    #[inline(always)]
     fn has(&self, offset: u32) -> bool {
         let n = offset as usize / 8;
         offset.is_multiple_of(8) && self.0.get(n / 64).is_some_and(|w| w >> (n % 64) & 1 == 1)
     }
 
     /// Whether the mark is new.
+    #[inline(always)]
     fn set(&mut self, offset: u32) -> bool {
         let n = offset as usize / 8;
         match self.0.get_mut(n / 64) {
@@ -124,6 +127,7 @@ impl<'b> Walker<'b> {
         }
     }
 
+    #[inline(always)]
     fn raw_u32(&self, at: usize) -> Option<u32> {
         let b = self.bins.get(at..at.checked_add(4)?)?;
         Some(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
@@ -167,6 +171,7 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
+    #[inline(always)]
     fn peek(&self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
         if !self.allocated.has(offset) {
             let what = format!("points to {offset:#x}, where no allocated cell starts");

@@ -1,9 +1,10 @@
 //! What both pages share: `report.html` and that of a batch. Self-contained, without scripts; everything
 //! that may come from a guest is escaped.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use crate::ui::clean;
 
@@ -54,15 +55,13 @@ pub fn link(path: &Path, folder: &Path) -> String {
 /// Everything but the plainest characters is written as `%XX`.
 fn percent(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
-    let mut text = String::new();
-    for byte in path.as_os_str().as_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/._-~".contains(byte) {
-            text.push(char::from(*byte));
-        } else {
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
+    const SET: AsciiSet = NON_ALPHANUMERIC
+        .remove(b'/')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'-')
+        .remove(b'~');
+    percent_encode(path.as_os_str().as_bytes(), &SET).to_string()
 }
 
 /// The present, as `2026-11-28 22:04 UTC`.

@@ -11,11 +11,12 @@ use crate::block::{BlockRead, BlockWrite};
 use crate::disk::export::Export;
 use crate::disk::layout::DiskLayout;
 use crate::error::{Error, Result};
-use crate::guest::joined::{JoinedReader, JoinedWriter};
+use crate::guest::joined::{JoinedReader, JoinedWriter, KnownFile};
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, FsKind, GuestRead, GuestWrite, VolumeId};
 use crate::inspect::{self, InspectError, InspectOptions, Roles, Survey};
 use crate::source::Unpacked;
+use crate::timeline;
 use crate::ui::Ui;
 
 use super::engine::Engine;
@@ -117,6 +118,7 @@ fn find_roles(list: &[Disk], options: &InspectOptions, path: &Path) -> Result<Ro
         engine: Engine::EMBEDDED,
         options: options.clone(),
         path: path.to_path_buf(),
+        known: Vec::new(),
     };
     let found = vm.roles();
     vm.close()?;
@@ -159,6 +161,8 @@ pub struct VmSession {
     pub engine: Engine,
     options: InspectOptions,
     path: PathBuf,
+    /// Files that were written and are being read back.
+    known: Vec<KnownFile>,
 }
 
 /// Overlays that are being opened. When this goes, nothing of them is left running.
@@ -191,6 +195,16 @@ impl VmSession {
         ui: &Ui,
         open: impl Fn(Engine, &Disk) -> Result<OpenDisk>,
     ) -> Result<(Self, Survey)> {
+        Self::open_knowing(engine, (disks, &[]), ui, open)
+    }
+
+    /// The same where files were written that are still in memory.
+    pub(crate) fn open_knowing(
+        engine: Engine,
+        (disks, known): (&VmDisks, &[KnownFile]),
+        ui: &Ui,
+        open: impl Fn(Engine, &Disk) -> Result<OpenDisk>,
+    ) -> Result<(Self, Survey)> {
         let open_all = |engine: Engine| -> Result<Self> {
             let _waiting = engine.starts_slowly().then(|| {
                 announce_appliance(ui, engine.why);
@@ -209,6 +223,7 @@ impl VmSession {
                 engine,
                 options: disks.options.clone(),
                 path: disks.path.clone(),
+                known: known.to_vec(),
             })
         };
         let mut session = open_all(engine)?;
@@ -246,7 +261,10 @@ impl VmSession {
             };
             if let OpenDisk::Read(_) = disk {
                 let (image, path) = (source.image.clone(), path(source)?);
-                let open = move || Ok(Export::<dyn BlockWrite>::open_overlay(&image, &path)?);
+                let open = move || {
+                    let _span = timeline::span("open the overlay");
+                    Ok(Export::<dyn BlockWrite>::open_overlay(&image, &path)?)
+                };
                 opening.0.push((*id, std::thread::spawn(open)));
             }
         }
@@ -275,7 +293,8 @@ impl VmSession {
     /// The volumes of all disks.
     pub fn reader(&self) -> JoinedReader<'_> {
         let disks = self.disks.iter();
-        JoinedReader::new(disks.map(|(id, disk)| (*id, disk.reader())).collect())
+        let disks = disks.map(|(id, disk)| (*id, disk.reader())).collect();
+        JoinedReader::new(disks).knowing(&self.known)
     }
 
     /// Writes to the disks that have an overlay. The readers are of no use after it was closed.

@@ -150,22 +150,7 @@ impl Hasher {
 
 /// A `%` that begins no code is a `%`.
 pub(super) fn percent_decode(href: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(href.len());
-    let mut rest = href.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let digit = |at: usize| tail.get(at).and_then(|b| char::from(*b).to_digit(16));
-        match (first, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                rest = &tail[2..];
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
+    percent_encoding::percent_decode_str(href).collect()
 }
 
 /// Compares a small file of the package that is in memory already.

@@ -20,7 +20,6 @@ pub(crate) mod mirror;
 pub mod ova;
 pub mod ovf;
 pub mod tar;
-pub mod tar_write;
 pub mod vm;
 mod vmdk;
 pub mod vmx;

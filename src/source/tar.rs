@@ -1,16 +1,17 @@
 //! The member table of a tar archive, as far as an OVA needs it.
 //!
-//! Reads headers and seeks over contents, so a large archive costs a few reads. Knows POSIX ustar,
-//! GNU long names and base-256 sizes, and pax `path` and `size`; a sparse member is an error and
-//! anything that is not a regular file is passed over (a link must not stand for a disk).
-//! Specification: POSIX.1-2017 pax, and the GNU tar manual, "Basic Tar Format".
+//! The crate `tar` reads the headers and seeks over contents, so a large archive costs a few reads. Here are
+//! the limits: a sparse member is an error, and anything that is not a regular file is passed over (a link
+//! must not stand for a disk).
 
+use std::cell::Cell;
 use std::io::{self, Read, Seek, SeekFrom};
 
-const BLOCK: usize = 512;
+use tar::{Archive, EntryType};
+
 const MAX_MEMBERS: usize = 10_000;
-/// Long names and pax records.
-const MAX_EXTRA: u64 = 1 << 20;
+/// Read for one member at most: its header, a long name, pax records.
+const MAX_HEADERS: u64 = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -21,12 +22,16 @@ pub struct Member {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
-    #[error("tar header at byte {offset}: {reason}")]
-    Header { offset: u64, reason: &'static str },
+    #[error("tar header after byte {offset}: {source}")]
+    Header { offset: u64, source: io::Error },
+    #[error("{name} at byte {offset}: a sparse member, which an OVA cannot have")]
+    Sparse { name: String, offset: u64 },
     #[error("{name} ends at byte {end} of an archive of {size} bytes: the archive is cut short")]
     Truncated { name: String, end: u64, size: u64 },
     #[error("more than {MAX_MEMBERS} members")]
     TooMany,
+    #[error("no files, or not a tar archive")]
+    Empty,
     #[error("reading")]
     Io(#[from] io::Error),
 }
@@ -34,40 +39,24 @@ pub enum TarError {
 /// The regular files of the archive, in its order.
 pub fn members<R: Read + Seek>(mut archive: R) -> Result<Vec<Member>, TarError> {
     let total = archive.seek(SeekFrom::End(0))?;
+    archive.rewind()?;
+    let left = Cell::new(MAX_HEADERS);
+    let mut archive = Archive::new(Bounded {
+        inner: archive,
+        left: &left,
+    });
     let mut list = Vec::new();
-    let (mut at, mut headers) = (0u64, 0usize);
-    let (mut long_name, mut pax_size): (Option<String>, Option<u64>) = (None, None);
-    while at.saturating_add(BLOCK as u64) <= total {
-        let error = |reason| TarError::Header { offset: at, reason };
-        let mut header = [0u8; BLOCK];
-        archive.seek(SeekFrom::Start(at))?;
-        archive.read_exact(&mut header)?;
-        if header.iter().all(|b| *b == 0) {
-            break;
-        }
-        headers += 1;
-        if headers > MAX_MEMBERS {
+    // Where the last known member ends.
+    let mut offset = 0;
+    for (number, entry) in archive.entries_with_seek()?.enumerate() {
+        if number == MAX_MEMBERS {
             return Err(TarError::TooMany);
         }
-        if number(&header[148..156]) != Some(checksum(&header)) {
-            return Err(error("wrong checksum, or not a tar archive"));
-        }
-        let kind = header[156];
-        let own_size = number(&header[124..136]).ok_or_else(|| error("no valid size"))?;
-        let meta = matches!(kind, b'L' | b'K' | b'x' | b'g');
-        let size = if meta {
-            own_size
-        } else {
-            pax_size.take().unwrap_or(own_size)
-        };
-        let start = at + BLOCK as u64;
-        let end = start
-            .checked_add(size)
-            .ok_or_else(|| error("no valid size"))?;
-        let name = match kind {
-            b'0' | 0 | b'7' if long_name.is_some() => long_name.take().unwrap_or_default(),
-            _ => header_name(&header),
-        };
+        left.set(MAX_HEADERS);
+        let mut entry = entry.map_err(|source| TarError::Header { offset, source })?;
+        let (start, size) = (entry.raw_file_position(), entry.size());
+        let name = crate::disk::charset::text_of(&entry.path_bytes());
+        let end = start.saturating_add(size);
         if end > total {
             return Err(TarError::Truncated {
                 name: super::clean(&name),
@@ -75,109 +64,64 @@ pub fn members<R: Read + Seek>(mut archive: R) -> Result<Vec<Member>, TarError> 
                 size: total,
             });
         }
-        match kind {
-            b'0' | 0 | b'7' => list.push(Member {
-                name,
-                offset: start,
-                size,
-            }),
-            b'L' | b'x' => {
-                if size > MAX_EXTRA {
-                    return Err(error("an extended header of more than 1 MiB"));
-                }
-                let mut extra = vec![0; usize::try_from(size).unwrap_or(0)];
-                archive.read_exact(&mut extra)?;
-                if kind == b'L' {
-                    long_name = Some(text(&extra));
-                } else {
-                    for (key, value) in pax_records(&extra).ok_or_else(|| error("bad pax data"))? {
-                        match key {
-                            b"path" => long_name = Some(text(value)),
-                            b"size" => {
-                                let size =
-                                    std::str::from_utf8(value).ok().and_then(|v| v.parse().ok());
-                                pax_size = Some(size.ok_or_else(|| error("bad pax size"))?);
-                            }
-                            key if key.starts_with(b"GNU.sparse") => {
-                                return Err(error("a sparse member, which an OVA cannot have"));
-                            }
-                            _ => {}
-                        }
-                    }
-                }
-            }
-            b'S' => return Err(error("a sparse member, which an OVA cannot have")),
-            b'K' | b'g' => {}
-            // Links, directories, devices.
-            _ => long_name = None,
+        offset = end;
+        match entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous => {}
+            EntryType::GNUSparse => return Err(sparse(&name, start)),
+            // Links, directories, devices, comments.
+            _ => continue,
         }
-        at = end
-            .checked_next_multiple_of(BLOCK as u64)
-            .ok_or_else(|| error("no valid size"))?;
-    }
-    if list.is_empty() {
-        return Err(TarError::Header {
-            offset: 0,
-            reason: "no files, or not a tar archive",
+        if is_sparse(&mut entry).map_err(|source| TarError::Header { offset, source })? {
+            return Err(sparse(&name, start));
+        }
+        list.push(Member {
+            name,
+            offset: start,
+            size,
         });
     }
-    Ok(list)
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    crate::disk::charset::text_of(&bytes[..end])
-}
-
-fn header_name(header: &[u8; BLOCK]) -> String {
-    let name = text(&header[..100]);
-    // The prefix field is POSIX; GNU tar keeps other things there ("ustar  ").
-    if &header[257..263] == b"ustar\0" && header[345] != 0 {
-        format!("{}/{name}", text(&header[345..500]))
-    } else {
-        name
+    match list.is_empty() {
+        true => Err(TarError::Empty),
+        false => Ok(list),
     }
 }
 
-/// Octal text, or base 256 when the first bit is set.
-fn number(field: &[u8]) -> Option<u64> {
-    match field {
-        [first, rest @ ..] if first & 0x80 != 0 => {
-            let start = u64::from(first & 0x7f);
-            rest.iter().try_fold(start, |n, byte| {
-                n.checked_mul(256)?.checked_add(u64::from(*byte))
-            })
-        }
-        _ => {
-            let text = std::str::from_utf8(field).ok()?;
-            let text = text.trim_matches(['\0', ' ']);
-            match text {
-                "" => Some(0),
-                _ if text.bytes().all(|b| b.is_ascii_digit()) => u64::from_str_radix(text, 8).ok(),
-                _ => None,
-            }
+fn sparse(name: &str, offset: u64) -> TarError {
+    TarError::Sparse {
+        name: super::clean(name),
+        offset,
+    }
+}
+
+/// Whether pax records say that the contents are a map and pieces (GNU tar, "Sparse Formats").
+fn is_sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<bool> {
+    for record in entry.pax_extensions()?.into_iter().flatten() {
+        if record?.key_bytes().starts_with(b"GNU.sparse") {
+            return Ok(true);
         }
     }
+    Ok(false)
 }
 
-fn checksum(header: &[u8; BLOCK]) -> u64 {
-    let field = 148..156;
-    let bytes = header.iter().enumerate();
-    bytes
-        .map(|(n, b)| u64::from(if field.contains(&n) { b' ' } else { *b }))
-        .sum()
+/// A reader of headers: an archive that announces gigabytes of them is not read into memory.
+struct Bounded<'a, R> {
+    inner: R,
+    left: &'a Cell<u64>,
 }
 
-/// `LENGTH KEY=VALUE\n`, the length counting itself.
-fn pax_records(mut data: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
-    let mut records = Vec::new();
-    while !data.is_empty() && data[0] != 0 {
-        let blank = data.iter().position(|b| *b == b' ')?;
-        let length: usize = std::str::from_utf8(&data[..blank]).ok()?.parse().ok()?;
-        let record = data.get(blank + 1..length)?.strip_suffix(b"\n")?;
-        let equals = record.iter().position(|b| *b == b'=')?;
-        records.push((&record[..equals], &record[equals + 1..]));
-        data = &data[length..];
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buf)?;
+        let left = self.left.get().checked_sub(read as u64);
+        self.left.set(
+            left.ok_or_else(|| io::Error::other("the headers of one member take more than 1 MiB"))?,
+        );
+        Ok(read)
     }
-    Some(records)
+}
+
+impl<R: Seek> Seek for Bounded<'_, R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
 }

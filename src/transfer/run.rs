@@ -26,7 +26,7 @@ const GRAIN: usize = 64 << 10;
 /// Pieces under way: one is read while another is written.
 const WORKERS: usize = 3;
 /// Bounds of [`Transfer::window`].
-const LEAST_WINDOW: u64 = 8 << 20;
+const LEAST_WINDOW: u64 = 16 << 20;
 const MOST_WINDOW: u64 = 256 << 20;
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(100);

@@ -1,6 +1,7 @@
 //! The hives as files: sound, closed, no log that could be replayed over them; and the control set.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::thread;
 
 use super::{Context, Outcome};
@@ -8,7 +9,7 @@ use crate::actions::Walked;
 use crate::inspect::{HiveName, Hives};
 use crate::registry::base::BaseBlock;
 use crate::registry::walk;
-use crate::text::sha256_hex;
+use crate::timeline;
 use crate::ui::count;
 
 /// Every cell that can be reached is what it should be. DRIVERS and BCD need not be there.
@@ -43,11 +44,16 @@ pub fn walk_all(hives: &Hives) -> Walks {
 /// Walks every hive that is not, byte for byte, one that was walked before. Side by side: the walk of a
 /// large SOFTWARE hive takes longer than all the other checks.
 pub fn walk_read_back(hives: &Hives, written: &[Walked]) -> Walks {
-    let walked = |name: HiveName, bytes: &[u8]| {
+    let walked = |name: HiveName, bytes: &Arc<Vec<u8>>| {
         let known = written.iter().find(|w| w.hive == name);
-        match known.filter(|w| sha256_hex(bytes) == w.sha256) {
+        // Read back, it is known to be what is in memory.
+        let same = |w: &&Walked| Arc::ptr_eq(&w.bytes, bytes) || w.bytes == *bytes;
+        match known.filter(same) {
             Some(known) => known.walk.clone(),
-            None => walk::walk(bytes),
+            None => {
+                let _span = timeline::span(format!("walk {}", name.file_name()));
+                walk::walk(bytes)
+            }
         }
     };
     thread::scope(|scope| {
@@ -116,14 +122,12 @@ pub fn control_sets(c: &Context<'_>) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::guest::GuestPath;
     use crate::inspect::LoadedBytes;
     use crate::registry::KeyTree;
 
-    /// What was walked is known by its digest alone: another hive of that name is walked.
+    /// What was walked is known by its bytes: another hive of that name is walked.
     #[test]
     fn only_what_is_byte_for_byte_what_was_walked_is_not_walked_again() {
         let hive = |value| {
@@ -149,7 +153,7 @@ mod tests {
         };
         let walked = |name, bytes: &[u8]| Walked {
             hive: name,
-            sha256: sha256_hex(bytes),
+            bytes: Arc::new(bytes.to_vec()),
             walk: Err(fault.clone()),
         };
         let written = [

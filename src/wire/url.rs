@@ -7,6 +7,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
 use super::error::{Result, WireError};
 
 /// The port of NBD (IANA).
@@ -512,37 +514,25 @@ fn normal(path: &str) -> Option<String> {
 
 /// `None` for what is not percent-encoded UTF-8, or has a NUL or a line end in it.
 pub(super) fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, more)) = rest.split_first() {
-        rest = more;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (digits, more) = rest.split_first_chunk::<2>()?;
-        let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
-        bytes.push(u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?);
-        rest = more;
-    }
-    let text = String::from_utf8(bytes).ok()?;
-    (!text.chars().any(char::is_control)).then_some(text)
+    let encoded = text.split('%').skip(1).all(|after| {
+        let digits = after.as_bytes().first_chunk::<2>();
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    });
+    let text = percent_decode_str(text).decode_utf8().ok()?;
+    (encoded && !text.chars().any(char::is_control)).then(|| text.into_owned())
 }
 
+/// What RFC 3986 calls unreserved stays.
+const QUERY: AsciiSet = NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+const PATH: AsciiSet = QUERY.remove(b'/');
+
 fn encode(text: &str, slashes: bool) -> String {
-    use fmt::Write;
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'/' if slashes => encoded.push('/'),
-            b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
-            byte if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
-            byte => {
-                let _ = write!(encoded, "%{byte:02X}");
-            }
-        }
-    }
-    encoded
+    let set = if slashes { &PATH } else { &QUERY };
+    utf8_percent_encode(text, set).to_string()
 }
 
 /// Text of the user's or a file's, for a message: no control characters, no password.

@@ -87,8 +87,26 @@ impl HiveFile {
         Ok(bytes)
     }
 
-    pub(crate) fn into_bytes(self) -> Result<Vec<u8>> {
-        self.bytes().map_err(io_error("reading the edited hive"))
+    /// Reads the hive from its start.
+    pub(crate) fn reader(&self) -> impl io::Read {
+        Reader {
+            file: &self.0,
+            at: 0,
+        }
+    }
+}
+
+/// A file that is read from its start, wherever others have sought to.
+struct Reader<'f> {
+    file: &'f File,
+    at: u64,
+}
+
+impl io::Read for Reader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read_at(buf, self.at)?;
+        self.at += len as u64;
+        Ok(len)
     }
 }
 
@@ -97,7 +115,7 @@ impl HiveFile {
 pub(crate) fn edited(hive: &[u8], edits: &RegEdits) -> Result<Vec<u8>> {
     let mut file = HiveFile::new(hive)?;
     file.edit(edits)?;
-    file.into_bytes()
+    file.bytes().map_err(io_error("reading the edited hive"))
 }
 
 fn memory_file(name: &str, bytes: &[u8]) -> Result<File> {
@@ -119,8 +137,6 @@ fn in_child(hive: &File, edits: &RegEdits) -> Result<()> {
     let edits = memory_file("edits", &edits)?;
     let edits = Passed::new(Arc::new(edits), Path::new("the edits"), false);
     let done = Cmd::own(VERB)
-        // The library takes memory for the whole hive: in large pages that costs a few page faults, not thousands.
-        .env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         .arg(edits.name())
         .pass(&[edits])
         .stdin(hive)

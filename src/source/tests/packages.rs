@@ -448,12 +448,15 @@ fn ova_that_cannot_be_used() {
     let folder = Folder::new();
     for (bytes, want) in [
         (Vec::new(), "no files"),
-        (b"hello".to_vec(), "no files"),
+        (b"hello".to_vec(), "failed to read entire block"),
         (gzip(&whole), "a gzip'd archive"),
         (torn, "cut short"),
-        (broken, "wrong checksum"),
+        (
+            broken,
+            "tar header after byte 0: archive header checksum mismatch",
+        ),
         (link, "d.vmdk does not exist"),
-        (gnu_sparse, "sparse member"),
+        (gnu_sparse, "sparse entry"),
         (tar_of(&[("d.vmdk", DISK)]), "no .ovf"),
         (tar_of(&[ovf, ("y.ovf", b"")]), "2 machines"),
         (tar_of(&[ovf]), "d.vmdk does not exist"),
@@ -498,6 +501,7 @@ fn tar_dialects() {
     let mut header = [0u8; 512];
     header[..5].copy_from_slice(b"short");
     header[156] = b'0';
+    header[124..136].fill(b'0');
     header[257..265].copy_from_slice(b"ustar\x0000");
     // The size is in the pax record only.
     pax.extend(finish(header, DISK));
@@ -521,14 +525,25 @@ fn tar_dialects() {
     }
     for (field, want) in [
         (&b"7777777777777777777777777"[..12], "cut short"),
-        (&[0xff; 12][..], "no valid size"),
-        (b"not a number", "no valid size"),
+        (&[0xff; 12][..], "size overflow"),
+        (b"not a number", "numeric field was not a number"),
     ] {
         let mut header = [0u8; 512];
         header[0] = b'x';
         header[124..136].copy_from_slice(field);
         let error = tar::members(std::io::Cursor::new(finish(header, DISK))).unwrap_err();
         assert!(error.to_string().contains(want), "{want}: {error}");
+    }
+}
+
+/// It would be read into memory.
+#[test]
+fn a_long_name_has_a_limit() {
+    for kind in [b'L', b'x'] {
+        let mut bytes = tar_member("long", kind, &vec![b'x'; 2 << 20]);
+        bytes.extend(tar_member("d.vmdk", b'0', DISK));
+        let error = tar::members(std::io::Cursor::new(&bytes)).unwrap_err();
+        assert!(error.to_string().contains("more than 1 MiB"), "{error}");
     }
 }
 

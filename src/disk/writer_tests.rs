@@ -1,0 +1,208 @@
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::block::FileDisk;
+use crate::disk::empty::create_qcow2;
+use crate::disk::testing::{have, pattern, run};
+use crate::text::of_path;
+use crate::tool::qemu_img;
+
+const GIB: u64 = 1 << 30;
+
+/// A new image, and a raw file of that size that gets the same writes.
+struct Pair {
+    folder: tempfile::TempDir,
+    raw: FileDisk,
+    size: u64,
+}
+
+impl Pair {
+    fn new(size: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        create_qcow2(&folder.path().join("x.qcow2"), size).unwrap();
+        let raw = folder.path().join("x.raw");
+        File::create(&raw).unwrap().set_len(size).unwrap();
+        let raw = FileDisk::open_rw(&raw).unwrap();
+        Self { folder, raw, size }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("x.qcow2")
+    }
+
+    fn file(&self) -> File {
+        let mut options = File::options();
+        options.read(true).write(true).open(self.path()).unwrap()
+    }
+
+    fn open(&self) -> Qcow2Writer {
+        let writer = Qcow2Writer::open(self.file(), self.size).unwrap();
+        writer.expect("an image of hyper2kvm's")
+    }
+
+    fn write(&self, to: &Qcow2Writer, at: u64, len: usize) {
+        let bytes = pattern(len);
+        to.write_at(at, &bytes).unwrap();
+        self.raw.write_at(at, &bytes).unwrap();
+    }
+
+    /// QEMU finds neither errors nor leaks, and the same bytes.
+    fn verify(&self) {
+        let (path, raw) = (self.path(), self.folder.path().join("x.raw"));
+        let (path, raw) = (of_path(&path), of_path(&raw));
+        run(qemu_img::TOOL, &["check", "-q", &path]);
+        let compare = ["compare", "-q", "-f", "qcow2", "-F", "raw"];
+        run(qemu_img::TOOL, &[&compare[..], &[&*path, &*raw]].concat());
+    }
+}
+
+#[test]
+fn qemu_reads_what_was_written() {
+    if !have(&[qemu_img::TOOL]) {
+        return;
+    }
+    // The second in more tables than are kept in memory.
+    for size in [(6 << 20) + 4096, 200 * GIB] {
+        let pair = Pair::new(size);
+        let writer = pair.open();
+        for (at, len) in [
+            (0, 512),
+            (3 * CLUSTER - 100, 700),
+            (10 * CLUSTER, 4 << 16),
+            (9 * CLUSTER, 3 << 16),
+            (40 * CLUSTER + 4096, 3 << 16),
+            (size - 1024, 1024),
+        ] {
+            pair.write(&writer, at, len);
+        }
+        for at in (GIB..size).step_by(GIB as usize) {
+            pair.write(&writer, at, 5000);
+        }
+        writer.zero_at(11 * CLUSTER - 5, 3 * CLUSTER).unwrap();
+        pair.raw.zero_at(11 * CLUSTER - 5, 3 * CLUSTER).unwrap();
+        // Read back before anything is flushed, its unwritten places too.
+        let (mut ours, mut raw) = (vec![1; 6 << 20], vec![2; 6 << 20]);
+        writer.read_at(0, &mut ours).unwrap();
+        pair.raw.read_at(0, &mut raw).unwrap();
+        assert!(ours == raw);
+        writer.flush().unwrap();
+        pair.verify();
+        assert!(writer.write_at(size - 1, &[1, 2]).is_err());
+        assert!(writer.zero_at(size, 1).is_err());
+    }
+}
+
+/// What was flushed stays, whatever a kill or a loss of power leaves of the rest.
+#[test]
+fn an_image_is_continued_after_a_kill() {
+    if !have(&[qemu_img::TOOL]) {
+        return;
+    }
+    type Damage = fn(&File);
+    let damages: [(&str, Damage); 4] = [
+        ("nothing", |_| {}),
+        ("counts were not written", |file| {
+            let counts = vec![0; 1000];
+            file.write_all_at(&counts, COUNT_BLOCK + 8).unwrap();
+        }),
+        ("the end was not written", |file| {
+            let end = file.metadata().unwrap().len();
+            file.set_len(end - 3 * CLUSTER - 100).unwrap();
+        }),
+        (
+            "the table of counts names a block that is not there",
+            |file| {
+                file.write_all_at(&(1u64 << 40).to_be_bytes(), COUNTS + 8)
+                    .unwrap();
+            },
+        ),
+    ];
+    for (what, damage) in damages {
+        eprintln!("{what}");
+        let pair = Pair::new(2 * GIB);
+        let writer = pair.open();
+        pair.write(&writer, 0, 1 << 20);
+        pair.write(&writer, GIB, 100_000);
+        writer.flush().unwrap();
+        // Written and not recorded: its tables get to the file, no flush ends.
+        let lost = [(4 << 20, 3 << 20), (GIB + (1 << 20), 70_000)];
+        for (at, len) in lost {
+            pair.write(&writer, at, len);
+        }
+        writer.lock().write(&writer.file).unwrap();
+        drop(writer);
+        damage(&pair.file());
+        let writer = pair.open();
+        for (at, len) in lost {
+            pair.write(&writer, at, len);
+        }
+        pair.write(&writer, 1 << 30, 3 << 20);
+        writer.flush().unwrap();
+        drop(writer);
+        // Leaks of what a kill left are no errors, but there are none either.
+        pair.verify();
+    }
+}
+
+/// Counts of more than 2 GiB are in a second block.
+#[test]
+fn a_file_grows_over_the_end_of_a_block_of_counts() {
+    if !have(&[qemu_img::TOOL]) {
+        return;
+    }
+    for missing in 0..4 {
+        let pair = Pair::new(4 * GIB);
+        pair.file()
+            .set_len(COUNTED * CLUSTER - missing * CLUSTER)
+            .unwrap();
+        let writer = pair.open();
+        pair.write(&writer, 0, 5 << 16);
+        writer.flush().unwrap();
+        pair.write(&writer, GIB, 5 << 16);
+        writer.flush().unwrap();
+        drop(writer);
+        pair.verify();
+        // Counted anew, nothing changes.
+        drop(pair.open());
+        pair.verify();
+    }
+}
+
+#[test]
+fn other_images_are_left_to_qemu() {
+    if !have(&[qemu_img::TOOL]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.qcow2");
+    let text = of_path(&path);
+    let opened = |path: &Path| {
+        let mut options = File::options();
+        let file = options.read(true).write(true).open(path).unwrap();
+        Qcow2Writer::open(file, 1 << 20).unwrap().is_some()
+    };
+    for options in [
+        "compat=0.10",
+        "cluster_size=4096",
+        "lazy_refcounts=on",
+        "extended_l2=on",
+    ] {
+        let create = ["create", "-q", "-f", "qcow2", "-o", options, &text, "1M"];
+        run(qemu_img::TOOL, &create);
+        assert!(!opened(&path), "{options}");
+    }
+    // Tables that no writer of this program leaves: one cluster twice, a cluster that reads as zeroes.
+    for entry in [COPIED | LEVEL_1, COPIED | (5 * CLUSTER) | 1] {
+        std::fs::remove_file(&path).unwrap();
+        create_qcow2(&path, 1 << 20).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(8 * CLUSTER).unwrap();
+        let table = (COPIED | (4 * CLUSTER)).to_be_bytes();
+        file.write_all_at(&table, LEVEL_1).unwrap();
+        file.write_all_at(&entry.to_be_bytes(), 4 * CLUSTER)
+            .unwrap();
+        assert!(!opened(&path), "{entry:x}");
+    }
+    std::fs::write(&path, b"QFI").unwrap();
+    assert!(!opened(&path));
+}
