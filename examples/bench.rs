@@ -17,6 +17,8 @@
 #[path = "bench/later.rs"]
 mod later;
 #[path = "../tests/support/wire.rs"]
+mod servers;
+#[path = "bench/wire.rs"]
 mod wire;
 
 use std::ffi::OsStr;
@@ -33,7 +35,7 @@ use hyper2kvm::demo::{Arch, GuestSpec, Role, WinVersion, guest, pe};
 use hyper2kvm::guest::confined;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, Extent, GuestPath, GuestWrite, VolumeId};
-use hyper2kvm::{cli, registry, tool};
+use hyper2kvm::{cli, registry, tool, wire as wired};
 use serde_json::{Value, json};
 
 /// Set for the copies of this program that play `hyper2kvm`; names the file for the peak memory.
@@ -58,7 +60,7 @@ fn main() -> ExitCode {
     if let Some(code) = confined::run_if_asked(std::env::args_os()) {
         return code;
     }
-    if let Some(code) = hyper2kvm::wire::run_if_asked(std::env::args_os()) {
+    if let Some(code) = wired::run_if_asked(std::env::args_os()) {
         return code;
     }
     if let Some(code) = registry::confined::run_if_asked(std::env::args_os()) {
@@ -156,6 +158,9 @@ fn bench(options: &Options) -> Result<()> {
         if wanted(name) {
             rows.insert(name.into(), copy(&lab, name, disk, options.mib)?);
         }
+    }
+    if wanted("wire") {
+        rows.insert("wire".into(), wire::wire(&lab, options.mib)?);
     }
     if wanted("later")
         && let Some(row) = later::later(&lab, options.mib)?

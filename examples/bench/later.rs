@@ -18,7 +18,7 @@ use hyper2kvm::guest::{EmbeddedWriter, GuestWrite, VolumeId};
 use hyper2kvm::tool;
 use serde_json::{Map, Value, json};
 
-use super::wire::Sshd;
+use super::servers::Sshd;
 use super::{Filler, Lab, MIB, PLAY, median};
 
 const SMALL: u64 = 20 << 30;
