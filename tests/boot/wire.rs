@@ -36,7 +36,11 @@ struct Served(String);
 
 impl Served {
     /// Whoever it is, as the one that `boot` has left behind.
-    fn of(out: &Path) -> Option<Self> {
+    fn of(out: &Path) -> Self {
+        Self(Self::find(out).expect("somebody serves"))
+    }
+
+    fn find(out: &Path) -> Option<String> {
         let id = |entry: fs::DirEntry| {
             let words = fs::read(entry.path().join("cmdline")).ok()?;
             let words = String::from_utf8_lossy(&words).into_owned();
@@ -45,7 +49,7 @@ impl Served {
             serves.then(|| entry.file_name().into_string().unwrap())
         };
         let mut all = fs::read_dir("/proc").unwrap().flatten();
-        all.find_map(id).map(Self)
+        all.find_map(id)
     }
 
     fn runs(&self) -> bool {
@@ -157,7 +161,7 @@ impl Stage {
 
     /// Puts other code into the boot sector of the VM, which is off.
     fn payload(&self, out: &Path, disk: &Path, code: &[u8]) {
-        let own = Served::of(out).is_none().then(|| self.serve(out));
+        let own = Served::find(out).is_none().then(|| self.serve(out));
         replace_payload(&self.lab, text(disk), code);
         if let Some((served, mut child)) = own {
             served.signal("-TERM");
@@ -216,7 +220,7 @@ fn a_vm_runs_on_another_host_and_outlives_outages() {
     );
     let command = stage.command("boot", &out, &["--json", "--timeout", "90"]);
     let paused = Paused::at("boot-watching", command);
-    Served::of(&out).unwrap().signal("-KILL");
+    Served::of(&out).signal("-KILL");
     let run = paused.go_on().expect(4);
     assert!(
         run.stderr.contains("hyper2kvm serve has ended"),
@@ -257,7 +261,7 @@ fn a_vm_runs_on_another_host_and_outlives_outages() {
     until("the VM has no more to do", 60, || {
         stage.libvirt.state("vm") == "shut off"
     });
-    let served = Served::of(&out).unwrap();
+    let served = Served::of(&out);
     served.signal("-TERM");
     until("it ends when it is asked to", 20, || {
         !served.runs() && !live.exists()
