@@ -95,13 +95,7 @@ impl Run<'_> {
         )
     }
 
-    fn watch(&mut self, stage: Stage, log: &Path) -> Result<Outcome> {
-        let begin = Instant::now();
-        let agent_channel = self
-            .files
-            .domain(stage)
-            .is_some_and(files::Domain::has_agent_channel);
-        let ask_agent = agent_channel && matches!(self.options.wait, Wait::Auto | Wait::Agent);
+    fn say_what_is_awaited(&mut self, log: &Path) {
         if self.options.wait == Wait::Manual {
             self.ui.status(
                 "Waiting",
@@ -115,6 +109,16 @@ impl Run<'_> {
                 log.display()
             ));
         }
+    }
+
+    fn watch(&mut self, stage: Stage, log: &Path) -> Result<Outcome> {
+        let begin = Instant::now();
+        let agent_channel = self
+            .files
+            .domain(stage)
+            .is_some_and(files::Domain::has_agent_channel);
+        let ask_agent = agent_channel && matches!(self.options.wait, Wait::Auto | Wait::Agent);
+        self.say_what_is_awaited(log);
         failpoint::hit("boot-watching").map_err(|e| Error::failed("booting").because(e))?;
         let mut reboots = 0;
         let mut answered: Option<Instant> = None;
