@@ -129,7 +129,8 @@ fn show(name: &str, small: &[Away], large: &[Away]) -> Value {
     let of = |all: &[Away], value: fn(&Away) -> f64| median(all.iter().map(value).collect());
     println!("later, {name}: 20 GiB and 2 TiB with the same files, medians");
     let mut row = Map::new();
-    let values: [(&str, &str, fn(&Away) -> f64); 6] = [
+    type Of = fn(&Away) -> f64;
+    let values: [(&str, &str, Of); 6] = [
         ("total", "off to up on VirtIO", |a| a.convert + a.boot),
         ("convert", "convert --copy later", |a| a.convert),
         ("offline", "  of it inspect to verify", |a| a.offline),
