@@ -100,6 +100,7 @@ impl DiskCopy {
                 virtual_size: self.image.virtual_size(),
                 written: self.live,
                 resumed: device.fill(&self.image, scratch, how, progress)?,
+                shared: 0,
             }),
         }
     }
@@ -294,6 +295,7 @@ pub(super) fn to_targets(
     let copied = copy_all(ui, &copies, &options).map_err(|failure| kept(job, folder, failure))?;
     let bytes = Bytes {
         resumed: copied.iter().map(|c| c.resumed).sum(),
+        shared: copied.iter().map(|c| c.shared).sum(),
         virtual_size,
         read: live,
         written: copied.iter().map(|c| c.written).sum(),
@@ -415,6 +417,7 @@ mod tests {
             virtual_size: 1,
             written: 1,
             resumed: 0,
+            shared: 0,
         };
         let failure = |error, can_be_resumed| {
             Some(Err(Failure {

@@ -216,6 +216,7 @@ impl Synced {
             virtual_size: image.virtual_size(),
             written,
             resumed: done.bytes(),
+            shared: 0,
         })
     }
 }
