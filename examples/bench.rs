@@ -14,6 +14,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program of its own
 #![allow(clippy::disallowed_methods)] // drives other programs itself
 
+#[path = "../tests/support/wire.rs"]
+mod servers;
+#[path = "bench/wire.rs"]
+mod wire;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -28,7 +33,7 @@ use hyper2kvm::demo::{Arch, GuestSpec, Role, WinVersion, guest, pe};
 use hyper2kvm::guest::confined;
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, Extent, GuestPath, GuestWrite, VolumeId};
-use hyper2kvm::{cli, registry, tool};
+use hyper2kvm::{cli, registry, tool, wire as wired};
 use serde_json::{Value, json};
 
 /// Set for the copies of this program that play `hyper2kvm`; names the file for the peak memory.
@@ -51,6 +56,9 @@ fn main() -> ExitCode {
         return code;
     }
     if let Some(code) = confined::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    if let Some(code) = wired::run_if_asked(std::env::args_os()) {
         return code;
     }
     if let Some(code) = registry::confined::run_if_asked(std::env::args_os()) {
@@ -148,6 +156,9 @@ fn bench(options: &Options) -> Result<()> {
         if wanted(name) {
             rows.insert(name.into(), copy(&lab, name, disk, options.mib)?);
         }
+    }
+    if wanted("wire") {
+        rows.insert("wire".into(), wire::wire(&lab, options.mib)?);
     }
     let rows = json!({
         "schema": "hyper2kvm/bench/1",

@@ -191,7 +191,12 @@ impl Https {
                         return Err(denied(at, "the server redirects without an end", ""));
                     }
                 }
-                _ => return Ok(answer),
+                _ => {
+                    if waits > 0 {
+                        self.meter.settled();
+                    }
+                    return Ok(answer);
+                }
             }
         }
     }
@@ -246,7 +251,7 @@ impl Https {
                     "check the name of the host",
                 );
             }
-            Error::Io(error) => error.to_string(),
+            Error::Io(error) => broken(error),
             error => error.to_string(),
         };
         WireError::failed(
@@ -365,7 +370,11 @@ impl Https {
                 Err(error) => {
                     return Err(WireError::failed(
                         at,
-                        format!("after {} of {length} bytes: {error}", bytes.len()),
+                        format!(
+                            "after {} of {length} bytes: {}",
+                            bytes.len(),
+                            broken(&error)
+                        ),
                         "see that the line and the server are up, and start again",
                     ));
                 }
@@ -401,6 +410,14 @@ impl Https {
             },
             _ => error,
         }
+    }
+}
+
+/// Why a connection is of no use any more.
+fn broken(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the server closed the connection".into(),
+        _ => error.to_string(),
     }
 }
 

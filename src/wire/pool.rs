@@ -112,6 +112,8 @@ pub(super) struct Pending {
     patience: Duration,
     /// It lasts as long as bytes arrive.
     large: bool,
+    /// Whoever wants the bytes is told of an input error only, so the reason is kept.
+    blamed: bool,
 }
 
 impl Pool {
@@ -145,6 +147,7 @@ impl Pool {
         let (sender, answer) = mpsc::channel();
         let given_up = Arc::new(AtomicBool::new(false));
         let large = matches!(&task, Task::Read(wanted) if wanted.length > LARGE);
+        let blamed = urgent && matches!(task, Task::Read(_));
         let most = match task {
             Task::Connect => FIRST_TRIES.min(self.retries),
             _ => self.retries,
@@ -169,6 +172,7 @@ impl Pool {
             meter: self.shared.meter.clone(),
             patience: self.patience,
             large,
+            blamed,
         }
     }
 
@@ -203,10 +207,7 @@ impl Pending {
         loop {
             let left = self.patience.saturating_sub(since.elapsed());
             match self.answer.recv_timeout(left) {
-                Ok(Err(error)) => {
-                    self.meter.note(&error);
-                    return Err(error);
-                }
+                Ok(Err(error)) => return Err(self.blaming(error)),
                 Ok(answer) => return answer,
                 Err(RecvTimeoutError::Timeout) if self.large && self.meter.fetched() > fetched => {
                     fetched = self.meter.fetched();
@@ -216,16 +217,24 @@ impl Pending {
                     self.given_up.store(true, Ordering::Relaxed);
                     let waited = self.patience.as_secs();
                     let trouble = self.meter.status().trouble;
-                    return Err(trouble.unwrap_or_else(|| {
+                    let error = trouble.unwrap_or_else(|| {
                         WireError::failed(
                             "the source",
                             format!("no answer within {waited} s"),
                             "see that the line and the server are up, and start again",
                         )
-                    }));
+                    });
+                    return Err(self.blaming(error));
                 }
             }
         }
+    }
+
+    fn blaming(&self, error: WireError) -> WireError {
+        if self.blamed {
+            self.meter.lost(&error);
+        }
+        error
     }
 }
 
@@ -345,8 +354,15 @@ impl Worker {
                 self.hang_up_after(&error);
                 self.retry(job, error);
             }
-            done => job.end(done),
+            done => self.end(job, done),
         }
+    }
+
+    fn end(&self, job: Job, result: Result<Output>) {
+        if result.is_ok() && job.tries > 0 {
+            self.shared.meter.settled();
+        }
+        job.end(result);
     }
 
     /// The connection, made when there is none.
@@ -360,7 +376,6 @@ impl Worker {
                 }
                 Err(error) => {
                     tracing::debug!("connecting: {error}");
-                    self.shared.meter.note(&error);
                     self.refused = Some(error);
                     self.refusals += 1;
                 }
@@ -382,6 +397,7 @@ impl Worker {
             let parked = Duration::from_secs(1) * (1 << self.refusals.saturating_sub(1).min(4));
             return self.pause(parked.min(PARKED));
         }
+        self.shared.meter.note(&error);
         if !error.is_passing() || job.tries >= job.most {
             return job.end(Err(error));
         }
@@ -425,7 +441,7 @@ impl Worker {
                     }
                     result => {
                         self.failures = 0;
-                        job.end(result.map(Output::Bytes));
+                        self.end(job, result.map(Output::Bytes));
                     }
                 }
             }

@@ -7,6 +7,8 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use der::Decode;
+use der::asn1::{AnyRef, BitStringRef, ObjectIdentifier, UintRef};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -32,7 +34,42 @@ pub(super) struct Trust {
     provider: Arc<CryptoProvider>,
     /// What a certificate must be, in words.
     expected: String,
-    refused: Mutex<Option<(String, String)>>,
+    refused: Mutex<Option<Refused>>,
+}
+
+/// Why a handshake is going to fail.
+#[derive(Debug)]
+enum Refused {
+    /// The certificate's fingerprint, and what is wrong with it.
+    Certificate(String, String),
+    /// The certificate would do, but what the server signed with its key is not accepted: why.
+    Key(String),
+}
+
+/// The least that `ring` takes of RSA.
+const LEAST_RSA: usize = 2048;
+const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+
+/// The length of a certificate's key when it is of RSA.
+fn rsa_bits(certificate: &CertificateDer<'_>) -> Option<usize> {
+    let info = ParsedCertificate::try_from(certificate).ok()?;
+    let info = info.subject_public_key_info();
+    let key = AnyRef::from_der(info.as_ref()).ok()?.sequence(|info| {
+        let kind = AnyRef::decode(info)?.sequence(|kind| {
+            let oid = ObjectIdentifier::decode(kind)?;
+            AnyRef::decode(kind)?;
+            Ok::<_, der::Error>(oid)
+        })?;
+        let key = BitStringRef::decode(info)?;
+        Ok::<_, der::Error>((kind == RSA).then_some(key))
+    });
+    let key = key.ok()??.raw_bytes();
+    let modulus = AnyRef::from_der(key).ok()?.sequence(|numbers| {
+        let modulus = UintRef::decode(numbers)?;
+        UintRef::decode(numbers)?;
+        Ok::<_, der::Error>(modulus)
+    });
+    Some(modulus.ok()?.as_bytes().len() * 8)
 }
 
 fn fingerprint(certificate: &[u8]) -> String {
@@ -134,15 +171,41 @@ impl Trust {
     /// What was wrong with the certificate, when a handshake has just failed for it.
     pub(super) fn refusal(&self, at: &dyn std::fmt::Display) -> Option<WireError> {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let (shown, reason) = refused.take()?;
-        Some(WireError::Untrusted {
-            at: at.to_string(),
-            shown: format!("a certificate with {shown} ({reason})"),
-            expected: self.expected.clone(),
-            hint: format!(
-                "compare with what the server itself shows; when it is right, --tls-fingerprint {shown}, \
-                 or --tls-ca FILE with the authority that signed it"
-            ),
+        let at = at.to_string();
+        Some(match refused.take()? {
+            Refused::Certificate(shown, reason) => WireError::Untrusted {
+                at,
+                shown: format!("a certificate with {shown} ({reason})"),
+                expected: self.expected.clone(),
+                hint: format!(
+                    "compare with what the server itself shows; when it is right, --tls-fingerprint {shown}, \
+                     or --tls-ca FILE with the authority that signed it"
+                ),
+            },
+            Refused::Key(reason) => WireError::Denied {
+                at,
+                reason,
+                hint: "give the server a certificate with a key of RSA of 2048 bits or more, or of ECDSA (ESXi: \
+                       /sbin/generate-certificates, and a restart of hostd), or read the disk by ssh://"
+                    .into(),
+            },
+        })
+    }
+
+    /// Takes note of a signature that is not accepted: no option makes a good one of it.
+    fn signed(
+        &self,
+        certificate: &CertificateDer<'_>,
+        verified: std::result::Result<HandshakeSignatureValid, rustls::Error>,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        verified.inspect_err(|error| {
+            let shown = fingerprint(certificate);
+            let reason = match rsa_bits(certificate).filter(|bits| *bits < LEAST_RSA) {
+                Some(bits) => format!("its certificate ({shown}) has an RSA key of {bits} bits, too short to be accepted"),
+                None => format!("what it signs with the key of its certificate ({shown}) is not accepted ({error})"),
+            };
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            *refused = Some(Refused::Key(reason));
         })
     }
 
@@ -188,7 +251,7 @@ impl ServerCertVerifier for Trust {
                 None => error.to_string(),
             };
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            *refused = Some((fingerprint(leaf), reason));
+            *refused = Some(Refused::Certificate(fingerprint(leaf), reason));
         }
         judged.map(|()| ServerCertVerified::assertion())
     }
@@ -200,7 +263,8 @@ impl ServerCertVerifier for Trust {
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
         let known = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, known)
+        let verified = verify_tls12_signature(message, certificate, signature, known);
+        self.signed(certificate, verified)
     }
 
     fn verify_tls13_signature(
@@ -210,7 +274,8 @@ impl ServerCertVerifier for Trust {
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
         let known = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, known)
+        let verified = verify_tls13_signature(message, certificate, signature, known);
+        self.signed(certificate, verified)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Ranges;
@@ -82,7 +82,15 @@ pub(super) const PIECE: u64 = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     fetched: AtomicU64,
-    trouble: Mutex<Option<WireError>>,
+    trouble: Mutex<Trouble>,
+}
+
+/// What keeps reads from succeeding.
+#[derive(Debug, Default)]
+struct Trouble {
+    what: Option<WireError>,
+    /// A read was given up for it: no other that succeeds makes up for that.
+    lost: bool,
 }
 
 impl Meter {
@@ -94,16 +102,38 @@ impl Meter {
         self.fetched.load(Ordering::Relaxed)
     }
 
+    fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something is being tried again.
     pub(super) fn note(&self, trouble: &WireError) {
-        let mut noted = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        *noted = Some(trouble.clone());
+        let mut noted = self.trouble();
+        if !noted.lost {
+            noted.what = Some(trouble.clone());
+        }
+    }
+
+    /// A read that somebody waited for was given up.
+    pub(super) fn lost(&self, trouble: &WireError) {
+        *self.trouble() = Trouble {
+            what: Some(trouble.clone()),
+            lost: true,
+        };
+    }
+
+    /// What was tried again has succeeded.
+    pub(super) fn settled(&self) {
+        let mut noted = self.trouble();
+        if !noted.lost {
+            noted.what = None;
+        }
     }
 
     pub(super) fn status(&self) -> Status {
-        let noted = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         Status {
             fetched: self.fetched(),
-            trouble: noted.clone(),
+            trouble: self.trouble().what.clone(),
         }
     }
 }

@@ -400,6 +400,7 @@ impl Table {
     }
 }
 
+const READER: &str = "`ssh` and `--source-command` of a source on the wire";
 const GUESTFISH: &str = "`guestfish`";
 
 /// What holds for every program that reads a disk, whatever the table says.
@@ -551,6 +552,24 @@ fn other_programs(place: &Place, who: Who, table: &mut Table) {
     let answers = answers.unwrap_or_else(|| panic!("virt-v2v: {}", run.stderr));
     nothing_of_root("virt-v2v", who, &answers, "`DAC_OVERRIDE`");
     table.add("`virt-v2v`", who, answers);
+    // Started by the child that dials out, as `ssh` is.
+    let case = Case {
+        args: strings(&["inspect", "vm", "--source-command", "reader"]),
+        programs: &["reader"],
+        stop: "reader",
+        ..Case::default()
+    };
+    let (run, mut found) = place.run(who, &case);
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    let answers = found.remove("reader");
+    let answers = answers.unwrap_or_else(|| panic!("the reader: {}", run.stderr));
+    nothing_of_root(READER, who, &answers, "none");
+    for column in [
+        "change", "output", "write", "sysctl", "run", "units", "udev", "device", "nnp",
+    ] {
+        assert!(!answers[column].contains("yes"), "{READER}: {answers:?}");
+    }
+    table.add(READER, who, answers);
     // As the launcher is asked for them by `boot` and `doctor --install`.
     for (name, flags, kept) in [
         (

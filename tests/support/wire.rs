@@ -358,7 +358,8 @@ impl Line {
     }
 }
 
-/// Hands bytes on, each a while after it came, however many are on their way.
+/// Hands bytes on, each a while after it came, however many are on their way. The buffers come back to be
+/// used again: new ones would cost more than all else.
 fn carry(
     mut from: TcpStream,
     mut to: TcpStream,
@@ -368,38 +369,42 @@ fn carry(
 ) {
     let _ = to.set_nodelay(true);
     let _ = from.set_read_timeout(Some(Duration::from_millis(50)));
-    let (sender, queue) = mpsc::channel::<(Instant, Vec<u8>)>();
+    let (sender, queue) = mpsc::channel::<(Instant, Vec<u8>, usize)>();
+    let (used, unused) = mpsc::channel::<Vec<u8>>();
     let ending = cut.clone();
     std::thread::spawn(move || {
-        for (due, bytes) in queue {
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            if ending.load(Ordering::SeqCst) || to.write_all(&bytes).is_err() {
+        for (due, bytes, length) in queue {
+            let early = due.saturating_duration_since(Instant::now());
+            if !early.is_zero() {
+                std::thread::sleep(early);
+            }
+            if ending.load(Ordering::SeqCst) || to.write_all(&bytes[..length]).is_err() {
                 break;
             }
+            let _ = used.send(bytes);
         }
         let _ = to.shutdown(std::net::Shutdown::Both);
     });
     std::thread::spawn(move || {
-        let mut buffer = vec![0; 256 << 10];
         let mut own = 0;
+        let mut spare = None;
         loop {
             let limit = after.load(Ordering::SeqCst);
             if cut.load(Ordering::SeqCst) || (limit > 0 && own >= limit) {
                 break;
             }
+            let buffer = spare.take().or_else(|| unused.try_recv().ok());
+            let mut buffer = buffer.unwrap_or_else(|| vec![0; 256 << 10]);
             match from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => {
                     own += n as u64;
                     carried.fetch_add(n as u64, Ordering::SeqCst);
-                    if sender
-                        .send((Instant::now() + delay, buffer[..n].to_vec()))
-                        .is_err()
-                    {
+                    if sender.send((Instant::now() + delay, buffer, n)).is_err() {
                         break;
                     }
                 }
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => spare = Some(buffer),
                 Err(_) => break,
             }
         }

@@ -7,7 +7,9 @@
 mod support;
 
 mod chains;
-
+mod hostile;
+#[path = "../support/hostile.rs"]
+mod hostile_server;
 mod later;
 mod proofs;
 mod servers;

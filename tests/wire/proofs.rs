@@ -23,7 +23,7 @@ use crate::support::wire::{Line, Nginx, Sshd};
 const MIB: u64 = 1 << 20;
 
 /// Bytes that do not compress.
-fn noise(len: u64, seed: u64) -> Vec<u8> {
+pub fn noise(len: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len as usize);
     while (bytes.len() as u64) < len {
@@ -36,7 +36,7 @@ fn noise(len: u64, seed: u64) -> Vec<u8> {
 }
 
 /// The benchmark's dirty disk, smaller: live and deleted files alternate, and there is a page file.
-fn dirty(live: u64, deleted: u64) -> Lab {
+pub fn dirty(live: u64, deleted: u64) -> Lab {
     let mut spec = GuestSpec::new(WinVersion::Win10);
     spec.disk_size = 768 * MIB + 2 * (live + deleted) * MIB;
     spec.recovery = false;
@@ -138,7 +138,7 @@ fn files(disk: &Path, work: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
 
 /// Both disks hold the same files; a hive differs by the times of its keys only.
 #[track_caller]
-fn same_files(a: &Path, b: &Path, work: &Path) {
+pub fn same_files(a: &Path, b: &Path, work: &Path) {
     let (a, b) = (files(a, work), files(b, work));
     let named = |files: &BTreeMap<(u32, String), Option<Vec<u8>>>| {
         files.keys().cloned().collect::<Vec<_>>()

@@ -1,107 +1,16 @@
 //! Web servers that lie, break off and stall, over TLS: every fault ends in the right bytes or in an error that
 //! says what is wrong.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
-
 use super::super::{Access, Location, Wire, WireError};
+use super::hostile::{Asked, End, FAULTS, Server, certificate, partial, spoil, status};
 use super::{pattern, right};
 
 const SIZE: u64 = 3 << 20;
 
-/// A request as a server sees it.
-#[derive(Debug, Clone)]
-struct Asked {
-    /// Counts from 1.
-    number: usize,
-    target: String,
-    range: Option<(u64, u64)>,
-    head: String,
-}
-
-/// What a server does after its bytes.
-enum End {
-    Keep,
-    Close,
-    Stall,
-    Endless,
-}
-
-type Answer = dyn Fn(&Asked) -> (Vec<u8>, End) + Send + Sync;
-
-struct Server {
-    port: u16,
-    authority: PathBuf,
-    fingerprint: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
-    _dir: tempfile::TempDir,
-}
-
-fn certificate() -> (Arc<ServerConfig>, String, String) {
-    use sha2::Digest;
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let made = rcgen::generate_simple_self_signed(names).unwrap();
-    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], PrivateKeyDer::from(key))
-        .unwrap();
-    let digest = sha2::Sha256::digest(made.cert.der());
-    let hex = crate::text::hex(&digest);
-    (Arc::new(config), made.cert.pem(), format!("sha256:{hex}"))
-}
-
 impl Server {
-    fn start(answer: impl Fn(&Asked) -> (Vec<u8>, End) + Send + Sync + 'static) -> Self {
-        let (config, pem, fingerprint) = certificate();
-        Self::with(move |_| config.clone(), &pem, fingerprint, answer)
-    }
-
-    /// `config` is asked for the certificate of each connection, counted from 0.
-    fn with(
-        config: impl Fn(usize) -> Arc<ServerConfig> + Send + 'static,
-        pem: &str,
-        fingerprint: String,
-        answer: impl Fn(&Asked) -> (Vec<u8>, End) + Send + Sync + 'static,
-    ) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let authority = dir.path().join("ca.pem");
-        std::fs::write(&authority, pem).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
-        let (log, answer, number) = (
-            asked.clone(),
-            Arc::new(answer),
-            Arc::new(AtomicUsize::new(0)),
-        );
-        std::thread::spawn(move || {
-            for (count, stream) in listener.incoming().flatten().enumerate() {
-                let connection = ServerConnection::new(config(count)).unwrap();
-                let stream = StreamOwned::new(connection, stream);
-                let (log, answer, number) = (log.clone(), answer.clone(), number.clone());
-                std::thread::spawn(move || talk(stream, &log, &*answer, &number));
-            }
-        });
-        Self {
-            port,
-            authority,
-            fingerprint,
-            asked,
-            _dir: dir,
-        }
-    }
-
     fn at(&self, target: &str) -> Location {
         let url = format!("https://localhost:{}{target}", self.port);
         Location::parse(&url).unwrap().unwrap()
@@ -127,72 +36,9 @@ impl Server {
     }
 }
 
-type Tls = StreamOwned<ServerConnection, TcpStream>;
-
-fn talk(mut stream: Tls, log: &Mutex<Vec<Asked>>, answer: &Answer, number: &AtomicUsize) {
-    loop {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            match stream.read(&mut byte) {
-                Ok(1) => head.push(byte[0]),
-                _ => return,
-            }
-        }
-        let head = String::from_utf8(head).unwrap();
-        let range = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(": ")?;
-            let value = value.strip_prefix("bytes=")?;
-            let (first, last) = value.split_once('-')?;
-            name.eq_ignore_ascii_case("range")
-                .then(|| Some((first.parse().ok()?, last.parse().ok()?)))?
-        });
-        let asked = Asked {
-            number: number.fetch_add(1, Ordering::SeqCst) + 1,
-            target: head.split(' ').nth(1).unwrap().to_owned(),
-            range,
-            head,
-        };
-        log.lock().unwrap().push(asked.clone());
-        let (bytes, end) = answer(&asked);
-        if stream
-            .write_all(&bytes)
-            .and_then(|()| stream.flush())
-            .is_err()
-        {
-            return;
-        }
-        match end {
-            End::Keep => {}
-            End::Close => {
-                let _ = stream.sock.shutdown(std::net::Shutdown::Both);
-                return;
-            }
-            End::Stall => {
-                std::thread::sleep(Duration::from_secs(30));
-                return;
-            }
-            End::Endless => while stream.write_all(&[b'x'; 4096]).is_ok() {},
-        }
-    }
-}
-
-fn status(line: &str, headers: &str) -> (Vec<u8>, End) {
-    let head = format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\n{headers}\r\n");
-    (head.into_bytes(), End::Keep)
-}
-
 /// The answer of an honest server, to be spoiled.
 fn honest(asked: &Asked) -> (String, Vec<u8>) {
-    let (first, last) = asked.range.expect("a range");
-    let last = last.min(SIZE - 1);
-    let bytes = pattern(first, (last + 1 - first) as usize);
-    let head = format!(
-        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/{SIZE}\r\n\
-         Content-Length: {}\r\nETag: \"one\"\r\n",
-        bytes.len()
-    );
-    (head, bytes)
+    partial(asked, SIZE, pattern)
 }
 
 fn good(asked: &Asked) -> (Vec<u8>, End) {
@@ -227,107 +73,21 @@ fn replaced(from: &'static str, to: &'static str) -> impl Fn(&Asked) -> (Vec<u8>
     }
 }
 
-type Spoil = Box<dyn Fn(&Asked) -> (Vec<u8>, End) + Send + Sync>;
-
 /// Faults that pass are survived; those that do not end the run.
 #[test]
 fn every_fault_ends_in_the_right_bytes_or_in_an_error() {
-    let faults: Vec<(&str, Spoil)> = vec![
-        (
-            "cuts",
-            Box::new(|asked| {
-                let (head, bytes) = honest(asked);
-                (
-                    [head.as_bytes(), b"\r\n", &bytes[..bytes.len() / 2]].concat(),
-                    End::Close,
-                )
-            }),
-        ),
-        (
-            "cuts in the head",
-            Box::new(|_| (b"HTTP/1.1 206 Pa".to_vec(), End::Close)),
-        ),
-        ("hangs up", Box::new(|_| (Vec::new(), End::Close))),
-        (
-            "stalls",
-            Box::new(|asked| {
-                let (head, bytes) = honest(asked);
-                (
-                    [head.as_bytes(), b"\r\n", &bytes[..100]].concat(),
-                    End::Stall,
-                )
-            }),
-        ),
-        ("says nothing", Box::new(|_| (Vec::new(), End::Stall))),
-        (
-            "503",
-            Box::new(|_| status("503 Busy", "Retry-After: 0\r\n")),
-        ),
-        ("429", Box::new(|_| status("429 Slow", ""))),
-        ("500", Box::new(|_| status("500 Oops", ""))),
-        (
-            "416",
-            Box::new(|_| status("416 No", "Content-Range: bytes */3145728\r\n")),
-        ),
-        ("another range", Box::new(replaced("bytes ", "bytes 1"))),
-        ("no range", Box::new(replaced("Content-Range", "X-Range"))),
-        (
-            "a range of words",
-            Box::new(replaced("Content-Range: bytes", "Content-Range: words")),
-        ),
-        (
-            "too long",
-            Box::new(|asked| {
-                let (head, bytes) = honest(asked);
-                let length = format!("Content-Length: {}", bytes.len());
-                let head = head.replace(&length, &format!("Content-Length: {}", bytes.len() + 7));
-                (
-                    [head.as_bytes(), b"\r\n", &bytes, b"1234567"].concat(),
-                    End::Close,
-                )
-            }),
-        ),
-        (
-            "too short",
-            Box::new(|asked| {
-                let (head, bytes) = honest(asked);
-                let length = format!("Content-Length: {}", bytes.len());
-                let head = head.replace(&length, "Content-Length: 5");
-                ([head.as_bytes(), b"\r\n", &bytes[..5]].concat(), End::Close)
-            }),
-        ),
-        (
-            "endless",
-            Box::new(|asked| {
-                let (head, bytes) = honest(asked);
-                let length = format!("Content-Length: {}\r\n", bytes.len());
-                let head = head.replace(&length, "Connection: close\r\n");
-                ([head.as_bytes(), b"\r\n", &bytes].concat(), End::Endless)
-            }),
-        ),
-        (
-            "packed",
-            Box::new(replaced("ETag", "Content-Encoding: gzip\r\nETag")),
-        ),
-        (
-            "no HTTP",
-            Box::new(|_| (b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(), End::Close)),
-        ),
-        (
-            "endless head",
-            Box::new(|_| (b"HTTP/1.1 206 OK\r\nX: ".to_vec(), End::Endless)),
-        ),
-    ];
     std::thread::scope(|scope| {
-        for (name, spoil) in faults {
+        for name in FAULTS {
             scope.spawn(move || {
-                let spoil: Arc<Spoil> = Arc::new(spoil);
-                let passing = spoil.clone();
+                let spoil = move |asked: &Asked| {
+                    let (head, bytes) = honest(asked);
+                    spoil(name, &head, &bytes, SIZE)
+                };
                 let start = Instant::now();
-                let bytes = spoiled(1, move |asked| passing(asked)).read();
+                let bytes = spoiled(1, spoil).read();
                 let bytes = bytes.unwrap_or_else(|e| panic!("{name}: {e}"));
                 assert!(bytes.len() as u64 == SIZE && right(0, &bytes), "{name}");
-                let lasting = spoiled(usize::MAX, move |asked| spoil(asked));
+                let lasting = spoiled(usize::MAX, spoil);
                 let error = lasting.read().expect_err(name);
                 assert_eq!(error.kind().code(), 1, "{name}: {error}");
                 assert!(error.hint().is_some(), "{name}: {error}");
