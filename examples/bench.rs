@@ -109,9 +109,25 @@ fn options() -> Result<Options> {
     Ok(options)
 }
 
+/// The most memory a process had until it ended, to within its last milliseconds.
+fn watched(status: &str) -> u64 {
+    let mut most = 0;
+    loop {
+        match peak_of(status) {
+            0 => return most,
+            kib => most = kib,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 /// The most memory this process ever had.
 fn peak_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    peak_of("/proc/self/status")
+}
+
+fn peak_of(status: &str) -> u64 {
+    let status = fs::read_to_string(status).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     line.and_then(|l| l.split_whitespace().next()?.parse().ok())
         .unwrap_or(0)
@@ -228,7 +244,6 @@ struct Lab {
 /// One run of the program.
 struct Run {
     seconds: f64,
-    /// Of this build alone.
     peak_mib: f64,
     json: Value,
 }
@@ -245,18 +260,26 @@ impl Lab {
                 command
             }
         };
-        let out = command
+        let child = command
             .args(args)
             .args(["--json", "--quiet"])
             .stdin(Stdio::null())
-            .output()?;
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let of_others = self.program.is_some().then(|| {
+            let status = format!("/proc/{}/status", child.id());
+            std::thread::spawn(move || watched(&status))
+        });
+        let out = child.wait_with_output()?;
         let seconds = start.elapsed().as_secs_f64();
+        let watched = of_others.and_then(|thread| thread.join().ok());
         let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
         ensure!(out.status.success(), "{args:?}: {stderr}");
         Ok(Run {
             seconds,
-            peak_mib: match self.program {
-                Some(_) => 0.0,
+            peak_mib: match watched {
+                Some(kib) => kib as f64 / 1024.0,
                 None => fs::read_to_string(&peak)?.parse::<f64>()? / 1024.0,
             },
             json: serde_json::from_slice(&out.stdout)?,

@@ -295,7 +295,10 @@ pub(super) fn to_targets(
     let copied = copy_all(ui, &copies, &options).map_err(|failure| kept(job, folder, failure))?;
     let bytes = Bytes {
         resumed: copied.iter().map(|c| c.resumed).sum(),
-        shared: copied.iter().map(|c| c.shared).sum(),
+        // The ranges that were to be copied are rounded to grains.
+        shared: (copied.iter().zip(&copies))
+            .map(|(copied, disk)| copied.shared.min(disk.live))
+            .sum(),
         virtual_size,
         read: live,
         written: copied.iter().map(|c| c.written).sum(),
