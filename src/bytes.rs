@@ -1,4 +1,4 @@
-//! Numbers in bytes of others, which may end before them.
+//! Numbers in bytes of others, which may end before them; and the structures they stand in.
 
 pub fn le16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
@@ -19,6 +19,95 @@ pub fn be32(bytes: &[u8], at: usize) -> Option<u32> {
 pub fn be64(bytes: &[u8], at: usize) -> Option<u64> {
     le64(bytes, at).map(u64::swap_bytes)
 }
+
+/// A value at a fixed place in a structure.
+pub trait Field: Sized {
+    fn get(bytes: &[u8]) -> Option<Self>;
+    fn put(&self, bytes: &mut [u8]) -> Option<()>;
+}
+
+macro_rules! number {
+    ($($number:ty),*) => {$(
+        impl Field for $number {
+            fn get(bytes: &[u8]) -> Option<Self> {
+                bytes.first_chunk().map(|b| Self::from_le_bytes(*b))
+            }
+
+            fn put(&self, bytes: &mut [u8]) -> Option<()> {
+                *bytes.first_chunk_mut()? = self.to_le_bytes();
+                Some(())
+            }
+        }
+    )*};
+}
+number!(u8, u16, u32, u64);
+
+impl<const N: usize> Field for [u8; N] {
+    fn get(bytes: &[u8]) -> Option<Self> {
+        bytes.first_chunk().copied()
+    }
+
+    fn put(&self, bytes: &mut [u8]) -> Option<()> {
+        *bytes.first_chunk_mut()? = *self;
+        Some(())
+    }
+}
+
+impl Field for [u64; 3] {
+    fn get(bytes: &[u8]) -> Option<Self> {
+        let at = |i: usize| u64::get(bytes.get(8 * i..)?);
+        Some([at(0)?, at(1)?, at(2)?])
+    }
+
+    fn put(&self, bytes: &mut [u8]) -> Option<()> {
+        let mut pairs = self.iter().enumerate();
+        pairs.try_for_each(|(i, number)| number.put(bytes.get_mut(8 * i..)?))
+    }
+}
+
+impl Field for uuid::Uuid {
+    fn get(bytes: &[u8]) -> Option<Self> {
+        bytes.first_chunk().map(|b| Self::from_bytes_le(*b))
+    }
+
+    fn put(&self, bytes: &mut [u8]) -> Option<()> {
+        self.to_bytes_le().put(bytes)
+    }
+}
+
+/// Declares a structure on a disk: its length, and for each field its offset, name and type. It is declared
+/// whole, also where nobody reads a field or writes the structure.
+macro_rules! layout {
+    ($(#[$doc:meta])* $name:ident [$len:literal] {
+        $($(#[$field_doc:meta])* $offset:literal => $field:ident: $kind:ty,)*
+    }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[allow(dead_code)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: $kind,)*
+        }
+
+        #[allow(dead_code)]
+        impl $name {
+            pub const LEN: usize = $len;
+
+            /// The structure at the start of `bytes`; `None` when they are too few.
+            pub fn read(bytes: &[u8]) -> Option<Self> {
+                let bytes = bytes.get(..Self::LEN)?;
+                Some(Self { $($field: $crate::bytes::Field::get(bytes.get($offset..)?)?,)* })
+            }
+
+            /// Puts the fields where [`Self::read`] finds them; bytes between them stay.
+            pub fn write(&self, bytes: &mut [u8]) -> Option<()> {
+                let bytes = bytes.get_mut(..Self::LEN)?;
+                $($crate::bytes::Field::put(&self.$field, bytes.get_mut($offset..)?)?;)*
+                Some(())
+            }
+        }
+    };
+}
+pub(crate) use layout;
 
 #[cfg(test)]
 mod tests {

@@ -270,6 +270,29 @@ fn matching(
     names
 }
 
+/// Where what is taken of a file begins, and its length, with a note when that is not all of it.
+fn part_to_take(item: &mut Item, take: Take, left: u64) -> Option<(u64, u64)> {
+    let (start, size) = match take {
+        Take::Whole(limit) if item.size_bytes > limit => {
+            item.note = Some(format!("not taken: more than {} MiB", limit / MIB));
+            return None;
+        }
+        Take::End(limit) if item.size_bytes > limit => {
+            item.note = Some(format!("the last {} MiB of it", limit / MIB));
+            (item.size_bytes - limit, limit)
+        }
+        _ => (0, item.size_bytes),
+    };
+    if size > left {
+        item.note = Some(format!(
+            "not taken: the archive would hold more than {} MiB",
+            MAX_TOTAL / MIB
+        ));
+        return None;
+    }
+    Some((start, size))
+}
+
 /// Adds one file; `None` when there is none.
 fn add<W: Write>(
     guest: &dyn GuestRead,
@@ -296,24 +319,9 @@ fn add<W: Write>(
             return Ok(Some(item));
         }
     }
-    let (start, size) = match take {
-        Take::Whole(limit) if item.size_bytes > limit => {
-            item.note = Some(format!("not taken: more than {} MiB", limit / MIB));
-            return Ok(Some(item));
-        }
-        Take::End(limit) if item.size_bytes > limit => {
-            item.note = Some(format!("the last {} MiB of it", limit / MIB));
-            (item.size_bytes - limit, limit)
-        }
-        _ => (0, item.size_bytes),
-    };
-    if size > *left {
-        item.note = Some(format!(
-            "not taken: the archive would hold more than {} MiB",
-            MAX_TOTAL / MIB
-        ));
+    let Some((start, size)) = part_to_take(&mut item, take, *left) else {
         return Ok(Some(item));
-    }
+    };
     let mut contents = Contents {
         guest,
         file: (volume, path),

@@ -32,12 +32,6 @@ pub enum Stake {
     Nothing,
 }
 
-impl Stake {
-    pub fn is_acceptable(self) -> bool {
-        matches!(self, Stake::Start | Stake::Nothing)
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Id {
     pub id: &'static str,

@@ -1,7 +1,9 @@
 //! What several directories have to name alike: one type for each thing, with the names that the different
 //! worlds give it.
 
+use std::borrow::Borrow;
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use clap::ValueEnum;
@@ -250,9 +252,112 @@ impl Serialize for MacAddr {
     }
 }
 
+/// A control set of a SYSTEM hive, `ControlSet001`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct ControlSet(String);
+
+impl ControlSet {
+    pub fn new(number: u32) -> Self {
+        Self(format!("ControlSet{number:03}"))
+    }
+
+    /// A key of that name at the root of a hive; the three digits are what Windows gives it.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (head, digits) = name.split_at_checked("ControlSet".len())?;
+        let numbered = digits.len() == 3 && digits.bytes().all(|b| b.is_ascii_digit());
+        (head.eq_ignore_ascii_case("ControlSet") && numbered)
+            .then(|| Self(format!("ControlSet{digits}")))
+    }
+
+    /// A key below it.
+    pub fn key(&self, below: &str) -> KeyPath {
+        KeyPath(self.0.clone()).join(below)
+    }
+
+    /// The key of a service.
+    pub fn service(&self, name: &str) -> KeyPath {
+        self.key("Services").join(name)
+    }
+}
+
+impl Deref for ControlSet {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for ControlSet {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ControlSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A key below the root of a hive: names with a backslash between them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct KeyPath(String);
+
+impl KeyPath {
+    pub fn new(path: impl Into<String>) -> Self {
+        Self(path.into())
+    }
+
+    pub fn join(&self, below: &str) -> Self {
+        Self(format!("{}\\{below}", self.0))
+    }
+}
+
+impl Deref for KeyPath {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<KeyPath> for String {
+    fn from(path: KeyPath) -> Self {
+        path.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_sets_and_the_keys_below_them() {
+        let set = ControlSet::new(2);
+        assert_eq!(&*set, "ControlSet002");
+        assert_eq!(&*set.service("disk"), r"ControlSet002\Services\disk");
+        assert_eq!(&*set.key("Enum").join("PCI"), r"ControlSet002\Enum\PCI");
+        for (name, known) in [
+            ("controlset002", true),
+            ("ControlSet02", false),
+            ("ControlSet0002", false),
+            ("ControlSetÜ1", false),
+            ("CurrentControlSet", false),
+            ("Select", false),
+        ] {
+            let parsed = ControlSet::parse(name);
+            assert_eq!(parsed, known.then(|| set.clone()), "{name}");
+        }
+    }
 
     #[test]
     fn mac_addresses() {

@@ -593,6 +593,22 @@ fn files(folder: &Path, endings: &[&str], found: &mut Vec<std::path::PathBuf>) {
     }
 }
 
+/// A file has one subject, and a subject fits in so many lines.
+#[test]
+fn no_file_has_more_than_800_lines() {
+    let mut all = Vec::new();
+    for folder in ["src", "examples", "fuzz/fuzz_targets"] {
+        files(&root().join(folder), &["rs"], &mut all);
+    }
+    assert!(all.len() > 300, "{} files", all.len());
+    let long: Vec<String> = (all.iter())
+        .map(|path| (path, fs::read_to_string(path).unwrap().lines().count()))
+        .filter(|(path, lines)| *lines > 800 && !path.ends_with("src/fix/commit.rs"))
+        .map(|(path, lines)| format!("{}: {lines}", path.display()))
+        .collect();
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
 /// `docs/glossary.md` has the words that stand for these.
 #[test]
 fn words_that_the_glossary_replaces_are_not_used() {

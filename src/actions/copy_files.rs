@@ -185,7 +185,7 @@ mod tests {
                 folder: dir.path().to_path_buf(),
                 durably: true,
             },
-            hives: crate::actions::Merges::default(),
+            hives: crate::actions::merge::Merges::default(),
             walking: Vec::new(),
         };
         let changes = action.apply(&mut work).unwrap();

@@ -20,15 +20,15 @@ use std::ops::Deref;
 
 use serde::Serialize;
 
-pub use act::{Act, Converted, Kind, Work, Writes};
+pub use act::{Act, Converted, Kind, Work};
 pub use boot_sector::PatchBootSector;
-pub use change::{Change, ChangeKind, FileFacts, Saver};
+pub use change::{Change, Saver};
 pub use copy_files::{CopyFiles, FileCopy};
 pub use copy_in_guest::CopyInGuest;
 pub use edit_hive::EditHive;
 pub use edited::EditedHives;
 pub use error::ActionError;
-pub use merge::{Merges, Merging, Walked, Walking, check_edits};
+pub use merge::{Merging, Walked, Walking, check_edits};
 pub use preview::{Preview, PreviewHives};
 
 use crate::drivers::media::Media;

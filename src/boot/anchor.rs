@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::install::{replace, rewrite};
+use super::install::texts::{replace, rewrite};
 use super::record;
 use crate::domain::element::Element;
 use crate::error::{Error, Result};

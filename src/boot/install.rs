@@ -8,6 +8,8 @@
 //!
 //! Owner, mode and SELinux label are those libvirt gives to disks; it does so again at each start.
 
+pub(super) mod texts;
+
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
@@ -24,18 +26,17 @@ use super::files::trust;
 use super::record::INSTALLING;
 use crate::boot::in_use::{self, Held};
 use crate::domain::element::Element;
-use crate::domain::emit;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::files::rename_new;
 use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted::{self, TrustedFolder};
 use crate::report::OutputFile;
-use crate::text::in_single_quotes;
 use crate::tool::confine::Confinement;
 use crate::tool::privileges::Privileges;
 use crate::tool::virsh::Virsh;
 use crate::tool::{self, Cmd};
+use texts::{files_of, replace, rewrite, rewrite_report, rewrite_texts};
 
 /// Where the disks go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +79,35 @@ impl Installing {
         let text = format!("{:#}\n", serde_json::json!(self));
         write_durably(&path, text.as_bytes()).map_err(io_error("writing", &path))
     }
+
+    /// A script has the new paths in JSON, and QEMU's options, besides.
+    fn refuse_unfit_names(&self) -> Result<()> {
+        let unfit = self.moves.iter().map(|m| &m.to).find(|p| {
+            let text = p.to_string_lossy();
+            text.contains(['"', '\\', ',', '<', '>', '&']) || text.contains(char::is_control)
+        });
+        match unfit {
+            None => Ok(()),
+            Some(path) => Err(Error::usage(format!(
+                "{} has characters that scripts and options cannot hold",
+                path.display()
+            ))),
+        }
+    }
+
+    /// The last step: afterwards there is nothing left to continue.
+    fn remove_originals(&self, folder: &Path) -> Result<()> {
+        for moved in &self.moves {
+            moved.remove_original()?;
+            point("install-removing")?;
+        }
+        point("install-removed")?;
+        let note = folder.join(INSTALLING);
+        match fs::remove_file(&note) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("removing", &note)(e)),
+            _ => sync_folder(folder).map_err(io_error("syncing", folder)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -89,49 +119,116 @@ pub struct Installed {
 /// Puts the disks, the probe and the UEFI variables of an output directory there. What is there already
 /// stays; disks of elsewhere (block devices, `--in-place`) are left where they are.
 pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed> {
-    let folder = std::path::absolute(folder)
-        .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
-    let held = trust(&folder)?
-        .ok_or_else(|| Error::usage(format!("{} is not a directory", folder.display())))?;
-    let report_path = folder.join("report.json");
-    let mut report: Value =
-        serde_json::from_slice(&held.read(Path::new("report.json"))?).map_err(|e| {
-            Error::failed(format!("{} is not understood", report_path.display())).because(e)
-        })?;
-    let target = destination(place, virsh)?;
-    let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
-    if identity(&folder).ok() == identity(&target).ok() {
-        return Err(Error::usage(format!(
-            "{} is the output directory itself: its disks are there already",
-            target.display()
-        )));
-    }
+    let mut output = Output::open(folder)?;
+    let target = output.destination(place, virsh)?;
     let user = access::qemu_user(virsh.uri());
     access::check(&[target.join("disk")], user.as_ref())?;
-
-    let mut domains = Vec::new();
-    for key in ["bootstrap_xml", "final_xml"] {
-        let Some(name) = report
-            .pointer(&format!("/outputs/{key}"))
-            .and_then(Value::as_str)
-            .and_then(|path| Path::new(path).file_name())
-        else {
-            continue;
-        };
-        let path = folder.join(name);
-        let root = Element::parse(&held.read(Path::new(name))?)
-            .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
-        domains.push((path, root));
+    let (mut state, given_up) = output.moves_to(&target)?;
+    state.refuse_unfit_names()?;
+    // Nothing is touched before it is known that everything can go.
+    let nvram = output.nvram();
+    for moved in &state.moves {
+        moved.check(&output.report, &nvram)?;
     }
-    let nvram: Vec<PathBuf> = domains
-        .iter()
-        .filter_map(|(_, root)| Some(PathBuf::from(&root.path("os/nvram")?.text)))
-        .collect();
-    let mut state = Installing::load(&folder)?;
-    let mut given_up = Vec::new();
-    for (_, root) in &domains {
-        for file in files_of(root) {
-            let Some(name) = file.file_name().filter(|_| file.parent() == Some(&folder)) else {
+    let _held = hold(&state.moves, virsh.uri())?;
+    for moved in &given_up {
+        moved.take_back(&output.report);
+    }
+    for moved in &state.moves {
+        Work::remove_dead(&moved.to);
+    }
+    if !state.moves.is_empty() {
+        state.save(&output.folder)?;
+    }
+    let mut installed = Installed::default();
+    put_all(&output, &mut state, user.as_ref(), &mut installed.warnings)?;
+    output.name_anew(&state.moves)?;
+    point("installed")?;
+    state.remove_originals(&output.folder)?;
+    if let Place::Pool(name) = place {
+        virsh.pool_refresh(name)?;
+    }
+    installed.moved = state.moves;
+    Ok(installed)
+}
+
+fn point(name: &str) -> Result<()> {
+    failpoint::hit(name).map_err(|e| Error::failed("installing").because(e))
+}
+
+/// An output directory whose disks are moved.
+struct Output {
+    folder: PathBuf,
+    report: Value,
+    /// The domain XML files that the report names.
+    domains: Vec<(PathBuf, Element)>,
+}
+
+impl Output {
+    fn open(folder: &Path) -> Result<Self> {
+        let folder = std::path::absolute(folder)
+            .map_err(|e| Error::usage(format!("{} is not a path", folder.display())).because(e))?;
+        let held = trust(&folder)?
+            .ok_or_else(|| Error::usage(format!("{} is not a directory", folder.display())))?;
+        let path = folder.join("report.json");
+        let report: Value =
+            serde_json::from_slice(&held.read(Path::new("report.json"))?).map_err(|e| {
+                Error::failed(format!("{} is not understood", path.display())).because(e)
+            })?;
+        let mut domains = Vec::new();
+        for key in ["bootstrap_xml", "final_xml"] {
+            let Some(name) = report
+                .pointer(&format!("/outputs/{key}"))
+                .and_then(Value::as_str)
+                .and_then(|path| Path::new(path).file_name())
+            else {
+                continue;
+            };
+            let path = folder.join(name);
+            let root = Element::parse(&held.read(Path::new(name))?)
+                .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?;
+            domains.push((path, root));
+        }
+        Ok(Self {
+            folder,
+            report,
+            domains,
+        })
+    }
+
+    fn destination(&self, place: &Place, virsh: &Virsh) -> Result<PathBuf> {
+        let target = destination(place, virsh)?;
+        let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
+        if identity(&self.folder).ok() == identity(&target).ok() {
+            return Err(Error::usage(format!(
+                "{} is the output directory itself: its disks are there already",
+                target.display()
+            )));
+        }
+        Ok(target)
+    }
+
+    /// The files that the domains name.
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
+        self.domains.iter().flat_map(|(_, root)| files_of(root))
+    }
+
+    fn nvram(&self) -> Vec<PathBuf> {
+        self.domains
+            .iter()
+            .filter_map(|(_, root)| Some(PathBuf::from(&root.path("os/nvram")?.text)))
+            .collect()
+    }
+
+    /// What is to be moved, and the moves to another place that an earlier run had begun.
+    fn moves_to(&self, target: &Path) -> Result<(Installing, Vec<Moved>)> {
+        let mut state = Installing::load(&self.folder)?;
+        let mut given_up = Vec::new();
+        for file in self.files() {
+            let Some(name) = file
+                .file_name()
+                .filter(|_| file.parent() == Some(&self.folder))
+            else {
                 continue;
             };
             let to = target.join(name);
@@ -149,71 +246,23 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
                 });
             }
         }
+        Ok((state, given_up))
     }
-    // A script has them in JSON, and QEMU's options, besides.
-    if let Some(path) = state.moves.iter().map(|m| &m.to).find(|p| {
-        let text = p.to_string_lossy();
-        text.contains(['"', '\\', ',', '<', '>', '&']) || text.contains(char::is_control)
-    }) {
-        return Err(Error::usage(format!(
-            "{} has characters that scripts and options cannot hold",
-            path.display()
-        )));
-    }
-    // Nothing is touched before it is known that everything can go.
-    for moved in &state.moves {
-        moved.check(&report, &nvram)?;
-    }
-    let _held = hold(&state.moves, virsh.uri())?;
-    for moved in &given_up {
-        moved.take_back(&report);
-    }
-    for moved in &state.moves {
-        Work::remove_dead(&moved.to);
-    }
-    if !state.moves.is_empty() {
-        state.save(&folder)?;
-    }
-    let mut installed = Installed::default();
-    // A killed run has changed the XML already: there is no rollback, only forward.
-    let begun = domains
-        .iter()
-        .flat_map(|(_, root)| files_of(root))
-        .any(|file| state.moves.iter().any(|m| m.to == file));
-    put_all(
-        (&folder, &report, begun),
-        &mut state,
-        user.as_ref(),
-        &mut installed.warnings,
-    )?;
-    let moves = &state.moves;
-    for (path, root) in &mut domains {
-        rewrite(root, &|old| {
-            let found = moves.iter().find(|m| m.from == Path::new(old));
-            found.map(|m| m.to.display().to_string())
-        });
-        replace(path, root.to_document().as_bytes())?;
-    }
-    rewrite_texts(&folder, &report, moves)?;
-    rewrite_report(&folder, &mut report, moves);
-    replace(&report_path, format!("{report:#}\n").as_bytes())?;
-    failpoint::hit("installed").map_err(|e| Error::failed("installing").because(e))?;
-    for moved in moves {
-        moved.remove_original()?;
-        failpoint::hit("install-removing").map_err(|e| Error::failed("installing").because(e))?;
-    }
-    failpoint::hit("install-removed").map_err(|e| Error::failed("installing").because(e))?;
-    match fs::remove_file(folder.join(INSTALLING)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(io_error("removing", &folder.join(INSTALLING))(e));
+
+    /// Changes the documents to the new paths, the report last.
+    fn name_anew(&mut self, moves: &[Moved]) -> Result<()> {
+        for (path, root) in &mut self.domains {
+            rewrite(root, &|old| {
+                let found = moves.iter().find(|m| m.from == Path::new(old));
+                found.map(|m| m.to.display().to_string())
+            });
+            replace(path, root.to_document().as_bytes())?;
         }
-        _ => sync_folder(&folder).map_err(io_error("syncing", &folder))?,
+        rewrite_texts(&self.folder, &self.report, moves)?;
+        rewrite_report(&self.folder, &mut self.report, moves);
+        let report = format!("{:#}\n", self.report);
+        replace(&self.folder.join("report.json"), report.as_bytes())
     }
-    if let Place::Pool(name) = place {
-        virsh.pool_refresh(name)?;
-    }
-    installed.moved = state.moves;
-    Ok(installed)
 }
 
 /// Keeps a VM from starting on the disks while they are moved; refuses what one uses already: a copy of it
@@ -242,11 +291,16 @@ fn hold(moves: &[Moved], uri: &str) -> Result<Held> {
 
 /// Every file under its new name, besides the old one. When one cannot be, the others are taken back.
 fn put_all(
-    (folder, report, begun): (&Path, &Value, bool),
+    output: &Output,
     state: &mut Installing,
     user: Option<&User>,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
+    let Output { folder, report, .. } = output;
+    // A killed run has changed the XML already: there is no rollback, only forward.
+    let begun = output
+        .files()
+        .any(|file| state.moves.iter().any(|m| m.to == file));
     for i in 0..state.moves.len() {
         let put = put(folder, state, i).and_then(|()| {
             let moved = &state.moves[i];
@@ -266,7 +320,7 @@ fn put_all(
             let _ = fs::remove_file(folder.join(INSTALLING));
             return Err(error);
         }
-        failpoint::hit("installing").map_err(|e| Error::failed("installing").because(e))?;
+        point("installing")?;
     }
     Ok(())
 }
@@ -316,7 +370,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
     state.moves[i].copy = Some(finished().map_err(io_error("copying to", &to))?);
     // Noted before it has its name: a run that finds it there knows whose it is.
     state.save(folder)?;
-    failpoint::hit("install-copied").map_err(|e| Error::failed("installing").because(e))?;
+    point("install-copied")?;
     rename_new(&copy, &to).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => exists(),
         _ => io_error("moving to", &to)(e),
@@ -501,40 +555,6 @@ impl Moved {
     }
 }
 
-/// The new paths of the disks, and what their files are now.
-fn rewrite_report(folder: &Path, report: &mut Value, moves: &[Moved]) {
-    if let Some(disks) = report
-        .pointer_mut("/outputs/disks")
-        .and_then(Value::as_array_mut)
-    {
-        for disk in disks {
-            let mut found = moves.iter();
-            let found = found.find(|m| disk.as_str().map(Path::new) == Some(&m.from));
-            if let Some(moved) = found {
-                *disk = moved.to.display().to_string().into();
-            }
-        }
-    }
-    let Some(files) = report.get_mut("files").and_then(Value::as_array_mut) else {
-        return;
-    };
-    for entry in files {
-        let Ok(was) = serde_json::from_value::<OutputFile>(entry.clone()) else {
-            continue;
-        };
-        let path = folder.join(&was.path);
-        let moved = moves.iter().find(|m| m.from == path);
-        let (name, path) = match moved {
-            Some(moved) => (moved.to.clone(), moved.to.clone()),
-            None => (was.path, path),
-        };
-        let now = fs::metadata(&path).ok();
-        if let Some(now) = now.and_then(|found| OutputFile::of(name, &found)) {
-            *entry = serde_json::json!(now);
-        }
-    }
-}
-
 pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
     let path = match place {
         Place::Folder(path) => path.clone(),
@@ -602,89 +622,6 @@ fn pool_folder(name: &str, xml: &str) -> Result<PathBuf> {
     }
 }
 
-/// Disks and UEFI variables of a domain.
-fn files_of(root: &Element) -> Vec<PathBuf> {
-    let sources = root.descendants("source");
-    let mut files: Vec<PathBuf> = sources
-        .iter()
-        .filter_map(|s| s.attr("file"))
-        .map(PathBuf::from)
-        .collect();
-    files.extend(root.path("os/nvram").map(|n| PathBuf::from(&n.text)));
-    files
-}
-
-/// Gives the disks and UEFI variables of a domain the paths that `new` has for them.
-pub(super) fn rewrite(element: &mut Element, new: &dyn Fn(&str) -> Option<String>) {
-    if element.is("source") {
-        for (_, value) in element.attrs.iter_mut().filter(|(key, _)| key == "file") {
-            if let Some(path) = new(value) {
-                *value = path;
-            }
-        }
-    }
-    if element.is("host") {
-        for (_, value) in element.attrs.iter_mut().filter(|(key, _)| key == "socket") {
-            if let Some(path) = new(value) {
-                *value = path;
-            }
-        }
-    }
-    if element.is("nvram")
-        && let Some(path) = new(&element.text)
-    {
-        element.text = path;
-    }
-    for child in &mut element.children {
-        rewrite(child, new);
-    }
-}
-
-const REPORT: &str = "report.html";
-
-/// The same in what else names the disks: scripts and YAML, where paths are between single quotes, and
-/// the report to look at.
-fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
-    let emitted = report.pointer("/outputs/emitted").and_then(Value::as_array);
-    let names = emitted.into_iter().flatten().filter_map(Value::as_str);
-    let names = names.filter_map(|path| Path::new(path).file_name()?.to_str());
-    for name in names.chain([REPORT]) {
-        let path = folder.join(name);
-        let mut text = match trusted::read(&path) {
-            Err(e) if e.is_missing() => continue,
-            text => String::from_utf8(text?)
-                .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?,
-        };
-        for Moved { from, to, .. } in moved {
-            // The state of a TPM lies beside the variables.
-            let tpm = [from, to].map(|path| path.with_extension("tpm"));
-            for [from, to] in [[from, to], [&tpm[0], &tpm[1]]] {
-                let [from, to] =
-                    [from, to].map(|path| in_single_quotes(&path.display().to_string()));
-                text = text.replace(&from, &to);
-            }
-            if name != REPORT {
-                for (from, to) in [(from, to), (&tpm[0], &tpm[1])] {
-                    let file = from.file_name().unwrap_or_default().to_string_lossy();
-                    text = emit::relocated(&text, &file, to);
-                }
-            }
-        }
-        replace(&path, text.as_bytes())?;
-    }
-    Ok(())
-}
-
-/// Durable before it is under its name; the mode stays.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> io::Result<()> {
-        let mode = fs::metadata(path)?.permissions();
-        write_durably(path, bytes)?;
-        fs::set_permissions(path, mode)
-    };
-    write().map_err(io_error("writing", path))
-}
-
 /// As libvirt wants a disk. Without privileges it stays this user's, who then runs QEMU too.
 fn prepare(
     moved: &Moved,
@@ -734,194 +671,4 @@ fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::skip::skip;
-
-    #[test]
-    fn pools() {
-        let pool =
-            |kind: &str, target: &str| format!("<pool type='{kind}'><name>p</name>{target}</pool>");
-        let path = "<target><path>/var/lib/x y</path></target>";
-        assert_eq!(
-            pool_folder("p", &pool("dir", path)).unwrap(),
-            Path::new("/var/lib/x y")
-        );
-        for xml in [pool("logical", path), pool("dir", ""), "<".to_owned()] {
-            assert!(pool_folder("p", &xml).is_err(), "{xml}");
-        }
-    }
-
-    fn moved(from: PathBuf, to: PathBuf) -> Installing {
-        Installing {
-            moves: vec![Moved {
-                from,
-                to,
-                copy: None,
-            }],
-        }
-    }
-
-    /// Between file systems, and again after an interruption.
-    #[test]
-    fn a_file_crosses_file_systems() {
-        let (here, there) = (
-            tempfile::tempdir().unwrap(),
-            tempfile::tempdir_in("/dev/shm"),
-        );
-        let Ok(there) = there else {
-            return skip("dev-shm", "no /dev/shm");
-        };
-        let device = |path: &Path| fs::metadata(path).unwrap().dev();
-        if device(here.path()) == device(there.path()) {
-            return skip("dev-shm", "/dev/shm is no file system of its own");
-        }
-        let (from, to) = (here.path().join("a disk"), there.path().join("a disk"));
-        fs::write(&from, "contents").unwrap();
-        let dead = there
-            .path()
-            .join(format!(".a disk.{}.partial", uuid::Uuid::new_v4()));
-        fs::create_dir(&dead).unwrap();
-        fs::set_permissions(&dead, Permissions::from_mode(0o700)).unwrap();
-        fs::write(dead.join("disk"), "of a killed run").unwrap();
-        fs::write(there.path().join("a disk.partial"), "of the user").unwrap();
-        Work::remove_dead(&to);
-        let mut state = moved(from.clone(), to.clone());
-        for _ in 0..2 {
-            state.moves[0].check(&Value::Null, &[]).unwrap();
-            put(here.path(), &mut state, 0).unwrap();
-            assert!(from.exists(), "the original goes last");
-            assert_eq!(fs::read_to_string(&to).unwrap(), "contents");
-            state = Installing::load(here.path()).unwrap();
-        }
-        state.moves[0].remove_original().unwrap();
-        assert!(!from.exists());
-        let mut names: Vec<_> = fs::read_dir(there.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        names.sort();
-        assert_eq!(names, ["a disk", "a disk.partial"]);
-        let mut warnings = Vec::new();
-        prepare(&state.moves[0], &Value::Null, None, &mut warnings).unwrap();
-        assert_eq!(fs::metadata(&to).unwrap().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_name_that_is_taken_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("disk"), dir.path().join("there"));
-        fs::write(&from, "mine").unwrap();
-        let mut state = moved(from.clone(), to.clone());
-        state.moves[0].check(&Value::Null, &[]).unwrap();
-        // It appears after the check.
-        fs::write(&to, "another's").unwrap();
-        let error = put(dir.path(), &mut state, 0).unwrap_err();
-        assert!(error.message.ends_with("exists already"), "{error}");
-        assert!(state.moves[0].check(&Value::Null, &[]).is_err());
-        state.moves[0].take_back(&Value::Null);
-        state.moves[0].remove_original().unwrap();
-        assert_eq!(fs::read_to_string(&from).unwrap(), "mine");
-        assert_eq!(fs::read_to_string(&to).unwrap(), "another's");
-        // Variables that are not there yet must not become those of another machine.
-        fs::remove_file(&from).unwrap();
-        assert!(state.moves[0].check(&Value::Null, &[]).is_err());
-    }
-
-    #[test]
-    fn only_what_was_put_there_is_given_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to, victim] = ["disk", "there", "victim"].map(|name| dir.path().join(name));
-        for file in [&from, &victim] {
-            fs::write(file, "x").unwrap();
-            fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
-        }
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        let mut state = moved(from.clone(), to.clone());
-        put(dir.path(), &mut state, 0).unwrap();
-        let give = || prepare(&state.moves[0], &Value::Null, None, &mut Vec::new());
-        fs::remove_file(&to).unwrap();
-        std::os::unix::fs::symlink(&victim, &to).unwrap();
-        assert!(give().is_err());
-        fs::remove_file(&to).unwrap();
-        fs::hard_link(&victim, &to).unwrap();
-        assert!(give().is_err());
-        assert_eq!((mode(&victim), mode(&from)), (0o644, 0o644));
-        fs::remove_file(&to).unwrap();
-        fs::hard_link(&from, &to).unwrap();
-        give().unwrap();
-        assert_eq!(mode(&from), 0o600);
-    }
-
-    #[test]
-    fn a_disk_that_is_nowhere_is_not_put() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to] = ["disk", "there"].map(|name| dir.path().join(name));
-        let one = &moved(from.clone(), to.clone()).moves[0];
-        let error = one.check(&Value::Null, &[]).unwrap_err();
-        assert!(error.message.contains(to.to_str().unwrap()), "{error}");
-        assert_eq!(error.hints.len(), 1);
-        for nvram in [&from, &to] {
-            one.check(&Value::Null, std::slice::from_ref(nvram))
-                .unwrap();
-        }
-        std::os::unix::fs::symlink("/dev/null", &from).unwrap();
-        let error = one.check(&Value::Null, &[]).unwrap_err();
-        assert!(error.message.contains("no file itself"), "{error}");
-    }
-
-    #[test]
-    fn the_report_knows_what_was_moved() {
-        let dir = tempfile::tempdir().unwrap();
-        let [from, to] = ["disk", "there"].map(|name| dir.path().join(name));
-        fs::write(&to, "x").unwrap();
-        let one = &moved(from.clone(), to.clone()).moves[0];
-        let found = fs::metadata(&to).unwrap();
-        let listed = |path: &Path| {
-            let entry = OutputFile::of(path.into(), &found);
-            serde_json::json!({"files": [entry], "outputs": {"disks": [to]}})
-        };
-        for (path, known) in [
-            (Path::new("disk"), true),
-            (&to, true),
-            (Path::new("other"), false),
-        ] {
-            assert_eq!(one.check(&listed(path), &[]).is_ok(), known, "{path:?}");
-        }
-        // A VM ran from it since.
-        let report = listed(&to);
-        fs::write(&to, "changed").unwrap();
-        one.check(&report, &[]).unwrap();
-        assert!(one.check(&listed(Path::new("disk")), &[]).is_err());
-        // Both are there: one of them is somebody else's.
-        fs::write(&from, "x").unwrap();
-        assert!(one.check(&report, &[]).is_err());
-    }
-
-    #[test]
-    fn folders_of_others_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = rustix::process::geteuid().is_root();
-        for (mode, fine) in [
-            (0o755, true),
-            (0o711, true),
-            (0o775, !root),
-            (0o757, false),
-            (0o1777, true),
-        ] {
-            fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
-            let found = refuse_others(dir.path());
-            assert_eq!(found.is_ok(), fine, "{mode:o}");
-            assert!(
-                found
-                    .err()
-                    .is_none_or(|e| e.hints[0].starts_with("chmod go-w"))
-            );
-        }
-        if root {
-            std::os::unix::fs::chown(dir.path(), Some(12345), None).unwrap();
-            let error = refuse_others(dir.path()).unwrap_err();
-            assert!(error.message.contains("belongs to user 12345"), "{error}");
-        }
-    }
-}
+mod tests;

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::StorageBus;
+use crate::drivers::Catalogue;
+use crate::drivers::catalogue::{Role, VirtioDevice};
 use crate::error::{Error, Result};
 use crate::guest::keys::Keys;
 use crate::guest::{DiskId, GuestPath, GuestRead};
 use crate::inspect::{Survey, WindowsFacts};
 use crate::registry::HiveView;
 use crate::session::{Access, Session};
+use crate::types::ControlSet;
 
 const VENDOR: &str = "VEN_1AF4";
 const MAX_LOG: u64 = 64 << 20;
@@ -58,13 +61,28 @@ impl Proof {
     }
 }
 
-fn service(bus: StorageBus) -> &'static str {
-    match bus {
-        StorageBus::VirtioBlk => "viostor",
-        StorageBus::VirtioScsi => "vioscsi",
+/// The service that must drive the controller of the final stage.
+fn service(bus: StorageBus) -> String {
+    let device = match bus {
+        StorageBus::VirtioBlk => VirtioDevice::Blk,
+        StorageBus::VirtioScsi => VirtioDevice::Scsi,
         // Only Linux machines end there, and they are not watched.
-        StorageBus::Sata => "storahci",
-    }
+        StorageBus::Sata => return "storahci".into(),
+    };
+    let catalogue = Catalogue::builtin();
+    catalogue.service_of(device).unwrap_or_default().into()
+}
+
+/// Words that tell a section of the log: it is about a VirtIO device, or a driver of a disk or NIC.
+fn words() -> Vec<String> {
+    let catalogue = Catalogue::builtin();
+    let drivers = catalogue.drivers.iter();
+    drivers
+        .filter(|d| matches!(d.role, Role::Storage | Role::Network))
+        .flat_map(|d| d.services.iter())
+        .map(|service| service.to_lowercase())
+        .chain([VENDOR.to_lowercase()])
+        .collect()
 }
 
 /// The disk of a machine that is off.
@@ -112,12 +130,13 @@ pub fn read(disk: &GuestDisk<'_>, bus: StorageBus) -> Result<Proof> {
 
 fn devices(
     system: &[u8],
-    control_set: &str,
+    control_set: &ControlSet,
     bus: StorageBus,
 ) -> Result<Proof, crate::registry::HiveError> {
     let mut proof = Proof::default();
+    let service = service(bus);
     let view = HiveView::new(system)?;
-    let Some(pci) = view.key(&format!("{control_set}\\Enum\\PCI"))? else {
+    let Some(pci) = view.key(&control_set.key("Enum\\PCI"))? else {
         return Ok(proof);
     };
     for device in pci.keys()? {
@@ -129,7 +148,7 @@ fn devices(
             let found = instance.string("Service")?;
             proof.bound |= found
                 .as_deref()
-                .is_some_and(|s| s.eq_ignore_ascii_case(service(bus)));
+                .is_some_and(|s| s.eq_ignore_ascii_case(&service));
             proof.devices.push(Device {
                 instance: format!("{name}\\{}", instance.name()?),
                 service: found,
@@ -154,13 +173,12 @@ pub fn setup_log_path(windows: &WindowsFacts) -> Option<GuestPath> {
 fn errors(log: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut section: Vec<&str> = Vec::new();
+    let words = words();
     for line in log.lines().chain(["<<<"]) {
         if line.starts_with("<<<") {
             let ours = section.iter().any(|l| {
                 let lower = l.to_ascii_lowercase();
-                ["ven_1af4", "viostor", "vioscsi", "netkvm"]
-                    .iter()
-                    .any(|word| lower.contains(word))
+                words.iter().any(|word| lower.contains(word))
             });
             if ours {
                 let bad = section.iter().filter(|l| l.starts_with("!!!"));
@@ -204,11 +222,11 @@ mod tests {
         );
         let hive = tree.to_bytes("SYSTEM");
         for (set, bus, count, bound) in [
-            ("ControlSet001", StorageBus::VirtioBlk, 2, true),
-            ("ControlSet001", StorageBus::VirtioScsi, 2, false),
-            ("ControlSet002", StorageBus::VirtioBlk, 0, false),
+            (1, StorageBus::VirtioBlk, 2, true),
+            (1, StorageBus::VirtioScsi, 2, false),
+            (2, StorageBus::VirtioBlk, 0, false),
         ] {
-            let proof = devices(&hive, set, bus).unwrap();
+            let proof = devices(&hive, &ControlSet::new(set), bus).unwrap();
             assert_eq!((proof.devices.len(), proof.bound), (count, bound), "{set}");
         }
     }

@@ -5,7 +5,7 @@ use crate::bytes::le64;
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
-use crate::types::PciId;
+use crate::types::{ControlSet, PciId};
 
 /// The answer of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,11 @@ pub enum Lookup {
 }
 
 /// Looks in `<ControlSet>\Control\CriticalDeviceDatabase`.
-pub fn critical_device(system: &HiveView<'_>, control_set: &str, device: &PciId) -> Result<Lookup> {
+pub fn critical_device(
+    system: &HiveView<'_>,
+    control_set: &ControlSet,
+    device: &PciId,
+) -> Result<Lookup> {
     let names = device.ids().into_iter().map(|id| (format!("PCI#{id}"), id));
     critical_service(system, control_set, names)
 }
@@ -40,13 +44,11 @@ pub fn critical_device(system: &HiveView<'_>, control_set: &str, device: &PciId)
 /// The same for any list of (key name, id).
 pub fn critical_service(
     system: &HiveView<'_>,
-    control_set: &str,
+    control_set: &ControlSet,
     names: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Lookup> {
     let mut without_class = Vec::new();
-    if let Some(database) =
-        system.key(&format!("{control_set}\\Control\\CriticalDeviceDatabase"))?
-    {
+    if let Some(database) = system.key(&control_set.key("Control\\CriticalDeviceDatabase"))? {
         for (name, id) in names {
             let Some(entry) = database.key(&name)? else {
                 continue;

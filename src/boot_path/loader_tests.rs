@@ -138,7 +138,7 @@ impl Guest {
         let root = GuestPath::parse("\\Windows").unwrap();
         let ctx = BootContext {
             system: &system,
-            control_set: SET,
+            control_set: &crate::types::ControlSet::new(1),
             windows_root: &root,
             nt: self.nt,
             arch: self.arch(),

@@ -44,6 +44,7 @@ use crate::guest::GuestPath;
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::text::guest_text;
+use crate::types::ControlSet;
 use walk::Walk;
 
 /// The verdict on one controller, with the first thing that is missing as the reason.
@@ -158,7 +159,7 @@ pub enum Fault {
 pub struct BootContext<'a> {
     pub system: &'a HiveView<'a>,
     /// The control set that boots: `ControlSet001`.
-    pub control_set: &'a str,
+    pub control_set: &'a ControlSet,
     pub windows_root: &'a GuestPath,
     /// NT version: (6, 1) is Windows 7, (10, 0) is Windows 10 and 11.
     pub nt: (u32, u32),

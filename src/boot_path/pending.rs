@@ -6,6 +6,7 @@
 use crate::guest::GuestPath;
 use crate::registry::error::Result;
 use crate::registry::{HiveView, RegData, RegOp};
+use crate::types::ControlSet;
 
 const KEY: &str = "Control\\Session Manager";
 const VALUES: [&str; 2] = [
@@ -22,9 +23,9 @@ pub struct Pending {
 }
 
 impl Pending {
-    pub fn read(system: &HiveView<'_>, control_set: &str) -> Result<Self> {
+    pub fn read(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Self> {
         let mut lists = Vec::new();
-        if let Some(key) = system.key(&format!("{control_set}\\{KEY}"))? {
+        if let Some(key) = system.key(&control_set.key(KEY))? {
             for name in VALUES {
                 if let Some(value) = key.value(name)? {
                     lists.push((name, pairs(&value.data)));
@@ -48,8 +49,8 @@ impl Pending {
     }
 
     /// The lists without what takes these files away.
-    pub fn without(&self, control_set: &str, paths: &[GuestPath]) -> Vec<RegOp> {
-        let key = format!("{control_set}\\{KEY}");
+    pub fn without(&self, control_set: &ControlSet, paths: &[GuestPath]) -> Vec<RegOp> {
+        let key = control_set.key(KEY);
         let mut ops = Vec::new();
         for (name, pairs) in &self.lists {
             let kept: Vec<String> = pairs
@@ -62,7 +63,7 @@ impl Pending {
             }
             ops.push(if kept.is_empty() {
                 RegOp::DeleteValue {
-                    key: key.clone(),
+                    key: key.clone().into(),
                     name: name.to_string(),
                 }
             } else {
@@ -140,7 +141,7 @@ mod tests {
         ] {
             let (hive, path) = pending(entries);
             let view = HiveView::new(&hive).unwrap();
-            let found = Pending::read(&view, "ControlSet001").unwrap();
+            let found = Pending::read(&view, &ControlSet::new(1)).unwrap();
             assert_eq!(found.removes(&path), gone, "{entries:?}");
         }
     }
@@ -150,10 +151,10 @@ mod tests {
         let temp = "\\??\\C:\\Temp\\a.tmp";
         let (hive, path) = pending(&[temp, "", FILE, "", temp, "\\??\\C:\\b"]);
         let view = HiveView::new(&hive).unwrap();
-        let found = Pending::read(&view, "ControlSet001").unwrap();
+        let found = Pending::read(&view, &ControlSet::new(1)).unwrap();
         let rest = [temp, "", temp, "\\??\\C:\\b"].map(str::to_string).to_vec();
         assert_eq!(
-            found.without("ControlSet001", &[path]),
+            found.without(&ControlSet::new(1), &[path]),
             [RegOp::set(
                 "ControlSet001\\Control\\Session Manager",
                 VALUES[0],
@@ -162,9 +163,9 @@ mod tests {
         );
         let (hive, path) = pending(&[FILE, ""]);
         let view = HiveView::new(&hive).unwrap();
-        let found = Pending::read(&view, "ControlSet001").unwrap();
+        let found = Pending::read(&view, &ControlSet::new(1)).unwrap();
         assert!(matches!(
-            found.without("ControlSet001", &[path])[..],
+            found.without(&ControlSet::new(1), &[path])[..],
             [RegOp::DeleteValue { .. }]
         ));
     }

@@ -4,6 +4,7 @@ use crate::guest::{GuestPath, PathError};
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::{Key, Value};
+use crate::types::ControlSet;
 
 pub const BOOT_START: u32 = 0;
 pub const DISABLED: u32 = 4;
@@ -68,7 +69,7 @@ impl Service {
     /// [installed](Self::is_installed).
     pub fn read(
         system: &HiveView<'_>,
-        control_set: &str,
+        control_set: &ControlSet,
         windows_root: &GuestPath,
         nt: (u32, u32),
         name: &str,
@@ -77,7 +78,7 @@ impl Service {
         if name.is_empty() || name.contains('\\') {
             return Ok(None);
         }
-        let Some(key) = system.key(&format!("{control_set}\\Services\\{name}"))? else {
+        let Some(key) = system.key(&control_set.service(name))? else {
             return Ok(None);
         };
         let mut overrides = Vec::new();

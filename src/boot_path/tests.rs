@@ -7,6 +7,7 @@ use super::*;
 use crate::registry::{KeyTree, RegData};
 use crate::skip::{corpus, corpus_if_there, have};
 use crate::tool::Cmd;
+use crate::types::ControlSet;
 
 /// hivexregedit does not create the parents of a key.
 fn with_parents(reg: &str) -> String {
@@ -205,7 +206,7 @@ impl Guest {
         let root = GuestPath::parse("\\Windows").unwrap();
         let ctx = BootContext {
             system: &system,
-            control_set: "ControlSet001",
+            control_set: &ControlSet::new(1),
             windows_root: &root,
             nt: self.nt,
             arch: self.arch,

@@ -442,7 +442,7 @@ impl Walk<'_, '_> {
 
     fn filters(&mut self) -> Result<()> {
         for (guid, class) in CLASSES {
-            let path = format!("{}\\Control\\Class\\{guid}", self.ctx.control_set);
+            let path = self.ctx.control_set.key("Control\\Class").join(guid);
             let Some(key) = self.ctx.system.key(&path)? else {
                 continue;
             };
@@ -495,7 +495,7 @@ impl Walk<'_, '_> {
     /// Devices of this kind that Windows met before: what it set up then is what it uses again when the
     /// device is in the same place, and it does not ask the databases.
     fn instances(&mut self, controller: Controller) -> Result<()> {
-        let path = format!("{}\\Enum\\PCI", self.ctx.control_set);
+        let path = self.ctx.control_set.key("Enum\\PCI");
         let Some(bus) = self.ctx.system.key(&path)? else {
             return Ok(());
         };

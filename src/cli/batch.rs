@@ -1,20 +1,19 @@
 //! `hyper2kvm convert --batch FILE`: many machines, some at a time.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
-use crate::batch::file::{self, Kind, List, Place, Rules, Settings};
+use crate::batch::file::{Kind, List, Place, Rules, Settings};
 use crate::batch::page::page as render;
-use crate::batch::report::{PAGE_TITLE, State, Summary, save};
+use crate::batch::report::{PAGE_TITLE, State, Summary};
 use crate::batch::run::{self, Machine};
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::create_passage;
-use crate::ui::{Ui, count, document};
+use crate::ui::{Ui, count};
 
-use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
+use super::list::{ListFile, Reports, kind};
+use super::options::{self, DRY_RUN, FORCE, IN_PLACE, KEY, OUTPUT_DIR, Options, SOURCE};
 use super::source::FixArgs;
 use super::wire;
 
@@ -48,14 +47,7 @@ impl Rules for ConvertOptions {
                 "unknown option `{name}`: hyper2kvm convert --help lists them (without `--` here)"
             ));
         };
-        if place == Place::Defaults && [SOURCE, NAME, OUTPUT_DIR, "mac", "root"].contains(&name) {
-            return Err(format!("`{name}` is for one machine, not for all of them"));
-        }
-        Ok(match shape {
-            s if s.flag => Kind::Flag,
-            s if s.repeatable => Kind::Many,
-            _ => Kind::One,
-        })
+        kind(name, &shape, place, "machine")
     }
 
     fn check(&self, name: &str, value: &str) -> Result<(), String> {
@@ -65,31 +57,20 @@ impl Rules for ConvertOptions {
 
 pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     let start = Instant::now();
-    let file = args.batch.as_deref().unwrap_or(Path::new(""));
-    let file = std::path::absolute(file)
-        .map_err(|e| Error::usage("the list of machines has no path").because(e))?;
-    let text = std::fs::read_to_string(&file)
-        .map_err(|e| Error::usage(format!("reading {}", file.display())).because(e))?;
-    let list = file::parse(&text, &ConvertOptions).map_err(|e| {
-        Error::usage(format!("{} is not understood: {e}", file.display()))
-            .hint("hyper2kvm docs fleet describes the format")
-    })?;
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    let output = match (
-        given.get(OUTPUT_DIR).and_then(|v| v.first()),
-        &list.output_dir,
-    ) {
-        (Some(given), _) => PathBuf::from(given),
-        (None, Some(said)) => folder.join(said),
-        (None, None) => folder.to_path_buf(),
+    let read = ListFile::read(args.batch.as_deref(), &ConvertOptions, given)?;
+    let reports = Reports {
+        list: &read,
+        schema: BATCH,
+        ending: "report",
+        title: PAGE_TITLE,
     };
     let dry_run = given.contains_key(DRY_RUN);
-    let mut machines = machines(&list, given, folder, &output)?;
+    let mut machines = machines(&read.list, given, read.folder(), &read.output)?;
     if let Some(wanted) = &args.only {
         machines = only(machines, wanted)?;
     }
     if !dry_run && args.only.is_none() {
-        refuse_taken(&output, &file)?;
+        reports.refuse_taken()?;
     }
     let jobs = args.jobs.map_or_else(run::default_jobs, usize::from);
     let jobs = jobs.min(machines.len());
@@ -99,7 +80,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     );
 
     let lines = run::run(&machines, jobs, dry_run, ui);
-    let summary = Summary::new(&file, jobs, start.elapsed().as_secs_f64(), lines);
+    let summary = Summary::new(&read.file, jobs, start.elapsed().as_secs_f64(), lines);
     ui.styled(&summary.text());
     for line in &summary.machines {
         let named = |warning: &String| format!("{}: {warning}", line.name);
@@ -108,10 +89,9 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     }
     let body = summary.document();
     ui.document(BATCH, body.clone());
-    let reports = if dry_run || args.only.is_some() {
-        None
-    } else {
-        Some(save_reports(&output, &file, &summary, body)?)
+    let page = match dry_run || args.only.is_some() {
+        true => None,
+        false => Some(reports.save(body, &render(&summary, &read.output))?),
     };
     let kind = if args.only.is_some() {
         let failure = summary.machines.first().and_then(|l| l.failure.as_ref());
@@ -128,7 +108,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     if kind == ErrorKind::NotRolledBack {
         error = error.hint("the report has the command that undoes each of them");
     }
-    if let Some(page) = reports {
+    if let Some(page) = page {
         error = error.hint(format!("the whole story: {}", page.display()));
     }
     let refused = ErrorKind::Refused.code();
@@ -155,56 +135,6 @@ fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
             count - 1
         ))
     })
-}
-
-fn reports(output: &Path, file: &Path) -> (PathBuf, PathBuf) {
-    let stem = file.file_stem().unwrap_or(OsStr::new(BATCH));
-    let stem = stem.to_string_lossy();
-    let named = |end: &str| output.join(format!("{stem}-report.{end}"));
-    (named("json"), named("html"))
-}
-
-/// Refuses to replace a file of the user by a report; looked at before the start and before it is written.
-fn refuse_taken(output: &Path, file: &Path) -> Result<()> {
-    let (json, page) = reports(output, file);
-    let is_document = |text: &str| {
-        serde_json::from_str::<serde_json::Value>(text)
-            .is_ok_and(|report| report["schema"] == format!("hyper2kvm/{BATCH}/1"))
-    };
-    let written_here = |path: &Path| {
-        let plain = path.symlink_metadata().is_ok_and(|m| m.is_file());
-        let text = plain.then(|| std::fs::read_to_string(path).ok()).flatten();
-        text.is_some_and(|text| is_document(&text) || text.contains(PAGE_TITLE))
-    };
-    let taken = [json, page];
-    let taken = taken
-        .iter()
-        .find(|path| path.symlink_metadata().is_ok() && !written_here(path));
-    match taken {
-        Some(path) => Err(Error::failed(format!(
-            "{} was not written by hyper2kvm and would be replaced by the report",
-            path.display()
-        ))
-        .hint("move it elsewhere, or give the list another name")),
-        None => Ok(()),
-    }
-}
-
-/// `fleet-report.json` and `.html` beside the machines of `fleet.yaml`.
-fn save_reports(
-    output: &Path,
-    file: &Path,
-    summary: &Summary,
-    body: serde_json::Value,
-) -> Result<PathBuf> {
-    let (json, page) = reports(output, file);
-    let failed =
-        |e: std::io::Error| Error::failed(format!("writing {}", json.display())).because(e);
-    refuse_taken(output, file)?;
-    create_passage(output).map_err(failed)?;
-    save(&json, &format!("{:#}\n", document(BATCH, body))).map_err(failed)?;
-    save(&page, &render(summary, output)).map_err(failed)?;
-    Ok(page)
 }
 
 /// The machines with everything decided, or a usage error before any of them is started.
@@ -381,6 +311,7 @@ pub(super) fn real(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::file;
 
     fn list(text: &str) -> Result<Vec<Machine>> {
         let list = file::parse(text, &ConvertOptions).map_err(Error::usage)?;

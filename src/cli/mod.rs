@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod drivers;
 pub mod inspect;
 mod limits;
+mod list;
 pub mod man;
 pub mod options;
 pub mod plan;

@@ -1,22 +1,20 @@
 //! `hyper2kvm rehearse --batch FILE`: a list of VMs, and one page about them.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::FromArgMatches;
 
-use crate::batch::file::{self, Kind, List, Place, Rules};
-use crate::batch::report::save;
+use crate::batch::file::{Kind, List, Place, Rules};
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::create_passage;
 use crate::rehearse::batch::{self, Summary, Vm};
 use crate::rehearse::{self, PAGE_TITLE};
-use crate::ui::{Ui, document};
+use crate::ui::Ui;
 
 use super::batch::{merge, real};
-use super::options::{self, DRY_RUN, FORCE, KEY, NAME, OUTPUT_DIR, Options, SOURCE};
+use super::list::{ListFile, Reports, kind};
+use super::options::{self, DRY_RUN, FORCE, KEY, OUTPUT_DIR, Options, SOURCE};
 use super::rehearse_options::{OneArgs, definitions, objection};
 
 pub(super) const BATCH: &str = "batch";
@@ -49,14 +47,7 @@ impl Rules for RehearseOptions {
                 "unknown option `{name}`: hyper2kvm rehearse --help lists them (without `--` here)"
             ));
         };
-        if place == Place::Defaults && [SOURCE, NAME, OUTPUT_DIR, "mac", "root"].contains(&name) {
-            return Err(format!("`{name}` is for one VM, not for all of them"));
-        }
-        Ok(match shape {
-            s if s.flag => Kind::Flag,
-            s if s.repeatable => Kind::Many,
-            _ => Kind::One,
-        })
+        kind(name, &shape, place, "VM")
     }
 
     fn check(&self, name: &str, value: &str) -> Result<(), String> {
@@ -73,34 +64,24 @@ pub(super) fn run(args: &ListArgs, given: &Options, ui: &Ui) -> Result<()> {
         return Err(Error::usage("--dry-run goes with one VM")
             .hint("hyper2kvm convert --batch FILE --dry-run plans a list"));
     }
-    let file = args.batch.as_deref().unwrap_or(Path::new(""));
-    let file = std::path::absolute(file)
-        .map_err(|e| Error::usage("the list of VMs has no path").because(e))?;
-    let text = std::fs::read_to_string(&file)
-        .map_err(|e| Error::usage(format!("reading {}", file.display())).because(e))?;
-    let list = file::parse(&text, &RehearseOptions).map_err(|e| {
-        Error::usage(format!("{} is not understood: {e}", file.display()))
-            .hint("hyper2kvm docs fleet describes the format")
-    })?;
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    let output = match (
-        given.get(OUTPUT_DIR).and_then(|v| v.first()),
-        &list.output_dir,
-    ) {
-        (Some(given), _) => PathBuf::from(given),
-        (None, Some(said)) => folder.join(said),
-        (None, None) => folder.to_path_buf(),
+    let read = ListFile::read(args.batch.as_deref(), &RehearseOptions, given)?;
+    let reports = Reports {
+        list: &read,
+        schema: SCHEMA,
+        ending: "rehearsal",
+        title: PAGE_TITLE,
     };
-    let vms = vms(&list, given, folder, &output)?;
-    refuse_taken(&output, &file)?;
+    let vms = vms(&read.list, given, read.folder(), &read.output)?;
+    reports.refuse_taken()?;
     batch::reach(&vms)?;
     ui.status("Rehearsing", &format!("{} VMs", vms.len()));
     rehearse::clean_up(ui);
     let ran = batch::run(&vms, args.jobs.map(usize::from), ui);
-    let summary = Summary::new(&file, begin.elapsed().as_secs_f64(), ran);
+    let summary = Summary::new(&read.file, begin.elapsed().as_secs_f64(), ran);
     ui.line(&summary.text());
-    ui.document(SCHEMA, batch::document(&summary));
-    let page = save_reports(&output, &file, &summary)?;
+    let body = batch::document(&summary);
+    ui.document(SCHEMA, body.clone());
+    let page = reports.save(body, &rehearse::page::of_list(&summary, &read.output))?;
     let Some(kind) = summary.verdict() else {
         ui.status("Written", &page.display().to_string());
         return Ok(());
@@ -108,49 +89,6 @@ pub(super) fn run(args: &ListArgs, given: &Options, ui: &Ui) -> Result<()> {
     let mut error = Error::new(kind, summary.sentence());
     error.reported = true;
     Err(error.hint(format!("the whole story: {}", page.display())))
-}
-
-fn reports(output: &Path, file: &Path) -> [PathBuf; 2] {
-    let stem = file.file_stem().unwrap_or(OsStr::new(BATCH));
-    let stem = stem.to_string_lossy();
-    ["json", "html"].map(|end| output.join(format!("{stem}-rehearsal.{end}")))
-}
-
-/// Refuses to replace a file of the user by a report.
-fn refuse_taken(output: &Path, file: &Path) -> Result<()> {
-    let written_here = |path: &Path| {
-        let plain = path.symlink_metadata().is_ok_and(|m| m.is_file());
-        let text = plain.then(|| std::fs::read_to_string(path).ok()).flatten();
-        text.is_some_and(|text| {
-            let document = serde_json::from_str::<serde_json::Value>(&text);
-            let schema = format!("hyper2kvm/{SCHEMA}/1");
-            document.is_ok_and(|d| d["schema"] == schema) || text.contains(PAGE_TITLE)
-        })
-    };
-    let reports = reports(output, file);
-    let taken = reports
-        .iter()
-        .find(|path| path.symlink_metadata().is_ok() && !written_here(path));
-    match taken {
-        Some(path) => Err(Error::failed(format!(
-            "{} was not written by hyper2kvm and would be replaced by the report",
-            path.display()
-        ))
-        .hint("move it elsewhere, or give the list another name")),
-        None => Ok(()),
-    }
-}
-
-fn save_reports(output: &Path, file: &Path, summary: &Summary) -> Result<PathBuf> {
-    let [json, page] = reports(output, file);
-    let failed =
-        |e: std::io::Error| Error::failed(format!("writing {}", json.display())).because(e);
-    refuse_taken(output, file)?;
-    create_passage(output).map_err(failed)?;
-    let document = document(SCHEMA, batch::document(summary));
-    save(&json, &format!("{document:#}\n")).map_err(failed)?;
-    save(&page, &rehearse::page::of_list(summary, output)).map_err(failed)?;
-    Ok(page)
 }
 
 /// The VMs with everything decided, or a usage error before any of them is started.
@@ -229,6 +167,7 @@ fn inherited_keys(merged: &Options) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::file;
 
     fn list(text: &str) -> Result<Vec<Vm>> {
         let list = file::parse(text, &RehearseOptions).map_err(Error::usage)?;

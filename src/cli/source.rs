@@ -443,8 +443,71 @@ impl FixArgs {
         let media_path = self.virtio_path();
         let mut source = self.source.open()?;
         source.access.inspect.force_dirty = self.force_dirty_volume;
-        let vm = &source.vm;
-        let machine = MachineOptions {
+        let machine = self.machine_options(&source.vm)?;
+        let firstboot = Wishes {
+            none: self.no_firstboot,
+            network: self.network.into(),
+            macs: Vec::new(),
+            user_scripts: self.user_scripts()?,
+            uninstall_tools: self.uninstall_tools,
+        };
+        Ok(Job {
+            source,
+            engine: Engine::choose(self.source.engine.into())?,
+            drivers: DriverOptions {
+                media: media_path,
+                config: self.driver_config.clone(),
+                require_signed: self.require_signed,
+            },
+            guest: GuestOptions {
+                bootstrap: self.bootstrap.map(BootstrapArg::controller),
+                repair_bcd: self.repair_bcd,
+                keep_tools: self.keep_tools,
+                firstboot,
+                linux: match self.linux {
+                    LinuxArg::Auto => Preference::Auto,
+                    LinuxArg::VirtV2v => Preference::VirtV2v,
+                    LinuxArg::AsIs => Preference::AsIs,
+                },
+                accept,
+            },
+            copy: self.disk_options()?,
+            output: OutputOptions {
+                folder: self.output_dir.clone(),
+                force: self.force,
+                resume: self.resume,
+                from_sync: self.from_sync,
+                budget: self.budget,
+            },
+            vm: VmOptions {
+                machine,
+                emit: self.emit_kinds(),
+                kubevirt: self.kubevirt(),
+                xml_patch: self.patch()?,
+            },
+            request: Request::default(),
+        })
+    }
+
+    fn disk_options(&self) -> Result<DiskOptions> {
+        Ok(DiskOptions {
+            method: match self.copy {
+                _ if self.in_place => Copying::InPlace,
+                CopyArg::Now => Copying::Now,
+                CopyArg::Later => Copying::Later,
+            },
+            format: self.format.into(),
+            compress: self.compress,
+            trim: !self.no_trim,
+            verify: self.verify_copy,
+            pace: pace(self.bandwidth)?,
+            devices: self.output_device.clone(),
+            target_is_zero: self.target_is_zero,
+        })
+    }
+
+    fn machine_options(&self, vm: &SourceVm) -> Result<MachineOptions> {
+        Ok(MachineOptions {
             title: title(self.name.as_ref().unwrap_or(&vm.name)),
             name: self.name.clone().unwrap_or_else(|| vm.name.clone()),
             memory_mib: self.memory.or(vm.memory_mib).unwrap_or(4096),
@@ -482,62 +545,6 @@ impl FixArgs {
             machine_type: self.machine.clone(),
             nvram: PathBuf::new(),
             portable: self.portable,
-        };
-        let firstboot = Wishes {
-            none: self.no_firstboot,
-            network: self.network.into(),
-            macs: Vec::new(),
-            user_scripts: self.user_scripts()?,
-            uninstall_tools: self.uninstall_tools,
-        };
-        Ok(Job {
-            source,
-            engine: Engine::choose(self.source.engine.into())?,
-            drivers: DriverOptions {
-                media: media_path,
-                config: self.driver_config.clone(),
-                require_signed: self.require_signed,
-            },
-            guest: GuestOptions {
-                bootstrap: self.bootstrap.map(BootstrapArg::controller),
-                repair_bcd: self.repair_bcd,
-                keep_tools: self.keep_tools,
-                firstboot,
-                linux: match self.linux {
-                    LinuxArg::Auto => Preference::Auto,
-                    LinuxArg::VirtV2v => Preference::VirtV2v,
-                    LinuxArg::AsIs => Preference::AsIs,
-                },
-                accept,
-            },
-            copy: DiskOptions {
-                method: match self.copy {
-                    _ if self.in_place => Copying::InPlace,
-                    CopyArg::Now => Copying::Now,
-                    CopyArg::Later => Copying::Later,
-                },
-                format: self.format.into(),
-                compress: self.compress,
-                trim: !self.no_trim,
-                verify: self.verify_copy,
-                pace: pace(self.bandwidth)?,
-                devices: self.output_device.clone(),
-                target_is_zero: self.target_is_zero,
-            },
-            output: OutputOptions {
-                folder: self.output_dir.clone(),
-                force: self.force,
-                resume: self.resume,
-                from_sync: self.from_sync,
-                budget: self.budget,
-            },
-            vm: VmOptions {
-                machine,
-                emit: self.emit_kinds(),
-                kubevirt: self.kubevirt(),
-                xml_patch: self.patch()?,
-            },
-            request: Request::default(),
         })
     }
 

@@ -13,6 +13,7 @@ use crate::domain::xml::to_element;
 use crate::domain::{
     self, Bootstrap, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
 };
+use crate::drivers::catalogue::VirtioDevice;
 use crate::drivers::select::DriverSet;
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
@@ -432,15 +433,11 @@ fn iso(path: &Path) -> Option<PathBuf> {
 /// A driver that is only staged is installed by Windows at the first boot, so its device may be there
 /// in the final stage.
 fn optional_drivers(drivers: &DriverSet) -> Drivers {
-    let has = |name: &str| {
-        let mut packages = drivers.packages.iter();
-        packages.any(|package| package.driver.eq_ignore_ascii_case(name))
-    };
     Drivers {
-        agent: has("vioser") || has("vioserial"),
-        balloon: has("balloon"),
-        rng: has("viorng"),
-        netkvm: has("netkvm"),
+        agent: drivers.drives(VirtioDevice::Serial),
+        balloon: drivers.drives(VirtioDevice::Balloon),
+        rng: drivers.drives(VirtioDevice::Rng),
+        netkvm: drivers.drives(VirtioDevice::Net),
     }
 }
 

@@ -37,7 +37,7 @@ use crate::wire::Transport;
 
 use super::copy;
 use super::disks::Disk;
-use super::finish;
+use super::finish::{self, Domains};
 use super::in_place::data_sector_size;
 use super::job::Copying;
 use super::job::Job;
@@ -204,14 +204,7 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
     point("fixed")?;
     let storage = controller(job.vm.machine.storage);
     let made_ready = made_ready(made.method);
-    let mut checks = readable(&made.after);
-    checks.push(check("boot-path", true, &made_ready));
-    if let Some(bad) = checks.iter().find(|c| !c.ok) {
-        return Err(
-            Error::failed(format!("the converted guest is not ready: {}", bad.message))
-                .hint("the source is untouched"),
-        );
-    }
+    let mut checks = verified(&made)?;
     run.clock.fixed();
 
     run.begin_copy()?;
@@ -235,18 +228,7 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
         finish::write(run.folder.path(), document)?;
     }
     let final_xml = run.folder.target().join(&domains.final_xml);
-    // What the conversion has repaired is no warning any more.
-    let mut warnings = warnings(&made.after);
-    if made.method == Method::AsIs {
-        warnings.push(ON_MY_WORD.to_string());
-    }
-    warnings.extend(machine::other_macs(
-        &made.after.network.adapters,
-        &job.vm.machine,
-    ));
-    warnings.extend(job.source.vm.notes.clone());
-    warnings.extend(domains.warnings.iter().cloned());
-    warnings.extend(later::warnings(job, &images(&run.disks)));
+    let warnings = all_warnings(&run, &made, &domains);
     let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
@@ -278,6 +260,37 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
     };
     finish::save_report(&mut run, &mut report, &plan)?;
     Ok(report)
+}
+
+/// The checks of the guest as it is now, all of them passed.
+fn verified(made: &Made) -> Result<Vec<Check>> {
+    let mut checks = readable(&made.after);
+    checks.push(check("boot-path", true, &made_ready(made.method)));
+    match checks.iter().find(|c| !c.ok) {
+        None => Ok(checks),
+        Some(bad) => Err(Error::failed(format!(
+            "the converted guest is not ready: {}",
+            bad.message
+        ))
+        .hint("the source is untouched")),
+    }
+}
+
+/// Of the guest as it is now: what the conversion has repaired is no warning any more.
+fn all_warnings(run: &Run<'_>, made: &Made, domains: &Domains) -> Vec<String> {
+    let job = run.job;
+    let mut warnings = warnings(&made.after);
+    if made.method == Method::AsIs {
+        warnings.push(ON_MY_WORD.to_string());
+    }
+    warnings.extend(machine::other_macs(
+        &made.after.network.adapters,
+        &job.vm.machine,
+    ));
+    warnings.extend(job.source.vm.notes.clone());
+    warnings.extend(domains.warnings.iter().cloned());
+    warnings.extend(later::warnings(job, &images(&run.disks)));
+    warnings
 }
 
 fn linux_facts(inspection: &Inspection) -> Result<&LinuxFacts> {

@@ -14,6 +14,7 @@ use crate::inspect::linux::LinuxFacts;
 use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
 use crate::source::{SourceNic, SourceVm};
 use crate::text::quoted;
+use crate::types::Arch;
 
 /// Everything about the machine that is not read from the guest.
 #[derive(Debug, Clone)]
@@ -68,7 +69,6 @@ pub fn machine(
     disks: &[Disk],
     options: &MachineOptions,
 ) -> Machine {
-    let arch = serde_json::json!(windows.target.arch);
     let windows_11 = windows.target.build >= 22000 && !windows.target.server;
     let firmware = match inspection.firmware {
         Some(inspect::Firmware::Uefi) => Firmware::Uefi {
@@ -80,7 +80,7 @@ pub fn machine(
         major: windows.target.major,
         minor: windows.target.minor,
         build: windows.target.build,
-        arch: arch.as_str().unwrap_or_default().to_string(),
+        arch: windows.target.arch,
         server: windows.target.server,
     });
     Machine {
@@ -111,9 +111,8 @@ pub fn linux_machine(
         },
         _ => Firmware::Bios,
     };
-    let arch = serde_json::json!(inspection.os.arch);
     let system = System::Linux {
-        arch: arch.as_str().unwrap_or("x86_64").to_string(),
+        arch: inspection.os.arch.unwrap_or(Arch::Amd64),
         osinfo_id: None,
     };
     Machine {

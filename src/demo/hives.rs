@@ -309,11 +309,45 @@ fn devices(spec: &GuestSpec, set: &mut KeyTree) {
     add(&volume, VOLUME, "volume", &["STORAGE\\Volume"]);
 }
 
+const CURRENT: &str = "Microsoft\\Windows\\CurrentVersion";
+const PROGRAMS: &str = "C:\\Program Files";
+
 pub fn software_tree(spec: &GuestSpec) -> KeyTree {
+    let mut root = KeyTree::new("ROOT");
+    version_of_windows(&mut root, spec);
+    root.sz(CURRENT, "ProgramFilesDir", PROGRAMS);
+    root.sz(
+        CURRENT,
+        "CommonFilesDir",
+        &format!("{PROGRAMS}\\Common Files"),
+    );
+    let device_path = RegData::ExpandSz("%SystemRoot%\\inf".into());
+    root.set(CURRENT, "DevicePath", device_path);
+    root.key_mut(&format!("{CURRENT}\\Run"));
+    root.key_mut(&format!("{CURRENT}\\Uninstall"));
+    if spec.version.has_driver_database() {
+        let files = format!("{CURRENT}\\Setup\\PnpLockdownFiles");
+        let file = format!("{files}\\%SystemRoot%/System32/drivers/storahci.sys");
+        root.dword(&file, "Class", 4);
+        root.set(&file, "Owners", RegData::MultiSz(vec!["mshdc.inf".into()]));
+    }
+    if spec.leftovers == Leftovers::Vmware {
+        vmware_tools(&mut root);
+    }
+    for key in ["Classes", "Clients", "ODBC", "Policies\\Microsoft\\Windows"] {
+        root.key_mut(key);
+    }
+    if spec.arch == Arch::Amd64 {
+        root.key_mut("Wow6432Node\\Microsoft\\Windows\\CurrentVersion\\Uninstall");
+    }
+    root
+}
+
+/// `Windows NT\CurrentVersion`, as far as each Windows fills it.
+fn version_of_windows(root: &mut KeyTree, spec: &GuestSpec) {
     let version = spec.version;
     let facts = version.facts();
     let (major, minor) = facts.nt;
-    let mut root = KeyTree::new("ROOT");
     let nt = "Microsoft\\Windows NT\\CurrentVersion";
     let build = facts.build.to_string();
     // Windows 10 and later still say 6.3 here.
@@ -362,48 +396,24 @@ pub fn software_tree(spec: &GuestSpec) -> KeyTree {
             }
         }
     }
+}
 
-    let current = "Microsoft\\Windows\\CurrentVersion";
-    let programs = "C:\\Program Files";
-    root.sz(current, "ProgramFilesDir", programs);
-    root.sz(
-        current,
-        "CommonFilesDir",
-        &format!("{programs}\\Common Files"),
-    );
-    let device_path = RegData::ExpandSz("%SystemRoot%\\inf".into());
-    root.set(current, "DevicePath", device_path);
-    root.key_mut(&format!("{current}\\Run"));
-    root.key_mut(&format!("{current}\\Uninstall"));
-    if version.has_driver_database() {
-        let files = format!("{current}\\Setup\\PnpLockdownFiles");
-        let file = format!("{files}\\%SystemRoot%/System32/drivers/storahci.sys");
-        root.dword(&file, "Class", 4);
-        root.set(&file, "Owners", RegData::MultiSz(vec!["mshdc.inf".into()]));
-    }
-    if spec.leftovers == Leftovers::Vmware {
-        let key = format!("{current}\\Uninstall\\{{FE2F6A2C-196E-4210-9C04-2B1BC21F07EF}}");
-        root.sz(&key, "DisplayName", "VMware Tools");
-        root.sz(&key, "DisplayVersion", "12.3.5.22544099");
-        root.sz(&key, "Publisher", "VMware, Inc.");
-        let place = format!("{programs}\\VMware\\VMware Tools\\");
-        root.sz(&key, "InstallLocation", &place);
-        let command = "MsiExec.exe /X{FE2F6A2C-196E-4210-9C04-2B1BC21F07EF}";
-        root.set(&key, "UninstallString", RegData::ExpandSz(command.into()));
-        root.dword(&key, "WindowsInstaller", 1);
-        scheduled_task(&mut root, &format!("{place}update.exe"));
-        let run = format!("{current}\\Run");
-        let tool = format!("\"{place}vmtoolsd.exe\" -n vmusr");
-        root.sz(&run, "VMware User Process", &tool);
-        root.sz("VMware, Inc.\\VMware Tools", "InstallPath", &place);
-    }
-    for key in ["Classes", "Clients", "ODBC", "Policies\\Microsoft\\Windows"] {
-        root.key_mut(key);
-    }
-    if spec.arch == Arch::Amd64 {
-        root.key_mut("Wow6432Node\\Microsoft\\Windows\\CurrentVersion\\Uninstall");
-    }
-    root
+/// VMware Tools: their installer, and what they start.
+fn vmware_tools(root: &mut KeyTree) {
+    let key = format!("{CURRENT}\\Uninstall\\{{FE2F6A2C-196E-4210-9C04-2B1BC21F07EF}}");
+    root.sz(&key, "DisplayName", "VMware Tools");
+    root.sz(&key, "DisplayVersion", "12.3.5.22544099");
+    root.sz(&key, "Publisher", "VMware, Inc.");
+    let place = format!("{PROGRAMS}\\VMware\\VMware Tools\\");
+    root.sz(&key, "InstallLocation", &place);
+    let command = "MsiExec.exe /X{FE2F6A2C-196E-4210-9C04-2B1BC21F07EF}";
+    root.set(&key, "UninstallString", RegData::ExpandSz(command.into()));
+    root.dword(&key, "WindowsInstaller", 1);
+    scheduled_task(root, &format!("{place}update.exe"));
+    let run = format!("{CURRENT}\\Run");
+    let tool = format!("\"{place}vmtoolsd.exe\" -n vmusr");
+    root.sz(&run, "VMware User Process", &tool);
+    root.sz("VMware, Inc.\\VMware Tools", "InstallPath", &place);
 }
 
 /// A task of the hypervisor's tools in the index of the task scheduler.

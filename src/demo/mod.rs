@@ -78,6 +78,7 @@ impl WinVersion {
         WinVersion::Server2025,
     ];
 
+    #[allow(clippy::too_many_lines, reason = "a table, a row per version")]
     pub fn facts(self) -> VersionFacts {
         let (nt, build, revision, product_name, release, edition, service_pack) = match self {
             Self::Xp => (

@@ -115,14 +115,8 @@ pub(super) fn services(spec: &GuestSpec) -> Vec<Service> {
     let eight = version.has_driver_database();
     let ten = version.nt_at_least(10, 0);
     let vmware = spec.leftovers == Leftovers::Vmware;
-    let hyperv = spec.leftovers == Leftovers::HyperV;
     let bios = spec.firmware == Firmware::Bios;
-    // What Windows turns off for lack of the device: an override on 8 and later, demand start before.
-    let unused_start = if eight { 0 } else { 3 };
-    let unused = |name, group, tag, used: bool| {
-        let service = Service::new(name, if used { 0 } else { unused_start }, group, tag);
-        service.overridden(if used { NOT } else { OVERRIDDEN })
-    };
+    let unused = |name, group, tag, used| unused(spec, (name, group, tag), used);
 
     let mut list = vec![
         Service::new(
@@ -170,28 +164,7 @@ pub(super) fn services(spec: &GuestSpec) -> Vec<Service> {
         list.push(msahci.inf("mshdc.inf"));
     }
     if eight {
-        let storahci = Service::new("storahci", 0, "SCSI Miniport", 0x1f)
-            .inf("mshdc.inf")
-            .miniport(0x0b);
-        list.push(storahci.overridden(match spec.leftovers {
-            Leftovers::None => NOT,
-            Leftovers::Vmware => OVERRIDDEN_TWICE,
-            // Only the configuration of an earlier host: removing "0" is not enough.
-            Leftovers::HyperV => OVERRIDDEN_LATER,
-        }));
-        list.push(
-            unused("stornvme", "SCSI Miniport", 0x20, false)
-                .inf("stornvme.inf")
-                .miniport(0x11),
-        );
-        list.push(Service::new("spaceport", 0, "Boot Bus Extender", 0));
-        list.push(Service::new("EhStorClass", 0, "PnP Filter", 1));
-        list.push(unused("vmbus", "System Bus Extender", 7, hyperv).inf("wvmbus.inf"));
-        list.push(
-            unused("storvsc", "SCSI Miniport", 0x21, hyperv)
-                .inf("wstorvsc.inf")
-                .miniport(0x0a),
-        );
+        list.extend(since_windows_8(spec));
     }
     if ten {
         list.push(Service::new("volume", 0, "", 0).inf("volume.inf"));
@@ -207,6 +180,47 @@ pub(super) fn services(spec: &GuestSpec) -> Vec<Service> {
         list.push(Service::new(net, 3, "NDIS", 0));
     }
     list
+}
+
+/// A service whose device the guest may lack. Windows turns it off then: by an override on 8 and later,
+/// by demand start before.
+fn unused(
+    spec: &GuestSpec,
+    (name, group, tag): (&'static str, &'static str, u32),
+    used: bool,
+) -> Service {
+    let turned_off = match spec.version.has_driver_database() {
+        true => 0,
+        false => 3,
+    };
+    let service = Service::new(name, if used { 0 } else { turned_off }, group, tag);
+    service.overridden(if used { NOT } else { OVERRIDDEN })
+}
+
+/// The storage services that came with Windows 8.
+fn since_windows_8(spec: &GuestSpec) -> Vec<Service> {
+    let hyperv = spec.leftovers == Leftovers::HyperV;
+    let unused = |name, group, tag, used| unused(spec, (name, group, tag), used);
+    let storahci = Service::new("storahci", 0, "SCSI Miniport", 0x1f)
+        .inf("mshdc.inf")
+        .miniport(0x0b);
+    vec![
+        storahci.overridden(match spec.leftovers {
+            Leftovers::None => NOT,
+            Leftovers::Vmware => OVERRIDDEN_TWICE,
+            // Only the configuration of an earlier host: removing "0" is not enough.
+            Leftovers::HyperV => OVERRIDDEN_LATER,
+        }),
+        unused("stornvme", "SCSI Miniport", 0x20, false)
+            .inf("stornvme.inf")
+            .miniport(0x11),
+        Service::new("spaceport", 0, "Boot Bus Extender", 0),
+        Service::new("EhStorClass", 0, "PnP Filter", 1),
+        unused("vmbus", "System Bus Extender", 7, hyperv).inf("wvmbus.inf"),
+        unused("storvsc", "SCSI Miniport", 0x21, hyperv)
+            .inf("wstorvsc.inf")
+            .miniport(0x0a),
+    ]
 }
 
 /// The service of the guest's network adapters.

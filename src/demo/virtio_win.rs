@@ -4,7 +4,6 @@
 //! 13, long and short hardware ids, UTF-16 here and there. Images come from the caller, catalogues
 //! list them but are not signed, installers are placeholders: no Windows would load any of it.
 
-use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
@@ -333,178 +332,190 @@ fn has_tool(driver: &Driver, os: &Os) -> bool {
 }
 
 fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
+    let text = [
+        version(driver, os),
+        models(driver, os, arch),
+        install(driver, os),
+        service(driver, os),
+        interrupts(driver),
+        strings(driver),
+    ]
+    .concat();
+    text.replace('\n', "\r\n")
+}
+
+/// `line` where `wanted`, else nothing.
+fn only(wanted: bool, line: impl Into<String>) -> String {
+    match wanted {
+        true => line.into(),
+        false => String::new(),
+    }
+}
+
+fn version(driver: &Driver, os: &Os) -> String {
     let Driver {
-        stem,
-        service,
-        class,
-        guid,
-        section,
-        start,
-        group,
-        ..
+        stem, class, guid, ..
     } = driver;
-    // The x86 build for 7 has a plain architecture, as old packages do.
-    let decoration = if os.folder == "w7" && arch == Arch::X86 {
-        "NTx86".to_string()
-    } else {
-        format!("NT{}{}", arch.inf_name(), os.decoration)
-    };
-    let dirid = os.dirid();
     let tool = has_tool(driver, os);
-    let mut t = String::new();
-    let mut line = |text: std::fmt::Arguments<'_>| {
-        let _ = write!(t, "{text}\r\n");
+    format!(
+        r#"; Made by hyper2kvm for demonstration: not a real driver
+[Version]
+Signature   = "$Windows NT$"
+Class       = {class}
+ClassGUID   = {guid}
+Provider    = %VENDOR%
+DriverVer   = {stamp} ; stamped
+CatalogFile = {stem}.cat
+PnpLockdown = 1
+[SourceDisksNames]
+1 = %Media%,,,""
+[SourceDisksFiles]
+{stem}.sys = 1,,
+{source}[DestinationDirs]
+DefaultDestDir = {dirid}
+{destination}"#,
+        stamp = os.driver_ver,
+        dirid = os.dirid(),
+        source = only(tool, "netkvmp.exe = 1,,\n"),
+        destination = only(tool, "tool_files = 11\n"),
+    )
+}
+
+fn models(driver: &Driver, os: &Os, arch: Arch) -> String {
+    // The x86 build for 7 has a plain architecture, as old packages do.
+    let decoration = match os.folder == "w7" && arch == Arch::X86 {
+        true => "NTx86".to_string(),
+        false => format!("NT{}{}", arch.inf_name(), os.decoration),
     };
-    line(format_args!(
-        "; Made by hyper2kvm for demonstration: not a real driver"
-    ));
-    line(format_args!("[Version]"));
-    line(format_args!("Signature   = \"$Windows NT$\""));
-    line(format_args!("Class       = {class}"));
-    line(format_args!("ClassGUID   = {guid}"));
-    line(format_args!("Provider    = %VENDOR%"));
-    line(format_args!("DriverVer   = {} ; stamped", os.driver_ver));
-    line(format_args!("CatalogFile = {stem}.cat"));
-    line(format_args!("PnpLockdown = 1"));
-    line(format_args!("[SourceDisksNames]"));
-    line(format_args!("1 = %Media%,,,\"\""));
-    line(format_args!("[SourceDisksFiles]"));
-    line(format_args!("{stem}.sys = 1,,"));
-    if tool {
-        line(format_args!("netkvmp.exe = 1,,"));
-    }
-    line(format_args!("[DestinationDirs]"));
-    line(format_args!("DefaultDestDir = {dirid}"));
-    if tool {
-        line(format_args!("tool_files = 11"));
-    }
-    line(format_args!("[Manufacturer]"));
-    line(format_args!("%VENDOR% = Models,{decoration}"));
-    line(format_args!("[Models.{decoration}]"));
+    let section = driver.section;
     let (old, subsystem, new) = driver.devices;
     let old_id = format!("PCI\\VEN_1AF4&DEV_{old}");
     let new_id = format!("PCI\\VEN_1AF4&DEV_{new}");
     // vioscsi for 7 lists only the long ids.
     let short = |id: &str| {
-        if *stem == "vioscsi" && os.decoration == ".6.1" {
-            String::new()
-        } else {
-            format!(", {id}")
-        }
+        only(
+            driver.stem != "vioscsi" || os.decoration != ".6.1",
+            format!(", {id}"),
+        )
     };
-    line(format_args!(
-        "%Device.Desc% = {section}, {old_id}&SUBSYS_{subsystem}1AF4&REV_00{}",
-        short(&old_id)
-    ));
-    line(format_args!(
-        "%Device.Desc% = {section}, \\\r\n    {new_id}&SUBSYS_11001AF4&REV_01{}",
-        short(&new_id)
-    ));
-    // System-class drivers decorate their install section, the others do not.
-    let section = if *class == "System" {
-        format!("{section}.NT")
-    } else {
-        section.to_string()
+    format!(
+        r"[Manufacturer]
+%VENDOR% = Models,{decoration}
+[Models.{decoration}]
+%Device.Desc% = {section}, {old_id}&SUBSYS_{subsystem}1AF4&REV_00{old_short}
+%Device.Desc% = {section}, \
+    {new_id}&SUBSYS_11001AF4&REV_01{new_short}
+",
+        old_short = short(&old_id),
+        new_short = short(&new_id),
+    )
+}
+
+/// System-class drivers decorate their install section, the others do not.
+fn section(driver: &Driver) -> String {
+    let decoration = only(driver.class == "System", ".NT");
+    format!("{}{decoration}", driver.section)
+}
+
+fn install(driver: &Driver, os: &Os) -> String {
+    let stem = driver.stem;
+    let (net, tool) = (stem == "netkvm", has_tool(driver, os));
+    format!(
+        "[{section}]\n{characteristics}CopyFiles = driver_files{tool_files}\n[driver_files]\n{stem}.sys,,,2\n{tool}{ndi}",
+        section = section(driver),
+        characteristics = only(net, "Characteristics = 0x84\nAddReg = ndi_reg\n"),
+        tool_files = only(tool, ", tool_files"),
+        tool = only(tool, "[tool_files]\nnetkvmp.exe,,,2\n"),
+        ndi = only(
+            net,
+            r#"[ndi_reg]
+HKR, Ndi, Service, 0, "netkvm"
+HKR, Ndi\Interfaces, UpperRange, 0, "ndis5"
+"#
+        ),
+    )
+}
+
+fn service(driver: &Driver, os: &Os) -> String {
+    let Driver {
+        stem,
+        service,
+        start,
+        group,
+        ..
+    } = driver;
+    let dirid = os.dirid();
+    let message_file = match *stem {
+        "netkvm" => "netevent.dll",
+        _ => "IoLogMsg.dll",
     };
-    line(format_args!("[{section}]"));
-    if *stem == "netkvm" {
-        line(format_args!("Characteristics = 0x84"));
-        line(format_args!("AddReg = ndi_reg"));
-        line(format_args!(
-            "CopyFiles = driver_files{}",
-            if tool { ", tool_files" } else { "" }
-        ));
-    } else {
-        line(format_args!("CopyFiles = driver_files"));
-    }
-    line(format_args!("[driver_files]"));
-    line(format_args!("{stem}.sys,,,2"));
-    if tool {
-        line(format_args!("[tool_files]"));
-        line(format_args!("netkvmp.exe,,,2"));
-    }
-    if *stem == "netkvm" {
-        line(format_args!("[ndi_reg]"));
-        line(format_args!("HKR, Ndi, Service, 0, \"netkvm\""));
-        line(format_args!(
-            "HKR, Ndi\\Interfaces, UpperRange, 0, \"ndis5\""
-        ));
-    }
-    line(format_args!("[{section}.Services]"));
-    line(format_args!(
-        "AddService = {service}, %ASSOC%, service_inst, event_log"
-    ));
-    line(format_args!("[service_inst]"));
-    if *stem != "viostor" {
-        line(format_args!("DisplayName    = %Service.Desc%"));
-    }
-    line(format_args!("ServiceType    = %KERNEL_DRIVER%"));
-    line(format_args!("StartType      = {start}"));
-    line(format_args!("ErrorControl   = 1"));
-    line(format_args!("ServiceBinary  = %{dirid}%\\{stem}.sys"));
-    if !group.is_empty() {
-        line(format_args!("LoadOrderGroup = {group}"));
-    }
-    line(format_args!("AddReg         = service_reg"));
-    line(format_args!("[service_reg]"));
-    if let Some(bus) = driver.bus {
-        line(format_args!(
-            "HKR, \"Parameters\\PnpInterface\", \"5\", %REG_DWORD%, 0x00000001"
-        ));
-        line(format_args!(
-            "HKR, \"Parameters\", \"BusType\", %REG_DWORD%, {bus:#010x}"
-        ));
-    }
-    if os.dirid() == 13 {
-        line(format_args!(
-            "HKR, \"Parameters\", DmaRemappingCompatible,0x00010001,0"
-        ));
-    }
-    line(format_args!("[event_log]"));
-    line(format_args!("AddReg = event_log_reg"));
-    line(format_args!("[event_log_reg]"));
-    let message_file = if *stem == "netkvm" {
-        "netevent.dll"
-    } else {
-        "IoLogMsg.dll"
-    };
-    line(format_args!(
-        "HKR,,EventMessageFile,%REG_EXPAND_SZ%,\"%%SystemRoot%%\\System32\\{message_file}\""
-    ));
-    line(format_args!("HKR,,TypesSupported,%REG_DWORD%,7"));
-    line(format_args!("[{section}.HW]"));
-    line(format_args!("AddReg = msi_reg"));
-    line(format_args!("[msi_reg]"));
-    let msi = "Interrupt Management\\MessageSignaledInterruptProperties";
-    line(format_args!("HKR, \"Interrupt Management\",, 0x00000010"));
-    line(format_args!("HKR, \"{msi}\",, 0x00000010"));
-    line(format_args!("HKR, \"{msi}\", MSISupported, 0x00010001, 1"));
-    line(format_args!(
-        "HKR, \"{msi}\", MessageNumberLimit, 0x00010001, 256"
-    ));
-    if driver.bus.is_some() {
-        let policy = "Interrupt Management\\Affinity Policy";
-        line(format_args!("HKR, \"{policy}\",, 0x00000010"));
-        line(format_args!(
-            "HKR, \"{policy}\", DevicePolicy, 0x00010001, 5"
-        ));
-    }
-    line(format_args!("[Strings]"));
-    line(format_args!("VENDOR = \"hyper2kvm demo, not signed\""));
-    line(format_args!(
-        "Media = \"Demo {} installation disk\"",
-        driver.name
-    ));
-    line(format_args!("Device.Desc = \"Demo {}\"", driver.name));
-    line(format_args!(
-        "Service.Desc = \"Demo {} Service\"",
-        driver.name
-    ));
-    line(format_args!("REG_EXPAND_SZ = 0x00020000"));
-    line(format_args!("REG_DWORD = 0x00010001"));
-    line(format_args!("KERNEL_DRIVER = 1"));
-    line(format_args!("ASSOC = 0x00000002"));
-    t
+    let bus = driver.bus.map_or_else(String::new, |bus| {
+        format!(
+            r#"HKR, "Parameters\PnpInterface", "5", %REG_DWORD%, 0x00000001
+HKR, "Parameters", "BusType", %REG_DWORD%, {bus:#010x}
+"#
+        )
+    });
+    format!(
+        r#"[{section}.Services]
+AddService = {service}, %ASSOC%, service_inst, event_log
+[service_inst]
+{name}ServiceType    = %KERNEL_DRIVER%
+StartType      = {start}
+ErrorControl   = 1
+ServiceBinary  = %{dirid}%\{stem}.sys
+{group}AddReg         = service_reg
+[service_reg]
+{bus}{remapping}[event_log]
+AddReg = event_log_reg
+[event_log_reg]
+HKR,,EventMessageFile,%REG_EXPAND_SZ%,"%%SystemRoot%%\System32\{message_file}"
+HKR,,TypesSupported,%REG_DWORD%,7
+"#,
+        section = section(driver),
+        name = only(*stem != "viostor", "DisplayName    = %Service.Desc%\n"),
+        group = only(!group.is_empty(), format!("LoadOrderGroup = {group}\n")),
+        remapping = only(
+            dirid == 13,
+            "HKR, \"Parameters\", DmaRemappingCompatible,0x00010001,0\n"
+        ),
+    )
+}
+
+/// Message-signaled interrupts.
+fn interrupts(driver: &Driver) -> String {
+    let policy = r#"HKR, "Interrupt Management\Affinity Policy",, 0x00000010
+HKR, "Interrupt Management\Affinity Policy", DevicePolicy, 0x00010001, 5
+"#;
+    format!(
+        r#"[{section}.HW]
+AddReg = msi_reg
+[msi_reg]
+HKR, "Interrupt Management",, 0x00000010
+HKR, "{msi}",, 0x00000010
+HKR, "{msi}", MSISupported, 0x00010001, 1
+HKR, "{msi}", MessageNumberLimit, 0x00010001, 256
+{policy}"#,
+        section = section(driver),
+        msi = r"Interrupt Management\MessageSignaledInterruptProperties",
+        policy = only(driver.bus.is_some(), policy),
+    )
+}
+
+fn strings(driver: &Driver) -> String {
+    let name = driver.name;
+    format!(
+        r#"[Strings]
+VENDOR = "hyper2kvm demo, not signed"
+Media = "Demo {name} installation disk"
+Device.Desc = "Demo {name}"
+Service.Desc = "Demo {name} Service"
+REG_EXPAND_SZ = 0x00020000
+REG_DWORD = 0x00010001
+KERNEL_DRIVER = 1
+ASSOC = 0x00000002
+"#
+    )
 }
 
 #[cfg(test)]

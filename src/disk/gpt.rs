@@ -5,20 +5,63 @@ use std::io;
 use uuid::Uuid;
 
 use super::layout::{DiskLayout, Partition, Scheme};
-use super::sector::{guid_at, read_up_to, u16_at, u32_at, u64_at};
+use super::sector::{read_up_to, u16_at};
 use crate::block::BlockRead;
+use crate::bytes::layout;
 
 /// Largest partition entry array read; the usual one has 16 KiB.
 const MAX_TABLE: u64 = 1 << 20;
 
-/// Where a table is and what it must look like.
-struct Header {
-    disk_id: Uuid,
-    backup: u64,
-    table: u64,
-    entries: u32,
-    entry_size: u32,
-    table_crc: u32,
+pub(super) const SIGNATURE: [u8; 8] = *b"EFI PART";
+
+layout! {
+    /// The header of a table (UEFI 2.10, table 5.5): at LBA 1, and once more at the end of the disk.
+    Header[92] {
+        /// [`SIGNATURE`].
+        0 => signature: [u8; 8],
+        /// 0x00010000.
+        8 => revision: u32,
+        /// Bytes of the header, at least 92, at most a sector.
+        12 => header_size: u32,
+        /// CRC-32 of the header, with this field as 0.
+        16 => header_crc: u32,
+        /// Where this copy is.
+        24 => own_lba: u64,
+        /// Where the other copy is.
+        32 => backup: u64,
+        /// The first sector that partitions may use.
+        40 => first_usable: u64,
+        /// The last one.
+        48 => last_usable: u64,
+        /// Identifies the disk.
+        56 => disk_id: Uuid,
+        /// Where the entries begin.
+        72 => table: u64,
+        /// How many entries there are, used or not.
+        80 => entries: u32,
+        /// Bytes of an entry: 128 times a power of two.
+        84 => entry_size: u32,
+        /// CRC-32 of all entries.
+        88 => table_crc: u32,
+    }
+}
+
+layout! {
+    /// An entry of the table (UEFI 2.10, table 5.6).
+    Entry[128] {
+        /// What the partition is for; zero where the entry is not used.
+        0 => kind: Uuid,
+        /// Identifies the partition.
+        16 => id: Uuid,
+        /// Its first sector.
+        32 => first: u64,
+        /// Its last sector, which belongs to it.
+        40 => last: u64,
+        /// Bit 2: BIOS starts from it; others say what systems may do with it (table 5.7).
+        48 => attributes: u64,
+        /// UTF-16, zero-terminated where it is shorter.
+        56 => name: [u8; 72],
+    }
 }
 
 /// The primary table, or the backup when the primary is damaged.
@@ -26,10 +69,9 @@ pub(super) fn read(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<
     let last = (disk.size() / u64::from(sector_size)).saturating_sub(1);
     let mut places = vec![1, last];
     // On a disk that was enlarged the backup is not at its end.
-    let head = read_up_to(disk, u64::from(sector_size), 92)?;
-    if head.starts_with(b"EFI PART") {
-        places.extend(u64_at(&head, 32));
-    }
+    let head = read_up_to(disk, u64::from(sector_size), Header::LEN)?;
+    let found = Header::read(&head).filter(|h| h.signature == SIGNATURE);
+    places.extend(found.map(|header| header.backup));
     for lba in places {
         let Some(header) = read_header(disk, lba, sector_size)? else {
             continue;
@@ -64,23 +106,18 @@ fn read_header(disk: &dyn BlockRead, lba: u64, sector_size: u32) -> io::Result<O
 }
 
 fn parse_header(sector: &[u8], lba: u64) -> Option<Header> {
-    let size = u32_at(sector, 12)? as usize;
-    if !sector.starts_with(b"EFI PART") || size < 92 {
+    let header = Header::read(sector)?;
+    let size = header.header_size as usize;
+    if header.signature != SIGNATURE || size < Header::LEN {
         return None;
     }
-    let mut header = sector.get(..size)?.to_vec();
-    header.get_mut(16..20)?.fill(0);
-    if crc32(&header) != u32_at(sector, 16)? || u64_at(sector, 24)? != lba {
-        return None;
-    }
-    Some(Header {
-        disk_id: guid_at(sector, 56)?,
-        backup: u64_at(sector, 32)?,
-        table: u64_at(sector, 72)?,
-        entries: u32_at(sector, 80)?,
-        entry_size: u32_at(sector, 84)?,
-        table_crc: u32_at(sector, 88)?,
-    })
+    let mut bytes = sector.get(..size)?.to_vec();
+    let unsummed = Header {
+        header_crc: 0,
+        ..header.clone()
+    };
+    unsummed.write(&mut bytes)?;
+    (crc32(&bytes) == header.header_crc && header.own_lba == lba).then_some(header)
 }
 
 fn read_table(
@@ -93,7 +130,7 @@ fn read_table(
     let Some(offset) = header.table.checked_mul(sector_size) else {
         return Ok(None);
     };
-    if header.entry_size < 128 || len > MAX_TABLE || offset >= disk.size() {
+    if (header.entry_size as usize) < Entry::LEN || len > MAX_TABLE || offset >= disk.size() {
         return Ok(None);
     }
     let table = read_up_to(disk, offset, len as usize)?;
@@ -110,16 +147,15 @@ fn read_table(
 
 pub(super) fn partition(entry: &[u8], index: u32, sector_size: u64) -> Option<Partition> {
     const LEGACY_BOOT: u64 = 1 << 2;
-    let kind = guid_at(entry, 0)?;
-    if kind.is_nil() {
+    let entry = Entry::read(entry)?;
+    if entry.kind.is_nil() {
         return None;
     }
-    let (first, last) = (u64_at(entry, 32)?, u64_at(entry, 40)?);
-    let sectors = last.checked_sub(first)?.checked_add(1)?;
-    let start_bytes = first.saturating_mul(sector_size);
+    let sectors = entry.last.checked_sub(entry.first)?.checked_add(1)?;
+    let start_bytes = entry.first.saturating_mul(sector_size);
     let size_bytes = sectors.saturating_mul(sector_size);
     let name: Vec<u16> = entry
-        .get(56..128)?
+        .name
         .chunks_exact(2)
         .filter_map(|c| u16_at(c, 0))
         .take_while(|&c| c != 0)
@@ -127,12 +163,12 @@ pub(super) fn partition(entry: &[u8], index: u32, sector_size: u64) -> Option<Pa
     let name = crate::tool::clean(String::from_utf16_lossy(&name).as_bytes()).replace('\n', " ");
     Some(Partition {
         index,
-        type_id: kind.to_string(),
+        type_id: entry.kind.to_string(),
         start_bytes,
         size_bytes,
-        guid: Some(guid_at(entry, 16)?.to_string()),
+        guid: Some(entry.id.to_string()),
         name: (!name.is_empty()).then_some(name),
-        active: u64_at(entry, 48)? & LEGACY_BOOT != 0,
+        active: entry.attributes & LEGACY_BOOT != 0,
     })
 }
 

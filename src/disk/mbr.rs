@@ -4,13 +4,40 @@
 use std::io;
 
 use super::layout::Partition;
-use super::sector::{read_up_to, u32_at};
+use super::sector::read_up_to;
 use crate::block::BlockRead;
+use crate::bytes::layout;
 
 /// More logical partitions than Windows has drive letters.
 pub(super) const MAX_LOGICAL: u32 = 128;
 
 pub(super) const TYPE_PROTECTIVE: u8 = 0xee;
+
+layout! {
+    /// The first sector of a disk, or of the place of a logical partition (UEFI 2.10, table 5.1).
+    Sector[512] {
+        /// Identifies the disk to Windows; nothing in front of a logical partition.
+        440 => disk_id: u32,
+        /// Four of [`Slot`]; in front of a logical partition two count.
+        446 => slots: [u8; 64],
+        /// 0x55, 0xaa.
+        510 => signature: [u8; 2],
+    }
+}
+
+layout! {
+    /// An entry of the table (UEFI 2.10, table 5.2). Places in cylinders, heads and sectors are not read.
+    Slot[16] {
+        /// 0x80 where BIOS starts from it, else 0; anything else is no partition entry.
+        0 => flag: u8,
+        /// What the partition is for; 0 where the entry is not used.
+        4 => kind: u8,
+        /// Its first sector, counted from the start of the disk or of the extended partition.
+        8 => start: u32,
+        /// How many sectors it has.
+        12 => sectors: u32,
+    }
+}
 
 pub(super) struct Entry {
     pub active: bool,
@@ -27,22 +54,19 @@ pub(super) struct Mbr {
 
 impl Mbr {
     pub fn parse(sector: &[u8]) -> Option<Self> {
-        if sector.get(510..512)? != [0x55, 0xaa] {
-            return None;
-        }
+        let sector = Sector::read(sector).filter(|s| s.signature == [0x55, 0xaa])?;
         let entry = |i: usize| {
-            let raw = sector.get(446 + 16 * i..462 + 16 * i)?;
-            // Anything else in the flag means this is no partition entry.
-            let valid = matches!(raw[0], 0 | 0x80);
+            let slot = Slot::read(sector.slots.get(i * Slot::LEN..)?)?;
+            let valid = matches!(slot.flag, 0 | 0x80);
             Some(Entry {
-                active: raw[0] == 0x80,
-                kind: if valid { raw[4] } else { 0 },
-                start: u32_at(raw, 8)?,
-                sectors: u32_at(raw, 12)?,
+                active: slot.flag == 0x80,
+                kind: if valid { slot.kind } else { 0 },
+                start: slot.start,
+                sectors: slot.sectors,
             })
         };
         Some(Self {
-            signature: u32_at(sector, 440)?,
+            signature: sector.disk_id,
             entries: [entry(0)?, entry(1)?, entry(2)?, entry(3)?],
         })
     }

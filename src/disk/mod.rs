@@ -10,6 +10,7 @@
 //! ```
 
 mod between;
+pub mod bpb;
 pub mod cache;
 pub mod chain;
 pub mod charset;

@@ -112,7 +112,7 @@ fn cut_gpt(disk: &dyn BlockRead) -> io::Result<Option<Short>> {
         return Ok(None);
     };
     let covered = mbr.entries.iter().find(|e| e.kind == TYPE_PROTECTIVE);
-    let sector_size = match read_up_to(disk, 4096, 8)?.starts_with(b"EFI PART") {
+    let sector_size = match read_up_to(disk, 4096, 8)?.starts_with(&gpt::SIGNATURE) {
         true => 4096,
         false => 512,
     };

@@ -2,8 +2,6 @@
 
 use std::io;
 
-use uuid::Uuid;
-
 use crate::block::BlockRead;
 
 /// Up to `len` bytes, less at the end of the disk.
@@ -27,10 +25,6 @@ pub(super) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
 
 pub(super) fn u64_at(data: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*data.get(at..)?.first_chunk()?))
-}
-
-pub(super) fn guid_at(data: &[u8], at: usize) -> Option<Uuid> {
-    Some(Uuid::from_bytes_le(*data.get(at..)?.first_chunk()?))
 }
 
 /// The boot sector of a Windows file system, or of BitLocker.

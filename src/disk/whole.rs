@@ -10,6 +10,7 @@
 
 use std::io;
 
+use super::bpb::{FatBoot, NtfsBoot};
 use super::layout::{self, DiskLayout, Partition, Scheme};
 use super::length::Short;
 use super::sector::{is_boot_sector, read_up_to, u16_at, u32_at, u64_at};
@@ -78,7 +79,7 @@ fn backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
     let needs = at.saturating_add(sector_size);
     let has = disk.size();
     // Zeroes there: the end was lost, and the file made as long as it should be.
-    let lost = needs <= has && !read_up_to(disk, at, 8)?.starts_with(b"EFI PART");
+    let lost = needs <= has && !read_up_to(disk, at, 8)?.starts_with(&gpt::SIGNATURE);
     Ok((needs > has || lost).then(|| Short {
         what: if lost {
             format!("the backup of its GPT, of which nothing is at byte {at},")
@@ -125,9 +126,13 @@ fn file_system_end(
 }
 
 fn windows_size(boot: &[u8]) -> Option<(&'static str, u64)> {
-    let sector = u64::from(u16_at(boot, 11)?);
-    match boot.get(3..11)? {
-        b"NTFS    " => Some(("NTFS", u64_at(boot, 40)?.saturating_mul(sector))),
+    let fat = FatBoot::read(boot)?;
+    let sector = u64::from(fat.bytes_per_sector);
+    match &fat.oem_id {
+        b"NTFS    " => {
+            let sectors = NtfsBoot::read(boot)?.total_sectors;
+            Some(("NTFS", sectors.saturating_mul(sector)))
+        }
         b"EXFAT   " => {
             let shift = u32::from(*boot.get(108)?).min(12);
             Some(("exFAT", u64_at(boot, 72)?.saturating_mul(1 << shift)))
@@ -137,13 +142,7 @@ fn windows_size(boot: &[u8]) -> Option<(&'static str, u64)> {
             Some(("ReFS", u64_at(boot, 24)?.saturating_mul(sector)))
         }
         b"-FVE-FS-" => None,
-        _ if is_boot_sector(boot) => {
-            let sectors = match u16_at(boot, 19)? {
-                0 => u64::from(u32_at(boot, 32)?),
-                small => u64::from(small),
-            };
-            Some(("FAT", sectors.saturating_mul(sector)))
-        }
+        _ if is_boot_sector(boot) => Some(("FAT", u64::from(fat.sectors()).saturating_mul(sector))),
         _ => None,
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::firmware::FirmwareChoice;
 use super::model::{Bootstrap, Chipset, Disk, Firmware, Machine, Stage, StorageBus};
+use crate::types::Arch;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
@@ -62,7 +63,7 @@ pub enum DomainError {
     #[error("the machine has no {0}")]
     Nothing(&'static str),
     #[error("a guest for {arch} does not run on an x86_64 machine")]
-    Arch { arch: String },
+    Arch { arch: Arch },
     #[error("the firmware chosen does not fit a {guest} guest")]
     Firmware { guest: &'static str },
 }
@@ -75,9 +76,9 @@ pub(super) fn check(
     if stage == Stage::Bootstrap && machine.bootstrap == Bootstrap::None {
         return Err(DomainError::NoBootstrap);
     }
-    if !matches!(machine.system.arch(), "x86_64" | "x86") {
+    if !matches!(machine.system.arch(), Arch::Amd64 | Arch::X86) {
         return Err(DomainError::Arch {
-            arch: machine.system.arch().to_owned(),
+            arch: machine.system.arch(),
         });
     }
     if let Some(asked) = &machine.machine_type {

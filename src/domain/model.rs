@@ -8,7 +8,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::types::MacAddr;
+use crate::types::{Arch, MacAddr};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -140,18 +140,17 @@ impl Chipset {
 pub enum System {
     Windows(WindowsFacts),
     Linux {
-        /// As in [`WindowsFacts::arch`].
-        arch: String,
+        arch: Arch,
         /// The libosinfo id, where one is known.
         osinfo_id: Option<String>,
     },
 }
 
 impl System {
-    pub fn arch(&self) -> &str {
+    pub fn arch(&self) -> Arch {
         match self {
-            Self::Windows(windows) => &windows.arch,
-            Self::Linux { arch, .. } => arch,
+            Self::Windows(windows) => windows.arch,
+            Self::Linux { arch, .. } => *arch,
         }
     }
 
@@ -181,8 +180,7 @@ pub struct WindowsFacts {
     pub major: u32,
     pub minor: u32,
     pub build: u32,
-    /// `x86_64`, `x86` or `arm64`, as in `inspect --json`.
-    pub arch: String,
+    pub arch: Arch,
     pub server: bool,
 }
 
@@ -471,7 +469,7 @@ mod tests {
                 major,
                 minor,
                 build,
-                arch: "x86_64".into(),
+                arch: Arch::Amd64,
                 server,
             };
             let want = format!("http://microsoft.com/win/{want}");

@@ -27,7 +27,7 @@ use super::element::Element;
 use super::firmware::FirmwareChoice;
 use super::model::{
     Backing, Bootstrap, Bridge, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine,
-    NicSource, Stage, StorageBus, System, Video,
+    Nic, NicSource, Stage, StorageBus, System, Video,
 };
 use super::slots::{PciAddress, Role, Slots};
 
@@ -111,6 +111,23 @@ pub(crate) fn target_name(prefix: &str, index: usize) -> String {
     }
     let letters: String = letters.iter().rev().map(|b| *b as char).collect();
     format!("{prefix}{letters}")
+}
+
+fn agent_channel() -> Element {
+    el("channel")
+        .with("type", "unix")
+        .child(
+            el("target")
+                .with("type", "virtio")
+                .with("name", "org.qemu.guest_agent.0"),
+        )
+        .child(
+            el("address")
+                .with("type", "virtio-serial")
+                .with("controller", "0")
+                .with("bus", "0")
+                .with("port", "1"),
+        )
 }
 
 /// COM1 is port 0.
@@ -358,52 +375,14 @@ impl Builder<'_> {
         }
         self.controllers(&mut devices);
         for (n, nic) in m.nics.iter().enumerate() {
-            let (kind, name) = match &nic.source {
-                NicSource::Network(name) => ("network", Some(name)),
-                NicSource::Bridge(bridge) => ("bridge", Some(&bridge.name)),
-                NicSource::User => ("user", None),
-            };
-            let mut interface = el("interface")
-                .with("type", kind)
-                .child(el("mac").with("address", nic.mac.to_string()));
-            if let Some(name) = name {
-                interface.push(el("source").with(kind, name));
-            }
-            if let NicSource::Bridge(Bridge {
-                vlan: Some(vlan), ..
-            }) = &nic.source
-            {
-                let tag = el("tag").with("id", vlan.to_string());
-                interface.push(el("vlan").child(tag));
-            }
-            interface.push(el("model").with("type", m.nic_model(self.stage)));
-            if !nic.link_up {
-                interface.push(el("link").with("state", "down"));
-            }
-            interface.push(self.slots.of(Role::Nic(n)).element());
-            devices.push(interface);
+            devices.push(self.interface(n, nic));
         }
         devices.push(self.serial()?);
         if m.second_serial {
             devices.push(serial_port(el("serial").with("type", "pty"), 1));
         }
         if m.drivers.agent {
-            devices.push(
-                el("channel")
-                    .with("type", "unix")
-                    .child(
-                        el("target")
-                            .with("type", "virtio")
-                            .with("name", "org.qemu.guest_agent.0"),
-                    )
-                    .child(
-                        el("address")
-                            .with("type", "virtio-serial")
-                            .with("controller", "0")
-                            .with("bus", "0")
-                            .with("port", "1"),
-                    ),
-            );
+            devices.push(agent_channel());
         }
         // An absolute pointer keeps the mouse in place over VNC.
         devices.push(el("input").with("type", "tablet").with("bus", "usb"));
@@ -438,6 +417,33 @@ impl Builder<'_> {
             devices.push(el("panic").with("model", "isa"));
         }
         Ok(devices)
+    }
+
+    fn interface(&self, n: usize, nic: &Nic) -> Element {
+        let (kind, name) = match &nic.source {
+            NicSource::Network(name) => ("network", Some(name)),
+            NicSource::Bridge(bridge) => ("bridge", Some(&bridge.name)),
+            NicSource::User => ("user", None),
+        };
+        let mut interface = el("interface")
+            .with("type", kind)
+            .child(el("mac").with("address", nic.mac.to_string()));
+        if let Some(name) = name {
+            interface.push(el("source").with(kind, name));
+        }
+        if let NicSource::Bridge(Bridge {
+            vlan: Some(vlan), ..
+        }) = &nic.source
+        {
+            let tag = el("tag").with("id", vlan.to_string());
+            interface.push(el("vlan").child(tag));
+        }
+        interface.push(el("model").with("type", self.machine.nic_model(self.stage)));
+        if !nic.link_up {
+            interface.push(el("link").with("state", "down"));
+        }
+        interface.push(self.slots.of(Role::Nic(n)).element());
+        interface
     }
 
     fn serial(&self) -> Result<Element, DomainError> {

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::target::{Arch, WindowsTarget};
-use crate::types::ServiceStart;
+use crate::types::{DiskBus, ServiceStart};
 
 const WINDOWS: &str = include_str!("../../drivers/windows.yaml");
 const VIRTIO: &str = include_str!("../../drivers/virtio.yaml");
@@ -49,6 +49,34 @@ pub enum Role {
     Filesystem,
     Socket,
     Other,
+}
+
+/// A device of the VM that is there only when the guest has a driver for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VirtioDevice {
+    #[serde(rename = "virtio-blk")]
+    Blk,
+    #[serde(rename = "virtio-scsi")]
+    Scsi,
+    #[serde(rename = "virtio-net")]
+    Net,
+    #[serde(rename = "virtio-balloon")]
+    Balloon,
+    #[serde(rename = "virtio-serial")]
+    Serial,
+    #[serde(rename = "virtio-rng")]
+    Rng,
+}
+
+impl VirtioDevice {
+    /// The bus of its disks.
+    pub fn disk_bus(self) -> Option<DiskBus> {
+        match self {
+            Self::Blk => Some(DiskBus::VirtioBlk),
+            Self::Scsi => Some(DiskBus::VirtioScsi),
+            Self::Net | Self::Balloon | Self::Serial | Self::Rng => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,6 +227,8 @@ impl Windows {
 struct DriverEntry {
     name: String,
     role: Option<Role>,
+    device: Option<VirtioDevice>,
+    services: Option<Vec<String>>,
     folders: Option<Vec<String>>,
     inf: Option<Vec<String>>,
     required: Option<bool>,
@@ -212,6 +242,10 @@ struct DriverEntry {
 pub struct DriverSpec {
     pub name: String,
     pub role: Role,
+    /// What it drives in the VM.
+    pub device: Option<VirtioDevice>,
+    /// The names its service has had, to look for it in a guest.
+    pub services: Vec<String>,
     /// Directory names in the driver source, the best first.
     pub folders: Vec<String>,
     pub inf: Vec<String>,
@@ -376,6 +410,8 @@ impl Catalogue {
             };
             self.drivers.push(DriverSpec {
                 role: entry.role.ok_or_else(|| missing("role"))?,
+                device: entry.device,
+                services: entry.services.unwrap_or_default(),
                 folders: entry.folders.unwrap_or_else(|| vec![entry.name.clone()]),
                 inf: entry
                     .inf
@@ -390,6 +426,10 @@ impl Catalogue {
         };
         if let Some(role) = entry.role {
             driver.role = role;
+        }
+        driver.device = entry.device.or(driver.device);
+        if let Some(services) = entry.services {
+            driver.services = services;
         }
         if let Some(folders) = entry.folders {
             driver.folders = folders;
@@ -410,6 +450,12 @@ impl Catalogue {
         self.drivers
             .iter()
             .find(|d| d.name.eq_ignore_ascii_case(name))
+    }
+
+    /// The service that drives a device, as it is named today.
+    pub fn service_of(&self, device: VirtioDevice) -> Option<&str> {
+        let driver = self.drivers.iter().find(|d| d.device == Some(device))?;
+        driver.services.first().map(String::as_str)
     }
 
     fn driver_mut(&mut self, name: &str) -> Option<&mut DriverSpec> {
@@ -537,6 +583,19 @@ mod tests {
         );
         assert_eq!(catalogue.drivers[0].name, "viostor");
         assert_eq!(catalogue.drivers[1].name, "vioscsi");
+        // Every device of the VM has one driver, and that a service by which it is found in a guest.
+        for (device, service) in [
+            (VirtioDevice::Blk, "viostor"),
+            (VirtioDevice::Scsi, "vioscsi"),
+            (VirtioDevice::Net, "netkvm"),
+            (VirtioDevice::Balloon, "balloon"),
+            (VirtioDevice::Serial, "vioserial"),
+            (VirtioDevice::Rng, "viorng"),
+        ] {
+            assert_eq!(catalogue.service_of(device), Some(service), "{device:?}");
+            let drivers = catalogue.drivers.iter();
+            assert_eq!(drivers.filter(|d| d.device == Some(device)).count(), 1);
+        }
         assert_eq!(catalogue.drivers[2].role, Role::Network);
         assert!(catalogue.skips("VioStor.PDB") && catalogue.skips("vioprot.inf"));
         assert!(!catalogue.skips("viostor.inf"));

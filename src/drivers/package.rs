@@ -32,12 +32,13 @@ use super::target::WindowsTarget;
 use crate::guest::{GuestPath, PathError};
 use crate::registry::{RegData, RegOp};
 use crate::text::hex;
+use crate::types::{ControlSet, KeyPath};
 
 /// Where the parts of a package go in one guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// `ControlSet001`, from `Select\Default`.
-    pub control_set: String,
+    pub control_set: ControlSet,
     /// The Windows directory on its volume.
     pub windows: GuestPath,
     /// The number of the `oem<N>.inf`.
@@ -55,9 +56,9 @@ pub struct Placement {
 const STAGING: &str = r"hyper2kvm\drivers";
 
 impl Placement {
-    pub fn new(control_set: &str, windows: GuestPath, oem: u32) -> Result<Self, PathError> {
+    pub fn new(control_set: ControlSet, windows: GuestPath, oem: u32) -> Result<Self, PathError> {
         Ok(Self {
-            control_set: control_set.to_string(),
+            control_set,
             staging: windows.join(STAGING)?,
             windows,
             oem,
@@ -518,8 +519,8 @@ impl Builder<'_> {
     }
 
     fn service(&self, service: &ServiceInstall, ops: &mut Vec<RegOp>) {
-        let services = format!("{}\\Services", self.at.control_set);
-        let key = format!("{services}\\{}", service.name);
+        let services = self.at.control_set.key("Services");
+        let key = services.join(&service.name);
         let database = self.target.has_driver_database();
         let start = self
             .pkg
@@ -527,9 +528,9 @@ impl Builder<'_> {
             .filter(|_| service.is_device_service())
             .unwrap_or(service.start_type);
         ops.push(RegOp::DeleteKey {
-            key: format!("{key}\\StartOverride"),
+            key: key.join("StartOverride").into(),
         });
-        let mut set = |name: &str, data| ops.push(RegOp::set(key.as_str(), name, data));
+        let mut set = |name: &str, data| ops.push(RegOp::set(key.clone(), name, data));
         set("Type", RegData::Dword(service.service_type));
         set("Start", RegData::Dword(start));
         set("ErrorControl", RegData::Dword(service.error_control));
@@ -551,10 +552,10 @@ impl Builder<'_> {
         }
         add_reg(&service.add_reg, &key, ops);
         if let Some(log) = &service.event_log {
-            let key = format!("{services}\\EventLog\\System\\{}", service.name);
+            let key = services.join("EventLog\\System").join(&service.name);
             if let Some(file) = &log.event_message_file {
                 let data = RegData::ExpandSz(file.clone());
-                ops.push(RegOp::set(key.as_str(), "EventMessageFile", data));
+                ops.push(RegOp::set(key.clone(), "EventMessageFile", data));
             }
             if let Some(types) = log.types_supported {
                 ops.push(RegOp::set(key, "TypesSupported", RegData::Dword(types)));
@@ -597,15 +598,15 @@ impl Builder<'_> {
         ));
     }
 
-    fn package_key(&self) -> String {
-        format!("DriverDatabase\\DriverPackages\\{}", self.store)
+    fn package_key(&self) -> KeyPath {
+        KeyPath::new(r"DriverDatabase\DriverPackages").join(&self.store)
     }
 
     /// `DriverInfFiles` and the package's own values: what any package in the store has.
     fn package_keys(&self, configured: bool, ops: &mut Vec<RegOp>) {
         let inf = &self.pkg.inf;
-        let key = format!("DriverDatabase\\DriverInfFiles\\{}", self.oem);
-        let mut set = |name: &str, data| ops.push(RegOp::set(key.as_str(), name, data));
+        let key = KeyPath::new(r"DriverDatabase\DriverInfFiles").join(&self.oem);
+        let mut set = |name: &str, data| ops.push(RegOp::set(key.clone(), name, data));
         set("", RegData::MultiSz(vec![self.store.clone()]));
         set("Active", RegData::Sz(self.store.clone()));
         if configured {
@@ -613,7 +614,7 @@ impl Builder<'_> {
             set("Configurations", RegData::MultiSz(names));
         }
         let key = self.package_key();
-        let mut set = |name: &str, data| ops.push(RegOp::set(key.as_str(), name, data));
+        let mut set = |name: &str, data| ops.push(RegOp::set(key.clone(), name, data));
         set("", RegData::Sz(self.oem.clone()));
         if let Some(catalog) = &inf.catalog {
             set("Catalog", RegData::Sz(catalog.clone()));
@@ -650,8 +651,8 @@ impl Builder<'_> {
     fn configured(&self, ops: &mut Vec<RegOp>) {
         let package = self.package_key();
         for install in &self.pkg.inf.installs {
-            let key = format!("{package}\\Configurations\\{}", install.name);
-            let mut set = |name: &str, data| ops.push(RegOp::set(key.as_str(), name, data));
+            let key = package.join("Configurations").join(&install.name);
+            let mut set = |name: &str, data| ops.push(RegOp::set(key.clone(), name, data));
             set("ConfigFlags", RegData::Dword(0));
             set("ConfigScope", RegData::Dword(7));
             if !install.includes.is_empty() {
@@ -660,10 +661,10 @@ impl Builder<'_> {
             if let Some(service) = install.device_service() {
                 set("Service", RegData::Sz(service.name.clone()));
             }
-            add_reg(&install.hw_add_reg, &format!("{key}\\Device"), ops);
-            add_reg(&install.add_reg, &format!("{key}\\Driver"), ops);
+            add_reg(&install.hw_add_reg, &key.join("Device"), ops);
+            add_reg(&install.add_reg, &key.join("Driver"), ops);
             for service in &install.services {
-                let key = format!("{key}\\Services\\{}", service.name);
+                let key = key.join("Services").join(&service.name);
                 add_reg(&service.add_reg, &key, ops);
             }
         }
@@ -671,9 +672,9 @@ impl Builder<'_> {
             let Some(model) = self.pkg.inf.models.get(id.model) else {
                 continue;
             };
-            let key = format!("{package}\\Descriptors\\{}", id.id);
+            let key = package.join("Descriptors").join(&id.id);
             let mut set = |name: &str, text: String| {
-                ops.push(RegOp::set(key.as_str(), name, RegData::Sz(text)));
+                ops.push(RegOp::set(key.clone(), name, RegData::Sz(text)));
             };
             set("Configuration", model.install_section.clone());
             set("Description", token_or_value(&model.description));
@@ -681,7 +682,7 @@ impl Builder<'_> {
         }
         for (name, value) in self.pkg.inf.strings() {
             ops.push(RegOp::set(
-                format!("{package}\\Strings"),
+                package.join("Strings"),
                 name,
                 RegData::Sz(value),
             ));
@@ -723,13 +724,10 @@ impl Builder<'_> {
             let Some(service) = service else {
                 continue;
             };
-            let key = format!(
-                "{}\\Control\\CriticalDeviceDatabase\\{}",
-                self.at.control_set,
-                id.id.replace('\\', "#")
-            );
+            let database = self.at.control_set.key("Control\\CriticalDeviceDatabase");
+            let key = database.join(&id.id.replace('\\', "#"));
             let guid = RegData::Sz(self.pkg.inf.class_guid.to_uppercase());
-            ops.push(RegOp::set(key.as_str(), "ClassGUID", guid));
+            ops.push(RegOp::set(key.clone(), "ClassGUID", guid));
             ops.push(RegOp::set(
                 key,
                 "Service",

@@ -36,7 +36,7 @@ fn demo_set(target: &WindowsTarget) -> (DriverSet, Memory) {
 
 fn placement(oem: u32) -> Placement {
     let windows = GuestPath::parse(r"\Windows").unwrap();
-    Placement::new("ControlSet001", windows, oem).unwrap()
+    Placement::new(crate::types::ControlSet::new(1), windows, oem).unwrap()
 }
 
 const DIGEST: &str = "0123456789abcdef";

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::catalogue::{Catalogue, DriverSpec, Role, Windows};
+use super::catalogue::{Catalogue, DriverSpec, Role, VirtioDevice, Windows};
 use super::inf::{DriverInf, InfError, ServiceInstall};
 use super::media::{Media, MediaError, MediaFile};
 use super::target::{Arch, WindowsTarget};
@@ -129,6 +129,7 @@ pub struct DriverPackage {
     /// The catalogue's name for it.
     pub driver: String,
     pub role: Role,
+    pub device: Option<VirtioDevice>,
     pub required: bool,
     /// Where it lies in the driver source.
     pub folder: String,
@@ -218,6 +219,10 @@ pub struct DriverSet {
 }
 
 impl DriverSet {
+    pub fn drives(&self, device: VirtioDevice) -> bool {
+        self.packages.iter().any(|p| p.device == Some(device))
+    }
+
     /// The packages a disk may hang on: `viostor`, `vioscsi`, and what a configuration adds.
     pub fn boot_storage(&self) -> impl Iterator<Item = &DriverPackage> {
         self.packages
@@ -517,6 +522,7 @@ impl Search<'_> {
         Ok(DriverPackage {
             driver: spec.name.clone(),
             role: spec.role,
+            device: spec.device,
             required: spec.required,
             folder: folder.path.to_string(),
             os_folder: os.to_string(),

@@ -490,7 +490,7 @@ mod tests {
         let media = Memory::new(virtio_win::files(Layout::Iso, &|_| image()));
         let set = select::select(&media, &Catalogue::builtin(), &target).unwrap();
         let windows = GuestPath::parse("\\Windows").unwrap();
-        let placement = Placement::new("ControlSet001", windows, 5).unwrap();
+        let placement = Placement::new(crate::types::ControlSet::new(1), windows, 5).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let signed = |name| signed(dir.path(), name, Some("Root"));
         for (catalogue, signer) in [

@@ -14,6 +14,8 @@ mod text;
 
 use std::fmt::Write as _;
 
+use crate::drivers::Catalogue;
+use crate::drivers::catalogue::VirtioDevice;
 use crate::inspect::model::{Cidr, Route};
 use crate::types::MacAddr;
 use disks::Disks;
@@ -107,6 +109,15 @@ pub struct Script {
     pub com2: bool,
 }
 
+/// The service of the NIC's driver.
+fn nic_service() -> String {
+    let catalogue = Catalogue::builtin();
+    catalogue
+        .service_of(VirtioDevice::Net)
+        .unwrap_or_default()
+        .into()
+}
+
 pub fn user_script(number: usize) -> String {
     format!("user-{number}.cmd")
 }
@@ -173,7 +184,7 @@ impl Script {
         }
         text.push_str(TAIL);
         text.push_str(&routines);
-        text.push_str(ROUTINES);
+        text.push_str(&ROUTINES.replace("@NIC@", &nic_service()));
         if !self.disks.is_empty() {
             text.push_str(DISK_ROUTINES);
         }
@@ -238,6 +249,18 @@ fn network(settings: &Settings) -> String {
         "set \"WANT={want}\"\ncall :find_nic\nset \"E=%ERRORLEVEL%\"\nif not \"%E%\"==\"0\" call :log no VirtIO adapter for {want}, it stays on DHCP: %E%\nif not \"%E%\"==\"0\" exit /b %E%\n"
     );
     let mut step = Commands(&mut body);
+    release_old_adapter(&mut step, settings);
+    ipv4(&mut step, settings);
+    ipv6(&mut step, settings);
+    routes(&mut step, settings);
+    servers(&mut step, "ipv4", "dns", "DNS", &settings.dns4);
+    servers(&mut step, "ipv6", "dns", "DNS", &settings.dns6);
+    servers(&mut step, "ipv4", "wins", "WINS", &settings.wins);
+    rest(&mut step, settings);
+    body
+}
+
+fn release_old_adapter(step: &mut Commands<'_>, settings: &Settings) {
     step.run(
         format!(
             "%SYS%\\reg.exe add \"%CCS%\\Services\\Tcpip\\Parameters\\Interfaces\\{}\" /v EnableDHCP /t REG_DWORD /d 1 /f",
@@ -245,6 +268,9 @@ fn network(settings: &Settings) -> String {
         ),
         &format!("old adapter {} to DHCP", settings.old_guid),
     );
+}
+
+fn ipv4(step: &mut Commands<'_>, settings: &Settings) {
     // What an earlier try has set would be in the way.
     if !settings.ipv4.is_empty() {
         step.quiet("%SYS%\\netsh.exe interface ipv4 set address name=\"%NIC%\" source=dhcp");
@@ -273,6 +299,9 @@ fn network(settings: &Settings) -> String {
             &format!("gateway {gateway}"),
         );
     }
+}
+
+fn ipv6(step: &mut Commands<'_>, settings: &Settings) {
     for address in &settings.ipv6 {
         step.quiet(&format!(
             "%SYS%\\netsh.exe interface ipv6 delete address interface=\"%NIC%\" address={}",
@@ -285,6 +314,10 @@ fn network(settings: &Settings) -> String {
             &format!("address {address}"),
         );
     }
+}
+
+/// The gateways of IPv6 are routes too.
+fn routes(step: &mut Commands<'_>, settings: &Settings) {
     let gateways6 = settings.gateways6.iter().map(|(gateway, metric)| Route {
         to: Cidr {
             ip: std::net::Ipv6Addr::UNSPECIFIED.into(),
@@ -319,9 +352,10 @@ fn network(settings: &Settings) -> String {
             &format!("route {} by {}", route.to, route.gateway),
         );
     }
-    servers(&mut step, "ipv4", "dns", "DNS", &settings.dns4);
-    servers(&mut step, "ipv6", "dns", "DNS", &settings.dns6);
-    servers(&mut step, "ipv4", "wins", "WINS", &settings.wins);
+}
+
+/// DNS suffix, NetBIOS, metric and MTU.
+fn rest(step: &mut Commands<'_>, settings: &Settings) {
     if let Some(suffix) = &settings.suffix {
         let suffix = suffix.as_str();
         step.run(
@@ -355,7 +389,6 @@ fn network(settings: &Settings) -> String {
             &format!("MTU {mtu}"),
         );
     }
-    body
 }
 
 fn option(name: &str, metric: Option<u32>) -> String {

@@ -177,11 +177,11 @@ if /i not "%OLD%"=="0xffffffff" %SYS%\reg.exe add "%CCS%\%KEY%" /v %NAME% /t REG
 call :ran restore %NAME%
 exit /b 0
 
-rem The connection NIC: the one adapter of netkvm that is there (WANT=ONLY), or that with the MAC WANT.
+rem The connection NIC: the one adapter of @NIC@ that is there (WANT=ONLY), or that with the MAC WANT.
 :find_nic
 set "NIC="
 set "COUNT=0"
-for /f "tokens=1,2,*" %%a in ('%SYS%\reg.exe query "%CCS%\Services\netkvm\Enum" /v Count 2^>nul') do if "%%b"=="REG_DWORD" set /a COUNT=%%c
+for /f "tokens=1,2,*" %%a in ('%SYS%\reg.exe query "%CCS%\Services\@NIC@\Enum" /v Count 2^>nul') do if "%%b"=="REG_DWORD" set /a COUNT=%%c
 if "%WANT%"=="ONLY" if not "%COUNT%"=="1" exit /b 11
 set "I=0"
 :next_nic
@@ -189,7 +189,7 @@ if %I% geq %COUNT% exit /b 12
 set "DEV="
 set "DRV="
 set "GUID="
-for /f "tokens=1,2,*" %%a in ('%SYS%\reg.exe query "%CCS%\Services\netkvm\Enum" /v %I% 2^>nul') do if "%%b"=="REG_SZ" set "DEV=%%c"
+for /f "tokens=1,2,*" %%a in ('%SYS%\reg.exe query "%CCS%\Services\@NIC@\Enum" /v %I% 2^>nul') do if "%%b"=="REG_SZ" set "DEV=%%c"
 if defined DEV set "DEV=%DEV:"=%"
 if defined DEV for /f "tokens=1,2,*" %%a in ('%SYS%\reg.exe query "%CCS%\Enum\%DEV%" /v Driver 2^>nul') do if "%%b"=="REG_SZ" set "DRV=%%c"
 if defined DRV set "DRV=%DRV:"=%"

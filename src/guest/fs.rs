@@ -8,6 +8,7 @@
 
 use super::FsKind;
 use crate::bytes;
+use crate::disk::bpb::{self, FatBoot, FatLabel, NtfsBoot};
 use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES, Partition};
 
 /// How many bytes from the start of a volume [`identify`] looks at: up to the btrfs superblock.
@@ -109,24 +110,21 @@ pub struct NtfsFacts {
     pub serial: u64,
 }
 
-/// Offset in the boot sector (NTFS, FAT) of the 32-bit count of hidden sectors.
-pub const HIDDEN_SECTORS_OFFSET: u64 = 28;
-
 const MAX_CLUSTER: u32 = 2 << 20;
 const MAX_RECORD: u32 = 64 << 10;
 
 /// Reads an NTFS boot sector; the error says which field is out of its range.
 pub fn ntfs(head: &[u8]) -> Result<NtfsFacts, &'static str> {
-    let head = head.get(..512).ok_or("the boot sector is cut off")?;
-    if !head[3..].starts_with(b"NTFS    ") {
+    let boot = NtfsBoot::read(head).ok_or("the boot sector is cut off")?;
+    if boot.oem_id != *b"NTFS    " {
         return Err("the boot sector does not say NTFS");
     }
-    let bytes_per_sector = u32::from(le16(head, 11));
+    let bytes_per_sector = u32::from(boot.bytes_per_sector);
     if !bytes_per_sector.is_power_of_two() || !(256..=4096).contains(&bytes_per_sector) {
         return Err("the sector size in the boot sector is invalid");
     }
     // 1..=128 sectors; above that a negative power of two (clusters of 128 KiB and more).
-    let sectors_per_cluster = match head[13] {
+    let sectors_per_cluster = match boot.sectors_per_cluster {
         n @ 1..=128 if n.is_power_of_two() => u32::from(n),
         n @ 0xe1..=0xff => 1 << n.wrapping_neg(),
         _ => return Err("the cluster size in the boot sector is invalid"),
@@ -135,76 +133,70 @@ pub fn ntfs(head: &[u8]) -> Result<NtfsFacts, &'static str> {
         .checked_mul(sectors_per_cluster)
         .filter(|size| *size <= MAX_CLUSTER)
         .ok_or("the cluster size in the boot sector is invalid")?;
-    let record_size = match head[64] as i8 {
+    let record_size = match boot.clusters_per_record as i8 {
         n @ 1.. => cluster_size.checked_mul(n as u32),
         n @ -16..=-9 => Some(1 << n.unsigned_abs()),
         _ => None,
     }
     .filter(|size| size.is_power_of_two() && (512..=MAX_RECORD).contains(size))
     .ok_or("the MFT record size in the boot sector is invalid")?;
-    let total_sectors = le64(head, 40);
+    let total_sectors = boot.total_sectors;
     if total_sectors == 0 || total_sectors > u64::MAX / u64::from(bytes_per_sector) {
         return Err("the volume size in the boot sector is invalid");
     }
     Ok(NtfsFacts {
         bytes_per_sector,
         cluster_size,
-        hidden_sectors: le32(head, 28),
+        hidden_sectors: boot.hidden_sectors,
         total_sectors,
-        mft_lcn: le64(head, 48),
+        mft_lcn: boot.mft_lcn,
         record_size,
-        serial: le64(head, 72),
+        serial: boot.serial,
     })
 }
 
 /// Reads a FAT boot sector, `None` when it is not a credible one.
 pub fn fat(head: &[u8]) -> Option<FatFacts> {
-    let head = head.get(..512)?;
-    let bytes_per_sector = u32::from(le16(head, 11));
-    let per_cluster = u32::from(head[13]);
-    let reserved = u32::from(le16(head, 14));
-    let fats = u32::from(head[16]);
-    let credible = head[510..] == [0x55, 0xaa]
-        && matches!(head[0], 0xeb | 0xe9)
+    let boot = FatBoot::read(head)?;
+    let bytes_per_sector = u32::from(boot.bytes_per_sector);
+    let per_cluster = u32::from(boot.sectors_per_cluster);
+    let reserved = u32::from(boot.reserved_sectors);
+    let fats = u32::from(boot.tables);
+    let credible = boot.magic == bpb::MAGIC
+        && matches!(boot.jump, 0xeb | 0xe9)
         && bytes_per_sector.is_power_of_two()
         && (512..=4096).contains(&bytes_per_sector)
         && per_cluster.is_power_of_two()
         && reserved > 0
         && (1..=2).contains(&fats)
-        && (head[21] == 0xf0 || head[21] >= 0xf8);
+        && (boot.media == 0xf0 || boot.media >= 0xf8);
     if !credible {
         return None;
     }
-    let small = |narrow: u16, wide: u32| match narrow {
-        0 => wide,
-        n => u32::from(n),
-    };
-    let root_sectors = (u32::from(le16(head, 17)) * 32).div_ceil(bytes_per_sector);
-    let fat_sectors = small(le16(head, 22), le32(head, 36));
-    let total = small(le16(head, 19), le32(head, 32));
+    let root_sectors = (u32::from(boot.root_entries) * 32).div_ceil(bytes_per_sector);
     let data = fats
-        .checked_mul(fat_sectors)?
+        .checked_mul(boot.table_sectors())?
         .checked_add(reserved + root_sectors)
-        .and_then(|meta| total.checked_sub(meta))?;
+        .and_then(|meta| boot.sectors().checked_sub(meta))?;
     let width = match data / per_cluster {
         0..=4084 => FatWidth::Fat12,
         4085..=65524 => FatWidth::Fat16,
         _ => FatWidth::Fat32,
     };
-    let ext = if le16(head, 22) == 0 { 64 } else { 36 };
-    let label = String::from_utf8_lossy(&head[ext + 7..ext + 18])
+    let described = FatLabel::read(head.get(boot.label_at()..)?)?;
+    let label = String::from_utf8_lossy(&described.label)
         .chars()
         .filter(|c| !c.is_control() && *c != char::REPLACEMENT_CHARACTER)
         .collect::<String>();
     let label = label.trim().to_string();
-    let described = head[ext + 2] == 0x29;
+    let is_described = described.signature == 0x29;
     Some(FatFacts {
         width,
         bytes_per_sector,
         cluster_size: bytes_per_sector * per_cluster,
-        hidden_sectors: le32(head, 28),
-        serial: if described { le32(head, ext + 3) } else { 0 },
-        label: (described && !label.is_empty() && label != "NO NAME").then_some(label),
+        hidden_sectors: boot.hidden_sectors,
+        serial: if is_described { described.serial } else { 0 },
+        label: (is_described && !label.is_empty() && label != "NO NAME").then_some(label),
     })
 }
 

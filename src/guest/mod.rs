@@ -19,6 +19,7 @@ pub mod keys;
 pub mod logfile;
 pub mod ntfs3g;
 mod ntfs_data;
+mod ntfs_layout;
 mod ntfs_read;
 mod ntfs_record;
 mod ntfs_state;

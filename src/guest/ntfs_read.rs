@@ -15,7 +15,8 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use super::fs::{self, NtfsFacts, le16, le32};
+use super::fs::{self, NtfsFacts, le16};
+use super::ntfs_layout::IndexRoot;
 use super::ntfs_record::{self as rec, Body, Fault, FileName, Record, Run, index_entries};
 use super::{FileInfo, FileKind, GuestError, GuestPath};
 use crate::block::BlockRead;
@@ -55,10 +56,16 @@ impl From<Fault> for ReadFault {
     }
 }
 
+impl From<&'static str> for ReadFault {
+    fn from(what: &'static str) -> Self {
+        Self::Fault(what.into())
+    }
+}
+
 impl ReadFault {
     pub fn at(self, path: &GuestPath) -> GuestError {
         match self {
-            Self::Fault(reason) => unreadable(path, reason),
+            Self::Fault(fault) => unreadable(path, fault.to_string()),
             Self::Io(error) => GuestError::Io(error),
         }
     }
@@ -407,7 +414,7 @@ impl NtfsVolume {
         &self,
         stream: &Stream,
         limit: u64,
-        too_large: Fault,
+        too_large: &'static str,
     ) -> Fallible<Vec<u8>> {
         if stream.size() > limit {
             return Err(too_large.into());
@@ -450,7 +457,7 @@ impl NtfsVolume {
             return Err("a directory has an invalid index".into());
         };
         let block_size = self.index_block_size(root)?;
-        let mut node = root.get(16..).unwrap_or_default().to_vec();
+        let mut node = root.get(IndexRoot::LEN..).unwrap_or_default().to_vec();
         let mut blocks: Option<Stream> = None;
         for _ in 0..MAX_INDEX_DEPTH {
             let subnode = match self.search_node(&node, &wanted)? {
@@ -512,8 +519,9 @@ impl NtfsVolume {
     }
 
     fn index_block_size(&self, root: &[u8]) -> Fallible<u32> {
-        let size = le32(root, 8);
-        if le32(root, 0) != rec::AT_FILE_NAME
+        let root = IndexRoot::read(root).ok_or("a directory has an invalid index")?;
+        let size = root.block_size;
+        if root.kind != rec::AT_FILE_NAME
             || !size.is_power_of_two()
             || !(512..=MAX_INDEX_BLOCK).contains(&size)
         {
@@ -635,7 +643,7 @@ impl NtfsVolume {
         };
         let block_size = self.index_block_size(root)?;
         let mut entries = Vec::new();
-        collect_entries(root.get(16..).unwrap_or_default(), &mut entries)?;
+        collect_entries(root.get(IndexRoot::LEN..).unwrap_or_default(), &mut entries)?;
         let Some(blocks) = self.stream(number, dir, rec::AT_INDEX_ALLOCATION, I30)? else {
             return Ok(entries);
         };

@@ -1,9 +1,15 @@
 //! The structures inside an NTFS MFT record and index block, as pure functions over bytes.
 //!
-//! Layout as in ntfs-3g's `layout.h`. Nothing here reads a disk. Every offset and length comes from
+//! The layouts are in [`super::ntfs_layout`]. Nothing here reads a disk. Every offset and length comes from
 //! the guest and is checked; all loops advance or end.
 
+use std::fmt;
+
 use super::fs::{le16, le32, le64};
+use super::ntfs_layout::{
+    AttributeHeader, FileNameHeader, FileRecord, IndexBlock, IndexEntryHeader, IndexNode,
+    ListEntryHeader, NonResident, Protected, Resident,
+};
 
 pub const AT_ATTRIBUTE_LIST: u32 = 0x20;
 pub const AT_FILE_NAME: u32 = 0x30;
@@ -29,23 +35,84 @@ const RECORD_IN_USE: u16 = 0x0001;
 const RECORD_IS_DIRECTORY: u16 = 0x0002;
 const FIXUP_SECTOR: usize = 512;
 
-/// What is wrong with a structure. A fixed text: the guest has no part in it.
-pub type Fault = &'static str;
+/// What is wrong with a structure. Fixed texts and numbers: the guest has no part in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    pub what: &'static str,
+    field: Option<Found>,
+}
+
+/// A field that is not as it must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Found {
+    structure: &'static str,
+    offset: usize,
+    expected: u64,
+    actual: u64,
+}
+
+impl Fault {
+    /// In a field of this structure, which must be `expected`, or up to it.
+    fn field(
+        what: &'static str,
+        (structure, offset): (&'static str, usize),
+        expected: impl TryInto<u64>,
+        actual: impl TryInto<u64>,
+    ) -> Self {
+        Self {
+            what,
+            field: Some(Found {
+                structure,
+                offset,
+                expected: expected.try_into().unwrap_or(u64::MAX),
+                actual: actual.try_into().unwrap_or(u64::MAX),
+            }),
+        }
+    }
+}
+
+impl From<&'static str> for Fault {
+    fn from(what: &'static str) -> Self {
+        Self { what, field: None }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)?;
+        let Some(found) = self.field else {
+            return Ok(());
+        };
+        let Found {
+            structure,
+            offset,
+            expected,
+            actual,
+        } = found;
+        write!(
+            f,
+            " ({structure}, byte {offset}: {actual:#x}, expected {expected:#x})"
+        )
+    }
+}
 
 /// Checks and undoes the multi-sector protection of a `FILE`, `INDX` or `RSTR` record.
 pub fn fix_up(record: &mut [u8]) -> Result<(), Fault> {
-    let offset = usize::from(le16(record, 4));
-    let count = usize::from(le16(record, 6));
+    let head = Protected::read(record).ok_or("a record is too short")?;
+    let (offset, count) = (usize::from(head.array), usize::from(head.array_len));
     let sectors = record.len() / FIXUP_SECTOR;
     // 512-byte strides whatever the sector size of the volume.
     if count != sectors + 1 || offset % 2 != 0 || offset + count * 2 > FIXUP_SECTOR - 2 {
-        return Err("the update sequence array is invalid");
+        let what = "the update sequence array is invalid";
+        return Err(Fault::field(what, ("record", 6), sectors + 1, count));
     }
     let usn = le16(record, offset);
     for sector in 0..sectors {
         let end = (sector + 1) * FIXUP_SECTOR - 2;
-        if le16(record, end) != usn {
-            return Err("a record was only partly written");
+        let found = le16(record, end);
+        if found != usn {
+            let what = "a record was only partly written";
+            return Err(Fault::field(what, ("record", end), usn, found));
         }
         let word = le16(record, offset + 2 + sector * 2).to_le_bytes();
         record[end..end + 2].copy_from_slice(&word);
@@ -56,44 +123,54 @@ pub fn fix_up(record: &mut [u8]) -> Result<(), Fault> {
 /// A checked MFT record.
 #[derive(Debug, Clone)]
 pub struct Record {
+    head: FileRecord,
     bytes: Vec<u8>,
 }
 
 impl Record {
     pub fn parse(mut bytes: Vec<u8>) -> Result<Self, Fault> {
         if !bytes.starts_with(b"FILE") {
-            return Err("an MFT record has no FILE signature");
+            let (expected, actual) = (le32(b"FILE", 0), le32(&bytes, 0));
+            let what = "an MFT record has no FILE signature";
+            return Err(Fault::field(what, ("MFT record", 0), expected, actual));
         }
         fix_up(&mut bytes)?;
-        let used = le32(&bytes, 24) as usize;
-        if used > bytes.len() || usize::from(le16(&bytes, 20)) + 8 > used {
-            return Err("the sizes in an MFT record are invalid");
+        let invalid = "the sizes in an MFT record are invalid";
+        let head = FileRecord::read(&bytes).ok_or(invalid)?;
+        let used = head.used as usize;
+        if used > bytes.len() {
+            return Err(Fault::field(invalid, ("MFT record", 24), bytes.len(), used));
+        }
+        let first = usize::from(head.attributes);
+        if first + 8 > used {
+            let most = used.saturating_sub(8);
+            return Err(Fault::field(invalid, ("MFT record", 20), most, first));
         }
         bytes.truncate(used);
-        Ok(Self { bytes })
+        Ok(Self { head, bytes })
     }
 
     pub fn in_use(&self) -> bool {
-        le16(&self.bytes, 22) & RECORD_IN_USE != 0
+        self.head.flags & RECORD_IN_USE != 0
     }
 
     pub fn is_dir(&self) -> bool {
-        le16(&self.bytes, 22) & RECORD_IS_DIRECTORY != 0
+        self.head.flags & RECORD_IS_DIRECTORY != 0
     }
 
     pub fn sequence(&self) -> u16 {
-        le16(&self.bytes, 16)
+        self.head.sequence
     }
 
     /// Number of the record this one extends, 0 for a base record.
     pub fn base(&self) -> u64 {
-        record_number(le64(&self.bytes, 32))
+        record_number(self.head.base)
     }
 
     pub fn attributes(&self) -> Attributes<'_> {
         Attributes {
             record: &self.bytes,
-            at: usize::from(le16(&self.bytes, 20)),
+            at: usize::from(self.head.attributes),
         }
     }
 
@@ -128,8 +205,11 @@ impl<'r> Iterator for Attributes<'r> {
         }
         let len = le32(rest, 4) as usize;
         let parsed = match rest.get(..len) {
-            Some(bytes) if len >= 24 => Attribute::parse(bytes),
-            _ => Err("an attribute is longer than its MFT record"),
+            Some(bytes) if len >= Resident::LEN => Attribute::parse(bytes),
+            _ => {
+                let what = "an attribute is longer than its MFT record";
+                Err(Fault::field(what, ("attribute", 4), rest.len(), len))
+            }
         };
         // After a fault the position means nothing: end here.
         self.at = match parsed {
@@ -166,37 +246,44 @@ pub enum Body<'r> {
 
 impl<'r> Attribute<'r> {
     fn parse(bytes: &'r [u8]) -> Result<Self, Fault> {
-        let name_at = usize::from(le16(bytes, 10));
-        let name = match usize::from(bytes[9]) * 2 {
+        let too_short = "an attribute is too short";
+        let head = AttributeHeader::read(bytes).ok_or(too_short)?;
+        let name_at = usize::from(head.name);
+        let name = match usize::from(head.name_len) * 2 {
             0 => &[],
-            n => bytes
-                .get(name_at..name_at + n)
-                .ok_or("an attribute name lies outside its attribute")?,
+            n => bytes.get(name_at..name_at + n).ok_or_else(|| {
+                let what = "an attribute name lies outside its attribute";
+                Fault::field(what, ("attribute", 10), bytes.len(), name_at + n)
+            })?,
         };
-        let body = if bytes[8] == 0 {
-            let at = usize::from(le16(bytes, 20));
-            let value = (le32(bytes, 16) as usize)
-                .checked_add(at)
-                .and_then(|end| bytes.get(at..end))
-                .ok_or("an attribute value lies outside its attribute")?;
-            Body::Resident(value)
+        let body = if head.non_resident == 0 {
+            let head = Resident::read(bytes).ok_or(too_short)?;
+            let at = usize::from(head.value);
+            let end = at.saturating_add(head.len as usize);
+            Body::Resident(bytes.get(at..end).ok_or_else(|| {
+                let what = "an attribute value lies outside its attribute";
+                Fault::field(what, ("attribute", 16), bytes.len(), end)
+            })?)
         } else {
-            let mapping = bytes
-                .get(usize::from(le16(bytes, 32))..)
-                .filter(|_| bytes.len() >= 64)
-                .ok_or("a non-resident attribute is too short")?;
+            let what = "a non-resident attribute is too short";
+            let head = NonResident::read(bytes).ok_or_else(|| {
+                Fault::field(what, ("attribute", 4), NonResident::LEN, bytes.len())
+            })?;
+            let at = usize::from(head.mapping);
+            let mapping = bytes.get(at..);
             Body::NonResident {
-                lowest_vcn: le64(bytes, 16),
-                size: le64(bytes, 48),
-                initialized: le64(bytes, 56),
-                unit: bytes[34],
-                mapping,
+                lowest_vcn: head.lowest_vcn,
+                size: head.size,
+                initialized: head.initialized,
+                unit: head.unit,
+                mapping: mapping
+                    .ok_or_else(|| Fault::field(what, ("attribute", 32), bytes.len(), at))?,
             }
         };
         Ok(Self {
-            kind: le32(bytes, 0),
-            flags: le16(bytes, 12),
-            instance: le16(bytes, 14),
+            kind: head.kind,
+            flags: head.flags,
+            instance: head.instance,
             name,
             body,
         })
@@ -250,7 +337,7 @@ pub fn decode_runs(
     let mut vcn = lowest_vcn;
     let mut lcn = 0i64;
     if runs.last().map_or(0, Run::end) != vcn {
-        return Err("the run list has a gap");
+        return Err("the run list has a gap".into());
     }
     while let Some((&head, rest)) = pairs.split_first() {
         if head == 0 {
@@ -261,7 +348,7 @@ pub fn decode_runs(
             rest.get(..count_len).and_then(int),
             rest.get(count_len..count_len + lcn_len).and_then(int),
         ) else {
-            return Err("the run list is cut off");
+            return Err("the run list is cut off".into());
         };
         let count = u64::try_from(count)
             .ok()
@@ -287,7 +374,7 @@ pub fn decode_runs(
         let full = runs.len() >= MAX_RUNS;
         match runs.last_mut() {
             Some(last) if follows(last, start) => last.clusters += count,
-            _ if full => return Err("the file has too many fragments"),
+            _ if full => return Err("the file has too many fragments".into()),
             _ => runs.push(Run {
                 vcn,
                 lcn: start,
@@ -330,23 +417,25 @@ pub struct ListEntry {
 /// The entries of an attribute list for one attribute, by position in it.
 pub fn list_entries(mut list: &[u8], kind: u32, name: &[u16]) -> Result<Vec<ListEntry>, Fault> {
     let mut found = Vec::new();
-    while list.len() >= 26 {
-        let len = usize::from(le16(list, 4));
-        let name_at = usize::from(list[7]);
-        let (Some(entry), true) = (list.get(..len), len >= 26) else {
-            return Err("the attribute list is damaged");
+    let damaged = "the attribute list is damaged";
+    while let Some(head) = ListEntryHeader::read(list) {
+        let (len, name_at) = (usize::from(head.len), usize::from(head.name));
+        let (Some(entry), true) = (list.get(..len), len >= ListEntryHeader::LEN) else {
+            let at = ("attribute list entry", 4);
+            return Err(Fault::field(damaged, at, list.len(), len));
         };
-        let entry_name = match usize::from(entry[6]) * 2 {
+        let entry_name = match usize::from(head.name_len) * 2 {
             0 => &[],
-            n => entry
-                .get(name_at..name_at + n)
-                .ok_or("the attribute list is damaged")?,
+            n => entry.get(name_at..name_at + n).ok_or_else(|| {
+                let at = ("attribute list entry", 7);
+                Fault::field(damaged, at, len, name_at + n)
+            })?,
         };
-        if le32(entry, 0) == kind && utf16_is(entry_name, name) {
+        if head.kind == kind && utf16_is(entry_name, name) {
             found.push(ListEntry {
-                lowest_vcn: le64(entry, 8),
-                record: record_number(le64(entry, 16)),
-                instance: le16(entry, 24),
+                lowest_vcn: head.lowest_vcn,
+                record: record_number(head.record),
+                instance: head.instance,
             });
         }
         list = &list[len..];
@@ -357,11 +446,11 @@ pub fn list_entries(mut list: &[u8], kind: u32, name: &[u16]) -> Result<Vec<List
 
 /// The entries of an index node (the part after `$INDEX_ROOT`'s or `INDX`'s own header).
 pub fn index_entries(node: &[u8]) -> Result<IndexEntries<'_>, Fault> {
-    let first = le32(node, 0) as usize;
-    let used = le32(node, 4) as usize;
+    let what = "an index node has invalid sizes";
+    let head = IndexNode::read(node).ok_or(what)?;
     let entries = node
-        .get(first..used)
-        .ok_or("an index node has invalid sizes")?;
+        .get(head.first as usize..head.end as usize)
+        .ok_or_else(|| Fault::field(what, ("index node", 4), node.len(), head.end))?;
     Ok(IndexEntries { entries })
 }
 
@@ -380,91 +469,107 @@ impl<'n> Iterator for IndexEntries<'n> {
     type Item = Result<IndexEntry<'n>, Fault>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        const ENDS: Fault = "an index entry is damaged";
         if self.entries.is_empty() {
             return None;
         }
         let all = std::mem::take(&mut self.entries);
-        let len = usize::from(le16(all, 8));
-        let (Some(entry), true) = (all.get(..len), len >= 16) else {
-            return Some(Err(ENDS));
+        Some(IndexEntry::parse(all).map(|(entry, rest)| {
+            self.entries = rest;
+            entry
+        }))
+    }
+}
+
+impl<'n> IndexEntry<'n> {
+    /// The entry at the start of `all`, and those behind it.
+    fn parse(all: &'n [u8]) -> Result<(Self, &'n [u8]), Fault> {
+        let damaged = "an index entry is damaged";
+        let fault = |offset, expected: usize, actual: usize| {
+            Fault::field(damaged, ("index entry", offset), expected, actual)
         };
-        let flags = le16(entry, 12);
-        let subnode = if flags & 1 == 0 {
-            None
-        } else if len >= 24 {
-            Some(le64(entry, len - 8))
-        } else {
-            return Some(Err(ENDS));
+        let head = IndexEntryHeader::read(all).ok_or_else(|| fault(0, 16, all.len()))?;
+        let len = usize::from(head.len);
+        let (Some(entry), true) = (all.get(..len), len >= IndexEntryHeader::LEN) else {
+            return Err(fault(8, all.len(), len));
         };
-        let last = flags & 2 != 0;
+        let subnode = match head.flags & 1 {
+            0 => None,
+            _ if len >= IndexEntryHeader::LEN + 8 => Some(le64(entry, len - 8)),
+            _ => return Err(fault(8, IndexEntryHeader::LEN + 8, len)),
+        };
+        let last = head.flags & 2 != 0;
         let key = if last {
             None
         } else {
-            let key = entry.get(16..16 + usize::from(le16(entry, 10)));
-            match key.and_then(FileName::parse) {
-                Some(key) => Some(key),
-                None => return Some(Err(ENDS)),
-            }
+            let key_len = usize::from(head.key_len);
+            let key = entry.get(IndexEntryHeader::LEN..IndexEntryHeader::LEN + key_len);
+            let key = key.and_then(FileName::parse);
+            Some(key.ok_or_else(|| fault(10, len - IndexEntryHeader::LEN, key_len))?)
         };
-        if !last {
-            self.entries = &all[len..];
-        }
-        Some(Ok(IndexEntry {
-            reference: le64(entry, 0),
+        let rest = if last { &[] } else { &all[len..] };
+        let entry = Self {
+            reference: head.reference,
             key,
             subnode,
-        }))
+        };
+        Ok((entry, rest))
     }
 }
 
 /// A `$FILE_NAME` value.
 pub struct FileName<'n> {
-    value: &'n [u8],
+    head: FileNameHeader,
+    name: &'n [u8],
 }
 
 impl<'n> FileName<'n> {
     pub fn parse(value: &'n [u8]) -> Option<Self> {
-        let len = 66 + usize::from(*value.get(64)?) * 2;
-        (value.len() >= len && len > 66).then(|| Self {
-            value: &value[..len],
-        })
+        let head = FileNameHeader::read(value)?;
+        let name = &value[FileNameHeader::LEN..];
+        let name = name.get(..usize::from(head.name_len) * 2)?;
+        (!name.is_empty()).then_some(Self { head, name })
     }
 
     pub fn units(&self) -> impl Iterator<Item = u16> + 'n {
-        self.value[66..]
+        self.name
             .chunks_exact(2)
             .map(|b| u16::from_le_bytes([b[0], b[1]]))
     }
 
     pub fn size(&self) -> u64 {
-        le64(self.value, 48)
+        self.head.size
     }
 
     pub fn attributes(&self) -> u32 {
-        le32(self.value, 56)
+        self.head.attributes
     }
 
     pub fn reparse_tag(&self) -> Option<u32> {
-        (self.attributes() & FILE_ATTR_REPARSE_POINT != 0).then(|| le32(self.value, 60))
+        (self.attributes() & FILE_ATTR_REPARSE_POINT != 0).then_some(self.head.reparse_tag)
     }
 
     /// An 8.3 name that stands beside a long one.
     pub fn is_dos(&self) -> bool {
-        self.value[65] == 2
+        self.head.namespace == 2
     }
 }
 
 /// The node inside an `INDX` block, after checking and fixing the block.
 pub fn index_block(block: &mut [u8], vcn: u64) -> Result<&[u8], Fault> {
     if !block.starts_with(b"INDX") {
-        return Err("an index block has no INDX signature");
+        let (expected, actual) = (le32(b"INDX", 0), le32(block, 0));
+        let what = "an index block has no INDX signature";
+        return Err(Fault::field(what, ("index block", 0), expected, actual));
     }
     fix_up(block)?;
-    if le64(block, 16) != vcn {
-        return Err("an index block is not where it should be");
+    let own = IndexBlock::read(block)
+        .ok_or("an index block is too short")?
+        .vcn;
+    if own != vcn {
+        let what = "an index block is not where it should be";
+        return Err(Fault::field(what, ("index block", 16), vcn, own));
     }
-    Ok(&block[24..])
+    Ok(&block[IndexBlock::LEN..])
 }
 
 #[cfg(test)]
@@ -491,10 +596,10 @@ mod tests {
         );
         assert_eq!(
             decode_runs(&[0x11, 1, 1], 0x99, 1 << 20, &mut runs),
-            Err("the run list has a gap")
+            Err("the run list has a gap".into())
         );
 
-        let bad: &[(&[u8], Fault)] = &[
+        let bad: &[(&[u8], &'static str)] = &[
             (&[0x11, 1], "the run list is cut off"),
             (&[0xff, 1, 1], "the run list is cut off"),
             (&[0x01, 0], "a run has an invalid length"),
@@ -509,7 +614,7 @@ mod tests {
         ];
         for (pairs, fault) in bad {
             let got = decode_runs(pairs, 0, 100, &mut Vec::new());
-            assert_eq!(got, Err(*fault), "{pairs:x?}");
+            assert_eq!(got, Err((*fault).into()), "{pairs:x?}");
         }
     }
 
@@ -526,8 +631,14 @@ mod tests {
         assert!(Record::parse(record.clone()).is_ok());
         record[1022] = 8;
         assert_eq!(
-            Record::parse(record).err(),
-            Some("a record was only partly written")
+            Record::parse(record.clone()).unwrap_err().to_string(),
+            "a record was only partly written (record, byte 1022: 0x8, expected 0x9)"
+        );
+        record[1022] = 9;
+        record[24..28].copy_from_slice(&2048u32.to_le_bytes());
+        assert_eq!(
+            Record::parse(record).unwrap_err().to_string(),
+            "the sizes in an MFT record are invalid (MFT record, byte 24: 0x800, expected 0x400)"
         );
     }
 

@@ -2,6 +2,7 @@
 
 use super::fs::le16;
 use super::logfile::{self, LogState};
+use super::ntfs_layout::VolumeInformation;
 use super::ntfs_read::{BULK, Fallible, NtfsVolume};
 use super::ntfs_record as rec;
 use super::{GuestPath, VolumeState};
@@ -46,10 +47,9 @@ impl NtfsVolume {
         let record = self.file_record(FILE_VOLUME)?;
         let info = record
             .find(rec::AT_VOLUME_INFORMATION, &[])?
-            .and_then(|a| a.resident())
-            .filter(|info| info.len() >= 12)
+            .and_then(|a| VolumeInformation::read(a.resident()?))
             .ok_or("$Volume has no volume information")?;
-        Ok(le16(info, 10) & VOLUME_IS_DIRTY != 0)
+        Ok(info.flags & VOLUME_IS_DIRTY != 0)
     }
 
     pub fn log_state(&self) -> Fallible<LogState> {

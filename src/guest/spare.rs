@@ -15,6 +15,7 @@ use super::ntfs_read::{Fallible, NtfsVolume, Stream};
 use super::ntfs_record as rec;
 use super::{GuestError, GuestPath};
 use crate::block::BlockRead;
+use crate::disk::bpb::FatBoot;
 
 /// Records of NTFS's own files that have clusters: $MFT, $MFTMirr, $LogFile, $AttrDef, $Bitmap,
 /// $Boot, $Secure, $UpCase.
@@ -198,15 +199,12 @@ pub(super) fn fat_free_ranges(
         FatWidth::Fat32 => (4, 0x0800_0000),
     };
     let sector = u64::from(facts.bytes_per_sector);
-    let or_wide = |narrow: u16, wide: u32| match narrow {
-        0 => u64::from(wide),
-        n => u64::from(n),
-    };
-    let table = u64::from(le16(&boot, 14)) * sector;
-    let table_len = or_wide(le16(&boot, 22), le32(&boot, 36)) * sector;
-    let root = (u64::from(le16(&boot, 17)) * 32).div_ceil(sector) * sector;
-    let data = table + u64::from(boot[16]) * table_len + root;
-    let total = or_wide(le16(&boot, 19), le32(&boot, 32)) * sector;
+    let boot = FatBoot::read(&boot).ok_or_else(|| damaged("the boot sector is cut off"))?;
+    let table = u64::from(boot.reserved_sectors) * sector;
+    let table_len = u64::from(boot.table_sectors()) * sector;
+    let root = (u64::from(boot.root_entries) * 32).div_ceil(sector) * sector;
+    let data = table + u64::from(boot.tables) * table_len + root;
+    let total = u64::from(boot.sectors()) * sector;
     let cluster = u64::from(facts.cluster_size);
     // Entries 0 and 1 are no clusters.
     let end = 2 + total

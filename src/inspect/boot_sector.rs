@@ -7,8 +7,8 @@
 
 use super::findings;
 use super::model::{BootFacts, BootFiles, Finding, Firmware, SectorField};
+use crate::disk::bpb::HIDDEN_SECTORS_OFFSET;
 use crate::disk::layout::{DiskLayout, Scheme};
-use crate::guest::fs::HIDDEN_SECTORS_OFFSET;
 use crate::guest::{FsKind, GuestPath, GuestRead, VolumeId};
 
 const HEADS_OFFSET: u16 = 26;

@@ -1,38 +1,15 @@
 //! VirtIO driver services the guest already has.
 
 use crate::boot_path::{BootContext, ImageState};
+use crate::drivers::Catalogue;
 use crate::registry::error::Result;
 
 use super::model::VirtioService;
 
-/// The services of the virtio-win drivers, as their INFs name them.
-const VIRTIO_SERVICES: [&str; 21] = [
-    "viostor",
-    "vioscsi",
-    "netkvm",
-    "balloon",
-    "vioserial",
-    "virtioserial",
-    "vioser",
-    "viorng",
-    "virtrng",
-    "vioinput",
-    "virtioinput",
-    "viohidkmdf",
-    "viofs",
-    "virtiofsdrv",
-    "viogpudo",
-    "viogpudod",
-    "viomem",
-    "viosock",
-    "virtiosocket",
-    "fwcfg",
-    "pvpanic",
-];
-
 pub fn virtio(ctx: &BootContext<'_>) -> Result<Vec<VirtioService>> {
     let mut found = Vec::new();
-    for name in VIRTIO_SERVICES {
+    let catalogue = Catalogue::builtin();
+    for name in catalogue.drivers.iter().flat_map(|d| &d.services) {
         let Some(service) = ctx.service(name)? else {
             continue;
         };
@@ -41,7 +18,7 @@ pub fn virtio(ctx: &BootContext<'_>) -> Result<Vec<VirtioService>> {
             .as_ref()
             .is_ok_and(|path| (ctx.image)(path).state != ImageState::Missing);
         found.push(VirtioService {
-            service: name.to_string(),
+            service: name.clone(),
             start: service.start,
             start_override: service.start_override(),
             image_present,

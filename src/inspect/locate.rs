@@ -7,6 +7,7 @@
 
 use crate::guest::{FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId};
 use crate::registry::HiveView;
+use crate::types::ControlSet;
 
 use super::InspectError;
 use super::findings;
@@ -192,7 +193,8 @@ fn is_windows_pe(guest: &dyn GuestRead, candidate: &Candidate) -> bool {
     let Ok(view) = HiveView::new(&bytes) else {
         return false;
     };
-    ["ControlSet001", "ControlSet002"]
+    [1, 2]
+        .map(ControlSet::new)
         .iter()
-        .any(|set| matches!(view.key(&format!("{set}\\Control\\MiniNT")), Ok(Some(_))))
+        .any(|set| matches!(view.key(&set.key("Control\\MiniNT")), Ok(Some(_))))
 }

@@ -39,6 +39,7 @@ use crate::guest::{
 };
 use crate::registry::{HiveError, HiveView};
 use crate::text::guest_text;
+use crate::types::ControlSet;
 use locate::Candidate;
 
 #[derive(Debug, thiserror::Error)]
@@ -361,6 +362,36 @@ struct Place<'p> {
     chosen: &'p Candidate,
 }
 
+fn name_version(version: &os::Version, out: &mut Inspection) {
+    out.os.product_name.clone_from(&version.product_name);
+    out.os.display_version.clone_from(&version.display_version);
+    out.os.edition.clone_from(&version.edition);
+    out.os
+        .installation_type
+        .clone_from(&version.installation_type);
+    out.os.build = Some(version.build);
+    out.os.revision = version.revision;
+}
+
+/// The control set to look at.
+fn control_set(
+    system: &HiveView<'_>,
+    out: &mut Inspection,
+) -> Result<Option<ControlSet>, HiveError> {
+    let Some(set) = os::control_set(system)? else {
+        out.findings
+            .push(findings::NO_CONTROL_SET.found("SYSTEM\\Select"));
+        return Ok(None);
+    };
+    if let Some((name, number)) = os::lost_default(system)? {
+        out.findings.push(findings::DEFAULT_CONTROL_SET.found_with(
+            &[&name],
+            format!("SYSTEM\\Select\\Default is {number}, {set} is there"),
+        ));
+    }
+    Ok(Some(set))
+}
+
 /// Everything that is in the hives. `false` when they do not describe a Windows; a blocker then
 /// says so.
 fn read_hives(
@@ -372,17 +403,9 @@ fn read_hives(
     let (root, volume) = (&place.chosen.root, place.chosen.volume);
     let system = HiveView::new(&hives.system.bytes)?;
     let software = HiveView::new(&hives.software.bytes)?;
-    let Some(set) = os::control_set(&system)? else {
-        out.findings
-            .push(findings::NO_CONTROL_SET.found("SYSTEM\\Select"));
+    let Some(set) = control_set(&system, out)? else {
         return Ok(false);
     };
-    if let Some((name, number)) = os::lost_default(&system)? {
-        out.findings.push(findings::DEFAULT_CONTROL_SET.found_with(
-            &[&name],
-            format!("SYSTEM\\Select\\Default is {number}, {set} is there"),
-        ));
-    }
     let cache = RefCell::new(HashMap::new());
     let image = |path: &GuestPath| -> Image {
         cache
@@ -406,14 +429,7 @@ fn read_hives(
         ));
         return Ok(false);
     };
-    out.os.product_name.clone_from(&version.product_name);
-    out.os.display_version.clone_from(&version.display_version);
-    out.os.edition.clone_from(&version.edition);
-    out.os
-        .installation_type
-        .clone_from(&version.installation_type);
-    out.os.build = Some(version.build);
-    out.os.revision = version.revision;
+    name_version(&version, out);
     let Some(arch) = arch else {
         out.findings.push(findings::UNKNOWN_ARCHITECTURE.found_with(
             &[&version.build],

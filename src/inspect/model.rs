@@ -19,6 +19,7 @@ use crate::error::Blocker;
 use crate::guest::{DiskId, FsKind, GuestPath, VolumeId, VolumeState};
 use crate::inspect::linux::LinuxFacts;
 use crate::registry::RegOp;
+use crate::types::ControlSet;
 pub use crate::types::Firmware;
 
 /// The result of `inspect()`: the facts, and the hives they were read from.
@@ -184,7 +185,7 @@ pub struct OsFacts {
     /// `Client`, `Server`, `Server Core`, ...
     pub installation_type: Option<String>,
     pub arch: Option<Arch>,
-    pub control_set: Option<String>,
+    pub control_set: Option<ControlSet>,
     pub windows_root: Option<GuestPath>,
     pub hostname: Option<String>,
     /// Directories of the virtio-win ISO that fit this Windows, best first.
@@ -218,9 +219,9 @@ pub struct WindowsFacts {
     /// E.g. `\Windows`, in the guest's own case.
     pub root: GuestPath,
     /// The control set the boot loader takes, e.g. `ControlSet001`.
-    pub control_set: String,
+    pub control_set: ControlSet,
     /// Every control set of the hive, the one above included.
-    pub control_sets: Vec<String>,
+    pub control_sets: Vec<ControlSet>,
     /// The EFI system partition that boots this disk.
     pub esp: Option<VolumeId>,
     /// The BIOS boot volume: the active partition.

@@ -17,6 +17,7 @@ use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
 use crate::text::guest_text;
+use crate::types::ControlSet;
 
 use super::model::{Adapter, Cidr, NetworkFacts, Route};
 use super::nsi::{self, Luid, parse_hex};
@@ -34,7 +35,7 @@ const MAX_ADAPTERS: usize = 256;
 const METRIC: std::ops::RangeInclusive<u32> = 1..=9999;
 const MAX_ITEMS: usize = 64;
 
-pub fn network(system: &HiveView<'_>, control_set: &str) -> Result<NetworkFacts> {
+pub fn network(system: &HiveView<'_>, control_set: &ControlSet) -> Result<NetworkFacts> {
     let mut facts = NetworkFacts::default();
     let Some(set) = system.key(control_set)? else {
         return Ok(facts);

@@ -31,7 +31,11 @@ fn small_parsers() {
 fn adapters_of_real_hives() {
     let read = |file: &'static str| {
         let bytes = corpus(file)?;
-        let facts = network(&HiveView::new(&bytes).unwrap(), "ControlSet001").unwrap();
+        let facts = network(
+            &HiveView::new(&bytes).unwrap(),
+            &crate::types::ControlSet::new(1),
+        )
+        .unwrap();
         Some(serde_json::to_value(&facts).unwrap())
     };
     // Two PRO/1000 MT, whose instance ids hold no MAC. Windows wrote their gateways to the list of

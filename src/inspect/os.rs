@@ -8,15 +8,16 @@ use crate::guest::VolumeId;
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::text::guest_text;
+use crate::types::ControlSet;
 
 /// The control set the boot loader takes.
-pub fn control_set(system: &HiveView<'_>) -> Result<Option<String>> {
+pub fn control_set(system: &HiveView<'_>) -> Result<Option<ControlSet>> {
     let Some(select) = system.key("Select")? else {
         return Ok(None);
     };
     for name in ["Default", "Current"] {
         if let Some(number) = select.dword(name)? {
-            let set = format!("ControlSet{number:03}");
+            let set = ControlSet::new(number);
             if system.key(&set)?.is_some() {
                 return Ok(Some(set));
             }
@@ -26,30 +27,23 @@ pub fn control_set(system: &HiveView<'_>) -> Result<Option<String>> {
 }
 
 /// The control set the boot loader takes and its number, where it has no services.
-pub fn lost_default(system: &HiveView<'_>) -> Result<Option<(String, u32)>> {
+pub fn lost_default(system: &HiveView<'_>) -> Result<Option<(ControlSet, u32)>> {
     let Some(select) = system.key("Select")? else {
         return Ok(None);
     };
     let Some(number) = select.dword("Default")? else {
         return Ok(None);
     };
-    let set = format!("ControlSet{number:03}");
-    let there = system.key(&format!("{set}\\Services"))?.is_some();
+    let set = ControlSet::new(number);
+    let there = system.key(&set.key("Services"))?.is_some();
     Ok((!there).then_some((set, number)))
 }
 
 /// Every control set of the hive.
-pub fn control_sets(system: &HiveView<'_>) -> Result<Vec<String>> {
+pub fn control_sets(system: &HiveView<'_>) -> Result<Vec<ControlSet>> {
     let mut sets = Vec::new();
     for key in system.root()?.keys()? {
-        let name = key.name()?;
-        let number = name
-            .get(..10)
-            .filter(|head| head.eq_ignore_ascii_case("ControlSet"))
-            .map(|_| &name[10..]);
-        if number.is_some_and(|n| n.len() == 3 && n.bytes().all(|b| b.is_ascii_digit())) {
-            sets.push(format!("ControlSet{}", &name[10..]));
-        }
+        sets.extend(ControlSet::parse(&key.name()?));
     }
     Ok(sets)
 }
@@ -76,7 +70,7 @@ const WINDOWS_11: u32 = 22_000;
 pub fn version(
     software: &HiveView<'_>,
     system: &HiveView<'_>,
-    control_set: &str,
+    control_set: &ControlSet,
 ) -> Result<Option<Version>> {
     let Some(key) = software.key("Microsoft\\Windows NT\\CurrentVersion")? else {
         return Ok(None);
@@ -102,7 +96,7 @@ pub fn version(
         },
     };
     let product_type = system
-        .key(&format!("{control_set}\\Control\\ProductOptions"))?
+        .key(&control_set.key("Control\\ProductOptions"))?
         .map(|k| k.string("ProductType"))
         .transpose()?
         .flatten();
@@ -139,7 +133,11 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// The architecture: from the kernel's file, or from the environment when that is compressed.
-pub fn arch(kernel: ImageState, system: &HiveView<'_>, control_set: &str) -> Result<Option<Arch>> {
+pub fn arch(
+    kernel: ImageState,
+    system: &HiveView<'_>,
+    control_set: &ControlSet,
+) -> Result<Option<Arch>> {
     if let ImageState::Present {
         machine: Some(machine),
     } = kernel
@@ -151,7 +149,7 @@ pub fn arch(kernel: ImageState, system: &HiveView<'_>, control_set: &str) -> Res
             Machine::Other(_) => None,
         });
     }
-    let key = format!("{control_set}\\Control\\Session Manager\\Environment");
+    let key = control_set.key("Control\\Session Manager\\Environment");
     let name = match system.key(&key)? {
         Some(key) => key.string("PROCESSOR_ARCHITECTURE")?,
         None => None,
@@ -179,14 +177,14 @@ impl Version {
 }
 
 /// The DNS name, which is not cut at 15 characters, or the NetBIOS name.
-pub fn hostname(system: &HiveView<'_>, control_set: &str) -> Result<Option<String>> {
+pub fn hostname(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Option<String>> {
     let places = [
         ("Services\\Tcpip\\Parameters", "NV Hostname"),
         ("Services\\Tcpip\\Parameters", "Hostname"),
         ("Control\\ComputerName\\ComputerName", "ComputerName"),
     ];
     for (path, name) in places {
-        if let Some(key) = system.key(&format!("{control_set}\\{path}"))?
+        if let Some(key) = system.key(&control_set.key(path))?
             && let Some(found) = key.string(name)?.as_deref().and_then(guest_text)
         {
             return Ok(Some(found));
@@ -196,8 +194,8 @@ pub fn hostname(system: &HiveView<'_>, control_set: &str) -> Result<Option<Strin
 }
 
 /// The hardware clock runs in UTC (set by hand on machines that share it with Linux).
-pub fn clock_is_utc(system: &HiveView<'_>, control_set: &str) -> Result<bool> {
-    let key = format!("{control_set}\\Control\\TimeZoneInformation");
+pub fn clock_is_utc(system: &HiveView<'_>, control_set: &ControlSet) -> Result<bool> {
+    let key = control_set.key("Control\\TimeZoneInformation");
     let Some(key) = system.key(&key)? else {
         return Ok(false);
     };
@@ -208,8 +206,8 @@ pub fn clock_is_utc(system: &HiveView<'_>, control_set: &str) -> Result<bool> {
 }
 
 /// How Windows treats disks that are new to it.
-pub fn san_policy(system: &HiveView<'_>, control_set: &str) -> Result<Option<u32>> {
-    let key = format!("{control_set}\\Services\\partmgr\\Parameters");
+pub fn san_policy(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Option<u32>> {
+    let key = control_set.key("Services\\partmgr\\Parameters");
     match system.key(&key)? {
         Some(key) => key.dword("SanPolicy"),
         None => Ok(None),

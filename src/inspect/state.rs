@@ -1,7 +1,7 @@
 //! The state the disk and Windows were left in: what makes a conversion unsafe, and what makes its
 //! result surprising.
 
-use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES, MBR_LDM};
+use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES, MBR_LDM, Partition};
 use crate::guest::fve::Closed;
 use crate::guest::fve::protection::Protection;
 use crate::guest::{
@@ -10,6 +10,7 @@ use crate::guest::{
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
+use crate::types::ControlSet;
 
 use super::Disk;
 use super::findings;
@@ -25,119 +26,20 @@ pub fn volumes(
     force_dirty: bool,
     out: &mut Inspection,
 ) {
-    let changed = |disk: DiskId| disks.iter().any(|d| d.id == disk);
-    let volumes: Vec<&Volume> = guest
-        .volumes()
-        .iter()
-        .filter(|v| changed(v.id.disk))
-        .collect();
-    let of_kind = |kind: FsKind| -> Vec<VolumeId> {
-        let of_kind = volumes.iter().filter(|v| v.kind == kind);
-        of_kind.map(|v| v.id).collect()
-    };
-    let of_type = |types: &[&str]| -> Vec<VolumeId> {
-        let partitions = disks
-            .iter()
-            .flat_map(|d| d.layout.partitions.iter().map(|p| (d.id, p)));
-        partitions
-            .filter(|(_, p)| types.iter().any(|t| t.eq_ignore_ascii_case(&p.type_id)))
-            .map(|(disk, p)| VolumeId::of(disk, p.index))
-            .collect()
-    };
-
-    let opened = |kind: FsKind| -> Vec<VolumeId> {
-        let inside = volumes.iter().filter(|v| v.state.container == Some(kind));
-        inside.map(|v| v.id).collect()
-    };
-    let closed = of_kind(FsKind::Bitlocker);
-    let mut bitlocker = [closed.clone(), opened(FsKind::Bitlocker)].concat();
-    bitlocker.sort_unstable();
-    out.bitlocker = !bitlocker.is_empty();
-    let mut protectors: Vec<String> = Vec::new();
-    for protector in volumes.iter().flat_map(|v| &v.state.protectors) {
-        if !protectors.contains(protector) {
-            protectors.push(protector.clone());
-        }
-    }
-    match (out.bitlocker, system) {
-        (false, _) => {}
-        // Opened, and no Windows in it.
-        (true, None) if closed.is_empty() => {}
-        (true, None) => out.findings.push(closed_bitlocker(
-            &volumes,
-            &closed,
-            unlocked_by(&bitlocker, &protectors),
-        )),
-        (true, Some(system)) if bitlocker.contains(&system) => {
-            let of_system = volumes.iter().find(|v| v.id == system);
-            let is_suspended = of_system.is_some_and(|v| {
-                v.state
-                    .protectors
-                    .iter()
-                    .any(|p| p == Protection::ClearKey.name())
-            });
-            let evidence = unlocked_by(&bitlocker, &protectors);
-            out.findings.push(opened_bitlocker(is_suspended, evidence));
-        }
-        (true, Some(_)) => out
-            .findings
-            .push(findings::BITLOCKER_DATA.found(unlocked_by(&bitlocker, &protectors))),
-    }
-
-    let luks = of_kind(FsKind::Luks);
-    if !luks.is_empty() && system.is_none() {
-        let why = because(not_opened(&volumes, &luks));
-        out.findings
-            .push(findings::LUKS.found_with(&[&why], list(&luks)));
-    }
-
-    let mut ldm = of_kind(FsKind::Ldm);
-    ldm.extend(of_type(&[MBR_LDM, GPT_LDM_METADATA, GPT_LDM_DATA]));
-    ldm.sort_unstable();
-    ldm.dedup();
-    out.dynamic_disk = !ldm.is_empty();
-    if out.dynamic_disk {
-        out.findings.push(
-            findings::DYNAMIC_DISK.found(match opened(FsKind::Ldm).len() {
-                0 => list(&ldm),
-                n => format!("{}, {n} volumes on it can be read", list(&ldm)),
-            }),
-        );
-    }
-
-    let mut spaces = of_kind(FsKind::StorageSpaces);
-    spaces.extend(of_type(&[GPT_STORAGE_SPACES]));
-    if !spaces.is_empty() {
-        spaces.sort_unstable();
-        spaces.dedup();
-        out.findings
-            .push(findings::STORAGE_SPACES.found(list(&spaces)));
-    }
-
-    let refs = of_kind(FsKind::Refs);
-    if !refs.is_empty() {
-        let evidence = list(&refs);
-        out.findings.push(if system.is_some() {
-            findings::REFS_DATA.found(evidence)
-        } else {
-            findings::REFS.found(evidence)
-        });
-    }
-
-    if let Some(volume) = system.and_then(|id| volumes.iter().find(|v| v.id == id)) {
+    let counted = Counted::of(guest, disks);
+    bitlocker(&counted, system, out);
+    luks(&counted, system, out);
+    dynamic_disks(&counted, out);
+    storage_spaces(&counted, out);
+    refs(&counted, system, out);
+    if let Some(volume) = system.and_then(|id| counted.volume(id)) {
         system_volume(volume, force_dirty, out);
     }
     for volume in guest.volumes().iter().filter(|v| Some(v.id) != system) {
-        if volume.kind == FsKind::Ntfs && (volume.state.hibernated || volume.state.cached) {
-            out.findings
-                .push(findings::DATA_VOLUME_HIBERNATED.found(list(&[volume.id])));
-        }
-        if volume.kind == FsKind::Ntfs && volume.state.dirty && !volume.state.cached {
-            out.findings
-                .push(findings::DATA_VOLUME_DIRTY.found(list(&[volume.id])));
-        }
+        data_volume(volume, out);
     }
-    let snapshots: Vec<_> = volumes
+    let snapshots: Vec<_> = counted
+        .volumes
         .iter()
         .filter(|v| v.state.vss_snapshots)
         .map(|v| v.id)
@@ -146,6 +48,150 @@ pub fn volumes(
     if out.vss_snapshots {
         out.findings
             .push(findings::VSS_SNAPSHOTS.found(list(&snapshots)));
+    }
+}
+
+/// What is on the disks that are to be changed.
+struct Counted<'g> {
+    volumes: Vec<&'g Volume>,
+    partitions: Vec<(DiskId, &'g Partition)>,
+}
+
+impl<'g> Counted<'g> {
+    fn of(guest: &'g dyn GuestRead, disks: &[&'g Disk]) -> Self {
+        let changed = |disk: DiskId| disks.iter().any(|d| d.id == disk);
+        let volumes = guest.volumes().iter().filter(|v| changed(v.id.disk));
+        let partitions = disks
+            .iter()
+            .flat_map(|d| d.layout.partitions.iter().map(|p| (d.id, p)));
+        Self {
+            volumes: volumes.collect(),
+            partitions: partitions.collect(),
+        }
+    }
+
+    fn volume(&self, id: VolumeId) -> Option<&'g Volume> {
+        self.volumes.iter().find(|v| v.id == id).copied()
+    }
+
+    fn of_kind(&self, kind: FsKind) -> Vec<VolumeId> {
+        let of_kind = self.volumes.iter().filter(|v| v.kind == kind);
+        of_kind.map(|v| v.id).collect()
+    }
+
+    /// Partitions of these types.
+    fn of_type(&self, types: &[&str]) -> Vec<VolumeId> {
+        self.partitions
+            .iter()
+            .filter(|(_, p)| types.iter().any(|t| t.eq_ignore_ascii_case(&p.type_id)))
+            .map(|(disk, p)| VolumeId::of(*disk, p.index))
+            .collect()
+    }
+
+    /// Volumes that could be read inside a container of this kind.
+    fn opened(&self, kind: FsKind) -> Vec<VolumeId> {
+        let inside = (self.volumes.iter()).filter(|v| v.state.container == Some(kind));
+        inside.map(|v| v.id).collect()
+    }
+
+    /// How the BitLocker volumes are protected, each way once.
+    fn protectors(&self) -> Vec<String> {
+        let mut protectors: Vec<String> = Vec::new();
+        for protector in self.volumes.iter().flat_map(|v| &v.state.protectors) {
+            if !protectors.contains(protector) {
+                protectors.push(protector.clone());
+            }
+        }
+        protectors
+    }
+}
+
+fn sorted(mut volumes: Vec<VolumeId>) -> Vec<VolumeId> {
+    volumes.sort_unstable();
+    volumes.dedup();
+    volumes
+}
+
+fn bitlocker(counted: &Counted<'_>, system: Option<VolumeId>, out: &mut Inspection) {
+    let closed = counted.of_kind(FsKind::Bitlocker);
+    let mut bitlocker = [closed.clone(), counted.opened(FsKind::Bitlocker)].concat();
+    bitlocker.sort_unstable();
+    out.bitlocker = !bitlocker.is_empty();
+    if !out.bitlocker {
+        return;
+    }
+    let evidence = unlocked_by(&bitlocker, &counted.protectors());
+    match system {
+        // Opened, and no Windows in it.
+        None if closed.is_empty() => {}
+        None => out
+            .findings
+            .push(closed_bitlocker(&counted.volumes, &closed, evidence)),
+        Some(system) if bitlocker.contains(&system) => {
+            let is_suspended = counted.volume(system).is_some_and(|v| {
+                let mut protectors = v.state.protectors.iter();
+                protectors.any(|p| p == Protection::ClearKey.name())
+            });
+            out.findings.push(opened_bitlocker(is_suspended, evidence));
+        }
+        Some(_) => out.findings.push(findings::BITLOCKER_DATA.found(evidence)),
+    }
+}
+
+fn luks(counted: &Counted<'_>, system: Option<VolumeId>, out: &mut Inspection) {
+    let luks = counted.of_kind(FsKind::Luks);
+    if !luks.is_empty() && system.is_none() {
+        let why = because(not_opened(&counted.volumes, &luks));
+        out.findings
+            .push(findings::LUKS.found_with(&[&why], list(&luks)));
+    }
+}
+
+fn dynamic_disks(counted: &Counted<'_>, out: &mut Inspection) {
+    let mut ldm = counted.of_kind(FsKind::Ldm);
+    ldm.extend(counted.of_type(&[MBR_LDM, GPT_LDM_METADATA, GPT_LDM_DATA]));
+    let ldm = sorted(ldm);
+    out.dynamic_disk = !ldm.is_empty();
+    if out.dynamic_disk {
+        out.findings.push(
+            findings::DYNAMIC_DISK.found(match counted.opened(FsKind::Ldm).len() {
+                0 => list(&ldm),
+                n => format!("{}, {n} volumes on it can be read", list(&ldm)),
+            }),
+        );
+    }
+}
+
+fn storage_spaces(counted: &Counted<'_>, out: &mut Inspection) {
+    let mut spaces = counted.of_kind(FsKind::StorageSpaces);
+    spaces.extend(counted.of_type(&[GPT_STORAGE_SPACES]));
+    let spaces = sorted(spaces);
+    if !spaces.is_empty() {
+        out.findings
+            .push(findings::STORAGE_SPACES.found(list(&spaces)));
+    }
+}
+
+fn refs(counted: &Counted<'_>, system: Option<VolumeId>, out: &mut Inspection) {
+    let refs = counted.of_kind(FsKind::Refs);
+    if !refs.is_empty() {
+        let evidence = list(&refs);
+        out.findings.push(if system.is_some() {
+            findings::REFS_DATA.found(evidence)
+        } else {
+            findings::REFS.found(evidence)
+        });
+    }
+}
+
+fn data_volume(volume: &Volume, out: &mut Inspection) {
+    if volume.kind == FsKind::Ntfs && (volume.state.hibernated || volume.state.cached) {
+        out.findings
+            .push(findings::DATA_VOLUME_HIBERNATED.found(list(&[volume.id])));
+    }
+    if volume.kind == FsKind::Ntfs && volume.state.dirty && !volume.state.cached {
+        out.findings
+            .push(findings::DATA_VOLUME_DIRTY.found(list(&[volume.id])));
     }
 }
 
@@ -281,7 +327,7 @@ pub fn encrypted(file: String) -> Finding {
 pub fn hives(
     system: &HiveView<'_>,
     software: &HiveView<'_>,
-    control_set: &str,
+    control_set: &ControlSet,
     out: &mut Inspection,
 ) -> Result<()> {
     let Some(set) = system.key(control_set)? else {

@@ -5,6 +5,7 @@ use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
 use crate::text::guest_text;
+use crate::types::ControlSet;
 
 use super::model::Tool;
 
@@ -147,7 +148,7 @@ const DISABLED: u32 = 4;
 pub fn tools(
     system: &HiveView<'_>,
     software: &HiveView<'_>,
-    control_set: &str,
+    control_set: &ControlSet,
 ) -> Result<Vec<Tool>> {
     let Some(set) = system.key(control_set)? else {
         return Ok(Vec::new());
@@ -193,7 +194,7 @@ pub fn tools(
     Ok(found)
 }
 
-pub fn antivirus(system: &HiveView<'_>, control_set: &str) -> Result<Vec<String>> {
+pub fn antivirus(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Vec<String>> {
     let mut found: Vec<String> = Vec::new();
     let Some(set) = system.key(control_set)? else {
         return Ok(found);

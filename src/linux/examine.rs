@@ -87,16 +87,6 @@ fn look(
     starting: Option<&dyn Fn(&str)>,
 ) -> Result<()> {
     hibernated(disks, &mut inspection.findings)?;
-    let failed = |e: TreeError| match e {
-        TreeError::Guest(GuestError::MissingTool { what, hint }) => {
-            Error::missing_tool(format!("{what} is not available on this host")).hint(hint)
-        }
-        TreeError::Guest(GuestError::Appliance { reason, hint }) => {
-            Error::missing_tool(format!("the libguestfs appliance does not start: {reason}"))
-                .hint(hint)
-        }
-        e => Error::failed("reading the Linux guest").because(e),
-    };
     let (volumes, faults) = ext_volumes(disks)?;
     match embedded_root(disks, &volumes, &faults) {
         Choice::None(why) => {
@@ -132,43 +122,56 @@ fn look(
                 return Ok(());
             }
             starting(&why);
-            let found = {
-                let sockets: Vec<_> = disks.iter().map(|d| d.export.socket()).collect();
-                let attach: Vec<Attach<'_>> = sockets
-                    .iter()
-                    .zip(disks)
-                    .filter_map(|(socket, disk)| {
-                        Some(Attach {
-                            socket: socket.as_deref()?,
-                            export: EXPORT,
-                            read_only: true,
-                            sector_size: disk.layout.sector_size,
-                        })
-                    })
-                    .collect();
-                appliance::open(&attach).map_err(failed)?
-            };
-            match found {
-                Found::Tree(tree) => {
-                    let root = appliance_root(&tree);
-                    installation(disks, tree.as_ref(), root, inspection, source).map_err(failed)
-                }
-                Found::Several(found) => {
-                    inspection.findings.push(several(&found));
-                    Ok(())
-                }
-                Found::Encrypted(devices) => {
-                    inspection.findings.push(
-                        findings::LINUX_ENCRYPTED.found_with(&[&devices.join(", ")], "crypto_LUKS"),
-                    );
-                    Ok(())
-                }
-                Found::None => {
-                    inspection.findings.push(no_linux(&why));
-                    Ok(())
-                }
-            }
+            look_with_appliance(disks, inspection, source, &why)
         }
+    }
+}
+
+/// `why` the embedded reader does not do.
+fn look_with_appliance(
+    disks: &[OpenDisk],
+    inspection: &mut Inspection,
+    source: Option<Firmware>,
+    why: &str,
+) -> Result<()> {
+    let sockets: Vec<_> = disks.iter().map(|d| d.export.socket()).collect();
+    let attach: Vec<Attach<'_>> = sockets
+        .iter()
+        .zip(disks)
+        .filter_map(|(socket, disk)| {
+            Some(Attach {
+                socket: socket.as_deref()?,
+                export: EXPORT,
+                read_only: true,
+                sector_size: disk.layout.sector_size,
+            })
+        })
+        .collect();
+    let finding = match appliance::open(&attach).map_err(failed)? {
+        Found::Tree(tree) => {
+            let root = appliance_root(&tree);
+            return installation(disks, tree.as_ref(), root, inspection, source).map_err(failed);
+        }
+        Found::Several(found) => several(&found),
+        Found::Encrypted(devices) => {
+            findings::LINUX_ENCRYPTED.found_with(&[&devices.join(", ")], "crypto_LUKS")
+        }
+        Found::None => no_linux(why),
+    };
+    inspection.findings.push(finding);
+    Ok(())
+}
+
+fn failed(error: TreeError) -> Error {
+    match error {
+        TreeError::Guest(GuestError::MissingTool { what, hint }) => {
+            Error::missing_tool(format!("{what} is not available on this host")).hint(hint)
+        }
+        TreeError::Guest(GuestError::Appliance { reason, hint }) => {
+            Error::missing_tool(format!("the libguestfs appliance does not start: {reason}"))
+                .hint(hint)
+        }
+        e => Error::failed("reading the Linux guest").because(e),
     }
 }
 

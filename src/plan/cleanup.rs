@@ -11,6 +11,7 @@ use crate::inspect::HiveName;
 use crate::inspect::model::Tool as Installed;
 use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
+use crate::types::ControlSet;
 
 use super::{Inputs, Layout};
 
@@ -50,7 +51,7 @@ fn tools() -> Vec<Tool> {
 /// Adds the edits to `layout`, on top of those it has already.
 pub fn old_hypervisor(
     inputs: &Inputs<'_>,
-    sets: &[String],
+    sets: &[ControlSet],
     layout: &mut Layout,
 ) -> Result<(), HiveError> {
     let system = HiveView::new(&inputs.hives.system.bytes)?;
@@ -63,7 +64,7 @@ pub fn old_hypervisor(
         let ops = layout.edits.entry(HiveName::System).or_default();
         without_filters(&system, set, &filters, ops)?;
         for service in services {
-            let key = format!("{set}\\Services\\{service}");
+            let key = set.service(service);
             let installed = match system.key(&key)? {
                 Some(key) => key.dword("Type")?.is_some() && key.dword("Start")?.is_some(),
                 None => false,
@@ -177,15 +178,15 @@ fn holds(data: &[u8], folders: &[&String]) -> bool {
 
 fn without_filters(
     system: &HiveView<'_>,
-    set: &str,
+    set: &ControlSet,
     filters: &[&String],
     ops: &mut Vec<RegOp>,
 ) -> Result<(), HiveError> {
-    let Some(classes) = system.key(&format!("{set}\\Control\\Class"))? else {
+    let Some(classes) = system.key(&set.key("Control\\Class"))? else {
         return Ok(());
     };
     for class in classes.keys()?.into_iter().take(MAX_CLASSES) {
-        let path = format!("{set}\\Control\\Class\\{}", class.name()?);
+        let path = set.key("Control\\Class").join(&class.name()?);
         for list in ["UpperFilters", "LowerFilters"] {
             // An edit planned before this one is what the list will be.
             let planned = ops.iter().rev().find_map(|op| match op {
@@ -215,7 +216,7 @@ fn without_filters(
             }
             ops.push(if kept.is_empty() {
                 RegOp::DeleteValue {
-                    key: path.clone(),
+                    key: path.clone().into(),
                     name: list.to_string(),
                 }
             } else {
@@ -340,8 +341,8 @@ mod tests {
     fn filters_leave_their_lists() {
         let multi = |n: &[&str]| RegData::MultiSz(n.iter().map(ToString::to_string).collect());
         let mut tree = KeyTree::new("ROOT");
-        let hdc = r"CS\Control\Class\{4d36e96a-e325-11ce-bfc1-08002be10318}";
-        let disk = r"CS\Control\Class\{4d36e967-e325-11ce-bfc1-08002be10318}";
+        let hdc = r"ControlSet001\Control\Class\{4d36e96a-e325-11ce-bfc1-08002be10318}";
+        let disk = r"ControlSet001\Control\Class\{4d36e967-e325-11ce-bfc1-08002be10318}";
         tree.set(hdc, "UpperFilters", multi(&["XENFILT"]))
             .set(disk, "UpperFilters", multi(&["partmgr", "xenfilt", "dead"]))
             .set(disk, "LowerFilters", multi(&["other"]))
@@ -355,7 +356,13 @@ mod tests {
             name: "LowerFilters".into(),
         };
         let mut ops = vec![repaired, emptied];
-        without_filters(&view, "CS", &[&"xenfilt".to_string()], &mut ops).unwrap();
+        without_filters(
+            &view,
+            &ControlSet::new(1),
+            &[&"xenfilt".to_string()],
+            &mut ops,
+        )
+        .unwrap();
         ops.drain(..2);
         ops.sort_by_key(|op| op.key().to_string());
         assert_eq!(

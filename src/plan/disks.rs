@@ -16,6 +16,7 @@ use crate::firstboot::disks::{Disk, DiskId, Disks};
 use crate::registry::HiveError;
 use crate::registry::HiveView;
 use crate::registry::hive::Key;
+use crate::types::ControlSet;
 
 const OFFLINE: u32 = 1;
 const READ_ONLY: u32 = 2;
@@ -35,7 +36,7 @@ struct Known {
 /// The disks, without the one Windows itself is on, and what a person must know.
 pub fn with_letters(
     system: &HiveView<'_>,
-    set: &str,
+    set: &ControlSet,
     system_letter: Option<char>,
     notes: &mut Vec<String>,
 ) -> Result<Disks, HiveError> {
@@ -113,10 +114,10 @@ fn volume_guid(name: &str) -> Option<Uuid> {
     Uuid::try_parse(inner).ok()
 }
 
-fn known_disks(system: &HiveView<'_>, set: &str) -> Result<Vec<Known>, HiveError> {
+fn known_disks(system: &HiveView<'_>, set: &ControlSet) -> Result<Vec<Known>, HiveError> {
     let mut known = Vec::new();
     for bus in ["SCSI", "IDE"] {
-        let Some(bus) = system.key(&format!("{set}\\Enum\\{bus}"))? else {
+        let Some(bus) = system.key(&set.key("Enum").join(bus))? else {
             continue;
         };
         for model in bus.keys()?.into_iter().take(MAX_DEVICES) {
@@ -231,7 +232,7 @@ mod tests {
         let bytes = tree.to_bytes("SYSTEM");
         let mut notes = Vec::new();
         let view = HiveView::new(&bytes).unwrap();
-        let disks = with_letters(&view, SET, Some('C'), &mut notes).unwrap();
+        let disks = with_letters(&view, &ControlSet::new(1), Some('C'), &mut notes).unwrap();
         let shown: Vec<String> = disks
             .0
             .iter()

@@ -4,13 +4,14 @@
 //! The old values of those settings are kept below the service's key, where the script finds them, and a
 //! second run over the same disk as well: it must not take our own values for the guest's.
 
+use crate::drivers::catalogue::VirtioDevice;
 use crate::firstboot::network::{self, Policy};
 use crate::firstboot::{self, ABSENT, FileName, Inf, Restore, SERVICE, Script};
 use crate::guest::GuestPath;
 use crate::inspect::HiveName;
 use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
-use crate::types::MacAddr;
+use crate::types::{ControlSet, MacAddr};
 
 use super::{Inputs, Layout, Part, Result, cleanup, disks};
 
@@ -37,24 +38,16 @@ pub type Generated = (String, Vec<u8>);
 /// Adds files and edits to `layout`; `staging` are the staged drivers.
 pub fn add(
     inputs: &Inputs<'_>,
-    sets: &[String],
+    sets: &[ControlSet],
     staged: &[GuestPath],
     layout: &mut Layout,
 ) -> Result<()> {
     let wishes = inputs.wishes;
     let windows = inputs.windows;
-    let has_netkvm = layout
-        .drivers
-        .iter()
-        .any(|d| d.driver.eq_ignore_ascii_case("netkvm"));
+    let has_netkvm = inputs.drivers.drives(VirtioDevice::Net);
     let facts = &inputs.inspection.network;
     let mut decision = network::decide(wishes.network, facts, &wishes.macs, has_netkvm);
-    let reason = match (wishes.none, windows.target.major < 6) {
-        (true, _) => Some("--no-firstboot was given"),
-        (_, true) => Some("this Windows lacks the programs that the first-boot script uses"),
-        _ => None,
-    };
-    if let Some(reason) = reason {
+    if let Some(reason) = left_out(inputs) {
         if !decision.settings.is_empty() {
             layout.warnings.push(format!(
                 "static addresses are not carried over to the VirtIO NIC, set them again after the first boot: {reason}"
@@ -74,11 +67,9 @@ pub fn add(
     for set in sets {
         service(&system, set, &restore, layout)?;
     }
-    let folder = windows.root.join(firstboot::FOLDER)?;
-    let mut script = Script {
+    let script = Script {
         modern_pnputil: windows.target.major >= 10,
         removes_devices: windows.target.build >= PNPUTIL_REMOVES_DEVICES,
-        infs: Vec::new(),
         network: decision.settings,
         ghosts: decision.ghosts,
         disks: disks::with_letters(
@@ -87,7 +78,8 @@ pub fn add(
             windows.drive_letter,
             &mut layout.warnings,
         )?,
-        agent: false,
+        infs: infs(inputs, staged, &mut layout.warnings)?,
+        agent: inputs.drivers.guest_agent_msi.is_some(),
         uninstall: if wishes.uninstall_tools {
             cleanup::product_codes(&windows.tools)
         } else {
@@ -98,6 +90,22 @@ pub fn add(
         two_boots: inputs.options.bootstrap.is_some(),
         com2: windows.boot.ems_on_com1,
     };
+    add_files(inputs, &script, layout)
+}
+
+/// Why there is no first-boot script.
+fn left_out(inputs: &Inputs<'_>) -> Option<&'static str> {
+    match (inputs.wishes.none, inputs.windows.target.major < 6) {
+        (true, _) => Some("--no-firstboot was given"),
+        (_, true) => Some("this Windows lacks the programs that the first-boot script uses"),
+        _ => None,
+    }
+}
+
+/// The INFs among the staged files.
+fn infs(inputs: &Inputs<'_>, staged: &[GuestPath], warnings: &mut Vec<String>) -> Result<Vec<Inf>> {
+    let folder = inputs.windows.root.join(firstboot::FOLDER)?;
+    let mut infs = Vec::new();
     for path in staged {
         let Some(below) = path.parts().get(folder.parts().len()..) else {
             continue;
@@ -109,19 +117,24 @@ pub fn add(
         match FileName::new(&name) {
             Some(path) => {
                 let file = below.last().map(String::as_str).unwrap_or_default();
-                script.infs.push(Inf {
+                infs.push(Inf {
                     path,
                     service: in_use(inputs, file),
                 });
             }
-            None => layout.warnings.push(format!(
+            None => warnings.push(format!(
                 "the driver {name:?} has a name the first-boot script cannot use safely: Windows may still find it on its own"
             )),
         }
     }
+    Ok(infs)
+}
+
+/// The script, and what it works with.
+fn add_files(inputs: &Inputs<'_>, script: &Script, layout: &mut Layout) -> Result<()> {
+    let folder = inputs.windows.root.join(firstboot::FOLDER)?;
     let mut files = Vec::new();
     if let Some(agent) = &inputs.drivers.guest_agent_msi {
-        script.agent = true;
         files.push((
             folder.join(firstboot::AGENT)?,
             agent.clone(),
@@ -130,7 +143,7 @@ pub fn add(
     }
     let mut generated: Vec<Generated> =
         vec![(firstboot::SCRIPT.into(), script.to_cmd().into_bytes())];
-    for (i, text) in wishes.user_scripts.iter().enumerate() {
+    for (i, text) in inputs.wishes.user_scripts.iter().enumerate() {
         generated.push((firstboot::user_script(i + 1), text.clone()));
     }
     for (name, bytes) in generated {
@@ -163,15 +176,15 @@ fn in_use(inputs: &Inputs<'_>, inf_name: &str) -> Option<(FileName, FileName)> {
 
 fn service(
     system: &HiveView<'_>,
-    set: &str,
+    set: &ControlSet,
     restore: &[Restore],
     layout: &mut Layout,
 ) -> Result<(), HiveError> {
-    let key = format!("{set}\\Services\\{SERVICE}");
-    let parameters = format!("{key}\\Parameters");
+    let key = set.service(SERVICE);
+    let parameters = key.join("Parameters");
     let ops = layout.edits.entry(HiveName::System).or_default();
     for value in restore {
-        let (name, at) = (value.name(), format!("{set}\\{}", value.key()));
+        let (name, at) = (value.name(), set.key(value.key()));
         let saved = dword(system, &parameters, name)?;
         let old = match saved {
             Some(old) => old,
@@ -180,7 +193,7 @@ fn service(
         let during = match value {
             Restore::AutoReboot => 0,
         };
-        ops.push(RegOp::set(parameters.as_str(), name, RegData::Dword(old)));
+        ops.push(RegOp::set(parameters.clone(), name, RegData::Dword(old)));
         ops.push(RegOp::set(at, name, RegData::Dword(during)));
     }
     let command = format!(
@@ -188,7 +201,7 @@ fn service(
         firstboot::FOLDER,
         firstboot::SCRIPT
     );
-    let mut set = |name: &str, data| ops.push(RegOp::set(key.as_str(), name, data));
+    let mut set = |name: &str, data| ops.push(RegOp::set(key.clone(), name, data));
     set("Type", RegData::Dword(0x10));
     set("Start", RegData::Dword(2));
     // Nothing is said and nothing is done when it does not start.

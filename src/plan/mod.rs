@@ -36,6 +36,7 @@ use crate::error::Blocker;
 use crate::guest::{GuestPath, PathError, VolumeId};
 use crate::inspect::{HiveName, Hives, Inspection, LoadedBytes, WindowsFacts};
 use crate::registry::{HiveError, HiveView, RegEdits, RegOp, walk};
+use crate::types::ControlSet;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -114,16 +115,42 @@ impl Layout {
     pub fn files(&self) -> impl Iterator<Item = &(GuestPath, String, u64)> {
         self.parts.iter().flat_map(|p| &p.files)
     }
+
+    /// Adds a package: one installation for each control set.
+    fn install(
+        &mut self,
+        drivers: &DriverSet,
+        package: &DriverPackage,
+        installations: Vec<Installation>,
+    ) {
+        let mut files = Vec::new();
+        for installation in installations {
+            files.extend(installation.files.clone());
+            add_edits(&mut self.edits, installation);
+        }
+        self.parts.push(Part {
+            id: format!("files-{}", package.driver),
+            title: format!("install the driver package {}", package.driver),
+            files: with_sizes(drivers, files),
+        });
+        if is_boot(package) && !package.forms().modern {
+            self.warnings.push(format!(
+                "{} {} does not list the modern virtio device, which is what q35 machines show",
+                package.driver,
+                package.inf.driver_ver.version_text()
+            ));
+        }
+    }
 }
 
 /// The control sets to write: the one that boots, and the one Windows last ran with when that is
 /// another one.
-fn control_sets(windows: &WindowsFacts, system: &HiveView<'_>) -> Result<Vec<String>> {
+fn control_sets(windows: &WindowsFacts, system: &HiveView<'_>) -> Result<Vec<ControlSet>> {
     let mut sets = vec![windows.control_set.clone()];
     if let Some(select) = system.key("Select")?
         && let Some(current) = select.dword("Current")?
     {
-        let name = format!("ControlSet{current:03}");
+        let name = ControlSet::new(current);
         if !sets.contains(&name) && system.key(&name)?.is_some() {
             sets.push(name);
         }
@@ -146,14 +173,9 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     };
     let database = DriversHive::of(inputs, &mut layout.warnings);
     let mut numbers = OemNumbers::new(inputs.used_oem, &system, database.view())?;
-    let existing = existing_services(&system, &inputs.windows.control_set, inputs.drivers)?;
-    let place = |set: &str, oem| {
-        let mut placement = Placement::new(set, inputs.windows.root.clone(), oem)?;
-        if let Some(letter) = inputs.windows.drive_letter {
-            placement.system_drive = format!("{letter}:");
-        }
-        placement.existing.clone_from(&existing);
-        Ok::<_, PathError>(placement)
+    let places = Places {
+        windows: inputs.windows,
+        existing: existing_services(&system, &inputs.windows.control_set, inputs.drivers)?,
     };
     for package in &inputs.drivers.packages {
         let boot = is_boot(package);
@@ -167,31 +189,17 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
             None => "staged",
         };
         layout.drivers.push(planned(package, placement));
-        let Some(digest) = digest else {
-            continue;
-        };
-        let store = package::store_name(package, target, digest);
-        let oem = numbers.number_for(&store)?;
-        let mut files = Vec::new();
-        for set in &sets {
-            let installation = package::install(package, digest, target, &place(set, oem)?)?;
-            files.extend(installation.files.clone());
-            add_edits(&mut layout.edits, installation);
-        }
-        layout.parts.push(Part {
-            id: format!("files-{}", package.driver),
-            title: format!("install the driver package {}", package.driver),
-            files: with_sizes(inputs.drivers, files),
-        });
-        if boot && !package.forms().modern {
-            layout.warnings.push(format!(
-                "{} {} does not list the modern virtio device, which is what q35 machines show",
-                package.driver,
-                package.inf.driver_ver.version_text()
-            ));
+        if let Some(digest) = digest {
+            let oem = numbers.number_for(&package::store_name(package, target, digest))?;
+            let mut installations = Vec::new();
+            for set in &sets {
+                let place = places.of(set, oem)?;
+                installations.push(package::install(package, digest, target, &place)?);
+            }
+            layout.install(inputs.drivers, package, installations);
         }
     }
-    let placement = place(&inputs.windows.control_set, 0)?;
+    let placement = places.of(&inputs.windows.control_set, 0)?;
     let staged = package::stage_all(inputs.drivers, &placement)?;
     layout.warnings.extend(staged.notes);
     let staged_paths: Vec<GuestPath> = staged.files.iter().map(|(to, _)| to.clone()).collect();
@@ -207,32 +215,15 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     }
     firstboot::add(inputs, &sets, &staged_paths, &mut layout)?;
     if target.has_driver_database() {
-        // A real SYSTEM marks the numbers of the packages in DRIVERS too; that DRIVERS does the same
-        // is not known, but a number too many there only stays unused.
-        let given: Vec<u32> = numbers.given.iter().copied().collect();
-        let mut maps = vec![(HiveName::System, &system)];
-        if layout.edits.contains_key(&HiveName::Drivers) {
-            maps.extend(database.view().map(|view| (HiveName::Drivers, view)));
-        }
-        for (hive, view) in maps {
-            let map = match view.key("DriverDatabase")? {
-                Some(key) => key.value("OemInfMap")?.map(|v| v.data),
-                None => None,
-            };
-            let edit = package::oem_map_edit(map.as_deref(), &given);
-            layout.edits.entry(hive).or_default().extend(edit);
-        }
+        mark_numbers(&system, &database, &numbers, &mut layout)?;
     }
     let device_path = match software.key("Microsoft\\Windows\\CurrentVersion")? {
         Some(key) => key.string("DevicePath")?,
         None => None,
     };
     let edit = package::device_path_edit(device_path.as_deref(), &placement);
-    layout
-        .edits
-        .entry(HiveName::Software)
-        .or_default()
-        .extend(edit);
+    let of_software = layout.edits.entry(HiveName::Software).or_default();
+    of_software.extend(edit);
     for ops in layout.edits.values_mut() {
         let mut seen = HashSet::new();
         ops.retain(|op| seen.insert(format!("{op:?}")));
@@ -240,15 +231,56 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     Ok(layout)
 }
 
+/// Where drivers go in this Windows.
+struct Places<'w> {
+    windows: &'w WindowsFacts,
+    existing: BTreeSet<String>,
+}
+
+impl Places<'_> {
+    fn of(&self, set: &ControlSet, oem: u32) -> Result<Placement, PathError> {
+        let mut placement = Placement::new(set.clone(), self.windows.root.clone(), oem)?;
+        if let Some(letter) = self.windows.drive_letter {
+            placement.system_drive = format!("{letter}:");
+        }
+        placement.existing.clone_from(&self.existing);
+        Ok(placement)
+    }
+}
+
+/// Marks the numbers of the packages as taken. A real SYSTEM marks those of the packages in DRIVERS too;
+/// that DRIVERS does the same is not known, but a number too many there only stays unused.
+fn mark_numbers(
+    system: &HiveView<'_>,
+    database: &DriversHive<'_>,
+    numbers: &OemNumbers,
+    layout: &mut Layout,
+) -> Result<()> {
+    let given: Vec<u32> = numbers.given.iter().copied().collect();
+    let mut maps = vec![(HiveName::System, system)];
+    if layout.edits.contains_key(&HiveName::Drivers) {
+        maps.extend(database.view().map(|view| (HiveName::Drivers, view)));
+    }
+    for (hive, view) in maps {
+        let map = match view.key("DriverDatabase")? {
+            Some(key) => key.value("OemInfMap")?.map(|v| v.data),
+            None => None,
+        };
+        let edit = package::oem_map_edit(map.as_deref(), &given);
+        layout.edits.entry(hive).or_default().extend(edit);
+    }
+    Ok(())
+}
+
 /// The services of the drivers that the guest has already.
 fn existing_services(
     system: &HiveView<'_>,
-    set: &str,
+    set: &ControlSet,
     drivers: &DriverSet,
 ) -> Result<BTreeSet<String>> {
     let mut existing = BTreeSet::new();
     for service in drivers.packages.iter().flat_map(|p| p.inf.services()) {
-        if let Some(key) = system.key(&format!("{set}\\Services\\{}", service.name))?
+        if let Some(key) = system.key(&set.service(&service.name))?
             && key.dword("Type")?.is_some()
             && key.string("ImagePath")?.is_some()
         {
@@ -266,13 +298,9 @@ pub fn is_boot(package: &DriverPackage) -> bool {
 /// What a converted disk must boot from: the bootstrap controller and the virtio ones that have a driver
 /// (NT 5 has none for virtio-scsi).
 pub fn wanted(bootstrap: Option<Controller>, drivers: &DriverSet) -> Vec<Controller> {
-    let virtio = drivers.boot_storage().filter_map(|package| {
-        match package.driver.to_ascii_lowercase().as_str() {
-            "viostor" => Some(Controller::VirtioBlk),
-            "vioscsi" => Some(Controller::VirtioScsi),
-            _ => None,
-        }
-    });
+    let virtio = drivers
+        .boot_storage()
+        .filter_map(|package| package.device?.disk_bus());
     bootstrap.into_iter().chain(virtio).collect()
 }
 
@@ -377,62 +405,9 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
     };
     let mut made = BTreeSet::new();
     for part in layout.parts {
-        let Part {
-            id,
-            title,
-            files: wanted,
-        } = part;
-        let mut files = Vec::new();
-        let mut folders = Vec::new();
-        for (to, from, size) in wanted {
-            match present.get(&to) {
-                Some(At::SameFile) => continue,
-                Some(At::Folder) => draft.blockers.push(Blocker::new(
-                    "path-taken",
-                    format!("{to} is a directory in the guest, a driver file belongs there"),
-                    "move it away inside the guest, then convert again",
-                )),
-                at => {
-                    folders.extend(missing_folders(&to, present, &mut made));
-                    files.push(FileCopy {
-                        replaces: at.is_some(),
-                        to,
-                        from,
-                        size,
-                    });
-                }
-            }
-        }
-        if files.is_empty() {
-            draft.skipped.push(Skipped { id, title });
-        } else {
-            draft.actions.push(Action::CopyFiles(CopyFiles {
-                id,
-                title,
-                folders,
-                files,
-            }));
-        }
+        copy_files(&mut draft, part, present, &mut made);
     }
-    let fallback = &inputs.windows.boot.fallback;
-    let (id, title) = (
-        "uefi-fallback".to_string(),
-        "make Windows' boot manager the UEFI fall-back loader".to_string(),
-    );
-    match fallback {
-        Some(fallback) => draft.actions.push(Action::CopyInGuest(CopyInGuest {
-            id,
-            title,
-            volume: fallback.volume,
-            folder: fallback.folder.clone(),
-            from: fallback.from.clone(),
-            to: fallback.to.clone(),
-            size: fallback.size,
-            replaces: fallback.replaces,
-        })),
-        None if inputs.windows.esp.is_some() => draft.skipped.push(Skipped { id, title }),
-        None => {}
-    }
+    uefi_fallback(&mut draft, inputs.windows);
     draft.actions.extend(repair::boot_sector(inputs));
     // SYSTEM last: its services are what makes Windows load the files.
     for hive in [
@@ -462,6 +437,67 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
         }
     }
     Ok(draft)
+}
+
+/// What of a part is not there already.
+fn copy_files(draft: &mut Draft, part: Part, present: &Present, made: &mut BTreeSet<GuestPath>) {
+    let Part {
+        id,
+        title,
+        files: wanted,
+    } = part;
+    let mut files = Vec::new();
+    let mut folders = Vec::new();
+    for (to, from, size) in wanted {
+        match present.get(&to) {
+            Some(At::SameFile) => continue,
+            Some(At::Folder) => draft.blockers.push(Blocker::new(
+                "path-taken",
+                format!("{to} is a directory in the guest, a driver file belongs there"),
+                "move it away inside the guest, then convert again",
+            )),
+            at => {
+                folders.extend(missing_folders(&to, present, made));
+                files.push(FileCopy {
+                    replaces: at.is_some(),
+                    to,
+                    from,
+                    size,
+                });
+            }
+        }
+    }
+    if files.is_empty() {
+        draft.skipped.push(Skipped { id, title });
+    } else {
+        draft.actions.push(Action::CopyFiles(CopyFiles {
+            id,
+            title,
+            folders,
+            files,
+        }));
+    }
+}
+
+fn uefi_fallback(draft: &mut Draft, windows: &WindowsFacts) {
+    let (id, title) = (
+        "uefi-fallback".to_string(),
+        "make Windows' boot manager the UEFI fall-back loader".to_string(),
+    );
+    match &windows.boot.fallback {
+        Some(fallback) => draft.actions.push(Action::CopyInGuest(CopyInGuest {
+            id,
+            title,
+            volume: fallback.volume,
+            folder: fallback.folder.clone(),
+            from: fallback.from.clone(),
+            to: fallback.to.clone(),
+            size: fallback.size,
+            replaces: fallback.replaces,
+        })),
+        None if windows.esp.is_some() => draft.skipped.push(Skipped { id, title }),
+        None => {}
+    }
 }
 
 fn edit_hive(

@@ -131,7 +131,6 @@ fn named(
     fault: &Fault,
     remedy: &Remedy<'_>,
 ) -> Option<Remaining> {
-    let bus = controller.name();
     let (blocker, check) = match fault {
         Fault::NotBound { decides: false, .. }
         | Fault::DeadFilter { decides: false, .. }
@@ -139,111 +138,7 @@ fn named(
         | Fault::IdleOverride { .. }
         | Fault::Instance { .. }
         | Fault::DeviceDisabled { .. } => return None,
-        Fault::NotBound { ids, .. } => {
-            let id = ids.first().map_or("", String::as_str);
-            let reason =
-                format!("no driver of this Windows is bound to the {bus} controller ({id})");
-            let blocker = match controller {
-                Controller::Sata | Controller::Ide => Blocker::new(
-                    "bootstrap-unbound",
-                    reason,
-                    match remedy.other_bootstrap().strip_prefix(", or ") {
-                        Some(other) => other.to_string(),
-                        None => format!("{SFC}: no other --bootstrap would do"),
-                    },
-                ),
-                Controller::VirtioBlk | Controller::VirtioScsi => Blocker::new(
-                    "virtio-unbound",
-                    reason,
-                    "use another release of virtio-win with --virtio-iso: this driver does not list the device",
-                ),
-            };
-            (blocker, "controller-bound")
-        }
-        Fault::NotInstalled { service, .. } => (
-            Blocker::new(
-                "boot-driver-missing",
-                format!("the driver {service}, which booting from {bus} needs, is not installed"),
-                remedy.of(nt_major, service, SFC),
-            ),
-            check_of(nt_major, service, "controller-service"),
-        ),
-        Fault::NotBootStart { service, start, .. } => (
-            Blocker::new(
-                "boot-driver-start",
-                format!("the driver {service} would not start at boot (Start={start})"),
-                remedy.of(nt_major, service, SFC),
-            ),
-            check_of(nt_major, service, "controller-service"),
-        ),
-        Fault::NotADriver { service, kind } => (
-            Blocker::new(
-                "boot-driver-damaged",
-                format!("the service {service} is not a kernel driver (Type={kind})"),
-                remedy.of(nt_major, service, SFC),
-            ),
-            check_of(nt_major, service, "controller-service"),
-        ),
-        Fault::Mistyped { service, value } => (
-            Blocker::new(
-                "boot-driver-damaged",
-                format!(
-                    "{value} of the service {service} is of the wrong type: Windows drops the driver"
-                ),
-                remedy.of(nt_major, service, SFC),
-            ),
-            check_of(nt_major, service, "controller-service"),
-        ),
-        Fault::Deleted { service } => (
-            Blocker::new(
-                "boot-driver-damaged",
-                format!("the service {service} is marked for deletion (DeleteFlag)"),
-                remedy.of(nt_major, service, SFC),
-            ),
-            check_of(nt_major, service, "controller-service"),
-        ),
-        Fault::PathForm { service, path, .. } => (
-            Blocker::new(
-                "boot-driver-file",
-                format!(
-                    "{service}: {path} is not named as the boot loader of this Windows wants it, below the directory of Windows"
-                ),
-                remedy.of(
-                    nt_major,
-                    service,
-                    "move the driver into System32\\drivers in the guest",
-                ),
-            ),
-            check_of(nt_major, service, "controller-service"),
-        ),
-        Fault::FileDeleted { service, path } => (
-            Blocker::new(
-                "boot-driver-file",
-                format!("{service}: Windows deletes {path} at its next start"),
-                remedy.of(nt_major, service, "restart the guest once on its old host"),
-            ),
-            check_of(nt_major, service, "controller-image"),
-        ),
-        Fault::Import { service, missing } => (
-            Blocker::new(
-                "boot-driver-file",
-                format!("{service}: {}", missing.text(arch(remedy.after))),
-                remedy.of(nt_major, service, SFC),
-            ),
-            check_of(nt_major, service, "controller-image"),
-        ),
-        Fault::Image {
-            service,
-            path,
-            state,
-        } => (
-            Blocker::new(
-                "boot-driver-file",
-                image_reason(service, path.as_ref(), *state),
-                remedy.of(nt_major, service, SFC),
-            ),
-            check_of(nt_major, service, "controller-image"),
-        ),
+        Fault::NotBound { ids, .. } => (not_bound(controller, ids, remedy), "controller-bound"),
         Fault::DeadFilter {
             class,
             list,
@@ -267,12 +162,135 @@ fn named(
             ),
             "boot-path",
         ),
+        Fault::NotInstalled { service, .. }
+        | Fault::NotBootStart { service, .. }
+        | Fault::NotADriver { service, .. }
+        | Fault::Mistyped { service, .. }
+        | Fault::Deleted { service } => {
+            let (id, reason) = of_the_service(controller, fault)?;
+            (
+                Blocker::new(id, reason, remedy.of(nt_major, service, SFC)),
+                check_of(nt_major, service, "controller-service"),
+            )
+        }
+        Fault::PathForm { service, .. }
+        | Fault::FileDeleted { service, .. }
+        | Fault::Import { service, .. }
+        | Fault::Image { service, .. } => {
+            let file = of_the_file(fault, remedy.after)?;
+            (
+                Blocker::new(
+                    "boot-driver-file",
+                    file.reason,
+                    remedy.of(nt_major, service, file.repair),
+                ),
+                check_of(nt_major, service, file.check),
+            )
+        }
     };
     let mut checks = vec![check];
     if check != "boot-path" {
         checks.push("boot-path");
     }
     Some(Remaining { blocker, checks })
+}
+
+/// No driver takes the controller.
+fn not_bound(controller: Controller, ids: &[String], remedy: &Remedy<'_>) -> Blocker {
+    let id = ids.first().map_or("", String::as_str);
+    let reason = format!(
+        "no driver of this Windows is bound to the {} controller ({id})",
+        controller.name()
+    );
+    match controller {
+        Controller::Sata | Controller::Ide => Blocker::new(
+            "bootstrap-unbound",
+            reason,
+            match remedy.other_bootstrap().strip_prefix(", or ") {
+                Some(other) => other.to_string(),
+                None => format!("{SFC}: no other --bootstrap would do"),
+            },
+        ),
+        Controller::VirtioBlk | Controller::VirtioScsi => Blocker::new(
+            "virtio-unbound",
+            reason,
+            "use another release of virtio-win with --virtio-iso: this driver does not list the device",
+        ),
+    }
+}
+
+/// The blocker for a service whose key is not as it must be, and the reason.
+fn of_the_service(controller: Controller, fault: &Fault) -> Option<(&'static str, String)> {
+    let bus = controller.name();
+    Some(match fault {
+        Fault::NotInstalled { service, .. } => (
+            "boot-driver-missing",
+            format!("the driver {service}, which booting from {bus} needs, is not installed"),
+        ),
+        Fault::NotBootStart { service, start, .. } => (
+            "boot-driver-start",
+            format!("the driver {service} would not start at boot (Start={start})"),
+        ),
+        Fault::NotADriver { service, kind } => (
+            "boot-driver-damaged",
+            format!("the service {service} is not a kernel driver (Type={kind})"),
+        ),
+        Fault::Mistyped { service, value } => (
+            "boot-driver-damaged",
+            format!(
+                "{value} of the service {service} is of the wrong type: Windows drops the driver"
+            ),
+        ),
+        Fault::Deleted { service } => (
+            "boot-driver-damaged",
+            format!("the service {service} is marked for deletion (DeleteFlag)"),
+        ),
+        _ => return None,
+    })
+}
+
+/// What is wrong with the file of a service.
+struct FileFault {
+    reason: String,
+    repair: &'static str,
+    check: &'static str,
+}
+
+fn of_the_file(fault: &Fault, after: &Inspection) -> Option<FileFault> {
+    let (reason, repair, check) = match fault {
+        Fault::PathForm { service, path, .. } => (
+            format!(
+                "{service}: {path} is not named as the boot loader of this Windows wants it, below the directory of Windows"
+            ),
+            "move the driver into System32\\drivers in the guest",
+            "controller-service",
+        ),
+        Fault::FileDeleted { service, path } => (
+            format!("{service}: Windows deletes {path} at its next start"),
+            "restart the guest once on its old host",
+            "controller-image",
+        ),
+        Fault::Import { service, missing } => (
+            format!("{service}: {}", missing.text(arch(after))),
+            SFC,
+            "controller-image",
+        ),
+        Fault::Image {
+            service,
+            path,
+            state,
+        } => (
+            image_reason(service, path.as_ref(), *state),
+            SFC,
+            "controller-image",
+        ),
+        _ => return None,
+    };
+    Some(FileFault {
+        reason,
+        repair,
+        check,
+    })
 }
 
 fn arch(after: &Inspection) -> boot_path::Machine {

@@ -15,13 +15,14 @@ use crate::inspect::HiveName;
 use crate::inspect::SectorField;
 use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
+use crate::types::{ControlSet, KeyPath};
 
 use super::{Inputs, Layout};
 
 const HDC_CLASS: &str = "{4d36e96a-e325-11ce-bfc1-08002be10318}";
 
 /// Adds the edits and blockers to `layout`.
-pub fn bootable(inputs: &Inputs<'_>, sets: &[String], layout: &mut Layout) {
+pub fn bootable(inputs: &Inputs<'_>, sets: &[ControlSet], layout: &mut Layout) {
     let virtio: BTreeSet<String> = inputs
         .digests
         .keys()
@@ -97,7 +98,7 @@ fn unreadable(error: &dyn std::fmt::Display) -> Blocker {
 /// path does not see that as long as nothing leads to the driver. `files` are those it has seen.
 fn unmarked(
     inputs: &Inputs<'_>,
-    sets: &[String],
+    sets: &[ControlSet],
     mut files: Vec<GuestPath>,
 ) -> Result<Vec<RegOp>, HiveError> {
     let system = HiveView::new(&inputs.hives.system.bytes)?;
@@ -108,7 +109,7 @@ fn unmarked(
             .iter()
             .flat_map(|set| package.inf.services().map(move |service| (set, service)))
         {
-            let key = format!("{set}\\Services\\{}", service.name);
+            let key = set.service(&service.name);
             if system.key(&key)?.is_some() {
                 ops.push(not_deleted(key));
             }
@@ -130,9 +131,9 @@ fn unmarked(
     Ok(ops)
 }
 
-fn not_deleted(key: String) -> RegOp {
+fn not_deleted(key: KeyPath) -> RegOp {
     RegOp::DeleteValue {
-        key,
+        key: key.into(),
         name: "DeleteFlag".into(),
     }
 }
@@ -176,11 +177,14 @@ pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
 }
 
 /// The edits that repair a fault; none where there are no such edits.
-fn repair(inputs: &Inputs<'_>, sets: &[String], fault: &Fault) -> Result<Vec<RegOp>, HiveError> {
-    let everywhere = |edits: &dyn Fn(&str) -> Vec<RegOp>| -> Vec<RegOp> {
-        sets.iter().flat_map(|set| edits(set)).collect()
+fn repair(
+    inputs: &Inputs<'_>,
+    sets: &[ControlSet],
+    fault: &Fault,
+) -> Result<Vec<RegOp>, HiveError> {
+    let everywhere = |edits: &dyn Fn(&ControlSet) -> Vec<RegOp>| -> Vec<RegOp> {
+        sets.iter().flat_map(edits).collect()
     };
-    let key = |set: &str, service: &str| format!("{set}\\Services\\{service}");
     Ok(match fault {
         Fault::NotBootStart { service, .. } => everywhere(&|set| boot_start(set, service)),
         Fault::NotBound { ids, spare, .. } => match spare {
@@ -193,9 +197,9 @@ fn repair(inputs: &Inputs<'_>, sets: &[String], fault: &Fault) -> Result<Vec<Reg
         },
         Fault::DeadFilter { class, list, .. } => without_dead_filters(inputs, sets, class, list)?,
         Fault::Mistyped { service, value } => {
-            everywhere(&|set| vec![retyped(&key(set, service), service, value)])
+            everywhere(&|set| vec![retyped(&set.service(service), service, value)])
         }
-        Fault::Deleted { service } => everywhere(&|set| vec![not_deleted(key(set, service))]),
+        Fault::Deleted { service } => everywhere(&|set| vec![not_deleted(set.service(service))]),
         Fault::PathForm { service, path, .. } => path_form(inputs, sets, service, path),
         Fault::DeviceDisabled { path, flags } => switched_on(inputs, sets, path, *flags)?,
         // With those of the new drivers, because they are in one value: see `unmarked`.
@@ -210,12 +214,12 @@ fn repair(inputs: &Inputs<'_>, sets: &[String], fault: &Fault) -> Result<Vec<Reg
     })
 }
 
-fn boot_start(set: &str, service: &str) -> Vec<RegOp> {
-    let key = format!("{set}\\Services\\{service}");
+fn boot_start(set: &ControlSet, service: &str) -> Vec<RegOp> {
+    let key = set.service(service);
     vec![
         RegOp::set(key.clone(), "Start", RegData::Dword(0)),
         RegOp::DeleteKey {
-            key: format!("{key}\\StartOverride"),
+            key: key.join("StartOverride").into(),
         },
     ]
 }
@@ -267,8 +271,8 @@ fn inbox(service: &str) -> Option<&'static Inbox> {
 }
 
 impl Inbox {
-    fn service(&self, set: &str) -> Vec<RegOp> {
-        let key = format!("{set}\\Services\\{}", self.name);
+    fn service(&self, set: &ControlSet) -> Vec<RegOp> {
+        let key = set.service(self.name);
         let number = |name: &str, n| RegOp::set(key.clone(), name, RegData::Dword(n));
         let path = format!("system32\\DRIVERS\\{}.sys", self.name);
         let mut ops = vec![
@@ -285,7 +289,7 @@ impl Inbox {
 
 /// Up to Windows 7 an entry can be added to the CriticalDeviceDatabase: AHCI on Vista and 7, IDE where
 /// Windows was installed on SCSI.
-fn bind(set: &str, ids: &[String], driver: &str) -> Vec<RegOp> {
+fn bind(set: &ControlSet, ids: &[String], driver: &str) -> Vec<RegOp> {
     let Some(inbox) = inbox(driver) else {
         return Vec::new();
     };
@@ -294,7 +298,7 @@ fn bind(set: &str, ids: &[String], driver: &str) -> Vec<RegOp> {
         .filter(|id| boot_path::IDE_CHANNELS.contains(&id.as_str()));
     let mut ops = Vec::new();
     for id in inbox.ids.iter().copied().chain(own.map(String::as_str)) {
-        let key = format!("{set}\\Control\\CriticalDeviceDatabase\\{id}");
+        let key = set.key("Control\\CriticalDeviceDatabase").join(id);
         ops.push(RegOp::set(
             key.clone(),
             "Service",
@@ -343,15 +347,20 @@ fn retyped(key: &str, service: &str, value: &str) -> RegOp {
 }
 
 /// The same file, said as every loader understands it; nothing for one outside the directory of Windows.
-fn path_form(inputs: &Inputs<'_>, sets: &[String], service: &str, path: &GuestPath) -> Vec<RegOp> {
+fn path_form(
+    inputs: &Inputs<'_>,
+    sets: &[ControlSet],
+    service: &str,
+    path: &GuestPath,
+) -> Vec<RegOp> {
     let root = &inputs.windows.root;
     let below = path.parts().get(root.parts().len()..).unwrap_or_default();
     if !path.key().starts_with(&root.key()) || below.is_empty() {
         return Vec::new();
     }
     let relative = RegData::ExpandSz(below.join("\\"));
-    let set = |set: &String| {
-        let key = format!("{set}\\Services\\{service}");
+    let set = |set: &ControlSet| {
+        let key = set.service(service);
         RegOp::set(key, "ImagePath", relative.clone())
     };
     sets.iter().map(set).collect()
@@ -360,14 +369,14 @@ fn path_form(inputs: &Inputs<'_>, sets: &[String], service: &str, path: &GuestPa
 /// Takes the mark off a device, in the control sets that know it.
 fn switched_on(
     inputs: &Inputs<'_>,
-    sets: &[String],
+    sets: &[ControlSet],
     path: &str,
     flags: u32,
 ) -> Result<Vec<RegOp>, HiveError> {
     let system = HiveView::new(&inputs.hives.system.bytes)?;
     let mut ops = Vec::new();
     for set in sets {
-        let key = format!("{set}\\Enum\\{path}");
+        let key = set.key("Enum").join(path);
         if system.key(&key)?.is_some() {
             ops.push(RegOp::set(
                 key,
@@ -382,7 +391,7 @@ fn switched_on(
 /// The filter list of the class without its dead services; the value goes when nothing is left.
 fn without_dead_filters(
     inputs: &Inputs<'_>,
-    sets: &[String],
+    sets: &[ControlSet],
     class: &str,
     list: &str,
 ) -> Result<Vec<RegOp>, HiveError> {
@@ -408,7 +417,7 @@ fn without_dead_filters(
         let Some(guid) = class_guid(class) else {
             continue;
         };
-        let path = format!("{set}\\Control\\Class\\{guid}");
+        let path = set.key("Control\\Class").join(guid);
         let Some(key) = system.key(&path)? else {
             continue;
         };
@@ -419,7 +428,7 @@ fn without_dead_filters(
         }
         ops.push(if alive.is_empty() {
             RegOp::DeleteValue {
-                key: path,
+                key: path.into(),
                 name: list.to_string(),
             }
         } else {

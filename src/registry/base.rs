@@ -5,12 +5,10 @@
 //! forget what the logs still held, so [`set_clean`] belongs at the very end of replay and edit only.
 
 use super::error::{HiveError, Result};
-use crate::bytes::le32;
+use super::layout::base as layout;
+use crate::bytes::{le32, le64};
 
-/// The bytes the checksum covers, and itself.
-const CHECKED: usize = 508;
 const MIN_SIZE: usize = 512;
-const NAME: std::ops::Range<usize> = 48..112;
 
 /// What kind of file carries this base block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,23 +52,23 @@ impl BaseBlock {
         }
         let at = |offset: usize| le32(base, offset).unwrap_or_default();
         Ok(Self {
-            primary_sequence: at(4),
-            secondary_sequence: at(8),
-            last_written: u64::from(at(12)) | u64::from(at(16)) << 32,
-            major: at(20),
-            minor: at(24),
-            file_type: match at(28) {
+            primary_sequence: at(layout::PRIMARY_SEQUENCE),
+            secondary_sequence: at(layout::SECONDARY_SEQUENCE),
+            last_written: le64(base, layout::LAST_WRITTEN).unwrap_or_default(),
+            major: at(layout::MAJOR),
+            minor: at(layout::MINOR),
+            file_type: match at(layout::FILE_TYPE) {
                 0 => FileType::Primary,
                 n @ (1 | 2) => FileType::OldLog(n),
                 6 => FileType::NewLog,
                 n => FileType::Unknown(n),
             },
-            format: at(32),
-            root_cell: at(36),
-            bins_size: at(40),
-            clustering: at(44),
-            file_name: file_name(&base[NAME]),
-            checksum_stored: at(CHECKED),
+            format: at(layout::FORMAT),
+            root_cell: at(layout::ROOT_CELL),
+            bins_size: at(layout::BINS_SIZE),
+            clustering: at(layout::CLUSTERING),
+            file_name: file_name(&base[layout::FILE_NAME]),
+            checksum_stored: at(layout::CHECKSUM),
             checksum_computed: checksum(base),
         })
     }
@@ -88,7 +86,7 @@ impl BaseBlock {
 /// The XOR of the first 508 bytes as little-endian words, with the two values that are never stored
 /// replaced as Windows does. A short slice counts as zero-filled.
 pub fn checksum(base: &[u8]) -> u32 {
-    let sum = (0..CHECKED).step_by(4).fold(0, |sum, offset| {
+    let sum = (0..layout::CHECKSUM).step_by(4).fold(0, |sum, offset| {
         sum ^ le32(base, offset).unwrap_or_default()
     });
     match sum {
@@ -101,15 +99,16 @@ pub fn checksum(base: &[u8]) -> u32 {
 /// Sets both sequence numbers and the checksum, so that Windows takes the hive as it is.
 pub fn set_clean(bytes: &mut [u8], sequence: u32) -> Result<()> {
     BaseBlock::parse(bytes)?;
-    bytes[4..8].copy_from_slice(&sequence.to_le_bytes());
-    bytes[8..12].copy_from_slice(&sequence.to_le_bytes());
+    for at in [layout::PRIMARY_SEQUENCE, layout::SECONDARY_SEQUENCE] {
+        bytes[at..at + 4].copy_from_slice(&sequence.to_le_bytes());
+    }
     update_checksum(bytes)
 }
 
 /// Recomputes the checksum after a change in the base block.
 pub fn update_checksum(bytes: &mut [u8]) -> Result<()> {
     let sum = BaseBlock::parse(bytes)?.checksum_computed;
-    bytes[CHECKED..MIN_SIZE].copy_from_slice(&sum.to_le_bytes());
+    bytes[layout::CHECKSUM..MIN_SIZE].copy_from_slice(&sum.to_le_bytes());
     Ok(())
 }
 

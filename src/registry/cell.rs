@@ -3,6 +3,8 @@
 //! Specification: msuhanov/regf. An offset counts from the first hive bin; a cell's size is negative
 //! when it is in use.
 
+use super::layout::{nk, vk};
+
 pub const PAGE: usize = 4096;
 pub const BASE_BLOCK_SIZE: usize = 4096;
 pub const BIN_HEADER: usize = 32;
@@ -64,7 +66,13 @@ impl<'b> Cell<'b> {
     pub fn slice(&self, at: usize, len: usize) -> Result<&'b [u8], Fault> {
         at.checked_add(len)
             .and_then(|end| self.data.get(at..end))
-            .ok_or_else(|| Fault::in_bins(self.offset, "cell is too short for what it holds"))
+            .ok_or_else(|| {
+                let (has, needs) = (self.data.len(), at.saturating_add(len));
+                Fault::in_bins(
+                    self.offset,
+                    format!("cell is too short for what it holds: {has} bytes, {needs} are needed"),
+                )
+            })
     }
 
     #[inline(always)]
@@ -85,23 +93,28 @@ impl<'b> Cell<'b> {
             Ok(self)
         } else {
             let name = String::from_utf8_lossy(signature);
-            Err(Fault::in_bins(self.offset, format!("no {name} signature")))
+            let found = self.data.get(..2).map(<[u8]>::escape_ascii);
+            let found = found.map_or_else(String::new, |found| format!(": {found}"));
+            Err(Fault::in_bins(
+                self.offset,
+                format!("no {name} signature{found}"),
+            ))
         }
     }
 
     /// The name of a key (`nk`).
     pub fn key_name(&self) -> Result<Name<'b>, Fault> {
         Ok(Name {
-            bytes: self.slice(76, usize::from(self.u16(72)?))?,
-            compressed: self.u16(2)? & 0x20 != 0,
+            bytes: self.slice(nk::NAME, usize::from(self.u16(nk::NAME_LEN)?))?,
+            compressed: self.u16(nk::FLAGS)? & nk::COMPRESSED_NAME != 0,
         })
     }
 
     /// The name of a value (`vk`).
     pub fn value_name(&self) -> Result<Name<'b>, Fault> {
         Ok(Name {
-            bytes: self.slice(20, usize::from(self.u16(2)?))?,
-            compressed: self.u16(16)? & 1 != 0,
+            bytes: self.slice(vk::NAME, usize::from(self.u16(vk::NAME_LEN)?))?,
+            compressed: self.u16(vk::FLAGS)? & vk::COMPRESSED_NAME != 0,
         })
     }
 }

@@ -11,6 +11,7 @@
 use super::base::BaseBlock;
 use super::cell::{Cell, Fault, INLINE, NONE, SEGMENT, utf16};
 use super::error::{HiveError, Result};
+use super::layout::{db, list, nk, vk};
 use super::name::{fold, name_hash};
 
 pub use super::cell::BASE_BLOCK_SIZE;
@@ -60,10 +61,10 @@ impl<'b> HiveView<'b> {
     }
 
     fn value_data(&self, vk: &Cell<'b>) -> Result<Value, Fault> {
-        let (size, offset, ty) = (vk.u32(4)?, vk.u32(8)?, vk.u32(12)?);
+        let (size, offset, ty) = (vk.u32(vk::SIZE)?, vk.u32(vk::DATA)?, vk.u32(vk::TYPE)?);
         let len = (size & !INLINE) as usize;
         let data = if size & INLINE != 0 {
-            let word = vk.slice(8, 4)?;
+            let word = vk.slice(vk::DATA, 4)?;
             let what = "too much data in the value itself";
             word.get(..len)
                 .ok_or_else(|| Fault::in_bins(vk.offset, what))?
@@ -86,9 +87,9 @@ impl<'b> HiveView<'b> {
             ));
         }
         let header = self.cell(offset)?.expect(b"db")?;
-        let list = self.cell(header.u32(4)?)?;
+        let list = self.cell(header.u32(db::LIST)?)?;
         let mut data = Vec::new();
-        for i in 0..usize::from(header.u16(2)?) {
+        for i in 0..usize::from(header.u16(db::COUNT)?) {
             let left = (len - data.len()).min(SEGMENT);
             let segment = self.cell(list.u32(i * 4)?)?;
             data.extend_from_slice(segment.slice(0, left)?);
@@ -159,15 +160,15 @@ impl<'h> Key<'h> {
     }
 
     fn entries(&self) -> Result<Vec<Entry>> {
-        let list = self.cell.u32(28)?;
+        let subkeys = self.cell.u32(nk::SUBKEY_LIST)?;
         let mut entries = Vec::new();
-        if list == NONE || self.cell.u32(20)? == 0 {
+        if subkeys == NONE || self.cell.u32(nk::SUBKEYS)? == 0 {
             return Ok(entries);
         }
-        let cell = self.hive.cell(list)?;
+        let cell = self.hive.cell(subkeys)?;
         if cell.slice(0, 2)? == b"ri" {
-            for i in 0..usize::from(cell.u16(2)?) {
-                let leaf = self.hive.cell(cell.u32(4 + i * 4)?)?;
+            for i in 0..usize::from(cell.u16(list::COUNT)?) {
+                let leaf = self.hive.cell(cell.u32(list::FIRST + i * list::PLAIN)?)?;
                 self.add_leaf(&leaf, &mut entries)?;
             }
         } else {
@@ -179,7 +180,7 @@ impl<'h> Key<'h> {
     fn add_leaf(&self, leaf: &Cell<'_>, entries: &mut Vec<Entry>) -> Result<(), Fault> {
         // An index root may name one leaf many times; the hive cannot hold more keys than this.
         let most = self.hive.bins.len() / 80;
-        let count = usize::from(leaf.u16(2)?);
+        let count = usize::from(leaf.u16(list::COUNT)?);
         if entries.len() + count > most {
             return Err(Fault::in_bins(
                 leaf.offset,
@@ -187,17 +188,17 @@ impl<'h> Key<'h> {
             ));
         }
         let (step, hashed) = match leaf.slice(0, 2)? {
-            b"lh" => (8, true),
-            b"lf" => (8, false),
-            b"li" => (4, false),
+            b"lh" => (list::HASHED, true),
+            b"lf" => (list::HASHED, false),
+            b"li" => (list::PLAIN, false),
             _ => return Err(Fault::in_bins(leaf.offset, "not a list of subkeys")),
         };
         for i in 0..count {
-            let at = 4 + i * step;
+            let at = list::FIRST + i * step;
             entries.push(Entry {
                 key: leaf.u32(at)?,
                 hash: if hashed {
-                    Some(leaf.u32(at + 4)?)
+                    Some(leaf.u32(at + list::HASH)?)
                 } else {
                     None
                 },
@@ -207,11 +208,11 @@ impl<'h> Key<'h> {
     }
 
     fn value_cells(&self) -> Result<Vec<Cell<'h>>> {
-        let count = self.cell.u32(36)? as usize;
+        let count = self.cell.u32(nk::VALUES)? as usize;
         if count == 0 {
             return Ok(Vec::new());
         }
-        let list = self.hive.cell(self.cell.u32(40)?)?;
+        let list = self.hive.cell(self.cell.u32(nk::VALUE_LIST)?)?;
         let offsets = list.slice(0, count.saturating_mul(4))?;
         offsets
             .chunks_exact(4)

@@ -12,6 +12,7 @@ pub mod edit;
 pub mod error;
 pub mod hive;
 pub mod judge;
+mod layout;
 mod libhivex;
 pub mod load;
 pub mod log;

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 
 use super::base::{BaseBlock, FileType};
 use super::cell::{BASE_BLOCK_SIZE, BIN_HEADER, Cell, INLINE, MAX_DEPTH, NONE, PAGE, SEGMENT};
+use super::layout::{db, list, nk, sk, vk};
 
 pub use super::cell::Fault;
 
@@ -214,29 +215,29 @@ impl<'b> Walker<'b> {
         if key.depth > MAX_DEPTH {
             return Err(Fault::in_bins(key.cell, "keys are nested too deeply"));
         }
-        if key.parent != NONE && nk.u32(16)? != key.parent {
+        if key.parent != NONE && nk.u32(nk::PARENT)? != key.parent {
             return Err(Fault::in_bins(
                 key.cell,
                 "key names another key as its parent",
             ));
         }
-        let name_len = usize::from(nk.u16(72)?);
-        nk.slice(76, name_len)?;
+        let name_len = usize::from(nk.u16(nk::NAME_LEN)?);
+        nk.slice(nk::NAME, name_len)?;
         if name_len == 0 && key.parent != NONE {
             return Err(Fault::in_bins(key.cell, "key has no name"));
         }
-        let class = nk.u32(48)?;
-        let class_len = usize::from(nk.u16(74)?);
+        let class = nk.u32(nk::CLASS)?;
+        let class_len = usize::from(nk.u16(nk::CLASS_LEN)?);
         if class != NONE && class_len > 0 {
             self.take(class, key.cell)?.slice(0, class_len)?;
         }
-        self.visit_security(nk.u32(44)?, key.cell)?;
-        self.visit_values(nk.u32(36)?, nk.u32(40)?, key.cell)?;
+        self.visit_security(nk.u32(nk::SECURITY)?, key.cell)?;
+        self.visit_values(nk.u32(nk::VALUES)?, nk.u32(nk::VALUE_LIST)?, key.cell)?;
 
-        let count = nk.u32(20)?;
+        let count = nk.u32(nk::SUBKEYS)?;
         if count > 0 {
             let first = pending.len();
-            self.visit_list(nk.u32(28)?, key, pending, true)?;
+            self.visit_list(nk.u32(nk::SUBKEY_LIST)?, key, pending, true)?;
             self.check_order(&pending[first..])?;
             let found = pending.len() - first;
             if found != count as usize {
@@ -256,27 +257,32 @@ impl<'b> Walker<'b> {
         may_be_root: bool,
     ) -> Result<(), Fault> {
         let cell = self.take(list, key.cell)?;
-        let count = usize::from(cell.u16(2)?);
+        let count = usize::from(cell.u16(list::COUNT)?);
         let (step, hashed) = match cell.slice(0, 2)? {
-            b"lh" => (8, true),
-            b"lf" => (8, false),
-            b"li" => (4, false),
+            b"lh" => (list::HASHED, true),
+            b"lf" => (list::HASHED, false),
+            b"li" => (list::PLAIN, false),
             b"ri" if may_be_root => {
                 for i in 0..count {
-                    self.visit_list(cell.u32(4 + i * 4)?, key, pending, false)?;
+                    self.visit_list(
+                        cell.u32(list::FIRST + i * list::PLAIN)?,
+                        key,
+                        pending,
+                        false,
+                    )?;
                 }
                 return Ok(());
             }
             _ => return Err(Fault::in_bins(list, "not a list of subkeys")),
         };
         for i in 0..count {
-            let at = 4 + i * step;
+            let at = list::FIRST + i * step;
             pending.push(PendingKey {
                 cell: cell.u32(at)?,
                 parent: key.cell,
                 depth: key.depth + 1,
                 hash: if hashed {
-                    Some(cell.u32(at + 4)?)
+                    Some(cell.u32(at + list::HASH)?)
                 } else {
                     None
                 },
@@ -318,8 +324,8 @@ impl<'b> Walker<'b> {
         for i in 0..count as usize {
             let offset = list.u32(i.saturating_mul(4))?;
             let vk = self.take(offset, list.offset)?.expect(b"vk")?;
-            vk.slice(20, usize::from(vk.u16(2)?))?;
-            self.visit_data(vk.u32(4)?, vk.u32(8)?, offset)?;
+            vk.slice(vk::NAME, usize::from(vk.u16(vk::NAME_LEN)?))?;
+            self.visit_data(vk.u32(vk::SIZE)?, vk.u32(vk::DATA)?, offset)?;
             self.stats.values += 1;
         }
         Ok(())
@@ -344,12 +350,12 @@ impl<'b> Walker<'b> {
             return cell.slice(0, size).map(drop);
         }
         let cell = cell.expect(b"db")?;
-        let count = usize::from(cell.u16(2)?);
+        let count = usize::from(cell.u16(db::COUNT)?);
         if count != size.div_ceil(SEGMENT) {
             let what = format!("{size} bytes of data in {count} segments");
             return Err(Fault::in_bins(cell.offset, what));
         }
-        let list = self.take(cell.u32(4)?, cell.offset)?;
+        let list = self.take(cell.u32(db::LIST)?, cell.offset)?;
         let mut left = size;
         for i in 0..count {
             let segment = self.take(list.u32(i * 4)?, list.offset)?;
@@ -371,9 +377,9 @@ impl<'b> Walker<'b> {
         let mut users = 1;
         while !self.security.contains_key(&offset) {
             let sk = self.take(offset, from)?.expect(b"sk")?;
-            sk.slice(20, sk.u32(16)? as usize)?;
-            let next = sk.u32(4)?;
-            if self.peek(next, offset)?.expect(b"sk")?.u32(8)? != offset {
+            sk.slice(sk::DESCRIPTOR, sk.u32(sk::SIZE)? as usize)?;
+            let next = sk.u32(sk::NEXT)?;
+            if self.peek(next, offset)?.expect(b"sk")?.u32(sk::PREVIOUS)? != offset {
                 return Err(Fault::in_bins(offset, "the ring of security cells breaks"));
             }
             self.security.insert(offset, users);
@@ -393,7 +399,7 @@ impl<'b> Walker<'b> {
 
     fn check_security_counts(&self) -> Result<(), Fault> {
         for (&offset, &users) in &self.security {
-            let stored = self.peek(offset, offset)?.u32(12)?;
+            let stored = self.peek(offset, offset)?.u32(sk::REFERENCES)?;
             if stored < users {
                 let what = format!("security cell says {stored} keys use it, {users} do");
                 return Err(Fault::in_bins(offset, what));

@@ -136,6 +136,12 @@ fn findings(text: &mut Styled, i: &Inspection) {
 }
 
 fn details(text: &mut Styled, i: &Inspection) {
+    about_the_system(text, i);
+    about_the_guest(text, i);
+    about_the_volumes(text, i);
+}
+
+fn about_the_system(text: &mut Styled, i: &Inspection) {
     let mut row = |label: &str, value: String| text.row(label, value);
     let source = &i.source;
     row(
@@ -173,6 +179,11 @@ fn details(text: &mut Styled, i: &Inspection) {
         };
         row(&format!("hive {name}"), state);
     }
+}
+
+/// What Windows holds that a conversion looks at.
+fn about_the_guest(text: &mut Styled, i: &Inspection) {
+    let mut row = |label: &str, value: String| text.row(label, value);
     let number = |n: Option<u32>| n.map_or("-".to_string(), |n| n.to_string());
     for service in &i.drivers.virtio {
         let image = if service.image_present {
@@ -209,6 +220,10 @@ fn details(text: &mut Styled, i: &Inspection) {
     if !i.hypervisor_tools.is_empty() {
         row("tools", i.hypervisor_tools.join(", "));
     }
+}
+
+fn about_the_volumes(text: &mut Styled, i: &Inspection) {
+    let mut row = |label: &str, value: String| text.row(label, value);
     let label = |p: &PartitionFacts| p.label.clone().or(p.name.clone()).unwrap_or_default();
     let kind = |p: &PartitionFacts| match p.state.as_ref().and_then(|s| s.container) {
         Some(container) => format!("{} in {}", lower(&p.filesystem), lower(&container)),

@@ -129,18 +129,7 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
     if !root.is("Envelope") {
         return Err(invalid("it is no OVF envelope".into()));
     }
-    let mut systems = root.descendants("VirtualSystem");
-    systems.extend(typed(&root, "VirtualSystem"));
-    let system = match systems.as_slice() {
-        [] => return Err(invalid("it has no VirtualSystem".into())),
-        [one] => *one,
-        several => {
-            return Err(SourceError::SeveralMachines {
-                path: path.into(),
-                count: several.len(),
-            });
-        }
-    };
+    let system = only_system(path, &root)?;
     let name = system.text_of("Name").filter(|n| !n.is_empty());
     let mut vm = SourceVm::new(
         SourceKind::Ovf,
@@ -197,6 +186,22 @@ pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, 
     virtual_box(system, &mut vm);
     disks.sort_by_key(|d| (!d.boot, d.controller, d.order));
     Ok((vm, disks))
+}
+
+fn only_system<'r>(path: &Path, root: &'r Element) -> Result<&'r Element> {
+    let mut systems = root.descendants("VirtualSystem");
+    systems.extend(typed(root, "VirtualSystem"));
+    match systems.as_slice() {
+        [one] => Ok(one),
+        [] => Err(SourceError::Invalid {
+            path: path.into(),
+            reason: "it has no VirtualSystem".into(),
+        }),
+        several => Err(SourceError::SeveralMachines {
+            path: path.into(),
+            count: several.len(),
+        }),
+    }
 }
 
 /// What VirtualBox says in its own words: the items have neither MAC addresses nor a TPM.

@@ -275,7 +275,7 @@ const MAX_INSTANCES: usize = 50_000;
 /// volumes and devices below `ROOT` stay.
 pub fn device_filters(c: &Context<'_>) -> Outcome {
     c.system(|system, windows| {
-        let Some(tree) = system.key(&format!("{}\\Enum", windows.control_set))? else {
+        let Some(tree) = system.key(&windows.control_set.key("Enum"))? else {
             return Ok(Outcome::Ok("there are no devices".into()));
         };
         let mut dead = Vec::new();
@@ -347,7 +347,7 @@ fn services(c: &Context<'_>, critical: bool, fault: &str) -> Outcome {
         return Outcome::CouldNotRun("the processor is not known".into());
     };
     c.system(|system, windows| {
-        let path = format!("{}\\Services", windows.control_set);
+        let path = windows.control_set.key("Services");
         let Some(services) = system.key(&path)? else {
             return Ok(Outcome::CouldNotRun(format!("no {path}")));
         };

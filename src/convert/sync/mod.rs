@@ -21,4 +21,4 @@ pub(super) use last::{Last, Synced};
 pub use pass::{Order, run};
 pub(crate) use release::release;
 pub(crate) use state::is_synced;
-pub use state::{Pass, State};
+pub use state::State;

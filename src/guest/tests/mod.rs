@@ -4,6 +4,7 @@ mod compressed;
 mod fat;
 mod hostile;
 mod ntfs;
+mod ntfs_states;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

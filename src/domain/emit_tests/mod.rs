@@ -1,0 +1,243 @@
+//! The writers for others than libvirt, read back or run.
+
+#![allow(clippy::disallowed_methods)] // shells and a stand-in for qm
+
+mod kubevirt_tests;
+mod proxmox_tests;
+mod qemu_tests;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::element::Element;
+use super::emit::{Context, EmitError, relocated, warnings};
+use super::firmware::FirmwareImages;
+use super::model::Bridge;
+use super::tests::machine;
+use super::xml::to_element;
+use super::*;
+
+pub(super) use proxmox_tests::FakeQm;
+
+/// A machine with two of everything, and names that a shell would take apart.
+pub(super) fn full() -> Machine {
+    let mut m = machine();
+    m.name = "Büro's $(touch /tmp/oops) VM".into();
+    m.disks[0].path = "/vm/it's $HOME,x.qcow2".into();
+    m.disks.push(Disk {
+        path: "/dev/vg/data".into(),
+        format: DiskFormat::Raw,
+        serial: Some("h2k-1".into()),
+        sector_size: 512,
+        system: false,
+        boot_order: None,
+        size_bytes: 5 << 30,
+        backing: Vec::new(),
+    });
+    m.nics.push(Nic {
+        link_up: false,
+        ..Nic::new(
+            "00:0C:29:AA:BB:02".parse().unwrap(),
+            NicSource::Bridge(Bridge::named("br0")),
+        )
+    });
+    m.serial = Some("VMware-56 4d".into());
+    m.genid = Some(uuid::Uuid::from_u128(7));
+    m.tpm = true;
+    m.drivers = Drivers {
+        agent: true,
+        balloon: true,
+        rng: true,
+        netkvm: false,
+    };
+    m
+}
+
+fn domains(m: &Machine) -> Vec<(Stage, Element)> {
+    let firmware = match m.firmware {
+        Firmware::Bios => FirmwareChoice::Bios,
+        Firmware::Uefi { secure_boot } => FirmwareChoice::Images(FirmwareImages {
+            code: "/fw/CODE.fd".into(),
+            code_format: "raw".into(),
+            vars: "/fw/VARS.fd".into(),
+            vars_format: "raw".into(),
+            secure_boot,
+            smm: secure_boot,
+        }),
+    };
+    let mut stages = vec![Stage::Bootstrap, Stage::Final];
+    if m.bootstrap == Bootstrap::None {
+        stages.remove(0);
+    }
+    stages
+        .into_iter()
+        .map(|stage| (stage, to_element(m, stage, &firmware).unwrap()))
+        .collect()
+}
+
+/// The output directory of the machines here.
+const FOLDER: &str = "/vm";
+
+pub(super) fn documents(emit: Emit, m: &Machine, options: &kubevirt::Options) -> Vec<String> {
+    let context = Context {
+        folder: Path::new(FOLDER),
+        kubevirt: options,
+    };
+    let list = super::emit::documents(emit, m, &domains(m), context).unwrap();
+    list.into_iter().map(|d| d.text).collect()
+}
+
+fn texts(emit: Emit, m: &Machine) -> Vec<String> {
+    documents(emit, m, &kubevirt::Options::default())
+}
+
+/// Writes the script into a directory of its own, with a name that a shell would take apart.
+fn place(script: &str, dir: &Path) -> std::path::PathBuf {
+    let folder = dir.join("it's $HOME");
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("script.sh");
+    fs::write(&file, script).unwrap();
+    file
+}
+
+fn sh(script: &str, args: &[&str], path: Option<&Path>) -> (bool, String) {
+    let dir = tempfile::tempdir().unwrap();
+    run_file(&place(script, dir.path()), args, path)
+}
+
+fn run_file(file: &Path, args: &[&str], path: Option<&Path>) -> (bool, String) {
+    let mut command = Command::new("sh");
+    if args == ["-n"] {
+        command.arg("-n").arg(file);
+    } else {
+        command.arg(file).args(args);
+    }
+    if let Some(path) = path {
+        let rest = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{rest}", path.display()));
+    }
+    let out = command.output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    (
+        out.status.success(),
+        text + &String::from_utf8_lossy(&out.stderr),
+    )
+}
+
+pub(super) fn yaml(text: &str) -> Vec<Value> {
+    use serde::Deserialize;
+    serde_yaml::Deserializer::from_str(text)
+        .map(|d| Value::deserialize(d).unwrap())
+        .collect()
+}
+
+/// Disks that have moved are named by their new path in every form.
+#[test]
+fn relocated_files_are_named_where_they_are() {
+    let mut m = full();
+    m.nvram = Some("/vm/x-nvram.fd".into());
+    for disk in ["/vm/a.qcow2", "/vm/it's $HOME.qcow2"] {
+        m.disks[0].path = disk.into();
+        let name = disk.rsplit_once('/').unwrap().1;
+        for emit in [Emit::Proxmox, Emit::Qemu, Emit::Kubevirt] {
+            for text in texts(emit, &m) {
+                if !text.contains("image-path") && emit == Emit::Kubevirt {
+                    continue;
+                }
+                let to = Path::new("/pool/b.qcow2");
+                let moved = relocated(&text, name, to);
+                assert!(moved.contains("/pool/b.qcow2"), "{emit:?}\n{moved}");
+                let quoted = crate::text::in_single_quotes(name);
+                assert!(!moved.contains(&quoted), "{emit:?} {name}\n{moved}");
+            }
+        }
+    }
+}
+
+/// What has lost characters in its name is told from others that lost the same.
+#[test]
+fn two_networks_have_two_names() {
+    let mut m = machine();
+    let networks = [
+        "生产",
+        "测试",
+        "LAN_1",
+        "LAN-1",
+        "lan 1",
+        "VM Network",
+        "br1",
+    ];
+    let mut nics: Vec<Nic> = networks
+        .iter()
+        .enumerate()
+        .map(|(n, network)| Nic {
+            network: Some((*network).to_owned()),
+            ..Nic::new(MacAddr::qemu([0, 1, n as u8]), NicSource::User)
+        })
+        .collect();
+    let bridges = [
+        ("br_0", None),
+        ("br-0", None),
+        ("br1", None),
+        ("br1", Some(5)),
+        ("br1-vlan5", None),
+    ];
+    for (n, (name, vlan)) in bridges.into_iter().enumerate() {
+        let bridge = Bridge {
+            vlan,
+            ..Bridge::named(name)
+        };
+        let mac = MacAddr::qemu([0, 2, n as u8]);
+        nics.push(Nic::new(mac, NicSource::Bridge(bridge)));
+    }
+    // The first one is in the network of the pods.
+    m.nics = vec![Nic::new(MacAddr::qemu([0, 0, 0]), NicSource::User)];
+    m.nics.extend(nics);
+    let documents = yaml(&texts(Emit::Kubevirt, &m)[1]);
+    let spec = &documents.last().unwrap()["spec"]["template"]["spec"];
+    let list = spec["networks"].as_array().unwrap();
+    let names: Vec<&str> = list
+        .iter()
+        .filter_map(|n| n["multus"]["networkName"].as_str())
+        .collect();
+    let distinct: std::collections::BTreeSet<&&str> = names.iter().collect();
+    assert_eq!((names.len(), distinct.len()), (12, 12), "{names:?}");
+    assert_eq!(names[3], "lan-1");
+    assert_eq!((names[5], names[9]), ("vm-network", "br1"));
+    assert!(names[0].starts_with("vm-") && names[2].starts_with("lan-1-"));
+    for (n, name) in names.into_iter().enumerate() {
+        assert!(name.len() <= 63 && kubevirt::object_name(name) == name);
+        // Those of bridges are written.
+        let definition = documents.iter().any(|d| d["metadata"]["name"] == *name);
+        assert_eq!(definition, n >= 7, "{name}");
+    }
+}
+
+/// What is offered for pasting is one word of the shell, whatever the network is called.
+#[test]
+fn networks_in_commands_are_quoted() {
+    let mut m = machine();
+    let nic = |n| Nic {
+        network: Some("Bob's $(LAN)".to_owned()),
+        ..Nic::new(MacAddr::qemu([0, 0, n]), NicSource::User)
+    };
+    m.nics = vec![nic(1), nic(2)];
+    for (emit, want) in [
+        (
+            Emit::Kubevirt,
+            r"--network-map 'Bob'\''s $(LAN)=nad:NAMESPACE/NAME' names",
+        ),
+        (
+            Emit::Proxmox,
+            r"--network-map 'Bob'\''s $(LAN)=pve:BRIDGE[@VLAN]' names",
+        ),
+    ] {
+        let said = warnings(emit, &m);
+        assert!(said.iter().any(|w| w.contains(want)), "{said:?}");
+    }
+}

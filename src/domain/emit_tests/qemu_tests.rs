@@ -1,0 +1,127 @@
+//! The QEMU script.
+
+use super::*;
+
+/// Every PCI address of the XML is on the command line, and no other.
+#[test]
+fn qemu_has_the_slots_of_the_xml() {
+    for change in [
+        (|_| {}) as fn(&mut Machine),
+        |m| m.bus = StorageBus::VirtioScsi,
+        |m| {
+            let System::Windows(w) = &mut m.system else {
+                return;
+            };
+            (w.major, w.minor) = (6, 1);
+        },
+        |m| {
+            m.bootstrap = Bootstrap::Ide;
+            (m.firmware, m.nvram, m.tpm) = (Firmware::Bios, None, false);
+            m.disks.truncate(1);
+        },
+        |m| (m.graphics, m.video) = (Graphics::None, Video::Virtio),
+        |m| m.domain_type = DomainType::Qemu,
+    ] {
+        let mut m = full();
+        change(&mut m);
+        for ((stage, domain), text) in domains(&m).iter().zip(texts(Emit::Qemu, &m)) {
+            assert!(sh(&text, &["-n"], None).0, "{text}");
+            let number = |a: &Element, name: &str| {
+                u8::from_str_radix(a.attr(name).unwrap().trim_start_matches("0x"), 16).unwrap()
+            };
+            let mut wanted: Vec<String> = domain
+                .descendants("address")
+                .iter()
+                .filter(|a| a.attr("type") == Some("pci"))
+                .map(|a| {
+                    let bus = match number(a, "bus") {
+                        0 if m.chipset() == Chipset::Q35 => "pcie.0".to_owned(),
+                        n => format!("pci.{n}"),
+                    };
+                    let (slot, function) = (number(a, "slot"), number(a, "function"));
+                    format!("bus={bus},addr=0x{slot:x}.0x{function:x}")
+                })
+                // Parts of the chipset are there without being asked for.
+                .filter(|a| !a.ends_with("=0x1f.0x2") && a != "bus=pci.0,addr=0x1.0x1")
+                .collect();
+            let mut found: Vec<String> = text
+                .lines()
+                .filter_map(|line| {
+                    let (_, rest) = line.split_once(",bus=pci")?;
+                    let end = rest
+                        .match_indices([',', ' '])
+                        .nth(1)
+                        .map_or(rest.len(), |(i, _)| i);
+                    Some(format!("bus=pci{}", &rest[..end]))
+                })
+                .collect();
+            wanted.sort();
+            found.sort();
+            assert_eq!(found, wanted, "{stage:?}\n{text}");
+            let disks = domain.first("devices").unwrap().all("disk").count();
+            assert_eq!(text.matches("-blockdev").count(), disks, "{text}");
+            assert_eq!(text.matches("bootindex=1").count(), 1);
+            assert!(
+                text.contains(r#""filename":"it'\''s $HOME,x.qcow2""#),
+                "{text}"
+            );
+            assert_eq!(text.contains("hv-spinlocks"), m.enlightened(), "{text}");
+        }
+    }
+}
+
+/// Firmware and TPM are set up before QEMU starts, from where the XML or the environment says.
+#[test]
+fn qemu_script_prepares_the_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut m = full();
+    m.nvram = Some(path("my vars.fd"));
+    m.emulator = Some(path("qemu"));
+    m.firmware = Firmware::Uefi { secure_boot: true };
+    for (name, body) in [
+        (
+            "qemu",
+            "#!/bin/sh\nfor a in \"$@\"; do echo \"[$a]\"; done\n",
+        ),
+        ("swtpm", "#!/bin/sh\necho \"swtpm $*\"\n"),
+    ] {
+        fs::write(path(name), body).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::write(path("template"), "vars").unwrap();
+    let portable = FirmwareChoice::Portable { secure_boot: true };
+    let domain = to_element(&m, Stage::Final, &portable).unwrap();
+    let script = qemu::script(&domain, dir.path());
+    let elsewhere = qemu::script(&domain, Path::new("/elsewhere"));
+    assert!(elsewhere.contains(&format!("nvram='{}'", path("my vars.fd").display())));
+    let (ok, text) = sh(&script, &[], Some(dir.path()));
+    assert!(!ok && text.contains("OVMF_CODE"), "{text}");
+    let template = path("template");
+    let script = script.replace(
+        "set -eu\n",
+        &format!(
+            "set -eu\nOVMF_CODE=/code.fd OVMF_VARS={}\n",
+            template.display()
+        ),
+    );
+    let file = path("script.sh");
+    fs::write(&file, &script).unwrap();
+    let (ok, text) = run_file(&file, &["-S"], Some(dir.path()));
+    assert!(ok, "{text}");
+    for want in [
+        "swtpm socket --tpm2 --daemon",
+        "[if=pflash,unit=0,readonly=on,format=raw,file=/code.fd]",
+        "[-S]",
+        "[guest=Büro's $(touch -tmp-oops) VM]",
+        "[type=1,serial=VMware-56 4d]",
+    ] {
+        assert!(text.contains(want), "{want}\n{text}");
+    }
+    assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "vars");
+    assert!(path("my vars.tpm").is_dir());
+    // The variables of a machine that has run are kept.
+    fs::write(path("my vars.fd"), "changed").unwrap();
+    assert!(run_file(&file, &[], Some(dir.path())).0);
+    assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "changed");
+}
