@@ -69,9 +69,4 @@ mod transfer;
 pub(crate) mod types;
 pub(crate) mod ui;
 pub(crate) mod verify;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "sources on the wire are used from the next change on"
-)]
 pub mod wire;

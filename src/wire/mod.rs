@@ -385,10 +385,6 @@ impl Remote {
         };
         self.wire.call(&request).map(drop)
     }
-
-    pub(crate) fn wire(&self) -> &Wire {
-        &self.wire
-    }
 }
 
 /// The child, or a thread that does the same.

@@ -168,16 +168,6 @@ impl Location {
         }
     }
 
-    /// Whether both are reached through one [`super::Wire`].
-    pub(crate) fn same_server(&self, other: &Self) -> bool {
-        self.server == other.server
-    }
-
-    /// A vCenter is several times slower than its hosts; it is known by the `dcPath` that only it needs.
-    pub(crate) fn datacenter(&self) -> Option<String> {
-        self.parameter("dcPath")
-    }
-
     /// The datastore of a request to `/folder`.
     pub(crate) fn datastore(&self) -> Option<String> {
         self.parameter("dsName")

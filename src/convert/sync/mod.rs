@@ -20,5 +20,5 @@ mod state;
 pub(super) use last::{Last, Synced};
 pub use pass::{Order, run};
 pub(crate) use release::release;
-pub(crate) use state::is_synced;
 pub use state::State;
+pub(crate) use state::is_synced;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::{Access, Location, Remote, Result, Wire, WireError};
-use super::support::{Line, Nbdkit, Nginx, Sshd, certificate, installed};
+use super::support::{Line, Nbdkit, Nginx, Sshd, certificate};
 use super::{SOON, pattern, right};
 use crate::block::BlockRead;
 use crate::disk::nbd::Nbd;

@@ -1,0 +1,375 @@
+//! Blocks written and rolled back, on files and on disks that misbehave.
+
+use super::*;
+use crate::block::FileDisk;
+use crate::fix::journal::DiskRef;
+
+fn image(path: &Path, seed: u8) -> Vec<u8> {
+    let bytes: Vec<u8> = (0..3u32 << 20)
+        .map(|i| (i.wrapping_mul(31) >> 7) as u8 ^ seed)
+        .collect();
+    fs::write(path, &bytes).unwrap();
+    bytes
+}
+
+fn setup(dir: &Path) -> (Journal, Vec<u8>, Vec<u8>) {
+    let old = image(&dir.join("disk"), 0);
+    let mut new = old.clone();
+    new[5000..9000].fill(0xee);
+    new[(2 << 20) - 10..(2 << 20) + 10].fill(0xdd);
+    fs::write(dir.join("overlay"), &new).unwrap();
+    let disk = DiskRef {
+        path: dir.join("disk"),
+        format: "raw".into(),
+        size_bytes: old.len() as u64,
+        in_place: true,
+    };
+    let mut journal = Journal::create(dir, disk, vec![], vec![]).unwrap();
+    let before = FileDisk::open(&dir.join("disk")).unwrap();
+    let after = FileDisk::open(&dir.join("overlay")).unwrap();
+    let ranges = [(0, 65536), (65536, 65536), ((2 << 20) - 65536, 131072)];
+    let changing = Changing {
+        before: &before,
+        after: &after,
+        ranges: &ranges,
+    };
+    prepare(&mut journal, &[changing]).unwrap();
+    (journal, old, new)
+}
+
+#[test]
+fn commit_and_rollback_are_exact() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, old, new) = setup(dir.path());
+    let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    commit(&mut journal, &[&disk]).unwrap();
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), new);
+    assert_eq!(journal.doc.state, State::Committed);
+    rollback(&mut journal, &[&disk], false).unwrap();
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    // Twice is the same as once.
+    rollback(&mut journal, &[&disk], false).unwrap();
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+}
+
+#[test]
+fn nothing_is_committed_over_what_another_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _, _) = setup(dir.path());
+    let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    disk.write_at(6000, b"somebody else").unwrap();
+    let now = fs::read(dir.path().join("disk")).unwrap();
+    let error = commit(&mut journal, &[&disk]).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CommitError::Stale {
+                count: 1,
+                total: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
+    assert_ne!(journal.doc.state, State::Committing, "nothing to roll back");
+}
+
+/// Its directory has another name by now: no state can be saved, as on a full disk.
+fn unsaved(dir: &Path, journal: &Journal) {
+    fs::rename(journal.folder(), dir.join("elsewhere")).unwrap();
+    journal.save().unwrap_err();
+}
+
+#[test]
+fn a_commit_that_cannot_be_announced_leaves_nothing_to_undo() {
+    let top = tempfile::tempdir().unwrap();
+    let dir = top.path().join("work");
+    fs::create_dir(&dir).unwrap();
+    let (mut journal, old, _) = setup(&dir);
+    let disk = FileDisk::open_rw(&dir.join("disk")).unwrap();
+    journal.set_state(State::Verified).unwrap();
+    unsaved(top.path(), &journal);
+    let error = commit(&mut journal, &[&disk]).unwrap_err();
+    assert!(matches!(error, CommitError::Journal(_)), "{error}");
+    assert_eq!(journal.doc.state, State::Verified);
+    let now = fs::read(top.path().join("elsewhere/disk")).unwrap();
+    assert_eq!(now, old);
+}
+
+#[test]
+fn a_disk_is_restored_when_no_state_can_be_saved() {
+    let top = tempfile::tempdir().unwrap();
+    let dir = top.path().join("work");
+    fs::create_dir(&dir).unwrap();
+    let (mut journal, old, new) = setup(&dir);
+    let disk = FileDisk::open_rw(&dir.join("disk")).unwrap();
+    commit(&mut journal, &[&disk]).unwrap();
+    unsaved(top.path(), &journal);
+    let now = || fs::read(top.path().join("elsewhere/disk")).unwrap();
+    assert_eq!(now(), new);
+    rollback(&mut journal, &[&disk], true).unwrap();
+    assert_eq!(now(), old);
+    // What the journal says is still true: it can be done again.
+    let saved = top.path().join("elsewhere/journal.json");
+    fs::rename(top.path().join("elsewhere"), &dir).unwrap();
+    assert!(!saved.exists());
+    let mut read = Journal::load(journal.path()).unwrap();
+    assert!(read.needs_undo());
+    rollback(&mut read, &[&disk], false).unwrap();
+    assert_eq!(read.doc.state, State::RolledBack);
+}
+
+#[test]
+fn a_disk_changed_by_others_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, old, _) = setup(dir.path());
+    let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    commit(&mut journal, &[&disk]).unwrap();
+    disk.write_at(6000, b"somebody else").unwrap();
+    let now = fs::read(dir.path().join("disk")).unwrap();
+    let error = rollback(&mut journal, &[&disk], false).unwrap_err();
+    assert!(
+        matches!(error, CommitError::DiskChanged { count: 1, .. }),
+        "{error}"
+    );
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
+    rollback(&mut journal, &[&disk], true).unwrap();
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+}
+
+/// Power went in the middle of a write: some sectors of a range are new and some old.
+#[test]
+fn a_torn_write_of_ours_is_undone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, old, new) = setup(dir.path());
+    let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    journal.set_state(State::Committing).unwrap();
+    disk.write_at(5120, &new[5120..7168]).unwrap();
+    rollback(&mut journal, &[&disk], false).unwrap();
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    // A sector that is neither is another's.
+    journal.set_state(State::Committing).unwrap();
+    disk.write_at(5120, &new[5120..7168]).unwrap();
+    disk.write_at(7168, b"somebody else").unwrap();
+    let error = rollback(&mut journal, &[&disk], false).unwrap_err();
+    assert!(
+        matches!(error, CommitError::DiskChanged { count: 1, .. }),
+        "{error}"
+    );
+    // And after the end nothing that was written is torn.
+    disk.write_at(0, &new).unwrap();
+    journal.set_state(State::Committed).unwrap();
+    disk.write_at(5120, &old[5120..7168]).unwrap();
+    assert!(rollback(&mut journal, &[&disk], false).is_err());
+}
+
+#[test]
+fn a_damaged_undo_log_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _, new) = setup(dir.path());
+    let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    commit(&mut journal, &[&disk]).unwrap();
+    let log = dir.path().join(BEFORE_FILE);
+    let mut bytes = fs::read(&log).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&log, bytes).unwrap();
+    let error = rollback(&mut journal, &[&disk], false).unwrap_err();
+    assert!(matches!(error, CommitError::UndoDamaged { .. }), "{error}");
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), new);
+}
+
+/// Two disks as one unit.
+struct Pair {
+    dir: tempfile::TempDir,
+    journal: Journal,
+    old: [Vec<u8>; 2],
+    new: [Vec<u8>; 2],
+}
+
+const NAMES: [&str; 2] = ["windows", "boot"];
+
+fn pair() -> Pair {
+    let dir = tempfile::tempdir().unwrap();
+    let old = [
+        image(&dir.path().join("windows"), 0),
+        image(&dir.path().join("boot"), 9),
+    ];
+    let mut new = old.clone();
+    new[0][5000..9000].fill(0xee);
+    new[1][70_000..70_100].fill(0xdd);
+    for (name, bytes) in NAMES.iter().zip(&new) {
+        fs::write(dir.path().join(format!("{name}.new")), bytes).unwrap();
+    }
+    let [windows, boot] = NAMES.map(|name| DiskRef {
+        path: dir.path().join(name),
+        format: "raw".into(),
+        size_bytes: 3 << 20,
+        in_place: true,
+    });
+    let mut journal = Journal::create(dir.path(), windows, vec![boot], vec![]).unwrap();
+    assert_eq!(journal.doc.schema, crate::fix::journal::SCHEMA_SEVERAL);
+    let open = |name: String| FileDisk::open(&dir.path().join(name)).unwrap();
+    let before = NAMES.map(|name| open(name.to_string()));
+    let after = NAMES.map(|name| open(format!("{name}.new")));
+    let ranges = [(0, 3 << 20)];
+    let changing: Vec<_> = (before.iter().zip(&after))
+        .map(|(before, after)| Changing {
+            before,
+            after,
+            ranges: &ranges,
+        })
+        .collect();
+    prepare(&mut journal, &changing).unwrap();
+    Pair {
+        dir,
+        journal,
+        old,
+        new,
+    }
+}
+
+impl Pair {
+    fn now(&self) -> [Vec<u8>; 2] {
+        NAMES.map(|name| fs::read(self.dir.path().join(name)).unwrap())
+    }
+
+    fn open(&self) -> [FileDisk; 2] {
+        NAMES.map(|name| FileDisk::open_rw(&self.dir.path().join(name)).unwrap())
+    }
+}
+
+#[test]
+fn two_disks_are_committed_and_rolled_back_together() {
+    let mut pair = pair();
+    let [windows, boot] = pair.open();
+    commit(&mut pair.journal, &[&windows, &boot]).unwrap();
+    assert_eq!(pair.now(), pair.new);
+    // What another run reads of it.
+    let mut read = Journal::load(pair.journal.path()).unwrap();
+    assert_eq!(read.doc.changed().len(), 2);
+    // One of them alone is not undone.
+    let error = rollback(&mut read, &[&windows], true).unwrap_err();
+    assert!(matches!(error, CommitError::NothingToUndo), "{error}");
+    assert_eq!(pair.now(), pair.new);
+    rollback(&mut read, &[&windows, &boot], false).unwrap();
+    assert_eq!(pair.now(), pair.old);
+}
+
+#[test]
+fn what_keeps_one_disk_from_being_written_keeps_both() {
+    let stranger = b"somebody else".as_slice();
+    // Before the commit: the second disk is not what was read.
+    let mut before = pair();
+    let [windows, boot] = before.open();
+    boot.write_at(70_020, stranger).unwrap();
+    let now = before.now();
+    let error = commit(&mut before.journal, &[&windows, &boot]).unwrap_err();
+    assert!(error.to_string().contains("/boot "), "{error}");
+    assert_eq!(before.now(), now);
+    assert_ne!(before.journal.doc.state, State::Committing);
+
+    // Afterwards: somebody wrote to the second, or its saved blocks are damaged.
+    for damaged in [false, true] {
+        let mut pair = pair();
+        let [windows, boot] = pair.open();
+        commit(&mut pair.journal, &[&windows, &boot]).unwrap();
+        if damaged {
+            fs::write(pair.dir.path().join("backup/blocks-2.before"), "rats").unwrap();
+        } else {
+            boot.write_at(70_020, stranger).unwrap();
+        }
+        let now = pair.now();
+        rollback(&mut pair.journal, &[&windows, &boot], damaged).unwrap_err();
+        assert_eq!(pair.now(), now, "damaged: {damaged}");
+    }
+}
+
+#[test]
+fn a_disk_of_another_size_is_never_written() {
+    for grown in [4 << 20, 2 << 20] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, ..) = setup(dir.path());
+        let path = dir.path().join("disk");
+        let disk = FileDisk::open_rw(&path).unwrap();
+        commit(&mut journal, &[&disk]).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(grown).unwrap();
+        let now = fs::read(&path).unwrap();
+        let disk = FileDisk::open_rw(&path).unwrap();
+        for force in [false, true] {
+            let error = rollback(&mut journal, &[&disk], force).unwrap_err();
+            let of = matches!(error, CommitError::OtherDisk { expected, actual, .. }
+                if (expected, actual) == (3 << 20, grown));
+            assert!(of, "{error}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), now);
+        assert_eq!(journal.doc.state, State::Committed);
+    }
+}
+
+/// Takes writes to one place, and forgets them.
+struct Forgetful(FileDisk, u64);
+
+impl BlockRead for Forgetful {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+}
+
+impl BlockWrite for Forgetful {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match (offset..offset + data.len() as u64).contains(&self.1) {
+            true => Ok(()),
+            false => self.0.write_at(offset, data),
+        }
+    }
+
+    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.zero_at(offset, len)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[test]
+fn what_was_written_is_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, old, _) = setup(dir.path());
+    let open = || FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    let error = commit(&mut journal, &[&Forgetful(open(), 6000)]).unwrap_err();
+    assert!(
+        matches!(error, CommitError::ReadBack { offset: 0 }),
+        "{error}"
+    );
+    assert!(journal.needs_undo());
+    rollback(&mut journal, &[&open()], false).unwrap();
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+}
+
+#[test]
+fn every_state_from_the_first_write_on_needs_an_undo() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = setup(dir.path());
+    for (state, needs) in [
+        (State::Planned, false),
+        (State::Fixing, false),
+        (State::Verified, false),
+        (State::Committing, true),
+        (State::Committed, true),
+        (State::RollingBack, true),
+        (State::RolledBack, false),
+    ] {
+        journal.doc.state = state;
+        assert_eq!(journal.needs_undo(), needs, "{state:?}");
+    }
+    journal.doc.disk.in_place = false;
+    journal.doc.state = State::Committed;
+    assert!(!journal.needs_undo(), "only an overlay was written");
+}
