@@ -14,12 +14,14 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program of its own
 #![allow(clippy::disallowed_methods)] // drives other programs itself
 
+#[path = "bench/going_on.rs"]
+mod going_on;
 #[path = "../tests/support/wire.rs"]
 mod servers;
 #[path = "bench/wire.rs"]
 mod wire;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -157,8 +159,17 @@ fn bench(options: &Options) -> Result<()> {
             rows.insert(name.into(), copy(&lab, name, disk, options.mib)?);
         }
     }
-    if wanted("wire") {
-        rows.insert("wire".into(), wire::wire(&lab, options.mib)?);
+    type Row = fn(&Lab, u64) -> Result<Value>;
+    let more: [(&str, Row); 4] = [
+        ("wire", wire::wire),
+        ("journal", going_on::journal),
+        ("resumed", going_on::resumed),
+        ("last", going_on::last_pass),
+    ];
+    for (name, row) in more {
+        if wanted(name) {
+            rows.insert(name.into(), row(&lab, options.mib)?);
+        }
     }
     let rows = json!({
         "schema": "hyper2kvm/bench/1",
@@ -229,18 +240,27 @@ struct Run {
 }
 
 impl Lab {
-    fn h2k(&self, args: &[&OsStr]) -> Result<Run> {
-        let peak = self.dir.join("peak");
-        let start = Instant::now();
-        let mut command = match &self.program {
+    /// The program that is measured.
+    fn command(&self) -> Result<Command> {
+        Ok(match &self.program {
             Some(program) => Command::new(program),
             None => {
                 let mut command = Command::new(std::env::current_exe()?);
-                command.env(PLAY, &peak);
+                command.env(PLAY, self.peak());
                 command
             }
-        };
-        let out = command
+        })
+    }
+
+    /// Where it tells its peak memory.
+    fn peak(&self) -> PathBuf {
+        self.dir.join("peak")
+    }
+
+    fn h2k(&self, args: &[&OsStr]) -> Result<Run> {
+        let start = Instant::now();
+        let out = self
+            .command()?
             .args(args)
             .args(["--json", "--quiet"])
             .stdin(Stdio::null())
@@ -252,7 +272,7 @@ impl Lab {
             seconds,
             peak_mib: match self.program {
                 Some(_) => 0.0,
-                None => fs::read_to_string(&peak)?.parse::<f64>()? / 1024.0,
+                None => fs::read_to_string(self.peak())?.parse::<f64>()? / 1024.0,
             },
             json: serde_json::from_slice(&out.stdout)?,
         })
@@ -263,15 +283,17 @@ impl Lab {
     }
 
     fn convert(&self, disk: &Path, to: &Path) -> Result<Run> {
-        let media = self.media.as_os_str();
-        let mut args = vec!["convert".as_ref(), disk.as_os_str()];
-        args.extend([
-            "--virtio-iso".as_ref(),
-            media,
-            "-o".as_ref(),
-            to.as_os_str(),
-        ]);
+        let args = self.conversion(disk, to);
+        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
         self.h2k(&args)
+    }
+
+    /// `convert` of a disk, as arguments.
+    fn conversion(&self, disk: &Path, to: &Path) -> Vec<OsString> {
+        let mut args = vec!["convert".into(), disk.into()];
+        args.extend(["--virtio-iso".into(), (&self.media).into()]);
+        args.extend(["-o".into(), to.into()]);
+        args
     }
 
     /// `qemu-img convert` with these options, and the seconds it took.
@@ -281,7 +303,7 @@ impl Lab {
             .args(["convert", "-f", "raw", "-O", "qcow2"])
             .args(options)
             .args([from, to]))?;
-        File::open(to)?.sync_all()?;
+        durable(to)?;
         Ok(start.elapsed().as_secs_f64())
     }
 
@@ -307,6 +329,10 @@ impl Lab {
         }
         Ok(path)
     }
+}
+
+fn durable(file: &Path) -> Result<()> {
+    Ok(File::open(file)?.sync_all()?)
 }
 
 fn run(command: &mut Command) -> Result<()> {

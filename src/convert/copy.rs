@@ -17,7 +17,7 @@ use crate::domain::{self, DiskFormat};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::trim::{self, DataMap};
-use crate::guest::{DiskId, embedded};
+use crate::guest::embedded;
 use crate::inspect::Severity;
 use crate::report::{Bytes, DiskTrim};
 use crate::stop;
@@ -60,6 +60,8 @@ struct DiskCopy {
     pub target: Target,
     /// Bytes the image has data for.
     pub live: u64,
+    /// Of them, what earlier passes have not copied.
+    left: u64,
     /// What a file with them takes.
     pub size: u64,
     ranges: Arc<Extents>,
@@ -210,10 +212,10 @@ pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Re
 fn target(
     run: &Run<'_>,
     i: usize,
-    id: DiskId,
-    file: &str,
+    disk: &Disk,
+    ranges: &Extents,
 ) -> Result<(Target, PathBuf, DiskFormat)> {
-    let folder = &run.folder;
+    let (folder, file) = (&run.folder, file_name(run.job, i));
     if let Some(device) = run.devices.of_disk(i) {
         let target = Target::Device {
             device: device.clone(),
@@ -221,9 +223,12 @@ fn target(
         };
         return Ok((target, device.path().to_path_buf(), DiskFormat::Raw));
     }
-    let last = run.last.as_ref();
-    let synced = last.and_then(|last| last.disk(run.job, run.disks.iter().find(|d| d.id == id)?));
-    let path = folder.path().join(file);
+    let source = run.disks.iter().find(|source| source.id == disk.id);
+    let synced = match (&run.last, source) {
+        (Some(last), Some(source)) => last.disk(run.job, source, &disk.image, ranges)?,
+        _ => None,
+    };
+    let path = folder.path().join(&file);
     let target = match synced {
         Some(synced) => Target::Synced(Box::new(synced), path),
         None => Target::File(path),
@@ -243,18 +248,22 @@ pub(super) fn to_targets(
     } = run;
     let (mut copies, mut targets) = (Vec::new(), Vec::new());
     for (i, disk) in disks.into_iter().enumerate() {
-        let file = file_name(job, i);
-        let (target, path, format) = target(run, i, disk.id, &file)?;
-        targets.push(disk.at(path, format, Vec::new()));
         let data = DataMap::of(&disk.image)?;
         let size_bytes = disk.image.virtual_size();
+        let ranges = Arc::new(data.extents(size_bytes));
+        let (target, path, format) = target(run, i, &disk, &ranges)?;
+        targets.push(disk.at(path, format, Vec::new()));
         let what = json!({
-            "source": disk.image.identity(), "size": size_bytes, "file": file,
+            "source": disk.image.identity(), "size": size_bytes, "file": file_name(job, i),
         });
         copies.push(DiskCopy {
             live: data.bytes,
+            left: match &target {
+                Target::Synced(synced, _) => synced.left(),
+                Target::File(_) | Target::Device { .. } => data.bytes,
+            },
             size: data.copy_size(size_bytes),
-            ranges: Arc::new(data.extents(size_bytes)),
+            ranges,
             record: resume::record(folder, i, what)?,
             image: disk.image,
             target,
@@ -266,7 +275,7 @@ pub(super) fn to_targets(
         "Copying",
         &format!(
             "{} of {}",
-            crate::ui::bytes(live),
+            crate::ui::bytes(total(|c| c.left)),
             crate::ui::bytes(virtual_size)
         ),
     );
@@ -335,9 +344,9 @@ fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Co
         copy::check_space(needed, folder, options.compress)?;
     }
     let sum = |of: &dyn Fn(&DiskCopy) -> u64| disks.iter().map(of).fold(0, u64::saturating_add);
-    let live = sum(&|d| d.live);
+    let left = sum(&|d| d.left);
     let skipped = sum(&|d| d.image.virtual_size().saturating_sub(d.live));
-    let progress = ui.progress("Copying", live).skipping(skipped);
+    let progress = ui.progress("Copying", left).skipping(skipped);
     let done: Vec<AtomicU64> = disks.iter().map(|_| AtomicU64::new(0)).collect();
     let cancel = Arc::new(AtomicBool::new(false));
     let next = AtomicUsize::new(0);
@@ -355,7 +364,7 @@ fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Co
                 ..options.clone()
             };
             let result = disk.copy(&options, &mut |fraction| {
-                let bytes = (fraction * disk.live as f64) as u64;
+                let bytes = (fraction * disk.left as f64) as u64;
                 done[i].store(bytes, Ordering::Relaxed);
                 progress.set(done.iter().map(|d| d.load(Ordering::Relaxed)).sum());
                 // Nothing to return an error to: here one can only wait or die.
@@ -379,7 +388,7 @@ fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Co
         }
     });
     outcome(results.into_inner().unwrap_or_else(PoisonError::into_inner)).inspect(|_| {
-        progress.finish(live);
+        progress.finish(left);
     })
 }
 

@@ -12,6 +12,7 @@
 //! `:`, `,` or `%` are just names. QEMU takes the extents of a vmdk from its descriptor text; it gets
 //! one written anew, in which they are descriptors too.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use super::error::{ImageError, Result};
 use super::hold::{Held, Use};
 use super::level::Level;
 use super::remote::Remote;
-use crate::tool::qemu_img::{self, Depth};
+use crate::tool::qemu_img::{self, Depth, Present};
 use crate::tool::qsd;
 use crate::tool::spec::Spec;
 
@@ -35,6 +36,15 @@ const MAX_REFERENCE_COUNTS: u64 = 256 << 20;
 pub struct Image {
     /// The named image first, then what it is based on. Never empty.
     pub(super) levels: Vec<Level>,
+}
+
+/// What a link of a chain consists of.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// By what its files are known again in a later run.
+    pub(crate) files: Value,
+    /// What it holds, where it is read as one image with others.
+    pub(crate) ranges: Option<Vec<Range<u64>>>,
 }
 
 impl Image {
@@ -92,9 +102,29 @@ impl Image {
         }
     }
 
-    /// By what the files of each link are known again in a later run, the named image first.
-    pub(crate) fn link_identities(&self) -> Vec<Value> {
-        let of = |level: &Level| level.held.iter().map(Held::identity).collect();
+    /// The links of each level, the named image first.
+    pub(crate) fn links(&self) -> Vec<Vec<Link>> {
+        let known = |files: &[Held]| files.iter().map(Held::identity).collect();
+        let of = |level: &Level| -> Vec<Link> {
+            if level.merged_links.is_empty() {
+                return vec![Link {
+                    files: known(&level.held),
+                    ranges: None,
+                }];
+            }
+            let mut files = level.held.as_slice();
+            let links = level.merged_links.iter().map(|link| {
+                let (own, others) = files.split_at(link.files.min(files.len()));
+                files = others;
+                let range =
+                    |present: &Present| present.start..present.start.saturating_add(present.length);
+                Link {
+                    files: known(own),
+                    ranges: Some(link.ranges.iter().map(range).collect()),
+                }
+            });
+            links.collect()
+        };
         self.levels.iter().map(of).collect()
     }
 

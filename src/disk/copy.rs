@@ -61,6 +61,18 @@ pub struct CopyOptions {
     pub(crate) record: Option<Record>,
 }
 
+impl CopyOptions {
+    /// The same copy, which records in that file how far it is.
+    #[must_use]
+    pub fn recorded(mut self, path: PathBuf) -> Self {
+        self.record = Some(Record {
+            path,
+            what: Value::Null,
+        });
+        self
+    }
+}
+
 /// Where a copy records how far it is.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {

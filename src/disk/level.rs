@@ -14,6 +14,7 @@ use super::on_wire::nbd_node;
 use super::remote::Remote;
 use super::tables;
 use crate::tool::pass::{self, Passed};
+use crate::tool::qemu_img::Present;
 use crate::tool::spec::Spec;
 
 /// One image file or block device of a chain.
@@ -54,8 +55,19 @@ pub struct Level {
     pub(super) shown: Option<Arc<Remote>>,
     /// Sparse links over such a disk: a qcow2 with the grains of all of them.
     pub(super) merged: Option<Held>,
+    /// Those links, the newest first.
+    pub(super) merged_links: Vec<MergedLink>,
     /// Over what it is on, where its header has a name for that which is no path.
     pub(super) between: Option<Arc<File>>,
+}
+
+/// One of several links that are read as one image.
+#[derive(Debug, Clone)]
+pub(super) struct MergedLink {
+    /// So many of the level's files are its own.
+    pub(super) files: usize,
+    /// What it holds.
+    pub(super) ranges: Vec<Present>,
 }
 
 impl Level {
@@ -81,6 +93,7 @@ impl Level {
             flat: None,
             shown: None,
             merged: None,
+            merged_links: Vec::new(),
             between: None,
         }
     }

@@ -1,7 +1,8 @@
 //! Snapshots of VMware on a base that lies on another host.
 //!
-//! QEMU reads a sparse link (COWD, seSparse) over a parent that is a VMDK of files, and over nothing else:
-//! on a raw one every read fails. So the links, which were fetched whole, are read without a parent, and
+//! QEMU reads a sparse link (COWD, seSparse, those of Workstation) over a parent that is a VMDK of files, and
+//! over nothing else: on a raw one every read fails, and one that it reaches by NBD it looks for by the name in
+//! the link. So the links, which were fetched whole, are read without a parent, and
 //! their grains are written into one qcow2: the oldest link first, so that the newest counts. It has
 //! subclusters of one sector, because a grain may be one: what a link does not have shows the base.
 
@@ -13,7 +14,7 @@ use super::detect::Format;
 use super::error::{ImageError, Result};
 use super::export::{Export, ExportError};
 use super::hold::Held;
-use super::level::Level;
+use super::level::{Level, MergedLink};
 use crate::block::{BlockRead, BlockWrite};
 use crate::stop;
 use crate::tool::qemu_img::{self, Present};
@@ -28,6 +29,7 @@ impl Image {
     /// chain.
     pub(super) fn with_links_merged(mut self) -> Result<Self> {
         let base = self.levels.iter().position(Level::is_flat_remote);
+        let base = base.or_else(|| self.lowest_on_wire());
         let Some(base) = base.filter(|base| *base > 0) else {
             return Ok(self);
         };
@@ -37,9 +39,16 @@ impl Image {
         }
         let top = self.levels[0].path.clone();
         let merged = top.with_extension("merged.qcow2");
+        let links = self.levels[..base].iter();
+        let present: Vec<Vec<Present>> = links
+            .map(|link| {
+                qemu_img::present_ranges(&link.spec())
+                    .map_err(|e| ImageError::from_tool(&link.path, e))
+            })
+            .collect::<Result<_>>()?;
         // Opened before in this run: nothing of it changed, or the end of the run tells.
         if !merged.exists() {
-            let made = self.merge(base, &merged);
+            let made = self.merge(&present, &merged);
             made.inspect_err(|_| drop(std::fs::remove_file(&merged)))?;
         }
         let held = Held::open(&merged)?;
@@ -48,7 +57,14 @@ impl Image {
         let Some(mut level) = links.next() else {
             return Err(ImageError::NotFound { path: top });
         };
+        let mut present = present.into_iter();
+        let mut of = |files: usize| MergedLink {
+            files,
+            ranges: present.next().unwrap_or_default(),
+        };
+        level.merged_links.push(of(level.held.len()));
         for link in links {
+            level.merged_links.push(of(link.held.len()));
             level.allocated = level.allocated.saturating_add(link.allocated);
             level.extents.push(link.path);
             level.extents.extend(link.extents);
@@ -60,7 +76,15 @@ impl Image {
         Ok(self)
     }
 
-    fn merge(&self, base: usize, merged: &Path) -> Result<()> {
+    /// The link at the bottom, when it is a sparse VMDK of another host.
+    fn lowest_on_wire(&self) -> Option<usize> {
+        let level = self.levels.last()?;
+        let remote = level.held().first()?.remote().is_some();
+        (remote && level.format == Format::VMDK).then(|| self.levels.len() - 1)
+    }
+
+    /// The links have these ranges.
+    fn merge(&self, present: &[Vec<Present>], merged: &Path) -> Result<()> {
         let size = self.virtual_size();
         qemu_img::create_with(merged, "qcow2", size, Some(LAYOUT))
             .map_err(|e| ImageError::from_tool(merged, e))?;
@@ -69,14 +93,12 @@ impl Image {
         image.levels[0].subformat = Some("subclusters".into());
         let target = Export::open_writable(&image).map_err(exported)?;
         let disk = target.disk();
-        for link in self.levels[..base].iter().rev() {
-            let ranges = qemu_img::present_ranges(&link.spec())
-                .map_err(|e| ImageError::from_tool(&link.path, e))?;
+        for (link, ranges) in self.levels.iter().zip(present).rev() {
             let alone = Self {
                 levels: vec![link.clone()],
             };
             let source = Export::open_readonly(&alone).map_err(exported)?;
-            let copied = copy(&*source.disk(), &*disk, &ranges, size);
+            let copied = copy(&*source.disk(), &*disk, ranges, size);
             copied.map_err(|e| ImageError::from_io(&link.path, e))?;
             source.close().map_err(exported)?;
         }

@@ -106,6 +106,9 @@ fn summary(h: &mut String, r: &Report) {
         row("host name", os.hostname.as_deref().unwrap_or("not set")),
         row("source", &r.inspection.source.path),
     ];
+    if let Some(met) = super::text::last_pass(r) {
+        rows.push(row("last pass of the sync", &met));
+    }
     if !r.outputs.complete {
         rows.push(row("not copied yet", &bytes(r.bytes.left)));
     }

@@ -202,6 +202,11 @@ pub fn conversion(r: &Report, verbose: bool) -> Styled {
             r.timings.total_s,
         ),
     );
+    if let Some(met) = last_pass(r) {
+        text.push(Tone::Faint, format!("  {:<10} ", "last pass"));
+        text.hang();
+        text.push(Tone::Plain, format!("{met}\n"));
+    }
     outputs(&mut text, r);
     next(&mut text, &r.next_commands);
     if verbose || r.checks.iter().any(|c| !c.ok) {
@@ -221,6 +226,26 @@ pub fn conversion(r: &Report, verbose: bool) -> Styled {
         text.push(Tone::Faint, times);
     }
     text
+}
+
+/// What the last pass of a sync came to, and what was expected of it.
+pub(super) fn last_pass(r: &Report) -> Option<String> {
+    let sync = r.sync.as_ref()?;
+    let last = &sync["last"];
+    let seconds = last["seconds"].as_f64()?;
+    let copied = bytes(last["copied"].as_u64()?);
+    let expected = last["projected_s"].as_f64()?;
+    let kept = match sync["within_budget"].as_bool() {
+        Some(true) => "the budget was",
+        Some(false) => "too long for the budget of",
+        None => "",
+    };
+    let budget = sync["budget_s"]
+        .as_u64()
+        .map_or(String::new(), |budget| format!("; {kept} {budget} s"));
+    Some(format!(
+        "{copied} copied, {seconds:.1} s in all, {expected:.1} s expected{budget}"
+    ))
 }
 
 fn output_file(text: &mut Styled, label: &str, path: &std::path::Path) {

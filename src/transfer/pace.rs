@@ -40,6 +40,11 @@ impl Pace {
         }
     }
 
+    /// In bytes a second.
+    pub(crate) fn rate(&self) -> u64 {
+        self.rate
+    }
+
     /// The same limit, kept together with every process that has this file open: one made by
     /// [`Pace::shareable`].
     pub(crate) fn with(mut self, shared: File) -> Self {

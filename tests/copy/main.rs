@@ -9,10 +9,13 @@ mod support;
 mod devices;
 mod faults;
 mod resume;
+mod resume_campaign;
 mod scale;
 mod sync;
 mod sync_campaign;
 mod sync_nbd;
+mod sync_time;
+mod sync_wire;
 
 use std::fs::{self, File};
 use std::io::Read;

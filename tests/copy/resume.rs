@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::support::{
 use super::{MIB, live_files_are_the_same, machine, noise, number};
 
 /// A guest with so many MiB of data.
-fn with_data(mib: u64) -> Lab {
+pub(super) fn with_data(mib: u64) -> Lab {
     let mut spec = GuestSpec::new(WinVersion::Win10);
     spec.disk_size = 512 * MIB;
     spec.recovery = false;
@@ -28,7 +28,7 @@ fn with_data(mib: u64) -> Lab {
     Lab::new(spec)
 }
 
-fn convert(source: &Path, out: &Path, more: &[&str], point: &str) -> Command {
+pub(super) fn convert(source: &Path, out: &Path, more: &[&str], point: &str) -> Command {
     let mut command = Command::new(binary());
     command
         .args(["convert", "--json"])
@@ -43,7 +43,7 @@ fn convert(source: &Path, out: &Path, more: &[&str], point: &str) -> Command {
 }
 
 /// Recorded in a copy's journal, in bytes.
-fn recorded(partial: &Path, disk: usize) -> u64 {
+pub(super) fn recorded(partial: &Path, disk: usize) -> u64 {
     let path = partial.join(format!(".work/copy-{disk}.journal"));
     let text = fs::read_to_string(path).unwrap();
     let mut sum = 0;
@@ -385,70 +385,4 @@ fn a_bandwidth_is_shared() {
         .sum();
     let expected = Duration::from_secs_f64(bytes as f64 / (30 * MIB) as f64 - 0.3);
     assert!(took > expected, "{took:?} for {expected:?}");
-}
-
-/// Kills at any moment, on a disk of 4 GiB: what was written and not recorded is under 1 % of it.
-#[ignore = "minutes: .ci/campaign runs it (part resume)"]
-#[test]
-fn kills_at_any_moment_cost_little() {
-    if !have(&TOOLS) {
-        return;
-    }
-    let rounds: u64 = std::env::var("HYPER2KVM_PAIRS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(5);
-    let lab = with_data(60);
-    // A second disk of 4 GiB with 1.5 GiB of data.
-    let data = lab.path("data.raw");
-    let disk = File::create(&data).unwrap();
-    disk.set_len(4 << 30).unwrap();
-    for i in 0..192u64 {
-        disk.write_all_at(&noise(8 * MIB as usize, i + 1), i * 20 * MIB)
-            .unwrap();
-    }
-    let xml = machine(&lab, &[&lab.raw, &data]);
-    let (out, partial) = (lab.path("out"), lab.path(".out.partial"));
-    let (mut kills, mut most) = (0, 0);
-    for round in 0..rounds {
-        let mut more = vec!["--verify-copy"];
-        // Later from kill to kill: on a busy host the first ones come before anything is copied.
-        let mut later = 0;
-        loop {
-            let mut child = convert(&xml, &out, &more, "")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            let start = Instant::now();
-            let limit = Duration::from_millis(900 + (round * 37 + kills * 131) % 1700 + later);
-            later += 300;
-            let status = loop {
-                if let Some(status) = child.try_wait().unwrap() {
-                    break status;
-                }
-                if start.elapsed() > limit {
-                    child.kill().unwrap();
-                    break child.wait().unwrap();
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            };
-            if status.success() {
-                break;
-            }
-            assert_eq!(status.code(), None, "it failed");
-            kills += 1;
-            more = vec!["--verify-copy", "--resume"];
-            let target: PathBuf = partial.join("many-1.qcow2");
-            if partial.join(".work/copy-1.journal").exists() {
-                let written = support::tool("du", &["-B1", text(&target)]);
-                let written = String::from_utf8(written).unwrap();
-                let written: u64 = written.split_whitespace().next().unwrap().parse().unwrap();
-                most = most.max(written.saturating_sub(recorded(&partial, 1)));
-            }
-        }
-        fs::remove_dir_all(&out).unwrap();
-    }
-    eprintln!("resume: {kills} kills, at most {most} bytes copied again");
-    assert!(kills > rounds && most < (4 << 30) / 100, "{kills} {most}");
 }

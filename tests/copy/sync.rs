@@ -29,6 +29,16 @@ pub(super) fn lab() -> Lab {
 }
 
 pub(super) fn run(verb: &str, source: &Path, out: &Path, more: &[&str], point: &str) -> Run {
+    finish(command(verb, source, out, more, point))
+}
+
+pub(super) fn command(
+    verb: &str,
+    source: &Path,
+    out: &Path,
+    more: &[&str],
+    point: &str,
+) -> Command {
     let mut command = Command::new(binary());
     command
         .args([verb, "--json"])
@@ -37,10 +47,10 @@ pub(super) fn run(verb: &str, source: &Path, out: &Path, more: &[&str], point: &
         .arg(out)
         .args(more)
         .env("HYPER2KVM_FAILPOINT", point);
-    if verb == "convert" {
+    if matches!(verb, "convert" | "plan") {
         command.arg("--virtio-iso").arg(virtio_win());
     }
-    finish(command)
+    command
 }
 
 pub(super) fn last_pass(run: &Run) -> Value {
@@ -162,11 +172,26 @@ fn a_vm_is_synced_while_it_runs_and_the_rest_is_copied_when_it_is_off() {
     }
     // No time is enough for that, and nothing is changed.
     let before = names(&out);
-    let refused = run("convert", &two, &out, &["--from-sync", "--budget", "0"], "").expect(3);
+    let within = |verb: &str, seconds: &str| {
+        let more = ["--from-sync", "--budget", seconds, "--name", "guest"];
+        run(verb, &two, &out, &more, "")
+    };
+    for verb in ["plan", "convert"] {
+        let refused = within(verb, "0").expect(3);
+        let blocker = &refused.json()["error"]["blockers"][0];
+        assert_eq!(blocker["code"], "sync-over-budget", "{verb}");
+        assert!(
+            blocker["reason"]
+                .as_str()
+                .unwrap()
+                .contains("the budget is 0 s")
+        );
+    }
+    let planned = within("plan", "600").expect(0);
     assert!(
-        refused.stderr.contains("sync-over-budget"),
+        planned.stderr.contains("budget 600 s"),
         "{}",
-        refused.stderr
+        planned.stderr
     );
     assert_eq!(names(&out), before);
     let source = sha256(&two);
@@ -175,16 +200,42 @@ fn a_vm_is_synced_while_it_runs_and_the_rest_is_copied_when_it_is_off() {
         "--budget",
         "600",
         "--verify-copy",
+        "--bandwidth",
+        "8",
+        "--progress",
+        "json",
         "--name",
         "guest",
     ];
-    let report = run("convert", &two, &out, &more, "").expect(0).json();
+    let ended = run("convert", &two, &out, &more, "").expect(0);
+    let report = ended.json();
     assert_eq!(report["sync"]["within_budget"], true);
     assert_eq!(report["sync"]["passes"].as_array().unwrap().len(), 3);
     assert!(report["checks"].to_string().contains("copy-identical"));
-    let copied = report["sync"]["last"]["copied"].as_u64().unwrap();
+    let last = &report["sync"]["last"];
+    let copied = last["copied"].as_u64().unwrap();
     assert!((9 * MIB..25 * MIB).contains(&copied), "{copied}");
     assert!(number(&report, "resumed") > 10 * MIB);
+    // Told by a pass without the limit of this one.
+    let time = |name: &str| last[name].as_f64().unwrap();
+    let (expected, met) = (time("projected_s"), time("seconds"));
+    assert!(met > copied as f64 / (8 * MIB) as f64 - 0.2, "{met}");
+    // How near both are, `the_projection_is_within_a_quarter_of_the_last_pass` tells, with the machine alone.
+    let left = last["left"].as_u64().unwrap();
+    assert!(
+        expected > left as f64 / (8 * MIB) as f64,
+        "{expected} {left}"
+    );
+    // The progress is that of this pass.
+    let mut done = ended
+        .stderr
+        .lines()
+        .filter(|l| l.contains("\"total_bytes\""));
+    let done: Value = serde_json::from_str(done.next_back().unwrap()).unwrap();
+    assert_eq!(
+        (&done["total_bytes"], &done["done_bytes"]),
+        (&last["copied"], &last["copied"])
+    );
     assert!(!out.join("sync.json").exists() && !lab.path(".out.partial").exists());
     assert!(!names(&out).iter().any(|name| name.contains("sync")));
     let disk = out.join("guest.qcow2");

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
 use super::support::{Lab, Run, TOOLS, have, text, tool};
-use super::sync::{differences, file_in, lab, link, run, write, write_differences};
+use super::sync::{command, differences, file_in, lab, link, run, write, write_differences};
 use super::sync_nbd::{Server, bitmap};
 use super::{MIB, noise};
 
@@ -240,6 +241,18 @@ fn name(i: usize) -> String {
     format!("file-{i}.bin")
 }
 
+/// Killed at a moment that nothing in the program chooses. Whether it was still running then.
+fn killed_at(moment: u64, verb: &str, source: &Path, out: &Path, more: &[&str]) -> bool {
+    let mut command = command(verb, source, out, more, "");
+    let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = quiet.spawn().unwrap();
+    thread::sleep(Duration::from_millis(moment));
+    let _ = child.kill();
+    let status = child.wait().unwrap();
+    assert!(status.success() || status.code().is_none(), "{status}");
+    !status.success()
+}
+
 #[test]
 #[ignore = "an hour and more: .ci/campaign sync"]
 fn a_campaign_of_passes() {
@@ -250,7 +263,7 @@ fn a_campaign_of_passes() {
         std::env::var(name).map_or(default, |text| text.parse().unwrap())
     };
     let passes = number("HYPER2KVM_PASSES", 1000);
-    campaign(passes, number("HYPER2KVM_SEED", 1), 8);
+    campaign(passes, number("HYPER2KVM_SEED", 1), 8, true);
 }
 
 /// A chain and an export, with a kill, a cut line and a snapshot that is behind in each.
@@ -259,11 +272,12 @@ fn a_short_campaign_of_passes() {
     if !have(&TOOLS) || !have(&["qemu-nbd", "qemu-io"]) {
         return;
     }
-    campaign(4, SHORT_SEED, 2);
+    campaign(4, SHORT_SEED, 2, false);
 }
 
 /// Every `every` passes the VM is shut down: the result holds what it had then. Chains and exports in turns.
-fn campaign(passes: u64, seed: u64, every: u64) {
+/// `any_moment`: runs are also killed at moments that no seed brings back.
+fn campaign(passes: u64, seed: u64, every: u64, any_moment: bool) {
     let mut random = Random(seed);
     let mut vm = Vm::new();
     let (mut kills, mut cuts, mut behind, mut cutovers) = (0, 0, 0, 0);
@@ -297,6 +311,10 @@ fn campaign(passes: u64, seed: u64, every: u64) {
             let killed = run("sync", &source, &out, name_it, "copy-recorded=kill");
             kills += u64::from(killed.code != 0);
         }
+        if any_moment && pass % 2 == 0 {
+            let moment = random.below(700);
+            kills += u64::from(killed_at(moment, "sync", &source, &out, name_it));
+        }
         run("sync", &source, &out, name_it, "").expect(0);
         drop(server);
         vm.passed();
@@ -320,6 +338,13 @@ fn campaign(passes: u64, seed: u64, every: u64) {
                 run("convert", &source, &out, more, point).expect(-1);
                 kills += 1;
             }
+            if any_moment {
+                let moment = random.below(2500);
+                kills += u64::from(killed_at(moment, "convert", &source, &out, more));
+            }
+        }
+        if out.join("sync.json").exists() {
+            let (source, _server) = vm.source();
             run("convert", &source, &out, more, "").expect(0);
         }
         for (i, data) in vm.files.iter().enumerate() {

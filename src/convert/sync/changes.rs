@@ -83,8 +83,8 @@ pub(super) fn export(image: &Image) -> Option<Arc<dyn RemoteFile>> {
 
 /// A chain as it is now: its links, the newest first, each with the ranges in which it is what is read.
 fn links(image: &Image) -> Result<Vec<Link>> {
-    let files = image.link_identities();
-    let mut owned = vec![Extents::default(); files.len()];
+    let levels = image.links();
+    let mut owned = vec![Extents::default(); levels.len()];
     qemu_img::layers(&image.spec(), &mut |range, depth| {
         // What is deeper than the chain is there in none of its links.
         if let Some(owner) = usize::try_from(depth).ok().and_then(|d| owned.get_mut(d)) {
@@ -94,17 +94,26 @@ fn links(image: &Image) -> Result<Vec<Link>> {
     .map_err(|e| {
         Error::failed(format!("reading the map of {}", image.path().display())).because(e)
     })?;
-    let last = files.len().saturating_sub(1);
     let size = image.virtual_size();
-    let links = files.into_iter().zip(owned).enumerate();
-    let link = |(i, (files, owned)): (usize, (Value, Extents))| Link {
-        files,
-        ranges: match i == last {
-            true => Vec::new(),
-            false => pairs(&owned.on_grains(GRAIN, size)),
-        },
-    };
-    Ok(links.map(link).collect())
+    let mut links = Vec::new();
+    for (level, owned) in levels.into_iter().zip(owned) {
+        for link in level {
+            let ranges = link.ranges.map(|ranges| ranges.into_iter().collect());
+            links.push(Link {
+                files: link.files,
+                ranges: pairs(
+                    &ranges
+                        .unwrap_or_else(|| owned.clone())
+                        .on_grains(GRAIN, size),
+                ),
+            });
+        }
+    }
+    // Nobody asks where the lowest is read.
+    if let Some(last) = links.last_mut() {
+        last.ranges = Vec::new();
+    }
+    Ok(links)
 }
 
 fn pairs(set: &Extents) -> Vec<[u64; 2]> {

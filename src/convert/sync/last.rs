@@ -20,13 +20,13 @@ use crate::disk::refill::{Refill, Work};
 use crate::error::{Blocker, Error, Result};
 use crate::text::shell_word;
 use crate::tool::qemu_img;
-use crate::transfer::Extents;
-use crate::ui::{Ui, bytes};
+use crate::transfer::{Extents, Pace};
+use crate::ui::{Ui, bytes, count};
 
 use super::super::job::Job;
 use super::changes::Now;
 use super::pass;
-use super::state::{State, SyncedDisk, projection};
+use super::state::{State, SyncedDisk, comparison, projection};
 use crate::session::Disk;
 
 /// A synced directory whose VM is off.
@@ -41,12 +41,20 @@ pub(crate) struct Last {
     copied: Arc<AtomicU64>,
 }
 
-/// The copy of one disk.
+/// The copy of one disk, and what it lacks.
 #[derive(Clone)]
 pub struct Synced {
     disk: SyncedDisk,
     folder: PathBuf,
+    rest: Arc<Rest>,
     copied: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Rest {
+    /// What of the copy is as the result will be.
+    done: Extents,
+    work: Work,
 }
 
 impl Last {
@@ -69,19 +77,24 @@ impl Last {
         let changed = state.changes(&sizes, &now)?;
         let held: Vec<&Image> = images.iter().collect();
         state.check_sample(folder, &held, &now, &changed)?;
-        let mut left = 0;
+        let (mut left, mut all) = (0, 0);
         for ((disk, image), changed) in state.disks.iter().zip(&images).zip(&changed) {
             let done = disk.done(folder)?.minus(changed);
-            left += pass::used(image, changed, job.copy.trim)?
-                .minus(&done)
-                .bytes();
+            let used = pass::used(image, changed, job.copy.trim)?;
+            all += used.bytes();
+            left += used.minus(&done).bytes();
         }
-        let projected = projection(&state, left);
+        let mut projected = projection(&state, left, job.copy.pace.as_ref().map(Pace::rate));
+        if job.copy.verify {
+            projected += comparison(&state, all);
+        }
+        let budget = job.output.budget;
+        let budget = budget.map_or(String::new(), |budget| format!(", budget {budget} s"));
         ui.status(
             "Finishing",
             &format!(
-                "a sync of {} passes; {} left, {projected:.1} s expected",
-                state.passes.len(),
+                "a sync of {}; {} left, {projected:.1} s expected{budget}",
+                count(state.passes.len(), "pass"),
                 bytes(left)
             ),
         );
@@ -103,14 +116,35 @@ impl Last {
         self.state.follow(&self.folder, &self.changed, &self.now)
     }
 
-    /// The copy of a disk of the source.
-    pub(crate) fn disk(&self, job: &Job, disk: &Disk) -> Option<Synced> {
-        let disk = self.state.disks.get(position(job, disk)?)?;
-        Some(Synced {
+    /// The copy of a disk of the source that is to read as `image` in these ranges: an overlay of this run, or
+    /// the source itself.
+    pub(crate) fn disk(
+        &self,
+        job: &Job,
+        disk: &Disk,
+        image: &Image,
+        live: &Extents,
+    ) -> Result<Option<Synced>> {
+        let disk = position(job, disk).and_then(|i| self.state.disks.get(i));
+        let Some(disk) = disk else { return Ok(None) };
+        // What the fix wrote is another in each run: it is not recorded.
+        let own = match image.top().scratch {
+            true => own(image)?,
+            false => Extents::default(),
+        };
+        let done = disk.done(&self.folder)?.within(live).minus(&own);
+        let left = live.minus(&done);
+        let work = Work {
+            stale: Refill::data(&self.folder.join(&disk.file))?.minus(live),
+            recorded: left.minus(&own),
+            unrecorded: left.within(&own),
+        };
+        Ok(Some(Synced {
             disk: disk.clone(),
             folder: self.folder.clone(),
+            rest: Arc::new(Rest { done, work }),
             copied: self.copied.clone(),
-        })
+        }))
     }
 
     /// For the report: what was expected, and what came of it.
@@ -162,8 +196,12 @@ fn position(job: &Job, disk: &Disk) -> Option<usize> {
 }
 
 impl Synced {
-    /// Brings the copy up to what `image` reads as in the ranges of `how`, and names it `target` too. `image` is
-    /// an overlay of this run, or the source itself.
+    /// What is still to be copied.
+    pub(crate) fn left(&self) -> u64 {
+        self.rest.work.bytes()
+    }
+
+    /// Brings the copy up to what `image` reads as, and names it `target` too.
     pub(crate) fn finish(
         &self,
         image: &Image,
@@ -177,24 +215,10 @@ impl Synced {
                 source: std::io::Error::other(e.to_string()),
             })
         };
-        let whole = || Arc::new(std::iter::once(0..image.virtual_size()).collect());
-        let live: &Extents = &how.ranges.clone().unwrap_or_else(whole);
-        // What the fix wrote is another in each run: it is not recorded.
-        let own = match image.top().scratch {
-            true => own(image)?,
-            false => Extents::default(),
-        };
-        let done = self.disk.done(&self.folder).map_err(recorded)?;
-        let done = done.within(live).minus(&own);
+        let Rest { done, work } = &*self.rest;
         let journal = self.disk.restart(&self.folder, done.clone());
         let mut journal = journal.map_err(recorded)?;
         let file = self.folder.join(&self.disk.file);
-        let left = live.minus(&done);
-        let work = Work {
-            stale: Refill::data(&file)?.minus(live),
-            recorded: left.minus(&own),
-            unrecorded: left.within(&own),
-        };
         let refill = Refill {
             source: image,
             target: &file,
@@ -202,7 +226,7 @@ impl Synced {
             cancel: how.cancel.clone(),
         };
         let total = work.bytes();
-        refill.run(&work, &mut journal, &mut |bytes| {
+        refill.run(work, &mut journal, &mut |bytes| {
             progress(bytes as f64 / total.max(1) as f64);
         })?;
         self.copied.fetch_add(total, Ordering::Relaxed);

@@ -38,7 +38,7 @@ pub struct Order {
 struct Frozen {
     image: Image,
     now: Now,
-    /// What a VM writes to now takes on this host; unknown of an export.
+    /// What a VM writes to now takes; unknown of an export.
     growing: Option<u64>,
 }
 
@@ -78,6 +78,7 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
         left: left(&frozen, &changed),
         change_rate: 0.0,
         projected_s: 0.0,
+        bandwidth: order.pace.as_ref().map(Pace::rate),
     };
     pass.change_rate = state.change_rate(at, pass.changed);
     state.passes.push(pass);
@@ -108,8 +109,10 @@ impl State {
     }
 
     fn project(&mut self) {
-        let left = self.passes.last().map_or(0, |pass| pass.left);
-        let projected_s = state::projection(self, left);
+        let Some((left, limit)) = self.passes.last().map(|pass| (pass.left, pass.bandwidth)) else {
+            return;
+        };
+        let projected_s = state::projection(self, left, limit);
         if let Some(pass) = self.passes.last_mut() {
             pass.projected_s = projected_s;
         }
@@ -153,7 +156,8 @@ fn open(order: &Order, disk: &SourceDisk) -> Result<Frozen> {
     })
 }
 
-/// What the newest link takes on this host, with the file that a VMware delta keeps its data in.
+/// What the newest link takes, with the file that a VMware delta keeps its data in. Of another host only the
+/// lengths are known.
 fn size_of_newest(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let stem = path.file_stem().unwrap_or_default();
@@ -167,8 +171,13 @@ fn size_of_newest(path: &Path) -> u64 {
         beside("-delta.vmdk"),
         beside("-sesparse.vmdk"),
     ];
+    let here = mirror::transport(path) == Transport::File;
     let sizes = files.iter().filter_map(|file| file.metadata().ok());
-    sizes.map(|meta| meta.blocks().saturating_mul(512)).sum()
+    let size = |meta: std::fs::Metadata| match here {
+        true => meta.blocks().saturating_mul(512),
+        false => meta.len(),
+    };
+    sizes.map(size).fold(0, u64::saturating_add)
 }
 
 /// The state in the directory, or a new one in a directory that holds nothing.

@@ -63,6 +63,9 @@ pub struct Pass {
     pub change_rate: f64,
     /// What the last pass would take now.
     pub projected_s: f64,
+    /// The limit that it was copied under, in bytes a second.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
 }
 
 impl State {
@@ -220,11 +223,21 @@ impl State {
         self.save(folder)
     }
 
-    /// What copying takes here, in bytes a second; of the pass that copied most.
-    pub(super) fn rate(&self) -> Option<f64> {
-        let most = self.passes.iter().max_by_key(|pass| pass.copied)?;
+    /// What copying takes here, in bytes a second: of the pass that copied most; of one under the same limit
+    /// where that copied enough to tell.
+    pub(super) fn rate(&self, limit: Option<u64>) -> Option<f64> {
+        let worth = |pass: &&Pass| {
+            (
+                pass.copied.min(ENOUGH),
+                pass.bandwidth == limit,
+                pass.copied,
+            )
+        };
+        let most = self.passes.iter().max_by_key(worth)?;
         let seconds = (most.seconds - most.overhead_s).max(0.01);
-        (most.copied > 0).then(|| most.copied as f64 / seconds)
+        let rate = most.copied as f64 / seconds;
+        let limited = limit.map_or(rate, |limit| rate.min(limit as f64));
+        (most.copied > 0).then_some(limited)
     }
 }
 
@@ -315,14 +328,28 @@ impl SyncedDisk {
 /// Bytes a second, before anything was copied.
 const ASSUMED_RATE: f64 = 100.0 * 1024.0 * 1024.0;
 
-/// Seconds for the fix and the second reading, besides twice the reading of a pass.
-const FIX: f64 = 1.0;
+/// Of which copy a rate can be told.
+const ENOUGH: u64 = 64 << 20;
 
-/// What the last pass takes: inspection, fix and verification, and the copy of what is left.
-pub(super) fn projection(state: &State, left: u64) -> f64 {
+/// Seconds for the fix, besides [`READINGS`].
+const FIX: f64 = 0.3;
+
+/// As many times what a pass takes to open and read a guest: to see what is left, to inspect, and to verify.
+const READINGS: f64 = 3.0;
+
+/// What the last pass takes: inspection, fix and verification, and the copy of what is left, at no more than
+/// `limit` bytes a second.
+pub(super) fn projection(state: &State, left: u64, limit: Option<u64>) -> f64 {
     let overhead = state.passes.iter().map(|pass| pass.overhead_s);
     let overhead = overhead.fold(0.0, f64::max);
-    FIX + 2.0 * overhead + left as f64 / state.rate().unwrap_or(ASSUMED_RATE)
+    let assumed = limit.map_or(ASSUMED_RATE, |limit| ASSUMED_RATE.min(limit as f64));
+    FIX + READINGS * overhead + left as f64 / state.rate(limit).unwrap_or(assumed)
+}
+
+/// What `--verify-copy` takes for so many bytes: nobody has measured that yet, but it reads at least as fast as
+/// is copied.
+pub(super) fn comparison(state: &State, bytes: u64) -> f64 {
+    bytes as f64 / state.rate(None).unwrap_or(ASSUMED_RATE).max(ASSUMED_RATE)
 }
 
 #[cfg(test)]
@@ -358,22 +385,43 @@ mod tests {
         assert!(State::load(dir.path()).is_err());
     }
 
+    fn passed(copied: u64, seconds: f64, bandwidth: Option<u64>) -> Pass {
+        Pass {
+            at: 0,
+            seconds,
+            overhead_s: 2.0,
+            changed: 0,
+            copied,
+            left: 0,
+            change_rate: 0.0,
+            projected_s: 0.0,
+            bandwidth,
+        }
+    }
+
     #[test]
     fn the_rate_is_that_of_the_largest_pass() {
         let mut state = state();
-        assert_eq!(state.rate(), None);
+        assert_eq!(state.rate(None), None);
         for (copied, seconds) in [(1000, 3.0), (10, 2.5), (0, 2.0)] {
-            state.passes.push(Pass {
-                at: 0,
-                seconds,
-                overhead_s: 2.0,
-                changed: 0,
-                copied,
-                left: 0,
-                change_rate: 0.0,
-                projected_s: 0.0,
-            });
+            state.passes.push(passed(copied, seconds, None));
         }
-        assert_eq!(state.rate(), Some(1000.0));
+        assert_eq!(state.rate(None), Some(1000.0));
+        assert_eq!(state.rate(Some(600)), Some(600.0));
+    }
+
+    #[test]
+    fn a_limit_of_a_pass_is_none_of_the_last_one() {
+        const MIB: u64 = 1 << 20;
+        let mut state = state();
+        state.passes.push(passed(1000 * MIB, 102.0, Some(10 * MIB)));
+        // Too little to tell.
+        state.passes.push(passed(MIB, 2.1, None));
+        assert_eq!(state.rate(None), Some(10.0 * MIB as f64));
+        state.passes.push(passed(100 * MIB, 3.0, None));
+        assert_eq!(state.rate(None), Some(100.0 * MIB as f64));
+        assert_eq!(state.rate(Some(10 * MIB)), Some(10.0 * MIB as f64));
+        let expected = FIX + READINGS * 2.0 + 50.0;
+        assert!((projection(&state, 500 * MIB, Some(10 * MIB)) - expected).abs() < 0.01);
     }
 }
