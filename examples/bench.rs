@@ -16,6 +16,8 @@
 
 #[path = "bench/going_on.rs"]
 mod going_on;
+#[path = "bench/later.rs"]
+mod later;
 #[path = "../tests/support/wire.rs"]
 mod servers;
 #[path = "bench/wire.rs"]
@@ -111,9 +113,25 @@ fn options() -> Result<Options> {
     Ok(options)
 }
 
+/// The most memory a process had until it ended, to within its last milliseconds.
+fn watched(status: &str) -> u64 {
+    let mut most = 0;
+    loop {
+        match peak_of(status) {
+            0 => return most,
+            kib => most = kib,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
 /// The most memory this process ever had.
 fn peak_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    peak_of("/proc/self/status")
+}
+
+fn peak_of(status: &str) -> u64 {
+    let status = fs::read_to_string(status).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     line.and_then(|l| l.split_whitespace().next()?.parse().ok())
         .unwrap_or(0)
@@ -139,7 +157,7 @@ fn bench(options: &Options) -> Result<()> {
     virtio_win::write(&lab.media, Layout::Iso, &|arch| {
         pe::image(arch, pe::Subsystem::Native)
     })?;
-    machine();
+    println!("{}", machine());
     println!(
         "rounds: {}, live data: {} MiB\n",
         options.rounds, options.mib
@@ -171,9 +189,15 @@ fn bench(options: &Options) -> Result<()> {
             rows.insert(name.into(), row(&lab, options.mib)?);
         }
     }
+    if wanted("later")
+        && let Some(row) = later::later(&lab, options.mib)?
+    {
+        rows.insert("later".into(), row);
+    }
     let rows = json!({
         "schema": "hyper2kvm/bench/1",
         "version": env!("CARGO_PKG_VERSION"),
+        "machine": machine(),
         "program": options.program,
         "live_mib": options.mib,
         "rounds": options.rounds,
@@ -207,7 +231,8 @@ fn compare(new: &Value, old: &Value) {
     }
 }
 
-fn machine() {
+/// Processors, memory and load.
+fn machine() -> String {
     let first = |file: &str, key: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let line = text
@@ -218,9 +243,12 @@ fn machine() {
             .to_string()
     };
     let cpus = std::thread::available_parallelism().map_or(0, |n| n.get());
-    println!("cpu: {} x {}", cpus, first("/proc/cpuinfo", "model name"));
-    println!("memory: {}", first("/proc/meminfo", "MemTotal"));
-    println!("load before: {}", first("/proc/loadavg", ""));
+    format!(
+        "{cpus} x {}, memory {}, load {}",
+        first("/proc/cpuinfo", "model name"),
+        first("/proc/meminfo", "MemTotal"),
+        first("/proc/loadavg", "")
+    )
 }
 
 struct Lab {
@@ -234,7 +262,6 @@ struct Lab {
 /// One run of the program.
 struct Run {
     seconds: f64,
-    /// Of this build alone.
     peak_mib: f64,
     json: Value,
 }
@@ -259,32 +286,79 @@ impl Lab {
 
     fn h2k(&self, args: &[&OsStr]) -> Result<Run> {
         let start = Instant::now();
-        let out = self
+        let child = self
             .command()?
             .args(args)
             .args(["--json", "--quiet"])
             .stdin(Stdio::null())
-            .output()?;
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let of_others = self.program.is_some().then(|| {
+            let status = format!("/proc/{}/status", child.id());
+            std::thread::spawn(move || watched(&status))
+        });
+        let out = child.wait_with_output()?;
         let seconds = start.elapsed().as_secs_f64();
+        let watched = of_others.and_then(|thread| thread.join().ok());
         let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
         ensure!(out.status.success(), "{args:?}: {stderr}");
         Ok(Run {
             seconds,
-            peak_mib: match self.program {
-                Some(_) => 0.0,
+            peak_mib: match watched {
+                Some(kib) => kib as f64 / 1024.0,
                 None => fs::read_to_string(self.peak())?.parse::<f64>()? / 1024.0,
             },
             json: serde_json::from_slice(&out.stdout)?,
         })
     }
 
+    /// One conversion more: the programs it starts, and when each step began and ended, in milliseconds.
+    fn traced(&self, disk: &Path) -> Result<(usize, Vec<Value>)> {
+        let steps = self.dir.join("steps");
+        let out = self
+            .command()?
+            .env("HYPER2KVM_LOG", "hyper2kvm::timeline=debug")
+            .env(
+                "HYPER2KVM_FAILPOINT",
+                format!("*=record:{}", steps.display()),
+            )
+            .args([
+                "convert".as_ref(),
+                disk.as_os_str(),
+                "--virtio-iso".as_ref(),
+            ])
+            .args([self.media.as_os_str(), "-o".as_ref()])
+            .arg(self.fresh("out")?)
+            .stdin(Stdio::null())
+            .output()?;
+        let log = String::from_utf8_lossy(&out.stderr).into_owned();
+        ensure!(out.status.success(), "{log}");
+        let steps = fs::read_to_string(&steps)?;
+        let program = |line: &&str| {
+            let what = line.strip_prefix("before ").unwrap_or_default();
+            !what.is_empty() && !what.starts_with("action ") && !what.starts_with("rename ")
+        };
+        let span = |line: &str| {
+            let (_, line) = line.split_once("timeline: ")?;
+            let mut parts = line.splitn(3, ' ');
+            let mut number = || parts.next()?.parse::<f64>().ok();
+            let (from, to) = (number()?, number()?);
+            Some(json!([from, to, parts.next()?]))
+        };
+        let mut timeline: Vec<Value> = log.lines().filter_map(span).collect();
+        timeline.sort_by(|a, b| f64::total_cmp(&number(a, 0), &number(b, 0)));
+        Ok((steps.lines().filter(program).count(), timeline))
+    }
+
     fn inspect(&self, disk: &Path) -> Result<Run> {
         self.h2k(&["inspect".as_ref(), disk.as_ref()])
     }
 
-    fn convert(&self, disk: &Path, to: &Path) -> Result<Run> {
+    fn convert(&self, disk: &Path, to: &Path, more: &[&str]) -> Result<Run> {
         let args = self.conversion(disk, to);
-        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        let mut args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        args.extend(more.iter().map(OsStr::new));
         self.h2k(&args)
     }
 
@@ -335,6 +409,10 @@ fn durable(file: &Path) -> Result<()> {
     Ok(File::open(file)?.sync_all()?)
 }
 
+fn number(row: &Value, i: usize) -> f64 {
+    row[i].as_f64().unwrap_or_default()
+}
+
 fn run(command: &mut Command) -> Result<()> {
     let out = command.stdin(Stdio::null()).output()?;
     let stderr = String::from_utf8_lossy(&out.stderr);
@@ -365,10 +443,11 @@ fn fix(lab: &Lab) -> Result<Value> {
         let run = lab.inspect(&disk)?;
         inspect.push(run.seconds);
         peak = peak.max(run.peak_mib);
-        let run = lab.convert(&disk, &lab.fresh("out")?)?;
+        let run = lab.convert(&disk, &lab.fresh("out")?, &[])?;
         before_copy.push(seconds(&run.json, "inspect_s") + seconds(&run.json, "fix_s"));
         peak = peak.max(run.peak_mib);
     }
+    let (programs, timeline) = lab.traced(&disk)?;
     let hives = if real {
         "real hives"
     } else {
@@ -380,6 +459,7 @@ fn fix(lab: &Lab) -> Result<Value> {
     let ours = median(before_copy);
     println!("  inspect+plan+fix+trim+verify {ours:7.3} s");
     println!("  peak memory                  {peak:7.1} MiB");
+    println!("  programs started             {programs:5}");
     if lab.v2v {
         match lab.virt_v2v(&disk, &lab.fresh("v2v")?) {
             Ok(v2v) => println!(
@@ -396,6 +476,8 @@ fn fix(lab: &Lab) -> Result<Value> {
         "inspect_s": inspect,
         "before_copy_s": ours,
         "peak_mib": peak,
+        "programs": programs,
+        "timeline": timeline,
     }))
 }
 
@@ -431,7 +513,7 @@ fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<Value> {
     build(kind, mib, &disk)?;
     // What is left of it is the live data: the floor of any copy.
     let floor = lab.dir.join("floor.raw");
-    let first = lab.convert(&disk, &lab.fresh("out")?)?;
+    let first = lab.convert(&disk, &lab.fresh("out")?, &[])?;
     let converted = first.json["outputs"]["disks"][0]
         .as_str()
         .context("no disk")?;
@@ -442,8 +524,9 @@ fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<Value> {
     let target = lab.dir.join("target.qcow2");
     let (mut ours, mut plain, mut least, mut peak) = (Vec::new(), Vec::new(), Vec::new(), 0f64);
     let mut copy_only = Vec::new();
+    let mut compressed = (Vec::new(), Vec::new());
     for _ in 0..lab.rounds {
-        let run = lab.convert(&disk, &lab.fresh("out")?)?;
+        let run = lab.convert(&disk, &lab.fresh("out")?, &[])?;
         ours.push(run.seconds);
         copy_only.push(seconds(&run.json, "copy_s"));
         peak = peak.max(run.peak_mib);
@@ -451,6 +534,15 @@ fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<Value> {
         fs::remove_file(&target)?;
         least.push(lab.qemu_img(&["-W", "-m", "8"], &floor, &target)?);
         fs::remove_file(&target)?;
+        if let Disk::Full = kind {
+            compressed.0.push(
+                lab.convert(&disk, &lab.fresh("out")?, &["--compress"])?
+                    .seconds,
+            );
+            let zstd = ["-c", "-o", "compression_type=zstd", "-W", "-m", "8"];
+            compressed.1.push(lab.qemu_img(&zstd, &floor, &target)?);
+            fs::remove_file(&target)?;
+        }
     }
     let mib_of = |what: &str| first.json["bytes"][what].as_u64().unwrap_or(0) / MIB;
     let (ours, plain, least) = (median(ours), median(plain), median(least));
@@ -470,6 +562,15 @@ fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<Value> {
         "  qemu-img, live data only     {least:7.2} s: ours is {:.2} times that",
         ours / least
     );
+    let compressed = (median(compressed.0), median(compressed.1));
+    if let Disk::Full = kind {
+        let ratio = compressed.0 / compressed.1;
+        println!("  convert --compress           {:7.2} s", compressed.0);
+        println!(
+            "  qemu-img -c, live data only  {:7.2} s: ours is {ratio:.2} times that",
+            compressed.1
+        );
+    }
     if lab.v2v {
         match lab.virt_v2v(&disk, &lab.fresh("v2v")?) {
             Ok(v2v) => println!(
@@ -490,6 +591,8 @@ fn copy(lab: &Lab, name: &str, kind: Disk, mib: u64) -> Result<Value> {
         "plain_s": plain,
         "floor_s": least,
         "to_floor": ours / least,
+        "compress_s": compressed.0,
+        "compress_floor_s": compressed.1,
         "peak_mib": peak,
     }))
 }

@@ -13,32 +13,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use support::later::{Untouched, same_guest};
 use support::{
-    Lab, Run, TOOLS, as_raw, binary, export, finish, h2k, have, names, sha256, skip, text, tool,
-    tree,
+    Lab, Mounted, Run, TOOLS, as_raw, binary, finish, h2k, have, names, skip, text, tool,
 };
-
-/// The digest and the time of each file of a source.
-struct Untouched(Vec<(PathBuf, String, i64)>);
-
-impl Untouched {
-    fn of(files: &[&Path]) -> Self {
-        let all = files.iter().map(|file| {
-            let found = fs::metadata(file).unwrap();
-            (file.to_path_buf(), sha256(file), found.mtime_nsec())
-        });
-        Self(all.collect())
-    }
-
-    #[track_caller]
-    fn check(&self) {
-        for (file, digest, time) in &self.0 {
-            assert_eq!(&sha256(file), digest, "{}", file.display());
-            let now = fs::metadata(file).unwrap().mtime_nsec();
-            assert_eq!(now, *time, "{}", file.display());
-        }
-    }
-}
 
 fn convert_later(lab: &Lab, source: &Path, more: &[&str]) -> Value {
     let args = [&["--copy", "later", "--name", "vm"], more].concat();
@@ -228,7 +206,7 @@ fn a_vm_starts_on_its_source_and_ends_without_it() {
             text(&after),
         ],
     );
-    same_guest(&lab, &plain_out.join("vm.qcow2"), &disk);
+    same_guest(&plain_out.join("vm.qcow2"), &disk);
     // A second time there is nothing to do, and then the source may go.
     let again = h2k(["pull", text(&out), "--json"]).expect(0).json();
     assert_eq!(again["bytes"]["copied"], 0);
@@ -244,31 +222,11 @@ fn a_vm_starts_on_its_source_and_ends_without_it() {
         .expect(0);
 }
 
-/// Every live file, and both hives key by key: they have times in them.
-fn same_guest(lab: &Lab, plain: &Path, pulled: &Path) {
-    let [plain, pulled] = [("plain.raw", plain), ("pulled.raw", pulled)]
-        .map(|(name, disk)| contents(lab, disk, name));
-    let (want, have) = (tree(&plain), tree(&pulled));
-    assert!(want.len() > 100);
-    assert!(want.keys().eq(have.keys()));
-    for (path, bytes) in &want {
-        let is_hive = path.1.to_ascii_lowercase().contains("/config/");
-        assert!(is_hive || have[path] == *bytes, "{path:?}");
-    }
-    for hive in ["SYSTEM", "SOFTWARE"] {
-        let prefix = format!("HKEY_LOCAL_MACHINE\\{hive}");
-        let [a, b] = [&want, &have].map(|tree| {
-            let name = format!("/config/{hive}");
-            let found = tree
-                .iter()
-                .find(|(path, _)| path.1.ends_with(&name))
-                .unwrap();
-            let file = lab.path("hive");
-            fs::write(&file, found.1.as_ref().unwrap()).unwrap();
-            export(&file, &prefix, "\\")
-        });
-        assert!(a == b, "{hive} differs");
-    }
+/// The disk of a plain conversion of the same source.
+fn plain(lab: &Lab, source: &Path) -> PathBuf {
+    lab.convert(source, &["--name", "vm"]).expect(0);
+    fs::rename(lab.path("out"), lab.path("plain")).unwrap();
+    lab.path("plain/vm.qcow2")
 }
 
 #[test]
@@ -301,6 +259,7 @@ fn every_disk_of_the_vm_and_what_cannot_stay() {
     let name = format!("type='raw'/><source file='{}'", text(&data));
     fs::write(&xml, vm.replace(&name, &name.replace("raw", "vmdk"))).unwrap();
     let untouched = Untouched::of(&[&lab.raw, &data, &lab.path("data-s001.vmdk")]);
+    let copied = plain(&lab, &xml);
     let report = convert_later(&lab, &xml, &["--emit", "proxmox,kubevirt,qemu"]);
     let warnings = report["warnings"].to_string();
     for target in ["Proxmox VE", "KubeVirt"] {
@@ -322,6 +281,9 @@ fn every_disk_of_the_vm_and_what_cannot_stay() {
     );
     assert!(!String::from_utf8_lossy(&said).contains("fail"));
     stands_alone(&lab, &out);
+    same_guest(&copied, &out.join("vm.qcow2"));
+    let copied = copied.with_file_name("vm-1.qcow2");
+    tool("qemu-img", &["compare", "-q", text(&copied), text(&second)]);
     untouched.check();
 
     for (more, named) in [
@@ -388,6 +350,7 @@ fn a_source_that_changed_is_refused() {
         return;
     }
     let lab = Lab::small();
+    let (untouched, copied) = (Untouched::of(&[&lab.raw]), plain(&lab, &lab.raw));
     let out = lab.path("out");
     convert_later(&lab, &lab.raw, &[]);
     let found = fs::metadata(&lab.raw).unwrap();
@@ -436,6 +399,8 @@ fn a_source_that_changed_is_refused() {
     open().set_modified(modified).unwrap();
     h2k(["pull", text(&out)]).expect(0);
     stands_alone(&lab, &out);
+    same_guest(&copied, &out.join("vm.qcow2"));
+    untouched.check();
 }
 
 #[test]
@@ -444,7 +409,7 @@ fn a_pull_that_is_killed_anywhere_goes_on() {
         return;
     }
     let lab = Lab::small();
-    let untouched = Untouched::of(&[&lab.raw]);
+    let (untouched, copied) = (Untouched::of(&[&lab.raw]), plain(&lab, &lab.raw));
     let out = lab.path("out");
     convert_later(&lab, &lab.raw, &[]);
     let disk = out.join("vm.qcow2");
@@ -495,9 +460,75 @@ fn a_pull_that_is_killed_anywhere_goes_on() {
                 text(&after),
             ],
         );
+        same_guest(&copied, &disk);
         fs::remove_dir_all(&out).unwrap();
         tool("cp", &["-a", "--sparse=always", text(&fresh), text(&out)]);
     }
+    untouched.check();
+}
+
+#[test]
+fn a_second_pull_and_a_full_disk() {
+    if !have(&TOOLS) || !have(&["mount", "umount"]) {
+        return;
+    }
+    let lab = Lab::small();
+    let (untouched, copied) = (Untouched::of(&[&lab.raw]), plain(&lab, &lab.raw));
+    let small = lab.path("small");
+    fs::create_dir(&small).unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=64m,mode=755", "none"]);
+    let Some(_mounted) = Mounted::at(&small, mount) else {
+        return;
+    };
+    let out = small.join("out");
+    let args = [
+        "--copy",
+        "later",
+        "--name",
+        "vm",
+        "-o",
+        text(&out),
+        "--json",
+    ];
+    let report = finish(support::command("convert", &lab.raw, &args)).expect(0);
+    let left = report.json()["bytes"]["left"].as_u64().unwrap();
+    let filler = fs::File::create(small.join("filler")).unwrap();
+    let free = || {
+        let stat = rustix::fs::statvfs(&small).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    let all = free() - left / 2;
+    filler.write_all_at(&vec![1; all as usize], 0).unwrap();
+    let run = h2k(["pull", text(&out)]).expect(1);
+    for says in [
+        "are free in",
+        "free some space",
+        "run the same command again",
+    ] {
+        assert!(run.stderr.contains(says), "{}", run.stderr);
+    }
+    let later = || read_json(&out.join("later.json"))["state"].clone();
+    assert_eq!(
+        (chain(&out.join("vm.qcow2")).len(), later()),
+        (2, "left".into())
+    );
+    h2k(["verify", text(&out)]).expect(0);
+    fs::remove_file(small.join("filler")).unwrap();
+    drop(filler);
+
+    let mut command = Command::new(binary());
+    command.arg("pull").arg(&out);
+    let first = support::Paused::at("pull-copying", command);
+    let second = h2k(["pull", text(&out)]).expect(1);
+    assert!(
+        second.stderr.contains("another hyper2kvm is at work"),
+        "{}",
+        second.stderr
+    );
+    first.go_on().expect(0);
+    stands_alone(&lab, &out);
+    same_guest(&copied, &out.join("vm.qcow2"));
     untouched.check();
 }
 
@@ -581,6 +612,8 @@ fn a_large_disk_takes_no_longer() {
         return skip("large-file", "no file of 2 TiB here");
     }
     drop(file);
+    let modified = fs::metadata(&large).unwrap().modified().unwrap();
+    let copied = plain(&lab, &lab.raw);
     let begin = std::time::Instant::now();
     let report = convert_later(&lab, &large, &[]);
     let out = lab.path("out");
@@ -608,6 +641,20 @@ fn a_large_disk_takes_no_longer() {
     );
     h2k(["pull", text(&out)]).expect(0);
     assert_eq!(chain(&disk).len(), 1);
+    same_guest(&copied, &disk);
+    // A digest of 2 TiB takes too long: its data are compared, by where they are.
+    assert_eq!(fs::metadata(&large).unwrap().modified().unwrap(), modified);
+    let raw = [
+        "compare",
+        "-q",
+        "-f",
+        "raw",
+        "-F",
+        "raw",
+        text(&large),
+        text(&lab.raw),
+    ];
+    tool("qemu-img", &raw);
 }
 
 /// The example of docs/later.md, read by systemd itself where it is there.

@@ -100,7 +100,7 @@ pub fn resumed(lab: &Lab, mib: u64) -> Result<Value> {
     let partial = lab.dir.join(".out.partial");
     let (mut cold, mut rest, mut left) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..lab.rounds {
-        cold.push(lab.convert(&disk, &lab.fresh("out")?)?.seconds);
+        cold.push(lab.convert(&disk, &lab.fresh("out")?, &[])?.seconds);
         fs::remove_dir_all(&out)?;
         let mut child = lab
             .command()?
@@ -170,7 +170,7 @@ pub fn last_pass(lab: &Lab, mib: u64) -> Result<Value> {
         let met = end.json["sync"]["last"]["seconds"].as_f64();
         projected.push(told.context("no projection")? / met.context("no last pass")?);
         last.push(end.seconds);
-        cold.push(lab.convert(&top, &lab.fresh("out")?)?.seconds);
+        cold.push(lab.convert(&top, &lab.fresh("out")?, &[])?.seconds);
         let _ = fs::remove_file(&target);
         plain.push(lab.qemu_img(&["-W", "-m", "8"], &disk, &target)?);
         fs::remove_file(&target)?;

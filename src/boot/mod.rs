@@ -20,6 +20,7 @@ pub mod files;
 pub mod in_use;
 pub mod install;
 mod merge;
+mod outage;
 pub mod proof;
 pub mod protect;
 pub mod record;
@@ -36,7 +37,7 @@ use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::journal::write_durably;
 use crate::guest::keys::Keys;
-use crate::later;
+use crate::later::{self, serve::Server};
 use crate::lock::FileLock;
 use crate::stop;
 use crate::tool::ToolError;
@@ -45,6 +46,7 @@ use crate::ui::Ui;
 
 use files::{Domain, Files};
 use install::Place;
+use outage::{Line, Outages};
 use record::{Phase, Record, StageRecord};
 
 /// What the first-boot script writes to COM1 when it is done.
@@ -100,6 +102,11 @@ enum Outcome {
 /// Runs what is left to do. The record is on disk whatever the result. An interrupted exchange of the
 /// directory must be completed before (`convert::exchange`).
 pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
+    boot_served(options, None, ui)
+}
+
+/// The same with a source on another host that the caller serves.
+pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -> Result<Record> {
     local(&options.uri)?;
     let virsh = Virsh::new(&options.uri);
     let mut warnings = Vec::new();
@@ -145,6 +152,8 @@ pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
         files,
         record,
         source,
+        on_wire,
+        server,
     };
     run.refuse_foreign_domains()?;
     // Who rehearses serves by himself, and ends it with the VM.
@@ -238,6 +247,10 @@ struct Run<'a> {
     record: Record,
     /// The files that the disks are overlays on, after `convert --copy later`.
     source: Vec<PathBuf>,
+    /// They are overlays on a source of another host.
+    on_wire: bool,
+    /// Who serves that, where the caller does.
+    server: Option<&'a Server>,
 }
 
 impl Run<'_> {
@@ -425,10 +438,15 @@ impl Run<'_> {
     fn shut_down(&mut self) -> Result<()> {
         let begin = Instant::now();
         let mut asked: Option<Instant> = None;
+        let mut outages = Outages::default();
         while self.defined()? {
             let tick = self.tick(1)?;
             if tick.state == State::Off {
                 return Ok(());
+            }
+            // Windows hears nothing meanwhile.
+            if let Line::Lost(failure) = self.line(&tick, &mut outages)? {
+                return Err(Error::new(ErrorKind::NotReady, failure.message));
             }
             if asked.is_none_or(|t| t.elapsed() > ASK_AGAIN) {
                 self.ui.status("Stopping", &self.files.name);
@@ -438,7 +456,7 @@ impl Run<'_> {
                 }
                 asked = Some(Instant::now());
             }
-            if begin.elapsed() > self.options.shutdown_timeout {
+            if begin.elapsed().saturating_sub(outages.total()) > self.options.shutdown_timeout {
                 return Err(Error::new(
                     ErrorKind::NotReady,
                     format!("Windows has not shut down in {} s", self.options.shutdown_timeout.as_secs()),

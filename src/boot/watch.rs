@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::outage::{Line, Outages};
 use super::record::StageRecord;
 use super::{Domain, Failure, MARKER, MAX_SERIAL_LOG, Outcome, Run, Wait, files};
 use crate::domain::Stage;
@@ -94,13 +95,7 @@ impl Run<'_> {
         )
     }
 
-    fn watch(&mut self, stage: Stage, log: &Path) -> Result<Outcome> {
-        let begin = Instant::now();
-        let agent_channel = self
-            .files
-            .domain(stage)
-            .is_some_and(files::Domain::has_agent_channel);
-        let ask_agent = agent_channel && matches!(self.options.wait, Wait::Auto | Wait::Agent);
+    fn say_what_is_awaited(&mut self, log: &Path) {
         if self.options.wait == Wait::Manual {
             self.ui.status(
                 "Waiting",
@@ -114,11 +109,22 @@ impl Run<'_> {
                 log.display()
             ));
         }
+    }
+
+    fn watch(&mut self, stage: Stage, log: &Path) -> Result<Outcome> {
+        let begin = Instant::now();
+        let agent_channel = self
+            .files
+            .domain(stage)
+            .is_some_and(files::Domain::has_agent_channel);
+        let ask_agent = agent_channel && matches!(self.options.wait, Wait::Auto | Wait::Agent);
+        self.say_what_is_awaited(log);
         failpoint::hit("boot-watching").map_err(|e| Error::failed("booting").because(e))?;
         let mut reboots = 0;
         let mut answered: Option<Instant> = None;
         let mut asked = Instant::now();
         let mut glanced: Option<Instant> = None;
+        let mut outages = Outages::default();
         let outcome = loop {
             if stop::requested() {
                 return Err(Error::new(
@@ -137,7 +143,13 @@ impl Run<'_> {
             if matches!(self.options.wait, Wait::Auto | Wait::Marker) && marked(log) {
                 break Outcome::Up("marker");
             }
-            if let Some(failure) = self.failure(&tick, reboots, begin.elapsed()) {
+            match self.line(&tick, &mut outages)? {
+                Line::Up => {}
+                Line::Down => continue,
+                Line::Lost(failure) => break Outcome::Failed(failure),
+            }
+            let waited = begin.elapsed().saturating_sub(outages.total());
+            if let Some(failure) = self.failure(&tick, reboots, waited) {
                 break failure;
             }
             if ask_agent && asked.elapsed() > AGENT_INTERVAL {
@@ -197,7 +209,7 @@ impl Run<'_> {
                 );
             }
             // A user may pause it; a disk that cannot be written to is not repaired.
-            State::Paused if tick.reason == "I/O error" => {
+            State::Paused if tick.is_io_error() => {
                 return failed(
                     "paused",
                     "QEMU paused the machine: a disk gave an I/O error".into(),

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::boot;
 use crate::error::{Error, Result};
 use crate::later::Record;
-use crate::later::serve::notify;
+use crate::later::serve::{hit, notify};
 use crate::pull::folder::Folder;
 use crate::pull::serve::{End, Serving};
 use crate::source::mirror;
@@ -66,6 +66,7 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
         ui.status("Serving", &socket.display().to_string());
     }
     ready()?;
+    hit("serve-ready")?;
     let (end, fetched) = serving.watch(ui)?;
     // What is made of several files is read through the mirror.
     let fetched = fetched.saturating_add(mirror::fetched());

@@ -102,6 +102,7 @@ impl DiskCopy {
                 virtual_size: self.image.virtual_size(),
                 written: self.live,
                 resumed: device.fill(&self.image, scratch, how, progress)?,
+                shared: 0,
             }),
         }
     }
@@ -303,6 +304,10 @@ pub(super) fn to_targets(
     let copied = copy_all(ui, &copies, &options).map_err(|failure| kept(job, folder, failure))?;
     let bytes = Bytes {
         resumed: copied.iter().map(|c| c.resumed).sum(),
+        // The ranges that were to be copied are rounded to grains.
+        shared: (copied.iter().zip(&copies))
+            .map(|(copied, disk)| copied.shared.min(disk.live))
+            .sum(),
         virtual_size,
         read: live,
         written: copied.iter().map(|c| c.written).sum(),
@@ -424,6 +429,7 @@ mod tests {
             virtual_size: 1,
             written: 1,
             resumed: 0,
+            shared: 0,
         };
         let failure = |error, can_be_resumed| {
             Some(Err(Failure {

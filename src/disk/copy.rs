@@ -20,8 +20,8 @@ use super::detect::Format;
 use super::empty;
 use super::error::ImageError;
 use super::export::{Export, ExportError};
-use super::tables;
 use super::writer::Qcow2Writer;
+use super::{reflink, tables};
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::error::{Blocker, ErrorKind};
 use crate::timeline;
@@ -106,6 +106,8 @@ pub struct Copied {
     pub written: u64,
     /// What an earlier run had copied.
     pub resumed: u64,
+    /// What it shares with the source.
+    pub shared: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -261,11 +263,16 @@ pub fn copy(
         source,
     };
     let ranges = ranges(source, how)?;
+    let live = ranges.bytes();
     let (mut journal, unfinished) = {
         let _span = timeline::span("create the copy");
         begin(source, target, how)?
     };
     let into = open(source, target, how)?;
+    let shared = share(source, target, how, journal.as_ref()).map_err(io_error)?;
+    // Nothing of that is recorded: an interrupted copy begins again, which costs next to nothing.
+    let is_shared = shared.is_some();
+    let ranges = shared.map_or(ranges, Arc::new);
     if compress && let Some(journal) = journal.as_ref().filter(|j| !j.done().is_empty()) {
         clear(&ranges.minus(journal.done()), into.disk().as_ref())
             .map_err(|e| CopyError::of(e, source.path(), target))?;
@@ -276,8 +283,11 @@ pub fn copy(
         source: from.disk(),
         target: into.disk(),
         ranges: &ranges,
-        zeroes: Zeroes::Leave,
-        checkpoint: journal.as_mut().into(),
+        zeroes: match is_shared {
+            true => Zeroes::Write,
+            false => Zeroes::Leave,
+        },
+        checkpoint: journal.as_mut().filter(|_| !is_shared).into(),
         pace: how.pace.as_ref(),
         cancel: how.cancel.clone(),
     }
@@ -311,7 +321,24 @@ pub fn copy(
         virtual_size: source.virtual_size(),
         written,
         resumed: moved.resumed,
+        shared: match is_shared {
+            true => live.saturating_sub(moved.written),
+            false => 0,
+        },
     })
+}
+
+/// Lets a new raw copy share the blocks of its source; returns what is still to be copied.
+fn share(
+    source: &Image,
+    target: &Path,
+    how: &CopyOptions,
+    journal: Option<&ExtentJournal>,
+) -> io::Result<Option<Extents>> {
+    if how.format != TargetFormat::Raw || journal.is_some_and(|j| !j.done().is_empty()) {
+        return Ok(None);
+    }
+    reflink::share(source, &File::options().write(true).open(target)?)
 }
 
 /// QEMU compresses nothing into a cluster that is there. What an interrupted copy has written and not
@@ -522,14 +549,23 @@ fn spec(target: &Path, format: TargetFormat) -> Spec {
     Spec::named(node, [(target.to_owned(), false)])
 }
 
-pub(super) fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
-    // Of a long file they take more than QEMU has for images of others.
-    let counts = File::open(target)
+/// What the reference counts of a file take: of a long one more than QEMU has for images of others.
+fn reference_counts(target: &Path) -> Result<u64> {
+    File::open(target)
         .and_then(|file| tables::reference_counts(&file, file.metadata()?.len()))
         .map_err(|source| CopyError::Io {
             path: target.into(),
             source,
-        })?;
+        })
+}
+
+/// Gives back what writes that were cut short have left allocated to nothing in a qcow2 that stands alone.
+pub(crate) fn drop_leaks(target: &Path) -> Result<()> {
+    Ok(qemu_img::drop_leaks(target, reference_counts(target)?)?)
+}
+
+pub(super) fn check_target(target: &Path, format: TargetFormat) -> Result<()> {
+    let counts = reference_counts(target)?;
     match qemu_img::check(&spec(target, format), counts)? {
         Some(result) if !result.is_sound() => Err(CopyError::Unsound {
             path: target.into(),

@@ -1,13 +1,13 @@
 //! Creates an empty qcow2, as `qemu-img create` does and without starting it.
 //!
-//! Specification: `docs/interop/qcow2.rst` of QEMU. Version 3, clusters of 64 KiB, reference counts of
-//! 16 bits; no backing file is named. Four parts follow each other: the header, the table of reference
+//! Specification: `docs/interop/qcow2.rst` of QEMU. Version 3, clusters of 64 KiB (an overlay of a large disk: 2 MiB),
+//! reference counts of 16 bits; no backing file is named. Four parts follow each other: the header, the table of reference
 //! counts, one block of counts, and the first-level table, which is all zeroes. One block counts 2 GiB,
 //! and the largest first-level table (64 TiB of disk) has 1 MiB.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 const CLUSTER_BITS: u32 = 16;
@@ -50,23 +50,88 @@ fn too_large(size: u64) -> io::Error {
     )
 }
 
-/// The same into a file that is there, and empty.
-pub(super) fn write_qcow2(mut file: &File, virtual_size: u64) -> io::Result<()> {
+/// Creates an empty image that is to take writes over another one, in clusters of 2 MiB with subclusters of 64 KiB
+/// (`extended_l2`, QEMU 5.2): the tables of a large disk are small then.
+pub fn create_large_overlay(path: &Path, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));
     }
-    let size = virtual_size.next_multiple_of(512);
-    let entries = size.div_ceil(PER_ENTRY);
-    let clusters = first_free(entries) / CLUSTER;
-    let mut start = header(size, entries);
-    start.resize(COUNTS as usize, 0);
-    start.extend(COUNT_BLOCK.to_be_bytes());
-    start.resize(COUNT_BLOCK as usize, 0);
-    for _ in 0..clusters {
-        start.extend(1u16.to_be_bytes());
+    let mut options = OpenOptions::new();
+    let file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    OVERLAY.write(&file, virtual_size)
+}
+
+/// An empty image into a file that is there, and empty.
+pub(super) fn write_qcow2(file: &File, virtual_size: u64) -> io::Result<()> {
+    if !can_create(virtual_size) {
+        return Err(too_large(virtual_size));
     }
-    file.write_all(&start)?;
-    file.set_len(clusters * CLUSTER)
+    PLAIN.write(file, virtual_size)
+}
+
+/// The kind of an image.
+struct Shape {
+    cluster_bits: u32,
+    /// Of the header: what a reader must understand.
+    features: u64,
+    /// Bytes of an entry of the second level.
+    entry: u64,
+}
+
+const PLAIN: Shape = Shape {
+    cluster_bits: CLUSTER_BITS,
+    features: 0,
+    entry: 8,
+};
+const OVERLAY: Shape = Shape {
+    cluster_bits: 21,
+    features: 1 << 4,
+    entry: 16,
+};
+
+impl Shape {
+    fn write(&self, file: &File, virtual_size: u64) -> io::Result<()> {
+        let cluster = 1 << self.cluster_bits;
+        let size = virtual_size.next_multiple_of(512);
+        let entries = size.div_ceil(cluster / self.entry * cluster);
+        let clusters = 3 + (entries * 8).div_ceil(cluster);
+        // Each part begins a cluster: the header, the table of counts with its one block, the first level.
+        file.write_all_at(&self.header(size, entries), 0)?;
+        file.write_all_at(&(2 * cluster).to_be_bytes(), cluster)?;
+        file.write_all_at(&[0, 1].repeat(clusters as usize), 2 * cluster)?;
+        file.set_len(clusters * cluster)
+    }
+
+    fn header(&self, size: u64, entries: u64) -> Vec<u8> {
+        let cluster: u64 = 1 << self.cluster_bits;
+        let mut header = Vec::new();
+        header.extend(MAGIC.to_be_bytes());
+        header.extend(VERSION.to_be_bytes());
+        // No backing file: offset and length of its name.
+        header.extend([0; 12]);
+        header.extend(self.cluster_bits.to_be_bytes());
+        header.extend(size.to_be_bytes());
+        // Not encrypted.
+        header.extend([0; 4]);
+        header.extend((entries as u32).to_be_bytes());
+        header.extend((3 * cluster).to_be_bytes());
+        header.extend(cluster.to_be_bytes());
+        // One cluster of the table of counts; no snapshots: their number and offset.
+        header.extend(1u32.to_be_bytes());
+        header.extend([0; 12]);
+        header.extend(self.features.to_be_bytes());
+        // No compatible or clearing features.
+        header.extend([0; 16]);
+        header.extend(REFCOUNT_ORDER.to_be_bytes());
+        header.extend(HEADER_LENGTH.to_be_bytes());
+        // The end of the header's extensions.
+        header.extend([0; 8]);
+        header
+    }
 }
 
 /// The bytes in use before anything is written to a disk whose first level has so many entries.
@@ -74,29 +139,9 @@ pub(super) fn first_free(entries: u64) -> u64 {
     LEVEL_1 + (entries * 8).next_multiple_of(CLUSTER)
 }
 
+/// The header of a disk of clusters of 64 KiB.
 pub(super) fn header(size: u64, entries: u64) -> Vec<u8> {
-    let mut header = Vec::new();
-    header.extend(MAGIC.to_be_bytes());
-    header.extend(VERSION.to_be_bytes());
-    // No backing file: offset and length of its name.
-    header.extend([0; 12]);
-    header.extend(CLUSTER_BITS.to_be_bytes());
-    header.extend(size.to_be_bytes());
-    // Not encrypted.
-    header.extend([0; 4]);
-    header.extend((entries as u32).to_be_bytes());
-    header.extend(LEVEL_1.to_be_bytes());
-    header.extend(COUNTS.to_be_bytes());
-    // One cluster of the table of counts; no snapshots: their number and offset.
-    header.extend(1u32.to_be_bytes());
-    header.extend([0; 12]);
-    // No incompatible, compatible or clearing features.
-    header.extend([0; 24]);
-    header.extend(REFCOUNT_ORDER.to_be_bytes());
-    header.extend(HEADER_LENGTH.to_be_bytes());
-    // The end of the header's extensions.
-    header.extend([0; 8]);
-    header
+    PLAIN.header(size, entries)
 }
 
 #[cfg(test)]
@@ -133,6 +178,23 @@ mod tests {
             assert!(said.contains("No errors were found"), "{said}");
             // What is there is not written over.
             assert!(create_qcow2(&path, size).is_err());
+            assert!(create_large_overlay(&path, size).is_err());
+        }
+        for size in [512, 256 << 30, 2 << 40, LARGEST] {
+            let path = dir.path().join("large");
+            create_large_overlay(&path, size).unwrap();
+            let show = |args: &[&str]| {
+                let cmd = crate::tool::Cmd::new("qemu-img").args(args).arg(&path);
+                String::from_utf8(cmd.run().unwrap().stdout).unwrap()
+            };
+            let info = show(&["info", "--output=json", "-f", "qcow2"]);
+            let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+            assert_eq!(info["virtual-size"], size);
+            assert_eq!(info["cluster-size"], 2 << 20);
+            assert_eq!(info["format-specific"]["data"]["extended-l2"], true);
+            let said = show(&["check", "-f", "qcow2"]);
+            assert!(said.contains("No errors were found"), "{said}");
+            std::fs::remove_file(&path).unwrap();
         }
         assert!(create_qcow2(&dir.path().join("x"), LARGEST + 512).is_err());
     }

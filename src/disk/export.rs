@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use super::cache::Cached;
 use super::chain::Image;
-use super::empty::create_qcow2;
+use super::empty::{create_large_overlay, create_qcow2};
 use super::error::ImageError;
 use super::nbd::{Nbd, Patience};
 use super::overlay::{Content, Overlay};
@@ -31,6 +31,7 @@ use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::files::Scratch;
 use crate::stop;
 use crate::tool::{Child, ToolError, cmd, qemu_img, qsd};
+use crate::transfer::Extents;
 
 /// The name of the export on the storage daemon's socket.
 pub const EXPORT: &str = "disk";
@@ -173,12 +174,10 @@ impl Export<dyn BlockWrite> {
         let image = image.with_overlay(overlay)?;
         let size = image.virtual_size();
         match qemu_img::has_large_clusters(size) {
-            true => qemu_img::create_overlay(image.path(), size)
-                .map_err(|e| ImageError::from_tool(overlay, e))?,
-            false => {
-                create_qcow2(image.path(), size).map_err(|e| ImageError::from_io(overlay, e))?
-            }
+            true => create_large_overlay(image.path(), size),
+            false => create_qcow2(image.path(), size),
         }
+        .map_err(|e| ImageError::from_io(overlay, e))?;
         Self::open_writable_for(&image, reach)
     }
 
@@ -302,6 +301,44 @@ fn direct_overlay(image: &Image) -> Result<Option<Overlay>> {
     };
     let opened = Overlay::open(overlay, below);
     Ok(opened.map_err(|e| ImageError::from_io(overlay, e))?)
+}
+
+/// A plain file of this host, and what an overlay of this run has over it.
+pub(super) struct Differences {
+    pub(super) file: File,
+    pub(super) data: Extents,
+    pub(super) zeroes: Extents,
+}
+
+/// `None` where the image is something else.
+pub(super) fn differences(image: &Image) -> io::Result<Option<Differences>> {
+    let below = match image.scratch_over() {
+        Some((_, below)) => below,
+        None => image.clone(),
+    };
+    let Some(held) = below.plain_file().filter(|held| held.remote().is_none()) else {
+        return Ok(None);
+    };
+    let file = held.file().try_clone()?;
+    let mut differences = Differences {
+        file,
+        data: Extents::default(),
+        zeroes: Extents::default(),
+    };
+    if image.scratch_over().is_none() {
+        return Ok(Some(differences));
+    }
+    let Some(overlay) = direct_overlay(image).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    for (range, content) in overlay.parts(0..image.virtual_size()) {
+        match content {
+            Some(Content::Data(_)) => differences.data.insert(range),
+            Some(Content::Zeroes) => differences.zeroes.insert(range),
+            None => {}
+        }
+    }
+    Ok(Some(differences))
 }
 
 /// Tells every range with data of an image that is read without a storage daemon, in order. `None`: it is not.

@@ -39,6 +39,7 @@ pub mod partition;
 mod pool;
 mod references;
 pub(crate) mod refill;
+mod reflink;
 pub mod remote;
 mod sector;
 #[cfg(test)]

@@ -26,6 +26,7 @@ use super::record::{Disk, Record};
 use super::whole::Daemon;
 use super::wire::{Looks, OnWire};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::files::Scratch;
 use crate::lock::{FileLock, LockError};
 use crate::stop;
@@ -67,8 +68,10 @@ impl Server {
             lines: Vec::new(),
             lock: Some(lock),
         };
+        hit("serve-locked")?;
         for was in record.disks.iter().filter_map(Disk::wire) {
             server.lines.push(Line::open(was, owner)?);
+            hit("serve-listening")?;
         }
         Ok(server)
     }
@@ -117,6 +120,8 @@ impl Drop for Server {
         for line in self.lines.drain(..) {
             remove_sockets(&line.was.socket);
         }
+        // The directory is as after SIGKILL whatever happens here.
+        let _ = hit("serve-removed");
         // Last: who gets a new lock finds no socket of this run.
         if let Some(lock) = self.lock.take() {
             lock.remove();
@@ -281,6 +286,10 @@ impl Left {
         }
         let _ = self.0.wait();
     }
+}
+
+pub(crate) fn hit(point: &str) -> Result<()> {
+    failpoint::hit(point).map_err(|e| Error::failed("serving").because(e))
 }
 
 /// Tells systemd, or whoever waits, that the sockets are there (`sd_notify`).

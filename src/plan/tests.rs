@@ -51,6 +51,27 @@ fn registry_edits_of_three_generations() {
     }
 }
 
+/// Another controller is a remedy for a driver of this one, and none for a driver that all of them need.
+#[test]
+fn no_other_controller_is_proposed_for_a_driver_of_every_controller() {
+    let media = media();
+    for (service, elsewhere) in [("partmgr", false), ("storahci", true)] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        for set in ["ControlSet001", "ControlSet002"] {
+            guest.system.remove(&format!("{set}\\Services\\{service}"));
+        }
+        let plan = guest
+            .prepare(&media, Some(bootstrap(WinVersion::Win10)))
+            .plan;
+        let mut missing = plan.blockers.iter();
+        let missing = missing.find(|b| b.code == "boot-driver-missing");
+        let remedy = &missing.expect(service).remedy;
+        let proposes = remedy.contains("convert with --bootstrap");
+        let explains = remedy.contains("on every controller");
+        assert_eq!((proposes, explains), (elsewhere, !elsewhere), "{remedy}");
+    }
+}
+
 #[test]
 fn a_second_plan_has_nothing_to_do() {
     let media = media();

@@ -7,6 +7,7 @@
 
 pub(crate) mod folder;
 pub(crate) mod release;
+mod room;
 mod running;
 pub(crate) mod serve;
 
@@ -174,6 +175,11 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
         todo.push((left(&image)?, image));
     }
     let total = todo.iter().map(|(ranges, _)| ranges.bytes()).sum();
+    let sizes = (todo.iter()).map(|(ranges, image)| (image.path(), ranges.bytes()));
+    // The same command continues where it stops now.
+    if let Err(error) = room::check(sizes) {
+        ui.warn(&format!("{error}; what is zero in it takes none"));
+    }
     let progress = ui.progress("Copying", total);
     let rate = options.bandwidth.map(|mib| mib.saturating_mul(1 << 20));
     let pace = rate.map(Pace::new);
@@ -192,6 +198,10 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
             drop(image);
             qemu_img::set_backing(&path, None)
                 .map_err(|e| Error::failed(format!("completing {}", path.display())).because(e))?;
+            // A run that was cut short has left some; nothing but room is lost to them.
+            if let Err(error) = crate::disk::copy::drop_leaks(&path) {
+                tracing::info!("looking for lost clusters of {}: {error}", path.display());
+            }
             sync(&path)?;
         }
         before += size;

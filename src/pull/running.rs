@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::folder::{Domain, Folder};
-use super::{Options, hit};
+use super::{Options, hit, room};
 use crate::boot::files::{self, DomainDisk};
 use crate::disk::named_backing;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,6 +24,8 @@ use crate::ui::{self, Progress, Ui};
 const TICK: Duration = Duration::from_millis(300);
 /// Between two flushes, each with a look at what is left.
 const FLUSH: Duration = Duration::from_secs(10);
+/// Between two looks whether a source that did not answer does again.
+const AGAIN: Duration = Duration::from_secs(3);
 /// A job that ends without an end is begun again so often.
 const ATTEMPTS: u32 = 5;
 
@@ -40,6 +42,9 @@ pub(super) fn pull(
         lefts.push(left(path, disk)?);
     }
     let total = lefts.iter().sum();
+    // QEMU pauses a VM whose disk finds no room.
+    let sizes = folder.disks.iter().map(std::path::PathBuf::as_path);
+    room::check(sizes.zip(lefts.iter().copied()))?;
     ui.status(
         "Pulling",
         &format!("{} while the VM runs", ui::bytes(total)),
@@ -49,6 +54,9 @@ pub(super) fn pull(
     for ((path, disk), left) in folder.disks.iter().zip(&record.disks).zip(lefts) {
         let one = Pulling {
             options,
+            ui,
+            folder: &folder.path,
+            record,
             domain,
             path,
             disk,
@@ -67,6 +75,9 @@ pub(super) fn pull(
 /// One disk.
 struct Pulling<'a> {
     options: &'a Options,
+    ui: &'a Ui,
+    folder: &'a Path,
+    record: &'a Record,
     domain: &'a Domain,
     path: &'a Path,
     disk: &'a Disk,
@@ -79,7 +90,7 @@ struct Pulling<'a> {
 
 impl Pulling<'_> {
     fn run(&self) -> Result<()> {
-        let (mut attempts, mut flushed) = (0, Instant::now());
+        let (mut attempts, mut flushed, mut waits) = (0, Instant::now(), false);
         let mut limited = false;
         loop {
             let Some(live) = self.live()? else {
@@ -101,6 +112,11 @@ impl Pulling<'_> {
             }
             let virsh = &self.domain.virsh;
             match virsh.job(self.domain.uuid, &live.target)? {
+                // A job that ended early may have met a line that is down.
+                None if attempts > 0 && !self.answers(&mut waits)? => {
+                    std::thread::sleep(AGAIN);
+                    continue;
+                }
                 None if attempts == ATTEMPTS => return Err(self.gave_up(&live)),
                 None => {
                     attempts += 1;
@@ -142,14 +158,41 @@ impl Pulling<'_> {
         Ok(disks.into_iter().find(|disk| disk.path == self.path))
     }
 
+    /// Whether the source can be read; one that has changed is an error. `waits`: that was said.
+    fn answers(&self, waits: &mut bool) -> Result<bool> {
+        if self.disk.wire().is_none() {
+            return Ok(true);
+        }
+        match self.record.check_source(self.folder) {
+            Ok(()) => {
+                *waits = false;
+                Ok(true)
+            }
+            Err(error) if error.kind == ErrorKind::Refused => Err(error),
+            Err(error) => {
+                if !std::mem::replace(waits, true) {
+                    self.ui
+                        .warn(&format!("waiting until the source answers again: {error}"));
+                }
+                Ok(false)
+            }
+        }
+    }
+
     /// Whether the VM is paused until a source on the wire is there again.
     fn waits(&self) -> Result<bool> {
         let tick = self.domain.virsh.tick(self.domain.uuid, 1)?;
         match tick.state {
             State::Off => Err(self.lost()),
             // `hyper2kvm serve` resumes it.
-            State::Paused if tick.reason == "I/O error" && self.disk.wire().is_some() => Ok(true),
-            State::Paused if tick.reason == "I/O error" => Err(Error::failed(
+            State::Paused
+                if tick.is_io_error()
+                    && self.disk.wire().is_some()
+                    && !self.domain.virsh.is_full(self.domain.uuid)? =>
+            {
+                Ok(true)
+            }
+            State::Paused if tick.is_io_error() => Err(Error::failed(
                 "QEMU paused the VM: a disk, or the source, gave an I/O error",
             )
             .hint(

@@ -7,9 +7,8 @@ use super::folder::Folder;
 use crate::boot::access;
 use crate::error::Result;
 use crate::later::record::{self, Record};
-use crate::later::serve::{Server, Trouble};
+use crate::later::serve::{Server, Trouble, hit};
 use crate::stop;
-use crate::tool::virsh::State;
 use crate::ui::Ui;
 
 /// How often is looked whether the directory still needs it.
@@ -65,6 +64,7 @@ impl Serving {
                 _ => None,
             };
             if let Some(end) = end {
+                hit("serve-ending")?;
                 return Ok((end, self.server.fetched()));
             }
             if looked.elapsed() < LOOK || tried.is_some_and(|t| t.elapsed() < AGAIN) {
@@ -89,13 +89,19 @@ impl Serving {
             return Ok(false);
         };
         let tick = domain.virsh.tick(domain.uuid, 1)?;
-        if tick.state != State::Paused || tick.reason != "I/O error" {
+        if !tick.is_io_error() {
             return Ok(false);
+        }
+        if domain.virsh.is_full(domain.uuid)? {
+            let why = "the VM is paused: a disk of this host is full; make room, then resume it (virsh resume)";
+            once(ui, said, why.to_owned());
+            return Ok(true);
         }
         let why = match self.server.answers() {
             Ok(()) => {
                 said.clear();
                 ui.status("Resuming", "the VM: its source answers again");
+                hit("serve-resuming")?;
                 domain.virsh.resume(domain.uuid)?;
                 return Ok(true);
             }
@@ -104,10 +110,15 @@ impl Serving {
                 format!("the VM is paused and stays so: its source has changed ({what})")
             }
         };
-        if *said != why {
-            ui.warn(&why);
-            *said = why;
-        }
+        once(ui, said, why);
         Ok(true)
+    }
+}
+
+/// Says what was not said last.
+fn once(ui: &Ui, said: &mut String, why: String) {
+    if *said != why {
+        ui.warn(&why);
+        *said = why;
     }
 }

@@ -231,7 +231,8 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
         }
         _ => None,
     };
-    let outcome = exchange::repair(&boots.folder).and_then(|()| boot::boot(&boots, ui));
+    let outcome = exchange::repair(&boots.folder)
+        .and_then(|()| boot::boot_served(&boots, server.as_ref(), ui));
     if let Some(server) = &server {
         let more = server.fetched().saturating_add(mirror::fetched());
         rehearsal.bytes.fetched = rehearsal.bytes.fetched.saturating_add(more);

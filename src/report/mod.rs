@@ -39,6 +39,8 @@ pub struct Bytes {
     pub skipped: u64,
     /// Of `read`, what an interrupted run had copied (`--resume`).
     pub resumed: u64,
+    /// Of `read`, what the copies share with the source (reflinks).
+    pub shared: u64,
     /// What crossed the wire.
     pub fetched: u64,
     /// What only the source holds, all disks together; 0 where everything was copied.

@@ -304,6 +304,17 @@ pub fn set_backing(file: &Path, backing: Option<(&Path, &str)>) -> Result<()> {
     Ok(())
 }
 
+/// Gives back the clusters of a qcow2 that a write which was cut short has left allocated to nothing. It names no
+/// other image. `memory`: what its reference counts take.
+pub fn drop_leaks(file: &Path, memory: u64) -> Result<()> {
+    Cmd::new(TOOL)
+        .confined(Confinement::to_files([(file.to_owned(), true)]).and_memory(memory))
+        .args(["check", "-q", "-r", "leaks", "-f", "qcow2", "--"])
+        .arg(protocol(file))
+        .run()?;
+    Ok(())
+}
+
 /// Writes what the top image of a chain holds to the one below it, which the specification must allow to
 /// be written.
 pub fn commit(spec: &Spec, progress: &mut dyn FnMut(f64)) -> Result<()> {

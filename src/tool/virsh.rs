@@ -43,6 +43,13 @@ pub struct Tick {
     pub reason: String,
 }
 
+impl Tick {
+    /// QEMU has paused it for a disk.
+    pub fn is_io_error(&self) -> bool {
+        self.state == State::Paused && self.reason == "I/O error"
+    }
+}
+
 impl Virsh {
     pub fn new(uri: &str) -> Self {
         Self {
@@ -254,6 +261,12 @@ impl Virsh {
     /// Makes libvirt look for what is in a storage pool.
     pub fn pool_refresh(&self, pool: &str) -> Result<()> {
         self.text(&["pool-refresh", "--", pool]).map(drop)
+    }
+
+    /// Whether a disk of a running domain has found no room on this host.
+    pub fn is_full(&self, domain: Uuid) -> Result<bool> {
+        let errors = self.text(&["domblkerror", &domain.to_string()])?;
+        Ok(errors.lines().any(|line| line.ends_with(": no space")))
     }
 
     /// Waits for an event, `seconds` at most, and looks at the state.

@@ -15,6 +15,8 @@ pub enum End {
     Hang,
     Reset,
     Panic,
+    /// Reads this sector for ever.
+    Read(u32),
     /// Writes to sectors of the first track, reads them back and compares, for ever: a `.` on COM1 for each 256
     /// of them, a `B` for what was read back wrong.
     Work,
@@ -30,6 +32,34 @@ const PLACE: [u8; 17] = [
     0xc0, 0xee, 0x05, // shr dh, 5
     0xb2, 0x80, // mov dl, 80h
 ];
+
+/// Reads one sector of the disk it was loaded from, and continues.
+pub fn read_sector(number: u32) -> Vec<u8> {
+    let mut code = vec![
+        0x66, 0x6a, 0x00, // push dword 0: the upper half of the number
+        0x66, 0x68, // push dword: the lower one
+    ];
+    code.extend(number.to_le_bytes());
+    code.extend([
+        0x6a, 0x00, // push 0: segment
+        0x68, 0x00, 0x7e, // push 7e00h: offset
+        0x6a, 0x01, // push 1: sectors
+        0x6a, 0x10, // push 16: size of this packet
+        0x89, 0xe6, // mov si, sp
+        0xb4, 0x42, // mov ah, 42h: read
+        0xcd, 0x13, // int 13h
+        0x83, 0xc4, 0x10, // add sp, 16
+    ]);
+    code
+}
+
+fn read(number: u32) -> Vec<u8> {
+    let mut code = vec![0xb2, 0x80]; // again: mov dl, 80h
+    code.extend(read_sector(number));
+    let back = -i8::try_from(code.len() + 2).unwrap();
+    code.extend([0xeb, back.to_le_bytes()[0]]); // jmp again
+    code
+}
 
 fn work() -> Vec<u8> {
     const BUFFER: [u8; 5] = [0xbb, 0x00, 0x7e, 0xcd, 0x13]; // mov bx, 7e00h; int 13h
@@ -122,6 +152,7 @@ fn code_after(port: u16, before: &[u8], message: &str, count: bool, end: End) ->
         End::Reset => vec![0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd],
         // pvpanic
         End::Panic => vec![0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd],
+        End::Read(number) => read(number),
         End::Work => work(),
     };
     let print = 14;

@@ -4,14 +4,19 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use crate::libvirt::able;
-use crate::support::{Lab, binary, finish, have, skip, virtio_win};
 use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
+
+use crate::convert;
+use crate::libvirt::able;
+use crate::payload::{End, boot_code, guest};
+use crate::support::later::{Untouched, same_guest};
+use crate::support::wire::Sshd;
+use crate::support::{Lab, binary, finish, have, skip, text, tool, virtio_win};
 
 /// In namespaces of its own, so that the host's libvirt, if there is one, is left alone.
 const SCRIPT: &str = r#"
 mkdir -p /run/libvirt /var/lib/libvirt /etc/libvirt
-for directory in /run/libvirt /var/lib/libvirt /etc/libvirt; do mount -t tmpfs none $folder; done
+for directory in /run/libvirt /var/lib/libvirt /etc/libvirt; do mount -t tmpfs none "$directory" || exit 98; done
 mkdir /var/lib/libvirt/qemu
 chown libvirt-qemu /var/lib/libvirt/qemu
 cat >/etc/libvirt/qemu.conf <<'END'
@@ -26,10 +31,18 @@ libvirtd -d -p /run/libvirt/test.pid || exit 99
 virsh="virsh -q -c qemu:///system"
 ready() { for _ in $(seq 100); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; return 1; }
 ready $virsh list
-"$1" boot "$2" --connect qemu:///system --timeout 2
+"$1" boot "$2" --connect qemu:///system --timeout "$4"
 echo "boot ended with $?"
+if [ -n "$5" ]; then
+  qemu-io -f qcow2 -c "write -q -s $6 0 440" "$5"
+  $virsh start "$3"
+fi
 echo "domain is $($virsh domstate "$3")"
 echo "user is $(ps -o user:32= -C qemu-system-x86_64,qemu-system-x86 | grep -m 1 libvirt-qemu)"
+if [ -n "$5" ]; then
+  "$1" pull "$2" --json
+  echo "pull ended with $?"
+fi
 $virsh destroy "$3"
 kill "$(cat /run/libvirt/test.pid)"
 "#;
@@ -58,7 +71,7 @@ fn qemus_user_reads_the_disks_of_a_closed_folder() {
     assert_eq!(mode(&out.join(format!("{name}.qcow2"))), 0o600);
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", SCRIPT, "sh", binary()]);
-    command.arg(&out).arg(&name);
+    command.arg(&out).args([&name, "2", "", ""]);
     let run = finish(command);
     // There is no Windows in it: it runs, and does not come up.
     for says in [
@@ -67,5 +80,59 @@ fn qemus_user_reads_the_disks_of_a_closed_folder() {
         "user is libvirt-qemu",
     ] {
         assert!(run.stdout.contains(says), "{} {}", run.stdout, run.stderr);
+    }
+}
+
+/// The overlay is libvirt's to give away; the sockets to the other host are given to QEMU's user by who serves.
+#[test]
+fn qemus_user_reads_what_root_serves() {
+    if !able() || !have(&["unshare", "ps"]) || !have(&Sshd::TOOLS) {
+        return;
+    }
+    if !fs::read_to_string("/etc/passwd").is_ok_and(|users| users.contains("libvirt-qemu:")) {
+        return skip("libvirt-qemu", "no user libvirt-qemu");
+    }
+    let (lab, ssh) = (guest(Firmware::Bios), Sshd::start());
+    fs::set_permissions(lab.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let delta = lab.path("delta.qcow2");
+    let args = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "guest.raw",
+        "-F",
+        "raw",
+    ];
+    tool("qemu-img", &[&args[..], &[text(&delta)]].concat());
+    let untouched = Untouched::of(&[&lab.raw, &delta]);
+    let (_, plain) = convert(&lab, &delta, "plain", &[]);
+    let options = ssh.options();
+    let hangs = lab.path("hangs.bin");
+    fs::write(&hangs, boot_code("here", false, End::Hang)).unwrap();
+    // A chain, which a storage daemon puts together, and one file.
+    for (source, kind) in [(&delta, "whole"), (&lab.raw, "file")] {
+        let name = format!("{kind}-{}", std::process::id());
+        let mut more = vec!["--copy", "later", "--older-link"];
+        more.extend(options.iter().map(String::as_str));
+        let (out, report) = convert(&lab, ssh.url(source).as_ref(), &name, &more);
+        let disk = report["outputs"]["disks"][0].as_str().unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", SCRIPT, "sh", binary()]);
+        command.arg(&out).args([&name, "60", disk]).arg(&hangs);
+        let run = finish(command);
+        for says in [
+            "boot ended with 0",
+            "domain is running",
+            "user is libvirt-qemu",
+            "\"by\": \"libvirt\"",
+            "pull ended with 0",
+        ] {
+            assert!(run.stdout.contains(says), "{} {}", run.stdout, run.stderr);
+        }
+        let plain = plain["outputs"]["disks"][0].as_str().unwrap();
+        same_guest(plain.as_ref(), disk.as_ref());
+        untouched.check();
     }
 }

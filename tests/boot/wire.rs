@@ -1,42 +1,26 @@
-//! A VM that runs on a disk of another host: who serves it, and what an outage does to it.
+//! A VM that runs on disks of another host: who serves them, and what outages and kills do to it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use hyper2kvm::boot::MARKER;
 use hyper2kvm::demo::Firmware;
 use serde_json::Value;
 
 use crate::libvirt::{Libvirt, able};
-use crate::payload::{End, boot_code, guest};
-use crate::support::{binary, finish, have, sha256, tool};
-use crate::{convert, replace_payload};
+use crate::payload::{End, boot_code, boot_code_on, guest, read_sector};
+use crate::support::later::{Untouched, same_guest};
+use crate::support::wire::Sshd;
+use crate::support::{Lab, Paused, binary, finish, have, text, tool};
+use crate::{convert, counter, replace_payload};
 
-/// The other host.
-struct Nbd(Child);
+/// Longer than Windows waits for a disk, and than a read waits for the line.
+const OUTAGE: Duration = Duration::from_secs(30);
 
-impl Nbd {
-    fn start(disk: &Path, socket: &Path) -> Self {
-        let _ = fs::remove_file(socket);
-        let mut command = Command::new("qemu-nbd");
-        command.args(["-r", "-t", "-e", "16", "-f", "raw", "-x", "disk", "-k"]);
-        command.arg(socket).arg(disk).stderr(Stdio::null());
-        let server = Self(command.spawn().unwrap());
-        until("the server", 20, || socket.exists());
-        // For whoever boots and for who converts.
-        fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
-        server
-    }
-}
-
-impl Drop for Nbd {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+/// A sector behind the last partition, which only the source holds until it is pulled.
+const ON_SOURCE: u32 = ((1 << 30) - (512 << 10)) / 512;
 
 #[track_caller]
 fn until(what: &str, seconds: u64, ready: impl Fn() -> bool) {
@@ -51,10 +35,21 @@ fn until(what: &str, seconds: u64, ready: impl Fn() -> bool) {
 struct Served(String);
 
 impl Served {
-    /// Whoever it is that `boot` has named.
-    fn named(stderr: &str) -> Self {
-        let (_, rest) = stderr.split_once("by process ").expect(stderr);
-        Self(rest.split(',').next().unwrap().to_owned())
+    /// Whoever it is, as the one that `boot` has left behind.
+    fn of(out: &Path) -> Self {
+        Self(Self::find(out).expect("somebody serves"))
+    }
+
+    fn find(out: &Path) -> Option<String> {
+        let id = |entry: fs::DirEntry| {
+            let words = fs::read(entry.path().join("cmdline")).ok()?;
+            let words = String::from_utf8_lossy(&words).into_owned();
+            let serves =
+                words.contains("\0serve\0") && words.contains(&format!("\0{}\0", text(out)));
+            serves.then(|| entry.file_name().into_string().unwrap())
+        };
+        let mut all = fs::read_dir("/proc").unwrap().flatten();
+        all.find_map(id)
     }
 
     fn runs(&self) -> bool {
@@ -62,94 +57,285 @@ impl Served {
         stat.is_ok_and(|stat| !stat.contains(") Z "))
     }
 
-    fn ask(&self) {
+    fn signal(&self, name: &str) {
         if self.runs() {
-            let _ = Command::new("kill").arg(&self.0).status();
+            let _ = Command::new("kill").args([name, &self.0]).status();
         }
     }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.ask();
+        self.signal("-TERM");
     }
 }
 
+/// A libvirt, and another host with a VM of two disks: a chain that has to be put together, and one file.
+struct Stage {
+    lab: Lab,
+    libvirt: Libvirt,
+    ssh: Sshd,
+    xml: PathBuf,
+    untouched: Untouched,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let (lab, libvirt, ssh) = (guest(Firmware::Bios), Libvirt::new(), Sshd::start());
+        let (delta, data) = (lab.path("delta.qcow2"), lab.path("data.raw"));
+        let args = [
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            "guest.raw",
+            "-F",
+            "raw",
+        ];
+        tool("qemu-img", &[&args[..], &[text(&delta)]].concat());
+        let at = ON_SOURCE * 512;
+        assert_eq!(lab.spec.disk_size, 1 << 30);
+        let write = format!("write -q -P 7 {at} 64k");
+        tool("qemu-io", &["-f", "qcow2", "-c", &write, text(&delta)]);
+        tool(
+            "qemu-img",
+            &["create", "-q", "-f", "raw", text(&data), "64M"],
+        );
+        tool(
+            "qemu-io",
+            &["-f", "raw", "-c", "write -q -P 3 8M 4M", text(&data)],
+        );
+        let xml = lab.libvirt_xml("two", &[&delta, &data]);
+        let vm = fs::read_to_string(&xml).unwrap();
+        let raw = format!("type='raw'/><source file='{}'", text(&delta));
+        fs::write(&xml, vm.replace(&raw, &raw.replace("raw", "qcow2"))).unwrap();
+        libvirt.give(lab.dir.path());
+        let untouched = Untouched::of(&[&lab.raw, &delta, &data]);
+        Self {
+            lab,
+            libvirt,
+            ssh,
+            xml,
+            untouched,
+        }
+    }
+
+    /// The VM on its source, and the disks of a conversion that copies.
+    fn converted(&self) -> (PathBuf, Vec<PathBuf>, Vec<PathBuf>) {
+        let disks = |report: &Value| -> Vec<PathBuf> {
+            let disks = report["outputs"]["disks"].as_array().unwrap();
+            disks
+                .iter()
+                .map(|disk| disk.as_str().unwrap().into())
+                .collect()
+        };
+        let (_, plain) = convert(&self.lab, &self.xml, "plain", &[]);
+        let mut more = vec!["--copy", "later"];
+        let options = self.ssh.options();
+        more.extend(options.iter().map(String::as_str));
+        let url = PathBuf::from(self.ssh.url(&self.xml));
+        let (out, report) = convert(&self.lab, &url, "vm", &more);
+        // With the key that was named.
+        self.libvirt.give(self.ssh.dir.path());
+        self.libvirt.give(&out);
+        (out, disks(&report), disks(&plain))
+    }
+
+    fn command(&self, verb: &str, out: &Path, more: &[&str]) -> Command {
+        let mut command = self.libvirt.command(Path::new(binary()));
+        command.arg(verb).arg(out).args(more);
+        command
+    }
+
+    fn serve(&self, out: &Path) -> (Served, Child) {
+        let mut command = self.command("serve", out, &[]);
+        let log = fs::File::create(self.lab.path("serve.log")).unwrap();
+        let child = command.stderr(log).spawn().unwrap();
+        let serving = Served(child.id().to_string());
+        until("the sockets", 60, || {
+            self.serve_log().matches("Serving").count() == 2
+        });
+        (serving, child)
+    }
+
+    /// Puts other code into the boot sector of the VM, which is off.
+    fn payload(&self, out: &Path, disk: &Path, code: &[u8]) {
+        let own = Served::find(out).is_none().then(|| self.serve(out));
+        replace_payload(&self.lab, text(disk), code);
+        if let Some((served, mut child)) = own {
+            served.signal("-TERM");
+            assert!(child.wait().unwrap().success());
+        }
+    }
+
+    fn serve_log(&self) -> String {
+        fs::read_to_string(self.lab.path("serve.log")).unwrap_or_default()
+    }
+
+    /// The disks name nothing else, and the guest sees what a plain conversion has.
+    #[track_caller]
+    fn stands_alone(&self, disks: &[PathBuf], plain: &[PathBuf]) {
+        for disk in disks {
+            let args = ["info", "--backing-chain", "--output=json", text(disk)];
+            let chain: Value = serde_json::from_slice(&tool("qemu-img", &args)).unwrap();
+            assert_eq!(chain.as_array().unwrap().len(), 1);
+            is_sound(disk);
+        }
+        same_guest(&plain[0], &disks[0]);
+        let second = [text(&plain[1]), text(&disks[1])];
+        tool("qemu-img", &[&["compare", "-q"][..], &second].concat());
+        self.untouched.check();
+    }
+}
+
+/// By itself: nobody serves what it is on.
+#[track_caller]
+fn is_sound(disk: &Path) {
+    let file = serde_json::json!({"driver": "file", "filename": text(disk)});
+    let image = serde_json::json!({"driver": "qcow2", "file": file, "backing": null});
+    tool("qemu-img", &["check", "-q", &format!("json:{image}")]);
+}
+
+fn reason(libvirt: &Libvirt) -> String {
+    libvirt.virsh(&["domstate", "vm", "--reason"]).stdout
+}
+
+#[ignore = "two minutes: cargo test --test boot -- --ignored a_vm_runs_on_another_host; .ci/run has it"]
 #[test]
-#[ignore = "a minute: cargo test --test boot -- --ignored a_vm_runs_on_another_host; .ci/run has it"]
-fn a_vm_runs_on_another_host_and_outlives_an_outage() {
-    if !able() || !have(&["qemu-nbd"]) {
+fn a_vm_runs_on_another_host_and_outlives_outages() {
+    if !able() || !have(&Sshd::TOOLS) {
         return;
     }
-    let (lab, libvirt) = (guest(Firmware::Bios), Libvirt::new());
-    libvirt.give(lab.dir.path());
-    let digest = sha256(&lab.raw);
-    let host = tempfile::tempdir().unwrap();
-    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let socket = host.path().join("s");
-    let nbd = Nbd::start(&lab.raw, &socket);
-    let url = format!("nbd+unix:///disk?socket={}", socket.display());
-    let (out, report) = convert(&lab, &PathBuf::from(&url), "vm", &["--copy", "later"]);
-    libvirt.give(&out);
-    let disk = report["outputs"]["disks"][0].as_str().unwrap();
-
-    eprintln!("both boots, and who serves continues");
-    let booted = libvirt.boot(&out, &["--timeout", "120"]).expect(0);
-    assert_eq!(booted.json()["phase"], "done");
-    let served = Served::named(&booted.stderr);
-    assert!(served.runs());
+    let mut stage = Stage::new();
+    let (out, disks, plain) = stage.converted();
+    let system = disks[0].as_path();
     let live = out.join("vm.sock");
-    assert!(live.exists());
-    until("the VM has no more to do", 60, || {
-        libvirt.state("vm") == "shut off"
+
+    eprintln!("who serves is killed in the first boot");
+    stage.payload(
+        &out,
+        system,
+        &boot_code("reading", false, End::Read(ON_SOURCE)),
+    );
+    let command = stage.command("boot", &out, &["--json", "--timeout", "90"]);
+    let paused = Paused::at("boot-watching", command);
+    Served::of(&out).signal("-KILL");
+    let run = paused.go_on().expect(4);
+    assert!(
+        run.stderr.contains("hyper2kvm serve has ended"),
+        "{}",
+        run.stderr
+    );
+    stage.libvirt.virsh(&["destroy", "vm"]).expect(0);
+    disks.iter().for_each(|disk| is_sound(disk));
+
+    eprintln!("the line is down while it boots");
+    stage.payload(&out, system, &boot_code(MARKER, false, End::PowerOff));
+    let command = stage.command("boot", &out, &["--stop-after", "bootstrap"]);
+    finish(command).expect(0);
+    let reads = boot_code_on(0x3f8, &read_sector(ON_SOURCE), MARKER, End::PowerOff);
+    stage.payload(&out, system, &reads);
+    let command = stage.command("boot", &out, &["--json", "--timeout", "60"]);
+    let paused = Paused::at("boot-final", command);
+    stage.ssh.stop();
+    let (ssh, libvirt, begin) = (&mut stage.ssh, &stage.libvirt, Instant::now());
+    let (booted, took) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            until("it is paused", 90, || reason(libvirt).contains("I/O error"));
+            std::thread::sleep(OUTAGE.saturating_sub(begin.elapsed()));
+            ssh.again();
+        });
+        (paused.go_on(), begin.elapsed())
     });
-    served.ask();
+    let booted = booted.expect(0);
+    assert!(took > OUTAGE, "{took:?}");
+    assert_eq!(booted.json()["phase"], "done");
+    let said = fs::read_to_string(out.join("serve.log")).unwrap();
+    for (says, log) in [
+        ("is paused until its source answers", &booted.stderr),
+        ("Resuming", &said),
+    ] {
+        assert!(log.contains(says), "{log}");
+    }
+    until("the VM has no more to do", 60, || {
+        stage.libvirt.state("vm") == "shut off"
+    });
+    let served = Served::of(&out);
+    served.signal("-TERM");
     until("it ends when it is asked to", 20, || {
         !served.runs() && !live.exists()
     });
 
-    eprintln!("an outage while the VM starts");
-    let mut command = libvirt.command(Path::new(binary()));
-    command.arg("serve").arg(&out);
-    let log = fs::File::create(lab.path("serve.log")).unwrap();
-    let mut child = command.stderr(log).spawn().unwrap();
-    let serving = Served(child.id().to_string());
-    until("the socket", 60, || live.exists());
-    drop(nbd);
-    libvirt.virsh(&["start", "vm"]).expect(0);
-    let reason = || libvirt.virsh(&["domstate", "vm", "--reason"]).stdout;
-    let begin = Instant::now();
-    until("it is paused", 60, || reason().contains("I/O error"));
-    // Windows would have given up after 20 s.
-    let paused = begin.elapsed();
-    assert!(paused < Duration::from_secs(30), "{paused:?}");
-    let nbd = Nbd::start(&lab.raw, &socket);
-    until("it is resumed, and ends on its own", 60, || {
-        libvirt.state("vm") == "shut off"
-    });
-    let said = fs::read_to_string(lab.path("serve.log")).unwrap();
-    assert!(said.contains("Resuming"), "{said}");
-
     eprintln!("pulled while it runs");
-    replace_payload(&lab, disk, &boot_code("here", false, End::Hang));
-    libvirt.virsh(&["start", "vm"]).expect(0);
-    let mut command = libvirt.command(Path::new(binary()));
-    command.arg("pull").arg(&out).arg("--json");
-    let pulled = finish(command).expect(0).json();
-    assert_eq!(
-        (&pulled["by"], &pulled["bytes"]["left"]),
-        (&"libvirt".into(), &0.into())
-    );
+    let (serving, mut child) = stage.serve(&out);
+    stage.payload(&out, system, &boot_code("here", false, End::Hang));
+    stage.libvirt.virsh(&["start", "vm"]).expect(0);
+    let pulled = finish(stage.command("pull", &out, &["--json"]));
+    let pulled = pulled.expect(0).json();
+    assert_eq!(pulled["by"], "libvirt");
+    assert_eq!(pulled["bytes"]["left"], 0);
     until("nobody needs it", 20, || !serving.runs());
     assert!(child.wait().unwrap().success());
-    drop(serving);
-    drop(nbd);
-    let xml = libvirt.virsh(&["dumpxml", "vm"]).expect(0).stdout;
-    assert!(!xml.contains("vm.sock"), "{xml}");
-    let args = ["info", "-U", "--backing-chain", "--output=json", disk];
-    let chain: Value = serde_json::from_slice(&tool("qemu-img", &args)).unwrap();
-    assert_eq!(chain.as_array().unwrap().len(), 1);
-    libvirt.virsh(&["destroy", "vm"]).expect(0);
-    tool("qemu-img", &["check", "-q", disk]);
-    assert_eq!(sha256(&lab.raw), digest);
+    assert_eq!(stage.libvirt.state("vm"), "running");
+    let xml = stage.libvirt.virsh(&["dumpxml", "vm"]).expect(0).stdout;
+    assert!(!xml.contains(".sock"), "{xml}");
+    stage.ssh.stop();
+    stage.libvirt.virsh(&["destroy", "vm"]).expect(0);
+    stage.stands_alone(&disks, &plain);
+}
+
+/// `HYPER2KVM_PAIRS` says how often; the VM reads all the time.
+#[ignore = "minutes: HYPER2KVM_PAIRS=3 cargo test --test boot -- --ignored serves_killed; .ci/campaign serves has it"]
+#[test]
+fn serves_killed_at_any_moment() {
+    // `.ci/run` runs the ignored tests of this file.
+    let kills = std::env::var("HYPER2KVM_PAIRS").ok();
+    let kills: u32 = kills.and_then(|n| n.parse().ok()).unwrap_or(1);
+    if !able() || !have(&Sshd::TOOLS) {
+        return;
+    }
+    let stage = Stage::new();
+    let (out, disks, plain) = stage.converted();
+    let system = disks[0].as_path();
+    stage.payload(
+        &out,
+        system,
+        &boot_code("reading", true, End::Read(ON_SOURCE)),
+    );
+    let xml = out.join("vm-final.xml");
+    stage.libvirt.virsh(&["define", text(&xml)]).expect(0);
+    let (mut paused, mut counted) = (0, 0);
+    for n in 0..kills {
+        let (serving, mut child) = stage.serve(&out);
+        // What it has written is there after each start.
+        let now = u32::from(counter(text(system)));
+        assert!(
+            now == counted || now == (counted + 1) % 256,
+            "{counted}, {now}"
+        );
+        counted = now;
+        stage.libvirt.virsh(&["start", "vm"]).expect(0);
+        std::thread::sleep(Duration::from_millis(u64::from(n % 17) * 200));
+        serving.signal("-KILL");
+        child.wait().unwrap();
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(2) && !reason(&stage.libvirt).contains("I/O") {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        paused += u32::from(reason(&stage.libvirt).contains("I/O error"));
+        stage.libvirt.virsh(&["destroy", "vm"]).expect(0);
+        disks.iter().for_each(|disk| is_sound(disk));
+    }
+    // Once more, and on to the end.
+    let (_serving, mut child) = stage.serve(&out);
+    stage.libvirt.virsh(&["start", "vm"]).expect(0);
+    until("it reads", 30, || {
+        u32::from(counter(text(system))) != counted
+    });
+    finish(stage.command("pull", &out, &[])).expect(0);
+    assert!(child.wait().unwrap().success());
+    stage.libvirt.virsh(&["destroy", "vm"]).expect(0);
+    stage.stands_alone(&disks, &plain);
+    eprintln!("{kills} kills: {paused} VMs were paused, and {counted} starts counted");
 }

@@ -1,6 +1,6 @@
 //! A copy that cannot continue leaves nothing, and a long one takes no more memory.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -8,7 +8,7 @@ use hyper2kvm::demo::{Arch, ExtraFile, GuestSpec, Place, WinVersion};
 
 use super::support::{
     self, Lab, Run, TOOLS, binary, corpus, finish, have, names, processes_naming, sha256, skip,
-    virtio_win,
+    text, virtio_win,
 };
 use super::{MIB, machine, noise};
 
@@ -117,6 +117,65 @@ fn full_in_the_middle_of_the_copy() {
     assert!(run.stderr.contains("bytes free,"), "{}", run.stderr);
     assert!(run.stderr.contains("bytes needed"), "{}", run.stderr);
     assert_eq!(names(&small), [] as [&str; 0]);
+}
+
+/// On btrfs a raw copy of a raw source takes next to no room, and is right; elsewhere nothing is shared.
+#[test]
+fn a_raw_copy_shares_the_blocks_of_its_source() {
+    if !have(&TOOLS) || !have(&["mount", "umount"]) {
+        return;
+    }
+    if hyper2kvm::tool::find("mkfs.btrfs").is_none() {
+        return skip("mkfs.btrfs", "no mkfs.btrfs");
+    }
+    let mut spec = GuestSpec::new(WinVersion::Win10);
+    spec.disk_size = 512 * MIB;
+    spec.recovery = false;
+    spec.extra_files.push(ExtraFile {
+        place: Place::Windows,
+        path: "Data\\noise.bin".into(),
+        contents: noise(60 * MIB as usize, 3),
+    });
+    let lab = Lab::new(spec);
+    let (image, mounted) = (lab.path("btrfs.img"), lab.path("btrfs"));
+    File::create(&image).unwrap().set_len(512 * MIB).unwrap();
+    support::tool("mkfs.btrfs", &["-q", text(&image)]);
+    fs::create_dir(&mounted).unwrap();
+    let status = Command::new("mount")
+        .args(["-o", "loop"])
+        .args([&image, &mounted])
+        .status();
+    if !status.is_ok_and(|s| s.success()) {
+        return skip("mount", "cannot mount a btrfs here");
+    }
+    let _mounted = Mounted(mounted.clone());
+    let source = mounted.join("guest.raw");
+    let args = ["--sparse=always", text(&lab.raw), text(&source)];
+    support::tool("cp", &args);
+    let digest = sha256(&source);
+    let raw = ["--format", "raw", "--verify-copy", "--json"];
+    let free = || {
+        support::tool("sync", &["-f", text(&mounted)]);
+        let free = support::tool("stat", &["-f", "-c", "%f", text(&mounted)]);
+        let free = String::from_utf8(free).unwrap();
+        free.trim().parse::<u64>().unwrap() * 4096
+    };
+    let before = free();
+    let out = mounted.join("out");
+    let report = finish(convert(&source, &out, &raw)).expect(0).json();
+    let shared = report["bytes"]["shared"].as_u64().unwrap();
+    let read = report["bytes"]["read"].as_u64().unwrap();
+    assert!(shared > 60 * MIB && shared <= read, "{shared} of {read}");
+    let taken = before.saturating_sub(free());
+    assert!(taken < 30 * MIB, "{taken} bytes for a copy of {read}");
+    assert!(report["checks"].to_string().contains("copy-identical"));
+    assert_eq!(report["ready"], true);
+    assert_eq!(sha256(&source), digest);
+    // A qcow2 cannot share, nor can another file system.
+    for (out, how) in [(mounted.join("q"), "qcow2"), (lab.path("out"), "raw")] {
+        let run = finish(convert(&source, &out, &["--format", how, "--json"])).expect(0);
+        assert_eq!(run.json()["bytes"]["shared"], 0);
+    }
 }
 
 #[test]

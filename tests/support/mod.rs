@@ -24,6 +24,7 @@ use hyper2kvm::guest::{EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, e
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub mod later;
 #[path = "../../src/skip.rs"]
 mod skip;
 pub mod wire;

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::servers::{Ssh, qemu_nbd};
-use crate::support::{self, Lab, Paused, Run, binary, finish, h2k, names, sha256, text, tool};
-use crate::{alike, ready, run};
+use crate::support::later::{Untouched, same_guest};
+use crate::support::{self, Lab, Paused, Run, binary, finish, h2k, names, text, tool};
+use crate::{ready, run};
 
 const SERVERS: [&str; 3] = ["sshd", "ssh", "ssh-keygen"];
 
@@ -44,6 +45,11 @@ pub struct Serve(Option<Child>);
 
 impl Serve {
     pub fn start(lab: &Lab, out: &Path) -> Self {
+        Self::at("", lab, out)
+    }
+
+    /// With a fail point.
+    pub fn at(point: &str, lab: &Lab, out: &Path) -> Self {
         let name = lab.path("notify");
         let _ = fs::remove_file(&name);
         let socket = UnixDatagram::bind(&name).unwrap();
@@ -55,6 +61,7 @@ impl Serve {
             .args(["serve", "--json"])
             .arg(out)
             .env("NOTIFY_SOCKET", &name)
+            .env("HYPER2KVM_FAILPOINT", point)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let child = command.spawn().unwrap();
@@ -65,8 +72,11 @@ impl Serve {
     }
 
     pub fn signal(&self, name: &str) {
-        let id = self.0.as_ref().unwrap().id().to_string();
-        tool("kill", &[name, &id]);
+        tool("kill", &[name, &self.id().to_string()]);
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
     }
 
     /// How it ended.
@@ -89,21 +99,35 @@ impl Drop for Serve {
     }
 }
 
-/// Ends every connection that the server has, and not the server. How many there were.
-fn cut(ssh: &Ssh) -> usize {
+/// Kills the children of a process that have such a name. How many there were.
+pub fn kill_children(parent: u32, name: &str) -> usize {
     let mut found = 0;
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let parent = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
-        if parent == Some(ssh.server.id()) {
+        let Some((own, rest)) = stat.rsplit_once(") ") else {
+            continue;
+        };
+        let its = rest.split(' ').nth(1).and_then(|id| id.parse().ok());
+        if its == Some(parent) && own.contains(name) {
             let id = entry.file_name().into_string().unwrap();
             let killed = Command::new("kill").args(["-KILL", &id]).status().unwrap();
             found += usize::from(killed.success());
         }
     }
     found
+}
+
+/// Ends every connection that the server has, and not the server. How many there were.
+fn cut(ssh: &Ssh) -> usize {
+    kill_children(ssh.server.id(), "")
+}
+
+/// The disk of a conversion that copies.
+pub fn plain(lab: &Lab, source: &Path) -> PathBuf {
+    let out = lab.path("plain");
+    let args = ["--name", "vm", "-o", text(&out)];
+    run("convert", text(source), &[], &args).expect(0);
+    out.join("vm.qcow2")
 }
 
 #[test]
@@ -114,7 +138,7 @@ fn a_vm_starts_on_another_host_and_ends_without_it() {
     let lab = Lab::small();
     let ssh = ssh(&lab);
     let (url, options) = (ssh.url(&lab.raw), ssh.options());
-    let before = sha256(&lab.raw);
+    let untouched = Untouched::of(&[&lab.raw]);
     let plain = lab.convert(&lab.raw, &["--name", "vm"]).expect(0).json();
     let plain_out = lab.path("plain");
     fs::rename(lab.path("out"), &plain_out).unwrap();
@@ -208,7 +232,7 @@ fn a_vm_starts_on_another_host_and_ends_without_it() {
 
     let stands = contents(&lab, &disk, "stands.raw");
     tool("cmp", &[text(&seen), text(&stands)]);
-    alike(&plain_out.join("vm.qcow2"), &disk);
+    same_guest(&plain_out.join("vm.qcow2"), &disk);
     let report = read_json(&out.join("report.json"));
     assert_eq!(report["outputs"]["complete"], true);
     let (page, warnings) = (
@@ -224,7 +248,7 @@ fn a_vm_starts_on_another_host_and_ends_without_it() {
     assert_eq!(nothing["serving"], false);
     drop(ssh);
     h2k(["verify", text(&out)]).expect(0);
-    assert_eq!(sha256(&lab.raw), before, "the source");
+    untouched.check();
 }
 
 #[test]
@@ -235,6 +259,7 @@ fn a_pull_over_a_line_that_breaks_and_a_source_that_changes() {
     let lab = Lab::small();
     let ssh = ssh(&lab);
     let (url, options) = (ssh.url(&lab.raw), ssh.options());
+    let (untouched, copied) = (Untouched::of(&[&lab.raw]), plain(&lab, &lab.raw));
     let (_, out) = convert_later(&lab, &url, &options, "out");
     let disk = out.join("vm.qcow2");
     let info = tool("qemu-img", &["info", "-U", "--output=json", text(&disk)]);
@@ -274,6 +299,136 @@ fn a_pull_over_a_line_that_breaks_and_a_source_that_changes() {
     assert_eq!(pulled["bytes"]["left"], 0);
     let stands = contents(&lab, &disk, "stands.raw");
     tool("cmp", &[text(&seen), text(&stands)]);
+    same_guest(&copied, &disk);
+    untouched.check();
+}
+
+/// What reads through it meets the end of its connection, and the next one has everything again.
+#[test]
+fn a_serve_that_is_killed_anywhere_is_started_again() {
+    if !ready(&SERVERS) {
+        return;
+    }
+    let lab = Lab::small();
+    let ssh = ssh(&lab);
+    let (untouched, copied) = (Untouched::of(&[&lab.raw]), plain(&lab, &lab.raw));
+    let (_, out) = convert_later(&lab, &ssh.url(&lab.raw), &ssh.options(), "out");
+    let disk = out.join("vm.qcow2");
+    let read = |what: &str| {
+        let serve = Serve::start(&lab, &out);
+        let command = ["-r", "-f", "qcow2", "-c", "read 1M 64k", text(&disk)];
+        let said = String::from_utf8(tool("qemu-io", &command)).unwrap();
+        assert!(said.contains("read 65536"), "{what}: {said}");
+        serve.signal("-TERM");
+        serve.end().expect(0);
+        assert!(!out.join("vm.sock").exists(), "{what}");
+    };
+    read("none");
+    for point in ["serve-locked", "serve-listening", "serve-ready"] {
+        let mut command = Command::new(binary());
+        command.arg("serve").arg(&out);
+        command.env("HYPER2KVM_FAILPOINT", format!("{point}=kill"));
+        assert_eq!(finish(command).code, -1, "{point}");
+        read(point);
+    }
+    for point in ["serve-ending", "serve-removed"] {
+        let serve = Serve::at(&format!("{point}=kill"), &lab, &out);
+        serve.signal("-TERM");
+        assert_eq!(serve.end().code, -1, "{point}");
+        read(point);
+    }
+    h2k(["pull", text(&out)]).expect(0);
+    same_guest(&copied, &disk);
+    untouched.check();
+}
+
+/// Pulls and servers killed at moments spread over their runs; `HYPER2KVM_PAIRS` says how many.
+#[ignore = "minutes: cargo test --test wire -- --ignored over_ssh_killed; .ci/campaign lines has it"]
+#[test]
+fn pulls_over_ssh_killed_at_any_moment() {
+    if !ready(&SERVERS) {
+        return;
+    }
+    let lab = Lab::small();
+    let ssh = ssh(&lab);
+    let (untouched, copied) = (Untouched::of(&[&lab.raw]), plain(&lab, &lab.raw));
+    let (url, options) = (ssh.url(&lab.raw), ssh.options());
+    let (_, out) = convert_later(&lab, &url, &options, "fresh");
+    let disk = out.join("vm.qcow2");
+    let serve = Serve::start(&lab, &out);
+    let seen = contents(&lab, &disk, "seen.raw");
+    serve.signal("-TERM");
+    serve.end().expect(0);
+    let pull = || {
+        let mut command = Command::new(binary());
+        command.arg("pull").arg(&out).arg("--bandwidth").arg("8");
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let again = || {
+        fs::remove_dir_all(&out).unwrap();
+        convert_later(&lab, &url, &options, "fresh");
+    };
+    let begin = Instant::now();
+    assert!(pull().status().unwrap().success());
+    let whole = begin.elapsed();
+    same_guest(&copied, &disk);
+    again();
+    let kills = std::env::var("HYPER2KVM_PAIRS").ok();
+    let kills: u32 = kills.and_then(|n| n.parse().ok()).unwrap_or(3);
+    let (mut late, mut pulls) = (0, 1);
+    for n in 0..kills {
+        if read_json(&out.join("later.json"))["state"] != "left" {
+            again();
+            pulls += 1;
+        }
+        let mut child = pull().spawn().unwrap();
+        // Some come together with the end of every connection.
+        std::thread::sleep(whole.mul_f64(f64::from(n % 23) / 23.0));
+        if n % 3 == 0 {
+            cut(&ssh);
+        }
+        let _ = child.kill();
+        late += u32::from(child.wait().unwrap().success());
+        if read_json(&out.join("later.json"))["state"] == "left" {
+            let serve = Serve::start(&lab, &out);
+            let name = format!("{}", disk.display());
+            tool(
+                "qemu-img",
+                &[
+                    "compare",
+                    "-q",
+                    "-U",
+                    "-f",
+                    "raw",
+                    "-F",
+                    "qcow2",
+                    text(&seen),
+                    &name,
+                ],
+            );
+            serve.signal("-KILL");
+            serve.end();
+        } else {
+            tool(
+                "qemu-img",
+                &[
+                    "compare",
+                    "-q",
+                    "-f",
+                    "raw",
+                    "-F",
+                    "qcow2",
+                    text(&seen),
+                    text(&disk),
+                ],
+            );
+        }
+    }
+    assert!(pull().status().unwrap().success());
+    same_guest(&copied, &disk);
+    untouched.check();
+    println!("{kills} kills: {late} came too late, in {pulls} pulls");
 }
 
 #[test]
@@ -282,6 +437,7 @@ fn what_cannot_stay_on_another_host_is_refused() {
         return;
     }
     let lab = Lab::small();
+    let untouched = Untouched::of(&[&lab.raw]);
     let server = lab.path("s");
     let serving = qemu_nbd(&lab.raw, &server);
     let url = format!("nbd+unix:///disk?socket={}", server.display());
@@ -335,4 +491,5 @@ fn what_cannot_stay_on_another_host_is_refused() {
     assert!(begin.elapsed() < Duration::from_secs(20));
     assert!(!moved.exists());
     drop(serving);
+    untouched.check();
 }

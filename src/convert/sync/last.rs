@@ -240,6 +240,7 @@ impl Synced {
             virtual_size: image.virtual_size(),
             written,
             resumed: done.bytes(),
+            shared: 0,
         })
     }
 }
