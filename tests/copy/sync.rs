@@ -326,6 +326,9 @@ fn a_killed_pass_goes_on_and_a_killed_last_pass_leaves_nothing_of_its_fix() {
     run("sync", &two, &out, &[], "copy-recorded=kill").expect(-1);
     let pass = last_pass(&run("sync", &two, &out, &[], "").expect(0));
     assert!(pass["copied"].as_u64().unwrap() < 38 * MIB, "{pass}");
+    // The pass that was killed had found what changed.
+    assert!(pass["changed"].as_u64().unwrap() >= 40 * MIB, "{pass}");
+    assert!(pass["change_rate"].as_f64().unwrap() > 0.0, "{pass}");
 
     // Both links are merged into one, with what was written since in another.
     write(&lab, &now, "third.bin", &noise(12 * MIB as usize, 6));

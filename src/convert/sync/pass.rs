@@ -69,13 +69,15 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
     for frozen in &frozen {
         frozen.image.check_unchanged()?;
     }
+    // With what a pass before found that was killed.
+    let changed = std::mem::take(&mut state.changed);
     let mut pass = Pass {
         at,
         seconds: start.elapsed().as_secs_f64(),
         overhead_s,
-        changed: changed.iter().map(Extents::bytes).sum(),
+        changed,
         copied,
-        left: left(&frozen, &changed),
+        left: left(&frozen, changed),
         change_rate: 0.0,
         projected_s: 0.0,
         bandwidth: order.pace.as_ref().map(Pace::rate),
@@ -88,10 +90,13 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
 }
 
 /// What is left for the last pass: what the newest links hold, or, of an export, what changed this time.
-fn left(frozen: &[Frozen], changed: &[Extents]) -> u64 {
-    let disks = frozen.iter().zip(changed);
-    let left = disks.map(|(frozen, changed)| frozen.growing.unwrap_or_else(|| changed.bytes()));
-    left.fold(0, u64::saturating_add)
+fn left(frozen: &[Frozen], changed: u64) -> u64 {
+    let exports = match frozen.iter().any(|frozen| frozen.growing.is_none()) {
+        true => changed,
+        false => 0,
+    };
+    let growing = frozen.iter().filter_map(|frozen| frozen.growing);
+    growing.fold(exports, u64::saturating_add)
 }
 
 fn seconds_since_1970() -> u64 {

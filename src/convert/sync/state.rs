@@ -35,6 +35,9 @@ pub struct State {
     /// In the order of the source.
     pub(super) disks: Vec<SyncedDisk>,
     pub passes: Vec<Pass>,
+    /// Bytes that were found changed since the last pass that ended.
+    #[serde(default)]
+    pub(super) changed: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,6 +80,7 @@ impl State {
             source: crate::text::of_path(source).into_owned(),
             disks: Vec::new(),
             passes: Vec::new(),
+            changed: 0,
         }
     }
 
@@ -220,6 +224,8 @@ impl State {
         for (disk, now) in self.disks.iter_mut().zip(disks) {
             disk.links.clone_from(&now.links);
         }
+        let found = changed.iter().map(Extents::bytes);
+        self.changed = found.fold(self.changed, u64::saturating_add);
         self.save(folder)
     }
 
