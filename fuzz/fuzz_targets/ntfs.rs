@@ -49,7 +49,7 @@ fuzz_target!(|input: &[u8]| {
             let path = GuestPath::parse(name).expect("a path");
             let _ = reader.stat(VOLUME, &path);
         }
-        let _ = reader.free_bytes(VOLUME);
+        let _ = reader.free_bytes(VOLUME, u64::MAX);
         let _ = reader.free_ranges(VOLUME, &|_| true, &mut |_| Ok(()));
     });
 });

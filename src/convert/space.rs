@@ -123,7 +123,7 @@ pub(super) fn in_guest(
 ) -> Result<Vec<Blocker>> {
     let mut blockers = Vec::new();
     for (&volume, &needed) in needs.volumes.iter().filter(|(_, needed)| **needed > 0) {
-        let Some(free) = free_bytes(guest, disks, volume)? else {
+        let Some(free) = free_bytes(guest, disks, volume, needed)? else {
             continue;
         };
         if free < needed {
@@ -141,15 +141,20 @@ pub(super) fn in_guest(
     Ok(blockers)
 }
 
-/// `None` where the engine cannot tell.
-fn free_bytes(guest: &dyn GuestRead, disks: &VmDisks, volume: VolumeId) -> Result<Option<u64>> {
+/// Counted until they are `enough`. `None` where the engine cannot tell.
+fn free_bytes(
+    guest: &dyn GuestRead,
+    disks: &VmDisks,
+    volume: VolumeId,
+    enough: u64,
+) -> Result<Option<u64>> {
     // A map that cannot be read decides nothing.
     let believed = |free: Result<Option<u64>, GuestError>| match free {
         Err(GuestError::Unreadable { .. }) => Ok(None),
         free => free
             .map_err(|e| Error::failed(format!("reading the free space of {volume}")).because(e)),
     };
-    if let Some(free) = believed(guest.free_bytes(volume))? {
+    if let Some(free) = believed(guest.free_bytes(volume, enough))? {
         return Ok(Some(free));
     }
     let known = |kind| matches!(kind, FsKind::Ntfs | FsKind::Fat);
@@ -161,7 +166,7 @@ fn free_bytes(guest: &dyn GuestRead, disks: &VmDisks, volume: VolumeId) -> Resul
         return Ok(None);
     };
     let session = Session::read(source)?;
-    let free = session.guest.reader.free_bytes(volume.within());
+    let free = session.guest.reader.free_bytes(volume.within(), enough);
     session.close()?;
     believed(free)
 }

@@ -256,9 +256,9 @@ impl GuestRead for EmbeddedReader {
         &self.volumes
     }
 
-    fn free_bytes(&self, volume: VolumeId) -> Result<Option<u64>> {
+    fn free_bytes(&self, volume: VolumeId, enough: u64) -> Result<Option<u64>> {
         let free = match self.engine_of(volume)? {
-            Engine::Ntfs(v) => v.free_bytes().map_err(|e| e.at(&GuestPath::root())),
+            Engine::Ntfs(v) => v.free_bytes(enough).map_err(|e| e.at(&GuestPath::root())),
             Engine::Fat(v) => v.free_bytes(),
         };
         free.map(Some)

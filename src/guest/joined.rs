@@ -117,8 +117,8 @@ impl GuestRead for JoinedReader<'_> {
         }
     }
 
-    fn free_bytes(&self, volume: VolumeId) -> Result<Option<u64>> {
-        self.of(volume)?.free_bytes(volume.within())
+    fn free_bytes(&self, volume: VolumeId, enough: u64) -> Result<Option<u64>> {
+        self.of(volume)?.free_bytes(volume.within(), enough)
     }
 }
 

@@ -277,9 +277,9 @@ pub trait GuestRead {
     /// The whole file, or [`GuestError::TooLarge`].
     fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>>;
 
-    /// Bytes free on a volume by its own allocation map, which is read as a whole. `None` where this
-    /// engine cannot tell.
-    fn free_bytes(&self, _volume: VolumeId) -> Result<Option<u64>> {
+    /// Bytes free on a volume by its own allocation map, which is read until they are `enough`. `None` where
+    /// this engine cannot tell.
+    fn free_bytes(&self, _volume: VolumeId, _enough: u64) -> Result<Option<u64>> {
         Ok(None)
     }
 

@@ -110,8 +110,8 @@ impl NtfsVolume {
         })
     }
 
-    /// Counts the free clusters in `$Bitmap`.
-    pub fn free_bytes(&self) -> Fallible<u64> {
+    /// Counts the free clusters in `$Bitmap` until there are `enough` bytes.
+    pub fn free_bytes(&self, enough: u64) -> Fallible<u64> {
         let record = self.file_record(FILE_BITMAP)?;
         let stream = self
             .stream(FILE_BITMAP, &record, rec::AT_DATA, &[])?
@@ -121,18 +121,25 @@ impl NtfsVolume {
         if stream.size() < bytes {
             return Err("$Bitmap is too short".into());
         }
-        let mut used = 0u64;
+        let cluster = u64::from(self.facts.cluster_size);
+        let mut free = 0u64;
         let mut chunk = Vec::new();
         for at in (0..bytes).step_by(BULK) {
             chunk.resize((bytes - at).min(BULK as u64) as usize, 0);
             self.read_stream(&stream, at, &mut chunk)?;
-            used += ones(&chunk);
+            let mut used = ones(&chunk);
+            let end = at + chunk.len() as u64;
             // Bits past the last cluster are set by some tools and clear by others.
-            if at + chunk.len() as u64 == bytes && !clusters.is_multiple_of(8) {
+            if end == bytes && !clusters.is_multiple_of(8) {
                 let past = chunk.last().map_or(0, |b| b >> (clusters % 8));
                 used -= u64::from(past.count_ones());
             }
+            let counted = (end * 8).min(clusters) - at * 8;
+            free += counted.saturating_sub(used) * cluster;
+            if free >= enough {
+                break;
+            }
         }
-        Ok(clusters.saturating_sub(used) * u64::from(self.facts.cluster_size))
+        Ok(free)
     }
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Range;
 
 use super::fs::{FatWidth, fat, le16, le32};
-use super::ntfs_read::{Fallible, NtfsVolume, Stream};
+use super::ntfs_read::{BULK, Fallible, NtfsVolume, Stream};
 use super::ntfs_record as rec;
 use super::{GuestError, GuestPath};
 use crate::block::BlockRead;
@@ -74,13 +74,19 @@ impl NtfsVolume {
         let at = |n: u64| start + n * cluster;
         let mut free = Joiner { open: 0..0, found };
         let mut piece = Vec::new();
-        for first_byte in (0..clusters.div_ceil(8)).step_by(PIECE as usize) {
-            let len = (clusters.div_ceil(8) - first_byte).min(PIECE);
-            let end = ((first_byte + len) * 8).min(clusters);
-            if !wanted(at(first_byte * 8)..at(end)) {
-                continue;
+        let bytes = clusters.div_ceil(8);
+        let mut pieces = (0..bytes)
+            .step_by(PIECE as usize)
+            .filter(|byte| wanted(at(byte * 8)..at(((byte + PIECE) * 8).min(clusters))))
+            .peekable();
+        while let Some(first_byte) = pieces.next() {
+            // Neighbours are read in one go: each read may be a round trip to another host.
+            let mut end_byte = (first_byte + PIECE).min(bytes);
+            while end_byte - first_byte < BULK as u64 && pieces.next_if_eq(&end_byte).is_some() {
+                end_byte = (end_byte + PIECE).min(bytes);
             }
-            piece.resize(len as usize, 0);
+            let end = (end_byte * 8).min(clusters);
+            piece.resize((end_byte - first_byte) as usize, 0);
             self.read_stream(&bitmap, first_byte, &mut piece)?;
             for (i, byte) in piece.iter().enumerate() {
                 let first = (first_byte + i as u64) * 8;

@@ -9,7 +9,7 @@ use crate::guest::{GuestRead, GuestWrite};
 fn walk(bytes: Vec<u8>) {
     let layout = layout(0, bytes.len() as u64);
     let reader = embedded::open(Arc::new(bytes), &layout).unwrap();
-    let _ = reader.free_bytes(VOLUME);
+    let _ = reader.free_bytes(VOLUME, u64::MAX);
     for dir in ["", "Windows", "Windows/System32"] {
         for entry in reader.list(VOLUME, &path(dir)).unwrap_or_default() {
             let Ok(file) = path(dir).join(&entry.name) else {
