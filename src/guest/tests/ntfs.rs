@@ -112,7 +112,10 @@ fn every_sector_and_cluster_size() {
         let free = reader.free_bytes(VOLUME, u64::MAX).unwrap().unwrap();
         assert!(free > 0 && free < mib << 20, "{what}");
         let enough = reader.free_bytes(VOLUME, 1 << 20).unwrap().unwrap();
-        assert!((free.min(1 << 20)..=free).contains(&enough), "{what}: {enough}");
+        assert!(
+            (free.min(1 << 20)..=free).contains(&enough),
+            "{what}: {enough}"
+        );
         let got = reader.read(VOLUME, &file, 1 << 20).unwrap();
         assert!(got == driver, "{what}");
         assert!(ntfscat(&image, "Windows/System32/viostor.sys") == driver);
