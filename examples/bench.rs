@@ -623,15 +623,7 @@ fn build(kind: Disk, mib: u64, disk: &Path) -> Result<()> {
         Disk::Sparse => 2 << 40,
     };
     guest::build(&spec, disk)?;
-    let part = spec.partition(Role::Windows).context("no Windows volume")?;
-    let mut filler = Filler {
-        volume: VolumeId::new(part.index),
-        writer: Box::new(EmbeddedWriter::new(
-            Arc::new(FileDisk::open_rw(disk)?),
-            &guest::layout(&spec),
-            MountOptions::default(),
-        )),
-    };
+    let mut filler = Filler::of(&spec, disk)?;
     match kind {
         Disk::Deleted => {
             filler.large("pagefile.sys", mib)?;
@@ -669,6 +661,19 @@ struct Filler {
 }
 
 impl Filler {
+    /// Writes to the volume with Windows.
+    fn of(spec: &GuestSpec, disk: &Path) -> Result<Self> {
+        let part = spec.partition(Role::Windows).context("no Windows volume")?;
+        Ok(Self {
+            volume: VolumeId::new(part.index),
+            writer: Box::new(EmbeddedWriter::new(
+                Arc::new(FileDisk::open_rw(disk)?),
+                &guest::layout(spec),
+                MountOptions::default(),
+            )),
+        })
+    }
+
     /// A file too large to hold in memory.
     fn large(&mut self, name: &str, mib: u64) -> Result<()> {
         const STEP: u64 = 8;

@@ -6,15 +6,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use hyper2kvm::block::FileDisk;
+use anyhow::{Result, ensure};
 use hyper2kvm::boot::MARKER;
-use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion, guest};
-use hyper2kvm::guest::ntfs3g::MountOptions;
-use hyper2kvm::guest::{EmbeddedWriter, GuestWrite, VolumeId};
+use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion, guest};
+use hyper2kvm::guest::GuestWrite;
 use hyper2kvm::tool;
 use serde_json::{Map, Value, json};
 
@@ -157,15 +154,7 @@ fn build(disk: &Path, size: u64, mib: u64) -> Result<()> {
     spec.pagefile_size = 0;
     spec.disk_size = size;
     guest::build(&spec, disk)?;
-    let part = spec.partition(Role::Windows).context("no Windows volume")?;
-    let mut filler = Filler {
-        volume: VolumeId::new(part.index),
-        writer: Box::new(EmbeddedWriter::new(
-            Arc::new(FileDisk::open_rw(disk)?),
-            &guest::layout(&spec),
-            MountOptions::default(),
-        )),
-    };
+    let mut filler = Filler::of(&spec, disk)?;
     filler.large("live", mib)?;
     filler.writer.close()?;
     let file = File::options().write(true).open(disk)?;

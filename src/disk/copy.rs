@@ -222,15 +222,8 @@ impl CopyError {
 
     /// The error of a copy, by what went wrong on which side.
     pub(super) fn of(error: TransferError, from: &Path, to: &Path) -> Self {
-        let full = |e: &io::Error| {
-            let kind = e.kind();
-            matches!(
-                kind,
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            )
-        };
         match error {
-            e if !e.of_source() && e.cause().is_some_and(full) => Self::Full { path: to.into() },
+            e if e.is_full() => Self::Full { path: to.into() },
             source => Self::Transfer {
                 from: from.into(),
                 to: to.into(),

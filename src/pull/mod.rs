@@ -11,7 +11,6 @@ mod room;
 mod running;
 pub(crate) mod serve;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -253,16 +252,10 @@ fn copy(
 /// The error of a copy that the same command continues.
 fn broke_off(error: TransferError, disk: &Path) -> Error {
     let continues = "run the same command again: what was flushed is not copied again";
-    let full = |e: &io::Error| {
-        matches!(
-            e.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        )
-    };
     if let TransferError::Interrupted(_) = error {
         return Error::new(ErrorKind::Interrupted, "interrupted").hint(continues);
     }
-    if !error.of_source() && error.cause().is_some_and(full) {
+    if error.is_full() {
         return Error::failed(format!("the file system of {} ran full", disk.display()))
             .because(error)
             .hint(format!("free some space there, then {continues}"));

@@ -92,8 +92,15 @@ impl TransferError {
         }
     }
 
+    /// Whether there is no room for the copy.
+    pub(crate) fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let full = |e: &io::Error| matches!(e.kind(), StorageFull | QuotaExceeded);
+        !self.of_source() && self.cause().is_some_and(full)
+    }
+
     /// Whether it was the source that failed.
-    pub(crate) fn of_source(&self) -> bool {
+    fn of_source(&self) -> bool {
         matches!(self, Self::Read { .. })
     }
 }

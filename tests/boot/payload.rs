@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hyper2kvm::boot::MARKER;
 use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion};
 
-use crate::support::{Lab, Split, tool};
+use crate::support::{Lab, Split, text, tool};
 
 #[derive(Clone, Copy)]
 pub enum End {
@@ -226,6 +226,23 @@ pub fn efi_application() -> Vec<u8> {
     put(section + 36, &0x6000_0020u32.to_le_bytes()); // code, execute, read
     pe.extend(code);
     pe
+}
+
+/// An empty qcow2 over the disk of [`guest`].
+pub fn link_over(lab: &Lab) -> PathBuf {
+    let link = lab.path("delta.qcow2");
+    let create = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "guest.raw",
+        "-F",
+        "raw",
+    ];
+    tool("qemu-img", &[&create[..], &[text(&link)]].concat());
+    link
 }
 
 /// A guest with the payload in it that comes up and powers off.

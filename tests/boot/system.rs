@@ -8,10 +8,10 @@ use hyper2kvm::demo::{Firmware, GuestSpec, WinVersion};
 
 use crate::convert;
 use crate::libvirt::able;
-use crate::payload::{End, boot_code, guest};
+use crate::payload::{End, boot_code, guest, link_over};
 use crate::support::later::{Untouched, same_guest};
 use crate::support::wire::Sshd;
-use crate::support::{Lab, binary, finish, have, skip, text, tool, virtio_win};
+use crate::support::{Lab, binary, finish, have, skip, virtio_win};
 
 /// In namespaces of its own, so that the host's libvirt, if there is one, is left alone.
 const SCRIPT: &str = r#"
@@ -94,18 +94,7 @@ fn qemus_user_reads_what_root_serves() {
     }
     let (lab, ssh) = (guest(Firmware::Bios), Sshd::start());
     fs::set_permissions(lab.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let delta = lab.path("delta.qcow2");
-    let args = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-b",
-        "guest.raw",
-        "-F",
-        "raw",
-    ];
-    tool("qemu-img", &[&args[..], &[text(&delta)]].concat());
+    let delta = link_over(&lab);
     let untouched = Untouched::of(&[&lab.raw, &delta]);
     let (_, plain) = convert(&lab, &delta, "plain", &[]);
     let options = ssh.options();

@@ -10,7 +10,7 @@ use hyper2kvm::demo::Firmware;
 use serde_json::Value;
 
 use crate::libvirt::{Libvirt, able};
-use crate::payload::{End, boot_code, boot_code_on, guest, read_sector};
+use crate::payload::{End, boot_code, boot_code_on, guest, link_over, read_sector};
 use crate::support::later::{Untouched, same_guest};
 use crate::support::wire::Sshd;
 use crate::support::{Lab, Paused, binary, finish, have, text, tool};
@@ -82,18 +82,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let (lab, libvirt, ssh) = (guest(Firmware::Bios), Libvirt::new(), Sshd::start());
-        let (delta, data) = (lab.path("delta.qcow2"), lab.path("data.raw"));
-        let args = [
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-b",
-            "guest.raw",
-            "-F",
-            "raw",
-        ];
-        tool("qemu-img", &[&args[..], &[text(&delta)]].concat());
+        let (delta, data) = (link_over(&lab), lab.path("data.raw"));
         let at = ON_SOURCE * 512;
         assert_eq!(lab.spec.disk_size, 1 << 30);
         let write = format!("write -q -P 7 {at} 64k");
