@@ -290,6 +290,13 @@ fn drivers_this_windows_would_not_load() {
     // 32-bit Windows does not check.
     select(&newer, &catalogue, &target(6, 3, 9600, false, Arch::X86)).unwrap();
 
+    // As for Windows 7, which takes later ones after an update.
+    let w7 = target(6, 1, 7601, false, Arch::Amd64);
+    for (stamp, notes) in [("17399", 0), ("17400", 6)] {
+        let media = change("61.77.104.17300", &format!("61.77.104.{stamp}"));
+        let set = select(&media, &catalogue, &w7).unwrap();
+        assert_eq!(set.notes.len(), notes, "{stamp}: {:?}", set.notes);
+    }
     let newer = change("61.77.104.17300", "61.80.104.20000");
     let set = select(&newer, &catalogue, &target(6, 1, 7601, false, Arch::Amd64)).unwrap();
     assert!(set.notes[0].contains("KB4474419"), "{:?}", set.notes);
