@@ -311,7 +311,8 @@ fn a_device_id_is_recorded_with_its_place_in_the_list_of_the_model() {
 fn a_file_goes_to_the_directory_that_the_inf_names() {
     let w10 = target(10, 0, 19045, Arch::Amd64);
     let (set, _) = demo_set(&w10);
-    let store = r"\SystemRoot\System32\DriverStore\FileRepository\viostor.inf_amd64_0123456789abcdef";
+    let store =
+        r"\SystemRoot\System32\DriverStore\FileRepository\viostor.inf_amd64_0123456789abcdef";
     for (dirid, to, image_path) in [
         (10, r"\Windows\viostor.sys", r"\SystemRoot\viostor.sys"),
         (
@@ -437,6 +438,16 @@ fn staging() {
         to.to_string() == r"\Windows\hyper2kvm\drivers\netkvm.inf"
             && from == "NetKVM/w10/amd64/netkvm.inf"
     }));
+    // What is there to be read by people stays in the driver source.
+    for name in ["README.md", "license.TXT"] {
+        let media_path = format!("NetKVM/w10/amd64/{name}");
+        set.packages[2].files.push(super::super::PackageFile {
+            name: name.into(),
+            media_path,
+            size: 10,
+        });
+    }
+    assert_eq!(stage_all(&set, &placement(0)).unwrap().files, staged);
     // The same file name twice: shared when it is the same size, else kept apart.
     let shared = super::super::PackageFile {
         name: "WdfCoInstaller01011.dll".into(),
