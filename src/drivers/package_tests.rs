@@ -350,6 +350,38 @@ fn a_file_goes_to_the_directory_that_the_inf_names() {
     }
 }
 
+/// Helpers are for Windows to set up, when it meets the device.
+#[test]
+fn of_a_staged_package_only_the_service_of_the_device_is_recorded() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (set, _) = demo_set(&w10);
+    let mut pkg = set.package("netkvm").unwrap().clone();
+    let own = pkg.inf.installs[0].services[0].clone();
+    let helper = ServiceInstall {
+        name: "helper".into(),
+        flags: 0,
+        ..own.clone()
+    };
+    pkg.inf.installs[0].services.push(helper);
+    let services = |existing: &[&str]| {
+        let mut at = placement(0);
+        at.existing = existing.iter().map(ToString::to_string).collect();
+        let result = install(&pkg, DIGEST, &w10, &at).unwrap();
+        let key = r"ControlSet001\Services\";
+        let names = result
+            .system
+            .iter()
+            .filter_map(|op| op.key().strip_prefix(key));
+        let names = names.filter_map(|name| name.split('\\').next());
+        names.map(str::to_lowercase).collect::<BTreeSet<_>>()
+    };
+    let of_device = |names: &BTreeSet<String>| names.contains(&own.name.to_lowercase());
+    let names = services(&[]);
+    assert!(of_device(&names) && !names.contains("helper"), "{names:?}");
+    // What drives the device already is left alone.
+    assert!(!of_device(&services(&["netkvm"])));
+}
+
 #[test]
 fn start_types_of_the_catalogue() {
     let w10 = target(10, 0, 19045, Arch::Amd64);

@@ -1,17 +1,20 @@
 //! What is planned for each Windows, as text: a change of a decision shows as a change of these files.
 
 use crate::actions::{Action, EditHive, PatchBootSector};
+use crate::convert::prepare;
 use crate::demo::guest::GuestFile;
 use crate::demo::{GuestSpec, Role, WinVersion};
 use crate::domain::StorageBus;
+use crate::drivers::Catalogue;
 use crate::error::Blocker;
 use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
 use crate::ids::Accepted;
-use crate::inspect::HiveName;
+use crate::inspect::{HiveName, Hives};
 use crate::registry::{HiveError, RegData, RegEdits};
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 
+use super::firstboot::Wishes;
 use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders};
 
 /// All but Vista, for which the driver source has no drivers.
@@ -283,4 +286,49 @@ fn a_file_is_copied_unless_it_is_there_and_a_directory_in_its_place_is_a_blocker
     let present = [(path("\\a\\b"), At::Folder)].into();
     let missing = missing_folders(&path("\\a\\b\\c\\file"), &present, &mut made);
     assert_eq!(missing, [path("\\a\\b\\c")]);
+}
+
+/// A hive whose log was replayed is written, so that the guest is left in one state; the boot store is left to
+/// Windows.
+#[test]
+fn a_recovered_hive_is_written_without_an_edit() {
+    let media = media();
+    for (version, hive, change) in [
+        (
+            WinVersion::Win10,
+            HiveName::Software,
+            (|hives| hives.software.replayed = true) as fn(&mut Hives),
+        ),
+        // It is not edited in 8.
+        (WinVersion::Win81, HiveName::Drivers, |hives| {
+            let mut drivers = hives.software.clone();
+            drivers.replayed = true;
+            hives.drivers = Some(drivers);
+        }),
+        (WinVersion::Win10, HiveName::Bcd, |hives| {
+            hives.bcd.as_mut().unwrap().replayed = true;
+        }),
+    ] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(version));
+        let bootstrap = Some(bootstrap(version));
+        let first = guest.prepare(&media, bootstrap);
+        guest.apply(&first, &media);
+        guest.look(&[], |fake, survey| {
+            let mut survey = survey.clone();
+            change(survey.hives.as_mut().unwrap());
+            let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+            let options = (testing::options(bootstrap), &wishes);
+            let (draft, _) = prepare::draft(&survey, fake, &media, &catalogue, options).unwrap();
+            let written: Vec<_> = (draft.actions.iter())
+                .map(|action| match action {
+                    Action::EditHive(edit) => (edit.hive, edit.edits.ops.len()),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            match hive {
+                HiveName::Bcd => assert_eq!(written, []),
+                _ => assert_eq!(written, [(hive, 0)], "{version:?}"),
+            }
+        });
+    }
 }

@@ -269,6 +269,13 @@ const ROWS: &[Row] = &[
         faults: &["logs-harmless", "hives-clean"],
         change: |g| g.damage = Some(|bytes| dirty(bytes)),
     },
+    Row {
+        version: Win10,
+        faults: &["hives-clean"],
+        change: |g| {
+            g.survey = Some(|survey| survey.hives.as_mut().unwrap().software.replayed = true);
+        },
+    },
 ];
 
 fn converted(version: WinVersion) -> MemoryGuest {
