@@ -314,17 +314,9 @@ mod tests {
                     prefix: *prefix,
                 })
                 .collect(),
-            gateways: Vec::new(),
-            gateway_metrics: Vec::new(),
-            dns: Vec::new(),
-            dns_suffix: None,
-            wins: Vec::new(),
-            netbios: None,
-            mtu: None,
-            metric: None,
-            routes: Vec::new(),
             enabled: true,
             device: Some("PCI\\X\\1".into()),
+            ..Adapter::default()
         }
     }
 
