@@ -41,7 +41,7 @@ impl BlockRead for Vec<u8> {
     }
 }
 
-/// From this size on two threads read side by side.
+/// More than this is read by two threads side by side.
 const LARGE: usize = 4 << 20;
 
 /// A raw image file or block device, opened directly.
@@ -72,7 +72,7 @@ impl BlockRead for FileDisk {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        if buf.len() < LARGE {
+        if buf.len() <= LARGE {
             return self.file.read_exact_at(buf, offset);
         }
         // Copying a hive out of the page cache takes longer than anything that is done with it.

@@ -36,6 +36,8 @@ pub struct MemoryGuest {
     pub damage: Option<fn(&mut Vec<u8>)>,
     /// Applied to the volume Windows is on.
     pub volume: Option<fn(&mut Volume)>,
+    /// Applied to what inspection read.
+    pub survey: Option<fn(&mut Survey)>,
 }
 
 impl MemoryGuest {
@@ -60,6 +62,7 @@ impl MemoryGuest {
             spec,
             damage: None,
             volume: None,
+            survey: None,
         }
     }
 
@@ -113,7 +116,10 @@ impl MemoryGuest {
         if let Some(change) = self.volume {
             change(fake.volume_mut(index(Role::Windows)));
         }
-        let survey = inspect(&fake, &[self.disk()], &InspectOptions::default()).unwrap();
+        let mut survey = inspect(&fake, &[self.disk()], &InspectOptions::default()).unwrap();
+        if let Some(change) = self.survey {
+            change(&mut survey);
+        }
         then(&fake, &survey)
     }
 

@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 use crate::files::create_private;
 use crate::fix::journal::write_durably;
 use crate::fix::trusted::TrustedFolder;
-use crate::tool::virsh::State;
 
 impl Run<'_> {
     /// Screen, domain and logs of a boot that failed. What cannot be had is a warning: the failure itself
@@ -75,7 +74,7 @@ impl Run<'_> {
     }
 
     pub(super) fn screenshot(&self, folder: &Path) -> Result<Option<PathBuf>> {
-        if self.tick(1)?.state == State::Off {
+        if self.is_off()? {
             return Ok(None);
         }
         self.picture(folder)

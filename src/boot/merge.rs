@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::stop;
 use crate::tool::qemu_img;
-use crate::tool::virsh::{JobKind, State};
+use crate::tool::virsh::JobKind;
 
 /// Between two looks at a job of libvirt.
 const TICK: Duration = Duration::from_millis(200);
@@ -59,11 +59,7 @@ impl Run<'_> {
     }
 
     fn merge(&mut self, pair: &Pair) -> Result<()> {
-        let done = match self.tick(1)?.state {
-            State::Off => false,
-            _ => self.merge_running(pair)?,
-        };
-        if !done {
+        if self.is_off()? || !self.merge_running(pair)? {
             self.merge_off(pair)?;
         }
         // From now on nothing names the overlay: neither the record nor, with the next definition, libvirt.
@@ -85,7 +81,7 @@ impl Run<'_> {
     fn merge_running(&self, pair: &Pair) -> Result<bool> {
         let domain = self.files.uuid;
         let Some(target) = self.target(pair)? else {
-            return Ok(self.tick(1)?.state != State::Off);
+            return Ok(!self.is_off()?);
         };
         loop {
             if stop::requested() {
@@ -95,7 +91,7 @@ impl Run<'_> {
                 )
                 .hint("run the same command again to continue"));
             }
-            if self.tick(1)?.state == State::Off {
+            if self.is_off()? {
                 return Ok(false);
             }
             match self.virsh.job(domain, &target)? {

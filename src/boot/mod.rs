@@ -164,7 +164,7 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     let outcome = run.phases();
     if let Some(served) = served
         && outcome.is_err()
-        && run.tick(1).is_ok_and(|tick| tick.state == State::Off)
+        && run.is_off().unwrap_or(false)
     {
         served.end();
     }
@@ -368,11 +368,10 @@ impl Run<'_> {
         let ours = self.files.system_disk()?.path;
         // The directory was moved since it was defined: it is defined anew before the next start.
         let left_behind = |disk: &Path| disk.file_name() == ours.file_name() && !disk.exists();
-        let off = || Ok::<_, Error>(self.tick(1)?.state == State::Off);
         let named = |d: &files::DomainDisk| {
             left_behind(&d.path) || d.below.iter().any(|below| left_behind(below))
         };
-        let moved = || Ok::<_, Error>(disks.iter().any(named) && off()?);
+        let moved = || Ok::<_, Error>(disks.iter().any(named) && self.is_off()?);
         if !disks.iter().any(|d| d.stands_on(&ours)) && !moved()? {
             return refuse(
                 format!(
@@ -385,8 +384,13 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Waits for an event, `seconds` at most.
     fn tick(&self, seconds: u32) -> Result<Tick> {
         Ok(self.virsh.tick(self.files.uuid, seconds)?)
+    }
+
+    fn is_off(&self) -> Result<bool> {
+        Ok(self.virsh.state(self.files.uuid)?.state == State::Off)
     }
 
     fn defined(&self) -> Result<bool> {
@@ -440,7 +444,10 @@ impl Run<'_> {
         let mut asked: Option<Instant> = None;
         let mut outages = Outages::default();
         while self.defined()? {
-            let tick = self.tick(1)?;
+            let tick = match asked {
+                None => self.virsh.state(self.files.uuid)?,
+                Some(_) => self.tick(1)?,
+            };
             if tick.state == State::Off {
                 return Ok(());
             }
@@ -513,7 +520,7 @@ impl Run<'_> {
         self.merge_overlays()?;
         // From the next start on it is the domain of the output directory, without our log.
         self.define(Stage::Final, None)?;
-        let off = self.tick(1)?.state == State::Off;
+        let off = self.is_off()?;
         let mut left = Vec::new();
         for kept in std::mem::take(&mut self.record.protected) {
             if !off || kept.forget().is_err() {
@@ -536,11 +543,11 @@ impl Run<'_> {
     fn bootstrap_failed(&mut self, failure: &Failure) -> Result<Error> {
         let folder = self.evidence(Stage::Bootstrap);
         let rehearsal = self.options.rehearsal.is_some();
-        let off = self.tick(1)?.state == State::Off;
+        let off = self.is_off()?;
         if (rehearsal && !off) || failure.code == "reboot-loop" {
             self.virsh.destroy(self.files.uuid)?;
         }
-        if self.tick(1)?.state == State::Off {
+        if self.is_off()? {
             self.guest_evidence(&folder);
         }
         self.record.save(&self.files.folder)?;
@@ -570,7 +577,7 @@ impl Run<'_> {
             self.bus(Stage::Final)
         ));
         let folder = self.evidence(Stage::Final);
-        if self.tick(1)?.state != State::Off {
+        if !self.is_off()? {
             self.virsh.destroy(self.files.uuid)?;
         }
         self.guest_evidence(&folder);
@@ -579,7 +586,7 @@ impl Run<'_> {
 
     /// Puts everything back, and the bootstrap machine to work. Returns the error to end with.
     fn restore(&mut self) -> Result<Error> {
-        if self.tick(1)?.state != State::Off {
+        if !self.is_off()? {
             // Only a run that was killed in here leaves it on.
             self.virsh.destroy(self.files.uuid)?;
         }

@@ -27,7 +27,6 @@ use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted;
 use crate::stop;
 use crate::tool::confine::Confinement;
-use crate::tool::virsh::State;
 use crate::tool::{Cmd, qemu_img};
 
 /// The internal snapshot that earlier versions made.
@@ -92,7 +91,7 @@ pub fn plan(disk: &Path, format: &str) -> Option<Protected> {
 impl Run<'_> {
     /// Saves the machine, which is off, before the switch.
     pub(super) fn protect(&mut self) -> Result<()> {
-        if self.defined()? && self.tick(1)?.state != State::Off {
+        if self.defined()? && !self.is_off()? {
             self.shut_down()?;
         }
         // Of a run that was killed in here: perhaps half a copy.

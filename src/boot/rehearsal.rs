@@ -3,7 +3,6 @@
 use super::{Failure, Run};
 use crate::domain::Stage;
 use crate::error::{Error, ErrorKind, Result};
-use crate::tool::virsh::State;
 
 impl Run<'_> {
     /// The screen of a rehearsal, in the place of the last picture: a machine may go off at any moment.
@@ -45,7 +44,7 @@ impl Run<'_> {
     /// A final boot that failed: the throw-away disk stays as that boot has left it.
     pub(super) fn rehearsal_failed(&mut self, failure: &Failure) -> Result<Error> {
         let folder = self.evidence(Stage::Final);
-        if self.tick(1)?.state != State::Off {
+        if !self.is_off()? {
             self.virsh.destroy(self.files.uuid)?;
         }
         self.guest_evidence(&folder);

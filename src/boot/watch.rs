@@ -25,7 +25,7 @@ impl Run<'_> {
     pub(super) fn start_and_watch(&mut self, stage: Stage) -> Result<Outcome> {
         let log = self.files.serial_log(stage);
         if self.defined()? {
-            let tick = self.tick(1)?;
+            let tick = self.virsh.state(self.files.uuid)?;
             let running = matches!(tick.state, State::Running | State::Paused);
             let (live, _) = files::identify(&self.virsh.xml(self.files.uuid, running)?)?;
             if running && live == Some(stage) && !tick.panicked {
@@ -33,7 +33,7 @@ impl Run<'_> {
                     "Watching",
                     &format!("{}, which runs already", self.files.name),
                 );
-                return self.watch(stage, &log);
+                return self.watch(stage, &log, Instant::now());
             }
             if tick.state == State::Off
                 && live == Some(stage)
@@ -70,10 +70,11 @@ impl Run<'_> {
             "Starting",
             &format!("{} on {}", self.files.name, self.bus(stage)),
         );
+        let begin = Instant::now();
         self.virsh
             .start(self.files.uuid)
             .map_err(|e| Error::from(e).hint(self.why_not_started(stage)))?;
-        self.watch(stage, &log)
+        self.watch(stage, &log, begin)
     }
 
     /// What to look at when libvirt does not start a domain.
@@ -111,8 +112,7 @@ impl Run<'_> {
         }
     }
 
-    fn watch(&mut self, stage: Stage, log: &Path) -> Result<Outcome> {
-        let begin = Instant::now();
+    fn watch(&mut self, stage: Stage, log: &Path, begin: Instant) -> Result<Outcome> {
         let agent_channel = self
             .files
             .domain(stage)

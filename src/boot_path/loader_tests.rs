@@ -338,6 +338,23 @@ fn what_stops_a_loader_is_not_ready() {
                 g.tree.dword(&service("viostor"), "DeleteFlag", 1);
             },
         ),
+        // Windows writes 1; whatever else is there is taken for the mark.
+        (
+            &[XP, SEVEN, TEN],
+            BLK,
+            "viostor is marked for deletion",
+            |g| {
+                g.tree.dword(&service("viostor"), "DeleteFlag", 2);
+            },
+        ),
+        (
+            &[XP, SEVEN, TEN],
+            BLK,
+            "viostor is marked for deletion",
+            |g| {
+                g.tree.sz(&service("viostor"), "DeleteFlag", "1");
+            },
+        ),
         (&[XP, SEVEN, TEN], IDE, "pci is marked for deletion", |g| {
             g.tree.dword(&service("pci"), "DeleteFlag", 1);
         }),

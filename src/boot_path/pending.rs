@@ -147,6 +147,37 @@ mod tests {
     }
 
     #[test]
+    fn the_second_list_counts_after_the_first() {
+        let session = "ControlSet001\\Control\\Session Manager";
+        let temp = "\\??\\C:\\Temp\\a.tmp";
+        for (first, second, gone) in [
+            ([temp, ""], [FILE, ""], true),
+            ([FILE, ""], [temp, FILE], false),
+        ] {
+            let mut tree = KeyTree::new("ROOT");
+            for (name, list) in VALUES.iter().zip([first, second]) {
+                let list = list.map(str::to_string).to_vec();
+                tree.set(session, name, RegData::MultiSz(list));
+            }
+            let hive = tree.to_bytes("SYSTEM");
+            let view = HiveView::new(&hive).unwrap();
+            let found = Pending::read(&view, &ControlSet::new(1)).unwrap();
+            let path = GuestPath::parse("\\Windows\\System32\\drivers\\viostor.sys").unwrap();
+            assert_eq!(found.removes(&path), gone, "{first:?} {second:?}");
+            if gone {
+                let ops = found.without(&ControlSet::new(1), &[path]);
+                assert_eq!(
+                    ops,
+                    [RegOp::DeleteValue {
+                        key: session.into(),
+                        name: VALUES[1].into()
+                    }]
+                );
+            }
+        }
+    }
+
+    #[test]
     fn the_rest_of_the_list_stays() {
         let temp = "\\??\\C:\\Temp\\a.tmp";
         let (hive, path) = pending(&[temp, "", FILE, "", temp, "\\??\\C:\\b"]);

@@ -15,7 +15,6 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
 use crate::inspect::{Hives, Inspection, Severity, Survey};
 use crate::later::holes;
-use crate::plan::Plan;
 use crate::report::DiskTrim;
 use crate::timeline;
 use crate::ui::{Ui, count};
@@ -210,7 +209,7 @@ impl Fixing<'_> {
         });
         checks.extend(verify::planned(&plan.actions, after.as_ref()));
         session.close()?;
-        accept(&mut checks, plan);
+        accept(&mut checks, &plan.checks);
         if !crate::check::is_ready_but_for_accepted(&checks) {
             let mut error = Error::failed(
                 "the fix did not make this disk boot-ready; the disk itself was not changed",
@@ -284,9 +283,45 @@ fn trimmed(
 type MapThread = JoinHandle<Result<DataMap>>;
 
 /// A check that the plan said would fail, and that was accepted then, is accepted now.
-fn accept(checks: &mut [Check], plan: &Plan) {
-    let foreseen = |id| plan.checks.iter().any(|c| c.id == id && c.accepted);
+fn accept(checks: &mut [Check], planned: &[Check]) {
+    let foreseen = |id| planned.iter().any(|c| c.id == id && c.accepted);
     for check in checks.iter_mut().filter(|c| !c.ok) {
         check.accepted = check.severity == Severity::Blocker && foreseen(check.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::CheckState;
+
+    fn check(id: &'static str, severity: Severity, state: CheckState) -> Check {
+        Check::new(id, severity, state, "")
+    }
+
+    /// What was accepted is what the plan said would fail; another check that fails stops the conversion.
+    #[test]
+    fn only_a_blocker_that_was_foreseen_and_accepted_is_accepted_after_the_fix() {
+        use CheckState::{CouldNotRun, Fault, Ok};
+        use Severity::{Blocker, Warning};
+        let mut foreseen = Vec::new();
+        for (id, accepted) in [("bcd", true), ("boot-path", true), ("firmware", false)] {
+            let mut one = check(id, Blocker, Fault);
+            one.accepted = accepted;
+            foreseen.push(one);
+        }
+        let mut checks = [
+            check("boot-path", Blocker, Fault),
+            check("boot-path", Blocker, CouldNotRun),
+            check("boot-path", Blocker, Ok),
+            check("bcd", Warning, Fault),
+            check("firmware", Blocker, Fault),
+            check("control-sets", Blocker, Fault),
+        ];
+        accept(&mut checks, &foreseen);
+        let accepted = checks.each_ref().map(|check| check.accepted);
+        assert_eq!(accepted, [true, true, false, false, false, false]);
+        assert!(!crate::check::is_ready_but_for_accepted(&checks));
+        assert!(crate::check::is_ready_but_for_accepted(&checks[..4]));
     }
 }

@@ -110,7 +110,7 @@ impl Resumed {
             Ok(doc) => doc,
             Err(error) => return over(folder, &error.message),
         };
-        doc.refuse_other_options(job)?;
+        doc.refuse_other_options(&options(job))?;
         if doc.disks.len() != disks.len() {
             return over(folder, "the source has another number of disks now");
         }
@@ -209,8 +209,7 @@ impl Document {
         Ok(doc)
     }
 
-    fn refuse_other_options(&self, job: &Job) -> Result<()> {
-        let now = options(job);
+    fn refuse_other_options(&self, now: &BTreeMap<String, Vec<String>>) -> Result<()> {
         let names: BTreeSet<&String> = self.options.keys().chain(now.keys()).collect();
         let mut error: Option<Error> = None;
         for name in names {
@@ -325,6 +324,75 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn document(options: &[(&str, &str)]) -> Document {
+        Document {
+            schema: SCHEMA.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            options: named(options),
+            plan: digest(&json!([{"kind": "edit-hive"}])),
+            disks: Vec::new(),
+            trim: Vec::new(),
+        }
+    }
+
+    fn named(options: &[(&str, &str)]) -> BTreeMap<String, Vec<String>> {
+        let owned = |(name, value): &(&str, &str)| (name.to_string(), vec![value.to_string()]);
+        options.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn another_plan_than_that_of_the_interrupted_run_is_refused() {
+        let resumed = Resumed {
+            plan: document(&[]).plan,
+            disks: Vec::new(),
+            changed: BTreeSet::new(),
+            trim: Vec::new(),
+        };
+        resumed
+            .check_plan(&json!([{"kind": "edit-hive"}]))
+            .expect("the same plan");
+        for other in [
+            json!([]),
+            json!([{"kind": "copy-files"}]),
+            json!([{"kind": "edit-hive"}, {"kind": "edit-hive"}]),
+        ] {
+            let error = resumed.check_plan(&other).unwrap_err();
+            assert!(error.message.contains("decided otherwise"), "{error:?}");
+            assert!(error.hints[0].contains("without --resume"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn options_that_were_added_left_out_or_changed_are_refused_by_name() {
+        let begun = document(&[("memory", "4096"), ("keep-tools", "true")]);
+        begun
+            .refuse_other_options(&begun.options)
+            .expect("the same options");
+        for (now, says) in [
+            (
+                &[("memory", "2048"), ("keep-tools", "true")][..],
+                "--memory: 4096 then, 2048 now",
+            ),
+            (
+                &[("memory", "4096")],
+                "--keep-tools: given then, not given now",
+            ),
+            (
+                &[
+                    ("memory", "4096"),
+                    ("keep-tools", "true"),
+                    ("compress", "true"),
+                ],
+                "--compress: not given then, given now",
+            ),
+        ] {
+            let error = begun.refuse_other_options(&named(now)).unwrap_err();
+            assert_eq!(error.kind, crate::error::ErrorKind::Usage);
+            assert_eq!(error.hints[0], says);
+            assert_eq!(error.hints.len(), 2, "{error:?}");
+        }
+    }
 
     #[test]
     fn files_are_the_same_by_what_they_hold() {

@@ -19,7 +19,6 @@ use crate::ui::bytes;
 
 use super::job::Copying;
 use super::job::Job;
-use crate::session::vm::VmDisks;
 use crate::session::{Disk, Session};
 
 /// An MFT record and the place in the index of its directory.
@@ -119,7 +118,7 @@ pub(super) fn added(actions: &[Action]) -> u64 {
 pub(super) fn in_guest(
     needs: &Needs,
     guest: &dyn GuestRead,
-    disks: &VmDisks,
+    disks: &[Disk],
 ) -> Result<Vec<Blocker>> {
     let mut blockers = Vec::new();
     for (&volume, &needed) in needs.volumes.iter().filter(|(_, needed)| **needed > 0) {
@@ -144,7 +143,7 @@ pub(super) fn in_guest(
 /// Counted until they are `enough`. `None` where the engine cannot tell.
 fn free_bytes(
     guest: &dyn GuestRead,
-    disks: &VmDisks,
+    disks: &[Disk],
     volume: VolumeId,
     enough: u64,
 ) -> Result<Option<u64>> {
@@ -276,3 +275,7 @@ impl BlockWrite for Zeroed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "space_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! The files that hide BitLocker's own places from NTFS are made first ([`reserve`]), as Windows does; then the
 //! volume is encrypted into another image ([`encrypt`]). Keys are the same for the same specification. Other
-//! programs judge what comes out (`tests/engines/bitlocker.rs`).
+//! programs judge what comes out (`tests/engines/bitlocker/`).
 
 use std::io;
 use std::ops::Range;

@@ -402,7 +402,7 @@ fn bad_input() {
     let secret = write(f.folder.path(), "secret.img", &f.data);
     let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     std::fs::set_permissions(&secret, nobody).unwrap();
-    // Root reads every file; tests/refusals.rs has another user.
+    // Root reads every file; tests/refusals/ has another user.
     if std::fs::File::open(&secret).is_err() {
         let e = kind("secret.img");
         assert!(matches!(e, ImageError::Permission { .. }), "{e}");

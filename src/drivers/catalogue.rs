@@ -601,6 +601,41 @@ mod tests {
         assert!(!catalogue.skips("viostor.inf"));
     }
 
+    /// The build before the first one of an entry belongs to the entry below it, and whatever comes after the
+    /// last one that is known is like that.
+    #[test]
+    fn the_first_and_the_last_build_of_an_entry_are_its_own() {
+        let mut catalogue = Catalogue::builtin();
+        let id = |catalogue: &Catalogue, build, server| {
+            let found = catalogue.windows_for(&target((10, 0), build, server));
+            found.map(|w| w.id.clone()).unwrap()
+        };
+        for (first, server, before, own) in [
+            (22000, false, "windows-10", "windows-11"),
+            (17763, true, "server-2016", "server-2019"),
+            (20348, true, "server-2019", "server-2022"),
+            (26100, true, "server-2022", "server-2025"),
+        ] {
+            assert_eq!(id(&catalogue, first - 1, server), before, "{first}");
+            assert_eq!(id(&catalogue, first, server), own, "{first}");
+        }
+        for build in [26101, 28000, u32::MAX] {
+            assert_eq!(id(&catalogue, build, false), "windows-11");
+            assert_eq!(id(&catalogue, build, true), "server-2025");
+        }
+        let range = "windows: [{id: between, name: B, nt: '10.0', builds: {from: 100, to: 200}, \
+                     folders: [w10], media: m}]";
+        catalogue.merge_text("c.yaml", range).unwrap();
+        for (build, own) in [
+            (99, "windows-10"),
+            (100, "between"),
+            (200, "between"),
+            (201, "windows-10"),
+        ] {
+            assert_eq!(id(&catalogue, build, false), own, "{build}");
+        }
+    }
+
     /// The example in the documentation is what the program accepts, and does what is said there.
     #[test]
     fn the_documented_example() {

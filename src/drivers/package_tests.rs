@@ -268,6 +268,120 @@ fn ids_beyond_the_inf() {
     }
 }
 
+/// What Windows ranks packages by: 1 for a hardware id, 2 for a compatible one, the feature score, and the
+/// place among the compatible ids. Of an id that several models list, the better place counts.
+#[test]
+fn a_device_id_is_recorded_with_its_place_in_the_list_of_the_model() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (set, _) = demo_set(&w10);
+    let mut pkg = set.package("viostor").unwrap().clone();
+    let model = |ids: &[&str]| {
+        let mut model = pkg.inf.models[0].clone();
+        model.hardware_ids = ids.iter().map(|id| format!("PCI\\{id}")).collect();
+        model
+    };
+    pkg.inf.models = vec![
+        model(&["VEN_1&DEV_A", "VEN_1&DEV_B", "VEN_1&DEV_C", "VEN_1&DEV_D"]),
+        model(&["VEN_1&DEV_E", "VEN_1&DEV_D"]),
+        model(&["VEN_1&DEV_B"]),
+    ];
+    pkg.inf.installs[0].feature_score = 0x7f;
+    let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
+    let rank = |id: &str| {
+        let device = format!(r"DriverDatabase\DeviceIds\PCI\{id}");
+        let found = result.system.iter().find_map(|op| match op {
+            RegOp::Set {
+                key,
+                data: RegData::Binary(rank),
+                ..
+            } if *key == device => Some(rank.clone()),
+            _ => None,
+        });
+        found.unwrap_or_else(|| panic!("{id}"))
+    };
+    assert_eq!(rank("VEN_1&DEV_A"), [1, 0x7f, 0, 0]);
+    assert_eq!(rank("VEN_1&DEV_B"), [3, 0x7f, 0, 0]);
+    assert_eq!(rank("VEN_1&DEV_C"), [2, 0x7f, 1, 0]);
+    assert_eq!(rank("VEN_1&DEV_D"), [2, 0x7f, 0, 0]);
+    assert_eq!(rank("VEN_1&DEV_E"), [1, 0x7f, 0, 0]);
+}
+
+/// By the directory id of the INF: its file and the path of its service.
+#[test]
+fn a_file_goes_to_the_directory_that_the_inf_names() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (set, _) = demo_set(&w10);
+    let store =
+        r"\SystemRoot\System32\DriverStore\FileRepository\viostor.inf_amd64_0123456789abcdef";
+    for (dirid, to, image_path) in [
+        (10, r"\Windows\viostor.sys", r"\SystemRoot\viostor.sys"),
+        (
+            11,
+            r"\Windows\System32\viostor.sys",
+            r"System32\viostor.sys",
+        ),
+        (
+            12,
+            r"\Windows\System32\drivers\viostor.sys",
+            r"System32\drivers\viostor.sys",
+        ),
+        (
+            13,
+            r"\Windows\System32\drivers\viostor.sys",
+            &format!(r"{store}\viostor.sys"),
+        ),
+    ] {
+        let mut pkg = set.package("viostor").unwrap().clone();
+        for install in &mut pkg.inf.installs {
+            for copy in &mut install.copy_files {
+                copy.to.dirid = dirid;
+            }
+            for service in &mut install.services {
+                service.binary.dirid = dirid;
+            }
+        }
+        let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
+        // The first file; the driver store comes after it.
+        assert_eq!(result.files[0].0.to_string(), to, "{dirid}");
+        let path = RegData::ExpandSz(image_path.to_string());
+        let service = r"ControlSet001\Services\viostor";
+        let wanted = RegOp::set(service, "ImagePath", path);
+        assert!(result.system.contains(&wanted), "{dirid}: {wanted:?}");
+    }
+}
+
+/// Helpers are for Windows to set up, when it meets the device.
+#[test]
+fn of_a_staged_package_only_the_service_of_the_device_is_recorded() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (set, _) = demo_set(&w10);
+    let mut pkg = set.package("netkvm").unwrap().clone();
+    let own = pkg.inf.installs[0].services[0].clone();
+    let helper = ServiceInstall {
+        name: "helper".into(),
+        flags: 0,
+        ..own.clone()
+    };
+    pkg.inf.installs[0].services.push(helper);
+    let services = |existing: &[&str]| {
+        let mut at = placement(0);
+        at.existing = existing.iter().map(ToString::to_string).collect();
+        let result = install(&pkg, DIGEST, &w10, &at).unwrap();
+        let key = r"ControlSet001\Services\";
+        let names = result
+            .system
+            .iter()
+            .filter_map(|op| op.key().strip_prefix(key));
+        let names = names.filter_map(|name| name.split('\\').next());
+        names.map(str::to_lowercase).collect::<BTreeSet<_>>()
+    };
+    let of_device = |names: &BTreeSet<String>| names.contains(&own.name.to_lowercase());
+    let names = services(&[]);
+    assert!(of_device(&names) && !names.contains("helper"), "{names:?}");
+    // What drives the device already is left alone.
+    assert!(!of_device(&services(&["netkvm"])));
+}
+
 #[test]
 fn start_types_of_the_catalogue() {
     let w10 = target(10, 0, 19045, Arch::Amd64);
@@ -356,6 +470,16 @@ fn staging() {
         to.to_string() == r"\Windows\hyper2kvm\drivers\netkvm.inf"
             && from == "NetKVM/w10/amd64/netkvm.inf"
     }));
+    // What is there to be read by people stays in the driver source.
+    for name in ["README.md", "license.TXT"] {
+        let media_path = format!("NetKVM/w10/amd64/{name}");
+        set.packages[2].files.push(super::super::PackageFile {
+            name: name.into(),
+            media_path,
+            size: 10,
+        });
+    }
+    assert_eq!(stage_all(&set, &placement(0)).unwrap().files, staged);
     // The same file name twice: shared when it is the same size, else kept apart.
     let shared = super::super::PackageFile {
         name: "WdfCoInstaller01011.dll".into(),

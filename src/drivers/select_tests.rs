@@ -290,6 +290,13 @@ fn drivers_this_windows_would_not_load() {
     // 32-bit Windows does not check.
     select(&newer, &catalogue, &target(6, 3, 9600, false, Arch::X86)).unwrap();
 
+    // As for Windows 7, which takes later ones after an update.
+    let w7 = target(6, 1, 7601, false, Arch::Amd64);
+    for (stamp, notes) in [("17399", 0), ("17400", 5)] {
+        let media = change("61.77.104.17300", &format!("61.77.104.{stamp}"));
+        let set = select(&media, &catalogue, &w7).unwrap();
+        assert_eq!(set.notes.len(), notes, "{stamp}: {:?}", set.notes);
+    }
     let newer = change("61.77.104.17300", "61.80.104.20000");
     let set = select(&newer, &catalogue, &target(6, 1, 7601, false, Arch::Amd64)).unwrap();
     assert!(set.notes[0].contains("KB4474419"), "{:?}", set.notes);
@@ -346,4 +353,20 @@ fn broken_packages() {
     }] {
         assert_eq!(pe_machine(&bytes), None);
     }
+}
+
+/// Of several copies the one in the higher directory is the release's own.
+#[test]
+fn the_guest_agent_is_that_of_the_processor_and_of_the_highest_directory() {
+    let paths = [
+        "old/guest-agent/qemu-ga-x86_64.msi",
+        "guest-agent/QEMU-GA-x86_64.MSI",
+        "a/b/guest-agent/qemu-ga-x86_64.msi",
+        "guest-agent/qemu-ga-i386.msi",
+    ];
+    let media = Memory::new(paths.map(|path| (path.to_string(), vec![0])));
+    let agent = |arch| guest_agent(media.files(), arch);
+    assert_eq!(agent(Arch::Amd64).as_deref(), Some(paths[1]));
+    assert_eq!(agent(Arch::X86).as_deref(), Some(paths[3]));
+    assert_eq!(agent(Arch::Arm64), None);
 }

@@ -8,14 +8,17 @@ use crate::guest::{
     VolumeState,
 };
 
+#[derive(Clone)]
 struct Node {
     info: FileInfo,
     data: Vec<u8>,
 }
 
 /// Volumes of files; directories come into being with the files in them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct FakeGuest {
+    /// What is free on one volume; of the others that is not known.
+    pub free: Option<(VolumeId, u64)>,
     volumes: Vec<Volume>,
     nodes: BTreeMap<(VolumeId, String), Node>,
 }
@@ -102,6 +105,11 @@ impl GuestRead for FakeGuest {
             *v == volume && parent.as_ref() == Some(path)
         });
         Ok(entries.map(|(_, node)| node.info.clone()).collect())
+    }
+
+    fn free_bytes(&self, volume: VolumeId, enough: u64) -> Result<Option<u64>> {
+        let free = self.free.filter(|(of, _)| *of == volume);
+        Ok(free.map(|(_, bytes)| bytes.min(enough)))
     }
 
     fn read_at(

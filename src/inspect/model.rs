@@ -23,7 +23,7 @@ use crate::types::ControlSet;
 pub use crate::types::Firmware;
 
 /// The result of `inspect()`: the facts, and the hives they were read from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Survey {
     pub inspection: Inspection,
     /// Present when a Windows was found and its hives could be loaded.
@@ -49,7 +49,7 @@ impl BootFiles {
 }
 
 /// The hives as Windows would see them, log files replayed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Hives {
     pub system: LoadedBytes,
     pub software: LoadedBytes,
@@ -60,7 +60,7 @@ pub struct Hives {
 }
 
 /// One hive file in memory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LoadedBytes {
     pub path: GuestPath,
     /// The recovered image: what Windows would work with. Shared, because a large hive is in memory once.

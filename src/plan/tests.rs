@@ -1,18 +1,21 @@
 //! What is planned for each Windows, as text: a change of a decision shows as a change of these files.
 
 use crate::actions::{Action, EditHive, PatchBootSector};
+use crate::convert::prepare;
 use crate::demo::guest::GuestFile;
 use crate::demo::{GuestSpec, Role, WinVersion};
 use crate::domain::StorageBus;
+use crate::drivers::Catalogue;
 use crate::error::Blocker;
 use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
 use crate::ids::Accepted;
-use crate::inspect::HiveName;
-use crate::registry::RegEdits;
+use crate::inspect::{HiveName, Hives};
+use crate::registry::{HiveError, RegData, RegEdits};
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 
-use super::{Options, decide};
+use super::firstboot::Wishes;
+use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders};
 
 /// All but Vista, for which the driver source has no drivers.
 fn versions() -> impl Iterator<Item = WinVersion> {
@@ -211,4 +214,121 @@ fn logs_of_an_edited_hive_are_emptied() {
     });
     let (_, logs) = system_action(&guest, WinVersion::Win10);
     assert_eq!(logs, [log]);
+}
+
+#[test]
+fn a_hive_that_cannot_be_read_to_its_end_is_a_blocker() {
+    let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    let sata = Some(bootstrap(WinVersion::Win10));
+    let prepared = guest.prepare_with(&media(), sata, |seen| {
+        seen.after = Err(HiveError::NoKey("Select".into()));
+        Accepted::default()
+    });
+    let plan = prepared.plan;
+    let codes: Vec<_> = plan.blockers.iter().map(|b| b.code.as_str()).collect();
+    assert_eq!(codes, ["hive-damaged"]);
+    assert!(plan.blockers[0].reason.contains("Select"));
+    assert!(!plan.ready);
+}
+
+/// libhivex would write such a value where no Windows finds it.
+#[test]
+fn a_value_that_cannot_be_written_anew_is_a_blocker() {
+    for (size, blocked) in [(16344, false), (16345, true)] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let large = RegData::Binary(vec![7; size]);
+        // The plan marks the numbers of the drivers beside it.
+        guest.system.set("DriverDatabase", "Large", large);
+        let sata = Some(bootstrap(WinVersion::Win10));
+        let plan = guest.prepare(&media(), sata).plan;
+        let found = plan.blockers.iter().find(|b| b.code == "hive-value-large");
+        assert_eq!(found.is_some(), blocked, "{size}");
+        if let Some(blocker) = found {
+            assert!(blocker.reason.contains("\"Large\" of 16345 bytes"));
+        }
+    }
+}
+
+#[test]
+fn a_file_is_copied_unless_it_is_there_and_a_directory_in_its_place_is_a_blocker() {
+    let path = |text: &str| GuestPath::parse(text).unwrap();
+    let names = ["new", "same", "other", "folder"].map(|name| path(&format!("\\a\\b\\{name}")));
+    let present: Present = [
+        (names[1].clone(), At::SameFile),
+        (names[2].clone(), At::OtherFile),
+        (names[3].clone(), At::Folder),
+    ]
+    .into();
+    let part = Part {
+        id: "files".into(),
+        title: "copy".into(),
+        files: names.iter().map(|to| (to.clone(), "x".into(), 1)).collect(),
+    };
+    let mut draft = Draft::default();
+    copy_files(&mut draft, part, &present, &mut Default::default());
+    let [Action::CopyFiles(copy)] = &draft.actions[..] else {
+        panic!("{:?}", draft.actions);
+    };
+    let copied: Vec<_> = (copy.files.iter())
+        .map(|file| (file.to.clone(), file.replaces))
+        .collect();
+    assert_eq!(
+        copied,
+        [(names[0].clone(), false), (names[2].clone(), true)]
+    );
+    // Each after the one it lies in, and once.
+    assert_eq!(copy.folders, [path("\\a"), path("\\a\\b")]);
+    let codes: Vec<_> = draft.blockers.iter().map(|b| b.code.as_str()).collect();
+    assert_eq!(codes, ["path-taken"]);
+    assert!(draft.blockers[0].reason.contains("\\a\\b\\folder"));
+    // What is there or planned is not made again.
+    let mut made = [path("\\a")].into();
+    let present = [(path("\\a\\b"), At::Folder)].into();
+    let missing = missing_folders(&path("\\a\\b\\c\\file"), &present, &mut made);
+    assert_eq!(missing, [path("\\a\\b\\c")]);
+}
+
+/// A hive whose log was replayed is written, so that the guest is left in one state; the boot store is left to
+/// Windows.
+#[test]
+fn a_recovered_hive_is_written_without_an_edit() {
+    let media = media();
+    for (version, hive, change) in [
+        (
+            WinVersion::Win10,
+            HiveName::Software,
+            (|hives| hives.software.replayed = true) as fn(&mut Hives),
+        ),
+        // It is not edited in 8.
+        (WinVersion::Win81, HiveName::Drivers, |hives| {
+            let mut drivers = hives.software.clone();
+            drivers.replayed = true;
+            hives.drivers = Some(drivers);
+        }),
+        (WinVersion::Win10, HiveName::Bcd, |hives| {
+            hives.bcd.as_mut().unwrap().replayed = true;
+        }),
+    ] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(version));
+        let bootstrap = Some(bootstrap(version));
+        let first = guest.prepare(&media, bootstrap);
+        guest.apply(&first, &media);
+        guest.look(&[], |fake, survey| {
+            let mut survey = survey.clone();
+            change(survey.hives.as_mut().unwrap());
+            let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+            let options = (testing::options(bootstrap), &wishes);
+            let (draft, _) = prepare::draft(&survey, fake, &media, &catalogue, options).unwrap();
+            let written: Vec<_> = (draft.actions.iter())
+                .map(|action| match action {
+                    Action::EditHive(edit) => (edit.hive, edit.edits.ops.len()),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            match hive {
+                HiveName::Bcd => assert_eq!(written, []),
+                _ => assert_eq!(written, [(hive, 0)], "{version:?}"),
+            }
+        });
+    }
 }

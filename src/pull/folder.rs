@@ -109,7 +109,7 @@ impl Folder {
         if stage.is_none() || !self.names_ours(&disks) {
             return Ok(None);
         }
-        let state = virsh.tick(uuid, 1)?.state;
+        let state = virsh.state(uuid)?.state;
         Ok(Some(Domain { virsh, uuid, state }))
     }
 

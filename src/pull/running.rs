@@ -181,7 +181,7 @@ impl Pulling<'_> {
 
     /// Whether the VM is paused until a source on the wire is there again.
     fn waits(&self) -> Result<bool> {
-        let tick = self.domain.virsh.tick(self.domain.uuid, 1)?;
+        let tick = self.domain.virsh.state(self.domain.uuid)?;
         match tick.state {
             State::Off => Err(self.lost()),
             // `hyper2kvm serve` resumes it.

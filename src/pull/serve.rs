@@ -88,7 +88,7 @@ impl Serving {
         let Some(domain) = Folder::open(&self.folder)?.domain(&self.uri)? else {
             return Ok(false);
         };
-        let tick = domain.virsh.tick(domain.uuid, 1)?;
+        let tick = domain.virsh.state(domain.uuid)?;
         if !tick.is_io_error() {
             return Ok(false);
         }

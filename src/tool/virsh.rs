@@ -32,7 +32,7 @@ pub enum State {
     Paused,
 }
 
-/// What happened during one wait, and how things are after it.
+/// What happened during one wait, if there was one, and how things are after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tick {
     /// Resets by the guest.
@@ -274,6 +274,11 @@ impl Virsh {
         let script =
             format!("event {domain} --all --timeout {seconds}; domstate {domain} --reason");
         parse_tick(&self.text(&[&script])?)
+    }
+
+    /// How things are, without a wait.
+    pub fn state(&self, domain: Uuid) -> Result<Tick> {
+        parse_tick(&self.text(&["domstate", &domain.to_string(), "--reason"])?)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::inspect::Severity;
 use crate::registry::{RegData, base};
 use crate::testing::{MemoryGuest, bootstrap, media};
 
-use super::{CHECKS, planned};
+use super::{CHECKS, Outcome, planned, result};
 
 const SET: &str = "ControlSet001";
 const DISK_CLASS: &str = "{4d36e967-e325-11ce-bfc1-08002be10318}";
@@ -269,6 +269,13 @@ const ROWS: &[Row] = &[
         faults: &["logs-harmless", "hives-clean"],
         change: |g| g.damage = Some(|bytes| dirty(bytes)),
     },
+    Row {
+        version: Win10,
+        faults: &["hives-clean"],
+        change: |g| {
+            g.survey = Some(|survey| survey.hives.as_mut().unwrap().software.replayed = true);
+        },
+    },
 ];
 
 fn converted(version: WinVersion) -> MemoryGuest {
@@ -328,6 +335,44 @@ fn a_check_that_could_not_run_is_not_passed() {
         (CheckState::CouldNotRun, false),
     ] {
         assert_eq!(is_ready(&[check(state)]), ready, "{state:?}");
+    }
+}
+
+/// A finding that stops a conversion makes the disk not ready, whatever check reports it; but for the state of the
+/// volume, which the fix itself decides about.
+#[test]
+fn a_check_is_as_severe_as_what_inspection_found() {
+    let severity = |id: &str, found| {
+        let def = CHECKS.iter().find(|def| def.id == id).unwrap();
+        let outcome = Outcome::Found {
+            message: "m".into(),
+            evidence: "e".into(),
+            findings: vec![("first", Severity::Info), ("second", found)],
+        };
+        let check = result(def, outcome);
+        assert_eq!(check.state, CheckState::Fault);
+        assert_eq!(check.findings, ["first", "second"]);
+        check.severity
+    };
+    assert_eq!(severity("bcd", Severity::Blocker), Severity::Blocker);
+    assert_eq!(severity("bcd", Severity::Info), Severity::Warning);
+    assert_eq!(
+        severity("volume-clean", Severity::Blocker),
+        Severity::Warning
+    );
+    assert_eq!(
+        severity("transitional-ids", Severity::Blocker),
+        Severity::Info
+    );
+    for def in &CHECKS {
+        let check = result(def, Outcome::CouldNotRun("why".into()));
+        assert_eq!(
+            (check.state, check.ok),
+            (CheckState::CouldNotRun, false),
+            "{}",
+            def.id
+        );
+        assert_eq!(check.message, "could not be checked: why");
     }
 }
 

@@ -197,9 +197,24 @@ impl Pool {
         }
     }
 
-    /// What the dirty bitmaps of an export show, over a connection of its own.
+    /// What the dirty bitmaps of an export show, over a connection of its own, which is made again like the others.
     pub(super) fn dirty(&self, at: &Location) -> Result<Option<Ranges>> {
-        self.shared.dial.dirty(at)
+        let mut tries = 0;
+        loop {
+            match self.shared.dial.dirty(at) {
+                Err(error) if error.is_passing() && tries < self.retries => {
+                    self.shared.meter.note(&error);
+                    tries += 1;
+                    std::thread::sleep(pause(tries));
+                }
+                done => {
+                    if tries > 0 && done.is_ok() {
+                        self.shared.meter.settled();
+                    }
+                    return done;
+                }
+            }
+        }
     }
 
     /// What to ask for at a time when it is fetched ahead.

@@ -144,10 +144,13 @@ fn a_torn_write_of_ours_is_undone() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, old, new) = setup(dir.path());
     let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
-    journal.set_state(State::Committing).unwrap();
-    disk.write_at(5120, &new[5120..7168]).unwrap();
-    rollback(&mut journal, &[&disk], false).unwrap();
-    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    // Or in the middle of a rollback.
+    for state in [State::Committing, State::RollingBack] {
+        journal.set_state(state).unwrap();
+        disk.write_at(5120, &new[5120..7168]).unwrap();
+        rollback(&mut journal, &[&disk], false).unwrap();
+        assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    }
     // A sector that is neither is another's.
     journal.set_state(State::Committing).unwrap();
     disk.write_at(5120, &new[5120..7168]).unwrap();

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use aes::Aes256;
 use ccm::aead::{AeadInOut, KeyInit};
 use ccm::consts::{U12, U16};
+use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -28,6 +29,17 @@ type Key = Zeroizing<[u8; 32]>;
 type Result<T> = std::result::Result<T, FveError>;
 
 const ROUNDS: u64 = 0x10_0000;
+/// The initial hash value of SHA-256: FIPS 180-4, 5.3.3.
+const SHA_256: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
 /// Passwords stretched for one volume, whatever it claims to hold.
 const MAX_STRETCHED: usize = 32;
 /// Groups of a recovery password, each of six digits and a multiple of 11.
@@ -101,16 +113,32 @@ impl Stretched {
 
 /// libbde, "Recovery key".
 pub fn stretch(seed: &[u8; 32], salt: [u8; 16]) -> Key {
-    let mut state = Zeroizing::new([0; 88]);
-    state[32..64].copy_from_slice(seed);
-    state[64..80].copy_from_slice(&salt);
-    for round in 0..ROUNDS {
-        state[80..].copy_from_slice(&round.to_le_bytes());
-        let hash = Sha256::digest(&state[..]);
-        state[..32].copy_from_slice(&hash);
+    stretch_rounds(seed, salt, ROUNDS)
+}
+
+/// Hashes 88 bytes in each round: the last hash, the seed, the salt and the number of the round. They are two blocks
+/// of SHA-256, whose padding is always the same.
+fn stretch_rounds(seed: &[u8; 32], salt: [u8; 16], rounds: u64) -> Key {
+    const LEN: usize = 88;
+    let mut blocks = Zeroizing::new([[0; 64]; 2]);
+    let mut hash = Zeroizing::new([0; 8]);
+    {
+        let bytes = blocks.as_flattened_mut();
+        bytes[32..64].copy_from_slice(seed);
+        bytes[64..80].copy_from_slice(&salt);
+        bytes[LEN] = 0x80;
+        bytes[120..].copy_from_slice(&(8 * LEN as u64).to_be_bytes());
+    }
+    for round in 0..rounds {
+        blocks[1][16..24].copy_from_slice(&round.to_le_bytes());
+        *hash = SHA_256;
+        compress256(&mut hash, &blocks[..]);
+        for (word, to) in hash.iter().zip(blocks[0].chunks_exact_mut(4)) {
+            to.copy_from_slice(&word.to_be_bytes());
+        }
     }
     let mut key = Zeroizing::new([0; 32]);
-    key.copy_from_slice(&state[..32]);
+    key.copy_from_slice(&blocks[0][..32]);
     key
 }
 
@@ -356,6 +384,18 @@ mod tests {
         for text in ["", "secret", "1-2-3", "a-b-c-d-e-f-g-h", "2020-01-01"] {
             assert!(recovery_seed(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn each_round_hashes_the_last_hash_the_seed_the_salt_and_its_number() {
+        let (seed, salt) = ([5; 32], [6; 16]);
+        let mut hash = [0; 32];
+        for round in 0..1000u64 {
+            let mut hashed = [&hash[..], &seed, &salt].concat();
+            hashed.extend(round.to_le_bytes());
+            hash = Sha256::digest(&hashed).into();
+        }
+        assert_eq!(*stretch_rounds(&seed, salt, 1000), hash);
     }
 
     #[test]

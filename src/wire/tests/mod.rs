@@ -21,7 +21,7 @@ use super::pool::Pool;
 use super::service::{Service, cache_file};
 use super::upstream::{Connection, Dial, Meter, Wanted};
 use super::url::Location;
-use super::{Access, Identity, Wire, child, dial, server};
+use super::{Access, Identity, Ranges, Wire, child, dial, server};
 use crate::block::BlockRead;
 use crate::disk::nbd::{Nbd, Patience};
 
@@ -105,6 +105,13 @@ impl Dial for Memory {
             under_way: Vec::new(),
             carried: 0,
         }))
+    }
+
+    fn dirty(&self, _at: &Location) -> Result<Option<Ranges>> {
+        match self.script.is_down() {
+            true => Err(passing("the line is down")),
+            false => Ok(Some(vec![(0, 512)])),
+        }
     }
 }
 
@@ -369,6 +376,18 @@ fn retries_have_a_limit() {
     assert!(start.elapsed() < Duration::from_secs(5));
     let tries = bench.script.dialled.load(Ordering::SeqCst) - before;
     assert!((1..=4).contains(&tries), "{tries}");
+}
+
+#[test]
+fn dirty_bitmaps_are_asked_for_until_the_line_is_back() {
+    let down = |retries| {
+        let bench = Bench::new(Script::default(), 1, retries, Duration::from_secs(5));
+        let until = Instant::now() + Duration::from_millis(300);
+        *bench.script.down.lock().unwrap() = Some(until);
+        bench.service.dirty(&Location::command("disk"))
+    };
+    assert_eq!(down(3).unwrap(), Some(vec![(0, 512)]));
+    assert!(down(0).unwrap_err().to_string().contains("down"));
 }
 
 #[test]
