@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use crate::check::{Check, CheckState};
+use crate::disk::ImageError;
 use crate::disk::chain::Image;
 use crate::disk::copy::{self, Copied, CopyError, CopyOptions, Record, TargetFormat};
 use crate::disk::device::{Device, DeviceError};
@@ -301,7 +302,9 @@ pub(super) fn to_targets(
         let _span = timeline::span("record the copy");
         resume::save(job, folder, decided, disks.collect(), trim)?;
     }
-    let copied = copy_all(ui, &copies, &options).map_err(|failure| kept(job, folder, failure))?;
+    let copied = copy_all(ui, &copies, &options)
+        .and_then(|copied| unchanged(&copies).map(|()| copied))
+        .map_err(|failure| kept(job, folder, failure))?;
     let bytes = Bytes {
         resumed: copied.iter().map(|c| c.resumed).sum(),
         // The ranges that were to be copied are rounded to grains.
@@ -315,6 +318,17 @@ pub(super) fn to_targets(
         ..Bytes::default()
     };
     Ok((targets, bytes))
+}
+
+/// The first look at the source after the copy, while that can still be resumed: a line that is down is none of
+/// the source's changes.
+fn unchanged(disks: &[DiskCopy]) -> Result<(), Failure> {
+    let mut images = disks.iter().map(|disk| &disk.image);
+    let looked = images.try_for_each(Image::check_unchanged);
+    looked.map_err(|error| Failure {
+        can_be_resumed: matches!(error, ImageError::Unreachable { .. }),
+        error: error.into(),
+    })
 }
 
 /// Leaves the partial directory where it is of use, and says so.

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
-use super::remote::{Remote, RemoteFile};
+use super::remote::{Doubt, Remote, RemoteFile};
 use crate::block::{BlockRead, check_range};
 
 const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
@@ -170,7 +170,7 @@ impl RemoteFile for Composed {
         }
     }
 
-    fn check_unchanged(&self) -> Result<(), String> {
+    fn check_unchanged(&self) -> Result<(), Doubt> {
         self.files().try_for_each(|file| file.check_unchanged())
     }
 }

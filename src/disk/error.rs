@@ -40,6 +40,8 @@ pub enum ImageError {
     VmwareLock { path: PathBuf, lock: PathBuf },
     #[error("{} was changed by another program during this run: {what}", path.display())]
     Changed { path: PathBuf, what: String },
+    #[error("{} cannot be looked at any more: {what}", path.display())]
+    Unreachable { path: PathBuf, what: String },
     #[error("{} is damaged or incomplete: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
     #[error("{} is cut short: {short}", path.display())]
@@ -93,6 +95,9 @@ impl ImageError {
             ),
             Self::Changed { .. } => {
                 "see that no virtual machine or backup writes to it, and run this again".into()
+            }
+            Self::Unreachable { .. } => {
+                "see that the line and the server are up, and start again".into()
             }
             Self::Damaged { .. } => "copy or export the disk again and compare checksums".into(),
             Self::Short { table: true, .. } => partition::SHORT_HINT.into(),

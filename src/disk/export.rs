@@ -5,8 +5,8 @@
 //! in it; the socket's directory is removed before the daemon starts, so nobody else can connect and
 //! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
 //!
-//! A raw image that we alone read needs no daemon: it is read as the file it is. Nor does an overlay of this run over
-//! one, once the daemon that wrote it has closed it ([`super::overlay`]).
+//! A raw image that we alone read needs no daemon: it is read as the file it is, on another host too. Nor does an
+//! overlay of this run over one, once the daemon that wrote it has closed it ([`super::overlay`]).
 
 use std::fs::File;
 use std::io;
@@ -141,7 +141,7 @@ impl Export<dyn BlockRead> {
 
     /// For a copy: read through several connections, past the cache.
     pub(crate) fn open_for_copy(image: &Image) -> Result<Self> {
-        let (disk, daemon): (Arc<dyn BlockRead>, _) = match direct(image)? {
+        let (disk, daemon): (Arc<dyn BlockRead>, _) = match direct_for(image, Use::Copy)? {
             Some(disk) => (disk, None),
             None => {
                 let (mut daemon, more) = start_several(image, false)?;
@@ -272,14 +272,41 @@ impl<D: ?Sized> Export<D> {
 
 /// The image without a storage daemon: a plain file, or an overlay of this run over one.
 pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
-    if let Some(remote) = image.plain_remote() {
-        return Ok((remote.size() == image.virtual_size()).then_some(remote as Arc<dyn BlockRead>));
+    direct_for(image, Use::Guest)
+}
+
+/// What a disk is read for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Here and there, and again: through one connection and its cache, where it is on another host.
+    Guest,
+    /// From front to back by several threads, each over a connection of its own.
+    Copy,
+}
+
+fn direct_for(image: &Image, what: Use) -> Result<Option<Arc<dyn BlockRead>>> {
+    if let Some(disk) = direct_plain(image, what)? {
+        return Ok(Some(disk));
     }
-    if let Some(overlay) = direct_overlay(image)? {
-        return Ok(Some(Arc::new(overlay)));
+    let overlay = direct_overlay(image, what)?;
+    Ok(overlay.map(|overlay| Arc::new(overlay) as Arc<dyn BlockRead>))
+}
+
+fn direct_plain(image: &Image, what: Use) -> Result<Option<Arc<dyn BlockRead>>> {
+    let Some(remote) = image.plain_remote() else {
+        let disk = direct_file(image)?;
+        return Ok(disk.map(|disk| Arc::new(disk) as Arc<dyn BlockRead>));
+    };
+    if remote.size() != image.virtual_size() {
+        return Ok(None);
     }
-    let disk = direct_file(image)?;
-    Ok(disk.map(|disk| Arc::new(disk) as Arc<dyn BlockRead>))
+    Ok(Some(match what {
+        Use::Guest => remote,
+        Use::Copy => {
+            let pool = remote.for_copy(MORE);
+            Arc::new(pool.map_err(|e| ImageError::from_io(image.path(), e))?)
+        }
+    }))
 }
 
 fn direct_file(image: &Image) -> Result<Option<FileDisk>> {
@@ -292,11 +319,11 @@ fn direct_file(image: &Image) -> Result<Option<FileDisk>> {
     Ok((disk.size() == image.virtual_size()).then_some(disk))
 }
 
-fn direct_overlay(image: &Image) -> Result<Option<Overlay>> {
+fn direct_overlay(image: &Image, what: Use) -> Result<Option<Overlay>> {
     let Some((overlay, below)) = image.scratch_over() else {
         return Ok(None);
     };
-    let Some(below) = direct_file(&below)? else {
+    let Some(below) = direct_plain(&below, what)? else {
         return Ok(None);
     };
     let opened = Overlay::open(overlay, below);
@@ -328,7 +355,7 @@ pub(super) fn differences(image: &Image) -> io::Result<Option<Differences>> {
     if image.scratch_over().is_none() {
         return Ok(Some(differences));
     }
-    let Some(overlay) = direct_overlay(image).map_err(io::Error::other)? else {
+    let Some(overlay) = direct_overlay(image, Use::Guest).map_err(io::Error::other)? else {
         return Ok(None);
     };
     for (range, content) in overlay.parts(0..image.virtual_size()) {
@@ -354,7 +381,7 @@ pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io
     }
     let (_, below) = image.scratch_over()?;
     let below = here(&below)?;
-    match direct_overlay(image) {
+    match direct_overlay(image, Use::Guest) {
         Ok(overlay) => {
             let overlay = overlay?;
             let mut parts = overlay.parts(0..size);

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::error::{ImageError, Result};
-use super::remote::{self, ReadAt, Remote};
+use super::remote::{self, Doubt, ReadAt, Remote};
 use super::{kernel, vmware};
 use crate::text::hex;
 use crate::tool::pass::{self, Passed};
@@ -488,9 +488,10 @@ impl Held {
         }
         if let Some(origin) = &self.0.origin {
             let unchanged = origin.file().check_unchanged();
-            return unchanged.map_err(|what| ImageError::Changed {
-                path: self.path().into(),
-                what,
+            let path = self.path().to_owned();
+            return unchanged.map_err(|doubt| match doubt {
+                Doubt::Changed(what) => ImageError::Changed { path, what },
+                Doubt::Unreachable(what) => ImageError::Unreachable { path, what },
             });
         }
         let io_error = |e| ImageError::from_io(self.path(), e);

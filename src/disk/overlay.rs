@@ -1,4 +1,4 @@
-//! [`Overlay`]: a qcow2 of this run over a plain file, read without a storage daemon.
+//! [`Overlay`]: a qcow2 of this run over a plain file, here or on another host, read without a storage daemon.
 //!
 //! Specification: `docs/interop/qcow2.rst` of QEMU. The storage daemon has written the overlay and has closed it;
 //! here other code reads what it left, so a fault of the daemon's tables shows in the verification. Only what
@@ -11,6 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::block::{BlockRead, FileDisk, check_range};
 use crate::bytes::be64;
@@ -39,7 +40,7 @@ struct Run {
 /// A disk made of an overlay and the plain file below it.
 pub(super) struct Overlay {
     file: FileDisk,
-    below: FileDisk,
+    below: Arc<dyn BlockRead>,
     size: u64,
     /// In order; what lies between them is read from below.
     runs: Vec<Run>,
@@ -47,7 +48,7 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// `None` when the overlay is not one that is read here.
-    pub(super) fn open(overlay: &Path, below: FileDisk) -> io::Result<Option<Self>> {
+    pub(super) fn open(overlay: &Path, below: Arc<dyn BlockRead>) -> io::Result<Option<Self>> {
         let file = File::open(overlay)?;
         let size = below.size();
         let Some(runs) = Tables::read(&file, size)? else {

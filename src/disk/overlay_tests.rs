@@ -61,7 +61,7 @@ fn written(size: u64) -> Written {
 }
 
 fn opened(overlay: &Path, raw: &Path) -> io::Result<Option<Overlay>> {
-    Overlay::open(overlay, FileDisk::open(raw)?)
+    Overlay::open(overlay, Arc::new(FileDisk::open(raw)?))
 }
 
 /// QEMU is the judge: of plain clusters, and of the large ones with subclusters that large disks get.

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use super::cache::Cached;
 use super::nbd::{Nbd, Patience};
+use super::pool::Pool;
 use crate::block::BlockRead;
 use crate::stop;
 use crate::text;
@@ -80,8 +81,18 @@ pub trait RemoteFile: Debug + Send + Sync {
     fn dirty(&self) -> Result<Option<Vec<(u64, u64)>>, String> {
         Ok(None)
     }
-    /// What changed since the file was opened.
-    fn check_unchanged(&self) -> Result<(), String>;
+    /// Whether it is what it was when it was opened.
+    fn check_unchanged(&self) -> Result<(), Doubt>;
+}
+
+/// Why a file is not known to be the one that was opened, in words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    #[error("{0}")]
+    Changed(String),
+    /// The line or the server is down.
+    #[error("it cannot be looked at any more: {0}")]
+    Unreachable(String),
 }
 
 /// Reads a remote file through one connection, which is made when it is first needed.
@@ -115,14 +126,26 @@ impl Remote {
         if let Some(connection) = &*slot {
             return Ok(connection.clone());
         }
+        let connection = Arc::new(Cached::of_remote(self.connect()?));
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+
+    fn connect(&self) -> io::Result<Nbd> {
         let patience = Patience {
             silence: SILENCE,
             stopping: STOPPING,
         };
-        let nbd = Nbd::handshake(self.file.connect()?, self.file.export(), patience)?;
-        let connection = Arc::new(Cached::of_remote(nbd));
-        *slot = Some(connection.clone());
-        Ok(connection)
+        Nbd::handshake(self.file.connect()?, self.file.export(), patience)
+    }
+
+    /// Reads it through so many connections at a time.
+    pub(super) fn for_copy(&self, connections: usize) -> io::Result<Pool> {
+        let more = (0..connections).map(|_| self.connect());
+        Ok(Pool::new(
+            self.connection()?,
+            more.collect::<io::Result<_>>()?,
+        ))
     }
 }
 

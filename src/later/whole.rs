@@ -23,7 +23,7 @@ use crate::block::BlockRead;
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::hold::Held;
 use crate::disk::nbd::{Nbd, Patience};
-use crate::disk::remote::{self, RemoteFile};
+use crate::disk::remote::{self, Doubt, RemoteFile};
 use crate::disk::{Image, ImageError};
 use crate::error::{Error, Result};
 use crate::source::mirror;
@@ -183,7 +183,7 @@ impl RemoteFile for Served {
         EXPORT
     }
 
-    fn check_unchanged(&self) -> Result<(), String> {
+    fn check_unchanged(&self) -> Result<(), Doubt> {
         let mut origins = self.image.held().filter_map(Held::origin);
         origins.try_for_each(|remote| remote.file().check_unchanged())
     }

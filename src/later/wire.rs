@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::disk::ImageError;
 use crate::disk::hold::Held;
+use crate::disk::remote::Doubt;
 use crate::error::{Error, Result};
 use crate::source::mirror;
 use crate::wire::{Access, Location, WireError};
@@ -134,8 +135,13 @@ impl OnWire {
         };
         let file = remote.file();
         // Since this run has looked at it first.
-        if let Err(what) = file.check_unchanged() {
-            return Ok(Some(what));
+        match file.check_unchanged() {
+            Ok(()) => {}
+            Err(Doubt::Changed(what)) => return Ok(Some(what)),
+            Err(doubt @ Doubt::Unreachable(_)) => {
+                let error = Error::failed(format!("{}: {doubt}", self.url));
+                return Err(error.hint("see that the line and the server are up, and start again"));
+            }
         }
         let now = Looks {
             size: file.size(),

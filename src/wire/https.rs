@@ -99,7 +99,7 @@ impl HttpsDial {
 
 impl Dial for HttpsDial {
     fn piece(&self) -> u64 {
-        4 * PIECE
+        6 * PIECE
     }
 
     fn dial(&self) -> Result<Box<dyn Connection>> {

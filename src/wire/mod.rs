@@ -21,6 +21,7 @@ mod dirty;
 mod error;
 pub mod fuzz;
 mod https;
+mod limit;
 mod listing;
 mod nbd;
 pub(crate) mod nbd_protocol;

@@ -1,7 +1,7 @@
 //! Threads that each hold a connection, and the queue of what they are to fetch.
 //!
 //! A connection is made when there is more to fetch than the connections there are can begin with, so a
-//! quiet run has one. What was under way on a connection that broke is asked for again on another, after
+//! quiet run has one, and as far as one more is of use ([`Limit`]). What was under way on a connection that broke is asked for again on another, after
 //! a pause that grows, as often as `--retries` says. While others work, a connection that cannot be made
 //! costs nothing: servers limit how many they take.
 
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::Ranges;
 use super::error::{Result, WireError};
+use super::limit::Limit;
 use super::upstream::{Connection, Dial, Meter, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
@@ -59,11 +60,13 @@ impl Job {
     }
 }
 
-#[derive(Default)]
 struct Queue {
     urgent: VecDeque<Job>,
     /// What nobody waits for yet.
     ahead: VecDeque<Job>,
+    /// Connections that are being made.
+    connecting: usize,
+    limit: Limit,
     connected: usize,
     /// Of these, those that have nothing to do.
     idle: usize,
@@ -71,6 +74,23 @@ struct Queue {
 }
 
 impl Queue {
+    fn new(connections: usize) -> Self {
+        Self {
+            urgent: VecDeque::new(),
+            ahead: VecDeque::new(),
+            connecting: 0,
+            limit: Limit::new(connections),
+            connected: 0,
+            idle: 0,
+            ended: false,
+        }
+    }
+
+    /// Whether another connection is of use: others that are connected come first.
+    fn wants_more(&mut self) -> bool {
+        self.length() > self.idle && self.limit.has_room(self.connected + self.connecting)
+    }
+
     fn next(&mut self) -> Option<Job> {
         self.urgent.pop_front().or_else(|| self.ahead.pop_front())
     }
@@ -124,13 +144,14 @@ impl Pool {
         retries: u32,
         patience: Duration,
     ) -> std::io::Result<Self> {
+        let connections = connections.clamp(1, 64);
         let shared = Arc::new(Shared {
             dial,
             meter,
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue::new(connections as usize)),
             wake: Condvar::new(),
         });
-        for _ in 0..connections.clamp(1, 64) {
+        for _ in 0..connections {
             let shared = shared.clone();
             std::thread::Builder::new()
                 .name("connection".into())
@@ -300,7 +321,11 @@ impl Worker {
                 false => Taken::Nothing,
             };
             match taken {
-                Taken::Job(job) if job.given_up.load(Ordering::Relaxed) => {}
+                Taken::Job(job) if job.given_up.load(Ordering::Relaxed) => {
+                    if self.connection.is_none() {
+                        self.shared.lock().connecting -= 1;
+                    }
+                }
                 Taken::Job(job) => self.begin(job),
                 Taken::Nothing => self.receive(),
                 Taken::End => return self.hang_up(),
@@ -319,10 +344,12 @@ impl Worker {
             let may = match queue.first() {
                 None => false,
                 Some(job) if !self.under_way.is_empty() => self.may_join(job),
-                // Others that are connected come first.
-                Some(_) => connected || queue.length() > queue.idle,
+                Some(_) => connected || queue.wants_more(),
             };
             if may && let Some(job) = queue.next() {
+                if !connected {
+                    queue.connecting += 1;
+                }
                 return Taken::Job(job);
             }
             if !self.under_way.is_empty() {
@@ -364,6 +391,10 @@ impl Worker {
                 Err(error) => Err(error),
             },
         };
+        // Not every server answers anything before it is asked for a file.
+        if let Some(after) = connection.answered_in() {
+            self.shared.lock().limit.answered(after);
+        }
         match done {
             Err(error) if error.is_passing() => {
                 self.hang_up_after(&error);
@@ -383,11 +414,17 @@ impl Worker {
     /// The connection, made when there is none.
     fn connect(&mut self) -> Option<&mut Box<dyn Connection>> {
         if self.connection.is_none() {
-            match self.shared.dial.dial() {
+            let dialled = self.shared.dial.dial();
+            let mut queue = self.shared.lock();
+            queue.connecting -= 1;
+            match dialled {
                 Ok(connection) => {
+                    if let Some(after) = connection.answered_in() {
+                        queue.limit.answered(after);
+                    }
                     self.connection = Some(connection);
                     self.refusals = 0;
-                    self.shared.lock().connected += 1;
+                    queue.connected += 1;
                 }
                 Err(error) => {
                     tracing::debug!("connecting: {error}");

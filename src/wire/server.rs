@@ -334,10 +334,10 @@ fn answer(
     let read = service.read(file, offset, length as usize);
     let lock = || output.lock().unwrap_or_else(PoisonError::into_inner);
     match read {
-        Ok(bytes) => {
+        Ok(answer) => {
             let mut output = lock();
             output.write_all(&head(cookie, 0))?;
-            output.write_all(&bytes)
+            output.write_all(answer.bytes())
         }
         Err(error) => {
             tracing::debug!("reading {offset}+{length}: {error}");

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -19,8 +20,9 @@ use super::upstream::{Meter, PIECE, Target, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
-/// What may be fetched ahead, of all files together: what is on its way from a server at 60 ms.
-const AHEAD: u64 = 32 << 20;
+/// What may be fetched ahead, of all files together: twice what is on its way from a server at 60 ms, so that
+/// no connection waits until a piece is used up.
+const AHEAD: u64 = 64 << 20;
 /// A stream is what went on for so long.
 const STREAM: u64 = 8 << 20;
 /// What is read ahead of a stream that was not announced: that part of its length so far.
@@ -61,21 +63,43 @@ struct Ahead {
 
 enum Piece {
     Coming(Pending),
-    Here(Vec<u8>),
+    Here(Arc<Vec<u8>>),
     Failed,
 }
 
 impl Piece {
-    fn bytes(&mut self) -> Option<&[u8]> {
+    fn bytes(&mut self) -> Option<Arc<Vec<u8>>> {
         if let Self::Coming(pending) = self {
             *self = match pending.wait() {
-                Ok(Output::Bytes(bytes)) => Self::Here(bytes),
+                Ok(Output::Bytes(bytes)) => Self::Here(Arc::new(bytes)),
                 _ => Self::Failed,
             };
         }
         match self {
-            Self::Here(bytes) => Some(bytes),
+            Self::Here(bytes) => Some(bytes.clone()),
             _ => None,
+        }
+    }
+}
+
+/// Bytes that were read: a part of a piece, which is not copied.
+pub(super) struct Answer {
+    bytes: Arc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl Answer {
+    /// Empty where the range does not lie in the bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl From<Vec<u8>> for Answer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self {
+            range: 0..bytes.len(),
+            bytes: Arc::new(bytes),
         }
     }
 }
@@ -186,7 +210,7 @@ impl Service {
         let size = file.target.identity.size;
         let length = usize::try_from(size).ok().filter(|_| size <= most);
         match length {
-            Some(length) => self.read(&file, 0, length),
+            Some(length) => Ok(self.read(&file, 0, length)?.bytes().to_vec()),
             None => Err(WireError::TooLarge {
                 at: at.to_string(),
                 size,
@@ -317,54 +341,40 @@ impl Service {
         }
     }
 
-    /// Fills in what was fetched ahead; returns what was not, each an offset in `out` and a length.
-    fn take_ahead(&self, file: &Opened, offset: u64, out: &mut [u8]) -> Vec<(usize, usize)> {
-        let end = offset + out.len() as u64;
+    /// What was fetched ahead of a range; what of that is used up is counted no more.
+    fn take_ahead(&self, file: &Opened, offset: u64, end: u64) -> Vec<Found> {
         let mut found = Vec::new();
-        {
-            let mut flow = lock(&file.flow);
-            let first = offset.saturating_sub(self.pool.piece());
-            let mut used_up = Vec::new();
-            for (&start, ahead) in flow.ahead.range_mut(first..end) {
-                let (from, to) = (start.max(offset), (start + ahead.length).min(end));
-                if from < to {
-                    ahead.left = ahead.left.saturating_sub(to - from);
-                    found.push((start, from, to, ahead.piece.clone()));
-                    if ahead.left == 0 {
-                        used_up.push(start);
-                    }
+        let mut used_up = Vec::new();
+        let mut flow = lock(&file.flow);
+        let first = offset.saturating_sub(self.pool.piece());
+        for (&start, ahead) in flow.ahead.range_mut(first..end) {
+            let (from, to) = (start.max(offset), (start + ahead.length).min(end));
+            if from < to {
+                ahead.left = ahead.left.saturating_sub(to - from);
+                let piece = ahead.piece.clone();
+                found.push(Found {
+                    piece,
+                    start,
+                    range: from..to,
+                });
+                if ahead.left == 0 {
+                    used_up.push(start);
                 }
             }
-            for start in used_up {
-                if let Some(ahead) = flow.ahead.remove(&start) {
-                    self.ahead.fetch_sub(ahead.length, Ordering::Relaxed);
-                }
+        }
+        for &start in &used_up {
+            if let Some(ahead) = flow.ahead.remove(&start) {
+                self.ahead.fetch_sub(ahead.length, Ordering::Relaxed);
             }
         }
-        let mut gaps = Vec::new();
-        let mut at = offset;
-        for (start, from, to, piece) in found {
-            let mut piece = lock(&piece);
-            let Some(bytes) = piece.bytes() else {
-                continue;
-            };
-            let Some(bytes) = bytes.get((from - start) as usize..(to - start) as usize) else {
-                continue;
-            };
-            out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(bytes);
-            if from > at {
-                gaps.push(((at - offset) as usize, (from - at) as usize));
-            }
-            at = to;
+        if !used_up.is_empty() {
+            self.ahead_as_expected(file, &mut flow, 0);
         }
-        if at < end {
-            gaps.push(((at - offset) as usize, (end - at) as usize));
-        }
-        gaps
+        found
     }
 
     /// Reads a range that lies inside the file.
-    pub(super) fn read(&self, file: &Opened, offset: u64, length: usize) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, file: &Opened, offset: u64, length: usize) -> Result<Answer> {
         let target = &file.target;
         let size = target.identity.size;
         let end = offset.checked_add(length as u64).filter(|end| *end <= size);
@@ -375,12 +385,33 @@ impl Service {
             ));
         }
         let run = lock(&file.flow).run;
-        let mut out = vec![0; length];
-        for (start, length) in self.take_ahead(file, offset, &mut out) {
-            let part = &mut out[start..start + length];
-            self.read_cached(target, offset + start as u64, part, run)?;
+        let end = offset + length as u64;
+        let found = self.take_ahead(file, offset, end);
+        if let [one] = &found[..]
+            && one.range == (offset..end)
+            && let Some(answer) = one.answer()
+        {
+            return Ok(answer);
         }
-        Ok(out)
+        let mut out = vec![0; length];
+        let place =
+            |range: Range<u64>| (range.start - offset) as usize..(range.end - offset) as usize;
+        let mut at = offset;
+        for one in found {
+            let Some(answer) = one.answer() else {
+                continue;
+            };
+            if one.range.start > at {
+                let part = &mut out[place(at..one.range.start)];
+                self.read_cached(target, at, part, run)?;
+            }
+            at = one.range.end;
+            out[place(one.range)].copy_from_slice(answer.bytes());
+        }
+        if at < end {
+            self.read_cached(target, at, &mut out[place(at..end)], run)?;
+        }
+        Ok(out.into())
     }
 
     fn read_cached(
@@ -437,6 +468,25 @@ impl Service {
             service: self,
             range: (id, start, end),
         }
+    }
+}
+
+/// A piece that was fetched ahead, and what of a range is in it.
+struct Found {
+    piece: Arc<Mutex<Piece>>,
+    /// Where the piece begins.
+    start: u64,
+    range: Range<u64>,
+}
+
+impl Found {
+    /// `None` where it could not be had. Waits for it.
+    fn answer(&self) -> Option<Answer> {
+        let bytes = lock(&self.piece).bytes()?;
+        let place = |at: u64| usize::try_from(at - self.start).ok();
+        let range = place(self.range.start)?..place(self.range.end)?;
+        bytes.get(range.clone())?;
+        Some(Answer { bytes, range })
     }
 }
 

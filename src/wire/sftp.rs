@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::error::{Result, WireError};
 use super::upstream::{Assembly, Connection, Meter, Part, Wanted};
@@ -64,6 +65,7 @@ pub(super) struct Sftp<S> {
     part: usize,
     handles: BTreeMap<u64, Vec<u8>>,
     assembly: Assembly,
+    answered_in: Option<Duration>,
     /// Why the program below the stream ended; it ends with this.
     why: Box<dyn Fn() -> Option<WireError> + Send>,
 }
@@ -158,6 +160,7 @@ impl<S: Read + Write + Send> Sftp<S> {
             part: PART,
             handles: BTreeMap::new(),
             assembly: Assembly::default(),
+            answered_in: None,
             why,
         };
         sftp.write(&packet(INIT, &VERSION.to_be_bytes()))?;
@@ -255,8 +258,11 @@ impl<S: Read + Write + Send> Sftp<S> {
         if !self.assembly.is_empty() {
             return Err(self.nonsense("answers to pieces that are still under way"));
         }
+        let asked = Instant::now();
         let id = self.request(kind, body)?;
         let (kind, length) = self.head()?;
+        let taken = asked.elapsed();
+        self.answered_in = Some(self.answered_in.map_or(taken, |least| least.min(taken)));
         let mut answer = self.rest(kind, length)?;
         match answer.number() {
             Some(got) if got == id => Ok(answer),
@@ -454,6 +460,10 @@ impl<S: Read + Write + Send> Connection for Sftp<S> {
 
     fn depth(&self) -> usize {
         DEPTH
+    }
+
+    fn answered_in(&self) -> Option<Duration> {
+        self.answered_in
     }
 
     fn is_ready(&self, wanted: &Wanted) -> bool {

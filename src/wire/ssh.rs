@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -80,6 +80,8 @@ pub(super) struct SshDial {
     access: Access,
     prompter: Option<Prompter>,
     meter: Arc<Meter>,
+    /// In which order ciphers are offered; `None`: as the user's configuration says.
+    ciphers: OnceLock<Option<String>>,
 }
 
 impl SshDial {
@@ -94,10 +96,33 @@ impl SshDial {
             access,
             prompter,
             meter,
+            ciphers: OnceLock::new(),
         }
     }
 
     fn command(&self) -> Result<Cmd> {
+        let (mut cmd, host) = self.client()?;
+        let ciphers = self.ciphers.get_or_init(|| self.preferred_ciphers());
+        if let Some(ciphers) = ciphers {
+            cmd = cmd.args(["-o", &format!("Ciphers={ciphers}")]);
+        }
+        Ok(cmd.args(["-s", "--", host, "sftp"]))
+    }
+
+    /// What to ask the server for instead of what the user's configuration says.
+    fn preferred_ciphers(&self) -> Option<String> {
+        if !has_aes() {
+            return None;
+        }
+        let (cmd, host) = self.client().ok()?;
+        // It tells its configuration and connects to nothing.
+        let told = cmd.args(["-G", "--", host]).timeout(HELLO).run();
+        let told = told.inspect_err(|e| tracing::debug!("the configuration of ssh: {e}"));
+        preferred(&String::from_utf8_lossy(&told.ok()?.stdout))
+    }
+
+    /// The client with all options, and the host.
+    fn client(&self) -> Result<(Cmd, &str)> {
         let Server::Ssh { user, host, port } = &self.server else {
             return Err(WireError::usage("not a server of ssh", ""));
         };
@@ -150,8 +175,31 @@ impl SshDial {
                 )
                 .env(ASKPASS, &prompter.socket),
         };
-        Ok(cmd.args(["-s", "--", host, "sftp"]))
+        Ok((cmd, host))
     }
+}
+
+/// Whether the processor has instructions for AES.
+fn has_aes() -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return std::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// The ciphers of a configuration (`ssh -G`) with AES-GCM before the others: where the processor has instructions
+/// for it, a byte takes a third of the time. `None` where another order than OpenSSH's own was configured.
+fn preferred(config: &str) -> Option<String> {
+    let ciphers = config.lines().find_map(|l| l.strip_prefix("ciphers "))?;
+    let ciphers: Vec<&str> = ciphers.trim().split(',').collect();
+    if ciphers.first() != Some(&"chacha20-poly1305@openssh.com") {
+        return None;
+    }
+    let is_gcm = |cipher: &&str| cipher.ends_with("-gcm@openssh.com");
+    let (first, rest): (Vec<&str>, Vec<&str>) = ciphers.into_iter().partition(is_gcm);
+    (!first.is_empty()).then(|| [first, rest].concat().join(","))
 }
 
 /// A file as the value of an option of ssh, where `%` and spaces mean something.
@@ -356,4 +404,26 @@ fn offending(said: &str) -> Option<String> {
     let digest = Sha256::digest(key);
     let text = base64::engine::general_purpose::STANDARD_NO_PAD.encode(digest);
     Some(format!("SHA256:{text} ({file}:{number})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aes_goes_before_openssh_s_own_first_choice_and_no_one_else_s() {
+        let config = |ciphers: &str| format!("user root\nciphers {ciphers}\nmacs x\n");
+        let own = "chacha20-poly1305@openssh.com,aes128-ctr,aes256-ctr,aes128-gcm@openssh.com,aes256-gcm@openssh.com";
+        let wanted = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes256-ctr";
+        assert_eq!(preferred(&config(own)).as_deref(), Some(wanted));
+        for configured in [
+            "aes256-ctr",
+            "aes256-gcm@openssh.com,chacha20-poly1305@openssh.com",
+            "chacha20-poly1305@openssh.com",
+            "",
+        ] {
+            assert_eq!(preferred(&config(configured)), None, "{configured}");
+        }
+        assert_eq!(preferred(""), None);
+    }
 }

@@ -48,6 +48,11 @@ pub(super) trait Connection: Send {
     /// How many pieces may be under way.
     fn depth(&self) -> usize;
 
+    /// The shortest time in which the server has answered, where that is measured.
+    fn answered_in(&self) -> Option<Duration> {
+        None
+    }
+
     /// Whether a piece can be asked for while others are under way.
     fn is_ready(&self, _wanted: &Wanted) -> bool {
         true

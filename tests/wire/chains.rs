@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::later::{Serve, contents, convert_later, kill_children, plain, read_json};
+use crate::links::{cowd, se_sparse};
 use crate::servers::{Https, Ssh};
 use crate::support::later::{Untouched, same_guest};
 use crate::support::wire::Sshd;
@@ -155,6 +156,81 @@ fn a_chain_and_a_vhdx_of_another_host() {
     );
     h2k(["verify", text(&out)]).expect(0);
     untouched.check();
+}
+
+/// A descriptor of a link on `parent` with one extent.
+fn link(at: &Path, parent: &str, kind: [&str; 2], sectors: u64, extent: &str) {
+    let text = format!(
+        "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=00000001\ncreateType=\"{}\"\n\
+         parentFileNameHint=\"{parent}\"\nRW {sectors} {} \"{extent}\"\n",
+        kind[0], kind[1]
+    );
+    fs::write(at, text).unwrap();
+}
+
+#[test]
+fn snapshots_of_esxi_are_converted_over_ssh() {
+    if !ready(&Sshd::TOOLS) {
+        return;
+    }
+    let lab = Lab::small();
+    let vmx = as_vmware(&lab, &lab.path("ds/vm"));
+    let beside = |name: &str| vmx.with_file_name(name);
+    let flat = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(beside("vm-flat.vmdk"))
+        .unwrap();
+    let sectors = lab.spec.disk_size / 512;
+    // What the guest needs moves from the base to the links; nonsense is left behind.
+    let moved = |at: u64| {
+        let mut bytes = [0; 4096];
+        flat.read_exact_at(&mut bytes, at).unwrap();
+        flat.write_all_at(&[0xee; 4096], at).unwrap();
+        bytes
+    };
+    let boot = moved(1 << 20);
+    let grain = |i: usize| <[u8; 512]>::try_from(&boot[i * 512..(i + 1) * 512]).unwrap();
+    let mut grains: Vec<_> = (0..8).map(|i| (2048 + i as u32, grain(i))).collect();
+    // Over that the newer link has its own.
+    grains.push((8, [0x77; 512]));
+    grains.push((sectors as u32 - 1024, [7; 512]));
+    cowd(&beside("vm-000001-delta.vmdk"), sectors as u32, &grains);
+    let newest = [(0, Some(moved(0))), (1, Some(moved(4096)))];
+    se_sparse(&beside("vm-000002-sesparse.vmdk"), sectors, &newest);
+    let (first, second) = (beside("vm-000001.vmdk"), beside("vm-000002.vmdk"));
+    let kind = ["vmfsSparse", "VMFSSPARSE"];
+    link(&first, "vm.vmdk", kind, sectors, "vm-000001-delta.vmdk");
+    let kind = ["seSparse", "SESPARSE"];
+    link(
+        &second,
+        "vm-000001.vmdk",
+        kind,
+        sectors,
+        "vm-000002-sesparse.vmdk",
+    );
+    let vm = fs::read_to_string(&vmx).unwrap();
+    fs::write(&vmx, vm.replace("\"vm.vmdk\"", "\"vm-000002.vmdk\"")).unwrap();
+
+    let sshd = Sshd::start();
+    let [here, there] = ["here", "there"].map(|name| lab.path(name));
+    let options = ["-o", text(&here), "--name", "vm"];
+    crate::run("convert", text(&lab.raw), &[], &options).expect(0);
+    let options = ["-o", text(&there), "--name", "vm"];
+    let report = crate::run("convert", &sshd.url(&vmx), &sshd.options(), &options);
+    let report = report.expect(0).json();
+    assert_eq!(report["transport"], "ssh");
+    crate::assert_few(
+        report["bytes"]["fetched"].as_u64().unwrap(),
+        crate::live_bytes(&report),
+    );
+    same_guest(&here.join("vm.qcow2"), &there.join("vm.qcow2"));
+    let last = format!("read -q -P 7 {} 512", (sectors - 1024) * 512);
+    let read = tool(
+        "qemu-io",
+        &["-f", "qcow2", "-c", &last, text(&there.join("vm.qcow2"))],
+    );
+    assert!(read.is_empty(), "{}", String::from_utf8_lossy(&read));
 }
 
 #[test]

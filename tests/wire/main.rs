@@ -12,6 +12,8 @@ mod hostile;
 #[path = "../support/hostile.rs"]
 mod hostile_server;
 mod later;
+#[path = "../support/links.rs"]
+mod links;
 mod proofs;
 mod servers;
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 
-use crate::disk::remote::RemoteFile;
+use crate::disk::remote::{Doubt, RemoteFile};
 use crate::wire::{self, Listed, Location, Wire, WireError};
 
 type Result<T, E = WireError> = std::result::Result<T, E>;
@@ -55,10 +55,13 @@ impl RemoteFile for OnWire {
         self.0.dirty().map_err(|e| e.to_string())
     }
 
-    fn check_unchanged(&self) -> Result<(), String> {
+    fn check_unchanged(&self) -> Result<(), Doubt> {
         self.0.check_unchanged().map_err(|e| match e {
-            WireError::Changed { was, now, .. } => format!("it had {was} and has {now} now"),
-            other => format!("it cannot be looked at any more: {other}"),
+            WireError::Changed { was, now, .. } => {
+                Doubt::Changed(format!("it had {was} and has {now} now"))
+            }
+            other if other.is_passing() => Doubt::Unreachable(other.to_string()),
+            other => Doubt::Changed(format!("it cannot be looked at any more: {other}")),
         })
     }
 }
@@ -148,7 +151,7 @@ impl RemoteFile for Lazy {
         self.file().map_err(|e| e.to_string())?.dirty()
     }
 
-    fn check_unchanged(&self) -> Result<(), String> {
+    fn check_unchanged(&self) -> Result<(), Doubt> {
         let opened = self.opened.get();
         opened.map_or(Ok(()), |file| file.check_unchanged())
     }

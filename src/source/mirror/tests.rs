@@ -113,6 +113,23 @@ fn by_qemu(image: &Image) -> Vec<u8> {
     bytes
 }
 
+/// As a copy reads it, by several threads; without a storage daemon.
+fn by_a_copy(image: &Image) -> Vec<u8> {
+    const PART: usize = 300_000;
+    let export = Export::open_for_copy(image).unwrap();
+    assert_eq!(export.daemon_id(), None);
+    let disk = export.disk();
+    let mut bytes = vec![0; disk.size() as usize];
+    std::thread::scope(|scope| {
+        for (i, part) in bytes.chunks_mut(PART).enumerate() {
+            let disk = &disk;
+            scope.spawn(move || disk.read_at((i * PART) as u64, part).unwrap());
+        }
+    });
+    export.close().unwrap();
+    bytes
+}
+
 fn image(path: &Path) -> Image {
     Image::open_info(path, None, &[]).unwrap()
 }
@@ -192,6 +209,33 @@ fn a_machine_with_flat_disks_reads_as_it_does_there() {
         disks[0].check_unchanged(),
         Err(ImageError::Changed { .. })
     ));
+}
+
+#[test]
+fn an_overlay_on_a_disk_there_is_copied_without_a_storage_daemon() {
+    if !have(&["qemu-img", "qemu-storage-daemon"]) {
+        return;
+    }
+    let lab = Lab::new();
+    write(&lab.folder("d"), "disk.raw", &pattern(SIZE));
+    let source = Image::open_info(&lab.mirror("/d/disk.raw").unwrap(), Some("raw"), &[]).unwrap();
+    assert!(by_a_copy(&source) == pattern(SIZE));
+    let here = tempfile::tempdir().unwrap();
+    let export = Export::open_overlay(&source, &here.path().join("overlay.qcow2")).unwrap();
+    let disk = export.disk();
+    for (at, value) in [(0, 1), (1 << 20, 2), (SIZE as u64 - 700, 3)] {
+        disk.write_at(at, &[value; 700]).unwrap();
+    }
+    disk.zero_at(2 << 20, 128 << 10).unwrap();
+    let image = export.image().clone();
+    export.close().unwrap();
+    let mut want = pattern(SIZE);
+    for (at, value) in [(0, 1), (1 << 20, 2), (SIZE - 700, 3)] {
+        want[at..at + 700].fill(value);
+    }
+    want[2 << 20..(2 << 20) + (128 << 10)].fill(0);
+    assert!(by_a_copy(&image) == want);
+    assert!(contents(&image) == want, "through one connection");
 }
 
 #[test]
