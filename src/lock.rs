@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, fcntl_lock, flock, fstat, fsync, openat, statat,
@@ -22,6 +24,9 @@ use crate::fix::trusted::{self, TrustError};
 
 /// Each round another run has removed the file in between.
 const ROUNDS: usize = 1000;
+/// A program that a run was just starting when it was killed has the lock's descriptor until it is executed.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(20);
 /// What a lock file says is a few lines.
 const MAX_NOTE: u64 = 64 << 10;
 
@@ -104,6 +109,22 @@ impl FileLock {
         Err(LockError::Held { path })
     }
 
+    /// The same, with a moment's patience.
+    pub fn take_patiently(
+        folder: impl AsFd,
+        name: &OsStr,
+        shown: &Path,
+        create: bool,
+    ) -> Result<Option<Self>, LockError> {
+        let begin = Instant::now();
+        loop {
+            match Self::take(&folder, name, shown, create) {
+                Err(LockError::Held { .. }) if begin.elapsed() < PATIENCE => thread::sleep(LOOK),
+                done => return done,
+            }
+        }
+    }
+
     /// Takes the lock `name` in the directory, creating its file. `busy` says what another run that holds it
     /// does.
     pub fn of_directory(
@@ -114,7 +135,7 @@ impl FileLock {
         let failed =
             |e: anyhow::Error| Error::failed(format!("locking {}", folder.display())).because(e);
         let open = File::open(folder).map_err(|e| failed(e.into()))?;
-        match Self::take(&open, name.as_ref(), folder, true) {
+        match Self::take_patiently(&open, name.as_ref(), folder, true) {
             Ok(Some(lock)) => Ok(lock),
             Ok(None) | Err(LockError::Held { .. }) => Err(busy()),
             Err(LockError::Untrusted(e)) => Err(e.into()),
@@ -207,6 +228,29 @@ mod tests {
         assert!(!dir.path().join(".l").exists());
     }
 
+    #[test]
+    fn a_killed_run_may_hold_it_for_a_moment_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = take(dir.path()).unwrap().unwrap();
+        let busy = || Error::failed("busy");
+        assert_eq!(
+            FileLock::of_directory(dir.path(), ".l", busy)
+                .unwrap_err()
+                .message,
+            "busy"
+        );
+        // What a child has of it between its fork and its exec.
+        let inherited = first.file.try_clone().unwrap();
+        drop(first);
+        assert!(matches!(take(dir.path()), Err(LockError::Held { .. })));
+        let child = thread::spawn(move || {
+            thread::sleep(PATIENCE / 4);
+            drop(inherited);
+        });
+        FileLock::of_directory(dir.path(), ".l", busy).unwrap();
+        child.join().unwrap();
+    }
+
     /// Whoever opened the file before its holder removed it must not end up with a lock on nothing.
     #[test]
     fn a_removed_file_is_no_lock() {
@@ -215,7 +259,7 @@ mod tests {
         let threads: Vec<_> = (0..4)
             .map(|_| {
                 let dir = dir.path().to_path_buf();
-                std::thread::spawn(move || {
+                thread::spawn(move || {
                     let mut taken = 0;
                     while taken < 200 {
                         if let Ok(Some(lock)) = take(&dir) {

@@ -117,7 +117,7 @@ impl Place {
         name.push(&self.name);
         name.push(".lock");
         let shown = self.target.parent().unwrap_or(Path::new("/"));
-        match FileLock::take(&self.parent, &name, shown, create) {
+        match FileLock::take_patiently(&self.parent, &name, shown, create) {
             Ok(lock) => Ok(lock),
             Err(LockError::Held { .. }) => Err(self.taken()),
             Err(LockError::Io { source, .. }) => Err(cannot_write(shown, source)),

@@ -254,14 +254,16 @@ fn refuse_undo(target: &Path) -> Result<()> {
 }
 
 fn boot_lock(folder: &OwnedFd, target: &Path, create: bool) -> Result<Option<FileLock>> {
-    FileLock::take(folder, crate::boot::LOCK.as_ref(), target, create).map_err(|e| match e {
-        LockError::Held { .. } => Error::failed(format!(
-            "hyper2kvm boot, pull or rollback is at work in {}",
-            target.display()
-        ))
-        .hint("wait for it, or choose another directory with --output-dir"),
-        other => Error::failed(format!("locking {}", target.display())).because(other),
-    })
+    FileLock::take_patiently(folder, crate::boot::LOCK.as_ref(), target, create).map_err(
+        |e| match e {
+            LockError::Held { .. } => Error::failed(format!(
+                "hyper2kvm boot, pull or rollback is at work in {}",
+                target.display()
+            ))
+            .hint("wait for it, or choose another directory with --output-dir"),
+            other => Error::failed(format!("locking {}", target.display())).because(other),
+        },
+    )
 }
 
 /// The record of `boot`, where there is one.
