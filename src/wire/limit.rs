@@ -9,9 +9,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// For each of these that the server takes to answer there is one connection more at once: 250 MiB/s of a client of
+/// For each of these that the server takes to answer there is one connection more at once: 500 MiB/s of a client of
 /// OpenSSH, which takes 2 MiB a round trip.
-const FAR: Duration = Duration::from_millis(8);
+const FAR: Duration = Duration::from_millis(4);
+/// Not more at once: OpenSSH's server turns some away when ten are logging in (`MaxStartups`).
+const AT_ONCE: usize = 10;
 /// How long processors are watched, at least and at most, before another connection is made.
 const WATCHED: Duration = Duration::from_millis(250);
 const STALE: Duration = Duration::from_secs(2);
@@ -44,7 +46,8 @@ impl Limit {
             && let Ok(processors) = Processors::new()
         {
             self.processors = Some(processors);
-            self.now = self.allowed.min(here.max(2).max(far.saturating_add(1)));
+            let far = far.saturating_add(1).min(AT_ONCE);
+            self.now = self.allowed.min(far.max(here).max(2));
         }
     }
 

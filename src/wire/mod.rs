@@ -404,7 +404,11 @@ impl Remote {
 /// The child, or a thread that does the same.
 fn start(theirs: UnixStream) -> io::Result<Option<Child>> {
     if launcher::is_enabled() {
-        let child = Cmd::own(VERB).stdin(OwnedFd::from(theirs)).spawn();
+        let child = Cmd::own(VERB)
+            // What was used up is given back: by default glibc keeps half as much again as is fetched ahead.
+            .env("MALLOC_MMAP_THRESHOLD_", "1000000")
+            .stdin(OwnedFd::from(theirs))
+            .spawn();
         return child.map(Some).map_err(io::Error::other);
     }
     std::thread::Builder::new()
