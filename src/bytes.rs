@@ -42,6 +42,26 @@ macro_rules! number {
 }
 number!(u8, u16, u32, u64);
 
+/// A number whose first byte is the most significant one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Be<T>(pub T);
+
+macro_rules! big_endian {
+    ($($number:ty),*) => {$(
+        impl Field for Be<$number> {
+            fn get(bytes: &[u8]) -> Option<Self> {
+                bytes.first_chunk().map(|b| Self(<$number>::from_be_bytes(*b)))
+            }
+
+            fn put(&self, bytes: &mut [u8]) -> Option<()> {
+                *bytes.first_chunk_mut()? = self.0.to_be_bytes();
+                Some(())
+            }
+        }
+    )*};
+}
+big_endian!(u16, u32, u64);
+
 impl<const N: usize> Field for [u8; N] {
     fn get(bytes: &[u8]) -> Option<Self> {
         bytes.first_chunk().copied()

@@ -249,28 +249,17 @@ impl GuestRead for Preview<'_> {
             return self.guest.read(volume, path, limit);
         };
         let bytes = self.bytes(volume, entry)?;
-        within(bytes.len() as u64, limit, path)?;
+        GuestError::check_size(path, bytes.len() as u64, limit)?;
         Ok(bytes.into_owned())
     }
 
     fn read_shared(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Arc<Vec<u8>>> {
         match self.entry(volume, path).map(|entry| &entry.content) {
             Some(Content::Shared(bytes)) => {
-                within(bytes.len() as u64, limit, path)?;
+                GuestError::check_size(path, bytes.len() as u64, limit)?;
                 Ok(bytes.clone())
             }
             _ => self.read(volume, path, limit).map(Arc::new),
         }
-    }
-}
-
-fn within(size: u64, limit: u64, path: &GuestPath) -> Result<()> {
-    match size > limit {
-        true => Err(GuestError::TooLarge {
-            path: path.to_string(),
-            size,
-            limit,
-        }),
-        false => Ok(()),
     }
 }

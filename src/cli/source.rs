@@ -16,8 +16,12 @@ use crate::disk::vmware;
 use crate::domain::kubevirt::{self, Reference};
 use crate::domain::model::Bridge;
 use crate::domain::network::Mapping;
-use crate::domain::{Drivers, Emit, MacAddr, NetworkMap, NicSource, Patch};
+use crate::domain::{
+    CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
+    Patch, StorageBus, Video,
+};
 use crate::error::{Blocker, Error, Result};
+use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::ids::Accepted;
 use crate::inspect::InspectOptions;
@@ -32,9 +36,8 @@ use crate::wire::Transport;
 
 use super::confine::{self, Writes};
 use super::values::{
-    AccessModeArg, BootstrapArg, CopyArg, CpuArg, DomainTypeArg, EmitArg, EngineArg, FormatArg,
-    GraphicsArg, LinuxArg, NetworkArg, StorageArg, Switch, VideoArg, acceptable, kubernetes_label,
-    kubernetes_name,
+    AccessModeArg, BootstrapArg, CopyArg, EngineArg, LinuxArg, Switch, acceptable,
+    kubernetes_label, kubernetes_name,
 };
 use super::wire::{self, WireArgs};
 
@@ -85,8 +88,8 @@ pub struct FixArgs {
     #[arg(long, value_name = "FILE", help_heading = "Drivers and first boot")]
     pub driver_config: Vec<PathBuf>,
     /// Disk controller of the production machine; Windows gets both VirtIO drivers
-    #[arg(long, value_enum, default_value_t = StorageArg::VirtioBlk)]
-    pub storage: StorageArg,
+    #[arg(long, value_enum, default_value_t = StorageBus::VirtioBlk)]
+    pub storage: StorageBus,
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
     #[arg(long, value_enum, help_heading = "Drivers and first boot")]
     pub bootstrap: Option<BootstrapArg>,
@@ -105,8 +108,8 @@ pub struct FixArgs {
     #[arg(long)]
     pub name: Option<String>,
     /// Format of the converted disk
-    #[arg(long, value_enum, default_value_t = FormatArg::Qcow2)]
-    pub format: FormatArg,
+    #[arg(long, value_enum, default_value_t = DiskFormat::Qcow2)]
+    pub format: DiskFormat,
     /// Compress the converted disk (qcow2 only)
     #[arg(long, help_heading = "Disks and copying")]
     pub compress: bool,
@@ -127,7 +130,7 @@ pub struct FixArgs {
     pub require_signed: bool,
     /// What to do with the guest's IP configuration
     #[arg(long, value_enum, default_value_t)]
-    pub network: NetworkArg,
+    pub network: Policy,
     /// Script (.cmd, .bat) that Windows runs as SYSTEM at the first boot, after ours (repeatable)
     #[arg(
         long,
@@ -168,17 +171,17 @@ pub struct FixArgs {
     #[arg(long, value_name = "SOURCE=TARGET", help_heading = "Networks")]
     pub network_map: Vec<Mapping>,
     /// libvirt domain type
-    #[arg(long, value_enum, default_value_t = DomainTypeArg::Kvm, help_heading = "Virtual machine")]
-    pub domain_type: DomainTypeArg,
+    #[arg(long, value_enum, default_value_t = DomainType::Kvm, help_heading = "Virtual machine")]
+    pub domain_type: DomainType,
     /// CPU the guest sees under KVM
-    #[arg(long, value_enum, default_value_t = CpuArg::HostPassthrough, help_heading = "Virtual machine")]
-    pub cpu_mode: CpuArg,
+    #[arg(long, value_enum, default_value_t = CpuMode::HostPassthrough, help_heading = "Virtual machine")]
+    pub cpu_mode: CpuMode,
     /// Graphics server
-    #[arg(long, value_enum, default_value_t = GraphicsArg::Vnc, help_heading = "Virtual machine")]
-    pub graphics: GraphicsArg,
+    #[arg(long, value_enum, default_value_t = Graphics::Vnc, help_heading = "Virtual machine")]
+    pub graphics: Graphics,
     /// Graphics card
-    #[arg(long, value_enum, default_value_t = VideoArg::Vga, help_heading = "Virtual machine")]
-    pub video: VideoArg,
+    #[arg(long, value_enum, default_value_t = Video::Vga, help_heading = "Virtual machine")]
+    pub video: Video,
     /// Machine type, e.g. q35, pc, pc-q35-8.2 [default: q35; pc for Windows XP and 2003]
     #[arg(long, value_name = "TYPE", help_heading = "Virtual machine")]
     pub machine: Option<String>,
@@ -196,7 +199,7 @@ pub struct FixArgs {
         value_delimiter = ',',
         help_heading = "Other platforms"
     )]
-    pub emit: Vec<EmitArg>,
+    pub emit: Vec<Emit>,
     /// Namespace of the KubeVirt objects [default: that of kubectl]
     #[arg(long, value_name = "NAME", value_parser = kubernetes_label, help_heading = "Other platforms")]
     pub kubevirt_namespace: Option<String>,
@@ -434,7 +437,7 @@ pub(super) fn pace(mib: Option<u64>) -> Result<Option<Pace>> {
 impl FixArgs {
     /// What the arguments and the source machine say together; arguments win.
     pub fn job(&self) -> Result<Job> {
-        if self.compress && self.format == FormatArg::Raw {
+        if self.compress && self.format == DiskFormat::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
         }
         self.refuse_in_place()?;
@@ -446,7 +449,7 @@ impl FixArgs {
         let machine = self.machine_options(&source.vm)?;
         let firstboot = Wishes {
             none: self.no_firstboot,
-            network: self.network.into(),
+            network: self.network,
             macs: Vec::new(),
             user_scripts: self.user_scripts()?,
             uninstall_tools: self.uninstall_tools,
@@ -496,7 +499,7 @@ impl FixArgs {
                 CopyArg::Now => Copying::Now,
                 CopyArg::Later => Copying::Later,
             },
-            format: self.format.into(),
+            format: self.format,
             compress: self.compress,
             trim: !self.no_trim,
             verify: self.verify_copy,
@@ -517,11 +520,11 @@ impl FixArgs {
                 .is_none()
                 .then_some(vm.cores_per_socket)
                 .flatten(),
-            storage: self.storage.into(),
-            domain_type: self.domain_type.into(),
-            cpu: self.cpu_mode.into(),
-            graphics: self.graphics.into(),
-            video: self.video.into(),
+            storage: self.storage,
+            domain_type: self.domain_type,
+            cpu: self.cpu_mode,
+            graphics: self.graphics,
+            video: self.video,
             macs: self.mac.clone(),
             nics: vm.nics.clone(),
             network: self.nic_source(),
@@ -532,7 +535,7 @@ impl FixArgs {
                 .flatten(),
             network_map: NetworkMap::new(self.network_map.clone())
                 .map_err(|e| Error::usage("--network-map").because(e))?,
-            keep_addresses: self.network == NetworkArg::Preserve && !self.no_firstboot,
+            keep_addresses: self.network == Policy::Preserve && !self.no_firstboot,
             probe: PathBuf::new(),
             driver_iso: None,
             drivers: Drivers::default(),
@@ -561,7 +564,7 @@ impl FixArgs {
             ("--copy later", self.from_sync && later),
             ("--in-place", self.in_place),
             ("--output-device", !self.output_device.is_empty()),
-            ("--format raw", self.format == FormatArg::Raw),
+            ("--format raw", self.format == DiskFormat::Raw),
             ("--compress", self.compress),
             ("--verify-copy", self.verify_copy && later),
             ("--resume", self.resume),
@@ -625,12 +628,7 @@ impl FixArgs {
 
     fn emit_kinds(&self) -> Vec<Emit> {
         let mut kinds: Vec<Emit> = Vec::new();
-        for kind in &self.emit {
-            let kind = match kind {
-                EmitArg::Kubevirt => Emit::Kubevirt,
-                EmitArg::Proxmox => Emit::Proxmox,
-                EmitArg::Qemu => Emit::Qemu,
-            };
+        for &kind in &self.emit {
             if !kinds.contains(&kind) {
                 kinds.push(kind);
             }

@@ -523,17 +523,9 @@ mod tests {
                 ip: "10.0.0.5".parse().unwrap(),
                 prefix: 24,
             }],
-            gateways: Vec::new(),
-            gateway_metrics: Vec::new(),
-            dns: Vec::new(),
-            dns_suffix: None,
-            wins: Vec::new(),
-            netbios: None,
-            mtu: None,
-            metric: None,
-            routes: Vec::new(),
             enabled: true,
             device: Some(format!("PCI\\X\\{name}")),
+            ..Adapter::default()
         }
     }
 

@@ -53,6 +53,15 @@ pub struct Preference<'a> {
 }
 
 impl<'a> Preference<'a> {
+    fn terms<'s>(&self, sources: &'s [PathBuf]) -> Terms<'s> {
+        Terms {
+            force: self.force,
+            sources,
+            sync: self.sync,
+            last: false,
+        }
+    }
+
     /// As the user decided; `sources` lists the files of the source.
     pub(super) fn of(job: &Job, sources: &'a dyn Fn() -> Vec<PathBuf>) -> Self {
         Self {
@@ -109,13 +118,7 @@ impl OutputFolder {
         // Given up at once: a conversion that starts now must not fail for it.
         drop(place.lock_if_there()?);
         let sources = place.sources(preference);
-        let terms = Terms {
-            force: preference.force,
-            sources: &sources,
-            sync: preference.sync,
-            last: false,
-        };
-        replace::look(&place.parent, &place.target, &terms)?;
+        replace::look(&place.parent, &place.target, &preference.terms(&sources))?;
         place.check_dead(&sources)?;
         Ok(absolute)
     }
@@ -138,12 +141,7 @@ impl OutputFolder {
         let lock = place.lock()?;
         repair_locked(&place, &lock)?;
         let sources = place.sources(preference);
-        let terms = Terms {
-            force: preference.force,
-            sources: &sources,
-            sync: preference.sync,
-            last: false,
-        };
+        let terms = preference.terms(&sources);
         let situation = replace::look(&place.parent, &place.target, &terms)?;
         let left = match preference.resume {
             true => place.left_copy(&sources)?,

@@ -10,13 +10,13 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::qcow2::{EXTENDED_L2, Header, MAGIC};
+use crate::bytes::Be;
+
 const CLUSTER_BITS: u32 = 16;
 pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// What one entry of the first-level table covers: a second-level table of 8-byte entries.
 pub(super) const PER_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
-const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
-const VERSION: u32 = 3;
-const HEADER_LENGTH: u32 = 104;
 /// 2 to the power of this is the bits of a reference count.
 const REFCOUNT_ORDER: u32 = 4;
 pub(super) const COUNTS: u64 = CLUSTER;
@@ -89,7 +89,7 @@ const PLAIN: Shape = Shape {
 };
 const OVERLAY: Shape = Shape {
     cluster_bits: 21,
-    features: 1 << 4,
+    features: EXTENDED_L2,
     entry: 16,
 };
 
@@ -108,29 +108,31 @@ impl Shape {
 
     fn header(&self, size: u64, entries: u64) -> Vec<u8> {
         let cluster: u64 = 1 << self.cluster_bits;
-        let mut header = Vec::new();
-        header.extend(MAGIC.to_be_bytes());
-        header.extend(VERSION.to_be_bytes());
-        // No backing file: offset and length of its name.
-        header.extend([0; 12]);
-        header.extend(self.cluster_bits.to_be_bytes());
-        header.extend(size.to_be_bytes());
-        // Not encrypted.
-        header.extend([0; 4]);
-        header.extend((entries as u32).to_be_bytes());
-        header.extend((3 * cluster).to_be_bytes());
-        header.extend(cluster.to_be_bytes());
-        // One cluster of the table of counts; no snapshots: their number and offset.
-        header.extend(1u32.to_be_bytes());
-        header.extend([0; 12]);
-        header.extend(self.features.to_be_bytes());
-        // No compatible or clearing features.
-        header.extend([0; 16]);
-        header.extend(REFCOUNT_ORDER.to_be_bytes());
-        header.extend(HEADER_LENGTH.to_be_bytes());
-        // The end of the header's extensions.
-        header.extend([0; 8]);
-        header
+        let header = Header {
+            magic: MAGIC,
+            version: Be(3),
+            backing: Be(0),
+            backing_len: Be(0),
+            cluster_bits: Be(self.cluster_bits),
+            size: Be(size),
+            encryption: Be(0),
+            l1_entries: Be(entries as u32),
+            l1: Be(3 * cluster),
+            counts: Be(cluster),
+            counts_clusters: Be(1),
+            snapshots: Be(0),
+            snapshot_list: Be(0),
+            incompatible: Be(self.features),
+            compatible: Be(0),
+            clearing: Be(0),
+            count_order: Be(REFCOUNT_ORDER),
+            len: Be(Header::LEN as u32),
+        };
+        // Zeroes behind it end its extensions.
+        let mut bytes = vec![0; Header::LEN + 8];
+        let whole = header.write(&mut bytes);
+        debug_assert!(whole.is_some());
+        bytes
     }
 }
 

@@ -14,7 +14,9 @@
 use std::io;
 
 use super::detect::{Format, VmdkExtent, read_up_to, vhd_type};
+use super::qcow2::{COMPRESSED, EXTENDED_L2, EXTERNAL_DATA, Header, OFFSET, SUBCLUSTERS, ZERO};
 use super::remote::ReadAt;
+use crate::bytes;
 
 /// Something that ends behind the end of the file or disk it is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,23 +206,19 @@ impl Listed {
 }
 
 fn le32(bytes: &[u8], at: usize) -> u64 {
-    let field = bytes.get(at..).and_then(|b| b.first_chunk());
-    field.map_or(0, |b| u64::from(u32::from_le_bytes(*b)))
+    bytes::le32(bytes, at).map_or(0, u64::from)
 }
 
 fn le64(bytes: &[u8], at: usize) -> u64 {
-    let field = bytes.get(at..).and_then(|b| b.first_chunk());
-    field.map_or(0, |b| u64::from_le_bytes(*b))
+    bytes::le64(bytes, at).unwrap_or_default()
 }
 
 fn be32(bytes: &[u8], at: usize) -> u64 {
-    let field = bytes.get(at..).and_then(|b| b.first_chunk());
-    field.map_or(0, |b| u64::from(u32::from_be_bytes(*b)))
+    bytes::be32(bytes, at).map_or(0, u64::from)
 }
 
 fn be64(bytes: &[u8], at: usize) -> u64 {
-    let field = bytes.get(at..).and_then(|b| b.first_chunk());
-    field.map_or(0, |b| u64::from_be_bytes(*b))
+    bytes::be64(bytes, at).unwrap_or_default()
 }
 
 /// How much of the block at `index` lies within a disk of `disk` bytes.
@@ -230,23 +228,26 @@ fn within(index: u64, block: u64, disk: u64) -> u64 {
 
 // ---- qcow2, qcow, QED: a table of tables ----
 
-const QCOW_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-
 fn qcow2(input: &Input) -> io::Result<Option<Ends>> {
-    const EXTERNAL_DATA: u64 = 1 << 2;
-    const SUBCLUSTERS: u64 = 1 << 4;
-    let head = input.read(0, 112)?;
-    let (version, bits, disk) = (be32(&head, 4), be32(&head, 20), be64(&head, 24));
-    let (l1_entries, l1_at) = (be32(&head, 36), be64(&head, 40));
-    let features = if version >= 3 { be64(&head, 72) } else { 0 };
-    if head.len() < 72 || !(9..=21).contains(&bits) {
+    let head = input.read(0, Header::LEN)?;
+    let Some(header) = Header::of(&head).filter(|_| head.len() >= 72) else {
+        return Ok(None);
+    };
+    let (bits, disk) = (u64::from(header.cluster_bits.0), header.size.0);
+    let features = header.incompatible.0;
+    if !(9..=21).contains(&bits) {
         return Ok(None);
     }
     let cluster = 1u64 << bits;
-    let entry_size = if features & SUBCLUSTERS != 0 { 16 } else { 8 };
+    let entry_size = if features & EXTENDED_L2 != 0 { 16 } else { 8 };
     let needed = disk.div_ceil(cluster / entry_size * cluster);
-    let place = |entry| u64::from_be_bytes(entry) & QCOW_OFFSET;
-    let Some((tables, l1_end)) = input.first_table(l1_at, l1_entries.min(needed), place)? else {
+    let place = |entry| u64::from_be_bytes(entry) & OFFSET;
+    let Some((tables, l1_end)) = input.first_table(
+        header.l1.0,
+        u64::from(header.l1_entries.0).min(needed),
+        place,
+    )?
+    else {
         return Ok(None);
     };
     let (mut own, mut data) = (l1_end.max(tables.end(cluster)), 0u64);
@@ -259,7 +260,7 @@ fn qcow2(input: &Input) -> io::Result<Option<Ends>> {
                 own = own.max(end);
             }
         };
-        if features & SUBCLUSTERS != 0 {
+        if features & EXTENDED_L2 != 0 {
             let per = cluster / 16;
             input.table(at, per, &mut |n, entry: [u8; 16]| {
                 let bitmap = be64(&entry, 8);
@@ -278,23 +279,23 @@ fn qcow2(input: &Input) -> io::Result<Option<Ends>> {
 /// Where the data of a cluster ends, 0 when it has none, and whether it is compressed.
 fn cluster_end(index: u64, entry: u64, bitmap: Option<u64>, bits: u64, disk: u64) -> (u64, bool) {
     let cluster = 1u64 << bits;
-    if entry & (1 << 62) != 0 {
+    if entry & COMPRESSED != 0 {
         let shift = 62 - (bits - 8);
         let at = entry & ((1 << shift) - 1);
         let sectors = (entry >> shift) & ((1 << (bits - 8)) - 1);
         // Of the last sector one byte is used at least.
         return ((at & !511).saturating_add(sectors * 512 + 1), true);
     }
-    let at = entry & QCOW_OFFSET;
+    let at = entry & OFFSET;
     let used = match bitmap {
         _ if at == 0 => return (0, false),
         // Reads as zeroes, whatever is at its place.
-        None if entry & 1 != 0 => return (0, false),
+        None if entry & ZERO != 0 => return (0, false),
         None => cluster,
-        // The lower half says which of 32 parts are there.
+        // The lower half says which parts are there.
         Some(bitmap) => match bitmap as u32 {
             0 => return (0, false),
-            there => (cluster / 32) * u64::from(32 - there.leading_zeros()),
+            there => (cluster / SUBCLUSTERS) * u64::from(32 - there.leading_zeros()),
         },
     };
     let used = used.min(within(index, cluster, disk));

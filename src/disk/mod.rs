@@ -37,6 +37,7 @@ mod open;
 mod overlay;
 pub mod partition;
 mod pool;
+mod qcow2;
 mod references;
 pub(crate) mod refill;
 mod reflink;

@@ -14,19 +14,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::block::{BlockRead, FileDisk, check_range};
-use crate::bytes::{be32, be64};
+use crate::bytes::be64;
 
-const MAGIC: &[u8; 4] = b"QFI\xfb";
-const VERSION: u32 = 3;
-/// Of an incompatible feature: entries of the second level have a bitmap of subclusters.
-const EXTENDED_L2: u64 = 1 << 4;
-const HEADER: usize = 104;
-/// Bits 9 to 55 of an entry: where its cluster is.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const COMPRESSED: u64 = 1 << 62;
-/// Of a plain entry: the cluster reads as zeroes, wherever it is.
-const ZERO: u64 = 1;
-const SUBCLUSTERS: u64 = 32;
+use super::qcow2::{COMPRESSED, EXTENDED_L2, Header, OFFSET, SUBCLUSTERS, ZERO};
+
 /// An overlay in more pieces is read by QEMU: these take 32 MiB of memory.
 const MOST_RUNS: usize = 1 << 20;
 /// The first level of 64 TiB in clusters of 64 KiB.
@@ -140,34 +131,32 @@ struct Tables<'f> {
 impl<'f> Tables<'f> {
     fn read(file: &'f File, size: u64) -> io::Result<Option<Vec<Run>>> {
         let length = file.metadata()?.len();
-        let mut header = [0; HEADER];
-        if length < HEADER as u64 {
+        let mut head = [0; Header::LEN];
+        if length < Header::LEN as u64 {
             return Ok(None);
         }
-        file.read_exact_at(&mut header, 0)?;
-        let word = |at| be32(&header, at).unwrap_or_default();
-        let long = |at| be64(&header, at).unwrap_or_default();
-        let (bits, features) = (word(20), long(72));
-        let known = header.starts_with(MAGIC)
-            && word(4) == VERSION
-            // No name of a backing file, no encryption, no snapshots.
-            && (long(8), word(32), word(60)) == (0, 0, 0)
-            && (16..=21).contains(&bits)
-            && long(24) == size
-            && features & !EXTENDED_L2 == 0
-            && word(36) <= MOST_TABLES;
-        if !known {
+        file.read_exact_at(&mut head, 0)?;
+        let known = |header: &Header| {
+            let (backing, snapshots) = (header.backing.0, header.snapshots.0);
+            header.version.0 == 3
+                && (backing, header.encryption.0, snapshots) == (0, 0, 0)
+                && (16..=21).contains(&header.cluster_bits.0)
+                && header.size.0 == size
+                && header.incompatible.0 & !EXTENDED_L2 == 0
+                && header.l1_entries.0 <= MOST_TABLES
+        };
+        let Some(header) = Header::of(&head).filter(known) else {
             return Ok(None);
-        }
+        };
         let mut tables = Self {
             file,
             length,
             size,
-            cluster: 1 << bits,
-            extended: features & EXTENDED_L2 != 0,
+            cluster: 1 << header.cluster_bits.0,
+            extended: header.incompatible.0 & EXTENDED_L2 != 0,
             runs: Vec::new(),
         };
-        let understood = tables.first_level(long(40), word(36))?;
+        let understood = tables.first_level(header.l1.0, header.l1_entries.0)?;
         Ok(understood.then_some(tables.runs))
     }
 

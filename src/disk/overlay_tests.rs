@@ -185,7 +185,7 @@ fn any_byte_may_be_wrong() {
     let (overlay, raw) = by_hand(folder.path(), "hostile");
     let good = std::fs::read(&overlay).unwrap();
     let level_1 = 3 * 65_536;
-    let places = (0..HEADER)
+    let places = (0..Header::LEN)
         .chain(level_1..level_1 + 16)
         .chain(4 * 65_536..4 * 65_536 + 40);
     let mut bytes = vec![0; 4 * 65_536];

@@ -7,7 +7,9 @@
 use std::io;
 
 use super::detect::read_up_to;
+use super::qcow2::{Header, OFFSET, SnapshotHeader};
 use super::remote::ReadAt;
+use crate::bytes::be64;
 
 /// QEMU refuses larger ones.
 const MAX_FIRST_TABLE: u64 = 32 << 20;
@@ -21,8 +23,6 @@ const MAX_ENTRIES: u64 = 1_000_000;
 const MAX_DECLARED: u64 = 32 << 20;
 /// Their headers, with names and identifiers.
 const MAX_LIST: u64 = 8 << 20;
-/// Where a second table is, in an entry.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// What is wrong with such tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,23 +70,18 @@ impl std::fmt::Display for Fault {
     }
 }
 
-fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
-    let bytes = bytes.get(at..at + width).unwrap_or_default();
-    bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte))
-}
-
 /// The second tables that a first one names, each once; `Err` holds one that is named twice.
 fn second_tables(
     file: &dyn ReadAt,
     size: u64,
-    (at, entries): (u64, u64),
+    (at, entries): (u64, u32),
 ) -> io::Result<Result<u64, Fault>> {
-    let bytes = entries.saturating_mul(8);
+    let bytes = u64::from(entries) * 8;
     if bytes > MAX_FIRST_TABLE {
         return Ok(Ok(0));
     }
     let table = read_up_to(file, at, bytes as usize, size)?;
-    let entries = table.chunks_exact(8).map(|entry| number(entry, 0, 8));
+    let entries = table.chunks_exact(8).filter_map(|entry| be64(entry, 0));
     let mut tables: Vec<u64> = entries.map(|e| e & OFFSET).filter(|e| *e != 0).collect();
     tables.sort_unstable();
     if let Some(pair) = tables.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -96,15 +91,16 @@ fn second_tables(
 }
 
 /// Offset and entries of the first table of each snapshot in the list.
-fn first_tables(list: &[u8], count: u64) -> Vec<(u64, u64)> {
-    let (mut at, mut found) = (0usize, Vec::new());
+fn first_tables(list: &[u8], count: u32) -> Vec<(u64, u32)> {
+    let (mut rest, mut found) = (list, Vec::new());
     for _ in 0..count {
-        let Some(header) = list.get(at..at.saturating_add(40)) else {
+        let Some(header) = SnapshotHeader::read(rest) else {
             break;
         };
-        found.push((number(header, 0, 8), number(header, 8, 4)));
-        let names = number(header, 12, 2) + number(header, 14, 2) + number(header, 36, 4);
-        at += 40 + (names as usize).next_multiple_of(8);
+        found.push((header.l1.0, header.l1_entries.0));
+        let names = usize::from(header.id_len.0) + usize::from(header.name_len.0);
+        let len = (names + header.extra_len.0 as usize).next_multiple_of(8);
+        rest = rest.get(SnapshotHeader::LEN + len..).unwrap_or_default();
     }
     found
 }
@@ -112,44 +108,41 @@ fn first_tables(list: &[u8], count: u64) -> Vec<(u64, u64)> {
 /// The bytes of the reference counts of every cluster, which `qemu-img check` has in memory; 0 of another
 /// format.
 pub fn reference_counts(file: &dyn ReadAt, size: u64) -> io::Result<u64> {
-    let head = read_up_to(file, 0, 104, size)?;
-    if !head.starts_with(b"QFI\xfb") {
+    let head = read_up_to(file, 0, Header::LEN, size)?;
+    let Some(header) = Header::of(&head) else {
         return Ok(0);
-    }
-    let order = match number(&head, 4, 4) {
-        0..=2 => 4,
-        _ => number(&head, 96, 4).min(6),
     };
-    let clusters = size >> number(&head, 20, 4).clamp(9, 21);
-    Ok((clusters << order) / 8)
+    let clusters = size >> header.cluster_bits.0.clamp(9, 21);
+    Ok((clusters << header.count_order.0.min(6)) / 8)
 }
 
 /// The first fault of a qcow2's tables. What makes no sense otherwise is left to QEMU.
 pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
-    let head = read_up_to(file, 0, 104, size)?;
-    if !head.starts_with(b"QFI\xfb") {
+    let head = read_up_to(file, 0, Header::LEN, size)?;
+    let Some(header) = Header::of(&head) else {
         return Ok(None);
-    }
-    let first = (number(&head, 40, 8), number(&head, 36, 4));
-    if let Err(fault) = second_tables(file, size, first)? {
+    };
+    if let Err(fault) = second_tables(file, size, (header.l1.0, header.l1_entries.0))? {
         return Ok(Some(fault));
     }
-    let (count, at) = (number(&head, 60, 4), number(&head, 64, 8));
-    if count > MAX_SNAPSHOTS {
+    let count = header.snapshots.0;
+    if u64::from(count) > MAX_SNAPSHOTS {
         return Ok(Some(Fault::Snapshots {
-            count,
+            count: count.into(),
             limit: MAX_SNAPSHOTS,
         }));
     }
     let list = read_up_to(
         file,
-        at,
+        header.snapshot_list.0,
         MAX_LIST as usize,
         if count == 0 { 0 } else { size },
     )?;
     let first_tables = first_tables(&list, count);
     // Before any is read: in a file with holes they cost nothing to make.
-    let declared = first_tables.iter().map(|(_, entries)| entries).sum();
+    let declared = (first_tables.iter())
+        .map(|(_, entries)| u64::from(*entries))
+        .sum();
     if declared > MAX_DECLARED {
         return Ok(Some(Fault::Declared {
             count: declared,

@@ -10,11 +10,14 @@ use super::model::{Machine, Stage};
 use super::{kubevirt, proxmox, qemu};
 use crate::text::{in_single_quotes, quoted};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Emit {
+    /// VirtualMachine and DataVolumes, as YAML
     Kubevirt,
+    /// A script of qm commands for Proxmox VE
     Proxmox,
+    /// A script with the QEMU command line
     Qemu,
 }
 

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
+
 use crate::types::{Arch, MacAddr};
 use serde::Serialize;
 use uuid::Uuid;
@@ -223,7 +225,7 @@ impl WindowsFacts {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     Qcow2,
@@ -358,12 +360,12 @@ pub enum NicSource {
 }
 
 /// The controller of the final stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum StorageBus {
     VirtioBlk,
     VirtioScsi,
-    /// For a Linux without VirtIO drivers.
+    /// For a Linux guest without VirtIO drivers
     Sata,
 }
 
@@ -376,21 +378,21 @@ pub enum Bootstrap {
     None,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DomainType {
     Kvm,
-    /// Software emulation; no Hyper-V enlightenments there.
+    // Software emulation; no Hyper-V enlightenments there.
     Qemu,
 }
 
 /// The CPU under KVM; software emulation always has all that QEMU can do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum CpuMode {
     #[default]
     HostPassthrough,
-    /// Named by libvirt, so that the machine can move to a host with another CPU.
+    // Named by libvirt, so that the machine can move to a host with another CPU.
     HostModel,
 }
 
@@ -404,7 +406,7 @@ pub struct Drivers {
     pub netkvm: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Graphics {
     #[default]
@@ -413,7 +415,7 @@ pub enum Graphics {
     None,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Video {
     #[default]

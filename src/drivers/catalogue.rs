@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -296,13 +297,16 @@ impl Catalogue {
     /// # Panics
     /// Never: a test parses the same text.
     pub fn builtin() -> Self {
-        let mut catalogue = Self::default();
-        for (name, text) in [("virtio.yaml", VIRTIO), ("windows.yaml", WINDOWS)] {
+        static BUILTIN: LazyLock<Catalogue> = LazyLock::new(|| {
+            let mut catalogue = Catalogue::default();
+            for (name, text) in [("virtio.yaml", VIRTIO), ("windows.yaml", WINDOWS)] {
+                catalogue
+                    .merge_text(name, text)
+                    .expect("the built-in catalogue is valid");
+            }
             catalogue
-                .merge_text(name, text)
-                .expect("the built-in catalogue is valid");
-        }
-        catalogue
+        });
+        BUILTIN.clone()
     }
 
     /// Merges a YAML or (by its extension) JSON file over what is there.

@@ -374,6 +374,7 @@ pub fn catalogue_signer(package: &DriverPackage, files: &[(String, Vec<u8>)]) ->
 mod tests {
     use std::fs;
     use std::path::Path;
+    use std::sync::OnceLock;
 
     use super::*;
     use crate::demo::{Arch, cat, pe};
@@ -408,30 +409,44 @@ mod tests {
         assert_eq!(from_digits(&[b'x', 0].repeat(40)), None);
     }
 
+    /// A key for all certificates: to make one takes longer than all the rest.
+    fn rsa_key() -> &'static [u8] {
+        static KEY: OnceLock<Vec<u8>> = OnceLock::new();
+        let make = ["genpkey", "-algorithm", "RSA"];
+        KEY.get_or_init(|| Cmd::new("openssl").args(make).run().unwrap().stdout)
+    }
+
     /// A catalogue signed by OpenSSL with a certificate of this name, by an authority or self-signed.
     fn signed(dir: &Path, name: &str, authority: Option<&str>) -> Vec<u8> {
         let file = |name: &str| dir.join(name).to_str().unwrap().to_string();
-        let new = |name: &str, stem: &str, ca: &[&str]| {
-            let (key, certificate) = (file(&format!("{stem}.key")), file(&format!("{stem}.pem")));
+        let (key, ca_file, leaf) = (file("key"), file("ca.pem"), file("leaf.pem"));
+        fs::write(&key, rsa_key()).unwrap();
+        let new = |name: &str, certificate: &str, ca: &[&str]| {
             let subject = format!("/O=Demo/CN={name}");
-            let mut args = vec!["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj"];
-            args.extend([&subject, "-keyout", &key, "-out", &certificate]);
-            args.extend(ca);
-            Cmd::new("openssl").args(args).run().unwrap();
+            let args = [
+                "req",
+                "-x509",
+                "-key",
+                &key,
+                "-subj",
+                &subject,
+                "-out",
+                certificate,
+            ];
+            Cmd::new("openssl").args(args).args(ca).run().unwrap();
         };
         let mut ca = Vec::new();
-        let (ca_key, ca_file) = (file("ca.key"), file("ca.pem"));
         if let Some(authority) = authority {
-            new(authority, "ca", &[]);
-            ca = vec!["-CA", &ca_file, "-CAkey", &ca_key];
+            new(authority, &ca_file, &[]);
+            ca = vec!["-CA", &ca_file, "-CAkey", &key];
         }
-        new(name, "leaf", &ca);
+        new(name, &leaf, &ca);
         fs::write(file("list"), cat::trust_list(&[INF, &image()])).unwrap();
         Cmd::new("openssl")
             .args(["cms", "-sign", "-binary", "-nodetach", "-outform", "DER"])
             .args(["-econtent_type", TRUST_LIST, "-md", "sha256"])
             .args(["-in", &file("list"), "-out", &file("cat")])
-            .args(["-signer", &file("leaf.pem"), "-inkey", &file("leaf.key")])
+            .args(["-signer", &leaf, "-inkey", &key])
             .run()
             .unwrap();
         fs::read(file("cat")).unwrap()

@@ -14,12 +14,15 @@ use serde::Serialize;
 use crate::inspect::model::{Adapter, Cidr, NetworkFacts, Route};
 use crate::types::MacAddr;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
+    /// Keep the addresses on the new NIC
     #[default]
     Preserve,
+    /// Take addresses from DHCP
     Dhcp,
+    /// Change nothing
     Leave,
 }
 
@@ -314,17 +317,9 @@ mod tests {
                     prefix: *prefix,
                 })
                 .collect(),
-            gateways: Vec::new(),
-            gateway_metrics: Vec::new(),
-            dns: Vec::new(),
-            dns_suffix: None,
-            wins: Vec::new(),
-            netbios: None,
-            mtu: None,
-            metric: None,
-            routes: Vec::new(),
             enabled: true,
             device: Some("PCI\\X\\1".into()),
+            ..Adapter::default()
         }
     }
 

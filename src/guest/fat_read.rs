@@ -225,7 +225,9 @@ impl<D: Store + ?Sized> FatVolume<D> {
         let result = guarded(|| Ok(work(fs))).unwrap_or_else(|error| Err(error.into()));
         result.map_err(|error| match error {
             FatError::Guest(error) => error,
-            FatError::Io(error) if error.kind() == io::ErrorKind::NotFound => not_found(path),
+            FatError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+                GuestError::not_found(path)
+            }
             FatError::Io(error) => unreadable(path, &error),
         })
     }
@@ -304,9 +306,9 @@ impl<D: Store + ?Sized> FatVolume<D> {
             let dir = if path.is_root() {
                 fs.root_dir()
             } else {
-                let entry = find(fs, path)?.ok_or_else(|| not_found(path))?;
+                let entry = find(fs, path)?.ok_or_else(|| GuestError::not_found(path))?;
                 if !entry.is_dir() {
-                    return Err(wrong_kind(path, "directory").into());
+                    return Err(GuestError::wrong_kind(path, "directory").into());
                 }
                 entry.to_dir()
             };
@@ -340,14 +342,7 @@ impl<D: Store + ?Sized> FatVolume<D> {
         self.run(path, limit, |fs| {
             let entry = file(fs, path)?;
             let size = entry.len();
-            if size > limit {
-                return Err(GuestError::TooLarge {
-                    path: path.to_string(),
-                    size,
-                    limit,
-                }
-                .into());
-            }
+            GuestError::check_size(path, size, limit)?;
             let mut bytes = vec![0; size as usize];
             entry.to_file().read_exact(&mut bytes)?;
             Ok(bytes)
@@ -422,9 +417,9 @@ pub(super) fn find<'f, T: ReadWriteSeek>(
 }
 
 fn file<'f, D: Store + ?Sized>(fs: &'f Fs<D>, path: &GuestPath) -> Result<Entry<'f, D>, FatError> {
-    let entry = find(fs, path)?.ok_or_else(|| not_found(path))?;
+    let entry = find(fs, path)?.ok_or_else(|| GuestError::not_found(path))?;
     if entry.is_dir() {
-        return Err(wrong_kind(path, "file").into());
+        return Err(GuestError::wrong_kind(path, "file").into());
     }
     Ok(entry)
 }
@@ -445,19 +440,6 @@ fn info(name: String, kind: FileKind, size: u64) -> FileInfo {
         reparse_tag: None,
         compressed: false,
         encrypted: false,
-    }
-}
-
-pub(super) fn not_found(path: &GuestPath) -> GuestError {
-    GuestError::NotFound {
-        path: path.to_string(),
-    }
-}
-
-pub(super) fn wrong_kind(path: &GuestPath, expected: &'static str) -> GuestError {
-    GuestError::WrongKind {
-        path: path.to_string(),
-        expected,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fatfs::{Dir, DirEntry, ReadWriteSeek};
 
-use super::fat_read::{FatError, FatVolume, Fs, find, not_found, wrong_kind};
+use super::fat_read::{FatError, FatVolume, Fs, find};
 use super::{Extent, GuestError, GuestPath, Result, check_extents};
 use crate::block::BlockWrite;
 
@@ -63,7 +63,7 @@ impl FatWriter {
         const OP: &str = "changing";
         check_extents(OP, path, size, extents)?;
         if self.volume.stat(path)?.is_none() {
-            return Err(not_found(path));
+            return Err(GuestError::not_found(path));
         }
         self.change(OP, path, size, |old| {
             let mut parts: Vec<(u64, &[u8])> = Vec::new();
@@ -86,16 +86,12 @@ impl FatWriter {
         size: u64,
         parts: impl FnOnce(u64) -> Vec<(u64, &'d [u8])>,
     ) -> Result<()> {
-        if size > MAX_FILE {
-            return Err(GuestError::TooLarge {
-                path: path.to_string(),
-                size,
-                limit: MAX_FILE,
-            });
-        }
+        GuestError::check_size(path, size, MAX_FILE)?;
         self.run(op, path, size, |fs| {
             let old = match find(fs, path)? {
-                Some(entry) if entry.is_dir() => return Err(wrong_kind(path, "file").into()),
+                Some(entry) if entry.is_dir() => {
+                    return Err(GuestError::wrong_kind(path, "file").into());
+                }
                 Some(entry) => Some(entry),
                 None => None,
             };
@@ -133,9 +129,11 @@ impl FatWriter {
 
     fn remove(&self, op: &'static str, path: &GuestPath, dir: bool) -> Result<()> {
         self.run(op, path, 0, |fs| {
-            let entry = find(fs, path)?.ok_or_else(|| not_found(path))?;
+            let entry = find(fs, path)?.ok_or_else(|| GuestError::not_found(path))?;
             if entry.is_dir() != dir {
-                return Err(wrong_kind(path, if dir { "directory" } else { "file" }).into());
+                return Err(
+                    GuestError::wrong_kind(path, if dir { "directory" } else { "file" }).into(),
+                );
             }
             let (parent, name) = parent(fs, path)?;
             parent.remove(name)?;
@@ -151,15 +149,15 @@ fn parent<'f, 'p, T: ReadWriteSeek>(
     path: &'p GuestPath,
 ) -> Result<(Dir<'f, T>, &'p str), FatError> {
     let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
-        return Err(wrong_kind(path, "file").into());
+        return Err(GuestError::wrong_kind(path, "file").into());
     };
     if parent.is_root() {
         return Ok((fs.root_dir(), name));
     }
     match find(fs, &parent)? {
         Some(entry) if entry.is_dir() => Ok((entry.to_dir(), name)),
-        Some(_) => Err(wrong_kind(&parent, "directory").into()),
-        None => Err(not_found(&parent).into()),
+        Some(_) => Err(GuestError::wrong_kind(&parent, "directory").into()),
+        None => Err(GuestError::not_found(&parent).into()),
     }
 }
 

@@ -120,9 +120,7 @@ impl GuestRead for GuestfishReader {
 
     fn list(&self, volume: VolumeId, path: &GuestPath) -> Result<Vec<FileInfo>> {
         self.appliance.with(|inner| {
-            let not_found = || GuestError::NotFound {
-                path: path.to_string(),
-            };
+            let not_found = || GuestError::not_found(path);
             let place = inner.find(volume, path)?.ok_or_else(not_found)?;
             let entry = place.entry.ok_or_else(not_found)?;
             if entry.kind != FileKind::Dir {
@@ -169,13 +167,7 @@ impl GuestRead for GuestfishReader {
     fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>> {
         self.appliance.with(|inner| {
             let (real, size) = inner.file_at(volume, path)?;
-            if size > limit {
-                return Err(GuestError::TooLarge {
-                    path: path.to_string(),
-                    size,
-                    limit,
-                });
-            }
+            GuestError::check_size(path, size, limit)?;
             inner.download(&real, path, 0, size)
         })
     }

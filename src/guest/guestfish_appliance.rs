@@ -372,17 +372,14 @@ impl Inner {
     pub(super) fn file_at(&mut self, volume: VolumeId, path: &GuestPath) -> Result<(String, u64)> {
         let found = self.find(volume, path)?;
         match found.and_then(|place| Some((place.real, place.entry?))) {
-            None => Err(GuestError::NotFound {
-                path: path.to_string(),
-            }),
+            None => Err(GuestError::not_found(path)),
             Some((_, entry)) if entry.link => Err(GuestError::Unreadable {
                 path: path.to_string(),
                 reason: "it is a reparse point".to_string(),
             }),
-            Some((_, entry)) if entry.kind == FileKind::Dir => Err(GuestError::WrongKind {
-                path: path.to_string(),
-                expected: "file",
-            }),
+            Some((_, entry)) if entry.kind == FileKind::Dir => {
+                Err(GuestError::wrong_kind(path, "file"))
+            }
             Some((real, entry)) => Ok((real, entry.size)),
         }
     }

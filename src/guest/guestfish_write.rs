@@ -146,16 +146,11 @@ impl Failure<'_> {
     }
 
     fn not_found(&self) -> GuestError {
-        GuestError::NotFound {
-            path: self.path.to_string(),
-        }
+        GuestError::not_found(self.path)
     }
 
     fn wrong_kind(&self, expected: &'static str) -> GuestError {
-        GuestError::WrongKind {
-            path: self.path.to_string(),
-            expected,
-        }
+        GuestError::wrong_kind(self.path, expected)
     }
 }
 

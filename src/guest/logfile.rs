@@ -5,7 +5,7 @@
 //! is not set; an all-`0xFF` log was emptied after a clean close. A page of version 2.0 means that
 //! Windows 8+ may keep metadata elsewhere (Fast Startup) until it closes the volume and writes 1.1.
 
-use super::fs::{le16, le32, le64};
+use super::ntfs_layout::{RestartArea, RestartPage};
 
 /// How much of the log [`state`] looks at; both restart pages lie within it for every page size.
 pub const HEAD_BYTES: usize = 128 << 10;
@@ -81,65 +81,65 @@ pub fn state(head: &[u8]) -> LogState {
 
 /// One restart page, `None` when it is not a valid one.
 fn restart(page: &[u8]) -> Option<Restart> {
-    let checked = page.starts_with(b"CHKD");
-    if !checked && !page.starts_with(b"RSTR") {
+    let head = RestartPage::read(page)?;
+    let checked = head.signature == *b"CHKD";
+    if !checked && head.signature != *b"RSTR" {
         return None;
     }
-    let size = usize::try_from(le32(page, 16)).ok()?;
-    let log_page = le32(page, 20);
-    if !size.is_power_of_two() || size < SECTOR || !log_page.is_power_of_two() || log_page < 512 {
+    let size = usize::try_from(head.page_size).ok()?;
+    let records = head.record_page_size;
+    if !size.is_power_of_two() || size < SECTOR || !records.is_power_of_two() || records < 512 {
         return None;
     }
     let mut page = page.get(..size)?.to_vec();
-    let area = usize::from(le16(&page, 24));
-    let version = (le16(&page, 28), le16(&page, 26));
+    let area = usize::from(head.area);
+    let version = (head.major, head.minor);
     // The fields read below must lie before the first fixup word at 510.
-    if !matches!(version, (1, 1) | (2, 0)) || area % 8 != 0 || area < 30 || area + 48 > 510 {
+    let place = RestartPage::LEN..=510 - RestartArea::LEN;
+    if !matches!(version, (1, 1) | (2, 0)) || area % 8 != 0 || !place.contains(&area) {
         return None;
     }
     // chkdsk leaves a page without an update sequence array.
-    if !(checked && le16(&page, 6) == 0) {
+    if !(checked && head.array_len == 0) {
         super::ntfs_record::fix_up(&mut page).ok()?;
     }
-    let in_use = le16(&page, area + 12);
-    let clients = le16(&page, area + 8);
-    if in_use != NO_CLIENT && in_use >= clients {
+    let area = RestartArea::read(page.get(area..)?)?;
+    let in_use = area.in_use;
+    if in_use != NO_CLIENT && in_use >= area.clients {
         return None;
     }
-    let lsn = if checked {
-        le64(&page, 8)
-    } else {
-        le64(&page, area)
-    };
     Some(Restart {
-        lsn,
+        lsn: if checked { head.checked_lsn } else { area.lsn },
         version,
-        open: in_use != NO_CLIENT && le16(&page, area + 14) & VOLUME_IS_CLEAN == 0,
+        open: in_use != NO_CLIENT && area.flags & VOLUME_IS_CLEAN == 0,
     })
 }
 
 /// A restart page as Windows writes it, for tests that need a log in a given state.
 #[cfg(test)]
 pub(super) fn restart_page(lsn: u64, version: (u16, u16), in_use: u16, flags: u16) -> Vec<u8> {
+    const AREA: u16 = 48;
     let mut page = vec![0u8; 4096];
-    page[..4].copy_from_slice(b"RSTR");
-    let words: &[(usize, u16)] = &[
-        (4, 30),
-        (6, 9),
-        (24, 48),
-        (26, version.1),
-        (28, version.0),
-        (48 + 8, 1),
-        (48 + 10, NO_CLIENT),
-        (48 + 12, in_use),
-        (48 + 14, flags),
-    ];
-    for (at, word) in words {
-        page[*at..at + 2].copy_from_slice(&word.to_le_bytes());
-    }
-    page[16..20].copy_from_slice(&4096u32.to_le_bytes());
-    page[20..24].copy_from_slice(&4096u32.to_le_bytes());
-    page[48..56].copy_from_slice(&lsn.to_le_bytes());
+    let head = RestartPage {
+        signature: *b"RSTR",
+        array: RestartPage::LEN as u16,
+        array_len: 9,
+        checked_lsn: 0,
+        page_size: 4096,
+        record_page_size: 4096,
+        area: AREA,
+        minor: version.1,
+        major: version.0,
+    };
+    head.write(&mut page).unwrap();
+    let area = RestartArea {
+        lsn,
+        clients: 1,
+        free: NO_CLIENT,
+        in_use,
+        flags,
+    };
+    area.write(&mut page[usize::from(AREA)..]).unwrap();
     page[30..32].copy_from_slice(&7u16.to_le_bytes());
     for end in (510..4096).step_by(512) {
         page[end..end + 2].copy_from_slice(&7u16.to_le_bytes());

@@ -235,6 +235,28 @@ pub enum GuestError {
 }
 
 impl GuestError {
+    pub fn not_found(path: &GuestPath) -> Self {
+        let path = path.to_string();
+        Self::NotFound { path }
+    }
+
+    pub fn wrong_kind(path: &GuestPath, expected: &'static str) -> Self {
+        let path = path.to_string();
+        Self::WrongKind { path, expected }
+    }
+
+    /// Refuses a file of more than `limit` bytes.
+    pub fn check_size(path: &GuestPath, size: u64, limit: u64) -> Result<()> {
+        match size > limit {
+            true => Err(Self::TooLarge {
+                path: path.to_string(),
+                size,
+                limit,
+            }),
+            false => Ok(()),
+        }
+    }
+
     /// The same fault in another operation than reading.
     fn doing(self, op: &'static str) -> Self {
         match self {

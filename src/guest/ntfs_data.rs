@@ -43,18 +43,9 @@ impl Contents {
 
 impl NtfsVolume {
     fn contents(&self, path: &GuestPath) -> Result<Contents, GuestError> {
-        let found =
-            self.find(path)
-                .map_err(|e| e.at(path))?
-                .ok_or_else(|| GuestError::NotFound {
-                    path: path.to_string(),
-                })?;
-        let record = self.file_record(found.record).map_err(|e| e.at(path))?;
+        let (found, record) = self.existing(path)?;
         if record.is_dir() {
-            return Err(GuestError::WrongKind {
-                path: path.to_string(),
-                expected: "file",
-            });
+            return Err(GuestError::wrong_kind(path, "file"));
         }
         let stream = |name: &[u16]| {
             self.stream(found.record, &record, rec::AT_DATA, name)

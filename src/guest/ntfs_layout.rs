@@ -184,3 +184,62 @@ layout! {
         10 => flags: u16,
     }
 }
+
+layout! {
+    /// The start of a restart page of `$LogFile` (`RESTART_PAGE_HEADER`); its update sequence array is before its
+    /// area.
+    RestartPage[30] {
+        /// `RSTR`, or `CHKD` after chkdsk.
+        0 => signature: [u8; 4],
+        /// Where the update sequence array is.
+        4 => array: u16,
+        /// How many words it has; chkdsk leaves none.
+        6 => array_len: u16,
+        /// The newest record that chkdsk has seen.
+        8 => checked_lsn: u64,
+        /// Bytes of a restart page.
+        16 => page_size: u32,
+        /// Bytes of a page of records.
+        20 => record_page_size: u32,
+        /// Where the [`RestartArea`] is.
+        24 => area: u16,
+        /// 1 or 0; after the dot of the version.
+        26 => minor: u16,
+        /// 1, or 2 with the fast start of Windows 8.
+        28 => major: u16,
+    }
+}
+
+layout! {
+    /// What a restart page says (`RESTART_AREA`); the clients of the log follow.
+    RestartArea[48] {
+        /// The newest record of the log.
+        0 => lsn: u64,
+        /// How many clients there are: NTFS alone.
+        8 => clients: u16,
+        /// The first client that is not in use, 0xffff for none.
+        10 => free: u16,
+        /// The first one in use, 0xffff for none.
+        12 => in_use: u16,
+        /// 2: the volume was closed cleanly.
+        14 => flags: u16,
+    }
+}
+
+layout! {
+    /// What a run of clusters begins with in a list of runs (`mapping pairs`): its length and then its place follow, as
+    /// signed numbers of so many bytes. The place counts from that of the run before it; one of no bytes is a hole,
+    /// and a byte of 0 ends the list.
+    RunHeader[1] {
+        /// Bytes of the length in the lower half, bytes of the place in the upper half.
+        0 => lens: u8,
+    }
+}
+
+impl RunHeader {
+    /// Bytes of the length and of the place; `None` at the end of the list.
+    pub fn lengths(&self) -> Option<(usize, usize)> {
+        let half = |bits: u8| usize::from(bits & 15);
+        (self.lens != 0).then(|| (half(self.lens), half(self.lens >> 4)))
+    }
+}

@@ -610,21 +610,20 @@ impl NtfsVolume {
         Ok(Some(u32::from_le_bytes(tag)))
     }
 
+    /// What must be at `path`, with its record.
+    pub(super) fn existing(&self, path: &GuestPath) -> Result<(Found, Record), GuestError> {
+        let found = self.find(path).map_err(|e| e.at(path))?;
+        let found = found.ok_or_else(|| GuestError::not_found(path))?;
+        let record = self.file_record(found.record).map_err(|e| e.at(path))?;
+        Ok((found, record))
+    }
+
     /// Entries of a directory, sorted by name. Sizes and flags are those in the directory index,
     /// which Windows refreshes when a file is closed through this name; `stat` looks at the file.
     pub fn list(&self, path: &GuestPath) -> Result<Vec<FileInfo>, GuestError> {
-        let found =
-            self.find(path)
-                .map_err(|e| e.at(path))?
-                .ok_or_else(|| GuestError::NotFound {
-                    path: path.to_string(),
-                })?;
-        let record = self.file_record(found.record).map_err(|e| e.at(path))?;
+        let (found, record) = self.existing(path)?;
         if !record.is_dir() {
-            return Err(GuestError::WrongKind {
-                path: path.to_string(),
-                expected: "directory",
-            });
+            return Err(GuestError::wrong_kind(path, "directory"));
         }
         let mut entries = self
             .entries(found.record, &record)

@@ -8,7 +8,7 @@ use std::fmt;
 use super::fs::{le16, le32, le64};
 use super::ntfs_layout::{
     AttributeHeader, FileNameHeader, FileRecord, IndexBlock, IndexEntryHeader, IndexNode,
-    ListEntryHeader, NonResident, Protected, Resident,
+    ListEntryHeader, NonResident, Protected, Resident, RunHeader,
 };
 
 pub const AT_ATTRIBUTE_LIST: u32 = 0x20;
@@ -339,11 +339,8 @@ pub fn decode_runs(
     if runs.last().map_or(0, Run::end) != vcn {
         return Err("the run list has a gap".into());
     }
-    while let Some((&head, rest)) = pairs.split_first() {
-        if head == 0 {
-            break;
-        }
-        let (count_len, lcn_len) = (usize::from(head & 15), usize::from(head >> 4));
+    while let Some((count_len, lcn_len)) = RunHeader::read(pairs).and_then(|h| h.lengths()) {
+        let rest = &pairs[RunHeader::LEN..];
         let (Some(count), Some(delta)) = (
             rest.get(..count_len).and_then(int),
             rest.get(count_len..count_len + lcn_len).and_then(int),

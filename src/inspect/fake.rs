@@ -80,9 +80,7 @@ impl FakeGuest {
     fn get(&self, volume: VolumeId, path: &GuestPath) -> Result<&Node> {
         self.nodes
             .get(&(volume, path.key()))
-            .ok_or_else(|| GuestError::NotFound {
-                path: path.to_string(),
-            })
+            .ok_or_else(|| GuestError::not_found(path))
     }
 }
 
@@ -133,13 +131,7 @@ impl GuestRead for FakeGuest {
 
     fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>> {
         let size = self.get(volume, path)?.data.len() as u64;
-        if size > limit {
-            return Err(GuestError::TooLarge {
-                path: path.to_string(),
-                size,
-                limit,
-            });
-        }
+        GuestError::check_size(path, size, limit)?;
         self.read_at(volume, path, 0, size as usize)
     }
 }

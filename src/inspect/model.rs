@@ -342,7 +342,7 @@ pub struct Route {
     pub metric: Option<u32>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Adapter {
     /// Lower case, with braces.
     pub guid: String,

@@ -98,19 +98,10 @@ fn adapter(set: &Key<'_>, class: &Key<'_>, guid: String) -> Result<Option<Adapte
         mac: mac(set, class, &guid, device.as_deref())?,
         name: name.as_deref().and_then(guest_text),
         dhcp: true,
-        addresses: Vec::new(),
-        gateways: Vec::new(),
-        gateway_metrics: Vec::new(),
-        dns: Vec::new(),
-        dns_suffix: None,
-        wins: Vec::new(),
-        netbios: None,
-        mtu: None,
-        metric: None,
-        routes: Vec::new(),
         enabled: enabled(set, device.as_deref())?,
         device: device.as_deref().and_then(guest_text),
         guid,
+        ..Adapter::default()
     };
     if let Some(key) = interface(set, "Tcpip", &adapter.guid)? {
         ipv4(&key, &mut adapter)?;

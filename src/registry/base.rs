@@ -41,14 +41,24 @@ pub struct BaseBlock {
     pub checksum_computed: u32,
 }
 
+fn no_hive(expected: String, actual: String) -> HiveError {
+    HiveError::NotAHive {
+        structure: "base block",
+        offset: 0,
+        expected,
+        actual,
+    }
+}
+
 impl BaseBlock {
     /// Reads the fields; only the signature and the length are checked.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let base = bytes
             .get(..MIN_SIZE)
-            .ok_or(HiveError::NotAHive("shorter than its base block"))?;
+            .ok_or_else(|| no_hive(format!("{MIN_SIZE} bytes"), bytes.len().to_string()))?;
         if !base.starts_with(b"regf") {
-            return Err(HiveError::NotAHive("no regf signature"));
+            let found = base[..4].escape_ascii().to_string();
+            return Err(no_hive("regf".to_string(), found));
         }
         let at = |offset: usize| le32(base, offset).unwrap_or_default();
         Ok(Self {

@@ -60,7 +60,7 @@ impl KeyTree {
 
     fn load(key: &Key<'_>, depth: usize) -> Result<Self> {
         if depth > MAX_DEPTH {
-            return Err(HiveError::NotAHive("keys are nested too deeply"));
+            return Err(HiveError::TooDeep);
         }
         let mut tree = Self::new(key.name()?);
         tree.values = key.values()?;
@@ -371,7 +371,7 @@ impl Writer {
         security: u32,
     ) -> Result<u32> {
         if rest.is_some_and(|rest| rest.path.matches('\\').count() > MAX_DEPTH) {
-            return Err(HiveError::NotAHive("keys are nested too deeply"));
+            return Err(HiveError::TooDeep);
         }
         let name = StoredName::new(&tree.name, MAX_KEY_NAME);
         let is_root = parent == NONE;

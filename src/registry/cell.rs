@@ -17,22 +17,41 @@ pub const NONE: u32 = u32::MAX;
 /// In the size field of a value: the data is in the offset field.
 pub const INLINE: u32 = 1 << 31;
 
-/// Something that is not as the format says, and where.
+/// Something that is not as the format says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("hive is damaged at byte {offset}: {what}")]
+#[error("hive is damaged at byte {offset}: {structure}: expected {expected}, found {actual}")]
 pub struct Fault {
     /// From the start of the file.
     pub offset: u64,
-    pub what: String,
+    pub structure: &'static str,
+    pub expected: String,
+    pub actual: String,
 }
 
 impl Fault {
     /// A fault at `offset` from the first bin.
-    pub fn in_bins(offset: impl TryInto<u64>, what: impl Into<String>) -> Self {
+    pub fn in_bins(
+        offset: impl TryInto<u64>,
+        structure: &'static str,
+        expected: impl ToString,
+        actual: impl ToString,
+    ) -> Self {
         let offset = offset.try_into().unwrap_or(u64::MAX);
+        let offset = offset.saturating_add(BASE_BLOCK_SIZE as u64);
+        Self::in_file(offset, structure, expected, actual)
+    }
+
+    pub fn in_file(
+        offset: u64,
+        structure: &'static str,
+        expected: impl ToString,
+        actual: impl ToString,
+    ) -> Self {
         Self {
-            offset: offset.saturating_add(BASE_BLOCK_SIZE as u64),
-            what: what.into(),
+            offset,
+            structure,
+            expected: expected.to_string(),
+            actual: actual.to_string(),
         }
     }
 }
@@ -47,18 +66,19 @@ pub struct Cell<'b> {
 impl<'b> Cell<'b> {
     /// The cell at `offset`, for a reader that did not go through the bins from their start.
     pub fn at(bins: &'b [u8], offset: u32) -> Result<Self, Fault> {
-        let fault = || Fault::in_bins(offset, "no cell in use starts here");
+        let fault = |actual: String| Fault::in_bins(offset, "cell", "one in use", actual);
+        let end = || fault(format!("{} bytes of bins", bins.len()));
         if !offset.is_multiple_of(8) {
-            return Err(fault());
+            return Err(fault("a place between cells".to_string()));
         }
-        let rest = bins.get(offset as usize..).ok_or_else(fault)?;
-        let (size, rest) = rest.split_first_chunk::<4>().ok_or_else(fault)?;
+        let rest = bins.get(offset as usize..).ok_or_else(end)?;
+        let (size, rest) = rest.split_first_chunk::<4>().ok_or_else(end)?;
         let size = i32::from_le_bytes(*size);
         let len = size.unsigned_abs() as usize;
         if size >= 0 || !len.is_multiple_of(8) {
-            return Err(fault());
+            return Err(fault(format!("the size {size}")));
         }
-        let data = rest.get(..len - 4).ok_or_else(fault)?;
+        let data = rest.get(..len - 4).ok_or_else(end)?;
         Ok(Self { offset, data })
     }
 
@@ -68,10 +88,8 @@ impl<'b> Cell<'b> {
             .and_then(|end| self.data.get(at..end))
             .ok_or_else(|| {
                 let (has, needs) = (self.data.len(), at.saturating_add(len));
-                Fault::in_bins(
-                    self.offset,
-                    format!("cell is too short for what it holds: {has} bytes, {needs} are needed"),
-                )
+                let expected = format!("{needs} bytes for what it holds");
+                Fault::in_bins(self.offset, "cell", expected, format!("{has}: too short"))
             })
     }
 
@@ -92,13 +110,9 @@ impl<'b> Cell<'b> {
         if self.data.starts_with(signature) {
             Ok(self)
         } else {
-            let name = String::from_utf8_lossy(signature);
-            let found = self.data.get(..2).map(<[u8]>::escape_ascii);
-            let found = found.map_or_else(String::new, |found| format!(": {found}"));
-            Err(Fault::in_bins(
-                self.offset,
-                format!("no {name} signature{found}"),
-            ))
+            let found = self.data.get(..2).unwrap_or(self.data);
+            let (expected, found) = (signature.escape_ascii(), found.escape_ascii());
+            Err(Fault::in_bins(self.offset, "signature", expected, found))
         }
     }
 

@@ -1,11 +1,20 @@
 //! Why a hive cannot be read.
 
-use super::cell::Fault;
+use super::cell::{Fault, MAX_DEPTH};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HiveError {
-    #[error("not a registry hive: {0}")]
-    NotAHive(&'static str),
+    #[error(
+        "not a registry hive: {structure} at byte {offset}: expected {expected}, found {actual}"
+    )]
+    NotAHive {
+        structure: &'static str,
+        offset: u64,
+        expected: String,
+        actual: String,
+    },
+    #[error("keys are nested more than {MAX_DEPTH} deep")]
+    TooDeep,
     #[error(transparent)]
     Damaged(#[from] Fault),
     #[error("registry key {0} is not there")]

@@ -30,7 +30,12 @@ impl<'b> HiveView<'b> {
         let bins = bytes
             .get(BASE_BLOCK_SIZE..)
             .and_then(|rest| rest.get(..base.bins_size as usize))
-            .ok_or(HiveError::NotAHive("shorter than its hive bins size says"))?;
+            .ok_or_else(|| HiveError::NotAHive {
+                structure: "hive bins",
+                offset: BASE_BLOCK_SIZE as u64,
+                expected: format!("{} bytes", base.bins_size),
+                actual: bytes.len().saturating_sub(BASE_BLOCK_SIZE).to_string(),
+            })?;
         Ok(Self {
             bins,
             root: base.root_cell,
@@ -65,9 +70,8 @@ impl<'b> HiveView<'b> {
         let len = (size & !INLINE) as usize;
         let data = if size & INLINE != 0 {
             let word = vk.slice(vk::DATA, 4)?;
-            let what = "too much data in the value itself";
             word.get(..len)
-                .ok_or_else(|| Fault::in_bins(vk.offset, what))?
+                .ok_or_else(|| Fault::in_bins(vk.offset, "value", "4 bytes in it at most", len))?
                 .to_vec()
         } else if len == 0 {
             Vec::new()
@@ -81,10 +85,8 @@ impl<'b> HiveView<'b> {
 
     fn big_data(&self, offset: u32, len: usize) -> Result<Vec<u8>, Fault> {
         if len > self.bins.len() {
-            return Err(Fault::in_bins(
-                offset,
-                "more data than the hive has room for",
-            ));
+            let room = format!("{} bytes at most", self.bins.len());
+            return Err(Fault::in_bins(offset, "big data", room, len));
         }
         let header = self.cell(offset)?.expect(b"db")?;
         let list = self.cell(header.u32(db::LIST)?)?;
@@ -95,7 +97,8 @@ impl<'b> HiveView<'b> {
             data.extend_from_slice(segment.slice(0, left)?);
         }
         if data.len() < len {
-            return Err(Fault::in_bins(offset, "big data ends early"));
+            let expected = format!("{len} bytes");
+            return Err(Fault::in_bins(offset, "big data", expected, data.len()));
         }
         Ok(data)
     }
@@ -182,16 +185,22 @@ impl<'h> Key<'h> {
         let most = self.hive.bins.len() / 80;
         let count = usize::from(leaf.u16(list::COUNT)?);
         if entries.len() + count > most {
-            return Err(Fault::in_bins(
-                leaf.offset,
-                "more subkeys than there is room for",
-            ));
+            let (room, found) = (format!("room for {most}"), entries.len() + count);
+            return Err(Fault::in_bins(leaf.offset, "subkeys", room, found));
         }
         let (step, hashed) = match leaf.slice(0, 2)? {
             b"lh" => (list::HASHED, true),
             b"lf" => (list::HASHED, false),
             b"li" => (list::PLAIN, false),
-            _ => return Err(Fault::in_bins(leaf.offset, "not a list of subkeys")),
+            other => {
+                let (expected, found) = ("lh, lf or li", other.escape_ascii());
+                return Err(Fault::in_bins(
+                    leaf.offset,
+                    "list of subkeys",
+                    expected,
+                    found,
+                ));
+            }
         };
         for i in 0..count {
             let at = list::FIRST + i * step;
@@ -238,9 +247,10 @@ impl<'h> Key<'h> {
         for vk in self.value_cells()? {
             let value = self.hive.value_data(&vk)?;
             // Many values may name one and the same cell.
-            room = room
-                .checked_sub(value.data.len())
-                .ok_or_else(|| Fault::in_bins(vk.offset, "more data than there is room for"))?;
+            room = room.checked_sub(value.data.len()).ok_or_else(|| {
+                let (left, len) = (format!("{room} bytes left"), value.data.len());
+                Fault::in_bins(vk.offset, "values of a key", left, len)
+            })?;
             values.push((vk.value_name()?.to_text(), value));
         }
         Ok(values)

@@ -29,24 +29,25 @@ pub struct Stats {
 
 /// Checks the whole hive. Time and memory are bounded by its size, whatever it holds.
 pub fn walk(bytes: &[u8]) -> Result<Stats, Fault> {
-    let base = BaseBlock::parse(bytes).map_err(|e| fault_at(0, e.to_string()))?;
+    let base = BaseBlock::parse(bytes).map_err(|e| base_block(0, "a hive", e))?;
     if base.file_type != FileType::Primary {
-        return Err(fault_at(28, "this is a log, not a hive"));
+        let found = format!("a log ({:?})", base.file_type);
+        return Err(base_block(28, "a hive", found));
     }
     if base.major != 1 || !(3..=6).contains(&base.minor) {
-        let what = format!("format {}.{} is not known", base.major, base.minor);
-        return Err(fault_at(20, what));
+        let found = format!("format {}.{}", base.major, base.minor);
+        return Err(base_block(20, "format 1.3 to 1.6", found));
     }
     let size = base.bins_size as usize;
     if size == 0 || !size.is_multiple_of(PAGE) {
-        return Err(fault_at(40, format!("hive bins size {size}")));
+        return Err(base_block(40, PAGES, format!("hive bins size {size}")));
     }
     let bins = bytes
         .get(BASE_BLOCK_SIZE..)
         .and_then(|rest| rest.get(..size))
         .ok_or_else(|| {
             let there = bytes.len().saturating_sub(BASE_BLOCK_SIZE);
-            fault_at(40, format!("{size} bytes of bins, only {there} are there"))
+            base_block(40, format!("{size} bytes of bins"), format!("only {there}"))
         })?;
     let mut walker = Walker::new(bins, base.minor);
     walker.scan_bins()?;
@@ -55,11 +56,11 @@ pub fn walk(bytes: &[u8]) -> Result<Stats, Fault> {
     Ok(walker.stats)
 }
 
-fn fault_at(offset: u64, what: impl Into<String>) -> Fault {
-    Fault {
-        offset,
-        what: what.into(),
-    }
+/// What the size of a bin, and that of all bins, must be.
+const PAGES: &str = "pages of 4096 bytes within the hive";
+
+fn base_block(offset: u64, expected: impl ToString, actual: impl ToString) -> Fault {
+    Fault::in_file(offset, "base block", expected, actual)
 }
 
 /// One bit for every place a cell can start at.
@@ -139,27 +140,29 @@ impl<'b> Walker<'b> {
         let mut bin = 0usize;
         while bin < self.bins.len() {
             if self.bins.get(bin..bin + 4) != Some(b"hbin") {
-                return Err(Fault::in_bins(
-                    bin as u64,
-                    "no hbin signature: the bin chain breaks",
-                ));
+                let found = self.bins.get(bin..bin + 4).unwrap_or_default();
+                let found = format!("{}: the bin chain breaks", found.escape_ascii());
+                return Err(Fault::in_bins(bin as u64, "hive bin", "hbin", found));
             }
             let own_offset = self.raw_u32(bin + 4).unwrap_or(NONE) as usize;
             if own_offset != bin {
-                let what = format!("bin says it is at {own_offset}, it is at {bin}");
-                return Err(Fault::in_bins(bin as u64, what));
+                let (own, found) = (format!("its own place {bin}"), own_offset);
+                return Err(Fault::in_bins(bin as u64, "hive bin", own, found));
             }
             let size = self.raw_u32(bin + 8).unwrap_or(0) as usize;
             let end = bin.saturating_add(size);
             if size == 0 || !size.is_multiple_of(PAGE) || end > self.bins.len() {
-                return Err(Fault::in_bins(bin as u64, format!("bin size {size}")));
+                let found = format!("bin size {size}");
+                return Err(Fault::in_bins(bin as u64, "hive bin", PAGES, found));
             }
             let mut cell = bin + BIN_HEADER;
             while cell < end {
                 let raw = self.raw_u32(cell).unwrap_or(0).cast_signed();
                 let size = raw.unsigned_abs() as usize;
                 if size < 8 || !size.is_multiple_of(8) || size > end - cell {
-                    return Err(Fault::in_bins(cell as u64, format!("cell size {raw}")));
+                    let expected = format!("a multiple of 8, {} at most", end - cell);
+                    let found = format!("cell size {raw}");
+                    return Err(Fault::in_bins(cell as u64, "cell", expected, found));
                 }
                 if raw < 0 {
                     self.allocated.set(cell as u32);
@@ -175,14 +178,17 @@ impl<'b> Walker<'b> {
     #[inline(always)]
     fn peek(&self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
         if !self.allocated.has(offset) {
-            let what = format!("points to {offset:#x}, where no allocated cell starts");
-            return Err(Fault::in_bins(from, what));
+            let found = format!("{offset:#x}, where no allocated cell starts");
+            return Err(Fault::in_bins(from, "reference", "a cell", found));
         }
         let at = offset as usize;
         // Checked by scan_bins, as the mark says.
         let size = self.raw_u32(at).unwrap_or(0).cast_signed().unsigned_abs() as usize;
         let data = self.bins.get(at + 4..at.saturating_add(size));
-        let data = data.ok_or_else(|| Fault::in_bins(offset, "cell is not inside its bin"))?;
+        let data = data.ok_or_else(|| {
+            let expected = format!("{} bytes of bins at most", self.bins.len());
+            Fault::in_bins(offset, "cell", expected, at.saturating_add(size))
+        })?;
         Ok(Cell { offset, data })
     }
 
@@ -190,8 +196,13 @@ impl<'b> Walker<'b> {
     fn take(&mut self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
         let cell = self.peek(offset, from)?;
         if !self.visited.set(offset) {
-            let what = format!("points to {offset:#x}, which is in use elsewhere");
-            return Err(Fault::in_bins(from, what));
+            let found = format!("{offset:#x}, which is in use elsewhere");
+            return Err(Fault::in_bins(
+                from,
+                "reference",
+                "a cell of its own",
+                found,
+            ));
         }
         self.stats.bytes += cell.data.len() as u64 + 4;
         Ok(cell)
@@ -213,18 +224,18 @@ impl<'b> Walker<'b> {
     fn visit_key(&mut self, key: &PendingKey, pending: &mut Vec<PendingKey>) -> Result<(), Fault> {
         let nk = self.take(key.cell, key.parent)?.expect(b"nk")?;
         if key.depth > MAX_DEPTH {
-            return Err(Fault::in_bins(key.cell, "keys are nested too deeply"));
+            let most = format!("{MAX_DEPTH} levels at most");
+            return Err(Fault::in_bins(key.cell, "key", most, key.depth));
         }
-        if key.parent != NONE && nk.u32(nk::PARENT)? != key.parent {
-            return Err(Fault::in_bins(
-                key.cell,
-                "key names another key as its parent",
-            ));
+        let parent = nk.u32(nk::PARENT)?;
+        if key.parent != NONE && parent != key.parent {
+            let (expected, found) = (format!("parent {:#x}", key.parent), format!("{parent:#x}"));
+            return Err(Fault::in_bins(key.cell, "key", expected, found));
         }
         let name_len = usize::from(nk.u16(nk::NAME_LEN)?);
         nk.slice(nk::NAME, name_len)?;
         if name_len == 0 && key.parent != NONE {
-            return Err(Fault::in_bins(key.cell, "key has no name"));
+            return Err(Fault::in_bins(key.cell, "key", "a name", "none"));
         }
         let class = nk.u32(nk::CLASS)?;
         let class_len = usize::from(nk.u16(nk::CLASS_LEN)?);
@@ -241,8 +252,8 @@ impl<'b> Walker<'b> {
             self.check_order(&pending[first..])?;
             let found = pending.len() - first;
             if found != count as usize {
-                let what = format!("key says it has {count} subkeys, its list has {found}");
-                return Err(Fault::in_bins(key.cell, what));
+                let expected = format!("{count} subkeys");
+                return Err(Fault::in_bins(key.cell, "list of a key", expected, found));
             }
         }
         self.stats.keys += 1;
@@ -273,7 +284,10 @@ impl<'b> Walker<'b> {
                 }
                 return Ok(());
             }
-            _ => return Err(Fault::in_bins(list, "not a list of subkeys")),
+            other => {
+                let (expected, found) = ("lh, lf, li or ri", other.escape_ascii());
+                return Err(Fault::in_bins(list, "list of subkeys", expected, found));
+            }
         };
         for i in 0..count {
             let at = list::FIRST + i * step;
@@ -301,14 +315,16 @@ impl<'b> Walker<'b> {
             if let (Some(name), Some(hash)) = (name, key.hash)
                 && ascii_hash(name) != hash
             {
-                let what = "the hash of the key's name in its list is wrong";
-                return Err(Fault::in_bins(key.cell, what));
+                let expected = format!("hash {:#x} of the name", ascii_hash(name));
+                let found = format!("{hash:#x}");
+                return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
             }
             if let (Some(name), Some(previous)) = (name, previous) {
                 let upper = |name: &'b [u8]| name.iter().map(u8::to_ascii_uppercase);
                 if upper(name).le(upper(previous)) {
-                    let what = "key is not where its name belongs in the list";
-                    return Err(Fault::in_bins(key.cell, what));
+                    let expected = format!("a name after {}", previous.escape_ascii());
+                    let found = name.escape_ascii();
+                    return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
                 }
             }
             previous = name;
@@ -335,10 +351,7 @@ impl<'b> Walker<'b> {
         if size & INLINE != 0 {
             return match size ^ INLINE {
                 0..=4 => Ok(()),
-                n => Err(Fault::in_bins(
-                    vk,
-                    format!("{n} bytes of data in the value itself"),
-                )),
+                n => Err(Fault::in_bins(vk, "value", "4 bytes in it at most", n)),
             };
         }
         let size = size as usize;
@@ -352,8 +365,8 @@ impl<'b> Walker<'b> {
         let cell = cell.expect(b"db")?;
         let count = usize::from(cell.u16(db::COUNT)?);
         if count != size.div_ceil(SEGMENT) {
-            let what = format!("{size} bytes of data in {count} segments");
-            return Err(Fault::in_bins(cell.offset, what));
+            let expected = format!("{} segments for {size} bytes", size.div_ceil(SEGMENT));
+            return Err(Fault::in_bins(cell.offset, "big data", expected, count));
         }
         let list = self.take(cell.u32(db::LIST)?, cell.offset)?;
         let mut left = size;
@@ -379,8 +392,16 @@ impl<'b> Walker<'b> {
             let sk = self.take(offset, from)?.expect(b"sk")?;
             sk.slice(sk::DESCRIPTOR, sk.u32(sk::SIZE)? as usize)?;
             let next = sk.u32(sk::NEXT)?;
-            if self.peek(next, offset)?.expect(b"sk")?.u32(sk::PREVIOUS)? != offset {
-                return Err(Fault::in_bins(offset, "the ring of security cells breaks"));
+            let back = self.peek(next, offset)?.expect(b"sk")?.u32(sk::PREVIOUS)?;
+            if back != offset {
+                let expected = format!("the next one to lead back to {offset:#x}");
+                let found = format!("{back:#x}");
+                return Err(Fault::in_bins(
+                    offset,
+                    "ring of security cells",
+                    expected,
+                    found,
+                ));
             }
             self.security.insert(offset, users);
             self.stats.security_descriptors += 1;
@@ -389,9 +410,12 @@ impl<'b> Walker<'b> {
             offset = next;
         }
         if offset != first {
+            let (expected, found) = (format!("an end at {first:#x}"), format!("{offset:#x}"));
             return Err(Fault::in_bins(
                 from,
-                "the ring of security cells does not close",
+                "ring of security cells",
+                expected,
+                found,
             ));
         }
         Ok(())
@@ -401,8 +425,8 @@ impl<'b> Walker<'b> {
         for (&offset, &users) in &self.security {
             let stored = self.peek(offset, offset)?.u32(sk::REFERENCES)?;
             if stored < users {
-                let what = format!("security cell says {stored} keys use it, {users} do");
-                return Err(Fault::in_bins(offset, what));
+                let expected = format!("{users} keys that use it");
+                return Err(Fault::in_bins(offset, "security cell", expected, stored));
             }
         }
         Ok(())
@@ -458,16 +482,16 @@ mod tests {
         type Breakage = fn(&mut Vec<u8>);
         assert_eq!(ascii_hash(b"Select"), name_hash("sELECT"));
         let cases: [(&str, Breakage); 17] = [
-            ("shorter than", |b| b.truncate(100)),
-            ("only", |b| b.truncate(b.len() - 1)),
-            ("log", |b| b[28] = 6),
+            ("expected 512 bytes", |b| b.truncate(100)),
+            ("of bins, found only", |b| b.truncate(b.len() - 1)),
+            ("a log (NewLog)", |b| b[28] = 6),
             ("format 1.2", |b| b[24] = 2),
             ("bin chain breaks", |b| {
                 // Not the first bin: a chain that breaks in the middle.
                 let second = 4096 + u32::from_le_bytes(b[4104..4108].try_into().unwrap());
                 b[second as usize] = b'x';
             }),
-            ("bin says", |b| b[4096 + 4] = 1),
+            ("its own place 0, found 1", |b| b[4096 + 4] = 1),
             ("bin size", |b| b[4096 + 8] = 1),
             ("cell size", |b| b[4096 + 32] = 0xfd),
             ("no allocated cell", |b| b[36] = 40),
@@ -475,12 +499,12 @@ mod tests {
                 let list = find(b, b"lh");
                 b[list + 4..list + 8].fill(0xff);
             }),
-            ("where its name belongs", |b| {
+            ("a name after", |b| {
                 // The same key twice.
                 let list = find(b, b"lh");
                 b.copy_within(list + 4..list + 12, list + 12);
             }),
-            ("subkeys", |b| {
+            ("subkeys, found", |b| {
                 let list = find(b, b"lh");
                 b[list + 2] -= 1;
             }),
@@ -488,22 +512,22 @@ mod tests {
                 let key = find(b, b"nk");
                 b[key + 72..key + 74].fill(0xff);
             }),
-            ("segments", |b| {
+            ("segments for", |b| {
                 let header = find(b, b"db");
                 b[header + 2] += 1;
             }),
-            ("hash", |b| {
+            ("of the name, found", |b| {
                 let list = find(b, b"lh");
                 b[list + 8] ^= 1;
             }),
-            ("where its name belongs", |b| {
+            ("a name after", |b| {
                 // Swap the first two entries of a list.
                 let list = find(b, b"lh");
                 let first = b[list + 4..list + 12].to_vec();
                 b.copy_within(list + 12..list + 20, list + 4);
                 b[list + 12..list + 20].copy_from_slice(&first);
             }),
-            ("keys use it", |b| {
+            ("keys that use it, found", |b| {
                 let security = find(b, b"sk");
                 b[security + 12] = 1;
             }),

@@ -127,17 +127,19 @@ pub(crate) struct Summary {
     pub(crate) rows: Vec<Row>,
 }
 
+/// What can become of a VM, the best first.
+const STATES: [&str; 6] = [
+    "up",
+    "down",
+    "refused",
+    "failed",
+    "interrupted",
+    "not started",
+];
+
 impl Summary {
     pub(crate) fn new(file: &Path, total_s: f64, ran: Ran) -> Self {
-        let states = [
-            "up",
-            "down",
-            "refused",
-            "failed",
-            "interrupted",
-            "not started",
-        ];
-        let mut counts: BTreeMap<_, _> = states.map(|s| (s, 0)).into();
+        let mut counts: BTreeMap<_, _> = STATES.map(|s| (s, 0)).into();
         for row in &ran.rows {
             *counts.entry(row.state()).or_default() += 1;
         }
@@ -167,15 +169,7 @@ impl Summary {
 
     /// `3 up, 1 down`.
     pub(crate) fn sentence(&self) -> String {
-        let states = [
-            "up",
-            "down",
-            "refused",
-            "failed",
-            "interrupted",
-            "not started",
-        ];
-        let counted = states.iter().filter(|s| self.count(s) > 0);
+        let counted = STATES.iter().filter(|s| self.count(s) > 0);
         let parts = counted.map(|s| format!("{} {s}", self.count(s)));
         parts.collect::<Vec<_>>().join(", ")
     }

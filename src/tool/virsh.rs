@@ -205,11 +205,6 @@ impl Virsh {
             .map(drop)
     }
 
-    pub fn abort_job(&self, domain: Uuid, target: &str) -> Result<()> {
-        self.text(&["blockjob", &domain.to_string(), target, "--abort"])
-            .map(drop)
-    }
-
     /// The job of a disk of a running domain, when there is one.
     pub fn job(&self, domain: Uuid, target: &str) -> Result<Option<Job>> {
         self.text(&["blockjob", &domain.to_string(), target, "--raw"])

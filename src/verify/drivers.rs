@@ -44,27 +44,22 @@ fn unbound(ids: &[String]) -> String {
     }
 }
 
-pub fn bound(c: &Context<'_>) -> Outcome {
+/// Devices without a driver: those that decide, or the others.
+fn without_driver(c: &Context<'_>, deciding: bool, fine: &str) -> Outcome {
     let pick = |_, fault: &Fault| match fault {
-        Fault::NotBound {
-            ids, decides: true, ..
-        } => Some(unbound(ids)),
+        Fault::NotBound { ids, decides, .. } if *decides == deciding => Some(unbound(ids)),
         _ => None,
     };
-    c.faults(pick, "every controller has a driver bound to it")
+    c.faults(pick, fine)
+}
+
+pub fn bound(c: &Context<'_>) -> Outcome {
+    without_driver(c, true, "every controller has a driver bound to it")
 }
 
 /// A machine type older than q35 shows the transitional virtio device.
 pub fn transitional(c: &Context<'_>) -> Outcome {
-    let pick = |_, fault: &Fault| match fault {
-        Fault::NotBound {
-            ids,
-            decides: false,
-            ..
-        } => Some(unbound(ids)),
-        _ => None,
-    };
-    c.faults(pick, "both forms of the virtio devices are known")
+    without_driver(c, false, "both forms of the virtio devices are known")
 }
 
 /// Bus and volume drivers have checks of their own.

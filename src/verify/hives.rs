@@ -149,7 +149,9 @@ mod tests {
         };
         let fault = walk::Fault {
             offset: 9,
-            what: "told before".into(),
+            structure: "cell",
+            expected: "told before".into(),
+            actual: String::new(),
         };
         let walked = |name, bytes: &[u8]| Walked {
             hive: name,
