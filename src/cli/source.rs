@@ -36,8 +36,8 @@ use crate::wire::Transport;
 
 use super::confine::{self, Writes};
 use super::values::{
-    AccessModeArg, BootstrapArg, CopyArg, EngineArg, LinuxArg, Switch, acceptable,
-    kubernetes_label, kubernetes_name,
+    AccessModeArg, BootstrapArg, CopyArg, EngineArg, Switch, acceptable, kubernetes_label,
+    kubernetes_name,
 };
 use super::wire::{self, WireArgs};
 
@@ -100,7 +100,7 @@ pub struct FixArgs {
         default_value_t,
         help_heading = "Drivers and first boot"
     )]
-    pub linux: LinuxArg,
+    pub linux: Preference,
     /// Output directory [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
@@ -467,11 +467,7 @@ impl FixArgs {
                 repair_bcd: self.repair_bcd,
                 keep_tools: self.keep_tools,
                 firstboot,
-                linux: match self.linux {
-                    LinuxArg::Auto => Preference::Auto,
-                    LinuxArg::VirtV2v => Preference::VirtV2v,
-                    LinuxArg::AsIs => Preference::AsIs,
-                },
+                linux: self.linux,
                 accept,
             },
             copy: self.disk_options()?,

@@ -7,17 +7,6 @@ use crate::domain::network;
 use crate::ids::Accepted;
 use crate::session::engine;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum LinuxArg {
-    /// virt-v2v, where it is installed and knows the distribution; else refused
-    #[default]
-    Auto,
-    /// virt-v2v-in-place or virt-v2v makes the guest ready
-    VirtV2v,
-    /// The guest is copied unchanged, on your word that it has the VirtIO drivers
-    AsIs,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BootstrapArg {
     Sata,

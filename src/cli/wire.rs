@@ -28,7 +28,7 @@ pub struct WireArgs {
     /// Fingerprint of the server's certificate, for https, instead of an authority
     #[arg(long, value_name = "sha256:HEX", value_parser = fingerprint, help_heading = HEADING)]
     pub tls_fingerprint: Option<String>,
-    /// Connections to the other host at a time [default: 8]
+    /// Connections to the other host at a time, at most [default: 12 for ssh, 8 for others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), help_heading = HEADING)]
     pub connections: Option<u32>,
     /// How often a request that failed is tried again, each time after a longer pause [default: 10]
@@ -121,7 +121,7 @@ impl WireArgs {
             ssh_known_hosts: self.ssh_known_hosts.clone(),
             tls_ca: self.tls_ca.clone(),
             tls_fingerprint: self.tls_fingerprint.clone(),
-            connections: self.connections.unwrap_or(default.connections),
+            connections: self.connections,
             retries: self.retries.unwrap_or(default.retries),
             source_command: self.source_command.clone(),
             ..default

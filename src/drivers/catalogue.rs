@@ -623,9 +623,14 @@ mod tests {
             assert_eq!(id(&catalogue, first - 1, server), before, "{first}");
             assert_eq!(id(&catalogue, first, server), own, "{first}");
         }
-        for build in [26101, 28000, u32::MAX] {
-            assert_eq!(id(&catalogue, build, false), "windows-11");
-            assert_eq!(id(&catalogue, build, true), "server-2025");
+        for (server, product) in [(false, Product::Client), (true, Product::Server)] {
+            let of_product = |w: &&Windows| w.nt.major == 10 && w.product == Some(product);
+            let newest = catalogue.windows.iter().filter(of_product);
+            let newest = newest.max_by_key(|w| w.builds.from).unwrap();
+            let last = newest.builds.from.unwrap();
+            for build in [last, last + 1, u32::MAX] {
+                assert_eq!(id(&catalogue, build, server), newest.id, "{build}");
+            }
         }
         let range = "windows: [{id: between, name: B, nt: '10.0', builds: {from: 100, to: 200}, \
                      folders: [w10], media: m}]";

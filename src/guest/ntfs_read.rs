@@ -447,17 +447,23 @@ impl NtfsVolume {
         Ok(a.cmp(b.units().map(upper)))
     }
 
-    /// Looks a name up in a directory by walking down its B-tree.
-    fn lookup(&self, number: u64, dir: &Record, name: &str) -> Fallible<Option<Found>> {
-        let wanted: Vec<u16> = name.encode_utf16().collect();
+    /// The size of a directory's blocks, and the first node of its index.
+    fn index_root(&self, number: u64, dir: &Record) -> Fallible<(u32, Vec<u8>)> {
         let root = self
             .stream(number, dir, rec::AT_INDEX_ROOT, I30)?
             .ok_or("a directory has no index")?;
         let StreamData::Resident(root) = &root.data else {
             return Err("a directory has an invalid index".into());
         };
-        let block_size = self.index_block_size(root)?;
-        let mut node = root.get(IndexRoot::LEN..).unwrap_or_default().to_vec();
+        let node = root.get(IndexRoot::LEN..).unwrap_or_default().to_vec();
+        Ok((self.index_block_size(root)?, node))
+    }
+
+    /// Looks a name up in a directory by walking down its B-tree.
+    fn lookup(&self, number: u64, dir: &Record, name: &str) -> Fallible<Option<Found>> {
+        let wanted: Vec<u16> = name.encode_utf16().collect();
+        let (block_size, root) = self.index_root(number, dir)?;
+        let mut node = root;
         let mut blocks: Option<Stream> = None;
         for _ in 0..MAX_INDEX_DEPTH {
             let subnode = match self.search_node(&node, &wanted)? {
@@ -634,15 +640,9 @@ impl NtfsVolume {
 
     /// Goes through the blocks in disk order and not down the tree: large reads, and no loops.
     pub(super) fn entries(&self, number: u64, dir: &Record) -> Fallible<Vec<FileInfo>> {
-        let root = self
-            .stream(number, dir, rec::AT_INDEX_ROOT, I30)?
-            .ok_or("a directory has no index")?;
-        let StreamData::Resident(root) = &root.data else {
-            return Err("a directory has an invalid index".into());
-        };
-        let block_size = self.index_block_size(root)?;
+        let (block_size, root) = self.index_root(number, dir)?;
         let mut entries = Vec::new();
-        collect_entries(root.get(IndexRoot::LEN..).unwrap_or_default(), &mut entries)?;
+        collect_entries(&root, &mut entries)?;
         let Some(blocks) = self.stream(number, dir, rec::AT_INDEX_ALLOCATION, I30)? else {
             return Ok(entries);
         };

@@ -155,7 +155,7 @@ impl Line {
         };
         let whole = match &was.whole {
             Some(whole) => {
-                access.connections = 1;
+                access.connections = Some(1);
                 Some(Daemon::start(was, whole)?)
             }
             None => {

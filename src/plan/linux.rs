@@ -9,11 +9,14 @@ use crate::tool::{host, virt_v2v};
 use super::model::{Handover, Method, Plan, Step};
 
 /// `--linux`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Preference {
+    /// virt-v2v, where it is installed and knows the distribution; else refused
     #[default]
     Auto,
+    /// virt-v2v-in-place or virt-v2v makes the guest ready
     VirtV2v,
+    /// The guest is copied unchanged, on your word that it has the VirtIO drivers
     AsIs,
 }
 

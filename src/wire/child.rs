@@ -103,7 +103,7 @@ fn start(order: &Order, confined: Confined) -> Result<Arc<Service>> {
     let pool = Pool::new(
         dial,
         meter.clone(),
-        access.connections,
+        access.connections(&order.server),
         access.retries,
         access.patience.max(Duration::from_secs(1)),
     );

@@ -33,6 +33,8 @@ const MAX_REDIRECTS: usize = 5;
 /// How often a server that is busy is waited for in one request, and how long at most each time.
 const MAX_WAITS: usize = 10;
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How often sessions that expire are renewed in one request.
+const MAX_RENEWALS: usize = 5;
 const MAX_COOKIES: usize = 16;
 const MAX_COOKIE: usize = 4096;
 /// The page of a listing.
@@ -46,6 +48,20 @@ struct Session {
     cookies: Vec<(String, String)>,
     /// Counts renewals, so that several that find it expired renew it once.
     age: u64,
+}
+
+/// The session that a request was made in.
+struct Used {
+    age: u64,
+    /// Whether there was one: without one the password itself is refused.
+    any: bool,
+}
+
+impl Used {
+    /// How often a request may have been refused in such a session before it is given up.
+    fn renewals(&self) -> usize {
+        if self.any { MAX_RENEWALS } else { 1 }
+    }
 }
 
 pub(super) struct HttpsDial {
@@ -155,15 +171,16 @@ impl Https {
     /// The answer to a GET, when there is one that is not about sessions, redirects or patience.
     fn get(&self, at: &Location, range: Option<(u64, u64)>) -> Result<Response> {
         let mut target = at.target();
-        let (mut redirects, mut waits, mut renewed) = (0, 0, false);
+        let (mut redirects, mut waits, mut renewals) = (0, 0, 0);
         loop {
-            let (answer, age) = self.get_once(at, &target, range)?;
+            let (answer, used) = self.get_once(at, &target, range)?;
             let status = answer.status();
             match status {
-                StatusCode::UNAUTHORIZED if !renewed => {
-                    renewed = true;
+                // What other connections have renewed may have expired again meanwhile.
+                StatusCode::UNAUTHORIZED if renewals < used.renewals() => {
+                    renewals += 1;
                     let mut session = self.session();
-                    if session.age == age {
+                    if session.age == used.age {
                         session.cookies.clear();
                         session.age += 1;
                     }
@@ -206,7 +223,7 @@ impl Https {
         at: &Location,
         target: &str,
         range: Option<(u64, u64)>,
-    ) -> Result<(Response, u64)> {
+    ) -> Result<(Response, Used)> {
         let Server::Https { host, port, .. } = &self.server else {
             return Err(WireError::usage("not a server of https", ""));
         };
@@ -221,7 +238,7 @@ impl Https {
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization.as_str());
         }
-        let age = {
+        let used = {
             let session = self.session();
             if !session.cookies.is_empty() {
                 let pairs: Vec<_> = session
@@ -231,11 +248,14 @@ impl Https {
                     .collect();
                 request = request.header("Cookie", pairs.join("; "));
             }
-            session.age
+            Used {
+                age: session.age,
+                any: !session.cookies.is_empty(),
+            }
         };
         let answer = request.call().map_err(|error| self.explain(at, error))?;
         self.session().keep(answer.headers());
-        Ok((answer, age))
+        Ok((answer, used))
     }
 
     fn explain(&self, at: &Location, error: Error) -> WireError {

@@ -77,7 +77,8 @@ pub(crate) struct Access {
     pub(crate) tls_ca: Option<PathBuf>,
     /// `sha256:HEX`, of the server's own certificate.
     pub(crate) tls_fingerprint: Option<String>,
-    pub(crate) connections: u32,
+    /// [`Access::connections`] has what is usual.
+    pub(crate) connections: Option<u32>,
     /// How often a request is tried again.
     pub(crate) retries: u32,
     pub(crate) source_command: Option<String>,
@@ -86,6 +87,18 @@ pub(crate) struct Access {
     pub(crate) patience: Duration,
     /// Where the NBD server listens, instead of in a private directory.
     pub(crate) socket: Option<PathBuf>,
+}
+
+impl Access {
+    /// At most so many connections. A client of ssh takes 2 MiB a round trip, so a distant server needs more of them;
+    /// servers of other protocols limit sessions.
+    fn connections(&self, server: &url::Server) -> u32 {
+        let usual = match server {
+            url::Server::Ssh { .. } => 12,
+            _ => 8,
+        };
+        self.connections.unwrap_or(usual)
+    }
 }
 
 impl Default for Access {
@@ -97,7 +110,7 @@ impl Default for Access {
             ssh_known_hosts: None,
             tls_ca: None,
             tls_fingerprint: None,
-            connections: 8,
+            connections: None,
             retries: 10,
             source_command: None,
             patience: PATIENCE,
@@ -391,7 +404,11 @@ impl Remote {
 /// The child, or a thread that does the same.
 fn start(theirs: UnixStream) -> io::Result<Option<Child>> {
     if launcher::is_enabled() {
-        let child = Cmd::own(VERB).stdin(OwnedFd::from(theirs)).spawn();
+        let child = Cmd::own(VERB)
+            // What was used up is given back: by default glibc keeps half as much again as is fetched ahead.
+            .env("MALLOC_MMAP_THRESHOLD_", "1000000")
+            .stdin(OwnedFd::from(theirs))
+            .spawn();
         return child.map(Some).map_err(io::Error::other);
     }
     std::thread::Builder::new()

@@ -50,8 +50,8 @@ const MAX_PACKET: usize = 1 << 20;
 const PART: usize = 32 << 10;
 /// What we ask for at most at a time.
 const LARGEST_PART: u64 = 256 << 10;
-/// Pieces under way on one connection.
-const DEPTH: usize = 4;
+/// Pieces under way on one connection: more than the 2 MiB that a client of OpenSSH takes before it confirms any.
+const DEPTH: usize = 3;
 const MAX_HANDLE: usize = 256;
 const MAX_ENTRIES: usize = 100_000;
 

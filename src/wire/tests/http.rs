@@ -19,7 +19,7 @@ impl Server {
     fn access(&self) -> Access {
         Access {
             tls_ca: Some(self.authority.clone()),
-            connections: 2,
+            connections: Some(2),
             retries: 3,
             patience: Duration::from_secs(8),
             ..Access::default()
@@ -176,7 +176,7 @@ fn an_expired_session_is_renewed_and_a_wrong_password_is_not_tried_again() {
     let with = |server: &Server| Access {
         user: Some("root".into()),
         password_file: Some(file.clone()),
-        connections: 1,
+        connections: Some(1),
         ..server.access()
     };
     // A session is good for two requests.

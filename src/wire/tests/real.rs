@@ -25,7 +25,7 @@ fn ssh_access(sshd: &Sshd) -> Access {
     Access {
         ssh_identity: Some(sshd.dir.path().join("identity")),
         ssh_known_hosts: Some(sshd.dir.path().join("known_hosts")),
-        connections: 3,
+        connections: Some(3),
         ..Access::default()
     }
 }
