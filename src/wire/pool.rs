@@ -1,9 +1,9 @@
 //! Threads that each hold a connection, and the queue of what they are to fetch.
 //!
 //! A connection is made when there is more to fetch than the connections there are can begin with, so a
-//! quiet run has one, and as far as one more is of use ([`Limit`]). What was under way on a connection that broke is asked for again on another, after
-//! a pause that grows, as often as `--retries` says. While others work, a connection that cannot be made
-//! costs nothing: servers limit how many they take.
+//! quiet run has one, and as far as one more is of use ([`Limit`]). What was under way on a connection that
+//! broke is asked for again on another, after a pause that grows, as often as `--retries` says. While others
+//! work, a connection that cannot be made costs nothing: servers limit how many they take.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
