@@ -9,9 +9,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// For each of these that the server takes to answer there is one connection more at once: 500 MiB/s of a client of
-/// OpenSSH, which takes 2 MiB a round trip.
-const FAR: Duration = Duration::from_millis(4);
+/// For each of these that the server takes to answer there is one connection more at once. A client of OpenSSH takes
+/// 2 MiB a round trip, and was seen to move half of that.
+const FAR: Duration = Duration::from_millis(2);
 /// Not more at once: OpenSSH's server turns some away when ten are logging in (`MaxStartups`).
 const AT_ONCE: usize = 10;
 /// How long processors are watched, at least and at most, before another connection is made.

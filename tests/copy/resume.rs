@@ -44,14 +44,16 @@ pub(super) fn convert(source: &Path, out: &Path, more: &[&str], point: &str) -> 
 
 /// Recorded in a copy's journal, in bytes.
 pub(super) fn recorded(partial: &Path, disk: usize) -> u64 {
+    let ranges = recorded_ranges(partial, disk);
+    ranges.into_iter().map(|[_, length]| length).sum()
+}
+
+/// Each an offset and a length.
+pub(super) fn recorded_ranges(partial: &Path, disk: usize) -> Vec<[u64; 2]> {
     let path = partial.join(format!(".work/copy-{disk}.journal"));
     let text = fs::read_to_string(path).unwrap();
-    let mut sum = 0;
-    for line in text.lines().skip(1) {
-        let pairs: Vec<[u64; 2]> = serde_json::from_str(&line[9..]).unwrap();
-        sum += pairs.iter().map(|pair| pair[1]).sum::<u64>();
-    }
-    sum
+    let pairs = |line: &str| serde_json::from_str::<Vec<[u64; 2]>>(&line[9..]).unwrap();
+    text.lines().skip(1).flat_map(pairs).collect()
 }
 
 #[test]
