@@ -17,7 +17,7 @@ use hyper2kvm::demo::{Arch, ExtraFile, Firmware, GuestSpec, Place, Role, WinVers
 use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};
 use hyper2kvm::guest::{GuestPath, wof};
 use serde_json::Value;
-use support::{Lab, TOOLS, corpus, export, h2k, have, sha256, tool, virtio_win};
+use support::{Lab, TOOLS, corpus, create_overlay, export, h2k, have, sha256, tool, virtio_win};
 
 /// Everything that must hold after a conversion of `source`, checked without our own readers.
 fn judge(lab: &Lab, source: &Path, bootstrap: &str, more: &[&str]) -> Value {
@@ -173,20 +173,7 @@ fn every_format() {
     eprintln!("backing file");
     let top = lab.path("top.qcow2");
     let base = lab.path("guest.qcow2");
-    tool(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-F",
-            "qcow2",
-            "-b",
-            base.to_str().unwrap(),
-            top.to_str().unwrap(),
-        ],
-    );
+    create_overlay(base.to_str().unwrap(), "qcow2", &top);
     let digest = sha256(&base);
     judge(&lab, &top, "sata", &["--force"]);
     assert_eq!(sha256(&base), digest);

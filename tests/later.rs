@@ -15,7 +15,8 @@ use std::time::Duration;
 use serde_json::Value;
 use support::later::{Untouched, same_guest};
 use support::{
-    Lab, Mounted, Run, TOOLS, as_raw, binary, finish, h2k, have, names, skip, text, tool,
+    Lab, Mounted, Run, TOOLS, as_raw, binary, create_overlay, finish, h2k, have, names, skip, text,
+    tool,
 };
 
 fn convert_later(lab: &Lab, source: &Path, more: &[&str]) -> Value {
@@ -82,15 +83,11 @@ fn on(verb: &str, out: &Path, more: &[&str], point: &str) -> Run {
 /// A chain as a VMware or libvirt host leaves it: a snapshot's delta over a base.
 fn with_snapshot(lab: &Lab) -> PathBuf {
     let delta = lab.path("delta.qcow2");
-    let (base, path) = (text(&lab.raw), text(&delta));
-    tool(
-        "qemu-img",
-        &["create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", path],
-    );
+    create_overlay(text(&lab.raw), "raw", &delta);
     // Behind the last partition.
     let at = (lab.spec.disk_size - (512 << 10)).to_string();
     let write = format!("write -q -P 7 {at} 64k");
-    tool("qemu-io", &["-f", "qcow2", "-c", &write, path]);
+    tool("qemu-io", &["-f", "qcow2", "-c", &write, text(&delta)]);
     delta
 }
 

@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{
-    Lab, LoopOver, Mounted, Paused, TOOLS, binary, finish, h2k, have, names, said, sha256, skip,
-    text, tool, virtio_win,
+    Lab, LoopOver, Mounted, Paused, TOOLS, binary, create_overlay, finish, h2k, have, names, said,
+    sha256, skip, text, tool, virtio_win,
 };
 
 /// `O_EXCL`, which the kernel refuses for a block device that is in use.
@@ -53,17 +53,7 @@ fn images(lab: &Lab) -> Vec<(PathBuf, PathBuf)> {
     let flat = lab.in_format("vmdk", "subformat=monolithicFlat", "flat.vmdk");
     let base = lab.in_format("qcow2", "", "base.qcow2");
     let overlay = lab.path("overlay.qcow2");
-    let over = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-F",
-        "qcow2",
-        "-b",
-        "base.qcow2",
-    ];
-    tool("qemu-img", &[&over[..], &[text(&overlay)]].concat());
+    create_overlay("base.qcow2", "qcow2", &overlay);
     vec![
         (lab.raw.clone(), lab.raw.clone()),
         (flat, lab.path("flat-flat.vmdk")),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hyper2kvm::boot::MARKER;
 use hyper2kvm::demo::{Firmware, GuestSpec, Role, WinVersion};
 
-use crate::support::{Lab, Split, text, tool};
+use crate::support::{Lab, Split, create_overlay, tool};
 
 #[derive(Clone, Copy)]
 pub enum End {
@@ -231,17 +231,7 @@ pub fn efi_application() -> Vec<u8> {
 /// An empty qcow2 over the disk of [`guest`].
 pub fn link_over(lab: &Lab) -> PathBuf {
     let link = lab.path("delta.qcow2");
-    let create = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-b",
-        "guest.raw",
-        "-F",
-        "raw",
-    ];
-    tool("qemu-img", &[&create[..], &[text(&link)]].concat());
+    create_overlay("guest.raw", "raw", &link);
     link
 }
 

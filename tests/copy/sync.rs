@@ -16,7 +16,7 @@ use rustix::fs::SeekFrom;
 use serde_json::Value;
 
 use super::support::{
-    Lab, Run, TOOLS, binary, finish, have, names, sha256, text, tool, virtio_win,
+    Lab, Run, TOOLS, binary, create_overlay, finish, have, names, sha256, text, tool, virtio_win,
 };
 use super::{MIB, machine, noise, number, path};
 
@@ -62,11 +62,7 @@ pub(super) fn last_pass(run: &Run) -> Value {
 /// A new link that reads as `now`, on what the VM wrote to before.
 pub(super) fn link(lab: &Lab, name: &str, below: &Path, format: &str, now: &Path) -> PathBuf {
     let link = lab.path(name);
-    let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
-    tool(
-        "qemu-img",
-        &[&create[..], &[text(now), text(&link)]].concat(),
-    );
+    create_overlay(text(now), "raw", &link);
     let rebase = [
         "rebase",
         "-f",
@@ -512,20 +508,7 @@ fn what_cannot_be_synced_is_refused() {
     }
     // Another VM.
     let data = lab.path("data.qcow2");
-    tool(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-F",
-            "raw",
-            "-b",
-            text(&lab.raw),
-            text(&data),
-        ],
-    );
+    create_overlay(text(&lab.raw), "raw", &data);
     let xml = machine(&lab, &[&top, &data]);
     let xml_text = fs::read_to_string(&xml)
         .unwrap()

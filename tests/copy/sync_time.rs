@@ -4,17 +4,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::support::{Lab, TOOLS, have, text, tool};
+use super::support::{Lab, TOOLS, create_overlay, have, text, tool};
 use super::sync::{lab, last_pass, run};
 use super::{MIB, machine, noise};
 
 fn link(lab: &Lab, name: &str, below: &Path, format: &str) -> PathBuf {
     let link = lab.path(name);
-    let create = ["create", "-q", "-f", "qcow2", "-F", format, "-b"];
-    tool(
-        "qemu-img",
-        &[&create[..], &[text(below), text(&link)]].concat(),
-    );
+    create_overlay(text(below), format, &link);
     link
 }
 

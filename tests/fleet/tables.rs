@@ -9,19 +9,10 @@ fn a_table_of_machines() {
     }
     let fleet = Fleet::new(&["web", "db"]);
     // A snapshot: its base is not a machine of its own.
-    support::tool(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-F",
-            "raw",
-            "-b",
-            fleet.path("db.raw").to_str().unwrap(),
-            fleet.path("snapshot.qcow2").to_str().unwrap(),
-        ],
+    support::create_overlay(
+        fleet.path("db.raw").to_str().unwrap(),
+        "raw",
+        &fleet.path("snapshot.qcow2"),
     );
     fs::write(fleet.path("garbage.vmdk"), vec![1; 4096]).unwrap();
     fs::write(fleet.path("notes.txt"), "x").unwrap();

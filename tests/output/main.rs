@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{
-    Lab, LoopOver, Mounted, Paused, Run, TOOLS, binary, finish, h2k, have, names, sha256, skip,
-    text, tool, virtio_win,
+    Lab, LoopOver, Mounted, Paused, Run, TOOLS, binary, create_overlay, finish, h2k, have, names,
+    sha256, skip, text, tool, virtio_win,
 };
 
 fn command(source: &Path, out: &Path, more: &[&str]) -> Command {

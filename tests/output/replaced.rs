@@ -121,20 +121,7 @@ fn the_source_in_the_target_is_kept() {
     let before = sha256(&disk);
     let overlay = lab.path("overlay.qcow2");
     let base = text(&disk);
-    tool(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-F",
-            "qcow2",
-            "-b",
-            base,
-            text(&overlay),
-        ],
-    );
+    create_overlay(base, "qcow2", &overlay);
     for source in [&disk, &overlay] {
         let run = convert(
             source,

@@ -239,6 +239,12 @@ impl Drop for Mounted {
     }
 }
 
+/// A new qcow2 over `base`, which is named as it is given.
+pub fn create_overlay(base: &str, format: &str, path: &Path) {
+    let over = ["create", "-q", "-f", "qcow2", "-F", format, "-b", base];
+    tool("qemu-img", &[&over[..], &[text(path)]].concat());
+}
+
 /// Runs another program and returns its stdout.
 #[track_caller]
 pub fn tool(program: &str, args: &[&str]) -> Vec<u8> {
