@@ -30,6 +30,7 @@ mod watch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::domain::{Stage, StorageBus};
@@ -41,7 +42,7 @@ use crate::later::{self, serve::Server};
 use crate::lock::FileLock;
 use crate::stop;
 use crate::tool::ToolError;
-use crate::tool::virsh::{State, Tick, Virsh};
+use crate::tool::virsh::{State, Virsh};
 use crate::ui::Ui;
 
 use files::{Domain, Files};
@@ -55,6 +56,9 @@ pub const MARKER: &str = "hyper2kvm: first boot finished";
 pub(crate) const LOCK: &str = ".boot.lock";
 /// Windows overlooks the power button now and then.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// For so long is looked often whether a machine has gone off.
+const SOON: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(100);
 const MAX_SERIAL_LOG: u64 = 64 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,9 +127,6 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     let files = Files::open(&options.folder)?;
     let later = later::Record::left(&files.folder)?;
     let source = later.as_ref().map_or_else(Vec::new, later::Record::files);
-    if let Some(later) = &later {
-        later.check_source(&files.folder)?;
-    }
     let on_wire = later.as_ref().is_some_and(later::Record::is_on_wire);
     let record = match Record::load(&files.folder)? {
         Some(record) if record.uuid == files.uuid && record.uri == options.uri => record,
@@ -140,11 +141,7 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     };
     let mut record = record;
     record.warnings.extend(warnings);
-    if record.phase != Phase::Done {
-        let user = access::qemu_user(&options.uri);
-        access::check_source(&source, user.as_ref())?;
-        access::check(&files.paths(), user.as_ref())?;
-    }
+    let folder = files.folder.clone();
     let mut run = Run {
         options,
         ui,
@@ -154,13 +151,28 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
         source,
         on_wire,
         server,
+        absent: false,
     };
-    run.refuse_foreign_domains()?;
-    // Who rehearses serves by himself, and ends it with the VM.
-    let served = match on_wire && options.rehearsal.is_none() && run.record.phase != Phase::Done {
-        true => run.serve()?,
-        false => None,
-    };
+    // Another host takes its time to answer.
+    let (checked, served) = thread::scope(|scope| {
+        let check = || {
+            later
+                .as_ref()
+                .map_or(Ok(()), |later| later.check_source(&folder))
+        };
+        let check = scope.spawn(check);
+        let served = run.ready();
+        let checked = check.join();
+        let checked = checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (checked, served)
+    });
+    if let Err(error) = checked {
+        if let Ok(Some(served)) = served {
+            served.end();
+        }
+        return Err(error);
+    }
+    let served = served?;
     let outcome = run.phases();
     if let Some(served) = served
         && outcome.is_err()
@@ -231,6 +243,12 @@ pub(crate) fn local(uri: &str) -> Result<()> {
         .hint("run hyper2kvm boot on the host the machine is to run on"))
 }
 
+/// The same, unless another run has it.
+pub(crate) fn lock_if_free(folder: &Path) -> Option<FileLock> {
+    let open = fs::File::open(folder).ok()?;
+    FileLock::take(&open, LOCK.as_ref(), folder, true).ok()?
+}
+
 /// One run at a time works on an output directory.
 pub(crate) fn lock(folder: &Path) -> Result<FileLock> {
     FileLock::of_directory(folder, LOCK, || {
@@ -251,6 +269,8 @@ struct Run<'a> {
     on_wire: bool,
     /// Who serves that, where the caller does.
     server: Option<&'a Server>,
+    /// libvirt had no domain of that UUID, and none was defined since.
+    absent: bool,
 }
 
 impl Run<'_> {
@@ -305,6 +325,22 @@ impl Run<'_> {
         }
     }
 
+    /// Sees that QEMU gets at the files, that no other domain is in the way, and that the source is served.
+    fn ready(&mut self) -> Result<Option<later::serve::Left>> {
+        let done = self.record.phase == Phase::Done;
+        if !done {
+            let user = access::qemu_user(&self.options.uri);
+            access::check_source(&self.source, user.as_ref())?;
+            access::check(&self.files.paths(), user.as_ref())?;
+        }
+        self.absent = !self.find_domain()?;
+        // Who rehearses serves by himself, and ends it with the VM.
+        match self.on_wire && self.options.rehearsal.is_none() && !done {
+            true => self.serve(),
+            false => Ok(None),
+        }
+    }
+
     /// The way to a source on another host, which has to be there as long as the VM runs.
     fn serve(&self) -> Result<Option<later::serve::Left>> {
         let left = later::serve::leave(&self.files.folder, &self.options.uri)?;
@@ -328,8 +364,8 @@ impl Run<'_> {
             .map_err(|e| Error::failed("booting").because(e))
     }
 
-    /// A domain of that UUID or name must be ours and of this directory.
-    fn refuse_foreign_domains(&self) -> Result<()> {
+    /// Whether libvirt has the domain. One of that UUID or name must be ours and of this directory.
+    fn find_domain(&self) -> Result<bool> {
         let connecting = |e| unreachable(&self.options.uri, e);
         let refuse = |reason: String, remedy: &str| {
             Err(Error::refused(
@@ -337,14 +373,9 @@ impl Run<'_> {
                 vec![Blocker::new("foreign-domain", reason, remedy)],
             ))
         };
-        let uuids = self.virsh.uuids().map_err(connecting)?;
-        if !uuids.contains(&self.files.uuid) {
-            if self
-                .virsh
-                .names()
-                .map_err(connecting)?
-                .contains(&self.files.name)
-            {
+        let domains = self.virsh.domains().map_err(connecting)?;
+        if domains.iter().all(|(uuid, _)| *uuid != self.files.uuid) {
+            if domains.iter().any(|(_, name)| *name == self.files.name) {
                 return refuse(
                     format!(
                         "libvirt has another machine of the name {:?}",
@@ -353,7 +384,7 @@ impl Run<'_> {
                     "convert with another --name",
                 );
             }
-            return Ok(());
+            return Ok(false);
         }
         let (stage, disks) = files::identify(&self.virsh.xml(self.files.uuid, false)?)?;
         if stage.is_none() {
@@ -381,20 +412,13 @@ impl Run<'_> {
                 "it comes from another conversion: undefine it, or continue with that one",
             );
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Waits for an event, `seconds` at most.
-    fn tick(&self, seconds: u32) -> Result<Tick> {
-        Ok(self.virsh.tick(self.files.uuid, seconds)?)
-    }
-
+    /// Whether the domain is off, or not defined.
     fn is_off(&self) -> Result<bool> {
-        Ok(self.virsh.state(self.files.uuid)?.state == State::Off)
-    }
-
-    fn defined(&self) -> Result<bool> {
-        Ok(self.virsh.uuids()?.contains(&self.files.uuid))
+        let found = self.virsh.state(self.files.uuid)?;
+        Ok(found.is_none_or(|tick| tick.state == State::Off))
     }
 
     fn stage_record(&mut self, stage: Stage) -> &mut StageRecord {
@@ -415,12 +439,13 @@ impl Run<'_> {
     }
 
     /// Defines the domain of a stage as it is in the directory, or with COM1 logged to a file.
-    fn define(&self, stage: Stage, log: Option<&Path>) -> Result<()> {
+    fn define(&mut self, stage: Stage, log: Option<&Path>) -> Result<()> {
         let domain = self
             .files
             .domain(stage)
             .ok_or_else(|| Error::failed("this machine has no bootstrap domain"))?;
         self.files.still_there()?;
+        self.absent = false;
         let Some(log) = log else {
             return Ok(self.virsh.define(&domain.path)?);
         };
@@ -443,14 +468,15 @@ impl Run<'_> {
         let begin = Instant::now();
         let mut asked: Option<Instant> = None;
         let mut outages = Outages::default();
-        while self.defined()? {
-            let tick = match asked {
-                None => self.virsh.state(self.files.uuid)?,
-                Some(_) => self.tick(1)?,
+        loop {
+            // It may go off at once: an event that comes before one waits for it is missed.
+            let found = match asked {
+                Some(at) if at.elapsed() > SOON => self.virsh.tick(self.files.uuid, 1)?,
+                _ => self.virsh.state(self.files.uuid)?,
             };
-            if tick.state == State::Off {
+            let Some(tick) = found.filter(|tick| tick.state != State::Off) else {
                 return Ok(());
-            }
+            };
             // Windows hears nothing meanwhile.
             if let Line::Lost(failure) = self.line(&tick, &mut outages)? {
                 return Err(Error::new(ErrorKind::NotReady, failure.message));
@@ -476,8 +502,8 @@ impl Run<'_> {
                     "interrupted; the machine continues",
                 ));
             }
+            thread::sleep(LOOK);
         }
-        Ok(())
     }
 
     fn prove(&mut self) {

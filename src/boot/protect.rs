@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Run;
-use crate::disk::chain::Image;
+use crate::disk::empty;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted;
@@ -91,9 +91,7 @@ pub fn plan(disk: &Path, format: &str) -> Option<Protected> {
 impl Run<'_> {
     /// Saves the machine, which is off, before the switch.
     pub(super) fn protect(&mut self) -> Result<()> {
-        if self.defined()? && !self.is_off()? {
-            self.shut_down()?;
-        }
+        self.shut_down()?;
         // Of a run that was killed in here: perhaps half a copy.
         for kept in &self.record.protected {
             let _ = kept.forget();
@@ -128,22 +126,32 @@ impl Run<'_> {
         for kept in &mut self.record.protected {
             self.ui
                 .status("Saving", "the machine as it is, before the switch");
-            kept.save(&self.source)?;
+            kept.save()?;
         }
         Ok(())
     }
 }
 
-/// An empty overlay on a disk that may itself be one on `source`.
-fn create_overlay(disk: &Path, overlay: &Path, source: &[PathBuf]) -> Result<()> {
-    let image = Image::open_info(disk, Some("qcow2"), source)?;
-    qemu_img::create_overlay(overlay, image.virtual_size())?;
-    qemu_img::set_backing(overlay, Some((disk, "qcow2")))?;
-    let synced = || -> io::Result<()> {
-        File::open(overlay)?.sync_all()?;
+/// An empty overlay on a disk, with its owner and mode.
+fn create_overlay(disk: &Path, overlay: &Path) -> Result<()> {
+    let reading = |e: io::Error| Error::failed(format!("reading {}", disk.display())).because(e);
+    let below = open_file(File::options().read(true), disk).map_err(reading)?;
+    let was = below.metadata().map_err(reading)?;
+    let create = || -> io::Result<()> {
+        empty::create_over(overlay, &below, disk)?;
+        let file = File::open(overlay)?;
+        like(&file, &was)?;
+        file.sync_all()?;
         sync_folder(overlay.parent().unwrap_or(Path::new("/")))
     };
-    synced().map_err(|e| Error::failed(format!("writing {}", overlay.display())).because(e))
+    create().map_err(|e| Error::failed(format!("writing {}", overlay.display())).because(e))
+}
+
+/// Gives a new file the owner and mode of another.
+fn like(file: &File, was: &fs::Metadata) -> io::Result<()> {
+    // Only root can give it to another user.
+    let _ = fchown(file, Some(was.uid()), Some(was.gid()));
+    file.set_permissions(was.permissions())
 }
 
 fn qcow2(disk: &Path) -> Result<OsString> {
@@ -183,8 +191,8 @@ impl Protected {
         }
     }
 
-    /// Saves; durable when it returns. `source`: the files that the disks may be overlays on.
-    pub fn save(&mut self, source: &[PathBuf]) -> Result<()> {
+    /// Saves; durable when it returns.
+    pub fn save(&mut self) -> Result<()> {
         let failed = |what: &Path, e: Error| {
             if e.kind == ErrorKind::Interrupted {
                 return e;
@@ -195,7 +203,7 @@ impl Protected {
         };
         match self {
             Self::Overlay { disk, overlay } => {
-                create_overlay(disk, overlay, source).map_err(|e| failed(disk, e))
+                create_overlay(disk, overlay).map_err(|e| failed(disk, e))
             }
             // None are made any more.
             Self::Snapshot { .. } => Ok(()),
@@ -307,9 +315,7 @@ fn copy_disk(disk: &Path, copy: &Path) -> Result<Saved> {
     let save = || -> io::Result<Saved> {
         let was = source.metadata()?;
         fill(&source, &target, was.len())?;
-        // Only root can give it to another user.
-        let _ = fchown(&target, Some(was.uid()), Some(was.gid()));
-        target.set_permissions(was.permissions())?;
+        like(&target, &was)?;
         target.set_modified(was.modified()?)?;
         target.sync_all()?;
         sync_folder(copy.parent().unwrap_or(Path::new("/")))?;
@@ -432,9 +438,9 @@ mod tests {
         write(1);
         let mut copy = plan(&raw, "raw").unwrap();
         // The second time over what an interrupted run left.
-        copy.save(&[]).unwrap();
+        copy.save().unwrap();
         copy.forget().unwrap();
-        copy.save(&[]).unwrap();
+        copy.save().unwrap();
         // Of an earlier version.
         let old = Protected::Snapshot { disk: disk.clone() };
         snapshot("-c", &disk).unwrap();
@@ -470,17 +476,20 @@ mod tests {
         };
         for (name, below) in [("alone.qcow2", None), ("later, 2.qcow2", Some(&source))] {
             let disk = dir.path().join(name);
-            qemu_img::create_overlay(&disk, 1 << 20).unwrap();
+            empty::create_qcow2(&disk, 1 << 20).unwrap();
             let below = below.map(|source| (source.as_path(), "raw"));
             qemu_img::set_backing(&disk, below).unwrap();
             io(&disk, "write -P 1 0 1M");
             let before = fs::read(&disk).unwrap();
-            let allowed = [source.clone()];
+            fs::set_permissions(&disk, std::os::unix::fs::PermissionsExt::from_mode(0o640))
+                .unwrap();
             let mut kept = plan(&disk, "qcow2").unwrap();
-            kept.save(&allowed).unwrap();
+            kept.save().unwrap();
             let Protected::Overlay { overlay, .. } = kept.clone() else {
                 panic!("{kept:?}");
             };
+            let mode = fs::metadata(&overlay).unwrap().mode();
+            assert_eq!(mode & 0o777, 0o640);
             io(&overlay, "write -P 2 64k 64k");
             assert!(
                 fs::read(&disk).unwrap() == before,
@@ -517,7 +526,7 @@ mod tests {
         fs::write(&victim, "theirs").unwrap();
         std::os::unix::fs::symlink(&victim, dir.path().join("disk.raw.partial")).unwrap();
         let mut kept = plan(&raw, "raw").unwrap();
-        kept.save(&[]).unwrap();
+        kept.save().unwrap();
         let Protected::Copy { copy, saved, .. } = &kept else {
             panic!("{kept:?}");
         };
@@ -528,7 +537,7 @@ mod tests {
         for name in [theirs, "victim"] {
             assert_eq!(fs::read_to_string(dir.path().join(name)).unwrap(), "theirs");
         }
-        assert!(kept.save(&[]).is_err(), "its name is taken");
+        assert!(kept.save().is_err(), "its name is taken");
         contents(2);
         // As a loss of power may leave it.
         let whole = dir.path().join("whole");
@@ -544,7 +553,7 @@ mod tests {
         assert!(fs::read(&raw).unwrap() == before);
         // It has its name by now; and without a copy nothing is as it was.
         let mut again = plan(&raw, "raw").unwrap();
-        again.save(&[]).unwrap();
+        again.save().unwrap();
         again.restore().unwrap();
         again.restore().unwrap();
         let other = dir.path().join("other");
@@ -575,7 +584,7 @@ mod tests {
             "{error}"
         );
         // It may come after that look.
-        kept.save(&[]).unwrap();
+        kept.save().unwrap();
         fs::write(&file, "changed since").unwrap();
         kept.restore().unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "before");

@@ -2,6 +2,9 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::outage::{Line, Outages};
@@ -17,6 +20,9 @@ use crate::tool::virsh::{State, Tick};
 /// How long the script may still run once the agent answers.
 const AGENT_GRACE: Duration = Duration::from_secs(120);
 const AGENT_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two looks at the log of COM1.
+const LOOK: Duration = Duration::from_millis(50);
+const SHORT_LOG: u64 = 256 << 10;
 /// How old the last picture of the screen may be in a rehearsal.
 const GLANCE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -24,10 +30,13 @@ impl Run<'_> {
     /// Starts the domain of a stage, unless it runs already, and waits until Windows is up or has failed.
     pub(super) fn start_and_watch(&mut self, stage: Stage) -> Result<Outcome> {
         let log = self.files.serial_log(stage);
-        if self.defined()? {
-            let tick = self.virsh.state(self.files.uuid)?;
+        let found = match self.absent {
+            true => None,
+            false => self.virsh.look(self.files.uuid)?,
+        };
+        if let Some((tick, xml)) = found {
             let running = matches!(tick.state, State::Running | State::Paused);
-            let (live, _) = files::identify(&self.virsh.xml(self.files.uuid, running)?)?;
+            let (live, _) = files::identify(&xml)?;
             if running && live == Some(stage) && !tick.panicked {
                 self.ui.status(
                     "Watching",
@@ -118,6 +127,7 @@ impl Run<'_> {
             .domain(stage)
             .is_some_and(files::Domain::has_agent_channel);
         let ask_agent = agent_channel && matches!(self.options.wait, Wait::Auto | Wait::Agent);
+        let by_marker = matches!(self.options.wait, Wait::Auto | Wait::Marker);
         self.say_what_is_awaited(log);
         failpoint::hit("boot-watching").map_err(|e| Error::failed("booting").because(e))?;
         let mut reboots = 0;
@@ -137,10 +147,10 @@ impl Run<'_> {
                 self.glance(stage);
                 glanced = Some(Instant::now());
             }
-            let tick = self.tick(2)?;
+            let tick = self.tick(by_marker.then_some(log))?;
             reboots += tick.reboots;
             // Read after the state: of a machine that is off, the log is complete.
-            if matches!(self.options.wait, Wait::Auto | Wait::Marker) && marked(log) {
+            if by_marker && marked(log) {
                 break Outcome::Up("marker");
             }
             match self.line(&tick, &mut outages)? {
@@ -184,6 +194,28 @@ impl Run<'_> {
         }
         self.record.save(&self.files.folder)?;
         Ok(outcome)
+    }
+
+    /// Waits for an event, or for the marker in a log, 2 seconds at most.
+    fn tick(&self, log: Option<&Path>) -> Result<Tick> {
+        let (seen, done) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
+        let found = thread::scope(|scope| {
+            scope.spawn(|| {
+                // What one boot writes is short. A longer log is read once a tick.
+                let short = |log: &Path| fs::metadata(log).is_ok_and(|m| m.len() < SHORT_LOG);
+                while !done.load(Ordering::SeqCst) {
+                    if log.is_some_and(|log| short(log) && marked(log)) {
+                        seen.store(true, Ordering::SeqCst);
+                        return;
+                    }
+                    thread::sleep(LOOK);
+                }
+            });
+            let found = self.virsh.tick_until(self.files.uuid, 2, &seen);
+            done.store(true, Ordering::SeqCst);
+            found
+        });
+        found?.ok_or_else(|| Error::failed(format!("libvirt has {} no more", self.files.name)))
     }
 
     /// What ends the wait without the marker.

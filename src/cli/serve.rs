@@ -1,7 +1,9 @@
 //! `hyper2kvm serve OUTDIR`: holds what a running VM reads its source on another host through. QEMU opens a
 //! source on this host on its own, so there is nothing to hold then.
 
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread;
 
 use serde_json::json;
 
@@ -31,7 +33,7 @@ pub struct ServeArgs {
 pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     let folder = Folder::open(&args.folder)?;
     // Who is at work there, like the `boot` that has started this, has done so.
-    if let Ok(_lock) = boot::lock(&folder.path) {
+    if let Some(_lock) = boot::lock_if_free(&folder.path) {
         boot::anchored(&folder.path, ui)?;
     }
     let folder = Folder::open(&folder.path)?;
@@ -55,13 +57,34 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     let Some(record) = record else {
         return nothing("the disks stand alone");
     };
-    record.check_source(&folder.path)?;
     if !record.is_on_wire() {
+        record.check_source(&folder.path)?;
         return nothing("QEMU itself reads the source on this host");
     }
-    // The children have connections of their own.
-    mirror::close();
-    let serving = Serving::start(&folder, &record, &args.connect)?;
+    let start = || Serving::start(&folder, &record, &args.connect);
+    let serving = match record.is_composed() {
+        true => {
+            record.check_source(&folder.path)?;
+            // The children have connections of their own.
+            mirror::close();
+            start()?
+        }
+        // Two connections, side by side. Nobody is told of the sockets before both are done.
+        false => {
+            let (checked, started) = thread::scope(|scope| {
+                let started = scope.spawn(start);
+                let checked = record.check_source(&folder.path);
+                let started = started.join();
+                (
+                    checked,
+                    started.unwrap_or_else(|panic| resume_unwind(panic)),
+                )
+            });
+            checked?;
+            mirror::close();
+            started?
+        }
+    };
     for socket in serving.server().sockets() {
         ui.status("Serving", &socket.display().to_string());
     }

@@ -1,15 +1,17 @@
 //! Creates an empty qcow2, as `qemu-img create` does and without starting it.
 //!
 //! Specification: `docs/interop/qcow2.rst` of QEMU. Version 3, clusters of 64 KiB (an overlay of a large disk: 2 MiB),
-//! reference counts of 16 bits; no backing file is named. Four parts follow each other: the header, the table of reference
+//! reference counts of 16 bits. Four parts follow each other: the header, the table of reference
 //! counts, one block of counts, and the first-level table, which is all zeroes. One block counts 2 GiB,
 //! and the largest first-level table (64 TiB of disk) has 1 MiB.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::detect::Format;
 use super::qcow2::{EXTENDED_L2, Header, MAGIC};
 use crate::bytes::Be;
 
@@ -22,6 +24,13 @@ const REFCOUNT_ORDER: u32 = 4;
 pub(super) const COUNTS: u64 = CLUSTER;
 pub(super) const COUNT_BLOCK: u64 = 2 * CLUSTER;
 pub(super) const LEVEL_1: u64 = 3 * CLUSTER;
+/// An overlay has large clusters from here on: in clusters of 64 KiB the tables that say which parts of it are zero, as
+/// the free space of 2 TiB is, take 256 MiB, in these 16.
+const LARGE: u64 = 256 << 30;
+/// An extension of the header: the format of the backing file.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Of the backing file.
+const LONGEST_NAME: usize = 1023;
 /// The largest disk that is created.
 const LARGEST: u64 = 64 << 40;
 
@@ -30,12 +39,7 @@ pub fn create_qcow2(path: &Path, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));
     }
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    write_qcow2(&file, virtual_size)
+    write_qcow2(&create(path)?, virtual_size)
 }
 
 /// Whether a disk of that size can be created here.
@@ -50,19 +54,58 @@ fn too_large(size: u64) -> io::Error {
     )
 }
 
+/// Creates an empty image that takes writes over a qcow2, `below`, of that name.
+pub(crate) fn create_over(path: &Path, below: &File, name: &Path) -> io::Result<()> {
+    let mut head = [0; Header::LEN];
+    below.read_exact_at(&mut head, 0)?;
+    let not_one = || {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{} is no qcow2", name.display()),
+        )
+    };
+    let size = Header::of(&head).ok_or_else(not_one)?.size.0;
+    if !can_create(size) {
+        return Err(too_large(size));
+    }
+    let shape = match has_large_clusters(size) {
+        true => OVERLAY,
+        false => PLAIN,
+    };
+    let naming = naming(name)?;
+    shape.write(&create(path)?, size, &naming)
+}
+
+/// Whether an overlay of a disk of that size has large clusters.
+pub(super) fn has_large_clusters(size: u64) -> bool {
+    size >= LARGE
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// The header's extensions, and the name of the backing file behind them.
+fn naming(below: &Path) -> io::Result<Naming> {
+    let name = below.as_os_str().as_bytes().to_vec();
+    if name.len() > LONGEST_NAME {
+        let what = format!(
+            "{}: QEMU takes names of {LONGEST_NAME} bytes",
+            below.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    Ok(Naming(name))
+}
+
 /// Creates an empty image that is to take writes over another one, in clusters of 2 MiB with subclusters of 64 KiB
 /// (`extended_l2`, QEMU 5.2): the tables of a large disk are small then.
 pub fn create_large_overlay(path: &Path, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));
     }
-    let mut options = OpenOptions::new();
-    let file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    OVERLAY.write(&file, virtual_size)
+    OVERLAY.write(&create(path)?, virtual_size, &Naming::NONE)
 }
 
 /// An empty image into a file that is there, and empty.
@@ -70,7 +113,7 @@ pub(super) fn write_qcow2(file: &File, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));
     }
-    PLAIN.write(file, virtual_size)
+    PLAIN.write(file, virtual_size, &Naming::NONE)
 }
 
 /// The kind of an image.
@@ -93,26 +136,53 @@ const OVERLAY: Shape = Shape {
     entry: 16,
 };
 
+/// The name of a qcow2 that an image is on, or nothing.
+struct Naming(Vec<u8>);
+
+impl Naming {
+    const NONE: Self = Self(Vec::new());
+
+    /// What follows the header: the extensions, the last of which is empty, and the name.
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if !self.0.is_empty() {
+            let format = Format::QCOW2.driver().as_bytes();
+            bytes.extend(BACKING_FORMAT.to_be_bytes());
+            bytes.extend((format.len() as u32).to_be_bytes());
+            bytes.extend(format);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        }
+        bytes.extend([0; 8]);
+        bytes.extend(&self.0);
+        bytes
+    }
+}
+
 impl Shape {
-    fn write(&self, file: &File, virtual_size: u64) -> io::Result<()> {
+    fn write(&self, file: &File, virtual_size: u64, naming: &Naming) -> io::Result<()> {
         let cluster = 1 << self.cluster_bits;
         let size = virtual_size.next_multiple_of(512);
         let entries = size.div_ceil(cluster / self.entry * cluster);
         let clusters = 3 + (entries * 8).div_ceil(cluster);
         // Each part begins a cluster: the header, the table of counts with its one block, the first level.
-        file.write_all_at(&self.header(size, entries), 0)?;
+        file.write_all_at(&self.header(size, entries, naming), 0)?;
         file.write_all_at(&(2 * cluster).to_be_bytes(), cluster)?;
         file.write_all_at(&[0, 1].repeat(clusters as usize), 2 * cluster)?;
         file.set_len(clusters * cluster)
     }
 
-    fn header(&self, size: u64, entries: u64) -> Vec<u8> {
+    fn header(&self, size: u64, entries: u64, naming: &Naming) -> Vec<u8> {
         let cluster: u64 = 1 << self.cluster_bits;
+        let behind = naming.bytes();
+        let name = naming.0.len();
         let header = Header {
             magic: MAGIC,
             version: Be(3),
-            backing: Be(0),
-            backing_len: Be(0),
+            backing: Be(match name {
+                0 => 0,
+                _ => (Header::LEN + behind.len() - name) as u64,
+            }),
+            backing_len: Be(name as u32),
             cluster_bits: Be(self.cluster_bits),
             size: Be(size),
             encryption: Be(0),
@@ -128,10 +198,10 @@ impl Shape {
             count_order: Be(REFCOUNT_ORDER),
             len: Be(Header::LEN as u32),
         };
-        // Zeroes behind it end its extensions.
-        let mut bytes = vec![0; Header::LEN + 8];
+        let mut bytes = vec![0; Header::LEN];
         let whole = header.write(&mut bytes);
         debug_assert!(whole.is_some());
+        bytes.extend(behind);
         bytes
     }
 }
@@ -143,11 +213,13 @@ pub(super) fn first_free(entries: u64) -> u64 {
 
 /// The header of a disk of clusters of 64 KiB.
 pub(super) fn header(size: u64, entries: u64) -> Vec<u8> {
-    PLAIN.header(size, entries)
+    PLAIN.header(size, entries, &Naming::NONE)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::tool::qemu_img;
     use crate::tool::spec::Spec;
@@ -199,5 +271,42 @@ mod tests {
             std::fs::remove_file(&path).unwrap();
         }
         assert!(create_qcow2(&dir.path().join("x"), LARGEST + 512).is_err());
+    }
+
+    #[test]
+    fn an_overlay_names_what_it_is_on() {
+        if !crate::skip::have(&[qemu_img::TOOL]) {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for (size, cluster) in [(1 << 20, CLUSTER), (2 << 40, 2 << 20)] {
+            let below = dir.path().join(format!("{size}, ü.qcow2"));
+            create_qcow2(&below, size).unwrap();
+            let path = dir.path().join(format!("{size}-over.qcow2"));
+            let file = File::open(&below).unwrap();
+            create_over(&path, &file, &below).unwrap();
+            let show = |args: &[&str]| {
+                let cmd = crate::tool::Cmd::new("qemu-img").args(args).arg(&path);
+                String::from_utf8(cmd.run().unwrap().stdout).unwrap()
+            };
+            let info = show(&["info", "--output=json", "-f", "qcow2"]);
+            let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+            assert_eq!(info["virtual-size"], size);
+            assert_eq!(info["cluster-size"], cluster);
+            assert_eq!(info["backing-filename"], below.to_str().unwrap());
+            assert_eq!(info["backing-filename-format"], "qcow2");
+            let said = show(&["check", "-f", "qcow2"]);
+            assert!(said.contains("No errors were found"), "{said}");
+            assert!(create_over(&path, &file, &below).is_err(), "it is there");
+            std::fs::remove_file(&path).unwrap();
+            let name = |len: usize| PathBuf::from("/".repeat(len));
+            assert!(create_over(&path, &file, &name(1024)).is_err());
+            create_over(&path, &file, &name(1023)).unwrap();
+        }
+        let other = dir.path().join("other");
+        std::fs::write(&other, [1; 512]).unwrap();
+        let file = File::open(&other).unwrap();
+        let error = create_over(&dir.path().join("over"), &file, &other).unwrap_err();
+        assert!(error.to_string().contains("no qcow2"), "{error}");
     }
 }

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use super::cache::Cached;
 use super::chain::Image;
-use super::empty::{create_large_overlay, create_qcow2};
+use super::empty::{create_large_overlay, create_qcow2, has_large_clusters};
 use super::error::ImageError;
 use super::nbd::{Nbd, Patience};
 use super::overlay::{Content, Overlay};
@@ -30,7 +30,7 @@ use super::pool::{MORE, Pool};
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::files::Scratch;
 use crate::stop;
-use crate::tool::{Child, ToolError, cmd, qemu_img, qsd};
+use crate::tool::{Child, ToolError, cmd, qsd};
 use crate::transfer::Extents;
 
 /// The name of the export on the storage daemon's socket.
@@ -173,7 +173,7 @@ impl Export<dyn BlockWrite> {
         }
         let image = image.with_overlay(overlay)?;
         let size = image.virtual_size();
-        match qemu_img::has_large_clusters(size) {
+        match has_large_clusters(size) {
             true => create_large_overlay(image.path(), size),
             false => create_qcow2(image.path(), size),
         }

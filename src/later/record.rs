@@ -175,6 +175,12 @@ impl Record {
         self.disks.iter().any(|disk| disk.wire().is_some())
     }
 
+    /// Whether a disk is made of several files of another host, or of one that QEMU does not read over NBD.
+    pub(crate) fn is_composed(&self) -> bool {
+        let mut wires = self.disks.iter().filter_map(Disk::wire);
+        wires.any(|wire| wire.whole.is_some())
+    }
+
     /// Lets the overlays name the sockets where they are now. Returns the files that have changed.
     pub(crate) fn name_sockets(&self, folder: &Path) -> Result<Vec<&str>> {
         let mut named = Vec::new();

@@ -15,7 +15,7 @@ use crate::fix::journal::write_durably;
 use crate::fix::trusted::TrustedFolder;
 use crate::report::OutputFile;
 use crate::tool;
-use crate::tool::virsh::{State, Virsh};
+use crate::tool::virsh::{State, Tick, Virsh};
 
 const REPORT: &str = "report.json";
 
@@ -37,12 +37,12 @@ pub(crate) struct Folder {
 pub(crate) struct Domain {
     pub(crate) virsh: Virsh,
     pub(crate) uuid: Uuid,
-    pub(crate) state: State,
+    pub(crate) tick: Tick,
 }
 
 impl Domain {
     pub(crate) fn is_active(&self) -> bool {
-        self.state != State::Off
+        self.tick.state != State::Off
     }
 }
 
@@ -96,21 +96,21 @@ impl Folder {
         };
         let uri = self.boot.as_ref().map_or(uri, |boot| &boot.uri);
         let virsh = Virsh::new(uri);
-        match virsh.uuids() {
-            Ok(uuids) if uuids.contains(&uuid) => {}
-            Ok(_) => return Ok(None),
+        let (tick, xml) = match virsh.look(uuid) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
             // Where no libvirt answers, the locks of QEMU tell whether the disks are in use.
-            Err(error) => {
+            Err(error) if virsh.uuids().is_err() => {
                 tracing::info!("{uri}: {error}");
                 return Ok(None);
             }
-        }
-        let (stage, disks) = files::identify(&virsh.xml(uuid, false)?)?;
+            Err(error) => return Err(error.into()),
+        };
+        let (stage, disks) = files::identify(&xml)?;
         if stage.is_none() || !self.names_ours(&disks) {
             return Ok(None);
         }
-        let state = virsh.state(uuid)?.state;
-        Ok(Some(Domain { virsh, uuid, state }))
+        Ok(Some(Domain { virsh, uuid, tick }))
     }
 
     fn names_ours(&self, disks: &[DomainDisk]) -> bool {

@@ -181,7 +181,8 @@ impl Pulling<'_> {
 
     /// Whether the VM is paused until a source on the wire is there again.
     fn waits(&self) -> Result<bool> {
-        let tick = self.domain.virsh.state(self.domain.uuid)?;
+        let found = self.domain.virsh.state(self.domain.uuid)?;
+        let tick = found.ok_or_else(|| self.lost())?;
         match tick.state {
             State::Off => Err(self.lost()),
             // `hyper2kvm serve` resumes it.

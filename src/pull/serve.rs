@@ -88,8 +88,7 @@ impl Serving {
         let Some(domain) = Folder::open(&self.folder)?.domain(&self.uri)? else {
             return Ok(false);
         };
-        let tick = domain.virsh.state(domain.uuid)?;
-        if !tick.is_io_error() {
+        if !domain.tick.is_io_error() {
             return Ok(false);
         }
         if domain.virsh.is_full(domain.uuid)? {

@@ -267,30 +267,6 @@ fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
         .collect())
 }
 
-/// Disks from this size on get an overlay with large clusters: in clusters of 64 KiB the tables that mark
-/// the free space of 2 TiB take 256 MiB, in these 16.
-const LARGE: u64 = 256 << 30;
-/// Allocation stays at 64 KiB.
-const LARGE_CLUSTERS: &str = "cluster_size=2M,extended_l2=on";
-
-/// Whether an overlay of a disk of that size has large clusters.
-pub fn has_large_clusters(size: u64) -> bool {
-    size >= LARGE
-}
-
-/// Creates an empty qcow2 that is to take writes over another image. It names none.
-pub fn create_overlay(file: &Path, size: u64) -> Result<()> {
-    let mut cmd = cmd().args(["create", "-q", "-f", "qcow2"]);
-    if has_large_clusters(size) {
-        cmd = cmd.args(["-o", LARGE_CLUSTERS]);
-    }
-    cmd.arg("--")
-        .arg(protocol(file))
-        .arg(size.to_string())
-        .run()?;
-    Ok(())
-}
-
 /// Makes a qcow2 name what it is on, or nothing. What is in it stays unchanged, and nothing else is opened.
 pub fn set_backing(file: &Path, backing: Option<(&Path, &str)>) -> Result<()> {
     let cmd = Cmd::new(TOOL)

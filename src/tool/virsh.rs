@@ -5,6 +5,8 @@
 //! process: an event that comes between two calls may be missed, the state it led to is not.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -21,6 +23,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub struct Virsh {
     uri: String,
     ignores_stop: bool,
+    /// Ends what waits.
+    cancel: Option<Arc<AtomicBool>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,7 @@ impl Virsh {
         Self {
             uri: uri.to_owned(),
             ignores_stop: false,
+            cancel: None,
         }
     }
 
@@ -81,7 +86,8 @@ impl Virsh {
             .privileges(privileges)
             .confined(confinement)
             .args(["-q", "-c", &self.uri])
-            .timeout(LIMIT);
+            .timeout(LIMIT)
+            .cancel_with(self.cancel.clone());
         match self.ignores_stop {
             true => cmd.ignore_stop(),
             false => cmd,
@@ -125,6 +131,12 @@ impl Virsh {
 
     pub fn names(&self) -> Result<Vec<String>> {
         self.lines(&["list", "--all", "--name"])
+    }
+
+    /// All domains, running or not.
+    pub fn domains(&self) -> Result<Vec<(Uuid, String)>> {
+        let lines = self.lines(&["list", "--all", "--uuid", "--name"])?;
+        Ok(lines.iter().filter_map(|line| parse_domain(line)).collect())
     }
 
     /// The XML the domain has at its next start, or that of the running one.
@@ -265,15 +277,62 @@ impl Virsh {
     }
 
     /// Waits for an event, `seconds` at most, and looks at the state.
-    pub fn tick(&self, domain: Uuid, seconds: u32) -> Result<Tick> {
+    /// `None` where the domain is not defined.
+    pub fn tick(&self, domain: Uuid, seconds: u32) -> Result<Option<Tick>> {
         let script =
             format!("event {domain} --all --timeout {seconds}; domstate {domain} --reason");
-        parse_tick(&self.text(&[&script])?)
+        self.found(domain, self.text(&[&script]))
     }
 
-    /// How things are, without a wait.
-    pub fn state(&self, domain: Uuid) -> Result<Tick> {
-        parse_tick(&self.text(&["domstate", &domain.to_string(), "--reason"])?)
+    /// The same, and ends early once the flag is raised.
+    pub(crate) fn tick_until(
+        &self,
+        domain: Uuid,
+        seconds: u32,
+        raised: &Arc<AtomicBool>,
+    ) -> Result<Option<Tick>> {
+        let waiting = Self {
+            cancel: Some(raised.clone()),
+            ..self.clone()
+        };
+        match waiting.tick(domain, seconds) {
+            Err(ToolError::Interrupted(_)) if raised.load(Ordering::SeqCst) => self.state(domain),
+            found => found,
+        }
+    }
+
+    /// How things are, without a wait; `None` where the domain is not defined.
+    pub fn state(&self, domain: Uuid) -> Result<Option<Tick>> {
+        self.found(
+            domain,
+            self.text(&["domstate", &domain.to_string(), "--reason"]),
+        )
+    }
+
+    fn found(&self, domain: Uuid, text: Result<String>) -> Result<Option<Tick>> {
+        let text = self.defined(domain, text)?;
+        text.as_deref().map(parse_tick).transpose()
+    }
+
+    /// The same, and the XML of the running domain or of the next start.
+    pub fn look(&self, domain: Uuid) -> Result<Option<(Tick, String)>> {
+        let script = format!("domstate {domain} --reason; dumpxml {domain}");
+        let Some(text) = self.defined(domain, self.text(&[&script]))? else {
+            return Ok(None);
+        };
+        let (state, xml) = text
+            .find("<domain")
+            .map(|at| text.split_at(at))
+            .ok_or_else(|| ToolError::output(TOOL, "no domain XML"))?;
+        Ok(Some((parse_tick(state)?, xml.to_owned())))
+    }
+
+    /// What was printed of a domain; `None` when it failed because there is none.
+    fn defined(&self, domain: Uuid, text: Result<String>) -> Result<Option<String>> {
+        match text {
+            Err(ToolError::Failed { .. }) if !self.uuids()?.contains(&domain) => Ok(None),
+            text => text.map(Some),
+        }
     }
 }
 
@@ -308,6 +367,12 @@ fn parse_job(text: &str) -> Option<Job> {
         done: number("cur").unwrap_or(0),
         end: number("end").unwrap_or(0),
     })
+}
+
+/// A line of `list --uuid --name`.
+fn parse_domain(line: &str) -> Option<(Uuid, String)> {
+    let (uuid, name) = line.split_once(char::is_whitespace)?;
+    Some((uuid.parse().ok()?, name.trim_start().to_owned()))
 }
 
 fn parse_tick(text: &str) -> Result<Tick> {
@@ -359,6 +424,17 @@ mod tests {
         ] {
             let want = want.map(|kind| Job { kind, done, end });
             assert_eq!(parse_job(&text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn domains() {
+        let uuid = "5a2f8a49-8f0b-4d0c-9d7f-000000000001";
+        let line = format!("{uuid} a name  of two");
+        let want = (uuid.parse().unwrap(), "a name  of two".to_owned());
+        assert_eq!(parse_domain(&line), Some(want));
+        for line in [uuid, "a name", "- name"] {
+            assert_eq!(parse_domain(line), None);
         }
     }
 
