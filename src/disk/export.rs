@@ -30,6 +30,7 @@ use super::pool::{MORE, Pool};
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::files::Scratch;
 use crate::stop;
+use crate::tool::qemu_img::Depth;
 use crate::tool::{Child, ToolError, cmd, qsd};
 use crate::transfer::Extents;
 
@@ -368,8 +369,12 @@ pub(super) fn differences(image: &Image) -> io::Result<Option<Differences>> {
     Ok(Some(differences))
 }
 
-/// Tells every range with data of an image that is read without a storage daemon, in order. `None`: it is not.
-pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io::Result<()>> {
+/// Tells every range with data of an image that is read without a storage daemon, in order, and which image has it.
+/// `None`: it is not.
+pub fn plain_data(
+    image: &Image,
+    found: &mut dyn FnMut(Range<u64>, Depth),
+) -> Option<io::Result<()>> {
     let size = image.virtual_size();
     // The placeholder of a file on another host is one hole.
     let here = |image: &Image| {
@@ -377,7 +382,8 @@ pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io
         held.remote().is_none().then(|| held.clone())
     };
     if let Some(held) = here(image) {
-        return Some(file_data(held.file(), 0..size, found));
+        let mut found = |range| found(range, Depth::Top);
+        return Some(file_data(held.file(), 0..size, &mut found));
     }
     let (_, below) = image.scratch_over()?;
     let below = here(&below)?;
@@ -387,11 +393,11 @@ pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io
             let mut parts = overlay.parts(0..size);
             Some(parts.try_for_each(|(range, content)| match content {
                 Some(Content::Data(_)) => {
-                    found(range);
+                    found(range, Depth::Top);
                     Ok(())
                 }
                 Some(Content::Zeroes) => Ok(()),
-                None => file_data(below.file(), range, found),
+                None => file_data(below.file(), range, &mut |range| found(range, Depth::Below)),
             }))
         }
         Err(error) => Some(Err(io::Error::other(error))),

@@ -20,6 +20,8 @@ use super::qcow2::{COMPRESSED, EXTENDED_L2, Header, OFFSET, SUBCLUSTERS, ZERO};
 
 /// An overlay in more pieces is read by QEMU: these take 32 MiB of memory.
 const MOST_RUNS: usize = 1 << 20;
+/// The bitmap of a cluster whose parts all read as zeroes.
+const ALL_ZERO: u64 = 0xffff_ffff << SUBCLUSTERS;
 /// The first level of 64 TiB in clusters of 64 KiB.
 const MOST_TABLES: u32 = 128 << 10;
 
@@ -228,6 +230,8 @@ impl<'f> Tables<'f> {
             None => host != 0 && self.add(at, self.cluster, Content::Data(host)),
             // There the bitmap alone tells of zeroes.
             Some(_) if word & ZERO != 0 => false,
+            // The free space of a large disk.
+            Some(ALL_ZERO) => self.add(at, self.cluster, Content::Zeroes),
             Some(bitmap) => {
                 let size = self.cluster / SUBCLUSTERS;
                 (0..SUBCLUSTERS).all(|i| {

@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use crate::block::BlockWrite;
 use crate::disk::chain::Image;
-use crate::disk::export::Export;
+use crate::disk::export::{self, Export};
 use crate::error::{Error, Result};
+use crate::timeline;
 use crate::tool::qemu_img::{self, Depth};
 
 /// What QEMU allocates in an overlay at a time.
@@ -28,12 +29,7 @@ fn holes(image: &Image) -> Result<Vec<Range<u64>>> {
         }
         end = next;
     };
-    qemu_img::mapped(&image.spec(), false, &mut |range, _| {
-        until(range.start, range.end);
-    })
-    .map_err(|e| {
-        Error::failed(format!("reading the map of {}", image.path().display())).because(e)
-    })?;
+    mapped(image, &mut |range, _| until(range.start, range.end))?;
     // The last one ends with the disk, whose size need not be a multiple.
     let size = image.virtual_size();
     let tail = end.next_multiple_of(GRAIN)..size;
@@ -45,7 +41,11 @@ fn holes(image: &Image) -> Result<Vec<Range<u64>>> {
 
 /// Marks them in the overlay on top of the image. What the guest sees stays unchanged.
 pub(crate) fn mark(image: &Image) -> Result<()> {
+    let _span = timeline::span("mark holes");
     let holes = holes(image)?;
+    if holes.is_empty() {
+        return Ok(());
+    }
     let marking = || Error::failed(format!("marking free space in {}", image.path().display()));
     let export = Export::<dyn BlockWrite>::open_writable(image)?;
     let disk = export.disk();
@@ -60,13 +60,19 @@ pub(crate) fn mark(image: &Image) -> Result<()> {
 /// Bytes that only the source holds.
 pub(crate) fn left(image: &Image) -> Result<u64> {
     let mut bytes = 0u64;
-    qemu_img::mapped(&image.spec(), false, &mut |range, depth| {
+    mapped(image, &mut |range, depth| {
         if depth == Depth::Below {
             bytes = bytes.saturating_add(range.end - range.start);
         }
-    })
-    .map_err(|e| {
-        Error::failed(format!("reading the map of {}", image.path().display())).because(e)
     })?;
     Ok(bytes)
+}
+
+/// Tells every range with data, in order, and whether the top image has it; without a program where that can be.
+fn mapped(image: &Image, found: &mut dyn FnMut(Range<u64>, Depth)) -> Result<()> {
+    let failed = || Error::failed(format!("reading the map of {}", image.path().display()));
+    match export::plain_data(image, found) {
+        Some(done) => done.map_err(|e| failed().because(e)),
+        None => qemu_img::mapped(&image.spec(), false, found).map_err(|e| failed().because(e)),
+    }
 }
