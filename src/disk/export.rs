@@ -30,7 +30,7 @@ use super::pool::{MORE, Pool};
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::files::Scratch;
 use crate::stop;
-use crate::tool::qemu_img::Depth;
+use crate::tool::qemu_img::{Depth, Part};
 use crate::tool::{Child, ToolError, cmd, qsd};
 use crate::transfer::Extents;
 
@@ -369,11 +369,19 @@ pub(super) fn differences(image: &Image) -> io::Result<Option<Differences>> {
     Ok(Some(differences))
 }
 
-/// Tells every range with data of an image that is read without a storage daemon, in order, and which image has it.
-/// `None`: it is not.
-pub fn plain_data(
+/// Tells every range with data of an image that is read without a storage daemon, in order. `None`: it is not.
+pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io::Result<()>> {
+    plain_parts(image, &mut |range, part| {
+        if part != Part::Zeroes {
+            found(range);
+        }
+    })
+}
+
+/// The same with the zeroes that the image itself has.
+pub(crate) fn plain_parts(
     image: &Image,
-    found: &mut dyn FnMut(Range<u64>, Depth),
+    found: &mut dyn FnMut(Range<u64>, Part),
 ) -> Option<io::Result<()>> {
     let size = image.virtual_size();
     // The placeholder of a file on another host is one hole.
@@ -382,7 +390,7 @@ pub fn plain_data(
         held.remote().is_none().then(|| held.clone())
     };
     if let Some(held) = here(image) {
-        let mut found = |range| found(range, Depth::Top);
+        let mut found = |range| found(range, Part::Data(Depth::Top));
         return Some(file_data(held.file(), 0..size, &mut found));
     }
     let (_, below) = image.scratch_over()?;
@@ -392,12 +400,19 @@ pub fn plain_data(
             let overlay = overlay?;
             let mut parts = overlay.parts(0..size);
             Some(parts.try_for_each(|(range, content)| match content {
-                Some(Content::Data(_)) => {
-                    found(range, Depth::Top);
+                Some(content) => {
+                    found(
+                        range,
+                        match content {
+                            Content::Data(_) => Part::Data(Depth::Top),
+                            Content::Zeroes => Part::Zeroes,
+                        },
+                    );
                     Ok(())
                 }
-                Some(Content::Zeroes) => Ok(()),
-                None => file_data(below.file(), range, &mut |range| found(range, Depth::Below)),
+                None => file_data(below.file(), range, &mut |range| {
+                    found(range, Part::Data(Depth::Below));
+                }),
             }))
         }
         Err(error) => Some(Err(io::Error::other(error))),

@@ -156,7 +156,7 @@ impl DataMap {
 /// Tells every range of the image that has data, in order; of a plain file without a program.
 fn data_ranges(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Result<()> {
     let failed = || Error::failed(format!("reading the map of {}", image.path().display()));
-    match export::plain_data(image, &mut |range, _| found(range)) {
+    match export::plain_data(image, found) {
         Some(done) => done.map_err(|e| failed().because(e)),
         None => qemu_img::data_ranges(&image.spec(), found).map_err(|e| failed().because(e)),
     }

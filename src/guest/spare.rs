@@ -24,6 +24,8 @@ const FILE_BITMAP: u64 = 6;
 /// Bytes of a map looked at in one go.
 const PIECE: u64 = 64 << 10;
 
+const WORD: usize = 8;
+
 /// Takes ranges as they are found.
 pub type Found<'a> = &'a mut dyn FnMut(Range<u64>) -> io::Result<()>;
 /// Whether anything in a range is of interest; pieces of the map that are not are not read.
@@ -88,19 +90,27 @@ impl NtfsVolume {
             let end = (end_byte * 8).min(clusters);
             piece.resize((end_byte - first_byte) as usize, 0);
             self.read_stream(&bitmap, first_byte, &mut piece)?;
-            for (i, byte) in piece.iter().enumerate() {
-                let first = (first_byte + i as u64) * 8;
-                match byte {
-                    0xff => {}
-                    0 if first + 8 <= end => free.add(at(first)..at(first + 8))?,
+            let mut at_byte = first_byte;
+            for word in piece.chunks(WORD) {
+                let first = at_byte * 8;
+                let clusters = word.len() as u64 * 8;
+                match word {
+                    // Most of a map is one or the other.
+                    [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => {}
+                    [0, 0, 0, 0, 0, 0, 0, 0] if first + clusters <= end => {
+                        free.add(at(first)..at(first + clusters))?;
+                    }
                     _ => {
-                        for bit in (0..8).filter(|bit| byte >> bit & 1 == 0) {
-                            if first + bit < end {
-                                free.add(at(first + bit)..at(first + bit + 1))?;
-                            }
+                        let bits = word
+                            .iter()
+                            .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1));
+                        let unused = (first..end).zip(bits).filter(|(_, bit)| *bit == 0);
+                        for (n, _) in unused {
+                            free.add(at(n)..at(n + 1))?;
                         }
                     }
                 }
+                at_byte += word.len() as u64;
             }
         }
         Ok(free.flush()?)

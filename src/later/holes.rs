@@ -10,15 +10,15 @@ use crate::disk::chain::Image;
 use crate::disk::export::{self, Export};
 use crate::error::{Error, Result};
 use crate::timeline;
-use crate::tool::qemu_img::{self, Depth};
+use crate::tool::qemu_img::{self, Depth, Part};
 
 /// What QEMU allocates in an overlay at a time.
 const GRAIN: u64 = 64 << 10;
 /// Smaller holes are left: marking them costs more than reading them.
 const SMALL: u64 = 1 << 20;
 
-/// The ranges of a disk that read as zeroes for a reason known without reading: the overlay or the source
-/// says so. On borders of [`GRAIN`].
+/// The ranges of a disk that the source is known to hold nothing for, and of which the overlay does not say so yet. On
+/// borders of [`GRAIN`].
 fn holes(image: &Image) -> Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
     let mut end = 0u64;
@@ -29,7 +29,7 @@ fn holes(image: &Image) -> Result<Vec<Range<u64>>> {
         }
         end = next;
     };
-    mapped(image, &mut |range, _| until(range.start, range.end))?;
+    parts(image, &mut |range, _| until(range.start, range.end))?;
     // The last one ends with the disk, whose size need not be a multiple.
     let size = image.virtual_size();
     let tail = end.next_multiple_of(GRAIN)..size;
@@ -60,19 +60,68 @@ pub(crate) fn mark(image: &Image) -> Result<()> {
 /// Bytes that only the source holds.
 pub(crate) fn left(image: &Image) -> Result<u64> {
     let mut bytes = 0u64;
-    mapped(image, &mut |range, depth| {
-        if depth == Depth::Below {
+    parts(image, &mut |range, part| {
+        if part == Part::Data(Depth::Below) {
             bytes = bytes.saturating_add(range.end - range.start);
         }
     })?;
     Ok(bytes)
 }
 
-/// Tells every range with data, in order, and whether the top image has it; without a program where that can be.
-fn mapped(image: &Image, found: &mut dyn FnMut(Range<u64>, Depth)) -> Result<()> {
+/// Tells every range that has data or that the overlay has as zeroes, in order; without a program where that can be.
+fn parts(image: &Image, found: &mut dyn FnMut(Range<u64>, Part)) -> Result<()> {
     let failed = || Error::failed(format!("reading the map of {}", image.path().display()));
-    match export::plain_data(image, found) {
+    match export::plain_parts(image, found) {
         Some(done) => done.map_err(|e| failed().because(e)),
-        None => qemu_img::mapped(&image.spec(), false, found).map_err(|e| failed().because(e)),
+        None => qemu_img::held(&image.spec(), found).map_err(|e| failed().because(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn what_nobody_holds_is_marked_once() {
+        if !crate::skip::have(&["qemu-img", "qemu-storage-daemon"]) {
+            return;
+        }
+        const MIB: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("source.raw");
+        let file = File::create(&raw).unwrap();
+        file.set_len(8 * MIB).unwrap();
+        for at in [0, 6 * MIB] {
+            file.write_all_at(&[1; GRAIN as usize], at).unwrap();
+        }
+        let source = Image::open_info(&raw, Some("raw"), &[]).unwrap();
+        let over = dir.path().join("over.qcow2");
+        let export = Export::<dyn BlockWrite>::open_overlay(&source, &over).unwrap();
+        export.disk().zero_at(2 * MIB, 2 * MIB).unwrap();
+        export
+            .disk()
+            .write_at(5 * MIB, &[2; GRAIN as usize])
+            .unwrap();
+        let image = export.image().clone();
+        export.close().unwrap();
+        let want = [GRAIN..2 * MIB, 4 * MIB..5 * MIB, 6 * MIB + GRAIN..8 * MIB];
+        assert_eq!(holes(&image).unwrap(), want);
+        // QEMU sees the same.
+        let mut parts = Vec::new();
+        qemu_img::held(&image.spec(), &mut |range, part| parts.push((range, part))).unwrap();
+        let below = Part::Data(Depth::Below);
+        let want = [
+            (0..GRAIN, below),
+            (2 * MIB..4 * MIB, Part::Zeroes),
+            (5 * MIB..5 * MIB + GRAIN, Part::Data(Depth::Top)),
+            (6 * MIB..6 * MIB + GRAIN, below),
+        ];
+        assert_eq!(parts, want);
+        mark(&image).unwrap();
+        assert_eq!(holes(&image).unwrap(), []);
+        assert_eq!(left(&image).unwrap(), 2 * GRAIN);
     }
 }

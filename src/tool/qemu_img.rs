@@ -177,6 +177,14 @@ pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(Range<u64>)) -> Result<()>
 }
 
 /// Where the data of a range is.
+/// What an image holds of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Data(Depth),
+    /// The image itself says so, and not what it is on.
+    Zeroes,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
     /// In the top image itself.
@@ -196,6 +204,16 @@ pub fn mapped(spec: &Spec, shared: bool, found: &mut dyn FnMut(Range<u64>, Depth
             };
             found(entry.range(), depth);
         }
+    })
+}
+
+/// Tells every range with data, and those of which the top image says itself that they are zeroes, in order.
+pub(crate) fn held(spec: &Spec, found: &mut dyn FnMut(Range<u64>, Part)) -> Result<()> {
+    map_entries(spec, false, &mut |entry| match entry.depth {
+        0 if entry.zero => found(entry.range(), Part::Zeroes),
+        0 if entry.data => found(entry.range(), Part::Data(Depth::Top)),
+        _ if entry.data && !entry.zero => found(entry.range(), Part::Data(Depth::Below)),
+        _ => {}
     })
 }
 
