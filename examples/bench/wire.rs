@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,10 @@ use serde_json::{Map, Value, json};
 
 use super::servers::{Line, Nginx, Sshd, installed};
 use super::{Disk, Lab, MIB, build, median, run, seconds};
+
+/// Before each run that is timed: a virtual machine returns unused memory to its host within seconds, and writing takes
+/// half as long again until it has that anew. A run that follows another at once would have an advantage.
+const SETTLED: Duration = Duration::from_secs(8);
 
 /// How a disk is reached.
 struct Reach {
@@ -65,6 +70,7 @@ impl Lab {
 
     /// MiB of live data a second while it copies.
     fn rate_from(&self, reach: &Reach) -> Result<f64> {
+        thread::sleep(SETTLED);
         let report = self.convert_from(reach)?;
         let live = report["bytes"]["read"].as_u64().context("bytes.read")?;
         Ok(live as f64 / MIB as f64 / seconds(&report, "copy_s"))
@@ -76,6 +82,7 @@ impl Lab {
         let options = sshd.options();
         let url = sshd.url(disk);
         let host = url.trim_start_matches("ssh://").split(':').next();
+        thread::sleep(SETTLED);
         let start = Instant::now();
         run(Command::new("sftp")
             .args(["-q", "-P", &sshd.port.to_string(), "-i", &options[1]])

@@ -157,6 +157,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?
     };
     run.keep_plan(&prepared, &survey.inspection)?;
+    run.prepare_copy();
     {
         let _span = timeline::span("wait for the overlay");
         session.take_overlays(opening)?;

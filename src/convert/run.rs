@@ -15,7 +15,7 @@ use crate::ui::{Ui, document};
 
 use super::devices::Devices;
 use super::disks::in_place_format;
-use super::job::Job;
+use super::job::{Copying, Job};
 use super::output::{OutputFolder, Preference, save_json, work_file};
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
@@ -113,6 +113,13 @@ impl<'a> Run<'a> {
         ))?;
         save_generated(self.folder.path(), prepared)?;
         point("inspected")
+    }
+
+    /// What takes a while before anything can be copied is begun while the fix is made.
+    pub(super) fn prepare_copy(&self) {
+        if self.job.copy.method == Copying::Now {
+            self.disks.iter().for_each(|disk| disk.image.prepare());
+        }
     }
 
     pub(super) fn save_plan(&self, plan: Value) -> Result<()> {

@@ -318,6 +318,16 @@ impl Image {
         }
     }
 
+    /// Tells a source on another host that it is going to be copied.
+    pub fn prepare(&self) {
+        let levels = self.levels.iter();
+        let files = levels.flat_map(|level| {
+            let held = level.held.iter().filter_map(Held::remote);
+            held.chain(&level.flat)
+        });
+        files.for_each(|file| file.file().prepare());
+    }
+
     /// Tells a source on another host what of it is about to be copied, so that it is fetched ahead and
     /// nothing else is.
     pub fn announce(&self) {

@@ -149,6 +149,10 @@ impl RemoteFile for Composed {
         ""
     }
 
+    fn prepare(&self) {
+        self.files().for_each(|file| file.prepare());
+    }
+
     fn expect(&self, ranges: &[(u64, u64)]) {
         let mut start = 0u64;
         for piece in self.pieces.iter() {

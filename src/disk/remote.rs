@@ -74,6 +74,8 @@ pub trait RemoteFile: Debug + Send + Sync {
     fn etag(&self) -> Option<String> {
         None
     }
+    /// Much of it is going to be read soon.
+    fn prepare(&self) {}
     /// These ranges, offsets and lengths in order, are going to be read.
     fn expect(&self, _ranges: &[(u64, u64)]) {}
     /// Where it was written to, as offsets and lengths, by the dirty bitmaps of its server; `None` where there

@@ -139,6 +139,10 @@ fn carry_out(request: Request, service: &Service) -> Result<(Answer, Vec<u8>)> {
             let bytes = service.read_whole(&at, most)?;
             return Ok((Answer::Bytes(bytes.len() as u64), bytes));
         }
+        Request::Prepare(at) => {
+            service.prepare(&at)?;
+            Answer::Done
+        }
         Request::Expect { at, ranges } => {
             service.expect(&at, ranges)?;
             Answer::Done

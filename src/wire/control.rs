@@ -74,6 +74,8 @@ pub(super) enum Request {
         at: Location,
         most: u64,
     },
+    /// Much of an open file is going to be read.
+    Prepare(Location),
     /// Ranges of an open file that are going to be read in this order, each of an offset and a length.
     Expect {
         at: Location,

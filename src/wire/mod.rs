@@ -390,6 +390,12 @@ impl Remote {
         }
     }
 
+    /// Much of it is going to be read soon: as many connections are made meanwhile as are of use then.
+    pub(crate) fn prepare(&self) -> Result<()> {
+        let request = Request::Prepare(self.location.clone());
+        self.wire.call(&request).map(drop)
+    }
+
     /// These ranges, each an offset and a length, are going to be read, in this order: they are fetched
     /// ahead, and nothing between them is.
     pub(crate) fn expect(&self, ranges: &[(u64, u64)]) -> Result<()> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::Ranges;
 use super::error::{Result, WireError};
 use super::limit::Limit;
-use super::upstream::{Connection, Dial, Meter, Wanted};
+use super::upstream::{Connection, Dial, Meter, Target, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
@@ -23,6 +23,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often the first connection is tried: with the pauses about two seconds.
 const FIRST_TRIES: u32 = 3;
+/// Not more are made at once: OpenSSH's server turns some away when ten are logging in (`MaxStartups`).
+const AT_ONCE: usize = 8;
 /// How long a thread waits at most whose connection is not wanted by the server.
 const PARKED: Duration = Duration::from_secs(16);
 /// A read of more than this may last as long as bytes arrive.
@@ -64,12 +66,18 @@ struct Queue {
     urgent: VecDeque<Job>,
     /// What nobody waits for yet.
     ahead: VecDeque<Job>,
-    /// Connections that are being made.
+    /// Connections that are being made, and of these, those that are not made for one job.
     connecting: usize,
+    free: usize,
+    /// So many more are made before anything is to be fetched over them, which is of this file.
+    to_prepare: usize,
+    prepared: Option<Arc<Target>>,
     limit: Limit,
     connected: usize,
     /// Of these, those that have nothing to do.
     idle: usize,
+    /// How many connections have broken.
+    breaks: u64,
     ended: bool,
 }
 
@@ -79,16 +87,23 @@ impl Queue {
             urgent: VecDeque::new(),
             ahead: VecDeque::new(),
             connecting: 0,
+            free: 0,
+            to_prepare: 0,
+            prepared: None,
             limit: Limit::new(connections),
             connected: 0,
             idle: 0,
+            breaks: 0,
             ended: false,
         }
     }
 
-    /// Whether another connection is of use: others that are connected come first.
+    /// Whether another connection is of use: others that are there or will be come first.
     fn wants_more(&mut self) -> bool {
-        self.length() > self.idle && self.limit.has_room(self.connected + self.connecting)
+        let is_wanted = self.to_prepare > 0 || self.length() > self.idle + self.free;
+        self.connecting < AT_ONCE
+            && is_wanted
+            && self.limit.has_room(self.connected + self.connecting)
     }
 
     fn next(&mut self) -> Option<Job> {
@@ -217,6 +232,19 @@ impl Pool {
         }
     }
 
+    /// Makes as many connections as will be of use when much of the file is read.
+    pub(super) fn prepare(&self, target: &Arc<Target>) {
+        if !self.shared.dial.may_prepare() {
+            return;
+        }
+        let mut queue = self.shared.lock();
+        let there = queue.connected + queue.connecting;
+        queue.to_prepare = queue.limit.now().saturating_sub(there);
+        queue.prepared = Some(target.clone());
+        drop(queue);
+        self.shared.wake.notify_all();
+    }
+
     /// What to ask for at a time when it is fetched ahead.
     pub(super) fn piece(&self) -> u64 {
         self.shared.dial.piece()
@@ -282,6 +310,10 @@ impl Drop for Pending {
 
 enum Taken {
     Job(Job),
+    /// A connection is to be made, while others work.
+    Connect,
+    /// The connection did nothing while another broke: it has most likely broken too, and would cost a try.
+    Doubt,
     /// Nothing to do besides what is under way.
     Nothing,
     End,
@@ -293,6 +325,8 @@ struct Worker {
     connection: Option<Box<dyn Connection>>,
     under_way: BTreeMap<u64, Job>,
     token: u64,
+    /// Of [`Queue::breaks`], when the connection was last known to work.
+    breaks: u64,
     /// In a row.
     failures: u32,
     /// Why there is no connection, and how often in a row there was none.
@@ -307,6 +341,7 @@ impl Worker {
             connection: None,
             under_way: BTreeMap::new(),
             token: 0,
+            breaks: 0,
             failures: 0,
             refused: None,
             refusals: 0,
@@ -327,6 +362,8 @@ impl Worker {
                     }
                 }
                 Taken::Job(job) => self.begin(job),
+                Taken::Connect => self.join_in(),
+                Taken::Doubt => self.hang_up(),
                 Taken::Nothing => self.receive(),
                 Taken::End => return self.hang_up(),
             }
@@ -342,14 +379,23 @@ impl Worker {
                 return Taken::End;
             }
             let may = match queue.first() {
-                None => false,
                 Some(job) if !self.under_way.is_empty() => self.may_join(job),
-                Some(_) => connected || queue.wants_more(),
+                Some(_) if connected => true,
+                _ => !connected && queue.wants_more(),
             };
-            if may && let Some(job) = queue.next() {
-                if !connected {
-                    queue.connecting += 1;
+            if may && !connected {
+                queue.connecting += 1;
+                queue.to_prepare = queue.to_prepare.saturating_sub(1);
+                // What is wanted next does not wait for the login.
+                if queue.connected > 0 || queue.first().is_none() {
+                    queue.free += 1;
+                    return Taken::Connect;
                 }
+            }
+            if may && connected && self.under_way.is_empty() && self.breaks != queue.breaks {
+                return Taken::Doubt;
+            }
+            if may && let Some(job) = queue.next() {
                 return Taken::Job(job);
             }
             if !self.under_way.is_empty() {
@@ -411,6 +457,27 @@ impl Worker {
         job.end(result);
     }
 
+    /// Makes a connection besides those that work; where the server wants none, it is tried again later.
+    fn join_in(&mut self) {
+        let target = self.shared.lock().prepared.clone();
+        let made = self.connect().is_some_and(|connection| {
+            let opened = target.map_or(Ok(()), |target| connection.prepare(&target));
+            opened.is_ok()
+        });
+        self.shared.lock().free -= 1;
+        // What is to be fetched may have been left to this one, or the next may log in now.
+        self.shared.wake.notify_all();
+        if !made {
+            self.hang_up();
+            self.park();
+        }
+    }
+
+    fn park(&self) {
+        let parked = Duration::from_secs(1) * (1 << self.refusals.saturating_sub(1).min(4));
+        self.pause(parked.min(PARKED));
+    }
+
     /// The connection, made when there is none.
     fn connect(&mut self) -> Option<&mut Box<dyn Connection>> {
         if self.connection.is_none() {
@@ -423,6 +490,7 @@ impl Worker {
                         queue.limit.answered(after);
                     }
                     self.connection = Some(connection);
+                    self.breaks = queue.breaks;
                     self.refusals = 0;
                     queue.connected += 1;
                 }
@@ -446,8 +514,7 @@ impl Worker {
             error.unwrap_or_else(|| WireError::failed("the source", "cannot be connected to", ""));
         if !alone {
             self.put_back(job);
-            let parked = Duration::from_secs(1) * (1 << self.refusals.saturating_sub(1).min(4));
-            return self.pause(parked.min(PARKED));
+            return self.park();
         }
         self.shared.meter.note(&error);
         if !error.is_passing() || job.tries >= job.most {
@@ -493,6 +560,7 @@ impl Worker {
                     }
                     result => {
                         self.failures = 0;
+                        self.breaks = self.shared.lock().breaks;
                         self.end(job, result.map(Output::Bytes));
                     }
                 }
@@ -504,6 +572,7 @@ impl Worker {
     /// Gives a connection up that is of no use any more; what was under way is asked for elsewhere.
     fn hang_up_after(&mut self, error: &WireError) {
         self.hang_up();
+        self.shared.lock().breaks += 1;
         self.failures += 1;
         for (_, job) in std::mem::take(&mut self.under_way) {
             match error.is_passing() {

@@ -219,6 +219,13 @@ impl Service {
         }
     }
 
+    /// Much of the file is going to be read: connections are made meanwhile.
+    pub(super) fn prepare(&self, at: &Location) -> Result<()> {
+        let file = self.file(&at.export()).ok_or_else(|| unexpected(at))?;
+        self.pool.prepare(&file.target);
+        Ok(())
+    }
+
     /// These ranges are going to be read, in this order.
     pub(super) fn expect(&self, at: &Location, ranges: Vec<(u64, u64)>) -> Result<()> {
         let file = self.file(&at.export()).ok_or_else(|| unexpected(at))?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::{Result, WireError};
-use super::upstream::{Assembly, Connection, Meter, Part, Wanted};
+use super::upstream::{Assembly, Connection, Meter, Part, Target, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
@@ -318,8 +318,7 @@ impl<S: Read + Write + Send> Sftp<S> {
     }
 
     /// Opens the file and looks that it is the one that was meant.
-    fn open(&mut self, wanted: &Wanted) -> Result<Vec<u8>> {
-        let target = &wanted.target;
+    fn open(&mut self, target: &Target) -> Result<Vec<u8>> {
         if let Some(handle) = self.handles.get(&target.id) {
             return Ok(handle.clone());
         }
@@ -470,8 +469,12 @@ impl<S: Read + Write + Send> Connection for Sftp<S> {
         self.handles.contains_key(&wanted.target.id)
     }
 
+    fn prepare(&mut self, target: &Arc<Target>) -> Result<()> {
+        self.open(target).map(drop)
+    }
+
     fn send(&mut self, token: u64, wanted: &Wanted) -> Result<()> {
-        let handle = self.open(wanted)?;
+        let handle = self.open(&wanted.target)?;
         for part in self.assembly.divide(token, wanted, self.part) {
             self.ask(&handle, part)?;
         }

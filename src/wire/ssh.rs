@@ -218,6 +218,10 @@ fn quoted(path: &Path) -> Result<String> {
 }
 
 impl Dial for SshDial {
+    fn may_prepare(&self) -> bool {
+        true
+    }
+
     fn dial(&self) -> Result<Box<dyn Connection>> {
         let program = Program::start(self.command()?, &self.server)?;
         let stream = program.stream.try_clone();

@@ -58,6 +58,11 @@ pub(super) trait Connection: Send {
         true
     }
 
+    /// Makes the file ready to be read, where that takes a while.
+    fn prepare(&mut self, _target: &Arc<Target>) -> Result<()> {
+        Ok(())
+    }
+
     /// Asks for a piece, which is known by `token` from now on.
     fn send(&mut self, token: u64, wanted: &Wanted) -> Result<()>;
 
@@ -71,6 +76,11 @@ pub(super) trait Dial: Send + Sync {
     /// Where the dirty bitmaps of the export at `at` say it was written to; `None` where it has none.
     fn dirty(&self, _at: &Location) -> Result<Option<Ranges>> {
         Ok(None)
+    }
+
+    /// Whether connections may be made before they are wanted: that takes long, and the server keeps them.
+    fn may_prepare(&self) -> bool {
+        false
     }
 
     /// What is asked for at a time when it is fetched ahead: more where a connection has one request under

@@ -126,9 +126,18 @@ impl Sshd {
         let Some(server) = self.server.take() else {
             return;
         };
-        // Its sessions are children of its, which would live on.
-        let id = server.0.id().to_string();
-        let _ = Command::new("pkill").args(["-KILL", "-P", &id]).status();
+        let kill = |signal: &str, id: &str| {
+            let _ = Command::new("kill").args([signal, id]).status();
+        };
+        // Its sessions would live on for a moment, and so would one that begins now.
+        let mut left = vec![server.0.id().to_string()];
+        kill("-STOP", &left[0]);
+        while let Some(id) = left.pop() {
+            let children = Command::new("pgrep").args(["-P", &id]).output().unwrap();
+            let children = String::from_utf8(children.stdout).unwrap();
+            left.extend(children.split_whitespace().map(str::to_owned));
+            kill("-KILL", &id);
+        }
     }
 
     /// The URL of a file of this host.

@@ -13,7 +13,7 @@ use crate::later::{Serve, contents, convert_later, kill_children, plain, read_js
 use crate::links::{cowd, se_sparse};
 use crate::servers::{Https, Ssh};
 use crate::support::later::{Untouched, same_guest};
-use crate::support::wire::Sshd;
+use crate::support::wire::{Nginx, Sshd};
 use crate::support::{Lab, Paused, binary, h2k, text, tool};
 use crate::{as_vmware, ready};
 
@@ -169,8 +169,8 @@ fn link(at: &Path, parent: &str, kind: [&str; 2], sectors: u64, extent: &str) {
 }
 
 #[test]
-fn snapshots_of_esxi_are_converted_over_ssh() {
-    if !ready(&Sshd::TOOLS) {
+fn snapshots_of_esxi_are_converted_over_ssh_and_https() {
+    if !ready(&[&Sshd::TOOLS[..], &Nginx::TOOLS].concat()) {
         return;
     }
     let lab = Lab::small();
@@ -212,25 +212,29 @@ fn snapshots_of_esxi_are_converted_over_ssh() {
     let vm = fs::read_to_string(&vmx).unwrap();
     fs::write(&vmx, vm.replace("\"vm.vmdk\"", "\"vm-000002.vmdk\"")).unwrap();
 
-    let sshd = Sshd::start();
-    let [here, there] = ["here", "there"].map(|name| lab.path(name));
+    let (sshd, nginx) = (Sshd::start(), Nginx::start(lab.dir.path()));
+    let here = lab.path("here");
     let options = ["-o", text(&here), "--name", "vm"];
     crate::run("convert", text(&lab.raw), &[], &options).expect(0);
-    let options = ["-o", text(&there), "--name", "vm"];
-    let report = crate::run("convert", &sshd.url(&vmx), &sshd.options(), &options);
-    let report = report.expect(0).json();
-    assert_eq!(report["transport"], "ssh");
-    crate::assert_few(
-        report["bytes"]["fetched"].as_u64().unwrap(),
-        crate::live_bytes(&report),
-    );
-    same_guest(&here.join("vm.qcow2"), &there.join("vm.qcow2"));
-    let last = format!("read -q -P 7 {} 512", (sectors - 1024) * 512);
-    let read = tool(
-        "qemu-io",
-        &["-f", "qcow2", "-c", &last, text(&there.join("vm.qcow2"))],
-    );
-    assert!(read.is_empty(), "{}", String::from_utf8_lossy(&read));
+    for (transport, url, reached) in [
+        ("ssh", sshd.url(&vmx), sshd.options()),
+        ("https", nginx.url("ds/vm/vm.vmx"), nginx.options()),
+    ] {
+        let there = lab.path(transport);
+        let options = ["-o", text(&there), "--name", "vm"];
+        let report = crate::run("convert", &url, &reached, &options);
+        let report = report.expect(0).json();
+        assert_eq!(report["transport"], transport);
+        crate::assert_few(
+            report["bytes"]["fetched"].as_u64().unwrap(),
+            crate::live_bytes(&report),
+        );
+        let disk = there.join("vm.qcow2");
+        same_guest(&here.join("vm.qcow2"), &disk);
+        let last = format!("read -q -P 7 {} 512", (sectors - 1024) * 512);
+        let read = tool("qemu-io", &["-f", "qcow2", "-c", &last, text(&disk)]);
+        assert!(read.is_empty(), "{}", String::from_utf8_lossy(&read));
+    }
 }
 
 #[test]

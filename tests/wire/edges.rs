@@ -175,6 +175,34 @@ fn encoded(name: &str) -> String {
     name.bytes().map(one).collect()
 }
 
+/// The lab's disk as VMware splits one.
+fn split(lab: &Lab) {
+    let half = lab.spec.disk_size / 2;
+    for (name, skip) in [("split-f001.vmdk", 0), ("split-f002.vmdk", half)] {
+        let options = [
+            format!("if={}", lab.raw.display()),
+            format!("of={}", lab.path(name).display()),
+            format!("skip={skip}"),
+            format!("count={half}"),
+        ];
+        let more = ["iflag=skip_bytes,count_bytes", "bs=1M", "conv=sparse"];
+        let options = options.iter().map(String::as_str).chain(more);
+        tool("dd", &options.collect::<Vec<_>>());
+        fs::File::options()
+            .write(true)
+            .open(lab.path(name))
+            .and_then(|piece| piece.set_len(half))
+            .unwrap();
+    }
+    let sectors = half / 512;
+    let text = format!(
+        "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=ffffffff\n\
+         createType=\"twoGbMaxExtentFlat\"\nRW {sectors} FLAT \"split-f001.vmdk\" 0\n\
+         RW {sectors} FLAT \"split-f002.vmdk\" 0\nddb.adapterType = \"lsilogic\"\n"
+    );
+    fs::write(lab.path("split.vmdk"), text).unwrap();
+}
+
 #[test]
 fn names_addresses_and_formats_are_read_as_they_are_here() {
     if !ready(&[&Sshd::TOOLS[..], &Nginx::TOOLS].concat()) {
@@ -201,6 +229,7 @@ fn names_addresses_and_formats_are_read_as_they_are_here() {
         "qemu-img",
         &[&top[..], &[text(&lab.path("top.qcow2"))]].concat(),
     );
+    split(&lab);
     let (sshd, nginx) = (Sshd::start(), Nginx::start(lab.dir.path()));
     let tls = nginx.options();
     // What is of the format and not of the disk.
@@ -215,15 +244,12 @@ fn names_addresses_and_formats_are_read_as_they_are_here() {
         let path = encoded(text(&lab.path(name)));
         format!("ssh://127.0.0.1:{}{path}", sshd.port)
     };
-    for (url, options) in [
-        (nginx.url(&encoded(odd)), &tls),
-        (at_ssh(odd), &sshd.options()),
-        (nginx.url("stream.vmdk"), &tls),
-        (nginx.url("disk.vhdx"), &tls),
-        (nginx.url("top.qcow2"), &tls),
-        (at_ssh("top.qcow2"), &sshd.options()),
-    ] {
-        let there = run("inspect", &url, options, &[]).expect(0).json();
+    let shapes = ["stream.vmdk", "disk.vhdx", "top.qcow2", "split.vmdk"];
+    for (url, options) in [odd].iter().chain(&shapes).flat_map(|name| {
+        let https = (nginx.url(&encoded(name)), tls.clone());
+        [https, (at_ssh(name), sshd.options())]
+    }) {
+        let there = run("inspect", &url, &options, &[]).expect(0).json();
         let path = there["source"]["path"].as_str().unwrap();
         assert_eq!(
             path.replace("root@", ""),
@@ -264,20 +290,28 @@ fn names_addresses_and_formats_are_read_as_they_are_here() {
 
 #[test]
 fn a_vm_that_runs_or_has_a_newer_snapshot_is_noticed_there() {
-    if !ready(&Sshd::TOOLS) {
+    if !ready(&[&Sshd::TOOLS[..], &Nginx::TOOLS].concat()) {
         return;
     }
     let lab = Lab::small();
     let vmx = as_vmware(&lab, &lab.path("ds/vm"));
     let (sshd, disk) = (Sshd::start(), vmx.with_file_name("vm.vmdk"));
     let options = sshd.options();
+    // It shows what lies in a directory too.
+    let nginx = Nginx::start(lab.dir.path());
+    let tls = nginx.options();
     // A snapshot on the disk that is named.
     let link = "# Disk DescriptorFile\nversion=1\nCID=00000002\nparentCID=00000001\ncreateType=\"vmfsSparse\"\n\
                 parentFileNameHint=\"vm.vmdk\"\nRW 1048576 VMFSSPARSE \"vm-000001-delta.vmdk\"\n";
     fs::write(vmx.with_file_name("vm-000001.vmdk"), link).unwrap();
-    for verb in ["plan", "convert"] {
+    let (ssh, https) = (sshd.url(&disk), nginx.url("ds/vm/vm.vmdk"));
+    for (verb, url, options) in [
+        ("plan", &ssh, &options),
+        ("convert", &ssh, &options),
+        ("plan", &https, &tls),
+    ] {
         let out = lab.path("out");
-        let refused = run(verb, &sshd.url(&disk), &options, &["-o", text(&out)]).expect(3);
+        let refused = run(verb, url, options, &["-o", text(&out)]).expect(3);
         let said = refused.json()["error"]["blockers"].to_string();
         assert!(
             said.contains("newer-link") && said.contains("vm-000001.vmdk"),
@@ -303,6 +337,11 @@ fn a_vm_that_runs_or_has_a_newer_snapshot_is_noticed_there() {
             refused.contains("locked by VMware") && refused.contains("hint: "),
             "{refused}"
         );
+        // nginx does not show what begins with a dot.
+        if lock.is_dir() {
+            let refused = run("inspect", &nginx.url("ds/vm/vm.vmx"), &tls, &[]);
+            assert!(refused.expect(1).stderr.contains("locked by VMware"));
+        }
         let directory = vmx.parent().unwrap().parent().unwrap();
         let listed = run("inspect", &sshd.url(directory), &options, &[]);
         assert!(listed.code > 100, "{}", listed.stderr);

@@ -8,6 +8,7 @@ mod support;
 
 mod chains;
 mod edges;
+mod fleet;
 mod hostile;
 #[path = "../support/hostile.rs"]
 mod hostile_server;
@@ -210,6 +211,18 @@ fn https_with_a_password_reads_a_datastore() {
         .json();
     assert_eq!(there["transport"], "https");
     assert_eq!(facts(there), facts(here));
+
+    // The other verbs; a directory where the server lists it.
+    let planned = ["-o", text(&lab.path("planned"))].map(str::to_owned);
+    let planned = planned.each_ref().map(String::as_str);
+    run("plan", &url, &options, &planned).expect(0);
+    let verified = run("verify", &url, &options, &[]).expect(4).json();
+    assert_eq!(verified["transport"], "https");
+    let directory = https.url("/listed/");
+    let listed = run("inspect", &directory, &options, &[]).expect(0).json();
+    assert_eq!(listed["machines"][0]["name"], "wired");
+    let refused = run("inspect", &https.url("/folder/"), &options, &[]);
+    assert!(refused.code == 1 && refused.stderr.contains("hint: "));
 
     let out = lab.path("wired");
     let done = run("convert", &url, &options, &["-o", text(&out)])

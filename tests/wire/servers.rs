@@ -179,7 +179,8 @@ impl Https {
              scgi_temp_path {shown}/t5; keepalive_requests 100000;\n\
              server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {shown}/tls.pem;\n\
              ssl_certificate_key {shown}/tls.key; auth_basic x; auth_basic_user_file {shown}/users;\n\
-             location / {{ root {root}; }} location /folder/ {{ alias {root}/; }} }} }}\n"
+             location / {{ root {root}; }} location /folder/ {{ alias {root}/; }}\n\
+             location /listed/ {{ alias {root}/; autoindex on; }} }} }}\n"
         );
         let file = folder.join("nginx.conf");
         fs::write(&file, config).unwrap();

@@ -45,6 +45,12 @@ impl RemoteFile for OnWire {
         self.0.identity.etag.clone()
     }
 
+    fn prepare(&self) {
+        if let Err(e) = self.0.prepare() {
+            tracing::debug!("{}: no connections are made ahead: {e}", self.0.location);
+        }
+    }
+
     fn expect(&self, ranges: &[(u64, u64)]) {
         if let Err(e) = self.0.expect(ranges) {
             tracing::debug!("{}: nothing is fetched ahead: {e}", self.0.location);
@@ -139,6 +145,12 @@ impl RemoteFile for Lazy {
 
     fn etag(&self) -> Option<String> {
         self.opened.get()?.etag()
+    }
+
+    fn prepare(&self) {
+        if let Some(file) = self.opened.get() {
+            file.prepare();
+        }
     }
 
     fn expect(&self, ranges: &[(u64, u64)]) {

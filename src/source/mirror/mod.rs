@@ -488,7 +488,7 @@ impl Mirror {
             } else if !entry.is_directory
                 && looked < MAX_BESIDE
                 && entry.name != at.file_name()
-                && entry.size.unwrap_or(0) > 0
+                && entry.size != Some(0)
                 // What is built on a disk is written after it, or in the same second.
                 && (entry.modified.unwrap_or(u64::MAX) >= since || entry.size <= Some(SMALL))
                 && may_be_link(path, &entry.name)
@@ -514,8 +514,13 @@ impl Mirror {
 
     /// A file of a directory: copied when it is a small description, else opened when it is looked at.
     fn listed(&mut self, at: &Location, place: &Path, entry: &Listed) -> Result<()> {
-        let size = entry.size.unwrap_or(0);
-        let file = Arc::new(Lazy::new(self.host.clone(), at, entry));
+        let lazy = || Arc::new(Lazy::new(self.host.clone(), at, entry));
+        let file: Arc<dyn RemoteFile> = match entry.size {
+            Some(_) => lazy(),
+            // A page of a web server tells names alone.
+            None => self.host.open(at).unwrap_or_else(|_| lazy()),
+        };
+        let size = file.size();
         let description = matches!(
             super::extension(place).as_str(),
             "vmx" | "vmtx" | "ovf" | "xml"

@@ -57,6 +57,12 @@ struct Script {
     /// So many connections can be made at a time; 0: any number.
     most: u32,
     open: AtomicU32,
+    /// How long each takes after the first, how many are being made, and were at most.
+    login: Duration,
+    logging_in: AtomicU32,
+    logged_in_at_once: AtomicU32,
+    /// They may be made before they are wanted.
+    prepares: bool,
     /// Every connection breaks when it has carried so many pieces; 0: never.
     breaks_after: u32,
     /// Nothing is answered up to then.
@@ -90,7 +96,13 @@ fn passing(what: &str) -> WireError {
 
 impl Dial for Memory {
     fn dial(&self) -> Result<Box<dyn Connection>> {
-        self.script.dialled.fetch_add(1, Ordering::SeqCst);
+        if self.script.dialled.fetch_add(1, Ordering::SeqCst) > 0 {
+            let now = 1 + self.script.logging_in.fetch_add(1, Ordering::SeqCst);
+            let most = &self.script.logged_in_at_once;
+            most.fetch_max(now, Ordering::SeqCst);
+            std::thread::sleep(self.script.login);
+            self.script.logging_in.fetch_sub(1, Ordering::SeqCst);
+        }
         if self.script.is_down() {
             return Err(passing("the line is down"));
         }
@@ -105,6 +117,10 @@ impl Dial for Memory {
             under_way: Vec::new(),
             carried: 0,
         }))
+    }
+
+    fn may_prepare(&self) -> bool {
+        self.script.prepares
     }
 
     fn dirty(&self, _at: &Location) -> Result<Option<Ranges>> {
@@ -272,6 +288,53 @@ fn a_large_read_goes_over_several_connections_at_once() {
 }
 
 #[test]
+fn what_is_wanted_does_not_wait_for_a_login() {
+    let bench = Bench::easy(Script {
+        latency: Duration::from_millis(10),
+        login: Duration::from_secs(3),
+        ..Script::default()
+    });
+    let start = Instant::now();
+    bench.read(&bench.client(), 0, 24 << 20);
+    let taken = start.elapsed();
+    assert!(taken < Duration::from_secs(2), "{taken:?}");
+    assert!(bench.script.dialled.load(Ordering::SeqCst) > 1);
+}
+
+#[test]
+fn connections_are_made_ahead_and_not_all_at_once() {
+    let prepared = |prepares: bool| {
+        let script = Script {
+            login: Duration::from_millis(50),
+            prepares,
+            ..Script::default()
+        };
+        let bench = Bench::new(script, 20, 0, Duration::from_secs(10));
+        let at = Location::command("disk");
+        bench.service.prepare(&at).unwrap();
+        assert!(bench.service.prepare(&Location::command("other")).is_err());
+        bench
+    };
+    let bench = prepared(true);
+    let dialled = || bench.script.dialled.load(Ordering::SeqCst);
+    let start = Instant::now();
+    while dialled() < 20 || bench.script.logging_in.load(Ordering::SeqCst) > 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "{}", dialled());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let at_once = bench.script.logged_in_at_once.load(Ordering::SeqCst);
+    assert!((2..10).contains(&at_once), "{at_once}");
+    assert_eq!(bench.fetched(), 0);
+    bench.service.prepare(&Location::command("disk")).unwrap();
+    bench.read(&bench.client(), 0, 24 << 20);
+    assert_eq!(dialled(), 20);
+    // Where a server ends what is idle, they are made when they are wanted.
+    let other = prepared(false);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(other.script.dialled.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn only_a_long_stream_is_read_ahead_of_and_by_little() {
     let bench = Bench::easy(Script::default());
     let client = bench.client();
@@ -329,12 +392,14 @@ fn a_server_that_takes_two_connections_is_read_over_two() {
         Script {
             most: 2,
             latency: Duration::from_millis(5),
+            prepares: true,
             ..Script::default()
         },
         8,
         0,
         Duration::from_secs(10),
     );
+    bench.service.prepare(&Location::command("disk")).unwrap();
     bench.read(&bench.client(), 0, 24 << 20);
 }
 
@@ -358,6 +423,26 @@ fn answers_eio_in_time_and_goes_on_when_the_line_is_back() {
         assert!(start.elapsed() < Duration::from_secs(10));
     }
     bench.read(&client, 1 << 20, 4096);
+}
+
+#[test]
+fn idle_connections_that_broke_with_another_cost_no_tries() {
+    let script = Script {
+        prepares: true,
+        ..Script::default()
+    };
+    let bench = Bench::new(script, 8, 4, Duration::from_secs(10));
+    let client = bench.client();
+    bench.service.prepare(&Location::command("disk")).unwrap();
+    let start = Instant::now();
+    while bench.script.open.load(Ordering::SeqCst) < 8 {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let until = Instant::now() + Duration::from_secs(1);
+    *bench.script.down.lock().unwrap() = Some(until);
+    bench.read(&client, 0, 4096);
+    assert!(Instant::now() >= until);
 }
 
 #[test]

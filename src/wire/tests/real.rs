@@ -293,6 +293,9 @@ fn seconds(url: &Location, access: &Access, expected: bool) -> Result<f64> {
     let remote = wire.open(url)?;
     if expected {
         remote.expect(&[(0, remote.size)])?;
+        // As it is while the fix is made.
+        remote.prepare()?;
+        std::thread::sleep(Duration::from_secs(3));
     }
     let client = client(&remote);
     let mut bytes = vec![0; 8 << 20];
