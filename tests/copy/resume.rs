@@ -1,7 +1,7 @@
 //! A copy that was interrupted continues with `--resume`, and nothing else does.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -103,6 +103,31 @@ fn a_killed_copy_goes_on() {
     }
     assert_eq!(sha256(&lab.raw), source);
     assert!(processes_naming(lab.dir.path()).is_empty());
+}
+
+/// Between the flush of a batch and its line nothing says that it is there; after the line it is not copied again.
+#[test]
+fn a_kill_beside_the_line_of_a_batch() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = with_data(120);
+    let (out, partial) = (lab.path("out"), lab.path(".out.partial"));
+    let run = |more: &[&str], point: &str| finish(convert(&lab.raw, &out, more, point));
+    run(&[], "copy-flushed=kill").expect(-1);
+    assert_eq!(recorded(&partial, 0), 0);
+    // Nothing to go on with: it begins with a new target.
+    run(&["--resume"], "copy-recorded=kill").expect(-1);
+    let first = recorded(&partial, 0);
+    assert!(first >= 24 * MIB, "{first}");
+    let written = || partial.join("guest.qcow2").metadata().unwrap().blocks() * 512;
+    let before = written();
+    run(&["--resume"], "copy-flushed=kill").expect(-1);
+    assert_eq!(recorded(&partial, 0), first);
+    assert!(written() >= before + 8 * MIB, "its batch is in the file");
+    let report = run(&["--resume", "--verify-copy"], "").expect(0).json();
+    assert_eq!(number(&report, "resumed"), first);
+    assert!(report["checks"].to_string().contains("copy-identical"));
 }
 
 #[test]
