@@ -254,6 +254,34 @@ fn a_full_disk_keeps_what_is_copied() {
     assert_eq!(names(&small), ["out"]);
 }
 
+/// Where there is room for one copy and no more, what an interrupted one takes already is not wanted twice.
+#[test]
+fn a_resume_wants_room_for_the_rest_only() {
+    if !have(&TOOLS) || !have(&["mount", "umount"]) {
+        return;
+    }
+    let lab = with_data(120);
+    let small = lab.path("small");
+    fs::create_dir(&small).unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=20m", "none"]);
+    let Some(_mounted) = Mounted::at(&small, mount) else {
+        return;
+    };
+    let (out, partial) = (small.join("out"), small.join(".out.partial"));
+    let run = |more: &[&str], point: &str| finish(convert(&lab.raw, &out, more, point));
+    let refused = run(&[], "").expect(1).stderr;
+    let needed = refused.split_once("bytes free, ").unwrap().1;
+    let needed: u64 = needed.split(' ').next().unwrap().parse().unwrap();
+    let size = format!("remount,size={}", needed + 20 * MIB);
+    tool("mount", &["-o", &size, text(&small)]);
+    run(&[], "copy-recorded=kill").expect(-1);
+    let before = recorded(&partial, 0);
+    assert!(before >= 24 * MIB, "{before}");
+    let report = run(&["--resume", "--verify-copy"], "").expect(0).json();
+    assert_eq!(number(&report, "resumed"), before);
+}
+
 /// Asked to end while it copies.
 fn terminated(lab: &Lab, more: &[&str]) -> Run {
     let mut child = convert(&lab.raw, &lab.path("out"), more, "copy-recorded=wait")
