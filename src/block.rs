@@ -4,10 +4,13 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+
+use rustix::fs::{Advice, fadvise};
 
 /// Read-only access to a disk of fixed size.
 pub trait BlockRead: Send + Sync {
@@ -25,6 +28,14 @@ pub trait BlockWrite: BlockRead {
     fn zero_at(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes all completed writes durable.
     fn flush(&self) -> io::Result<()>;
+    /// Begins to make a range durable, so that a flush has less to wait for.
+    fn start_writeback(&self, _offset: u64, _len: u64) {}
+}
+
+/// Has the kernel begin to write that range of a file to its device. Where it cannot, a flush does all of it.
+pub(crate) fn start_writeback(file: &File, offset: u64, len: u64) {
+    // It writes what is dirty and waits for nothing; `sync_file_range` has no safe binding.
+    let _ = fadvise(file, offset, NonZeroU64::new(len), Advice::DontNeed);
 }
 
 /// A disk in memory, for tests.
@@ -111,6 +122,10 @@ impl BlockWrite for FileDisk {
 
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        start_writeback(&self.file, offset, len);
     }
 }
 

@@ -143,15 +143,6 @@ pub fn trim_session(
     })
 }
 
-/// The file name of disk `i` in the output directory.
-pub(super) fn file_name(job: &Job, i: usize) -> String {
-    let suffix = match i {
-        0 => String::new(),
-        i => format!("-{i}"),
-    };
-    format!("{}{suffix}.{}", job.name(), job.copy.format.as_str())
-}
-
 /// Where disk `i` of the VM will be.
 pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> Result<PathBuf> {
     if job.copy.is_in_place() {
@@ -159,7 +150,7 @@ pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> 
     }
     match job.copy.devices.get(i) {
         Some(device) => absolute(device),
-        None => Ok(folder.join(file_name(job, i))),
+        None => Ok(folder.join(job.file_name(i))),
     }
 }
 
@@ -217,7 +208,7 @@ fn target(
     disk: &Disk,
     ranges: &Extents,
 ) -> Result<(Target, PathBuf, DiskFormat)> {
-    let (folder, file) = (&run.folder, file_name(run.job, i));
+    let (folder, file) = (&run.folder, run.job.file_name(i));
     if let Some(device) = run.devices.of_disk(i) {
         let target = Target::Device {
             device: device.clone(),
@@ -256,7 +247,7 @@ pub(super) fn to_targets(
         let (target, path, format) = target(run, i, &disk, &ranges)?;
         targets.push(disk.at(path, format, Vec::new()));
         let what = json!({
-            "source": disk.image.identity(), "size": size_bytes, "file": file_name(job, i),
+            "source": disk.image.identity(), "size": size_bytes, "file": job.file_name(i),
         });
         copies.push(DiskCopy {
             live: data.bytes,

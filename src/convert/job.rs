@@ -119,6 +119,15 @@ impl Job {
         safe_name(&self.vm.machine.name)
     }
 
+    /// The file name of disk `i` in the output directory.
+    pub(super) fn file_name(&self, i: usize) -> String {
+        let suffix = match i {
+            0 => String::new(),
+            i => format!("-{i}"),
+        };
+        format!("{}{suffix}.{}", self.name(), self.copy.format.as_str())
+    }
+
     pub(super) fn target_folder(&self) -> PathBuf {
         let named = self.output.folder.clone();
         named.unwrap_or_else(|| PathBuf::from(format!("{}-kvm", self.name())))

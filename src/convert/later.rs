@@ -128,7 +128,7 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>
     let (mut targets, mut records) = (Vec::new(), Vec::new());
     let mut bytes = Bytes::default();
     for (i, mut disk) in disks.into_iter().enumerate() {
-        let file = copy::file_name(job, i);
+        let file = job.file_name(i);
         let path = folder.path().join(&file);
         let mut levels = chain::levels(&disk.image).map_err(|blocker| {
             Error::refused("the source cannot stay where it is", vec![*blocker])

@@ -2,8 +2,10 @@
 //! them, and in the output directory for what the conversion leaves there.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -182,13 +184,13 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path)
     for (i, disk) in disks.iter().enumerate() {
         let copied = job.copy.method == Copying::Now;
         if copied && job.copy.devices.get(i).is_none() {
-            images.push(disk);
+            images.push((i, disk));
         }
     }
     let compressed = |needed: u64| copy::least_size(needed, job.copy.compress);
     // Tables and all: most directories have room for the whole disks, and then nobody has to look closely.
     let most = |size: u64| size.saturating_add(size / 64).saturating_add(1 << 20);
-    let whole = images.iter().map(|disk| most(disk.image.virtual_size()));
+    let whole = (images.iter()).map(|(_, disk)| most(disk.image.virtual_size()));
     let whole = compressed(whole.fold(0, u64::saturating_add));
     let tables = match job.copy.method {
         Copying::Now | Copying::InPlace => 0,
@@ -199,11 +201,25 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path)
         return Ok(());
     }
     let mut copies = 0u64;
-    for disk in images {
-        copies = copies.saturating_add(copy_size(job, disk)?);
+    for (i, disk) in images {
+        let left = copy_size(job, disk)?.saturating_sub(taken(job, target, i));
+        copies = copies.saturating_add(left);
     }
     let needed = compressed(copies).saturating_add(least);
     Ok(copy::check_room(folder, needed)?)
+}
+
+/// What an interrupted copy of that disk takes already. `--resume` continues it, or removes it before it starts over.
+fn taken(job: &Job, target: &Path, i: usize) -> u64 {
+    let Some(name) = target.file_name().filter(|_| job.output.resume) else {
+        return 0;
+    };
+    let mut partial = OsString::from(".");
+    partial.push(name);
+    partial.push(".partial");
+    let copy = target.with_file_name(partial).join(job.file_name(i));
+    let there = copy.symlink_metadata().map_or(0, |meta| meta.blocks());
+    there.saturating_mul(512)
 }
 
 /// What marking the free space of all disks takes in their overlays, at most.

@@ -24,8 +24,9 @@ use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::hold::{self, Held, Use};
 use super::kernel;
-use crate::block::{BlockRead, BlockWrite, FileDisk, check_range};
+use crate::block::{BlockRead, BlockWrite, FileDisk, check_range, start_writeback};
 use crate::error::{Error, ErrorKind};
+use crate::failpoint;
 use crate::tool::pass::Passed;
 use crate::tool::qemu_img;
 use crate::tool::spec::Spec;
@@ -358,6 +359,7 @@ impl Device {
         self.file
             .write_all_at(rest, mark.len() as u64)
             .and_then(|()| self.file.sync_all())
+            .and_then(|()| failpoint::hit("device-start"))
             .and_then(|()| self.file.write_all_at(mark, 0))
             .and_then(|()| self.file.sync_all())
             .map_err(|e| self.io_error(e))
@@ -433,6 +435,10 @@ impl BlockWrite for Zeroable {
 
     fn flush(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        start_writeback(&self.0, offset, len);
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::empty::{
     CLUSTER, COUNT_BLOCK, COUNTS, LEVEL_1, PER_ENTRY, can_create, first_free, header,
 };
-use crate::block::{BlockRead, BlockWrite, check_range};
+use crate::block::{BlockRead, BlockWrite, check_range, start_writeback};
 use crate::bytes::be64;
 
 /// Bits 9 to 55 of an entry: where its cluster is.
@@ -195,6 +195,14 @@ impl BlockWrite for Qcow2Writer {
     fn flush(&self) -> io::Result<()> {
         self.lock().write(&self.file)?;
         self.file.sync_data()
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        for part in self.parts(offset, len as usize, false).unwrap_or_default() {
+            if let Some(host) = part.host {
+                start_writeback(&self.file, host, part.len as u64);
+            }
+        }
     }
 }
 

@@ -2,14 +2,17 @@
 //!
 //! A text file that only grows. Each line is the CRC-32 of what follows it, and a JSON value: first
 //! what is copied where, then one array of `[start, length]` pairs for each batch. A line is written
-//! after the target was flushed, and synced before the next batch counts. Whatever ends the process, the
-//! file holds whole lines and at most one torn line at its end, which is cut off when it is opened.
+//! after the target was flushed, so that no line is ever durable before what it names. The lines are synced
+//! together ([`SYNC_EVERY`]): a process that is killed loses none, a host without power those of the last moment.
+//! Whatever ends the process, the file holds whole lines and at most torn ones at its end, which are cut off
+//! when it is opened.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
@@ -19,6 +22,8 @@ use super::extents::Extents;
 
 /// The longest line: a batch has a few thousand ranges at most.
 const MAX_LINE: u64 = 16 << 20;
+/// How long a line may wait to be durable. Each sync takes the time of a flush from the copy.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalFault {
@@ -57,6 +62,7 @@ pub(crate) struct ExtentJournal {
     path: PathBuf,
     file: File,
     done: Extents,
+    synced: Instant,
 }
 
 /// A journal that an earlier run left, and what it says is copied where.
@@ -109,6 +115,7 @@ impl ExtentJournal {
             path: path.to_owned(),
             file,
             done,
+            synced: Instant::now(),
         })
     }
 
@@ -150,6 +157,7 @@ impl ExtentJournal {
                 path: path.to_owned(),
                 file,
                 done,
+                synced: Instant::now(),
             }
         };
         Ok(Some(Opened { what, journal }))
@@ -160,31 +168,48 @@ impl ExtentJournal {
         &self.done
     }
 
-    /// Records ranges after the target was flushed. Durable when this returns.
-    pub(crate) fn append(&mut self, ranges: &[Range<u64>]) -> Result<(), JournalFault> {
-        if ranges.is_empty() {
-            return Ok(());
+    /// Records ranges after the target was flushed. The `last` batch is durable when this returns, and those
+    /// before it.
+    pub(crate) fn append(&mut self, ranges: &[Range<u64>], last: bool) -> Result<(), JournalFault> {
+        if !ranges.is_empty() {
+            self.add(ranges)?;
         }
+        match last || self.synced.elapsed() >= SYNC_EVERY {
+            true => self.sync(),
+            false => Ok(()),
+        }
+    }
+
+    fn add(&mut self, ranges: &[Range<u64>]) -> Result<(), JournalFault> {
         let joined: Extents = ranges.iter().cloned().collect();
         let text = line(&batch(joined.iter()));
         let before = self.file.seek(SeekFrom::End(0));
         let written = before.and_then(|before| {
-            let done = self
-                .file
-                .write_all(text.as_bytes())
-                .and_then(|()| self.file.sync_data());
+            let done = self.file.write_all(text.as_bytes());
             if done.is_err() {
                 // A torn line would hide the lines after it.
                 self.file.set_len(before)?;
             }
             done
         });
-        written.map_err(|source| JournalFault::Write {
-            path: self.path.clone(),
-            source,
-        })?;
+        written.map_err(|source| self.fault(source))?;
         self.done.extend(&joined);
         Ok(())
+    }
+
+    /// Makes every line durable.
+    fn sync(&mut self) -> Result<(), JournalFault> {
+        let synced = self.file.sync_data();
+        synced.map_err(|source| self.fault(source))?;
+        self.synced = Instant::now();
+        Ok(())
+    }
+
+    fn fault(&self, source: io::Error) -> JournalFault {
+        JournalFault::Write {
+            path: self.path.clone(),
+            source,
+        }
     }
 }
 
@@ -240,8 +265,8 @@ mod tests {
         assert!(ExtentJournal::open(&path).unwrap().is_none());
         let what = json!({"source": "a", "size": 1u64 << 40});
         let mut journal = ExtentJournal::create(&path, &what).unwrap();
-        journal.append(&[0..10, 20..30]).unwrap();
-        journal.append(&[10..20]).unwrap();
+        journal.append(&[0..10, 20..30], true).unwrap();
+        journal.append(&[10..20], true).unwrap();
         drop(journal);
         for _ in 0..2 {
             let opened = open(&path);
@@ -264,7 +289,7 @@ mod tests {
         let mut journal = ExtentJournal::create(&path, &json!("what")).unwrap();
         let mut ends = vec![std::fs::metadata(&path).unwrap().len()];
         for i in 0..4u64 {
-            journal.append(&[i * 100..i * 100 + 50]).unwrap();
+            journal.append(&[i * 100..i * 100 + 50], true).unwrap();
             ends.push(std::fs::metadata(&path).unwrap().len());
         }
         let bytes = std::fs::read(&path).unwrap();
@@ -285,7 +310,7 @@ mod tests {
                 }
                 let mut journal = opened.unwrap().journal;
                 assert_eq!(journal.done().bytes(), (lines - 1) * 50, "{at} {cut}");
-                journal.append(&[9000..9001]).unwrap();
+                journal.append(&[9000..9001], true).unwrap();
                 let again = open(&path).journal;
                 assert_eq!(again.done().bytes(), (lines - 1) * 50 + 1, "{at} {cut}");
             }

@@ -3,7 +3,8 @@
 //! Workers take pieces of the ranges, each reads its piece and writes what of it is not zero. The calling
 //! thread keeps the journal: it takes the pieces that were written since, flushes the target and records
 //! them. Workers wait when too much is written and not recorded yet ([`Transfer::window`]), so that a
-//! kill costs no more than that.
+//! kill costs no more than that. The kernel begins to write each piece to the device at once: a flush then
+//! finds little to do.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,8 +27,8 @@ const GRAIN: usize = 64 << 10;
 /// Pieces under way: one is read while another is written.
 const WORKERS: usize = 3;
 /// Bounds of [`Transfer::window`].
-const LEAST_WINDOW: u64 = 16 << 20;
-const MOST_WINDOW: u64 = 256 << 20;
+const LEAST_WINDOW: u64 = 32 << 20;
+const MOST_WINDOW: u64 = 512 << 20;
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -178,9 +179,9 @@ impl Pieces {
 }
 
 impl Transfer<'_> {
-    /// Written and not recorded at most, twice that with what is being recorded: 1/256 of the disk.
+    /// Given to workers and not recorded at most: 1/128 of the disk.
     fn window(&self) -> u64 {
-        (self.target.size() / 256).clamp(LEAST_WINDOW, MOST_WINDOW)
+        (self.target.size() / 128).clamp(LEAST_WINDOW, MOST_WINDOW)
     }
 
     /// Copies, and makes the copy durable. What was copied before an error is recorded too.
@@ -213,14 +214,14 @@ impl Transfer<'_> {
         let mut checkpoint = std::mem::replace(&mut self.checkpoint, Checkpoint::Never);
         let limit = match checkpoint {
             Checkpoint::Never => u64::MAX,
-            Checkpoint::Target | Checkpoint::Journal(_) => 2 * window,
+            Checkpoint::Target | Checkpoint::Journal(_) => window,
         };
         let this = &self;
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| this.work(&shared, limit));
             }
-            this.keep(&shared, window, &mut checkpoint, &mut |bytes| {
+            this.keep(&shared, window / 4 * 3, &mut checkpoint, &mut |bytes| {
                 progress(Step {
                     done: before + bytes,
                 });
@@ -292,21 +293,23 @@ impl Transfer<'_> {
             };
             done.map_err(|source| TransferError::Write { offset: at, source })?;
         }
+        self.target.start_writeback(offset, piece.end - piece.start);
         Ok(written)
     }
 
-    /// Flushes and records what was written, until the last worker has ended.
+    /// Flushes and records what was written, `batch` bytes at a time, until the last worker has ended. Meanwhile
+    /// the workers have the rest of the window: few large batches cost less than many that leave more of it.
     fn keep(
         &self,
         shared: &Shared,
-        window: u64,
+        batch: u64,
         checkpoint: &mut Checkpoint<'_>,
         progress: &mut dyn FnMut(u64),
     ) {
         let at_end = matches!(checkpoint, Checkpoint::Never);
         loop {
             let mut state = shared.lock();
-            while state.workers > 0 && (at_end || state.pending_bytes < window) {
+            while state.workers > 0 && (at_end || state.pending_bytes < batch) {
                 let read = state.moved.read;
                 drop(state);
                 progress(read);
@@ -314,17 +317,18 @@ impl Transfer<'_> {
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
             let last = state.workers == 0;
-            let batch = std::mem::take(&mut state.pending);
+            let pieces = std::mem::take(&mut state.pending);
             let bytes = std::mem::take(&mut state.pending_bytes);
             let read = state.moved.read;
             drop(state);
             progress(read);
             let flushed = self.target.flush().map_err(TransferError::Flush);
+            // Nothing to return an error to: here one can only wait or die.
+            let _ = failpoint::hit("copy-flushed");
             let recorded = flushed.and_then(|()| match checkpoint {
-                Checkpoint::Journal(journal) => Ok(journal.append(&batch)?),
+                Checkpoint::Journal(journal) => Ok(journal.append(&pieces, last)?),
                 Checkpoint::Target | Checkpoint::Never => Ok(()),
             });
-            // Nothing to return an error to: here one can only wait or die.
             let _ = failpoint::hit("copy-recorded");
             let mut state = shared.lock();
             state.open_bytes = state.open_bytes.saturating_sub(bytes);

@@ -172,7 +172,12 @@ fn a_block_device_as_target() {
     device.assert_unfinished();
     assert!(!lab.path("out").exists() && !lab.path(".out.partial").exists());
 
-    // Killed there, it holds the whole disk, which is not taken for an unfinished one.
+    // Killed before and within the first MiB, it is still marked, and the next run knows what it left.
+    convert(&lab, path, &[], "before-rename=kill").expect(-1);
+    device.assert_unfinished();
+    convert(&lab, path, &[], "device-start=kill").expect(-1);
+    assert!(device.start().starts_with(MARK));
+    // Killed after it, it holds the whole disk, which is not taken for an unfinished one.
     convert(&lab, path, &[], "devices-finished=kill").expect(-1);
     h2k(["verify", path.to_str().unwrap()]).expect(0);
     let run = convert(&lab, path, &[], "").expect(1);

@@ -1,7 +1,7 @@
 //! A copy that was interrupted continues with `--resume`, and nothing else does.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -103,6 +103,31 @@ fn a_killed_copy_goes_on() {
     }
     assert_eq!(sha256(&lab.raw), source);
     assert!(processes_naming(lab.dir.path()).is_empty());
+}
+
+/// Between the flush of a batch and its line nothing says that it is there; after the line it is not copied again.
+#[test]
+fn a_kill_beside_the_line_of_a_batch() {
+    if !have(&TOOLS) {
+        return;
+    }
+    let lab = with_data(120);
+    let (out, partial) = (lab.path("out"), lab.path(".out.partial"));
+    let run = |more: &[&str], point: &str| finish(convert(&lab.raw, &out, more, point));
+    run(&[], "copy-flushed=kill").expect(-1);
+    assert_eq!(recorded(&partial, 0), 0);
+    // Nothing to go on with: it begins with a new target.
+    run(&["--resume"], "copy-recorded=kill").expect(-1);
+    let first = recorded(&partial, 0);
+    assert!(first >= 24 * MIB, "{first}");
+    let written = || partial.join("guest.qcow2").metadata().unwrap().blocks() * 512;
+    let before = written();
+    run(&["--resume"], "copy-flushed=kill").expect(-1);
+    assert_eq!(recorded(&partial, 0), first);
+    assert!(written() >= before + 8 * MIB, "its batch is in the file");
+    let report = run(&["--resume", "--verify-copy"], "").expect(0).json();
+    assert_eq!(number(&report, "resumed"), first);
+    assert!(report["checks"].to_string().contains("copy-identical"));
 }
 
 #[test]
@@ -227,6 +252,34 @@ fn a_full_disk_keeps_what_is_copied() {
     let report = finish(convert(&lab.raw, &out, &more, "")).expect(0).json();
     assert_eq!(number(&report, "resumed"), before);
     assert_eq!(names(&small), ["out"]);
+}
+
+/// Where there is room for one copy and no more, what an interrupted one takes already is not wanted twice.
+#[test]
+fn a_resume_wants_room_for_the_rest_only() {
+    if !have(&TOOLS) || !have(&["mount", "umount"]) {
+        return;
+    }
+    let lab = with_data(120);
+    let small = lab.path("small");
+    fs::create_dir(&small).unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=20m", "none"]);
+    let Some(_mounted) = Mounted::at(&small, mount) else {
+        return;
+    };
+    let (out, partial) = (small.join("out"), small.join(".out.partial"));
+    let run = |more: &[&str], point: &str| finish(convert(&lab.raw, &out, more, point));
+    let refused = run(&[], "").expect(1).stderr;
+    let needed = refused.split_once("bytes free, ").unwrap().1;
+    let needed: u64 = needed.split(' ').next().unwrap().parse().unwrap();
+    let size = format!("remount,size={}", needed + 20 * MIB);
+    tool("mount", &["-o", &size, text(&small)]);
+    run(&[], "copy-recorded=kill").expect(-1);
+    let before = recorded(&partial, 0);
+    assert!(before >= 24 * MIB, "{before}");
+    let report = run(&["--resume", "--verify-copy"], "").expect(0).json();
+    assert_eq!(number(&report, "resumed"), before);
 }
 
 /// Asked to end while it copies.

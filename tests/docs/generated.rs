@@ -93,6 +93,7 @@ fn measured(bench: &Value) -> String {
             shown(full, "compress_floor_s", 2)
         );
     }
+    text += &going_on(rows);
     let fix = &rows["fix"];
     let hives = match fix["real_hives"].as_bool() {
         Some(true) => "real hives (SYSTEM 12 MB, SOFTWARE 38 MB)",
@@ -110,6 +111,39 @@ fn measured(bench: &Value) -> String {
     text += "\nThe time line of one such conversion, in milliseconds:\n\n```text\n";
     text += &drawn(fix["timeline"].as_array().map_or(&[], Vec::as_slice));
     text + "```\n"
+}
+
+/// Copies of the disk `full`: with a journal, resumed, and the last pass of a sync.
+fn going_on(rows: &Value) -> String {
+    let (journal, resumed, last) = (&rows["journal"], &rows["resumed"], &rows["last"]);
+    if [journal, resumed, last].iter().any(|row| !row.is_object()) {
+        return String::new();
+    }
+    let left = resumed["left"].as_f64().unwrap_or_default() * 100.0;
+    let mut text = "\n| copies of the disk `full` | seconds |\n|---|---|\n".to_owned();
+    let mut row = |what: &str, seconds: String| text += &format!("| {what} | {seconds} |\n");
+    row(
+        "the copy loop, with its journal",
+        shown(journal, "with_s", 2),
+    );
+    row("the copy loop, without", shown(journal, "without_s", 2));
+    row(
+        "`qemu-img convert -W -m 8`",
+        shown(journal, "qemu_img_s", 2),
+    );
+    row("`nbdcopy --flush`", shown(journal, "nbdcopy_s", 2));
+    row("`convert`, cold", shown(resumed, "cold_s", 2));
+    row(
+        &format!("`convert --resume`, {left:.0} % left"),
+        shown(resumed, "resumed_s", 2),
+    );
+    row("`sync`, the first pass", shown(last, "first_s", 2));
+    row(
+        "`convert --from-sync`, a tenth changed",
+        shown(last, "last_s", 2),
+    );
+    row("`convert` of all that", shown(last, "cold_s", 2));
+    text
 }
 
 /// One line for each step that takes a millisecond.
