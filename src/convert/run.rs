@@ -27,6 +27,9 @@ use crate::session::engine::Engine;
 use crate::session::vm::{OpenDisk, Opening, VmDisks, VmSession};
 use crate::session::{Disk, Session, read_only};
 
+/// Of a disk of this size the map of its clusters takes 8 MiB, in clusters of 4 KiB.
+const LARGE: u64 = 256 << 30;
+
 /// Dropped in the order of its fields: the directory is removed after what is open in it was closed.
 pub(super) struct Run<'a> {
     pub(super) job: &'a Job,
@@ -117,9 +120,14 @@ impl<'a> Run<'a> {
 
     /// What takes a while before anything can be copied is begun while the fix is made.
     pub(super) fn prepare_copy(&self) {
-        if self.job.copy.method == Copying::Now {
-            self.disks.iter().for_each(|disk| disk.image.prepare());
-        }
+        // Of a large disk that stays, the map of its clusters is read all the same.
+        let is_read = |disk: &Disk| match self.job.copy.method {
+            Copying::Now => true,
+            Copying::Later => disk.image.virtual_size() >= LARGE,
+            Copying::InPlace => false,
+        };
+        let read = self.disks.iter().filter(|disk| is_read(disk));
+        read.for_each(|disk| disk.image.prepare());
     }
 
     pub(super) fn save_plan(&self, plan: Value) -> Result<()> {

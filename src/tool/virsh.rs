@@ -427,6 +427,36 @@ mod tests {
         }
     }
 
+    /// libvirt's own driver for tests needs no daemon: it has one domain, which runs.
+    #[test]
+    fn what_is_there_and_what_is_not() {
+        if !crate::skip::have(&[TOOL]) {
+            return;
+        }
+        let virsh = Virsh::new("test:///default");
+        let domains = virsh.domains().unwrap();
+        let [(there, name)] = domains.as_slice() else {
+            panic!("{domains:?}");
+        };
+        assert_eq!(name, "test");
+        let (tick, xml) = virsh.look(*there).unwrap().unwrap();
+        assert_eq!(tick.state, State::Running);
+        assert!(xml.starts_with("<domain") && xml.contains("<name>test</name>"));
+        assert_eq!(virsh.state(*there).unwrap().unwrap(), tick);
+        let missing = Uuid::from_u128(1);
+        assert!(virsh.look(missing).unwrap().is_none());
+        assert!(virsh.state(missing).unwrap().is_none());
+        assert!(virsh.tick(missing, 1).unwrap().is_none());
+        // Where there is no libvirt, nothing is known.
+        assert!(Virsh::new("test:///no/such/file").state(missing).is_err());
+        // Nobody waits for an event once the flag is raised.
+        let raised = Arc::new(AtomicBool::new(true));
+        let begin = std::time::Instant::now();
+        let tick = virsh.tick_until(*there, 60, &raised).unwrap().unwrap();
+        assert_eq!(tick.state, State::Running);
+        assert!(begin.elapsed() < Duration::from_secs(30));
+    }
+
     #[test]
     fn domains() {
         let uuid = "5a2f8a49-8f0b-4d0c-9d7f-000000000001";
