@@ -24,6 +24,7 @@ use super::cache::Cached;
 use super::chain::Image;
 use super::empty::{create_large_overlay, create_qcow2, has_large_clusters};
 use super::error::ImageError;
+use super::hold::Held;
 use super::nbd::{Nbd, Patience};
 use super::overlay::{Content, Overlay};
 use super::pool::{MORE, Pool};
@@ -384,17 +385,12 @@ pub(crate) fn plain_parts(
     found: &mut dyn FnMut(Range<u64>, Part),
 ) -> Option<io::Result<()>> {
     let size = image.virtual_size();
-    // The placeholder of a file on another host is one hole.
-    let here = |image: &Image| {
-        let held = image.plain_file()?;
-        held.remote().is_none().then(|| held.clone())
-    };
-    if let Some(held) = here(image) {
+    if let Some(plain) = Plain::of(image) {
         let mut found = |range| found(range, Part::Data(Depth::Top));
-        return Some(file_data(held.file(), 0..size, &mut found));
+        return Some(plain.data(0..size, &mut found));
     }
     let (_, below) = image.scratch_over()?;
-    let below = here(&below)?;
+    let below = Plain::of(&below)?;
     match direct_overlay(image, Use::Guest) {
         Ok(overlay) => {
             let overlay = overlay?;
@@ -410,12 +406,40 @@ pub(crate) fn plain_parts(
                     );
                     Ok(())
                 }
-                None => file_data(below.file(), range, &mut |range| {
+                None => below.data(range, &mut |range| {
                     found(range, Part::Data(Depth::Below));
                 }),
             }))
         }
         Err(error) => Some(Err(io::Error::other(error))),
+    }
+}
+
+/// A file that is the disk byte for byte.
+enum Plain {
+    Here(Held),
+    /// On another host: of no part of it is known that it is a hole.
+    Elsewhere,
+}
+
+impl Plain {
+    fn of(image: &Image) -> Option<Self> {
+        if let Some(remote) = image.plain_remote() {
+            return (remote.size() == image.virtual_size()).then_some(Self::Elsewhere);
+        }
+        let held = image.plain_file().filter(|held| held.remote().is_none());
+        held.cloned().map(Self::Here)
+    }
+
+    /// Tells the data of a part.
+    fn data(&self, part: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
+        match self {
+            Self::Here(held) => file_data(held.file(), part, found),
+            Self::Elsewhere => {
+                found(part);
+                Ok(())
+            }
+        }
     }
 }
 

@@ -126,6 +126,66 @@ pub(super) struct Found {
     name: String,
 }
 
+/// Where the clusters of a volume are, for reads on any thread.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    disk: &'a dyn BlockRead,
+    start: u64,
+    len: u64,
+    cluster: u64,
+}
+
+impl Place<'_> {
+    pub(super) fn read_volume(&self, at: u64, buf: &mut [u8]) -> Fallible<()> {
+        at.checked_add(buf.len() as u64)
+            .filter(|end| *end <= self.len)
+            .ok_or("the data lies outside the partition")?;
+        Ok(self.disk.read_at(self.start + at, buf)?)
+    }
+
+    /// Fills `buf` from `offset`, which must lie inside the stream. One request per run.
+    pub(super) fn read_stream(&self, stream: &Stream, offset: u64, buf: &mut [u8]) -> Fallible<()> {
+        let (initialized, runs) = match &stream.data {
+            StreamData::Resident(value) => {
+                let part = usize::try_from(offset)
+                    .ok()
+                    .and_then(|at| value.get(at..at.checked_add(buf.len())?))
+                    .ok_or("reading past the end of a file")?;
+                buf.copy_from_slice(part);
+                return Ok(());
+            }
+            StreamData::Runs {
+                initialized, runs, ..
+            } => (*initialized, runs),
+        };
+        // What was never written reads as zeroes, whatever its clusters hold.
+        let valid = initialized.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let (mut buf, tail) = buf.split_at_mut(valid);
+        tail.fill(0);
+        let cluster = self.cluster;
+        let mut at = offset;
+        let mut next = runs.partition_point(|run| run.end() <= at / cluster);
+        while !buf.is_empty() {
+            let run = runs
+                .get(next)
+                .ok_or("the file has fewer clusters than bytes")?;
+            let end = run.end().saturating_mul(cluster);
+            let n = (end - at).min(buf.len() as u64) as usize;
+            let (part, rest) = buf.split_at_mut(n);
+            match run.lcn {
+                Some(lcn) => {
+                    self.read_volume(lcn * cluster + (at - run.vcn * cluster), part)?;
+                }
+                None => part.fill(0),
+            }
+            buf = rest;
+            at += n as u64;
+            next += 1;
+        }
+        Ok(())
+    }
+}
+
 /// An NTFS volume at `start` of a disk.
 pub struct NtfsVolume {
     disk: Arc<dyn BlockRead>,
@@ -204,10 +264,16 @@ impl NtfsVolume {
 
     /// Reads bytes of the volume; `at` is relative to its start.
     pub(super) fn read_volume(&self, at: u64, buf: &mut [u8]) -> Fallible<()> {
-        at.checked_add(buf.len() as u64)
-            .filter(|end| *end <= self.len)
-            .ok_or("the data lies outside the partition")?;
-        Ok(self.disk.read_at(self.start + at, buf)?)
+        self.place().read_volume(at, buf)
+    }
+
+    pub(super) fn place(&self) -> Place<'_> {
+        Place {
+            disk: self.disk.as_ref(),
+            start: self.start,
+            len: self.len,
+            cluster: u64::from(self.facts.cluster_size),
+        }
     }
 
     /// Appends a part of an attribute to those before it.
@@ -370,44 +436,7 @@ impl NtfsVolume {
 
     /// Fills `buf` from `offset`, which must lie inside the stream. One request per run.
     pub(super) fn read_stream(&self, stream: &Stream, offset: u64, buf: &mut [u8]) -> Fallible<()> {
-        let (initialized, runs) = match &stream.data {
-            StreamData::Resident(value) => {
-                let part = usize::try_from(offset)
-                    .ok()
-                    .and_then(|at| value.get(at..at.checked_add(buf.len())?))
-                    .ok_or("reading past the end of a file")?;
-                buf.copy_from_slice(part);
-                return Ok(());
-            }
-            StreamData::Runs {
-                initialized, runs, ..
-            } => (*initialized, runs),
-        };
-        // What was never written reads as zeroes, whatever its clusters hold.
-        let valid = initialized.saturating_sub(offset).min(buf.len() as u64) as usize;
-        let (mut buf, tail) = buf.split_at_mut(valid);
-        tail.fill(0);
-        let cluster = u64::from(self.facts.cluster_size);
-        let mut at = offset;
-        let mut next = runs.partition_point(|run| run.end() <= at / cluster);
-        while !buf.is_empty() {
-            let run = runs
-                .get(next)
-                .ok_or("the file has fewer clusters than bytes")?;
-            let end = run.end().saturating_mul(cluster);
-            let n = (end - at).min(buf.len() as u64) as usize;
-            let (part, rest) = buf.split_at_mut(n);
-            match run.lcn {
-                Some(lcn) => {
-                    self.read_volume(lcn * cluster + (at - run.vcn * cluster), part)?;
-                }
-                None => part.fill(0),
-            }
-            buf = rest;
-            at += n as u64;
-            next += 1;
-        }
-        Ok(())
+        self.place().read_stream(stream, offset, buf)
     }
 
     pub(super) fn read_all(

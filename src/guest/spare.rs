@@ -9,6 +9,8 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use super::fs::{FatWidth, fat, le16, le32};
 use super::ntfs_read::{BULK, Fallible, NtfsVolume, Stream};
@@ -57,6 +59,36 @@ impl Joiner<'_> {
         Ok(())
     }
 
+    /// Adds the free clusters of a part of a map, up to cluster `end`. `at`: where a cluster is.
+    fn add_unused(
+        &mut self,
+        first_byte: u64,
+        map: &[u8],
+        end: u64,
+        at: impl Fn(u64) -> u64,
+    ) -> io::Result<()> {
+        let mut first = first_byte * 8;
+        for word in map.chunks(WORD) {
+            let next = first + word.len() as u64 * 8;
+            match word {
+                // Most of a map is one or the other.
+                [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => {}
+                [0, 0, 0, 0, 0, 0, 0, 0] if next <= end => self.add(at(first)..at(next))?,
+                _ => {
+                    let bits = word
+                        .iter()
+                        .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1));
+                    let unused = (first..end).zip(bits).filter(|(_, bit)| *bit == 0);
+                    for (n, _) in unused {
+                        self.add(at(n)..at(n + 1))?;
+                    }
+                }
+            }
+            first = next;
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         let range = std::mem::take(&mut self.open);
         if range.is_empty() {
@@ -75,45 +107,42 @@ impl NtfsVolume {
         let start = self.start();
         let at = |n: u64| start + n * cluster;
         let mut free = Joiner { open: 0..0, found };
-        let mut piece = Vec::new();
         let bytes = clusters.div_ceil(8);
         let mut pieces = (0..bytes)
             .step_by(PIECE as usize)
             .filter(|byte| wanted(at(byte * 8)..at(((byte + PIECE) * 8).min(clusters))))
             .peekable();
+        let mut parts = Vec::new();
         while let Some(first_byte) = pieces.next() {
             // Neighbours are read in one go: each read may be a round trip to another host.
             let mut end_byte = (first_byte + PIECE).min(bytes);
             while end_byte - first_byte < BULK as u64 && pieces.next_if_eq(&end_byte).is_some() {
                 end_byte = (end_byte + PIECE).min(bytes);
             }
-            let end = (end_byte * 8).min(clusters);
-            piece.resize((end_byte - first_byte) as usize, 0);
-            self.read_stream(&bitmap, first_byte, &mut piece)?;
-            let mut at_byte = first_byte;
-            for word in piece.chunks(WORD) {
-                let first = at_byte * 8;
-                let clusters = word.len() as u64 * 8;
-                match word {
-                    // Most of a map is one or the other.
-                    [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => {}
-                    [0, 0, 0, 0, 0, 0, 0, 0] if first + clusters <= end => {
-                        free.add(at(first)..at(first + clusters))?;
-                    }
-                    _ => {
-                        let bits = word
-                            .iter()
-                            .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1));
-                        let unused = (first..end).zip(bits).filter(|(_, bit)| *bit == 0);
-                        for (n, _) in unused {
-                            free.add(at(n)..at(n + 1))?;
-                        }
+            parts.push(first_byte..end_byte);
+        }
+        // The next part is read while one is looked at, and what is free in it is zeroed.
+        let (sender, receiver) = sync_channel(1);
+        let (place, map) = (self.place(), &bitmap);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                for part in parts {
+                    let mut piece = vec![0; (part.end - part.start) as usize];
+                    let read = place.read_stream(map, part.start, &mut piece);
+                    let failed = read.is_err();
+                    // Nobody listens any more after an error of theirs.
+                    if sender.send(read.map(|()| (part, piece))).is_err() || failed {
+                        return;
                     }
                 }
-                at_byte += word.len() as u64;
+            });
+            for part in receiver {
+                let (part, piece) = part?;
+                let end = (part.end * 8).min(clusters);
+                free.add_unused(part.start, &piece, end, at)?;
             }
-        }
-        Ok(free.flush()?)
+            Ok(free.flush()?)
+        })
     }
 
     fn bitmap(&self) -> Fallible<Stream> {

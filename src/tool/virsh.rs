@@ -320,11 +320,12 @@ impl Virsh {
         let Some(text) = self.defined(domain, self.text(&[&script]))? else {
             return Ok(None);
         };
-        let (state, xml) = text
-            .find("<domain")
-            .map(|at| text.split_at(at))
-            .ok_or_else(|| ToolError::output(TOOL, "no domain XML"))?;
-        Ok(Some((parse_tick(state)?, xml.to_owned())))
+        match text.find("<domain").map(|at| text.split_at(at)) {
+            Some((state, xml)) => Ok(Some((parse_tick(state)?, xml.to_owned()))),
+            // It was undefined in between.
+            None if !self.uuids()?.contains(&domain) => Ok(None),
+            None => Err(ToolError::output(TOOL, "no domain XML")),
+        }
     }
 
     /// What was printed of a domain; `None` when it failed because there is none.

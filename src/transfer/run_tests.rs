@@ -299,7 +299,7 @@ fn a_line_names_only_what_was_flushed() {
                 };
                 lines += 1;
                 for [start, len] in serde_json::from_str::<Vec<[u64; 2]>>(&line[9..]).unwrap() {
-                    let named: Extents = [start..start + len].into_iter().collect();
+                    let named: Extents = std::iter::once(start..start + len).collect();
                     assert!(named.minus(&flushed).is_empty(), "{named:?} {flushed:?}");
                 }
             }
@@ -335,7 +335,7 @@ fn a_line_names_only_what_was_flushed() {
             Ok(())
         }
         fn start_writeback(&self, offset: u64, len: u64) {
-            let range: Extents = [offset..offset + len].into_iter().collect();
+            let range: Extents = std::iter::once(offset..offset + len).collect();
             assert!(range.minus(&self.written.lock().unwrap()).is_empty());
             self.begun.lock().unwrap().extend(&range);
         }

@@ -115,7 +115,12 @@ impl HttpsDial {
 
 impl Dial for HttpsDial {
     fn piece(&self) -> u64 {
-        6 * PIECE
+        8 * PIECE
+    }
+
+    /// One and a half pieces for each connection. No programs beside this one take memory.
+    fn ahead(&self) -> u64 {
+        96 << 20
     }
 
     fn dial(&self) -> Result<Box<dyn Connection>> {

@@ -250,6 +250,11 @@ impl Pool {
         self.shared.dial.piece()
     }
 
+    /// What may be fetched ahead.
+    pub(super) fn ahead(&self) -> u64 {
+        self.shared.dial.ahead()
+    }
+
     /// Asks, and waits for the answer.
     pub(super) fn call(&self, task: Task) -> Result<Output> {
         self.ask(task, true).wait()

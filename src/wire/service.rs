@@ -20,9 +20,6 @@ use super::upstream::{Meter, PIECE, Target, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
-/// What may be fetched ahead, of all files together: twice what is on its way from a server at 60 ms, so that
-/// no connection waits until a piece is used up.
-const AHEAD: u64 = 64 << 20;
 /// A stream is what went on for so long.
 const STREAM: u64 = 8 << 20;
 /// What is read ahead of a stream that was not announced: that part of its length so far.
@@ -271,7 +268,7 @@ impl Service {
         if flow.run < STREAM {
             return;
         }
-        let most = (flow.run / AHEAD_PART).min(AHEAD);
+        let most = (flow.run / AHEAD_PART).min(self.pool.ahead());
         let end = flow
             .next
             .saturating_add(most)
@@ -279,7 +276,7 @@ impl Service {
         let mut start = flow.ahead_end.max(flow.next);
         while start + PIECE <= end {
             let piece = self.pool.piece().min((end - start) / PIECE * PIECE);
-            if self.ahead.load(Ordering::Relaxed) + piece > AHEAD {
+            if self.ahead.load(Ordering::Relaxed) + piece > self.pool.ahead() {
                 return;
             }
             self.fetch_ahead(file, flow, start, piece);
@@ -299,7 +296,7 @@ impl Service {
             break;
         }
         let most = self.pool.piece();
-        while self.ahead.load(Ordering::Relaxed) + most <= AHEAD {
+        while self.ahead.load(Ordering::Relaxed) + most <= self.pool.ahead() {
             let Some(&(offset, length)) = flow.expected.get(flow.at.0) else {
                 return;
             };

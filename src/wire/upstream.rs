@@ -88,6 +88,12 @@ pub(super) trait Dial: Send + Sync {
     fn piece(&self) -> u64 {
         PIECE
     }
+
+    /// What may be fetched ahead, of all files together: twice what is on its way from a server at 60 ms, so that
+    /// no connection waits until a piece is used up.
+    fn ahead(&self) -> u64 {
+        64 << 20
+    }
 }
 
 /// What is asked for at a time.
