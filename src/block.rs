@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub trait BlockRead: Send + Sync {
     fn size(&self) -> u64;
     /// Fills `buf` from `offset`; reading past the end is an error.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// These ranges are going to be read, in this order.
+    fn expect(&self, _ranges: &[Range<u64>]) {}
 }
 
 /// Write access to a disk of fixed size.

@@ -2,6 +2,8 @@
 //! them together, then they are copied side by side with one progress. One failing stops the others. What
 //! is copied is recorded, so that an interrupted copy can continue ([`super::resume`]).
 
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
+use crate::block::{BlockRead, BlockWrite};
 use crate::check::{Check, CheckState};
 use crate::disk::ImageError;
 use crate::disk::chain::Image;
@@ -128,14 +131,38 @@ pub fn trimmed_overlay(source: &session::Disk, overlay: &Path) -> Result<(Image,
     Ok((overlay, trimmed))
 }
 
+/// A disk that is an overlay on a source, which is told what is going to be read.
+struct OverSource {
+    disk: Arc<dyn BlockWrite>,
+    source: Image,
+}
+
+impl BlockRead for OverSource {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.disk.read_at(offset, buf)
+    }
+
+    fn expect(&self, ranges: &[Range<u64>]) {
+        self.source.expect(ranges);
+    }
+}
+
 /// Trims the disk behind an open session whose guest was changed since it was opened.
 pub fn trim_session(
-    disk: &Arc<dyn crate::disk::BlockWrite>,
+    disk: &Arc<dyn BlockWrite>,
     layout: &crate::disk::layout::DiskLayout,
     source: &session::Disk,
     data: &DataMap,
 ) -> Result<DiskTrim> {
-    let guest = embedded::open_with(disk.clone(), layout, &source.keys)
+    let read = Arc::new(OverSource {
+        disk: disk.clone(),
+        source: source.image.clone(),
+    });
+    let guest = embedded::open_with(read, layout, &source.keys)
         .map_err(|e| Error::failed("opening the volumes for the trim").because(e))?;
     Ok(DiskTrim {
         disk: source.path.clone(),

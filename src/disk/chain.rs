@@ -328,6 +328,16 @@ impl Image {
         files.for_each(|file| file.file().prepare());
     }
 
+    /// Tells a disk on another host what of it is about to be read, so that it is fetched ahead.
+    pub(crate) fn expect(&self, ranges: &[Range<u64>]) {
+        if let Some(remote) = self.plain_remote() {
+            let lengths = ranges
+                .iter()
+                .map(|range| (range.start, range.end - range.start));
+            remote.file().expect(&lengths.collect::<Vec<_>>());
+        }
+    }
+
     /// Tells a source on another host what of it is about to be copied, so that it is fetched ahead and
     /// nothing else is.
     pub fn announce(&self) {

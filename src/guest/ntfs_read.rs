@@ -439,6 +439,25 @@ impl NtfsVolume {
         self.place().read_stream(stream, offset, buf)
     }
 
+    /// Tells the disk that parts of a stream are going to be read.
+    pub(super) fn expect(&self, stream: &Stream, parts: &[std::ops::Range<u64>]) {
+        let cluster = u64::from(self.facts.cluster_size);
+        let mut places = Vec::new();
+        for part in parts {
+            for run in stream.runs() {
+                let begin = run.vcn.saturating_mul(cluster);
+                let first = part.start.max(begin);
+                let end = part.end.min(run.end().saturating_mul(cluster));
+                if let Some(lcn) = run.lcn.filter(|_| first < end) {
+                    let inside = lcn.saturating_mul(cluster).saturating_add(first - begin);
+                    let start = self.start.saturating_add(inside);
+                    places.push(start..start.saturating_add(end - first));
+                }
+            }
+        }
+        self.disk.expect(&places);
+    }
+
     pub(super) fn read_all(
         &self,
         stream: &Stream,

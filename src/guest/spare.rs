@@ -121,6 +121,7 @@ impl NtfsVolume {
             }
             parts.push(first_byte..end_byte);
         }
+        self.expect(&bitmap, &parts);
         // The next part is read while one is looked at, and what is free in it is zeroed.
         let (sender, receiver) = sync_channel(1);
         let (place, map) = (self.place(), &bitmap);

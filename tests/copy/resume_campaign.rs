@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use hyper2kvm::disk::copy::free_space;
+
 use super::resume::{convert, recorded, recorded_ranges, with_data};
 use super::support::wire::Sshd;
 use super::support::{Lab, LoopOver, Mounted, TOOLS, finish, have, text, tool};
@@ -191,6 +193,14 @@ impl Copies {
             assert!(number(&report, "resumed") >= recorded, "{report}");
         }
         fs::remove_dir_all(&out).unwrap();
+        // What a program that is just ending had open takes its room for a moment longer.
+        let begin = Instant::now();
+        while self.kind == Kind::Full && begin.elapsed() < Duration::from_secs(20) {
+            if free_space(&self.folder).unwrap() > self.bytes + 300 * MIB {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         for device in &self.devices {
             // Not with `-z`, which allocates all of the file behind the device.
             tool("blkdiscard", &[text(&device.0)]);
