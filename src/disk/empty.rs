@@ -224,6 +224,18 @@ mod tests {
     use crate::tool::qemu_img;
     use crate::tool::spec::Spec;
 
+    /// What `qemu-img info` says of a file in which `qemu-img check` finds nothing wrong.
+    fn sound(path: &Path) -> serde_json::Value {
+        let show = |args: &[&str]| {
+            let cmd = crate::tool::Cmd::new("qemu-img").args(args);
+            let said = cmd.args(["-f", "qcow2", "--"]).arg(path).run().unwrap();
+            String::from_utf8(said.stdout).unwrap()
+        };
+        let said = show(&["check"]);
+        assert!(said.contains("No errors were found"), "{said}");
+        serde_json::from_str(&show(&["info", "--output=json"])).unwrap()
+    }
+
     /// `qemu-img` is the judge.
     #[test]
     fn qemu_takes_it_for_an_empty_disk() {
@@ -243,13 +255,7 @@ mod tests {
             let info = qemu_img::info(&spec).unwrap();
             assert_eq!(info.virtual_size, size.next_multiple_of(512));
             assert_eq!(info.backing_filename, None);
-            let out = crate::tool::Cmd::new("qemu-img")
-                .args(["check", "-f", "qcow2", "--"])
-                .arg(&path)
-                .run()
-                .unwrap();
-            let said = String::from_utf8_lossy(&out.stdout).into_owned();
-            assert!(said.contains("No errors were found"), "{said}");
+            sound(&path);
             // What is there is not written over.
             assert!(create_qcow2(&path, size).is_err());
             assert!(create_large_overlay(&path, size).is_err());
@@ -257,17 +263,10 @@ mod tests {
         for size in [512, 256 << 30, 2 << 40, LARGEST] {
             let path = dir.path().join("large");
             create_large_overlay(&path, size).unwrap();
-            let show = |args: &[&str]| {
-                let cmd = crate::tool::Cmd::new("qemu-img").args(args).arg(&path);
-                String::from_utf8(cmd.run().unwrap().stdout).unwrap()
-            };
-            let info = show(&["info", "--output=json", "-f", "qcow2"]);
-            let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+            let info = sound(&path);
             assert_eq!(info["virtual-size"], size);
             assert_eq!(info["cluster-size"], 2 << 20);
             assert_eq!(info["format-specific"]["data"]["extended-l2"], true);
-            let said = show(&["check", "-f", "qcow2"]);
-            assert!(said.contains("No errors were found"), "{said}");
             std::fs::remove_file(&path).unwrap();
         }
         assert!(create_qcow2(&dir.path().join("x"), LARGEST + 512).is_err());
@@ -285,18 +284,11 @@ mod tests {
             let path = dir.path().join(format!("{size}-over.qcow2"));
             let file = File::open(&below).unwrap();
             create_over(&path, &file, &below).unwrap();
-            let show = |args: &[&str]| {
-                let cmd = crate::tool::Cmd::new("qemu-img").args(args).arg(&path);
-                String::from_utf8(cmd.run().unwrap().stdout).unwrap()
-            };
-            let info = show(&["info", "--output=json", "-f", "qcow2"]);
-            let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+            let info = sound(&path);
             assert_eq!(info["virtual-size"], size);
             assert_eq!(info["cluster-size"], cluster);
             assert_eq!(info["backing-filename"], below.to_str().unwrap());
             assert_eq!(info["backing-filename-format"], "qcow2");
-            let said = show(&["check", "-f", "qcow2"]);
-            assert!(said.contains("No errors were found"), "{said}");
             assert!(create_over(&path, &file, &below).is_err(), "it is there");
             std::fs::remove_file(&path).unwrap();
             let name = |len: usize| PathBuf::from("/".repeat(len));
