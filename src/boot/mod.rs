@@ -243,7 +243,7 @@ pub(crate) fn local(uri: &str) -> Result<()> {
         .hint("run hyper2kvm boot on the host the machine is to run on"))
 }
 
-/// The same, unless another run has it.
+/// Locks an output directory, unless another run has it: nothing is waited for.
 pub(crate) fn lock_if_free(folder: &Path) -> Option<FileLock> {
     let open = fs::File::open(folder).ok()?;
     FileLock::take(&open, LOCK.as_ref(), folder, true).ok()?
