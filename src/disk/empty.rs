@@ -68,17 +68,8 @@ pub(crate) fn create_over(path: &Path, below: &File, name: &Path) -> io::Result<
     if !can_create(size) {
         return Err(too_large(size));
     }
-    let shape = match has_large_clusters(size) {
-        true => OVERLAY,
-        false => PLAIN,
-    };
     let naming = naming(name)?;
-    shape.write(&create(path)?, size, &naming)
-}
-
-/// Whether an overlay of a disk of that size has large clusters.
-pub(super) fn has_large_clusters(size: u64) -> bool {
-    size >= LARGE
+    Shape::of_overlay(size).write(&create(path)?, size, &naming)
 }
 
 fn create(path: &Path) -> io::Result<File> {
@@ -99,13 +90,13 @@ fn naming(below: &Path) -> io::Result<Naming> {
     Ok(Naming(name))
 }
 
-/// Creates an empty image that is to take writes over another one, in clusters of 2 MiB with subclusters of 64 KiB
-/// (`extended_l2`, QEMU 5.2): the tables of a large disk are small then.
-pub fn create_large_overlay(path: &Path, virtual_size: u64) -> io::Result<()> {
+/// Creates an empty image that is to take writes over another one, and names none: of a large disk in clusters of 2 MiB
+/// with subclusters of 64 KiB (`extended_l2`, QEMU 5.2), whose tables are small.
+pub fn create_overlay(path: &Path, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));
     }
-    OVERLAY.write(&create(path)?, virtual_size, &Naming::NONE)
+    Shape::of_overlay(virtual_size).write(&create(path)?, virtual_size, &Naming::NONE)
 }
 
 /// An empty image into a file that is there, and empty.
@@ -159,6 +150,14 @@ impl Naming {
 }
 
 impl Shape {
+    /// Of an overlay of a disk of that size.
+    fn of_overlay(virtual_size: u64) -> Self {
+        match virtual_size >= LARGE {
+            true => OVERLAY,
+            false => PLAIN,
+        }
+    }
+
     fn write(&self, file: &File, virtual_size: u64, naming: &Naming) -> io::Result<()> {
         let cluster = 1 << self.cluster_bits;
         let size = virtual_size.next_multiple_of(512);
@@ -258,11 +257,15 @@ mod tests {
             sound(&path);
             // What is there is not written over.
             assert!(create_qcow2(&path, size).is_err());
-            assert!(create_large_overlay(&path, size).is_err());
+            assert!(create_overlay(&path, size).is_err());
         }
         for size in [512, 256 << 30, 2 << 40, LARGEST] {
             let path = dir.path().join("large");
-            create_large_overlay(&path, size).unwrap();
+            match size {
+                512 => OVERLAY.write(&create(&path).unwrap(), size, &Naming::NONE),
+                size => create_overlay(&path, size),
+            }
+            .unwrap();
             let info = sound(&path);
             assert_eq!(info["virtual-size"], size);
             assert_eq!(info["cluster-size"], 2 << 20);

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use super::cache::Cached;
 use super::chain::Image;
-use super::empty::{create_large_overlay, create_qcow2, has_large_clusters};
+use super::empty::create_overlay;
 use super::error::ImageError;
 use super::hold::Held;
 use super::nbd::{Nbd, Patience};
@@ -175,11 +175,7 @@ impl Export<dyn BlockWrite> {
         }
         let image = image.with_overlay(overlay)?;
         let size = image.virtual_size();
-        match has_large_clusters(size) {
-            true => create_large_overlay(image.path(), size),
-            false => create_qcow2(image.path(), size),
-        }
-        .map_err(|e| ImageError::from_io(overlay, e))?;
+        create_overlay(image.path(), size).map_err(|e| ImageError::from_io(overlay, e))?;
         Self::open_writable_for(&image, reach)
     }
 
