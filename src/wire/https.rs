@@ -210,7 +210,11 @@ impl Https {
                     let to = header(answer.headers(), "location").unwrap_or_default();
                     target = self.followed(at, &target, to)?;
                     if redirects > MAX_REDIRECTS {
-                        return Err(denied(at, "the server redirects without an end", ""));
+                        return Err(denied(
+                            at,
+                            "the server redirects without an end",
+                            "see what serves this URL: look into the server's log",
+                        ));
                     }
                 }
                 _ => {
@@ -326,7 +330,13 @@ impl Https {
     fn range(&self, at: &Location, first: u64, length: u64) -> Result<(Vec<u8>, Identity)> {
         let last = first + length - 1;
         let answer = self.get(at, Some((first, last)))?;
-        let status = answer.status();
+        let status = match answer.status() {
+            // The whole of an empty file: nginx has no other answer.
+            StatusCode::OK if header(answer.headers(), "content-length") == Some("0") => {
+                StatusCode::RANGE_NOT_SATISFIABLE
+            }
+            status => status,
+        };
         if status != StatusCode::PARTIAL_CONTENT {
             return Err(refused(at, status, answer.headers()));
         }
@@ -587,7 +597,7 @@ impl Connection for Https {
             Ok(_) => Err(denied(
                 at,
                 "the server does not tell the size of the file",
-                "",
+                "see what serves this URL: a proxy in between may be at fault",
             )),
             // An empty file has no first byte.
             Err(WireError::OutOfRange { .. }) => Ok(Identity {

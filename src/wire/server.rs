@@ -40,6 +40,9 @@ const MAX_READ: u32 = 32 << 20;
 /// What we announce.
 const BLOCK_SIZES: [u32; 3] = [1, 64 << 10, 8 << 20];
 const MAX_OPTION: u32 = 16 << 10;
+/// Files are exported with as many zeroes as this takes: QEMU reads whole sectors, and of a last one that is
+/// shorter it waits for the rest.
+const UNIT: u64 = 512;
 /// Requests of one connection that are worked on at a time.
 const HANDLERS: usize = 16;
 /// What all replies that are not sent yet may hold; one that is larger goes alone.
@@ -126,6 +129,10 @@ struct Client {
     no_zeroes: bool,
 }
 
+fn exported(file: &Opened) -> u64 {
+    (file.target.identity.size.div_ceil(UNIT)).saturating_mul(UNIT)
+}
+
 /// What an option led to.
 enum Haggled {
     More,
@@ -210,7 +217,7 @@ impl Client {
         let Some(file) = self.named(name) else {
             return Ok(Haggled::End);
         };
-        let mut message = file.target.identity.size.to_be_bytes().to_vec();
+        let mut message = exported(&file).to_be_bytes().to_vec();
         message.extend(EXPORT_FLAGS.to_be_bytes());
         if !self.no_zeroes {
             message.extend([0; 124]);
@@ -233,7 +240,7 @@ impl Client {
             return self.reply(option, REP_ERROR_UNKNOWN, b"no such export");
         };
         let mut info = INFO_EXPORT.to_be_bytes().to_vec();
-        info.extend(file.target.identity.size.to_be_bytes());
+        info.extend(exported(&file).to_be_bytes());
         info.extend(EXPORT_FLAGS.to_be_bytes());
         self.reply(option, REP_INFO, &info)?;
         if asked
@@ -266,10 +273,9 @@ impl Client {
             if magic != REQUEST_MAGIC {
                 return Ok(());
             }
-            let size = file.target.identity.size;
             let inside = offset
                 .checked_add(u64::from(length))
-                .is_some_and(|end| end <= size);
+                .is_some_and(|end| end <= exported(file));
             let error = match kind {
                 CMD_READ if inside && length <= MAX_READ => {
                     self.service.note(file, offset, u64::from(length));
@@ -331,13 +337,19 @@ fn answer(
     (cookie, offset, length): Request,
     output: &Mutex<UnixStream>,
 ) -> io::Result<()> {
-    let read = service.read(file, offset, length as usize);
+    let there = file.target.identity.size.saturating_sub(offset);
+    let there = there.min(length.into()) as usize;
+    let read = match there {
+        0 => Ok(Vec::new().into()),
+        there => service.read(file, offset, there),
+    };
     let lock = || output.lock().unwrap_or_else(PoisonError::into_inner);
     match read {
         Ok(answer) => {
             let mut output = lock();
             output.write_all(&head(cookie, 0))?;
-            output.write_all(answer.bytes())
+            output.write_all(answer.bytes())?;
+            output.write_all(&vec![0; length as usize - there])
         }
         Err(error) => {
             tracing::debug!("reading {offset}+{length}: {error}");

@@ -288,6 +288,35 @@ fn names_addresses_and_formats_are_read_as_they_are_here() {
     assert_eq!(common(facts(there)), here);
 }
 
+/// QEMU reads whole sectors, whatever the length of a file.
+#[test]
+fn files_of_odd_lengths_and_empty_ones_are_read_as_they_are_here() {
+    if !ready(&[&Sshd::TOOLS[..], &Nginx::TOOLS].concat()) {
+        return;
+    }
+    let lab = Lab::small();
+    fs::copy(&lab.raw, lab.path("odd.raw")).unwrap();
+    let odd = fs::File::options().write(true).open(lab.path("odd.raw"));
+    odd.and_then(|odd| odd.set_len(lab.spec.disk_size + 4096 + 100))
+        .unwrap();
+    fs::write(lab.path("empty.raw"), "").unwrap();
+    let here = run("inspect", text(&lab.path("odd.raw")), &[], &[]).expect(0);
+    let here = facts(here.json());
+    let (sshd, nginx) = (Sshd::start(), Nginx::start(lab.dir.path()));
+    for reach in [
+        &|name: &str| (nginx.url(name), nginx.options()) as (String, Vec<String>),
+        &|name: &str| (sshd.url(&lab.path(name)), sshd.options()),
+    ] as [&dyn Fn(&str) -> (String, Vec<String>); 2]
+    {
+        let (url, options) = reach("odd.raw");
+        let there = run("inspect", &url, &options, &[]).expect(0).json();
+        assert_eq!(facts(there), here, "{url}");
+        let (url, options) = reach("empty.raw");
+        let said = run("inspect", &url, &options, &[]).expect(1).stderr;
+        assert!(said.contains("is empty (0 bytes)"), "{said}");
+    }
+}
+
 #[test]
 fn a_vm_that_runs_or_has_a_newer_snapshot_is_noticed_there() {
     if !ready(&[&Sshd::TOOLS[..], &Nginx::TOOLS].concat()) {

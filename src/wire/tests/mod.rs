@@ -335,6 +335,23 @@ fn connections_are_made_ahead_and_not_all_at_once() {
 }
 
 #[test]
+fn a_last_sector_that_is_cut_short_is_followed_by_zeroes() {
+    let bench = Bench::easy(Script::default());
+    const LENGTH: u64 = SIZE - 412;
+    bench.script.size.store(LENGTH, Ordering::SeqCst);
+    bench.service.open(&Location::command("other")).unwrap();
+    let stream = UnixStream::connect(&bench.socket).unwrap();
+    let client = Nbd::handshake(stream, "other", SOON).unwrap();
+    assert_eq!(client.size(), SIZE);
+    for (offset, length) in [(LENGTH - 1000, 1412), (LENGTH - 100, 512), (LENGTH, 412)] {
+        let mut bytes = vec![9; length];
+        client.read_at(offset, &mut bytes).unwrap();
+        let (there, after) = bytes.split_at((LENGTH - offset) as usize);
+        assert!(right(offset, there) && after.iter().all(|b| *b == 0));
+    }
+}
+
+#[test]
 fn only_a_long_stream_is_read_ahead_of_and_by_little() {
     let bench = Bench::easy(Script::default());
     let client = bench.client();
