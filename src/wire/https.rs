@@ -114,6 +114,10 @@ impl HttpsDial {
 }
 
 impl Dial for HttpsDial {
+    fn may_prepare(&self) -> bool {
+        true
+    }
+
     fn piece(&self) -> u64 {
         8 * PIECE
     }
@@ -635,6 +639,15 @@ impl Connection for Https {
 
     fn depth(&self) -> usize {
         1
+    }
+
+    /// Three round trips go by before the first answer on a connection.
+    fn prepare(&mut self, target: &Arc<Target>) -> Result<()> {
+        if target.identity.size == 0 {
+            return Ok(());
+        }
+        let (_, now) = self.range(&target.at, 0, 1)?;
+        unchanged(target, &now)
     }
 
     fn send(&mut self, token: u64, wanted: &Wanted) -> Result<()> {

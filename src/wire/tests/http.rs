@@ -1,12 +1,15 @@
 //! Web servers that lie, break off and stall, over TLS: every fault ends in the right bytes or in an error that
 //! says what is wrong.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::{Access, Location, Wire, WireError};
 use super::hostile::{Asked, End, FAULTS, Server, certificate, partial, spoil, status};
+use super::real::client;
 use super::{pattern, right};
+use crate::block::BlockRead;
 
 const SIZE: u64 = 3 << 20;
 
@@ -131,6 +134,49 @@ fn believes_only_206_and_never_asks_with_head() {
             !error.is_passing() && start.elapsed() < Duration::from_secs(2),
             "{error}"
         );
+    }
+}
+
+#[test]
+fn connections_are_made_ahead_and_made_again_where_the_server_ends_what_is_idle() {
+    const CONNECTIONS: u32 = 4;
+    for kept in [true, false] {
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counted = accepted.clone();
+        let (config, pem, fingerprint) = certificate();
+        let config = move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            config.clone()
+        };
+        let server = Server::with(config, &pem, fingerprint, move |asked| match good(asked) {
+            (bytes, _) if !kept && !is_large(asked) => (bytes, End::Close),
+            answer => answer,
+        });
+        let access = Access {
+            connections: Some(CONNECTIONS),
+            ..server.access()
+        };
+        let at = server.at("/d");
+        let wire = Wire::connect(&at, &access).unwrap();
+        let remote = wire.open(&at).unwrap();
+        remote.prepare().unwrap();
+        let asked = || server.asked.lock().unwrap().len();
+        let start = Instant::now();
+        while asked() < CONNECTIONS as usize {
+            assert!(start.elapsed() < Duration::from_secs(5), "{}", asked());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        // A byte for the size, and one over each of the others.
+        assert_eq!(asked(), CONNECTIONS as usize);
+        assert_eq!(wire.fetched(), u64::from(CONNECTIONS));
+        let made = accepted.load(Ordering::SeqCst);
+        assert_eq!(made, CONNECTIONS as usize);
+        let mut bytes = vec![0; SIZE as usize];
+        client(&remote).read_at(0, &mut bytes).unwrap();
+        assert!(right(0, &bytes));
+        assert_eq!(accepted.load(Ordering::SeqCst) == made, kept);
+        assert!(wire.trouble().is_none());
     }
 }
 

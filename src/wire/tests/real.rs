@@ -30,7 +30,7 @@ fn ssh_access(sshd: &Sshd) -> Access {
     }
 }
 
-fn client(remote: &Remote) -> Nbd {
+pub(super) fn client(remote: &Remote) -> Nbd {
     let stream = UnixStream::connect(&remote.socket).unwrap();
     Nbd::handshake(stream, &remote.export, SOON).unwrap()
 }
