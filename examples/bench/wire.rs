@@ -2,9 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,9 +16,47 @@ use serde_json::{Map, Value, json};
 use super::servers::{Line, Nginx, Sshd, installed};
 use super::{Disk, Lab, MIB, build, median, run, seconds};
 
-/// Before each run that is timed: a virtual machine returns unused memory to its host within seconds, and writing takes
-/// half as long again until it has that anew. A run that follows another at once would have an advantage.
-const SETTLED: Duration = Duration::from_secs(8);
+/// Memory that the copy is going to take. A virtual machine returns unused memory to its host within seconds, and a
+/// file grows half as fast until it has that anew: a distant source, which is inspected for longer, would be copied
+/// into other memory than a near one. So all of it is in use, and given back piece by piece as the copy grows.
+struct Warm {
+    runs: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Warm {
+    const PIECE: u64 = 16 * MIB;
+    /// Given back before it is needed.
+    const FREE: u64 = 256 * MIB;
+
+    /// `copy` is the file that is going to grow.
+    fn new(bytes: u64, copy: PathBuf) -> Self {
+        let mut pieces: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..(bytes + Self::FREE) / Self::PIECE {
+            let mut piece = vec![0; Self::PIECE as usize];
+            piece.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+            pieces.push(piece);
+        }
+        let runs = Arc::new(AtomicBool::new(true));
+        let going = runs.clone();
+        let thread = thread::spawn(move || {
+            while going.load(Ordering::Relaxed) && !pieces.is_empty() {
+                let there = fs::metadata(&copy).map(|file| file.blocks() * 512);
+                let kept = there.map_or(u64::MAX, |there| bytes.saturating_sub(there));
+                while pieces.len() as u64 * Self::PIECE > kept {
+                    drop(std::hint::black_box(pieces.pop()));
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Self { runs, thread }
+    }
+
+    fn end(self) {
+        self.runs.store(false, Ordering::Relaxed);
+        let _ = self.thread.join();
+    }
+}
 
 /// How a disk is reached.
 struct Reach {
@@ -69,9 +110,13 @@ impl Lab {
     }
 
     /// MiB of live data a second while it copies.
-    fn rate_from(&self, reach: &Reach) -> Result<f64> {
-        thread::sleep(SETTLED);
-        let report = self.convert_from(reach)?;
+    fn rate_from(&self, mib: u64, reach: &Reach) -> Result<f64> {
+        let _ = fs::remove_dir_all(self.dir.join("out"));
+        let copy = self.dir.join(".out.partial").join("vm.raw");
+        let memory = Warm::new(mib * MIB, copy);
+        let report = self.convert_from(reach);
+        memory.end();
+        let report = report?;
         let live = report["bytes"]["read"].as_u64().context("bytes.read")?;
         Ok(live as f64 / MIB as f64 / seconds(&report, "copy_s"))
     }
@@ -82,7 +127,7 @@ impl Lab {
         let options = sshd.options();
         let url = sshd.url(disk);
         let host = url.trim_start_matches("ssh://").split(':').next();
-        thread::sleep(SETTLED);
+        let memory = Warm::new(fs::metadata(disk)?.len(), to.clone());
         let start = Instant::now();
         run(Command::new("sftp")
             .args(["-q", "-P", &sshd.port.to_string(), "-i", &options[1]])
@@ -92,6 +137,7 @@ impl Lab {
         let fetched = File::open(&to)?;
         fetched.sync_all()?;
         let taken = start.elapsed().as_secs_f64();
+        memory.end();
         let mib = fetched.metadata()?.len() as f64 / MIB as f64;
         fs::remove_file(to)?;
         Ok(mib / taken)
@@ -133,18 +179,18 @@ pub fn wire(lab: &Lab, mib: u64) -> Result<Value> {
     const DISTANCES: [u64; 3] = [0, 20, 60];
     let mut far: [[Vec<f64>; 3]; 2] = Default::default();
     for _ in 0..lab.rounds {
-        let rate = lab.rate_from(&reach_ssh(&sshd, &disk, None)?)?;
+        let rate = lab.rate_from(mib, &reach_ssh(&sshd, &disk, None)?)?;
         let sftp = lab.sftp(&sshd, &disk)?;
         pairs.push(rate / sftp);
         ours.push(rate);
         theirs.push(sftp);
-        https.push(lab.rate_from(&reach_https(&nginx, &disk, None)?)?);
+        https.push(lab.rate_from(mib, &reach_https(&nginx, &disk, None)?)?);
         for (i, milliseconds) in DISTANCES.into_iter().enumerate() {
             let latency = Duration::from_millis(milliseconds);
             let line = Line::to(sshd.port, latency);
-            far[0][i].push(lab.rate_from(&reach_ssh(&sshd, &disk, Some(&line))?)?);
+            far[0][i].push(lab.rate_from(mib, &reach_ssh(&sshd, &disk, Some(&line))?)?);
             let line = Line::to(nginx.port, latency);
-            far[1][i].push(lab.rate_from(&reach_https(&nginx, &disk, Some(&line))?)?);
+            far[1][i].push(lab.rate_from(mib, &reach_https(&nginx, &disk, Some(&line))?)?);
         }
     }
     let (ours, theirs, pairs) = (median(ours), median(theirs), median(pairs));
