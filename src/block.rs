@@ -13,6 +13,9 @@ use std::thread;
 
 use rustix::fs::{Advice, fadvise};
 
+/// Where bytes in memory begin that may be written past the page cache.
+pub(crate) const ALIGN: usize = 4096;
+
 /// Read-only access to a disk of fixed size.
 pub trait BlockRead: Send + Sync {
     /// Size in bytes.
@@ -125,10 +128,6 @@ impl BlockWrite for FileDisk {
 
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
-    }
-
-    fn start_writeback(&self, offset: u64, len: u64) {
-        start_writeback(&self.file, offset, len);
     }
 }
 

@@ -17,12 +17,13 @@ use serde_json::{Value, json};
 
 use super::chain::Image;
 use super::detect::Format;
+use super::direct::RawTarget;
 use super::empty;
 use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::writer::Qcow2Writer;
 use super::{reflink, tables};
-use crate::block::{BlockRead, BlockWrite, FileDisk};
+use crate::block::{BlockRead, BlockWrite};
 use crate::error::{Blocker, ErrorKind};
 use crate::timeline;
 use crate::tool::spec::Spec;
@@ -261,7 +262,7 @@ pub fn copy(
         let _span = timeline::span("create the copy");
         begin(source, target, how)?
     };
-    let into = open(source, target, how)?;
+    let into = Into::open(target, source.virtual_size(), (format, compress))?;
     let shared = share(source, target, how, journal.as_ref()).map_err(io_error)?;
     // Nothing of that is recorded: an interrupted copy begins again, which costs next to nothing.
     let is_shared = shared.is_some();
@@ -432,49 +433,50 @@ fn known_by(meta: &std::fs::Metadata) -> Value {
 }
 
 /// The target, open for the copy.
-enum Into {
+pub(super) enum Into {
     File(Arc<dyn BlockWrite>),
     /// Behind a storage daemon.
     Image(Export<dyn BlockWrite>),
 }
 
 impl Into {
-    fn disk(&self) -> Arc<dyn BlockWrite> {
+    /// A target that is there. What hyper2kvm has made itself needs no storage daemon.
+    pub(super) fn open(
+        target: &Path,
+        size: u64,
+        (format, compress): (TargetFormat, bool),
+    ) -> Result<Self> {
+        let io_error = |source| CopyError::Io {
+            path: target.into(),
+            source,
+        };
+        let file = File::options().read(true).write(true).open(target);
+        let file = file.map_err(io_error)?;
+        if format == TargetFormat::Raw {
+            return Ok(Self::File(Arc::new(RawTarget::new(file, size))));
+        }
+        if !compress && let Some(writer) = Qcow2Writer::open(file, size).map_err(io_error)? {
+            return Ok(Self::File(Arc::new(writer)));
+        }
+        let image = Image::target(target, Format::QCOW2, size, compress);
+        Ok(Self::Image(Export::<dyn BlockWrite>::open_as_target(
+            &image,
+        )?))
+    }
+
+    pub(super) fn disk(&self) -> Arc<dyn BlockWrite> {
         match self {
             Self::File(file) => file.clone(),
             Self::Image(export) => export.disk(),
         }
     }
 
-    fn close(self) -> Result<()> {
+    pub(super) fn close(self) -> Result<()> {
         match self {
             Self::File(_) => Ok(()),
             Self::Image(export) => Ok(export.close()?),
         }
     }
-}
-
-fn open(source: &Image, target: &Path, how: &CopyOptions) -> Result<Into> {
-    let io_error = |source| CopyError::Io {
-        path: target.into(),
-        source,
-    };
-    let size = source.virtual_size();
-    if how.format == TargetFormat::Raw {
-        let file = FileDisk::open_rw(target).map_err(io_error)?;
-        return Ok(Into::File(Arc::new(file)));
-    }
-    if !how.compress {
-        let file = File::options().read(true).write(true).open(target);
-        let file = file.map_err(io_error)?;
-        if let Some(writer) = Qcow2Writer::open(file, size).map_err(io_error)? {
-            return Ok(Into::File(Arc::new(writer)));
-        }
-    }
-    let image = Image::target(target, Format::QCOW2, size, how.compress);
-    Ok(Into::Image(Export::<dyn BlockWrite>::open_as_target(
-        &image,
-    )?))
 }
 
 /// Refuses when copies that take `needed` bytes will not fit into `folder`, before anything is written.

@@ -15,16 +15,17 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
 use super::chain::Image;
 use super::copy::{self, CopyError, CopyOptions, Nothing, convert_error};
+use super::direct::RawTarget;
 use super::error::ImageError;
 use super::export::{Export, ExportError};
 use super::hold::{self, Held, Use};
 use super::kernel;
-use crate::block::{BlockRead, BlockWrite, FileDisk, check_range, start_writeback};
+use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::error::{Error, ErrorKind};
 use crate::failpoint;
 use crate::tool::pass::Passed;
@@ -232,7 +233,9 @@ impl Device {
         let mut rest = Extents::whole(size);
         rest.remove(0..head.len() as u64);
         let data = copy::ranges(source, how)?.within(&rest);
-        let target: Arc<dyn BlockWrite> = Arc::new(Zeroable(self.file.clone(), size));
+        let file = self.file.try_clone();
+        let file = file.map_err(|source| self.io_error(source))?;
+        let target: Arc<dyn BlockWrite> = Arc::new(RawTarget::new(file, size));
         let failed = |e| CopyError::of(e, source.path(), &self.path);
         if zeroes == Zeroes::Write {
             Transfer {
@@ -391,55 +394,6 @@ fn unfinished(len: usize, name: &str) -> Vec<u8> {
 
 fn known_by(name: &str, zeroes: Zeroes) -> Value {
     json!({"device": name, "blank": zeroes == Zeroes::Leave})
-}
-
-/// The start of a device as the target of a copy.
-struct Zeroable(Arc<File>, u64);
-
-impl BlockRead for Zeroable {
-    fn size(&self) -> u64 {
-        self.1
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(buf, offset)
-    }
-}
-
-impl BlockWrite for Zeroable {
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        check_range(offset, data.len() as u64, self.1)?;
-        self.0.write_all_at(data, offset)
-    }
-
-    /// By discarding where that leaves zeroes, else by the device's or the kernel's own writing.
-    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
-        check_range(offset, len, self.1)?;
-        let discard = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        if [discard, zero]
-            .iter()
-            .any(|how| fallocate(&self.0, *how, offset, len).is_ok())
-        {
-            return Ok(());
-        }
-        let zeroes = vec![0; len.min(1 << 20) as usize];
-        let mut at = offset;
-        while at < offset + len {
-            let n = (offset + len - at).min(zeroes.len() as u64);
-            self.0.write_all_at(&zeroes[..n as usize], at)?;
-            at += n;
-        }
-        Ok(())
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-
-    fn start_writeback(&self, offset: u64, len: u64) {
-        start_writeback(&self.0, offset, len);
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,10 +14,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::direct::DirectFile;
 use super::empty::{
     CLUSTER, COUNT_BLOCK, COUNTS, LEVEL_1, PER_ENTRY, can_create, first_free, header,
 };
-use crate::block::{BlockRead, BlockWrite, check_range, start_writeback};
+use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::bytes::be64;
 
 /// Bits 9 to 55 of an entry: where its cluster is.
@@ -30,12 +31,10 @@ const ENTRIES: u64 = CLUSTER / 8;
 const COUNTED: u64 = CLUSTER / 2;
 /// Tables in memory, 8 MiB: 64 GiB of a disk. Those of a copy are next to each other.
 const MOST_TABLES: usize = 128;
-/// What is zeroed at once.
-static ZEROES: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
 
 /// A qcow2 that is being filled.
 pub(super) struct Qcow2Writer {
-    file: File,
+    file: DirectFile,
     size: u64,
     tables: Mutex<Tables>,
 }
@@ -91,7 +90,7 @@ impl Qcow2Writer {
             return Ok(None);
         };
         Ok(Some(Self {
-            file,
+            file: DirectFile::new(file),
             size,
             tables: Mutex::new(tables),
         }))
@@ -104,7 +103,7 @@ impl Qcow2Writer {
     /// Bytes of the file; its last cluster may be written in part.
     fn read_file(&self, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
         while !buf.is_empty() {
-            match self.file.read_at(buf, at) {
+            match self.file.file().read_at(buf, at) {
                 Ok(0) => {
                     buf.fill(0);
                     return Ok(());
@@ -129,7 +128,7 @@ impl Qcow2Writer {
         while at < end {
             let inside = at % CLUSTER;
             let len = (CLUSTER - inside).min(end - at) as usize;
-            let host = tables.place(&self.file, at / CLUSTER, allocate)?;
+            let host = tables.place(self.file.file(), at / CLUSTER, allocate)?;
             let host = host.map(|cluster| cluster + inside);
             match parts.last_mut() {
                 Some(last) if last.host.map(|at| at + last.len as u64) == host => last.len += len,
@@ -179,11 +178,8 @@ impl BlockWrite for Qcow2Writer {
         while len > 0 {
             let now = len.min(PER_ENTRY) as usize;
             for part in self.parts(offset, now, false)? {
-                let mut done = 0;
-                while let Some(host) = part.host.filter(|_| done < part.len) {
-                    let zeroes = &ZEROES[..ZEROES.len().min(part.len - done)];
-                    self.file.write_all_at(zeroes, host + done as u64)?;
-                    done += zeroes.len();
+                if let Some(host) = part.host {
+                    self.file.zero_at(host, part.len as u64)?;
                 }
             }
             offset += now as u64;
@@ -193,14 +189,14 @@ impl BlockWrite for Qcow2Writer {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.lock().write(&self.file)?;
+        self.lock().write(self.file.file())?;
         self.file.sync_data()
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
         for part in self.parts(offset, len as usize, false).unwrap_or_default() {
             if let Some(host) = part.host {
-                start_writeback(&self.file, host, part.len as u64);
+                self.file.start_writeback(host, part.len as u64);
             }
         }
     }
@@ -355,8 +351,10 @@ impl Tables {
             cluster = stop.min(self.end);
         }
         self.counted = self.end;
-        // The last cluster may be written in part.
-        file.set_len(self.end * CLUSTER)?;
+        // The last cluster may be written in part. Growing a file waits for what is being written to it.
+        if file.metadata()?.len() < self.end * CLUSTER {
+            file.set_len(self.end * CLUSTER)?;
+        }
         if std::mem::take(&mut self.blocks_changed) {
             write_table(file, COUNTS, &self.blocks)?;
         }

@@ -129,7 +129,7 @@ fn an_image_is_continued_after_a_kill() {
         for (at, len) in lost {
             pair.write(&writer, at, len);
         }
-        writer.lock().write(&writer.file).unwrap();
+        writer.lock().write(writer.file.file()).unwrap();
         drop(writer);
         damage(&pair.file());
         let writer = pair.open();

@@ -3,8 +3,8 @@
 //! Workers take pieces of the ranges, each reads its piece and writes what of it is not zero. The calling
 //! thread keeps the journal: it takes the pieces that were written since, flushes the target and records
 //! them. Workers wait when too much is written and not recorded yet ([`Transfer::window`]), so that a
-//! kill costs no more than that. The kernel begins to write each piece to the device at once: a flush then
-//! finds little to do.
+//! kill costs no more than that. Each piece is written to the device at once, by direct I/O or because the kernel is
+//! asked to: a flush then finds little to do.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,7 +16,9 @@ use std::time::Duration;
 use super::extents::Extents;
 use super::journal::{ExtentJournal, JournalFault};
 use super::pace::Pace;
-use crate::block::{BlockRead, BlockWrite};
+use memmap2::{Advice, MmapMut};
+
+use crate::block::{ALIGN, BlockRead, BlockWrite};
 use crate::failpoint;
 use crate::stop;
 
@@ -78,6 +80,8 @@ pub enum TransferError {
     Journal(#[from] JournalFault),
     #[error("keeping to the bandwidth")]
     Pace(#[source] io::Error),
+    #[error("taking memory for the copy")]
+    Memory(#[source] io::Error),
     #[error("{0}")]
     Interrupted(#[from] stop::Interrupted),
 }
@@ -87,7 +91,7 @@ impl TransferError {
     pub(crate) fn cause(&self) -> Option<&io::Error> {
         match self {
             Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
-            Self::Flush(source) | Self::Pace(source) => Some(source),
+            Self::Flush(source) | Self::Pace(source) | Self::Memory(source) => Some(source),
             Self::Journal(fault) => Some(fault.cause()),
             Self::Interrupted(_) => None,
         }
@@ -221,7 +225,7 @@ impl Transfer<'_> {
             for _ in 0..workers {
                 scope.spawn(|| this.work(&shared, limit));
             }
-            this.keep(&shared, window / 4 * 3, &mut checkpoint, &mut |bytes| {
+            this.keep(&shared, window / 2, &mut checkpoint, &mut |bytes| {
                 progress(Step {
                     done: before + bytes,
                 });
@@ -244,11 +248,12 @@ impl Transfer<'_> {
     fn work(&self, shared: &Shared, limit: u64) {
         // Also when this panics: the thread that keeps the journal waits for the last worker.
         let _leaving = Leaving(shared);
-        let mut buffer = vec![0; PIECE as usize];
+        let mut buffer = Buffer::new().map_err(TransferError::Memory);
         while let Some(piece) = shared.take(limit) {
-            let outcome = match self.ended() {
-                true => Err(stop::Interrupted.into()),
-                false => self.copy(piece.clone(), &mut buffer),
+            let outcome = match (self.ended(), &mut buffer) {
+                (true, _) => Err(stop::Interrupted.into()),
+                (false, Ok(buffer)) => self.copy(piece.clone(), buffer),
+                (false, Err(_)) => break,
             };
             let mut state = shared.lock();
             match outcome {
@@ -266,11 +271,15 @@ impl Transfer<'_> {
             // After an error nobody waits for room any more.
             shared.recorded.notify_all();
         }
+        if let Err(error) = buffer {
+            shared.lock().fail(error);
+            shared.recorded.notify_all();
+        }
     }
 
     /// Copies one piece and returns how much of it was not zero.
-    fn copy(&self, piece: Range<u64>, buffer: &mut [u8]) -> Result<u64, TransferError> {
-        let buffer = &mut buffer[..(piece.end - piece.start) as usize];
+    fn copy(&self, piece: Range<u64>, buffer: &mut Buffer) -> Result<u64, TransferError> {
+        let buffer = buffer.of(&piece);
         if let Some(pace) = self.pace {
             let turn = pace.take(buffer.len() as u64, &|| self.ended());
             if !turn.map_err(TransferError::Pace)? {
@@ -298,7 +307,8 @@ impl Transfer<'_> {
     }
 
     /// Flushes and records what was written, `batch` bytes at a time, until the last worker has ended. Meanwhile
-    /// the workers have the rest of the window: few large batches cost less than many that leave more of it.
+    /// the workers have the rest of the window: as much again, so that they do not wait for a flush that takes no
+    /// longer than they do.
     fn keep(
         &self,
         shared: &Shared,
@@ -367,6 +377,29 @@ impl Shared {
         let piece = state.queue.next()?;
         state.open_bytes += piece.end - piece.start;
         Some(piece)
+    }
+}
+
+/// Where a worker keeps its piece. The target may take it past the page cache: then it is sent to the device from
+/// here, in few requests when it lies in few pages.
+struct Buffer(MmapMut);
+
+/// A large page of memory.
+const LARGE_PAGE: usize = 2 << 20;
+
+impl Buffer {
+    fn new() -> io::Result<Self> {
+        let memory = MmapMut::map_anon(PIECE as usize + LARGE_PAGE + ALIGN)?;
+        // Where there are none, small ones do.
+        let _ = memory.advise(Advice::HugePage);
+        Ok(Self(memory))
+    }
+
+    /// Room for a piece, aligned in memory as it is on the disk.
+    fn of(&mut self, piece: &Range<u64>) -> &mut [u8] {
+        let inside = (piece.start % ALIGN as u64) as usize;
+        let start = self.0.as_ptr().align_offset(LARGE_PAGE).min(LARGE_PAGE) + inside;
+        &mut self.0[start..][..(piece.end - piece.start) as usize]
     }
 }
 

@@ -1,0 +1,208 @@
+//! [`DirectFile`]: a file or device that a copy is written to, past the page cache where that can be.
+//!
+//! What is written so is on the device when the write ends: a flush has no data left to wait for, and no memory of
+//! the host is taken for what nobody reads soon. It is for whole blocks ([`BLOCK`]). The rest goes through the page
+//! cache, and so does everything where the file system has no direct I/O. A block is written in one way at a time:
+//! what the page cache holds never lies in one piece with what is written past it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+
+use crate::block::{ALIGN, BlockRead, BlockWrite, check_range, start_writeback};
+use crate::tool::pass;
+
+/// Where a direct write begins and ends: more than any device asks for, and a cluster of a qcow2.
+const BLOCK: u64 = 64 << 10;
+
+#[derive(Debug)]
+pub(super) struct DirectFile {
+    file: File,
+    /// The same file, opened for direct I/O.
+    direct: Option<File>,
+    /// It was opened so, and does not write so.
+    refused: AtomicBool,
+}
+
+impl DirectFile {
+    pub(super) fn new(file: File) -> Self {
+        let flags = OFlags::DIRECT.bits().cast_signed();
+        let again = File::options()
+            .write(true)
+            .custom_flags(flags)
+            .open(pass::name(&file));
+        Self {
+            file,
+            direct: again.ok(),
+            refused: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let lead = (offset.next_multiple_of(BLOCK) - offset).min(data.len() as u64);
+        let (lead, rest) = data.split_at(lead as usize);
+        let (blocks, tail) = rest.split_at(rest.len() - rest.len() % BLOCK as usize);
+        let mut at = offset;
+        for (part, whole) in [(lead, false), (blocks, true), (tail, false)] {
+            if !(whole && self.write_direct(part, at)?) {
+                self.file.write_all_at(part, at)?;
+            }
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes whole blocks past the page cache. `false`: they cannot be written so.
+    fn write_direct(&self, blocks: &[u8], offset: u64) -> io::Result<bool> {
+        let aligned = blocks.as_ptr().addr().is_multiple_of(ALIGN);
+        let refused = self.refused.load(Ordering::Relaxed);
+        let Some(direct) = self.direct.as_ref().filter(|_| aligned && !refused) else {
+            return Ok(false);
+        };
+        match direct.write_all_at(blocks, offset) {
+            Ok(()) => Ok(true),
+            // Of the file system, or of a device with larger sectors than anybody has seen.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                self.refused.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a range read as zeroes: by a hole or a discard where that leaves zeroes, else by the device's or the
+    /// kernel's own writing.
+    pub(super) fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        let discard = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        if [discard, zero]
+            .iter()
+            .any(|how| fallocate(&self.file, *how, offset, len).is_ok())
+        {
+            return Ok(());
+        }
+        let zeroes = vec![0; len.min(1 << 20) as usize];
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let n = (end - at).min(zeroes.len() as u64);
+            self.file.write_all_at(&zeroes[..n as usize], at)?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    pub(super) fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Has what went through the page cache written to the device.
+    pub(super) fn start_writeback(&self, offset: u64, len: u64) {
+        start_writeback(&self.file, offset, len);
+    }
+}
+
+/// The start of a file or device, as the target of a copy.
+pub(super) struct RawTarget {
+    file: DirectFile,
+    size: u64,
+}
+
+impl RawTarget {
+    pub(super) fn new(file: File, size: u64) -> Self {
+        let file = DirectFile::new(file);
+        Self { file, size }
+    }
+}
+
+impl BlockRead for RawTarget {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_range(offset, buf.len() as u64, self.size)?;
+        self.file.file().read_exact_at(buf, offset)
+    }
+}
+
+impl BlockWrite for RawTarget {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len() as u64, self.size)?;
+        self.file.write_all_at(data, offset)
+    }
+
+    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        check_range(offset, len, self.size)?;
+        self.file.zero_at(offset, len)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        self.file.start_writeback(offset, len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::testing::pattern;
+
+    /// Written by direct I/O, through the page cache and by both, the file holds the same.
+    #[test]
+    fn what_is_written_past_the_page_cache_is_in_the_file() {
+        // A directory in memory may do without direct I/O: then only the other way is seen.
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| {
+            let mut options = File::options();
+            options.read(true).write(true).create_new(true);
+            let file = options.open(dir.path().join(name)).unwrap();
+            file.set_len(4 << 20).unwrap();
+            file
+        };
+        let (ours, plain) = (DirectFile::new(open("ours")), open("plain"));
+        assert!(ours.direct.is_some(), "opened for direct I/O");
+        let buffer = pattern((1 << 20) + ALIGN);
+        let aligned = buffer.as_ptr().align_offset(ALIGN);
+        for (at, len) in [
+            (0u64, 1usize << 20),
+            (64 << 10, 64 << 10),
+            (100, 300_000),
+            ((1 << 20) + 4096, (128 << 10) + 512),
+            ((2 << 20) - 512, 1024),
+            (3 << 20, 1),
+        ] {
+            // Aligned as the file is, and not.
+            for shift in [(at % ALIGN as u64) as usize, 24] {
+                let from = aligned + shift;
+                let bytes = &buffer[from..(from + len).min(buffer.len())];
+                ours.write_all_at(bytes, at).unwrap();
+                plain.write_all_at(bytes, at).unwrap();
+            }
+        }
+        ours.zero_at(70_000, 200_000).unwrap();
+        plain.write_all_at(&[0; 200_000], 70_000).unwrap();
+        ours.sync_data().unwrap();
+        let read = |name| std::fs::read(dir.path().join(name)).unwrap();
+        assert!(read("ours") == read("plain"));
+        // One that refuses is written as any other.
+        let refusing = DirectFile {
+            file: open("refusing"),
+            direct: Some(File::open("/dev/null").unwrap()),
+            refused: AtomicBool::new(true),
+        };
+        refusing
+            .write_all_at(&buffer[aligned..][..64 << 10], 0)
+            .unwrap();
+        assert!(read("refusing")[..64 << 10] == buffer[aligned..][..64 << 10]);
+    }
+}
