@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::chain::Image;
-use super::copy::{CopyError, CopyOptions, Nothing, Result, TargetFormat, check_target, compare};
+use super::copy::{
+    CopyError, CopyOptions, Into, Nothing, Result, TargetFormat, check_target, compare,
+};
 use super::detect::Format;
+use super::empty;
 use super::export::Export;
 use crate::block::{BlockRead, BlockWrite};
 use crate::tool::qemu_img;
@@ -55,7 +58,10 @@ impl Refill<'_> {
             _ => {}
         }
         let file = File::create_new(path).map_err(failed)?;
-        qemu_img::create_with(path, TargetFormat::Qcow2.name(), size, None)?;
+        match empty::can_create(size) {
+            true => empty::write_qcow2(&file, size).map_err(failed)?,
+            false => qemu_img::create_with(path, TargetFormat::Qcow2.name(), size, None)?,
+        }
         file.sync_all().map_err(failed)
     }
 
@@ -75,8 +81,7 @@ impl Refill<'_> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
         let size = self.source.virtual_size();
-        let image = Image::target(self.target, Format::QCOW2, size, false);
-        let into = Export::<dyn BlockWrite>::open_as_target(&image)?;
+        let into = Into::open(self.target, size, (TargetFormat::Qcow2, false))?;
         let from = Export::open_for_copy(self.source)?;
         let nothing: Arc<dyn BlockRead> = Arc::new(Nothing(size));
         let recorded = work.recorded.bytes();
