@@ -611,6 +611,14 @@ fn noise(len: u64, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// What a large file is written in, in MiB.
+const STEP: u64 = 8;
+
+/// What a large file holds there.
+fn step(at: u64, mib: u64) -> Vec<u8> {
+    noise(mib * MIB, at + 1)
+}
+
 fn build(kind: Disk, mib: u64, disk: &Path) -> Result<()> {
     let mut spec = GuestSpec::new(WinVersion::Win10);
     spec.pagefile_size = 0;
@@ -676,14 +684,13 @@ impl Filler {
 
     /// A file too large to hold in memory.
     fn large(&mut self, name: &str, mib: u64) -> Result<()> {
-        const STEP: u64 = 8;
         let path = GuestPath::parse(name)?;
         self.writer.write_file(self.volume, &path, &[])?;
         for at in (0..mib).step_by(STEP as usize) {
             let len = (mib - at).min(STEP) * MIB;
             let extent = Extent {
                 offset: at * MIB,
-                data: noise(len, at + 1),
+                data: step(at, len / MIB),
             };
             self.writer
                 .patch_file(self.volume, &path, at * MIB + len, &[extent])?;

@@ -1,6 +1,7 @@
 //! Copies that go on: what the journal costs, a resumed copy, and the last pass of a sync.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use hyper2kvm::disk::Image;
 use hyper2kvm::disk::copy::{self, CopyOptions};
 use serde_json::{Value, json};
 
-use super::{Disk, Lab, MIB, build, durable, median, run};
+use super::{Disk, Lab, MIB, STEP, build, durable, median, run, step};
 
 /// The copy loop with its journal and without, `qemu-img convert` and nbdcopy, in turns.
 pub fn journal(lab: &Lab, mib: u64) -> Result<Value> {
@@ -135,10 +136,41 @@ pub fn resumed(lab: &Lab, mib: u64) -> Result<Value> {
     Ok(json!({"cold_s": cold, "resumed_s": rest, "left": left}))
 }
 
+/// Where so many steps of the large file of a [`Disk::Full`] lie in one piece on the disk.
+fn places(disk: &Path, mib: u64, steps: u64) -> Result<Vec<u64>> {
+    const CLUSTER: usize = 4096;
+    let wanted = (0..mib / STEP).skip((mib / STEP / 2) as usize);
+    let data: Vec<Vec<u8>> = wanted
+        .take(steps as usize)
+        .map(|i| step(i * STEP, STEP))
+        .collect();
+    let file = fs::File::open(disk)?;
+    let size = file.metadata()?.len();
+    let (mut found, mut chunk) = (Vec::new(), vec![0; MIB as usize]);
+    let mut whole = vec![0; (STEP * MIB) as usize];
+    for at in (0..size - size % MIB).step_by(MIB as usize) {
+        file.read_exact_at(&mut chunk, at)?;
+        for (i, cluster) in chunk.chunks(CLUSTER).enumerate() {
+            let at = at + (i * CLUSTER) as u64;
+            let Some(step) = data.iter().find(|step| step.starts_with(&cluster[..64])) else {
+                continue;
+            };
+            if at + STEP * MIB <= size {
+                file.read_exact_at(&mut whole, at)?;
+                found.extend((whole == *step).then_some(at));
+            }
+        }
+    }
+    ensure!(!found.is_empty(), "no part of the file lies in one piece");
+    Ok(found)
+}
+
 /// A sync of a VM, and the last pass once a tenth of it has changed.
 pub fn last_pass(lab: &Lab, mib: u64) -> Result<Value> {
     let disk = lab.dir.join("last.raw");
     build(Disk::Full, mib, &disk)?;
+    // A tenth of the file that fills the disk.
+    let live = places(&disk, mib, (mib / 10).div_ceil(STEP))?;
     let (top, out) = (lab.dir.join("last.qcow2"), lab.dir.join("out"));
     let target = lab.dir.join("target.qcow2");
     let (mut first, mut last, mut projected) = (Vec::new(), Vec::new(), Vec::new());
@@ -157,11 +189,12 @@ pub fn last_pass(lab: &Lab, mib: u64) -> Result<Value> {
             folder.as_ref(),
         ])?;
         first.push(sync.seconds);
-        // Inside what is live: nine tenths of the disk are.
-        let write = format!("write -q -P 7 {}M {}M", mib / 2, (mib / 10).max(1));
-        run(Command::new("qemu-io")
-            .args(["-f", "qcow2", "-c", &write])
-            .arg(&top))?;
+        let mut write = Command::new("qemu-io");
+        write.args(["-f", "qcow2"]);
+        for at in &live {
+            write.args(["-c", &format!("write -q -P 7 {at} {}", STEP * MIB)]);
+        }
+        run(write.arg(&top))?;
         let mut args = lab.conversion(&top, &out);
         args.push("--from-sync".into());
         let args: Vec<_> = args.iter().map(AsRef::as_ref).collect();
