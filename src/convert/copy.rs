@@ -363,9 +363,10 @@ fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
     let stopped = job.output.resume && (error.is_interrupted() || stop::requested());
     folder.keep(can_be_resumed || stopped);
     match folder.is_kept() {
-        true => error.hint(
-            "what is copied is kept: the same command with --resume continues, without it the next run starts over",
-        ),
+        true => error.hint(format!(
+            "{}: the same command with --resume continues, without it the next run starts over",
+            resume::KEPT
+        )),
         false => error,
     }
 }

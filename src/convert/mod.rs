@@ -117,13 +117,26 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
 
 /// `convert`.
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
-    convert_job(job, ui).map_err(|error| match error.kind {
-        // What fails because of a signal fails in many ways.
-        ErrorKind::Failed if stop::requested() => Error::new(
-            ErrorKind::Interrupted,
-            "interrupted; the source is untouched",
-        ),
-        _ => error,
+    convert_job(job, ui).map_err(|error| {
+        let error = match error.kind {
+            // What fails because of a signal fails in many ways.
+            ErrorKind::Failed if stop::requested() => Error::new(
+                ErrorKind::Interrupted,
+                "interrupted; the source is untouched",
+            ),
+            _ => error,
+        };
+        let said = error
+            .hints
+            .iter()
+            .any(|hint| hint.starts_with(resume::KEPT));
+        match !said && job.output.resume && OutputFolder::holds_a_copy(&job.target_folder()) {
+            true => error.hint(format!(
+                "{}; it goes when the conversion starts over",
+                resume::KEPT
+            )),
+            false => error,
+        }
     })
 }
 

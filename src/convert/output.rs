@@ -132,6 +132,15 @@ impl OutputFolder {
         access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| cannot_write(there, e.into()))
     }
 
+    /// Whether an interrupted copy is left there, for the next run to continue.
+    pub(super) fn holds_a_copy(target: &Path) -> bool {
+        let left = Place::open(target, false).and_then(|place| {
+            let _lock = place.lock_if_there()?;
+            place.left_copy(&[])
+        });
+        matches!(left, Ok(Some(_)))
+    }
+
     /// Checks that `target` may be made and starts the partial directory.
     pub fn create(target: &Path, preference: &Preference) -> Result<Self> {
         if let Ok(absolute) = std::path::absolute(target) {

@@ -29,6 +29,8 @@ use super::work::{RESUME, resume_file};
 use crate::session::vm::VmDisks;
 
 const SCHEMA: &str = "hyper2kvm/resume/1";
+/// How a hint begins that says so.
+pub(super) const KEPT: &str = "what is copied is kept";
 
 /// Options that say how a disk is reached, compared or installed, and not what comes of it.
 const ABOUT_THE_WAY: [&str; 12] = [

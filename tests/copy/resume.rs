@@ -119,7 +119,7 @@ fn a_kill_beside_the_line_of_a_batch() {
     // Nothing to go on with: it begins with a new target.
     run(&["--resume"], "copy-recorded=kill").expect(-1);
     let first = recorded(&partial, 0);
-    assert!(first >= 24 * MIB, "{first}");
+    assert!(first >= 16 * MIB, "{first}");
     let written = || partial.join("guest.qcow2").metadata().unwrap().blocks() * 512;
     let before = written();
     run(&["--resume"], "copy-flushed=kill").expect(-1);
@@ -277,7 +277,16 @@ fn a_resume_wants_room_for_the_rest_only() {
     tool("mount", &["-o", &size, text(&small)]);
     run(&[], "copy-recorded=kill").expect(-1);
     let before = recorded(&partial, 0);
-    assert!(before >= 24 * MIB, "{before}");
+    assert!(before >= 16 * MIB, "{before}");
+    // Somebody else has taken it meanwhile: nothing is lost, and that is said.
+    let taken = small.join("taken");
+    fs::write(&taken, vec![1; 30 * MIB as usize]).unwrap();
+    let refused = run(&["--resume"], "").expect(1).stderr;
+    for says in ["bytes free", "what is copied is kept"] {
+        assert!(refused.contains(says), "{refused}");
+    }
+    assert_eq!(recorded(&partial, 0), before);
+    fs::remove_file(&taken).unwrap();
     let report = run(&["--resume", "--verify-copy"], "").expect(0).json();
     assert_eq!(number(&report, "resumed"), before);
 }
