@@ -236,6 +236,53 @@ fn the_window_bounds_what_is_copied_again() {
     }
 }
 
+/// Else the target could not take it past the page cache.
+#[test]
+fn bytes_lie_in_memory_as_on_the_disk() {
+    struct Aligned(u64);
+    impl BlockRead for Aligned {
+        fn size(&self) -> u64 {
+            self.0
+        }
+        fn read_at(&self, _: u64, buf: &mut [u8]) -> io::Result<()> {
+            buf.fill(1);
+            Ok(())
+        }
+    }
+    impl BlockWrite for Aligned {
+        fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            let inside = data.as_ptr().addr() % ALIGN;
+            assert_eq!(inside as u64, offset % ALIGN as u64);
+            Ok(())
+        }
+        fn zero_at(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let disk = Arc::new(Aligned(64 * MIB));
+    let ranges: Extents = [
+        0..5 * MIB,
+        9 * MIB + 512..30 * MIB,
+        40 * MIB + 4608..64 * MIB,
+    ]
+    .into_iter()
+    .collect();
+    Transfer {
+        source: disk.clone(),
+        target: disk,
+        ranges: &ranges,
+        zeroes: Zeroes::Leave,
+        checkpoint: Checkpoint::Never,
+        pace: None,
+        cancel: None,
+    }
+    .run(&mut |_| {})
+    .unwrap();
+}
+
 #[test]
 fn a_copy_that_is_cancelled_records_what_it_has() {
     let dir = tempfile::tempdir().unwrap();
