@@ -65,17 +65,20 @@ fn the_projection_is_within_a_quarter_of_the_last_pass() {
     if !have(&TOOLS) || !have(&["qemu-io"]) {
         return;
     }
-    let rates = [Some(20), Some(40), Some(80), None];
-    let runs = rates.map(|rate| (rate, passes(rate)));
+    // Without a limit it takes two seconds, and is as steady as the machine: the middle one of three counts.
+    let without = || (None, passes(None));
+    let mut unlimited = [without(), without(), without()];
+    let ratio = |[_, begun, met]: [f64; 3]| begun / met;
+    unlimited.sort_by(|a, b| ratio(a.1).total_cmp(&ratio(b.1)));
+    let limited = [20, 40, 80].map(|rate| (Some(rate), passes(Some(rate))));
     let mut worst = 0.0f64;
-    for (rate, [before, begun, met]) in runs {
+    for (i, (rate, [before, begun, met])) in unlimited.into_iter().chain(limited).enumerate() {
         let off = |expected: f64| (expected / met - 1.0).abs();
         let shown = rate.map_or("no limit".to_owned(), |rate| format!("{rate} MiB/s"));
         eprintln!(
             "projection: {shown}: {before:.1} s expected by the pass before, {begun:.1} s at its begin, {met:.1} s met"
         );
-        // Without a limit it is as steady as the machine.
-        if rate.is_some() {
+        if rate.is_some() || i == 1 {
             worst = worst.max(off(before)).max(off(begun));
         }
     }

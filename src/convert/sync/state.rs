@@ -338,16 +338,17 @@ const ASSUMED_RATE: f64 = 100.0 * 1024.0 * 1024.0;
 const ENOUGH: u64 = 64 << 20;
 
 /// Seconds for the fix, besides [`READINGS`].
-const FIX: f64 = 0.3;
+const FIX: f64 = 0.1;
 
-/// As many times what a pass takes to open and read a guest: to see what is left, to inspect, and to verify.
-const READINGS: f64 = 3.0;
+/// As many times what a pass takes to open and read a guest: to see what is left, to inspect, to verify, and to look
+/// at the maps of the disks and check the copy.
+const READINGS: f64 = 4.0;
 
 /// What the last pass takes: inspection, fix and verification, and the copy of what is left, at no more than
 /// `limit` bytes a second.
 pub(super) fn projection(state: &State, left: u64, limit: Option<u64>) -> f64 {
-    let overhead = state.passes.iter().map(|pass| pass.overhead_s);
-    let overhead = overhead.fold(0.0, f64::max);
+    // The chain of the latest is the most like it.
+    let overhead = state.passes.last().map_or(0.0, |pass| pass.overhead_s);
     let assumed = limit.map_or(ASSUMED_RATE, |limit| ASSUMED_RATE.min(limit as f64));
     FIX + READINGS * overhead + left as f64 / state.rate(limit).unwrap_or(assumed)
 }
