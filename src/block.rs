@@ -13,6 +13,8 @@ use std::thread;
 
 use rustix::fs::{Advice, fadvise};
 
+use crate::threads::joined;
+
 /// Where bytes in memory begin that may be written past the page cache.
 pub(crate) const ALIGN: usize = 4096;
 
@@ -100,10 +102,7 @@ impl BlockRead for FileDisk {
                 self.file.read_exact_at(second, offset + half as u64)
             })?;
             let first = self.file.read_exact_at(first, offset);
-            let second = second
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            first.and(second)
+            first.and(joined(second.join()))
         })
     }
 }

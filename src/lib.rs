@@ -63,6 +63,7 @@ pub(crate) mod stop;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod threads;
 pub mod timeline;
 pub mod tool;
 mod transfer;

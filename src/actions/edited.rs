@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use crate::inspect::{HiveName, Hives};
 use crate::registry::RegEdits;
 use crate::registry::confined::{HiveEditError, HiveFile};
+use crate::threads::joined;
 use crate::timeline;
 
 pub(super) type Edited = Result<HiveFile, HiveEditError>;
@@ -91,9 +92,7 @@ impl Edit {
     pub(super) fn finished(self) -> Edited {
         match self {
             Edit::Done(edited) => edited,
-            Edit::Running(thread) => thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Edit::Running(thread) => joined(thread.join()),
         }
     }
 }

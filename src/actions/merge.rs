@@ -13,6 +13,7 @@ use crate::registry::RegEdits;
 use crate::registry::confined::HiveEditError;
 use crate::registry::judge::{self, Kept};
 use crate::registry::walk;
+use crate::threads::joined;
 use crate::timeline;
 
 use super::change::{FileFacts, Saver};
@@ -125,7 +126,7 @@ impl Merges {
         let merge = self.0.remove(&hive);
         let merge = merge.ok_or(ActionError::NoHive(hive.file_name()))?;
         let _span = timeline::span(format!("wait for {}", hive.file_name()));
-        joined(merge.thread)
+        joined(merge.thread.join())
     }
 }
 
@@ -135,12 +136,6 @@ impl Drop for Merges {
             drop(merge.thread.join());
         }
     }
-}
-
-fn joined<T>(thread: JoinHandle<T>) -> T {
-    thread
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// A hive that was written, and the walk through it that continues meanwhile.
@@ -171,7 +166,7 @@ impl Walking {
         Walked {
             hive: self.hive,
             bytes: self.file.bytes,
-            walk: joined(self.walk),
+            walk: joined(self.walk.join()),
         }
     }
 }
@@ -242,7 +237,7 @@ impl MergedHive {
                 },
                 walk: self.walk,
             },
-            facts: joined(self.after),
+            facts: joined(self.after.join()),
             logs: self.logs,
         }
     }
@@ -271,9 +266,7 @@ fn back_up(job: &MergeJob, saver: &Saver) -> Result<(Kept, FileFacts)> {
         }
         let text = job.edits.to_reg_text();
         saver.save(&format!("registry/{hive}.reg"), text.as_bytes())?;
-        let digest = digest.join();
-        let digest = digest.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok((kept, digest))
+        Ok((kept, joined(digest.join())))
     })
 }
 

@@ -1,9 +1,7 @@
 //! `hyper2kvm serve OUTDIR`: holds what a running VM reads its source on another host through. QEMU opens a
 //! source on this host on its own, so there is nothing to hold then.
 
-use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::thread;
 
 use serde_json::json;
 
@@ -14,6 +12,7 @@ use crate::later::serve::{hit, notify};
 use crate::pull::folder::Folder;
 use crate::pull::serve::{End, Serving};
 use crate::source::mirror;
+use crate::threads::side_by_side;
 use crate::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -61,25 +60,18 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
         record.check_source(&folder.path)?;
         return nothing("QEMU itself reads the source on this host");
     }
+    let check = || record.check_source(&folder.path);
     let start = || Serving::start(&folder, &record, &args.connect);
     let serving = match record.is_composed() {
         true => {
-            record.check_source(&folder.path)?;
+            check()?;
             // The children have connections of their own.
             mirror::close();
             start()?
         }
         // Two connections, side by side. Nobody is told of the sockets before both are done.
         false => {
-            let (checked, started) = thread::scope(|scope| {
-                let started = scope.spawn(start);
-                let checked = record.check_source(&folder.path);
-                let started = started.join();
-                (
-                    checked,
-                    started.unwrap_or_else(|panic| resume_unwind(panic)),
-                )
-            });
+            let (checked, started) = side_by_side(check, start);
             checked?;
             mirror::close();
             started?

@@ -16,6 +16,7 @@ use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
 use crate::inspect::{Hives, Inspection, Severity, Survey};
 use crate::later::holes;
 use crate::report::DiskTrim;
+use crate::threads;
 use crate::timeline;
 use crate::ui::{Ui, count};
 use crate::verify;
@@ -268,9 +269,7 @@ fn trimmed(
     let _span = timeline::span("trim");
     let mut trimmed = Vec::new();
     for (source, map) in maps {
-        let data = map
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let data = threads::joined(map.join())?;
         for disk in changed.iter().filter(|d| d.id == source.id) {
             let blocks = disk.export.disk();
             trimmed.push(copy::trim_session(&blocks, &disk.layout, source, &data)?);

@@ -15,6 +15,7 @@ use crate::plan::firstboot::Wishes;
 use crate::plan::outlook::Outlook;
 use crate::plan::{self, After, Draft, Foreseen, Plan};
 use crate::registry::{self, HiveError};
+use crate::threads::joined;
 use crate::timeline;
 use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
@@ -189,9 +190,7 @@ fn after(
             Err(error) => return Ok(Err(error)),
         };
         let after = (seen.look)(&preview)?;
-        let walks = walks
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let walks = joined(walks.join());
         let checks = verify::predict(&after, walks, &preview, &basis.wanted());
         Ok(Ok(After {
             inspection: after.inspection,

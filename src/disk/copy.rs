@@ -25,6 +25,7 @@ use super::writer::Qcow2Writer;
 use super::{reflink, tables};
 use crate::block::{BlockRead, BlockWrite};
 use crate::error::{Blocker, ErrorKind};
+use crate::threads::joined;
 use crate::timeline;
 use crate::tool::spec::Spec;
 use crate::tool::{ToolError, qemu_img};
@@ -299,9 +300,7 @@ pub fn copy(
             file.sync_all()
         });
         check_target(target, format)?;
-        sync.join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            .map_err(|e| full_or(e, target))
+        joined(sync.join()).map_err(|e| full_or(e, target))
     });
     synced?;
     compare(source, target, how)?;

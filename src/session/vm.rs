@@ -16,6 +16,7 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, FsKind, GuestRead, GuestWrite, VolumeId};
 use crate::inspect::{self, InspectError, InspectOptions, Roles, Survey};
 use crate::source::Unpacked;
+use crate::threads::joined;
 use crate::timeline;
 use crate::ui::Ui;
 
@@ -274,9 +275,7 @@ impl VmSession {
     /// Waits for the overlays. From then on their disks can be written to.
     pub(crate) fn take_overlays(&mut self, mut opening: Opening) -> Result<()> {
         for (id, thread) in opening.0.drain(..) {
-            let export = thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let export = joined(thread.join())?;
             let at = self.disks.iter().position(|(disk, _)| *disk == id);
             if let Some(at) = at {
                 let (_, disk) = self.disks.remove(at);

@@ -1,0 +1,98 @@
+//! A machine whose disks need their source still: it is looked at, served, and connected to.
+
+use std::thread::{self, JoinHandle};
+
+use super::{Phase, Run, access};
+use crate::error::{ErrorKind, Result};
+use crate::later::Record;
+use crate::later::serve::{self, Left};
+use crate::threads::side_by_side;
+use crate::timeline;
+
+impl Run<'_> {
+    /// Sees that QEMU gets at the files, that no other domain is in the way, and that the source is what it was
+    /// and is served.
+    pub(super) fn ready(&mut self, later: Option<&Record>) -> Result<Option<Left>> {
+        let done = self.record.phase == Phase::Done;
+        if !done {
+            let user = access::qemu_user(&self.options.uri);
+            access::check_source(&self.source, user.as_ref())?;
+            access::check(&self.files.paths(), user.as_ref())?;
+        }
+        let folder = self.files.folder.clone();
+        let check = || {
+            let _span = timeline::span("look at the source");
+            later.map_or(Ok(()), |later| later.check_source(&folder))
+        };
+        // Who rehearses serves by himself, and ends it with the VM.
+        let serves = self.on_wire && self.options.rehearsal.is_none() && !done;
+        if !serves || serve::is_served(&folder)? {
+            let (found, checked) = side_by_side(|| self.find_domain(), check);
+            checked?;
+            self.absent = !found?;
+            return Ok(None);
+        }
+        // It looks at the source before it serves it. This process connects while the machine starts.
+        let (found, served) = side_by_side(|| self.find_domain(), || self.serve());
+        match (found, served) {
+            (Ok(found), Ok(Some(served))) => {
+                self.absent = !found;
+                self.unreached = later.cloned();
+                Ok(Some(served))
+            }
+            // Somebody else has begun to serve meanwhile.
+            (Ok(found), Ok(None)) => {
+                check()?;
+                self.absent = !found;
+                Ok(None)
+            }
+            (Ok(_), Err(error)) => {
+                if error.kind != ErrorKind::Interrupted {
+                    // What is wrong with it, as a document tells it.
+                    check()?;
+                }
+                Err(error)
+            }
+            (Err(error), served) => {
+                if let Ok(Some(served)) = served {
+                    served.end();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The way to a source on another host, which has to be there as long as the VM runs.
+    fn serve(&self) -> Result<Option<Left>> {
+        let _span = timeline::span("start serve");
+        let left = serve::leave(&self.files.folder, &self.options.uri)?;
+        if let Some(left) = &left {
+            let folder = crate::text::quote(&self.files.folder);
+            self.ui.status(
+                "Serving",
+                &format!(
+                    "the source, by process {}, which continues until hyper2kvm pull {folder} is done",
+                    left.id()
+                ),
+            );
+        }
+        Ok(left)
+    }
+
+    /// Begins to connect to the source, for whoever reads the disk while the machine is off.
+    pub(super) fn begin_reaching(&mut self) {
+        if let Some(later) = self.unreached.take() {
+            let folder = self.files.folder.clone();
+            self.reaching = Some(thread::spawn(move || {
+                let _span = timeline::span("look at the source");
+                later.check_source(&folder)
+            }));
+        }
+    }
+
+    /// What has to end before the disk is read.
+    pub(super) fn reach(&mut self) -> Option<JoinHandle<Result<()>>> {
+        self.begin_reaching();
+        self.reaching.take()
+    }
+}
