@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::create_private;
 use crate::fix::journal::write_durably;
 use crate::fix::trusted::TrustedFolder;
+use crate::threads::joined;
 
 impl Run<'_> {
     /// Screen, domain and logs of a boot that failed. What cannot be had is a warning: the failure itself
@@ -103,7 +104,10 @@ impl Run<'_> {
 
     /// The SYSTEM hive and the log of driver installations, from the disk of a machine that is off.
     pub(super) fn guest_evidence(&mut self, folder: &Path) {
-        let read = self.files.system_disk().and_then(|disk| {
+        self.end_proof();
+        let reached = self.reach().map_or(Ok(()), |thread| joined(thread.join()));
+        let disk = reached.and_then(|()| self.files.system_disk());
+        let read = disk.and_then(|disk| {
             proof::with_disk(&self.guest_disk(disk), |survey, guest| {
                 let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows)
                 else {

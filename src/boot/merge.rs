@@ -36,6 +36,12 @@ impl Run<'_> {
             .collect()
     }
 
+    /// Whether Windows writes to an overlay from the switch on: a look at the disk may then last.
+    pub(super) fn is_system_disk_kept(&self) -> bool {
+        let system = self.files.system_disk();
+        system.is_ok_and(|disk| self.overlays().iter().any(|(kept, _)| *kept == disk.path))
+    }
+
     /// Merges every overlay into its disk and removes it. What it was kept for is over.
     pub(super) fn merge_overlays(&mut self) -> Result<()> {
         for (disk, overlay) in self.overlays() {

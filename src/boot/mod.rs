@@ -26,11 +26,12 @@ pub mod protect;
 pub mod record;
 mod rehearsal;
 mod screen;
+mod sourced;
 mod watch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::domain::{Stage, StorageBus};
@@ -41,6 +42,8 @@ use crate::guest::keys::Keys;
 use crate::later::{self, serve::Server};
 use crate::lock::FileLock;
 use crate::stop;
+use crate::threads::joined;
+use crate::timeline;
 use crate::tool::ToolError;
 use crate::tool::virsh::{State, Virsh};
 use crate::ui::Ui;
@@ -48,6 +51,7 @@ use crate::ui::Ui;
 use files::{Domain, Files};
 use install::Place;
 use outage::{Line, Outages};
+use proof::Proof;
 use record::{Phase, Record, StageRecord};
 
 /// What the first-boot script writes to COM1 when it is done.
@@ -59,6 +63,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// For so long is looked often whether a machine has gone off.
 const SOON: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
+/// A look at the machine is as good as another one for so long.
+const FRESH: Duration = Duration::from_secs(1);
 const MAX_SERIAL_LOG: u64 = 64 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,28 +158,18 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
         on_wire,
         server,
         absent: false,
+        off: None,
+        proving: None,
+        unreached: None,
+        reaching: None,
     };
-    // Another host takes its time to answer.
-    let (checked, served) = thread::scope(|scope| {
-        let check = || {
-            later
-                .as_ref()
-                .map_or(Ok(()), |later| later.check_source(&folder))
-        };
-        let check = scope.spawn(check);
-        let served = run.ready();
-        let checked = check.join();
-        let checked = checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (checked, served)
-    });
-    if let Err(error) = checked {
-        if let Ok(Some(served)) = served {
-            served.end();
-        }
-        return Err(error);
-    }
-    let served = served?;
+    let served = run.ready(later.as_ref())?;
     let outcome = run.phases();
+    // Something else has failed meanwhile.
+    if run.proving.is_some() {
+        run.end_proof();
+        run.record.save(&folder)?;
+    }
     if let Some(served) = served
         && outcome.is_err()
         && run.is_off().unwrap_or(false)
@@ -271,6 +267,13 @@ struct Run<'a> {
     server: Option<&'a Server>,
     /// libvirt had no domain of that UUID, and none was defined since.
     absent: bool,
+    /// When a look has seen the machine off, which this run has not started since.
+    off: Option<Instant>,
+    /// The look at the disk between the boots, while it lasts.
+    proving: Option<JoinHandle<Result<Proof>>>,
+    /// The source, where this process has no connection to it yet, and the one that is being made.
+    unreached: Option<later::Record>,
+    reaching: Option<JoinHandle<Result<()>>>,
 }
 
 impl Run<'_> {
@@ -293,8 +296,11 @@ impl Run<'_> {
                 },
                 Phase::BootstrapUp => {
                     self.shut_down()?;
-                    self.prove();
+                    self.begin_proof();
                     self.rehearsal_hives(Stage::Bootstrap);
+                    if self.options.stop_after_bootstrap {
+                        self.end_proof();
+                    }
                     self.enter(Phase::BootstrapDone)?;
                 }
                 Phase::BootstrapDone if self.options.stop_after_bootstrap => return Ok(()),
@@ -323,38 +329,6 @@ impl Run<'_> {
                 Phase::FinalFailed | Phase::Done => return Ok(()),
             }
         }
-    }
-
-    /// Sees that QEMU gets at the files, that no other domain is in the way, and that the source is served.
-    fn ready(&mut self) -> Result<Option<later::serve::Left>> {
-        let done = self.record.phase == Phase::Done;
-        if !done {
-            let user = access::qemu_user(&self.options.uri);
-            access::check_source(&self.source, user.as_ref())?;
-            access::check(&self.files.paths(), user.as_ref())?;
-        }
-        self.absent = !self.find_domain()?;
-        // Who rehearses serves by himself, and ends it with the VM.
-        match self.on_wire && self.options.rehearsal.is_none() && !done {
-            true => self.serve(),
-            false => Ok(None),
-        }
-    }
-
-    /// The way to a source on another host, which has to be there as long as the VM runs.
-    fn serve(&self) -> Result<Option<later::serve::Left>> {
-        let left = later::serve::leave(&self.files.folder, &self.options.uri)?;
-        if let Some(left) = &left {
-            let folder = crate::text::quote(&self.files.folder);
-            self.ui.status(
-                "Serving",
-                &format!(
-                    "the source, by process {}, which continues until hyper2kvm pull {folder} is done",
-                    left.id()
-                ),
-            );
-        }
-        Ok(left)
     }
 
     fn enter(&mut self, phase: Phase) -> Result<()> {
@@ -415,6 +389,11 @@ impl Run<'_> {
         Ok(true)
     }
 
+    /// Whether a look was just now, and has seen it off.
+    fn is_known_off(&self) -> bool {
+        self.off.is_some_and(|seen| seen.elapsed() < FRESH)
+    }
+
     /// Whether the domain is off, or not defined.
     fn is_off(&self) -> Result<bool> {
         let found = self.virsh.state(self.files.uuid)?;
@@ -465,6 +444,9 @@ impl Run<'_> {
 
     /// Asks Windows to shut down, and waits until it has. Never pulls the plug.
     fn shut_down(&mut self) -> Result<()> {
+        if self.is_known_off() {
+            return Ok(());
+        }
         let begin = Instant::now();
         let mut asked: Option<Instant> = None;
         let mut outages = Outages::default();
@@ -475,6 +457,7 @@ impl Run<'_> {
                 _ => self.virsh.state(self.files.uuid)?,
             };
             let Some(tick) = found.filter(|tick| tick.state != State::Off) else {
+                self.off = Some(Instant::now());
                 return Ok(());
             };
             // Windows hears nothing meanwhile.
@@ -506,13 +489,43 @@ impl Run<'_> {
         }
     }
 
-    fn prove(&mut self) {
+    /// Begins to look at the disk of the machine, which is off, unless that was done: while the switch is
+    /// prepared.
+    fn begin_proof(&mut self) {
+        let is_wanted = self.record.bootstrap.is_some() && self.record.proof.is_none();
+        if !is_wanted || self.proving.is_some() {
+            return;
+        }
         let bus = self.files.production.bus();
-        let proof = self
-            .files
-            .system_disk()
-            .and_then(|disk| proof::read(&self.guest_disk(disk), bus));
-        match proof {
+        let keys = self.options.keys.clone();
+        let source = self.source.clone();
+        let reaching = self.reach();
+        let found = self.files.system_disk().map(|disk| {
+            let disk = self.guest_disk(disk);
+            (disk.path, disk.format)
+        });
+        let look = move || {
+            let _span = timeline::span("look at the disk");
+            let (path, format) = found?;
+            reaching.map_or(Ok(()), |thread| joined(thread.join()))?;
+            let disk = proof::GuestDisk {
+                path,
+                format,
+                keys: &keys,
+                source: &source,
+            };
+            proof::read(&disk, bus)
+        };
+        self.proving = Some(thread::spawn(look));
+    }
+
+    /// Waits for it.
+    fn end_proof(&mut self) {
+        let Some(proving) = self.proving.take() else {
+            return;
+        };
+        let bus = self.files.production.bus();
+        match joined(proving.join()) {
             Ok(proof) => {
                 self.record.warnings.extend(proof.doubts(bus));
                 self.record.proof = Some(proof);

@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted;
 use crate::stop;
+use crate::timeline;
 use crate::tool::confine::Confinement;
 use crate::tool::{Cmd, qemu_img};
 
@@ -91,13 +92,14 @@ pub fn plan(disk: &Path, format: &str) -> Option<Protected> {
 impl Run<'_> {
     /// Saves the machine, which is off, before the switch.
     pub(super) fn protect(&mut self) -> Result<()> {
+        let _span = timeline::span("save the machine");
         self.shut_down()?;
         // Of a run that was killed in here: perhaps half a copy.
-        for kept in &self.record.protected {
+        for kept in std::mem::take(&mut self.record.protected) {
             let _ = kept.forget();
         }
+        self.begin_proof();
         if !self.options.snapshot {
-            self.record.protected.clear();
             return Ok(());
         }
         let mut list = Vec::new();

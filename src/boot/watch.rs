@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::stop;
 use crate::text::quote;
+use crate::timeline;
 use crate::tool::virsh::{State, Tick};
 
 /// How long the script may still run once the agent answers.
@@ -30,7 +31,7 @@ impl Run<'_> {
     /// Starts the domain of a stage, unless it runs already, and waits until Windows is up or has failed.
     pub(super) fn start_and_watch(&mut self, stage: Stage) -> Result<Outcome> {
         let log = self.files.serial_log(stage);
-        let found = match self.absent {
+        let found = match self.absent || self.is_known_off() {
             true => None,
             false => self.virsh.look(self.files.uuid)?,
         };
@@ -70,6 +71,9 @@ impl Run<'_> {
             }
         }
         self.define(stage, Some(&log))?;
+        if !self.is_system_disk_kept() {
+            self.end_proof();
+        }
         *self.stage_record(stage) = StageRecord {
             started: true,
             ..StageRecord::default()
@@ -80,9 +84,14 @@ impl Run<'_> {
             &format!("{} on {}", self.files.name, self.bus(stage)),
         );
         let begin = Instant::now();
+        self.off = None;
         self.virsh
             .start(self.files.uuid)
             .map_err(|e| Error::from(e).hint(self.why_not_started(stage)))?;
+        if self.proving.is_some() {
+            self.end_proof();
+            self.record.save(&self.files.folder)?;
+        }
         self.watch(stage, &log, begin)
     }
 
@@ -128,6 +137,8 @@ impl Run<'_> {
             .is_some_and(files::Domain::has_agent_channel);
         let ask_agent = agent_channel && matches!(self.options.wait, Wait::Auto | Wait::Agent);
         let by_marker = matches!(self.options.wait, Wait::Auto | Wait::Marker);
+        let _span = timeline::span("wait for Windows");
+        self.begin_reaching();
         self.say_what_is_awaited(log);
         failpoint::hit("boot-watching").map_err(|e| Error::failed("booting").because(e))?;
         let mut reboots = 0;
@@ -151,6 +162,7 @@ impl Run<'_> {
             reboots += tick.reboots;
             // Read after the state: of a machine that is off, the log is complete.
             if by_marker && marked(log) {
+                self.off = (tick.state == State::Off).then(Instant::now);
                 break Outcome::Up("marker");
             }
             match self.line(&tick, &mut outages)? {

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::confine::Confinement;
 use super::privileges::Privileges;
 use super::{Cmd, Result, ToolError};
+use crate::timeline;
 
 const TOOL: &str = "virsh";
 /// No call takes longer on a libvirt that is alive.
@@ -95,6 +96,7 @@ impl Virsh {
     }
 
     fn text(&self, args: &[&str]) -> Result<String> {
+        let _span = timeline::span(format!("virsh {}", args[0]));
         let out = self.cmd().args(args).run()?;
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
@@ -150,6 +152,7 @@ impl Virsh {
     }
 
     pub fn define(&self, xml: &Path) -> Result<()> {
+        let _span = timeline::span("virsh define");
         self.cmd().arg("define").arg(xml).run().map(drop)
     }
 
