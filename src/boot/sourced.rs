@@ -46,15 +46,16 @@ impl Run<'_> {
                 self.absent = !found;
                 Ok(None)
             }
-            (Ok(_), Err(error)) => {
+            (found, Err(error)) => {
                 if error.kind != ErrorKind::Interrupted {
                     // What is wrong with it, as a document tells it.
                     check()?;
                 }
+                found?;
                 Err(error)
             }
-            (Err(error), served) => {
-                if let Ok(Some(served)) = served {
+            (Err(error), Ok(served)) => {
+                if let Some(served) = served {
                     served.end();
                 }
                 Err(error)
