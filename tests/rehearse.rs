@@ -24,8 +24,9 @@ use hyper2kvm::demo::Firmware;
 use libvirt::{Libvirt, able};
 use payload::{End, boot_code, boot_code_on, guest};
 use serde_json::Value;
-use support::wire::{Line, Nbdkit};
-use support::{Lab, Paused, Run, binary, finish, h2k, have, sha256, virtio_win};
+use support::later::Untouched;
+use support::wire::{Line, Nbdkit, Sshd};
+use support::{Lab, Paused, Run, binary, finish, h2k, have, sha256, tool, virtio_win};
 
 /// Reads sector 10 and hangs where its first byte is not 0; else makes it 1, and continues.
 const ONLY_ONCE: &[u8] = &[
@@ -254,6 +255,33 @@ fn a_vm_on_another_host_is_rehearsed_where_it_lies() {
     }
     assert_eq!(run.expect(0).json()["stages"]["bootstrap"]["state"], "up");
     stage.nothing_is_left();
+}
+
+/// Its files are put together by a storage daemon of this run, which ends with it too.
+#[test]
+fn a_disk_of_several_files_on_another_host_is_rehearsed() {
+    if !able() || !have(&Sshd::TOOLS) {
+        return;
+    }
+    let (stage, ssh) = (Stage::new(Firmware::Bios), Sshd::start());
+    let disk = stage.lab.path("split.vmdk");
+    let (from, to) = (stage.lab.raw.to_str().unwrap(), disk.to_str().unwrap());
+    let split = "subformat=twoGbMaxExtentFlat";
+    tool(
+        "qemu-img",
+        &["convert", "-O", "vmdk", "-o", split, from, to],
+    );
+    let untouched = Untouched::of(&[&disk, &stage.lab.path("split-f001.vmdk")]);
+    stage.libvirt.give(ssh.dir.path());
+    let options = ssh.options();
+    let more: Vec<&str> = options.iter().map(String::as_str).collect();
+    let seen = finish(stage.command(ssh.url(&disk).as_ref(), &more));
+    let seen = seen.expect(0).json();
+    assert_eq!(seen["verdict"], "up", "{seen:#}");
+    let fetched = seen["bytes"]["fetched"].as_u64().unwrap();
+    assert!(0 < fetched && fetched < 64 << 20, "{fetched}");
+    stage.nothing_is_left();
+    untouched.check();
 }
 
 /// What both boots of the payload, and what is looked at between them, may read of the source.
