@@ -147,7 +147,6 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     };
     let mut record = record;
     record.warnings.extend(warnings);
-    let folder = files.folder.clone();
     let mut run = Run {
         options,
         ui,
@@ -165,11 +164,8 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     };
     let served = run.ready(later.as_ref())?;
     let outcome = run.phases();
-    // Something else has failed meanwhile.
-    if run.proving.is_some() {
-        run.end_proof();
-        run.record.save(&folder)?;
-    }
+    // What was found is kept where something else has failed meanwhile.
+    let outcome = outcome.and(run.save_proof());
     if let Some(served) = served
         && outcome.is_err()
         && run.is_off().unwrap_or(false)
@@ -517,6 +513,15 @@ impl Run<'_> {
             proof::read(&disk, bus)
         };
         self.proving = Some(thread::spawn(look));
+    }
+
+    /// Waits for it, and records it.
+    fn save_proof(&mut self) -> Result<()> {
+        if self.proving.is_none() {
+            return Ok(());
+        }
+        self.end_proof();
+        self.record.save(&self.files.folder)
     }
 
     /// Waits for it.

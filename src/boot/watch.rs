@@ -88,10 +88,7 @@ impl Run<'_> {
         self.virsh
             .start(self.files.uuid)
             .map_err(|e| Error::from(e).hint(self.why_not_started(stage)))?;
-        if self.proving.is_some() {
-            self.end_proof();
-            self.record.save(&self.files.folder)?;
-        }
+        self.save_proof()?;
         self.watch(stage, &log, begin)
     }
 
