@@ -16,6 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
+use uuid::Uuid;
 
 /// Of directories that QEMU's user must get through; nobody else lists them.
 pub const PASSAGE: u32 = 0o711;
@@ -39,12 +40,24 @@ pub fn create_passage(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     create_parents(folder)?;
-    match open_new_directory(CWD, folder) {
-        // Another run was first.
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
-        Err(e) => Err(e),
-        Ok(fd) => Ok(fchmod(fd, Mode::from_raw_mode(PASSAGE))?),
+    if folder.is_dir() {
+        return Ok(());
     }
+    // Complete when it has its name: another run may put its own into it at once.
+    let hidden = folder.with_file_name(format!(".{}", Uuid::new_v4()));
+    let fd = open_new_directory(CWD, &hidden)?;
+    let named = fchmod(fd, Mode::from_raw_mode(PASSAGE))
+        .map_err(io::Error::from)
+        .and_then(|()| rename_new(&hidden, folder));
+    named.or_else(|error| {
+        // It is empty.
+        let _ = fs::remove_dir(&hidden);
+        // Another run was first.
+        match folder.is_dir() {
+            true => Ok(()),
+            false => Err(error),
+        }
+    })
 }
 
 /// Creates a directory for the caller alone and opens it.
@@ -272,6 +285,29 @@ mod tests {
             (mode("a"), mode("a/b"), mode("a/b/c")),
             (0o711, 0o711, 0o700)
         );
+    }
+
+    /// As two runs of a batch do whose directory is not there yet.
+    #[test]
+    fn two_runs_create_the_same_directory_and_use_it_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..500 {
+            let shared = dir.path().join(round.to_string()).join("out");
+            std::thread::scope(|scope| {
+                for run in ["a", "b"] {
+                    let own = shared.join(run);
+                    scope.spawn(move || {
+                        create_passage(&own).unwrap();
+                        let above = fs::metadata(own.parent().unwrap()).unwrap();
+                        assert_eq!(above.permissions().mode() & 0o777, PASSAGE, "{own:?}");
+                    });
+                }
+            });
+            let names: Vec<_> = fs::read_dir(&shared).unwrap().flatten().collect();
+            assert_eq!(names.len(), 2, "{names:?}");
+            let beside = fs::read_dir(shared.parent().unwrap()).unwrap().count();
+            assert_eq!(beside, 1, "a name for a moment is left");
+        }
     }
 
     #[test]

@@ -603,7 +603,9 @@ fn a_list_becomes_one_page() {
         .collect();
     assert_eq!(
         states,
-        [Value::from("up"), Value::from("down"), Value::Null]
+        [Value::from("up"), Value::from("down"), Value::Null],
+        "{seen:#}\n{}",
+        run.stderr
     );
     assert_eq!(seen["machines"][2]["error"]["code"], 1);
     assert_eq!(digest(), before);
