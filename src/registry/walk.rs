@@ -9,6 +9,7 @@
 //! and form a ring; big data exists from format 1.4 on only.
 
 use std::collections::HashMap;
+use std::hint::black_box;
 
 use super::base::{BaseBlock, FileType};
 use super::cell::{BASE_BLOCK_SIZE, BIN_HEADER, Cell, INLINE, MAX_DEPTH, NONE, PAGE, SEGMENT};
@@ -56,6 +57,8 @@ pub fn walk(bytes: &[u8]) -> Result<Stats, Fault> {
     Ok(walker.stats)
 }
 
+/// Before what a cell holds stands its size.
+const CELL_SIZE: usize = 4;
 /// What the size of a bin, and that of all bins, must be.
 const PAGES: &str = "pages of 4096 bytes within the hive";
 
@@ -63,28 +66,43 @@ fn base_block(offset: u64, expected: impl ToString, actual: impl ToString) -> Fa
     Fault::in_file(offset, "base block", expected, actual)
 }
 
-/// One bit for every place a cell can start at.
+/// Two bits for every place a cell can start at, side by side because both are asked for: an allocated cell does,
+/// and something refers to it.
 struct Marks(Vec<u64>);
 
 impl Marks {
     fn new(bins_size: usize) -> Self {
-        Self(vec![0; bins_size.div_ceil(8 * 64)])
+        Self(vec![0; bins_size.div_ceil(8 * 32)])
     }
 
     #[inline(always)]
-    fn has(&self, offset: u32) -> bool {
-        let n = offset as usize / 8;
-        offset.is_multiple_of(8) && self.0.get(n / 64).is_some_and(|w| w >> (n % 64) & 1 == 1)
+    fn place(offset: u32) -> (usize, u32) {
+        let n = offset / 8;
+        ((n / 32) as usize, n % 32 * 2)
     }
 
-    /// Whether the mark is new.
     #[inline(always)]
-    fn set(&mut self, offset: u32) -> bool {
-        let n = offset as usize / 8;
-        match self.0.get_mut(n / 64) {
+    fn set_allocated(&mut self, offset: u32) {
+        let (word, bit) = Self::place(offset);
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= 1 << bit;
+        }
+    }
+
+    #[inline(always)]
+    fn is_allocated(&self, offset: u32) -> bool {
+        let (word, bit) = Self::place(offset);
+        offset.is_multiple_of(8) && self.0.get(word).is_some_and(|w| w >> bit & 1 == 1)
+    }
+
+    /// Whether nothing referred to it so far.
+    #[inline(always)]
+    fn visit(&mut self, offset: u32) -> bool {
+        let (word, bit) = Self::place(offset);
+        match self.0.get_mut(word) {
             Some(word) => {
                 let old = *word;
-                *word |= 1 << (n % 64);
+                *word |= 2 << bit;
                 old != *word
             }
             None => false,
@@ -110,8 +128,7 @@ fn ascii_hash(name: &[u8]) -> u32 {
 struct Walker<'b> {
     bins: &'b [u8],
     minor: u32,
-    allocated: Marks,
-    visited: Marks,
+    marks: Marks,
     /// Keys that refer to each security cell.
     security: HashMap<u32, u32>,
     stats: Stats,
@@ -122,8 +139,7 @@ impl<'b> Walker<'b> {
         Self {
             bins,
             minor,
-            allocated: Marks::new(bins.len()),
-            visited: Marks::new(bins.len()),
+            marks: Marks::new(bins.len()),
             security: HashMap::new(),
             stats: Stats::default(),
         }
@@ -165,7 +181,7 @@ impl<'b> Walker<'b> {
                     return Err(Fault::in_bins(cell as u64, "cell", expected, found));
                 }
                 if raw < 0 {
-                    self.allocated.set(cell as u32);
+                    self.marks.set_allocated(cell as u32);
                 }
                 cell += size;
             }
@@ -175,9 +191,17 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
+    /// A number of a cell that is looked at soon. Memory is slow: asked for its cells one after the other, a walk
+    /// waits most of the time, so it asks for several before it looks at the first.
+    #[inline(always)]
+    fn ahead(&self, cell: u32, field: usize) -> u32 {
+        let at = (cell as usize).saturating_add(CELL_SIZE + field);
+        black_box(self.raw_u32(at).unwrap_or(NONE))
+    }
+
     #[inline(always)]
     fn peek(&self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
-        if !self.allocated.has(offset) {
+        if !self.marks.is_allocated(offset) {
             let found = format!("{offset:#x}, where no allocated cell starts");
             return Err(Fault::in_bins(from, "reference", "a cell", found));
         }
@@ -195,7 +219,7 @@ impl<'b> Walker<'b> {
     /// A cell that only one place may refer to; this also rules out cycles.
     fn take(&mut self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
         let cell = self.peek(offset, from)?;
-        if !self.visited.set(offset) {
+        if !self.marks.visit(offset) {
             let found = format!("{offset:#x}, which is in use elsewhere");
             return Err(Fault::in_bins(
                 from,
@@ -308,6 +332,10 @@ impl<'b> Walker<'b> {
     /// Windows finds a key by halving and by hash, so a key in the wrong place is not there for it.
     /// Names that are not ASCII are let through: their upper case is a matter of Windows' tables.
     fn check_order(&self, keys: &[PendingKey]) -> Result<(), Fault> {
+        for key in keys {
+            self.ahead(key.cell, 0);
+            self.ahead(key.cell, nk::NAME);
+        }
         let mut previous: Option<&'b [u8]> = None;
         for key in keys {
             let nk = self.peek(key.cell, key.parent)?.expect(b"nk")?;
@@ -337,6 +365,14 @@ impl<'b> Walker<'b> {
             return Ok(());
         }
         let list = self.take(list, key)?;
+        let values = || list.data.as_chunks().0.iter().take(count as usize);
+        for vk in values() {
+            self.ahead(u32::from_le_bytes(*vk), 0);
+        }
+        for vk in values() {
+            let data = self.ahead(u32::from_le_bytes(*vk), vk::DATA);
+            self.ahead(data, 0);
+        }
         for i in 0..count as usize {
             let offset = list.u32(i.saturating_mul(4))?;
             let vk = self.take(offset, list.offset)?.expect(b"vk")?;
