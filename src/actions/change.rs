@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 
-use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::direct;
 use crate::guest::{GuestPath, GuestRead, VolumeId};
 use crate::text::sha256_hex;
 
@@ -78,7 +78,7 @@ impl Change {
 /// No file that hyper2kvm replaces is larger: they are drivers and boot loaders.
 pub(super) const MAX_REPLACED: u64 = 256 << 20;
 
-/// A file that takes time to be made durable.
+/// A file that takes time to be written.
 const LARGE: usize = 1 << 20;
 
 /// Writes files below the journal's directory.
@@ -95,15 +95,14 @@ impl Saver {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(io_error(doing()))?;
         }
-        let mut file = File::create(&path).map_err(io_error(doing()))?;
-        file.write_all(bytes).map_err(io_error(doing()))?;
-        match self.durably {
-            true => file.sync_all().map_err(io_error(doing()))?,
-            // It is made durable before the copy: let the system begin with that now.
-            false if bytes.len() >= LARGE => {
-                let _ = fadvise(&file, 0, None, Advice::DontNeed);
-            }
-            false => {}
+        let file = File::create(&path).and_then(|mut file| match bytes.len() >= LARGE {
+            true => direct::write_new(file, bytes),
+            false => file.write_all(bytes).map(|()| file),
+        });
+        let file = file.map_err(io_error(doing()))?;
+        // Else it is made durable before the copy.
+        if self.durably {
+            file.sync_all().map_err(io_error(doing()))?;
         }
         Ok(path)
     }

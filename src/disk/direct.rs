@@ -108,6 +108,13 @@ impl DirectFile {
     }
 }
 
+/// Writes a new file past the page cache: nobody reads it soon, and the processor has other work meanwhile.
+pub(crate) fn write_new(file: File, bytes: &[u8]) -> io::Result<File> {
+    let target = DirectFile::new(file);
+    target.write_all_at(bytes, 0)?;
+    Ok(target.file)
+}
+
 /// The start of a file or device, as the target of a copy.
 pub(super) struct RawTarget {
     file: DirectFile,

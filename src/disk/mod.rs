@@ -18,7 +18,7 @@ pub mod compose;
 pub mod copy;
 pub mod detect;
 pub mod device;
-mod direct;
+pub(crate) mod direct;
 pub mod empty;
 mod error;
 pub mod export;
