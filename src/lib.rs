@@ -48,6 +48,7 @@ pub mod inspect;
 pub(crate) mod later;
 pub mod linux;
 pub(crate) mod lock;
+pub mod memory;
 pub(crate) mod plan;
 pub(crate) mod pull;
 pub mod registry;

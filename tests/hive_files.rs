@@ -194,14 +194,14 @@ fn equals_yarp_on_a_user_hive() {
 fn all_dirty_hives_load() {
     for files in [new_1(), new_2(), ntuser(), old()].into_iter().flatten() {
         let logs = [("LOG1", &files[1][..]), ("LOG2", &files[2][..])];
-        let hive = load("HIVE", Arc::new(files[0].clone()), &logs).unwrap();
+        let hive = load("HIVE", Arc::new(files[0].clone().into()), &logs).unwrap();
         assert!(hive.dirty && hive.replayed.is_some() && hive.warnings.is_empty());
     }
     let Some(stale) = corpus("win10-vmware/SYSTEM") else {
         return;
     };
-    let hive = load("SYSTEM", Arc::new(stale.clone()), &[]).unwrap();
-    assert!(hive.dirty && hive.replayed.is_none() && *hive.bytes == stale);
+    let hive = load("SYSTEM", Arc::new(stale.clone().into()), &[]).unwrap();
+    assert!(hive.dirty && hive.replayed.is_none() && hive.bytes[..] == stale);
     assert_eq!(hive.warnings.len(), 1);
 }
 

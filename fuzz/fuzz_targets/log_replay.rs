@@ -25,5 +25,9 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(result.bytes, files.hive);
         }
     }
-    let _ = load("HIVE", std::sync::Arc::new(files.hive.clone()), &logs);
+    let _ = load(
+        "HIVE",
+        std::sync::Arc::new(files.hive.clone().into()),
+        &logs,
+    );
 });

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::inspect::{HiveName, Hives};
+use crate::memory::FileBytes;
 use crate::registry::RegEdits;
 use crate::registry::confined::{HiveEditError, HiveFile};
 use crate::threads::joined;
@@ -51,7 +52,7 @@ impl EditedHives {
     }
 
     /// The edited hive; `None` where it is not edited or could not be.
-    pub fn bytes(&self, hive: HiveName) -> Option<io::Result<Vec<u8>>> {
+    pub fn bytes(&self, hive: HiveName) -> Option<io::Result<FileBytes>> {
         let edited = self.take(hive)?.finished();
         let bytes = edited.as_ref().ok().map(HiveFile::bytes);
         self.all().insert(hive, Edit::Done(edited));
@@ -79,7 +80,7 @@ impl EditedHives {
 
 impl Edit {
     /// Begins to edit a hive.
-    pub(super) fn start(bytes: Arc<Vec<u8>>, edits: RegEdits) -> Self {
+    pub(super) fn start(bytes: Arc<FileBytes>, edits: RegEdits) -> Self {
         Self::Running(thread::spawn(move || {
             let _span = timeline::span(format!("edit {}", edits.prefix));
             let mut file = HiveFile::new(&bytes)?;

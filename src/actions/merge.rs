@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use crate::guest::joined::KnownFile;
 use crate::guest::{Extent, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{HiveName, Hives};
+use crate::memory::FileBytes;
 use crate::registry::RegEdits;
 use crate::registry::confined::HiveEditError;
 use crate::registry::judge::{self, Kept};
@@ -53,7 +54,7 @@ impl<'a> Merging<'a> {
         let loaded = loaded.ok_or(ActionError::NoHive(name.file_name()))?;
         // The file on the disk: for a replayed hive that is not what is in memory.
         let original = match loaded.replayed {
-            true => Some(self.before.read(volume, path, MAX_HIVE)?),
+            true => Some(self.before.read_shared(volume, path, MAX_HIVE)?),
             false => None,
         };
         let mut logs = Vec::new();
@@ -152,7 +153,7 @@ type Walk = std::result::Result<walk::Stats, walk::Fault>;
 pub struct Walked {
     pub hive: HiveName,
     /// The bytes that were walked.
-    pub bytes: Arc<Vec<u8>>,
+    pub bytes: Arc<FileBytes>,
     pub walk: Walk,
 }
 
@@ -173,9 +174,9 @@ impl Walking {
 
 struct MergeJob {
     name: HiveName,
-    bytes: Arc<Vec<u8>>,
+    bytes: Arc<FileBytes>,
     /// What the file in the guest holds, where that is something else.
-    original: Option<Vec<u8>>,
+    original: Option<Arc<FileBytes>>,
     edits: RegEdits,
     compressed: bool,
     logs: Vec<LogReset>,
@@ -202,7 +203,7 @@ pub(super) struct LogReset {
 pub struct MergedHive {
     name: HiveName,
     backup: String,
-    pub(super) bytes: Arc<Vec<u8>>,
+    pub(super) bytes: Arc<FileBytes>,
     pub(super) extents: Vec<Extent>,
     /// It is written as a plain file, for NTFS compresses the hive.
     pub(super) whole: bool,
@@ -279,9 +280,7 @@ fn merge(job: MergeJob, edit: Edit, kept: &Kept, before: FileFacts) -> Result<Me
     let file = file.map_err(|source| ActionError::Edit { hive, source })?;
     let _span = timeline::span(format!("merge {hive}"));
     // The edited hive takes the place of the original: both would be much memory, and fresh pages are slow.
-    let mut merged = job
-        .original
-        .unwrap_or_else(|| Arc::unwrap_or_clone(job.bytes));
+    let mut merged = Arc::unwrap_or_clone(job.original.unwrap_or(job.bytes));
     let changes = update(&mut merged, &mut file.reader());
     let (extents, bins) = changes.map_err(io_error(format!("reading the edited {hive}")))?;
     judge::holds(&merged[..bins], &job.edits).map_err(judged)?;
@@ -314,7 +313,7 @@ fn merge(job: MergeJob, edit: Edit, kept: &Kept, before: FileFacts) -> Result<Me
 
 /// Replaces the start of `bytes` by what `new` has, and tells the 4 KiB blocks that differ, neighbours joined, and
 /// how much that was. What `bytes` has beyond it, a tail behind the hive bins, stays: the file never shrinks.
-fn update(bytes: &mut Vec<u8>, new: &mut dyn Read) -> io::Result<(Vec<Extent>, usize)> {
+fn update(bytes: &mut FileBytes, new: &mut dyn Read) -> io::Result<(Vec<Extent>, usize)> {
     const BLOCK: usize = 4096;
     let mut extents: Vec<Extent> = Vec::new();
     let mut chunk = vec![0; 256 * BLOCK];
@@ -325,7 +324,7 @@ fn update(bytes: &mut Vec<u8>, new: &mut dyn Read) -> io::Result<(Vec<Extent>, u
             return Ok((extents, at));
         }
         let before = bytes.len();
-        bytes.resize(before.max(at + len), 0);
+        bytes.grow(at + len);
         for (old, new) in bytes[at..at + len]
             .chunks_mut(BLOCK)
             .zip(chunk.chunks(BLOCK))
@@ -368,14 +367,14 @@ mod tests {
     use super::*;
 
     fn updated(old: &[u8], mut new: &[u8]) -> (Vec<u8>, Vec<(u64, usize)>, usize) {
-        let mut bytes = old.to_vec();
+        let mut bytes = FileBytes::from(old.to_vec());
         let (extents, len) = update(&mut bytes, &mut new).unwrap();
         for extent in &extents {
             let start = extent.offset as usize;
             assert_eq!(bytes[start..start + extent.data.len()], extent.data);
         }
         let ranges = extents.iter().map(|e| (e.offset, e.data.len())).collect();
-        (bytes, ranges, len)
+        (bytes.to_vec(), ranges, len)
     }
 
     #[test]

@@ -14,13 +14,14 @@ use crate::guest::{
     FileInfo, FileKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
 };
 use crate::inspect::{HiveName, Hives, LoadedBytes};
+use crate::memory::FileBytes;
 use crate::registry::build::Format;
 use crate::registry::{BaseBlock, HiveError, HiveView, RegEdits};
 
 enum Content<'a> {
     Bytes(Vec<u8>),
     /// A hive that inspection has in memory.
-    Shared(Arc<Vec<u8>>),
+    Shared(Arc<FileBytes>),
     /// A file of the driver source.
     Media {
         path: &'a str,
@@ -43,7 +44,7 @@ struct Entry<'a> {
 /// The hives of the guest, and those that were edited already.
 pub struct PreviewHives<'a> {
     pub before: &'a Hives,
-    pub edited: &'a dyn Fn(HiveName) -> Option<Vec<u8>>,
+    pub edited: &'a dyn Fn(HiveName) -> Option<FileBytes>,
 }
 
 pub struct Preview<'a> {
@@ -146,7 +147,7 @@ impl<'a> Preview<'a> {
     fn bytes<'s>(&'s self, volume: VolumeId, entry: &'s Entry<'a>) -> Result<Cow<'s, [u8]>> {
         match &entry.content {
             Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes.as_slice())),
-            Content::Shared(bytes) => Ok(Cow::Borrowed(bytes.as_slice())),
+            Content::Shared(bytes) => Ok(Cow::Borrowed(bytes)),
             Content::Media { path, .. } => {
                 let bytes = self.media.read(path).map_err(|e| GuestError::Unreadable {
                     path: (*path).to_string(),
@@ -165,7 +166,7 @@ fn edited<'a>(
     hive: HiveName,
     loaded: &LoadedBytes,
     edits: &RegEdits,
-    already: &dyn Fn(HiveName) -> Option<Vec<u8>>,
+    already: &dyn Fn(HiveName) -> Option<FileBytes>,
 ) -> std::result::Result<Content<'a>, HiveError> {
     // No driver and no boot entry is looked up in SOFTWARE: what is added there decides nothing, and it is
     // by far the largest. A replayed one has to be clean all the same.
@@ -181,7 +182,7 @@ fn edited<'a>(
         HiveName::System | HiveName::Software | HiveName::Drivers => Format::V1_5,
     };
     let bytes = edits.rewritten(&HiveView::new(&loaded.bytes)?, hive.file_name(), format)?;
-    Ok(Content::Shared(Arc::new(bytes)))
+    Ok(Content::Shared(Arc::new(bytes.into())))
 }
 
 impl GuestRead for Preview<'_> {
@@ -253,13 +254,18 @@ impl GuestRead for Preview<'_> {
         Ok(bytes.into_owned())
     }
 
-    fn read_shared(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Arc<Vec<u8>>> {
+    fn read_shared(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+        limit: u64,
+    ) -> Result<Arc<FileBytes>> {
         match self.entry(volume, path).map(|entry| &entry.content) {
             Some(Content::Shared(bytes)) => {
                 GuestError::check_size(path, bytes.len() as u64, limit)?;
                 Ok(bytes.clone())
             }
-            _ => self.read(volume, path, limit).map(Arc::new),
+            _ => Ok(Arc::new(self.read(volume, path, limit)?.into())),
         }
     }
 }

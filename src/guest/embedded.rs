@@ -19,6 +19,7 @@ use super::{
 };
 use crate::block::BlockRead;
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
+use crate::memory::FileBytes;
 
 enum Engine {
     Ntfs(NtfsVolume),
@@ -296,5 +297,18 @@ impl GuestRead for EmbeddedReader {
             Engine::Ntfs(v) => v.read(path, limit),
             Engine::Fat(v) => v.read(path, limit),
         }
+    }
+
+    fn read_shared(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+        limit: u64,
+    ) -> Result<Arc<FileBytes>> {
+        let bytes = match self.engine_of(volume)? {
+            Engine::Ntfs(v) => v.read_kept(path, limit)?,
+            Engine::Fat(v) => v.read(path, limit)?.into(),
+        };
+        Ok(Arc::new(bytes))
     }
 }

@@ -9,13 +9,14 @@ use super::{
     DiskId, Extent, FileInfo, GuestError, GuestPath, GuestRead, GuestWrite, Result, Volume,
     VolumeId,
 };
+use crate::memory::FileBytes;
 
 /// A file whose contents are in memory, as they were written.
 #[derive(Debug, Clone)]
 pub struct KnownFile {
     pub volume: VolumeId,
     pub path: GuestPath,
-    pub bytes: Arc<Vec<u8>>,
+    pub bytes: Arc<FileBytes>,
 }
 
 /// What is compared with a known file at once.
@@ -106,14 +107,19 @@ impl GuestRead for JoinedReader<'_> {
         self.of(volume)?.read(volume.within(), path, limit)
     }
 
-    fn read_shared(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Arc<Vec<u8>>> {
+    fn read_shared(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+        limit: u64,
+    ) -> Result<Arc<FileBytes>> {
         let is_it = |k: &&KnownFile| k.volume == volume && k.path.key() == path.key();
         match self.known.iter().find(is_it) {
             // Where it cannot be compared, reading it as a whole tells why.
             Some(known) if self.is_on_disk(known, limit).unwrap_or(false) => {
                 Ok(known.bytes.clone())
             }
-            _ => self.read(volume, path, limit).map(Arc::new),
+            _ => self.of(volume)?.read_shared(volume.within(), path, limit),
         }
     }
 
@@ -211,11 +217,11 @@ mod tests {
             let known = [KnownFile {
                 volume,
                 path: GuestPath::parse("windows/X").unwrap(),
-                bytes: Arc::new(same.clone()),
+                bytes: Arc::new(same.clone().into()),
             }];
             let reader = JoinedReader::new(vec![(DiskId::ONLY, &guest)]).knowing(&known);
             let read = reader.read_shared(volume, &path, 1 << 30).unwrap();
-            assert_eq!(*read, on_disk);
+            assert_eq!(read[..], on_disk[..]);
             assert_eq!(Arc::ptr_eq(&read, &known[0].bytes), is_same);
             let limited = reader.read_shared(volume, &path, 1 << 10);
             assert!(limited.is_err(), "the limit holds for what is in memory");

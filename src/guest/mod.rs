@@ -47,6 +47,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::layout::Partition;
 use crate::error::Errno;
+use crate::memory::FileBytes;
 
 /// The number of a disk among those of its VM, from 1 in the order of the source.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -305,9 +306,14 @@ pub trait GuestRead {
         Ok(None)
     }
 
-    /// The same without a copy, where the file is in memory already.
-    fn read_shared(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Arc<Vec<u8>>> {
-        self.read(volume, path, limit).map(Arc::new)
+    /// The same to be kept: in large pages, and without a copy where it is in memory already.
+    fn read_shared(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+        limit: u64,
+    ) -> Result<Arc<FileBytes>> {
+        Ok(Arc::new(self.read(volume, path, limit)?.into()))
     }
 }
 

@@ -9,6 +9,7 @@ use super::ntfs_record::{self as rec, Run};
 use super::unpack::lznt1;
 use super::wof::{self, Chunks};
 use super::{GuestError, GuestPath, IO_REPARSE_TAG_WOF};
+use crate::memory::FileBytes;
 
 const MAX_REPARSE: u64 = 16 << 10;
 /// Windows makes units of 16 clusters of up to 4 KiB.
@@ -209,12 +210,30 @@ impl NtfsVolume {
     }
 
     pub fn read(&self, path: &GuestPath, limit: u64) -> Result<Vec<u8>, GuestError> {
+        let (contents, len) = self.within(path, limit)?;
+        self.read_contents(&contents, 0, len)
+            .map_err(|e| e.at(path))
+    }
+
+    /// The same to be kept.
+    pub fn read_kept(&self, path: &GuestPath, limit: u64) -> Result<FileBytes, GuestError> {
+        let (contents, len) = self.within(path, limit)?;
+        let read = match &contents {
+            Contents::Plain(stream) => {
+                let mut bytes = FileBytes::zeroed(len);
+                self.read_stream(stream, 0, &mut bytes).map(|()| bytes)
+            }
+            packed => self.read_contents(packed, 0, len).map(FileBytes::from),
+        };
+        read.map_err(|e| e.at(path))
+    }
+
+    /// A file of no more than `limit` bytes, and how many it has.
+    fn within(&self, path: &GuestPath, limit: u64) -> Result<(Contents, usize), GuestError> {
         let contents = self.contents(path)?;
         let size = contents.size();
         match usize::try_from(size) {
-            Ok(len) if size <= limit => self
-                .read_contents(&contents, 0, len)
-                .map_err(|e| e.at(path)),
+            Ok(len) if size <= limit => Ok((contents, len)),
             _ => Err(GuestError::TooLarge {
                 path: path.to_string(),
                 size,

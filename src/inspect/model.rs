@@ -18,6 +18,7 @@ use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
 use crate::guest::{DiskId, FsKind, GuestPath, VolumeId, VolumeState};
 use crate::inspect::linux::LinuxFacts;
+use crate::memory::FileBytes;
 use crate::registry::RegOp;
 use crate::types::ControlSet;
 pub use crate::types::Firmware;
@@ -64,7 +65,7 @@ pub struct Hives {
 pub struct LoadedBytes {
     pub path: GuestPath,
     /// The recovered image: what Windows would work with. Shared, because a large hive is in memory once.
-    pub bytes: Arc<Vec<u8>>,
+    pub bytes: Arc<FileBytes>,
     /// Whether `bytes` differ from the file because log entries were applied.
     pub replayed: bool,
     /// The transaction logs beside it that are not empty (`.LOG1`, `.LOG2`, `.LOG`).

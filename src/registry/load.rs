@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use super::recover::{AppliedLog, ReplayError, ReplayWarning, SkippedLog, recover};
 use super::walk::{Fault, walk};
+use crate::memory::FileBytes;
 
 /// The logs of a hive, by what is appended to its name. `.LOG` is what XP has, and what BCD stores
 /// have to this day.
@@ -67,7 +68,7 @@ pub struct Replayed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadedHive {
     /// To read and to edit. Marked clean, unless [`LoadWarning::Stale`] is among the warnings.
-    pub bytes: Arc<Vec<u8>>,
+    pub bytes: Arc<FileBytes>,
     /// Whether the file on disk is dirty.
     pub dirty: bool,
     /// How many log entries are missing from the file on disk.
@@ -81,7 +82,7 @@ pub struct LoadedHive {
 /// there is no such file. `None` when the hive itself is not there.
 pub fn load_hive<E: From<LoadError>>(
     name: &str,
-    mut read: impl FnMut(&str) -> Result<Option<Arc<Vec<u8>>>, E>,
+    mut read: impl FnMut(&str) -> Result<Option<Arc<FileBytes>>, E>,
 ) -> Result<Option<LoadedHive>, E> {
     let Some(primary) = read(name)? else {
         return Ok(None);
@@ -100,7 +101,7 @@ pub fn load_hive<E: From<LoadError>>(
 /// The same from bytes; `logs` as (file name, contents) in the order of [`LOG_SUFFIXES`].
 pub fn load(
     name: &str,
-    primary: Arc<Vec<u8>>,
+    primary: Arc<FileBytes>,
     logs: &[(&str, &[u8])],
 ) -> Result<LoadedHive, LoadError> {
     let hive = name.to_string();
@@ -145,7 +146,7 @@ pub fn load(
         std::borrow::Cow::Borrowed(_) => None,
     };
     Ok(LoadedHive {
-        bytes: recovered.map_or(primary, Arc::new),
+        bytes: recovered.map_or(primary, |bytes| Arc::new(bytes.into())),
         dirty,
         log_entries_replayable,
         replayed,
@@ -183,7 +184,7 @@ mod tests {
     fn run(files: &[(&str, Vec<u8>)]) -> Result<Option<LoadedHive>, LoadError> {
         load_hive("SYSTEM", |name| {
             let found = files.iter().find(|(n, _)| *n == name);
-            Ok(found.map(|(_, bytes)| Arc::new(bytes.clone())))
+            Ok(found.map(|(_, bytes)| Arc::new(bytes.clone().into())))
         })
     }
 
@@ -198,7 +199,7 @@ mod tests {
         let clean = hive(1);
         let loaded = run(&[("SYSTEM", clean.clone()), ("SYSTEM.LOG1", vec![])]);
         let loaded = loaded.unwrap().unwrap();
-        assert_eq!(*loaded.bytes, clean);
+        assert_eq!(loaded.bytes[..], clean);
         assert!(!loaded.dirty && loaded.replayed.is_none() && loaded.warnings.is_empty());
     }
 
@@ -224,7 +225,7 @@ mod tests {
     fn dirty_without_usable_logs() {
         let stale = dirty(hive(1));
         let loaded = run(&[("SYSTEM", stale.clone())]).unwrap().unwrap();
-        assert!(loaded.dirty && loaded.replayed.is_none() && *loaded.bytes == stale);
+        assert!(loaded.dirty && loaded.replayed.is_none() && loaded.bytes[..] == stale);
         insta::assert_snapshot!(warnings(&loaded), @"SYSTEM was not saved completely and no log can be replayed (there is none). It is sound, but the latest changes to devices, services and settings may be missing");
 
         let logs = [("SYSTEM", stale.clone()), ("SYSTEM.LOG1", vec![7; 600])];

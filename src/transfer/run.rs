@@ -16,10 +16,11 @@ use std::time::Duration;
 use super::extents::Extents;
 use super::journal::{ExtentJournal, JournalFault};
 use super::pace::Pace;
-use memmap2::{Advice, MmapMut};
+use memmap2::MmapMut;
 
 use crate::block::{ALIGN, BlockRead, BlockWrite};
 use crate::failpoint;
+use crate::memory::{self, LARGE_PAGE};
 use crate::stop;
 
 /// What a worker reads at once. Its source sends that in several requests.
@@ -384,15 +385,9 @@ impl Shared {
 /// here, in few requests when it lies in few pages.
 struct Buffer(MmapMut);
 
-/// A large page of memory.
-const LARGE_PAGE: usize = 2 << 20;
-
 impl Buffer {
     fn new() -> io::Result<Self> {
-        let memory = MmapMut::map_anon(PIECE as usize + LARGE_PAGE + ALIGN)?;
-        // Where there are none, small ones do.
-        let _ = memory.advise(Advice::HugePage);
-        Ok(Self(memory))
+        memory::zeroed(PIECE as usize + LARGE_PAGE + ALIGN).map(Self)
     }
 
     /// Room for a piece, aligned in memory as it is on the disk.

@@ -7,6 +7,7 @@ use std::thread;
 use super::{Context, Outcome};
 use crate::actions::Walked;
 use crate::inspect::{HiveName, Hives};
+use crate::memory::FileBytes;
 use crate::registry::base::BaseBlock;
 use crate::registry::walk;
 use crate::timeline;
@@ -44,7 +45,7 @@ pub fn walk_all(hives: &Hives) -> Walks {
 /// Walks every hive that is not, byte for byte, one that was walked before. Side by side: the walk of a
 /// large SOFTWARE hive takes longer than all the other checks.
 pub fn walk_read_back(hives: &Hives, written: &[Walked]) -> Walks {
-    let walked = |name: HiveName, bytes: &Arc<Vec<u8>>| {
+    let walked = |name: HiveName, bytes: &Arc<FileBytes>| {
         let known = written.iter().find(|w| w.hive == name);
         // Read back, it is known to be what is in memory.
         let same = |w: &&Walked| Arc::ptr_eq(&w.bytes, bytes) || w.bytes == *bytes;
@@ -137,7 +138,7 @@ mod tests {
         };
         let loaded = |bytes: Vec<u8>| LoadedBytes {
             path: GuestPath::root(),
-            bytes: Arc::new(bytes),
+            bytes: Arc::new(bytes.into()),
             replayed: false,
             logs: Vec::new(),
         };
@@ -155,7 +156,7 @@ mod tests {
         };
         let walked = |name, bytes: &[u8]| Walked {
             hive: name,
-            bytes: Arc::new(bytes.to_vec()),
+            bytes: Arc::new(bytes.to_vec().into()),
             walk: Err(fault.clone()),
         };
         let written = [

@@ -25,6 +25,7 @@ pub use child::run_if_asked;
 
 use super::edit::RegEdits;
 use super::libhivex::{self, HivexError};
+use crate::memory::FileBytes;
 use crate::stop;
 use crate::tool::pass::{self, Passed};
 use crate::tool::{Cmd, ToolError, cmd, launcher};
@@ -34,6 +35,9 @@ const VERB: &str = "__hive";
 const FAILPOINT: &str = "hive-child";
 /// How long the edits of one hive may take: the largest real one takes a second.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// The library holds the hive in memory of malloc, which takes large pages when it is told so (glibc 2.35).
+const MALLOC: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
 
 #[derive(Debug, thiserror::Error)]
 pub enum HiveEditError {
@@ -80,9 +84,9 @@ impl HiveFile {
         }
     }
 
-    pub(crate) fn bytes(&self) -> io::Result<Vec<u8>> {
+    pub(crate) fn bytes(&self) -> io::Result<FileBytes> {
         let size = self.0.metadata()?.len();
-        let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+        let mut bytes = FileBytes::zeroed(usize::try_from(size).unwrap_or(0));
         self.0.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)
     }
@@ -115,7 +119,8 @@ impl io::Read for Reader<'_> {
 pub(crate) fn edited(hive: &[u8], edits: &RegEdits) -> Result<Vec<u8>> {
     let mut file = HiveFile::new(hive)?;
     file.edit(edits)?;
-    file.bytes().map_err(io_error("reading the edited hive"))
+    let bytes = file.bytes().map_err(io_error("reading the edited hive"))?;
+    Ok(bytes.to_vec())
 }
 
 fn memory_file(name: &str, bytes: &[u8]) -> Result<File> {
@@ -139,6 +144,7 @@ fn in_child(hive: &File, edits: &RegEdits) -> Result<()> {
     let done = Cmd::own(VERB)
         .arg(edits.name())
         .pass(&[edits])
+        .env(MALLOC.0, MALLOC.1)
         .stdin(hive)
         .timeout(LIMIT.min(cmd::silence()))
         .run();
