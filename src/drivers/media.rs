@@ -207,7 +207,12 @@ impl Folder {
                     continue;
                 };
                 // A link may point elsewhere in the directory, but neither out of it nor back up.
-                let Ok(real) = entry.path().canonicalize() else {
+                let is_plain = entry.file_type().is_ok_and(|kind| !kind.is_symlink());
+                let real = match is_plain {
+                    true => Ok(entry.path()),
+                    false => entry.path().canonicalize(),
+                };
+                let Ok(real) = real else {
                     continue;
                 };
                 if !real.starts_with(&root) || dir.starts_with(&real) {

@@ -84,13 +84,17 @@ impl<'b> Cell<'b> {
 
     #[inline(always)]
     pub fn slice(&self, at: usize, len: usize) -> Result<&'b [u8], Fault> {
-        at.checked_add(len)
-            .and_then(|end| self.data.get(at..end))
-            .ok_or_else(|| {
-                let (has, needs) = (self.data.len(), at.saturating_add(len));
-                let expected = format!("{needs} bytes for what it holds");
-                Fault::in_bins(self.offset, "cell", expected, format!("{has}: too short"))
-            })
+        match self.data.get(at..at.saturating_add(len)) {
+            Some(bytes) => Ok(bytes),
+            None => Err(self.too_short(at, len)),
+        }
+    }
+
+    #[cold]
+    fn too_short(&self, at: usize, len: usize) -> Fault {
+        let (has, needs) = (self.data.len(), at.saturating_add(len));
+        let expected = format!("{needs} bytes for what it holds");
+        Fault::in_bins(self.offset, "cell", expected, format!("{has}: too short"))
     }
 
     #[inline(always)]
@@ -107,16 +111,21 @@ impl<'b> Cell<'b> {
 
     #[inline(always)]
     pub fn expect(self, signature: &[u8; 2]) -> Result<Self, Fault> {
-        if self.data.starts_with(signature) {
-            Ok(self)
-        } else {
-            let found = self.data.get(..2).unwrap_or(self.data);
-            let (expected, found) = (signature.escape_ascii(), found.escape_ascii());
-            Err(Fault::in_bins(self.offset, "signature", expected, found))
+        match self.data {
+            [a, b, ..] if [*a, *b] == *signature => Ok(self),
+            _ => Err(self.signed_otherwise(signature)),
         }
     }
 
+    #[cold]
+    fn signed_otherwise(&self, signature: &[u8; 2]) -> Fault {
+        let found = self.data.get(..2).unwrap_or(self.data);
+        let (expected, found) = (signature.escape_ascii(), found.escape_ascii());
+        Fault::in_bins(self.offset, "signature", expected, found)
+    }
+
     /// The name of a key (`nk`).
+    #[inline(always)]
     pub fn key_name(&self) -> Result<Name<'b>, Fault> {
         Ok(Name {
             bytes: self.slice(nk::NAME, usize::from(self.u16(nk::NAME_LEN)?))?,
@@ -142,6 +151,7 @@ pub struct Name<'b> {
 
 impl<'b> Name<'b> {
     /// The bytes of a name that is plain ASCII and stored as such, as nearly all are.
+    #[inline(always)]
     pub fn as_ascii(&self) -> Option<&'b [u8]> {
         (self.compressed && self.bytes.is_ascii()).then_some(self.bytes)
     }

@@ -92,7 +92,10 @@ impl Marks {
     #[inline(always)]
     fn is_allocated(&self, offset: u32) -> bool {
         let (word, bit) = Self::place(offset);
-        offset.is_multiple_of(8) && self.0.get(word).is_some_and(|w| w >> bit & 1 == 1)
+        match self.0.get(word) {
+            Some(word) => offset.is_multiple_of(8) && word >> bit & 1 == 1,
+            None => false,
+        }
     }
 
     /// Whether nothing referred to it so far.
@@ -118,11 +121,30 @@ struct PendingKey {
 }
 
 /// As [`super::name::name_hash`], without decoding the name.
+#[inline(always)]
 fn ascii_hash(name: &[u8]) -> u32 {
-    name.iter().fold(0, |hash: u32, byte| {
-        hash.wrapping_mul(37)
-            .wrapping_add(u32::from(byte.to_ascii_uppercase()))
-    })
+    let mut hash = 0u32;
+    for byte in name {
+        hash = hash.wrapping_mul(37);
+        hash = hash.wrapping_add(u32::from(byte.to_ascii_uppercase()));
+    }
+    hash
+}
+
+/// Whether a name comes after another one, whatever the case of its letters.
+#[inline(always)]
+fn is_after(name: &[u8], previous: &[u8]) -> bool {
+    let both = name.len().min(previous.len());
+    for i in 0..both {
+        let (new, old) = (
+            name[i].to_ascii_uppercase(),
+            previous[i].to_ascii_uppercase(),
+        );
+        if new != old {
+            return new > old;
+        }
+    }
+    name.len() > previous.len()
 }
 
 struct Walker<'b> {
@@ -208,12 +230,14 @@ impl<'b> Walker<'b> {
         let at = offset as usize;
         // Checked by scan_bins, as the mark says.
         let size = self.raw_u32(at).unwrap_or(0).cast_signed().unsigned_abs() as usize;
-        let data = self.bins.get(at + 4..at.saturating_add(size));
-        let data = data.ok_or_else(|| {
-            let expected = format!("{} bytes of bins at most", self.bins.len());
-            Fault::in_bins(offset, "cell", expected, at.saturating_add(size))
-        })?;
-        Ok(Cell { offset, data })
+        match self.bins.get(at + 4..at.saturating_add(size)) {
+            Some(data) => Ok(Cell { offset, data }),
+            None => {
+                let expected = format!("{} bytes of bins at most", self.bins.len());
+                let found = at.saturating_add(size);
+                Err(Fault::in_bins(offset, "cell", expected, found))
+            }
+        }
     }
 
     /// A cell that only one place may refer to; this also rules out cycles.
@@ -348,8 +372,7 @@ impl<'b> Walker<'b> {
                 return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
             }
             if let (Some(name), Some(previous)) = (name, previous) {
-                let upper = |name: &'b [u8]| name.iter().map(u8::to_ascii_uppercase);
-                if upper(name).le(upper(previous)) {
+                if !is_after(name, previous) {
                     let expected = format!("a name after {}", previous.escape_ascii());
                     let found = name.escape_ascii();
                     return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
@@ -365,12 +388,12 @@ impl<'b> Walker<'b> {
             return Ok(());
         }
         let list = self.take(list, key)?;
-        let values = || list.data.as_chunks().0.iter().take(count as usize);
-        for vk in values() {
-            self.ahead(u32::from_le_bytes(*vk), 0);
+        let listed = (count as usize).min(list.data.len() / 4);
+        for i in 0..listed {
+            self.ahead(list.u32(i * 4)?, 0);
         }
-        for vk in values() {
-            let data = self.ahead(u32::from_le_bytes(*vk), vk::DATA);
+        for i in 0..listed {
+            let data = self.ahead(list.u32(i * 4)?, vk::DATA);
             self.ahead(data, 0);
         }
         for i in 0..count as usize {
