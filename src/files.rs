@@ -40,8 +40,8 @@ pub fn create_passage(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     create_parents(folder)?;
-    if folder.is_dir() {
-        return Ok(());
+    if folder.symlink_metadata().is_ok() {
+        return there(folder);
     }
     // Complete when it has its name: another run may put its own into it at once.
     let hidden = folder.with_file_name(format!(".{}", Uuid::new_v4()));
@@ -52,12 +52,19 @@ pub fn create_passage(folder: &Path) -> io::Result<()> {
     named.or_else(|error| {
         // It is empty.
         let _ = fs::remove_dir(&hidden);
-        // Another run was first.
-        match folder.is_dir() {
-            true => Ok(()),
-            false => Err(error),
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => there(folder),
+            _ => Err(error),
         }
     })
+}
+
+/// What has the name is a directory: another run was first.
+fn there(folder: &Path) -> io::Result<()> {
+    match folder.is_dir() {
+        true => Ok(()),
+        false => Err(Errno::EXIST.into()),
+    }
 }
 
 /// Creates a directory for the caller alone and opens it.

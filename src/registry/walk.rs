@@ -371,12 +371,12 @@ impl<'b> Walker<'b> {
                 let found = format!("{hash:#x}");
                 return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
             }
-            if let (Some(name), Some(previous)) = (name, previous) {
-                if !is_after(name, previous) {
-                    let expected = format!("a name after {}", previous.escape_ascii());
-                    let found = name.escape_ascii();
-                    return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
-                }
+            if let (Some(name), Some(previous)) = (name, previous)
+                && !is_after(name, previous)
+            {
+                let expected = format!("a name after {}", previous.escape_ascii());
+                let found = name.escape_ascii();
+                return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
             }
             previous = name;
         }
