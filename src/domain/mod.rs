@@ -27,14 +27,13 @@ pub mod qemu;
 pub mod slots;
 pub mod xml;
 
-pub use crate::types::MacAddr;
+pub use crate::types::{DiskBus, MacAddr};
 pub use check::DomainError;
 pub use emit::Emit;
 pub use firmware::{Descriptors, FirmwareChoice, FirmwareError};
 pub use model::{
-    Backing, Bootstrap, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware,
-    Graphics, Machine, Nic, NicSource, SYSTEM_DISK, Stage, StorageBus, System, Topology, Video,
-    WindowsFacts, disk_serial,
+    Backing, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware, Graphics, Machine,
+    Nic, NicSource, SYSTEM_DISK, Stage, System, Topology, Video, WindowsFacts, disk_serial,
 };
 pub use network::NetworkMap;
 pub use patch::Patch;

@@ -15,6 +15,7 @@ pub mod iso;
 pub mod media;
 pub mod origin;
 pub mod package;
+pub mod pe;
 pub mod select;
 pub mod signature;
 pub mod target;
