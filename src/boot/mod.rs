@@ -13,17 +13,17 @@
 //! the bootstrap domain is defined and started again. A domain this program has not defined is never
 //! touched ([`files::identify`]).
 
-pub mod access;
+pub(crate) mod access;
 pub(crate) mod anchor;
 pub(crate) mod evidence;
 pub mod files;
-pub mod in_use;
-pub mod install;
+pub(crate) mod in_use;
+pub(crate) mod install;
 mod merge;
 mod outage;
 pub mod proof;
-pub mod protect;
-pub mod record;
+pub(crate) mod protect;
+pub(crate) mod record;
 mod rehearsal;
 mod screen;
 mod sourced;

@@ -28,10 +28,10 @@ mod service;
 mod walk;
 
 pub use crate::types::DiskBus;
-pub use binding::{Binding, rivals};
-pub use loader::{Missing, missing_imports};
+pub use binding::rivals;
+pub use loader::Missing;
 pub use pe::{Image, ImageState, image};
-pub use service::{BOOT_START, PathForm, Service};
+pub use service::{BOOT_START, Service};
 pub use walk::{DEVICE_OFF, IDE_CHANNELS, KERNEL, NTFS};
 
 use std::collections::BTreeMap;

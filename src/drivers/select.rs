@@ -217,13 +217,6 @@ impl DriverSet {
             .filter(|p| p.role == Role::Storage && p.required)
     }
 
-    /// Everything else: staged for Windows to install on its own.
-    pub fn others(&self) -> impl Iterator<Item = &DriverPackage> {
-        self.packages
-            .iter()
-            .filter(|p| !(p.role == Role::Storage && p.required))
-    }
-
     pub fn package(&self, driver: &str) -> Option<&DriverPackage> {
         self.packages
             .iter()
@@ -309,36 +302,6 @@ pub fn select(
         });
     set.notes.extend(other);
     Ok(set)
-}
-
-/// What a driver source has for one Windows of the catalogue.
-#[derive(Debug)]
-pub struct Offer {
-    /// The catalogue's id and name.
-    pub id: String,
-    pub windows: String,
-    pub target: WindowsTarget,
-    pub drivers: Result<DriverSet, DriverError>,
-}
-
-/// Goes through the whole catalogue, every Windows in every architecture it knows.
-pub fn survey(media: &dyn Media, catalogue: &Catalogue) -> Vec<Offer> {
-    let mut offers = Vec::new();
-    for windows in &catalogue.windows {
-        for &arch in catalogue.architectures.keys() {
-            if !windows.archs.is_empty() && !windows.archs.contains(&arch) {
-                continue;
-            }
-            let target = windows.example(arch);
-            offers.push(Offer {
-                id: windows.id.clone(),
-                windows: windows.name.clone(),
-                drivers: select(media, catalogue, &target),
-                target,
-            });
-        }
-    }
-    offers
 }
 
 struct Folder<'m> {

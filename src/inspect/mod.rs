@@ -17,7 +17,7 @@ mod hive_name;
 mod hives;
 pub mod linux;
 mod locate;
-pub mod model;
+pub(crate) mod model;
 mod network;
 mod nsi;
 mod os;
