@@ -27,7 +27,7 @@ pub(crate) mod actions;
 pub(crate) mod batch;
 pub mod block;
 pub mod boot;
-pub mod boot_path;
+pub(crate) mod boot_path;
 mod bytes;
 pub(crate) mod check;
 pub mod cli;
@@ -64,7 +64,7 @@ pub(crate) mod stop;
 #[cfg(test)]
 mod testing;
 pub mod text;
-pub mod threads;
+pub(crate) mod threads;
 pub mod timeline;
 pub mod tool;
 mod transfer;

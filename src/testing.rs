@@ -2,14 +2,12 @@
 //! a test wants it, inspected, planned for, and as the plan leaves it. No tool and no file is needed.
 
 use crate::actions::{self, Action, CopyFiles, EditHive, EditedHives, PreviewHives};
-use crate::boot_path::Controller;
 use crate::check::Check;
 use crate::demo::guest::{self, GuestFile};
 use crate::demo::pe::{self, Subsystem};
 use crate::demo::virtio_win::{self, Layout};
 use crate::demo::{Arch, GuestSpec, Leftovers, Role, WinVersion, hives};
 use crate::disk::layout::{DiskLayout, GPT_ESP, GPT_MSR};
-use crate::domain::StorageBus;
 use crate::drivers::Catalogue;
 use crate::drivers::media::{Media, Memory};
 use crate::drivers::signature;
@@ -21,6 +19,7 @@ use crate::inspect::{Disk, HiveName, Hives, InspectOptions, SourceFacts, Survey,
 use crate::plan::firstboot::Wishes;
 use crate::plan::{self, After, Draft, Foreseen, Options};
 use crate::registry::{HiveError, HiveView, KeyTree};
+use crate::types::DiskBus;
 use crate::verify;
 
 use crate::convert::prepare::{self, Basis, Prepared};
@@ -123,7 +122,7 @@ impl MemoryGuest {
         then(&fake, &survey)
     }
 
-    pub fn prepare(&self, media: &Memory, bootstrap: Option<Controller>) -> Prepared {
+    pub fn prepare(&self, media: &Memory, bootstrap: Option<DiskBus>) -> Prepared {
         self.prepare_with(media, bootstrap, |_| Accepted::default())
     }
 
@@ -131,7 +130,7 @@ impl MemoryGuest {
     pub fn prepare_with(
         &self,
         media: &Memory,
-        bootstrap: Option<Controller>,
+        bootstrap: Option<DiskBus>,
         change: impl FnOnce(&mut Foreseen<'_>) -> Accepted,
     ) -> Prepared {
         let options = options(bootstrap);
@@ -203,7 +202,7 @@ impl MemoryGuest {
         self.verify(&prepared.basis.wanted())
     }
 
-    pub fn verify(&self, wanted: &[Controller]) -> Vec<Check> {
+    pub fn verify(&self, wanted: &[DiskBus]) -> Vec<Check> {
         self.look(&[], |guest, survey| verify::verify(survey, guest, wanted))
     }
 
@@ -212,7 +211,7 @@ impl MemoryGuest {
         self.apply(prepared, media);
         let wanted = prepared.basis.wanted();
         let left = self.look(&[], |_, survey| {
-            plan::remaining(&survey.inspection, &wanted, Controller::VirtioBlk)
+            plan::remaining(&survey.inspection, &wanted, DiskBus::VirtioBlk)
         });
         left.into_iter().map(|one| one.blocker).collect()
     }
@@ -250,12 +249,12 @@ impl MemoryGuest {
 }
 
 /// What `convert` plans with when no option is given but `--keep-tools`.
-pub fn options(bootstrap: Option<Controller>) -> Options {
+pub fn options(bootstrap: Option<DiskBus>) -> Options {
     Options {
         bootstrap,
         repair_bcd: false,
         keep_tools: true,
-        storage: StorageBus::VirtioBlk,
+        storage: DiskBus::VirtioBlk,
         require_signed: false,
         force_dirty: false,
     }
@@ -291,9 +290,9 @@ pub fn media() -> Memory {
 }
 
 /// The controller of the first boot, as `convert` chooses it.
-pub fn bootstrap(version: WinVersion) -> Controller {
+pub fn bootstrap(version: WinVersion) -> DiskBus {
     match version.nt_at_least(6, 0) {
-        true => Controller::Sata,
-        false => Controller::Ide,
+        true => DiskBus::Sata,
+        false => DiskBus::Ide,
     }
 }

@@ -50,6 +50,11 @@ impl Arch {
         }
     }
 
+    /// The architecture of PE images with that `IMAGE_FILE_MACHINE_*`.
+    pub fn of_pe(machine: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|a| a.pe_machine() == machine)
+    }
+
     /// `IMAGE_FILE_MACHINE_*` of the architecture's PE images.
     pub fn pe_machine(self) -> u16 {
         match self {
@@ -103,6 +108,16 @@ impl DiskBus {
 
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|c| c.name() == name)
+    }
+
+    /// `bus` of a disk in libvirt; the names of KubeVirt and Proxmox VE too.
+    pub fn libvirt(self) -> &'static str {
+        match self {
+            DiskBus::Sata => "sata",
+            DiskBus::Ide => "ide",
+            DiskBus::VirtioBlk => "virtio",
+            DiskBus::VirtioScsi => "scsi",
+        }
     }
 
     /// The PCI functions it can appear as; for virtio the modern one, then the transitional one.

@@ -1,8 +1,8 @@
 #![no_main]
 //! A program image: its machine and the hashes a catalogue may list.
 
-use hyper2kvm::boot_path::machine;
 use hyper2kvm::drivers::authenticode::{hashes, member_hash};
+use hyper2kvm::drivers::pe::machine;
 use hyper2kvm_fuzz::bounded;
 use libfuzzer_sys::fuzz_target;
 

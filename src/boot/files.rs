@@ -7,9 +7,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::domain::element::Element;
-use crate::domain::{HYPER2KVM_NS, SYSTEM_DISK, Stage, StorageBus};
+use crate::domain::{HYPER2KVM_NS, SYSTEM_DISK, Stage};
 use crate::error::{Error, Result};
 use crate::fix::trusted::{TrustError, TrustedFolder};
+use crate::types::DiskBus;
 
 #[derive(Debug)]
 pub struct Files {
@@ -220,12 +221,12 @@ impl Domain {
         (!text.is_empty()).then(|| text.into())
     }
 
-    pub fn bus(&self) -> StorageBus {
+    pub fn bus(&self) -> DiskBus {
         let scsi = self.root.descendants("target");
         if scsi.iter().any(|t| t.attr("bus") == Some("scsi")) {
-            StorageBus::VirtioScsi
+            DiskBus::VirtioScsi
         } else {
-            StorageBus::VirtioBlk
+            DiskBus::VirtioBlk
         }
     }
 

@@ -13,17 +13,17 @@
 //! the bootstrap domain is defined and started again. A domain this program has not defined is never
 //! touched ([`files::identify`]).
 
-pub mod access;
+pub(crate) mod access;
 pub(crate) mod anchor;
 pub(crate) mod evidence;
 pub mod files;
-pub mod in_use;
-pub mod install;
+pub(crate) mod in_use;
+pub(crate) mod install;
 mod merge;
 mod outage;
 pub mod proof;
-pub mod protect;
-pub mod record;
+pub(crate) mod protect;
+pub(crate) mod record;
 mod rehearsal;
 mod screen;
 mod sourced;
@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::domain::{Stage, StorageBus};
+use crate::domain::Stage;
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fix::journal::write_durably;
@@ -407,9 +407,7 @@ impl Run<'_> {
     fn bus(&self, stage: Stage) -> &'static str {
         match (stage, self.files.production.bus()) {
             (Stage::Bootstrap, _) => "the emulated controller",
-            (Stage::Final, StorageBus::VirtioBlk) => "virtio-blk",
-            (Stage::Final, StorageBus::VirtioScsi) => "virtio-scsi",
-            (Stage::Final, StorageBus::Sata) => "SATA",
+            (Stage::Final, bus) => bus.name(),
         }
     }
 

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::StorageBus;
 use crate::drivers::Catalogue;
 use crate::drivers::catalogue::{Role, VirtioDevice};
 use crate::error::{Error, Result};
@@ -14,7 +13,7 @@ use crate::guest::{DiskId, GuestPath, GuestRead};
 use crate::inspect::{Survey, WindowsFacts};
 use crate::registry::HiveView;
 use crate::session::{Access, Session};
-use crate::types::ControlSet;
+use crate::types::{ControlSet, DiskBus};
 
 const VENDOR: &str = "VEN_1AF4";
 const MAX_LOG: u64 = 64 << 20;
@@ -41,7 +40,7 @@ pub struct Device {
 
 impl Proof {
     /// What is missing, in a sentence with its consequence.
-    pub fn doubts(&self, bus: StorageBus) -> Vec<String> {
+    pub fn doubts(&self, bus: DiskBus) -> Vec<String> {
         let mut doubts = Vec::new();
         if !self.bound {
             doubts.push(format!(
@@ -62,12 +61,12 @@ impl Proof {
 }
 
 /// The service that must drive the controller of the final stage.
-fn service(bus: StorageBus) -> String {
+fn service(bus: DiskBus) -> String {
     let device = match bus {
-        StorageBus::VirtioBlk => VirtioDevice::Blk,
-        StorageBus::VirtioScsi => VirtioDevice::Scsi,
+        DiskBus::VirtioBlk => VirtioDevice::Blk,
+        DiskBus::VirtioScsi => VirtioDevice::Scsi,
         // Only Linux machines end there, and they are not watched.
-        StorageBus::Sata => return "storahci".into(),
+        DiskBus::Sata | DiskBus::Ide => return "storahci".into(),
     };
     let catalogue = Catalogue::builtin();
     catalogue.service_of(device).unwrap_or_default().into()
@@ -115,7 +114,7 @@ pub fn with_disk<T>(
 }
 
 /// The proof for the bus of the final stage.
-pub fn read(disk: &GuestDisk<'_>, bus: StorageBus) -> Result<Proof> {
+pub fn read(disk: &GuestDisk<'_>, bus: DiskBus) -> Result<Proof> {
     with_disk(disk, |survey, guest| {
         let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows) else {
             return Err(Error::failed("no Windows was found on the disk"));
@@ -131,7 +130,7 @@ pub fn read(disk: &GuestDisk<'_>, bus: StorageBus) -> Result<Proof> {
 fn devices(
     system: &[u8],
     control_set: &ControlSet,
-    bus: StorageBus,
+    bus: DiskBus,
 ) -> Result<Proof, crate::registry::HiveError> {
     let mut proof = Proof::default();
     let service = service(bus);
@@ -222,9 +221,9 @@ mod tests {
         );
         let hive = tree.to_bytes("SYSTEM");
         for (set, bus, count, bound) in [
-            (1, StorageBus::VirtioBlk, 2, true),
-            (1, StorageBus::VirtioScsi, 2, false),
-            (2, StorageBus::VirtioBlk, 0, false),
+            (1, DiskBus::VirtioBlk, 2, true),
+            (1, DiskBus::VirtioScsi, 2, false),
+            (2, DiskBus::VirtioBlk, 0, false),
         ] {
             let proof = devices(&hive, &ControlSet::new(set), bus).unwrap();
             assert_eq!((proof.devices.len(), proof.bound), (count, bound), "{set}");
@@ -238,8 +237,8 @@ mod tests {
             bound: true,
             ..Proof::default()
         };
-        assert!(proof.doubts(StorageBus::VirtioBlk).is_empty());
+        assert!(proof.doubts(DiskBus::VirtioBlk).is_empty());
         proof.bound = false;
-        assert!(proof.doubts(StorageBus::VirtioScsi)[0].contains("vioscsi"));
+        assert!(proof.doubts(DiskBus::VirtioScsi)[0].contains("vioscsi"));
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{BootContext, ImageState, Machine};
+use super::{BootContext, ImageState};
 use crate::guest::GuestPath;
+use crate::types::Arch;
 
 /// A file in the way of loading another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,11 +20,15 @@ pub struct Missing {
 
 impl Missing {
     /// `storport.sys, which \Windows\...\viostor.sys imports from, is missing`
-    pub fn text(&self, arch: Machine) -> String {
+    pub fn text(&self, arch: Arch) -> String {
         let Self { importer, name, .. } = self;
         let what = match (self.state, &self.path) {
             (ImageState::Present { machine: Some(m) }, Some(path)) => {
-                format!("is for {} ({path}), Windows is {}", m.name(), arch.name())
+                format!(
+                    "is for {} ({path}), Windows is {}",
+                    super::pe::processor(m),
+                    arch.name()
+                )
             }
             (ImageState::Unreadable, Some(path)) => format!("is not a usable file ({path})"),
             _ => "is missing".to_string(),
@@ -101,7 +106,11 @@ fn find(
         };
         return match (ctx.image)(&path).state {
             ImageState::Missing => continue,
-            ImageState::Present { machine } if machine.is_none_or(|m| m == ctx.arch) => Ok(path),
+            ImageState::Present { machine }
+                if machine.is_none_or(|m| m == ctx.arch.pe_machine()) =>
+            {
+                Ok(path)
+            }
             state => Err((Some(path), state)),
         };
     }

@@ -19,10 +19,10 @@ struct Guest {
     files: BTreeMap<String, Image>,
 }
 
-fn image(arch: Machine, imports: &[&str]) -> Image {
+fn image(arch: Arch, imports: &[&str]) -> Image {
     Image {
         state: ImageState::Present {
-            machine: Some(arch),
+            machine: Some(arch.pe_machine()),
         },
         imports: imports.iter().map(ToString::to_string).collect(),
     }
@@ -82,11 +82,11 @@ impl Guest {
         guest
     }
 
-    fn arch(&self) -> Machine {
+    fn arch(&self) -> Arch {
         if self.nt == TEN {
-            Machine::Amd64
+            Arch::Amd64
         } else {
-            Machine::I386
+            Arch::X86
         }
     }
 
@@ -132,7 +132,7 @@ impl Guest {
             );
     }
 
-    fn evaluate(&self, controller: Controller) -> BootPath {
+    fn evaluate(&self, controller: DiskBus) -> BootPath {
         let hive = self.tree.to_bytes("SYSTEM");
         let system = HiveView::new(&hive).unwrap();
         let root = GuestPath::parse("\\Windows").unwrap();
@@ -168,17 +168,17 @@ fn remove(guest: &mut Guest, file: &str) {
 fn other_processor(guest: &mut Guest, file: &str) {
     let mut found = guest.files.get(file).unwrap().clone();
     found.state = ImageState::Present {
-        machine: Some(Machine::Arm64),
+        machine: Some(Arch::Arm64.pe_machine()),
     };
     guest.files.insert(file.into(), found);
 }
 
 type Change = fn(&mut Guest);
 /// The versions, the controller, what is said, and what was done to the guest.
-type Row<'r, S> = (&'r [(u32, u32)], Controller, S, Change);
+type Row<'r, S> = (&'r [(u32, u32)], DiskBus, S, Change);
 
-const BLK: Controller = Controller::VirtioBlk;
-const IDE: Controller = Controller::Ide;
+const BLK: DiskBus = DiskBus::VirtioBlk;
+const IDE: DiskBus = DiskBus::Ide;
 
 #[test]
 fn the_guests_are_ready_unchanged() {

@@ -27,13 +27,11 @@ pub mod pending;
 mod service;
 mod walk;
 
-pub use crate::types::DiskBus as Controller;
-pub use binding::{Binding, rivals};
-pub use loader::{Missing, missing_imports};
-#[cfg(test)]
-pub(crate) use pe::fake_pe;
-pub use pe::{Image, ImageState, Machine, image, machine};
-pub use service::{BOOT_START, PathForm, Service};
+pub use crate::types::DiskBus;
+pub use binding::rivals;
+pub use loader::Missing;
+pub use pe::{Image, ImageState, image};
+pub use service::{BOOT_START, Service};
 pub use walk::{DEVICE_OFF, IDE_CHANNELS, KERNEL, NTFS};
 
 use std::collections::BTreeMap;
@@ -44,7 +42,7 @@ use crate::guest::GuestPath;
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::text::guest_text;
-use crate::types::ControlSet;
+use crate::types::{Arch, ControlSet};
 use walk::Walk;
 
 /// The verdict on one controller, with the first thing that is missing as the reason.
@@ -163,7 +161,7 @@ pub struct BootContext<'a> {
     pub windows_root: &'a GuestPath,
     /// NT version: (6, 1) is Windows 7, (10, 0) is Windows 10 and 11.
     pub nt: (u32, u32),
-    pub arch: Machine,
+    pub arch: Arch,
     /// Looks at a file of the system volume. Asked several times for the same file.
     pub image: &'a dyn Fn(&GuestPath) -> Image,
 }
@@ -182,14 +180,14 @@ impl BootContext<'_> {
 }
 
 /// The verdict on every controller.
-pub fn evaluate_all(ctx: &BootContext<'_>) -> BTreeMap<Controller, BootPath> {
-    Controller::ALL
+pub fn evaluate_all(ctx: &BootContext<'_>) -> BTreeMap<DiskBus, BootPath> {
+    DiskBus::ALL
         .into_iter()
         .map(|controller| (controller, evaluate(ctx, controller)))
         .collect()
 }
 
-pub fn evaluate(ctx: &BootContext<'_>, controller: Controller) -> BootPath {
+pub fn evaluate(ctx: &BootContext<'_>, controller: DiskBus) -> BootPath {
     let mut walk = Walk::new(ctx);
     if let Err(error) = walk.run(controller) {
         let text = format!("the SYSTEM hive cannot be read: {error}");

@@ -6,60 +6,14 @@
 
 use std::rc::Rc;
 
-use serde::Serialize;
-
 use crate::bytes::{le16, le32};
-use crate::drivers::Arch;
+use crate::drivers::pe::machine;
 use crate::guest::{GuestError, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, VolumeId};
+use crate::types::Arch;
 
-/// `IMAGE_FILE_MACHINE_*`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Machine {
-    I386,
-    Amd64,
-    Arm64,
-    Other(u16),
-}
-
-impl Machine {
-    pub fn name(self) -> &'static str {
-        match self {
-            Machine::I386 => "x86",
-            Machine::Amd64 => "x86_64",
-            Machine::Arm64 => "arm64",
-            Machine::Other(_) => "another processor",
-        }
-    }
-}
-
-impl From<Arch> for Machine {
-    fn from(arch: Arch) -> Self {
-        match arch {
-            Arch::X86 => Machine::I386,
-            Arch::Amd64 => Machine::Amd64,
-            Arch::Arm64 => Machine::Arm64,
-        }
-    }
-}
-
-/// The machine of an image whose first bytes these are; `None` when it is not a PE image.
-/// A header further in than the bytes given is not found: real drivers have it in the first 512.
-pub fn machine(head: &[u8]) -> Option<Machine> {
-    if head.get(..2)? != b"MZ" {
-        return None;
-    }
-    let offset = u32::from_le_bytes(head.get(0x3c..0x40)?.try_into().ok()?) as usize;
-    let coff = head.get(offset..offset.checked_add(6)?)?;
-    if &coff[..4] != b"PE\0\0" {
-        return None;
-    }
-    Some(match u16::from_le_bytes([coff[4], coff[5]]) {
-        0x014c => Machine::I386,
-        0x8664 => Machine::Amd64,
-        0xaa64 => Machine::Arm64,
-        other => Machine::Other(other),
-    })
+/// The processor that images with that machine field are for.
+pub(super) fn processor(machine: u16) -> &'static str {
+    Arch::of_pe(machine).map_or("another processor", Arch::name)
 }
 
 /// What is known about a driver's file.
@@ -68,7 +22,7 @@ pub enum ImageState {
     Missing,
     /// `machine` is `None` when the file is there but compressed in a way that only Windows reads.
     Present {
-        machine: Option<Machine>,
+        machine: Option<u16>,
     },
     /// There, but empty, encrypted, not a PE image or not readable.
     Unreadable,
@@ -233,34 +187,10 @@ fn file_offset(sections: &[Section], address: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub(crate) fn fake_pe(machine: u16) -> Vec<u8> {
-    let mut bytes = vec![0u8; 512];
-    bytes[..2].copy_from_slice(b"MZ");
-    bytes[0x3c] = 0x80;
-    bytes[0x80..0x84].copy_from_slice(b"PE\0\0");
-    bytes[0x84..0x86].copy_from_slice(&machine.to_le_bytes());
-    bytes
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
     use crate::demo::pe::{self, Subsystem};
     use crate::inspect::fake::FakeGuest;
-
-    #[test]
-    fn machines_and_garbage() {
-        assert_eq!(machine(&fake_pe(0x8664)), Some(Machine::Amd64));
-        assert_eq!(machine(&fake_pe(0x014c)), Some(Machine::I386));
-        assert_eq!(machine(&fake_pe(0xaa64)), Some(Machine::Arm64));
-        assert_eq!(machine(&fake_pe(0x0200)), Some(Machine::Other(0x200)));
-        let mut far = fake_pe(0x8664);
-        far[0x3c..0x40].copy_from_slice(&u32::MAX.to_le_bytes());
-        let whole = fake_pe(0x8664);
-        for bad in [&[][..], b"MZ", &whole[..0x3f], &whole[..0x85], &far] {
-            assert_eq!(machine(bad), None);
-        }
-    }
 
     fn look(bytes: Vec<u8>) -> Image {
         let mut guest = FakeGuest::default();
@@ -272,7 +202,7 @@ mod tests {
         )
     }
 
-    fn present(machine: Machine) -> ImageState {
+    fn present(machine: u16) -> ImageState {
         ImageState::Present {
             machine: Some(machine),
         }
@@ -280,7 +210,8 @@ mod tests {
 
     #[test]
     fn imports_of_both_forms() {
-        for (arch, machine) in [(Arch::X86, Machine::I386), (Arch::Amd64, Machine::Amd64)] {
+        for arch in [Arch::X86, Arch::Amd64] {
+            let machine = arch.pe_machine();
             let names = ["ntoskrnl.exe", "HAL.dll", "storport.sys"];
             let image = look(pe::importing(arch, Subsystem::Native, &names));
             assert_eq!(image.state, present(machine));
@@ -289,7 +220,10 @@ mod tests {
             assert_eq!((none.state, none.imports.len()), (present(machine), 0));
         }
         // Headers of nothing but the processor.
-        assert_eq!(look(fake_pe(0x8664)).state, present(Machine::Amd64));
+        assert_eq!(
+            look(crate::drivers::pe::head(0x8664)).state,
+            present(0x8664)
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::*;
 use crate::registry::{KeyTree, RegData};
 use crate::skip::{corpus, corpus_if_there, have};
 use crate::tool::Cmd;
-use crate::types::ControlSet;
+use crate::types::{Arch, ControlSet};
 
 /// hivexregedit does not create the parents of a key.
 fn with_parents(reg: &str) -> String {
@@ -151,7 +151,7 @@ const WIN10: &str = "win10-vmware/SYSTEM";
 struct Guest {
     hive: Vec<u8>,
     nt: (u32, u32),
-    arch: Machine,
+    arch: Arch,
 }
 
 impl Guest {
@@ -160,7 +160,7 @@ impl Guest {
         let guest = |hive| Self {
             hive,
             nt: (6, 1),
-            arch: Machine::I386,
+            arch: Arch::X86,
         };
         let model = model::hive(include_str!("models/win7-vmware.reg"));
         [Some(model), corpus_if_there(WIN7)]
@@ -174,7 +174,7 @@ impl Guest {
         let guest = |hive| Self {
             hive,
             nt: (10, 0),
-            arch: Machine::Amd64,
+            arch: Arch::Amd64,
         };
         let model = model::hive(include_str!("models/win10-vmware.reg"));
         [Some(model), corpus_if_there(WIN10)]
@@ -191,15 +191,15 @@ impl Guest {
         })
     }
 
-    fn evaluate(&self, controller: Controller) -> BootPath {
+    fn evaluate(&self, controller: DiskBus) -> BootPath {
         self.evaluate_with(controller, &|_| ImageState::Present {
-            machine: Some(self.arch),
+            machine: Some(self.arch.pe_machine()),
         })
     }
 
     fn evaluate_with(
         &self,
-        controller: Controller,
+        controller: DiskBus,
         image: &dyn Fn(&GuestPath) -> ImageState,
     ) -> BootPath {
         let system = HiveView::new(&self.hive).unwrap();
@@ -217,11 +217,11 @@ impl Guest {
 }
 
 fn table(guest: &Guest) -> Vec<(&'static str, bool, Option<String>, String)> {
-    let row = |c: Controller| {
+    let row = |c: DiskBus| {
         let path = guest.evaluate(c);
         (c.name(), path.ready, path.service, path.reason)
     };
-    Controller::ALL.into_iter().map(row).collect()
+    DiskBus::ALL.into_iter().map(row).collect()
 }
 
 #[test]
@@ -330,11 +330,11 @@ fn drop_value(tree: &mut KeyTree, key: &str, name: &str) {
 /// Each single fault is found, and named in the reason.
 #[test]
 fn one_fault_at_a_time() {
-    use Controller::{Ide, Sata};
+    use DiskBus::{Ide, Sata};
     type Change = fn(&mut KeyTree);
     for guest in Guest::windows_10() {
         let whole = boot_part(&guest.hive);
-        let cases: [(&str, Controller, Change); 19] = [
+        let cases: [(&str, DiskBus, Change); 19] = [
             // Only "1" is not zero, and "0" is.
             (
                 "storahci does not start at boot (Start=0, but StartOverride=3)",
@@ -485,7 +485,7 @@ fn ide_by_class() {
         let mut tree = boot_part(&guest.hive);
         tree.remove("DriverDatabase\\DeviceIds\\PCI\\VEN_8086&DEV_7010");
         let hive = tree.to_bytes("SYSTEM");
-        let path = Guest { hive, ..guest }.evaluate(Controller::Ide);
+        let path = Guest { hive, ..guest }.evaluate(DiskBus::Ide);
         assert_eq!(path.service.as_deref(), Some("pciide"));
         assert_eq!(
             path.reason,
@@ -517,26 +517,26 @@ fn nt_5_on_ide() {
         let guest = Guest {
             hive: tree.to_bytes("SYSTEM"),
             nt: (5, 1),
-            arch: Machine::I386,
+            arch: Arch::X86,
         };
         guest.evaluate(controller)
     };
-    let path = evaluate(&tree, Controller::Ide);
+    let path = evaluate(&tree, DiskBus::Ide);
     assert!(!path.ready);
     assert!(
         matches!(&path.faults[..], [Fault::NotBound { ids, decides: true, spare: Some("atapi") }] if ids[1] == "Primary_IDE_Channel")
     );
     bind(&mut tree, "Primary_IDE_Channel", "atapi");
-    let path = evaluate(&tree, Controller::Ide);
+    let path = evaluate(&tree, DiskBus::Ide);
     assert!(path.ready && path.faults.is_empty(), "{}", path.reason);
-    assert!(!evaluate(&tree, Controller::Sata).ready);
+    assert!(!evaluate(&tree, DiskBus::Sata).ready);
     // On i440fx the virtio disk is the transitional one.
     bind(&mut tree, "PCI#VEN_1AF4&DEV_1001", "viostor");
     dword(&mut tree, "viostor", "Start", 0);
     dword(&mut tree, "viostor", "Type", 1);
-    assert!(evaluate(&tree, Controller::VirtioBlk).ready);
+    assert!(evaluate(&tree, DiskBus::VirtioBlk).ready);
     dword(&mut tree, "ftdisk", "Start", 4);
-    assert!(!evaluate(&tree, Controller::VirtioBlk).ready);
+    assert!(!evaluate(&tree, DiskBus::VirtioBlk).ready);
 }
 
 #[test]
@@ -547,14 +547,14 @@ fn images_are_looked_at() {
             (ImageState::Unreadable, Some("is not a usable driver file")),
             (
                 ImageState::Present {
-                    machine: Some(Machine::I386),
+                    machine: Some(Arch::X86.pe_machine()),
                 },
                 Some("is for x86, Windows is x86_64"),
             ),
             (ImageState::Present { machine: None }, None),
         ];
         for (state, reason) in cases {
-            let path = guest.evaluate_with(Controller::Sata, &|path| {
+            let path = guest.evaluate_with(DiskBus::Sata, &|path| {
                 if path.name() == Some("storahci.sys") {
                     state
                 } else {
@@ -618,10 +618,10 @@ fn virtio_needs_the_modern_id() {
                 hive: tree.to_bytes("SYSTEM"),
                 ..guest
             };
-            let path = changed.evaluate(Controller::VirtioBlk);
+            let path = changed.evaluate(DiskBus::VirtioBlk);
             assert_eq!(path.ready, ready, "{ids:?}: {}", path.reason);
             assert_eq!(path.faults.len(), faults, "{ids:?}");
-            assert!(!changed.evaluate(Controller::VirtioScsi).ready);
+            assert!(!changed.evaluate(DiskBus::VirtioScsi).ready);
         }
     }
 }
@@ -640,7 +640,7 @@ fn virtio_chain_in_a_merged_hive() {
     )) else {
         continue;
     };
-        let path = changed.evaluate(Controller::VirtioBlk);
+        let path = changed.evaluate(DiskBus::VirtioBlk);
         assert!(path.ready, "{}", path.reason);
         assert_eq!(path.service.as_deref(), Some("viostor"));
     }
@@ -674,7 +674,7 @@ fn newest_package_wins() {
                 hive: tree.to_bytes("SYSTEM"),
                 ..guest
             }
-            .evaluate(Controller::VirtioBlk)
+            .evaluate(DiskBus::VirtioBlk)
             .service
         };
         assert_eq!(package("oem8.inf", "old", 0x0100).as_deref(), Some("old"));
@@ -695,14 +695,14 @@ fn windows_7_reads_the_critical_device_database() {
     )) else {
         continue;
     };
-        assert!(changed.evaluate(Controller::VirtioBlk).ready);
-        assert!(changed.evaluate(Controller::Sata).ready);
+        assert!(changed.evaluate(DiskBus::VirtioBlk).ready);
+        assert!(changed.evaluate(DiskBus::Sata).ready);
         // NT 5 has the transitional device.
         let nt5 = Guest {
             nt: (5, 2),
             ..changed
         };
-        let path = nt5.evaluate(Controller::VirtioBlk);
+        let path = nt5.evaluate(DiskBus::VirtioBlk);
         assert!(!path.ready && path.reason.contains("DEV_1001"));
     }
 }
@@ -718,7 +718,7 @@ fn damage_is_a_reason() {
             }
         }
         let guest = Guest { hive, ..guest };
-        for controller in Controller::ALL {
+        for controller in DiskBus::ALL {
             assert!(!guest.evaluate(controller).ready);
         }
     }

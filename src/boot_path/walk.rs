@@ -7,14 +7,14 @@ use super::binding::{self, Binding, Lookup};
 use super::pending::Pending;
 use super::service::{self, PathForm, Service};
 use super::{
-    BootContext, BootPath, CLASSES, Controller, DISK_DRIVE, Fault, HDC, ImageState, SCSI_ADAPTER,
+    BootContext, BootPath, CLASSES, DISK_DRIVE, DiskBus, Fault, HDC, ImageState, SCSI_ADAPTER,
     SYSTEM, Step, VOLUME, loader, system_drivers,
 };
 use crate::guest::GuestPath;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
 use crate::text::guest_text;
-use crate::types::PciId;
+use crate::types::{Arch, PciId};
 
 /// What an IDE controller's channels are called, most specific first.
 pub const IDE_CHANNELS: [&str; 4] = [
@@ -77,16 +77,16 @@ impl<'w, 'a> Walk<'w, 'a> {
 }
 
 impl Walk<'_, '_> {
-    pub fn run(&mut self, controller: Controller) -> Result<()> {
+    pub fn run(&mut self, controller: DiskBus) -> Result<()> {
         self.class = match controller {
-            Controller::Sata | Controller::Ide => HDC,
-            Controller::VirtioBlk | Controller::VirtioScsi => SCSI_ADAPTER,
+            DiskBus::Sata | DiskBus::Ide => HDC,
+            DiskBus::VirtioBlk | DiskBus::VirtioScsi => SCSI_ADAPTER,
         }
         .to_string();
         self.pending = Pending::read(self.ctx.system, self.ctx.control_set)?;
         self.kernel();
         self.controller(controller)?;
-        if controller == Controller::Ide {
+        if controller == DiskBus::Ide {
             self.driver("atapi")?;
             if self.ctx.nt.0 < 6 {
                 self.ide_channels()?;
@@ -140,7 +140,7 @@ impl Walk<'_, '_> {
     }
 
     /// The device the disk is attached to, and the driver bound to it.
-    fn controller(&mut self, controller: Controller) -> Result<()> {
+    fn controller(&mut self, controller: DiskBus) -> Result<()> {
         let mut devices = controller.devices();
         if self.ctx.nt.0 < 6 {
             devices.reverse();
@@ -197,11 +197,11 @@ impl Walk<'_, '_> {
 
     /// The driver of this Windows that could be bound to the controller, when its file is there. Those
     /// with a DriverDatabase have them all bound.
-    fn spare(&self, controller: Controller) -> Option<&'static str> {
+    fn spare(&self, controller: DiskBus) -> Option<&'static str> {
         let names: &[&str] = match controller {
             _ if self.uses_driver_database() => &[],
-            Controller::Ide => &["intelide", "pciide"],
-            Controller::Sata if self.ctx.nt.0 == 6 => &["msahci"],
+            DiskBus::Ide => &["intelide", "pciide"],
+            DiskBus::Sata if self.ctx.nt.0 == 6 => &["msahci"],
             _ => &[],
         };
         names.iter().copied().find(|name| self.has_file(name))
@@ -212,7 +212,9 @@ impl Walk<'_, '_> {
         let path = format!("System32\\drivers\\{service}.sys");
         let image = self.ctx.windows_root.join(&path);
         image.is_ok_and(|path| match (self.ctx.image)(&path).state {
-            ImageState::Present { machine } => machine.is_none_or(|m| m == self.ctx.arch),
+            ImageState::Present { machine } => {
+                machine.is_none_or(|m| m == self.ctx.arch.pe_machine())
+            }
             ImageState::Missing | ImageState::Unreadable => false,
         })
     }
@@ -346,9 +348,9 @@ impl Walk<'_, '_> {
         let wrong = match image {
             ImageState::Missing => format!("{name}: {path} is missing"),
             ImageState::Unreadable => format!("{name}: {path} is not a usable driver file"),
-            ImageState::Present { machine: Some(m) } if m != self.ctx.arch => format!(
+            ImageState::Present { machine: Some(m) } if m != self.ctx.arch.pe_machine() => format!(
                 "{name}: {path} is for {}, Windows is {}",
-                m.name(),
+                super::pe::processor(m),
                 self.ctx.arch.name()
             ),
             ImageState::Present { .. } => {
@@ -384,7 +386,7 @@ impl Walk<'_, '_> {
     /// The kernel, which the loader loads first. On x86 there is one for each kind of memory map.
     fn kernel(&mut self) {
         let names: &[&str] = match self.ctx.arch {
-            super::Machine::I386 => &["ntoskrnl.exe", "ntkrnlpa.exe"],
+            Arch::X86 => &["ntoskrnl.exe", "ntkrnlpa.exe"],
             _ => &["ntoskrnl.exe"],
         };
         let path = |name: &str| {
@@ -494,7 +496,7 @@ impl Walk<'_, '_> {
 
     /// Devices of this kind that Windows met before: what it set up then is what it uses again when the
     /// device is in the same place, and it does not ask the databases.
-    fn instances(&mut self, controller: Controller) -> Result<()> {
+    fn instances(&mut self, controller: DiskBus) -> Result<()> {
         let path = self.ctx.control_set.key("Enum\\PCI");
         let Some(bus) = self.ctx.system.key(&path)? else {
             return Ok(());

@@ -18,7 +18,7 @@ use crate::domain::model::Bridge;
 use crate::domain::network::Mapping;
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Emit, Graphics, MacAddr, NetworkMap, NicSource,
-    Patch, StorageBus, Video,
+    Patch, Video,
 };
 use crate::error::{Blocker, Error, Result};
 use crate::firstboot::network::Policy;
@@ -32,12 +32,13 @@ use crate::session::engine::Engine;
 use crate::session::{Access, Opened, SourceMachine};
 use crate::source::{self, SourceKind, SourceVm, mirror};
 use crate::transfer::Pace;
+use crate::types::DiskBus;
 use crate::wire::Transport;
 
 use super::confine::{self, Writes};
 use super::values::{
     AccessModeArg, BootstrapArg, CopyArg, EngineArg, Switch, acceptable, kubernetes_label,
-    kubernetes_name,
+    kubernetes_name, storage,
 };
 use super::wire::{self, WireArgs};
 
@@ -88,8 +89,8 @@ pub struct FixArgs {
     #[arg(long, value_name = "FILE", help_heading = "Drivers and first boot")]
     pub driver_config: Vec<PathBuf>,
     /// Disk controller of the production machine; Windows gets both VirtIO drivers
-    #[arg(long, value_enum, default_value_t = StorageBus::VirtioBlk)]
-    pub storage: StorageBus,
+    #[arg(long, value_parser = storage(), default_value = "virtio-blk")]
+    pub storage: DiskBus,
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
     #[arg(long, value_enum, help_heading = "Drivers and first boot")]
     pub bootstrap: Option<BootstrapArg>,

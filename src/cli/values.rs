@@ -1,11 +1,12 @@
 //! Values of options, as the command line spells them.
 
 use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
-use crate::boot_path::Controller;
 use crate::domain::network;
 use crate::ids::Accepted;
 use crate::session::engine;
+use crate::types::DiskBus;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BootstrapArg {
@@ -47,6 +48,16 @@ pub enum AccessModeArg {
     Rwx,
 }
 
+/// The buses a VM may end on.
+pub(super) fn storage() -> impl TypedValueParser<Value = DiskBus> {
+    PossibleValuesParser::new([
+        PossibleValue::new("virtio-blk"),
+        PossibleValue::new("virtio-scsi"),
+        PossibleValue::new("sata").help("For a Linux guest without VirtIO drivers"),
+    ])
+    .try_map(|name| DiskBus::by_name(&name).ok_or("not a disk bus"))
+}
+
 pub(super) fn kubernetes_label(text: &str) -> Result<String, String> {
     kubernetes(text, false)
 }
@@ -80,10 +91,10 @@ impl From<EngineArg> for Option<engine::Kind> {
 }
 
 impl BootstrapArg {
-    pub fn controller(self) -> Option<Controller> {
+    pub fn controller(self) -> Option<DiskBus> {
         match self {
-            BootstrapArg::Sata => Some(Controller::Sata),
-            BootstrapArg::Ide => Some(Controller::Ide),
+            BootstrapArg::Sata => Some(DiskBus::Sata),
+            BootstrapArg::Ide => Some(DiskBus::Ide),
             BootstrapArg::None => None,
         }
     }

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::boot_path::Controller;
 use crate::check::Check;
 use crate::convert::linux;
 use crate::error::{Error, ErrorKind, Result};
@@ -17,6 +16,7 @@ use crate::later;
 use crate::report::text;
 use crate::session::look;
 use crate::source::mirror;
+use crate::types::DiskBus;
 use crate::ui::{Styled, Tone, Ui};
 use crate::verify;
 
@@ -33,7 +33,7 @@ pub struct VerifyArgs {
     /// Controller the disk must boot from (repeatable) [default: what the report of an output directory names;
     /// of a disk, virtio-blk and virtio-scsi, the first only for Windows XP and 2003]
     #[arg(long, value_enum)]
-    controller: Vec<Controller>,
+    controller: Vec<DiskBus>,
 }
 
 pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
@@ -45,7 +45,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
         false => Vec::new(),
     };
     args.source.confine(None)?;
-    let asked: Vec<Controller> = args.controller.clone();
+    let asked: Vec<DiskBus> = args.controller.clone();
     let mut named = args.source.clone();
     let mut reported = Vec::new();
     if is_folder {
@@ -106,7 +106,7 @@ fn shown(
     ready: bool,
     checks: &[Check],
     inspection: &Inspection,
-    needed: &[Controller],
+    needed: &[DiskBus],
     verbose: bool,
 ) -> Styled {
     let mut shown = Styled::default();
@@ -151,15 +151,15 @@ fn remedy(inspection: &Inspection, checks: &[Check], is_result: bool) -> String 
     "each fault above names what is missing; hyper2kvm docs troubleshooting, by symptom".to_string()
 }
 
-fn by_guest(survey: &Survey) -> Vec<Controller> {
+fn by_guest(survey: &Survey) -> Vec<DiskBus> {
     match &survey.inspection.windows {
-        Some(windows) if windows.target.major < 6 => vec![Controller::VirtioBlk],
-        _ => vec![Controller::VirtioBlk, Controller::VirtioScsi],
+        Some(windows) if windows.target.major < 6 => vec![DiskBus::VirtioBlk],
+        _ => vec![DiskBus::VirtioBlk, DiskBus::VirtioScsi],
     }
 }
 
 /// What to look at in an output directory, and what it was converted for.
-fn folder(folder: &Path) -> Result<(PathBuf, Vec<Controller>)> {
+fn folder(folder: &Path) -> Result<(PathBuf, Vec<DiskBus>)> {
     let path = folder.join("report.json");
     let no_report = || {
         Error::failed(format!("reading {}", path.display()))
@@ -187,5 +187,5 @@ fn folder(folder: &Path) -> Result<(PathBuf, Vec<Controller>)> {
     };
     let boots_from = report["boots_from"].as_array();
     let wanted = boots_from.into_iter().flatten().filter_map(Value::as_str);
-    Ok((source, wanted.filter_map(Controller::by_name).collect()))
+    Ok((source, wanted.filter_map(DiskBus::by_name).collect()))
 }

@@ -11,7 +11,7 @@ use crate::domain::element::Element;
 use crate::domain::emit::EmitError;
 use crate::domain::xml::to_element;
 use crate::domain::{
-    self, Bootstrap, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
+    self, DomainError, Drivers, Emit, Machine, Nic, NicSource, Patch, Stage, emit,
 };
 use crate::drivers::catalogue::VirtioDevice;
 use crate::drivers::select::DriverSet;
@@ -176,7 +176,7 @@ fn no_domain(error: DomainError, stage: Stage) -> Error {
             "sector-size",
             "copy the disk to one with 512-byte sectors first (in the guest, or with a partition tool)",
         ),
-        DomainError::TooManySataDisks { .. } | DomainError::TooManyDevices { .. } => (
+        DomainError::TooManyDisks { .. } | DomainError::TooManyDevices { .. } => (
             "too-many-disks",
             "convert with --storage virtio-scsi, which has room for 255 disks where this guest has its driver; else leave data disks out of the source and attach them afterwards",
         ),
@@ -222,7 +222,7 @@ pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Dom
     let mut warnings = Vec::from_iter(warning);
     warnings.extend(vlan_warning(machine));
     let mut stages = vec![Stage::Final];
-    if machine.bootstrap != Bootstrap::None {
+    if machine.bootstrap.is_some() {
         stages.insert(0, Stage::Bootstrap);
     }
     let mut domains = Vec::new();
@@ -261,7 +261,7 @@ pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Dom
             });
         }
     }
-    let bootstrap = machine.bootstrap != Bootstrap::None;
+    let bootstrap = machine.bootstrap.is_some();
     Ok(Domains {
         documents,
         bootstrap_xml: bootstrap.then(|| format!("{name}-bootstrap.xml")),

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::boot_path::Controller;
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::Media;
@@ -13,6 +12,7 @@ use crate::plan::firstboot::Wishes;
 use crate::plan::linux::Preference;
 use crate::report::Request;
 use crate::transfer::Pace;
+use crate::types::DiskBus;
 
 use super::machine::MachineOptions;
 use super::name::safe_name;
@@ -46,7 +46,7 @@ pub struct DriverOptions {
 /// What is done to the guest.
 pub struct GuestOptions {
     /// `None`: not asked for.
-    pub bootstrap: Option<Option<Controller>>,
+    pub bootstrap: Option<Option<DiskBus>>,
     /// `--repair-bcd`.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services unchanged.

@@ -10,13 +10,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::boot_path::{BootPath, Controller, Step};
+use crate::boot_path::{BootPath, Step};
 use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
 use crate::disk::export::{EXPORT, Export, Reach};
 use crate::disk::{BlockRead, BlockWrite, partition};
+use crate::domain;
 use crate::domain::element::Element;
-use crate::domain::{self, StorageBus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::journal::ActionState;
 use crate::guest::ntfs3g::MountOptions;
@@ -147,14 +147,6 @@ fn examine(
     linux::examine(images, inspection, machine.vm.firmware, starting)
 }
 
-fn controller(storage: StorageBus) -> Controller {
-    match storage {
-        StorageBus::VirtioBlk => Controller::VirtioBlk,
-        StorageBus::VirtioScsi => Controller::VirtioScsi,
-        StorageBus::Sata => Controller::Sata,
-    }
-}
-
 /// What this host has of virt-v2v, and may use.
 fn installed(job: &Job) -> Option<Method> {
     let programs = [
@@ -202,7 +194,7 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
 
     let made = make(&run, &inspection, method)?;
     point("fixed")?;
-    let storage = controller(job.vm.machine.storage);
+    let storage = job.vm.machine.storage;
     let made_ready = made_ready(made.method);
     let mut checks = verified(&made)?;
     run.clock.fixed();

@@ -5,16 +5,15 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use crate::boot_path::Controller;
 use crate::domain::{
-    self, Bootstrap, CpuMode, Descriptors, Disk, DomainType, Drivers, Firmware, FirmwareChoice,
-    Graphics, MacAddr, Machine, NetworkMap, Nic, NicSource, StorageBus, System, Topology, Video,
+    self, CpuMode, Descriptors, Disk, DomainType, Drivers, Firmware, FirmwareChoice, Graphics,
+    MacAddr, Machine, NetworkMap, Nic, NicSource, System, Topology, Video,
 };
 use crate::inspect::linux::LinuxFacts;
 use crate::inspect::{self, Adapter, Inspection, WindowsFacts};
 use crate::source::{SourceNic, SourceVm};
 use crate::text::quoted;
-use crate::types::Arch;
+use crate::types::{Arch, DiskBus};
 
 /// Everything about the machine that is not read from the guest.
 #[derive(Debug, Clone)]
@@ -24,7 +23,7 @@ pub struct MachineOptions {
     pub title: Option<String>,
     pub memory_mib: u64,
     pub vcpus: u32,
-    pub storage: StorageBus,
+    pub storage: DiskBus,
     pub domain_type: DomainType,
     pub cpu: CpuMode,
     pub graphics: Graphics,
@@ -65,17 +64,12 @@ pub struct MachineOptions {
 pub fn machine(
     inspection: &Inspection,
     windows: &WindowsFacts,
-    bootstrap: Option<Controller>,
+    bootstrap: Option<DiskBus>,
     disks: &[Disk],
     options: &MachineOptions,
 ) -> Machine {
     let windows_11 = windows.target.build >= 22000 && !windows.target.server;
-    let firmware = match inspection.firmware {
-        Some(inspect::Firmware::Uefi) => Firmware::Uefi {
-            secure_boot: options.secure_boot,
-        },
-        _ => Firmware::Bios,
-    };
+    let firmware = offered(inspection, options);
     let system = System::Windows(domain::WindowsFacts {
         major: windows.target.major,
         minor: windows.target.minor,
@@ -86,15 +80,21 @@ pub fn machine(
     Machine {
         tpm: (windows_11 || options.tpm) && !options.no_tpm && firmware != Firmware::Bios,
         clock_utc: windows.clock_is_utc,
-        bootstrap: match bootstrap {
-            Some(Controller::Sata) => Bootstrap::Sata,
-            Some(Controller::Ide) => Bootstrap::Ide,
-            _ => Bootstrap::None,
-        },
+        bootstrap,
         probe: bootstrap.map(|_| options.probe.clone()),
         driver_iso: options.driver_iso.clone(),
         second_serial: windows.boot.ems_on_com1,
         ..bare(inspection, system, firmware, disks, options)
+    }
+}
+
+/// That of the guest, with Secure Boot as the source or the user has it.
+fn offered(inspection: &Inspection, options: &MachineOptions) -> Firmware {
+    match inspection.firmware {
+        Some(inspect::Firmware::Uefi) => Firmware::Uefi {
+            secure_boot: options.secure_boot,
+        },
+        _ => Firmware::Bios,
     }
 }
 
@@ -105,12 +105,7 @@ pub fn linux_machine(
     disks: &[Disk],
     options: &MachineOptions,
 ) -> Machine {
-    let firmware = match inspection.firmware {
-        Some(inspect::Firmware::Uefi) => Firmware::Uefi {
-            secure_boot: options.secure_boot,
-        },
-        _ => Firmware::Bios,
-    };
+    let firmware = offered(inspection, options);
     let system = System::Linux {
         arch: inspection.os.arch.unwrap_or(Arch::Amd64),
         osinfo_id: None,
@@ -161,7 +156,7 @@ fn bare(
             .map(|(nic, _)| nic)
             .collect(),
         bus: options.storage,
-        bootstrap: Bootstrap::None,
+        bootstrap: None,
         probe: None,
         driver_iso: None,
         domain_type: options.domain_type,
@@ -443,7 +438,7 @@ mod tests {
             title: None,
             memory_mib: 4096,
             vcpus: 8,
-            storage: StorageBus::VirtioBlk,
+            storage: DiskBus::VirtioBlk,
             domain_type: DomainType::Kvm,
             cpu: CpuMode::default(),
             graphics: Graphics::default(),

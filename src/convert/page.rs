@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use crate::boot_path::Controller;
-use crate::domain::StorageBus;
 use crate::domain::element::Element;
 use crate::report::Report;
 use crate::report::html::Extras;
+use crate::types::DiskBus;
 
 use super::job::Job;
 
@@ -37,14 +36,9 @@ pub(super) fn extras(job: &Job, folder: &Path, report: &Report) -> Extras {
     }
 }
 
-fn in_use(storage: StorageBus, boots_from: &[Controller]) -> Vec<(Controller, &'static str)> {
-    let last = match storage {
-        StorageBus::VirtioBlk => Controller::VirtioBlk,
-        StorageBus::VirtioScsi => Controller::VirtioScsi,
-        StorageBus::Sata => Controller::Sata,
-    };
+fn in_use(last: DiskBus, boots_from: &[DiskBus]) -> Vec<(DiskBus, &'static str)> {
     let mut list = vec![(last, "in use")];
-    let first = [Controller::Sata, Controller::Ide];
+    let first = [DiskBus::Sata, DiskBus::Ide];
     let first = first.into_iter().filter(|c| *c != last);
     list.extend(
         first
@@ -119,20 +113,20 @@ mod tests {
 
     #[test]
     fn the_controller_in_use() {
-        use Controller::{Ide, Sata, VirtioBlk, VirtioScsi};
+        use DiskBus::{Ide, Sata, VirtioBlk, VirtioScsi};
         let all = [Sata, VirtioBlk, VirtioScsi];
         for (storage, boots_from, want) in [
             (
-                StorageBus::VirtioScsi,
+                DiskBus::VirtioScsi,
                 &all[..],
                 vec![(VirtioScsi, "in use"), (Sata, "first boot only")],
             ),
             (
-                StorageBus::VirtioBlk,
+                DiskBus::VirtioBlk,
                 &[Ide, VirtioBlk][..],
                 vec![(VirtioBlk, "in use"), (Ide, "first boot only")],
             ),
-            (StorageBus::Sata, &[Sata][..], vec![(Sata, "in use")]),
+            (DiskBus::Sata, &[Sata][..], vec![(Sata, "in use")]),
         ] {
             assert_eq!(in_use(storage, boots_from), want);
         }

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::actions::EditedHives;
-use crate::boot_path::Controller;
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{Media, WithGenerated};
 use crate::drivers::package;
@@ -16,6 +15,7 @@ use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
 use crate::plan::firstboot::{GENERATED, Generated, Wishes};
 use crate::plan::outlook::Outlook;
 use crate::plan::{self, At, Draft, Inputs, Layout, Options, Plan, Present};
+use crate::types::DiskBus;
 
 /// A plan for Windows and what it was made from.
 pub struct Prepared {
@@ -30,7 +30,7 @@ pub struct Prepared {
 /// The Windows and the drivers a plan is made from.
 pub struct Basis {
     pub windows: WindowsFacts,
-    pub bootstrap: Option<Controller>,
+    pub bootstrap: Option<DiskBus>,
     pub drivers: DriverSet,
     /// Files of the plan that come from no driver source.
     pub generated: Vec<Generated>,
@@ -43,7 +43,7 @@ impl Basis {
     }
 
     /// What a converted disk must boot from.
-    pub fn wanted(&self) -> Vec<Controller> {
+    pub fn wanted(&self) -> Vec<DiskBus> {
         plan::wanted(self.bootstrap, &self.drivers)
     }
 }
@@ -58,10 +58,10 @@ fn with_generated<'a>(source: &'a dyn Media, generated: &'a [Generated]) -> With
 
 /// The first boot's controller: as asked, or what this guest can have.
 pub fn bootstrap(
-    asked: Option<Option<Controller>>,
+    asked: Option<Option<DiskBus>>,
     windows: &WindowsFacts,
     inspection: &Inspection,
-) -> Option<Controller> {
+) -> Option<DiskBus> {
     let sectors = [
         windows.sector_size,
         inspection.sector_size(windows.boot_disk),
@@ -71,9 +71,9 @@ pub fn bootstrap(
             // QEMU's AHCI and IDE disks have 512-byte sectors and nothing else.
             None
         } else if windows.target.major < 6 {
-            Some(Controller::Ide)
+            Some(DiskBus::Ide)
         } else {
-            Some(Controller::Sata)
+            Some(DiskBus::Sata)
         }
     })
 }

@@ -434,7 +434,6 @@ fn scheduled_task(root: &mut KeyTree, program: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot_path::Controller;
     use crate::demo::{WinVersion, guest};
     use crate::disk::layout::{GPT_ESP, GPT_MSR};
     use crate::guest::DiskId;
@@ -443,6 +442,7 @@ mod tests {
     use crate::inspect::{Disk, InspectOptions, SourceFacts, inspect};
     use crate::registry::HiveView;
     use crate::registry::walk::walk;
+    use crate::types::DiskBus;
 
     fn every_spec() -> impl Iterator<Item = GuestSpec> {
         let leftovers = [Leftovers::None, Leftovers::Vmware, Leftovers::HyperV];
@@ -632,11 +632,11 @@ mod tests {
             let eight = spec.version.has_driver_database();
             let sata = eight && spec.leftovers == Leftovers::None;
             let ide = spec.firmware == Firmware::Bios;
-            let sata_reason = reason(Controller::Sata);
-            assert_eq!(ready(Controller::Sata), sata, "{what}: {sata_reason}");
-            let ide_reason = reason(Controller::Ide);
-            assert_eq!(ready(Controller::Ide), ide, "{what}: {ide_reason}");
-            assert!(!ready(Controller::VirtioBlk) && !ready(Controller::VirtioScsi));
+            let sata_reason = reason(DiskBus::Sata);
+            assert_eq!(ready(DiskBus::Sata), sata, "{what}: {sata_reason}");
+            let ide_reason = reason(DiskBus::Ide);
+            assert_eq!(ready(DiskBus::Ide), ide, "{what}: {ide_reason}");
+            assert!(!ready(DiskBus::VirtioBlk) && !ready(DiskBus::VirtioScsi));
             let vmware = seen.hypervisor_tools.iter().any(|t| t.contains("VMware"));
             assert_eq!(vmware, spec.leftovers == Leftovers::Vmware, "{what}");
             if spec.version.nt_at_least(10, 0) {

@@ -8,7 +8,7 @@
 pub mod bcd;
 pub mod bitlocker;
 pub mod cat;
-pub mod driver_database;
+pub(crate) mod driver_database;
 pub mod guest;
 pub mod hives;
 mod network;

@@ -9,6 +9,7 @@
 use std::io;
 
 use super::remote::ReadAt;
+use crate::bytes::{be32, le64};
 
 /// The QEMU driver of an image format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,14 +160,13 @@ fn is_fixed_vhd(tail: &[u8]) -> bool {
 /// The disk type of a VHD footer (2 fixed, 3 dynamic, 4 differencing) when its checksum is right.
 pub fn vhd_type(footer: &[u8]) -> Option<u32> {
     let footer = footer.get(..VHD_FOOTER)?;
-    let u32_at = |at: usize| Some(u32::from_be_bytes(footer.get(at..at + 4)?.try_into().ok()?));
     let sum = footer
         .iter()
         .enumerate()
         .filter(|(i, _)| !(64..68).contains(i))
         .fold(0u32, |sum, (_, &b)| sum.wrapping_add(u32::from(b)));
-    (footer.starts_with(VHD_COOKIE) && u32_at(64)? == !sum)
-        .then(|| u32_at(60))
+    (footer.starts_with(VHD_COOKIE) && be32(footer, 64)? == !sum)
+        .then(|| be32(footer, 60))
         .flatten()
 }
 
@@ -205,15 +205,11 @@ pub struct VmdkExtent {
 /// sparse header has capacity 0. `None` for a self-contained vmdk.
 pub fn vmdk_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let head = head(file, size)?;
-    let u64_at = |at: usize| {
-        head.get(at..at + 8)
-            .and_then(|b| b.try_into().ok())
-            .map_or(0, u64::from_le_bytes)
-    };
+    let start = le64(&head, 28).unwrap_or_default();
     let text = if is_descriptor(&head) {
         head
-    } else if head.starts_with(b"KDMV") && u64_at(12) == 0 {
-        read_up_to(file, u64_at(28).saturating_mul(512), MAX_DESCRIPTOR, size)?
+    } else if head.starts_with(b"KDMV") && le64(&head, 12).unwrap_or_default() == 0 {
+        read_up_to(file, start.saturating_mul(512), MAX_DESCRIPTOR, size)?
     } else {
         return Ok(None);
     };

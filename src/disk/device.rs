@@ -211,10 +211,6 @@ impl Device {
         &self.path
     }
 
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
     /// Copies everything but the start, makes it durable, and tells what an earlier run had copied.
     /// `scratch` is the name of a file that may be made.
     pub(crate) fn fill(

@@ -5,9 +5,10 @@ use std::io;
 use uuid::Uuid;
 
 use super::layout::{DiskLayout, Partition, Scheme};
-use super::sector::{read_up_to, u16_at};
+use super::sector::read_up_to;
 use crate::block::BlockRead;
 use crate::bytes::layout;
+use crate::bytes::le16;
 
 /// Largest partition entry array read; the usual one has 16 KiB.
 const MAX_TABLE: u64 = 1 << 20;
@@ -157,7 +158,7 @@ pub(super) fn partition(entry: &[u8], index: u32, sector_size: u64) -> Option<Pa
     let name: Vec<u16> = entry
         .name
         .chunks_exact(2)
-        .filter_map(|c| u16_at(c, 0))
+        .filter_map(|c| le16(c, 0))
         .take_while(|&c| c != 0)
         .collect();
     let name = crate::tool::clean(String::from_utf16_lossy(&name).as_bytes()).replace('\n', " ");

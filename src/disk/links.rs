@@ -23,6 +23,7 @@ use super::detect::{self, read_up_to, vhd_type};
 use super::length;
 use super::remote::{self, ReadAt};
 use super::vmdk;
+use crate::bytes::le16;
 
 /// So many files of a directory are looked at.
 const MAX_FILES: usize = 4096;
@@ -257,10 +258,7 @@ pub(super) fn vhdx_parent(file: &dyn ReadAt, size: u64) -> io::Result<Vec<(Strin
     };
     let mut item = vec![0; (*length).min(1 << 20).min(size.saturating_sub(*start)) as usize];
     file.read_exact_at(&mut item, *start)?;
-    let u16_at = |at: usize| {
-        let bytes = item.get(at..).and_then(|b| b.first_chunk());
-        bytes.map_or(0, |b| usize::from(u16::from_le_bytes(*b)))
-    };
+    let u16_at = |at: usize| le16(&item, at).map_or(0, usize::from);
     let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
     let text = |at: usize, len: usize| {
         let bytes = item.get(at..at.saturating_add(len)).unwrap_or_default();

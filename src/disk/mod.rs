@@ -10,24 +10,24 @@
 //! ```
 
 mod between;
-pub mod bpb;
-pub mod cache;
+pub(crate) mod bpb;
+pub(crate) mod cache;
 pub mod chain;
-pub mod charset;
-pub mod compose;
+pub(crate) mod charset;
+pub(crate) mod compose;
 pub mod copy;
 pub mod detect;
-pub mod device;
+pub(crate) mod device;
 pub(crate) mod direct;
-pub mod empty;
+pub(crate) mod empty;
 mod error;
-pub mod export;
-pub mod gather;
+pub(crate) mod export;
+pub(crate) mod gather;
 mod gpt;
-pub mod hold;
-pub mod kernel;
+pub(crate) mod hold;
+pub(crate) mod kernel;
 pub mod layout;
-pub mod length;
+pub(crate) mod length;
 mod level;
 pub mod links;
 mod mbr;
@@ -42,7 +42,7 @@ mod qcow2;
 mod references;
 pub(crate) mod refill;
 mod reflink;
-pub mod remote;
+pub(crate) mod remote;
 mod sector;
 #[cfg(test)]
 mod short_tests;
@@ -53,8 +53,8 @@ pub(crate) mod testing;
 mod tests;
 mod vhd;
 pub mod vmdk;
-pub mod vmware;
-pub mod whole;
+pub(crate) mod vmware;
+pub(crate) mod whole;
 mod writer;
 
 pub use crate::block::{BlockRead, BlockWrite};

@@ -16,9 +16,10 @@ use std::io;
 use super::layout::{DiskLayout, Partition, Scheme};
 use super::length::Short;
 use super::mbr::{self, Mbr, TYPE_PROTECTIVE};
-use super::sector::{is_boot_sector, read_up_to, u16_at};
+use super::sector::{is_boot_sector, read_up_to};
 use super::{gpt, whole};
 use crate::block::BlockRead;
+use crate::bytes::le16;
 
 const SECTOR_SIZES: [u32; 2] = [512, 4096];
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +161,7 @@ fn is_file_system(disk: &dyn BlockRead, sector: &[u8]) -> io::Result<bool> {
 }
 
 fn bare_file_system(disk: &dyn BlockRead, sector: &[u8]) -> DiskLayout {
-    let sector_size = match u16_at(sector, 11) {
+    let sector_size = match le16(sector, 11) {
         Some(4096) if is_boot_sector(sector) => 4096,
         _ => 512,
     };

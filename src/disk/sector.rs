@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::block::BlockRead;
+use crate::bytes::le16;
 
 /// Up to `len` bytes, less at the end of the disk.
 pub(super) fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -15,18 +16,6 @@ pub(super) fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::R
     Ok(buf)
 }
 
-pub(super) fn u16_at(data: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(*data.get(at..)?.first_chunk()?))
-}
-
-pub(super) fn u32_at(data: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*data.get(at..)?.first_chunk()?))
-}
-
-pub(super) fn u64_at(data: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(*data.get(at..)?.first_chunk()?))
-}
-
 /// The boot sector of a Windows file system, or of BitLocker.
 pub fn is_boot_sector(sector: &[u8]) -> bool {
     let at =
@@ -37,7 +26,7 @@ pub fn is_boot_sector(sector: &[u8]) -> bool {
     {
         return true;
     }
-    let sane_bpb = u16_at(sector, 11).is_some_and(|n| matches!(n, 512 | 1024 | 2048 | 4096))
+    let sane_bpb = le16(sector, 11).is_some_and(|n| matches!(n, 512 | 1024 | 2048 | 4096))
         && sector.get(13).is_some_and(|n| n.is_power_of_two());
     (at(0, b"\xeb") || at(0, b"\xe9"))
         && sane_bpb

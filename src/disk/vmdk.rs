@@ -11,6 +11,7 @@ use std::path::Path;
 use super::charset::{Charset, Name};
 use super::detect::read_up_to;
 use super::remote::{self, ReadAt};
+use crate::bytes::le64;
 use crate::files::{folder_of, open_file};
 
 /// QEMU's own limit for a descriptor file.
@@ -192,10 +193,7 @@ pub fn may_be(head: &[u8]) -> bool {
 fn embedded(file: &dyn ReadAt, size: u64) -> io::Result<Option<Embedded>> {
     let head = read_up_to(file, 0, 512, size)?;
     let sparse = head.starts_with(b"KDMV");
-    let field = |at: usize| {
-        let bytes = head.get(at..at + 8)?.try_into().ok()?;
-        Some(u64::from_le_bytes(bytes))
-    };
+    let field = |at: usize| le64(&head, at);
     let offset = match field(28).and_then(|sector| sector.checked_mul(512)) {
         Some(offset) if sparse => offset,
         _ => 0,

@@ -13,9 +13,10 @@ use std::io;
 use super::bpb::{FatBoot, NtfsBoot};
 use super::layout::{self, DiskLayout, Partition, Scheme};
 use super::length::Short;
-use super::sector::{is_boot_sector, read_up_to, u16_at, u32_at, u64_at};
+use super::sector::{is_boot_sector, read_up_to};
 use super::{gpt, mbr};
 use crate::block::BlockRead;
+use crate::bytes::{le16, le32, le64};
 
 /// 255 heads and 63 sectors, the largest cylinder there is.
 const CYLINDER: u64 = 255 * 63 * 512;
@@ -135,11 +136,11 @@ fn windows_size(boot: &[u8]) -> Option<(&'static str, u64)> {
         }
         b"EXFAT   " => {
             let shift = u32::from(*boot.get(108)?).min(12);
-            Some(("exFAT", u64_at(boot, 72)?.saturating_mul(1 << shift)))
+            Some(("exFAT", le64(boot, 72)?.saturating_mul(1 << shift)))
         }
         b"ReFS\0\0\0\0" => {
-            let sector = u64::from(u32_at(boot, 32)?);
-            Some(("ReFS", u64_at(boot, 24)?.saturating_mul(sector)))
+            let sector = u64::from(le32(boot, 32)?);
+            Some(("ReFS", le64(boot, 24)?.saturating_mul(sector)))
         }
         b"-FVE-FS-" => None,
         _ if is_boot_sector(boot) => Some(("FAT", u64::from(fat.sectors()).saturating_mul(sector))),
@@ -153,10 +154,10 @@ fn bitlocker_size(
     start: u64,
     boot: &[u8],
 ) -> io::Result<Option<(&'static str, u64)>> {
-    let at = u64_at(boot, 176).unwrap_or_default();
+    let at = le64(boot, 176).unwrap_or_default();
     let block = read_up_to(disk, start.saturating_add(at), 64)?;
-    let version_2 = block.starts_with(b"-FVE-FS-") && u16_at(&block, 10) == Some(2);
-    let size = u64_at(&block, 16).filter(|_| version_2);
+    let version_2 = block.starts_with(b"-FVE-FS-") && le16(&block, 10) == Some(2);
+    let size = le64(&block, 16).filter(|_| version_2);
     Ok(size.map(|size| ("BitLocker", size)))
 }
 
@@ -170,22 +171,22 @@ fn other_size(boot: &[u8], after: &[u8], far: &[u8]) -> Option<(&'static str, u6
         return Some(("XFS", be(8, 8)?.saturating_mul(be(4, 4)?)));
     }
     if after.starts_with(b"LABELONE") {
-        let header = u32_at(after, 20)? as usize;
-        return Some(("LVM", u64_at(after, header.checked_add(32)?)?));
+        let header = le32(after, 20)? as usize;
+        return Some(("LVM", le64(after, header.checked_add(32)?)?));
     }
     if far.get(64..72) == Some(b"_BHRfS_M") {
         // Of this device; the whole may have several.
-        return Some(("btrfs", u64_at(far, 209)?));
+        return Some(("btrfs", le64(far, 209)?));
     }
     let ext = after.get(512..)?;
     if ext.get(56..58)? == [0x53, 0xef] {
         const WIDE: u32 = 0x80;
-        let high = match u32_at(ext, 96)? & WIDE {
+        let high = match le32(ext, 96)? & WIDE {
             0 => 0,
-            _ => u64::from(u32_at(ext, 0x150)?) << 32,
+            _ => u64::from(le32(ext, 0x150)?) << 32,
         };
-        let block = 1024u64.checked_shl(u32_at(ext, 24)?)?;
-        let blocks = u64::from(u32_at(ext, 4)?) | high;
+        let block = 1024u64.checked_shl(le32(ext, 24)?)?;
+        let blocks = u64::from(le32(ext, 4)?) | high;
         return Some(("ext", blocks.saturating_mul(block)));
     }
     None

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::firmware::FirmwareChoice;
-use super::model::{Bootstrap, Chipset, Disk, Firmware, Machine, Stage, StorageBus};
-use crate::types::Arch;
+use super::model::{Chipset, Disk, Firmware, Machine, Stage};
+use crate::types::{Arch, DiskBus};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
@@ -41,8 +41,12 @@ pub enum DomainError {
     UnwritablePath { path: PathBuf },
     #[error("disk serial {serial:?} is not 1 to 20 of letters, digits, blank and _ . + -")]
     Serial { serial: String },
-    #[error("{disks} disks on SATA, and at most {max} fit")]
-    TooManySataDisks { disks: usize, max: usize },
+    #[error("{disks} disks on the {bus} bus, and at most {max} fit")]
+    TooManyDisks {
+        bus: &'static str,
+        disks: usize,
+        max: usize,
+    },
     #[error("the machine needs {needed} PCI slots, and {chipset} has {max}")]
     TooManyDevices {
         chipset: &'static str,
@@ -73,7 +77,7 @@ pub(super) fn check(
     stage: Stage,
     firmware: &FirmwareChoice,
 ) -> Result<(), DomainError> {
-    if stage == Stage::Bootstrap && machine.bootstrap == Bootstrap::None {
+    if stage == Stage::Bootstrap && machine.bootstrap.is_none() {
         return Err(DomainError::NoBootstrap);
     }
     if !matches!(machine.system.arch(), Arch::Amd64 | Arch::X86) {
@@ -91,7 +95,7 @@ pub(super) fn check(
                 machine: asked.clone(),
             });
         }
-        if machine.chipset() == Chipset::Q35 && machine.bootstrap == Bootstrap::Ide {
+        if machine.chipset() == Chipset::Q35 && machine.bootstrap == Some(DiskBus::Ide) {
             return Err(DomainError::NoIde {
                 machine: asked.clone(),
             });
@@ -175,31 +179,24 @@ fn check_disk(machine: &Machine, stage: Stage, disk: &Disk) -> Result<(), Domain
             // Left out of the first boot, which does without it.
             return Ok(());
         }
-        let bus = bootstrap_bus(machine.bootstrap);
+        let bus = machine.bootstrap.map_or("sata", DiskBus::libvirt);
         return Err(DomainError::SectorSize {
             path,
             sector_size,
             bus,
         });
     }
-    if machine.bus == StorageBus::Sata {
+    if matches!(machine.bus, DiskBus::Sata | DiskBus::Ide) {
         return Err(DomainError::SectorSize {
             path,
             sector_size,
-            bus: "sata",
+            bus: machine.bus.libvirt(),
         });
     }
     if needed && machine.firmware == Firmware::Bios {
         return Err(DomainError::BiosSectorSize { path, sector_size });
     }
     Ok(())
-}
-
-pub(super) fn bootstrap_bus(bootstrap: Bootstrap) -> &'static str {
-    match bootstrap {
-        Bootstrap::Ide => "ide",
-        Bootstrap::Sata | Bootstrap::None => "sata",
-    }
 }
 
 pub(super) fn path_text(path: &Path) -> Result<&str, DomainError> {

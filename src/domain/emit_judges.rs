@@ -35,9 +35,9 @@ fn machines() -> Vec<Machine> {
     let mut list = vec![machine(), full()];
     let mut bios = machine();
     (bios.firmware, bios.nvram) = (Firmware::Bios, None);
-    bios.bus = StorageBus::VirtioScsi;
+    bios.bus = DiskBus::VirtioScsi;
     list.push(bios.clone());
-    bios.bootstrap = Bootstrap::None;
+    bios.bootstrap = None;
     list.push(bios);
     let mut many = full();
     for n in 2..9 {
@@ -178,7 +178,7 @@ fn proxmox_options_are_those_of_its_api() {
         for stage in ["bootstrap", "final", "back"] {
             // One without a first boot has only its final form.
             let (ok, text) = qm.run(&[stage, "100"]);
-            assert!(ok || m.bootstrap == Bootstrap::None, "{stage}: {text}");
+            assert!(ok || m.bootstrap.is_none(), "{stage}: {text}");
         }
         for line in qm.calls().lines() {
             let words = line.trim_start_matches('[').trim_end_matches(']');

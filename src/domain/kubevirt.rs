@@ -21,10 +21,10 @@ use serde_json::{Value, json};
 
 use super::document::{EmitError, local};
 use super::model::{
-    Bootstrap, Bridge, Chipset, CpuMode, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
-    StorageBus,
+    Bridge, Chipset, CpuMode, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
 };
 use crate::text::{digest8, quoted};
+use crate::types::DiskBus;
 
 /// What the user says about the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,7 +123,7 @@ fn steps(m: &Machine, stage: Stage, name: &str, folder: &Path, options: &Options
     let mut line = |line: String| {
         let _ = writeln!(text, "# {line}");
     };
-    let first = stage == Stage::Bootstrap || m.bootstrap == Bootstrap::None;
+    let first = stage == Stage::Bootstrap || m.bootstrap.is_none();
     if first {
         line("In this directory, in this order:".to_owned());
         line(format!("  kubectl{namespace} apply -f {}", file(stage)));
@@ -378,14 +378,10 @@ fn features(m: &Machine) -> Value {
 }
 
 fn disks(m: &Machine, stage: Stage, name: &str) -> (Vec<Value>, Vec<Value>) {
-    let virtio = match m.bus {
-        StorageBus::VirtioBlk => "virtio",
-        StorageBus::VirtioScsi => "scsi",
-        StorageBus::Sata => "sata",
-    };
-    let bus = match stage {
-        Stage::Bootstrap => "sata",
-        Stage::Final => virtio,
+    let bus = match (stage, m.bus) {
+        // KubeVirt has no IDE.
+        (Stage::Bootstrap, _) | (_, DiskBus::Ide) => "sata",
+        (Stage::Final, bus) => bus.libvirt(),
     };
     let (mut disks, mut volumes) = (Vec::new(), Vec::new());
     for (n, disk) in m.disks.iter().enumerate() {
@@ -408,8 +404,10 @@ fn disks(m: &Machine, stage: Stage, name: &str) -> (Vec<Value>, Vec<Value>) {
             json!({"name": format!("disk-{n}"), "dataVolume": {"name": volume_name(name, n)}}),
         );
     }
-    if stage == Stage::Bootstrap && m.bootstrap != Bootstrap::None {
-        disks.push(json!({"name": "probe", "disk": {"bus": virtio}, "serial": "h2k-probe"}));
+    if stage == Stage::Bootstrap && m.bootstrap.is_some() {
+        disks.push(
+            json!({"name": "probe", "disk": {"bus": m.bus.libvirt()}, "serial": "h2k-probe"}),
+        );
         volumes.push(json!({"name": "probe", "emptyDisk": {"capacity": "64Mi"}}));
     }
     (disks, volumes)

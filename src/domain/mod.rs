@@ -13,28 +13,27 @@
 //! Nothing here talks to libvirt and nothing here decides about the guest: the caller brings the
 //! facts (`inspect`), the plan (`plan`) and the paths.
 
-pub mod check;
+pub(crate) mod check;
 mod document;
 pub mod element;
-pub mod emit;
-pub mod firmware;
-pub mod kubevirt;
-pub mod model;
+pub(crate) mod emit;
+pub(crate) mod firmware;
+pub(crate) mod kubevirt;
+pub(crate) mod model;
 pub mod network;
-pub mod patch;
-pub mod proxmox;
-pub mod qemu;
-pub mod slots;
-pub mod xml;
+pub(crate) mod patch;
+pub(crate) mod proxmox;
+pub(crate) mod qemu;
+pub(crate) mod slots;
+pub(crate) mod xml;
 
-pub use crate::types::MacAddr;
+pub use crate::types::{DiskBus, MacAddr};
 pub use check::DomainError;
 pub use emit::Emit;
 pub use firmware::{Descriptors, FirmwareChoice, FirmwareError};
 pub use model::{
-    Backing, Bootstrap, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware,
-    Graphics, Machine, Nic, NicSource, SYSTEM_DISK, Stage, StorageBus, System, Topology, Video,
-    WindowsFacts, disk_serial,
+    Backing, Chipset, CpuMode, Disk, DiskFormat, DomainType, Drivers, Firmware, Graphics, Machine,
+    Nic, NicSource, SYSTEM_DISK, Stage, System, Topology, Video, WindowsFacts, disk_serial,
 };
 pub use network::NetworkMap;
 pub use patch::Patch;

@@ -10,11 +10,11 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use crate::types::{Arch, MacAddr};
+use crate::types::{Arch, DiskBus, MacAddr};
 use serde::Serialize;
 use uuid::Uuid;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     /// Free text; [`crate::domain::xml::domain_name`] makes a libvirt name of it.
     pub name: String,
@@ -39,8 +39,9 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
     /// The controller of the final stage.
-    pub bus: StorageBus,
-    pub bootstrap: Bootstrap,
+    pub bus: DiskBus,
+    /// The controller of the boot disk in the first boot; `None` when there is no such stage.
+    pub bootstrap: Option<DiskBus>,
     /// The blank qcow2 disk of the first boot; it makes Windows bind the virtio storage driver.
     pub probe: Option<PathBuf>,
     pub driver_iso: Option<PathBuf>,
@@ -68,7 +69,7 @@ impl Machine {
         match &self.machine_type {
             Some(asked) if asked.contains("q35") => Chipset::Q35,
             Some(_) => Chipset::Pc,
-            None if self.system.nt5() || self.bootstrap == Bootstrap::Ide => Chipset::Pc,
+            None if self.system.nt5() || self.bootstrap == Some(DiskBus::Ide) => Chipset::Pc,
             None => Chipset::Q35,
         }
     }
@@ -105,25 +106,22 @@ impl Machine {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
     pub sockets: u32,
     pub cores: u32,
     pub threads: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Firmware {
     Bios,
     Uefi { secure_boot: bool },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chipset {
-    #[serde(rename = "pc")]
     Pc,
-    #[serde(rename = "q35")]
     Q35,
 }
 
@@ -137,8 +135,7 @@ impl Chipset {
 }
 
 /// What runs on the machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum System {
     Windows(WindowsFacts),
     Linux {
@@ -177,7 +174,7 @@ impl System {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowsFacts {
     pub major: u32,
     pub minor: u32,
@@ -249,7 +246,7 @@ pub fn disk_serial(position: usize) -> String {
     format!("h2k-{position}")
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// Absolute; below `/dev` it is taken for a block device.
     pub path: PathBuf,
@@ -266,23 +263,21 @@ pub struct Disk {
     /// What the guest sees.
     pub size_bytes: u64,
     /// What the disk is an overlay on, from the top; empty for a disk that stands alone.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backing: Vec<Backing>,
 }
 
 /// One level below an overlay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
     /// Absolute; below `/dev` it is taken for a block device.
     pub path: PathBuf,
     /// The name QEMU and libvirt have for its format.
     pub format: String,
     /// The path is that of a Unix socket, behind which an NBD server has the level.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub socket: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
     pub mac: MacAddr,
     /// For libvirt and QEMU, and for KubeVirt and Proxmox VE where nothing else is named.
@@ -313,7 +308,7 @@ impl Nic {
 }
 
 /// A bridge of the host, and the VLAN a NIC is in there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bridge {
     pub name: String,
     pub vlan: Option<u16>,
@@ -338,7 +333,7 @@ impl fmt::Display for Bridge {
 }
 
 /// A `NetworkAttachmentDefinition` of Multus.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
     pub namespace: String,
     pub name: String,
@@ -350,8 +345,7 @@ impl fmt::Display for Attachment {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NicSource {
     Network(String),
     Bridge(Bridge),
@@ -359,27 +353,7 @@ pub enum NicSource {
     User,
 }
 
-/// The controller of the final stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum StorageBus {
-    VirtioBlk,
-    VirtioScsi,
-    /// For a Linux guest without VirtIO drivers
-    Sata,
-}
-
-/// The controller of the boot disk in the first boot; `None` when there is no such stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Bootstrap {
-    Sata,
-    Ide,
-    None,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DomainType {
     Kvm,
     // Software emulation; no Hyper-V enlightenments there.
@@ -387,8 +361,7 @@ pub enum DomainType {
 }
 
 /// The CPU under KVM; software emulation always has all that QEMU can do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum CpuMode {
     #[default]
     HostPassthrough,
@@ -397,7 +370,7 @@ pub enum CpuMode {
 }
 
 /// The virtio drivers Windows will have, beyond storage. A device without a driver is left out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drivers {
     /// vioserial, and so a guest agent channel.
     pub agent: bool,
@@ -406,8 +379,7 @@ pub struct Drivers {
     pub netkvm: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Graphics {
     #[default]
     Vnc,
@@ -415,8 +387,7 @@ pub enum Graphics {
     None,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Video {
     #[default]
     Vga,
@@ -424,8 +395,7 @@ pub enum Video {
     Virtio,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Bootstrap,
     Final,

@@ -6,12 +6,10 @@
 
 use std::str::FromStr;
 
-use serde::Serialize;
-
 use super::model::{Attachment, Bridge, Nic, NicSource};
 
 /// The right side of one mapping.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     Libvirt(String),
     Bridge(Bridge),
@@ -22,7 +20,7 @@ pub enum Target {
 }
 
 /// One `SOURCE=TARGET`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     /// The name of the network on the source host.
     pub network: String,

@@ -13,10 +13,10 @@ use std::path::Path;
 
 use super::document::{EmitError, local};
 use super::model::{
-    Bootstrap, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage,
-    StorageBus, System, Video,
+    CpuMode, Disk, DomainType, Firmware, Graphics, Machine, NicSource, Stage, System, Video,
 };
 use crate::text::{base64, quoted, shell_word};
+use crate::types::DiskBus;
 
 /// What Proxmox numbers: `sata0` to `sata5` and so on.
 const SATA: usize = 6;
@@ -64,19 +64,20 @@ fn places(
             target: "Proxmox VE",
         });
     }
-    let (bus, max) = match m.bus {
-        StorageBus::VirtioBlk => ("virtio", VIRTIO),
-        StorageBus::VirtioScsi => ("scsi", SCSI),
-        StorageBus::Sata => ("sata", SATA),
+    let places = |bus: DiskBus| {
+        let max = match bus {
+            DiskBus::VirtioBlk => VIRTIO,
+            DiskBus::VirtioScsi => SCSI,
+            DiskBus::Sata => SATA,
+            DiskBus::Ide => IDE,
+        };
+        (bus.libvirt(), max)
     };
-    let first = match m.bootstrap {
-        Bootstrap::None => None,
-        Bootstrap::Sata => Some(("sata", SATA)),
-        Bootstrap::Ide => Some(("ide", IDE)),
-    };
+    let (bus, max) = places(m.bus);
+    let first = m.bootstrap.map(places);
     let iso = usize::from(m.driver_iso.is_some());
     // On SCSI the probe sits behind the disks.
-    let probe = usize::from(first.is_some() && m.bus == StorageBus::VirtioScsi);
+    let probe = usize::from(first.is_some() && m.bus == DiskBus::VirtioScsi);
     // Windows starts from the first disks; the others need not be there before it has VirtIO.
     let on_first = first.map_or(0, |(_, max)| disks.len().min(max - iso));
     let one_bus = first.is_some_and(|(first, _)| first == bus);
@@ -417,7 +418,7 @@ fn create(m: &Machine) -> Vec<String> {
     if m.drivers.rng {
         list.push("--rng0 source=/dev/urandom".to_owned());
     }
-    if m.bus == StorageBus::VirtioScsi {
+    if m.bus == DiskBus::VirtioScsi {
         list.push("--scsihw virtio-scsi-single".to_owned());
     }
     if let Firmware::Uefi { secure_boot } = m.firmware {

@@ -77,8 +77,8 @@ pub(crate) fn machine() -> Machine {
             "00:0C:29:AA:BB:01".parse().unwrap(),
             NicSource::Network("default".into()),
         )],
-        bus: StorageBus::VirtioBlk,
-        bootstrap: Bootstrap::Sata,
+        bus: DiskBus::VirtioBlk,
+        bootstrap: Some(DiskBus::Sata),
         probe: Some("/vm/win10-probe.qcow2".into()),
         driver_iso: Some("/vm/virtio-win.iso".into()),
         cpu: CpuMode::default(),
@@ -123,7 +123,7 @@ fn matrix() -> Vec<Case> {
             if (major < 6 && firmware != BIOS) || (major == 6 && firmware == SECURE) {
                 continue;
             }
-            for bus in [StorageBus::VirtioBlk, StorageBus::VirtioScsi] {
+            for bus in [DiskBus::VirtioBlk, DiskBus::VirtioScsi] {
                 for disks in 1..=2 {
                     let mut m = machine();
                     let n = cases.len();
@@ -140,9 +140,9 @@ fn matrix() -> Vec<Case> {
                     m.nvram = (firmware != BIOS).then(|| format!("/vm/{n}.fd").into());
                     m.tpm = build >= 22000;
                     m.bootstrap = if major < 6 {
-                        Bootstrap::Ide
+                        Some(DiskBus::Ide)
                     } else {
-                        Bootstrap::Sata
+                        Some(DiskBus::Sata)
                     };
                     m.domain_type = if n % 3 == 0 {
                         DomainType::Qemu
@@ -271,9 +271,10 @@ fn disks_are_where_they_belong() {
         let source = boot[0].first("source").unwrap().attr("file");
         assert_eq!(source, Some("/vm/win10.qcow2"), "{label}");
         let final_bus = match m.bus {
-            StorageBus::VirtioBlk => "virtio",
-            StorageBus::VirtioScsi => "scsi",
-            StorageBus::Sata => "sata",
+            DiskBus::VirtioBlk => "virtio",
+            DiskBus::VirtioScsi => "scsi",
+            DiskBus::Sata => "sata",
+            DiskBus::Ide => "ide",
         };
         let extra = match case.stage {
             Stage::Final => {
@@ -328,9 +329,9 @@ fn the_probe_sits_where_the_boot_disk_will_be() {
         let probe = find(&pair[0], "/vm/win10-probe.qcow2");
         let boot = find(&pair[1], "/vm/win10.qcow2");
         match pair[0].machine.bus {
-            StorageBus::VirtioBlk => assert_eq!(probe, boot),
-            StorageBus::VirtioScsi => assert_ne!(probe, boot),
-            StorageBus::Sata => unreachable!("no Windows ends on SATA"),
+            DiskBus::VirtioBlk => assert_eq!(probe, boot),
+            DiskBus::VirtioScsi => assert_ne!(probe, boot),
+            bus => unreachable!("no Windows ends on {}", bus.name()),
         }
     }
 }
@@ -436,7 +437,7 @@ fn snapshots() {
     let mut m = machine();
     let w = windows(&mut m);
     (w.minor, w.major, w.build) = (1, 6, 7601);
-    (m.firmware, m.bus, m.nvram) = (BIOS, StorageBus::VirtioScsi, None);
+    (m.firmware, m.bus, m.nvram) = (BIOS, DiskBus::VirtioScsi, None);
     m.disks.push(disk("/dev/vg/data", false));
     insta::assert_snapshot!(
         "w7-bios-scsi-bootstrap",
@@ -460,7 +461,7 @@ fn four_k_sectors() {
             bus: "sata"
         })
     );
-    m.bootstrap = Bootstrap::None;
+    m.bootstrap = None;
     let xml = to_xml(&m, Stage::Final, &images(UEFI)).unwrap();
     let root = Element::parse(xml.as_bytes()).unwrap();
     let blockio = root.path("devices/disk/blockio").unwrap();
@@ -494,11 +495,11 @@ fn refusals() {
         (
             |m| {
                 m.machine_type = Some("pc-q35-8.2".into());
-                m.bootstrap = Bootstrap::Ide;
+                m.bootstrap = Some(DiskBus::Ide);
             },
             "no IDE controller",
         ),
-        (|m| m.bootstrap = Bootstrap::None, "no bootstrap stage"),
+        (|m| m.bootstrap = None, "no bootstrap stage"),
         (|m| m.disks.clear(), "0 disks are marked"),
         (|m| m.disks.push(disk("/b", true)), "2 disks are marked"),
         (
@@ -590,10 +591,13 @@ fn places(m: &Machine, stage: Stage) -> Vec<[String; 4]> {
 #[test]
 fn data_disks_without_a_place_on_the_first_bus_are_on_virtio() {
     use std::collections::BTreeSet;
-    for (bootstrap, first, fit) in [(Bootstrap::Sata, "sata", 17), (Bootstrap::Ide, "ide", 3)] {
+    for (bootstrap, first, fit) in [
+        (Some(DiskBus::Sata), "sata", 17),
+        (Some(DiskBus::Ide), "ide", 3),
+    ] {
         for (storage, bus) in [
-            (StorageBus::VirtioBlk, "virtio"),
-            (StorageBus::VirtioScsi, "scsi"),
+            (DiskBus::VirtioBlk, "virtio"),
+            (DiskBus::VirtioScsi, "scsi"),
         ] {
             for count in [fit, fit + 1, 19] {
                 let mut m = machine();
@@ -632,7 +636,7 @@ fn virtio_scsi_has_room_for_more_than_there_are_slots() {
         matches!(error, DomainError::TooManyDevices { .. }),
         "{error}"
     );
-    m.bus = StorageBus::VirtioScsi;
+    m.bus = DiskBus::VirtioScsi;
     assert_eq!(places(&m, Stage::Final).len(), 120);
 }
 

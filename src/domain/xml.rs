@@ -22,14 +22,15 @@
 
 use std::path::Path;
 
-use super::check::{DomainError, bootstrap_bus, check, path_text};
+use super::check::{DomainError, check, path_text};
 use super::element::Element;
 use super::firmware::FirmwareChoice;
 use super::model::{
-    Backing, Bootstrap, Bridge, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine,
-    Nic, NicSource, Stage, StorageBus, System, Video,
+    Backing, Bridge, Chipset, CpuMode, Disk, DomainType, Firmware, Graphics, Machine, Nic,
+    NicSource, Stage, System, Video,
 };
 use super::slots::{PciAddress, Role, Slots};
+use crate::types::DiskBus;
 
 /// Namespace of the metadata element that marks a domain as ours: `<conversion stage='...'/>`.
 pub const HYPER2KVM_NS: &str = "urn:hyper2kvm:domain:1";
@@ -38,6 +39,15 @@ const OSINFO_NS: &str = "http://libosinfo.org/xmlns/libvirt/domain/1.0";
 const SATA_PORTS: usize = 6;
 const MAX_SATA_CONTROLLERS: usize = 3;
 const IDE_UNITS: usize = 4;
+
+/// How many disks a bus has places for, where that is not the number of PCI slots.
+fn units(bus: DiskBus) -> Option<usize> {
+    match bus {
+        DiskBus::Sata => Some(SATA_PORTS * MAX_SATA_CONTROLLERS),
+        DiskBus::Ide => Some(IDE_UNITS),
+        DiskBus::VirtioBlk | DiskBus::VirtioScsi => None,
+    }
+}
 
 /// The domain XML of one stage.
 pub fn to_xml(
@@ -61,8 +71,8 @@ pub fn to_element(
     let slots = Slots::new(chipset, nics, data_disks)
         // On virtio-scsi all disks are behind one device.
         .or_else(|full| match machine.bus {
-            StorageBus::VirtioScsi => Slots::new(chipset, nics, 0),
-            StorageBus::VirtioBlk | StorageBus::Sata => Err(full),
+            DiskBus::VirtioScsi => Slots::new(chipset, nics, 0),
+            DiskBus::VirtioBlk | DiskBus::Sata | DiskBus::Ide => Err(full),
         })
         .map_err(|(needed, max)| DomainError::TooManyDevices {
             chipset: chipset.as_str(),
@@ -522,7 +532,7 @@ impl Builder<'_> {
         for index in 0..self.sata_controllers() {
             devices.push(controller("sata", index).child(self.slots.sata(index).element()));
         }
-        if m.bus == StorageBus::VirtioScsi {
+        if m.bus == DiskBus::VirtioScsi {
             devices.push(
                 controller("scsi", 0)
                     .with("model", "virtio-scsi")
@@ -546,22 +556,19 @@ impl Builder<'_> {
 
     /// How many of the disks the bus of the first boot has places for.
     fn bootstrap_disk_count(&self) -> usize {
-        let units = match self.machine.bootstrap {
-            Bootstrap::Ide => IDE_UNITS,
-            Bootstrap::Sata | Bootstrap::None => SATA_PORTS * MAX_SATA_CONTROLLERS,
-        };
-        let free = units - self.iso_units();
+        let units = self.machine.bootstrap.and_then(units).unwrap_or_default();
+        let free = units.saturating_sub(self.iso_units());
         self.machine.disks.len().min(free)
     }
 
     fn sata_controllers(&self) -> u8 {
         let m = self.machine;
         let wanted = match (self.stage, m.bootstrap) {
-            (Stage::Bootstrap, Bootstrap::Sata) => self.bootstrap_units().div_ceil(SATA_PORTS),
-            (Stage::Final, _) if m.bus == StorageBus::Sata => m.disks.len().div_ceil(SATA_PORTS),
+            (Stage::Bootstrap, Some(DiskBus::Sata)) => self.bootstrap_units().div_ceil(SATA_PORTS),
+            (Stage::Final, _) if m.bus == DiskBus::Sata => m.disks.len().div_ceil(SATA_PORTS),
             _ => 0,
         };
-        let least = usize::from(m.chipset() == Chipset::Q35 || m.bootstrap == Bootstrap::Sata);
+        let least = usize::from(m.chipset() == Chipset::Q35 || m.bootstrap == Some(DiskBus::Sata));
         u8::try_from(wanted.max(least).min(MAX_SATA_CONTROLLERS)).unwrap_or(u8::MAX)
     }
 
@@ -574,35 +581,22 @@ impl Builder<'_> {
 
     fn bootstrap_disks(&self, devices: &mut Element) -> Result<(), DomainError> {
         let m = self.machine;
-        let bus = bootstrap_bus(m.bootstrap);
-        let prefix = match m.bootstrap {
-            Bootstrap::Ide => "hd",
-            Bootstrap::Sata | Bootstrap::None => "sd",
-        };
-        let (disks, on_bus) = (m.disks.len(), self.bootstrap_disk_count());
-        let unit = |n: usize| match m.bootstrap {
-            Bootstrap::Ide => drive_address(0, n / 2, 0, n % 2),
-            _ => drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS),
-        };
+        let bus = m.bootstrap.ok_or(DomainError::NoBootstrap)?;
+        let on_bus = self.bootstrap_disk_count();
         for (n, disk) in self.disks().filter(|(_, d)| d.sector_size == 512) {
             if n < on_bus {
-                let target = target_name(prefix, n);
-                devices.push(disk_element(disk, bus, &target, unit(n), None)?);
+                devices.push(disk_element(disk, self.place(bus, n, 0), None)?);
             } else {
                 devices.push(self.final_disk(n, disk)?);
             }
         }
         if let Some(iso) = &m.driver_iso {
-            let n = on_bus;
+            let (target, address) = self.place(bus, on_bus, 0);
             devices.push(
                 source_element(iso, "cdrom")?
-                    .child(
-                        el("target")
-                            .with("dev", target_name(prefix, n))
-                            .with("bus", bus),
-                    )
+                    .child(target)
                     .child(el("readonly"))
-                    .child(unit(n)),
+                    .child(address),
             );
         }
         if let Some(probe) = &m.probe {
@@ -616,31 +610,24 @@ impl Builder<'_> {
                 size_bytes: 0,
                 backing: Vec::new(),
             };
-            let (bus, target, address) = match m.bus {
-                StorageBus::VirtioBlk => (
-                    "virtio",
-                    target_name("vd", 0),
-                    self.slots.of(Role::Storage).element(),
-                ),
+            let place = match m.bus {
+                DiskBus::VirtioBlk => self.place(m.bus, 0, 0),
+                // SATA and SCSI targets share the name space; the address is what counts.
+                DiskBus::VirtioScsi => self.place(m.bus, m.disks.len(), self.iso_units()),
                 // Nothing to probe for.
-                StorageBus::Sata => return Ok(()),
-                StorageBus::VirtioScsi => (
-                    "scsi",
-                    // SATA and SCSI targets share the name space; the address is what counts.
-                    target_name("sd", disks + self.iso_units()),
-                    drive_address(0, 0, disks, 0),
-                ),
+                DiskBus::Sata | DiskBus::Ide => return Ok(()),
             };
-            devices.push(disk_element(&disk, bus, &target, address, None)?);
+            devices.push(disk_element(&disk, place, None)?);
         }
         Ok(())
     }
 
     fn final_disks(&self, devices: &mut Element) -> Result<(), DomainError> {
-        let max = SATA_PORTS * MAX_SATA_CONTROLLERS;
-        if self.machine.bus == StorageBus::Sata && self.machine.disks.len() > max {
-            return Err(DomainError::TooManySataDisks {
-                disks: self.machine.disks.len(),
+        let m = self.machine;
+        if let Some(max) = units(m.bus).filter(|max| m.disks.len() > *max) {
+            return Err(DomainError::TooManyDisks {
+                bus: m.bus.name(),
+                disks: m.disks.len(),
                 max,
             });
         }
@@ -652,29 +639,33 @@ impl Builder<'_> {
 
     /// Disk `n`, counted from the boot disk, on the production bus.
     fn final_disk(&self, n: usize, disk: &Disk) -> Result<Element, DomainError> {
-        let (bus, prefix, address) = match (self.machine.bus, n) {
-            (StorageBus::VirtioBlk, 0) => ("virtio", "vd", self.slots.of(Role::Storage).element()),
-            (StorageBus::VirtioBlk, n) => {
-                ("virtio", "vd", self.slots.of(Role::Data(n - 1)).element())
-            }
-            (StorageBus::VirtioScsi, n) => ("scsi", "sd", drive_address(0, 0, n, 0)),
-            (StorageBus::Sata, n) => (
-                "sata",
-                "sd",
-                drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS),
-            ),
-        };
         // In the first boot the ISO has a name between those of the disks.
-        let shift = match self.stage {
-            Stage::Bootstrap if prefix == "sd" => self.iso_units(),
-            Stage::Bootstrap | Stage::Final => 0,
+        let shift = match (self.stage, self.machine.bus) {
+            (Stage::Bootstrap, DiskBus::VirtioScsi | DiskBus::Sata) => self.iso_units(),
+            _ => 0,
         };
+        let place = self.place(self.machine.bus, n, shift);
         let blockio = (disk.sector_size == 4096).then(|| {
             el("blockio")
                 .with("logical_block_size", "4096")
                 .with("physical_block_size", "4096")
         });
-        disk_element(disk, bus, &target_name(prefix, n + shift), address, blockio)
+        disk_element(disk, place, blockio)
+    }
+
+    /// `<target>` and `<address>` of place `n` of a bus; its name is `shift` further in the alphabet.
+    fn place(&self, bus: DiskBus, n: usize, shift: usize) -> (Element, Element) {
+        let (prefix, address) = match (bus, n) {
+            (DiskBus::VirtioBlk, 0) => ("vd", self.slots.of(Role::Storage).element()),
+            (DiskBus::VirtioBlk, n) => ("vd", self.slots.of(Role::Data(n - 1)).element()),
+            (DiskBus::VirtioScsi, n) => ("sd", drive_address(0, 0, n, 0)),
+            (DiskBus::Sata, n) => ("sd", drive_address(n / SATA_PORTS, 0, 0, n % SATA_PORTS)),
+            (DiskBus::Ide, n) => ("hd", drive_address(0, n / 2, 0, n % 2)),
+        };
+        let target = el("target")
+            .with("dev", target_name(prefix, n + shift))
+            .with("bus", bus.libvirt());
+        (target, address)
     }
 }
 
@@ -733,9 +724,7 @@ fn source_element(path: &Path, device: &str) -> Result<Element, DomainError> {
 
 fn disk_element(
     disk: &Disk,
-    bus: &str,
-    target: &str,
-    address: Element,
+    (target, address): (Element, Element),
     blockio: Option<Element>,
 ) -> Result<Element, DomainError> {
     let mut element = source_element(&disk.path, "disk")?;
@@ -764,7 +753,7 @@ fn disk_element(
     if !disk.backing.is_empty() {
         element.push(backing_store(&disk.backing)?);
     }
-    element.push(el("target").with("dev", target).with("bus", bus));
+    element.push(target);
     if let Some(blockio) = blockio {
         element.push(blockio);
     }

@@ -7,6 +7,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::bytes::{le16, le32};
 /// Every hash a catalogue may list for a file: SHA-1 and SHA-256, as an image and as plain bytes.
 pub fn hashes(file: &[u8]) -> Vec<Vec<u8>> {
     let mut all = both(&[file]);
@@ -41,8 +42,8 @@ fn both(parts: &[&[u8]]) -> Vec<Vec<u8>> {
 
 /// The parts of a PE image that its hash covers; `None` for what is no image.
 fn signed_parts(file: &[u8]) -> Option<Vec<&[u8]>> {
-    let u16_at = |at: usize| Some(u16::from_le_bytes(*file.get(at..)?.first_chunk()?));
-    let u32_at = |at: usize| Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?) as usize);
+    let u16_at = |at: usize| le16(file, at);
+    let u32_at = |at: usize| le32(file, at).map(|n| n as usize);
     if !file.starts_with(b"MZ") {
         return None;
     }

@@ -187,6 +187,7 @@ pub struct Windows {
 
 impl Windows {
     /// A Windows this entry is meant for: its first build, or the last one of that NT version.
+    #[cfg(test)]
     pub fn example(&self, arch: Arch) -> WindowsTarget {
         let NtVersion { major, minor } = self.nt;
         let usual = match (major, minor, self.product) {

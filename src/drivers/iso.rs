@@ -12,6 +12,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read, Seek, SeekFrom};
 
+use crate::bytes::{le16, le32};
 const SECTOR: u64 = 2048;
 const FIRST_DESCRIPTOR: u64 = 16;
 const MAX_DESCRIPTORS: u64 = 64;
@@ -379,15 +380,11 @@ fn utf16_be(bytes: &[u8]) -> String {
 }
 
 fn u16_le(bytes: &[u8], at: usize) -> u16 {
-    bytes
-        .get(at..at + 2)
-        .map_or(0, |b| u16::from_le_bytes([b[0], b[1]]))
+    le16(bytes, at).unwrap_or_default()
 }
 
 fn u32_le(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..at + 4)
-        .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    le32(bytes, at).unwrap_or_default()
 }
 
 /// A single path component that means the same everywhere and nothing special anywhere.

@@ -130,13 +130,15 @@ fn index(files: &[MediaFile]) -> HashMap<String, usize> {
         .collect()
 }
 
-/// A driver source made of bytes at hand, for tests and for the demo.
+/// A driver source made of bytes at hand.
+#[cfg(test)]
 pub struct Memory {
     files: Vec<MediaFile>,
     contents: Vec<Vec<u8>>,
     index: HashMap<String, usize>,
 }
 
+#[cfg(test)]
 impl Memory {
     pub fn new(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let mut files: Vec<(String, Vec<u8>)> = files.into_iter().collect();
@@ -156,6 +158,7 @@ impl Memory {
     }
 }
 
+#[cfg(test)]
 impl Media for Memory {
     fn describe(&self) -> String {
         "driver files in memory".to_string()

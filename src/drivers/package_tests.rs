@@ -10,12 +10,7 @@ use crate::registry::{HiveView, RegEdits};
 use crate::skip::{corpus, skip};
 
 fn image(arch: Arch) -> Vec<u8> {
-    let mut bytes = vec![0; 0x100];
-    bytes[..2].copy_from_slice(b"MZ");
-    bytes[0x3c] = 0x80;
-    bytes[0x80..0x84].copy_from_slice(b"PE\0\0");
-    bytes[0x84..0x86].copy_from_slice(&arch.pe_machine().to_le_bytes());
-    bytes
+    crate::drivers::pe::head(arch.pe_machine())
 }
 
 fn target(major: u32, minor: u32, build: u32, arch: Arch) -> WindowsTarget {

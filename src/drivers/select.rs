@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::catalogue::{Catalogue, DriverSpec, Role, VirtioDevice, Windows};
 use super::inf::{DriverInf, InfError, ServiceInstall};
 use super::media::{Media, MediaError, MediaFile};
+use super::pe;
 use super::target::{Arch, WindowsTarget};
 use crate::error::Blocker;
 
@@ -176,7 +177,7 @@ impl DriverPackage {
         for file in &self.files {
             let bytes = media.read(&file.media_path)?;
             if images.contains(&file.name.to_lowercase())
-                && pe_machine(&bytes) != Some(arch.pe_machine())
+                && pe::machine(&bytes) != Some(arch.pe_machine())
             {
                 return Err(DriverError::WrongImage {
                     file: file.media_path.clone(),
@@ -187,20 +188,6 @@ impl DriverPackage {
         }
         Ok(contents)
     }
-}
-
-/// The machine field of a PE image.
-fn pe_machine(bytes: &[u8]) -> Option<u16> {
-    let at = |offset: usize, len: usize| bytes.get(offset..offset.checked_add(len)?);
-    if at(0, 2)? != b"MZ" {
-        return None;
-    }
-    let header = u32::from_le_bytes(at(0x3c, 4)?.try_into().ok()?) as usize;
-    if at(header, 4)? != b"PE\0\0" {
-        return None;
-    }
-    let machine = at(header.checked_add(4)?, 2)?;
-    Some(u16::from_le_bytes(machine.try_into().ok()?))
 }
 
 /// What a driver source offers for one Windows.
@@ -228,13 +215,6 @@ impl DriverSet {
         self.packages
             .iter()
             .filter(|p| p.role == Role::Storage && p.required)
-    }
-
-    /// Everything else: staged for Windows to install on its own.
-    pub fn others(&self) -> impl Iterator<Item = &DriverPackage> {
-        self.packages
-            .iter()
-            .filter(|p| !(p.role == Role::Storage && p.required))
     }
 
     pub fn package(&self, driver: &str) -> Option<&DriverPackage> {
@@ -322,36 +302,6 @@ pub fn select(
         });
     set.notes.extend(other);
     Ok(set)
-}
-
-/// What a driver source has for one Windows of the catalogue.
-#[derive(Debug)]
-pub struct Offer {
-    /// The catalogue's id and name.
-    pub id: String,
-    pub windows: String,
-    pub target: WindowsTarget,
-    pub drivers: Result<DriverSet, DriverError>,
-}
-
-/// Goes through the whole catalogue, every Windows in every architecture it knows.
-pub fn survey(media: &dyn Media, catalogue: &Catalogue) -> Vec<Offer> {
-    let mut offers = Vec::new();
-    for windows in &catalogue.windows {
-        for &arch in catalogue.architectures.keys() {
-            if !windows.archs.is_empty() && !windows.archs.contains(&arch) {
-                continue;
-            }
-            let target = windows.example(arch);
-            offers.push(Offer {
-                id: windows.id.clone(),
-                windows: windows.name.clone(),
-                drivers: select(media, catalogue, &target),
-                target,
-            });
-        }
-    }
-    offers
 }
 
 struct Folder<'m> {

@@ -4,8 +4,8 @@
 //! commits the overlay's changed blocks to the disk ([`commit`]), after saving what was there to an
 //! undo log, so that a rollback restores the disk to the byte whatever happened in between.
 
-pub mod apply;
-pub mod commit;
+pub(crate) mod apply;
+pub(crate) mod commit;
 pub mod journal;
 pub mod trim;
-pub mod trusted;
+pub(crate) mod trusted;

@@ -16,11 +16,12 @@ use super::model::{
     BootFacts, BootFiles, Fallback, Finding, Firmware, HiveState, LoadedBytes, Severity,
 };
 use super::{Disk, disk_of, hives};
-use crate::boot_path::{Machine, machine};
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
+use crate::drivers::pe::machine;
 use crate::guest::{DiskId, GuestError, GuestPath, GuestRead, VolumeId};
 use crate::registry::bcd::{APP_DEVICE, BcdError, Loader, OS_DEVICE};
 use crate::registry::{Bcd, BcdDevice, HiveView, RegData, RegOp};
+use crate::types::Arch;
 
 /// Boot managers are about 2 MB.
 const MAX_LOADER: u64 = 64 << 20;
@@ -321,10 +322,10 @@ fn fallback(
         }
         Err(error) => return Err(error),
     };
-    let name = match machine(&ours) {
-        Some(Machine::Amd64) => "BOOTX64.EFI",
-        Some(Machine::I386) => "BOOTIA32.EFI",
-        Some(Machine::Arm64) => "BOOTAA64.EFI",
+    let name = match machine(&ours).and_then(Arch::of_pe) {
+        Some(Arch::Amd64) => "BOOTX64.EFI",
+        Some(Arch::X86) => "BOOTIA32.EFI",
+        Some(Arch::Arm64) => "BOOTAA64.EFI",
         _ => {
             findings.push(findings::BOOT_MANAGER_DAMAGED.found(from.to_string()));
             return Ok(None);

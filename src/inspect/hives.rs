@@ -3,6 +3,7 @@
 //! A hive whose bin chain is broken is refused. A dirty one is replayed from its logs; a dirty one
 //! without logs is checked cell by cell and continues with a warning.
 
+use crate::bytes::le32;
 use crate::guest::{GuestError, GuestPath, GuestRead, VolumeId};
 use crate::registry::hive::BASE_BLOCK_SIZE;
 use crate::registry::{BaseBlock, LoadError, LoadWarning, load_hive};
@@ -183,10 +184,7 @@ fn bins_whole(bytes: &[u8], bins_size: u32) -> Result<(), String> {
     }
     let mut at = 0;
     while at < bins.len() {
-        let field = |i: usize| {
-            let word = bins.get(at + i..at + i + 4)?;
-            Some(u32::from_le_bytes(word.try_into().ok()?) as usize)
-        };
+        let field = |i: usize| le32(bins, at + i).map(|n| n as usize);
         let good = bins[at..].starts_with(b"hbin") && field(4) == Some(at);
         match field(8) {
             Some(size) if good && size >= 4096 && size % 4096 == 0 => at += size,

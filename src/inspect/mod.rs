@@ -17,7 +17,7 @@ mod hive_name;
 mod hives;
 pub mod linux;
 mod locate;
-pub mod model;
+pub(crate) mod model;
 mod network;
 mod nsi;
 mod os;
@@ -445,7 +445,7 @@ fn read_hives(
         control_set: &set,
         windows_root: root,
         nt: (version.major, version.minor),
-        arch: arch.into(),
+        arch,
         image: &image,
     };
     out.controllers = boot_path::evaluate_all(&ctx);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use crate::boot_path::{BootPath, Controller};
+use crate::boot_path::BootPath;
 use crate::disk::layout::Scheme;
 use crate::drivers::{Arch, WindowsTarget};
 use crate::error::Blocker;
@@ -20,8 +20,8 @@ use crate::guest::{DiskId, FsKind, GuestPath, VolumeId, VolumeState};
 use crate::inspect::linux::LinuxFacts;
 use crate::memory::FileBytes;
 use crate::registry::RegOp;
-use crate::types::ControlSet;
 pub use crate::types::Firmware;
+use crate::types::{ControlSet, DiskBus};
 
 /// The result of `inspect()`: the facts, and the hives they were read from.
 #[derive(Debug, Clone)]
@@ -90,7 +90,7 @@ pub struct Inspection {
     pub os: OsFacts,
     pub hives: HiveFacts,
     /// Empty when no Windows could be examined.
-    pub controllers: BTreeMap<Controller, BootPath>,
+    pub controllers: BTreeMap<DiskBus, BootPath>,
     pub drivers: DriverFacts,
     pub network: NetworkFacts,
     pub hypervisor_tools: Vec<String>,

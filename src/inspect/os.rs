@@ -1,7 +1,7 @@
 //! Which Windows this is, from numbers and not from names: `ProductName` still says "Windows 10" on
 //! Windows 11, and marketing names of servers differ by language.
 
-use crate::boot_path::{ImageState, Machine};
+use crate::boot_path::ImageState;
 use crate::disk::layout::{DiskLayout, Scheme};
 use crate::drivers::{Arch, WindowsTarget};
 use crate::guest::VolumeId;
@@ -142,12 +142,7 @@ pub fn arch(
         machine: Some(machine),
     } = kernel
     {
-        return Ok(match machine {
-            Machine::I386 => Some(Arch::X86),
-            Machine::Amd64 => Some(Arch::Amd64),
-            Machine::Arm64 => Some(Arch::Arm64),
-            Machine::Other(_) => None,
-        });
+        return Ok(Arch::of_pe(machine));
     }
     let key = control_set.key("Control\\Session Manager\\Environment");
     let name = match system.key(&key)? {

@@ -6,13 +6,14 @@ use serde_json::json;
 
 use super::fake::FakeGuest;
 use super::*;
-use crate::boot_path::{Controller, fake_pe};
 use crate::demo::{self, GuestSpec, Leftovers, WinVersion};
 use crate::disk::layout::{GPT_BASIC_DATA, GPT_ESP, GPT_LDM_DATA, GPT_MSR, Partition};
 use crate::drivers::Arch;
+use crate::drivers::pe;
 use crate::guest::IO_REPARSE_TAG_WOF;
 use crate::registry::{KeyTree, RegData, base};
 use crate::skip::corpus;
+use crate::types::DiskBus;
 
 pub(crate) fn partition(index: u32, type_id: &str, active: bool) -> Partition {
     Partition {
@@ -161,21 +162,21 @@ impl Shape {
         let mut guest = FakeGuest::default();
         guest.volume(partition(1, GPT_ESP, false), FsKind::Fat);
         guest.volume(partition(2, GPT_BASIC_DATA, false), FsKind::Ntfs);
-        guest.file(1, "EFI/Microsoft/Boot/bootmgfw.efi", fake_pe(0x8664));
-        guest.file(1, "EFI/BOOT/BOOTX64.EFI", fake_pe(0x8664));
+        guest.file(1, "EFI/Microsoft/Boot/bootmgfw.efi", pe::head(0x8664));
+        guest.file(1, "EFI/BOOT/BOOTX64.EFI", pe::head(0x8664));
         guest.file(
             1,
             "EFI/Microsoft/Boot/BCD",
             boot_store("\\Win\\System32\\winload.efi"),
         );
-        guest.file(2, "Win/System32/ntoskrnl.exe", fake_pe(0x8664));
-        guest.file(2, "Win/System32/winload.efi", fake_pe(0x8664));
+        guest.file(2, "Win/System32/ntoskrnl.exe", pe::head(0x8664));
+        guest.file(2, "Win/System32/winload.efi", pe::head(0x8664));
         for driver in [
             "pci", "acpi", "partmgr", "volmgr", "volmgrx", "mountmgr", "disk", "volsnap", "volume",
             "storahci", "ntfs",
         ] {
             let path = format!("Win/System32/drivers/{driver}.sys");
-            guest.file(2, &path, fake_pe(0x8664));
+            guest.file(2, &path, pe::head(0x8664));
         }
         guest.file(2, "Windows.old/Windows/System32/config/SYSTEM", vec![]);
         Self {
@@ -358,7 +359,7 @@ fn only_the_processor_is_unknown() {
     let mut shape = Shape::windows_11();
     shape
         .guest
-        .file(2, "Win/System32/ntoskrnl.exe", fake_pe(0x1c4));
+        .file(2, "Win/System32/ntoskrnl.exe", pe::head(0x1c4));
     let inspection = shape.inspect();
     assert_eq!(inspection.os.build, Some(26_100));
     assert_eq!(ids(&inspection), ["unknown-architecture"]);
@@ -374,12 +375,12 @@ fn compact_os_takes_the_processor_from_the_registry() {
         .reparse_tag = Some(IO_REPARSE_TAG_WOF);
     shape
         .guest
-        .file(2, "Win/System32/drivers/storahci.sys", fake_pe(0x8664))
+        .file(2, "Win/System32/drivers/storahci.sys", pe::head(0x8664))
         .reparse_tag = Some(IO_REPARSE_TAG_WOF);
     let inspection = shape.inspect();
     assert!(inspection.compact_os);
     assert_eq!(inspection.windows.unwrap().target.arch, Arch::Amd64);
-    assert!(inspection.controllers[&Controller::Sata].ready);
+    assert!(inspection.controllers[&DiskBus::Sata].ready);
 }
 
 type Change = fn(&mut Shape);

@@ -4,15 +4,14 @@
 use std::collections::BTreeSet;
 
 use crate::actions::{self, Action};
-use crate::boot_path::Controller;
 use crate::check::Check;
-use crate::domain::StorageBus;
 use crate::drivers::signature::Review;
 use crate::error::Blocker;
 use crate::guest::{FsKind, Volume, VolumeId};
 use crate::ids::{self, Accepted};
 use crate::inspect::{Hives, Inspection, Severity};
 use crate::registry::{HiveError, HiveView};
+use crate::types::DiskBus;
 
 use super::model::{Draft, Plan};
 use super::{Options, Remaining, Result, remaining};
@@ -27,7 +26,7 @@ pub struct Foreseen<'a> {
     /// The guest as the actions leave it. An error is a hive that cannot be read from end to end.
     pub after: Result<After, HiveError>,
     /// The controllers the result must boot from.
-    pub wanted: Vec<Controller>,
+    pub wanted: Vec<DiskBus>,
     pub signatures: Review,
     /// Warnings about the VM and the driver source.
     pub notes: Vec<String>,
@@ -103,16 +102,16 @@ fn judge(
     left
 }
 
-fn production(storage: StorageBus) -> Controller {
+fn production(storage: DiskBus) -> DiskBus {
     match storage {
-        StorageBus::VirtioScsi => Controller::VirtioScsi,
-        StorageBus::VirtioBlk | StorageBus::Sata => Controller::VirtioBlk,
+        DiskBus::VirtioScsi => DiskBus::VirtioScsi,
+        _ => DiskBus::VirtioBlk,
     }
 }
 
 /// The blocker for a production bus this Windows has no driver for.
-fn without_driver(wanted: &[Controller], storage: StorageBus) -> Option<Blocker> {
-    if storage == StorageBus::Sata {
+fn without_driver(wanted: &[DiskBus], storage: DiskBus) -> Option<Blocker> {
+    if storage == DiskBus::Sata {
         return Some(Blocker::new(
             "storage-sata",
             "--storage sata is for Linux guests without VirtIO drivers; Windows gets its drivers here",

@@ -27,8 +27,6 @@ pub use model::{Draft, Plan, PlannedDriver, Skipped};
 pub use remaining::{Remaining, remaining};
 
 use crate::actions::{Action, CopyFiles, CopyInGuest, EditHive, FileCopy};
-use crate::boot_path::Controller;
-use crate::domain::StorageBus;
 use crate::drivers::catalogue::Role;
 use crate::drivers::package::{self, Installation, Placement};
 use crate::drivers::select::{DriverPackage, DriverSet};
@@ -36,7 +34,7 @@ use crate::error::Blocker;
 use crate::guest::{GuestPath, PathError, VolumeId};
 use crate::inspect::{HiveName, Hives, Inspection, LoadedBytes, WindowsFacts};
 use crate::registry::{HiveError, HiveView, RegEdits, RegOp, walk};
-use crate::types::ControlSet;
+use crate::types::{ControlSet, DiskBus};
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -51,13 +49,13 @@ type Result<T, E = PlanError> = std::result::Result<T, E>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// The controller of the first boot; `None`: straight to virtio.
-    pub bootstrap: Option<Controller>,
+    pub bootstrap: Option<DiskBus>,
     /// Repair the default boot entry and the boot sector where they name a place without a partition.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services unchanged.
     pub keep_tools: bool,
     /// The bus of the second boot.
-    pub storage: StorageBus,
+    pub storage: DiskBus,
     /// Refuse drivers whose catalogue is not in order, instead of warning.
     pub require_signed: bool,
     /// Take a volume that was not unmounted cleanly.
@@ -297,7 +295,7 @@ pub fn is_boot(package: &DriverPackage) -> bool {
 
 /// What a converted disk must boot from: the bootstrap controller and the virtio ones that have a driver
 /// (NT 5 has none for virtio-scsi).
-pub fn wanted(bootstrap: Option<Controller>, drivers: &DriverSet) -> Vec<Controller> {
+pub fn wanted(bootstrap: Option<DiskBus>, drivers: &DriverSet) -> Vec<DiskBus> {
     let virtio = drivers
         .boot_storage()
         .filter_map(|package| package.device?.disk_bus());

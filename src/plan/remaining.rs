@@ -1,9 +1,10 @@
 //! What still keeps Windows from starting after the plan: the faults of the boot path in the preview, as
 //! blockers with remedies that help.
 
-use crate::boot_path::{self, BootPath, Controller, Fault, ImageState};
+use crate::boot_path::{self, BootPath, Fault, ImageState};
 use crate::error::Blocker;
 use crate::inspect::{Firmware, Inspection};
+use crate::types::{Arch, DiskBus};
 
 /// A fault the plan leaves, and the checks of `verify` that fail because of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,11 +14,7 @@ pub struct Remaining {
 }
 
 /// The faults of the controllers the disk must boot from. `after` is the inspection of the preview.
-pub fn remaining(
-    after: &Inspection,
-    wanted: &[Controller],
-    production: Controller,
-) -> Vec<Remaining> {
+pub fn remaining(after: &Inspection, wanted: &[DiskBus], production: DiskBus) -> Vec<Remaining> {
     let nt_major = after.windows.as_ref().map_or(10, |w| w.target.major);
     let mut list: Vec<Remaining> = Vec::new();
     for controller in wanted {
@@ -47,7 +44,7 @@ pub fn remaining(
     list
 }
 
-fn whole(controller: Controller, path: &BootPath) -> Remaining {
+fn whole(controller: DiskBus, path: &BootPath) -> Remaining {
     Remaining {
         blocker: Blocker::new(
             "boot-path",
@@ -60,20 +57,20 @@ fn whole(controller: Controller, path: &BootPath) -> Remaining {
 
 struct Remedy<'a> {
     after: &'a Inspection,
-    controller: Controller,
-    production: Controller,
+    controller: DiskBus,
+    production: DiskBus,
 }
 
 impl Remedy<'_> {
     /// Other ways to the first boot that would do, with `or` before them.
     fn other_bootstrap(&self) -> String {
-        if !matches!(self.controller, Controller::Sata | Controller::Ide) {
+        if !matches!(self.controller, DiskBus::Sata | DiskBus::Ide) {
             return String::new();
         }
-        let ready = |c: Controller| self.after.controllers.get(&c).is_some_and(|p| p.ready);
+        let ready = |c: DiskBus| self.after.controllers.get(&c).is_some_and(|p| p.ready);
         let bios = self.after.firmware != Some(Firmware::Uefi);
         let mut options = Vec::new();
-        for (controller, usable) in [(Controller::Sata, true), (Controller::Ide, bios)] {
+        for (controller, usable) in [(DiskBus::Sata, true), (DiskBus::Ide, bios)] {
             if controller != self.controller && usable && ready(controller) {
                 options.push(format!("--bootstrap {}", controller.name()));
             }
@@ -127,7 +124,7 @@ const SFC: &str = "repair Windows on its old host first (sfc /scannow, or a repa
 /// `None` for advice: a step that is not right and decides nothing.
 fn named(
     nt_major: u32,
-    controller: Controller,
+    controller: DiskBus,
     fault: &Fault,
     remedy: &Remedy<'_>,
 ) -> Option<Remaining> {
@@ -196,14 +193,14 @@ fn named(
 }
 
 /// No driver takes the controller.
-fn not_bound(controller: Controller, ids: &[String], remedy: &Remedy<'_>) -> Blocker {
+fn not_bound(controller: DiskBus, ids: &[String], remedy: &Remedy<'_>) -> Blocker {
     let id = ids.first().map_or("", String::as_str);
     let reason = format!(
         "no driver of this Windows is bound to the {} controller ({id})",
         controller.name()
     );
     match controller {
-        Controller::Sata | Controller::Ide => Blocker::new(
+        DiskBus::Sata | DiskBus::Ide => Blocker::new(
             "bootstrap-unbound",
             reason,
             match remedy.other_bootstrap().strip_prefix(", or ") {
@@ -211,7 +208,7 @@ fn not_bound(controller: Controller, ids: &[String], remedy: &Remedy<'_>) -> Blo
                 None => format!("{SFC}: no other --bootstrap would do"),
             },
         ),
-        Controller::VirtioBlk | Controller::VirtioScsi => Blocker::new(
+        DiskBus::VirtioBlk | DiskBus::VirtioScsi => Blocker::new(
             "virtio-unbound",
             reason,
             "use another release of virtio-win with --virtio-iso: this driver does not list the device",
@@ -220,7 +217,7 @@ fn not_bound(controller: Controller, ids: &[String], remedy: &Remedy<'_>) -> Blo
 }
 
 /// The blocker for a service whose key is not as it must be, and the reason.
-fn of_the_service(controller: Controller, fault: &Fault) -> Option<(&'static str, String)> {
+fn of_the_service(controller: DiskBus, fault: &Fault) -> Option<(&'static str, String)> {
     let bus = controller.name();
     Some(match fault {
         Fault::NotInstalled { service, .. } => (
@@ -271,7 +268,10 @@ fn of_the_file(fault: &Fault, after: &Inspection) -> Option<FileFault> {
             "controller-image",
         ),
         Fault::Import { service, missing } => (
-            format!("{service}: {}", missing.text(arch(after))),
+            format!(
+                "{service}: {}",
+                missing.text(after.os.arch.unwrap_or(Arch::Amd64))
+            ),
             SFC,
             "controller-image",
         ),
@@ -291,10 +291,6 @@ fn of_the_file(fault: &Fault, after: &Inspection) -> Option<FileFault> {
         repair,
         check,
     })
-}
-
-fn arch(after: &Inspection) -> boot_path::Machine {
-    after.os.arch.map_or(boot_path::Machine::Amd64, Into::into)
 }
 
 fn image_reason(

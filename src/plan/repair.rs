@@ -8,14 +8,14 @@ use std::collections::BTreeSet;
 
 use crate::actions::{Action, PatchBootSector};
 use crate::boot_path::pending::Pending;
-use crate::boot_path::{self, Controller, DEVICE_OFF, Fault, class_guid};
+use crate::boot_path::{self, DEVICE_OFF, Fault, class_guid};
 use crate::error::Blocker;
 use crate::guest::GuestPath;
 use crate::inspect::HiveName;
 use crate::inspect::SectorField;
 use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
-use crate::types::{ControlSet, KeyPath};
+use crate::types::{ControlSet, DiskBus, KeyPath};
 
 use super::{Inputs, Layout};
 
@@ -28,9 +28,9 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[ControlSet], layout: &mut Layout) {
         .keys()
         .map(|name| name.to_lowercase())
         .collect();
-    let mut faults: Vec<(Controller, &Fault)> = Vec::new();
+    let mut faults: Vec<(DiskBus, &Fault)> = Vec::new();
     for (controller, path) in &inputs.inspection.controllers {
-        let is_virtio = matches!(controller, Controller::VirtioBlk | Controller::VirtioScsi);
+        let is_virtio = matches!(controller, DiskBus::VirtioBlk | DiskBus::VirtioScsi);
         if !is_virtio && Some(*controller) != inputs.options.bootstrap {
             continue;
         }
@@ -139,7 +139,7 @@ fn not_deleted(key: KeyPath) -> RegOp {
 }
 
 /// Windows uses what it knows of a device that it has met in the same place.
-fn met_before(controller: Controller, path: &str, service: Option<&str>) -> String {
+fn met_before(controller: DiskBus, path: &str, service: Option<&str>) -> String {
     let with = match service {
         Some(name) => format!("with the driver {name}"),
         None => "without a driver".into(),

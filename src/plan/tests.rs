@@ -4,7 +4,6 @@ use crate::actions::{Action, EditHive, PatchBootSector};
 use crate::convert::prepare;
 use crate::demo::guest::GuestFile;
 use crate::demo::{GuestSpec, Role, WinVersion};
-use crate::domain::StorageBus;
 use crate::drivers::Catalogue;
 use crate::error::Blocker;
 use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
@@ -13,6 +12,7 @@ use crate::inspect::{HiveName, Hives};
 use crate::registry::{HiveError, RegData, RegEdits};
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
+use crate::types::DiskBus;
 
 use super::firstboot::Wishes;
 use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders};
@@ -93,7 +93,7 @@ fn the_finished_plan_has_the_blockers_of_every_source() {
     let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Xp));
     let prepared = guest.prepare_with(&media, Some(bootstrap(WinVersion::Xp)), |seen| {
         seen.options.require_signed = true;
-        seen.options.storage = StorageBus::VirtioScsi;
+        seen.options.storage = DiskBus::VirtioScsi;
         seen.limits
             .push(Blocker::new("guest-space", "no room", "make some"));
         Accepted::default()

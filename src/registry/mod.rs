@@ -5,21 +5,21 @@ pub mod bcd;
 pub mod build;
 mod cell;
 pub mod confined;
-pub mod data;
+pub(crate) mod data;
 #[cfg(test)]
 mod differences;
-pub mod edit;
+pub(crate) mod edit;
 pub mod error;
-pub mod hive;
-pub mod judge;
+pub(crate) mod hive;
+pub(crate) mod judge;
 mod layout;
 mod libhivex;
 pub mod load;
 pub mod log;
 pub mod marvin;
-pub mod name;
+pub(crate) mod name;
 pub mod recover;
-pub mod walk;
+pub(crate) mod walk;
 
 pub use base::BaseBlock;
 pub use bcd::{Bcd, BcdDevice};

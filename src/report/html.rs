@@ -9,10 +9,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::actions::{Action, CopyFiles, CopyInGuest, EditHive, PatchBootSector};
-use crate::boot_path::{BootPath, Controller, Step};
+use crate::boot_path::{BootPath, Step};
 use crate::inspect::Severity;
 use crate::plan::model::Plan;
 use crate::registry::{RegData, RegOp};
+use crate::types::DiskBus;
 use crate::ui::{bytes, count};
 
 use super::Report;
@@ -47,7 +48,7 @@ pub struct Extras {
     /// Label and value.
     pub machine: Vec<(&'static str, String)>,
     /// The controllers the domain XML uses, with what for.
-    pub in_use: Vec<(Controller, &'static str)>,
+    pub in_use: Vec<(DiskBus, &'static str)>,
     /// Files and directories beside the page, by their names.
     pub beside: Vec<String>,
 }
@@ -219,7 +220,7 @@ fn warnings(h: &mut String, r: &Report) {
 
 /// One chain per controller before and after, then once what all of them need. Controllers that the VM has
 /// are marked and open; the others are folded away.
-fn boot_path(h: &mut String, r: &Report, in_use: &[(Controller, &str)]) {
+fn boot_path(h: &mut String, r: &Report, in_use: &[(DiskBus, &str)]) {
     if r.controllers.is_empty() {
         return;
     }
@@ -316,7 +317,7 @@ fn is_alternative(before: &[Step], step: &Step) -> bool {
 }
 
 /// How many steps at the end are the same for every controller.
-fn shared(paths: &BTreeMap<Controller, BootPath>) -> usize {
+fn shared(paths: &BTreeMap<DiskBus, BootPath>) -> usize {
     let mut paths = paths.values();
     let Some(first) = paths.next() else { return 0 };
     paths.fold(first.steps.len(), |most, path| {
@@ -596,10 +597,10 @@ mod tests {
             false,
             &[(false, "b"), (true, "c"), (true, "pci"), (true, "disk")],
         );
-        let paths = BTreeMap::from([(Controller::Sata, one), (Controller::VirtioBlk, two)]);
+        let paths = BTreeMap::from([(DiskBus::Sata, one), (DiskBus::VirtioBlk, two)]);
         assert_eq!(shared(&paths), 2);
         let mut h = String::new();
-        chain(&mut h, "after", &paths[&Controller::VirtioBlk], 2);
+        chain(&mut h, "after", &paths[&DiskBus::VirtioBlk], 2);
         assert!(h.contains("&#10007; b"), "{h}");
         assert!(h.contains("2 bus, disk and volume drivers"), "{h}");
         assert!(!h.contains("pci"), "{h}");

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::boot_path::Controller;
 use crate::inspect::{Inspection, OsFamily, PartitionFacts, Severity};
+use crate::types::DiskBus;
 use crate::ui::{self, Styled, Tone, bytes};
 
 use super::linux;
@@ -34,7 +34,7 @@ impl Verdict {
             Self::NotWindows
         } else if i.findings.iter().any(|f| f.severity == Severity::Blocker) {
             Self::Blocked
-        } else if ready(Controller::VirtioBlk) && ready(Controller::VirtioScsi) {
+        } else if ready(DiskBus::VirtioBlk) && ready(DiskBus::VirtioScsi) {
             Self::Ready
         } else {
             Self::Convertible
@@ -67,15 +67,11 @@ pub fn count(i: &Inspection) -> [usize; 3] {
 }
 
 /// The controllers that a conversion without further options gives the VM.
-pub fn used(i: &Inspection) -> Vec<Controller> {
+pub fn used(i: &Inspection) -> Vec<DiskBus> {
     match &i.windows {
         // There is no vioscsi for Windows XP and 2003.
-        Some(windows) if windows.target.major < 6 => vec![Controller::Ide, Controller::VirtioBlk],
-        _ => vec![
-            Controller::Sata,
-            Controller::VirtioBlk,
-            Controller::VirtioScsi,
-        ],
+        Some(windows) if windows.target.major < 6 => vec![DiskBus::Ide, DiskBus::VirtioBlk],
+        _ => vec![DiskBus::Sata, DiskBus::VirtioBlk, DiskBus::VirtioScsi],
     }
 }
 

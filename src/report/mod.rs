@@ -8,13 +8,14 @@ pub mod text;
 
 use serde::{Deserialize, Serialize};
 
-use crate::boot_path::{BootPath, Controller};
+use crate::boot_path::BootPath;
 use crate::check::Check;
 use crate::fix::journal::ActionState;
 use crate::fix::trim::VolumeTrim;
 use crate::inspect::Inspection;
 use crate::plan::model::{Handover, Plan};
 pub use crate::plan::outlook::{Outlook, Outputs};
+use crate::types::DiskBus;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -127,7 +128,7 @@ pub struct Report {
     /// that may keep Windows from starting.
     pub ready: bool,
     /// The controllers the disk was made ready for.
-    pub boots_from: Vec<Controller>,
+    pub boots_from: Vec<DiskBus>,
     /// What `--accept` took.
     pub accepted: Vec<String>,
     pub outputs: Outputs,
@@ -136,9 +137,9 @@ pub struct Report {
     /// In the order they were carried out, what was already so at the end.
     pub actions: Vec<ActionLine>,
     /// After the fix.
-    pub controllers: BTreeMap<Controller, BootPath>,
+    pub controllers: BTreeMap<DiskBus, BootPath>,
     /// Before it.
-    pub controllers_before: BTreeMap<Controller, BootPath>,
+    pub controllers_before: BTreeMap<DiskBus, BootPath>,
     pub checks: Vec<Check>,
     pub warnings: Vec<String>,
     pub timings: Timings,

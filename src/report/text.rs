@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::boot_path::{BootPath, Controller};
+use crate::boot_path::BootPath;
 use crate::domain::Emit;
 use crate::fix::journal::ActionState;
 use crate::inspect::Severity;
 use crate::plan::model::{Handover, Method, Plan};
+use crate::types::DiskBus;
 use crate::ui::{Styled, Tone, bytes, count};
 
 use super::Report;
@@ -19,8 +20,8 @@ pub const FAULT: (Tone, &str) = (Tone::Bad, "NOT READY");
 /// One row per controller. Those that are not `used` are no fault, whatever they lack.
 pub fn controllers(
     text: &mut Styled,
-    map: &BTreeMap<Controller, BootPath>,
-    used: &[Controller],
+    map: &BTreeMap<DiskBus, BootPath>,
+    used: &[DiskBus],
     missing: (Tone, &str),
 ) {
     for (controller, path) in map {
@@ -277,7 +278,7 @@ fn outputs(text: &mut Styled, r: &Report) {
     if let Some(folder) = r.outputs.folder() {
         file("report", &folder.join("report.html"));
     }
-    let ready = |c: &&Controller| r.controllers.get(c).is_some_and(|p| p.ready);
+    let ready = |c: &&DiskBus| r.controllers.get(c).is_some_and(|p| p.ready);
     let starts: Vec<&str> = r
         .boots_from
         .iter()

@@ -17,10 +17,10 @@ pub mod find;
 pub mod libvirt;
 pub mod manifest;
 pub(crate) mod mirror;
-pub mod ova;
+pub(crate) mod ova;
 pub mod ovf;
 pub mod tar;
-pub mod vm;
+pub(crate) mod vm;
 mod vmdk;
 pub mod vmx;
 

@@ -99,10 +99,6 @@ impl Line {
         let key = self.key.as_ref().map_or(0, |key| key.0.len() + 1);
         self.text.len() + key
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.text.is_empty()
-    }
 }
 
 /// What a command printed, or why libguestfs says it failed.

@@ -13,20 +13,20 @@
 
 pub mod appliance;
 mod calls;
-pub mod cmd;
-pub mod confine;
-pub mod guestfish;
+pub(crate) mod cmd;
+pub(crate) mod confine;
+pub(crate) mod guestfish;
 pub mod host;
 pub mod launcher;
-pub mod pass;
-pub mod privileges;
-pub mod probe;
+pub(crate) mod pass;
+pub(crate) mod privileges;
+pub(crate) mod probe;
 pub mod qemu_img;
-pub mod qsd;
+pub(crate) mod qsd;
 mod seccomp;
-pub mod spec;
-pub mod virsh;
-pub mod virt_v2v;
+pub(crate) mod spec;
+pub(crate) mod virsh;
+pub(crate) mod virt_v2v;
 
 pub use cmd::{Child, Cmd, Output, clean};
 

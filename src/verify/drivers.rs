@@ -2,10 +2,11 @@
 //! processor; nothing dead in their stacks, and no two of them after the same device.
 
 use super::{Context, Outcome};
-use crate::boot_path::{self, BOOT_START, Fault, ImageState, Machine, Service};
+use crate::boot_path::{self, BOOT_START, Fault, ImageState, Service};
 use crate::inspect::WindowsFacts;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
+use crate::types::Arch;
 
 pub fn boot_path(c: &Context<'_>) -> Outcome {
     if c.inspection.controllers.is_empty() {
@@ -130,15 +131,11 @@ fn image_fault<'f>(c: &Context<'_>, fault: &'f Fault) -> Option<(&'f str, String
             format!("{service}: Windows deletes {path} at its next start"),
         ),
         Fault::Import { service, missing } => {
-            let arch = arch(c).unwrap_or(Machine::Amd64);
+            let arch = c.inspection.os.arch.unwrap_or(Arch::Amd64);
             (service, format!("{service}: {}", missing.text(arch)))
         }
         _ => return None,
     })
-}
-
-fn arch(c: &Context<'_>) -> Option<Machine> {
-    c.inspection.os.arch.map(Machine::from)
 }
 
 pub fn service(c: &Context<'_>) -> Outcome {
@@ -338,7 +335,7 @@ pub fn other_services(c: &Context<'_>) -> Outcome {
 }
 
 fn services(c: &Context<'_>, critical: bool, fault: &str) -> Outcome {
-    let Some(arch) = arch(c) else {
+    let Some(arch) = c.inspection.os.arch else {
         return Outcome::CouldNotRun("the processor is not known".into());
     };
     c.system(|system, windows| {
@@ -398,7 +395,7 @@ fn image_problem(
     c: &Context<'_>,
     windows: &WindowsFacts,
     service: &Service,
-    arch: Machine,
+    arch: Arch,
 ) -> Option<&'static str> {
     let Ok(path) = &service.image else {
         return Some("(bad ImagePath)");
@@ -406,7 +403,9 @@ fn image_problem(
     match boot_path::image(c.guest, windows.system_volume, path).state {
         ImageState::Missing => Some("(file missing)"),
         ImageState::Unreadable => Some("(not a driver file)"),
-        ImageState::Present { machine: Some(m) } if m != arch => Some("(other processor)"),
+        ImageState::Present { machine: Some(m) } if m != arch.pe_machine() => {
+            Some("(other processor)")
+        }
         ImageState::Present { .. } => None,
     }
 }

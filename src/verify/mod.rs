@@ -16,11 +16,12 @@ pub use hives::walk_all;
 pub use planned::planned;
 
 use crate::actions::Walked;
-use crate::boot_path::{Controller, Fault};
+use crate::boot_path::Fault;
 use crate::check::{Check, CheckState};
 use crate::guest::GuestRead;
 use crate::inspect::{HiveName, Hives, Inspection, Severity, Survey, WindowsFacts};
 use crate::registry::{HiveError, HiveView};
+use crate::types::DiskBus;
 
 /// What a check found: message, then evidence.
 enum Outcome {
@@ -48,7 +49,7 @@ struct Context<'a> {
     /// Every hive walked from end to end.
     walks: hives::Walks,
     guest: &'a dyn GuestRead,
-    wanted: &'a [Controller],
+    wanted: &'a [DiskBus],
 }
 
 const BLOCKER: Severity = Severity::Blocker;
@@ -109,7 +110,7 @@ const CHECKS: [CheckDef; 31] = [
 ];
 
 /// Runs every check. `wanted` are the controllers the disk must boot from.
-pub fn verify(survey: &Survey, guest: &dyn GuestRead, wanted: &[Controller]) -> Vec<Check> {
+pub fn verify(survey: &Survey, guest: &dyn GuestRead, wanted: &[DiskBus]) -> Vec<Check> {
     verify_written(survey, &[], guest, wanted)
 }
 
@@ -118,7 +119,7 @@ pub fn verify_written(
     survey: &Survey,
     written: &[Walked],
     guest: &dyn GuestRead,
-    wanted: &[Controller],
+    wanted: &[DiskBus],
 ) -> Vec<Check> {
     let walks = survey.hives.as_ref();
     let walks = walks.map(|hives| hives::walk_read_back(hives, written));
@@ -131,7 +132,7 @@ pub fn predict(
     after: &Survey,
     before: hives::Walks,
     preview: &dyn GuestRead,
-    wanted: &[Controller],
+    wanted: &[DiskBus],
 ) -> Vec<Check> {
     run(after, before, preview, wanted)
 }
@@ -140,7 +141,7 @@ fn run(
     survey: &Survey,
     walks: hives::Walks,
     guest: &dyn GuestRead,
-    wanted: &[Controller],
+    wanted: &[DiskBus],
 ) -> Vec<Check> {
     let context = Context {
         inspection: &survey.inspection,
@@ -222,7 +223,7 @@ impl<'a> Context<'a> {
     }
 
     /// The faults on the way from the wanted controllers that `pick` wants, each once.
-    fn faults(&self, pick: impl Fn(Controller, &Fault) -> Option<String>, fine: &str) -> Outcome {
+    fn faults(&self, pick: impl Fn(DiskBus, &Fault) -> Option<String>, fine: &str) -> Outcome {
         if self.inspection.controllers.is_empty() {
             return Outcome::CouldNotRun("no boot path was evaluated".into());
         }

@@ -1,7 +1,6 @@
 //! One guest in memory for each check that it fails, and the checks that may fail with it.
 
 use crate::actions::Converted;
-use crate::boot_path::Controller;
 use crate::check::{Check, CheckState, is_ready};
 use crate::convert::prepare::Prepared;
 use crate::demo::{GuestSpec, WinVersion, hives};
@@ -10,16 +9,13 @@ use crate::drivers::media::Memory;
 use crate::inspect::Severity;
 use crate::registry::{RegData, base};
 use crate::testing::{MemoryGuest, bootstrap, media};
+use crate::types::DiskBus;
 
 use super::{CHECKS, Outcome, planned, result};
 
 const SET: &str = "ControlSet001";
 const DISK_CLASS: &str = "{4d36e967-e325-11ce-bfc1-08002be10318}";
-const WANTED: [Controller; 3] = [
-    Controller::Sata,
-    Controller::VirtioBlk,
-    Controller::VirtioScsi,
-];
+const WANTED: [DiskBus; 3] = [DiskBus::Sata, DiskBus::VirtioBlk, DiskBus::VirtioScsi];
 
 /// What is only seen in the sectors of a disk; `src/inspect/boot_sector.rs` has the cases.
 const NEEDS_SECTORS: [&str; 1] = ["boot-sector"];

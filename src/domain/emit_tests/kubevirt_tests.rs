@@ -140,7 +140,7 @@ fn kubevirt_field_by_field() {
 fn kubevirt_by_kind_of_machine() {
     let mut m = machine();
     m.firmware = Firmware::Uefi { secure_boot: true };
-    m.bus = StorageBus::VirtioScsi;
+    m.bus = DiskBus::VirtioScsi;
     m.nics[0].source = NicSource::Network("vlan7".into());
     let vm = yaml(&texts(Emit::Kubevirt, &m)[1]).remove(1);
     let domain = &vm["spec"]["template"]["spec"]["domain"];
@@ -150,7 +150,7 @@ fn kubevirt_by_kind_of_machine() {
     let networks = &vm["spec"]["template"]["spec"]["networks"];
     assert_eq!(networks[0]["multus"]["networkName"], "vlan7");
     m.firmware = Firmware::Bios;
-    m.bootstrap = Bootstrap::Ide;
+    m.bootstrap = Some(DiskBus::Ide);
     let context = Context {
         folder: Path::new(FOLDER),
         kubevirt: &kubevirt::Options::default(),

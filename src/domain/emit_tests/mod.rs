@@ -71,7 +71,7 @@ fn domains(m: &Machine) -> Vec<(Stage, Element)> {
         }),
     };
     let mut stages = vec![Stage::Bootstrap, Stage::Final];
-    if m.bootstrap == Bootstrap::None {
+    if m.bootstrap.is_none() {
         stages.remove(0);
     }
     stages

@@ -197,8 +197,8 @@ fn proxmox_script_creates_and_switches() {
 #[test]
 fn proxmox_without_a_first_boot_and_refusals() {
     let mut m = machine();
-    m.bootstrap = Bootstrap::None;
-    m.bus = StorageBus::VirtioScsi;
+    m.bootstrap = None;
+    m.bus = DiskBus::VirtioScsi;
     (m.firmware, m.nvram) = (Firmware::Bios, None);
     let qm = FakeQm::new(&m);
     let (ok, text) = qm.run(&["bootstrap", "100"]);
@@ -213,7 +213,7 @@ fn proxmox_without_a_first_boot_and_refusals() {
     ] {
         assert!(config.contains(line), "{line}\n{config:#?}");
     }
-    m.bootstrap = Bootstrap::Sata;
+    m.bootstrap = Some(DiskBus::Sata);
     for n in 0..5 {
         let mut more = m.disks[0].clone();
         (more.path, more.system, more.boot_order) = (format!("/d{n}").into(), false, None);
@@ -230,9 +230,9 @@ fn proxmox_without_a_first_boot_and_refusals() {
     assert!(error.contains("30 places on scsi"), "{error}");
     m.disks.truncate(30);
     assert!(script(&m).is_ok());
-    m.bus = StorageBus::Sata;
+    m.bus = DiskBus::Sata;
     assert!(script(&m).is_err());
-    m.bus = StorageBus::VirtioScsi;
+    m.bus = DiskBus::VirtioScsi;
     m.disks.truncate(1);
     m.disks[0].sector_size = 4096;
     assert!(script(&m).is_err());
@@ -245,8 +245,8 @@ fn proxmox_without_a_first_boot_and_refusals() {
 #[test]
 fn proxmox_has_more_disks_than_the_first_bus() {
     for (bus, name, probe) in [
-        (StorageBus::VirtioBlk, "virtio", "virtio0"),
-        (StorageBus::VirtioScsi, "scsi", "scsi9"),
+        (DiskBus::VirtioBlk, "virtio", "virtio0"),
+        (DiskBus::VirtioScsi, "scsi", "scsi9"),
     ] {
         let mut m = full();
         m.bus = bus;

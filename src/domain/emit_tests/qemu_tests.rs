@@ -7,7 +7,7 @@ use super::*;
 fn qemu_has_the_slots_of_the_xml() {
     for change in [
         (|_| {}) as fn(&mut Machine),
-        |m| m.bus = StorageBus::VirtioScsi,
+        |m| m.bus = DiskBus::VirtioScsi,
         |m| {
             let System::Windows(w) = &mut m.system else {
                 return;
@@ -15,7 +15,7 @@ fn qemu_has_the_slots_of_the_xml() {
             (w.major, w.minor) = (6, 1);
         },
         |m| {
-            m.bootstrap = Bootstrap::Ide;
+            m.bootstrap = Some(DiskBus::Ide);
             (m.firmware, m.nvram, m.tpm) = (Firmware::Bios, None, false);
             m.disks.truncate(1);
         },

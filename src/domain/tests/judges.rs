@@ -42,7 +42,7 @@ fn oddities() -> Vec<Case> {
     let mut add = |label: &str, m: Machine, choice: FirmwareChoice| {
         uuid += 1;
         for stage in [Stage::Bootstrap, Stage::Final] {
-            if stage == Stage::Bootstrap && m.bootstrap == Bootstrap::None {
+            if stage == Stage::Bootstrap && m.bootstrap.is_none() {
                 continue;
             }
             let mut m = m.clone();
@@ -74,7 +74,7 @@ fn oddities() -> Vec<Case> {
         FirmwareChoice::Portable { secure_boot: false },
     );
     let mut m = machine();
-    m.bootstrap = Bootstrap::Ide;
+    m.bootstrap = Some(DiskBus::Ide);
     (m.firmware, m.nvram) = (BIOS, None);
     m.serial_log = Some("/vm/com1.log".into());
     m.graphics = Graphics::None;
@@ -88,16 +88,16 @@ fn oddities() -> Vec<Case> {
     m.disks
         .extend((0..16).map(|n| disk(&format!("/d{n}"), false)));
     add("many-blk", m.clone(), images(UEFI));
-    m.bus = StorageBus::VirtioScsi;
+    m.bus = DiskBus::VirtioScsi;
     add("many-scsi", m, images(UEFI));
     let mut m = machine();
-    m.bootstrap = Bootstrap::None;
+    m.bootstrap = None;
     m.disks[0].sector_size = 4096;
     m.name = "4kn".into();
     add("4kn", m.clone(), images(UEFI));
     m.disks[0].sector_size = 512;
     windows(&mut m).major = 5;
-    m.bootstrap = Bootstrap::Sata;
+    m.bootstrap = Some(DiskBus::Sata);
     (m.firmware, m.nvram) = (BIOS, None);
     add("nt5-on-sata", m, FirmwareChoice::Bios);
     let mut m = machine();
@@ -105,8 +105,8 @@ fn oddities() -> Vec<Case> {
         arch: Arch::Amd64,
         osinfo_id: None,
     };
-    (m.bootstrap, m.probe, m.driver_iso) = (Bootstrap::None, None, None);
-    m.bus = StorageBus::Sata;
+    (m.bootstrap, m.probe, m.driver_iso) = (None, None, None);
+    m.bus = DiskBus::Sata;
     m.disks = (0..8)
         .map(|i| disk(&format!("/vm/{i}.qcow2"), i == 0))
         .collect();

@@ -53,13 +53,6 @@ pub struct Look {
     pub volume: Result<Volume, (Closed, String)>,
 }
 
-impl Look {
-    /// Whether the key lies open on the volume.
-    pub fn is_suspended(&self) -> bool {
-        self.protections.contains(&Protection::ClearKey)
-    }
-}
-
 /// Reads the metadata of the volume at that place and tries the keys on it.
 pub fn look(
     disk: &dyn BlockRead,

@@ -11,13 +11,13 @@ fn real_windows_7() -> Option<FakeGuest> {
     let software = corpus("win7-x86-vmware/SOFTWARE")?;
     guest.file(1, &format!("{config}/SYSTEM"), system);
     guest.file(1, &format!("{config}/SOFTWARE"), software);
-    guest.file(1, "Windows/System32/ntoskrnl.exe", fake_pe(0x014c));
+    guest.file(1, "Windows/System32/ntoskrnl.exe", pe::head(0x014c));
     for driver in [
         "pci", "acpi", "partmgr", "volmgr", "volmgrx", "mountmgr", "disk", "volsnap", "intelide",
         "atapi", "msahci", "ntfs",
     ] {
         let path = format!("Windows/System32/drivers/{driver}.sys");
-        guest.file(1, &path, fake_pe(0x014c));
+        guest.file(1, &path, pe::head(0x014c));
     }
     guest.file(1, "bootmgr", vec![]);
     guest.file(
@@ -65,7 +65,7 @@ fn real_windows_10_on_vmware() {
     guest.file(2, "Win/System32/config/SYSTEM", system);
     for driver in ["intelide", "atapi"] {
         let path = format!("Win/System32/drivers/{driver}.sys");
-        guest.file(2, &path, fake_pe(0x8664));
+        guest.file(2, &path, pe::head(0x8664));
     }
     let inspection = run(&guest, Scheme::Gpt).unwrap().inspection;
     let ready: Vec<_> = inspection.controllers.values().map(|c| c.ready).collect();
@@ -181,7 +181,7 @@ fn demo_guest_from_hyper_v() {
         i.os.windows_root,
         Some(GuestPath::parse("\\WINNT").unwrap())
     );
-    let sata = &i.controllers[&Controller::Sata];
+    let sata = &i.controllers[&DiskBus::Sata];
     assert!(
         sata.faults.iter().any(
             |f| matches!(f, boot_path::Fault::NotBootStart { service, .. } if service == "pci")

@@ -196,7 +196,7 @@ fn a_conversion_equals_that_of_the_same_guest_without_bitlocker() {
             keys: &keys,
             source: &[],
         };
-        proof::read(&disk, StorageBus::VirtioBlk)
+        proof::read(&disk, DiskBus::VirtioBlk)
     };
     assert!(proof(&keys[..1]).is_err(), "the wrong key");
     let proof = proof(&keys).unwrap();

@@ -17,7 +17,7 @@ use hyper2kvm::boot::proof;
 use hyper2kvm::demo::bitlocker::{self, Lock, Reserved, Spec, startup_key_file};
 use hyper2kvm::demo::{GuestSpec, Role, WinVersion};
 use hyper2kvm::disk::partition;
-use hyper2kvm::domain::StorageBus;
+use hyper2kvm::domain::DiskBus;
 use hyper2kvm::guest::fve::cipher::Method;
 use hyper2kvm::guest::fve::keys::{Credential, StartupKey, Stretched};
 use hyper2kvm::guest::fve::{InClear, Unlocked, look};
