@@ -7,6 +7,7 @@ use crate::demo::{GuestSpec, Role, WinVersion};
 use crate::domain::StorageBus;
 use crate::drivers::Catalogue;
 use crate::error::Blocker;
+use crate::firstboot;
 use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
 use crate::ids::Accepted;
 use crate::inspect::{HiveName, Hives};
@@ -191,9 +192,11 @@ fn the_control_set_windows_last_ran_with_is_written_too() {
         guest.system.dword("Select", "Current", current);
         let (edits, _) = system_action(&guest, WinVersion::Win7);
         for set in ["ControlSet001", "ControlSet002"] {
-            let service = format!("{set}\\Services\\viostor");
-            let written = edits.ops.iter().any(|op| op.key() == service);
-            assert_eq!(written, sets.contains(&set), "{current} {set}");
+            for service in ["viostor", firstboot::SERVICE] {
+                let key = format!("{set}\\Services\\{service}");
+                let written = edits.ops.iter().any(|op| op.key() == key);
+                assert_eq!(written, sets.contains(&set), "{current} {key}");
+            }
         }
     }
 }
@@ -330,5 +333,65 @@ fn a_recovered_hive_is_written_without_an_edit() {
                 _ => assert_eq!(written, [(hive, 0)], "{version:?}"),
             }
         });
+    }
+}
+
+/// `--accept` is for what may only keep Windows from starting, whichever check names it.
+#[test]
+fn what_loses_data_is_not_accepted_by_the_name_of_a_check() {
+    let media = media();
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    guest.volume = Some(|volume| volume.state.hibernated = true);
+    let sata = Some(bootstrap(WinVersion::Win10));
+    for accepted in [&[][..], &["no-blockers", "boot-path"]] {
+        let plan = guest.prepare_with(&media, sata, |_| Accepted::parse(accepted).unwrap());
+        let codes: Vec<_> = (plan.plan.blockers.iter())
+            .map(|b| b.code.as_str())
+            .collect();
+        assert_eq!(codes, ["volume-hibernated"], "{accepted:?}");
+        assert_eq!(plan.plan.accepted, [""; 0], "{accepted:?}");
+    }
+}
+
+/// A disabled filter of a class of disks stops the boot with 0x7B (docs/boot-path.md).
+#[test]
+fn a_filter_of_the_old_hypervisor_leaves_all_lists_when_its_service_is_disabled() {
+    let (set, hdc) = ("ControlSet001", "{4d36e96a-e325-11ce-bfc1-08002be10318}");
+    let class = format!("{set}\\Control\\Class\\{hdc}");
+    let service = format!("{set}\\Services\\xenfilt");
+    let lists = ["UpperFilters", "LowerFilters"];
+    for keep_tools in [false, true] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        guest.system.dword(&service, "Type", 1);
+        guest.system.dword(&service, "Start", 0);
+        for list in lists {
+            let names = RegData::MultiSz(vec!["XENFILT".into()]);
+            guest.system.set(&class, list, names);
+        }
+        let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+        let options = Options {
+            keep_tools,
+            ..testing::options(Some(bootstrap(WinVersion::Win10)))
+        };
+        let draft = guest.look(&[], |fake, survey| {
+            prepare::draft(survey, fake, &media(), &catalogue, (options, &wishes))
+        });
+        let system = draft
+            .unwrap()
+            .0
+            .actions
+            .into_iter()
+            .find_map(|action| match action {
+                Action::EditHive(edit) if edit.hive == HiveName::System => Some(edit.edits),
+                _ => None,
+            });
+        system.unwrap().apply(&mut guest.system);
+        let start = if keep_tools { 0 } else { 4 };
+        let found = guest.system.value(&service, "Start").unwrap();
+        assert_eq!(found.as_dword(), Some(start));
+        for list in lists {
+            let there = guest.system.value(&class, list).is_some();
+            assert_eq!(there, keep_tools, "{list}");
+        }
     }
 }
