@@ -670,4 +670,62 @@ mod tests {
             assert_eq!(vm.clock_utc, utc);
         }
     }
+
+    /// `boot` finds the disk by it, and Windows the licences that are bound to it.
+    #[test]
+    fn disks_are_numbered_from_that_of_the_system() {
+        let disk = |name: &str| Disk {
+            path: format!("/{name}").into(),
+            format: domain::DiskFormat::Qcow2,
+            serial: None,
+            sector_size: 512,
+            system: name == "a",
+            boot_order: None,
+            size_bytes: 1 << 30,
+            backing: Vec::new(),
+        };
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win11));
+        let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        let windows = inspection.windows.clone().unwrap();
+        let disks = [disk("a"), disk("b")];
+        let vm = machine(&inspection, &windows, None, &disks, &options(&[]));
+        let serials: Vec<_> = vm.disks.iter().map(|d| d.serial.as_deref()).collect();
+        assert_eq!(serials, [Some(domain::SYSTEM_DISK), Some("h2k-1")]);
+        assert_eq!(domain::SYSTEM_DISK, "h2k-0");
+    }
+
+    #[test]
+    fn a_vm_with_uefi_has_its_own_variables_with_and_without_secure_boot() {
+        for secure_boot in [false, true] {
+            let vm = machine_of(|_, _, options| {
+                options.secure_boot = secure_boot;
+                options.nvram = "/vm/vm_VARS.fd".into();
+            });
+            assert_eq!(vm.firmware, Firmware::Uefi { secure_boot });
+            assert_eq!(vm.nvram.as_deref(), Some("/vm/vm_VARS.fd".as_ref()));
+        }
+    }
+
+    /// EMS owns COM1 (docs/first-boot.md): the first boot reports on COM2.
+    #[test]
+    fn a_guest_that_keeps_com1_for_itself_gets_com2() {
+        for ems in [false, true] {
+            let vm = machine_of(|_, windows, _| windows.boot.ems_on_com1 = ems);
+            assert_eq!(vm.second_serial, ems);
+        }
+    }
+
+    #[test]
+    fn the_clock_of_a_linux_vm_runs_as_its_adjtime_says() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win11));
+        let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        for clock_is_local in [false, true] {
+            let facts = LinuxFacts {
+                clock_is_local,
+                ..LinuxFacts::default()
+            };
+            let vm = linux_machine(&inspection, &facts, &[], &options(&[]));
+            assert_eq!(vm.clock_utc, !clock_is_local);
+        }
+    }
 }
