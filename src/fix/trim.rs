@@ -392,4 +392,31 @@ mod tests {
             assert_eq!(untouchable(&volume).is_none(), trimmed, "{volume:?}");
         }
     }
+
+    /// What lies in a grain beside the free clusters is in use.
+    #[test]
+    #[expect(clippy::single_range_in_vec_init)]
+    fn only_whole_grains_that_are_free_are_zeroed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let zeroed = |range: Range<u64>| {
+            std::fs::write(&path, vec![1; 8 * GRAIN as usize]).unwrap();
+            let disk = crate::block::FileDisk::open_rw(&path).unwrap();
+            let freed = zero(&disk, &map(&[GRAIN..8 * GRAIN]), &range).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let first = bytes.iter().position(|b| *b == 0).map(|n| n as u64);
+            let count = bytes.iter().filter(|b| **b == 0).count() as u64;
+            assert_eq!(count, freed, "{range:?}");
+            (first, freed / GRAIN)
+        };
+        let at = |grain: u64| Some(grain * GRAIN);
+        assert_eq!(zeroed(2 * GRAIN..4 * GRAIN), (at(2), 2));
+        assert_eq!(zeroed(2 * GRAIN - 4096..4 * GRAIN + 4096), (at(2), 2));
+        assert_eq!(zeroed(2 * GRAIN + 4096..4 * GRAIN), (at(3), 1));
+        assert_eq!(zeroed(2 * GRAIN..4 * GRAIN - 512), (at(2), 1));
+        assert_eq!(zeroed(2 * GRAIN + 1..3 * GRAIN - 1), (None, 0));
+        assert_eq!(zeroed(2 * GRAIN + 1..4 * GRAIN - 1), (None, 0));
+        // Where there is no data there is nothing to zero.
+        assert_eq!(zeroed(0..2 * GRAIN), (at(1), 1));
+    }
 }
