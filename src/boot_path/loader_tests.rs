@@ -133,12 +133,16 @@ impl Guest {
     }
 
     fn evaluate(&self, controller: Controller) -> BootPath {
+        self.evaluate_in(&ControlSet::new(1), controller)
+    }
+
+    fn evaluate_in(&self, set: &ControlSet, controller: Controller) -> BootPath {
         let hive = self.tree.to_bytes("SYSTEM");
         let system = HiveView::new(&hive).unwrap();
         let root = GuestPath::parse("\\Windows").unwrap();
         let ctx = BootContext {
             system: &system,
-            control_set: &crate::types::ControlSet::new(1),
+            control_set: set,
             windows_root: &root,
             nt: self.nt,
             arch: self.arch(),
@@ -644,5 +648,45 @@ fn a_driver_that_could_be_bound_is_named() {
         remove(&mut guest, "system32\\drivers\\atapi.sys");
         assert_eq!(spare(&guest, IDE), Some(None), "{nt:?}");
         assert_eq!(missing(&guest), Some(("atapi".into(), false)), "{nt:?}");
+    }
+}
+
+/// `Select\Default` may name any of them (docs/boot-path.md); what another one holds says nothing.
+#[test]
+fn only_the_control_set_that_boots_is_looked_at() {
+    let second = ControlSet::new(2);
+    for nt in [XP, SEVEN] {
+        let mut guest = Guest::new(nt);
+        let mut copy = guest.tree.get(SET).unwrap().clone();
+        copy.name = second.to_string();
+        *guest.tree.key_mut(&second) = copy;
+        for key in [
+            "Services",
+            "Control\\CriticalDeviceDatabase",
+            "Services\\viostor",
+        ] {
+            for (set, ready) in [(SET, true), (&*second, false)] {
+                let mut tree = guest.tree.clone();
+                tree.remove(&format!("{set}\\{key}")).unwrap();
+                let files = guest.files.clone();
+                let changed = Guest { nt, tree, files };
+                let path = changed.evaluate_in(&second, Controller::VirtioBlk);
+                assert_eq!(path.ready, ready, "{nt:?} {set} {key}: {}", path.reason);
+            }
+        }
+    }
+}
+
+/// A driver of another class than the controller's puts the controller into its own.
+#[test]
+fn filters_of_the_class_that_the_driver_names_decide() {
+    for (class, ready) in [(SCSI_ADAPTER, true), (HDC, false)] {
+        let mut guest = Guest::new(TEN);
+        guest.bind("VEN_1AF4&DEV_1042", "viostor", class);
+        let key = format!("{SET}\\Control\\Class\\{HDC}");
+        let names = RegData::MultiSz(vec!["gone".into()]);
+        guest.tree.set(&key, "UpperFilters", names);
+        let path = guest.evaluate(Controller::VirtioBlk);
+        assert_eq!(path.ready, ready, "{class}: {}", path.reason);
     }
 }
