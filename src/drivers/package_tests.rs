@@ -490,6 +490,8 @@ fn staging() {
         pkg.files.push(shared.clone());
     }
     set.packages[4].files.last_mut().unwrap().size = 11;
+    // Windows takes both spellings for one name.
+    set.packages[4].files.last_mut().unwrap().name = "wdfcoinstaller01011.dll".into();
     let Staged {
         files: staged,
         notes,
@@ -504,7 +506,7 @@ fn staging() {
         dlls,
         [
             r"\Windows\hyper2kvm\drivers\WdfCoInstaller01011.dll",
-            r"\Windows\hyper2kvm\drivers\vioserial\WdfCoInstaller01011.dll",
+            r"\Windows\hyper2kvm\drivers\vioserial\wdfcoinstaller01011.dll",
         ]
     );
 }
