@@ -1,6 +1,7 @@
 //! What is planned for each Windows, as text: a change of a decision shows as a change of these files.
 
 use crate::actions::{Action, EditHive, PatchBootSector};
+use crate::boot_path::{Controller, Fault};
 use crate::convert::prepare;
 use crate::demo::guest::GuestFile;
 use crate::demo::{GuestSpec, Role, WinVersion};
@@ -10,13 +11,13 @@ use crate::error::Blocker;
 use crate::firstboot;
 use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
 use crate::ids::Accepted;
-use crate::inspect::{HiveName, Hives};
+use crate::inspect::{Firmware, HiveName, Hives};
 use crate::registry::{HiveError, RegData, RegEdits};
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 
 use super::firstboot::Wishes;
-use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders};
+use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders, remaining};
 
 /// All but Vista, for which the driver source has no drivers.
 fn versions() -> impl Iterator<Item = WinVersion> {
@@ -393,5 +394,52 @@ fn a_filter_of_the_old_hypervisor_leaves_all_lists_when_its_service_is_disabled(
             let there = guest.system.value(&class, list).is_some();
             assert_eq!(there, keep_tools, "{list}");
         }
+    }
+}
+
+/// A key with one private value is what some installers leave; only a driver with its file is left alone.
+#[test]
+fn a_service_is_written_unless_the_guest_has_it_with_its_file() {
+    let key = "ControlSet001\\Services\\netkvm";
+    for (values, written) in [
+        (&[][..], true),
+        (&["Private"], true),
+        (&["Type"], true),
+        (&["ImagePath"], true),
+        (&["Type", "ImagePath"], false),
+    ] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        for value in values {
+            match *value {
+                "ImagePath" => guest.system.sz(key, value, "System32\\drivers\\netkvm.sys"),
+                value => guest.system.dword(key, value, 1),
+            };
+        }
+        let (edits, _) = system_action(&guest, WinVersion::Win10);
+        let found = edits.ops.iter().any(|op| op.key() == key);
+        assert_eq!(found, written, "{values:?}");
+    }
+}
+
+/// A VM with UEFI has no IDE controller (docs/boot.md); a VM with BIOS may have one.
+#[test]
+fn ide_is_proposed_to_a_guest_with_bios_only() {
+    for (firmware, proposed) in [(Firmware::Bios, true), (Firmware::Uefi, false)] {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let mut after = guest.look(&[], |_, survey| survey.inspection.clone());
+        after.firmware = Some(firmware);
+        for (controller, path) in &mut after.controllers {
+            path.ready = *controller == Controller::Ide;
+        }
+        let sata = after.controllers.get_mut(&Controller::Sata).unwrap();
+        sata.faults = vec![Fault::NotBound {
+            ids: vec!["VEN_8086&DEV_2922".into()],
+            decides: true,
+            spare: None,
+        }];
+        let left = remaining(&after, &[Controller::Sata], Controller::VirtioBlk);
+        assert_eq!(left[0].blocker.code, "bootstrap-unbound");
+        let remedy = &left[0].blocker.remedy;
+        assert_eq!(remedy.contains("--bootstrap ide"), proposed, "{remedy}");
     }
 }
