@@ -12,7 +12,7 @@ use crate::demo::{Arch, GuestSpec, Role, WinVersion, hives};
 use crate::disk::layout::Scheme;
 use crate::drivers::media::Memory;
 use crate::guest::GuestPath;
-use crate::inspect::{Severity, Survey};
+use crate::inspect::{Finding, Severity, Survey};
 use crate::registry::{RegData, base};
 use crate::testing::{MemoryGuest, bootstrap, media};
 
@@ -273,6 +273,27 @@ const ROWS: &[Row] = &[
         version: Win10,
         faults: &["boot-services"],
         change: |g| missing_driver(g, 1),
+    },
+    // Severe is not critical: the loader passes over it.
+    Row {
+        version: Win10,
+        faults: &["boot-services"],
+        change: |g| missing_driver(g, 2),
+    },
+    Row {
+        version: Win10,
+        faults: &["volume-clean"],
+        change: |g| {
+            g.survey = Some(|survey| {
+                survey.inspection.findings.push(Finding {
+                    id: "volume-dirty-forced",
+                    severity: Severity::Warning,
+                    message: "m".into(),
+                    remedy: "r".into(),
+                    evidence: "e".into(),
+                })
+            });
+        },
     },
     Row {
         version: Win10,
