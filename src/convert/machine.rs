@@ -728,4 +728,46 @@ mod tests {
             assert_eq!(vm.clock_utc, !clock_is_local);
         }
     }
+
+    #[test]
+    fn a_vm_has_the_controller_of_its_first_boot_and_then_a_probe() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Xp));
+        let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        let windows = inspection.windows.clone().unwrap();
+        for (controller, want) in [
+            (Some(Controller::Sata), Bootstrap::Sata),
+            (Some(Controller::Ide), Bootstrap::Ide),
+            (None, Bootstrap::None),
+        ] {
+            let vm = machine(&inspection, &windows, controller, &[], &options(&[]));
+            assert_eq!(vm.bootstrap, want);
+            assert_eq!(vm.probe.is_some(), controller.is_some(), "{want:?}");
+        }
+    }
+
+    #[test]
+    fn firmware_that_the_source_says_otherwise_than_the_guest_is_named() {
+        use inspect::Firmware::{Bios, Uefi};
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let mut inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        let windows = inspection.windows.clone().unwrap();
+        let mut vm = crate::source::export(std::path::Path::new("/vm"));
+        for (said, found, named) in [
+            (Some(Bios), Uefi, Some("the new machine has UEFI")),
+            (Some(Uefi), Bios, Some("the new machine has BIOS")),
+            (Some(Uefi), Uefi, None),
+            (Some(Bios), Bios, None),
+            (None, Bios, None),
+        ] {
+            (vm.firmware, inspection.firmware) = (said, Some(found));
+            let warnings = disagreements(&inspection, &windows, &vm, &options(&[]));
+            let shown = warnings.first().map(String::as_str);
+            assert_eq!(shown.is_some(), named.is_some(), "{warnings:?}");
+            assert!(
+                shown
+                    .unwrap_or_default()
+                    .contains(named.unwrap_or_default())
+            );
+        }
+    }
 }
