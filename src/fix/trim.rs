@@ -91,20 +91,22 @@ impl DataMap {
     /// The map of an image whose `zeroed` ranges, which are in order, hold no data.
     pub fn without(image: &Image, zeroed: &[Range<u64>]) -> Result<Self> {
         let mut map = Self::default();
-        data_ranges(image, &mut |range| {
-            let mut start = range.start;
-            let first = zeroed.partition_point(|hole| hole.end <= range.start);
-            for hole in zeroed[first..].iter().take_while(|h| h.start < range.end) {
-                if start < hole.start {
-                    map.add(&(start..hole.start));
-                }
-                start = start.max(hole.end);
-            }
-            if start < range.end {
-                map.add(&(start..range.end));
-            }
-        })?;
+        data_ranges(image, &mut |range| map.add_without(&range, zeroed))?;
         Ok(map)
+    }
+
+    fn add_without(&mut self, range: &Range<u64>, zeroed: &[Range<u64>]) {
+        let mut start = range.start;
+        let first = zeroed.partition_point(|hole| hole.end <= range.start);
+        for hole in zeroed[first..].iter().take_while(|h| h.start < range.end) {
+            if start < hole.start {
+                self.add(&(start..hole.start));
+            }
+            start = start.max(hole.end);
+        }
+        if start < range.end {
+            self.add(&(start..range.end));
+        }
     }
 
     /// The size of a copy of an image with this data, with what a qcow2 adds to it.
@@ -418,5 +420,23 @@ mod tests {
         assert_eq!(zeroed(2 * GRAIN + 1..4 * GRAIN - 1), (None, 0));
         // Where there is no data there is nothing to zero.
         assert_eq!(zeroed(0..2 * GRAIN), (at(1), 1));
+    }
+
+    #[test]
+    fn what_was_zeroed_is_no_data_and_all_between_is() {
+        let left = |holes: &[Range<u64>]| {
+            let mut map = DataMap::default();
+            for range in [10..20, 30..60] {
+                map.add_without(&(range.start * GRAIN..range.end * GRAIN), holes);
+            }
+            (map.bytes / GRAIN, map.grains.count)
+        };
+        let hole = |start: u64, end: u64| start * GRAIN..end * GRAIN;
+        assert_eq!(left(&[]), (40, 40));
+        assert_eq!(left(&[hole(0, 10), hole(20, 30)]), (40, 40));
+        assert_eq!(left(&[hole(12, 14)]), (38, 38));
+        assert_eq!(left(&[hole(12, 14), hole(16, 18)]), (36, 36));
+        assert_eq!(left(&[hole(5, 15), hole(18, 35), hole(50, 99)]), (18, 18));
+        assert_eq!(left(&[hole(0, 99)]), (0, 0));
     }
 }
