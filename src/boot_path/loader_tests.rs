@@ -690,3 +690,54 @@ fn filters_of_the_class_that_the_driver_names_decide() {
         assert_eq!(path.ready, ready, "{class}: {}", path.reason);
     }
 }
+
+/// `CONFIGFLAG_DISABLED` is 1, `CONFIGFLAG_REMOVED` 2.
+#[test]
+fn a_device_that_was_disabled_or_removed_is_switched_off() {
+    for (flags, off) in [(0, false), (1, true), (2, true), (3, true), (4, false)] {
+        let mut guest = Guest::new(TEN);
+        let key = format!("{SET}\\Enum\\PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1");
+        guest.tree.dword(&key, "ConfigFlags", flags);
+        let path = guest.evaluate(Controller::VirtioBlk);
+        let found = (path.faults.iter()).any(|f| matches!(f, Fault::DeviceDisabled { .. }));
+        assert_eq!(found, off, "{flags}");
+    }
+}
+
+/// Windows passes over such an entry (docs/boot-path.md).
+#[test]
+fn an_entry_of_the_critical_device_database_without_a_class_binds_nothing() {
+    for nt in [XP, SEVEN] {
+        let mut guest = Guest::new(nt);
+        let id = if nt == XP { "1001" } else { "1042" };
+        let key = format!("{SET}\\Control\\CriticalDeviceDatabase\\PCI#VEN_1AF4&DEV_{id}");
+        assert!(guest.evaluate(Controller::VirtioBlk).ready);
+        guest.tree.sz(&key, "ClassGUID", "");
+        assert!(!guest.evaluate(Controller::VirtioBlk).ready, "{nt:?}");
+    }
+}
+
+/// Windows 7 brought the table of such names, and msahci came with Vista.
+#[test]
+fn what_older_versions_do_not_know_does_not_help_them() {
+    let named = |nt: (u32, u32)| {
+        let path = Guest::new(nt).evaluate(Controller::VirtioBlk);
+        let api = |f: &Fault| matches!(f, Fault::Import { missing, .. } if missing.name.starts_with("ext-"));
+        path.faults.iter().any(api)
+    };
+    assert!(named((6, 0)) && !named(SEVEN) && !named(TEN));
+    for (nt, wanted) in [
+        (XP, None),
+        ((6, 0), Some("msahci")),
+        (SEVEN, Some("msahci")),
+    ] {
+        let mut guest = Guest::new(nt);
+        guest.file("system32\\drivers\\msahci.sys", &["ntoskrnl.exe"]);
+        let path = guest.evaluate(Controller::Sata);
+        let spare = path.faults.iter().find_map(|f| match f {
+            Fault::NotBound { spare, .. } => *spare,
+            _ => None,
+        });
+        assert_eq!(spare, wanted, "{nt:?}");
+    }
+}
