@@ -388,12 +388,16 @@ fn start_types_of_the_catalogue() {
     let (set, _) = demo_set(&w10);
     let mut pkg = set.packages[0].clone();
     pkg.start_override = Some(3);
+    // A helper, which is not the service of the device, starts as the INF says.
+    let mut helper = pkg.inf.installs[0].services[0].clone();
+    (helper.name, helper.flags, helper.start_type) = ("helper".into(), 0, 2);
+    pkg.inf.installs[0].services.push(helper);
     let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
-    assert!(result.system.contains(&RegOp::set(
-        r"ControlSet001\Services\viostor",
-        "Start",
-        RegData::Dword(3)
-    )));
+    for (service, start) in [("viostor", 3), ("helper", 2)] {
+        let key = format!(r"ControlSet001\Services\{service}");
+        let edit = RegOp::set(key, "Start", RegData::Dword(start));
+        assert!(result.system.contains(&edit), "{service}");
+    }
 }
 
 /// A package whose CopyFiles forgets the image still gets it where the service looks.
