@@ -207,6 +207,7 @@ fn child<'h>(parent: &Key<'h>, folder: &str, name: &str) -> Result<Option<Key<'h
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::{KeyTree, RegData};
 
     #[test]
     fn ids_most_specific_first() {
@@ -233,5 +234,42 @@ mod tests {
                 "CC_0100",
             ]
         );
+    }
+
+    /// As Windows ranks drivers of one id: by the date of `DriverVer`, then by its version.
+    #[test]
+    fn of_two_packages_the_later_date_decides_and_then_the_version() {
+        let winner = |packages: &[(&str, u64, u64)]| {
+            let mut tree = KeyTree::new("ROOT");
+            let id = "VEN_1AF4&DEV_1042";
+            for (name, date, version) in packages {
+                let key = format!("DriverDatabase\\DriverPackages\\{name}");
+                let mut data = vec![0; 48];
+                data[24..32].copy_from_slice(&date.to_le_bytes());
+                data[32..40].copy_from_slice(&version.to_le_bytes());
+                let ids = format!("DriverDatabase\\DeviceIds\\PCI\\{id}");
+                let inf = format!("{name}.inf");
+                let file = format!("DriverDatabase\\DriverInfFiles\\{inf}");
+                let descriptor = format!("{key}\\Descriptors\\PCI\\{id}");
+                tree.set(&key, "Version", RegData::Binary(data))
+                    .sz(&ids, &inf, "")
+                    .sz(&file, "Active", name)
+                    .sz(&descriptor, "Configuration", "i")
+                    .sz(&format!("{key}\\Configurations\\i"), "Service", name);
+            }
+            let bytes = tree.to_bytes("SYSTEM");
+            let view = HiveView::new(&bytes).unwrap();
+            let [modern, ..] = crate::types::DiskBus::VirtioBlk.devices()[..] else {
+                panic!("no device");
+            };
+            match driver_database(&view, &modern).unwrap() {
+                Lookup::Bound(binding) => binding.service,
+                Lookup::Unbound { .. } => String::new(),
+            }
+        };
+        assert_eq!(winner(&[("a", 2, 1), ("b", 1, 9)]), "a");
+        assert_eq!(winner(&[("b", 1, 9), ("a", 2, 1)]), "a");
+        assert_eq!(winner(&[("a", 2, 1), ("b", 2, 9)]), "b");
+        assert_eq!(winner(&[("b", 2, 9), ("a", 2, 1)]), "b");
     }
 }

@@ -133,12 +133,16 @@ impl Guest {
     }
 
     fn evaluate(&self, controller: DiskBus) -> BootPath {
+        self.evaluate_in(&ControlSet::new(1), controller)
+    }
+
+    fn evaluate_in(&self, set: &ControlSet, controller: DiskBus) -> BootPath {
         let hive = self.tree.to_bytes("SYSTEM");
         let system = HiveView::new(&hive).unwrap();
         let root = GuestPath::parse("\\Windows").unwrap();
         let ctx = BootContext {
             system: &system,
-            control_set: &crate::types::ControlSet::new(1),
+            control_set: set,
             windows_root: &root,
             nt: self.nt,
             arch: self.arch(),
@@ -644,5 +648,96 @@ fn a_driver_that_could_be_bound_is_named() {
         remove(&mut guest, "system32\\drivers\\atapi.sys");
         assert_eq!(spare(&guest, IDE), Some(None), "{nt:?}");
         assert_eq!(missing(&guest), Some(("atapi".into(), false)), "{nt:?}");
+    }
+}
+
+/// `Select\Default` may name any of them (docs/boot-path.md); what another one holds says nothing.
+#[test]
+fn only_the_control_set_that_boots_is_looked_at() {
+    let second = ControlSet::new(2);
+    for nt in [XP, SEVEN] {
+        let mut guest = Guest::new(nt);
+        let mut copy = guest.tree.get(SET).unwrap().clone();
+        copy.name = second.to_string();
+        *guest.tree.key_mut(&second) = copy;
+        for key in [
+            "Services",
+            "Control\\CriticalDeviceDatabase",
+            "Services\\viostor",
+        ] {
+            for (set, ready) in [(SET, true), (&*second, false)] {
+                let mut tree = guest.tree.clone();
+                tree.remove(&format!("{set}\\{key}")).unwrap();
+                let files = guest.files.clone();
+                let changed = Guest { nt, tree, files };
+                let path = changed.evaluate_in(&second, DiskBus::VirtioBlk);
+                assert_eq!(path.ready, ready, "{nt:?} {set} {key}: {}", path.reason);
+            }
+        }
+    }
+}
+
+/// A driver of another class than the controller's puts the controller into its own.
+#[test]
+fn filters_of_the_class_that_the_driver_names_decide() {
+    for (class, ready) in [(SCSI_ADAPTER, true), (HDC, false)] {
+        let mut guest = Guest::new(TEN);
+        guest.bind("VEN_1AF4&DEV_1042", "viostor", class);
+        let key = format!("{SET}\\Control\\Class\\{HDC}");
+        let names = RegData::MultiSz(vec!["gone".into()]);
+        guest.tree.set(&key, "UpperFilters", names);
+        let path = guest.evaluate(DiskBus::VirtioBlk);
+        assert_eq!(path.ready, ready, "{class}: {}", path.reason);
+    }
+}
+
+/// `CONFIGFLAG_DISABLED` is 1, `CONFIGFLAG_REMOVED` 2.
+#[test]
+fn a_device_that_was_disabled_or_removed_is_switched_off() {
+    for (flags, off) in [(0, false), (1, true), (2, true), (3, true), (4, false)] {
+        let mut guest = Guest::new(TEN);
+        let key = format!("{SET}\\Enum\\PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1");
+        guest.tree.dword(&key, "ConfigFlags", flags);
+        let path = guest.evaluate(DiskBus::VirtioBlk);
+        let found = (path.faults.iter()).any(|f| matches!(f, Fault::DeviceDisabled { .. }));
+        assert_eq!(found, off, "{flags}");
+    }
+}
+
+/// Windows passes over such an entry (docs/boot-path.md).
+#[test]
+fn an_entry_of_the_critical_device_database_without_a_class_binds_nothing() {
+    for nt in [XP, SEVEN] {
+        let mut guest = Guest::new(nt);
+        let id = if nt == XP { "1001" } else { "1042" };
+        let key = format!("{SET}\\Control\\CriticalDeviceDatabase\\PCI#VEN_1AF4&DEV_{id}");
+        assert!(guest.evaluate(DiskBus::VirtioBlk).ready);
+        guest.tree.sz(&key, "ClassGUID", "");
+        assert!(!guest.evaluate(DiskBus::VirtioBlk).ready, "{nt:?}");
+    }
+}
+
+/// Windows 7 brought the table of such names, and msahci came with Vista.
+#[test]
+fn what_older_versions_do_not_know_does_not_help_them() {
+    let named = |nt: (u32, u32)| {
+        let path = Guest::new(nt).evaluate(DiskBus::VirtioBlk);
+        let api = |f: &Fault| matches!(f, Fault::Import { missing, .. } if missing.name.starts_with("ext-"));
+        path.faults.iter().any(api)
+    };
+    assert!(named((6, 0)) && !named(SEVEN) && !named(TEN));
+    for (nt, wanted) in [
+        (XP, None),
+        ((6, 0), Some("msahci")),
+        (SEVEN, Some("msahci")),
+    ] {
+        let mut guest = Guest::new(nt);
+        guest.file("system32\\drivers\\msahci.sys", &["ntoskrnl.exe"]);
+        let path = guest.evaluate(DiskBus::Sata);
+        let spare = path.faults.iter().find_map(|f| match f {
+            Fault::NotBound { spare, .. } => *spare,
+            _ => None,
+        });
+        assert_eq!(spare, wanted, "{nt:?}");
     }
 }

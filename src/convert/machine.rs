@@ -665,4 +665,100 @@ mod tests {
             assert_eq!(vm.clock_utc, utc);
         }
     }
+
+    /// `boot` finds the disk by it, and Windows the licences that are bound to it.
+    #[test]
+    fn disks_are_numbered_from_that_of_the_system() {
+        let disk = |name: &str| Disk {
+            path: format!("/{name}").into(),
+            format: domain::DiskFormat::Qcow2,
+            serial: None,
+            sector_size: 512,
+            system: name == "a",
+            boot_order: None,
+            size_bytes: 1 << 30,
+            backing: Vec::new(),
+        };
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win11));
+        let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        let windows = inspection.windows.clone().unwrap();
+        let disks = [disk("a"), disk("b")];
+        let vm = machine(&inspection, &windows, None, &disks, &options(&[]));
+        let serials: Vec<_> = vm.disks.iter().map(|d| d.serial.as_deref()).collect();
+        assert_eq!(serials, [Some(domain::SYSTEM_DISK), Some("h2k-1")]);
+        assert_eq!(domain::SYSTEM_DISK, "h2k-0");
+    }
+
+    #[test]
+    fn a_vm_with_uefi_has_its_own_variables_with_and_without_secure_boot() {
+        for secure_boot in [false, true] {
+            let vm = machine_of(|_, _, options| {
+                options.secure_boot = secure_boot;
+                options.nvram = "/vm/vm_VARS.fd".into();
+            });
+            assert_eq!(vm.firmware, Firmware::Uefi { secure_boot });
+            assert_eq!(vm.nvram.as_deref(), Some("/vm/vm_VARS.fd".as_ref()));
+        }
+    }
+
+    /// EMS owns COM1 (docs/first-boot.md): the first boot reports on COM2.
+    #[test]
+    fn a_guest_that_keeps_com1_for_itself_gets_com2() {
+        for ems in [false, true] {
+            let vm = machine_of(|_, windows, _| windows.boot.ems_on_com1 = ems);
+            assert_eq!(vm.second_serial, ems);
+        }
+    }
+
+    #[test]
+    fn the_clock_of_a_linux_vm_runs_as_its_adjtime_says() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win11));
+        let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        for clock_is_local in [false, true] {
+            let facts = LinuxFacts {
+                clock_is_local,
+                ..LinuxFacts::default()
+            };
+            let vm = linux_machine(&inspection, &facts, &[], &options(&[]));
+            assert_eq!(vm.clock_utc, !clock_is_local);
+        }
+    }
+
+    #[test]
+    fn a_vm_has_the_controller_of_its_first_boot_and_then_a_probe() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Xp));
+        let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        let windows = inspection.windows.clone().unwrap();
+        for controller in [Some(DiskBus::Sata), Some(DiskBus::Ide), None] {
+            let vm = machine(&inspection, &windows, controller, &[], &options(&[]));
+            assert_eq!(vm.bootstrap, controller);
+            assert_eq!(vm.probe.is_some(), controller.is_some(), "{controller:?}");
+        }
+    }
+
+    #[test]
+    fn firmware_that_the_source_says_otherwise_than_the_guest_is_named() {
+        use inspect::Firmware::{Bios, Uefi};
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let mut inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        let windows = inspection.windows.clone().unwrap();
+        let mut vm = crate::source::export(std::path::Path::new("/vm"));
+        for (said, found, named) in [
+            (Some(Bios), Uefi, Some("the new machine has UEFI")),
+            (Some(Uefi), Bios, Some("the new machine has BIOS")),
+            (Some(Uefi), Uefi, None),
+            (Some(Bios), Bios, None),
+            (None, Bios, None),
+        ] {
+            (vm.firmware, inspection.firmware) = (said, Some(found));
+            let warnings = disagreements(&inspection, &windows, &vm, &options(&[]));
+            let shown = warnings.first().map(String::as_str);
+            assert_eq!(shown.is_some(), named.is_some(), "{warnings:?}");
+            assert!(
+                shown
+                    .unwrap_or_default()
+                    .contains(named.unwrap_or_default())
+            );
+        }
+    }
 }

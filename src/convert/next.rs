@@ -90,3 +90,47 @@ fn emitted(file: &Path, outputs: &Outputs) -> Vec<String> {
         Emit::Qemu => vec!["# QEMU without libvirt:".to_string(), format!("sh {file}")],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The final form of a VM that needs its first boot would stop with 0x7B.
+    #[test]
+    fn the_first_boot_is_started_first_where_there_is_one() {
+        let files = [
+            "vm-kubevirt-bootstrap.yaml",
+            "vm-kubevirt-final.yaml",
+            "vm-proxmox.sh",
+            "vm-qemu-bootstrap.sh",
+            "vm-qemu-final.sh",
+        ];
+        let commands = |first_boot: bool, files: &[&str]| {
+            let outputs = Outputs {
+                bootstrap_xml: first_boot.then(|| "/vm/vm-bootstrap.xml".into()),
+                ..Outputs::default()
+            };
+            let all = files.iter().flat_map(|f| emitted(Path::new(f), &outputs));
+            all.filter(|line| !line.starts_with('#'))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            commands(true, &files),
+            [
+                "kubectl apply -f vm-kubevirt-bootstrap.yaml",
+                "sh vm-proxmox.sh bootstrap next STORAGE",
+                "sh vm-qemu-bootstrap.sh",
+            ]
+        );
+        let alone = [files[1], files[2], files[4]];
+        assert_eq!(
+            commands(false, &alone),
+            [
+                "kubectl apply -f vm-kubevirt-final.yaml",
+                "sh vm-proxmox.sh final next STORAGE",
+                "sh vm-qemu-final.sh",
+            ]
+        );
+        assert_eq!(commands(true, &["report.json"]), [""; 0]);
+    }
+}

@@ -286,3 +286,71 @@ fn ancestors(path: &GuestPath) -> Vec<GuestPath> {
     list.reverse();
     list
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::{GuestSpec, WinVersion};
+    use crate::drivers::media::Memory;
+    use crate::error::ErrorKind;
+    use crate::guest::DiskId;
+    use crate::testing::{self, MemoryGuest, media};
+
+    /// QEMU's SATA and IDE disks have sectors of 512 bytes; the boot files may lie on another disk.
+    #[test]
+    fn the_first_boot_is_straight_to_virtio_where_a_disk_it_needs_has_other_sectors() {
+        let (sata, ide) = (Some(DiskBus::Sata), Some(DiskBus::Ide));
+        for (version, windows_disk, boot_disk, wanted) in [
+            (WinVersion::Win10, 512, 512, sata),
+            (WinVersion::Win7, 512, 512, sata),
+            (WinVersion::Xp, 512, 512, ide),
+            (WinVersion::Win10, 4096, 4096, None),
+            (WinVersion::Win10, 512, 4096, None),
+            (WinVersion::Win10, 4096, 512, None),
+        ] {
+            let guest = MemoryGuest::of(GuestSpec::new(version));
+            let mut inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+            let mut windows = inspection.windows.clone().unwrap();
+            let mut other = inspection.disks[0].clone();
+            other.index = 2;
+            other.sector_size = boot_disk;
+            inspection.disks.push(other);
+            (windows.boot_disk, windows.sector_size) = (DiskId::nth(1, 2), windows_disk);
+            let found = bootstrap(None, &windows, &inspection);
+            assert_eq!(found, wanted, "{version:?} {windows_disk} {boot_disk}");
+            // What the user asks for is taken.
+            assert_eq!(bootstrap(Some(ide), &windows, &inspection), ide);
+        }
+    }
+
+    /// Without its boot driver Windows does not start; without another one it does.
+    #[test]
+    fn a_boot_driver_of_another_processor_is_refused_and_another_driver_left_out() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let whole = media();
+        let draft_with = |driver: &str| {
+            let changed = whole.files().iter().map(|file| {
+                let mut bytes = whole.read(&file.path).unwrap();
+                if file.path.to_lowercase().ends_with(&format!("{driver}.sys")) {
+                    bytes[0] = b'?';
+                }
+                (file.path.clone(), bytes)
+            });
+            let media = Memory::new(changed);
+            let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+            let options = testing::options(Some(DiskBus::Sata));
+            guest.look(&[], |fake, survey| {
+                draft(survey, fake, &media, &catalogue, (options, &wishes))
+            })
+        };
+        for driver in ["viostor", "vioscsi"] {
+            let error = draft_with(driver).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Refused, "{driver}");
+            assert_eq!(error.blockers[0].code, "driver-wrong-image", "{driver}");
+        }
+        let (draft, basis) = draft_with("netkvm").unwrap();
+        assert!(basis.drivers.package("netkvm").is_none());
+        let said = |w: &String| w.starts_with("netkvm is left out");
+        assert!(draft.warnings.iter().any(said), "{:?}", draft.warnings);
+    }
+}

@@ -682,3 +682,46 @@ fn target_names() {
         assert_eq!(target_name("vd", n), want);
     }
 }
+
+/// A build that needs SMM is protected by it, whether its variables have keys or not
+/// (docs/interop/firmware.json of QEMU: `requires-smm`).
+#[test]
+fn firmware_that_needs_smm_is_secure_with_and_without_keys() {
+    for (firmware, smm) in [(UEFI, false), (UEFI, true), (SECURE, true)] {
+        let mut m = machine();
+        m.firmware = firmware;
+        let FirmwareChoice::Images(mut images) = images(firmware) else {
+            panic!("{firmware:?}");
+        };
+        images.smm = smm;
+        let xml = to_xml(&m, Stage::Final, &FirmwareChoice::Images(images)).unwrap();
+        let root = Element::parse(xml.as_bytes()).unwrap();
+        let secure = root.path("os/loader").unwrap().attr("secure");
+        assert_eq!(secure, smm.then_some("yes"), "{firmware:?}");
+        assert_eq!(root.path("features/smm").is_some(), smm, "{firmware:?}");
+    }
+}
+
+/// Keys turn Secure Boot on for a guest that never had it, and their absence off.
+#[test]
+fn firmware_with_other_keys_than_the_guest_had_is_refused() {
+    for (guest, firmware, fits) in [
+        (UEFI, images(UEFI), true),
+        (SECURE, images(SECURE), true),
+        (UEFI, images(SECURE), false),
+        (SECURE, images(UEFI), false),
+        (UEFI, FirmwareChoice::Portable { secure_boot: true }, false),
+        (
+            SECURE,
+            FirmwareChoice::Portable { secure_boot: false },
+            false,
+        ),
+        (UEFI, FirmwareChoice::Bios, false),
+        (BIOS, images(UEFI), false),
+    ] {
+        let mut m = machine();
+        m.firmware = guest;
+        let written = to_xml(&m, Stage::Final, &firmware);
+        assert_eq!(written.is_ok(), fits, "{guest:?} {firmware:?}");
+    }
+}

@@ -383,12 +383,16 @@ fn start_types_of_the_catalogue() {
     let (set, _) = demo_set(&w10);
     let mut pkg = set.packages[0].clone();
     pkg.start_override = Some(3);
+    // A helper, which is not the service of the device, starts as the INF says.
+    let mut helper = pkg.inf.installs[0].services[0].clone();
+    (helper.name, helper.flags, helper.start_type) = ("helper".into(), 0, 2);
+    pkg.inf.installs[0].services.push(helper);
     let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
-    assert!(result.system.contains(&RegOp::set(
-        r"ControlSet001\Services\viostor",
-        "Start",
-        RegData::Dword(3)
-    )));
+    for (service, start) in [("viostor", 3), ("helper", 2)] {
+        let key = format!(r"ControlSet001\Services\{service}");
+        let edit = RegOp::set(key, "Start", RegData::Dword(start));
+        assert!(result.system.contains(&edit), "{service}");
+    }
 }
 
 /// A package whose CopyFiles forgets the image still gets it where the service looks.
@@ -485,6 +489,8 @@ fn staging() {
         pkg.files.push(shared.clone());
     }
     set.packages[4].files.last_mut().unwrap().size = 11;
+    // Windows takes both spellings for one name.
+    set.packages[4].files.last_mut().unwrap().name = "wdfcoinstaller01011.dll".into();
     let Staged {
         files: staged,
         notes,
@@ -499,7 +505,7 @@ fn staging() {
         dlls,
         [
             r"\Windows\hyper2kvm\drivers\WdfCoInstaller01011.dll",
-            r"\Windows\hyper2kvm\drivers\vioserial\WdfCoInstaller01011.dll",
+            r"\Windows\hyper2kvm\drivers\vioserial\wdfcoinstaller01011.dll",
         ]
     );
 }

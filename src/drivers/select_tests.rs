@@ -362,3 +362,64 @@ fn the_guest_agent_is_that_of_the_processor_and_of_the_highest_directory() {
     assert_eq!(agent(Arch::X86).as_deref(), Some(paths[3]));
     assert_eq!(agent(Arch::Arm64), None);
 }
+
+/// Two INFs for one device: the one without a driver is for a source that has no other.
+#[test]
+fn a_driver_is_left_out_where_the_one_it_stands_in_for_is_there() {
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    let chosen = |there: &[&str]| {
+        let mut files = virtio_win::files(Layout::Iso, &image);
+        for driver in there {
+            for (path, bytes) in virtio_win::files(Layout::Iso, &image) {
+                let Some(name) = path.strip_prefix("viorng/w10/amd64/") else {
+                    continue;
+                };
+                let bytes = match String::from_utf8(bytes.clone()) {
+                    Ok(text) => text.replace("viorng", driver).into_bytes(),
+                    Err(_) => bytes,
+                };
+                let name = name.replace("viorng", driver);
+                files.push((format!("{driver}/w10/amd64/{name}"), bytes));
+            }
+        }
+        let set = select(&Memory::new(files), &Catalogue::builtin(), &w10).unwrap();
+        let names = ["fwcfg", "qemufwcfg"];
+        names.map(|name| set.package(name).is_some())
+    };
+    assert_eq!(chosen(&["fwcfg", "qemufwcfg"]), [true, false]);
+    assert_eq!(chosen(&["qemufwcfg"]), [false, true]);
+    assert_eq!(chosen(&["fwcfg"]), [true, false]);
+}
+
+/// docs/drivers.md: `archs` empty means all.
+#[test]
+fn a_limit_of_signatures_without_architectures_holds_for_all() {
+    let mut media = Vec::new();
+    for (path, bytes) in virtio_win::files(Layout::Iso, &image) {
+        let bytes = match String::from_utf8(bytes.clone()) {
+            Ok(text) => text.replace(".104.21500", ".104.24000").into_bytes(),
+            Err(_) => bytes,
+        };
+        media.push((path, bytes));
+    }
+    let media = Memory::new(media);
+    for (archs, refused) in [
+        (&[][..], [true, true]),
+        (&[Arch::Amd64], [false, true]),
+        (&[Arch::X86], [true, false]),
+    ] {
+        let mut catalogue = Catalogue::builtin();
+        for windows in &mut catalogue.windows {
+            if let Some(last) = &mut windows.last_signed {
+                last.archs = archs.to_vec();
+            }
+        }
+        let found = [Arch::X86, Arch::Amd64].map(|arch| {
+            match select(&media, &catalogue, &target(6, 3, 9600, false, arch)) {
+                Err(error) => error.code() == "driver-not-signed",
+                Ok(_) => false,
+            }
+        });
+        assert_eq!(found, refused, "{archs:?}");
+    }
+}

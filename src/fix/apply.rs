@@ -175,3 +175,153 @@ impl Fix<'_> {
         step("after", id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::actions::{CopyFiles, FileCopy};
+    use crate::drivers::media::Memory;
+    use crate::fix::journal::{DiskRef, FILE_NAME};
+    use crate::guest::{Extent, GuestPath};
+    use crate::plan::Skipped;
+    use crate::testing::{MemoryGuest, bootstrap, media};
+
+    type Written<T> = Result<T, GuestError>;
+
+    /// Looks at the journal on the disk whenever it is to write.
+    struct Watcher(PathBuf);
+
+    impl Watcher {
+        fn announced(&self, id: &str) -> Written<()> {
+            let journal = Journal::load(&self.0).unwrap();
+            assert_eq!(journal.doc.state, State::Fixing);
+            let state = |id: &str| {
+                let mut actions = journal.doc.actions.iter();
+                actions.find(|a| a.id == id).unwrap().state
+            };
+            assert_eq!(state(id), ActionState::InProgress, "{id}");
+            let other = if id == "one" { "two" } else { "one" };
+            let done = [ActionState::Planned, ActionState::Done][usize::from(id == "two")];
+            assert_eq!(state(other), done, "{id}");
+            Ok(())
+        }
+    }
+
+    impl GuestWrite for Watcher {
+        fn create_dir(&mut self, _: VolumeId, _: &GuestPath) -> Written<()> {
+            unreachable!()
+        }
+
+        fn write_file(&mut self, _: VolumeId, path: &GuestPath, _: &[u8]) -> Written<()> {
+            self.announced(path.name().unwrap())
+        }
+
+        fn patch_file(&mut self, _: VolumeId, _: &GuestPath, _: u64, _: &[Extent]) -> Written<()> {
+            unreachable!()
+        }
+
+        fn patch_boot_sector(&mut self, _: VolumeId, _: &[Extent]) -> Written<()> {
+            unreachable!()
+        }
+
+        fn remove_file(&mut self, _: VolumeId, _: &GuestPath) -> Written<()> {
+            unreachable!()
+        }
+
+        fn remove_dir(&mut self, _: VolumeId, _: &GuestPath) -> Written<()> {
+            unreachable!()
+        }
+
+        fn close(self: Box<Self>) -> Written<()> {
+            Ok(())
+        }
+    }
+
+    fn journal(dir: &Path, actions: Vec<ActionRecord>) -> Journal {
+        let disk = DiskRef {
+            path: "/disk".into(),
+            format: "raw".into(),
+            size_bytes: 1,
+            in_place: false,
+        };
+        Journal::create(dir, disk, Vec::new(), actions).unwrap()
+    }
+
+    fn plan() -> Plan {
+        let version = crate::demo::WinVersion::Win10;
+        let prepared = MemoryGuest::new(version).prepare(&media(), Some(bootstrap(version)));
+        let copy = |id: &str| {
+            let file = FileCopy {
+                to: GuestPath::parse(&format!("\\Windows\\{id}")).unwrap(),
+                from: "new.sys".into(),
+                size: 3,
+                replaces: false,
+            };
+            Action::CopyFiles(CopyFiles {
+                id: id.into(),
+                title: "copy".into(),
+                folders: Vec::new(),
+                files: vec![file],
+            })
+        };
+        Plan {
+            actions: vec![copy("one"), copy("two")],
+            skipped: vec![Skipped {
+                id: "three".into(),
+                title: "already so".into(),
+            }],
+            ..prepared.plan
+        }
+    }
+
+    #[test]
+    fn an_action_is_in_the_journal_before_it_writes_and_done_before_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan();
+        let mut journal = journal(dir.path(), records(&plan));
+        let file = dir.path().join(FILE_NAME);
+        MemoryGuest::new(crate::demo::WinVersion::Win10).look(&[], |guest, survey| {
+            let fix = Fix {
+                actions: &plan.actions,
+                volume: survey.inspection.windows.as_ref().unwrap().system_volume,
+                media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
+                before: guest,
+                edited: &EditedHives::default(),
+                journal: &mut journal,
+            };
+            let hives = survey.hives.clone().unwrap();
+            fix.apply(hives, || Ok(Box::new(Watcher(file.clone()))))
+                .map(|_| ())
+                .unwrap();
+        });
+        let read = Journal::load(&file).unwrap();
+        let states: Vec<_> = (read.doc.actions.iter())
+            .map(|a| (a.id.as_str(), a.state, a.changes.len()))
+            .collect();
+        assert_eq!(
+            states,
+            [
+                ("one", ActionState::Done, 1),
+                ("two", ActionState::Done, 1),
+                ("three", ActionState::Skipped, 0)
+            ]
+        );
+    }
+
+    /// What the user can do something about is a refusal with a remedy.
+    #[test]
+    fn a_volume_that_cannot_be_written_is_refused_with_a_remedy() {
+        let no_space = GuestError::NoSpace { path: "\\x".into() };
+        let unsafe_volume = GuestError::Unsafe {
+            reason: "it is hibernated".into(),
+        };
+        for (error, code) in [(no_space, "guest-space"), (unsafe_volume, "volume-unsafe")] {
+            let error = Error::from(FixError::from(error));
+            assert_eq!(error.kind, ErrorKind::Refused, "{code}");
+            assert_eq!(error.blockers[0].code, code);
+            assert!(!error.blockers[0].remedy.is_empty(), "{code}");
+        }
+    }
+}

@@ -91,20 +91,22 @@ impl DataMap {
     /// The map of an image whose `zeroed` ranges, which are in order, hold no data.
     pub fn without(image: &Image, zeroed: &[Range<u64>]) -> Result<Self> {
         let mut map = Self::default();
-        data_ranges(image, &mut |range| {
-            let mut start = range.start;
-            let first = zeroed.partition_point(|hole| hole.end <= range.start);
-            for hole in zeroed[first..].iter().take_while(|h| h.start < range.end) {
-                if start < hole.start {
-                    map.add(&(start..hole.start));
-                }
-                start = start.max(hole.end);
-            }
-            if start < range.end {
-                map.add(&(start..range.end));
-            }
-        })?;
+        data_ranges(image, &mut |range| map.add_without(&range, zeroed))?;
         Ok(map)
+    }
+
+    fn add_without(&mut self, range: &Range<u64>, zeroed: &[Range<u64>]) {
+        let mut start = range.start;
+        let first = zeroed.partition_point(|hole| hole.end <= range.start);
+        for hole in zeroed[first..].iter().take_while(|h| h.start < range.end) {
+            if start < hole.start {
+                self.add(&(start..hole.start));
+            }
+            start = start.max(hole.end);
+        }
+        if start < range.end {
+            self.add(&(start..range.end));
+        }
     }
 
     /// The size of a copy of an image with this data, with what a qcow2 adds to it.
@@ -391,5 +393,50 @@ mod tests {
             let volume = volume(kind, change);
             assert_eq!(untouchable(&volume).is_none(), trimmed, "{volume:?}");
         }
+    }
+
+    /// What lies in a grain beside the free clusters is in use.
+    #[test]
+    #[expect(clippy::single_range_in_vec_init)]
+    fn only_whole_grains_that_are_free_are_zeroed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let zeroed = |range: Range<u64>| {
+            std::fs::write(&path, vec![1; 8 * GRAIN as usize]).unwrap();
+            let disk = crate::block::FileDisk::open_rw(&path).unwrap();
+            let freed = zero(&disk, &map(&[GRAIN..8 * GRAIN]), &range).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let first = bytes.iter().position(|b| *b == 0).map(|n| n as u64);
+            let count = bytes.iter().filter(|b| **b == 0).count() as u64;
+            assert_eq!(count, freed, "{range:?}");
+            (first, freed / GRAIN)
+        };
+        let at = |grain: u64| Some(grain * GRAIN);
+        assert_eq!(zeroed(2 * GRAIN..4 * GRAIN), (at(2), 2));
+        assert_eq!(zeroed(2 * GRAIN - 4096..4 * GRAIN + 4096), (at(2), 2));
+        assert_eq!(zeroed(2 * GRAIN + 4096..4 * GRAIN), (at(3), 1));
+        assert_eq!(zeroed(2 * GRAIN..4 * GRAIN - 512), (at(2), 1));
+        assert_eq!(zeroed(2 * GRAIN + 1..3 * GRAIN - 1), (None, 0));
+        assert_eq!(zeroed(2 * GRAIN + 1..4 * GRAIN - 1), (None, 0));
+        // Where there is no data there is nothing to zero.
+        assert_eq!(zeroed(0..2 * GRAIN), (at(1), 1));
+    }
+
+    #[test]
+    fn what_was_zeroed_is_no_data_and_all_between_is() {
+        let left = |holes: &[Range<u64>]| {
+            let mut map = DataMap::default();
+            for range in [10..20, 30..60] {
+                map.add_without(&(range.start * GRAIN..range.end * GRAIN), holes);
+            }
+            (map.bytes / GRAIN, map.grains.count)
+        };
+        let hole = |start: u64, end: u64| start * GRAIN..end * GRAIN;
+        assert_eq!(left(&[]), (40, 40));
+        assert_eq!(left(&[hole(0, 10), hole(20, 30)]), (40, 40));
+        assert_eq!(left(&[hole(12, 14)]), (38, 38));
+        assert_eq!(left(&[hole(12, 14), hole(16, 18)]), (36, 36));
+        assert_eq!(left(&[hole(5, 15), hole(18, 35), hole(50, 99)]), (18, 18));
+        assert_eq!(left(&[hole(0, 99)]), (0, 0));
     }
 }

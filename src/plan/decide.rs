@@ -294,3 +294,54 @@ fn too_large_values(actions: &[Action], hives: &Hives) -> Result<Vec<Blocker>> {
     }
     Ok(blockers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::CheckState;
+
+    /// What a check found besides would be written over without a word.
+    #[test]
+    fn a_check_is_explained_when_a_blocker_names_each_of_its_findings() {
+        let plan = |codes: &[&str]| Plan {
+            actions: Vec::new(),
+            skipped: Vec::new(),
+            drivers: Vec::new(),
+            blockers: codes.iter().map(|c| Blocker::new(*c, "", "")).collect(),
+            accepted: Vec::new(),
+            warnings: Vec::new(),
+            checks: Vec::new(),
+            ready: false,
+            linux: None,
+        };
+        let check = |findings: &[&'static str]| Check {
+            findings: findings.to_vec(),
+            ..Check::new("bcd", Severity::Blocker, CheckState::Fault, "m")
+        };
+        let boot_path = Remaining {
+            blocker: Blocker::new("x", "", ""),
+            checks: vec!["bcd"],
+        };
+        for (findings, blockers, explained) in [
+            (&[][..], &[][..], false),
+            (&["no-bcd"], &[], false),
+            (&["no-bcd"], &["no-bcd"], true),
+            (&["no-bcd", "bcd-device"], &["no-bcd"], false),
+            (&["no-bcd", "bcd-device"], &["bcd-device", "no-bcd"], true),
+            (&[], &["bcd"], true),
+        ] {
+            let mut plan = plan(blockers);
+            let check = check(findings);
+            let found = is_explained(&check, &plan, &[]);
+            assert_eq!(found, explained, "{findings:?} {blockers:?}");
+            assert!(is_explained(
+                &check,
+                &plan,
+                std::slice::from_ref(&boot_path)
+            ));
+            plan.checks = vec![check];
+            let named = unexplained(&plan, &[]);
+            assert_eq!(named.len(), usize::from(!explained), "{named:?}");
+        }
+    }
+}

@@ -273,4 +273,28 @@ mod tests {
             assert!(found.is_none_or(|(_, partitions)| partitions.is_empty()));
         }
     }
+
+    /// The same disk at two controllers: what was noted at the one it left does not count.
+    #[test]
+    fn a_disk_that_was_online_on_one_of_its_controllers_was_in_use() {
+        let online = |attributes: &[u32]| {
+            let mut tree = KeyTree::new("ROOT");
+            let data = [GPT, &[3; 16]].concat();
+            tree.set("MountedDevices", "\\DosDevices\\F:", RegData::Binary(data));
+            for (n, attributes) in attributes.iter().enumerate() {
+                let layout = gpt_layout(0x20, &[3]);
+                seen(&mut tree, &n.to_string(), *attributes, Some(layout));
+            }
+            let bytes = tree.to_bytes("SYSTEM");
+            let view = HiveView::new(&bytes).unwrap();
+            let set = ControlSet::new(1);
+            let disks = with_letters(&view, &set, Some('C'), &mut Vec::new()).unwrap();
+            disks.0.iter().map(|d| d.read_only).collect::<Vec<_>>()
+        };
+        assert_eq!(online(&[OFFLINE]), [false; 0]);
+        assert_eq!(online(&[OFFLINE, OFFLINE]), [false; 0]);
+        assert_eq!(online(&[OFFLINE, 0]), [false]);
+        assert_eq!(online(&[READ_ONLY, READ_ONLY]), [true]);
+        assert_eq!(online(&[READ_ONLY, OFFLINE]), [false]);
+    }
 }

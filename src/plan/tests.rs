@@ -1,21 +1,23 @@
 //! What is planned for each Windows, as text: a change of a decision shows as a change of these files.
 
 use crate::actions::{Action, EditHive, PatchBootSector};
+use crate::boot_path::Fault;
 use crate::convert::prepare;
 use crate::demo::guest::GuestFile;
 use crate::demo::{GuestSpec, Role, WinVersion};
 use crate::drivers::Catalogue;
 use crate::error::Blocker;
+use crate::firstboot;
 use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
 use crate::ids::Accepted;
-use crate::inspect::{HiveName, Hives};
+use crate::inspect::{Firmware, HiveName, Hives};
 use crate::registry::{HiveError, RegData, RegEdits};
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 use crate::types::DiskBus;
 
 use super::firstboot::Wishes;
-use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders};
+use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders, remaining};
 
 /// All but Vista, for which the driver source has no drivers.
 fn versions() -> impl Iterator<Item = WinVersion> {
@@ -191,9 +193,11 @@ fn the_control_set_windows_last_ran_with_is_written_too() {
         guest.system.dword("Select", "Current", current);
         let (edits, _) = system_action(&guest, WinVersion::Win7);
         for set in ["ControlSet001", "ControlSet002"] {
-            let service = format!("{set}\\Services\\viostor");
-            let written = edits.ops.iter().any(|op| op.key() == service);
-            assert_eq!(written, sets.contains(&set), "{current} {set}");
+            for service in ["viostor", firstboot::SERVICE] {
+                let key = format!("{set}\\Services\\{service}");
+                let written = edits.ops.iter().any(|op| op.key() == key);
+                assert_eq!(written, sets.contains(&set), "{current} {key}");
+            }
         }
     }
 }
@@ -330,5 +334,112 @@ fn a_recovered_hive_is_written_without_an_edit() {
                 _ => assert_eq!(written, [(hive, 0)], "{version:?}"),
             }
         });
+    }
+}
+
+/// `--accept` is for what may only keep Windows from starting, whichever check names it.
+#[test]
+fn what_loses_data_is_not_accepted_by_the_name_of_a_check() {
+    let media = media();
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    guest.volume = Some(|volume| volume.state.hibernated = true);
+    let sata = Some(bootstrap(WinVersion::Win10));
+    for accepted in [&[][..], &["no-blockers", "boot-path"]] {
+        let plan = guest.prepare_with(&media, sata, |_| Accepted::parse(accepted).unwrap());
+        let codes: Vec<_> = (plan.plan.blockers.iter())
+            .map(|b| b.code.as_str())
+            .collect();
+        assert_eq!(codes, ["volume-hibernated"], "{accepted:?}");
+        assert_eq!(plan.plan.accepted, [""; 0], "{accepted:?}");
+    }
+}
+
+/// A disabled filter of a class of disks stops the boot with 0x7B (docs/boot-path.md).
+#[test]
+fn a_filter_of_the_old_hypervisor_leaves_all_lists_when_its_service_is_disabled() {
+    let (set, hdc) = ("ControlSet001", "{4d36e96a-e325-11ce-bfc1-08002be10318}");
+    let class = format!("{set}\\Control\\Class\\{hdc}");
+    let service = format!("{set}\\Services\\xenfilt");
+    let lists = ["UpperFilters", "LowerFilters"];
+    for keep_tools in [false, true] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        guest.system.dword(&service, "Type", 1);
+        guest.system.dword(&service, "Start", 0);
+        for list in lists {
+            let names = RegData::MultiSz(vec!["XENFILT".into()]);
+            guest.system.set(&class, list, names);
+        }
+        let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+        let options = Options {
+            keep_tools,
+            ..testing::options(Some(bootstrap(WinVersion::Win10)))
+        };
+        let draft = guest.look(&[], |fake, survey| {
+            prepare::draft(survey, fake, &media(), &catalogue, (options, &wishes))
+        });
+        let system = draft
+            .unwrap()
+            .0
+            .actions
+            .into_iter()
+            .find_map(|action| match action {
+                Action::EditHive(edit) if edit.hive == HiveName::System => Some(edit.edits),
+                _ => None,
+            });
+        system.unwrap().apply(&mut guest.system);
+        let start = if keep_tools { 0 } else { 4 };
+        let found = guest.system.value(&service, "Start").unwrap();
+        assert_eq!(found.as_dword(), Some(start));
+        for list in lists {
+            let there = guest.system.value(&class, list).is_some();
+            assert_eq!(there, keep_tools, "{list}");
+        }
+    }
+}
+
+/// A key with one private value is what some installers leave; only a driver with its file is left alone.
+#[test]
+fn a_service_is_written_unless_the_guest_has_it_with_its_file() {
+    let key = "ControlSet001\\Services\\netkvm";
+    for (values, written) in [
+        (&[][..], true),
+        (&["Private"], true),
+        (&["Type"], true),
+        (&["ImagePath"], true),
+        (&["Type", "ImagePath"], false),
+    ] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        for value in values {
+            match *value {
+                "ImagePath" => guest.system.sz(key, value, "System32\\drivers\\netkvm.sys"),
+                value => guest.system.dword(key, value, 1),
+            };
+        }
+        let (edits, _) = system_action(&guest, WinVersion::Win10);
+        let found = edits.ops.iter().any(|op| op.key() == key);
+        assert_eq!(found, written, "{values:?}");
+    }
+}
+
+/// A VM with UEFI has no IDE controller (docs/boot.md); a VM with BIOS may have one.
+#[test]
+fn ide_is_proposed_to_a_guest_with_bios_only() {
+    for (firmware, proposed) in [(Firmware::Bios, true), (Firmware::Uefi, false)] {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let mut after = guest.look(&[], |_, survey| survey.inspection.clone());
+        after.firmware = Some(firmware);
+        for (controller, path) in &mut after.controllers {
+            path.ready = *controller == DiskBus::Ide;
+        }
+        let sata = after.controllers.get_mut(&DiskBus::Sata).unwrap();
+        sata.faults = vec![Fault::NotBound {
+            ids: vec!["VEN_8086&DEV_2922".into()],
+            decides: true,
+            spare: None,
+        }];
+        let left = remaining(&after, &[DiskBus::Sata], DiskBus::VirtioBlk);
+        assert_eq!(left[0].blocker.code, "bootstrap-unbound");
+        let remedy = &left[0].blocker.remedy;
+        assert_eq!(remedy.contains("--bootstrap ide"), proposed, "{remedy}");
     }
 }

@@ -1,17 +1,22 @@
 //! One guest in memory for each check that it fails, and the checks that may fail with it.
 
+use std::sync::Arc;
+
 use crate::actions::Converted;
 use crate::check::{Check, CheckState, is_ready};
 use crate::convert::prepare::Prepared;
-use crate::demo::{GuestSpec, WinVersion, hives};
+use crate::demo::guest::GuestFile;
+use crate::demo::pe::{self, Subsystem};
+use crate::demo::{Arch, GuestSpec, Role, WinVersion, hives};
 use crate::disk::layout::Scheme;
 use crate::drivers::media::Memory;
-use crate::inspect::Severity;
+use crate::guest::GuestPath;
+use crate::inspect::{Finding, Severity, Survey};
 use crate::registry::{RegData, base};
 use crate::testing::{MemoryGuest, bootstrap, media};
 use crate::types::DiskBus;
 
-use super::{CHECKS, Outcome, planned, result};
+use super::{CHECKS, Outcome, hives::Walks, planned, predict, result, verify};
 
 const SET: &str = "ControlSet001";
 const DISK_CLASS: &str = "{4d36e967-e325-11ce-bfc1-08002be10318}";
@@ -234,6 +239,29 @@ const ROWS: &[Row] = &[
     },
     Row {
         version: Win10,
+        faults: &["device-filters"],
+        change: |g| {
+            g.system.dword(&service("off"), "Type", 1);
+            g.system.dword(&service("off"), "Start", 4);
+            let key = format!("{SET}\\Enum\\STORAGE\\Volume\\1");
+            let names = RegData::MultiSz(vec!["off".into()]);
+            g.system.set(&key, "UpperFilters", names);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["boot-services"],
+        change: |g| {
+            missing_driver(g, 1);
+            g.files.push(GuestFile {
+                role: Role::Windows,
+                path: GuestPath::parse("\\Windows\\System32\\drivers\\gone.sys").unwrap(),
+                contents: pe::image(Arch::X86, Subsystem::Native),
+            });
+        },
+    },
+    Row {
+        version: Win10,
         faults: &["critical-boot-services"],
         change: |g| missing_driver(g, 3),
     },
@@ -241,6 +269,27 @@ const ROWS: &[Row] = &[
         version: Win10,
         faults: &["boot-services"],
         change: |g| missing_driver(g, 1),
+    },
+    // Severe is not critical: the loader passes over it.
+    Row {
+        version: Win10,
+        faults: &["boot-services"],
+        change: |g| missing_driver(g, 2),
+    },
+    Row {
+        version: Win10,
+        faults: &["volume-clean"],
+        change: |g| {
+            g.survey = Some(|survey| {
+                survey.inspection.findings.push(Finding {
+                    id: "volume-dirty-forced",
+                    severity: Severity::Warning,
+                    message: "m".into(),
+                    remedy: "r".into(),
+                    evidence: "e".into(),
+                })
+            });
+        },
     },
     Row {
         version: Win10,
@@ -411,4 +460,75 @@ fn what_is_not_as_planned_is_a_fault() {
         g.system.dword(&service("viostor"), "Start", 3);
     };
     assert_eq!(states(start), [ok, fault]);
+}
+
+/// The states of checks of a sound guest after a change of what was read.
+fn states(change: fn(&mut Survey), walked: bool) -> impl Fn(&str) -> CheckState {
+    let checks = converted(Win10).look(&[], |guest, survey| {
+        let mut survey = survey.clone();
+        change(&mut survey);
+        match walked {
+            true => verify(&survey, guest, &WANTED),
+            false => predict(&survey, Walks::new(), guest, &WANTED),
+        }
+    });
+    assert!(!is_ready(&checks));
+    move |id| checks.iter().find(|c| c.id == id).unwrap().state
+}
+
+#[test]
+fn what_was_not_read_is_not_passed() {
+    let unwalked = states(|_| {}, false);
+    for hive in ["system", "software", "drivers", "bcd"] {
+        let id = format!("{hive}-hive-sound");
+        assert_eq!(unwalked(&id), CheckState::CouldNotRun, "{id}");
+    }
+    let unreadable = states(
+        |survey| survey.hives.as_mut().unwrap().system.bytes = Arc::new(Vec::new().into()),
+        true,
+    );
+    for id in [
+        "device-filters",
+        "critical-boot-services",
+        "boot-services",
+        "storage-rivals",
+    ] {
+        assert_eq!(unreadable(id), CheckState::CouldNotRun, "{id}");
+    }
+    assert_eq!(unreadable("system-hive-sound"), CheckState::Fault);
+}
+
+#[test]
+fn a_controller_that_was_not_evaluated_is_not_ready() {
+    let one = states(
+        |survey| drop(survey.inspection.controllers.remove(&DiskBus::VirtioScsi)),
+        true,
+    );
+    let none = states(|survey| survey.inspection.controllers.clear(), true);
+    assert_eq!(one("boot-path"), CheckState::Fault);
+    assert_eq!(none("boot-path"), CheckState::CouldNotRun);
+    for id in [
+        "controller-bound",
+        "controller-service",
+        "controller-image",
+        "bus-drivers",
+        "volume-drivers",
+        "kernel-files",
+        "class-filters",
+    ] {
+        assert_eq!(one(id), CheckState::CouldNotRun, "{id}");
+        assert_eq!(none(id), CheckState::CouldNotRun, "{id}");
+    }
+}
+
+#[test]
+fn without_hives_nothing_is_as_planned() {
+    let guest = MemoryGuest::of(GuestSpec::new(Win7));
+    let prepared = guest.prepare(&media(), Some(bootstrap(Win7)));
+    for actions in [&prepared.plan.actions[..], &[]] {
+        let checks = planned(actions, None);
+        let bad = checks.iter().all(|c| c.state == CheckState::Fault);
+        assert!(checks.len() == 2 && bad, "{checks:?}");
+        assert!(!is_ready(&checks));
+    }
 }

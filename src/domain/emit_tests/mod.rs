@@ -241,3 +241,27 @@ fn networks_in_commands_are_quoted() {
         assert!(said.iter().any(|w| w.contains(want)), "{said:?}");
     }
 }
+
+/// QEMU on this host opens the chain; the others are given one file.
+#[test]
+fn a_disk_that_needs_its_source_is_named_to_those_who_copy_it() {
+    for (emit, named) in [
+        (Emit::Kubevirt, true),
+        (Emit::Proxmox, true),
+        (Emit::Qemu, false),
+    ] {
+        let mut m = full();
+        let says = |m: &Machine| {
+            warnings(emit, m)
+                .iter()
+                .any(|w| w.contains("hyper2kvm pull"))
+        };
+        assert!(!says(&m), "{emit:?}");
+        m.disks[0].backing.push(Backing {
+            path: "/src/a.vmdk".into(),
+            format: "vmdk".into(),
+            socket: false,
+        });
+        assert_eq!(says(&m), named, "{emit:?}");
+    }
+}

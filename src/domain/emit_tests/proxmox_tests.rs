@@ -292,6 +292,13 @@ fn proxmox_has_more_disks_than_the_first_bus() {
         );
         assert!(qm.run(&["back", "100"]).0);
         assert_eq!(qm.config(), first);
+        // Without a snapshot only those that were moved go back.
+        let text = &texts(Emit::Proxmox, &m)[0];
+        let (_, back) = text.split_once("\nback() {").unwrap();
+        for n in 0..9 {
+            let moved = back.contains(&format!("move {name}{n} sata{n} "));
+            assert_eq!(moved, n < fit, "{n}: {back}");
+        }
     }
 }
 

@@ -125,3 +125,15 @@ fn qemu_script_prepares_the_machine() {
     assert!(run_file(&file, &[], Some(dir.path())).0);
     assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "changed");
 }
+
+/// A comma ends a value of QEMU's options, unless there are two.
+#[test]
+fn commas_in_what_the_source_says_do_not_end_an_option_of_qemu() {
+    let mut m = full();
+    m.name = "a,readonly=on".into();
+    m.serial = Some("VMware-56,uuid=4d".into());
+    for text in texts(Emit::Qemu, &m) {
+        assert!(text.contains("guest=a,,readonly=on"), "{text}");
+        assert!(text.contains("serial=VMware-56,,uuid=4d"), "{text}");
+    }
+}

@@ -116,6 +116,13 @@ mod tests {
                 Some("NTamd64.10.0"),
             ),
             (&w10, &["NTamd64.10.0...16299"], None),
+            // The build it names is the first it is for.
+            (
+                &w10,
+                &["NTamd64.10.0", "NTamd64.10.0...14393"],
+                Some("NTamd64.10.0...14393"),
+            ),
+            (&w10, &["NTamd64.10.0...14394"], None),
             (&w10, &["NTamd64.6.3"], Some("NTamd64.6.3")),
             (
                 &w81,

@@ -201,6 +201,8 @@ fn pair() -> Pair {
     let mut new = old.clone();
     new[0][5000..9000].fill(0xee);
     new[1][70_000..70_100].fill(0xdd);
+    // In another part of the range.
+    new[1][(2 << 20) + 5..(2 << 20) + 9].fill(0xcc);
     for (name, bytes) in NAMES.iter().zip(&new) {
         fs::write(dir.path().join(format!("{name}.new")), bytes).unwrap();
     }
