@@ -20,7 +20,7 @@ pub enum ErrorKind {
     RolledBack,
     NotRolledBack,
     Internal,
-    /// So many of several machines failed.
+    /// So many of several VMs failed.
     SomeFailed(usize),
     Interrupted,
 }
@@ -231,7 +231,7 @@ mod tests {
         let error = Error::failed("reading").because(stopped);
         assert_eq!(error.causes(), ["interrupted"]);
         assert!(error.is_interrupted());
-        for text in ["interrupted", "the machine was interrupted"] {
+        for text in ["interrupted", "the VM was interrupted"] {
             assert!(!Error::failed("x").because_of(text).is_interrupted());
         }
     }

@@ -276,7 +276,7 @@ pub const IDS: &[Id] = &[
     check(
         "firmware",
         START,
-        "name the disk that starts the machine, or all of its disks",
+        "name the disk that starts the VM, or all of its disks",
     ),
     check(
         "boot-manager",

@@ -226,7 +226,7 @@ impl Windows {
         );
     }
 
-    /// The NIC of the old machine, which is no longer there.
+    /// The NIC of the old VM, which is no longer there.
     fn old_card(&self) {
         self.set(
             &format!("Enum\\{OLD_DEVICE}"),

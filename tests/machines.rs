@@ -136,7 +136,7 @@ fn refused(folder: &Path, source: &Path, want: &Value) {
     }
 }
 
-/// The name of a machine and its disk in the encoding of the file: under their text and under those bytes.
+/// The name of a VM and its disk in the encoding of the file: under their text and under those bytes.
 fn named(folder: &Path, source: &Path, want: &Value) {
     let name = want["name"].as_str().unwrap();
     let disk = want["disk"].as_str().unwrap().split(',').next().unwrap();
@@ -381,7 +381,7 @@ fn what_cannot_be_read_is_called_what_it_is() {
         (vdi, "differencing VDI", "VBoxManage clonemedium"),
         (
             file("m.vbox", b"<VirtualBox/>"),
-            "machine of VirtualBox",
+            "VM of VirtualBox",
             "VBoxManage export",
         ),
         (

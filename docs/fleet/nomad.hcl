@@ -1,4 +1,4 @@
-# One allocation per machine of the list: nomad job run nomad.hcl
+# One allocation per VM of the list: nomad job run nomad.hcl
 job "hyper2kvm" {
   type = "batch"
 

@@ -172,7 +172,7 @@ fn build(disk: &Path, size: u64, mib: u64) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-/// Real mode at 7C00h: writes the marker to COM1 and switches the machine off.
+/// Real mode at 7C00h: writes the marker to COM1 and switches the VM off.
 fn payload() -> Vec<u8> {
     let mut code = vec![
         0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xfc, // cli; xor ax, ax; mov ds, ax; cld

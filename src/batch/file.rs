@@ -1,13 +1,13 @@
-//! The list of machines, a YAML file:
+//! The list of VMs, a YAML file:
 //!
 //! ```yaml
 //! output-dir: converted        # default: the directory of this file
-//! defaults:                    # options of `convert` for every machine
+//! defaults:                    # options of `convert` for every VM
 //!   virtio-iso: virtio-win.iso
 //! machines:
 //!   - source: web01.vmdk
 //!   - source: db/db01.vmx
-//!     memory: 8192             # options of this machine, over the defaults
+//!     memory: 8192             # options of this VM, over the defaults
 //!     virtio-iso: ~            # takes a default away
 //! ```
 //!
@@ -86,7 +86,7 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
             "output-dir" | "defaults" | "machines" => Ok(()),
             _ => Err(format!(
                 "unknown key `{name}`: there are `machines`, `defaults` and `output-dir`; options \
-                 of `convert` go below `defaults` or a machine"
+                 of `convert` go below `defaults` or a VM"
             )),
         };
         while let Some(name) = map.next_key_seed(NameSeed(&known))? {
@@ -122,16 +122,14 @@ impl<'de> Visitor<'de> for MachinesSeed<'_> {
     type Value = Vec<Settings>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a list of machines")
+        f.write_str("a list of VMs")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut machines = Vec::new();
         while let Some(machine) = seq.next_element_seed(SettingsSeed(self.0, Place::Machine))? {
             if machines.len() == MAX_MACHINES {
-                return Err(A::Error::custom(format!(
-                    "more than {MAX_MACHINES} machines"
-                )));
+                return Err(A::Error::custom(format!("more than {MAX_MACHINES} VMs")));
             }
             machines.push(machine);
         }
@@ -175,7 +173,7 @@ impl<'de> Visitor<'de> for SettingsSeed<'_> {
             settings.insert(name, value);
         }
         if place == Place::Machine && !matches!(settings.get("source"), Some(Some(_))) {
-            return Err(A::Error::custom("a machine without `source`"));
+            return Err(A::Error::custom("a VM without `source`"));
         }
         Ok(settings)
     }
@@ -351,7 +349,7 @@ mod tests {
             ),
             ("machines:\n- memory: 1\n", "without `source`", 2),
             ("machines:\n- source: a\n  source: b\n", "twice", 2),
-            ("machines: 7\n", "a list of machines", 1),
+            ("machines: 7\n", "a list of VMs", 1),
             ("machines: [\n", "", 2),
         ] {
             let error = parse(text, &Some3).unwrap_err();

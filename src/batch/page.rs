@@ -45,7 +45,7 @@ pub(crate) fn page(summary: &Summary, folder: &Path) -> String {
         h,
         "<p>{}: {} in {:.1} s, {} at a time; {}, hyper2kvm {}</p>",
         escape(&summary.file.display().to_string()),
-        count(summary.machines.len(), "machine"),
+        count(summary.machines.len(), "VM"),
         summary.total_s,
         summary.jobs,
         now(),
@@ -54,7 +54,7 @@ pub(crate) fn page(summary: &Summary, folder: &Path) -> String {
     totals(&mut h, summary);
     choices(&mut h, summary);
     h.push_str(
-        "<table>\n<tr class=\"head\"><th>machine</th><th>state</th><th>time</th><th>written</th><th>what</th></tr>\n",
+        "<table>\n<tr class=\"head\"><th>VM</th><th>state</th><th>time</th><th>written</th><th>what</th></tr>\n",
     );
     let lines = summary.urgent_first();
     let orders = Orders::of(&lines);

@@ -1,4 +1,4 @@
-//! What became of every machine: one document, one page, one table.
+//! What became of every VM: one document, one page, one table.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -71,7 +71,7 @@ pub struct Failure {
     pub blockers: Vec<Value>,
 }
 
-/// One machine.
+/// One VM.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     pub name: String,
@@ -93,7 +93,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// A machine of which nothing is known but what the list says.
+    /// A VM of which nothing is known but what the list says.
     pub fn new(name: &str, source: &Path, output_dir: &Path, state: State) -> Self {
         Self {
             name: name.to_owned(),
@@ -111,7 +111,7 @@ impl Line {
         }
     }
 
-    /// For `--progress json`: how this machine ended.
+    /// For `--progress json`: how this VM ended.
     pub fn event(&self) -> Value {
         json!({
             "version": env!("CARGO_PKG_VERSION"), "schema": "hyper2kvm/batch-progress/1",
@@ -147,7 +147,7 @@ impl Line {
 
 #[derive(Debug, Serialize)]
 pub struct Summary {
-    /// The list of machines.
+    /// The list of VMs.
     #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub file: PathBuf,
     pub jobs: usize,

@@ -64,7 +64,7 @@ pub struct Machine {
     pub force: bool,
 }
 
-/// Whether a machine still has to be converted.
+/// Whether a VM still has to be converted.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Done {
     /// There is no directory.
@@ -158,7 +158,7 @@ fn difference(was: &Request, now: &Request) -> Option<String> {
     (was.inputs.len() != now.inputs.len()).then(|| "it was made from other files".to_string())
 }
 
-/// What a machine is doing right now.
+/// What a VM is doing right now.
 #[derive(Debug, Clone, Default)]
 struct Slot {
     running: bool,
@@ -227,7 +227,7 @@ pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Lin
         failed: AtomicUsize::new(0),
         board: ui.board(machines.len() as u64),
         pace: Pace::shareable()
-            .inspect_err(|e| tracing::warn!("each machine has its own bandwidth: {e}"))
+            .inspect_err(|e| tracing::warn!("each VM has its own bandwidth: {e}"))
             .ok()
             .map(Arc::new),
     };
@@ -279,7 +279,7 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
                 code: ErrorKind::Failed.code(),
                 message: format!("{} exists, and {why}", machine.folder.display()),
                 hints: vec![
-                    "--force replaces it (`force: true` for one machine); output-dir chooses \
+                    "--force replaces it (`force: true` for one VM); output-dir chooses \
                      another directory"
                         .to_string(),
                 ],
@@ -319,7 +319,7 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
     line
 }
 
-/// A machine that an earlier run has converted, with what that run said of it.
+/// A VM that an earlier run has converted, with what that run said of it.
 fn skipped(machine: &Machine) -> Line {
     let report = machine.report().unwrap_or(Value::Null);
     told(&report, machine.line(State::Skipped))

@@ -1,8 +1,8 @@
-//! Can the user QEMU runs as get to a file? libvirt gives the file itself to that user when the machine
+//! Can the user QEMU runs as get to a file? libvirt gives the file itself to that user when the VM
 //! starts, but not the directories above it.
 //!
 //! Read from the permission bits. A directory with an access control list is taken for open: libvirt's
-//! users are let in that way, and the machine's start tells in any case.
+//! users are let in that way, and the VM's start tells in any case.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

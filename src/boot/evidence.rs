@@ -1,4 +1,4 @@
-//! What is kept of a boot that failed, and of every boot of a rehearsal: screen, domain, logs, and from the disk of a machine that is off
+//! What is kept of a boot that failed, and of every boot of a rehearsal: screen, domain, logs, and from the disk of a VM that is off
 //! the SYSTEM hive and the log of driver installations.
 
 use std::fs::{self, File};
@@ -34,7 +34,7 @@ impl Run<'_> {
             }
         };
         match self.screenshot(&folder) {
-            // The machine is off: what the screen showed before that is kept.
+            // The VM is off: what the screen showed before that is kept.
             Ok(None) => {}
             Ok(shot) => self.stage_record(stage).screenshot = shot,
             Err(error) => missing.push(format!("screenshot: {error}")),
@@ -81,7 +81,7 @@ impl Run<'_> {
         self.picture(folder)
     }
 
-    /// The same without waiting to see whether the machine runs.
+    /// The same without waiting to see whether the VM runs.
     pub(super) fn picture(&self, folder: &Path) -> Result<Option<PathBuf>> {
         // virsh writes to what is there already.
         let raw = folder.join(format!(".screen.{}", uuid::Uuid::new_v4()));
@@ -102,7 +102,7 @@ impl Run<'_> {
         Ok(Some(shot))
     }
 
-    /// The SYSTEM hive and the log of driver installations, from the disk of a machine that is off.
+    /// The SYSTEM hive and the log of driver installations, from the disk of a VM that is off.
     pub(super) fn guest_evidence(&mut self, folder: &Path) {
         self.end_proof();
         let reached = self.reach().map_or(Ok(()), |thread| joined(thread.join()));
@@ -205,7 +205,7 @@ mod tests {
             (kept("com1.log"), kept("domain.xml")),
             ("said".into(), "<domain/>".into())
         );
-        // A log that became a link is not what the machine said.
+        // A log that became a link is not what the VM said.
         fs::remove_file(&log).unwrap();
         symlink(&victim, &log).unwrap();
         assert!(copy(&log, &folder, "com1.log").is_err());

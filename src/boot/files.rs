@@ -123,7 +123,7 @@ impl Files {
             return Err(Error::failed(
                 "the two domain XML files are not of the same machine: UUID or name differ",
             )
-            .hint("Windows has to see one machine in both boots; convert again"));
+            .hint("Windows has to see one VM in both boots; convert again"));
         }
         for disk in self.production.disks() {
             if !disk.path.exists() {

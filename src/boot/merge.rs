@@ -1,6 +1,6 @@
 //! Windows has come up on VirtIO: what was written since the switch goes into the disks.
 //!
-//! Of a machine that is off by `qemu-img commit`, of one that runs by a block job of libvirt. Both may be
+//! Of a VM that is off by `qemu-img commit`, of one that runs by a block job of libvirt. Both may be
 //! interrupted at any point and begun again: the overlay is only forgotten when the disk has everything.
 
 use std::fs::File;
@@ -91,11 +91,10 @@ impl Run<'_> {
         };
         loop {
             if stop::requested() {
-                return Err(Error::new(
-                    ErrorKind::Interrupted,
-                    "interrupted; the machine continues",
-                )
-                .hint("run the same command again to continue"));
+                return Err(
+                    Error::new(ErrorKind::Interrupted, "interrupted; the VM continues")
+                        .hint("run the same command again to continue"),
+                );
             }
             if self.is_off()? {
                 return Ok(false);

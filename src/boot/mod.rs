@@ -1,4 +1,4 @@
-//! `boot`: both boots of a converted machine on libvirt, watched, with a rollback.
+//! `boot`: both boots of a converted VM on libvirt, watched, with a rollback.
 //!
 //! ```text
 //!  new -> bootstrap -> bootstrap-up -> bootstrap-done -> protecting -> final -> done
@@ -60,10 +60,10 @@ pub const MARKER: &str = "hyper2kvm: first boot finished";
 pub(crate) const LOCK: &str = ".boot.lock";
 /// Windows overlooks the power button now and then.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// For so long is looked often whether a machine has gone off.
+/// For so long is looked often whether a VM has gone off.
 const SOON: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
-/// A look at the machine is as good as another one for so long.
+/// A look at the VM is as good as another one for so long.
 const FRESH: Duration = Duration::from_secs(1);
 const MAX_SERIAL_LOG: u64 = 64 << 20;
 
@@ -73,7 +73,7 @@ pub enum Wait {
     Auto,
     Marker,
     Agent,
-    /// The user looks at the machine and shuts Windows down when it is up.
+    /// The user looks at the VM and shuts Windows down when it is up.
     Manual,
 }
 
@@ -88,7 +88,7 @@ pub struct Options {
     pub max_reboots: u32,
     pub stop_after_bootstrap: bool,
     pub snapshot: bool,
-    /// Of BitLocker volumes, to read the disk while the machine is off.
+    /// Of BitLocker volumes, to read the disk while the VM is off.
     pub keys: Keys,
     /// Where the disks go first.
     pub install: Option<Place>,
@@ -138,7 +138,7 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
         Some(record) if record.uuid == files.uuid && record.uri == options.uri => record,
         Some(record) if record.uuid == files.uuid => {
             return Err(Error::usage(format!(
-                "this machine was booted on {}, not on {}",
+                "this VM was booted on {}, not on {}",
                 record.uri, options.uri
             ))
             .hint(format!("--connect {}", record.uri)));
@@ -177,7 +177,7 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     Ok(run.record)
 }
 
-/// Step 0. A machine that was started keeps its disks where they are.
+/// Step 0. A VM that was started keeps its disks where they are.
 fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
     files::trust(&options.folder)?;
     if !options.folder.join("report.json").is_file() {
@@ -189,10 +189,7 @@ fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Re
     if let Some(record) = Record::load(&options.folder)?
         && record.phase != Phase::New
     {
-        ui.status(
-            "Staying",
-            "the machine was started: its disks are not moved",
-        );
+        ui.status("Staying", "the VM was started: its disks are not moved");
         return Ok(Vec::new());
     }
     let installed = install::install(&options.folder, place, virsh)?;
@@ -232,7 +229,7 @@ pub(crate) fn local(uri: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::usage(format!("{uri} is not a libvirt of this host"))
-        .hint("run hyper2kvm boot on the host the machine is to run on"))
+        .hint("run hyper2kvm boot on the host the VM is to run on"))
 }
 
 /// Locks an output directory, unless another run has it: nothing is waited for.
@@ -263,7 +260,7 @@ struct Run<'a> {
     server: Option<&'a Server>,
     /// libvirt had no domain of that UUID, and none was defined since.
     absent: bool,
-    /// When a look has seen the machine off, which this run has not started since.
+    /// When a look has seen the VM off, which this run has not started since.
     off: Option<Instant>,
     /// The look at the disk between the boots, while it lasts.
     proving: Option<JoinHandle<Result<Proof>>>,
@@ -275,7 +272,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn phases(&mut self) -> Result<()> {
         if self.record.phase == Phase::FinalFailed {
-            // Asked for again: the bootstrap machine may be running.
+            // Asked for again: the bootstrap VM may be running.
             self.shut_down()?;
             self.enter(Phase::BootstrapDone)?;
         }
@@ -347,10 +344,7 @@ impl Run<'_> {
         if domains.iter().all(|(uuid, _)| *uuid != self.files.uuid) {
             if domains.iter().any(|(_, name)| *name == self.files.name) {
                 return refuse(
-                    format!(
-                        "libvirt has another machine of the name {:?}",
-                        self.files.name
-                    ),
+                    format!("libvirt has another VM of the name {:?}", self.files.name),
                     "convert with another --name",
                 );
             }
@@ -360,7 +354,7 @@ impl Run<'_> {
         if stage.is_none() {
             return refuse(
                 format!(
-                    "libvirt has a machine of the UUID {} that this program did not define",
+                    "libvirt has a VM of the UUID {} that this program did not define",
                     self.files.uuid
                 ),
                 "undefine it, or change <uuid> in both XML files of the output directory",
@@ -376,7 +370,7 @@ impl Run<'_> {
         if !disks.iter().any(|d| d.stands_on(&ours)) && !moved()? {
             return refuse(
                 format!(
-                    "the machine libvirt has runs from another disk than {}",
+                    "the VM libvirt has runs from another disk than {}",
                     ours.display()
                 ),
                 "it comes from another conversion: undefine it, or continue with that one",
@@ -416,7 +410,7 @@ impl Run<'_> {
         let domain = self
             .files
             .domain(stage)
-            .ok_or_else(|| Error::failed("this machine has no bootstrap domain"))?;
+            .ok_or_else(|| Error::failed("this VM has no bootstrap domain"))?;
         self.files.still_there()?;
         self.absent = false;
         let Some(log) = log else {
@@ -476,14 +470,14 @@ impl Run<'_> {
             if stop::requested() {
                 return Err(Error::new(
                     ErrorKind::Interrupted,
-                    "interrupted; the machine continues",
+                    "interrupted; the VM continues",
                 ));
             }
             thread::sleep(LOOK);
         }
     }
 
-    /// Begins to look at the disk of the machine, which is off, unless that was done: while the switch is
+    /// Begins to look at the disk of the VM, which is off, unless that was done: while the switch is
     /// prepared.
     fn begin_proof(&mut self) {
         let is_wanted = self.record.bootstrap.is_some() && self.record.proof.is_none();
@@ -546,7 +540,7 @@ impl Run<'_> {
         }
     }
 
-    /// A disk to look at while the machine is off, as the machine has written it.
+    /// A disk to look at while the VM is off, as the VM has written it.
     fn guest_disk(&self, disk: files::DomainDisk) -> proof::GuestDisk<'_> {
         let overlays = self.overlays();
         let over = overlays.into_iter().find(|(below, _)| *below == disk.path);
@@ -572,8 +566,7 @@ impl Run<'_> {
         self.record.next_commands = if left.is_empty() {
             Vec::new()
         } else {
-            let when =
-                "# when the machine is off and you are content, give up the rollback:".to_owned();
+            let when = "# when the VM is off and you are content, give up the rollback:".to_owned();
             std::iter::once(when)
                 .chain(left.iter().map(protect::Protected::forget_command))
                 .collect()
@@ -603,7 +596,7 @@ impl Run<'_> {
         .hint(format!("evidence is in {}", folder.display()));
         Ok(if failure.code == "timeout" && !rehearsal {
             error.hint(format!(
-                "the machine is left running: look at it (virt-viewer -c {} {}), or run the same command again to wait longer",
+                "the VM is left running: look at it (virt-viewer -c {} {}), or run the same command again to wait longer",
                 self.options.uri, self.files.name
             ))
         } else {
@@ -611,7 +604,7 @@ impl Run<'_> {
         })
     }
 
-    /// Evidence while the machine is still there; then off with it.
+    /// Evidence while the VM is still there; then off with it.
     fn give_up_final(&mut self, failure: &Failure) -> Result<()> {
         self.ui.warn(&format!(
             "{} on {}: going back",
@@ -626,7 +619,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Puts everything back, and the bootstrap machine to work. Returns the error to end with.
+    /// Puts everything back, and the bootstrap VM to work. Returns the error to end with.
     fn restore(&mut self) -> Result<Error> {
         if !self.is_off()? {
             // Only a run that was killed in here leaves it on.
@@ -678,12 +671,10 @@ impl Run<'_> {
         });
         if bootstrap {
             match self.virsh.start(self.files.uuid) {
-                Ok(()) => {
-                    error = error.hint("the machine of the first boot is defined and runs again")
-                }
+                Ok(()) => error = error.hint("the VM of the first boot is defined and runs again"),
                 Err(e) => {
                     error = error.hint(format!(
-                        "the machine of the first boot is defined again, but does not start: {e}"
+                        "the VM of the first boot is defined again, but does not start: {e}"
                     ))
                 }
             }

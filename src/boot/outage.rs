@@ -67,7 +67,7 @@ impl Run<'_> {
             },
             None if !serve::is_served(&self.files.folder)? => {
                 return lost(format!(
-                    "QEMU paused the machine, because hyper2kvm serve has ended: virsh destroy {}, then run the same \
+                    "QEMU paused the VM, because hyper2kvm serve has ended: virsh destroy {}, then run the same \
                      command again",
                     self.files.name
                 ));
@@ -77,7 +77,7 @@ impl Run<'_> {
         let total = outages.total();
         match total > self.options.timeout {
             true => lost(format!(
-                "the machine waited {} s for its source, which does not answer (serve.log says why)",
+                "the VM waited {} s for its source, which does not answer (serve.log says why)",
                 total.as_secs()
             )),
             false => Ok(Line::Down),

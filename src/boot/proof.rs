@@ -1,5 +1,5 @@
 //! What the disk says after the first boot: did Windows find the VirtIO controller and bind our driver
-//! to it? Read with the machine off, by our own readers, and nothing is written.
+//! to it? Read with the VM off, by our own readers, and nothing is written.
 
 use std::path::PathBuf;
 
@@ -65,7 +65,7 @@ fn service(bus: DiskBus) -> String {
     let device = match bus {
         DiskBus::VirtioBlk => VirtioDevice::Blk,
         DiskBus::VirtioScsi => VirtioDevice::Scsi,
-        // Only Linux machines end there, and they are not watched.
+        // Only Linux VMs end there, and they are not watched.
         DiskBus::Sata | DiskBus::Ide => return "storahci".into(),
     };
     let catalogue = Catalogue::builtin();
@@ -84,7 +84,7 @@ fn words() -> Vec<String> {
         .collect()
 }
 
-/// The disk of a machine that is off.
+/// The disk of a VM that is off.
 pub struct GuestDisk<'a> {
     pub path: PathBuf,
     pub format: String,

@@ -4,7 +4,7 @@
 //! final boot fails, and merged into the disk ([`merge`](super::merge)) when it does not. An internal snapshot
 //! would not do: where the disk is an overlay on a source itself, the snapshot's data goes with the source. Raw
 //! files get a copy beside them (a reflink where the file system has them), and the UEFI variables a copy in
-//! the output directory. All of it while the machine is off.
+//! the output directory. All of it while the VM is off.
 //!
 //! A copy is named in the record before it is made, under a name that was free, and is durable before the
 //! switch. It is put back only when it has the size it had then.
@@ -40,7 +40,7 @@ const MAX_NVRAM: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Protected {
-    /// The disk is not written to: the machine runs on the overlay.
+    /// The disk is not written to: the VM runs on the overlay.
     Overlay { disk: PathBuf, overlay: PathBuf },
     /// Of an earlier version.
     Snapshot { disk: PathBuf },
@@ -90,9 +90,9 @@ pub fn plan(disk: &Path, format: &str) -> Option<Protected> {
 }
 
 impl Run<'_> {
-    /// Saves the machine, which is off, before the switch.
+    /// Saves the VM, which is off, before the switch.
     pub(super) fn protect(&mut self) -> Result<()> {
-        let _span = timeline::span("save the machine");
+        let _span = timeline::span("save the VM");
         self.shut_down()?;
         // Of a run that was killed in here: perhaps half a copy.
         for kept in std::mem::take(&mut self.record.protected) {
@@ -127,7 +127,7 @@ impl Run<'_> {
         self.record.save(&self.files.folder)?;
         for kept in &mut self.record.protected {
             self.ui
-                .status("Saving", "the machine as it is, before the switch");
+                .status("Saving", "the VM as it is, before the switch");
             kept.save()?;
         }
         Ok(())
@@ -327,7 +327,7 @@ fn copy_disk(disk: &Path, copy: &Path) -> Result<Saved> {
         let _ = fs::remove_file(copy);
         match e.kind() {
             io::ErrorKind::Interrupted => {
-                Error::new(ErrorKind::Interrupted, "interrupted; the machine is off")
+                Error::new(ErrorKind::Interrupted, "interrupted; the VM is off")
                     .hint("run the same command again to continue")
             }
             _ => failed(e),

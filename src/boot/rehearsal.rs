@@ -5,7 +5,7 @@ use crate::domain::Stage;
 use crate::error::{Error, ErrorKind, Result};
 
 impl Run<'_> {
-    /// The screen of a rehearsal, in the place of the last picture: a machine may go off at any moment.
+    /// The screen of a rehearsal, in the place of the last picture: a VM may go off at any moment.
     pub(super) fn glance(&mut self, stage: Stage) {
         if self.options.rehearsal.is_none() {
             return;
@@ -27,7 +27,7 @@ impl Run<'_> {
         }
     }
 
-    /// The same from the disk of the machine, which is off.
+    /// The same from the disk of the VM, which is off.
     pub(super) fn rehearsal_hives(&mut self, stage: Stage) {
         if self.options.rehearsal.is_none() {
             return;

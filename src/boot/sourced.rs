@@ -1,4 +1,4 @@
-//! A machine whose disks need their source still: it is looked at, served, and connected to.
+//! A VM whose disks need their source still: it is looked at, served, and connected to.
 
 use std::thread::{self, JoinHandle};
 
@@ -32,7 +32,7 @@ impl Run<'_> {
             self.absent = !found?;
             return Ok(None);
         }
-        // It looks at the source before it serves it. This process connects while the machine starts.
+        // It looks at the source before it serves it. This process connects while the VM starts.
         let (found, served) = side_by_side(|| self.find_domain(), || self.serve());
         match (found, served) {
             (Ok(found), Ok(Some(served))) => {
@@ -80,7 +80,7 @@ impl Run<'_> {
         Ok(left)
     }
 
-    /// Begins to connect to the source, for whoever reads the disk while the machine is off.
+    /// Begins to connect to the source, for whoever reads the disk while the VM is off.
     pub(super) fn begin_reaching(&mut self) {
         if let Some(later) = self.unreached.take() {
             let folder = self.files.folder.clone();

@@ -145,11 +145,10 @@ impl Run<'_> {
         let mut outages = Outages::default();
         let outcome = loop {
             if stop::requested() {
-                return Err(Error::new(
-                    ErrorKind::Interrupted,
-                    "interrupted; the machine continues",
-                )
-                .hint("run the same command again to continue watching it"));
+                return Err(
+                    Error::new(ErrorKind::Interrupted, "interrupted; the VM continues")
+                        .hint("run the same command again to continue watching it"),
+                );
             }
             if glanced.is_none_or(|t| t.elapsed() > GLANCE_INTERVAL) {
                 self.glance(stage);
@@ -157,7 +156,7 @@ impl Run<'_> {
             }
             let tick = self.tick(by_marker.then_some(log))?;
             reboots += tick.reboots;
-            // Read after the state: of a machine that is off, the log is complete.
+            // Read after the state: of a VM that is off, the log is complete.
             if by_marker && marked(log) {
                 self.off = (tick.state == State::Off).then(Instant::now);
                 break Outcome::Up("marker");
@@ -244,7 +243,7 @@ impl Run<'_> {
                 return failed(
                     "stopped",
                     format!(
-                        "the machine went off without a sign of Windows ({})",
+                        "the VM went off without a sign of Windows ({})",
                         tick.reason
                     ),
                 );
@@ -261,7 +260,7 @@ impl Run<'_> {
         if reboots > self.options.max_reboots {
             return failed(
                 "reboot-loop",
-                format!("the machine restarted {reboots} times without Windows coming up"),
+                format!("the VM restarted {reboots} times without Windows coming up"),
             );
         }
         (elapsed > self.options.timeout).then(|| {

@@ -4,7 +4,7 @@
 //! controller -> the service bound to it -> its effective start -> its file; then the bus, disk and
 //! volume drivers every boot needs, and the class filters that must not name a dead service. It
 //! looks keys up directly and never walks the hive. Of `Enum` it looks at the virtio and bootstrap devices
-//! only: what else Windows knows of the machine it leaves says nothing about the one it comes to.
+//! only: what else Windows knows of the VM it leaves says nothing about the one it comes to.
 //!
 //! A driver is loaded with the files it imports from, those with theirs, and so on; the kernel and the
 //! driver of the boot file system are loaded in the same way ([`loader`]). Where a loader looks for an
@@ -82,7 +82,7 @@ pub enum Fault {
     /// No driver is bound to a device with these ids (most specific first).
     NotBound {
         ids: Vec<String>,
-        /// Not so for the form of the device that the new machine does not have.
+        /// Not so for the form of the device that the new VM does not have.
         decides: bool,
         /// A driver of this Windows that fits and whose file is there.
         spare: Option<&'static str>,

@@ -107,17 +107,17 @@ impl Service {
         self.start.is_some() && self.kind.is_some()
     }
 
-    /// Which override is in force depends on the machine Windows finds itself on, and that is a new
+    /// Which override is in force depends on the VM Windows finds itself on, and that is a new
     /// one: any that is not zero counts.
     pub fn start_override(&self) -> Option<u32> {
         self.overrides.iter().copied().find(|v| *v != BOOT_START)
     }
 
-    /// When Windows will start it, as far as can be known before it runs on the new machine.
+    /// When Windows will start it, as far as can be known before it runs on the new VM.
     pub fn effective_start(&self) -> Option<u32> {
         match self.start? {
             BOOT_START if self.overridable => Some(self.start_override().unwrap_or(BOOT_START)),
-            // An override of 0 may lift it, or belong to a machine that is gone: do not count on it.
+            // An override of 0 may lift it, or belong to a VM that is gone: do not count on it.
             start => Some(start),
         }
     }

@@ -1,4 +1,4 @@
-//! `hyper2kvm convert --batch FILE`: many machines, some at a time.
+//! `hyper2kvm convert --batch FILE`: many VMs, some at a time.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -22,17 +22,17 @@ const SOURCE_COMMAND: &str = "source-command";
 
 #[derive(Debug, clap::Args)]
 pub struct BatchArgs {
-    /// Convert every machine of a list (YAML), some at a time; other options are for all of them.
+    /// Convert every VM of a list (YAML), some at a time; other options are for all of them.
     /// The exit code is 100 + how many failed, at most 120
-    #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"], help_heading = "Many machines")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"], help_heading = "Many VMs")]
     pub batch: Option<PathBuf>,
     // clap does not miss a required option that could not be given: hence the conflicts.
-    /// With --batch: machines at a time [default: half the processors, at most 4]
-    #[arg(long, value_name = "N", requires = BATCH, conflicts_with = SOURCE, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Many machines")]
+    /// With --batch: VMs at a time [default: half the processors, at most 4]
+    #[arg(long, value_name = "N", requires = BATCH, conflicts_with = SOURCE, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Many VMs")]
     pub jobs: Option<u16>,
-    /// With --batch: only this machine of the list: its name, or its position counted from 0, as job
-    /// schedulers do. Writes no summary; the exit code is that of the machine
-    #[arg(long, value_name = "MACHINE", requires = BATCH, conflicts_with_all = ["jobs", SOURCE], help_heading = "Many machines")]
+    /// With --batch: only this VM of the list: its name, or its position counted from 0, as job
+    /// schedulers do. Writes no summary; the exit code is that of the VM
+    #[arg(long, value_name = "VM", requires = BATCH, conflicts_with_all = ["jobs", SOURCE], help_heading = "Many VMs")]
     pub only: Option<String>,
 }
 
@@ -47,7 +47,7 @@ impl Rules for ConvertOptions {
                 "unknown option `{name}`: hyper2kvm convert --help lists them (without `--` here)"
             ));
         };
-        kind(name, &shape, place, "machine")
+        kind(name, &shape, place, "VM")
     }
 
     fn check(&self, name: &str, value: &str) -> Result<(), String> {
@@ -76,7 +76,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     let jobs = jobs.min(machines.len());
     ui.status(
         "Converting",
-        &format!("{}, {jobs} at a time", count(machines.len(), "machine")),
+        &format!("{}, {jobs} at a time", count(machines.len(), "VM")),
     );
 
     let lines = run::run(&machines, jobs, dry_run, ui);
@@ -121,7 +121,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     }))
 }
 
-/// One machine, by name or else by position.
+/// One VM, by name or else by position.
 fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
     let count = machines.len();
     let position = machines
@@ -130,14 +130,14 @@ fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
         .or_else(|| wanted.parse().ok().filter(|n| *n < count));
     let machine = position.and_then(|n| machines.into_iter().nth(n));
     machine.map(|m| vec![m]).ok_or_else(|| {
-        Error::usage(format!("no machine {wanted:?} in the list")).hint(format!(
+        Error::usage(format!("no VM {wanted:?} in the list")).hint(format!(
             "name one, or give its position, 0 to {}",
             count - 1
         ))
     })
 }
 
-/// The machines with everything decided, or a usage error before any of them is started.
+/// The VMs with everything decided, or a usage error before any of them is started.
 fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Result<Vec<Machine>> {
     let mut machines = Vec::new();
     let mut in_place: Vec<(PathBuf, bool)> = Vec::new();
@@ -153,8 +153,8 @@ fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Resul
         };
         let at = match elsewhere {
             // A password may stand in it.
-            true => format!("machine {}", i + 1),
-            false => format!("machine {} ({})", i + 1, source.display()),
+            true => format!("VM {}", i + 1),
+            false => format!("VM {} ({})", i + 1, source.display()),
         };
         let machine = machine(source, merged, output, &at)?;
         let changes = machine.args.iter().any(|a| a == &*format!("--{IN_PLACE}"));
@@ -165,7 +165,7 @@ fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Resul
     Ok(machines)
 }
 
-/// Defaults, then what the machine says, then what the command line says.
+/// Defaults, then what the VM says, then what the command line says.
 pub(super) fn merge(list: &List, settings: &Settings, given: &Options, folder: &Path) -> Options {
     let mut all: BTreeMap<&String, &Option<Vec<String>>> = list.defaults.iter().collect();
     all.extend(settings);
@@ -235,7 +235,7 @@ fn named(fix: &FixArgs) -> Result<String> {
     fix.job().map(|job| job.vm.machine.name)
 }
 
-/// The name of a machine on the wire: nothing is connected to before its turn comes.
+/// The name of a VM on the wire: nothing is connected to before its turn comes.
 fn remote(fix: &FixArgs) -> Result<Option<String>> {
     let args = &fix.source;
     let at = wire::location(&args.source, &args.wire)?;
@@ -243,10 +243,10 @@ fn remote(fix: &FixArgs) -> Result<Option<String>> {
     let Some(at) = at else { return Ok(None) };
     fix.refuse_in_place()?;
     if args.wire.password_file.as_deref() == Some(Path::new("-")) {
-        return Err(Error::usage(
-            "standard input cannot be the password of the machines of a list",
-        )
-        .hint("name a file with `password-file`, readable for its owner only"));
+        return Err(
+            Error::usage("standard input cannot be the password of the VMs of a list")
+                .hint("name a file with `password-file`, readable for its owner only"),
+        );
     }
     let stem = Path::new(at.file_name()).file_stem().unwrap_or_default();
     let name = match stem.to_string_lossy() {
@@ -256,12 +256,12 @@ fn remote(fix: &FixArgs) -> Result<Option<String>> {
     Ok(Some(fix.name.clone().unwrap_or(name)))
 }
 
-/// Refuses machines that would get into each other's way.
+/// Refuses VMs that would get into each other's way.
 fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
     let folders: Vec<PathBuf> = machines.iter().map(|m| real(&m.folder)).collect();
     for (i, one) in machines.iter().enumerate() {
         for (j, other) in machines.iter().enumerate().skip(i + 1) {
-            let both = format!("machines {} and {}", i + 1, j + 1);
+            let both = format!("VMs {} and {}", i + 1, j + 1);
             if folders[i].starts_with(&folders[j]) || folders[j].starts_with(&folders[i]) {
                 return Err(Error::usage(format!(
                     "{both} would be written to the same directory, {}",
@@ -367,11 +367,11 @@ mod tests {
             (two("a, name: x, in-place: true", "a, name: y"), "same disk"),
             (
                 two("a, in-place: true, compress: true", "b"),
-                "machine 1 (/list/a)",
+                "VM 1 (/list/a)",
             ),
             (
                 two("a, bridge: x, libvirt-network: y", "b"),
-                "machine 1 (/list/a)",
+                "VM 1 (/list/a)",
             ),
             (
                 two("a, format: raw, compress: true", "b"),
@@ -381,7 +381,7 @@ mod tests {
             (two("a, json: true", "b"), "unknown option `json`"),
             (
                 "defaults: {name: x}\nmachines: [{source: a}]".into(),
-                "for one machine",
+                "for one VM",
             ),
         ] {
             let error = list(&text).map(drop).expect_err(&text);

@@ -13,14 +13,14 @@ use crate::ui::Ui;
 use super::batch::{self, BatchArgs};
 use super::options::{self, OneArgs, Options, SOURCE};
 
-/// One machine, or a list of them.
+/// One VM, or a list of them.
 #[derive(Debug)]
 pub enum ConvertArgs {
     One {
         one: Box<OneArgs>,
         given: Options,
     },
-    /// Options given besides the list are for all its machines.
+    /// Options given besides the list are for all its VMs.
     Batch {
         batch: BatchArgs,
         given: Options,

@@ -102,11 +102,7 @@ mod tests {
         for name in ["guests", "docs/guests.md", "Guests", "guests.md"] {
             assert!(page(name).unwrap().contains("# Guests"), "{name}");
         }
-        assert!(
-            page("docs/fleet/README.md")
-                .unwrap()
-                .contains("# Many machines")
-        );
+        assert!(page("docs/fleet/README.md").unwrap().contains("# Many VMs"));
         assert!(page("README.md").unwrap().contains("# hyper2kvm"));
         assert_eq!(page("nothing"), None);
     }

@@ -27,7 +27,7 @@ use super::wire::{self, WireArgs};
 pub struct InspectArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// More of them. Several, or a directory of disks and machines, are shown as a table
+    /// More of them. Several, or a directory of disks and VMs, are shown as a table
     #[arg(value_name = "SOURCE")]
     more: Vec<PathBuf>,
     /// Collect registry, boot configuration and logs into DIR/<name>-evidence.tar.gz, for a support
@@ -114,7 +114,7 @@ impl Seen {
     }
 }
 
-/// A directory is one machine when a description says so and nothing else lies in it.
+/// A directory is one VM when a description says so and nothing else lies in it.
 fn is_one(path: &Path) -> bool {
     if !path.is_dir() {
         return true;
@@ -199,11 +199,10 @@ fn several(args: &InspectArgs, named: &[PathBuf], ui: &Ui) -> Result<()> {
         let below = find::below(path)
             .map_err(|e| Error::failed(format!("looking into {}", path.display())).because(e))?;
         if below.is_empty() {
-            return Err(Error::failed(format!(
-                "no disk image and no machine below {}",
-                path.display()
-            ))
-            .hint("name the images themselves"));
+            return Err(
+                Error::failed(format!("no disk image and no VM below {}", path.display()))
+                    .hint("name the images themselves"),
+            );
         }
         sources.extend(below);
     }

@@ -53,7 +53,7 @@ fn folder_of(file: &Path) -> &Path {
     file.parent().unwrap_or(Path::new("/"))
 }
 
-/// How an option is given in a list; an error where it is for one machine, and stands among the defaults.
+/// How an option is given in a list; an error where it is for one VM, and stands among the defaults.
 pub(super) fn kind(name: &str, shape: &Shape, place: Place, what: &str) -> Result<Kind, String> {
     if place == Place::Defaults && [SOURCE, NAME, OUTPUT_DIR, "mac", "root"].contains(&name) {
         return Err(format!("`{name}` is for one {what}, not for all of them"));

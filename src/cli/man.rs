@@ -48,7 +48,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
             (
                 "hyper2kvm inspect /exports",
-                "Every disk and machine below a directory, as a table.",
+                "Every disk and VM below a directory, as a table.",
             ),
             (
                 "hyper2kvm inspect disk.vmdk --json",
@@ -76,7 +76,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ),
             (
                 "hyper2kvm convert --batch fleet.yaml",
-                "Many machines, some at a time.",
+                "Many VMs, some at a time.",
             ),
         ],
     ),

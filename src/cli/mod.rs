@@ -54,7 +54,7 @@ Exit codes:
   6    failed and rolled back
   7    failed and NOT rolled back
   70   internal error
-  101-120  of several machines, 1-20 failed (120: 20 or more); the JSON document has the number
+  101-120  of several VMs, 1-20 failed (120: 20 or more); the JSON document has the number
   130  interrupted";
 
 /// Makes a Windows VM disk boot on KVM with VirtIO.
@@ -107,7 +107,7 @@ enum Command {
     Sync(sync::SyncArgs),
     /// Say whether a disk would boot; writes nothing
     Verify(verify::VerifyArgs),
-    /// Boot a converted machine twice on libvirt: bootstrap, then VirtIO
+    /// Boot a converted VM twice on libvirt: bootstrap, then VirtIO
     Boot(boot::BootArgs),
     /// Try both boots first, on a throw-away overlay without a network
     Rehearse(Box<rehearse::RehearseArgs>),

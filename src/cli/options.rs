@@ -37,7 +37,7 @@ const HOW_COPIED: [&str; 4] = ["resume", "bandwidth", "from-sync", "budget"];
 /// Secrets: never on a child's command line, never in a report.
 pub const KEY: &str = "key";
 
-/// What one machine takes.
+/// What one VM takes.
 #[derive(Debug, clap::Args)]
 pub struct OneArgs {
     #[command(flatten)]

@@ -44,7 +44,7 @@ use super::wire::{self, WireArgs};
 
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
-    /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or machine (.vmx, .ovf, .ova, libvirt XML);
+    /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or VM (.vmx, .ovf, .ova, libvirt XML);
     /// or the URL of one: ssh://, https://, nbd://, nbds://, nbd+unix://
     pub source: PathBuf,
     /// Format of the image; default: what qemu-img finds
@@ -88,7 +88,7 @@ pub struct FixArgs {
     /// Driver catalogue merged over the built-in one (YAML or JSON, repeatable)
     #[arg(long, value_name = "FILE", help_heading = "Drivers and first boot")]
     pub driver_config: Vec<PathBuf>,
-    /// Disk controller of the production machine; Windows gets both VirtIO drivers
+    /// Disk controller of the production VM; Windows gets both VirtIO drivers
     #[arg(long, value_parser = storage(), default_value = "virtio-blk")]
     pub storage: DiskBus,
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
@@ -105,7 +105,7 @@ pub struct FixArgs {
     /// Output directory [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
-    /// Name of the machine [default: from the source]
+    /// Name of the VM [default: from the source]
     #[arg(long)]
     pub name: Option<String>,
     /// Format of the converted disk
@@ -149,11 +149,11 @@ pub struct FixArgs {
     /// Uninstall the old hypervisor's guest tools at the first boot on VirtIO, where they are MSI packages
     #[arg(long, conflicts_with_all = ["keep_tools", "no_firstboot"], help_heading = "Drivers and first boot")]
     pub uninstall_tools: bool,
-    /// Memory of the machine in MiB [default: from the source, else 4096]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216), help_heading = "Virtual machine")]
+    /// Memory of the VM in MiB [default: from the source, else 4096]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=16_777_216), help_heading = "VM")]
     pub memory: Option<u64>,
     /// Virtual CPUs [default: from the source, else 2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Virtual machine")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "VM")]
     pub vcpus: Option<u32>,
     /// MAC address of a NIC, in order (repeatable) [default: those the guest knows]
     #[arg(long, help_heading = "Networks")]
@@ -172,27 +172,27 @@ pub struct FixArgs {
     #[arg(long, value_name = "SOURCE=TARGET", help_heading = "Networks")]
     pub network_map: Vec<Mapping>,
     /// libvirt domain type
-    #[arg(long, value_enum, default_value_t = DomainType::Kvm, help_heading = "Virtual machine")]
+    #[arg(long, value_enum, default_value_t = DomainType::Kvm, help_heading = "VM")]
     pub domain_type: DomainType,
     /// CPU the guest sees under KVM
-    #[arg(long, value_enum, default_value_t = CpuMode::HostPassthrough, help_heading = "Virtual machine")]
+    #[arg(long, value_enum, default_value_t = CpuMode::HostPassthrough, help_heading = "VM")]
     pub cpu_mode: CpuMode,
     /// Graphics server
-    #[arg(long, value_enum, default_value_t = Graphics::Vnc, help_heading = "Virtual machine")]
+    #[arg(long, value_enum, default_value_t = Graphics::Vnc, help_heading = "VM")]
     pub graphics: Graphics,
     /// Graphics card
-    #[arg(long, value_enum, default_value_t = Video::Vga, help_heading = "Virtual machine")]
+    #[arg(long, value_enum, default_value_t = Video::Vga, help_heading = "VM")]
     pub video: Video,
     /// Machine type, e.g. q35, pc, pc-q35-8.2 [default: q35; pc for Windows XP and 2003]
-    #[arg(long, value_name = "TYPE", help_heading = "Virtual machine")]
+    #[arg(long, value_name = "TYPE", help_heading = "VM")]
     pub machine: Option<String>,
     /// A TPM 2.0 [default: when the source has one, and for Windows 11]
-    #[arg(long, value_enum, help_heading = "Virtual machine")]
+    #[arg(long, value_enum, help_heading = "VM")]
     pub tpm: Option<Switch>,
     /// Secure Boot [default: when the source has it on]
-    #[arg(long, value_enum, help_heading = "Virtual machine")]
+    #[arg(long, value_enum, help_heading = "VM")]
     pub secure_boot: Option<Switch>,
-    /// Write the machine for these too (repeatable, or separated by commas)
+    /// Write the VM for these too (repeatable, or separated by commas)
     #[arg(
         long,
         value_enum,
@@ -222,10 +222,10 @@ pub struct FixArgs {
     #[arg(long, value_name = "NAME", help_heading = "Other platforms")]
     pub kubevirt_preference: Option<Reference>,
     /// Changes to the domain XML that have no option: a <domain> with only what is to change
-    #[arg(long, value_name = "FILE", help_heading = "Virtual machine")]
+    #[arg(long, value_name = "FILE", help_heading = "VM")]
     pub xml_patch: Option<PathBuf>,
     /// Write domain XML that lets the host that defines it pick the UEFI firmware
-    #[arg(long, help_heading = "Virtual machine")]
+    #[arg(long, help_heading = "VM")]
     pub portable: bool,
     /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
     #[arg(long, help_heading = "Disks and copying")]
@@ -261,7 +261,7 @@ pub struct FixArgs {
         help_heading = "Disks and copying"
     )]
     pub budget: Option<u64>,
-    /// MiB a second that are copied at most, all disks and all machines of a batch together
+    /// MiB a second that are copied at most, all disks and all VMs of a batch together
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576), help_heading = "Disks and copying")]
     pub bandwidth: Option<u64>,
     /// Only show the plan
@@ -427,7 +427,7 @@ pub(super) fn parsed_keys(key: &[String]) -> Result<Keys> {
     Ok(keys)
 }
 
-/// The limit of `--bandwidth`, kept together with the other machines of a batch.
+/// The limit of `--bandwidth`, kept together with the other VMs of a batch.
 pub(super) fn pace(mib: Option<u64>) -> Result<Option<Pace>> {
     let Some(mib) = mib else { return Ok(None) };
     Pace::of_this_process(mib.saturating_mul(1 << 20))
@@ -436,7 +436,7 @@ pub(super) fn pace(mib: Option<u64>) -> Result<Option<Pace>> {
 }
 
 impl FixArgs {
-    /// What the arguments and the source machine say together; arguments win.
+    /// What the arguments and the source VM say together; arguments win.
     pub fn job(&self) -> Result<Job> {
         if self.compress && self.format == DiskFormat::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));

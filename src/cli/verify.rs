@@ -25,7 +25,7 @@ use super::wire;
 
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("source", |source| source.help(
-    "Disk image, machine (.vmx, .ovf, .ova, libvirt XML), or output directory of a conversion"
+    "Disk image, VM (.vmx, .ovf, .ova, libvirt XML), or output directory of a conversion"
 )))]
 pub struct VerifyArgs {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! The copy of all disks of a machine: what they hold is measured first, space is checked for all of
+//! The copy of all disks of a VM: what they hold is measured first, space is checked for all of
 //! them together, then they are copied side by side with one progress. One failing stops the others. What
 //! is copied is recorded, so that an interrupted copy can continue ([`super::resume`]).
 

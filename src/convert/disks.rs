@@ -59,7 +59,7 @@ impl Disk {
     }
 }
 
-/// The formats KVM runs a machine from; others have to be converted.
+/// The formats KVM runs a VM from; others have to be converted.
 pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
     match image.format().driver() {
         "qcow2" => Ok(DiskFormat::Qcow2),

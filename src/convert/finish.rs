@@ -53,7 +53,7 @@ pub(super) struct Document {
     script: bool,
 }
 
-/// The machine as text: domain XML of each stage, and what `--emit` asked for.
+/// The VM as text: domain XML of each stage, and what `--emit` asked for.
 pub(super) struct Domains {
     pub(super) documents: Vec<Document>,
     bootstrap_xml: Option<String>,
@@ -62,7 +62,7 @@ pub(super) struct Domains {
     pub(super) warnings: Vec<String>,
 }
 
-/// Writes everything about the machine once, to nowhere: what cannot be written is known before the
+/// Writes everything about the VM once, to nowhere: what cannot be written is known before the
 /// disks are copied. `target` is the output directory.
 pub(super) fn rehearse(
     job: &Job,
@@ -215,7 +215,7 @@ fn not_emitted(error: EmitError, emit: Emit) -> Error {
     )
 }
 
-/// Everything about a machine, as text.
+/// Everything about a VM, as text.
 pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Domains> {
     let name = &machine.name;
     let (firmware, warning) = machine::firmware(machine, job.vm.machine.portable);

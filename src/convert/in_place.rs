@@ -37,7 +37,7 @@ pub(super) fn journal_disks(disks: &VmDisks, in_place: bool) -> Result<(DiskRef,
 pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
     let Run { job, ui, disks, .. } = run;
     let mut targets = Vec::new();
-    // Those that stay as they are belong to the machine all the same.
+    // Those that stay as they are belong to the VM all the same.
     for disk in disks.iter() {
         let (path, format) = (absolute(disk.image.path())?, in_place_format(&disk.image)?);
         let sector_size = fixed.before.sector_size(disk.id);

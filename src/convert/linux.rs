@@ -398,7 +398,7 @@ fn close_all(exports: Vec<Export<dyn BlockRead>>) -> Result<()> {
     Ok(exports.into_iter().try_for_each(Export::close)?)
 }
 
-/// The machine for virt-v2v: its disks, and the firmware, which decides about the boot loader.
+/// The VM for virt-v2v: its disks, and the firmware, which decides about the boot loader.
 fn source_xml(name: &str, before: &Inspection, overlays: &[PathBuf]) -> Result<String> {
     let el = Element::new;
     let mut os = el("os");

@@ -15,7 +15,7 @@ use crate::source::{SourceNic, SourceVm};
 use crate::text::quoted;
 use crate::types::{Arch, DiskBus};
 
-/// Everything about the machine that is not read from the guest.
+/// Everything about the VM that is not read from the guest.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
     pub name: String,
@@ -32,7 +32,7 @@ pub struct MachineOptions {
     pub machine_type: Option<String>,
     /// Asked for: for the first NICs, in order.
     pub macs: Vec<MacAddr>,
-    /// The NICs of the source machine.
+    /// The NICs of the source VM.
     pub nics: Vec<SourceNic>,
     /// Where NICs are attached whose network is not mapped.
     pub network: NicSource,
@@ -98,7 +98,7 @@ fn offered(inspection: &Inspection, options: &MachineOptions) -> Firmware {
     }
 }
 
-/// The machine of a Linux guest: one boot, every device there is a driver for in any kernel.
+/// The VM of a Linux guest: one boot, every device there is a driver for in any kernel.
 pub fn linux_machine(
     inspection: &Inspection,
     linux: &LinuxFacts,
@@ -196,11 +196,11 @@ pub fn disagreements(
     let uefi = inspection.firmware == Some(inspect::Firmware::Uefi);
     match vm.firmware {
         Some(inspect::Firmware::Bios) if uefi => warnings.push(
-            "the source machine says BIOS, but Windows is installed for UEFI: the new machine has UEFI"
+            "the source VM says BIOS, but Windows is installed for UEFI: the new VM has UEFI"
                 .to_string(),
         ),
         Some(inspect::Firmware::Uefi) if !uefi => warnings.push(
-            "the source machine says UEFI, but Windows is installed for BIOS: the new machine has BIOS"
+            "the source VM says UEFI, but Windows is installed for BIOS: the new VM has BIOS"
                 .to_string(),
         ),
         _ => {}
@@ -213,20 +213,20 @@ pub fn disagreements(
     }
     if options.tpm && !uefi {
         warnings.push(
-            "the TPM is left out: a machine with BIOS gets none, and what was sealed in it asks for a \
+            "the TPM is left out: a VM with BIOS gets none, and what was sealed in it asks for a \
              recovery key"
                 .to_string(),
         );
     } else if vm.tpm && options.tpm {
         warnings.push(
-            "the TPM of the new machine is empty: have the BitLocker recovery key and other ways to \
+            "the TPM of the new VM is empty: have the BitLocker recovery key and other ways to \
              sign in than a PIN at hand"
                 .to_string(),
         );
     }
     if windows.target.major < 6 && options.vcpus > 2 && !windows.target.server {
         warnings.push(format!(
-            "this Windows uses 2 processors at most, and the machine has {}",
+            "this Windows uses 2 processors at most, and the VM has {}",
             options.vcpus
         ));
     }
@@ -341,7 +341,7 @@ fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<Inst
     nics
 }
 
-/// The addresses of the new machine's NICs. One nobody knows is another each time.
+/// The addresses of the new VM's NICs. One nobody knows is another each time.
 pub fn macs(adapters: &[Adapter], options: &MachineOptions) -> Vec<MacAddr> {
     let nics = nics(adapters, options);
     nics.into_iter().map(|(nic, _)| nic.mac).collect()
@@ -532,7 +532,7 @@ mod tests {
         const B: &str = "00:0c:29:00:00:0b";
         const C: &str = "00:0c:29:00:00:0c";
         // Adapters of the guest, NICs of the source (the empty ones without an address), `--mac`; the
-        // addresses of the new machine, how many adapters are tied, notes, warnings.
+        // addresses of the new VM, how many adapters are tied, notes, warnings.
         type Case<'c> = (
             &'c [&'c str],
             &'c [&'c str],
@@ -744,8 +744,8 @@ mod tests {
         let windows = inspection.windows.clone().unwrap();
         let mut vm = crate::source::export(std::path::Path::new("/vm"));
         for (said, found, named) in [
-            (Some(Bios), Uefi, Some("the new machine has UEFI")),
-            (Some(Uefi), Bios, Some("the new machine has BIOS")),
+            (Some(Bios), Uefi, Some("the new VM has UEFI")),
+            (Some(Uefi), Bios, Some("the new VM has BIOS")),
             (Some(Uefi), Uefi, None),
             (Some(Bios), Bios, None),
             (None, Bios, None),

@@ -243,7 +243,7 @@ const VMWARE_PACKAGES: &[Package] = &[
     },
 ];
 
-/// What does not start the machine: in the `DRIVERS` hive.
+/// What does not start the VM: in the `DRIVERS` hive.
 const OTHER_PACKAGES: &[Package] = &[
     Package {
         inf: "net1ic64.inf",

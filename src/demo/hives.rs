@@ -85,7 +85,7 @@ fn setup(root: &mut KeyTree) {
     root.dword("Setup", "SetupSupported", 1);
 }
 
-/// One key for every machine the installation has seen, by its SMBIOS UUID.
+/// One key for every VM the installation has seen, by its SMBIOS UUID.
 fn hardware_config(spec: &GuestSpec, root: &mut KeyTree) {
     if !spec.version.has_driver_database() {
         return;

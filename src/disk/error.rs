@@ -87,14 +87,14 @@ impl ImageError {
                 "make {} readable for this user, or run as its owner",
                 path.display()
             ),
-            Self::InUse { .. } => "shut the virtual machine down first".into(),
+            Self::InUse { .. } => "shut the VM down first".into(),
             Self::InKernel { remedy, .. } => remedy.clone(),
             Self::VmwareLock { lock, .. } => format!(
                 "power the VM off in VMware; if it is off on every host, the lock was left behind: remove {}",
                 lock.display()
             ),
             Self::Changed { .. } => {
-                "see that no virtual machine or backup writes to it, and run this again".into()
+                "see that no VM or backup writes to it, and run this again".into()
             }
             Self::Unreachable { .. } => {
                 "see that the line and the server are up, and start again".into()

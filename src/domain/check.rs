@@ -1,4 +1,4 @@
-//! What a machine must fulfil before XML is written from it.
+//! What a VM must fulfil before XML is written from it.
 //!
 //! libvirt would refuse most of this too, but only on the host that defines the domain, and in
 //! words that do not name the cause. Nothing here looks at files.
@@ -12,7 +12,7 @@ use crate::types::{Arch, DiskBus};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainError {
-    #[error("this machine has no bootstrap stage")]
+    #[error("this VM has no bootstrap stage")]
     NoBootstrap,
     #[error("{count} disks are marked as the boot disk, and it must be exactly one")]
     BootDisk { count: usize },
@@ -47,7 +47,7 @@ pub enum DomainError {
         disks: usize,
         max: usize,
     },
-    #[error("the machine needs {needed} PCI slots, and {chipset} has {max}")]
+    #[error("the VM needs {needed} PCI slots, and {chipset} has {max}")]
     TooManyDevices {
         chipset: &'static str,
         needed: usize,
@@ -64,9 +64,9 @@ pub enum DomainError {
     MachineType { machine: String },
     #[error("{machine} has no IDE controller for the first boot")]
     NoIde { machine: String },
-    #[error("the machine has no {0}")]
+    #[error("the VM has no {0}")]
     Nothing(&'static str),
-    #[error("a guest for {arch} does not run on an x86_64 machine")]
+    #[error("a guest for {arch} does not run on an x86_64 VM")]
     Arch { arch: Arch },
     #[error("the firmware chosen does not fit a {guest} guest")]
     Firmware { guest: &'static str },

@@ -21,7 +21,7 @@ pub enum EmitError {
     Yaml(String),
 }
 
-/// One file; its name is the machine's with `suffix` behind it.
+/// One file; its name is the VM's with `suffix` behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     pub suffix: String,

@@ -1,4 +1,4 @@
-//! The machine for others than libvirt: which writers there are, and the files each of them gives.
+//! The VM for others than libvirt: which writers there are, and the files each of them gives.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ impl Emit {
     }
 }
 
-/// What the writers need besides the machine.
+/// What the writers need besides the VM.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
     /// The output directory: its files are named relative to it, so that it may be moved.
@@ -40,7 +40,7 @@ pub struct Context<'a> {
     pub kubevirt: &'a kubevirt::Options,
 }
 
-/// What one writer makes of a machine. `domains` is the domain XML of each stage it has.
+/// What one writer makes of a VM. `domains` is the domain XML of each stage it has.
 pub fn documents(
     emit: Emit,
     machine: &Machine,

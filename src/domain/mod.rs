@@ -1,13 +1,13 @@
-//! The machine on the other side: a model of it, and the libvirt domain XML written from it.
+//! The VM on the other side: a model of it, and the libvirt domain XML written from it.
 //!
-//! - [`model`]: what a converted machine is made of; no libvirt words in it.
+//! - [`model`]: what a converted VM is made of; no libvirt words in it.
 //! - [`network`]: which network of the target each network of the source becomes.
 //! - [`firmware`]: which UEFI images this host has, told by QEMU's firmware descriptors.
 //! - [`slots`]: fixed PCI addresses, so that both stages show Windows the same hardware.
 //! - [`check`]: what must hold before anything is written.
 //! - [`xml`]: model + stage + firmware choice -> domain XML.
 //! - [`patch`]: a user's changes to that XML.
-//! - [`emit`]: the same machine for others: [`kubevirt`], [`proxmox`], [`qemu`].
+//! - [`emit`]: the same VM for others: [`kubevirt`], [`proxmox`], [`qemu`].
 //! - [`element`]: a small XML tree, read with limits and written with escaping.
 //!
 //! Nothing here talks to libvirt and nothing here decides about the guest: the caller brings the

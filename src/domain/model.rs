@@ -1,4 +1,4 @@
-//! What a converted machine is made of.
+//! What a converted VM is made of.
 //!
 //! One [`Machine`] describes both stages: the first boot on an emulated controller with a virtio
 //! probe beside it ([`Stage::Bootstrap`]) and production on virtio ([`Stage::Final`]). Everything
@@ -134,7 +134,7 @@ impl Chipset {
     }
 }
 
-/// What runs on the machine.
+/// What runs on the VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum System {
     Windows(WindowsFacts),
@@ -365,7 +365,7 @@ pub enum DomainType {
 pub enum CpuMode {
     #[default]
     HostPassthrough,
-    // Named by libvirt, so that the machine can move to a host with another CPU.
+    // Named by libvirt, so that the VM can move to a host with another CPU.
     HostModel,
 }
 

@@ -7,7 +7,7 @@
 //! (`path/@attribute=value` or `path=text`, picks among elements of that name; without it all of them),
 //! `stage` (`bootstrap` or `final`: only there).
 //!
-//! Name, UUID and our mark stay: both boots are of one machine, and `boot` finds it by them.
+//! Name, UUID and our mark stay: both boots are of one VM, and `boot` finds it by them.
 
 use super::element::Element;
 use super::model::Stage;

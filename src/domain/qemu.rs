@@ -1,4 +1,4 @@
-//! A QEMU command line, as a shell script: the machine of the domain XML on a host without libvirt.
+//! A QEMU command line, as a shell script: the VM of the domain XML on a host without libvirt.
 //!
 //! It is written from the finished domain XML, not from the model a second time: so the devices sit at
 //! the same PCI addresses, and Windows does not notice who starts it. Only what this program writes is
@@ -37,7 +37,7 @@ impl Line {
     }
 }
 
-/// The script that starts the machine of this domain XML. Its arguments are added to QEMU's. It changes
+/// The script that starts the VM of this domain XML. Its arguments are added to QEMU's. It changes
 /// to the directory it lies in: files of `folder`, the output directory, are named relative to it.
 pub fn script(domain: &Element, folder: &Path) -> String {
     let mut before = Vec::new();

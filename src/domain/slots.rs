@@ -2,7 +2,7 @@
 //!
 //! Windows knows a PCI device by where it sits. A NIC or controller that moves between the two
 //! stages is a new device to it: a second adapter without the static IP, a storage driver that is
-//! not bound yet. So the address of a device depends on the machine alone, never on the stage,
+//! not bound yet. So the address of a device depends on the VM alone, never on the stage,
 //! and the first-boot probe sits where the boot disk will be.
 //!
 //! On q35 each device gets a PCIe root port of its own (bus 1 upwards), and a few spare ports are

@@ -1,4 +1,4 @@
-//! The matrix: every machine we may write, read back as XML and judged by libvirt's own tools.
+//! The matrix: every VM we may write, read back as XML and judged by libvirt's own tools.
 
 mod judges;
 

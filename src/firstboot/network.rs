@@ -77,7 +77,7 @@ impl DnsName {
 pub struct DeviceId(String);
 
 impl DeviceId {
-    /// Only buses whose devices belong to a machine: what is attached to USB may come back.
+    /// Only buses whose devices belong to a VM: what is attached to USB may come back.
     pub fn new(instance: &str) -> Option<Self> {
         let upper = instance.to_ascii_uppercase();
         let bus = ["PCI\\", "VMBUS\\", "XENVIF\\", "XEN\\"];
@@ -93,7 +93,7 @@ impl DeviceId {
     }
 }
 
-/// An adapter of the old machine.
+/// An adapter of the old VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ghost {
     pub device: DeviceId,
@@ -112,7 +112,7 @@ pub struct Decision {
     pub notes: Vec<String>,
 }
 
-/// `macs`: of all NICs of the new machine; none: it gets those of the adapters.
+/// `macs`: of all NICs of the new VM; none: it gets those of the adapters.
 pub fn decide(
     policy: Policy,
     facts: &NetworkFacts,
@@ -241,9 +241,7 @@ fn bind(adapter: &Adapter, adapters: &[&Adapter], macs: &[MacAddr]) -> Result<Bi
     if adapters.len() == 1 && macs.len() == 1 {
         return Ok(Binding::Only);
     }
-    Err(format!(
-        "no NIC of the new machine has its MAC address {mac}"
-    ))
+    Err(format!("no NIC of the new VM has its MAC address {mac}"))
 }
 
 fn guid(adapter: &Adapter) -> Option<uuid::fmt::Braced> {

@@ -168,7 +168,7 @@ fn target(place: &bcd::Place<'_>, device: &Device) -> Result<VolumeId, String> {
         }
         Device::Scsi => {
             return Err(
-                "uses the scsi() form, which needs the controller of the old machine".to_string(),
+                "uses the scsi() form, which needs the controller of the old VM".to_string(),
             );
         }
     };
@@ -183,7 +183,7 @@ fn target(place: &bcd::Place<'_>, device: &Device) -> Result<VolumeId, String> {
     }
 }
 
-/// The disk that is started from is the first of the BIOS; the new machine has the others in the order of
+/// The disk that is started from is the first of the BIOS; the new VM has the others in the order of
 /// the source.
 fn bios_order<'d>(disks: &'d [Disk], boot: &BootFiles) -> Vec<&'d Disk> {
     let mut all: Vec<&Disk> = disks.iter().collect();

@@ -163,7 +163,7 @@ fn boot_files_on_another_disk_are_found() {
 fn the_boot_files_that_name_windows_are_taken() {
     let spec = uefi();
     let (here, other) = (|| Part::of(&spec, |_| true), || Part::boot(&spec));
-    // A Windows disk whose own boot files are of another machine.
+    // A Windows disk whose own boot files are of another VM.
     let foreign = || {
         let mut part = here();
         let store = demo::bcd::bytes(&bios()).unwrap();

@@ -102,13 +102,13 @@ findings! {
         "a volume is neither encrypted nor decrypted as a whole<; why>",
         "start the guest, wait until manage-bde -status says 100% or 0% (a paused conversion continues after manage-bde -resume C:), shut it down";
     BITLOCKER_OPENED: Warning, "bitlocker-opened",
-        "Windows is encrypted with BitLocker and stays so: its TPM is not in the new machine, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
+        "Windows is encrypted with BitLocker and stays so: its TPM is not in the new VM, so Windows asks for the recovery key at the first boot; backup/ holds hives in clear",
         "suspend BitLocker before the conversion (manage-bde -protectors -disable C: -rc 0) so that both boots pass without it, or keep the recovery key at hand";
     BITLOCKER_SUSPENDED: Warning, "bitlocker-suspended",
-        "Windows is encrypted with BitLocker, which is suspended and stays so: whoever has the disk can read it; the TPM of the old machine is not in the new one",
-        "none needed for the boots if it was suspended with -rc 0 (else Windows resumes it after the first boot and asks for the recovery password at the second); after the last boot, in the guest: manage-bde -protectors -delete C: -type TPM, manage-bde -protectors -add C: -tpm where the machine has a TPM, manage-bde -protectors -enable C:";
+        "Windows is encrypted with BitLocker, which is suspended and stays so: whoever has the disk can read it; the TPM of the old VM is not in the new one",
+        "none needed for the boots if it was suspended with -rc 0 (else Windows resumes it after the first boot and asks for the recovery password at the second); after the last boot, in the guest: manage-bde -protectors -delete C: -type TPM, manage-bde -protectors -add C: -tpm where the VM has a TPM, manage-bde -protectors -enable C:";
     BITLOCKER_DATA: Warning, "bitlocker-data",
-        "a data volume is encrypted with BitLocker: Windows may ask for its recovery key on the new machine",
+        "a data volume is encrypted with BitLocker: Windows may ask for its recovery key on the new VM",
         "keep the recovery key at hand, or suspend BitLocker before the conversion";
     LUKS: Blocker, "luks",
         "a volume is encrypted with LUKS, and no Windows is outside of it<; why>",
@@ -161,19 +161,19 @@ findings! {
         "no Windows boot manager was found on this disk: it will not start on its own",
         "convert the disk that holds the system partition too, or rebuild the boot files with bcdboot";
     BOOT_MANAGER_DAMAGED: Blocker, "boot-manager-damaged",
-        "the boot manager of Windows is not an EFI program: a new KVM machine will not start it",
+        "the boot manager of Windows is not an EFI program: a new VM on KVM will not start it",
         "rebuild the boot files with bcdboot from a Windows recovery disk";
     BOOT_MANAGER_UNREAD: Blocker, "boot-manager-damaged",
-        "the boot manager of Windows cannot be read: a new KVM machine will not start it",
+        "the boot manager of Windows cannot be read: a new VM on KVM will not start it",
         "rebuild the boot files with bcdboot from a Windows recovery disk";
     UEFI_FALLBACK_LINUX: Warning, "uefi-fallback",
         "\\EFI\\BOOT\\BOOTX64.EFI is missing: firmware without the old boot entries finds no boot loader",
         "none needed: convert copies the guest's own loader there";
     UEFI_FALLBACK_MISSING: Info, "uefi-fallback",
-        "<path> is missing, and a new KVM machine starts that file: convert adds it",
+        "<path> is missing, and a new VM on KVM starts that file: convert adds it",
         "none needed";
     UEFI_FALLBACK_OTHER: Info, "uefi-fallback",
-        "<path> is not Windows' own boot manager, and a new KVM machine starts that file: convert replaces it",
+        "<path> is not Windows' own boot manager, and a new VM on KVM starts that file: convert replaces it",
         "none needed";
     BOOT_FILES_ELSEWHERE: Info, "boot-files-elsewhere",
         "Windows is on disk <number> and its boot files are on disk <number>: both disks are converted as one",
@@ -194,11 +194,11 @@ findings! {
         "the boot sector does not know where its partition starts (hidden sectors): the BIOS boot code will not find bootmgr",
         "convert with --repair-bcd, or run bootsect /nt60 ALL (NT 6) or fixboot (XP) from a Windows recovery disk";
     BOOT_SECTOR_HEADS: Info, "boot-sector-heads",
-        "the boot sector has another number of heads than a KVM machine shows, and Windows XP and 2003 stop at that (\"A disk read error occurred\"): convert sets it",
+        "the boot sector has another number of heads than a VM on KVM shows, and Windows XP and 2003 stop at that (\"A disk read error occurred\"): convert sets it",
         "none needed";
     BOOT_SECTOR_GEOMETRY: Warning, "boot-sector-geometry",
-        "which number of heads a KVM machine shows for this disk is not known: Windows XP and 2003 stop with \"A disk read error occurred\" when the boot sector has another one",
-        "if that happens, start the new machine from the Windows CD and run fixboot, or enlarge the disk to 9 GiB and convert again";
+        "which number of heads a VM on KVM shows for this disk is not known: Windows XP and 2003 stop with \"A disk read error occurred\" when the boot sector has another one",
+        "if that happens, start the new VM from the Windows CD and run fixboot, or enlarge the disk to 9 GiB and convert again";
     NO_BCD: Blocker, "no-bcd",
         "the boot configuration is missing: the boot manager will not find Windows",
         "rebuild it with bcdboot from a Windows recovery disk";
@@ -228,28 +228,28 @@ findings! {
         "rebuild the boot files with bcdboot from a Windows recovery disk";
     BCD_LOADER_FIRMWARE: Warning, "bcd-loader-firmware",
         "the default boot entry names <path>, but this disk boots with a .<extension> loader",
-        "set the firmware of the machine to the one Windows was installed with, or run bcdboot";
+        "set the firmware of the VM to the one Windows was installed with, or run bcdboot";
     BCD_OTHER_WINDOWS: Info, "bcd-other-windows",
         "the default boot entry starts the Windows on <partition>, not the one converted",
         "none needed if both are wanted; bcdedit /default changes it";
     BCD_TEXT_MODE: Info, "bcd-text-mode",
-        "the boot entry forces text mode, which shows nothing on a KVM machine with UEFI: it is removed",
+        "the boot entry forces text mode, which shows nothing on a VM with UEFI: it is removed",
         "none needed";
     EMS_COM1: Info, "ems-com1",
-        "Windows gives COM1 to its emergency console (EMS, SAC): the new machine has a second serial port, and the first-boot script reports there",
+        "Windows gives COM1 to its emergency console (EMS, SAC): the new VM has a second serial port, and the first-boot script reports there",
         "none needed";
     DEBUG_COM1: Info, "debug-com1",
-        "Windows gives COM1 to its kernel debugger: the new machine has a second serial port, and the first-boot script reports there",
+        "Windows gives COM1 to its kernel debugger: the new VM has a second serial port, and the first-boot script reports there",
         "none needed";
     DEFAULT_CONTROL_SET: Blocker, "default-control-set",
         "<name> is to be started and is not in the SYSTEM hive: the boot loader stops there",
         "start the guest on its old host with the last known good configuration (F8), and shut it down";
     // Windows.
     PENDING_UPDATES: Warning, "pending-updates",
-        "updates wait for the next start: they run on the new machine, and may replace driver files",
+        "updates wait for the next start: they run on the new VM, and may replace driver files",
         "restart the guest until no update is pending, then shut it down";
     PENDING_REBOOT: Warning, "pending-reboot",
-        "Windows waits for a restart to finish an update: it finishes on the new machine, with restarts of its own",
+        "Windows waits for a restart to finish an update: it finishes on the new VM, with restarts of its own",
         "restart the guest once more before the conversion";
     PENDING_RENAMES: Info, "pending-renames",
         "files wait to be renamed or deleted at the next start",
@@ -265,17 +265,17 @@ findings! {
         "if the first boot fails, convert again after pausing its self-protection";
     CLUSTER_NODE: Warning, "cluster-node",
         "this is a failover cluster node: shared disks are not part of this image",
-        "evict the node first, or attach the shared disks to the new machine by hand";
+        "evict the node first, or attach the shared disks to the new VM by hand";
     DOMAIN_CONTROLLER: Warning, "domain-controller",
-        "this is a domain controller: never run the old and the new machine at the same time",
-        "keep the old machine off for good; other domain controllers must be reachable at first boot";
+        "this is a domain controller: never run the old and the new VM at the same time",
+        "keep the old VM off for good; other domain controllers must be reachable at first boot";
     VBS_MANDATORY: Warning, "vbs-mandatory",
-        "virtualization-based security is mandatory: Windows stops at boot on a machine without nested virtualization",
+        "virtualization-based security is mandatory: Windows stops at boot on a VM without nested virtualization",
         "run it on a host that offers nested virtualization to its guests (CPU host-passthrough), or set Control\\DeviceGuard Mandatory to 0 before the conversion";
     // No Windows to convert.
     LINUX: Blocker, "linux",
         "this is a Linux disk (<file systems>), not a Windows one",
-        "use virt-v2v, or attach the disk to a KVM machine as it is: Linux brings its virtio drivers";
+        "use virt-v2v, or attach the disk to a VM on KVM as it is: Linux brings its virtio drivers";
     NO_WINDOWS: Blocker, "no-windows",
         "there is no Windows on this disk, only data (<file systems>)",
         "convert the disk Windows starts from; attach a data disk as it is";
@@ -299,13 +299,13 @@ findings! {
         "repair the guest, or restore its SYSTEM hive from a backup";
     // Linux.
     LINUX_ARCH: Blocker, "linux-arch",
-        "this Linux is for ARM: the machines made here are x86",
+        "this Linux is for ARM: the VMs made here are x86",
         "convert it with virt-v2v on an ARM host";
     LINUX_ENCRYPTED: Blocker, "linux-encrypted",
         "the root file system is encrypted (LUKS on <devices>)",
         "convert it with virt-v2v and its option --key, or decrypt the disk in the guest";
     LINUX_HIBERNATED: Blocker, "linux-hibernated",
-        "the guest is hibernated: on another machine it would continue with hardware that is gone, and lose data",
+        "the guest is hibernated: on another VM it would continue with hardware that is gone, and lose data",
         "start it once where it was, and shut it down";
     LINUX_NOT_CLEAN: Warning, "linux-not-clean",
         "a file system was not unmounted: the guest crashed or still runs, and Linux will replay its journal",
@@ -317,23 +317,23 @@ findings! {
         "<why>, which only the libguestfs appliance reads, and --engine embedded does without one",
         "leave --engine out, or use --engine guestfish";
     LINUX_NO_BOOT_LOADER: Warning, "linux-no-boot-loader",
-        "no boot loader was found at the start of the first disk, and none on an EFI system partition: the machine will not start on its own",
+        "no boot loader was found at the start of the first disk, and none on an EFI system partition: the VM will not start on its own",
         "put the disk it starts from first, or install the boot loader again from a rescue system";
     LINUX_DEVICE_NAME: Warning, "linux-device-name",
         "/etc/fstab names <devices>: such names change with the controller",
         "name them by UUID in the guest; virt-v2v does that too";
     LINUX_INTERFACE_NAME: Warning, "linux-interface-name",
-        "the network is configured for <names>, and names made from the slot of a NIC change with the machine (the first NIC becomes enp6s0): the addresses would not be set",
+        "the network is configured for <names>, and names made from the slot of a NIC change with the VM (the first NIC becomes enp6s0): the addresses would not be set",
         "match the NIC by its MAC address in these files, which stays the same, or put the new name there from the console";
     LINUX_FREE_SPACE: Info, "linux-free-space",
         "free space of Linux file systems is copied unchanged",
         "none needed; fstrim -av in the guest before makes the copy smaller";
     NO_LINUX: Blocker, "no-linux",
         "no Linux installation was found on these disks",
-        "name the disk the machine starts from, and with a machine of several disks its description (.vmx, .ovf, libvirt XML)";
+        "name the disk the VM starts from, and with a VM of several disks its description (.vmx, .ovf, libvirt XML)";
     SEVERAL_LINUX: Blocker, "several-linux",
         "more than one Linux is installed: <list>",
-        "convert a machine with one; remove the others, or convert it with virt-v2v and its option --root";
+        "convert a VM with one; remove the others, or convert it with virt-v2v and its option --root";
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub struct RootFacts {
 /// Files of the EFI system partition to copy so that firmware without boot entries finds a loader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoaderCopies {
-    /// Index in the disks of the machine.
+    /// Index in the disks of the VM.
     pub disk: usize,
     pub volume: VolumeId,
     /// To make first, outermost first.

@@ -8,7 +8,7 @@
 //! adapters, which is their EUI-64. Static IPv6 addresses and gateways are somewhere else, see
 //! [`super::nsi`].
 //!
-//! Whether a cable was plugged in is not on the disk; the description of the machine says it. Switched
+//! Whether a cable was plugged in is not on the disk; the description of the VM says it. Switched
 //! off in the device manager is (`ConfigFlags` of the device).
 
 use std::net::{IpAddr, Ipv4Addr};

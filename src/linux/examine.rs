@@ -1,4 +1,4 @@
-//! Looks at the disks of a machine for a Linux, and completes an [`Inspection`] with it.
+//! Looks at the disks of a VM for a Linux, and completes an [`Inspection`] with it.
 
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ impl OpenDisk {
     }
 }
 
-/// Completes what is known of a machine whose first disk `inspection` found to hold no Windows but a
+/// Completes what is known of a VM whose first disk `inspection` found to hold no Windows but a
 /// Linux file system. `starting` is asked before the appliance is started; without it, it is not.
 pub fn examine(
     images: &[Image],
@@ -503,7 +503,7 @@ fn interfaces(tree: &dyn Tree) -> Result<Vec<(String, String)>, TreeError> {
     Ok(found)
 }
 
-/// By what is there to start; where both are, by what the source machine had.
+/// By what is there to start; where both are, by what the source VM had.
 fn firmware(
     disks: &[OpenDisk],
     esp: Option<&Esp>,

@@ -21,7 +21,7 @@ pub struct Wishes {
     /// `--no-firstboot`
     pub none: bool,
     pub network: Policy,
-    /// Of the new machine's NICs; where there are none, those of the guest's adapters.
+    /// Of the new VM's NICs; where there are none, those of the guest's adapters.
     pub macs: Vec<MacAddr>,
     /// The contents of `--firstboot` files.
     pub user_scripts: Vec<Vec<u8>>,

@@ -21,7 +21,7 @@ pub struct Outputs {
     pub disks: Vec<PathBuf>,
     pub bootstrap_xml: Option<PathBuf>,
     pub final_xml: Option<PathBuf>,
-    /// The machine for others than libvirt (`--emit`).
+    /// The VM for others than libvirt (`--emit`).
     pub emitted: Vec<PathBuf>,
     pub report: Option<PathBuf>,
     /// The disks stand alone; `false` after `--copy later`, until `pull` is done.

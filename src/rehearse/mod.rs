@@ -183,7 +183,7 @@ fn identity(options: &Options, virsh: &Virsh, rehearsal: &mut Rehearsal) -> Resu
     let other = Uuid::new_v4();
     rehearsal.warnings.push(format!(
         "this host has a domain with the UUID {uuid}, which is off: the rehearsal had the UUID {other}, so Windows saw \
-         another machine and may have asked to be activated"
+         another VM and may have asked to be activated"
     ));
     Ok(other)
 }

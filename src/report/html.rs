@@ -122,7 +122,7 @@ fn machine(h: &mut String, r: &Report, extras: &Extras) {
     if extras.machine.is_empty() && adapters.is_empty() {
         return;
     }
-    h.push_str("<h2>Machine</h2>\n<table class=\"facts\">");
+    h.push_str("<h2>VM</h2>\n<table class=\"facts\">");
     for (label, value) in &extras.machine {
         h.push_str(&row(label, value));
     }

@@ -75,7 +75,7 @@ pub fn used(i: &Inspection) -> Vec<DiskBus> {
     }
 }
 
-/// One machine, most important first. `next` is the command for one that can be converted.
+/// One VM, most important first. `next` is the command for one that can be converted.
 pub fn inspection(i: &Inspection, next: Option<String>) -> Styled {
     let mut text = Styled::default();
     let verdict = Verdict::of(i);
@@ -274,7 +274,7 @@ fn product(i: &Inspection) -> String {
     }
 }
 
-/// One line of a table of machines.
+/// One line of a table of VMs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     pub name: String,

@@ -125,7 +125,7 @@ impl Opened {
     }
 }
 
-/// What the command line names: a disk, or a machine with its disks.
+/// What the command line names: a disk, or a VM with its disks.
 #[derive(Debug, Clone)]
 pub struct SourceMachine {
     /// Bytes a packed disk may unpack to, whatever it declares.

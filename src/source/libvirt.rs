@@ -1,4 +1,4 @@
-//! libvirt domain XML as a source: a machine that is moved, or was converted by other means.
+//! libvirt domain XML as a source: a VM that is moved, or was converted by other means.
 //!
 //! Follows <https://libvirt.org/formatdomain.html>. Paths are this host's; a relative one, or an
 //! absolute one that does not exist here, is looked for beside the XML.
@@ -76,7 +76,7 @@ pub(super) fn open_with(path: &Path, saved: &Path) -> Result<SourceVm> {
     Ok(vm)
 }
 
-/// The machine, without looking at any file. `path` is for errors.
+/// The VM, without looking at any file. `path` is for errors.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
     let parsed = Element::parse_with_encoding(bytes).map_err(|source| SourceError::Xml {
         path: path.into(),

@@ -1,4 +1,4 @@
-//! What comes in: a disk image, or a machine with its disks and what it says about itself.
+//! What comes in: a disk image, or a VM with its disks and what it says about itself.
 //!
 //! [`open`] takes the SOURCE of the command line and tells machine from disk: `.vmx`, `.ovf`,
 //! `.ova`, libvirt domain XML, the directory one of these or a Hyper-V export lies in, and anything
@@ -202,7 +202,7 @@ pub enum SourceError {
         second: String,
         file: PathBuf,
     },
-    #[error("the machine of {path} is suspended (its memory is in {state})")]
+    #[error("the VM of {path} is suspended (its memory is in {state})")]
     Suspended { path: PathBuf, state: String },
     #[error("{path} has no configuration {wanted:?}: {known}")]
     NoConfiguration {
@@ -222,7 +222,7 @@ pub enum SourceError {
     },
     #[error("{path} describes no disk{}", .notes.iter().map(|n| format!("; {n}")).collect::<String>())]
     NoDisk { path: PathBuf, notes: Vec<String> },
-    #[error("{path} describes {count} machines, and one is converted at a time")]
+    #[error("{path} describes {count} VMs, and one is converted at a time")]
     SeveralMachines { path: PathBuf, count: usize },
     #[error("{path}: {what} is not supported: {remedy}")]
     Unsupported {
@@ -264,9 +264,9 @@ impl SourceError {
                 "if the archive is right, raise the limit with --max-unpacked MIB, or unpack elsewhere with TMPDIR=DIR"
             }
             Self::Invalid { .. } | Self::Xml { .. } => {
-                "export the machine again, or name its disk image itself"
+                "export the VM again, or name its disk image itself"
             }
-            Self::MissingDisk { .. } => "copy all files of the machine into one directory",
+            Self::MissingDisk { .. } => "copy all files of the VM into one directory",
             Self::Outside { .. } => "put the disk beside the description, or name the disk itself",
             Self::NoDisk { .. } => "name a disk image",
             Self::SameFile { .. } => {
@@ -279,9 +279,9 @@ impl SourceError {
             }
             Self::NoConfiguration { .. } => "name one of these with --ovf-configuration",
             Self::SeveralMachines { .. } => "name the disk image of one of them",
-            Self::Checksum { .. } => "copy or export the machine again",
+            Self::Checksum { .. } => "copy or export the VM again",
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::Other => {
-                "name a disk image or the description of a machine"
+                "name a disk image or the description of a VM"
             }
             Self::Unsupported { .. } | Self::Io { .. } => return None,
         })
@@ -450,7 +450,7 @@ fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
 fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
     Some(match extension {
         "vbox" | "vbox-prev" => (
-            "a machine of VirtualBox",
+            "a VM of VirtualBox",
             "export it: VBoxManage export NAME -o NAME.ova, or name its disk image",
         ),
         "vmcx" | "vmrs" => (
@@ -461,7 +461,7 @@ fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
             "an archive of XenServer, which holds disks in pieces",
             "export the VM as OVF, or its disk: xe vdi-export uuid=UUID format=vhd filename=DISK.vhd",
         ),
-        "pvs" | "pvm" => ("a machine of Parallels", "name its disk image (.hds)"),
+        "pvs" | "pvm" => ("a VM of Parallels", "name its disk image (.hds)"),
         _ => return None,
     })
 }

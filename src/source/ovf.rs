@@ -114,7 +114,7 @@ pub(super) fn is_gzip(file: &Path) -> bool {
 /// With the only method there is, deflate.
 pub(super) const GZIP: [u8; 3] = [0x1f, 0x8b, 8];
 
-/// The machine an envelope describes, without looking at any file. `path` is for errors.
+/// The VM an envelope describes, without looking at any file. `path` is for errors.
 pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, Vec<OvfDisk>)> {
     let parsed = Element::parse_with_encoding(bytes).map_err(|source| SourceError::Xml {
         path: path.into(),
@@ -325,7 +325,7 @@ fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Result<Vec<
     let items: Vec<Item> = items.collect();
     if items.len() > MAX_ITEMS {
         return Err(format!(
-            "its machine has {} items of hardware, and at most {MAX_ITEMS} are read",
+            "its VM has {} items of hardware, and at most {MAX_ITEMS} are read",
             items.len()
         ));
     }

@@ -77,7 +77,7 @@ pub fn check_files(path: &Path) -> Result<()> {
     Err(SourceError::Unsupported {
         path: path.into(),
         what: format!("a chain of more than {MAX_CHAIN} snapshots"),
-        remedy: "consolidate the snapshots of the machine first",
+        remedy: "consolidate the snapshots of the VM first",
     })
 }
 

@@ -85,9 +85,9 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     if disks.is_empty() && vmx.is_encrypted() {
         return Err(SourceError::Unsupported {
             path: path.into(),
-            what: "a machine encrypted by VMware".into(),
+            what: "a VM encrypted by VMware".into(),
             remedy: "remove the encryption in VMware (Workstation: VM, Settings, Options, Access \
-                     Control; vCenter: the storage policy), then copy the machine again",
+                     Control; vCenter: the storage policy), then copy the VM again",
         });
     }
     let dir = folder_of(path);
@@ -123,7 +123,7 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     }
     for file in super::siblings(dir, "vmss") {
         vm.note(format!(
-            "{} is what a suspended machine had in memory: if this one is suspended, resume it and shut \
+            "{} is what a suspended VM had in memory: if this one is suspended, resume it and shut \
              it down from inside before the conversion",
             super::clean(&file.to_string_lossy())
         ));
@@ -256,7 +256,7 @@ impl Vmx {
             && self.flag("uefi.secureBoot.enabled") == Some(true);
         vm.tpm = self.flag("vtpm.present") == Some(true);
         if self.is_encrypted() {
-            vm.note("the machine is encrypted by VMware: its disks may be unreadable");
+            vm.note("the VM is encrypted by VMware: its disks may be unreadable");
         }
         if let Some(text) = self.get("uuid.bios") {
             vm.uuid = bios_uuid(text);

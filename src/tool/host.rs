@@ -82,7 +82,7 @@ pub const TOOLS: [Tool; 13] = [
     },
     Tool {
         name: "virsh",
-        purpose: "booting the converted machine (`boot`)",
+        purpose: "booting the converted VM (`boot`)",
         required: false,
         oldest_tried: Some("9.0"),
         kind: VERSION,
@@ -112,7 +112,7 @@ pub const TOOLS: [Tool; 13] = [
     },
     Tool {
         name: "qemu-system-x86_64",
-        purpose: "booting the converted machine (`boot`)",
+        purpose: "booting the converted VM (`boot`)",
         required: false,
         oldest_tried: Some("7.2"),
         kind: VERSION,

@@ -263,7 +263,7 @@ pub fn class_filters(c: &Context<'_>) -> Outcome {
 /// Real machines have a few thousand device instances.
 const MAX_INSTANCES: usize = 50_000;
 
-/// Filters of single devices. Those of the old machine's controllers do no harm on the new one, but
+/// Filters of single devices. Those of the old VM's controllers do no harm on the new one, but
 /// volumes and devices below `ROOT` stay.
 pub fn device_filters(c: &Context<'_>) -> Outcome {
     c.system(|system, windows| {

@@ -1,4 +1,4 @@
-//! Every kind of machine virt-v2v's own tests take, made by hyper2kvm, from end to end: several disks on
+//! Every kind of VM virt-v2v's own tests take, made by hyper2kvm, from end to end: several disks on
 //! all sorts of controllers, snapshots, packed disks, directories; and those that are broken.
 
 use std::fs;
@@ -167,7 +167,7 @@ fn machines_of_every_kind() {
         &[out.join("many-final.xml").to_str().unwrap(), "domain"],
     );
 
-    // What was written after the snapshot is part of the machine.
+    // What was written after the snapshot is part of the VM.
     let folder = kinds.folder("snapshot");
     kinds.image(
         &folder.join("system.vmdk"),

@@ -1,8 +1,8 @@
-//! From a machine to two boots: what `convert` writes is judged by libvirt, and `boot` is run with a
+//! From a VM to two boots: what `convert` writes is judged by libvirt, and `boot` is run with a
 //! payload of our own where Windows' boot loader would be.
 //!
 //! The payload is a few machine instructions, as a boot sector or as an EFI application. The guest's own
-//! firmware loads it from the converted disk; it writes the marker to COM1 and powers the machine off, or
+//! firmware loads it from the converted disk; it writes the marker to COM1 and powers the VM off, or
 //! fails in a way a test asks for. libvirt is a session daemon of an ordinary user with all its directories
 //! below a temporary one, QEMU runs under software emulation. This proves firmware, controllers, boot
 //! order, XML, and the state machine of `boot`. It says nothing about Windows.
@@ -35,7 +35,7 @@ use serde_json::Value;
 use sources::{Input, source};
 use support::{Lab, finish, h2k, have, tool, virtio_win};
 
-/// `convert` into a directory of its own, as a machine for software emulation in a session.
+/// `convert` into a directory of its own, as a VM for software emulation in a session.
 fn convert(lab: &Lab, source: &Path, name: &str, more: &[&str]) -> (PathBuf, Value) {
     let out = lab.path(&format!("{name}-kvm"));
     let (source, iso) = (source.to_str().unwrap(), virtio_win().to_str().unwrap());
@@ -100,7 +100,7 @@ fn machine(lab: &Lab, libvirt: &Libvirt, row: (Input, &str, usize)) -> PathBuf {
     if boots(input, storage, disks) {
         boot_twice(libvirt, &out, &name);
     }
-    // The next row may be the same machine by its UUID.
+    // The next row may be the same VM by its UUID.
     let nvram: &[&str] = if uefi { &["--nvram"] } else { &[] };
     libvirt
         .virsh(&[&["undefine", &name], nvram].concat())
@@ -246,7 +246,7 @@ fn overlays_since_switch(out: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Puts other code into the boot sector of a machine that is off.
+/// Puts other code into the boot sector of a VM that is off.
 fn replace_payload(lab: &Lab, disk: &str, code: &[u8]) {
     let file = lab.path("payload.bin");
     fs::write(&file, code).unwrap();
@@ -364,7 +364,7 @@ fn failures_are_named_and_undone() {
     assert!(run.stderr.contains("did not define"), "{}", run.stderr);
 }
 
-/// Killed at the beginning of every phase, and while the machine runs: the same command continues each
+/// Killed at the beginning of every phase, and while the VM runs: the same command continues each
 /// time, and what was started is not started again.
 #[test]
 fn killed_at_every_step() {
@@ -447,7 +447,7 @@ fn killed_at_every_step() {
     assert!(!snapshots(disk).contains("hyper2kvm"));
 }
 
-/// `--pool` and `--install-to`: the disks end where libvirt can read them, and the machine boots there.
+/// `--pool` and `--install-to`: the disks end where libvirt can read them, and the VM boots there.
 #[test]
 fn disks_are_installed() {
     if !able() {

@@ -13,7 +13,7 @@ pub enum Input {
     Ova,
 }
 
-/// The guest as a machine in a directory of its own; with two disks the empty one comes first.
+/// The guest as a VM in a directory of its own; with two disks the empty one comes first.
 pub fn source(lab: &Lab, input: Input, disks: usize, firmware: &str) -> PathBuf {
     if input == Input::Plain && disks == 1 {
         return lab.raw.clone();

@@ -313,7 +313,7 @@ fn nothing_was_zeroed(lab: &Lab, disk: &Path) {
     assert!(had_data * (64 << 10) > DELETED + PAGEFILE);
 }
 
-/// The description of a machine with these disks.
+/// The description of a VM with these disks.
 fn machine(lab: &Lab, disks: &[&Path]) -> PathBuf {
     let mut devices = String::new();
     for (file, letter) in disks.iter().zip('a'..) {

@@ -3,7 +3,7 @@
 //! Every command shown is run. A fenced block marked `sh` in README.md or `docs/` is run by a shell, in one
 //! directory per document, with disks and machines made by hyper2kvm under the names the documents use
 //! (`docs/fleet/` by `tests/fleet/`, `docs/linux.md` by `tests/linux.rs`). Programs that act on other hosts,
-//! build or need a virtual machine are stood in for: those check that what they are given is there.
+//! build or need a VM are stood in for: those check that what they are given is there.
 //! hyper2kvm itself is real, but for the verbs that install packages or need a libvirtd (`tests/boot/` runs
 //! those), and for sources on other hosts (`tests/wire/`): of these the arguments are checked. Commands and options named in the text go through the
 //! program's own parser. Blocks marked `text` are for other hosts, or output.

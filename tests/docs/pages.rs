@@ -10,7 +10,7 @@ fn the_reports_can_be_looked_at() {
     }
     let lab = Lab::new(GuestSpec::new(WinVersion::Server2022));
     lab.convert(&lab.raw, &[]).expect(0);
-    // One machine that is done, one that never will be, under a name no line is long enough for.
+    // One VM that is done, one that never will be, under a name no line is long enough for.
     let damaged = format!("{}.raw", "damaged".repeat(12));
     fs::write(lab.path(&damaged), vec![7; 1 << 20]).unwrap();
     let list = format!(

@@ -334,7 +334,7 @@ fn windows_xp() {
 }
 
 /// Windows 7, and by hand: our registry files merged by `virt-win-reg` into the untouched guest give
-/// the registry of the converted one; libguestfs sees the machine we see.
+/// the registry of the converted one; libguestfs sees the VM we see.
 #[test]
 fn bios_windows_7_and_libguestfs_tools() {
     if !ready() {

@@ -271,9 +271,7 @@ fn killed_and_resumed() {
         .spawn()
         .unwrap();
     // The first is done and others are under way.
-    fleet.wait("first machine", |f| {
-        f.out().iter().any(|n| n.ends_with("-kvm"))
-    });
+    fleet.wait("first VM", |f| f.out().iter().any(|n| n.ends_with("-kvm")));
     child.kill().unwrap();
     child.wait().unwrap();
     fleet.nobody_left();
@@ -342,7 +340,7 @@ fn force_replaces_no_file_of_the_user() {
     }
     assert_eq!(support::names(&out.join("a-kvm")), ["report.json"]);
 
-    // It appears while the machines are converted.
+    // It appears while the VMs are converted.
     fs::remove_dir_all(out.join("a-kvm")).unwrap();
     for name in ["fleet-report.json", "fleet-report.html"] {
         fs::remove_file(out.join(name)).unwrap();
@@ -351,7 +349,7 @@ fn force_replaces_no_file_of_the_user() {
     command.env("HYPER2KVM_FAILPOINT", "copied=wait");
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
-    fleet.wait("a machine under way", |f| {
+    fleet.wait("a VM under way", |f| {
         f.path("out/.a-kvm.partial/a.qcow2").exists()
     });
     let theirs = out.join("fleet-report.html");
@@ -378,7 +376,7 @@ fn interrupted() {
         .spawn()
         .unwrap();
     // Two have been copied and wait there.
-    fleet.wait("two machines under way", |f| {
+    fleet.wait("two VMs under way", |f| {
         let disks = ["a", "b"].map(|n| f.path(&format!("out/.{n}-kvm.partial/{n}.qcow2")));
         disks.iter().all(|d| d.exists())
     });
@@ -429,10 +427,7 @@ fn refused_before_anything_starts() {
         ),
         ("- source: a.raw\n  colour: red\n", "line 6 "),
         ("- source: a.raw\n  memory: lots\n", "line 6 "),
-        (
-            "- source: a.raw\n  format: raw\n  compress: true\n",
-            "machine 1",
-        ),
+        ("- source: a.raw\n  format: raw\n  compress: true\n", "VM 1"),
     ] {
         fleet.list(machines);
         let run = fleet.run(&[]).expect(2);

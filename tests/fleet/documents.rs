@@ -148,7 +148,7 @@ fn kubernetes_manifests() {
     }
     assert!(!text.contains("hostPath") && !text.contains("/dev/"));
 
-    // The list in it is one, with as many machines as there are completions.
+    // The list in it is one, with as many VMs as there are completions.
     let dir = tempfile::tempdir().unwrap();
     let list = of("ConfigMap")["data"]["fleet.yaml"].as_str().unwrap();
     let path = dir.path().join("fleet.yaml");
@@ -169,7 +169,7 @@ fn kubernetes_manifests() {
     // By a validator of others, which must find a fault when there is one.
     let installed = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/kubernetes-validate/bin/kubernetes-validate");
-    // `.ci/run` on another machine may have left it without the Python it needs.
+    // `.ci/run` on another VM may have left it without the Python it needs.
     let works = |path: &PathBuf| {
         Command::new(path)
             .arg("--version")

@@ -1,4 +1,4 @@
-//! Many machines: `convert --batch`, `inspect` of several, evidence for a support case, and what
+//! Many VMs: `convert --batch`, `inspect` of several, evidence for a support case, and what
 //! `docs/fleet` says.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
@@ -39,7 +39,7 @@ const LOGS: [(&str, usize); 7] = [
     (r"Windows\System32\config\SECURITY", 4096),
 ];
 
-/// One guest for all tests here; every machine of a list is a copy of it.
+/// One guest for all tests here; every VM of a list is a copy of it.
 fn guest_image() -> &'static Path {
     static GUEST: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     &GUEST
@@ -87,7 +87,7 @@ impl Fleet {
         self.dir.path().join(name)
     }
 
-    /// Writes `fleet.yaml` with these machines.
+    /// Writes `fleet.yaml` with these VMs.
     fn list(&self, machines: &str) {
         let text = format!(
             "defaults:\n  virtio-iso: {}\noutput-dir: out\nmachines:\n{machines}",

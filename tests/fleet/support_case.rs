@@ -1,4 +1,4 @@
-//! Evidence of a machine for a support case.
+//! Evidence of a VM for a support case.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What people see of many machines: tables, colours, progress.
+//! What people see of many VMs: tables, colours, progress.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn a_table_of_machines() {
         return;
     }
     let fleet = Fleet::new(&["web", "db"]);
-    // A snapshot: its base is not a machine of its own.
+    // A snapshot: its base is not a VM of its own.
     support::create_overlay(
         fleet.path("db.raw").to_str().unwrap(),
         "raw",

@@ -75,7 +75,7 @@ fn boot_sector(lab: &Lab, report: &Value) {
     };
     assert_eq!(out.bytes(start, 512), expected);
     out.check("boot-sector", "ok", 0);
-    // Between the steps it is not known what the machine shows.
+    // Between the steps it is not known what the VM shows.
     guest.patch(start + 26, &[16, 0]);
     guest.finding("boot-sector-geometry");
 }

@@ -324,11 +324,7 @@ fn images_others_write_to() {
                 "{}",
                 run.stderr
             );
-            assert!(
-                run.stderr.contains("shut the virtual machine down"),
-                "{}",
-                run.stderr
-            );
+            assert!(run.stderr.contains("shut the VM down"), "{}", run.stderr);
         }
         assert_eq!(listing(lab.dir.path()), ["guest.qcow2", "guest.raw"]);
         drop(holder);

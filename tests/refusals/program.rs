@@ -44,7 +44,7 @@ fn exit_codes_are_documented() {
             | Internal | Interrupted | SomeFailed(_) => {}
         }
     }
-    // A range: one code per number of machines that failed.
+    // A range: one code per number of VMs that failed.
     let help = h2k(["--help"]).expect(0).stdout;
     for text in [
         &help,

@@ -1,4 +1,4 @@
-//! Lists of machines on other hosts, and what is told while they are copied.
+//! Lists of VMs on other hosts, and what is told while they are copied.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::support::{h2k, text, virtio_win};
 
 const MIB: u64 = 1 << 20;
 
-/// One machine over ssh and one over https at once: both results are the local one's, and one bandwidth holds for both.
+/// One VM over ssh and one over https at once: both results are the local one's, and one bandwidth holds for both.
 #[test]
 fn a_list_over_ssh_and_https_shares_a_bandwidth() {
     if !ready(&[&Sshd::TOOLS[..], &Nginx::TOOLS].concat()) {

@@ -77,7 +77,7 @@ fn alike(a: &Path, b: &Path) {
     }
 }
 
-/// A machine of VMware with the lab's disk as its flat extent.
+/// A VM of VMware with the lab's disk as its flat extent.
 fn as_vmware(lab: &Lab, folder: &Path) -> PathBuf {
     fs::create_dir_all(folder).unwrap();
     let flat = folder.join("vm-flat.vmdk");
@@ -176,7 +176,7 @@ fn every_verb_over_ssh_says_what_it_says_here() {
         "the source"
     );
 
-    // A directory: the table of the machines below it.
+    // A directory: the table of the VMs below it.
     let listed = run("inspect", &ssh.url(&lab.path("vmfs")), &options, &[])
         .expect(0)
         .json();

@@ -88,7 +88,7 @@ fn a_name_that_is_taken_is_left_alone() {
     state.moves[0].remove_original().unwrap();
     assert_eq!(fs::read_to_string(&from).unwrap(), "mine");
     assert_eq!(fs::read_to_string(&to).unwrap(), "another's");
-    // Variables that are not there yet must not become those of another machine.
+    // Variables that are not there yet must not become those of another VM.
     fs::remove_file(&from).unwrap();
     assert!(state.moves[0].check(&Value::Null, &[]).is_err());
 }

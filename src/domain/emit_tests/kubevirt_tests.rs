@@ -105,7 +105,7 @@ fn kubevirt_field_by_field() {
     ] {
         assert_eq!(domain.pointer(at).unwrap_or(&Value::Null), &want, "{at}");
     }
-    // The first boot: SATA, a VirtIO probe, the drivers, a NIC Windows knows; else the same machine.
+    // The first boot: SATA, a VirtIO probe, the drivers, a NIC Windows knows; else the same VM.
     let mut boot = yaml(first).remove(3);
     let devices = boot
         .pointer_mut("/spec/template/spec/domain/devices")

@@ -24,7 +24,7 @@ use super::*;
 
 pub(super) use proxmox_tests::FakeQm;
 
-/// A machine with two of everything, and names that a shell would take apart.
+/// A VM with two of everything, and names that a shell would take apart.
 pub(super) fn full() -> Machine {
     let mut m = machine();
     m.name = "Büro's $(touch /tmp/oops) VM".into();
@@ -80,7 +80,7 @@ fn domains(m: &Machine) -> Vec<(Stage, Element)> {
         .collect()
 }
 
-/// The output directory of the machines here.
+/// The output directory of the VMs here.
 const FOLDER: &str = "/vm";
 
 pub(super) fn documents(emit: Emit, m: &Machine, options: &kubevirt::Options) -> Vec<String> {

@@ -120,7 +120,7 @@ fn qemu_script_prepares_the_machine() {
     }
     assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "vars");
     assert!(path("my vars.tpm").is_dir());
-    // The variables of a machine that has run are kept.
+    // The variables of a VM that has run are kept.
     fs::write(path("my vars.fd"), "changed").unwrap();
     assert!(run_file(&file, &[], Some(dir.path())).0);
     assert_eq!(fs::read_to_string(path("my vars.fd")).unwrap(), "changed");

@@ -162,7 +162,7 @@ impl Mirror {
             return Err(WireError::failed(
                 at,
                 format!("more than {MAX_FILES} files are named"),
-                "name one machine or disk",
+                "name one VM or disk",
             ));
         }
         let is_new = self.there.insert(path.to_owned());

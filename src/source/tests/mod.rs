@@ -76,7 +76,7 @@ fn folders() {
     folder.file("vm/a.vmdk", "x");
     assert_eq!(folder.open("vm").unwrap().name, "A");
     folder.file("vm/b.vmx", "displayName = \"B\"\n");
-    assert!(folder.error("vm").contains("describes 2 machines"));
+    assert!(folder.error("vm").contains("describes 2 VMs"));
 
     folder.file("hv/Virtual Machines/0001.vmcx", "binary");
     folder.file("hv/Virtual Hard Disks/two.vhdx", "x");

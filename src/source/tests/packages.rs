@@ -131,7 +131,7 @@ fn ovf_that_cannot_be_used() {
         ("<Envelope/>".into(), "no VirtualSystem"),
         (
             "<Envelope><VirtualSystem/><VirtualSystem/></Envelope>".into(),
-            "2 machines",
+            "2 VMs",
         ),
         (
             format!("<!DOCTYPE x [<!ENTITY a 'b'>]>{good}"),
@@ -458,7 +458,7 @@ fn ova_that_cannot_be_used() {
         (link, "d.vmdk does not exist"),
         (gnu_sparse, "sparse entry"),
         (tar_of(&[("d.vmdk", DISK)]), "no .ovf"),
-        (tar_of(&[ovf, ("y.ovf", b"")]), "2 machines"),
+        (tar_of(&[ovf, ("y.ovf", b"")]), "2 VMs"),
         (tar_of(&[ovf]), "d.vmdk does not exist"),
         (
             tar_of(&[("x.ovf", escape.as_bytes()), ("d.vmdk", DISK)]),

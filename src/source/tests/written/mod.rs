@@ -266,7 +266,7 @@ fn content(dice: &mut Dice, text: &str) -> String {
     }
 }
 
-/// Everything of a machine but the notes, which are for people.
+/// Everything of a VM but the notes, which are for people.
 #[track_caller]
 fn assert_same(got: &SourceVm, want: &SourceVm, seed: u64, text: &[u8]) {
     let got = SourceVm {
