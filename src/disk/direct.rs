@@ -112,6 +112,8 @@ impl DirectFile {
 pub(crate) fn write_new(file: File, bytes: &[u8]) -> io::Result<File> {
     let target = DirectFile::new(file);
     target.write_all_at(bytes, 0)?;
+    // What has to go through it all the same is on its way when it is asked for.
+    target.start_writeback(0, bytes.len() as u64);
     Ok(target.file)
 }
 
