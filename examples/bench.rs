@@ -6,7 +6,7 @@
 //! All rows are written to `--json` (bench.json). `--against` prints each of their values divided by that
 //! of an earlier file. `--program` measures another hyper2kvm than this build.
 //!
-//! What is compared runs in turns within one round, so that a VM that gets slower or faster in
+//! What is compared runs in turns within one round, so that a host that gets slower or faster in
 //! between slows or speeds up both; the medians of all rounds are divided. `--mib` is the size of the
 //! live data (1024; 32 is a smoke run). Every target is made durable within the time measured. The
 //! source is warm in the page cache for all of them.

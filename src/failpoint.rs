@@ -25,7 +25,7 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 use crate::stop;
 
 pub const VARIABLE: &str = "HYPER2KVM_FAILPOINT";
-/// A test that forgets a waiting process must not block the VM.
+/// A test that forgets a waiting process must not block the host.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, PartialEq, Eq)]

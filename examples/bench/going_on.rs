@@ -32,7 +32,7 @@ pub fn journal(lab: &Lab, mib: u64) -> Result<Value> {
     for round in 0..lab.rounds * 2 {
         let _ = fs::remove_file(&record);
         let recorded = || CopyOptions::default().recorded(record.clone());
-        // Who is first changes: the second finds the VM as the first left it.
+        // Who is first changes: the second finds the host as the first left it.
         let (a, b) = match round % 2 {
             0 => (ours(recorded())?, ours(CopyOptions::default())?),
             _ => {

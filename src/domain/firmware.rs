@@ -252,7 +252,7 @@ fn parse_file(path: &Path) -> Result<Option<Descriptor>, Box<dyn std::error::Err
     Ok(Some(serde_json::from_slice(&bytes)?))
 }
 
-/// `*` and `?` only, as the VM patterns use.
+/// `*` and `?` only, as the patterns of machine types use.
 fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);

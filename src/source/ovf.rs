@@ -325,7 +325,7 @@ fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Result<Vec<
     let items: Vec<Item> = items.collect();
     if items.len() > MAX_ITEMS {
         return Err(format!(
-            "its VM has {} items of hardware, and at most {MAX_ITEMS} are read",
+            "the VM has {} items of hardware, and at most {MAX_ITEMS} are read",
             items.len()
         ));
     }

@@ -145,7 +145,7 @@ impl WireError {
                 "power the VM off (or name its newest snapshot) and start again".into()
             }
             Self::CannotList { .. } => "name the .vmx or the disk itself".into(),
-            Self::TooLarge { .. } => "name the disk or the VM file itself".into(),
+            Self::TooLarge { .. } => "name the disk or the file of the VM itself".into(),
             Self::Interrupted(_) => String::new(),
         };
         (!hint.is_empty()).then_some(hint)

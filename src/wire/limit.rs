@@ -66,7 +66,7 @@ impl Limit {
     }
 }
 
-/// The time of this VM's processors.
+/// The time of this host's processors.
 #[derive(Debug)]
 struct Processors {
     stat: File,
@@ -74,7 +74,7 @@ struct Processors {
     then: Times,
 }
 
-/// Of all processors since the start of the VM, in ticks.
+/// Of all processors since the start of the host, in ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Times {
     idle: u64,

@@ -216,7 +216,7 @@ fn a_vm_is_synced_while_it_runs_and_the_rest_is_copied_when_it_is_off() {
     let time = |name: &str| last[name].as_f64().unwrap();
     let (expected, met) = (time("projected_s"), time("seconds"));
     assert!(met > copied as f64 / (8 * MIB) as f64 - 0.2, "{met}");
-    // How near both are, `the_projection_is_within_a_quarter_of_the_last_pass` tells, with the VM alone.
+    // How near both are, `the_projection_is_within_a_quarter_of_the_last_pass` tells, with the host to itself.
     let left = last["left"].as_u64().unwrap();
     assert!(
         expected > left as f64 / (8 * MIB) as f64,

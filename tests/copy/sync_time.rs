@@ -65,7 +65,7 @@ fn the_projection_is_within_a_quarter_of_the_last_pass() {
     if !have(&TOOLS) || !have(&["qemu-io"]) {
         return;
     }
-    // Without a limit it takes two seconds, and is as steady as the VM: the middle one of three counts.
+    // Without a limit it takes two seconds, and is as steady as the host: the middle one of three counts.
     let without = || (None, passes(None));
     let mut unlimited = [without(), without(), without()];
     let ratio = |[_, begun, met]: [f64; 3]| begun / met;

@@ -67,7 +67,7 @@ fn measured(bench: &Value) -> String {
         "Medians of {} rounds, {} MiB of live data, on {}. Seconds.\n",
         bench["rounds"],
         bench["live_mib"],
-        bench["machine"].as_str().unwrap_or("a VM")
+        bench["machine"].as_str().unwrap_or("a machine")
     );
     text += "\n| disk | live of all, MiB | convert, everything | of it the copy | plain `qemu-img convert` | the floor: live data only | ours / floor |\n|---|---|---|---|---|---|---|\n";
     for name in ["deleted", "full", "many", "sparse"] {

@@ -142,7 +142,7 @@ fn disks_of_a_size_that_nobody_has() {
     // The largest that is taken, with a Windows at its start.
     tool("qemu-img", &["resize", "-q", text(&guest), "64T"]);
     bounded(&["inspect", text(&guest)]).expect(0);
-    // qemu-img takes a second or two for 16 TiB of nothing, and the VM may be busy.
+    // qemu-img takes a second or two for 16 TiB of nothing, and the host may be busy.
     let guest = lab.in_format("qcow2", "", "less.qcow2");
     tool("qemu-img", &["resize", "-q", text(&guest), "16T"]);
     let run = converted(&guest, virtio_win(), &lab.path("out"));

@@ -24,7 +24,7 @@ const MEMORY: u64 = 512 << 20;
 
 /// A run under the limits for hostile input.
 pub fn bounded(args: &[&str]) -> Run {
-    // The VM may be busy once.
+    // The host may be busy once.
     let run = attempt(args).or_else(|| attempt(args));
     let run = run.unwrap_or_else(|| panic!("{args:?}: more than {TIME:?}, twice"));
     assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
@@ -69,7 +69,7 @@ fn most_memory(id: u32) -> u64 {
 fn attempt(args: &[&str]) -> Option<Run> {
     let start = Instant::now();
     let mut child = Command::new("prlimit")
-        // For the sake of the VM.
+        // For the sake of the host.
         .arg(format!("--data={}", 4 * MEMORY))
         .arg("--core=0")
         .arg(binary())

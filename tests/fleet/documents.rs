@@ -169,7 +169,7 @@ fn kubernetes_manifests() {
     // By a validator of others, which must find a fault when there is one.
     let installed = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/kubernetes-validate/bin/kubernetes-validate");
-    // `.ci/run` on another VM may have left it without the Python it needs.
+    // `.ci/run` on another host may have left it without the Python it needs.
     let works = |path: &PathBuf| {
         Command::new(path)
             .arg("--version")
