@@ -21,7 +21,6 @@ pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
 pub(super) const PER_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
 /// 2 to the power of this is the bits of a reference count.
 const REFCOUNT_ORDER: u32 = 4;
-pub(super) const COUNTS: u64 = CLUSTER;
 pub(super) const COUNT_BLOCK: u64 = 2 * CLUSTER;
 pub(super) const LEVEL_1: u64 = 3 * CLUSTER;
 /// An overlay has large clusters from here on: in clusters of 64 KiB the tables that say which parts of it are zero, as
@@ -97,6 +96,12 @@ pub fn create_overlay(path: &Path, virtual_size: u64) -> io::Result<()> {
         return Err(too_large(virtual_size));
     }
     Shape::of_overlay(virtual_size).write(&create(path)?, virtual_size, &Naming::NONE)
+}
+
+/// Bytes of a cluster of such an overlay, and of an entry of its second level.
+pub(super) fn overlay_shape(virtual_size: u64) -> (u64, u64) {
+    let shape = Shape::of_overlay(virtual_size);
+    (1 << shape.cluster_bits, shape.entry)
 }
 
 /// An empty image into a file that is there, and empty.

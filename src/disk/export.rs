@@ -6,7 +6,8 @@
 //! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
 //!
 //! A raw image that we alone read needs no daemon: it is read as the file it is, on another host too. Nor does an
-//! overlay of this run over one, once the daemon that wrote it has closed it ([`super::overlay`]).
+//! overlay of this run over one of this host, which is written here ([`super::overlay_writer`]) and read here
+//! ([`super::overlay`]).
 
 use std::fs::File;
 use std::io;
@@ -27,6 +28,7 @@ use super::error::ImageError;
 use super::hold::Held;
 use super::nbd::{Nbd, Patience};
 use super::overlay::{Content, Overlay};
+use super::overlay_writer::OverlayWriter;
 use super::pool::{MORE, Pool};
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::files::Scratch;
@@ -37,6 +39,8 @@ use crate::transfer::Extents;
 
 /// The name of the export on the storage daemon's socket.
 pub const EXPORT: &str = "disk";
+/// What a qcow2 is a multiple of.
+const SECTOR: u64 = 512;
 /// How long a daemon that hung up may take to end.
 const FAIL_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may be silent once the run was asked to stop.
@@ -86,12 +90,19 @@ pub type Result<T, E = ExportError> = std::result::Result<T, E>;
 /// dropping it kills the daemon, and then only what was flushed is sure to be there.
 pub struct Export<D: ?Sized> {
     disk: Arc<D>,
-    /// `None`: the file is read directly.
-    daemon: Option<Daemon>,
+    behind: Behind,
     image: Image,
     writable: bool,
     /// The directory of the socket, when others are to connect too.
     folder: Option<Scratch>,
+}
+
+/// What an open image is reached by.
+enum Behind {
+    /// The file is read directly.
+    Nothing,
+    Overlay(Arc<OverlayWriter>),
+    Daemon(Daemon),
 }
 
 struct Daemon {
@@ -125,16 +136,16 @@ impl Export<dyn BlockRead> {
     }
 
     pub fn open_readonly_for(image: &Image, reach: Reach) -> Result<Self> {
-        let (disk, daemon, folder): (Arc<dyn BlockRead>, _, _) = match direct(image)? {
-            Some(disk) if reach == Reach::Private => (disk, None, None),
+        let (disk, behind, folder): (Arc<dyn BlockRead>, _, _) = match direct(image)? {
+            Some(disk) if reach == Reach::Private => (disk, Behind::Nothing, None),
             _ => {
                 let (daemon, folder) = start(image, false, reach)?;
-                (daemon.connection.clone(), Some(daemon), folder)
+                (daemon.connection.clone(), Behind::Daemon(daemon), folder)
             }
         };
         Ok(Self {
             disk,
-            daemon,
+            behind,
             image: image.clone(),
             writable: false,
             folder,
@@ -143,16 +154,16 @@ impl Export<dyn BlockRead> {
 
     /// For a copy: read through several connections, past the cache.
     pub(crate) fn open_for_copy(image: &Image) -> Result<Self> {
-        let (disk, daemon): (Arc<dyn BlockRead>, _) = match direct_for(image, Use::Copy)? {
-            Some(disk) => (disk, None),
+        let (disk, behind): (Arc<dyn BlockRead>, _) = match direct_for(image, Use::Copy)? {
+            Some(disk) => (disk, Behind::Nothing),
             None => {
                 let (mut daemon, more) = start_several(image, false)?;
-                (daemon.pool(more), Some(daemon))
+                (daemon.pool(more), Behind::Daemon(daemon))
             }
         };
         Ok(Self {
             disk,
-            daemon,
+            behind,
             image: image.clone(),
             writable: false,
             folder: None,
@@ -173,10 +184,28 @@ impl Export<dyn BlockWrite> {
                 path: overlay.into(),
             });
         }
+        let below = match reach {
+            Reach::Private => direct_file(image)?,
+            Reach::User => None,
+        };
         let image = image.with_overlay(overlay)?;
         let size = image.virtual_size();
-        create_overlay(image.path(), size).map_err(|e| ImageError::from_io(overlay, e))?;
-        Self::open_writable_for(&image, reach)
+        let failed = |e| ImageError::from_io(overlay, e);
+        create_overlay(image.path(), size).map_err(failed)?;
+        match below.filter(|_| size.is_multiple_of(SECTOR)) {
+            Some(below) => {
+                let writer = OverlayWriter::open(image.path(), Arc::new(below));
+                let writer = Arc::new(writer.map_err(failed)?);
+                Ok(Self {
+                    disk: writer.clone(),
+                    behind: Behind::Overlay(writer),
+                    image,
+                    writable: true,
+                    folder: None,
+                })
+            }
+            None => Self::open_writable_for(&image, reach),
+        }
     }
 
     /// For a copy into the image itself: written through several connections, and durable after a flush
@@ -186,7 +215,7 @@ impl Export<dyn BlockWrite> {
         let (mut daemon, more) = start_several(&image, true)?;
         Ok(Self {
             disk: daemon.pool(more),
-            daemon: Some(daemon),
+            behind: Behind::Daemon(daemon),
             image,
             writable: true,
             folder: None,
@@ -202,7 +231,7 @@ impl Export<dyn BlockWrite> {
         let (daemon, folder) = start(image, true, reach)?;
         Ok(Self {
             disk: daemon.connection.clone(),
-            daemon: Some(daemon),
+            behind: Behind::Daemon(daemon),
             image: image.clone(),
             writable: true,
             folder,
@@ -233,22 +262,31 @@ impl<D: ?Sized> Export<D> {
 
     /// The daemon's process id, when there is one.
     pub fn daemon_id(&self) -> Option<u32> {
-        self.daemon.as_ref().map(|d| d.process.id())
+        match &self.behind {
+            Behind::Daemon(daemon) => Some(daemon.process.id()),
+            Behind::Nothing | Behind::Overlay(_) => None,
+        }
     }
 
-    /// Makes all writes durable, ends the daemon and reports whatever went wrong with that.
+    /// Ends all writes and the daemon, and reports whatever went wrong with that. Writes to an image that is not of
+    /// this run are durable then.
     pub fn close(self) -> Result<()> {
         let path = self.image.path().to_owned();
-        let Some(daemon) = self.daemon else {
-            return Ok(());
-        };
         if stop::requested() && (!self.writable || self.image.top().scratch) {
-            // Nothing of it is needed any more; dropping the guard kills it.
+            // Nothing of it is needed any more; dropping the guard kills a daemon.
             return match self.writable {
                 true => Err(ExportError::Setup(stop::Interrupted.into())),
                 false => Ok(()),
             };
         }
+        let daemon = match self.behind {
+            Behind::Nothing => return Ok(()),
+            Behind::Overlay(writer) => {
+                let flushed = writer.flush();
+                return flushed.map_err(|source| ExportError::Flush { path, source });
+            }
+            Behind::Daemon(daemon) => daemon,
+        };
         let flushed = if self.writable {
             daemon.connection.flush()
         } else {

@@ -8,6 +8,8 @@ pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 /// Bits 9 to 55 of an entry of either level: where its table or cluster is.
 pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// Of an entry of either level: exactly one entry leads there.
+pub const COPIED: u64 = 1 << 63;
 /// Of an entry of the second level: the cluster is compressed, and the other bits say where.
 pub const COMPRESSED: u64 = 1 << 62;
 /// Of an entry of the second level without subclusters: the cluster reads as zeroes, wherever it is.

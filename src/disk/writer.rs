@@ -14,21 +14,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::clusters::{Clusters, read_table, write_table};
 use super::direct::DirectFile;
-use super::empty::{
-    CLUSTER, COUNT_BLOCK, COUNTS, LEVEL_1, PER_ENTRY, can_create, first_free, header,
-};
+use super::empty::{CLUSTER, COUNT_BLOCK, LEVEL_1, PER_ENTRY, can_create, first_free, header};
+use super::qcow2::{COPIED, OFFSET};
 use crate::block::{BlockRead, BlockWrite, check_range};
-use crate::bytes::be64;
 
-/// Bits 9 to 55 of an entry: where its cluster is.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Of an entry: exactly one entry leads to its cluster.
-const COPIED: u64 = 1 << 63;
 /// Entries of a table of the second level, and of the table of counts.
 const ENTRIES: u64 = CLUSTER / 8;
-/// Clusters one block counts: 2 bytes for each.
-const COUNTED: u64 = CLUSTER / 2;
 /// Tables in memory, 8 MiB: 64 GiB of a disk. Those of a copy are next to each other.
 const MOST_TABLES: usize = 128;
 
@@ -45,13 +38,7 @@ struct Tables {
     level_1_changed: bool,
     /// By their place in the first level.
     level_2: BTreeMap<usize, Table>,
-    /// Where the blocks of reference counts are.
-    blocks: Vec<u64>,
-    blocks_changed: bool,
-    /// Clusters before this one have their count in the file.
-    counted: u64,
-    /// The end of the file, in clusters: everything before it is in use.
-    end: u64,
+    clusters: Clusters,
 }
 
 /// A table of the second level.
@@ -211,17 +198,14 @@ impl Tables {
             level_1: read_table(file, LEVEL_1, entries)?,
             level_1_changed: false,
             level_2: BTreeMap::new(),
-            blocks: read_table(file, COUNTS, ENTRIES)?,
-            blocks_changed: false,
-            counted: length,
-            end: length,
+            clusters: Clusters::of(file, CLUSTER, length)?,
         };
         let mut used = Used(vec![0; length.div_ceil(64) as usize]);
         for cluster in 0..first_free(entries) / CLUSTER {
             used.set(cluster);
         }
         // The first block is among those.
-        let (first, others) = tables.blocks.split_first_mut().unzip();
+        let (first, others) = tables.clusters.blocks.split_first_mut().unzip();
         let understood = first.is_some_and(|first| *first == COUNT_BLOCK)
             && used.take(others.unwrap_or_default(), 0, length)
             && used.take(&mut tables.level_1, COPIED, length);
@@ -251,47 +235,20 @@ impl Tables {
     /// Writes the counts of all clusters there are.
     fn count(&mut self, file: &File, used: &Used) -> io::Result<()> {
         self.level_1_changed = true;
-        self.blocks_changed = true;
-        let length = self.end;
-        for block in 0..length.div_ceil(COUNTED) {
-            let clusters = block * COUNTED..(block * COUNTED + COUNTED).min(length);
+        self.clusters.blocks_changed = true;
+        let (length, counted) = (self.clusters.end, self.clusters.per_block());
+        for block in 0..length.div_ceil(counted) {
+            let clusters = block * counted..(block * counted + counted).min(length);
             let mut counts: Vec<u8> = Vec::with_capacity(CLUSTER as usize);
             for cluster in clusters {
                 counts.extend(u16::from(used.has(cluster)).to_be_bytes());
             }
             counts.resize(CLUSTER as usize, 0);
             // A block that was lost gets a new place, whose own count is written by the next flush.
-            let at = self.block(block)?;
+            let at = self.clusters.block(block)?;
             file.write_all_at(&counts, at)?;
         }
         self.write(file)
-    }
-
-    /// Where that block of counts is.
-    fn block(&mut self, block: u64) -> io::Result<u64> {
-        let full = || io::Error::new(io::ErrorKind::FileTooLarge, "a qcow2 of 16 TiB is full");
-        let place = usize::try_from(block).ok();
-        let slot = place.and_then(|block| self.blocks.get_mut(block));
-        let slot = slot.ok_or_else(full)?;
-        if *slot == 0 {
-            *slot = self.end * CLUSTER;
-            self.end += 1;
-            self.blocks_changed = true;
-        }
-        Ok(*slot)
-    }
-
-    /// The next cluster of the file.
-    fn take(&mut self) -> io::Result<u64> {
-        loop {
-            let cluster = self.end;
-            self.block(cluster / COUNTED)?;
-            // Unless the block itself took it.
-            if cluster == self.end {
-                self.end += 1;
-                return Ok(cluster * CLUSTER);
-            }
-        }
     }
 
     /// The table of the second level; `None` where there is none, and none is wanted.
@@ -310,7 +267,7 @@ impl Tables {
         let changed = at == 0;
         let entries = match changed {
             true => {
-                let at = self.take()?;
+                let at = self.clusters.take()?;
                 let slot = self.level_1.get_mut(i);
                 *slot.ok_or_else(|| invalid("a cluster beyond the disk"))? = at | COPIED;
                 self.level_1_changed = true;
@@ -332,7 +289,7 @@ impl Tables {
         if at != 0 || !allocate {
             return Ok(Some(at).filter(|at| *at != 0));
         }
-        let at = self.take()?;
+        let at = self.clusters.take()?;
         if let Some(table) = self.table(file, i, true)? {
             table.entries[entry] = at | COPIED;
             table.changed = true;
@@ -342,22 +299,7 @@ impl Tables {
 
     /// Writes what has changed.
     fn write(&mut self, file: &File) -> io::Result<()> {
-        let mut cluster = self.counted;
-        while cluster < self.end {
-            let block = self.block(cluster / COUNTED)?;
-            let stop = (cluster / COUNTED + 1) * COUNTED;
-            let counts = [0, 1].repeat((stop.min(self.end) - cluster) as usize);
-            file.write_all_at(&counts, block + cluster % COUNTED * 2)?;
-            cluster = stop.min(self.end);
-        }
-        self.counted = self.end;
-        // The last cluster may be written in part. Growing a file waits for what is being written to it.
-        if file.metadata()?.len() < self.end * CLUSTER {
-            file.set_len(self.end * CLUSTER)?;
-        }
-        if std::mem::take(&mut self.blocks_changed) {
-            write_table(file, COUNTS, &self.blocks)?;
-        }
+        self.clusters.write(file)?;
         for (i, table) in self.level_2.iter_mut().filter(|(_, table)| table.changed) {
             write_table(file, self.level_1[*i] & OFFSET, &table.entries)?;
             table.changed = false;
@@ -402,18 +344,6 @@ impl Used {
             self.set(at / CLUSTER)
         })
     }
-}
-
-fn read_table(file: &File, at: u64, entries: u64) -> io::Result<Vec<u64>> {
-    let mut bytes = vec![0; (entries * 8) as usize];
-    file.read_exact_at(&mut bytes, at)?;
-    let entry = |bytes: &[u8]| be64(bytes, 0).unwrap_or_default();
-    Ok(bytes.chunks_exact(8).map(entry).collect())
-}
-
-fn write_table(file: &File, at: u64, entries: &[u64]) -> io::Result<()> {
-    let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
-    file.write_all_at(&bytes, at)
 }
 
 #[cfg(test)]

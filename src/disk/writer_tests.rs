@@ -112,7 +112,7 @@ fn an_image_is_continued_after_a_kill() {
         (
             "the table of counts names a block that is not there",
             |file| {
-                file.write_all_at(&(1u64 << 40).to_be_bytes(), COUNTS + 8)
+                file.write_all_at(&(1u64 << 40).to_be_bytes(), CLUSTER + 8)
                     .unwrap();
             },
         ),
@@ -153,7 +153,7 @@ fn a_file_grows_over_the_end_of_a_block_of_counts() {
     for missing in 0..4 {
         let pair = Pair::new(4 * GIB);
         pair.file()
-            .set_len(COUNTED * CLUSTER - missing * CLUSTER)
+            .set_len(CLUSTER / 2 * CLUSTER - missing * CLUSTER)
             .unwrap();
         let writer = pair.open();
         pair.write(&writer, 0, 5 << 16);

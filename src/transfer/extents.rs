@@ -31,6 +31,16 @@ impl Extents {
         self.ranges.iter().map(|(&start, &end)| start..end)
     }
 
+    /// The parts of a range that are in the set, in order.
+    pub(crate) fn parts_of(&self, of: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let before = self.ranges.range(..of.start).next_back();
+        let inside = self.ranges.range(of.start..of.end.max(of.start));
+        let ranges = before.into_iter().chain(inside);
+        ranges
+            .map(move |(&start, &end)| start.max(of.start)..end.min(of.end))
+            .filter(|part| !part.is_empty())
+    }
+
     pub(crate) fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -146,6 +156,13 @@ mod tests {
                 seen[range.start as usize..range.end as usize].fill(true);
             }
             assert_eq!(seen, bytes, "{round}");
+            let part = next(SIZE as u64)..next(SIZE as u64);
+            let mut inside = [false; SIZE];
+            set.parts_of(part.clone())
+                .for_each(|r| inside[r.start as usize..r.end as usize].fill(true));
+            for (at, inside) in inside.iter().enumerate() {
+                assert_eq!(*inside, bytes[at] && part.contains(&(at as u64)), "{round}");
+            }
             let count = bytes.iter().filter(|b| **b).count() as u64;
             assert_eq!(set.bytes(), count, "{round}");
         }

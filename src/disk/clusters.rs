@@ -1,0 +1,102 @@
+//! [`Clusters`]: the clusters of a qcow2 that only grows, and their reference counts.
+//!
+//! Each cluster of the file has one user. A cluster is taken at the end of the file; the blocks that count clusters
+//! take theirs there too.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::bytes::be64;
+
+pub(super) struct Clusters {
+    /// Bytes of one.
+    size: u64,
+    /// Where the blocks of reference counts are.
+    pub(super) blocks: Vec<u64>,
+    pub(super) blocks_changed: bool,
+    /// Clusters before this one have their count in the file.
+    counted: u64,
+    /// The end of the file, in clusters: everything before it is in use.
+    pub(super) end: u64,
+}
+
+impl Clusters {
+    /// Of a file of so many clusters, all of which are counted.
+    pub(super) fn of(file: &File, size: u64, end: u64) -> io::Result<Self> {
+        Ok(Self {
+            size,
+            // The table of counts is the second cluster of every image that is created here.
+            blocks: read_table(file, size, size / 8)?,
+            blocks_changed: false,
+            counted: end,
+            end,
+        })
+    }
+
+    /// Clusters one block counts: 2 bytes for each.
+    pub(super) fn per_block(&self) -> u64 {
+        self.size / 2
+    }
+
+    /// Returns where that block of counts is.
+    pub(super) fn block(&mut self, block: u64) -> io::Result<u64> {
+        let full = || io::Error::new(io::ErrorKind::FileTooLarge, "the table of counts is full");
+        let place = usize::try_from(block).ok();
+        let slot = place.and_then(|block| self.blocks.get_mut(block));
+        let slot = slot.ok_or_else(full)?;
+        if *slot == 0 {
+            *slot = self.end * self.size;
+            self.end += 1;
+            self.blocks_changed = true;
+        }
+        Ok(*slot)
+    }
+
+    /// Takes the next cluster of the file, and returns where it is.
+    pub(super) fn take(&mut self) -> io::Result<u64> {
+        loop {
+            let cluster = self.end;
+            self.block(cluster / self.per_block())?;
+            // Unless the block itself took it.
+            if cluster == self.end {
+                self.end += 1;
+                return Ok(cluster * self.size);
+            }
+        }
+    }
+
+    /// Writes the counts of what was taken, and makes the file long enough for it.
+    pub(super) fn write(&mut self, file: &File) -> io::Result<()> {
+        let per_block = self.per_block();
+        let mut cluster = self.counted;
+        while cluster < self.end {
+            let block = self.block(cluster / per_block)?;
+            let stop = (cluster / per_block + 1) * per_block;
+            let counts = [0, 1].repeat((stop.min(self.end) - cluster) as usize);
+            file.write_all_at(&counts, block + cluster % per_block * 2)?;
+            cluster = stop.min(self.end);
+        }
+        self.counted = self.end;
+        // The last cluster may be written in part. Growing a file waits for what is being written to it.
+        if file.metadata()?.len() < self.end * self.size {
+            file.set_len(self.end * self.size)?;
+        }
+        if std::mem::take(&mut self.blocks_changed) {
+            write_table(file, self.size, &self.blocks)?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn read_table(file: &File, at: u64, entries: u64) -> io::Result<Vec<u64>> {
+    let mut bytes = vec![0; (entries * 8) as usize];
+    file.read_exact_at(&mut bytes, at)?;
+    let entry = |bytes: &[u8]| be64(bytes, 0).unwrap_or_default();
+    Ok(bytes.chunks_exact(8).map(entry).collect())
+}
+
+pub(super) fn write_table(file: &File, at: u64, entries: &[u64]) -> io::Result<()> {
+    let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+    file.write_all_at(&bytes, at)
+}

@@ -1,0 +1,352 @@
+//! [`OverlayWriter`]: takes the writes to a plain file into a qcow2, without a storage daemon.
+//!
+//! Specification: `docs/interop/qcow2.rst` of QEMU. The overlay is one that [`super::empty`] has created. What is
+//! written to a part of 64 KiB for the first time brings the rest of it from below. Tables are kept in memory and
+//! written by a flush: until then the file is an empty image, whatever ends the run. Nothing is made durable here;
+//! that is for who keeps the overlay.
+//!
+//! The result is read back by other code ([`super::overlay`]) and by QEMU.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::clusters::Clusters;
+use super::empty::overlay_shape;
+use super::qcow2::{COPIED, SUBCLUSTERS, ZERO};
+use crate::block::{BlockRead, BlockWrite, check_range};
+use crate::bytes::be64;
+use crate::transfer::Extents;
+
+/// What is written as a whole: a cluster, or a subcluster of a large one.
+const PART: u64 = 64 << 10;
+
+pub(super) struct OverlayWriter {
+    file: File,
+    below: Arc<dyn BlockRead>,
+    size: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Bytes of a cluster.
+    cluster: u64,
+    /// Bytes of an entry of the second level.
+    entry: u64,
+    clusters: Clusters,
+    /// By number, the clusters of the disk that have a place in the file.
+    places: BTreeMap<u64, Place>,
+    /// What reads as zeroes, in whole parts; nothing of it is written.
+    zeroes: Extents,
+    /// Where the tables of the second level are, by their place in the first.
+    tables: BTreeMap<u64, u64>,
+    /// Tables that were not written since something of theirs was.
+    changed: BTreeSet<u64>,
+}
+
+/// A cluster in the file.
+#[derive(Clone, Copy)]
+struct Place {
+    at: u64,
+    /// The parts that are written, one bit for each.
+    written: u32,
+}
+
+/// Where bytes of the disk are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    File(u64),
+    Zeroes,
+    Below,
+}
+
+impl OverlayWriter {
+    /// Opens an overlay that was just created over `below`.
+    pub(super) fn open(overlay: &Path, below: Arc<dyn BlockRead>) -> io::Result<Self> {
+        let file = File::options().read(true).write(true).open(overlay)?;
+        let size = below.size();
+        let (cluster, entry) = overlay_shape(size);
+        let end = file.metadata()?.len() / cluster;
+        Ok(Self {
+            below,
+            size,
+            state: Mutex::new(State {
+                cluster,
+                entry,
+                clusters: Clusters::of(&file, cluster, end)?,
+                places: BTreeMap::new(),
+                zeroes: Extents::default(),
+                tables: BTreeMap::new(),
+                changed: BTreeSet::new(),
+            }),
+            file,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, state: &State, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mut rest = buf;
+        for (range, content) in state.contents(offset..offset + rest.len() as u64) {
+            let (now, later) = rest.split_at_mut((range.end - range.start) as usize);
+            match content {
+                Content::File(at) => self.file.read_exact_at(now, at)?,
+                Content::Zeroes => now.fill(0),
+                Content::Below => self.below.read_at(range.start, now)?,
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// The part that begins there as it is, with zeroes behind the end of the disk.
+    fn part(&self, state: &State, start: u64) -> io::Result<Vec<u8>> {
+        let mut part = vec![0; PART as usize];
+        let there = (self.size - start).min(PART) as usize;
+        self.read(state, start, &mut part[..there])?;
+        Ok(part)
+    }
+
+    fn write(&self, state: &mut State, offset: u64, data: &[u8]) -> io::Result<()> {
+        // What lies in one piece in the file is written at once.
+        let mut piece: Option<(u64, Range<usize>)> = None;
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let start = at / PART * PART;
+            let inside = (at - start) as usize;
+            let len = (PART as usize - inside).min(data.len() - done);
+            let is_whole = len as u64 == PART.min(self.size - start);
+            let is_new = !matches!(state.content(start), Content::File(_));
+            let old = (is_new && !is_whole).then(|| self.part(state, start));
+            let place = state.take(start)?;
+            let this = done..done + len;
+            done += len;
+            if let Some(old) = old {
+                let mut part = old?;
+                part[inside..inside + len].copy_from_slice(&data[this]);
+                self.file.write_all_at(&part, place)?;
+                continue;
+            }
+            let place = place + inside as u64;
+            match &mut piece {
+                Some((at, range))
+                    if *at + range.len() as u64 == place && range.end == this.start =>
+                {
+                    range.end = this.end;
+                }
+                _ => {
+                    let before = piece.replace((place, this));
+                    self.write_piece(before, data)?;
+                }
+            }
+        }
+        self.write_piece(piece, data)
+    }
+
+    fn write_piece(&self, piece: Option<(u64, Range<usize>)>, data: &[u8]) -> io::Result<()> {
+        match piece {
+            Some((at, range)) => self.file.write_all_at(&data[range], at),
+            None => Ok(()),
+        }
+    }
+}
+
+impl State {
+    /// Bytes of the disk that one table of the second level is for.
+    fn per_table(&self) -> u64 {
+        self.cluster / self.entry * self.cluster
+    }
+
+    /// Where the part that begins there is.
+    fn content(&self, start: u64) -> Content {
+        let inside = start % self.cluster;
+        let place = self.places.get(&(start / self.cluster));
+        match place {
+            Some(place) if place.written >> (inside / PART) & 1 == 1 => {
+                Content::File(place.at + inside)
+            }
+            _ if self.zeroes.parts_of(start..start + 1).next().is_some() => Content::Zeroes,
+            _ => Content::Below,
+        }
+    }
+
+    /// The parts of a range, neighbours joined, with where they are.
+    fn contents(&self, range: Range<u64>) -> Vec<(Range<u64>, Content)> {
+        let mut all: Vec<(Range<u64>, Content)> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let start = at / PART * PART;
+            let end = (start + PART).min(range.end);
+            let content = match self.content(start) {
+                Content::File(place) => Content::File(place + (at - start)),
+                other => other,
+            };
+            match all.last_mut() {
+                Some((last, before)) if follows(*before, last.end - last.start, content) => {
+                    last.end = end;
+                }
+                _ => all.push((at..end, content)),
+            }
+            at = end;
+        }
+        all
+    }
+
+    /// Gives the part that begins there a place in the file, which is about to be written.
+    fn take(&mut self, start: u64) -> io::Result<u64> {
+        let (number, inside) = (start / self.cluster, start % self.cluster);
+        let place = match self.places.get(&number) {
+            Some(place) => *place,
+            None => Place {
+                at: self.clusters.take()?,
+                written: 0,
+            },
+        };
+        let written = place.written | 1 << (inside / PART);
+        self.places.insert(number, Place { written, ..place });
+        self.zeroes.remove(start..start + PART);
+        self.changed.insert(start / self.per_table());
+        Ok(place.at + inside)
+    }
+
+    /// Whole parts read as zeroes from now on.
+    fn zero(&mut self, range: Range<u64>) {
+        let numbers = range.start / self.cluster..range.end.div_ceil(self.cluster);
+        let placed = self.places.range(numbers).map(|(number, _)| *number);
+        for number in placed.collect::<Vec<_>>() {
+            let zeroed = self.parts(number, &range) as u32;
+            if let Some(place) = self.places.get_mut(&number) {
+                place.written &= !zeroed;
+            }
+        }
+        let tables = range.start / self.per_table()..range.end.div_ceil(self.per_table());
+        self.changed.extend(tables);
+        self.zeroes.insert(range);
+    }
+
+    /// A table of the second level as it is in the file.
+    fn table(&self, i: u64) -> Vec<u8> {
+        let entries = self.cluster / self.entry;
+        let first = i * entries;
+        let mut table = vec![0; self.cluster as usize];
+        let mut set = |number: u64, word: u64, bitmap: u64| {
+            let at = ((number - first) * self.entry) as usize;
+            for (i, half) in [word, bitmap]
+                .iter()
+                .take(self.entry as usize / 8)
+                .enumerate()
+            {
+                let bytes = &mut table[at + i * 8..at + i * 8 + 8];
+                let all = be64(bytes, 0).unwrap_or_default() | half;
+                bytes.copy_from_slice(&all.to_be_bytes());
+            }
+        };
+        for (number, place) in self.places.range(first..first + entries) {
+            set(*number, place.at | COPIED, u64::from(place.written));
+        }
+        let disk = first * self.cluster..(first + entries) * self.cluster;
+        for range in self.zeroes.parts_of(disk) {
+            for number in range.start / self.cluster..range.end.div_ceil(self.cluster) {
+                // A cluster that has a place keeps it while it reads as zeroes.
+                match self.entry {
+                    8 => set(number, ZERO, 0),
+                    _ => set(number, 0, self.parts(number, &range) << SUBCLUSTERS),
+                }
+            }
+        }
+        table
+    }
+
+    /// The parts of a cluster that begin in a range, one bit for each.
+    fn parts(&self, number: u64, range: &Range<u64>) -> u64 {
+        let part = |at: u64| at.saturating_sub(number * self.cluster).div_ceil(PART);
+        let (first, end) = (part(range.start), part(range.end).min(self.cluster / PART));
+        (1 << end) - (1 << first)
+    }
+}
+
+/// Whether content lies right behind `len` bytes of other content.
+fn follows(before: Content, len: u64, content: Content) -> bool {
+    match (before, content) {
+        (Content::File(first), Content::File(at)) => first + len == at,
+        (before, content) => before == content,
+    }
+}
+
+impl BlockRead for OverlayWriter {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        check_range(offset, buf.len() as u64, self.size)?;
+        self.read(&self.lock(), offset, buf)
+    }
+
+    fn expect(&self, ranges: &[Range<u64>]) {
+        self.below.expect(ranges);
+    }
+}
+
+impl BlockWrite for OverlayWriter {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len() as u64, self.size)?;
+        self.write(&mut self.lock(), offset, data)
+    }
+
+    fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
+        check_range(offset, len, self.size)?;
+        let end = offset + len;
+        // The last part ends with the disk.
+        let whole_end = match end == self.size {
+            true => end.next_multiple_of(PART),
+            false => end / PART * PART,
+        };
+        let whole = offset.next_multiple_of(PART)..whole_end;
+        let mut state = self.lock();
+        let borders = match whole.start < whole.end {
+            true => [offset..whole.start, whole.end.min(end)..end],
+            false => [offset..end, end..end],
+        };
+        for border in borders.into_iter().filter(|border| !border.is_empty()) {
+            let zeroes = vec![0; (border.end - border.start) as usize];
+            self.write(&mut state, border.start, &zeroes)?;
+        }
+        if whole.start < whole.end {
+            state.zero(whole);
+        }
+        Ok(())
+    }
+
+    /// Writes the tables.
+    fn flush(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        let changed = std::mem::take(&mut state.changed);
+        let level_1 = 3 * state.cluster;
+        for i in changed {
+            let at = match state.tables.get(&i) {
+                Some(at) => *at,
+                None => {
+                    let at = state.clusters.take()?;
+                    state.tables.insert(i, at);
+                    at
+                }
+            };
+            self.file.write_all_at(&state.table(i), at)?;
+            let entry = (at | COPIED).to_be_bytes();
+            self.file.write_all_at(&entry, level_1 + i * 8)?;
+        }
+        state.clusters.write(&self.file)
+    }
+}
+
+#[cfg(test)]
+#[path = "overlay_writer_tests.rs"]
+mod tests;
