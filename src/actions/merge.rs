@@ -77,18 +77,57 @@ impl<'a> Merging<'a> {
         Ok(())
     }
 
-    /// Begins to back the hives up and to merge them, side by side.
-    pub fn begin(self, saver: &Saver, edited: &EditedHives) -> Merges {
+    /// Begins to back the hives up, side by side.
+    pub fn back_up(self, saver: &Saver) -> Backups {
         // Hives that are not edited need not stay in memory while others are merged.
         drop(self.loaded);
-        let mut merges = Merges::default();
-        for job in self.jobs {
-            let edit = edited.take(job.name);
-            let edit = edit.unwrap_or_else(|| Edit::start(job.bytes.clone(), job.edits.clone()));
-            let (name, saver) = (job.name, saver.clone());
-            let (done, backed_up) = mpsc::channel();
+        let back_up = |job: MergeJob| {
+            let (name, bytes, edits) = (job.name, job.bytes.clone(), job.edits.clone());
+            let saver = saver.clone();
             let thread = thread::spawn(move || {
                 let (kept, before) = back_up(&job, &saver)?;
+                Ok((job, kept, before))
+            });
+            Backup {
+                name,
+                bytes,
+                edits,
+                thread: Some(thread),
+            }
+        };
+        Backups(self.jobs.into_iter().map(back_up).collect())
+    }
+}
+
+/// Hives that are being backed up. When this goes, nothing of it is left running.
+#[derive(Default)]
+pub struct Backups(Vec<Backup>);
+
+struct Backup {
+    name: HiveName,
+    bytes: Arc<FileBytes>,
+    edits: RegEdits,
+    thread: Option<JoinHandle<Result<BackedUp>>>,
+}
+
+/// A hive whose original is in the backup, and what of it must still be there after the edit.
+type BackedUp = (MergeJob, Kept, FileFacts);
+
+impl Backups {
+    /// Merges each hive as soon as it is backed up.
+    pub fn merge(mut self, edited: &EditedHives) -> Merges {
+        let mut merges = Merges::default();
+        for mut backup in std::mem::take(&mut self.0) {
+            let edit = edited.take(backup.name);
+            let (bytes, edits) = (backup.bytes.clone(), backup.edits.clone());
+            let edit = edit.unwrap_or_else(|| Edit::start(bytes, edits));
+            let (done, backed_up) = mpsc::channel();
+            let (name, saved) = (backup.name, backup.thread.take());
+            drop(backup);
+            let thread = thread::spawn(move || {
+                let saved = saved.map(|thread| joined(thread.join()));
+                let saved = saved.unwrap_or(Err(ActionError::NoHive(name.file_name())));
+                let (job, kept, before) = saved?;
                 // Nobody waits for it any more where another backup has failed.
                 let _ = done.send(());
                 merge(job, edit, &kept, before)
@@ -99,7 +138,15 @@ impl<'a> Merging<'a> {
     }
 }
 
-/// Hives that are being backed up and merged. When this goes, nothing of it is left running.
+impl Drop for Backup {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// Hives that are being merged. When this goes, nothing of it is left running.
 #[derive(Default)]
 pub struct Merges(BTreeMap<HiveName, Merge>);
 

@@ -28,7 +28,7 @@ pub use copy_in_guest::CopyInGuest;
 pub use edit_hive::EditHive;
 pub use edited::EditedHives;
 pub use error::ActionError;
-pub use merge::{Merging, Walked, Walking, check_edits};
+pub use merge::{Backups, Merging, Walked, Walking, check_edits};
 pub use preview::{Preview, PreviewHives};
 
 use crate::drivers::media::Media;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
-use crate::actions::{Converted, Walked, Walking};
+use crate::actions::{Backups, Converted, Walked, Walking};
 use crate::check::Check;
 use crate::disk::chain::Image;
 use crate::drivers::media::Media;
@@ -37,6 +37,8 @@ pub(super) struct Fixing<'a> {
     pub(super) run: &'a Run<'a>,
     pub(super) prepared: &'a Prepared,
     pub(super) media: &'a dyn Media,
+    /// What was backed up while the plan was made.
+    pub(super) backups: Option<Backups>,
 }
 
 /// Overlays with a fix that was not read back yet.
@@ -60,8 +62,9 @@ fn keeping(error: JournalError) -> Error {
 
 impl Fixing<'_> {
     /// Carries out the plan on the overlays of the session, and verifies them.
-    pub(super) fn fix(&self, session: VmSession, survey: Survey) -> Result<Fixed> {
+    pub(super) fn fix(mut self, session: VmSession, survey: Survey) -> Result<Fixed> {
         stopped()?;
+        let backups = self.backups.take();
         let (job, disks) = (self.run.job, &self.run.disks);
         let plan = &self.prepared.plan;
         let maps = self.map_data();
@@ -71,7 +74,9 @@ impl Fixing<'_> {
         let mut journal =
             Journal::create(folder, disk, others, apply::records(plan)).map_err(keeping)?;
         let walking = match survey.hives {
-            Some(hives) if !plan.actions.is_empty() => self.apply(&session, hives, &mut journal)?,
+            Some(hives) if !plan.actions.is_empty() => {
+                self.apply(&session, (hives, backups), &mut journal)?
+            }
             _ => Vec::new(),
         };
         let changed = session.into_changed()?;
@@ -102,7 +107,7 @@ impl Fixing<'_> {
     fn apply(
         &self,
         session: &VmSession,
-        hives: Hives,
+        (hives, backups): (Hives, Option<Backups>),
         journal: &mut Journal,
     ) -> Result<Vec<Walking>> {
         let actions = &self.prepared.plan.actions;
@@ -119,6 +124,7 @@ impl Fixing<'_> {
             media: self.media,
             before: &session.reader(),
             edited: &self.prepared.edited,
+            backups,
             journal,
         };
         fix.apply(hives, || Ok(session.writer(options)))

@@ -4,11 +4,12 @@
 
 use std::path::Path;
 
-use crate::actions::{self, EditedHives, PreviewHives};
+use crate::actions::{self, Backups, EditedHives, PreviewHives, Saver};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
 use crate::error::{Blocker, Error, ErrorKind, Result};
+use crate::fix::apply;
 use crate::guest::GuestRead;
 use crate::inspect::{Hives, Survey, WindowsFacts};
 use crate::plan::firstboot::Wishes;
@@ -41,6 +42,8 @@ pub(super) struct Seen<'a> {
     pub(super) engine: Engine,
     /// The output directory.
     pub(super) target: &'a Path,
+    /// Where the originals of hives are kept; `None` where nothing is to be written.
+    pub(super) saver: Option<&'a Saver>,
 }
 
 /// Everything `plan` and `convert` decide about a Windows guest. An error is what no plan can show.
@@ -61,6 +64,7 @@ pub(super) fn plan_for(
     let review = signature::review(&basis.drivers, media)
         .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
     let edited = EditedHives::of(actions::edits(&draft.actions), hives);
+    let backups = (seen.saver).and_then(|saver| backed_up(seen, &draft, hives, saver));
     let after = after(seen, hives, (&draft, &basis), &edited, media)?;
     let Outside {
         limits,
@@ -91,8 +95,18 @@ pub(super) fn plan_for(
         plan,
         basis,
         edited,
+        backups,
         outlook,
     })
+}
+
+/// Begins to back up what the draft edits: the disk has time while the plan is made. A draft whose guest lacks what
+/// that takes is not carried out; if it is, the fix says why.
+fn backed_up(seen: &Seen<'_>, draft: &Draft, hives: &Hives, saver: &Saver) -> Option<Backups> {
+    let begun = apply::back_up(&draft.actions, seen.guest, hives.clone(), saver);
+    begun
+        .inspect_err(|e| tracing::debug!("no backup before the plan: {e}"))
+        .ok()
 }
 
 fn options(job: &Job, survey: &Survey, windows: &WindowsFacts) -> plan::Options {

@@ -100,6 +100,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         disks: &disks,
         engine: session.engine,
         target: &target,
+        saver: None,
     };
     let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
@@ -157,6 +158,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     // While the plan is made.
     let opening = run.open_overlays(&session)?;
     let media = media.map_or_else(|| job.drivers.media(), Ok)?;
+    let saver = run.saver();
     let seen = Seen {
         survey: &survey,
         guest: &session.reader(),
@@ -164,8 +166,9 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         disks: &run.disks,
         engine: session.engine,
         target: run.folder.target(),
+        saver: saver.as_ref(),
     };
-    let prepared = {
+    let mut prepared = {
         let _span = timeline::span("plan");
         foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?
     };
@@ -177,9 +180,11 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     }
     run.clock.inspected();
 
+    let backups = prepared.backups.take();
     let fixing = Fixing {
         run: &run,
         prepared: &prepared,
+        backups,
         media: &prepared.basis.media(media.as_ref()),
     };
     let fixed = match &run.resumed {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::actions::EditedHives;
+use crate::actions::{Backups, EditedHives};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{Media, WithGenerated};
 use crate::drivers::package;
@@ -23,6 +23,8 @@ pub struct Prepared {
     pub basis: Basis,
     /// The hives of the plan.
     pub edited: EditedHives,
+    /// Their originals on the way to the backup, where a conversion asked for that.
+    pub backups: Option<Backups>,
     /// What it leaves where; `None` where the documents of the VM cannot be written.
     pub outlook: Option<Outlook>,
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::actions::Saver;
 use crate::error::{Error, Result};
 use crate::inspect::{Inspection, Survey};
 use crate::plan::Plan;
@@ -101,6 +102,14 @@ impl<'a> Run<'a> {
             Some(_) => Ok(Opening::default()),
             None => session.open_overlays(&self.disks, |source| self.overlay(source)),
         }
+    }
+
+    /// Where the originals of what the fix changes are kept; a run that is resumed has them.
+    pub(super) fn saver(&self) -> Option<Saver> {
+        self.resumed.is_none().then(|| Saver {
+            folder: self.folder.path().to_path_buf(),
+            durably: self.job.copy.is_in_place(),
+        })
     }
 
     /// Refuses what is blocked; else keeps the plan beside the result.

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use crate::actions::{Action, ActionError, Change, EditedHives, Merging, Saver, Walking, Work};
+use crate::actions::{
+    Action, ActionError, Backups, Change, EditedHives, Merging, Saver, Walking, Work,
+};
 use crate::drivers::media::Media;
 use crate::error::{Blocker, Error, ErrorKind};
 use crate::failpoint;
@@ -100,6 +102,20 @@ pub fn records(plan: &Plan) -> Vec<ActionRecord> {
         .collect()
 }
 
+/// Begins to back up the hives that the actions edit.
+pub fn back_up(
+    actions: &[Action],
+    before: &dyn GuestRead,
+    hives: Hives,
+    saver: &Saver,
+) -> Result<Backups> {
+    let mut merging = Merging::new(before, hives);
+    for action in actions {
+        action.prepare(&mut merging)?;
+    }
+    Ok(merging.back_up(saver))
+}
+
 /// What the fix works on.
 pub struct Fix<'a> {
     pub actions: &'a [Action],
@@ -109,6 +125,8 @@ pub struct Fix<'a> {
     pub before: &'a dyn GuestRead,
     /// The hives, where they were edited already.
     pub edited: &'a EditedHives,
+    /// What was backed up while the plan was made.
+    pub backups: Option<Backups>,
     pub journal: &'a mut Journal,
 }
 
@@ -125,12 +143,14 @@ impl Fix<'_> {
             folder: self.journal.folder().to_path_buf(),
             durably: self.journal.doc.disk.in_place,
         };
-        let mut merging = Merging::new(self.before, hives);
-        for action in self.actions {
-            action.prepare(&mut merging)?;
-        }
-        let mut hives = merging.begin(&saver, self.edited);
-        // The volume is mounted while the originals are backed up, and files are written while hives are edited.
+        let backups = match self.backups.take() {
+            Some(backups) => backups,
+            None => back_up(self.actions, self.before, hives.clone(), &saver)?,
+        };
+        // The merged hives take the place of these.
+        drop(hives);
+        let mut hives = backups.merge(self.edited);
+        // The volume is mounted while hives are backed up and edited.
         let writer = {
             let _span = timeline::span("mount the volume");
             open_writer()?
@@ -289,6 +309,7 @@ mod tests {
                 media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
                 before: guest,
                 edited: &EditedHives::default(),
+                backups: None,
                 journal: &mut journal,
             };
             let hives = survey.hives.clone().unwrap();
