@@ -152,6 +152,7 @@ impl MemoryGuest {
             };
             let accepted = change(&mut foreseen);
             Prepared {
+                backups: None,
                 plan: plan::plan(draft, foreseen, &accepted).unwrap(),
                 basis,
                 edited: EditedHives::default(),

@@ -150,6 +150,16 @@ impl OverlayWriter {
         self.write_piece(piece, data)
     }
 
+    /// Most of a table of a large disk is zero, as its place in the file is; no entry becomes zero again.
+    fn write_table(&self, table: &[u8], at: u64) -> io::Result<()> {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        let blocks = table.chunks(ZEROES.len()).zip((at..).step_by(ZEROES.len()));
+        for (block, at) in blocks.filter(|(block, _)| **block != ZEROES[..block.len()]) {
+            self.file.write_all_at(block, at)?;
+        }
+        Ok(())
+    }
+
     fn write_piece(&self, piece: Option<(u64, Range<usize>)>, data: &[u8]) -> io::Result<()> {
         match piece {
             Some((at, range)) => self.file.write_all_at(&data[range], at),
@@ -339,7 +349,7 @@ impl BlockWrite for OverlayWriter {
                     at
                 }
             };
-            self.file.write_all_at(&state.table(i), at)?;
+            self.write_table(&state.table(i), at)?;
             let entry = (at | COPIED).to_be_bytes();
             self.file.write_all_at(&entry, level_1 + i * 8)?;
         }

@@ -178,8 +178,8 @@ pub fn trim(
 }
 
 /// What of a disk that is still being written a trim would zero once it is off, in whole grains: what its
-/// file systems show as free, and page files.
-pub(crate) fn unneeded(guest: &EmbeddedReader) -> Extents {
+/// file systems show as free, and page files. Only where there is data is it looked for.
+pub(crate) fn unneeded(guest: &EmbeddedReader, data: &Extents) -> Extents {
     let mut unneeded = Extents::default();
     for volume in guest.volumes() {
         let mut closed = volume.clone();
@@ -193,10 +193,14 @@ pub(crate) fn unneeded(guest: &EmbeddedReader) -> Extents {
             let whole = range.start.next_multiple_of(GRAIN)..range.end / GRAIN * GRAIN;
             unneeded.insert(whole);
         };
-        let looked = guest.free_ranges(volume.id, &|_| true, &mut |range| {
-            add(range);
-            Ok(())
-        });
+        let looked = guest.free_ranges(
+            volume.id,
+            &|range| data.parts_of(range).next().is_some(),
+            &mut |range| {
+                add(range);
+                Ok(())
+            },
+        );
         if let Err(e) = looked {
             tracing::info!("{}: the rest of its free space is copied: {e}", volume.id);
         }

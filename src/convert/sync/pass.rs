@@ -257,7 +257,7 @@ pub(super) fn used(image: &Image, changed: &Extents, trimmed: bool) -> Result<Ex
     let guest = layout
         .ok()
         .and_then(|layout| embedded::open(disk.clone(), &layout).ok());
-    let unneeded = guest.map(|guest| trim::unneeded(&guest));
+    let unneeded = guest.map(|guest| trim::unneeded(&guest, &wanted));
     drop(disk);
     export.close()?;
     Ok(match unneeded {
