@@ -1,6 +1,7 @@
-//! The copy of all disks of a VM: what they hold is measured first, space is checked for all of
-//! them together, then they are copied side by side with one progress. One failing stops the others. What
-//! is copied is recorded, so that an interrupted copy can continue ([`super::resume`]).
+//! Copies all disks of a VM. The data of every disk is measured first, and free space is checked
+//! for all of them together. Then the disks are copied side by side under one progress bar. The
+//! first failure stops the others. Finished ranges are recorded, so that an interrupted copy can
+//! continue ([`super::resume`]).
 
 use std::io;
 use std::ops::Range;
@@ -41,19 +42,19 @@ use super::sync::Synced;
 use crate::session::engine::Engine;
 use crate::session::{self, Session};
 
-/// Disks copied at a time. More only make the heads of one spinning disk jump; two keep a link busy
-/// while one of them waits.
+/// Disks copied at a time. More than two only make the heads of a spinning disk jump; two keep a
+/// link busy while one of them waits.
 const AT_ONCE: usize = 2;
 
-/// Where a disk goes.
+/// The destination of one disk.
 #[derive(Clone)]
 pub enum Target {
     File(PathBuf),
-    /// A copy that the passes of a sync have filled, and the name it gets besides.
+    /// A copy filled by the passes of a sync, and its second name in the new directory.
     Synced(Box<Synced>, PathBuf),
     Device {
         device: Arc<Device>,
-        /// A file that may be made for the time of the copy.
+        /// A scratch file that may be created during the copy.
         scratch: PathBuf,
     },
 }
@@ -62,20 +63,20 @@ pub enum Target {
 struct DiskCopy {
     pub image: Image,
     pub target: Target,
-    /// Bytes the image has data for.
+    /// Bytes for which the image has data.
     pub live: u64,
-    /// Of them, what earlier passes have not copied.
+    /// Those of `live` that no earlier pass has copied.
     left: u64,
-    /// What a file with them takes.
+    /// The size of a file with that data.
     pub size: u64,
     ranges: Arc<Extents>,
     record: Record,
 }
 
-/// Why a disk was not copied.
+/// The reason why a disk was not copied.
 struct Failure {
     error: Error,
-    /// Nothing is wrong with what was copied.
+    /// Whether the ranges copied so far are intact.
     can_be_resumed: bool,
 }
 
@@ -111,7 +112,7 @@ impl DiskCopy {
         }
     }
 
-    /// What a file still takes on the host.
+    /// Bytes that the file will still take on the host.
     fn size_left(&self) -> u64 {
         let Target::File(path) = &self.target else {
             return 0;
@@ -121,7 +122,7 @@ impl DiskCopy {
     }
 }
 
-/// A disk without Windows, behind an overlay of its own in which its free space is zeroed.
+/// Puts an overlay over a disk without Windows and zeroes the disk's free space in it.
 pub fn trimmed_overlay(source: &session::Disk, overlay: &Path) -> Result<(Image, DiskTrim)> {
     let data = DataMap::of(&source.image)?;
     let session = Session::overlay(Engine::EMBEDDED, source, overlay)?;
@@ -131,7 +132,7 @@ pub fn trimmed_overlay(source: &session::Disk, overlay: &Path) -> Result<(Image,
     Ok((overlay, trimmed))
 }
 
-/// A disk that is an overlay on a source, which is told what is going to be read.
+/// A disk that is an overlay on a source. It announces the next reads to the source.
 struct OverSource {
     disk: Arc<dyn BlockWrite>,
     source: Image,
@@ -151,7 +152,7 @@ impl BlockRead for OverSource {
     }
 }
 
-/// Trims the disk behind an open session whose guest was changed since it was opened.
+/// Trims the disk behind an open session. The guest was changed after the session was opened.
 pub fn trim_session(
     disk: &Arc<dyn BlockWrite>,
     layout: &crate::disk::layout::DiskLayout,
@@ -170,7 +171,7 @@ pub fn trim_session(
     })
 }
 
-/// Where disk `i` of the VM will be.
+/// The path of disk `i` of the new VM.
 pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> Result<PathBuf> {
     if job.copy.is_in_place() {
         return absolute(image.path());
@@ -181,8 +182,8 @@ pub(super) fn target_path(job: &Job, folder: &Path, i: usize, image: &Image) -> 
     }
 }
 
-/// Copies the disks of a Windows VM, the fixed overlays among them. `decided` is what a run that continues must
-/// decide again.
+/// Copies the disks of a Windows VM, including the fixed overlays. `decided` is what a resumed run
+/// has to decide again.
 pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Result<Disks> {
     let Run {
         job, disks, folder, ..
@@ -228,7 +229,7 @@ pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Re
     })
 }
 
-/// Where disk `i` is written to, and where and in which format the VM finds it.
+/// The target of disk `i`, and the path and format that the VM uses for it.
 fn target(
     run: &Run<'_>,
     i: usize,
@@ -256,7 +257,7 @@ fn target(
     Ok((target, folder.target().join(file), run.job.copy.format))
 }
 
-/// Copies the disks to the files or devices of the job, the one with the system first.
+/// Copies the disks to the files or devices of the job, the system disk first.
 pub(super) fn to_targets(
     run: &Run<'_>,
     disks: Vec<Disk>,
@@ -325,7 +326,7 @@ pub(super) fn to_targets(
         .map_err(|failure| kept(job, folder, failure))?;
     let bytes = Bytes {
         resumed: copied.iter().map(|c| c.resumed).sum(),
-        // The ranges that were to be copied are rounded to grains.
+        // The ranges to copy are rounded to grains.
         shared: (copied.iter().zip(&copies))
             .map(|(copied, disk)| copied.shared.min(disk.live))
             .sum(),
@@ -338,8 +339,8 @@ pub(super) fn to_targets(
     Ok((targets, bytes))
 }
 
-/// The first look at the source after the copy, while that can still be resumed: a line that is down is none of
-/// the source's changes.
+/// Checks after the copy that the source is unchanged, while the copy can still be resumed. A lost
+/// connection does not count as a change.
 fn unchanged(disks: &[DiskCopy]) -> Result<(), Failure> {
     let mut images = disks.iter().map(|disk| &disk.image);
     let looked = images.try_for_each(Image::check_unchanged);
@@ -349,7 +350,7 @@ fn unchanged(disks: &[DiskCopy]) -> Result<(), Failure> {
     })
 }
 
-/// Leaves the partial directory where it is of use, and says so.
+/// Keeps the partial directory if a later run can use it, and adds that to the error.
 fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
     let Failure {
         error,
@@ -359,7 +360,7 @@ fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
         return error
             .hint("the synced directory is kept: the same command continues, or sync again");
     }
-    // A user who said `--resume` wants no copy to be lost.
+    // With `--resume`, the user wants to keep every copied byte.
     let stopped = job.output.resume && (error.is_interrupted() || stop::requested());
     folder.keep(can_be_resumed || stopped);
     match folder.is_kept() {
@@ -371,7 +372,7 @@ fn kept(job: &Job, folder: &OutputFolder, failure: Failure) -> Error {
     }
 }
 
-/// Copies every disk, or none: the first failure stops the rest.
+/// Copies every disk, or fails: the first failure stops the rest.
 fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Copied>, Failure> {
     let files = disks.iter().filter_map(|d| match &d.target {
         Target::File(path) => Some((path.parent()?, d.size_left())),
@@ -405,7 +406,7 @@ fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Co
                 let bytes = (fraction * disk.left as f64) as u64;
                 done[i].store(bytes, Ordering::Relaxed);
                 progress.set(done.iter().map(|d| d.load(Ordering::Relaxed)).sum());
-                // Nothing to return an error to: here one can only wait or die.
+                // No error can be returned from here: the only choices are to wait or to abort.
                 let _ = failpoint::hit("copying");
             });
             if result.is_err() {
@@ -430,8 +431,7 @@ fn copy_all(ui: &Ui, disks: &[DiskCopy], options: &CopyOptions) -> Result<Vec<Co
     })
 }
 
-/// All copies, or the error that is the cause of it all: those that were stopped because another one
-/// failed are not it.
+/// Returns all copies, or the error that caused the others to stop.
 fn outcome(results: Vec<Option<Result<Copied, Failure>>>) -> Result<Vec<Copied>, Failure> {
     let mut copies = Vec::new();
     let mut first: Option<Failure> = None;

@@ -1,5 +1,5 @@
-//! `--output-device`: the devices of a conversion, taken before anything else is done and given the
-//! last bytes when everything else is.
+//! `--output-device`: the target devices of a conversion. They are claimed before any other step,
+//! and their last bytes are written after every other step.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use crate::error::{Error, Result};
 use super::job::Job;
 use crate::session::Disk;
 
-/// One device per disk, in the order of `disks`, or none at all.
+/// The claimed devices: one per disk, in the order of `disks`, or none.
 pub struct Devices(Vec<Arc<Device>>);
 
 impl Devices {
-    /// Takes the devices the job names; nothing is written. `write`: to write to them later.
+    /// Claims the devices of the job without writing to them. `write` opens them for later writes.
     pub fn claim(job: &Job, disks: &[Disk], write: bool) -> Result<Self> {
         let names = &job.copy.devices;
         if names.is_empty() {
@@ -48,7 +48,7 @@ impl Devices {
         self.0.get(i)
     }
 
-    /// Makes disks of them.
+    /// Writes the last bytes, which make the devices valid disks.
     pub fn finish(&self) -> Result<()> {
         for device in &self.0 {
             if let Err(error) = device.finish() {
@@ -59,7 +59,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Takes that back.
+    /// Makes the devices invalid disks again.
     pub fn give_up(&self) {
         for device in &self.0 {
             if let Err(error) = device.mark() {

@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::guest::DiskId;
 use crate::session::vm::VmDisks;
 
-/// What a disk of the new VM is made from.
+/// The origin of one disk of the new VM.
 pub(super) struct Disk {
     pub(super) id: DiskId,
-    /// An overlay of this run, or the source alone.
+    /// An overlay of this run, or the source itself.
     pub(super) image: Image,
     pub(super) sector_size: u32,
-    /// The guest's system is on it.
+    /// Whether the guest's system is on this disk.
     pub(super) system: bool,
     pub(super) boot_order: Option<u32>,
 }
@@ -30,7 +30,7 @@ impl Disk {
         }
     }
 
-    /// Of a Linux guest, whose firmware starts from the disk with the system.
+    /// Creates the disk of a Linux guest. Its firmware starts from the system disk.
     pub(super) fn of_linux(disks: &VmDisks, id: DiskId, image: Image, sector_size: u32) -> Self {
         let disk = Self::new(disks, id, image, sector_size);
         Self {
@@ -39,7 +39,8 @@ impl Disk {
         }
     }
 
-    /// The disk of the new VM: an overlay on `backing`, or alone where that is empty.
+    /// Creates a disk of the new VM: an overlay on `backing`, or a standalone image if `backing` is
+    /// empty.
     pub(super) fn at(
         &self,
         path: PathBuf,
@@ -59,7 +60,7 @@ impl Disk {
     }
 }
 
-/// The formats KVM runs a VM from; others have to be converted.
+/// Returns the format if KVM can run a VM from it; other formats have to be converted.
 pub(super) fn in_place_format(image: &Image) -> Result<DiskFormat> {
     match image.format().driver() {
         "qcow2" => Ok(DiskFormat::Qcow2),

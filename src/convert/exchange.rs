@@ -1,4 +1,4 @@
-//! A new result under the name of the old one, and what a killed run left of that.
+//! Replaces an earlier result by a new one, and recovers from a run that was killed during that.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -18,7 +18,7 @@ use super::replace::Earlier;
 
 pub(super) const INTENT: &str = "hyper2kvm/replacing/1";
 
-/// What a run was about to do when it was killed.
+/// The intent of a run, noted before it starts to replace a result.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Intent {
     pub(super) schema: String,
@@ -28,7 +28,8 @@ pub(super) struct Intent {
 }
 
 impl Place {
-    /// Puts the new directory under the name of the old one, in one step where the file system can.
+    /// Puts the new directory under the name of the old one, in one step if the file system
+    /// supports it.
     pub(super) fn exchange(&self) -> io::Result<()> {
         let (parent, partial, name) = (&self.parent, &*self.partial, &*self.name);
         failpoint::step("before", "rename of the output directory")?;
@@ -44,7 +45,7 @@ impl Place {
         Ok(())
     }
 
-    /// The result has its name: what fails now is no reason to undo anything.
+    /// Records that the result has its final name. Later failures no longer undo anything.
     pub(super) fn renamed(&self) {
         let synced = fsync(&self.parent).map_err(io::Error::from);
         let after = || failpoint::step("after", "rename of the output directory");
@@ -67,21 +68,21 @@ impl Place {
             .and_then(|()| failpoint::step("between", "renames of the output directory"))
             .and_then(|()| rename(&self.partial, &self.name));
         if let Err(error) = second {
-            // Put back what was there; the first error is the one to report.
+            // Put the old result back; the first error is the one to report.
             let _ = rename(&self.replaced, &self.name);
             return Err(error);
         }
         Ok(())
     }
 
-    /// Where the old result is after the exchange.
+    /// The path of the old result after the exchange.
     pub(super) fn old(&self, inode: u64) -> Option<PathBuf> {
         let mut names = [&self.partial, &self.replaced].into_iter();
         let name = names.find(|name| self.inode(name) == Some(inode))?;
         Some(self.path(name))
     }
 
-    /// Moves over what is the user's, and removes the rest of the old result.
+    /// Moves the user's files to the new result and removes the rest of the old one.
     pub(super) fn finish(&self, earlier: &mut Earlier, old: u64) -> io::Result<()> {
         let Some(path) = self.old(old) else {
             return Ok(());
@@ -91,7 +92,7 @@ impl Place {
         Ok(())
     }
 
-    /// What could not be moved or removed is left under a name that is seen and no run removes.
+    /// Renames leftovers to a visible name that no run removes.
     pub(super) fn set_aside(&self, old: u64, error: &io::Error) {
         let Some(old) = self.old(old) else {
             return;
@@ -118,8 +119,8 @@ impl Place {
     }
 }
 
-/// Finishes or undoes a replacement that an earlier run was killed in, so that the result is under its
-/// name again. Does nothing while another run is at work there.
+/// Finishes or undoes a replacement in which an earlier run was killed. Afterwards the result has
+/// its name again. Does nothing while another run holds the lock.
 pub fn repair(target: &Path) -> Result<()> {
     let Ok(place) = Place::open(target, false) else {
         return Ok(());
@@ -135,7 +136,8 @@ pub fn repair(target: &Path) -> Result<()> {
     repair_locked(&place, &lock)
 }
 
-/// The lock of the conversion whose partial directory this is; `None` for any other directory.
+/// The lock of the conversion to which this partial directory belongs; `None` for any other
+/// directory.
 pub fn lock_of_partial(folder: &Path) -> Result<Option<TargetLock>> {
     let name = folder.file_name().and_then(OsStr::to_str);
     let name = name.and_then(|n| n.strip_prefix('.')?.strip_suffix(".partial"));
@@ -192,7 +194,7 @@ pub(super) fn repair_locked(place: &Place, lock: &TargetLock) -> Result<()> {
     let Some(_) = place.stat(&place.replaced) else {
         return Ok(());
     };
-    // Of a version that noted nothing.
+    // Written by a version that noted no intent.
     let replaced = place.path(&place.replaced);
     TrustedFolder::open(&replaced).map_err(untrusted)?;
     if place.stat(&place.name).is_none() {

@@ -1,4 +1,4 @@
-//! What a conversion leaves besides the disk: the domains, the probe disk, the report.
+//! Everything a conversion writes besides the disks: the domains, the probe disk, the report.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -46,14 +46,14 @@ use super::space;
 use super::steps::{Disks, point, stopped};
 use crate::session::vm::VmDisks;
 
-/// A file of the output directory, not written yet.
+/// A file of the output directory that is not written yet.
 pub(super) struct Document {
     pub(super) file: String,
     text: String,
     script: bool,
 }
 
-/// The VM as text: domain XML of each stage, and what `--emit` asked for.
+/// The VM as text: domain XML of each stage, and the formats of `--emit`.
 pub(super) struct Domains {
     pub(super) documents: Vec<Document>,
     bootstrap_xml: Option<String>,
@@ -62,8 +62,8 @@ pub(super) struct Domains {
     pub(super) warnings: Vec<String>,
 }
 
-/// Writes everything about the VM once, to nowhere: what cannot be written is known before the
-/// disks are copied. `target` is the output directory.
+/// Renders every description of the VM without writing it, so that errors show before the disks are
+/// copied. `target` is the output directory.
 pub(super) fn rehearse(
     job: &Job,
     target: &Path,
@@ -91,7 +91,7 @@ pub(super) fn rehearse(
     Ok(Outlook::new(vm::Machine::of(&job.source.vm), outputs, list))
 }
 
-/// `more`: what the fix adds to it.
+/// The expected sizes of the copied disks. `more` is what the fix adds.
 pub(super) fn disk_outlook(
     job: &Job,
     path: PathBuf,
@@ -105,7 +105,7 @@ pub(super) fn disk_outlook(
     if job.copy.is_in_place() {
         return Ok(DiskOutlook::in_place(path, job.copy.format, size));
     }
-    // Other formats may be compressed, and take less than there is to copy.
+    // Other formats may be compressed and take less space than the data to copy.
     let data = match (image.format() == Format::RAW, image.allocated()) {
         (true, 0) => size,
         (true, allocated) => allocated,
@@ -116,7 +116,7 @@ pub(super) fn disk_outlook(
 }
 
 impl Domains {
-    /// Where everything of a conversion is, in the output directory.
+    /// The paths of all results in the output directory.
     pub(super) fn outputs(&self, folder: &Path, targets: &[domain::Disk]) -> Outputs {
         let in_target = |file: &String| folder.join(file);
         Outputs {
@@ -157,7 +157,7 @@ fn domains(
     written(job, folder, &machine)
 }
 
-/// Why no domain can be written, as a blocker where the guest is the reason and an option helps.
+/// Turns a domain error into a blocker if the guest is the reason and an option helps.
 fn no_domain(error: DomainError, stage: Stage) -> Error {
     let (code, remedy) = match &error {
         DomainError::Arch { .. } => (
@@ -215,7 +215,7 @@ fn not_emitted(error: EmitError, emit: Emit) -> Error {
     )
 }
 
-/// Everything about a VM, as text.
+/// Renders every description of the VM.
 pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Domains> {
     let name = &machine.name;
     let (firmware, warning) = machine::firmware(machine, job.vm.machine.portable);
@@ -283,7 +283,7 @@ fn vlan_warning(machine: &Machine) -> Option<String> {
     })
 }
 
-/// The patched domain, which libvirt's schema still accepts.
+/// Returns the patched domain after validating it against libvirt's schema.
 fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
     let failed = |e: Error| {
         Error::usage(format!("patching the {} domain", stage.as_str()))
@@ -310,9 +310,9 @@ fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
     Ok(element)
 }
 
-/// Of libvirt.
+/// libvirt's validator.
 const VALIDATE: &str = "virt-xml-validate";
-/// What it calls; Debian 12 installs one without the other.
+/// The program that the validator calls; Debian 12 installs one without the other.
 const XMLLINT: &str = "xmllint";
 
 pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
@@ -327,11 +327,11 @@ pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
     write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
 }
 
-/// The last steps: domain XML, report, and the directory under its final name.
+/// Writes the domain XML and the report, and gives the directory its final name.
 pub(super) fn finish(mut run: Run<'_>, prepared: &Prepared, disks: Disks) -> Result<Report> {
     let timings = run.clock.timings();
     match complete(&mut run, prepared, disks, timings) {
-        // The disk is written already: it must not stay so without a directory that can undo it.
+        // The disk is written already: it must not be left without a directory that can undo it.
         Err(error) if run.job.copy.is_in_place() => Err(match run.folder.journal() {
             Ok(mut journal) => roll_back_after(&run.disks, &mut journal, error),
             Err(lost) => Error::new(
@@ -359,7 +359,7 @@ fn complete(
     Ok(report)
 }
 
-/// Writes domain XML and probe disk; returns the report.
+/// Writes domain XML and probe disk and returns the report.
 fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks) -> Result<Report> {
     let name = job.name();
     let Disks {
@@ -422,7 +422,7 @@ fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks)
     })
 }
 
-/// Small, blank, and large enough for Windows to take it for a disk.
+/// Blank, and large enough for Windows to recognise it as a disk.
 const PROBE_SIZE: u64 = 64 << 20;
 
 fn iso(path: &Path) -> Option<PathBuf> {
@@ -430,8 +430,8 @@ fn iso(path: &Path) -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-/// A driver that is only staged is installed by Windows at the first boot, so its device may be there
-/// in the final stage.
+/// The devices for which the guest has drivers. Staged drivers count: Windows installs them at the
+/// first boot, before the final stage.
 fn optional_drivers(drivers: &DriverSet) -> Drivers {
     Drivers {
         agent: drivers.drives(VirtioDevice::Serial),
@@ -441,7 +441,7 @@ fn optional_drivers(drivers: &DriverSet) -> Drivers {
     }
 }
 
-/// Both forms of the report, and the directory under its final name.
+/// Writes both forms of the report, and gives the directory its final name.
 pub(super) fn save_report(run: &mut Run<'_>, report: &mut Report, plan: &Plan) -> Result<()> {
     let Run {
         job,
@@ -465,7 +465,7 @@ pub(super) fn save_report(run: &mut Run<'_>, report: &mut Report, plan: &Plan) -
     )?;
     point("before-rename")?;
     stopped()?;
-    // The last look before the result is there: what was read is what the source still holds.
+    // Last check that the source is unchanged before the result appears.
     job.source.access.opened.check_unchanged()?;
     devices.finish()?;
     point("devices-finished")

@@ -1,4 +1,5 @@
-//! The fix on overlays, and the proof that it holds: everything is read back before anything is copied.
+//! Fixes the guest on overlays and verifies the result. Everything is read back before anything is
+//! copied.
 
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
@@ -32,7 +33,7 @@ use crate::session::engine::Engine;
 use crate::session::vm::{ChangedDisk, OpenDisk, VmSession};
 use crate::session::{Disk, Session, read_only};
 
-/// What a fix is made from.
+/// The inputs of a fix.
 pub(super) struct Fixing<'a> {
     pub(super) run: &'a Run<'a>,
     pub(super) prepared: &'a Prepared,
@@ -41,18 +42,18 @@ pub(super) struct Fixing<'a> {
     pub(super) backups: Option<Backups>,
 }
 
-/// Overlays with a fix that was not read back yet.
+/// Overlays with a fix that has not been read back yet.
 struct Unverified {
-    /// What wrote it.
+    /// The engine that wrote the fix.
     engine: Engine,
-    /// What reads it back.
+    /// The engine that reads it back.
     reader: Engine,
-    /// Of the disks that may have been changed.
+    /// The images of the disks that the fix may have changed.
     images: BTreeMap<DiskId, Image>,
     journal: Journal,
     before: Inspection,
     trim: Vec<DiskTrim>,
-    /// The hives that were written, and are being walked as they were in memory.
+    /// The hives that were written; other threads are still walking them in memory.
     written: Vec<Walking>,
 }
 
@@ -131,8 +132,8 @@ impl Fixing<'_> {
             .map_err(Error::from)
     }
 
-    /// Begins to read where the changed disks hold data, while the fix is made. Not in place: there is no copy
-    /// that could be shorter.
+    /// Starts to map the data of the changed disks while the fix runs. In-place conversions copy
+    /// nothing and need no map.
     fn map_data(&self) -> Vec<(&Disk, MapThread)> {
         let (job, disks) = (self.run.job, &self.run.disks);
         let mut maps = Vec::new();
@@ -153,7 +154,7 @@ impl Fixing<'_> {
         second_reader(session, self.prepared.basis.windows.system_volume)
     }
 
-    /// The overlays of an interrupted run, verified again. Nothing is fixed.
+    /// Verifies the overlays of an interrupted run again, without fixing anything.
     pub(super) fn fixed_before(
         &self,
         session: VmSession,
@@ -183,12 +184,12 @@ impl Fixing<'_> {
             journal,
             before: survey.inspection,
             trim: resumed.trim(),
-            // What the hives hold is known to the run that wrote them: here they are walked anew.
+            // The interrupted run walked the hives in memory; here they are walked again.
             written: Vec::new(),
         })
     }
 
-    /// Opens the overlays again, read-only and with the other reader, and checks everything.
+    /// Opens the overlays again with the second reader, read-only, and runs every check.
     fn verify(&self, fix: Unverified) -> Result<Fixed> {
         point("fixed")?;
         stopped()?;
@@ -242,15 +243,15 @@ impl Fixing<'_> {
     }
 }
 
-/// Waits for the walks through what was written.
+/// Waits for the threads that walk the written hives.
 fn joined(walking: Vec<Walking>) -> Vec<Walked> {
     let _span = timeline::span("wait for the walks");
     walking.into_iter().map(Walking::join).collect()
 }
 
-/// What reads the result back.
+/// The engine that reads the result back.
 fn second_reader(session: &VmSession, system: VolumeId) -> Engine {
-    // BitLocker is opened in this process, whoever wrote to it.
+    // BitLocker volumes are always opened in this process, whichever engine wrote to them.
     let contained = |v: &Volume| {
         let container = v.state.container;
         v.id == system && container.is_some_and(|kind| kind != FsKind::Bitlocker)
@@ -261,7 +262,7 @@ fn second_reader(session: &VmSession, system: VolumeId) -> Engine {
     }
 }
 
-/// Takes out of the overlays what nobody needs.
+/// Removes unneeded data from the overlays.
 fn trimmed(
     ui: &Ui,
     maps: Vec<(&Disk, MapThread)>,
@@ -284,10 +285,10 @@ fn trimmed(
     Ok(trimmed)
 }
 
-/// The map of the source is read while the fix is made.
+/// A thread that reads the map of the source during the fix.
 type MapThread = JoinHandle<Result<DataMap>>;
 
-/// A check that the plan said would fail, and that was accepted then, is accepted now.
+/// Accepts each failed check that the plan predicted and the user accepted.
 fn accept(checks: &mut [Check], planned: &[Check]) {
     let foreseen = |id| planned.iter().any(|c| c.id == id && c.accepted);
     for check in checks.iter_mut().filter(|c| !c.ok) {
@@ -304,7 +305,7 @@ mod tests {
         Check::new(id, severity, state, "")
     }
 
-    /// What was accepted is what the plan said would fail; another check that fails stops the conversion.
+    /// Only checks predicted by the plan are accepted; any other failed check stops the conversion.
     #[test]
     fn only_a_blocker_that_was_foreseen_and_accepted_is_accepted_after_the_fix() {
         use CheckState::{CouldNotRun, Fault, Ok};

@@ -1,6 +1,7 @@
-//! What can be known before the first write, gathered for [`plan::plan`]: the guest is inspected and verified
-//! as the draft will leave it ([`actions::preview`]), every disk is opened, every document of the VM is written to
-//! nowhere, and the host is asked for the programs the fix runs.
+//! Gathers for [`plan::plan`] everything that can be known before the first write. The guest is
+//! inspected and verified as the draft will leave it ([`actions::preview`]). Every disk is opened,
+//! every document of the VM is rendered, and the host is searched for the programs that the fix
+//! runs.
 
 use std::path::Path;
 
@@ -46,7 +47,8 @@ pub(super) struct Seen<'a> {
     pub(super) saver: Option<&'a Saver>,
 }
 
-/// Everything `plan` and `convert` decide about a Windows guest. An error is what no plan can show.
+/// Decides everything that `plan` and `convert` do with a Windows guest. Returns an error only for
+/// problems that a plan cannot show.
 pub(super) fn plan_for(
     job: &Job,
     seen: &Seen<'_>,
@@ -84,7 +86,7 @@ pub(super) fn plan_for(
     };
     let plan = plan::plan(draft, foreseen, &job.guest.accept)
         .map_err(|e| Error::failed("planning").because(e))?;
-    // The blockers tell what to do first.
+    // The blockers already name what to do first.
     if plan.blockers.is_empty() {
         if let Some(error) = failed {
             return Err(error);
@@ -120,7 +122,7 @@ fn options(job: &Job, survey: &Survey, windows: &WindowsFacts) -> plan::Options 
     }
 }
 
-/// What the user must know about the VM and the driver source.
+/// Notes for the user about the VM and the driver source.
 fn notes(job: &Job, seen: &Seen<'_>, basis: &Basis, media: &dyn Media) -> Result<Vec<String>> {
     let mut notes = job.source.vm.notes.clone();
     notes.extend(media::short_names_warning(media));
@@ -134,11 +136,11 @@ fn notes(job: &Job, seen: &Seen<'_>, basis: &Basis, media: &dyn Media) -> Result
     Ok(notes)
 }
 
-/// What was found out besides the guest.
+/// Results of the checks outside the guest.
 struct Outside {
     limits: Vec<Blocker>,
     outlook: Option<Outlook>,
-    /// What cannot be told as a blocker.
+    /// An error that cannot be shown as a blocker.
     failed: Option<Error>,
 }
 
@@ -178,7 +180,7 @@ fn outside(
     })
 }
 
-/// The guest as the draft leaves it, inspected and verified.
+/// Inspects and verifies the guest as the draft leaves it.
 fn after(
     seen: &Seen<'_>,
     before: &Hives,
@@ -189,7 +191,7 @@ fn after(
     let media = basis.media(media);
     let volume = basis.windows.system_volume;
     std::thread::scope(|scope| {
-        // Takes as long as all the rest.
+        // Takes as long as all the other checks together.
         let walks = scope.spawn(|| {
             let _span = timeline::span("walk the hives as they are");
             verify::walk_all(before)
@@ -213,7 +215,7 @@ fn after(
     })
 }
 
-/// The disks besides the one with Windows are opened and checked as the copy will.
+/// Opens and checks the disks without Windows exactly as the copy will.
 fn other_disks(job: &Job, disks: &VmDisks) -> Result<()> {
     for disk in disks.iter().filter(|disk| !disks.is_system(disk.id)) {
         if job.copy.is_in_place() {
@@ -224,12 +226,12 @@ fn other_disks(job: &Job, disks: &VmDisks) -> Result<()> {
     Ok(())
 }
 
-/// The programs and libraries the fix uses.
+/// Checks the programs and libraries that the fix uses.
 fn programs(plan: &Plan, engine: Engine) -> Result<()> {
     let missing = |what: &str, tool: &str| {
         Error::missing_tool(format!("{what} is not installed")).hint(host::hint(tool))
     };
-    // They may be started late: by then much was done.
+    // They may be started late in the run, after most of the work.
     for tool in [qemu_img::TOOL, qsd::TOOL] {
         if tool::find(tool).is_none() {
             return Err(missing(tool, tool));

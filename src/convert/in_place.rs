@@ -1,4 +1,4 @@
-//! `--in-place`: commits the proved overlays to the source disks, and takes it back when that fails.
+//! `--in-place`: commits the verified overlays to the source disks, and rolls back if that fails.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use super::run::Run;
 use super::steps::{Disks, Fixed, stopped};
 use crate::session::vm::VmDisks;
 
-/// The disks that are changed where they lie, the one with Windows first.
+/// The disks that are changed in place, the one with Windows first.
 pub(super) fn journal_disks(disks: &VmDisks, in_place: bool) -> Result<(DiskRef, Vec<DiskRef>)> {
     let of = |image: &Image| DiskRef {
         path: text::called_path(image.path()),
@@ -33,11 +33,11 @@ pub(super) fn journal_disks(disks: &VmDisks, in_place: bool) -> Result<(DiskRef,
     Ok((of(&system.image), others))
 }
 
-/// Commits the proved overlays to the source disks.
+/// Commits the verified overlays to the source disks.
 pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
     let Run { job, ui, disks, .. } = run;
     let mut targets = Vec::new();
-    // Those that stay as they are belong to the VM all the same.
+    // Disks that are not changed are still disks of the VM.
     for disk in disks.iter() {
         let (path, format) = (absolute(disk.image.path())?, in_place_format(&disk.image)?);
         let sector_size = fixed.before.sector_size(disk.id);
@@ -46,7 +46,7 @@ pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
     }
     let changed = save_undo_logs(disks, &mut fixed)?;
     stopped()?;
-    // Before the first write: then there is nothing to take back.
+    // Checked before the first write, when there is nothing to roll back yet.
     job.source.access.opened.check_unchanged()?;
     let images = changed_images(disks, &fixed.journal)?;
     let names: Vec<_> = (images.iter())
@@ -56,7 +56,8 @@ pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
         let (size, names) = (crate::ui::bytes(changed), names.join(" and "));
         ui.status("Committing", &format!("{size} to {names}"));
     }
-    // A disk without changes is not even opened for writing: QEMU would touch the header of a qcow2.
+    // A disk without changes is not even opened for writing: QEMU would update the header of a
+    // qcow2.
     if !images.is_empty()
         && let Err(error) = write_to_sources(&images, &mut fixed.journal)
     {
@@ -76,7 +77,7 @@ pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
     })
 }
 
-/// Saves what the overlays change, old and new. Returns the number of bytes.
+/// Saves the old and the new bytes of every range that the overlays change. Returns their number.
 fn save_undo_logs(disks: &VmDisks, fixed: &mut Fixed) -> Result<u64> {
     let mut opened = Vec::new();
     for disk in disks.iter().filter(|disk| disks.is_changed(disk.id)) {
@@ -110,7 +111,7 @@ fn save_undo_logs(disks: &VmDisks, fixed: &mut Fixed) -> Result<u64> {
     Ok(changed)
 }
 
-/// The images of the disks that the journal changes, in its order.
+/// The images of the disks that the journal changes, in the order of the journal.
 fn changed_images(disks: &VmDisks, journal: &Journal) -> Result<Vec<Image>> {
     let mut images = Vec::new();
     for (changed, _) in journal.doc.changed() {
@@ -129,7 +130,8 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
         .map_err(|e| Error::failed(format!("{} has no absolute path", path.display())).because(e))
 }
 
-/// What the partition table of a disk without Windows was written for; 512 where there is none.
+/// The sector size for which the partition table of a disk without Windows was written; 512 if
+/// there is none.
 pub(super) fn data_sector_size(image: &Image) -> Result<u32> {
     let export = Export::<dyn BlockRead>::open_readonly(image)?;
     let layout = partition::read_layout(export.disk().as_ref());
@@ -137,7 +139,7 @@ pub(super) fn data_sector_size(image: &Image) -> Result<u32> {
     Ok(layout.map_or(512, |layout| layout.sector_size))
 }
 
-/// Commits, unless a disk is no longer what was read.
+/// Commits the changes, unless a disk has changed since it was read.
 fn write_to_sources(images: &[Image], journal: &mut Journal) -> Result<()> {
     for image in images {
         image.check_unchanged()?;
@@ -166,7 +168,7 @@ fn close_all(exports: Vec<Export<dyn BlockWrite>>) -> Result<()> {
     Ok(())
 }
 
-/// Writes the old blocks to all of the images, those of the journal in its order.
+/// Restores the old blocks on all images, in the order of the journal.
 pub fn restore(images: &[Image], journal: &mut Journal, force: bool) -> Result<u64, RestoreError> {
     let exports = open_for_writing(images)?;
     let blocks: Vec<_> = exports.iter().map(Export::disk).collect();
@@ -186,7 +188,7 @@ pub enum RestoreError {
     Other(#[from] Error),
 }
 
-/// After a failed commit: restores the disks and says which of the two it is.
+/// Rolls back after a failed commit. The error states whether the disks were restored.
 pub(super) fn roll_back_after(disks: &VmDisks, journal: &mut Journal, error: Error) -> Error {
     if journal.doc.state == State::Verified {
         // The commit failed before it wrote.

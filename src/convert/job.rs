@@ -19,7 +19,7 @@ use super::name::safe_name;
 use crate::session::SourceMachine;
 use crate::session::engine::Engine;
 
-/// Where packages of the virtio-win project put the ISO.
+/// Default path of the ISO in packages of the virtio-win project.
 pub const DEFAULT_ISO: &str = "/usr/share/virtio-win/virtio-win.iso";
 
 pub struct Job {
@@ -30,47 +30,47 @@ pub struct Job {
     pub copy: DiskOptions,
     pub output: OutputOptions,
     pub vm: VmOptions,
-    /// Goes into the report unchanged.
+    /// The command line, copied into the report unchanged.
     pub request: Request,
 }
 
-/// Where the drivers come from.
+/// The origin of the drivers.
 pub struct DriverOptions {
     /// The virtio-win driver source; a Linux guest needs none.
     pub media: Option<PathBuf>,
     pub config: Vec<PathBuf>,
-    /// Refuse drivers whose catalogue is not in order, instead of warning.
+    /// Refuse drivers without a valid catalogue instead of warning.
     pub require_signed: bool,
 }
 
-/// What is done to the guest.
+/// Changes to the guest.
 pub struct GuestOptions {
-    /// `None`: not asked for.
+    /// `None`: the user did not choose a first boot.
     pub bootstrap: Option<Option<DiskBus>>,
     /// `--repair-bcd`.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services unchanged.
     pub keep_tools: bool,
     pub firstboot: Wishes,
-    /// Who makes a Linux guest ready.
+    /// The preferred method for Linux guests.
     pub linux: Preference,
-    /// What may keep Windows from starting and does not stop the conversion.
+    /// Problems at the start of Windows that do not stop the conversion.
     pub accept: Accepted,
 }
 
-/// How the disks get to where they will be.
+/// How the disks reach their targets.
 pub struct DiskOptions {
     pub method: Copying,
     pub format: DiskFormat,
     pub compress: bool,
-    /// Leave out what nobody needs: free space, page files.
+    /// Leave out unneeded data: free space and page files.
     pub trim: bool,
     /// Compare source and copy after the copy.
     pub verify: bool,
     pub(crate) pace: Option<Pace>,
-    /// Block devices to copy to instead of files, one per disk, the one Windows is on first.
+    /// Block devices to copy to instead of files: one per disk, the Windows disk first.
     pub devices: Vec<PathBuf>,
-    /// They read as zeroes.
+    /// Whether the devices read as zeroes.
     pub target_is_zero: bool,
 }
 
@@ -81,28 +81,28 @@ pub enum Copying {
     Now,
     /// The VM starts on overlays, `pull` copies.
     Later,
-    /// Never: the source is changed.
+    /// Nothing is copied: the source is changed.
     InPlace,
 }
 
-/// The output directory, and what of an earlier run is used again.
+/// The output directory, and which parts of an earlier run are reused.
 pub struct OutputOptions {
     /// `None`: named after the VM.
     pub folder: Option<PathBuf>,
     pub force: bool,
-    /// Goes on with an interrupted copy.
+    /// Continue an interrupted copy.
     pub resume: bool,
-    /// Makes the last pass of a sync.
+    /// Make the last pass of a sync.
     pub from_sync: bool,
-    /// Seconds that may take.
+    /// Upper limit for the last pass, in seconds.
     pub budget: Option<u64>,
 }
 
-/// How the VM is described.
+/// The description of the VM.
 pub struct VmOptions {
-    /// Paths in it are filled in by the conversion.
+    /// The conversion fills in the paths.
     pub machine: MachineOptions,
-    /// Besides the domain XML.
+    /// Further formats besides the domain XML.
     pub emit: Vec<Emit>,
     pub kubevirt: kubevirt::Options,
     pub xml_patch: Option<Patch>,
@@ -133,7 +133,8 @@ impl Job {
         named.unwrap_or_else(|| PathBuf::from(format!("{}-kvm", self.name())))
     }
 
-    /// The files of the source, with what its images stand on as far as that can be read now.
+    /// The files of the source and of the images below them, as far as they can be read at this
+    /// point.
     pub(super) fn source_files(&self) -> Vec<PathBuf> {
         let source = &self.source;
         let mut files = vec![source.path.clone()];
@@ -160,7 +161,8 @@ impl DriverOptions {
         Ok(catalogue)
     }
 
-    /// The drivers, when some were named; whether that is an error is known with the guest.
+    /// The driver source if the user named one. Whether a missing one is an error depends on the
+    /// guest.
     pub(super) fn media_if_named(&self) -> Result<Option<Box<dyn Media>>> {
         self.media.as_ref().map(|_| self.media()).transpose()
     }

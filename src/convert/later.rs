@@ -1,5 +1,5 @@
-//! `convert --copy later`: nothing is copied. The overlays of the fix become the disks of the VM, on the
-//! source's own files.
+//! `convert --copy later`: nothing is copied. The overlays of the fix become the disks of the VM
+//! and stay on the source's own files.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ use super::run::Run;
 use super::steps::{Disks, Fixed, point, stopped};
 use crate::session::vm::VmDisks;
 
-/// What the disk of a plan will be on, when its overlay is at `path`; empty when it is copied.
+/// The backing file of the disk whose overlay is at `path`; empty if the disk is copied.
 pub(super) fn backing(job: &Job, image: &Image, path: &Path) -> Result<Vec<Backing>> {
     match (job.copy.method, chain::levels(image)) {
         (Copying::Later, Ok(mut levels)) => {
@@ -53,7 +53,7 @@ fn put_sockets(levels: &mut [Level], overlay: &Path) -> Result<()> {
     }
 }
 
-/// The sources that cannot stay where they are.
+/// Blocks sources that cannot stay in their place.
 pub(super) fn blockers(job: &Job, images: &[Image]) -> Vec<Blocker> {
     match job.copy.method {
         Copying::Now | Copying::InPlace => Vec::new(),
@@ -64,7 +64,7 @@ pub(super) fn blockers(job: &Job, images: &[Image]) -> Vec<Blocker> {
     }
 }
 
-/// What the user must know, of a plan and of a result.
+/// Warnings for the user, in a plan and in a result.
 pub(super) fn warnings(job: &Job, images: &[Image]) -> Vec<String> {
     if job.copy.method != Copying::Later {
         return Vec::new();
@@ -90,7 +90,8 @@ pub(super) fn warnings(job: &Job, images: &[Image]) -> Vec<String> {
     warnings
 }
 
-/// The disks of a Windows VM: the fixed overlays, and one for each other disk.
+/// Keeps the fixed overlays of a Windows VM as its disks, and creates an overlay for each other
+/// disk.
 pub(super) fn keep_fixed(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
     let Run {
         job, disks, folder, ..
@@ -120,7 +121,7 @@ pub(super) fn keep_fixed(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
     })
 }
 
-/// Gives each disk its overlay under its final name, and records what it is on.
+/// Gives each disk's overlay its final name and records its backing file.
 pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>, Bytes)> {
     let Run {
         job, ui, folder, ..
@@ -165,7 +166,7 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>
     Ok((targets, bytes))
 }
 
-/// One overlay over the source, at `path`.
+/// Creates one overlay over the source at `path`.
 fn put(folder: &OutputFolder, image: &Image, path: &Path, i: usize) -> Result<Image> {
     let below = image.without_overlays();
     let overlays: Vec<PathBuf> = (image.levels().iter())
@@ -210,7 +211,7 @@ fn allocated(path: &Path) -> Result<u64> {
     Ok(found.blocks().saturating_mul(512))
 }
 
-/// The images of the disks as the source has them.
+/// The images of the disks in the source.
 pub(super) fn images(disks: &VmDisks) -> Vec<Image> {
     disks.iter().map(|disk| disk.image.clone()).collect()
 }

@@ -1,11 +1,12 @@
 //! `convert` for a Linux guest.
 //!
-//! virt-v2v, where it is installed and knows the distribution, converts an overlay: it has the guest's
-//! own tools make the initramfs and the boot loader. `--linux as-is` copies the guest on the user's
-//! word. Anything else is refused. There is one boot: Linux takes the new controller at once.
+//! If virt-v2v is installed and supports the distribution, it converts an overlay: the guest's own
+//! tools make the initramfs and configure the boot loader. `--linux as-is` copies the guest on the
+//! user's word. Any other guest is refused. There is one boot, because Linux accepts the new
+//! controller immediately.
 //!
-//! One thing is done here: where firmware without boot entries would find no loader, the guest's own is
-//! copied to `\EFI\BOOT\BOOTX64.EFI`, on the overlay.
+//! hyper2kvm itself makes one change. Firmware without boot entries finds no loader on some guests;
+//! there the guest's own loader is copied to `\EFI\BOOT\BOOTX64.EFI`, on the overlay.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -51,7 +52,7 @@ use super::work::WORK;
 use crate::session::vm::VmDisks;
 use crate::session::{Names, SourceMachine, announce_appliance};
 
-/// Completes an inspection that found a Linux; does nothing for others.
+/// Completes the inspection of a Linux guest; does nothing for others.
 pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -> Result<()> {
     if inspection.os.family != crate::inspect::OsFamily::Linux {
         return Ok(());
@@ -62,7 +63,8 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
     machine.access.opened.check_unchanged()
 }
 
-/// Everything `plan` and `convert` decide about a Linux guest. `target` is the output directory.
+/// Decides everything that `plan` and `convert` do with a Linux guest. `target` is the output
+/// directory.
 pub(super) fn decide(
     job: &Job,
     ui: &Ui,
@@ -93,14 +95,14 @@ pub(super) fn decide(
         limits,
     };
     let plan = plan::linux::plan(seen, &job.guest.accept);
-    // The blockers tell what to do first.
+    // The blockers already name what to do first.
     match failed {
         Some(error) if plan.blockers.is_empty() => Err(error),
         _ => Ok((plan, outlook)),
     }
 }
 
-/// Writes the domain to nowhere: what cannot be written is known before the disks are copied.
+/// Renders the domain without writing it, so that errors show before the disks are copied.
 fn rehearse(
     job: &Job,
     inspection: &Inspection,
@@ -147,7 +149,7 @@ fn examine(
     linux::examine(images, inspection, machine.vm.firmware, starting)
 }
 
-/// What this host has of virt-v2v, and may use.
+/// The virt-v2v method that this host offers and the job permits.
 fn installed(job: &Job) -> Option<Method> {
     let programs = [
         (Method::VirtV2vInPlace, virt_v2v::IN_PLACE),
@@ -155,16 +157,17 @@ fn installed(job: &Job) -> Option<Method> {
     ];
     programs
         .into_iter()
-        // Both read libvirt XML through nbdkit, also where the package does not require it.
+        // Both read libvirt XML through nbdkit, even if their packages do not depend on it.
         .find(|(_, program)| {
             tool::find(program).is_some() && tool::find(virt_v2v::NBDKIT).is_some()
         })
         .map(|(method, _)| method)
-        // It starts an appliance, which --engine embedded rules out unless it is asked for by name.
+        // virt-v2v starts an appliance; `--engine embedded` rules that out unless the user names
+        // virt-v2v.
         .filter(|_| !job.source.no_appliance || job.guest.linux == Preference::VirtV2v)
 }
 
-/// The disks as they are to be copied, and what is known of them.
+/// The converted disks and the facts known about them.
 struct Made {
     images: Vec<Image>,
     after: Inspection,
@@ -254,7 +257,7 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
     Ok(report)
 }
 
-/// The checks of the guest as it is now, all of them passed.
+/// The checks of the guest after the conversion, all passed.
 fn verified(made: &Made) -> Result<Vec<Check>> {
     let mut checks = readable(&made.after);
     checks.push(check("boot-path", true, &made_ready(made.method)));
@@ -268,7 +271,8 @@ fn verified(made: &Made) -> Result<Vec<Check>> {
     }
 }
 
-/// Of the guest as it is now: what the conversion has repaired is no warning any more.
+/// The warnings about the guest after the conversion. What the conversion has repaired no longer
+/// appears.
 fn all_warnings(run: &Run<'_>, made: &Made, domains: &Domains) -> Vec<String> {
     let job = run.job;
     let mut warnings = warnings(&made.after);
@@ -290,7 +294,7 @@ fn linux_facts(inspection: &Inspection) -> Result<&LinuxFacts> {
     facts.ok_or_else(|| Error::failed("the converted guest cannot be read any more"))
 }
 
-/// Carries out the plan on overlays and examines what came of it.
+/// Carries out the plan on overlays and examines the result.
 fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<Made> {
     stopped()?;
     let Run {
@@ -335,8 +339,8 @@ fn done(id: &str, description: &str) -> ActionLine {
     }
 }
 
-/// Has virt-v2v convert overlays of the disks. It opens files by their names, so what is below the overlays
-/// is served from the descriptors this run holds.
+/// Has virt-v2v convert overlays of the disks. virt-v2v opens files by name, so the images below
+/// the overlays are served from the descriptors of this run.
 fn hand_over(
     run: &Run<'_>,
     sources: &[Image],
@@ -398,7 +402,7 @@ fn close_all(exports: Vec<Export<dyn BlockRead>>) -> Result<()> {
     Ok(exports.into_iter().try_for_each(Export::close)?)
 }
 
-/// The VM for virt-v2v: its disks, and the firmware, which decides about the boot loader.
+/// The VM's description for virt-v2v: its disks, and the firmware, which selects the boot loader.
 fn source_xml(name: &str, before: &Inspection, overlays: &[PathBuf]) -> Result<String> {
     let el = Element::new;
     let mut os = el("os");
@@ -436,7 +440,7 @@ fn source_xml(name: &str, before: &Inspection, overlays: &[PathBuf]) -> Result<S
         .to_document())
 }
 
-/// Copies the guest's boot loader to where firmware looks, on an overlay of the disk.
+/// Copies the guest's boot loader to the firmware's default path, on an overlay of the disk.
 fn copy_loader(images: &[Image], copies: &LoaderCopies, overlay: &Path) -> Result<Image> {
     let image = images
         .get(copies.disk)
@@ -476,7 +480,8 @@ fn copy_loader(images: &[Image], copies: &LoaderCopies, overlay: &Path) -> Resul
     Ok(image)
 }
 
-/// The checks of `verify`. Whether a Linux finds its disk is none of them, so it is never called ready.
+/// The checks of `verify`. None of them shows that the Linux finds its disk, so the guest is never
+/// reported as ready.
 pub fn checks(inspection: &Inspection) -> Vec<Check> {
     let mut checks = readable(inspection);
     checks.push(Check::new(
@@ -488,7 +493,7 @@ pub fn checks(inspection: &Inspection) -> Vec<Check> {
     checks
 }
 
-/// Whether the Linux can be read, and firmware finds its boot loader.
+/// Checks that the Linux is readable and that the firmware finds its boot loader.
 fn readable(inspection: &Inspection) -> Vec<Check> {
     let Some(facts) = &inspection.linux else {
         let why = inspection.blockers().first().map(|b| b.reason.clone());
@@ -545,7 +550,7 @@ fn check(id: &'static str, ok: bool, message: &str) -> Check {
     Check::new(id, Severity::Blocker, state, message)
 }
 
-/// Copies the disks as they are: free space is known of no Linux file system here.
+/// Copies whole disks: the free space of Linux file systems is not read.
 fn copy_disks(
     run: &Run<'_>,
     made: &Made,

@@ -1,5 +1,6 @@
-//! What keeps a loader from starting Windows is mended by the plan, or blocks it: for each row the plan is
-//! made from a guest in memory, its edits and files are put into the guest, and that is looked at again.
+//! Problems that keep a loader from starting Windows are repaired by the plan or block it. Each row
+//! plans for a guest in memory, applies the plan's edits and files to that guest, and inspects it
+//! again.
 
 use crate::demo::WinVersion;
 use crate::registry::RegData;
@@ -41,7 +42,7 @@ fn no_ide(guest: &mut Guest) {
 
 use WinVersion::{Server2003, Server2022, Win7, Win10, Win11, Xp};
 
-/// After the planned actions the disk is ready, and no check has anything to say.
+/// After the planned actions the disk is ready and every check passes.
 #[test]
 fn the_plan_mends_what_stops_a_loader() {
     let cases: &[(&str, &[WinVersion], Change)] = &[
@@ -155,7 +156,7 @@ fn the_plan_mends_what_stops_a_loader() {
     }
 }
 
-/// A blocker before anything is written, with this id, in these words, and with a remedy that helps.
+/// The plan has a blocker with this id, this text and a remedy that helps.
 #[test]
 fn what_cannot_be_mended_blocks_the_plan() {
     let cases: &[(&[WinVersion], Change, &str, &str, &str)] = &[
@@ -231,14 +232,14 @@ fn what_cannot_be_mended_blocks_the_plan() {
             let found = found.unwrap_or_else(|| panic!("{version:?} {message}: {blockers:?}"));
             assert_eq!(found.code, *id, "{version:?} {message}");
             assert!(found.remedy.contains(remedy), "{found:?}");
-            // No other bus helps where every boot needs the driver.
+            // No other bus helps if every boot needs the driver.
             let shared = !remedy.contains("bootstrap");
             assert!(!shared || !found.remedy.contains("bootstrap"), "{found:?}");
         }
     }
 }
 
-/// A disk that needs no IDE controller is not held up by one.
+/// A missing IDE driver does not block a disk that needs no IDE controller.
 #[test]
 fn straight_to_virtio_needs_no_ide() {
     let media = media();
@@ -251,7 +252,8 @@ fn straight_to_virtio_needs_no_ide() {
     assert!(crate::check::is_ready(&checks), "{checks:?}");
 }
 
-/// A device that was set up on an older KVM host with another driver is named in the plan and in the checks.
+/// A device that an older KVM host set up with another driver appears in the plan and in the
+/// checks.
 #[test]
 fn a_device_of_an_older_host_is_a_warning() {
     let media = media();

@@ -1,4 +1,5 @@
-//! The libvirt machine of a converted guest: guest facts first, then what the user asked for.
+//! Builds the libvirt VM of a converted guest: first from the facts of the guest, then from the
+//! user's options.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use crate::types::{Arch, DiskBus};
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
     pub name: String,
-    /// The name as it was, where the safe one says nothing of it.
+    /// The original name, if the safe name shows nothing of it.
     pub title: Option<String>,
     pub memory_mib: u64,
     pub vcpus: u32,
@@ -28,36 +29,36 @@ pub struct MachineOptions {
     pub cpu: CpuMode,
     pub graphics: Graphics,
     pub video: Video,
-    /// QEMU's machine type, where one was asked for.
+    /// QEMU's machine type, if the user chose one.
     pub machine_type: Option<String>,
-    /// Asked for: for the first NICs, in order.
+    /// `--mac`: addresses for the first NICs, in order.
     pub macs: Vec<MacAddr>,
     /// The NICs of the source VM.
     pub nics: Vec<SourceNic>,
-    /// Where NICs are attached whose network is not mapped.
+    /// Attachment of the NICs whose network is not mapped.
     pub network: NicSource,
     pub network_map: NetworkMap,
     /// The first boot gives static addresses to the new NICs.
     pub keep_addresses: bool,
     /// The blank disk of the first boot.
     pub probe: PathBuf,
-    /// Only an ISO can be shown to the guest as a CD.
+    /// The driver source if it is an ISO: only an ISO can be attached as a CD.
     pub driver_iso: Option<PathBuf>,
-    /// Which of the optional drivers the guest will have.
+    /// The optional drivers that the guest will have.
     pub drivers: Drivers,
     pub uuid: Option<Uuid>,
     pub serial: Option<String>,
     pub genid: Option<Uuid>,
-    /// The source had one, or it was asked for.
+    /// The source had one, or the user requested it.
     pub tpm: bool,
-    /// It was asked to leave it out, also where Windows wants it.
+    /// The user wants none, even if Windows requires it.
     pub no_tpm: bool,
-    /// It was on in the source, or was asked for.
+    /// Enabled in the source, or by the user.
     pub secure_boot: bool,
     pub cores_per_socket: Option<u32>,
     pub threads_per_core: Option<u32>,
     pub nvram: PathBuf,
-    /// The host that defines the domain picks the firmware.
+    /// The host that defines the domain selects the firmware.
     pub portable: bool,
 }
 
@@ -88,7 +89,7 @@ pub fn machine(
     }
 }
 
-/// That of the guest, with Secure Boot as the source or the user has it.
+/// The firmware of the guest, with Secure Boot as in the source or as the user chose.
 fn offered(inspection: &Inspection, options: &MachineOptions) -> Firmware {
     match inspection.firmware {
         Some(inspect::Firmware::Uefi) => Firmware::Uefi {
@@ -98,7 +99,7 @@ fn offered(inspection: &Inspection, options: &MachineOptions) -> Firmware {
     }
 }
 
-/// The VM of a Linux guest: one boot, every device there is a driver for in any kernel.
+/// The VM of a Linux guest: one boot, and every device for which any kernel has a driver.
 pub fn linux_machine(
     inspection: &Inspection,
     linux: &LinuxFacts,
@@ -172,7 +173,7 @@ fn bare(
     }
 }
 
-/// As in the source, where that adds up.
+/// The topology of the source, if it matches the number of CPUs.
 fn topology(options: &MachineOptions) -> Option<Topology> {
     let cores = options.cores_per_socket.filter(|c| *c > 0)?;
     let threads = options.threads_per_core.filter(|t| *t > 0).unwrap_or(1);
@@ -184,8 +185,8 @@ fn topology(options: &MachineOptions) -> Option<Topology> {
     })
 }
 
-/// Where the description of the source and the guest itself say different things; the guest is right,
-/// because it is what has to start.
+/// Warnings where the source's description and the guest disagree. The guest takes precedence,
+/// because it has to start.
 pub fn disagreements(
     inspection: &Inspection,
     windows: &WindowsFacts,
@@ -267,8 +268,8 @@ pub fn disagreements(
     warnings
 }
 
-/// The addresses of the adapters Windows knows. It keeps one adapter for each slot a NIC was ever in:
-/// those of one MAC are one NIC.
+/// The addresses of the adapters in Windows. Windows keeps one adapter for each slot that a NIC
+/// ever had; adapters with the same MAC are one NIC.
 fn known_macs(adapters: &[Adapter]) -> Vec<MacAddr> {
     let mut known = BTreeSet::new();
     let adapters = adapters.iter().filter(|a| a.device.is_some());
@@ -278,18 +279,20 @@ fn known_macs(adapters: &[Adapter]) -> Vec<MacAddr> {
         .collect()
 }
 
-/// Why a NIC has another address than its source says.
+/// The reason why a NIC has another address than in its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Instead {
-    /// Of this one, which another NIC has.
+    /// Another NIC has this address.
     Taken(MacAddr),
-    /// The source says none: that of an adapter in Windows, one of so many that no NIC has.
+    /// The source names none; the NIC gets the address of one of several unused adapters in
+    /// Windows.
     OneOf(usize),
 }
 
-/// The NICs of the source, else those Windows knows, with their MACs, so that licences and DHCP leases
-/// stay; `--mac` wins; one NIC when nothing is known. Of equal MACs the later ones are replaced, and
-/// where the source says none, those of the adapters in Windows are given out in order.
+/// The NICs of the source, or else those of Windows, with their MACs, so that licences and DHCP
+/// leases remain valid. `--mac` takes precedence. Without any known NIC there is one. Of equal
+/// MACs, the later ones are replaced. NICs without an address in the source get those of the
+/// adapters in Windows, in order.
 fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<Instead>)> {
     let known = known_macs(adapters);
     let mut found: Vec<(Option<MacAddr>, bool, Option<String>)> = if options.nics.is_empty() {
@@ -341,13 +344,14 @@ fn nics(adapters: &[Adapter], options: &MachineOptions) -> Vec<(Nic, Option<Inst
     nics
 }
 
-/// The addresses of the new VM's NICs. One nobody knows is another each time.
+/// The addresses of the new VM's NICs. An unknown address is random in each run.
 pub fn macs(adapters: &[Adapter], options: &MachineOptions) -> Vec<MacAddr> {
     let nics = nics(adapters, options);
     nics.into_iter().map(|(nic, _)| nic.mac).collect()
 }
 
-/// A warning for each NIC whose address another one has, or that got one of several.
+/// Warnings about NICs whose address belongs to another one, or that got one of several possible
+/// ones.
 pub fn other_macs(adapters: &[Adapter], options: &MachineOptions) -> Vec<String> {
     let nics = nics(adapters, options);
     let first = |mac| nics.iter().position(|(nic, _)| nic.mac == mac);
@@ -371,7 +375,7 @@ pub fn other_macs(adapters: &[Adapter], options: &MachineOptions) -> Vec<String>
     nics.iter().enumerate().filter_map(warning).collect()
 }
 
-/// An address in the place of one that is taken, the same in every run for one VM.
+/// A replacement for an address in use. It is the same in every run for one VM.
 fn other_mac(options: &MachineOptions, mac: MacAddr, taken: &mut BTreeSet<MacAddr>) -> MacAddr {
     let vm = options.uuid.unwrap_or_default();
     for n in 0u32.. {
@@ -385,7 +389,8 @@ fn other_mac(options: &MachineOptions, mac: MacAddr, taken: &mut BTreeSet<MacAdd
     random_mac()
 }
 
-/// `only`: there is no other NIC; then it is the only adapter, whatever its address.
+/// Whether the adapter of a NIC has a static address. `only` means that there is no other NIC: a
+/// single adapter then belongs to it, whatever its address.
 fn has_static_address(adapters: &[Adapter], mac: MacAddr, only: bool) -> bool {
     let found = adapters.iter().filter(|a| a.device.is_some());
     let only = only && found.count() == 1;
@@ -396,14 +401,14 @@ fn has_static_address(adapters: &[Adapter], mac: MacAddr, only: bool) -> bool {
     })
 }
 
-/// With QEMU's own prefix.
+/// A random address with QEMU's prefix.
 fn random_mac() -> MacAddr {
     let random = Uuid::new_v4();
     let [a, b, c, ..] = *random.as_bytes();
     MacAddr::qemu([a, b, c])
 }
 
-/// The firmware of this host; when it has none that fits, portable XML and a warning.
+/// Selects firmware of this host. If none fits, the XML is portable and there is a warning.
 pub fn firmware(machine: &Machine, portable: bool) -> (FirmwareChoice, Option<String>) {
     let Firmware::Uefi { secure_boot } = machine.firmware else {
         return (FirmwareChoice::Bios, None);
@@ -488,7 +493,8 @@ mod tests {
         let want: Vec<_> = found.iter().map(|(m, up)| (m.to_string(), *up)).collect();
         assert_eq!(got, want);
 
-        // The second and fourth are the first's; the third has the address that the second would get.
+        // The second and the fourth have the address of the first; the third has the one that the
+        // second would get.
         let mac = "00:50:56:00:00:10";
         let pair = options(&[(mac, true), (mac, false)]);
         let taken = nics(&[], &pair)[1].0.mac.to_string();
@@ -500,7 +506,7 @@ mod tests {
         let before: Vec<_> = written.iter().map(|(_, before)| before.is_some()).collect();
         assert_eq!(before, [false, true, false, true]);
         assert!(!written[1].0.link_up && written[2].0.mac.to_string() == taken);
-        // Addresses that were asked for count too.
+        // Addresses of `--mac` count too.
         let asked = MachineOptions {
             macs: vec![mac.parse().unwrap(); 2],
             ..options(&[])
@@ -524,15 +530,15 @@ mod tests {
         }
     }
 
-    /// The static address of the guest goes to the NIC that stands for its adapter, or it is said that
-    /// none does.
+    /// A static address of the guest goes to the NIC of its adapter, or a note states that no NIC
+    /// has it.
     #[test]
     fn the_adapters_of_the_guest_and_the_nics_of_the_source_meet() {
         const A: &str = "00:0c:29:00:00:0a";
         const B: &str = "00:0c:29:00:00:0b";
         const C: &str = "00:0c:29:00:00:0c";
-        // Adapters of the guest, NICs of the source (the empty ones without an address), `--mac`; the
-        // addresses of the new VM, how many adapters are tied, notes, warnings.
+        // Columns: adapters of the guest, NICs of the source (empty: without an address), `--mac`;
+        // then the addresses of the new VM, the number of adapters with a NIC, notes, warnings.
         type Case<'c> = (
             &'c [&'c str],
             &'c [&'c str],
@@ -617,7 +623,7 @@ mod tests {
         }
     }
 
-    /// A Windows 11 with UEFI, changed, and the VM that is made for it.
+    /// A Windows 11 guest with UEFI, modified by the caller, and the VM for it.
     fn machine_of(
         change: impl FnOnce(&mut Inspection, &mut WindowsFacts, &mut MachineOptions),
     ) -> Machine {
@@ -666,7 +672,7 @@ mod tests {
         }
     }
 
-    /// `boot` finds the disk by it, and Windows the licences that are bound to it.
+    /// `boot` finds the disk by its number, and Windows its licences.
     #[test]
     fn disks_are_numbered_from_that_of_the_system() {
         let disk = |name: &str| Disk {
@@ -701,7 +707,7 @@ mod tests {
         }
     }
 
-    /// EMS owns COM1 (docs/first-boot.md): the first boot reports on COM2.
+    /// EMS owns COM1 (docs/first-boot.md), so the first boot reports on COM2.
     #[test]
     fn a_guest_that_keeps_com1_for_itself_gets_com2() {
         for ems in [false, true] {

@@ -1,8 +1,9 @@
 //! The main job: from a source VM to an output directory.
 //!
-//! [`convert`] is the story: open -> inspect -> plan -> fix on an overlay -> verify -> copy -> domain XML ->
-//! report. Nothing is copied before the fix has been read back and verified. The source is only read; with
-//! `--in-place` the overlay's blocks are committed to it at the end, after an undo log is on disk.
+//! [`convert`] is the story: open -> inspect -> plan -> fix on an overlay -> verify -> copy ->
+//! domain XML -> report. Nothing is copied before the fix has been read back and verified. The
+//! source is only read. `--in-place` commits the overlay's blocks to it at the end, after an undo
+//! log is on disk.
 
 pub mod copy;
 pub mod devices;
@@ -55,21 +56,21 @@ use output::{OutputFolder, Preference};
 use run::{Run, check_in_place, decided};
 use sync::Last;
 
-/// What `convert` would do.
+/// The result of `plan`: what `convert` would do.
 pub struct Planned {
     pub inspection: Inspection,
     pub plan: Plan,
-    /// What that leaves where, when the documents of the VM can be written.
+    /// The files it would leave, if the documents of the VM can be rendered.
     pub outlook: Option<Outlook>,
 }
 
-/// `plan`: the same reading and deciding as `convert`, on the source opened read-only.
+/// `plan`: reads and decides like `convert`, on a source opened read-only.
 pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let catalogue = job.drivers.catalogue()?;
     let media = job.drivers.media_if_named()?;
     let sources = || job.source_files();
     let target = OutputFolder::check(&job.target_folder(), &Preference::of(job, &sources))?;
-    // Who only asks may stand anywhere.
+    // `plan` may run in any directory.
     if job.output.folder.is_some() {
         OutputFolder::check_writable(&target)?;
     }
@@ -116,11 +117,11 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     })
 }
 
-/// `convert`.
+/// Converts a VM and returns the report.
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
     convert_job(job, ui).map_err(|error| {
         let error = match error.kind {
-            // What fails because of a signal fails in many ways.
+            // A signal can surface as many different errors.
             ErrorKind::Failed if stop::requested() => Error::new(
                 ErrorKind::Interrupted,
                 "interrupted; the source is untouched",
@@ -155,7 +156,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         return linux::convert(run, survey.inspection);
     }
 
-    // While the plan is made.
+    // Runs while the plan is made.
     let opening = run.open_overlays(&session)?;
     let media = media.map_or_else(|| job.drivers.media(), Ok)?;
     let saver = run.saver();

@@ -1,8 +1,9 @@
-//! Names of VMs that files and libvirt can have.
+//! Names of VMs that are valid for files and libvirt.
 
 use crate::text::digest8;
 
-/// A name fit for files and libvirt: letters, digits, `.`, `_`, `-`; never empty or hidden.
+/// Returns a name valid for files and libvirt: letters, digits, `.`, `_`, `-`; never empty or
+/// hidden.
 pub fn safe_name(name: &str) -> String {
     let mapped: String = name
         .chars()
@@ -26,7 +27,7 @@ pub fn safe_name(name: &str) -> String {
     }
 }
 
-/// The name itself, where nothing of it is in the safe one.
+/// The original name, if the safe name shows nothing of it.
 pub fn title(name: &str) -> Option<String> {
     let lost = !name.is_ascii() && !name.contains(|c: char| c.is_ascii_alphanumeric() || c == '_');
     lost.then(|| name.to_string())

@@ -1,4 +1,4 @@
-//! What to run after a conversion: what fits the forms that were written and this host.
+//! Commands to run after a conversion, for the formats that were written and for this host.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::report::Outputs;
 use crate::text::quote;
 use crate::tool;
 
-/// Commands to copy, and comments between them.
+/// Commands to copy, with comments between them.
 pub(super) fn commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
     let libvirt = tool::find("virsh").is_some();
     let mut commands = Vec::new();
@@ -29,7 +29,7 @@ pub(super) fn commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<Stri
     commands
 }
 
-/// The disks still need the source: what is for a copy alone comes after the pull.
+/// The disks still need the source: commands that need a complete copy come after `pull`.
 fn later(name: &str, folder: &Path, outputs: &Outputs, libvirt: bool) -> Vec<String> {
     let shown = quote(folder);
     let mut commands = vec![format!("hyper2kvm boot {shown}")];
@@ -65,7 +65,7 @@ fn with_libvirt(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
     commands
 }
 
-/// The first command of an emitted file; those of the second stage are named by the first.
+/// The first command for an emitted file. If there is a first boot, its file names the final one.
 fn emitted(file: &Path, outputs: &Outputs) -> Vec<String> {
     let Some((emit, stage)) = Emit::of_file(file) else {
         return Vec::new();
@@ -95,7 +95,7 @@ fn emitted(file: &Path, outputs: &Outputs) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// The final form of a VM that needs its first boot would stop with 0x7B.
+    /// The final VM would stop with 0x7B if its first boot was skipped.
     #[test]
     fn the_first_boot_is_started_first_where_there_is_one() {
         let files = [

@@ -1,13 +1,14 @@
-//! The output directory: complete, or not there.
+//! The output directory: either complete or absent.
 //!
-//! Work happens in `.NAME.partial` beside the final place and is renamed at the end. Beside it lies
-//! `.NAME.lock`, locked from the first look to after the rename, so there is one run per target. What
-//! stands in the way is looked at twice, at the start and right before the rename ([`super::replace`]).
+//! Work happens in `.NAME.partial` beside the final path, which is renamed at the end. Beside it
+//! lies `.NAME.lock`, which is locked from the first check until after the rename, so there is one
+//! run per target. The existing target is checked twice, at the start and right before the rename
+//! ([`super::replace`]).
 //!
-//! To replace an earlier result the two directories are exchanged in one step, then what the user had put
-//! into the old one is moved over and the rest removed. That takes several steps, and on a file system
-//! without the exchange (NFS, CIFS) the old result is renamed to `.NAME.replaced` first. So the intent is
-//! noted in the lock file before, and a run that finds one finishes or undoes what was begun
+//! To replace an earlier result, the two directories are exchanged in one step. Then the user's own
+//! files are moved over and the rest is removed. That takes several steps. On a file system without
+//! the exchange (NFS, CIFS) the old result is first renamed to `.NAME.replaced`. So the intent is
+//! noted in the lock file before. A run that finds one finishes or undoes the replacement
 //! ([`super::exchange`]).
 
 use std::ffi::OsStr;
@@ -34,21 +35,21 @@ use super::place::{Place, TargetLock, cannot_write, needs_undo};
 use super::replace::{self, Earlier, MARK, Situation, Terms};
 use super::work::{OVERLAY, WORK};
 
-/// A target may be changed by others that often while it is being replaced.
+/// Attempts to replace a target that other processes change in the meantime.
 const ROUNDS: usize = 8;
 
-/// What may stand in the way, and what the directory will hold.
+/// What the run may replace, and what the directory will contain.
 #[derive(Default)]
 pub struct Preference<'a> {
     /// Replace an earlier result.
     pub force: bool,
-    /// It will hold what undoes a fix in place.
+    /// The directory will contain the undo log of a fix in place.
     pub undo: bool,
-    /// Take over what an interrupted copy left.
+    /// Take over the files of an interrupted copy.
     pub resume: bool,
     /// Finish a synced directory.
     pub sync: bool,
-    /// Lists the files of the source; asked only when something is to be removed.
+    /// Lists the files of the source; called only before something is removed.
     pub sources: Option<&'a dyn Fn() -> Vec<PathBuf>>,
 }
 
@@ -62,7 +63,7 @@ impl<'a> Preference<'a> {
         }
     }
 
-    /// As the user decided; `sources` lists the files of the source.
+    /// The preference of a job; `sources` lists the files of the source.
     pub(super) fn of(job: &Job, sources: &'a dyn Fn() -> Vec<PathBuf>) -> Self {
         Self {
             force: job.output.force,
@@ -78,21 +79,21 @@ impl<'a> Preference<'a> {
 pub struct OutputFolder {
     place: Place,
     partial: PathBuf,
-    /// The partial directory itself, whatever becomes of its name.
+    /// The partial directory itself, even after its name has changed.
     fd: OwnedFd,
     force: bool,
     sync: bool,
     sources: Vec<PathBuf>,
-    /// There was a directory at the start.
+    /// Whether the directory existed at the start.
     existed: bool,
     lock: TargetLock,
     done: bool,
     taken_over: bool,
-    /// An interrupted copy that a later run can continue with.
+    /// Whether it contains an interrupted copy that a later run can continue.
     kept: AtomicBool,
 }
 
-/// The descriptions of the VM, which are text, name the files in it.
+/// Refuses a path that is not text: the descriptions of the VM are text and contain it.
 fn refuse_unless_text(target: &Path) -> Result<()> {
     if target.to_str().is_some() {
         return Ok(());
@@ -105,8 +106,8 @@ fn refuse_unless_text(target: &Path) -> Result<()> {
 }
 
 impl OutputFolder {
-    /// Whether [`OutputFolder::create`] would take this directory, as far as can be known without writing;
-    /// its absolute path.
+    /// Checks, as far as possible without writing, that [`OutputFolder::create`] would accept this
+    /// directory. Returns its absolute path.
     pub fn check(target: &Path, preference: &Preference) -> Result<PathBuf> {
         let absolute = std::path::absolute(target)
             .map_err(|e| Error::usage("the output directory has no absolute path").because(e))?;
@@ -115,7 +116,7 @@ impl OutputFolder {
             return Ok(absolute);
         }
         let place = Place::open(&absolute, false)?;
-        // Given up at once: a conversion that starts now must not fail for it.
+        // Released immediately: a conversion that starts now must not fail because of this lock.
         drop(place.lock_if_there()?);
         let sources = place.sources(preference);
         replace::look(&place.parent, &place.target, &preference.terms(&sources))?;
@@ -123,7 +124,7 @@ impl OutputFolder {
         Ok(absolute)
     }
 
-    /// Whether the directory could be made there, by the rights of what is above it.
+    /// Checks that the directory can be created with the permissions of its parents.
     pub fn check_writable(target: &Path) -> Result<()> {
         let mut parents = target.ancestors().skip(1);
         let Some(there) = parents.find(|parent| parent.exists()) else {
@@ -132,7 +133,7 @@ impl OutputFolder {
         access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| cannot_write(there, e.into()))
     }
 
-    /// Whether an interrupted copy is left there, for the next run to continue.
+    /// Whether the directory contains an interrupted copy that the next run can continue.
     pub(super) fn holds_a_copy(target: &Path) -> bool {
         let left = Place::open(target, false).and_then(|place| {
             let _lock = place.lock_if_there()?;
@@ -141,7 +142,7 @@ impl OutputFolder {
         matches!(left, Ok(Some(_)))
     }
 
-    /// Checks that `target` may be made and starts the partial directory.
+    /// Checks that `target` may be created, and creates the partial directory.
     pub fn create(target: &Path, preference: &Preference) -> Result<Self> {
         if let Ok(absolute) = std::path::absolute(target) {
             refuse_unless_text(&absolute)?;
@@ -165,7 +166,7 @@ impl OutputFolder {
             }
         };
         if preference.undo {
-            // Its saved blocks must be found after a loss of power.
+            // Its saved blocks must survive a loss of power.
             fsync(&place.parent).map_err(|e| cannot_write(&place.target, e.into()))?;
         }
         let folder = Self {
@@ -187,12 +188,12 @@ impl OutputFolder {
         Ok(folder)
     }
 
-    /// Whether it holds what an interrupted copy left.
+    /// Whether the directory contains the files of an interrupted copy.
     pub(super) fn was_taken_over(&self) -> bool {
         self.taken_over
     }
 
-    /// Removes what was taken over.
+    /// Removes the files of the interrupted copy.
     pub(super) fn start_over(&mut self) -> Result<()> {
         self.check_name()?;
         self.place.remove_dead(&self.sources)?;
@@ -202,7 +203,8 @@ impl OutputFolder {
         Ok(())
     }
 
-    /// Whether the partial directory stays when this run fails: a later one can continue with it.
+    /// Sets whether the partial directory stays if this run fails, so that a later one can
+    /// continue.
     pub(super) fn keep(&self, kept: bool) {
         self.kept.store(kept, Ordering::SeqCst);
     }
@@ -211,25 +213,25 @@ impl OutputFolder {
         self.kept.load(Ordering::SeqCst)
     }
 
-    /// Makes everything in the partial directory durable, and its name.
+    /// Makes the partial directory, its contents and its name durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         sync_all(&self.fd)?;
         Ok(fsync(&self.place.parent)?)
     }
 
-    /// Where the work happens.
+    /// The directory to work in.
     pub fn path(&self) -> &Path {
         &self.partial
     }
 
-    /// Where the result will be.
+    /// The final path of the result.
     pub fn target(&self) -> &Path {
         &self.place.target
     }
 
-    /// The journal of the work, wherever the directory is by now.
+    /// Loads the journal of the work from the current path of the directory.
     pub fn journal(&self) -> Result<Journal, JournalError> {
-        // After an exchange the partial name is that of the earlier result.
+        // After an exchange, the partial name belongs to the earlier result.
         let folder = match self.done {
             true => &self.place.target,
             false => &self.partial,
@@ -237,7 +239,8 @@ impl OutputFolder {
         Journal::load(&folder.join(journal::FILE_NAME))
     }
 
-    /// Closes everything to others, whatever created it, and lists it for the report.
+    /// Restricts every file to its owner, whichever program created it, and lists the files for the
+    /// report.
     pub fn settle(&self) -> Result<Vec<OutputFile>> {
         self.check_name()?;
         let mut list = Vec::new();
@@ -247,7 +250,8 @@ impl OutputFolder {
         Ok(list)
     }
 
-    /// Everything is written below the name: somebody who may write beside it can exchange it.
+    /// Checks that the name still leads to this directory. Files are written by name, and somebody
+    /// with write access beside it can exchange it.
     fn check_name(&self) -> Result<()> {
         if self.place.is_at(&self.place.partial, &self.fd) {
             return Ok(());
@@ -259,7 +263,7 @@ impl OutputFolder {
         .hint("choose a directory with --output-dir in which nobody else writes"))
     }
 
-    /// What the report has to say about an earlier result that is to be replaced.
+    /// Notes for the report about an earlier result that is replaced.
     pub fn notes(&self) -> Result<Vec<String>> {
         if self.place.inode(&self.place.name).is_none() {
             return Ok(Vec::new());
@@ -305,7 +309,7 @@ impl OutputFolder {
                     done => return done.map_err(failed),
                 },
                 Situation::Empty => match self.rename(true) {
-                    // Something was put into it just now.
+                    // Another process has just created a file in it.
                     Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => continue,
                     done => return done.map_err(failed),
                 },
@@ -324,8 +328,8 @@ impl OutputFolder {
         .hint("see what put it there; --output-dir chooses another directory")
     }
 
-    /// The same look as at the start. What was put into an empty directory meanwhile is kept like
-    /// anything else that hyper2kvm did not write.
+    /// Checks the target again, as at the start. Files that appeared in an empty directory in the
+    /// meantime are kept, like all files not written by hyper2kvm.
     fn look_again(&self) -> Result<Situation> {
         let terms = Terms {
             force: self.force,
@@ -346,7 +350,7 @@ impl OutputFolder {
         }
     }
 
-    /// To a free name, or over an empty directory.
+    /// Renames to a free name, or over an empty directory.
     fn rename(&mut self, over: bool) -> io::Result<()> {
         let place = &self.place;
         if over {
@@ -391,13 +395,13 @@ impl OutputFolder {
             .map_err(failed)?;
         if let Err(error) = place.exchange() {
             if place.inode(&place.name) == Some(old) {
-                // Nothing has happened, or it was undone. Otherwise the next run does that.
+                // Nothing has happened, or it was undone. Otherwise the next run undoes it.
                 lock.set_note("").map_err(failed)?;
             }
             return Err(failed(error));
         }
         self.done = true;
-        // The result is in place: what it replaced may be in the way, but is no failure.
+        // The result is in place: leftovers of the old result may be in the way but are no failure.
         if let Err(error) = place.finish(earlier, old) {
             place.set_aside(old, &error);
         }
@@ -413,7 +417,7 @@ impl Drop for OutputFolder {
         if !self.done && !self.is_kept() {
             self.discard();
         }
-        // The lock goes last.
+        // The lock is removed last.
     }
 }
 
@@ -453,7 +457,8 @@ impl OutputFolder {
 }
 
 impl Place {
-    /// Files of the source, where something is there that could be one.
+    /// The files of the source; listed only if the target contains something that could be one of
+    /// them.
     fn sources(&self, preference: &Preference) -> Vec<PathBuf> {
         let exists = |name: &OsStr| self.inode(name).is_some();
         match preference.sources {
@@ -463,7 +468,7 @@ impl Place {
     }
 }
 
-/// Files for their owner alone, directories too; lists the files.
+/// Restricts files and directories to their owner and lists the files.
 fn settle(folder: &OwnedFd, below: &Path, list: &mut Vec<OutputFile>) -> io::Result<()> {
     for (name, _) in entries(folder)? {
         let relative = below.join(&name);
@@ -487,9 +492,9 @@ fn settle(folder: &OwnedFd, below: &Path, list: &mut Vec<OutputFile>) -> io::Res
     Ok(())
 }
 
-/// Files made durable at a time: a journalling file system makes them so in one step.
+/// Files made durable at a time: a journaling file system syncs them in one step.
 const SYNCED_AT_ONCE: usize = 8;
-/// Files open for that.
+/// Files open at a time for syncing.
 const OPEN_AT_ONCE: usize = 128;
 
 /// Makes everything in a directory durable.
@@ -540,7 +545,7 @@ fn open_all(folder: &OwnedFd, files: &mut Vec<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-/// The name of a file that is only needed while working.
+/// The path of a file that is only needed during the conversion.
 pub(super) fn work_file(folder: &OutputFolder, name: &str) -> Result<PathBuf> {
     let work = folder.path().join(WORK);
     std::fs::create_dir_all(&work)

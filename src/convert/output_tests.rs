@@ -35,7 +35,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A result with one disk, whose contents say which it is.
+/// A result with one disk; the disk's contents identify it.
 fn fill(folder: &OutputFolder, contents: &str) {
     fs::write(folder.path().join("vm.qcow2"), contents).unwrap();
     fs::create_dir_all(folder.path().join("backup")).unwrap();
@@ -47,7 +47,7 @@ fn fill(folder: &OutputFolder, contents: &str) {
     });
     let path = folder.path().join(MARK);
     fs::write(&path, report.to_string()).unwrap();
-    // Whatever the umask of the tests is.
+    // The test does not depend on its umask.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
@@ -73,7 +73,7 @@ fn appears_whole_or_not_at_all() {
     drop(folder);
     assert!(names(dir.path()).is_empty());
 
-    // What a killed run leaves is removed by the next.
+    // The next run removes the leftovers of a killed run.
     fs::create_dir(dir.path().join(".vm-kvm.partial")).unwrap();
     fs::write(dir.path().join(".vm-kvm.partial/half"), "").unwrap();
     fs::set_permissions(
@@ -99,7 +99,7 @@ fn appears_whole_or_not_at_all() {
     assert_eq!(names(dir.path()), ["vm-kvm"]);
     assert_eq!(disk(&target), "second");
 
-    // A directory that is not hyper2kvm's is never replaced.
+    // A directory not created by hyper2kvm is never replaced.
     fs::write(target.join(MARK), "{}").unwrap();
     assert!(create(&target, &FORCE).is_err());
 }
@@ -129,7 +129,7 @@ fn an_undo_log_is_never_removed() {
     assert_eq!(refusal(&target, &FORCE).kind, ErrorKind::NotRolledBack);
     fs::remove_dir_all(dir.path().join(".vm-kvm.partial")).unwrap();
 
-    // In a finished result, also when the journal says nothing that is understood.
+    // The same in a finished result, even if the journal is unreadable.
     result(&target, "in place");
     let mut journal = Journal::create(&target, disk, vec![], vec![]).unwrap();
     journal.set_state(journal::State::Committed).unwrap();
@@ -143,7 +143,7 @@ fn an_undo_log_is_never_removed() {
     assert!(refusal(&target, &FORCE).message.contains("saved blocks"));
 }
 
-/// The undo log may come while the run that would replace it is at work.
+/// The undo log may appear while the run that would replace it is working.
 #[test]
 fn what_is_in_the_way_is_looked_at_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -301,7 +301,7 @@ fn the_source_is_not_replaced_by_its_result() {
             "{source:?}: {error}"
         );
     }
-    // Nor is it removed with what a killed run left.
+    // It is not removed with the leftovers of a killed run either.
     fs::remove_dir_all(&target).unwrap();
     fs::create_dir(&partial).unwrap();
     fs::set_permissions(&partial, fs::Permissions::from_mode(0o755)).unwrap();
@@ -426,7 +426,7 @@ fn a_link_or_mount_point_is_noticed_before_the_start() {
             .contains("not a directory")
     );
     let error = refusal(Path::new("/proc"), &FORCE);
-    // Where this user may write beside it.
+    // In a directory where this user may write beside it.
     if !error.message.contains("write") && !error.message.contains("cannot be used") {
         assert!(error.message.contains("mount point"), "{error}");
     }
@@ -467,7 +467,7 @@ fn a_partial_folder_of_somebody_else_is_refused() {
     assert!(elsewhere.join("x").exists());
 }
 
-/// Each place a run without RENAME_EXCHANGE can be killed in, as the next run finds it.
+/// Every point at which a run without RENAME_EXCHANGE can be killed, as the next run finds it.
 #[test]
 fn a_replacement_that_was_interrupted_is_finished() {
     let dir = tempfile::tempdir().unwrap();
@@ -477,7 +477,7 @@ fn a_replacement_that_was_interrupted_is_finished() {
         dir.path().join(".vm-kvm.replaced"),
     );
     let inode = |path: &Path| fs::metadata(path).unwrap().ino();
-    // Which names the two results have, and which one is there afterwards.
+    // Columns: the names of the two results, and which one exists afterwards.
     for (new, old, after) in [
         (&partial, &target, "old"),
         (&partial, &replaced, "new"),
@@ -499,7 +499,7 @@ fn a_replacement_that_was_interrupted_is_finished() {
             fs::rename(&target, old).unwrap();
         }
         fs::rename(&made, new).unwrap();
-        // The other way in: a run that looks at the result.
+        // Recovery also happens when another run reads the result.
         repair(&target).unwrap();
         assert_eq!(disk(&target), after, "{new:?} {old:?}");
         assert_eq!(
@@ -514,7 +514,7 @@ fn a_replacement_that_was_interrupted_is_finished() {
         assert_eq!(names(dir.path()), ["vm-kvm"], "{new:?} {old:?}");
         fs::remove_dir_all(&target).unwrap();
     }
-    // Of a version that noted nothing.
+    // Written by a version that noted no intent.
     result(&target, "old");
     fs::rename(&target, &replaced).unwrap();
     assert!(
@@ -533,7 +533,7 @@ fn a_replacement_that_was_interrupted_is_finished() {
     );
 }
 
-/// Cut short, of a later version, or not to be read: the disk may be half written all the same.
+/// The journal is truncated, of a later version, or unreadable. The disk may still be half written.
 #[test]
 fn saved_blocks_with_an_unreadable_journal_are_kept() {
     let dir = tempfile::tempdir().unwrap();
@@ -542,7 +542,7 @@ fn saved_blocks_with_an_unreadable_journal_are_kept() {
     for (text, blocks) in [
         ("", "backup/blocks.before"),
         ("{\"schema\": \"hyper2kvm/jour", "backup/blocks.before"),
-        // Of the second disk alone.
+        // Saved blocks of the second disk alone.
         (of_later, "backup/blocks-2.before"),
         ("\u{0}", "backup/blocks.before"),
     ] {
@@ -568,7 +568,7 @@ fn saved_blocks_with_an_unreadable_journal_are_kept() {
     }
 }
 
-/// Who owns the directory above can exchange the partial one for a link to files of others.
+/// The owner of the parent directory can exchange the partial one for a link to files of others.
 #[test]
 fn a_partial_folder_that_becomes_a_link_is_not_followed() {
     let dir = tempfile::tempdir().unwrap();
@@ -603,7 +603,8 @@ fn a_partial_folder_that_becomes_a_link_is_not_followed() {
     }
 }
 
-/// What it lists is removed: it must be of the caller or root, as are the directories that are entered.
+/// A report's list decides what is removed. So the report must belong to the caller or root, as
+/// must the directories it names.
 #[test]
 fn a_report_that_others_can_write_replaces_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -627,7 +628,7 @@ fn a_report_that_others_can_write_replaces_nothing() {
         give(&report, 12345);
         refused("belongs to user 12345");
         give(&report, 0);
-        // Nothing in a directory of somebody else is taken for the result's.
+        // Files in somebody else's directory do not count as the result's.
         give(&target.join("backup"), 12345);
         let mut folder = create(&target, &FORCE).unwrap();
         fill(&folder, "new");
@@ -643,7 +644,8 @@ fn a_report_that_others_can_write_replaces_nothing() {
     drop(create(&target, &FORCE).unwrap());
 }
 
-/// Between the exchange and the removal another user has put a link in the place of the old result.
+/// Between the exchange and the removal, another user has put a link in the place of the old
+/// result.
 #[test]
 fn nothing_is_removed_through_a_link() {
     let dir = tempfile::tempdir().unwrap();
@@ -661,7 +663,7 @@ fn nothing_is_removed_through_a_link() {
     fs::rename(&victim, &old).unwrap();
     assert!(earlier.clear(&old, inode, &new).is_err());
     assert_eq!(names(&old), ["backup", MARK, "vm.qcow2"]);
-    // One of its directories is one.
+    // One of its directories is a link.
     fs::remove_dir_all(&new).unwrap();
     fs::create_dir(&new).unwrap();
     let away = dir.path().join("away");

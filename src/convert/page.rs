@@ -1,4 +1,4 @@
-//! What `report.html` shows of the VM besides the report: read off the domain XML that was written.
+//! The VM's details in `report.html` besides the report, read from the written domain XML.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::types::DiskBus;
 
 use super::job::Job;
 
-/// Files and directories of the output directory that have no place of their own in the report.
+/// Files and directories of the output directory without a row of their own in the report.
 const BESIDE: [&str; 5] = [
     "plan.json",
     "journal.json",
@@ -18,7 +18,8 @@ const BESIDE: [&str; 5] = [
     "generated",
 ];
 
-/// `folder` is where the files are now: the report names where they will be.
+/// Collects the details. `folder` is the current path of the files; the report names their final
+/// path.
 pub(super) fn extras(job: &Job, folder: &Path, report: &Report) -> Extras {
     let name = report
         .outputs

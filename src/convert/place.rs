@@ -1,5 +1,5 @@
-//! The directory a result is made in: the names beside the target, the lock of the target, and what a killed
-//! run left there.
+//! The directory in which a result is made: the names beside the target, its lock, and the
+//! leftovers of a killed run.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -22,7 +22,7 @@ use crate::lock::{FileLock, LockError};
 
 const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
-/// The names of one target in its directory, which stays open.
+/// The names of one target in its open parent directory.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) parent: OwnedFd,
@@ -32,7 +32,7 @@ pub(super) struct Place {
     pub(super) replaced: OsString,
 }
 
-/// The lock of one target, whose file goes with it.
+/// The lock of one target; its file is removed with it.
 pub struct TargetLock(Option<FileLock>);
 
 impl TargetLock {
@@ -47,7 +47,7 @@ impl TargetLock {
 
 impl Drop for TargetLock {
     fn drop(&mut self) {
-        // What is noted is for the next run.
+        // Notes in the file are for the next run.
         if self.note().is_ok_and(|note| note.is_empty())
             && let Some(lock) = self.0.take()
         {
@@ -57,7 +57,7 @@ impl Drop for TargetLock {
 }
 
 impl Place {
-    /// `create`: the directories above the target too.
+    /// Opens the parent directory. `create` also makes the directories above the target.
     pub(super) fn open(target: &Path, create: bool) -> Result<Self> {
         let target = std::path::absolute(target)
             .map_err(|e| Error::usage("the output directory has no absolute path").because(e))?;
@@ -99,7 +99,7 @@ impl Place {
         }
     }
 
-    /// Creates no file, and leaves one of a killed run.
+    /// Takes the lock only if its file exists; leaves the file of a killed run.
     pub(super) fn lock_if_there(&self) -> Result<Option<FileLock>> {
         self.take_lock(false)
     }
@@ -143,7 +143,8 @@ impl Place {
         openat(&self.parent, name, flags, Mode::empty())
     }
 
-    /// Whether a name still leads to this open directory: who may write above can exchange it.
+    /// Whether a name still leads to this open directory. Somebody with write access above it can
+    /// exchange it.
     pub(super) fn is_at(&self, name: &OsStr, fd: &OwnedFd) -> bool {
         match (self.stat(name), fstat(fd)) {
             (Some(there), Ok(held)) => (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino),
@@ -155,7 +156,8 @@ impl Place {
         self.directory(&self.name).is_ok()
     }
 
-    /// Refuses what a killed run left where it is somebody else's, needed, or the source of this run.
+    /// Refuses leftovers of a killed run that belong to somebody else, are needed, or are the
+    /// source of this run.
     pub(super) fn check_dead(&self, sources: &[PathBuf]) -> Result<()> {
         let partial = self.path(&self.partial);
         if let Some(source) = inside(&partial, sources) {
@@ -188,7 +190,7 @@ impl Place {
         fs::remove_dir_all(&partial).map_err(|e| cannot_write(&partial, e))
     }
 
-    /// What an interrupted copy left, when only the caller or root can have written it.
+    /// The files of an interrupted copy, if only the caller or root can have written them.
     pub(super) fn left_copy(&self, sources: &[PathBuf]) -> Result<Option<OwnedFd>> {
         if self.stat(&self.partial).is_none() {
             return Ok(None);
@@ -207,7 +209,7 @@ impl Place {
         let failed = |e: Errno| cannot_write(&shown, e.into());
         let fd = open_new_directory(&self.parent, Path::new(&self.partial))
             .map_err(|e| cannot_write(&shown, e))?;
-        // What the directory above hands down would be on every file in it.
+        // Every file in it would inherit them from the parent directory.
         for acl in ACLS {
             let _ = fremovexattr(&fd, acl);
         }
@@ -215,8 +217,7 @@ impl Place {
         Ok(fd)
     }
 
-    /// Whether the new directory can get owner and mode of the one that is there: known now, not at the
-    /// end.
+    /// Checks early that the new directory can get the owner and mode of the existing one.
     pub(super) fn check_attributes(&self, fd: &OwnedFd, undo: bool) -> Result<()> {
         let Some(was) = self.stat(&self.name) else {
             return Ok(());
@@ -240,7 +241,7 @@ impl Place {
         })
     }
 
-    /// Owner, mode and access control lists of the directory that is there.
+    /// Copies owner, mode and access control lists of the existing directory.
     pub(super) fn keep_attributes(&self, fd: &OwnedFd) -> io::Result<()> {
         let old = match self.directory(&self.name) {
             Ok(old) => old,
@@ -263,8 +264,8 @@ impl Place {
     }
 }
 
-/// The journal in a partial directory that is needed to undo what was done to a disk. An error:
-/// somebody else can have written it, or it cannot be read and saved blocks lie beside it.
+/// The journal in a partial directory, if it is needed to undo changes to a disk. Fails if somebody
+/// else can have written it, or if it is unreadable and saved blocks lie beside it.
 pub(super) fn needs_undo(partial: &Path) -> Result<Option<Journal>> {
     let _folder = match TrustedFolder::open(partial) {
         Err(e) if e.is_missing() => return Ok(None),
@@ -279,7 +280,8 @@ pub(super) fn needs_undo(partial: &Path) -> Result<Option<Journal>> {
     }
 }
 
-/// The disk may be half written, and the only copy of its old blocks is here.
+/// The error for an unreadable journal. The disk may be half written, and the only copy of its old
+/// blocks is here.
 fn unreadable(partial: &Path, error: JournalError) -> Error {
     let folder = crate::text::shell_word(&partial.display().to_string());
     Error::new(
@@ -301,13 +303,13 @@ fn unreadable(partial: &Path, error: JournalError) -> Error {
     ))
 }
 
-/// The first of `files` that lies in `folder`, by its name or by where that leads.
+/// The first of `files` that lies in `folder`, by its name or by the target of a link.
 pub(super) fn inside<'f>(folder: &Path, files: &'f [PathBuf]) -> Option<&'f PathBuf> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (named, is) = (folder, real(folder));
     files.iter().find(|file| {
         let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
-        // The directory a link lies in counts as well as that of its target.
+        // The directory that contains a link counts as well as the link's target.
         let beside = absolute
             .parent()
             .map(|p| real(p).join(absolute.file_name().unwrap_or_default()));

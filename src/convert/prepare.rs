@@ -1,5 +1,5 @@
-//! From an inspected guest and a virtio-win driver source to a plan: the reading that `plan()` itself must
-//! not do.
+//! From an inspected guest and a virtio-win driver source to a plan. `plan()` itself is pure;
+//! everything it needs is read here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use crate::plan::outlook::Outlook;
 use crate::plan::{self, At, Draft, Inputs, Layout, Options, Plan, Present};
 use crate::types::DiskBus;
 
-/// A plan for Windows and what it was made from.
+/// A plan for Windows and its inputs.
 pub struct Prepared {
     pub plan: Plan,
     pub basis: Basis,
@@ -29,22 +29,22 @@ pub struct Prepared {
     pub outlook: Option<Outlook>,
 }
 
-/// The Windows and the drivers a plan is made from.
+/// The Windows and the drivers for which a plan is made.
 pub struct Basis {
     pub windows: WindowsFacts,
     pub bootstrap: Option<DiskBus>,
     pub drivers: DriverSet,
-    /// Files of the plan that come from no driver source.
+    /// Files of the plan that are generated, not read from a driver source.
     pub generated: Vec<Generated>,
 }
 
 impl Basis {
-    /// Everything the plan's files are read from.
+    /// All sources of the plan's files.
     pub fn media<'a>(&'a self, source: &'a dyn Media) -> WithGenerated<'a> {
         with_generated(source, &self.generated)
     }
 
-    /// What a converted disk must boot from.
+    /// The controllers from which a converted disk must boot.
     pub fn wanted(&self) -> Vec<DiskBus> {
         plan::wanted(self.bootstrap, &self.drivers)
     }
@@ -58,7 +58,7 @@ fn with_generated<'a>(source: &'a dyn Media, generated: &'a [Generated]) -> With
     }
 }
 
-/// The first boot's controller: as asked, or what this guest can have.
+/// The controller of the first boot: the user's choice, or one that this guest supports.
 pub fn bootstrap(
     asked: Option<Option<DiskBus>>,
     windows: &WindowsFacts,
@@ -70,7 +70,7 @@ pub fn bootstrap(
     ];
     asked.unwrap_or({
         if sectors != [512, 512] {
-            // QEMU's AHCI and IDE disks have 512-byte sectors and nothing else.
+            // QEMU's AHCI and IDE disks always have 512-byte sectors.
             None
         } else if windows.target.major < 6 {
             Some(DiskBus::Ide)
@@ -80,7 +80,7 @@ pub fn bootstrap(
     })
 }
 
-/// Refuses a guest that cannot be planned for, as one error with every blocker.
+/// Refuses a guest that cannot be planned for, with all blockers in one error.
 pub fn windows_or_refuse(survey: &Survey) -> Result<(&WindowsFacts, &Hives)> {
     let inspection = &survey.inspection;
     match (&inspection.windows, &survey.hives) {
@@ -109,7 +109,7 @@ pub fn refused(inspection: &Inspection, blockers: Vec<Blocker>) -> Error {
     )
 }
 
-/// Selects the drivers and drafts what is to be done with them.
+/// Selects the drivers and drafts the plan.
 pub fn draft(
     survey: &Survey,
     guest: &dyn GuestRead,
@@ -155,8 +155,8 @@ pub fn draft(
     Ok((draft, basis))
 }
 
-/// The digest of each package whose files can be read and fit; what is not boot storage is left out of
-/// the set when its files do not, with a note.
+/// The digest of each package whose files can be read and fit. Packages that do not fit are left
+/// out with a note, unless they are for boot storage.
 fn digests(
     drivers: &mut DriverSet,
     media: &dyn Media,
@@ -209,7 +209,7 @@ fn used_oem(guest: &dyn GuestRead, windows: &WindowsFacts) -> Result<BTreeSet<u3
         .collect())
 }
 
-/// Looks at every path the layout names, and at the directories above them.
+/// Looks up every path of the layout, and the directories above them.
 fn present(
     guest: &dyn GuestRead,
     volume: VolumeId,
@@ -320,12 +320,12 @@ mod tests {
             (windows.boot_disk, windows.sector_size) = (DiskId::nth(1, 2), windows_disk);
             let found = bootstrap(None, &windows, &inspection);
             assert_eq!(found, wanted, "{version:?} {windows_disk} {boot_disk}");
-            // What the user asks for is taken.
+            // The user's choice takes precedence.
             assert_eq!(bootstrap(Some(ide), &windows, &inspection), ide);
         }
     }
 
-    /// Without its boot driver Windows does not start; without another one it does.
+    /// Windows does not start without its boot driver; it starts without any other.
     #[test]
     fn a_boot_driver_of_another_processor_is_refused_and_another_driver_left_out() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));

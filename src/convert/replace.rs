@@ -1,8 +1,9 @@
-//! What `--force` may replace: the files that the report of an earlier result lists, and nothing else.
+//! Decides what `--force` may replace: the files listed in the report of an earlier result, and
+//! nothing else.
 //!
-//! A result that somebody still needs is refused: its disk is in use or has changed since the report (a
-//! VM ran from it), `boot` has started the VM, it can undo a fix in place, or the source of this very run
-//! lies in it. Files that hyper2kvm did not write are moved to the new result.
+//! A result that somebody still needs is refused: its disk is in use or has changed since the
+//! report (a VM ran from it), `boot` has started the VM, it can undo a fix in place, or the source
+//! of this very run lies in it. Files that hyper2kvm did not write are moved to the new result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -34,7 +35,8 @@ use crate::boot::in_use::{self, Held};
 
 /// Present in every complete result.
 pub(super) const MARK: &str = "report.json";
-/// Written besides what the report lists: the report, and what `boot` leaves when it did not start.
+/// Files written in addition to the report's list: the report, and files that `boot` leaves if it
+/// did not start.
 const OWN: [&str; 7] = [
     MARK,
     crate::boot::LOCK,
@@ -44,11 +46,11 @@ const OWN: [&str; 7] = [
     ".boot-domain.xml",
     record::INSTALLING,
 ];
-/// Of results whose report has no list yet.
+/// Files of results whose report has no list yet.
 const UNLISTED: [&str; 4] = ["report.html", "plan.json", "journal.json", ".lock"];
 const UNLISTED_FOLDERS: [&str; 3] = ["registry", "backup", "generated"];
 
-/// What is under the name of the output directory.
+/// What exists under the name of the output directory.
 #[derive(Debug)]
 pub(super) enum Situation {
     Free,
@@ -57,13 +59,13 @@ pub(super) enum Situation {
     Result(Box<Earlier>),
 }
 
-/// An earlier result that may be replaced, and what keeps it so meanwhile.
+/// An earlier result that may be replaced, and the locks that keep it replaceable.
 #[derive(Debug, Default)]
 pub(super) struct Earlier {
     folder: PathBuf,
-    /// Relative paths of what was written by hyper2kvm.
+    /// Relative paths of the files written by hyper2kvm.
     own: BTreeSet<PathBuf>,
-    /// Directories of which everything is.
+    /// Directories written by hyper2kvm as a whole.
     own_folders: Vec<&'static str>,
     /// Disks that were moved elsewhere; they stay there.
     pub(super) elsewhere: Vec<PathBuf>,
@@ -74,22 +76,23 @@ pub(super) struct Earlier {
 /// A disk of an earlier result.
 struct Image {
     path: PathBuf,
-    /// Of the report: no list, no entry in it, or the entry.
+    /// The disk in the report: no list, a list without it, or its entry.
     was: Option<Option<OutputFile>>,
 }
 
-/// On what terms a result is replaced.
+/// The conditions under which a result is replaced.
 pub(super) struct Terms<'a> {
     pub(super) force: bool,
-    /// Files of the source, as named and as far as they are known.
+    /// Files of the source, as the user named them and as far as they are known.
     pub(super) sources: &'a [PathBuf],
-    /// The last pass of a sync: the directory must be a synced one.
+    /// Whether this is the last pass of a sync, which requires a synced directory.
     pub(super) sync: bool,
-    /// Right before the exchange: keeps `boot` from starting on what is about to go.
+    /// Whether this is the check right before the exchange. It keeps `boot` from starting the
+    /// result that is about to be removed.
     pub(super) last: bool,
 }
 
-/// Looks at `target`, which is `name` in the open directory `parent`, and refuses what must not be
+/// Examines `target`, which is `name` in the open directory `parent`, and refuses what must not be
 /// replaced.
 pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Situation> {
     let shown = target.display();
@@ -117,7 +120,8 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
             .hint("--force replaces it; --output-dir chooses another directory"));
     }
     let mut earlier = Earlier::new(target, &report);
-    // What this run reads is held by it; not being in the directory, it is not replaced either.
+    // The disks of the source are locked by this very run. Outside the directory, they are not
+    // replaced either.
     let reads = |disk: &PathBuf| terms.sources.iter().any(|s| same_file(s, disk));
     earlier.elsewhere.retain(|disk| !reads(disk));
     refuse_sources(target, terms.sources)?;
@@ -133,8 +137,8 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
     Ok(Situation::Result(Box::new(earlier)))
 }
 
-/// The directory itself, which must be neither a link nor a file system of its own: it could not be
-/// renamed over at the end.
+/// Opens the directory. It must be neither a link nor a mount point: no rename could replace it at
+/// the end.
 fn open_target(parent: &OwnedFd, target: &Path) -> Result<Option<OwnedFd>> {
     let shown = target.display();
     let name = target.file_name().unwrap_or_default();
@@ -186,8 +190,8 @@ fn open_target(parent: &OwnedFd, target: &Path) -> Result<Option<OwnedFd>> {
         .map_err(failed)
 }
 
-/// The report of an earlier result; `None` when there is none. What it lists is removed: only the caller
-/// and root may have written it.
+/// Reads the report of an earlier result; `None` if there is none. The files it lists are removed,
+/// so only the caller and root may have written it.
 fn read_report(target: &Path) -> Result<Option<Value>> {
     let path = target.join(MARK);
     let bytes = match trusted::read(&path) {
@@ -240,7 +244,7 @@ fn refuse_undo(target: &Path) -> Result<()> {
             shell_word(&target.display().to_string())
         ))),
         Ok(_) => Ok(()),
-        // Whatever it says: with saved blocks beside it, it may be needed.
+        // Saved blocks beside it may be needed, whatever the journal states.
         Err(error) if commit::holds_saved_blocks(target) => {
             Err(Error::failed(format!(
                 "{shown} holds saved blocks of a disk ({}), and its journal cannot be used",
@@ -266,7 +270,7 @@ fn boot_lock(folder: &OwnedFd, target: &Path, create: bool) -> Result<Option<Fil
     )
 }
 
-/// The record of `boot`, where there is one.
+/// The record of `boot`, if there is one.
 fn booted(target: &Path) -> Result<Option<Record>> {
     Record::load(target).map_err(|e| {
         Error::failed(format!(
@@ -292,7 +296,8 @@ fn synced(target: &Path) -> Error {
     ))
 }
 
-/// Windows has run from it: what it wrote is nowhere else.
+/// The error for a VM that has started: Windows has written to its disk, and no copy of that
+/// exists.
 fn started(target: &Path, boot: &Record) -> Error {
     let shown = target.display();
     let switched = matches!(
@@ -338,7 +343,8 @@ impl Earlier {
                 let single = [&outputs["bootstrap_xml"], &outputs["final_xml"]];
                 for path in lists.chain(single).filter_map(Value::as_str) {
                     let path = Path::new(path);
-                    // The directory may have been renamed since; what was moved out of it is elsewhere.
+                    // The directory may have been renamed since; disks moved out of it are
+                    // elsewhere.
                     if let Some(name) = path.file_name().filter(|n| target.join(n).exists()) {
                         earlier.own.insert(name.into());
                     }
@@ -354,7 +360,8 @@ impl Earlier {
         earlier
     }
 
-    /// The disks of the result: those in the directory by their list entry, and those that were moved.
+    /// The disks of the result: those in the directory by their list entry, and those that were
+    /// moved.
     fn images(&self, report: &Value) -> Vec<Image> {
         let list = listed(report);
         let entry = |path: &Path| list.as_ref().map(|list| list.get(path).cloned());
@@ -377,7 +384,7 @@ impl Earlier {
         here.chain(elsewhere).collect()
     }
 
-    /// A running VM or a storage program that has a disk of the result open.
+    /// Refuses a result with a disk in use by a running VM or a storage program.
     fn refuse_used(&mut self, images: &[Image], boot: Option<&Record>) -> Result<()> {
         let by_hand = |file: &Path, user: &str| {
             Error::failed(format!("{} is in use by {user}", file.display()))
@@ -404,11 +411,11 @@ impl Earlier {
         Ok(())
     }
 
-    /// A disk that is not what the report says was written by somebody else since.
+    /// Refuses a result with a disk that somebody has written to since the report.
     fn refuse_changed(&self, images: &[Image]) -> Result<()> {
         let report = fs::metadata(self.folder.join(MARK)).ok();
         for Image { path, was } in images {
-            // Taken away by the user: nothing is lost.
+            // The user removed it: nothing is lost.
             let Ok(found) = path.symlink_metadata() else {
                 continue;
             };
@@ -443,7 +450,7 @@ impl Earlier {
                 .any(|folder| relative.starts_with(folder))
     }
 
-    /// Whether a directory was created by hyper2kvm: there is something of it in there.
+    /// Whether hyper2kvm created a directory: it contains at least one of its files.
     fn is_own_folder(&self, relative: &Path) -> bool {
         self.own.iter().any(|path| path.starts_with(relative))
             || self
@@ -452,8 +459,8 @@ impl Earlier {
                 .any(|folder| relative.starts_with(folder))
     }
 
-    /// Opens a directory of hyper2kvm's. Not one of another user, who could exchange what is in it: that is
-    /// left as a whole.
+    /// Opens a directory created by hyper2kvm. A directory of another user, who could exchange its
+    /// contents, is left untouched.
     fn own_directory(
         &self,
         folder: &OwnedFd,
@@ -469,12 +476,13 @@ impl Earlier {
         Ok((owner == 0 || owner == geteuid().as_raw()).then_some(fd))
     }
 
-    /// What hyper2kvm did not write, as relative paths; whole directories where nothing in them is its.
+    /// The files not written by hyper2kvm, as relative paths; a directory without any file of
+    /// hyper2kvm is listed as a whole.
     pub(super) fn unknown(&self) -> io::Result<Vec<PathBuf>> {
         self.unknown_in(&open_directory(CWD, &self.folder)?)
     }
 
-    /// The same for where the directory is by now.
+    /// The same as [`Self::unknown`], for the current path of the directory.
     fn unknown_in(&self, folder: &OwnedFd) -> io::Result<Vec<PathBuf>> {
         let mut unknown = Vec::new();
         self.add_unknown(folder, Path::new(""), &mut unknown)?;
@@ -499,7 +507,7 @@ impl Earlier {
         Ok(())
     }
 
-    /// Refuses files of the user that would have to go where the new result has its own.
+    /// Refuses user files that have the name of a file of the new result.
     pub(super) fn refuse_collisions(&self, new: &Path) -> Result<Vec<PathBuf>> {
         let unknown = self
             .unknown()
@@ -516,12 +524,12 @@ impl Earlier {
         Ok(unknown)
     }
 
-    /// After the exchange: what is not hyper2kvm's goes from the old directory, whose inode that is, to the
-    /// new one, then the old one is removed. Whatever cannot be moved stays in it. Nothing is named by a path:
-    /// another user may own a directory on the way.
+    /// Clears the old directory (of this inode) after the exchange. The user's files move to the
+    /// new directory, then the old one is removed. Files that cannot be moved stay in it. Nothing
+    /// is opened by path, because another user may own a directory on the way.
     pub(super) fn clear(&mut self, old: &Path, inode: u64, new: &Path) -> io::Result<()> {
-        // Nothing finds them under their names any more. An open file would stay in the directory, under
-        // another name, on NFS and FUSE.
+        // Their names no longer lead to them. On NFS and FUSE an open file would stay in the
+        // directory under another name.
         self.boot = None;
         self.disks = Held::default();
         let (from, to) = (open_directory(CWD, old)?, open_directory(CWD, new)?);
@@ -543,7 +551,8 @@ impl Earlier {
         }
         failpoint::step("before", "removal of the old result")?;
         self.remove_own(&from, Path::new(""))?;
-        // Last: a run that is killed before this finds here what else is its to remove.
+        // Removed last: if this run is killed before, the next run finds here which files it has to
+        // remove.
         match unlinkat(&from, MARK, AtFlags::empty()) {
             Err(Errno::NOENT) => {}
             removed => removed?,
@@ -558,7 +567,7 @@ impl Earlier {
             if let Some(own) = self.own_directory(folder, &relative, &found)? {
                 self.remove_own(&own, &relative)?;
                 drop(own);
-                // What could not be moved out of it is still there.
+                // Files that could not be moved are still there.
                 let _ = unlinkat(folder, &name, AtFlags::REMOVEDIR);
             } else if is_file(&found) && self.is_own(&relative) && relative != Path::new(MARK) {
                 unlinkat(folder, &name, AtFlags::empty())?;
@@ -567,7 +576,7 @@ impl Earlier {
         Ok(())
     }
 
-    /// What is known of a result wherever it lies now; nothing of a directory that holds no report.
+    /// Reads an earlier result from any path; it lists nothing of a directory without a report.
     pub(super) fn of(folder: &Path) -> Result<Self> {
         if let Some(state) = sync::State::load(folder)? {
             let own = OWN.iter().map(PathBuf::from).chain(state.files());
@@ -588,7 +597,8 @@ impl Earlier {
     }
 }
 
-/// The directory of a relative path. `create`: for the caller alone, where it is missing.
+/// Opens the parent directory of a relative path. `create` makes a missing one, for the caller
+/// alone.
 fn parent_in(folder: &OwnedFd, relative: &Path, create: bool) -> io::Result<OwnedFd> {
     let mut fd = folder.try_clone()?;
     for name in relative.parent().into_iter().flat_map(Path::components) {
@@ -612,7 +622,7 @@ fn disks(report: &Value) -> Vec<PathBuf> {
     disks.filter_map(Value::as_str).map(PathBuf::from).collect()
 }
 
-/// The list of a report, by path; `None` for one that was written before there was a list.
+/// The file list of a report, by path; `None` for a report written before lists existed.
 fn listed(report: &Value) -> Option<BTreeMap<PathBuf, OutputFile>> {
     let list: Vec<OutputFile> = serde_json::from_value(report.get("files")?.clone()).ok()?;
     Some(list.into_iter().map(|f| (f.path.clone(), f)).collect())
@@ -632,7 +642,7 @@ fn difference(was: &OutputFile, found: &fs::Metadata) -> Option<String> {
     (now.inode != was.inode).then(|| "is another file".to_owned())
 }
 
-/// A relative path that stays below where it starts.
+/// Whether a relative path stays below its start.
 fn plain(path: &Path) -> bool {
     !path.as_os_str().is_empty() && path.components().all(|c| matches!(c, Component::Normal(_)))
 }

@@ -1,11 +1,11 @@
-//! `--resume`: what an interrupted copy left, and what a later run needs of it.
+//! `--resume`: the files of an interrupted copy, and what a later run needs to continue it.
 //!
-//! Before the first byte of a copy the partial directory is made durable, with the fixed and verified
-//! overlays in it, and [`RESUME`] is written: with which options, from which files, what was decided. A run
-//! with `--resume` takes the directory over, compares all of that with what it sees itself, verifies the
-//! overlays again and copies what the journals of the disks do not have. It fixes nothing anew. Where the
-//! disk with Windows has changed there is nothing to continue with; another disk that has changed is copied
-//! from its start.
+//! Before the first byte of a copy, the partial directory is made durable, with the fixed and
+//! verified overlays in it, and [`RESUME`] is written: the options, the files of the source, the
+//! decisions. A run with `--resume` takes the directory over, compares all of that with its own
+//! findings and verifies the overlays again. Then it copies the ranges that the journals of the
+//! disks lack. It fixes nothing again. If the Windows disk has changed, nothing can be continued;
+//! any other disk that has changed is copied from its start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -29,10 +29,10 @@ use super::work::{RESUME, resume_file};
 use crate::session::vm::VmDisks;
 
 const SCHEMA: &str = "hyper2kvm/resume/1";
-/// How a hint begins that says so.
+/// The beginning of a hint that the copied data is kept.
 pub(super) const KEPT: &str = "what is copied is kept";
 
-/// Options that say how a disk is reached, compared or installed, and not what comes of it.
+/// Options for how a disk is reached, compared or installed. They do not affect the result.
 const ABOUT_THE_WAY: [&str; 12] = [
     "connections",
     "retries",
@@ -53,7 +53,7 @@ struct Document {
     schema: String,
     version: String,
     options: BTreeMap<String, Vec<String>>,
-    /// Digest of what was decided.
+    /// Digest of the decisions.
     plan: String,
     disks: Vec<DiskRecord>,
     trim: Vec<DiskTrim>,
@@ -61,13 +61,13 @@ struct Document {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct DiskRecord {
-    /// By what its files are known again.
+    /// The identity of its files.
     source: Value,
-    /// The overlay over it, below the partial directory.
+    /// The overlay over it, relative to the partial directory.
     pub(super) overlay: Option<String>,
 }
 
-/// Starts over where a disk is unpacked first: what was unpacked is gone with the run that did it.
+/// Starts over if a disk is unpacked first: the unpacked file was removed with the interrupted run.
 pub(super) fn refuse_packed(job: &Job, folder: &mut OutputFolder) -> Result<()> {
     let packed = job.source.vm.disks.iter().any(|disk| disk.packed.is_some());
     if !packed || !folder.was_taken_over() {
@@ -79,18 +79,18 @@ pub(super) fn refuse_packed(job: &Job, folder: &mut OutputFolder) -> Result<()> 
     folder.start_over()
 }
 
-/// An interrupted copy that this run continues with.
+/// An interrupted copy that this run continues.
 pub(super) struct Resumed {
     plan: String,
     disks: Vec<DiskRecord>,
-    /// Those that are copied from their start, because they have changed.
+    /// Disks that have changed and are copied from their start.
     changed: BTreeSet<usize>,
     trim: Vec<DiskTrim>,
 }
 
 impl Resumed {
-    /// What is left of an earlier run in the directory, unless this one must start over: then the directory is
-    /// empty.
+    /// Takes over an earlier run's files in the directory. If this run must start over, the
+    /// directory is emptied.
     pub(super) fn take(
         job: &Job,
         ui: &Ui,
@@ -167,7 +167,7 @@ impl Resumed {
         Ok(())
     }
 
-    /// The overlay of a disk that is as it was.
+    /// The overlay of an unchanged disk.
     pub(super) fn overlay(&self, folder: &OutputFolder, i: usize) -> Option<PathBuf> {
         if self.changed.contains(&i) {
             return None;
@@ -184,7 +184,7 @@ impl Resumed {
         self.trim.clone()
     }
 
-    /// Fails when what was decided now is not what the overlays hold.
+    /// Fails if the decisions of this run differ from those that the overlays were made with.
     pub(super) fn check_plan(&self, decided: &Value) -> Result<()> {
         if digest(decided) == self.plan {
             return Ok(());
@@ -244,14 +244,14 @@ fn options(job: &Job) -> BTreeMap<String, Vec<String>> {
     options
 }
 
-/// Whether two lists of files are the same files with the same contents, as far as can be told.
+/// Whether two lists name the same files with the same contents, as far as can be determined.
 fn is_same(was: &Value, now: &Value) -> bool {
     let (Some(was), Some(now)) = (was.as_array(), now.as_array()) else {
         return false;
     };
     let same = |(was, now): (&Value, &Value)| {
         let (mut was, mut now) = (was.clone(), now.clone());
-        // What was written to a device is counted since the host started.
+        // Bytes written to a device are counted since the host started.
         if was["writes"][0] != now["writes"][0] {
             for side in [&mut was, &mut now] {
                 side["writes"] = Value::Null;
@@ -270,7 +270,7 @@ fn journal(folder: &OutputFolder, i: usize) -> Result<PathBuf> {
     work_file(folder, &format!("copy-{i}.journal"))
 }
 
-/// Where the copy of disk `i` records how far it is.
+/// The path at which the copy of disk `i` records its progress.
 pub(super) fn record(folder: &OutputFolder, i: usize, what: Value) -> Result<Record> {
     Ok(Record {
         path: journal(folder, i)?,
@@ -278,7 +278,7 @@ pub(super) fn record(folder: &OutputFolder, i: usize, what: Value) -> Result<Rec
     })
 }
 
-/// Makes the partial directory durable and writes the record: from here on a copy can be resumed.
+/// Makes the partial directory durable and writes the record. After this, a copy can be resumed.
 pub(super) fn save(
     job: &Job,
     folder: &OutputFolder,
@@ -315,7 +315,7 @@ pub(super) fn save(
         failpoint::step("before", "rename of resume.json")?;
         std::fs::rename(&beside, &path)?;
         failpoint::step("after", "rename of resume.json")?;
-        // Of everything else that was done above.
+        // Makes every name created above durable.
         path.parent().map_or(Ok(()), journal::sync_folder)
     };
     write().map_err(failed)

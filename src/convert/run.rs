@@ -1,4 +1,4 @@
-//! A conversion under way: what was opened for it, and where it stands.
+//! A running conversion: its open resources and its state.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -28,10 +28,11 @@ use crate::session::engine::Engine;
 use crate::session::vm::{OpenDisk, Opening, VmDisks, VmSession};
 use crate::session::{Disk, Session, read_only};
 
-/// Of a disk of this size the map of its clusters takes 8 MiB, in clusters of 4 KiB.
+/// Size from which the cluster map of a disk takes 8 MiB, with clusters of 4 KiB.
 const LARGE: u64 = 256 << 30;
 
-/// Dropped in the order of its fields: the directory is removed after what is open in it was closed.
+/// A running conversion. Fields are dropped in order: the directory is removed after the files in
+/// it are closed.
 pub(super) struct Run<'a> {
     pub(super) job: &'a Job,
     pub(super) ui: &'a Ui,
@@ -44,7 +45,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Makes the output directory, opens the disks and claims the devices to copy to.
+    /// Creates the output directory, opens the disks and claims the target devices.
     pub(super) fn open(job: &'a Job, ui: &'a Ui) -> Result<Self> {
         let clock = Clock::start();
         let sources = || job.source_files();
@@ -69,7 +70,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Opens the guest; over overlays where its engine needs one to read.
+    /// Opens the guest, over overlays if its engine needs them to read.
     pub(super) fn inspect(&self) -> Result<(VmSession, Survey)> {
         let _span = timeline::span("inspect");
         let source = self.disks.system()?;
@@ -80,7 +81,7 @@ impl<'a> Run<'a> {
                 return read_only(engine, source);
             }
             let overlay = self.overlay(source)?;
-            // There when another engine had a look already.
+            // Exists if another engine has already examined the guest.
             let _ = std::fs::remove_file(&overlay);
             let session = Session::overlay(engine, source, &overlay)?;
             Ok(OpenDisk::Write(session))
@@ -88,7 +89,7 @@ impl<'a> Run<'a> {
         VmSession::open(self.job.engine, &self.disks, self.ui, open)
     }
 
-    /// Where what is written to a disk goes.
+    /// The overlay that takes the writes to a disk.
     fn overlay(&self, source: &Disk) -> Result<PathBuf> {
         match self.disks.is_system(source.id) {
             true => Ok(self.folder.path().join(OVERLAY)),
@@ -96,7 +97,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Begins to open the overlays the fix writes to; a run that is resumed has them.
+    /// Starts to open the overlays for the fix; a resumed run already has them.
     pub(super) fn open_overlays(&self, session: &VmSession) -> Result<Opening> {
         match &self.resumed {
             Some(_) => Ok(Opening::default()),
@@ -127,9 +128,9 @@ impl<'a> Run<'a> {
         point("inspected")
     }
 
-    /// What takes a while before anything can be copied is begun while the fix is made.
+    /// Starts the slow preparations of the copy while the fix runs.
     pub(super) fn prepare_copy(&self) {
-        // Of a large disk that stays, the map of its clusters is read all the same.
+        // The cluster map of a large disk is read even if the disk is not copied.
         let is_read = |disk: &Disk| match self.job.copy.method {
             Copying::Now => true,
             Copying::Later => disk.image.virtual_size() >= LARGE,
@@ -146,19 +147,19 @@ impl<'a> Run<'a> {
         )
     }
 
-    /// From now on the copies of a sync follow the source.
+    /// From this point the copies of a sync follow the source.
     pub(super) fn begin_copy(&mut self) -> Result<()> {
         self.last.as_mut().map_or(Ok(()), Last::begin)
     }
 
-    /// What the last pass of a sync was expected to take, and took.
+    /// The expected and the actual duration of the last pass of a sync.
     pub(super) fn sync_summary(&mut self) -> Option<Value> {
         let started = self.clock.started;
         self.last.take().map(|last| last.summary(started))
     }
 }
 
-/// How long each step took.
+/// The duration of each step.
 pub(super) struct Clock {
     started: Instant,
     step: Instant,
@@ -187,7 +188,7 @@ impl Clock {
         self.timings.copy_s = self.lap();
     }
 
-    /// All of it, until now.
+    /// All timings until now.
     pub(super) fn timings(&self) -> Timings {
         Timings {
             total_s: self.started.elapsed().as_secs_f64(),
@@ -203,13 +204,13 @@ impl Clock {
     }
 }
 
-/// Refuses disks that cannot be changed in place, and holds them for writing.
+/// Refuses disks that cannot be changed in place, and locks them for writing.
 pub(super) fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
     if job.copy.is_in_place() {
         for disk in disks.iter() {
             in_place_format(&disk.image)?;
         }
-        // From now on, and not only at the end: who reads it would read a mixture.
+        // Locked from the start: a reader during the commit would see a mixture.
         for disk in disks.iter().filter(|disk| disks.is_changed(disk.id)) {
             disk.image.hold_for_writing()?;
             in_use::refuse_suspended(&disk.image)?;
@@ -218,12 +219,12 @@ pub(super) fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
     Ok(())
 }
 
-/// What a run with the same options must decide again to continue with this one.
+/// The decisions that a run with the same options must repeat to continue this one.
 pub(super) fn decided(plan: &Plan) -> Value {
     serde_json::json!(plan.actions)
 }
 
-/// The generated files, to be read and kept by people.
+/// Saves the generated files for people to read and keep.
 fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
     let folder = folder.join(GENERATED);
     let failed = |e: std::io::Error| Error::failed("writing the first-boot files").because(e);

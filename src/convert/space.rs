@@ -1,5 +1,5 @@
-//! Whether there is room, known before the first write: on the guest's volumes for what the plan adds to
-//! them, and in the output directory for what the conversion leaves there.
+//! Checks free space before the first write: on the guest's volumes for what the plan adds to them,
+//! and in the output directory for the result.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,24 +23,24 @@ use super::job::Copying;
 use super::job::Job;
 use crate::session::{Disk, Session};
 
-/// An MFT record and the place in the index of its directory.
+/// An MFT record and its entry in the directory index.
 const RECORD: u64 = 2048;
-/// What NTFS needs besides: the MFT and indexes grow in steps.
+/// What NTFS needs in addition: the MFT and indexes grow in steps.
 const STEPS: u64 = 256 << 10;
 const CLUSTER: u64 = 4096;
 /// Domain XML, reports and the probe disk.
 const DOCUMENTS: u64 = 1 << 20;
 
-/// What the plan adds to the guest's volumes, and to the output directory besides the copy.
+/// Space that the plan needs on the guest's volumes, and in the output directory besides the copy.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Needs {
     volumes: BTreeMap<VolumeId, u64>,
-    /// The originals of the hives it edits.
+    /// The originals of the edited hives.
     backup: u64,
 }
 
 impl Needs {
-    /// `system` is the volume Windows is on.
+    /// Adds up the needs of a plan. `system` is the Windows volume.
     pub(super) fn of(
         actions: &[Action],
         hives: &Hives,
@@ -63,13 +63,13 @@ impl Needs {
     }
 
     fn add(&mut self, guest: &dyn GuestRead, volume: VolumeId, more: u64) {
-        // What is not written to is not asked about.
+        // Volumes without writes are not checked.
         if guest.volumes().iter().any(|v| v.id == volume) {
             *self.volumes.entry(volume).or_default() += more;
         }
     }
 
-    /// A file that is to be `size` bytes long.
+    /// Adds a file that will be `size` bytes long.
     fn file(
         &mut self,
         guest: &dyn GuestRead,
@@ -82,7 +82,7 @@ impl Needs {
             .stat(volume, path)
             .map_err(|e| Error::failed(format!("looking for {path}")).because(e))?;
         let more = match there {
-            // It becomes plain, and nobody knows here how small it is now.
+            // It becomes uncompressed, and its present size on disk is unknown here.
             Some(old) if old.compressed || old.reparse_tag.is_some() => {
                 size.next_multiple_of(cluster)
             }
@@ -95,7 +95,7 @@ impl Needs {
         Ok(())
     }
 
-    /// What the fix writes to the overlay, at most.
+    /// The upper limit of what the fix writes to the overlay.
     fn written(&self) -> u64 {
         self.volumes
             .values()
@@ -111,12 +111,13 @@ fn cluster_size(guest: &dyn GuestRead, volume: VolumeId) -> u64 {
     }
 }
 
-/// What the fix adds to the data of the disks, at most: it writes whole clusters of the overlay.
+/// The upper limit of what the fix adds to the disks' data: it writes whole clusters of the
+/// overlay.
 pub(super) fn added(actions: &[Action]) -> u64 {
     actions.iter().map(|action| action.overlay_bytes()).sum()
 }
 
-/// The volumes that have no room for what the plan adds to them.
+/// Blockers for the volumes without room for what the plan adds.
 pub(super) fn in_guest(
     needs: &Needs,
     guest: &dyn GuestRead,
@@ -142,14 +143,14 @@ pub(super) fn in_guest(
     Ok(blockers)
 }
 
-/// Counted until they are `enough`. `None` where the engine cannot tell.
+/// Counts free bytes until there are `enough`. `None` if the engine cannot tell.
 fn free_bytes(
     guest: &dyn GuestRead,
     disks: &[Disk],
     volume: VolumeId,
     enough: u64,
 ) -> Result<Option<u64>> {
-    // A map that cannot be read decides nothing.
+    // An unreadable map blocks nothing.
     let believed = |free: Result<Option<u64>, GuestError>| match free {
         Err(GuestError::Unreadable { .. }) => Ok(None),
         free => free
@@ -172,7 +173,7 @@ fn free_bytes(
     believed(free)
 }
 
-/// Fails where the output directory has no room for the disks and what is kept beside them.
+/// Fails if the output directory has no room for the disks and the files beside them.
 pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path) -> Result<()> {
     let Some(folder) = target.ancestors().skip(1).find(|folder| folder.is_dir()) else {
         return Ok(());
@@ -188,7 +189,8 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path)
         }
     }
     let compressed = |needed: u64| copy::least_size(needed, job.copy.compress);
-    // Tables and all: most directories have room for the whole disks, and then nobody has to look closely.
+    // Most directories have room for the whole disks, including tables. Then the exact size does
+    // not matter.
     let most = |size: u64| size.saturating_add(size / 64).saturating_add(1 << 20);
     let whole = (images.iter()).map(|(_, disk)| most(disk.image.virtual_size()));
     let whole = compressed(whole.fold(0, u64::saturating_add));
@@ -209,7 +211,8 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path)
     Ok(copy::check_room(folder, needed)?)
 }
 
-/// What an interrupted copy of that disk takes already. `--resume` continues it, or removes it before it starts over.
+/// The space already taken by an interrupted copy of that disk. `--resume` continues it, or removes
+/// it before starting over.
 fn taken(job: &Job, target: &Path, i: usize) -> u64 {
     let Some(name) = target.file_name().filter(|_| job.output.resume) else {
         return 0;
@@ -222,7 +225,7 @@ fn taken(job: &Job, target: &Path, i: usize) -> u64 {
     there.saturating_mul(512)
 }
 
-/// What marking the free space of all disks takes in their overlays, at most.
+/// The upper limit of what marking free space takes in the overlays of all disks.
 fn tables(disks: &[Disk]) -> u64 {
     const ENTRY: u64 = 8;
     const CLUSTER: u64 = 64 << 10;
@@ -230,7 +233,7 @@ fn tables(disks: &[Disk]) -> u64 {
     disks.iter().map(of).fold(0, u64::saturating_add)
 }
 
-/// The size of the copy, without what the trim will take out.
+/// The size of the copy, without what the trim will remove.
 fn copy_size(job: &Job, source: &Disk) -> Result<u64> {
     let image = &source.image;
     let data = DataMap::of(image)?;
@@ -245,7 +248,7 @@ fn copy_size(job: &Job, source: &Disk) -> Result<u64> {
     let shown = source.path.display();
     let layout = partition::read_layout(blocks.as_ref()).map_err(|e| e.of(&shown))?;
     let zeroed = Zeroed::default();
-    // What cannot be opened is not trimmed.
+    // A disk that cannot be opened is not trimmed.
     if let Ok(guest) = embedded::open_with(blocks, &layout, &source.keys) {
         trim::trim(&zeroed, &guest, &data)?;
     }
@@ -253,12 +256,12 @@ fn copy_size(job: &Job, source: &Disk) -> Result<u64> {
     DataMap::without(image, &zeroed.ranges()).map(|map| map.copy_size(image.virtual_size()))
 }
 
-/// Remembers what would be zeroed.
+/// Records the ranges that would be zeroed.
 #[derive(Default)]
 struct Zeroed(Mutex<Vec<Range<u64>>>);
 
 impl Zeroed {
-    /// In order.
+    /// The ranges, sorted.
     fn ranges(self) -> Vec<Range<u64>> {
         let mut ranges = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         ranges.sort_by_key(|range| range.start);

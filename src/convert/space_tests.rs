@@ -3,7 +3,7 @@ use crate::demo::WinVersion;
 use crate::inspect::fake::FakeGuest;
 use crate::testing::{MemoryGuest, bootstrap, media};
 
-/// What the plan for a Windows 10 needs on the volume of Windows, and the guest to ask.
+/// The needs of a Windows 10 plan on the Windows volume, and the guest to check.
 fn planned(then: impl FnOnce(&mut FakeGuest, VolumeId, Needs)) {
     let guest = MemoryGuest::new(WinVersion::Win10);
     let prepared = guest.prepare(&media(), Some(bootstrap(WinVersion::Win10)));
@@ -31,13 +31,13 @@ fn a_volume_without_room_for_what_the_plan_adds_is_a_blocker() {
                 assert!(blocker.remedy.contains("enlarge the volume"));
             }
         }
-        // A map that nobody can read decides nothing.
+        // An unreadable map blocks nothing.
         guest.free = None;
         assert_eq!(in_guest(&needs, guest, &[]).unwrap(), []);
     });
 }
 
-/// A file that is replaced frees its clusters, a compressed one may hold none.
+/// A replaced file frees its clusters; a compressed one may have none.
 #[test]
 fn a_file_takes_the_clusters_that_it_does_not_have_yet() {
     planned(|guest, volume, _| {

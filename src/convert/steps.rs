@@ -1,4 +1,4 @@
-//! What stands between two steps of a conversion.
+//! State that passes between two steps of a conversion.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +15,9 @@ use crate::stop;
 
 use crate::session::engine::Engine;
 
-/// The verified overlays and what is known of them.
+/// The verified overlays and the facts known about them.
 pub(super) struct Fixed {
-    /// Of the disks that may have been changed.
+    /// The images of the disks that may have been changed.
     pub(super) images: BTreeMap<DiskId, Image>,
     pub(super) journal: Journal,
     pub(super) before: Inspection,
@@ -27,7 +27,7 @@ pub(super) struct Fixed {
     pub(super) engine: Engine,
 }
 
-/// The disks in their final state, and what it took.
+/// The disks in their final state, and the figures of their copy.
 pub(super) struct Disks {
     pub(super) targets: Vec<domain::Disk>,
     pub(super) bytes: Bytes,
@@ -38,7 +38,7 @@ pub(super) fn point(name: &str) -> Result<()> {
     failpoint::hit(name).map_err(|e| Error::failed("converting").because(e))
 }
 
-/// SIGINT and SIGTERM are honoured between steps; children are killed by the tool wrapper.
+/// Fails after SIGINT or SIGTERM, checked between steps; the tool wrapper kills children.
 pub(super) fn stopped() -> Result<()> {
     if stop::requested() {
         return Err(Error::new(

@@ -1,4 +1,4 @@
-//! What a chain holds that its frozen links did not hold at the pass before.
+//! Finds the data in a chain that its frozen links did not have at the previous pass.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use crate::tool::qemu_img;
 use crate::transfer::Extents;
 use crate::wire::Transport;
 
-/// The map of a large image is kept on borders of this.
+/// Granularity for the map of a large image.
 const GRAIN: u64 = 64 << 10;
 
-/// What is known of a disk as it is now.
+/// The current state of a disk.
 #[derive(Debug, Clone)]
 pub(super) struct Now {
-    /// Of a chain of files, the newest link first. Empty for an export of an NBD server.
+    /// The links of a chain of files, the newest first. Empty for an export of an NBD server.
     pub(super) links: Vec<Link>,
-    /// Of an export: what its dirty bitmaps show, where it has some.
+    /// The dirty bitmaps of an export, if it has some.
     pub(super) dirty: Option<Extents>,
 }
 
@@ -49,7 +49,7 @@ impl Now {
         })
     }
 
-    /// Where the disk may read otherwise than at the pass before, whose links are these.
+    /// The ranges that may read differently since the pass with the links `before`.
     pub(super) fn since(&self, before: &[Link]) -> Since {
         match (&self.dirty, self.links.is_empty() && before.is_empty()) {
             (Some(dirty), true) => Since::Changed(dirty.clone()),
@@ -59,17 +59,17 @@ impl Now {
     }
 }
 
-/// What can be told of the time since the last pass.
+/// What can be determined about the time since the last pass.
 #[derive(Debug, PartialEq)]
 pub(super) enum Since {
     Changed(Extents),
-    /// The link at the bottom is another one, or was written to.
+    /// The bottom link is another one, or was written to.
     OtherBase,
     /// An NBD server without a dirty bitmap.
     NoBitmap,
 }
 
-/// The export of an NBD server that an image is, when it is one: a disk without links.
+/// The NBD export behind an image, if there is one: a disk without links.
 pub(super) fn export(image: &Image) -> Option<Arc<dyn RemoteFile>> {
     let [level] = image.levels() else { return None };
     let [held] = level.held() else { return None };
@@ -81,12 +81,13 @@ pub(super) fn export(image: &Image) -> Option<Arc<dyn RemoteFile>> {
     nbd.then(|| file.clone())
 }
 
-/// A chain as it is now: its links, the newest first, each with the ranges in which it is what is read.
+/// The current links of a chain, the newest first. Each has the ranges that the chain reads from
+/// it.
 fn links(image: &Image) -> Result<Vec<Link>> {
     let levels = image.links();
     let mut owned = vec![Extents::default(); levels.len()];
     qemu_img::layers(&image.spec(), &mut |range, depth| {
-        // What is deeper than the chain is there in none of its links.
+        // Data below the chain is in none of its links.
         if let Some(owner) = usize::try_from(depth).ok().and_then(|d| owned.get_mut(d)) {
             owner.insert(range);
         }
@@ -109,7 +110,7 @@ fn links(image: &Image) -> Result<Vec<Link>> {
             });
         }
     }
-    // Nobody asks where the lowest is read.
+    // The ranges of the bottom link are never used.
     if let Some(last) = links.last_mut() {
         last.ranges = Vec::new();
     }
@@ -125,10 +126,11 @@ fn ranges(link: &Link) -> impl Iterator<Item = Range<u64>> + '_ {
     link.ranges.iter().filter_map(range)
 }
 
-/// Where the chain may read otherwise now than it did with the links of the pass before. `None`: the link
-/// at its bottom is another one.
+/// The ranges in which the chain may read differently than with the links of the previous pass.
+/// `None` if the bottom link is another one.
 ///
-/// Both chains stand on the links that they have in common. Above those, either may hold something.
+/// Both chains stand on the links that they have in common. Any link above those, in either chain,
+/// may have changed data.
 fn since(before: &[Link], now: &[Link]) -> Option<Extents> {
     let pairs = before.iter().rev().zip(now.iter().rev());
     let common = pairs.take_while(|(a, b)| a.files == b.files).count();
@@ -147,9 +149,10 @@ fn since(before: &[Link], now: &[Link]) -> Option<Extents> {
 /// One link of a chain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Link {
-    /// By what its files are known again.
+    /// The identity of its files.
     pub(super) files: Value,
-    /// Where it is what the chain reads as, in `[start, length]` pairs. Not kept for the last link.
+    /// The ranges that the chain reads from this link, as `[start, length]` pairs. Not kept for the
+    /// last link.
     pub(super) ranges: Vec<[u64; 2]>,
 }
 
@@ -177,7 +180,7 @@ mod tests {
         let changed = Since::Changed([0..10].into_iter().collect());
         assert_eq!(now(&[], Some(0..10)).since(&[]), changed);
         assert_eq!(now(&[], None).since(&[]), Since::NoBitmap);
-        // A chain that became an export, and the other way round.
+        // A chain that became an export, and the reverse.
         assert_eq!(now(&[], Some(0..10)).since(&chain), Since::OtherBase);
         assert_eq!(now(&chain, None).since(&[]), Since::OtherBase);
     }

@@ -1,10 +1,10 @@
 //! The last pass: `convert --from-sync`.
 //!
-//! The fix works on an overlay over the source, as always. What the overlay over the source reads as is
-//! the result; the copies of the passes before are most of it already. Copied are what the result has
-//! data for and the journal does not have, and everything that the overlay holds itself. What the copy
-//! holds beside that is zeroed, so that the result is the same as that of a conversion in one go. Then
-//! the copy gets a second name in the new output directory, and loses its first with the synced directory.
+//! The fix works on an overlay over the source, as always. The result is what that overlay reads
+//! as, and the copies of earlier passes already contain most of it. The last pass copies the
+//! result's data that is not in the journal, and everything in the overlay itself. Other data in
+//! the copy is zeroed, so the result equals that of a conversion in one run. Then the copy gets a
+//! second name in the new output directory. Its first name is removed with the synced directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub(crate) struct Last {
     copied: Arc<AtomicU64>,
 }
 
-/// The copy of one disk, and what it lacks.
+/// The copy of one disk, and the ranges it lacks.
 #[derive(Clone)]
 pub struct Synced {
     disk: SyncedDisk,
@@ -52,14 +52,14 @@ pub struct Synced {
 
 #[derive(Debug)]
 struct Rest {
-    /// What of the copy is as the result will be.
+    /// The ranges of the copy that already match the result.
     done: Extents,
     work: Work,
 }
 
 impl Last {
-    /// Looks at what has changed since the last pass, and refuses what takes longer than the budget. Writes
-    /// nothing. `disks` are those of the source, whole and held.
+    /// Determines the changes since the last pass, and refuses if copying them takes longer than
+    /// the budget. Writes nothing. `disks` are those of the source, whole and locked.
     pub(crate) fn look(job: &Job, ui: &Ui, folder: &Path, disks: &[Disk]) -> Result<Option<Self>> {
         if !job.output.from_sync {
             return Ok(None);
@@ -111,13 +111,13 @@ impl Last {
         }))
     }
 
-    /// From now on the copies follow the source as it is now.
+    /// From this point the copies follow the current source.
     pub(crate) fn begin(&mut self) -> Result<()> {
         self.state.follow(&self.folder, &self.changed, &self.now)
     }
 
-    /// The copy of a disk of the source that is to read as `image` in these ranges: an overlay of this run, or
-    /// the source itself.
+    /// Returns the copy of a source disk that will read as `image` in these ranges. `image` is an
+    /// overlay of this run, or the source itself.
     pub(crate) fn disk(
         &self,
         job: &Job,
@@ -127,7 +127,7 @@ impl Last {
     ) -> Result<Option<Synced>> {
         let disk = position(job, disk).and_then(|i| self.state.disks.get(i));
         let Some(disk) = disk else { return Ok(None) };
-        // What the fix wrote is another in each run: it is not recorded.
+        // The fix writes different bytes in each run, so they are not recorded.
         let own = match image.top().scratch {
             true => own(image)?,
             false => Extents::default(),
@@ -147,7 +147,7 @@ impl Last {
         }))
     }
 
-    /// For the report: what was expected, and what came of it.
+    /// The expected and the actual figures, for the report.
     pub(crate) fn summary(&self, start: Instant) -> Value {
         let seconds = start.elapsed().as_secs_f64();
         json!({
@@ -189,19 +189,19 @@ fn in_order(job: &Job, disks: &[Disk]) -> Vec<Image> {
     images.into_iter().flatten().collect()
 }
 
-/// Where a disk is in the source.
+/// The index of a disk in the source.
 fn position(job: &Job, disk: &Disk) -> Option<usize> {
     let disks = &job.source.vm.disks;
     disks.iter().position(|other| other.path == disk.path)
 }
 
 impl Synced {
-    /// What is still to be copied.
+    /// Bytes still to be copied.
     pub(crate) fn left(&self) -> u64 {
         self.rest.work.bytes()
     }
 
-    /// Brings the copy up to what `image` reads as, and names it `target` too.
+    /// Copies the rest of `image`, and gives the copy the name `target` too.
     pub(crate) fn finish(
         &self,
         image: &Image,
@@ -245,7 +245,7 @@ impl Synced {
     }
 }
 
-/// What an overlay holds itself, whole clusters of it.
+/// The clusters that an overlay itself has.
 fn own(overlay: &Image) -> Result<Extents, CopyError> {
     let mut own = Extents::default();
     qemu_img::layers(&overlay.spec(), &mut |range, depth| {

@@ -1,14 +1,15 @@
-//! `sync`: copies the disks of a VM that still runs, as far as nobody writes to them, and `convert
-//! --from-sync` copies the rest once it is off.
+//! `sync`: copies the disks of a running VM, as far as nobody writes to them. `convert --from-sync`
+//! copies the rest after the VM is off.
 //!
-//! What a VM writes goes into the newest link of a chain (a snapshot); the links below it are frozen. Each
-//! pass copies what they hold and the copy does not: what is used and was never copied, and what was
-//! allocated in links above those of the pass before. The journal of a disk says what of the copy is as
-//! the frozen links were; what has changed since is taken out of it before it is copied again.
+//! A VM with a snapshot writes to the newest link of a chain; the links below it are frozen. Each
+//! pass copies their data that the copy lacks: used ranges that were never copied, and ranges
+//! allocated in links above those of the previous pass. The journal of a disk records the ranges in
+//! which the copy equals the frozen links. Changed ranges are removed from it before they are
+//! copied again.
 //!
-//! A running VM may have written data whose clusters its file system does not show as used yet. A pass
-//! skips what looks free, so the last pass must not rely on "changed" alone: it copies whatever is used in
-//! the end and not in the journal.
+//! A running VM may have written data to clusters that its file system does not show as used yet. A
+//! pass skips what looks free, so the last pass must not rely on changes alone: it copies whatever
+//! is used in the end and missing from the journal.
 
 mod changes;
 mod last;

@@ -22,9 +22,9 @@ use super::super::place::Place;
 use super::changes::Now;
 use super::state::{self, Pass, State, SyncedDisk};
 
-/// What is to be synced where.
+/// The source and the target of a sync.
 pub struct Order {
-    /// As the user named it.
+    /// The source, as the user named it.
     pub source: PathBuf,
     pub vm: SourceVm,
     pub format: Option<String>,
@@ -38,11 +38,11 @@ pub struct Order {
 struct Frozen {
     image: Image,
     now: Now,
-    /// What a VM writes to now takes; unknown of an export.
+    /// The size of the link that the VM writes to; unknown for an export.
     growing: Option<u64>,
 }
 
-/// Makes one pass over every disk and returns the state after it.
+/// Makes one pass over every disk and returns the new state.
 pub fn run(order: &Order, ui: &Ui) -> Result<State> {
     let (start, at) = (Instant::now(), seconds_since_1970());
     let place = Place::open(&order.folder, true)?;
@@ -69,7 +69,7 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
     for frozen in &frozen {
         frozen.image.check_unchanged()?;
     }
-    // With what a pass before found that was killed.
+    // Includes the changes found by a previous pass that was killed.
     let changed = std::mem::take(&mut state.changed);
     let mut pass = Pass {
         at,
@@ -89,7 +89,8 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
     Ok(state)
 }
 
-/// What is left for the last pass: what the newest links hold, or, of an export, what changed this time.
+/// Bytes left for the last pass: the contents of the newest links, or for an export the changes of
+/// this pass.
 fn left(frozen: &[Frozen], changed: u64) -> u64 {
     let exports = match frozen.iter().any(|frozen| frozen.growing.is_none()) {
         true => changed,
@@ -105,7 +106,7 @@ fn seconds_since_1970() -> u64 {
 }
 
 impl State {
-    /// Bytes a second that changed between the last pass and one that began at `at`.
+    /// Bytes per second that changed between the last pass and one that began at `at`.
     fn change_rate(&self, at: u64, changed: u64) -> f64 {
         let last = self.passes.last();
         last.map_or(0.0, |last| {
@@ -124,7 +125,7 @@ impl State {
     }
 }
 
-/// The links of a disk that nobody writes to.
+/// Opens the links of a disk that nobody writes to.
 fn open(order: &Order, disk: &SourceDisk) -> Result<Frozen> {
     let shown = disk.path.display();
     if disk.packed.is_some() {
@@ -161,7 +162,7 @@ fn open(order: &Order, disk: &SourceDisk) -> Result<Frozen> {
     })
 }
 
-/// What the newest link takes, with the file that a VMware delta keeps its data in. Of another host only the
+/// The size of the newest link, with the data file of a VMware delta. On another host only the
 /// lengths are known.
 fn size_of_newest(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -185,7 +186,7 @@ fn size_of_newest(path: &Path) -> u64 {
     sizes.map(size).fold(0, u64::saturating_add)
 }
 
-/// The state in the directory, or a new one in a directory that holds nothing.
+/// Loads the state in the directory, or creates one in an empty directory.
 fn load(order: &Order, folder: &Path) -> Result<State> {
     if let Some(state) = State::load(folder)? {
         return Ok(state);
@@ -205,7 +206,7 @@ fn load(order: &Order, folder: &Path) -> Result<State> {
     Ok(state)
 }
 
-/// Makes the copies at the first pass, and notes what has changed at each other one.
+/// Creates the copies at the first pass, and records the changes at each later one.
 fn begin(state: &mut State, frozen: &[Frozen], folder: &Path) -> Result<Vec<Extents>> {
     if !state.disks.is_empty() {
         let sizes: Vec<u64> = frozen.iter().map(|f| f.image.virtual_size()).collect();
@@ -231,7 +232,7 @@ fn begin(state: &mut State, frozen: &[Frozen], folder: &Path) -> Result<Vec<Exte
     Ok(vec![Extents::default(); frozen.len()])
 }
 
-/// Refuses when what is new on the target will not fit.
+/// Fails if the target has no room for the new data.
 fn check_room(state: &State, folder: &Path, work: &[Work]) -> Result<()> {
     let mut needed = 0u64;
     for (disk, work) in state.disks.iter().zip(work) {
@@ -242,8 +243,8 @@ fn check_room(state: &State, folder: &Path, work: &[Work]) -> Result<()> {
     Ok(copy::check_room(folder, needed)?)
 }
 
-/// What of a disk is worth copying: what it has data for or has changed. `trimmed`: without what a trim of
-/// the disk would leave out.
+/// The ranges of a disk to copy: those with data or with changes. `trimmed` leaves out what a trim
+/// of the disk would remove.
 pub(super) fn used(image: &Image, changed: &Extents, trimmed: bool) -> Result<Extents> {
     let mut wanted = DataMap::of(image)?.extents(image.virtual_size());
     wanted.extend(changed);
@@ -252,7 +253,7 @@ pub(super) fn used(image: &Image, changed: &Extents, trimmed: bool) -> Result<Ex
     }
     let export = Export::<dyn BlockRead>::open_readonly(image)?;
     let disk = export.disk();
-    // What cannot be read as a disk is copied unchanged.
+    // A disk whose contents are unreadable is copied unchanged.
     let layout = partition::read_layout(disk.as_ref());
     let guest = layout
         .ok()
@@ -302,7 +303,7 @@ fn copy(
     Ok(())
 }
 
-/// The copy is as good as before: the same command continues.
+/// Adds that the copied data is kept and that the same command continues.
 fn kept(error: CopyError) -> Error {
     let error = Error::from(error);
     match error.is_interrupted() || stop::requested() {

@@ -1,4 +1,4 @@
-//! Gives a synced directory up.
+//! Deletes a synced directory.
 
 use std::fs;
 use std::io;
@@ -10,15 +10,15 @@ use crate::failpoint;
 use super::super::place::Place;
 use super::state;
 
-/// Removes what syncs wrote, `sync.json` last: a run that is killed is begun again, and a damaged
-/// `sync.json` does not matter. Returns what is somebody else's.
+/// Removes the files written by syncs, `sync.json` last. So a killed run can be repeated, and a
+/// damaged `sync.json` does not matter. Returns the files of somebody else.
 pub(crate) fn release(folder: &Path) -> Result<Vec<PathBuf>> {
     let failed = |path: &Path, e: io::Error| {
         Error::failed(format!("removing {}", path.display())).because(e)
     };
     let place = Place::open(folder, false)?;
     let _lock = place.lock()?;
-    // A last pass that was killed has the copies under a second name.
+    // A last pass that was killed has given the copies a second name.
     place.remove_dead(&[])?;
     let (mut kept, mut last) = (Vec::new(), None);
     for entry in fs::read_dir(folder).map_err(|e| failed(folder, e))? {

@@ -1,7 +1,8 @@
-//! Whether what a server calls unchanged is so.
+//! Checks a server's claim that ranges are unchanged.
 //!
-//! A dirty bitmap that began after the last pass, or was cleared since, hides what changed before it. Nothing in
-//! the protocol tells when it began. A sample of what is said to be unchanged is therefore compared with the copy.
+//! A dirty bitmap that began after the last pass, or was cleared since, hides earlier changes. The
+//! protocol does not show when a bitmap began. So a sample of the ranges reported as unchanged is
+//! compared with the copy.
 
 use std::path::Path;
 
@@ -11,11 +12,12 @@ use crate::disk::{BlockRead, Image};
 use crate::error::{Error, Result};
 use crate::transfer::Extents;
 
-/// How much is compared at a place, and at how many places.
+/// The size of a compared place, and the number of places.
 const GRAIN: u64 = 64 << 10;
 const PLACES: u64 = 64;
 
-/// The places where the source and the copy of its unchanged ranges differ. `turn` moves the places.
+/// The places where the source and the copy of its unchanged ranges differ. `turn` selects other
+/// places.
 pub(super) fn differences(
     source: &Image,
     copy: &Path,
@@ -44,11 +46,11 @@ pub(super) fn differences(
     Ok(found)
 }
 
-/// Places that lie evenly in the ranges, whatever gaps are between these.
+/// Places spread evenly over the ranges, whatever the gaps between them.
 fn places(unchanged: &Extents, turn: u64) -> Vec<(u64, usize)> {
-    // Whole grains, as the ranges are: a place is dirty as a whole.
+    // Whole grains, because dirty ranges consist of grains.
     let step = (unchanged.bytes() / PLACES / GRAIN).max(1) * GRAIN;
-    // An odd number of grains: over many turns every place has its own.
+    // With an odd number of grains, every place is reached over many turns.
     let mut next = turn.wrapping_mul(7919 * GRAIN) % step;
     let mut before = 0;
     let mut places = Vec::new();

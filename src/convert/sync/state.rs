@@ -1,4 +1,4 @@
-//! `sync.json`: what the copies in a synced directory are copies of.
+//! `sync.json`: describes the copies in a synced directory.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,24 +18,24 @@ use super::sample;
 
 pub(super) const FILE: &str = "sync.json";
 const SCHEMA: &str = "hyper2kvm/sync/1";
-/// Ends of the names of the copies and of their journals.
+/// File name endings of the copies and of their journals.
 const COPY: &str = ".sync.qcow2";
 const JOURNAL: &str = ".sync.journal";
-/// The next `sync.json`, until it is renamed.
+/// The next `sync.json` before it is renamed.
 const NEXT: &str = ".sync.json.new";
 const OVER: &str = "hyper2kvm release gives the synced directory up; then sync it anew";
 
-/// What was synced so far.
+/// The state of all synced disks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
     schema: String,
     version: String,
     pub(super) name: String,
     pub(super) source: String,
-    /// In the order of the source.
+    /// The disks in the order of the source.
     pub(super) disks: Vec<SyncedDisk>,
     pub passes: Vec<Pass>,
-    /// Bytes that were found changed since the last pass that ended.
+    /// Changed bytes found since the last complete pass.
     #[serde(default)]
     pub(super) changed: u64,
 }
@@ -43,7 +43,7 @@ pub struct State {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct SyncedDisk {
     pub(super) size: u64,
-    /// The copy, in the directory.
+    /// The file name of the copy, in the directory.
     pub(super) file: String,
     /// The frozen links of the last pass, the newest first.
     pub(super) links: Vec<Link>,
@@ -55,18 +55,18 @@ pub struct Pass {
     /// Seconds since 1970.
     pub at: u64,
     pub seconds: f64,
-    /// Of that, everything but the copy.
+    /// The part of the duration that is not the copy.
     pub overhead_s: f64,
-    /// What had changed since the pass before.
+    /// Bytes changed since the previous pass.
     pub changed: u64,
     pub copied: u64,
-    /// What is known to be left for the last pass.
+    /// Bytes known to be left for the last pass.
     pub left: u64,
-    /// Changed, in bytes a second.
+    /// Changed bytes per second.
     pub change_rate: f64,
-    /// What the last pass would take now.
+    /// The projected duration of a last pass at this time.
     pub projected_s: f64,
-    /// The limit that it was copied under, in bytes a second.
+    /// The bandwidth limit of the copy, in bytes per second.
     #[serde(default)]
     pub bandwidth: Option<u64>,
 }
@@ -84,7 +84,8 @@ impl State {
         }
     }
 
-    /// The state in a directory; `None` where it holds none. Only the caller and root may have written it.
+    /// Loads the state in a directory; `None` if there is none. Only the caller and root may have
+    /// written it.
     pub fn load(folder: &Path) -> Result<Option<Self>> {
         if !is_synced(folder) {
             return Ok(None);
@@ -109,7 +110,7 @@ impl State {
         }
     }
 
-    /// Written beside its place and renamed. Durable when this returns.
+    /// Writes the state to a temporary file and renames it. It is durable when this returns.
     pub(super) fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE);
         let beside = folder.join(NEXT);
@@ -122,7 +123,7 @@ impl State {
         write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }
 
-    /// Everything that syncs have written into the directory.
+    /// All files that syncs have written to the directory.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let copies = (0..self.disks.len().max(1)).map(|i| copy_name(&self.name, i));
         let of_copy = |file: String| {
@@ -134,7 +135,7 @@ impl State {
         all.map(PathBuf::from).collect()
     }
 
-    /// The state for people and scripts: without what only the next pass needs.
+    /// The state for people and scripts, without the details for the next pass.
     pub fn summary(&self) -> Value {
         let disk = |disk: &SyncedDisk| json!({"file": disk.file, "size_bytes": disk.size});
         json!({
@@ -145,7 +146,7 @@ impl State {
         })
     }
 
-    /// What may have changed on each disk since the last pass. Writes nothing.
+    /// The ranges that may have changed on each disk since the last pass. Writes nothing.
     pub(super) fn changes(&self, sizes: &[u64], disks: &[Now]) -> Result<Vec<Extents>> {
         if sizes.iter().ne(self.disks.iter().map(|disk| &disk.size)) {
             let shown = |sizes: &mut dyn Iterator<Item = u64>| {
@@ -168,7 +169,8 @@ impl State {
         disks.map(|(disk, now)| disk.changes(now)).collect()
     }
 
-    /// Refuses what is said to be unchanged and is not. Only bitmaps of others can say so.
+    /// Refuses ranges that are reported as unchanged but differ. Only external bitmaps can be
+    /// wrong.
     pub(super) fn check_sample(
         &self,
         folder: &Path,
@@ -187,7 +189,7 @@ impl State {
             let copy = folder.join(&disk.file);
             let turn = self.passes.len();
             let mut differ = sample::differences(image, &copy, &unchanged, turn)?;
-            // A disk that is written right now may have changed since its bitmap was read.
+            // A disk in use may have changed since its bitmap was read.
             if !differ.is_empty()
                 && let Some(dirty) = Now::of(image)?.dirty
             {
@@ -209,8 +211,8 @@ impl State {
         Ok(())
     }
 
-    /// Takes what has changed out of the journals, and notes the chains that the copies follow from now on.
-    /// In this order: a run that is killed in between finds the same changes again.
+    /// Removes changed ranges from the journals, then records the chains that the copies follow. In
+    /// this order, a run killed in between finds the same changes again.
     pub(super) fn follow(
         &mut self,
         folder: &Path,
@@ -229,8 +231,8 @@ impl State {
         self.save(folder)
     }
 
-    /// What copying takes here, in bytes a second: of the pass that copied most; of one under the same limit
-    /// where that copied enough to tell.
+    /// The copy rate in bytes per second: that of the pass that copied most, or of one under the
+    /// same limit that copied enough to measure.
     pub(super) fn rate(&self, limit: Option<u64>) -> Option<f64> {
         let worth = |pass: &&Pass| {
             (
@@ -247,7 +249,7 @@ impl State {
     }
 }
 
-/// Whether a directory that holds this file alone is one that a killed run began.
+/// Whether a directory with only this file was started by a killed run.
 pub(super) fn is_begun(file: &OsStr) -> bool {
     file == NEXT
 }
@@ -258,7 +260,7 @@ pub(super) fn is_copy(name: &str) -> bool {
     name == NEXT || ends(COPY) || ends(JOURNAL) || ends(&format!("{JOURNAL}.new"))
 }
 
-/// Whether a directory says that it is of a sync.
+/// Whether a directory belongs to a sync.
 pub(crate) fn is_synced(folder: &Path) -> bool {
     folder.join(FILE).symlink_metadata().is_ok()
 }
@@ -299,7 +301,7 @@ impl SyncedDisk {
         Err(Error::refused(what, vec![blocker]))
     }
 
-    /// The journal of its copy, as far as it is of the file that is there.
+    /// The journal of its copy, if it belongs to the existing file.
     pub(super) fn journal(&self, folder: &Path) -> Result<Option<ExtentJournal>> {
         let path = folder.join(journal_name(&self.file));
         let opened = ExtentJournal::open(&path)
@@ -308,13 +310,13 @@ impl SyncedDisk {
         Ok(opened.and_then(|opened| (opened.what == what).then_some(opened.journal)))
     }
 
-    /// What is in the copy as the noted links have it.
+    /// The ranges in which the copy equals the recorded links.
     pub(super) fn done(&self, folder: &Path) -> Result<Extents> {
         let journal = self.journal(folder)?;
         Ok(journal.map_or_else(Extents::default, |journal| journal.done().clone()))
     }
 
-    /// A journal that has only this, in the place of what there was.
+    /// Replaces the journal by one with only these ranges.
     pub(super) fn restart(&self, folder: &Path, done: Extents) -> Result<ExtentJournal> {
         let path = folder.join(journal_name(&self.file));
         ExtentJournal::restart(&path, &self.what(folder)?, done)
@@ -331,30 +333,30 @@ impl SyncedDisk {
     }
 }
 
-/// Bytes a second, before anything was copied.
+/// The assumed rate before anything was copied, in bytes per second.
 const ASSUMED_RATE: f64 = 100.0 * 1024.0 * 1024.0;
 
-/// Of which copy a rate can be told.
+/// The smallest copy from which a rate can be measured.
 const ENOUGH: u64 = 64 << 20;
 
 /// Seconds for the fix, besides [`READINGS`].
 const FIX: f64 = 0.1;
 
-/// As many times what a pass takes to open and read a guest: to see what is left, to inspect, to verify, and to look
-/// at the maps of the disks and check the copy.
+/// Readings of a guest during the last pass, each as long as in an earlier pass: to find changes,
+/// to inspect, to verify, and to map the disks and check the copy.
 const READINGS: f64 = 4.0;
 
-/// What the last pass takes: inspection, fix and verification, and the copy of what is left, at no more than
-/// `limit` bytes a second.
+/// The projected duration of the last pass: inspection, fix, verification, and the copy of the rest
+/// at no more than `limit` bytes per second.
 pub(super) fn projection(state: &State, left: u64, limit: Option<u64>) -> f64 {
-    // The chain of the latest is the most like it.
+    // The chain of the latest pass is the most similar one.
     let overhead = state.passes.last().map_or(0.0, |pass| pass.overhead_s);
     let assumed = limit.map_or(ASSUMED_RATE, |limit| ASSUMED_RATE.min(limit as f64));
     FIX + READINGS * overhead + left as f64 / state.rate(limit).unwrap_or(assumed)
 }
 
-/// What `--verify-copy` takes for so many bytes: nobody has measured that yet, but it reads at least as fast as
-/// is copied.
+/// The duration of `--verify-copy` for so many bytes. It is unmeasured, but reading is at least as
+/// fast as copying.
 pub(super) fn comparison(state: &State, bytes: u64) -> f64 {
     bytes as f64 / state.rate(None).unwrap_or(ASSUMED_RATE).max(ASSUMED_RATE)
 }
@@ -422,7 +424,7 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let mut state = state();
         state.passes.push(passed(1000 * MIB, 102.0, Some(10 * MIB)));
-        // Too little to tell.
+        // Too little to measure a rate.
         state.passes.push(passed(MIB, 2.1, None));
         assert_eq!(state.rate(None), Some(10.0 * MIB as f64));
         state.passes.push(passed(100 * MIB, 3.0, None));
