@@ -1,5 +1,6 @@
-//! Large buffers in large pages of memory: to touch 40 MB for the first time costs 10,000 page faults in pages of
-//! 4 KiB, and 20 in pages of 2 MiB. Where the kernel has none to give, small ones do.
+//! Large buffers in huge pages of memory. Touching 40 MB for the first time costs 10,000 page
+//! faults in pages of 4 KiB, and 20 in pages of 2 MiB. If the kernel has no huge pages to give,
+//! small ones are used.
 
 use std::fmt;
 use std::io;
@@ -7,17 +8,17 @@ use std::ops::{Deref, DerefMut};
 
 use memmap2::{Advice, MmapMut};
 
-/// A large page.
+/// The size of a huge page.
 pub const LARGE_PAGE: usize = 2 << 20;
 
-/// Memory that is zero.
+/// Zeroed memory.
 pub fn zeroed(len: usize) -> io::Result<MmapMut> {
     let memory = MmapMut::map_anon(len)?;
     let _ = memory.advise(Advice::HugePage);
     Ok(memory)
 }
 
-/// What a file holds.
+/// The contents of a file.
 pub struct FileBytes {
     memory: Memory,
     len: usize,
@@ -29,7 +30,7 @@ enum Memory {
 }
 
 impl FileBytes {
-    /// So many zeroes.
+    /// Creates a buffer of `len` zeroes.
     pub fn zeroed(len: usize) -> Self {
         let large = |len: usize| zeroed(len.checked_next_multiple_of(LARGE_PAGE)?).ok();
         let memory = match len >= LARGE_PAGE {
@@ -40,14 +41,14 @@ impl FileBytes {
         Self { memory, len }
     }
 
-    /// Appends zeroes up to that length; what is longer stays.
+    /// Appends zeroes up to that length; a longer buffer is unchanged.
     pub fn grow(&mut self, len: usize) {
         if len <= self.len {
             return;
         }
         match &mut self.memory {
             Memory::Small(bytes) if len < LARGE_PAGE => bytes.resize(len, 0),
-            // What lies behind the end was never written.
+            // Memory behind the end was never written.
             Memory::Large(map) if len <= map.len() => {}
             _ => {
                 let mut larger = Self::zeroed(len);

@@ -1,4 +1,5 @@
-//! Carries out the actions of a plan on the overlay, in the plan's order, and keeps the journal of them.
+//! Carries out the actions of a plan on the overlay, in the plan's order, and records them in the
+//! journal.
 
 use std::io;
 
@@ -83,7 +84,7 @@ fn step(when: &str, id: &str) -> Result<()> {
     Ok(failpoint::step(when, &format!("action {id}"))?)
 }
 
-/// The journal's records of a plan, before anything is done.
+/// The journal's records for a plan, before any action.
 pub fn records(plan: &Plan) -> Vec<ActionRecord> {
     let record = |id: &str, description: String, state| ActionRecord {
         id: id.to_string(),
@@ -121,9 +122,9 @@ pub struct Fix<'a> {
     pub actions: &'a [Action],
     pub volume: VolumeId,
     pub media: &'a dyn Media,
-    /// Reads the guest as it is before the fix.
+    /// A reader of the guest before the fix.
     pub before: &'a dyn GuestRead,
-    /// The hives, where they were edited already.
+    /// The hives, if they were already edited.
     pub edited: &'a EditedHives,
     /// What was backed up while the plan was made.
     pub backups: Option<Backups>,
@@ -131,8 +132,9 @@ pub struct Fix<'a> {
 }
 
 impl Fix<'_> {
-    /// Applies every action through `writer` and closes it. The journal ends in [`State::Fixing`]: `verify`
-    /// decides whether the result is right. The hives that were written are still being walked.
+    /// Applies every action through `writer` and closes it. The journal ends in [`State::Fixing`]:
+    /// `verify` decides whether the result is right. Other threads are still walking the written
+    /// hives.
     pub fn apply(
         mut self,
         hives: Hives,
@@ -210,7 +212,7 @@ mod tests {
 
     type Written<T> = Result<T, GuestError>;
 
-    /// Looks at the journal on the disk whenever it is to write.
+    /// Reads the journal from disk before each write.
     struct Watcher(PathBuf);
 
     impl Watcher {
@@ -331,7 +333,7 @@ mod tests {
         );
     }
 
-    /// What the user can do something about is a refusal with a remedy.
+    /// An error that the user can remedy is a refusal with a remedy.
     #[test]
     fn a_volume_that_cannot_be_written_is_refused_with_a_remedy() {
         let no_space = GuestError::NoSpace { path: "\\x".into() };

@@ -1,13 +1,13 @@
-//! Committing overlays to the disks under them, with an undo log; and undoing that.
+//! Commits overlays to the disks under them, with an undo log, and rolls them back.
 //!
-//! Several disks of a VM are one unit: all are checked before the first is written, and a journal that
-//! says "committing" undoes all of them, whichever was reached.
+//! Several disks of a VM are one unit: all are checked before the first is written. A journal in
+//! state "committing" rolls back all of them, whichever was reached.
 //!
-//! Works on blocks, not files: whatever an engine changed in the overlay, the ranges that differ are
-//! known exactly, their old bytes are saved and made durable before the first new byte is written, and
-//! a rollback therefore restores the disk byte for byte, file system metadata included. A range whose
-//! present contents are neither the old nor the new ones was changed by somebody else since: then the
-//! rollback refuses before it writes anything.
+//! Works on blocks, not files. Whatever an engine changed in the overlay, the changed ranges are
+//! known exactly. Their old bytes are saved and durable before the first new byte is written. So a
+//! rollback restores the disk byte for byte, including file system metadata. A range with neither
+//! the old nor the new contents was changed by somebody else since. Then the rollback refuses
+//! before it writes anything.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -25,7 +25,7 @@ use crate::text::sha256_hex;
 pub const BEFORE_FILE: &str = "backup/blocks.before";
 pub const AFTER_FILE: &str = "backup/blocks.after";
 
-/// Longest range handled at once.
+/// The longest range handled at once.
 const CHUNK: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -79,15 +79,15 @@ fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> CommitError {
     |source| CommitError::Io { doing, source }
 }
 
-/// One disk of the journal before and after the fix; `ranges` may cover more than what differs.
+/// One disk of the journal before and after the fix; `ranges` may cover more than the differences.
 pub struct Changing<'d> {
     pub before: &'d dyn BlockRead,
     pub after: &'d dyn BlockRead,
     pub ranges: &'d [(u64, u64)],
 }
 
-/// Saves the old and the new bytes of every range that differs, durably, and records them in the
-/// journal, for its disks in order. Returns the number of bytes that differ.
+/// Saves the old and the new bytes of every range that differs. Makes them durable and records them
+/// in the journal, for its disks in order. Returns the number of bytes that differ.
 pub fn prepare(journal: &mut Journal, disks: &[Changing<'_>]) -> Result<u64> {
     let folder = journal.folder().to_path_buf();
     let backup = folder.join("backup");
@@ -105,7 +105,7 @@ pub fn prepare(journal: &mut Journal, disks: &[Changing<'_>]) -> Result<u64> {
     Ok(total)
 }
 
-/// The saved blocks of disk `i` of the journal.
+/// The file names for the saved blocks of disk `i`.
 fn saved_names(i: usize) -> (String, String) {
     match i {
         0 => (BEFORE_FILE.to_string(), AFTER_FILE.to_string()),
@@ -117,7 +117,7 @@ fn saved_names(i: usize) -> (String, String) {
     }
 }
 
-/// Whether old blocks of a disk were saved in the directory of a journal, whatever the journal says.
+/// Whether the directory of a journal has saved blocks of a disk, whatever the journal states.
 pub fn holds_saved_blocks(folder: &Path) -> bool {
     let entries = match fs::read_dir(folder.join("backup")) {
         Ok(entries) => entries,
@@ -129,7 +129,7 @@ pub fn holds_saved_blocks(folder: &Path) -> bool {
         }
     };
     let saved = |name: &str| name.starts_with("blocks") && name.ends_with(".before");
-    // What cannot be read may be one.
+    // An unreadable entry may be one.
     entries
         .into_iter()
         .any(|entry| entry.map_or(true, |entry| saved(&entry.file_name().to_string_lossy())))
@@ -188,8 +188,8 @@ pub fn commit(journal: &mut Journal, disks: &[&dyn BlockWrite]) -> Result<()> {
     Ok(journal.set_state(State::Committed)?)
 }
 
-/// Restores the old bytes on all disks, or writes to none when one of them cannot be restored. With
-/// `force`, also over ranges that somebody else changed since.
+/// Restores the old bytes on all disks, or writes to none if one of them cannot be restored.
+/// `force` also overwrites ranges that somebody else changed since.
 pub fn rollback(journal: &mut Journal, disks: &[&dyn BlockWrite], force: bool) -> Result<u64> {
     let disks = with_undo_logs(journal, disks)?;
     if !force {
@@ -197,7 +197,8 @@ pub fn rollback(journal: &mut Journal, disks: &[&dyn BlockWrite], force: bool) -
             disk.check_unchanged(journal)?;
         }
     }
-    // On a full disk no state can be saved. The old one also says that the disk is to be restored.
+    // On a full disk no state can be saved. The old state also means that the disk is to be
+    // restored.
     if let Err(error) = journal.set_state(State::RollingBack) {
         let why = with_cause(&error);
         tracing::warn!("restoring the disk without a note in the journal: {why}");
@@ -221,7 +222,7 @@ fn with_cause(error: &JournalError) -> String {
     }
 }
 
-/// A disk that is changed, and what undoes that.
+/// A changed disk and its undo log.
 struct Undoable<'d> {
     path: PathBuf,
     undo: UndoLog,
@@ -255,7 +256,8 @@ fn with_undo_logs<'d>(
 }
 
 impl Undoable<'_> {
-    /// The overlay was made over these bytes: over others, what it changes would be a mixture.
+    /// Fails if the old bytes have changed. The overlay was made over them; over others, its
+    /// changes would produce a mixture.
     fn check_still_old(&self) -> Result<()> {
         let strange = self.strange(|range, digest| digest == range.before_sha256)?;
         match strange.first() {
@@ -288,8 +290,8 @@ impl Undoable<'_> {
         }
     }
 
-    /// Of these ranges, those with a sector that is neither old nor new: a write of this program that was cut short
-    /// leaves some of each.
+    /// Finds the ranges with a sector that is neither old nor new. A write of this program that was
+    /// cut short leaves only old and new sectors.
     fn torn_by_others(&self, journal: &Journal, strange: Vec<u64>) -> Result<Vec<u64>> {
         const SECTOR: usize = 512;
         let mut found = Vec::new();
@@ -321,7 +323,7 @@ impl Undoable<'_> {
         Ok(found)
     }
 
-    /// Where the ranges are that do not hold what is expected.
+    /// The ranges whose contents differ from the expected ones.
     fn strange(&self, expected: impl Fn(&UndoRange, &str) -> bool) -> Result<Vec<u64>> {
         let mut strange = Vec::new();
         for range in &self.undo.ranges {
@@ -369,12 +371,12 @@ impl Direction {
     }
 }
 
-/// Writes the saved bytes of every range: checks all digests of all disks first, then writes, flushes
-/// and reads back.
+/// Writes the saved bytes of every range. Checks all digests of all disks first, then writes,
+/// flushes and reads back.
 fn write_all(journal: &Journal, disks: &[Undoable<'_>], direction: Direction) -> Result<()> {
     let mut opened = Vec::new();
     for disk in disks {
-        // Opened once: what was checked is what is written.
+        // Opened once, so the checked bytes are the written ones.
         let name = direction.file(&disk.undo);
         let path = journal.folder().join(name);
         let mut saved = journal.open(Path::new(name))?;

@@ -1,7 +1,8 @@
-//! The journal of a fix: what was to be done, how far it got, and what is needed to undo it.
+//! The journal of a fix: its actions, its progress, and what is needed to undo it.
 //!
-//! `journal.json` is replaced as a whole (temporary file, fsync, rename, fsync of the directory), so a
-//! reader sees either the old or the new state. It is written before the thing it announces.
+//! `journal.json` is replaced as a whole (temporary file, fsync, rename, fsync of the directory),
+//! so a reader sees either the old or the new state. Each state is written before the step it
+//! announces.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,7 +16,8 @@ use crate::failpoint;
 
 pub const FILE_NAME: &str = "journal.json";
 pub const SCHEMA: &str = "hyper2kvm/journal/1";
-/// Of a fix that changes several disks: a program that knows the first form only would undo one of them.
+/// The schema of a fix that changes several disks. A program that supports only the first schema
+/// would undo one of them.
 pub const SCHEMA_SEVERAL: &str = "hyper2kvm/journal/2";
 
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +36,7 @@ pub enum JournalError {
     },
     #[error("{path} is not a journal of this program: {reason}")]
     Invalid { path: PathBuf, reason: String },
-    /// Somebody else can have written it.
+    /// Somebody else can have written the journal.
     #[error(transparent)]
     Untrusted(#[from] TrustError),
     #[error("{path} is another directory than it was")]
@@ -47,18 +49,18 @@ impl JournalError {
     }
 }
 
-/// A journal of a whole Windows driver tree is some MiB.
+/// The size limit: a journal of a whole Windows driver tree is some MiB.
 const MAX_SIZE: u64 = 256 << 20;
 
-/// Where the whole fix stands.
+/// The state of the whole fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Nothing has been written, neither to the overlay nor to the disk.
+    /// Nothing has been written to the overlay or the disk.
     Planned,
     /// The overlay is being changed; the disk is untouched.
     Fixing,
-    /// The overlay has been read back and proved; the disk is untouched.
+    /// The overlay has been read back and verified; the disk is untouched.
     Verified,
     /// The disk is being changed (`--in-place`); the undo log is complete.
     Committing,
@@ -73,7 +75,7 @@ pub enum ActionState {
     Planned,
     InProgress,
     Done,
-    /// It was already so.
+    /// The guest already had the result of the action.
     Skipped,
 }
 
@@ -84,8 +86,8 @@ pub struct Document {
     pub state: State,
     /// The disk with Windows.
     pub disk: DiskRef,
-    /// Further disks of the VM that are changed in place with it: the one with its boot files. The state
-    /// is that of all of them together.
+    /// Further disks of the VM that are changed in place: the one with the boot files. The state
+    /// applies to all of them together.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub others: Vec<OtherDisk>,
     pub actions: Vec<ActionRecord>,
@@ -108,13 +110,13 @@ impl Document {
         std::iter::once(&self.disk).chain(others)
     }
 
-    /// Their paths, to be shown.
+    /// The paths of the disks, for messages.
     pub fn names(&self) -> String {
         let names = self.disks().map(|disk| disk.path.display().to_string());
         names.collect::<Vec<_>>().join(" and ")
     }
 
-    /// The disks that a commit changes, each with what undoes that.
+    /// The disks that a commit changes, each with its undo log.
     pub fn changed(&self) -> Vec<(DiskRef, UndoLog)> {
         let first = std::iter::once((&self.disk, &self.undo));
         let others = self.others.iter().map(|other| (&other.disk, &other.undo));
@@ -139,7 +141,7 @@ pub struct DiskRef {
     pub path: PathBuf,
     pub format: String,
     pub size_bytes: u64,
-    /// Whether the disk itself is (to be) changed, or only a copy of it.
+    /// Whether the disk itself is changed, not a copy of it.
     pub in_place: bool,
 }
 
@@ -155,7 +157,7 @@ pub struct ActionRecord {
 /// The original bytes of every range of the disk that a commit changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UndoLog {
-    /// Relative to the journal's directory; the ranges' bytes one after the other.
+    /// A file with the bytes of all ranges in sequence, relative to the journal's directory.
     pub before: String,
     pub after: String,
     pub ranges: Vec<UndoRange>,
@@ -208,8 +210,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Reads a journal that only the caller or root can have written, in a directory of which the same
-    /// is true.
+    /// Loads a journal. Only the caller or root may have been able to write it or its directory.
     pub fn load(path: &Path) -> Result<Self, JournalError> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(JournalError::Invalid {
@@ -248,7 +249,7 @@ impl Journal {
         })
     }
 
-    /// Opens a file the journal names, below its directory.
+    /// Opens a file named by the journal, below its directory.
     pub fn open(&self, relative: &Path) -> Result<File, TrustError> {
         self.folder.file(relative)
     }
@@ -270,17 +271,18 @@ impl Journal {
         self.doc.disk.in_place && written
     }
 
-    /// On an error the state is what it was.
+    /// Sets and saves the state. After an error the state is unchanged.
     pub fn set_state(&mut self, state: State) -> Result<(), JournalError> {
         let old = std::mem::replace(&mut self.doc.state, state);
         self.save().inspect_err(|_| {
             self.doc.state = old;
-            // It may have got its name before the error.
+            // The journal may have got its name before the error.
             let _ = self.save();
         })
     }
 
-    /// Marks an action; the caller does the thing only after this returned.
+    /// Records the state of an action. The caller carries the action out only after this has
+    /// returned.
     pub fn mark(&mut self, id: &str, state: ActionState) -> Result<(), JournalError> {
         for action in self.doc.actions.iter_mut().filter(|a| a.id == id) {
             action.state = state;
@@ -295,8 +297,8 @@ impl Journal {
             });
         }
         let text = format!("{:#}\n", serde_json::json!(self.doc));
-        // A fix on an overlay that nobody finished is thrown away: only one in place has to survive a
-        // loss of power.
+        // An unfinished fix on an overlay is discarded: only a fix in place has to survive a loss
+        // of power.
         let write = if self.doc.disk.in_place {
             write_durably
         } else {
@@ -309,7 +311,7 @@ impl Journal {
     }
 }
 
-/// Replaces a file so that a crash leaves the old or the new contents, never a mixture.
+/// Replaces a file durably: a crash leaves the old or the new contents, never a mixture.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
@@ -319,7 +321,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Like [`write_durably`], as far as the death of this process goes.
+/// Replaces a file atomically, but without surviving a loss of power.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;

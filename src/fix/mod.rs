@@ -1,8 +1,8 @@
-//! Carries out a plan on a writable copy of the disk, and can take it back.
+//! Carries out a plan on a writable copy of the disk, and can roll it back.
 //!
 //! The fix never touches the user's disk: it works on an overlay ([`apply`]). `--in-place` then
-//! commits the overlay's changed blocks to the disk ([`commit`]), after saving what was there to an
-//! undo log, so that a rollback restores the disk to the byte whatever happened in between.
+//! commits the overlay's changed blocks to the disk ([`commit`]). Their old contents are saved to
+//! an undo log before, so a rollback restores the disk byte for byte, whatever happened in between.
 
 pub(crate) mod apply;
 pub(crate) mod commit;

@@ -1,13 +1,15 @@
-//! Makes what a disk holds for nobody read as zeroes, so that the copy need not move it: free
-//! clusters, and the contents of page files and of a hibernation file nobody will resume from.
+//! Makes unneeded data of a disk read as zeroes, so that it is not copied: free clusters, page
+//! files, and a hibernation file that nobody will resume from.
 //!
-//! Works on the overlay, after the fix and **before** the verification: what is verified is then what
-//! is copied, trim included, and a trim that hit something needed shows before a byte is copied.
+//! Works on the overlay, after the fix and **before** the verification. So the verified state, trim
+//! included, is the copied one, and a trim that removed something needed shows before a byte is
+//! copied.
 //!
-//! Only volumes whose own map can be believed: NTFS and FAT that were closed cleanly. A volume with
-//! shadow copies stays unchanged (the copies live in what its bitmap calls free), as do encrypted
-//! ones that no key opened, unknown ones and everything outside of volumes. In a BitLocker volume that was opened
-//! the encrypted bytes of free clusters are zeroed; BitLocker's own places are never free. Nothing smaller than a cluster of the overlay is
+//! Trims only volumes whose free space map can be trusted: NTFS and FAT that were closed cleanly. A
+//! volume with shadow copies stays unchanged, because they lie in clusters that its bitmap calls
+//! free. So do encrypted volumes without a key, unknown volumes, and everything outside of volumes.
+//! In a BitLocker volume opened with a key, the encrypted bytes of free clusters are zeroed;
+//! BitLocker's own clusters are never free. Nothing smaller than a cluster of the overlay is
 //! zeroed: that would make the overlay grow and the copy no smaller.
 
 use std::ops::Range;
@@ -23,22 +25,22 @@ use crate::guest::{EmbeddedReader, FsKind, GuestPath, GuestRead, Volume};
 use crate::tool::qemu_img;
 use crate::transfer::Extents;
 
-/// The cluster size of a qcow2 that was created without saying otherwise.
+/// The default cluster size of a qcow2.
 const GRAIN: u64 = 64 << 10;
-/// Holes smaller than this are not told from data: bounds the memory the map of an image takes.
+/// Holes smaller than this count as data, which limits the memory for the map of an image.
 const SMALL_HOLE: u64 = 1 << 20;
 
 /// Files at the root of an NTFS volume that Windows fills anew.
 const SCRATCH: [&str; 3] = ["pagefile.sys", "swapfile.sys", "hiberfil.sys"];
 
-/// What was done to one volume, for the report.
+/// The result for one volume, for the report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeTrim {
     pub partition: u32,
     pub filesystem: FsKind,
-    /// Data that is not copied now.
+    /// Data that is no longer copied.
     pub freed_bytes: u64,
-    /// Why the volume is copied unchanged.
+    /// The reason why the volume is copied unchanged.
     pub kept: Option<String>,
     pub files: Vec<FileTrim>,
 }
@@ -50,19 +52,19 @@ pub struct FileTrim {
     pub kept: Option<String>,
 }
 
-/// Where an image has data.
+/// The ranges of an image with data.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DataMap {
-    /// In order, at least [`SMALL_HOLE`] apart, on borders of [`GRAIN`].
+    /// Sorted, at least [`SMALL_HOLE`] apart, aligned to [`GRAIN`].
     ranges: Vec<Range<u64>>,
-    /// Exactly, without rounding.
+    /// The exact number of bytes, without rounding.
     pub bytes: u64,
-    /// How many grains, and how many [`TABLE`]s, have data in them.
+    /// The numbers of grains and of [`TABLE`]s with data.
     grains: Touched<GRAIN>,
     tables: Touched<TABLE>,
 }
 
-/// What one table of a qcow2 with clusters of [`GRAIN`] covers.
+/// The range that one table of a qcow2 with clusters of [`GRAIN`] covers.
 const TABLE: u64 = GRAIN / 8 * GRAIN;
 
 /// Counts the units of `SIZE` bytes that ascending ranges touch.
@@ -88,7 +90,7 @@ impl DataMap {
         Ok(map)
     }
 
-    /// The map of an image whose `zeroed` ranges, which are in order, hold no data.
+    /// The map of an image; its sorted `zeroed` ranges count as holes.
     pub fn without(image: &Image, zeroed: &[Range<u64>]) -> Result<Self> {
         let mut map = Self::default();
         data_ranges(image, &mut |range| map.add_without(&range, zeroed))?;
@@ -109,16 +111,17 @@ impl DataMap {
         }
     }
 
-    /// The size of a copy of an image with this data, with what a qcow2 adds to it.
+    /// The size of a copy of an image with this data, including the metadata of a qcow2.
     pub fn copy_size(&self, virtual_size: u64) -> u64 {
         let data = self.grains.count.saturating_add(self.tables.count);
-        // One block of reference counts for 2 GiB, their table, the header, and 8 bytes for each table.
+        // One block of reference counts for 2 GiB, their table, the header, and 8 bytes for each
+        // table.
         let counts = data.div_ceil(GRAIN / 2) + 2;
         let level1 = (virtual_size.div_ceil(TABLE) * 8).div_ceil(GRAIN);
         (data.saturating_add(counts).saturating_add(level1)).saturating_mul(GRAIN)
     }
 
-    /// Where there is data on a disk of this size, in whole grains.
+    /// The ranges with data on a disk of this size, in whole grains.
     pub(crate) fn extents(&self, virtual_size: u64) -> Extents {
         let ranges = self.ranges.iter().cloned();
         ranges.map(|r| r.start..r.end.min(virtual_size)).collect()
@@ -155,7 +158,8 @@ impl DataMap {
     }
 }
 
-/// Tells every range of the image that has data, in order; of a plain file without a program.
+/// Passes every range of the image that has data to `found`, in order. For a plain file this starts
+/// no program.
 fn data_ranges(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Result<()> {
     let failed = || Error::failed(format!("reading the map of {}", image.path().display()));
     match export::plain_data(image, found) {
@@ -183,7 +187,7 @@ pub(crate) fn unneeded(guest: &EmbeddedReader, data: &Extents) -> Extents {
     let mut unneeded = Extents::default();
     for volume in guest.volumes() {
         let mut closed = volume.clone();
-        // It is not closed while the VM runs.
+        // A volume of a running VM is not closed.
         closed.state.dirty = false;
         if let Some(why) = untouchable(&closed) {
             tracing::info!("{}: its free space is copied: {why}", volume.id);
@@ -215,7 +219,7 @@ pub(crate) fn unneeded(guest: &EmbeddedReader, data: &Extents) -> Extents {
     unneeded
 }
 
-/// Why a volume must stay unchanged.
+/// The reason why a volume must stay unchanged.
 fn untouchable(volume: &Volume) -> Option<String> {
     let state = &volume.state;
     let reason = match volume.kind {
@@ -260,7 +264,7 @@ fn trim_volume(
     match looked {
         Ok(true) => {}
         Ok(false) => result.kept = Some("it is too small".to_string()),
-        // A map that cannot be believed costs time and nothing else.
+        // A map that cannot be trusted costs time and nothing else.
         Err(e @ crate::guest::GuestError::Unreadable { .. }) if write_error.is_none() => {
             result.kept = Some(e.to_string());
             return Ok(result);
@@ -282,8 +286,8 @@ fn trim_volume(
             Ok(Scratch::Absent) => continue,
             Ok(Scratch::Kept(why)) => file.kept = Some(why.to_string()),
             Ok(Scratch::Clusters(mut clusters)) => {
-                // Zeroes in an encrypted volume decrypt to anything: the head of a file, which says what
-                // it is, stays.
+                // Zeroes in an encrypted volume decrypt to arbitrary bytes: the head of the file,
+                // which identifies it, stays.
                 if let Some(first) = clusters.first_mut()
                     && volume.state.container.is_some()
                 {
@@ -302,7 +306,7 @@ fn trim_volume(
     Ok(result)
 }
 
-/// Zeroes the whole grains of a range that have data, and tells how much that was.
+/// Zeroes the whole grains of a range that have data, and returns the number of bytes.
 fn zero(disk: &dyn BlockWrite, data: &DataMap, range: &Range<u64>) -> std::io::Result<u64> {
     let whole = range.start.next_multiple_of(GRAIN)..range.end / GRAIN * GRAIN;
     let mut freed = 0;
@@ -343,7 +347,7 @@ mod tests {
             m.ranges,
             [0..2 * GRAIN, 8 << 20..9 << 20, 10 << 20..11 << 20]
         );
-        // Grains: one twice touched, one of its own, 16, 16; all below one table.
+        // Grains: one touched twice, a separate one, 16, 16; all below one table.
         assert_eq!((m.grains.count, m.tables.count), (34, 1));
         assert_eq!(m.copy_size(1 << 40), (34 + 1 + 3 + 1) * GRAIN);
         let parts = |r: Range<u64>| m.within(r).collect::<Vec<_>>();
@@ -399,7 +403,7 @@ mod tests {
         }
     }
 
-    /// What lies in a grain beside the free clusters is in use.
+    /// The rest of a grain beside free clusters is in use.
     #[test]
     #[expect(clippy::single_range_in_vec_init)]
     fn only_whole_grains_that_are_free_are_zeroed() {
@@ -422,7 +426,7 @@ mod tests {
         assert_eq!(zeroed(2 * GRAIN..4 * GRAIN - 512), (at(2), 1));
         assert_eq!(zeroed(2 * GRAIN + 1..3 * GRAIN - 1), (None, 0));
         assert_eq!(zeroed(2 * GRAIN + 1..4 * GRAIN - 1), (None, 0));
-        // Where there is no data there is nothing to zero.
+        // Ranges without data need no zeroing.
         assert_eq!(zeroed(0..2 * GRAIN), (at(1), 1));
     }
 

@@ -1,10 +1,11 @@
-//! Directories and files that a later run acts on, opened so that nobody else can have put them there.
+//! Directories and files that a later run acts on, opened so that nobody else can have put them
+//! there.
 //!
-//! A journal names a disk and the bytes to write to it. In a shared directory (`/tmp`, an NFS export)
-//! anybody can create one under the name that a run looks for. So directory, journal and saved blocks
-//! must belong to the caller or to root, and nobody else may be able to write them. All of that is read
-//! from open descriptors, every name is opened below the descriptor of its directory, and no symbolic
-//! link is followed: what was checked is what is read.
+//! A journal names a disk and the bytes to write to it. In a shared directory (`/tmp`, an NFS
+//! export) anybody can create one under the expected name. So directory, journal and saved blocks
+//! must belong to the caller or to root, and nobody else may be able to write to them. All of that
+//! is read from open descriptors. Every name is opened below the descriptor of its directory, and
+//! no symbolic link is followed, so the checked file is the one that is read.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, stat};
 use rustix::process::geteuid;
 
-/// Records are some MiB at most.
+/// The size limit: records are some MiB at most.
 const MAX_FILE: u64 = 256 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +58,7 @@ impl TrustError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// What the user can do about it.
+    /// A remedy for the user.
     pub fn remedy(&self) -> Option<String> {
         Some(match self {
             Self::Foreign { path, .. } => format!(
@@ -74,7 +75,7 @@ impl TrustError {
     }
 }
 
-/// An open directory that only the caller or root can write.
+/// An open directory that only the caller or root can write to.
 #[derive(Debug)]
 pub struct TrustedFolder {
     path: PathBuf,
@@ -82,7 +83,7 @@ pub struct TrustedFolder {
 }
 
 impl TrustedFolder {
-    /// The directory itself must not be a link; links above it are followed.
+    /// Opens a directory. It must not be a link itself; links above it are followed.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_below(CWD, path, path)
     }
@@ -101,7 +102,7 @@ impl TrustedFolder {
         &self.path
     }
 
-    /// Opens a file below the directory for reading; the directories on the way are checked too.
+    /// Opens a file below the directory for reading. The directories in between are checked too.
     pub fn file(&self, relative: &Path) -> Result<File> {
         let shown = self.path.join(relative);
         let parts: Option<Vec<&Path>> = relative
@@ -124,7 +125,7 @@ impl TrustedFolder {
             below = Some(Self::open_below(&at.fd, name, &at.path.join(name))?);
         }
         let at = below.as_ref().unwrap_or(self);
-        // A FIFO must not block the run.
+        // Opening a FIFO must not block the run.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
         let fd = openat(&at.fd, *last, flags, Mode::empty()).map_err(|e| failed(e, &shown))?;
         let found = fstat(&fd).map_err(|e| failed(e, &shown))?;
@@ -150,8 +151,8 @@ impl TrustedFolder {
     }
 }
 
-/// The contents of a file that only the caller or root can have written; its directory may be another
-/// user's.
+/// The contents of a file that only the caller or root can have written. Its directory may belong
+/// to another user.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
     let fd = openat(CWD, path, flags, Mode::empty()).map_err(|e| failed(e, path))?;
@@ -171,7 +172,7 @@ fn contents(file: File, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same for a file that was opened by other means.
+/// The checks of [`read`] for a file opened by the caller.
 pub fn check_file(file: &File, path: &Path) -> Result<()> {
     check(&fstat(file).map_err(|e| failed(e, path))?, path)
 }
@@ -185,7 +186,7 @@ fn check(found: &Stat, path: &Path) -> Result<()> {
             caller,
         });
     }
-    // The group bits are the upper bound of an access control list, too.
+    // The group bits also are the upper bound of an access control list.
     if found.st_mode & 0o022 != 0 {
         return Err(TrustError::Writable {
             path: path.to_path_buf(),

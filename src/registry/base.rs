@@ -1,8 +1,8 @@
-//! The base block of a hive or of one of its logs: the first 512 bytes that matter.
+//! The base block of a hive or of one of its logs: the first 512 bytes.
 //!
-//! Specification: msuhanov/regf, "Base block". What surprises: a hive is *dirty* when its two sequence
-//! numbers differ **or** its checksum is wrong; and a tool that writes equal numbers makes Windows
-//! forget what the logs still held, so [`set_clean`] belongs at the very end of replay and edit only.
+//! Specification: msuhanov/regf, "Base block". A hive is *dirty* when its two sequence numbers
+//! differ **or** its checksum is wrong. A tool that writes equal numbers makes Windows ignore the
+//! logs, so [`set_clean`] must be the very last step of replay and edit.
 
 use super::error::{HiveError, Result};
 use super::layout::base as layout;
@@ -10,7 +10,7 @@ use crate::bytes::{le32, le64};
 
 const MIN_SIZE: usize = 512;
 
-/// What kind of file carries this base block.
+/// The kind of file that begins with this base block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileType {
     Primary,
@@ -25,7 +25,7 @@ pub enum FileType {
 pub struct BaseBlock {
     pub primary_sequence: u32,
     pub secondary_sequence: u32,
-    /// FILETIME.
+    /// Time of the last write, as FILETIME.
     pub last_written: u64,
     pub major: u32,
     pub minor: u32,
@@ -35,7 +35,7 @@ pub struct BaseBlock {
     pub root_cell: u32,
     pub bins_size: u32,
     pub clustering: u32,
-    /// The tail of the path Windows last knew the hive under; control characters removed.
+    /// The tail of the path under which Windows last opened the hive; control characters removed.
     pub file_name: String,
     pub checksum_stored: u32,
     pub checksum_computed: u32,
@@ -51,7 +51,7 @@ fn no_hive(expected: String, actual: String) -> HiveError {
 }
 
 impl BaseBlock {
-    /// Reads the fields; only the signature and the length are checked.
+    /// Parses the fields; only the signature and the length are checked.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let base = bytes
             .get(..MIN_SIZE)
@@ -87,13 +87,13 @@ impl BaseBlock {
         self.checksum_stored == self.checksum_computed
     }
 
-    /// Whether the last write was not completed: what is missing is in the logs.
+    /// Whether the last write was not completed; the logs have the rest.
     pub fn is_dirty(&self) -> bool {
         self.primary_sequence != self.secondary_sequence || !self.checksum_ok()
     }
 }
 
-/// The XOR of the first 508 bytes as little-endian words, with the two values that are never stored
+/// The XOR of the first 508 bytes as little-endian words. The two values that are never stored are
 /// replaced as Windows does. A short slice counts as zero-filled.
 pub fn checksum(base: &[u8]) -> u32 {
     let sum = (0..layout::CHECKSUM).step_by(4).fold(0, |sum, offset| {
@@ -106,7 +106,7 @@ pub fn checksum(base: &[u8]) -> u32 {
     }
 }
 
-/// Sets both sequence numbers and the checksum, so that Windows takes the hive as it is.
+/// Sets both sequence numbers and the checksum, so that Windows loads the hive without recovery.
 pub fn set_clean(bytes: &mut [u8], sequence: u32) -> Result<()> {
     BaseBlock::parse(bytes)?;
     for at in [layout::PRIMARY_SEQUENCE, layout::SECONDARY_SEQUENCE] {

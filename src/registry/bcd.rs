@@ -1,12 +1,12 @@
-//! Reading of a boot configuration store (BCD), which is a registry hive.
+//! Reads a boot configuration store (BCD), which is a registry hive.
 //!
-//! Tells which loader the boot manager starts by default, and from which partition. It changes
-//! nothing; what has to go (see [`Bcd::graphics_mode_disabled`]) is named as key paths for
+//! Finds the loader that the boot manager starts by default, and its partition. The store is never
+//! changed here; keys to remove (see [`Bcd::graphics_mode_disabled`]) are returned as paths for
 //! [`RegOp`](super::RegOp).
 //!
 //! Layout: `Objects\{guid}\Description` has `Type`, `Objects\{guid}\Elements\<8 hex digits>` has
-//! `Element`. The numbers are those of Microsoft's BCD reference. The binary form of a device is not
-//! documented; it was read off real stores and, for MBR, off a published dump:
+//! `Element`. The numbers are those of Microsoft's BCD reference. The binary form of a device is
+//! not documented; it was determined from real stores and, for MBR, from a published dump:
 //!
 //! ```text
 //!  0 guid of the device options   16 kind   24 size of the rest from 16
@@ -15,8 +15,8 @@
 //!  kind 0, block device:          32 type: 3 RAM disk
 //! ```
 //!
-//! A RAM disk contains the description of the partition its image lies on; that is of no interest
-//! here, because such a loader (setup media, recovery) does not start the installed Windows.
+//! A RAM disk contains the description of the partition with its image. That is ignored here,
+//! because such a loader (setup media, recovery) does not start the installed Windows.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -41,14 +41,15 @@ const WIN_PE: &str = "26000022";
 /// The emergency management console of Windows itself, and its port.
 const OS_EMS: &str = "260000b0";
 const EMS_PORT: &str = "15000022";
-/// `KernelDebuggerEnabled` of a loader, and `DebuggerType` and `SerialDebuggerPort` (BcdLibraryElementTypes).
+/// `KernelDebuggerEnabled` of a loader, then `DebuggerType` and `SerialDebuggerPort`
+/// (BcdLibraryElementTypes).
 const OS_DEBUG: &str = "260000a0";
 const DEBUGGER_TYPE: &str = "15000011";
 const DEBUGGER_PORT: &str = "15000013";
 
-/// Most objects looked at; real stores have about twenty.
+/// The most objects read; real stores have about twenty.
 const MAX_OBJECTS: usize = 4096;
-/// Longest text taken over from the store.
+/// The longest text read from the store.
 const MAX_TEXT: usize = 512;
 
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +60,8 @@ pub enum BcdError {
     Hive(#[from] HiveError),
 }
 
-/// Where a boot application looks for a file. GUIDs are lower case with dashes, the MBR signature is
-/// `0x` and 8 hex digits, as in [`DiskLayout`](crate::disk::layout::DiskLayout).
+/// The device on which a boot application looks for a file. GUIDs are lower case with dashes, the
+/// MBR signature is `0x` and 8 hex digits, as in [`DiskLayout`](crate::disk::layout::DiskLayout).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum BcdDevice {
@@ -72,9 +73,9 @@ pub enum BcdDevice {
         signature: String,
         offset: u64,
     },
-    /// The device the boot manager itself came from.
+    /// The device from which the boot manager itself was started.
     Boot,
-    /// The first partition that holds a certain file.
+    /// The first partition with a certain file.
     Locate,
     /// A disk image loaded to memory.
     Ramdisk,
@@ -84,7 +85,7 @@ pub enum BcdDevice {
 }
 
 impl BcdDevice {
-    /// From the bytes of a device element.
+    /// Parses the bytes of a device element.
     pub fn parse(element: &[u8]) -> Option<Self> {
         let number = |at| le32(element, at);
         let guid_at = |at| {
@@ -110,7 +111,7 @@ impl BcdDevice {
         })
     }
 
-    /// Whether this names the partition with that GUID or start on the disk with that id.
+    /// Whether this is the partition with that GUID or start on the disk with that id.
     pub fn is_partition(&self, disk_id: &str, guid: Option<&str>, start_bytes: u64) -> bool {
         match self {
             BcdDevice::Gpt { disk, partition } => {
@@ -128,21 +129,21 @@ impl BcdDevice {
 /// An entry that starts a Windows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Loader {
-    /// With braces, lower case, as the key is named.
+    /// The name of its key: with braces, lower case.
     pub id: String,
     pub description: Option<String>,
-    /// Where the loader itself is.
+    /// The device of the loader itself.
     pub device: Option<BcdDevice>,
     /// `\Windows\system32\winload.efi` or `.exe`.
     pub path: Option<String>,
-    /// Where Windows is.
+    /// The device of Windows.
     pub os_device: Option<BcdDevice>,
     pub system_root: Option<String>,
     pub win_pe: bool,
 }
 
 impl Loader {
-    /// Setup or recovery: it runs from a RAM disk or is marked as Windows PE.
+    /// Whether this is setup or recovery: it runs from a RAM disk or is marked as Windows PE.
     pub fn is_transient(&self) -> bool {
         self.win_pe
             || self.device == Some(BcdDevice::Ramdisk)
@@ -165,27 +166,27 @@ pub struct Bcd {
     pub objects: Vec<BcdObject>,
     /// The OS loaders, in stored order.
     pub loaders: Vec<Loader>,
-    /// Where the boot manager believes to be, usually the ESP or the active partition.
+    /// The boot manager's own device, usually the ESP or the active partition.
     pub boot_device: Option<BcdDevice>,
-    /// The id the boot manager starts when nobody chooses.
+    /// The id that the boot manager starts without a choice.
     pub default: Option<String>,
-    /// Keys that force text mode; virt-v2v removes that of the default loader, because a screen in
+    /// Keys that force text mode. virt-v2v removes that of the default loader, because a screen in
     /// text mode is lost on KVM.
     pub graphics_mode_disabled: Vec<String>,
-    /// Elements that switch on EMS (the console SAC), for whatever object. Entries take settings over
-    /// from other objects, so each of them counts.
+    /// Elements that enable EMS (the console SAC), in any object. Entries inherit settings from
+    /// other objects, so each of them counts.
     pub ems: Vec<String>,
-    /// The serial port of EMS, where one is named: 1 is COM1.
+    /// The serial port of EMS, if one is named: 1 is COM1.
     pub ems_port: Option<u64>,
-    /// Entries that switch on the kernel debugger.
+    /// Entries that enable the kernel debugger.
     pub debugged: Vec<String>,
-    /// How the debugger is connected, for whatever object: 0 is a serial port.
+    /// The connection types of the debugger, in any object: 0 is a serial port.
     pub debugger_types: Vec<u64>,
     pub debugger_port: Option<u64>,
 }
 
 impl Bcd {
-    /// The serial port of the kernel debugger, where that entry has it switched on.
+    /// The serial port of the kernel debugger, if that entry enables it.
     pub fn debugger_port_number(&self, loader: &str) -> Option<u64> {
         let on = self.debugged.iter().any(|id| id == loader);
         let serial = self.debugger_types.is_empty() || self.debugger_types.contains(&0);
@@ -229,8 +230,8 @@ impl Bcd {
                     key.name()?
                 ));
             }
-            // That of the boot manager and of loaders (16000020) is on by default in Windows 7, and ends
-            // with them.
+            // The debugger of the boot manager and of loaders (16000020) is enabled by default in
+            // Windows 7, and ends with them.
             if elements.boolean(OS_EMS)? {
                 bcd.ems.push(format!("{id} {OS_EMS}"));
             }
@@ -247,7 +248,7 @@ impl Bcd {
             if id == BOOTMGR {
                 found_bootmgr = true;
                 bcd.boot_device = elements.device(APP_DEVICE)?;
-                // Without a default the boot manager takes the first entry of its menu.
+                // Without a default, the boot manager starts the first entry of its menu.
                 bcd.default = match elements.text(DEFAULT_OBJECT)? {
                     Some(id) => Some(id),
                     None => elements.first_of(DISPLAY_ORDER)?,
@@ -272,8 +273,8 @@ impl Bcd {
         }
     }
 
-    /// The OS loader that starts when nobody chooses; `None` also when the default is not there or
-    /// is something else, such as a memory test.
+    /// The OS loader that starts without a choice. `None` also if the default is missing or is
+    /// something else, such as a memory test.
     pub fn default_loader(&self) -> Option<&Loader> {
         let id = self.default.as_deref()?;
         self.loaders.iter().find(|loader| loader.id == id)
@@ -411,7 +412,7 @@ mod tests {
         store.set(&format!("Objects\\{id}\\Elements\\{code}"), "Element", data);
     }
 
-    /// A store as Windows 7 has it on a BIOS machine.
+    /// A store of Windows 7 on a BIOS machine.
     fn bios_store() -> KeyTree {
         let mut store = KeyTree::new("NewStoreRoot");
         let sz = |text: &str| RegData::Sz(text.into());
@@ -469,7 +470,7 @@ mod tests {
         for object in [LOADER, EMS_SETTINGS] {
             let mut store = bios_store();
             element(&mut store, object, OS_EMS, RegData::Binary(vec![0]));
-            // That of boot applications is Windows 7's default.
+            // The debugger of boot applications is enabled by default in Windows 7.
             element(&mut store, EMS_SETTINGS, "16000020", on());
             assert_eq!(parse(&store).unwrap().ems, [""; 0]);
             element(&mut store, object, OS_EMS, on());
@@ -492,12 +493,12 @@ mod tests {
         );
         element(&mut store, LOADER, OS_DEBUG, RegData::Binary(vec![1]));
         let port = |store: &KeyTree| parse(store).unwrap().debugger_port_number(&id(LOADER));
-        // What Windows has where nothing is said.
+        // The defaults of Windows.
         assert_eq!(port(&store), Some(1));
         element(&mut store, SETTINGS, DEBUGGER_TYPE, number(0));
         element(&mut store, SETTINGS, DEBUGGER_PORT, number(2));
         assert_eq!(port(&store), Some(2));
-        // By the network.
+        // A debugger on the network.
         element(&mut store, SETTINGS, DEBUGGER_TYPE, number(3));
         assert_eq!(port(&store), None);
         // Another entry.
@@ -525,7 +526,7 @@ mod tests {
         assert!(matches!(empty, Err(BcdError::NoBootManager)));
     }
 
-    /// A cell size of zero and a root cell outside the bins once brought the reader down.
+    /// A cell size of zero and a root cell outside the bins once crashed the reader.
     #[test]
     fn damaged_stores_are_errors_at_worst() {
         let mut store = bios_store();

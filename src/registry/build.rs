@@ -1,9 +1,9 @@
-//! Builds a hive from a tree of keys, by our own code: used by the demo and the tests, and to write a
-//! hive anew. It is not how a guest's hive is changed: that is libhivex ([`super::confined`]).
+//! Builds a hive from a tree of keys. The demo and the tests use it, and it rewrites hives that
+//! libhivex cannot edit. Guests' hives are otherwise edited by libhivex ([`super::confined`]).
 //!
-//! Specification: msuhanov/regf. Output is deterministic: the timestamps are constant. Surprises:
-//! subkey lists are sorted by upper-case UTF-16 (Windows finds keys by binary search), a list holds
-//! about 500 keys before an index root is needed, and data above 16344 bytes is cut in segments from
+//! Specification: msuhanov/regf. Output is deterministic: the timestamps are constant. Subkey lists
+//! are sorted by upper-case UTF-16, because Windows finds keys by binary search. A list has about
+//! 500 keys before an index root is needed. Data above 16344 bytes is divided into segments from
 //! format 1.4 on. Formats written are 1.5 (system hives) and 1.3 (BCD).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ use super::name::{fold, name_hash};
 
 /// 2024-01-01 00:00 UTC as FILETIME.
 const TIMESTAMP: u64 = 133_485_408_000_000_000;
-/// Entries of one `lh` list; Windows stops at 506, what a one-page bin can hold.
+/// Entries of one `lh` list; Windows stops at 506, which fit in a one-page bin.
 const MAX_LEAF: usize = 500;
 const MAX_KEY_NAME: usize = 255;
 const MAX_VALUE_NAME: usize = 16383;
@@ -31,13 +31,13 @@ pub enum Format {
     V1_5,
 }
 
-/// A key with all that is below it.
+/// A key with everything below it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyTree {
     pub name: String,
     /// In the order of the hive's value list; the default value has the name `""`.
     pub values: Vec<(String, Value)>,
-    /// By the name as [`fold`] gives it. Boxed: a node of the map has room for eleven.
+    /// Subkeys by the name that [`fold`] returns. Boxed: a node of the map has room for eleven.
     pub keys: BTreeMap<String, Box<KeyTree>>,
 }
 
@@ -49,7 +49,7 @@ impl KeyTree {
         }
     }
 
-    /// The whole of a hive. Class names and security descriptors are not carried over.
+    /// Copies a whole hive into a tree. Class names and security descriptors are not copied.
     pub fn from_view(view: &HiveView<'_>) -> Result<Self> {
         Self::from_key(&view.root()?)
     }
@@ -72,7 +72,7 @@ impl KeyTree {
         Ok(tree)
     }
 
-    /// The key at a `\`-separated path below this one, created when it is not there.
+    /// The key at a `\`-separated path below this one, created if it does not exist.
     pub fn key_mut(&mut self, path: &str) -> &mut KeyTree {
         path.split('\\')
             .filter(|part| !part.is_empty())
@@ -133,15 +133,16 @@ impl KeyTree {
         self.to_bytes_as(file_name, Format::V1_5)
     }
 
-    /// Names longer than Windows allows (255 characters for a key, 16383 for a value) are cut.
+    /// Serialises the tree in a format. Names longer than Windows allows (255 characters for a key,
+    /// 16383 for a value) are truncated.
     pub fn to_bytes_as(&self, file_name: &str, format: Format) -> Vec<u8> {
         let mut writer = Writer::new(format);
-        // Only reading a hive fails.
+        // Only reading a hive can fail.
         let root = writer.key(self, None, NONE, NONE).unwrap_or(NONE);
         writer.finish(root, file_name)
     }
 
-    /// One key without what is below it.
+    /// Copies one key without the keys below it.
     fn shallow(key: &Key<'_>) -> Result<Self> {
         let mut tree = Self::new(key.name()?);
         tree.values = key.values()?;
@@ -150,8 +151,8 @@ impl KeyTree {
     }
 }
 
-/// A hive of which only the keys that are to be edited are in memory as a tree; the others are written
-/// anew straight from the old hive.
+/// A hive with a tree of only the keys to edit. The other keys are written directly from the old
+/// hive.
 pub struct Sparse<'v> {
     pub tree: KeyTree,
     root: Key<'v>,
@@ -169,7 +170,7 @@ impl<'v> Sparse<'v> {
         })
     }
 
-    /// Loads a key and those above it, as far as they exist.
+    /// Loads a key and its parents, as far as they exist.
     pub fn load(&mut self, path: &str) -> Result<()> {
         let mut key = self.root.clone();
         let mut tree = &mut self.tree;
@@ -209,14 +210,14 @@ fn below(path: &str, name: &str) -> String {
     }
 }
 
-/// The key of the old hive that a key of the tree came from.
+/// The key of the old hive from which a key of the tree was loaded.
 struct Rest<'s, 'v> {
     key: Key<'v>,
     path: String,
     loaded: &'s BTreeSet<String>,
 }
 
-/// The keys below one of the old hive: those in the tree by their names, and the others.
+/// The subkeys of a key of the old hive: those in the tree by name, and the others.
 type Split<'s, 'v> = (BTreeMap<String, Rest<'s, 'v>>, Vec<(String, Rest<'s, 'v>)>);
 
 impl<'s, 'v> Rest<'s, 'v> {
@@ -240,7 +241,7 @@ impl<'s, 'v> Rest<'s, 'v> {
     }
 }
 
-/// A key below the one that is written.
+/// A subkey of the key that is written.
 enum Child<'t, 's, 'v> {
     Tree(&'t KeyTree, Option<Rest<'s, 'v>>),
     Old(String, Rest<'s, 'v>),
@@ -274,7 +275,7 @@ fn children<'t, 's, 'v>(
     Ok(children)
 }
 
-/// A name as it is stored: one byte per character when all fit in Latin-1.
+/// A name as stored: one byte per character if all fit in Latin-1.
 struct StoredName {
     bytes: Vec<u8>,
     compressed: bool,
@@ -347,7 +348,7 @@ impl Writer {
         self.free = start + BIN_HEADER..start + size;
     }
 
-    /// Turns what is left of the last bin into a free cell.
+    /// Makes the rest of the last bin a free cell.
     fn close_bin(&mut self) {
         let rest = self.free.clone();
         if !rest.is_empty() {
@@ -362,7 +363,7 @@ impl Writer {
         self.bins[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
 
-    /// Writes a key and what is below it: in the tree, and in the old hive where there is one.
+    /// Writes a key and everything below it: from the tree, and from the old hive if there is one.
     fn key(
         &mut self,
         tree: &KeyTree,
@@ -485,7 +486,7 @@ impl Writer {
         let mut vk = Cell::default();
         vk.bytes(b"vk").u16(name.bytes.len() as u16);
         vk.u32(size).u32(data).u32(value.ty);
-        // The default value has no name, and no flag.
+        // The default value has neither name nor flag.
         vk.u16(u16::from(name.compressed && name.units > 0)).u16(0);
         vk.bytes(&name.bytes);
         self.cell(&vk.0)
@@ -494,7 +495,7 @@ impl Writer {
     fn big_data(&mut self, data: &[u8]) -> u32 {
         let mut list = Cell::default();
         for segment in data.chunks(SEGMENT) {
-            // libhivex takes the last four bytes of a segment's cell for padding, always.
+            // libhivex always takes the last four bytes of a segment's cell as padding.
             let mut cell = segment.to_vec();
             cell.extend([0; 4]);
             list.u32(self.cell(&cell));
@@ -537,13 +538,13 @@ impl Writer {
         head.resize(BASE_BLOCK_SIZE, 0);
         let sum = base::checksum(&head);
         head[508..512].copy_from_slice(&sum.to_le_bytes());
-        // In its place: a large hive is in memory once.
+        // In place: a large hive is in memory only once.
         self.bins.splice(0..0, head);
         self.bins
     }
 }
 
-/// The first four characters, as `lf` lists hold them.
+/// The first four characters, as in `lf` lists.
 fn name_hint(name: &str) -> u32 {
     let stored = StoredName::new(name, 4);
     let mut hint = [0; 4];
@@ -576,7 +577,8 @@ impl Cell {
     }
 }
 
-/// Administrators own it; SYSTEM and Administrators have full access, Users may read; inherited.
+/// Administrators own the key; SYSTEM and Administrators have full access, Users may read;
+/// inherited.
 fn security_descriptor() -> Vec<u8> {
     const SYSTEM: &[u32] = &[18];
     const ADMINISTRATORS: &[u32] = &[32, 544];

@@ -1,7 +1,7 @@
-//! Cells of a hive: bounded access to the bytes that keys, values and lists are made of.
+//! Cells of a hive: bounds-checked access to the bytes of keys, values and lists.
 //!
-//! Specification: msuhanov/regf. An offset counts from the first hive bin; a cell's size is negative
-//! when it is in use.
+//! Specification: msuhanov/regf. An offset counts from the first hive bin; a cell's size is
+//! negative if the cell is in use.
 
 use super::layout::{nk, vk};
 
@@ -10,14 +10,14 @@ pub const BASE_BLOCK_SIZE: usize = 4096;
 pub const BIN_HEADER: usize = 32;
 /// Data bytes in one segment of big data.
 pub const SEGMENT: usize = 16344;
-/// Deeper trees are refused by Windows.
+/// Depth above which Windows refuses a tree.
 pub const MAX_DEPTH: usize = 512;
 /// The offset that points nowhere.
 pub const NONE: u32 = u32::MAX;
-/// In the size field of a value: the data is in the offset field.
+/// The flag in the size field of a value whose data is in the offset field.
 pub const INLINE: u32 = 1 << 31;
 
-/// Something that is not as the format says.
+/// A violation of the format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("hive is damaged at byte {offset}: {structure}: expected {expected}, found {actual}")]
 pub struct Fault {
@@ -29,7 +29,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// A fault at `offset` from the first bin.
+    /// Creates a fault at `offset` from the first bin.
     pub fn in_bins(
         offset: impl TryInto<u64>,
         structure: &'static str,
@@ -56,7 +56,7 @@ impl Fault {
     }
 }
 
-/// The contents of a cell in use; reading outside them is a fault.
+/// The contents of a cell in use; reading outside of them is a fault.
 #[derive(Debug, Clone, Copy)]
 pub struct Cell<'b> {
     pub offset: u32,
@@ -64,7 +64,7 @@ pub struct Cell<'b> {
 }
 
 impl<'b> Cell<'b> {
-    /// The cell at `offset`, for a reader that did not go through the bins from their start.
+    /// The cell at `offset`, for a reader that has not scanned the bins from their start.
     pub fn at(bins: &'b [u8], offset: u32) -> Result<Self, Fault> {
         let fault = |actual: String| Fault::in_bins(offset, "cell", "one in use", actual);
         let end = || fault(format!("{} bytes of bins", bins.len()));
@@ -142,7 +142,7 @@ impl<'b> Cell<'b> {
     }
 }
 
-/// A name as it is stored: Latin-1 or UTF-16.
+/// A name as stored: Latin-1 or UTF-16.
 #[derive(Debug, Clone, Copy)]
 pub struct Name<'b> {
     bytes: &'b [u8],
@@ -150,13 +150,13 @@ pub struct Name<'b> {
 }
 
 impl<'b> Name<'b> {
-    /// The bytes of a name that is plain ASCII and stored as such, as nearly all are.
+    /// The bytes of a name stored as plain ASCII, like nearly all names.
     #[inline(always)]
     pub fn as_ascii(&self) -> Option<&'b [u8]> {
         (self.compressed && self.bytes.is_ascii()).then_some(self.bytes)
     }
 
-    /// Compares with a name that [`super::name::fold`] made upper-case.
+    /// Whether the name equals one that [`super::name::fold`] converted to upper case.
     pub fn matches(&self, folded: &str) -> bool {
         match self.as_ascii() {
             Some(ascii) => ascii.eq_ignore_ascii_case(folded.as_bytes()),
@@ -172,7 +172,7 @@ impl<'b> Name<'b> {
     }
 }
 
-/// UTF-16 text, with a replacement character for what is not; a last odd byte is ignored.
+/// Decodes UTF-16 text, with a replacement character for invalid units; a last odd byte is ignored.
 pub fn utf16(data: &[u8]) -> String {
     let units = data
         .chunks_exact(2)

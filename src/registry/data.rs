@@ -1,4 +1,4 @@
-//! Data of a registry value, typed: as stored bytes and as `.reg` text.
+//! Typed data of a registry value: as stored bytes and as `.reg` text.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! What differs between two hives, for tests.
+//! Differences between two hives, for tests.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use super::error::Result as HiveResult;
 use super::hive::{HiveView, Key, Value};
 use super::name::fold;
 
-/// How two hives differ at one place.
+/// A difference between two hives at one key or value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// Path below the root; empty for the root itself.
@@ -20,7 +20,7 @@ pub struct Difference {
 pub enum Change {
     OnlyInA,
     OnlyInB,
-    /// A value, by name, with what either side has.
+    /// A value, by name, with the data of either side.
     Value {
         name: String,
         a: Option<Value>,
@@ -42,8 +42,8 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Compares two hives key by key and value by value; names without regard to case, order not at all.
-/// A key that one side lacks is one difference, whatever is below it.
+/// Compares two hives key by key and value by value. Names compare without regard to case; order is
+/// ignored. A key missing on one side is one difference, whatever is below it.
 pub fn deep_eq(a: &HiveView<'_>, b: &HiveView<'_>) -> HiveResult<Vec<Difference>> {
     let mut differences = Vec::new();
     let mut pending = vec![(String::new(), a.root()?, b.root()?, 0)];

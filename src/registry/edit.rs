@@ -1,8 +1,8 @@
-//! Registry edits as data, and as the `.reg` text that people read, and `hivexregedit --merge` and
-//! `virt-win-reg --merge` too. The hive of a guest is edited by [`super::confined`], from the data.
+//! Registry edits as data, and as `.reg` text for people, `hivexregedit --merge` and `virt-win-reg
+//! --merge`. [`super::confined`] edits a guest's hive from the data.
 //!
-//! Text values that are plain printable ASCII are written as strings, everything else as `hex(type):`
-//! bytes, so no tool's idea of an encoding can change them.
+//! Text values of printable ASCII are written as strings, everything else as `hex(type):` bytes, so
+//! no tool's encoding can change them.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -16,14 +16,14 @@ use super::error::Result;
 use super::hive::{HiveView, Key};
 use super::name::fold;
 
-/// One change. Keys are `\`-separated paths below the hive's root; parents are created as needed.
+/// One edit. Keys are `\`-separated paths below the hive's root; parents are created as needed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum RegOp {
     CreateKey {
         key: String,
     },
-    /// `name` `""` is the default value.
+    /// The default value has the `name` `""`.
     Set {
         key: String,
         name: String,
@@ -33,7 +33,7 @@ pub enum RegOp {
         key: String,
         name: String,
     },
-    /// With everything below it.
+    /// Deletes a key with everything below it.
     DeleteKey {
         key: String,
     },
@@ -57,7 +57,7 @@ impl RegOp {
         }
     }
 
-    /// Whether the hive below `root` already is as this operation would leave it.
+    /// Whether the hive below `root` already is in the state after this operation.
     pub fn is_done(&self, root: &Key<'_>) -> Result<bool> {
         let key = root.key(self.key())?;
         Ok(match (self, key) {
@@ -76,7 +76,7 @@ impl RegOp {
 /// The edits of one hive, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegEdits {
-    /// Where the hive is mounted in a running Windows, e.g. `HKEY_LOCAL_MACHINE\SYSTEM`.
+    /// The hive's path in a running Windows, e.g. `HKEY_LOCAL_MACHINE\SYSTEM`.
     pub prefix: String,
     pub ops: Vec<RegOp>,
 }
@@ -89,9 +89,9 @@ impl RegEdits {
         }
     }
 
-    /// A value that libhivex would write where no Windows finds it: it writes all values of an
-    /// edited key anew, and those over 16,344 bytes in one cell, which hives from format 1.4 on do not have.
-    /// The key, the name and its bytes.
+    /// Finds a value that libhivex would write in a form that Windows cannot read. libhivex
+    /// rewrites all values of an edited key and stores each one in a single cell. Hives from format
+    /// 1.4 on have no such cells over 16,344 bytes. Returns the key, the name and the bytes.
     pub fn too_large(&self, view: &HiveView<'_>) -> Result<Option<(String, String, usize)>> {
         if !view.has_segments() {
             return Ok(None);
@@ -111,7 +111,7 @@ impl RegEdits {
         Ok(None)
     }
 
-    /// Drops what is already so.
+    /// Removes the edits whose result already exists.
     pub fn pending(&self, root: &Key<'_>) -> Result<RegEdits> {
         let mut pending = RegEdits::new(self.prefix.clone());
         for op in &self.ops {
@@ -122,7 +122,7 @@ impl RegEdits {
         Ok(pending)
     }
 
-    /// The tree as the edits leave a hive.
+    /// Applies the edits to a tree.
     pub fn apply(&self, tree: &mut KeyTree) {
         for op in &self.ops {
             match op {
@@ -141,7 +141,7 @@ impl RegEdits {
         }
     }
 
-    /// The same as a hive: `view` with the edits, written anew. Only the edited keys become a tree, since a
+    /// Rewrites the hive of `view` with the edits. Only the edited keys become a tree, because a
     /// tree takes several times the memory of its hive.
     pub fn rewritten(
         &self,
@@ -162,7 +162,7 @@ impl RegEdits {
         sparse.to_bytes_as(file_name, format)
     }
 
-    /// Whether a key is deleted and then made again, without what was below it.
+    /// Whether a key is deleted and then created again without its old contents.
     fn makes_anew(&self) -> bool {
         let gone = |op: &RegOp| matches!(op, RegOp::DeleteKey { .. });
         self.ops.iter().enumerate().any(|(n, op)| {
@@ -175,8 +175,9 @@ impl RegEdits {
         })
     }
 
-    /// Names the parents of every key too: regedit makes them, hivexregedit refuses without. A value that
-    /// is named twice is in two sections, because hivexregedit carries a section out as a whole.
+    /// Renders the edits as `.reg` text. The parents of every key are named too: regedit creates
+    /// them, hivexregedit requires them. A value that is named twice is in two sections, because
+    /// hivexregedit applies a section as a whole.
     pub fn to_reg_text(&self) -> String {
         let mut text = String::from("Windows Registry Editor Version 5.00\n");
         let mut open: Option<&str> = None;
@@ -235,7 +236,7 @@ fn value_name(name: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A hive that is written anew is the same whether it was a tree in between or not.
+    /// A rewritten hive is the same with a tree in between or without.
     #[test]
     fn rewriting_a_hive_equals_editing_its_tree() {
         let mut tree = KeyTree::new("ROOT");
@@ -270,7 +271,7 @@ mod tests {
                 },
             ],
             vec![delete(r"Set001\Services"), delete("Set002")],
-            // Made again: nothing of what was below it comes back.
+            // Created again, without anything of its old contents.
             vec![
                 delete(r"Set001\Services\storahci"),
                 set(r"Set001\Services\storahci", "Start"),
@@ -385,7 +386,7 @@ mod tests {
         assert_eq!(found("A\\C"), None);
         assert_eq!(found("A"), None, "nothing of A itself");
         assert_eq!(found("new"), None);
-        // A key that goes is not written.
+        // A deleted key is not written.
         let gone = RegEdits {
             ops: vec![RegOp::DeleteKey { key: "A\\B".into() }],
             ..RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM")

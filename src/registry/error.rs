@@ -1,4 +1,4 @@
-//! Why a hive cannot be read.
+//! Reasons why a hive cannot be read.
 
 use super::cell::{Fault, MAX_DEPTH};
 

@@ -1,12 +1,12 @@
 //! Read access to a hive in memory.
 //!
-//! The view looks only at the hive bins the base block announces, so the tail that real files carry
-//! beyond them is ignored. Whether the hive is *dirty* is not decided here (see [`super::base`]), and
-//! only what is looked at is checked (see [`super::walk`] for the rest): the view shows the bytes it
-//! is given. It never panics, whatever they are, and no call does more work than their size allows; who
-//! goes through a whole tree must [`super::walk::walk`] it first, for keys may form a ring.
-//! Lists are searched in full, which their hashes make quick, and not by halving: a list in a wrong
-//! order hides no key here. It does from Windows, which is why the walk checks the order.
+//! The view reads only the hive bins announced by the base block, so the tail of real files is
+//! ignored. It does not determine whether the hive is *dirty* (see [`super::base`]), and it checks
+//! only what it reads (see [`super::walk`] for the rest). It never panics, and no call does more
+//! work than the size of the hive allows. Keys may form a ring, so code that traverses a whole tree
+//! must [`super::walk::walk`] it first. Lists are searched in full, using their hashes, and not by
+//! binary search, so a wrong order hides no key here. It does hide keys from Windows, which is why
+//! the walk checks the order.
 
 use super::base::BaseBlock;
 use super::cell::{Cell, Fault, INLINE, NONE, SEGMENT, utf16};
@@ -16,7 +16,7 @@ use super::name::{fold, name_hash};
 
 pub use super::cell::BASE_BLOCK_SIZE;
 
-/// A hive's bytes with the structure on top. Cheap to make; borrows the bytes.
+/// A hive's bytes as a tree of keys. Cheap to create; borrows the bytes.
 #[derive(Clone, Copy)]
 pub struct HiveView<'b> {
     bins: &'b [u8],
@@ -43,7 +43,7 @@ impl<'b> HiveView<'b> {
         })
     }
 
-    /// Whether data over 16,344 bytes is cut in segments (format 1.4 and later).
+    /// Whether data over 16,344 bytes is divided into segments (format 1.4 and later).
     pub(super) fn has_segments(&self) -> bool {
         self.minor >= 4
     }
@@ -111,7 +111,7 @@ pub struct Key<'h> {
     cell: Cell<'h>,
 }
 
-/// An entry of a subkey list: where the key is, and the hash of its name where the list has one.
+/// An entry of a subkey list: the offset of the key, and the hash of its name if the list has one.
 struct Entry {
     key: u32,
     hash: Option<u32>,
@@ -127,7 +127,7 @@ impl<'h> Key<'h> {
         Ok(self.cell.key_name()?.to_text())
     }
 
-    /// The key at a `\`-separated path below this one; an empty path is the key itself.
+    /// The key at a `\`-separated path below this one; an empty path is this key.
     pub fn key(&self, path: &str) -> Result<Option<Key<'h>>> {
         let mut key = self.clone();
         for part in path.split('\\').filter(|p| !p.is_empty()) {
@@ -140,7 +140,7 @@ impl<'h> Key<'h> {
     }
 
     fn subkey(&self, name: &str) -> Result<Option<Key<'h>>> {
-        // Upper-casing other characters is a matter of Windows' own tables: trust no hash of them.
+        // Other characters are converted by Windows' own tables, so their hashes cannot be trusted.
         let hash = name.is_ascii().then(|| name_hash(name));
         let folded = fold(name);
         for entry in self.entries()? {
@@ -181,7 +181,7 @@ impl<'h> Key<'h> {
     }
 
     fn add_leaf(&self, leaf: &Cell<'_>, entries: &mut Vec<Entry>) -> Result<(), Fault> {
-        // An index root may name one leaf many times; the hive cannot hold more keys than this.
+        // An index root may name one leaf many times; the hive cannot have more keys than this.
         let most = self.hive.bins.len() / 80;
         let count = usize::from(leaf.u16(list::COUNT)?);
         if entries.len() + count > most {
@@ -246,7 +246,7 @@ impl<'h> Key<'h> {
         let mut room = self.hive.bins.len();
         for vk in self.value_cells()? {
             let value = self.hive.value_data(&vk)?;
-            // Many values may name one and the same cell.
+            // Many values may name the same cell.
             room = room.checked_sub(value.data.len()).ok_or_else(|| {
                 let (left, len) = (format!("{room} bytes left"), value.data.len());
                 Fault::in_bins(vk.offset, "values of a key", left, len)
@@ -278,7 +278,7 @@ pub const REG_BINARY: u32 = 3;
 pub const REG_DWORD: u32 = 4;
 pub const REG_MULTI_SZ: u32 = 7;
 
-/// A registry value: its type and its bytes, undecoded.
+/// A registry value: its type and its undecoded bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Value {
     pub ty: u32,

@@ -1,11 +1,11 @@
-//! A second opinion on an edited hive, by the `nt-hive` crate.
+//! Checks an edited hive with the `nt-hive` crate.
 //!
-//! The hive was written by libhivex and is read by hyper2kvm's own [`HiveView`] everywhere else. A
-//! reader that shares nothing with either says here whether Windows would accept its base block
-//! and whether every edit is there. Not used on hives as they come from a guest: `nt-hive` 0.3 panics
-//! on some damaged ones, which is why the panic is caught here too.
+//! The hive was written by libhivex, and hyper2kvm's own [`HiveView`] reads it everywhere else.
+//! This reader shares no code with either. It verifies that Windows would accept the base block and
+//! that every edit is present. It is not used on hives of a guest before an edit: `nt-hive` 0.3
+//! panics on some damaged ones, which is why panics are caught here too.
 //!
-//! libhivex writes all values of an edited key anew; [`Kept`] says whether the others are what they were.
+//! libhivex rewrites all values of an edited key; [`Kept`] verifies that the others are unchanged.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,7 +35,7 @@ pub enum JudgeError {
 
 type Result<T> = std::result::Result<T, JudgeError>;
 
-/// Whether the hive is one that Windows loads without recovery, and holds every edit.
+/// Fails unless Windows loads the hive without recovery and it has every edit.
 pub fn holds(bytes: &[u8], edits: &RegEdits) -> Result<()> {
     catch_unwind(AssertUnwindSafe(|| check(bytes, edits))).unwrap_or(Err(JudgeError::Panicked))
 }
@@ -43,7 +43,7 @@ pub fn holds(bytes: &[u8], edits: &RegEdits) -> Result<()> {
 fn check(bytes: &[u8], edits: &RegEdits) -> Result<()> {
     let size = bytes.get(40..44).ok_or(JudgeError::Short)?;
     let bins = u32::from_le_bytes([size[0], size[1], size[2], size[3]]) as usize;
-    // Real files carry a tail behind the bins, which the strict constructor would refuse.
+    // Real files have a tail behind the bins, which the strict constructor would refuse.
     let used = bytes
         .get(..BASE_BLOCK_SIZE.saturating_add(bins))
         .ok_or(JudgeError::Short)?;
@@ -91,7 +91,7 @@ fn value(key: &KeyNode<'_, &[u8]>, name: &str) -> Result<Option<Value>> {
 pub struct Kept(Vec<(String, Vec<(String, Value)>)>);
 
 impl Kept {
-    /// As the hive is before the edits.
+    /// Collects the values before the edits.
     pub fn of(bytes: &[u8], edits: &RegEdits) -> Result<Self> {
         let view = HiveView::new(bytes)?;
         let named: BTreeSet<(String, String)> = (edits.ops.iter())
@@ -120,7 +120,7 @@ impl Kept {
         Ok(Self(kept))
     }
 
-    /// Whether the edited hive still has them, in their order.
+    /// Fails unless the edited hive still has the values, in their order.
     pub fn check(&self, edited: &[u8]) -> Result<()> {
         let view = HiveView::new(edited)?;
         for (key, kept) in &self.0 {
@@ -137,7 +137,7 @@ impl Kept {
     }
 }
 
-/// Whether an edit deletes the key or one above it. It may be made again, empty.
+/// Whether an edit deletes the key or one above it. It may be created again, empty.
 fn deleted(folded: &str, edits: &RegEdits) -> bool {
     edits.ops.iter().any(|op| match op {
         RegOp::DeleteKey { key } => {
@@ -174,7 +174,7 @@ mod tests {
             "{error}"
         );
 
-        // What Windows would replay logs over is not a finished hive.
+        // A hive over which Windows would replay logs is not finished.
         let mut dirty = bytes.clone();
         dirty[4] ^= 1;
         assert!(holds(&dirty, &RegEdits::new("X")).is_err());

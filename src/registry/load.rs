@@ -1,23 +1,22 @@
-//! A hive as Windows would see it after its next start: read, replayed, checked.
+//! Loads a hive as Windows would see it after its next start: read, replayed, checked.
 //!
-//! One call for all who look at hives. A clean hive is passed through; a dirty one is replayed (see
-//! [`super::recover`]) and then walked cell by cell. When no log can be replayed, a sound hive is
-//! still used, with a warning, for it is what Windows too would start with; an unsound one is an
-//! error.
+//! A clean hive is passed through. A dirty one is replayed (see [`super::recover`]) and then walked
+//! cell by cell. If no log can be replayed, a sound hive is still used, with a warning, because
+//! Windows would start with it too. An unsound one is an error.
 //!
 //! # Logs after an edit
 //!
-//! The edited hive is marked clean, and Windows does not look at the logs of a clean hive. They must
-//! go nevertheless: should anything make the hive look dirty again before Windows has written its
+//! The edited hive is marked clean, and Windows does not read the logs of a clean hive. They must
+//! be emptied nevertheless. If anything makes the hive look dirty before Windows has written its
 //! first log entry, the old pages would be replayed over the edit. [`log_reset`] makes them **empty
 //! files**, because
 //!
-//! * that is how Windows itself leaves a log it has not used: listings of real machines show
-//!   `BCD.LOG1` and `BCD.LOG2` with 0 bytes beside a live `BCD.LOG`, and the second log of the test
-//!   corpus's Windows 7 hive, which Windows went on to load, is empty;
-//! * zeroing the first sector only is not enough: Windows heals the base block of a broken log by
-//!   making a new one, and then the pages behind it count again (specification, "Base block", note 2
-//!   and 3 of the old format);
+//! * Windows itself leaves an unused log empty: listings of real systems show `BCD.LOG1` and
+//!   `BCD.LOG2` with 0 bytes beside a live `BCD.LOG`, and so is the second log of the test corpus's
+//!   Windows 7 hive, which Windows later loaded;
+//! * zeroing only the first sector is not enough: Windows repairs the base block of a broken log by
+//!   making a new one, and then the pages behind it count again (specification, "Base block", note
+//!   2 and 3 of the old format);
 //! * a well-formed base block without entries would have to imitate fields that differ between
 //!   versions of Windows, for no gain;
 //! * deleting the files would lose their security descriptors.
@@ -28,8 +27,7 @@ use super::recover::{AppliedLog, ReplayError, ReplayWarning, SkippedLog, recover
 use super::walk::{Fault, walk};
 use crate::memory::FileBytes;
 
-/// The logs of a hive, by what is appended to its name. `.LOG` is what XP has, and what BCD stores
-/// have to this day.
+/// The suffixes of the logs of a hive. `.LOG` is that of XP, and of BCD stores to this day.
 pub const LOG_SUFFIXES: [&str; 3] = [".LOG1", ".LOG2", ".LOG"];
 
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +48,7 @@ pub enum LoadWarning {
         hive: String,
         warning: ReplayWarning,
     },
-    /// The hive is used as it is on disk.
+    /// The hive is used in its state on disk.
     #[error(
         "{hive} was not saved completely and no log can be replayed ({reasons}). It is sound, but \
          the latest changes to devices, services and settings may be missing"
@@ -58,7 +56,7 @@ pub enum LoadWarning {
     Stale { hive: String, reasons: String },
 }
 
-/// What replay did, for the report.
+/// The result of a replay, for the report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replayed {
     pub applied: Vec<AppliedLog>,
@@ -67,19 +65,20 @@ pub struct Replayed {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadedHive {
-    /// To read and to edit. Marked clean, unless [`LoadWarning::Stale`] is among the warnings.
+    /// The bytes to read and to edit. Marked clean, unless [`LoadWarning::Stale`] is among the
+    /// warnings.
     pub bytes: Arc<FileBytes>,
     /// Whether the file on disk is dirty.
     pub dirty: bool,
-    /// How many log entries are missing from the file on disk.
+    /// Log entries that are missing from the file on disk.
     pub log_entries_replayable: u32,
-    /// `Some` when something was replayed into `bytes`.
+    /// Set if something was replayed into `bytes`.
     pub replayed: Option<Replayed>,
     pub warnings: Vec<LoadWarning>,
 }
 
-/// Reads the hive `name` and its logs through `read`, which gets a file name and says `None` when
-/// there is no such file. `None` when the hive itself is not there.
+/// Reads the hive `name` and its logs. `read` gets a file name and returns `None` if the file does
+/// not exist. Returns `None` if the hive itself does not exist.
 pub fn load_hive<E: From<LoadError>>(
     name: &str,
     mut read: impl FnMut(&str) -> Result<Option<Arc<FileBytes>>, E>,
@@ -98,7 +97,7 @@ pub fn load_hive<E: From<LoadError>>(
     Ok(Some(load(name, primary, &logs)?))
 }
 
-/// The same from bytes; `logs` as (file name, contents) in the order of [`LOG_SUFFIXES`].
+/// Loads a hive from bytes; `logs` are (file name, contents) in the order of [`LOG_SUFFIXES`].
 pub fn load(
     name: &str,
     primary: Arc<FileBytes>,
@@ -154,7 +153,7 @@ pub fn load(
     })
 }
 
-/// The contents to give a log after its hive was edited; `None` when it can stay unchanged.
+/// The new contents of a log after its hive was edited; `None` if it can stay unchanged.
 pub fn log_reset(log: &[u8]) -> Option<Vec<u8>> {
     (!log.is_empty()).then(Vec::new)
 }
@@ -173,7 +172,7 @@ mod tests {
         tree.to_bytes("SYSTEM")
     }
 
-    /// With sequence numbers 8 and 7.
+    /// Sets the sequence numbers 8 and 7.
     fn dirty(mut hive: Vec<u8>) -> Vec<u8> {
         set_clean(&mut hive, 7).unwrap();
         hive[4] = 8;
@@ -205,7 +204,7 @@ mod tests {
 
     #[test]
     fn any_of_the_logs_is_replayed() {
-        // The log carries the whole bin, with another value in it.
+        // The log has the whole bin, with another value in it.
         let pages = (hive(2).len() - 4096) as u32 / 4096;
         let log = log(7, pages, &[entry_of(7, pages, &hive(2)[4096..])]);
         for suffix in LOG_SUFFIXES {

@@ -1,25 +1,25 @@
-//! The transaction logs that lie beside a hive (`.LOG`, `.LOG1`, `.LOG2`).
+//! The transaction logs beside a hive (`.LOG`, `.LOG1`, `.LOG2`).
 //!
-//! Parsing and checking only; which log applies to which hive is decided in [`super::recover`].
-//! Follows the "Windows registry file format specification" (msuhanov/regf). Two formats:
+//! Parses and checks them; [`super::recover`] decides which log applies to which hive. Follows the
+//! "Windows registry file format specification" (msuhanov/regf). Two formats:
 //!
-//! * **entries** (Windows 8.1 and later, base block type 6): a chain of `HvLE` entries, each with its
-//!   own sequence number and two hashes;
-//! * **pages** (up to Windows 8, type 1, or 2 on Windows 2000): a `DIRT` bitmap and the dirty 512-byte
-//!   pages, without any hash.
+//! * **entries** (Windows 8.1 and later, base block type 6): a chain of `HvLE` entries, each with
+//!   its own sequence number and two hashes;
+//! * **pages** (up to Windows 8, type 1, or 2 on Windows 2000): a `DIRT` bitmap and the dirty
+//!   512-byte pages, without any hash.
 //!
-//! What surprised: remnants of earlier cycles follow the live entries in the same file and their
-//! hashes are good; only the sequence number tells them apart.
+//! Entries of earlier cycles follow the live entries in the same file, with valid hashes. Only the
+//! sequence number distinguishes them.
 
 use super::base::{BaseBlock, FileType};
 use super::marvin::marvin32;
 use crate::bytes::{le32, le64};
 
-/// The part of a base block that a log holds a copy of.
+/// The part of the base block that is copied to a log.
 pub const HEADER_SIZE: usize = 512;
-/// Unit of everything in a log.
+/// The unit of everything in a log.
 const SECTOR: usize = 512;
-/// Hive bins grow in this unit.
+/// The unit in which hive bins grow.
 pub const BIN_ALIGN: u32 = 4096;
 /// The highest bit of a cell offset means volatile storage, so bins on disk stay below it.
 pub const MAX_BINS_SIZE: u32 = 0x7fff_f000;
@@ -27,12 +27,12 @@ pub const MAX_BINS_SIZE: u32 = 0x7fff_f000;
 const ENTRY_HEADER: usize = 40;
 const PAGE_REF: usize = 8;
 
-/// Sequence numbers wrap: how far `a` is ahead of `b`, negative when it is behind.
+/// How far sequence number `a` is ahead of `b`; negative if it is behind. The numbers wrap.
 pub fn seq_ahead(a: u32, b: u32) -> i32 {
     a.wrapping_sub(b) as i32
 }
 
-/// Why a log file cannot be used, whatever the hive.
+/// The reason why a log file cannot be used with any hive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     #[error("the log is empty")]
@@ -53,7 +53,7 @@ pub enum LogError {
     Truncated { have: usize, want: usize },
 }
 
-/// A run of bytes to put into the hive bins.
+/// A run of bytes to write into the hive bins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page<'b> {
     /// From the start of the hive bins.
@@ -61,7 +61,7 @@ pub struct Page<'b> {
     pub data: &'b [u8],
 }
 
-/// A log whose base block is good.
+/// A log with a valid base block.
 #[derive(Debug, Clone)]
 pub struct Log<'b> {
     pub base: BaseBlock,
@@ -104,15 +104,15 @@ impl<'b> Log<'b> {
         &self.bytes[..HEADER_SIZE]
     }
 
-    /// The live entries of an entry log, and why they end where they do. An entry that wants hive
-    /// bins larger than `limit` counts as damaged.
+    /// The live entries of an entry log, and the reason why they end. An entry that needs hive bins
+    /// larger than `limit` counts as damaged.
     pub fn entries(&self, limit: usize) -> (Vec<Entry<'b>>, Stop) {
         let mut entries = Vec::new();
         let mut offset = SECTOR;
         let mut seq = self.base.primary_sequence;
         loop {
             match Entry::parse(self.bytes, offset, seq, limit) {
-                // An entry is at least a sector long, so this ends.
+                // Terminates because an entry is at least one sector long.
                 Ok((entry, size)) => {
                     entries.push(entry);
                     offset += size;
@@ -123,8 +123,8 @@ impl<'b> Log<'b> {
         }
     }
 
-    /// All dirty pages of a page log, for hive bins up to `limit`. There is no hash to check; that
-    /// all of them are there is.
+    /// All dirty pages of a page log, for hive bins up to `limit`. There is no hash; only the
+    /// presence of all pages is checked.
     pub fn pages(&self, limit: usize) -> Result<Vec<Page<'b>>, LogError> {
         if self.base.bins_size as usize > limit {
             return Err(LogError::BinsSize(self.base.bins_size));
@@ -168,7 +168,7 @@ fn bins_size_ok(size: u32) -> bool {
     size != 0 && size.is_multiple_of(BIN_ALIGN) && size <= MAX_BINS_SIZE
 }
 
-/// One transaction of an entry log, its hashes checked.
+/// One transaction of an entry log with valid hashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry<'b> {
     pub seq: u32,
@@ -177,24 +177,24 @@ pub struct Entry<'b> {
     pub pages: Vec<Page<'b>>,
 }
 
-/// Where a chain of entries ends.
+/// The end of a chain of entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Stop {
     #[error("there are no more entries")]
     End,
-    /// Something that was logged is lost, unlike with [`Stop::End`].
+    /// A logged change is lost, unlike with [`Stop::End`].
     #[error("the entry with sequence number {seq} is damaged: {why}")]
     Damaged { seq: u32, why: &'static str },
 }
 
 impl<'b> Entry<'b> {
-    /// The entry at `offset` and its size, if it is the one with sequence number `seq`.
+    /// Parses the entry at `offset` if it has the sequence number `seq`. Returns it and its size.
     fn parse(log: &'b [u8], offset: usize, seq: u32, limit: usize) -> Result<(Self, usize), Stop> {
         let damaged = |why| Stop::Damaged { seq, why };
         let rest = log.get(offset..).ok_or(Stop::End)?;
         let header = rest.get(..ENTRY_HEADER).ok_or(Stop::End)?;
         let field = |at| le32(header, at).ok_or(Stop::End);
-        // Anything else here is what an earlier cycle left.
+        // Anything else here was left by an earlier cycle.
         if !header.starts_with(b"HvLE") || field(12)? != seq {
             return Err(Stop::End);
         }

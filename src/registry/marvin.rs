@@ -1,13 +1,12 @@
 //! Marvin32, the 64-bit keyed hash that guards the entries of a new-format transaction log.
 //!
-//! It detects torn writes, nothing more: the key is a constant, so whoever writes the log can make
-//! any entry pass. The key is published as the byte string `82 EF 4D 88 7A 4E 55 C5`; measured on
-//! real logs it is the *number* 0x82EF4D887A4E55C5, so the low half of the state starts with
-//! 0x7A4E55C5.
+//! It detects only torn writes: the key is a constant, so anybody who writes the log can make any
+//! entry valid. The key is published as the byte string `82 EF 4D 88 7A 4E 55 C5`. Measured on real
+//! logs it is the *number* 0x82EF4D887A4E55C5, so the low half of the state starts with 0x7A4E55C5.
 
 const SEED: u64 = 0x82EF_4D88_7A4E_55C5;
 
-/// The hash of `data` under the registry's own key.
+/// The hash of `data` under the registry's key.
 pub fn marvin32(data: &[u8]) -> u64 {
     hash(SEED, data)
 }

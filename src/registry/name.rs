@@ -1,6 +1,6 @@
 //! Names of keys and values as Windows compares them.
 
-/// A name as Windows compares it: one upper-case character for each, where there is one.
+/// Folds a name to upper case, one character for each, as Windows does for comparison.
 pub fn fold(name: &str) -> String {
     name.chars()
         .map(|c| {

@@ -1,22 +1,24 @@
-//! Replay of transaction logs over a dirty hive, in memory, as Windows does at the next load.
+//! Replays transaction logs over a dirty hive, in memory, as Windows does at the next load.
 //!
 //! A hive is dirty when the two sequence numbers of its base block differ or the base block is
-//! damaged. What is missing from it lies in the logs beside it. The rules, from the "Windows registry
-//! file format specification" (msuhanov/regf) and from what Windows itself made of dirty hives:
+//! damaged. The logs beside it have the missing changes. The rules are from the "Windows registry
+//! file format specification" (msuhanov/regf) and from observing Windows with dirty hives:
 //!
-//! * Entry logs (Windows 8.1+): a log whose first sequence number is behind the *secondary* number of
-//!   the hive is stale. Of two usable logs the one with the lower first number goes first, whichever
-//!   file it is in; the other one continues only if it starts with exactly the next number. A gap
-//!   between the hive and the first log is normal. Replay stops before the first bad entry.
-//! * Page logs (up to Windows 8): the usable log with the latest timestamp, not older than the hive's.
+//! * Entry logs (Windows 8.1+): a log whose first sequence number is behind the *secondary* number
+//!   of the hive is stale. Of two usable logs the one with the lower first number is replayed
+//!   first, whichever file it is in. The other one continues only if it starts with exactly the
+//!   next number. A gap between the hive and the first log is normal. Replay stops before the first
+//!   bad entry.
+//! * Page logs (up to Windows 8): the usable log with the latest timestamp, not older than the
+//!   hive's.
 //! * A damaged base block is replaced by the copy in the latest log, and then only that log counts.
 //!
-//! The result gets equal sequence numbers *above* those of the last entry, which is what Windows 10
-//! writes (entries to 5 gave 6/6): no entry in the logs can pass for newer than the hive.
+//! The result gets equal sequence numbers *above* those of the last entry, as Windows 10 does
+//! (entries up to 5 gave 6/6). So no entry in the logs can appear newer than the hive.
 //!
-//! Where we differ: Windows replaces a hive bin that is damaged after replay by an empty one and
-//! stops in the middle of a bad page log. Both lose keys silently, so such a result is not
-//! [usable](Recovery::usable) here.
+//! hyper2kvm differs from Windows in two cases. Windows replaces a hive bin that is damaged after
+//! replay by an empty one, and it stops in the middle of a bad page log. Both lose keys silently,
+//! so such a result is not [usable](Recovery::usable) here.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -26,7 +28,7 @@ use super::hive::BASE_BLOCK_SIZE;
 use super::log::{BIN_ALIGN, Entry, HEADER_SIZE, Log, LogError, Page, Stop, seq_ahead};
 use crate::bytes::{le32, le64};
 
-/// The only bit of the base block's flags that a log entry carries.
+/// The only flag of the base block that is copied to a log entry.
 const FLAG_KTM_LOCKED: u32 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,13 +43,13 @@ pub enum ReplayError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppliedLog {
     pub name: String,
-    /// 1 for a page log, which is a single transaction.
+    /// The number of entries; 1 for a page log, which is a single transaction.
     pub entries: u32,
     pub first_seq: u32,
     pub last_seq: u32,
 }
 
-/// Why a log was not replayed.
+/// The reason why a log was not replayed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SkipReason {
     #[error(transparent)]
@@ -90,16 +92,16 @@ pub enum ReplayWarning {
     LogAhead { log: String, last: u32, hive: u32 },
 }
 
-/// What replay made of a hive.
+/// The result of a replay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery<'b> {
-    /// The hive as Windows would load it, marked clean; the bytes given when nothing was replayed.
+    /// The hive as Windows would load it, marked clean; the original bytes if nothing was replayed.
     pub bytes: Cow<'b, [u8]>,
     pub applied: Vec<AppliedLog>,
     pub skipped: Vec<SkippedLog>,
     pub warnings: Vec<ReplayWarning>,
     pub was_dirty: bool,
-    /// The hive was clean or has been recovered. When false, `bytes` is the stale hive.
+    /// Whether the hive was clean or has been recovered. Otherwise `bytes` is the stale hive.
     pub usable: bool,
 }
 
@@ -151,8 +153,8 @@ pub fn recover<'b>(
     Ok(recovery)
 }
 
-/// How many log entries would be replayed (0 for a clean hive), without doing it. A page log counts
-/// as one entry.
+/// The number of log entries that would be replayed (0 for a clean hive), without doing it. A page
+/// log counts as one entry.
 pub fn pending(primary: &[u8], logs: &[(&str, &[u8])]) -> u32 {
     let plan = Plan::new(primary, logs);
     plan.steps.iter().map(|step| step.summary().entries).sum()
@@ -165,14 +167,14 @@ fn skip(name: &str, reason: SkipReason) -> SkippedLog {
     }
 }
 
-/// What is replayed, and in which order.
+/// The logs to replay, in order.
 struct Plan<'b, 'n> {
-    /// The hive's base block, when intact.
+    /// The hive's base block, if intact.
     base: Option<BaseBlock>,
-    /// The hive's bins start with this timestamp; stands in for that of a damaged base block.
+    /// The timestamp at the start of the hive's bins; replaces that of a damaged base block.
     bin_time: Option<u64>,
-    /// Most bytes of hive bins. Whatever grows a hive is itself in the logs, so this bounds what a
-    /// forged entry can ask for.
+    /// The most bytes of hive bins. Everything that grows a hive is itself in the logs, so this
+    /// limits what a forged entry can request.
     limit: usize,
     steps: Vec<Step<'b, 'n>>,
     skipped: Vec<SkippedLog>,
@@ -198,11 +200,11 @@ fn intact_base(hive: &[u8]) -> Option<BaseBlock> {
     (base.checksum_ok() && base.file_type == FileType::Primary).then_some(base)
 }
 
-/// The logs that hold entries newer than a clean hive.
+/// The logs with entries newer than a clean hive.
 fn logs_ahead(hive: u32, logs: &[Named]) -> Vec<ReplayWarning> {
     let mut warnings = Vec::new();
     for (name, log) in logs {
-        // The base block alone proves nothing: it is written before the entry.
+        // The base block alone is not enough: it is written before the entry.
         if let Some(last) = log.entries(usize::MAX).0.last().map(|e| e.seq)
             && seq_ahead(last, hive) > 0
         {
@@ -250,7 +252,7 @@ impl<'b, 'n> Plan<'b, 'n> {
                 _ => plan.lose(name, error.into()),
             }
         }
-        // A page log beside entry logs is left over from before an upgrade of Windows.
+        // A page log beside entry logs remains from before an upgrade of Windows.
         if entry_logs.is_empty() {
             plan.add_page_logs(page_logs);
         } else {
@@ -281,7 +283,7 @@ impl<'b, 'n> Plan<'b, 'n> {
         }
     }
 
-    /// Skips a log that held something.
+    /// Skips a log with changes.
     fn lose(&mut self, name: &str, reason: SkipReason) {
         self.warnings.push(ReplayWarning::LogLost {
             log: name.to_string(),
@@ -290,7 +292,7 @@ impl<'b, 'n> Plan<'b, 'n> {
         self.skip(name, reason);
     }
 
-    /// Whether the log is behind the hive; then it is noted as such.
+    /// Whether the log is behind the hive. If so, it is recorded as stale.
     fn is_stale(&mut self, name: &str, log: &Log) -> bool {
         let Some(hive) = self.base.as_ref().map(|b| b.secondary_sequence) else {
             return false;
@@ -308,7 +310,7 @@ impl<'b, 'n> Plan<'b, 'n> {
         let Some(origin) = logs.first().map(|(_, log)| log.base.primary_sequence) else {
             return;
         };
-        // Relative to one of them, so that it is an order even where the numbers wrap.
+        // Relative to one of them, so that it is an order even if the numbers wrap.
         logs.sort_by_key(|(_, log)| seq_ahead(log.base.primary_sequence, origin));
         if self.base.is_none() {
             let latest = logs.len() - 1;
@@ -348,7 +350,7 @@ impl<'b, 'n> Plan<'b, 'n> {
             Some(base) => Some(base.last_written),
             None => self.bin_time,
         };
-        // Latest first; among equals LOG1, which is what Windows tries first.
+        // Latest first; among equals LOG1, which Windows tries first.
         logs.sort_by_key(|(_, log)| Reverse(log.base.last_written));
         for (name, log) in logs {
             if self.is_stale(name, &log) {
@@ -371,7 +373,7 @@ impl<'b, 'n> Plan<'b, 'n> {
         }
     }
 
-    /// The hive after all steps. There is at least one.
+    /// The hive after all steps, of which there is at least one.
     fn apply(&self, primary: &[u8]) -> Vec<u8> {
         let mut bytes = primary.to_vec();
         let mut seq = self.base.as_ref().map_or(0, |b| b.primary_sequence);
@@ -414,8 +416,9 @@ impl Step<'_, '_> {
     }
 }
 
-/// The log's copy of the base block was made from memory, so it is the later one: version, format,
-/// root cell and timestamp come from it, and everything else too when the hive's own is damaged.
+/// Applies the log's copy of the base block. It was made from memory, so it is the later one.
+/// Version, format, root cell and timestamp are taken from it, and everything else too if the
+/// hive's own is damaged.
 fn put_header(bytes: &mut [u8], log: &Log, keep: bool) {
     let header = log.header();
     if keep {
@@ -423,7 +426,7 @@ fn put_header(bytes: &mut [u8], log: &Log, keep: bool) {
         bytes[32..40].copy_from_slice(&header[32..40]);
     } else {
         bytes[..HEADER_SIZE].copy_from_slice(header);
-        // The log has no copy of this part, and nothing in it has a meaning on disk.
+        // The log has no copy of this part, which has no meaning on disk.
         bytes[HEADER_SIZE..BASE_BLOCK_SIZE].fill(0);
         put_u32(bytes, 28, 0);
     }
@@ -446,8 +449,8 @@ fn put_u32(bytes: &mut [u8], offset: usize, value: u32) {
     bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-/// The offset of the first hive bin whose header is wrong. The bins must follow each other without
-/// a gap to the end of the hive bins data.
+/// The offset of the first hive bin with a wrong header. The bins must follow each other without a
+/// gap up to the end of the bins.
 pub fn broken_bin(hive: &[u8]) -> Option<u32> {
     let Some(size) = le32(hive, 40) else {
         return Some(0);

@@ -1,12 +1,11 @@
-//! Is this hive whole? Checks every bin, every cell and everything the root key reaches.
+//! Checks a whole hive: every bin, every cell and everything that the root key reaches.
 //!
-//! Specification: msuhanov/regf. Own reader, so that it judges what other readers take on trust. It
-//! does not look at the sequence numbers or the checksum (see [`super::base`]), and takes cells that no
-//! key reaches for free space.
-//! A conversion walks large hives twice: what is called for each cell is inlined, since the release is built for size.
-//! Surprises: the key that a bin chain ends early is the bins size of the base block, for real files
-//! carry a tail beyond it; volatile subkey fields hold what was in memory; security cells are shared
-//! and form a ring; big data exists from format 1.4 on only.
+//! Specification: msuhanov/regf. The sequence numbers and the checksum are not checked (see
+//! [`super::base`]), and cells that no key reaches count as free space. A conversion walks large
+//! hives twice, so code that runs for each cell is inlined: the release is optimised for size. The
+//! bins end at the bins size of the base block, because real files have a tail beyond it. Volatile
+//! subkey fields have values from memory. Security cells are shared and form a ring. Big data
+//! exists from format 1.4 on only.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -17,18 +16,18 @@ use super::layout::{db, list, nk, sk, vk};
 
 pub use super::cell::Fault;
 
-/// What a sound hive holds.
+/// Counts from a sound hive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
     pub keys: u32,
     pub values: u32,
     pub security_descriptors: u32,
     pub bins: u32,
-    /// In cells that the root key reaches.
+    /// Bytes of the cells that the root key reaches.
     pub bytes: u64,
 }
 
-/// Checks the whole hive. Time and memory are bounded by its size, whatever it holds.
+/// Checks the whole hive. Time and memory are limited by its size, whatever its contents.
 pub fn walk(bytes: &[u8]) -> Result<Stats, Fault> {
     let base = BaseBlock::parse(bytes).map_err(|e| base_block(0, "a hive", e))?;
     if base.file_type != FileType::Primary {
@@ -57,17 +56,17 @@ pub fn walk(bytes: &[u8]) -> Result<Stats, Fault> {
     Ok(walker.stats)
 }
 
-/// Before what a cell holds stands its size.
+/// The size field before a cell's data.
 const CELL_SIZE: usize = 4;
-/// What the size of a bin, and that of all bins, must be.
+/// The requirement for the size of a bin, and for that of all bins.
 const PAGES: &str = "pages of 4096 bytes within the hive";
 
 fn base_block(offset: u64, expected: impl ToString, actual: impl ToString) -> Fault {
     Fault::in_file(offset, "base block", expected, actual)
 }
 
-/// Two bits for every place a cell can start at, side by side because both are asked for: an allocated cell does,
-/// and something refers to it.
+/// Two bits for every possible start of a cell: an allocated cell starts there, and something
+/// refers to it. They are stored side by side because both are read together.
 struct Marks(Vec<u64>);
 
 impl Marks {
@@ -98,7 +97,7 @@ impl Marks {
         }
     }
 
-    /// Whether nothing referred to it so far.
+    /// Marks a cell as referred to. Returns whether nothing referred to it before.
     #[inline(always)]
     fn visit(&mut self, offset: u32) -> bool {
         let (word, bit) = Self::place(offset);
@@ -120,7 +119,7 @@ struct PendingKey {
     hash: Option<u32>,
 }
 
-/// As [`super::name::name_hash`], without decoding the name.
+/// [`super::name::name_hash`] without decoding the name.
 #[inline(always)]
 fn ascii_hash(name: &[u8]) -> u32 {
     let mut hash = 0u32;
@@ -131,7 +130,7 @@ fn ascii_hash(name: &[u8]) -> u32 {
     hash
 }
 
-/// Whether a name comes after another one, whatever the case of its letters.
+/// Whether a name sorts after another one, ignoring case.
 #[inline(always)]
 fn is_after(name: &[u8], previous: &[u8]) -> bool {
     let both = name.len().min(previous.len());
@@ -151,7 +150,7 @@ struct Walker<'b> {
     bins: &'b [u8],
     minor: u32,
     marks: Marks,
-    /// Keys that refer to each security cell.
+    /// The number of keys that refer to each security cell.
     security: HashMap<u32, u32>,
     stats: Stats,
 }
@@ -173,7 +172,7 @@ impl<'b> Walker<'b> {
         Some(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }
 
-    /// The bins follow one another to the end, and so do the cells in each.
+    /// Checks that the bins follow one another to the end, and the cells in each bin too.
     fn scan_bins(&mut self) -> Result<(), Fault> {
         let mut bin = 0usize;
         while bin < self.bins.len() {
@@ -213,8 +212,8 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
-    /// A number of a cell that is looked at soon. Memory is slow: asked for its cells one after the other, a walk
-    /// waits most of the time, so it asks for several before it looks at the first.
+    /// Reads a field of a cell that is used soon. Memory is slow: a walk that reads its cells one
+    /// by one waits most of the time. So it reads several before it uses the first.
     #[inline(always)]
     fn ahead(&self, cell: u32, field: usize) -> u32 {
         let at = (cell as usize).saturating_add(CELL_SIZE + field);
@@ -228,7 +227,7 @@ impl<'b> Walker<'b> {
             return Err(Fault::in_bins(from, "reference", "a cell", found));
         }
         let at = offset as usize;
-        // Checked by scan_bins, as the mark says.
+        // Checked by scan_bins, as the mark shows.
         let size = self.raw_u32(at).unwrap_or(0).cast_signed().unsigned_abs() as usize;
         match self.bins.get(at + 4..at.saturating_add(size)) {
             Some(data) => Ok(Cell { offset, data }),
@@ -240,7 +239,7 @@ impl<'b> Walker<'b> {
         }
     }
 
-    /// A cell that only one place may refer to; this also rules out cycles.
+    /// Takes a cell that may have only one reference; this also rules out cycles.
     fn take(&mut self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
         let cell = self.peek(offset, from)?;
         if !self.marks.visit(offset) {
@@ -353,8 +352,9 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
-    /// Windows finds a key by halving and by hash, so a key in the wrong place is not there for it.
-    /// Names that are not ASCII are let through: their upper case is a matter of Windows' tables.
+    /// Checks the order of subkeys. Windows finds a key by binary search and by hash, so it cannot
+    /// find one in the wrong place. Names that are not ASCII pass: their upper case depends on
+    /// Windows' tables.
     fn check_order(&self, keys: &[PendingKey]) -> Result<(), Fault> {
         for key in keys {
             self.ahead(key.cell, 0);
@@ -438,7 +438,8 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
-    /// Security cells are checked once; their neighbours in the ring are too, reached or not.
+    /// Checks a security cell once, and its neighbours in the ring, whether a key refers to them or
+    /// not.
     fn visit_security(&mut self, first: u32, key: u32) -> Result<(), Fault> {
         if let Some(count) = self.security.get_mut(&first) {
             *count += 1;
@@ -535,7 +536,7 @@ mod tests {
         assert_eq!(walk(&bytes).unwrap(), stats);
     }
 
-    /// Each change breaks one thing; the fault must be found, and be the one expected.
+    /// Each change causes one fault, which must be found and be the expected one.
     #[test]
     fn faults() {
         type Breakage = fn(&mut Vec<u8>);
@@ -641,7 +642,7 @@ mod tests {
         assert_eq!(deep_eq(&b, &a).unwrap().len(), lines.len());
     }
 
-    /// All real hives are sound, the dirty ones too: what those lack is in their logs.
+    /// All real hives are sound, including the dirty ones: their missing changes are in the logs.
     #[test]
     fn real_hives() {
         let cases = [
@@ -678,7 +679,7 @@ mod tests {
         }
     }
 
-    /// A large hive rebuilt by our own code holds the same.
+    /// A rebuilt large hive has the same keys and values.
     #[test]
     fn a_real_hive_rebuilt_is_equal() {
         let Some(bytes) = corpus("logs-ntuser/transactions_NTUSER.DAT") else {
@@ -692,7 +693,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever is broken, the walk comes back; and what it passes can be read in full.
+        /// The walk ends whatever is broken, and a hive that passes it can be read in full.
         #[test]
         fn damage_never_panics(
             changes in proptest::collection::vec((0usize..80_000, proptest::num::u8::ANY), 1..6)

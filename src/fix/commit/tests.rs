@@ -1,4 +1,4 @@
-//! Blocks written and rolled back, on files and on disks that misbehave.
+//! Writing and rolling back blocks, on files and on disks that misbehave.
 
 use super::*;
 use crate::block::FileDisk;
@@ -47,7 +47,7 @@ fn commit_and_rollback_are_exact() {
     assert_eq!(journal.doc.state, State::Committed);
     rollback(&mut journal, &[&disk], false).unwrap();
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
-    // Twice is the same as once.
+    // A second rollback changes nothing.
     rollback(&mut journal, &[&disk], false).unwrap();
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
 }
@@ -75,7 +75,7 @@ fn nothing_is_committed_over_what_another_wrote() {
     assert_ne!(journal.doc.state, State::Committing, "nothing to roll back");
 }
 
-/// Its directory has another name by now: no state can be saved, as on a full disk.
+/// Renames the journal's directory: no state can be saved, as on a full disk.
 fn unsaved(dir: &Path, journal: &Journal) {
     fs::rename(journal.folder(), dir.join("elsewhere")).unwrap();
     journal.save().unwrap_err();
@@ -110,7 +110,7 @@ fn a_disk_is_restored_when_no_state_can_be_saved() {
     assert_eq!(now(), new);
     rollback(&mut journal, &[&disk], true).unwrap();
     assert_eq!(now(), old);
-    // What the journal says is still true: it can be done again.
+    // The journal is still valid: the rollback can be repeated.
     let saved = top.path().join("elsewhere/journal.json");
     fs::rename(top.path().join("elsewhere"), &dir).unwrap();
     assert!(!saved.exists());
@@ -138,20 +138,20 @@ fn a_disk_changed_by_others_is_left_alone() {
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
 }
 
-/// Power went in the middle of a write: some sectors of a range are new and some old.
+/// A loss of power in the middle of a write: some sectors of a range are new and some old.
 #[test]
 fn a_torn_write_of_ours_is_undone() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, old, new) = setup(dir.path());
     let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
-    // Or in the middle of a rollback.
+    // The same in the middle of a rollback.
     for state in [State::Committing, State::RollingBack] {
         journal.set_state(state).unwrap();
         disk.write_at(5120, &new[5120..7168]).unwrap();
         rollback(&mut journal, &[&disk], false).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
     }
-    // A sector that is neither is another's.
+    // A sector that is neither was written by somebody else.
     journal.set_state(State::Committing).unwrap();
     disk.write_at(5120, &new[5120..7168]).unwrap();
     disk.write_at(7168, b"somebody else").unwrap();
@@ -160,7 +160,7 @@ fn a_torn_write_of_ours_is_undone() {
         matches!(error, CommitError::DiskChanged { count: 1, .. }),
         "{error}"
     );
-    // And after the end nothing that was written is torn.
+    // After the end, no write of this program can be torn.
     disk.write_at(0, &new).unwrap();
     journal.set_state(State::Committed).unwrap();
     disk.write_at(5120, &old[5120..7168]).unwrap();
@@ -250,10 +250,10 @@ fn two_disks_are_committed_and_rolled_back_together() {
     let [windows, boot] = pair.open();
     commit(&mut pair.journal, &[&windows, &boot]).unwrap();
     assert_eq!(pair.now(), pair.new);
-    // What another run reads of it.
+    // The document as another run reads it.
     let mut read = Journal::load(pair.journal.path()).unwrap();
     assert_eq!(read.doc.changed().len(), 2);
-    // One of them alone is not undone.
+    // One of them alone is not rolled back.
     let error = rollback(&mut read, &[&windows], true).unwrap_err();
     assert!(matches!(error, CommitError::NothingToUndo), "{error}");
     assert_eq!(pair.now(), pair.new);
@@ -264,7 +264,7 @@ fn two_disks_are_committed_and_rolled_back_together() {
 #[test]
 fn what_keeps_one_disk_from_being_written_keeps_both() {
     let stranger = b"somebody else".as_slice();
-    // Before the commit: the second disk is not what was read.
+    // Before the commit, the second disk has changed since it was read.
     let mut before = pair();
     let [windows, boot] = before.open();
     boot.write_at(70_020, stranger).unwrap();
@@ -274,7 +274,7 @@ fn what_keeps_one_disk_from_being_written_keeps_both() {
     assert_eq!(before.now(), now);
     assert_ne!(before.journal.doc.state, State::Committing);
 
-    // Afterwards: somebody wrote to the second, or its saved blocks are damaged.
+    // Afterwards, somebody wrote to the second disk, or its saved blocks are damaged.
     for damaged in [false, true] {
         let mut pair = pair();
         let [windows, boot] = pair.open();
@@ -313,7 +313,7 @@ fn a_disk_of_another_size_is_never_written() {
     }
 }
 
-/// Takes writes to one place, and forgets them.
+/// A disk that accepts writes to one place without storing them.
 struct Forgetful(FileDisk, u64);
 
 impl BlockRead for Forgetful {

@@ -1,4 +1,4 @@
-//! Hives built here, read by other programs and crates.
+//! Hives built by hyper2kvm, read by other programs and crates.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use super::super::edit::{RegEdits, RegOp};
 use super::super::walk::walk;
 use super::*;
 
-/// Everything the format treats in its own way.
+/// A tree with every special case of the format.
 fn sample() -> KeyTree {
     let mut tree = KeyTree::new("SAMPLE");
     tree.sz("", "", "default of the root");
@@ -63,7 +63,7 @@ fn the_own_reader_and_nt_hive_read_it_back() {
         assert!(KeyTree::from_view(&view).unwrap() == tree);
         let judge = nt_hive::Hive::new(bytes.as_slice()).unwrap();
         assert_same(&judge.root_key_node().unwrap(), &tree);
-        // nt-hive searches by halving, so a wrong order would lose keys.
+        // nt-hive uses binary search, so a wrong order would lose keys.
         let order = judge.root_key_node().unwrap().subkey("ORDER").unwrap();
         for key in tree.get("Order").unwrap().keys.values() {
             let found = order.as_ref().unwrap().subkey(&key.name);
@@ -94,7 +94,7 @@ fn assert_same(node: &nt_hive::KeyNode<'_, &[u8]>, tree: &KeyTree) {
 }
 
 proptest::proptest! {
-    /// Any tree comes back, and is sound.
+    /// Any tree can be read back, and its hive is sound.
     #[test]
     fn any_tree_comes_back(
         keys in proptest::collection::vec("[ -\\[\\]-~\u{a1}-\u{17f}]{1,40}", 0..40),
@@ -131,7 +131,7 @@ proptest::proptest! {
 #[test]
 fn names() {
     assert_eq!(fold("stra\u{df}e\u{fc}"), "STRA\u{df}E\u{dc}");
-    // As stored for this key in a Windows 10 SYSTEM hive.
+    // The hash stored for this key in a Windows 10 SYSTEM hive.
     assert_eq!(name_hash("Select"), 0x5f00_24a0);
     let mut tree = sample();
     assert!(tree.get("mAnY\\SUB00007").is_some());
@@ -179,8 +179,8 @@ fn hivexregedit_reads_it_and_merges_into_it() {
     assert_eq!(differences.unwrap(), []);
 }
 
-/// Windows sorts by upper case, where `_` is behind the letters. It would miss a key that an editor
-/// put elsewhere; the walk tells.
+/// Windows sorts by upper case, where `_` is behind the letters. It would not find a key that an
+/// editor put elsewhere, and the walk detects that.
 #[test]
 fn hivexregedit_keeps_the_order_windows_needs() {
     if !have_hivexregedit() {
@@ -224,11 +224,11 @@ fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {errors}");
-    // Names in Latin-1 come out as they are stored, other names as UTF-8.
+    // Names in Latin-1 are returned as stored, other names as UTF-8.
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The export must hold exactly the keys and values of the tree.
+/// The export must have exactly the keys and values of the tree.
 fn assert_exported(hive: &Path, tree: &KeyTree) {
     let text = run(hivexregedit()
         .args(["--export", "--prefix", "P"])

@@ -1,4 +1,4 @@
-//! The child's side: carries out the edits on the hive that is its stdin.
+//! The child's side: applies the edits to the hive on its stdin.
 
 use std::ffi::{CStr, OsString};
 use std::fs::File;
@@ -12,13 +12,12 @@ use crate::registry::edit::RegEdits;
 use crate::registry::libhivex;
 use crate::tool::{confine, launcher};
 
-/// The hive: the only name this process can open. A constant, so that it lies in memory that cannot be
-/// written.
+/// The hive: the only name this process can open. A constant, so that it lies in read-only memory.
 static HIVE: &CStr = c"/proc/self/fd/0";
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// To be called in `main` with all arguments: `Some` when this process was started as the child.
+/// Runs the child if this process was started as one. Called in `main` with all arguments.
 pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let mut args = args.into_iter().skip(1);
     if args.next()? != VERB {
@@ -27,7 +26,7 @@ pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode
     Some(match run(args.next(), args.next()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Straight to stderr: the parent collects it, and there is no user interface here.
+            // Directly to stderr: the parent collects it, and there is no user interface here.
             let _ = writeln!(io::stderr(), "{}", chain(&*error));
             ExitCode::FAILURE
         }
@@ -41,9 +40,9 @@ fn run(parent: Option<OsString>, edits: Option<OsString>) -> Result<()> {
     let size = File::from(io::stdin().as_fd().try_clone_to_owned()?)
         .metadata()?
         .len();
-    // All of it takes files, so before they are out of reach.
+    // All of this opens files, so it happens before they are out of reach.
     libhivex::load()?;
-    // And what the formatting of an error or a panic may read.
+    // The same applies to files that the formatting of an error or a panic may read.
     let _ = std::env::current_dir();
     confine::editor(HIVE, size)?;
     failpoint::hit(FAILPOINT)?;

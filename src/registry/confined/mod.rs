@@ -1,12 +1,12 @@
-//! libhivex in a process of its own, which has nothing but the hive.
+//! Runs libhivex in a separate process that has access to the hive alone.
 //!
-//! The library is C and parses what a stranger's disk holds. The child is this program again
-//! (`hyper2kvm __hive PARENT EDITS`). It reads the edits, loads the library, gives up files, network,
-//! programs and threads ([`crate::tool::confine::editor`]), and only then looks at the hive: a file in
-//! memory, its stdin, which is also where the result is written. A crash, a hang and too little memory
-//! are ordinary errors. The child dies with its parent.
+//! The library is C and parses data from a foreign disk. The child is this program again
+//! (`hyper2kvm __hive PARENT EDITS`). It reads the edits, loads the library, and gives up files,
+//! network, programs and threads ([`crate::tool::confine::editor`]). Only then does it read the
+//! hive: a file in memory, its stdin, to which the result is written too. A crash, a hang and a
+//! lack of memory are ordinary errors. The child dies with its parent.
 //!
-//! Where the launcher is not enabled (unit tests, examples) the library runs in this process instead.
+//! If the launcher is not enabled (unit tests, examples), the library runs in this process instead.
 
 mod child;
 
@@ -31,12 +31,13 @@ use crate::tool::pass::{self, Passed};
 use crate::tool::{Cmd, ToolError, cmd, launcher};
 
 const VERB: &str = "__hive";
-/// Hit in the child before it opens the hive.
+/// The failpoint in the child before it opens the hive.
 const FAILPOINT: &str = "hive-child";
-/// How long the edits of one hive may take: the largest real one takes a second.
+/// The time limit for the edits of one hive: the largest real one takes a second.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The library holds the hive in memory of malloc, which takes large pages when it is told so (glibc 2.35).
+/// The library allocates memory for the hive with malloc, which uses large pages if configured so
+/// (glibc 2.35).
 const MALLOC: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
 
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,7 @@ pub enum HiveEditError {
     Missing,
     #[error("{0}")]
     Interrupted(#[from] stop::Interrupted),
-    /// What libhivex made of the hive.
+    /// An error of libhivex.
     #[error("libhivex: {0}")]
     Library(String),
     #[error("the confined hive editor {0}")]
@@ -60,12 +61,12 @@ pub enum HiveEditError {
 
 type Result<T> = std::result::Result<T, HiveEditError>;
 
-/// Whether libhivex is there.
+/// Whether libhivex is installed.
 pub(crate) fn is_available() -> bool {
     libhivex::is_available()
 }
 
-/// A hive on its way to the child and back: a file in memory.
+/// A file in memory that passes a hive to the child and back.
 pub(crate) struct HiveFile(File);
 
 impl HiveFile {
@@ -73,7 +74,7 @@ impl HiveFile {
         memory_file("hive", hive).map(Self)
     }
 
-    /// Carries the edits out. After an error the file holds nothing of use.
+    /// Applies the edits. After an error the file is useless.
     pub(crate) fn edit(&mut self, edits: &RegEdits) -> Result<()> {
         if !is_available() {
             return Err(HiveEditError::Missing);
@@ -91,7 +92,7 @@ impl HiveFile {
         Ok(bytes)
     }
 
-    /// Reads the hive from its start.
+    /// A reader from the start of the hive.
     pub(crate) fn reader(&self) -> impl io::Read {
         Reader {
             file: &self.0,
@@ -100,7 +101,7 @@ impl HiveFile {
     }
 }
 
-/// A file that is read from its start, wherever others have sought to.
+/// A reader from the start of the file, with a position of its own.
 struct Reader<'f> {
     file: &'f File,
     at: u64,
@@ -114,7 +115,7 @@ impl io::Read for Reader<'_> {
     }
 }
 
-/// A hive with the edits.
+/// Returns a hive with the edits.
 #[cfg(test)]
 pub(crate) fn edited(hive: &[u8], edits: &RegEdits) -> Result<Vec<u8>> {
     let mut file = HiveFile::new(hive)?;

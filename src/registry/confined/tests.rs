@@ -1,4 +1,5 @@
-//! libhivex does what the edits say, and the same as `hivexregedit` with their text.
+//! libhivex applies the edits exactly, and its result equals that of `hivexregedit` with their
+//! text.
 
 use std::process::Command;
 
@@ -69,7 +70,7 @@ fn model() -> KeyTree {
     tree
 }
 
-/// Every kind of operation and of data; names in another case than the hive's.
+/// Every kind of operation and of data; names in another case than in the hive.
 fn all_kinds() -> RegEdits {
     let svc = "Set001\\services\\VIOSTOR";
     let multi = RegData::MultiSz(vec!["x".into(), "y z".into()]);
@@ -101,10 +102,10 @@ fn all_kinds() -> RegEdits {
         RegOp::CreateKey {
             key: "Quite\\New".into(),
         },
-        // Deleted and made again.
+        // Deleted and created again.
         delete_key("Set001\\Services\\svc100"),
         RegOp::set("Set001\\Services\\svc100", "again", RegData::Dword(1)),
-        // The same value twice, and one that does not stay.
+        // The same value twice, and one that is deleted again.
         RegOp::set("Twice", "v", RegData::Dword(1)),
         RegOp::set("Twice", "V", RegData::Dword(2)),
         RegOp::set("Twice", "w", RegData::Dword(3)),
@@ -132,7 +133,8 @@ fn by_hivexregedit(hive: &[u8], edits: &RegEdits) -> Vec<u8> {
     std::fs::read(&file).unwrap()
 }
 
-/// Three judges of an edited hive: the tree with the same edits or `hivexregedit`, `nt-hive`, and the walk.
+/// Verifies an edited hive in three ways: by the tree with the same edits or `hivexregedit`, by
+/// `nt-hive`, and by the walk.
 fn judged(hive: &[u8], edits: &RegEdits) -> Vec<u8> {
     let result = edited(hive, edits).unwrap();
     walk(&result).unwrap();
@@ -156,7 +158,7 @@ fn every_kind_of_edit_is_what_the_reg_text_says() {
     edits.apply(&mut tree);
     same(&tree.to_bytes("SYSTEM"), &result);
     Kept::of(&hive, &edits).unwrap().check(&result).unwrap();
-    // Windows takes it for a hive that was closed cleanly.
+    // For Windows the hive was closed cleanly.
     assert_eq!(result[4..8], result[8..12]);
 }
 
@@ -196,7 +198,8 @@ fn real_hives_are_edited_as_hivexregedit_does() {
     }
 }
 
-/// Windows sorts by upper case, where `_` is behind the letters, and would miss a key put elsewhere.
+/// Windows sorts by upper case, where `_` is behind the letters, and would not find a key
+/// elsewhere.
 #[test]
 fn new_keys_are_in_the_order_windows_needs() {
     if !ready() {

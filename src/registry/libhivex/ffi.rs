@@ -1,4 +1,4 @@
-//! The declarations of libhivex, and how the library is found.
+//! The declarations of libhivex, and the search for the library.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
@@ -8,10 +8,10 @@ use super::{HivexError, Result};
 
 pub(super) const OPEN_WRITE: c_int = 4;
 
-/// The only soname there has been since the first release, and the name of the development package.
+/// The only soname since the first release, and the name of the development package.
 const SONAMES: [&str; 2] = ["libhivex.so.0", "libhivex.so"];
 
-/// The character sets that the library converts between, as it names them.
+/// The character sets between which the library converts, by its names.
 const CONVERSIONS: [(&CStr, &CStr); 4] = [
     (c"LATIN1", c"UTF-8"),
     (c"UTF-8", c"LATIN1"),
@@ -34,7 +34,7 @@ pub(super) struct SetValue {
     pub(super) data: *const c_char,
 }
 
-/// Declares the functions of the library once: the table and the code that fills it.
+/// Declares the functions of the library once: generates the table and the code that fills it.
 macro_rules! api {
     ($($name:ident: fn($($arg:ty),*) -> $ret:ty;)*) => {
         pub(super) struct Api {
@@ -44,9 +44,10 @@ macro_rules! api {
 
         impl Api {
             fn load(library: libloading::Library) -> Result<Self, libloading::Error> {
-                // SAFETY: each symbol is a function with this signature in every release of libhivex
-                // with one of the names in SONAMES (see the module documentation), and the library
-                // stays loaded as long as the pointers: it is kept in the same struct.
+                // SAFETY: each symbol is a function with this signature in every release of
+                // libhivex with one of the names in SONAMES (see the module documentation). The
+                // library stays loaded as long as the pointers exist: it is kept in the same
+                // struct.
                 unsafe {
                     Ok(Self {
                         $($name: *library.get(concat!(stringify!($name), "\0").as_bytes())?,)*

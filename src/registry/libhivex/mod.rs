@@ -1,19 +1,19 @@
 //! Edits a hive through libhivex, loaded at run time.
 //!
-//! One of the two modules with `unsafe` (the other binds libntfs-3g). Its interface is plain: a file
-//! name, paths and values in, `Result` out. Declarations follow `hivex.h` of 1.3.24; they are the same
-//! since 1.3.8 (2013), and only functions are called. Who edits a guest's hive does it in a confined
-//! process: [`super::confined`].
+//! One of the two modules with `unsafe` (the other binds libntfs-3g). Its interface is plain: a
+//! file name, paths and values in, `Result` out. Declarations follow `hivex.h` of 1.3.24. They are
+//! the same since 1.3.8 (2013), and only functions are called. A guest's hive is edited in a
+//! confined process: [`super::confined`].
 //!
-//! What surprised:
-//! - the library opens and commits by file name only, but takes the name it is given as it is, so
-//!   `/proc/self/fd/N` of a file in memory will do;
-//! - it never frees room, so a hive only grows; it marks the hive clean without looking at its logs;
-//! - the values of a key can only be set all at once;
-//! - data over 16,344 bytes is written in one cell, which Windows reads in hives before format 1.4 only
-//!   ([`RegEdits::too_large`](super::RegEdits::too_large));
-//! - names are compared by `strcasecmp`, so other letters than ASCII compare exactly: such keys and
-//!   values are found here by [`fold`];
+//! Properties of the library:
+//! - It opens and commits by file name only, but does not resolve the name, so `/proc/self/fd/N` of
+//!   a file in memory works.
+//! - It never frees space, so a hive only grows. It marks the hive clean without reading its logs.
+//! - The values of a key can only be set all at once.
+//! - Data over 16,344 bytes is written in one cell, which Windows reads in hives before format 1.4
+//!   only ([`RegEdits::too_large`](super::RegEdits::too_large)).
+//! - Names are compared by `strcasecmp`, so letters other than ASCII compare exactly: such keys and
+//!   values are found here by [`fold`].
 //! - `iconv` reads files when a conversion is first used ([`load`]).
 #![allow(unsafe_code)]
 
@@ -45,19 +45,20 @@ pub(crate) enum HivexError {
 
 type Result<T, E = HivexError> = std::result::Result<T, E>;
 
-/// Whether the library is there.
+/// Whether the library is installed.
 pub(crate) fn is_available() -> bool {
     ffi::api().is_ok()
 }
 
-/// Loads the library and all that it would load later, for a process that is about to lose its files.
+/// Loads the library and everything that it would load later, for a process that is about to lose
+/// access to files.
 pub(super) fn load() -> Result<()> {
     ffi::api()?;
     ffi::load_conversions();
     Ok(())
 }
 
-/// Carries out the edits on the hive file of that name, which is opened once to read and once to write.
+/// Applies the edits to the hive file of that name. It is opened once to read and once to write.
 pub(super) fn edit(file: &CStr, edits: &RegEdits) -> Result<()> {
     let hive = OpenHive::open(file)?;
     for section in sections(&edits.ops) {
@@ -66,13 +67,13 @@ pub(super) fn edit(file: &CStr, edits: &RegEdits) -> Result<()> {
     hive.commit(file)
 }
 
-/// Neighbouring operations on one key; a deletion of a key stands alone.
+/// Groups neighbouring operations on one key; a deletion of a key is a group of its own.
 fn sections(ops: &[RegOp]) -> impl Iterator<Item = &[RegOp]> {
     let deletes = |op: &RegOp| matches!(op, RegOp::DeleteKey { .. });
     ops.chunk_by(move |a, b| !deletes(a) && !deletes(b) && a.key() == b.key())
 }
 
-/// A hive that was read into memory. Without [`OpenHive::commit`] nothing is written.
+/// A hive in memory. Without [`OpenHive::commit`] nothing is written.
 struct OpenHive {
     api: &'static Api,
     hive: NonNull<Hive>,
@@ -93,17 +94,17 @@ impl<T> Allocated<T> {
 
 impl<T> Drop for Allocated<T> {
     fn drop(&mut self) {
-        // SAFETY: the library allocates by malloc what it returns, and nothing else refers to it.
+        // SAFETY: the library allocates with malloc what it returns, and nothing else refers to it.
         unsafe { libc::free(self.0.as_ptr().cast::<c_void>()) };
     }
 }
 
 impl Allocated<usize> {
-    /// The offsets of a list that ends in 0.
+    /// The offsets of a list terminated by 0.
     fn offsets(&self) -> Vec<usize> {
         let mut offsets = Vec::new();
         loop {
-            // SAFETY: the library ends every list by a 0, and no entry before it is 0.
+            // SAFETY: the library terminates every list with a 0, and no entry before it is 0.
             match unsafe { *self.0.as_ptr().add(offsets.len()) } {
                 0 => return offsets,
                 offset => offsets.push(offset),
@@ -114,7 +115,7 @@ impl Allocated<usize> {
 
 impl Allocated<c_char> {
     fn text(&self) -> String {
-        // SAFETY: the library ends every text by a NUL.
+        // SAFETY: the library terminates every text with a NUL.
         let text = unsafe { CStr::from_ptr(self.0.as_ptr()) };
         text.to_string_lossy().into_owned()
     }
@@ -129,7 +130,7 @@ impl OpenHive {
         Ok(Self { api, hive })
     }
 
-    /// Writes the hive. `file` itself is what the library opens.
+    /// Writes the hive. The library opens `file` itself.
     fn commit(self, file: &CStr) -> Result<()> {
         // SAFETY: the hive is open, and the name is a C string.
         let done = unsafe { (self.api.hivex_commit)(self.ptr(), file.as_ptr(), 0) };
@@ -143,7 +144,7 @@ impl OpenHive {
         self.hive.as_ptr()
     }
 
-    /// Operations on one key.
+    /// Applies operations to one key.
     fn carry_out(&self, ops: &[RegOp]) -> Result<()> {
         let Some(first) = ops.first() else {
             return Ok(());
@@ -196,7 +197,7 @@ impl OpenHive {
         Ok(Some(node))
     }
 
-    /// The key at that path, made with its parents when it is not there.
+    /// The key at that path, created with its parents if it does not exist.
     fn make(&self, path: &str) -> Result<Node> {
         let mut node = self.root()?;
         for name in parts(path) {
@@ -225,7 +226,7 @@ impl OpenHive {
         }
     }
 
-    /// The same where the library's comparison does not suffice.
+    /// Finds a child by its folded name, for names beyond the library's comparison.
     fn child_folded(&self, of: Node, name: &str) -> Result<Option<Node>> {
         let doing = || format!("looking for the key {name}");
         // SAFETY: the hive is open.
@@ -290,8 +291,8 @@ impl OpenHive {
                 data: value.data.as_ptr().cast(),
             })
             .collect();
-        // SAFETY: the hive is open; the list is as long as said, and its names and data outlive the
-        // call, which copies them.
+        // SAFETY: the hive is open; the list has the given length, and its names and data outlive
+        // the call, which copies them.
         let set = unsafe {
             (self.api.hivex_node_set_values)(self.ptr(), node.0, list.len(), list.as_ptr(), 0)
         };

@@ -1,4 +1,4 @@
-//! Hives and logs made here, one page per hive bin, each page filled with one letter.
+//! Hives and logs made by the tests: one page per hive bin, each page filled with one letter.
 
 use proptest::prelude::*;
 
@@ -50,7 +50,7 @@ fn hive(seq: (u32, u32), letters: &str) -> Vec<u8> {
     bytes
 }
 
-/// The letters of a hive's pages, as far as its hive bins size goes.
+/// The letters of a hive's pages, up to its hive bins size.
 fn letters(hive: &[u8]) -> String {
     let size = le32(hive, 40).unwrap() as usize;
     hive[BASE_BLOCK_SIZE..BASE_BLOCK_SIZE + size]
@@ -72,7 +72,7 @@ fn entry(seq: u32, flags: u32, pages: u32, at: &[u32], letter: u8) -> Vec<u8> {
     sealed(seq, flags, pages * PAGE, at.len() as u32, body)
 }
 
-/// An entry that brings all of a hive's bins.
+/// An entry with all of a hive's bins.
 pub fn entry_of(seq: u32, pages: u32, bins: &[u8]) -> Vec<u8> {
     let mut body = 0u32.to_le_bytes().to_vec();
     body.extend((bins.len() as u32).to_le_bytes());
@@ -109,7 +109,7 @@ fn page_log(seq: u32, time: u64, pages: u32, at: &[u32], letter: u8) -> Vec<u8> 
     bytes
 }
 
-/// Applied entries, skipped logs, warnings, letters of the result, `-` when it is not usable.
+/// Applied entries, skipped logs, warnings, letters of the result, `-` if it is not usable.
 fn replay(hive: &[u8], logs: &[&[u8]]) -> String {
     let names = ["LOG1", "LOG2", "LOG"];
     let named: Vec<_> = names.into_iter().zip(logs.iter().copied()).collect();
@@ -204,7 +204,7 @@ fn numbers_wrap() {
     LOG2: 4294967295..=4294967295
     LOG1: 0..=1
     ");
-    // No order over the circle exists for these three; they must not upset the sort.
+    // No order over the circle exists for these three; the sort must cope with them.
     let third = 0x5555_5555;
     let logs: Vec<_> = (0..3).map(|i| log(third * i, 1, &[])).collect();
     replay(&vec![0; 4096], &[&logs[0], &logs[1], &logs[2]]);
@@ -365,7 +365,7 @@ fn page_logs() {
     LOG2 skipped: its changes are already in the hive: it starts at 0, the hive is at 1
     LOG1 skipped: it is older than the hive
     ");
-    // After an upgrade of Windows the old log still lies there.
+    // After an upgrade of Windows the old log still exists.
     let entries = log(1, 3, &[entry(1, 0, 3, &[1], b'n')]);
     insta::assert_snapshot!(replay(&dirty, &[&entries, b"", &later]), @r"
     ana
@@ -420,7 +420,7 @@ fn a_clean_hive_is_left_alone() {
 }
 
 proptest! {
-    /// Flipped bytes end the replay or change nothing; what is taken over is exactly a prefix.
+    /// Flipped bytes end the replay or change nothing; the result is exactly a prefix.
     #[test]
     fn flipped_bytes_never_get_in(
         flips in proptest::collection::vec((0usize..3, 0usize..14000, 1u8..), 1..4),
