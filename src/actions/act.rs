@@ -1,4 +1,4 @@
-//! What every action of a plan can do.
+//! The interface of every action of a plan.
 
 use crate::drivers::media::Media;
 use crate::guest::{GuestPath, GuestRead, GuestWrite, VolumeId};
@@ -10,28 +10,28 @@ use super::error::Result;
 use super::merge::{Merges, Merging, Walking};
 use super::preview::Preview;
 
-/// One unit of reversion: done wholly or not at all.
+/// A unit of work that is done wholly or not at all.
 pub trait Act {
     fn id(&self) -> &str;
 
-    /// One line for people.
+    /// Describes the action in one line for people.
     fn describe(&self) -> String;
 
-    /// The volume it names; `None`: that of Windows.
+    /// The volume it names; `None` is that of Windows.
     fn volume(&self) -> Option<VolumeId> {
         None
     }
 
-    /// What it adds to the guest, at most.
+    /// The upper limit of what it adds to the guest.
     fn writes<'a>(&'a self, hives: &'a Hives) -> Writes<'a>;
 
-    /// What it adds to the overlay, at most: that is written in whole clusters.
+    /// The upper limit of what it adds to the overlay, which is written in whole clusters.
     fn overlay_bytes(&self) -> u64;
 
-    /// Puts what it will write into the preview of the guest.
+    /// Adds its result to the preview of the guest.
     fn foresee<'a>(&'a self, preview: &mut Preview<'a>) -> Result<(), HiveError>;
 
-    /// Reads what has to be backed up and computed before anything is written.
+    /// Reads and computes everything it needs before the first write.
     fn prepare(&self, _merging: &mut Merging<'_>) -> Result<()> {
         Ok(())
     }
@@ -39,61 +39,61 @@ pub trait Act {
     /// Backs up what it replaces, and writes.
     fn apply(&self, work: &mut Work<'_>) -> Result<Vec<Change>>;
 
-    /// Hit after it was done and recorded.
+    /// The failpoint after it was done and recorded.
     fn fail_point(&self) -> Option<&'static str> {
         None
     }
 
-    /// What the check of it counts.
+    /// The kind of its check.
     fn kind(&self) -> Kind;
 
-    /// Compares the guest with what it promised. Returns how many things it compared, or the first that
-    /// differs.
+    /// Compares the guest with its result. Returns the number of compared items, or the first
+    /// difference.
     fn verify(&self, after: &Converted<'_>) -> Result<usize, String>;
 }
 
-/// What an action changes; each kind is one check of the result.
+/// The subject of an action; each kind is one check of the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Files,
     Registry,
 }
 
-/// What an action adds to the guest.
+/// The upper limit of what an action adds to the guest.
 #[derive(Default)]
 pub struct Writes<'a> {
-    /// Directories made for many files, which make the MFT and the indexes grow; `None` where single files are
-    /// written.
+    /// Directories for many files, which make the MFT and the indexes grow; `None` if single files
+    /// are written.
     pub folders: Option<usize>,
-    /// The files, and how large they are then.
+    /// The files and their sizes afterwards.
     pub files: Vec<(&'a GuestPath, u64)>,
-    /// Size of the originals that are kept besides.
+    /// The size of the originals that are kept as well.
     pub originals: u64,
 }
 
-/// The file's part of an overlay, at most.
+/// The upper limit of the file's part of an overlay.
 pub(super) fn in_overlay(size: u64) -> u64 {
     size.next_multiple_of(OVERLAY_CLUSTER) + 2 * OVERLAY_CLUSTER
 }
 
 pub(super) const OVERLAY_CLUSTER: u64 = 64 << 10;
 
-/// What actions are carried out with.
+/// The resources for carrying out actions.
 pub struct Work<'a> {
-    /// The volume Windows is on.
+    /// The volume of Windows.
     pub volume: VolumeId,
     pub media: &'a dyn Media,
-    /// Reads the guest as it was before the fix.
+    /// A reader of the guest before the fix.
     pub before: &'a dyn GuestRead,
     pub writer: Box<dyn GuestWrite>,
     pub saver: Saver,
-    /// The hives that were not written yet, and may still be edited.
+    /// The hives that are not written yet, and may still be edited.
     pub hives: Merges,
-    /// The hives that were written and are still being walked.
+    /// The written hives that are still being walked.
     pub walking: Vec<Walking>,
 }
 
-/// A guest after the fix, read anew.
+/// A guest after the fix, read again.
 pub struct Converted<'a> {
     pub volume: VolumeId,
     pub guest: &'a dyn GuestRead,

@@ -22,13 +22,14 @@ pub struct PatchBootSector {
 
 const SECTOR: usize = 512;
 
-/// The file NTFS shows its boot sector as.
+/// The file as which NTFS presents its boot sector.
 fn path() -> GuestPath {
     GuestPath::parse("$Boot").unwrap_or_default()
 }
 
 impl PatchBootSector {
-    /// Planned from this very sector; a shorter one is refused by the writer.
+    /// Applies the numbers, which were planned from this very sector; the writer refuses a shorter
+    /// one.
     fn patched(&self, mut sector: Vec<u8>) -> Vec<u8> {
         for field in &self.fields {
             let start = usize::from(field.offset);
@@ -63,7 +64,7 @@ impl Act for PatchBootSector {
     }
 
     fn foresee<'a>(&'a self, preview: &mut Preview<'a>) -> Result<(), HiveError> {
-        // One that cannot be read shows as it is.
+        // An unreadable sector is shown unchanged.
         if let Ok(sector) = preview.guest().read_at(self.volume, &path(), 0, SECTOR) {
             preview.bytes_of(self.volume, &path(), self.patched(sector));
         }

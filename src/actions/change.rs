@@ -1,4 +1,4 @@
-//! What an action did to the guest, and where the originals are kept.
+//! The changes of an action, and where the originals are kept.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,7 +17,7 @@ use super::error::{Result, io_error};
 pub struct Change {
     pub path: String,
     pub kind: ChangeKind,
-    /// `None`: it did not exist.
+    /// `None`: the file did not exist.
     pub before: Option<FileFacts>,
     pub after: Option<FileFacts>,
     /// The original, relative to the journal's directory.
@@ -58,7 +58,7 @@ impl Change {
         }
     }
 
-    /// A file that was written; `kept` is what was there before, and where the original is.
+    /// A file that was written; `kept` has its former state and the path of the original.
     pub(super) fn file(
         path: &GuestPath,
         kept: Option<(FileFacts, String)>,
@@ -75,10 +75,10 @@ impl Change {
     }
 }
 
-/// No file that hyper2kvm replaces is larger: they are drivers and boot loaders.
+/// The size limit of a replaced file. Those that hyper2kvm replaces are drivers and boot loaders.
 pub(super) const MAX_REPLACED: u64 = 256 << 20;
 
-/// A file that takes time to be written.
+/// The size from which writing a file takes noticeable time.
 const LARGE: usize = 1 << 20;
 
 /// Writes files below the journal's directory.
@@ -100,14 +100,14 @@ impl Saver {
             false => file.write_all(bytes).map(|()| file),
         });
         let file = file.map_err(io_error(doing()))?;
-        // Else it is made durable before the copy.
+        // Other files are made durable before the copy.
         if self.durably {
             file.sync_all().map_err(io_error(doing()))?;
         }
         Ok(path)
     }
 
-    /// Keeps the file an action replaces; returns its facts and where it is kept.
+    /// Keeps the file that an action replaces; returns its facts and the path of the original.
     pub(super) fn keep(
         &self,
         guest: &dyn GuestRead,

@@ -1,4 +1,4 @@
-//! Copies files from the driver source into the guest, making the directories first.
+//! Copies files from the driver source to the guest, after creating the directories.
 
 use serde::Serialize;
 
@@ -26,7 +26,7 @@ pub struct FileCopy {
     /// Path on the virtio-win media.
     pub from: String,
     pub size: u64,
-    /// Whether a different file of that name is there now.
+    /// Whether a different file of that name exists now.
     pub replaces: bool,
 }
 
@@ -123,7 +123,7 @@ mod tests {
     use crate::guest::{Extent, GuestWrite, Result, VolumeId};
     use crate::inspect::fake::FakeGuest;
 
-    /// Keeps what is written to it.
+    /// Records everything written to it.
     #[derive(Clone, Default)]
     struct Recorder(Arc<Mutex<Vec<Vec<u8>>>>);
 

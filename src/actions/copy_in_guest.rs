@@ -1,4 +1,4 @@
-//! Copies a file of the guest to another place on the same volume.
+//! Copies a file of the guest to another path on the same volume.
 
 use serde::Serialize;
 
@@ -17,12 +17,12 @@ pub struct CopyInGuest {
     pub title: String,
     #[serde(flatten)]
     pub volume: VolumeId,
-    /// The directory to make first.
+    /// The directory to create first.
     pub folder: Option<GuestPath>,
     pub from: GuestPath,
     pub to: GuestPath,
     pub size: u64,
-    /// Whether a different file of that name is there now.
+    /// Whether a different file of that name exists now.
     pub replaces: bool,
 }
 

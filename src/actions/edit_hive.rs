@@ -1,7 +1,7 @@
 //! Merges registry edits into one hive.
 //!
-//! A hive whose transaction logs were replayed in memory is written as recovered, and `reset_logs` are emptied
-//! so that Windows cannot replay old pages over it.
+//! A hive whose transaction logs were replayed in memory is written as recovered, and `reset_logs`
+//! are emptied so that Windows cannot replay old pages over it.
 
 use serde::Serialize;
 
@@ -29,7 +29,7 @@ pub struct EditHive {
     pub reset_logs: Vec<GuestPath>,
 }
 
-/// A merge never takes back what it frees inside a hive.
+/// The growth of a hive by a merge, which never reuses what it frees inside a hive.
 const MERGE: u64 = 64 << 10;
 
 impl EditHive {
@@ -69,7 +69,7 @@ impl Act for EditHive {
     }
 
     fn overlay_bytes(&self) -> u64 {
-        // An edit is some values in a few of its blocks.
+        // An edit changes some values in a few of its blocks.
         (self.edits.ops.len() as u64 + 2) * OVERLAY_CLUSTER + self.text_bytes()
     }
 

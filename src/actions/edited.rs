@@ -1,8 +1,8 @@
-//! The hive edits of a plan, carried out on copies in memory while the plan is judged: what it leads to
-//! is judged on the hives that will be written, and no hive is edited twice.
+//! Applies the hive edits of a plan to copies in memory while the plan is evaluated. So the plan is
+//! evaluated on the very hives that will be written, and no hive is edited twice.
 //!
-//! Each hive has a thread and a child of its own ([`crate::registry::confined`]). Who needs a hive waits
-//! for that one alone.
+//! Each hive has a thread and a child process ([`crate::registry::confined`]). A caller waits only
+//! for the hive it needs.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,17 +22,17 @@ pub(super) type Edited = Result<HiveFile, HiveEditError>;
 #[derive(Default)]
 pub struct EditedHives(Mutex<BTreeMap<HiveName, Edit>>);
 
-/// A hive on its way.
+/// A hive being edited.
 pub(super) enum Edit {
     Running(JoinHandle<Edited>),
     Done(Edited),
 }
 
-/// What hives may take of the memory while the plan is judged; those of real guests take less.
+/// The memory limit for hives while the plan is evaluated; those of real guests take less.
 const EARLY: usize = 448 << 20;
 
 impl EditedHives {
-    /// Begins to edit the hives the actions edit; very large ones are left for later.
+    /// Starts to edit the hives of the actions; very large ones are left for later.
     pub fn of<'e>(edits: impl Iterator<Item = (HiveName, &'e RegEdits)>, hives: &Hives) -> Self {
         let loaded = [HiveName::System, HiveName::Software, HiveName::Drivers];
         let loaded = loaded.iter().filter_map(|name| hives.get(*name));
@@ -51,7 +51,7 @@ impl EditedHives {
         Self(Mutex::new(all))
     }
 
-    /// The edited hive; `None` where it is not edited or could not be.
+    /// The edited hive; `None` if it is not edited or the edit failed.
     pub fn bytes(&self, hive: HiveName) -> Option<io::Result<FileBytes>> {
         let edited = self.take(hive)?.finished();
         let bytes = edited.as_ref().ok().map(HiveFile::bytes);
@@ -59,12 +59,12 @@ impl EditedHives {
         bytes
     }
 
-    /// Gives a hive away; `None` where it is not edited.
+    /// Takes a hive out; `None` if it is not edited.
     pub(super) fn take(&self, hive: HiveName) -> Option<Edit> {
         self.all().remove(&hive)
     }
 
-    /// Waits for all of them and gives them up; the first that could not be edited, and why.
+    /// Waits for all of them and consumes them. Returns the first failed edit and its error.
     pub fn check(&self) -> Result<(), (HiveName, HiveEditError)> {
         let all = std::mem::take(&mut *self.all());
         for (hive, edit) in all {
@@ -79,12 +79,12 @@ impl EditedHives {
 }
 
 impl Edit {
-    /// Begins to edit a hive.
+    /// Starts to edit a hive.
     pub(super) fn start(bytes: Arc<FileBytes>, edits: RegEdits) -> Self {
         Self::Running(thread::spawn(move || {
             let _span = timeline::span(format!("edit {}", edits.prefix));
             let mut file = HiveFile::new(&bytes)?;
-            // The thread is no reason to keep it in memory.
+            // The thread must not keep it in memory.
             drop(bytes);
             file.edit(&edits).map(|()| file)
         }))

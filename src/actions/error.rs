@@ -1,4 +1,4 @@
-//! Why an action cannot be carried out.
+//! Reasons why an action fails.
 
 use crate::drivers::media::MediaError;
 use crate::guest::GuestError;

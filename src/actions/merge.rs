@@ -1,5 +1,5 @@
-//! Hives before they are written: the original to the backup, a copy in memory edited by libhivex in a confined
-//! child, the result read back with `nt-hive`. Only blocks that differ are written.
+//! Prepares hives for writing. The original goes to the backup, libhivex edits a copy in memory in
+//! a confined child, and `nt-hive` reads the result back. Only blocks that differ are written.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -21,13 +21,13 @@ use super::change::{FileFacts, Saver};
 use super::edited::{Edit, EditedHives};
 use super::error::{ActionError, Result, io_error};
 
-/// No hive that inspection takes is larger, and no log of one.
+/// The size limit that inspection accepts for a hive or a log.
 const MAX_HIVE: u64 = 256 << 20;
 const MAX_LOG: u64 = 64 << 20;
 
-/// The hives that are to be edited.
+/// The hives to be edited.
 pub struct Merging<'a> {
-    /// Reads the guest as it is before the fix.
+    /// A reader of the guest before the fix.
     before: &'a dyn GuestRead,
     loaded: Hives,
     jobs: Vec<MergeJob>,
@@ -42,7 +42,7 @@ impl<'a> Merging<'a> {
         }
     }
 
-    /// Reads what the guest has besides the hive in memory.
+    /// Adds a hive to edit, and reads the guest's data for it that is not in memory.
     pub(super) fn add(
         &mut self,
         name: HiveName,
@@ -52,7 +52,7 @@ impl<'a> Merging<'a> {
     ) -> Result<()> {
         let loaded = self.loaded.get(name);
         let loaded = loaded.ok_or(ActionError::NoHive(name.file_name()))?;
-        // The file on the disk: for a replayed hive that is not what is in memory.
+        // For a replayed hive, the file on the disk differs from the bytes in memory.
         let original = match loaded.replayed {
             true => Some(self.before.read_shared(volume, path, MAX_HIVE)?),
             false => None,
@@ -151,7 +151,7 @@ impl Drop for Backup {
 pub struct Merges(BTreeMap<HiveName, Merge>);
 
 struct Merge {
-    /// Gets a message when the original is in the backup; is closed without one when that failed.
+    /// Receives a message when the original is in the backup; closed without one if that failed.
     backed_up: mpsc::Receiver<()>,
     thread: JoinHandle<Result<MergedHive>>,
 }
@@ -169,7 +169,7 @@ impl Merges {
         }
     }
 
-    /// Waits for an edited hive and gives it away.
+    /// Waits for an edited hive and takes it out.
     pub(super) fn take(&mut self, hive: HiveName) -> Result<MergedHive> {
         let merge = self.0.remove(&hive);
         let merge = merge.ok_or(ActionError::NoHive(hive.file_name()))?;
@@ -186,7 +186,7 @@ impl Drop for Merges {
     }
 }
 
-/// A hive that was written, and the walk through it that continues meanwhile.
+/// A written hive, and the walk through it that still runs.
 pub struct Walking {
     hive: HiveName,
     file: KnownFile,
@@ -205,7 +205,7 @@ pub struct Walked {
 }
 
 impl Walking {
-    /// What was written where.
+    /// The file and its written contents.
     pub fn file(&self) -> &KnownFile {
         &self.file
     }
@@ -222,7 +222,7 @@ impl Walking {
 struct MergeJob {
     name: HiveName,
     bytes: Arc<FileBytes>,
-    /// What the file in the guest holds, where that is something else.
+    /// The contents of the file in the guest, if they differ.
     original: Option<Arc<FileBytes>>,
     edits: RegEdits,
     compressed: bool,
@@ -230,7 +230,7 @@ struct MergeJob {
 }
 
 impl MergeJob {
-    /// What the file in the guest holds.
+    /// The contents of the file in the guest.
     fn stored(&self) -> &[u8] {
         self.original.as_ref().unwrap_or(&self.bytes)
     }
@@ -246,13 +246,13 @@ pub(super) struct LogReset {
     pub(super) original: Vec<u8>,
 }
 
-/// An edited hive that can be written.
+/// An edited hive that is ready to be written.
 pub struct MergedHive {
     name: HiveName,
     backup: String,
     pub(super) bytes: Arc<FileBytes>,
     pub(super) extents: Vec<Extent>,
-    /// It is written as a plain file, for NTFS compresses the hive.
+    /// The hive is written as a plain file because NTFS compresses the original.
     pub(super) whole: bool,
     before: FileFacts,
     /// Both are computed while files are written.
@@ -261,9 +261,9 @@ pub struct MergedHive {
     logs: Vec<LogReset>,
 }
 
-/// What is left of a merged hive after it was written.
+/// The facts about a merged hive after it was written.
 pub(super) struct WrittenHive {
-    /// What the hive was, and where it is kept.
+    /// The facts and the backup path of the original.
     pub(super) original: (FileFacts, String),
     pub(super) facts: FileFacts,
     pub(super) logs: Vec<LogReset>,
@@ -271,7 +271,7 @@ pub(super) struct WrittenHive {
 }
 
 impl MergedHive {
-    /// What is left of it once it is written there.
+    /// Turns the hive into the facts that remain after it was written there.
     pub(super) fn written(self, volume: VolumeId, path: &GuestPath) -> WrittenHive {
         let path = path.clone();
         WrittenHive {
@@ -291,7 +291,7 @@ impl MergedHive {
     }
 }
 
-/// Whether every hive of a plan could be edited.
+/// Fails unless every hive of a plan could be edited.
 pub fn check_edits(edits: &EditedHives) -> Result<()> {
     let failed = |(hive, source): (HiveName, HiveEditError)| ActionError::Edit {
         hive: hive.file_name(),
@@ -300,7 +300,8 @@ pub fn check_edits(edits: &EditedHives) -> Result<()> {
     edits.check().map_err(failed)
 }
 
-/// Writes the original of a hive to the backup, and tells what must still be there after the edit.
+/// Writes the original of a hive to the backup. Returns the values that must still be there after
+/// the edit.
 fn back_up(job: &MergeJob, saver: &Saver) -> Result<(Kept, FileFacts)> {
     let _span = timeline::span(format!("back up {}", job.name.file_name()));
     let hive = job.name.file_name();
@@ -326,7 +327,7 @@ fn merge(job: MergeJob, edit: Edit, kept: &Kept, before: FileFacts) -> Result<Me
     let file = edit.finished();
     let file = file.map_err(|source| ActionError::Edit { hive, source })?;
     let _span = timeline::span(format!("merge {hive}"));
-    // The edited hive takes the place of the original: both would be much memory, and fresh pages are slow.
+    // The edited hive replaces the original: both would take much memory, and fresh pages are slow.
     let mut merged = Arc::unwrap_or_clone(job.original.unwrap_or(job.bytes));
     let changes = update(&mut merged, &mut file.reader());
     let (extents, bins) = changes.map_err(io_error(format!("reading the edited {hive}")))?;
@@ -358,8 +359,9 @@ fn merge(job: MergeJob, edit: Edit, kept: &Kept, before: FileFacts) -> Result<Me
     })
 }
 
-/// Replaces the start of `bytes` by what `new` has, and tells the 4 KiB blocks that differ, neighbours joined, and
-/// how much that was. What `bytes` has beyond it, a tail behind the hive bins, stays: the file never shrinks.
+/// Replaces the start of `bytes` by the contents of `new`. Returns the 4 KiB blocks that differ,
+/// with neighbours joined, and the number of bytes read. A tail behind the hive bins stays in
+/// `bytes`: the file never shrinks.
 fn update(bytes: &mut FileBytes, new: &mut dyn Read) -> io::Result<(Vec<Extent>, usize)> {
     const BLOCK: usize = 4096;
     let mut extents: Vec<Extent> = Vec::new();
@@ -438,7 +440,7 @@ mod tests {
         assert_eq!(updated(&old, &old), (old.clone(), vec![], old.len()));
     }
 
-    /// More than is read at once, and what is new is zero.
+    /// More than is read at once, and the new part is zero.
     #[test]
     fn a_hive_that_grew_by_zeroes_is_written_to_its_end() {
         let old = vec![1u8; 2 << 20];

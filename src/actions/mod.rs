@@ -1,9 +1,8 @@
-//! What can be done to a guest: one file per action, with all that is known of it.
+//! The actions on a guest: one file per action, with everything that belongs to it.
 //!
-//! A plan lists actions in the order in which they are carried out. Every hive is backed up before the
-//! first write and edited beside the others ([`Act::prepare`]); all of it goes to an overlay, so an edit that fails
-//! changes nothing. SYSTEM is the last one, because it is
-//! what makes the drivers active.
+//! A plan lists actions in the order in which they are carried out. Every hive is backed up before
+//! the first write and edited in parallel with the others ([`Act::prepare`]). All writes go to an
+//! overlay, so a failed edit changes nothing. SYSTEM is last, because it activates the drivers.
 
 mod act;
 mod boot_sector;
@@ -58,7 +57,7 @@ impl Deref for Action {
     }
 }
 
-/// The hives the actions edit, each with its edits.
+/// The hives of the actions, each with its edits.
 pub fn edits(actions: &[Action]) -> impl Iterator<Item = (HiveName, &RegEdits)> {
     actions.iter().filter_map(|action| match action {
         Action::EditHive(edit) => Some((edit.hive, &edit.edits)),
@@ -66,8 +65,8 @@ pub fn edits(actions: &[Action]) -> impl Iterator<Item = (HiveName, &RegEdits)> 
     })
 }
 
-/// The guest as the actions will leave it; `volume` is the one Windows is on. Fails where a hive that is to be
-/// edited cannot be read from end to end.
+/// The guest after the actions; `volume` is that of Windows. Fails if a hive to be edited cannot be
+/// read from end to end.
 pub fn preview<'a>(
     actions: &'a [Action],
     hives: PreviewHives<'a>,

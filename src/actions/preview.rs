@@ -1,9 +1,9 @@
-//! The guest as a plan will leave it, in memory: what `inspect` and `verify` read to tell whether the plan
-//! is enough, before anything is written.
+//! A preview of the guest after a plan, in memory. `inspect` and `verify` read it to determine
+//! whether the plan is sufficient, before anything is written.
 //!
-//! Files of the plan come from the driver source. Hives are those that will be written, where they were edited
-//! already; else they are edited as trees and written anew. What is not in the plan is read from the guest.
-//! Directories of the plan are not listed; no reader lists them.
+//! Files of the plan are read from the driver source. Hives that were already edited are the ones
+//! that will be written; others are edited as trees and serialised. Everything else is read from
+//! the guest. Directories of the plan are not listed, because no reader lists them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::registry::{BaseBlock, HiveError, HiveView, RegEdits};
 
 enum Content<'a> {
     Bytes(Vec<u8>),
-    /// A hive that inspection has in memory.
+    /// A hive that the inspection has in memory.
     Shared(Arc<FileBytes>),
     /// A file of the driver source.
     Media {
@@ -37,11 +37,11 @@ enum Content<'a> {
 struct Entry<'a> {
     path: GuestPath,
     content: Content<'a>,
-    /// The plan writes it; else it is only kept in memory.
+    /// Whether the plan writes the file; otherwise it is only cached.
     written: bool,
 }
 
-/// The hives of the guest, and those that were edited already.
+/// The hives of the guest, and those already edited.
 pub struct PreviewHives<'a> {
     pub before: &'a Hives,
     pub edited: &'a dyn Fn(HiveName) -> Option<FileBytes>,
@@ -56,7 +56,7 @@ pub struct Preview<'a> {
 }
 
 impl<'a> Preview<'a> {
-    /// The guest before any action; `system` is the volume Windows is on.
+    /// Creates a preview without any action; `system` is the volume of Windows.
     pub(super) fn new(
         hives: PreviewHives<'a>,
         system: VolumeId,
@@ -84,12 +84,12 @@ impl<'a> Preview<'a> {
         self.guest
     }
 
-    /// A file of the driver source, on the volume of Windows.
+    /// Adds a file of the driver source on the volume of Windows.
     pub(super) fn of_media(&mut self, to: &GuestPath, path: &'a str, size: u64) {
         self.put(self.system, to, Content::Media { path, size });
     }
 
-    /// Another file of the same volume.
+    /// Adds a copy of a file of the same volume.
     pub(super) fn copied(
         &mut self,
         volume: VolumeId,
@@ -104,7 +104,7 @@ impl<'a> Preview<'a> {
         self.put(volume, path, Content::Bytes(bytes));
     }
 
-    /// A hive with its edits.
+    /// Adds a hive with its edits.
     pub(super) fn edited(
         &mut self,
         hive: HiveName,
@@ -119,7 +119,8 @@ impl<'a> Preview<'a> {
         Ok(())
     }
 
-    /// What is in memory need not be read again; what was replayed is, unless the plan writes it.
+    /// Caches a hive in memory, so that it is not read again. A replayed one is not cached unless
+    /// the plan writes it.
     fn keep(&mut self, volume: VolumeId, loaded: &'a LoadedBytes) {
         if !loaded.replayed {
             let entry = Entry {
@@ -160,16 +161,16 @@ impl<'a> Preview<'a> {
     }
 }
 
-/// The hive with its edits. Where nothing is to be edited (a replayed hive is only written anew) the bytes
-/// are what they are.
+/// Returns the hive with its edits. A hive without edits (a replayed one that is only written)
+/// keeps its bytes.
 fn edited<'a>(
     hive: HiveName,
     loaded: &LoadedBytes,
     edits: &RegEdits,
     already: &dyn Fn(HiveName) -> Option<FileBytes>,
 ) -> std::result::Result<Content<'a>, HiveError> {
-    // No driver and no boot entry is looked up in SOFTWARE: what is added there decides nothing, and it is
-    // by far the largest. A replayed one has to be clean all the same.
+    // No driver and no boot entry is looked up in SOFTWARE: its edits decide nothing, and it is by
+    // far the largest. A replayed one still has to be clean.
     let clean = || BaseBlock::parse(&loaded.bytes).is_ok_and(|base| !base.is_dirty());
     if hive == HiveName::Software && !loaded.replayed && clean() {
         return Ok(Content::Shared(loaded.bytes.clone()));
@@ -205,7 +206,7 @@ impl GuestRead for Preview<'_> {
         };
         let there = self.guest.stat(volume, path)?;
         Ok(Some(match there {
-            // What is written is neither compressed nor a reparse point any more.
+            // A written file is neither compressed nor a reparse point any more.
             Some(info) => FileInfo {
                 size,
                 reparse_tag: None,

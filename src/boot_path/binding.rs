@@ -1,5 +1,5 @@
-//! Which service Windows gives a PCI device at boot: the CriticalDeviceDatabase up to NT 6.1, the
-//! DriverDatabase of the SYSTEM hive from NT 6.2 on.
+//! Determines the service that Windows gives a PCI device at boot: from the CriticalDeviceDatabase
+//! up to NT 6.1, from the DriverDatabase of the SYSTEM hive from NT 6.2 on.
 
 use crate::bytes::le64;
 use crate::registry::HiveView;
@@ -7,26 +7,25 @@ use crate::registry::error::Result;
 use crate::registry::hive::Key;
 use crate::types::{ControlSet, PciId};
 
-/// The answer of the database.
+/// The result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     pub service: String,
-    /// The id that decided.
+    /// The hardware id that decided.
     pub id: String,
-    /// Where it says so, for people: the INF, or the name of the database.
+    /// The origin of the binding, for people: the INF, or the name of the database.
     pub origin: String,
-    /// The device class it puts the device in, as a key name.
+    /// The device class that the binding assigns, as a key name.
     pub class: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
     Bound(Binding),
-    /// Nothing drives the device; `staged` are the INFs that name it without being bound to it.
+    /// No service is bound to the device; `staged` are the INFs that name it without a binding.
     Unbound {
         staged: Vec<String>,
-        /// Entries of the CriticalDeviceDatabase that name a driver but no class: Windows passes over
-        /// them.
+        /// Entries of the CriticalDeviceDatabase with a driver but no class, which Windows skips.
         without_class: Vec<String>,
     },
 }
@@ -41,7 +40,7 @@ pub fn critical_device(
     critical_service(system, control_set, names)
 }
 
-/// The same for any list of (key name, id).
+/// The same lookup in any list of (key name, id).
 pub fn critical_service(
     system: &HiveView<'_>,
     control_set: &ControlSet,
@@ -75,8 +74,8 @@ pub fn critical_service(
     })
 }
 
-/// Looks in `DriverDatabase`. The first id that any bound package knows decides; of several
-/// packages for one id the newest does.
+/// Looks in `DriverDatabase`. The first id that any bound package contains decides; of several
+/// packages for one id, the newest does.
 pub fn driver_database(system: &HiveView<'_>, device: &PciId) -> Result<Lookup> {
     let (bound, staged) = candidates(system, device)?;
     let mut best: Option<(Rank, Binding)> = None;
@@ -94,7 +93,7 @@ pub fn driver_database(system: &HiveView<'_>, device: &PciId) -> Result<Lookup> 
     })
 }
 
-/// Every driver that is bound to the id that decides, in stored order.
+/// Every driver that is bound to the deciding id, in stored order.
 pub fn rivals(system: &HiveView<'_>, device: &PciId) -> Result<Vec<Binding>> {
     let (bound, _) = candidates(system, device)?;
     Ok(bound.into_iter().map(|(_, binding)| binding).collect())
@@ -102,7 +101,7 @@ pub fn rivals(system: &HiveView<'_>, device: &PciId) -> Result<Vec<Binding>> {
 
 type Ranked = Vec<(Rank, Binding)>;
 
-/// The packages bound to the first id any of them knows, and the INFs that are only staged.
+/// The packages bound to the first id that any of them contains, and the INFs that are only staged.
 fn candidates(system: &HiveView<'_>, device: &PciId) -> Result<(Ranked, Vec<String>)> {
     let (mut bound, mut staged) = (Vec::new(), Vec::new());
     let Some(database) = system.key("DriverDatabase")? else {
@@ -141,7 +140,7 @@ fn candidates(system: &HiveView<'_>, device: &PciId) -> Result<(Ranked, Vec<Stri
     Ok((bound, staged))
 }
 
-/// Real ids are in a handful of INFs.
+/// The most INFs read for one id; real ids are in a handful of INFs.
 const MAX_INFS: usize = 256;
 
 /// DriverVer date (FILETIME), then version.
@@ -196,7 +195,7 @@ fn class_of(version: &[u8]) -> Option<String> {
     (!guid.is_nil()).then(|| guid.braced().to_string())
 }
 
-/// The subkey whose name came out of the hive: one key, never a path.
+/// The subkey with a name read from the hive: one key, never a path.
 fn child<'h>(parent: &Key<'h>, folder: &str, name: &str) -> Result<Option<Key<'h>>> {
     if name.is_empty() || name.contains('\\') {
         return Ok(None);
@@ -236,7 +235,7 @@ mod tests {
         );
     }
 
-    /// As Windows ranks drivers of one id: by the date of `DriverVer`, then by its version.
+    /// Windows ranks drivers of one id by the date of `DriverVer`, then by its version.
     #[test]
     fn of_two_packages_the_later_date_decides_and_then_the_version() {
         let winner = |packages: &[(&str, u64, u64)]| {

@@ -1,4 +1,5 @@
-//! What the boot loader loads with a file: the files it imports from, and theirs, to the end.
+//! Finds the files that the boot loader loads together with a file: its imports, their imports, and
+//! so on.
 
 use std::collections::BTreeSet;
 
@@ -6,14 +7,14 @@ use super::{BootContext, ImageState};
 use crate::guest::GuestPath;
 use crate::types::Arch;
 
-/// A file in the way of loading another.
+/// A file without which another cannot be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// The file that imports from it.
+    /// The file that imports it.
     pub importer: GuestPath,
-    /// As the importer spells it.
+    /// The spelling in the importer.
     pub name: String,
-    /// Where it lies, when it is there and of no use.
+    /// Its path, if it exists but is unusable.
     pub path: Option<GuestPath>,
     pub state: ImageState,
 }
@@ -37,10 +38,10 @@ impl Missing {
     }
 }
 
-/// Real drivers bring a dozen files along.
+/// The most files loaded with one driver; real drivers need a dozen.
 const MAX_FILES: usize = 256;
 
-/// What the kernel is made of; it is loaded before any driver, from `System32`.
+/// The files of the kernel, which is loaded before any driver, from `System32`.
 const KERNEL: [&str; 5] = [
     "ntoskrnl.exe",
     "hal.dll",
@@ -49,8 +50,8 @@ const KERNEL: [&str; 5] = [
     "pshed.dll",
 ];
 
-/// The files that `start` cannot be loaded without and that are missing or of no use. Files in `seen` are
-/// passed over, and those that were looked at are added.
+/// The missing or unusable files that `start` needs to be loaded. Files in `seen` are skipped, and
+/// the examined ones are added to it.
 pub fn missing_imports(
     ctx: &BootContext<'_>,
     start: &GuestPath,
@@ -80,8 +81,8 @@ pub fn missing_imports(
     missing
 }
 
-/// Windows 7 and later look these names up in a table (apisetschema.dll); there are no such files, and an
-/// extension (`ext-`) may stand for nothing.
+/// Whether the name is an API set. Windows 7 and later look these names up in a table
+/// (apisetschema.dll). No such files exist, and an extension (`ext-`) may be empty.
 fn is_api_set(ctx: &BootContext<'_>, name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ctx.nt >= (6, 1) && (name.starts_with("api-") || name.starts_with("ext-"))

@@ -1,5 +1,5 @@
-//! What a boot loader and a kernel need beyond a service that starts: one row for each thing that kept
-//! a real loader or kernel from starting a disk that was called ready.
+//! Requirements of a boot loader and a kernel beyond a service that starts. Each row is a problem
+//! that kept a real loader or kernel from starting a disk that was reported as ready.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,11 @@ const XP: (u32, u32) = (5, 1);
 const SEVEN: (u32, u32) = (6, 1);
 const TEN: (u32, u32) = (10, 0);
 
-/// A guest that is ready for every controller it has drivers for.
+/// A guest that is ready for every controller for which it has drivers.
 struct Guest {
     nt: (u32, u32),
     tree: KeyTree,
-    /// By lower-case path below the directory of Windows.
+    /// The files by lower-case path below the directory of Windows.
     files: BTreeMap<String, Image>,
 }
 
@@ -178,7 +178,7 @@ fn other_processor(guest: &mut Guest, file: &str) {
 }
 
 type Change = fn(&mut Guest);
-/// The versions, the controller, what is said, and what was done to the guest.
+/// The versions, the controller, the expected text, and the change to the guest.
 type Row<'r, S> = (&'r [(u32, u32)], DiskBus, S, Change);
 
 const BLK: DiskBus = DiskBus::VirtioBlk;
@@ -194,7 +194,7 @@ fn the_guests_are_ready_unchanged() {
     }
 }
 
-/// Not ready, with this said of it, for every Windows in the row.
+/// The guest is not ready, with this reason, for every Windows in the row.
 #[test]
 fn what_stops_a_loader_is_not_ready() {
     let cases: &[Row<&str>] = &[
@@ -220,7 +220,7 @@ fn what_stops_a_loader_is_not_ready() {
         (&[XP, SEVEN, TEN], BLK, "CLASSPNP.SYS, which", |g| {
             remove(g, "system32\\drivers\\classpnp.sys");
         }),
-        // A loader of NT 5 looks beside the driver only.
+        // A loader of NT 5 searches only beside the driver.
         (&[XP], BLK, "SCSIPORT.SYS, which", |g| {
             remove(g, "system32\\drivers\\scsiport.sys");
             g.file("system32\\scsiport.sys", &[]);
@@ -342,7 +342,7 @@ fn what_stops_a_loader_is_not_ready() {
                 g.tree.dword(&service("viostor"), "DeleteFlag", 1);
             },
         ),
-        // Windows writes 1; whatever else is there is taken for the mark.
+        // Windows writes 1; any other value counts as the mark too.
         (
             &[XP, SEVEN, TEN],
             BLK,
@@ -400,7 +400,7 @@ fn what_stops_a_loader_is_not_ready() {
         (&[XP], IDE, "no driver is bound to the IDE channels", |g| {
             without_class(g, "Primary_IDE_Channel");
         }),
-        // Filters on the way to the disk.
+        // Filters between Windows and the disk.
         (
             &[XP, SEVEN, TEN],
             BLK,
@@ -450,7 +450,7 @@ fn without_class(guest: &mut Guest, id: &str) {
     key.values.retain(|(name, _)| name == "Service");
 }
 
-/// Ready, with this as advice; `None` for no advice.
+/// The guest is ready, with this advice; `None` for no advice.
 #[test]
 fn what_does_not_stop_it_is_advice_at_most() {
     let cases: &[Row<Option<&str>>] = &[
@@ -513,7 +513,7 @@ fn what_does_not_stop_it_is_advice_at_most() {
                 &["ext-ms-win-storage-l1.dll"],
             );
         }),
-        // What the boot file system's key says does not matter.
+        // The contents of the boot file system's key do not matter.
         (&[XP, SEVEN, TEN], BLK, None, |g| {
             g.tree
                 .dword(&service("Ntfs"), "Start", 4)
@@ -563,7 +563,7 @@ fn what_does_not_stop_it_is_advice_at_most() {
                 0x20,
             );
         }),
-        // Never set up: Windows asks the databases.
+        // Never configured: Windows looks in the databases.
         (&[XP, SEVEN, TEN], BLK, None, |g| instance(g, &[], 0)),
         (&[XP, SEVEN, TEN], IDE, None, |g| {
             instance(g, &[("ClassGUID", SCSI_ADAPTER), ("Service", "other")], 1);
@@ -602,7 +602,7 @@ fn instance(guest: &mut Guest, values: &[(&str, &str)], flags: u32) {
     }
 }
 
-/// An import that leads back to where it came from ends.
+/// A circular import ends.
 #[test]
 fn imports_in_a_ring() {
     let mut guest = Guest::new(TEN);
@@ -613,8 +613,8 @@ fn imports_in_a_ring() {
     assert!(guest.evaluate(BLK).ready);
 }
 
-/// Where Windows was installed on SCSI (Microsoft KB 314082) the driver for IDE is named, so that the plan
-/// can bind it.
+/// On a Windows installed on SCSI (Microsoft KB 314082), the driver for IDE is named so that the
+/// plan can bind it.
 #[test]
 fn a_driver_that_could_be_bound_is_named() {
     for nt in [XP, SEVEN] {
@@ -651,7 +651,8 @@ fn a_driver_that_could_be_bound_is_named() {
     }
 }
 
-/// `Select\Default` may name any of them (docs/boot-path.md); what another one holds says nothing.
+/// `Select\Default` may name any of them (docs/boot-path.md); the contents of the others do not
+/// matter.
 #[test]
 fn only_the_control_set_that_boots_is_looked_at() {
     let second = ControlSet::new(2);
@@ -677,7 +678,7 @@ fn only_the_control_set_that_boots_is_looked_at() {
     }
 }
 
-/// A driver of another class than the controller's puts the controller into its own.
+/// A driver of another class than the controller's moves the controller to its own class.
 #[test]
 fn filters_of_the_class_that_the_driver_names_decide() {
     for (class, ready) in [(SCSI_ADAPTER, true), (HDC, false)] {
@@ -704,7 +705,7 @@ fn a_device_that_was_disabled_or_removed_is_switched_off() {
     }
 }
 
-/// Windows passes over such an entry (docs/boot-path.md).
+/// Windows skips such an entry (docs/boot-path.md).
 #[test]
 fn an_entry_of_the_critical_device_database_without_a_class_binds_nothing() {
     for nt in [XP, SEVEN] {

@@ -1,24 +1,25 @@
-//! Would Windows start with its system disk on this controller?
+//! Determines whether Windows would start with its system disk on a controller.
 //!
-//! [`evaluate`] walks what the boot loader and the Plug and Play manager walk: the id of the
-//! controller -> the service bound to it -> its effective start -> its file; then the bus, disk and
-//! volume drivers every boot needs, and the class filters that must not name a dead service. It
-//! looks keys up directly and never walks the hive. Of `Enum` it looks at the virtio and bootstrap devices
-//! only: what else Windows knows of the VM it leaves says nothing about the one it comes to.
+//! [`evaluate`] follows the boot loader and the Plug and Play manager: the id of the controller ->
+//! the service bound to it -> its effective start -> its file. Then come the bus, disk and volume
+//! drivers of every boot, and the class filters, which must not name a dead service. It looks keys
+//! up directly and never walks the hive. Of `Enum` it reads the virtio and bootstrap devices only,
+//! because other records of the old VM do not apply to the new one.
 //!
-//! A driver is loaded with the files it imports from, those with theirs, and so on; the kernel and the
-//! driver of the boot file system are loaded in the same way ([`loader`]). Where a loader looks for an
-//! imported file was seen with a loader of the NT 5 family: beside the file that imports it, and nowhere
-//! else. Later ones also find it in `System32\drivers` and `System32`.
+//! A driver is loaded with its imports, those with theirs, and so on; the kernel and the driver of
+//! the boot file system are loaded in the same way ([`loader`]). A loader of the NT 5 family was
+//! observed to find an imported file only beside the file that imports it. Later loaders also
+//! search `System32\drivers` and `System32`.
 //!
-//! Which bus and volume drivers are looked for was read off real hives (Windows 7 x86, Windows 10
+//! The list of bus and volume drivers was determined from real hives (Windows 7 x86, Windows 10
 //! x64): `pci acpi partmgr volmgr volmgrx mountmgr disk volsnap` are boot-start in both, `volume`
-//! only in 10. A driver of the list whose service key is not there at all is a fault only from
-//! NT 6.0 on and not for `volume`, which older builds of NT 6 do not have; on NT 5, which has `ftdisk`
-//! for `volmgr` and may lack `acpi` and `volsnap`, an absent key is left alone.
+//! only in 10. A missing service key of the list is a fault from NT 6.0 on, except for `volume`,
+//! which older builds of NT 6 lack. NT 5 has `ftdisk` for `volmgr` and may lack `acpi` and
+//! `volsnap`, so an absent key is ignored there.
 //!
-//! virtio devices are judged as q35 shows them: modern only. The transitional id is a step of its
-//! own that does not decide, except on NT 5, whose machine is i440fx and whose drivers know no other.
+//! virtio devices are evaluated in their form on q35: modern only. The transitional id is a
+//! separate step that does not decide. NT 5 is the exception: its VM is i440fx, and its drivers
+//! support no other id.
 
 mod binding;
 mod loader;
@@ -45,17 +46,16 @@ use crate::text::guest_text;
 use crate::types::{Arch, ControlSet};
 use walk::Walk;
 
-/// The verdict on one controller, with the first thing that is missing as the reason.
+/// The verdict on one controller; the reason is the first fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BootPath {
     pub ready: bool,
-    /// The driver service the chain ends in, when one was found.
+    /// The driver service at the end of the chain, if one was found.
     pub service: Option<String>,
     pub reason: String,
-    /// Every step that was looked at, in order, for people. A step that is not `ok` on a controller
-    /// that is ready is advice.
+    /// Every step, in order, for people. A step that is not `ok` on a ready controller is advice.
     pub steps: Vec<Step>,
-    /// What is wrong, for plan: the steps that are not `ok`, typed.
+    /// The typed faults for `plan`: the steps that are not `ok`.
     #[serde(skip)]
     pub faults: Vec<Fault>,
 }
@@ -67,7 +67,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Names of services, INFs and files come from the guest.
+    /// Creates a step. Names of services, INFs and files are from the guest.
     fn new(ok: bool, text: &str) -> Self {
         Self {
             ok,
@@ -76,24 +76,24 @@ impl Step {
     }
 }
 
-/// Something that keeps Windows from booting, or may.
+/// A fault that keeps Windows from booting, or may do so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// No driver is bound to a device with these ids (most specific first).
     NotBound {
         ids: Vec<String>,
-        /// Not so for the form of the device that the new VM does not have.
+        /// False for a form of the device that the new VM does not have.
         decides: bool,
-        /// A driver of this Windows that fits and whose file is there.
+        /// A matching driver of this Windows whose file exists.
         spare: Option<&'static str>,
     },
     /// No service key, or one without `Start` and `Type`.
     NotInstalled {
         service: String,
-        /// Whether a file of that name is among the drivers.
+        /// Whether the drivers include a file of that name.
         file: bool,
     },
-    /// `Start` is not 0, or `StartOverride` holds something else than 0.
+    /// `Start` is not 0, or `StartOverride` has a value other than 0.
     NotBootStart {
         service: String,
         start: u32,
@@ -101,19 +101,19 @@ pub enum Fault {
     },
     /// `Type` is not that of a driver.
     NotADriver { service: String, kind: u32 },
-    /// A value of the service key has a type Windows does not take.
+    /// A value of the service key has a type that Windows does not accept.
     Mistyped {
         service: String,
         value: &'static str,
     },
-    /// The service carries `DeleteFlag`.
+    /// The service has a `DeleteFlag`.
     Deleted { service: String },
-    /// `ImagePath` is of a form that the boot loader of this Windows does not take.
+    /// The boot loader of this Windows does not accept the form of `ImagePath`.
     PathForm {
         service: String,
         /// The file it names.
         path: GuestPath,
-        /// Not so where the loader may know the form.
+        /// False if the loader may accept the form.
         decides: bool,
     },
     /// The file is missing, unusable, or for another processor.
@@ -122,38 +122,38 @@ pub enum Fault {
         path: Option<GuestPath>,
         state: ImageState,
     },
-    /// A file that the driver's file imports from, directly or not, is missing or of no use.
+    /// A file that the driver's file imports, directly or not, is missing or unusable.
     Import { service: String, missing: Missing },
     /// Windows deletes the driver's file at its next start (`PendingFileRenameOperations`).
     FileDeleted { service: String, path: GuestPath },
-    /// A class filter list names a service that is not there or never starts.
+    /// A class filter list names a service that does not exist or never starts.
     DeadFilter {
         class: &'static str,
         /// `UpperFilters` or `LowerFilters`.
         list: &'static str,
         service: String,
-        /// Not so in a class that no device on the way to the disk is in.
+        /// False for a class without a device between Windows and the disk.
         decides: bool,
     },
-    /// `StartOverride` on a Windows that does not look at it.
+    /// `StartOverride` on a Windows that ignores it.
     IdleOverride { service: String, value: u32 },
-    /// A device of this kind was here before and is set up with another driver, or none.
+    /// An earlier device of this kind was configured with another driver, or none.
     Instance {
-        /// Below `Enum`.
+        /// The path below `Enum`.
         path: String,
         service: Option<String>,
     },
-    /// The device was here before and is switched off.
+    /// An earlier device of this kind is disabled.
     DeviceDisabled {
-        /// Below `Enum`.
+        /// The path below `Enum`.
         path: String,
         flags: u32,
     },
-    /// The hive could not be read where it was needed.
+    /// A needed part of the hive is unreadable.
     Damaged(String),
 }
 
-/// What the verdict is made from.
+/// The inputs of a verdict.
 pub struct BootContext<'a> {
     pub system: &'a HiveView<'a>,
     /// The control set that boots: `ControlSet001`.
@@ -162,7 +162,7 @@ pub struct BootContext<'a> {
     /// NT version: (6, 1) is Windows 7, (10, 0) is Windows 10 and 11.
     pub nt: (u32, u32),
     pub arch: Arch,
-    /// Looks at a file of the system volume. Asked several times for the same file.
+    /// Examines a file of the system volume. Called several times for the same file.
     pub image: &'a dyn Fn(&GuestPath) -> Image,
 }
 
@@ -220,7 +220,7 @@ pub fn class_guid(class: &str) -> Option<&'static str> {
         .map(|(guid, _)| *guid)
 }
 
-/// (service, known to be in every Windows since NT 6.0)
+/// Each service, and whether every Windows since NT 6.0 has it.
 const SYSTEM_DRIVERS_NT6: [(&str, bool); 9] = [
     ("pci", true),
     ("acpi", true),
@@ -243,8 +243,8 @@ const SYSTEM_DRIVERS_NT5: [(&str, bool); 7] = [
     ("volsnap", false),
 ];
 
-/// The bus, disk and volume drivers every boot needs, and whether each is in every Windows with that
-/// major version.
+/// The bus, disk and volume drivers of every boot, and whether every Windows with that major
+/// version has them.
 pub fn system_drivers(nt_major: u32) -> &'static [(&'static str, bool)] {
     if nt_major < 6 {
         &SYSTEM_DRIVERS_NT5

@@ -1,8 +1,8 @@
-//! What a boot loader must know of a PE image: which processor it is for (`Machine` of its COFF header),
-//! whether the file is whole, and which other files it imports from.
+//! Reads the properties of a PE image that matter to a boot loader: its processor (`Machine` of its
+//! COFF header), whether the file is complete, and its imports.
 //!
-//! Specification: Microsoft, "PE Format" (`e_lfanew` at 0x3c, then `PE\0\0`, the COFF header, the optional
-//! header with the data directories, the section table).
+//! Specification: Microsoft, "PE Format" (`e_lfanew` at 0x3c, then `PE\0\0`, the COFF header, the
+//! optional header with the data directories, the section table).
 
 use std::rc::Rc;
 
@@ -11,28 +11,28 @@ use crate::drivers::pe::machine;
 use crate::guest::{GuestError, GuestPath, GuestRead, IO_REPARSE_TAG_WOF, VolumeId};
 use crate::types::Arch;
 
-/// The processor that images with that machine field are for.
+/// The processor of images with that machine field.
 pub(super) fn processor(machine: u16) -> &'static str {
     Arch::of_pe(machine).map_or("another processor", Arch::name)
 }
 
-/// What is known about a driver's file.
+/// The state of a driver's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageState {
     Missing,
-    /// `machine` is `None` when the file is there but compressed in a way that only Windows reads.
+    /// `machine` is `None` if the file exists but is compressed in a way that only Windows reads.
     Present {
         machine: Option<u16>,
     },
-    /// There, but empty, encrypted, not a PE image or not readable.
+    /// The file exists, but is empty, encrypted, unreadable or not a PE image.
     Unreadable,
 }
 
-/// A driver's file as the boot loader sees it.
+/// A driver's file for the boot loader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     pub state: ImageState,
-    /// The files it imports from, in its own spelling. Empty for a file that only Windows reads.
+    /// The imported files, in its own spelling. Empty for a file that only Windows reads.
     pub imports: Rc<[String]>,
 }
 
@@ -47,7 +47,7 @@ impl From<ImageState> for Image {
 
 const HEAD: usize = 4096;
 
-/// Looks at a driver's file on a guest volume.
+/// Examines a driver's file on a guest volume.
 pub fn image(guest: &dyn GuestRead, volume: VolumeId, path: &GuestPath) -> Image {
     let info = match guest.stat(volume, path) {
         Ok(Some(info)) => info,
@@ -84,7 +84,7 @@ pub fn image(guest: &dyn GuestRead, volume: VolumeId, path: &GuestPath) -> Image
     }
 }
 
-/// The part of the file that was read last: the names of imports stand close together.
+/// The part of the file that was read last: the names of imports are close together.
 struct Window<'r> {
     start: u64,
     bytes: Vec<u8>,
@@ -94,7 +94,7 @@ struct Window<'r> {
 const WINDOW: usize = 64 << 10;
 
 impl Window<'_> {
-    /// Up to `len` bytes; fewer at the end of the file.
+    /// Reads up to `len` bytes; fewer at the end of the file.
     fn at(&mut self, offset: u64, len: usize) -> Option<&[u8]> {
         let end = offset.checked_add(len as u64)?;
         if offset < self.start || end > self.start + self.bytes.len() as u64 {
@@ -111,22 +111,22 @@ impl Window<'_> {
     }
 }
 
-/// A section: where it lies in memory and in the file.
+/// A section: its range in memory and in the file.
 struct Section {
     address: u32,
     file_offset: u32,
     file_size: u32,
 }
 
-/// Real drivers import from a dozen files and have as many sections.
+/// The most imports and sections; real drivers import a dozen files and have as many sections.
 const MAX_IMPORTS: u64 = 256;
 const MAX_SECTIONS: u16 = 96;
 const MAX_NAME: usize = 260;
 const PE32: u16 = 0x10b;
 const PE32_PLUS: u16 = 0x20b;
 
-/// The names in the import directory. `None` when the file is not whole: headers, a section or a name
-/// are missing, so no loader takes it. A file without an optional header has no imports.
+/// The names in the import directory. `None` if the file is incomplete: no loader accepts a file
+/// without its headers, a section or a name. A file without an optional header has no imports.
 fn imports(file: &mut Window<'_>, size: u64) -> Option<Vec<String>> {
     let pe = u64::from(le32(file.exactly(0x3c, 4)?, 0)?);
     let coff = file.exactly(pe, 24)?;
@@ -219,7 +219,7 @@ mod tests {
             let none = look(pe::image(arch, Subsystem::Native));
             assert_eq!((none.state, none.imports.len()), (present(machine), 0));
         }
-        // Headers of nothing but the processor.
+        // Only the headers that name the processor.
         assert_eq!(
             look(crate::drivers::pe::head(0x8664)).state,
             present(0x8664)

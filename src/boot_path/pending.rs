@@ -1,7 +1,7 @@
-//! Files that Windows deletes or renames before anything else at its next start:
-//! `Control\Session Manager\PendingFileRenameOperations`, pairs of source and target, where an empty
-//! target deletes the source (Microsoft, `MoveFileEx`). An uninstalled driver leaves such a pair behind when
-//! its file was in use, and it hits the file that a conversion put there since.
+//! Files that Windows deletes or renames at the beginning of its next start. `Control\Session
+//! Manager\PendingFileRenameOperations` has pairs of source and target; an empty target deletes the
+//! source (Microsoft, `MoveFileEx`). An uninstalled driver leaves such a pair if its file was in
+//! use. The pair then applies to the file that a conversion has put there since.
 
 use crate::guest::GuestPath;
 use crate::registry::error::Result;
@@ -14,7 +14,7 @@ const VALUES: [&str; 2] = [
     "PendingFileRenameOperations2",
 ];
 
-/// Real lists hold a few hundred.
+/// The most pairs read; real lists have a few hundred.
 const MAX_PAIRS: usize = 100_000;
 
 #[derive(Debug, Clone, Default)]
@@ -35,7 +35,8 @@ impl Pending {
         Ok(Self { lists })
     }
 
-    /// Whether the file is gone when all is done. A file that is moved away and put back is replaced.
+    /// Whether the file is missing after all operations. A file that is moved away and put back is
+    /// replaced.
     pub fn removes(&self, path: &GuestPath) -> bool {
         let mut gone = false;
         for (source, target) in self.lists.iter().flat_map(|(_, pairs)| pairs) {
@@ -48,7 +49,7 @@ impl Pending {
         gone
     }
 
-    /// The lists without what takes these files away.
+    /// The lists without the operations that remove these files.
     pub fn without(&self, control_set: &ControlSet, paths: &[GuestPath]) -> Vec<RegOp> {
         let key = control_set.key(KEY);
         let mut ops = Vec::new();
@@ -74,7 +75,7 @@ impl Pending {
     }
 }
 
-/// Not a list of strings as others are: every second one may be empty.
+/// Splits the list into pairs. Unlike in other lists of strings, every second one may be empty.
 fn pairs(data: &[u8]) -> Vec<(String, String)> {
     let units: Vec<u16> = data
         .chunks_exact(2)
@@ -90,9 +91,10 @@ fn pairs(data: &[u8]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether an entry means this file of the system volume: `\??\C:\Windows\...`, a target perhaps with `!`.
+/// Whether an entry names this file of the system volume: `\??\C:\Windows\...`, a target possibly
+/// with `!`.
 fn names(entry: &str, path: &GuestPath) -> bool {
-    // `!` replaces; Windows also writes `*` and a number.
+    // `!` replaces an existing file; Windows also writes `*` and a number.
     let entry = entry.trim_start_matches(['!', '*']);
     let entry = entry.trim_start_matches(|c: char| c.is_ascii_digit());
     let entry = entry.strip_prefix("\\??\\").unwrap_or(entry);

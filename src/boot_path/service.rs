@@ -1,4 +1,5 @@
-//! A kernel driver's service key: is it installed, when does it start, which file does it load.
+//! Reads a kernel driver's service key: whether it is installed, when it starts, which file it
+//! loads.
 
 use crate::guest::{GuestPath, PathError};
 use crate::registry::HiveView;
@@ -18,19 +19,19 @@ pub struct Service {
     pub kind: Option<u32>,
     /// The values below `StartOverride`, one per hardware configuration.
     pub overrides: Vec<u32>,
-    /// The file it loads; an error when `ImagePath` is not a path.
+    /// The file it loads, or an error if `ImagePath` is not a path.
     pub image: std::result::Result<GuestPath, PathError>,
-    /// `ImagePath` as it stands there.
+    /// The original `ImagePath`.
     pub image_path: Option<String>,
-    /// Values that are there with a type Windows does not take: it drops such a driver.
+    /// Values with a type that Windows does not accept: it drops such a driver.
     pub mistyped: Vec<&'static str>,
     /// `DeleteFlag`: the service manager deletes the key at its next start.
     pub deleted: bool,
-    /// Whether this Windows looks at `StartOverride`.
+    /// Whether this Windows uses `StartOverride`.
     overridable: bool,
 }
 
-/// What a value of a service key must be.
+/// The required form of a value of a service key.
 #[derive(Clone, Copy)]
 enum Wanted {
     Number,
@@ -65,7 +66,7 @@ fn mistyped(key: &Key<'_>) -> Result<Vec<&'static str>> {
 }
 
 impl Service {
-    /// `None` when there is no such key. A key may be there without the service being
+    /// Reads a service key; `None` if it does not exist. A key may exist without the service being
     /// [installed](Self::is_installed).
     pub fn read(
         system: &HiveView<'_>,
@@ -94,7 +95,7 @@ impl Service {
             image: image_file(image_path.as_deref(), name, windows_root),
             image_path,
             mistyped: mistyped(&key)?,
-            // Windows writes 1; any value is taken for the mark.
+            // Windows writes 1; any value counts as the mark.
             deleted: key
                 .value("DeleteFlag")?
                 .is_some_and(|value| value.as_dword() != Some(0)),
@@ -102,33 +103,35 @@ impl Service {
         }))
     }
 
-    /// Some installers leave keys behind that hold one private value, or none.
+    /// Whether the service is installed. Some installers leave keys with one private value, or
+    /// none.
     pub fn is_installed(&self) -> bool {
         self.start.is_some() && self.kind.is_some()
     }
 
-    /// Which override is in force depends on the VM Windows finds itself on, and that is a new
-    /// one: any that is not zero counts.
+    /// The override that counts. Which one applies depends on the VM, and that is a new one, so any
+    /// value other than zero counts.
     pub fn start_override(&self) -> Option<u32> {
         self.overrides.iter().copied().find(|v| *v != BOOT_START)
     }
 
-    /// When Windows will start it, as far as can be known before it runs on the new VM.
+    /// The start type, as far as it can be known before Windows runs on the new VM.
     pub fn effective_start(&self) -> Option<u32> {
         match self.start? {
             BOOT_START if self.overridable => Some(self.start_override().unwrap_or(BOOT_START)),
-            // An override of 0 may lift it, or belong to a VM that is gone: do not count on it.
+            // An override of 0 may enable the driver, or belong to the old VM: it cannot be relied
+            // on.
             start => Some(start),
         }
     }
 
-    /// An override that this Windows does not look at.
+    /// An override that this Windows ignores.
     pub fn idle_override(&self) -> Option<u32> {
         self.start_override().filter(|_| !self.overridable)
     }
 
-    /// Whether a boot loader finds the file whatever it makes of the path: all of them put the directory of
-    /// Windows before a relative one, and the loaders since Vista know `\SystemRoot\` too.
+    /// The form of the path. All boot loaders resolve a relative path from the directory of
+    /// Windows, and the loaders since Vista accept `\SystemRoot\` too.
     pub fn path_form(&self) -> PathForm {
         let Some(path) = self.image_path.as_deref().filter(|p| !p.is_empty()) else {
             return PathForm::Relative;
@@ -150,19 +153,19 @@ impl Service {
     }
 }
 
-/// How an `ImagePath` says where the file is.
+/// The form of an `ImagePath`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathForm {
-    /// To the directory of Windows; a path that is not there is of this form too.
+    /// Relative to the directory of Windows; a missing path has this form too.
     Relative,
     /// `\SystemRoot\...`
     SystemRoot,
-    /// With a drive letter, a variable, quotes or from the root of the volume.
+    /// With a drive letter, a variable or quotes, or from the root of the volume.
     Other,
 }
 
-/// The file an `ImagePath` names, on the system volume. Drive letters are dropped: a boot driver
-/// is on the volume Windows is on.
+/// The file that an `ImagePath` names, on the system volume. Drive letters are dropped, because a
+/// boot driver is on the volume of Windows.
 fn image_file(
     image_path: Option<&str>,
     service: &str,
@@ -260,7 +263,7 @@ mod tests {
         ] {
             assert_eq!(service(start, overrides).effective_start(), effective);
         }
-        // NT 5 does not know overrides.
+        // NT 5 has no overrides.
         let old = Service {
             overridable: false,
             ..service(Some(0), &[0, 3])

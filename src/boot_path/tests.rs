@@ -1,5 +1,5 @@
-//! The measured table of real hives, and what each single change does to it. The judge of the edits
-//! is `hivexregedit`: it makes the changed hives.
+//! The table measured on real hives, and the effect of each single change. `hivexregedit` makes the
+//! changed hives, independently of hyper2kvm.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ fn with_parents(reg: &str) -> String {
     text
 }
 
-/// The hive with a `.reg` text merged by hivexregedit; `None` when the tool is not installed.
+/// The hive with a `.reg` text merged by hivexregedit; `None` if the tool is not installed.
 fn merged(hive: &[u8], reg: &str) -> Option<Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     let (file, text) = (dir.path().join("SYSTEM"), dir.path().join("x.reg"));
@@ -37,7 +37,7 @@ fn merged(hive: &[u8], reg: &str) -> Option<Vec<u8>> {
     Some(std::fs::read(&file).unwrap())
 }
 
-/// Registry facts as text: what the boot path reads of a real hive.
+/// Registry facts as text: the part of a real hive that the boot path reads.
 mod model {
     use crate::registry::{KeyTree, Value};
 
@@ -124,7 +124,7 @@ mod model {
     }
 }
 
-/// The models are what the corpus says. With `HYPER2KVM_UPDATE=1` they are written anew.
+/// The models match the corpus. `HYPER2KVM_UPDATE=1` rewrites them.
 #[test]
 fn the_models_are_facts_of_the_corpus() {
     for (name, file, part) in [
@@ -155,7 +155,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// The facts of a real hive that are kept here, and the hive itself where the corpus is.
+    /// The facts of a real hive stored here, and the hive itself if the corpus exists.
     fn windows_7() -> Vec<Self> {
         let guest = |hive| Self {
             hive,
@@ -242,7 +242,8 @@ fn measured_windows_10() {
     }
 }
 
-/// What the boot path looks at in a hive of Windows 10: small enough to be changed and written in no time.
+/// The part of a Windows 10 hive that the boot path reads: small enough to be changed and written
+/// quickly.
 fn boot_part(hive: &[u8]) -> KeyTree {
     let mut paths = vec![
         "DriverDatabase\\DriverInfFiles\\mshdc.inf".to_string(),
@@ -273,7 +274,7 @@ fn boot_part(hive: &[u8]) -> KeyTree {
     part(hive, &paths, &services)
 }
 
-/// The same of Windows 7.
+/// The same part of a Windows 7 hive.
 fn boot_part_7(hive: &[u8]) -> KeyTree {
     let paths = [
         "PCI#CC_0101",
@@ -290,7 +291,7 @@ fn boot_part_7(hive: &[u8]) -> KeyTree {
     part(hive, &paths, &services)
 }
 
-/// Leaves out what no boot depends on, as the plan of ReadyBoost.
+/// Leaves out data that no boot depends on, such as the plan of ReadyBoost.
 fn prune(key: &mut KeyTree) {
     key.values.retain(|(_, value)| value.data.len() < 4096);
     key.keys.values_mut().for_each(|key| prune(key));
@@ -327,7 +328,7 @@ fn drop_value(tree: &mut KeyTree, key: &str, name: &str) {
     tree.key_mut(key).values.retain(|(n, _)| n != name);
 }
 
-/// Each single fault is found, and named in the reason.
+/// Each single fault is found and named in the reason.
 #[test]
 fn one_fault_at_a_time() {
     use DiskBus::{Ide, Sata};
@@ -449,7 +450,7 @@ fn one_fault_at_a_time() {
             ("atapi does not start at boot (Start=3)", Ide, |t| {
                 dword(t, "atapi", "Start", 3);
             }),
-            // pciide would do, but the more specific id decides.
+            // pciide would work, but the more specific id decides.
             ("intelide does not start at boot (Start=3)", Ide, |t| {
                 dword(t, "intelide", "Start", 3);
                 t.remove("ControlSet001\\Services\\pciide\\StartOverride");
@@ -468,17 +469,17 @@ fn one_fault_at_a_time() {
             assert_eq!(path.faults.len(), 1, "{reason}");
             assert_eq!(path.steps.iter().filter(|s| !s.ok).count(), 1);
         }
-        // `volume` came with a later build than NT 6.2: its absence is no fault.
+        // `volume` appeared in a build after NT 6.2: its absence is no fault.
         let mut tree = whole.clone();
         tree.remove("ControlSet001\\Services\\volume");
         assert!(evaluate(&tree, Sata).ready);
-        // A filter that starts late is left alone.
+        // A filter that starts late is ignored.
         dword(&mut tree, "fvevol", "Start", 1);
         assert!(evaluate(&tree, Sata).ready);
     }
 }
 
-/// With no driver for the real id, the class decides.
+/// Without a driver for the real id, the class decides.
 #[test]
 fn ide_by_class() {
     for guest in Guest::windows_10() {
@@ -569,7 +570,7 @@ fn images_are_looked_at() {
 
 const VIOSTOR: &str = "oem9.inf_amd64_0011223344556677";
 
-/// The chain for viostor, for the ids given.
+/// The chain for viostor, with the given ids.
 fn with_viostor(tree: &mut KeyTree, ids: &[&str]) {
     let package = format!("DriverDatabase\\DriverPackages\\{VIOSTOR}");
     dword(tree, "viostor", "Start", 0);
@@ -609,7 +610,7 @@ fn virtio_needs_the_modern_id() {
             (&["ven_1af4&dev_1042", "ven_1af4&dev_1001"], true, 0),
             (&[MODERN], true, 1),
             (&[TRANSITIONAL], false, 1),
-            // That is the network adapter.
+            // The id of the network adapter.
             (&["VEN_1AF4&DEV_1041"], false, 2),
         ] {
             let mut tree = boot_part(&guest.hive);
@@ -626,7 +627,7 @@ fn virtio_needs_the_modern_id() {
     }
 }
 
-/// The same chain written into the real hive by hivexregedit.
+/// The same chain merged into the real hive by hivexregedit.
 #[test]
 fn virtio_chain_in_a_merged_hive() {
     for guest in Guest::windows_10() {
@@ -646,7 +647,7 @@ fn virtio_chain_in_a_merged_hive() {
     }
 }
 
-/// Of two packages for the same id the one with the newer DriverVer drives the device.
+/// Of two packages for the same id, Windows uses the one with the newer DriverVer.
 #[test]
 fn newest_package_wins() {
     for guest in Guest::windows_10() {
@@ -707,7 +708,7 @@ fn windows_7_reads_the_critical_device_database() {
     }
 }
 
-/// A damaged hive gives a verdict, not a panic.
+/// A damaged hive produces a verdict, not a panic.
 #[test]
 fn damage_is_a_reason() {
     for guest in Guest::windows_10() {

@@ -1,5 +1,5 @@
-//! The steps of [`evaluate`](super::evaluate), each of which leaves a text for people and, when something
-//! is wrong, a typed fault.
+//! The steps of [`evaluate`](super::evaluate). Each one adds a text for people and, for a problem,
+//! a typed fault.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::registry::hive::Key;
 use crate::text::guest_text;
 use crate::types::{Arch, PciId};
 
-/// What an IDE controller's channels are called, most specific first.
+/// The ids of an IDE controller's channels, most specific first.
 pub const IDE_CHANNELS: [&str; 4] = [
     "Intel-PIIX3",
     "Primary_IDE_Channel",
@@ -24,7 +24,7 @@ pub const IDE_CHANNELS: [&str; 4] = [
     "*PNP0600",
 ];
 
-/// Real lists hold a handful.
+/// The most filters in a list; real lists have a handful.
 const MAX_FILTERS: usize = 64;
 
 pub(super) struct Walk<'w, 'a> {
@@ -35,16 +35,16 @@ pub(super) struct Walk<'w, 'a> {
     reason: Option<String>,
     /// The class of the controller.
     class: String,
-    /// Files that were looked at as imports.
+    /// Files already examined as imports.
     files: BTreeSet<String>,
-    /// Drivers that were looked at.
+    /// Drivers already examined.
     drivers: BTreeSet<String>,
     pending: Pending,
 }
 
 /// The driver of the boot file system.
 pub const NTFS: &str = "Ntfs";
-/// What the faults call it.
+/// The name of the kernel in faults.
 pub const KERNEL: &str = "the kernel";
 
 impl<'w, 'a> Walk<'w, 'a> {
@@ -106,7 +106,7 @@ impl Walk<'_, '_> {
         self.steps.push(Step::new(true, &text));
     }
 
-    /// Worth a repair, but does not decide.
+    /// Adds advice: a fault worth a repair that does not decide.
     fn advise(&mut self, fault: Fault, text: String) {
         self.steps.push(Step::new(false, &text));
         self.faults.push(fault);
@@ -118,7 +118,7 @@ impl Walk<'_, '_> {
         self.advise(fault, text);
     }
 
-    /// Fails when `decides`, else advises.
+    /// Fails if `decides`, otherwise adds advice.
     fn find(&mut self, decides: bool, fault: Fault, text: String) {
         if decides {
             self.fail(fault, text);
@@ -139,7 +139,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// The device the disk is attached to, and the driver bound to it.
+    /// Evaluates the device to which the disk is attached, and the driver bound to it.
     fn controller(&mut self, controller: DiskBus) -> Result<()> {
         let mut devices = controller.devices();
         if self.ctx.nt.0 < 6 {
@@ -195,8 +195,8 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// The driver of this Windows that could be bound to the controller, when its file is there. Those
-    /// with a DriverDatabase have them all bound.
+    /// The driver of this Windows that could be bound to the controller, if its file exists.
+    /// Versions with a DriverDatabase have them all bound.
     fn spare(&self, controller: DiskBus) -> Option<&'static str> {
         let names: &[&str] = match controller {
             _ if self.uses_driver_database() => &[],
@@ -207,7 +207,7 @@ impl Walk<'_, '_> {
         names.iter().copied().find(|name| self.has_file(name))
     }
 
-    /// Whether the file a driver of Windows has by default is there and of use.
+    /// Whether the default file of one of Windows' drivers exists and is usable.
     fn has_file(&self, service: &str) -> bool {
         let path = format!("System32\\drivers\\{service}.sys");
         let image = self.ctx.windows_root.join(&path);
@@ -219,7 +219,7 @@ impl Walk<'_, '_> {
         })
     }
 
-    /// A service that must be loaded by the boot loader.
+    /// Evaluates a service that the boot loader must load.
     fn driver(&mut self, name: &str) -> Result<()> {
         if !self.drivers.insert(name.to_lowercase()) {
             return Ok(());
@@ -231,7 +231,7 @@ impl Walk<'_, '_> {
         }
         let state = match found {
             Some(state) if state.is_installed() => state,
-            // What is of the wrong type was named.
+            // A value of the wrong type is already reported.
             Some(state) if !state.mistyped.is_empty() => return Ok(()),
             found => {
                 let text = match found {
@@ -271,7 +271,7 @@ impl Walk<'_, '_> {
         self.image(&state)
     }
 
-    /// What makes Windows drop a service although it is installed.
+    /// Evaluates the marks that make Windows drop an installed service.
     fn marks(&mut self, state: &Service) {
         let name = &state.name;
         let service = || name.clone();
@@ -333,7 +333,7 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// Whether the form of an ImagePath is one the loader may not take, and if so whether that is certain.
+    /// Whether the loader may reject the form of an ImagePath, and if so whether it certainly does.
     fn odd_path(&self, state: &Service) -> Option<bool> {
         match state.path_form() {
             PathForm::Relative => None,
@@ -342,7 +342,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// A file that the boot loader loads, with all it imports from.
+    /// Evaluates a file that the boot loader loads, with all its imports.
     fn file(&mut self, name: &str, path: &GuestPath, start: Option<u32>) {
         let image = (self.ctx.image)(path).state;
         let wrong = match image {
@@ -383,7 +383,7 @@ impl Walk<'_, '_> {
         self.fail(fault, wrong);
     }
 
-    /// The kernel, which the loader loads first. On x86 there is one for each kind of memory map.
+    /// Evaluates the kernel, which is loaded first. x86 has one for each kind of memory map.
     fn kernel(&mut self) {
         let names: &[&str] = match self.ctx.arch {
             Arch::X86 => &["ntoskrnl.exe", "ntkrnlpa.exe"],
@@ -403,11 +403,12 @@ impl Walk<'_, '_> {
             return;
         };
         self.file(KERNEL, &path, None);
-        // Every driver imports from it, by this name.
+        // Every driver imports it by this name.
         self.files.insert("ntoskrnl.exe".into());
     }
 
-    /// The loader takes the driver of the file system it reads, whatever its `Start` says.
+    /// Evaluates the driver of the file system that Windows is on. The loader loads it whatever its
+    /// `Start` is.
     fn boot_file_system(&mut self) -> Result<()> {
         let found = self.ctx.service(NTFS)?;
         let image = found.and_then(|state| state.image.ok());
@@ -423,7 +424,7 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// Installations on a SCSI disk leave these out (Microsoft KB 314082).
+    /// Evaluates the IDE channels. Installations on a SCSI disk lack them (Microsoft KB 314082).
     fn ide_channels(&mut self) -> Result<()> {
         let names = IDE_CHANNELS.map(|n| (n.to_string(), n.to_string()));
         match binding::critical_service(self.ctx.system, self.ctx.control_set, names)? {
@@ -494,8 +495,8 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// Devices of this kind that Windows met before: what it set up then is what it uses again when the
-    /// device is in the same place, and it does not ask the databases.
+    /// Evaluates earlier devices of this kind. Windows reuses their configuration if the device is
+    /// in the same place, and does not look in the databases.
     fn instances(&mut self, controller: DiskBus) -> Result<()> {
         let path = self.ctx.control_set.key("Enum\\PCI");
         let Some(bus) = self.ctx.system.key(&path)? else {
@@ -532,7 +533,7 @@ impl Walk<'_, '_> {
         }
         let class = instance.string("ClassGUID")?.or(instance.string("Class")?);
         if class.is_none_or(|class| class.is_empty()) {
-            // Windows asks the databases.
+            // Windows looks in the databases.
             return Ok(());
         }
         let service = instance.string("Service")?.filter(|s| !s.is_empty());
@@ -561,7 +562,7 @@ impl Walk<'_, '_> {
 /// `CONFIGFLAG_DISABLED` and `CONFIGFLAG_REMOVED`.
 pub const DEVICE_OFF: u32 = 3;
 
-/// Real machines have a few hundred devices.
+/// The most devices read; real PCs have a few hundred.
 const MAX_DEVICES: usize = 4096;
 
 fn bound_text(device: &PciId, found: &Binding) -> String {

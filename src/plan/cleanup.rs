@@ -1,9 +1,10 @@
-//! Switches off what the old hypervisor left behind, as `drivers/tools.yaml` lists it.
+//! Disables the remains of the old hypervisor, as listed in `drivers/tools.yaml`.
 //!
-//! A service that is there gets Start=4. One that is a class filter leaves the filter lists first: a
-//! disabled filter of the disk classes stops the boot with 0x7B. `Run` entries and scheduled tasks are told
-//! by the program they start. A task leaves the index of the task scheduler; its file below
-//! `System32\Tasks` stays, so that `schtasks /create /xml` can bring it back.
+//! An existing service gets Start=4. If it is a class filter, it is first removed from the filter
+//! lists: a disabled filter of the disk classes stops the boot with 0x7B. `Run` entries and
+//! scheduled tasks are identified by the program they start. A task is removed from the index of
+//! the task scheduler. Its file below `System32\Tasks` stays, so that `schtasks /create /xml` can
+//! restore it.
 
 use serde::Deserialize;
 
@@ -21,11 +22,11 @@ const RUN: [&str; 2] = [
     r"Wow6432Node\Microsoft\Windows\CurrentVersion\Run",
 ];
 const DISABLED: u32 = 4;
-/// More is a damaged or hostile hive.
+/// A hive with more is damaged or hostile.
 const MAX_CLASSES: usize = 1024;
 const MAX_TASKS: usize = 8192;
 const TASK_CACHE: &str = r"Microsoft\Windows NT\CurrentVersion\Schedule\TaskCache";
-/// By what starts a task.
+/// The lists of tasks, one for each kind of trigger.
 const TASK_LISTS: [&str; 4] = ["Plain", "Logon", "Boot", "Maintenance"];
 
 #[derive(Debug, Deserialize)]
@@ -43,12 +44,12 @@ struct Tool {
     folders: Vec<String>,
 }
 
-/// The table is part of the program and checked by a test.
+/// Parses the table. It is part of the program and checked by a test.
 fn tools() -> Vec<Tool> {
     serde_yaml::from_str(TOOLS).unwrap_or_default()
 }
 
-/// Adds the edits to `layout`, on top of those it has already.
+/// Adds the edits to `layout`, on top of those already there.
 pub fn old_hypervisor(
     inputs: &Inputs<'_>,
     sets: &[ControlSet],
@@ -82,7 +83,7 @@ pub fn old_hypervisor(
     without_tasks(&software, &folders, ops)
 }
 
-/// What `--uninstall-tools` uninstalls. Hyper-V's services are part of Windows.
+/// The products for `--uninstall-tools`. Hyper-V's services are part of Windows.
 pub fn product_codes(installed: &[Installed]) -> Vec<uuid::fmt::Braced> {
     const OURS: [&str; 4] = [
         "vmware-tools",
@@ -112,7 +113,8 @@ fn without_run_entries(
         };
         for (name, value) in key.values()?.into_iter().take(MAX_TASKS) {
             let listed = names.iter().any(|n| n.eq_ignore_ascii_case(&name));
-            // hivexregedit finds no name outside ASCII: the entry stays, and starts nothing that is there.
+            // hivexregedit finds no name outside ASCII: the entry stays, and starts nothing that
+            // exists.
             if name.is_ascii() && (listed || holds(&value.data, folders)) {
                 ops.push(RegOp::DeleteValue {
                     key: run.to_string(),
@@ -124,7 +126,7 @@ fn without_run_entries(
     Ok(())
 }
 
-/// Takes tasks whose program lies in one of the directories out of the scheduler's index.
+/// Removes tasks whose program lies in one of the directories from the scheduler's index.
 fn without_tasks(
     software: &HiveView<'_>,
     folders: &[&String],
@@ -146,7 +148,7 @@ fn without_tasks(
             continue;
         }
         let node = format!("{TASK_CACHE}\\Tree{path}");
-        // A directory of tasks is never taken away.
+        // A directory of tasks is never removed.
         let leaf = match software.key(&node)? {
             Some(key) => key.keys()?.is_empty(),
             None => false,
@@ -165,7 +167,7 @@ fn without_tasks(
     Ok(())
 }
 
-/// Whether UTF-16 text in `data` names one of the directories, at whatever offset it begins.
+/// Whether UTF-16 text in `data` names one of the directories, at an even or an odd offset.
 fn holds(data: &[u8], folders: &[&String]) -> bool {
     let lower = |bytes: &[u8]| -> Vec<u8> { bytes.to_ascii_lowercase() };
     let data = lower(data);
@@ -188,7 +190,7 @@ fn without_filters(
     for class in classes.keys()?.into_iter().take(MAX_CLASSES) {
         let path = set.key("Control\\Class").join(&class.name()?);
         for list in ["UpperFilters", "LowerFilters"] {
-            // An edit planned before this one is what the list will be.
+            // A planned edit contains the list as it will be.
             let planned = ops.iter().rev().find_map(|op| match op {
                 RegOp::Set {
                     key,
@@ -350,7 +352,7 @@ mod tests {
         let bytes = tree.to_bytes("SYSTEM");
         let view = HiveView::new(&bytes).unwrap();
         let repaired = RegOp::set(disk, "UpperFilters", multi(&["partmgr", "xenfilt"]));
-        // All of that list were dead: it is gone, and does not come back.
+        // Every entry of that list was dead: the list is deleted, and not created again.
         let emptied = RegOp::DeleteValue {
             key: hdc.into(),
             name: "LowerFilters".into(),

@@ -1,5 +1,5 @@
-//! The last step of planning: everything that speaks against a conversion, what of it was accepted, and
-//! whether the result starts.
+//! The last step of planning: collects everything that prevents a conversion, applies `--accept`,
+//! and decides whether the result starts.
 
 use std::collections::BTreeSet;
 
@@ -16,21 +16,21 @@ use crate::types::DiskBus;
 use super::model::{Draft, Plan};
 use super::{Options, Remaining, Result, remaining};
 
-/// What a draft leads to, and what is known of guest and host besides.
+/// The result of a draft, and other facts about guest and host.
 pub struct Foreseen<'a> {
     pub options: Options,
     /// The guest before the fix.
     pub before: &'a Inspection,
     pub hives: &'a Hives,
     pub volumes: &'a [Volume],
-    /// The guest as the actions leave it. An error is a hive that cannot be read from end to end.
+    /// The guest after the actions. An error is a hive that cannot be read from end to end.
     pub after: Result<After, HiveError>,
-    /// The controllers the result must boot from.
+    /// The controllers from which the result must boot.
     pub wanted: Vec<DiskBus>,
     pub signatures: Review,
     /// Warnings about the VM and the driver source.
     pub notes: Vec<String>,
-    /// What the other disks, the host and the documents of the VM stand in the way with.
+    /// Blockers from the other disks, the host and the documents of the VM.
     pub limits: Vec<Blocker>,
 }
 
@@ -40,8 +40,8 @@ pub struct After {
     pub checks: Vec<Check>,
 }
 
-/// Completes a draft. Blockers stand in the order in which a user best works them off: the guest, the options,
-/// the host.
+/// Completes a draft. Blockers are in the order in which a user should resolve them: the guest, the
+/// options, the host.
 pub fn plan(draft: Draft, seen: Foreseen<'_>, accepted: &Accepted) -> Result<Plan> {
     let mut plan = Plan {
         actions: draft.actions,
@@ -70,7 +70,7 @@ pub fn plan(draft: Draft, seen: Foreseen<'_>, accepted: &Accepted) -> Result<Pla
     Ok(plan)
 }
 
-/// Adds what is wrong with the guest as the actions leave it; returns what that does to its boot path.
+/// Adds the problems of the guest after the actions. Returns those of its boot path.
 fn judge(
     plan: &mut Plan,
     before: &Inspection,
@@ -109,7 +109,7 @@ fn production(storage: DiskBus) -> DiskBus {
     }
 }
 
-/// The blocker for a production bus this Windows has no driver for.
+/// The blocker for a production bus without a driver for this Windows.
 fn without_driver(wanted: &[DiskBus], storage: DiskBus) -> Option<Blocker> {
     if storage == DiskBus::Sata {
         return Some(Blocker::new(
@@ -138,7 +138,7 @@ fn sign(plan: &mut Plan, review: &Review, required: bool) {
     }
 }
 
-/// What the plan repairs blocks nothing; what it brings to light does.
+/// Removes blockers that the plan repairs, and adds those that it causes.
 fn repaired(plan: &mut Plan, before: &Inspection, after: &Inspection) {
     let (before, after) = (before.blockers(), after.blockers());
     plan.blockers
@@ -176,8 +176,8 @@ fn is_explained(check: &Check, plan: &Plan, remaining: &[Remaining]) -> bool {
         || (!check.findings.is_empty() && check.findings.iter().all(|id| named(id)))
 }
 
-/// Takes what was accepted out of the blockers. A blocker is accepted by its own code, or by that of a
-/// check that fails because of it.
+/// Removes accepted blockers. A blocker is accepted by its own code, or by that of a check that
+/// fails because of it.
 fn accept(accepted: &Accepted, inspection: &Inspection, plan: &mut Plan, remaining: &[Remaining]) {
     let by_check = |blocker: &Blocker| -> bool {
         let stake = ids::find(&blocker.code).map(|entry| entry.stake);
@@ -225,7 +225,7 @@ fn is_fault(check: &Check) -> bool {
     !check.ok && check.severity == Severity::Blocker
 }
 
-/// What was accepted and is not so.
+/// Warnings for `--accept` codes that match nothing.
 fn unused(accepted: &Accepted, inspection: &Inspection, plan: &Plan) -> Vec<String> {
     let stops = |id: &&str| {
         let failed = plan.checks.iter().any(|c| c.id == *id && is_fault(c));
@@ -241,7 +241,8 @@ fn unused(accepted: &Accepted, inspection: &Inspection, plan: &Plan) -> Vec<Stri
         .collect()
 }
 
-/// Volumes other than that of Windows which the plan writes to and the writer would refuse.
+/// Blockers for volumes besides that of Windows that the plan writes to and the writer would
+/// refuse.
 pub(super) fn unsafe_volumes(
     actions: &[Action],
     options: &Options,
@@ -273,7 +274,7 @@ pub(super) fn unsafe_volumes(
         .collect()
 }
 
-/// Values that the registry writer cannot write anew beside an edit.
+/// Blockers for values that the registry writer cannot rewrite beside an edit.
 fn too_large_values(actions: &[Action], hives: &Hives) -> Result<Vec<Blocker>> {
     let mut blockers = Vec::new();
     for (hive, edits) in actions::edits(actions) {
@@ -300,7 +301,7 @@ mod tests {
     use super::*;
     use crate::check::CheckState;
 
-    /// What a check found besides would be written over without a word.
+    /// Otherwise, anything else found by the check would be silently overwritten.
     #[test]
     fn a_check_is_explained_when_a_blocker_names_each_of_its_findings() {
         let plan = |codes: &[&str]| Plan {

@@ -1,11 +1,11 @@
-//! Which disks besides the system's had a drive letter, from the SYSTEM hive.
+//! Finds in the SYSTEM hive which disks besides the system's had a drive letter.
 //!
-//! `MountedDevices` names the volume of a letter by disk signature and offset (MBR), or by the GUID of
-//! the partition (GPT, `DMIO:ID:`). Whose disk that partition is on, and whether the disk was offline or
-//! read-only, is below the disk's device: `Partmgr\PartitionTableCache` is a
-//! `DRIVE_LAYOUT_INFORMATION_EX` (Windows 8 and later), `Attributes` has 1 for offline and 2 for
-//! read-only. Letters of GPT disks can therefore not be told on Windows 7. What was plugged in once is
-//! remembered too: the running script looks what is there.
+//! `MountedDevices` names the volume of a letter by disk signature and offset (MBR), or by the GUID
+//! of the partition (GPT, `DMIO:ID:`). The disk of that partition, and whether it was offline or
+//! read-only, is recorded below the disk's device. `Partmgr\PartitionTableCache` is a
+//! `DRIVE_LAYOUT_INFORMATION_EX` (Windows 8 and later); `Attributes` has 1 for offline and 2 for
+//! read-only. So letters of GPT disks cannot be determined on Windows 7. Disks that were once
+//! plugged in are recorded too: the first-boot script checks which of them exist.
 
 use std::collections::BTreeMap;
 
@@ -20,20 +20,20 @@ use crate::types::ControlSet;
 
 const OFFLINE: u32 = 1;
 const READ_ONLY: u32 = 2;
-/// More is a damaged or hostile hive.
+/// A hive with more is damaged or hostile.
 const MAX_VALUES: usize = 1024;
 const MAX_DEVICES: usize = 256;
-/// Disks in the script.
+/// The most disks in the script.
 const MAX_DISKS: usize = 26;
 
-/// What Windows knows of a disk that was there.
+/// Windows' record of a disk that was attached.
 struct Known {
     id: DiskId,
     partitions: Vec<Uuid>,
     attributes: u32,
 }
 
-/// The disks, without the one Windows itself is on, and what a person must know.
+/// The disks without that of Windows itself, and notes for the user.
 pub fn with_letters(
     system: &HiveView<'_>,
     set: &ControlSet,
@@ -147,8 +147,8 @@ fn known_disk(partmgr: &Key<'_>) -> Result<Option<Known>, HiveError> {
     }))
 }
 
-/// `DRIVE_LAYOUT_INFORMATION_EX`: style, number of partitions, what identifies the disk; from byte 48
-/// the partitions, 144 bytes each, with their GUID at 48.
+/// Parses a `DRIVE_LAYOUT_INFORMATION_EX`: style, number of partitions, identity of the disk. From
+/// byte 48 follow the partitions, 144 bytes each, with their GUID at 48.
 fn drive_layout(data: &[u8]) -> Option<(DiskId, Vec<Uuid>)> {
     const ENTRIES: usize = 48;
     const ENTRY: usize = 144;
@@ -274,7 +274,7 @@ mod tests {
         }
     }
 
-    /// The same disk at two controllers: what was noted at the one it left does not count.
+    /// The same disk on two controllers: the record for the controller it left does not count.
     #[test]
     fn a_disk_that_was_online_on_one_of_its_controllers_was_in_use() {
         let online = |attributes: &[u32]| {

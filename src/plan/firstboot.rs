@@ -1,8 +1,9 @@
-//! What the first boot needs on the disk: the script and what it works with, the service that starts it,
-//! and the settings that hold only until it is done.
+//! Plans the first boot: the script and its files, the service that starts it, and settings that
+//! apply only until it is done.
 //!
-//! The old values of those settings are kept below the service's key, where the script finds them, and a
-//! second run over the same disk as well: it must not take our own values for the guest's.
+//! The old values of those settings are kept below the service's key. The script finds them there,
+//! and so does a second run over the same disk, which must not take hyper2kvm's values for the
+//! guest's.
 
 use crate::drivers::catalogue::VirtioDevice;
 use crate::firstboot::network::{self, Policy};
@@ -21,7 +22,7 @@ pub struct Wishes {
     /// `--no-firstboot`
     pub none: bool,
     pub network: Policy,
-    /// Of the new VM's NICs; where there are none, those of the guest's adapters.
+    /// The MACs of the new VM's NICs, or if there are none, of the guest's adapters.
     pub macs: Vec<MacAddr>,
     /// The contents of `--firstboot` files.
     pub user_scripts: Vec<Vec<u8>>,
@@ -29,10 +30,10 @@ pub struct Wishes {
     pub uninstall_tools: bool,
 }
 
-/// Media paths of what is made here.
+/// Media path of generated files.
 pub const GENERATED: &str = "generated";
 
-/// A file that comes from no driver source: name below [`GENERATED`], contents.
+/// A file that is not from a driver source: name below [`GENERATED`], contents.
 pub type Generated = (String, Vec<u8>);
 
 /// Adds files and edits to `layout`; `staging` are the staged drivers.
@@ -93,7 +94,7 @@ pub fn add(
     add_files(inputs, &script, layout)
 }
 
-/// Why there is no first-boot script.
+/// The reason why there is no first-boot script.
 fn left_out(inputs: &Inputs<'_>) -> Option<&'static str> {
     match (inputs.wishes.none, inputs.windows.target.major < 6) {
         (true, _) => Some("--no-firstboot was given"),
@@ -130,7 +131,7 @@ fn infs(inputs: &Inputs<'_>, staged: &[GuestPath], warnings: &mut Vec<String>) -
     Ok(infs)
 }
 
-/// The script, and what it works with.
+/// Adds the script and its files.
 fn add_files(inputs: &Inputs<'_>, script: &Script, layout: &mut Layout) -> Result<()> {
     let folder = inputs.windows.root.join(firstboot::FOLDER)?;
     let mut files = Vec::new();
@@ -159,7 +160,7 @@ fn add_files(inputs: &Inputs<'_>, script: &Script, layout: &mut Layout) -> Resul
     Ok(())
 }
 
-/// Windows 10 2004 brought `pnputil /remove-device`.
+/// The first build with `pnputil /remove-device`: Windows 10 2004.
 const PNPUTIL_REMOVES_DEVICES: u32 = 19041;
 
 /// The service of an INF's device and the INF's version.
@@ -204,7 +205,7 @@ fn service(
     let mut set = |name: &str, data| ops.push(RegOp::set(key.clone(), name, data));
     set("Type", RegData::Dword(0x10));
     set("Start", RegData::Dword(2));
-    // Nothing is said and nothing is done when it does not start.
+    // A script that does not start changes nothing and prints nothing.
     set("ErrorControl", RegData::Dword(0));
     set("ImagePath", RegData::ExpandSz(command));
     set("DisplayName", RegData::Sz("hyper2kvm first boot".into()));

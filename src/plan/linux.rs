@@ -1,4 +1,4 @@
-//! Who makes a Linux guest ready, and what speaks against it.
+//! Decides how a Linux guest is made ready, and what prevents it.
 
 use crate::error::Blocker;
 use crate::ids::Accepted;
@@ -11,7 +11,7 @@ use super::model::{Handover, Method, Plan, Step};
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Preference {
-    /// virt-v2v, where it is installed and knows the distribution; else refused
+    /// virt-v2v if it is installed and supports the distribution; otherwise the guest is refused
     #[default]
     Auto,
     /// virt-v2v-in-place or virt-v2v makes the guest ready
@@ -20,22 +20,22 @@ pub enum Preference {
     AsIs,
 }
 
-/// What is decided for the user, and what is known of guest and host.
+/// The decisions of the user, and the facts about guest and host.
 pub struct Foreseen<'a> {
     pub inspection: &'a Inspection,
     pub preference: Preference,
-    /// Of virt-v2v's two programs the better one this host has.
+    /// The better one of virt-v2v's two programs on this host.
     pub installed: Option<Method>,
     pub in_place: bool,
-    /// Nothing is copied: `--copy later`.
+    /// `--copy later`: nothing is copied.
     pub copy_later: bool,
     /// Warnings about the VM.
     pub notes: Vec<String>,
-    /// What the disks, the host and the documents of the VM stand in the way with.
+    /// Blockers from the disks, the host and the documents of the VM.
     pub limits: Vec<Blocker>,
 }
 
-/// What `--linux as-is` means, as a warning of plan and report.
+/// The warning of plan and report for `--linux as-is`.
 pub const ON_MY_WORD: &str = "--linux as-is: the guest is copied unchanged, and whether it finds its disk on the new controller is not checked";
 
 pub fn plan(seen: Foreseen<'_>, accepted: &Accepted) -> Plan {
@@ -120,8 +120,8 @@ fn steps(method: Method, inspection: &Inspection, facts: &LinuxFacts) -> Vec<Ste
 pub const VIRT_V2V: &str = "virt-v2v";
 pub const UEFI_FALLBACK: &str = "uefi-fallback";
 
-/// The distributions virt-v2v converts (`convert/convert_linux.ml` of version 2), by the `ID` of
-/// os-release.
+/// Whether virt-v2v converts the distribution, by the `ID` of os-release
+/// (`convert/convert_linux.ml` of version 2).
 fn known_to_v2v(facts: &LinuxFacts) -> bool {
     const KNOWN: [&str; 16] = [
         "debian",
@@ -144,7 +144,7 @@ fn known_to_v2v(facts: &LinuxFacts) -> bool {
     KNOWN.contains(&facts.distribution.as_str()) || facts.distribution.starts_with("opensuse-")
 }
 
-/// Who makes the guest ready, and why; or what is missing for that.
+/// The method and its reason, or the blocker for what is missing.
 fn method(
     preference: Preference,
     installed: Option<Method>,
@@ -183,7 +183,7 @@ pub fn warnings(inspection: &Inspection) -> Vec<String> {
         .collect()
 }
 
-/// The copies that make the guest start on firmware without boot entries.
+/// The loader copies with which the guest starts on firmware without boot entries.
 pub fn wanted_copies<'i>(
     inspection: &Inspection,
     facts: &'i LinuxFacts,

@@ -1,12 +1,13 @@
-//! Decides what to do: a pure function from what was found to a list of actions.
+//! Decides what to do: a pure function from facts to a list of actions.
 //!
-//! Three steps, all without I/O. [`layout`] tells what the guest is to hold: which files, which registry
-//! contents. The caller looks up which of those files exist already ([`Present`]), and [`draft`] turns the
-//! difference into actions. What is already right becomes `skipped`, so that a second run plans nothing.
-//! The caller inspects and verifies the guest as these actions leave it ([`crate::actions::preview`]), and looks at the host
-//! ([`Foreseen`]); [`plan`] decides whether the conversion continues. A [`Plan`] is complete.
+//! Planning has three steps, all without I/O. [`layout`] determines the files and registry contents
+//! that the guest should have. The caller looks up which of those files exist already
+//! ([`Present`]), and [`draft`] turns the difference into actions. Anything already in place
+//! becomes `skipped`, so a second run plans nothing. The caller inspects and verifies the guest as
+//! these actions leave it ([`crate::actions::preview`]), and examines the host ([`Foreseen`]).
+//! [`plan`] then decides whether the conversion continues. A [`Plan`] is complete.
 //!
-//! For a Linux guest [`linux::plan`] decides who makes it ready.
+//! For a Linux guest, [`linux::plan`] decides how it is made ready.
 
 mod cleanup;
 mod decide;
@@ -48,21 +49,21 @@ type Result<T, E = PlanError> = std::result::Result<T, E>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// The controller of the first boot; `None`: straight to virtio.
+    /// The controller of the first boot; `None` boots directly from virtio.
     pub bootstrap: Option<DiskBus>,
-    /// Repair the default boot entry and the boot sector where they name a place without a partition.
+    /// Repair the default boot entry and the boot sector if they name a place without a partition.
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services unchanged.
     pub keep_tools: bool,
     /// The bus of the second boot.
     pub storage: DiskBus,
-    /// Refuse drivers whose catalogue is not in order, instead of warning.
+    /// Refuse drivers without a valid catalogue instead of warning.
     pub require_signed: bool,
-    /// Take a volume that was not unmounted cleanly.
+    /// Accept a volume that was not unmounted cleanly.
     pub force_dirty: bool,
 }
 
-/// Everything the draft is made from.
+/// The inputs of a draft.
 pub struct Inputs<'a> {
     pub inspection: &'a Inspection,
     pub windows: &'a WindowsFacts,
@@ -74,37 +75,37 @@ pub struct Inputs<'a> {
     pub used_oem: &'a BTreeSet<u32>,
     pub options: Options,
     pub wishes: &'a firstboot::Wishes,
-    /// Size of the guest agent's installer, when the driver source has one.
+    /// Size of the guest agent's installer, if the driver source has one.
     pub agent_size: u64,
 }
 
-/// What is at a path the plan wants to write.
+/// What exists at a path that the plan wants to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
     Folder,
-    /// The file the plan wants, byte for byte.
+    /// The planned file, byte for byte.
     SameFile,
     OtherFile,
 }
 
-/// What exists already, by path; a path that is not listed does not exist.
+/// Existing files by path; a path that is not listed does not exist.
 pub type Present = BTreeMap<GuestPath, At>;
 
-/// Files that go into the guest together: where to, where from in the driver source, size.
+/// Files that are copied to the guest together: target, path in the driver source, size.
 pub struct Part {
     pub id: String,
     pub title: String,
     pub files: Vec<(GuestPath, String, u64)>,
 }
 
-/// What the guest is to hold after the fix.
+/// The contents of the guest after the fix.
 pub struct Layout {
     pub parts: Vec<Part>,
     pub drivers: Vec<PlannedDriver>,
     pub edits: BTreeMap<HiveName, Vec<RegOp>>,
     pub blockers: Vec<Blocker>,
     pub warnings: Vec<String>,
-    /// Files of the parts that come from no driver source.
+    /// Files of the parts that are not from a driver source.
     pub generated: Vec<firstboot::Generated>,
 }
 
@@ -141,7 +142,7 @@ impl Layout {
     }
 }
 
-/// The control sets to write: the one that boots, and the one Windows last ran with when that is
+/// The control sets to write: the one that boots, and the one with which Windows last ran if it is
 /// another one.
 fn control_sets(windows: &WindowsFacts, system: &HiveView<'_>) -> Result<Vec<ControlSet>> {
     let mut sets = vec![windows.control_set.clone()];
@@ -229,7 +230,7 @@ pub fn layout(inputs: &Inputs<'_>) -> Result<Layout> {
     Ok(layout)
 }
 
-/// Where drivers go in this Windows.
+/// The paths of drivers in this Windows.
 struct Places<'w> {
     windows: &'w WindowsFacts,
     existing: BTreeSet<String>,
@@ -246,8 +247,9 @@ impl Places<'_> {
     }
 }
 
-/// Marks the numbers of the packages as taken. A real SYSTEM marks those of the packages in DRIVERS too;
-/// that DRIVERS does the same is not known, but a number too many there only stays unused.
+/// Marks the numbers of the packages as used. A real SYSTEM also marks those of the packages in
+/// DRIVERS. It is unknown whether DRIVERS does the same, but a number too many there only stays
+/// unused.
 fn mark_numbers(
     system: &HiveView<'_>,
     database: &DriversHive<'_>,
@@ -270,7 +272,7 @@ fn mark_numbers(
     Ok(())
 }
 
-/// The services of the drivers that the guest has already.
+/// The services of the drivers that the guest already has.
 fn existing_services(
     system: &HiveView<'_>,
     set: &ControlSet,
@@ -288,13 +290,14 @@ fn existing_services(
     Ok(existing)
 }
 
-/// Boot storage is installed completely and must be; nothing else may stand in its way.
+/// Whether a package is for boot storage. It must be installed completely, and no other package may
+/// prevent that.
 pub fn is_boot(package: &DriverPackage) -> bool {
     package.role == Role::Storage && package.required
 }
 
-/// What a converted disk must boot from: the bootstrap controller and the virtio ones that have a driver
-/// (NT 5 has none for virtio-scsi).
+/// The controllers from which a converted disk must boot: that of the bootstrap, and the virtio
+/// ones with a driver (NT 5 has none for virtio-scsi).
 pub fn wanted(bootstrap: Option<DiskBus>, drivers: &DriverSet) -> Vec<DiskBus> {
     let virtio = drivers
         .boot_storage()
@@ -302,9 +305,9 @@ pub fn wanted(bootstrap: Option<DiskBus>, drivers: &DriverSet) -> Vec<DiskBus> {
     bootstrap.into_iter().chain(virtio).collect()
 }
 
-/// Where packages that are not needed to boot are recorded.
+/// The hive in which packages that are not needed to boot are recorded.
 enum DriversHive<'h> {
-    /// No driver database (up to Windows 7), or none that can be used.
+    /// No driver database (up to Windows 7), or no usable one.
     None,
     /// Windows 8 and 8.1 keep all packages in SYSTEM.
     System,
@@ -359,7 +362,7 @@ fn planned(package: &DriverPackage, placement: &'static str) -> PlannedDriver {
     }
 }
 
-/// Each target once, with the size the driver source gives.
+/// Each target once, with its size in the driver source.
 fn with_sizes(
     drivers: &DriverSet,
     files: Vec<(GuestPath, String)>,
@@ -393,7 +396,7 @@ fn add_edits(edits: &mut BTreeMap<HiveName, Vec<RegOp>>, installation: Installat
     }
 }
 
-/// The difference between the layout and what exists.
+/// Drafts actions for the difference between the layout and what exists.
 pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<Draft> {
     let mut draft = Draft {
         blockers: layout.blockers,
@@ -407,7 +410,7 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
     }
     uefi_fallback(&mut draft, inputs.windows);
     draft.actions.extend(repair::boot_sector(inputs));
-    // SYSTEM last: its services are what makes Windows load the files.
+    // SYSTEM is last: its services make Windows load the files.
     for hive in [
         HiveName::Bcd,
         HiveName::Software,
@@ -417,8 +420,8 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
         let Some(loaded) = inputs.hives.get(hive) else {
             continue;
         };
-        // Recovered hives of Windows are written even without an edit, so that the guest is left in
-        // one state; the boot store is left to Windows.
+        // Recovered hives are written even without an edit, so that the guest is left in one state.
+        // The boot store is left to Windows.
         let ops = match layout.edits.get(&hive) {
             Some(ops) => ops.as_slice(),
             None if loaded.replayed && hive != HiveName::Bcd => &[],
@@ -437,7 +440,7 @@ pub fn draft(inputs: &Inputs<'_>, layout: Layout, present: &Present) -> Result<D
     Ok(draft)
 }
 
-/// What of a part is not there already.
+/// Adds the files of a part that do not exist yet.
 fn copy_files(draft: &mut Draft, part: Part, present: &Present, made: &mut BTreeSet<GuestPath>) {
     let Part {
         id,
@@ -530,7 +533,7 @@ fn edit_hive(
     Ok(())
 }
 
-/// The directories above `path` that are neither there nor planned yet, outermost first.
+/// The directories above `path` that neither exist nor are planned yet, outermost first.
 fn missing_folders(
     path: &GuestPath,
     present: &Present,
@@ -549,7 +552,7 @@ fn missing_folders(
     missing
 }
 
-/// Gives out free `oemN.inf` numbers, and the old one to a package that is there already.
+/// Assigns free `oemN.inf` numbers; a package that exists already keeps its number.
 struct OemNumbers<'a> {
     used: BTreeSet<u32>,
     given: BTreeSet<u32>,

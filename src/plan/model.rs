@@ -1,4 +1,4 @@
-//! What a conversion will do, as data: shown by `plan`, carried out by `fix`, kept as `plan.json`.
+//! The plan of a conversion as data: shown by `plan`, carried out by `fix`, saved as `plan.json`.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use crate::check::Check;
 use crate::drivers::catalogue::Role;
 use crate::error::Blocker;
 
-/// Something that needs no doing because it is already so.
+/// A step that is not needed because its result already exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Skipped {
     pub id: String,
@@ -19,18 +19,18 @@ pub struct Skipped {
 pub struct PlannedDriver {
     pub driver: String,
     pub role: Role,
-    /// Directory of the media it comes from, e.g. `w10`.
+    /// Directory on the media, e.g. `w10`.
     pub folder: String,
     pub version: String,
     /// `boot` (complete package, starts with the system), `installed` (in the driver store: Windows
-    /// configures it when it meets the device) or `staged` (installed by the first-boot script).
+    /// configures it when the device appears) or `staged` (installed by the first-boot script).
     pub placement: &'static str,
-    /// Who signed its catalogue, when that is in order.
+    /// The signer of its catalogue, if it is valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signer: Option<String>,
 }
 
-/// What would be done to Windows, before it is known what that leads to.
+/// The actions for Windows, before their effect is known.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Draft {
     pub actions: Vec<Action>,
@@ -40,27 +40,28 @@ pub struct Draft {
     pub warnings: Vec<String>,
 }
 
-/// What a conversion will do. Only [`super::plan`] and [`super::linux::plan`] make one, and nothing is added to
-/// it afterwards.
+/// The decisions of a conversion. Only [`super::plan`] and [`super::linux::plan`] create one, and
+/// nothing is added to it afterwards.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     pub actions: Vec<Action>,
     pub skipped: Vec<Skipped>,
     pub drivers: Vec<PlannedDriver>,
     pub blockers: Vec<Blocker>,
-    /// The blockers that `--accept` took, by their codes.
+    /// The codes of the blockers that `--accept` removed.
     pub accepted: Vec<String>,
     pub warnings: Vec<String>,
-    /// What `verify` will report of the result.
+    /// The checks of `verify` for the result.
     pub checks: Vec<Check>,
-    /// The result will start: no blockers, nothing accepted, no check of severity "blocker" that fails.
+    /// Whether the result will start: no blockers, nothing accepted, no failed check of severity
+    /// "blocker".
     pub ready: bool,
-    /// For a Linux guest, which has no actions.
+    /// Set for a Linux guest, which has no actions.
     #[serde(skip)]
     pub linux: Option<Handover>,
 }
 
-/// How a Linux guest becomes ready.
+/// The steps that make a Linux guest ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handover {
     pub method: Method,
@@ -68,7 +69,7 @@ pub struct Handover {
     pub steps: Vec<Step>,
 }
 
-/// Who makes a Linux guest ready.
+/// The method that makes a Linux guest ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {

@@ -1,5 +1,5 @@
-//! What a conversion will leave where, how much it has to copy, and about how long that takes: what `plan`
-//! adds to the actions.
+//! The outlook that `plan` adds to the actions: the files of a conversion, the amount of data to
+//! copy, and an estimate of the time.
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +10,9 @@ use crate::source::vm::Machine;
 use crate::text::lower;
 use crate::ui::{Styled, Tone, bytes};
 
-/// Storage of the plain kind, read and written at once. Local SSDs do several times as much.
+/// Speed of plain storage that is read and written at once. Local SSDs do several times as much.
 const BYTES_PER_SECOND: u64 = 200_000_000;
-/// Inspecting, fixing and verifying.
+/// Seconds for inspecting, fixing and verifying.
 const BESIDES_COPYING_S: u64 = 2;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -21,10 +21,10 @@ pub struct Outputs {
     pub disks: Vec<PathBuf>,
     pub bootstrap_xml: Option<PathBuf>,
     pub final_xml: Option<PathBuf>,
-    /// The VM for others than libvirt (`--emit`).
+    /// The VM in other formats than libvirt's (`--emit`).
     pub emitted: Vec<PathBuf>,
     pub report: Option<PathBuf>,
-    /// The disks stand alone; `false` after `--copy later`, until `pull` is done.
+    /// Whether the disks stand alone; `false` after `--copy later`, until `pull` is done.
     pub complete: bool,
 }
 
@@ -58,7 +58,7 @@ pub struct DiskOutlook {
     pub later: bool,
 }
 
-/// At a speed that is assumed, not measured.
+/// An estimate from an assumed, not a measured speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Estimate {
     pub seconds_at_most: u64,
@@ -66,7 +66,7 @@ pub struct Estimate {
 }
 
 impl Outlook {
-    /// `disks` in the order of the outputs; in place nothing is copied.
+    /// Creates an outlook. `disks` are in the order of the outputs; in place nothing is copied.
     pub fn new(machine: Option<Machine>, outputs: Outputs, disks: Vec<DiskOutlook>) -> Self {
         let copied = (disks.iter()).fold(0u64, |sum, d| sum.saturating_add(d.copied_at_most));
         Self {
@@ -80,14 +80,14 @@ impl Outlook {
         }
     }
 
-    /// As keys of the plan's document.
+    /// Adds the outlook to the keys of the plan's document.
     pub fn add_to(&self, body: &mut serde_json::Map<String, serde_json::Value>) {
         if let serde_json::Value::Object(keys) = serde_json::json!(self) {
             body.extend(keys);
         }
     }
 
-    /// For people, below the actions.
+    /// Appends the outlook to the text for people.
     pub fn append_to(&self, text: &mut Styled) {
         if let Some(machine) = &self.machine {
             text.push(Tone::Strong, "\nMachine\n");
@@ -130,7 +130,7 @@ impl Outlook {
 }
 
 impl DiskOutlook {
-    /// `data`: what there is to copy at most.
+    /// A disk that is copied; `data` is the most to copy.
     pub fn copied(path: PathBuf, format: DiskFormat, virtual_size: u64, data: u64) -> Self {
         Self {
             path,
@@ -141,7 +141,7 @@ impl DiskOutlook {
         }
     }
 
-    /// An overlay on its source.
+    /// A disk that is an overlay on its source.
     pub fn later(path: PathBuf, virtual_size: u64) -> Self {
         Self {
             path,
@@ -152,7 +152,7 @@ impl DiskOutlook {
         }
     }
 
-    /// Changed where it is.
+    /// A disk that is changed in its place.
     pub fn in_place(path: PathBuf, format: DiskFormat, virtual_size: u64) -> Self {
         Self {
             path,
@@ -183,7 +183,7 @@ mod tests {
         };
         let disks = vec![
             disk("/out/vm.qcow2", 100 << 30, 60_000_000_000),
-            // A chain may take more than it holds.
+            // A chain may take more space than its contents.
             disk("/dev/vg/data", 1 << 30, 1 << 30),
             disk("/out/vm-2.qcow2", 1 << 30, 5 << 30),
             DiskOutlook::in_place("/in/vm.qcow2".into(), DiskFormat::Qcow2, 1 << 30),

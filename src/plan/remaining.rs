@@ -1,19 +1,20 @@
-//! What still keeps Windows from starting after the plan: the faults of the boot path in the preview, as
-//! blockers with remedies that help.
+//! Finds what still keeps Windows from starting after the plan: the faults of the boot path in the
+//! preview become blockers with remedies that help.
 
 use crate::boot_path::{self, BootPath, Fault, ImageState};
 use crate::error::Blocker;
 use crate::inspect::{Firmware, Inspection};
 use crate::types::{Arch, DiskBus};
 
-/// A fault the plan leaves, and the checks of `verify` that fail because of it.
+/// A fault that remains after the plan, and the checks of `verify` that fail because of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remaining {
     pub blocker: Blocker,
     pub checks: Vec<&'static str>,
 }
 
-/// The faults of the controllers the disk must boot from. `after` is the inspection of the preview.
+/// The faults of the controllers from which the disk must boot. `after` is the inspection of the
+/// preview.
 pub fn remaining(after: &Inspection, wanted: &[DiskBus], production: DiskBus) -> Vec<Remaining> {
     let nt_major = after.windows.as_ref().map_or(10, |w| w.target.major);
     let mut list: Vec<Remaining> = Vec::new();
@@ -31,7 +32,7 @@ pub fn remaining(after: &Inspection, wanted: &[DiskBus], production: DiskBus) ->
             .iter()
             .filter_map(|fault| named(nt_major, *controller, fault, &remedy))
             .collect::<Vec<_>>();
-        // A reason without a fault of its own is named all the same.
+        // A reason without a fault of its own is named too.
         if found.is_empty() {
             found.push(whole(*controller, path));
         }
@@ -62,7 +63,7 @@ struct Remedy<'a> {
 }
 
 impl Remedy<'_> {
-    /// Other ways to the first boot that would do, with `or` before them.
+    /// Other methods for the first boot that would work, each preceded by `or`.
     fn other_bootstrap(&self) -> String {
         if !matches!(self.controller, DiskBus::Sata | DiskBus::Ide) {
             return String::new();
@@ -84,7 +85,8 @@ impl Remedy<'_> {
         format!(", or convert with {}", options.join(" or "))
     }
 
-    /// For a fault of this service: another controller helps only where the service belongs to one.
+    /// The remedy for a fault of this service. Another controller helps only if the service belongs
+    /// to one.
     fn of(&self, nt_major: u32, service: &str, repair: &str) -> String {
         if is_system(nt_major, service) {
             return format!("{repair}; Windows needs {service} on every controller");
@@ -104,7 +106,7 @@ fn is_core(service: &str) -> bool {
     [boot_path::KERNEL, boot_path::NTFS].contains(&service)
 }
 
-/// The check of `verify` that looks at this service.
+/// The check of `verify` for this service.
 fn check_of(nt_major: u32, service: &str, otherwise: &'static str) -> &'static str {
     match is_system(nt_major, service) {
         true if is_core(service) => "kernel-files",
@@ -121,7 +123,7 @@ fn check_of(nt_major: u32, service: &str, otherwise: &'static str) -> &'static s
 
 const SFC: &str = "repair Windows on its old host first (sfc /scannow, or a repair installation)";
 
-/// `None` for advice: a step that is not right and decides nothing.
+/// The blocker for a fault; `None` for advice, which is a flawed step that does not decide.
 fn named(
     nt_major: u32,
     controller: DiskBus,
@@ -192,7 +194,7 @@ fn named(
     Some(Remaining { blocker, checks })
 }
 
-/// No driver takes the controller.
+/// The blocker for a controller without a driver.
 fn not_bound(controller: DiskBus, ids: &[String], remedy: &Remedy<'_>) -> Blocker {
     let id = ids.first().map_or("", String::as_str);
     let reason = format!(
@@ -216,7 +218,7 @@ fn not_bound(controller: DiskBus, ids: &[String], remedy: &Remedy<'_>) -> Blocke
     }
 }
 
-/// The blocker for a service whose key is not as it must be, and the reason.
+/// The blocker and its reason for a service with a wrong key.
 fn of_the_service(controller: DiskBus, fault: &Fault) -> Option<(&'static str, String)> {
     let bus = controller.name();
     Some(match fault {
@@ -246,7 +248,7 @@ fn of_the_service(controller: DiskBus, fault: &Fault) -> Option<(&'static str, S
     })
 }
 
-/// What is wrong with the file of a service.
+/// A fault in the file of a service.
 struct FileFault {
     reason: String,
     repair: &'static str,

@@ -1,8 +1,9 @@
-//! What must change besides the virtio drivers so that Windows boots: the bootstrap controller, the
-//! bus and volume drivers every boot needs, and class filters that name dead services.
+//! Plans the changes besides the virtio drivers that Windows needs to boot: the bootstrap
+//! controller, the bus and volume drivers of every boot, and class filters that name dead services.
 //!
-//! Driven by the faults the boot path found; nothing is assumed. A fault that no edit repairs is still
-//! there in the preview of the plan: [`super::remaining`] makes a blocker of it before anything is written.
+//! The edits follow from the faults of the boot path; nothing is assumed. A fault that no edit
+//! repairs remains in the preview of the plan, and [`super::remaining`] turns it into a blocker
+//! before anything is written.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +36,7 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[ControlSet], layout: &mut Layout) {
             continue;
         }
         for fault in &path.faults {
-            // The driver packages bring these.
+            // The driver packages install these.
             let ours = match fault {
                 Fault::NotBound { .. } => is_virtio,
                 Fault::NotInstalled { service, .. }
@@ -94,8 +95,9 @@ fn unreadable(error: &dyn std::fmt::Display) -> Blocker {
     )
 }
 
-/// A driver that was there once and is to go at the next start would take the new one with it. The boot
-/// path does not see that as long as nothing leads to the driver. `files` are those it has seen.
+/// Removes deletion marks. A driver that was once installed and is marked for deletion at the next
+/// start would take the new one with it. The boot path does not show that as long as nothing leads
+/// to the driver. `files` are those the boot path has examined.
 fn unmarked(
     inputs: &Inputs<'_>,
     sets: &[ControlSet],
@@ -138,7 +140,7 @@ fn not_deleted(key: KeyPath) -> RegOp {
     }
 }
 
-/// Windows uses what it knows of a device that it has met in the same place.
+/// Windows reuses its configuration of a device that it has seen in the same place.
 fn met_before(controller: DiskBus, path: &str, service: Option<&str>) -> String {
     let with = match service {
         Some(name) => format!("with the driver {name}"),
@@ -150,7 +152,7 @@ fn met_before(controller: DiskBus, path: &str, service: Option<&str>) -> String 
     )
 }
 
-/// The edits of the BCD: text mode always goes, devices are repaired on request.
+/// The edits of the BCD: text mode is always disabled, devices are repaired on request.
 pub fn boot_store(inputs: &Inputs<'_>, layout: &mut Layout) {
     let boot = &inputs.windows.boot;
     let mut ops = boot.text_mode.clone();
@@ -162,7 +164,8 @@ pub fn boot_store(inputs: &Inputs<'_>, layout: &mut Layout) {
     }
 }
 
-/// The boot sector of XP and 2003 is always repaired; where the partition starts, on request.
+/// The edit of the boot sector: that of XP and 2003 is always repaired; the start of the partition
+/// on request.
 pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
     let boot = &inputs.windows.boot;
     let hidden = boot.hidden.iter().filter(|_| inputs.options.repair_bcd);
@@ -176,7 +179,7 @@ pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
     }))
 }
 
-/// The edits that repair a fault; none where there are no such edits.
+/// The edits that repair a fault; empty if there are none.
 fn repair(
     inputs: &Inputs<'_>,
     sets: &[ControlSet],
@@ -202,9 +205,9 @@ fn repair(
         Fault::Deleted { service } => everywhere(&|set| vec![not_deleted(set.service(service))]),
         Fault::PathForm { service, path, .. } => path_form(inputs, sets, service, path),
         Fault::DeviceDisabled { path, flags } => switched_on(inputs, sets, path, *flags)?,
-        // With those of the new drivers, because they are in one value: see `unmarked`.
+        // Together with those of the new drivers, because they are in one value: see `unmarked`.
         Fault::FileDeleted { .. }
-        // What no edit repairs is still there in the preview of the plan: see `remaining`.
+        // A fault that no edit repairs remains in the preview of the plan: see `remaining`.
         | Fault::NotADriver { .. }
         | Fault::Image { .. }
         | Fault::Import { .. }
@@ -224,8 +227,8 @@ fn boot_start(set: &ControlSet, service: &str) -> Vec<RegOp> {
     ]
 }
 
-/// A driver that comes with Windows 7 and older, as its setup writes the service (Microsoft KB 314082
-/// for IDE).
+/// A driver included in Windows 7 and older, with the service key that their setup writes
+/// (Microsoft KB 314082 for IDE).
 struct Inbox {
     name: &'static str,
     group: &'static str,
@@ -287,7 +290,7 @@ impl Inbox {
     }
 }
 
-/// Up to Windows 7 an entry can be added to the CriticalDeviceDatabase: AHCI on Vista and 7, IDE where
+/// Binds a driver through the CriticalDeviceDatabase, up to Windows 7: AHCI on Vista and 7, IDE if
 /// Windows was installed on SCSI.
 fn bind(set: &ControlSet, ids: &[String], driver: &str) -> Vec<RegOp> {
     let Some(inbox) = inbox(driver) else {
@@ -321,8 +324,8 @@ const GROUPS: [(&str, &str); 8] = [
     ("storahci", "SCSI Miniport"),
 ];
 
-/// The value as Windows' own setup writes it. A group that is not known goes: the driver is then loaded
-/// after those that have one.
+/// The value as Windows' own setup writes it. An unknown group is removed: the driver is then
+/// loaded after those that have one.
 fn retyped(key: &str, service: &str, value: &str) -> RegOp {
     let known = GROUPS
         .iter()
@@ -346,7 +349,8 @@ fn retyped(key: &str, service: &str, value: &str) -> RegOp {
     RegOp::set(key, value, data)
 }
 
-/// The same file, said as every loader understands it; nothing for one outside the directory of Windows.
+/// The same file as a path that every loader accepts; `None` for a file outside the directory of
+/// Windows.
 fn path_form(
     inputs: &Inputs<'_>,
     sets: &[ControlSet],
@@ -366,7 +370,7 @@ fn path_form(
     sets.iter().map(set).collect()
 }
 
-/// Takes the mark off a device, in the control sets that know it.
+/// Removes the mark from a device, in the control sets that contain it.
 fn switched_on(
     inputs: &Inputs<'_>,
     sets: &[ControlSet],
@@ -388,7 +392,7 @@ fn switched_on(
     Ok(ops)
 }
 
-/// The filter list of the class without its dead services; the value goes when nothing is left.
+/// The filter list of the class without its dead services; an empty list is deleted.
 fn without_dead_filters(
     inputs: &Inputs<'_>,
     sets: &[ControlSet],

@@ -1,4 +1,4 @@
-//! What is planned for each Windows, as text: a change of a decision shows as a change of these files.
+//! The plan for each Windows as text: a changed decision shows as a change of these files.
 
 use crate::actions::{Action, EditHive, PatchBootSector};
 use crate::boot_path::Fault;
@@ -19,7 +19,7 @@ use crate::types::DiskBus;
 use super::firstboot::Wishes;
 use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders, remaining};
 
-/// All but Vista, for which the driver source has no drivers.
+/// All versions except Vista, for which the driver source has no drivers.
 fn versions() -> impl Iterator<Item = WinVersion> {
     let all = WinVersion::ALL.into_iter();
     all.filter(|version| *version != WinVersion::Vista)
@@ -56,7 +56,8 @@ fn registry_edits_of_three_generations() {
     }
 }
 
-/// Another controller is a remedy for a driver of this one, and none for a driver that all of them need.
+/// Another controller is a remedy for a driver of this one, and none for a driver that all of them
+/// need.
 #[test]
 fn no_other_controller_is_proposed_for_a_driver_of_every_controller() {
     let media = media();
@@ -138,7 +139,7 @@ fn a_volume_with_a_hibernated_session_is_not_written() {
     let codes = |force_dirty, state: fn(&mut Volume)| {
         let mut volumes = guest.look(&[], |guest, _| guest.volumes().to_vec());
         let esp = volumes.iter_mut().find(|v| v.kind == FsKind::Fat).unwrap();
-        // As the boot volume of a BIOS guest.
+        // On the boot volume of a BIOS guest.
         esp.kind = FsKind::Ntfs;
         let volume = esp.id;
         state(esp);
@@ -167,7 +168,7 @@ fn a_volume_with_a_hibernated_session_is_not_written() {
     assert_eq!(codes(true, |v| v.state.dirty = true), [""; 0]);
 }
 
-/// The SYSTEM hive as it is edited.
+/// The edit of the SYSTEM hive.
 fn system_action(guest: &MemoryGuest, version: WinVersion) -> (RegEdits, Vec<GuestPath>) {
     let prepared = guest.prepare(&media(), Some(bootstrap(version)));
     let mut actions = prepared.plan.actions.into_iter();
@@ -235,7 +236,7 @@ fn a_hive_that_cannot_be_read_to_its_end_is_a_blocker() {
     assert!(!plan.ready);
 }
 
-/// libhivex would write such a value where no Windows finds it.
+/// libhivex would write such a value in a form that Windows cannot read.
 #[test]
 fn a_value_that_cannot_be_written_anew_is_a_blocker() {
     for (size, blocked) in [(16344, false), (16345, true)] {
@@ -280,20 +281,20 @@ fn a_file_is_copied_unless_it_is_there_and_a_directory_in_its_place_is_a_blocker
         copied,
         [(names[0].clone(), false), (names[2].clone(), true)]
     );
-    // Each after the one it lies in, and once.
+    // Each after its parent, and once.
     assert_eq!(copy.folders, [path("\\a"), path("\\a\\b")]);
     let codes: Vec<_> = draft.blockers.iter().map(|b| b.code.as_str()).collect();
     assert_eq!(codes, ["path-taken"]);
     assert!(draft.blockers[0].reason.contains("\\a\\b\\folder"));
-    // What is there or planned is not made again.
+    // An existing or planned directory is not created again.
     let mut made = [path("\\a")].into();
     let present = [(path("\\a\\b"), At::Folder)].into();
     let missing = missing_folders(&path("\\a\\b\\c\\file"), &present, &mut made);
     assert_eq!(missing, [path("\\a\\b\\c")]);
 }
 
-/// A hive whose log was replayed is written, so that the guest is left in one state; the boot store is left to
-/// Windows.
+/// A hive whose log was replayed is written, so that the guest is left in one state. The boot store
+/// is left to Windows.
 #[test]
 fn a_recovered_hive_is_written_without_an_edit() {
     let media = media();
@@ -303,7 +304,7 @@ fn a_recovered_hive_is_written_without_an_edit() {
             HiveName::Software,
             (|hives| hives.software.replayed = true) as fn(&mut Hives),
         ),
-        // It is not edited in 8.
+        // Windows 8 needs no edit of it.
         (WinVersion::Win81, HiveName::Drivers, |hives| {
             let mut drivers = hives.software.clone();
             drivers.replayed = true;
@@ -337,7 +338,7 @@ fn a_recovered_hive_is_written_without_an_edit() {
     }
 }
 
-/// `--accept` is for what may only keep Windows from starting, whichever check names it.
+/// `--accept` covers only what may keep Windows from starting, whichever check names it.
 #[test]
 fn what_loses_data_is_not_accepted_by_the_name_of_a_check() {
     let media = media();
@@ -397,7 +398,8 @@ fn a_filter_of_the_old_hypervisor_leaves_all_lists_when_its_service_is_disabled(
     }
 }
 
-/// A key with one private value is what some installers leave; only a driver with its file is left alone.
+/// Some installers leave a key with one private value; only a driver with its file is left
+/// unchanged.
 #[test]
 fn a_service_is_written_unless_the_guest_has_it_with_its_file() {
     let key = "ControlSet001\\Services\\netkvm";

@@ -1,4 +1,5 @@
-//! Which engine reads and writes the guest's file systems. Behind this nothing knows.
+//! The engines that read and write the guest's file systems. No code behind this module depends on
+//! the choice.
 
 use std::sync::Arc;
 
@@ -23,15 +24,15 @@ use crate::tool::{self, host};
 pub enum Kind {
     Embedded,
     Guestfish,
-    /// Our own reader, on what the appliance opened: reads back what guestfish wrote.
+    /// The embedded reader, on devices opened by the appliance: reads back what guestfish wrote.
     Opened,
 }
 
-/// An engine and why it is this one.
+/// An engine and the reason for its choice.
 #[derive(Debug, Clone, Copy)]
 pub struct Engine {
     kind: Kind,
-    /// Not asked for: another one may do better.
+    /// The user did not choose it: another one may do better.
     auto: bool,
     pub why: &'static str,
 }
@@ -42,14 +43,15 @@ impl Engine {
         auto: false,
         why: "only reading",
     };
-    /// Reads a volume that is encrypted or otherwise contained, by other code than guestfish's.
+    /// The second reader for a volume that is encrypted or otherwise contained; shares no code with
+    /// guestfish.
     pub const OPENED: Self = Self {
         kind: Kind::Opened,
         auto: false,
         why: "only reading",
     };
 
-    /// The engine asked for; without one, the embedded engine where it can write.
+    /// Returns the engine that the user chose; otherwise the embedded engine if it can write.
     pub fn choose(asked: Option<Kind>) -> Result<Self> {
         let (kind, why) = match asked {
             Some(Kind::Guestfish) if !guestfish() => {
@@ -62,7 +64,7 @@ impl Engine {
                 (Kind::Embedded, "plain volumes, and libntfs-3g is installed")
             }
             None if guestfish() => (Kind::Guestfish, "libntfs-3g is not installed, guestfish is"),
-            // It says what is missing when it comes to writing.
+            // What is missing is reported when it is about to write.
             None => (Kind::Embedded, "guestfish is not installed"),
         };
         Ok(Self {
@@ -72,7 +74,8 @@ impl Engine {
         })
     }
 
-    /// The engine `inspect` and `verify` read with; only `guestfish` needs something installed.
+    /// The engine with which `inspect` and `verify` read; only `guestfish` needs something
+    /// installed.
     pub fn choose_reader(asked: Option<Kind>) -> Result<Self> {
         match asked {
             None => Ok(Self {
@@ -83,8 +86,8 @@ impl Engine {
         }
     }
 
-    /// The engine that sees more of a disk this one found no system on, when there is one. Starting it
-    /// takes long, so there must be something it can open.
+    /// The engine that sees more of a disk on which this one found no system, if there is one. Its
+    /// start takes long, so the disk must have something that it can open.
     pub fn instead(self, seen: &Inspection, kinds: &[FsKind], has_key: bool) -> Option<Self> {
         if !self.auto || self.kind != Kind::Embedded || seen.windows.is_some() {
             return None;
@@ -97,7 +100,7 @@ impl Engine {
         })
     }
 
-    /// The same with the reason that the volumes it opened give.
+    /// This engine with a reason that names the volumes it opened.
     pub fn because_of(self, guest: &dyn GuestRead) -> Self {
         let mut volumes = guest.volumes().iter();
         let bitlocker = volumes.any(|v| v.state.container == Some(FsKind::Bitlocker));
@@ -117,7 +120,7 @@ impl Engine {
         }
     }
 
-    /// Whether opening a guest takes so long that the user is told.
+    /// Whether opening a guest takes so long that the user is informed.
     pub fn starts_slowly(self) -> bool {
         self.kind != Kind::Embedded
     }
@@ -127,7 +130,7 @@ impl Engine {
         self.kind == Kind::Guestfish
     }
 
-    /// Whether the image is read as the file it is, without a storage daemon.
+    /// Whether the image is read directly as a file, without a storage daemon.
     pub(crate) fn reads_directly(self, image: &Image) -> Result<bool> {
         Ok(self.reach() == Reach::Private && export::direct(image)?.is_some())
     }
@@ -175,7 +178,8 @@ impl Engine {
     }
 }
 
-/// Why guestfish sees more of volumes of these kinds. A dynamic disk is refused by either engine.
+/// The reason why guestfish sees more of volumes of these kinds. Both engines refuse a dynamic
+/// disk.
 fn opened_by_guestfish(kinds: &[FsKind], has_key: bool) -> Option<&'static str> {
     let linux = [FsKind::Ext, FsKind::Xfs, FsKind::Btrfs, FsKind::Swap];
     if has_key && kinds.contains(&FsKind::Luks) {
@@ -219,7 +223,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// The same engine, for writing. The reader is of no use after the writer was closed.
+    /// The same engine for writing. The reader is invalid after the writer was closed.
     pub fn writer(
         &self,
         disk: Arc<dyn BlockWrite>,

@@ -1,4 +1,4 @@
-//! A source disk opened for looking at or for fixing.
+//! Source disks, opened for reading or for a fix.
 
 pub mod engine;
 pub mod vm;
@@ -26,19 +26,19 @@ use crate::ui::Ui;
 use engine::{Engine, Guest, open_error};
 use vm::{OpenDisk, VmDisks, VmSession};
 
-/// A disk of the source: opened once, checked, and held as long as a clone of its image is there.
+/// A disk of the source: opened once, checked, and locked as long as a clone of its image exists.
 #[derive(Debug, Clone)]
 pub struct Disk {
     pub id: DiskId,
-    /// As the source names it.
+    /// The path in the source.
     pub path: PathBuf,
-    /// With its chain.
+    /// The image with its chain.
     pub image: Image,
-    /// For its encrypted volumes.
+    /// The keys of its encrypted volumes.
     pub keys: Keys,
 }
 
-/// How the disks of a source are opened and read.
+/// Options for opening and reading the disks of a source.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
     pub format: Option<String>,
@@ -49,7 +49,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// The image of a disk; `format` is what its description says.
+    /// Opens the image of a disk; `format` is the one in its description.
     pub fn image(&self, path: &Path, format: Option<&str>) -> Result<Image> {
         let format = self.format.as_deref().or(format);
         self.opened.with(path, format, &self.allow_backing, |open| {
@@ -57,7 +57,7 @@ impl Access {
         })
     }
 
-    /// The disk, and its image checked: QEMU reads the missing end of a file as zeroes.
+    /// Opens a disk and checks its image: QEMU reads the missing end of a file as zeroes.
     pub fn disk(&self, id: DiskId, path: &Path, format: Option<&str>) -> Result<Disk> {
         let format = self.format.as_deref().or(format);
         let image = self
@@ -78,7 +78,7 @@ impl Access {
     }
 }
 
-/// The images of a run. Each is opened once, and held as long as a clone of this is there.
+/// The images of a run. Each is opened once, and locked as long as a clone of this exists.
 #[derive(Debug, Clone, Default)]
 pub struct Opened(Arc<Mutex<Vec<OpenImage>>>);
 
@@ -115,7 +115,7 @@ impl Opened {
         then(&mut all[at])
     }
 
-    /// Fails when a file that was opened was changed by somebody else since.
+    /// Fails if somebody else has changed an opened file since.
     pub fn check_unchanged(&self) -> Result<()> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for open in all.iter() {
@@ -125,22 +125,22 @@ impl Opened {
     }
 }
 
-/// What the command line names: a disk, or a VM with its disks.
+/// The source on the command line: a disk, or a VM with its disks.
 #[derive(Debug, Clone)]
 pub struct SourceMachine {
-    /// Bytes a packed disk may unpack to, whatever it declares.
+    /// The most bytes to which a packed disk may unpack, whatever it declares.
     pub max_unpacked: Option<u64>,
-    /// `--engine embedded`: the libguestfs appliance is not started, whatever the disk holds.
+    /// `--engine embedded`: the libguestfs appliance is not started, whatever the disk contains.
     pub no_appliance: bool,
     pub vm: SourceVm,
-    /// What the command line names.
+    /// The path on the command line.
     pub path: PathBuf,
     pub access: Access,
 }
 
 impl SourceMachine {
-    /// Unpacks what cannot be read in place, and opens the disks. What is unpacked is called as if it were in
-    /// `work`, which need not be there.
+    /// Opens the disks, after unpacking those that cannot be read in place. Unpacked files are
+    /// named as if they were in `work`, which need not exist.
     pub fn disks(&self, work: &Path) -> Result<VmDisks> {
         let mut vm = self.vm.clone();
         vm.prepare(work, self.max_unpacked).map_err(|e| {
@@ -158,7 +158,7 @@ impl SourceMachine {
     }
 }
 
-/// A directory for the names of temporary disks, made when there are some and removed in the end.
+/// A directory for the names of temporary disks, created on demand and removed at the end.
 pub struct Names(PathBuf);
 
 impl Default for Names {
@@ -180,12 +180,12 @@ impl Names {
 
 impl Drop for Names {
     fn drop(&mut self) {
-        // Usually it is not there.
+        // Usually it does not exist.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// Looks at the disks of a VM, with something to look at besides while they are open.
+/// Inspects the disks of a VM and runs `look` on them while they are open.
 pub fn look<T>(
     machine: &SourceMachine,
     engine: Engine,
@@ -204,7 +204,7 @@ pub fn look<T>(
     Ok((engine, survey, seen))
 }
 
-/// Tells that libguestfs' appliance is started, and why it takes long where it does.
+/// Announces the start of libguestfs' appliance, and why it takes long if it does.
 pub fn announce_appliance(ui: &Ui, why: &str) {
     let how = appliance::without_kvm().map_or_else(String::new, |fault| {
         format!("; emulated, which takes longer: {fault}")
@@ -215,7 +215,7 @@ pub fn announce_appliance(ui: &Ui, why: &str) {
     );
 }
 
-/// The fail point of the verbs that only read, which a signal ends here at the latest.
+/// The failpoint of the verbs that only read; a signal ends them here at the latest.
 pub(crate) fn looked() -> Result<()> {
     failpoint::hit("looked").map_err(|e| Error::failed("inspecting").because(e))?;
     match stop::requested() {
@@ -227,7 +227,7 @@ pub(crate) fn looked() -> Result<()> {
     }
 }
 
-/// Opens a disk as it is.
+/// Opens an unmodified disk.
 pub fn read_only(engine: Engine, disk: &Disk) -> Result<OpenDisk> {
     let session = Session::read_by(engine, disk, &disk.image)?;
     Ok(OpenDisk::Read(session))
@@ -258,7 +258,7 @@ impl Session<dyn BlockRead> {
 }
 
 impl Session<dyn BlockRead> {
-    /// The same disk, read as before, with an overlay that takes writes.
+    /// Adds an overlay that takes writes; the disk itself is read as before.
     pub(crate) fn with_overlay(self, export: Export<dyn BlockWrite>) -> Session<dyn BlockWrite> {
         Session {
             export,
@@ -272,12 +272,12 @@ impl Session<dyn BlockRead> {
 }
 
 impl Session<dyn BlockWrite> {
-    /// Reads and writes go to a new overlay; the disk stays unchanged.
+    /// Opens the disk under a new overlay for reads and writes; the disk stays unchanged.
     pub fn overlay(engine: Engine, source: &Disk, overlay: &Path) -> Result<Self> {
         let image = &source.image;
         let export = Export::open_overlay_for(image, overlay, engine.reach())?;
-        // What is below the overlay is what the guest was before the fix: no need to read it through
-        // the daemon where it is a plain file.
+        // Below the overlay is the guest before the fix: a plain file need not be read through the
+        // daemon.
         let below = match engine.writes_past_us() {
             false => export::direct(image)?,
             true => None,
@@ -314,7 +314,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
         })
     }
 
-    /// What inspection needs of the disk besides its volumes.
+    /// The inspection's view of the disk besides its volumes.
     pub fn disk(&self) -> inspect::Disk {
         inspect::Disk {
             id: self.id,
@@ -323,7 +323,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
         }
     }
 
-    /// Ends the storage daemon and reports what went wrong with that.
+    /// Stops the storage daemon and returns its errors.
     pub fn close(self) -> Result<()> {
         drop(self.guest);
         Ok(self.export.close()?)
@@ -338,7 +338,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
 }
 
 impl Session<dyn BlockWrite> {
-    /// Writes to the overlay, with the engine it is read by.
+    /// A writer to the overlay, with the engine that reads it.
     pub fn writer(&self, options: MountOptions) -> Box<dyn GuestWrite> {
         self.guest.writer(self.export.disk(), &self.layout, options)
     }

@@ -1,7 +1,8 @@
 //! The disks of a VM, opened and inspected as one guest.
 //!
-//! Windows is on one disk. Its boot files may be on another: then both are changed, each through its own
-//! engine and overlay, and the firmware starts from the second. Every further disk is only read.
+//! Windows is on one disk. Its boot files may be on another: then both are changed, each through
+//! its own engine and overlay, and the firmware starts from the second. Every further disk is only
+//! read.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -23,16 +24,16 @@ use crate::ui::Ui;
 use super::engine::Engine;
 use super::{Disk, Session, SourceMachine, announce_appliance, refusal};
 
-/// The disks of a VM, in the order of the disks made from them: that with the system, then the others as the
-/// source has them. Which is which tells the id.
+/// The disks of a VM in the order of the converted disks: the system's disk, then the others in the
+/// order of the source. The id identifies a disk.
 #[derive(Debug, Clone)]
 pub struct VmDisks {
     list: Vec<Disk>,
     roles: Roles,
     pub options: InspectOptions,
-    /// What the command line named.
+    /// The source on the command line.
     path: PathBuf,
-    /// Keeps unpacked disks there.
+    /// Keeps unpacked disks in existence.
     _unpacked: Unpacked,
 }
 
@@ -66,7 +67,7 @@ impl VmDisks {
         })
     }
 
-    /// Fails when a disk is used by the kernel, which may write to it and takes no lock.
+    /// Fails if the kernel uses a disk: it may write to the disk and takes no lock.
     pub fn check_kernel(&self) -> Result<()> {
         for disk in &self.list {
             disk.image.check_kernel()?;
@@ -91,12 +92,13 @@ impl VmDisks {
         disk == self.roles.system
     }
 
-    /// The place of a disk in the firmware's boot order.
+    /// The position of a disk in the firmware's boot order.
     ///
-    /// A firmware that is told to start from one disk need not look at the others: SeaBIOS skips virtio
-    /// disks outside of a strict order, and OVMF connects what is in it. The boot manager on the first
-    /// disk would then not see Windows on another. So where the two are apart every disk has a place, and
-    /// those that do not start keep the order of the source, because `boot.ini` counts disks.
+    /// Firmware that has to start from one disk may ignore the others: SeaBIOS skips virtio disks
+    /// outside of a strict order, and OVMF connects only those in it. The boot manager on the first
+    /// disk would then not see Windows on another. So if the two are on different disks, every disk
+    /// has a position. Those that do not start keep the order of the source, because `boot.ini`
+    /// counts disks.
     pub fn boot_order(&self, disk: DiskId) -> Option<u32> {
         let Roles { system, boot } = self.roles;
         if disk == boot {
@@ -155,18 +157,18 @@ impl OpenDisk {
     }
 }
 
-/// Every disk of a VM behind a storage daemon of its own, with its volumes.
+/// Every disk of a VM behind its own storage daemon, with its volumes.
 pub struct VmSession {
     disks: Vec<(DiskId, OpenDisk)>,
-    /// Of the disks that are changed; the others are read by the embedded one.
+    /// The engine for the disks that are changed; the embedded one reads the others.
     pub engine: Engine,
     options: InspectOptions,
     path: PathBuf,
-    /// Files that were written and are being read back.
+    /// Written files that are being read back.
     known: Vec<KnownFile>,
 }
 
-/// Overlays that are being opened. When this goes, nothing of them is left running.
+/// Overlays that are being opened. Dropping this stops everything that still runs.
 #[derive(Default)]
 pub(crate) struct Opening(Vec<(DiskId, JoinHandle<Result<Overlay>>)>);
 
@@ -188,8 +190,8 @@ pub struct ChangedDisk {
 }
 
 impl VmSession {
-    /// Opens the disks and looks at them; again with the other engine when that one sees more. `open` is
-    /// for the disks a conversion changes.
+    /// Opens and inspects the disks, and again with the other engine if that one sees more. `open`
+    /// opens the disks that a conversion changes.
     pub fn open(
         engine: Engine,
         disks: &VmDisks,
@@ -199,7 +201,7 @@ impl VmSession {
         Self::open_knowing(engine, (disks, &[]), ui, open)
     }
 
-    /// The same where files were written that are still in memory.
+    /// Opens the disks like [`Self::open`]; the written files that are still in memory are known.
     pub(crate) fn open_knowing(
         engine: Engine,
         (disks, known): (&VmDisks, &[KnownFile]),
@@ -248,7 +250,7 @@ impl VmSession {
         Ok((session, survey))
     }
 
-    /// Begins to open an overlay, at `path`, of every disk that is to be changed and has none.
+    /// Starts to open an overlay, at `path`, for every disk that will be changed and has none.
     pub(crate) fn open_overlays(
         &self,
         disks: &VmDisks,
@@ -272,7 +274,7 @@ impl VmSession {
         Ok(opening)
     }
 
-    /// Waits for the overlays. From then on their disks can be written to.
+    /// Waits for the overlays. After that their disks can be written to.
     pub(crate) fn take_overlays(&mut self, mut opening: Opening) -> Result<()> {
         for (id, thread) in opening.0.drain(..) {
             let export = joined(thread.join())?;
@@ -296,7 +298,7 @@ impl VmSession {
         JoinedReader::new(disks).knowing(&self.known)
     }
 
-    /// Writes to the disks that have an overlay. The readers are of no use after it was closed.
+    /// A writer to the disks that have an overlay. The readers are invalid after it was closed.
     pub fn writer(&self, options: MountOptions) -> Box<dyn GuestWrite> {
         let writable = self.disks.iter().filter_map(|(id, disk)| match disk {
             OpenDisk::Write(session) => Some((*id, session.writer(options))),
@@ -309,7 +311,7 @@ impl VmSession {
         self.inspect_through(&self.reader())
     }
 
-    /// The same disks through another reader.
+    /// Inspects the same disks through another reader.
     pub fn inspect_through(&self, guest: &dyn GuestRead) -> Result<Survey> {
         inspect::inspect(guest, &self.facts(), &self.options).map_err(|e| self.refusal(e))
     }
@@ -326,8 +328,8 @@ impl VmSession {
         refusal(error, &path)
     }
 
-    /// The disk with Windows and the one with its boot files. Where none can be seen: the first disk with
-    /// a volume that only guestfish opens, or the first of all.
+    /// The disk with Windows and the one with its boot files. If neither is visible: the first disk
+    /// with a volume that only guestfish opens, or the first of all.
     fn roles(&self) -> Result<Roles> {
         let (guest, disks) = (self.reader(), self.facts());
         let closed = [FsKind::Bitlocker, FsKind::Luks, FsKind::Lvm, FsKind::Ldm];
@@ -349,7 +351,7 @@ impl VmSession {
         Ok(inspect::roles_of(&guest, &disks, system))
     }
 
-    /// Ends every storage daemon and reports what went wrong with that.
+    /// Stops every storage daemon and returns their errors.
     pub fn close(self) -> Result<()> {
         let mut outcome = Ok(());
         for (_, disk) in self.disks {
@@ -358,8 +360,8 @@ impl VmSession {
         outcome
     }
 
-    /// Closes what was only read, and gives the overlays. What the engine has written past our
-    /// connections is seen through them.
+    /// Closes the disks that were only read, and returns the overlays. Data that the engine wrote
+    /// past our connections is visible through them.
     pub fn into_changed(self) -> Result<Vec<ChangedDisk>> {
         let mut changed = Vec::new();
         for (id, disk) in self.disks {

@@ -1,4 +1,4 @@
-//! What has to be right before Windows itself gets to run: firmware, partition table, boot manager, BCD.
+//! Checks of everything before Windows itself runs: firmware, partition table, boot manager, BCD.
 
 use super::{Context, Outcome};
 use crate::inspect::{Firmware, Severity};
@@ -20,7 +20,7 @@ pub fn boot_manager(c: &Context<'_>) -> Outcome {
     )
 }
 
-/// A new KVM machine has no boot entries: it starts the fall-back loader or nothing.
+/// A new VM has no boot entries, so its firmware starts the fall-back loader or nothing.
 pub fn uefi_fallback(c: &Context<'_>) -> Outcome {
     let fine = match c.inspection.firmware {
         Some(Firmware::Uefi) => "the fall-back loader is Windows' own",
@@ -75,7 +75,7 @@ pub fn windows_found(c: &Context<'_>) -> Outcome {
     }
 }
 
-/// Windows starts from a dirty volume too, after checking it.
+/// Windows also starts from a dirty volume, after checking it.
 pub fn volume_clean(c: &Context<'_>) -> Outcome {
     c.findings(
         &["volume-dirty", "volume-dirty-forced"],

@@ -1,5 +1,6 @@
-//! The drivers Windows needs before it has a disk: bound, starting at boot, there, of the right
-//! processor; nothing dead in their stacks, and no two of them after the same device.
+//! Checks of the drivers that Windows needs to reach its disk. They must be bound, boot-start,
+//! present and for the right processor. Their stacks must contain nothing dead, and no two of them
+//! may compete for a device.
 
 use super::{Context, Outcome};
 use crate::boot_path::{self, BOOT_START, Fault, ImageState, Service};
@@ -45,7 +46,7 @@ fn unbound(ids: &[String]) -> String {
     }
 }
 
-/// Devices without a driver: those that decide, or the others.
+/// Devices without a driver: the deciding ones, or the others.
 fn without_driver(c: &Context<'_>, deciding: bool, fine: &str) -> Outcome {
     let pick = |_, fault: &Fault| match fault {
         Fault::NotBound { ids, decides, .. } if *decides == deciding => Some(unbound(ids)),
@@ -58,19 +59,19 @@ pub fn bound(c: &Context<'_>) -> Outcome {
     without_driver(c, true, "every controller has a driver bound to it")
 }
 
-/// A machine type older than q35 shows the transitional virtio device.
+/// Machine types older than q35 have the transitional virtio device.
 pub fn transitional(c: &Context<'_>) -> Outcome {
     without_driver(c, false, "both forms of the virtio devices are known")
 }
 
-/// Bus and volume drivers have checks of their own.
+/// Whether a service is a bus or volume driver, which have checks of their own.
 fn is_system(c: &Context<'_>, service: &str) -> bool {
     boot_path::system_drivers(nt(c).0)
         .iter()
         .any(|(name, _)| name.eq_ignore_ascii_case(service))
 }
 
-/// What is wrong with a service.
+/// Describes a fault of a service.
 fn service_fault(fault: &Fault) -> Option<(&str, String)> {
     Some(match fault {
         Fault::NotInstalled { service, .. } => (service, format!("{service} is not installed")),
@@ -110,7 +111,7 @@ fn service_fault(fault: &Fault) -> Option<(&str, String)> {
     })
 }
 
-/// What is wrong with its file.
+/// Describes a fault of its file.
 fn image_fault<'f>(c: &Context<'_>, fault: &'f Fault) -> Option<(&'f str, String)> {
     Some(match fault {
         Fault::Image {
@@ -177,7 +178,7 @@ pub fn volume(c: &Context<'_>) -> Outcome {
     system_drivers(c, false, "the disk and volume drivers start at boot")
 }
 
-/// What the boot path calls the kernel and the driver of the boot file system.
+/// Whether this is the boot path's name of the kernel or the boot file system's driver.
 fn is_core(service: &str) -> bool {
     [boot_path::KERNEL, boot_path::NTFS].contains(&service)
 }
@@ -193,8 +194,8 @@ pub fn core(c: &Context<'_>) -> Outcome {
     )
 }
 
-/// Filters of a class that no device on the way to the disk is in, and overrides this Windows does not
-/// look at.
+/// Filters of a class without a device between Windows and the disk, and overrides that this
+/// Windows ignores.
 pub fn idle(c: &Context<'_>) -> Outcome {
     let pick = |_, fault: &Fault| match fault {
         Fault::DeadFilter {
@@ -220,7 +221,7 @@ pub fn idle(c: &Context<'_>) -> Outcome {
     c.faults(pick, "nothing else is odd")
 }
 
-/// Devices that Windows has met before.
+/// Records of earlier devices.
 pub fn instances(c: &Context<'_>) -> Outcome {
     let pick = |_, fault: &Fault| match fault {
         Fault::Instance {
@@ -260,7 +261,7 @@ pub fn class_filters(c: &Context<'_>) -> Outcome {
     c.faults(pick, "no class filter names a dead service")
 }
 
-/// Real machines have a few thousand device instances.
+/// The most device instances read; real PCs have a few thousand.
 const MAX_INSTANCES: usize = 50_000;
 
 /// Filters of single devices. Those of the old VM's controllers do no harm on the new one, but
@@ -318,10 +319,10 @@ fn is_dead(
     Ok(service.is_none_or(|s| !s.is_installed() || s.is_disabled()))
 }
 
-/// The boot loader loads every boot-start driver; one that cannot be loaded stops it when its
-/// `ErrorControl` is "critical", and is passed over otherwise. No blocker: the drivers that a boot needs
-/// are in `boot_path`, with a verdict; about the others a wrong verdict would refuse guests that start, and
-/// what is missing here was missing on the old host too.
+/// The boot loader loads every boot-start driver. One that cannot be loaded stops it if its
+/// `ErrorControl` is "critical", and is skipped otherwise. This check is no blocker. The drivers
+/// that a boot needs are evaluated in `boot_path`. For the others a wrong verdict would refuse
+/// guests that start, and whatever is missing here was missing on the old host too.
 pub fn critical_services(c: &Context<'_>) -> Outcome {
     services(c, true, "the boot loader stops at drivers it cannot load")
 }
@@ -410,7 +411,7 @@ fn image_problem(
     }
 }
 
-/// Two boot-start drivers bound to one device id: which of them gets it depends on dates and versions.
+/// Two boot-start drivers bound to one device id: dates and versions determine which one gets it.
 pub fn rivals(c: &Context<'_>) -> Outcome {
     c.system(|system, windows| {
         let mut texts = Vec::new();

@@ -1,4 +1,5 @@
-//! The hives as files: sound, closed, no log that could be replayed over them; and the control set.
+//! Checks of the hives as files (sound, closed, no log that could be replayed over them) and of the
+//! control set.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::registry::walk;
 use crate::timeline;
 use crate::ui::count;
 
-/// Every cell that can be reached is what it should be. DRIVERS and BCD need not be there.
+/// Every reachable cell is valid. DRIVERS and BCD may be absent.
 pub fn sound(c: &Context<'_>, hive: HiveName) -> Outcome {
     let Some(hives) = c.hives else {
         return Outcome::CouldNotRun("the hives were not read".into());
@@ -42,12 +43,12 @@ pub fn walk_all(hives: &Hives) -> Walks {
     walk_read_back(hives, &[])
 }
 
-/// Walks every hive that is not, byte for byte, one that was walked before. Side by side: the walk of a
-/// large SOFTWARE hive takes longer than all the other checks.
+/// Walks every hive that is not byte for byte equal to one that was walked before. The walks run
+/// side by side, because that of a large SOFTWARE hive takes longer than all other checks.
 pub fn walk_read_back(hives: &Hives, written: &[Walked]) -> Walks {
     let walked = |name: HiveName, bytes: &Arc<FileBytes>| {
         let known = written.iter().find(|w| w.hive == name);
-        // Read back, it is known to be what is in memory.
+        // A hive read back with the same bytes was walked in memory.
         let same = |w: &&Walked| Arc::ptr_eq(&w.bytes, bytes) || w.bytes == *bytes;
         match known.filter(same) {
             Some(known) => known.walk.clone(),
@@ -100,7 +101,7 @@ pub fn clean(c: &Context<'_>) -> Outcome {
     )
 }
 
-/// An edit made over a dirty hive is lost when Windows replays its logs, and logs that are ahead of
+/// An edit made over a dirty hive is lost when Windows replays its logs. Logs that are ahead of
 /// their hive belong to an edit that ignored them.
 pub fn logs_harmless(c: &Context<'_>) -> Outcome {
     c.findings(
@@ -128,7 +129,7 @@ mod tests {
     use crate::inspect::LoadedBytes;
     use crate::registry::KeyTree;
 
-    /// What was walked is known by its bytes: another hive of that name is walked.
+    /// A walk counts only for the same bytes: another hive of that name is walked.
     #[test]
     fn only_what_is_byte_for_byte_what_was_walked_is_not_walked_again() {
         let hive = |value| {

@@ -1,9 +1,9 @@
-//! Would this disk boot? Judged from a fresh reading of it, never from what a fix believes it did.
+//! Verifies whether a disk would boot, from a fresh reading of it, never from what a fix assumes.
 //!
-//! One table of checks, each of which says ok, names a fault, or says that it could not run - which is
-//! neither, and does not pass. What is looked at is the chain of `docs/boot-path.md`: [`disk`] has what
-//! comes before Windows, [`hives`] the hives themselves, [`drivers`] what they say. What the fix planned
-//! is compared too when the caller has the plan ([`planned`]).
+//! One table of checks. Each check passes, reports a fault, or reports that it could not run, which
+//! does not count as passed. The checks follow the chain of `docs/boot-path.md`: [`disk`] has
+//! everything before Windows, [`hives`] the hives themselves, [`drivers`] their contents. If the
+//! caller has the plan, its promises are checked too ([`planned`]).
 
 mod disk;
 mod drivers;
@@ -23,11 +23,11 @@ use crate::inspect::{HiveName, Hives, Inspection, Severity, Survey, WindowsFacts
 use crate::registry::{HiveError, HiveView};
 use crate::types::DiskBus;
 
-/// What a check found: message, then evidence.
+/// The result of a check: message, then evidence.
 enum Outcome {
     Ok(String),
     Fault(String, String),
-    /// A fault that inspection found already.
+    /// A fault that the inspection has already found.
     Found {
         message: String,
         evidence: String,
@@ -38,7 +38,7 @@ enum Outcome {
 
 struct CheckDef {
     id: &'static str,
-    /// How bad a fault is; a blocker makes the disk not ready.
+    /// The severity of a fault; a blocker makes the disk not ready.
     severity: Severity,
     run: fn(&Context<'_>) -> Outcome,
 }
@@ -46,7 +46,7 @@ struct CheckDef {
 struct Context<'a> {
     inspection: &'a Inspection,
     hives: Option<&'a Hives>,
-    /// Every hive walked from end to end.
+    /// The results of walking every hive from end to end.
     walks: hives::Walks,
     guest: &'a dyn GuestRead,
     wanted: &'a [DiskBus],
@@ -61,7 +61,7 @@ const fn check(id: &'static str, severity: Severity, run: fn(&Context<'_>) -> Ou
 }
 
 const CHECKS: [CheckDef; 31] = [
-    // What comes before Windows.
+    // Before Windows.
     check("firmware", BLOCKER, disk::firmware),
     check("boot-manager", BLOCKER, disk::boot_manager),
     check("uefi-fallback", BLOCKER, disk::uefi_fallback),
@@ -87,7 +87,7 @@ const CHECKS: [CheckDef; 31] = [
     check("hives-clean", WARNING, hives::clean),
     check("logs-harmless", WARNING, hives::logs_harmless),
     check("control-sets", BLOCKER, hives::control_sets),
-    // What they say.
+    // The contents of the hives.
     check("boot-path", BLOCKER, drivers::boot_path),
     check("controller-bound", BLOCKER, drivers::bound),
     check("controller-service", BLOCKER, drivers::service),
@@ -109,12 +109,13 @@ const CHECKS: [CheckDef; 31] = [
     check("storage-rivals", WARNING, drivers::rivals),
 ];
 
-/// Runs every check. `wanted` are the controllers the disk must boot from.
+/// Runs every check. `wanted` are the controllers from which the disk must boot.
 pub fn verify(survey: &Survey, guest: &dyn GuestRead, wanted: &[DiskBus]) -> Vec<Check> {
     verify_written(survey, &[], guest, wanted)
 }
 
-/// The same after a fix, which has walked the hives it wrote: what was read back is compared with that.
+/// Runs every check after a fix, which has walked the hives it wrote. The hives read back are
+/// compared with those.
 pub fn verify_written(
     survey: &Survey,
     written: &[Walked],
@@ -126,8 +127,8 @@ pub fn verify_written(
     run(survey, walks.unwrap_or_default(), guest, wanted)
 }
 
-/// Runs every check on the guest as a plan will leave it. `before` are the hives as they are, walked: an
-/// edit repairs nothing in them.
+/// Runs every check on the guest after a plan. `before` are walks of the present hives: an edit
+/// repairs nothing in them.
 pub fn predict(
     after: &Survey,
     before: hives::Walks,
@@ -168,7 +169,8 @@ fn result(def: &CheckDef, outcome: Outcome) -> Check {
             findings,
         } => {
             for (id, found) in findings {
-                // What stops a conversion makes a disk not ready too; an exception is `volume-clean`.
+                // A finding that stops a conversion makes a disk not ready too, except for
+                // `volume-clean`.
                 if def.severity == WARNING && def.id != "volume-clean" {
                     severity = severity.max(found);
                 }
@@ -191,7 +193,7 @@ fn result(def: &CheckDef, outcome: Outcome) -> Check {
 }
 
 impl<'a> Context<'a> {
-    /// What any of these findings of the inspection says, as a fault.
+    /// Reports any of these findings of the inspection as a fault.
     fn findings(&self, ids: &[&str], fine: &str) -> Outcome {
         let list = &self.inspection.findings;
         let found: Vec<_> = list.iter().filter(|f| ids.contains(&f.id)).collect();
@@ -209,7 +211,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Runs `look` on the SYSTEM hive; what cannot be read is no finding.
+    /// Runs `look` on the SYSTEM hive; an unreadable hive is no finding.
     fn system(
         &self,
         look: impl FnOnce(&HiveView<'a>, &'a WindowsFacts) -> Result<Outcome, HiveError>,
@@ -222,7 +224,7 @@ impl<'a> Context<'a> {
             .unwrap_or_else(|e| Outcome::CouldNotRun(format!("the SYSTEM hive: {e}")))
     }
 
-    /// The faults on the way from the wanted controllers that `pick` wants, each once.
+    /// The faults of the wanted controllers that `pick` selects, each once.
     fn faults(&self, pick: impl Fn(DiskBus, &Fault) -> Option<String>, fine: &str) -> Outcome {
         if self.inspection.controllers.is_empty() {
             return Outcome::CouldNotRun("no boot path was evaluated".into());

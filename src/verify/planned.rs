@@ -1,11 +1,11 @@
-//! Compares the guest with what the plan promised: every file byte for byte, every registry value.
+//! Compares the guest with the plan: every file byte for byte, every registry value.
 
 use crate::actions::{Action, Converted, Kind};
 use crate::check::{Check, CheckState};
 use crate::inspect::Severity;
 use crate::ui::count;
 
-/// `after` is `None` where the hives could not be read any more.
+/// Verifies the actions; `after` is `None` if the hives are unreadable.
 pub fn planned(actions: &[Action], after: Option<&Converted<'_>>) -> Vec<Check> {
     let compared = |kind| {
         let after = after.ok_or("the hives were not read")?;

@@ -1,4 +1,4 @@
-//! One guest in memory for each check that it fails, and the checks that may fail with it.
+//! A guest in memory for each check to fail, and the other checks that may fail with it.
 
 use std::sync::Arc;
 
@@ -22,12 +22,12 @@ const SET: &str = "ControlSet001";
 const DISK_CLASS: &str = "{4d36e967-e325-11ce-bfc1-08002be10318}";
 const WANTED: [DiskBus; 3] = [DiskBus::Sata, DiskBus::VirtioBlk, DiskBus::VirtioScsi];
 
-/// What is only seen in the sectors of a disk; `src/inspect/boot_sector.rs` has the cases.
+/// Checks that need the sectors of a disk; `src/inspect/boot_sector.rs` has the cases.
 const NEEDS_SECTORS: [&str; 1] = ["boot-sector"];
 
 struct Row {
     version: WinVersion,
-    /// What must not be ok, the subject of the row first.
+    /// The expected faults, the subject of the row first.
     faults: &'static [&'static str],
     change: fn(&mut MemoryGuest),
 }
@@ -36,7 +36,7 @@ fn service(name: &str) -> String {
     format!("{SET}\\Services\\{name}")
 }
 
-/// Gives the key of that name a list of subkeys that is nowhere.
+/// Gives the key of that name a list of subkeys outside of the hive.
 fn damage(bytes: &mut [u8], name: &str) {
     let at = bytes
         .windows(name.len())
@@ -47,13 +47,13 @@ fn damage(bytes: &mut [u8], name: &str) {
     bytes[key + 28..key + 32].copy_from_slice(&0x7fff_fff0u32.to_le_bytes());
 }
 
-/// Leaves the hive as a power cut does in the middle of a write.
+/// Leaves the hive in the state after a power cut in the middle of a write.
 fn dirty(bytes: &mut [u8]) {
     bytes[4] ^= 1;
     base::update_checksum(bytes).unwrap();
 }
 
-/// A driver that is started at boot and whose file is missing.
+/// Adds a boot-start driver whose file is missing.
 fn missing_driver(guest: &mut MemoryGuest, error_control: u32) {
     let key = service("gone");
     guest.system.dword(&key, "Start", 0);
@@ -270,7 +270,7 @@ const ROWS: &[Row] = &[
         faults: &["boot-services"],
         change: |g| missing_driver(g, 1),
     },
-    // Severe is not critical: the loader passes over it.
+    // Severe is not critical: the loader skips it.
     Row {
         version: Win10,
         faults: &["boot-services"],
@@ -383,8 +383,8 @@ fn a_check_that_could_not_run_is_not_passed() {
     }
 }
 
-/// A finding that stops a conversion makes the disk not ready, whatever check reports it; but for the state of the
-/// volume, which the fix itself decides about.
+/// A finding that stops a conversion makes the disk not ready, whatever check reports it. The
+/// exception is the state of the volume, which the fix itself decides about.
 #[test]
 fn a_check_is_as_severe_as_what_inspection_found() {
     let severity = |id: &str, found| {
@@ -462,7 +462,7 @@ fn what_is_not_as_planned_is_a_fault() {
     assert_eq!(states(start), [ok, fault]);
 }
 
-/// The states of checks of a sound guest after a change of what was read.
+/// The states of the checks of a sound guest after a change of the survey.
 fn states(change: fn(&mut Survey), walked: bool) -> impl Fn(&str) -> CheckState {
     let checks = converted(Win10).look(&[], |guest, survey| {
         let mut survey = survey.clone();
