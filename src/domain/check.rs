@@ -1,7 +1,7 @@
-//! What a VM must fulfil before XML is written from it.
+//! Conditions that a VM must fulfil before its XML is written.
 //!
-//! libvirt would refuse most of this too, but only on the host that defines the domain, and in
-//! words that do not name the cause. Nothing here looks at files.
+//! libvirt would refuse most violations too, but only on the host that defines the domain, and with
+//! messages that do not name the cause. No file is read here.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -176,7 +176,7 @@ fn check_disk(machine: &Machine, stage: Stage, disk: &Disk) -> Result<(), Domain
     }
     if stage == Stage::Bootstrap {
         if !needed {
-            // Left out of the first boot, which does without it.
+            // Left out of the first boot, which works without it.
             return Ok(());
         }
         let bus = machine.bootstrap.map_or("sata", DiskBus::libvirt);

@@ -1,4 +1,4 @@
-//! A file that a writer of another form gives, and why it cannot give one.
+//! A file from a writer of another format, and the reason why there is none.
 
 use std::path::Path;
 
@@ -21,12 +21,12 @@ pub enum EmitError {
     Yaml(String),
 }
 
-/// One file; its name is the VM's with `suffix` behind it.
+/// One file; its name is that of the VM followed by `suffix`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     pub suffix: String,
     pub text: String,
-    /// A shell script.
+    /// Whether it is a shell script.
     pub script: bool,
 }
 

@@ -1,10 +1,10 @@
-//! A small XML tree: enough to write domain XML and to read descriptors others wrote.
+//! A small XML tree for writing domain XML and reading foreign descriptors.
 //!
-//! Reading is for hostile input. A document type declaration is an error (so there is no entity
-//! expansion), only the five predefined entities and character references are known, and size,
-//! depth and node count are limited. Namespaces are not resolved: [`Element::is`] and
-//! [`Element::attr`] compare local names, which is what OVF readers do in practice because
-//! producers pick their own prefixes. Mixed content is not kept in order: an element has one text.
+//! Input is hostile. A document type declaration is an error, so there is no entity expansion. Only
+//! the five predefined entities and character references are supported, and size, depth and node
+//! count are limited. Namespaces are not resolved: [`Element::is`] and [`Element::attr`] compare
+//! local names. OVF readers do that in practice because producers choose their own prefixes. The
+//! order of mixed content is lost: an element has one text.
 
 use std::borrow::Cow;
 
@@ -41,7 +41,7 @@ pub enum XmlError {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Element {
-    /// As written, with its prefix.
+    /// The name as written, with its prefix.
     pub name: String,
     pub attrs: Vec<(String, String)>,
     pub children: Vec<Element>,
@@ -129,11 +129,11 @@ impl Element {
         found
     }
 
-    /// The document as text, indented, with a final newline. Characters that XML 1.0 cannot hold
-    /// are left out.
+    /// Serialises the document, indented, with a final newline. Characters that XML 1.0 forbids are
+    /// left out.
     pub fn to_document(&self) -> String {
         let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
-        // Writing into a Vec has no way to fail.
+        // Writing to a Vec cannot fail.
         let written = self.write(&mut writer);
         debug_assert!(written.is_ok());
         let mut text = String::from_utf8_lossy(&writer.into_inner()).into_owned();
@@ -159,12 +159,13 @@ impl Element {
         writer.write_event(Event::End(BytesEnd::new(self.name.as_str())))
     }
 
-    /// Reads a document in UTF-8, UTF-16 or the encoding it declares.
+    /// Parses a document in UTF-8, UTF-16 or the encoding it declares.
     pub fn parse(bytes: &[u8]) -> Result<Element, XmlError> {
         Self::parse_with_encoding(bytes).map(|(root, _)| root)
     }
 
-    /// And the encoding it was in, which file names in it may be in on disk.
+    /// Parses a document and returns its encoding too, because file names in it may use that
+    /// encoding on disk.
     pub fn parse_with_encoding(bytes: &[u8]) -> Result<(Element, &'static Encoding), XmlError> {
         if bytes.len() > MAX_BYTES {
             return Err(XmlError::TooLarge { size: bytes.len() });
@@ -186,7 +187,8 @@ fn xml_chars(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// As appendix F of XML 1.0 has it: by the byte order mark, by the first bytes, by what is declared.
+/// Decodes as in appendix F of XML 1.0: by the byte order mark, the first bytes, or the
+/// declaration.
 fn decode(bytes: &[u8]) -> Result<(Cow<'_, str>, &'static Encoding), XmlError> {
     let (encoding, text) = match (Encoding::for_bom(bytes), bytes) {
         (Some((encoding, mark)), _) => (encoding, &bytes[mark..]),
@@ -201,7 +203,7 @@ fn decode(bytes: &[u8]) -> Result<(Cow<'_, str>, &'static Encoding), XmlError> {
     Ok((text, encoding))
 }
 
-/// What `<?xml ... encoding="..."?>` says; UTF-8 without it.
+/// The encoding declared by `<?xml ... encoding="..."?>`; UTF-8 without one.
 fn declared(bytes: &[u8]) -> Result<&'static Encoding, XmlError> {
     let head = bytes.get(..200).unwrap_or(bytes).trim_ascii_start();
     let end = head.windows(2).position(|w| w == b"?>").unwrap_or(0);
@@ -213,7 +215,7 @@ fn declared(bytes: &[u8]) -> Result<&'static Encoding, XmlError> {
         .and_then(|rest| rest.trim_start().split(['"', '\'']).nth(1));
     let Some(label) = value else { return Ok(UTF_8) };
     match Encoding::for_label_no_replacement(label.as_bytes()) {
-        // It was converted since: these words are no UTF-16.
+        // The text was converted since: the declaration itself is not UTF-16.
         Some(encoding) if encoding == UTF_16LE || encoding == UTF_16BE => Ok(UTF_8),
         Some(encoding) => Ok(encoding),
         None => Err(XmlError::Encoding {
@@ -261,7 +263,7 @@ fn parse_text(text: &str) -> Result<Element, XmlError> {
                 open.push(element);
             }
             Event::End(_) => {
-                // The reader has checked that the name matches an open element.
+                // The parser has checked that the name matches an open element.
                 let Some(mut element) = open.pop() else {
                     return Err(syntax(&"an end tag without its start"));
                 };
@@ -355,7 +357,7 @@ mod tests {
             (text("GB18030", b"\xb4\xc5\xc5\xcc"), "磁盘"),
             (text("Shift_JIS", b"\x83\x5c"), "ソ"),
             (text("UTF-8", "磁盘".as_bytes()), "磁盘"),
-            // Converted by a program that left the words at its head.
+            // Converted by a program that left the declaration unchanged.
             (text("UTF-16", "磁盘".as_bytes()), "磁盘"),
             (utf16("\u{feff}", u16::to_le_bytes), "磁盘"),
             (utf16("\u{feff}", u16::to_be_bytes), "磁盘"),

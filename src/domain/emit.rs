@@ -1,4 +1,4 @@
-//! The VM for others than libvirt: which writers there are, and the files each of them gives.
+//! Writers for targets other than libvirt, and the files of each.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub enum Emit {
 }
 
 impl Emit {
-    /// As `--emit` has it.
+    /// The name as in `--emit`.
     pub fn name(self) -> &'static str {
         match self {
             Emit::Kubevirt => "kubevirt",
@@ -32,15 +32,15 @@ impl Emit {
     }
 }
 
-/// What the writers need besides the VM.
+/// The inputs of the writers besides the VM.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
-    /// The output directory: its files are named relative to it, so that it may be moved.
+    /// The output directory: its files are named relative to it, so that it can be moved.
     pub folder: &'a Path,
     pub kubevirt: &'a kubevirt::Options,
 }
 
-/// What one writer makes of a VM. `domains` is the domain XML of each stage it has.
+/// The files of one writer for a VM. `domains` is the domain XML of each stage.
 pub fn documents(
     emit: Emit,
     machine: &Machine,
@@ -73,7 +73,7 @@ pub fn documents(
     }
 }
 
-/// What the user must know of one form, with the name of its target in front.
+/// Warnings about one format, preceded by the name of its target.
 pub fn warnings(emit: Emit, machine: &Machine) -> Vec<String> {
     let list = match emit {
         Emit::Proxmox => proxmox::warnings(machine),
@@ -82,7 +82,7 @@ pub fn warnings(emit: Emit, machine: &Machine) -> Vec<String> {
     };
     let target = emit.target();
     let overlays = machine.disks.iter().any(|disk| !disk.backing.is_empty());
-    // QEMU on this host opens the chain on its own; the others copy one file to somewhere else.
+    // QEMU on this host opens the chain itself; for the others one file is copied elsewhere.
     let alone = (overlays && emit != Emit::Qemu)
         .then(|| "the disks must stand alone: run `hyper2kvm pull` first".to_owned());
     list.into_iter()
@@ -92,7 +92,7 @@ pub fn warnings(emit: Emit, machine: &Machine) -> Vec<String> {
 }
 
 impl Emit {
-    /// The form a file of the output directory has, and its stage where it has one.
+    /// The format of a file in the output directory, and its stage if it has one.
     pub fn of_file(file: &Path) -> Option<(Self, Option<&'static str>)> {
         let name = file.file_name()?.to_str()?;
         let forms = [
@@ -110,7 +110,7 @@ impl Emit {
         form.map(|(_, emit, stage)| (emit, stage))
     }
 
-    /// What people call it.
+    /// The name for people.
     pub fn target(self) -> &'static str {
         match self {
             Self::Kubevirt => "KubeVirt",
@@ -120,7 +120,7 @@ impl Emit {
     }
 }
 
-/// The text of an emitted file after a file of the output directory has gone elsewhere.
+/// Updates the text of an emitted file after another file of the output directory has been moved.
 pub fn relocated(text: &str, name: &str, to: &Path) -> String {
     let to = to.to_string_lossy();
     let quoted_to = quoted(&to);

@@ -1,5 +1,6 @@
-//! What `--emit` writes, judged by the schemas of those it is for: the types generated from the CRDs of
-//! KubeVirt and CDI, and the options of Proxmox VE's API. Both come with `.ci/run`, not with the sources.
+//! Validates the files of `--emit` against the schemas of their targets: the types generated from
+//! the CRDs of KubeVirt and CDI, and the options of Proxmox VE's API. `.ci/run` fetches both; they
+//! are not part of the sources.
 
 #![allow(clippy::disallowed_methods)]
 
@@ -30,7 +31,7 @@ fn judges(name: &str, program: &str) -> Option<PathBuf> {
     None
 }
 
-/// Machines that differ in everything a document may have.
+/// VMs that differ in every possible part of a document.
 fn machines() -> Vec<Machine> {
     let mut list = vec![machine(), full()];
     let mut bios = machine();
@@ -82,12 +83,12 @@ fn options() -> kubevirt::Options {
     }
 }
 
-/// What the compiler says of the documents as values of those types.
+/// The compiler's errors for the documents as values of those types.
 fn typed(folder: &Path, documents: &[Value]) -> (bool, String) {
     let mut text = String::from(
         "import type { V1VirtualMachine } from '@kubevirt-ui-ext/kubevirt-api/kubevirt';\n\
          import type { V1beta1DataVolume } from '@kubevirt-ui-ext/kubevirt-api/containerized-data-importer';\n\
-         // Values of an enumeration as JSON has them.\n\
+         // Values of an enumeration in their JSON form.\n\
          type Json<T> = T extends string ? `${T}` : T extends (infer U)[] ? Json<U>[]\
            : T extends object ? { [K in keyof T]: Json<T[K]> } : T;\n",
     );
@@ -95,7 +96,7 @@ fn typed(folder: &Path, documents: &[Value]) -> (bool, String) {
         let kind = match document["kind"].as_str().unwrap() {
             "VirtualMachine" => "V1VirtualMachine",
             "DataVolume" => "V1beta1DataVolume",
-            // Of another project, and one string long.
+            // Of another project, and a single string.
             "NetworkAttachmentDefinition" => continue,
             other => panic!("a {other}"),
         };
@@ -141,7 +142,7 @@ fn kubevirt_documents_have_the_types_of_its_api() {
     }
     let (ok, said) = typed(&folder, &list);
     assert!(ok, "{said}");
-    // It finds faults where there are some.
+    // It detects faults where there are some.
     let of_kind = |kind: &str| list.iter().find(|d| d["kind"] == kind).unwrap().clone();
     let (mut vm, mut volume) = (of_kind("VirtualMachine"), of_kind("DataVolume"));
     vm["spec"]["template"]["spec"]["domain"]["devices"]["disk"] = json!([]);
@@ -176,7 +177,7 @@ fn proxmox_options_are_those_of_its_api() {
     for m in &machines() {
         let qm = FakeQm::new(m);
         for stage in ["bootstrap", "final", "back"] {
-            // One without a first boot has only its final form.
+            // A VM without a first boot has only its final form.
             let (ok, text) = qm.run(&[stage, "100"]);
             assert!(ok || m.bootstrap.is_none(), "{stage}: {text}");
         }
@@ -189,7 +190,7 @@ fn proxmox_options_are_those_of_its_api() {
         }
     }
     assert!(calls.len() >= 50, "{}", calls.len());
-    // The last ones are wrong, and found to be.
+    // The last ones are wrong and must be detected.
     let wrong = json!([
         ["set", "100", "--sata6", "a:0"],
         ["set", "100", "--virtio0", "a:0,discards=on"],

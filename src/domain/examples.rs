@@ -1,8 +1,10 @@
-//! The domain XML files of the project this one grew from, as facts: what they say, device by device,
-//! and what is said here. Each difference is listed with its reason, and nothing is here unlisted.
+//! The domain XML files of the project from which this one originated, as facts, compared device by
+//! device with the XML written here. Each difference is listed with its reason, and every device
+//! here is listed.
 //!
-//! The files are `test-confs/62` to `66` of <https://github.com/ssahani/hyper2kvm>: Windows 10 on UEFI,
-//! three times on SATA for the first boot and twice on VirtIO. (Two more there are Linux guests.)
+//! The files are `test-confs/62` to `66` of <https://github.com/ssahani/hyper2kvm>: Windows 10 on
+//! UEFI, three times on SATA for the first boot and twice on VirtIO. (Two more there are Linux
+//! guests.)
 
 use super::element::Element;
 use super::firmware::FirmwareImages;
@@ -10,7 +12,7 @@ use super::tests::machine;
 use super::xml::to_element;
 use super::*;
 
-/// What the file says where, and what we say when that is something else, with the reason.
+/// The path and value in the file, and the value here if it differs, with the reason.
 type Fact = (
     &'static str,
     &'static str,
@@ -103,7 +105,7 @@ const AGENT: &[Fact] = &[
 struct Example {
     file: u32,
     stage: Stage,
-    /// What the user of that file would have said.
+    /// The options that the user of that file would have chosen.
     asked: fn(&mut Machine),
     facts: &'static [&'static [Fact]],
 }
@@ -330,7 +332,7 @@ const EXAMPLES: [Example; 5] = [
     },
 ];
 
-/// What we have and none of them has in that place, with the reason.
+/// Devices that are here and in none of the files, with the reason.
 const MORE: [(&str, &str); 12] = [
     (
         "disk disk virtio",
@@ -367,7 +369,8 @@ const MORE: [(&str, &str); 12] = [
     ("video", "its address is fixed"),
 ];
 
-/// `path/element[attribute=value]/element@attribute`, or the text without `@`; empty when absent.
+/// The value of `path/element[attribute=value]/element@attribute`, or the text without `@`; empty
+/// if absent.
 fn fact(root: &Element, selector: &str) -> String {
     let (path, attribute) = match selector.split_once('@') {
         Some((path, name)) => (path, Some(name)),
@@ -393,7 +396,7 @@ fn fact(root: &Element, selector: &str) -> String {
     }
 }
 
-/// A device in the words of [`MORE`].
+/// The name of a device in [`MORE`].
 fn kind(device: &Element) -> String {
     let attr = |name| device.attr(name).unwrap_or("");
     match device.name.as_str() {
@@ -442,7 +445,7 @@ fn the_examples_can_be_reproduced() {
                 ));
             }
         }
-        // Nothing that was set goes unmentioned: what the file does not have is in the table above.
+        // Every option is covered: what the file does not have is in the table above.
         let devices = ours.first("devices").unwrap();
         for device in &devices.children {
             let named = facts.iter().any(|(selector, ..)| {

@@ -1,15 +1,15 @@
-//! Which UEFI firmware this host offers, told by QEMU's firmware descriptors.
+//! Finds the UEFI firmware of this host through QEMU's firmware descriptors.
 //!
-//! Follows `docs/interop/firmware.json` of QEMU: descriptors are `*.json` files in
-//! `/usr/share/qemu/firmware` and `/etc/qemu/firmware`; a file in `/etc` replaces the one of the
-//! same name, an empty one hides it; the sorted order of the names is the distribution's order of
-//! preference. Only split flash images (code + variables) for x86_64 are considered: they are what
-//! a Windows guest with its own NVRAM needs.
+//! Follows `docs/interop/firmware.json` of QEMU. Descriptors are `*.json` files in
+//! `/usr/share/qemu/firmware` and `/etc/qemu/firmware`. A file in `/etc` replaces the one of the
+//! same name, and an empty one hides it. The sorted order of the names is the distribution's order
+//! of preference. Only split flash images (code + variables) for x86_64 are used, because a Windows
+//! guest with its own NVRAM needs them.
 //!
-//! Surprise: distributions list a Secure Boot build first. Without Secure Boot a build that does
-//! not need SMM is preferred, then a Secure-Boot-capable one with an empty variable store (Secure
-//! Boot is off in it); a store with enrolled keys is never picked then, as it would turn Secure
-//! Boot on for a guest that never had it.
+//! Distributions list a Secure Boot build first. Without Secure Boot, a build that does not need
+//! SMM is preferred, then a Secure-Boot-capable one with an empty variable store, which leaves
+//! Secure Boot off. A store with enrolled keys is never used then, because it would enable Secure
+//! Boot for a guest that never had it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,19 +18,20 @@ use serde::Deserialize;
 
 use super::model::{Chipset, Firmware};
 
-/// Lowest priority first.
+/// Directories of descriptors, lowest priority first.
 pub const DESCRIPTOR_DIRS: [&str; 2] = ["/usr/share/qemu/firmware", "/etc/qemu/firmware"];
 
 const MAX_DESCRIPTOR: u64 = 1 << 20;
 
-/// What `<os>` says about the firmware.
+/// The firmware in `<os>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FirmwareChoice {
     /// SeaBIOS, QEMU's default.
     Bios,
-    /// `<os firmware='efi'>`: the host that defines the domain picks; for XML that moves hosts.
+    /// `<os firmware='efi'>`: the host that defines the domain selects the images; for XML that
+    /// moves between hosts.
     Portable { secure_boot: bool },
-    /// These images of this host.
+    /// Specific images of this host.
     Images(FirmwareImages),
 }
 
@@ -38,12 +39,12 @@ pub enum FirmwareChoice {
 pub struct FirmwareImages {
     pub code: PathBuf,
     pub code_format: String,
-    /// The template each VM's own NVRAM is copied from.
+    /// The template for each VM's own NVRAM.
     pub vars: PathBuf,
     pub vars_format: String,
-    /// Secure Boot is on: the template has enrolled keys.
+    /// Whether Secure Boot is on: the template has enrolled keys.
     pub secure_boot: bool,
-    /// The code image runs only with SMM.
+    /// Whether the code image runs only with SMM.
     pub smm: bool,
 }
 
@@ -87,8 +88,8 @@ impl Descriptors {
         Self::read(&DESCRIPTOR_DIRS.map(Path::new))
     }
 
-    /// Reads the given directories, lowest priority first. A missing directory is an empty one, and a
-    /// descriptor that cannot be understood is skipped: one bad file must not hide the others.
+    /// Reads the given directories, lowest priority first. A missing directory counts as empty. An
+    /// invalid descriptor is skipped, because one bad file must not hide the others.
     pub fn read(dirs: &[&Path]) -> Result<Self, FirmwareError> {
         let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
         for dir in dirs {
@@ -124,7 +125,7 @@ impl Descriptors {
         })
     }
 
-    /// The images for this VM, or that there are none.
+    /// The images for this VM, or an error if there are none.
     pub fn pick(
         &self,
         firmware: Firmware,
@@ -141,7 +142,7 @@ impl Descriptors {
                 && (!secure_boot || d.has("secure-boot"))
         };
         let mut fitting: Vec<&Descriptor> = self.list.iter().filter(fits).collect();
-        // Stable, so the host's own order decides among equals.
+        // A stable sort, so the host's own order decides among equals.
         fitting.sort_by_key(|d| !secure_boot && d.has("requires-smm"));
         fitting
             .first()
@@ -211,7 +212,7 @@ impl Descriptor {
     }
 
     fn serves(&self, chipset: Chipset) -> bool {
-        // A versioned name stands for the family: descriptors match `pc-q35-*`, `pc-q35-10.?`.
+        // A versioned name stands for its family: descriptors match `pc-q35-*`, `pc-q35-10.?`.
         let family = match chipset {
             Chipset::Q35 => ["pc-q35-10.0", "q35"],
             Chipset::Pc => ["pc-i440fx-10.0", "pc"],
@@ -252,7 +253,7 @@ fn parse_file(path: &Path) -> Result<Option<Descriptor>, Box<dyn std::error::Err
     Ok(Some(serde_json::from_slice(&bytes)?))
 }
 
-/// `*` and `?` only, as the patterns of machine types use.
+/// Matches a pattern with `*` and `?`, as used for machine types.
 fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);

@@ -1,18 +1,18 @@
-//! A KubeVirt `VirtualMachine` with a `DataVolume` for each disk, as YAML.
+//! Writes a KubeVirt `VirtualMachine` with a `DataVolume` for each disk, as YAML.
 //!
-//! Follows the API `kubevirt.io/v1`, CDI's `cdi.kubevirt.io/v1beta1` and `k8s.cni.cncf.io/v1`. The disks are
-//! uploaded (`virtctl image-upload`); the first boot's probe is an `emptyDisk`. There is no driver ISO:
-//! the drivers are on the converted disk. Both stages are the same object with the same UUID, so applying
-//! the final one switches over.
+//! Follows the API `kubevirt.io/v1`, CDI's `cdi.kubevirt.io/v1beta1` and `k8s.cni.cncf.io/v1`. The
+//! disks are uploaded (`virtctl image-upload`); the probe disk of the first boot is an `emptyDisk`.
+//! There is no driver ISO, because the drivers are on the converted disk. Both stages are the same
+//! object with the same UUID, so applying the final one switches over.
 //!
-//! - `runStrategy` is `Manual`: with `Halted`, `virtctl start` makes it `Always`, and a shutdown inside
-//!   Windows then starts the VM again.
-//! - A volume of a class that binds to its first consumer has none during the upload: the annotation
-//!   `storage.bind.immediate.requested` makes CDI bind it at once.
-//! - Only one NIC can be in the network of the pods, which hands out an address of its own.
+//! - `runStrategy` is `Manual`: with `Halted`, `virtctl start` makes it `Always`, and a shutdown
+//!   inside Windows then starts the VM again.
+//! - A volume of a class that binds to its first consumer has none during the upload. The
+//!   annotation `storage.bind.immediate.requested` makes CDI bind it immediately.
+//! - Only one NIC can be in the network of the pods, which assigns an address of its own.
 //!
-//! What is lost: the PCI addresses (KubeVirt places the root ports), IDE, USB 2, and a clock in local time
-//! as such: KubeVirt wants the name of a time zone, which the document leaves to its reader.
+//! KubeVirt cannot express the PCI addresses (it places the root ports itself), IDE, USB 2, or a
+//! clock in local time: it requires the name of a time zone, which the user has to fill in.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -26,14 +26,14 @@ use super::model::{
 use crate::text::{digest8, quoted};
 use crate::types::DiskBus;
 
-/// What the user says about the cluster.
+/// Options for the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     pub namespace: Option<String>,
     pub storage_class: Option<String>,
-    /// `ReadWriteOnce` or `ReadWriteMany`; CDI's storage profile decides where it is absent.
+    /// `ReadWriteOnce` or `ReadWriteMany`; without it CDI's storage profile decides.
     pub access_mode: Option<&'static str>,
-    /// Replaces processors and memory of the VM.
+    /// Replaces CPUs and memory of the VM.
     pub instance_type: Option<Reference>,
     pub preference: Option<Reference>,
 }
@@ -108,7 +108,7 @@ pub fn yaml(
     Ok(text)
 }
 
-/// What to type, in order, as comments at the head of the file.
+/// The commands to run, in order, as comments at the head of the file.
 fn steps(m: &Machine, stage: Stage, name: &str, folder: &Path, options: &Options) -> String {
     let namespace = match &options.namespace {
         Some(namespace) => format!(" -n {namespace}"),
@@ -188,7 +188,7 @@ fn metadata(mut metadata: Value, options: &Options) -> Value {
     metadata
 }
 
-/// A bridge of the nodes as Multus knows it; the VLAN is the bridge plugin's.
+/// The definition of a bridge of the nodes for Multus; the bridge plugin applies the VLAN.
 fn attachment_definition(bridge: &Bridge, options: &Options) -> Value {
     let name = attachment_name(bridge);
     let mut config = json!({
@@ -209,7 +209,8 @@ fn attachment_definition(bridge: &Bridge, options: &Options) -> Value {
     })
 }
 
-/// Each bridge has its own: what `br_0` and `br-0` have in common is no name for either.
+/// The name of a bridge's definition. Each bridge has its own: `br_0` and `br-0` must not share a
+/// name.
 fn attachment_name(bridge: &Bridge) -> String {
     let name = &bridge.name;
     let short = object_name(name);
@@ -221,8 +222,8 @@ fn attachment_name(bridge: &Bridge) -> String {
     }
 }
 
-/// For a network nobody has mapped. What is not in the short name is told apart by eight digits; case and
-/// spaces are not, so that `VM Network` is `vm-network`.
+/// The name for a network without a mapping. Eight digits distinguish names that lost other
+/// characters than case and spaces; `VM Network` is `vm-network`.
 fn network_name(name: &str) -> String {
     let short = object_name(name);
     match short == name.to_lowercase().replace(' ', "-") {
@@ -236,7 +237,7 @@ fn hashed(short: &str, name: &str) -> String {
     format!("{}-{}", short.trim_end_matches('-'), digest8(name))
 }
 
-/// The bridges NICs are attached to, each once.
+/// The bridges to which NICs are attached, each once.
 fn bridges(m: &Machine) -> Vec<&Bridge> {
     let mut bridges = Vec::new();
     for nic in &m.nics {
@@ -253,7 +254,8 @@ fn to_yaml(value: &Value) -> Result<String, EmitError> {
     serde_yaml::to_string(value).map_err(|e| EmitError::Yaml(e.to_string()))
 }
 
-/// A name Kubernetes takes: lower case letters, digits and `-`, at most 50 so that ours fit behind it.
+/// A valid name for Kubernetes: lower case letters, digits and `-`, at most 50, which leaves room
+/// for a suffix.
 pub fn object_name(name: &str) -> String {
     let mapped: String = name
         .to_lowercase()
@@ -334,7 +336,7 @@ fn object(m: &Machine, stage: Stage, name: &str, options: &Options) -> Value {
         },
     });
     if let Some(instance_type) = &options.instance_type {
-        // KubeVirt refuses a VM that says itself what its instance type says.
+        // KubeVirt refuses a VM that itself sets what its instance type sets.
         object["spec"]["instancetype"] = instance_type.json("Instancetype");
         let domain = object.pointer_mut("/spec/template/spec/domain");
         if let Some(domain) = domain.and_then(Value::as_object_mut) {
@@ -413,7 +415,7 @@ fn disks(m: &Machine, stage: Stage, name: &str) -> (Vec<Value>, Vec<Value>) {
     (disks, volumes)
 }
 
-/// Which network of the cluster a NIC is attached to.
+/// The network of the cluster to which a NIC is attached.
 #[derive(Debug, PartialEq, Eq)]
 enum Network {
     Pod,
@@ -421,11 +423,11 @@ enum Network {
     Multus(String),
 }
 
-/// The network of each NIC. The first one nothing is known of is in the network of the pods.
+/// The network of each NIC. The first one without a mapping is in the network of the pods.
 fn attached(m: &Machine) -> Vec<Network> {
     let mut pod = false;
     let written: Vec<String> = bridges(m).into_iter().map(attachment_name).collect();
-    // With the networks they stand for.
+    // With the networks that they replace.
     let mut guessed: Vec<(String, String)> = Vec::new();
     let mut guess = |network: &str| {
         let short = network_name(network);
@@ -483,7 +485,7 @@ fn networks(m: &Machine, stage: Stage) -> (Vec<Value>, Vec<Value>) {
     (interfaces, networks)
 }
 
-/// NICs that will have no network, or one that must be there first.
+/// Warnings about NICs that will have no network, or need one that must exist first.
 pub fn warnings(m: &Machine) -> Vec<String> {
     let mut warnings = Vec::new();
     for (n, (nic, network)) in m.nics.iter().zip(attached(m)).enumerate() {

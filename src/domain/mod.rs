@@ -1,17 +1,17 @@
-//! The VM on the other side: a model of it, and the libvirt domain XML written from it.
+//! The VM on KVM: a model of it, and the libvirt domain XML written from it.
 //!
-//! - [`model`]: what a converted VM is made of; no libvirt words in it.
-//! - [`network`]: which network of the target each network of the source becomes.
-//! - [`firmware`]: which UEFI images this host has, told by QEMU's firmware descriptors.
-//! - [`slots`]: fixed PCI addresses, so that both stages show Windows the same hardware.
-//! - [`check`]: what must hold before anything is written.
+//! - [`model`]: the parts of a converted VM, independent of libvirt.
+//! - [`network`]: the target network for each network of the source.
+//! - [`firmware`]: the UEFI images of this host, from QEMU's firmware descriptors.
+//! - [`slots`]: fixed PCI addresses, so that Windows sees the same hardware in both stages.
+//! - [`check`]: conditions that must hold before anything is written.
 //! - [`xml`]: model + stage + firmware choice -> domain XML.
 //! - [`patch`]: a user's changes to that XML.
-//! - [`emit`]: the same VM for others: [`kubevirt`], [`proxmox`], [`qemu`].
-//! - [`element`]: a small XML tree, read with limits and written with escaping.
+//! - [`emit`]: the same VM for other targets: [`kubevirt`], [`proxmox`], [`qemu`].
+//! - [`element`]: a small XML tree, parsed with limits and written with escaping.
 //!
-//! Nothing here talks to libvirt and nothing here decides about the guest: the caller brings the
-//! facts (`inspect`), the plan (`plan`) and the paths.
+//! No code here calls libvirt or decides about the guest: the caller provides the facts
+//! (`inspect`), the plan (`plan`) and the paths.
 
 pub(crate) mod check;
 mod document;

@@ -1,4 +1,4 @@
-//! What a converted VM is made of.
+//! The model of a converted VM.
 //!
 //! One [`Machine`] describes both stages: the first boot on an emulated controller with a virtio
 //! probe beside it ([`Stage::Bootstrap`]) and production on virtio ([`Stage::Final`]). Everything
@@ -16,55 +16,57 @@ use uuid::Uuid;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// Free text; [`crate::domain::xml::domain_name`] makes a libvirt name of it.
+    /// Free text, which [`crate::domain::xml::domain_name`] turns into a libvirt name.
     pub name: String,
-    /// The name of the source, where `name` says nothing of it.
+    /// The name of the source, if `name` shows nothing of it.
     pub title: Option<String>,
     pub uuid: Uuid,
-    /// SMBIOS system serial number, where the source had one (licences are bound to it).
+    /// SMBIOS system serial number, if the source had one (licences are bound to it).
     pub serial: Option<String>,
-    /// VM generation id, where the source had one.
+    /// VM generation id, if the source had one.
     pub genid: Option<Uuid>,
     pub memory_mib: u64,
     pub vcpus: u32,
     /// `None`: one socket with all vCPUs as cores, since client Windows limits sockets.
     pub topology: Option<Topology>,
     pub firmware: Firmware,
-    /// A TPM 2.0; only written for UEFI guests.
+    /// Whether there is a TPM 2.0; only written for UEFI guests.
     pub tpm: bool,
     pub system: System,
-    /// `RealTimeIsUniversal` is set, so the RTC runs in UTC.
+    /// Whether `RealTimeIsUniversal` is set, so the RTC runs in UTC.
     pub clock_utc: bool,
-    /// Exactly one has the system, and exactly one is first in the boot order; mostly the same.
+    /// The disks. Exactly one has the system, and exactly one is first in the boot order; mostly
+    /// the same.
     pub disks: Vec<Disk>,
     pub nics: Vec<Nic>,
     /// The controller of the final stage.
     pub bus: DiskBus,
-    /// The controller of the boot disk in the first boot; `None` when there is no such stage.
+    /// The controller of the boot disk in the first boot; `None` without such a stage.
     pub bootstrap: Option<DiskBus>,
-    /// The blank qcow2 disk of the first boot; it makes Windows bind the virtio storage driver.
+    /// The blank qcow2 disk of the first boot, which makes Windows bind the virtio storage driver.
     pub probe: Option<PathBuf>,
     pub driver_iso: Option<PathBuf>,
     pub domain_type: DomainType,
     pub cpu: CpuMode,
-    /// Per-VM copy of the UEFI variables; libvirt picks its default path when absent.
+    /// The VM's own copy of the UEFI variables; without it libvirt uses its default path.
     pub nvram: Option<PathBuf>,
     pub drivers: Drivers,
-    /// Overrides what libvirt would pick.
+    /// The emulator that replaces libvirt's choice.
     pub emulator: Option<PathBuf>,
-    /// COM1 goes to this file, which is emptied at each start; a pty when absent.
+    /// The file for COM1, which is emptied at each start; without it, a pty.
     pub serial_log: Option<PathBuf>,
-    /// The guest keeps COM1 for itself, so there is a COM2.
+    /// Whether the guest keeps COM1 for itself, so there is a COM2.
     pub second_serial: bool,
     pub graphics: Graphics,
     pub video: Video,
-    /// QEMU's machine type as asked for, e.g. `pc-q35-8.2`; else the family the chipset names.
+    /// QEMU's machine type as chosen by the user, e.g. `pc-q35-8.2`; otherwise the family of the
+    /// chipset.
     pub machine_type: Option<String>,
 }
 
 impl Machine {
-    /// The chipset both stages use: as asked for, else i440fx for NT 5 (no AHCI driver, no PCIe) and
-    /// where the bootstrap disk needs its IDE controller, else q35.
+    /// The chipset of both stages: the user's choice, or i440fx for NT 5 (no AHCI driver, no PCIe)
+    /// and for a bootstrap disk on its IDE controller, or else q35.
     pub fn chipset(&self) -> Chipset {
         match &self.machine_type {
             Some(asked) if asked.contains("q35") => Chipset::Q35,
@@ -81,8 +83,8 @@ impl Machine {
         }
     }
 
-    /// Whether Windows is shown a Hyper-V: it gains nothing under software emulation, and hangs with
-    /// it on UEFI before 8; NT 5 does not know it.
+    /// Whether Windows gets Hyper-V enlightenments. Under software emulation they gain nothing, on
+    /// UEFI before 8 Windows hangs with them, and NT 5 does not support them.
     pub fn enlightened(&self) -> bool {
         let System::Windows(windows) = &self.system else {
             return false;
@@ -92,7 +94,7 @@ impl Machine {
             && (windows.at_least_8() || self.firmware == Firmware::Bios)
     }
 
-    /// The NIC Windows has a driver for in that stage.
+    /// The model of NIC for which Windows has a driver in that stage.
     pub fn nic_model(&self, stage: Stage) -> &'static str {
         if stage == Stage::Final || self.drivers.netkvm {
             "virtio"
@@ -134,13 +136,13 @@ impl Chipset {
     }
 }
 
-/// What runs on the VM.
+/// The operating system of the VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum System {
     Windows(WindowsFacts),
     Linux {
         arch: Arch,
-        /// The libosinfo id, where one is known.
+        /// The libosinfo id, if it is known.
         osinfo_id: Option<String>,
     },
 }
@@ -153,12 +155,12 @@ impl System {
         }
     }
 
-    /// XP, Server 2003 and older.
+    /// Whether this is XP, Server 2003 or older.
     pub fn nt5(&self) -> bool {
         matches!(self, Self::Windows(windows) if windows.nt5())
     }
 
-    /// Whether USB 3 and the Intel 82574L work out of the box.
+    /// Whether USB 3 and the Intel 82574L work without extra drivers.
     pub fn is_recent(&self) -> bool {
         match self {
             Self::Windows(windows) => windows.at_least_8(),
@@ -184,12 +186,13 @@ pub struct WindowsFacts {
 }
 
 impl WindowsFacts {
-    /// XP, Server 2003 and older.
+    /// Whether this is XP, Server 2003 or older.
     pub fn nt5(&self) -> bool {
         self.major < 6
     }
 
-    /// 8 / Server 2012 and later: USB 3 and the Intel 82574L work out of the box.
+    /// Whether this is 8 / Server 2012 or later: USB 3 and the Intel 82574L work without extra
+    /// drivers.
     pub fn at_least_8(&self) -> bool {
         (self.major, self.minor) >= (6, 2)
     }
@@ -238,58 +241,58 @@ impl DiskFormat {
     }
 }
 
-/// The serial number of the disk with the system, by which `boot` finds it.
+/// The serial number of the system disk, by which `boot` finds it.
 pub const SYSTEM_DISK: &str = "h2k-0";
 
-/// The serial number of a disk at that position, the system's first.
+/// The serial number of a disk at that position; the system's is the first.
 pub fn disk_serial(position: usize) -> String {
     format!("h2k-{position}")
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Absolute; below `/dev` it is taken for a block device.
+    /// Absolute; a path below `/dev` is a block device.
     pub path: PathBuf,
     pub format: DiskFormat,
-    /// At most 20 of `[A-Za-z0-9_.+ -]`: what virtio-blk and ATA can carry.
+    /// At most 20 of `[A-Za-z0-9_.+ -]`, the limit of virtio-blk and ATA.
     pub serial: Option<String>,
     /// Logical sector size: 512 or 4096.
     pub sector_size: u32,
-    /// The guest's system is on it.
+    /// Whether the guest's system is on it.
     pub system: bool,
-    /// Its place in the firmware's boot order, from 1. `None`: the firmware leaves it alone, and so do
-    /// boot managers that see with the firmware's eyes.
+    /// Its position in the firmware's boot order, from 1. `None`: the firmware ignores it, and so
+    /// do boot managers that read disks through the firmware.
     pub boot_order: Option<u32>,
-    /// What the guest sees.
+    /// The size that the guest sees.
     pub size_bytes: u64,
-    /// What the disk is an overlay on, from the top; empty for a disk that stands alone.
+    /// The chain below the disk, from the top; empty for a standalone disk.
     pub backing: Vec<Backing>,
 }
 
 /// One level below an overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backing {
-    /// Absolute; below `/dev` it is taken for a block device.
+    /// Absolute; a path below `/dev` is a block device.
     pub path: PathBuf,
-    /// The name QEMU and libvirt have for its format.
+    /// The name of its format in QEMU and libvirt.
     pub format: String,
-    /// The path is that of a Unix socket, behind which an NBD server has the level.
+    /// Whether the path is a Unix socket on which an NBD server exports the level.
     pub socket: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
     pub mac: MacAddr,
-    /// For libvirt and QEMU, and for KubeVirt and Proxmox VE where nothing else is named.
+    /// The network for libvirt and QEMU, and for KubeVirt and Proxmox VE if no other is set.
     pub source: NicSource,
     pub link_up: bool,
-    /// The network it was on, in the words of the source host.
+    /// The name of its network on the source host.
     pub network: Option<String>,
-    /// For KubeVirt.
+    /// The network for KubeVirt.
     pub attachment: Option<Attachment>,
-    /// For Proxmox VE.
+    /// The network for Proxmox VE.
     pub proxmox: Option<Bridge>,
-    /// Windows keeps a static address on it.
+    /// Whether Windows keeps a static address on it.
     pub keeps_address: bool,
 }
 
@@ -307,7 +310,7 @@ impl Nic {
     }
 }
 
-/// A bridge of the host, and the VLAN a NIC is in there.
+/// A bridge of the host, and the VLAN of a NIC on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bridge {
     pub name: String,
@@ -349,30 +352,31 @@ impl fmt::Display for Attachment {
 pub enum NicSource {
     Network(String),
     Bridge(Bridge),
-    /// QEMU's own NAT: works without privileges, and nothing reaches the guest from outside.
+    /// QEMU's own NAT: works without privileges, and is unreachable from outside.
     User,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DomainType {
     Kvm,
-    // Software emulation; no Hyper-V enlightenments there.
+    // Software emulation, without Hyper-V enlightenments.
     Qemu,
 }
 
-/// The CPU under KVM; software emulation always has all that QEMU can do.
+/// The CPU under KVM; software emulation always provides every feature of QEMU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum CpuMode {
     #[default]
     HostPassthrough,
-    // Named by libvirt, so that the VM can move to a host with another CPU.
+    // A model named by libvirt, so that the VM can move to a host with another CPU.
     HostModel,
 }
 
-/// The virtio drivers Windows will have, beyond storage. A device without a driver is left out.
+/// The virtio drivers that Windows will have, beyond storage. A device without a driver is left
+/// out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drivers {
-    /// vioserial, and so a guest agent channel.
+    /// vioserial, and with it a guest agent channel.
     pub agent: bool,
     pub balloon: bool,
     pub rng: bool,

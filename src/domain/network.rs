@@ -1,8 +1,9 @@
-//! `--network-map`: which network of the target each network of the source becomes.
+//! `--network-map`: the target network for each network of the source.
 //!
-//! A source network may be mapped once for each kind of target, since `convert` always writes libvirt's
-//! domains and may write other forms beside them: `net:` and `br:` are for libvirt and QEMU (`br:` also
-//! for KubeVirt, as a bridge of the node), `nad:` for KubeVirt, `pve:` for Proxmox VE.
+//! A source network may be mapped once for each kind of target, because `convert` always writes
+//! libvirt's domains and may write other formats beside them. `net:` and `br:` are for libvirt and
+//! QEMU (`br:` also for KubeVirt, as a bridge of the node), `nad:` for KubeVirt, `pve:` for Proxmox
+//! VE.
 
 use std::str::FromStr;
 
@@ -15,7 +16,7 @@ pub enum Target {
     Bridge(Bridge),
     Attachment(Attachment),
     Proxmox(Bridge),
-    /// The link stays down, whatever the target is.
+    /// The link stays down on every target.
     None,
 }
 
@@ -81,7 +82,7 @@ fn libvirt_network(name: &str) -> Result<String, MapError> {
     }
 }
 
-/// The kernel's rules for the name of an interface.
+/// Checks the kernel's rules for the name of an interface.
 fn bridge(text: &str) -> Result<Bridge, MapError> {
     let (name, vlan) = match text.split_once('@') {
         Some((name, vlan)) => {
@@ -119,7 +120,7 @@ fn attachment(text: &str) -> Result<Attachment, MapError> {
     })
 }
 
-/// A label of RFC 1123, or several with dots between them.
+/// Checks a label of RFC 1123, or several separated by dots.
 pub fn kubernetes_name(text: &str, dots: bool) -> bool {
     let label = |label: &str| {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -156,7 +157,7 @@ impl NetworkMap {
         Ok(Self(mappings))
     }
 
-    /// Attaches a NIC to the networks that are mapped for the one it was on.
+    /// Attaches a NIC to the targets that are mapped for its source network.
     pub fn apply(&self, nic: &mut Nic) {
         let Some(network) = &nic.network else {
             return;
@@ -176,7 +177,7 @@ impl NetworkMap {
         self.0.iter().any(|m| m.network == network)
     }
 
-    /// The mappings of networks no NIC is on.
+    /// The mappings of networks without a NIC.
     pub fn unused<'a>(&'a self, networks: &[&str]) -> Vec<&'a str> {
         let mut unused: Vec<&str> = self
             .0
@@ -189,7 +190,7 @@ impl NetworkMap {
     }
 }
 
-/// Whether two targets are for the same writer. `none` goes with nothing else.
+/// Whether two targets are for the same writer. `none` excludes every other target.
 fn excludes(one: &Target, other: &Target) -> bool {
     use Target::{Attachment, Bridge, Libvirt, None, Proxmox};
     match one {
@@ -231,7 +232,7 @@ mod tests {
         ] {
             assert_eq!(target(text), Ok(want), "{text}");
         }
-        // The name of a network may have a `=` in it.
+        // The name of a network may contain a `=`.
         let mapping: Mapping = "dv=PG 7=net:x".parse().unwrap();
         assert_eq!(mapping.network, "dv=PG 7");
     }

@@ -1,13 +1,14 @@
-//! A user's changes to the domain XML (`--xml-patch`), for what has no option of its own.
+//! A user's changes to the domain XML (`--xml-patch`), for settings without an option.
 //!
-//! A patch is a `<domain>` with only what is to change in it. Its elements are merged into those of
-//! the same name: attributes and text are set, children merged in turn, and what is not there is
-//! added. Below `<devices>` an element is added, since there are many of a kind. Attributes in the
-//! namespace [`PATCH_NS`] say otherwise: `op` (`merge`, `add`, `replace`, `remove`), `where`
-//! (`path/@attribute=value` or `path=text`, picks among elements of that name; without it all of them),
-//! `stage` (`bootstrap` or `final`: only there).
+//! A patch is a `<domain>` with only the changes in it. Its elements are merged into those of the
+//! same name: attributes and text are set, children merged recursively, and missing elements added.
+//! Below `<devices>` an element is always added, because there are many of a kind. Attributes in
+//! the namespace [`PATCH_NS`] change that: `op` (`merge`, `add`, `replace`, `remove`), `where`
+//! (`path/@attribute=value` or `path=text`, selects among elements of that name; without it all of
+//! them), `stage` (`bootstrap` or `final`: only there).
 //!
-//! Name, UUID and our mark stay: both boots are of one VM, and `boot` finds it by them.
+//! Name, UUID and the mark of hyper2kvm cannot be changed: both boots are of one VM, and `boot`
+//! finds it by them.
 
 use super::element::Element;
 use super::model::Stage;
@@ -64,11 +65,11 @@ impl Patch {
         Ok(Self { root, prefix })
     }
 
-    /// The domain with the changes in it.
+    /// Returns the domain with the changes.
     pub fn apply(&self, domain: &Element, stage: Stage) -> Result<Element, PatchError> {
         let mut patched = domain.clone();
         for (key, value) in &self.root.attrs {
-            // Namespaces of elements that are added, such as QEMU's own options.
+            // Namespaces of added elements, such as QEMU's own options.
             if value != PATCH_NS {
                 set(&mut patched, key, value);
             }
@@ -124,7 +125,7 @@ impl Patch {
             Some("replace") => Op::Replace,
             Some("remove") => Op::Remove,
             Some(other) => return Err(wrong("op", other)),
-            // Who names one means one that is there.
+            // A selection must match at least one element.
             None if condition.is_some() => Op::Merge,
             None => usual,
         };
@@ -192,7 +193,8 @@ impl Patch {
         self.prefix.as_ref().is_some_and(|p| key.starts_with(p))
     }
 
-    /// The element without our attributes, and without children of the other stage.
+    /// The element without attributes of the patch namespace, and without children of the other
+    /// stage.
     fn plain(&self, element: &Element, stage: Stage) -> Element {
         let other = match stage {
             Stage::Bootstrap => "final",
@@ -271,7 +273,7 @@ mod tests {
 
     #[test]
     fn merges_adds_replaces_and_removes() {
-        // What the patch is, what the final domain then has, what it no longer has.
+        // The patch, text that the final domain then has, text that it no longer has.
         let cases = [
             (
                 "<memory>8388608</memory>",
@@ -376,7 +378,7 @@ mod tests {
                 .contains("<domain>")
         );
         assert!(Patch::parse(b"<domain>").is_err());
-        // Other metadata may stand beside ours.
+        // Other metadata may exist beside that of hyper2kvm.
         let more = patch("<metadata><x:y xmlns:x='urn:x'/></metadata>").unwrap();
         let xml = more
             .apply(&domain(Stage::Final), Stage::Final)

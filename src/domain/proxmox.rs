@@ -1,13 +1,13 @@
-//! A shell script for Proxmox VE: `qm create` with the disks imported, the switch to VirtIO, and the way
-//! back.
+//! Writes a shell script for Proxmox VE: `qm create` with the disks imported, the switch to VirtIO,
+//! and the rollback.
 //!
-//! One script for all steps, because Proxmox moves a disk from one bus to another within a VM. It finds the
-//! disks beside itself, and every step may be repeated: what is there is left.
+//! One script for all steps, because Proxmox moves a disk from one bus to another within a VM. It
+//! finds the disks beside itself, and every step may be repeated: existing parts are kept.
 //!
-//! Proxmox picks the PCI addresses itself, by the name of the device: `virtio0` is always the same, so
-//! the probe sits where the boot disk will be here too. It chooses the Hyper-V enlightenments by the
-//! type of the guest (`--ostype`). An I/O thread on SCSI needs a controller for each disk
-//! (`virtio-scsi-single`), as Proxmox's own wizard does for Windows.
+//! Proxmox selects the PCI addresses by the name of the device: `virtio0` is always at the same
+//! one, so here too the probe has the address of the later boot disk. It chooses the Hyper-V
+//! enlightenments by the type of the guest (`--ostype`). An I/O thread on SCSI needs a controller
+//! for each disk (`virtio-scsi-single`), which Proxmox's own wizard also creates for Windows.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use super::model::{
 use crate::text::{base64, quoted, shell_word};
 use crate::types::DiskBus;
 
-/// What Proxmox numbers: `sata0` to `sata5` and so on.
+/// The number of devices on each bus: `sata0` to `sata5` and so on.
 const SATA: usize = 6;
 const IDE: usize = 4;
 const VIRTIO: usize = 16;
@@ -53,7 +53,7 @@ pub fn script(m: &Machine, folder: &Path) -> Result<String, EmitError> {
     Ok(text)
 }
 
-/// The bus of the final VM, that of the first boot, and how many disks have a place there.
+/// The bus of the final VM, that of the first boot, and the number of disks that fit on the latter.
 fn places(
     m: &Machine,
     disks: &[&Disk],
@@ -76,9 +76,9 @@ fn places(
     let (bus, max) = places(m.bus);
     let first = m.bootstrap.map(places);
     let iso = usize::from(m.driver_iso.is_some());
-    // On SCSI the probe sits behind the disks.
+    // On SCSI the probe follows the disks.
     let probe = usize::from(first.is_some() && m.bus == DiskBus::VirtioScsi);
-    // Windows starts from the first disks; the others need not be there before it has VirtIO.
+    // Windows starts from the first disks; the others are not needed before it has VirtIO.
     let on_first = first.map_or(0, |(_, max)| disks.len().min(max - iso));
     let one_bus = first.is_some_and(|(first, _)| first == bus);
     let used = disks.len() + if one_bus { iso } else { probe };
@@ -92,22 +92,22 @@ fn places(
     Ok((bus, first.map(|(bus, _)| bus), on_first))
 }
 
-/// What the functions of the script are made of.
+/// The inputs of the script's functions.
 struct Parts<'a> {
     m: &'a Machine,
     disks: &'a [&'a Disk],
     folder: &'a Path,
-    /// Of the final VM.
+    /// The bus of the final VM.
     bus: &'static str,
-    /// Of the first boot.
+    /// The bus of the first boot.
     first: Option<&'static str>,
-    /// So many disks are on it; the others are on the bus of the final VM from the start.
+    /// The number of disks on it; the others are on the bus of the final VM from the start.
     on_first: usize,
 }
 
 impl Parts<'_> {
-    /// Where the probe of the first boot sits: `virtio0` is always at the same PCI address, so Windows binds
-    /// its driver for the very device it will boot from.
+    /// The device of the probe in the first boot. `virtio0` is always at the same PCI address, so
+    /// Windows binds its driver for the very device from which it will boot.
     fn probe(&self) -> String {
         let n = if self.bus == "scsi" {
             self.disks.len()
@@ -187,7 +187,8 @@ impl Parts<'_> {
         text
     }
 
-    /// To the snapshot made by `final`; where the storage has none, only the disks go back to their bus.
+    /// Returns to the snapshot made by `final`. If the storage supports none, only the disks return
+    /// to their bus.
     fn back(&self) -> String {
         let Some(early) = self.first else {
             return "\nback() {\n  echo 'this VM had no first boot to go back to' >&2; exit 2\n}\n"
@@ -212,7 +213,7 @@ impl Parts<'_> {
         text
     }
 
-    /// As a word of the shell.
+    /// Quotes a path for the shell.
     fn path(&self, path: &Path) -> String {
         match local(path, self.folder) {
             Some(name) => format!("\"$here\"/{}", quoted(name)),
@@ -220,7 +221,7 @@ impl Parts<'_> {
         }
     }
 
-    /// A disk that is there already, from a run that was cut short, is left.
+    /// Imports a disk. One that an interrupted run has already imported is kept.
     fn import(&self, bus: &str, n: usize, disk: &Disk) -> String {
         format!(
             "  import {bus}{n} {} {}\n",
@@ -309,7 +310,7 @@ const AFTER_BOOTSTRAP: &str = r#"  echo "next: qm start $vmid; qm terminal $vmid
   echo "then: qm shutdown $vmid; sh $0 final $vmid"
 "#;
 
-/// What the user must know of the script.
+/// Warnings about the script.
 pub fn warnings(m: &Machine) -> Vec<String> {
     let unknown = m.nics.iter().enumerate().filter(|(_, nic)| {
         nic.proxmox.is_none() && !matches!(nic.source, NicSource::Bridge(_)) && nic.link_up
@@ -342,12 +343,12 @@ fn boot_order(disks: &[&Disk], bus: &str) -> String {
     format!("--boot {}", shell_word(&order))
 }
 
-/// One option per line.
+/// Formats a command with one option per line.
 fn command(program: &str, options: &[String]) -> String {
     format!("  {program} \\\n    {}\n", options.join(" \\\n    "))
 }
 
-/// An I/O thread of its own for each disk, where the controller can have one.
+/// The options of a disk: an I/O thread for each one, if the controller supports it.
 fn options(disk: &Disk, bus: &str) -> String {
     let serial = disk.serial.as_deref().unwrap_or("h2k");
     let thread = match bus {
@@ -357,7 +358,7 @@ fn options(disk: &Disk, bus: &str) -> String {
     format!(",discard=on{thread},serial={serial}")
 }
 
-/// Letters, digits, `-` and `.`, as Proxmox wants it.
+/// A valid name for Proxmox: letters, digits, `-` and `.`.
 fn vm_name(name: &str) -> String {
     let mapped: String = name
         .chars()
@@ -370,7 +371,7 @@ fn vm_name(name: &str) -> String {
         })
         .take(63)
         .collect();
-    // A name of DNS: no label is empty, or begins or ends with `-`.
+    // A DNS name: no label is empty, or begins or ends with `-`.
     let labels = mapped.split('.').map(|label| label.trim_matches('-'));
     let labels: Vec<&str> = labels.filter(|label| !label.is_empty()).collect();
     match labels[..] {
@@ -433,7 +434,7 @@ fn create(m: &Machine) -> Vec<String> {
     list
 }
 
-/// Proxmox wants the serial number in base64 where it is free text.
+/// Proxmox requires the serial number in base64 if it is free text.
 fn smbios(m: &Machine) -> String {
     match &m.serial {
         None => format!("uuid={}", m.uuid),
@@ -474,7 +475,7 @@ fn nics(m: &Machine, stage: Stage) -> Vec<String> {
                     let tag = bridge.vlan.map(|vlan| format!(",tag={vlan}"));
                     shell_word(&bridge.name) + &tag.unwrap_or_default()
                 }
-                // Proxmox has bridges only; this is its first one.
+                // Proxmox has bridges only; this is its default one.
                 (None, NicSource::Network(_) | NicSource::User) => {
                     "\"${BRIDGE:-vmbr0}\"".to_owned()
                 }

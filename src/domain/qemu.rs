@@ -1,12 +1,13 @@
-//! A QEMU command line, as a shell script: the VM of the domain XML on a host without libvirt.
+//! Writes a QEMU command line, as a shell script: the VM of the domain XML on a host without
+//! libvirt.
 //!
-//! It is written from the finished domain XML, not from the model a second time: so the devices sit at
-//! the same PCI addresses, and Windows does not notice who starts it. Only what this program writes is
-//! understood; what a user's patch adds in libvirt's words is left out.
+//! It is generated from the finished domain XML, not from the model. So the devices have the same
+//! PCI addresses, and Windows does not notice the difference. It converts only elements that
+//! hyper2kvm writes; elements of a user's patch are left out.
 //!
-//! What libvirt does besides starting QEMU is left to the script: a copy of the UEFI variables at the
-//! first start, and the software TPM. A network of libvirt's is QEMU's own NAT here, and a NIC whose
-//! link is down is connected to nothing.
+//! The script takes over libvirt's preparations: a copy of the UEFI variables at the first start,
+//! and the software TPM. A network of libvirt becomes QEMU's own NAT, and a NIC whose link is down
+//! is connected to nothing.
 
 use std::path::Path;
 
@@ -31,14 +32,14 @@ impl Line {
         self.add("-device", value);
     }
 
-    /// Shell text that is to be expanded.
+    /// Adds shell text that will be expanded.
     fn raw(&mut self, text: impl Into<String>) {
         self.0.push(text.into());
     }
 }
 
 /// The script that starts the VM of this domain XML. Its arguments are added to QEMU's. It changes
-/// to the directory it lies in: files of `folder`, the output directory, are named relative to it.
+/// to its own directory: files of `folder`, the output directory, are named relative to it.
 pub fn script(domain: &Element, folder: &Path) -> String {
     let mut before = Vec::new();
     let mut line = Line(Vec::new());
@@ -87,7 +88,7 @@ fn near(path: &str, folder: &Path) -> String {
     local(Path::new(path), folder).unwrap_or(path).to_owned()
 }
 
-/// What the script cannot do.
+/// Features that the script does not support.
 pub fn warnings(machine: &Machine) -> Vec<String> {
     let tagged = machine.nics.iter().filter_map(|nic| match &nic.source {
         NicSource::Bridge(bridge) => bridge.vlan.map(|vlan| (bridge, vlan)),
@@ -103,7 +104,7 @@ pub fn warnings(machine: &Machine) -> Vec<String> {
         .collect()
 }
 
-/// A comma ends a value in QEMU's options, unless there are two.
+/// Escapes commas: a single comma ends a value in QEMU's options, two are one comma.
 fn escape(text: &str) -> String {
     text.replace(',', ",,")
 }
@@ -214,8 +215,8 @@ fn basics(domain: &Element, line: &mut Line) {
     line.add("-boot", "strict=on");
 }
 
-/// The images as in the XML; `OVMF_CODE` and `OVMF_VARS` name others, and must where the XML leaves the
-/// choice to the host.
+/// The images of the XML; `OVMF_CODE` and `OVMF_VARS` override them, and are required if the XML
+/// leaves the choice to the host.
 fn firmware(domain: &Element, nvram: &str, before: &mut Vec<String>, line: &mut Line) {
     let loader = domain.path("os/loader");
     if loader.is_none() && attr(domain, "os", "firmware") != "efi" {
@@ -412,12 +413,12 @@ fn other_device(
     }
 }
 
-/// The state of the TPM lies beside the UEFI variables; swtpm ends with QEMU.
+/// The TPM's state is stored beside the UEFI variables; swtpm ends with QEMU.
 fn tpm(nvram: &Path, before: &mut Vec<String>, line: &mut Line) {
     let state = nvram.with_extension("tpm").display().to_string();
     before.push(format!("tpm={}", quoted(&state)));
     before.push("mkdir -p -- \"$tpm\"".to_owned());
-    // As a daemon it is in another directory.
+    // As a daemon it runs in another directory.
     before.push("state=$(cd -- \"$tpm\" && pwd)".to_owned());
     before.push(
         "swtpm socket --tpm2 --daemon --terminate --tpmstate dir=\"$state\" \
@@ -429,7 +430,7 @@ fn tpm(nvram: &Path, before: &mut Vec<String>, line: &mut Line) {
     line.device("tpm-crb,tpmdev=tpm0");
 }
 
-/// Text between double quotes of the shell.
+/// Escapes text between double quotes of the shell.
 fn in_quotes(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {

@@ -1,13 +1,13 @@
 //! Fixed PCI addresses.
 //!
-//! Windows knows a PCI device by where it sits. A NIC or controller that moves between the two
+//! Windows identifies a PCI device by its address. A NIC or controller that moves between the two
 //! stages is a new device to it: a second adapter without the static IP, a storage driver that is
-//! not bound yet. So the address of a device depends on the VM alone, never on the stage,
-//! and the first-boot probe sits where the boot disk will be.
+//! not bound yet. So the address of a device depends on the VM alone, never on the stage. The
+//! first-boot probe has the address of the later boot disk.
 //!
-//! On q35 each device gets a PCIe root port of its own (bus 1 upwards), and a few spare ports are
-//! left for hot-plug. On i440fx devices sit in slots 3 upwards of bus 0, after the host bridge
-//! (0), the PIIX3 (1) and the display adapter (2).
+//! On q35 each device has its own PCIe root port (bus 1 upwards), and a few spare ports are left
+//! for hot-plug. On i440fx devices are in slots 3 upwards of bus 0, after the host bridge (0), the
+//! PIIX3 (1) and the display adapter (2).
 
 use super::element::Element;
 use super::model::Chipset;
@@ -38,10 +38,10 @@ impl PciAddress {
     }
 }
 
-/// Who sits there.
+/// The device at an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The virtio controller that Windows boots from at the end; the probe in the first boot.
+    /// The virtio controller from which Windows boots in the end; the probe in the first boot.
     Storage,
     Serial,
     Balloon,
@@ -54,9 +54,9 @@ pub enum Role {
 
 const FIXED: usize = 5;
 const SPARE_PORTS: usize = 2;
-/// Root ports fill slots 2 to 15 of bus 0, eight functions each.
+/// The most root ports: slots 2 to 15 of bus 0, eight functions each.
 const MAX_PORTS: usize = 14 * 8;
-/// Slots 3 to 27; AHCI controllers take 28 to 30.
+/// The most devices on i440fx: slots 3 to 27; AHCI controllers take 28 to 30.
 const MAX_PC_DEVICES: usize = 25;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// `Err((needed, max))` when the devices do not fit.
+    /// Assigns addresses; `Err((needed, max))` if the devices do not fit.
     pub fn new(chipset: Chipset, nics: usize, data_disks: usize) -> Result<Self, (usize, usize)> {
         let needed = FIXED.saturating_add(nics).saturating_add(data_disks);
         let max = match chipset {
@@ -94,7 +94,7 @@ impl Slots {
             Role::Nic(n) => FIXED + n,
             Role::Data(n) => FIXED + self.nics + n,
         };
-        // `new` has bounded the ordinals to far below 256.
+        // `new` has limited the ordinals to far below 256.
         let ordinal = u8::try_from(ordinal).unwrap_or(u8::MAX);
         match self.chipset {
             Chipset::Q35 => PciAddress::new(ordinal.saturating_add(1), 0, 0),
@@ -118,7 +118,7 @@ impl Slots {
         }
     }
 
-    /// The PCI controllers to write down; i440fx has none besides its root.
+    /// The PCI controllers for the XML; i440fx has none besides its root.
     pub fn controllers(&self) -> Vec<Element> {
         let controller = |index: u8, model: &str| {
             Element::new("controller")

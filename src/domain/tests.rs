@@ -1,4 +1,4 @@
-//! The matrix: every VM we may write, read back as XML and judged by libvirt's own tools.
+//! The matrix: every VM that can be written, read back as XML and validated by libvirt's own tools.
 
 mod judges;
 
@@ -197,7 +197,8 @@ fn address(element: &Element) -> Vec<(String, String)> {
         .unwrap_or_default()
 }
 
-/// What Windows tells machines apart by: everything but the disks and what depends on the stage.
+/// Everything by which Windows identifies a PC, without the disks and the parts that depend on the
+/// stage.
 fn identity(root: &Element) -> Vec<String> {
     let mut facts = vec![];
     for path in [
@@ -683,7 +684,7 @@ fn target_names() {
     }
 }
 
-/// A build that needs SMM is protected by it, whether its variables have keys or not
+/// A build that requires SMM is protected by it, whether its variables have keys or not
 /// (docs/interop/firmware.json of QEMU: `requires-smm`).
 #[test]
 fn firmware_that_needs_smm_is_secure_with_and_without_keys() {
@@ -702,7 +703,7 @@ fn firmware_that_needs_smm_is_secure_with_and_without_keys() {
     }
 }
 
-/// Keys turn Secure Boot on for a guest that never had it, and their absence off.
+/// Keys enable Secure Boot for a guest that never had it, and their absence disables it.
 #[test]
 fn firmware_with_other_keys_than_the_guest_had_is_refused() {
     for (guest, firmware, fits) in [

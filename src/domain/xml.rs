@@ -1,24 +1,26 @@
 //! Writes libvirt domain XML from a [`Machine`].
 //!
-//! Follows <https://libvirt.org/formatdomain.html>. Both stages come from the same code: what
-//! differs is the controller of the disks, the model of the NIC while netkvm is missing, and the
-//! probe disk and driver ISO of the first boot.
+//! Follows <https://libvirt.org/formatdomain.html>. Both stages use the same code. They differ in
+//! the controller of the disks, the model of the NIC while netkvm is missing, and the probe disk
+//! and driver ISO of the first boot.
 //!
 //! Choices that are not obvious:
-//! - The probe of a virtio-blk machine sits at the PCI address of the later boot disk, and a
-//!   virtio-scsi controller is the same device in both stages: the driver that Windows binds in
-//!   the first boot is bound for exactly the device it boots from next.
+//! - The probe of a virtio-blk VM has the PCI address of the later boot disk, and a virtio-scsi
+//!   controller is the same device in both stages. So the driver that Windows binds in the first
+//!   boot is bound for exactly the device from which it boots next.
 //! - On the virtio-scsi bus the probe has a target number of its own, so that nothing Windows
-//!   notes about the probe (offline policy, for one) is applied to a real disk.
+//!   records about the probe (offline policy, for one) applies to a real disk.
 //! - Windows before 8 has no xHCI and no 82574L driver: it gets EHCI and `e1000`; NT 5 UHCI and
 //!   `rtl8139`.
 //! - No Hyper-V enlightenments on NT 5, under software emulation, or on UEFI before Windows 8
-//!   (they hang there). The panic device needs them: Windows reports a crash through Hyper-V
-//!   registers, and has no driver for the ISA one, which is used under emulation only.
-//! - Data disks that the bus of the first boot has no place for are on VirtIO from the start, where they
-//!   will be at the end: Windows finds them as soon as the probe has bound the driver.
-//! - QEMU's SATA and IDE disks have 512-byte sectors: a data disk of 4096 stays out of the first boot.
-//! - A domain carries an element in [`HYPER2KVM_NS`], so that we never touch one we did not define.
+//!   (which hangs with them). The panic device needs them: Windows reports a crash through Hyper-V
+//!   registers. It has no driver for the ISA panic device, which is used under emulation only.
+//! - Data disks that do not fit on the bus of the first boot are on VirtIO from the start, at their
+//!   final address: Windows finds them as soon as the probe has bound the driver.
+//! - QEMU's SATA and IDE disks have 512-byte sectors: a data disk of 4096 is left out of the first
+//!   boot.
+//! - A domain has an element in [`HYPER2KVM_NS`], so that hyper2kvm never changes a domain it did
+//!   not define.
 
 use std::path::Path;
 
@@ -32,7 +34,8 @@ use super::model::{
 use super::slots::{PciAddress, Role, Slots};
 use crate::types::DiskBus;
 
-/// Namespace of the metadata element that marks a domain as ours: `<conversion stage='...'/>`.
+/// Namespace of the metadata element that marks a domain as defined by hyper2kvm: `<conversion
+/// stage='...'/>`.
 pub const HYPER2KVM_NS: &str = "urn:hyper2kvm:domain:1";
 
 const OSINFO_NS: &str = "http://libosinfo.org/xmlns/libvirt/domain/1.0";
@@ -40,7 +43,7 @@ const SATA_PORTS: usize = 6;
 const MAX_SATA_CONTROLLERS: usize = 3;
 const IDE_UNITS: usize = 4;
 
-/// How many disks a bus has places for, where that is not the number of PCI slots.
+/// The number of disks on a bus, if it differs from the number of PCI slots.
 fn units(bus: DiskBus) -> Option<usize> {
     match bus {
         DiskBus::Sata => Some(SATA_PORTS * MAX_SATA_CONTROLLERS),
@@ -58,7 +61,7 @@ pub fn to_xml(
     Ok(to_element(machine, stage, firmware)?.to_document())
 }
 
-/// The same as a tree, for callers that patch it before writing.
+/// The domain XML of one stage as a tree, for callers that patch it before writing.
 pub fn to_element(
     machine: &Machine,
     stage: Stage,
@@ -88,8 +91,8 @@ pub fn to_element(
     .domain()
 }
 
-/// A name libvirt accepts, from free text: no `/`, no control characters, not empty, not too long
-/// for the file names libvirt derives from it.
+/// Turns free text into a name valid for libvirt: no `/`, no control characters, not empty, and
+/// short enough for the file names that libvirt derives from it.
 pub fn domain_name(name: &str) -> String {
     let mut clean: String = name
         .chars()
@@ -107,7 +110,7 @@ pub fn domain_name(name: &str) -> String {
     }
 }
 
-/// `vda`, ... `vdz`, `vdaa`, ...
+/// The target names `vda`, ... `vdz`, `vdaa`, ...
 pub(crate) fn target_name(prefix: &str, index: usize) -> String {
     let mut letters = Vec::new();
     let mut n = index;
@@ -200,7 +203,7 @@ impl Builder<'_> {
             domain.push(value("title", title.replace(['\r', '\n'], " ")));
         }
         domain.push(self.metadata());
-        // virt-xml takes every number here for KiB, whatever the unit says.
+        // virt-xml takes every number here as KiB, whatever the unit is.
         let memory = m.memory_mib.saturating_mul(1024).to_string();
         domain.push(value("memory", &memory).with("unit", "KiB"));
         domain.push(value("currentMemory", &memory).with("unit", "KiB"));
@@ -218,7 +221,7 @@ impl Builder<'_> {
         domain.push(self.clock());
         domain.push(value("on_poweroff", "destroy"));
         domain.push(value("on_reboot", "restart"));
-        // The first boot keeps a crashed machine, with its stop screen, for whoever looks.
+        // The first boot preserves a crashed VM with its stop screen for examination.
         domain.push(value(
             "on_crash",
             match self.stage {
@@ -264,8 +267,8 @@ impl Builder<'_> {
                 let enabled = if *secure_boot { "yes" } else { "no" };
                 let feature = |name| el("feature").with("enabled", enabled).with("name", name);
                 let mut features = el("firmware").child(feature("enrolled-keys"));
-                // Not ruled out otherwise: RHEL has builds with Secure Boot only, and without
-                // keys it stays off.
+                // Not ruled out otherwise: RHEL has builds with Secure Boot only, and without keys
+                // it stays off.
                 if *secure_boot {
                     features.push(feature("secure-boot"));
                 }
@@ -282,7 +285,7 @@ impl Builder<'_> {
                 if images.smm {
                     loader = loader.with("secure", "yes");
                 }
-                // Older libvirt knows no format here, and needs none for raw images.
+                // Older libvirt has no format here, and needs none for raw images.
                 if images.code_format != "raw" {
                     loader = loader.with("format", &images.code_format);
                 }
@@ -341,7 +344,7 @@ impl Builder<'_> {
             (DomainType::Kvm, CpuMode::HostModel) => el("cpu")
                 .with("mode", "host-model")
                 .with("check", "partial"),
-            // qemu64 has no SSE4.2, which Windows 11 24H2 wants.
+            // qemu64 lacks SSE4.2, which Windows 11 24H2 requires.
             (DomainType::Qemu, _) => el("cpu").with("mode", "maximum").with("check", "none"),
         };
         let (sockets, cores, threads) = m
@@ -394,7 +397,7 @@ impl Builder<'_> {
         if m.drivers.agent {
             devices.push(agent_channel());
         }
-        // An absolute pointer keeps the mouse in place over VNC.
+        // An absolute pointer keeps the mouse cursor aligned over VNC.
         devices.push(el("input").with("type", "tablet").with("bus", "usb"));
         if m.tpm && self.uefi() {
             devices.push(
@@ -554,7 +557,7 @@ impl Builder<'_> {
         usize::from(self.machine.driver_iso.is_some())
     }
 
-    /// How many of the disks the bus of the first boot has places for.
+    /// The number of disks that fit on the bus of the first boot.
     fn bootstrap_disk_count(&self) -> usize {
         let units = self.machine.bootstrap.and_then(units).unwrap_or_default();
         let free = units.saturating_sub(self.iso_units());
@@ -572,7 +575,7 @@ impl Builder<'_> {
         u8::try_from(wanted.max(least).min(MAX_SATA_CONTROLLERS)).unwrap_or(u8::MAX)
     }
 
-    /// The system disk first, where the probe was in the first boot; the others as they come.
+    /// The system disk first, at the address of the first boot's probe; the others in order.
     fn disks(&self) -> impl Iterator<Item = (usize, &Disk)> {
         let disks = &self.machine.disks;
         let system = disks.iter().filter(|d| d.system);
@@ -612,9 +615,9 @@ impl Builder<'_> {
             };
             let place = match m.bus {
                 DiskBus::VirtioBlk => self.place(m.bus, 0, 0),
-                // SATA and SCSI targets share the name space; the address is what counts.
+                // SATA and SCSI targets share the name space; Windows sees only the address.
                 DiskBus::VirtioScsi => self.place(m.bus, m.disks.len(), self.iso_units()),
-                // Nothing to probe for.
+                // No probe is needed.
                 DiskBus::Sata | DiskBus::Ide => return Ok(()),
             };
             devices.push(disk_element(&disk, place, None)?);
@@ -653,7 +656,8 @@ impl Builder<'_> {
         disk_element(disk, place, blockio)
     }
 
-    /// `<target>` and `<address>` of place `n` of a bus; its name is `shift` further in the alphabet.
+    /// `<target>` and `<address>` of position `n` of a bus; its name is `shift` letters further in
+    /// the alphabet.
     fn place(&self, bus: DiskBus, n: usize, shift: usize) -> (Element, Element) {
         let (prefix, address) = match (bus, n) {
             (DiskBus::VirtioBlk, 0) => ("vd", self.slots.of(Role::Storage).element()),
@@ -669,11 +673,11 @@ impl Builder<'_> {
     }
 }
 
-/// What a disk on a chain does on an error; the attributes of `<driver>`.
+/// The attributes of `<driver>` for errors of a disk on a chain.
 pub(crate) const POLICIES: [&str; 2] = ["error_policy", "rerror_policy"];
 
-/// The chain below a disk, every level with its format: libvirt then probes nothing. The source keeps its
-/// owner and label.
+/// The chain below a disk, every level with its format, so that libvirt probes nothing. The source
+/// keeps its owner and label.
 fn backing_store(levels: &[Backing]) -> Result<Element, DomainError> {
     let Some((level, below)) = levels.split_first() else {
         return Ok(el("backingStore"));
@@ -706,7 +710,7 @@ fn kind_of(path: &Path) -> (&'static str, &'static str) {
     }
 }
 
-/// `<disk>` with its source, by what the path looks like.
+/// Creates a `<disk>` with its source; the path determines its type.
 fn source_element(path: &Path, device: &str) -> Result<Element, DomainError> {
     let text = path_text(path)?;
     let (kind, attr) = kind_of(path);
@@ -729,7 +733,7 @@ fn disk_element(
 ) -> Result<Element, DomainError> {
     let mut element = source_element(&disk.path, "disk")?;
     if let Some(driver) = element.children.first_mut() {
-        // Linux AIO pays off on block devices; on files it blocks where they are sparse.
+        // Linux AIO helps on block devices; on sparse files it blocks.
         let io = if disk.path.starts_with("/dev") {
             "native"
         } else {
@@ -744,7 +748,7 @@ fn disk_element(
             driver.attrs.push((key.to_owned(), value.to_owned()));
         }
         if !disk.backing.is_empty() {
-            // A source out of reach pauses the VM; Windows would give up on an error.
+            // An unreachable source pauses the VM; Windows would give up on an error.
             for key in POLICIES {
                 driver.attrs.push((key.to_owned(), "stop".to_owned()));
             }

@@ -1,9 +1,9 @@
-//! The hashes under which a driver catalogue knows a file.
+//! The hashes under which a driver catalogue lists a file.
 //!
-//! A PE image is hashed without what signing changes: its checksum, the directory entry of the
-//! certificates and the certificates themselves. Every other file is hashed unchanged. Specification:
-//! Microsoft, "Windows Authenticode Portable Executable Signature Format", "Calculating the PE image
-//! hash".
+//! A PE image is hashed without the parts that signing changes: its checksum, the directory entry
+//! of the certificates and the certificates themselves. Every other file is hashed unchanged.
+//! Specification: Microsoft, "Windows Authenticode Portable Executable Signature Format",
+//! "Calculating the PE image hash".
 
 use sha2::{Digest, Sha256};
 
@@ -13,7 +13,7 @@ pub fn hashes(file: &[u8]) -> Vec<Vec<u8>> {
     let mut all = both(&[file]);
     if let Some(parts) = signed_parts(file) {
         all.extend(both(&parts));
-        // The tools that sign pad the image to 8 bytes first.
+        // The signing tools pad the image to 8 bytes first.
         let pad = file.len().next_multiple_of(8) - file.len();
         if pad > 0 {
             let mut padded = parts;
@@ -24,7 +24,7 @@ pub fn hashes(file: &[u8]) -> Vec<Vec<u8>> {
     all
 }
 
-/// The SHA-256 by which a catalogue of today lists the file.
+/// The SHA-256 by which a current catalogue lists the file.
 pub fn member_hash(file: &[u8]) -> Vec<u8> {
     let parts = signed_parts(file).unwrap_or_else(|| vec![file]);
     both(&parts).pop().unwrap_or_default()
@@ -40,7 +40,7 @@ fn both(parts: &[&[u8]]) -> Vec<Vec<u8>> {
     vec![sha1.digest().bytes().to_vec(), sha256.finalize().to_vec()]
 }
 
-/// The parts of a PE image that its hash covers; `None` for what is no image.
+/// The parts of a PE image that its hash covers; `None` for a file that is not an image.
 fn signed_parts(file: &[u8]) -> Option<Vec<&[u8]>> {
     let u16_at = |at: usize| le16(file, at);
     let u32_at = |at: usize| le32(file, at).map(|n| n as usize);
@@ -58,7 +58,7 @@ fn signed_parts(file: &[u8]) -> Option<Vec<&[u8]>> {
         _ => return None,
     };
     let checksum = optional + 64;
-    // Number 4 of the data directories; its count stands before them.
+    // Number 4 of the data directories; their count precedes them.
     let (certificates, mut end) = match u32_at(directories - 4)? {
         5.. => {
             let entry = directories + 4 * 8;
@@ -80,7 +80,7 @@ fn signed_parts(file: &[u8]) -> Option<Vec<&[u8]>> {
         parts.push(file.get(from..entry)?);
         from = entry + 8;
     }
-    // Headers, sections and what follows them lie one after the other in every image a linker makes.
+    // In every linked image, headers, sections and the data behind them are contiguous.
     end = end.max(from).min(file.len());
     parts.push(file.get(from..end)?);
     if let Some(entry) = certificates {

@@ -1,8 +1,8 @@
-//! The catalogue: which Windows takes which directories, which driver plays which role.
+//! The catalogue: the directories for each Windows, and the role of each driver.
 //!
-//! The data is in `drivers/*.yaml`, compiled in; `--driver-config` files of the same schema (YAML or
-//! JSON) are merged over it. The schema is described in `docs/drivers.md`. Everything an INF says
-//! itself (ids, services, start types) is not here.
+//! The data is in `drivers/*.yaml`, compiled in; `--driver-config` files of the same schema (YAML
+//! or JSON) are merged over it. The schema is described in `docs/drivers.md`. The catalogue repeats
+//! nothing that an INF contains (ids, services, start types).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,7 +34,7 @@ pub enum CatalogueError {
     },
 }
 
-/// What a driver is for, in the order drivers are worked on.
+/// The role of a driver, in processing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -52,7 +52,7 @@ pub enum Role {
     Other,
 }
 
-/// A device of the VM that is there only when the guest has a driver for it.
+/// A device of the VM that exists only if the guest has a driver for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VirtioDevice {
     #[serde(rename = "virtio-blk")]
@@ -87,7 +87,7 @@ pub enum Product {
     Server,
 }
 
-/// An NT version such as `10.0`, quoted in the file because it is no decimal number.
+/// An NT version such as `10.0`; quoted in the file because it is not a decimal number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct NtVersion {
@@ -147,16 +147,16 @@ pub struct Builds {
     pub to: Option<u32>,
 }
 
-/// The last virtio-win release whose drivers this Windows loads without more ado.
+/// The last virtio-win release whose drivers this Windows loads without further measures.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LastSigned {
-    /// 173 for 0.1.173, as it stands in the last part of `DriverVer` times 100.
+    /// The release: 173 for 0.1.173, as in the last part of `DriverVer` times 100.
     pub build: u16,
     /// The architectures that enforce it; empty means all.
     #[serde(default)]
     pub archs: Vec<Arch>,
-    /// Refuse later drivers, or only say so.
+    /// Refuse later drivers, or only warn.
     pub refuse: bool,
     pub reason: String,
 }
@@ -176,7 +176,7 @@ pub struct Windows {
     pub archs: Vec<Arch>,
     /// OS directories, the best first.
     pub folders: Vec<String>,
-    /// Which release to get when a driver source has no driver, as the end of "use ...".
+    /// The recommended release if a driver source has no driver, as the end of "use ...".
     pub media: String,
     #[serde(default)]
     pub last_signed: Option<LastSigned>,
@@ -186,7 +186,8 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// A Windows this entry is meant for: its first build, or the last one of that NT version.
+    /// A Windows for which this entry is meant: its first build, or the last one of that NT
+    /// version.
     #[cfg(test)]
     pub fn example(&self, arch: Arch) -> WindowsTarget {
         let NtVersion { major, minor } = self.nt;
@@ -223,7 +224,7 @@ impl Windows {
     }
 }
 
-/// A driver as a file describes it: in a `--driver-config` all but the name may be left out.
+/// A driver as a file describes it. In a `--driver-config`, only the name is required.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DriverEntry {
@@ -244,20 +245,20 @@ struct DriverEntry {
 pub struct DriverSpec {
     pub name: String,
     pub role: Role,
-    /// What it drives in the VM.
+    /// The device of the VM that it drives.
     pub device: Option<VirtioDevice>,
-    /// The names its service has had, to look for it in a guest.
+    /// The present and former names of its service, for finding it in a guest.
     pub services: Vec<String>,
     /// Directory names in the driver source, the best first.
     pub folders: Vec<String>,
     pub inf: Vec<String>,
-    /// The guest cannot be converted without it.
+    /// Whether a guest without it cannot be converted.
     pub required: bool,
-    /// Instead of the INF's start type.
+    /// The start type that replaces that of the INF.
     pub start: Option<ServiceStart>,
-    /// Left out when that driver was found.
+    /// The driver that makes this one unnecessary.
     pub unless: Option<String>,
-    /// Hardware ids bound to the driver beyond those of its INF.
+    /// Hardware ids bound to the driver in addition to those of its INF.
     pub pnp_ids: Vec<PnpId>,
 }
 
@@ -283,12 +284,12 @@ struct Document {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Catalogue {
     pub architectures: BTreeMap<Arch, Vec<String>>,
-    /// Other names of an OS directory, by its first name.
+    /// Further names of an OS directory, by its first name.
     pub folders: BTreeMap<String, Vec<String>>,
     pub windows: Vec<Windows>,
-    /// By role, then in the order of the files.
+    /// The drivers by role, then in the order of the files.
     pub drivers: Vec<DriverSpec>,
-    /// File names never taken along; `*` at either end stands for anything.
+    /// File names that are never copied; `*` at either end matches any text.
     pub skip: Vec<String>,
 }
 
@@ -310,7 +311,7 @@ impl Catalogue {
         BUILTIN.clone()
     }
 
-    /// Merges a YAML or (by its extension) JSON file over what is there.
+    /// Merges a YAML or (by its extension) JSON file over the present entries.
     pub fn merge_file(&mut self, path: &Path) -> Result<(), CatalogueError> {
         let file = path.display().to_string();
         let io = |source| CatalogueError::Io {
@@ -325,7 +326,8 @@ impl Catalogue {
         self.merge_text(&file, &text)
     }
 
-    /// Merges text; a `file` that ends in `.json` is read as JSON. On an error nothing is changed.
+    /// Merges text; a `file` that ends in `.json` is parsed as JSON. After an error nothing is
+    /// changed.
     pub fn merge_text(&mut self, file: &str, text: &str) -> Result<(), CatalogueError> {
         let schema = |line: usize, message: String| CatalogueError::Schema {
             file: file.to_string(),
@@ -350,7 +352,7 @@ impl Catalogue {
         Ok(())
     }
 
-    /// An error names the word it is about, so that its line can be found.
+    /// Merges a document. An error names the word that caused it, so that its line can be found.
     fn merge(&mut self, document: Document) -> Result<(), (String, String)> {
         for (arch, names) in document.architectures {
             extend(self.architectures.entry(arch).or_default(), names);
@@ -364,7 +366,8 @@ impl Catalogue {
                 .unwrap_or(folder);
             extend(self.folders.entry(key).or_default(), names);
         }
-        // New entries go before the old ones, so that they win; known ones keep their place.
+        // New entries precede the old ones, so that they take precedence; known ones keep their
+        // place.
         let mut new = Vec::new();
         for windows in document.windows {
             if windows.folders.is_empty() {
@@ -457,7 +460,7 @@ impl Catalogue {
             .find(|d| d.name.eq_ignore_ascii_case(name))
     }
 
-    /// The service that drives a device, as it is named today.
+    /// The present name of the service that drives a device.
     pub fn service_of(&self, device: VirtioDevice) -> Option<&str> {
         let driver = self.drivers.iter().find(|d| d.device == Some(device))?;
         driver.services.first().map(String::as_str)
@@ -469,12 +472,12 @@ impl Catalogue {
             .find(|d| d.name.eq_ignore_ascii_case(name))
     }
 
-    /// The entry for a Windows; the first that fits.
+    /// The first entry that matches a Windows.
     pub fn windows_for(&self, target: &WindowsTarget) -> Option<&Windows> {
         self.windows.iter().find(|w| w.fits(target))
     }
 
-    /// The OS directories a Windows takes, the best first, under their first names.
+    /// The OS directories for a Windows, the best first, under their first names.
     pub fn driver_folders(&self, target: &WindowsTarget) -> Vec<String> {
         self.windows_for(target)
             .map(|w| w.folders.clone())
@@ -516,7 +519,7 @@ fn extend<T: PartialEq>(list: &mut Vec<T>, more: Vec<T>) {
     }
 }
 
-/// The line a word first stands in, as a good guess where an error is.
+/// The first line with a word, as a guess for the position of an error.
 fn line_of(text: &str, word: &str) -> usize {
     text.lines()
         .position(|line| line.contains(word))
@@ -588,7 +591,7 @@ mod tests {
         );
         assert_eq!(catalogue.drivers[0].name, "viostor");
         assert_eq!(catalogue.drivers[1].name, "vioscsi");
-        // Every device of the VM has one driver, and that a service by which it is found in a guest.
+        // Every device of the VM has one driver with a service by which it is found in a guest.
         for (device, service) in [
             (VirtioDevice::Blk, "viostor"),
             (VirtioDevice::Scsi, "vioscsi"),
@@ -606,8 +609,8 @@ mod tests {
         assert!(!catalogue.skips("viostor.inf"));
     }
 
-    /// The build before the first one of an entry belongs to the entry below it, and whatever comes after the
-    /// last one that is known is like that.
+    /// The build before the first one of an entry belongs to the entry below it. Any build after
+    /// the last known one counts as the last.
     #[test]
     fn the_first_and_the_last_build_of_an_entry_are_its_own() {
         let mut catalogue = Catalogue::builtin();
@@ -646,7 +649,7 @@ mod tests {
         }
     }
 
-    /// The example in the documentation is what the program accepts, and does what is said there.
+    /// The program accepts the example in the documentation, with the documented effect.
     #[test]
     fn the_documented_example() {
         let docs = include_str!("../../docs/drivers.md");
@@ -669,7 +672,7 @@ mod tests {
                 .id,
             "server-2025"
         );
-        // Merging once more changes nothing.
+        // Merging again changes nothing.
         let before = serde_json::to_string(&catalogue).unwrap();
         catalogue.merge_text("example.yaml", example).unwrap();
         assert_eq!(serde_json::to_string(&catalogue).unwrap(), before);

@@ -1,13 +1,13 @@
 //! A small ISO 9660 reader: the files of an image and their bytes, over any `Read + Seek`.
 //!
 //! Follows ECMA-119 with the Joliet supplementary descriptor and the Rock Ridge `NM` names (IEEE
-//! P1282 over SUSP). Of the trees an image may carry it takes Joliet first, then Rock Ridge, then the
-//! plain names. Does not follow symbolic links, relocated deep directories or interleaved files, and
-//! knows no UDF. Own code because the readers on the registry either bring libfuse with them, are
-//! unfinished, or lack Joliet; what is needed here is small.
+//! P1282 over SUSP). Of several trees in an image, Joliet is preferred, then Rock Ridge, then the
+//! plain names. Symbolic links, relocated deep directories, interleaved files and UDF are not
+//! supported. The available crates depend on libfuse, are unfinished, or lack Joliet, and the
+//! required subset is small.
 //!
-//! Everything in an image is hostile: names are checked, sizes, depth and number of entries limited,
-//! and no directory is read twice.
+//! Everything in an image is hostile. Names are checked; sizes, depth and number of entries are
+//! limited; no directory is read twice.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -35,7 +35,7 @@ pub enum IsoError {
     Io(#[from] io::Error),
 }
 
-/// Which names the image was read with.
+/// The kind of names with which the image was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Names {
     Joliet,
@@ -45,7 +45,7 @@ pub enum Names {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IsoFile {
-    /// With `/`, no leading one.
+    /// The path with `/`, without a leading one.
     pub path: String,
     pub size: u64,
     /// Byte offset and length of each piece.
@@ -56,7 +56,7 @@ pub struct Iso<R> {
     image: R,
     block: u64,
     names: Names,
-    /// Bytes to skip in every system use area, from the `SP` entry.
+    /// The bytes to skip in every system use area, from the `SP` entry.
     skip: usize,
     pub label: String,
     pub files: Vec<IsoFile>,
@@ -124,7 +124,7 @@ impl<R: Read + Seek> Iso<R> {
         }
     }
 
-    /// The root directory of the best tree.
+    /// Selects the root directory of the best tree.
     fn descriptors(&mut self) -> Result<Record, IsoError> {
         let mut primary = None;
         let mut joliet = None;
@@ -136,7 +136,7 @@ impl<R: Read + Seek> Iso<R> {
                 Err(error) => return Err(error),
             };
             if sector.get(1..6) != Some(b"CD001") {
-                // Some writers leave the terminator out.
+                // Some writers omit the terminator.
                 break;
             }
             match sector[0] {
@@ -177,7 +177,7 @@ impl<R: Read + Seek> Iso<R> {
         Ok(root)
     }
 
-    /// Rock Ridge is announced by an `SP` entry in the root's own `.` record.
+    /// An `SP` entry in the root's own `.` record announces Rock Ridge.
     fn find_rock_ridge(&mut self, root: &Record) -> Result<(), IsoError> {
         let sector = self.bytes(root.offset, SECTOR.min(root.size))?;
         let len = usize::from(sector.first().copied().unwrap_or(0));
@@ -244,14 +244,15 @@ impl<R: Read + Seek> Iso<R> {
         Ok(())
     }
 
-    /// The records of a directory but its own `.` and `..`.
+    /// The records of a directory without `.` and `..`.
     fn directory(&mut self, directory: &Record) -> Result<Vec<Record>, IsoError> {
         if directory.size > MAX_DIRECTORY {
             return Err(IsoError::Limit("16 MiB in one directory"));
         }
         let data = self.bytes(directory.offset, directory.size)?;
         let mut records = Vec::new();
-        // Records do not cross sectors; a zero length means: on to the next one.
+        // Records do not cross sectors; a zero length means that the next one is in the next
+        // sector.
         for (i, sector) in data.chunks(SECTOR as usize).enumerate() {
             let mut rest = sector;
             while let Some(&len) = rest.first().filter(|&&len| len != 0) {
@@ -361,7 +362,7 @@ fn is_joliet(sector: &[u8]) -> bool {
     matches!(&sector[88..91], b"%/@" | b"%/C" | b"%/E")
 }
 
-/// `VIOSTOR.INF;1` is `VIOSTOR.INF`, and `README.;1` is `README`.
+/// Converts `VIOSTOR.INF;1` to `VIOSTOR.INF`, and `README.;1` to `README`.
 fn strip_version(name: String) -> String {
     match name.rsplit_once(';') {
         Some((stem, version)) if version.bytes().all(|b| b.is_ascii_digit()) => {
@@ -387,7 +388,7 @@ fn u32_le(bytes: &[u8], at: usize) -> u32 {
     le32(bytes, at).unwrap_or_default()
 }
 
-/// A single path component that means the same everywhere and nothing special anywhere.
+/// Whether a name is a single path component without any special meaning, on any system.
 pub fn is_clean_name(name: &str) -> bool {
     !name.is_empty()
         && name != "."
@@ -401,7 +402,7 @@ mod tests {
     use std::io::Cursor;
     use std::path::Path;
 
-    /// Builds an image with a real tool; `None` (or a panic where tools are required) without it.
+    /// Builds an image with a real tool; without the tool `None`, or a panic if tools are required.
     #[expect(
         clippy::disallowed_methods,
         reason = "a test judges with the real tool"
@@ -515,7 +516,8 @@ mod tests {
         }
     }
 
-    /// Cut short or with changed directory bytes, an image gives an error or fewer files: no panic.
+    /// A truncated image, or one with changed directory bytes, causes an error or fewer files, but
+    /// no panic.
     fn damage(image: &[u8]) {
         for len in [0, 100, 16 * 2048, 17 * 2048 + 5, 20 * 2048, image.len() / 2] {
             let _ = Iso::open(Cursor::new(&image[..len]));

@@ -1,7 +1,7 @@
-//! Where driver files come from: a directory, or an ISO image.
+//! The origin of driver files: a directory, or an ISO image.
 //!
-//! Paths are relative, with `/`, in the driver source's own case; lookups ignore case, because images made by
-//! different tools differ in it.
+//! Paths are relative, with `/`, in the driver source's own case. Lookups ignore case, because it
+//! depends on the tool that made an image.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::iso::{Iso, IsoError, IsoFile, Names, is_clean_name};
 
-/// The largest file read whole: driver packages and installers are far below.
+/// The largest file that is read; driver packages and installers are far smaller.
 pub const MAX_FILE: u64 = 256 * 1024 * 1024;
 const MAX_DEPTH: usize = 16;
 const MAX_ENTRIES: usize = 100_000;
@@ -43,19 +43,20 @@ pub struct MediaFile {
 }
 
 pub trait Media {
-    /// For people: what it is and where.
+    /// Describes the driver source for people: its kind and path.
     fn describe(&self) -> String;
-    /// Sorted by path.
+    /// The files, sorted by path.
     fn files(&self) -> &[MediaFile];
-    /// The whole file; the path may differ in case.
+    /// Reads a whole file; the path may differ in case.
     fn read(&self, path: &str) -> Result<Vec<u8>, MediaError>;
-    /// Whether names are cut to eight characters and three, so that drivers with longer ones are not found.
+    /// Whether names are truncated to eight characters and three, so that drivers with longer names
+    /// are not found.
     fn has_short_names(&self) -> bool {
         false
     }
 }
 
-/// What is told about such media.
+/// The warning about a driver source with such names.
 pub fn short_names_warning(media: &dyn Media) -> Option<String> {
     media.has_short_names().then(|| {
         format!(
@@ -67,7 +68,7 @@ pub fn short_names_warning(media: &dyn Media) -> Option<String> {
     })
 }
 
-/// A driver source with files made by hyper2kvm added under a directory.
+/// A driver source with additional generated files under a directory.
 pub struct WithGenerated<'a> {
     pub source: &'a dyn Media,
     pub folder: &'a str,
@@ -99,7 +100,7 @@ impl Media for WithGenerated<'_> {
     }
 }
 
-/// Opens a directory or an ISO image and lists what is in it.
+/// Opens a directory or an ISO image and lists its files.
 pub fn open(path: &Path) -> Result<Box<dyn Media>, MediaError> {
     let name = path.display().to_string();
     let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
@@ -130,7 +131,7 @@ fn index(files: &[MediaFile]) -> HashMap<String, usize> {
         .collect()
 }
 
-/// A driver source made of bytes at hand.
+/// A driver source in memory.
 #[cfg(test)]
 pub struct Memory {
     files: Vec<MediaFile>,
@@ -298,7 +299,7 @@ fn check_size(file: &MediaFile) -> Result<(), MediaError> {
     Ok(())
 }
 
-/// Eight characters and three, in every directory of the path.
+/// Whether every part of the path has at most eight characters and three.
 fn is_short(file: &MediaFile) -> bool {
     file.path.split('/').all(|name| {
         let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
@@ -370,7 +371,7 @@ impl Media for IsoImage {
             .and_then(|&i| self.files.get(i).zip(self.iso_files.get(i)))
             .ok_or_else(|| MediaError::NotFound { path: path.into() })?;
         check_size(file)?;
-        // A reader that panicked left nothing behind that the next one would trust: it seeks first.
+        // The reader of a thread that panicked is reused safely: every read seeks first.
         let mut image = self.image.lock().unwrap_or_else(|e| e.into_inner());
         image.read(iso_file).map_err(|source| MediaError::Iso {
             path: format!("{} in {}", path, self.path),

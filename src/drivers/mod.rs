@@ -1,4 +1,4 @@
-//! The virtio-win drivers: where they lie, which of them a Windows needs, what installing one means.
+//! The virtio-win drivers: their files, the selection for a Windows, and their installation.
 //!
 //! ```text
 //!  ISO / directory --media--> Media --select--> DriverSet --package--> files + registry edits
@@ -6,7 +6,7 @@
 //!        drivers/*.yaml --catalogue-+   +--inf (which models of an INF are for this Windows)
 //! ```
 //!
-//! Nothing here touches a guest: the result is data, for `plan` to decide on and `fix` to carry out.
+//! No code here touches a guest: the result is data, which `plan` decides on and `fix` carries out.
 
 pub mod authenticode;
 pub mod catalogue;

@@ -1,4 +1,5 @@
-//! Where driver media come from: addresses, the release each Windows needs, and what to check.
+//! The origin of driver media: addresses, the release that each Windows needs, and how to check
+//! them.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,14 +10,15 @@ use crate::ui::count;
 use super::catalogue::Catalogue;
 use super::media::{self, Media};
 
-/// Where the virtio-win project publishes its releases.
+/// The directory in which the virtio-win project publishes its releases.
 const PUBLISHED: &str = "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads";
 
 /// The current release, as one file.
 pub const CURRENT: &str =
     "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads/stable-virtio/virtio-win.iso";
 
-/// The published ISO of a release that a Windows is limited to, by its last number (`173` for 0.1.173).
+/// The published ISO of a release to which a Windows is limited, by its last number (`173` for
+/// 0.1.173).
 const OLD: [(u16, &str); 2] = [
     (
         215,
@@ -28,7 +30,7 @@ const OLD: [(u16, &str); 2] = [
     ),
 ];
 
-/// What stands where no driver was named.
+/// The hints for a missing driver source.
 pub fn hints(default: &str) -> [String; 2] {
     [
         format!(
@@ -42,7 +44,7 @@ pub fn hints(default: &str) -> [String; 2] {
 
 const TAKES: &str = "--virtio-iso takes a virtio-win ISO, or a directory laid out like it or like its RPM; hyper2kvm drivers --where says where it comes from";
 
-/// Opens a driver source; what has no driver of the catalogue is none.
+/// Opens a driver source. A directory or image without a driver of the catalogue is refused.
 pub fn open(path: &Path, catalogue: &Catalogue) -> Result<Box<dyn Media>> {
     let media = media::open(path).map_err(|e| {
         let shown = path.display();
@@ -61,7 +63,7 @@ pub fn open(path: &Path, catalogue: &Catalogue) -> Result<Box<dyn Media>> {
     Ok(media)
 }
 
-/// Whether a driver source has a driver the catalogue knows; else it is something else than a driver source.
+/// Whether a driver source has any driver of the catalogue; otherwise it is not a driver source.
 pub fn is_driver_source(media: &dyn Media, catalogue: &Catalogue) -> bool {
     let known = |path: &str| {
         let name = path.rsplit('/').next().unwrap_or_default();
@@ -71,7 +73,7 @@ pub fn is_driver_source(media: &dyn Media, catalogue: &Catalogue) -> bool {
     media.files().iter().any(|file| known(&file.path))
 }
 
-/// What `drivers --where` prints.
+/// The text that `drivers --where` prints.
 pub fn text(catalogue: &Catalogue, default: &str) -> String {
     let mut text = format!(
         "Where virtio-win comes from\n  current   {CURRENT}\n  all       {PUBLISHED}/archive-virtio/\n  \

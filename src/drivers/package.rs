@@ -1,13 +1,13 @@
-//! What installing a driver package offline means: files to write and registry edits to make.
+//! Determines the files and registry edits that install a driver package offline.
 //!
 //! For boot storage drivers this is the complete package that Windows itself records (DOMAIN.md
 //! section 2): service, event source, driver database with configuration and descriptors, driver
-//! store, lockdown entry; up to Windows 7 the service and `CriticalDeviceDatabase`. For all other
-//! drivers it is the package as `pnputil /add-driver` leaves it: in the store, known to the database,
-//! not yet configured. All values come from the INF. [`stage`] and [`device_path_edit`] put plain
-//! copies where Windows looks for INFs on its own.
+//! store, lockdown entry. Up to Windows 7 it is the service and `CriticalDeviceDatabase`. For all
+//! other drivers it is the package as `pnputil /add-driver` leaves it: in the store, recorded in
+//! the database, not yet configured. All values are from the INF. [`stage`] and
+//! [`device_path_edit`] put plain copies in a directory that Windows searches for INFs.
 //!
-//! What was learned from real hives (a Windows 10 with `lsi_sas`, `pvscsi`, `vmci`):
+//! Facts from real hives (a Windows 10 with `lsi_sas`, `pvscsi`, `vmci`):
 //! - the four bytes under `DeviceIds`: 1 for a hardware id, 2 for a compatible id (3 for both), the
 //!   INF's FeatureScore (ff by default), the index among the compatible ids, 0;
 //! - the first bytes of `Version` are 00ff for OEM packages, ffff for inbox ones; then follows the
@@ -16,9 +16,9 @@
 //!   configurations and device ids keep the case of the INF;
 //! - `HKR,"Key",,0x10` makes a key and no value.
 //!
-//! Beyond the INF: the short `VEN&DEV` form of every full PCI id, because old packages list only the
-//! full one, and the ids of the catalogue. Modern ids are not made up: an INF that does not list
-//! `DEV_1042` belongs to a driver that cannot drive it, see [`DriverPackage::forms`].
+//! Added to the INF: the ids of the catalogue, and the short `VEN&DEV` form of every full PCI id,
+//! because old packages list only the full one. Modern ids are not invented: an INF that does not
+//! list `DEV_1042` belongs to a driver that does not support it, see [`DriverPackage::forms`].
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ use crate::registry::{RegData, RegOp};
 use crate::text::hex;
 use crate::types::{ControlSet, KeyPath};
 
-/// Where the parts of a package go in one guest.
+/// The locations and numbers for a package in one guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// `ControlSet001`, from `Select\Default`.
@@ -43,16 +43,16 @@ pub struct Placement {
     pub windows: GuestPath,
     /// The number of the `oem<N>.inf`.
     pub oem: u32,
-    /// Our directory of plain copies, below the Windows directory.
+    /// hyper2kvm's directory of plain copies, below the Windows directory.
     pub staging: GuestPath,
-    /// The letter Windows itself gives its volume, `C:`.
+    /// The letter that Windows gives its own volume, `C:`.
     pub system_drive: String,
-    /// Services the guest has, in lower case: what drives a device now, perhaps newer, is left alone
-    /// unless Windows is to boot from it.
+    /// Services of the guest, in lower case. A driver that already drives a device, and may be
+    /// newer, is kept unless Windows has to boot from the device.
     pub existing: BTreeSet<String>,
 }
 
-/// Below the Windows directory.
+/// The directory for staged drivers, below the Windows directory.
 const STAGING: &str = r"hyper2kvm\drivers";
 
 impl Placement {
@@ -71,7 +71,7 @@ impl Placement {
         format!("oem{}.inf", self.oem)
     }
 
-    /// A path as Windows writes it in the registry when it must not depend on a drive letter.
+    /// A path in the form that Windows writes to the registry to be independent of drive letters.
     fn system_root(&self, path: &GuestPath) -> String {
         let below = path
             .parts()
@@ -85,18 +85,18 @@ impl Placement {
 pub struct Installation {
     /// The name of the package in the driver store; `None` up to Windows 7.
     pub store_name: Option<String>,
-    /// Where to, and where from in the driver source. Without the staged copies.
+    /// Target path, and path in the driver source. Without the staged copies.
     pub files: Vec<(GuestPath, String)>,
     pub system: Vec<RegOp>,
     pub software: Vec<RegOp>,
     pub drivers: Vec<RegOp>,
 }
 
-/// Which forms of a virtio device an INF lists.
+/// The forms of a virtio device in an INF.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Forms {
     pub transitional: bool,
-    /// Needed behind PCIe root ports, so on `q35` as libvirt sets it up.
+    /// Required behind PCIe root ports, so on `q35` as libvirt configures it.
     pub modern: bool,
 }
 
@@ -122,7 +122,7 @@ impl DriverPackage {
         self.role == Role::Storage && self.required
     }
 
-    /// Every id the driver is bound to, those of the INF first, in its order.
+    /// Every id to which the driver is bound, those of the INF first, in its order.
     fn bound_ids(&self) -> Vec<BoundId> {
         let mut ids: Vec<BoundId> = Vec::new();
         let mut add = |id: &str, kind: u8, index: u8, model: usize| {
@@ -182,7 +182,7 @@ struct BoundId {
     model: usize,
 }
 
-/// `PCI\VEN_v&DEV_d` of a longer id.
+/// Shortens an id to `PCI\VEN_v&DEV_d`.
 fn short_id(id: &str) -> Option<String> {
     let mut parts = id.split('&');
     let (vendor, device) = (parts.next()?, parts.next()?);
@@ -191,7 +191,7 @@ fn short_id(id: &str) -> Option<String> {
     (pci && parts.next().is_some()).then(|| format!("{vendor}&{device}"))
 }
 
-/// 16 hex digits over names and contents, the same for the same package whatever the order.
+/// Digests names and contents to 16 hex digits; the order of files does not matter.
 pub fn digest(contents: &[(String, Vec<u8>)]) -> String {
     let mut files: Vec<(String, &[u8])> = contents
         .iter()
@@ -217,7 +217,7 @@ pub fn store_name(pkg: &DriverPackage, target: &WindowsTarget, digest: &str) -> 
     )
 }
 
-/// Everything it takes to install a package offline, for the digest of its contents.
+/// Everything needed to install a package offline, for the digest of its contents.
 pub fn install(
     pkg: &DriverPackage,
     digest: &str,
@@ -238,8 +238,9 @@ pub fn install(
     }
 }
 
-/// The plain copies of a package, in one directory for all drivers as in the RPM's `by-os` trees:
-/// `DevicePath` names directories without what is below them, and one entry has to do.
+/// The plain copies of a package. They share one directory for all drivers, as in the RPM's `by-os`
+/// trees: `DevicePath` names directories without their subdirectories, and one entry has to
+/// suffice.
 pub fn stage(
     pkg: &DriverPackage,
     placement: &Placement,
@@ -251,17 +252,17 @@ pub fn stage(
         .collect()
 }
 
-/// Copies to make, and what a person should know about them.
+/// Copies to make, and notes about them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Staged {
-    /// Where to, and where from in the driver source.
+    /// Target path, and path in the driver source.
     pub files: Vec<(GuestPath, String)>,
     pub notes: Vec<String>,
 }
 
-/// The plain copies of all packages. A package with a file that another one already put there under
-/// the same name but with another size goes to a directory of its own, with a note: Windows does not
-/// look there on its own.
+/// The plain copies of all packages. If two packages have a file of the same name with different
+/// sizes, the second gets its own directory, with a note: Windows does not search there
+/// automatically.
 pub fn stage_all(set: &DriverSet, placement: &Placement) -> Result<Staged, PathError> {
     let mut staged = Staged::default();
     let mut sizes: Vec<(String, u64)> = Vec::new();
@@ -301,8 +302,8 @@ fn is_documentation(name: &str) -> bool {
 
 const CURRENT_VERSION: &str = r"Microsoft\Windows\CurrentVersion";
 
-/// Adds the staging directory to the directories Windows searches for INFs (SOFTWARE hive); `None` when it
-/// is there already. `current` is the value as it stands, if there is one.
+/// Adds the staging directory to the directories that Windows searches for INFs (SOFTWARE hive).
+/// `None` if it is already there. `current` is the present value, if there is one.
 pub fn device_path_edit(current: Option<&str>, placement: &Placement) -> Option<RegOp> {
     let entry = placement.system_root(&placement.staging);
     let current = current.unwrap_or(r"%SystemRoot%\inf").trim_matches(';');
@@ -331,7 +332,7 @@ pub fn oem_numbers(map: &[u8]) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Marks numbers as used; `None` when they are already.
+/// Marks numbers as used; `None` if they already are.
 pub fn oem_map_edit(current: Option<&[u8]>, numbers: &[u32]) -> Option<RegOp> {
     let before = current.unwrap_or_default();
     let mut map = before.to_vec();
@@ -389,8 +390,9 @@ impl Builder<'_> {
         Ok(result)
     }
 
-    /// In the driver store, with its service but without configurations: Windows configures it when it
-    /// meets the device. This is how Windows records `netkvm` (lxc/distrobuilder `driver_netkvm.go`).
+    /// The package in the driver store, with its service but without configurations: Windows
+    /// configures it when the device appears. Windows records `netkvm` in the same form
+    /// (lxc/distrobuilder `driver_netkvm.go`).
     fn staged_driver(&self) -> Result<Installation, PathError> {
         let mut result = Installation::default();
         if !self.target.has_driver_database() {
@@ -398,7 +400,7 @@ impl Builder<'_> {
         }
         result.files = self.store_files()?;
         result.store_name = Some(self.store.clone());
-        // The separate hive came with 8.1, where SYSTEM is still read for all drivers.
+        // The separate hive was added in 8.1, where SYSTEM is still read for all drivers.
         let ops = if self.target.major >= 10 {
             &mut result.drivers
         } else {
@@ -406,7 +408,7 @@ impl Builder<'_> {
         };
         self.device_ids(ops);
         self.package_keys(false, ops);
-        // Only what the device itself needs: helpers are for Windows to set up.
+        // Only the device's own service: Windows sets up helpers.
         let services = self.services().filter(|s| {
             s.is_device_service() && !self.at.existing.contains(&s.name.to_lowercase())
         });
@@ -431,19 +433,20 @@ impl Builder<'_> {
             .filter(move |s| seen.insert(s.name.to_lowercase()))
     }
 
-    /// Where a path of the INF is in the guest's file system.
+    /// The path of an INF's path in the guest's file system.
     fn guest_path(&self, path: &InfPath) -> Result<Option<GuestPath>, PathError> {
         let dir = match path.dirid {
             DIRID_WINDOWS => self.at.windows.clone(),
             DIRID_SYSTEM32 => self.at.windows.join("System32")?,
-            // What runs from the driver store gets a second copy where every tool looks for it.
+            // A file that runs from the driver store gets a second copy where every tool looks for
+            // it.
             DIRID_DRIVERS | DIRID_STORE => self.at.windows.join(r"System32\drivers")?,
             _ => return Ok(None),
         };
         dir.join(&path.path).map(Some)
     }
 
-    /// The files that CopyFiles of the INF puts outside the driver store.
+    /// The files that CopyFiles of the INF copies outside the driver store.
     fn copies(&self) -> Result<Vec<(GuestPath, String)>, PathError> {
         let mut files: Vec<(GuestPath, String)> = Vec::new();
         for install in &self.pkg.inf.installs {
@@ -460,7 +463,7 @@ impl Builder<'_> {
                 }
             }
         }
-        // The service's image goes where the service looks for it, whatever CopyFiles says.
+        // The service's image is copied to the path in the service, whatever CopyFiles contains.
         for binary in self.services().map(|s| &s.binary) {
             let name = binary.path.rsplit('\\').next().unwrap_or_default();
             let source = self
@@ -499,7 +502,8 @@ impl Builder<'_> {
         Ok(files)
     }
 
-    /// Where code integrity looks for the signatures of files that carry none.
+    /// The directory in which code integrity looks for the signatures of files without embedded
+    /// ones.
     fn catalogues(&self) -> Result<GuestPath, PathError> {
         let folder = r"System32\CatRoot\{F750E6C3-38EE-11D1-85E5-00C04FC295EE}";
         self.at.windows.join(folder)
@@ -563,7 +567,8 @@ impl Builder<'_> {
         }
     }
 
-    /// `@oem5.inf,%name%;text` where the INF is kept under that name, else just the text.
+    /// Returns `@oem5.inf,%name%;text` if the INF is stored under that name, otherwise only the
+    /// text.
     fn display_name(&self, text: &Text) -> String {
         match text.token() {
             Some(_) if self.target.has_driver_database() => {
@@ -602,7 +607,7 @@ impl Builder<'_> {
         KeyPath::new(r"DriverDatabase\DriverPackages").join(&self.store)
     }
 
-    /// `DriverInfFiles` and the package's own values: what any package in the store has.
+    /// `DriverInfFiles` and the package's own values, which every package in the store has.
     fn package_keys(&self, configured: bool, ops: &mut Vec<RegOp>) {
         let inf = &self.pkg.inf;
         let key = KeyPath::new(r"DriverDatabase\DriverInfFiles").join(&self.oem);
@@ -637,7 +642,7 @@ impl Builder<'_> {
         let mut blob = vec![0x00, 0xff];
         blob.extend(self.target.arch.processor().to_le_bytes());
         blob.extend([0; 4]);
-        // The parser has checked the GUID already.
+        // The parser has already checked the GUID.
         blob.extend(guid.unwrap_or_default().to_bytes_le());
         blob.extend(inf.driver_ver.filetime().to_le_bytes());
         for part in inf.driver_ver.version.iter().rev() {
@@ -647,7 +652,7 @@ impl Builder<'_> {
         blob
     }
 
-    /// What each install section sets, and which section each id leads to.
+    /// The settings of each install section, and the section for each id.
     fn configured(&self, ops: &mut Vec<RegOp>) {
         let package = self.package_key();
         for install in &self.pkg.inf.installs {
@@ -712,7 +717,7 @@ impl Builder<'_> {
         }
     }
 
-    /// `CriticalDeviceDatabase`, how NT 5 to 6.1 find the driver of the boot controller.
+    /// `CriticalDeviceDatabase`, with which NT 5 to 6.1 find the driver of the boot controller.
     fn critical_devices(&self, ops: &mut Vec<RegOp>) {
         for id in self.pkg.bound_ids() {
             let service = self
@@ -737,7 +742,7 @@ impl Builder<'_> {
     }
 }
 
-/// Who signs what passes Microsoft's hardware portal, as Windows records it.
+/// The signer of packages from Microsoft's hardware portal, as Windows records it.
 const SIGNER_SCORE: u32 = 0x0d00_0005;
 const STATUS_FLAGS: u32 = 0x12;
 
@@ -748,7 +753,7 @@ fn token_or_value(text: &Text) -> String {
     }
 }
 
-/// The `HKR` lines, below a key.
+/// Applies the `HKR` lines below a key.
 fn add_reg(lines: &[AddReg], key: &str, ops: &mut Vec<RegOp>) {
     for line in lines.iter().filter(|l| l.root == "HKR") {
         let key = if line.subkey.is_empty() {

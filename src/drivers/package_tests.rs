@@ -162,7 +162,7 @@ fn values_in_the_clear() {
     );
 }
 
-/// Blobs that a real Windows 10 wrote for packages whose DriverVer is known.
+/// Blobs that a real Windows 10 wrote for packages with a known DriverVer.
 #[test]
 fn version_blobs() {
     let cases = [
@@ -216,7 +216,7 @@ fn ids_beyond_the_inf() {
         .into_iter()
         .map(|b| (b.id, b.kind))
         .collect();
-    // The INF for 7 lists the long ids only.
+    // The INF for 7 lists only the long ids.
     assert_eq!(
         ids,
         [
@@ -240,7 +240,7 @@ fn ids_beyond_the_inf() {
             modern: true
         }
     );
-    // A driver of old times does not get a modern device it cannot drive.
+    // An old driver is not bound to a modern device that it does not support.
     pkg.inf.models.truncate(1);
     assert_eq!(
         pkg.forms(),
@@ -263,8 +263,8 @@ fn ids_beyond_the_inf() {
     }
 }
 
-/// What Windows ranks packages by: 1 for a hardware id, 2 for a compatible one, the feature score, and the
-/// place among the compatible ids. Of an id that several models list, the better place counts.
+/// The ranking data of Windows: 1 for a hardware id, 2 for a compatible one, the feature score, and
+/// the index among the compatible ids. Of an id that several models list, the better index counts.
 #[test]
 fn a_device_id_is_recorded_with_its_place_in_the_list_of_the_model() {
     let w10 = target(10, 0, 19045, Arch::Amd64);
@@ -301,7 +301,7 @@ fn a_device_id_is_recorded_with_its_place_in_the_list_of_the_model() {
     assert_eq!(rank("VEN_1&DEV_E"), [1, 0x7f, 0, 0]);
 }
 
-/// By the directory id of the INF: its file and the path of its service.
+/// The directory id in the INF determines the path of the file and of its service.
 #[test]
 fn a_file_goes_to_the_directory_that_the_inf_names() {
     let w10 = target(10, 0, 19045, Arch::Amd64);
@@ -336,7 +336,7 @@ fn a_file_goes_to_the_directory_that_the_inf_names() {
             }
         }
         let result = install(&pkg, DIGEST, &w10, &placement(0)).unwrap();
-        // The first file; the driver store comes after it.
+        // The first file is the image; the driver store follows.
         assert_eq!(result.files[0].0.to_string(), to, "{dirid}");
         let path = RegData::ExpandSz(image_path.to_string());
         let service = r"ControlSet001\Services\viostor";
@@ -345,7 +345,7 @@ fn a_file_goes_to_the_directory_that_the_inf_names() {
     }
 }
 
-/// Helpers are for Windows to set up, when it meets the device.
+/// Windows sets up helpers when the device appears.
 #[test]
 fn of_a_staged_package_only_the_service_of_the_device_is_recorded() {
     let w10 = target(10, 0, 19045, Arch::Amd64);
@@ -373,7 +373,7 @@ fn of_a_staged_package_only_the_service_of_the_device_is_recorded() {
     let of_device = |names: &BTreeSet<String>| names.contains(&own.name.to_lowercase());
     let names = services(&[]);
     assert!(of_device(&names) && !names.contains("helper"), "{names:?}");
-    // What drives the device already is left alone.
+    // A driver that already drives the device is kept.
     assert!(!of_device(&services(&["netkvm"])));
 }
 
@@ -383,7 +383,7 @@ fn start_types_of_the_catalogue() {
     let (set, _) = demo_set(&w10);
     let mut pkg = set.packages[0].clone();
     pkg.start_override = Some(3);
-    // A helper, which is not the service of the device, starts as the INF says.
+    // A helper, which is not the service of the device, starts as the INF specifies.
     let mut helper = pkg.inf.installs[0].services[0].clone();
     (helper.name, helper.flags, helper.start_type) = ("helper".into(), 0, 2);
     pkg.inf.installs[0].services.push(helper);
@@ -395,7 +395,7 @@ fn start_types_of_the_catalogue() {
     }
 }
 
-/// A package whose CopyFiles forgets the image still gets it where the service looks.
+/// A package whose CopyFiles omits the image still gets it at the path in the service.
 #[test]
 fn the_image_is_always_copied() {
     let w10 = target(10, 0, 19045, Arch::Amd64);
@@ -469,7 +469,7 @@ fn staging() {
         to.to_string() == r"\Windows\hyper2kvm\drivers\netkvm.inf"
             && from == "NetKVM/w10/amd64/netkvm.inf"
     }));
-    // What is there to be read by people stays in the driver source.
+    // Documentation for people stays in the driver source.
     for name in ["README.md", "license.TXT"] {
         let media_path = format!("NetKVM/w10/amd64/{name}");
         set.packages[2].files.push(super::super::PackageFile {
@@ -479,7 +479,7 @@ fn staging() {
         });
     }
     assert_eq!(stage_all(&set, &placement(0)).unwrap().files, staged);
-    // The same file name twice: shared when it is the same size, else kept apart.
+    // The same file name twice: shared if the size is the same, otherwise kept apart.
     let shared = super::super::PackageFile {
         name: "WdfCoInstaller01011.dll".into(),
         media_path: "a/WdfCoInstaller01011.dll".into(),
@@ -489,7 +489,7 @@ fn staging() {
         pkg.files.push(shared.clone());
     }
     set.packages[4].files.last_mut().unwrap().size = 11;
-    // Windows takes both spellings for one name.
+    // Windows treats both spellings as one name.
     set.packages[4].files.last_mut().unwrap().name = "wdfcoinstaller01011.dll".into();
     let Staged {
         files: staged,
@@ -529,7 +529,7 @@ fn run(program: &str, args: &[&std::ffi::OsStr]) -> Option<Vec<u8>> {
     }
 }
 
-/// hivexregedit puts the edits into real hives, and every one of them is then found there.
+/// hivexregedit merges the edits into real hives, and every one of them is then found there.
 #[test]
 fn merged_into_real_hives() {
     for (hive, target) in [

@@ -2,8 +2,8 @@
 
 use crate::bytes::{le16, le32};
 
-/// `IMAGE_FILE_MACHINE_*` of an image whose first bytes these are; `None` when it is not a PE image.
-/// A header further in than the bytes given is not found: real drivers have it in the first 512.
+/// Returns `IMAGE_FILE_MACHINE_*` of an image with these first bytes; `None` if it is not a PE
+/// image. A header beyond the given bytes is not found: real drivers have it in the first 512.
 pub fn machine(head: &[u8]) -> Option<u16> {
     let signature = le32(head, 0x3c)? as usize;
     let is_image = head.starts_with(b"MZ") && head.get(signature..)?.starts_with(b"PE\0\0");

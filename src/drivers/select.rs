@@ -1,13 +1,13 @@
-//! Finds in a driver source the driver packages that one particular Windows needs.
+//! Finds the driver packages for one Windows in a driver source.
 //!
 //! A package lies in a directory whose path ends in `<driver>/<os>/<arch>` (the ISO, and the RPM's
-//! `by-driver`) or `<arch>/<os>` (the ISO's storage-only directories, the RPM's `by-os` and short trees).
-//! Only the end counts, so a driver source may be unpacked anywhere below the given directory. Names compare
-//! without regard to case.
+//! `by-driver`) or `<arch>/<os>` (the ISO's storage-only directories, the RPM's `by-os` and short
+//! trees). Only the end counts, so a driver source may be unpacked anywhere below the given
+//! directory. Names compare without regard to case.
 //!
-//! Storage drivers are required: without them the answer is an error with a remedy. Everything else
-//! that is missing or broken becomes a note. Never is a directory taken that the catalogue does not list
-//! for this Windows.
+//! Storage drivers are required: a missing one is an error with a remedy. Everything else that is
+//! missing or broken becomes a note. A directory that the catalogue does not list for this Windows
+//! is never used.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,7 +52,7 @@ pub enum DriverError {
     Media(#[from] MediaError),
 }
 
-/// A required driver is in none of the directories this Windows takes.
+/// A required driver is missing from all directories for this Windows.
 #[derive(Debug, thiserror::Error)]
 #[error("{media} has no {driver} driver for {windows}: looked for {}, found {}", .looked_for.join(", "), list(.available))]
 pub struct NoDriver {
@@ -60,7 +60,7 @@ pub struct NoDriver {
     pub windows: String,
     pub media: String,
     pub looked_for: Vec<String>,
-    /// OS directories that do hold the driver for this architecture.
+    /// OS directories that contain the driver for this architecture.
     pub available: Vec<String>,
     pub remedy: String,
 }
@@ -127,28 +127,28 @@ pub struct PackageFile {
 /// One driver, ready to be installed or staged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DriverPackage {
-    /// The catalogue's name for it.
+    /// The driver's name in the catalogue.
     pub driver: String,
     pub role: Role,
     pub device: Option<VirtioDevice>,
     pub required: bool,
-    /// Where it lies in the driver source.
+    /// Its directory in the driver source.
     pub folder: String,
     /// The OS directory that was chosen, under its first name.
     pub os_folder: String,
     pub inf_name: String,
     pub inf: DriverInf,
     pub files: Vec<PackageFile>,
-    /// Instead of the start type of the INF.
+    /// The start type that replaces that of the INF.
     pub start_override: Option<u32>,
-    /// Hardware ids beyond those of the INF.
+    /// Hardware ids in addition to those of the INF.
     pub pnp_ids: Vec<String>,
-    /// Who signed its catalogue ([`super::signature::catalogue_signer`]).
+    /// The signer of its catalogue ([`super::signature::catalogue_signer`]).
     pub signer: Option<String>,
 }
 
 impl DriverPackage {
-    /// The files the INF itself speaks of: what Windows copies to its driver store.
+    /// The files that the INF names: those that Windows copies to its driver store.
     pub fn store_files(&self) -> Vec<&PackageFile> {
         let names = referenced(&self.inf_name, &self.inf);
         self.files
@@ -190,16 +190,16 @@ impl DriverPackage {
     }
 }
 
-/// What a driver source offers for one Windows.
+/// The drivers of a driver source for one Windows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DriverSet {
-    /// The catalogue's name for this Windows.
+    /// The name of this Windows in the catalogue.
     pub windows: String,
-    /// The OS directory the boot storage driver came from.
+    /// The OS directory of the boot storage driver.
     pub os_folder: String,
     /// By role: storage, network, the rest.
     pub packages: Vec<DriverPackage>,
-    /// What a person should know: substitutes taken, optional drivers left out, and why.
+    /// Notes for the user: substitutes, and optional drivers that were left out with the reason.
     pub notes: Vec<String>,
     /// The guest agent's installer in the driver source.
     pub guest_agent_msi: Option<String>,
@@ -210,7 +210,8 @@ impl DriverSet {
         self.packages.iter().any(|p| p.device == Some(device))
     }
 
-    /// The packages a disk may hang on: `viostor`, `vioscsi`, and what a configuration adds.
+    /// The packages to which a disk may be attached: `viostor`, `vioscsi`, and those that a
+    /// configuration adds.
     pub fn boot_storage(&self) -> impl Iterator<Item = &DriverPackage> {
         self.packages
             .iter()
@@ -271,7 +272,8 @@ pub fn select(
                 set.packages.push(package);
             }
             Err(error) if spec.required => return Err(error),
-            // Not every driver exists for every Windows: only what is there but broken is news.
+            // Not every driver exists for every Windows: only an existing but broken one is
+            // noteworthy.
             Err(DriverError::NoDriver(_)) => {}
             Err(error) => {
                 let blocker = error.blocker();
@@ -306,14 +308,14 @@ pub fn select(
 
 struct Folder<'m> {
     path: &'m str,
-    /// Lower-case components.
+    /// The components in lower case.
     parts: Vec<String>,
-    /// By lower-case name.
+    /// The files by lower-case name.
     files: BTreeMap<String, &'m MediaFile>,
 }
 
 impl<'m> Folder<'m> {
-    /// The directories that hold files, the least deep first.
+    /// The directories with files, the shallowest first.
     fn index(files: &'m [MediaFile]) -> Vec<Self> {
         let mut folders: BTreeMap<&str, BTreeMap<String, &MediaFile>> = BTreeMap::new();
         for file in files {
@@ -394,7 +396,7 @@ impl Search<'_> {
         Err(first_error.unwrap_or_else(|| self.no_driver(spec)))
     }
 
-    /// The directory of a driver for an OS directory, by either layout.
+    /// The directory of a driver for an OS directory, in either layout.
     fn folder(&self, spec: &DriverSpec, os: &str) -> Option<&Folder<'_>> {
         let drivers: Vec<String> = spec.folders.iter().map(|f| f.to_lowercase()).collect();
         let os = self.catalogue.folder_names(os);
@@ -457,7 +459,8 @@ impl Search<'_> {
         if let Some(name) = names.iter().find(|name| !folder.files.contains_key(*name)) {
             return Err(missing(name));
         }
-        // A directory of one driver is taken whole; in one of several, only what its INF speaks of.
+        // A directory of one driver is used as a whole; in one of several, only the files that its
+        // INF names.
         let alone = folder.files.keys().filter(|n| n.ends_with(".inf")).count() == 1;
         let files = folder
             .files
@@ -489,7 +492,7 @@ impl Search<'_> {
         })
     }
 
-    /// virtio-win stamps its release into `DriverVer`: 100.101.104.27100 is 0.1.271.
+    /// Checks the release, which virtio-win records in `DriverVer`: 100.101.104.27100 is 0.1.271.
     fn check_signing(
         &self,
         spec: &DriverSpec,

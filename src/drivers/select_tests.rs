@@ -92,7 +92,7 @@ fn the_demo_folder_in_both_layouts() {
     assert_eq!(set.packages[0].folder, "viostor/w11/ARM64");
 }
 
-/// The paths of a real driver source, with INFs of the right kind made up for them.
+/// The paths of a real driver source, with suitable invented INFs.
 fn listed(paths: &str) -> Memory {
     let catalogue = Catalogue::builtin();
     let names: Vec<(String, Vec<String>)> = catalogue
@@ -118,7 +118,7 @@ fn listed(paths: &str) -> Memory {
             .iter()
             .find(|(_, names)| names.iter().any(|n| parts.contains(n)))
             .unwrap();
-        // What the demo does not have gets the text of the RNG, under its own file names.
+        // Drivers that the demo lacks get the text of the RNG's INF, with their own file names.
         let bytes = virtio_win::inf(driver, os, arch).unwrap_or_else(|| {
             let text = virtio_win::inf("viorng", os, arch).unwrap();
             String::from_utf8(text)
@@ -179,7 +179,7 @@ fn the_real_file_lists() {
                 assert!(set.package("smbus").is_some(), "only in the flat directory");
             }
         }
-        // Nothing for these on a recent driver source.
+        // A recent driver source has nothing for these.
         for target in [
             target(5, 1, 2600, false, Arch::X86),
             target(6, 0, 6002, true, Arch::Amd64),
@@ -206,7 +206,7 @@ fn the_demo_has_drivers_for_the_windows_that_virtio_win_has() {
             if !windows.archs.is_empty() && !windows.archs.contains(&arch) {
                 continue;
             }
-            // Each example is one of the Windows it stands for.
+            // Each example is one of the Windows that its entry is for.
             let target = windows.example(arch);
             assert_eq!(catalogue.windows_for(&target).unwrap().id, windows.id);
             if select(&media, &catalogue, &target).is_ok() {
@@ -280,7 +280,7 @@ fn drivers_this_windows_would_not_load() {
     let error = select(&newer, &catalogue, &target(6, 3, 9600, true, Arch::Amd64)).unwrap_err();
     assert_eq!(error.code(), "driver-not-signed");
     assert!(error.remedy().contains("0.1.215"));
-    // The last release that is signed for it, and the one after.
+    // The last release with a valid signature for it, and the next one.
     let of = |stamp: &str| change("63.90.104.21500", &format!("63.90.104.{stamp}"));
     let server = target(6, 3, 9600, true, Arch::Amd64);
     assert!(select(&of("21599"), &catalogue, &server).is_ok());
@@ -289,7 +289,7 @@ fn drivers_this_windows_would_not_load() {
     // 32-bit Windows does not check.
     select(&newer, &catalogue, &target(6, 3, 9600, false, Arch::X86)).unwrap();
 
-    // As for Windows 7, which takes later ones after an update.
+    // Like Windows 7, which accepts later ones after an update.
     let w7 = target(6, 1, 7601, false, Arch::Amd64);
     for (stamp, notes) in [("17399", 0), ("17400", 5)] {
         let media = change("61.77.104.17300", &format!("61.77.104.{stamp}"));
@@ -326,7 +326,7 @@ fn drivers_this_windows_would_not_load() {
 fn broken_packages() {
     let catalogue = Catalogue::builtin();
     let w10 = target(10, 0, 19045, false, Arch::Amd64);
-    // Of an optional driver: a note. Of a required one: an error.
+    // For an optional driver, a note. For a required one, an error.
     let media = demo_without(|p| p == "Balloon/w10/amd64/balloon.sys");
     let set = select(&media, &catalogue, &w10).unwrap();
     assert!(set.package("balloon").is_none());
@@ -347,7 +347,7 @@ fn broken_packages() {
     assert!(matches!(error, DriverError::WrongImage { .. }));
 }
 
-/// Of several copies the one in the higher directory is the release's own.
+/// Of several copies, the one in the highest directory is that of the release.
 #[test]
 fn the_guest_agent_is_that_of_the_processor_and_of_the_highest_directory() {
     let paths = [

@@ -1,14 +1,14 @@
-//! Who signed a driver package, and does its catalogue list the files?
+//! Determines who signed a driver package, and whether its catalogue lists the files.
 //!
-//! A catalogue (`.cat`) is PKCS#7 signed data around a Microsoft certificate trust list, whose members
-//! carry the hashes of the files. Specifications: RFC 2315, RFC 5652; [MS-OSHARED] 2.3.2 for the
-//! indirect data. DER is taken apart by hand over the crate `der`, which is stricter than what is
-//! known of catalogues in the field only where that does no harm.
+//! A catalogue (`.cat`) is PKCS#7 signed data around a Microsoft certificate trust list, whose
+//! members contain the hashes of the files. Specifications: RFC 2315, RFC 5652; [MS-OSHARED] 2.3.2
+//! for the indirect data. DER is parsed with the crate `der`; it is stricter than known catalogues
+//! require, but only where that does no harm.
 //!
-//! What is checked: that the catalogue lists each file, that the signer vouches for this list (its
-//! message digest) and that the certificate is not a test certificate. What is not: the signature
-//! itself and the chain up to a root. That is for Windows, which knows its roots; here the concern is
-//! a driver that was changed, or built for tests, and then stops the guest from starting.
+//! Checked: that the catalogue lists each file, that the signer vouches for this list (its message
+//! digest), and that the certificate is not a test certificate. Not checked: the signature itself
+//! and the chain up to a root. Windows does that with its own roots. The concern here is a driver
+//! that was changed, or built for tests, and then stops the guest from starting.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +29,7 @@ const MESSAGE_DIGEST: &str = "1.2.840.113549.1.9.4";
 const COMMON_NAME: &str = "2.5.4.3";
 const ORGANIZATION: &str = "2.5.4.10";
 
-/// Catalogues have some ten kilobytes.
+/// The size limit: catalogues have some ten kilobytes.
 const MAX_CATALOGUE: usize = 16 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,14 +40,15 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Made for development: a certificate that vouches for itself, or says that it is a test.
+    /// Whether the certificate was made for development: it is self-signed, or its name identifies
+    /// it as a test.
     pub fn is_test(&self) -> bool {
         let says_test = |name: &str| name.to_lowercase().replace("attest", "").contains("test");
         self.self_signed || says_test(&self.name) || says_test(&self.issuer)
     }
 }
 
-/// What a catalogue says.
+/// The contents of a catalogue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
     hashes: BTreeSet<Vec<u8>>,
@@ -75,7 +76,7 @@ fn first(bytes: &[u8]) -> Option<AnyRef<'_>> {
     AnyRef::decode(&mut SliceReader::new(bytes).ok()?).ok()
 }
 
-/// The items of a constructed one.
+/// The items of a constructed value.
 fn inside<'a>(item: &AnyRef<'a>) -> Option<Vec<AnyRef<'a>>> {
     items(item.value())
 }
@@ -94,7 +95,7 @@ fn attribute<'a>(attributes: &AnyRef<'a>, oid: &str) -> Option<AnyRef<'a>> {
     })
 }
 
-/// Reads a catalogue; `None` when it is none or damaged.
+/// Parses a catalogue; `None` if it is damaged or not one.
 pub fn listing(catalogue: &[u8]) -> Option<Listing> {
     if catalogue.len() > MAX_CATALOGUE {
         return None;
@@ -108,7 +109,7 @@ pub fn listing(catalogue: &[u8]) -> Option<Listing> {
     if !is(content.first(), TRUST_LIST) {
         return None;
     }
-    // PKCS#7 has the list itself here, CMS has it in an octet string.
+    // PKCS#7 has the list itself here, CMS an octet string with it.
     let signed = first(content.get(1)?.value())?;
     let list = match signed.tag() {
         Tag::OctetString => first(signed.value())?,
@@ -133,7 +134,7 @@ fn is_context(item: &AnyRef<'_>, number: u32) -> bool {
     }
 }
 
-/// The hashes of a trust list: in the identifier of a member (raw, or as UTF-16 digits) and in its
+/// The hashes in a trust list: in the identifier of a member (raw, or as UTF-16 digits) and in its
 /// indirect data.
 fn members(list: &AnyRef<'_>) -> Option<BTreeSet<Vec<u8>>> {
     let mut hashes = BTreeSet::new();
@@ -179,7 +180,7 @@ fn from_digits(utf16: &[u8]) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Who made a signer info. `None` when it vouches for something else than `signed`.
+/// The author of a signer info. `None` if it vouches for anything other than `signed`.
 fn signer(info: &AnyRef<'_>, certificates: Option<&AnyRef<'_>>, signed: &[u8]) -> Option<Signer> {
     let fields = inside(info)?;
     if let Some(attributes) = fields.iter().skip(2).find(|f| is_context(f, 0))
@@ -211,7 +212,7 @@ fn signer(info: &AnyRef<'_>, certificates: Option<&AnyRef<'_>>, signed: &[u8]) -
     Some(found.unwrap_or_else(unknown))
 }
 
-/// The names in a certificate, when it is the one with this issuer and serial number.
+/// The names in a certificate, if it has this issuer and serial number.
 fn certificate_of(certificate: &AnyRef<'_>, id: &[AnyRef<'_>]) -> Option<Signer> {
     let body = inside(inside(certificate)?.first()?)?;
     let skip = usize::from(is_context(body.first()?, 0));
@@ -250,7 +251,7 @@ fn name(name: &AnyRef<'_>) -> Option<String> {
     guest_text(&text)
 }
 
-/// Why Windows may not load a driver.
+/// A reason why Windows may not load a driver.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     NoCatalogue,
@@ -279,9 +280,9 @@ impl Fault {
 /// The signatures of the chosen packages.
 #[derive(Debug, Default)]
 pub struct Review {
-    /// By driver, who signed it.
+    /// The signer of each driver.
     pub signers: BTreeMap<String, String>,
-    /// By fault, the drivers that have it: one line each.
+    /// The drivers with each fault: one line per fault.
     pub faults: BTreeMap<Fault, Vec<String>>,
 }
 
@@ -339,7 +340,7 @@ fn check(package: &DriverPackage, media: &dyn Media) -> Result<Result<String, Fa
     let Some(listing) = listing(&media.read(&catalogue.media_path)?) else {
         return Ok(Err(Fault::Damaged));
     };
-    // What Windows checks before it loads a driver: the INF and the images.
+    // The files that Windows checks before it loads a driver: the INF and the images.
     for file in files {
         let lower = file.name.to_lowercase();
         if (lower.ends_with(".sys") || lower.ends_with(".inf"))
@@ -358,15 +359,15 @@ fn check(package: &DriverPackage, media: &dyn Media) -> Result<Result<String, Fa
     })
 }
 
-/// Who signed the catalogue of a package with these files, whatever the signature is worth: what Windows
-/// records beside a package it has installed.
+/// The signer of a package's catalogue, whether the signature is valid or not. Windows records it
+/// beside a package it has installed.
 pub fn catalogue_signer(package: &DriverPackage, files: &[(String, Vec<u8>)]) -> Option<String> {
     let name = package.inf.catalog.as_deref()?;
     let (_, bytes) = files
         .iter()
         .find(|(file, _)| file.eq_ignore_ascii_case(name))?;
     let signer = listing(bytes)?.signer?;
-    // One without its certificate has no name.
+    // A signer without a certificate has no name.
     (!signer.issuer.is_empty()).then_some(signer.name)
 }
 
@@ -409,14 +410,15 @@ mod tests {
         assert_eq!(from_digits(&[b'x', 0].repeat(40)), None);
     }
 
-    /// A key for all certificates: to make one takes longer than all the rest.
+    /// One key for all certificates: its creation takes longer than everything else.
     fn rsa_key() -> &'static [u8] {
         static KEY: OnceLock<Vec<u8>> = OnceLock::new();
         let make = ["genpkey", "-algorithm", "RSA"];
         KEY.get_or_init(|| Cmd::new("openssl").args(make).run().unwrap().stdout)
     }
 
-    /// A catalogue signed by OpenSSL with a certificate of this name, by an authority or self-signed.
+    /// A catalogue that OpenSSL signed with a certificate of this name, from an authority or
+    /// self-signed.
     fn signed(dir: &Path, name: &str, authority: Option<&str>) -> Vec<u8> {
         let file = |name: &str| dir.join(name).to_str().unwrap().to_string();
         let (key, ca_file, leaf) = (file("key"), file("ca.pem"), file("leaf.pem"));
@@ -473,7 +475,7 @@ mod tests {
             assert_eq!(signer.name, name);
             assert_eq!(signer.issuer, authority.unwrap_or(name));
             assert_eq!(signer.is_test(), test, "{name}");
-            // A hash that was put in afterwards is not vouched for.
+            // The signer does not vouch for a hash that was added later.
             let hash = authenticode::member_hash(INF);
             let at = bytes.windows(32).position(|w| w == hash).unwrap();
             let mut changed = bytes;
@@ -482,7 +484,7 @@ mod tests {
         }
     }
 
-    /// What Windows would record beside the package, test certificates included.
+    /// The signer that Windows would record beside the package, test certificates included.
     #[test]
     fn the_signer_of_a_package_is_recorded() {
         use crate::demo::virtio_win::{self, Layout};

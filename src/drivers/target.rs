@@ -1,4 +1,5 @@
-//! The Windows a driver is chosen for: version numbers, architecture and product type, never a name.
+//! The Windows for which a driver is chosen: version numbers, architecture and product type, never
+//! a name.
 
 use std::fmt;
 
@@ -13,13 +14,13 @@ pub struct WindowsTarget {
     pub minor: u32,
     pub build: u32,
     pub arch: Arch,
-    /// Server or domain controller, from `InstallationType` or `ProductOptions`.
+    /// Whether it is a server or domain controller, from `InstallationType` or `ProductOptions`.
     pub server: bool,
 }
 
 impl WindowsTarget {
-    /// The kernel finds boot drivers through `SYSTEM\DriverDatabase` (8 and later), not through
-    /// `CriticalDeviceDatabase`.
+    /// Whether the kernel finds boot drivers through `SYSTEM\DriverDatabase` (8 and later), not
+    /// through `CriticalDeviceDatabase`.
     pub fn has_driver_database(&self) -> bool {
         (self.major, self.minor) >= (6, 2)
     }

@@ -1,13 +1,14 @@
-//! Does the boot configuration lead to the Windows that is converted? It may be on another disk of the VM.
+//! Checks that the boot configuration leads to the Windows that is converted. It may be on another
+//! disk of the VM.
 //!
-//! Looks at the entry the boot manager starts when nobody chooses: the partitions it names, the loader
-//! file it names, and whether that loader fits the firmware. On UEFI it also looks at the fall-back
-//! loader: the firmware of a new KVM machine knows no boot entries, so `\EFI\BOOT\BOOT*.EFI` is what it
-//! starts, and that has to be Windows' own boot manager.
+//! Examines the entry that the boot manager starts without a choice: the partitions it names, the
+//! loader file it names, and whether that loader fits the firmware. On UEFI the fall-back loader is
+//! examined too. The firmware of a new VM has no boot entries, so it starts `\EFI\BOOT\BOOT*.EFI`,
+//! which has to be Windows' own boot manager.
 //!
-//! What the boot manager would stop at is a blocker. A store that cannot be read here is a warning: the
-//! boot manager may read it.
-//! Entries that boot from a RAM disk, from a virtual disk or "from where I came" are left alone.
+//! A problem that stops the boot manager is a blocker. A store that is unreadable here is a
+//! warning, because the boot manager may read it. Entries that boot from a RAM disk, from a virtual
+//! disk or from the boot manager's own device are not checked.
 
 use uuid::Uuid;
 
@@ -23,10 +24,10 @@ use crate::registry::bcd::{APP_DEVICE, BcdError, Loader, OS_DEVICE};
 use crate::registry::{Bcd, BcdDevice, HiveView, RegData, RegOp};
 use crate::types::Arch;
 
-/// Boot managers are about 2 MB.
+/// The size limit for boot managers, which have about 2 MB.
 const MAX_LOADER: u64 = 64 << 20;
 
-/// What was found, for plan and verify.
+/// The results for plan and verify.
 #[derive(Default)]
 pub struct Store {
     pub hive: Option<LoadedBytes>,
@@ -34,7 +35,7 @@ pub struct Store {
     pub facts: BootFacts,
 }
 
-/// Where Windows is.
+/// The location of Windows.
 pub struct Place<'p> {
     pub guest: &'p dyn GuestRead,
     pub disks: &'p [Disk],
@@ -53,7 +54,7 @@ pub fn look(place: &Place<'_>, findings: &mut Vec<Finding>) -> Result<Store, Gue
     };
     let mut said = Vec::new();
     let Some(loaded) = hives::load(place.guest, volume, &path, &mut said)? else {
-        // firmware::findings has said so.
+        // Reported by firmware::findings.
         return Ok(store);
     };
     findings.extend(said.into_iter().map(|finding| match finding.severity {
@@ -81,8 +82,8 @@ fn store_path(boot: &BootFiles) -> Option<(VolumeId, GuestPath)> {
     Some((volume, GuestPath::parse(path).ok()?))
 }
 
-/// Whether the default entry of these boot files names a partition of that disk. A store that cannot be
-/// read names none.
+/// Whether the default entry of these boot files names a partition of that disk. An unreadable
+/// store names none.
 pub fn starts(guest: &dyn GuestRead, boot: &BootFiles, disks: &[Disk], system: &Disk) -> bool {
     let Some((volume, path)) = store_path(boot) else {
         return false;
@@ -184,11 +185,12 @@ fn entries(
 enum Target<'l> {
     Here(DiskId, &'l Partition),
     Gone(String),
-    /// Nothing a partition table could prove wrong.
+    /// A device that no partition table can disprove.
     Free,
 }
 
-/// Copies of a disk share its identity: the disk `first` is asked before the others.
+/// Finds the partition of an entry. Copies of a disk share its identity, so the disk `first` is
+/// searched before the others.
 fn partition_of<'l>(disks: &'l [Disk], first: DiskId, device: Option<&BcdDevice>) -> Target<'l> {
     let Some(device) = device else {
         return Target::Gone("no such element".into());
@@ -212,8 +214,8 @@ fn partition_of<'l>(disks: &'l [Disk], first: DiskId, device: Option<&BcdDevice>
         .unwrap_or(Target::Gone(what))
 }
 
-/// The element with the identity of the partition Windows is on. `None` when there is no element to
-/// start from: options around the identity are not ours to invent.
+/// The element with the identity of the partition of Windows. `None` without an element to start
+/// from, because options around the identity cannot be invented.
 fn repair(
     place: &Place<'_>,
     view: &HiveView<'_>,
@@ -235,7 +237,7 @@ fn repair(
         .map(|()| RegOp::set(key, "Element", RegData::Binary(bytes))))
 }
 
-/// See [`BcdDevice::parse`] for the layout.
+/// The layout is that of [`BcdDevice::parse`].
 fn set_identity(bytes: &mut [u8], layout: &DiskLayout, partition: &Partition) -> Option<()> {
     let disk = layout.disk_id.as_deref()?;
     let mut identity = [0; 16];
@@ -265,7 +267,7 @@ fn set_identity(bytes: &mut [u8], layout: &DiskLayout, partition: &Partition) ->
     Some(())
 }
 
-/// The loader must be there, and be one for this firmware.
+/// Checks that the loader exists and is for this firmware.
 fn loader_file(
     place: &Place<'_>,
     hive: &LoadedBytes,
@@ -285,7 +287,7 @@ fn loader_file(
     if extension != wanted {
         findings.push(findings::BCD_LOADER_FIRMWARE.found_with(&[text, &wanted], evidence(text)));
     }
-    // Where the entry leaves the choice to the boot manager, a loader may be elsewhere too.
+    // If the entry leaves the choice to the boot manager, a loader may also be elsewhere.
     let device = loader.device.as_ref();
     let (volume, sure) = match partition_of(place.disks, place.system.disk, device) {
         Target::Here(disk, partition) => (VolumeId::of(disk, partition.index), true),

@@ -1,9 +1,10 @@
-//! Does `boot.ini` lead to the Windows that is converted? NTLDR of Windows 2000, XP and 2003 reads it.
+//! Checks that `boot.ini` leads to the Windows that is converted. NTLDR of Windows 2000, XP and
+//! 2003 reads it.
 //!
-//! It names a partition by ARC path, and counts: `multi(0)disk(0)rdisk(1)partition(2)` is the second
+//! It names a partition by ARC path and number. `multi(0)disk(0)rdisk(1)partition(2)` is the second
 //! partition of the second disk of the BIOS, whose first disk is the one it starts from.
-//! `signature(X)...` names the disk by its MBR signature. `scsi(...)` is read through NTBOOTDD.SYS, a copy
-//! of the driver of the old controller.
+//! `signature(X)...` names the disk by its MBR signature. `scsi(...)` is read through NTBOOTDD.SYS,
+//! a copy of the driver of the old controller.
 
 use super::findings;
 use super::model::{BootFiles, Finding, Firmware};
@@ -11,11 +12,11 @@ use super::{Disk, bcd};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::guest::{GuestError, GuestPath, VolumeId};
 
-/// NTLDR reads no more.
+/// The most bytes that NTLDR reads.
 const MAX_INI: u64 = 64 << 10;
 const KERNEL: &str = "System32\\ntoskrnl.exe";
 
-/// What is started when nobody chooses.
+/// The entry that is started without a choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     device: Device,
@@ -24,7 +25,7 @@ struct Entry {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Device {
-    /// The place of the disk in the BIOS, from 0, and the number of the partition, from 1.
+    /// The position of the disk in the BIOS, from 0, and the number of the partition, from 1.
     Multi {
         disk: u32,
         partition: u32,
@@ -36,7 +37,7 @@ enum Device {
     Scsi,
 }
 
-/// Says when the default entry does not start Windows on `place.system`.
+/// Reports a default entry that does not start Windows on `place.system`.
 pub fn look(place: &bcd::Place<'_>, findings: &mut Vec<Finding>) -> Result<(), GuestError> {
     let (Some(Firmware::Bios), Some(volume)) = (place.boot.firmware, place.boot.boot_volume) else {
         return Ok(());
@@ -44,7 +45,7 @@ pub fn look(place: &bcd::Place<'_>, findings: &mut Vec<Finding>) -> Result<(), G
     let (Ok(path), Ok(ntldr)) = (GuestPath::parse("boot.ini"), GuestPath::parse("ntldr")) else {
         return Ok(());
     };
-    // Beside a boot manager of Windows 7 it is what that one starts for an old entry.
+    // Beside a boot manager of Windows 7, NTLDR is started for an old entry.
     let bootmgr = GuestPath::parse("bootmgr").unwrap_or_default();
     if place.guest.stat(volume, &ntldr)?.is_none() || place.guest.stat(volume, &bootmgr)?.is_some()
     {
@@ -52,7 +53,7 @@ pub fn look(place: &bcd::Place<'_>, findings: &mut Vec<Finding>) -> Result<(), G
     }
     let text = match place.guest.read(volume, &path, MAX_INI) {
         Ok(bytes) => bytes,
-        // firmware::findings says that it is missing.
+        // firmware::findings reports that it is missing.
         Err(GuestError::Io(error)) => return Err(GuestError::Io(error)),
         Err(_) => return Ok(()),
     };
@@ -106,7 +107,7 @@ fn default_entry(text: &str) -> Option<String> {
 }
 
 impl Entry {
-    /// `None` for what is no ARC path.
+    /// Parses an ARC path; `None` for any other text.
     fn parse(text: &str) -> Option<Self> {
         let text = text.trim_matches('"');
         let (device, folder) = match text.split_once('\\') {
@@ -141,7 +142,7 @@ impl Entry {
     }
 }
 
-/// The volume an entry names, or why there is none.
+/// The volume an entry names, or the reason why there is none.
 fn target(place: &bcd::Place<'_>, device: &Device) -> Result<VolumeId, String> {
     let in_order = bios_order(place.disks, place.boot);
     let (disk, number) = match device {
@@ -183,22 +184,22 @@ fn target(place: &bcd::Place<'_>, device: &Device) -> Result<VolumeId, String> {
     }
 }
 
-/// The disk that is started from is the first of the BIOS; the new VM has the others in the order of
-/// the source.
+/// The disks in the order of the BIOS. The boot disk is first; the new VM has the others in the
+/// order of the source.
 fn bios_order<'d>(disks: &'d [Disk], boot: &BootFiles) -> Vec<&'d Disk> {
     let mut all: Vec<&Disk> = disks.iter().collect();
     all.sort_by_key(|disk| (disk.id != boot.disk, disk.id));
     all
 }
 
-/// Primary partitions in the order of the table, then logical ones; empty places do not count.
+/// Primary partitions in the order of the table, then logical ones; empty entries do not count.
 fn arc_order(layout: &DiskLayout) -> Vec<&Partition> {
     let mut all: Vec<&Partition> = layout.partitions.iter().collect();
     all.sort_by_key(|partition| partition.index);
     all
 }
 
-/// Another Windows is told; a directory without one is a problem.
+/// Reports another Windows as a fact, and a directory without one as a problem.
 fn other_folder(
     place: &bcd::Place<'_>,
     volume: VolumeId,
@@ -220,7 +221,7 @@ fn other_folder(
     Ok(None)
 }
 
-/// What would start the Windows that is converted.
+/// The path that would start the converted Windows.
 fn right_path(place: &bcd::Place<'_>) -> Option<String> {
     let order = bios_order(place.disks, place.boot);
     let disk = order.iter().position(|d| d.id == place.system.disk)?;

@@ -1,9 +1,9 @@
-//! What a BIOS guest's partition table and NTFS boot sector must say so that its boot code finds the
-//! rest of it.
+//! Checks the values in a BIOS guest's partition table and NTFS boot sector with which its boot
+//! code finds the rest of itself.
 //!
-//! The boot code of NTFS reads "hidden sectors", the start of its partition, from its own boot sector;
-//! tools that move partitions forget it. That of Windows 2000, XP and 2003 also trusts the number of
-//! heads there (`docs/guests.md`, "Number of heads").
+//! The boot code of NTFS reads "hidden sectors", the start of its partition, from its own boot
+//! sector; tools that move partitions forget to update it. That of Windows 2000, XP and 2003 also
+//! relies on the number of heads there (`docs/guests.md`, "Number of heads").
 
 use super::findings;
 use super::model::{BootFacts, BootFiles, Finding, Firmware, SectorField};
@@ -13,8 +13,8 @@ use crate::guest::{FsKind, GuestPath, GuestRead, VolumeId};
 
 const HEADS_OFFSET: u16 = 26;
 
-/// `layout` is that of the disk with the boot files; `windows` is the major version of NT and the size of
-/// that disk in bytes.
+/// Examines the boot sector. `layout` is that of the disk with the boot files; `windows` is the
+/// major version of NT and the size of that disk in bytes.
 pub fn look(
     guest: &dyn GuestRead,
     layout: &DiskLayout,
@@ -64,8 +64,9 @@ pub fn look(
     }
 }
 
-/// A disk partitioned with so few heads is shown with them on IDE, and with others on virtio, up to the
-/// largest one that can be addressed like that.
+/// The largest number of heads without translation. A disk partitioned with at most so many is
+/// presented with them on IDE, and with others on virtio, up to the largest size that they can
+/// address.
 const UNTRANSLATED_HEADS: u16 = 16;
 const UNTRANSLATED_SIZE: u64 = 16383 * 16 * 63 * 512;
 
@@ -96,8 +97,9 @@ fn heads_fix(
     })
 }
 
-/// What SeaBIOS shows a disk of that size to have, on IDE and on virtio. `None` between the steps, where
-/// that depends on the controller and on the last sector, and for disks too small for Windows XP.
+/// The number of heads that SeaBIOS presents for a disk of that size, on IDE and on virtio. `None`
+/// between the steps, where it depends on the controller and on the last sector, and for disks too
+/// small for Windows XP.
 fn heads_for(disk_size: u64) -> Option<u16> {
     match disk_size {
         0x4400_0000..=0x7dff_ffff => Some(64),
@@ -128,7 +130,7 @@ fn active_partitions(layout: &DiskLayout, findings: &mut Vec<Finding>) {
 mod tests {
     use super::*;
 
-    /// The steps as SeaBIOS 1.16 shows them, read with `int 13h, ah=8` under QEMU 10.0 for both controllers.
+    /// The steps of SeaBIOS 1.16, read with `int 13h, ah=8` under QEMU 10.0 for both controllers.
     #[test]
     fn heads() {
         let cases = [

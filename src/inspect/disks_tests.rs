@@ -1,4 +1,4 @@
-//! VMs of several disks in memory: Windows here, its boot files there.
+//! VMs of several disks in memory, with Windows and its boot files on different ones.
 
 use super::fake::FakeGuest;
 use super::tests::ids;
@@ -8,14 +8,14 @@ use crate::disk::layout::{GPT_BASIC_DATA, GPT_ESP, GPT_LDM_DATA, GPT_MSR};
 use crate::guest::joined::JoinedReader;
 use crate::registry::{RegData, RegOp};
 
-/// A disk of a VM that is not numbered yet.
+/// A disk of a VM without its number.
 struct Part {
     guest: FakeGuest,
     layout: DiskLayout,
 }
 
 impl Part {
-    /// The partitions of the guest that `on` picks, with their files.
+    /// The partitions of the guest that `on` selects, with their files.
     fn of(spec: &GuestSpec, on: impl Fn(Role) -> bool) -> Self {
         let mut layout = demo::guest::layout(spec);
         let here: Vec<u32> = (spec.partitions().iter().filter(|p| on(p.role)))
@@ -44,7 +44,7 @@ impl Part {
         Self::of(spec, |role| role != spec.boot_role())
     }
 
-    /// Boot files on a disk of their own, with another identity.
+    /// A separate disk for the boot files, with another identity.
     fn boot(spec: &GuestSpec) -> Self {
         Self::of(spec, |role| role == spec.boot_role()).named_otherwise(7)
     }
@@ -100,7 +100,7 @@ fn look(parts: &[Part], root: Option<&str>) -> Result<Inspection, InspectError> 
         ..InspectOptions::default()
     };
     if let Ok(Some(roles)) = roles(&guest, &disks, root) {
-        // What is known before the disks are opened for good is what inspection says then.
+        // The preliminary look at the disks agrees with the inspection.
         let seen = inspect(&guest, &disks, &options)?.inspection;
         let marked = |what: fn(&DiskFacts) -> bool| {
             let found = seen.disks.iter().find(|d| what(d));
@@ -206,7 +206,7 @@ fn the_boot_files_that_name_windows_are_taken() {
 #[test]
 fn a_boot_entry_is_repaired_across_disks() {
     for spec in [uefi(), bios()] {
-        // Windows is on a disk with another identity than the one the entry names.
+        // Windows is on a disk with another identity than in the entry.
         let parts = [Part::boot(&spec), Part::windows(&spec).named_otherwise(3)];
         let i = look(&parts, None).unwrap();
         let finding = i.findings.iter().find(|f| f.id == "bcd-device").unwrap();
@@ -297,7 +297,7 @@ fn only_disks_that_are_changed_have_blockers() {
     assert_eq!(found.evidence, "disk 1, partition 9");
 }
 
-/// `boot.ini` counts disks: first the one that is started from, then the others in order.
+/// `boot.ini` counts disks: first the boot disk, then the others in order.
 #[test]
 fn boot_ini_on_a_vm_of_several_disks() {
     let spec = GuestSpec::new(WinVersion::Server2003);
@@ -320,7 +320,7 @@ fn boot_ini_on_a_vm_of_several_disks() {
             spec.windows_dir
         )
     };
-    // The disk with boot files and Windows is rdisk(0) wherever it is in the source.
+    // The disk with boot files and Windows is rdisk(0), whatever its position in the source.
     assert_eq!(said(&[with(&on(0, 1)), data()]), None);
     assert_eq!(said(&[data(), with(&on(0, 1))]), None);
     let missing = said(&[with(&on(1, 1))]).unwrap();
@@ -328,7 +328,7 @@ fn boot_ini_on_a_vm_of_several_disks() {
         missing.contains("rdisk(1), and the VM has one disk"),
         "{missing}"
     );
-    // A data disk is there, and no Windows on it.
+    // A data disk exists, without a Windows on it.
     let data_only = said(&[with(&on(1, 1)), data()]).unwrap();
     assert!(data_only.contains("which is no Windows"), "{data_only}");
     let third = said(&[with(&on(2, 1)), data()]).unwrap();

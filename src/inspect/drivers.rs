@@ -1,4 +1,4 @@
-//! VirtIO driver services the guest already has.
+//! VirtIO driver services that the guest already has.
 
 use crate::boot_path::{BootContext, ImageState};
 use crate::drivers::Catalogue;

@@ -14,10 +14,10 @@ struct Node {
     data: Vec<u8>,
 }
 
-/// Volumes of files; directories come into being with the files in them.
+/// Volumes of files; directories exist as soon as they have files.
 #[derive(Clone, Default)]
 pub struct FakeGuest {
-    /// What is free on one volume; of the others that is not known.
+    /// The free space of one volume; that of the others is unknown.
     pub free: Option<(VolumeId, u64)>,
     volumes: Vec<Volume>,
     nodes: BTreeMap<(VolumeId, String), Node>,

@@ -1,7 +1,7 @@
-//! What inspection can find, in the words that are shown: one table.
+//! All findings of the inspection with their texts, in one table.
 //!
-//! `docs/guests.md` is generated from it. A part in `<` and `>` is filled in when it is found; the name between
-//! them is for the reader. An identifier with several texts has several rows.
+//! `docs/guests.md` is generated from it. A part in `<` and `>` is a placeholder, whose name is for
+//! the reader. An identifier with several texts has several rows.
 
 use std::fmt::Display;
 
@@ -19,12 +19,13 @@ pub struct Text {
 }
 
 impl Text {
-    /// The finding. `evidence` is the key, file or partition it was read from.
+    /// Creates the finding. `evidence` is the key, file or partition it was read from.
     pub(crate) fn found(self, evidence: impl Into<String>) -> Finding {
         self.found_with(&[], evidence)
     }
 
-    /// The finding, with the parts of the message and then those of the remedy filled in.
+    /// Creates the finding; `parts` fill the placeholders of the message and then those of the
+    /// remedy.
     pub(crate) fn found_with(self, parts: &[&dyn Display], evidence: impl Into<String>) -> Finding {
         let mut parts = parts.iter();
         let message = fill(self.message, &mut parts);
@@ -40,7 +41,7 @@ impl Text {
     }
 }
 
-/// `text`, with each `<name>` replaced by the next of `parts`.
+/// Replaces each `<name>` in `text` by the next of `parts`.
 fn fill(text: &str, parts: &mut std::slice::Iter<'_, &dyn Display>) -> String {
     let mut filled = String::new();
     let mut rest = text;
@@ -57,7 +58,7 @@ fn fill(text: &str, parts: &mut std::slice::Iter<'_, &dyn Display>) -> String {
     filled + rest
 }
 
-/// A constant for each row, and all of them in [`FINDINGS`].
+/// Defines a constant for each row, and all of them in [`FINDINGS`].
 macro_rules! findings {
     ($($name:ident: $severity:ident, $id:literal, $message:literal, $remedy:literal;)*) => {
         $(pub const $name: Text = Text {

@@ -66,7 +66,7 @@ fn every_text_names_a_remedy_and_fits_into_a_table() {
     }
 }
 
-/// The tables above the list say by hand what is done: it agrees with the severity.
+/// The actions in the handwritten tables above the list agree with the severities.
 #[test]
 fn the_page_agrees_with_the_severities() {
     let (_, text) = page();
@@ -111,7 +111,7 @@ fn parts_are_filled_in_in_their_order() {
     assert_eq!(found.evidence, "here");
 }
 
-/// A guest can have a `<` in its names: what is filled in is not looked at again.
+/// Names in a guest can contain a `<`: inserted parts are not scanned again.
 #[test]
 fn a_part_is_not_a_place() {
     let text = Text {

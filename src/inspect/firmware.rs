@@ -1,9 +1,10 @@
-//! Whether the disk boots by UEFI or BIOS, from what is on it and not from a VM's settings.
+//! Determines whether the disk boots by UEFI or BIOS, from its contents and not from a VM's
+//! settings.
 //!
-//! They may lie on another disk than Windows; which disk boots is decided in [`detect`].
+//! The boot files may lie on another disk than Windows; [`detect`] decides which disk boots.
 //!
 //! UEFI: a FAT volume with `\EFI\Microsoft\Boot\bootmgfw.efi`. BIOS: an active MBR partition with
-//! `\bootmgr` or `\ntldr`. When both or neither is there the partition table decides.
+//! `\bootmgr` or `\ntldr`. If both or neither exist, the partition table decides.
 
 use crate::disk::layout::{DiskLayout, GPT_ESP, Scheme};
 use crate::guest::{DiskId, FsKind, GuestPath, GuestRead, Volume};
@@ -14,8 +15,8 @@ use super::{Disk, bcd};
 
 /// The boot files that start the Windows on the disk `system`, the first of `disks` by default.
 ///
-/// Those on its own disk, unless only another disk's boot configuration names it; else those of the
-/// first disk, by number, that has any.
+/// Those on its own disk are preferred, unless only another disk's boot configuration names
+/// Windows. Otherwise they are those of the first disk, by number, that has any.
 pub fn detect(guest: &dyn GuestRead, disks: &[Disk], system: Option<DiskId>) -> BootFiles {
     let Some(main) = disks
         .iter()
@@ -52,7 +53,7 @@ fn on_disk(guest: &dyn GuestRead, disk: &Disk) -> BootFiles {
     let esp = volumes()
         .filter(|v| v.kind == FsKind::Fat)
         .filter(|v| has(v, "EFI\\Microsoft\\Boot\\bootmgfw.efi"))
-        // A recovery stick's loader on a data partition must not win over the real one.
+        // The loader of a recovery stick on a data partition must not be preferred to the real one.
         .max_by_key(|v| is_esp(&v.partition.type_id))
         .map(|v| v.id);
     let boot_volume = volumes()
@@ -79,7 +80,7 @@ fn is_esp(type_id: &str) -> bool {
     type_id.eq_ignore_ascii_case(GPT_ESP) || type_id.eq_ignore_ascii_case("0xef")
 }
 
-/// What is odd about the boot files of a disk that holds Windows.
+/// Problems with the boot files of a disk with Windows.
 pub fn findings(
     guest: &dyn GuestRead,
     layout: &DiskLayout,
@@ -114,7 +115,7 @@ pub fn findings(
     });
     if !there {
         let evidence = format!("no \\{} on {volume}", stores[0]);
-        // NTLDR does without boot.ini: it starts \WINDOWS on the first partition.
+        // NTLDR works without boot.ini: it starts \WINDOWS on the first partition.
         let ntldr =
             GuestPath::parse("ntldr").is_ok_and(|p| matches!(guest.stat(volume, &p), Ok(Some(_))));
         findings.push(if ntldr {

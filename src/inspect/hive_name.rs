@@ -15,7 +15,7 @@ pub enum HiveName {
 }
 
 impl HiveName {
-    /// The file name, in the backup and registry directories too.
+    /// The file name; also used in the backup and registry directories.
     pub fn file_name(self) -> &'static str {
         match self {
             HiveName::System => "SYSTEM",
@@ -25,8 +25,8 @@ impl HiveName {
         }
     }
 
-    /// Where a running Windows mounts it. DRIVERS is loaded by PnP only while needed; the name is the
-    /// one its own tools show.
+    /// The key under which a running Windows mounts it. DRIVERS is loaded by PnP only while needed;
+    /// the name is the one in its own tools.
     pub fn prefix(self) -> &'static str {
         match self {
             HiveName::System => r"HKEY_LOCAL_MACHINE\SYSTEM",

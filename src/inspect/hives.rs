@@ -1,7 +1,7 @@
-//! Reads a hive and the logs beside it, once, and says whether what it has is what Windows would see.
+//! Reads a hive and its logs once, and determines whether its contents are what Windows would see.
 //!
-//! A hive whose bin chain is broken is refused. A dirty one is replayed from its logs; a dirty one
-//! without logs is checked cell by cell and continues with a warning.
+//! A hive with a broken bin chain is refused. A dirty one is replayed from its logs. A dirty one
+//! without logs is checked cell by cell, and its use causes a warning.
 
 use crate::bytes::le32;
 use crate::guest::{GuestError, GuestPath, GuestRead, VolumeId};
@@ -11,13 +11,13 @@ use crate::registry::{BaseBlock, LoadError, LoadWarning, load_hive};
 use super::findings;
 use super::model::{Finding, HiveState, LoadedBytes};
 
-/// SOFTWARE hives of 150 MB are real, and SYSTEM ones of 60 MB.
+/// Limits for large hives: real SOFTWARE hives have up to 150 MB, and SYSTEM ones 60 MB.
 const LARGE_HIVES: [(&str, u64); 2] = [("SOFTWARE", 256 << 20), ("SYSTEM", 160 << 20)];
-/// All others, and every log: 30 MB are much.
+/// The limit for all other hives and every log; 30 MB are unusual.
 const HIVE_LIMIT: u64 = 64 << 20;
 
-/// What a hive or log of that name may hold. All that are looked at together stay below what a
-/// conversion may take.
+/// The size limit of a hive or log of that name. All of them together stay below the memory limit
+/// of a conversion.
 fn limit(name: &str) -> u64 {
     let large = LARGE_HIVES
         .iter()
@@ -25,10 +25,10 @@ fn limit(name: &str) -> u64 {
     large.map_or(HIVE_LIMIT, |(_, limit)| *limit)
 }
 
-/// A hive file that is there.
+/// An existing hive file.
 pub struct Loaded {
     pub state: HiveState,
-    /// `None` when it cannot be used; then a finding says why.
+    /// `None` if it is unusable; a finding has the reason.
     pub hive: Option<LoadedBytes>,
 }
 
@@ -40,7 +40,7 @@ enum ReadError {
     Load(#[from] LoadError),
 }
 
-/// Loads a hive; `None` when there is no such file.
+/// Loads a hive; `None` if the file does not exist.
 pub fn load(
     guest: &dyn GuestRead,
     volume: VolumeId,
@@ -92,7 +92,7 @@ pub fn load(
         }
         Err(ReadError::Guest(error)) => return Err(error),
     };
-    // A dirty hive was walked cell by cell by load_hive.
+    // load_hive has walked a dirty hive cell by cell.
     let whole = match BaseBlock::parse(&loaded.bytes) {
         Ok(_) if loaded.dirty => Ok(()),
         Ok(base) => bins_whole(&loaded.bytes, base.bins_size),
@@ -159,7 +159,7 @@ fn unusable(path: &GuestPath, dirty: bool) -> Loaded {
     }
 }
 
-/// `file` is the hive or one of its logs.
+/// The finding for a file over the limit; `file` is the hive or one of its logs.
 fn too_large(path: &GuestPath, file: &str, size: u64, limit: u64) -> Finding {
     findings::HIVE_TOO_LARGE.found_with(&[&file, &(size >> 20), &(limit >> 20)], path.to_string())
 }
@@ -168,7 +168,7 @@ fn damaged(path: &GuestPath, reason: String) -> Finding {
     findings::HIVE_DAMAGED.found_with(&[path], reason)
 }
 
-/// Whether the chain of hive bins is unbroken: each starts where the one before ends.
+/// Whether the chain of hive bins is unbroken: each starts at the end of the previous one.
 fn bins_whole(bytes: &[u8], bins_size: u32) -> Result<(), String> {
     let bins = bytes
         .get(BASE_BLOCK_SIZE..)

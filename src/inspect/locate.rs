@@ -1,9 +1,9 @@
-//! Finds the Windows installations of a VM: a top-level directory of an NTFS volume, of any name, with
-//! `System32\config\SYSTEM` in it.
+//! Finds the Windows installations of a VM. An installation is a top-level directory of an NTFS
+//! volume, of any name, with `System32\config\SYSTEM` in it.
 //!
-//! `Windows.old` holds a whole former disk one level deeper and so is none; an expanded WinPE is
-//! known by `Control\MiniNT` in its SYSTEM hive. Nothing is decided from the contents of program
-//! files: on a CompactOS guest they cannot be read.
+//! `Windows.old` has a whole former system one level deeper, so it does not count. An expanded
+//! WinPE is recognised by `Control\MiniNT` in its SYSTEM hive. Nothing depends on the contents of
+//! program files, which cannot be read on a CompactOS guest.
 
 use crate::guest::{FileKind, FsKind, GuestError, GuestPath, GuestRead, VolumeId};
 use crate::registry::HiveView;
@@ -13,16 +13,16 @@ use super::InspectError;
 use super::findings;
 use super::model::Finding;
 
-/// A directory that has a SYSTEM hive.
+/// A directory with a SYSTEM hive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     pub volume: VolumeId,
-    /// In the guest's own case.
+    /// The path in the guest's own case.
     pub root: GuestPath,
 }
 
 impl Candidate {
-    /// As `--root` takes it when the path alone is not enough.
+    /// The form for `--root`, if the path alone is ambiguous.
     fn name(&self) -> String {
         let VolumeId { disk, partition } = self.volume;
         match disk.is_only() {
@@ -36,7 +36,7 @@ impl Candidate {
     }
 }
 
-/// What was found on all volumes.
+/// The candidates on all volumes.
 #[derive(Debug, Default)]
 pub struct Found {
     pub installations: Vec<Candidate>,
@@ -44,9 +44,9 @@ pub struct Found {
     pub without_hive: Vec<Candidate>,
 }
 
-/// Directories with more entries than this are no volume roots of a Windows.
+/// The most entries read: a directory with more is not the root of a Windows volume.
 const MAX_TOP_LEVEL: usize = 4096;
-/// Expanded WinPE hives are a few MB.
+/// The size limit for hives of an expanded WinPE, which have a few MB.
 const PE_HIVE_LIMIT: u64 = 64 << 20;
 
 pub fn find(guest: &dyn GuestRead, findings: &mut Vec<Finding>) -> Result<Found, InspectError> {
@@ -95,7 +95,7 @@ pub fn find(guest: &dyn GuestRead, findings: &mut Vec<Finding>) -> Result<Found,
     Ok(found)
 }
 
-/// The installation to work on; `None` when there is none.
+/// The installation to convert; `None` if there is none.
 pub fn choose(
     guest: &dyn GuestRead,
     mut found: Vec<Candidate>,
@@ -126,8 +126,8 @@ pub fn choose(
     Ok(found.pop())
 }
 
-/// What `--root` names: `\Windows`, `2:\Windows` on partition 2 of any disk, or `1/2:\Windows` on that of
-/// disk 1.
+/// The argument of `--root`: `\Windows`, `2:\Windows` on partition 2 of any disk, or `1/2:\Windows`
+/// on that of disk 1.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     disk: Option<u32>,
@@ -169,17 +169,17 @@ impl Wanted {
     }
 }
 
-/// Whether `--root` leaves that volume open.
+/// Whether `--root` may mean that volume.
 pub fn may_be_on(wanted: &str, volume: VolumeId) -> bool {
     Wanted::parse(wanted).is_ok_and(|wanted| wanted.fits(volume))
 }
 
-/// An unreadable hive is not one of WinPE's: it is reported when it is loaded.
+/// Whether this is a WinPE. An unreadable hive is not: it is reported when it is loaded.
 fn is_windows_pe(guest: &dyn GuestRead, candidate: &Candidate) -> bool {
     let Ok(path) = candidate.config("SYSTEM") else {
         return false;
     };
-    // The tell-tale files spare reading the hive of every ordinary Windows.
+    // These files make it unnecessary to read the hive of every ordinary Windows.
     let marked = ["startnet.cmd", "winpeshl.exe", "winpeshl.ini"]
         .iter()
         .filter_map(|name| candidate.root.join(&format!("System32\\{name}")).ok())

@@ -1,9 +1,9 @@
 //! Facts about the guest. Takes a [`GuestRead`], so it cannot write.
 //!
-//! [`inspect`] looks at the partition table, the volumes, the boot files, finds Windows, loads its
-//! hives once and reads them by direct lookups. What is not a Windows, or not one that can be
-//! converted, is no error here: the result says so in a blocker. Errors are what the caller can
-//! repair (which of several installations) or what keeps the disk from being read.
+//! [`inspect`] examines the partition table, the volumes and the boot files, finds Windows, loads
+//! its hives once and reads them by direct lookups. A disk without Windows, or with one that cannot
+//! be converted, is no error here: the result has a blocker. Errors are problems that the caller
+//! can resolve (a choice among several installations) or that make the disk unreadable.
 
 mod bcd;
 mod boot_ini;
@@ -44,7 +44,7 @@ use locate::Candidate;
 
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// `--root` picks one.
+    /// `--root` selects one.
     #[error("several Windows installations: {}", found.join(", "))]
     SeveralRoots { found: Vec<String> },
     #[error("no Windows installation at {wanted}; found: {}", listed(found))]
@@ -87,14 +87,14 @@ fn listed(found: &[String]) -> String {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InspectOptions {
-    /// Which Windows, when there are several: `\Windows`, or `2:\Windows` with the partition's number, or
-    /// `1/2:\Windows` with those of disk and partition.
+    /// The Windows to convert if there are several: `\Windows`, or `2:\Windows` with the
+    /// partition's number, or `1/2:\Windows` with those of disk and partition.
     pub root: Option<String>,
-    /// An unclean volume is a warning and not a blocker.
+    /// Report an unclean volume as a warning, not as a blocker.
     pub force_dirty: bool,
 }
 
-/// A disk of the VM: what its partition table says, and where it was read from.
+/// A disk of the VM with its partition table and path.
 #[derive(Debug, Clone)]
 pub struct Disk {
     pub id: DiskId,
@@ -106,16 +106,16 @@ fn disk_of(disks: &[Disk], id: DiskId) -> Option<&Disk> {
     disks.iter().find(|d| d.id == id)
 }
 
-/// Which disks a conversion changes.
+/// The disks that a conversion changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
-    /// Windows is on it.
+    /// The disk with Windows.
     pub system: DiskId,
-    /// The firmware starts from it; mostly the same.
+    /// The disk from which the firmware starts; mostly the same.
     pub boot: DiskId,
 }
 
-/// Finds the disk Windows is on and the one with its boot files. `None`: no Windows can be seen.
+/// Finds the disk with Windows and the one with its boot files. `None` if no Windows is visible.
 pub fn roles(
     guest: &dyn GuestRead,
     disks: &[Disk],
@@ -127,12 +127,12 @@ pub fn roles(
     Ok(system.map(|c| roles_of(guest, disks, c.volume.disk)))
 }
 
-/// Whether `--root`, when it was given, may name a directory on that volume.
+/// Whether a given `--root` may name a directory on that volume.
 pub fn root_may_be_on(root: Option<&str>, volume: VolumeId) -> bool {
     root.is_none_or(|root| locate::may_be_on(root, volume))
 }
 
-/// The roles of the disks when Windows is on that one.
+/// The roles of the disks if Windows is on that one.
 pub fn roles_of(guest: &dyn GuestRead, disks: &[Disk], system: DiskId) -> Roles {
     let boot = firmware::detect(guest, disks, Some(system));
     Roles {
@@ -141,8 +141,8 @@ pub fn roles_of(guest: &dyn GuestRead, disks: &[Disk], system: DiskId) -> Roles 
     }
 }
 
-/// Looks at the disks of a VM and, when there is one, at the Windows on them. The first disk is the one
-/// that is described when there is none.
+/// Inspects the disks of a VM and, if there is one, the Windows on them. Without Windows, the first
+/// disk is described.
 pub fn inspect(
     guest: &dyn GuestRead,
     disks: &[Disk],
@@ -284,7 +284,7 @@ fn empty(guest: &dyn GuestRead, disks: &[Disk]) -> Inspection {
     }
 }
 
-/// Loads the hives and reads them. `None` when they cannot be used; a blocker then says why.
+/// Loads the hives and reads them. `None` if they are unusable; a blocker has the reason.
 fn windows(place: &Place<'_>, out: &mut Inspection) -> Result<Option<Hives>, InspectError> {
     let Place { guest, chosen, .. } = *place;
     out.os.family = OsFamily::Windows;
@@ -352,7 +352,7 @@ fn missing_hive(path: &GuestPath) -> Finding {
     findings::HIVE_MISSING.found_with(&[path], path.to_string())
 }
 
-/// Where the chosen Windows is.
+/// The location of the chosen Windows.
 struct Place<'p> {
     guest: &'p dyn GuestRead,
     disks: &'p [Disk],
@@ -373,7 +373,7 @@ fn name_version(version: &os::Version, out: &mut Inspection) {
     out.os.revision = version.revision;
 }
 
-/// The control set to look at.
+/// The control set to inspect.
 fn control_set(
     system: &HiveView<'_>,
     out: &mut Inspection,
@@ -392,8 +392,8 @@ fn control_set(
     Ok(Some(set))
 }
 
-/// Everything that is in the hives. `false` when they do not describe a Windows; a blocker then
-/// says so.
+/// Reads all facts in the hives. `false` if they do not describe a Windows; a blocker has the
+/// reason.
 fn read_hives(
     place: &Place<'_>,
     boot_facts: BootFacts,
@@ -486,7 +486,7 @@ fn unknown_windows(evidence: &str) -> Finding {
     findings::UNKNOWN_WINDOWS.found(evidence)
 }
 
-/// Says what the disk is instead.
+/// Reports what the disk contains instead of Windows.
 fn not_windows(
     guest: &dyn GuestRead,
     layout: &DiskLayout,
@@ -520,7 +520,7 @@ fn not_windows(
         FsKind::Swap,
     ]);
     let data = kinds(&[FsKind::Ntfs, FsKind::Fat, FsKind::Exfat]);
-    // A Windows behind BitLocker, LDM or ReFS has been named already.
+    // A Windows behind BitLocker, LDM or ReFS has already been reported.
     let hidden = !out.blockers().is_empty();
     if hidden && boot.found() {
         out.os.family = OsFamily::Windows;

@@ -1,9 +1,9 @@
-//! What inspection finds: the data that plan, report and `inspect --json` are built on.
+//! The results of an inspection: the data for plan, report and `inspect --json`.
 //!
-//! [`Inspection`] serialises to the keys of `inspect --json`. What plan needs beyond the JSON is in
-//! [`WindowsFacts`] (typed, not serialised), and the bytes of the hives are in [`Hives`], so that
-//! they are read from the disk once. Text that comes from the guest is stripped of control
-//! characters and bounded ([`crate::text::guest_text`]) before it gets here.
+//! [`Inspection`] serialises to the keys of `inspect --json`. Further facts for the plan are in
+//! [`WindowsFacts`] (typed, not serialised). The bytes of the hives are in [`Hives`], so that they
+//! are read from the disk once. Text from the guest is stripped of control characters and limited
+//! in length ([`crate::text::guest_text`]) before it gets here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,18 +23,18 @@ use crate::registry::RegOp;
 pub use crate::types::Firmware;
 use crate::types::{ControlSet, DiskBus};
 
-/// The result of `inspect()`: the facts, and the hives they were read from.
+/// The result of `inspect()`: the facts, and the hives from which they were read.
 #[derive(Debug, Clone)]
 pub struct Survey {
     pub inspection: Inspection,
-    /// Present when a Windows was found and its hives could be loaded.
+    /// Set if a Windows was found and its hives could be loaded.
     pub hives: Option<Hives>,
 }
 
-/// Where the firmware finds the boot manager.
+/// The location of the boot manager for the firmware.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct BootFiles {
-    /// The disk the firmware starts from.
+    /// The disk from which the firmware starts.
     pub disk: DiskId,
     pub firmware: Option<Firmware>,
     pub esp: Option<VolumeId>,
@@ -43,7 +43,7 @@ pub struct BootFiles {
 }
 
 impl BootFiles {
-    /// A Windows boot manager is on the disk.
+    /// Whether the disk has a Windows boot manager.
     pub fn found(&self) -> bool {
         self.esp.is_some() || self.boot_volume.is_some()
     }
@@ -64,7 +64,8 @@ pub struct Hives {
 #[derive(Debug, Clone)]
 pub struct LoadedBytes {
     pub path: GuestPath,
-    /// The recovered image: what Windows would work with. Shared, because a large hive is in memory once.
+    /// The recovered image that Windows would use. Shared, so that a large hive is in memory only
+    /// once.
     pub bytes: Arc<FileBytes>,
     /// Whether `bytes` differ from the file because log entries were applied.
     pub replayed: bool,
@@ -72,7 +73,7 @@ pub struct LoadedBytes {
     pub logs: Vec<GuestPath>,
 }
 
-/// Where the bytes came from, told by the caller.
+/// The origin of the bytes, provided by the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceFacts {
     pub path: String,
@@ -83,13 +84,13 @@ pub struct SourceFacts {
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
     pub source: SourceFacts,
-    /// The one Windows is on first, the others in the order of the source.
+    /// The disk with Windows first, the others in the order of the source.
     pub disks: Vec<DiskFacts>,
-    /// `None` when neither a UEFI nor a BIOS boot set-up was found.
+    /// `None` without a UEFI or BIOS boot set-up.
     pub firmware: Option<Firmware>,
     pub os: OsFacts,
     pub hives: HiveFacts,
-    /// Empty when no Windows could be examined.
+    /// Empty if no Windows could be examined.
     pub controllers: BTreeMap<DiskBus, BootPath>,
     pub drivers: DriverFacts,
     pub network: NetworkFacts,
@@ -104,16 +105,16 @@ pub struct Inspection {
     pub antivirus: Vec<String>,
     pub group_policy_device_restrictions: bool,
     pub findings: Vec<Finding>,
-    /// Present when the guest is a Linux that could be read.
+    /// Set if the guest is a Linux that could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub linux: Option<LinuxFacts>,
-    /// What plan needs and scripts do not; `Some` when the hives could be read.
+    /// Facts for the plan that scripts do not need; set if the hives could be read.
     #[serde(skip)]
     pub windows: Option<WindowsFacts>,
 }
 
 impl Inspection {
-    /// The sector size the partition table of that disk was written for.
+    /// The sector size for which the partition table of that disk was written.
     pub fn sector_size(&self, disk: DiskId) -> u32 {
         let mut disks = self.disks.iter();
         disks
@@ -133,18 +134,18 @@ impl Inspection {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DiskFacts {
-    /// Among the disks of the VM, from 1 in the order of the source.
+    /// The number of the disk in the VM, from 1 in the order of the source.
     pub index: u32,
     pub path: String,
-    /// Windows is on it.
+    /// Whether Windows is on it.
     pub windows: bool,
-    /// The firmware starts from it: the Windows boot manager is on it.
+    /// Whether the firmware starts from it: the Windows boot manager is on it.
     pub boot_files: bool,
     pub scheme: Scheme,
     pub sector_size: u32,
     pub disk_id: Option<String>,
     pub partitions: Vec<PartitionFacts>,
-    /// Logical volumes and those of dynamic disks, when the engine opened them.
+    /// Logical volumes and those of dynamic disks, if the engine opened them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<PartitionFacts>,
 }
@@ -160,7 +161,7 @@ pub struct PartitionFacts {
     pub label: Option<String>,
     pub name: Option<String>,
     pub active: bool,
-    /// `None` for a partition without a file system we know.
+    /// `None` for a partition without a known file system.
     pub state: Option<VolumeState>,
 }
 
@@ -215,52 +216,52 @@ impl OsFacts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowsFacts {
     pub target: WindowsTarget,
-    /// The volume Windows itself is on.
+    /// The volume of Windows itself.
     pub system_volume: VolumeId,
     /// E.g. `\Windows`, in the guest's own case.
     pub root: GuestPath,
-    /// The control set the boot loader takes, e.g. `ControlSet001`.
+    /// The control set that the boot loader uses, e.g. `ControlSet001`.
     pub control_set: ControlSet,
-    /// Every control set of the hive, the one above included.
+    /// Every control set of the hive, including the one above.
     pub control_sets: Vec<ControlSet>,
     /// The EFI system partition that boots this disk.
     pub esp: Option<VolumeId>,
     /// The BIOS boot volume: the active partition.
     pub boot_volume: Option<VolumeId>,
     pub boot: BootFacts,
-    /// The disk the firmware starts from; mostly that of `system_volume`.
+    /// The disk from which the firmware starts; mostly that of `system_volume`.
     pub boot_disk: DiskId,
     pub sector_size: u32,
-    /// `RealTimeIsUniversal`: the hardware clock runs in UTC.
+    /// `RealTimeIsUniversal`: whether the hardware clock runs in UTC.
     pub clock_is_utc: bool,
     /// The letter of the system volume in the running Windows, e.g. `C`.
     pub drive_letter: Option<char>,
     pub tools: Vec<Tool>,
-    /// What Windows does with disks that are new to it (`partmgr\Parameters\SanPolicy`): 1 brings all
+    /// Windows' policy for disks that are new to it (`partmgr\Parameters\SanPolicy`): 1 brings all
     /// online, 2 and 4 leave those on a shared bus offline.
     pub san_policy: Option<u32>,
 }
 
-/// What of the boot files may need work.
+/// Boot files that may need changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BootFacts {
-    /// The volume the BCD store is on.
+    /// The volume with the BCD store.
     pub store: Option<VolumeId>,
     pub fallback: Option<Fallback>,
-    /// Edits of the BCD that take text mode away.
+    /// Edits of the BCD that disable text mode.
     pub text_mode: Vec<RegOp>,
-    /// Edits of the BCD after which the default entry names the partition Windows is on; empty when
-    /// it names one that exists.
+    /// Edits of the BCD that make the default entry name the partition of Windows; empty if it
+    /// names an existing one.
     pub device_repair: Vec<RegOp>,
-    /// EMS or the kernel debugger owns COM1: what is to be seen from outside goes to COM2.
+    /// Whether EMS or the kernel debugger owns COM1. Output for the host then goes to COM2.
     pub ems_on_com1: bool,
-    /// The number of heads, where Windows XP and 2003 would stop at it.
+    /// The number of heads, if Windows XP and 2003 would stop because of it.
     pub heads: Option<SectorField>,
-    /// The start of the partition, when the boot sector has another one.
+    /// The start of the partition, if the boot sector has another one.
     pub hidden: Option<SectorField>,
 }
 
-/// A number in the boot sector of the BIOS boot volume that should be another one.
+/// A number in the boot sector of the BIOS boot volume that should be different.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SectorField {
     pub name: &'static str,
@@ -278,7 +279,7 @@ pub struct Fallback {
     pub to: GuestPath,
     pub size: u64,
     pub replaces: bool,
-    /// The directory to make first.
+    /// The directory to create first.
     pub folder: Option<GuestPath>,
 }
 
@@ -289,7 +290,7 @@ pub struct Tool {
     pub id: &'static str,
     pub name: &'static str,
     pub version: Option<String>,
-    /// The services it has, for a first-boot script to stop or disable.
+    /// Its services, which a first-boot script stops or disables.
     pub services: Vec<String>,
     /// `UninstallString` of an MSI product, as its product code `{...}`.
     pub product_code: Option<String>,
@@ -306,9 +307,9 @@ pub struct HiveFacts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HiveState {
     pub path: GuestPath,
-    /// The file alone is not what Windows would see.
+    /// Whether the file alone differs from what Windows would see.
     pub dirty: bool,
-    /// How many entries of the logs beside it apply.
+    /// The number of entries in its logs that apply.
     pub log_entries_replayable: u32,
 }
 
@@ -329,8 +330,8 @@ pub struct VirtioService {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NetworkFacts {
     pub adapters: Vec<Adapter>,
-    /// The persistent IPv4 routes that are not a default route of an adapter. Windows keeps them for
-    /// itself, not for an adapter.
+    /// The persistent IPv4 routes that are not a default route of an adapter. They belong to
+    /// Windows, not to an adapter.
     pub routes: Vec<Route>,
 }
 
@@ -352,27 +353,27 @@ pub struct Adapter {
     /// The connection name: `Ethernet0`.
     pub name: Option<String>,
     pub dhcp: bool,
-    /// The configured addresses (not a DHCP lease).
+    /// The configured addresses, without those of a DHCP lease.
     pub addresses: Vec<Cidr>,
     pub gateways: Vec<IpAddr>,
     /// The metric of each gateway; `None`: Windows chooses.
     pub gateway_metrics: Vec<Option<u32>>,
-    /// The configured DNS servers (not those of a DHCP lease).
+    /// The configured DNS servers, without those of a DHCP lease.
     pub dns: Vec<IpAddr>,
     /// The connection's own DNS suffix.
     pub dns_suffix: Option<String>,
     pub wins: Vec<Ipv4Addr>,
-    /// NetBIOS over TCP/IP: 1 on, 2 off; `None`: as DHCP says.
+    /// NetBIOS over TCP/IP: 1 on, 2 off; `None`: as set by DHCP.
     pub netbios: Option<u32>,
-    /// Below what the NIC can do.
+    /// Set only if it is below the NIC's maximum.
     pub mtu: Option<u32>,
     /// The metric of the interface; `None`: Windows chooses.
     pub metric: Option<u32>,
     /// Routes that belong to this adapter alone.
     pub routes: Vec<Route>,
-    /// Not switched off in the device manager.
+    /// Whether it is enabled in the device manager.
     pub enabled: bool,
-    /// The Plug and Play instance the adapter belongs to: `PCI\VEN_15AD&DEV_07B0&...`.
+    /// The Plug and Play instance of the adapter: `PCI\VEN_15AD&DEV_07B0&...`.
     pub device: Option<String>,
 }
 
@@ -403,7 +404,7 @@ pub enum Severity {
     Blocker,
 }
 
-/// Something worth telling: what it means, what to do, and how we know.
+/// A noteworthy fact with its consequence, its remedy and its evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Stable identifier, e.g. `volume-hibernated`.
@@ -412,6 +413,6 @@ pub struct Finding {
     /// Names the consequence.
     pub message: String,
     pub remedy: String,
-    /// The key, file or partition it was read from.
+    /// The key, file or partition from which it was read.
     pub evidence: String,
 }

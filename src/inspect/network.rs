@@ -1,15 +1,15 @@
-//! Network adapters and the settings Windows keeps for them.
+//! Network adapters and their settings in Windows.
 //!
 //! Windows binds settings to the adapter's GUID, never to the MAC address. From there:
-//! `Control\Class\{4d36e972-...}\NNNN` (`NetCfgInstanceId` is the GUID, `Characteristics` says what is
-//! hardware) -> `Control\Network\...\{GUID}\Connection` (name, device) -> `Services\Tcpip`, `Tcpip6` and
-//! `NetBT` (`Parameters\Interfaces\{GUID}`, for NetBT `Tcpip_{GUID}`). The MAC address is in
-//! `Control\NetworkSetup2` (10 and later); before, only as an override, or in the instance id of PCIe
-//! adapters, which is their EUI-64. Static IPv6 addresses and gateways are somewhere else, see
-//! [`super::nsi`].
+//! `Control\Class\{4d36e972-...}\NNNN` (`NetCfgInstanceId` is the GUID, `Characteristics` marks
+//! hardware) -> `Control\Network\...\{GUID}\Connection` (name, device) -> `Services\Tcpip`,
+//! `Tcpip6` and `NetBT` (`Parameters\Interfaces\{GUID}`, for NetBT `Tcpip_{GUID}`). The MAC address
+//! is in `Control\NetworkSetup2` (10 and later). Older versions have it only as an override, or in
+//! the instance id of PCIe adapters, which is their EUI-64. Static IPv6 addresses and gateways are
+//! stored elsewhere, see [`super::nsi`].
 //!
-//! Whether a cable was plugged in is not on the disk; the description of the VM says it. Switched
-//! off in the device manager is (`ConfigFlags` of the device).
+//! Whether a cable was plugged in is not on the disk, but in the description of the VM. Whether an
+//! adapter is disabled in the device manager is on the disk (`ConfigFlags` of the device).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -27,11 +27,12 @@ const NCF_PHYSICAL: u32 = 4;
 const CONFIGFLAG_DISABLED: u32 = 1;
 /// `MAX_DEVICE_ID_LEN` of Windows.
 const MAX_INSTANCE: usize = 200;
-/// Less is no MTU: IPv4 asks for 68 (RFC 791). More is Windows' way to say "what the NIC can do".
+/// Valid MTUs. IPv4 requires at least 68 (RFC 791). Windows uses larger values for "the NIC's
+/// maximum".
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
-/// More is a damaged or hostile hive.
+/// A hive with more is damaged or hostile.
 const MAX_ADAPTERS: usize = 256;
-/// What can be set; 0 is Windows' choice.
+/// Metrics that a user can set; 0 means that Windows chooses.
 const METRIC: std::ops::RangeInclusive<u32> = 1..=9999;
 const MAX_ITEMS: usize = 64;
 
@@ -53,7 +54,7 @@ pub fn network(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Networ
     if let Some(routes) = set.key("Services\\Tcpip\\Parameters\\PersistentRoutes")? {
         let routes = routes.values()?.into_iter().take(MAX_ADAPTERS);
         let routes = routes.filter_map(|(name, _)| persistent_route(&name));
-        // Windows writes the gateways of adapters there too.
+        // Windows also writes the gateways of adapters there.
         facts.routes = routes
             .filter(|r| {
                 let own = |a: &Adapter| a.gateways.contains(&r.gateway);
@@ -64,7 +65,7 @@ pub fn network(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Networ
     Ok(facts)
 }
 
-/// `destination,mask,gateway,metric`, the metric -1 when Windows chooses.
+/// Parses `destination,mask,gateway,metric`; the metric is -1 if Windows chooses.
 fn persistent_route(text: &str) -> Option<Route> {
     let mut parts = text.split(',').map(str::trim);
     let to: Ipv4Addr = parts.next()?.parse().ok()?;
@@ -81,7 +82,7 @@ fn persistent_route(text: &str) -> Option<Route> {
     })
 }
 
-/// Hardware, or anything that has settings of its own (a team, a virtual switch).
+/// Reads an adapter that is hardware or has its own settings (a team, a virtual switch).
 fn adapter(set: &Key<'_>, class: &Key<'_>, guid: String) -> Result<Option<Adapter>> {
     let connection = set.key(&format!(
         "Control\\Network\\{NET_CLASS}\\{guid}\\Connection"
@@ -195,7 +196,7 @@ fn interface<'h>(set: &Key<'h>, service: &str, guid: &str) -> Result<Option<Key<
     ))
 }
 
-/// `{...}` in lower case; nothing else may become part of a key path.
+/// Parses `{...}` to lower case; no other text may become part of a key path.
 fn guid(text: &str) -> Option<String> {
     let inner = text.trim().strip_prefix('{')?.strip_suffix('}')?;
     let id = uuid::Uuid::try_parse(inner).ok()?;
@@ -222,7 +223,7 @@ fn mac(set: &Key<'_>, class: &Key<'_>, guid: &str, device: Option<&str>) -> Resu
     Ok(device.and_then(mac_from_instance))
 }
 
-/// `PCI\...\000C29FFFFF3FFDE00`: the device serial number of a PCIe adapter, made from its MAC.
+/// Extracts the MAC from `PCI\...\000C29FFFFF3FFDE00`: a PCIe adapter's serial number contains it.
 fn mac_from_instance(device: &str) -> Option<String> {
     let instance = device.rsplit('\\').next()?;
     if instance.len() != 18 || !device.get(..4)?.eq_ignore_ascii_case("PCI\\") {
@@ -243,7 +244,7 @@ fn format_mac(bytes: &[u8]) -> Option<String> {
     })
 }
 
-/// A list as Windows writes it: separated by commas or spaces.
+/// Parses a list as Windows writes it: separated by commas or spaces.
 fn addresses(list: &str) -> Vec<IpAddr> {
     list.split([',', ' ', ';'])
         .filter_map(|item| item.trim().parse::<IpAddr>().ok())

@@ -26,7 +26,7 @@ fn small_parsers() {
     assert_eq!(parse_hex("0x"), None);
 }
 
-/// The real adapters, as `hivexregedit --export` shows them.
+/// The real adapters, compared with the output of `hivexregedit --export`.
 #[test]
 fn adapters_of_real_hives() {
     let read = |file: &'static str| {
@@ -38,8 +38,8 @@ fn adapters_of_real_hives() {
         .unwrap();
         Some(serde_json::to_value(&facts).unwrap())
     };
-    // Two PRO/1000 MT, whose instance ids hold no MAC. Windows wrote their gateways to the list of
-    // persistent routes and, with the adapter, to Nsi: neither makes them routes.
+    // Two PRO/1000 MT, whose instance ids contain no MAC. Windows wrote their gateways to the list
+    // of persistent routes and, with the adapter, to Nsi: neither makes them routes.
     if let Some(seven) = read("win7-x86-vmware/SYSTEM") {
         let adapter = |guid: &str, name: &str, ip: &str, gateway: &str, dns: &str, slot: &str| {
             serde_json::json!({
@@ -67,7 +67,7 @@ fn adapters_of_real_hives() {
             })
         );
     }
-    // One 82574L on DHCP; the debugger's and Bluetooth's adapters are no NICs.
+    // One 82574L on DHCP; the adapters of the debugger and of Bluetooth are no NICs.
     if let Some(ten) = read("win10-vmware/SYSTEM") {
         let cards = ten["adapters"].as_array().unwrap();
         assert_eq!(cards.len(), 1, "{cards:?}");
@@ -117,7 +117,7 @@ fn static_adapters() -> Vec<AdapterSpec> {
             netbios: 2,
             mtu: Some(1400),
             metric: Some(15),
-            // What Windows writes there for a gateway is no route.
+            // Windows' entry for a gateway is no route.
             routes: texts(&[
                 "10.9.0.0,255.255.0.0,10.0.0.254,7",
                 "172.30.0.0,255.255.0.0,172.16.4.1,-1",
@@ -150,8 +150,8 @@ fn static_adapters() -> Vec<AdapterSpec> {
     vec![full, dhcp, bare]
 }
 
-/// One to three adapters with everything that broke others, on the registry shapes of 7, 10 and 11: what
-/// is read is what was put in.
+/// One to three adapters with every special case that broke other tools, in the registry layouts of
+/// 7, 10 and 11. The reader returns exactly what was written.
 #[test]
 fn adapters_are_read_as_they_are() {
     let expected = [

@@ -1,15 +1,16 @@
-//! What Windows Vista and later keep in `Control\Nsi`, the store of their network modules: manually set
+//! Reads `Control\Nsi` of Windows Vista and later, the store of its network modules: manually set
 //! IPv6 addresses, and the static routes of an adapter.
 //!
-//! A table is a key below the module's GUID, named after its number: 10 holds addresses, 16 routes. A
-//! record's key is the name of a value, in hexadecimal; what can be set is the value's data, where ff
-//! stands for "not set". Microsoft does not document it. What is relied on:
-//! - the records are those of the `Nsi*` calls, whose layout wine checks against Windows in its tests
-//!   (`include/wine/nsi.h`, `dlls/nsi/tests`);
-//! - in a real Windows 7 hive the IPv4 tables hold exactly the addresses, prefix lengths and gateways
-//!   that `Services\Tcpip` names for the same adapters;
-//! - Citrix's and Xen's PV drivers carry IPv6 addresses from one adapter to another by renaming such
-//!   values, and Microsoft's traces show IPv6 routes being set as object 16 of the IPv6 module.
+//! A table is a key below the module's GUID, named after its number: 10 has addresses, 16 routes. A
+//! record's key is the name of a value, in hexadecimal; its settings are the value's data, where ff
+//! means "not set". Microsoft does not document it. The evidence:
+//! - the records are those of the `Nsi*` calls, whose layout wine checks against Windows in its
+//!   tests (`include/wine/nsi.h`, `dlls/nsi/tests`);
+//! - in a real Windows 7 hive the IPv4 tables have exactly the addresses, prefix lengths and
+//!   gateways that `Services\Tcpip` names for the same adapters;
+//! - Citrix's and Xen's PV drivers carry IPv6 addresses from one adapter to another by renaming
+//!   such values, and Microsoft's traces show IPv6 routes being set as object 16 of the IPv6
+//!   module.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -22,18 +23,18 @@ const IPV4: &str = "{eb004a00-9b1a-11d4-9123-0050047759bc}";
 const IPV6: &str = "{eb004a01-9b1a-11d4-9123-0050047759bc}";
 const ADDRESSES: u32 = 10;
 const ROUTES: u32 = 16;
-/// More is a damaged or hostile hive.
+/// A hive with more is damaged or hostile.
 const MAX_RECORDS: usize = 1024;
-/// Where an address record keeps the prefix length, and a route record its metric.
+/// Offset of the prefix length in an address record, and of the metric in a route record.
 const PREFIX_AT: usize = 16;
 const METRIC_AT: usize = 12;
 
-/// How the tables name an adapter.
+/// The identifier of an adapter in the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Luid([u8; 8]);
 
 impl Luid {
-    /// From the class key of the adapter.
+    /// Reads it from the class key of the adapter.
     pub fn of(class: &Key<'_>) -> Result<Option<Self>> {
         let (Some(index), Some(kind)) = (class.dword("NetLuidIndex")?, class.dword("*IfType")?)
         else {
@@ -63,7 +64,8 @@ pub fn ipv6_addresses(set: &Key<'_>, luid: Luid) -> Result<Vec<Cidr>> {
     Ok(found)
 }
 
-/// The adapter's static routes, default routes included, without those that lead nowhere ("on link").
+/// The adapter's static routes, including default routes, without those that have no next hop ("on
+/// link").
 pub fn routes(set: &Key<'_>, luid: Luid) -> Result<Vec<Route>> {
     let mut found = Vec::new();
     for (name, data) in records(set, IPV4, ROUTES)? {
@@ -113,7 +115,7 @@ fn route(to: IpAddr, prefix: u8, gateway: IpAddr, data: &[u8]) -> Route {
     }
 }
 
-/// The records of a table: what the value's name stands for, and its data.
+/// The records of a table: the decoded name of the value, and its data.
 fn records(set: &Key<'_>, module: &str, table: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let Some(table) = set.key(&format!("Control\\Nsi\\{module}\\{table}"))? else {
         return Ok(Vec::new());
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
     use crate::registry::{HiveView, KeyTree, RegData};
 
-    /// Records as a real Windows 7 has them, and what does not belong to the adapter or is cut off.
+    /// Records of a real Windows 7, and others that are truncated or belong to another adapter.
     #[test]
     fn tables() {
         let mut tree = KeyTree::new("ROOT");

@@ -1,5 +1,5 @@
-//! Which Windows this is, from numbers and not from names: `ProductName` still says "Windows 10" on
-//! Windows 11, and marketing names of servers differ by language.
+//! Identifies Windows by numbers, not by names: `ProductName` is still "Windows 10" on Windows 11,
+//! and marketing names of servers depend on the language.
 
 use crate::boot_path::ImageState;
 use crate::disk::layout::{DiskLayout, Scheme};
@@ -10,7 +10,7 @@ use crate::registry::error::Result;
 use crate::text::guest_text;
 use crate::types::ControlSet;
 
-/// The control set the boot loader takes.
+/// The control set that the boot loader uses.
 pub fn control_set(system: &HiveView<'_>) -> Result<Option<ControlSet>> {
     let Some(select) = system.key("Select")? else {
         return Ok(None);
@@ -26,7 +26,7 @@ pub fn control_set(system: &HiveView<'_>) -> Result<Option<ControlSet>> {
     Ok(None)
 }
 
-/// The control set the boot loader takes and its number, where it has no services.
+/// The boot loader's control set and its number, if it has no services.
 pub fn lost_default(system: &HiveView<'_>) -> Result<Option<(ControlSet, u32)>> {
     let Some(select) = system.key("Select")? else {
         return Ok(None);
@@ -62,9 +62,9 @@ pub struct Version {
     pub server: bool,
 }
 
-/// First build that is Windows 10.
+/// The first build of Windows 10.
 const WINDOWS_10: u32 = 10_240;
-/// First build that is Windows 11.
+/// The first build of Windows 11.
 const WINDOWS_11: u32 = 22_000;
 
 pub fn version(
@@ -88,7 +88,7 @@ pub fn version(
             major,
             key.dword("CurrentMinorVersionNumber")?.unwrap_or_default(),
         ),
-        // `CurrentVersion` stays at 6.3 for good.
+        // `CurrentVersion` stays at 6.3 in all later versions.
         None if build >= WINDOWS_10 => (10, 0),
         None => match text("CurrentVersion")?.as_deref().and_then(parse_version) {
             Some(version) => version,
@@ -132,7 +132,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// The architecture: from the kernel's file, or from the environment when that is compressed.
+/// The architecture, from the kernel's file, or from the environment if the file is compressed.
 pub fn arch(
     kernel: ImageState,
     system: &HiveView<'_>,
@@ -171,7 +171,7 @@ impl Version {
     }
 }
 
-/// The DNS name, which is not cut at 15 characters, or the NetBIOS name.
+/// The DNS name, which is not truncated to 15 characters, or the NetBIOS name.
 pub fn hostname(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Option<String>> {
     let places = [
         ("Services\\Tcpip\\Parameters", "NV Hostname"),
@@ -188,19 +188,19 @@ pub fn hostname(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Optio
     Ok(None)
 }
 
-/// The hardware clock runs in UTC (set by hand on machines that share it with Linux).
+/// Whether the hardware clock runs in UTC (set manually on PCs that share it with Linux).
 pub fn clock_is_utc(system: &HiveView<'_>, control_set: &ControlSet) -> Result<bool> {
     let key = control_set.key("Control\\TimeZoneInformation");
     let Some(key) = system.key(&key)? else {
         return Ok(false);
     };
-    // A QWORD on some, by people who followed old advice; Windows takes both.
+    // A QWORD on some systems, following old advice; Windows accepts both.
     Ok(key
         .value("RealTimeIsUniversal")?
         .is_some_and(|v| v.data.first().is_some_and(|b| *b != 0)))
 }
 
-/// How Windows treats disks that are new to it.
+/// The policy of Windows for disks that are new to it.
 pub fn san_policy(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Option<u32>> {
     let key = control_set.key("Services\\partmgr\\Parameters");
     match system.key(&key)? {
@@ -209,8 +209,8 @@ pub fn san_policy(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Opt
     }
 }
 
-/// The letter the running Windows gives a partition, from `MountedDevices`: MBR disks by signature and
-/// start, GPT partitions as `DMIO:ID:` and their GUID.
+/// The letter that the running Windows gives a partition, from `MountedDevices`: MBR disks by
+/// signature and start, GPT partitions as `DMIO:ID:` and their GUID.
 pub fn drive_letter(
     system: &HiveView<'_>,
     layout: &DiskLayout,

@@ -1,5 +1,5 @@
-//! The state the disk and Windows were left in: what makes a conversion unsafe, and what makes its
-//! result surprising.
+//! The state of the disk and of Windows: conditions that make a conversion unsafe or its result
+//! surprising.
 
 use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES, MBR_LDM, Partition};
 use crate::guest::fve::Closed;
@@ -17,8 +17,9 @@ use super::findings;
 use super::model::{Finding, Inspection};
 use super::tools::MICROSOFT_DEFENDER;
 
-/// What the volumes and the partition tables say. `system` is the volume Windows is on; what keeps a disk
-/// from being changed counts on `disks`, those with Windows and its boot files.
+/// Findings from the volumes and the partition tables. `system` is the volume of Windows.
+/// Conditions that prevent changes to a disk count on `disks`, those with Windows and its boot
+/// files.
 pub fn volumes(
     guest: &dyn GuestRead,
     disks: &[&Disk],
@@ -51,7 +52,7 @@ pub fn volumes(
     }
 }
 
-/// What is on the disks that are to be changed.
+/// The contents of the disks that will be changed.
 struct Counted<'g> {
     volumes: Vec<&'g Volume>,
     partitions: Vec<(DiskId, &'g Partition)>,
@@ -88,13 +89,13 @@ impl<'g> Counted<'g> {
             .collect()
     }
 
-    /// Volumes that could be read inside a container of this kind.
+    /// Volumes that were read inside a container of this kind.
     fn opened(&self, kind: FsKind) -> Vec<VolumeId> {
         let inside = (self.volumes.iter()).filter(|v| v.state.container == Some(kind));
         inside.map(|v| v.id).collect()
     }
 
-    /// How the BitLocker volumes are protected, each way once.
+    /// The kinds of protection of the BitLocker volumes, each once.
     fn protectors(&self) -> Vec<String> {
         let mut protectors: Vec<String> = Vec::new();
         for protector in self.volumes.iter().flat_map(|v| &v.state.protectors) {
@@ -122,7 +123,7 @@ fn bitlocker(counted: &Counted<'_>, system: Option<VolumeId>, out: &mut Inspecti
     }
     let evidence = unlocked_by(&bitlocker, &counted.protectors());
     match system {
-        // Opened, and no Windows in it.
+        // Opened, but without Windows.
         None if closed.is_empty() => {}
         None => out
             .findings
@@ -224,7 +225,7 @@ fn unlocked_by(volumes: &[VolumeId], protectors: &[String]) -> String {
     }
 }
 
-/// BitLocker volumes that stay closed, and no Windows outside of them.
+/// BitLocker volumes that stay closed, without a Windows outside of them.
 fn closed_bitlocker(volumes: &[&Volume], closed: &[VolumeId], evidence: String) -> Finding {
     let is = |wanted: Closed| {
         let mut of_them = volumes.iter().filter(|v| closed.contains(&v.id));
@@ -238,7 +239,7 @@ fn closed_bitlocker(volumes: &[&Volume], closed: &[VolumeId], evidence: String) 
     text.found_with(&[&why], evidence)
 }
 
-/// A Windows that is encrypted, and can be read and changed here.
+/// An encrypted Windows that can be read and changed here.
 fn opened_bitlocker(is_suspended: bool, evidence: String) -> Finding {
     if is_suspended {
         return findings::BITLOCKER_SUSPENDED.found(evidence);
@@ -246,7 +247,7 @@ fn opened_bitlocker(is_suspended: bool, evidence: String) -> Finding {
     findings::BITLOCKER_OPENED.found(evidence)
 }
 
-/// Why no key opened them, when one was tried.
+/// The reason why no key opened them, if one was tried.
 fn not_opened<'a>(volumes: &[&'a Volume], closed: &[VolumeId]) -> Option<&'a str> {
     let mut closed = volumes.iter().filter(|v| closed.contains(&v.id));
     closed.find_map(|v| v.state.unreadable.as_deref())
@@ -271,7 +272,7 @@ fn list(volumes: &[VolumeId]) -> String {
     text
 }
 
-/// System files of a CompactOS installation are WOF reparse points.
+/// System files that are WOF reparse points in a CompactOS installation.
 const COMPACT_PROBES: [&str; 4] = [
     "System32\\ntoskrnl.exe",
     "System32\\kernel32.dll",
@@ -287,7 +288,7 @@ fn compressed_hive(stat: &dyn Fn(&str) -> Option<FileInfo>, root: &GuestPath) ->
         .map(|path| format!("{root}\\{path}"))
 }
 
-/// What the files of Windows say.
+/// Findings from the files of Windows.
 pub fn files(guest: &dyn GuestRead, volume: VolumeId, root: &GuestPath, out: &mut Inspection) {
     let stat = |path: &str| {
         let path = root.join(path).ok()?;
@@ -323,7 +324,7 @@ pub fn encrypted(file: String) -> Finding {
     findings::EFS.found(file)
 }
 
-/// What the hives say.
+/// Findings from the hives.
 pub fn hives(
     system: &HiveView<'_>,
     software: &HiveView<'_>,
@@ -368,7 +369,7 @@ fn pending(set: &Key<'_>, software: &HiveView<'_>, out: &mut Inspection) -> Resu
         Some(key) => key.value("PendingFileRenameOperations")?,
         None => None,
     };
-    // Beyond the terminators there is at least one operation.
+    // Apart from the terminators there is at least one operation.
     if renames.is_some_and(|v| v.data.iter().any(|b| *b != 0)) {
         out.pending_updates = true;
         out.findings
@@ -421,8 +422,8 @@ fn roles(set: &Key<'_>, out: &mut Inspection) -> Result<()> {
     Ok(())
 }
 
-/// `Mandatory` keeps the loader from going on when the hypervisor of Windows does not start (Microsoft,
-/// "Enable memory integrity"); without it Windows starts without that protection.
+/// `Mandatory` stops the loader if the hypervisor of Windows does not start (Microsoft, "Enable
+/// memory integrity"). Without it, Windows starts without that protection.
 fn virtualization_based_security(set: &Key<'_>, out: &mut Inspection) -> Result<()> {
     let Some(key) = set.key("Control\\DeviceGuard")? else {
         return Ok(());
@@ -435,7 +436,7 @@ fn virtualization_based_security(set: &Key<'_>, out: &mut Inspection) -> Result<
     Ok(())
 }
 
-/// `SYSTEM\Setup`: a setup, upgrade or sysprep that is not finished.
+/// `SYSTEM\Setup`: an unfinished setup, upgrade or sysprep.
 fn setup(system: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
     let Some(key) = system.key("Setup")? else {
         return Ok(());
@@ -454,7 +455,8 @@ mod tests {
     use crate::inspect::fake::FakeGuest;
     use crate::inspect::model::SourceFacts;
 
-    /// What is said of a disk with one volume of that kind, opened or not, with Windows on it or not.
+    /// The findings for a disk with one volume of that kind, opened or not, with Windows on it or
+    /// not.
     fn codes(kind: FsKind, container: Option<FsKind>, system: bool) -> Vec<(&'static str, String)> {
         let layout = DiskLayout {
             scheme: Scheme::Mbr,

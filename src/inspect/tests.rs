@@ -1,4 +1,4 @@
-//! Whole guests in memory: generated ones of every shape, and ones around real hives.
+//! Whole guests in memory: generated ones of every kind, and ones around real hives.
 
 mod whole;
 
@@ -84,7 +84,7 @@ fn software(version: &str, build: u32, product: &str, kind: &str) -> KeyTree {
     tree
 }
 
-/// Boots from SATA as it is.
+/// A SYSTEM hive that boots from SATA without changes.
 fn system(product_type: &str) -> KeyTree {
     let mut tree = KeyTree::new("ROOT");
     tree.dword("Select", "Default", 2)
@@ -200,7 +200,7 @@ impl Shape {
     }
 }
 
-/// A BCD whose default entry starts that loader from "where I came from".
+/// A BCD whose default entry starts that loader from the boot manager's own device.
 fn boot_store(loader: &str) -> Vec<u8> {
     const MANAGER: &str = "Objects\\{9dea862c-5cdd-4e70-acc1-f32b344d4795}";
     const LOADER: &str = "{733b62e5-f608-11eb-825c-c112f60133ab}";
@@ -331,7 +331,7 @@ fn versions_by_number() {
     }
 }
 
-/// Some tools copy hives without it, and `CurrentVersion` stays at 6.3.
+/// Some tools create hives without it, and `CurrentVersion` stays at 6.3.
 #[test]
 fn a_build_number_without_a_major_version() {
     for (build, want) in [(9600, (6, 3)), (10_240, (10, 0)), (22_631, (10, 0))] {
@@ -385,7 +385,7 @@ fn compact_os_takes_the_processor_from_the_registry() {
 
 type Change = fn(&mut Shape);
 
-/// Each state is found, with the severity that says whether to continue.
+/// Each state is found, with the severity that determines whether to continue.
 #[test]
 fn states() {
     use Severity::{Blocker, Info, Warning};

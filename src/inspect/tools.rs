@@ -1,5 +1,5 @@
 //! Guest software that matters when the hypervisor changes: the tools of other hypervisors, and
-//! virus scanners. Told from services and from the list of installed programs.
+//! virus scanners. It is identified by services and by the list of installed programs.
 
 use crate::registry::HiveView;
 use crate::registry::error::Result;
@@ -12,11 +12,11 @@ use super::model::Tool;
 struct Known {
     id: &'static str,
     name: &'static str,
-    /// One of these installed is proof enough.
+    /// Services of which a single installed one is proof enough.
     markers: &'static [&'static str],
-    /// More services that belong to it.
+    /// Further services that belong to it.
     others: &'static [&'static str],
-    /// How the name in the list of installed programs starts.
+    /// The start of its name in the list of installed programs.
     program: &'static str,
 }
 
@@ -177,7 +177,7 @@ pub fn tools(
             });
         }
     }
-    // The integration services are part of Windows: what tells is that it found a VMBus.
+    // The integration services are part of Windows; a VMBus proves that the guest ran on Hyper-V.
     let on_hyper_v = match set.key("Enum\\VMBUS")? {
         Some(bus) => !bus.keys()?.is_empty(),
         None => false,
@@ -207,7 +207,7 @@ pub fn antivirus(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Vec<
     Ok(found)
 }
 
-/// The service is there and may start; a left-over key is neither.
+/// Whether the service exists and may start; a left-over key does neither.
 fn is_installed(set: &Key<'_>, service: &str) -> Result<bool> {
     let Some(key) = set.key(&format!("Services\\{service}"))? else {
         return Ok(false);
@@ -223,7 +223,7 @@ struct Program {
 
 const MAX_PROGRAMS: usize = 8192;
 
-/// What "Programs and Features" lists, 32-bit programs included.
+/// The list of "Programs and Features", including 32-bit programs.
 fn programs(software: &HiveView<'_>) -> Result<Vec<Program>> {
     let mut found = Vec::new();
     for view in ["", "Wow6432Node\\"] {

@@ -1,7 +1,9 @@
-//! What there is below a folder: machines by their descriptions, and disks that belong to none.
+//! Finds everything below a folder that can be converted: VMs by their descriptions, and disks
+//! without one.
 //!
-//! A disk counts once: not again as the base of a snapshot, as the extent of a split image, or under a
-//! second description (an output directory of hyper2kvm has two). Symbolic links to directories are not followed.
+//! A disk counts once: not again as the base of a snapshot, as the extent of a split image, or
+//! under a second description (an output directory of hyper2kvm has two). Symbolic links to
+//! directories are not followed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,13 +14,13 @@ use crate::disk::chain::Image;
 const MAX_DEPTH: u32 = 4;
 const MAX_FILES: usize = 20_000;
 
-/// Descriptions, the one with the most to say first.
+/// Extensions of descriptions, the most detailed first.
 const MACHINES: [&str; 4] = ["vmx", "ovf", "ova", "xml"];
 const DISKS: [&str; 9] = [
     "vmdk", "vhdx", "avhdx", "vhd", "qcow2", "qcow", "vdi", "raw", "img",
 ];
 
-/// Each is something [`open`] takes, or says why it does not. Sorted.
+/// The sources, sorted. [`open`] accepts each or returns the reason for refusing it.
 pub fn below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     walk(folder, MAX_DEPTH, &mut files)?;
@@ -37,7 +39,7 @@ pub fn below(folder: &Path) -> Result<Vec<PathBuf>> {
                         found.push(file.clone());
                     }
                 }
-                // Any program may leave an XML file.
+                // Any program may write an XML file.
                 Err(_) if kind == "xml" => {}
                 Err(_) => found.push(file.clone()),
             }
@@ -59,7 +61,7 @@ pub fn below(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The files an image consists of besides the one that is named.
+/// The files of an image besides the named one.
 fn others(disk: &Path) -> Vec<PathBuf> {
     let Ok(image) = Image::open_info(disk, None, &[]) else {
         return Vec::new();
@@ -73,7 +75,8 @@ fn is_change_map(file: &Path) -> bool {
     stem.ends_with("-ctk")
 }
 
-/// Whether it is the data of a VMware disk whose descriptor lies beside it: also where that cannot be read.
+/// Whether this is the data of a VMware disk whose descriptor lies beside it, even an unreadable
+/// one.
 fn has_descriptor(file: &Path, files: &[PathBuf]) -> bool {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     let disk = ["-flat", "-delta", "-sesparse"]
@@ -108,7 +111,7 @@ fn walk(folder: &Path, depth: u32, files: &mut Vec<PathBuf>) -> Result<()> {
         if !kind.is_dir() {
             files.push(path);
         } else if depth > 1 {
-            // A directory that may not be entered hides what is in it, and no more.
+            // An inaccessible directory only hides its own contents.
             let _ = walk(&path, depth - 1, files);
         }
     }

@@ -1,7 +1,7 @@
 //! libvirt domain XML as a source: a VM that is moved, or was converted by other means.
 //!
-//! Follows <https://libvirt.org/formatdomain.html>. Paths are this host's; a relative one, or an
-//! absolute one that does not exist here, is looked for beside the XML.
+//! Follows <https://libvirt.org/formatdomain.html>. Paths are those of this host. A relative one,
+//! or an absolute one that does not exist here, is looked up beside the XML.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ use super::{
 use crate::disk::charset::Charset;
 use crate::files::folder_of;
 
-/// A disk as the XML names it.
+/// A disk in the XML.
 #[derive(Debug, PartialEq, Eq)]
 pub struct XmlDisk {
     pub path: PathBuf,
-    /// The same in every spelling.
+    /// The same name in every spelling.
     pub names: Vec<OsString>,
     pub format: Option<String>,
     pub controller: Controller,
@@ -32,10 +32,11 @@ pub fn open(path: &Path) -> Result<SourceVm> {
     open_with(path, Path::new("/var/lib/libvirt/qemu/save"))
 }
 
-/// `saved` is where `virsh managedsave` puts the memory of a domain.
+/// Opens a domain XML. `saved` is the directory in which `virsh managedsave` stores the memory of a
+/// domain.
 pub(super) fn open_with(path: &Path, saved: &Path) -> Result<SourceVm> {
     let (mut vm, disks) = parse(path, &read_description(path)?)?;
-    // With its disks where it says it is a domain of this host.
+    // With disks at these paths, it is a domain of this host.
     let state = saved.join(format!("{}.save", vm.name.replace('/', "_")));
     let here = remote::root_of(path).is_none();
     let own = |disk: &XmlDisk| here && disk.path.is_absolute() && disk.path.exists();
@@ -47,10 +48,10 @@ pub(super) fn open_with(path: &Path, saved: &Path) -> Result<SourceVm> {
     }
     for disk in disks {
         let (dir, xml) = (folder_of(path), path);
-        // At its place, else beside the XML; by its text, else in the encoding of the XML.
+        // At its path, otherwise beside the XML; by its text, otherwise in the encoding of the XML.
         let places = disk.names.iter().flat_map(|name| {
             let path = Path::new(name);
-            // `[datastore] folder/name` is what libvirt says of ESXi's.
+            // libvirt writes `[datastore] folder/name` for ESXi's files.
             let elsewhere = path.is_absolute() || name.as_encoded_bytes().starts_with(b"[");
             let beside = elsewhere.then(|| path.file_name()).flatten();
             let place = remote::resolve(xml, path);
@@ -76,7 +77,7 @@ pub(super) fn open_with(path: &Path, saved: &Path) -> Result<SourceVm> {
     Ok(vm)
 }
 
-/// The VM, without looking at any file. `path` is for errors.
+/// Parses the VM without opening any file. `path` is for errors.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
     let parsed = Element::parse_with_encoding(bytes).map_err(|source| SourceError::Xml {
         path: path.into(),
@@ -123,13 +124,13 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<(SourceVm, Vec<XmlDisk>)> {
             vm.note(format!("{passed} host devices passed through are left out"));
         }
     }
-    // A boot order decides over the bus and the target name.
+    // A boot order takes precedence over the bus and the target name.
     disks.sort_by_key(|(order, disk)| (*order, disk.controller, disk.order));
     Ok((vm, disks.into_iter().map(|(_, disk)| disk).collect()))
 }
 
-/// `<vcpu>` says how many there are; without it the topology does, and without both there is one. Dies and
-/// clusters are parts of a socket and count as cores.
+/// Reads the numbers of CPUs. `<vcpu>` has their number, otherwise the topology; without both there
+/// is one. Dies and clusters are parts of a socket and count as cores.
 fn processors(domain: &Element, vm: &mut SourceVm) {
     let topology = domain.path("cpu/topology");
     let part = |name: &str| -> Option<u32> {
@@ -170,7 +171,7 @@ fn firmware(domain: &Element, vm: &mut SourceVm) {
         Some(feature.attr("enabled") == Some("yes"))
     };
     let secure = loader.is_some_and(|l| l.attr("secure") == Some("yes"));
-    // A secure loader with an empty variable store does not enforce anything.
+    // A secure loader with an empty variable store enforces nothing.
     vm.secure_boot = uefi
         && feature("secure-boot").unwrap_or(secure)
         && feature("enrolled-keys").unwrap_or(true);
@@ -179,7 +180,7 @@ fn firmware(domain: &Element, vm: &mut SourceVm) {
 const NOT_A_FILE: &str = "copy it to a file and name that in the XML: virsh vol-download for a volume of a pool, \
     qemu-img convert for one on the network; or take the disk out of the XML";
 
-/// `Err`: a disk whose data would be missing.
+/// Parses a disk; `Err` for one whose data would be missing.
 fn parse_disk(
     disk: &Element,
     charset: Charset,
@@ -221,7 +222,7 @@ fn parse_disk(
     Ok(Some((boot.unwrap_or(u32::MAX), disk)))
 }
 
-/// `vdb` is 1, `vdaa` is 26.
+/// Converts a target name to an index: `vdb` is 1, `vdaa` is 26.
 fn target_index(dev: &str) -> u32 {
     let letters = dev.as_bytes().get(2..).unwrap_or_default();
     let index = letters.iter().try_fold(0u32, |n, byte| {
@@ -243,7 +244,8 @@ fn nic(interface: &Element) -> SourceNic {
     }
 }
 
-/// As libvirt's `virScaleInteger`: without regard to case, `k` and `KiB` are 1024, `KB` is 1000.
+/// Converts a size like libvirt's `virScaleInteger`: without regard to case, `k` and `KiB` are
+/// 1024, `KB` is 1000.
 fn memory_mib(memory: &Element) -> Option<u64> {
     let value: u64 = memory.text.parse().ok()?;
     let unit = memory.attr("unit").unwrap_or("KiB").to_ascii_lowercase();

@@ -1,7 +1,7 @@
 //! OVF manifests (`.mf`): a digest for each file of the package.
 //!
-//! DSP0243 section 6: lines `SHA256(file.vmdk)= 64 hex digits`. SHA-1 is what older tools write;
-//! it guards against damage here, not against people. A signature (`.cert`) is not checked.
+//! DSP0243 section 6: lines `SHA256(file.vmdk)= 64 hex digits`. Older tools write SHA-1; it guards
+//! against damage here, not against attackers. A signature (`.cert`) is not checked.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -53,8 +53,8 @@ impl Algorithm {
 }
 
 impl Manifest {
-    /// The digests, and the numbers of the lines that are none. A file whose line is unreadable is not
-    /// verified; the others are.
+    /// Parses the digests, and returns the numbers of invalid lines. A file with an unreadable line
+    /// is not verified; the others are.
     pub fn parse(bytes: &[u8]) -> Result<(Self, Vec<usize>), String> {
         let bytes = &*without_mark(bytes);
         let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
@@ -97,7 +97,7 @@ impl Manifest {
 
 fn parse_line(line: &str) -> Option<Entry> {
     let (name, rest) = line.split_once('(')?;
-    // A file name may hold parentheses; the last one closes.
+    // A file name may contain parentheses; the last one closes.
     let (file, digest) = rest.rsplit_once(')')?;
     let digest = digest.trim().strip_prefix('=')?.trim().to_ascii_lowercase();
     let algorithm = match name.trim().to_ascii_uppercase().replace('-', "").as_str() {
@@ -148,12 +148,12 @@ impl Hasher {
     }
 }
 
-/// A `%` that begins no code is a `%`.
+/// Decodes percent codes; a `%` that begins no code stays a `%`.
 pub(super) fn percent_decode(href: &str) -> Vec<u8> {
     percent_encoding::percent_decode_str(href).collect()
 }
 
-/// Compares a small file of the package that is in memory already.
+/// Verifies a small file of the package that is already in memory.
 pub(super) fn check_bytes(
     path: &Path,
     manifest: &Manifest,

@@ -1,17 +1,17 @@
-//! What comes in: a disk image, or a VM with its disks and what it says about itself.
+//! The source: a disk image, or a VM with its disks and its description.
 //!
-//! [`open`] takes the SOURCE of the command line and tells machine from disk: `.vmx`, `.ovf`,
-//! `.ova`, libvirt domain XML, the directory one of these or a Hyper-V export lies in, and anything
-//! else as a plain disk image. It reads descriptions, never disk contents, so it is quick; what is
-//! not usable in place (members of an OVA, gzip'd disks) and the checksums of a manifest are dealt
-//! with by [`SourceVm::prepare`], which works in a directory of the caller's.
+//! [`open`] takes the SOURCE of the command line and distinguishes VMs from disks. VMs are `.vmx`,
+//! `.ovf`, `.ova`, libvirt domain XML, and the directory of one of these or of a Hyper-V export;
+//! anything else is a plain disk image. It is quick, because it reads descriptions and never disk
+//! contents. [`SourceVm::prepare`] handles disks that are not usable in place (members of an OVA,
+//! gzip'd disks) and the checksums of a manifest; it works in a directory of the caller.
 //!
-//! These files come from elsewhere and are not trusted: the parsers ([`vmx`], [`ovf`], [`libvirt`],
-//! [`tar`], [`vmdk`]) are pure functions with limits, and a reference that leads out of the directory
-//! of the description is refused, because a converted guest could otherwise be made to contain any
-//! file of the host. The exception is libvirt XML, whose paths are this host's by definition.
+//! These files are untrusted. The parsers ([`vmx`], [`ovf`], [`libvirt`], [`tar`], [`vmdk`]) are
+//! pure functions with limits. A reference that leads out of the directory of the description is
+//! refused, because it could otherwise bring any file of the host into a converted guest. The
+//! exception is libvirt XML, whose paths are this host's by definition.
 //!
-//! What a source says is a hint. Facts found inside the guest win over it.
+//! The description of a source is a hint. Facts found inside the guest take precedence.
 
 pub mod find;
 pub mod libvirt;
@@ -45,7 +45,7 @@ use crate::types::MacAddr;
 
 pub use manifest::Manifest;
 
-/// Descriptions are small; a larger file is not one.
+/// The size limit of a description; a larger file is not one.
 const MAX_DESCRIPTION: u64 = 16 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -62,9 +62,9 @@ pub enum SourceKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceVm {
     pub kind: SourceKind,
-    /// Control characters removed; not yet a libvirt name.
+    /// The name without control characters; not yet a libvirt name.
     pub name: String,
-    /// In the order the firmware of the source would look at them.
+    /// The disks in the order in which the source's firmware would try them.
     pub disks: Vec<SourceDisk>,
     pub memory_mib: Option<u64>,
     pub vcpus: Option<u32>,
@@ -77,21 +77,21 @@ pub struct SourceVm {
     pub uuid: Option<Uuid>,
     pub serial: Option<String>,
     pub genid: Option<Uuid>,
-    /// What the user should know: devices left out, values not understood.
+    /// Notes for the user: omitted devices, unsupported values.
     pub notes: Vec<String>,
     #[serde(skip)]
     pub manifest: Manifest,
-    /// What was unpacked, as long as somebody has this.
+    /// The unpacked files, which exist as long as this does.
     #[serde(skip)]
     pub unpacked: Unpacked,
 }
 
-/// Unpacked disks: files without a name, which are gone with the last clone of this, also when the
+/// Unpacked disks: files without a name. They are gone with the last clone of this, even if the
 /// process is killed.
 #[derive(Debug, Clone, Default)]
 pub struct Unpacked(Vec<Arc<File>>);
 
-/// Two machines are the same whoever unpacked them.
+/// Two VMs are equal even if different runs unpacked them.
 impl PartialEq for Unpacked {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -101,32 +101,32 @@ impl Eq for Unpacked {}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceDisk {
-    /// As the description names it, for messages.
+    /// The name in the description, for messages.
     pub name: String,
-    /// The image, or the archive it is packed in.
+    /// The image, or the archive that contains it.
     #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub path: PathBuf,
-    /// What the description says, in QEMU's words (`vmdk`, `raw`, ...); absent when it is silent.
+    /// The format in the description, under QEMU's name (`vmdk`, `raw`, ...), if there is one.
     pub format: Option<String>,
     pub controller: Controller,
-    /// Controller number and position on it.
+    /// Controller number and position on the controller.
     pub order: (u32, u32),
-    /// Not readable in place until [`SourceVm::prepare`] has run.
+    /// Set for a disk that is unreadable in place until [`SourceVm::prepare`] has run.
     pub packed: Option<Packed>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Packed {
-    /// The name in the archive or directory, as the manifest has it.
+    /// The name in the archive or directory, and in the manifest.
     pub name: String,
-    /// Where an uncompressed tar member lies.
+    /// The range of an uncompressed tar member.
     pub member: Option<(u64, u64)>,
     pub gzip: bool,
-    /// The size of the disk, as its description has it: what it may unpack to.
+    /// The size of the disk in its description: the limit for unpacking.
     pub capacity: Option<u64>,
 }
 
-/// Declared in the order in which disks are listed.
+/// The kind of a controller, in the order in which disks are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Controller {
@@ -144,7 +144,7 @@ pub struct SourceNic {
     pub mac: Option<MacAddr>,
     pub model: Option<String>,
     pub network: Option<String>,
-    /// Connected at power-on.
+    /// Whether it is connected at power-on.
     pub connected: bool,
 }
 
@@ -171,7 +171,7 @@ pub enum SourceError {
     )]
     Bomb {
         path: PathBuf,
-        /// In MiB, as all of them.
+        /// All limits are in MiB.
         limit: u64,
         declared: String,
         free: u64,
@@ -247,7 +247,7 @@ pub type Result<T, E = SourceError> = std::result::Result<T, E>;
 const SUSPENDED: &str = "resume it and shut it down from inside, then copy it again: what it had in memory is not on its disks";
 
 impl SourceError {
-    /// What this is when it is no failure but a refusal.
+    /// The blocker for an error that is a refusal, not a failure.
     pub fn blocker(&self) -> Option<Blocker> {
         match self {
             Self::Suspended { .. } => Some(Blocker::new("suspended", self.to_string(), SUSPENDED)),
@@ -255,7 +255,7 @@ impl SourceError {
         }
     }
 
-    /// What to do about it; `None` where the message says so, or only the host knows.
+    /// A remedy; `None` if the message has it or only the host knows one.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::NotFound { .. } => "check the path",
@@ -288,7 +288,7 @@ impl SourceError {
     }
 }
 
-/// How a description is read.
+/// Options for reading a description.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The deployment option of an OVF.
@@ -318,7 +318,7 @@ impl SourceVm {
         }
     }
 
-    /// What the manifest of a package says; what is unreadable in it is a note.
+    /// Parses the manifest of a package; an unreadable part becomes a note.
     fn take_manifest(&mut self, text: &[u8]) -> Result<(), String> {
         let (manifest, unreadable) = Manifest::parse(text)?;
         self.manifest = manifest;
@@ -342,15 +342,16 @@ impl SourceVm {
         self.disks.iter().any(|disk| disk.packed.is_some())
     }
 
-    /// Unpacks below `work` what cannot be read in place, and verifies the manifest, reading each
-    /// disk once. Afterwards every disk is a file of its own; an unpacked one has only a link as its
-    /// name. `most` is how many bytes a disk may unpack to whatever it declares and is free.
+    /// Unpacks disks that are unreadable in place below `work`, and verifies the manifest. Each
+    /// disk is read once. Afterwards every disk is a separate file; an unpacked one is named only
+    /// by a link. `most` overrides the limit for unpacking, which is the declared size and the free
+    /// space.
     pub fn prepare(&mut self, work: &Path, most: Option<u64>) -> Result<()> {
         ova::prepare(self, work, most)
     }
 }
 
-/// Reads what SOURCE is.
+/// Opens a SOURCE.
 pub fn open(path: &Path) -> Result<SourceVm> {
     open_with(path, &Options::default())
 }
@@ -404,8 +405,9 @@ pub fn open_with(path: &Path, options: &Options) -> Result<SourceVm> {
     Ok(vm)
 }
 
-/// Two disks of one file would be two copies of one, and the other disk would be lost: two files of one
-/// name on two datastores end up so, and so do two descriptors that name one extent.
+/// Refuses two disks on one file. They would be two copies of one disk, and the other disk would be
+/// lost. Two files of one name on two datastores cause this, and two descriptors that name one
+/// extent.
 fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
     type Place = (u64, u64, Option<u64>);
     let place = |file: &Path, member| -> Option<Place> {
@@ -446,7 +448,7 @@ fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
     Ok(())
 }
 
-/// Descriptions of other products, by extension: what they are, and what is read instead.
+/// Descriptions of other products by extension: their name, and what to name instead.
 fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
     Some(match extension {
         "vbox" | "vbox-prev" => (
@@ -466,7 +468,7 @@ fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
     })
 }
 
-/// An export of a server: one raw disk, whatever its name ends in.
+/// An export of a server: one raw disk, whatever the end of its name.
 pub(crate) fn export(path: &Path) -> SourceVm {
     let mut vm = open_disk(path);
     for disk in &mut vm.disks {
@@ -488,7 +490,7 @@ fn open_disk(path: &Path) -> SourceVm {
     vm
 }
 
-/// A directory with one description in it, or a Hyper-V export.
+/// Opens a directory with one description, or a Hyper-V export.
 fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
     let mut files = files_below(dir, 3)?;
     files.retain(|file| !is_apple_double(file));
@@ -561,7 +563,8 @@ fn open_folder(dir: &Path, options: &Options) -> Result<SourceVm> {
     Ok(vm)
 }
 
-/// What macOS writes beside every file on a foreign file system, and into every archive: `._name`.
+/// Whether the file is a `._name`, which macOS writes beside every file on a foreign file system,
+/// and into every archive.
 fn is_apple_double(name: &Path) -> bool {
     let name = name.file_name().unwrap_or_default();
     name.as_encoded_bytes().starts_with(b"._")
@@ -607,7 +610,8 @@ fn extension(path: &Path) -> String {
     extension.to_string_lossy().to_ascii_lowercase()
 }
 
-/// Bytes that are no UTF-8 as `%B4`, so that two names stay two.
+/// The name without its extension. Bytes that are not UTF-8 become `%B4`, so that two names remain
+/// distinct.
 fn stem(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default();
     let mut text = String::new();
@@ -620,13 +624,13 @@ fn stem(path: &Path) -> String {
     clean(&text)
 }
 
-/// Text of a description, fit for people: no control characters, bounded.
+/// Cleans text of a description for people: no control characters, limited length.
 fn clean(text: &str) -> String {
     let text: String = text.chars().filter(|c| !c.is_control()).take(400).collect();
     text.trim().to_owned()
 }
 
-/// The whole description file, within limits.
+/// Reads the whole description file, within the limit.
 fn read_description(path: &Path) -> Result<Vec<u8>> {
     let error = |source: std::io::Error| match source.kind() {
         std::io::ErrorKind::NotFound => SourceError::NotFound { path: path.into() },

@@ -1,8 +1,8 @@
-//! `.ova` archives, and unpacking what cannot be read in place.
+//! `.ova` archives, and unpacking of disks that are unreadable in place.
 //!
-//! An OVA is a tar of an OVF package. Opening reads the descriptor and the manifest and only
-//! locates the disks; [`prepare`] then reads each disk once, writing it out, gunzipping it if need
-//! be and comparing its digest. What is written has no name and holes for its zeroes.
+//! An OVA is a tar of an OVF package. Opening it reads the descriptor and the manifest and only
+//! locates the disks. [`prepare`] then reads each disk once, writes it, decompresses it if needed
+//! and compares its digest. The written file has no name, and holes for its zeroes.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -73,7 +73,7 @@ pub fn open(path: &Path, options: &super::Options) -> Result<SourceVm> {
         check_bytes(path, &vm.manifest, base(&descriptor.name), &text)?;
     }
     for disk in disks {
-        // Hrefs are relative to the descriptor, which may sit in a directory of the archive.
+        // Hrefs are relative to the descriptor, which may be in a directory of the archive.
         let folder = descriptor.name.strip_suffix(base(&descriptor.name));
         let wanted = |name: &OsString| {
             let name = text_of(name.as_encoded_bytes());
@@ -108,7 +108,7 @@ pub fn open(path: &Path, options: &super::Options) -> Result<SourceVm> {
     Ok(vm)
 }
 
-/// What a file is that was to be a tar.
+/// The actual format of a file that should be a tar.
 fn packed_as(magic: &[u8]) -> Option<&'static str> {
     const KINDS: [(&[u8], &str); 6] = [
         (b"\x1f\x8b", "a gzip'd archive"),
@@ -128,7 +128,7 @@ fn starts_with(file: &File, member: &Member, start: &[u8]) -> bool {
     member.size >= start.len() as u64 && read.is_ok() && bytes == start
 }
 
-/// See [`SourceVm::prepare`].
+/// Implements [`SourceVm::prepare`].
 pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Result<()> {
     for (n, disk) in vm.disks.iter_mut().enumerate() {
         let entry = match &disk.packed {
@@ -143,7 +143,7 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Resu
             } else {
                 base
             };
-            // Numbered, since a package may use one name in two directories.
+            // Numbered, because a package may use one name in two directories.
             work.join(format!("{n}-{}", super::clean(base)))
         });
         let mut unpacked = None;
@@ -178,8 +178,8 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Resu
         }
         if let (Some(target), Some(file)) = (target, unpacked) {
             let file = Arc::new(file);
-            // Only this process has the file; the link is for names and messages. Not before: a run that is
-            // killed while it unpacks leaves nothing.
+            // Only this process has the file; the link is for names and messages. It is created
+            // last, so a run that is killed while it unpacks leaves nothing.
             let mut folder = DirBuilder::new();
             folder
                 .recursive(true)
@@ -192,14 +192,14 @@ pub(super) fn prepare(vm: &mut SourceVm, work: &Path, most: Option<u64>) -> Resu
             vm.unpacked.0.push(file);
             disk.path = target;
             disk.packed = None;
-            // Now QEMU could follow what the image names.
+            // From here on, QEMU could follow names in the image.
             vmdk::check_files(&disk.path)?;
         }
     }
     Ok(())
 }
 
-/// Unpacks into a file without a name; `target` is what it is called in messages.
+/// Unpacks to a file without a name; `target` is its name in messages.
 fn unpack(
     source: &Path,
     packed: &Packed,
@@ -219,7 +219,7 @@ fn unpack(
     let input = file.take(size);
     let mut full = false;
     let copied = if packed.gzip {
-        // The digest is of the file as it is in the package, so it is taken below the inflater.
+        // The digest is of the packed file, so it is computed before decompression.
         let mut tee = Tee { input, hasher };
         let most = limit.bytes.saturating_add(1);
         let inflated = flate2::read::MultiGzDecoder::new(&mut tee).take(most);
@@ -246,12 +246,12 @@ fn unpack(
     }
 }
 
-/// A file that has no name, so that nothing of it is left however this process ends.
+/// A file without a name, so that nothing of it remains however this process ends.
 fn nameless(folder: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE;
     match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => Ok(file.into()),
-        // A file system without them (NFS, some FUSE).
+        // The file system does not support them (NFS, some FUSE).
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {
             tempfile::NamedTempFile::new_in(folder).map(tempfile::NamedTempFile::into_file)
         }
@@ -259,7 +259,7 @@ fn nameless(folder: &Path) -> io::Result<File> {
     }
 }
 
-/// How much a disk may unpack to.
+/// The limit for unpacking a disk.
 struct Limit {
     bytes: u64,
     declared: Option<u64>,
@@ -268,10 +268,10 @@ struct Limit {
 }
 
 impl Limit {
-    /// The smaller of what the disk declares and of what is free less a tenth, unless the user says
-    /// more.
+    /// The smaller of the disk's declared size and the free space less a tenth, unless the user
+    /// sets more.
     fn of(packed: &Packed, folder: &Path, most: Option<u64>) -> io::Result<Self> {
-        /// No image is much larger than its disk, whatever its format adds.
+        /// An image is never much larger than its disk, whatever its format adds.
         const TABLES: u64 = 64 << 20;
         let space = rustix::fs::statvfs(folder)?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
@@ -300,7 +300,7 @@ impl Limit {
     }
 }
 
-/// Writes a file from its start, zeroes as holes.
+/// Writes a file sequentially, with zeroes as holes.
 struct Holes<'f> {
     file: &'f File,
     at: u64,

@@ -1,17 +1,17 @@
-//! OVF descriptors (DMTF DSP0243, versions 1 and 2), as VMware, VirtualBox and others write them.
+//! OVF descriptors (DMTF DSP0243, versions 1 and 2) of VMware, VirtualBox and others.
 //!
-//! Elements are told by local name, since producers choose their own prefixes. Taken: the files,
-//! the disks, the hardware items (RASD and its 2.x forms), and the firmware settings of VMware
-//! (`Config`) and VirtualBox (`Firmware`).
+//! Elements are identified by local name, because producers choose their own prefixes. The parser
+//! reads the files, the disks, the hardware items (RASD and its 2.x forms), and the firmware
+//! settings of VMware (`Config`) and VirtualBox (`Firmware`).
 //!
-//! An item with a `bound` is a limit, not a value. One with a `configuration` belongs to these deployment
-//! options only; it stands beside, or in the place of, an item of the same `InstanceID` (where there is
-//! none, of memory and processors) without one. Which configuration is taken: the one asked for, else the
-//! default, else the first.
+//! An item with a `bound` is a limit, not a value. One with a `configuration` belongs to these
+//! deployment options only. It is added to, or replaces, an item of the same `InstanceID` (or
+//! without one, of memory and CPUs) without a configuration. The chosen configuration is that of
+//! the user, or else the default, or else the first.
 //!
-//! Surprises: a disk item points at a disk or straight at a file; the order of the items is not
-//! the order of the disks, which is by controller and `AddressOnParent`; `AllocationUnits` is a
-//! formula (`byte * 2^20`) or an old-fashioned word.
+//! A disk item refers to a disk or directly to a file. The order of the items is not that of the
+//! disks, which is by controller and `AddressOnParent`. `AllocationUnits` is a formula (`byte *
+//! 2^20`) or an old-fashioned word.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -29,16 +29,16 @@ use super::{
 use crate::disk::charset::{Charset, text_of};
 use crate::files::{folder_of, open_file};
 
-/// More than any machine has: each item may name another.
+/// The most items, each of which may name another; no VM has that many.
 const MAX_ITEMS: usize = 4096;
 
 /// A file of the package that backs a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OvfDisk {
-    /// Relative, percent-decoded, for people.
+    /// The relative, percent-decoded name for people.
     pub href: String,
-    /// What the file may be called: percent-decoded, as it is written (not every producer encodes a `%`),
-    /// each as text and in the encoding of the descriptor.
+    /// The possible names of the file: percent-decoded, and as written (not every producer encodes
+    /// a `%`), each as text and in the encoding of the descriptor.
     pub names: Vec<OsString>,
     pub gzip: bool,
     /// The size of the disk, in bytes.
@@ -46,7 +46,7 @@ pub struct OvfDisk {
     pub format: Option<String>,
     pub controller: Controller,
     pub order: (u32, u32),
-    /// It is said to be the one to boot.
+    /// Whether it is marked as the one to boot.
     pub boot: bool,
 }
 
@@ -101,7 +101,7 @@ pub fn open(path: &Path, options: &Options) -> Result<SourceVm> {
     Ok(vm)
 }
 
-/// A disk that was packed without a word about it.
+/// Whether a disk is compressed without a mark in the descriptor.
 pub(super) fn is_gzip(file: &Path) -> bool {
     let mut magic = [0; 3];
     let read = open_file(file).and_then(|f| match remote::of(file, &f.metadata()?) {
@@ -111,10 +111,10 @@ pub(super) fn is_gzip(file: &Path) -> bool {
     read.is_ok() && magic == GZIP
 }
 
-/// With the only method there is, deflate.
+/// The magic number of gzip with deflate, its only method.
 pub(super) const GZIP: [u8; 3] = [0x1f, 0x8b, 8];
 
-/// The VM an envelope describes, without looking at any file. `path` is for errors.
+/// Parses the VM of an envelope without opening any file. `path` is for errors.
 pub fn parse(path: &Path, bytes: &[u8], options: &Options) -> Result<(SourceVm, Vec<OvfDisk>)> {
     let parsed = Element::parse_with_encoding(bytes).map_err(|source| SourceError::Xml {
         path: path.into(),
@@ -204,7 +204,7 @@ fn only_system<'r>(path: &Path, root: &'r Element) -> Result<&'r Element> {
     }
 }
 
-/// What VirtualBox says in its own words: the items have neither MAC addresses nor a TPM.
+/// Reads VirtualBox's own elements: the items have neither MAC addresses nor a TPM.
 fn virtual_box(system: &Element, vm: &mut SourceVm) {
     let Some(hardware) = system.first("Machine").and_then(|m| m.first("Hardware")) else {
         return;
@@ -223,7 +223,8 @@ fn virtual_box(system: &Element, vm: &mut SourceVm) {
     }
 }
 
-/// Elements of OVF 0.9, which oVirt writes to this day: `<Content xsi:type="ovf:VirtualSystem_Type">`.
+/// Finds elements of OVF 0.9, which oVirt still writes: `<Content
+/// xsi:type="ovf:VirtualSystem_Type">`.
 fn typed<'a>(root: &'a Element, name: &str) -> Vec<&'a Element> {
     let mut elements = root.descendants("Content");
     elements.extend(root.descendants("Section"));
@@ -271,7 +272,7 @@ fn firmware(system: &Element, vm: &mut SourceVm) {
     vm.uuid = machine.and_then(|id| id.parse().ok());
 }
 
-/// The deployment option that counts, where there are any.
+/// The chosen deployment option, if there are any.
 fn configuration(
     path: &Path,
     root: &Element,
@@ -311,11 +312,11 @@ fn configuration(
     Ok(default.map(str::to_owned))
 }
 
-/// The items that count in this configuration.
+/// The items of this configuration.
 fn hardware<'a>(system: &'a Element, configuration: Option<&str>) -> Result<Vec<Item<'a>>, String> {
     let mut sections: Vec<&Element> = system.all("VirtualHardwareSection").collect();
     sections.extend(typed(system, "VirtualHardwareSection"));
-    // There may be one for each kind of hypervisor; the first is taken.
+    // There may be one for each kind of hypervisor; the first is used.
     let section = sections.first();
     let items = section.into_iter().flat_map(|s| &s.children);
     let items = items.filter_map(Item::new).filter(|item| {
@@ -396,7 +397,7 @@ impl<'a> Item<'a> {
         }))
     }
 
-    /// The controller this disk is attached to, and its number.
+    /// The controller to which this disk is attached, and its number.
     fn controller(&self, hardware: &[Item]) -> (Controller, u32) {
         let parent = self.text("Parent").and_then(|id| {
             let same = |item: &&Item| item.text("InstanceID") == Some(id);
@@ -444,7 +445,7 @@ fn nic(item: &Item, notes: &mut Vec<String>) -> SourceNic {
     }
 }
 
-/// The disks and files an envelope declares, each by what it may be named by; the first counts.
+/// The disks and files of an envelope by their possible names; the first one counts.
 struct Package<'a> {
     disks: HashMap<&'a str, &'a Element>,
     /// By `fileRef`, as oVirt names them.
@@ -477,7 +478,7 @@ impl<'a> Package<'a> {
         }
     }
 
-    /// The disk an item names; none where it names a file.
+    /// The disk that an item names; `None` if it names a file.
     fn disk(
         &self,
         resource: &str,
@@ -489,7 +490,7 @@ impl<'a> Package<'a> {
                 Some(disk) => Ok(Some(disk)),
                 None => Err(format!("disk {} is not declared", clean(id))),
             },
-            // oVirt: the file's id, or FOLDER/ID as the disk has it.
+            // oVirt: the file's id, or FOLDER/ID as for the disk.
             _ => {
                 let files = self.disks_by_file.get(resource);
                 match files.or(self.disks.get(resource)) {
@@ -503,7 +504,7 @@ impl<'a> Package<'a> {
         }
     }
 
-    /// `ovf:/disk/ID` or `ovf:/file/ID`, in the spellings seen.
+    /// Parses `ovf:/disk/ID` or `ovf:/file/ID`, in all observed spellings.
     fn backing(&self, resource: &str) -> Result<Option<OvfDisk>, String> {
         let place = resource
             .trim_start_matches("ovf:")
@@ -538,7 +539,7 @@ impl<'a> Package<'a> {
             (None, Some((_, id))) => (Some(id), None),
             (None, None) => (None, None),
         };
-        // A disk without a file is an empty one to be made at deployment.
+        // A disk without a file is an empty one, created at deployment.
         let Some(file_id) = file_id.filter(|id| !id.trim().is_empty()) else {
             return Ok(None);
         };
@@ -582,7 +583,7 @@ impl<'a> Package<'a> {
     }
 }
 
-/// oVirt has no controllers: the disk says on which bus it is, and whether it is the one to boot.
+/// Reads the bus of a disk and whether it is the one to boot; oVirt has no controllers.
 fn interface(disk: &Element) -> (Controller, bool) {
     let name = disk.attr("disk-interface").unwrap_or_default();
     let controller = match name.to_ascii_lowercase().as_str() {
@@ -621,11 +622,11 @@ fn memory_mib(item: &Item) -> Option<u64> {
     Some(bytes >> 20).filter(|mib| *mib > 0)
 }
 
-/// `byte * 2^20`, `MegaBytes`, `GB`, ...
+/// Parses `byte * 2^20`, `MegaBytes`, `GB`, ...
 fn unit_bytes(units: &str) -> Option<u64> {
     let units: String = units.chars().filter(|c| !c.is_whitespace()).collect();
     let units = units.to_ascii_lowercase();
-    // DSP0004, annex C; and both orders are seen.
+    // DSP0004, annex C; both orders occur.
     let formula = units.strip_prefix("byte*").or(units.strip_suffix("*byte"));
     if let Some((base, power)) = formula.and_then(|f| f.split_once('^')) {
         return base.parse::<u64>().ok()?.checked_pow(power.parse().ok()?);
@@ -650,7 +651,7 @@ mod tests {
 
     use super::*;
 
-    /// `disks` disks, declared last first.
+    /// An envelope with `disks` disks, declared last first.
     fn envelope(disks: usize) -> String {
         let (mut files, mut declared, mut items) = (String::new(), String::new(), String::new());
         for n in (0..disks).rev() {

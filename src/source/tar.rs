@@ -1,8 +1,8 @@
 //! The member table of a tar archive, as far as an OVA needs it.
 //!
-//! The crate `tar` reads the headers and seeks over contents, so a large archive costs a few reads. Here are
-//! the limits: a sparse member is an error, and anything that is not a regular file is passed over (a link
-//! must not stand for a disk).
+//! The crate `tar` reads the headers and seeks over contents, so a large archive costs a few reads.
+//! This module adds the limits: a sparse member is an error, and anything other than a regular file
+//! is skipped (a link must not stand for a disk).
 
 use std::cell::Cell;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use tar::{Archive, EntryType};
 
 const MAX_MEMBERS: usize = 10_000;
-/// Read for one member at most: its header, a long name, pax records.
+/// The most bytes of headers for one member: its header, a long name, pax records.
 const MAX_HEADERS: u64 = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn members<R: Read + Seek>(mut archive: R) -> Result<Vec<Member>, TarError> 
         left: &left,
     });
     let mut list = Vec::new();
-    // Where the last known member ends.
+    // The end of the last known member.
     let mut offset = 0;
     for (number, entry) in archive.entries_with_seek()?.enumerate() {
         if number == MAX_MEMBERS {
@@ -93,7 +93,7 @@ fn sparse(name: &str, offset: u64) -> TarError {
     }
 }
 
-/// Whether pax records say that the contents are a map and pieces (GNU tar, "Sparse Formats").
+/// Whether pax records mark the contents as a map and pieces (GNU tar, "Sparse Formats").
 fn is_sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<bool> {
     for record in entry.pax_extensions()?.into_iter().flatten() {
         if record?.key_bytes().starts_with(b"GNU.sparse") {
@@ -103,7 +103,8 @@ fn is_sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<bool> {
     Ok(false)
 }
 
-/// A reader of headers: an archive that announces gigabytes of them is not read into memory.
+/// A reader with a limit on headers: an archive that announces gigabytes of them is not read into
+/// memory.
 struct Bounded<'a, R> {
     inner: R,
     left: &'a Cell<u64>,

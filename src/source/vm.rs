@@ -1,4 +1,5 @@
-//! The VM as its source describes it: what `inspect` and `plan` show of a `.vmx`, OVF or domain XML.
+//! The VM as described by its source: the part of a `.vmx`, OVF or domain XML that `inspect` and
+//! `plan` show.
 
 use serde::Serialize;
 
@@ -22,7 +23,7 @@ pub struct Machine {
 pub struct Nic {
     pub mac: Option<MacAddr>,
     pub model: Option<String>,
-    /// Its network, in the words of the source host.
+    /// The name of its network on the source host.
     pub network: Option<String>,
     pub connected: bool,
 }

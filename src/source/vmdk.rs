@@ -1,8 +1,9 @@
-//! The files behind a VMDK, before QEMU opens them.
+//! Checks the files behind a VMDK before QEMU opens them.
 //!
-//! A VMDK descriptor ([`crate::disk::vmdk`]) names further files, and QEMU follows these names. So they are
-//! checked first: each must exist (the error names the one that does not) and lie in the directory of the
-//! descriptor, because a made-up extent or parent could name any file of the host. Contents are not looked at.
+//! A VMDK descriptor ([`crate::disk::vmdk`]) names further files, which QEMU opens. So they are
+//! checked first. Each must exist (the error names a missing one) and lie in the directory of the
+//! descriptor, because a forged extent or parent could name any file of the host. Contents are not
+//! read.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +12,10 @@ use crate::disk::charset::Name;
 use crate::disk::vmdk::{self, DescriptorError, Unreadable, moved};
 use crate::files::folder_of;
 
-/// VMware allows 32 snapshots.
+/// The most links of a chain; VMware allows 32 snapshots.
 const MAX_CHAIN: usize = 64;
 
-/// What it is and what helps.
-/// What it is, and what to do.
+/// The description and the remedy of an unreadable file.
 fn told(unreadable: Unreadable) -> (&'static str, &'static str) {
     match unreadable {
         Unreadable::RawDevice => (
@@ -35,7 +35,7 @@ fn told(unreadable: Unreadable) -> (&'static str, &'static str) {
     }
 }
 
-/// Checks the image and all it builds on.
+/// Checks the image and everything below it.
 pub fn check_files(path: &Path) -> Result<()> {
     let mut at = path.to_owned();
     let mut made_over = None;

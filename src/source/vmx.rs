@@ -2,13 +2,13 @@
 //!
 //! Lines of `key = "value"`. Keys compare without case; `|XX` in a value is a byte in hexadecimal
 //! (a quote is `|22`); `.encoding` names the character set of the values. There is no published
-//! grammar; this follows what VMware writes and what libvirt's and virt-v2v's readers accept.
+//! grammar; this follows files written by VMware and the readers of libvirt and virt-v2v.
 //!
-//! Surprises: a device is there only with `present = "TRUE"`, but old files leave it out for
-//! disks; a disk path may be absolute on the ESXi host (`/vmfs/volumes/...`), then the file of
-//! that name beside the `.vmx` is meant, or below directories named like the end of that path; after a
-//! snapshot `fileName` is the newest `-00000N.vmdk`, which names its parent itself; the two numbers of
-//! the generation id are its bytes in little-endian order.
+//! A device exists only with `present = "TRUE"`, but old files omit that for disks. A disk path may
+//! be absolute on the ESXi host (`/vmfs/volumes/...`). Then it means the file of that name beside
+//! the `.vmx`, or below directories with the names at the end of that path. After a snapshot,
+//! `fileName` is the newest `-00000N.vmdk`, which itself names its parent. The two numbers of the
+//! generation id are its bytes in little-endian order.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ use crate::files::folder_of;
 
 const MAX_KEYS: usize = 20_000;
 
-/// Keys in lower case.
+/// The values by lower-case key.
 #[derive(Debug, Default)]
 pub struct Vmx {
     keys: BTreeMap<String, Value>,
     charset: Charset,
-    /// A value was not valid in the declared encoding.
+    /// Whether a value was invalid in the declared encoding.
     pub lossy: bool,
-    /// The label in `.encoding`, where it is not known.
+    /// An unknown label in `.encoding`.
     unknown_encoding: Option<String>,
 }
 
@@ -41,16 +41,16 @@ struct Value {
     raw: Vec<u8>,
 }
 
-/// A disk as the file names it.
+/// A disk in the file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct VmxDisk {
     pub controller: Controller,
     pub bus: u32,
     pub unit: u32,
     pub file: String,
-    /// The bytes of that in the file.
+    /// The bytes of that name in the file.
     pub raw: Vec<u8>,
-    /// `present = "TRUE"`; old files leave it out, for disks and for leftovers alike.
+    /// Whether `present = "TRUE"` is set; old files omit it, for disks and for leftovers alike.
     pub declared: bool,
 }
 
@@ -132,8 +132,8 @@ pub fn open(path: &Path) -> Result<SourceVm> {
 }
 
 impl VmxDisk {
-    /// The file here. Where the path is one of the old host, its end counts: as much of it as there are
-    /// directories for.
+    /// Finds the file on this host. Of a path on the old host, the end counts: as many components
+    /// as there are directories for.
     fn locate(&self, dir: &Path, charset: Charset) -> Option<PathBuf> {
         let name = self.file.replace('\\', "/");
         let Some(path) = on_the_old_host(&name) else {
@@ -143,7 +143,7 @@ impl VmxDisk {
         if parts.contains(&"..") {
             return None;
         }
-        // Not cut at a backslash, which may be half of a character.
+        // A backslash is no separator here, because it may be half of a character.
         let raw = self.raw.rsplit(|b| *b == b'/').next().unwrap_or_default();
         let ends = (0..parts.len()).map(|from| charset.below(dir, &parts[from..].join("/"), raw));
         let mut last = None;
@@ -183,7 +183,7 @@ impl Vmx {
                     let end = rest.iter().position(|b| *b == b'"');
                     &rest[..end.ok_or_else(|| error("a quote is not closed"))?]
                 }
-                // Only hand-written files have these, and remarks behind them.
+                // Only handwritten files have these, with remarks behind them.
                 bare => remark(bare).trim_ascii_end(),
             };
             raw.push((key.to_ascii_lowercase(), unescape(value)));
@@ -216,7 +216,7 @@ impl Vmx {
         Some(value.text.as_str()).filter(|v| !v.is_empty())
     }
 
-    /// All settings may be in `encryption.data`, or only a TPM's.
+    /// Whether the VM is encrypted. `encryption.data` may have all settings, or only a TPM's.
     fn is_encrypted(&self) -> bool {
         self.get("encryption.keySafe").is_some() || self.get("encryption.data").is_some()
     }
@@ -233,7 +233,7 @@ impl Vmx {
         self.get(key)?.trim().parse().ok()
     }
 
-    /// Everything but the files, which are left to the caller.
+    /// Reads everything except the files, which are left to the caller.
     pub fn machine(&self) -> (SourceVm, Vec<VmxDisk>) {
         let name = self.get("displayName").unwrap_or_default();
         let mut vm = SourceVm::new(SourceKind::Vmx, name);
@@ -245,7 +245,7 @@ impl Vmx {
             vm.note("some text of the .vmx is not in the encoding it declares");
         }
         vm.memory_mib = self.number("memsize");
-        // VMware writes neither of the two for one processor.
+        // VMware omits both for one CPU.
         vm.vcpus = Some(self.number("numvcpus").unwrap_or(1));
         vm.cores_per_socket = self.number("cpuid.coresPerSocket").filter(|n| *n > 0);
         vm.firmware = Some(match self.get("firmware") {
@@ -355,7 +355,7 @@ impl Vmx {
     }
 }
 
-/// `scsi0:1.filename` and its kin; the key is in lower case.
+/// Parses `scsi0:1.filename` and similar keys in lower case.
 fn device(key: &str) -> Option<(Controller, u32, u32)> {
     let place = key.strip_suffix(".filename")?;
     let (controller, place) = [
@@ -395,15 +395,15 @@ fn unescape(value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// `56 4d ... -.. ...`: 16 bytes in the order SMBIOS tools print them.
+/// Parses `56 4d ... -.. ...`: 16 bytes in the order in which SMBIOS tools print them.
 fn bios_uuid(text: &str) -> Option<Uuid> {
     let digits: String = text.chars().filter(|c| !matches!(c, ' ' | '-')).collect();
     let plain = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     Uuid::parse_str(&digits).ok().filter(|_| plain)
 }
 
-/// Two signed 64-bit numbers: the bytes of the id as the guest has it in memory, least significant
-/// first. Seen on both hosts by the project virt-v2v (its document on generation ids).
+/// Builds the id from two signed 64-bit numbers: its bytes in the guest's memory, least significant
+/// first. The project virt-v2v observed this on both hosts (its document on generation ids).
 fn genid(low: i64, high: i64) -> Uuid {
     let bytes = u128::from(low.cast_unsigned()) | u128::from(high.cast_unsigned()) << 64;
     Uuid::from_bytes_le(bytes.to_le_bytes())

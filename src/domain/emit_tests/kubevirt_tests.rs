@@ -105,7 +105,8 @@ fn kubevirt_field_by_field() {
     ] {
         assert_eq!(domain.pointer(at).unwrap_or(&Value::Null), &want, "{at}");
     }
-    // The first boot: SATA, a VirtIO probe, the drivers, a NIC Windows knows; else the same VM.
+    // The first boot: SATA, a VirtIO probe, the drivers, a NIC that Windows supports; otherwise the
+    // same VM.
     let mut boot = yaml(first).remove(3);
     let devices = boot
         .pointer_mut("/spec/template/spec/domain/devices")
@@ -188,7 +189,7 @@ fn kubevirt_says_the_steps_in_their_order() {
         ]
     );
     assert_eq!(steps(&texts[1]), ["apply", "start"]);
-    // The disk of the directory by its name alone, a device by its path.
+    // A disk of the directory by its name alone, a device by its path.
     for image in [
         r"--image-path='it'\''s $HOME,x.qcow2'",
         "--image-path='/dev/vg/data'",
@@ -233,7 +234,7 @@ fn kubevirt_takes_what_the_cluster_offers() {
     }
 }
 
-/// NICs of every kind: what they are attached to, and what is said of them.
+/// NICs of every kind: the networks to which they are attached, and the warnings.
 #[test]
 fn kubevirt_networks_follow_the_map() {
     let mut m = machine();

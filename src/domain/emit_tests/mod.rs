@@ -1,4 +1,4 @@
-//! The writers for others than libvirt, read back or run.
+//! The writers for targets other than libvirt, with their output parsed or executed.
 
 #![allow(clippy::disallowed_methods)] // shells and a stand-in for qm
 
@@ -24,7 +24,7 @@ use super::*;
 
 pub(super) use proxmox_tests::FakeQm;
 
-/// A VM with two of everything, and names that a shell would take apart.
+/// A VM with two of everything, and with names that a shell would split.
 pub(super) fn full() -> Machine {
     let mut m = machine();
     m.name = "Büro's $(touch /tmp/oops) VM".into();
@@ -80,7 +80,7 @@ fn domains(m: &Machine) -> Vec<(Stage, Element)> {
         .collect()
 }
 
-/// The output directory of the VMs here.
+/// The output directory of the VMs in these tests.
 const FOLDER: &str = "/vm";
 
 pub(super) fn documents(emit: Emit, m: &Machine, options: &kubevirt::Options) -> Vec<String> {
@@ -96,7 +96,7 @@ fn texts(emit: Emit, m: &Machine) -> Vec<String> {
     documents(emit, m, &kubevirt::Options::default())
 }
 
-/// Writes the script into a directory of its own, with a name that a shell would take apart.
+/// Writes the script to a directory of its own, with a name that a shell would split.
 fn place(script: &str, dir: &Path) -> std::path::PathBuf {
     let folder = dir.join("it's $HOME");
     fs::create_dir_all(&folder).unwrap();
@@ -136,7 +136,7 @@ pub(super) fn yaml(text: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Disks that have moved are named by their new path in every form.
+/// Disks that have moved are named by their new path in every format.
 #[test]
 fn relocated_files_are_named_where_they_are() {
     let mut m = full();
@@ -159,7 +159,7 @@ fn relocated_files_are_named_where_they_are() {
     }
 }
 
-/// What has lost characters in its name is told from others that lost the same.
+/// A name that has lost characters is distinguished from others that lost the same.
 #[test]
 fn two_networks_have_two_names() {
     let mut m = machine();
@@ -212,13 +212,13 @@ fn two_networks_have_two_names() {
     assert!(names[0].starts_with("vm-") && names[2].starts_with("lan-1-"));
     for (n, name) in names.into_iter().enumerate() {
         assert!(name.len() <= 63 && kubevirt::object_name(name) == name);
-        // Those of bridges are written.
+        // Bridges are included.
         let definition = documents.iter().any(|d| d["metadata"]["name"] == *name);
         assert_eq!(definition, n >= 7, "{name}");
     }
 }
 
-/// What is offered for pasting is one word of the shell, whatever the network is called.
+/// A command to paste has each network as one word of the shell, whatever its name.
 #[test]
 fn networks_in_commands_are_quoted() {
     let mut m = machine();
@@ -242,7 +242,7 @@ fn networks_in_commands_are_quoted() {
     }
 }
 
-/// QEMU on this host opens the chain; the others are given one file.
+/// QEMU on this host opens the chain; the other targets get one file.
 #[test]
 fn a_disk_that_needs_its_source_is_named_to_those_who_copy_it() {
     for (emit, named) in [

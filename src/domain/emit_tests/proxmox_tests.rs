@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A stand-in for `qm`: it keeps the options of a VM as Proxmox shows them, records its arguments, and
-/// refuses options that `qm create` and `qm set` of Proxmox VE 8 do not have.
+/// A stand-in for `qm`. It stores the options of a VM as Proxmox shows them, records its arguments,
+/// and refuses options that `qm create` and `qm set` of Proxmox VE 8 do not have.
 const QM: &str = r#"#!/bin/sh
 state=$(dirname "$0")
 for a in "$@"; do printf '[%s]' "$a" >>"$state/calls"; done; echo >>"$state/calls"
@@ -87,7 +87,7 @@ impl FakeQm {
         run_file(&self.script, args, Some(self.dir.path()))
     }
 
-    /// Where the script and the disks lie.
+    /// The directory of the script and the disks.
     fn folder(&self) -> String {
         self.script.parent().unwrap().display().to_string()
     }
@@ -115,7 +115,7 @@ fn proxmox_script_creates_and_switches() {
     let (ok, text) = qm.run(&["bootstrap", "100", "zfs"]);
     assert!(ok, "{text}");
     assert!(text.contains("qm terminal 100"), "{text}");
-    // Whatever is in a name or path stays one argument, and the disk is looked for beside the script.
+    // Every name or path stays one argument, and the script looks for the disk beside itself.
     assert!(
         qm.calls().contains(&format!(
             "[zfs:0,import-from={}/it's $HOME.qcow2,discard=on,serial=h2k-0]",
@@ -225,7 +225,7 @@ fn proxmox_without_a_first_boot_and_refusals() {
         more.path = format!("/d{n}").into();
         m.disks.push(more);
     }
-    // The probe of the first boot has a place too.
+    // The probe of the first boot needs a place too.
     let error = script(&m).unwrap_err().to_string();
     assert!(error.contains("30 places on scsi"), "{error}");
     m.disks.truncate(30);
@@ -241,7 +241,7 @@ fn proxmox_without_a_first_boot_and_refusals() {
     assert!(script(&m).is_err());
 }
 
-/// Data disks without a place on the first bus are on the final one from the start.
+/// Data disks that do not fit on the first bus are on the final one from the start.
 #[test]
 fn proxmox_has_more_disks_than_the_first_bus() {
     for (bus, name, probe) in [
@@ -292,7 +292,7 @@ fn proxmox_has_more_disks_than_the_first_bus() {
         );
         assert!(qm.run(&["back", "100"]).0);
         assert_eq!(qm.config(), first);
-        // Without a snapshot only those that were moved go back.
+        // Without a snapshot only the moved disks return.
         let text = &texts(Emit::Proxmox, &m)[0];
         let (_, back) = text.split_once("\nback() {").unwrap();
         for n in 0..9 {
@@ -316,7 +316,7 @@ fn proxmox_goes_on_after_an_interruption() {
     for fail in 1..=calls {
         let qm = FakeQm::new(&m);
         fs::write(qm.dir.path().join("fail"), fail.to_string()).unwrap();
-        // A look that fails is taken for "no", so some runs end well.
+        // A failed query counts as "no", so some runs succeed.
         let _ = qm.run(&["bootstrap", "100"]);
         fs::remove_file(qm.dir.path().join("fail")).unwrap();
         let (ok, text) = qm.run(&["bootstrap", "100"]);
@@ -333,14 +333,14 @@ fn proxmox_names_and_snapshots() {
     let (ok, text) = qm.run(&["bootstrap", "next"]);
     assert!(ok && text.contains("VMID 123"), "{text}");
     assert!(qm.dir.path().join("123.conf").exists());
-    // Another VM under that number is never touched.
+    // Another VM with that number is never changed.
     fs::write(qm.dir.path().join("100.conf"), "smbios1: uuid=other\n").unwrap();
     for verb in ["bootstrap", "final", "back"] {
         let (ok, text) = qm.run(&[verb, "100"]);
         assert!(!ok && text.contains("another VM"), "{verb}: {text}");
         assert_eq!(qm.config().len(), 1, "{verb}");
     }
-    // Without snapshots the disks go back to their bus.
+    // Without snapshots the disks return to their bus.
     fs::remove_file(qm.dir.path().join("100.conf")).unwrap();
     fs::write(qm.dir.path().join("no-snapshots"), "").unwrap();
     assert!(qm.run(&["bootstrap", "100"]).0);
@@ -358,7 +358,7 @@ fn proxmox_names_and_snapshots() {
     ] {
         assert!(config.contains(line), "{line}\n{config:#?}");
     }
-    // No first boot at all: said, and done.
+    // Without a first boot, the script prints that and succeeds.
     let qm = FakeQm::new(&m);
     let (ok, text) = qm.run(&["final", "100"]);
     assert!(ok && text.contains("0x7B"), "{text}");

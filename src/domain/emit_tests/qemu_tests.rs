@@ -41,7 +41,7 @@ fn qemu_has_the_slots_of_the_xml() {
                     let (slot, function) = (number(a, "slot"), number(a, "function"));
                     format!("bus={bus},addr=0x{slot:x}.0x{function:x}")
                 })
-                // Parts of the chipset are there without being asked for.
+                // Parts of the chipset exist by default.
                 .filter(|a| !a.ends_with("=0x1f.0x2") && a != "bus=pci.0,addr=0x1.0x1")
                 .collect();
             let mut found: Vec<String> = text
@@ -70,7 +70,7 @@ fn qemu_has_the_slots_of_the_xml() {
     }
 }
 
-/// Firmware and TPM are set up before QEMU starts, from where the XML or the environment says.
+/// Firmware and TPM are set up before QEMU starts, with the paths of the XML or the environment.
 #[test]
 fn qemu_script_prepares_the_machine() {
     let dir = tempfile::tempdir().unwrap();

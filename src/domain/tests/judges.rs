@@ -1,8 +1,8 @@
-//! libvirt's own tools judge every document.
+//! libvirt's own tools validate every document.
 
 use super::*;
 
-/// Runs a judge, or says that it is not there (an error where tools are required).
+/// Runs a validator; prints that it is missing, or fails if tools are required.
 fn judge(program: &str, args: &[&str]) -> Option<(bool, String)> {
     #[allow(clippy::disallowed_methods)]
     let output = std::process::Command::new(program)
@@ -35,7 +35,7 @@ fn write_all(dir: &Path, cases: &[Case]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Portable and unusual machines, on top of the matrix.
+/// Portable and unusual VMs, in addition to the matrix.
 fn oddities() -> Vec<Case> {
     let mut list = Vec::new();
     let mut uuid = 0x1000;
@@ -122,7 +122,7 @@ fn schema_accepts_every_domain() {
     let cases: Vec<Case> = matrix().into_iter().chain(oddities()).collect();
     let files = write_all(dir.path(), &cases);
     let names: Vec<&str> = files.iter().map(|f| f.to_str().unwrap()).collect();
-    // virt-xml-validate takes one file per run, so a few go through it and all through xmllint, which it
+    // virt-xml-validate accepts one file per run, so a few use it and all use xmllint, which it
     // calls.
     if judge("xmllint", &["--version"]).is_none() {
         return;
@@ -149,8 +149,8 @@ fn schema_accepts_every_domain() {
 
 const NOBODY: u32 = 65534;
 
-/// A real libvirt with its QEMU driver defines every document, adds no PCI device and moves none,
-/// and takes the final stage over the bootstrap of the same name and UUID.
+/// A real libvirt with its QEMU driver defines every document. It adds no PCI device and moves
+/// none, and accepts the final stage over the bootstrap of the same name and UUID.
 #[test]
 fn libvirt_defines_every_domain() {
     let dir = tempfile::tempdir().unwrap();
@@ -161,7 +161,7 @@ fn libvirt_defines_every_domain() {
         .filter(|case| case.machine.graphics != Graphics::Spice)
         .collect();
     if std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none() {
-        // A third will do while working: one pair of stages in three.
+        // A third suffices during development: one pair of stages in three.
         let mut n = 0;
         cases.retain(|case| {
             n += u32::from(case.stage == Stage::Bootstrap);
@@ -177,7 +177,7 @@ fn libvirt_defines_every_domain() {
         );
     }
     for case in &mut cases {
-        // KVM is missing on build machines, and libvirt checks the domain type against the host.
+        // Build hosts lack KVM, and libvirt checks the domain type against the host.
         case.xml = case
             .xml
             .replace("<domain type=\"kvm\">", "<domain type=\"qemu\">")
@@ -199,8 +199,8 @@ fn libvirt_defines_every_domain() {
         .collect();
     let script = script.join("; ");
     let virsh = ["virsh", "-q", "-c", &uri, &script];
-    // Somebody who may not open /dev/kvm: where that is there and does not work, libvirt 9 asks QEMU anew for
-    // every document, for most of a minute.
+    // The user may not open /dev/kvm: if it exists and does not work, libvirt 9 queries QEMU again
+    // for every document, for most of a minute.
     let judged = match rustix::process::geteuid().is_root() {
         true => {
             let home = format!("HOME={}", dir.path().display());

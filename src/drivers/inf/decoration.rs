@@ -1,12 +1,12 @@
-//! Which of several decorated sections is for this Windows.
+//! Selects among several decorated sections the one for this Windows.
 //!
 //! Follows Microsoft's "INF Manufacturer Section" and "Combining platform extensions with operating
 //! system versions": `NT[arch][.[major][.[minor][.[product type][.[suite mask][.[build]]]]]]`. A
-//! decoration fits when everything it names fits; among those that fit, the highest version wins,
-//! then the one that names product type or suite.
+//! decoration matches if everything it names matches. Among those, the highest version has
+//! precedence, then the one with product type or suite.
 //!
-//! Surprises: since Server 2003 SP1 a models section without architecture counts for x86 only. Of a
-//! suite mask we know nothing offline, so a decoration that asks for one never fits.
+//! Since Server 2003 SP1, a models section without architecture counts for x86 only. The suite mask
+//! of a guest is unknown offline, so a decoration with one never matches.
 
 use super::super::target::{Arch, WindowsTarget};
 
@@ -14,7 +14,7 @@ const PRODUCT_WORKSTATION: u32 = 1;
 const PRODUCT_DOMAIN_CONTROLLER: u32 = 2;
 const PRODUCT_SERVER: u32 = 3;
 
-/// How well a decoration fits; greater is better. `None`: not at all.
+/// The rank of a match; greater is better. `None`: no match.
 pub type Rank = (u32, u32, u32, bool, bool);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +116,7 @@ mod tests {
                 Some("NTamd64.10.0"),
             ),
             (&w10, &["NTamd64.10.0...16299"], None),
-            // The build it names is the first it is for.
+            // A decoration with a build includes that build.
             (
                 &w10,
                 &["NTamd64.10.0", "NTamd64.10.0...14393"],

@@ -1,11 +1,11 @@
-//! What an INF would install on one particular Windows.
+//! Determines what an INF would install on one particular Windows.
 //!
-//! [`text`] reads the file, [`decoration`] tells which sections are meant for the target, and this
-//! module gathers what offline installation needs: models, service, device settings, files, event
-//! log. `Include`/`Needs`, co-installers, `DelReg` and the KMDF sections are left to Windows.
+//! [`text`] reads the file, [`decoration`] selects the sections for the target, and this module
+//! gathers what offline installation needs: models, service, device settings, files, event log.
+//! `Include`/`Needs`, co-installers, `DelReg` and the KMDF sections are left to Windows.
 //!
-//! Surprise: Windows records the name of the install section with the decoration it was found under
-//! (`vmci.install.x64.NT`), so the actual name is kept and not the one of the models line.
+//! Windows records the name of the install section with its decoration (`vmci.install.x64.NT`), so
+//! the actual name is kept and not the one of the models line.
 
 pub mod decoration;
 pub mod text;
@@ -20,7 +20,7 @@ use decoration::{Kind, parse_number, rank};
 pub use text::InfError;
 use text::{Entry, Field, InfText, Section};
 
-/// A text of the INF: the token as written (`%vendor%`) and what it stands for.
+/// A text of the INF: the token as written (`%vendor%`) and its value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Text {
     pub raw: String,
@@ -37,7 +37,7 @@ impl From<&Field> for Text {
 }
 
 impl Text {
-    /// The name of the string when the text is nothing but one `%name%`.
+    /// The name of the string if the text is exactly one `%name%`.
     pub fn token(&self) -> Option<&str> {
         let name = self.raw.strip_prefix('%')?.strip_suffix('%')?;
         (!name.is_empty() && !name.contains('%')).then_some(name)
@@ -48,7 +48,7 @@ impl Text {
 pub struct Model {
     pub description: Text,
     pub manufacturer: Text,
-    /// The install section this leads to on the target, with its decoration, as written.
+    /// The install section for it on the target, with its decoration, as written.
     pub install_section: String,
     /// The hardware id first, then the compatible ids.
     pub hardware_ids: Vec<String>,
@@ -61,16 +61,16 @@ pub struct AddReg {
     pub root: String,
     pub subkey: String,
     pub name: String,
-    /// `None`: only the key is made.
+    /// `None`: only the key is created.
     pub data: Option<RegData>,
 }
 
-/// Where a directory id of the INF points to.
+/// The target of a directory id of the INF.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InfPath {
     /// 10 `\Windows`, 11 `System32`, 12 `System32\drivers`, 13 the package's driver store directory.
     pub dirid: u32,
-    /// Below that directory.
+    /// The path below that directory.
     pub path: String,
 }
 
@@ -107,16 +107,16 @@ impl ServiceInstall {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CopyFile {
-    /// Where to, file name included.
+    /// The target path, including the file name.
     pub to: InfPath,
     /// The name in the driver source.
     pub source: String,
 }
 
-/// An install section as the target sees it.
+/// An install section for the target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Install {
-    /// With decoration, as written.
+    /// The name with decoration, as written.
     pub name: String,
     pub services: Vec<ServiceInstall>,
     /// Relative to the device's hardware key.
@@ -124,9 +124,9 @@ pub struct Install {
     /// Relative to the device's software ("driver") key, and absolute ones.
     pub add_reg: Vec<AddReg>,
     pub copy_files: Vec<CopyFile>,
-    /// INFs pulled in by `Include`, which we do not follow.
+    /// INFs named by `Include`, which are not followed.
     pub includes: Vec<String>,
-    /// 0xff unless the INF says otherwise; part of the rank Windows stores per device id.
+    /// The score; 0xff by default. It is part of the rank that Windows stores per device id.
     pub feature_score: u8,
 }
 
@@ -150,7 +150,7 @@ pub struct DriverVer {
 }
 
 impl DriverVer {
-    /// `mm/dd/yyyy[,w.x.y.z]`, also with dashes.
+    /// Parses `mm/dd/yyyy[,w.x.y.z]`, also with dashes.
     fn parse(date: &str, version: &str) -> Option<Self> {
         let mut parts = date.split(['/', '-']).map(str::trim);
         let (month, day, year) = (
@@ -178,7 +178,7 @@ impl DriverVer {
         })
     }
 
-    /// Midnight UTC of the date in 100 ns since 1601, as Windows stores it.
+    /// Midnight UTC of the date in 100 ns since 1601, the format of Windows.
     pub fn filetime(&self) -> u64 {
         let DriverDate { year, month, day } = self.date;
         // Days from civil, Howard Hinnant; the epoch is moved from 1970 to 1601 at the end.
@@ -198,7 +198,7 @@ impl DriverVer {
     }
 }
 
-/// An INF as one particular Windows would use it.
+/// An INF evaluated for one particular Windows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DriverInf {
     pub provider: Text,
@@ -210,7 +210,7 @@ pub struct DriverInf {
     pub pnp_lockdown: bool,
     pub models: Vec<Model>,
     pub installs: Vec<Install>,
-    /// Every file of `SourceDisksFiles` that is meant for this architecture, sorted.
+    /// Every file of `SourceDisksFiles` for this architecture, sorted.
     pub source_files: Vec<String>,
 }
 
@@ -357,7 +357,7 @@ impl Reader<'_> {
         Ok((models, installs))
     }
 
-    /// The models section of one manufacturer line that fits the target best.
+    /// The best models section of one manufacturer line for the target.
     fn models_section(&self, entry: &Entry) -> Option<&Section> {
         let base = entry.value(0);
         let decorations = entry.values.get(1..).unwrap_or_default();
@@ -373,7 +373,8 @@ impl Reader<'_> {
         }
     }
 
-    /// `name.NTarch...`, `name.NT` or `name`, whichever fits best and exists.
+    /// The install section: `name.NTarch...`, `name.NT` or `name`, whichever matches best and
+    /// exists.
     fn install_section(&self, name: &str) -> Option<&Section> {
         let prefix = format!("{}.nt", name.to_ascii_lowercase());
         self.inf
@@ -397,7 +398,8 @@ impl Reader<'_> {
             .or_else(|| self.inf.section(name))
     }
 
-    /// The section with that suffix: of the decorated name, else of the name in the models line.
+    /// The section with that suffix: of the decorated name, otherwise of the name in the models
+    /// line.
     fn suffixed(&self, models_name: &str, install: &Section, suffix: &str) -> Option<&Section> {
         self.inf
             .section(&format!("{}.{suffix}", install.name))
@@ -408,7 +410,7 @@ impl Reader<'_> {
         let mut services = Vec::new();
         if let Some(list) = self.suffixed(models_name, section, "Services") {
             for entry in list.entries.iter().filter(|e| e.is("AddService")) {
-                // `AddService = ,2` is how an INF says that a device needs no driver.
+                // `AddService = ,2` means that a device needs no driver.
                 if !entry.value(0).is_empty() {
                     services.push(self.service(entry)?);
                 }
@@ -569,7 +571,7 @@ fn is_file_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['\\', '/', ':'])
 }
 
-/// `%12%\name.sys`.
+/// Parses `%12%\name.sys`.
 fn parse_path(text: &str) -> Option<InfPath> {
     let (dirid, path) = text.strip_prefix('%')?.split_once('%')?;
     let path = path.trim_start_matches('\\');
@@ -591,14 +593,15 @@ const TYPE_EXPAND_SZ: u32 = 0x0002_0000;
 const TYPE_DWORD: u32 = 0x0001_0001;
 const TYPE_NONE: u32 = 0x0002_0001;
 
-/// `root, subkey, name, flags, value...`; `None` for what deletes or has a type we do not write.
+/// Parses `root, subkey, name, flags, value...`; `None` for deletions and types that are not
+/// written.
 fn parse_add_reg(section: &str, entry: &Entry) -> Result<Option<AddReg>, InfError> {
     let bad = |reason: String| InfError::Bad {
         section: section.to_string(),
         key: format!("line {}", entry.line),
         reason,
     };
-    // A registry line has no `=` before its first comma: this is some other kind of line.
+    // A registry line has no `=` before its first comma: this is another kind of line.
     if entry.key.is_some() {
         return Ok(None);
     }
@@ -637,7 +640,7 @@ fn parse_add_reg(section: &str, entry: &Entry) -> Result<Option<AddReg>, InfErro
     };
     let first = || values.first().copied().unwrap_or_default();
     line.data = Some(match flags & FLG_ADDREG_TYPE_MASK {
-        // `HKR,key` alone makes a key.
+        // `HKR,key` alone creates a key.
         TYPE_SZ if line.name.is_empty() && entry.values.len() < 5 => return Ok(Some(line)),
         TYPE_SZ => RegData::Sz(first().to_string()),
         TYPE_EXPAND_SZ => RegData::ExpandSz(first().to_string()),

@@ -98,7 +98,7 @@ fn a_storage_driver() {
         ]
     );
 
-    // The same file names nothing for a Windows that is too old, or of another architecture.
+    // The same file has nothing for a Windows that is too old, or of another architecture.
     for other in [
         target(10, 0, 14393, Arch::Amd64),
         target(6, 3, 9600, Arch::Amd64),
@@ -287,7 +287,7 @@ fn refusals_name_section_and_key() {
     }
 }
 
-/// Dates that real hives hold as FILETIME.
+/// Dates that real hives store as FILETIME.
 #[test]
 fn dates() {
     let cases = [

@@ -1,11 +1,11 @@
-//! The text of an INF file: bytes to sections of entries, with `%strings%` put in.
+//! The text of an INF file: parses bytes to sections of entries, with `%strings%` replaced.
 //!
-//! Follows Microsoft's "General syntax rules for INF files": sections are case-insensitive and those
-//! of one name are merged; `;` starts a comment outside quotes; a `\` at the end of a line continues
-//! it; `""` inside quotes is one quote; `%name%` is replaced from `[Strings]`, `%%` is one `%`.
-//! A `%number%` is a directory id and stays unchanged.
+//! Follows Microsoft's "General syntax rules for INF files". Sections are case-insensitive, and
+//! those of one name are merged. `;` starts a comment outside quotes. A `\` at the end of a line
+//! continues it. `""` inside quotes is one quote. `%name%` is replaced from `[Strings]`, `%%` is
+//! one `%`. A `%number%` is a directory id and stays unchanged.
 //!
-//! Surprise: SetupAPI replaces tokens inside quotes too, which is why real INFs write
+//! SetupAPI also replaces tokens inside quotes, which is why real INFs write
 //! `"%%SystemRoot%%\System32\..."`.
 
 use crate::text::windows_1252;
@@ -15,7 +15,8 @@ pub const MAX_BYTES: usize = 1024 * 1024;
 const MAX_LINES: usize = 20_000;
 const MAX_LINE: usize = 16 * 1024;
 const MAX_FIELDS: usize = 1024;
-/// What all replaced fields may add up to, so that a few strings cannot be multiplied without end.
+/// The limit for all replaced fields together, so that a few strings cannot be multiplied without
+/// end.
 const MAX_EXPANDED: usize = 4 * MAX_BYTES;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub struct Entry {
     pub values: Vec<Field>,
 }
 
-/// A field as it stands in the file and with its strings put in.
+/// A field as written in the file and with its strings replaced.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Field {
     pub raw: String,
@@ -68,7 +69,7 @@ impl Entry {
             .is_some_and(|k| k.text.eq_ignore_ascii_case(key))
     }
 
-    /// The value at that place, empty when it is not there.
+    /// The value at that index, or an empty string.
     pub fn value(&self, index: usize) -> &str {
         self.values.get(index).map_or("", |f| f.text.as_str())
     }
@@ -76,7 +77,7 @@ impl Entry {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
-    /// As first written in the file.
+    /// The name as first written in the file.
     pub name: String,
     pub entries: Vec<Entry>,
 }
@@ -163,7 +164,8 @@ impl InfText {
         index
     }
 
-    /// The tables of `[Strings]` and, for what is missing there, of `[Strings.0409]` and the others.
+    /// The tables of `[Strings]` and, for entries missing there, of `[Strings.0409]` and the
+    /// others.
     fn strings(&self) -> HashMap<String, String> {
         let mut tables: Vec<&Section> = self
             .sections
@@ -241,7 +243,8 @@ fn expand(raw: &str, strings: &HashMap<String, String>) -> String {
     text
 }
 
-/// Lines without comments and blank ends, continuation lines joined, with the number of the first.
+/// Lines without comments and trailing blanks; continuation lines are joined, with the number of
+/// the first.
 fn logical_lines(text: &str) -> Result<Vec<(usize, String)>, InfError> {
     let mut lines = Vec::new();
     let mut open: Option<(usize, String)> = None;
@@ -343,7 +346,7 @@ fn parse_entry(line: usize, content: &str) -> Result<Entry, InfError> {
     Ok(Entry { line, key, values })
 }
 
-/// UTF-16 with a byte order mark, UTF-8 with or without one, else Windows-1252.
+/// Decodes UTF-16 with a byte order mark, UTF-8 with or without one, or else Windows-1252.
 pub fn decode(bytes: &[u8]) -> String {
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|b| unit([b[0], b[1]])).collect();

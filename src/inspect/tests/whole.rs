@@ -1,8 +1,8 @@
-//! Guests around real hives, mutated ones, and those of the demo.
+//! Guests around real hives, mutated hives, and guests of the demo.
 
 use super::*;
 
-/// Real hives on a BIOS disk; every driver file the hive names is there.
+/// Real hives on a BIOS disk; every driver file that the hive names exists.
 fn real_windows_7() -> Option<FakeGuest> {
     let mut guest = FakeGuest::default();
     guest.volume(partition(1, "0x07", true), FsKind::Ntfs);
@@ -80,7 +80,7 @@ fn real_windows_10_on_vmware() {
     assert_eq!(ids(&inspection), ["hive-stale", "pending-renames"]);
 }
 
-/// Hives come from outside: whatever is in them, inspection ends, and says so.
+/// Hives are untrusted: whatever they contain, inspection ends and reports a result.
 #[test]
 fn mutated_hives_do_not_panic() {
     let shape = Shape::windows_11();
@@ -110,7 +110,7 @@ fn mutated_hives_do_not_panic() {
     assert!(finished > 0 && finished < 200, "{finished}");
 }
 
-/// Guests of every version, made by the demo: another hand than the one that wrote the readers.
+/// Guests of every version, made by the demo, whose code is independent of the readers.
 #[test]
 fn demo_guests_of_every_version() {
     use WinVersion::*;

@@ -1,4 +1,4 @@
-//! Files of another host: through the wire, and as a test gives them.
+//! Files of another host: over the wire, or provided by a test.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -9,10 +9,10 @@ use crate::wire::{self, Listed, Location, Wire, WireError};
 
 type Result<T, E = WireError> = std::result::Result<T, E>;
 
-/// The files of one other host.
+/// The files of one remote host.
 pub(crate) trait Host: Send + Sync {
     fn open(&self, at: &Location) -> Result<Arc<dyn RemoteFile>>;
-    /// A whole file; one that is larger than `most` is an error.
+    /// Reads a whole file; one that is larger than `most` is an error.
     fn read(&self, at: &Location, most: u64) -> Result<Vec<u8>>;
     fn list(&self, at: &Location) -> Result<Vec<Listed>>;
 }
@@ -86,7 +86,7 @@ impl Host for Wire {
     }
 }
 
-/// A file that was listed, opened when somebody first reads it.
+/// A listed file, which is opened at its first read.
 pub(super) struct Lazy {
     host: Arc<dyn Host>,
     at: Location,
@@ -138,7 +138,7 @@ impl RemoteFile for Lazy {
         self.file().map_err(io::Error::other)?.connect()
     }
 
-    /// Of a file that was connected to.
+    /// The export of a connected file.
     fn export(&self) -> &str {
         self.opened.get().map_or("", |file| file.export())
     }

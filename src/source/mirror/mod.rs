@@ -1,14 +1,16 @@
-//! A source on another host as a directory here.
+//! Presents a source on another host as a local directory.
 //!
-//! Descriptions (`.vmx`, `.ovf`, libvirt XML, VMDK descriptors) are copied, small as they are, and what
-//! they name is looked for on the other host: relative names beside them, absolute ones where they say.
-//! A disk becomes a placeholder ([`crate::disk::remote`]): its contents stay where they are. So everything
-//! that reads descriptions, follows chains or looks for locks and newer links works on this directory.
+//! Descriptions (`.vmx`, `.ovf`, libvirt XML, VMDK descriptors) are small and are copied. The files
+//! they name are looked up on the other host: relative names beside them, absolute ones at their
+//! path. A disk becomes a placeholder ([`crate::disk::remote`]); its contents are not copied. So
+//! all code that reads descriptions, follows chains or looks for locks and newer links works on
+//! this directory.
 //!
-//! The names come from the other host and are hostile: every one stays below the mirror's root, which
-//! stands for the root of that host, and what lies on this host is never looked at.
+//! The names are from the other host and are hostile. Every one stays below the mirror's root,
+//! which stands for the root of that host, and no file of this host is ever read.
 //!
-//! Not mirrored: a package's manifest, because to compare its digests every byte would have to be fetched.
+//! A package's manifest is not mirrored, because comparing its digests would require fetching every
+//! byte.
 
 mod host;
 mod open;
@@ -40,21 +42,21 @@ use crate::disk::charset::{self, Name};
 
 type Result<T, E = WireError> = std::result::Result<T, E>;
 
-/// A file of at most so many bytes is copied whole: it may be a descriptor.
+/// The size up to which a file is copied whole, because it may be a descriptor.
 const SMALL: u64 = 64 << 10;
-/// So many files are mirrored, whatever a description names.
+/// The most files in a mirror, however many a description names.
 const MAX_FILES: usize = 4096;
-/// So many files beside a disk are looked at for one that is built on it.
+/// The most files beside a disk that are checked for being built on it.
 const MAX_BESIDE: usize = 64;
-/// VMware allows 32 snapshots.
+/// The most links of a chain; VMware allows 32 snapshots.
 const MAX_DEPTH: usize = 64;
-/// How deep a directory is listed, as one of this host is.
+/// The depth to which a directory is listed, as on this host.
 const MAX_FOLDERS: usize = 4;
 
-/// What a refusal without a reason means most often.
+/// The most frequent cause of a refusal without a reason.
 const BUSY: &str = "power the VM off: a host refuses to open the disks of a VM that runs";
 
-/// A directory that is being filled.
+/// A directory being filled.
 pub(crate) struct Mirror {
     host: Arc<dyn Host>,
     root: PathBuf,
@@ -62,7 +64,7 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// `root` is an empty directory that stands for the root of the other host.
+    /// Creates a mirror; `root` is an empty directory that stands for the root of the other host.
     pub(crate) fn new(host: Arc<dyn Host>, root: &Path) -> Self {
         Self {
             host,
@@ -71,7 +73,7 @@ impl Mirror {
         }
     }
 
-    /// Mirrors what the user named, and returns what stands for it.
+    /// Mirrors the source of the command line, and returns its local path.
     pub(crate) fn source(&mut self, at: &Location) -> Result<PathBuf> {
         if matches!(at.transport(), Transport::Nbd | Transport::Command) {
             return self.export(at);
@@ -95,13 +97,13 @@ impl Mirror {
             "ova" => return self.archive(at, &path, file),
             _ => self.disk(at, &path, file, 0)?,
         }
-        // Last: what was named is followed, what only lies there is not.
+        // Last: named files are followed, files that only lie there are not.
         let beside = self.host.list(&at.directory()).unwrap_or_default();
         self.beside(at, &path, &beside)?;
         Ok(path)
     }
 
-    /// An export: one raw disk, called by its name.
+    /// Mirrors an export: one raw disk with the export's name.
     fn export(&mut self, at: &Location) -> Result<PathBuf> {
         let file = self.host.open(at)?;
         let plain = |c: char| !c.is_control() && c != '/';
@@ -120,7 +122,7 @@ impl Mirror {
         Ok(path)
     }
 
-    /// Where a file of the other host has its place.
+    /// The local path of a file of the other host.
     fn place(&self, at: &Location) -> Result<PathBuf> {
         below(&self.root, Path::new(at.path())).ok_or_else(|| {
             WireError::usage(
@@ -130,7 +132,7 @@ impl Mirror {
         })
     }
 
-    /// What `name` in the file at `path` is here: beside it, or from the root.
+    /// The local path of `name` in the file at `path`: beside it, or from the root.
     fn named(&self, path: &Path, name: &str) -> Option<PathBuf> {
         let name = remote_path(name);
         match name.strip_prefix('/') {
@@ -156,7 +158,7 @@ impl Mirror {
         }
     }
 
-    /// Whether there is nothing at `path` yet, and room for one more.
+    /// Whether nothing exists at `path` yet, and the limit is not reached.
     fn is_new(&mut self, at: &Location, path: &Path) -> Result<bool> {
         if self.there.len() >= MAX_FILES {
             return Err(WireError::failed(
@@ -194,7 +196,7 @@ impl Mirror {
         }
         let made = || {
             let placeholder = self.create(path)?;
-            // Where the file system has no files of that length, the wire still knows it.
+            // The file system does not support files of that length, but the wire does.
             let _ = placeholder.set_len(file.size());
             set_modified(&placeholder, file.modified_ms());
             remote::register(&placeholder, file.clone(), false)
@@ -202,7 +204,7 @@ impl Mirror {
         made().map(Some).map_err(Self::failed(at, path))
     }
 
-    /// A copy of a small file. Whether it is new.
+    /// Copies a small file. Returns whether it is new.
     fn copy(
         &mut self,
         at: &Location,
@@ -223,7 +225,7 @@ impl Mirror {
         Ok(true)
     }
 
-    /// A file that tells something by being there.
+    /// Creates a file whose mere existence matters.
     fn mark(&mut self, at: &Location, path: &Path) -> Result<()> {
         if self.is_new(at, path)? {
             self.create(path).map_err(Self::failed(at, path))?;
@@ -231,7 +233,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// A description and the disks it names.
+    /// Mirrors a description and the disks it names.
     fn machine(
         &mut self,
         at: &Location,
@@ -247,7 +249,7 @@ impl Mirror {
     }
 
     fn vmx(&mut self, at: &Location, path: &Path, bytes: &[u8]) -> Result<()> {
-        // What is wrong with it is said by whoever reads it here.
+        // The local reader reports errors in it.
         let Ok(description) = vmx::Vmx::parse(bytes) else {
             return Ok(());
         };
@@ -257,7 +259,7 @@ impl Mirror {
                 self.disk_named(at, path, &disk.file, 0)?;
                 continue;
             };
-            // As much of the path as there is: the reader looks for that first.
+            // As many components as exist: the reader looks for that path first.
             let Some(place) = below(crate::files::folder_of(path), Path::new(old)) else {
                 continue;
             };
@@ -289,7 +291,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// The first of several spellings that is there.
+    /// The first existing one of several spellings.
     fn first<'n>(
         &mut self,
         names: impl Iterator<Item = &'n str>,
@@ -303,11 +305,11 @@ impl Mirror {
         Ok(())
     }
 
-    /// A disk by the name that the file at `path` has for it. Whether it is there.
+    /// Mirrors a disk by its name in the file at `path`. Returns whether it exists.
     fn disk_named(&mut self, at: &Location, path: &Path, name: &str, depth: usize) -> Result<bool> {
         match self.named(path, name) {
             Some(place) => self.disk_at(at, name, &place, depth),
-            // It leads out: refused by whoever follows it.
+            // It leads out of the root; the local reader refuses it.
             None => Ok(false),
         }
     }
@@ -323,7 +325,7 @@ impl Mirror {
         Ok(true)
     }
 
-    /// Opens what a file at `at` names, when it is there.
+    /// Mirrors a file that the file at `at` names, if it exists.
     fn open_named(
         &self,
         at: &Location,
@@ -340,7 +342,7 @@ impl Mirror {
         }
     }
 
-    /// A disk, and what it is built on.
+    /// Mirrors a disk and the images below it.
     fn disk(
         &mut self,
         at: &Location,
@@ -349,7 +351,7 @@ impl Mirror {
         depth: usize,
     ) -> Result<()> {
         if depth > MAX_DEPTH {
-            // Refused by whoever follows the chain here.
+            // The local reader of the chain refuses it.
             return Ok(());
         }
         let size = file.size();
@@ -378,7 +380,7 @@ impl Mirror {
         let data = detect::qcow2_data_file(&*reader, size);
         for name in backing.into_iter().chain(data.map_err(failed)?) {
             let name = String::from_utf8_lossy(&name).into_owned();
-            // Protocols and the like are refused by whoever follows them.
+            // The local reader refuses protocols and the like.
             if !name.contains(':') && !name.is_empty() {
                 self.disk_named(at, path, &name, depth + 1)?;
             }
@@ -386,7 +388,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// The extents of a descriptor, and its parent.
+    /// Mirrors the extents of a descriptor, and its parent.
     fn descriptor(&mut self, at: &Location, path: &Path, text: &[u8], depth: usize) -> Result<()> {
         let charset = vmdk::charset(text);
         for extent in detect::parse_extents(text) {
@@ -405,11 +407,11 @@ impl Mirror {
         self.parent(at, path, text, depth)
     }
 
-    /// The parent that a descriptor names.
+    /// Mirrors the parent that a descriptor names.
     fn parent(&mut self, at: &Location, path: &Path, text: &[u8], depth: usize) -> Result<()> {
         let parent = vmdk::Descriptor::parse(text).ok().and_then(|d| d.parent);
         let Some(parent) = parent else { return Ok(()) };
-        // By a path of the old host it is looked for beside the delta.
+        // A parent with a path of the old host is looked up beside the delta.
         let place = match parent.moved() {
             Some(last) => self.named(path, &last.text),
             None => self.named(path, &parent.text),
@@ -423,7 +425,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// The members of an OVA, which is a plain tar: each lies in it in one piece.
+    /// Mirrors the members of an OVA, which is a plain tar: each member is contiguous.
     fn archive(
         &mut self,
         at: &Location,
@@ -465,7 +467,7 @@ impl Mirror {
         description.ok_or_else(|| wrong(&"it has no .ovf"))
     }
 
-    /// Locks of a VM that runs, and files that may be built on a disk.
+    /// Mirrors locks of a running VM, and files that may be built on a disk.
     fn beside(&mut self, at: &Location, path: &Path, entries: &[Listed]) -> Result<()> {
         let folder = crate::files::folder_of(path).to_owned();
         let own = entries.iter().find(|e| e.name == at.file_name());
@@ -489,7 +491,7 @@ impl Mirror {
                 && looked < MAX_BESIDE
                 && entry.name != at.file_name()
                 && entry.size != Some(0)
-                // What is built on a disk is written after it, or in the same second.
+                // An overlay is written after its base, or in the same second.
                 && (entry.modified.unwrap_or(u64::MAX) >= since || entry.size <= Some(SMALL))
                 && may_be_link(path, &entry.name)
             {
@@ -512,12 +514,13 @@ impl Mirror {
         }
     }
 
-    /// A file of a directory: copied when it is a small description, else opened when it is looked at.
+    /// Mirrors a file of a directory: a small description is copied, any other file is opened at
+    /// its first read.
     fn listed(&mut self, at: &Location, place: &Path, entry: &Listed) -> Result<()> {
         let lazy = || Arc::new(Lazy::new(self.host.clone(), at, entry));
         let file: Arc<dyn RemoteFile> = match entry.size {
             Some(_) => lazy(),
-            // A page of a web server tells names alone.
+            // A page of a web server lists only names.
             None => self.host.open(at).unwrap_or_else(|_| lazy()),
         };
         let size = file.size();
@@ -531,7 +534,7 @@ impl Mirror {
         }
         match self.host.read(at, limit) {
             Ok(bytes) => self.copy(at, place, file, &bytes).map(drop),
-            // What cannot be read is said by whoever opens it.
+            // Opening it reports why it is unreadable.
             Err(_) => self.placeholder(at, place, file).map(drop),
         }
     }
@@ -557,7 +560,7 @@ impl Mirror {
             if super::extension(&place) == "lck" {
                 self.lock(&there, &place, &entry)?;
             } else if entry.is_directory && depth > 1 {
-                // One that may not be entered hides what is in it, and no more.
+                // An inaccessible directory only hides its own contents.
                 if let Ok(entries) = self.host.list(&there) {
                     self.directory(&there, &place, entries, depth - 1)?;
                 }

@@ -1,4 +1,5 @@
-//! The sources on the wire of this run: each server connected to once, each source mirrored once.
+//! The remote sources of this run: each server is connected to once, and each source is mirrored
+//! once.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ struct Opened {
     path: PathBuf,
     wire: Wire,
     access: Access,
-    /// What mirrors the other host.
+    /// The directory of the mirror.
     directory: Scratch,
 }
 
@@ -23,7 +24,7 @@ fn opened() -> MutexGuard<'static, Vec<Opened>> {
     OPENED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The path that stands for a source until [`close`].
+/// The local path that stands for a source until [`close`].
 pub(crate) fn open(at: &Location, access: &Access) -> Result<PathBuf, WireError> {
     let mut all = opened();
     if let Some(known) = all.iter().find(|known| known.at == *at) {
@@ -65,7 +66,7 @@ pub(crate) fn open(at: &Location, access: &Access) -> Result<PathBuf, WireError>
     Ok(path)
 }
 
-/// Bytes that have crossed the wire so far, of all sources.
+/// Bytes that have crossed the wire so far, for all sources.
 pub(crate) fn fetched() -> u64 {
     // Clones of one connection count the same bytes.
     let mut seen: Vec<Wire> = Vec::new();
@@ -77,14 +78,14 @@ pub(crate) fn fetched() -> u64 {
     seen.iter().map(Wire::fetched).sum()
 }
 
-/// How the file at a path is reached.
+/// The transport of the file at a path.
 pub(crate) fn transport(path: &Path) -> Transport {
     let all = opened();
     let known = all.iter().find(|known| known.has(path));
     known.map_or(Transport::File, |known| known.at.transport())
 }
 
-/// With which options the file at a path is reached; `None` for one of this host.
+/// The access options for the file at a path; `None` for a file of this host.
 pub(crate) fn access(path: &Path) -> Option<Access> {
     let all = opened();
     let known = all.iter().find(|known| known.has(path));
@@ -98,19 +99,19 @@ impl Opened {
     }
 }
 
-/// Why a source could not be read: whoever read it was told of an input error only.
+/// The reason why a source is unreadable. Its readers got only an input error.
 pub(crate) fn trouble() -> Option<WireError> {
     let wires: Vec<Wire> = opened().iter().map(|known| known.wire.clone()).collect();
     wires.iter().find_map(Wire::trouble)
 }
 
-/// Why the child that dials to the source at a path is of no use any more.
+/// The reason why the child that connects to the source at a path is unusable.
 pub(crate) fn broken(path: &Path) -> Option<WireError> {
     let all = opened();
     all.iter().find(|known| known.has(path))?.wire.broken()
 }
 
-/// Hangs up, and removes what stood for the sources.
+/// Disconnects, and removes the mirrors.
 pub(crate) fn close() {
     remote::forget();
     opened().clear();

@@ -1,12 +1,12 @@
-//! Names of another host, made into paths below a directory of this one.
+//! Converts names of another host into paths below a local directory.
 
 use std::borrow::Cow;
 use std::path::{Component, Path, PathBuf};
 
 use crate::source::extension;
 
-/// Only what may hold the data of a disk of this kind: a delta beside a VMDK, an overlay of any name beside
-/// another image.
+/// Whether the file may contain the data of a disk of this kind: a delta beside a VMDK, an overlay
+/// of any name beside another image.
 pub(super) fn may_be_link(path: &Path, name: &str) -> bool {
     let (own, other) = (extension(path), extension(Path::new(name)));
     let vmware = |kind: &str| matches!(kind, "vmdk" | "vmx" | "vmtx");
@@ -21,7 +21,8 @@ pub(super) fn may_be_link(path: &Path, name: &str) -> bool {
     }
 }
 
-/// `[datastore] folder/name` is a path of ESXi, and a backslash separates on Windows.
+/// Converts a name: `[datastore] folder/name` is a path of ESXi, and a backslash is a separator on
+/// Windows.
 pub(super) fn remote_path(name: &str) -> Cow<'_, str> {
     let datastore = name
         .strip_prefix('[')
@@ -47,7 +48,7 @@ pub(super) fn remote_path(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// `name`, which may have directories in it, below `folder`; `None` when it leads out.
+/// Appends `name`, which may contain directories, to `folder`; `None` if it leads out.
 pub(super) fn below(folder: &Path, name: &Path) -> Option<PathBuf> {
     let mut path = folder.to_owned();
     for part in name.components() {
@@ -60,13 +61,13 @@ pub(super) fn below(folder: &Path, name: &Path) -> Option<PathBuf> {
     (path != folder).then_some(path)
 }
 
-/// A name without directories in it.
+/// Appends a name without directories.
 pub(super) fn one_name(folder: &Path, name: &str) -> Option<PathBuf> {
     let plain = !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != "..";
     plain.then(|| folder.join(name))
 }
 
-/// Without `..`; `None` when it leads above the start.
+/// Removes `..`; `None` if the path leads above its start.
 pub(super) fn normal(path: &Path) -> Option<PathBuf> {
     let mut plain = PathBuf::new();
     for part in path.components() {

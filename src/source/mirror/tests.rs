@@ -1,4 +1,4 @@
-//! A directory of this host plays the other one.
+//! Mirrors of a local directory that plays the other host.
 
 use std::cell::RefCell;
 use std::fs;
@@ -59,7 +59,7 @@ impl Host for Folder {
     }
 }
 
-/// Another host and what mirrors it.
+/// Another host and its mirror.
 struct Lab {
     host: tempfile::TempDir,
     here: RefCell<Vec<tempfile::TempDir>>,
@@ -101,7 +101,7 @@ fn contents(image: &Image) -> Vec<u8> {
     bytes
 }
 
-/// Through QEMU, whatever this process could read itself.
+/// Reads through QEMU, even if this process could read the image.
 fn by_qemu(image: &Image) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let overlay = folder.path().join("overlay.qcow2");
@@ -113,7 +113,7 @@ fn by_qemu(image: &Image) -> Vec<u8> {
     bytes
 }
 
-/// As a copy reads it, by several threads; without a storage daemon.
+/// Reads like a copy, with several threads and without a storage daemon.
 fn by_a_copy(image: &Image) -> Vec<u8> {
     const PART: usize = 300_000;
     let export = Export::open_for_copy(image).unwrap();
@@ -278,7 +278,7 @@ fn links_of_esxi_on_a_flat_base() {
     );
     write(&vm, "vm-000002.vmdk", second.as_bytes());
 
-    // What QEMU reads of it where all are files.
+    // QEMU's reading of the same image as local files.
     let local = by_qemu(&image(&vm.join("vm-000002.vmdk")));
     let mut want = base.clone();
     want[512..1024].fill(0x11);
@@ -293,7 +293,7 @@ fn links_of_esxi_on_a_flat_base() {
     let newest = image(&path);
     assert!(contents(&newest) == want && by_qemu(&newest) == want);
     newest.check().unwrap();
-    // An older link is noticed by what lies beside it.
+    // An older link is detected by the files beside it.
     let path = lab.mirror("/vm/vm-000001.vmdk").unwrap();
     let newer = links::newer(&path);
     assert!(
@@ -341,7 +341,7 @@ fn backing_files_are_found_there_and_never_here() {
         let path = lab.mirror(&format!("/images/{name}")).unwrap();
         assert!(contents(&image(&path)) == data, "{name}");
     }
-    // The same file is on this host, by that very name.
+    // The same file exists on this host under the same name.
     for backing in [
         text(&raw),
         "/etc/hostname",
@@ -584,7 +584,7 @@ fn every_format_reads_as_it_does_there() {
         assert!(local[..SIZE] == data, "{name}");
         there.check().unwrap();
     }
-    // VirtualBox's creator, whose geometry QEMU would believe: it gets another first sector.
+    // VirtualBox's creator, whose geometry QEMU would use: the image gets another first sector.
     let path = images.join("dynamic.vhd");
     let mut bytes = fs::read(&path).unwrap();
     let last = bytes.len() - 512;

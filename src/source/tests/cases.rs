@@ -1,4 +1,4 @@
-//! Machine files that were read wrong once, with the right values.
+//! VM descriptions that were once parsed wrong, with the right values.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn vmx(lines: &str) -> String {
     format!("{VMX_HEAD}{lines}")
 }
 
-/// What a Windows guest saw on both hosts, by virt-v2v's document on generation ids.
+/// The id that a Windows guest saw on both hosts, from virt-v2v's document on generation ids.
 #[test]
 fn generation_id_has_the_order_the_guest_sees() {
     let folder = Folder::new();
@@ -63,7 +63,7 @@ fn ten_nics_of_a_vmx() {
     assert_eq!(got, want);
 }
 
-/// The file of one name on another datastore is not the file here.
+/// A file of the same name on another datastore is not the local file.
 #[test]
 fn one_file_is_not_two_disks() {
     let folder = Folder::new();
@@ -95,7 +95,7 @@ fn one_file_is_not_two_disks() {
         );
         assert!(error.hint().unwrap().contains("DATASTORE"), "{error}");
     }
-    // Two descriptors, of which the second was renamed and still names the first's data.
+    // Two descriptors; the second was renamed and still names the data of the first.
     let descriptor = |extents: &str| {
         format!(
             "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"vmfs\"\n{extents}\n"
@@ -122,9 +122,9 @@ fn one_file_is_not_two_disks() {
         "{error}"
     );
     two("RW 1 VMFS \"c-flat.vmdk\"").unwrap();
-    // One disk may have a file twice.
+    // One disk may contain a file twice.
     two("RW 1 FLAT \"c-flat.vmdk\" 0\nRW 1 FLAT \"c-flat.vmdk\" 1").unwrap();
-    // Each in directories named like those of the datastore.
+    // Each in directories with the names of the datastore's.
     folder.file("other/win/win.vmdk", "y");
     folder.file(
         "v.vmx",
@@ -171,7 +171,7 @@ fn a_suspended_machine_is_refused() {
             .remedy
             .starts_with("resume it and shut it down from inside")
     );
-    // What a resumed machine leaves, with and without its file.
+    // The leftovers of a resumed VM, with and without its file.
     folder.file(
         "v.vmx",
         vmx("scsi0:0.fileName = \"win.vmdk\"\ncheckpoint.vmState = \"\"\n"),
@@ -209,7 +209,7 @@ fn names_in_the_encoding_of_the_vmx() {
     text.extend(b"\x83\x5c\x83\x74\x83\x67.vmdk\"\n");
     folder.file("v.vmx", text);
     assert_eq!(names(&folder.open("v.vmx").unwrap()), ["ソフト.vmdk"]);
-    // A label nobody knows is said, and the name is taken for UTF-8.
+    // An unknown label is reported, and the name is taken as UTF-8.
     folder.file(
         "v.vmx",
         ".encoding = \"klingon\"\nscsi0:0.fileName = \"ソフト.vmdk\"\n",
@@ -226,7 +226,7 @@ fn an_encrypted_vmx_is_called_that() {
     let error = folder.open("v.vmx").unwrap_err();
     assert!(error.to_string().contains("encrypted by VMware"), "{error}");
     assert!(error.to_string().contains("remove the encryption"));
-    // Only the TPM is: the disks are listed.
+    // Only the TPM is encrypted: the disks are listed.
     folder.file("win.vmdk", "x");
     folder.file(
         "v.vmx",
@@ -270,7 +270,7 @@ const ITEMS: &str = "<Item ovf:configuration=\"big\"><rasd:InstanceID>30</rasd:I
     <Item ovf:bound=\"min\"><rasd:InstanceID>2</rasd:InstanceID><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>1024</rasd:VirtualQuantity></Item>\
     <Item ovf:bound=\"max\"><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>64</rasd:VirtualQuantity></Item>";
 
-/// Four processors and 4096 MiB where no configuration says otherwise.
+/// Four CPUs and 4096 MiB if no configuration overrides them.
 fn configured(default: Option<&str>) -> String {
     let list = ["small", "medium", "big"].map(|id| {
         let mark = match default == Some(id) {
@@ -350,7 +350,7 @@ fn names_in_an_ovf_that_are_not_encoded() {
         assert!(folder.open("x.ova").is_ok(), "{href}");
         fs::remove_file(folder.path(file)).unwrap();
     }
-    // An empty reference is a disk to be made at deployment.
+    // An empty reference is a disk created at deployment.
     folder.file("d.vmdk", "x");
     let two = one_disk("d.vmdk", "").replace(
         "</VirtualHardwareSection>",

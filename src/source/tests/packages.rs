@@ -100,7 +100,7 @@ fn ovf_in_full() {
             "CD/DVD drive 1 is left out"
         ]
     );
-    // The same directory, named as such.
+    // The same directory, named explicitly.
     assert_eq!(folder.open("").unwrap().disks.len(), 3);
 }
 
@@ -204,7 +204,7 @@ fn ovf_memory_units() {
 
 // ---- ova ----
 
-/// One tar header and its padded contents, as `tar --format=ustar` writes them.
+/// One tar header and its padded contents, in the form of `tar --format=ustar`.
 fn tar_member(name: impl AsRef<[u8]>, kind: u8, data: &[u8]) -> Vec<u8> {
     let mut header = [0u8; 512];
     let name = name.as_ref();
@@ -358,7 +358,7 @@ fn gzipped_disks() {
     assert_eq!(fs::read_dir(&work).unwrap().count(), 0);
 }
 
-/// The name of a disk in the encoding of the host it comes from, in the archive, its manifest and the
+/// The name of a disk in the encoding of its source host: in the archive, its manifest and the
 /// descriptor.
 #[test]
 fn names_that_are_not_utf8_in_a_package() {
@@ -469,7 +469,8 @@ fn ova_that_cannot_be_used() {
         let error = folder.error("x.ova");
         assert!(error.contains(want), "{want}: {error}");
     }
-    // A member with a path that climbs is unpacked by its last part, into the work directory only.
+    // A member with a path that leads upwards is unpacked under its last component, in the work
+    // directory only.
     folder.file(
         "x.ova",
         tar_of(&[("x.ovf", escape.as_bytes()), ("../d.vmdk", DISK)]),
@@ -503,7 +504,7 @@ fn tar_dialects() {
     header[156] = b'0';
     header[124..136].fill(b'0');
     header[257..265].copy_from_slice(b"ustar\x0000");
-    // The size is in the pax record only.
+    // Only the pax record has the size.
     pax.extend(finish(header, DISK));
     let mut prefix = [0u8; 512];
     prefix[..6].copy_from_slice(b"d.vmdk");
@@ -536,7 +537,7 @@ fn tar_dialects() {
     }
 }
 
-/// It would be read into memory.
+/// A long name would be read into memory.
 #[test]
 fn a_long_name_has_a_limit() {
     for kind in [b'L', b'x'] {
@@ -575,7 +576,7 @@ fn archives_of_gnu_tar() {
     }
 }
 
-/// A limit and both numbers in the message; nothing is left under a name.
+/// The message contains the limit and both numbers; no named file is left.
 #[test]
 fn unpacking_has_a_limit_and_leaves_no_name() {
     let folder = Folder::new();

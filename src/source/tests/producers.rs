@@ -1,4 +1,4 @@
-//! Descriptions as products write them that were read wrong, or refused for the wrong reason.
+//! Descriptions of products that were once parsed wrong, or refused for the wrong reason.
 
 use super::*;
 
@@ -45,13 +45,13 @@ fn ovf_of_ovirt() {
     assert!(!nic.connected);
     assert_eq!(vm.notes, [""; 0]);
 
-    // A disk of a chain says so.
+    // A disk of a chain is recognised as one.
     folder.file(
         "vm.ovf",
         OVIRT.replacen("parentRef=\"\"", "parentRef=\"d0\"", 1),
     );
     assert!(folder.error("vm.ovf").contains("delta of another disk"));
-    // A disk that is said to be somewhere is not left out.
+    // A disk whose description names a location is not left out.
     let lost = OVIRT.replace(
         "<rasd:HostResource>IMAGES/0b-2",
         "<rasd:HostResource>IMAGES/0c-3",
@@ -60,7 +60,7 @@ fn ovf_of_ovirt() {
     assert!(folder.error("vm.ovf").contains("a disk is at IMAGES/0c-3"));
 }
 
-/// Its items have no MAC addresses; Windows' static addresses hang on these.
+/// Its items have no MAC addresses, on which Windows' static addresses depend.
 #[test]
 fn network_cards_of_virtualbox() {
     let folder = Folder::new();
@@ -129,7 +129,7 @@ fn units_of_memory() {
     }
 }
 
-/// As people write them by hand.
+/// The form in which people write them.
 #[test]
 fn vmx_values_without_quotes() {
     let folder = Folder::new();
@@ -265,7 +265,8 @@ fn vmdks_that_point_at_objects_and_devices() {
     }
 }
 
-/// The parent of a clone by a path of the old host; its content id tells that the file here is it.
+/// The parent of a clone with a path of the old host; its content id confirms that the local file
+/// is the right one.
 #[test]
 fn a_parent_on_the_old_host() {
     let folder = Folder::new();
@@ -283,7 +284,7 @@ fn a_parent_on_the_old_host() {
         let hint = format!("parentFileNameHint=\"{path}\"");
         folder.file("d.vmdk", text("2", "0a1b2c3d", &hint));
         folder.open("d.vmdk").unwrap();
-        // Another disk of that name, and one that cannot be told.
+        // Another disk of that name, and one that cannot be identified.
         folder.file("d.vmdk", text("2", "0a1b2c3e", &hint));
         assert!(folder.error("d.vmdk").contains("content id"), "{path}");
         folder.file("d.vmdk", text("2", "ffffffff", &hint));

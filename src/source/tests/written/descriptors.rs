@@ -1,5 +1,5 @@
-//! VMDK descriptors: a file of their own or inside an image, in every encoding. Read by the reader of the
-//! chain and by the one of the extents.
+//! VMDK descriptors: in a file of their own or inside an image, in every encoding. The readers of
+//! the chain and of the extents parse them.
 
 use super::*;
 use crate::disk::{charset, detect, vmdk};
@@ -124,7 +124,7 @@ fn descriptor(dice: &mut Dice, label: &str, alphabet: &str) -> (Vec<u8>, Wanted)
             dice.gap()
         ));
     }
-    // QEMU finds this one by its letters.
+    // QEMU recognises this one by its letters.
     let hint = want
         .parent
         .as_ref()

@@ -1,6 +1,7 @@
-//! Machines are written in every spelling a format allows, and read back without a difference.
+//! VM descriptions are generated in every spelling that a format allows, and parsed without a
+//! difference.
 //!
-//! Each case comes from its number alone. `HYPER2KVM_CASE=N` runs one.
+//! Each case depends on its number alone. `HYPER2KVM_CASE=N` runs one.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -25,7 +26,7 @@ fn each(check: impl Fn(&mut Dice)) {
     }
 }
 
-/// A sequence that looks random (SplitMix64).
+/// A pseudo-random sequence (SplitMix64).
 struct Dice {
     seed: u64,
     state: u64,
@@ -62,7 +63,7 @@ impl Dice {
         }
     }
 
-    /// A text of characters from here and from ASCII, that neither begins nor ends with a space.
+    /// Text of characters from `alphabet` and ASCII that neither begins nor ends with a space.
     fn text(&mut self, alphabet: &str) -> String {
         let letters: Vec<char> = alphabet.chars().collect();
         let plain: Vec<char> = "aZ09-_ .()+,&'<>#=%|\"".chars().collect();
@@ -77,7 +78,7 @@ impl Dice {
         text + self.pick(&["x", "9", "Q"])
     }
 
-    /// A file name of one part, with every character a file of that format can name.
+    /// A file name of one component, with every character allowed in a file of that format.
     fn file(&mut self, alphabet: &str, n: usize, extension: &str) -> String {
         let text = self.text(alphabet).replace(['"', '|'], "_");
         format!("{n}{text}.{extension}")
@@ -92,7 +93,7 @@ impl Dice {
         MacAddr::new([self.pick(&[0x00, 0x52, 0xfe]), a, b, c, d, e | 1]).unwrap()
     }
 
-    /// A MAC address as producers write it.
+    /// A MAC address in a form that producers use.
     fn mac_text(&mut self, mac: MacAddr) -> String {
         let text = mac.to_string();
         match self.below(4) {
@@ -103,7 +104,7 @@ impl Dice {
         }
     }
 
-    /// The letters in any case.
+    /// The letters in a random case.
     fn any_case(&mut self, text: &str) -> String {
         text.chars()
             .map(|c| {
@@ -130,7 +131,7 @@ impl Dice {
     }
 }
 
-/// Encodings by a label that producers use, with letters that are in them.
+/// Encodings by a label that producers use, with letters of each.
 const ENCODINGS: [(&str, &str); 39] = [
     ("UTF-8", "磁盘ソфüł€𝄞"),
     ("utf8", "磁盘ソфüł€"),
@@ -180,7 +181,8 @@ fn encode(label: &str, text: &str) -> Vec<u8> {
     bytes.into_owned()
 }
 
-/// A document with a declaration, in any encoding XML readers know; and the letters it may have.
+/// A document with a declaration, in any encoding that XML readers support; and the letters it may
+/// contain.
 struct Document {
     declaration: String,
     encoding: &'static Encoding,
@@ -231,7 +233,7 @@ impl Document {
     }
 }
 
-/// Text as element content or attribute value.
+/// Escapes text as element content or attribute value.
 fn escape(dice: &mut Dice, text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -266,7 +268,7 @@ fn content(dice: &mut Dice, text: &str) -> String {
     }
 }
 
-/// Everything of a VM but the notes, which are for people.
+/// Compares everything of a VM except the notes, which are for people.
 #[track_caller]
 fn assert_same(got: &SourceVm, want: &SourceVm, seed: u64, text: &[u8]) {
     let got = SourceVm {

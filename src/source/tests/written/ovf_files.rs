@@ -142,7 +142,7 @@ impl Ovf {
         (root, vm)
     }
 
-    /// The configuration that counts: asked for, the default or the first.
+    /// The chosen configuration: the requested one, the default or the first.
     fn choose(&mut self, dice: &mut Dice) -> Option<String> {
         if self.configurations.is_empty() {
             return None;
@@ -160,7 +160,7 @@ impl Ovf {
             return String::new();
         };
         let mut ids = self.configurations.clone();
-        // What is not asked for is the default, or stands first where there is none.
+        // An unrequested configuration is the default, or first if there is none.
         let marked = self.asked.is_none() && dice.coin();
         if self.asked.is_none() && !marked {
             ids.sort_by_key(|id| id != active);
@@ -183,7 +183,7 @@ impl Ovf {
         self.tag(dice, "DeploymentOptionSection", &[], &list)
     }
 
-    /// Processors and memory, with limits and the values of other configurations around them.
+    /// CPUs and memory, with limits and the values of other configurations among them.
     fn sizes(&mut self, dice: &mut Dice, active: Option<&str>, vm: &mut SourceVm) {
         let (cpus, mib) = (1 + dice.below(64) as u32, 1024 * (1 + dice.below(512)));
         vm.vcpus = Some(cpus);
@@ -299,11 +299,11 @@ impl Ovf {
             });
         }
         vm.disks.sort_by_key(|d| (d.controller, d.order));
-        // No disk file: made at deployment.
+        // No disk file: created at deployment.
         let _ = self.tag(dice, "Disk", &[("diskId", "empty"), ("capacity", "1")], "");
     }
 
-    /// A file and, where a disk is between, its disk; and how an item names it.
+    /// A file with its disk, if there is one, and the reference of an item.
     fn backing(
         &mut self,
         dice: &mut Dice,
@@ -327,7 +327,7 @@ impl Ovf {
             },
         )
         .unwrap();
-        // A percent sign that is one must be encoded where two digits follow.
+        // A literal percent sign must be encoded if two digits follow.
         let encoded: String = match dice.coin() {
             true => name
                 .bytes()
@@ -423,11 +423,11 @@ impl Ovf {
                 connected,
             });
         }
-        // Their order is the order of the NICs, and nothing else's.
+        // Their order determines the order of the NICs, and nothing else.
         self.items.push(items.concat());
     }
 
-    /// Inside the hardware section, and beside it.
+    /// Inside the hardware section, or beside it.
     fn firmware(&self, dice: &mut Dice, vm: &mut SourceVm) -> (String, String) {
         let uefi = dice.coin();
         vm.firmware = Some(if uefi { Firmware::Uefi } else { Firmware::Bios });

@@ -270,7 +270,7 @@ impl Vmx {
         }
         line.push(b'"');
         for byte in encode(self.label, value) {
-            // A quote would end it; a bar only begins an escape where two digits follow.
+            // A quote would end it; a bar begins an escape only if two digits follow.
             if matches!(byte, b'"' | b'|') || dice.below(8) == 0 {
                 line.extend(match dice.coin() {
                     true => format!("|{byte:02x}").bytes().collect::<Vec<_>>(),
@@ -285,7 +285,7 @@ impl Vmx {
     }
 }
 
-/// How a `.vmx` names a file, and where that is: below the directory of the `.vmx`.
+/// The name of a file in a `.vmx`, and its path below the directory of the `.vmx`.
 fn place(dice: &mut Dice, file: &str, label: &str) -> (String, OsString) {
     let (written, folder) = match dice.below(7) {
         0 => (format!("/vmfs/volumes/5f3e-1/vm/{file}"), ""),
@@ -296,7 +296,7 @@ fn place(dice: &mut Dice, file: &str, label: &str) -> (String, OsString) {
         5 => (format!("/vmfs/volumes/other/vm/{file}"), "other/vm/"),
         _ => (file.to_owned(), ""),
     };
-    // The file has its bytes for a name, where no directory has to be told from them.
+    // A file name is stored as the file's bytes if no directories have to be separated from it.
     let bytes = encode(label, file);
     let plain = written == file && dice.coin();
     let name = match plain {
